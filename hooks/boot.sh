@@ -1,0 +1,183 @@
+#!/bin/sh
+# Entry point of the kit in the guest: called by the seed (as root) or over SSH.
+#
+# Says "guest ready", hands the kit to the runner's user, starts wrapper.sh detached
+# from this session and returns. Exit 0 means the wrapper is (or was) running; it is
+# the wrapper that says "guest configured", so nothing of a job can overtake it.
+#
+#   kit/                    this script's directory
+#     boot.sh wrapper.sh job-started.sh job-completed.sh     scripts
+#     mayfly.env curlrc runner.env payload                   settings, secrets, the job
+#     run/                  what the scripts write: pid, exit code, logs
+#
+# Calling it again is safe: one kit runs one wrapper, once.
+
+# The payload gets the PATH that this script was given; the scripts use the system's.
+MAYFLY_PATH=$PATH
+PATH=/usr/bin:/bin:/usr/sbin:/sbin
+export PATH MAYFLY_PATH
+# The runner kills every process that carries this variable when a job ends.
+unset RUNNER_TRACKING_ID IFS CDPATH LD_PRELOAD LD_LIBRARY_PATH CURL_HOME
+umask 077
+
+case $0 in
+*/*) kit=${0%/*} ;;
+*) kit=. ;;
+esac
+kit=$(cd "$kit" && pwd -P) || exit 1
+run=$kit/run
+MAYFLY_URL='' MAYFLY_VM_ID='' MAYFLY_RUNNER_USER=''
+
+say() {
+    echo "mayfly boot: $*" >&2
+    if [ -d "$run" ]; then
+        echo "$*" >>"$run/boot.log"
+    fi
+}
+
+die() {
+    say "$*"
+    send_log
+    exit 1
+}
+
+find_curl() {
+    for candidate in /usr/bin/curl /opt/homebrew/bin/curl /usr/local/bin/curl; do
+        if [ -x "$candidate" ]; then
+            curl=$candidate
+            return 0
+        fi
+    done
+    return 1
+}
+
+# Posts the event on standard input.
+post() {
+    "$curl" -q -K "$kit/curlrc" --silent --show-error --fail --noproxy '*' \
+        --connect-timeout 2 --max-time 5 --retry 2 --retry-delay 1 --retry-connrefused \
+        --output /dev/null --request POST --header 'Content-Type: application/json' \
+        --data-binary @- "$MAYFLY_URL/vms/$MAYFLY_VM_ID/events"
+}
+
+send_log() {
+    [ -n "$curl" ] && [ -s "$run/boot.log" ] && command -v base64 >/dev/null 2>&1 || return 0
+    {
+        printf '{"type":"log","source":"boot","data_base64":"'
+        tail -c 32768 "$run/boot.log" | base64 | tr -d '\n'
+        printf '"}'
+    } | post || :
+}
+
+short_sleep() {
+    sleep 0.1 2>/dev/null || sleep 1
+}
+
+# The wrapper writes its pid first of all; a dead pid without an exit code is a
+# wrapper that a reboot or a crash took away, and may be started again.
+wrapper_pid=''
+wrapper_seen() {
+    [ -s "$run/wrapper.exit" ] && return 0
+    [ -s "$run/wrapper.pid" ] || return 1
+    wrapper_pid=$(cat "$run/wrapper.pid" 2>/dev/null) || return 1
+    kill -0 "$wrapper_pid" 2>/dev/null
+}
+
+curl=''
+mkdir -p "$run" || exit 1
+if [ ! -r "$kit/mayfly.env" ]; then
+    die "no mayfly.env in $kit"
+fi
+# A trial run in a subshell first: a broken file would end this shell without a word.
+# shellcheck source=/dev/null
+if ! (. "$kit/mayfly.env") >/dev/null 2>&1; then
+    die "mayfly.env in $kit does not read"
+fi
+# shellcheck source=/dev/null
+. "$kit/mayfly.env"
+if ! find_curl; then
+    say "no curl in this guest: it runs, but cannot report"
+fi
+
+if [ -n "$curl" ]; then
+    echo '{"type":"guest_ready"}' | post || say "guest_ready was not taken"
+fi
+
+# Two calls at once, by the seed and over SSH: the second waits for what the first does.
+tries=0
+until wrapper_seen || (set -C && echo "$$" >"$run/boot.lock") 2>/dev/null; do
+    other=$(cat "$run/boot.lock" 2>/dev/null)
+    if [ -n "$other" ] && ! kill -0 "$other" 2>/dev/null; then
+        rm -f "$run/boot.lock"
+    fi
+    tries=$((tries + 1))
+    if [ "$tries" -gt 300 ]; then
+        die "another boot.sh does not come to an end"
+    fi
+    short_sleep
+done
+if [ "$(cat "$run/boot.lock" 2>/dev/null)" = "$$" ]; then
+    trap 'rm -f "$run/boot.lock"' EXIT
+fi
+if wrapper_seen; then
+    say "wrapper already started, nothing to do"
+    if [ -n "$curl" ]; then
+        echo '{"type":"guest_configured"}' | post || say "guest_configured was not taken"
+    fi
+    exit 0
+fi
+rm -f "$run/wrapper.pid" "$run/wrapper.started"
+
+me=$(id -un)
+user=$me
+if [ -n "$MAYFLY_RUNNER_USER" ] && [ "$MAYFLY_RUNNER_USER" != "$me" ]; then
+    if [ "$(id -u)" != 0 ]; then
+        say "not root: staying $me instead of $MAYFLY_RUNNER_USER"
+    elif id -u "$MAYFLY_RUNNER_USER" >/dev/null 2>&1; then
+        user=$MAYFLY_RUNNER_USER
+    else
+        die "no user $MAYFLY_RUNNER_USER in this guest"
+    fi
+fi
+
+# The scripts stay root's, in a directory that is root's, so that a job cannot replace
+# its own hooks; what they read and write belongs to the user they run as.
+chmod 0755 "$kit" "$kit"/*.sh
+for file in mayfly.env curlrc runner.env; do
+    if [ -f "$kit/$file" ]; then
+        chmod 0600 "$kit/$file"
+    fi
+done
+if [ -f "$kit/payload" ]; then
+    chmod 0700 "$kit/payload"
+fi
+if [ "$user" != "$me" ]; then
+    for file in mayfly.env curlrc runner.env payload run; do
+        if [ -e "$kit/$file" ]; then
+            chown -R "$user:" "$kit/$file" || die "cannot give $file to $user"
+        fi
+    done
+fi
+
+detach="nohup"
+if command -v setsid >/dev/null 2>&1; then
+    detach="setsid"
+fi
+# All three streams leave this session, or an SSH client would wait for them.
+if [ "$user" != "$me" ]; then
+    $detach su - "$user" -c "exec /bin/sh '$kit/wrapper.sh'" </dev/null >>"$run/wrapper.log" 2>&1 &
+else
+    $detach /bin/sh "$kit/wrapper.sh" </dev/null >>"$run/wrapper.log" 2>&1 &
+fi
+
+tries=0
+while [ ! -s "$run/wrapper.started" ]; do
+    tries=$((tries + 1))
+    if [ "$tries" -gt 100 ]; then
+        tail -c 4096 "$run/wrapper.log" >>"$run/boot.log" 2>/dev/null
+        die "wrapper did not start"
+    fi
+    short_sleep
+done
+say "wrapper started as $user, pid $(cat "$run/wrapper.pid" 2>/dev/null)"
+send_log
+exit 0

@@ -1,0 +1,198 @@
+//! One error for everything that reaches a caller, and the catalogue of its codes.
+//!
+//! A code is stable: clients switch on it, so codes are added and never renamed. Everything public about an error is in
+//! `Code` and `detail`; the private cause is for the log and is written there once, where the error is handled.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+macro_rules! codes {
+    ($( $variant:ident $slug:literal $status:literal $retryable:literal $title:literal $remedy:literal )+) => {
+        /// Why something was refused or failed.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+        pub enum Code {
+            $( #[doc = $title] #[serde(rename = $slug)] $variant, )+
+        }
+
+        impl Code {
+            pub const ALL: &'static [Code] = &[ $( Code::$variant, )+ ];
+
+            /// The stable name, as in `code` and in `/problems/<code>`.
+            pub fn slug(self) -> &'static str { match self { $( Code::$variant => $slug, )+ } }
+            /// HTTP status when this code answers a request.
+            pub fn status(self) -> u16 { match self { $( Code::$variant => $status, )+ } }
+            /// Whether the same request may succeed later without being changed.
+            pub fn retryable(self) -> bool { match self { $( Code::$variant => $retryable, )+ } }
+            pub fn title(self) -> &'static str { match self { $( Code::$variant => $title, )+ } }
+            /// What the reader can do about it.
+            pub fn remedy(self) -> &'static str { match self { $( Code::$variant => $remedy, )+ } }
+        }
+    };
+}
+
+codes! {
+    RequestInvalid "request.invalid" 400 false "The request is not well formed"
+        "See `errors` for the fields and what each of them takes."
+    RequestTooLarge "request.too_large" 413 false "The request body is too large"
+        "Send less; the limit is in `detail`."
+    RequestTimeout "request.timeout" 408 true "The request took too long"
+        "Send the whole body without pauses, then try again."
+    MediaTypeUnsupported "request.media_type_unsupported" 415 false "The body is not JSON"
+        "Send `Content-Type: application/json`."
+    MethodNotAllowed "request.method_not_allowed" 405 false "The resource does not take this method"
+        "See `Allow` for the methods that it takes."
+    NotFound "request.not_found" 404 false "There is no such resource"
+        "See `/docs` for the paths of this service."
+    AuthRequired "auth.required" 401 false "A valid token is required"
+        "Send `Authorization: Bearer <token>`; `mayfly token create` makes one."
+    AuthScopeMissing "auth.scope_missing" 403 false "The token does not allow this"
+        "Use a token with the scope that `detail` names. A vm's own token allows that vm alone."
+    VmNotFound "vm.not_found" 404 false "There is no such vm"
+        "List the vms there are with `GET /vms`. Records of deleted vms are kept for the retention period only."
+    VmNameInUse "vm.name_in_use" 422 false "A live vm has this name and was asked for differently"
+        "Use another name, or repeat the request exactly to get the existing vm."
+    VmTransitionRefused "vm.transition_refused" 409 false "The vm cannot do this in its present state"
+        "Read the vm's state with `GET /vms/{id}`."
+    IdempotencyMismatch "idempotency.mismatch" 422 false "This Idempotency-Key was used with another body"
+        "Use a new key for a new request, or repeat the old body exactly."
+    TemplateNotFound "template.not_found" 404 false "There is no such template"
+        "List the templates there are with `GET /templates`; `mayfly template add` registers one."
+    TemplateUnknown "template.unknown" 422 false "The request names a template that is not here"
+        "List the templates there are with `GET /templates`; `mayfly template add` registers one."
+    TemplateExists "template.exists" 409 false "Another template has this name"
+        "Delete it first or choose another name."
+    TemplateInUse "template.in_use" 409 true "Vms still need this template"
+        "Wait until they are gone or end them."
+    TemplateInvalid "template.invalid" 422 false "The files do not make a usable template"
+        "See `detail` for the file and what was expected of it."
+    SizeImpossible "size.impossible" 422 false "No host could ever hold a vm of this size"
+        "Ask for fewer cores or less memory; `GET /host` shows the limits."
+    DriverUnsupported "driver.unsupported" 422 false "This host cannot run this kind of guest"
+        "See `GET /host` for the drivers that work here."
+    QueueFull "queue.full" 429 true "The queue is full"
+        "Try again after `Retry-After` seconds."
+    SlotUnavailable "slot.unavailable" 409 true "No slot is free, and the request said not to wait"
+        "Try again after `Retry-After` seconds, or allow a wait with `queue_timeout_seconds`."
+    QueueTimeout "queue.timeout" 409 true "No slot became free before the queue deadline"
+        "Allow a longer wait with `queue_timeout_seconds`, or add capacity."
+    HostUnavailable "host.unavailable" 503 true "The host cannot run vms now"
+        "See `GET /host` for the fault and its remedy."
+    HostRefused "host.refused" 503 true "The hypervisor refused to start the guest"
+        "See `GET /host`; other guests may hold what this one needs."
+    CloneFailed "clone.failed" 500 true "The template could not be cloned"
+        "See the vm's events; often the disk is full."
+    CloneTimeout "clone.timeout" 500 true "Cloning took longer than its budget"
+        "Look at the host's disk; raise `clone_seconds` if it is slow and healthy."
+    BootFailed "boot.failed" 500 true "The hypervisor did not start the guest"
+        "See the vm's events and console log."
+    GuestNotReady "guest.not_ready" 500 true "The guest did not answer within its boot budget"
+        "Read the console log with `GET /vms/{id}/logs`; raise `boot_seconds` if the guest is only slow."
+    GuestNotConfigured "guest.not_configured" 500 true "The runner could not be handed over within its budget"
+        "Read the boot log with `GET /vms/{id}/logs?source=boot`."
+    GuestEndedEarly "guest.ended_early" 500 true "The guest ended before it was configured"
+        "Read the console log with `GET /vms/{id}/logs`."
+    GuestLoginRefused "guest.login_refused" 500 false "The guest refused the template's SSH credentials"
+        "Register the template again with a key or user that its guest knows."
+    GuestHostKeyChanged "guest.host_key_changed" 500 false "The guest's SSH host key is not the one seen first"
+        "Something answers in this guest's place; look at the host's network."
+    RunnerNotRegistered "runner.not_registered" 500 true "The runner never came online"
+        "See the boot log; the runner may be too old or its token expired."
+    RunnerIdle "runner.idle" 500 true "No job came for the runner"
+        "Nothing is wrong if there was no job; raise `idle_seconds` to wait longer."
+    LifetimeSpent "budget.lifetime_spent" 500 false "The vm lived longer than its lifetime budget"
+        "The job hangs, or `lifetime_seconds` is too small for it."
+    DrainSpent "budget.drain_spent" 500 false "The end was announced and never proven"
+        "The in-guest wrapper was stopped or could not reach the guest API; see the vm's events."
+    InstanceLost "instance.lost" 500 true "The instance vanished under its runner"
+        "See the host's log; somebody or something ended the hypervisor."
+    TokenNotFound "token.not_found" 404 false "There is no such token"
+        "List the tokens there are with `GET /tokens`."
+    TokenNameInUse "token.name_in_use" 409 false "Another token has this name"
+        "Revoke it first or choose another name."
+    StoreUnavailable "store.unavailable" 503 true "The database did not answer"
+        "Look at the service's log and at the disk under its data directory."
+    Overloaded "service.overloaded" 503 true "The service is handling as many requests as it may"
+        "Try again after `Retry-After` seconds."
+    ShuttingDown "service.shutting_down" 503 true "The service is shutting down"
+        "Try again in a moment; vms keep running meanwhile."
+    Internal "internal" 500 true "Something went wrong inside Mayfly"
+        "Report it with the request id; the log has the cause."
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.slug())
+    }
+}
+
+/// Something that went wrong in a vm's life, kept with its record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Fault {
+    pub code: Code,
+    /// What went wrong, in one line, without secrets.
+    pub detail: String,
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+}
+
+/// One field of a request that was not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct FieldError {
+    /// JSON pointer into the body (RFC 6901), or `query:<name>`, `path:<name>`, `header:<name>`.
+    pub pointer: String,
+    pub detail: String,
+}
+
+/// An error that reaches a caller.
+#[derive(Debug)]
+pub struct Error {
+    pub code: Code,
+    pub detail: String,
+    pub fields: Vec<FieldError>,
+    /// Seconds after which the same request may do better.
+    pub retry_after: Option<u32>,
+    /// For the log only.
+    pub cause: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        Self { code, detail: detail.into(), fields: Vec::new(), retry_after: None, cause: None }
+    }
+
+    pub fn field(mut self, pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+        self.fields.push(FieldError { pointer: pointer.into(), detail: detail.into() });
+        self
+    }
+
+    pub fn retry_after(mut self, seconds: u32) -> Self {
+        self.retry_after = Some(seconds);
+        self
+    }
+
+    pub fn cause(mut self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.cause = Some(cause.into());
+        self
+    }
+
+    /// A fault of ours: the caller learns the code, the log learns the cause.
+    pub fn internal(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::new(Code::Internal, "the cause is in the service's log").cause(cause)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.detail)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.cause.as_deref().map(|c| c as _)
+    }
+}

@@ -1,0 +1,233 @@
+//! Facts in a vm's life. The events of a vm, applied in order, give its row: nothing is in the row that no event said.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{
+    error::Fault,
+    runner::RunnerFact,
+    vm::{Budget, Draft, Endpoint, QueueReason},
+};
+
+/// Who said that a vm is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Announcer {
+    /// The job-completed hook in the guest, with the vm's own token.
+    Hook,
+    /// Somebody with an admin or create token.
+    Admin,
+}
+
+/// What proved that the runner is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EndProof {
+    /// The wrapper in the guest saw the runner program return.
+    RunnerFinished,
+}
+
+/// How an instance ended without our asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GoneCause {
+    GuestPowerOff,
+    GuestReset,
+    GuestPanic,
+    /// Somebody on the host ended the hypervisor with a signal or a command.
+    HostStop,
+    /// The hypervisor is gone and left no word (killed, crashed, or it ended while Mayfly was away).
+    Unknown,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadyVia {
+    SshBanner,
+    GuestCall,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Event {
+    Created {
+        draft: Box<Draft>,
+    },
+    QueueReasonChanged {
+        reason: QueueReason,
+    },
+    SlotTaken,
+    Cloned,
+    EndpointFound {
+        ssh: Endpoint,
+        /// The guest's SSH host key, pinned at first contact (OpenSSH public key format).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        host_key: Option<String>,
+    },
+    GuestReady {
+        via: ReadyVia,
+    },
+    GuestConfigured,
+    RunnerChanged {
+        fact: RunnerFact,
+    },
+    JobFinished {
+        exit_code: i32,
+    },
+    EndAnnounced {
+        by: Announcer,
+    },
+    EndProven {
+        proof: EndProof,
+        exit_code: Option<i32>,
+    },
+    EndForced {
+        by: Announcer,
+    },
+    InstanceGone {
+        cause: GoneCause,
+    },
+    BudgetSpent {
+        budget: Budget,
+    },
+    StepFailed {
+        fault: Fault,
+    },
+    AttemptFailed {
+        fault: Fault,
+    },
+    HostRefused {
+        fault: Fault,
+    },
+    GivenUp {
+        fault: Fault,
+    },
+    InstanceStopped,
+    InstanceAbsent,
+    AttemptCleared {
+        reason: QueueReason,
+        not_before: Timestamp,
+    },
+}
+
+/// An event without its payload: what the table looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EventKind {
+    Created,
+    QueueReasonChanged,
+    SlotTaken,
+    Cloned,
+    EndpointFound,
+    GuestReady,
+    GuestConfigured,
+    RunnerChanged,
+    JobFinished,
+    EndAnnounced,
+    EndProven,
+    EndForced,
+    InstanceGone,
+    BudgetSpent,
+    StepFailed,
+    AttemptFailed,
+    HostRefused,
+    GivenUp,
+    InstanceStopped,
+    InstanceAbsent,
+    AttemptCleared,
+}
+
+impl EventKind {
+    pub const ALL: [EventKind; 21] = [
+        EventKind::Created,
+        EventKind::QueueReasonChanged,
+        EventKind::SlotTaken,
+        EventKind::Cloned,
+        EventKind::EndpointFound,
+        EventKind::GuestReady,
+        EventKind::GuestConfigured,
+        EventKind::RunnerChanged,
+        EventKind::JobFinished,
+        EventKind::EndAnnounced,
+        EventKind::EndProven,
+        EventKind::EndForced,
+        EventKind::InstanceGone,
+        EventKind::BudgetSpent,
+        EventKind::StepFailed,
+        EventKind::AttemptFailed,
+        EventKind::HostRefused,
+        EventKind::GivenUp,
+        EventKind::InstanceStopped,
+        EventKind::InstanceAbsent,
+        EventKind::AttemptCleared,
+    ];
+
+    /// The name in the event stream and in the database.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EventKind::Created => "created",
+            EventKind::QueueReasonChanged => "queue_reason_changed",
+            EventKind::SlotTaken => "slot_taken",
+            EventKind::Cloned => "cloned",
+            EventKind::EndpointFound => "endpoint_found",
+            EventKind::GuestReady => "guest_ready",
+            EventKind::GuestConfigured => "guest_configured",
+            EventKind::RunnerChanged => "runner_changed",
+            EventKind::JobFinished => "job_finished",
+            EventKind::EndAnnounced => "end_announced",
+            EventKind::EndProven => "end_proven",
+            EventKind::EndForced => "end_forced",
+            EventKind::InstanceGone => "instance_gone",
+            EventKind::BudgetSpent => "budget_spent",
+            EventKind::StepFailed => "step_failed",
+            EventKind::AttemptFailed => "attempt_failed",
+            EventKind::HostRefused => "host_refused",
+            EventKind::GivenUp => "given_up",
+            EventKind::InstanceStopped => "instance_stopped",
+            EventKind::InstanceAbsent => "instance_absent",
+            EventKind::AttemptCleared => "attempt_cleared",
+        }
+    }
+}
+
+impl Event {
+    pub fn kind(&self) -> EventKind {
+        match self {
+            Event::Created { .. } => EventKind::Created,
+            Event::QueueReasonChanged { .. } => EventKind::QueueReasonChanged,
+            Event::SlotTaken => EventKind::SlotTaken,
+            Event::Cloned => EventKind::Cloned,
+            Event::EndpointFound { .. } => EventKind::EndpointFound,
+            Event::GuestReady { .. } => EventKind::GuestReady,
+            Event::GuestConfigured => EventKind::GuestConfigured,
+            Event::RunnerChanged { .. } => EventKind::RunnerChanged,
+            Event::JobFinished { .. } => EventKind::JobFinished,
+            Event::EndAnnounced { .. } => EventKind::EndAnnounced,
+            Event::EndProven { .. } => EventKind::EndProven,
+            Event::EndForced { .. } => EventKind::EndForced,
+            Event::InstanceGone { .. } => EventKind::InstanceGone,
+            Event::BudgetSpent { .. } => EventKind::BudgetSpent,
+            Event::StepFailed { .. } => EventKind::StepFailed,
+            Event::AttemptFailed { .. } => EventKind::AttemptFailed,
+            Event::HostRefused { .. } => EventKind::HostRefused,
+            Event::GivenUp { .. } => EventKind::GivenUp,
+            Event::InstanceStopped => EventKind::InstanceStopped,
+            Event::InstanceAbsent => EventKind::InstanceAbsent,
+            Event::AttemptCleared { .. } => EventKind::AttemptCleared,
+        }
+    }
+}
+
+/// An event as the ledger keeps it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recorded {
+    /// Position in the ledger of this service: grows with every event of every vm. The SSE event id.
+    pub seq: i64,
+    pub vm_id: super::VmId,
+    /// The vm's generation after this event.
+    pub generation: i64,
+    pub at: Timestamp,
+    /// The vm's state after this event.
+    pub state: super::State,
+    pub event: Event,
+}

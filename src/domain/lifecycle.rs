@@ -1,0 +1,292 @@
+//! THE table: what each event does in each state.
+//!
+//! ```text
+//! queued ─▶ cloning ─▶ booting ─▶ configuring ─▶ running ─▶ draining ─▶ stopping ─▶ deleting ─▶ deleted
+//!    ▲         │          │            │            │           │                       │
+//!    │         └──────────┴────────────┴─ any end ──┴───────────┴──▶ stopping           │
+//!    └────────────────────── the attempt failed, another is due ────────────────────────┘
+//! ```
+//!
+//! States name what is under way, events are facts in the past tense. The function is total and has no wildcard arm: a new
+//! state or event does not compile until somebody has said what it does everywhere. There is no other way to change a
+//! state, and no force path around the table.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::event::EventKind;
+
+/// Where a vm stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Accepted and stored; see `queue` for what it waits for.
+    Queued,
+    /// The template is being cloned for this vm.
+    Cloning,
+    /// The hypervisor was started; waiting for the guest to answer.
+    Booting,
+    /// The guest is being given its runner, hooks and token.
+    Configuring,
+    /// The guest is configured; its runner works or waits for work.
+    Running,
+    /// The end was announced; the runner is still uploading its result.
+    Draining,
+    /// The hypervisor was asked to stop, is being forced, then killed.
+    Stopping,
+    /// Disk and leftovers are being removed; the driver has yet to confirm that the instance is gone.
+    Deleting,
+    /// The end. The record stays until retention removes it.
+    Deleted,
+}
+
+impl State {
+    pub const ALL: [State; 9] = [
+        State::Queued,
+        State::Cloning,
+        State::Booting,
+        State::Configuring,
+        State::Running,
+        State::Draining,
+        State::Stopping,
+        State::Deleting,
+        State::Deleted,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Queued => "queued",
+            State::Cloning => "cloning",
+            State::Booting => "booting",
+            State::Configuring => "configuring",
+            State::Running => "running",
+            State::Draining => "draining",
+            State::Stopping => "stopping",
+            State::Deleting => "deleting",
+            State::Deleted => "deleted",
+        }
+    }
+
+    pub fn parse(s: &str) -> Option<State> {
+        Self::ALL.into_iter().find(|state| state.as_str() == s)
+    }
+
+    /// A slot is held from the first byte cloned until the driver says that the instance is gone.
+    pub fn holds_slot(self) -> bool {
+        !matches!(self, State::Queued | State::Deleted)
+    }
+
+    /// What this state owes: one idempotent step, run again after a restart.
+    pub fn owes(self) -> Step {
+        match self {
+            State::Queued => Step::AwaitSlot,
+            State::Cloning => Step::Clone,
+            State::Booting => Step::Boot,
+            State::Configuring => Step::Configure,
+            State::Running | State::Draining => Step::AwaitEnd,
+            State::Stopping => Step::Stop,
+            State::Deleting => Step::Destroy,
+            State::Deleted => Step::Nothing,
+        }
+    }
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    AwaitSlot,
+    Clone,
+    Boot,
+    Configure,
+    AwaitEnd,
+    Stop,
+    Destroy,
+    Nothing,
+}
+
+/// What the table says of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The vm enters this state.
+    Move(State),
+    /// Recorded; the vm stays where it is. A note that changes nothing of the vm is treated as `Ignore`.
+    Note,
+    /// A harmless repeat, or news that came too late. Nothing is written.
+    Ignore,
+    /// The event cannot be true here: a fault in Mayfly, never in its caller.
+    Refuse,
+}
+
+use EventKind as E;
+use State as S;
+use Verdict::{Ignore, Move, Note, Refuse};
+
+pub fn decide(state: State, event: EventKind) -> Verdict {
+    match state {
+        S::Queued => match event {
+            E::Created => Refuse,
+            E::QueueReasonChanged => Note,
+            E::SlotTaken => Move(S::Cloning),
+            E::Cloned | E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse,
+            // The guest of an attempt that is over. Its instance is gone, its words are late.
+            E::GuestReady | E::GuestConfigured | E::RunnerChanged | E::EndpointFound => Ignore,
+            E::JobFinished | E::InstanceGone => Ignore,
+            E::EndAnnounced | E::EndProven | E::EndForced => Move(S::Deleted),
+            E::BudgetSpent | E::GivenUp => Move(S::Deleted),
+            E::AttemptFailed | E::HostRefused | E::StepFailed => Refuse,
+        },
+        S::Cloning => match event {
+            E::Created | E::QueueReasonChanged | E::SlotTaken => Refuse,
+            E::Cloned => Move(S::Booting),
+            E::GuestReady | E::GuestConfigured | E::RunnerChanged | E::EndpointFound => Ignore,
+            E::JobFinished => Ignore,
+            E::EndAnnounced | E::EndProven | E::EndForced => Move(S::Stopping),
+            E::InstanceGone => Ignore,
+            E::BudgetSpent | E::GivenUp | E::AttemptFailed | E::HostRefused => Move(S::Stopping),
+            E::StepFailed => Note,
+            E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse,
+        },
+        S::Booting => match event {
+            E::Created | E::QueueReasonChanged | E::SlotTaken => Refuse,
+            E::Cloned => Ignore,
+            E::EndpointFound => Note,
+            E::GuestReady => Move(S::Configuring),
+            // A seed configures the guest while it boots, and its first call may be lost: the later word includes the earlier.
+            E::GuestConfigured => Move(S::Running),
+            E::RunnerChanged | E::JobFinished => Note,
+            E::EndAnnounced => Move(S::Draining),
+            E::EndProven | E::EndForced => Move(S::Stopping),
+            E::InstanceGone | E::AttemptFailed | E::HostRefused => Move(S::Stopping),
+            E::BudgetSpent | E::GivenUp => Move(S::Stopping),
+            E::StepFailed => Note,
+            E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse,
+        },
+        S::Configuring => match event {
+            E::Created | E::QueueReasonChanged | E::SlotTaken => Refuse,
+            E::Cloned | E::GuestReady => Ignore,
+            E::EndpointFound => Note,
+            E::GuestConfigured => Move(S::Running),
+            // The runner may be at work before we have heard that the guest is configured.
+            E::RunnerChanged | E::JobFinished => Note,
+            E::EndAnnounced => Move(S::Draining),
+            E::EndProven | E::EndForced => Move(S::Stopping),
+            E::InstanceGone | E::AttemptFailed | E::HostRefused => Move(S::Stopping),
+            E::BudgetSpent | E::GivenUp => Move(S::Stopping),
+            E::StepFailed => Note,
+            E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse,
+        },
+        S::Running => match event {
+            E::Created | E::QueueReasonChanged | E::SlotTaken => Refuse,
+            E::Cloned | E::GuestReady | E::GuestConfigured => Ignore,
+            E::EndpointFound | E::RunnerChanged | E::JobFinished => Note,
+            E::EndAnnounced => Move(S::Draining),
+            E::EndProven | E::EndForced | E::InstanceGone => Move(S::Stopping),
+            E::BudgetSpent | E::GivenUp => Move(S::Stopping),
+            // A job may have run: this guest is never replaced by a fresh one behind the job's back.
+            E::AttemptFailed | E::HostRefused => Refuse,
+            E::StepFailed => Note,
+            E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse,
+        },
+        S::Draining => match event {
+            E::Created | E::QueueReasonChanged | E::SlotTaken => Refuse,
+            E::Cloned | E::GuestReady | E::GuestConfigured => Ignore,
+            E::EndpointFound | E::RunnerChanged | E::JobFinished => Note,
+            E::EndAnnounced => Ignore,
+            E::EndProven | E::EndForced | E::InstanceGone => Move(S::Stopping),
+            E::BudgetSpent | E::GivenUp => Move(S::Stopping),
+            E::AttemptFailed | E::HostRefused => Refuse,
+            E::StepFailed => Note,
+            E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse,
+        },
+        S::Stopping => match event {
+            E::Created | E::QueueReasonChanged | E::SlotTaken => Refuse,
+            E::Cloned | E::GuestReady | E::GuestConfigured | E::EndpointFound => Ignore,
+            E::RunnerChanged | E::JobFinished => Note,
+            // An attempt that is being cleared away for another try: the end that is asked for now is remembered, and
+            // there will be no other try.
+            E::EndAnnounced | E::EndProven | E::EndForced | E::GivenUp => Note,
+            E::InstanceStopped | E::InstanceGone => Move(S::Deleting),
+            E::BudgetSpent | E::AttemptFailed | E::HostRefused => Ignore,
+            E::StepFailed => Note,
+            E::InstanceAbsent | E::AttemptCleared => Refuse,
+        },
+        S::Deleting => match event {
+            E::Created | E::QueueReasonChanged | E::SlotTaken => Refuse,
+            E::Cloned | E::GuestReady | E::GuestConfigured | E::EndpointFound => Ignore,
+            E::RunnerChanged | E::JobFinished => Note,
+            E::EndAnnounced | E::EndProven | E::EndForced | E::GivenUp => Note,
+            E::InstanceStopped | E::InstanceGone => Ignore,
+            E::InstanceAbsent => Move(S::Deleted),
+            E::AttemptCleared => Move(S::Queued),
+            E::BudgetSpent | E::AttemptFailed | E::HostRefused => Ignore,
+            E::StepFailed => Note,
+        },
+        S::Deleted => match event {
+            E::Created | E::QueueReasonChanged | E::SlotTaken => Refuse,
+            E::Cloned | E::GuestReady | E::GuestConfigured | E::EndpointFound => Ignore,
+            E::RunnerChanged | E::JobFinished => Ignore,
+            E::EndAnnounced | E::EndProven | E::EndForced | E::GivenUp => Ignore,
+            E::InstanceStopped | E::InstanceGone | E::InstanceAbsent => Ignore,
+            E::BudgetSpent | E::AttemptFailed | E::HostRefused | E::StepFailed => Ignore,
+            E::AttemptCleared => Refuse,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_given_back_only_when_the_driver_says_the_instance_is_gone() {
+        for state in State::ALL.into_iter().filter(|s| s.holds_slot()) {
+            for event in EventKind::ALL {
+                if let Move(to) = decide(state, event)
+                    && !to.holds_slot()
+                {
+                    assert_eq!(state, S::Deleting, "{state} × {event:?}");
+                    assert!(matches!(event, E::InstanceAbsent | E::AttemptCleared), "{state} × {event:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_slot_is_taken_by_one_event_only() {
+        for event in EventKind::ALL {
+            if let Move(to) = decide(S::Queued, event) {
+                assert_eq!(to.holds_slot(), event == E::SlotTaken);
+            }
+        }
+    }
+
+    #[test]
+    fn deleted_is_the_only_terminal_state() {
+        for state in State::ALL {
+            let leaves = EventKind::ALL.iter().any(|e| matches!(decide(state, *e), Move(_)));
+            assert_eq!(leaves, state != S::Deleted, "{state}");
+        }
+    }
+
+    #[test]
+    fn a_forced_end_is_never_refused() {
+        for state in State::ALL {
+            assert_ne!(decide(state, E::EndForced), Refuse, "{state}");
+            assert_ne!(decide(state, E::EndAnnounced), Refuse, "{state}");
+            assert_ne!(decide(state, E::EndProven), Refuse, "{state}");
+        }
+    }
+
+    #[test]
+    fn names_round_trip() {
+        for state in State::ALL {
+            assert_eq!(State::parse(state.as_str()), Some(state));
+            assert_eq!(serde_json::to_value(state).unwrap(), state.as_str());
+        }
+    }
+}

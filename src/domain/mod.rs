@@ -1,0 +1,21 @@
+//! Plain types and the rules that hold between them: no I/O, no async, no clock.
+//!
+//! Everything above imports from here; nothing here imports from above. A function that needs the time is given it.
+
+pub mod error;
+pub mod event;
+pub mod host;
+pub mod ids;
+pub mod lifecycle;
+pub mod runner;
+pub mod template;
+pub mod token;
+pub mod vm;
+
+pub use error::{Code, Error, Fault, Result};
+pub use event::{Announcer, EndProof, Event, EventKind};
+pub use ids::{InstanceName, TokenId, VmId};
+pub use lifecycle::{State, Verdict};
+pub use runner::RunnerStatus;
+pub use template::{Arch, GuestOs, Handover, Template};
+pub use vm::{Budget, Budgets, EndSignal, Outcome, OutcomeResult, QueueReason, Vm};

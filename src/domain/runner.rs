@@ -1,0 +1,88 @@
+//! What the runner inside the guest is doing: a second, smaller table beside the vm's own.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RunnerStatus {
+    /// There is no runner, or not yet.
+    None,
+    /// The runner was handed over and has not yet been seen by its CI system.
+    Registering,
+    /// It waits for a job.
+    Idle,
+    /// It has a job.
+    Busy,
+    /// The runner program has ended.
+    Finished,
+    /// Its CI system no longer knows it.
+    Gone,
+}
+
+/// Facts about the runner, whoever tells them: the guest, the CI system, or the kind of runner itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunnerFact {
+    HandedOver,
+    Online,
+    JobStarted,
+    ProgramEnded,
+    Deregistered,
+}
+
+impl RunnerStatus {
+    pub const ALL: [RunnerStatus; 6] = [
+        RunnerStatus::None,
+        RunnerStatus::Registering,
+        RunnerStatus::Idle,
+        RunnerStatus::Busy,
+        RunnerStatus::Finished,
+        RunnerStatus::Gone,
+    ];
+
+    /// The status after a fact. Facts arrive late and out of order, so a status never moves backwards.
+    pub fn after(self, fact: RunnerFact) -> RunnerStatus {
+        use RunnerFact as F;
+        use RunnerStatus as R;
+        match self {
+            R::None => match fact {
+                F::HandedOver => R::Registering,
+                F::Online => R::Idle,
+                F::JobStarted => R::Busy,
+                F::ProgramEnded => R::Finished,
+                F::Deregistered => R::Gone,
+            },
+            R::Registering => match fact {
+                F::HandedOver => R::Registering,
+                F::Online => R::Idle,
+                F::JobStarted => R::Busy,
+                F::ProgramEnded => R::Finished,
+                F::Deregistered => R::Gone,
+            },
+            R::Idle => match fact {
+                F::HandedOver | F::Online => R::Idle,
+                F::JobStarted => R::Busy,
+                F::ProgramEnded => R::Finished,
+                F::Deregistered => R::Gone,
+            },
+            R::Busy => match fact {
+                F::HandedOver | F::Online | F::JobStarted => R::Busy,
+                F::ProgramEnded => R::Finished,
+                F::Deregistered => R::Gone,
+            },
+            R::Finished => match fact {
+                F::HandedOver | F::Online | F::JobStarted | F::ProgramEnded => R::Finished,
+                F::Deregistered => R::Gone,
+            },
+            R::Gone => match fact {
+                F::HandedOver | F::Online | F::JobStarted | F::ProgramEnded | F::Deregistered => R::Gone,
+            },
+        }
+    }
+
+    /// Whether ending the vm now could cost somebody the result of a job.
+    pub fn may_hold_a_job(self) -> bool {
+        matches!(self, RunnerStatus::Busy)
+    }
+}

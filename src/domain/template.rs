@@ -1,0 +1,103 @@
+//! A template: a bootable image ready to clone, pinned by digest.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::vm::Budgets;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GuestOs {
+    Linux,
+    Macos,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Arch {
+    #[serde(rename = "x86_64")]
+    X86_64,
+    Aarch64,
+}
+
+impl Arch {
+    pub fn of_this_host() -> Option<Arch> {
+        match std::env::consts::ARCH {
+            "x86_64" => Some(Arch::X86_64),
+            "aarch64" => Some(Arch::Aarch64),
+            _ => None,
+        }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Arch::X86_64 => "x86_64",
+            Arch::Aarch64 => "aarch64",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskFormat {
+    Raw,
+    Qcow2,
+}
+
+impl DiskFormat {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            DiskFormat::Raw => "raw",
+            DiskFormat::Qcow2 => "qcow2",
+        }
+    }
+}
+
+/// How the guest is given its runner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Handover {
+    /// A NoCloud volume labelled `cidata`, read by cloud-init (or a subset of it) while the guest boots.
+    Seed,
+    /// Upload and start over SSH once the guest answers.
+    Ssh,
+}
+
+/// Files of a template, absolute.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateFiles {
+    pub disk: PathBuf,
+    pub kernel: Option<PathBuf>,
+    pub initramfs: Option<PathBuf>,
+    /// UEFI firmware image; without one and without a kernel the hypervisor's own BIOS boots the disk.
+    pub firmware: Option<PathBuf>,
+    pub ssh_key: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Template {
+    pub name: String,
+    /// `sha256:…` over the template's manifest, which holds the digest of each of its files.
+    pub digest: String,
+    pub driver: String,
+    pub os: GuestOs,
+    pub arch: Arch,
+    pub disk_format: DiskFormat,
+    /// Size of the disk as the guest sees it, in bytes.
+    pub disk_virtual_bytes: u64,
+    /// Space that the template's files take on this host, in bytes.
+    pub size_bytes: u64,
+    pub cpus: u32,
+    pub memory_mib: u32,
+    /// Kernel command line; only with a kernel.
+    pub cmdline: Option<String>,
+    pub handover: Handover,
+    /// The user that runs the runner in the guest, and that SSH logs in as.
+    pub user: String,
+    pub budgets: Budgets,
+    pub files: TemplateFiles,
+    pub created_at: Timestamp,
+}

@@ -1,0 +1,60 @@
+//! Who may do what.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::ids::{TokenId, VmId};
+
+/// What an API token may do. Each scope includes the ones after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Everything, tokens and templates included.
+    Admin,
+    /// Create and end vms, and read.
+    Create,
+    /// Read.
+    Read,
+}
+
+impl Scope {
+    pub fn includes(self, needed: Scope) -> bool {
+        let rank = |s| match s {
+            Scope::Admin => 2,
+            Scope::Create => 1,
+            Scope::Read => 0,
+        };
+        rank(self) >= rank(needed)
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Scope::Admin => "admin",
+            Scope::Create => "create",
+            Scope::Read => "read",
+        }
+    }
+}
+
+/// An API token as stored: its secret is known to its owner alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    pub id: TokenId,
+    pub name: String,
+    pub scope: Scope,
+    pub created_at: Timestamp,
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// Who is calling, once its token was checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Caller {
+    Token {
+        id: TokenId,
+        name: String,
+        scope: Scope,
+    },
+    /// A guest with its per-vm token.
+    Guest(VmId),
+}

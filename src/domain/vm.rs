@@ -1,0 +1,544 @@
+//! A vm: the fold of its events.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{
+    error::{Code, Fault},
+    event::{Announcer, EndProof, Event, GoneCause},
+    ids::VmId,
+    lifecycle::{State, Verdict, decide},
+    runner::{RunnerFact, RunnerStatus},
+    template::{GuestOs, Handover},
+};
+
+/// Why a vm has not been started yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum QueueReason {
+    /// Its template is not here yet.
+    Template,
+    /// All slots that it fits in are taken.
+    Slot,
+    /// The host cannot run it now (a fault of the host, not of this vm).
+    Host,
+    /// An attempt failed; the next one waits a moment.
+    Backoff,
+}
+
+/// How long each part of a life may take. A spent budget ends the vm (or the attempt) and is named in its record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Budgets {
+    /// Longest wait for a slot, in seconds. 0: start now or refuse.
+    pub queue_seconds: u32,
+    /// Cloning the template, in seconds.
+    pub clone_seconds: u32,
+    /// From starting the hypervisor to an answering guest, in seconds.
+    pub boot_seconds: u32,
+    /// Handing over the runner, in seconds.
+    pub configure_seconds: u32,
+    /// From configured to seen online by the CI system, in seconds (runner kinds that register).
+    pub registration_seconds: u32,
+    /// Online without a job, in seconds (runner kinds that wait for jobs).
+    pub idle_seconds: u32,
+    /// From configured to the end, in seconds: a job that hangs ends here.
+    pub lifetime_seconds: u32,
+    /// From the announced end to the proof that the runner is done, in seconds.
+    pub drain_seconds: u32,
+    /// How long a guest whose work is not known to be done may take to power down, in seconds, before it is forced.
+    pub stop_grace_seconds: u32,
+    /// How often a vm is booted, on a fresh clone each time, before it is given up.
+    pub max_attempts: u32,
+}
+
+impl Default for Budgets {
+    fn default() -> Self {
+        Self {
+            queue_seconds: 3600,
+            clone_seconds: 600,
+            boot_seconds: 300,
+            configure_seconds: 120,
+            registration_seconds: 300,
+            idle_seconds: 3600,
+            lifetime_seconds: 6 * 3600,
+            drain_seconds: 300,
+            stop_grace_seconds: 10,
+            max_attempts: 3,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Budget {
+    Queue,
+    Clone,
+    Boot,
+    Configure,
+    Registration,
+    Idle,
+    Lifetime,
+    Drain,
+}
+
+impl Budget {
+    pub fn code(self) -> Code {
+        match self {
+            Budget::Queue => Code::QueueTimeout,
+            Budget::Clone => Code::CloneTimeout,
+            Budget::Boot => Code::GuestNotReady,
+            Budget::Configure => Code::GuestNotConfigured,
+            Budget::Registration => Code::RunnerNotRegistered,
+            Budget::Idle => Code::RunnerIdle,
+            Budget::Lifetime => Code::LifetimeSpent,
+            Budget::Drain => Code::DrainSpent,
+        }
+    }
+}
+
+/// The first thing that told us that this vm is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EndSignal {
+    /// The wrapper in the guest saw the runner program return.
+    RunnerFinished,
+    /// The hook's call ended a vm that had nothing left to drain.
+    Hook,
+    /// An operator's or a client's DELETE.
+    Admin,
+    /// The guest powered itself off.
+    GuestPowerOff,
+    /// The hypervisor ended without our asking and not by the guest's power-off.
+    InstanceGone,
+    QueueBudget,
+    CloneBudget,
+    BootBudget,
+    ConfigureBudget,
+    RegistrationBudget,
+    IdleBudget,
+    LifetimeBudget,
+    DrainBudget,
+    /// Every attempt to bring the guest up failed.
+    GivenUp,
+}
+
+impl From<Budget> for EndSignal {
+    fn from(budget: Budget) -> Self {
+        match budget {
+            Budget::Queue => EndSignal::QueueBudget,
+            Budget::Clone => EndSignal::CloneBudget,
+            Budget::Boot => EndSignal::BootBudget,
+            Budget::Configure => EndSignal::ConfigureBudget,
+            Budget::Registration => EndSignal::RegistrationBudget,
+            Budget::Idle => EndSignal::IdleBudget,
+            Budget::Lifetime => EndSignal::LifetimeBudget,
+            Budget::Drain => EndSignal::DrainBudget,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OutcomeResult {
+    /// The runner did its work and ended. Whether the job was green is the job's business (see `job`).
+    Completed,
+    /// Somebody ended it before its runner was done.
+    Cancelled,
+    /// It could not be brought up, or a budget was spent.
+    Failed,
+    /// The instance vanished under the runner.
+    Lost,
+}
+
+/// How it went; set once, by the first event that ends the vm.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Outcome {
+    pub result: OutcomeResult,
+    /// Why, for results other than `completed` (and for a `completed` that was never confirmed).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<Code>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RunnerKind {
+    /// One job, with the same hook contract as GitHub's runner: started, job, completed, result upload.
+    Command,
+    /// A set-up script run in the guest; the vm ends when it returns.
+    Script,
+    /// No runner: the vm lives until it is deleted or its lifetime is spent.
+    None,
+}
+
+impl RunnerKind {
+    /// Whether the runner registers with a CI system, so that the registration and idle budgets apply.
+    pub fn registers(self) -> bool {
+        match self {
+            RunnerKind::Command | RunnerKind::Script | RunnerKind::None => false,
+        }
+    }
+
+    /// What is known of the runner at the moment it was handed over.
+    fn when_handed_over(self) -> Option<RunnerFact> {
+        match self {
+            RunnerKind::Command => Some(RunnerFact::HandedOver),
+            // A script does not say when it has work: it is taken to be busy until it returns.
+            RunnerKind::Script => Some(RunnerFact::JobStarted),
+            RunnerKind::None => None,
+        }
+    }
+}
+
+/// Where a port of the guest can be reached from the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Endpoint {
+    pub host: String,
+    pub port: u16,
+}
+
+/// What was asked for, complete: defaults of the template and of the configuration are already in it. No secrets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Draft {
+    pub id: VmId,
+    pub name: String,
+    /// The name as asked for.
+    pub template: String,
+    /// What it resolved to: `sha256:…`.
+    pub template_digest: String,
+    pub driver: String,
+    pub os: GuestOs,
+    pub handover: Handover,
+    pub cpus: u32,
+    pub memory_mib: u32,
+    pub runner: RunnerKind,
+    pub labels: BTreeMap<String, String>,
+    pub budgets: Budgets,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Queue {
+    pub reason: QueueReason,
+    pub deadline: Timestamp,
+    pub not_before: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TimelineEntry {
+    pub state: State,
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Vm {
+    pub draft: Draft,
+    /// Grows by one with every recorded event of this vm.
+    pub generation: i64,
+    pub state: State,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    pub entered_at: Timestamp,
+    pub timeline: Vec<TimelineEntry>,
+    /// Only while queued.
+    pub queue: Option<Queue>,
+    /// How often a slot was taken for it.
+    pub attempt: u32,
+    pub failed_attempts: u32,
+    pub ssh: Option<Endpoint>,
+    pub host_key: Option<String>,
+    pub runner_status: RunnerStatus,
+    pub runner_changed_at: Option<Timestamp>,
+    pub job_exit_code: Option<i32>,
+    pub announced_by: Option<Announcer>,
+    pub announced_at: Option<Timestamp>,
+    pub end_signal: Option<EndSignal>,
+    pub outcome: Option<Outcome>,
+    /// The most recent thing that went wrong, whether or not it was overcome.
+    pub last_fault: Option<Fault>,
+    /// Set while an attempt is cleared away because of the host and not of this vm.
+    pub host_refused: bool,
+}
+
+fn seconds(n: u32) -> SignedDuration {
+    SignedDuration::from_secs(i64::from(n))
+}
+
+impl Vm {
+    pub fn id(&self) -> VmId {
+        self.draft.id
+    }
+
+    /// The vm that its first event makes.
+    pub fn created(draft: Draft, at: Timestamp) -> Vm {
+        Vm {
+            generation: 1,
+            state: State::Queued,
+            created_at: at,
+            updated_at: at,
+            entered_at: at,
+            timeline: vec![TimelineEntry { state: State::Queued, at }],
+            queue: Some(Queue {
+                reason: QueueReason::Slot,
+                deadline: at + seconds(draft.budgets.queue_seconds),
+                not_before: None,
+            }),
+            attempt: 0,
+            failed_attempts: 0,
+            ssh: None,
+            host_key: None,
+            runner_status: RunnerStatus::None,
+            runner_changed_at: None,
+            job_exit_code: None,
+            announced_by: None,
+            announced_at: None,
+            end_signal: None,
+            outcome: None,
+            last_fault: None,
+            host_refused: false,
+            draft,
+        }
+    }
+
+    /// A vm from its whole log. `None` when the log is empty, does not begin with `created`, or could not have happened.
+    pub fn replay<'a>(log: impl IntoIterator<Item = (&'a Event, Timestamp)>) -> Option<Vm> {
+        let mut log = log.into_iter();
+        let mut vm = match log.next() {
+            Some((Event::Created { draft }, at)) => Vm::created((**draft).clone(), at),
+            _ => return None,
+        };
+        for (event, at) in log {
+            if !matches!(vm.apply(event, at), Verdict::Move(_) | Verdict::Note) {
+                return None;
+            }
+        }
+        Some(vm)
+    }
+
+    /// Applies one event. On `Ignore` and `Refuse` the vm is untouched.
+    pub fn apply(&mut self, event: &Event, at: Timestamp) -> Verdict {
+        let verdict = decide(self.state, event.kind());
+        match verdict {
+            Verdict::Ignore | Verdict::Refuse => return verdict,
+            Verdict::Note => {
+                let before = self.clone();
+                self.fold(event, at);
+                if *self == before {
+                    return Verdict::Ignore;
+                }
+            }
+            Verdict::Move(to) => {
+                self.fold(event, at);
+                self.enter(to, event, at);
+            }
+        }
+        self.generation += 1;
+        self.updated_at = at;
+        verdict
+    }
+
+    /// What the event says of everything but the state.
+    fn fold(&mut self, event: &Event, at: Timestamp) {
+        match event {
+            Event::Created { .. } | Event::SlotTaken | Event::Cloned => {}
+            Event::QueueReasonChanged { reason } => {
+                if let Some(queue) = &mut self.queue {
+                    queue.reason = *reason;
+                }
+            }
+            Event::EndpointFound { ssh, host_key } => {
+                self.ssh = Some(ssh.clone());
+                // Pinned at first contact: a later key never replaces it.
+                if self.host_key.is_none() {
+                    self.host_key.clone_from(host_key);
+                }
+            }
+            Event::GuestReady { .. } | Event::InstanceStopped | Event::InstanceAbsent => {}
+            Event::GuestConfigured => {
+                if let Some(fact) = self.draft.runner.when_handed_over() {
+                    self.runner(fact, at);
+                }
+            }
+            Event::RunnerChanged { fact } => self.runner(*fact, at),
+            Event::JobFinished { exit_code } => {
+                if self.job_exit_code.is_none() {
+                    self.job_exit_code = Some(*exit_code);
+                }
+            }
+            Event::EndAnnounced { by } => {
+                if self.announced_by.is_none() {
+                    self.announced_by = Some(*by);
+                    self.announced_at = Some(at);
+                }
+                // Outside of a life with a runner there is nothing to wait for: the announcement is the end.
+                if matches!(self.state, State::Queued | State::Cloning | State::Stopping | State::Deleting) {
+                    match by {
+                        Announcer::Hook => self.end(EndSignal::Hook, OutcomeResult::Completed, None, None),
+                        Announcer::Admin => self.end(EndSignal::Admin, OutcomeResult::Cancelled, None, None),
+                    }
+                }
+            }
+            Event::EndProven { proof, exit_code } => {
+                let EndProof::RunnerFinished = proof;
+                self.runner(RunnerFact::ProgramEnded, at);
+                if self.job_exit_code.is_none() {
+                    self.job_exit_code = *exit_code;
+                }
+                self.end(EndSignal::RunnerFinished, OutcomeResult::Completed, None, None);
+            }
+            Event::EndForced { by } => {
+                if self.announced_by.is_none() {
+                    self.announced_by = Some(*by);
+                    self.announced_at = Some(at);
+                }
+                self.end(EndSignal::Admin, OutcomeResult::Cancelled, None, None);
+            }
+            Event::InstanceGone { cause } => {
+                // A runner that had nothing left to do is no loss, whichever way its guest went.
+                let done = self.announced_by.is_some() || self.job_exit_code.is_some();
+                match cause {
+                    GoneCause::GuestPowerOff => {
+                        self.end(EndSignal::GuestPowerOff, OutcomeResult::Completed, None, None);
+                    }
+                    GoneCause::GuestReset | GoneCause::GuestPanic | GoneCause::HostStop | GoneCause::Unknown => {
+                        if done {
+                            self.end(EndSignal::InstanceGone, OutcomeResult::Completed, None, None);
+                        } else {
+                            self.end(EndSignal::InstanceGone, OutcomeResult::Lost, Some(Code::InstanceLost), None);
+                        }
+                    }
+                }
+            }
+            Event::BudgetSpent { budget } => {
+                let result = match budget {
+                    // The job's end was announced; only the proof is missing.
+                    Budget::Drain if self.announced_by == Some(Announcer::Hook) => OutcomeResult::Completed,
+                    Budget::Drain if self.job_exit_code.is_some() => OutcomeResult::Completed,
+                    Budget::Drain => OutcomeResult::Cancelled,
+                    Budget::Queue
+                    | Budget::Clone
+                    | Budget::Boot
+                    | Budget::Configure
+                    | Budget::Registration
+                    | Budget::Idle
+                    | Budget::Lifetime => OutcomeResult::Failed,
+                };
+                self.end((*budget).into(), result, Some(budget.code()), None);
+            }
+            Event::StepFailed { fault } => self.last_fault = Some(fault.clone()),
+            Event::AttemptFailed { fault } => {
+                self.failed_attempts += 1;
+                self.last_fault = Some(fault.clone());
+            }
+            Event::HostRefused { fault } => {
+                self.host_refused = true;
+                self.last_fault = Some(fault.clone());
+            }
+            Event::GivenUp { fault } => {
+                self.last_fault = Some(fault.clone());
+                self.end(EndSignal::GivenUp, OutcomeResult::Failed, Some(fault.code), Some(fault.detail.clone()));
+            }
+            Event::AttemptCleared { reason, not_before } => {
+                // The next guest is another guest: what was learnt of this one does not hold for it.
+                self.ssh = None;
+                self.host_key = None;
+                self.runner_status = RunnerStatus::None;
+                self.runner_changed_at = None;
+                self.announced_by = None;
+                self.announced_at = None;
+                self.host_refused = false;
+                // A vm that was accepted with "now or never" was let in: its second wait is bounded by its boot budget.
+                let patience = self.draft.budgets.queue_seconds.max(self.draft.budgets.boot_seconds);
+                self.queue =
+                    Some(Queue { reason: *reason, deadline: at + seconds(patience), not_before: Some(*not_before) });
+            }
+        }
+    }
+
+    fn enter(&mut self, to: State, event: &Event, at: Timestamp) {
+        self.state = to;
+        self.entered_at = at;
+        self.timeline.push(TimelineEntry { state: to, at });
+        if to != State::Queued {
+            self.queue = None;
+        }
+        if matches!(event, Event::SlotTaken) {
+            self.attempt += 1;
+        }
+    }
+
+    fn runner(&mut self, fact: RunnerFact, at: Timestamp) {
+        let after = self.runner_status.after(fact);
+        if after != self.runner_status {
+            self.runner_status = after;
+            self.runner_changed_at = Some(at);
+        }
+    }
+
+    fn end(&mut self, signal: EndSignal, result: OutcomeResult, code: Option<Code>, detail: Option<String>) {
+        if self.outcome.is_none() {
+            self.end_signal = Some(signal);
+            self.outcome = Some(Outcome { result, code, detail });
+        }
+    }
+
+    /// The next moment at which time alone changes something, and which budget is spent then.
+    pub fn deadline(&self) -> Option<(Budget, Timestamp)> {
+        let b = &self.draft.budgets;
+        let since = |budget, limit| Some((budget, self.entered_at + seconds(limit)));
+        match self.state {
+            State::Queued => self.queue.as_ref().map(|q| (Budget::Queue, q.deadline)),
+            State::Cloning => since(Budget::Clone, b.clone_seconds),
+            State::Booting => since(Budget::Boot, b.boot_seconds),
+            State::Configuring => since(Budget::Configure, b.configure_seconds),
+            State::Running => {
+                let lifetime = (Budget::Lifetime, self.lifetime_ends());
+                let waiting = match (self.draft.runner.registers(), self.runner_status, self.runner_changed_at) {
+                    (true, RunnerStatus::Registering, Some(at)) => {
+                        Some((Budget::Registration, at + seconds(b.registration_seconds)))
+                    }
+                    (true, RunnerStatus::Idle, Some(at)) => Some((Budget::Idle, at + seconds(b.idle_seconds))),
+                    _ => None,
+                };
+                Some(waiting.into_iter().fold(lifetime, |a, b| if b.1 < a.1 { b } else { a }))
+            }
+            State::Draining => since(Budget::Drain, b.drain_seconds),
+            // Cleaning up is retried until it succeeds: giving up here would leak the slot or the disk.
+            State::Stopping | State::Deleting | State::Deleted => None,
+        }
+    }
+
+    fn lifetime_ends(&self) -> Timestamp {
+        self.entered_at + seconds(self.draft.budgets.lifetime_seconds)
+    }
+
+    /// Whether the attempt that is being cleared away is followed by another one.
+    pub fn retries(&self) -> bool {
+        self.outcome.is_none()
+    }
+
+    /// Whether another fresh clone may be tried after one more failed attempt.
+    pub fn has_attempts_left(&self) -> bool {
+        self.failed_attempts + 1 < self.draft.budgets.max_attempts
+    }
+
+    /// How long the guest is asked politely before it is forced off. A guest whose runner is done, or whose owner said
+    /// `force`, has nothing left to save.
+    pub fn stop_grace(&self) -> SignedDuration {
+        match self.end_signal {
+            Some(EndSignal::LifetimeBudget | EndSignal::IdleBudget | EndSignal::RegistrationBudget) => {
+                seconds(self.draft.budgets.stop_grace_seconds)
+            }
+            _ => SignedDuration::ZERO,
+        }
+    }
+
+    pub fn deleted_at(&self) -> Option<Timestamp> {
+        (self.state == State::Deleted).then_some(self.entered_at)
+    }
+}

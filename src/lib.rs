@@ -1,0 +1,14 @@
+//! Mayfly gives every CI job a fresh virtual machine and takes it away afterwards.
+//!
+//! Layers, imports pointing downwards only (a test says so):
+//!
+//! ```text
+//! main, cli, app, config     wiring and the command line
+//! http                       routes, problems, auth, OpenAPI, pages
+//! service, reconcile         the verbs; the loop that runs owed steps
+//! store, drivers, templates, runners, guest     each knows the domain and nothing of its neighbours
+//! domain                     plain types and the table; no I/O, no clock
+//! ```
+
+pub mod domain;
+pub mod drivers;
