@@ -148,11 +148,8 @@ run_payload() {
         return 127
     fi
     chmod u+x "$kit/payload" 2>/dev/null
-    new_session=''
-    if command -v setsid >/dev/null 2>&1; then
-        new_session="setsid"
-    fi
-    interpreter="sh"
+    new_session=$(command -v setsid)
+    interpreter=/bin/sh
     if [ "$(head -c 2 "$kit/payload" | tr -d '\0')" = '#!' ]; then
         interpreter=''
     fi

@@ -1,0 +1,303 @@
+#!/usr/bin/env bash
+# Builds the "micro" golden image: the smallest guest in which a job can run, out of the
+# packages of the Debian or Ubuntu that this runs on. No root needed, nothing mounted.
+#
+#   build.sh [--force] [--install] [OUTDIR]
+#
+#   --force     build even if OUTDIR is up to date
+#   --install   apt-get install the tools that are missing (root only)
+#   OUTDIR      default ${XDG_CACHE_HOME:-$HOME/.cache}/mayfly/images/micro
+#
+# OUTDIR gets disk.qcow2, the kernel, initramfs.img, an SSH key pair that the guest's
+# users root and runner accept, and template.json. It appears by rename, complete or not
+# at all, and is built again only when something it is made of has changed.
+set -euo pipefail
+umask 022
+export LC_ALL=C
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+
+say() { echo "micro image: $*" >&2; }
+die() {
+    say "$*"
+    exit 1
+}
+
+force='' install='' out=''
+for argument in "$@"; do
+    case $argument in
+    --force) force=1 ;;
+    --install) install=1 ;;
+    -h | --help)
+        sed -n '2,/^set /s/^# \{0,1\}//p' "$0" | sed '$d'
+        exit 0
+        ;;
+    -*) die "unknown option $argument" ;;
+    *) out=$argument ;;
+    esac
+done
+out=${out:-${XDG_CACHE_HOME:-$HOME/.cache}/mayfly/images/micro}
+
+if [ "$(uname -s)" != Linux ]; then
+    die "this image is made of Debian packages: build it on Debian or Ubuntu (an arm64 container or VM for this Mac's processor) and copy OUTDIR here"
+fi
+command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null ||
+    die "this image is made of Debian packages, and this system has no apt-get"
+
+machine=$(uname -m)
+case $machine in
+x86_64) deb_arch=amd64 console=ttyS0 ;;
+aarch64) deb_arch=arm64 console=ttyAMA0 ;;
+*) die "no guest for $machine hosts, only x86_64 and aarch64" ;;
+esac
+
+# --- is there anything to do? -------------------------------------------------
+
+# Asking apt for versions takes most of a second, so first a quick look: as long as apt's
+# lists, the installed packages and our own files are the same, so is the answer.
+own_files() {
+    (cd "$here" && find . -type f | sort | xargs sha256sum)
+}
+quick_key=$({
+    own_files
+    stat -c '%n %Y %s' /var/lib/apt/lists /var/lib/dpkg/status 2>/dev/null || true
+} | sha256sum)
+complete() {
+    [ -s "$out/template.json" ] && [ -s "$out/disk.qcow2" ] && [ -s "$out/id_ed25519" ]
+}
+if [ -z "$force" ] && complete && [ "$(cat "$out/.quick-key" 2>/dev/null)" = "$quick_key" ]; then
+    say "up to date in $out"
+    exit 0
+fi
+
+missing=''
+need() { # COMMAND PACKAGE
+    command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ] || missing="$missing $2"
+}
+need qemu-img qemu-utils
+need mkfs.ext4 e2fsprogs
+need curl curl
+need ssh-keygen openssh-client
+[ -s /etc/ssl/certs/ca-certificates.crt ] || missing="$missing ca-certificates"
+if [ -n "$missing" ]; then
+    if [ -n "$install" ] && [ "$(id -u)" = 0 ]; then
+        apt-get update -qq
+        # shellcheck disable=SC2086
+        DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >&2
+    else
+        die "missing packages: apt-get install --no-install-recommends$missing   (or run with --install as root)"
+    fi
+fi
+PATH=$PATH:/usr/sbin:/sbin
+
+# The kernel's meta package depends on the real one, Ubuntu's on one for modules too.
+kernel_packages() {
+    local meta real
+    for meta in "linux-image-cloud-$deb_arch" linux-image-virtual; do
+        real=$(apt-cache depends "$meta" 2>/dev/null |
+            sed -n 's/^ *|\{0,1\}Depends: \(linux-image-[0-9][^ ]*\)$/\1/p' | head -n 1)
+        if [ -n "$real" ]; then
+            echo "$real"
+            apt-cache show "${real/linux-image/linux-modules}" >/dev/null 2>&1 &&
+                echo "${real/linux-image/linux-modules}"
+            return 0
+        fi
+    done
+}
+mapfile -t kernel < <(kernel_packages || true)
+if [ ${#kernel[@]} = 0 ]; then
+    if [ -n "$install" ] && [ "$(id -u)" = 0 ]; then
+        apt-get update -qq
+        mapfile -t kernel < <(kernel_packages || true)
+    fi
+    [ ${#kernel[@]} != 0 ] || die "apt knows no kernel package: run apt-get update first (or this with --install as root)"
+fi
+libraries=()
+for package in $(apt-cache depends dropbear-bin | sed -n 's/^ *|\{0,1\}Depends: \(libtom[^ ]*\)$/\1/p') libgmp10; do
+    libraries+=("$package")
+done
+packages=("${kernel[@]}" busybox-static dropbear-bin "${libraries[@]}")
+
+key=$({
+    own_files
+    apt-cache policy "${packages[@]}" | sed -n '/^[^ ]/p; /Candidate:/p'
+    dpkg-query -W curl bash libc6 2>/dev/null || true
+} | sha256sum)
+if [ -z "$force" ] && complete && [ "$(cat "$out/.key" 2>/dev/null)" = "$key" ]; then
+    echo "$quick_key" >"$out/.quick-key"
+    say "up to date in $out"
+    exit 0
+fi
+
+# --- packages -----------------------------------------------------------------
+
+mkdir -p "$(dirname "$out")"
+# Of two builds at once the second waits and then finds nothing to do.
+exec 9>"$out.lock"
+flock 9
+if [ -z "$force" ] && complete && [ "$(cat "$out/.key" 2>/dev/null)" = "$key" ]; then
+    say "up to date in $out"
+    exit 0
+fi
+work=$(mktemp -d "$out.build.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+say "building from ${packages[*]}"
+
+mkdir "$work/deb" "$work/pkg" "$work/root" "$work/ram" "$work/out"
+(cd "$work/deb" && apt-get -qq -o APT::Sandbox::User=root download "${packages[@]}") >&2 ||
+    die "download failed: run apt-get update and try again"
+for deb in "$work"/deb/*.deb; do
+    # Documentation and the thousands of drivers for real hardware are left packed.
+    dpkg-deb --fsys-tarfile "$deb" | tar -C "$work/pkg" -x --no-same-owner \
+        --exclude='./usr/share/*' --exclude='*/kernel/sound/*' --exclude='*/kernel/drivers/gpu/*' \
+        --exclude='*/kernel/drivers/infiniband/*' --exclude='*/kernel/drivers/media/*' \
+        --exclude='*/kernel/drivers/net/ethernet/*' --exclude='*/kernel/drivers/scsi/*'
+done
+rm -rf "$work/deb"
+busybox=$(find "$work/pkg" -path '*bin/busybox' -type f | head -n 1)
+modules=$(find "$work/pkg" -path '*lib/modules/*/kernel' -type d | head -n 1)
+vmlinuz=$(find "$work/pkg/boot" -name 'vmlinuz-*' -type f | head -n 1)
+[ -n "$busybox" ] && [ -n "$modules" ] && [ -n "$vmlinuz" ] || die "a package has not the content it used to have"
+
+# --- kernel modules -----------------------------------------------------------
+
+find "$modules" -name '*.ko*' -type f >"$work/modules.list"
+
+# add_module DIR NAME: copies a module after those it depends on, and appends them to
+# DIR/$order in load order. One that the kernel has built in needs nothing.
+declare -A added
+add_module() {
+    local dir=$1 name=$2 file dependency
+    [ -z "${added[$name]:-}" ] || return 0
+    added[$name]=1
+    file=$(grep -E "/${name//[-_]/[-_]}\.ko(\.[a-z]+)?$" "$work/modules.list" | head -n 1) || return 0
+    case $file in
+    *.zst) zstd -q -d -c "$file" ;;
+    *.xz) xz -d -c "$file" ;;
+    *.gz) gzip -d -c "$file" ;;
+    *) cat "$file" ;;
+    esac >"$dir/$name.ko"
+    for dependency in $(tr '\0' '\n' <"$dir/$name.ko" | sed -n 's/^depends=//p' | tr ',' ' '); do
+        add_module "$dir" "$dependency"
+    done
+    echo "$name.ko" >>"$dir/$order"
+}
+# module_set DIR SET NAME...: DIR/SET lists what must be loaded for these, in order.
+module_set() {
+    local dir=$1 name
+    order=$2
+    : >"$dir/$order"
+    shift 2
+    for name in "$@"; do
+        add_module "$dir" "$name"
+    done
+}
+
+mkdir -p "$work/ram/modules" "$work/root/usr/lib/modules/micro"
+module_set "$work/ram/modules" order virtio_pci virtio_blk ext4
+micro=$work/root/usr/lib/modules/micro
+module_set "$micro" net.order virtio_net
+module_set "$micro" vfat.order nls_cp437 nls_ascii nls_utf8 nls_iso8859-1 vfat
+module_set "$micro" iso9660.order isofs
+module_set "$micro" entropy.order virtio-rng
+module_set "$micro" button.order button evdev
+module_set "$micro" extra.order qemu_fw_cfg
+
+# --- initramfs ----------------------------------------------------------------
+
+mkdir -p "$work"/ram/{bin,dev,newroot}
+cp "$busybox" "$work/ram/bin/busybox"
+install -m 0755 "$here/init" "$work/ram/init"
+# Not compressed: unpacking costs an emulated guest more than reading does.
+(cd "$work/ram" && find . | "$busybox" cpio -o -H newc -R 0:0 2>/dev/null) >"$work/out/initramfs.img"
+
+# --- root file system ---------------------------------------------------------
+
+root=$work/root
+mkdir -p "$root"/{dev,proc,sys,run,tmp,mnt,root/.ssh,home/runner/.ssh,opt,var/log,etc/dropbear,etc/ssl/certs} \
+    "$root"/usr/{bin,sbin,lib,lib64,local/bin}
+for name in bin sbin lib lib64; do
+    ln -s "usr/$name" "$root/$name"
+done
+ln -s ../run "$root/var/run"
+cp -R "$here/rootfs/." "$root/"
+install -m 0755 "$busybox" "$root/usr/bin/busybox"
+"$busybox" --list | while read -r applet; do
+    case $applet in
+    busybox | bash | dpkg | dpkg-deb | rpm | rpm2cpio) ;;
+    init | poweroff | halt | reboot | acpid) ln -s ../bin/busybox "$root/usr/sbin/$applet" ;;
+    *) ln -s busybox "$root/usr/bin/$applet" ;;
+    esac
+done
+
+# copy_program FILE DEST: the program and every library it is linked against, at the same
+# paths as here.
+copy_program() {
+    local library
+    install -D -m 0755 "$1" "$root/$2"
+    LD_LIBRARY_PATH=$(find "$work/pkg" -name 'libtom*' -printf '%h\n' | sort -u | head -n 1) \
+        ldd "$1" | sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p; s/^[[:space:]]*\(\/[^ ]*\) .*/\1/p' >"$work/ldd"
+    while read -r library; do
+        install -D -m 0755 "$library" "$root/${library#"$work/pkg"}"
+    done <"$work/ldd"
+}
+copy_program "$(command -v bash)" usr/bin/bash
+copy_program /usr/bin/curl usr/bin/curl
+copy_program "$work/pkg/usr/sbin/dropbear" usr/sbin/dropbear
+copy_program "$work/pkg/usr/bin/dropbearkey" usr/bin/dropbearkey
+install -m 0644 /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
+
+ssh-keygen -q -t ed25519 -N '' -C mayfly-micro -f "$work/out/id_ed25519"
+for home in root home/runner; do
+    install -m 0600 "$work/out/id_ed25519.pub" "$root/$home/.ssh/authorized_keys"
+    chmod 0700 "$root/$home" "$root/$home/.ssh"
+done
+chmod 0640 "$root/etc/shadow"
+chmod 1777 "$root/tmp"
+
+truncate -s 128M "$work/disk.raw"
+mkfs.ext4 -q -F -L mayfly-micro -m 0 -N 8192 -O ^has_journal,^resize_inode \
+    -E lazy_itable_init=0,nodiscard,root_owner=0:0 -d "$root" "$work/disk.raw"
+# mkfs took over the owner of every file; without root that is whoever builds.
+(cd "$root" && find . -mindepth 1 -printf '%P\n') | while read -r path; do
+    owner=0
+    case $path in
+    home/runner | home/runner/*) owner=1000 ;;
+    esac
+    printf 'sif "/%s" uid %s\nsif "/%s" gid %s\n' "$path" "$owner" "$path" "$owner"
+done >"$work/owners"
+debugfs -w -f "$work/owners" "$work/disk.raw" >/dev/null 2>"$work/debugfs.log"
+if grep -qv '^debugfs [0-9]' "$work/debugfs.log"; then
+    die "ownership could not be set: $(grep -v '^debugfs [0-9]' "$work/debugfs.log" | head -n 1)"
+fi
+qemu-img convert -q -f raw -O qcow2 "$work/disk.raw" "$work/out/disk.qcow2"
+
+# --- the template -------------------------------------------------------------
+
+cp "$vmlinuz" "$work/out/vmlinuz"
+cat >"$work/out/template.json" <<JSON
+{
+  "os": "linux",
+  "arch": "$machine",
+  "kernel": "vmlinuz",
+  "initramfs": "initramfs.img",
+  "cmdline": "console=$console quiet panic=-1",
+  "disk": "disk.qcow2",
+  "disk_format": "qcow2",
+  "memory_mib": 192,
+  "cpus": 1,
+  "ssh_user": "runner",
+  "ssh_key": "id_ed25519"
+}
+JSON
+echo "$key" >"$work/out/.key"
+echo "$quick_key" >"$work/out/.quick-key"
+chmod 0444 "$work/out"/{disk.qcow2,vmlinuz,initramfs.img}
+chmod 0600 "$work/out/id_ed25519"
+chmod 0755 "$work/out"
+
+if [ -e "$out" ]; then
+    mv "$out" "$work/old"
+fi
+mv "$work/out" "$out"
+say "built in $out"

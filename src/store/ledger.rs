@@ -1,0 +1,396 @@
+//! Every change to a vm: its row, its event and its lease in one transaction.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use sqlx::SqliteConnection;
+
+use super::{
+    Change, Changes, Result, StoreError,
+    placement::{self, Room},
+    writer::Writer,
+};
+use crate::domain::{
+    Code, Error, Event, State, Verdict, Vm, VmId,
+    event::Recorded,
+    vm::{Draft, QueueReason},
+};
+
+/// What must hold of the row for an event to be applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// Whatever it is: the table decides. For facts from outside.
+    Anything,
+    /// It is still in this state, in this attempt. For the results of a step: a step whose vm has moved on has no say.
+    Attempt { state: State, attempt: u32 },
+    /// Nothing at all happened since. For decisions made from the whole row.
+    Generation(i64),
+}
+
+#[derive(Clone, Debug)]
+pub struct Applied {
+    pub vm: Arc<Vm>,
+    pub verdict: Verdict,
+    /// `false`: the row was not as expected and nothing was written; `vm` is how it really is.
+    pub as_expected: bool,
+}
+
+impl Applied {
+    pub fn changed(&self) -> bool {
+        self.as_expected && matches!(self.verdict, Verdict::Move(_) | Verdict::Note)
+    }
+}
+
+/// A vm as asked for.
+pub struct NewVm {
+    pub draft: Draft,
+    pub request_hash: [u8; 32],
+    pub idempotency_key: Option<String>,
+    /// What only the guest may see, encrypted.
+    pub sealed: Option<Vec<u8>>,
+    pub max_queued: u32,
+    /// Where it would be placed, for a request that does not want to wait.
+    pub room: Room,
+}
+
+#[derive(Clone, Debug)]
+pub enum Opened {
+    Created(Arc<Vm>),
+    /// The same request was made before.
+    Existing(Arc<Vm>),
+}
+
+impl Opened {
+    pub fn vm(&self) -> &Arc<Vm> {
+        match self {
+            Opened::Created(vm) | Opened::Existing(vm) => vm,
+        }
+    }
+}
+
+#[derive(Clone)]
+pub struct Ledger {
+    pub(super) writer: Writer,
+    changes: Changes,
+}
+
+impl Ledger {
+    pub(super) fn new(writer: Writer, changes: Changes) -> Self {
+        Self { writer, changes }
+    }
+
+    pub fn changes(&self) -> &Changes {
+        &self.changes
+    }
+
+    /// Stores a new vm, or finds the one that an equal request made before.
+    pub async fn open(&self, new: NewVm, at: Timestamp) -> Result<Opened> {
+        let changes = self.changes.clone();
+        self.writer.write(move |db| Box::pin(async move { open(db, new, at).await })).await.map(|(opened, made)| {
+            for change in made {
+                changes.publish(change);
+            }
+            opened
+        })
+    }
+
+    /// Applies one event to one vm, through the table.
+    pub async fn apply(&self, id: VmId, expect: Expect, event: Event, at: Timestamp) -> Result<Applied> {
+        let changes = self.changes.clone();
+        let (applied, change) = self
+            .writer
+            .write(move |db| {
+                Box::pin(async move {
+                    let mut vm = load(db, id).await?.ok_or_else(|| vm_not_found(id))?;
+                    let as_expected = match expect {
+                        Expect::Anything => true,
+                        Expect::Attempt { state, attempt } => vm.state == state && vm.attempt == attempt,
+                        Expect::Generation(generation) => vm.generation == generation,
+                    };
+                    if !as_expected {
+                        return Ok((Applied { vm: Arc::new(vm), verdict: Verdict::Ignore, as_expected }, None));
+                    }
+                    let (verdict, change) = step(db, &mut vm, event, at).await?;
+                    Ok((Applied { vm: Arc::new(vm), verdict, as_expected }, change))
+                })
+            })
+            .await?;
+        if let Some(change) = change {
+            changes.publish(change);
+        }
+        Ok(applied)
+    }
+
+    /// Gives free slots to those who have waited longest, in one transaction. Returns who got one.
+    pub async fn place(&self, room: Room, at: Timestamp) -> Result<Vec<VmId>> {
+        let changes = self.changes.clone();
+        let made = self
+            .writer
+            .write(move |db| {
+                Box::pin(async move {
+                    let mut made = Vec::new();
+                    let mut held = placement::held(db, &room).await?;
+                    for waiting in placement::waiting(db, at).await? {
+                        if !room.capacity.fits(&held, waiting.os, waiting.cpus, waiting.memory_mib) {
+                            continue;
+                        }
+                        let Some(mut vm) = load(db, waiting.id).await? else { continue };
+                        held.add(waiting.os, waiting.cpus, waiting.memory_mib);
+                        made.extend(take_slot(db, &mut vm, at).await?);
+                    }
+                    Ok(made)
+                })
+            })
+            .await?;
+        let placed = made.iter().map(|c: &Change| c.vm.id()).collect();
+        for change in made {
+            changes.publish(change);
+        }
+        Ok(placed)
+    }
+
+    /// Says why the queued vms wait, where that has changed.
+    pub async fn explain_queue(&self, reason: QueueReason, at: Timestamp) -> Result<()> {
+        let changes = self.changes.clone();
+        let made = self
+            .writer
+            .write(move |db| {
+                Box::pin(async move {
+                    let mut made = Vec::new();
+                    for waiting in placement::waiting(db, at).await? {
+                        let Some(mut vm) = load(db, waiting.id).await? else { continue };
+                        if vm.queue.as_ref().is_some_and(|q| q.reason != reason) {
+                            made.extend(step(db, &mut vm, Event::QueueReasonChanged { reason }, at).await?.1);
+                        }
+                    }
+                    Ok(made)
+                })
+            })
+            .await?;
+        for change in made {
+            changes.publish(change);
+        }
+        Ok(())
+    }
+}
+
+fn vm_not_found(id: VmId) -> Error {
+    Error::new(Code::VmNotFound, format!("no vm has the id {id}"))
+}
+
+async fn open(db: &mut SqliteConnection, new: NewVm, at: Timestamp) -> Result<(Opened, Vec<Change>)> {
+    if let Some(key) = &new.idempotency_key {
+        let known = sqlx::query!("SELECT vm_id, request_hash FROM idempotency_keys WHERE key = ?", key)
+            .fetch_optional(&mut *db)
+            .await?;
+        if let Some(known) = known {
+            if known.request_hash != new.request_hash {
+                return Err(Error::new(
+                    Code::IdempotencyMismatch,
+                    "this Idempotency-Key came with a different body before; use a new key for a new vm",
+                )
+                .field("header:Idempotency-Key", "was used with another body")
+                .into());
+            }
+            let vm = load(db, parse_id(&known.vm_id)?).await?.ok_or_else(|| unreadable("a key without its vm"))?;
+            return Ok((Opened::Existing(Arc::new(vm)), Vec::new()));
+        }
+    }
+    let named = sqlx::query!("SELECT id, request_hash FROM vms WHERE name = ? AND deleted_at IS NULL", new.draft.name)
+        .fetch_optional(&mut *db)
+        .await?;
+    if let Some(named) = named {
+        if named.request_hash != new.request_hash {
+            return Err(Error::new(
+                Code::VmNameInUse,
+                format!("the vm {} has this name and was asked for with another body", named.id),
+            )
+            .field("/name", "choose a name that no live vm has")
+            .into());
+        }
+        let id = parse_id(&named.id)?;
+        let vm = load(db, id).await?.ok_or_else(|| unreadable("a name without its vm"))?;
+        return Ok((Opened::Existing(Arc::new(vm)), Vec::new()));
+    }
+
+    let now_or_never = new.draft.budgets.queue_seconds == 0;
+    let waiting = placement::waiting(db, Timestamp::MAX).await?;
+    if now_or_never {
+        // Nobody who waits is overtaken: what they could take is not free.
+        let mut held = placement::held(db, &new.room).await?;
+        for w in &waiting {
+            if new.room.capacity.fits(&held, w.os, w.cpus, w.memory_mib) {
+                held.add(w.os, w.cpus, w.memory_mib);
+            }
+        }
+        let d = &new.draft;
+        if !new.room.open || !new.room.capacity.fits(&held, d.os, d.cpus, d.memory_mib) {
+            return Err(Error::new(Code::SlotUnavailable, "no slot is free now and queue_timeout_seconds is 0")
+                .retry_after(5)
+                .into());
+        }
+    } else if waiting.len() >= new.max_queued as usize {
+        return Err(Error::new(Code::QueueFull, format!("{} vms are waiting already", waiting.len()))
+            .retry_after(30)
+            .into());
+    }
+
+    let mut vm = Vm::created(new.draft.clone(), at);
+    insert(db, &vm, &new.request_hash).await?;
+    let mut made = vec![record(db, &vm, Event::Created { draft: Box::new(new.draft) }, at).await?];
+    let id = vm.id().to_string();
+    if let Some(sealed) = &new.sealed {
+        sqlx::query!("INSERT INTO vm_secrets (vm_id, sealed) VALUES (?, ?)", id, sealed).execute(&mut *db).await?;
+    }
+    if let Some(key) = &new.idempotency_key {
+        let hash = new.request_hash.as_slice();
+        let at = at.as_millisecond();
+        sqlx::query!(
+            "INSERT INTO idempotency_keys (key, request_hash, vm_id, created_at) VALUES (?, ?, ?, ?)",
+            key,
+            hash,
+            id,
+            at
+        )
+        .execute(&mut *db)
+        .await?;
+    }
+    if now_or_never {
+        made.extend(take_slot(db, &mut vm, at).await?);
+    }
+    Ok((Opened::Created(Arc::new(vm)), made))
+}
+
+async fn take_slot(db: &mut SqliteConnection, vm: &mut Vm, at: Timestamp) -> Result<Option<Change>> {
+    let (_, change) = step(db, vm, Event::SlotTaken, at).await?;
+    if change.is_some() {
+        let id = vm.id().to_string();
+        let os = placement::os_column(vm.draft.os);
+        let taken = at.as_millisecond();
+        sqlx::query!(
+            "INSERT INTO leases (vm_id, os, cpus, memory_mib, taken_at) VALUES (?, ?, ?, ?, ?)",
+            id,
+            os,
+            vm.draft.cpus,
+            vm.draft.memory_mib,
+            taken
+        )
+        .execute(&mut *db)
+        .await?;
+    }
+    Ok(change)
+}
+
+/// One event through the table, with everything that belongs to the same transaction.
+async fn step(
+    db: &mut SqliteConnection,
+    vm: &mut Vm,
+    event: Event,
+    at: Timestamp,
+) -> Result<(Verdict, Option<Change>)> {
+    let before = vm.state;
+    // Two events may carry the same millisecond, but a vm's log never runs backwards, whatever the clock does.
+    let at = at.max(vm.updated_at);
+    let verdict = vm.apply(&event, at);
+    match verdict {
+        Verdict::Ignore => return Ok((verdict, None)),
+        Verdict::Refuse => {
+            return Err(Error::new(
+                Code::VmTransitionRefused,
+                format!("{} cannot happen to a vm that is {before}", event.kind().as_str()),
+            )
+            .into());
+        }
+        Verdict::Move(_) | Verdict::Note => {}
+    }
+    let id = vm.id().to_string();
+    let state = vm.state.as_str();
+    let json = serde_json::to_string(&*vm).map_err(|e| unreadable(e.to_string()))?;
+    let not_before = vm.queue.as_ref().and_then(|q| q.not_before).map(|t| t.as_millisecond());
+    let deleted_at = vm.deleted_at().map(|t| t.as_millisecond());
+    sqlx::query!(
+        "UPDATE vms SET state = ?, generation = ?, not_before = ?, deleted_at = ?, record = ? WHERE id = ?",
+        state,
+        vm.generation,
+        not_before,
+        deleted_at,
+        json,
+        id
+    )
+    .execute(&mut *db)
+    .await?;
+    if before.holds_slot() && !vm.state.holds_slot() {
+        sqlx::query!("DELETE FROM leases WHERE vm_id = ?", id).execute(&mut *db).await?;
+    }
+    if vm.state == State::Deleted {
+        sqlx::query!("DELETE FROM vm_secrets WHERE vm_id = ?", id).execute(&mut *db).await?;
+    }
+    let change = record(db, vm, event, at).await?;
+    Ok((verdict, Some(change)))
+}
+
+async fn insert(db: &mut SqliteConnection, vm: &Vm, request_hash: &[u8; 32]) -> Result<()> {
+    let id = vm.id().to_string();
+    let state = vm.state.as_str();
+    let os = placement::os_column(vm.draft.os);
+    let hash = request_hash.as_slice();
+    let created_at = vm.created_at.as_millisecond();
+    let json = serde_json::to_string(vm).map_err(|e| unreadable(e.to_string()))?;
+    sqlx::query!(
+        "INSERT INTO vms (id, name, state, generation, template, template_digest, os, cpus, memory_mib, request_hash, created_at, record)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        id,
+        vm.draft.name,
+        state,
+        vm.generation,
+        vm.draft.template,
+        vm.draft.template_digest,
+        os,
+        vm.draft.cpus,
+        vm.draft.memory_mib,
+        hash,
+        created_at,
+        json
+    )
+    .execute(&mut *db)
+    .await?;
+    Ok(())
+}
+
+async fn record(db: &mut SqliteConnection, vm: &Vm, event: Event, at: Timestamp) -> Result<Change> {
+    let id = vm.id().to_string();
+    let state = vm.state.as_str();
+    let millis = at.as_millisecond();
+    let json = serde_json::to_string(&event).map_err(|e| unreadable(e.to_string()))?;
+    let seq = sqlx::query!(
+        "INSERT INTO events (vm_id, generation, at, state, event) VALUES (?, ?, ?, ?, ?)",
+        id,
+        vm.generation,
+        millis,
+        state,
+        json
+    )
+    .execute(&mut *db)
+    .await?
+    .last_insert_rowid();
+    let recorded = Recorded { seq, vm_id: vm.id(), generation: vm.generation, at, state: vm.state, event };
+    Ok(Change { vm: Arc::new(vm.clone()), recorded: Arc::new(recorded) })
+}
+
+async fn load(db: &mut SqliteConnection, id: VmId) -> Result<Option<Vm>> {
+    let id = id.to_string();
+    let row = sqlx::query!("SELECT record FROM vms WHERE id = ?", id).fetch_optional(&mut *db).await?;
+    row.map(|row| parse_vm(&row.record)).transpose()
+}
+
+pub(super) fn parse_vm(record: &str) -> Result<Vm> {
+    serde_json::from_str(record).map_err(|e| unreadable(format!("a vm's record: {e}")))
+}
+
+pub(super) fn parse_id(id: &str) -> Result<VmId> {
+    id.parse().map_err(|e| unreadable(format!("a vm's id {id:?}: {e}")))
+}
+
+pub(super) fn unreadable(what: impl Into<String>) -> StoreError {
+    StoreError::Unreadable(what.into())
+}

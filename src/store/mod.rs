@@ -1,0 +1,145 @@
+//! SQLite: the one file that remembers.
+//!
+//! Many readers, one writer. Readers are read-only connections that see the last commit; the writer is a task of its own, so
+//! that a request which is dropped half-way never interrupts a write, and nobody ever waits for a lock. Writes that arrive
+//! while another is being made durable share the next commit. A write is answered only once it is on disk
+//! (WAL, synchronous=FULL).
+//!
+//! The store knows the domain and nothing else: no hypervisor, no clock of its own, no HTTP.
+
+use std::{path::Path, time::Duration};
+
+use sqlx::{
+    ConnectOptions, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+pub mod changes;
+pub mod ledger;
+pub mod placement;
+pub mod retention;
+pub mod tokens;
+pub mod vault;
+pub mod vms;
+mod writer;
+
+pub use changes::{Change, Changes};
+pub use ledger::{Expect, Ledger};
+pub use vault::Vault;
+pub use vms::Reader;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("database: {0}")]
+    Sqlite(#[from] sqlx::Error),
+    #[error("the database holds what this version cannot read: {0}")]
+    Unreadable(String),
+    #[error("the database writer has ended")]
+    WriterGone,
+    #[error(transparent)]
+    Refused(Box<crate::domain::Error>),
+}
+
+impl From<crate::domain::Error> for StoreError {
+    fn from(error: crate::domain::Error) -> Self {
+        StoreError::Refused(Box::new(error))
+    }
+}
+
+impl From<StoreError> for crate::domain::Error {
+    fn from(error: StoreError) -> Self {
+        use crate::domain::{Code, Error};
+        match error {
+            StoreError::Refused(error) => *error,
+            StoreError::Sqlite(_) | StoreError::WriterGone => {
+                Error::new(Code::StoreUnavailable, "the database could not be used; the cause is in the service's log")
+                    .cause(error)
+            }
+            StoreError::Unreadable(_) => Error::internal(error),
+        }
+    }
+}
+
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
+
+/// Why the database could not be opened: one sentence for whoever starts the service.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{path} is not a usable database ({cause}); move it away to start with an empty one, or restore a backup")]
+    Corrupt { path: String, cause: String },
+    #[error("{path} is locked by another program; stop that program first")]
+    Locked { path: String },
+    #[error(
+        "{path} was made by a newer Mayfly ({cause}); start that version, or restore the backup from before the upgrade"
+    )]
+    Newer { path: String, cause: String },
+    #[error("cannot open {path}: {cause}")]
+    Other { path: String, cause: String },
+}
+
+pub struct Store {
+    pub ledger: Ledger,
+    pub reader: Reader,
+}
+
+/// Opens the database, bringing it up to date first.
+pub async fn open(path: &Path) -> Result<Store, OpenError> {
+    let shown = path.display().to_string();
+    let explain = |error: sqlx::Error| explain_open(&shown, error);
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(Duration::from_secs(2));
+    let mut connection = options.connect().await.map_err(&explain)?;
+    // A page that cannot be read is better found now than in the middle of somebody's job.
+    let check: String =
+        sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut connection).await.map_err(&explain)?;
+    if check != "ok" {
+        return Err(OpenError::Corrupt { path: shown, cause: check });
+    }
+    MIGRATIONS.run(&mut connection).await.map_err(|error| match error {
+        sqlx::migrate::MigrateError::VersionMissing(_) | sqlx::migrate::MigrateError::VersionMismatch(_) => {
+            OpenError::Newer { path: shown.clone(), cause: error.to_string() }
+        }
+        sqlx::migrate::MigrateError::Execute(error) => explain(error),
+        other => OpenError::Other { path: shown.clone(), cause: other.to_string() },
+    })?;
+    let last_seq: i64 = sqlx::query_scalar("SELECT COALESCE(MAX(seq), 0) FROM events")
+        .fetch_one(&mut connection)
+        .await
+        .map_err(&explain)?;
+    let pool = reader_pool(path).await.map_err(&explain)?;
+    let changes = Changes::new(last_seq);
+    Ok(Store { ledger: Ledger::new(writer::start(connection), changes), reader: Reader::new(pool) })
+}
+
+async fn reader_pool(path: &Path) -> sqlx::Result<SqlitePool> {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .read_only(true)
+        .pragma("query_only", "on")
+        .busy_timeout(Duration::from_secs(2));
+    SqlitePoolOptions::new()
+        .max_connections(4)
+        .min_connections(1)
+        .acquire_timeout(Duration::from_secs(5))
+        .connect_with(options)
+        .await
+}
+
+fn explain_open(path: &str, error: sqlx::Error) -> OpenError {
+    let path = path.to_owned();
+    let cause = error.to_string();
+    let code = error.as_database_error().and_then(|e| e.code()).and_then(|c| c.parse::<i32>().ok());
+    // SQLite's primary result codes are the low byte: 5 BUSY, 6 LOCKED, 11 CORRUPT, 26 NOTADB.
+    match code.map(|c| c & 0xff) {
+        Some(5 | 6) => OpenError::Locked { path },
+        Some(11 | 26) => OpenError::Corrupt { path, cause },
+        _ => OpenError::Other { path, cause },
+    }
+}

@@ -1,0 +1,91 @@
+//! Who waits, and what is held: read inside the writer's transaction, so that the sum is exact.
+
+use std::collections::HashSet;
+
+use jiff::Timestamp;
+use sqlx::SqliteConnection;
+
+use super::{
+    Result,
+    ledger::{parse_id, unreadable},
+};
+use crate::domain::{
+    GuestOs, VmId,
+    host::{Capacity, Held},
+};
+
+/// What the host offers, as seen a moment ago.
+#[derive(Clone, Debug)]
+pub struct Room {
+    pub capacity: Capacity,
+    /// `false` while the host can start nothing.
+    pub open: bool,
+    /// What instances hold that no lease of ours stands for.
+    pub foreign: Held,
+    /// Running instances that bear our name. One without a lease is a stray: it counts until the sweep has removed it.
+    pub ours: Vec<(VmId, GuestOs, u32, u32)>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Waiting {
+    pub id: VmId,
+    pub os: GuestOs,
+    pub cpus: u32,
+    pub memory_mib: u32,
+}
+
+pub(super) fn os_column(os: GuestOs) -> &'static str {
+    match os {
+        GuestOs::Linux => "linux",
+        GuestOs::Macos => "macos",
+    }
+}
+
+fn os_of(column: &str) -> Result<GuestOs> {
+    match column {
+        "linux" => Ok(GuestOs::Linux),
+        "macos" => Ok(GuestOs::Macos),
+        other => Err(unreadable(format!("guest system {other:?}"))),
+    }
+}
+
+fn size(value: i64) -> Result<u32> {
+    u32::try_from(value).map_err(|_| unreadable(format!("size {value}")))
+}
+
+/// Everything that counts against the capacity: leases, foreign instances, strays.
+pub(super) async fn held(db: &mut SqliteConnection, room: &Room) -> Result<Held> {
+    let mut held = room.foreign;
+    let mut leased = HashSet::new();
+    for lease in sqlx::query!("SELECT vm_id, os, cpus, memory_mib FROM leases").fetch_all(&mut *db).await? {
+        held.add(os_of(&lease.os)?, size(lease.cpus)?, size(lease.memory_mib)?);
+        leased.insert(parse_id(&lease.vm_id)?);
+    }
+    for (id, os, cpus, memory_mib) in &room.ours {
+        if !leased.contains(id) {
+            held.add(*os, *cpus, *memory_mib);
+        }
+    }
+    Ok(held)
+}
+
+/// The queue, oldest first: ids sort by age, and a vm that failed an attempt keeps its place.
+pub(super) async fn waiting(db: &mut SqliteConnection, at: Timestamp) -> Result<Vec<Waiting>> {
+    let at = at.as_millisecond();
+    sqlx::query!(
+        "SELECT id, os, cpus, memory_mib FROM vms WHERE state = 'queued' AND COALESCE(not_before, 0) <= ? ORDER BY id",
+        at
+    )
+    .fetch_all(&mut *db)
+    .await?
+    .into_iter()
+    .map(|row| {
+        Ok(Waiting {
+            id: parse_id(&row.id)?,
+            os: os_of(&row.os)?,
+            cpus: size(row.cpus)?,
+            memory_mib: size(row.memory_mib)?,
+        })
+    })
+    .collect()
+}

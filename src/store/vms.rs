@@ -1,0 +1,204 @@
+//! Reading: vms, their events, the queue, leases.
+
+use std::collections::HashMap;
+
+use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, SqlitePool};
+
+use super::{
+    Result,
+    ledger::{parse_id, parse_vm, unreadable},
+};
+use crate::domain::{Event, State, Vm, VmId, event::Recorded, host::Held};
+
+/// What a listing is narrowed to.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Empty: every state but `deleted`.
+    pub states: Vec<State>,
+    pub name: Option<String>,
+    /// Name or digest.
+    pub template: Option<String>,
+    pub labels: Vec<(String, String)>,
+    /// Only vms older than this one.
+    pub before: Option<VmId>,
+    pub limit: u32,
+}
+
+/// Read-only access to the last commit.
+#[derive(Clone)]
+pub struct Reader {
+    pool: SqlitePool,
+}
+
+impl Reader {
+    pub(super) fn new(pool: SqlitePool) -> Self {
+        Self { pool }
+    }
+
+    pub(super) fn pool(&self) -> &SqlitePool {
+        &self.pool
+    }
+
+    pub async fn vm(&self, id: VmId) -> Result<Option<Vm>> {
+        let id = id.to_string();
+        let row = sqlx::query!("SELECT record FROM vms WHERE id = ?", id).fetch_optional(&self.pool).await?;
+        row.map(|row| parse_vm(&row.record)).transpose()
+    }
+
+    pub async fn live_vm_named(&self, name: &str) -> Result<Option<Vm>> {
+        let row = sqlx::query!("SELECT record FROM vms WHERE name = ? AND deleted_at IS NULL", name)
+            .fetch_optional(&self.pool)
+            .await?;
+        row.map(|row| parse_vm(&row.record)).transpose()
+    }
+
+    /// Newest first.
+    pub async fn vms(&self, filter: &Filter) -> Result<Vec<Vm>> {
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT record FROM vms WHERE ");
+        if filter.states.is_empty() {
+            query.push("deleted_at IS NULL");
+        } else {
+            query.push("state IN (");
+            let mut states = query.separated(", ");
+            for state in &filter.states {
+                states.push_bind(state.as_str());
+            }
+            query.push(")");
+        }
+        if let Some(name) = &filter.name {
+            query.push(" AND name = ").push_bind(name.clone());
+        }
+        if let Some(template) = &filter.template {
+            query.push(" AND (template = ").push_bind(template.clone());
+            query.push(" OR template_digest = ").push_bind(template.clone()).push(")");
+        }
+        for (key, value) in &filter.labels {
+            // A JSON path with the key quoted: dots and slashes are usual in labels. Keys with quotes are refused at the door.
+            query.push(" AND json_extract(record, ").push_bind(format!("$.draft.labels.\"{key}\""));
+            query.push(") = ").push_bind(value.clone());
+        }
+        if let Some(before) = filter.before {
+            query.push(" AND id < ").push_bind(before.to_string());
+        }
+        query.push(" ORDER BY id DESC LIMIT ").push_bind(i64::from(filter.limit));
+        query.build().fetch_all(&self.pool).await?.iter().map(|row| parse_vm(&row.try_get::<String, _>(0)?)).collect()
+    }
+
+    /// Every vm that has not reached its end, oldest first: what a start has to take up again.
+    pub async fn live_vms(&self) -> Result<Vec<Vm>> {
+        sqlx::query!("SELECT record FROM vms WHERE deleted_at IS NULL ORDER BY id")
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .map(|row| parse_vm(&row.record))
+            .collect()
+    }
+
+    /// 1 for the vm that is next.
+    pub async fn queue_position(&self, id: VmId) -> Result<i64> {
+        let id = id.to_string();
+        let row = sqlx::query!(r#"SELECT COUNT(*) AS "n!: i64" FROM vms WHERE state = 'queued' AND id <= ?"#, id)
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(row.n)
+    }
+
+    pub async fn count_by_state(&self) -> Result<HashMap<State, i64>> {
+        // Deleted rows are many and nobody counts them by the second.
+        sqlx::query!(r#"SELECT state, COUNT(*) AS "n!: i64" FROM vms WHERE deleted_at IS NULL GROUP BY state"#)
+            .fetch_all(&self.pool)
+            .await?
+            .into_iter()
+            .map(|row| {
+                let state = State::parse(&row.state).ok_or_else(|| unreadable(format!("state {:?}", row.state)))?;
+                Ok((state, row.n))
+            })
+            .collect()
+    }
+
+    /// What our own vms hold.
+    pub async fn leased(&self) -> Result<Held> {
+        let mut held = Held::default();
+        for vm in self.live_vms().await?.iter().filter(|vm| vm.state.holds_slot()) {
+            held.add(vm.draft.os, vm.draft.cpus, vm.draft.memory_mib);
+        }
+        Ok(held)
+    }
+
+    pub async fn leases(&self) -> Result<Vec<VmId>> {
+        sqlx::query!("SELECT vm_id FROM leases ORDER BY vm_id")
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .map(|row| parse_id(&row.vm_id))
+            .collect()
+    }
+
+    pub async fn template_in_use(&self, digest: &str) -> Result<Option<VmId>> {
+        let row = sqlx::query!("SELECT id FROM vms WHERE template_digest = ? AND deleted_at IS NULL LIMIT 1", digest)
+            .fetch_optional(&self.pool)
+            .await?;
+        row.map(|row| parse_id(&row.id)).transpose()
+    }
+
+    /// Events after a position, oldest first; of one vm or of all.
+    pub async fn events(&self, vm: Option<VmId>, after: i64, limit: u32) -> Result<Vec<Recorded>> {
+        let rows = match vm {
+            Some(id) => {
+                sqlx::query(AssertSqlSafe(
+                    "SELECT seq, vm_id, generation, at, state, event FROM events WHERE vm_id = ? AND seq > ? ORDER BY generation LIMIT ?",
+                ))
+                .bind(id.to_string())
+                .bind(after)
+                .bind(i64::from(limit))
+                .fetch_all(&self.pool)
+                .await?
+            }
+            None => {
+                sqlx::query(AssertSqlSafe(
+                    "SELECT seq, vm_id, generation, at, state, event FROM events WHERE seq > ? ORDER BY seq LIMIT ?",
+                ))
+                .bind(after)
+                .bind(i64::from(limit))
+                .fetch_all(&self.pool)
+                .await?
+            }
+        };
+        rows.iter()
+            .map(|row| {
+                let state: String = row.try_get("state")?;
+                let event: String = row.try_get("event")?;
+                let at: i64 = row.try_get("at")?;
+                let id: String = row.try_get("vm_id")?;
+                Ok(Recorded {
+                    seq: row.try_get("seq")?,
+                    vm_id: parse_id(&id)?,
+                    generation: row.try_get("generation")?,
+                    at: jiff::Timestamp::from_millisecond(at).map_err(|e| unreadable(format!("a time: {e}")))?,
+                    state: State::parse(&state).ok_or_else(|| unreadable(format!("state {state:?}")))?,
+                    event: serde_json::from_str::<Event>(&event).map_err(|e| unreadable(format!("an event: {e}")))?,
+                })
+            })
+            .collect()
+    }
+
+    /// The position of the newest event.
+    pub async fn last_seq(&self) -> Result<i64> {
+        let row =
+            sqlx::query!(r#"SELECT COALESCE(MAX(seq), 0) AS "seq!: i64" FROM events"#).fetch_one(&self.pool).await?;
+        Ok(row.seq)
+    }
+
+    /// What only the guest may see, still encrypted.
+    pub async fn sealed(&self, id: VmId) -> Result<Option<Vec<u8>>> {
+        let id = id.to_string();
+        let row = sqlx::query!("SELECT sealed FROM vm_secrets WHERE vm_id = ?", id).fetch_optional(&self.pool).await?;
+        Ok(row.map(|row| row.sealed))
+    }
+
+    /// Whether the database answers.
+    pub async fn ping(&self) -> Result<()> {
+        sqlx::query!(r#"SELECT 1 AS "one!: i64""#).fetch_one(&self.pool).await?;
+        Ok(())
+    }
+}
