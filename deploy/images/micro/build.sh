@@ -41,8 +41,9 @@ out=${out:-${XDG_CACHE_HOME:-$HOME/.cache}/mayfly/images/micro}
 if [ "$(uname -s)" != Linux ]; then
     die "this image is made of Debian packages: build it on Debian or Ubuntu (an arm64 container or VM for this Mac's processor) and copy OUTDIR here"
 fi
-command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null ||
+if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
     die "this image is made of Debian packages, and this system has no apt-get"
+fi
 
 machine=$(uname -m)
 case $machine in
@@ -157,7 +158,9 @@ rm -rf "$work/deb"
 busybox=$(find "$work/pkg" -path '*bin/busybox' -type f | head -n 1)
 modules=$(find "$work/pkg" -path '*lib/modules/*/kernel' -type d | head -n 1)
 vmlinuz=$(find "$work/pkg/boot" -name 'vmlinuz-*' -type f | head -n 1)
-[ -n "$busybox" ] && [ -n "$modules" ] && [ -n "$vmlinuz" ] || die "a package has not the content it used to have"
+if [ -z "$busybox" ] || [ -z "$modules" ] || [ -z "$vmlinuz" ]; then
+    die "a package has not the content it used to have"
+fi
 
 # --- kernel modules -----------------------------------------------------------
 
