@@ -84,9 +84,11 @@ wrapper_seen() {
 
 curl=''
 mkdir -p "$run" || exit 1
-if [ ! -r "$kit/mayfly.env" ]; then
-    die "no mayfly.env in $kit"
-fi
+for file in mayfly.env curlrc wrapper.sh; do
+    if [ ! -r "$kit/$file" ]; then
+        die "no $file in $kit"
+    fi
+done
 # A trial run in a subshell first: a broken file would end this shell without a word.
 # shellcheck source=/dev/null
 if ! (. "$kit/mayfly.env") >/dev/null 2>&1; then

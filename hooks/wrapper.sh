@@ -75,7 +75,7 @@ send_bytes() {
         printf '{"type":"log","source":"job","data_base64":"'
         tail -c "+$(($1 + 1))" "$log" | head -c "$2" | base64 | tr -d '\n'
         printf '"}'
-    } | post 1 >/dev/null
+    } | post >/dev/null
 }
 
 log_size() {
@@ -86,12 +86,12 @@ log_size() {
 # what was taken, so that a lost call is made good by the next.
 sent=0
 send_new() {
-    size=$(log_size)
-    if [ "$size" -gt "$1" ]; then
-        size=$1
+    upto=$(log_size)
+    if [ "$upto" -gt "$1" ]; then
+        upto=$1
     fi
-    while [ "$sent" -lt "$size" ]; do
-        count=$((size - sent))
+    while [ "$sent" -lt "$upto" ]; do
+        count=$((upto - sent))
         if [ "$count" -gt "$chunk" ]; then
             count=$chunk
         fi
@@ -119,15 +119,15 @@ stream_log() {
 send_rest() {
     command -v base64 >/dev/null 2>&1 || return 0
     sent=$(cat "$run/job.log.sent" 2>/dev/null) || sent=0
+    # Fixed now: what the job left running in the background may still write.
     size=$(log_size)
     if [ "$size" -gt "$log_cap" ]; then
         send_new $((log_cap - tail_part)) || return 1
         left_out=$((size - tail_part - sent))
         note=$(printf '\n[mayfly: %s bytes left out, the log is over %s]\n' "$left_out" "$log_cap" |
             base64 | tr -d '\n')
-        echo '{"type":"log","source":"job","data_base64":"'"$note"'"}' | post 1 >/dev/null
+        echo '{"type":"log","source":"job","data_base64":"'"$note"'"}' | post >/dev/null
         sent=$((size - tail_part))
-        log_cap=$size
     fi
     send_new "$size"
 }

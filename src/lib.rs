@@ -12,4 +12,7 @@
 
 pub mod domain;
 pub mod drivers;
+pub mod runners;
+pub mod service;
 pub mod store;
+pub mod templates;

@@ -2,14 +2,23 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::template::GuestOs;
+use jiff::Timestamp;
+use utoipa::ToSchema;
+
+use super::{
+    error::Fault,
+    ids::VmId,
+    lifecycle::State,
+    template::{Arch, GuestOs},
+    vm::Vm,
+};
 
 /// Apple's licence allows two macOS guests per host, and the kernel enforces it. Configuration may lower this and never
 /// raise it. (macOS Software License Agreement, section 2B(iii).)
 pub const MACOS_GUESTS_PER_HOST: u32 = 2;
 
 /// The limits of this host. Every one of them holds at the same time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Capacity {
     pub macos_slots: u32,
     pub linux_slots: u32,
@@ -20,7 +29,7 @@ pub struct Capacity {
 }
 
 /// What vms hold, ours or foreign.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Held {
     pub macos: u32,
     pub linux: u32,
@@ -57,6 +66,105 @@ impl Capacity {
         slot && held.cpus.saturating_add(cpus) <= self.cpus
             && held.memory_mib.saturating_add(memory_mib) <= self.memory_mib
     }
+}
+
+/// One instance on the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Instance {
+    /// The driver that sees it.
+    pub driver: String,
+    /// The hypervisor's name for it.
+    pub name: String,
+    /// The vm it belongs to, when it is one of ours.
+    #[schema(value_type = Option<String>, format = "uuid")]
+    pub vm_id: Option<VmId>,
+    pub running: bool,
+    pub os: GuestOs,
+    pub cpus: u32,
+    pub memory_mib: u32,
+}
+
+/// A driver as this host has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DriverView {
+    pub name: String,
+    /// Whether it can run guests here.
+    pub usable: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arch: Option<Arch>,
+    /// `kvm`, `hvf`, `tcg`, …
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accelerator: Option<String>,
+    /// Why a better accelerator is not used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// Why it cannot run guests; it is asked again from time to time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
+}
+
+/// The host as last looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostView {
+    pub capacity: Capacity,
+    pub drivers: Vec<DriverView>,
+    /// Everything that runs here, ours and foreign.
+    pub instances: Vec<Instance>,
+    pub observed_at: Timestamp,
+    /// `false` until the first look at the host is done.
+    pub observed: bool,
+}
+
+impl HostView {
+    pub fn driver(&self, name: &str) -> Option<&DriverView> {
+        self.drivers.iter().find(|d| d.name == name)
+    }
+
+    /// What foreign instances hold.
+    pub fn foreign(&self) -> Held {
+        let mut held = Held::default();
+        for i in self.instances.iter().filter(|i| i.vm_id.is_none() && i.running) {
+            held.add(i.os, i.cpus, i.memory_mib);
+        }
+        held
+    }
+}
+
+/// Where the database and the hypervisor disagree, and what the next sweep does about it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Difference {
+    /// Ours and known: nothing to do.
+    #[schema(value_type = Vec<String>)]
+    pub known: Vec<VmId>,
+    /// Ours by name and place, and no live vm has them: they are destroyed.
+    pub strays: Vec<Instance>,
+    /// Vms that ought to have an instance and have none: their own step finds out and ends or retries them.
+    #[schema(value_type = Vec<String>)]
+    pub missing: Vec<VmId>,
+    /// Not ours: counted, never touched.
+    pub foreign: Vec<Instance>,
+}
+
+/// Compares rows with instances. Pure, so that looking and acting cannot disagree.
+pub fn difference(live: &[Vm], instances: &[Instance]) -> Difference {
+    let mut found = Difference::default();
+    for instance in instances {
+        match instance.vm_id {
+            None => found.foreign.push(instance.clone()),
+            // A queued vm has no instance of its own: what bears its name is left over.
+            Some(id) if live.iter().any(|vm| vm.id() == id && vm.state.holds_slot()) => found.known.push(id),
+            Some(_) => found.strays.push(instance.clone()),
+        }
+    }
+    for vm in live {
+        let expected = matches!(vm.state, State::Booting | State::Configuring | State::Running | State::Draining);
+        if expected && !instances.iter().any(|i| i.vm_id == Some(vm.id()) && i.running) {
+            found.missing.push(vm.id());
+        }
+    }
+    found
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use sqlx::{
 
 pub mod changes;
 pub mod ledger;
+pub mod logs;
 pub mod placement;
 pub mod retention;
 pub mod tokens;

@@ -26,6 +26,7 @@ const API_TOKEN_PREFIX: &str = "mfa_";
 pub struct Vault {
     sealing: RandomizedNonceKey,
     tokens: hmac::Key,
+    requests: hmac::Key,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +79,13 @@ impl Vault {
             sealing: RandomizedNonceKey::new(&AES_256_GCM, &derive(b"vm secrets"))
                 .expect("32 bytes are the length of an AES-256 key"),
             tokens: hmac::Key::new(hmac::HMAC_SHA256, &derive(b"vm tokens")),
+            requests: hmac::Key::new(hmac::HMAC_SHA256, &derive(b"request fingerprints")),
         }
+    }
+
+    /// Tells equal requests from different ones without keeping them: keyed, because a request may hold a guessable secret.
+    pub fn fingerprint(&self, request: &[u8]) -> [u8; 32] {
+        hmac::sign(&self.requests, request).as_ref().try_into().expect("HMAC-SHA-256 gives 32 bytes")
     }
 
     pub fn seal(&self, vm: VmId, clear: &[u8]) -> Vec<u8> {

@@ -134,9 +134,4 @@ def power_button_alone():
             return power_off(vm)
 
 
-main([
-    ("seed_command", seed_command),
-    ("seed_dead_server", seed_dead_server),
-    ("ssh_handover", ssh_handover),
-    ("power_button_alone", power_button_alone),
-])
+main([seed_command, seed_dead_server, ssh_handover, power_button_alone])

@@ -5,12 +5,12 @@ ends, each with a limit. Everything that is started is ended by its own handle.
 """
 
 import base64
+import concurrent.futures
 import http.server
 import json
 import os
 import pathlib
 import re
-import shlex
 import shutil
 import socket
 import socketserver
@@ -426,21 +426,25 @@ class Workspace:
         shutil.rmtree(self.dir, ignore_errors=True)
 
 
-def main(tests):
+def main(tests, at_once=1):
+    """Runs the tests whose name contains an argument, or all, and ends the program."""
     wanted = sys.argv[1:]
-    passed = failed = 0
-    for name, test in tests:
-        if wanted and not any(w in name for w in wanted):
-            continue
+    tests = [t for t in tests if not wanted or any(w in t.__name__ for w in wanted)]
+
+    def one(test):
         begin = time.monotonic()
         try:
             note = test()
-            passed += 1
-            print("ok   %s (%.1f s)%s" % (name, time.monotonic() - begin, ": " + note if note else ""), flush=True)
+            print("ok   %s (%.1f s)%s" % (test.__name__, time.monotonic() - begin, ": " + note if note else ""),
+                  flush=True)
+            return True
         except Exception as error:  # one broken test must not hide the others
-            failed += 1
-            print("FAIL %s: %s" % (name, error), flush=True)
+            print("FAIL %s: %s" % (test.__name__, error), flush=True)
             if not isinstance(error, Failed):
                 traceback.print_exc()
-    print("%d passed, %d failed" % (passed, failed), flush=True)
-    sys.exit(1 if failed else 0)
+            return False
+
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        results = list(pool.map(one, tests))
+    print("%d passed, %d failed" % (sum(results), len(results) - sum(results)), flush=True)
+    sys.exit(0 if all(results) else 1)

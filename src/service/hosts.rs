@@ -1,0 +1,65 @@
+//! The host as the API shows it, and what is there for new vms.
+
+use super::Service;
+use crate::{
+    domain::{
+        Result,
+        host::{Difference, Held, HostView, difference},
+    },
+    store::placement::Room,
+};
+
+/// The host and what is held of it.
+#[derive(Clone, Debug)]
+pub struct HostStatus {
+    pub view: HostView,
+    /// What our own vms hold.
+    pub leased: Held,
+    /// What instances hold that Mayfly did not start.
+    pub foreign: Held,
+    pub queued: i64,
+}
+
+/// What placing needs to know of a host.
+pub fn room(view: &HostView) -> Room {
+    Room {
+        capacity: view.capacity,
+        open: view.observed && view.drivers.iter().any(|d| d.usable),
+        foreign: view.foreign(),
+        ours: view
+            .instances
+            .iter()
+            .filter(|i| i.running)
+            .filter_map(|i| Some((i.vm_id?, i.os, i.cpus, i.memory_mib)))
+            .collect(),
+    }
+}
+
+impl Service {
+    pub async fn host_status(&self) -> Result<HostStatus> {
+        let view = self.host.borrow().clone();
+        let queued =
+            self.reader.count_by_state().await?.get(&crate::domain::State::Queued).copied().unwrap_or_default();
+        Ok(HostStatus { leased: self.reader.leased().await?, foreign: view.foreign(), view, queued })
+    }
+
+    /// Rows against instances, without acting on it.
+    pub async fn difference(&self) -> Result<Difference> {
+        let instances = self.host.borrow().instances.clone();
+        Ok(difference(&self.reader.live_vms().await?, &instances))
+    }
+
+    /// Whether new vms can be served: the database answers and the host was looked at.
+    pub async fn ready(&self) -> Result<()> {
+        self.reader.ping().await?;
+        let view = self.host.borrow();
+        if view.observed {
+            return Ok(());
+        }
+        Err(crate::domain::Error::new(
+            crate::domain::Code::HostUnavailable,
+            "the host's drivers are still being probed",
+        )
+        .retry_after(2))
+    }
+}

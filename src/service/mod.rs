@@ -1,0 +1,81 @@
+//! The verbs that change things. Each checks, writes one transaction to the ledger and answers; what follows from it is done
+//! by `reconcile`, which reads the ledger. The two never call each other.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::{
+    domain::host::HostView,
+    store::{Ledger, Reader, Vault, logs::Logs},
+    templates::Catalog,
+};
+
+pub mod clock;
+pub mod guests;
+pub mod hosts;
+pub mod templates;
+pub mod tokens;
+pub mod vms;
+
+pub use clock::Clock;
+
+/// Limits and defaults of the verbs.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How many vms may wait at once.
+    pub max_queued: u32,
+    /// Wait for a slot when the request does not say, in seconds.
+    pub queue_timeout_seconds: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { max_queued: 1000, queue_timeout_seconds: 3600 }
+    }
+}
+
+#[derive(Clone)]
+pub struct Service {
+    pub(crate) ledger: Ledger,
+    pub(crate) reader: Reader,
+    pub(crate) vault: Arc<Vault>,
+    pub(crate) logs: Logs,
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) host: watch::Receiver<HostView>,
+    pub(crate) clock: Clock,
+    pub(crate) settings: Settings,
+    /// The drivers that this service was started with, by name.
+    pub(crate) drivers: Arc<crate::drivers::registry::Registry>,
+}
+
+#[expect(clippy::too_many_arguments, reason = "called once, where everything is wired")]
+impl Service {
+    pub fn new(
+        ledger: Ledger,
+        reader: Reader,
+        vault: Arc<Vault>,
+        logs: Logs,
+        catalog: Arc<Catalog>,
+        drivers: Arc<crate::drivers::registry::Registry>,
+        host: watch::Receiver<HostView>,
+        clock: Clock,
+        settings: Settings,
+    ) -> Self {
+        Self { ledger, reader, vault, logs, catalog, host, clock, settings, drivers }
+    }
+}
+
+impl Service {
+    pub fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
+    pub fn changes(&self) -> &crate::store::Changes {
+        self.ledger.changes()
+    }
+
+    pub fn now(&self) -> jiff::Timestamp {
+        self.clock.now()
+    }
+}

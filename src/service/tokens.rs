@@ -1,0 +1,50 @@
+//! Who calls, and the tokens they call with.
+
+use secrecy::SecretString;
+use uuid::Uuid;
+
+use super::Service;
+use crate::{
+    domain::{
+        Code, Error, Result, TokenId,
+        token::{Caller, Scope, Token},
+    },
+    store::vault,
+};
+
+impl Service {
+    /// Whose token this is. Every wrong token gets the same answer.
+    pub async fn authenticate(&self, token: &SecretString) -> Result<Caller> {
+        if let Some(vm) = self.vault.vm_of_token(token) {
+            return Ok(Caller::Guest(vm));
+        }
+        match self.reader.token_by_hash(&vault::hash_token(token)).await? {
+            Some(token) => Ok(Caller::Token { id: token.id, name: token.name, scope: token.scope }),
+            None => Err(Error::new(Code::AuthRequired, "the token is not known, or it was revoked")),
+        }
+    }
+
+    /// A new token and its secret, which is shown this once.
+    pub async fn create_token(&self, name: String, scope: Scope) -> Result<(Token, SecretString)> {
+        let plain = name.len() <= 63 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        if name.is_empty() || !plain {
+            return Err(Error::new(Code::RequestInvalid, "the token's name is not usable")
+                .field("/name", "1 to 63 letters, digits, '.', '_' or '-'"));
+        }
+        let secret = vault::mint_api_token();
+        let token = Token { id: TokenId(Uuid::now_v7()), name, scope, created_at: self.clock.now(), revoked_at: None };
+        let token = self.ledger.add_token(token, vault::hash_token(&secret)).await?;
+        tracing::info!(token.id = %token.id, token.name = %token.name, token.scope = scope.as_str(), "token created");
+        Ok((token, secret))
+    }
+
+    pub async fn list_tokens(&self) -> Result<Vec<Token>> {
+        Ok(self.reader.tokens().await?)
+    }
+
+    pub async fn revoke_token(&self, id: TokenId) -> Result<Token> {
+        let token = self.ledger.revoke_token(id, self.clock.now()).await?;
+        tracing::info!(token.id = %token.id, token.name = %token.name, "token revoked");
+        Ok(token)
+    }
+}

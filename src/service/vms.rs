@@ -1,0 +1,374 @@
+//! Creating and ending vms, waiting for them, and their logs.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use secrecy::SecretString;
+use serde::Deserialize;
+use tokio::sync::broadcast::error::RecvError;
+use utoipa::ToSchema;
+
+use super::{Service, hosts};
+use crate::{
+    domain::{
+        Announcer, Budgets, Code, Error, Event, Result, State, Vm, VmId,
+        template::Template,
+        token::Caller,
+        vm::{Draft, RunnerKind},
+    },
+    runners::Payload,
+    store::{
+        Expect,
+        ledger::{NewVm, Opened},
+        logs::LogSource,
+    },
+};
+
+/// A vm as asked for.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmRequest {
+    /// Name or digest of a template.
+    #[schema(example = "micro")]
+    pub template: String,
+    /// Unique among live vms; made up when missing. Repeating a request with the same name and body gives the same vm.
+    #[serde(default)]
+    #[schema(example = "build-4711")]
+    pub name: Option<String>,
+    /// What the guest runs.
+    #[serde(default)]
+    pub runner: Runner,
+    /// Cores; the template's default when missing.
+    #[serde(default)]
+    #[schema(minimum = 1)]
+    pub cpus: Option<u32>,
+    /// Memory in MiB; the template's default when missing.
+    #[serde(default)]
+    #[schema(minimum = 32)]
+    pub memory_mib: Option<u32>,
+    /// Yours to search by. At most 32, keys and values of at most 128 characters.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Longest wait for a slot, in seconds. 0: start now or refuse with 409.
+    #[serde(default)]
+    pub queue_timeout_seconds: Option<u32>,
+    /// Budgets that differ from the template's.
+    #[serde(default)]
+    pub budgets: BudgetsPatch,
+}
+
+/// What the guest runs.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Runner {
+    /// One job with the hook contract of GitHub's runner: job-started hook, the job, job-completed hook, result upload.
+    Command {
+        /// The job: a script with its own `#!` line, or text for `sh`.
+        #[schema(value_type = String, example = "echo hello from $(hostname)")]
+        command: SecretString,
+        /// Environment of the job. Values are kept encrypted and never shown.
+        #[serde(default)]
+        #[schema(value_type = BTreeMap<String, String>)]
+        env: BTreeMap<String, SecretString>,
+    },
+    /// A set-up script run in the guest, which may install and run a runner of any CI system. The vm ends when it returns.
+    Script {
+        /// A script with its own `#!` line, or text for `sh`.
+        #[schema(value_type = String, example = "#!/bin/sh\n./run.sh\n")]
+        script: SecretString,
+        /// Environment of the script. Values are kept encrypted and never shown.
+        #[serde(default)]
+        #[schema(value_type = BTreeMap<String, String>)]
+        env: BTreeMap<String, SecretString>,
+    },
+    /// Nothing: the vm lives until it is deleted or its lifetime is spent.
+    #[default]
+    None,
+}
+
+/// Budgets that differ from the template's; all in seconds but `max_attempts`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct BudgetsPatch {
+    pub clone_seconds: Option<u32>,
+    pub boot_seconds: Option<u32>,
+    pub configure_seconds: Option<u32>,
+    pub registration_seconds: Option<u32>,
+    pub idle_seconds: Option<u32>,
+    pub lifetime_seconds: Option<u32>,
+    pub drain_seconds: Option<u32>,
+    pub stop_grace_seconds: Option<u32>,
+    /// How often the vm is booted, on a fresh clone each time, before it is given up.
+    pub max_attempts: Option<u32>,
+}
+
+/// A budget longer than this is a mistake of units.
+const MAX_BUDGET_SECONDS: u32 = 30 * 24 * 3600;
+
+impl BudgetsPatch {
+    pub fn over(&self, base: &Budgets) -> Result<Budgets> {
+        let mut b = base.clone();
+        let fields: [(&str, Option<u32>, &mut u32); 8] = [
+            ("clone_seconds", self.clone_seconds, &mut b.clone_seconds),
+            ("boot_seconds", self.boot_seconds, &mut b.boot_seconds),
+            ("configure_seconds", self.configure_seconds, &mut b.configure_seconds),
+            ("registration_seconds", self.registration_seconds, &mut b.registration_seconds),
+            ("idle_seconds", self.idle_seconds, &mut b.idle_seconds),
+            ("lifetime_seconds", self.lifetime_seconds, &mut b.lifetime_seconds),
+            ("drain_seconds", self.drain_seconds, &mut b.drain_seconds),
+            ("max_attempts", self.max_attempts, &mut b.max_attempts),
+        ];
+        for (name, value, target) in fields {
+            let Some(value) = value else { continue };
+            let max = if name == "max_attempts" { 10 } else { MAX_BUDGET_SECONDS };
+            if value == 0 || value > max {
+                return Err(Error::new(Code::RequestInvalid, "a budget is out of range")
+                    .field(format!("/budgets/{name}"), format!("1 to {max}")));
+            }
+            *target = value;
+        }
+        if let Some(grace) = self.stop_grace_seconds {
+            if grace > 600 {
+                return Err(Error::new(Code::RequestInvalid, "a budget is out of range")
+                    .field("/budgets/stop_grace_seconds", "0 to 600"));
+            }
+            b.stop_grace_seconds = grace;
+        }
+        Ok(b)
+    }
+}
+
+/// The answer to a creation: the vm, its token, and whether it is new.
+pub struct Created {
+    pub vm: Arc<Vm>,
+    pub token: SecretString,
+    pub new: bool,
+}
+
+/// The answer to a DELETE.
+pub struct EndRequested {
+    pub vm: Arc<Vm>,
+    /// `true`: it had ended before.
+    pub was_deleted: bool,
+}
+
+impl Service {
+    pub async fn create_vm(&self, request: VmRequest, idempotency_key: Option<String>) -> Result<Created> {
+        let template = self.catalog.get(&request.template).await?.ok_or_else(|| {
+            Error::new(Code::TemplateUnknown, format!("no template is called {:?}", request.template))
+                .field("/template", "see GET /templates for what is here")
+        })?;
+        if let Some(key) = &idempotency_key
+            && (key.is_empty() || key.len() > 255 || !key.bytes().all(|b| b.is_ascii_graphic()))
+        {
+            return Err(Error::new(Code::RequestInvalid, "the Idempotency-Key is not usable")
+                .field("header:Idempotency-Key", "1 to 255 visible ASCII characters"));
+        }
+        let id = VmId::mint();
+        let payload = request.runner.payload()?;
+        let request_hash = self.vault.fingerprint(&request.canonical(payload.as_ref()));
+        let draft = self.draft(id, &request, &template)?;
+        let new = NewVm {
+            draft,
+            request_hash,
+            idempotency_key,
+            sealed: payload.map(|p| self.vault.seal(id, &p.to_bytes())),
+            max_queued: self.settings.max_queued,
+            room: hosts::room(&self.host.borrow().clone()),
+        };
+        let opened = self.ledger.open(new, self.clock.now()).await?;
+        let vm = opened.vm().clone();
+        let new = matches!(opened, Opened::Created(_));
+        if new {
+            tracing::info!(vm.id = %vm.id(), vm.name = %vm.draft.name, template.name = %template.name, "vm created");
+        }
+        Ok(Created { token: self.vault.vm_token(vm.id()), vm, new })
+    }
+
+    fn draft(&self, id: VmId, request: &VmRequest, template: &Template) -> Result<Draft> {
+        let invalid = |what: &str| Error::new(Code::RequestInvalid, what.to_owned());
+        let name = match &request.name {
+            None => format!("vm-{}", &id.0.simple().to_string()[20..]),
+            Some(name) => {
+                let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+                let rest = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+                if !first || !rest || name.len() > 63 {
+                    return Err(invalid("the name is not usable")
+                        .field("/name", "1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit"));
+                }
+                name.clone()
+            }
+        };
+        if request.labels.len() > 32 {
+            return Err(invalid("there are too many labels").field("/labels", "at most 32"));
+        }
+        for (key, value) in &request.labels {
+            let plain =
+                |s: &str| s.chars().count() <= 128 && !s.chars().any(|c| c.is_control() || c == '"' || c == '\\');
+            if key.is_empty() || !plain(key) || !plain(value) {
+                return Err(invalid("a label is not usable").field(
+                    "/labels",
+                    "keys and values: at most 128 characters, no quotes, backslashes or control characters",
+                ));
+            }
+        }
+        let capacity = self.host.borrow().capacity;
+        let cpus = request.cpus.unwrap_or(template.cpus);
+        let memory_mib = request.memory_mib.unwrap_or(template.memory_mib);
+        let impossible = |field: &str, detail: String| {
+            Err(Error::new(Code::SizeImpossible, "no slot of this host could ever hold it").field(field, detail))
+        };
+        if cpus == 0 || cpus > capacity.cpus {
+            return impossible("/cpus", format!("1 to {}", capacity.cpus));
+        }
+        if memory_mib < 32 || memory_mib > capacity.memory_mib {
+            return impossible("/memory_mib", format!("32 to {}", capacity.memory_mib));
+        }
+        let mut budgets = request.budgets.over(&template.budgets)?;
+        budgets.queue_seconds = request.queue_timeout_seconds.unwrap_or(self.settings.queue_timeout_seconds);
+        if budgets.queue_seconds > MAX_BUDGET_SECONDS {
+            return Err(
+                invalid("the wait is too long").field("/queue_timeout_seconds", format!("0 to {MAX_BUDGET_SECONDS}"))
+            );
+        }
+        Ok(Draft {
+            id,
+            name,
+            template: template.name.clone(),
+            template_digest: template.digest.clone(),
+            driver: template.driver.clone(),
+            os: template.os,
+            handover: template.handover,
+            cpus,
+            memory_mib,
+            runner: request.runner.kind(),
+            labels: request.labels.clone(),
+            budgets,
+        })
+    }
+
+    /// Ends a vm, now or when its runner is done. See *DELETE, exactly* in the API guide.
+    pub async fn end_vm(&self, id: VmId, caller: &Caller, force: bool) -> Result<EndRequested> {
+        // Its decision rests on the whole row, so it is made again if the row changed meanwhile. A vm has a bounded number of
+        // states, and each turn of this loop needs a commit of somebody else.
+        for _ in 0..64 {
+            let vm = self
+                .reader
+                .vm(id)
+                .await?
+                .ok_or_else(|| Error::new(Code::VmNotFound, format!("no vm has the id {id}")))?;
+            let generation = vm.generation;
+            if vm.state == State::Deleted {
+                return Ok(EndRequested { vm: Arc::new(vm), was_deleted: true });
+            }
+            let Some(event) = ending(&vm, caller, force) else {
+                return Ok(EndRequested { vm: Arc::new(vm), was_deleted: false });
+            };
+            let applied = self.ledger.apply(id, Expect::Generation(generation), event, self.clock.now()).await?;
+            if applied.as_expected {
+                return Ok(EndRequested { vm: applied.vm, was_deleted: false });
+            }
+        }
+        Err(Error::new(Code::StoreUnavailable, "the vm changed faster than it could be ended").retry_after(1))
+    }
+
+    /// The vm once its generation is greater than `generation`, or as it is when `timeout` has passed.
+    pub async fn wait_vm(&self, id: VmId, generation: i64, timeout: Duration) -> Result<Vm> {
+        let mut changes = self.changes().subscribe();
+        let gone = || Error::new(Code::VmNotFound, format!("no vm has the id {id}"));
+        let mut vm = self.reader.vm(id).await?.ok_or_else(gone)?;
+        let deadline = tokio::time::Instant::now() + timeout;
+        while vm.generation <= generation && vm.state != State::Deleted {
+            match tokio::time::timeout_at(deadline, changes.recv()).await {
+                Err(_) => break,
+                Ok(Ok(change)) if change.vm.id() == id => vm = (*change.vm).clone(),
+                Ok(Ok(_)) => {}
+                Ok(Err(RecvError::Lagged(_))) => vm = self.reader.vm(id).await?.ok_or_else(gone)?,
+                Ok(Err(RecvError::Closed)) => break,
+            }
+        }
+        Ok(vm)
+    }
+
+    /// The file that a vm's log is in; it may not exist (yet).
+    pub async fn vm_log(&self, id: VmId, source: LogSource) -> Result<PathBuf> {
+        let vm =
+            self.reader.vm(id).await?.ok_or_else(|| Error::new(Code::VmNotFound, format!("no vm has the id {id}")))?;
+        if source == LogSource::Console
+            && vm.state.holds_slot()
+            && let Some(driver) = self.drivers.get(&vm.draft.driver)
+            && let Some(live) = driver.console_log(&id.instance())
+            && tokio::fs::try_exists(&live).await.unwrap_or(false)
+        {
+            return Ok(live);
+        }
+        Ok(self.logs.path(id, source))
+    }
+}
+
+/// What a DELETE means for this vm; `None` when it is ending already and the call adds nothing.
+fn ending(vm: &Vm, caller: &Caller, force: bool) -> Option<Event> {
+    if vm.outcome.is_some() {
+        return None;
+    }
+    match caller {
+        Caller::Guest(_) => match vm.announced_by {
+            Some(_) => None,
+            None => Some(Event::EndAnnounced { by: Announcer::Hook }),
+        },
+        Caller::Token { .. } if force => Some(Event::EndForced { by: Announcer::Admin }),
+        Caller::Token { .. } => {
+            if vm.state == State::Draining {
+                return None;
+            }
+            let at_work = matches!(vm.state, State::Booting | State::Configuring | State::Running)
+                && vm.runner_status.may_hold_a_job();
+            Some(if at_work {
+                Event::EndAnnounced { by: Announcer::Admin }
+            } else {
+                Event::EndForced { by: Announcer::Admin }
+            })
+        }
+    }
+}
+
+impl Runner {
+    pub fn kind(&self) -> RunnerKind {
+        match self {
+            Runner::Command { .. } => RunnerKind::Command,
+            Runner::Script { .. } => RunnerKind::Script,
+            Runner::None => RunnerKind::None,
+        }
+    }
+
+    fn payload(&self) -> Result<Option<Payload>> {
+        let (script, env, field) = match self {
+            Runner::Command { command, env } => (command, env, "command"),
+            Runner::Script { script, env } => (script, env, "script"),
+            Runner::None => return Ok(None),
+        };
+        let payload = Payload { script: script.clone(), env: env.clone() };
+        payload.check("/runner", field)?;
+        Ok(Some(payload))
+    }
+}
+
+impl VmRequest {
+    /// Equal bytes for equal requests, whatever the order and spacing of their JSON. Holds secrets: for the fingerprint only.
+    fn canonical(&self, payload: Option<&Payload>) -> Vec<u8> {
+        let clear = serde_json::json!({
+            "template": self.template,
+            "name": self.name,
+            "runner": self.runner.kind(),
+            "cpus": self.cpus,
+            "memory_mib": self.memory_mib,
+            "labels": self.labels,
+            "queue_timeout_seconds": self.queue_timeout_seconds,
+            "budgets": self.budgets,
+        });
+        let mut bytes = serde_json::to_vec(&clear).expect("strings and numbers serialise");
+        if let Some(payload) = payload {
+            bytes.extend(payload.to_bytes());
+        }
+        bytes
+    }
+}

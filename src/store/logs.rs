@@ -1,0 +1,143 @@
+//! What guests said, as files: `<dir>/<vm id>/<source>.log`, each capped, removed with the vm's record.
+
+use std::{
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use crate::domain::VmId;
+
+/// No log of one vm grows beyond this, in bytes.
+pub const CAP: u64 = 1024 * 1024;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogSource {
+    /// The guest's serial console.
+    Console,
+    /// What the boot script said while the runner was handed over.
+    Boot,
+    /// What the job or set-up script said.
+    Job,
+}
+
+impl LogSource {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LogSource::Console => "console",
+            LogSource::Boot => "boot",
+            LogSource::Job => "job",
+        }
+    }
+}
+
+#[derive(Clone)]
+pub struct Logs {
+    dir: PathBuf,
+}
+
+impl Logs {
+    pub fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    fn of(&self, vm: VmId) -> PathBuf {
+        self.dir.join(vm.to_string())
+    }
+
+    pub fn path(&self, vm: VmId, source: LogSource) -> PathBuf {
+        self.of(vm).join(source.as_str()).with_extension("log")
+    }
+
+    /// Appends as far as the cap allows. What does not fit is dropped, and the log says so once.
+    pub async fn append(&self, vm: VmId, source: LogSource, bytes: Vec<u8>) -> io::Result<()> {
+        let (dir, path) = (self.of(vm), self.path(vm, source));
+        blocking(move || {
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+            let mut file = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+            let room = CAP.saturating_sub(file.metadata()?.len());
+            if room == 0 {
+                return Ok(());
+            }
+            let fits = usize::try_from(room).map_or(bytes.len(), |room| room.min(bytes.len()));
+            file.write_all(&bytes[..fits])?;
+            if fits < bytes.len() {
+                file.write_all(b"\n[mayfly: the log is full, the rest was dropped]\n")?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Keeps the end of a file that is about to go. Replaces what was kept before: a retry boots from the start.
+    pub async fn keep_tail(&self, vm: VmId, source: LogSource, from: &Path) -> io::Result<()> {
+        let (dir, path, from) = (self.of(vm), self.path(vm, source), from.to_owned());
+        blocking(move || {
+            use std::io::{Read, Seek, SeekFrom};
+            let mut file = match std::fs::File::open(&from) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                other => other?,
+            };
+            let len = file.metadata()?.len();
+            file.seek(SeekFrom::Start(len.saturating_sub(CAP)))?;
+            let mut tail = Vec::new();
+            file.take(CAP).read_to_end(&mut tail)?;
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+            let staged = path.with_extension("new");
+            let mut out =
+                std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&staged)?;
+            out.write_all(&tail)?;
+            std::fs::rename(&staged, &path)
+        })
+        .await
+    }
+
+    /// Removes the logs of vms that `keep` does not know.
+    pub async fn forget(&self, keep: impl Fn(VmId) -> bool + Send + 'static) -> io::Result<u64> {
+        let dir = self.dir.clone();
+        blocking(move || {
+            let mut gone = 0;
+            let entries = match std::fs::read_dir(&dir) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+                other => other?,
+            };
+            for entry in entries {
+                let entry = entry?;
+                // A name that is no vm's id was not made here and is left alone.
+                let Some(vm) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+                if !keep(vm) {
+                    std::fs::remove_dir_all(entry.path())?;
+                    gone += 1;
+                }
+            }
+            Ok(gone)
+        })
+        .await
+    }
+}
+
+async fn blocking<T: Send + 'static>(f: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(f).await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_log_is_capped_and_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = Logs::new(dir.path().join("logs"));
+        let vm = VmId::mint();
+        for _ in 0..20 {
+            logs.append(vm, LogSource::Job, vec![b'x'; 100 * 1024]).await.unwrap();
+        }
+        let text = std::fs::read(logs.path(vm, LogSource::Job)).unwrap();
+        assert!(text.len() as u64 <= CAP + 64, "{}", text.len());
+        assert!(text.ends_with(b"dropped]\n"));
+        assert_eq!(logs.forget(move |id| id == vm).await.unwrap(), 0);
+        assert_eq!(logs.forget(|_| false).await.unwrap(), 1);
+        assert!(!logs.path(vm, LogSource::Job).exists());
+    }
+}

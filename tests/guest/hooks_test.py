@@ -1,0 +1,408 @@
+"""The scripts of hooks/ on this machine, under every shell that is here.
+
+No guest: a kit in a temporary directory and a stand-in for the guest API. What needs a
+second user, a reboot or a network of its own is in guest_test.py.
+"""
+
+import concurrent.futures
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import time
+
+from support import HOOKS, TOKEN, VM_ID, Failed, Workspace, check, kit_files, main, write_kit
+
+SHELLS = {
+    name: argv
+    for name, argv in {
+        "dash": ["dash", "-e"],
+        "bash": ["bash", "-e"],
+        "busybox": ["busybox", "sh", "-e"],
+        "sh": ["/bin/sh", "-e"],
+    }.items()
+    if shutil.which(argv[0])
+}
+HOOK_LIMIT = 25  # seconds that a runner has to wait at the very worst
+
+
+def clean_env(**more):
+    env = {"PATH": os.environ["PATH"], "HOME": "/tmp"}
+    env.update(more)
+    return env
+
+
+def hook(shell, kit, name="job-completed.sh", cwd="/", env=None, path=None):
+    """Runs a hook as a runner does; returns (exit code, output, seconds)."""
+    begin = time.monotonic()
+    result = subprocess.run(SHELLS[shell] + [path or str(kit / name)], cwd=cwd, env=env or clean_env(),
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+    return result.returncode, result.stdout.decode(), time.monotonic() - begin
+
+
+def each_shell(test):
+    """The same for all shells at once; the first failure names its shell."""
+    with concurrent.futures.ThreadPoolExecutor(len(SHELLS)) as pool:
+        futures = {name: pool.submit(test, name) for name in SHELLS}
+        for name, future in futures.items():
+            try:
+                future.result()
+            except Exception as error:
+                raise Failed("%s: %s" % (name, error)) from error
+
+
+def quiet(output):
+    check(TOKEN not in output, "token in the output: " + output)
+
+
+def announces():
+    def one(shell):
+        with Workspace() as w:
+            kit = write_kit(w.dir / "a kit", kit_files(w.api.url))
+            for name, call in (("job-started.sh", "job_started"), ("job-completed.sh", "DELETE")):
+                code, output, _ = hook(shell, kit, name)
+                check(code == 0, "%s ended with %s: %s" % (name, code, output))
+                quiet(output)
+                request = w.api.wait(call, 1)
+                check(request["auth"] == "Bearer " + TOKEN, request["auth"])
+                check(request["path"].startswith("/vms/" + VM_ID), request["path"])
+            check(w.api.names() == ["job_started", "DELETE"], w.api.names())
+            check(not w.api.leaks, "token in argv: %s" % w.api.leaks)
+            # By a bare name, from within the kit.
+            check(hook(shell, kit, cwd=str(kit), path="./job-completed.sh")[0] == 0, "relative path")
+            w.api.wait("DELETE", 1, count=2)
+
+    each_shell(one)
+
+
+def refusals():
+    """What is refused for good is asked once, an ill service a few times."""
+
+    def one(shell):
+        for status, most in ((401, 1), (404, 1), (500, 3), (503, 3)):
+            with Workspace() as w:
+                w.api.rule(lambda r: True, status)
+                kit = write_kit(w.dir / "kit", kit_files(w.api.url))
+                code, output, took = hook(shell, kit)
+                check(code == 0 and took < HOOK_LIMIT, "%s: code %s after %.1f s" % (status, code, took))
+                quiet(output)
+                calls = len(w.api.names())
+                check(1 <= calls <= most, "%s calls on %s" % (calls, status))
+
+    each_shell(one)
+
+
+def hanging_and_dead():
+    """A service that hangs or is not there delays the job's end, within the limit."""
+
+    def one(shell):
+        with Workspace() as w:
+            w.api.rule(lambda r: True, "hang")
+            dead = socket.socket()
+            dead.bind(("127.0.0.1", 0))  # bound, not listening: refuses
+            refused = "http://127.0.0.1:%d" % dead.getsockname()[1]
+            for url in (w.api.url, refused, "http://no-such-host.invalid", "not a url"):
+                for name in ("job-completed.sh", "job-started.sh") if url == refused else ("job-completed.sh",):
+                    kit = write_kit(w.dir / "kit", kit_files(url))
+                    code, output, took = hook(shell, kit, name)
+                    check(code == 0 and took < HOOK_LIMIT, "%s: code %s after %.1f s" % (url, code, took))
+                    quiet(output)
+            check(not w.api.leaks, "token in argv: %s" % w.api.leaks)
+            dead.close()
+
+    each_shell(one)
+
+
+def broken_kits():
+    """Missing, unreadable and malformed files: a line in the job's log, never a failed job."""
+
+    def one(shell):
+        with Workspace() as w:
+            whole = kit_files(w.api.url)
+            broken = {"empty": {}}
+            for name in ("mayfly.env", "curlrc"):
+                broken["no " + name] = {k: v for k, v in whole.items() if k != name}
+                broken["empty " + name] = {**whole, name: (0o600, b"")}
+            broken["quote"] = {**whole, "mayfly.env": (0o600, b"MAYFLY_VM_ID='vm-1\n")}
+            broken["syntax"] = {**whole, "mayfly.env": (0o600, b")(\nMAYFLY_URL='x'\n")}
+            broken["false"] = {**whole, "mayfly.env": (0o600, b"false\nexit 9\n")}
+            broken["curlrc"] = {**whole, "curlrc": (0o600, b"\0\xff = no = such\n--option\n")}
+            for case, files in broken.items():
+                for name in ("job-started.sh", "job-completed.sh"):
+                    files = {**files, name: whole[name]}
+                    shutil.rmtree(w.dir / "kit", ignore_errors=True)
+                    code, output, _ = hook(shell, write_kit(w.dir / "kit", files), name)
+                    check(code == 0, "%s with %s: %s %s" % (name, case, code, output))
+                    quiet(output)
+
+    each_shell(one)
+
+
+def hostile_environment():
+    """The job shadowed PATH, left a ~/.curlrc, a proxy and odd shell settings."""
+
+    def one(shell):
+        with Workspace() as w:
+            evil = w.dir / "evil"
+            evil.mkdir()
+            for program in ("curl", "sleep", "cat", "sh", "env", "date", "base64", "id"):
+                (evil / program).write_text("#!/bin/sh\necho %s >>%s/called\nexit 1\n" % (program, w.dir))
+                (evil / program).chmod(0o755)
+            (evil / ".curlrc").write_text("proxy = 127.0.0.1:1\nmax-time = 0.001\n")
+            kit = write_kit(w.dir / "kit", kit_files(w.api.url))
+            env = {
+                "PATH": str(evil), "HOME": str(evil), "CURL_HOME": str(evil), "IFS": "/:aeiou", "CDPATH": "/",
+                "http_proxy": "http://127.0.0.1:1", "all_proxy": "http://127.0.0.1:1", "ALL_PROXY": "http://127.0.0.1:1",
+                "RUNNER_TRACKING_ID": "github_1", "MAYFLY_URL": "http://127.0.0.1:1", "MAYFLY_VM_ID": "someone-else",
+                "GITHUB_ACTIONS": "true", "CI": "true",
+            }
+            absolute = dict(SHELLS)
+            absolute[shell] = [shutil.which(SHELLS[shell][0])] + SHELLS[shell][1:]
+            for name in ("job-started.sh", "job-completed.sh"):
+                result = subprocess.run(absolute[shell] + [str(kit / name)], cwd=str(evil), env=env,
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                        stderr=subprocess.STDOUT, timeout=60)
+                check(result.returncode == 0, result.stdout)
+            check(w.api.names() == ["job_started", "DELETE"], w.api.names())
+            check(not (w.dir / "called").exists(), "a shadowed program ran")
+
+    each_shell(one)
+
+
+def cancelled_hook():
+    """A signal in the middle of the call: still exit 0."""
+
+    def one(shell):
+        with Workspace() as w:
+            w.api.rule(lambda r: True, "hang")
+            kit = write_kit(w.dir / "kit", kit_files(w.api.url))
+            process = subprocess.Popen(SHELLS[shell] + [str(kit / "job-completed.sh")], env=clean_env(),
+                                       stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                       stderr=subprocess.DEVNULL, start_new_session=True)
+            with w.api.news:
+                check(w.api.news.wait_for(lambda: w.api.requests, 20), "no call")
+            os.killpg(process.pid, signal.SIGTERM)
+            check(process.wait(20) == 0, "ended with %s" % process.returncode)
+
+    each_shell(one)
+
+
+# --- boot.sh and wrapper.sh -----------------------------------------------------
+
+
+def boot(kit, shell="sh", env=None, seconds=40):
+    result = subprocess.run(SHELLS[shell][:-1] + [str(kit / "boot.sh")], env=env or clean_env(), cwd="/",
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds)
+    return result.returncode, result.stdout.decode()
+
+
+def reinterpreted(files, shell):
+    """The kit with its inner shell calls turned to the shell under test."""
+    argv = shutil.which(SHELLS[shell][0]) + (" sh" if shell == "busybox" else "")
+    text = files["boot.sh"][1].decode().replace("$detach /bin/sh ", "$detach %s " % argv)
+    check(argv == "/bin/sh" or argv in text, "boot.sh no longer says how it starts the wrapper")
+    return {**files, "boot.sh": (0o755, text.encode())}
+
+
+def lives(shell, files, w, env=None):
+    kit = write_kit(w.dir / "kit", reinterpreted(files, shell))
+    code, output = boot(kit, shell, env)
+    check(code == 0, "boot.sh ended with %s: %s" % (code, output))
+    quiet(output)
+    return kit
+
+
+COMMAND_ORDER = ["guest_ready", "guest_configured", "job_started", "DELETE", "job_result", "runner_finished"]
+
+
+def wrapper_command():
+    def one(shell):
+        with Workspace() as w:
+            payload = (
+                "#!/usr/bin/env bash\n"
+                "printf 'bytes \\001\\377\\n'; echo path=$PATH; echo tracking=${RUNNER_TRACKING_ID-unset} $GREETING\n"
+                "env; cat; echo hooks $ACTIONS_RUNNER_HOOK_JOB_STARTED $ACTIONS_RUNNER_HOOK_JOB_COMPLETED\n"
+                "echo last >&2; exit 42\n"
+            )
+            files = kit_files(w.api.url, payload=payload, env={"GREETING": "it's \"$HOME\" `x`"})
+            path = os.environ["PATH"] + ":/last/of/path"
+            kit = lives(shell, files, w, clean_env(PATH=path, RUNNER_TRACKING_ID="github_1"))
+            check(w.api.wait("runner_finished", 40)["json"]["exit_code"] == 42, "wrong exit code")
+            check(w.api.wait("job_result", 1)["json"]["exit_code"] == 42, "wrong result")
+            check(w.api.names() == COMMAND_ORDER, w.api.names())
+            log = w.api.log()
+            lines = log.split(b"\n")
+            check(lines[0] == b"bytes \x01\xff", log[:200])
+            check(b"path=" + path.encode() in lines, "PATH of the payload")
+            check(b"tracking=unset it's \"$HOME\" `x`" in lines, log)
+            check(TOKEN.encode() not in log, "token in the payload's environment")
+            check(("hooks %s/job-started.sh %s/job-completed.sh" % (kit, kit)).encode() in lines, log)
+            check(("MAYFLY_HOME=%s" % kit).encode() in lines and b"last" in lines, log)
+            check(not w.api.leaks, "token in argv: %s" % w.api.leaks)
+            # The kit has done its work: one VM, one job.
+            check(boot(kit, shell)[0] == 0, "second boot.sh")
+            check(w.api.names()[6:] == ["guest_ready", "guest_configured"], w.api.names())
+
+    each_shell(one)
+
+
+def wrapper_script_none_unknown():
+    def one(shell):
+        cases = (
+            ("script", "echo set up; exit 3\n", ["guest_ready", "guest_configured", "runner_finished"], 3),
+            ("script", None, ["guest_ready", "guest_configured", "runner_finished"], 127),
+            ("command", "#!/no/such/interpreter\n", COMMAND_ORDER, None),
+            ("tomorrow", "exit 0\n", ["guest_ready", "guest_configured", "runner_finished"], 127),
+        )
+        for kind, payload, order, code in cases:
+            with Workspace() as w:
+                lives(shell, kit_files(w.api.url, kind=kind, payload=payload), w)
+                end = w.api.wait("runner_finished", 40)["json"]["exit_code"]
+                check(end == code if code is not None else end != 0, "%s: exit code %s" % (kind, end))
+                check(w.api.names() == order, "%s: %s" % (kind, w.api.names()))
+        with Workspace() as w:
+            kit = lives(shell, kit_files(w.api.url, kind="none"), w)
+            w.api.wait("guest_configured", 20)
+            wait_gone(int((kit / "run" / "wrapper.pid").read_text()))
+            check(w.api.names() == ["guest_ready", "guest_configured"], w.api.names())
+            # A warm guest: the real kit comes later, into the same place.
+            write_kit(kit, reinterpreted(kit_files(w.api.url, payload="exit 0\n"), shell))
+            check(boot(kit, shell)[0] == 0, "second boot.sh")
+            w.api.wait("runner_finished", 40)
+
+    each_shell(one)
+
+
+def wait_gone(pid, seconds=20):
+    """Waits for the end of a process that is not our child."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    import select
+    ready = select.select([descriptor], [], [], seconds)[0]
+    os.close(descriptor)
+    check(ready, "process %d goes on" % pid)
+
+
+def long_log():
+    """A log over the cap: its beginning, a note, its end; while the job runs, too."""
+    with Workspace() as w:
+        payload = (
+            "#!/bin/sh\necho the beginning\n"
+            'until curl -sf -o /dev/null "$MAYFLY_URL/streamed"; do sleep 0.2; done\n'
+            "yes 0123456789abcdef | head -c 3000000\necho the end\n"
+        )
+        w.api.rule(lambda r: r["path"] == "/streamed" and not w.api.log(), 404)
+        lives("sh", kit_files(w.api.url, payload=payload), w)
+        w.api.wait("runner_finished", 60)
+        log = w.api.log()
+        check(log.startswith(b"the beginning\n"), log[:60])
+        check(b"bytes left out" in log and b"the end\n" in log, log[-300:])
+        check(900_000 < len(log) < 1_100_000, "%d bytes" % len(log))
+        check(max(r["length"] for r in w.api.requests) < 65536, "a body over the limit")
+
+
+def lost_calls():
+    """Log calls that fail are made good; runner_finished is repeated until it is taken."""
+    with Workspace() as w:
+        w.api.rule(lambda r: r["name"] == "log:job", 503, times=2)
+        w.api.rule(lambda r: r["name"] == "runner_finished", 503, times=2)
+        w.api.rule(lambda r: r["name"] in ("guest_ready", "guest_configured"), 403)
+        lives("sh", kit_files(w.api.url, payload="i=0; while [ $i -lt 4000 ]; do i=$((i+1)); echo line $i; done\n"), w)
+        w.api.wait("runner_finished", 40)
+        check([x for x in w.api.log().splitlines() if x.startswith(b"line")][-1] == b"line 4000", "log not complete")
+        check(w.api.names().count("runner_finished") == 3, w.api.names())
+
+
+def vm_is_gone():
+    """404 to runner_finished: nothing left to say, the wrapper ends."""
+    with Workspace() as w:
+        w.api.rule(lambda r: r["name"] == "runner_finished", 404)
+        kit = lives("sh", kit_files(w.api.url, payload="exit 0\n"), w)
+        wait_gone(int((kit / "run" / "wrapper.pid").read_text()))
+        check(w.api.names().count("runner_finished") == 1, w.api.names())
+
+
+def one_wrapper():
+    """Boots at once and boots while the job runs: one job."""
+    with Workspace() as w:
+        payload = '#!/bin/sh\necho ran\nuntil curl -sf -o /dev/null "$MAYFLY_URL/release"; do sleep 0.1; done\n'
+        w.api.rule(lambda r: r["path"] == "/release", 404)
+        kit = write_kit(w.dir / "kit", kit_files(w.api.url, payload=payload))
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            results = list(pool.map(lambda _: boot(kit), range(4)))
+        check([code for code, _ in results] == [0] * 4, results)
+        check(boot(kit)[0] == 0, "boot while the job runs")
+        w.api.rules.clear()
+        w.api.wait("runner_finished", 30)
+        check(w.api.names().count("job_started") == 1, w.api.names())
+        check(w.api.log().count(b"ran\n") == 1, w.api.log())
+
+
+def violent_job():
+    """A job that signals its whole process group takes only itself."""
+    with Workspace() as w:
+        lives("sh", kit_files(w.api.url, payload="echo before\nkill -9 0\n"), w)
+        check(w.api.wait("runner_finished", 30)["json"]["exit_code"] == 137, "exit code")
+        check(w.api.names() == COMMAND_ORDER, w.api.names())
+        check(b"before\n" in w.api.log(), w.api.log())
+
+
+def no_base64():
+    """Without a base64 tool there is no log, and everything else."""
+    with Workspace() as w:
+        tools = w.dir / "tools"
+        tools.mkdir()
+        for tool in "sh bash mkdir cat rm id chmod chown tail head tr wc sleep setsid date kill curl".split():
+            if shutil.which(tool):
+                (tools / tool).symlink_to(shutil.which(tool))
+        files = kit_files(w.api.url, payload="echo unseen\n")
+        for name in ("boot.sh", "wrapper.sh"):
+            text = files[name][1].decode()
+            check("\nPATH=/usr/bin:/bin:/usr/sbin:/sbin\n" in text, "PATH line changed")
+            files[name] = (0o755, text.replace("PATH=/usr/bin:/bin:/usr/sbin:/sbin", "PATH=%s" % tools).encode())
+        lives("sh", files, w)
+        w.api.wait("runner_finished", 30)
+        check(w.api.names(logs=True) == COMMAND_ORDER, w.api.names(logs=True))
+
+
+def boot_says_no():
+    """boot.sh is no job hook: when no wrapper was started it says so."""
+    with Workspace() as w:
+        whole = kit_files(w.api.url, payload="exit 0\n")
+        for case, change in {
+            "no settings": {"mayfly.env": None},
+            "broken settings": {"mayfly.env": (0o600, b"MAYFLY_URL='\n")},
+            "unknown user": {"mayfly.env": (0o600, whole["mayfly.env"][1].replace(
+                b"RUNNER_USER=''", b"RUNNER_USER='no-such-user'"))},
+            "no wrapper": {"wrapper.sh": None},
+            "no token": {"curlrc": None},
+        }.items():
+            if case == "unknown user" and os.getuid() != 0:
+                continue
+            files = {k: v for k, v in {**whole, **change}.items() if v}
+            shutil.rmtree(w.dir / "kit", ignore_errors=True)
+            code, output = boot(write_kit(w.dir / "kit", files))
+            check(code != 0, "%s: exit 0, %s" % (case, output))
+        check("runner_finished" not in w.api.names(), w.api.names())
+
+
+def shellcheck():
+    if not shutil.which("shellcheck"):
+        return "skipped, no shellcheck here"
+    image = pathlib.Path(HOOKS).parent / "deploy" / "images" / "micro"
+    scripts = sorted(HOOKS.glob("*.sh")) + [image / "build.sh", image / "init"]
+    scripts += sorted((image / "rootfs" / "etc" / "init.d").iterdir())
+    result = subprocess.run(["shellcheck", *map(str, scripts)], stdout=subprocess.PIPE, timeout=60)
+    check(result.returncode == 0, result.stdout.decode())
+
+
+print("shells: " + " ".join(SHELLS), flush=True)
+main([
+    hanging_and_dead, shellcheck, announces, refusals, broken_kits, hostile_environment, cancelled_hook,
+    wrapper_command, wrapper_script_none_unknown, long_log, lost_calls, vm_is_gone, one_wrapper,
+    violent_job, no_base64, boot_says_no,
+], at_once=3)
