@@ -1,1 +1,3 @@
+//! Everything that is not a unit test, in one binary.
 
+mod layers;
