@@ -19,7 +19,6 @@ const PIECE: usize = 1024;
 pub(super) enum Place {
     System,
     /// For root as `System`, for others a directory of their own.
-    #[cfg(test)]
     OfUser,
     #[cfg(test)]
     At(String),
@@ -29,7 +28,6 @@ pub(super) fn script(kit: &Kit, place: &Place) -> String {
     let id = kit.vm_id();
     let directory = match place {
         Place::System => "kit=/opt/mayfly".to_owned(),
-        #[cfg(test)]
         Place::OfUser => "if [ \"$(id -u)\" = 0 ]; then kit=/opt/mayfly; else kit=${HOME:?}/.mayfly; fi".to_owned(),
         #[cfg(test)]
         Place::At(path) => format!("kit='{path}'"),
