@@ -13,3 +13,4 @@
 pub mod domain;
 pub mod drivers;
 pub mod guest;
+pub mod templates;
