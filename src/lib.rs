@@ -12,6 +12,8 @@
 
 pub mod domain;
 pub mod drivers;
+pub mod guest;
+pub mod reconcile;
 pub mod runners;
 pub mod service;
 pub mod store;

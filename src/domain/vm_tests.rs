@@ -31,18 +31,17 @@ fn fault() -> Fault {
 fn live(events: &[Event]) -> Vm {
     let mut vm = Vm::created(draft(), at(0));
     for (n, event) in events.iter().enumerate() {
-        assert!(matches!(vm.apply(event, at(1 + n as i64)), Verdict::Move(_) | Verdict::Note), "{event:?} in {}", vm.state);
+        assert!(
+            matches!(vm.apply(event, at(1 + n as i64)), Verdict::Move(_) | Verdict::Note),
+            "{event:?} in {}",
+            vm.state
+        );
     }
     vm
 }
 
 fn running() -> Vec<Event> {
-    vec![
-        Event::SlotTaken,
-        Event::Cloned,
-        Event::GuestReady { via: ReadyVia::GuestCall },
-        Event::GuestConfigured,
-    ]
+    vec![Event::SlotTaken, Event::Cloned, Event::GuestReady { via: ReadyVia::GuestCall }, Event::GuestConfigured]
 }
 
 fn with(mut events: Vec<Event>, more: impl IntoIterator<Item = Event>) -> Vec<Event> {

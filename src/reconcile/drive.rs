@@ -34,7 +34,9 @@ impl Reconciler {
         match self.reader.vm(id).await {
             Ok(Some(now)) => vm = now,
             Ok(None) => return,
-            Err(error) => tracing::warn!(vm.id = %id, error = %error, "cannot read the vm; going on with what was known"),
+            Err(error) => {
+                tracing::warn!(vm.id = %id, error = %error, "cannot read the vm; going on with what was known")
+            }
         }
         while vm.state != State::Deleted {
             let owed = (vm.state, vm.attempt);
@@ -150,7 +152,9 @@ impl Reconciler {
         match budget {
             Budget::Clone | Budget::Boot | Budget::Configure => {
                 let detail = match &vm.last_fault {
-                    Some(fault) if fault.at >= vm.entered_at => format!("{}; last: {}", budget.code().title(), fault.detail),
+                    Some(fault) if fault.at >= vm.entered_at => {
+                        format!("{}; last: {}", budget.code().title(), fault.detail)
+                    }
                     _ => budget.code().title().to_owned(),
                 };
                 attempt_failed(vm, Fault { code: budget.code(), detail, at: self.clock.now() })

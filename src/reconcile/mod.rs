@@ -15,7 +15,10 @@ use tokio::sync::{broadcast::error::RecvError, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    domain::{State, VmId, host::{Capacity, HostView}},
+    domain::{
+        State, VmId,
+        host::{Capacity, HostView},
+    },
     drivers::registry::Registry,
     service::Clock,
     store::{Ledger, Reader, Vault, logs::Logs},

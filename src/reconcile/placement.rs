@@ -67,8 +67,5 @@ impl Reconciler {
 
 /// Whether this event may let somebody in: a vm came into the queue, or what it held was given back.
 fn concerns(kind: EventKind) -> bool {
-    matches!(
-        kind,
-        EventKind::Created | EventKind::InstanceAbsent | EventKind::AttemptCleared | EventKind::BudgetSpent
-    )
+    matches!(kind, EventKind::Created | EventKind::InstanceAbsent | EventKind::AttemptCleared | EventKind::BudgetSpent)
 }

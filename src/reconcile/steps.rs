@@ -114,9 +114,9 @@ impl Reconciler {
                 Handover::Ssh => {
                     let ssh = self.endpoint(&driver, vm).await?;
                     self.note_endpoint(vm, ssh.clone(), None).await?;
-                    guest::readiness::banner(&ssh.host, ssh.port, self.step_ends(vm)).await.map_err(|error| {
-                        Failure::new(FailureKind::Retry, Code::GuestNotReady, error.to_string())
-                    })?;
+                    guest::readiness::banner(&ssh.host, ssh.port, self.step_ends(vm))
+                        .await
+                        .map_err(|error| Failure::new(FailureKind::Retry, Code::GuestNotReady, error.to_string()))?;
                     Ok(Event::GuestReady { via: ReadyVia::SshBanner })
                 }
             }
@@ -138,7 +138,7 @@ impl Reconciler {
                         host: ssh.host.clone(),
                         port: ssh.port,
                         user: template.user.clone(),
-                        key: template.files.ssh_key.clone().map(guest::ssh::Login::KeyFile).ok_or_else(|| {
+                        login: template.files.ssh_key.clone().map(guest::ssh::Login::Key).ok_or_else(|| {
                             Failure::new(
                                 FailureKind::Permanent,
                                 Code::GuestLoginRefused,
@@ -183,8 +183,11 @@ impl Reconciler {
         if !vm.retries() {
             return Ok(Event::InstanceAbsent);
         }
-        let (reason, exponent) =
-            if vm.host_refused { (QueueReason::Host, 3) } else { (QueueReason::Backoff, vm.failed_attempts.max(1) - 1) };
+        let (reason, exponent) = if vm.host_refused {
+            (QueueReason::Host, 3)
+        } else {
+            (QueueReason::Backoff, vm.failed_attempts.max(1) - 1)
+        };
         let wait = self.settings.retry_backoff.saturating_mul(1 << exponent.min(6)).min(Duration::from_secs(60));
         let wait = SignedDuration::try_from(wait).unwrap_or(SignedDuration::ZERO);
         Ok(Event::AttemptCleared { reason, not_before: self.clock.now() + wait })
@@ -202,13 +205,7 @@ impl Reconciler {
     }
 
     async fn template(&self, vm: &Vm) -> Result<Template, Failure> {
-        self.catalog.get(&vm.draft.template_digest).await?.ok_or_else(|| {
-            Failure::new(
-                FailureKind::Permanent,
-                Code::TemplateNotFound,
-                format!("the template {} ({}) is gone", vm.draft.template, vm.draft.template_digest),
-            )
-        })
+        Ok(self.catalog.get(&vm.draft.template_digest).await?)
     }
 
     async fn spec(&self, vm: &Vm) -> Result<InstanceSpec, Failure> {
@@ -328,14 +325,15 @@ impl Reconciler {
 
 impl From<guest::SshError> for Failure {
     fn from(error: guest::SshError) -> Self {
-        let detail = error.to_string();
-        let tail = error.tail();
-        let (kind, code) = match error {
-            guest::SshError::Retry { .. } => (FailureKind::Retry, Code::GuestNotConfigured),
-            guest::SshError::LoginRefused { .. } => (FailureKind::Permanent, Code::GuestLoginRefused),
-            guest::SshError::HostKeyChanged { .. } => (FailureKind::Attempt, Code::GuestHostKeyChanged),
-            guest::SshError::Failed { .. } => (FailureKind::Attempt, Code::GuestNotConfigured),
+        let kind = match &error {
+            // A guest that makes its users while it boots refuses at first: the budget decides how long that is believed.
+            guest::SshError::Retry(_) | guest::SshError::LoginRefused(_) => FailureKind::Retry,
+            guest::SshError::HostKeyChanged(_) | guest::SshError::Failed { .. } => FailureKind::Attempt,
         };
-        Failure { kind, code, detail, tail }
+        let tail = match &error {
+            guest::SshError::Failed { tail, .. } => Some(tail.clone()),
+            _ => None,
+        };
+        Failure { kind, code: error.code(), detail: error.to_string(), tail }
     }
 }

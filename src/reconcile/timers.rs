@@ -36,6 +36,10 @@ impl Reconciler {
                 self.logs.remove(vm).await?;
             }
         }
+        let needed = self.reader.live_vms().await?.into_iter().map(|vm| vm.draft.template_digest).collect();
+        for digest in self.catalog.prune(needed).await? {
+            tracing::info!(template.digest = %digest, "removed a template that has no name and no vm");
+        }
         if forgotten > 0 {
             tracing::info!(vms = forgotten, "old records removed");
         }

@@ -165,9 +165,7 @@ fn next_fact(vm: &Vm) -> Option<Event> {
         State::Booting => Some(Event::GuestReady { via: crate::domain::event::ReadyVia::GuestCall }),
         State::Configuring => Some(Event::GuestConfigured),
         State::Running => Some(Event::EndAnnounced { by: Announcer::Hook }),
-        State::Draining => {
-            Some(Event::EndProven { proof: crate::domain::EndProof::RunnerFinished, exit_code: None })
-        }
+        State::Draining => Some(Event::EndProven { proof: crate::domain::EndProof::RunnerFinished, exit_code: None }),
         State::Stopping => Some(Event::InstanceStopped),
         State::Deleting if vm.retries() => {
             Some(Event::AttemptCleared { reason: QueueReason::Backoff, not_before: now() })

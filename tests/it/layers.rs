@@ -14,7 +14,19 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("service", &["store", "drivers", "guest", "templates", "runners", "domain"]),
     // Of `service`, `reconcile` takes the clock and the plain sum of a host's room; it calls no verb.
     ("reconcile", &["store", "drivers", "guest", "templates", "runners", "domain", "service::Clock", "service::hosts"]),
-    ("http", &["service", "domain", "store::Reader", "store::Change", "store::Changes", "store::vms", "store::logs", "templates::NewTemplate"]),
+    (
+        "http",
+        &[
+            "service",
+            "domain",
+            "store::Reader",
+            "store::Change",
+            "store::Changes",
+            "store::vms",
+            "store::logs",
+            "templates::NewTemplate",
+        ],
+    ),
 ];
 
 fn sources(dir: &Path, into: &mut Vec<std::path::PathBuf>) {
@@ -90,7 +102,8 @@ fn imports_point_downwards_only() {
             let target = used.split("::").next().unwrap();
             let ok = target == module || allowed.iter().any(|a| *a == target || *a == used);
             // Macros of the crate root and tests' helpers are no modules of ours.
-            let ours = MAY_USE.iter().any(|(m, _)| *m == target) || ["cli", "app", "config", "telemetry"].contains(&target);
+            let ours =
+                MAY_USE.iter().any(|(m, _)| *m == target) || ["cli", "app", "config", "telemetry"].contains(&target);
             if ours && !ok {
                 wrong.push(format!("{} uses crate::{used}", inside.display()));
             }
