@@ -70,14 +70,7 @@ impl Output {
 
 impl Command {
     pub fn new(program: impl Into<PathBuf>, deadline: Duration) -> Self {
-        Self {
-            program: program.into(),
-            args: Vec::new(),
-            env: Vec::new(),
-            stdin: None,
-            deadline,
-            redact: Vec::new(),
-        }
+        Self { program: program.into(), args: Vec::new(), env: Vec::new(), stdin: None, deadline, redact: Vec::new() }
     }
 
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
@@ -272,7 +265,8 @@ mod tests {
 
     #[tokio::test]
     async fn captures_what_a_program_says() {
-        let out = sh("cat; echo oops pw1 >&2; exit 3", SOON).stdin(b"hello".to_vec()).redact("pw1").run().await.unwrap();
+        let out =
+            sh("cat; echo oops pw1 >&2; exit 3", SOON).stdin(b"hello".to_vec()).redact("pw1").run().await.unwrap();
         assert_eq!(out.status.code(), Some(3));
         assert_eq!(out.stdout, b"hello");
         assert_eq!(out.stderr_tail, "oops [redacted]");

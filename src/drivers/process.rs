@@ -102,7 +102,10 @@ impl Process {
 
     /// A pidfd is readable once its process has ended. Returns sooner when that cannot be waited for; the caller looks again.
     #[cfg(target_os = "linux")]
-    #[expect(deprecated, reason = "the successor is unsafe, for types that lie about their descriptor; OwnedFd does not")]
+    #[expect(
+        deprecated,
+        reason = "the successor is unsafe, for types that lie about their descriptor; OwnedFd does not"
+    )]
     async fn pidfd_readable(&self) {
         let Some(Ok(pidfd)) = self.pidfd.as_ref().map(std::os::fd::OwnedFd::try_clone) else { return };
         if let Ok(pidfd) = tokio::io::unix::AsyncFd::with_interest(pidfd, tokio::io::Interest::READABLE) {
@@ -173,8 +176,9 @@ mod system {
     /// Empty for kernel threads and zombies.
     fn exact(cmdline: &[u8]) -> Option<CommandLine> {
         let cmdline = cmdline.strip_suffix(&[0]).unwrap_or(cmdline);
-        (!cmdline.is_empty())
-            .then(|| CommandLine::Exact(cmdline.split(|b| *b == 0).map(|a| String::from_utf8_lossy(a).into()).collect()))
+        (!cmdline.is_empty()).then(|| {
+            CommandLine::Exact(cmdline.split(|b| *b == 0).map(|a| String::from_utf8_lossy(a).into()).collect())
+        })
     }
 }
 
@@ -218,7 +222,9 @@ mod tests {
 
     #[test]
     fn options_are_found_in_both_kinds_of_command_lines() {
-        let exact = CommandLine::Exact(["/usr/bin/qemu-system-x86_64", "-m", "4 G", "-pidfile", "/a b/p"].map(str::to_owned).into());
+        let exact = CommandLine::Exact(
+            ["/usr/bin/qemu-system-x86_64", "-m", "4 G", "-pidfile", "/a b/p"].map(str::to_owned).into(),
+        );
         assert_eq!(exact.program(), "qemu-system-x86_64");
         assert_eq!(exact.option("-m"), Some("4 G"));
         assert!(exact.has_option("-pidfile", "/a b/p"));
