@@ -18,8 +18,8 @@ impl Reconciler {
     /// Probes every driver. Slow the first time: a probe may boot a guest to see whether an accelerator works.
     pub(super) async fn look_at_drivers(&self, fresh: bool) {
         let mut views = Vec::new();
-        for name in self.drivers.names() {
-            let Some(driver) = self.drivers.get(&name) else { continue };
+        for (name, driver) in self.drivers.iter() {
+            let name = name.to_owned();
             views.push(match driver.probe(fresh).await {
                 Ok(probe) => DriverView {
                     name,

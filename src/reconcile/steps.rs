@@ -194,7 +194,7 @@ impl Reconciler {
     }
 
     fn driver(&self, vm: &Vm) -> Result<Arc<dyn Driver>, Failure> {
-        self.drivers.get(&vm.draft.driver).ok_or_else(|| {
+        self.drivers.get(&vm.draft.driver).cloned().ok_or_else(|| {
             // Enabling the driver again is all that is needed, so the vm waits for it.
             Failure::new(
                 FailureKind::Retry,
