@@ -249,7 +249,7 @@ chmod 0640 "$root/etc/shadow"
 chmod 1777 "$root/tmp"
 
 truncate -s 128M "$work/disk.raw"
-mkfs.ext4 -q -F -L mayfly-micro -m 0 -N 8192 -O ^has_journal,^resize_inode \
+mkfs.ext4 -q -F -b 4096 -L mayfly-micro -m 0 -N 8192 -O ^has_journal,^resize_inode \
     -E lazy_itable_init=0,nodiscard,root_owner=0:0 -d "$root" "$work/disk.raw"
 # mkfs took over the owner of every file; without root that is whoever builds.
 (cd "$root" && find . -mindepth 1 -printf '%P\n') | while read -r path; do
