@@ -118,7 +118,7 @@ mod tests {
             line = banner("127.0.0.1", port, soon(5000)) => assert_eq!(line.unwrap(), "SSH-2.0-test"),
             () = server => unreachable!(),
         }
-        assert!(begun.elapsed() < Duration::from_millis(250));
+        assert!(begun.elapsed() < Duration::from_secs(2));
     }
 
     /// The three faces of QEMU's port forward, then a slow guest: refused, closed, silent, late.
@@ -153,7 +153,7 @@ mod tests {
             line = banner("127.0.0.1", address.port(), soon(15_000)) => assert_eq!(line.unwrap(), "SSH-2.0-late"),
             () = server => unreachable!(),
         }
-        assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     }
 
     #[tokio::test]
@@ -163,7 +163,7 @@ mod tests {
         let begun = Instant::now();
         let error = banner("127.0.0.1", port, soon(500)).await.unwrap_err();
         assert!(matches!(error, SshError::Retry(_)));
-        assert!(begun.elapsed() < Duration::from_millis(900));
+        assert!(begun.elapsed() < Duration::from_secs(2));
 
         drop(listener);
         let error = banner("127.0.0.1", port, soon(500)).await.unwrap_err().to_string();

@@ -259,7 +259,7 @@ mod tests {
             (20, &0u32.to_be_bytes()),
             (24, &0u64.to_be_bytes()),
             (24, &513u64.to_be_bytes()),
-            (24, &(u64::MAX & !511).to_be_bytes()),
+            (24, &(!511u64).to_be_bytes()),
             (32, &2u32.to_be_bytes()),
             (36, &0u32.to_be_bytes()),
             (36, &u32::MAX.to_be_bytes()),

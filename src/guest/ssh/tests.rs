@@ -112,7 +112,7 @@ async fn openssh_takes_the_kit_and_its_key_is_pinned() {
     assert!(line.starts_with("SSH-2.0-OpenSSH"), "{line}");
 
     // More than one channel window of script, so that flow control is part of the test.
-    let big = crate::guest::KitInput { payload: Some("x\u{1}y\n".repeat(900_000)), ..input() };
+    let big = crate::guest::KitInput { payload: Some("x\u{1}y\n".repeat(450_000)), ..input() };
     let kit = Kit::new(big).unwrap().with_boot(BOOT);
     let place = sshd.dir.path().join("kit");
     let script = install::script(&kit, &Place::At(place.display().to_string()));
@@ -172,6 +172,78 @@ async fn openssh_and_what_goes_wrong_in_the_guest() {
     // A script that never ends meets the deadline.
     let error = deliver_to(&sshd.target("ed25519"), "exec sleep 8", soon(2)).await.unwrap_err();
     assert!(matches!(error, SshError::Retry(_)), "{error:?}");
+}
+
+/// The real scripts, delivered by the real server: the job runs with its environment, and the calls arrive in their order.
+#[tokio::test]
+async fn the_real_kit_runs_its_job() {
+    let Some(sshd) = Sshd::start(&["ed25519"]) else { return };
+    if !["/usr/bin/curl", "/usr/local/bin/curl", "/opt/homebrew/bin/curl"].iter().any(|c| Path::new(c).exists()) {
+        eprintln!("no curl here: the kit cannot report");
+        return;
+    }
+    let api = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", api.local_addr().unwrap());
+    let value = "it's $(touch pwned)\n\"2\" lines";
+    let payload = "#!/bin/sh\nprintf %s \"$GREETING\" >\"$MAYFLY_HOME/run/greeting\"\nexit 3\n";
+    let kit = Kit::new(crate::guest::KitInput {
+        url,
+        env: [("GREETING".to_owned(), value.to_owned())].into(),
+        payload: Some(payload.into()),
+        ..input()
+    })
+    .unwrap();
+    let place = sshd.dir.path().join("kit");
+    let script = install::script(&kit, &Place::At(place.display().to_string()));
+
+    let calls = Arc::new(Mutex::new(Vec::new()));
+    let server = serve_api(api, calls.clone());
+    let target = sshd.target("ed25519");
+    let lived = async {
+        banner("127.0.0.1", sshd.port, soon(10)).await.unwrap();
+        let done = deliver_to(&target, &script, soon(30)).await.unwrap();
+        assert!(String::from_utf8_lossy(&done.boot_log).contains("wrapper started"));
+        let finished = |calls: &Vec<String>| calls.iter().any(|c| c.contains("runner_finished"));
+        while !finished(&calls.lock().unwrap()) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        lived = timeout(Duration::from_secs(60), lived) => lived.expect("the runner finishes"),
+        () = server => unreachable!(),
+    }
+    assert_eq!(fs::read_to_string(place.join("run/greeting")).unwrap(), value);
+    let calls = calls.lock().unwrap();
+    let position =
+        |what: &str| calls.iter().position(|c| c.contains(what)).unwrap_or_else(|| panic!("{what}: {calls:#?}"));
+    let order = ["guest_ready", "guest_configured", "job_started", "DELETE /vms/", r#""exit_code":3"#].map(position);
+    assert!(order.is_sorted(), "{calls:#?}");
+    assert!(calls.iter().all(|c| c.contains("authorization: bearer mft_s3cret-token")), "{calls:#?}");
+}
+
+/// Takes every call and notes it in lower case, but for its first line.
+async fn serve_api(listener: TcpListener, calls: Arc<Mutex<Vec<String>>>) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut bytes = Vec::new();
+        loop {
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            if let Some((head, body)) = text.split_once("\r\n\r\n") {
+                let (line, headers) = head.split_once("\r\n").unwrap();
+                let headers = headers.to_ascii_lowercase();
+                let length = headers.lines().find_map(|l| l.strip_prefix("content-length: ")?.parse().ok());
+                if body.len() >= length.unwrap_or(0) {
+                    calls.lock().unwrap().push(format!("{line}\n{headers}\n{body}"));
+                    break;
+                }
+            }
+            if stream.read_buf(&mut bytes).await.unwrap_or(0) == 0 {
+                break;
+            }
+        }
+        let _ = stream.write_all(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+    }
 }
 
 /// Nothing of the kit is in the guest's process list while it is delivered.

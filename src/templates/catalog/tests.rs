@@ -1,4 +1,4 @@
-use std::{os::unix::fs::PermissionsExt as _, process::Command};
+use std::{os::unix::fs::PermissionsExt as _, process::Command, slice};
 
 use russh::keys::{Algorithm, PrivateKey, key::safe_rng, ssh_key::LineEnding};
 
@@ -290,7 +290,7 @@ async fn what_a_crash_leaves_is_never_seen_and_swept() {
     fs::create_dir(staging.join("at-work")).unwrap();
     let at_work = File::open(staging.join("at-work")).unwrap();
     at_work.lock().unwrap();
-    assert_eq!(f.catalog.list().await.unwrap(), [made.clone()]);
+    assert_eq!(f.catalog.list().await.unwrap(), slice::from_ref(&made));
 
     let again = Catalog::open(f.at("templates")).unwrap();
     let left: Vec<_> = fs::read_dir(&staging).unwrap().map(|e| e.unwrap().file_name()).collect();
@@ -305,7 +305,7 @@ async fn what_a_crash_leaves_is_never_seen_and_swept() {
     clone.lock_shared().unwrap();
     assert_eq!(again.prune(BTreeSet::new()).await.unwrap(), Vec::<String>::new());
     drop(clone);
-    assert_eq!(again.prune(BTreeSet::new()).await.unwrap(), [made.digest.clone()]);
+    assert_eq!(again.prune(BTreeSet::new()).await.unwrap(), slice::from_ref(&made.digest));
     assert_eq!(again.get(&made.digest).await.unwrap_err().code, Code::TemplateNotFound);
     assert_eq!(again.register(f.template("a")).await.unwrap().digest, made.digest);
 }
@@ -331,7 +331,7 @@ async fn damage_is_noticed_does_not_hide_others_and_is_mended_by_registering_aga
         }
         let error = f.catalog.get("a").await.unwrap_err();
         assert_eq!(error.code, Code::TemplateInvalid);
-        assert_eq!(f.catalog.list().await.unwrap(), [good.clone()]);
+        assert_eq!(f.catalog.list().await.unwrap(), slice::from_ref(&good));
         let mended = f.catalog.register(f.template("a")).await.unwrap();
         assert_eq!(mended.digest, made.digest);
         assert_eq!(fs::read(&mended.files.disk).unwrap(), vec![7; 4096]);
