@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tokio::sync::broadcast::error::RecvError;
 use utoipa::ToSchema;
@@ -350,6 +350,11 @@ impl Runner {
         };
         let payload = Payload { script: script.clone(), env: env.clone() };
         payload.check("/runner", field)?;
+        let clear = env.iter().map(|(k, v)| (k.clone(), v.expose_secret().to_owned())).collect();
+        crate::guest::kit::check_env(&clear).map_err(|refused| {
+            Error::new(Code::RequestInvalid, "the runner cannot be handed to a guest")
+                .field("/runner/env", refused.to_string())
+        })?;
         Ok(Some(payload))
     }
 }

@@ -2,3 +2,4 @@
 
 mod drivers;
 mod layers;
+mod lifecycle;
