@@ -19,8 +19,8 @@ impl Dice {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn any_interleaving_ends_clean_and_never_exceeds_the_limit() {
-    for seed in 1..=6 {
-        let mut dice = Dice(seed * 0x9E37_79B9_7F4A_7C15);
+    for seed in 1..=6u64 {
+        let mut dice = Dice(0x9E37_79B9_7F4A_7C15u64.wrapping_mul(seed));
         let mut host = Host::new(3, 2).await;
         host.play_guests();
         host.world.limit(GuestOs::Macos, Some(2));

@@ -1,12 +1,7 @@
 //! The whole service but HTTP, on the fake driver: a real database file, the real loop, a hypervisor whose misfortunes are
 //! scripted, and guests that are played.
 
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use mayfly::{
     domain::{
@@ -37,10 +32,14 @@ mod road;
 /// How long any one thing may take before the test says what is stuck.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Who serves at the moment, if anybody does.
+pub type Serving = watch::Sender<Option<Service>>;
+
 pub struct Running {
     pub service: Service,
     shutdown: CancellationToken,
     reconciling: JoinHandle<()>,
+    closed: JoinHandle<()>,
 }
 
 /// A host: its disk and its hypervisor stay when Mayfly dies.
@@ -49,7 +48,7 @@ pub struct Host {
     pub world: Arc<FakeWorld>,
     pub capacity: Capacity,
     /// Guests speak to whoever serves at the moment.
-    pub serving: Arc<Mutex<Option<Service>>>,
+    pub serving: Serving,
     pub running: Option<Running>,
 }
 
@@ -59,7 +58,7 @@ impl Host {
             dir: tempfile::tempdir().unwrap(),
             world: FakeWorld::new(),
             capacity: Capacity { linux_slots: linux, macos_slots: macos, cpus: 64, memory_mib: 65536 },
-            serving: Arc::default(),
+            serving: watch::Sender::new(None),
             running: None,
         };
         std::fs::write(host.at("disk.img"), vec![7u8; 4096]).unwrap();
@@ -140,16 +139,20 @@ impl Host {
             },
         });
         let shutdown = CancellationToken::new();
-        *self.serving.lock().unwrap() = Some(service.clone());
-        self.running = Some(Running { service, reconciling: tokio::spawn(reconciler.run(shutdown.clone())), shutdown });
+        self.serving.send_replace(Some(service.clone()));
+        let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));
+        self.running = Some(Running { service, reconciling, shutdown, closed: store.closed });
     }
 
     /// Everything that Mayfly was doing stops where it stands; nothing is put in order.
     pub async fn crash(&mut self) {
-        *self.serving.lock().unwrap() = None;
-        let running = self.running.take().unwrap();
-        running.shutdown.cancel();
-        running.reconciling.await.unwrap();
+        self.serving.send_replace(None);
+        let Running { service, shutdown, reconciling, closed } = self.running.take().unwrap();
+        shutdown.cancel();
+        reconciling.await.unwrap();
+        drop(service);
+        // A write that was on its way is on disk or is not; it must not come after the next start.
+        tokio::time::timeout(PATIENCE, closed).await.expect("somebody holds on to the dead service").unwrap();
     }
 
     pub async fn restart(&mut self) {
@@ -236,7 +239,7 @@ pub fn job() -> Runner {
 }
 
 /// One guest with the kit's wrapper in it: every report is repeated until somebody takes it.
-async fn play(serving: Arc<Mutex<Option<Service>>>, guest: Guest) {
+async fn play(serving: Serving, guest: Guest) {
     let id = InstanceName::parse(guest.spec.name.as_str()).unwrap();
     let life = async {
         let reports = [GuestEvent::GuestReady {}, GuestEvent::GuestConfigured {}, GuestEvent::JobStarted {}];
@@ -259,20 +262,23 @@ enum Report {
     Delete,
 }
 
-async fn tell(serving: &Mutex<Option<Service>>, id: VmId, report: Report) {
+async fn tell(serving: &Serving, id: VmId, report: Report) {
+    let mut serving = serving.subscribe();
     loop {
-        let service = serving.lock().unwrap().clone();
-        if let Some(service) = service {
-            let told = match report.clone() {
+        let service = serving.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+        let call = async {
+            match report.clone() {
                 Report::Event(event) => service.report_guest_event(id, event).await.map(drop),
                 Report::Delete => service.end_vm(id, &Caller::Guest(id), false).await.map(drop),
-            };
-            if told.is_ok() {
-                return;
             }
+        };
+        tokio::select! {
+            told = call => if told.is_ok() {
+                return;
+            },
+            // The connection breaks: nobody knows whether it was heard.
+            _ = serving.changed() => {}
         }
-        // As curl --retry does: nobody is there to be waited for.
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

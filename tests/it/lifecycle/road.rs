@@ -93,6 +93,7 @@ async fn what_bears_our_name_and_has_no_row_is_swept() {
     let mut host = Host::new(2, 2).await;
     let id = host.create(request("linux", Runner::None)).await;
     host.until_state(id, State::Booting).await;
+    tokio::time::timeout(super::PATIENCE, host.world.until(|s| s.running() == 1)).await.unwrap();
     host.world.add_foreign("not ours", GuestOs::Linux, 1, 64);
     host.crash().await;
     // The database is lost, the guest is not.
@@ -154,7 +155,7 @@ async fn deletes_end_what_is_idle_at_once_and_what_works_when_it_is_done() {
     host.delete(c, false).await;
     assert_eq!(host.vm(c).await.timeline.len(), 2);
     for id in fillers {
-        host.delete(id, false).await;
+        host.delete(id, true).await;
         host.until_state(id, State::Deleted).await;
     }
     host.assert_clean(&[a, b, c, fillers[0], fillers[1]]).await;
