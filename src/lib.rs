@@ -10,9 +10,11 @@
 //! domain                     plain types and the table; no I/O, no clock
 //! ```
 
+pub mod config;
 pub mod domain;
 pub mod drivers;
 pub mod runners;
 pub mod service;
 pub mod store;
+pub mod telemetry;
 pub mod templates;
