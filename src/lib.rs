@@ -10,6 +10,8 @@
 //! domain                     plain types and the table; no I/O, no clock
 //! ```
 
+pub mod app;
+pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod drivers;
