@@ -10,6 +10,9 @@
 //! domain                     plain types and the table; no I/O, no clock
 //! ```
 
+pub mod app;
+pub mod cli;
+pub mod config;
 pub mod domain;
 pub mod drivers;
 pub mod guest;
@@ -17,4 +20,5 @@ pub mod reconcile;
 pub mod runners;
 pub mod service;
 pub mod store;
+pub mod telemetry;
 pub mod templates;

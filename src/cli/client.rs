@@ -1,0 +1,343 @@
+//! The API from outside: one request, one answer or one failure that says what to do.
+
+use std::{path::Path, time::Duration};
+
+use reqwest::{Method, Response, StatusCode, Url, header};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Global, exit, output, text::plain};
+use crate::{config, domain::Code};
+
+const CONNECT: Duration = Duration::from_secs(5);
+/// Longer than any answer of the service takes, long polls left out.
+const ANSWER: Duration = Duration::from_secs(90);
+
+/// Why a command did not do what was asked.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// What was given cannot be used.
+    Usage(String),
+    /// The service answered with a problem.
+    Problem(Box<Problem>, Option<String>),
+    /// The service did not answer.
+    Unreachable(String),
+    TimedOut(String),
+    Other(String),
+    /// Whoever read our output has left.
+    OutputClosed,
+}
+
+/// RFC 9457, with what Mayfly adds.
+#[derive(Clone, Debug, Default, Deserialize, serde::Serialize)]
+#[serde(default)]
+pub(super) struct Problem {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub title: String,
+    pub status: u16,
+    pub detail: Option<String>,
+    pub code: String,
+    pub request_id: Option<String>,
+    pub retryable: bool,
+    pub errors: Vec<FieldProblem>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, serde::Serialize)]
+#[serde(default)]
+pub(super) struct FieldProblem {
+    pub pointer: String,
+    pub detail: String,
+}
+
+impl Failure {
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Failure::Usage(_) => exit::USAGE,
+            Failure::Problem(problem, _) => match problem.status {
+                401 | 403 => exit::UNAUTHORISED,
+                _ => exit::FAILURE,
+            },
+            Failure::Unreachable(_) => exit::UNREACHABLE,
+            Failure::TimedOut(_) => exit::TIMEOUT,
+            Failure::Other(_) => exit::FAILURE,
+            Failure::OutputClosed => exit::OK,
+        }
+    }
+
+    /// Whether the same request may do better in a moment.
+    pub fn passes(&self) -> bool {
+        match self {
+            Failure::Unreachable(_) => true,
+            Failure::Problem(problem, _) => problem.retryable && problem.status >= 500,
+            _ => false,
+        }
+    }
+
+    pub fn report(&self, json: bool) {
+        let message = match self {
+            Failure::OutputClosed => return,
+            Failure::Problem(problem, _) if json => {
+                return output::error_json(&serde_json::to_value(problem).unwrap_or_default());
+            }
+            Failure::Problem(problem, _) => {
+                let what = match &problem.detail {
+                    Some(detail) if !detail.is_empty() => format!("{}: {}", problem.title, detail),
+                    _ => problem.title.clone(),
+                };
+                let code = if problem.code.is_empty() { problem.status.to_string() } else { problem.code.clone() };
+                format!("{} [{code}]", plain(&what))
+            }
+            Failure::Usage(m) | Failure::Unreachable(m) | Failure::TimedOut(m) | Failure::Other(m) => plain(m),
+        };
+        if json {
+            return output::error_json(&serde_json::json!({ "title": message, "exit_code": self.exit_code() }));
+        }
+        output::error(&message);
+        if let Failure::Problem(problem, hint) = self {
+            for field in &problem.errors {
+                output::note(&format!("  {}: {}", plain(&field.pointer), plain(&field.detail)));
+            }
+            let remedy = Code::ALL.iter().find(|c| c.slug() == problem.code).map(|c| c.remedy().to_owned());
+            if let Some(hint) = hint.clone().or(remedy) {
+                output::note(&format!("  {hint}"));
+            }
+            if let Some(id) = problem.request_id.as_deref().filter(|_| problem.status >= 500) {
+                output::note(&format!("  request id: {}", plain(id)));
+            }
+        }
+    }
+}
+
+pub(super) struct Client {
+    http: reqwest::Client,
+    base: Url,
+    token: Option<SecretString>,
+    /// What to say when the token is not enough.
+    token_hint: String,
+}
+
+impl Client {
+    pub fn new(global: &Global) -> Result<Client, Failure> {
+        let base = Url::parse(&global.url)
+            .ok()
+            .filter(|u| matches!(u.scheme(), "http" | "https") && u.has_host() && !u.cannot_be_a_base())
+            .ok_or_else(|| {
+                Failure::Usage(format!("--url: expected a URL such as http://127.0.0.1:8470, found {:?}", global.url))
+            })?;
+        if !base.username().is_empty() || base.password().is_some() {
+            return Err(Failure::Usage(
+                "--url: must not hold a user or password; use --token-file or MAYFLY_TOKEN".into(),
+            ));
+        }
+        let here = is_loopback(&base);
+        let (token, token_hint) = find_token(global, here)?;
+        if base.scheme() == "http" && !here && token.is_some() {
+            output::note(&format!("warning: the token travels to {} in clear; use https", base.authority()));
+        }
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("mayfly/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT)
+            // Following one would carry the token to wherever it points.
+            .redirect(reqwest::redirect::Policy::none());
+        if here {
+            builder = builder.no_proxy();
+        }
+        if let Some(path) = &global.ca_file {
+            let certificates = read(path, "--ca-file")
+                .and_then(|pem| reqwest::Certificate::from_pem_bundle(pem.as_bytes()).map_err(|e| e.to_string()))
+                .map_err(|error| Failure::Usage(format!("--ca-file: {}: {error}", path.display())))?;
+            builder = builder.tls_certs_merge(certificates);
+        } else if base.scheme() == "http" {
+            // No certificate is needed, so a machine without any is none the worse.
+            builder = builder.tls_certs_only([]);
+        }
+        let http = builder.build().map_err(|error| Failure::Other(format!("cannot set up HTTP: {}", chain(&error))))?;
+        Ok(Client { http, base, token, token_hint })
+    }
+
+    fn url(&self, path: &[&str], query: &[(&str, &str)]) -> Url {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(path);
+        }
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        url
+    }
+
+    pub async fn get(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, Failure> {
+        self.json(self.request(Method::GET, path, query).timeout(ANSWER)).await
+    }
+
+    pub async fn post(&self, path: &[&str], body: &Value, headers: &[(&str, &str)]) -> Result<Value, Failure> {
+        let mut request = self.request(Method::POST, path, &[]).timeout(ANSWER).json(body);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.json(request).await
+    }
+
+    pub async fn delete(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, Failure> {
+        self.json(self.request(Method::DELETE, path, query).timeout(ANSWER)).await
+    }
+
+    /// An answer that may go on for as long as it likes.
+    pub async fn stream(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Response, Failure> {
+        self.send(self.request(Method::GET, path, query)).await
+    }
+
+    /// Every page of a listing.
+    pub async fn list(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Vec<Value>, Failure> {
+        let mut items = Vec::new();
+        let mut cursor: Option<String> = None;
+        loop {
+            let mut query = query.to_vec();
+            if let Some(cursor) = &cursor {
+                query.push(("cursor", cursor));
+            }
+            let page = self.get(path, &query).await?;
+            let Value::Object(mut page) = page else { return Err(self.stranger()) };
+            match page.remove("items") {
+                Some(Value::Array(mut more)) => items.append(&mut more),
+                _ => return Err(self.stranger()),
+            }
+            let next = page.remove("next_cursor").and_then(|c| c.as_str().map(str::to_owned));
+            if next.is_none() || next == cursor {
+                return Ok(items);
+            }
+            cursor = next;
+        }
+    }
+
+    fn request(&self, method: Method, path: &[&str], query: &[(&str, &str)]) -> reqwest::RequestBuilder {
+        let request = self.http.request(method, self.url(path, query));
+        match &self.token {
+            Some(token) => request.bearer_auth(token.expose_secret()),
+            None => request,
+        }
+    }
+
+    async fn json(&self, request: reqwest::RequestBuilder) -> Result<Value, Failure> {
+        let response = self.send(request).await?;
+        if response.status() == StatusCode::NO_CONTENT {
+            return Ok(Value::Null);
+        }
+        let body = response.bytes().await.map_err(|error| self.no_answer(&error))?;
+        if body.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&body).map_err(|_| self.stranger())
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, Failure> {
+        let response = request.send().await.map_err(|error| self.no_answer(&error))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let hint = (status == StatusCode::UNAUTHORIZED).then(|| self.token_hint.clone());
+        let is_problem = response
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .and_then(|t| t.to_str().ok())
+            .is_some_and(|t| t.starts_with("application/problem+json") || t.starts_with("application/json"));
+        let body = response.bytes().await.unwrap_or_default();
+        let mut problem: Problem =
+            if is_problem { serde_json::from_slice(&body).unwrap_or_default() } else { Problem::default() };
+        if problem.title.is_empty() {
+            // Somebody between us and the service, or not the service at all.
+            problem.title = format!("{} answered {status} and did not say why", self.base.authority());
+        }
+        problem.status = status.as_u16();
+        Err(Failure::Problem(Box::new(problem), hint))
+    }
+
+    fn no_answer(&self, error: &reqwest::Error) -> Failure {
+        let at = self.base.authority();
+        if error.is_builder() {
+            return Failure::Usage(format!("the request cannot be sent: {}", chain(error)));
+        }
+        let why = if error.is_timeout() { "it took too long".to_owned() } else { chain(error) };
+        let next = if is_loopback(&self.base) {
+            "start it with `mayfly serve`, or name another with --url or MAYFLY_URL"
+        } else {
+            "see whether it runs, and whether --url or MAYFLY_URL is right"
+        };
+        Failure::Unreachable(format!("no answer from Mayfly at {at}: {why}; {next}"))
+    }
+
+    fn stranger(&self) -> Failure {
+        Failure::Other(format!(
+            "what answers at {} does not speak Mayfly's API; see --url or MAYFLY_URL",
+            self.base.authority()
+        ))
+    }
+
+    /// A value of the API in the shape that is shown.
+    pub fn view<T: serde::de::DeserializeOwned>(&self, value: &Value) -> Result<T, Failure> {
+        T::deserialize(value).map_err(|_| self.stranger())
+    }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let Some(host) = url.host_str() else { return false };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// The token, and what to say when it is not enough. The admin token of this machine is for services on this machine: it is
+/// not offered to whatever `--url` points at.
+fn find_token(global: &Global, here: bool) -> Result<(Option<SecretString>, String), Failure> {
+    if let Some(path) = &global.token_file {
+        let token = read(path, "--token-file")
+            .map_err(|error| Failure::Usage(format!("--token-file: {}: {error}", path.display())))?;
+        return Ok((Some(usable(&token)?), format!("the token in {} is not accepted", path.display())));
+    }
+    if let Some(token) = std::env::var("MAYFLY_TOKEN").ok().filter(|t| !t.is_empty()) {
+        return Ok((Some(usable(&token)?), "the token in MAYFLY_TOKEN is not accepted".into()));
+    }
+    if !here {
+        return Ok((None, "give a token with MAYFLY_TOKEN or --token-file".into()));
+    }
+    let Ok(dir) = config::data_dir_or_default(global.data_dir.clone()) else {
+        return Ok((None, "give a token with MAYFLY_TOKEN or --token-file".into()));
+    };
+    let path = dir.join(config::ADMIN_TOKEN_FILE);
+    match std::fs::read_to_string(&path) {
+        Ok(token) => {
+            let hint = format!(
+                "the token in {} is not accepted: is this service's data elsewhere? See --data-dir, MAYFLY_TOKEN and --token-file",
+                path.display()
+            );
+            Ok((Some(usable(&token)?), hint))
+        }
+        Err(error) => Ok((
+            None,
+            format!("no token: cannot read {} ({error}); give one with MAYFLY_TOKEN or --token-file", path.display()),
+        )),
+    }
+}
+
+fn usable(token: &str) -> Result<SecretString, Failure> {
+    let token = token.trim();
+    if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(Failure::Usage("the token must be one word of visible characters".into()));
+    }
+    Ok(SecretString::from(token))
+}
+
+fn read(path: &Path, _option: &str) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|error| error.to_string())
+}
+
+/// An error with its causes, without what reqwest says of URLs that we name ourselves.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}

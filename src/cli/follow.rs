@@ -1,0 +1,189 @@
+//! Watching one vm: long polls until something is reached, with its timeline as it grows.
+
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::{
+    client::{Client, Failure},
+    exit,
+    output::{self, Colour, paint},
+    text,
+    views::{FaultView, VmView},
+};
+
+/// One long poll, in seconds.
+const POLL: u64 = 30;
+/// How long a service that does not answer is waited for: long enough for a restart.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Reads the vm until `reached` says so; `seen` is called with it as it was read first and after every change.
+pub(super) async fn watch(
+    client: &Client,
+    id: &str,
+    timeout: Option<Duration>,
+    mut seen: impl FnMut(&VmView) -> Result<(), Failure>,
+    reached: impl Fn(&VmView) -> bool,
+) -> Result<(Value, VmView), Failure> {
+    let end = timeout.map(|t| Instant::now() + t);
+    let mut generation: Option<i64> = None;
+    let mut silent_since: Option<Instant> = None;
+    loop {
+        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+        let poll = left.map_or(POLL, |left| left.as_secs_f64().ceil().min(POLL as f64) as u64);
+        let (wait, poll) = (generation.unwrap_or(0).to_string(), poll.to_string());
+        let query = [("wait_generation", wait.as_str()), ("timeout_seconds", poll.as_str())];
+        let query: &[(&str, &str)] = if generation.is_some() { &query } else { &[] };
+        match client.get(&["vms", id], query).await {
+            Ok(value) => {
+                silent_since = None;
+                let vm: VmView = client.view(&value)?;
+                if generation != Some(vm.generation) {
+                    generation = Some(vm.generation);
+                    seen(&vm)?;
+                }
+                if reached(&vm) {
+                    return Ok((value, vm));
+                }
+            }
+            // The vm does not depend on the service that watches over it, so neither does watching.
+            Err(failure) if failure.passes() && generation.is_some() => {
+                let since = *silent_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > PATIENCE {
+                    return Err(failure);
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Err(failure) => return Err(failure),
+        }
+        if end.is_some_and(|end| Instant::now() >= end) {
+            return Err(Failure::TimedOut(format!(
+                "the time given with --timeout is over; `mayfly vm show {id}` says more"
+            )));
+        }
+    }
+}
+
+/// What the end of a vm means for the exit code.
+pub(super) fn verdict(vm: &VmView) -> u8 {
+    match (&vm.outcome, vm.job_exit_code()) {
+        (Some(outcome), code) if outcome.result == "completed" => match code {
+            None | Some(0) => exit::OK,
+            Some(_) => exit::JOB_FAILED,
+        },
+        _ => exit::VM_NOT_COMPLETED,
+    }
+}
+
+/// Prints a vm's life as it goes: one line for each state that is over, with the time it took.
+pub(super) struct Timeline {
+    /// Entries whose line is printed.
+    printed: usize,
+    fault: Option<FaultView>,
+    queue: String,
+    /// On a terminal: what is going on now.
+    spinner: Option<ProgressBar>,
+}
+
+impl Timeline {
+    pub fn new() -> Self {
+        let spinner = output::is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{spinner:.cyan} {msg} {elapsed:.dim}");
+            let bar = ProgressBar::new_spinner();
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        });
+        Self { printed: 0, fault: None, queue: String::new(), spinner }
+    }
+
+    pub fn begin(&self, vm: &VmView) -> Result<(), Failure> {
+        self.line(&format!("{}  {}  {}", vm.name, vm.id, vm.template))
+    }
+
+    pub fn update(&mut self, vm: &VmView) -> Result<(), Failure> {
+        let fault_before = self.fault.replace_if_new(vm.last_fault.as_ref());
+        let current = vm.timeline.len().saturating_sub(1);
+        let entered = self.printed < current;
+        while self.printed < current {
+            let (entry, next) = (&vm.timeline[self.printed], &vm.timeline[self.printed + 1]);
+            self.line(&format!("  {:<11}  {:>8}", entry.state, text::duration(next.at.duration_since(entry.at))))?;
+            self.printed += 1;
+        }
+        if let Some(fault) = fault_before {
+            self.line(&paint(&format!("  {}: {}", fault.code, text::plain(&fault.detail)), Colour::Yellow))?;
+        }
+        let now = match &vm.queue {
+            Some(queue) => {
+                let waits = queue.text();
+                if self.spinner.is_none() && waits != self.queue {
+                    self.line(&format!("  queued: {waits}"))?;
+                }
+                self.queue.clone_from(&waits);
+                format!("queued: {waits}")
+            }
+            None => vm.state.clone(),
+        };
+        if let Some(bar) = &self.spinner {
+            bar.set_message(now);
+            if entered {
+                bar.reset_elapsed();
+            }
+        }
+        if vm.is_deleted() {
+            self.end(vm)?;
+        }
+        Ok(())
+    }
+
+    fn end(&self, vm: &VmView) -> Result<(), Failure> {
+        if let Some(bar) = &self.spinner {
+            bar.finish_and_clear();
+        }
+        let total = |at: Timestamp| text::duration(at.duration_since(vm.created_at));
+        let ended = vm.deleted_at.or(vm.timeline.last().map(|e| e.at)).unwrap_or(vm.created_at);
+        self.line(&format!("  {:<11}  {:>8} in all", "deleted", total(ended)))?;
+        let mut pairs = Vec::new();
+        if let Some(outcome) = &vm.outcome {
+            let colour = if outcome.result == "completed" { Colour::Green } else { Colour::Red };
+            pairs.push(("outcome", paint(&text::plain(&outcome.text()), colour)));
+        }
+        if let Some(by) = &vm.announced_by {
+            let when = vm.announced_at.map(|at| format!(", {} after its creation", total(at))).unwrap_or_default();
+            pairs.push(("announced by", format!("{by}{when}")));
+        }
+        if let Some(signal) = &vm.end_signal {
+            pairs.push(("end signal", signal.clone()));
+        }
+        if let Some(code) = vm.job_exit_code() {
+            let colour = if code == 0 { Colour::Green } else { Colour::Red };
+            pairs.push(("job", paint(&format!("exit code {code}"), colour)));
+        }
+        for (name, value) in pairs {
+            self.line(&format!("{name:<13}  {value}"))?;
+        }
+        Ok(())
+    }
+
+    fn line(&self, line: &str) -> Result<(), Failure> {
+        match &self.spinner {
+            Some(bar) => bar.suspend(|| output::line(line)),
+            None => output::line(line),
+        }
+    }
+}
+
+trait ReplaceIfNew<T> {
+    /// Takes over what is new, and gives it back.
+    fn replace_if_new(&mut self, new: Option<&T>) -> Option<T>;
+}
+
+impl<T: Clone + PartialEq> ReplaceIfNew<T> for Option<T> {
+    fn replace_if_new(&mut self, new: Option<&T>) -> Option<T> {
+        let new = new.filter(|new| self.as_ref() != Some(*new)).cloned()?;
+        *self = Some(new.clone());
+        Some(new)
+    }
+}

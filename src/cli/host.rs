@@ -1,0 +1,120 @@
+//! `mayfly host`
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    client::{Client, Failure},
+    exit,
+    output::{self, Colour, paint},
+    text,
+    views::FaultView,
+};
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct HostAnswer {
+    capacity: Limits,
+    leased: Held,
+    foreign: Held,
+    queued: i64,
+    drivers: Vec<DriverAnswer>,
+    instances: Vec<InstanceAnswer>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Limits {
+    macos_slots: u32,
+    linux_slots: u32,
+    cpus: u32,
+    memory_mib: u32,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Held {
+    macos: u32,
+    linux: u32,
+    cpus: u32,
+    memory_mib: u32,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct DriverAnswer {
+    name: String,
+    usable: bool,
+    version: Option<String>,
+    accelerator: Option<String>,
+    note: Option<String>,
+    fault: Option<FaultView>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct InstanceAnswer {
+    driver: String,
+    name: String,
+    vm_id: Option<String>,
+    running: bool,
+    os: String,
+    cpus: u32,
+    memory_mib: u32,
+}
+
+pub(super) async fn run(client: &Client, json: bool) -> Result<u8, Failure> {
+    let value: Value = client.get(&["host"], &[]).await?;
+    if json {
+        output::json(&value)?;
+        return Ok(exit::OK);
+    }
+    let host: HostAnswer = client.view(&value)?;
+    let row = |name: &str, limit: u32, ours: u32, foreign: u32| {
+        let free = limit.saturating_sub(ours.saturating_add(foreign));
+        vec![name.to_owned(), limit.to_string(), ours.to_string(), foreign.to_string(), free.to_string()]
+    };
+    let (all, ours, foreign) = (&host.capacity, &host.leased, &host.foreign);
+    let rows = [
+        row("Linux guests", all.linux_slots, ours.linux, foreign.linux),
+        row("macOS guests", all.macos_slots, ours.macos, foreign.macos),
+        row("cores", all.cpus, ours.cpus, foreign.cpus),
+        row("memory (MiB)", all.memory_mib, ours.memory_mib, foreign.memory_mib),
+    ];
+    output::bytes(text::table(&["", "LIMIT", "OURS", "FOREIGN", "FREE"], &rows, output::width(), 0).as_bytes())?;
+    output::line(&format!("\nqueued vms: {}", host.queued))?;
+    for driver in &host.drivers {
+        let state = if driver.usable { paint("usable", Colour::Green) } else { paint("not usable", Colour::Red) };
+        let about: Vec<&str> =
+            [driver.accelerator.as_deref(), driver.version.as_deref()].into_iter().flatten().collect();
+        output::line(text::plain(&format!("\ndriver {}: ", driver.name)).trim_end_matches('\n').to_owned().as_str())
+            .and_then(|()| output::line(&format!("  {state}  {}", text::plain(&about.join(", ")))))?;
+        if let Some(fault) = &driver.fault {
+            output::line(&format!("  {}: {}", fault.code, text::plain(&fault.detail)))?;
+        }
+        if let Some(note) = &driver.note {
+            output::line(&format!("  {}", text::plain(note)))?;
+        }
+    }
+    if !host.instances.is_empty() {
+        let rows: Vec<Vec<String>> = host
+            .instances
+            .iter()
+            .map(|i| {
+                vec![
+                    i.name.clone(),
+                    if i.vm_id.is_some() { "ours" } else { "foreign" }.to_owned(),
+                    if i.running { "running" } else { "stopped" }.to_owned(),
+                    i.driver.clone(),
+                    i.os.clone(),
+                    i.cpus.to_string(),
+                    i.memory_mib.to_string(),
+                ]
+            })
+            .collect();
+        output::line("")?;
+        let head = ["INSTANCE", "WHOSE", "STATE", "DRIVER", "OS", "CPUS", "MIB"];
+        output::bytes(text::table(&head, &rows, output::width(), 0).as_bytes())?;
+    }
+    Ok(exit::OK)
+}

@@ -1,0 +1,46 @@
+//! `docs/cli.md`, from the command line itself.
+
+use std::fmt::Write;
+
+use clap::Command;
+
+/// The command that writes the page anew.
+pub const REGENERATE: &str = "cargo run -q -- markdown > docs/cli.md";
+
+const HEAD: &str = "\
+# Command line
+
+`mayfly serve` runs the service; every other command talks to one over HTTP. Data goes to standard output, everything else to
+standard error. `--json` prints what the API answered; with `--follow`, `vm events` and `vm logs` print one JSON object per line,
+and `vm create` prints the vm once it is deleted. The global options go with every command.
+";
+
+const GLOBAL_HEADING: &str = "Global options:";
+
+/// The page.
+pub fn reference() -> String {
+    let mut page = String::from(HEAD);
+    let mut root = super::command();
+    root.build();
+    describe(&mut root, "mayfly", &mut page);
+    let _ = write!(page, "\n<!-- Written by: {REGENERATE} -->\n");
+    page
+}
+
+fn describe(command: &mut Command, path: &str, page: &mut String) {
+    // Not the terminal's width: the page is the same wherever it is written.
+    let mut shown = command.clone().term_width(100);
+    let help = shown.render_long_help().to_string();
+    let mut help: Vec<&str> = help.lines().map(str::trim_end).collect();
+    // The same everywhere: once is enough.
+    if path != "mayfly"
+        && let Some(end) = help.iter().position(|line| *line == GLOBAL_HEADING)
+    {
+        help.truncate(end);
+    }
+    let _ = write!(page, "\n## `{path}`\n\n```text\n{}\n```\n", help.join("\n").trim_end());
+    for sub in command.get_subcommands_mut().filter(|s| !s.is_hide_set()) {
+        let path = format!("{path} {}", sub.get_name());
+        describe(sub, &path, page);
+    }
+}

@@ -1,0 +1,184 @@
+//! The command line. `serve` runs the service; every other command talks to one over HTTP and knows nothing of its insides.
+//!
+//! Data goes to standard output, everything else to standard error, and the exit code is honest. Secrets come from files and
+//! the environment, never from arguments, which every user of the machine can read.
+
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+mod client;
+mod follow;
+mod host;
+pub mod markdown;
+mod openapi;
+mod output;
+mod relay;
+mod serve;
+mod template;
+mod text;
+mod token;
+mod views;
+mod vm;
+
+use client::Failure;
+
+/// What the exit code says.
+pub mod exit {
+    pub const OK: u8 = 0;
+    /// The request was refused or failed, or something else went wrong.
+    pub const FAILURE: u8 = 1;
+    /// The command line or the configuration is not usable.
+    pub const USAGE: u8 = 2;
+    /// The vm ended otherwise than `completed`.
+    pub const VM_NOT_COMPLETED: u8 = 3;
+    /// The service cannot be reached.
+    pub const UNREACHABLE: u8 = 4;
+    /// There is no valid token, or it does not allow this.
+    pub const UNAUTHORISED: u8 = 5;
+    /// The time given with `--timeout` is over.
+    pub const TIMEOUT: u8 = 6;
+    /// The vm completed, and its job failed.
+    pub const JOB_FAILED: u8 = 10;
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   it worked; with --follow or --wait: the vm completed, and its job (if any)
+      succeeded
+  1   the request was refused or failed, or something else went wrong
+  2   the command line or the configuration is not usable
+  3   the vm ended otherwise than `completed` (cancelled, failed or lost)
+  4   the service cannot be reached
+  5   there is no valid token, or it does not allow this
+  6   the time given with --timeout is over
+  10  the vm completed, and its job failed
+
+A token is taken from --token-file, else from MAYFLY_TOKEN, else (for a service
+on this machine) from admin.token in the data directory. It is never given as an
+argument, which every user of the machine could read.";
+
+/// Gives every CI job a fresh virtual machine and takes it away afterwards
+#[derive(Parser)]
+#[command(name = "mayfly", version, after_help = EXIT_CODES, disable_help_subcommand = true, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args, Clone, Debug)]
+struct Global {
+    /// Service to talk to
+    #[arg(long, global = true, value_name = "URL", env = "MAYFLY_URL", hide_env_values = true)]
+    #[arg(default_value = "http://127.0.0.1:8470", help_heading = "Global options")]
+    url: String,
+    /// File that holds the API token [else MAYFLY_TOKEN, else <data-dir>/admin.token]
+    #[arg(long, global = true, value_name = "FILE", env = "MAYFLY_TOKEN_FILE", hide_env_values = true)]
+    #[arg(help_heading = "Global options")]
+    token_file: Option<PathBuf>,
+    /// Certificates (PEM) to trust besides the system's, for a service with a certificate of its own
+    #[arg(long, global = true, value_name = "FILE", env = "MAYFLY_CA_FILE", hide_env_values = true)]
+    #[arg(help_heading = "Global options")]
+    ca_file: Option<PathBuf>,
+    /// Where the service on this machine keeps everything [default: ~/.mayfly]
+    #[arg(long, global = true, value_name = "DIR", env = "MAYFLY_DATA_DIR", hide_env_values = true)]
+    #[arg(help_heading = "Global options")]
+    data_dir: Option<PathBuf>,
+    /// Print JSON, as the API gives it; errors too, on standard error
+    #[arg(long, global = true, help_heading = "Global options")]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the service
+    Serve(serve::Serve),
+    /// Create, watch and end vms
+    #[command(subcommand, arg_required_else_help = true)]
+    Vm(vm::VmCommand),
+    /// Register, show and delete templates
+    #[command(subcommand, arg_required_else_help = true)]
+    Template(template::TemplateCommand),
+    /// Create and revoke API tokens
+    #[command(subcommand, arg_required_else_help = true)]
+    Token(token::TokenCommand),
+    /// Show the host: slots, drivers, and what runs on it
+    Host,
+    /// Print the API's OpenAPI document
+    Openapi,
+    /// Print a completion script for a shell
+    Completions { shell: clap_complete::Shell },
+    /// Copy standard input and output to and from a Unix socket: how an isolated guest reaches the guest API
+    #[command(hide = true)]
+    GuestRelay { socket: PathBuf },
+    /// Print the reference of the command line as Markdown
+    #[command(hide = true)]
+    Markdown,
+}
+
+/// The whole command line as clap sees it: for completions and the reference.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Runs one command. `args` begins with the program's name.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    // One process per connection of a guest: not a moment is spent on anything that it does not need.
+    if let [_, name, socket] = args.as_slice()
+        && name == "guest-relay"
+    {
+        return ExitCode::from(relay::run(socket.as_ref()));
+    }
+    let cli = match Cli::command().try_get_matches_from(args).and_then(|m| Cli::from_arg_matches(&m)) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come this way as well, and go to standard output.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
+        }
+    };
+    let json = cli.global.json;
+    match dispatch(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            failure.report(json);
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<u8, Failure> {
+    let Cli { global, command } = cli;
+    match command {
+        Command::Serve(serve) => serve::run(serve, global.data_dir),
+        Command::Openapi => openapi::run(),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "mayfly", &mut script);
+            output::bytes(&script)?;
+            Ok(exit::OK)
+        }
+        Command::GuestRelay { socket } => Ok(relay::run(&socket)),
+        Command::Markdown => {
+            output::bytes(markdown::reference().as_bytes())?;
+            Ok(exit::OK)
+        }
+        Command::Vm(command) => talk(&global, async |client| vm::run(command, client, global.json).await),
+        Command::Template(command) => talk(&global, async |client| template::run(command, client, global.json).await),
+        Command::Token(command) => talk(&global, async |client| token::run(command, client, global.json).await),
+        Command::Host => talk(&global, async |client| host::run(client, global.json).await),
+    }
+}
+
+/// Runs a command that talks to the service. One thread is plenty for one request at a time.
+fn talk(global: &Global, work: impl AsyncFnOnce(&client::Client) -> Result<u8, Failure>) -> Result<u8, Failure> {
+    let client = client::Client::new(global)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Other(format!("cannot start: {error}")))?;
+    runtime.block_on(work(&client))
+}

@@ -1,0 +1,57 @@
+//! `mayfly guest-relay SOCKET`: standard input and output to and from a Unix socket.
+//!
+//! QEMU runs one of these for every connection that an isolated guest makes to the guest API. It hands over one socket as
+//! input, output *and* error output, so nothing may ever be printed here: the guest would read it as part of the answer.
+//! Both directions end on their own, as TCP's do: a guest that has sent its request and closed its side still gets the answer.
+
+use std::{
+    fs::File,
+    io,
+    net::Shutdown,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    path::Path,
+    sync::mpsc,
+    time::Duration,
+};
+
+use super::exit;
+
+/// How long the guest may go on sending once the service has said its last word.
+const LINGER: Duration = Duration::from_secs(5);
+
+pub(super) fn run(socket: &Path) -> u8 {
+    match relay(socket) {
+        Ok(()) => exit::OK,
+        Err(_) => exit::UNREACHABLE,
+    }
+}
+
+fn relay(socket: &Path) -> io::Result<()> {
+    let service = UnixStream::connect(socket)?;
+    let mut to_service = service.try_clone()?;
+    let mut from_service = service;
+    // Copies of the descriptors: `Stdin` and `Stdout` buffer, and every byte is to go on at once.
+    let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let output = io::stdout().as_fd().try_clone_to_owned()?;
+    let (done, sent) = mpsc::channel();
+    std::thread::Builder::new().name("to-service".into()).spawn(move || {
+        let _ = io::copy(&mut input, &mut to_service);
+        let _ = to_service.shutdown(Shutdown::Write);
+        let _ = done.send(());
+    })?;
+    let received = io::copy(&mut from_service, &mut File::from(output.try_clone()?));
+    end_of_output(output);
+    // If the guest could not take the answer, nothing it still sends matters.
+    if received.is_ok() {
+        let _ = sent.recv_timeout(LINGER);
+    }
+    Ok(())
+}
+
+/// Tells the guest that no more will come. Closing is not enough where input and output are one socket.
+fn end_of_output(output: OwnedFd) {
+    let _ = UnixStream::from(output).shutdown(Shutdown::Write);
+}

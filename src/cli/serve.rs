@@ -1,0 +1,95 @@
+//! `mayfly serve`: configuration, logging, signals; everything else is wired in `app`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{client::Failure, exit, output};
+use crate::{
+    app,
+    config::{self, Config, Overrides},
+    telemetry,
+};
+
+/// Run the service
+///
+/// Works without any configuration: keeps everything under the data directory and listens on 127.0.0.1:8470. The first start
+/// writes an admin token to admin.token in the data directory, where the other commands find it.
+///
+/// Every setting can be given in mayfly.toml in the data directory, as an environment variable (MAYFLY_SERVER__LISTEN), or
+/// with --set. All of them are listed in docs/configuration.md.
+///
+/// SIGTERM or Ctrl-C stops the service and leaves its vms running; the next start goes on with them.
+#[derive(Args)]
+pub(super) struct Serve {
+    /// Address and port of the admin API; the same as --set server.listen=ADDRESS
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// Give a setting, for example log.format=json
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    settings: Vec<(String, String)>,
+    /// Read and check the configuration, and start nothing
+    #[arg(long)]
+    check: bool,
+    /// Print the reference of all settings as Markdown
+    #[arg(long, hide = true)]
+    print_config_docs: bool,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
+    Ok((key.trim().to_owned(), value.to_owned()))
+}
+
+pub(super) fn run(args: Serve, data_dir: Option<PathBuf>) -> Result<u8, Failure> {
+    if args.print_config_docs {
+        output::bytes(config::docs::markdown().as_bytes())?;
+        return Ok(exit::OK);
+    }
+    let mut overrides: Overrides = args.settings;
+    overrides.extend(args.listen.map(|address| ("server.listen".to_owned(), address)));
+    let config =
+        Config::load(data_dir, overrides).map_err(|error| Failure::Usage(format!("configuration: {error}")))?;
+    if args.check {
+        output::note(&format!("the configuration is usable; data directory {}", config.data_dir.display()));
+        return Ok(exit::OK);
+    }
+    telemetry::start_logging(&config.log).map_err(|error| Failure::Usage(error.to_string()))?;
+    telemetry::start_metrics();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Other(format!("cannot start: {error}")))?;
+    let served = runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        watch_signals(shutdown.clone())
+            .map_err(|error| Failure::Other(format!("cannot watch for signals: {error}")))?;
+        app::serve(config, shutdown).await.map_err(|error| Failure::Other(error.to_string()))
+    });
+    // What is left are tasks that nobody waits for; they are not given the power to keep the process alive.
+    runtime.shutdown_background();
+    served.map(|()| exit::OK)
+}
+
+/// The first signal asks for an orderly end; the second one does not ask.
+fn watch_signals(shutdown: CancellationToken) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        tracing::info!(signal = name, "shutting down; vms keep running");
+        shutdown.cancel();
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::warn!("asked twice: ending at once");
+        std::process::exit(i32::from(exit::FAILURE));
+    });
+    Ok(())
+}

@@ -1,0 +1,214 @@
+//! Small pieces of text: durations, ages, sizes, tables, and text from strangers made harmless for a terminal.
+
+use std::fmt::Write;
+
+use jiff::{SignedDuration, Timestamp};
+
+/// Text from elsewhere without the characters that drive a terminal.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
+}
+
+/// `3.9 s`, `2m05s`, `3h02m`, `4d03h`.
+pub(super) fn duration(d: SignedDuration) -> String {
+    let seconds = d.as_secs().max(0);
+    match seconds {
+        0..60 => format!("{:.1} s", d.as_secs_f64().max(0.0)),
+        60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{}h{:02}m", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{}d{:02}h", seconds / 86_400, seconds % 86_400 / 3600),
+    }
+}
+
+/// `12s`, `5m`, `3h`, `4d`: how long ago.
+pub(super) fn age(since: Timestamp) -> String {
+    let seconds = Timestamp::now().duration_since(since).as_secs().max(0);
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..86_400 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// To the second; the JSON has the rest.
+pub(super) fn time(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
+}
+
+pub(super) fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut unit = 0;
+    #[expect(clippy::cast_precision_loss, reason = "shown with one digit")]
+    let mut value = n as f64;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// Seconds, or a duration such as `90s`, `5m` or `1h30m`.
+pub(super) fn parse_seconds(text: &str) -> Result<u32, String> {
+    let wrong = || "expected seconds or a duration such as 90s, 5m or 1h30m".to_owned();
+    if let Ok(seconds) = text.parse::<u32>() {
+        return Ok(seconds);
+    }
+    let parsed: SignedDuration = text.parse().map_err(|_| wrong())?;
+    u32::try_from(parsed.as_secs()).map_err(|_| wrong())
+}
+
+/// Columns separated by two spaces. When `width` is given, the column `give` is cut so that every line fits.
+pub(super) fn table(head: &[&str], rows: &[Vec<String>], width: Option<usize>, give: usize) -> String {
+    let len = |s: &str| s.chars().count();
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|r| r.iter().map(|c| plain(c).replace(['\n', '\t'], " ")).collect()).collect();
+    let mut widths: Vec<usize> = head.iter().map(|h| len(h)).collect();
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(len(cell));
+        }
+    }
+    if let Some(width) = width {
+        let total: usize = widths.iter().sum::<usize>() + 2 * (widths.len().saturating_sub(1));
+        widths[give] = widths[give].saturating_sub(total.saturating_sub(width)).max(len(head[give]).max(8));
+    }
+    let mut text = String::new();
+    let head: Vec<String> = head.iter().map(|h| (*h).to_owned()).collect();
+    for row in std::iter::once(&head).chain(&rows) {
+        let mut line = String::new();
+        for (n, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            let cell = if len(cell) > *width {
+                let kept: String = cell.chars().take(width.saturating_sub(1)).collect();
+                format!("{kept}…")
+            } else {
+                cell.clone()
+            };
+            let gap = if n > 0 { "  " } else { "" };
+            let _ = write!(line, "{gap}{cell}{}", " ".repeat(width.saturating_sub(len(&cell))));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Lines `name   value`, values aligned.
+pub(super) fn fields(pairs: &[(&str, String)]) -> String {
+    let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for (name, value) in pairs {
+        let line = format!("{name:width$}  {}", plain(value));
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Takes what drives a terminal out of a stream of text: escape sequences as a whole, and other control characters.
+#[derive(Default)]
+pub(super) struct Tamer {
+    state: Escape,
+}
+
+#[derive(Default, Clone, Copy, PartialEq)]
+enum Escape {
+    #[default]
+    Text,
+    /// After ESC.
+    Begun,
+    /// In a control sequence, up to its final byte.
+    Sequence,
+    /// In a string (title, link, …), up to BEL or ESC \.
+    String,
+    /// After the first byte of what may be a control character beyond ASCII, as UTF-8 writes it.
+    Beyond,
+}
+
+impl Tamer {
+    pub fn tame(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut kept = Vec::with_capacity(bytes.len());
+        for &byte in bytes {
+            self.state = match (self.state, byte) {
+                (Escape::Text, 0x1b) => Escape::Begun,
+                (Escape::Text, b'\n' | b'\t') => {
+                    kept.push(byte);
+                    Escape::Text
+                }
+                (Escape::Text, 0..0x20 | 0x7f) => Escape::Text,
+                (Escape::Text, 0xc2) => Escape::Beyond,
+                (Escape::Beyond, 0x80..0xa0) => Escape::Text,
+                (Escape::Beyond, _) => {
+                    kept.extend([0xc2, byte]);
+                    Escape::Text
+                }
+                (Escape::Text, _) => {
+                    kept.push(byte);
+                    Escape::Text
+                }
+                (Escape::Begun, b'[') => Escape::Sequence,
+                (Escape::Begun, b']' | b'P' | b'X' | b'^' | b'_') => Escape::String,
+                // ESC ( B and the like: intermediate bytes, then one final byte.
+                (Escape::Begun, 0x20..0x30) => Escape::Begun,
+                (Escape::Begun, _) => Escape::Text,
+                // A newline cannot be part of one: it was cut off.
+                (Escape::Sequence, b'\n') => {
+                    kept.push(byte);
+                    Escape::Text
+                }
+                (Escape::Sequence, 0x40..=0x7e) => Escape::Text,
+                (Escape::Sequence, _) => Escape::Sequence,
+                (Escape::String, 0x07) => Escape::Text,
+                (Escape::String, 0x1b) => Escape::Begun,
+                (Escape::String, b'\n') => {
+                    kept.push(byte);
+                    Escape::Text
+                }
+                (Escape::String, _) => Escape::String,
+            };
+        }
+        kept
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_are_seconds_or_durations() {
+        assert_eq!(parse_seconds("0"), Ok(0));
+        assert_eq!(parse_seconds("90"), Ok(90));
+        assert_eq!(parse_seconds("90s"), Ok(90));
+        assert_eq!(parse_seconds("1h30m"), Ok(5400));
+        for wrong in ["", "-1", "soon", "5 parsecs"] {
+            assert!(parse_seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn durations_keep_their_width() {
+        assert_eq!(duration(SignedDuration::from_millis(3940)), "3.9 s");
+        assert_eq!(duration(SignedDuration::from_secs(125)), "2m05s");
+        assert_eq!(duration(SignedDuration::from_secs(3 * 3600 + 120)), "3h02m");
+        assert_eq!(duration(SignedDuration::from_secs(-1)), "0.0 s");
+    }
+
+    #[test]
+    fn a_table_fits_its_width() {
+        let rows = vec![vec!["a".repeat(90), "running".into()], vec!["b".into(), "queued".into()]];
+        let text = table(&["NAME", "STATE"], &rows, Some(40), 0);
+        assert!(text.lines().all(|l| l.chars().count() <= 40), "{text}");
+        assert!(text.contains("…  running"), "{text}");
+        assert!(table(&["NAME", "STATE"], &rows, None, 0).contains(&"a".repeat(90)));
+    }
+
+    #[test]
+    fn a_guest_cannot_drive_the_terminal() {
+        let mut tamer = Tamer::default();
+        let mut shown = tamer.tame(b"\x1b[31mred\x1b[0m \x1b]0;title\x07 \x1b]8;;http://x\x1b\\link\x1b[");
+        shown.extend(tamer.tame(b"2J\r\nend \x1b(Bx\x08\xc2\x9b \xc2\xb5\n"));
+        assert_eq!(String::from_utf8(shown).unwrap(), "red  link\nend x µ\n");
+        assert_eq!(plain("a\x1b[31mb"), "a\u{fffd}[31mb");
+    }
+}

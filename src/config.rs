@@ -1,0 +1,331 @@
+//! File and environment into typed settings, checked once.
+//!
+//! Every key is declared once, in `keys.rs`: its type, its default and what it means. The structs, the reader, the check for
+//! unknown keys and `docs/configuration.md` all come from that one list. A setting is taken from the command line, else from
+//! the environment, else from `<data-dir>/mayfly.toml`, else it has its default. What is not understood is refused, with the
+//! place where it stands: a setting that is silently ignored is found out on the worst day.
+//!
+//! No setting is a secret: tokens and keys live in files of their own under the data directory.
+
+use std::{
+    fmt,
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use crate::domain::{self, host::MACOS_GUESTS_PER_HOST};
+
+pub mod docs;
+pub mod host;
+pub mod keys;
+mod source;
+
+pub use host::Host;
+pub use keys::{
+    Accelerator, Budgets, Drivers, FakeDriver, Guest, Key, Log, LogFormat, QemuDriver, Queue, Retention, Section,
+    Server, Slots,
+};
+use source::Found;
+
+/// Name of the optional file in the data directory.
+pub const FILE: &str = "mayfly.toml";
+/// Name of the file in the data directory that holds the first admin token.
+pub const ADMIN_TOKEN_FILE: &str = "admin.token";
+/// Longest time that a setting may ask for: more is a mistake of units.
+const MAX_SECONDS: u64 = 30 * 24 * 3600;
+
+/// The whole configuration: defaults filled in, values checked, paths absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where everything that Mayfly keeps is kept; exists, mode 0700, ours.
+    pub data_dir: PathBuf,
+    pub server: Server,
+    pub guest: Guest,
+    pub slots: Slots,
+    pub queue: Queue,
+    pub budgets: Budgets,
+    pub retention: Retention,
+    pub drivers: Drivers,
+    pub log: Log,
+}
+
+/// One setting that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Where it stands: a file and line, a variable, an option.
+    pub place: String,
+    pub message: String,
+}
+
+/// Why there is no configuration to start with. Every message says what to do next.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("no data directory: HOME is not set; give one with --data-dir or MAYFLY_DATA_DIR")]
+    NoHome,
+    #[error("cannot create the data directory {path}: {cause}")]
+    CannotCreate { path: String, cause: std::io::Error },
+    #[error("cannot use the data directory {path}: {cause}")]
+    CannotUse { path: String, cause: std::io::Error },
+    #[error("the data directory {path} is not a directory; move it away, or name another with --data-dir")]
+    NotADirectory { path: String },
+    #[error(
+        "the data directory {path} belongs to user {owner} and Mayfly runs as user {me}; start it as its owner, or name \
+         another with --data-dir"
+    )]
+    NotOurs { path: String, owner: u32, me: u32 },
+    #[error("the data directory {path} is open to other users (mode {mode:04o}); close it with: chmod 700 {path}")]
+    Open { path: String, mode: u32 },
+    #[error("the data directory {path} cannot be written to: {cause}")]
+    NotWritable { path: String, cause: std::io::Error },
+    #[error("cannot read {path}: {cause}")]
+    Unreadable { path: String, cause: std::io::Error },
+    #[error("{path}:{line}:{column}: not TOML: {message}")]
+    Syntax { path: String, line: usize, column: usize, message: String },
+    #[error("{}", Lines(.0))]
+    Settings(Vec<Problem>),
+}
+
+struct Lines<'a>(&'a [Problem]);
+
+impl fmt::Display for Lines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, problem) in self.0.iter().enumerate() {
+            if n > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{}: {}", problem.place, problem.message)?;
+        }
+        Ok(())
+    }
+}
+
+/// Settings from the command line, as (key, value).
+pub type Overrides = Vec<(String, String)>;
+
+impl Config {
+    /// Reads, merges and checks everything, and makes the data directory if there is none.
+    pub fn load(data_dir: Option<PathBuf>, overrides: Overrides) -> Result<Config, ConfigError> {
+        let data_dir = data_dir_or_default(data_dir)?;
+        prepare_data_dir(&data_dir)?;
+        let path = data_dir.join(FILE);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(cause) => return Err(ConfigError::Unreadable { path: path.display().to_string(), cause }),
+        };
+        let env = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+        Self::from_sources(data_dir, &text, env, overrides)
+    }
+
+    /// The same from given sources: reads no file of its own and no environment.
+    pub fn from_sources(
+        data_dir: PathBuf,
+        text: &str,
+        env: impl IntoIterator<Item = (String, String)>,
+        overrides: Overrides,
+    ) -> Result<Config, ConfigError> {
+        let mut found = Found::default();
+        found.add_file(&data_dir.join(FILE), text)?;
+        found.add_env(env);
+        found.add_overrides(overrides);
+        let mut config = Config {
+            server: Server::read(&mut found),
+            guest: Guest::read(&mut found),
+            slots: Slots::read(&mut found),
+            queue: Queue::read(&mut found),
+            budgets: Budgets::read(&mut found),
+            retention: Retention::read(&mut found),
+            drivers: Drivers { qemu: QemuDriver::read(&mut found), fake: FakeDriver::read(&mut found) },
+            log: Log::read(&mut found),
+            data_dir,
+        };
+        config.resolve_paths(&mut found);
+        config.check(&mut found);
+        match found.into_problems() {
+            problems if problems.is_empty() => Ok(config),
+            problems => Err(ConfigError::Settings(problems)),
+        }
+    }
+
+    /// Every default, for this data directory. Touches nothing.
+    pub fn defaults(data_dir: PathBuf) -> Config {
+        Config {
+            data_dir,
+            server: Server::default(),
+            guest: Guest::default(),
+            slots: Slots::default(),
+            queue: Queue::default(),
+            budgets: Budgets::default(),
+            retention: Retention::default(),
+            drivers: Drivers::default(),
+            log: Log::default(),
+        }
+    }
+
+    /// What a template gets when it does not say otherwise.
+    pub fn default_budgets(&self) -> domain::Budgets {
+        let b = &self.budgets;
+        domain::Budgets {
+            queue_seconds: self.queue.timeout_seconds,
+            clone_seconds: b.clone_seconds,
+            boot_seconds: b.boot_seconds,
+            configure_seconds: b.configure_seconds,
+            registration_seconds: b.registration_seconds,
+            idle_seconds: b.idle_seconds,
+            lifetime_seconds: b.lifetime_seconds,
+            drain_seconds: b.drain_seconds,
+            stop_grace_seconds: b.stop_grace_seconds,
+            max_attempts: b.max_attempts,
+        }
+    }
+
+    /// The limits of this host.
+    pub fn capacity(&self) -> domain::host::Capacity {
+        domain::host::Capacity {
+            macos_slots: self.slots.macos,
+            linux_slots: self.slots.linux,
+            cpus: self.slots.cpus,
+            memory_mib: self.slots.memory_mib,
+        }
+    }
+
+    pub fn admin_token_file(&self) -> PathBuf {
+        self.data_dir.join(ADMIN_TOKEN_FILE)
+    }
+
+    fn resolve_paths(&mut self, found: &mut Found) {
+        let dir = self.data_dir.clone();
+        let mut resolve = |key: &str, path: &mut Option<PathBuf>, program: bool| {
+            let Some(given) = path else { return };
+            if given.starts_with("~") {
+                found.refuse(key, "`~` is not expanded here; write the whole path");
+            } else if !(program && given.components().count() == 1) {
+                // A bare program name is looked up in PATH by whoever starts it.
+                *given = dir.join(&*given);
+            }
+        };
+        resolve("server.tls_cert", &mut self.server.tls_cert, false);
+        resolve("server.tls_key", &mut self.server.tls_key, false);
+        resolve("drivers.qemu.binary", &mut self.drivers.qemu.binary, true);
+        resolve("drivers.qemu.qemu_img", &mut self.drivers.qemu.qemu_img, true);
+    }
+
+    fn check(&self, found: &mut Found) {
+        let s = &self.server;
+        match (&s.tls_cert, &s.tls_key) {
+            (Some(cert), Some(key)) => {
+                for (name, path) in [("server.tls_cert", cert), ("server.tls_key", key)] {
+                    if let Err(cause) = std::fs::File::open(path) {
+                        found.refuse(name, format!("cannot read {}: {cause}", path.display()));
+                    }
+                }
+            }
+            (None, None) => {}
+            (Some(_), None) => found.refuse("server.tls_cert", "needs `server.tls_key` beside it: give both or none"),
+            (None, Some(_)) => found.refuse("server.tls_key", "needs `server.tls_cert` beside it: give both or none"),
+        }
+        if !s.listen.ip().is_loopback() && s.tls_cert.is_none() && !s.behind_proxy {
+            found.refuse(
+                "server.listen",
+                format!(
+                    "{} is reachable from other machines, and tokens would travel in clear; set `server.tls_cert` and \
+                     `server.tls_key`, or `server.behind_proxy = true` if a proxy in front of it does TLS",
+                    s.listen
+                ),
+            );
+        }
+        found.in_range("server.max_body_bytes", s.max_body_bytes, 1024, 64 * 1024 * 1024);
+        found.in_range("server.request_timeout_seconds", s.request_timeout_seconds, 1, 3600);
+        found.in_range("server.max_concurrent_requests", s.max_concurrent_requests, 1, 65_536);
+        if let Some(url) = &self.guest.advertise_url {
+            let plain = reqwest::Url::parse(url)
+                .is_ok_and(|u| matches!(u.scheme(), "http" | "https") && u.has_host() && u.username().is_empty());
+            if !plain {
+                found.refuse(
+                    "guest.advertise_url",
+                    format!("expected a URL such as http://192.168.64.1:8471, found {url:?}"),
+                );
+            }
+        }
+        if self.slots.macos > MACOS_GUESTS_PER_HOST {
+            found.refuse(
+                "slots.macos",
+                format!(
+                    "{} is more than {MACOS_GUESTS_PER_HOST}: Apple's licence (macOS Software License Agreement, section \
+                     2B(iii)) allows {MACOS_GUESTS_PER_HOST} macOS guests per host, and its kernel enforces that",
+                    self.slots.macos
+                ),
+            );
+        }
+        found.in_range("slots.linux", self.slots.linux, 0, 4096);
+        found.in_range("slots.cpus", self.slots.cpus, 1, 65_536);
+        found.in_range("slots.memory_mib", self.slots.memory_mib, 32, u64::from(u32::MAX));
+        found.in_range("queue.max_length", self.queue.max_length, 0, 1_000_000);
+        found.in_range("queue.timeout_seconds", self.queue.timeout_seconds, 0, MAX_SECONDS);
+        let b = &self.budgets;
+        for (key, value) in [
+            ("budgets.clone_seconds", b.clone_seconds),
+            ("budgets.boot_seconds", b.boot_seconds),
+            ("budgets.configure_seconds", b.configure_seconds),
+            ("budgets.registration_seconds", b.registration_seconds),
+            ("budgets.idle_seconds", b.idle_seconds),
+            ("budgets.lifetime_seconds", b.lifetime_seconds),
+            ("budgets.drain_seconds", b.drain_seconds),
+        ] {
+            found.in_range(key, value, 1, MAX_SECONDS);
+        }
+        found.in_range("budgets.stop_grace_seconds", b.stop_grace_seconds, 0, 600);
+        found.in_range("budgets.max_attempts", b.max_attempts, 1, 10);
+        found.in_range("retention.deleted_vms_days", self.retention.deleted_vms_days, 0, 3650);
+        if let Err(cause) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
+            found.refuse(
+                "log.level",
+                format!("expected a level or filter such as `info` or `mayfly=debug,info`: {cause}"),
+            );
+        }
+    }
+}
+
+/// The data directory as given, else `~/.mayfly`.
+pub fn data_dir_or_default(given: Option<PathBuf>) -> Result<PathBuf, ConfigError> {
+    let dir = match given.filter(|d| !d.as_os_str().is_empty()) {
+        Some(dir) => dir,
+        None => {
+            let home = std::env::var_os("HOME").filter(|h| !h.is_empty()).ok_or(ConfigError::NoHome)?;
+            PathBuf::from(home).join(".mayfly")
+        }
+    };
+    std::path::absolute(&dir).map_err(|cause| ConfigError::CannotUse { path: dir.display().to_string(), cause })
+}
+
+/// Makes the directory if there is none, and refuses one that others could read or plant files in: it holds the vault's key,
+/// the admin token and every guest's disk.
+fn prepare_data_dir(dir: &Path) -> Result<(), ConfigError> {
+    let path = dir.display().to_string();
+    let meta = match std::fs::metadata(dir) {
+        Ok(meta) => meta,
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(dir)
+                .map_err(|cause| ConfigError::CannotCreate { path: path.clone(), cause })?;
+            std::fs::metadata(dir).map_err(|cause| ConfigError::CannotUse { path: path.clone(), cause })?
+        }
+        Err(cause) => return Err(ConfigError::CannotUse { path, cause }),
+    };
+    if !meta.is_dir() {
+        return Err(ConfigError::NotADirectory { path });
+    }
+    let me = rustix::process::geteuid().as_raw();
+    if meta.uid() != me {
+        return Err(ConfigError::NotOurs { path, owner: meta.uid(), me });
+    }
+    let mode = meta.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(ConfigError::Open { path, mode });
+    }
+    use rustix::fs::Access;
+    rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK)
+        .map_err(|cause| ConfigError::NotWritable { path, cause: cause.into() })
+}

@@ -1,0 +1,74 @@
+//! `docs/configuration.md`, from the list of keys.
+
+use std::fmt::Write;
+
+use super::keys;
+
+/// The command that writes the page anew.
+pub const REGENERATE: &str = "cargo run -q -- serve --print-config-docs > docs/configuration.md";
+
+const HEAD: &str = "\
+# Configuration
+
+`mayfly serve` works without any configuration. Everything that Mayfly keeps is under its data directory: `--data-dir`, else
+`MAYFLY_DATA_DIR`, else `~/.mayfly`. The directory is made with mode 0700, and refused if it belongs to another user or is
+open to others.
+
+A setting is taken from the first of these that has it:
+
+1. the command line: `mayfly serve --set server.listen=127.0.0.1:9000`;
+2. the environment: `MAYFLY_SERVER__LISTEN` (upper case, two underscores between section and key; empty counts as not set);
+3. the file `mayfly.toml` in the data directory, which need not exist;
+4. its default.
+
+What is not understood is refused: an unknown key, section or `MAYFLY_…__…` variable stops the service with the place where it
+stands and the nearest known name. `mayfly serve --check` reads and checks everything and starts nothing.
+Relative paths start at the data directory.
+
+```toml
+# ~/.mayfly/mayfly.toml
+[server]
+listen = \"127.0.0.1:8470\"
+
+[slots]
+linux = 4
+
+[budgets]
+lifetime_seconds = 7200
+```
+";
+
+const TAIL: &str = "
+## Environment of the command line
+
+| Variable | Meaning |
+|---|---|
+| `MAYFLY_DATA_DIR` | data directory, as `--data-dir` |
+| `MAYFLY_URL` | service to talk to, as `--url` |
+| `MAYFLY_TOKEN` | API token |
+| `MAYFLY_TOKEN_FILE` | file with an API token, as `--token-file` |
+| `MAYFLY_CA_FILE` | certificates (PEM) to trust, as `--ca-file` |
+| `NO_COLOR` | no colours, whatever it is set to |
+";
+
+/// The page.
+pub fn markdown() -> String {
+    let mut page = String::from(HEAD);
+    for section in keys::SECTIONS {
+        let about = tidy(section.about);
+        let _ = write!(page, "\n## `[{}]`\n\n{about}\n\n", section.path);
+        page.push_str("| Key | Takes | Default | Meaning |\n|---|---|---|---|\n");
+        for key in section.keys {
+            let name = key.path.rsplit('.').next().unwrap_or(key.path);
+            let _ = writeln!(page, "| `{name}` | {} | {} | {} |", key.kind, (key.default)(), tidy(key.meaning));
+        }
+    }
+    page.push_str(TAIL);
+    let _ = write!(page, "\n<!-- Written by: {REGENERATE} -->\n");
+    page
+}
+
+/// Doc comments come with the space after `///`.
+fn tidy(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
+}

@@ -1,0 +1,73 @@
+//! What this machine has, as the defaults need it.
+
+use std::sync::OnceLock;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Host {
+    pub cpus: u32,
+    pub memory_mib: u32,
+}
+
+/// Taken when the host does not say: enough for one small guest, too little to hurt.
+const UNKNOWN_MEMORY_MIB: u32 = 4096;
+/// Left to the host itself.
+const RESERVED_MIB: u32 = 1024;
+
+impl Host {
+    /// This machine, looked at once.
+    pub fn this() -> Host {
+        static HOST: OnceLock<Host> = OnceLock::new();
+        *HOST.get_or_init(|| Host {
+            cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
+            memory_mib: memory_mib().unwrap_or(UNKNOWN_MEMORY_MIB),
+        })
+    }
+
+    /// Linux shares cores well, and CI jobs wait a lot; on a Mac the licence keeps guests few, and each is to be fast.
+    pub fn guest_cpus(self) -> u32 {
+        if cfg!(target_os = "linux") { self.cpus.saturating_mul(2) } else { self.cpus }
+    }
+
+    pub fn guest_memory_mib(self) -> u32 {
+        self.memory_mib.saturating_sub(RESERVED_MIB).max(512)
+    }
+}
+
+fn memory_mib() -> Option<u32> {
+    if cfg!(target_os = "macos") {
+        // Asked once, at start, with nothing in the command that comes from outside.
+        let output = std::process::Command::new("/usr/sbin/sysctl").args(["-n", "hw.memsize"]).output().ok()?;
+        of_memsize(&String::from_utf8(output.stdout).ok()?)
+    } else {
+        of_meminfo(&std::fs::read_to_string("/proc/meminfo").ok()?)
+    }
+}
+
+fn of_meminfo(text: &str) -> Option<u32> {
+    let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    u32::try_from(kib / 1024).ok()
+}
+
+fn of_memsize(text: &str) -> Option<u32> {
+    let bytes: u64 = text.trim().parse().ok()?;
+    u32::try_from(bytes / (1024 * 1024)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_as_the_systems_write_it() {
+        assert_eq!(of_meminfo("MemTotal:       24683900 kB\nMemFree:        19895596 kB\n"), Some(24105));
+        assert_eq!(of_meminfo("MemFree: 1 kB\n"), None);
+        assert_eq!(of_memsize("17179869184\n"), Some(16384));
+        assert_eq!(of_memsize(""), None);
+    }
+
+    #[test]
+    fn a_small_host_still_gets_something() {
+        assert_eq!(Host { cpus: 1, memory_mib: 900 }.guest_memory_mib(), 512);
+    }
+}

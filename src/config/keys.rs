@@ -1,0 +1,269 @@
+//! THE list of settings. To add one, add it here: reading, checking for unknown keys and the documentation follow.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use super::{
+    host::Host,
+    source::{Found, Setting},
+};
+use crate::domain;
+
+/// A table of `mayfly.toml`.
+#[derive(Debug)]
+pub struct Section {
+    pub path: &'static str,
+    pub about: &'static str,
+    pub keys: &'static [Key],
+}
+
+/// One setting.
+#[derive(Debug)]
+pub struct Key {
+    /// As in `server.listen`.
+    pub path: &'static str,
+    /// What it takes, in words.
+    pub kind: &'static str,
+    /// Its default as written in the documentation.
+    pub default: fn() -> String,
+    pub meaning: &'static str,
+}
+
+impl Key {
+    /// The environment variable that sets it.
+    pub fn env(&self) -> String {
+        super::source::env_name(self.path)
+    }
+}
+
+macro_rules! section {
+    (
+        $(#[doc = $about:literal])+
+        $name:ident = $path:literal {
+            $( $(#[doc = $doc:literal])+ $field:ident: $type:ty = $default:expr $(, shown as $shown:literal)?; )+
+        }
+    ) => {
+        $(#[doc = $about])+
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct $name {
+            $( $(#[doc = $doc])+ pub $field: $type, )+
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $( $field: $default, )+ }
+            }
+        }
+
+        impl $name {
+            const SECTION: Section = Section {
+                path: $path,
+                about: concat!($($about),+),
+                keys: &[ $( Key {
+                    path: concat!($path, ".", stringify!($field)),
+                    kind: <$type as Setting>::KIND,
+                    default: || match concat!("" $(, $shown)?) {
+                        "" => <$type as Setting>::show(&$default),
+                        shown => shown.to_owned(),
+                    },
+                    meaning: concat!($($doc),+),
+                }, )+ ],
+            };
+
+            pub(super) fn read(found: &mut Found) -> Self {
+                Self { $( $field: found.take(concat!($path, ".", stringify!($field))).unwrap_or_else(|| $default), )+ }
+            }
+        }
+    };
+}
+
+section! {
+    /// The admin API.
+    Server = "server" {
+        /// Address and port of the admin API.
+        /// An address that other machines can reach needs TLS, here or in a proxy.
+        /// Port 0 takes any free port.
+        listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8470));
+        /// Certificate chain (PEM) for TLS. Give both of certificate and key, or none.
+        tls_cert: Option<PathBuf> = None;
+        /// Private key (PEM) of that certificate.
+        tls_key: Option<PathBuf> = None;
+        /// A proxy in front of Mayfly does TLS: allows an address that other machines can reach without TLS here.
+        behind_proxy: bool = false;
+        /// Largest request body, in bytes (1024 to 67108864).
+        max_body_bytes: u64 = 1024 * 1024;
+        /// Longest time for one request, in seconds (1 to 3600). Long polls and streams have limits of their own.
+        request_timeout_seconds: u32 = 30;
+        /// Requests handled at once (1 to 65536); more are refused with 503.
+        max_concurrent_requests: u32 = 1024;
+    }
+}
+
+section! {
+    /// How guests reach Mayfly. QEMU guests need nothing here: they get a forward of their own.
+    Guest = "guest" {
+        /// Address and port of the guest API, for guests that have no forward of their own.
+        listen: Option<SocketAddr> = None;
+        /// The guest API's URL as guests see it, where the address it listens on is not the one they can use.
+        advertise_url: Option<String> = None;
+    }
+}
+
+section! {
+    /// What this host can hold. Every limit holds at the same time.
+    Slots = "slots" {
+        /// Linux guests at once.
+        linux: u32 = Host::this().cpus, shown as "the host's cores";
+        /// macOS guests at once: at most 2, because Apple's licence and kernel allow no more on one host.
+        macos: u32 = domain::host::MACOS_GUESTS_PER_HOST;
+        /// Cores that all guests together may be given.
+        cpus: u32 = Host::this().guest_cpus(), shown as "the host's cores; twice that on Linux";
+        /// Memory that all guests together may be given, in MiB.
+        memory_mib: u32 = Host::this().guest_memory_mib(), shown as "the host's memory less 1024";
+        /// Guests that Mayfly did not start take slots, too.
+        count_foreign: bool = true;
+    }
+}
+
+section! {
+    /// Vms that wait for a slot.
+    Queue = "queue" {
+        /// Vms that may wait at once (0 to 1000000); more are refused with 429.
+        max_length: u32 = 1000;
+        /// Wait for a slot when the request does not say, in seconds (0 to 2592000). 0: start now or refuse.
+        timeout_seconds: u32 = domain::Budgets::default().queue_seconds;
+    }
+}
+
+section! {
+    /// How long each part of a vm's life may take, for templates that do not say otherwise. Seconds: 1 to 2592000.
+    Budgets = "budgets" {
+        /// Cloning the template, in seconds.
+        clone_seconds: u32 = domain::Budgets::default().clone_seconds;
+        /// From starting the hypervisor to an answering guest, in seconds.
+        boot_seconds: u32 = domain::Budgets::default().boot_seconds;
+        /// Handing over the runner, in seconds.
+        configure_seconds: u32 = domain::Budgets::default().configure_seconds;
+        /// From configured to seen online by the CI system, in seconds (runner kinds that register).
+        registration_seconds: u32 = domain::Budgets::default().registration_seconds;
+        /// Online without a job, in seconds (runner kinds that wait for jobs).
+        idle_seconds: u32 = domain::Budgets::default().idle_seconds;
+        /// From configured to the end, in seconds: a job that hangs ends here.
+        lifetime_seconds: u32 = domain::Budgets::default().lifetime_seconds;
+        /// From the announced end to the proof that the runner is done, in seconds.
+        drain_seconds: u32 = domain::Budgets::default().drain_seconds;
+        /// How long a guest whose work is not known to be done may take to power down, in seconds (0 to 600).
+        stop_grace_seconds: u32 = domain::Budgets::default().stop_grace_seconds;
+        /// How often a vm is booted (1 to 10), on a fresh clone each time, before it is given up.
+        max_attempts: u32 = domain::Budgets::default().max_attempts;
+    }
+}
+
+section! {
+    /// What is kept of the past.
+    Retention = "retention" {
+        /// Records and logs of deleted vms are kept this long, in days (0 to 3650).
+        deleted_vms_days: u32 = 7;
+    }
+}
+
+section! {
+    /// QEMU: on Linux with KVM, on macOS with HVF, anywhere in emulation.
+    QemuDriver = "drivers.qemu" {
+        /// Use this driver.
+        enabled: bool = true;
+        /// The hypervisor: a path, or a name looked up in `PATH`.
+        binary: Option<PathBuf> = None, shown as "`qemu-system-<host's architecture>`";
+        /// The disk tool: a path, or a name looked up in `PATH`.
+        qemu_img: Option<PathBuf> = None, shown as "`qemu-img`";
+        /// How guests are run. `auto` takes the best one that is proven to run a guest here.
+        accelerator: Accelerator = Accelerator::Auto;
+        /// Guests reach the guest API and nothing else. `false`: the internet and the host's network, too.
+        isolated: bool = true;
+    }
+}
+
+section! {
+    /// A driver that pretends: no guest is ever started. For tests and demonstrations only.
+    FakeDriver = "drivers.fake" {
+        /// Use this driver. For tests and demonstrations: jobs given to it are not run.
+        enabled: bool = false;
+    }
+}
+
+section! {
+    /// What the service says, on standard error.
+    Log = "log" {
+        /// Least important level that is written, or a filter by module such as `info,mayfly::http=debug`.
+        level: String = "info".to_owned();
+        /// `text` for people, `json` for machines (one object per line).
+        format: LogFormat = LogFormat::Text;
+    }
+}
+
+/// The hypervisors.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drivers {
+    pub qemu: QemuDriver,
+    pub fake: FakeDriver,
+}
+
+/// Every section, in the order of the documentation.
+pub const SECTIONS: &[Section] = &[
+    Server::SECTION,
+    Guest::SECTION,
+    Slots::SECTION,
+    Queue::SECTION,
+    Budgets::SECTION,
+    Retention::SECTION,
+    QemuDriver::SECTION,
+    FakeDriver::SECTION,
+    Log::SECTION,
+];
+
+pub fn all() -> impl Iterator<Item = &'static Key> {
+    SECTIONS.iter().flat_map(|s| s.keys)
+}
+
+macro_rules! choice {
+    ($(#[doc = $about:literal])+ $name:ident $kind:literal { $( $(#[doc = $doc:literal])* $variant:ident = $text:literal, )+ }) => {
+        $(#[doc = $about])+
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $( $(#[doc = $doc])* $variant, )+ }
+
+        impl $name {
+            pub fn as_str(self) -> &'static str {
+                match self { $( $name::$variant => $text, )+ }
+            }
+        }
+
+        impl Setting for $name {
+            const KIND: &str = $kind;
+            fn from_text(text: &str) -> Option<Self> {
+                match text { $( $text => Some($name::$variant), )+ _ => None }
+            }
+            fn show(&self) -> String {
+                format!("`{}`", self.as_str())
+            }
+        }
+    };
+}
+
+choice! {
+    /// How QEMU runs guests.
+    Accelerator "`auto`, `kvm`, `hvf` or `tcg`" {
+        /// The best one that is proven to run a guest here.
+        Auto = "auto",
+        Kvm = "kvm",
+        Hvf = "hvf",
+        /// Emulation: slow, and works everywhere.
+        Tcg = "tcg",
+    }
+}
+
+choice! {
+    /// How log lines are written.
+    LogFormat "`text` or `json`" {
+        Text = "text",
+        Json = "json",
+    }
+}

@@ -1,0 +1,311 @@
+//! Where settings come from: the file, the environment and the command line, each value with the place where it stands.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, path::PathBuf};
+
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::{ConfigError, Problem, keys};
+
+const ENV_PREFIX: &str = "MAYFLY_";
+/// Variables with our prefix that are not settings of the service.
+const OTHER_ENV: [&str; 5] = ["MAYFLY_DATA_DIR", "MAYFLY_URL", "MAYFLY_TOKEN", "MAYFLY_TOKEN_FILE", "MAYFLY_CA_FILE"];
+
+/// A type that a setting can have.
+pub(super) trait Setting: Sized {
+    /// What it takes, in words: "expected <this>".
+    const KIND: &str;
+    /// From text: a TOML string, a variable, an option.
+    fn from_text(text: &str) -> Option<Self>;
+    fn from_integer(_: i64) -> Option<Self> {
+        None
+    }
+    fn from_bool(_: bool) -> Option<Self> {
+        None
+    }
+    /// Whether text in the file will do, or only in the environment, where everything is text.
+    const TEXT_IN_FILE: bool = true;
+    fn show(&self) -> String;
+}
+
+macro_rules! whole_number {
+    ($($type:ty)+) => { $(
+        impl Setting for $type {
+            const KIND: &str = "whole number";
+            const TEXT_IN_FILE: bool = false;
+            fn from_text(text: &str) -> Option<Self> {
+                text.trim().parse().ok()
+            }
+            fn from_integer(n: i64) -> Option<Self> {
+                n.try_into().ok()
+            }
+            fn show(&self) -> String {
+                self.to_string()
+            }
+        }
+    )+ };
+}
+whole_number! { u32 u64 }
+
+impl Setting for bool {
+    const KIND: &str = "`true` or `false`";
+    const TEXT_IN_FILE: bool = false;
+    fn from_text(text: &str) -> Option<Self> {
+        text.trim().parse().ok()
+    }
+    fn from_bool(b: bool) -> Option<Self> {
+        Some(b)
+    }
+    fn show(&self) -> String {
+        format!("`{self}`")
+    }
+}
+
+impl Setting for String {
+    const KIND: &str = "text";
+    fn from_text(text: &str) -> Option<Self> {
+        Some(text.to_owned())
+    }
+    fn show(&self) -> String {
+        format!("`{self}`")
+    }
+}
+
+impl Setting for PathBuf {
+    const KIND: &str = "path";
+    fn from_text(text: &str) -> Option<Self> {
+        (!text.is_empty()).then(|| text.into())
+    }
+    fn show(&self) -> String {
+        format!("`{}`", self.display())
+    }
+}
+
+impl Setting for SocketAddr {
+    const KIND: &str = "address and port";
+    fn from_text(text: &str) -> Option<Self> {
+        text.trim().parse().ok()
+    }
+    fn show(&self) -> String {
+        format!("`{self}`")
+    }
+}
+
+impl<T: Setting> Setting for Option<T> {
+    const KIND: &str = T::KIND;
+    const TEXT_IN_FILE: bool = T::TEXT_IN_FILE;
+    fn from_text(text: &str) -> Option<Self> {
+        T::from_text(text).map(Some)
+    }
+    fn from_integer(n: i64) -> Option<Self> {
+        T::from_integer(n).map(Some)
+    }
+    fn from_bool(b: bool) -> Option<Self> {
+        T::from_bool(b).map(Some)
+    }
+    fn show(&self) -> String {
+        self.as_ref().map_or_else(|| "none".to_owned(), T::show)
+    }
+}
+
+#[derive(Debug)]
+enum Raw {
+    /// A variable or an option: text, whatever it means.
+    Untyped(String),
+    Text(String),
+    Integer(i64),
+    Bool(bool),
+    /// Something that no setting takes, in words.
+    Other(&'static str),
+}
+
+impl Raw {
+    fn show(&self) -> String {
+        match self {
+            Raw::Untyped(text) => format!("{text:?}"),
+            Raw::Text(text) => format!("the text {text:?}"),
+            Raw::Integer(n) => format!("the number {n}"),
+            Raw::Bool(b) => format!("`{b}`"),
+            Raw::Other(what) => (*what).to_owned(),
+        }
+    }
+}
+
+/// Everything that was given, by key; and everything that is wrong with it.
+#[derive(Default)]
+pub(super) struct Found {
+    values: BTreeMap<String, Raw>,
+    places: BTreeMap<String, String>,
+    problems: Vec<Problem>,
+}
+
+pub(super) fn env_name(key: &str) -> String {
+    format!("{ENV_PREFIX}{}", key.replace('.', "__").to_uppercase())
+}
+
+impl Found {
+    /// A setting as given, or `None` for its default. What is given and not usable is noted.
+    pub fn take<T: Setting>(&mut self, key: &str) -> Option<T> {
+        let raw = self.values.remove(key)?;
+        let value = match &raw {
+            Raw::Untyped(text) => T::from_text(text),
+            Raw::Text(text) if T::TEXT_IN_FILE => T::from_text(text),
+            Raw::Text(_) | Raw::Other(_) => None,
+            Raw::Integer(n) => T::from_integer(*n),
+            Raw::Bool(b) => T::from_bool(*b),
+        };
+        if value.is_none() {
+            let example = match T::KIND {
+                "address and port" => " such as 127.0.0.1:8470",
+                _ => "",
+            };
+            self.refuse(key, format!("expected {}{example}, found {}", T::KIND, raw.show()));
+        }
+        value
+    }
+
+    /// Notes that a setting cannot be used.
+    pub fn refuse(&mut self, key: &str, why: impl Into<String>) {
+        let place = self.places.get(key).cloned().unwrap_or_else(|| "default".to_owned());
+        self.problems.push(Problem { place, message: format!("`{key}`: {}", why.into()) });
+    }
+
+    pub fn in_range<N: Into<u64> + Copy>(&mut self, key: &str, value: N, least: u64, most: u64) {
+        let value = value.into();
+        if value < least || value > most {
+            self.refuse(key, format!("expected {least} to {most}, found {value}"));
+        }
+    }
+
+    pub fn into_problems(self) -> Vec<Problem> {
+        self.problems
+    }
+
+    fn set(&mut self, key: &str, raw: Raw, place: String) {
+        self.values.insert(key.to_owned(), raw);
+        self.places.insert(key.to_owned(), place);
+    }
+
+    pub fn add_file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
+        let shown = path.display().to_string();
+        let position = |offset: usize| {
+            let before = text.get(..offset).unwrap_or(text);
+            let line_start = before.rfind('\n').map_or(0, |n| n + 1);
+            (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+        };
+        let document = DeTable::parse(text).map_err(|error| {
+            let (line, column) = position(error.span().map_or(0, |s| s.start));
+            ConfigError::Syntax { path: shown.clone(), line, column, message: error.message().to_owned() }
+        })?;
+        let place = |offset: usize| format!("{shown}:{}", position(offset).0);
+        self.walk("", document.get_ref(), &place);
+        Ok(())
+    }
+
+    fn walk(&mut self, prefix: &str, table: &DeTable<'_>, place: &dyn Fn(usize) -> String) {
+        for (name, value) in table.iter() {
+            let name: &Spanned<_> = name;
+            let key =
+                if prefix.is_empty() { name.get_ref().to_string() } else { format!("{prefix}.{}", name.get_ref()) };
+            let place_of_key = place(name.span().start);
+            let section = is_section(&key);
+            match value.get_ref() {
+                DeValue::Table(inner) if section => self.walk(&key, inner, place),
+                DeValue::Table(_) if !is_key(&key) => self.unknown(&key, &key, true, place_of_key),
+                _ if section => self.problems.push(Problem {
+                    place: place_of_key,
+                    message: format!("`{key}`: expected a table of settings, found a single value"),
+                }),
+                _ if !is_key(&key) => self.unknown(&key, &key, false, place_of_key),
+                value => self.set(&key, raw(value), place_of_key),
+            }
+        }
+    }
+
+    /// Takes every `MAYFLY_…` variable that means a setting. An empty one counts as not set.
+    pub fn add_env(&mut self, env: impl IntoIterator<Item = (String, String)>) {
+        for (name, value) in env {
+            let Some(rest) = name.strip_prefix(ENV_PREFIX) else { continue };
+            if OTHER_ENV.contains(&name.as_str()) {
+                continue;
+            }
+            let key = rest.to_lowercase().replace("__", ".");
+            let place = format!("environment variable {name}");
+            if is_key(&key) && env_name(&key) == name {
+                if !value.is_empty() {
+                    self.set(&key, Raw::Untyped(value), place);
+                }
+            } else if rest.contains("__") || looks_like_a_setting(&key) {
+                self.unknown(&key, &name, false, place);
+            }
+        }
+    }
+
+    pub fn add_overrides(&mut self, overrides: Vec<(String, String)>) {
+        for (key, value) in overrides {
+            let place = "command line".to_owned();
+            if is_key(&key) {
+                self.set(&key, Raw::Untyped(value), place);
+            } else {
+                self.unknown(&key, &key, false, place);
+            }
+        }
+    }
+
+    /// `shown` is the key as it was written. Values are never repeated: it may be a secret that was put in the wrong place.
+    fn unknown(&mut self, key: &str, shown: &str, table: bool, place: String) {
+        let kind = if table { "section" } else { "key" };
+        let as_written = |path: &str| if shown == key { path.to_owned() } else { env_name(path) };
+        let hint = match nearest(key, table) {
+            Some(path) => format!("; did you mean `{}`?", as_written(path)),
+            None => "; `mayfly serve --help` says where all of them are listed".to_owned(),
+        };
+        self.problems.push(Problem { place, message: format!("unknown {kind} `{shown}`{hint}") });
+    }
+}
+
+fn raw(value: &DeValue<'_>) -> Raw {
+    match value {
+        DeValue::String(text) => Raw::Text(text.to_string()),
+        DeValue::Boolean(b) => Raw::Bool(*b),
+        DeValue::Integer(n) => match i64::from_str_radix(n.as_str(), n.radix()) {
+            Ok(n) => Raw::Integer(n),
+            Err(_) => Raw::Other("a number beyond 64 bits"),
+        },
+        DeValue::Float(_) => Raw::Other("a number with a fraction"),
+        DeValue::Datetime(_) => Raw::Other("a date"),
+        DeValue::Array(_) => Raw::Other("a list"),
+        DeValue::Table(_) => Raw::Other("a table"),
+    }
+}
+
+fn is_key(key: &str) -> bool {
+    keys::all().any(|k| k.path == key)
+}
+
+/// A table that settings stand in, or that sections stand in (`drivers`).
+fn is_section(path: &str) -> bool {
+    keys::SECTIONS.iter().any(|s| s.path == path || s.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
+}
+
+/// `server_listen` for `server.listen`: one underscore where two belong.
+fn looks_like_a_setting(name: &str) -> bool {
+    keys::all().any(|k| k.path.replace('.', "_") == name.replace('.', "_"))
+}
+
+/// The known key (or section) that was most likely meant.
+fn nearest(given: &str, table: bool) -> Option<&'static str> {
+    let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
+    let near = strsim::normalized_damerau_levenshtein;
+    let known: Vec<&'static str> =
+        if table { keys::SECTIONS.iter().map(|s| s.path).collect() } else { keys::all().map(|k| k.path).collect() };
+    known
+        .into_iter()
+        // The right key in the wrong section counts a little less than a slip of the finger.
+        .map(|path| (near(given, path).max(near(&last(given), &last(path)) * 0.9), path))
+        .filter(|(score, _)| *score >= 0.6)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, path)| path)
+}

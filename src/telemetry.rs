@@ -1,0 +1,146 @@
+//! Logs and metrics: set up once per process, used everywhere through `tracing` and `metrics`.
+//!
+//! Logs go to standard error and to nowhere else; whoever runs the service keeps them. Metrics are rendered on request, on a
+//! route of our own.
+
+use std::{io::IsTerminal, sync::OnceLock, time::Duration};
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Log, LogFormat};
+
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    #[error("the log filter {filter:?} is not usable: {cause}")]
+    Filter { filter: String, cause: String },
+    #[error("this process logs already")]
+    Twice,
+}
+
+/// Starts logging. Once per process, before anything that has something to say.
+pub fn start_logging(log: &Log) -> Result<(), TelemetryError> {
+    let filter = EnvFilter::try_new(&log.level)
+        .map_err(|cause| TelemetryError::Filter { filter: log.level.clone(), cause: cause.to_string() })?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match log.format {
+        LogFormat::Json => lines.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
+        LogFormat::Text => {
+            let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            lines.with_ansi(colour).try_init()
+        }
+    };
+    started.map_err(|_| TelemetryError::Twice)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricKind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+/// One metric of the service.
+#[derive(Debug)]
+pub struct Metric {
+    pub kind: MetricKind,
+    pub name: &'static str,
+    pub labels: &'static [&'static str],
+    pub help: &'static str,
+}
+
+macro_rules! metrics_list {
+    ($( $kind:ident $name:literal [$($label:literal),*] $help:literal; )+) => {
+        /// Every metric, with its labels: what dashboards are made from.
+        pub const METRICS: &[Metric] = &[ $( Metric {
+            kind: MetricKind::$kind, name: $name, labels: &[$($label),*], help: $help,
+        }, )+ ];
+    };
+}
+
+metrics_list! {
+    Gauge "mayfly_build_info" ["version"] "Always 1; the version is its label.";
+    Counter "mayfly_http_requests_total" ["method", "route", "status"] "Requests answered.";
+    Histogram "mayfly_http_request_duration_seconds" ["method", "route"] "Time from a request to its answer.";
+    Gauge "mayfly_vms" ["state"] "Vms by state, deleted ones left out.";
+    Gauge "mayfly_queue_length" ["reason"] "Vms that wait, by what they wait for.";
+    Gauge "mayfly_slots" ["os"] "Slots of this host.";
+    Gauge "mayfly_slots_leased" ["os"] "Slots that our vms hold.";
+    Gauge "mayfly_slots_foreign" ["os"] "Slots held by guests that Mayfly did not start.";
+    Counter "mayfly_vms_created_total" ["template"] "Vms accepted.";
+    Counter "mayfly_vms_ended_total" ["result", "end_signal"] "Vms that are gone, by outcome and by what told that they were done.";
+    Histogram "mayfly_vm_state_duration_seconds" ["state"] "Time that vms spent in a state.";
+    Counter "mayfly_step_failures_total" ["step", "code"] "Steps that failed, retried or not.";
+    Gauge "mayfly_driver_usable" ["driver"] "1 when the driver can run guests here.";
+    Counter "mayfly_strays_destroyed_total" ["driver"] "Instances of ours that no vm had any more.";
+}
+
+/// Upper bounds in seconds: an answer from memory at one end, a long job at the other.
+const REQUEST_BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
+const STATE_BUCKETS: &[f64] =
+    &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 21600.0];
+
+static RECORDER: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
+
+/// Starts collecting. Calls after the first do nothing, so that one process may hold several services, as tests do.
+pub fn start_metrics() {
+    RECORDER.get_or_init(|| {
+        let handle = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Full("mayfly_http_request_duration_seconds".into()), REQUEST_BUCKETS)
+            .and_then(|b| {
+                b.set_buckets_for_metric(Matcher::Full("mayfly_vm_state_duration_seconds".into()), STATE_BUCKETS)
+            })
+            .and_then(PrometheusBuilder::install_recorder)
+            .map_err(|error| tracing::error!(%error, "metrics are not collected"))
+            .ok()?;
+        for metric in METRICS {
+            match metric.kind {
+                MetricKind::Counter => metrics::describe_counter!(metric.name, metric.help),
+                MetricKind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
+                MetricKind::Histogram => metrics::describe_histogram!(metric.name, metric.help),
+            }
+        }
+        metrics::gauge!("mayfly_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        // Without it, the samples of histograms pile up for as long as nobody asks for them.
+        let upkeep = handle.clone();
+        let _ = std::thread::Builder::new().name("metrics-upkeep".into()).spawn(move || {
+            loop {
+                std::thread::sleep(Duration::from_secs(10));
+                upkeep.run_upkeep();
+            }
+        });
+        Some(handle)
+    });
+}
+
+/// Everything collected, in Prometheus' text format. Empty before `start_metrics`.
+pub fn render_metrics() -> String {
+    RECORDER.get().and_then(Option::as_ref).map(PrometheusHandle::render).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_rendered_and_starting_twice_is_harmless() {
+        start_metrics();
+        start_metrics();
+        metrics::histogram!("mayfly_http_request_duration_seconds", "method" => "GET", "route" => "/vms").record(0.004);
+        let text = render_metrics();
+        assert!(text.contains("# HELP mayfly_build_info Always 1"), "{text}");
+        assert!(
+            text.contains(r#"mayfly_http_request_duration_seconds_bucket{method="GET",route="/vms",le="0.005"} 1"#),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn every_metric_has_a_unit_or_counts_something() {
+        for m in METRICS {
+            assert!(m.name.starts_with("mayfly_"), "{}", m.name);
+            assert_eq!(m.kind == MetricKind::Counter, m.name.ends_with("_total"), "{}", m.name);
+            assert_eq!(m.kind == MetricKind::Histogram, m.name.ends_with("_seconds"), "{}", m.name);
+        }
+    }
+}
