@@ -12,6 +12,7 @@
 
 pub mod domain;
 pub mod drivers;
+pub mod http;
 pub mod runners;
 pub mod service;
 pub mod store;
