@@ -12,7 +12,9 @@
 
 pub mod domain;
 pub mod drivers;
+pub mod guest;
 pub mod http;
+pub mod reconcile;
 pub mod runners;
 pub mod service;
 pub mod store;

@@ -20,6 +20,7 @@ use crate::domain::{
 
 pub mod command;
 pub mod fake;
+pub mod process;
 pub mod qemu;
 pub mod registry;
 

@@ -153,9 +153,11 @@ pub struct EndRequested {
 
 impl Service {
     pub async fn create_vm(&self, request: VmRequest, idempotency_key: Option<String>) -> Result<Created> {
-        let template = self.catalog.get(&request.template).await?.ok_or_else(|| {
-            Error::new(Code::TemplateUnknown, format!("no template is called {:?}", request.template))
-                .field("/template", "see GET /templates for what is here")
+        let template = self.catalog.get(&request.template).await.map_err(|error| match error.code {
+            // The path exists, what the body names does not: another answer than GET's 404.
+            Code::TemplateNotFound => Error::new(Code::TemplateUnknown, error.detail)
+                .field("/template", "see GET /templates for what is here"),
+            _ => error,
         })?;
         if let Some(key) = &idempotency_key
             && (key.is_empty() || key.len() > 255 || !key.bytes().all(|b| b.is_ascii_graphic()))

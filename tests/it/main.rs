@@ -1,1 +1,4 @@
+//! Everything that is not a unit test, in one binary.
 
+mod drivers;
+mod layers;
