@@ -15,7 +15,7 @@ use utoipa::{
 };
 
 use super::problem::{self, Body9457};
-use crate::domain::Code;
+use crate::{domain::Code, store::logs::LogSource};
 
 pub mod examples;
 
@@ -38,7 +38,7 @@ pub mod examples;
         (name = "health", description = "For probes and metrics"),
         (name = "pages", description = "For people"),
     ),
-    components(schemas(Body9457)),
+    components(schemas(Body9457, LogSource)),
 )]
 struct Base;
 

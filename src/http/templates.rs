@@ -50,7 +50,7 @@ pub struct TemplateRequest {
     /// UEFI firmware image.
     #[schema(value_type = Option<String>)]
     firmware: Option<PathBuf>,
-    /// Private key that the guest's user accepts, for `handover: ssh`.
+    /// Private key that the guest's user accepts; needed for `handover: ssh`.
     #[schema(value_type = Option<String>)]
     ssh_key: Option<PathBuf>,
     /// Kernel command line; only with a kernel.
@@ -61,8 +61,9 @@ pub struct TemplateRequest {
     #[serde(default = "two_gib")]
     #[schema(minimum = 32, default = 2048)]
     memory_mib: u32,
-    /// `ssh` when there is an `ssh_key`, else `seed`.
-    handover: Option<Handover>,
+    #[serde(default = "seed")]
+    #[schema(default = "seed")]
+    handover: Handover,
     /// The user that runs the runner in the guest.
     #[serde(default = "runner")]
     #[schema(default = "runner")]
@@ -80,6 +81,9 @@ fn two() -> u32 {
 }
 fn two_gib() -> u32 {
     2048
+}
+fn seed() -> Handover {
+    Handover::Seed
 }
 fn runner() -> String {
     "runner".to_owned()
@@ -106,7 +110,6 @@ impl TemplateRequest {
         let arch = self.arch.or_else(Arch::of_this_host).ok_or_else(|| {
             Error::new(Code::RequestInvalid, "this host's architecture has no name here").field("/arch", "required")
         })?;
-        let handover = self.handover.unwrap_or(if self.ssh_key.is_some() { Handover::Ssh } else { Handover::Seed });
         Ok(NewTemplate {
             name: self.name,
             driver: self.driver.unwrap_or_else(|| USUAL_DRIVER.to_owned()),
@@ -121,7 +124,7 @@ impl TemplateRequest {
             cmdline: self.cmdline,
             cpus: self.cpus,
             memory_mib: self.memory_mib,
-            handover,
+            handover: self.handover,
             user: self.user,
             budgets: self.budgets.over(&Budgets::default())?,
         })

@@ -1,4 +1,5 @@
 //! Everything that is not a unit test, in one binary.
 
+mod api;
 mod drivers;
 mod layers;

@@ -69,7 +69,11 @@ impl QemuRig {
 
     fn network(&self) -> GuestNetwork {
         // Runs only when the guest connects, which none of these does.
-        GuestNetwork { isolated: true, guest_api: self.dir.path().join("api.sock"), relay: vec!["/bin/false".to_owned()] }
+        GuestNetwork {
+            isolated: true,
+            guest_api: self.dir.path().join("api.sock"),
+            relay: vec!["/bin/false".to_owned()],
+        }
     }
 
     /// A guest that is nothing but this code.
@@ -147,7 +151,8 @@ impl Rig for QemuRig {
     fn spec(&self, id: VmId) -> InstanceSpec {
         let file = |name: &str| {
             let file = self.image.join(name);
-            let how = "build the test image with deploy/images/micro/build.sh, or set MAYFLY_TEST_IMAGE to its directory";
+            let how =
+                "build the test image with deploy/images/micro/build.sh, or set MAYFLY_TEST_IMAGE to its directory";
             assert!(file.is_file(), "{} is missing: {how}", file.display());
             file
         };
