@@ -59,6 +59,10 @@ async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     let text = std::str::from_utf8(bytes)
         .map_err(|e| Problem::invalid("", format!("the body is not UTF-8 (byte {})", e.valid_up_to())))?;
+    // Serde would take an array for a struct, field by field.
+    if text.trim_start().starts_with('[') {
+        return Err(Problem::invalid("", "expected a JSON object, found an array"));
+    }
     let mut json = serde_json::Deserializer::from_str(text);
     let value: T = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let inner = error.inner();
@@ -169,7 +173,8 @@ mod tests {
             (r#"{"nam":"x"}"#, "/nam"),
             (r#"{}"#, "/name"),
             (r#"{"name":"x","map":{"a/b":"c"}}"#, "/map/a~1b"),
-            (r#"{"name":"x","inner":{"kind":"three"}}"#, "/inner"),
+            (r#"{"name":"x","inner":{"kind":"three"}}"#, "/inner/kind"),
+            (r#"["x",null,{}]"#, ""),
             (r#"{"name":"x","inner":{"kind":"one","size":1,"more":2}}"#, "/inner/more"),
             (r#"{"name":"x","inner":{"kind":"one"}}"#, "/inner/size"),
             (r#"{"name":"x","#, ""),

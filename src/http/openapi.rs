@@ -1,12 +1,12 @@
 //! What the OpenAPI document has beyond its routes: title, tags, security, and the errors that each operation can give.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use utoipa::{
     OpenApi,
     openapi::{
         ContentBuilder, OpenApi as Document, PathItem, Ref, RefOr, ResponseBuilder,
-        example::ExampleBuilder,
+        example::{Example, ExampleBuilder},
         header::HeaderBuilder,
         path::{Operation, Parameter, ParameterIn},
         schema::{ObjectBuilder, Type},
@@ -95,16 +95,35 @@ fn errors(operation: &Operation) -> Vec<Code> {
 /// Adds what follows from the routes: errors from the catalogue, security schemes.
 pub fn complete(mut document: Document) -> Document {
     document.info.version = env!("CARGO_PKG_VERSION").to_owned();
+    let mut shared = BTreeMap::new();
+    let mut used = BTreeSet::new();
     for operation in document.paths.paths.values_mut().flat_map(operations) {
         let mut by_status: BTreeMap<u16, Vec<Code>> = BTreeMap::new();
         for code in errors(operation) {
             by_status.entry(code.status()).or_default().push(code);
         }
         for (status, codes) in by_status {
-            operation.responses.responses.insert(status.to_string(), RefOr::T(response(status, &codes).build()));
+            // Operations that fail alike share one response.
+            let name = codes.iter().map(|code| code.slug()).collect::<Vec<_>>().join("_or_");
+            operation.responses.responses.insert(status.to_string(), Ref::from_response_name(&name).into());
+            used.extend(codes.iter().copied());
+            shared.entry(name).or_insert_with(|| RefOr::T(response(status, &codes).build()));
         }
     }
     let components = document.components.get_or_insert_default();
+    // The catalogue is made by a macro, behind which utoipa does not see the slugs.
+    let code = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some(
+            "Why something was refused or failed. Stable: codes are added and never renamed. See `/problems`.",
+        ))
+        .enum_values(Some(Code::ALL.iter().map(|code| code.slug())));
+    components.schemas.insert("Code".to_owned(), code.into());
+    components.responses.extend(shared);
+    for code in used {
+        let example = ExampleBuilder::new().summary(code.title()).value(Some(examples::problem(code))).build();
+        components.examples.insert(code.slug().to_owned(), RefOr::T(example));
+    }
     let bearer = |description: &str| {
         SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(description)).build())
     };
@@ -129,10 +148,11 @@ fn response(status: u16, codes: &[Code]) -> ResponseBuilder {
     let titles: Vec<_> = codes.iter().map(|code| format!("`{code}`: {}", code.title())).collect();
     let content = ContentBuilder::new()
         .schema(Some(Ref::from_schema_name("Problem")))
-        .examples_from_iter(codes.iter().map(|code| {
-            let example = ExampleBuilder::new().summary(code.title()).value(Some(examples::problem(*code))).build();
-            (code.slug(), example)
-        }))
+        .examples_from_iter(
+            codes
+                .iter()
+                .map(|code| (code.slug(), RefOr::<Example>::Ref(Ref::new(format!("#/components/examples/{code}"))))),
+        )
         .build();
     let mut response = ResponseBuilder::new().description(titles.join("; ")).content(problem::CONTENT_TYPE, content);
     let text = |description: &str, kind: Type| {

@@ -58,7 +58,8 @@ async fn a_shutdown_ends_a_followed_log() {
     let (id, token) = api.running("one").await;
     say(&api, id, &token, "one\n").await;
     let path = format!("/vms/{id}/logs?source=job&follow=true");
-    let response = api.request(Method::GET, &path, &api.read).send().await.unwrap();
+    let mut response = api.request(Method::GET, &path, &api.read).send().await.unwrap();
+    assert_eq!(response.chunk().await.unwrap().unwrap(), "one\n");
     api.stop().await;
-    assert_eq!(response.text().await.unwrap(), "one\n");
+    assert_eq!(response.chunk().await.unwrap(), None);
 }
