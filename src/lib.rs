@@ -16,6 +16,7 @@ pub mod config;
 pub mod domain;
 pub mod drivers;
 pub mod guest;
+pub mod http;
 pub mod reconcile;
 pub mod runners;
 pub mod service;

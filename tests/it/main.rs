@@ -1,5 +1,6 @@
 //! Everything that is not a unit test, in one binary.
 
+mod api;
 mod drivers;
 mod layers;
 mod lifecycle;
