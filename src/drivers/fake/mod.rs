@@ -8,9 +8,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use super::{
-    Capabilities, Driver, DriverError, ErrorKind, InstanceSpec, Listed, Observation, Probe, Result,
-};
+use super::{Capabilities, Driver, DriverError, ErrorKind, InstanceSpec, Listed, Observation, Probe, Result};
 use crate::domain::{Arch, Code, GuestOs, InstanceName, event::GoneCause};
 
 mod world;

@@ -48,6 +48,8 @@ mod usernet;
 /// Initialisation takes a tenth of a second; on a host that swaps, longer.
 const START: Duration = Duration::from_secs(60);
 const VERSION: Duration = Duration::from_secs(10);
+/// Between two presses of the power button.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// A QEMU that has not ended by then after `quit` hangs.
 const QUIT: Duration = Duration::from_secs(3);
 /// A process that has not ended by then after SIGKILL waits for a broken disk.
@@ -342,15 +344,10 @@ impl Driver for Qemu {
         let paths = self.paths(name);
         let Some(process) = self.running(&paths, name).await? else { return Ok(()) };
         if !grace.is_zero() {
-            match instance::power_down(&paths).await {
-                Ok(()) => {
-                    if timeout(grace, process.ended()).await.is_ok() {
-                        return Ok(());
-                    }
-                    tracing::debug!(instance = %name, "the guest did not power down in time");
-                }
-                Err(error) => tracing::debug!(%error, instance = %name, "the guest could not be asked to power down"),
+            if timeout(grace, ask_to_power_down(&paths, &process)).await.is_ok() {
+                return Ok(());
             }
+            tracing::debug!(instance = %name, "the guest did not power down in time");
         }
         match instance::quit(&paths).await {
             Ok(()) if timeout(QUIT, process.ended()).await.is_ok() => return Ok(()),
@@ -444,6 +441,18 @@ impl Driver for Qemu {
 
     fn console_log(&self, name: &InstanceName) -> Option<PathBuf> {
         Some(self.paths(name).console())
+    }
+}
+
+/// Returns when the process has ended. A guest that is not wholly up yet does not hear the first press of its power button.
+async fn ask_to_power_down(paths: &Paths, process: &Process) {
+    loop {
+        if let Err(error) = instance::power_down(paths).await {
+            tracing::debug!(%error, pid = process.pid(), "the guest could not be asked to power down");
+        }
+        if timeout(ASK_AGAIN, process.ended()).await.is_ok() {
+            return;
+        }
     }
 }
 

@@ -50,7 +50,11 @@ pub async fn all(rig: &impl Rig) -> usize {
             $name(rig, id).await;
             let name = id.instance();
             let driver = rig.driver();
-            assert_eq!(driver.inspect(&name).await.unwrap(), Observation::Absent, concat!(stringify!($name), " leaves nothing"));
+            assert_eq!(
+                driver.inspect(&name).await.unwrap(),
+                Observation::Absent,
+                concat!(stringify!($name), " leaves nothing")
+            );
             assert!(!shows(&*driver, &name).await, concat!(stringify!($name), " leaves nothing in the list"));
             eprintln!("conformance: {} {:?}", stringify!($name), began.elapsed());
             cases += 1;

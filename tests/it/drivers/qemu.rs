@@ -69,7 +69,11 @@ impl QemuRig {
 
     fn network(&self) -> GuestNetwork {
         // Runs only when the guest connects, which none of these does.
-        GuestNetwork { isolated: true, guest_api: self.dir.path().join("api.sock"), relay: vec!["/bin/false".to_owned()] }
+        GuestNetwork {
+            isolated: true,
+            guest_api: self.dir.path().join("api.sock"),
+            relay: vec!["/bin/false".to_owned()],
+        }
     }
 
     /// A guest that is nothing but this code.
@@ -105,6 +109,21 @@ impl QemuRig {
         let file = self.dir.path().join("instances").join(name.as_str()).join("qemu.pid");
         let pid = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
         rustix::process::Pid::from_raw(pid).unwrap()
+    }
+
+    /// What a command in the guest writes.
+    async fn ssh(&self, name: &InstanceName, command: &str) -> String {
+        let port = self.ssh_port(name).await.to_string();
+        let output = tokio::process::Command::new("ssh")
+            .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "IdentitiesOnly=yes"])
+            .args(["-o", "LogLevel=ERROR", "-F", "none", "-p", &port, "-i"])
+            .arg(self.image.join("id_ed25519"))
+            .args(["root@127.0.0.1", command])
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .expect("an ssh client");
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
     }
 
     async fn ssh_port(&self, name: &InstanceName) -> u16 {
@@ -147,7 +166,8 @@ impl Rig for QemuRig {
     fn spec(&self, id: VmId) -> InstanceSpec {
         let file = |name: &str| {
             let file = self.image.join(name);
-            let how = "build the test image with deploy/images/micro/build.sh, or set MAYFLY_TEST_IMAGE to its directory";
+            let how =
+                "build the test image with deploy/images/micro/build.sh, or set MAYFLY_TEST_IMAGE to its directory";
             assert!(file.is_file(), "{} is missing: {how}", file.display());
             file
         };
@@ -196,18 +216,7 @@ impl Rig for QemuRig {
     }
 
     async fn power_off(&self, name: &InstanceName) -> bool {
-        let port = self.ssh_port(name).await.to_string();
-        let key = self.image.join("id_ed25519");
-        let status = tokio::process::Command::new("ssh")
-            .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "IdentitiesOnly=yes"])
-            .args(["-o", "LogLevel=ERROR", "-F", "none", "-p", &port, "-i"])
-            .arg(key)
-            .args(["root@127.0.0.1", "poweroff"])
-            .stdin(Stdio::null())
-            .status()
-            .await
-            .expect("an ssh client");
-        eprintln!("qemu: `poweroff` over SSH ended with {status}");
+        self.ssh(name, "poweroff").await;
         true
     }
 
@@ -242,6 +251,28 @@ fn greets(port: u16) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn qemu_conforms() {
     assert_eq!(conformance::all(&QemuRig::new()).await, 17);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_isolated_guest_reaches_the_relay_and_nothing_else() {
+    let rig = QemuRig::new();
+    let service = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let forbidden = format!("http://10.0.2.2:{}/", service.local_addr().unwrap().port());
+    let mut spec = rig.spec(VmId::mint());
+    // Whatever quoting can spoil is in here.
+    spec.network.guest_api = "/run/it's \"a\", $HOME,b\\c.sock".into();
+    let say_path = r#"printf 'HTTP/1.0 200 OK\r\n\r\n<%s>' "$0""#;
+    spec.network.relay = ["/bin/sh", "-c", say_path].map(str::to_owned).into();
+    rig.driver.create(&spec).await.unwrap();
+    rig.driver.start(&spec).await.unwrap();
+    rig.up(&spec.name).await;
+    let answer = rig.ssh(&spec.name, "curl -s -m 10 http://10.0.2.100/vms").await;
+    assert_eq!(answer, format!("<{}>", spec.network.guest_api.display()));
+    let answer = rig.ssh(&spec.name, &format!("curl -s -m 2 {forbidden}; echo status $?")).await;
+    assert!(answer.starts_with("status ") && !answer.starts_with("status 0"), "{answer}");
+    service.set_nonblocking(true).unwrap();
+    assert!(service.accept().is_err(), "nothing arrived");
+    rig.driver.destroy(&spec.name).await.unwrap();
 }
 
 #[tokio::test]
