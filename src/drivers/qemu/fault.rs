@@ -24,8 +24,8 @@ const HOST: &[&str] = &[
     "disk quota exceeded",
     "too many open files",
     "could not set up host forwarding rule",
-    "could not load pc bios",
-    "invalid cpu count",
+    // QEMU's own; the name of a template's firmware is a path.
+    "could not load pc bios 'bios",
     "network backend 'user' is not compiled",
     "parameter 'type' expects a netdev backend type",
 ];
@@ -34,6 +34,7 @@ const HOST: &[&str] = &[
 const TEMPLATE: &[&str] = &[
     "image is not in",
     "could not open backing",
+    "could not open kernel file",
     "could not load kernel",
     "error loading uncompressed kernel",
     "linux kernel too old",
@@ -43,8 +44,11 @@ const TEMPLATE: &[&str] = &[
     "unsupported qcow2",
     "does the image contain",
     "could not find rom image",
-    "invalid smp cpus",
+    "could not load pc bios",
 ];
+
+/// No board has room for so many.
+const SHAPE: &[&str] = &["invalid smp cpus", "invalid cpu count"];
 
 /// Somebody holds it, and will let go.
 const BUSY: &[&str] =
@@ -60,6 +64,8 @@ pub fn start(stderr: &str) -> DriverError {
     let said = shown(stderr);
     let (kind, code, what) = if has(stderr, HOST) {
         (ErrorKind::Host, Code::HostRefused, "QEMU cannot run a guest on this host now")
+    } else if has(stderr, SHAPE) {
+        (ErrorKind::Permanent, Code::SizeImpossible, "QEMU has no machine of this size")
     } else if has(stderr, BUSY) {
         (ErrorKind::Retry, Code::BootFailed, "something of this instance is in use")
     } else if has(stderr, TEMPLATE) {
@@ -68,6 +74,11 @@ pub fn start(stderr: &str) -> DriverError {
         (ErrorKind::Retry, Code::BootFailed, "QEMU did not start")
     };
     DriverError::new(kind, code, format!("{what}: {said}")).tail(stderr)
+}
+
+/// Whether QEMU was in its own way: another process of the same instance holds what this one needs.
+pub fn is_busy(error: &DriverError) -> bool {
+    error.kind == ErrorKind::Retry && error.tail.as_deref().is_some_and(|tail| has(tail, BUSY))
 }
 
 /// qemu-img refused to clone or to read an image.
@@ -121,7 +132,7 @@ fn shown(stderr: &str) -> String {
         .lines()
         .map(|line| line.trim().trim_start_matches("qemu-img: "))
         .map(|line| match line.split_once(": ") {
-            Some((program, rest)) if program.starts_with("qemu-") && !program.contains(' ') => rest,
+            Some((program, rest)) if program.starts_with("qemu") && !program.contains(' ') => rest,
             _ => line,
         })
         .filter(|line| !line.is_empty() && !line.contains("warning: "))
@@ -159,6 +170,18 @@ mod tests {
                 "qemu-system-x86_64: -drive if=none,id=disk: Image is not in qcow2 format",
                 ErrorKind::Permanent,
                 Code::TemplateInvalid,
+            ),
+            (
+                "qemu: could not open kernel file '/t/vmlinuz': No such file or directory",
+                ErrorKind::Permanent,
+                Code::TemplateInvalid,
+            ),
+            ("qemu: could not load PC BIOS '/t/firmware'", ErrorKind::Permanent, Code::TemplateInvalid),
+            ("qemu: could not load PC BIOS 'bios-256k.bin'", ErrorKind::Host, Code::HostRefused),
+            (
+                "qemu-system-x86_64: Invalid SMP CPUs 500. The max CPUs supported by machine 'pc-q35-7.2' is 288",
+                ErrorKind::Permanent,
+                Code::SizeImpossible,
             ),
             ("qemu-system-x86_64: something new", ErrorKind::Retry, Code::BootFailed),
             ("", ErrorKind::Retry, Code::BootFailed),

@@ -23,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Between a process and the end of what it wrote there is nothing but the kernel.
 const DRAIN: Duration = Duration::from_secs(1);
 
+/// How often the processes are looked through while matching ones come and go.
+const SCANS: u32 = 10;
+
 #[derive(Debug)]
 pub enum Found {
     Nothing,
@@ -39,12 +42,20 @@ pub async fn find(paths: &Paths, name: &InstanceName) -> Found {
         return if is(process.command_line(), name) { Found::Ours(process) } else { Found::Stranger(pid) };
     }
     // It starts and has no pid file yet, or it ends and has none any more, or somebody removed it.
-    for (pid, command_line) in process::all().await {
-        if is(&command_line, name)
-            && let Some(process) = Process::find(pid).await
-            && is(process.command_line(), name)
-        {
-            return Found::Ours(process);
+    for _ in 0..SCANS {
+        let mut vanished = false;
+        for (pid, command_line) in process::all().await {
+            if !is(&command_line, name) {
+                continue;
+            }
+            match Process::find(pid).await {
+                Some(process) if is(process.command_line(), name) => return Found::Ours(process),
+                _ => vanished = true,
+            }
+        }
+        // One that daemonizes forks twice, and its child may have come after the list was made.
+        if !vanished {
+            break;
         }
     }
     Found::Nothing

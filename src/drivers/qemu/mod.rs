@@ -20,8 +20,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use serde::Deserialize;
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
 
 use self::{
     args::{Accelerator, Machine},
@@ -43,58 +45,27 @@ mod list;
 pub mod paths;
 pub mod probe;
 mod qmp;
+mod settings;
 mod usernet;
+
+pub use settings::{AcceleratorChoice, Settings};
 
 /// Initialisation takes a tenth of a second; on a host that swaps, longer.
 const START: Duration = Duration::from_secs(60);
 const VERSION: Duration = Duration::from_secs(10);
+/// How often QEMU is started for one `start`, when it was in its own way.
+const LAUNCHES: u32 = 3;
+/// How long a hypervisor that neither answers nor ends may do so before a start gives up.
+const SETTLE: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Between two presses of the power button.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// A QEMU that has not ended by then after `quit` hangs.
 const QUIT: Duration = Duration::from_secs(3);
 /// A process that has not ended by then after SIGKILL waits for a broken disk.
 const KILL: Duration = Duration::from_secs(5);
 /// A guest can write for ever; its console log starts over at this size.
 const CONSOLE_LIMIT: u64 = 64 << 20;
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AcceleratorChoice {
-    /// The best one that a guest really runs under.
-    #[default]
-    Auto,
-    Kvm,
-    Hvf,
-    Tcg,
-}
-
-#[derive(Clone, Debug)]
-pub struct Settings {
-    pub instances_dir: PathBuf,
-    /// Where the accelerator probe's answer is remembered.
-    pub probe_file: PathBuf,
-    /// `qemu-system-<arch>` on `PATH` when absent.
-    pub binary: Option<PathBuf>,
-    /// `qemu-img` on `PATH` when absent.
-    pub qemu_img: Option<PathBuf>,
-    pub accelerator: AcceleratorChoice,
-    /// Guests' processor: this host's when absent. Another one is emulated.
-    pub arch: Option<Arch>,
-    /// Show the QEMU processes that are not ours.
-    pub count_foreign: bool,
-}
-
-impl Settings {
-    pub fn new(instances_dir: impl Into<PathBuf>, probe_file: impl Into<PathBuf>) -> Self {
-        Self {
-            instances_dir: instances_dir.into(),
-            probe_file: probe_file.into(),
-            binary: None,
-            qemu_img: None,
-            accelerator: AcceleratorChoice::default(),
-            arch: None,
-            count_foreign: true,
-        }
-    }
-}
 
 pub struct Qemu {
     settings: Settings,
@@ -216,6 +187,37 @@ impl Qemu {
         Ok(())
     }
 
+    async fn launch(&self, arguments: &[String]) -> Result<()> {
+        let output = Command::new(self.binary()?, START)
+            .args(arguments)
+            // Frameworks of macOS abort a process that goes on after fork(), as daemonizing does.
+            .env("OBJC_DISABLE_INITIALIZE_FORK_SAFETY", "YES")
+            .run()
+            .await
+            .map_err(|error| fault::command(error, Code::BootFailed))?;
+        if output.status.success() { Ok(()) } else { Err(fault::start(&output.stderr_tail)) }
+    }
+
+    /// Whether the instance runs and answers. One that does not answer may be on its way up or down (an earlier start was
+    /// cut short), so it is given a moment to become one or the other.
+    async fn settled(&self, paths: &Paths, name: &InstanceName) -> Result<bool> {
+        let patience = Instant::now() + SETTLE;
+        while let Some(process) = self.running(paths, name).await? {
+            match instance::answers_as(paths, name).await {
+                Ok(true) => return Ok(true),
+                Ok(false) => {
+                    let summary = format!("another guest answers on the socket of {name}");
+                    return Err(DriverError::new(ErrorKind::Permanent, Code::BootFailed, summary));
+                }
+                Err(error) if Instant::now() > patience => {
+                    return Err(fault::qmp(error, "QEMU runs and does not answer"));
+                }
+                Err(_) => drop(timeout(LOOK_AGAIN, process.ended()).await),
+            }
+        }
+        Ok(false)
+    }
+
     /// The running process. A stranger on our pid file is nothing that waiting or killing mends.
     async fn running(&self, paths: &Paths, name: &InstanceName) -> Result<Option<Process>> {
         match instance::find(paths, name).await {
@@ -293,15 +295,8 @@ impl Driver for Qemu {
         self.supported(spec)?;
         let name = &spec.name;
         let paths = self.paths(name);
-        if self.running(&paths, name).await?.is_some() {
-            return match instance::answers_as(&paths, name).await {
-                Ok(true) => Ok(()),
-                Ok(false) => {
-                    let summary = format!("another guest answers on the socket of {name}");
-                    Err(DriverError::new(ErrorKind::Permanent, Code::BootFailed, summary))
-                }
-                Err(error) => Err(fault::qmp(error, "QEMU runs and does not answer")),
-            };
+        if self.settled(&paths, name).await? {
+            return Ok(());
         }
         if !tokio::fs::try_exists(paths.disk()).await.unwrap_or(false) {
             let summary = format!("{name} has no disk: it was never created, or its disk was removed");
@@ -317,19 +312,20 @@ impl Driver for Qemu {
                 .await
                 .map_err(|error| fault::io(error, Code::BootFailed, "the seed volume cannot be written"))?;
         }
-        let output = Command::new(self.binary()?, START)
-            .args(arguments)
-            // Frameworks of macOS abort a process that goes on after fork(), as daemonizing does.
-            .env("OBJC_DISABLE_INITIALIZE_FORK_SAFETY", "YES")
-            .run()
-            .await
-            .map_err(|error| fault::command(error, Code::BootFailed))?;
-        if !output.status.success() {
-            // Somebody else's start was faster by a moment: then there is what was asked for.
-            if matches!(instance::answers_as(&paths, name).await, Ok(true)) {
+        let mut again = LAUNCHES;
+        while let Err(refused) = self.launch(&arguments).await {
+            // Another start was faster by a moment. If that one comes up, there is what was asked for; if it was cut short, it
+            // is out of the way by then.
+            if !fault::is_busy(&refused) {
+                return Err(refused);
+            }
+            if self.settled(&paths, name).await? {
                 return Ok(());
             }
-            return Err(fault::start(&output.stderr_tail));
+            again -= 1;
+            if again == 0 {
+                return Err(refused);
+            }
         }
         if let Err(error) = instance::arm_watch(&paths).await {
             // A guest that has ended by now tells so by its absence; the others only lose their last words.
@@ -340,35 +336,14 @@ impl Driver for Qemu {
 
     async fn stop(&self, name: &InstanceName, grace: Duration) -> Result<()> {
         let paths = self.paths(name);
-        let Some(process) = self.running(&paths, name).await? else { return Ok(()) };
-        if !grace.is_zero() {
-            match instance::power_down(&paths).await {
-                Ok(()) => {
-                    if timeout(grace, process.ended()).await.is_ok() {
-                        return Ok(());
-                    }
-                    tracing::debug!(instance = %name, "the guest did not power down in time");
-                }
-                Err(error) => tracing::debug!(%error, instance = %name, "the guest could not be asked to power down"),
+        // A start that was cut short may have left more than one process on its way.
+        while let Some(process) = self.running(&paths, name).await? {
+            if !grace.is_zero() && timeout(grace, ask_to_power_down(&paths, &process)).await.is_ok() {
+                continue;
             }
+            force(&paths, name, &process).await?;
         }
-        match instance::quit(&paths).await {
-            Ok(()) if timeout(QUIT, process.ended()).await.is_ok() => return Ok(()),
-            Ok(()) => tracing::warn!(instance = %name, pid = process.pid(), "QEMU did not quit: killing it"),
-            Err(error) => {
-                tracing::warn!(%error, instance = %name, pid = process.pid(), "QEMU does not answer: killing it")
-            }
-        }
-        let killed = process.kill().await;
-        if timeout(KILL, process.ended()).await.is_ok() {
-            return Ok(());
-        }
-        let summary = format!("process {} of {name} cannot be killed", process.pid());
-        let error = DriverError::new(ErrorKind::Retry, Code::HostUnavailable, summary);
-        Err(match killed {
-            Ok(()) => error,
-            Err(cause) => error.source(cause),
-        })
+        Ok(())
     }
 
     async fn destroy(&self, name: &InstanceName) -> Result<()> {
@@ -444,6 +419,37 @@ impl Driver for Qemu {
 
     fn console_log(&self, name: &InstanceName) -> Option<PathBuf> {
         Some(self.paths(name).console())
+    }
+}
+
+/// Ends a hypervisor that may not want to. Returns when it has ended.
+async fn force(paths: &Paths, name: &InstanceName, process: &Process) -> Result<()> {
+    match instance::quit(paths).await {
+        Ok(()) if timeout(QUIT, process.ended()).await.is_ok() => return Ok(()),
+        Ok(()) => tracing::warn!(instance = %name, pid = process.pid(), "QEMU did not quit: killing it"),
+        Err(error) => tracing::warn!(%error, instance = %name, pid = process.pid(), "QEMU does not answer: killing it"),
+    }
+    let killed = process.kill().await;
+    if timeout(KILL, process.ended()).await.is_ok() {
+        return Ok(());
+    }
+    let summary = format!("process {} of {name} cannot be killed", process.pid());
+    let error = DriverError::new(ErrorKind::Retry, Code::HostUnavailable, summary);
+    Err(match killed {
+        Ok(()) => error,
+        Err(cause) => error.source(cause),
+    })
+}
+
+/// Returns when the process has ended. A guest that is not wholly up yet does not hear the first press of its power button.
+async fn ask_to_power_down(paths: &Paths, process: &Process) {
+    loop {
+        if let Err(error) = instance::power_down(paths).await {
+            tracing::debug!(%error, pid = process.pid(), "the guest could not be asked to power down");
+        }
+        if timeout(ASK_AGAIN, process.ended()).await.is_ok() {
+            return;
+        }
     }
 }
 

@@ -57,7 +57,7 @@ pub fn shutdown_cause(event: &Event) -> Option<GoneCause> {
 
 /// The last `SHUTDOWN` of a recorded stream. Its final line may be cut off.
 pub fn last_cause(log: &str) -> Option<GoneCause> {
-    log.lines().filter_map(|line| shutdown_cause(&serde_json::from_str(line).ok()?)).last()
+    log.lines().filter_map(|line| shutdown_cause(&serde_json::from_str(line).ok()?)).next_back()
 }
 
 #[derive(Debug)]

@@ -13,12 +13,12 @@ use std::{
 
 use mayfly::{
     domain::{
-        Arch, GuestOs, InstanceName, VmId,
+        Arch, Code, GuestOs, InstanceName, VmId,
         event::GoneCause,
         template::{DiskFormat, TemplateFiles},
     },
     drivers::{
-        Driver, GuestNetwork, InstanceSpec, Observation, Seed,
+        Driver, ErrorKind, GuestNetwork, InstanceSpec, Observation, Seed,
         qemu::{Qemu, Settings, probe},
     },
 };
@@ -111,6 +111,21 @@ impl QemuRig {
         rustix::process::Pid::from_raw(pid).unwrap()
     }
 
+    /// What a command in the guest writes.
+    async fn ssh(&self, name: &InstanceName, command: &str) -> String {
+        let port = self.ssh_port(name).await.to_string();
+        let output = tokio::process::Command::new("ssh")
+            .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "IdentitiesOnly=yes"])
+            .args(["-o", "LogLevel=ERROR", "-F", "none", "-p", &port, "-i"])
+            .arg(self.image.join("id_ed25519"))
+            .args(["root@127.0.0.1", command])
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .expect("an ssh client");
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    }
+
     async fn ssh_port(&self, name: &InstanceName) -> u16 {
         match self.driver.inspect(name).await.unwrap() {
             Observation::Running { ssh: Some(ssh) } => {
@@ -201,18 +216,7 @@ impl Rig for QemuRig {
     }
 
     async fn power_off(&self, name: &InstanceName) -> bool {
-        let port = self.ssh_port(name).await.to_string();
-        let key = self.image.join("id_ed25519");
-        let status = tokio::process::Command::new("ssh")
-            .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "IdentitiesOnly=yes"])
-            .args(["-o", "LogLevel=ERROR", "-F", "none", "-p", &port, "-i"])
-            .arg(key)
-            .args(["root@127.0.0.1", "poweroff"])
-            .stdin(Stdio::null())
-            .status()
-            .await
-            .expect("an ssh client");
-        eprintln!("qemu: `poweroff` over SSH ended with {status}");
+        self.ssh(name, "poweroff").await;
         true
     }
 
@@ -249,6 +253,30 @@ async fn qemu_conforms() {
     assert_eq!(conformance::all(&QemuRig::new()).await, 17);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_isolated_guest_reaches_the_relay_and_nothing_else() {
+    let rig = QemuRig::new();
+    let service = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let forbidden = format!("http://10.0.2.2:{}/", service.local_addr().unwrap().port());
+    let mut spec = rig.spec(VmId::mint());
+    // Whatever quoting can spoil is in here.
+    spec.network.guest_api = "/run/it's \"a\", $HOME,b\\c.sock".into();
+    let say_path = r#"printf 'HTTP/1.0 200 OK\r\n\r\n<%s>' "$0""#;
+    spec.network.relay = ["/bin/sh", "-c", say_path].map(str::to_owned).into();
+    rig.driver.create(&spec).await.unwrap();
+    rig.driver.start(&spec).await.unwrap();
+    rig.up(&spec.name).await;
+    let answer = rig.ssh(&spec.name, "curl -s -m 10 http://10.0.2.100/vms").await;
+    assert_eq!(answer, format!("<{}>", spec.network.guest_api.display()));
+    let answer = rig.ssh(&spec.name, &format!("curl -s -m 2 {forbidden}; echo status $?")).await;
+    assert!(answer.starts_with("status ") && !answer.starts_with("status 0"), "{answer}");
+    service.set_nonblocking(true).unwrap();
+    assert!(service.accept().is_err(), "nothing arrived");
+    let began = Instant::now();
+    rig.driver.destroy(&spec.name).await.unwrap();
+    eprintln!("qemu: a guest that runs Linux was destroyed after {:?}", began.elapsed());
+}
+
 #[tokio::test]
 async fn the_accelerator_is_proven_by_a_guest() {
     let rig = QemuRig::new();
@@ -262,6 +290,47 @@ async fn the_accelerator_is_proven_by_a_guest() {
     let began = Instant::now();
     assert_eq!(Qemu::new(settings).unwrap().probe(false).await.unwrap(), probe);
     assert!(began.elapsed() < Duration::from_secs(1), "another process remembers it");
+}
+
+#[tokio::test]
+async fn faults_are_laid_at_the_right_door() {
+    let rig = QemuRig::new();
+    let good = rig.deaf(VmId::mint());
+
+    let mut wrong = good.clone();
+    wrong.disk_format = DiskFormat::Qcow2;
+    let error = rig.driver.create(&wrong).await.unwrap_err();
+    assert_eq!((error.kind, error.code), (ErrorKind::Permanent, Code::TemplateInvalid), "{error}");
+    let broken = rig.driver.inspect(&good.name).await.unwrap();
+    assert!(matches!(broken, Observation::Broken { .. }), "{broken:?}");
+
+    wrong = good.clone();
+    wrong.files.disk = "/no/such/disk".into();
+    let error = rig.driver.create(&wrong).await.unwrap_err();
+    assert_eq!((error.kind, error.code), (ErrorKind::Permanent, Code::CloneFailed), "{error}");
+
+    wrong = good.clone();
+    wrong.os = GuestOs::Macos;
+    let error = rig.driver.create(&wrong).await.unwrap_err();
+    assert_eq!((error.kind, error.code), (ErrorKind::Permanent, Code::DriverUnsupported), "{error}");
+
+    rig.driver.create(&good).await.unwrap();
+    wrong = good.clone();
+    wrong.files.kernel = Some("/no/such/kernel".into());
+    let error = rig.driver.start(&wrong).await.unwrap_err();
+    assert_eq!((error.kind, error.code), (ErrorKind::Permanent, Code::TemplateInvalid), "{error}");
+
+    wrong = good.clone();
+    wrong.cpus = 5000;
+    let error = rig.driver.start(&wrong).await.unwrap_err();
+    assert_eq!((error.kind, error.code), (ErrorKind::Permanent, Code::SizeImpossible), "{error}");
+    assert_eq!(rig.driver.inspect(&good.name).await.unwrap(), Observation::Stopped, "a refused start leaves no trace");
+
+    let mut without = settings(rig.dir.path());
+    without.binary = Some("qemu-system-none".into());
+    let error = Qemu::new(without).unwrap().probe(true).await.unwrap_err();
+    assert_eq!((error.kind, error.code), (ErrorKind::Host, Code::HostUnavailable));
+    assert!(error.summary.starts_with("there is no qemu-system-none on this host: install it with `"), "{error}");
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -312,6 +381,37 @@ async fn signals_from_outside_are_told_apart() {
 
 #[cfg(target_arch = "x86_64")]
 #[tokio::test]
+async fn a_guest_does_not_hang_on_this_process() {
+    let rig = QemuRig::new();
+    let spec = rig.started(X86_DEAF).await;
+    let pid = rig.pid(&spec.name);
+    // A session of its own: neither the end of this process nor a signal to its group reaches it.
+    assert_ne!(rustix::process::getsid(Some(pid)).unwrap(), rustix::process::getsid(None).unwrap());
+    rig.driver.destroy(&spec.name).await.unwrap();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[tokio::test]
+async fn a_start_that_is_cut_short_leaks_nothing() {
+    let rig = QemuRig::new();
+    for ms in (0..60).step_by(4).chain([100, 200]) {
+        let spec = rig.bare(VmId::mint(), X86_DEAF);
+        rig.driver.create(&spec).await.unwrap();
+        let _ = tokio::time::timeout(Duration::from_millis(ms), rig.driver.start(&spec)).await;
+        if ms % 8 == 0 {
+            rig.driver.start(&spec).await.unwrap();
+            assert!(matches!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Running { ssh: Some(_) }));
+        }
+        rig.driver.destroy(&spec.name).await.unwrap();
+        assert_eq!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Absent, "cut after {ms} ms");
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let list = rig.driver.list().await.unwrap();
+    assert!(!list.iter().any(|l| l.ours), "{list:?}");
+}
+
+#[cfg(target_arch = "x86_64")]
+#[tokio::test]
 async fn a_hypervisor_that_hangs_is_killed() {
     use rustix::process::{Signal, kill_process};
     let rig = QemuRig::new();
@@ -342,6 +442,7 @@ async fn a_process_without_its_directory_is_still_found() {
 async fn ending_is_fast_and_secrets_are_private() {
     use std::os::unix::fs::PermissionsExt;
     let rig = QemuRig::new();
+    let mut fastest = Duration::MAX;
     for _ in 0..3 {
         let began = Instant::now();
         let spec = rig.bare(VmId::mint(), X86_DEAF);
@@ -359,6 +460,8 @@ async fn ending_is_fast_and_secrets_are_private() {
         rig.driver.destroy(&spec.name).await.unwrap();
         let destroyed = began.elapsed();
         eprintln!("qemu: create {created:?}, start {started:?}, inspect {inspected:?}, destroy {destroyed:?}");
-        assert!(destroyed < Duration::from_millis(500));
+        fastest = fastest.min(destroyed);
     }
+    // Of three, because this host may be busy with something else.
+    assert!(fastest < Duration::from_millis(100), "{fastest:?}");
 }
