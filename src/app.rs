@@ -13,17 +13,23 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::watch,
+    task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::Config,
+    config::{Accelerator, Config},
     domain::token::Scope,
-    drivers::{self, registry::Registry},
+    drivers::{
+        fake::{Fake, FakeWorld},
+        qemu::{self, AcceleratorChoice, Qemu},
+        registry::Registry,
+    },
     http::{self, Http},
     reconcile::{self, Reconciler},
     service::{self, Clock, Service},
     store::{self, Vault, logs::Logs, vault},
+    telemetry,
     templates::Catalog,
 };
 
@@ -44,6 +50,8 @@ pub enum StartError {
     Listen { address: String, setting: &'static str, cause: io::Error },
     #[error("{0}")]
     Tls(String),
+    #[error("the driver {driver} cannot be used: {cause}")]
+    Driver { driver: &'static str, cause: String },
     #[error("cannot set up the admin token: {0}")]
     AdminToken(String),
     #[error("cannot find this program's own path, which guests' connections are relayed with: {0}")]
@@ -71,11 +79,12 @@ pub struct App {
     tls: Option<Arc<tokio_rustls::rustls::ServerConfig>>,
     reconciler: Arc<Reconciler>,
     shutdown: CancellationToken,
+    store_closed: JoinHandle<()>,
 }
 
 impl App {
     /// Opens everything. On an error nothing was changed but what is safe to find again.
-    pub async fn start(config: &Config, metrics: Arc<dyn Fn() -> String + Send + Sync>) -> Result<App, StartError> {
+    pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<App, StartError> {
         let layout = Layout { dir: config.data_dir.clone() };
         let lock = lock(&layout)?;
         // Listening comes before the database: a port in use is the most common trouble, and nothing was touched yet.
@@ -90,12 +99,11 @@ impl App {
         let catalog_dir = layout.at("templates");
         let catalog = Arc::new(
             Catalog::open(catalog_dir.clone())
-                .await
                 .map_err(|cause| StartError::Templates { dir: catalog_dir.display().to_string(), cause })?,
         );
-        let drivers = Arc::new(registry(config, &layout));
+        let drivers = Arc::new(registry(config, &layout)?);
         let clock = Clock::system();
-        let capacity = config.slots.capacity();
+        let capacity = config.capacity();
         let board = watch::Sender::new(reconcile::unobserved(capacity, &clock));
         let logs = Logs::new(layout.at("logs"));
         let guest_path = layout.at("guest.sock");
@@ -113,6 +121,7 @@ impl App {
             service::Settings {
                 max_queued: config.queue.max_length,
                 queue_timeout_seconds: config.queue.timeout_seconds,
+                budgets: config.default_budgets(),
             },
         );
         admin_token(&service, &layout.at("admin.token")).await?;
@@ -132,52 +141,76 @@ impl App {
                 count_foreign: config.slots.count_foreign,
                 guest_socket: guest_path,
                 relay: vec![own_path.display().to_string(), "guest-relay".to_owned()],
-                guest_url: config.guest.advertise_url.clone().unwrap_or_else(|| drivers::qemu::GUEST_URL.to_owned()),
+                guest_url: config.guest.advertise_url.clone().unwrap_or_else(|| qemu_guest_url()),
                 isolated: config.drivers.qemu.isolated,
                 retry_backoff: Duration::from_secs(2),
                 sweep_every: Duration::from_secs(60),
                 keep_deleted: Duration::from_secs(u64::from(config.retention.deleted_vms_days) * 24 * 3600),
             },
         });
-        let shutdown = CancellationToken::new();
         let http = Http {
             service,
             settings: http::Settings {
-                max_body_bytes: config.server.max_body_bytes,
+                max_body_bytes: usize::try_from(config.server.max_body_bytes).unwrap_or(usize::MAX),
                 request_timeout: Duration::from_secs(u64::from(config.server.request_timeout_seconds)),
-                max_concurrent: config.server.max_concurrent_requests,
+                max_concurrent: usize::try_from(config.server.max_concurrent_requests).unwrap_or(usize::MAX),
             },
-            metrics,
+            metrics: Arc::new(telemetry::render_metrics),
             shutdown: shutdown.clone(),
         };
-        Ok(App { lock, listener, guest_socket, guest_tcp, http, tls, reconciler, shutdown })
+        Ok(App {
+            lock,
+            listener,
+            guest_socket,
+            guest_tcp,
+            http,
+            tls,
+            reconciler,
+            shutdown,
+            store_closed: store.closed,
+        })
     }
 
     pub fn address(&self) -> io::Result<std::net::SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Cancel it to stop: no new requests, requests under way are finished, vms keep running.
-    pub fn shutdown(&self) -> CancellationToken {
-        self.shutdown.clone()
-    }
-
+    /// Serves until the token that it was started with is cancelled: no new requests, requests under way are finished, vms keep
+    /// running.
     pub async fn run(self) {
-        let App { lock, listener, guest_socket, guest_tcp, http, tls, reconciler, shutdown } = self;
-        // The guest API outlives the admin API's end by nothing: both stop together, and guests retry.
+        let App { lock, listener, guest_socket, guest_tcp, http, tls, reconciler, shutdown, store_closed } = self;
         let guests = tokio::spawn(http::serve_unix(guest_socket, http::guest_router(&http), shutdown.clone()));
         let guests_tcp =
             guest_tcp.map(|l| tokio::spawn(http::serve_tcp(l, None, http::guest_router(&http), shutdown.clone())));
         let admin = tokio::spawn(http::serve_tcp(listener, tls, http::admin_router(&http), shutdown.clone()));
         let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));
+        drop(http);
         for task in [Some(guests), guests_tcp, Some(admin), Some(reconciling)].into_iter().flatten() {
             if let Err(error) = task.await {
                 tracing::error!(error = %error, "a part of the service ended badly");
                 shutdown.cancel();
             }
         }
+        // Closing brings the write-ahead log into the database file. If something still holds on to the store, the next start
+        // does that.
+        let _ = tokio::time::timeout(Duration::from_secs(2), store_closed).await;
         drop(lock);
     }
+}
+
+/// Runs the service until `shutdown`.
+pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), StartError> {
+    let app = App::start(&config, shutdown).await?;
+    let scheme = if app.tls.is_some() { "https" } else { "http" };
+    let address = app.address().map_err(|cause| StartError::Listen {
+        address: config.server.listen.to_string(),
+        setting: "server.listen",
+        cause,
+    })?;
+    // Said on standard error whatever the log's format and level are: scripts wait for it, people open it.
+    let _ = writeln!(io::stderr(), "mayfly: listening on {scheme}://{address} with data in {}", config.data_dir.display());
+    app.run().await;
+    Ok(())
 }
 
 /// One service per data directory. The lock is the kernel's: it goes with the process, however that ends.
@@ -216,20 +249,34 @@ fn listen_unix(path: &Path) -> Result<UnixListener, StartError> {
     })
 }
 
-fn registry(config: &Config, layout: &Layout) -> Registry {
+fn registry(config: &Config, layout: &Layout) -> Result<Registry, StartError> {
     let mut registry = Registry::default();
-    if config.drivers.qemu.enabled {
-        registry.add(Arc::new(drivers::qemu::Qemu::new(config.drivers.qemu.settings(
-            layout.at("instances"),
-            layout.at("qemu-probe.json"),
-            config.slots.count_foreign,
-        ))));
+    let qemu = &config.drivers.qemu;
+    if qemu.enabled {
+        let driver = Qemu::new(qemu::Settings {
+            binary: qemu.binary.clone(),
+            qemu_img: qemu.qemu_img.clone(),
+            accelerator: match qemu.accelerator {
+                Accelerator::Auto => AcceleratorChoice::Auto,
+                Accelerator::Kvm => AcceleratorChoice::Kvm,
+                Accelerator::Hvf => AcceleratorChoice::Hvf,
+                Accelerator::Tcg => AcceleratorChoice::Tcg,
+            },
+            count_foreign: config.slots.count_foreign,
+            ..qemu::Settings::new(layout.at("instances"), layout.at("qemu-probe.json"))
+        })
+        .map_err(|error| StartError::Driver { driver: Qemu::NAME, cause: error.summary })?;
+        registry.add(Arc::new(driver));
     }
     if config.drivers.fake.enabled {
         tracing::warn!("the fake driver is enabled: its vms are not real");
-        registry.add(Arc::new(drivers::fake::Fake::demo()));
+        registry.add(Arc::new(Fake::new(FakeWorld::new())));
     }
-    registry
+    Ok(registry)
+}
+
+fn qemu_guest_url() -> String {
+    format!("http://{}", qemu::args::GUEST_API_ADDRESS)
 }
 
 fn tls(config: &Config) -> Result<Option<Arc<tokio_rustls::rustls::ServerConfig>>, StartError> {

@@ -18,6 +18,7 @@ use tokio::{
     sync::Semaphore,
     task::JoinSet,
 };
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -28,24 +29,49 @@ const HEADERS_WITHIN: Duration = Duration::from_secs(10);
 /// Connections at once, per listener. Beyond it, clients wait in the system's queue.
 const MAX_CONNECTIONS: usize = 4096;
 
-pub async fn serve_tcp(listener: TcpListener, router: Router, shutdown: CancellationToken) {
+pub async fn serve_tcp(
+    listener: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
+    router: Router,
+    shutdown: CancellationToken,
+) {
     let accept = async move || {
         let (stream, _) = listener.accept().await?;
         // Small answers leave at once instead of waiting for company.
         let _ = stream.set_nodelay(true);
         Ok(stream)
     };
-    serve(accept, router, shutdown).await;
+    match tls.map(TlsAcceptor::from) {
+        None => serve(accept, plain, router, shutdown).await,
+        Some(tls) => {
+            let greet = move |stream| {
+                let tls = tls.clone();
+                async move { tls.accept(stream).await }
+            };
+            serve(accept, greet, router, shutdown).await;
+        }
+    }
 }
 
 pub async fn serve_unix(listener: UnixListener, router: Router, shutdown: CancellationToken) {
     let accept = async move || Ok(listener.accept().await?.0);
-    serve(accept, router, shutdown).await;
+    serve(accept, plain, router, shutdown).await;
 }
 
-async fn serve<I>(accept: impl AsyncFn() -> io::Result<I>, router: Router, shutdown: CancellationToken)
-where
+/// A connection that needs no greeting.
+async fn plain<I>(stream: I) -> io::Result<I> {
+    Ok(stream)
+}
+
+/// `greet` is what a connection has to go through before the first request, such as TLS; it does not hold up accepting.
+async fn serve<A, I, G>(
+    accept: impl AsyncFn() -> io::Result<A>,
+    greet: impl Fn(A) -> G,
+    router: Router,
+    shutdown: CancellationToken,
+) where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    G: Future<Output = io::Result<I>> + Send + 'static,
 {
     let graceful = GracefulShutdown::new();
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -72,15 +98,21 @@ where
         };
         let service = router.clone().map_request(|request: Request<Incoming>| request.map(Body::new));
         let service = service.map_err(|never: Infallible| match never {});
-        let connection = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADERS_WITHIN)
-            .serve_connection(TokioIo::new(io), TowerToHyperService::new(service));
-        let connection = graceful.watch(connection);
+        let (greeting, watcher) = (greet(io), graceful.watcher());
         connections.spawn(async move {
-            // A client that goes away in the middle is no event worth a line.
-            if let Err(error) = connection.await {
-                tracing::trace!(%error, "a connection ended badly");
+            match tokio::time::timeout(HEADERS_WITHIN, greeting).await {
+                Ok(Ok(io)) => {
+                    let connection = hyper::server::conn::http1::Builder::new()
+                        .timer(TokioTimer::new())
+                        .header_read_timeout(HEADERS_WITHIN)
+                        .serve_connection(TokioIo::new(io), TowerToHyperService::new(service));
+                    // A client that goes away in the middle is no event worth a line.
+                    if let Err(error) = watcher.watch(connection).await {
+                        tracing::trace!(%error, "a connection ended badly");
+                    }
+                }
+                Ok(Err(error)) => tracing::debug!(%error, "a connection was not greeted"),
+                Err(_) => tracing::debug!("a connection took too long to greet"),
             }
             drop(place);
         });

@@ -89,11 +89,11 @@ fn runner() -> String {
     "runner".to_owned()
 }
 
-/// The driver that this platform's hosts usually have.
-const USUAL_DRIVER: &str = if cfg!(target_os = "macos") { "tart" } else { "qemu" };
+/// The driver that runs a template which does not name one.
+const USUAL_DRIVER: &str = "qemu";
 
 impl TemplateRequest {
-    fn into_new(self) -> Result<NewTemplate, Problem> {
+    fn into_new(self, base: &Budgets) -> Result<NewTemplate, Problem> {
         let paths = [
             ("/disk", Some(&self.disk)),
             ("/kernel", self.kernel.as_ref()),
@@ -126,7 +126,7 @@ impl TemplateRequest {
             memory_mib: self.memory_mib,
             handover: self.handover,
             user: self.user,
-            budgets: self.budgets.over(&Budgets::default())?,
+            budgets: self.budgets.over(base)?,
         })
     }
 }
@@ -213,7 +213,7 @@ pub async fn create_template(
     Json(request): Json<TemplateRequest>,
 ) -> Result<(StatusCode, [(HeaderName, String); 1], Answer<TemplateView>), Problem> {
     seat.unhurried();
-    let new = request.into_new()?;
+    let new = request.into_new(http.service.default_budgets())?;
     let before = match http.service.get_template(&new.name).await {
         Ok(template) => Some(template.digest),
         Err(error) if error.code == Code::TemplateNotFound => None,

@@ -2,5 +2,7 @@
 
 mod api;
 mod drivers;
+mod guests;
 mod layers;
 mod lifecycle;
+mod support;
