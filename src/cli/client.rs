@@ -70,7 +70,8 @@ impl Failure {
     pub fn passes(&self) -> bool {
         match self {
             Failure::Unreachable(_) => true,
-            Failure::Problem(problem, _) => problem.retryable && problem.status >= 500,
+            // 502 and 504 are a proxy's way of saying that the service is away.
+            Failure::Problem(problem, _) => matches!(problem.status, 502..=504),
             _ => false,
         }
     }
@@ -144,8 +145,8 @@ impl Client {
         if here {
             builder = builder.no_proxy();
         }
-        if let Some(path) = &global.ca_file {
-            let certificates = read(path, "--ca-file")
+        if let Some(path) = given(global.ca_file.as_deref()) {
+            let certificates = read(path)
                 .and_then(|pem| reqwest::Certificate::from_pem_bundle(pem.as_bytes()).map_err(|e| e.to_string()))
                 .map_err(|error| Failure::Usage(format!("--ca-file: {}: {error}", path.display())))?;
             builder = builder.tls_certs_merge(certificates);
@@ -291,9 +292,8 @@ fn is_loopback(url: &Url) -> bool {
 /// The token, and what to say when it is not enough. The admin token of this machine is for services on this machine: it is
 /// not offered to whatever `--url` points at.
 fn find_token(global: &Global, here: bool) -> Result<(Option<SecretString>, String), Failure> {
-    if let Some(path) = &global.token_file {
-        let token = read(path, "--token-file")
-            .map_err(|error| Failure::Usage(format!("--token-file: {}: {error}", path.display())))?;
+    if let Some(path) = given(global.token_file.as_deref()) {
+        let token = read(path).map_err(|error| Failure::Usage(format!("--token-file: {}: {error}", path.display())))?;
         return Ok((Some(usable(&token)?), format!("the token in {} is not accepted", path.display())));
     }
     if let Some(token) = std::env::var("MAYFLY_TOKEN").ok().filter(|t| !t.is_empty()) {
@@ -329,7 +329,12 @@ fn usable(token: &str) -> Result<SecretString, Failure> {
     Ok(SecretString::from(token))
 }
 
-fn read(path: &Path, _option: &str) -> Result<String, String> {
+/// An empty variable counts as not set.
+fn given(path: Option<&Path>) -> Option<&Path> {
+    path.filter(|p| !p.as_os_str().is_empty())
+}
+
+fn read(path: &Path) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|error| error.to_string())
 }
 

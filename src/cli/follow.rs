@@ -16,19 +16,23 @@ use super::{
 
 /// One long poll, in seconds.
 const POLL: u64 = 30;
+/// Between two questions that were answered with nothing.
+const PAUSE: Duration = Duration::from_secs(1);
 /// How long a service that does not answer is waited for: long enough for a restart.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Reads the vm until `reached` says so; `seen` is called with it as it was read first and after every change.
+/// Reads the vm until `reached` says so; `seen` is called with it as it was read first and after every change. `from` is a
+/// generation that was seen already, and need not be answered.
 pub(super) async fn watch(
     client: &Client,
     id: &str,
     timeout: Option<Duration>,
+    from: Option<i64>,
     mut seen: impl FnMut(&VmView) -> Result<(), Failure>,
     reached: impl Fn(&VmView) -> bool,
 ) -> Result<(Value, VmView), Failure> {
     let end = timeout.map(|t| Instant::now() + t);
-    let mut generation: Option<i64> = None;
+    let mut generation = from;
     let mut silent_since: Option<Instant> = None;
     loop {
         let left = end.map(|end| end.saturating_duration_since(Instant::now()));
@@ -36,16 +40,22 @@ pub(super) async fn watch(
         let (wait, poll) = (generation.unwrap_or(0).to_string(), poll.to_string());
         let query = [("wait_generation", wait.as_str()), ("timeout_seconds", poll.as_str())];
         let query: &[(&str, &str)] = if generation.is_some() { &query } else { &[] };
+        let asked = Instant::now();
         match client.get(&["vms", id], query).await {
             Ok(value) => {
                 silent_since = None;
                 let vm: VmView = client.view(&value)?;
-                if generation != Some(vm.generation) {
+                let news = generation != Some(vm.generation);
+                if news {
                     generation = Some(vm.generation);
                     seen(&vm)?;
                 }
                 if reached(&vm) {
                     return Ok((value, vm));
+                }
+                // Something in between that does not wait must not make us ask without a pause.
+                if !news && asked.elapsed() < PAUSE {
+                    tokio::time::sleep(PAUSE).await;
                 }
             }
             // The vm does not depend on the service that watches over it, so neither does watching.
@@ -54,7 +64,7 @@ pub(super) async fn watch(
                 if since.elapsed() > PATIENCE {
                     return Err(failure);
                 }
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                tokio::time::sleep(PAUSE).await;
             }
             Err(failure) => return Err(failure),
         }

@@ -93,7 +93,6 @@ struct Global {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the service
     Serve(serve::Serve),
     /// Create, watch and end vms
     #[command(subcommand, arg_required_else_help = true)]
@@ -109,10 +108,14 @@ enum Command {
     /// Print the API's OpenAPI document
     Openapi,
     /// Print a completion script for a shell
-    Completions { shell: clap_complete::Shell },
+    Completions {
+        shell: clap_complete::Shell,
+    },
     /// Copy standard input and output to and from a Unix socket: how an isolated guest reaches the guest API
     #[command(hide = true)]
-    GuestRelay { socket: PathBuf },
+    GuestRelay {
+        socket: PathBuf,
+    },
     /// Print the reference of the command line as Markdown
     #[command(hide = true)]
     Markdown,

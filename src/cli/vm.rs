@@ -267,12 +267,12 @@ async fn create(args: Create, client: &Client, json: bool) -> Result<u8, Failure
     let (value, ended) = if args.follow && !json {
         let mut timeline = follow::Timeline::new();
         timeline.begin(&vm)?;
-        follow::watch(client, &vm.id, None, |vm| timeline.update(vm), VmView::is_deleted).await?
+        follow::watch(client, &vm.id, None, None, |vm| timeline.update(vm), VmView::is_deleted).await?
     } else {
         if !json {
             output::line(&vm.id)?;
         }
-        follow::watch(client, &vm.id, None, |_| Ok(()), VmView::is_deleted).await?
+        follow::watch(client, &vm.id, None, None, |_| Ok(()), VmView::is_deleted).await?
     };
     if json {
         output::json(&value)?;
@@ -436,7 +436,7 @@ async fn delete(args: Delete, client: &Client, json: bool) -> Result<u8, Failure
     let query: &[(&str, &str)] = if args.force { &[("force", "true")] } else { &[] };
     let mut value = client.delete(&["vms", &id], query).await?;
     if args.wait {
-        value = follow::watch(client, &id, None, |_| Ok(()), VmView::is_deleted).await?.0;
+        value = follow::watch(client, &id, None, None, |_| Ok(()), VmView::is_deleted).await?.0;
     }
     if json {
         output::json(&value)?;
@@ -451,7 +451,7 @@ async fn wait(args: Wait, client: &Client, json: bool) -> Result<u8, Failure> {
     let id = resolve(&args.vm, client).await?;
     let timeout = args.timeout.map(|s| Duration::from_secs(s.into()));
     let over = |vm: &VmView| vm.is_deleted() || vm.has_been(&args.state);
-    let (value, vm) = follow::watch(client, &id, timeout, |_| Ok(()), over).await?;
+    let (value, vm) = follow::watch(client, &id, timeout, None, |_| Ok(()), over).await?;
     if json {
         output::json(&value)?;
     } else {
@@ -501,14 +501,13 @@ async fn events(args: Events, client: &Client, json: bool) -> Result<u8, Failure
         return Ok(exit::OK);
     }
     let mut last = i64::MIN;
-    let mut generation = i64::MIN;
+    let mut generation = None;
     loop {
         // Read before its events, so that the last event of a deleted vm is not missed.
         let deleted = if args.follow {
-            let (_, vm) =
-                follow::watch(client, &id, None, |_| Ok(()), |vm| vm.generation != generation || vm.is_deleted())
-                    .await?;
-            generation = vm.generation;
+            let news = |vm: &VmView| Some(vm.generation) != generation || vm.is_deleted();
+            let (_, vm) = follow::watch(client, &id, None, generation, |_| Ok(()), news).await?;
+            generation = Some(vm.generation);
             vm.is_deleted()
         } else {
             true

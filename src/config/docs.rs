@@ -48,7 +48,7 @@ const TAIL: &str = "
 | `MAYFLY_TOKEN` | API token |
 | `MAYFLY_TOKEN_FILE` | file with an API token, as `--token-file` |
 | `MAYFLY_CA_FILE` | certificates (PEM) to trust, as `--ca-file` |
-| `NO_COLOR` | no colours, whatever it is set to |
+| `NO_COLOR` | no colours, when it is not empty |
 ";
 
 /// The page.

@@ -303,6 +303,8 @@ fn nearest(given: &str, table: bool) -> Option<&'static str> {
         if table { keys::SECTIONS.iter().map(|s| s.path).collect() } else { keys::all().map(|k| k.path).collect() };
     known
         .into_iter()
+        // Of equals the last one wins: let it be the one that is documented first.
+        .rev()
         // The right key in the wrong section counts a little less than a slip of the finger.
         .map(|path| (near(given, path).max(near(&last(given), &last(path)) * 0.9), path))
         .filter(|(score, _)| *score >= 0.6)

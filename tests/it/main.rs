@@ -1,6 +1,7 @@
 //! Everything that is not a unit test, in one binary.
 
 mod api;
+mod cli;
 mod drivers;
 mod guests;
 mod layers;

@@ -1,0 +1,188 @@
+//! Configuration: what is taken from where, and how everything else is refused.
+
+use std::{os::unix::fs::PermissionsExt, path::PathBuf};
+
+use mayfly::config::{Accelerator, Config, ConfigError, Host, LogFormat, keys};
+
+use super::Mayfly;
+
+fn load(text: &str, env: &[(&str, &str)], overrides: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let own =
+        |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Vec<_>>();
+    Config::from_sources(PathBuf::from("/data"), text, own(env), own(overrides))
+}
+
+#[track_caller]
+fn refused(text: &str, env: &[(&str, &str)]) -> String {
+    load(text, env, &[]).expect_err("it is refused").to_string()
+}
+
+#[test]
+fn nothing_given_means_defaults() {
+    let config = load("", &[], &[]).unwrap();
+    assert_eq!(config, Config::defaults(PathBuf::from("/data")));
+    assert_eq!(config.server.listen.to_string(), "127.0.0.1:8470");
+    assert_eq!(config.slots.linux, Host::this().cpus);
+    assert_eq!(config.default_budgets(), mayfly::domain::Budgets::default());
+}
+
+#[test]
+fn command_line_beats_environment_beats_file() {
+    let text = "[queue]\nmax_length = 1\ntimeout_seconds = 1\n[retention]\ndeleted_vms_days = 1\n[drivers.qemu]\naccelerator = \"tcg\"";
+    let env =
+        [("MAYFLY_QUEUE__MAX_LENGTH", "2"), ("MAYFLY_QUEUE__TIMEOUT_SECONDS", "2"), ("MAYFLY_LOG__FORMAT", "json")];
+    let config = load(text, &env, &[("queue.max_length", "3")]).unwrap();
+    assert_eq!((config.queue.max_length, config.queue.timeout_seconds, config.retention.deleted_vms_days), (3, 2, 1));
+    assert_eq!((config.drivers.qemu.accelerator, config.log.format), (Accelerator::Tcg, LogFormat::Json));
+}
+
+#[test]
+fn every_key_can_be_set_in_the_environment_and_an_empty_one_is_not_set() {
+    for key in keys::all() {
+        assert_eq!(load("", &[(&key.env(), "")], &[]).unwrap(), Config::defaults("/data".into()), "{}", key.path);
+    }
+    assert!(!load("", &[("MAYFLY_DRIVERS__QEMU__ISOLATED", "false")], &[]).unwrap().drivers.qemu.isolated);
+}
+
+#[test]
+fn relative_paths_start_at_the_data_directory_and_programs_are_looked_up() {
+    let config = load("[drivers.qemu]\nbinary = \"qemu-kvm\"\nqemu_img = \"bin/qemu-img\"", &[], &[]).unwrap();
+    assert_eq!(config.drivers.qemu.binary, Some("qemu-kvm".into()));
+    assert_eq!(config.drivers.qemu.qemu_img, Some("/data/bin/qemu-img".into()));
+    assert!(refused("[drivers.qemu]\nbinary = \"~/qemu\"", &[]).contains("`~` is not expanded"));
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_its_place_and_the_nearest_one() {
+    assert_eq!(
+        refused("[server]\nlisten = \"127.0.0.1:1\"\nlisen = 1\n", &[]),
+        "/data/mayfly.toml:3: unknown key `server.lisen`; did you mean `server.listen`?"
+    );
+    assert_eq!(
+        refused("[sever]\nlisten = \"127.0.0.1:1\"\n", &[]),
+        "/data/mayfly.toml:1: unknown section `sever`; did you mean `server`?"
+    );
+    // The right key in no section, and in the wrong one.
+    assert!(refused("listen = \"127.0.0.1:1\"", &[]).contains("did you mean `server.listen`?"));
+    assert!(refused("[server]\nmax_attempts = 1", &[]).contains("did you mean `budgets.max_attempts`?"));
+    assert!(refused("[drivers.qemuu]\nenabled = true", &[]).contains("did you mean `drivers.qemu`?"));
+    assert!(refused("zzz = 1", &[]).contains("unknown key `zzz`; "));
+}
+
+#[test]
+fn an_unknown_variable_is_refused_and_its_value_is_not_repeated() {
+    let message = refused("", &[("MAYFLY_SEVER__LISTEN", "hush-hush")]);
+    assert!(message.contains("environment variable MAYFLY_SEVER__LISTEN"), "{message}");
+    assert!(message.contains("did you mean `MAYFLY_SERVER__LISTEN`?"), "{message}");
+    assert!(!message.contains("hush-hush"), "{message}");
+    assert!(refused("", &[("MAYFLY_SERVER_LISTEN", "x")]).contains("did you mean `MAYFLY_SERVER__LISTEN`?"));
+    // Variables of the command line, and strangers that happen to share the prefix.
+    load("", &[("MAYFLY_URL", "x"), ("MAYFLY_TOKEN", "x"), ("MAYFLY_PORT", "x"), ("PATH", "x")], &[]).unwrap();
+}
+
+#[test]
+fn a_wrong_type_says_key_expected_and_found() {
+    for (text, message) in [
+        (
+            "[queue]\nmax_length = \"many\"",
+            "mayfly.toml:2: `queue.max_length`: expected whole number, found the text \"many\"",
+        ),
+        ("[queue]\nmax_length = \"5\"", "expected whole number, found the text \"5\""),
+        ("[queue]\nmax_length = -5", "expected whole number, found the number -5"),
+        ("[queue]\nmax_length = 1.5", "expected whole number, found a number with a fraction"),
+        ("[server]\nlisten = 8470", "expected address and port such as 127.0.0.1:8470, found the number 8470"),
+        ("[server]\nlisten = \"localhost\"", "found the text \"localhost\""),
+        ("[server]\nbehind_proxy = \"yes\"", "expected `true` or `false`, found the text \"yes\""),
+        ("[log]\nformat = \"xml\"", "expected `text` or `json`, found the text \"xml\""),
+        ("[log]\nlevel = { mayfly = \"debug\" }", "`log.level`: expected text, found a table"),
+        ("server = 5", "`server`: expected a table of settings, found a single value"),
+    ] {
+        let said = refused(text, &[]);
+        assert!(said.contains(message), "{text}: {said}");
+    }
+    let said = refused("", &[("MAYFLY_QUEUE__MAX_LENGTH", "many")]);
+    assert_eq!(
+        said,
+        "environment variable MAYFLY_QUEUE__MAX_LENGTH: `queue.max_length`: expected whole number, found \"many\""
+    );
+}
+
+#[test]
+fn all_problems_are_reported_at_once() {
+    let said = refused("[queue]\nmax_length = true\n[slots]\nmacos = 3\nlinx = 1\n", &[("MAYFLY_LOG__FORMAT", "xml")]);
+    assert_eq!(said.lines().count(), 4, "{said}");
+}
+
+#[test]
+fn what_cannot_be_meant_is_refused() {
+    for (text, message) in [
+        ("[slots]\nmacos = 3", "Apple's licence"),
+        ("[slots]\ncpus = 0", "expected 1 to 65536, found 0"),
+        ("[budgets]\nboot_seconds = 0", "expected 1 to 2592000, found 0"),
+        ("[budgets]\nmax_attempts = 11", "expected 1 to 10"),
+        ("[server]\nlisten = \"0.0.0.0:8470\"", "reachable from other machines"),
+        ("[server]\nlisten = \"[::]:8470\"", "server.behind_proxy = true"),
+        ("[server]\ntls_cert = \"cert.pem\"", "needs `server.tls_key` beside it"),
+        ("[server]\ntls_key = \"key.pem\"", "needs `server.tls_cert` beside it"),
+        ("[server]\ntls_key = \"key.pem\"\ntls_cert = \"cert.pem\"", "cannot read /data/key.pem"),
+        ("[guest]\nadvertise_url = \"192.168.64.1:8471\"", "expected a URL"),
+        ("[log]\nlevel = \"mayfly=loud\"", "expected a level or filter"),
+    ] {
+        let said = refused(text, &[]);
+        assert!(said.contains(message), "{text}: {said}");
+    }
+    load("[server]\nlisten = \"0.0.0.0:8470\"\nbehind_proxy = true", &[], &[]).unwrap();
+    load("[slots]\nmacos = 0\nlinux = 0", &[], &[]).unwrap();
+}
+
+#[test]
+fn a_file_that_is_not_toml_is_refused_with_line_and_column() {
+    let said = refused("[server]\nlisten = 127.0.0.1:8470\n", &[]);
+    assert!(said.starts_with("/data/mayfly.toml:2:"), "{said}");
+    assert!(refused("[server]\n[server]\n", &[]).starts_with("/data/mayfly.toml:2:"));
+}
+
+#[test]
+fn the_data_directory_is_made_closed_and_refused_open() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("a/b");
+    let config = Config::load(Some(dir.clone()), vec![]).unwrap();
+    assert_eq!(config.data_dir, dir);
+    assert_eq!(std::fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
+
+    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o750)).unwrap();
+    let said = Config::load(Some(dir.clone()), vec![]).unwrap_err().to_string();
+    assert!(said.contains("(mode 0750)") && said.contains("chmod 700"), "{said}");
+
+    let file = home.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    assert!(matches!(Config::load(Some(file), vec![]), Err(ConfigError::NotADirectory { .. })));
+}
+
+#[test]
+fn a_data_directory_of_somebody_else_is_refused() {
+    // Only root can give a directory away.
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let home = tempfile::tempdir().unwrap();
+    std::os::unix::fs::chown(home.path(), Some(12345), None).unwrap();
+    let said = Config::load(Some(home.path().to_owned()), vec![]).unwrap_err().to_string();
+    assert!(said.contains("belongs to user 12345"), "{said}");
+}
+
+#[tokio::test]
+async fn serve_says_what_is_wrong_and_exits_with_2() {
+    let mayfly = Mayfly::at("http://127.0.0.1:1");
+    mayfly.run(&["serve", "--check"]).await.ends(0);
+    mayfly.write(".mayfly/mayfly.toml", "[server]\nlisen = 1\n");
+    let ran = mayfly.run(&["serve"]).await.ends(2);
+    assert!(
+        ran.err.contains("mayfly.toml:2: unknown key `server.lisen`; did you mean `server.listen`?"),
+        "{}",
+        ran.err
+    );
+    assert!(ran.out.is_empty());
+    let ran = mayfly.run(&["serve", "--check", "--set", "server.lsten=x"]).await.ends(2);
+    assert!(ran.err.contains("command line: unknown key `server.lsten`"), "{}", ran.err);
+}
