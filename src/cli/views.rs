@@ -27,7 +27,7 @@ pub(super) struct VmView {
     pub labels: BTreeMap<String, String>,
     pub runner: Option<RunnerView>,
     pub queue: Option<QueueView>,
-    pub deadline: Option<Timestamp>,
+    pub deadline: Option<DeadlineView>,
     #[serde(default)]
     pub attempt: u32,
     pub ssh: Option<EndpointView>,
@@ -48,6 +48,12 @@ pub(super) struct RunnerView {
     pub kind: String,
     #[serde(default)]
     pub status: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct DeadlineView {
+    pub budget: String,
+    pub at: Timestamp,
 }
 
 #[derive(Debug, Deserialize)]

@@ -393,8 +393,8 @@ async fn show(vm: &str, client: &Client, json: bool) -> Result<u8, Failure> {
         pairs.push(("attempt", vm.attempt.to_string()));
     }
     pairs.push(("created", format!("{} ({} ago)", text::time(vm.created_at), text::age(vm.created_at))));
-    if let Some(deadline) = vm.deadline {
-        pairs.push(("deadline", text::time(deadline)));
+    if let Some(deadline) = &vm.deadline {
+        pairs.push(("deadline", format!("{} ({})", text::time(deadline.at), deadline.budget)));
     }
     if let Some(by) = &vm.announced_by {
         let at = vm.announced_at.map(|at| format!(" at {}", text::time(at))).unwrap_or_default();
