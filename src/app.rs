@@ -158,17 +158,7 @@ impl App {
             metrics: Arc::new(telemetry::render_metrics),
             shutdown: shutdown.clone(),
         };
-        Ok(App {
-            lock,
-            listener,
-            guest_socket,
-            guest_tcp,
-            http,
-            tls,
-            reconciler,
-            shutdown,
-            store_closed: store.closed,
-        })
+        Ok(App { lock, listener, guest_socket, guest_tcp, http, tls, reconciler, shutdown, store_closed: store.closed })
     }
 
     pub fn address(&self) -> io::Result<std::net::SocketAddr> {
@@ -208,7 +198,8 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), St
         cause,
     })?;
     // Said on standard error whatever the log's format and level are: scripts wait for it, people open it.
-    let _ = writeln!(io::stderr(), "mayfly: listening on {scheme}://{address} with data in {}", config.data_dir.display());
+    let _ =
+        writeln!(io::stderr(), "mayfly: listening on {scheme}://{address} with data in {}", config.data_dir.display());
     app.run().await;
     Ok(())
 }
@@ -231,14 +222,22 @@ fn lock(layout: &Layout) -> Result<File, StartError> {
 }
 
 async fn listen(address: std::net::SocketAddr, setting: &'static str) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|cause| StartError::Listen { address: address.to_string(), setting, cause })
+    TcpListener::bind(address).await.map_err(|cause| StartError::Listen {
+        address: address.to_string(),
+        setting,
+        cause,
+    })
 }
 
 fn listen_unix(path: &Path) -> Result<UnixListener, StartError> {
     // We hold the directory's lock, so a socket that is here was left by a process that is gone.
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(StartError::Listen { address: path.display().to_string(), setting: "--data-dir", cause: error });
+            return Err(StartError::Listen {
+                address: path.display().to_string(),
+                setting: "--data-dir",
+                cause: error,
+            });
         }
         _ => {}
     }

@@ -149,8 +149,8 @@ pub async fn api_with(settings: http::Settings, limits: service::Settings) -> Ap
     let url = format!("http://{address}");
     let guest_url = format!("http://{}", listeners.1.local_addr().unwrap());
     let servers = vec![
-        tokio::spawn(http::serve_tcp(listeners.0, http::admin_router(&http), shutdown.clone())),
-        tokio::spawn(http::serve_tcp(listeners.1, http::guest_router(&http), shutdown.clone())),
+        tokio::spawn(http::serve_tcp(listeners.0, None, http::admin_router(&http), shutdown.clone())),
+        tokio::spawn(http::serve_tcp(listeners.1, None, http::guest_router(&http), shutdown.clone())),
     ];
     let client = reqwest::Client::builder()
         .no_proxy()

@@ -99,7 +99,8 @@ async fn the_kill_points_are_all_there_are() {
     let id = vm["id"].as_str().unwrap();
     serve.wait_state(id, "deleted").await;
     let events = serve.get(&format!("/vms/{id}/events")).await;
-    let seen: BTreeSet<_> = events["items"].as_array().unwrap().iter().map(|e| e["type"].as_str().unwrap().to_owned()).collect();
+    let seen: BTreeSet<_> =
+        events["items"].as_array().unwrap().iter().map(|e| e["type"].as_str().unwrap().to_owned()).collect();
     let known: BTreeSet<_> = LIFE.iter().map(|k| (*k).to_owned()).collect();
     assert!(seen.is_subset(&known), "events without a kill point: {:?}", seen.difference(&known));
     serve.assert_nothing_left().await;

@@ -40,7 +40,8 @@ async fn a_guest_that_cannot_speak_ends_within_its_budgets() {
     let serve = Serve::start(&[]).await;
     serve.template("micro", "ssh", json!({})).await;
     // The job kills its own wrapper and makes the hooks' settings unreadable, then stays.
-    let script = r#"rm -f "$MAYFLY_HOME/curlrc"; kill -9 "$PPID"; kill -9 "$(cat "$MAYFLY_HOME/run/wrapper.pid")"; sleep 600"#;
+    let script =
+        r#"rm -f "$MAYFLY_HOME/curlrc"; kill -9 "$PPID"; kill -9 "$(cat "$MAYFLY_HOME/run/wrapper.pid")"; sleep 600"#;
     let vm = serve
         .create(json!({
             "template": "micro", "runner": {"kind": "script", "script": script},
@@ -71,17 +72,11 @@ async fn a_guest_that_cannot_speak_ends_within_its_budgets() {
 async fn every_other_end_is_named() {
     let serve = Serve::start(&[]).await;
     serve.template("micro", "seed", json!({})).await;
-    serve
-        .template("mute", "seed", json!({"boot_seconds": 1, "max_attempts": 2}))
-        .await;
+    serve.template("mute", "seed", json!({"boot_seconds": 1, "max_attempts": 2})).await;
     let vm = serve.create(json!({"template": "micro", "runner": {"kind": "none"}})).await;
     let lost = vm["id"].as_str().unwrap();
-    let off = serve
-        .create(json!({"template": "micro", "runner": {"kind": "none"}}))
-        .await["id"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let off =
+        serve.create(json!({"template": "micro", "runner": {"kind": "none"}})).await["id"].as_str().unwrap().to_owned();
     serve.wait_state(lost, "running").await;
     let pidfile = |id: &str| serve.dir.join(format!("instances/mayfly-{id}/qemu.pid"));
     let pid: i32 = std::fs::read_to_string(pidfile(lost)).unwrap().trim().parse().unwrap();
@@ -97,7 +92,11 @@ async fn every_other_end_is_named() {
     let socket = serve.dir.join(format!("instances/mayfly-{off}/qmp.sock"));
     press_power_button(&socket).await;
     let end = serve.wait_state(&off, "deleted").await;
-    assert_eq!((&end["end_signal"], &end["outcome"]["result"]), (&json!("guest_power_off"), &json!("completed")), "{end:#}");
+    assert_eq!(
+        (&end["end_signal"], &end["outcome"]["result"]),
+        (&json!("guest_power_off"), &json!("completed")),
+        "{end:#}"
+    );
 
     // Too slow for its budget: tried twice on fresh clones, then given up.
     let vm = serve.create(json!({"template": "mute", "runner": {"kind": "none"}})).await;

@@ -35,7 +35,8 @@ async fn a_vm_lives_for_one_job_and_dies_by_its_own_hook() {
         assert_eq!(end["job"]["exit_code"], 7);
         let job = serve.log_of(id, "job").await;
         assert!(job.contains("hello 'quoted' \"world\" from runner"), "{handover}: {job}");
-        assert!(!serve.log_of(id, "console").await.is_empty(), "the console log outlives the vm");
+        // The micro guest boots quietly; what its seed says goes to the console.
+        assert!(handover == "ssh" || !serve.log_of(id, "console").await.is_empty(), "the console log outlives the vm");
         assert!(!serve.log_of(id, "boot").await.is_empty(), "the boot log outlives the vm");
         serve.assert_nothing_left().await;
         // A DELETE that comes late is answered, not refused.
@@ -72,7 +73,11 @@ async fn a_guest_may_touch_itself_and_nothing_else() {
     let nobody = "01999999-9999-7999-8999-999999999999";
     assert_eq!(as_guest(&serve, token, "DELETE", &format!("/vms/{nobody}"), None).await, 403);
     assert_eq!(as_guest(&serve, token, "GET", "/vms", None).await, 404, "the guest API has no listing");
-    assert_eq!(as_guest(&serve, serve.token(), "DELETE", &format!("/vms/{a_id}"), None).await, 403, "not even with an admin's token");
+    assert_eq!(
+        as_guest(&serve, serve.token(), "DELETE", &format!("/vms/{a_id}"), None).await,
+        403,
+        "not even with an admin's token"
+    );
     // Both reach `running` by their own calls, out of an isolated network.
     for id in [a_id, b_id] {
         let vm = serve.wait_state(id, "running").await;
@@ -96,8 +101,8 @@ async fn the_third_vm_waits_for_a_slot_and_says_so() {
         }
         ids
     };
-    let third = serve.wait(&ids[2], "explained", |vm| vm["state"] != "queued" || vm["queue"]["reason"] == "slot").await;
-    assert_eq!(third["queue"]["position"], 1);
+    let waits = |vm: &Value| vm["queue"]["reason"] == "slot" && vm["queue"]["position"] == 1;
+    serve.wait(&ids[2], "it is the first to wait for a slot", waits).await;
     let mut now = job();
     now["queue_timeout_seconds"] = json!(0);
     let (status, problem) = serve.post("/vms", now).await;

@@ -284,7 +284,7 @@ async fn tell(serving: &Serving, id: VmId, report: Report) {
 
 /// Names used by the submodules.
 mod prelude {
-    pub use super::{Host, admin, job, request};
+    pub use super::{Host, job, request};
     pub use mayfly::{
         domain::{Code, EndSignal, GuestOs, OutcomeResult, QueueReason, State, event::GoneCause},
         drivers::{

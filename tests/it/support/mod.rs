@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 /// Where `make image` put the guest. Missing is a failure, never a pass: a test that did not run proves nothing.
 pub fn image() -> PathBuf {
     let dir = std::env::var_os("MAYFLY_TEST_IMAGE").map(PathBuf::from).unwrap_or_else(|| {
-        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).unwrap_or_else(|| {
-            PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache")
-        });
+        let cache = std::env::var_os("XDG_CACHE_HOME")
+            .map(PathBuf::from)
+            .unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache"));
         cache.join("mayfly/images/micro")
     });
     assert!(dir.join("disk.qcow2").exists(), "no guest image in {}: run `make image`", dir.display());
@@ -36,7 +36,11 @@ pub struct Serve {
 impl Serve {
     /// Starts a service. Foreign guests are not counted: other tests' guests run on the same machine.
     pub async fn start(settings: &[(&str, &str)]) -> Serve {
-        let temp = tempfile::Builder::new().prefix("mf").tempdir_in("/tmp").expect("a directory in /tmp");
+        let temp = tempfile::Builder::new()
+            .prefix("mf")
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
+            .tempdir_in("/tmp")
+            .expect("a directory in /tmp");
         let mut all = vec![
             ("MAYFLY_SERVER__LISTEN".to_owned(), "127.0.0.1:0".to_owned()),
             ("MAYFLY_SLOTS__COUNT_FOREIGN".to_owned(), "false".to_owned()),
@@ -133,8 +137,10 @@ impl Serve {
     }
 
     pub async fn send(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> (u16, Value) {
-        let mut request =
-            self.http.request(method, format!("{}{path}", self.url)).header("authorization", format!("Bearer {}", self.token));
+        let mut request = self
+            .http
+            .request(method, format!("{}{path}", self.url))
+            .header("authorization", format!("Bearer {}", self.token));
         if let Some(body) = body {
             request = request.json(&body);
         }
