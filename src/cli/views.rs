@@ -27,7 +27,7 @@ pub(super) struct VmView {
     pub labels: BTreeMap<String, String>,
     pub runner: Option<RunnerView>,
     pub queue: Option<QueueView>,
-    pub deadline: Option<Timestamp>,
+    pub deadline: Option<DeadlineView>,
     #[serde(default)]
     pub attempt: u32,
     pub ssh: Option<EndpointView>,
@@ -55,6 +55,12 @@ pub(super) struct QueueView {
     pub reason: String,
     pub position: Option<i64>,
     pub deadline: Option<Timestamp>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct DeadlineView {
+    pub budget: String,
+    pub at: Timestamp,
 }
 
 #[derive(Debug, Deserialize)]
