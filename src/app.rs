@@ -1,15 +1,337 @@
-//! The only wiring place: builds every part, runs, shuts down in order.
+//! The only place where everything is wired: builds each part, runs it, ends it in order.
 
+use std::{
+    fs::File,
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use secrecy::{ExposeSecret, SecretString};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::watch,
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::{
+    config::{Accelerator, Config},
+    domain::token::Scope,
+    drivers::{
+        fake::{Fake, FakeWorld},
+        qemu::{self, AcceleratorChoice, Qemu},
+        registry::Registry,
+    },
+    http::{self, Http},
+    reconcile::{self, Reconciler},
+    service::{self, Clock, Service},
+    store::{self, Vault, logs::Logs, vault},
+    telemetry,
+    templates::Catalog,
+};
 
+/// Why the service did not start: one sentence that says what to do.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {}
+pub enum StartError {
+    #[error("another mayfly serves {dir}; stop it first, or give this one its own --data-dir")]
+    InUse { dir: String },
+    #[error("cannot use the data directory {dir}: {cause}")]
+    DataDir { dir: String, cause: io::Error },
+    #[error(transparent)]
+    Database(#[from] store::OpenError),
+    #[error(transparent)]
+    Vault(#[from] vault::VaultError),
+    #[error("the templates under {dir} cannot be used: {cause}")]
+    Templates { dir: String, cause: crate::domain::Error },
+    #[error("cannot listen on {address}: {cause}; choose another address with {setting}")]
+    Listen { address: String, setting: &'static str, cause: io::Error },
+    #[error("{0}")]
+    Tls(String),
+    #[error("the driver {driver} cannot be used: {cause}")]
+    Driver { driver: &'static str, cause: String },
+    #[error("cannot set up the admin token: {0}")]
+    AdminToken(String),
+    #[error("cannot find this program's own path, which guests' connections are relayed with: {0}")]
+    OwnPath(io::Error),
+}
+
+/// Where things are in the data directory.
+struct Layout {
+    dir: PathBuf,
+}
+
+impl Layout {
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+}
+
+/// A service that is up; `run` serves until it is told to stop.
+pub struct App {
+    lock: File,
+    listener: TcpListener,
+    guest_socket: UnixListener,
+    guest_tcp: Option<TcpListener>,
+    http: Http,
+    tls: Option<Arc<tokio_rustls::rustls::ServerConfig>>,
+    reconciler: Arc<Reconciler>,
+    shutdown: CancellationToken,
+    store_closed: JoinHandle<()>,
+}
+
+impl App {
+    /// Opens everything. On an error nothing was changed but what is safe to find again.
+    pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<App, StartError> {
+        let layout = Layout { dir: config.data_dir.clone() };
+        let lock = lock(&layout)?;
+        // Listening comes before the database: a port in use is the most common trouble, and nothing was touched yet.
+        let listener = listen(config.server.listen, "server.listen").await?;
+        let guest_tcp = match config.guest.listen {
+            Some(address) => Some(listen(address, "guest.listen").await?),
+            None => None,
+        };
+        let tls = tls(config)?;
+        let vault = Arc::new(Vault::open(&layout.at("secret.key"))?);
+        let store = store::open(&layout.at("mayfly.db")).await?;
+        let catalog_dir = layout.at("templates");
+        let catalog = Arc::new(
+            Catalog::open(catalog_dir.clone())
+                .map_err(|cause| StartError::Templates { dir: catalog_dir.display().to_string(), cause })?,
+        );
+        let drivers = Arc::new(registry(config, &layout)?);
+        let clock = Clock::system();
+        let capacity = config.capacity();
+        let board = watch::Sender::new(reconcile::unobserved(capacity, &clock));
+        let logs = Logs::new(layout.at("logs"));
+        let guest_path = layout.at("guest.sock");
+        let guest_socket = listen_unix(&guest_path)?;
+
+        let service = Service::new(
+            store.ledger.clone(),
+            store.reader.clone(),
+            vault.clone(),
+            logs.clone(),
+            catalog.clone(),
+            drivers.clone(),
+            board.subscribe(),
+            clock.clone(),
+            service::Settings {
+                max_queued: config.queue.max_length,
+                queue_timeout_seconds: config.queue.timeout_seconds,
+                budgets: config.default_budgets(),
+            },
+        );
+        admin_token(&service, &layout.at("admin.token")).await?;
+
+        let own_path = std::env::current_exe().map_err(StartError::OwnPath)?;
+        let reconciler = Arc::new(Reconciler {
+            ledger: store.ledger,
+            reader: store.reader,
+            vault,
+            logs,
+            catalog,
+            drivers,
+            clock,
+            board,
+            settings: reconcile::Settings {
+                capacity,
+                count_foreign: config.slots.count_foreign,
+                guest_socket: guest_path,
+                relay: vec![own_path.display().to_string(), "guest-relay".to_owned()],
+                guest_url: config.guest.advertise_url.clone().unwrap_or_else(|| qemu_guest_url()),
+                isolated: config.drivers.qemu.isolated,
+                retry_backoff: Duration::from_secs(2),
+                sweep_every: Duration::from_secs(60),
+                keep_deleted: Duration::from_secs(u64::from(config.retention.deleted_vms_days) * 24 * 3600),
+            },
+        });
+        let http = Http {
+            service,
+            settings: http::Settings {
+                max_body_bytes: usize::try_from(config.server.max_body_bytes).unwrap_or(usize::MAX),
+                request_timeout: Duration::from_secs(u64::from(config.server.request_timeout_seconds)),
+                max_concurrent: usize::try_from(config.server.max_concurrent_requests).unwrap_or(usize::MAX),
+            },
+            metrics: Arc::new(telemetry::render_metrics),
+            shutdown: shutdown.clone(),
+        };
+        Ok(App {
+            lock,
+            listener,
+            guest_socket,
+            guest_tcp,
+            http,
+            tls,
+            reconciler,
+            shutdown,
+            store_closed: store.closed,
+        })
+    }
+
+    pub fn address(&self) -> io::Result<std::net::SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until the token that it was started with is cancelled: no new requests, requests under way are finished, vms keep
+    /// running.
+    pub async fn run(self) {
+        let App { lock, listener, guest_socket, guest_tcp, http, tls, reconciler, shutdown, store_closed } = self;
+        let guests = tokio::spawn(http::serve_unix(guest_socket, http::guest_router(&http), shutdown.clone()));
+        let guests_tcp =
+            guest_tcp.map(|l| tokio::spawn(http::serve_tcp(l, None, http::guest_router(&http), shutdown.clone())));
+        let admin = tokio::spawn(http::serve_tcp(listener, tls, http::admin_router(&http), shutdown.clone()));
+        let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));
+        drop(http);
+        for task in [Some(guests), guests_tcp, Some(admin), Some(reconciling)].into_iter().flatten() {
+            if let Err(error) = task.await {
+                tracing::error!(error = %error, "a part of the service ended badly");
+                shutdown.cancel();
+            }
+        }
+        // Closing brings the write-ahead log into the database file. If something still holds on to the store, the next start
+        // does that.
+        let _ = tokio::time::timeout(Duration::from_secs(2), store_closed).await;
+        drop(lock);
+    }
+}
 
 /// Runs the service until `shutdown`.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), StartError> {
-    tracing::info!(data_dir = %config.data_dir.display(), "nothing is wired yet");
-    shutdown.cancelled().await;
+    let app = App::start(&config, shutdown).await?;
+    let scheme = if app.tls.is_some() { "https" } else { "http" };
+    let address = app.address().map_err(|cause| StartError::Listen {
+        address: config.server.listen.to_string(),
+        setting: "server.listen",
+        cause,
+    })?;
+    // Said on standard error whatever the log's format and level are: scripts wait for it, people open it.
+    let _ = writeln!(io::stderr(), "mayfly: listening on {scheme}://{address} with data in {}", config.data_dir.display());
+    app.run().await;
     Ok(())
 }
+
+/// One service per data directory. The lock is the kernel's: it goes with the process, however that ends.
+fn lock(layout: &Layout) -> Result<File, StartError> {
+    let dir = || layout.dir.display().to_string();
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(layout.at("serve.lock"))
+        .map_err(|cause| StartError::DataDir { dir: dir(), cause })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(StartError::InUse { dir: dir() }),
+        Err(std::fs::TryLockError::Error(cause)) => Err(StartError::DataDir { dir: dir(), cause }),
+    }
+}
+
+async fn listen(address: std::net::SocketAddr, setting: &'static str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|cause| StartError::Listen { address: address.to_string(), setting, cause })
+}
+
+fn listen_unix(path: &Path) -> Result<UnixListener, StartError> {
+    // We hold the directory's lock, so a socket that is here was left by a process that is gone.
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(StartError::Listen { address: path.display().to_string(), setting: "--data-dir", cause: error });
+        }
+        _ => {}
+    }
+    UnixListener::bind(path).map_err(|cause| StartError::Listen {
+        address: path.display().to_string(),
+        setting: "--data-dir (a shorter path)",
+        cause,
+    })
+}
+
+fn registry(config: &Config, layout: &Layout) -> Result<Registry, StartError> {
+    let mut registry = Registry::default();
+    let qemu = &config.drivers.qemu;
+    if qemu.enabled {
+        let driver = Qemu::new(qemu::Settings {
+            binary: qemu.binary.clone(),
+            qemu_img: qemu.qemu_img.clone(),
+            accelerator: match qemu.accelerator {
+                Accelerator::Auto => AcceleratorChoice::Auto,
+                Accelerator::Kvm => AcceleratorChoice::Kvm,
+                Accelerator::Hvf => AcceleratorChoice::Hvf,
+                Accelerator::Tcg => AcceleratorChoice::Tcg,
+            },
+            count_foreign: config.slots.count_foreign,
+            ..qemu::Settings::new(layout.at("instances"), layout.at("qemu-probe.json"))
+        })
+        .map_err(|error| StartError::Driver { driver: Qemu::NAME, cause: error.summary })?;
+        registry.add(Arc::new(driver));
+    }
+    if config.drivers.fake.enabled {
+        tracing::warn!("the fake driver is enabled: its vms are not real");
+        registry.add(Arc::new(Fake::new(FakeWorld::new())));
+    }
+    Ok(registry)
+}
+
+fn qemu_guest_url() -> String {
+    format!("http://{}", qemu::args::GUEST_API_ADDRESS)
+}
+
+fn tls(config: &Config) -> Result<Option<Arc<tokio_rustls::rustls::ServerConfig>>, StartError> {
+    use tokio_rustls::rustls::{
+        ServerConfig,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    };
+    let (Some(cert), Some(key)) = (&config.server.tls_cert, &config.server.tls_key) else { return Ok(None) };
+    let explain = |what: &str, path: &Path, cause: &dyn std::fmt::Display| {
+        StartError::Tls(format!("{what} in {} cannot be used: {cause}", path.display()))
+    };
+    let chain = CertificateDer::pem_file_iter(cert)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|e| explain("the certificate", cert, &e))?;
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|e| explain("the private key", key, &e))?;
+    let mut server = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(chain, private)
+        .map_err(|e| explain("the certificate and key", cert, &e))?;
+    server.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Some(Arc::new(server)))
+}
+
+/// On the first start, an admin token for whoever may read the data directory. Made again when the file was removed.
+async fn admin_token(service: &Service, path: &Path) -> Result<(), StartError> {
+    let failed = |what: &dyn std::fmt::Display| StartError::AdminToken(format!("{}: {what}", path.display()));
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            let token: SecretString = text.trim().to_owned().into();
+            return match service.authenticate(&token).await {
+                Ok(_) => Ok(()),
+                Err(error) if error.code == crate::domain::Code::AuthRequired => {
+                    tracing::warn!(path = %path.display(), "the token in this file is not valid; remove the file to get a new one at the next start");
+                    Ok(())
+                }
+                Err(error) => Err(failed(&error)),
+            };
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(&error)),
+    }
+    // A start that died between the row and the file left a token that nobody knows.
+    for token in service.list_tokens().await.map_err(|e| failed(&e))? {
+        if token.name == LOCAL_ADMIN && token.revoked_at.is_none() {
+            service.revoke_token(token.id).await.map_err(|e| failed(&e))?;
+        }
+    }
+    let (_, secret) = service.create_token(LOCAL_ADMIN.to_owned(), Scope::Admin).await.map_err(|e| failed(&e))?;
+    let mut text = secret.expose_secret().to_owned();
+    text.push('\n');
+    vault::write_private(path, text.as_bytes()).map_err(|e| failed(&e))?;
+    tracing::info!(path = %path.display(), "wrote an admin token");
+    // Said on standard error too, so that it is seen whatever the log's format and level are.
+    let _ = writeln!(io::stderr(), "admin token written to {}", path.display());
+    Ok(())
+}
+
+const LOCAL_ADMIN: &str = "local-admin";

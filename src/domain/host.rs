@@ -153,8 +153,8 @@ pub fn difference(live: &[Vm], instances: &[Instance]) -> Difference {
     for instance in instances {
         match instance.vm_id {
             None => found.foreign.push(instance.clone()),
-            // A queued vm has no instance of its own: what bears its name is left over.
-            Some(id) if live.iter().any(|vm| vm.id() == id && vm.state.holds_slot()) => found.known.push(id),
+            // Whatever its state, a live vm's own step looks after its instance. Nobody else may touch it.
+            Some(id) if live.iter().any(|vm| vm.id() == id) => found.known.push(id),
             Some(_) => found.strays.push(instance.clone()),
         }
     }

@@ -542,3 +542,7 @@ impl Vm {
         (self.state == State::Deleted).then_some(self.entered_at)
     }
 }
+
+#[cfg(test)]
+#[path = "vm_tests.rs"]
+mod tests;

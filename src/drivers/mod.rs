@@ -20,6 +20,7 @@ use crate::domain::{
 
 pub mod command;
 pub mod fake;
+pub mod process;
 pub mod qemu;
 pub mod registry;
 
@@ -177,7 +178,8 @@ pub trait Driver: Send + Sync + 'static {
 
     async fn inspect(&self, name: &InstanceName) -> Result<Observation>;
 
-    /// Resolves when a running instance ends, with the reason. At once, with `Unknown`, when it does not run.
+    /// Resolves when a running instance ends, with the reason. At once when it does not run: with the reason of its latest
+    /// end if the hypervisor left word of that, else with `Unknown`.
     async fn ended(&self, name: &InstanceName) -> Result<GoneCause>;
 
     /// Every instance on this host: ours, and foreign ones as far as the hypervisor shows them.

@@ -1,13 +1,35 @@
-use std::sync::Arc;
+//! Driver name → driver. Filled once at start, from settings.
+
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::Driver;
 
-pub struct Registry {}
+#[derive(Clone, Default)]
+pub struct Registry {
+    drivers: BTreeMap<&'static str, Arc<dyn Driver>>,
+}
+
 impl Registry {
-    pub fn get(&self, _name: &str) -> Option<Arc<dyn Driver>> {
-        unreachable!()
+    /// Adds a driver under its own name, in place of one that had it.
+    pub fn add(&mut self, driver: Arc<dyn Driver>) {
+        self.drivers.insert(driver.name(), driver);
     }
-    pub fn names(&self) -> Vec<String> {
-        unreachable!()
+
+    pub fn with(mut self, driver: Arc<dyn Driver>) -> Self {
+        self.add(driver);
+        self
+    }
+
+    pub fn get(&self, name: &str) -> Option<&Arc<dyn Driver>> {
+        self.drivers.get(name)
+    }
+
+    /// In the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Arc<dyn Driver>)> {
+        self.drivers.iter().map(|(name, driver)| (*name, driver))
+    }
+
+    pub fn names(&self) -> Vec<&'static str> {
+        self.drivers.keys().copied().collect()
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::{
-    domain::host::HostView,
+    domain::{Budgets, host::HostView},
     store::{Ledger, Reader, Vault, logs::Logs},
     templates::Catalog,
 };
@@ -27,11 +27,13 @@ pub struct Settings {
     pub max_queued: u32,
     /// Wait for a slot when the request does not say, in seconds.
     pub queue_timeout_seconds: u32,
+    /// Budgets of a template that does not say otherwise.
+    pub budgets: Budgets,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { max_queued: 1000, queue_timeout_seconds: 3600 }
+        Self { max_queued: 1000, queue_timeout_seconds: 3600, budgets: Budgets::default() }
     }
 }
 
@@ -73,6 +75,10 @@ impl Service {
 
     pub fn changes(&self) -> &crate::store::Changes {
         self.ledger.changes()
+    }
+
+    pub fn default_budgets(&self) -> &Budgets {
+        &self.settings.budgets
     }
 
     pub fn now(&self) -> jiff::Timestamp {

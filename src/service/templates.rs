@@ -29,10 +29,7 @@ impl Service {
     }
 
     pub async fn get_template(&self, name: &str) -> Result<Template> {
-        self.catalog
-            .get(name)
-            .await?
-            .ok_or_else(|| Error::new(Code::TemplateNotFound, format!("no template is called {name:?}")))
+        self.catalog.get(name).await
     }
 
     pub async fn delete_template(&self, name: &str) -> Result<()> {

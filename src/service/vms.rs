@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tokio::sync::broadcast::error::RecvError;
 use utoipa::ToSchema;
@@ -153,9 +153,11 @@ pub struct EndRequested {
 
 impl Service {
     pub async fn create_vm(&self, request: VmRequest, idempotency_key: Option<String>) -> Result<Created> {
-        let template = self.catalog.get(&request.template).await?.ok_or_else(|| {
-            Error::new(Code::TemplateUnknown, format!("no template is called {:?}", request.template))
-                .field("/template", "see GET /templates for what is here")
+        let template = self.catalog.get(&request.template).await.map_err(|error| match error.code {
+            // The path exists, what the body names does not: another answer than GET's 404.
+            Code::TemplateNotFound => Error::new(Code::TemplateUnknown, error.detail)
+                .field("/template", "see GET /templates for what is here"),
+            _ => error,
         })?;
         if let Some(key) = &idempotency_key
             && (key.is_empty() || key.len() > 255 || !key.bytes().all(|b| b.is_ascii_graphic()))
@@ -348,6 +350,11 @@ impl Runner {
         };
         let payload = Payload { script: script.clone(), env: env.clone() };
         payload.check("/runner", field)?;
+        let clear = env.iter().map(|(k, v)| (k.clone(), v.expose_secret().to_owned())).collect();
+        crate::guest::kit::check_env(&clear).map_err(|refused| {
+            Error::new(Code::RequestInvalid, "the runner cannot be handed to a guest")
+                .field("/runner/env", refused.to_string())
+        })?;
         Ok(Some(payload))
     }
 }

@@ -157,11 +157,9 @@ impl Ledger {
             .write(move |db| {
                 Box::pin(async move {
                     let mut made = Vec::new();
-                    for waiting in placement::waiting(db, at).await? {
-                        let Some(mut vm) = load(db, waiting.id).await? else { continue };
-                        if vm.queue.as_ref().is_some_and(|q| q.reason != reason) {
-                            made.extend(step(db, &mut vm, Event::QueueReasonChanged { reason }, at).await?.1);
-                        }
+                    for id in placement::waiting_otherwise(db, reason, at).await? {
+                        let Some(mut vm) = load(db, id).await? else { continue };
+                        made.extend(step(db, &mut vm, Event::QueueReasonChanged { reason }, at).await?.1);
                     }
                     Ok(made)
                 })
@@ -394,3 +392,7 @@ pub(super) fn parse_id(id: &str) -> Result<VmId> {
 pub(super) fn unreadable(what: impl Into<String>) -> StoreError {
     StoreError::Unreadable(what.into())
 }
+
+#[cfg(test)]
+#[path = "ledger_tests.rs"]
+mod tests;

@@ -93,25 +93,29 @@ impl Logs {
         .await
     }
 
-    /// Removes the logs of vms that `keep` does not know.
-    pub async fn forget(&self, keep: impl Fn(VmId) -> bool + Send + 'static) -> io::Result<u64> {
+    /// The vms that have logs here.
+    pub async fn vms(&self) -> io::Result<Vec<VmId>> {
         let dir = self.dir.clone();
         blocking(move || {
-            let mut gone = 0;
             let entries = match std::fs::read_dir(&dir) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
                 other => other?,
             };
+            let mut vms = Vec::new();
             for entry in entries {
-                let entry = entry?;
                 // A name that is no vm's id was not made here and is left alone.
-                let Some(vm) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-                if !keep(vm) {
-                    std::fs::remove_dir_all(entry.path())?;
-                    gone += 1;
-                }
+                vms.extend(entry?.file_name().to_str().and_then(|name| name.parse::<VmId>().ok()));
             }
-            Ok(gone)
+            Ok(vms)
+        })
+        .await
+    }
+
+    pub async fn remove(&self, vm: VmId) -> io::Result<()> {
+        let dir = self.of(vm);
+        blocking(move || match std::fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
         })
         .await
     }
@@ -136,8 +140,8 @@ mod tests {
         let text = std::fs::read(logs.path(vm, LogSource::Job)).unwrap();
         assert!(text.len() as u64 <= CAP + 64, "{}", text.len());
         assert!(text.ends_with(b"dropped]\n"));
-        assert_eq!(logs.forget(move |id| id == vm).await.unwrap(), 0);
-        assert_eq!(logs.forget(|_| false).await.unwrap(), 1);
+        assert_eq!(logs.vms().await.unwrap(), [vm]);
+        logs.remove(vm).await.unwrap();
         assert!(!logs.path(vm, LogSource::Job).exists());
     }
 }

@@ -83,6 +83,8 @@ pub enum OpenError {
 pub struct Store {
     pub ledger: Ledger,
     pub reader: Reader,
+    /// Ends once every clone of the ledger is gone and the last write is on disk.
+    pub closed: tokio::task::JoinHandle<()>,
 }
 
 /// Opens the database, bringing it up to date first.
@@ -116,7 +118,8 @@ pub async fn open(path: &Path) -> Result<Store, OpenError> {
         .map_err(&explain)?;
     let pool = reader_pool(path).await.map_err(&explain)?;
     let changes = Changes::new(last_seq);
-    Ok(Store { ledger: Ledger::new(writer::start(connection), changes), reader: Reader::new(pool) })
+    let (writer, closed) = writer::start(connection);
+    Ok(Store { ledger: Ledger::new(writer, changes), reader: Reader::new(pool), closed })
 }
 
 async fn reader_pool(path: &Path) -> sqlx::Result<SqlitePool> {

@@ -10,7 +10,7 @@ use super::{
     ledger::{parse_id, unreadable},
 };
 use crate::domain::{
-    GuestOs, VmId,
+    GuestOs, QueueReason, VmId,
     host::{Capacity, Held},
 };
 
@@ -87,5 +87,27 @@ pub(super) async fn waiting(db: &mut SqliteConnection, at: Timestamp) -> Result<
             memory_mib: size(row.memory_mib)?,
         })
     })
+    .collect()
+}
+
+/// Those in the queue whose reason is another one.
+pub(super) async fn waiting_otherwise(
+    db: &mut SqliteConnection,
+    reason: QueueReason,
+    at: Timestamp,
+) -> Result<Vec<VmId>> {
+    let at = at.as_millisecond();
+    let reason = serde_json::to_value(reason).map_err(|e| unreadable(e.to_string()))?;
+    let reason = reason.as_str().unwrap_or_default();
+    sqlx::query!(
+        "SELECT id FROM vms WHERE state = 'queued' AND COALESCE(not_before, 0) <= ?
+         AND json_extract(record, '$.queue.reason') <> ? ORDER BY id",
+        at,
+        reason
+    )
+    .fetch_all(&mut *db)
+    .await?
+    .iter()
+    .map(|row| parse_id(&row.id))
     .collect()
 }

@@ -103,6 +103,27 @@ impl Reader {
         Ok(row.n)
     }
 
+    pub async fn queue_length(&self) -> Result<i64> {
+        let row = sqlx::query!(r#"SELECT COUNT(*) AS "n!: i64" FROM vms WHERE state = 'queued'"#)
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(row.n)
+    }
+
+    /// When the next vm that waits after a failed attempt may be tried again.
+    pub async fn next_not_before(&self, now: jiff::Timestamp) -> Result<Option<jiff::Timestamp>> {
+        let now = now.as_millisecond();
+        let row = sqlx::query!(
+            r#"SELECT MIN(not_before) AS "at: i64" FROM vms WHERE state = 'queued' AND not_before > ?"#,
+            now
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        row.at
+            .map(|at| jiff::Timestamp::from_millisecond(at).map_err(|e| unreadable(format!("a time: {e}"))))
+            .transpose()
+    }
+
     pub async fn count_by_state(&self) -> Result<HashMap<State, i64>> {
         // Deleted rows are many and nobody counts them by the second.
         sqlx::query!(r#"SELECT state, COUNT(*) AS "n!: i64" FROM vms WHERE deleted_at IS NULL GROUP BY state"#)

@@ -22,10 +22,9 @@ pub(super) struct Writer {
     queue: mpsc::Sender<Work>,
 }
 
-pub(super) fn start(connection: SqliteConnection) -> Writer {
+pub(super) fn start(connection: SqliteConnection) -> (Writer, tokio::task::JoinHandle<()>) {
     let (queue, work) = mpsc::channel(1024);
-    tokio::spawn(run(connection, work));
-    Writer { queue }
+    (Writer { queue }, tokio::spawn(run(connection, work)))
 }
 
 impl Writer {

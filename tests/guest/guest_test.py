@@ -1,27 +1,15 @@
 """The kit in a real guest: boots the micro image with QEMU, as the qemu driver does."""
 
-import io
 import os
 import shutil
-import tarfile
 import time
 
-from support import VM_ID, Vm, Workspace, check, kit_files, main, user_data
+from support import VM_ID, Vm, Workspace, check, kit_files, main, tar_of, user_data
 
 IMAGE = os.environ["MAYFLY_MICRO_IMAGE"]
 URL = "http://10.0.2.100"
 META = b"instance-id: vm-0001\nlocal-hostname: vm-0001\n"
 BOOT_LIMIT = 60  # seconds; an emulated guest on a busy machine
-
-
-def tar_of(files):
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, (mode, content) in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.mode, entry.size = mode, len(content)
-            archive.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()
 
 
 def power_off(vm):

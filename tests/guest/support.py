@@ -7,6 +7,7 @@ ends, each with a limit. Everything that is started is ended by its own handle.
 import base64
 import concurrent.futures
 import http.server
+import io
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ import socketserver
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -219,15 +221,25 @@ def write_kit(directory, files):
     return directory
 
 
+def tar_of(files):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, (mode, content) in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.mode, entry.size = mode, len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
 def user_data(files, directory="/opt/mayfly"):
-    """A script that needs nothing but itself: writes the kit, then becomes boot.sh."""
-    script = ["#!/bin/sh", "umask 077", "mkdir -p " + quoted(directory), "cd " + quoted(directory)]
-    for name, (mode, content) in files.items():
-        encoded = base64.encodebytes(content).decode()
-        script.append("base64 -d >%s <<'END_OF_FILE'\n%sEND_OF_FILE" % (quoted(name), encoded))
-        script.append("chmod %o %s" % (mode, quoted(name)))
-    script.append("exec /bin/sh %s/boot.sh" % quoted(directory))
-    return ("\n".join(script) + "\n").encode()
+    """A script that needs nothing but itself: writes the kit, then becomes boot.sh.
+
+    One archive, not one command per file: an emulated guest feels every process."""
+    return (
+        "#!/bin/sh\numask 077\nmkdir -p %s && cd %s || exit 1\n"
+        "base64 -d <<'END_OF_KIT' | tar -xf - || exit 1\n%sEND_OF_KIT\nexec /bin/sh %s/boot.sh\n"
+        % (quoted(directory), quoted(directory), base64.encodebytes(tar_of(files)).decode(), quoted(directory))
+    ).encode()
 
 
 def vfat_image(files, label=b"CIDATA     ", sectors=2048):

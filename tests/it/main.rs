@@ -1,1 +1,9 @@
+//! Everything that is not a unit test, in one binary.
+
+mod api;
 mod cli;
+mod drivers;
+mod guests;
+mod layers;
+mod lifecycle;
+mod support;

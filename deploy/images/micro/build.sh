@@ -165,46 +165,41 @@ fi
 # --- kernel modules -----------------------------------------------------------
 
 find "$modules" -name '*.ko*' -type f >"$work/modules.list"
+release=$(basename "$(dirname "$modules")")
 
-# add_module DIR NAME: copies a module after those it depends on, and appends them to
-# DIR/$order in load order. One that the kernel has built in needs nothing.
-declare -A added
-add_module() {
-    local dir=$1 name=$2 file dependency
-    [ -z "${added[$name]:-}" ] || return 0
-    added[$name]=1
-    file=$(grep -E "/${name//[-_]/[-_]}\.ko(\.[a-z]+)?$" "$work/modules.list" | head -n 1) || return 0
-    case $file in
-    *.zst) zstd -q -d -c "$file" ;;
-    *.xz) xz -d -c "$file" ;;
-    *.gz) gzip -d -c "$file" ;;
-    *) cat "$file" ;;
-    esac >"$dir/$name.ko"
-    for dependency in $(tr '\0' '\n' <"$dir/$name.ko" | sed -n 's/^depends=//p' | tr ',' ' '); do
-        add_module "$dir" "$dependency"
-    done
-    echo "$name.ko" >>"$dir/$order"
-}
-# module_set DIR SET NAME...: DIR/SET lists what must be loaded for these, in order.
-module_set() {
-    local dir=$1 name
-    order=$2
-    : >"$dir/$order"
-    shift 2
+# add_modules ROOT NAME...: puts the modules and what they depend on, unpacked, where the
+# guest's modprobe looks for them. One that the kernel has built in is not there to copy.
+add_modules() {
+    local dir=$1/lib/modules/$release name file dependency
+    shift
+    mkdir -p "$dir"
     for name in "$@"; do
-        add_module "$dir" "$name"
+        name=${name//-/_}
+        [ ! -e "$dir/$name.ko" ] || continue
+        file=$(grep -E "/${name//_/[-_]}\.ko(\.[a-z]+)?$" "$work/modules.list" | head -n 1) || continue
+        case $file in
+        *.zst) zstd -q -d -c "$file" ;;
+        *.xz) xz -d -c "$file" ;;
+        *.gz) gzip -d -c "$file" ;;
+        *) cat "$file" ;;
+        esac >"$dir/$name.ko"
+        for dependency in $(tr '\0' '\n' <"$dir/$name.ko" | sed -n 's/^depends=//p' | tr ',' ' '); do
+            add_modules "${dir%/lib/modules/*}" "$dependency"
+        done
     done
 }
 
-mkdir -p "$work/ram/modules" "$work/root/usr/lib/modules/micro"
-module_set "$work/ram/modules" order virtio_pci virtio_blk ext4
-micro=$work/root/usr/lib/modules/micro
-module_set "$micro" net.order virtio_net
-module_set "$micro" vfat.order nls_cp437 nls_ascii nls_utf8 nls_iso8859-1 vfat
-module_set "$micro" iso9660.order isofs
-module_set "$micro" entropy.order virtio-rng
-module_set "$micro" button.order button evdev
-module_set "$micro" extra.order qemu_fw_cfg
+root=$work/root
+mkdir -p "$root"/usr/{bin,sbin,lib,lib64,local/bin}
+for name in bin sbin lib lib64; do
+    ln -s "usr/$name" "$root/$name"
+done
+add_modules "$work/ram" virtio_pci virtio_blk ext4
+add_modules "$root" virtio_net vfat nls_cp437 nls_ascii nls_utf8 nls_iso8859_1 isofs \
+    virtio_rng button evdev qemu_fw_cfg
+for tree in "$work/ram" "$root"; do
+    "$busybox" depmod -b "$tree" "$release"
+done
 
 # --- initramfs ----------------------------------------------------------------
 
@@ -216,19 +211,14 @@ install -m 0755 "$here/init" "$work/ram/init"
 
 # --- root file system ---------------------------------------------------------
 
-root=$work/root
-mkdir -p "$root"/{dev,proc,sys,run,tmp,mnt,root/.ssh,home/runner/.ssh,opt,var/log,etc/dropbear,etc/ssl/certs} \
-    "$root"/usr/{bin,sbin,lib,lib64,local/bin}
-for name in bin sbin lib lib64; do
-    ln -s "usr/$name" "$root/$name"
-done
+mkdir -p "$root"/{dev,proc,sys,run,tmp,mnt,root/.ssh,home/runner/.ssh,opt,var/log,etc/dropbear,etc/ssl/certs}
 ln -s ../run "$root/var/run"
 cp -R "$here/rootfs/." "$root/"
 install -m 0755 "$busybox" "$root/usr/bin/busybox"
 "$busybox" --list | while read -r applet; do
     case $applet in
     busybox | bash | dpkg | dpkg-deb | rpm | rpm2cpio) ;;
-    init | poweroff | halt | reboot | acpid) ln -s ../bin/busybox "$root/usr/sbin/$applet" ;;
+    init | poweroff | halt | reboot | acpid | modprobe) ln -s ../bin/busybox "$root/usr/sbin/$applet" ;;
     *) ln -s busybox "$root/usr/bin/$applet" ;;
     esac
 done
@@ -259,7 +249,7 @@ chmod 0640 "$root/etc/shadow"
 chmod 1777 "$root/tmp"
 
 truncate -s 128M "$work/disk.raw"
-mkfs.ext4 -q -F -L mayfly-micro -m 0 -N 8192 -O ^has_journal,^resize_inode \
+mkfs.ext4 -q -F -b 4096 -L mayfly-micro -m 0 -N 8192 -O ^has_journal,^resize_inode \
     -E lazy_itable_init=0,nodiscard,root_owner=0:0 -d "$root" "$work/disk.raw"
 # mkfs took over the owner of every file; without root that is whoever builds.
 (cd "$root" && find . -mindepth 1 -printf '%P\n') | while read -r path; do

@@ -1,1 +1,472 @@
+//! QEMU: the default on Linux (KVM, or emulation), and on macOS for Linux guests (HVF).
+//!
+//! One process per instance, daemonized so that it outlives us. Everything that is known of an instance is in its directory
+//! and in its process:
+//!
+//! ```text
+//! <instances>/mayfly-<vm id>/   0700
+//!     disk.qcow2                the clone: an overlay on the template's disk
+//!     seed.img                  0600, holds secrets; written at every start
+//!     qemu.pid                  locked by QEMU while it lives
+//!     qmp.sock                  commands, one short connection each
+//!     watch.sock, watch.log     events: who waits for the end listens here; the log keeps the last word
+//!     console.log               the guest's serial line
+//! ```
 
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
+
+use self::{
+    args::{Accelerator, Machine},
+    instance::Found,
+    paths::Paths,
+};
+use super::{
+    Capabilities, Driver, DriverError, ErrorKind, InstanceSpec, Listed, Observation, Probe, Result,
+    command::{Command, find_program},
+    process::{self, Process},
+};
+use crate::domain::{Arch, Code, GuestOs, InstanceName, event::GoneCause, vm::Endpoint};
+
+pub mod args;
+pub mod disk;
+mod fault;
+mod instance;
+mod list;
+pub mod paths;
+pub mod probe;
+mod qmp;
+mod settings;
+mod usernet;
+
+pub use settings::{AcceleratorChoice, Settings};
+
+/// Initialisation takes a tenth of a second; on a host that swaps, longer.
+const START: Duration = Duration::from_secs(60);
+const VERSION: Duration = Duration::from_secs(10);
+/// How often QEMU is started for one `start`, when it was in its own way.
+const LAUNCHES: u32 = 3;
+/// How long a hypervisor that neither answers nor ends may do so before a start gives up.
+const SETTLE: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Between two presses of the power button.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// A QEMU that has not ended by then after `quit` hangs.
+const QUIT: Duration = Duration::from_secs(3);
+/// A process that has not ended by then after SIGKILL waits for a broken disk.
+const KILL: Duration = Duration::from_secs(5);
+/// A guest can write for ever; its console log starts over at this size.
+const CONSOLE_LIMIT: u64 = 64 << 20;
+
+pub struct Qemu {
+    settings: Settings,
+    /// The answer of this process's first probe.
+    probed: Mutex<Option<(Accelerator, Probe)>>,
+}
+
+impl Qemu {
+    pub const NAME: &str = "qemu";
+
+    /// Makes the instances directory. Whether QEMU itself is here is for `probe` to say.
+    pub fn new(mut settings: Settings) -> Result<Self> {
+        use std::os::unix::fs::DirBuilderExt;
+        let dir = &settings.instances_dir;
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).and_then(|()| dir.canonicalize());
+        settings.instances_dir =
+            made.map_err(|error| fault::io(error, Code::HostUnavailable, "the instances directory cannot be made"))?;
+        paths::check(&settings.instances_dir)?;
+        Ok(Self { settings, probed: Mutex::new(None) })
+    }
+
+    fn paths(&self, name: &InstanceName) -> Paths {
+        Paths::new(&self.settings.instances_dir, name)
+    }
+
+    fn arch(&self) -> Result<Arch> {
+        self.settings.arch.or_else(Arch::of_this_host).ok_or_else(|| {
+            DriverError::new(
+                ErrorKind::Host,
+                Code::HostUnavailable,
+                "this host's processor is not one that Mayfly knows",
+            )
+        })
+    }
+
+    fn binary(&self) -> Result<PathBuf> {
+        let arch = self.arch()?;
+        if let Some(binary) = &self.settings.binary {
+            return find_program(binary).ok_or_else(|| missing(&binary.display().to_string(), arch));
+        }
+        let usual = format!("qemu-system-{}", arch.as_str());
+        find_program(Path::new(&usual)).ok_or_else(|| missing(&usual, arch))
+    }
+
+    fn qemu_img(&self) -> Result<PathBuf> {
+        let program = self.settings.qemu_img.clone().unwrap_or_else(|| "qemu-img".into());
+        match find_program(&program) {
+            Some(program) => Ok(program),
+            None => Err(missing(&program.display().to_string(), self.arch()?)),
+        }
+    }
+
+    async fn accelerator(&self) -> Result<Accelerator> {
+        let mut probed = self.probed.lock().await;
+        if let Some((accelerator, _)) = &*probed {
+            return Ok(*accelerator);
+        }
+        let found = self.look(false).await?;
+        let accelerator = found.0;
+        *probed = Some(found);
+        Ok(accelerator)
+    }
+
+    async fn look(&self, fresh: bool) -> Result<(Accelerator, Probe)> {
+        let arch = self.arch()?;
+        let binary = self.binary()?;
+        self.qemu_img()?;
+        let output = Command::new(&binary, VERSION)
+            .arg("--version")
+            .run()
+            .await
+            .map_err(|error| fault::command(error, Code::HostUnavailable))?;
+        let version = output.stdout_text().lines().next().unwrap_or_default().trim().to_owned();
+        if !output.status.success() || !version.contains("QEMU") {
+            let summary = format!("{} does not say its version: it may be broken", binary.display());
+            return Err(DriverError::new(ErrorKind::Host, Code::HostUnavailable, summary).tail(output.stderr_tail));
+        }
+        let (accelerator, note) = match self.settings.accelerator {
+            AcceleratorChoice::Kvm => (Accelerator::Kvm, None),
+            AcceleratorChoice::Hvf => (Accelerator::Hvf, None),
+            AcceleratorChoice::Tcg => {
+                (Accelerator::Tcg, Some("emulation was asked for by the configuration".to_owned()))
+            }
+            AcceleratorChoice::Auto => self.prove(&binary, &version, arch, fresh).await?,
+        };
+        Ok((accelerator, Probe { version, arch, accelerator: accelerator.as_str().to_owned(), note }))
+    }
+
+    async fn prove(
+        &self,
+        binary: &Path,
+        version: &str,
+        arch: Arch,
+        fresh: bool,
+    ) -> Result<(Accelerator, Option<String>)> {
+        let basis = probe::Basis::now(binary, version, arch);
+        if !fresh && let Some(known) = probe::recall(&self.settings.probe_file, &basis) {
+            return Ok((known.accelerator, known.note));
+        }
+        let scratch = self.settings.probe_file.parent().unwrap_or(&self.settings.instances_dir);
+        let (accelerator, note) = probe::find(binary, arch, scratch).await.map_err(|why| {
+            let summary = format!("QEMU is installed and runs no guest: {why}");
+            DriverError::new(ErrorKind::Host, Code::HostUnavailable, summary)
+        })?;
+        let remembered = probe::Remembered { basis, accelerator, note: note.clone() };
+        probe::remember(&self.settings.probe_file, &remembered);
+        Ok((accelerator, note))
+    }
+
+    fn supported(&self, spec: &InstanceSpec) -> Result<()> {
+        let refuse = |summary| Err(DriverError::new(ErrorKind::Permanent, Code::DriverUnsupported, summary));
+        if spec.os != GuestOs::Linux {
+            return refuse("QEMU runs Linux guests only".to_owned());
+        }
+        let arch = self.arch()?;
+        if spec.arch != arch {
+            return refuse(format!("this host runs {} guests, not {}", arch.as_str(), spec.arch.as_str()));
+        }
+        Ok(())
+    }
+
+    async fn launch(&self, arguments: &[String]) -> Result<()> {
+        let output = Command::new(self.binary()?, START)
+            .args(arguments)
+            // Frameworks of macOS abort a process that goes on after fork(), as daemonizing does.
+            .env("OBJC_DISABLE_INITIALIZE_FORK_SAFETY", "YES")
+            .run()
+            .await
+            .map_err(|error| fault::command(error, Code::BootFailed))?;
+        if output.status.success() { Ok(()) } else { Err(fault::start(&output.stderr_tail)) }
+    }
+
+    /// Whether the instance runs and answers. One that does not answer may be on its way up or down (an earlier start was
+    /// cut short), so it is given a moment to become one or the other.
+    async fn settled(&self, paths: &Paths, name: &InstanceName) -> Result<bool> {
+        let patience = Instant::now() + SETTLE;
+        while let Some(process) = self.running(paths, name).await? {
+            match instance::answers_as(paths, name).await {
+                Ok(true) => return Ok(true),
+                Ok(false) => {
+                    let summary = format!("another guest answers on the socket of {name}");
+                    return Err(DriverError::new(ErrorKind::Permanent, Code::BootFailed, summary));
+                }
+                Err(error) if Instant::now() > patience => {
+                    return Err(fault::qmp(error, "QEMU runs and does not answer"));
+                }
+                Err(_) => drop(timeout(LOOK_AGAIN, process.ended()).await),
+            }
+        }
+        Ok(false)
+    }
+
+    /// The running process. A stranger on our pid file is nothing that waiting or killing mends.
+    async fn running(&self, paths: &Paths, name: &InstanceName) -> Result<Option<Process>> {
+        match instance::find(paths, name).await {
+            Found::Nothing => Ok(None),
+            Found::Ours(process) => Ok(Some(process)),
+            Found::Stranger(pid) => {
+                let summary = format!("process {pid} holds {} and is not {name}", paths.pid().display());
+                Err(DriverError::new(ErrorKind::Permanent, Code::HostUnavailable, summary))
+            }
+        }
+    }
+}
+
+fn missing(program: &str, arch: Arch) -> DriverError {
+    let debian = match arch {
+        Arch::X86_64 => "qemu-system-x86",
+        Arch::Aarch64 => "qemu-system-arm",
+    };
+    let how = if cfg!(target_os = "macos") {
+        "`brew install qemu`".to_owned()
+    } else {
+        format!("`apt-get install --no-install-recommends {debian} qemu-utils`")
+    };
+    let summary = format!("there is no {program} on this host: install it with {how}");
+    DriverError::new(ErrorKind::Host, Code::HostUnavailable, summary)
+}
+
+/// A directory or a file that may be gone already.
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+#[async_trait]
+impl Driver for Qemu {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { guests: vec![GuestOs::Linux], graceful_stop: true, console: true, seed: true }
+    }
+
+    async fn probe(&self, fresh: bool) -> Result<Probe> {
+        // Held while a guest is tried out, so that starts wait for the answer instead of trying one each.
+        let mut probed = self.probed.lock().await;
+        if !fresh && let Some((_, probe)) = &*probed {
+            return Ok(probe.clone());
+        }
+        let found = self.look(fresh).await?;
+        let probe = found.1.clone();
+        *probed = Some(found);
+        Ok(probe)
+    }
+
+    async fn create(&self, spec: &InstanceSpec) -> Result<()> {
+        self.supported(spec)?;
+        let qemu_img = self.qemu_img()?;
+        let paths = self.paths(&spec.name);
+        if self.running(&paths, &spec.name).await?.is_some() {
+            return Ok(());
+        }
+        // What an interrupted attempt or an earlier run left is not worth telling apart from a good clone: a new one is cheap.
+        let fresh = async {
+            absent_is_fine(tokio::fs::remove_dir_all(&paths.dir).await)?;
+            tokio::fs::DirBuilder::new().mode(0o700).recursive(true).create(&paths.dir).await
+        };
+        fresh.await.map_err(|error| fault::io(error, Code::CloneFailed, "the instance's directory cannot be made"))?;
+        disk::clone(&qemu_img, &spec.files.disk, spec.disk_format, &paths.unfinished_disk(), &paths.disk()).await
+    }
+
+    async fn start(&self, spec: &InstanceSpec) -> Result<()> {
+        self.supported(spec)?;
+        let name = &spec.name;
+        let paths = self.paths(name);
+        if self.settled(&paths, name).await? {
+            return Ok(());
+        }
+        if !tokio::fs::try_exists(paths.disk()).await.unwrap_or(false) {
+            let summary = format!("{name} has no disk: it was never created, or its disk was removed");
+            return Err(DriverError::new(ErrorKind::Permanent, Code::BootFailed, summary));
+        }
+        let on = Machine { arch: spec.arch, accelerator: self.accelerator().await? };
+        let arguments = args::instance(spec, &paths, on).ok_or_else(|| {
+            let summary = "a path of the template or of the guest API is not valid UTF-8";
+            DriverError::new(ErrorKind::Permanent, Code::TemplateInvalid, summary)
+        })?;
+        if let Some(seed) = &spec.seed {
+            write_private(&paths.seed(), &seed.volume)
+                .await
+                .map_err(|error| fault::io(error, Code::BootFailed, "the seed volume cannot be written"))?;
+        }
+        let mut again = LAUNCHES;
+        while let Err(refused) = self.launch(&arguments).await {
+            // Another start was faster by a moment. If that one comes up, there is what was asked for; if it was cut short, it
+            // is out of the way by then.
+            if !fault::is_busy(&refused) {
+                return Err(refused);
+            }
+            if self.settled(&paths, name).await? {
+                return Ok(());
+            }
+            again -= 1;
+            if again == 0 {
+                return Err(refused);
+            }
+        }
+        if let Err(error) = instance::arm_watch(&paths).await {
+            // A guest that has ended by now tells so by its absence; the others only lose their last words.
+            tracing::debug!(%error, instance = %name, "the watch socket could not be opened after the start");
+        }
+        Ok(())
+    }
+
+    async fn stop(&self, name: &InstanceName, grace: Duration) -> Result<()> {
+        let paths = self.paths(name);
+        // A start that was cut short may have left more than one process on its way.
+        while let Some(process) = self.running(&paths, name).await? {
+            if !grace.is_zero() && timeout(grace, ask_to_power_down(&paths, &process)).await.is_ok() {
+                continue;
+            }
+            force(&paths, name, &process).await?;
+        }
+        Ok(())
+    }
+
+    async fn destroy(&self, name: &InstanceName) -> Result<()> {
+        self.stop(name, Duration::ZERO).await?;
+        let paths = self.paths(name);
+        absent_is_fine(tokio::fs::remove_dir_all(&paths.dir).await)
+            .map_err(|error| fault::io(error, Code::HostUnavailable, "the instance's directory cannot be removed"))
+    }
+
+    async fn inspect(&self, name: &InstanceName) -> Result<Observation> {
+        let paths = self.paths(name);
+        let broken = |detail: String| Ok(Observation::Broken { detail });
+        match instance::find(&paths, name).await {
+            Found::Stranger(pid) => broken(format!("process {pid} holds its pid file and is not this instance")),
+            Found::Ours(_) => {
+                cut_console(&paths);
+                match instance::status(&paths).await {
+                    Ok(status) => match status.state.as_str() {
+                        "io-error" => {
+                            broken("the guest stands still: its disk cannot be written, is the host's full?".to_owned())
+                        }
+                        "internal-error" => broken("the guest stands still: the accelerator failed".to_owned()),
+                        _ => Ok(Observation::Running {
+                            ssh: status.ssh_port.map(|port| Endpoint { host: "127.0.0.1".to_owned(), port }),
+                        }),
+                    },
+                    // It is on its way up or down, or busy; that it runs is certain.
+                    Err(error) => {
+                        tracing::debug!(%error, instance = %name, "QEMU runs and does not answer");
+                        Ok(Observation::Running { ssh: None })
+                    }
+                }
+            }
+            Found::Nothing => {
+                let exists = |path: PathBuf| async move {
+                    tokio::fs::try_exists(path)
+                        .await
+                        .map_err(|error| fault::io(error, Code::HostUnavailable, "the instance cannot be looked at"))
+                };
+                if !exists(paths.dir.clone()).await? {
+                    Ok(Observation::Absent)
+                } else if exists(paths.disk()).await? {
+                    Ok(Observation::Stopped)
+                } else {
+                    broken("its directory is there and its disk is not: cloning was interrupted".to_owned())
+                }
+            }
+        }
+    }
+
+    async fn ended(&self, name: &InstanceName) -> Result<GoneCause> {
+        let paths = self.paths(name);
+        Ok(match self.running(&paths, name).await? {
+            Some(process) => instance::ended(&paths, &process).await,
+            None => instance::recorded_cause(&paths).unwrap_or(GoneCause::Unknown),
+        })
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>> {
+        let unreadable = |error| fault::io(error, Code::HostUnavailable, "the instances directory cannot be read");
+        let mut names = Vec::new();
+        match tokio::fs::read_dir(&self.settings.instances_dir).await {
+            Ok(mut dir) => {
+                while let Some(entry) = dir.next_entry().await.map_err(unreadable)? {
+                    names.extend(entry.file_name().into_string());
+                }
+            }
+            Err(error) => absent_is_fine(Err(error)).map_err(unreadable)?,
+        }
+        let processes = process::all().await;
+        Ok(list::listed(&self.settings.instances_dir, names, &processes, self.settings.count_foreign))
+    }
+
+    fn console_log(&self, name: &InstanceName) -> Option<PathBuf> {
+        Some(self.paths(name).console())
+    }
+}
+
+/// Ends a hypervisor that may not want to. Returns when it has ended.
+async fn force(paths: &Paths, name: &InstanceName, process: &Process) -> Result<()> {
+    match instance::quit(paths).await {
+        Ok(()) if timeout(QUIT, process.ended()).await.is_ok() => return Ok(()),
+        Ok(()) => tracing::warn!(instance = %name, pid = process.pid(), "QEMU did not quit: killing it"),
+        Err(error) => tracing::warn!(%error, instance = %name, pid = process.pid(), "QEMU does not answer: killing it"),
+    }
+    let killed = process.kill().await;
+    if timeout(KILL, process.ended()).await.is_ok() {
+        return Ok(());
+    }
+    let summary = format!("process {} of {name} cannot be killed", process.pid());
+    let error = DriverError::new(ErrorKind::Retry, Code::HostUnavailable, summary);
+    Err(match killed {
+        Ok(()) => error,
+        Err(cause) => error.source(cause),
+    })
+}
+
+/// Returns when the process has ended. A guest that is not wholly up yet does not hear the first press of its power button.
+async fn ask_to_power_down(paths: &Paths, process: &Process) {
+    loop {
+        if let Err(error) = instance::power_down(paths).await {
+            tracing::debug!(%error, pid = process.pid(), "the guest could not be asked to power down");
+        }
+        if timeout(ASK_AGAIN, process.ended()).await.is_ok() {
+            return;
+        }
+    }
+}
+
+/// A file that only we may read, complete or not there.
+async fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    use tokio::io::AsyncWriteExt;
+    let unfinished = path.with_extension("tmp");
+    absent_is_fine(tokio::fs::remove_file(&unfinished).await)?;
+    let mut file = tokio::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished).await?;
+    file.write_all(bytes).await?;
+    file.flush().await?;
+    tokio::fs::rename(&unfinished, path).await
+}
+
+fn cut_console(paths: &Paths) {
+    let path = paths.console();
+    if std::fs::metadata(&path).is_ok_and(|m| m.len() > CONSOLE_LIMIT) {
+        let _ = std::fs::File::options().write(true).open(&path).and_then(|file| file.set_len(0));
+    }
+}

@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# Installs what is missing, and says what it installs.
+#
+#   deps.sh run     what `make run` needs: QEMU, a C compiler for SQLite and the TLS library, tools to build the guest image
+#   deps.sh test    that, and what the tests need
+#
+# As root it asks for nothing. Otherwise it prints the one command that is needed and stops.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+what=${1:-run}
+
+say() { echo "deps: $*" >&2; }
+
+if ! command -v cargo >/dev/null; then
+    if [ -x "$HOME/.cargo/bin/cargo" ]; then
+        PATH=$HOME/.cargo/bin:$PATH
+    else
+        say "there is no Rust toolchain; install one from https://rustup.rs and come back"
+        exit 1
+    fi
+fi
+
+if [ "$(uname -s)" = Darwin ]; then
+    missing=()
+    command -v qemu-img >/dev/null || missing+=(qemu)
+    if [ ${#missing[@]} -gt 0 ]; then
+        if ! command -v brew >/dev/null; then
+            say "Homebrew is needed to install: ${missing[*]} (https://brew.sh)"
+            exit 1
+        fi
+        say "installing with Homebrew: ${missing[*]}"
+        brew install --quiet "${missing[@]}"
+    fi
+    exit 0
+fi
+
+if ! command -v apt-get >/dev/null; then
+    say "this system has no apt-get: install QEMU (system emulator and qemu-img), a C compiler, curl, cpio, e2fsprogs and python3 yourself"
+    exit 1
+fi
+
+case $(uname -m) in
+x86_64) emulator=qemu-system-x86 binary=qemu-system-x86_64 ;;
+aarch64) emulator=qemu-system-arm binary=qemu-system-aarch64 ;;
+*)
+    say "no guests for $(uname -m) hosts, only for x86_64 and aarch64"
+    exit 1
+    ;;
+esac
+
+# package:command, or package:/file
+needed=("$emulator:$binary" qemu-utils:qemu-img gcc:cc libc6-dev:/usr/include/stdlib.h curl:curl python3:python3
+    cpio:cpio e2fsprogs:mkfs.ext4 fakeroot:fakeroot openssh-client:ssh-keygen ca-certificates:/etc/ssl/certs/ca-certificates.crt)
+if [ "$what" = test ]; then
+    needed+=(shellcheck:shellcheck dash:dash busybox:busybox openssh-server:/usr/sbin/sshd socat:socat mtools:mcopy
+        python3-venv:/usr/share/python-wheels procps:ps git:git)
+fi
+
+missing=()
+for entry in "${needed[@]}"; do
+    package=${entry%%:*} have=${entry#*:}
+    case $have in
+    /*) [ -e "$have" ] || missing+=("$package") ;;
+    *) PATH=$PATH:/usr/sbin:/sbin command -v "$have" >/dev/null || missing+=("$package") ;;
+    esac
+done
+
+if [ ${#missing[@]} -gt 0 ]; then
+    if [ "$(id -u)" != 0 ]; then
+        say "missing: ${missing[*]}; install them with:"
+        echo "    sudo apt-get update && sudo apt-get install -y --no-install-recommends ${missing[*]}" >&2
+        exit 1
+    fi
+    say "installing: ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    # QEMU and its tools have to be of one version; a newer qemu-utils from elsewhere steps back to the release's own.
+    if ! apt-get install -y -qq --no-install-recommends "${missing[@]}" >/tmp/mayfly-deps.$$ 2>&1; then
+        release=$(. /etc/os-release && echo "$VERSION_CODENAME")
+        if ! apt-get install -y -qq --no-install-recommends --allow-downgrades "${missing[@]}" "qemu-utils/$release" \
+            >>/tmp/mayfly-deps.$$ 2>&1; then
+            cat /tmp/mayfly-deps.$$ >&2
+            exit 1
+        fi
+    fi
+    rm -f /tmp/mayfly-deps.$$
+fi
+
+if [ "$what" = test ]; then
+    # Built from source once, then kept in the cache.
+    tools=${MAYFLY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mayfly}/tools
+    tool() { # name version arguments…
+        local name=$1 version=$2
+        shift 2
+        if ! [ -x "$tools/bin/$name" ] && ! command -v "$name" >/dev/null; then
+            say "building $name $version (once)"
+            cargo install --quiet --locked --root "$tools" "$name@$version" "$@"
+        fi
+    }
+    tool cargo-nextest 0.9.151 --no-default-features --features default-no-update
+    tool cargo-deny 0.20.2
+fi

@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Everything that CI runs, in the order in which a mistake is found soonest. One argument runs one part of it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+: "${MAYFLY_TEST_IMAGE:=${MAYFLY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mayfly}/images/micro}"
+export MAYFLY_TEST_IMAGE SQLX_OFFLINE=true
+
+started=$(date +%s)
+part() { echo; echo "== $1 ($(($(date +%s) - started)) s)"; }
+
+lint() {
+    part 'format'
+    cargo fmt --check
+    part 'shell scripts'
+    git ls-files | xargs grep -lE '^#!/(bin/sh|usr/bin/env bash)' 2>/dev/null | xargs shellcheck
+    part 'clippy'
+    cargo clippy --quiet --locked --all-targets -- --deny warnings
+}
+
+compile() {
+    part 'compile the tests and the binary'
+    cargo nextest run --locked --no-run
+}
+
+unit() {
+    part 'unit and integration tests'
+    cargo nextest run --locked --profile ci -E 'not test(/^guests::/)'
+    part 'documentation tests'
+    cargo test --quiet --locked --doc
+}
+
+guests() {
+    part 'the guest kit, in shells and in real guests'
+    MAYFLY_MICRO_IMAGE=$MAYFLY_TEST_IMAGE tests/guest/run.sh
+    part 'whole lives with real guests'
+    cargo nextest run --locked --profile guests -E 'test(/^guests::/)'
+}
+
+drift() {
+    part 'stored query data matches the queries and migrations'
+    fresh=$(mktemp -d)
+    .ci/sqlx.sh "$fresh"
+    diff -r .sqlx "$fresh"
+    rm -rf "$fresh"
+    part 'documentation site'
+    .ci/docs.sh
+    part 'OpenAPI document, against the served API'
+    tests/api-conformance.sh
+}
+
+deny() {
+    part 'dependencies: licences, sources, bans'
+    cargo deny --all-features check --config .deny.toml --hide-inclusion-graph bans licenses sources
+    part 'dependencies: known vulnerabilities'
+    # The advisory database is fetched from the network. Where that cannot be reached this says so; it never claims a pass.
+    if cargo deny fetch db 2>/dev/null; then
+        cargo deny check --config .deny.toml --hide-inclusion-graph advisories
+    else
+        echo "NOT CHECKED: the advisory database cannot be fetched from here"
+    fi
+}
+
+case ${1:-all} in
+lint) lint ;;
+compile) compile ;;
+unit) unit ;;
+guests) guests ;;
+drift) drift ;;
+deny) deny ;;
+all)
+    lint
+    compile
+    unit
+    guests
+    drift
+    deny
+    part 'all parts passed'
+    ;;
+*)
+    echo "test.sh: no part is called $1" >&2
+    exit 2
+    ;;
+esac

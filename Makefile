@@ -1,0 +1,65 @@
+# `make run` shows one real vm live and die for one job; `make test` is everything that CI runs.
+# Each target says what it does: make help
+
+SHELL := /bin/sh
+CARGO_TARGET_DIR ?= target
+export CARGO_TARGET_DIR
+# Checked queries are verified against .sqlx, so building needs no database.
+export SQLX_OFFLINE = true
+
+# Caches may be removed at any time; everything in them is made again.
+CACHE := $(or $(MAYFLY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mayfly)
+export MAYFLY_CACHE := $(CACHE)
+TOOLS := $(CACHE)/tools/bin
+export PATH := $(TOOLS):$(PATH)
+export MAYFLY_TEST_IMAGE ?= $(CACHE)/images/micro
+
+.PHONY: help run test deps test-deps build image lint unit guest-tests sqlx openapi docs docs-check deny bench bench-build clean
+
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | column -t -s '	'
+
+run: deps build image ## Show a vm live and die for one job (installs what is missing, builds, runs)
+	@.ci/demo.sh
+
+deps:
+	@.ci/deps.sh run
+
+test-deps:
+	@.ci/deps.sh test
+
+build: deps ## Build the binary (release)
+	@cargo build --release --locked --bin mayfly
+
+image: deps ## Build the small golden image that tests and the demonstration use (cached)
+	@deploy/images/micro/build.sh "$(MAYFLY_TEST_IMAGE)"
+
+test: test-deps image ## Everything that CI runs
+	@.ci/test.sh
+
+lint: ## Formatting, clippy with warnings denied, shell scripts
+	@.ci/test.sh lint
+
+unit: ## Tests that need no guest
+	@.ci/test.sh unit
+
+guest-tests: image ## Tests with real guests
+	@.ci/test.sh guests
+
+sqlx: ## Write the checked queries' data (.sqlx) again, after a query or migration changed
+	@.ci/sqlx.sh
+
+openapi: ## Write openapi/mayfly.json again
+	@cargo run --quiet --locked --bin mayfly -- openapi > openapi/mayfly.json.new && mv openapi/mayfly.json.new openapi/mayfly.json
+
+docs: ## Build the documentation site into target/docs
+	@.ci/docs.sh
+
+deny: ## Licences, sources, duplicates and known vulnerabilities of the dependencies
+	@.ci/test.sh deny
+
+bench: deps build image ## All measurements, each against its anchor (tables, and target/bench/*.json)
+	@benches/run.sh
+
+clean: ## Remove what was built here (caches under $(CACHE) stay)
+	@cargo clean

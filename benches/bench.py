@@ -1,0 +1,376 @@
+#!/usr/bin/env python3
+"""Measures Mayfly against an anchor, both in the same run, with real guests.
+
+    bench.py turnaround|destroy|footprint [--quick]
+
+Prints a table and writes target/bench/<name>.json: name, ratio (or value), goal, raw samples. Machines are noisy: the figures
+to compare are ratios and medians of one run, never seconds of two.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import select
+import shutil
+import signal
+import socket
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path.insert(0, str(ROOT / "tests" / "guest"))
+import support  # noqa: E402  (the guest tests' stand-in for the guest API, kits and seeds)
+
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
+BINARY = TARGET / "release" / "mayfly"
+IMAGE = pathlib.Path(os.environ.get("MAYFLY_TEST_IMAGE", pathlib.Path.home() / ".cache/mayfly/images/micro"))
+
+
+class Serve:
+    """A real service with a data directory of its own."""
+
+    def __init__(self, slots=2, directory=None):
+        self.own = directory is None
+        self.dir = pathlib.Path(directory or tempfile.mkdtemp(prefix="mfb", dir="/tmp"))
+        self.slots = slots
+        self.process = None
+
+    def start(self):
+        env = {k: v for k, v in os.environ.items() if not k.startswith("MAYFLY_")}
+        env.update(
+            MAYFLY_SERVER__LISTEN="127.0.0.1:0",
+            MAYFLY_SLOTS__LINUX=str(self.slots),
+            MAYFLY_DRIVERS__QEMU__ACCELERATOR="tcg",
+        )
+        self.log = open(self.dir / "serve.log", "ab")
+        begun = time.monotonic()
+        self.process = subprocess.Popen(
+            [BINARY, "--data-dir", self.dir, "serve"], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        self.url = None
+        for line in self.process.stderr:
+            self.log.write(line)
+            at = line.find(b"listening on http://")
+            if at >= 0:
+                self.url = line[at + len(b"listening on "):].split()[0].decode()
+                break
+        if self.url is None:
+            raise SystemExit("the service did not start:\n" + (self.dir / "serve.log").read_text())
+        threading.Thread(target=lambda: [self.log.write(l) for l in self.process.stderr], daemon=True).start()
+        self.token = (self.dir / "admin.token").read_text().strip()
+        while True:
+            try:
+                self.call("GET", "/readyz")
+                return time.monotonic() - begun
+            except urllib.error.HTTPError:
+                time.sleep(0.002)
+
+    def call(self, method, path, body=None, timeout=90):
+        request = urllib.request.Request(
+            self.url + path, method=method, data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": "Bearer " + self.token, "Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            text = answer.read()
+            return json.loads(text) if text[:1] in b"{[" else text
+
+    def template(self):
+        description = json.loads((IMAGE / "template.json").read_text())
+        at = lambda name: str(IMAGE / name)
+        self.call("POST", "/templates", {
+            "name": "micro", "os": "linux", "disk": at("disk.qcow2"), "kernel": at("vmlinuz"),
+            "initramfs": at("initramfs.img"), "cmdline": description["cmdline"], "cpus": 1, "memory_mib": 192,
+            "handover": "seed", "user": "root",
+        })
+
+    def wait(self, vm, state):
+        generation = 0
+        for _ in range(200):
+            now = self.call("GET", f"/vms/{vm}?wait_generation={generation}&timeout_seconds=30")
+            if now["state"] == state:
+                return now
+            if now["state"] == "deleted":
+                raise SystemExit(f"the vm ended early: {json.dumps(now, indent=1)}")
+            generation = now["generation"]
+        raise SystemExit("the vm never got there")
+
+    def pid_of(self, vm):
+        return int((self.dir / "instances" / f"mayfly-{vm}" / "qemu.pid").read_text())
+
+    def stop(self):
+        if self.process:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(20)
+            self.process = None
+        for pidfile in self.dir.glob("instances/*/qemu.pid"):
+            try:
+                os.kill(int(pidfile.read_text()), signal.SIGKILL)
+            except (ProcessLookupError, ValueError):
+                pass
+        if self.own:
+            shutil.rmtree(self.dir, ignore_errors=True)
+
+
+def gone(pid, within=30):
+    """Returns the moment at which the process has ended."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return time.monotonic()
+    try:
+        ready, _, _ = select.select([fd], [], [], within)
+        if not ready:
+            raise SystemExit(f"process {pid} does not end")
+        return time.monotonic()
+    finally:
+        os.close(fd)
+
+
+def report(name, unit, goal, rows, **more):
+    """`rows`: label → list of samples."""
+    print(f"\n{name}")
+    for label, samples in rows.items():
+        if samples:
+            print(f"  {label:<46} median {statistics.median(samples):10.3f} {unit}   "
+                  f"min {min(samples):.3f}  max {max(samples):.3f}  n {len(samples)}")
+    for key, value in more.items():
+        print(f"  {key:<46} {value}")
+    print(f"  goal: {goal}")
+    out = TARGET / "bench"
+    out.mkdir(parents=True, exist_ok=True)
+    record = {"name": name, "unit": unit, "goal": goal, "samples": rows, **more}
+    (out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+# --- turnaround ------------------------------------------------------------------
+
+JOB = "sleep 1"
+
+
+class Loop:
+    """Two of the shell loop at once. `hooks`: the guest runs the same kit, which calls a server that only says 202."""
+
+    def __init__(self, hooks):
+        self.hooks = hooks
+
+    def run(self, count):
+        with tempfile.TemporaryDirectory(prefix="mfl", dir="/tmp") as temp:
+            temp = pathlib.Path(temp)
+            workers, servers = [], []
+            begun = time.monotonic()
+            for worker in range(2):
+                work = temp / f"w{worker}"
+                work.mkdir()
+                env = dict(os.environ)
+                if self.hooks:
+                    api = support.Api(work / "api.sock")
+                    api.look_for_token_in_argv = lambda: None
+                    servers.append(api)
+                    done = work / "done"
+                    os.mkfifo(done)
+                    self.tell(api, done)
+                    files = support.kit_files("http://10.0.2.100", "command", JOB)
+                    seed = support.vfat_image({"user-data": support.user_data(files), "meta-data": b"instance-id: x\n"})
+                    env["RELAY"] = f"{BINARY} guest-relay {work / 'api.sock'}"
+                    wait = f"sh {HERE / 'wait-fifo.sh'} {done}"
+                else:
+                    script = b"#!/bin/sh\n%s\necho MAYFLY-BENCH-DONE >/dev/console\n" % JOB.encode()
+                    seed = support.vfat_image({"user-data": script, "meta-data": b"instance-id: x\n"})
+                    wait = f"sh {HERE / 'wait-console.sh'}"
+                (work / "seed.img").write_bytes(seed)
+                workers.append(subprocess.Popen(
+                    [HERE / "loop.sh", work, IMAGE, work / "seed.img", str(count // 2), wait], env=env))
+            for worker in workers:
+                if worker.wait(600) != 0:
+                    raise SystemExit("the shell loop failed")
+            for api in servers:
+                api.close()
+            return time.monotonic() - begun
+
+    @staticmethod
+    def tell(api, fifo):
+        """Writes a line for each runner that has finished."""
+        def follow():
+            seen = 0
+            # Opened for both: the pipe keeps what is written while no worker reads.
+            with os.fdopen(os.open(fifo, os.O_RDWR), "w", buffering=1) as out:
+                while True:
+                    with api.news:
+                        while len([r for r in api.requests if r["name"] == "runner_finished"]) <= seen:
+                            if api.closing.is_set():
+                                return
+                            api.news.wait(0.5)
+                        seen += 1
+                    out.write("done\n")
+        threading.Thread(target=follow, daemon=True).start()
+
+
+def mayfly_turnaround(count):
+    serve = Serve(slots=2)
+    try:
+        serve.start()
+        serve.template()
+        begun = time.monotonic()
+        vms = [
+            serve.call("POST", "/vms", {"template": "micro", "runner": {"kind": "command", "command": JOB}})["id"]
+            for _ in range(count)
+        ]
+        lives = [serve.wait(vm, "deleted") for vm in vms]
+        took = time.monotonic() - begun
+        for life in lives:
+            if life["outcome"]["result"] != "completed" or life["job"]["exit_code"] != 0:
+                raise SystemExit(f"a job failed: {json.dumps(life, indent=1)}")
+        return took
+    finally:
+        serve.stop()
+
+
+def turnaround(quick):
+    count, rounds = (4, 1) if quick else (20, 3)
+    mayfly, hooked, bare = [], [], []
+    for n in range(rounds):
+        # Taken in turns, so that whatever else the machine does hits all of them alike.
+        hooked.append(Loop(True).run(count))
+        mayfly.append(mayfly_turnaround(count))
+        bare.append(Loop(False).run(count))
+        print(f"round {n + 1}: mayfly {mayfly[-1]:.1f} s, loop {hooked[-1]:.1f} s, loop without hooks {bare[-1]:.1f} s",
+              flush=True)
+    ratio = statistics.median(mayfly) / statistics.median(hooked)
+    report(
+        "turnaround", "s", "ratio <= 1.05",
+        {f"mayfly, {count} jobs on 2 slots": mayfly, "shell loop, same guest and hooks": hooked,
+         "shell loop, the bare job": bare},
+        ratio=round(ratio, 3), ratio_to_bare_job=round(statistics.median(mayfly) / statistics.median(bare), 3),
+    )
+
+
+# --- destroy ---------------------------------------------------------------------
+
+
+def quit_by_qmp(path):
+    """The shortest way there is: QMP `quit`. Returns the moment at which it was sent."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(path))
+    lines = connection.makefile("rb")
+    lines.readline()
+    connection.sendall(b'{"execute":"qmp_capabilities"}\n')
+    lines.readline()
+    sent = time.monotonic()
+    connection.sendall(b'{"execute":"quit"}\n')
+    return sent, connection
+
+
+def destroy(quick):
+    rounds = 3 if quick else 12
+    serve = Serve(slots=2)
+    forced, alone = [], []
+    try:
+        serve.start()
+        serve.template()
+        for _ in range(rounds):
+            a, b = (serve.call("POST", "/vms", {"template": "micro", "runner": {"kind": "none"}})["id"] for _ in range(2))
+            for vm in (a, b):
+                serve.wait(vm, "running")
+            pid = serve.pid_of(a)
+            begun = time.monotonic()
+            serve.call("DELETE", f"/vms/{a}?force=true")
+            forced.append((gone(pid) - begun) * 1000)
+            pid = serve.pid_of(b)
+            sent, connection = quit_by_qmp(serve.dir / "instances" / f"mayfly-{b}" / "qmp.sock")
+            alone.append((gone(pid) - sent) * 1000)
+            connection.close()
+            for vm in (a, b):
+                serve.wait(vm, "deleted")
+    finally:
+        serve.stop()
+    extra = statistics.median(forced) - statistics.median(alone)
+    report("destroy", "ms", "extra <= 100 ms", {"DELETE force to process gone": forced, "QMP quit alone": alone},
+           extra_ms=round(extra, 1), ratio=round(statistics.median(forced) / statistics.median(alone), 2))
+
+
+# --- footprint -------------------------------------------------------------------
+
+
+def resident_mib(pid):
+    for line in open(f"/proc/{pid}/status"):
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+
+
+def fill(database, count):
+    """Copies one deleted vm, with its events, `count` times."""
+    db = sqlite3.connect(database)
+    columns = [r[1] for r in db.execute("PRAGMA table_info(vms)")]
+    row = dict(zip(columns, db.execute("SELECT * FROM vms WHERE deleted_at IS NOT NULL").fetchone()))
+    events = db.execute("SELECT generation, at, state, event FROM events WHERE vm_id = ? ORDER BY generation",
+                        (row["id"],)).fetchall()
+    old = row["id"]
+    marks = ",".join("?" * len(columns))
+    with db:
+        for n in range(count):
+            new = "01800000-0000-7000-8000-%012x" % n
+            copy = dict(row, id=new, name="old-%d" % n, record=row["record"].replace(old, new))
+            db.execute(f"INSERT INTO vms ({','.join(columns)}) VALUES ({marks})", [copy[c] for c in columns])
+            db.executemany("INSERT INTO events (vm_id, generation, at, state, event) VALUES (?, ?, ?, ?, ?)",
+                           [(new, g, at, state, event.replace(old, new)) for g, at, state, event in events])
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+
+
+def footprint(quick):
+    rows = 2_000 if quick else 100_000
+    serve = Serve(slots=2)
+    try:
+        serve.start()
+        serve.template()
+        vm = serve.call("POST", "/vms", {"template": "micro", "runner": {"kind": "none"}})["id"]
+        serve.call("DELETE", f"/vms/{vm}?force=true")
+        serve.wait(vm, "deleted")
+        vms = [serve.call("POST", "/vms", {"template": "micro", "runner": {"kind": "none"}})["id"] for _ in range(2)]
+        for vm in vms:
+            serve.wait(vm, "running")
+        serve.process.send_signal(signal.SIGTERM)
+        serve.process.wait(20)
+        fill(serve.dir / "mayfly.db", rows)
+        ready = []
+        for _ in range(3 if quick else 9):
+            ready.append(serve.start())
+            serve.call("GET", "/vms")
+            if len(ready) < (3 if quick else 9):
+                serve.process.send_signal(signal.SIGTERM)
+                serve.process.wait(20)
+        # After some use, not just after the start.
+        for _ in range(200):
+            serve.call("GET", "/vms?state=deleted&limit=200")
+            serve.call("GET", "/host")
+        resident = resident_mib(serve.process.pid)
+        for vm in vms:
+            serve.call("DELETE", f"/vms/{vm}?force=true")
+            serve.wait(vm, "deleted")
+    finally:
+        serve.stop()
+    report("footprint", "s", "resident <= 30 MiB; start to ready <= 0.3 s",
+           {f"start to ready, {rows} rows, 2 vms adopted": ready},
+           resident_mib=round(resident, 1), ratio=round(resident / 30, 2))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=["turnaround", "destroy", "footprint"])
+    parser.add_argument("--quick", action="store_true", help="fewer samples: does it work at all?")
+    arguments = parser.parse_args()
+    globals()[arguments.name](arguments.quick)
+
+
+if __name__ == "__main__":
+    main()

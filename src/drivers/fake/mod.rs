@@ -1,0 +1,132 @@
+//! A hypervisor in memory, for tests and for a look at the service without any hypervisor.
+//!
+//! The driver keeps nothing. Its instances are in a [`FakeWorld`] that is shared and outlives it, as a hypervisor outlives
+//! Mayfly: a test restarts Mayfly with a new driver on the same world. Left alone, the world boots guests at once and they
+//! run until they are stopped. A script makes it slow, failing, full, hanging or dead in the middle of a verb.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+
+use super::{Capabilities, Driver, DriverError, ErrorKind, InstanceSpec, Listed, Observation, Probe, Result};
+use crate::domain::{Arch, Code, GuestOs, InstanceName, event::GoneCause};
+
+mod world;
+
+pub use world::{Behaviour, Crash, FakeWorld, Guest, Snapshot, Verb};
+
+pub struct Fake {
+    name: &'static str,
+    world: Arc<FakeWorld>,
+}
+
+impl Fake {
+    pub const NAME: &str = "fake";
+
+    pub fn new(world: Arc<FakeWorld>) -> Self {
+        Self::named(Self::NAME, world)
+    }
+
+    /// In the place of another driver, for templates that name that one.
+    pub fn named(name: &'static str, world: Arc<FakeWorld>) -> Self {
+        Self { name, world }
+    }
+
+    pub fn world(&self) -> &Arc<FakeWorld> {
+        &self.world
+    }
+}
+
+/// What a call that "crashes" does at the end of its effect: Mayfly never learns how it went.
+async fn perhaps_die(world: &FakeWorld, crash: Option<Crash>) {
+    if crash.is_some() {
+        world.note_crash();
+        std::future::pending::<()>().await;
+    }
+}
+
+#[async_trait]
+impl Driver for Fake {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { guests: vec![GuestOs::Linux, GuestOs::Macos], graceful_stop: true, console: false, seed: true }
+    }
+
+    async fn probe(&self, _fresh: bool) -> Result<Probe> {
+        let crash = self.world.enter(Verb::Probe).await?;
+        perhaps_die(&self.world, crash).await;
+        Ok(Probe {
+            version: "fake".to_owned(),
+            arch: Arch::of_this_host().unwrap_or(Arch::X86_64),
+            accelerator: "none".to_owned(),
+            note: Some("guests of this driver exist in memory only".to_owned()),
+        })
+    }
+
+    async fn create(&self, spec: &InstanceSpec) -> Result<()> {
+        let crash = self.world.enter(Verb::Create).await?;
+        if crash != Some(Crash::Before) {
+            self.world.create(spec, crash == Some(Crash::Halfway));
+        }
+        perhaps_die(&self.world, crash).await;
+        Ok(())
+    }
+
+    async fn start(&self, spec: &InstanceSpec) -> Result<()> {
+        let crash = self.world.enter(Verb::Start).await?;
+        if crash != Some(Crash::Before)
+            && let Some((guest, program)) = self.world.start(spec, &self.world)?
+        {
+            program(guest);
+        }
+        perhaps_die(&self.world, crash).await;
+        Ok(())
+    }
+
+    async fn stop(&self, name: &InstanceName, grace: Duration) -> Result<()> {
+        let crash = self.world.enter(Verb::Stop).await?;
+        if crash != Some(Crash::Before) {
+            self.world.stop(name, grace).await;
+        }
+        perhaps_die(&self.world, crash).await;
+        Ok(())
+    }
+
+    async fn destroy(&self, name: &InstanceName) -> Result<()> {
+        let crash = self.world.enter(Verb::Destroy).await?;
+        if crash != Some(Crash::Before) {
+            self.world.destroy(name, crash == Some(Crash::Halfway));
+        }
+        perhaps_die(&self.world, crash).await;
+        Ok(())
+    }
+
+    async fn inspect(&self, name: &InstanceName) -> Result<Observation> {
+        let crash = self.world.enter(Verb::Inspect).await?;
+        perhaps_die(&self.world, crash).await;
+        Ok(self.world.observe(name))
+    }
+
+    async fn ended(&self, name: &InstanceName) -> Result<GoneCause> {
+        let crash = self.world.enter(Verb::Ended).await?;
+        perhaps_die(&self.world, crash).await;
+        Ok(self.world.ended(name).await)
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>> {
+        let crash = self.world.enter(Verb::List).await?;
+        perhaps_die(&self.world, crash).await;
+        Ok(self.world.list())
+    }
+
+    fn console_log(&self, _name: &InstanceName) -> Option<PathBuf> {
+        None
+    }
+}
+
+fn refused(kind: ErrorKind, code: Code, summary: impl Into<String>) -> DriverError {
+    DriverError::new(kind, code, summary)
+}

@@ -1,0 +1,444 @@
+//! The world behind the fake driver: instances, strangers, and the script of what is to go wrong.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+use super::refused;
+use crate::{
+    domain::{Code, GuestOs, InstanceName, event::GoneCause, vm::Endpoint},
+    drivers::{DriverError, ErrorKind, InstanceSpec, Listed, Observation, Result},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verb {
+    Probe,
+    Create,
+    Start,
+    Stop,
+    Destroy,
+    Inspect,
+    Ended,
+    List,
+}
+
+/// Where Mayfly "crashes" within a verb: the call then never returns, and the test drops it with the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    /// Nothing was done yet.
+    Before,
+    /// `create` leaves a part of an instance, `destroy` too. The other verbs have no middle: as `After`.
+    Halfway,
+    /// Everything was done and nobody learns of it.
+    After,
+}
+
+/// How guests behave that are started from now on.
+#[derive(Clone, Debug)]
+pub struct Behaviour {
+    pub ssh: Option<Endpoint>,
+    /// Powers down when asked to.
+    pub obeys_power_down: bool,
+}
+
+impl Default for Behaviour {
+    fn default() -> Self {
+        Self { ssh: None, obeys_power_down: true }
+    }
+}
+
+/// A guest that just booted, for a program that plays what runs inside it.
+#[derive(Clone)]
+pub struct Guest {
+    pub spec: InstanceSpec,
+    world: Arc<FakeWorld>,
+    run: u64,
+}
+
+type Program = Arc<dyn Fn(Guest) + Send + Sync>;
+
+impl Guest {
+    pub fn power_off(&self) {
+        self.world.end_run(self.spec.name.as_str(), self.run, GoneCause::GuestPowerOff);
+    }
+
+    /// Resolves when this guest no longer runs: what plays it stops then.
+    pub async fn ended(&self) {
+        self.world.run_ended(self.run).await;
+    }
+}
+
+#[derive(Default)]
+pub struct FakeWorld {
+    state: Mutex<State>,
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    instances: BTreeMap<String, Instance>,
+    foreign: BTreeMap<String, Listed>,
+    scripts: HashMap<Verb, Script>,
+    behaviour: Behaviour,
+    program: Option<Program>,
+    limits: HashMap<GuestOs, u32>,
+    peaks: HashMap<GuestOs, u32>,
+    peak_ours: u32,
+    calls: HashMap<Verb, usize>,
+    crashes: usize,
+    starts: usize,
+    violations: Vec<String>,
+    last_run: u64,
+    /// The runs that are over, and why. Outlives their instances: who waits may look late.
+    over: HashMap<u64, GoneCause>,
+}
+
+#[derive(Default)]
+struct Script {
+    delay: Duration,
+    failures: VecDeque<(ErrorKind, Code, String)>,
+    hangs: bool,
+    crashes: VecDeque<Crash>,
+}
+
+struct Instance {
+    spec: InstanceSpec,
+    /// Not all of it is there.
+    half: bool,
+    running: Option<Run>,
+}
+
+struct Run {
+    id: u64,
+    ssh: Option<Endpoint>,
+    obeys_power_down: bool,
+}
+
+/// The world at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    pub instances: BTreeMap<String, Observation>,
+    pub calls: HashMap<Verb, usize>,
+    /// Calls that reached the point at which they "crash".
+    pub crashes: usize,
+    /// Guests that were really started.
+    pub starts: usize,
+}
+
+impl Snapshot {
+    pub fn running(&self) -> usize {
+        self.instances.values().filter(|o| matches!(o, Observation::Running { .. })).count()
+    }
+
+    pub fn calls(&self, verb: Verb) -> usize {
+        self.calls.get(&verb).copied().unwrap_or(0)
+    }
+}
+
+/// The script, and what a test looks at.
+impl FakeWorld {
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Every call of this verb takes so long.
+    pub fn delay(&self, verb: Verb, delay: Duration) {
+        self.change(|s| s.scripts.entry(verb).or_default().delay = delay);
+    }
+
+    /// The next `times` calls of this verb fail so, before they do anything.
+    pub fn fail_next(&self, verb: Verb, times: usize, kind: ErrorKind, code: Code, summary: &str) {
+        self.change(|s| {
+            let failures = &mut s.scripts.entry(verb).or_default().failures;
+            failures.extend(std::iter::repeat_n((kind, code, summary.to_owned()), times));
+        });
+    }
+
+    /// Calls of this verb do not return until it is unhung.
+    pub fn hang(&self, verb: Verb, hangs: bool) {
+        self.change(|s| s.scripts.entry(verb).or_default().hangs = hangs);
+    }
+
+    /// The next call of this verb never returns, and leaves what it had done by then. See [`Snapshot::crashes`].
+    pub fn crash_next(&self, verb: Verb, crash: Crash) {
+        self.change(|s| s.scripts.entry(verb).or_default().crashes.push_back(crash));
+    }
+
+    /// The hypervisor refuses to run more guests of this system than that, strangers included. `None`: as many as you like.
+    pub fn limit(&self, os: GuestOs, limit: Option<u32>) {
+        self.change(|s| match limit {
+            Some(limit) => drop(s.limits.insert(os, limit)),
+            None => drop(s.limits.remove(&os)),
+        });
+    }
+
+    /// Guests that start from now on behave like this.
+    pub fn behave(&self, behaviour: Behaviour) {
+        self.change(|s| s.behaviour = behaviour);
+    }
+
+    /// Called with every guest that starts from now on. It must not block: what takes time is spawned.
+    pub fn on_boot(&self, program: impl Fn(Guest) + Send + Sync + 'static) {
+        self.change(|s| s.program = Some(Arc::new(program)));
+    }
+
+    /// A running instance ends by itself. Whether it ran.
+    pub fn end(&self, name: &InstanceName, cause: GoneCause) -> bool {
+        self.change(|s| s.end(name.as_str(), cause))
+    }
+
+    /// Somebody removes an instance behind Mayfly's back.
+    pub fn vanish(&self, name: &InstanceName) {
+        self.change(|s| {
+            s.end(name.as_str(), GoneCause::Unknown);
+            s.instances.remove(name.as_str());
+        });
+    }
+
+    pub fn set_ssh(&self, name: &InstanceName, ssh: Option<Endpoint>) {
+        self.change(|s| {
+            if let Some(run) = s.instances.get_mut(name.as_str()).and_then(|i| i.running.as_mut()) {
+                run.ssh = ssh;
+            }
+        });
+    }
+
+    pub fn add_foreign(&self, name: &str, os: GuestOs, cpus: u32, memory_mib: u32) {
+        let listed = Listed { name: name.to_owned(), ours: false, running: true, os, cpus, memory_mib };
+        self.change(|s| {
+            s.foreign.insert(name.to_owned(), listed);
+            s.count();
+        });
+    }
+
+    pub fn remove_foreign(&self, name: &str) {
+        self.change(|s| drop(s.foreign.remove(name)));
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        self.lock().snapshot()
+    }
+
+    /// Waits until the world is so, and says how it is then.
+    pub async fn until(&self, is_so: impl Fn(&Snapshot) -> bool) -> Snapshot {
+        self.wait(|s| Some(s.snapshot()).filter(|snapshot| is_so(snapshot))).await
+    }
+
+    /// What the instance was last created or started with.
+    pub fn spec(&self, name: &InstanceName) -> Option<InstanceSpec> {
+        self.lock().instances.get(name.as_str()).map(|i| i.spec.clone())
+    }
+
+    /// The most guests of ours that ever ran at once.
+    pub fn peak(&self) -> u32 {
+        self.lock().peak_ours
+    }
+
+    /// The most guests of one system that ever ran at once, strangers included.
+    pub fn peak_of(&self, os: GuestOs) -> u32 {
+        self.lock().peaks.get(&os).copied().unwrap_or(0)
+    }
+
+    /// Calls that no caller that keeps the contract makes.
+    pub fn violations(&self) -> Vec<String> {
+        self.lock().violations.clone()
+    }
+}
+
+/// What the driver does to it.
+impl FakeWorld {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let result = change(&mut self.lock());
+        self.changed.send_modify(|n| *n += 1);
+        result
+    }
+
+    async fn wait<T>(&self, look: impl Fn(&State) -> Option<T>) -> T {
+        let mut changed = self.changed.subscribe();
+        loop {
+            if let Some(found) = look(&self.lock()) {
+                return found;
+            }
+            // The sender is ours, so it is there.
+            let _ = changed.changed().await;
+        }
+    }
+
+    /// What every verb goes through before it acts.
+    pub(super) async fn enter(&self, verb: Verb) -> Result<Option<Crash>> {
+        let delay = self.change(|s| {
+            *s.calls.entry(verb).or_default() += 1;
+            s.scripts.get(&verb).map_or(Duration::ZERO, |script| script.delay)
+        });
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        self.wait(|s| (!s.scripts.get(&verb).is_some_and(|script| script.hangs)).then_some(())).await;
+        let mut state = self.lock();
+        let Some(script) = state.scripts.get_mut(&verb) else { return Ok(None) };
+        match script.failures.pop_front() {
+            Some((kind, code, summary)) => Err(DriverError::new(kind, code, summary)),
+            None => Ok(script.crashes.pop_front()),
+        }
+    }
+
+    pub(super) fn note_crash(&self) {
+        self.change(|s| s.crashes += 1);
+    }
+
+    pub(super) fn create(&self, spec: &InstanceSpec, half: bool) {
+        self.change(|s| {
+            let name = spec.name.as_str();
+            if s.instances.get(name).is_some_and(|i| i.running.is_some()) {
+                return;
+            }
+            s.instances.insert(name.to_owned(), Instance { spec: spec.clone(), half, running: None });
+        });
+    }
+
+    /// The guest and the program that plays it, when a new one was started and there is such a program.
+    pub(super) fn start(&self, spec: &InstanceSpec, world: &Arc<FakeWorld>) -> Result<Option<(Guest, Program)>> {
+        self.change(|s| {
+            let name = spec.name.as_str();
+            let whole = s.instances.get(name).map(|i| (!i.half, i.running.is_some()));
+            let problem = match whole {
+                Some((true, true)) => return Ok(None),
+                Some((true, false)) => None,
+                Some((false, _)) => Some("it is not wholly created"),
+                None => Some("it was not created"),
+            };
+            if let Some(problem) = problem {
+                s.violations.push(format!("start of {name}: {problem}"));
+                return Err(refused(ErrorKind::Permanent, Code::BootFailed, format!("{name} cannot start: {problem}")));
+            }
+            let (running, limit) = (s.running_of(spec.os), s.limits.get(&spec.os).copied());
+            if limit.is_some_and(|limit| running >= limit) {
+                let summary = "the number of running guests has reached the hypervisor's limit";
+                return Err(refused(ErrorKind::Host, Code::HostRefused, summary));
+            }
+            s.last_run += 1;
+            s.starts += 1;
+            let id = s.last_run;
+            let Behaviour { ssh, obeys_power_down } = s.behaviour.clone();
+            if let Some(instance) = s.instances.get_mut(name) {
+                instance.spec = spec.clone();
+                instance.running = Some(Run { id, ssh, obeys_power_down });
+            }
+            s.count();
+            Ok(s.program.clone().map(|program| (Guest { spec: spec.clone(), world: world.clone(), run: id }, program)))
+        })
+    }
+
+    pub(super) async fn stop(&self, name: &InstanceName, grace: Duration) {
+        let name = name.as_str();
+        let run = self.lock().instances.get(name).and_then(|i| i.running.as_ref()).map(|r| (r.id, r.obeys_power_down));
+        let Some((run, obeys)) = run else { return };
+        if !grace.is_zero() {
+            if obeys {
+                self.end_run(name, run, GoneCause::GuestPowerOff);
+            } else {
+                let _ = tokio::time::timeout(grace, self.run_ended(run)).await;
+            }
+        }
+        self.end_run(name, run, GoneCause::HostStop);
+    }
+
+    pub(super) fn destroy(&self, name: &InstanceName, half: bool) {
+        self.change(|s| {
+            s.end(name.as_str(), GoneCause::HostStop);
+            match s.instances.get_mut(name.as_str()) {
+                Some(instance) if half => instance.half = true,
+                _ => drop(s.instances.remove(name.as_str())),
+            }
+        });
+    }
+
+    pub(super) fn observe(&self, name: &InstanceName) -> Observation {
+        self.lock().instances.get(name.as_str()).map_or(Observation::Absent, Instance::observe)
+    }
+
+    pub(super) async fn ended(&self, name: &InstanceName) -> GoneCause {
+        let run = self.lock().instances.get(name.as_str()).and_then(|i| i.running.as_ref()).map(|r| r.id);
+        match run {
+            Some(run) => self.run_ended(run).await,
+            None => GoneCause::Unknown,
+        }
+    }
+
+    pub(super) fn list(&self) -> Vec<Listed> {
+        let state = self.lock();
+        let ours = state.instances.iter().map(|(name, i)| Listed {
+            name: name.clone(),
+            ours: true,
+            running: i.running.is_some(),
+            os: i.spec.os,
+            cpus: i.spec.cpus,
+            memory_mib: i.spec.memory_mib,
+        });
+        ours.chain(state.foreign.values().cloned()).collect()
+    }
+
+    fn end_run(&self, name: &str, run: u64, cause: GoneCause) {
+        self.change(|s| {
+            if s.instances.get(name).and_then(|i| i.running.as_ref()).is_some_and(|r| r.id == run) {
+                s.end(name, cause);
+            }
+        });
+    }
+
+    async fn run_ended(&self, run: u64) -> GoneCause {
+        self.wait(|s| s.over.get(&run).copied()).await
+    }
+}
+
+impl State {
+    fn end(&mut self, name: &str, cause: GoneCause) -> bool {
+        let Some(instance) = self.instances.get_mut(name) else { return false };
+        let Some(run) = instance.running.take() else { return false };
+        self.over.insert(run.id, cause);
+        true
+    }
+
+    fn running_of(&self, os: GuestOs) -> u32 {
+        let ours = self.instances.values().filter(|i| i.running.is_some() && i.spec.os == os).count();
+        let foreign = self.foreign.values().filter(|l| l.os == os).count();
+        (ours + foreign) as u32
+    }
+
+    fn count(&mut self) {
+        for os in [GuestOs::Linux, GuestOs::Macos] {
+            let now = self.running_of(os);
+            let peak = self.peaks.entry(os).or_default();
+            *peak = now.max(*peak);
+        }
+        let ours = self.instances.values().filter(|i| i.running.is_some()).count() as u32;
+        self.peak_ours = ours.max(self.peak_ours);
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            instances: self.instances.iter().map(|(name, i)| (name.clone(), i.observe())).collect(),
+            calls: self.calls.clone(),
+            crashes: self.crashes,
+            starts: self.starts,
+        }
+    }
+}
+
+impl Instance {
+    fn observe(&self) -> Observation {
+        match &self.running {
+            _ if self.half => Observation::Broken { detail: "only a part of it is there".to_owned() },
+            Some(run) => Observation::Running { ssh: run.ssh.clone() },
+            None => Observation::Stopped,
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! The command line of QEMU: a pure function of the specification, the paths and the machine.
+//!
+//! Two layers of quoting meet here. QEMU splits option values at commas, and a comma that is meant is written twice. The
+//! program behind a guest forward is then split as a shell would, so its words are quoted before the commas are doubled.
+
+use std::path::Path;
+
+use super::paths::Paths;
+use crate::{
+    domain::{Arch, InstanceName},
+    drivers::{GuestNetwork, InstanceSpec},
+};
+
+/// Where the guest finds the guest API: an address that user networking forwards to the relay.
+pub const GUEST_API_ADDRESS: &str = "10.0.2.100";
+pub const GUEST_API_PORT: u16 = 80;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Accelerator {
+    Kvm,
+    Hvf,
+    Tcg,
+}
+
+impl Accelerator {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Accelerator::Kvm => "kvm",
+            Accelerator::Hvf => "hvf",
+            Accelerator::Tcg => "tcg",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Machine {
+    pub arch: Arch,
+    pub accelerator: Accelerator,
+}
+
+/// Machine, accelerator and processor: what a probe must share with a real start to prove anything.
+pub fn machine(machine: Machine, cpus: u32, memory_mib: u32) -> Vec<String> {
+    let board = match machine.arch {
+        Arch::X86_64 => "q35",
+        // The default interrupt controller of this board serves eight processors.
+        Arch::Aarch64 if cpus > 8 => "virt,gic-version=3",
+        Arch::Aarch64 => "virt",
+    };
+    let accelerator = match machine.accelerator {
+        Accelerator::Tcg => format!("tcg,thread=multi,tb-size={}", translation_cache_mib(memory_mib)),
+        other => other.as_str().to_owned(),
+    };
+    let processor = match (machine.accelerator, machine.arch) {
+        (Accelerator::Kvm | Accelerator::Hvf, _) => "host",
+        (Accelerator::Tcg, Arch::X86_64) => "max",
+        // The real pointer authentication algorithm costs an emulated guest half its speed.
+        (Accelerator::Tcg, Arch::Aarch64) => "max,pauth-impdef=on",
+    };
+    let mut args = words(&["-nodefaults", "-no-user-config", "-display", "none", "-M", board]);
+    args.extend(words(&["-accel", &accelerator, "-cpu", processor]));
+    args.extend(words(&["-smp", &cpus.to_string(), "-m", &memory_mib.to_string(), "-no-reboot"]));
+    args
+}
+
+/// The cache of translated code comes on top of the guest's memory, so a small guest gets a small one.
+fn translation_cache_mib(memory_mib: u32) -> u32 {
+    match memory_mib {
+        0..256 => 64,
+        256..1024 => 128,
+        1024..4096 => 256,
+        _ => 512,
+    }
+}
+
+/// The whole command line after the program's name. `None` when a path is not valid UTF-8.
+pub fn instance(spec: &InstanceSpec, paths: &Paths, on: Machine) -> Option<Vec<String>> {
+    let id = InstanceName::parse(spec.name.as_str())?;
+    let mut args = machine(on, spec.cpus, spec.memory_mib);
+
+    // Only Linux can rename a process, and QEMU refuses to start where it cannot.
+    let process = if cfg!(target_os = "linux") { ",process=mayfly-vm" } else { "" };
+    args.extend(words(&["-name", &format!("{}{process}", spec.name), "-uuid", &id.to_string()]));
+    args.extend(words(&["-daemonize", "-pidfile", paths.pid().to_str()?]));
+
+    let socket = |id: &str, path: &Path| Some(format!("socket,id={id},path={},server=on,wait=off", escaped(path)?));
+    args.extend(words(&["-chardev", &socket("qmp", &paths.qmp())?, "-mon", "chardev=qmp,mode=control"]));
+    let log = escaped(&paths.watch_log())?;
+    let watch = format!("{},logfile={log},logappend=off", socket("watch", &paths.watch())?);
+    args.extend(words(&["-chardev", &watch, "-mon", "chardev=watch,mode=control"]));
+
+    // Appending, so that a log that has grown too long can be cut while the guest writes on.
+    let console = format!("file,id=console,path={},append=on", escaped(&paths.console())?);
+    args.extend(words(&["-chardev", &console, "-serial", "chardev:console"]));
+
+    // An unsafe cache loses data when the host crashes, and then this disk is thrown away anyway.
+    let disk = escaped(&paths.disk())?;
+    args.extend(words(&["-drive", &format!("if=none,id=disk,file={disk},format=qcow2,cache=unsafe,discard=unmap")]));
+    args.extend(words(&["-device", "virtio-blk-pci,drive=disk"]));
+    if spec.seed.is_some() {
+        let seed = escaped(&paths.seed())?;
+        args.extend(words(&["-drive", &format!("if=none,id=seed,file={seed},format=raw,readonly=on")]));
+        args.extend(words(&["-device", "virtio-blk-pci,drive=seed"]));
+    }
+    args.extend(words(&["-device", "virtio-rng-pci", "-device", "pvpanic-pci"]));
+
+    // Without a ROM there is nothing to boot from the network, and no package that has it is needed.
+    args.extend(words(&["-netdev", &network(&spec.network)?, "-device", "virtio-net-pci,netdev=n0,romfile="]));
+
+    if let Some(kernel) = &spec.files.kernel {
+        args.extend(words(&["-kernel", kernel.to_str()?]));
+        if let Some(initramfs) = &spec.files.initramfs {
+            args.extend(words(&["-initrd", initramfs.to_str()?]));
+        }
+        if let Some(cmdline) = &spec.cmdline {
+            args.extend(words(&["-append", cmdline]));
+        }
+    } else if let Some(firmware) = &spec.files.firmware {
+        args.extend(words(&["-bios", firmware.to_str()?]));
+    }
+    Some(args)
+}
+
+/// User networking: SSH forwarded from a port that the system picks, on loopback only; the guest API through a relay.
+fn network(network: &GuestNetwork) -> Option<String> {
+    let mut relay: Vec<String> = network.relay.iter().map(|word| shell_quoted(word)).collect();
+    relay.push(shell_quoted(network.guest_api.to_str()?));
+    let relay = doubled(&relay.join(" "));
+    // IPv6 has ways around the restriction.
+    let reach = if network.isolated { "restrict=on,ipv6=off" } else { "restrict=off" };
+    Some(format!(
+        "user,id=n0,{reach},hostfwd=tcp:127.0.0.1:0-:22,guestfwd=tcp:{GUEST_API_ADDRESS}:{GUEST_API_PORT}-cmd:{relay}"
+    ))
+}
+
+fn escaped(path: &Path) -> Option<String> {
+    path.to_str().map(doubled)
+}
+
+fn doubled(text: &str) -> String {
+    text.replace(',', ",,")
+}
+
+fn shell_quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+fn words(args: &[&str]) -> Vec<String> {
+    args.iter().map(|a| (*a).to_owned()).collect()
+}
+
+/// Processors and memory (MiB) of a running QEMU, from its `-smp` and `-m`.
+pub fn shape(smp: Option<&str>, memory: Option<&str>) -> (u32, u32) {
+    (smp.map_or(Some(1), parse_smp).unwrap_or(1), memory.map_or(Some(128), parse_memory).unwrap_or(0))
+}
+
+/// `4`, `4,sockets=1`, `cpus=4`, `sockets=2,cores=4,threads=2`.
+fn parse_smp(value: &str) -> Option<u32> {
+    let mut product = 1u32;
+    for (i, part) in value.split(',').enumerate() {
+        match part.split_once('=') {
+            None if i == 0 => return part.parse().ok(),
+            Some(("cpus", n)) => return n.parse().ok(),
+            Some(("sockets" | "dies" | "clusters" | "cores" | "threads", n)) => {
+                product = product.checked_mul(n.parse().ok()?)?;
+            }
+            _ => {}
+        }
+    }
+    Some(product)
+}
+
+/// `4096`, `4G`, `4g,slots=2`, `size=4096M`.
+fn parse_memory(value: &str) -> Option<u32> {
+    let size = value.split(',').enumerate().find_map(|(i, part)| match part.split_once('=') {
+        None if i == 0 => Some(part),
+        Some(("size", size)) => Some(size),
+        _ => None,
+    })?;
+    let digits = size.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: f64 = digits.parse().ok()?;
+    let mib = match size[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "m" | "mib" => number,
+        "k" | "kib" => number / 1024.0,
+        "b" => number / f64::from(1 << 20),
+        "g" | "gib" => number * 1024.0,
+        "t" | "tib" => number * 1024.0 * 1024.0,
+        _ => return None,
+    };
+    (mib.is_finite() && (0.0..=f64::from(u32::MAX)).contains(&mib)).then_some(mib as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::{
+        domain::{
+            GuestOs, VmId,
+            template::{DiskFormat, TemplateFiles},
+        },
+        drivers::Seed,
+    };
+
+    fn spec() -> InstanceSpec {
+        let id: VmId = "01933b6e-8f2a-7c31-9d42-000000000001".parse().unwrap();
+        InstanceSpec {
+            name: id.instance(),
+            os: GuestOs::Linux,
+            arch: Arch::X86_64,
+            cpus: 2,
+            memory_mib: 512,
+            disk_format: DiskFormat::Qcow2,
+            files: TemplateFiles {
+                disk: "/t/disk.qcow2".into(),
+                kernel: Some("/t/vmlinuz".into()),
+                initramfs: Some("/t/initramfs.img".into()),
+                firmware: None,
+                ssh_key: None,
+            },
+            cmdline: Some("console=ttyS0 quiet".to_owned()),
+            seed: Some(Seed { volume: vec![0; 512] }),
+            network: GuestNetwork {
+                isolated: true,
+                guest_api: "/run/it's, a socket".into(),
+                relay: vec!["/usr/bin/mayfly".to_owned(), "relay".to_owned()],
+            },
+        }
+    }
+
+    fn arguments(spec: &InstanceSpec, on: Machine) -> Vec<String> {
+        instance(spec, &Paths::new(Path::new("/d,d"), &spec.name), on).unwrap()
+    }
+
+    fn value<'a>(args: &'a [String], option: &str) -> Vec<&'a str> {
+        args.windows(2).filter(|w| w[0] == option).map(|w| w[1].as_str()).collect()
+    }
+
+    const KVM: Machine = Machine { arch: Arch::X86_64, accelerator: Accelerator::Kvm };
+    const TCG: Machine = Machine { arch: Arch::X86_64, accelerator: Accelerator::Tcg };
+
+    #[test]
+    fn a_kernel_boot_in_full() {
+        let dir = "/d,,d/mayfly-01933b6e-8f2a-7c31-9d42-000000000001";
+        let plain = "/d,d/mayfly-01933b6e-8f2a-7c31-9d42-000000000001";
+        let process = if cfg!(target_os = "linux") { ",process=mayfly-vm" } else { "" };
+        let expected = [
+            "-nodefaults -no-user-config -display none -M q35 -accel tcg,thread=multi,tb-size=128 -cpu max -smp 2 -m 512 -no-reboot",
+            &format!(
+                "-name mayfly-01933b6e-8f2a-7c31-9d42-000000000001{process} -uuid 01933b6e-8f2a-7c31-9d42-000000000001"
+            ),
+            &format!("-daemonize -pidfile {plain}/qemu.pid"),
+            &format!("-chardev socket,id=qmp,path={dir}/qmp.sock,server=on,wait=off -mon chardev=qmp,mode=control"),
+            &format!(
+                "-chardev socket,id=watch,path={dir}/watch.sock,server=on,wait=off,logfile={dir}/watch.log,logappend=off"
+            ),
+            "-mon chardev=watch,mode=control",
+            &format!("-chardev file,id=console,path={dir}/console.log,append=on -serial chardev:console"),
+            &format!("-drive if=none,id=disk,file={dir}/disk.qcow2,format=qcow2,cache=unsafe,discard=unmap"),
+            "-device virtio-blk-pci,drive=disk",
+            &format!(
+                "-drive if=none,id=seed,file={dir}/seed.img,format=raw,readonly=on -device virtio-blk-pci,drive=seed"
+            ),
+            "-device virtio-rng-pci -device pvpanic-pci",
+            "-netdev user,id=n0,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22,guestfwd=tcp:10.0.2.100:80-cmd:'/usr/bin/mayfly' 'relay' '/run/it'\\''s,, a socket'",
+            "-device virtio-net-pci,netdev=n0,romfile= -kernel /t/vmlinuz -initrd /t/initramfs.img -append console=ttyS0 quiet",
+        ];
+        assert_eq!(arguments(&spec(), TCG).join(" "), expected.join(" "));
+    }
+
+    #[test]
+    fn a_disk_boot_has_no_kernel_options() {
+        let mut spec = spec();
+        spec.files.kernel = None;
+        spec.files.initramfs = None;
+        spec.seed = None;
+        spec.network.isolated = false;
+        let args = arguments(&spec, KVM);
+        assert!(!args.iter().any(|a| ["-kernel", "-initrd", "-append", "-bios"].contains(&a.as_str())));
+        assert!(!args.join(" ").contains("seed"));
+        assert_eq!(value(&args, "-accel"), ["kvm"]);
+        assert_eq!(value(&args, "-cpu"), ["host"]);
+        assert!(value(&args, "-netdev")[0].starts_with("user,id=n0,restrict=off,hostfwd=tcp:127.0.0.1:0-:22,"));
+        spec.files.firmware = Some("/t/fw,1".into());
+        assert_eq!(value(&arguments(&spec, KVM), "-bios"), ["/t/fw,1"]);
+    }
+
+    #[test]
+    fn arm_has_another_board() {
+        let arm = |accelerator| Machine { arch: Arch::Aarch64, accelerator };
+        let args = arguments(&spec(), arm(Accelerator::Hvf));
+        assert_eq!((value(&args, "-M"), value(&args, "-cpu")), (vec!["virt"], vec!["host"]));
+        let mut many = spec();
+        many.cpus = 12;
+        let args = arguments(&many, arm(Accelerator::Tcg));
+        assert_eq!(
+            (value(&args, "-M"), value(&args, "-cpu")),
+            (vec!["virt,gic-version=3"], vec!["max,pauth-impdef=on"])
+        );
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_path_that_is_no_text_is_refused() {
+        use std::os::unix::ffi::OsStrExt;
+        let mut spec = spec();
+        spec.files.kernel = Some(PathBuf::from(std::ffi::OsStr::from_bytes(b"/t/\xff")));
+        assert_eq!(instance(&spec, &Paths::new(Path::new("/d"), &spec.name), TCG), None);
+    }
+
+    #[test]
+    fn the_shape_of_strangers_is_read() {
+        assert_eq!(shape(None, None), (1, 128));
+        assert_eq!(shape(Some("4"), Some("4096")), (4, 4096));
+        assert_eq!(shape(Some("4,sockets=1"), Some("4G")), (4, 4096));
+        assert_eq!(shape(Some("cpus=6,maxcpus=8"), Some("size=1.5g,slots=2")), (6, 1536));
+        assert_eq!(shape(Some("sockets=2,cores=4,threads=2"), Some("524288k")), (16, 512));
+        assert_eq!(shape(Some("rubbish"), Some("rubbish")), (1, 0));
+    }
+}

@@ -1,0 +1,183 @@
+//! Disks: copy-on-write clones by `qemu-img`, and the lock that keeps a template while one is made.
+//!
+//! Formats are always named. A raw disk whose guest wrote a qcow2 header into its first sector would otherwise be opened as
+//! qcow2, with a backing file of the guest's choice.
+
+use std::{
+    fs::{File, TryLockError},
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+
+use super::fault;
+use crate::{
+    domain::{Code, template::DiskFormat},
+    drivers::{DriverError, ErrorKind, Result, command::Command},
+};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// What `qemu-img info` says of one image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// Size of the disk as a guest sees it.
+    pub virtual_bytes: u64,
+    /// Space that the file takes.
+    pub actual_bytes: u64,
+    /// Another image that this one is a difference to.
+    pub backing: Option<PathBuf>,
+    /// A qcow2 that keeps its data in another file.
+    pub data_file: Option<PathBuf>,
+}
+
+/// Makes `clone` a copy-on-write overlay of `template`. It appears by rename: complete or not at all.
+pub async fn clone(
+    qemu_img: &Path,
+    template: &Path,
+    format: DiskFormat,
+    unfinished: &Path,
+    clone: &Path,
+) -> Result<()> {
+    let _kept = lock_shared(template).await?;
+    let output = Command::new(qemu_img, DEADLINE)
+        .args(["create", "-q", "-f", "qcow2", "-F", format.as_str(), "-b"])
+        .arg(template)
+        .arg(unfinished)
+        .run()
+        .await
+        .map_err(|error| fault::command(error, Code::CloneFailed))?;
+    if !output.status.success() {
+        return Err(fault::clone(&output.stderr_tail));
+    }
+    tokio::fs::rename(unfinished, clone)
+        .await
+        .map_err(|error| fault::io(error, Code::CloneFailed, "the clone could not be put in place"))
+}
+
+/// Reads an image's header. The format is asserted, not guessed.
+pub async fn info(qemu_img: &Path, image: &Path, format: DiskFormat) -> Result<Info> {
+    let output = Command::new(qemu_img, DEADLINE)
+        // Without `-U` an image that a guest uses could not be looked at.
+        .args(["info", "-U", "--output=json", "-f", format.as_str()])
+        .arg(image)
+        .run()
+        .await
+        .map_err(|error| fault::command(error, Code::CloneFailed))?;
+    if !output.status.success() {
+        return Err(fault::clone(&output.stderr_tail));
+    }
+    parse_info(&output.stdout, format).map_err(|why| {
+        let summary = format!("`qemu-img info` of {} was not understood: {why}", image.display());
+        DriverError::new(ErrorKind::Permanent, Code::TemplateInvalid, summary)
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct RawInfo {
+    format: String,
+    virtual_size: u64,
+    actual_size: u64,
+    full_backing_filename: Option<PathBuf>,
+    backing_filename: Option<PathBuf>,
+    format_specific: Option<FormatSpecific>,
+}
+
+#[derive(Deserialize)]
+struct FormatSpecific {
+    data: Option<Specific>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Specific {
+    data_file: Option<PathBuf>,
+}
+
+fn parse_info(json: &[u8], format: DiskFormat) -> std::result::Result<Info, String> {
+    let raw: RawInfo = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+    if raw.format != format.as_str() {
+        return Err(format!("its format is {}, not {}", raw.format, format.as_str()));
+    }
+    Ok(Info {
+        virtual_bytes: raw.virtual_size,
+        actual_bytes: raw.actual_size,
+        backing: raw.full_backing_filename.or(raw.backing_filename),
+        data_file: raw.format_specific.and_then(|f| f.data).and_then(|d| d.data_file),
+    })
+}
+
+/// Keeps a template's disk from being deleted for as long as the returned file is open. Whoever deletes it takes the
+/// exclusive lock first.
+pub async fn lock_shared(disk: &Path) -> Result<File> {
+    let disk = disk.to_owned();
+    let locked = tokio::task::spawn_blocking(move || {
+        let file = match File::open(&disk) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let summary = format!("the template's disk {} is gone", disk.display());
+                return Err(DriverError::new(ErrorKind::Permanent, Code::CloneFailed, summary).source(error));
+            }
+            Err(error) => return Err(fault::io(error, Code::CloneFailed, "the template's disk cannot be opened")),
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => {
+                let summary = format!("the template's disk {} is being deleted", disk.display());
+                Err(DriverError::new(ErrorKind::Retry, Code::CloneFailed, summary))
+            }
+            Err(TryLockError::Error(error)) => {
+                Err(fault::io(error, Code::CloneFailed, "the template's disk cannot be locked"))
+            }
+        }
+    });
+    locked.await.unwrap_or_else(|error| {
+        Err(DriverError::new(ErrorKind::Retry, Code::CloneFailed, "locking the template's disk was interrupted")
+            .source(error))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recorded_answers_are_understood() {
+        let overlay = parse_info(include_bytes!("fixtures/info-overlay.json"), DiskFormat::Qcow2).unwrap();
+        assert_eq!(overlay.virtual_bytes, 1 << 20);
+        assert_eq!(overlay.backing.as_deref(), Some(Path::new("/tmp/base.raw")));
+        assert_eq!(overlay.data_file, None);
+
+        let raw = parse_info(include_bytes!("fixtures/info-raw.json"), DiskFormat::Raw).unwrap();
+        assert_eq!((raw.virtual_bytes, raw.backing), (1 << 20, None));
+
+        let external = parse_info(include_bytes!("fixtures/info-data-file.json"), DiskFormat::Qcow2).unwrap();
+        assert_eq!(external.data_file.as_deref(), Some(Path::new("data.raw")));
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        let raw = include_bytes!("fixtures/info-raw.json");
+        assert_eq!(parse_info(raw, DiskFormat::Qcow2).unwrap_err(), "its format is raw, not qcow2");
+        assert!(parse_info(b"{}", DiskFormat::Raw).is_err());
+        assert!(parse_info(&raw[..raw.len() / 2], DiskFormat::Raw).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_template_that_is_being_deleted_is_not_cloned() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = dir.path().join("disk");
+        std::fs::write(&disk, b"x").unwrap();
+        let first = lock_shared(&disk).await.unwrap();
+        let second = lock_shared(&disk).await.unwrap();
+        let deleter = File::open(&disk).unwrap();
+        assert!(deleter.try_lock().is_err());
+        drop((first, second));
+        deleter.try_lock().unwrap();
+        assert_eq!(lock_shared(&disk).await.unwrap_err().kind, ErrorKind::Retry);
+        assert_eq!(lock_shared(&dir.path().join("none")).await.unwrap_err().kind, ErrorKind::Permanent);
+    }
+}

@@ -1,0 +1,100 @@
+//! Where an instance keeps its things: one directory of its own, readable by us alone.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    domain::{Code, InstanceName},
+    drivers::{DriverError, ErrorKind, Result},
+};
+
+/// macOS takes 104 bytes with the final zero, Linux 108. The smaller one, so that a configuration moves between hosts.
+const SOCKET_PATH_LIMIT: usize = 103;
+
+#[derive(Clone, Debug)]
+pub struct Paths {
+    pub dir: PathBuf,
+}
+
+impl Paths {
+    pub fn new(instances_dir: &Path, name: &InstanceName) -> Self {
+        Self { dir: instances_dir.join(name.as_str()) }
+    }
+
+    pub fn disk(&self) -> PathBuf {
+        self.dir.join("disk.qcow2")
+    }
+
+    /// A clone that is being made: it becomes `disk` by rename.
+    pub fn unfinished_disk(&self) -> PathBuf {
+        self.dir.join("disk.qcow2.tmp")
+    }
+
+    pub fn seed(&self) -> PathBuf {
+        self.dir.join("seed.img")
+    }
+
+    pub fn pid(&self) -> PathBuf {
+        self.dir.join("qemu.pid")
+    }
+
+    /// For commands, one short connection each.
+    pub fn qmp(&self) -> PathBuf {
+        self.dir.join("qmp.sock")
+    }
+
+    /// For whoever waits for the end, one long connection.
+    pub fn watch(&self) -> PathBuf {
+        self.dir.join("watch.sock")
+    }
+
+    /// All that was ever written to `watch`: the last word of a guest that ended while nobody listened.
+    pub fn watch_log(&self) -> PathBuf {
+        self.dir.join("watch.log")
+    }
+
+    pub fn console(&self) -> PathBuf {
+        self.dir.join("console.log")
+    }
+}
+
+/// Refuses a directory in which no instance could have its sockets.
+pub fn check(instances_dir: &Path) -> Result<()> {
+    let refuse = |summary| Err(DriverError::new(ErrorKind::Host, Code::HostUnavailable, summary));
+    if !instances_dir.is_absolute() {
+        return refuse(format!("the instances directory {} is not absolute", instances_dir.display()));
+    }
+    if instances_dir.to_str().is_none() {
+        return refuse(format!("the instances directory {} is not valid UTF-8", instances_dir.display()));
+    }
+    // The longest of the names above that is a socket, in a directory named after a vm.
+    let below = InstanceName::PREFIX.len() + 36 + "//watch.sock".len();
+    let longest = SOCKET_PATH_LIMIT - below;
+    let length = instances_dir.as_os_str().len();
+    if length > longest {
+        return refuse(format!(
+            "the path of the instances directory has {length} bytes and may have {longest}, because systems limit the \
+             path of a socket: choose a shorter data directory than {}",
+            instances_dir.display()
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::VmId;
+
+    #[test]
+    fn the_longest_directory_still_holds_a_socket() {
+        let name = VmId::mint().instance();
+        let fits = PathBuf::from(format!("/{}", "d".repeat(47)));
+        check(&fits).unwrap();
+        assert_eq!(Paths::new(&fits, &name).watch().as_os_str().len(), SOCKET_PATH_LIMIT);
+
+        let error = check(&PathBuf::from(format!("/{}", "d".repeat(48)))).unwrap_err();
+        assert!(error.summary.contains("has 49 bytes and may have 48"), "{error}");
+        assert_eq!(error.kind, ErrorKind::Host);
+        assert!(check(Path::new("instances")).is_err());
+    }
+}

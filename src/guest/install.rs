@@ -1,0 +1,185 @@
+//! A kit as one shell script: it writes the files and becomes `boot.sh`.
+//!
+//! - It needs a POSIX shell, `mkdir`, `rm` and `chmod`: no tar, no base64. File contents are arguments of `printf`, which is
+//!   part of the shell in every system shell we know, so they never reach a process list.
+//! - It is plain ASCII without carriage returns: whatever carries it (cloud-init takes user-data apart as MIME and mends line
+//!   ends) has nothing to misunderstand.
+//! - It is one compound command: a shell that got only half of it, from a broken connection, runs none of it.
+//! - Run again in the same guest, it leaves the files alone (the wrapper may be reading them) and only runs `boot.sh`, which
+//!   is safe to repeat. What another vm's kit left in the template is removed.
+
+use std::fmt::Write as _;
+
+use super::kit::{Kit, KitFile};
+
+/// Bytes of a file in one `printf`.
+const PIECE: usize = 1024;
+
+/// Where the kit goes.
+pub(super) enum Place {
+    System,
+    /// For root as `System`, for others a directory of their own.
+    OfUser,
+    #[cfg(test)]
+    At(String),
+}
+
+pub(super) fn script(kit: &Kit, place: &Place) -> String {
+    let id = kit.vm_id();
+    let directory = match place {
+        Place::System => "kit=/opt/mayfly".to_owned(),
+        Place::OfUser => "if [ \"$(id -u)\" = 0 ]; then kit=/opt/mayfly; else kit=${HOME:?}/.mayfly; fi".to_owned(),
+        #[cfg(test)]
+        Place::At(path) => format!("kit='{path}'"),
+    };
+    let mut s = format!(
+        "#!/bin/sh\n\
+         # Writes the kit of vm {id} and starts it.\n\
+         {{\n\
+         set -eu\n\
+         {directory}\n\
+         (umask 022 && mkdir -p \"${{kit%/*}}\")\n\
+         umask 077\n\
+         mkdir -p \"$kit\"\n\
+         cd \"$kit\"\n\
+         if [ ! -f .written-{id} ]; then\n\
+         chmod 0700 .\n\
+         rm -rf run payload .written-*\n"
+    );
+    for file in kit.files() {
+        write_file(&mut s, file);
+    }
+    let _ = write!(s, ": >.written-{id}\nfi\ncd /\nexec /bin/sh \"$kit/boot.sh\" </dev/null\n}}\n");
+    s
+}
+
+fn write_file(s: &mut String, file: &KitFile) {
+    let name = file.name;
+    // Removed first, so that neither the mode nor a link that was there before is inherited.
+    let _ = write!(s, "rm -rf {name}\n: >{name}\n");
+    for piece in file.bytes.chunks(PIECE) {
+        let _ = writeln!(s, "printf '{}' >>{name}", format_of(piece));
+    }
+    let _ = writeln!(s, "chmod {:04o} {name}", file.mode);
+}
+
+/// A `printf` format that prints exactly these bytes and can stand between single quotes.
+fn format_of(bytes: &[u8]) -> String {
+    let mut s = String::with_capacity(bytes.len() + bytes.len() / 8);
+    for (n, &b) in bytes.iter().enumerate() {
+        match b {
+            b'%' => s.push_str("%%"),
+            b'\\' => s.push_str(r"\\"),
+            // At the start it would be an option.
+            b'-' if n == 0 => s.push_str(r"\055"),
+            b'\'' => s.push_str(r"\047"),
+            b'\n' | b' '..=b'~' => s.push(char::from(b)),
+            _ => {
+                let _ = write!(s, "\\{b:03o}");
+            }
+        }
+    }
+    s
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
+
+    use proptest::prelude::*;
+
+    use super::{
+        super::kit::{
+            KitInput,
+            tests::{input, shells},
+        },
+        *,
+    };
+
+    /// Counts its runs and does nothing else.
+    pub const BOOT: &str = "#!/bin/sh\ncd \"${0%/*}\"; mkdir -p run; echo booted >>run/count; wc -l <run/count\n";
+
+    fn run(shell: &[&str], script: &str) -> std::process::Output {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("user-data");
+        fs::write(&path, script).unwrap();
+        Command::new(shell[0]).args(&shell[1..]).arg(&path).current_dir(dir.path()).output().unwrap()
+    }
+
+    pub fn assert_written(kit: &Kit, dir: &Path) {
+        for file in kit.files() {
+            let path = dir.join(file.name);
+            assert!(fs::read(&path).unwrap() == file.bytes, "{}", file.name);
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, file.mode, "{}", file.name);
+        }
+        assert_eq!(fs::metadata(dir).unwrap().permissions().mode() & 0o7777, 0o700);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+        #[test]
+        fn every_shell_writes_the_very_bytes(
+            payload in prop_oneof!["[^\0]{0,3000}", "-[%\\\\'\n\r-]{0,1500}"],
+            value in "[^\0]{0,60}",
+        ) {
+            let env = [("V".to_owned(), value)].into();
+            let kit = Kit::new(KitInput { payload: Some(payload), env, ..input() }).unwrap().with_boot(BOOT);
+            for shell in shells() {
+                let root = tempfile::tempdir().unwrap();
+                let dir = root.path().join("opt/mayfly");
+                let script = script(&kit, &Place::At(dir.display().to_string()));
+                prop_assert!(script.bytes().all(|b| b == b'\n' || (b' '..=b'~').contains(&b)));
+                let out = run(&shell, &script);
+                prop_assert!(out.status.success(), "{:?}: {}", shell, String::from_utf8_lossy(&out.stderr));
+                prop_assert_eq!(out.stdout.trim_ascii(), b"1");
+                assert_written(&kit, &dir);
+                let parent = fs::metadata(root.path().join("opt")).unwrap().permissions().mode() & 0o777;
+                prop_assert_eq!(parent, 0o755);
+            }
+        }
+    }
+
+    #[test]
+    fn again_boots_again_and_writes_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("k");
+        let kit = Kit::new(input()).unwrap().with_boot(BOOT);
+        let script = script(&kit, &Place::At(dir.display().to_string()));
+        assert!(run(&["sh"], &script).status.success());
+        fs::write(dir.join("wrapper.sh"), "in use").unwrap();
+        assert_eq!(run(&["sh"], &script).stdout.trim_ascii(), b"2");
+        assert_eq!(fs::read(dir.join("wrapper.sh")).unwrap(), b"in use");
+    }
+
+    #[test]
+    fn what_another_vm_left_is_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("k");
+        let place = Place::At(dir.display().to_string());
+        let old = KitInput { vm_id: crate::domain::VmId::mint(), ..input() };
+        assert!(run(&["sh"], &script(&Kit::new(old).unwrap().with_boot(BOOT), &place)).status.success());
+        let kit = Kit::new(KitInput { payload: None, ..input() }).unwrap().with_boot(BOOT);
+        assert_eq!(run(&["sh"], &script(&kit, &place)).stdout.trim_ascii(), b"1");
+        assert!(!dir.join("payload").exists());
+        assert_written(&kit, &dir);
+    }
+
+    #[test]
+    fn half_a_script_does_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("k");
+        let whole = script(&Kit::new(input()).unwrap(), &Place::At(dir.display().to_string()));
+        for cut in [whole.len() - 2, whole.len() - 10, whole.len() / 2, 300] {
+            run(&["sh"], &whole[..cut]);
+            assert!(!dir.exists(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_failure_on_the_way_is_the_scripts_failure() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("file"), "").unwrap();
+        let place = Place::At(root.path().join("file/k").display().to_string());
+        assert!(!run(&["sh"], &script(&Kit::new(input()).unwrap(), &place)).status.success());
+    }
+}

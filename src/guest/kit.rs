@@ -1,0 +1,343 @@
+//! The kit: the directory that a guest gets from us.
+//!
+//! ```text
+//! boot.sh wrapper.sh job-started.sh job-completed.sh     the scripts of hooks/, the same for every vm
+//! mayfly.env     0600   who this vm is and where the guest API is
+//! curlrc         0600   the vm's own token, in the one form that keeps it out of argv
+//! runner.env     0600   the job's environment
+//! payload        0700   the job or the set-up script; absent when there is none
+//! ```
+//!
+//! The two `.env` files are read with the shell's `.`, so each value is quoted such that no byte of it can be anything but
+//! a value. Everything is text without NUL, because a shell must be able to write it.
+
+use std::{collections::BTreeMap, fmt, fmt::Write as _};
+
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::domain::{VmId, vm::RunnerKind};
+
+const SCRIPTS: [(&str, &str); 4] = [
+    ("boot.sh", include_str!("../../hooks/boot.sh")),
+    ("wrapper.sh", include_str!("../../hooks/wrapper.sh")),
+    ("job-started.sh", include_str!("../../hooks/job-started.sh")),
+    ("job-completed.sh", include_str!("../../hooks/job-completed.sh")),
+];
+
+/// Names that the wrapper needs for itself, or that some shell does not simply assign: it refuses and ends (`UID`), takes the
+/// value for an arithmetic expression, which may hold a command (`RANDOM`), or forgets it.
+const RESERVED: [&str; 19] = [
+    "BASHOPTS",
+    "BASH_COMPAT",
+    "BASH_VERSINFO",
+    "BASH_XTRACEFD",
+    "EUID",
+    "GROUPS",
+    "HISTCMD",
+    "IFS",
+    "LINENO",
+    "OPTIND",
+    "PPID",
+    "RANDOM",
+    "SECONDS",
+    "SHELLOPTS",
+    "SRANDOM",
+    "UID",
+    "interpreter",
+    "kit",
+    "new_session",
+];
+const RESERVED_PREFIXES: [&str; 2] = ["MAYFLY_", "ACTIONS_RUNNER_HOOK_"];
+
+/// What a kit is made of.
+pub struct KitInput {
+    pub vm_id: VmId,
+    /// Base address of the guest API as the guest sees it, without a slash at the end.
+    pub url: String,
+    /// The vm's own token.
+    pub token: SecretString,
+    pub kind: RunnerKind,
+    /// The user that runs the runner; empty: whoever runs `boot.sh`.
+    pub user: String,
+    pub env: BTreeMap<String, String>,
+    pub payload: Option<String>,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+pub struct KitFile {
+    pub name: &'static str,
+    pub mode: u32,
+    pub bytes: Vec<u8>,
+}
+
+impl fmt::Debug for KitFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:04o} ({} bytes)", self.name, self.mode, self.bytes.len())
+    }
+}
+
+/// The files of one vm. Holds secrets; its `Debug` shows names and sizes only.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Kit {
+    vm_id: VmId,
+    files: Vec<KitFile>,
+}
+
+impl fmt::Debug for Kit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kit").field("vm_id", &self.vm_id).field("files", &self.files).finish()
+    }
+}
+
+/// Why no kit can be made. Names fields, never shows values.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KitError {
+    #[error("environment variable name {key:?} must match [A-Za-z_][A-Za-z0-9_]*")]
+    EnvName { key: String },
+    #[error("environment variable {key} is reserved, choose another name")]
+    EnvReserved { key: String },
+    #[error("the value of environment variable {key} holds a NUL byte")]
+    EnvValue { key: String },
+    #[error("the payload holds a NUL byte, it must be a script")]
+    Payload,
+    #[error("the guest API's address is empty or holds white space or control characters")]
+    Url,
+    #[error("the token holds characters that no token has")]
+    Token,
+    #[error("user name {user:?} must match [A-Za-z_][A-Za-z0-9._-]*")]
+    User { user: String },
+}
+
+impl Kit {
+    pub fn new(input: KitInput) -> Result<Kit, KitError> {
+        let KitInput { vm_id, url, token, kind, user, env, payload } = input;
+        if url.is_empty() || url.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err(KitError::Url);
+        }
+        if !user.is_empty() && !is_user_name(&user) {
+            return Err(KitError::User { user });
+        }
+        check_env(&env)?;
+
+        let kind = match kind {
+            RunnerKind::Command => "command",
+            RunnerKind::Script => "script",
+            RunnerKind::None => "none",
+        };
+        let id = vm_id.to_string();
+        let settings = [
+            ("MAYFLY_VM_ID", id.as_str()),
+            ("MAYFLY_URL", url.trim_end_matches('/')),
+            ("MAYFLY_RUNNER_KIND", kind),
+            ("MAYFLY_RUNNER_USER", &user),
+        ];
+
+        let mut files: Vec<KitFile> =
+            SCRIPTS.iter().map(|(name, text)| KitFile { name, mode: 0o755, bytes: text.as_bytes().to_vec() }).collect();
+        files.push(KitFile { name: "mayfly.env", mode: 0o600, bytes: assignments(settings) });
+        files.push(KitFile { name: "curlrc", mode: 0o600, bytes: curlrc(&token)? });
+        let env = env.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+        files.push(KitFile { name: "runner.env", mode: 0o600, bytes: assignments(env) });
+        if let Some(payload) = payload {
+            if payload.contains('\0') {
+                return Err(KitError::Payload);
+            }
+            files.push(KitFile { name: "payload", mode: 0o700, bytes: payload.into_bytes() });
+        }
+        Ok(Kit { vm_id, files })
+    }
+
+    pub fn vm_id(&self) -> VmId {
+        self.vm_id
+    }
+
+    pub fn files(&self) -> &[KitFile] {
+        &self.files
+    }
+
+    /// The same kit with another `boot.sh`, for tests that must not start a wrapper on this machine.
+    #[cfg(test)]
+    pub(super) fn with_boot(mut self, boot: &str) -> Kit {
+        self.files[0].bytes = boot.as_bytes().to_vec();
+        self
+    }
+}
+
+/// Whether a job's environment can be handed to a guest. For callers that want to refuse a request early.
+pub fn check_env(env: &BTreeMap<String, String>) -> Result<(), KitError> {
+    for (key, value) in env {
+        let starts_well = key.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+        if !starts_well || !key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+            return Err(KitError::EnvName { key: key.clone() });
+        }
+        if RESERVED.contains(&key.as_str()) || RESERVED_PREFIXES.iter().any(|p| key.starts_with(p)) {
+            return Err(KitError::EnvReserved { key: key.clone() });
+        }
+        if value.contains('\0') {
+            return Err(KitError::EnvValue { key: key.clone() });
+        }
+    }
+    Ok(())
+}
+
+fn is_user_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+}
+
+fn assignments<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<u8> {
+    let mut text = String::new();
+    for (key, value) in pairs {
+        let _ = writeln!(text, "{key}={}", quote(value));
+    }
+    text.into_bytes()
+}
+
+/// Between single quotes a shell knows no special byte but the single quote.
+fn quote(value: &str) -> String {
+    format!("'{}'", value.replace('\'', r"'\''"))
+}
+
+fn curlrc(token: &SecretString) -> Result<Vec<u8>, KitError> {
+    let token = token.expose_secret();
+    if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\') {
+        return Err(KitError::Token);
+    }
+    Ok(format!("header = \"Authorization: Bearer {token}\"\n").into_bytes())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::process::Command;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    pub fn input() -> KitInput {
+        KitInput {
+            vm_id: "01933b5c-7e5e-7c7a-9d5b-1f2e3d4c5b6a".parse().unwrap(),
+            url: "http://10.0.2.100".into(),
+            token: SecretString::from("mft_s3cret-Token"),
+            kind: RunnerKind::Command,
+            user: String::new(),
+            env: BTreeMap::from([("GREETING".into(), "it's $(touch pwned) `id` \"x\"\n%s\\n".into())]),
+            payload: Some("#!/bin/sh\necho hi\n".into()),
+        }
+    }
+
+    pub fn with_env(key: &str, value: &str) -> Result<Kit, KitError> {
+        Kit::new(KitInput { env: BTreeMap::from([(key.into(), value.into())]), ..input() })
+    }
+
+    fn file<'a>(kit: &'a Kit, name: &str) -> Option<&'a KitFile> {
+        kit.files().iter().find(|f| f.name == name)
+    }
+
+    /// The shells of this machine: what runs the scripts here need not be what runs them in a guest.
+    pub fn shells() -> Vec<Vec<&'static str>> {
+        [vec!["sh"], vec!["dash"], vec!["bash"], vec!["bash", "--posix"], vec!["busybox", "sh"], vec!["zsh"]]
+            .into_iter()
+            .filter(|s| Command::new(s[0]).args(&s[1..]).args(["-c", ":"]).output().is_ok_and(|o| o.status.success()))
+            .collect()
+    }
+
+    #[test]
+    fn the_files_are_those_that_the_scripts_expect() {
+        let kit = Kit::new(input()).unwrap();
+        let listing: Vec<(&str, u32)> = kit.files().iter().map(|f| (f.name, f.mode)).collect();
+        assert_eq!(
+            listing,
+            [
+                ("boot.sh", 0o755),
+                ("wrapper.sh", 0o755),
+                ("job-started.sh", 0o755),
+                ("job-completed.sh", 0o755),
+                ("mayfly.env", 0o600),
+                ("curlrc", 0o600),
+                ("runner.env", 0o600),
+                ("payload", 0o700),
+            ]
+        );
+        assert_eq!(file(&kit, "curlrc").unwrap().bytes, b"header = \"Authorization: Bearer mft_s3cret-Token\"\n");
+        let settings = String::from_utf8(file(&kit, "mayfly.env").unwrap().bytes.clone()).unwrap();
+        assert_eq!(
+            settings,
+            "MAYFLY_VM_ID='01933b5c-7e5e-7c7a-9d5b-1f2e3d4c5b6a'\nMAYFLY_URL='http://10.0.2.100'\n\
+             MAYFLY_RUNNER_KIND='command'\nMAYFLY_RUNNER_USER=''\n"
+        );
+        let none = Kit::new(KitInput { kind: RunnerKind::None, payload: None, ..input() }).unwrap();
+        assert!(file(&none, "payload").is_none());
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let shown = format!("{:?}", Kit::new(input()).unwrap());
+        assert!(shown.contains("curlrc") && !shown.contains("s3cret") && !shown.contains("GREETING"), "{shown}");
+    }
+
+    #[test]
+    fn what_a_shell_could_stumble_over_is_refused() {
+        for key in ["", "1A", "A-B", "A B", "A=B", "Ä", "A\n", "$(id)"] {
+            assert_eq!(with_env(key, ""), Err(KitError::EnvName { key: key.into() }));
+        }
+        for key in ["UID", "RANDOM", "IFS", "kit", "MAYFLY_URL", "ACTIONS_RUNNER_HOOK_JOB_COMPLETED"] {
+            assert_eq!(with_env(key, "1"), Err(KitError::EnvReserved { key: key.into() }));
+        }
+        assert_eq!(with_env("A", "x\0y"), Err(KitError::EnvValue { key: "A".into() }));
+        for token in ["", "a b", "a\"b", "a\\b", "a\nb", "ä"] {
+            assert_eq!(Kit::new(KitInput { token: SecretString::from(token), ..input() }), Err(KitError::Token));
+        }
+        for url in ["", "http://a b", "http://a\n"] {
+            assert_eq!(Kit::new(KitInput { url: url.into(), ..input() }), Err(KitError::Url));
+        }
+        for user in ["-x", "a b", "a;b", "$(id)"] {
+            assert!(matches!(Kit::new(KitInput { user: user.into(), ..input() }), Err(KitError::User { .. })));
+        }
+        assert_eq!(Kit::new(KitInput { payload: Some("a\0".into()), ..input() }), Err(KitError::Payload));
+    }
+
+    fn read_back(shell: &[&str], dir: &std::path::Path, values: &[String]) -> Vec<Vec<u8>> {
+        let script = format!(
+            "set -a; . ./runner.env; {}",
+            (0..values.len()).map(|n| format!("printf %s \"$V{n}\" >v{n}; ")).collect::<String>()
+        );
+        let out = Command::new(shell[0])
+            .args(&shell[1..])
+            .args(["-c", &script])
+            .current_dir(dir)
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .output()
+            .unwrap();
+        assert!(out.status.success() && out.stderr.is_empty(), "{shell:?}: {}", String::from_utf8_lossy(&out.stderr));
+        (0..values.len()).map(|n| std::fs::read(dir.join(format!("v{n}"))).unwrap()).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+        /// Every shell reads back exactly what was put in, and does nothing else.
+        #[test]
+        fn no_value_is_ever_code(
+            values in prop::collection::vec(
+                prop_oneof![
+                    "[^\0]{0,40}",
+                    "[ '\"\\\\$`(){};&|<>*?~#!%\n\r\t=\u{1}\u{7f}\u{80}\u{81}\u{88}a-c-]{0,40}",
+                ],
+                1..12,
+            )
+        ) {
+            let env = values.iter().enumerate().map(|(n, v)| (format!("V{n}"), v.clone())).collect();
+            let kit = Kit::new(KitInput { env, ..input() }).unwrap();
+            for shell in shells() {
+                let dir = tempfile::tempdir().unwrap();
+                std::fs::write(dir.path().join("runner.env"), &file(&kit, "runner.env").unwrap().bytes).unwrap();
+                let got = read_back(&shell, dir.path(), &values);
+                for (got, want) in got.iter().zip(&values) {
+                    prop_assert_eq!(got.as_slice(), want.as_bytes(), "{:?}", shell);
+                }
+                prop_assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), values.len() + 1);
+            }
+        }
+    }
+}

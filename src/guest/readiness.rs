@@ -1,0 +1,191 @@
+//! Does an SSH server answer there?
+//!
+//! The proof is its first line, never a connection: QEMU's port forward accepts while the guest is still in its boot loader,
+//! and then stays silent, or closes at once when the guest is up and its server is not.
+//!
+//! A probe that waits long learns late that its guest did not exist yet when it asked; one that gives up early never hears a
+//! slow guest, and keeps it busy with connections that nobody wants. So probes overlap: each may wait long, and a new one
+//! starts every moment, up to a number that the strictest server (dropbear: five without a login) does not mind.
+
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::TcpStream,
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::ssh::SshError;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(300);
+const LONGEST_PAUSE: Duration = Duration::from_millis(1500);
+const GROWTH: f64 = 1.3;
+const PROBE: Duration = Duration::from_millis(4500);
+const AT_ONCE: usize = 3;
+/// A server may say other lines first (RFC 4253, 4.2); not that many.
+const MOST_BYTES: usize = 8192;
+
+/// Waits until an SSH server introduces itself and returns its identification line (`SSH-2.0-…`). Dropping the future ends
+/// every probe.
+pub async fn banner(host: &str, port: u16, deadline: Instant) -> Result<String, SshError> {
+    let mut probes = FuturesUnordered::new();
+    let mut pause = FIRST_PAUSE;
+    let mut next = Instant::now();
+    let mut last = "no probe came to an end";
+    loop {
+        tokio::select! {
+            biased;
+            Some(seen) = probes.next(), if !probes.is_empty() => match seen {
+                Ok(line) => return Ok(line),
+                Err(why) => last = why,
+            },
+            () = sleep_until(deadline) => {
+                return Err(SshError::Retry(format!("no SSH server at {host}:{port} before the deadline: {last}")));
+            }
+            () = sleep_until(next), if probes.len() < AT_ONCE => {
+                probes.push(probe(host, port));
+                next = Instant::now() + pause;
+                pause = pause.mul_f64(GROWTH).min(LONGEST_PAUSE);
+            }
+        }
+    }
+}
+
+async fn probe(host: &str, port: u16) -> Result<String, &'static str> {
+    timeout(PROBE, async {
+        let mut stream = TcpStream::connect((host, port)).await.map_err(|_| "the connection was refused")?;
+        let mut bytes = Vec::with_capacity(256);
+        loop {
+            if let Some(line) = identification(&bytes) {
+                return Ok(line);
+            }
+            if bytes.len() > MOST_BYTES {
+                return Err("something else than an SSH server answers");
+            }
+            match stream.read_buf(&mut bytes).await {
+                Ok(0) | Err(_) if bytes.is_empty() => return Err("the connection was closed without a word"),
+                Ok(0) | Err(_) => return Err("something else than an SSH server answers"),
+                Ok(_) => {}
+            }
+        }
+    })
+    .await
+    .unwrap_or(Err("nothing answers"))
+}
+
+/// The server's identification line, once it is complete.
+fn identification(bytes: &[u8]) -> Option<String> {
+    let mut lines = bytes.split_inclusive(|&b| b == b'\n').filter(|l| l.ends_with(b"\n"));
+    let line = lines.find(|l| l.starts_with(b"SSH-"))?;
+    // It goes into logs and events: printable characters only.
+    Some(line.iter().filter(|b| (b' '..=b'~').contains(*b)).take(255).map(|&b| char::from(b)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::AsyncWriteExt as _,
+        net::{TcpListener, TcpSocket},
+    };
+
+    use super::*;
+
+    fn soon(ms: u64) -> Instant {
+        Instant::now() + Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn only_whole_identification_lines_count() {
+        assert_eq!(identification(b"SSH-2.0-x"), None);
+        assert_eq!(identification(b"hello\r\nSSH-2.0-x y\r\n").as_deref(), Some("SSH-2.0-x y"));
+        assert_eq!(identification(b"xSSH-2.0\n"), None);
+        assert_eq!(identification(b""), None);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_answers_is_seen_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(b"SSH-2.0-te").await.unwrap();
+            stream.write_all(b"st\r\n").await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        let begun = Instant::now();
+        tokio::select! {
+            line = banner("127.0.0.1", port, soon(5000)) => assert_eq!(line.unwrap(), "SSH-2.0-test"),
+            () = server => unreachable!(),
+        }
+        assert!(begun.elapsed() < Duration::from_secs(2));
+    }
+
+    /// The three faces of QEMU's port forward, then a slow guest: refused, closed, silent, late.
+    #[tokio::test]
+    async fn connections_prove_nothing_and_a_late_line_is_heard() {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = socket.local_addr().unwrap();
+        let server = async {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            let listener = socket.listen(16).unwrap();
+            let mut held = Vec::new();
+            for n in 0.. {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                match n {
+                    0 => drop(stream),
+                    1 => held.push(tokio::spawn(async move {
+                        let _ = stream.read_u8().await;
+                    })),
+                    // Longer than a probe that gives up early would wait.
+                    _ => held.push(tokio::spawn(async move {
+                        tokio::time::sleep(Duration::from_millis(2600)).await;
+                        let _ = stream.write_all(b"SSH-2.0-late\r\n").await;
+                        let _ = stream.read_u8().await;
+                    })),
+                }
+            }
+        };
+        let begun = Instant::now();
+        tokio::select! {
+            line = banner("127.0.0.1", address.port(), soon(15_000)) => assert_eq!(line.unwrap(), "SSH-2.0-late"),
+            () = server => unreachable!(),
+        }
+        assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn the_deadline_holds_and_says_what_was_seen() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let begun = Instant::now();
+        let error = banner("127.0.0.1", port, soon(500)).await.unwrap_err();
+        assert!(matches!(error, SshError::Retry(_)));
+        assert!(begun.elapsed() < Duration::from_secs(2));
+
+        drop(listener);
+        let error = banner("127.0.0.1", port, soon(500)).await.unwrap_err().to_string();
+        assert!(error.contains("refused"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn another_kind_of_server_is_no_ssh_server() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+            }
+        };
+        tokio::select! {
+            r = banner("127.0.0.1", port, soon(700)) => {
+                let error = r.unwrap_err().to_string();
+                assert!(error.contains("something else"), "{error}");
+            }
+            () = server => unreachable!(),
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Who calls, and whether they may. Every handler that needs a token says so in its arguments; the order of arguments makes
+//! sure that nothing of a request is looked at before its token.
+
+use std::{marker::PhantomData, sync::Arc};
+
+use axum::{
+    extract::{FromRequestParts, Path},
+    http::{header, request::Parts},
+};
+use secrecy::SecretString;
+
+use super::{Http, frame::Surface, problem::Problem};
+use crate::domain::{
+    Code, VmId,
+    token::{Caller, Scope},
+};
+
+/// What a handler asks of an API token.
+pub trait Needs: Send + 'static {
+    const SCOPE: Scope;
+}
+pub struct Read;
+pub struct Create;
+pub struct Admin;
+impl Needs for Read {
+    const SCOPE: Scope = Scope::Read;
+}
+impl Needs for Create {
+    const SCOPE: Scope = Scope::Create;
+}
+impl Needs for Admin {
+    const SCOPE: Scope = Scope::Admin;
+}
+
+/// The caller has an API token with this scope. A vm's own token never has.
+pub struct Allowed<N>(PhantomData<N>);
+
+/// The vm in the path, and a caller who may ask for it: an API token with this scope, or that vm's own token.
+pub struct OfVm<N> {
+    pub id: VmId,
+    pub caller: Caller,
+    needs: PhantomData<N>,
+}
+
+/// The vm in the path, called by its own token.
+pub struct OwnVm(pub VmId);
+
+/// The vm in the path, for handlers that have asked for an API token already.
+pub struct PathVm(pub VmId);
+
+impl FromRequestParts<Arc<Http>> for PathVm {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, http: &Arc<Http>) -> Result<Self, Problem> {
+        path_id(parts, http).await.map(PathVm)
+    }
+}
+
+impl<N: Needs> FromRequestParts<Arc<Http>> for Allowed<N> {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, http: &Arc<Http>) -> Result<Self, Problem> {
+        match caller(parts, http).await? {
+            Caller::Token { scope, .. } => scoped(scope, N::SCOPE)?,
+            Caller::Guest(_) => return Err(foreign()),
+        }
+        Ok(Self(PhantomData))
+    }
+}
+
+impl<N: Needs> FromRequestParts<Arc<Http>> for OfVm<N> {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, http: &Arc<Http>) -> Result<Self, Problem> {
+        let caller = caller(parts, http).await?;
+        let asked = path_id(parts, http).await;
+        let id = match &caller {
+            // Another vm and no vm at all get the same answer: a guest learns nothing of its neighbours.
+            Caller::Guest(own) => asked.ok().filter(|id| id == own).ok_or_else(foreign)?,
+            Caller::Token { scope, .. } => {
+                scoped(*scope, N::SCOPE)?;
+                asked?
+            }
+        };
+        Ok(Self { id, caller, needs: PhantomData })
+    }
+}
+
+impl FromRequestParts<Arc<Http>> for OwnVm {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, http: &Arc<Http>) -> Result<Self, Problem> {
+        match caller(parts, http).await? {
+            Caller::Guest(own) if path_id(parts, http).await.is_ok_and(|id| id == own) => Ok(Self(own)),
+            Caller::Guest(_) => Err(foreign()),
+            Caller::Token { .. } => Err(Problem::new(Code::AuthScopeMissing, "only the vm's own token may do this")),
+        }
+    }
+}
+
+fn scoped(has: Scope, needed: Scope) -> Result<(), Problem> {
+    if has.includes(needed) {
+        return Ok(());
+    }
+    Err(Problem::new(
+        Code::AuthScopeMissing,
+        format!("this needs the scope {}, the token has {}", needed.as_str(), has.as_str()),
+    ))
+}
+
+fn foreign() -> Problem {
+    Problem::new(Code::AuthScopeMissing, "a vm's own token reads, reports and ends that vm, and nothing else")
+}
+
+/// The id in the path. What is no id at all names no vm either.
+async fn path_id(parts: &mut Parts, http: &Arc<Http>) -> Result<VmId, Problem> {
+    let no_vm = |what: &str| Problem::new(Code::VmNotFound, format!("no vm has the id {what}"));
+    match Path::<String>::from_request_parts(parts, http).await {
+        Ok(Path(id)) => id.parse().map_err(|_| no_vm(&format!("{id:?} (ids are UUIDs)"))),
+        Err(_) => Err(no_vm("in this path")),
+    }
+}
+
+async fn caller(parts: &Parts, http: &Http) -> Result<Caller, Problem> {
+    let token = bearer(parts)?;
+    let caller = http.service.authenticate(&token).await?;
+    match (&caller, parts.extensions.get::<Surface>()) {
+        (Caller::Guest(_), _) | (_, Some(Surface::Admin)) => Ok(caller),
+        // The guest listener is within reach of every guest: an API token has no business there, and none is honoured.
+        (Caller::Token { .. }, _) => {
+            Err(Problem::new(Code::AuthScopeMissing, "this listener serves guests: it takes a vm's own token only"))
+        }
+    }
+}
+
+fn bearer(parts: &Parts) -> Result<SecretString, Problem> {
+    let missing = |detail: &str| Problem::new(Code::AuthRequired, detail);
+    let mut given = parts.headers.get_all(header::AUTHORIZATION).iter();
+    let Some(value) = given.next() else {
+        return Err(missing("the request has no Authorization header"));
+    };
+    if given.next().is_some() {
+        return Err(missing("the request has more than one Authorization header"));
+    }
+    // The value is never repeated in an answer or a log line.
+    let value = value.to_str().map_err(|_| missing("the Authorization header is not plain ASCII"))?;
+    match value.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty() => {
+            Ok(token.trim().to_owned().into())
+        }
+        _ => Err(missing("the Authorization header is not of the form: Bearer <token>")),
+    }
+}

@@ -1,0 +1,297 @@
+//! What happened: of one vm as a list, of all as a stream.
+//!
+//! The stream loses nothing and doubles nothing. It listens first and reads the database afterwards; from then on the bell
+//! only says *that* there is news. An event is passed on as the bell brought it when it is the very next one; after a gap
+//! (the bell lagged, or two writers rang it in each other's place) the database is read again from the last event sent.
+
+use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
+
+use axum::{
+    Json as Answer,
+    body::{Body, Bytes},
+    extract::State as FromState,
+    http::{HeaderMap, HeaderName, header},
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{broadcast::error::RecvError, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use utoipa::{IntoParams, ToSchema};
+
+use super::{
+    Http,
+    auth::{Allowed, PathVm, Read},
+    extract::Query,
+    frame::Seat,
+    openapi::examples,
+    problem::Problem,
+    time::Time,
+    vms::{no_vm, page_size},
+};
+use crate::domain::{Event, State, VmId, event::Recorded};
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// So often something is sent, and the database is looked at whatever the bell says.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Events read from the database at once.
+const PAGE: u32 = 256;
+
+/// One fact in a vm's life. What belongs to its type stands beside the fields named here.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Event)]
+pub struct EventView {
+    /// Position in the ledger: grows with every event of every vm.
+    pub seq: i64,
+    #[schema(value_type = String, format = "uuid")]
+    pub vm_id: VmId,
+    pub vm_name: String,
+    /// The vm's generation after this event.
+    pub generation: i64,
+    pub at: Time,
+    /// The vm's state after this event.
+    pub state: State,
+    /// What happened, for example `created`, `slot_taken`, `guest_configured`, `end_announced`, `instance_absent`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The rest of the event, by type.
+    #[serde(flatten)]
+    pub payload: serde_json::Map<String, serde_json::Value>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct EventList {
+    /// Oldest first.
+    pub items: Vec<EventView>,
+    /// Give it back as `after` for what comes next; null when there was nothing more.
+    pub next_after: Option<i64>,
+}
+
+impl EventView {
+    fn new(recorded: &Recorded, vm_name: String) -> Result<Self, Problem> {
+        let event = serde_json::to_value(&recorded.event).map_err(crate::domain::Error::internal)?;
+        let mut payload = match event {
+            serde_json::Value::Object(fields) => fields,
+            _ => serde_json::Map::new(),
+        };
+        payload.remove("type");
+        Ok(Self {
+            seq: recorded.seq,
+            vm_id: recorded.vm_id,
+            vm_name,
+            generation: recorded.generation,
+            at: recorded.at.into(),
+            state: recorded.state,
+            kind: recorded.event.kind().as_str(),
+            payload,
+        })
+    }
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ListVmEvents {
+    /// Only events after this position (`seq`).
+    #[param(minimum = 0)]
+    after: Option<i64>,
+    /// Largest number of events in the answer.
+    #[param(minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+}
+
+/// List a vm's events
+#[utoipa::path(
+    get, path = "/vms/{id}/events", tag = "vms",
+    params(("id" = String, Path, format = "uuid"), ListVmEvents),
+    responses((status = 200, description = "Its log, oldest first", body = EventList, example = json!({"items": [examples::event()], "next_after": null}))),
+    security(("token" = ["read"])),
+)]
+pub async fn list_vm_events(
+    FromState(http): FromState<Arc<Http>>,
+    // Before the vm is looked for: a vm's own token gets the same 403 for every id.
+    _: Allowed<Read>,
+    PathVm(id): PathVm,
+    Query(asked): Query<ListVmEvents>,
+) -> Result<Answer<EventList>, Problem> {
+    let limit = page_size(asked.limit)?;
+    let after = position(asked.after)?.unwrap_or(0);
+    let reader = http.service.reader();
+    let vm = reader.vm(id).await?.ok_or_else(|| no_vm(id))?;
+    let mut events = reader.events(Some(id), after, limit + 1).await?;
+    let more = events.len() > limit as usize;
+    events.truncate(limit as usize);
+    let next_after = events.last().filter(|_| more).map(|last| last.seq);
+    let items = events.iter().map(|e| EventView::new(e, vm.draft.name.clone())).collect::<Result<_, _>>()?;
+    Ok(Answer(EventList { items, next_after }))
+}
+
+fn position(after: Option<i64>) -> Result<Option<i64>, Problem> {
+    match after {
+        Some(after) if after < 0 => Err(Problem::invalid("query:after", "must not be negative")),
+        after => Ok(after),
+    }
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct StreamEvents {
+    /// Begin after this position. Without it and without `Last-Event-ID`: from now on.
+    #[param(minimum = 0)]
+    after: Option<i64>,
+    /// Only events of this vm.
+    #[param(value_type = Option<String>, format = "uuid")]
+    vm_id: Option<VmId>,
+}
+
+/// Stream events
+///
+/// Server-sent events of all vms: `id` is the position, `event` the type, `data` an event as JSON. Resumes by
+/// `Last-Event-ID` without loss and without repetition. A comment every 15 seconds keeps the connection alive.
+#[utoipa::path(
+    get, path = "/events", tag = "events",
+    params(StreamEvents, ("Last-Event-ID" = Option<i64>, Header, description = "Begin after this position; wins over `after`", minimum = 0)),
+    responses((status = 200, description = "Events as they happen, until the client goes or the service ends", body = String, content_type = "text/event-stream",
+        example = json!(examples::stream()))),
+    security(("token" = ["read"])),
+)]
+pub async fn stream_events(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Read>,
+    Query(asked): Query<StreamEvents>,
+    headers: HeaderMap,
+    seat: Seat,
+) -> Result<Response, Problem> {
+    let resumed = match headers.get(LAST_EVENT_ID) {
+        None => None,
+        Some(id) => {
+            let id = id.to_str().ok().and_then(|id| id.trim().parse::<i64>().ok()).filter(|id| *id >= 0);
+            Some(id.ok_or_else(|| Problem::invalid("header:Last-Event-ID", "must be a position of this stream"))?)
+        }
+    };
+    let asked_after = position(asked.after)?;
+    let place = seat.wait()?;
+    let newest = http.service.reader().last_seq().await?;
+    // A position from the future is one of another database: there is nothing to resume from.
+    let sent = resumed.or(asked_after).unwrap_or(newest).min(newest);
+    let (out, body) = mpsc::channel(64);
+    let stream = EventStream { http, only: asked.vm_id, sent, names: HashMap::new(), out };
+    tokio::spawn(async move {
+        stream.run().await;
+        drop(place);
+    });
+    let headers = [
+        (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
+        (header::CACHE_CONTROL, "no-store, no-transform"),
+        // Proxies in the manner of nginx would hold events back to fill a buffer.
+        (HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    Ok((headers, Body::from_stream(ReceiverStream::new(body))).into_response())
+}
+
+struct EventStream {
+    http: Arc<Http>,
+    only: Option<VmId>,
+    /// Every event up to this position was sent, or is not asked for.
+    sent: i64,
+    names: HashMap<VmId, String>,
+    out: mpsc::Sender<Result<Bytes, Infallible>>,
+}
+
+/// The client is gone, or the database is: either way the stream is over, and the client resumes where it was.
+struct Over;
+
+impl EventStream {
+    async fn run(mut self) {
+        let shutdown = self.http.shutdown.clone();
+        let gone = self.out.clone();
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = gone.closed() => {}
+            Over = self.follow() => {}
+        }
+    }
+
+    async fn follow(&mut self) -> Over {
+        // Before the first look at the database: what is committed in between rings, and is seen by it.
+        let mut bell = self.http.service.changes().subscribe();
+        let result: Result<Infallible, Over> = async {
+            self.send("retry: 1000\n\n".into()).await?;
+            self.catch_up().await?;
+            loop {
+                match tokio::time::timeout(KEEP_ALIVE, bell.recv()).await {
+                    Ok(Ok(change)) if change.recorded.seq <= self.sent => {}
+                    Ok(Ok(change)) if change.recorded.seq == self.sent + 1 => {
+                        self.pass_on(&change.recorded, Some(&change.vm.draft.name)).await?;
+                    }
+                    Ok(Ok(_) | Err(RecvError::Lagged(_))) => self.catch_up().await?,
+                    Ok(Err(RecvError::Closed)) => return Err(Over),
+                    Err(_) => {
+                        self.send(": keep-alive\n\n".into()).await?;
+                        self.catch_up().await?;
+                    }
+                }
+            }
+        }
+        .await;
+        match result {
+            Err(over) => over,
+        }
+    }
+
+    /// Everything that is committed and was not sent.
+    async fn catch_up(&mut self) -> Result<(), Over> {
+        let reader = self.http.service.reader().clone();
+        // Read first: what is committed later is not part of this turn. Commits come in the order of their positions.
+        let newest = reader.last_seq().await.map_err(|e| failed(&e))?;
+        while self.sent < newest {
+            let page = reader.events(self.only, self.sent, PAGE).await.map_err(|e| failed(&e))?;
+            for recorded in &page {
+                self.pass_on(recorded, None).await?;
+            }
+            if page.len() < PAGE as usize {
+                self.sent = self.sent.max(newest);
+            }
+        }
+        Ok(())
+    }
+
+    async fn pass_on(&mut self, recorded: &Recorded, name: Option<&str>) -> Result<(), Over> {
+        self.sent = recorded.seq;
+        if self.only.is_some_and(|only| only != recorded.vm_id) {
+            return Ok(());
+        }
+        let name = match name {
+            Some(name) => name.to_owned(),
+            None => self.name_of(recorded).await?,
+        };
+        let view = EventView::new(recorded, name).map_err(|_| Over)?;
+        let data = serde_json::to_string(&view).map_err(|_| Over)?;
+        self.send(format!("id: {}\nevent: {}\ndata: {data}\n\n", view.seq, view.kind)).await
+    }
+
+    async fn name_of(&mut self, recorded: &Recorded) -> Result<String, Over> {
+        if let Event::Created { draft } = &recorded.event {
+            return Ok(draft.name.clone());
+        }
+        if let Some(name) = self.names.get(&recorded.vm_id) {
+            return Ok(name.clone());
+        }
+        let vm = self.http.service.reader().vm(recorded.vm_id).await.map_err(|e| failed(&e))?;
+        let name = vm.map(|vm| vm.draft.name).unwrap_or_default();
+        if self.names.len() >= 1024 {
+            self.names.clear();
+        }
+        self.names.insert(recorded.vm_id, name.clone());
+        Ok(name)
+    }
+
+    async fn send(&self, text: String) -> Result<(), Over> {
+        self.out.send(Ok(text.into())).await.map_err(|_| Over)
+    }
+}
+
+fn failed(error: &dyn std::error::Error) -> Over {
+    tracing::error!(%error, "an event stream could not read the database and was ended");
+    Over
+}

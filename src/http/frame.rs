@@ -1,0 +1,202 @@
+//! What happens around every request, whatever it asks for: its id, its place among the others, its time limit, and the one
+//! spot where a failure (a panic included) gets its final form.
+
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    extract::{FromRequestParts, MatchedPath, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use futures_util::FutureExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::Instrument;
+
+use super::problem::{self, Problem, Unrendered};
+use crate::domain::{Code, Error};
+
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Which listener a request came in by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Surface {
+    Admin,
+    Guest,
+}
+
+/// Largest body that this listener takes, in bytes.
+#[derive(Clone, Copy)]
+pub struct BodyLimit(pub usize);
+
+/// What one router shares between its requests.
+#[derive(Clone)]
+pub struct Frame {
+    surface: Surface,
+    body_limit: usize,
+    timeout: Duration,
+    requests: Arc<Semaphore>,
+    waiters: Arc<Semaphore>,
+}
+
+impl Frame {
+    pub fn new(surface: Surface, body_limit: usize, timeout: Duration, max_concurrent: usize) -> Self {
+        Self {
+            surface,
+            body_limit,
+            timeout,
+            requests: Arc::new(Semaphore::new(max_concurrent)),
+            waiters: Arc::new(Semaphore::new(max_concurrent)),
+        }
+    }
+}
+
+/// A request's place among those that are served at once. A request that waits for something to happen (long poll, stream)
+/// moves to the waiting room, so that a thousand clients who wait cannot keep a hook's DELETE out.
+#[derive(Clone)]
+pub struct Seat {
+    taken: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
+    waiting: Arc<AtomicBool>,
+    waiters: Arc<Semaphore>,
+}
+
+impl Seat {
+    /// Leaves the request's seat and its time limit behind. The place in the waiting room is held by the returned value.
+    pub fn wait(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let place = self.waiters.clone().try_acquire_owned().map_err(|_| overloaded())?;
+        self.unhurried();
+        *self.taken.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+        Ok(place)
+    }
+
+    /// Leaves the time limit behind, for work that is long and not idle.
+    pub fn unhurried(&self) {
+        self.waiting.store(true, Ordering::Release);
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Seat {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        parts.extensions.get::<Seat>().cloned().ok_or_else(|| Error::internal("a route outside of the frame").into())
+    }
+}
+
+fn overloaded() -> Problem {
+    Error::new(Code::Overloaded, "too many requests are being served").retry_after(2).into()
+}
+
+pub async fn around(State(frame): State<Frame>, mut request: Request, next: Next) -> Response {
+    let started = std::time::Instant::now();
+    let id = request_id(request.headers());
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let route = request.extensions().get::<MatchedPath>().map(|m| m.as_str().to_owned());
+    let span = tracing::info_span!("request", request.id = %id);
+
+    // A probe is answered even when nothing else is: restarting a busy service helps nobody.
+    let place = if path == "/healthz" { Ok(None) } else { frame.requests.clone().try_acquire_owned().map(Some) };
+    let response = match place {
+        Err(_) => overloaded().into_response(),
+        Ok(place) => {
+            let seat = Seat {
+                taken: Arc::new(Mutex::new(place)),
+                waiting: Arc::new(AtomicBool::new(false)),
+                waiters: frame.waiters.clone(),
+            };
+            let waiting = seat.waiting.clone();
+            let extensions = request.extensions_mut();
+            extensions.insert(frame.surface);
+            extensions.insert(BodyLimit(frame.body_limit));
+            // `seat` stays here: the request may be dropped long before its answer is ready.
+            extensions.insert(seat.clone());
+            let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
+            let too_slow = async {
+                tokio::time::sleep(frame.timeout).await;
+                if waiting.load(Ordering::Acquire) {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let response = tokio::select! {
+                biased;
+                answer = answer.instrument(span.clone()) => answer.unwrap_or_else(|panic| panicked(&*panic)),
+                () = too_slow => {
+                    Problem::new(Code::RequestTimeout, format!("the limit is {} s", frame.timeout.as_secs_f32())).into_response()
+                }
+            };
+            drop(seat);
+            response
+        }
+    };
+    let response = finish(response, &id, &path);
+    tracing::debug!(
+        request.id = %id,
+        http.method = %method,
+        http.route = route.as_deref().unwrap_or("(none)"),
+        http.status = response.status().as_u16(),
+        duration_ms = started.elapsed().as_secs_f64() * 1000.0,
+        "answered"
+    );
+    response
+}
+
+/// Renders problems, whoever made them, and adds what every response carries.
+fn finish(mut response: Response, id: &str, path: &str) -> Response {
+    let unrendered = response.extensions_mut().remove::<Unrendered>().or_else(|| by_status(response.status()));
+    if let Some(unrendered) = unrendered {
+        response = problem::render(&unrendered, id, path, response.headers());
+    }
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::from_str(id) {
+        headers.insert(REQUEST_ID, id);
+    }
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    // Whatever is not a page has nothing to load and nothing to show.
+    headers
+        .entry(header::CONTENT_SECURITY_POLICY)
+        .or_insert(HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));
+    response
+}
+
+/// A failure that came from a library and not from a handler of ours.
+fn by_status(status: StatusCode) -> Option<Unrendered> {
+    let problem = match status {
+        StatusCode::NOT_FOUND => Problem::new(Code::NotFound, "no resource has this path"),
+        StatusCode::METHOD_NOT_ALLOWED => {
+            Problem::new(Code::MethodNotAllowed, "see the Allow header for what this resource takes")
+        }
+        status if status.is_client_error() || status.is_server_error() => {
+            Error::internal(format!("a response with status {status} that is no problem document")).into()
+        }
+        _ => return None,
+    };
+    Some(problem.into())
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> Response {
+    let said = panic
+        .downcast_ref::<&str>()
+        .map(|s| (*s).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    Problem::from(Error::internal(format!("a handler panicked: {said}"))).into_response()
+}
+
+/// The caller's own id when it cannot do harm in a log or a header, else a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    headers
+        .get(REQUEST_ID)
+        .and_then(|id| id.to_str().ok())
+        .filter(|id| (1..=128).contains(&id.len()))
+        .filter(|id| id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:/".contains(&b)))
+        .map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned)
+}

@@ -1,0 +1,146 @@
+//! The host, and where its truths disagree.
+
+use std::sync::Arc;
+
+use axum::{Json as Answer, extract::State as FromState};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{
+    Http,
+    auth::{Allowed, Read},
+    openapi::examples,
+    problem::Problem,
+    time::Time,
+    vms::FaultView,
+};
+use crate::{
+    domain::{
+        Arch,
+        host::{Capacity, Difference, DriverView, Held, Instance, MACOS_GUESTS_PER_HOST},
+    },
+    service::hosts::HostStatus,
+};
+
+/// The host as last looked at.
+#[derive(Serialize, ToSchema)]
+pub struct Host {
+    /// `false` until the first look at the host is done; nothing is started before.
+    observed: bool,
+    observed_at: Time,
+    /// The limits; all of them hold at the same time.
+    capacity: Capacity,
+    /// What vms of this service hold.
+    leased: Held,
+    /// What instances hold that this service did not start. They count.
+    foreign: Held,
+    slots: Slots,
+    /// How many vms wait.
+    queued: i64,
+    drivers: Vec<Driver>,
+    /// Everything that the hypervisors show.
+    instances: Vec<Instance>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct Slots {
+    macos: SlotCount,
+    linux: SlotCount,
+}
+
+/// Slots for one kind of guest.
+#[derive(Serialize, ToSchema)]
+pub struct SlotCount {
+    total: u32,
+    ours: u32,
+    foreign: u32,
+    free: u32,
+}
+
+impl SlotCount {
+    fn new(total: u32, ours: u32, foreign: u32) -> Self {
+        Self { total, ours, foreign, free: total.saturating_sub(ours.saturating_add(foreign)) }
+    }
+}
+
+/// A driver as this host has it.
+#[derive(Serialize, ToSchema)]
+pub struct Driver {
+    name: String,
+    /// Whether it can run guests here.
+    usable: bool,
+    version: Option<String>,
+    arch: Option<Arch>,
+    /// `kvm`, `hvf`, `tcg`, …
+    accelerator: Option<String>,
+    /// Why a better accelerator is not used.
+    note: Option<String>,
+    /// Why it cannot run guests; it is asked again from time to time.
+    fault: Option<FaultView>,
+    /// What to do about the fault.
+    remedy: Option<&'static str>,
+}
+
+impl From<DriverView> for Driver {
+    fn from(d: DriverView) -> Self {
+        Self {
+            remedy: d.fault.as_ref().map(|fault| fault.code.remedy()),
+            fault: d.fault.as_ref().map(FaultView::from),
+            name: d.name,
+            usable: d.usable,
+            version: d.version,
+            arch: d.arch,
+            accelerator: d.accelerator,
+            note: d.note,
+        }
+    }
+}
+
+impl From<HostStatus> for Host {
+    fn from(status: HostStatus) -> Self {
+        let HostStatus { view, leased, foreign, queued } = status;
+        let c = view.capacity;
+        Self {
+            observed: view.observed,
+            observed_at: view.observed_at.into(),
+            capacity: c,
+            slots: Slots {
+                macos: SlotCount::new(c.macos_slots.min(MACOS_GUESTS_PER_HOST), leased.macos, foreign.macos),
+                linux: SlotCount::new(c.linux_slots, leased.linux, foreign.linux),
+            },
+            leased,
+            foreign,
+            queued,
+            drivers: view.drivers.into_iter().map(Driver::from).collect(),
+            instances: view.instances,
+        }
+    }
+}
+
+/// Read the host
+///
+/// Its limits, what is held of them and by whom, and which drivers work.
+#[utoipa::path(
+    get, path = "/host", tag = "host",
+    responses((status = 200, description = "The host", body = Host, example = json!(examples::host()))),
+    security(("token" = ["read"])),
+)]
+pub async fn get_host(FromState(http): FromState<Arc<Http>>, _: Allowed<Read>) -> Result<Answer<Host>, Problem> {
+    Ok(Answer(http.service.host_status().await?.into()))
+}
+
+/// Compare the database with the hypervisor
+///
+/// What the next sweep would act on. Looking changes nothing.
+#[utoipa::path(
+    get, path = "/reconcile", tag = "host",
+    responses((status = 200, description = "Where they agree and where not", body = Difference,
+        example = json!({"known": [], "strays": [], "missing": [], "foreign": []}))),
+    security(("token" = ["read"])),
+)]
+pub async fn get_difference(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Read>,
+) -> Result<Answer<Difference>, Problem> {
+    Ok(Answer(http.service.difference().await?))
+}

@@ -1,0 +1,162 @@
+//! What a guest said: its console, its boot script, its job.
+
+use std::{
+    io::{self, SeekFrom},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::State as FromState,
+    http::header,
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use tokio::{
+    fs::File,
+    io::{AsyncReadExt, AsyncSeekExt},
+    sync::mpsc,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use utoipa::IntoParams;
+
+use super::{
+    Http,
+    auth::{Allowed, PathVm, Read},
+    extract::Query,
+    frame::Seat,
+    problem::Problem,
+    vms::no_vm,
+};
+use crate::{
+    domain::{Error, State, VmId},
+    store::logs::{CAP, LogSource},
+};
+
+/// What one response sends at most, followed or not.
+const FOLLOW_CAP: u64 = 64 * 1024 * 1024;
+/// How often a followed file is looked at.
+const LOOK: Duration = Duration::from_millis(300);
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct GetVmLog {
+    /// Which log: `console` when missing.
+    source: Option<LogSource>,
+    /// Go on until the vm is deleted.
+    #[serde(default)]
+    follow: bool,
+    /// Begin this many bytes before the end; the last mebibyte when missing.
+    #[param(minimum = 0, maximum = 1048576)]
+    tail_bytes: Option<u64>,
+}
+
+/// Read or follow a vm's log
+///
+/// Empty while there is nothing. Kept as long as the vm's record.
+#[utoipa::path(
+    get, path = "/vms/{id}/logs", tag = "vms",
+    params(("id" = String, Path, format = "uuid"), GetVmLog),
+    responses((status = 200, description = "The log as the guest wrote it", body = String, content_type = "text/plain", example = json!("login: \n"))),
+    security(("token" = ["read"])),
+)]
+pub async fn get_vm_log(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Read>,
+    PathVm(id): PathVm,
+    Query(asked): Query<GetVmLog>,
+    seat: Seat,
+) -> Result<Response, Problem> {
+    let tail = asked.tail_bytes.unwrap_or(CAP);
+    if tail > CAP {
+        return Err(Problem::invalid("query:tail_bytes", format!("0 to {CAP}")));
+    }
+    let source = asked.source.unwrap_or(LogSource::Console);
+    // Its error says whether the vm exists; the file need not.
+    let path = http.service.vm_log(id, source).await?;
+    let file = open(&path, tail).await.map_err(Error::internal)?;
+    let place = seat.wait()?;
+    let (out, body) = mpsc::channel(16);
+    let mut follower = Follower { http, id, source, file, attempt: None, left: FOLLOW_CAP, out };
+    tokio::spawn(async move {
+        let shutdown = follower.http.shutdown.clone();
+        let gone = follower.out.clone();
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = gone.closed() => {}
+            result = follower.run(asked.follow) => {
+                if let Err(error) = result {
+                    tracing::warn!(vm.id = %id, %error, "a log could not be read to its end");
+                }
+            }
+        }
+        drop(place);
+    });
+    let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
+    Ok((headers, Body::from_stream(ReceiverStream::new(body))).into_response())
+}
+
+/// At `tail` bytes before its end. `None`: there is no such file (yet).
+async fn open(path: &std::path::Path, tail: u64) -> io::Result<Option<File>> {
+    let mut file = match File::open(path).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let len = file.metadata().await?.len();
+    file.seek(SeekFrom::Start(len.saturating_sub(tail))).await?;
+    Ok(Some(file))
+}
+
+struct Follower {
+    http: Arc<Http>,
+    id: VmId,
+    source: LogSource,
+    file: Option<File>,
+    /// The attempt that `file` belongs to. A retried vm boots again, with a new console.
+    attempt: Option<u32>,
+    left: u64,
+    out: mpsc::Sender<io::Result<Bytes>>,
+}
+
+impl Follower {
+    async fn run(&mut self, follow: bool) -> io::Result<()> {
+        loop {
+            // Looked at before reading: what is written until the vm is deleted is there to be read afterwards.
+            let vm = self.http.service.reader().vm(self.id).await.map_err(io::Error::other)?;
+            if !self.drain().await? || !follow {
+                return Ok(());
+            }
+            let Some(vm) = vm.filter(|vm| vm.state != State::Deleted) else { return Ok(()) };
+            if vm.state.holds_slot() && self.attempt.replace(vm.attempt).is_some_and(|before| before != vm.attempt) {
+                self.file = None;
+            }
+            if self.file.is_none() {
+                let path = self.http.service.vm_log(self.id, self.source).await.map_err(|e| match e.cause {
+                    Some(cause) => io::Error::other(cause),
+                    None => io::Error::other(no_vm(self.id)),
+                })?;
+                self.file = open(&path, u64::MAX).await?;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Sends what there is. `false`: there will be no more.
+    async fn drain(&mut self) -> io::Result<bool> {
+        let Some(file) = &mut self.file else { return Ok(true) };
+        let mut buffer = vec![0; 32 * 1024];
+        loop {
+            let n = file.read(&mut buffer).await?;
+            if n == 0 {
+                return Ok(true);
+            }
+            let n = n.min(usize::try_from(self.left).unwrap_or(usize::MAX));
+            self.left -= n as u64;
+            if n == 0 || self.out.send(Ok(Bytes::copy_from_slice(&buffer[..n]))).await.is_err() {
+                return Ok(false);
+            }
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The HTTP API: routes, and nothing that decides.
+//!
+//! ```text
+//! serve ─▶ frame (id, seat, time limit, problems) ─▶ router ─▶ auth ─▶ extract ─▶ handler ─▶ service / store::Reader
+//! ```
+//!
+//! Two routers, for two listeners: the admin API has everything; the guest API has what a guest may do with its own vm, and
+//! takes that vm's token only. No handler writes except through a verb of `service`; reads may go straight to the `Reader`.
+//! Routes are listed once, below, and the OpenAPI document is made from the same list, so the two cannot differ.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{Router, middleware};
+use tokio_util::sync::CancellationToken;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{domain::Code, service::Service};
+
+mod auth;
+mod events;
+mod extract;
+mod frame;
+mod guests;
+mod health;
+mod host;
+mod logs;
+mod openapi;
+mod pages;
+mod problem;
+mod serve;
+mod templates;
+mod time;
+mod tokens;
+mod vms;
+
+pub use serve::{serve_tcp, serve_unix};
+
+/// Largest body that the guest API takes: one report with 32 KiB of log in Base64 fits.
+const GUEST_BODY_BYTES: usize = 64 * 1024;
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Largest body that the admin API takes.
+    pub max_body_bytes: usize,
+    /// From the last header to the answer; long polls and streams are exempt.
+    pub request_timeout: Duration,
+    /// Requests served at once, per listener. As many again may wait in long polls and streams.
+    pub max_concurrent: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { max_body_bytes: 1024 * 1024, request_timeout: Duration::from_secs(30), max_concurrent: 1024 }
+    }
+}
+
+/// What the handlers stand on.
+#[derive(Clone)]
+pub struct Http {
+    pub service: Service,
+    pub settings: Settings,
+    /// Renders the metrics as Prometheus text.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Ends long polls and streams; the listeners' own token ends the listeners.
+    pub shutdown: CancellationToken,
+}
+
+fn admin_routes() -> OpenApiRouter<Arc<Http>> {
+    OpenApiRouter::with_openapi(openapi::base())
+        .routes(routes!(vms::create_vm, vms::list_vms))
+        .routes(routes!(vms::get_vm, vms::end_vm))
+        .routes(routes!(events::list_vm_events, guests::report_guest_event))
+        .routes(routes!(logs::get_vm_log))
+        .routes(routes!(events::stream_events))
+        .routes(routes!(templates::create_template, templates::list_templates))
+        .routes(routes!(templates::get_template, templates::delete_template))
+        .routes(routes!(tokens::create_token, tokens::list_tokens))
+        .routes(routes!(tokens::revoke_token))
+        .routes(routes!(host::get_host))
+        .routes(routes!(host::get_difference))
+        .routes(routes!(health::get_health))
+        .routes(routes!(health::get_readiness))
+        .routes(routes!(health::get_metrics))
+        .routes(routes!(pages::get_openapi))
+        .routes(routes!(pages::list_problems))
+        .routes(routes!(pages::get_problem))
+        .routes(routes!(pages::get_status_page))
+}
+
+fn guest_routes() -> OpenApiRouter<Arc<Http>> {
+    OpenApiRouter::new()
+        .routes(routes!(vms::get_vm, vms::end_vm))
+        .routes(routes!(guests::report_guest_event))
+        .routes(routes!(health::get_health))
+}
+
+/// Everything: for people, programs and the command line.
+pub fn admin_router(http: &Http) -> Router {
+    let (router, _) = admin_routes().split_for_parts();
+    framed(router.merge(pages::docs()), http, frame::Surface::Admin, http.settings.max_body_bytes)
+}
+
+/// What a guest may do with its own vm.
+pub fn guest_router(http: &Http) -> Router {
+    let (router, _) = guest_routes().split_for_parts();
+    framed(router, http, frame::Surface::Guest, GUEST_BODY_BYTES.min(http.settings.max_body_bytes))
+}
+
+fn framed(router: Router<Arc<Http>>, http: &Http, surface: frame::Surface, body_limit: usize) -> Router {
+    let settings = &http.settings;
+    let frame = frame::Frame::new(surface, body_limit, settings.request_timeout, settings.max_concurrent);
+    router
+        .fallback(no_such_path)
+        .layer(middleware::from_fn_with_state(frame, frame::around))
+        .with_state(Arc::new(http.clone()))
+}
+
+async fn no_such_path() -> problem::Problem {
+    problem::Problem::new(Code::NotFound, "no resource has this path")
+}
+
+/// The OpenAPI document of the admin API.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    openapi::complete(admin_routes().into_openapi())
+}
+
+/// The document as it is committed and served: the same bytes for the same code.
+pub fn openapi_json() -> String {
+    let mut json = serde_json::to_string_pretty(&openapi()).expect("a document of strings serialises");
+    json.push('\n');
+    json
+}

@@ -1,0 +1,190 @@
+//! What the OpenAPI document has beyond its routes: title, tags, security, and the errors that each operation can give.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use utoipa::{
+    OpenApi,
+    openapi::{
+        ContentBuilder, OpenApi as Document, PathItem, Ref, RefOr, ResponseBuilder,
+        example::{Example, ExampleBuilder},
+        header::HeaderBuilder,
+        path::{Operation, Parameter, ParameterIn},
+        schema::{ObjectBuilder, Type},
+        security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    },
+};
+
+use super::problem::{self, Body9457};
+use crate::{domain::Code, store::logs::LogSource};
+
+pub mod examples;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Mayfly",
+        description = "Gives every CI job a fresh virtual machine and takes it away afterwards.\n\nErrors are problem documents (RFC 9457) with a stable `code`; each code has a page under `/problems`. Every answer carries `x-request-id`: the caller's own, if it sent a sane one.",
+        contact(name = "Mayfly", url = "https://github.com/mayfly-vm/mayfly"),
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    servers((url = "/", description = "This service")),
+    tags(
+        (name = "vms", description = "Creating, watching and ending vms"),
+        (name = "guest", description = "What a guest says of its own vm"),
+        (name = "events", description = "Everything that happens, as it happens"),
+        (name = "templates", description = "Bootable images, ready to clone"),
+        (name = "host", description = "Limits, drivers, and what runs"),
+        (name = "tokens", description = "Who may call"),
+        (name = "health", description = "For probes and metrics"),
+        (name = "pages", description = "For people"),
+    ),
+    components(schemas(Body9457, LogSource)),
+)]
+struct Base;
+
+/// The document before its routes.
+pub fn base() -> Document {
+    Base::openapi()
+}
+
+/// The errors that an operation can give, beyond those that every operation can.
+fn own_errors(operation: &str) -> &'static [Code] {
+    use Code as C;
+    match operation {
+        "create_vm" => &[
+            C::TemplateUnknown,
+            C::VmNameInUse,
+            C::IdempotencyMismatch,
+            C::SizeImpossible,
+            C::SlotUnavailable,
+            C::QueueFull,
+        ],
+        "get_vm" | "end_vm" | "list_vm_events" | "get_vm_log" => &[C::VmNotFound],
+        "report_guest_event" => &[C::VmNotFound, C::VmTransitionRefused],
+        "create_template" => &[C::TemplateExists, C::TemplateInvalid, C::DriverUnsupported],
+        "get_template" => &[C::TemplateNotFound],
+        "delete_template" => &[C::TemplateNotFound, C::TemplateInUse],
+        "create_token" => &[C::TokenNameInUse],
+        "revoke_token" => &[C::TokenNotFound],
+        "get_readiness" => &[C::HostUnavailable, C::ShuttingDown],
+        "get_problem" => &[C::NotFound],
+        _ => &[],
+    }
+}
+
+fn errors(operation: &Operation) -> Vec<Code> {
+    let id = operation.operation_id.as_deref().unwrap_or_default();
+    let mut codes = own_errors(id).to_vec();
+    let guarded = operation.security.as_ref().is_some_and(|s| s.iter().any(|s| *s != Default::default()));
+    if guarded {
+        codes.extend([Code::AuthRequired, Code::AuthScopeMissing, Code::StoreUnavailable]);
+    }
+    let in_query = |p: &RefOr<Parameter>| matches!(p, RefOr::T(p) if matches!(p.parameter_in, ParameterIn::Query | ParameterIn::Header));
+    if operation.request_body.is_some() {
+        codes.extend([Code::RequestInvalid, Code::RequestTooLarge, Code::MediaTypeUnsupported]);
+    } else if operation.parameters.iter().flatten().any(in_query) {
+        codes.push(Code::RequestInvalid);
+    }
+    if id != "get_health" {
+        codes.extend([Code::RequestTimeout, Code::Overloaded]);
+    }
+    codes.push(Code::Internal);
+    codes
+}
+
+/// Adds what follows from the routes: errors from the catalogue, security schemes.
+pub fn complete(mut document: Document) -> Document {
+    document.info.version = env!("CARGO_PKG_VERSION").to_owned();
+    let mut shared = BTreeMap::new();
+    let mut used = BTreeSet::new();
+    for operation in document.paths.paths.values_mut().flat_map(operations) {
+        let mut by_status: BTreeMap<u16, Vec<Code>> = BTreeMap::new();
+        for code in errors(operation) {
+            by_status.entry(code.status()).or_default().push(code);
+        }
+        for (status, codes) in by_status {
+            // Operations that fail alike share one response.
+            let name = codes.iter().map(|code| code.slug()).collect::<Vec<_>>().join("_or_");
+            operation.responses.responses.insert(status.to_string(), Ref::from_response_name(&name).into());
+            used.extend(codes.iter().copied());
+            shared.entry(name).or_insert_with(|| RefOr::T(response(status, &codes).build()));
+        }
+    }
+    let components = document.components.get_or_insert_default();
+    // The catalogue is made by a macro, behind which utoipa does not see the slugs.
+    let code = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some(
+            "Why something was refused or failed. Stable: codes are added and never renamed. See `/problems`.",
+        ))
+        .enum_values(Some(Code::ALL.iter().map(|code| code.slug())));
+    components.schemas.insert("Code".to_owned(), code.into());
+    components.responses.extend(shared);
+    for code in used {
+        let example = ExampleBuilder::new().summary(code.title()).value(Some(examples::problem(code))).build();
+        components.examples.insert(code.slug().to_owned(), RefOr::T(example));
+    }
+    let bearer = |description: &str| {
+        SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(description)).build())
+    };
+    components.add_security_scheme(
+        "token",
+        bearer("An API token, with the scope `admin`, `create` or `read`; each includes the ones after it. `mayfly token create` makes one."),
+    );
+    components.add_security_scheme(
+        "vm_token",
+        bearer("A vm's own token, for the guest: it reads, reports and ends that vm, and nothing else."),
+    );
+    document
+}
+
+fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch]
+        .into_iter()
+        .filter_map(Option::as_mut)
+}
+
+fn response(status: u16, codes: &[Code]) -> ResponseBuilder {
+    let titles: Vec<_> = codes.iter().map(|code| format!("`{code}`: {}", code.title())).collect();
+    let content = ContentBuilder::new()
+        .schema(Some(Ref::from_schema_name("Problem")))
+        .examples_from_iter(
+            codes
+                .iter()
+                .map(|code| (code.slug(), RefOr::<Example>::Ref(Ref::new(format!("#/components/examples/{code}"))))),
+        )
+        .build();
+    let mut response = ResponseBuilder::new().description(titles.join("; ")).content(problem::CONTENT_TYPE, content);
+    let text = |description: &str, kind: Type| {
+        HeaderBuilder::new().schema(Some(ObjectBuilder::new().schema_type(kind))).description(Some(description)).build()
+    };
+    if matches!(status, 429 | 503) {
+        response = response.header("Retry-After", text("Seconds after which to try again", Type::Integer));
+    }
+    if status == 401 {
+        response = response.header("WWW-Authenticate", text("`Bearer`", Type::String));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_has_an_id_and_names_its_errors() {
+        let mut document = super::super::openapi();
+        let mut ids = Vec::new();
+        for operation in document.paths.paths.values_mut().flat_map(operations) {
+            let id = operation.operation_id.clone().expect("every operation has an id");
+            assert!(operation.responses.responses.contains_key("500"), "{id}");
+            assert!(operation.security.is_some(), "{id} says nothing about tokens");
+            assert!(operation.summary.is_some(), "{id} has no summary");
+            ids.push(id);
+        }
+        let count = ids.len();
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), count, "operation ids are unique");
+    }
+}

@@ -1,0 +1,226 @@
+//! Examples in the OpenAPI document: one vm, one template, one of everything else.
+
+use serde_json::{Value, json};
+
+use crate::domain::Code;
+
+const ID: &str = "01920f3c-5a7e-7c11-9d2b-8f0e4a6b1c2d";
+const DIGEST: &str = "sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae";
+
+pub fn vm_request() -> Value {
+    json!({
+        "template": "micro",
+        "name": "build-4711",
+        "runner": { "kind": "command", "command": "make test", "env": { "CI": "true" } },
+        "labels": { "team": "core" },
+        "queue_timeout_seconds": 600,
+        "budgets": { "lifetime_seconds": 3600 }
+    })
+}
+
+fn budgets() -> Value {
+    json!({
+        "queue_seconds": 600,
+        "clone_seconds": 600,
+        "boot_seconds": 300,
+        "configure_seconds": 120,
+        "registration_seconds": 300,
+        "idle_seconds": 3600,
+        "lifetime_seconds": 3600,
+        "drain_seconds": 300,
+        "stop_grace_seconds": 10,
+        "max_attempts": 3
+    })
+}
+
+pub fn vm() -> Value {
+    json!({
+        "id": ID,
+        "name": "build-4711",
+        "state": "queued",
+        "generation": 1,
+        "template": "micro",
+        "template_digest": DIGEST,
+        "driver": "qemu",
+        "os": "linux",
+        "cpus": 2,
+        "memory_mib": 2048,
+        "labels": { "team": "core" },
+        "runner": { "kind": "command", "status": "none" },
+        "queue": { "reason": "slot", "position": 3, "deadline": "2026-11-20T09:10:00.000Z" },
+        "deadline": { "budget": "queue", "at": "2026-11-20T09:10:00.000Z" },
+        "budgets": budgets(),
+        "attempt": 0,
+        "ssh": null,
+        "announced_by": null,
+        "announced_at": null,
+        "end_signal": null,
+        "outcome": null,
+        "job": null,
+        "last_fault": null,
+        "timeline": [{ "state": "queued", "at": "2026-11-20T09:00:00.000Z" }],
+        "created_at": "2026-11-20T09:00:00.000Z",
+        "updated_at": "2026-11-20T09:00:00.000Z",
+        "deleted_at": null
+    })
+}
+
+fn with(mut base: Value, more: Value) -> Value {
+    if let (Value::Object(base), Value::Object(more)) = (&mut base, more) {
+        base.extend(more);
+    }
+    base
+}
+
+pub fn created_vm() -> Value {
+    with(vm(), json!({ "callback_token": format!("mfv_{}_…", ID.replace('-', "")) }))
+}
+
+pub fn deleted_vm() -> Value {
+    with(
+        vm(),
+        json!({
+            "state": "deleted",
+            "generation": 12,
+            "runner": { "kind": "command", "status": "finished" },
+            "queue": null,
+            "deadline": null,
+            "attempt": 1,
+            "announced_by": "hook",
+            "announced_at": "2026-11-20T09:03:10.120Z",
+            "end_signal": "runner_finished",
+            "outcome": { "result": "completed" },
+            "job": { "exit_code": 0 },
+            "timeline": [
+                { "state": "queued", "at": "2026-11-20T09:00:00.000Z" },
+                { "state": "cloning", "at": "2026-11-20T09:00:00.012Z" },
+                { "state": "booting", "at": "2026-11-20T09:00:00.240Z" },
+                { "state": "configuring", "at": "2026-11-20T09:00:09.871Z" },
+                { "state": "running", "at": "2026-11-20T09:00:10.402Z" },
+                { "state": "draining", "at": "2026-11-20T09:03:10.120Z" },
+                { "state": "stopping", "at": "2026-11-20T09:03:12.011Z" },
+                { "state": "deleting", "at": "2026-11-20T09:03:12.377Z" },
+                { "state": "deleted", "at": "2026-11-20T09:03:12.455Z" }
+            ],
+            "updated_at": "2026-11-20T09:03:12.455Z",
+            "deleted_at": "2026-11-20T09:03:12.455Z"
+        }),
+    )
+}
+
+pub fn event() -> Value {
+    json!({
+        "seq": 42,
+        "vm_id": ID,
+        "vm_name": "build-4711",
+        "generation": 2,
+        "at": "2026-11-20T09:00:00.012Z",
+        "state": "cloning",
+        "type": "slot_taken"
+    })
+}
+
+pub fn stream() -> String {
+    format!("id: 42\nevent: slot_taken\ndata: {}\n\n", event())
+}
+
+pub fn template_request() -> Value {
+    json!({
+        "name": "micro",
+        "disk": "/var/lib/images/micro.qcow2",
+        "kernel": "/var/lib/images/vmlinuz",
+        "initramfs": "/var/lib/images/initrd.img",
+        "cmdline": "console=ttyS0 root=/dev/vda",
+        "cpus": 2,
+        "memory_mib": 2048
+    })
+}
+
+pub fn template() -> Value {
+    json!({
+        "name": "micro",
+        "digest": DIGEST,
+        "driver": "qemu",
+        "os": "linux",
+        "arch": "x86_64",
+        "disk_format": "qcow2",
+        "disk_virtual_bytes": 2147483648_u64,
+        "size_bytes": 73400320,
+        "kernel": true,
+        "initramfs": true,
+        "firmware": false,
+        "ssh_key": false,
+        "cmdline": "console=ttyS0 root=/dev/vda",
+        "cpus": 2,
+        "memory_mib": 2048,
+        "handover": "seed",
+        "user": "runner",
+        "budgets": budgets(),
+        "created_at": "2026-11-20T08:00:00.000Z"
+    })
+}
+
+pub fn host() -> Value {
+    json!({
+        "observed": true,
+        "observed_at": "2026-11-20T09:00:00.000Z",
+        "capacity": { "macos_slots": 0, "linux_slots": 4, "cpus": 8, "memory_mib": 16384 },
+        "leased": { "macos": 0, "linux": 1, "cpus": 2, "memory_mib": 2048 },
+        "foreign": { "macos": 0, "linux": 0, "cpus": 0, "memory_mib": 0 },
+        "slots": {
+            "macos": { "total": 0, "ours": 0, "foreign": 0, "free": 0 },
+            "linux": { "total": 4, "ours": 1, "foreign": 0, "free": 3 }
+        },
+        "queued": 0,
+        "drivers": [{
+            "name": "qemu",
+            "usable": true,
+            "version": "QEMU emulator version 10.0.2",
+            "arch": "x86_64",
+            "accelerator": "kvm",
+            "note": null,
+            "fault": null,
+            "remedy": null
+        }],
+        "instances": [{
+            "driver": "qemu",
+            "name": format!("mayfly-{ID}"),
+            "vm_id": ID,
+            "running": true,
+            "os": "linux",
+            "cpus": 2,
+            "memory_mib": 2048
+        }]
+    })
+}
+
+pub fn token() -> Value {
+    json!({
+        "id": "01920f3c-6b8f-7d22-8e3c-9a1f5b7c2d3e",
+        "name": "autoscaler",
+        "scope": "create",
+        "created_at": "2026-11-20T08:00:00.000Z",
+        "revoked_at": null
+    })
+}
+
+pub fn created_token() -> Value {
+    with(token(), json!({ "token": "mfa_…" }))
+}
+
+pub fn problem(code: Code) -> Value {
+    let mut problem = json!({
+        "type": format!("/problems/{code}"),
+        "title": code.title(),
+        "status": code.status(),
+        "detail": code.remedy(),
+        "instance": "/vms",
+        "code": code,
+        "request_id": "7d1f0c1e-52a4-4f0e-9a53-0d6d3a1f4c55",
+        "retryable": code.retryable()
+    });
+    if code == Code::RequestInvalid {
+        problem["errors"] = json!([{ "pointer": "/cpus", "detail": "invalid type: string \"two\", expected u32" }]);
+    }
+    problem
+}

@@ -1,0 +1,126 @@
+//! Listeners: accepting, and ending without cutting anybody off.
+//!
+//! On shutdown a listener stops accepting and each connection finishes the request it is serving; what has not finished
+//! after [`GRACE`] is cut. Streams and long polls end by themselves, because they watch the same signal.
+
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
+
+use axum::{Router, body::Body, http::Request};
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    sync::Semaphore,
+    task::JoinSet,
+};
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+/// How long requests may take to finish once the service is ending.
+const GRACE: Duration = Duration::from_secs(10);
+/// A client that takes longer to send its headers is cut.
+const HEADERS_WITHIN: Duration = Duration::from_secs(10);
+/// Connections at once, per listener. Beyond it, clients wait in the system's queue.
+const MAX_CONNECTIONS: usize = 4096;
+
+pub async fn serve_tcp(
+    listener: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
+    router: Router,
+    shutdown: CancellationToken,
+) {
+    let accept = async move || {
+        let (stream, _) = listener.accept().await?;
+        // Small answers leave at once instead of waiting for company.
+        let _ = stream.set_nodelay(true);
+        Ok(stream)
+    };
+    match tls.map(TlsAcceptor::from) {
+        None => serve(accept, plain, router, shutdown).await,
+        Some(tls) => {
+            let greet = move |stream| {
+                let tls = tls.clone();
+                async move { tls.accept(stream).await }
+            };
+            serve(accept, greet, router, shutdown).await;
+        }
+    }
+}
+
+pub async fn serve_unix(listener: UnixListener, router: Router, shutdown: CancellationToken) {
+    let accept = async move || Ok(listener.accept().await?.0);
+    serve(accept, plain, router, shutdown).await;
+}
+
+/// A connection that needs no greeting.
+async fn plain<I>(stream: I) -> io::Result<I> {
+    Ok(stream)
+}
+
+/// `greet` is what a connection has to go through before the first request, such as TLS; it does not hold up accepting.
+async fn serve<A, I, G>(
+    accept: impl AsyncFn() -> io::Result<A>,
+    greet: impl Fn(A) -> G,
+    router: Router,
+    shutdown: CancellationToken,
+) where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    G: Future<Output = io::Result<I>> + Send + 'static,
+{
+    let graceful = GracefulShutdown::new();
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let next = async {
+            let place = room.clone().acquire_owned().await.expect("the semaphore is never closed");
+            (accept().await, place)
+        };
+        let (accepted, place) = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+            next = next => next,
+        };
+        let io = match accepted {
+            Ok(io) => io,
+            Err(error) => {
+                // Out of descriptors, or a client that left before it was accepted. Neither ends the listener.
+                tracing::warn!(%error, "a connection was not accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let service = router.clone().map_request(|request: Request<Incoming>| request.map(Body::new));
+        let service = service.map_err(|never: Infallible| match never {});
+        let (greeting, watcher) = (greet(io), graceful.watcher());
+        connections.spawn(async move {
+            match tokio::time::timeout(HEADERS_WITHIN, greeting).await {
+                Ok(Ok(io)) => {
+                    let connection = hyper::server::conn::http1::Builder::new()
+                        .timer(TokioTimer::new())
+                        .header_read_timeout(HEADERS_WITHIN)
+                        .serve_connection(TokioIo::new(io), TowerToHyperService::new(service));
+                    // A client that goes away in the middle is no event worth a line.
+                    if let Err(error) = watcher.watch(connection).await {
+                        tracing::trace!(%error, "a connection ended badly");
+                    }
+                }
+                Ok(Err(error)) => tracing::debug!(%error, "a connection was not greeted"),
+                Err(_) => tracing::debug!("a connection took too long to greet"),
+            }
+            drop(place);
+        });
+    }
+    // Closes the socket: who comes now is refused at once instead of waiting in vain.
+    drop(accept);
+    if tokio::time::timeout(GRACE, graceful.shutdown()).await.is_err() {
+        tracing::warn!("requests were cut that had not finished {} s after the shutdown began", GRACE.as_secs());
+    }
+    connections.shutdown().await;
+}

@@ -1,0 +1,273 @@
+//! Registering, showing and deleting templates.
+
+use std::{path::PathBuf, sync::Arc};
+
+use axum::{
+    Json as Answer,
+    extract::State as FromState,
+    http::{HeaderName, StatusCode, header},
+};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{
+    Http,
+    auth::{Admin, Allowed, Read},
+    extract::{Json, Name},
+    frame::Seat,
+    openapi::examples,
+    problem::Problem,
+    time::Time,
+};
+use crate::{
+    domain::{Arch, Budgets, Code, Error, GuestOs, Handover, Template, template::DiskFormat},
+    service::vms::BudgetsPatch,
+    templates::NewTemplate,
+};
+
+/// A template made from files on this host. All paths are absolute; the files are copied, by reference where the file system
+/// can.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TemplateRequest {
+    #[schema(example = "micro")]
+    name: String,
+    /// `qemu` on Linux and `tart` on macOS when missing.
+    driver: Option<String>,
+    #[serde(default = "linux")]
+    #[schema(default = "linux")]
+    os: GuestOs,
+    /// This host's own when missing.
+    arch: Option<Arch>,
+    #[schema(value_type = String, example = "/var/lib/images/micro.qcow2")]
+    disk: PathBuf,
+    /// Found out from the disk when missing.
+    disk_format: Option<DiskFormat>,
+    #[schema(value_type = Option<String>)]
+    kernel: Option<PathBuf>,
+    #[schema(value_type = Option<String>)]
+    initramfs: Option<PathBuf>,
+    /// UEFI firmware image.
+    #[schema(value_type = Option<String>)]
+    firmware: Option<PathBuf>,
+    /// Private key that the guest's user accepts; needed for `handover: ssh`.
+    #[schema(value_type = Option<String>)]
+    ssh_key: Option<PathBuf>,
+    /// Kernel command line; only with a kernel.
+    cmdline: Option<String>,
+    #[serde(default = "two")]
+    #[schema(minimum = 1, default = 2)]
+    cpus: u32,
+    #[serde(default = "two_gib")]
+    #[schema(minimum = 32, default = 2048)]
+    memory_mib: u32,
+    #[serde(default = "seed")]
+    #[schema(default = "seed")]
+    handover: Handover,
+    /// The user that runs the runner in the guest.
+    #[serde(default = "runner")]
+    #[schema(default = "runner")]
+    user: String,
+    /// Budgets that differ from the usual ones.
+    #[serde(default)]
+    budgets: BudgetsPatch,
+}
+
+fn linux() -> GuestOs {
+    GuestOs::Linux
+}
+fn two() -> u32 {
+    2
+}
+fn two_gib() -> u32 {
+    2048
+}
+fn seed() -> Handover {
+    Handover::Seed
+}
+fn runner() -> String {
+    "runner".to_owned()
+}
+
+/// The driver that runs a template which does not name one.
+const USUAL_DRIVER: &str = "qemu";
+
+impl TemplateRequest {
+    fn into_new(self, base: &Budgets) -> Result<NewTemplate, Problem> {
+        let paths = [
+            ("/disk", Some(&self.disk)),
+            ("/kernel", self.kernel.as_ref()),
+            ("/initramfs", self.initramfs.as_ref()),
+            ("/firmware", self.firmware.as_ref()),
+            ("/ssh_key", self.ssh_key.as_ref()),
+        ];
+        for (pointer, path) in paths {
+            // Relative to what? The service's directory is not the caller's.
+            if path.is_some_and(|path| !path.is_absolute() || path.as_os_str().as_encoded_bytes().contains(&0)) {
+                return Err(Problem::invalid(pointer, "must be an absolute path on the service's host"));
+            }
+        }
+        let arch = self.arch.or_else(Arch::of_this_host).ok_or_else(|| {
+            Error::new(Code::RequestInvalid, "this host's architecture has no name here").field("/arch", "required")
+        })?;
+        Ok(NewTemplate {
+            name: self.name,
+            driver: self.driver.unwrap_or_else(|| USUAL_DRIVER.to_owned()),
+            os: self.os,
+            arch,
+            disk: self.disk,
+            disk_format: self.disk_format,
+            kernel: self.kernel,
+            initramfs: self.initramfs,
+            firmware: self.firmware,
+            ssh_key: self.ssh_key,
+            cmdline: self.cmdline,
+            cpus: self.cpus,
+            memory_mib: self.memory_mib,
+            handover: self.handover,
+            user: self.user,
+            budgets: self.budgets.over(base)?,
+        })
+    }
+}
+
+/// A bootable image ready to clone, pinned by digest.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Template)]
+pub struct TemplateView {
+    name: String,
+    /// `sha256:…` over everything in it.
+    digest: String,
+    driver: String,
+    os: GuestOs,
+    arch: Arch,
+    disk_format: DiskFormat,
+    /// Size of the disk as the guest sees it.
+    disk_virtual_bytes: u64,
+    /// Space that its files take on this host.
+    size_bytes: u64,
+    /// Whether the hypervisor boots its kernel directly.
+    kernel: bool,
+    initramfs: bool,
+    firmware: bool,
+    ssh_key: bool,
+    cmdline: Option<String>,
+    cpus: u32,
+    memory_mib: u32,
+    handover: Handover,
+    user: String,
+    budgets: Budgets,
+    created_at: Time,
+}
+
+impl From<Template> for TemplateView {
+    fn from(t: Template) -> Self {
+        Self {
+            kernel: t.files.kernel.is_some(),
+            initramfs: t.files.initramfs.is_some(),
+            firmware: t.files.firmware.is_some(),
+            ssh_key: t.files.ssh_key.is_some(),
+            name: t.name,
+            digest: t.digest,
+            driver: t.driver,
+            os: t.os,
+            arch: t.arch,
+            disk_format: t.disk_format,
+            disk_virtual_bytes: t.disk_virtual_bytes,
+            size_bytes: t.size_bytes,
+            cmdline: t.cmdline,
+            cpus: t.cpus,
+            memory_mib: t.memory_mib,
+            handover: t.handover,
+            user: t.user,
+            budgets: t.budgets,
+            created_at: t.created_at.into(),
+        }
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct TemplateList {
+    items: Vec<TemplateView>,
+}
+
+/// Register a template
+///
+/// From files on the service's host. Repeating it with the same content answers 200. Large disks take their time: they are
+/// read once, to know their digest.
+#[utoipa::path(
+    post, path = "/templates", tag = "templates",
+    request_body(content = TemplateRequest, example = json!(examples::template_request())),
+    responses(
+        (status = 201, description = "It is ready to clone", body = TemplateView,
+            headers(("Location" = String, description = "`/templates/{name}`")), example = json!(examples::template())),
+        (status = 200, description = "It was here already, the same", body = TemplateView,
+            headers(("Location" = String, description = "`/templates/{name}`")), example = json!(examples::template())),
+    ),
+    security(("token" = ["admin"])),
+)]
+pub async fn create_template(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Admin>,
+    seat: Seat,
+    Json(request): Json<TemplateRequest>,
+) -> Result<(StatusCode, [(HeaderName, String); 1], Answer<TemplateView>), Problem> {
+    seat.unhurried();
+    let new = request.into_new(http.service.default_budgets())?;
+    let before = match http.service.get_template(&new.name).await {
+        Ok(template) => Some(template.digest),
+        Err(error) if error.code == Code::TemplateNotFound => None,
+        Err(error) => return Err(error.into()),
+    };
+    let template = http.service.register_template(new).await?;
+    let status = if before.as_ref() == Some(&template.digest) { StatusCode::OK } else { StatusCode::CREATED };
+    let location = format!("/templates/{}", template.name);
+    Ok((status, [(header::LOCATION, location)], Answer(template.into())))
+}
+
+/// List templates
+#[utoipa::path(
+    get, path = "/templates", tag = "templates",
+    responses((status = 200, description = "All templates of this host", body = TemplateList, example = json!({"items": [examples::template()]}))),
+    security(("token" = ["read"])),
+)]
+pub async fn list_templates(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Read>,
+) -> Result<Answer<TemplateList>, Problem> {
+    let items = http.service.list_templates().await?.into_iter().map(TemplateView::from).collect();
+    Ok(Answer(TemplateList { items }))
+}
+
+/// Read a template
+#[utoipa::path(
+    get, path = "/templates/{name}", tag = "templates",
+    params(("name" = String, Path, description = "Name or digest", example = "micro")),
+    responses((status = 200, description = "The template", body = TemplateView, example = json!(examples::template()))),
+    security(("token" = ["read"])),
+)]
+pub async fn get_template(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Read>,
+    Name(name): Name,
+) -> Result<Answer<TemplateView>, Problem> {
+    Ok(Answer(http.service.get_template(&name).await?.into()))
+}
+
+/// Delete a template
+///
+/// Refused while a live vm needs it.
+#[utoipa::path(
+    delete, path = "/templates/{name}", tag = "templates",
+    params(("name" = String, Path, description = "Name or digest", example = "micro")),
+    responses((status = 204, description = "It is gone")),
+    security(("token" = ["admin"])),
+)]
+pub async fn delete_template(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Admin>,
+    Name(name): Name,
+) -> Result<StatusCode, Problem> {
+    http.service.delete_template(&name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

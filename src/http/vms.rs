@@ -1,0 +1,416 @@
+//! Creating, reading and ending vms.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use axum::{
+    Json as Answer,
+    extract::State as FromState,
+    http::{HeaderMap, HeaderName, StatusCode, header},
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{
+    Http,
+    auth::{Allowed, Create, OfVm, Read},
+    extract::{Json, Query},
+    frame::Seat,
+    openapi::examples,
+    problem::Problem,
+    time::Time,
+};
+use crate::{
+    domain::{
+        Announcer, Budget, Budgets, Code, EndSignal, Error, Fault, GuestOs, Outcome, QueueReason, RunnerStatus, State,
+        Vm, VmId,
+        vm::{Endpoint, RunnerKind},
+    },
+    service::vms::VmRequest,
+    store::{Reader, vms::Filter},
+};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// Longest long poll, in seconds.
+const MAX_WAIT_SECONDS: u32 = 60;
+/// Largest page of a listing.
+const MAX_PAGE: u32 = 200;
+
+/// One ephemeral virtual machine.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Vm)]
+pub struct VmView {
+    #[schema(value_type = String, format = "uuid")]
+    pub id: VmId,
+    /// Unique among live vms.
+    pub name: String,
+    pub state: State,
+    /// Grows by one with every event of this vm; see `wait_generation`.
+    pub generation: i64,
+    /// The template's name.
+    pub template: String,
+    /// What the name stood for when the vm was created.
+    pub template_digest: String,
+    pub driver: String,
+    pub os: GuestOs,
+    pub cpus: u32,
+    pub memory_mib: u32,
+    pub labels: BTreeMap<String, String>,
+    pub runner: RunnerView,
+    /// What it waits for; null unless queued.
+    pub queue: Option<QueueView>,
+    /// The next moment at which time alone ends something.
+    pub deadline: Option<DeadlineView>,
+    pub budgets: Budgets,
+    /// How often a slot was taken for it: more than 1 after failed boots.
+    pub attempt: u32,
+    /// Where the guest's SSH port is reached from the host.
+    pub ssh: Option<Endpoint>,
+    /// Who said first that it is to end.
+    pub announced_by: Option<Announcer>,
+    pub announced_at: Option<Time>,
+    /// The first thing that told us that it is done.
+    pub end_signal: Option<EndSignal>,
+    /// How it went; set once.
+    pub outcome: Option<Outcome>,
+    pub job: Option<JobView>,
+    /// The most recent thing that went wrong, whether or not it was overcome.
+    pub last_fault: Option<FaultView>,
+    /// Every state so far and when it was entered.
+    pub timeline: Vec<TimelineView>,
+    pub created_at: Time,
+    pub updated_at: Time,
+    pub deleted_at: Option<Time>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct RunnerView {
+    pub kind: RunnerKind,
+    pub status: RunnerStatus,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct QueueView {
+    pub reason: QueueReason,
+    /// 1: it is next.
+    #[schema(minimum = 1)]
+    pub position: i64,
+    /// When it gives up waiting.
+    pub deadline: Time,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct DeadlineView {
+    pub budget: Budget,
+    pub at: Time,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct JobView {
+    pub exit_code: i32,
+}
+
+/// Something that went wrong.
+#[derive(Serialize, ToSchema)]
+pub struct FaultView {
+    pub code: Code,
+    pub detail: String,
+    pub at: Time,
+}
+
+impl From<&Fault> for FaultView {
+    fn from(fault: &Fault) -> Self {
+        Self { code: fault.code, detail: fault.detail.clone(), at: fault.at.into() }
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct TimelineView {
+    pub state: State,
+    pub at: Time,
+}
+
+/// A vm and its own token.
+#[derive(Serialize, ToSchema)]
+pub struct CreatedVm {
+    #[serde(flatten)]
+    pub vm: VmView,
+    /// For the guest alone: it reads, reports and ends this vm, and nothing else. Shown by `POST /vms` only.
+    pub callback_token: String,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct VmPage {
+    /// Newest first.
+    pub items: Vec<VmView>,
+    /// Give it back as `cursor` for the next page; null on the last one.
+    pub next_cursor: Option<String>,
+}
+
+impl VmView {
+    /// `position` is used while the vm is queued.
+    fn new(vm: &Vm, position: i64) -> Self {
+        let d = &vm.draft;
+        Self {
+            id: d.id,
+            name: d.name.clone(),
+            state: vm.state,
+            generation: vm.generation,
+            template: d.template.clone(),
+            template_digest: d.template_digest.clone(),
+            driver: d.driver.clone(),
+            os: d.os,
+            cpus: d.cpus,
+            memory_mib: d.memory_mib,
+            labels: d.labels.clone(),
+            runner: RunnerView { kind: d.runner, status: vm.runner_status },
+            queue: vm.queue.as_ref().map(|q| QueueView {
+                reason: q.reason,
+                // It may have left the queue between the two reads; a position is at least 1 all the same.
+                position: position.max(1),
+                deadline: q.deadline.into(),
+            }),
+            deadline: vm.deadline().map(|(budget, at)| DeadlineView { budget, at: at.into() }),
+            budgets: d.budgets.clone(),
+            attempt: vm.attempt,
+            ssh: vm.ssh.clone(),
+            announced_by: vm.announced_by,
+            announced_at: vm.announced_at.map(Time),
+            end_signal: vm.end_signal,
+            outcome: vm.outcome.clone(),
+            job: vm.job_exit_code.map(|exit_code| JobView { exit_code }),
+            last_fault: vm.last_fault.as_ref().map(FaultView::from),
+            timeline: vm.timeline.iter().map(|t| TimelineView { state: t.state, at: t.at.into() }).collect(),
+            created_at: vm.created_at.into(),
+            updated_at: vm.updated_at.into(),
+            deleted_at: vm.deleted_at().map(Time),
+        }
+    }
+
+    pub async fn of(vm: &Vm, reader: &Reader) -> Result<Self, Problem> {
+        let position = if vm.state == State::Queued { reader.queue_position(vm.id()).await? } else { 0 };
+        Ok(Self::new(vm, position))
+    }
+}
+
+pub fn no_vm(id: VmId) -> Error {
+    Error::new(Code::VmNotFound, format!("no vm has the id {id}"))
+}
+
+/// Create a vm
+///
+/// The vm is stored before it is answered and survives a crash from then on. Without a free slot it waits, with a reason, a
+/// position and a deadline. Repeating an equal request, by `Idempotency-Key` or by `name`, answers 200 with the same vm.
+#[utoipa::path(
+    post, path = "/vms", tag = "vms",
+    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters; kept as long as the vm's record", min_length = 1, max_length = 255, pattern = "^[!-~]+$", example = "run-4711-attempt-1")),
+    request_body(content = VmRequest, examples(
+        ("command" = (summary = "One job", value = json!(examples::vm_request()))),
+        ("smallest" = (summary = "A vm without a runner", value = json!({"template": "micro"})))
+    )),
+    responses(
+        (status = 201, description = "The vm is stored", body = CreatedVm,
+            headers(("Location" = String, description = "`/vms/{id}`")), example = json!(examples::created_vm())),
+        (status = 200, description = "The same request was made before: the same vm", body = CreatedVm,
+            headers(("Location" = String, description = "`/vms/{id}`")), example = json!(examples::created_vm())),
+    ),
+    security(("token" = ["create"])),
+)]
+pub async fn create_vm(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Create>,
+    headers: HeaderMap,
+    Json(request): Json<VmRequest>,
+) -> Result<(StatusCode, [(HeaderName, String); 1], Answer<CreatedVm>), Problem> {
+    let key = match headers.get(IDEMPOTENCY_KEY) {
+        None => None,
+        Some(key) => Some(
+            key.to_str()
+                .map_err(|_| Problem::invalid("header:Idempotency-Key", "1 to 255 visible ASCII characters"))?
+                .to_owned(),
+        ),
+    };
+    let created = http.service.create_vm(request, key).await?;
+    let status = if created.new { StatusCode::CREATED } else { StatusCode::OK };
+    let location = format!("/vms/{}", created.vm.id());
+    let vm = VmView::of(&created.vm, http.service.reader()).await?;
+    let callback_token = created.token.expose_secret().to_owned();
+    Ok((status, [(header::LOCATION, location)], Answer(CreatedVm { vm, callback_token })))
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ListVms {
+    /// Only these states; repeatable. Without it: every state but `deleted`.
+    #[serde(default)]
+    #[param(explode)]
+    state: Vec<State>,
+    /// Only the vm with this name.
+    name: Option<String>,
+    /// Only vms of this template: its name, or its digest.
+    template: Option<String>,
+    /// Only vms with this label, as `key=value`; repeatable, and all of them must match.
+    #[serde(default)]
+    #[param(explode, value_type = Vec<String>, example = json!(["team=core"]))]
+    label: Vec<String>,
+    /// Largest number of vms in the answer.
+    #[param(minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+impl ListVms {
+    fn filter(self) -> Result<(Filter, u32), Problem> {
+        let limit = page_size(self.limit)?;
+        let labels = self.label.iter().map(|label| split_label(label)).collect::<Result<_, _>>()?;
+        let before = self.cursor.as_deref().map(parse_cursor).transpose()?;
+        // One more than asked for tells whether there is a next page.
+        let filter =
+            Filter { states: self.state, name: self.name, template: self.template, labels, before, limit: limit + 1 };
+        Ok((filter, limit))
+    }
+}
+
+pub fn page_size(asked: Option<u32>) -> Result<u32, Problem> {
+    match asked.unwrap_or(50) {
+        limit @ 1..=MAX_PAGE => Ok(limit),
+        _ => Err(Problem::invalid("query:limit", format!("1 to {MAX_PAGE}"))),
+    }
+}
+
+fn split_label(label: &str) -> Result<(String, String), Problem> {
+    match label.split_once('=') {
+        // No label has such a key: it is refused when a vm is created.
+        Some((key, _)) if key.is_empty() || key.contains(['"', '\\']) || key.contains(char::is_control) => {
+            Err(Problem::invalid("query:label", "the key holds quotes, backslashes or control characters, or is empty"))
+        }
+        Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
+        None => Err(Problem::invalid("query:label", "expected key=value")),
+    }
+}
+
+fn cursor(id: VmId) -> String {
+    BASE64.encode(id.0.as_bytes())
+}
+
+fn parse_cursor(cursor: &str) -> Result<VmId, Problem> {
+    let bytes = BASE64.decode(cursor).ok().and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
+    let id = bytes.map(|bytes| VmId(uuid::Uuid::from_bytes(bytes)));
+    id.ok_or_else(|| Problem::invalid("query:cursor", "not a cursor of this listing"))
+}
+
+/// List vms
+#[utoipa::path(
+    get, path = "/vms", tag = "vms", params(ListVms),
+    responses((status = 200, description = "One page, newest first", body = VmPage, example = json!({"items": [examples::vm()], "next_cursor": null}))),
+    security(("token" = ["read"])),
+)]
+pub async fn list_vms(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Read>,
+    Query(asked): Query<ListVms>,
+) -> Result<Answer<VmPage>, Problem> {
+    let reader = http.service.reader();
+    let (filter, limit) = asked.filter()?;
+    let mut vms = reader.vms(&filter).await?;
+    let more = vms.len() > limit as usize;
+    vms.truncate(limit as usize);
+    let next_cursor = vms.last().filter(|_| more).map(|vm| cursor(vm.id()));
+    let mut items = Vec::with_capacity(vms.len());
+    for vm in &vms {
+        items.push(VmView::of(vm, reader).await?);
+    }
+    Ok(Answer(VmPage { items, next_cursor }))
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct GetVm {
+    /// Answer once the vm's generation is greater than this, or when the wait is over, or when the vm is deleted.
+    #[param(minimum = 0)]
+    wait_generation: Option<i64>,
+    /// How long to wait; only with `wait_generation`.
+    #[param(minimum = 0, maximum = 60, default = 30)]
+    timeout_seconds: Option<u32>,
+}
+
+/// Read a vm, or wait for it to change
+#[utoipa::path(
+    get, path = "/vms/{id}", tag = "vms",
+    params(("id" = String, Path, format = "uuid"), GetVm),
+    responses((status = 200, description = "The vm as it is now", body = VmView, example = json!(examples::vm()))),
+    security(("token" = ["read"]), ("vm_token" = [])),
+)]
+pub async fn get_vm(
+    FromState(http): FromState<Arc<Http>>,
+    OfVm { id, .. }: OfVm<Read>,
+    Query(asked): Query<GetVm>,
+    seat: Seat,
+) -> Result<Answer<VmView>, Problem> {
+    let timeout = asked.timeout_seconds.unwrap_or(30);
+    if timeout > MAX_WAIT_SECONDS {
+        return Err(Problem::invalid("query:timeout_seconds", format!("0 to {MAX_WAIT_SECONDS}")));
+    }
+    let reader = http.service.reader();
+    if let Some(generation) = asked.wait_generation {
+        let _place = seat.wait()?;
+        let waited = http.service.wait_vm(id, generation, Duration::from_secs(timeout.into()));
+        tokio::select! {
+            // A service that ends answers with what is known; the client asks again.
+            () = http.shutdown.cancelled() => {}
+            vm = waited => return Ok(Answer(VmView::of(&vm?, reader).await?)),
+        }
+    }
+    let vm = reader.vm(id).await?.ok_or_else(|| no_vm(id))?;
+    Ok(Answer(VmView::of(&vm, reader).await?))
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct EndVm {
+    /// Do not wait for the runner to upload its result. Has no effect with a vm's own token.
+    #[serde(default)]
+    force: bool,
+}
+
+/// End a vm
+///
+/// Answers at once. A vm whose runner has a job drains first: it is destroyed when its runner is done, or when the drain
+/// budget is spent. Asking again changes nothing.
+#[utoipa::path(
+    delete, path = "/vms/{id}", tag = "vms",
+    params(("id" = String, Path, format = "uuid"), EndVm),
+    responses(
+        (status = 202, description = "It is ending", body = VmView, example = json!(examples::vm())),
+        (status = 200, description = "It had ended before: the final record", body = VmView, example = json!(examples::deleted_vm())),
+    ),
+    security(("token" = ["create"]), ("vm_token" = [])),
+)]
+pub async fn end_vm(
+    FromState(http): FromState<Arc<Http>>,
+    OfVm { id, caller, .. }: OfVm<Create>,
+    Query(asked): Query<EndVm>,
+) -> Result<(StatusCode, Answer<VmView>), Problem> {
+    let ended = http.service.end_vm(id, &caller, asked.force).await?;
+    let status = if ended.was_deleted { StatusCode::OK } else { StatusCode::ACCEPTED };
+    Ok((status, Answer(VmView::of(&ended.vm, http.service.reader()).await?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_names_the_vm_it_came_from_and_nothing_else_passes() {
+        let id = VmId::mint();
+        assert_eq!(parse_cursor(&cursor(id)).unwrap(), id);
+        for bad in ["", "x", "AAAA", &id.to_string(), &format!("{}A", cursor(id))] {
+            assert!(parse_cursor(bad).is_err(), "{bad}");
+        }
+    }
+}

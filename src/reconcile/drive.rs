@@ -1,0 +1,255 @@
+//! One vm's task: run the owed step until the vm has no more to owe.
+
+use std::time::Duration;
+
+use tokio::sync::broadcast::{Receiver, error::RecvError};
+
+use super::{
+    Reconciler,
+    steps::{Failure, FailureKind},
+};
+use crate::{
+    domain::{Budget, Event, Fault, State, Vm, VmId},
+    store::{Change, Expect, StoreError},
+};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+enum Next {
+    /// The step came to its end.
+    Fact(Event),
+    Failed(Failure),
+    Spent(Budget),
+    /// The vm is no longer in the state that owed this step.
+    Moved,
+}
+
+impl Reconciler {
+    pub(super) async fn drive(&self, mut vm: Vm) {
+        let id = vm.id();
+        let mut changes = self.ledger.changes().subscribe();
+        let mut pause = FIRST_PAUSE;
+        // Subscribed only now: the row may have moved on since it was given to us.
+        match self.reader.vm(id).await {
+            Ok(Some(now)) => vm = now,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::warn!(vm.id = %id, error = %error, "cannot read the vm; going on with what was known")
+            }
+        }
+        while vm.state != State::Deleted {
+            let owed = (vm.state, vm.attempt);
+            let next = self.until_next(&mut vm, &mut changes).await;
+            let (expect, event, wait) = match next {
+                Next::Moved => {
+                    pause = FIRST_PAUSE;
+                    continue;
+                }
+                Next::Fact(event) => (self.expectation(&vm, &event), event, false),
+                Next::Spent(budget) => (Expect::Generation(vm.generation), self.spent(&vm, budget), false),
+                Next::Failed(failure) => {
+                    tracing::warn!(
+                        vm.id = %id, state = %vm.state, code = %failure.code, detail = %failure.detail,
+                        tail = failure.tail.as_deref().unwrap_or_default(), "a step failed"
+                    );
+                    let fault = Fault { code: failure.code, detail: failure.detail, at: self.clock.now() };
+                    let (event, wait) = failed(&vm, failure.kind, fault);
+                    (Expect::Attempt { state: owed.0, attempt: owed.1 }, event, wait)
+                }
+            };
+            // The same trouble again is not written down again: a disk that stays full would fill itself with events.
+            let known = matches!((&event, &vm.last_fault), (Event::StepFailed { fault }, Some(last))
+                if fault.code == last.code && fault.detail == last.detail);
+            if !known {
+                match self.ledger.apply(id, expect, event, self.clock.now()).await {
+                    Ok(applied) => {
+                        vm = (*applied.vm).clone();
+                        if applied.changed() && (vm.state, vm.attempt) != owed {
+                            entered(&vm);
+                            pause = FIRST_PAUSE;
+                        }
+                    }
+                    Err(StoreError::Refused(error)) => {
+                        tracing::error!(vm.id = %id, error = %error, "the table refused what a step found");
+                        match self.reader.vm(id).await {
+                            Ok(Some(now)) => vm = now,
+                            Ok(None) => return,
+                            Err(_) => {}
+                        }
+                        pause = self.rest(pause).await;
+                    }
+                    Err(error) => {
+                        tracing::error!(vm.id = %id, error = %error, "cannot write to the ledger; trying again");
+                        pause = self.rest(pause).await;
+                    }
+                }
+            }
+            if wait {
+                pause = self.rest_or_move(&mut vm, owed, &mut changes, pause).await;
+            }
+        }
+    }
+
+    /// Runs the owed step against the vm's deadline and against the vm being moved by somebody else.
+    async fn until_next(&self, vm: &mut Vm, changes: &mut Receiver<Change>) -> Next {
+        let id = vm.id();
+        let owed = (vm.state, vm.attempt);
+        let start = vm.clone();
+        let step = self.step(&start);
+        tokio::pin!(step);
+        loop {
+            let deadline = vm.deadline();
+            let spent = async {
+                match deadline {
+                    Some((budget, at)) => {
+                        self.clock.sleep_until(at).await;
+                        budget
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                change = changes.recv() => {
+                    match change {
+                        Ok(change) if change.vm.id() == id => {
+                            if change.vm.generation > vm.generation {
+                                *vm = (*change.vm).clone();
+                            }
+                        }
+                        Ok(_) => {}
+                        Err(RecvError::Lagged(_)) => {
+                            if let Ok(Some(now)) = self.reader.vm(id).await {
+                                *vm = now;
+                            }
+                        }
+                        Err(RecvError::Closed) => std::future::pending().await,
+                    }
+                    if (vm.state, vm.attempt) != owed {
+                        return Next::Moved;
+                    }
+                }
+                fact = &mut step => return match fact {
+                    Ok(event) => Next::Fact(event),
+                    Err(failure) => Next::Failed(failure),
+                },
+                budget = spent => return Next::Spent(budget),
+            }
+        }
+    }
+
+    /// What must still hold for a step's result to count.
+    fn expectation(&self, vm: &Vm, event: &Event) -> Expect {
+        match event {
+            // Whether another attempt follows was read from the row: an end that was asked for meanwhile changes that.
+            Event::InstanceAbsent | Event::AttemptCleared { .. } => Expect::Generation(vm.generation),
+            _ => Expect::Attempt { state: vm.state, attempt: vm.attempt },
+        }
+    }
+
+    fn spent(&self, vm: &Vm, budget: Budget) -> Event {
+        match budget {
+            Budget::Clone | Budget::Boot | Budget::Configure => {
+                let detail = match &vm.last_fault {
+                    Some(fault) if fault.at >= vm.entered_at => {
+                        format!("{}; last: {}", budget.code().title(), fault.detail)
+                    }
+                    _ => budget.code().title().to_owned(),
+                };
+                attempt_failed(vm, Fault { code: budget.code(), detail, at: self.clock.now() })
+            }
+            Budget::Queue | Budget::Registration | Budget::Idle | Budget::Lifetime | Budget::Drain => {
+                Event::BudgetSpent { budget }
+            }
+        }
+    }
+
+    async fn rest(&self, pause: Duration) -> Duration {
+        tokio::time::sleep(pause).await;
+        (pause * 2).min(LONGEST_PAUSE)
+    }
+
+    /// Waits before the same step is tried again, but not past the vm's deadline, and not if the vm is moved.
+    async fn rest_or_move(
+        &self,
+        vm: &mut Vm,
+        owed: (State, u32),
+        changes: &mut Receiver<Change>,
+        pause: Duration,
+    ) -> Duration {
+        if (vm.state, vm.attempt) != owed {
+            return FIRST_PAUSE;
+        }
+        let id: VmId = vm.id();
+        let until = tokio::time::sleep(pause);
+        tokio::pin!(until);
+        loop {
+            let deadline = vm.deadline().map(|(_, at)| at);
+            let spent = async {
+                match deadline {
+                    Some(at) => self.clock.sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                change = changes.recv() => {
+                    match change {
+                        Ok(change) if change.vm.id() == id && change.vm.generation > vm.generation => {
+                            *vm = (*change.vm).clone();
+                        }
+                        Ok(_) => {}
+                        Err(_) => if let Ok(Some(now)) = self.reader.vm(id).await {
+                            *vm = now;
+                        },
+                    }
+                    if (vm.state, vm.attempt) != owed {
+                        return FIRST_PAUSE;
+                    }
+                }
+                () = &mut until => return (pause * 2).min(LONGEST_PAUSE),
+                () = spent => return pause,
+            }
+        }
+    }
+}
+
+/// What a failed step means, and whether the same step is tried again after a rest.
+fn failed(vm: &Vm, kind: FailureKind, fault: Fault) -> (Event, bool) {
+    let coming_up = matches!(vm.state, State::Cloning | State::Booting | State::Configuring);
+    match kind {
+        // Cleaning up is tried until it works: giving up would leak what is to be cleaned.
+        _ if !coming_up => (Event::StepFailed { fault }, true),
+        FailureKind::Retry => (Event::StepFailed { fault }, true),
+        FailureKind::Attempt => (attempt_failed(vm, fault), false),
+        FailureKind::Permanent => (Event::GivenUp { fault }, false),
+        FailureKind::Host => (Event::HostRefused { fault }, false),
+    }
+}
+
+fn attempt_failed(vm: &Vm, fault: Fault) -> Event {
+    if vm.has_attempts_left() { Event::AttemptFailed { fault } } else { Event::GivenUp { fault } }
+}
+
+fn entered(vm: &Vm) {
+    let took = vm
+        .timeline
+        .len()
+        .checked_sub(2)
+        .map(|before| vm.entered_at.duration_since(vm.timeline[before].at).as_secs_f64())
+        .unwrap_or_default();
+    tracing::info!(vm.id = %vm.id(), vm.name = %vm.draft.name, state = %vm.state, previous_seconds = took, "vm moved");
+    if let Some(before) = vm.timeline.len().checked_sub(2) {
+        metrics::histogram!("mayfly_vm_state_seconds", "state" => vm.timeline[before].state.as_str()).record(took);
+    }
+    if vm.state == State::Deleted {
+        let result = vm
+            .outcome
+            .as_ref()
+            .and_then(|o| serde_json::to_value(o.result).ok())
+            .and_then(|v| v.as_str().map(str::to_owned))
+            .unwrap_or_default();
+        metrics::counter!("mayfly_vms_ended_total", "result" => result).increment(1);
+    }
+}

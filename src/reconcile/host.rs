@@ -1,0 +1,100 @@
+//! Looking at the host: which drivers work, and what runs.
+
+use std::time::Duration;
+
+use super::Reconciler;
+use crate::{
+    domain::{
+        Fault, InstanceName,
+        host::{DriverView, HostView, Instance},
+    },
+    drivers::DriverError,
+};
+
+/// A hypervisor that does not answer within this does not answer.
+const LIST_WITHIN: Duration = Duration::from_secs(15);
+
+impl Reconciler {
+    /// Probes every driver. Slow the first time: a probe may boot a guest to see whether an accelerator works.
+    pub(super) async fn look_at_drivers(&self, fresh: bool) {
+        let mut views = Vec::new();
+        for (name, driver) in self.drivers.iter() {
+            let name = name.to_owned();
+            views.push(match driver.probe(fresh).await {
+                Ok(probe) => DriverView {
+                    name,
+                    usable: true,
+                    version: Some(probe.version),
+                    arch: Some(probe.arch),
+                    accelerator: Some(probe.accelerator),
+                    note: probe.note,
+                    fault: None,
+                },
+                Err(error) => {
+                    tracing::warn!(driver = %name, error = %error, tail = error.tail.as_deref().unwrap_or_default(), "the driver is not usable");
+                    DriverView {
+                        name,
+                        usable: false,
+                        version: None,
+                        arch: None,
+                        accelerator: None,
+                        note: None,
+                        fault: Some(self.fault(error)),
+                    }
+                }
+            });
+        }
+        self.board.send_modify(|view| view.drivers = views);
+        self.look_at_instances().await;
+    }
+
+    /// Lists what runs. A driver that does not answer keeps what it said last: forgetting foreign instances would overbook the host.
+    pub(super) async fn look_at_instances(&self) -> HostView {
+        let before = self.board.borrow().clone();
+        let mut instances = Vec::new();
+        let mut drivers = before.drivers.clone();
+        for view in &mut drivers {
+            let Some(driver) = self.drivers.get(&view.name) else { continue };
+            let listed = match tokio::time::timeout(LIST_WITHIN, driver.list()).await {
+                Ok(listed) => listed,
+                Err(_) => Err(DriverError::new(
+                    crate::drivers::ErrorKind::Host,
+                    crate::domain::Code::HostUnavailable,
+                    format!("{} did not list its instances within {} s", view.name, LIST_WITHIN.as_secs()),
+                )),
+            };
+            match listed {
+                Ok(listed) => instances.extend(
+                    listed
+                        .into_iter()
+                        .map(|l| Instance {
+                            driver: view.name.clone(),
+                            vm_id: if l.ours { InstanceName::parse(&l.name) } else { None },
+                            name: l.name,
+                            running: l.running,
+                            os: l.os,
+                            cpus: l.cpus,
+                            memory_mib: l.memory_mib,
+                        })
+                        .filter(|i| i.vm_id.is_some() || self.settings.count_foreign),
+                ),
+                Err(error) => {
+                    instances.extend(before.instances.iter().filter(|i| i.driver == view.name).cloned());
+                    tracing::warn!(driver = %view.name, error = %error, "instances could not be listed");
+                    if view.usable {
+                        view.usable = false;
+                        view.fault = Some(self.fault(error));
+                    }
+                }
+            }
+        }
+        let view =
+            HostView { capacity: before.capacity, drivers, instances, observed_at: self.clock.now(), observed: true };
+        self.board.send_replace(view.clone());
+        view
+    }
+
+    fn fault(&self, error: DriverError) -> Fault {
+        Fault { code: error.code, detail: error.summary, at: self.clock.now() }
+    }
+}

@@ -1,0 +1,40 @@
+//! Rows against instances: what bears our name and belongs to no live vm is destroyed; what is not ours is never touched.
+
+use std::sync::Arc;
+
+use super::Reconciler;
+use crate::domain::host::difference;
+
+impl Reconciler {
+    pub(super) async fn sweep_forever(self: Arc<Self>) {
+        loop {
+            self.sweep().await;
+            tokio::time::sleep(self.settings.sweep_every).await;
+            self.look_at_drivers(false).await;
+        }
+    }
+
+    async fn sweep(&self) {
+        // Instances first, rows second: a vm that came in between has a row and no instance, never the other way round.
+        let view = self.look_at_instances().await;
+        let live = match self.reader.live_vms().await {
+            Ok(live) => live,
+            Err(error) => {
+                tracing::error!(error = %error, "the sweep cannot read the live vms");
+                return;
+            }
+        };
+        for stray in difference(&live, &view.instances).strays {
+            let (Some(id), Some(driver)) = (stray.vm_id, self.drivers.get(&stray.driver)) else { continue };
+            match driver.destroy(&id.instance()).await {
+                Ok(()) => {
+                    tracing::warn!(vm.id = %id, "destroyed a stray instance");
+                    metrics::counter!("mayfly_strays_destroyed_total").increment(1);
+                }
+                Err(error) => {
+                    tracing::error!(vm.id = %id, error = %error, "a stray instance could not be destroyed");
+                }
+            }
+        }
+    }
+}

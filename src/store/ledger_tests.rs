@@ -1,0 +1,237 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    domain::{
+        Announcer, Budgets, GuestOs, Handover,
+        host::{Capacity, Held},
+        vm::RunnerKind,
+    },
+    store,
+};
+
+fn draft(name: &str, os: GuestOs, queue_seconds: u32) -> Draft {
+    Draft {
+        id: VmId::mint(),
+        name: name.into(),
+        template: "t".into(),
+        template_digest: "sha256:0".into(),
+        driver: "fake".into(),
+        os,
+        handover: Handover::Seed,
+        cpus: 1,
+        memory_mib: 100,
+        runner: RunnerKind::None,
+        labels: BTreeMap::from([("team.x/y".into(), "a b".into())]),
+        budgets: Budgets { queue_seconds, ..Budgets::default() },
+    }
+}
+
+fn room(macos: u32, foreign: u32) -> Room {
+    Room {
+        capacity: Capacity { macos_slots: macos, linux_slots: 3, cpus: 100, memory_mib: 10_000 },
+        open: true,
+        foreign: Held { macos: foreign, ..Held::default() },
+        ours: vec![],
+    }
+}
+
+fn new(draft: Draft, room: Room) -> NewVm {
+    NewVm { draft, request_hash: [1; 32], idempotency_key: None, sealed: Some(vec![1]), max_queued: 5, room }
+}
+
+async fn open_store(dir: &tempfile::TempDir) -> store::Store {
+    store::open(&dir.path().join("mayfly.db")).await.unwrap()
+}
+
+fn now() -> Timestamp {
+    Timestamp::from_second(1_700_000_000).unwrap()
+}
+
+fn code(result: Result<Opened>) -> Code {
+    match result {
+        Err(StoreError::Refused(error)) => error.code,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn equal_requests_find_the_same_vm_and_different_ones_are_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open_store(&dir).await;
+    let keyed = |name: &str, key: &str, hash: u8| {
+        let mut n = new(draft(name, GuestOs::Linux, 60), room(2, 0));
+        n.idempotency_key = Some(key.into());
+        n.request_hash = [hash; 32];
+        n
+    };
+    let first = store.ledger.open(keyed("a", "k", 1), now()).await.unwrap();
+    let again = store.ledger.open(keyed("a", "k", 1), now()).await.unwrap();
+    assert!(matches!(again, Opened::Existing(_)));
+    assert_eq!(first.vm().id(), again.vm().id());
+    assert_eq!(code(store.ledger.open(keyed("a", "k", 2), now()).await), Code::IdempotencyMismatch);
+    assert_eq!(code(store.ledger.open(keyed("a", "other", 2), now()).await), Code::VmNameInUse);
+    assert_eq!(store.reader.vms(&store::vms::Filter { limit: 9, ..Default::default() }).await.unwrap().len(), 1);
+
+    // The key outlives the vm: a retry that comes late must not make a second one. The name does not.
+    let id = first.vm().id();
+    store.ledger.apply(id, Expect::Anything, Event::EndForced { by: Announcer::Admin }, now()).await.unwrap();
+    let late = store.ledger.open(keyed("a", "k", 1), now()).await.unwrap();
+    assert_eq!((late.vm().id(), late.vm().state), (id, State::Deleted));
+    let fresh = store.ledger.open(keyed("a", "new key", 2), now()).await.unwrap();
+    assert!(matches!(fresh, Opened::Created(_)));
+    assert_eq!(store.reader.sealed(id).await.unwrap(), None, "secrets go with the vm");
+}
+
+#[tokio::test]
+async fn now_or_never_takes_a_slot_at_once_and_overtakes_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open_store(&dir).await;
+    let first = store.ledger.open(new(draft("a", GuestOs::Macos, 0), room(2, 0)), now()).await.unwrap();
+    assert_eq!(first.vm().state, State::Cloning);
+    store.ledger.open(new(draft("b", GuestOs::Macos, 60), room(2, 0)), now()).await.unwrap();
+    let refused = store.ledger.open(new(draft("c", GuestOs::Macos, 0), room(2, 0)), now()).await;
+    assert_eq!(code(refused), Code::SlotUnavailable, "the second slot is b's");
+    let linux = store.ledger.open(new(draft("d", GuestOs::Linux, 0), room(2, 0)), now()).await.unwrap();
+    assert_eq!(linux.vm().state, State::Cloning, "Linux guests do not count against the macOS slots");
+}
+
+#[tokio::test]
+async fn the_queue_is_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open_store(&dir).await;
+    for n in 0..5 {
+        store.ledger.open(new(draft(&format!("v{n}"), GuestOs::Macos, 60), room(0, 0)), now()).await.unwrap();
+    }
+    assert_eq!(code(store.ledger.open(new(draft("x", GuestOs::Macos, 60), room(0, 0)), now()).await), Code::QueueFull);
+    let filter = store::vms::Filter {
+        labels: vec![("team.x/y".into(), "a b".into())],
+        states: vec![State::Queued],
+        limit: 3,
+        ..Default::default()
+    };
+    let page = store.reader.vms(&filter).await.unwrap();
+    assert_eq!(page.iter().map(|v| v.draft.name.as_str()).collect::<Vec<_>>(), ["v4", "v3", "v2"]);
+    let rest = store.reader.vms(&store::vms::Filter { before: Some(page[2].id()), ..filter }).await.unwrap();
+    assert_eq!(rest.len(), 2);
+    assert_eq!(store.reader.queue_position(rest[1].id()).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_write_that_fails_leaves_nothing_and_its_neighbours_stand() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open_store(&dir).await;
+    // Many at once share a commit; every other one repeats a name with another body and is refused.
+    let all = futures_util::future::join_all((0..40u8).map(|n| {
+        let mut new = new(draft(&format!("v{}", n / 2), GuestOs::Macos, 60), room(0, 0));
+        new.request_hash = [n; 32];
+        new.max_queued = 100;
+        store.ledger.open(new, now())
+    }))
+    .await;
+    assert_eq!(all.iter().filter(|r| r.is_ok()).count(), 20);
+    assert_eq!(store.reader.queue_length().await.unwrap(), 20);
+    assert_eq!(store.reader.events(None, 0, 100).await.unwrap().len(), 20);
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Create { macos: bool, now_or_never: bool },
+    Place { foreign: u32 },
+    Advance(usize),
+    Delete(usize),
+    Fail(usize),
+    Crash,
+}
+
+fn any_act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        3 => (any::<bool>(), any::<bool>()).prop_map(|(macos, now_or_never)| Act::Create { macos, now_or_never }),
+        3 => (0..3u32).prop_map(|foreign| Act::Place { foreign }),
+        6 => (0..20usize).prop_map(Act::Advance),
+        2 => (0..20usize).prop_map(Act::Delete),
+        2 => (0..20usize).prop_map(Act::Fail),
+        1 => Just(Act::Crash),
+    ]
+}
+
+/// What the vm's own step would report next.
+fn next_fact(vm: &Vm) -> Option<Event> {
+    match vm.state {
+        State::Queued | State::Deleted => None,
+        State::Cloning => Some(Event::Cloned),
+        State::Booting => Some(Event::GuestReady { via: crate::domain::event::ReadyVia::GuestCall }),
+        State::Configuring => Some(Event::GuestConfigured),
+        State::Running => Some(Event::EndAnnounced { by: Announcer::Hook }),
+        State::Draining => Some(Event::EndProven { proof: crate::domain::EndProof::RunnerFinished, exit_code: None }),
+        State::Stopping => Some(Event::InstanceStopped),
+        State::Deleting if vm.retries() => {
+            Some(Event::AttemptCleared { reason: QueueReason::Backoff, not_before: now() })
+        }
+        State::Deleting => Some(Event::InstanceAbsent),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    /// Creates, deletes, failures, foreign vms that come and go, and crashes, in any order: never more than the limit by our
+    /// doing, nobody waits while there is room, leases are exactly the vms that hold a slot, and every log gives its row.
+    #[test]
+    fn the_limit_is_exact(acts in prop::collection::vec(any_act(), 1..60)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let dir = tempfile::tempdir().unwrap();
+            let mut store = open_store(&dir).await;
+            let mut ids = Vec::new();
+            let mut n = 0;
+            for act in acts {
+                let live = store.reader.live_vms().await.unwrap();
+                let pick = |n: usize| (!live.is_empty()).then(|| live[n % live.len()].clone());
+                match act {
+                    Act::Create { macos, now_or_never } => {
+                        n += 1;
+                        let os = if macos { GuestOs::Macos } else { GuestOs::Linux };
+                        let mut new = new(draft(&format!("v{n}"), os, if now_or_never { 0 } else { 60 }), room(2, 0));
+                        new.max_queued = 1000;
+                        if let Ok(opened) = store.ledger.open(new, now()).await {
+                            ids.push(opened.vm().id());
+                        }
+                    }
+                    Act::Place { foreign } => {
+                        store.ledger.place(room(2, foreign), now()).await.unwrap();
+                        let live = store.reader.live_vms().await.unwrap();
+                        let held = |os| live.iter().filter(|v| v.state.holds_slot() && v.draft.os == os).count() as u32;
+                        let waits = |os| live.iter().any(|v| v.state == State::Queued && v.draft.os == os);
+                        assert!(!waits(GuestOs::Macos) || held(GuestOs::Macos) + foreign >= 2, "waiting while a slot is free");
+                        assert!(!waits(GuestOs::Linux) || held(GuestOs::Linux) >= 3, "waiting while a slot is free");
+                    }
+                    Act::Advance(n) => if let Some(vm) = pick(n) && let Some(fact) = next_fact(&vm) {
+                        store.ledger.apply(vm.id(), Expect::Generation(vm.generation), fact, now()).await.unwrap();
+                    },
+                    Act::Delete(n) => if let Some(vm) = pick(n) {
+                        let force = Event::EndForced { by: Announcer::Admin };
+                        store.ledger.apply(vm.id(), Expect::Anything, force, now()).await.unwrap();
+                    },
+                    Act::Fail(n) => if let Some(vm) = pick(n) && matches!(vm.state, State::Cloning | State::Booting) {
+                        let fault = crate::domain::Fault { code: Code::BootFailed, detail: "x".into(), at: now() };
+                        store.ledger.apply(vm.id(), Expect::Anything, Event::AttemptFailed { fault }, now()).await.unwrap();
+                    },
+                    // The process dies: nothing is closed, the file is opened again.
+                    Act::Crash => store = open_store(&dir).await,
+                }
+                let live = store.reader.live_vms().await.unwrap();
+                let holders: Vec<_> = live.iter().filter(|v| v.state.holds_slot()).map(Vm::id).collect();
+                assert_eq!(store.reader.leases().await.unwrap(), holders);
+                let held = |os| live.iter().filter(|v| v.state.holds_slot() && v.draft.os == os).count();
+                assert!(held(GuestOs::Macos) <= 2 && held(GuestOs::Linux) <= 3);
+            }
+            for id in ids {
+                let log = store.reader.events(Some(id), 0, 10_000).await.unwrap();
+                let row = store.reader.vm(id).await.unwrap();
+                assert_eq!(Vm::replay(log.iter().map(|r| (&r.event, r.at))), row);
+            }
+        });
+    }
+}

@@ -1,0 +1,414 @@
+//! Names, digests, publishing and removing.
+//!
+//! Changes take turns by a lock file, so two services on one directory are as safe as two requests. What a crash leaves is
+//! in `staging/` and is swept at the next start; a directory there that somebody still works on is locked and left alone.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::{
+    NewTemplate,
+    check::{self, Checked, Part, Source},
+    import::{self, Imported},
+    manifest::{self, FileEntry, Manifest},
+};
+use crate::domain::{Code, Error, Result, Template, template::TemplateFiles};
+
+#[derive(Clone, Debug)]
+pub struct Catalog {
+    root: Arc<Root>,
+}
+
+#[derive(Debug)]
+struct Root {
+    dir: PathBuf,
+}
+
+impl Catalog {
+    /// Opens the catalog in this directory, makes it where it is not there, and sweeps what a crash left.
+    pub fn open(dir: PathBuf) -> Result<Catalog> {
+        let root = Root { dir };
+        root.prepare().map_err(Error::internal)?;
+        Ok(Catalog { root: Arc::new(root) })
+    }
+
+    /// Imports and publishes a template. The same name and content again give the same template; a name that has another
+    /// content is refused. Dropping the future does not stop the import: it ends by itself, and asking again finds it.
+    pub async fn register(&self, new: NewTemplate) -> Result<Template> {
+        self.blocking(move |root| root.register(&new)).await
+    }
+
+    /// Every named template, by name. One that was damaged on disk is left out and logged.
+    pub async fn list(&self) -> Result<Vec<Template>> {
+        self.blocking(Root::list).await
+    }
+
+    /// A template by its name, or by its digest (`sha256:…`).
+    pub async fn get(&self, name_or_digest: &str) -> Result<Template> {
+        let wanted = name_or_digest.to_owned();
+        self.blocking(move |root| root.get(&wanted)).await
+    }
+
+    /// Takes a name away, and the template with it when that was its last name. Refused while somebody holds a shared lock on
+    /// its disk; whether vms still need it is the caller's question.
+    pub async fn remove(&self, name: &str) -> Result<()> {
+        let name = name.to_owned();
+        self.blocking(move |root| root.remove(&name)).await
+    }
+
+    /// Removes every template that has no name and is not in use, and returns their digests. (A crash between publishing a
+    /// template and naming it, or while removing one, leaves such.)
+    pub async fn prune(&self, in_use: BTreeSet<String>) -> Result<Vec<String>> {
+        self.blocking(move |root| root.prune(&in_use)).await
+    }
+
+    async fn blocking<T: Send + 'static>(&self, f: impl FnOnce(&Root) -> Result<T> + Send + 'static) -> Result<T> {
+        let root = self.root.clone();
+        tokio::task::spawn_blocking(move || f(&root)).await.map_err(Error::internal)?
+    }
+}
+
+/// A directory in `staging/`: locked as long as it is worked on, removed when it was not published.
+struct Staged {
+    path: PathBuf,
+    _lock: File,
+    published: bool,
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if !self.published {
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+impl Root {
+    fn names(&self) -> PathBuf {
+        self.dir.join("names")
+    }
+
+    fn staging(&self) -> PathBuf {
+        self.dir.join("staging")
+    }
+
+    fn prepare(&self) -> io::Result<()> {
+        for dir in [self.dir.clone(), self.names(), self.staging()] {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        }
+        let _turn = self.lock()?;
+        for entry in fs::read_dir(self.staging())? {
+            let path = entry?.path();
+            let Ok(file) = File::open(&path) else { continue };
+            if file.try_lock().is_ok() {
+                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                if let Err(e) = removed {
+                    tracing::warn!(path = %path.display(), error = %e, "cannot sweep a leftover of the template catalog");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> io::Result<File> {
+        let file = OpenOptions::new().create(true).append(true).open(self.dir.join(".lock"))?;
+        file.lock()?;
+        Ok(file)
+    }
+
+    fn stage(&self) -> io::Result<Staged> {
+        // In turn with the sweep, which must not meet a directory that is not locked yet.
+        let _turn = self.lock()?;
+        let path = self.staging().join(Uuid::new_v4().to_string());
+        fs::DirBuilder::new().mode(0o700).create(&path)?;
+        let lock = File::open(&path)?;
+        lock.lock()?;
+        Ok(Staged { path, _lock: lock, published: false })
+    }
+
+    fn register(&self, new: &NewTemplate) -> Result<Template> {
+        let Checked { disk_format, sources } = check::check(new)?;
+        let staged = self.stage().map_err(storage)?;
+        let mut files = BTreeMap::new();
+        let mut disk_virtual_bytes = 0;
+        for Source { part, file } in &sources {
+            let path = staged.path.join(part.name());
+            let Imported { sha256, size } = import::import(file, &path, part.mode()).map_err(|e| match e.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => storage(e),
+                _ => check::fault(*part, format!("cannot be imported: {e}")),
+            })?;
+            // The copy is what counts: the file may have changed since it was checked.
+            let copy = File::open(&path).map_err(storage)?;
+            if let Some(bytes) = check::content(*part, disk_format, &copy).map_err(|what| check::fault(*part, what))? {
+                disk_virtual_bytes = bytes;
+            }
+            files.insert(part.name().to_owned(), FileEntry { sha256, size });
+        }
+        let manifest = Manifest {
+            version: manifest::VERSION,
+            driver: new.driver.clone(),
+            os: new.os,
+            arch: new.arch,
+            disk_format,
+            disk_virtual_bytes,
+            cpus: new.cpus,
+            memory_mib: new.memory_mib,
+            cmdline: new.cmdline.clone(),
+            handover: new.handover,
+            user: new.user.clone(),
+            budgets: new.budgets.clone(),
+            files,
+        };
+        let bytes = manifest.to_bytes().map_err(Error::internal)?;
+        write_synced(&staged.path.join(manifest::FILE_NAME), &bytes).map_err(storage)?;
+        sync_dir(&staged.path).map_err(storage)?;
+        self.publish(staged, &manifest::digest(&bytes), &new.name)
+    }
+
+    fn publish(&self, mut staged: Staged, digest: &str, name: &str) -> Result<Template> {
+        let _turn = self.lock().map_err(storage)?;
+        let place = self.place(digest)?;
+        if let Some(other) = self.pointed_at(name).map_err(storage)?
+            && other != digest
+            // A name that points at nothing was left by somebody who removed files by hand.
+            && self.place(&other).is_ok_and(|p| p.exists())
+        {
+            return Err(Error::new(
+                Code::TemplateExists,
+                format!("the name {name} is taken by another template, {other}"),
+            )
+            .field("/name", "is taken by a template with another content, remove that one or choose another name"));
+        }
+        if self.load(digest, name).is_err() {
+            if place.exists() {
+                // Damaged on disk: this is the way to mend it. Its bytes are known, so whoever uses it loses nothing.
+                self.discard(&place).map_err(storage)?;
+            }
+            fs::rename(&staged.path, &place).map_err(storage)?;
+            staged.published = true;
+            sync_dir(&self.dir).map_err(storage)?;
+        }
+        self.point(name, digest).map_err(storage)?;
+        self.load(digest, name)
+    }
+
+    fn list(&self) -> Result<Vec<Template>> {
+        let mut templates = Vec::new();
+        for (name, digest) in self.all_names().map_err(Error::internal)? {
+            match self.load(&digest, &name) {
+                Ok(template) => templates.push(template),
+                Err(e) => tracing::warn!(template.name = name, template.digest = digest, error = %e, "left out"),
+            }
+        }
+        Ok(templates)
+    }
+
+    fn get(&self, wanted: &str) -> Result<Template> {
+        let not_found = || Error::new(Code::TemplateNotFound, format!("there is no template {wanted}"));
+        if manifest::directory(wanted).is_some() {
+            if !self.place(wanted)?.exists() {
+                return Err(not_found());
+            }
+            let names = self.all_names().map_err(Error::internal)?;
+            let name = names.iter().find(|(_, digest)| *digest == wanted).map_or(wanted, |(name, _)| name);
+            return self.load(wanted, name);
+        }
+        if !check::is_name(wanted) {
+            return Err(not_found());
+        }
+        let digest = self.pointed_at(wanted).map_err(Error::internal)?.ok_or_else(not_found)?;
+        self.load(&digest, wanted)
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        let not_found = || Error::new(Code::TemplateNotFound, format!("there is no template {name}"));
+        if !check::is_name(name) {
+            return Err(not_found());
+        }
+        let _turn = self.lock().map_err(Error::internal)?;
+        let digest = self.pointed_at(name).map_err(Error::internal)?.ok_or_else(not_found)?;
+        let last = self.all_names().map_err(Error::internal)?.iter().filter(|(_, d)| **d == digest).count() == 1;
+        let place = self.place(&digest).ok().filter(|p| last && p.exists());
+        let _exclusive = match &place {
+            Some(place) => lock_disk(place)?,
+            None => None,
+        };
+        // The name goes first: a crash after it leaves a template that nobody finds and `prune` takes.
+        fs::remove_file(self.names().join(name)).map_err(Error::internal)?;
+        sync_dir(&self.names()).map_err(Error::internal)?;
+        match place {
+            Some(place) => self.discard(&place).map_err(Error::internal),
+            None => Ok(()),
+        }
+    }
+
+    fn prune(&self, in_use: &BTreeSet<String>) -> Result<Vec<String>> {
+        let _turn = self.lock().map_err(Error::internal)?;
+        let named: BTreeSet<String> = self.all_names().map_err(Error::internal)?.into_values().collect();
+        let mut pruned = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(Error::internal)? {
+            let entry = entry.map_err(Error::internal)?;
+            let Some(digest) = entry.file_name().to_str().map(|n| n.replacen("sha256-", "sha256:", 1)) else {
+                continue;
+            };
+            if manifest::directory(&digest).is_none() || named.contains(&digest) || in_use.contains(&digest) {
+                continue;
+            }
+            let Ok(_exclusive) = lock_disk(&entry.path()) else { continue };
+            self.discard(&entry.path()).map_err(Error::internal)?;
+            pruned.push(digest);
+        }
+        pruned.sort();
+        Ok(pruned)
+    }
+
+    /// Where the template of this digest is, whether it is there or not.
+    fn place(&self, digest: &str) -> Result<PathBuf> {
+        let directory = manifest::directory(digest)
+            .ok_or_else(|| Error::internal(format!("{digest:?} in the template catalog is no digest")))?;
+        Ok(self.dir.join(directory))
+    }
+
+    fn pointed_at(&self, name: &str) -> io::Result<Option<String>> {
+        match fs::read_to_string(self.names().join(name)) {
+            Ok(digest) => Ok(Some(digest.trim().to_owned())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn point(&self, name: &str, digest: &str) -> io::Result<()> {
+        if self.pointed_at(name)?.as_deref() == Some(digest) {
+            return Ok(());
+        }
+        let new = self.staging().join(Uuid::new_v4().to_string());
+        write_synced(&new, format!("{digest}\n").as_bytes())?;
+        fs::rename(new, self.names().join(name))?;
+        sync_dir(&self.names())
+    }
+
+    /// Name → digest.
+    fn all_names(&self) -> io::Result<BTreeMap<String, String>> {
+        let mut names = BTreeMap::new();
+        for entry in fs::read_dir(self.names())? {
+            let Ok(name) = entry?.file_name().into_string() else { continue };
+            if check::is_name(&name)
+                && let Some(digest) = self.pointed_at(&name)?
+            {
+                names.insert(name, digest);
+            }
+        }
+        Ok(names)
+    }
+
+    /// Takes a directory out of sight at once, and away.
+    fn discard(&self, place: &Path) -> io::Result<()> {
+        let grave = self.staging().join(Uuid::new_v4().to_string());
+        fs::rename(place, &grave)?;
+        sync_dir(&self.dir)?;
+        if let Err(e) = fs::remove_dir_all(&grave) {
+            tracing::warn!(path = %grave.display(), error = %e, "a removed template is left for the next sweep");
+        }
+        Ok(())
+    }
+
+    /// Reads a template and makes sure that its manifest is the one of its digest and its files are those of its manifest, as
+    /// far as their sizes tell.
+    fn load(&self, digest: &str, name: &str) -> Result<Template> {
+        let place = self.place(digest)?;
+        let damaged = |what: String| {
+            Error::new(
+                Code::TemplateInvalid,
+                format!("the files of template {name} were changed on disk: {what}; register it again"),
+            )
+        };
+        let path = place.join(manifest::FILE_NAME);
+        let bytes = fs::read(&path).map_err(|e| damaged(format!("the manifest cannot be read: {}", e.kind())))?;
+        if manifest::digest(&bytes) != digest {
+            return Err(damaged("the manifest is another one".into()));
+        }
+        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|e| damaged(format!("the manifest: {e}")))?;
+        let mut size_bytes = 0;
+        for (file, entry) in &manifest.files {
+            let metadata =
+                fs::metadata(place.join(file)).map_err(|e| damaged(format!("{file} cannot be read: {}", e.kind())))?;
+            if metadata.len() != entry.size {
+                return Err(damaged(format!("{file} has {} bytes and should have {}", metadata.len(), entry.size)));
+            }
+            size_bytes += metadata.blocks() * 512;
+        }
+        let created = fs::metadata(&path).and_then(|m| m.modified()).map_err(Error::internal)?;
+        let file = |part: Part| manifest.files.contains_key(part.name()).then(|| place.join(part.name()));
+        Ok(Template {
+            name: name.to_owned(),
+            digest: digest.to_owned(),
+            files: TemplateFiles {
+                disk: file(Part::Disk).ok_or_else(|| damaged("it has no disk".into()))?,
+                kernel: file(Part::Kernel),
+                initramfs: file(Part::Initramfs),
+                firmware: file(Part::Firmware),
+                ssh_key: file(Part::SshKey),
+            },
+            driver: manifest.driver,
+            os: manifest.os,
+            arch: manifest.arch,
+            disk_format: manifest.disk_format,
+            disk_virtual_bytes: manifest.disk_virtual_bytes,
+            size_bytes,
+            cpus: manifest.cpus,
+            memory_mib: manifest.memory_mib,
+            cmdline: manifest.cmdline,
+            handover: manifest.handover,
+            user: manifest.user,
+            budgets: manifest.budgets,
+            created_at: Timestamp::try_from(created).map_err(Error::internal)?,
+        })
+    }
+}
+
+/// Nobody clones from this template while the lock is held. `None`: it has no disk to lock.
+fn lock_disk(place: &Path) -> Result<Option<File>> {
+    let Ok(disk) = File::open(place.join(Part::Disk.name())) else { return Ok(None) };
+    match disk.try_lock() {
+        Ok(()) => Ok(Some(disk)),
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::new(Code::TemplateInUse, "its disk is being cloned").retry_after(5))
+        }
+        Err(TryLockError::Error(e)) => Err(Error::internal(e)),
+    }
+}
+
+fn storage(e: io::Error) -> Error {
+    match e.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Error::new(Code::HostUnavailable, "no space is left where the templates are, free some and try again")
+                .cause(e)
+        }
+        _ => Error::internal(e),
+    }
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create_new(path)?;
+    file.write_all(bytes)?;
+    let mut permissions = file.metadata()?.permissions();
+    permissions.set_readonly(true);
+    file.set_permissions(permissions)?;
+    file.sync_all()
+}
+
+fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests;

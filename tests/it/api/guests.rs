@@ -1,0 +1,93 @@
+use mayfly::domain::VmId;
+use reqwest::Method;
+use serde_json::json;
+
+use super::api;
+
+#[tokio::test]
+async fn a_guest_may_read_report_and_end_its_own_vm_and_nothing_else() {
+    let api = api().await;
+    let (id, token) = api.running("mine").await;
+    let (other, _) = api.vm("theirs").await;
+    let own = format!("/vms/{id}");
+    let (foreign, unknown) = (format!("/vms/{other}"), format!("/vms/{}", VmId::mint()));
+
+    assert_eq!(api.get(&own, &token).await.ok(200)["id"], id.to_string());
+    let report = json!({"type": "job_result", "exit_code": 3});
+    api.post(&format!("{own}/events"), &token, report.clone()).await.ok(202);
+    assert_eq!(api.get(&own, &api.read).await.ok(200)["job"]["exit_code"], 3);
+
+    // One that exists and one that does not cannot be told apart.
+    for path in [&foreign, &unknown, &"/vms/no-id".to_owned(), &format!("{foreign}?force=true")] {
+        let a = api.get(path, &token).await.problem(403, "auth.scope_missing");
+        let b = api.delete(path, &token).await.problem(403, "auth.scope_missing");
+        assert_eq!(a["detail"], b["detail"]);
+    }
+    for path in [&foreign, &unknown] {
+        api.post(&format!("{path}/events"), &token, report.clone()).await.problem(403, "auth.scope_missing");
+    }
+    for path in ["/vms", "/templates", "/templates/micro", "/host", "/reconcile", "/tokens", "/metrics", "/events"] {
+        api.get(path, &token).await.problem(403, "auth.scope_missing");
+    }
+    for path in [format!("{own}/events"), format!("{own}/logs"), format!("{unknown}/logs")] {
+        api.get(&path, &token).await.problem(403, "auth.scope_missing");
+    }
+    api.post("/vms", &token, json!({"template": "micro"})).await.problem(403, "auth.scope_missing");
+    api.post("/tokens", &token, json!({"name": "x", "scope": "admin"})).await.problem(403, "auth.scope_missing");
+    api.delete("/templates/micro", &token).await.problem(403, "auth.scope_missing");
+
+    // Reports are the guest's own to make.
+    api.post(&format!("{own}/events"), &api.admin, report).await.problem(403, "auth.scope_missing");
+    api.delete(&own, &token).await.ok(202);
+}
+
+#[tokio::test]
+async fn the_guest_listener_has_four_routes_and_takes_vm_tokens_only() {
+    let api = api().await;
+    let (id, token) = api.running("mine").await;
+    let own = format!("/vms/{id}");
+    assert_eq!(api.guest(Method::GET, "/healthz", "", None).await.ok(200), json!({"status": "ok"}));
+    api.guest(Method::GET, &own, &token, None).await.ok(200);
+    let event = json!({"type": "runner_finished", "exit_code": 0});
+    api.guest(Method::POST, &format!("{own}/events"), &token, Some(event.clone())).await.ok(202);
+    api.guest(Method::DELETE, &own, &token, None).await.ok(202);
+
+    for method in [Method::GET, Method::DELETE] {
+        api.guest(method.clone(), &own, &api.admin, None).await.problem(403, "auth.scope_missing");
+        api.guest(method.clone(), &own, "", None).await.problem(401, "auth.required");
+        api.guest(method, &format!("/vms/{}", VmId::mint()), &token, None).await.problem(403, "auth.scope_missing");
+    }
+    for path in ["/", "/vms", "/host", "/events", "/docs", "/openapi.json", "/metrics", "/readyz"] {
+        api.guest(Method::GET, path, &token, None).await.problem(404, "request.not_found");
+    }
+    let method = api.guest(Method::GET, &format!("{own}/events"), &token, None).await;
+    method.problem(405, "request.method_not_allowed");
+    assert_eq!(method.header("allow"), "POST");
+    let large = json!({"type": "log", "source": "job", "data_base64": "A".repeat(70_000)});
+    api.guest(Method::POST, &format!("{own}/events"), &token, Some(large)).await.problem(413, "request.too_large");
+}
+
+#[tokio::test]
+async fn reports_are_checked() {
+    let api = api().await;
+    let (id, token) = api.running("mine").await;
+    let path = format!("/vms/{id}/events");
+    for body in [
+        json!({"type": "nonsense"}),
+        json!({"type": "job_result"}),
+        json!({"type": "job_result", "exit_code": "0"}),
+        json!({"type": "log", "source": "job", "data_base64": "***"}),
+        json!({"type": "log", "source": "console", "data_base64": ""}),
+        json!({}),
+        json!([]),
+    ] {
+        api.post(&path, &token, body).await.problem(400, "request.invalid");
+    }
+    // Late and doubled ones are harmless.
+    for _ in 0..2 {
+        api.post(&path, &token, json!({"type": "job_started"})).await.ok(202);
+        api.post(&path, &token, json!({"type": "guest_ready"})).await.ok(202);
+    }
+    api.finish(id).await;
+    api.post(&path, &token, json!({"type": "runner_finished", "exit_code": 0})).await.ok(202);
+}

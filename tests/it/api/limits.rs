@@ -1,0 +1,114 @@
+use std::time::Duration;
+
+use mayfly::http::Settings;
+use reqwest::Method;
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use super::{Got, api, api_with};
+
+async fn raw(api: &super::Api, head: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(api.address).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream
+}
+
+async fn read_some(stream: &mut TcpStream) -> String {
+    let mut buffer = vec![0; 4096];
+    let n = tokio::time::timeout(Duration::from_secs(15), stream.read(&mut buffer)).await.unwrap().unwrap_or(0);
+    String::from_utf8_lossy(&buffer[..n]).into_owned()
+}
+
+#[tokio::test]
+async fn a_slow_body_is_given_up() {
+    let settings = Settings { request_timeout: Duration::from_millis(200), ..Settings::default() };
+    let api = api_with(settings, Default::default()).await;
+    let head = format!(
+        "POST /vms HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n{{\"temp",
+        api.admin
+    );
+    let answer = read_some(&mut raw(&api, &head).await).await;
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    assert!(answer.contains("request.timeout"), "{answer}");
+    // Who waits on purpose is not in a hurry.
+    let (id, _) = api.vm("one").await;
+    let path = format!("/vms/{id}?wait_generation=1&timeout_seconds=1");
+    api.get(&path, &api.read).await.ok(200);
+}
+
+#[tokio::test]
+async fn too_many_requests_are_told_to_come_back_and_probes_still_get_through() {
+    let settings = Settings { max_concurrent: 1, ..Settings::default() };
+    let api = api_with(settings, Default::default()).await;
+    let head = format!(
+        "POST /vms HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n{{",
+        api.admin
+    );
+    // It holds the only seat until its body comes, which is never.
+    let held = raw(&api, &head).await;
+    let refused = loop {
+        let got = api.get("/host", &api.read).await;
+        if got.status.as_u16() == 503 {
+            break got;
+        }
+        tokio::task::yield_now().await;
+    };
+    refused.problem(503, "service.overloaded");
+    assert!(!refused.header("retry-after").is_empty());
+    api.get("/healthz", "").await.ok(200);
+    drop(held);
+    while api.get("/host", &api.read).await.status.as_u16() != 200 {
+        tokio::task::yield_now().await;
+    }
+
+    // Those who wait have a room of their own.
+    let stream = api.request(Method::GET, "/events", &api.read).send().await.unwrap();
+    assert_eq!(stream.status().as_u16(), 200);
+    api.get("/host", &api.read).await.ok(200);
+    let second = api.request(Method::GET, "/events", &api.read).send().await.unwrap();
+    Got::of(second).await.problem(503, "service.overloaded");
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_frees_its_place() {
+    let settings = Settings { max_concurrent: 1, ..Settings::default() };
+    let api = api_with(settings, Default::default()).await;
+    for _ in 0..5 {
+        loop {
+            let stream = api.request(Method::GET, "/events", &api.read).send().await.unwrap();
+            if stream.status().as_u16() == 200 {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_http_is_cut() {
+    let api = api().await;
+    let answer = read_some(&mut raw(&api, "\u{16}\u{3}\u{1} hello\r\n\r\n").await).await;
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer}");
+    let long = format!("GET /{} HTTP/1.1\r\nhost: x\r\n", "x".repeat(600_000));
+    let mut stream = TcpStream::connect(api.address).await.unwrap();
+    let _ = stream.write_all(long.as_bytes()).await;
+    let answer = read_some(&mut stream).await;
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
+    api.get("/healthz", "").await.ok(200);
+}
+
+#[tokio::test]
+async fn readiness_follows_the_host_and_the_shutdown() {
+    let api = api().await;
+    api.get("/readyz", "").await.ok(200);
+    api.host.send_modify(|view| view.observed = false);
+    let got = api.get("/readyz", "").await;
+    got.problem(503, "host.unavailable");
+    assert_eq!(got.header("retry-after"), "2");
+    api.get("/healthz", "").await.ok(200);
+    let refused = json!({"template": "micro", "queue_timeout_seconds": 0});
+    api.post("/vms", &api.create, refused).await.problem(409, "slot.unavailable");
+}

@@ -1,0 +1,294 @@
+//! The HTTP API over real sockets: real routers, real service, real database and template catalog. The driver is the fake
+//! one and nobody reconciles, so a test decides what happens to a vm and when.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use mayfly::{
+    domain::{
+        Arch, Budgets, Event, GuestOs, Handover, VmId,
+        host::{Capacity, HostView},
+        token::Scope,
+    },
+    drivers::{
+        fake::{Fake, FakeWorld},
+        registry::Registry,
+    },
+    http::{self, Http},
+    service::{self, Clock, Service},
+    store::{self, Expect, Ledger, Reader, Vault, logs::Logs},
+    templates::{Catalog, NewTemplate},
+};
+use reqwest::{Method, StatusCode, header};
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+mod document;
+mod events;
+mod guests;
+mod input;
+mod limits;
+mod logs;
+mod pages;
+mod templates;
+mod tokens;
+mod vms;
+
+pub struct Api {
+    pub admin: String,
+    pub create: String,
+    pub read: String,
+    pub url: String,
+    pub guest_url: String,
+    pub address: SocketAddr,
+    pub service: Service,
+    pub ledger: Ledger,
+    pub reader: Reader,
+    pub host: watch::Sender<HostView>,
+    pub dir: tempfile::TempDir,
+    pub shutdown: CancellationToken,
+    client: reqwest::Client,
+    servers: Vec<JoinHandle<()>>,
+}
+
+/// An answer, read to its end.
+pub struct Got {
+    pub status: StatusCode,
+    pub headers: header::HeaderMap,
+    pub text: String,
+}
+
+impl Got {
+    pub async fn of(response: reqwest::Response) -> Got {
+        let (status, headers) = (response.status(), response.headers().clone());
+        Got { status, headers, text: response.text().await.unwrap() }
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {} {:?}", self.status, self.text))
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map(|v| v.to_str().unwrap()).unwrap_or_default()
+    }
+
+    /// A problem document that keeps all its promises, with this status and code.
+    #[track_caller]
+    pub fn problem(&self, status: u16, code: &str) -> Value {
+        let body = self.json();
+        assert_eq!((self.status.as_u16(), body["code"].as_str().unwrap_or_default()), (status, code), "{body:#}");
+        assert_eq!(self.header("content-type"), "application/problem+json");
+        assert_eq!(body["type"], format!("/problems/{code}"));
+        assert_eq!(body["status"], status);
+        assert_eq!(body["request_id"], self.header("x-request-id"));
+        for field in ["title", "detail", "instance"] {
+            assert!(body[field].as_str().is_some_and(|s| !s.is_empty()), "{field}: {body:#}");
+        }
+        assert!(body["retryable"].is_boolean());
+        body
+    }
+
+    #[track_caller]
+    pub fn ok(&self, status: u16) -> Value {
+        assert_eq!(self.status.as_u16(), status, "{}", self.text);
+        if self.text.is_empty() { Value::Null } else { self.json() }
+    }
+}
+
+/// Where a problem points first.
+pub fn pointer(problem: &Value) -> &str {
+    problem["errors"][0]["pointer"].as_str().unwrap_or("(none)")
+}
+
+pub async fn api() -> Api {
+    api_with(http::Settings::default(), service::Settings::default()).await
+}
+
+pub async fn api_with(settings: http::Settings, limits: service::Settings) -> Api {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store::open(&dir.path().join("mayfly.db")).await.unwrap();
+    let capacity = Capacity { macos_slots: 2, linux_slots: 2, cpus: 8, memory_mib: 8192 };
+    let view = HostView {
+        capacity,
+        drivers: vec![],
+        instances: vec![],
+        observed_at: Timestamp::from_second(1_700_000_000).unwrap(),
+        observed: true,
+    };
+    let host = watch::Sender::new(view);
+    let catalog = Catalog::open(dir.path().join("templates")).unwrap();
+    let disk = disk(&dir, "disk.raw", 1);
+    catalog.register(new_template("micro", disk)).await.unwrap();
+    let service = Service::new(
+        store.ledger.clone(),
+        store.reader.clone(),
+        Arc::new(Vault::from_key(&[7; 32])),
+        Logs::new(dir.path().join("logs")),
+        Arc::new(catalog),
+        Arc::new(Registry::default().with(Arc::new(Fake::new(FakeWorld::new())))),
+        host.subscribe(),
+        Clock::system(),
+        limits,
+    );
+    let token = async |name: &str, scope| {
+        service.create_token(name.to_owned(), scope).await.unwrap().1.expose_secret().to_owned()
+    };
+    let (admin, create, read) =
+        (token("a", Scope::Admin).await, token("c", Scope::Create).await, token("r", Scope::Read).await);
+    let shutdown = CancellationToken::new();
+    let http = Http {
+        service: service.clone(),
+        settings,
+        metrics: Arc::new(|| "# TYPE mayfly_up gauge\nmayfly_up 1\n".to_owned()),
+        shutdown: shutdown.clone(),
+    };
+    let listeners = (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let address = listeners.0.local_addr().unwrap();
+    let url = format!("http://{address}");
+    let guest_url = format!("http://{}", listeners.1.local_addr().unwrap());
+    let servers = vec![
+        tokio::spawn(http::serve_tcp(listeners.0, http::admin_router(&http), shutdown.clone())),
+        tokio::spawn(http::serve_tcp(listeners.1, http::guest_router(&http), shutdown.clone())),
+    ];
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .timeout(Duration::from_secs(30))
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .unwrap();
+    Api {
+        admin,
+        create,
+        read,
+        url,
+        guest_url,
+        address,
+        service,
+        ledger: store.ledger,
+        reader: store.reader,
+        host,
+        dir,
+        shutdown,
+        client,
+        servers,
+    }
+}
+
+pub fn disk(dir: &tempfile::TempDir, name: &str, fill: u8) -> PathBuf {
+    let path = dir.path().join(name);
+    std::fs::write(&path, vec![fill; 64 * 1024]).unwrap();
+    path
+}
+
+pub fn new_template(name: &str, disk: PathBuf) -> NewTemplate {
+    NewTemplate {
+        name: name.into(),
+        driver: "fake".into(),
+        os: GuestOs::Linux,
+        arch: Arch::of_this_host().unwrap(),
+        disk,
+        disk_format: None,
+        kernel: None,
+        initramfs: None,
+        firmware: None,
+        ssh_key: None,
+        cmdline: None,
+        cpus: 1,
+        memory_mib: 128,
+        handover: Handover::Seed,
+        user: "runner".into(),
+        budgets: Budgets::default(),
+    }
+}
+
+impl Api {
+    pub fn request(&self, method: Method, path: &str, token: &str) -> reqwest::RequestBuilder {
+        let request = self.client.request(method, format!("{}{path}", self.url));
+        if token.is_empty() { request } else { request.bearer_auth(token) }
+    }
+
+    /// On the guest listener.
+    pub async fn guest(&self, method: Method, path: &str, token: &str, body: Option<Value>) -> Got {
+        let mut request = self.client.request(method, format!("{}{path}", self.guest_url));
+        if !token.is_empty() {
+            request = request.bearer_auth(token);
+        }
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        Got::of(request.send().await.unwrap()).await
+    }
+
+    pub async fn get(&self, path: &str, token: &str) -> Got {
+        Got::of(self.request(Method::GET, path, token).send().await.unwrap()).await
+    }
+
+    pub async fn delete(&self, path: &str, token: &str) -> Got {
+        Got::of(self.request(Method::DELETE, path, token).send().await.unwrap()).await
+    }
+
+    pub async fn post(&self, path: &str, token: &str, body: Value) -> Got {
+        Got::of(self.request(Method::POST, path, token).json(&body).send().await.unwrap()).await
+    }
+
+    /// A body as it is, with a content type.
+    pub async fn post_raw(&self, path: &str, content_type: &str, body: impl Into<reqwest::Body>) -> Got {
+        let request = self.request(Method::POST, path, &self.admin).header(header::CONTENT_TYPE, content_type);
+        Got::of(request.body(body).send().await.unwrap()).await
+    }
+
+    /// A new vm: its id and its own token.
+    pub async fn vm(&self, name: &str) -> (VmId, String) {
+        let vm = self.post("/vms", &self.create, json!({"template": "micro", "name": name})).await.ok(201);
+        (vm["id"].as_str().unwrap().parse().unwrap(), vm["callback_token"].as_str().unwrap().to_owned())
+    }
+
+    /// A vm with a job that would be running once these events have happened.
+    pub async fn running(&self, name: &str) -> (VmId, String) {
+        let body = json!({"template": "micro", "name": name, "runner": {"kind": "command", "command": "true"}});
+        let vm = self.post("/vms", &self.create, body).await.ok(201);
+        let id = vm["id"].as_str().unwrap().parse().unwrap();
+        use mayfly::domain::{event::ReadyVia, runner::RunnerFact};
+        for event in [
+            Event::SlotTaken,
+            Event::Cloned,
+            Event::GuestReady { via: ReadyVia::GuestCall },
+            Event::GuestConfigured,
+            Event::RunnerChanged { fact: RunnerFact::JobStarted },
+        ] {
+            self.apply(id, event).await;
+        }
+        (id, vm["callback_token"].as_str().unwrap().to_owned())
+    }
+
+    pub async fn apply(&self, id: VmId, event: Event) {
+        let applied = self.ledger.apply(id, Expect::Anything, event.clone(), self.service.now()).await.unwrap();
+        assert!(applied.changed(), "{event:?} did nothing");
+    }
+
+    /// From wherever it is to its end.
+    pub async fn finish(&self, id: VmId) {
+        self.ledger
+            .apply(id, Expect::Anything, Event::EndForced { by: mayfly::domain::Announcer::Admin }, self.service.now())
+            .await
+            .unwrap();
+        while let Some(vm) = self.reader.vm(id).await.unwrap() {
+            use mayfly::domain::State;
+            match vm.state {
+                State::Stopping => self.apply(id, Event::InstanceStopped).await,
+                State::Deleting => self.apply(id, Event::InstanceAbsent).await,
+                State::Deleted => return,
+                other => panic!("{other} after a forced end"),
+            }
+        }
+    }
+
+    pub async fn stop(&mut self) {
+        self.shutdown.cancel();
+        for server in self.servers.drain(..) {
+            tokio::time::timeout(Duration::from_secs(8), server).await.expect("the listener ends in time").unwrap();
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The end of a job: nothing the runner does after its hook may be lost, and a guest that says nothing ends all the same.
+
+use serde_json::json;
+
+use crate::support::Serve;
+
+/// The runner works for five seconds *after* its hook's DELETE: what it uploads then must arrive.
+#[tokio::test(flavor = "multi_thread")]
+async fn work_after_the_hooks_delete_is_not_lost() {
+    let serve = Serve::start(&[]).await;
+    serve.template("micro", "seed", json!({})).await;
+    let script = r#"
+echo "job runs"
+sh -e "$ACTIONS_RUNNER_HOOK_JOB_STARTED"
+sh -e "$ACTIONS_RUNNER_HOOK_JOB_COMPLETED"
+for second in 1 2 3 4 5; do sleep 1; echo "uploading $second"; done
+echo "result uploaded"
+exit 3
+"#;
+    let vm = serve.create(json!({"template": "micro", "runner": {"kind": "script", "script": script}})).await;
+    let id = vm["id"].as_str().unwrap();
+    let draining = serve.wait_state(id, "draining").await;
+    assert_eq!(draining["announced_by"], "hook");
+    let end = serve.wait_state(id, "deleted").await;
+    assert_eq!(end["end_signal"], "runner_finished", "{end:#}");
+    assert_eq!(end["job"]["exit_code"], 3);
+    let log = serve.log_of(id, "job").await;
+    assert!(log.contains("uploading 5") && log.contains("result uploaded"), "{log}");
+    let at = |state: &str| {
+        let entry = end["timeline"].as_array().unwrap().iter().find(|e| e["state"] == state).unwrap().clone();
+        entry["at"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap()
+    };
+    assert!(at("stopping").duration_since(at("draining")).as_secs_f64() >= 4.5, "{end:#}");
+    serve.assert_nothing_left().await;
+}
+
+/// The wrapper is killed and the hook's DELETE goes nowhere: budgets end the vm.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_cannot_speak_ends_within_its_budgets() {
+    let serve = Serve::start(&[]).await;
+    serve.template("micro", "ssh", json!({})).await;
+    // The job kills its own wrapper and makes the hooks' settings unreadable, then stays.
+    let script = r#"rm -f "$MAYFLY_HOME/curlrc"; kill -9 "$PPID"; kill -9 "$(cat "$MAYFLY_HOME/run/wrapper.pid")"; sleep 600"#;
+    let vm = serve
+        .create(json!({
+            "template": "micro", "runner": {"kind": "script", "script": script},
+            "budgets": {"lifetime_seconds": 5, "stop_grace_seconds": 0},
+        }))
+        .await;
+    let id = vm["id"].as_str().unwrap();
+    let end = serve.wait_state(id, "deleted").await;
+    assert_eq!(end["end_signal"], "lifetime_budget", "{end:#}");
+    assert_eq!(end["outcome"]["code"], "budget.lifetime_spent");
+
+    // The hook did speak, and the proof never comes: the drain budget ends it.
+    let script = r#"sh -e "$ACTIONS_RUNNER_HOOK_JOB_COMPLETED"; kill -9 "$PPID" "$(cat "$MAYFLY_HOME/run/wrapper.pid")"; sleep 600"#;
+    let vm = serve
+        .create(json!({
+            "template": "micro", "runner": {"kind": "script", "script": script},
+            "budgets": {"drain_seconds": 3},
+        }))
+        .await;
+    let id = vm["id"].as_str().unwrap();
+    let end = serve.wait_state(id, "deleted").await;
+    assert_eq!((&end["announced_by"], &end["end_signal"]), (&json!("hook"), &json!("drain_budget")), "{end:#}");
+    serve.assert_nothing_left().await;
+}
+
+/// The other ways in which a guest ends: it powers itself off; its hypervisor is killed; it never boots.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_other_end_is_named() {
+    let serve = Serve::start(&[]).await;
+    serve.template("micro", "seed", json!({})).await;
+    serve
+        .template("mute", "seed", json!({"boot_seconds": 1, "max_attempts": 2}))
+        .await;
+    let vm = serve.create(json!({"template": "micro", "runner": {"kind": "none"}})).await;
+    let lost = vm["id"].as_str().unwrap();
+    let off = serve
+        .create(json!({"template": "micro", "runner": {"kind": "none"}}))
+        .await["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    serve.wait_state(lost, "running").await;
+    let pidfile = |id: &str| serve.dir.join(format!("instances/mayfly-{id}/qemu.pid"));
+    let pid: i32 = std::fs::read_to_string(pidfile(lost)).unwrap().trim().parse().unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+    let end = serve.wait_state(lost, "deleted").await;
+    assert_eq!(
+        (&end["end_signal"], &end["outcome"]["result"], &end["outcome"]["code"]),
+        (&json!("instance_gone"), &json!("lost"), &json!("instance.lost"))
+    );
+
+    // The power button, as a guest's own `poweroff` would end it.
+    serve.wait_state(&off, "running").await;
+    let socket = serve.dir.join(format!("instances/mayfly-{off}/qmp.sock"));
+    press_power_button(&socket).await;
+    let end = serve.wait_state(&off, "deleted").await;
+    assert_eq!((&end["end_signal"], &end["outcome"]["result"]), (&json!("guest_power_off"), &json!("completed")), "{end:#}");
+
+    // Too slow for its budget: tried twice on fresh clones, then given up.
+    let vm = serve.create(json!({"template": "mute", "runner": {"kind": "none"}})).await;
+    let end = serve.wait_state(vm["id"].as_str().unwrap(), "deleted").await;
+    assert_eq!((&end["outcome"]["code"], &end["attempt"]), (&json!("guest.not_ready"), &json!(2)), "{end:#}");
+    assert_eq!(end["end_signal"], "given_up");
+    serve.assert_nothing_left().await;
+}
+
+async fn press_power_button(socket: &std::path::Path) {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    let stream = tokio::net::UnixStream::connect(socket).await.unwrap();
+    let (read, mut write) = stream.into_split();
+    let mut lines = BufReader::new(read).lines();
+    lines.next_line().await.unwrap();
+    for command in ["qmp_capabilities", "system_powerdown"] {
+        write.write_all(format!("{{\"execute\":\"{command}\"}}\n").as_bytes()).await.unwrap();
+        while !lines.next_line().await.unwrap().unwrap().contains("\"return\"") {}
+    }
+}

@@ -1,0 +1,119 @@
+//! Imports point downwards only. Reads the `crate::` paths of every source file and holds them against the picture in
+//! ARCHITECTURE.md, so that the rule cannot rot.
+
+use std::{fs, path::Path};
+
+/// Module → what it may use of ours, besides itself.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("domain", &[]),
+    ("store", &["domain"]),
+    ("drivers", &["domain"]),
+    ("guest", &["domain"]),
+    ("templates", &["domain"]),
+    ("runners", &["domain"]),
+    ("service", &["store", "drivers", "guest", "templates", "runners", "domain"]),
+    // Of `service`, `reconcile` takes the clock and the plain sum of a host's room; it calls no verb.
+    ("reconcile", &["store", "drivers", "guest", "templates", "runners", "domain", "service::Clock", "service::hosts"]),
+    (
+        "http",
+        &[
+            "service",
+            "domain",
+            "store::Reader",
+            "store::Change",
+            "store::Changes",
+            "store::vms",
+            "store::logs",
+            "templates::NewTemplate",
+        ],
+    ),
+];
+
+fn sources(dir: &Path, into: &mut Vec<std::path::PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, into);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            into.push(path);
+        }
+    }
+}
+
+/// Every path that begins with `crate::`, with braces resolved: `crate::{a::B, c}` gives `a::B` and `c`.
+fn uses(text: &str) -> Vec<String> {
+    let text: String = text.lines().map(|l| l.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
+    let mut found = Vec::new();
+    for (at, _) in text.match_indices("crate::") {
+        let before = text[..at].chars().next_back();
+        if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == '$') {
+            continue;
+        }
+        expand(&text[at + "crate::".len()..], "", &mut found);
+    }
+    found
+}
+
+fn expand(rest: &str, prefix: &str, found: &mut Vec<String>) {
+    let rest = rest.trim_start();
+    if let Some(inner) = rest.strip_prefix('{') {
+        let (mut depth, mut start) = (0, 0);
+        for (i, c) in inner.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 0 => {
+                    expand(&inner[start..i], prefix, found);
+                    return;
+                }
+                '}' => depth -= 1,
+                ',' if depth == 0 => {
+                    expand(&inner[start..i], prefix, found);
+                    start = i + 1;
+                }
+                _ => {}
+            }
+        }
+        return;
+    }
+    let name: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+    if name.is_empty() {
+        return;
+    }
+    let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}::{name}") };
+    match rest[name.len()..].strip_prefix("::") {
+        Some(more) if path.matches("::").count() < 1 => expand(more, &path, found),
+        _ => found.push(path),
+    }
+}
+
+#[test]
+fn imports_point_downwards_only() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&src, &mut files);
+    assert!(files.len() > 30, "the sources were not found");
+    let mut wrong = Vec::new();
+    for file in files {
+        let inside = file.strip_prefix(&src).unwrap();
+        let top = inside.components().next().unwrap().as_os_str().to_str().unwrap();
+        let module = top.trim_end_matches(".rs");
+        let Some((_, allowed)) = MAY_USE.iter().find(|(m, _)| *m == module) else { continue };
+        for used in uses(&fs::read_to_string(&file).unwrap()) {
+            let target = used.split("::").next().unwrap();
+            let ok = target == module || allowed.iter().any(|a| *a == target || *a == used);
+            // Macros of the crate root and tests' helpers are no modules of ours.
+            let ours =
+                MAY_USE.iter().any(|(m, _)| *m == target) || ["cli", "app", "config", "telemetry"].contains(&target);
+            if ours && !ok {
+                wrong.push(format!("{} uses crate::{used}", inside.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_reader_of_imports_reads_imports() {
+    let text = "use crate::{\n    domain::{Vm, State},\n    store::logs::LogSource,\n    http,\n};\nlet x = crate::service::Clock::system();";
+    assert_eq!(uses(text), ["domain::Vm", "domain::State", "store::logs", "http", "service::Clock"]);
+}

@@ -1,0 +1,82 @@
+//! Mayfly dies before, in the middle of and after every side effect: the next start comes to the same end.
+
+use mayfly::domain::{Vm, vm::OutcomeResult::Completed};
+
+use super::prelude::*;
+
+async fn dies_in(verb: Verb, crash: Crash) -> Vm {
+    let mut host = Host::new(1, 0).await;
+    host.play_guests();
+    host.world.crash_next(verb, crash);
+    let id = host.create(request("linux", job())).await;
+    let next = host.create(request("linux", job())).await;
+    tokio::time::timeout(super::PATIENCE, host.world.until(|s| s.crashes == 1))
+        .await
+        .expect("the crash point was not reached");
+    host.restart().await;
+    let end = host.until_state(id, State::Deleted).await;
+    host.until_state(next, State::Deleted).await;
+    assert_eq!(host.world.peak(), 1, "two guests on one slot");
+    assert_eq!(host.world.snapshot().starts, 2, "each vm was started once");
+    host.assert_clean(&[id, next]).await;
+    end
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_side_effect_has_the_same_end() {
+    let mut points = 0;
+    for verb in [Verb::Create, Verb::Start, Verb::Stop, Verb::Destroy] {
+        for crash in [Crash::Before, Crash::Halfway, Crash::After] {
+            let end = dies_in(verb, crash).await;
+            assert_eq!(end.outcome.as_ref().map(|o| o.result), Some(Completed), "{verb:?} {crash:?}: {end:#?}");
+            assert_eq!((end.attempt, end.job_exit_code), (1, Some(0)), "{verb:?} {crash:?}");
+            points += 1;
+        }
+    }
+    println!("{points} kill points, all with the same end, nothing left over");
+}
+
+/// Stopped after each commit of a life, started again each time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_after_every_commit_has_the_same_end() {
+    let mut host = Host::new(1, 0).await;
+    host.play_guests();
+    let id = host.create(request("linux", job())).await;
+    let mut restarts = 0;
+    loop {
+        let generation = host.vm(id).await.generation;
+        host.restart().await;
+        restarts += 1;
+        let vm = host.service().wait_vm(id, generation, super::PATIENCE).await.unwrap();
+        assert!(vm.generation > generation || vm.state == State::Deleted, "no progress: {vm:#?}");
+        if vm.state == State::Deleted {
+            assert_eq!(vm.outcome.unwrap().result, Completed);
+            break;
+        }
+    }
+    println!("{restarts} restarts within one life");
+    host.assert_clean(&[id]).await;
+}
+
+/// A vm that ran when Mayfly died and is gone when it comes back is lost, and its slot is free.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_vanished_meanwhile_is_lost_and_its_slot_is_free() {
+    let mut host = Host::new(1, 0).await;
+    let serving = host.serving.clone();
+    host.world.on_boot(move |guest| {
+        let serving = serving.clone();
+        tokio::spawn(async move {
+            let id = mayfly::domain::InstanceName::parse(guest.spec.name.as_str()).unwrap();
+            let configured = mayfly::service::guests::GuestEvent::GuestConfigured {};
+            super::tell(&serving, id, super::Report::Event(configured)).await;
+        });
+    });
+    let id = host.create(request("linux", job())).await;
+    host.until_state(id, State::Running).await;
+    host.crash().await;
+    host.world.vanish(&id.instance());
+    host.start().await;
+    let vm = host.until_state(id, State::Deleted).await;
+    assert_eq!(vm.outcome.unwrap().result, OutcomeResult::Lost);
+    host.assert_clean(&[id]).await;
+}

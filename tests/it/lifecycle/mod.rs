@@ -1,0 +1,296 @@
+//! The whole service but HTTP, on the fake driver: a real database file, the real loop, a hypervisor whose misfortunes are
+//! scripted, and guests that are played.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use mayfly::{
+    domain::{
+        Arch, Budgets, GuestOs, Handover, InstanceName, State, TokenId, Vm, VmId,
+        host::Capacity,
+        token::{Caller, Scope},
+    },
+    drivers::{
+        fake::{Fake, FakeWorld, Guest},
+        registry::Registry,
+    },
+    reconcile::{self, Reconciler},
+    service::{
+        self, Clock, Service,
+        guests::GuestEvent,
+        vms::{BudgetsPatch, Runner, VmRequest},
+    },
+    store::{self, Vault, logs::Logs},
+    templates::{Catalog, NewTemplate},
+};
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+mod chaos;
+mod crashes;
+mod road;
+
+/// How long any one thing may take before the test says what is stuck.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Who serves at the moment, if anybody does.
+pub type Serving = watch::Sender<Option<Service>>;
+
+pub struct Running {
+    pub service: Service,
+    shutdown: CancellationToken,
+    reconciling: JoinHandle<()>,
+    closed: JoinHandle<()>,
+}
+
+/// A host: its disk and its hypervisor stay when Mayfly dies.
+pub struct Host {
+    dir: tempfile::TempDir,
+    pub world: Arc<FakeWorld>,
+    pub capacity: Capacity,
+    /// Guests speak to whoever serves at the moment.
+    pub serving: Serving,
+    pub running: Option<Running>,
+}
+
+impl Host {
+    pub async fn new(linux: u32, macos: u32) -> Host {
+        let mut host = Host {
+            dir: tempfile::tempdir().unwrap(),
+            world: FakeWorld::new(),
+            capacity: Capacity { linux_slots: linux, macos_slots: macos, cpus: 64, memory_mib: 65536 },
+            serving: watch::Sender::new(None),
+            running: None,
+        };
+        std::fs::write(host.at("disk.img"), vec![7u8; 4096]).unwrap();
+        host.start().await;
+        for (name, os, handover) in
+            [("linux", GuestOs::Linux, Handover::Seed), ("macos", GuestOs::Macos, Handover::Ssh)]
+        {
+            host.register(name, os, handover).await;
+        }
+        host
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    async fn register(&self, name: &str, os: GuestOs, handover: Handover) {
+        let new = NewTemplate {
+            name: name.into(),
+            driver: Fake::NAME.into(),
+            os,
+            arch: Arch::X86_64,
+            disk: self.at("disk.img"),
+            disk_format: Some(mayfly::domain::template::DiskFormat::Raw),
+            kernel: None,
+            initramfs: None,
+            firmware: None,
+            ssh_key: None,
+            cmdline: None,
+            cpus: 1,
+            memory_mib: 64,
+            handover,
+            user: "runner".into(),
+            budgets: Budgets::default(),
+        };
+        self.service().register_template(new).await.unwrap();
+    }
+
+    pub async fn start(&mut self) {
+        assert!(self.running.is_none());
+        let vault = Arc::new(Vault::open(&self.at("secret.key")).unwrap());
+        let store = store::open(&self.at("mayfly.db")).await.unwrap();
+        let catalog = Arc::new(Catalog::open(self.at("templates")).unwrap());
+        let drivers = Arc::new(Registry::default().with(Arc::new(Fake::new(self.world.clone()))));
+        let clock = Clock::system();
+        let board = watch::Sender::new(reconcile::unobserved(self.capacity, &clock));
+        let logs = Logs::new(self.at("logs"));
+        let service = Service::new(
+            store.ledger.clone(),
+            store.reader.clone(),
+            vault.clone(),
+            logs.clone(),
+            catalog.clone(),
+            drivers.clone(),
+            board.subscribe(),
+            clock.clone(),
+            service::Settings::default(),
+        );
+        let reconciler = Arc::new(Reconciler {
+            ledger: store.ledger,
+            reader: store.reader,
+            vault,
+            logs,
+            catalog,
+            drivers,
+            clock,
+            board,
+            settings: reconcile::Settings {
+                capacity: self.capacity,
+                count_foreign: true,
+                guest_socket: self.at("guest.sock"),
+                relay: vec!["/bin/false".into()],
+                guest_url: "http://10.0.2.100".into(),
+                isolated: true,
+                retry_backoff: Duration::from_millis(1),
+                sweep_every: Duration::from_secs(60),
+                keep_deleted: Duration::from_secs(3600),
+            },
+        });
+        let shutdown = CancellationToken::new();
+        self.serving.send_replace(Some(service.clone()));
+        let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));
+        self.running = Some(Running { service, reconciling, shutdown, closed: store.closed });
+    }
+
+    /// Everything that Mayfly was doing stops where it stands; nothing is put in order.
+    pub async fn crash(&mut self) {
+        self.serving.send_replace(None);
+        let Running { service, shutdown, reconciling, closed } = self.running.take().unwrap();
+        shutdown.cancel();
+        reconciling.await.unwrap();
+        drop(service);
+        // A write that was on its way is on disk or is not; it must not come after the next start.
+        tokio::time::timeout(PATIENCE, closed).await.expect("somebody holds on to the dead service").unwrap();
+    }
+
+    pub async fn restart(&mut self) {
+        self.crash().await;
+        self.start().await;
+    }
+
+    pub fn service(&self) -> &Service {
+        &self.running.as_ref().unwrap().service
+    }
+
+    /// From now on, guests that boot are played: they report, run their job, call their hook, upload and finish.
+    pub fn play_guests(&self) {
+        let serving = self.serving.clone();
+        self.world.on_boot(move |guest| {
+            tokio::spawn(play(serving.clone(), guest));
+        });
+    }
+
+    pub async fn create(&self, request: VmRequest) -> VmId {
+        self.service().create_vm(request, None).await.unwrap().vm.id()
+    }
+
+    pub async fn vm(&self, id: VmId) -> Vm {
+        self.service().reader().vm(id).await.unwrap().unwrap()
+    }
+
+    /// Follows the vm until `done`; the panic says where it is stuck.
+    pub async fn until(&self, id: VmId, done: impl Fn(&Vm) -> bool) -> Vm {
+        let end = tokio::time::Instant::now() + PATIENCE;
+        let mut vm = self.vm(id).await;
+        while !done(&vm) {
+            assert!(tokio::time::Instant::now() < end, "stuck: {vm:#?}");
+            assert_ne!(vm.state, State::Deleted, "ended otherwise: {vm:#?}");
+            vm = self.service().wait_vm(id, vm.generation, Duration::from_secs(5)).await.unwrap();
+        }
+        vm
+    }
+
+    pub async fn until_state(&self, id: VmId, state: State) -> Vm {
+        self.until(id, |vm| vm.state == state).await
+    }
+
+    pub async fn delete(&self, id: VmId, force: bool) {
+        self.service().end_vm(id, &admin(), force).await.unwrap();
+    }
+
+    /// No instance, no lease, no live row, no secret; and every log replays to its row.
+    pub async fn assert_clean(&self, ids: &[VmId]) {
+        let reader = self.service().reader();
+        assert_eq!(reader.live_vms().await.unwrap(), vec![]);
+        assert_eq!(reader.leases().await.unwrap(), vec![]);
+        let snapshot = self.world.snapshot();
+        assert!(snapshot.instances.is_empty(), "{:?}", snapshot.instances);
+        assert_eq!(self.world.violations(), Vec::<String>::new());
+        for id in ids {
+            let log = reader.events(Some(*id), 0, 10_000).await.unwrap();
+            let row = reader.vm(*id).await.unwrap();
+            assert_eq!(Vm::replay(log.iter().map(|r| (&r.event, r.at))), row);
+            assert_eq!(reader.sealed(*id).await.unwrap(), None);
+        }
+    }
+}
+
+pub fn admin() -> Caller {
+    Caller::Token { id: TokenId(uuid::Uuid::nil()), name: "test".into(), scope: Scope::Admin }
+}
+
+pub fn request(template: &str, runner: Runner) -> VmRequest {
+    VmRequest {
+        template: template.into(),
+        name: None,
+        runner,
+        cpus: None,
+        memory_mib: None,
+        labels: BTreeMap::new(),
+        queue_timeout_seconds: None,
+        budgets: BudgetsPatch::default(),
+    }
+}
+
+pub fn job() -> Runner {
+    Runner::Command { command: "true".into(), env: BTreeMap::new() }
+}
+
+/// One guest with the kit's wrapper in it: every report is repeated until somebody takes it.
+async fn play(serving: Serving, guest: Guest) {
+    let id = InstanceName::parse(guest.spec.name.as_str()).unwrap();
+    let life = async {
+        let reports = [GuestEvent::GuestReady {}, GuestEvent::GuestConfigured {}, GuestEvent::JobStarted {}];
+        for report in reports {
+            tell(&serving, id, Report::Event(report)).await;
+        }
+        tell(&serving, id, Report::Delete).await;
+        tell(&serving, id, Report::Event(GuestEvent::JobResult { exit_code: 0 })).await;
+        tell(&serving, id, Report::Event(GuestEvent::RunnerFinished { exit_code: 0 })).await;
+    };
+    tokio::select! {
+        () = life => {}
+        () = guest.ended() => {}
+    }
+}
+
+#[derive(Clone)]
+enum Report {
+    Event(GuestEvent),
+    Delete,
+}
+
+async fn tell(serving: &Serving, id: VmId, report: Report) {
+    let mut serving = serving.subscribe();
+    loop {
+        let service = serving.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+        let call = async {
+            match report.clone() {
+                Report::Event(event) => service.report_guest_event(id, event).await.map(drop),
+                Report::Delete => service.end_vm(id, &Caller::Guest(id), false).await.map(drop),
+            }
+        };
+        tokio::select! {
+            told = call => if told.is_ok() {
+                return;
+            },
+            // The connection breaks: nobody knows whether it was heard.
+            _ = serving.changed() => {}
+        }
+    }
+}
+
+/// Names used by the submodules.
+mod prelude {
+    pub use super::{Host, admin, job, request};
+    pub use mayfly::{
+        domain::{Code, EndSignal, GuestOs, OutcomeResult, QueueReason, State, event::GoneCause},
+        drivers::{
+            ErrorKind,
+            fake::{Crash, Verb},
+        },
+        service::vms::Runner,
+    };
+}
