@@ -68,11 +68,11 @@ metrics_list! {
     Gauge "mayfly_slots_leased" ["os"] "Slots that our vms hold.";
     Gauge "mayfly_slots_foreign" ["os"] "Slots held by guests that Mayfly did not start.";
     Counter "mayfly_vms_created_total" ["template"] "Vms accepted.";
-    Counter "mayfly_vms_ended_total" ["result", "end_signal"] "Vms that are gone, by outcome and by what told that they were done.";
-    Histogram "mayfly_vm_state_duration_seconds" ["state"] "Time that vms spent in a state.";
+    Counter "mayfly_vms_ended_total" ["result"] "Vms that are gone, by outcome.";
+    Histogram "mayfly_vm_state_seconds" ["state"] "Time that vms spent in a state.";
     Counter "mayfly_step_failures_total" ["step", "code"] "Steps that failed, retried or not.";
     Gauge "mayfly_driver_usable" ["driver"] "1 when the driver can run guests here.";
-    Counter "mayfly_strays_destroyed_total" ["driver"] "Instances of ours that no vm had any more.";
+    Counter "mayfly_strays_destroyed_total" [] "Instances of ours that no vm had any more.";
 }
 
 /// Upper bounds in seconds: an answer from memory at one end, a long job at the other.
@@ -87,9 +87,7 @@ pub fn start_metrics() {
     RECORDER.get_or_init(|| {
         let handle = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Full("mayfly_http_request_duration_seconds".into()), REQUEST_BUCKETS)
-            .and_then(|b| {
-                b.set_buckets_for_metric(Matcher::Full("mayfly_vm_state_duration_seconds".into()), STATE_BUCKETS)
-            })
+            .and_then(|b| b.set_buckets_for_metric(Matcher::Full("mayfly_vm_state_seconds".into()), STATE_BUCKETS))
             .and_then(PrometheusBuilder::install_recorder)
             .map_err(|error| tracing::error!(%error, "metrics are not collected"))
             .ok()?;

@@ -49,6 +49,7 @@ struct DriverAnswer {
     accelerator: Option<String>,
     note: Option<String>,
     fault: Option<FaultView>,
+    remedy: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -87,10 +88,13 @@ pub(super) async fn run(client: &Client, json: bool) -> Result<u8, Failure> {
         let state = if driver.usable { paint("usable", Colour::Green) } else { paint("not usable", Colour::Red) };
         let about: Vec<&str> =
             [driver.accelerator.as_deref(), driver.version.as_deref()].into_iter().flatten().collect();
-        output::line(text::plain(&format!("\ndriver {}: ", driver.name)).trim_end_matches('\n').to_owned().as_str())
-            .and_then(|()| output::line(&format!("  {state}  {}", text::plain(&about.join(", ")))))?;
+        output::line(&format!("\ndriver {}", text::plain(&driver.name)))?;
+        output::line(format!("  {state}  {}", text::plain(&about.join(", "))).trim_end())?;
         if let Some(fault) = &driver.fault {
             output::line(&format!("  {}: {}", fault.code, text::plain(&fault.detail)))?;
+        }
+        if let Some(remedy) = &driver.remedy {
+            output::line(&format!("  {}", text::plain(remedy)))?;
         }
         if let Some(note) = &driver.note {
             output::line(&format!("  {}", text::plain(note)))?;

@@ -11,7 +11,6 @@ use super::{
     exit, output, text,
     views::TemplateView,
 };
-use crate::domain::Arch;
 
 #[derive(Subcommand)]
 pub(super) enum TemplateCommand {
@@ -54,19 +53,19 @@ pub(super) struct Add {
     /// UEFI firmware image
     #[arg(long, value_name = "FILE")]
     firmware: Option<PathBuf>,
-    /// Hypervisor that runs it [default: qemu]
+    /// Hypervisor that runs it [default: the service's usual one]
     #[arg(long)]
     driver: Option<String>,
     /// Guest system [default: linux]
     #[arg(long, value_parser = ["linux", "macos"])]
     os: Option<String>,
-    /// Architecture [default: this machine's]
+    /// Architecture [default: the service's machine's]
     #[arg(long, value_parser = ["x86_64", "aarch64"])]
     arch: Option<String>,
     /// Cores of a vm that does not say [default: 2]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     cpus: Option<u32>,
-    /// Memory of a vm that does not say, in MiB [default: 1024]
+    /// Memory of a vm that does not say, in MiB [default: 2048]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(32..))]
     memory_mib: Option<u32>,
     /// How guests get their runner: a NoCloud volume read at boot, or SSH [default: seed]
@@ -139,17 +138,17 @@ fn request(args: Add) -> Result<Value, Failure> {
         return Err(Failure::Usage("no disk: give --disk, or a template.json that names one".into()));
     };
     let mut body = Map::new();
+    // What is not given is left to the service, which knows its host.
     let mut put = |key: &str, value: Option<Value>| {
         if let Some(value) = value {
             body.insert(key.to_owned(), value);
         }
     };
     let path = |p: Option<PathBuf>| p.map(|p| Value::from(p.to_string_lossy().into_owned()));
-    let arch = args.arch.or(manifest.arch).or_else(|| Arch::of_this_host().map(|a| a.as_str().to_owned()));
     put("name", Some(args.name.into()));
-    put("driver", Some(args.driver.or(manifest.driver).unwrap_or_else(|| "qemu".into()).into()));
-    put("os", Some(args.os.or(manifest.os).unwrap_or_else(|| "linux".into()).into()));
-    put("arch", arch.map(Value::from));
+    put("driver", args.driver.or(manifest.driver).map(Value::from));
+    put("os", args.os.or(manifest.os).map(Value::from));
+    put("arch", args.arch.or(manifest.arch).map(Value::from));
     put("disk", path(Some(disk)));
     put("disk_format", args.disk_format.or(manifest.disk_format).map(Value::from));
     put("kernel", path(own(args.kernel).or(beside(manifest.kernel))));
@@ -157,10 +156,10 @@ fn request(args: Add) -> Result<Value, Failure> {
     put("firmware", path(own(args.firmware).or(beside(manifest.firmware))));
     put("ssh_key", path(own(args.ssh_key).or(beside(manifest.ssh_key))));
     put("cmdline", args.cmdline.or(manifest.cmdline).map(Value::from));
-    put("cpus", Some(args.cpus.or(manifest.cpus).unwrap_or(2).into()));
-    put("memory_mib", Some(args.memory_mib.or(manifest.memory_mib).unwrap_or(1024).into()));
-    put("handover", Some(args.handover.or(manifest.handover).unwrap_or_else(|| "seed".into()).into()));
-    put("user", Some(args.user.or(manifest.ssh_user).unwrap_or_else(|| "runner".into()).into()));
+    put("cpus", args.cpus.or(manifest.cpus).map(Value::from));
+    put("memory_mib", args.memory_mib.or(manifest.memory_mib).map(Value::from));
+    put("handover", args.handover.or(manifest.handover).map(Value::from));
+    put("user", args.user.or(manifest.ssh_user).map(Value::from));
     Ok(body.into())
 }
 
@@ -188,7 +187,6 @@ async fn list(client: &Client, json: bool) -> Result<(), Failure> {
             t.name,
             t.os,
             t.arch,
-            t.driver,
             t.cpus.to_string(),
             t.memory_mib.to_string(),
             t.size_bytes.map(text::bytes).unwrap_or_default(),
@@ -196,7 +194,7 @@ async fn list(client: &Client, json: bool) -> Result<(), Failure> {
             t.created_at.map(text::age).unwrap_or_default(),
         ]);
     }
-    let head = ["NAME", "OS", "ARCH", "DRIVER", "CPUS", "MIB", "SIZE", "DIGEST", "AGE"];
+    let head = ["NAME", "OS", "ARCH", "CPUS", "MIB", "SIZE", "DIGEST", "AGE"];
     output::bytes(text::table(&head, &rows, output::width(), 0).as_bytes())
 }
 

@@ -53,7 +53,7 @@ pub(super) async fn run(command: TokenCommand, client: &Client, json: bool) -> R
             if json {
                 output::json(&created)?;
             } else {
-                let secret = created["secret"].as_str().unwrap_or_default();
+                let secret = created["token"].as_str().unwrap_or_default();
                 output::line(secret)?;
                 output::note("this secret is shown only once: keep it where MAYFLY_TOKEN or --token-file find it");
             }

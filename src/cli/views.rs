@@ -51,16 +51,16 @@ pub(super) struct RunnerView {
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct DeadlineView {
-    pub budget: String,
-    pub at: Timestamp,
-}
-
-#[derive(Debug, Deserialize)]
 pub(super) struct QueueView {
     pub reason: String,
     pub position: Option<i64>,
     pub deadline: Option<Timestamp>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct DeadlineView {
+    pub budget: String,
+    pub at: Timestamp,
 }
 
 #[derive(Debug, Deserialize)]

@@ -105,11 +105,14 @@ struct RunnerArgs {
 
 #[derive(Args)]
 pub(super) struct List {
-    /// Only vms in this state
-    #[arg(long, value_parser = states())]
-    state: Option<String>,
+    /// Only vms in this state; may be repeated
+    #[arg(long = "state", value_name = "STATE", value_parser = states())]
+    states: Vec<String>,
+    /// Only vms with this label; may be repeated, and all of them must match
+    #[arg(long = "label", short, value_name = "KEY=VALUE", value_parser = pair)]
+    labels: Vec<(String, String)>,
     /// Deleted vms, too, as long as their records are kept
-    #[arg(long, short, conflicts_with = "state")]
+    #[arg(long, short, conflicts_with = "states")]
     all: bool,
     /// Print ids only
     #[arg(long, short)]
@@ -184,6 +187,9 @@ fn pair(text: &str) -> Result<(String, String), String> {
         _ => Err("expected KEY=VALUE".to_owned()),
     }
 }
+
+/// The largest page there is: fewer questions.
+const PAGE: &str = "200";
 
 const BUDGETS: [&str; 9] = [
     "clone_seconds",
@@ -281,13 +287,15 @@ async fn create(args: Create, client: &Client, json: bool) -> Result<u8, Failure
 }
 
 async fn list(args: List, client: &Client, json: bool) -> Result<u8, Failure> {
-    let mut items = match &args.state {
-        Some(state) => client.list(&["vms"], &[("state", state)]).await?,
-        None => client.list(&["vms"], &[]).await?,
+    let labels: Vec<String> = args.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let states: Vec<&str> = match args.all {
+        true => State::ALL.map(State::as_str).to_vec(),
+        false => args.states.iter().map(String::as_str).collect(),
     };
-    if args.all {
-        items.extend(client.list(&["vms"], &[("state", "deleted")]).await?);
-    }
+    let mut query: Vec<(&str, &str)> = states.into_iter().map(|state| ("state", state)).collect();
+    query.extend(labels.iter().map(|label| ("label", label.as_str())));
+    query.push(("limit", PAGE));
+    let items = client.list(&["vms"], &query).await?;
     if json {
         output::json(&json!({ "items": items }))?;
         return Ok(exit::OK);
@@ -303,36 +311,20 @@ async fn list(args: List, client: &Client, json: bool) -> Result<u8, Failure> {
         output::note("no vms");
         return Ok(exit::OK);
     }
-    let rows: Vec<Vec<String>> = vms
+    let mut rows: Vec<Vec<String>> = vms
         .iter()
-        .map(|vm| {
-            vec![
-                vm.name.clone(),
-                vm.state.clone(),
-                text::age(vm.created_at),
-                vm.template.clone(),
-                vm.runner.as_ref().map(|r| r.status.clone()).unwrap_or_default(),
-                remark(vm),
-            ]
-        })
+        .map(|vm| vec![vm.name.clone(), vm.state.clone(), text::age(vm.created_at), vm.template.clone(), remark(vm)])
         .collect();
-    let head = ["NAME", "STATE", "AGE", "TEMPLATE", "RUNNER", "REMARK"];
-    // A long remark is cut first, then the name gives way.
-    let table = text::table(&head, &rows, output::width(), 5);
-    let table = match output::width() {
-        Some(width) if table.lines().any(|l| l.chars().count() > width) => {
-            let short: Vec<Vec<String>> = rows
-                .into_iter()
-                .map(|mut row| {
-                    row[3] = shorten(&row[3], 14);
-                    row[5] = shorten(&row[5], 18);
-                    row
-                })
-                .collect();
-            text::table(&head, &short, Some(width), 0)
+    let head = ["NAME", "STATE", "AGE", "TEMPLATE", "REMARK"];
+    let fits = |table: &str, width: usize| table.lines().all(|l| l.chars().count() <= width);
+    let mut table = text::table(&head, &rows, None, 0);
+    if let Some(width) = output::width().filter(|width| !fits(&table, *width)) {
+        for row in &mut rows {
+            row[3] = shorten(&row[3], 16);
+            row[4] = shorten(&row[4], 23);
         }
-        _ => table,
-    };
+        table = text::table(&head, &rows, Some(width), 0);
+    }
     output::bytes(table.as_bytes())?;
     Ok(exit::OK)
 }
@@ -347,16 +339,23 @@ fn shorten(text: &str, to: usize) -> String {
 /// The one thing worth knowing about a vm in a list.
 fn remark(vm: &VmView) -> String {
     if let Some(queue) = &vm.queue {
-        return queue.text();
+        return match queue.position {
+            Some(position) => format!("{}, position {position}", queue.reason),
+            None => queue.reason.clone(),
+        };
     }
-    match (&vm.outcome, vm.job_exit_code()) {
-        (Some(outcome), Some(code)) if outcome.result == "completed" => format!("completed, job exit code {code}"),
-        (Some(outcome), _) => match &outcome.code {
-            Some(code) => format!("{} [{code}]", outcome.result),
-            None => outcome.result.clone(),
-        },
-        (None, _) if vm.attempt > 1 => format!("attempt {}", vm.attempt),
-        (None, _) => String::new(),
+    let Some(outcome) = &vm.outcome else {
+        let runner = vm.runner.as_ref().map(|r| r.status.as_str()).filter(|status| *status != "none");
+        return match (runner, vm.attempt) {
+            (Some(status), _) => format!("runner {status}"),
+            (None, attempt) if attempt > 1 => format!("attempt {attempt}"),
+            (None, _) => String::new(),
+        };
+    };
+    match (&outcome.code, vm.job_exit_code()) {
+        (Some(code), _) => code.clone(),
+        (None, Some(code)) => format!("{}, exit code {code}", outcome.result),
+        (None, None) => outcome.result.clone(),
     }
 }
 
@@ -495,12 +494,12 @@ async fn logs(args: Logs, client: &Client, json: bool) -> Result<u8, Failure> {
 
 async fn events(args: Events, client: &Client, json: bool) -> Result<u8, Failure> {
     let id = resolve(&args.vm, client).await?;
+    let mut last = 0;
     if json && !args.follow {
-        let items = client.list(&["vms", &id, "events"], &[]).await?;
+        let items = events_after(client, &id, &mut last).await?;
         output::json(&json!({ "items": items }))?;
         return Ok(exit::OK);
     }
-    let mut last = i64::MIN;
     let mut generation = None;
     loop {
         // Read before its events, so that the last event of a deleted vm is not missed.
@@ -512,12 +511,7 @@ async fn events(args: Events, client: &Client, json: bool) -> Result<u8, Failure
         } else {
             true
         };
-        for event in client.list(&["vms", &id, "events"], &[]).await? {
-            let seq = event["seq"].as_i64().unwrap_or(i64::MAX);
-            if seq <= last {
-                continue;
-            }
-            last = seq;
+        for event in events_after(client, &id, &mut last).await? {
             if json { output::json_line(&event)? } else { output::line(&event_line(&event))? }
         }
         if deleted {
@@ -526,11 +520,30 @@ async fn events(args: Events, client: &Client, json: bool) -> Result<u8, Failure
     }
 }
 
+/// The events after the position `last`, which moves on to the last of them.
+async fn events_after(client: &Client, id: &str, last: &mut i64) -> Result<Vec<Value>, Failure> {
+    let mut events = Vec::new();
+    loop {
+        let page = client.get(&["vms", id, "events"], &[("after", &last.to_string()), ("limit", PAGE)]).await?;
+        for event in page["items"].as_array().into_iter().flatten() {
+            let seq = event["seq"].as_i64().unwrap_or(i64::MAX);
+            if seq > *last {
+                *last = seq;
+                events.push(event.clone());
+            }
+        }
+        match page["next_after"].as_i64() {
+            Some(next) if next >= *last => *last = next,
+            _ => return Ok(events),
+        }
+    }
+}
+
 fn event_line(event: &Value) -> String {
     let text_of = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
     let at = text_of("at").parse::<jiff::Timestamp>().map_or_else(|_| text_of("at"), text::time);
     let mut line = format!("{at}  {:<11}  {}", text_of("state"), text_of("type"));
-    let known = ["seq", "vm_id", "generation", "at", "state", "type", "draft"];
+    let known = ["seq", "vm_id", "vm_name", "generation", "at", "state", "type", "draft"];
     for (key, value) in
         event.as_object().into_iter().flatten().filter(|(k, v)| !known.contains(&k.as_str()) && !v.is_null())
     {
@@ -560,12 +573,12 @@ async fn resolve(vm: &str, client: &Client) -> Result<String, Failure> {
     if vm.parse::<uuid::Uuid>().is_ok() {
         return Ok(vm.to_owned());
     }
-    for query in [&[][..], &[("state", "deleted")][..]] {
-        let found = client.list(&["vms"], query).await?;
-        let mut named: Vec<&Value> = found.iter().filter(|v| v["name"] == vm).collect();
-        // Ids sort by time.
-        named.sort_by_key(|v| v["id"].as_str().unwrap_or_default());
-        if let Some(id) = named.last().and_then(|v| v["id"].as_str()) {
+    let live = [("name", vm), ("limit", "1")];
+    let deleted = [("name", vm), ("limit", "1"), ("state", "deleted")];
+    for query in [&live[..], &deleted[..]] {
+        // Newest first.
+        let page = client.get(&["vms"], query).await?;
+        if let Some(id) = page["items"][0]["id"].as_str() {
             return Ok(id.to_owned());
         }
     }

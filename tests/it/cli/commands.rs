@@ -197,31 +197,36 @@ async fn listings_follow_the_cursor_and_fit_the_screen() {
     let page = |vm: Value, next: Value| json!({ "items": [vm], "next_cursor": next });
     double.on("GET /vms", 200, page(queued(), json!("c2")));
     let done = json!({ "name": "old", "outcome": { "result": "completed" }, "job": { "exit_code": 0 } });
-    double.on("GET /vms?cursor=c2", 200, page(vm(2, &[("stopping", "2026-11-20T10:00:00Z")], done), Value::Null));
-    double.on("GET /vms?state=deleted", 200, json!({ "items": [], "next_cursor": null }));
+    double.on(
+        "GET /vms?limit=200&cursor=c2",
+        200,
+        page(vm(2, &[("stopping", "2026-11-20T10:00:00Z")], done), Value::Null),
+    );
     let ran = mayfly.run(&["vm", "list"]).await.ends(0);
     let lines: Vec<&str> = ran.out.lines().collect();
     assert!(lines[0].starts_with("NAME     STATE     AGE"), "{}", ran.out);
-    assert!(
-        lines[1].starts_with("build-7  queued") && lines[1].ends_with("waits for a slot, position 1"),
-        "{}",
-        ran.out
-    );
-    assert!(lines[2].starts_with("old") && lines[2].ends_with("completed, job exit code 0"), "{}", ran.out);
-    assert_eq!(
-        mayfly.run(&["vm", "list", "--all", "--json"]).await.ends(0).json()["items"].as_array().unwrap().len(),
-        2
-    );
+    assert!(lines[1].starts_with("build-7  queued") && lines[1].ends_with("  slot, position 1"), "{}", ran.out);
+    assert!(lines[2].starts_with("old") && lines[2].ends_with("completed, exit code 0"), "{}", ran.out);
+    assert_eq!(mayfly.run(&["vm", "list", "--json"]).await.ends(0).json()["items"].as_array().unwrap().len(), 2);
     assert_eq!(mayfly.run(&["vm", "list", "-q"]).await.ends(0).out, format!("{ID}\n{ID}\n"));
     assert!(!ran.out.contains('\u{1b}'));
+
+    double.on("GET /vms", 200, json!({ "items": [], "next_cursor": null }));
+    mayfly.run(&["vm", "list", "--state", "queued", "--state", "running", "-l", "team=core"]).await.ends(0);
+    assert_eq!(double.last().query, "state=queued&state=running&label=team%3Dcore&limit=200");
+    mayfly.run(&["vm", "list", "--all"]).await.ends(0);
+    assert!(double.last().query.contains("state=queued&") && double.last().query.contains("state=deleted&"));
 }
 
 #[tokio::test]
 async fn vms_are_found_by_name() {
     let (double, mayfly) = both().await;
     double.on("GET /vms", 200, json!({ "items": [queued()], "next_cursor": null }));
-    double.on("GET /vms?state=deleted", 200, json!({ "items": [], "next_cursor": null }));
-    double.on(&format!("GET /vms/{ID}"), 200, queued());
+    double.on("GET /vms?name=nobody&limit=1", 200, json!({ "items": [], "next_cursor": null }));
+    double.on("GET /vms?name=nobody&limit=1&state=deleted", 200, json!({ "items": [], "next_cursor": null }));
+    let mut vm_with_deadline = queued();
+    vm_with_deadline["deadline"] = json!({ "budget": "queue", "at": "2026-11-20T11:00:00Z" });
+    double.on(&format!("GET /vms/{ID}"), 200, vm_with_deadline);
     double.on(
         &format!("DELETE /vms/{ID}"),
         202,
@@ -229,6 +234,7 @@ async fn vms_are_found_by_name() {
     );
     let ran = mayfly.run(&["vm", "show", "build-7"]).await.ends(0);
     assert!(ran.out.contains("queue     waits for a slot, position 1"), "{}", ran.out);
+    assert!(ran.out.contains("deadline  2026-11-20 11:00:00Z (queue)"), "{}", ran.out);
     assert_eq!(mayfly.run(&["vm", "show", ID, "--json"]).await.ends(0).json()["id"], ID);
     assert_eq!(mayfly.run(&["vm", "delete", "build-7"]).await.ends(0).out, "build-7  deleting\n");
     assert_eq!(double.last().query, "");
@@ -267,13 +273,13 @@ async fn templates_are_registered_from_what_an_image_build_wrote() {
     assert_eq!(
         double.last().body,
         json!({
-            "name": "micro", "driver": "qemu", "os": "linux", "arch": "x86_64", "kernel": beside("vmlinuz"),
+            "name": "micro", "os": "linux", "arch": "x86_64", "kernel": beside("vmlinuz"),
             "initramfs": beside("initramfs.img"), "cmdline": "quiet", "disk": beside("disk.qcow2"), "disk_format": "qcow2",
             "memory_mib": 256, "cpus": 4, "user": "runner", "ssh_key": beside("id"), "handover": "ssh",
         })
     );
     mayfly.run(&["template", "add", "d", "--disk", "/srv/d.img"]).await.ends(0);
-    assert_eq!(double.last().body["disk"], "/srv/d.img");
+    assert_eq!(double.last().body, json!({ "name": "d", "disk": "/srv/d.img" }));
     mayfly.write("bad.json", r#"{ "disc": "x" }"#);
     let ran = mayfly.run(&["template", "add", "d", "--from", "bad.json"]).await.ends(2);
     assert!(ran.err.contains("unknown field `disc`"), "{}", ran.err);
@@ -304,7 +310,7 @@ async fn a_tokens_secret_is_shown_once_and_alone() {
     let token =
         json!({ "id": ID, "name": "ci", "scope": "create", "created_at": "2026-11-20T10:00:00Z", "revoked_at": null });
     let mut created = token.clone();
-    created["secret"] = json!("mfa_new");
+    created["token"] = json!("mfa_new");
     double.on("POST /tokens", 201, created);
     double.on("GET /tokens", 200, json!({ "items": [token] }));
     double.on(&format!("DELETE /tokens/{ID}"), 200, token);
@@ -312,7 +318,7 @@ async fn a_tokens_secret_is_shown_once_and_alone() {
     assert_eq!(ran.out, "mfa_new\n");
     assert_eq!(double.last().body, json!({ "name": "ci", "scope": "create" }));
     assert_eq!(
-        mayfly.run(&["token", "create", "ci", "--scope", "read", "--json"]).await.ends(0).json()["secret"],
+        mayfly.run(&["token", "create", "ci", "--scope", "read", "--json"]).await.ends(0).json()["token"],
         "mfa_new"
     );
     assert!(mayfly.run(&["token", "list"]).await.ends(0).out.contains("ci    create  valid"));
