@@ -247,8 +247,10 @@ pub struct ListVms {
     #[param(explode)]
     state: Vec<State>,
     /// Only the vm with this name.
+    #[param(min_length = 1)]
     name: Option<String>,
     /// Only vms of this template: its name, or its digest.
+    #[param(min_length = 1)]
     template: Option<String>,
     /// Only vms with this label, as `key=value`; repeatable, and all of them must match.
     #[serde(default)]
@@ -353,6 +355,9 @@ pub async fn get_vm(
     let timeout = asked.timeout_seconds.unwrap_or(30);
     if timeout > MAX_WAIT_SECONDS {
         return Err(Problem::invalid("query:timeout_seconds", format!("0 to {MAX_WAIT_SECONDS}")));
+    }
+    if asked.wait_generation.is_some_and(|generation| generation < 0) {
+        return Err(Problem::invalid("query:wait_generation", "must not be negative"));
     }
     let reader = http.service.reader();
     if let Some(generation) = asked.wait_generation {
