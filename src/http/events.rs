@@ -144,6 +144,21 @@ pub struct StreamEvents {
     vm_id: Option<VmId>,
 }
 
+/// One message of the stream.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what is written as text")]
+pub struct StreamedEvent {
+    /// The position, for `Last-Event-ID`.
+    #[schema(required = false)]
+    id: String,
+    /// The event's type.
+    #[schema(required = false)]
+    event: String,
+    /// An event, as JSON.
+    #[schema(content_media_type = "application/json", required = false)]
+    data: String,
+}
+
 /// Stream events
 ///
 /// Server-sent events of all vms: `id` is the position, `event` the type, `data` an event as JSON. Resumes by
@@ -151,7 +166,7 @@ pub struct StreamEvents {
 #[utoipa::path(
     get, path = "/events", tag = "events",
     params(StreamEvents, ("Last-Event-ID" = Option<i64>, Header, description = "Begin after this position; wins over `after`", minimum = 0)),
-    responses((status = 200, description = "Events as they happen, until the client goes or the service ends", body = String, content_type = "text/event-stream",
+    responses((status = 200, description = "Events as they happen, until the client goes or the service ends", body = StreamedEvent, content_type = "text/event-stream",
         example = json!(examples::stream()))),
     security(("token" = ["read"])),
 )]

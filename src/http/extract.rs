@@ -113,6 +113,10 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<Http>> for Query<T> {
 }
 
 fn query<T: DeserializeOwned>(query: &str) -> Result<T, Problem> {
+    // `cursor=` would begin again at the first page, for ever.
+    if let Some((name, _)) = form_urlencoded::parse(query.as_bytes()).find(|(_, value)| value.is_empty()) {
+        return Err(Problem::invalid(format!("query:{name}"), "must not be empty"));
+    }
     let fields = serde_html_form::Deserializer::new(form_urlencoded::parse(query.as_bytes()));
     serde_path_to_error::deserialize(fields).map_err(|error| {
         let message = error.inner().to_string();
@@ -199,7 +203,12 @@ mod tests {
     #[test]
     fn a_query_takes_repeated_names_and_points_at_its_faults() {
         assert_eq!(query::<Asked>("state=queued&state=running&limit=3").unwrap().state.len(), 2);
-        for (text, pointer) in [("limit=x", "query:limit"), ("sate=queued", "query:sate"), ("state=x", "query:state")] {
+        for (text, pointer) in [
+            ("limit=x", "query:limit"),
+            ("sate=queued", "query:sate"),
+            ("limit=", "query:limit"),
+            ("state=x", "query:state"),
+        ] {
             let fault = format!("{:?}", query::<Asked>(text).unwrap_err());
             assert!(fault.contains(&format!("pointer: {pointer:?}")), "{text}: {fault}");
         }

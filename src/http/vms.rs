@@ -7,7 +7,6 @@ use axum::{
     extract::State as FromState,
     http::{HeaderMap, HeaderName, StatusCode, header},
 };
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -248,8 +247,10 @@ pub struct ListVms {
     #[param(explode)]
     state: Vec<State>,
     /// Only the vm with this name.
+    #[param(min_length = 1)]
     name: Option<String>,
     /// Only vms of this template: its name, or its digest.
+    #[param(min_length = 1)]
     template: Option<String>,
     /// Only vms with this label, as `key=value`; repeatable, and all of them must match.
     #[serde(default)]
@@ -259,6 +260,7 @@ pub struct ListVms {
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<u32>,
     /// `next_cursor` of the page before.
+    #[param(pattern = "^[0-9a-f]{32}$")]
     cursor: Option<String>,
 }
 
@@ -293,12 +295,11 @@ fn split_label(label: &str) -> Result<(String, String), Problem> {
 }
 
 fn cursor(id: VmId) -> String {
-    BASE64.encode(id.0.as_bytes())
+    id.0.simple().to_string()
 }
 
 fn parse_cursor(cursor: &str) -> Result<VmId, Problem> {
-    let bytes = BASE64.decode(cursor).ok().and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
-    let id = bytes.map(|bytes| VmId(uuid::Uuid::from_bytes(bytes)));
+    let id = cursor.parse().ok().filter(|id| self::cursor(*id) == cursor);
     id.ok_or_else(|| Problem::invalid("query:cursor", "not a cursor of this listing"))
 }
 
@@ -354,6 +355,9 @@ pub async fn get_vm(
     let timeout = asked.timeout_seconds.unwrap_or(30);
     if timeout > MAX_WAIT_SECONDS {
         return Err(Problem::invalid("query:timeout_seconds", format!("0 to {MAX_WAIT_SECONDS}")));
+    }
+    if asked.wait_generation.is_some_and(|generation| generation < 0) {
+        return Err(Problem::invalid("query:wait_generation", "must not be negative"));
     }
     let reader = http.service.reader();
     if let Some(generation) = asked.wait_generation {

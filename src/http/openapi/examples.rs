@@ -120,8 +120,8 @@ pub fn event() -> Value {
     })
 }
 
-pub fn stream() -> String {
-    format!("id: 42\nevent: slot_taken\ndata: {}\n\n", event())
+pub fn stream() -> Value {
+    json!({ "id": "42", "event": "slot_taken", "data": event().to_string() })
 }
 
 pub fn template_request() -> Value {

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 mod document;
 mod events;
+mod generated;
 mod guests;
 mod input;
 mod limits;
@@ -48,7 +49,10 @@ pub struct Api {
     pub reader: Reader,
     pub host: watch::Sender<HostView>,
     pub dir: tempfile::TempDir,
+    /// Ends the listeners, and those who wait with them.
     pub shutdown: CancellationToken,
+    /// Ends those who wait.
+    pub waiting: CancellationToken,
     client: reqwest::Client,
     servers: Vec<JoinHandle<()>>,
 }
@@ -138,11 +142,12 @@ pub async fn api_with(settings: http::Settings, limits: service::Settings) -> Ap
     let (admin, create, read) =
         (token("a", Scope::Admin).await, token("c", Scope::Create).await, token("r", Scope::Read).await);
     let shutdown = CancellationToken::new();
+    let waiting = shutdown.child_token();
     let http = Http {
         service: service.clone(),
         settings,
         metrics: Arc::new(|| "# TYPE mayfly_up gauge\nmayfly_up 1\n".to_owned()),
-        shutdown: shutdown.clone(),
+        shutdown: waiting.clone(),
     };
     let listeners = (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
     let address = listeners.0.local_addr().unwrap();
@@ -171,6 +176,7 @@ pub async fn api_with(settings: http::Settings, limits: service::Settings) -> Ap
         host,
         dir,
         shutdown,
+        waiting,
         client,
         servers,
     }
