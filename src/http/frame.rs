@@ -2,6 +2,7 @@
 //! spot where a failure (a panic included) gets its final form.
 
 use std::{
+    any::Any,
     panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex,
@@ -18,7 +19,7 @@ use axum::{
 };
 use futures_util::FutureExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::problem::{self, Problem, Unrendered};
 use crate::domain::{Code, Error};
@@ -117,7 +118,7 @@ pub async fn around(State(frame): State<Frame>, mut request: Request, next: Next
             extensions.insert(BodyLimit(frame.body_limit));
             // `seat` stays here: the request may be dropped long before its answer is ready.
             extensions.insert(seat.clone());
-            let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
+            let answer = answer(next, request, span);
             let too_slow = async {
                 tokio::time::sleep(frame.timeout).await;
                 if waiting.load(Ordering::Acquire) {
@@ -126,7 +127,7 @@ pub async fn around(State(frame): State<Frame>, mut request: Request, next: Next
             };
             let response = tokio::select! {
                 biased;
-                answer = answer.instrument(span.clone()) => answer.unwrap_or_else(|panic| panicked(&*panic)),
+                answer = answer => answer.unwrap_or_else(|panic| panicked(&*panic)),
                 () = too_slow => {
                     Problem::new(Code::RequestTimeout, format!("the limit is {} s", frame.timeout.as_secs_f32())).into_response()
                 }
@@ -145,6 +146,18 @@ pub async fn around(State(frame): State<Frame>, mut request: Request, next: Next
         "answered"
     );
     response
+}
+
+/// Runs the handler. What changes something is run to its end even when its client goes away in the middle: the commit would
+/// stand, and nobody would have been told of it.
+async fn answer(next: Next, request: Request, span: Span) -> Result<Response, Box<dyn Any + Send>> {
+    if request.method().is_safe() {
+        return AssertUnwindSafe(next.run(request).instrument(span)).catch_unwind().await;
+    }
+    match tokio::spawn(next.run(request).instrument(span)).await {
+        Ok(response) => Ok(response),
+        Err(error) => Err(error.try_into_panic().unwrap_or_else(|_| Box::new("the runtime is ending"))),
+    }
 }
 
 /// Renders problems, whoever made them, and adds what every response carries.
@@ -182,7 +195,7 @@ fn by_status(status: StatusCode) -> Option<Unrendered> {
     Some(problem.into())
 }
 
-fn panicked(panic: &(dyn std::any::Any + Send)) -> Response {
+fn panicked(panic: &(dyn Any + Send)) -> Response {
     let said = panic
         .downcast_ref::<&str>()
         .map(|s| (*s).to_owned())
@@ -199,4 +212,32 @@ fn request_id(headers: &HeaderMap) -> String {
         .filter(|id| (1..=128).contains(&id.len()))
         .filter(|id| id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:/".contains(&b)))
         .map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{Router, body::Body, middleware, routing::get};
+    use tower::ServiceExt;
+
+    use super::*;
+
+    async fn boom() -> &'static str {
+        panic!("secret-cause")
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_problem_that_keeps_its_cause_to_itself() {
+        let frame = Frame::new(Surface::Admin, 1, Duration::from_secs(5), 1);
+        let router =
+            Router::new().route("/boom", get(boom).post(boom)).layer(middleware::from_fn_with_state(frame, around));
+        // More often than there are seats: a panic gives its seat back.
+        for method in ["GET", "POST", "GET", "POST"] {
+            let request = Request::builder().method(method).uri("/boom").body(Body::empty()).unwrap();
+            let response = router.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+            let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+            let body = String::from_utf8(body.to_vec()).unwrap();
+            assert!(body.contains("\"internal\"") && !body.contains("secret-cause"), "{body}");
+        }
+    }
 }

@@ -24,7 +24,6 @@ pub mod examples;
     info(
         title = "Mayfly",
         description = "Gives every CI job a fresh virtual machine and takes it away afterwards.\n\nErrors are problem documents (RFC 9457) with a stable `code`; each code has a page under `/problems`. Every answer carries `x-request-id`: the caller's own, if it sent a sane one.",
-        contact(name = "Mayfly", url = "https://github.com/mayfly-vm/mayfly"),
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     servers((url = "/", description = "This service")),

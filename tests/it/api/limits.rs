@@ -112,3 +112,36 @@ async fn readiness_follows_the_host_and_the_shutdown() {
     let refused = json!({"template": "micro", "queue_timeout_seconds": 0});
     api.post("/vms", &api.create, refused).await.problem(409, "slot.unavailable");
 }
+
+#[tokio::test]
+async fn a_client_that_goes_away_does_not_take_its_change_with_it() {
+    let api = api().await;
+    let mut bell = api.service.changes().subscribe();
+    let (ids, mut heard) = (50, 0);
+    for n in 0..ids {
+        let body = format!(r#"{{"template":"micro","name":"v{n}"}}"#);
+        let head = format!(
+            "POST /vms HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            api.create,
+            body.len()
+        );
+        let stream = raw(&api, &head).await;
+        // At another point of the request each time.
+        tokio::time::sleep(Duration::from_micros(n * 40)).await;
+        drop(stream);
+    }
+    // Whatever was committed was also told to those who listen.
+    let mut committed = 0;
+    for _ in 0..50 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let now = api.reader.last_seq().await.unwrap();
+        if now == committed && now > 0 {
+            break;
+        }
+        committed = now;
+    }
+    while tokio::time::timeout(Duration::from_millis(500), bell.recv()).await.is_ok() {
+        heard += 1;
+    }
+    assert_eq!(heard, api.reader.last_seq().await.unwrap());
+}
