@@ -141,7 +141,7 @@ impl App {
                 count_foreign: config.slots.count_foreign,
                 guest_socket: guest_path,
                 relay: vec![own_path.display().to_string(), "guest-relay".to_owned()],
-                guest_url: config.guest.advertise_url.clone().unwrap_or_else(|| qemu_guest_url()),
+                guest_url: config.guest.advertise_url.clone().unwrap_or_else(qemu_guest_url),
                 isolated: config.drivers.qemu.isolated,
                 retry_backoff: Duration::from_secs(2),
                 sweep_every: Duration::from_secs(60),

@@ -38,8 +38,10 @@ impl Changes {
         self.last_seq.load(Ordering::Acquire)
     }
 
-    pub(super) fn publish(&self, change: Change) {
-        self.last_seq.fetch_max(change.recorded.seq, Ordering::AcqRel);
-        let _ = self.bell.send(change);
+    pub(super) fn publish(&self, made: &[Change]) {
+        for change in made {
+            self.last_seq.fetch_max(change.recorded.seq, Ordering::AcqRel);
+            let _ = self.bell.send(change.clone());
+        }
     }
 }

@@ -86,94 +86,97 @@ impl Ledger {
     /// Stores a new vm, or finds the one that an equal request made before.
     pub async fn open(&self, new: NewVm, at: Timestamp) -> Result<Opened> {
         let changes = self.changes.clone();
-        self.writer.write(move |db| Box::pin(async move { open(db, new, at).await })).await.map(|(opened, made)| {
-            for change in made {
-                changes.publish(change);
-            }
-            opened
-        })
+        self.writer
+            .write_and_tell(
+                move |db| Box::pin(async move { open(db, new, at).await }),
+                move |(_, made): &(Opened, Vec<Change>)| changes.publish(made),
+            )
+            .await
+            .map(|(opened, _)| opened)
     }
 
     /// Applies one event to one vm, through the table.
     pub async fn apply(&self, id: VmId, expect: Expect, event: Event, at: Timestamp) -> Result<Applied> {
         let changes = self.changes.clone();
-        let (applied, change) = self
-            .writer
-            .write(move |db| {
-                Box::pin(async move {
-                    let mut vm = load(db, id).await?.ok_or_else(|| vm_not_found(id))?;
-                    let as_expected = match expect {
-                        Expect::Anything => true,
-                        Expect::Attempt { state, attempt } => vm.state == state && vm.attempt == attempt,
-                        Expect::Generation(generation) => vm.generation == generation,
-                    };
-                    if !as_expected {
-                        return Ok((Applied { vm: Arc::new(vm), verdict: Verdict::Ignore, as_expected }, None));
-                    }
-                    let (verdict, change) = step(db, &mut vm, event, at).await?;
-                    Ok((Applied { vm: Arc::new(vm), verdict, as_expected }, change))
-                })
-            })
-            .await?;
-        if let Some(change) = change {
-            changes.publish(change);
-        }
-        Ok(applied)
+        self.writer
+            .write_and_tell(
+                move |db| Box::pin(async move { apply(db, id, expect, event, at).await }),
+                move |(_, made): &(Applied, Vec<Change>)| changes.publish(made),
+            )
+            .await
+            .map(|(applied, _)| applied)
     }
 
     /// Gives free slots to those who have waited longest, in one transaction. Returns who got one.
     pub async fn place(&self, room: Room, at: Timestamp) -> Result<Vec<VmId>> {
         let changes = self.changes.clone();
-        let made = self
-            .writer
-            .write(move |db| {
-                Box::pin(async move {
-                    let mut made = Vec::new();
-                    let mut held = placement::held(db, &room).await?;
-                    for waiting in placement::waiting(db, at).await? {
-                        if !room.capacity.fits(&held, waiting.os, waiting.cpus, waiting.memory_mib) {
-                            continue;
-                        }
-                        let Some(mut vm) = load(db, waiting.id).await? else { continue };
-                        held.add(waiting.os, waiting.cpus, waiting.memory_mib);
-                        made.extend(take_slot(db, &mut vm, at).await?);
-                    }
-                    Ok(made)
-                })
-            })
-            .await?;
-        let placed = made.iter().map(|c: &Change| c.vm.id()).collect();
-        for change in made {
-            changes.publish(change);
-        }
-        Ok(placed)
+        self.writer
+            .write_and_tell(
+                move |db| Box::pin(async move { place(db, &room, at).await }),
+                move |made: &Vec<Change>| changes.publish(made),
+            )
+            .await
+            .map(|made| made.iter().map(|change| change.vm.id()).collect())
     }
 
     /// Says why the queued vms wait, where that has changed.
     pub async fn explain_queue(&self, reason: QueueReason, at: Timestamp) -> Result<()> {
         let changes = self.changes.clone();
-        let made = self
-            .writer
-            .write(move |db| {
-                Box::pin(async move {
-                    let mut made = Vec::new();
-                    for id in placement::waiting_otherwise(db, reason, at).await? {
-                        let Some(mut vm) = load(db, id).await? else { continue };
-                        made.extend(step(db, &mut vm, Event::QueueReasonChanged { reason }, at).await?.1);
-                    }
-                    Ok(made)
-                })
-            })
-            .await?;
-        for change in made {
-            changes.publish(change);
-        }
-        Ok(())
+        self.writer
+            .write_and_tell(
+                move |db| Box::pin(async move { explain(db, reason, at).await }),
+                move |made: &Vec<Change>| changes.publish(made),
+            )
+            .await
+            .map(drop)
     }
 }
 
 fn vm_not_found(id: VmId) -> Error {
     Error::new(Code::VmNotFound, format!("no vm has the id {id}"))
+}
+
+async fn apply(
+    db: &mut SqliteConnection,
+    id: VmId,
+    expect: Expect,
+    event: Event,
+    at: Timestamp,
+) -> Result<(Applied, Vec<Change>)> {
+    let mut vm = load(db, id).await?.ok_or_else(|| vm_not_found(id))?;
+    let as_expected = match expect {
+        Expect::Anything => true,
+        Expect::Attempt { state, attempt } => vm.state == state && vm.attempt == attempt,
+        Expect::Generation(generation) => vm.generation == generation,
+    };
+    if !as_expected {
+        return Ok((Applied { vm: Arc::new(vm), verdict: Verdict::Ignore, as_expected }, Vec::new()));
+    }
+    let (verdict, change) = step(db, &mut vm, event, at).await?;
+    Ok((Applied { vm: Arc::new(vm), verdict, as_expected }, change.into_iter().collect()))
+}
+
+async fn place(db: &mut SqliteConnection, room: &Room, at: Timestamp) -> Result<Vec<Change>> {
+    let mut made = Vec::new();
+    let mut held = placement::held(db, room).await?;
+    for waiting in placement::waiting(db, at).await? {
+        if !room.capacity.fits(&held, waiting.os, waiting.cpus, waiting.memory_mib) {
+            continue;
+        }
+        let Some(mut vm) = load(db, waiting.id).await? else { continue };
+        held.add(waiting.os, waiting.cpus, waiting.memory_mib);
+        made.extend(take_slot(db, &mut vm, at).await?);
+    }
+    Ok(made)
+}
+
+async fn explain(db: &mut SqliteConnection, reason: QueueReason, at: Timestamp) -> Result<Vec<Change>> {
+    let mut made = Vec::new();
+    for id in placement::waiting_otherwise(db, reason, at).await? {
+        let Some(mut vm) = load(db, id).await? else { continue };
+        made.extend(step(db, &mut vm, Event::QueueReasonChanged { reason }, at).await?.1);
+    }
+    Ok(made)
 }
 
 async fn open(db: &mut SqliteConnection, new: NewVm, at: Timestamp) -> Result<(Opened, Vec<Change>)> {

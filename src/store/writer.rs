@@ -34,12 +34,26 @@ impl Writer {
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>> + Send + 'static,
     {
+        self.write_and_tell(f, |_| {}).await
+    }
+
+    /// The same; `tell` is called by the writer right after the commit, in the order of the commits and whether or not the
+    /// caller still waits for its answer. What was committed and not told would be known to nobody.
+    pub(super) async fn write_and_tell<T, F, G>(&self, f: F, tell: G) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>> + Send + 'static,
+        G: FnOnce(&T) + Send + 'static,
+    {
         let (reply, answer) = oneshot::channel::<Result<T>>();
         let work: Work = Box::new(move |connection| {
             Box::pin(async move {
                 match f(connection).await {
                     // Nobody may be listening any more; the write stands all the same.
                     Ok(value) => Ok(Box::new(move |committed: Result<()>| {
+                        if committed.is_ok() {
+                            tell(&value);
+                        }
                         let _ = reply.send(committed.map(|()| value));
                     }) as Finish),
                     Err(error) => Err(Box::new(move |_: Result<()>| {
