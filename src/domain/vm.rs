@@ -29,6 +29,20 @@ pub enum QueueReason {
     Backoff,
 }
 
+impl QueueReason {
+    pub const ALL: [QueueReason; 4] =
+        [QueueReason::Template, QueueReason::Slot, QueueReason::Host, QueueReason::Backoff];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            QueueReason::Template => "template",
+            QueueReason::Slot => "slot",
+            QueueReason::Host => "host",
+            QueueReason::Backoff => "backoff",
+        }
+    }
+}
+
 /// How long each part of a life may take. A spent budget ends the vm (or the attempt) and is named in its record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]

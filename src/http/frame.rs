@@ -137,12 +137,21 @@ pub async fn around(State(frame): State<Frame>, mut request: Request, next: Next
         }
     };
     let response = finish(response, &id, &path);
+    let (took, status) = (started.elapsed().as_secs_f64(), response.status().as_u16());
+    // The route and not the path, and no method of a client's invention: each label value is a time series for ever.
+    let route = route.unwrap_or_else(|| "(none)".to_owned());
+    let known =
+        if response.status() == StatusCode::METHOD_NOT_ALLOWED { "(other)" } else { method.as_str() }.to_owned();
+    metrics::counter!("mayfly_http_requests_total", "method" => known.clone(), "route" => route.clone(), "status" => status.to_string())
+        .increment(1);
+    metrics::histogram!("mayfly_http_request_duration_seconds", "method" => known, "route" => route.clone())
+        .record(took);
     tracing::debug!(
         request.id = %id,
         http.method = %method,
-        http.route = route.as_deref().unwrap_or("(none)"),
-        http.status = response.status().as_u16(),
-        duration_ms = started.elapsed().as_secs_f64() * 1000.0,
+        http.route = route,
+        http.status = status,
+        duration_ms = took * 1000.0,
         "answered"
     );
     response

@@ -62,6 +62,7 @@ pub async fn get_readiness(FromState(http): FromState<Arc<Http>>) -> Result<Answ
 pub async fn get_metrics(
     FromState(http): FromState<Arc<Http>>,
     _: Allowed<Read>,
-) -> ([(HeaderName, &'static str); 1], String) {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], (http.metrics)())
+) -> Result<([(HeaderName, &'static str); 1], String), Problem> {
+    http.service.measure().await?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], (http.metrics)()))
 }

@@ -53,6 +53,8 @@ impl Reconciler {
                         vm.id = %id, state = %vm.state, code = %failure.code, detail = %failure.detail,
                         tail = failure.tail.as_deref().unwrap_or_default(), "a step failed"
                     );
+                    metrics::counter!("mayfly_step_failures_total", "step" => vm.state.as_str(), "code" => failure.code.slug())
+                        .increment(1);
                     let fault = Fault { code: failure.code, detail: failure.detail, at: self.clock.now() };
                     let (event, wait) = failed(&vm, failure.kind, fault);
                     (Expect::Attempt { state: owed.0, attempt: owed.1 }, event, wait)

@@ -3,7 +3,7 @@
 use super::Service;
 use crate::{
     domain::{
-        Result,
+        QueueReason, Result, State,
         host::{Difference, Held, HostView, difference},
     },
     store::placement::Room,
@@ -38,9 +38,38 @@ pub fn room(view: &HostView) -> Room {
 impl Service {
     pub async fn host_status(&self) -> Result<HostStatus> {
         let view = self.host.borrow().clone();
-        let queued =
-            self.reader.count_by_state().await?.get(&crate::domain::State::Queued).copied().unwrap_or_default();
+        let queued = self.reader.count_by_state().await?.get(&State::Queued).copied().unwrap_or_default();
         Ok(HostStatus { leased: self.reader.leased().await?, foreign: view.foreign(), view, queued })
+    }
+
+    /// Sets the gauges that are read off the state of things, for whoever collects metrics now.
+    pub async fn measure(&self) -> Result<()> {
+        let counts = self.reader.count_by_state().await?;
+        for state in State::ALL.into_iter().filter(|s| *s != State::Deleted) {
+            metrics::gauge!("mayfly_vms", "state" => state.as_str())
+                .set(counts.get(&state).copied().unwrap_or(0) as f64);
+        }
+        let waiting = self.reader.queue_by_reason().await?;
+        for reason in QueueReason::ALL {
+            let n = waiting.get(&reason).copied().unwrap_or(0);
+            metrics::gauge!("mayfly_queue_length", "reason" => reason.as_str()).set(n as f64);
+        }
+        let leased = self.reader.leased().await?;
+        let view = self.host.borrow().clone();
+        let foreign = view.foreign();
+        let slots = [
+            ("linux", view.capacity.linux_slots, leased.linux, foreign.linux),
+            ("macos", view.capacity.macos_slots, leased.macos, foreign.macos),
+        ];
+        for (os, total, ours, theirs) in slots {
+            metrics::gauge!("mayfly_slots", "os" => os).set(total);
+            metrics::gauge!("mayfly_slots_leased", "os" => os).set(ours);
+            metrics::gauge!("mayfly_slots_foreign", "os" => os).set(theirs);
+        }
+        for driver in view.drivers {
+            metrics::gauge!("mayfly_driver_usable", "driver" => driver.name).set(f64::from(u8::from(driver.usable)));
+        }
+        Ok(())
     }
 
     /// Rows against instances, without acting on it.

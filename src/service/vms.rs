@@ -181,6 +181,7 @@ impl Service {
         let vm = opened.vm().clone();
         let new = matches!(opened, Opened::Created(_));
         if new {
+            metrics::counter!("mayfly_vms_created_total", "template" => template.name.clone()).increment(1);
             tracing::info!(vm.id = %vm.id(), vm.name = %vm.draft.name, template.name = %template.name, "vm created");
         }
         Ok(Created { token: self.vault.vm_token(vm.id()), vm, new })

@@ -97,8 +97,7 @@ pub(super) async fn waiting_otherwise(
     at: Timestamp,
 ) -> Result<Vec<VmId>> {
     let at = at.as_millisecond();
-    let reason = serde_json::to_value(reason).map_err(|e| unreadable(e.to_string()))?;
-    let reason = reason.as_str().unwrap_or_default();
+    let reason = reason.as_str();
     sqlx::query!(
         "SELECT id FROM vms WHERE state = 'queued' AND COALESCE(not_before, 0) <= ?
          AND json_extract(record, '$.queue.reason') <> ? ORDER BY id",

@@ -8,7 +8,7 @@ use super::{
     Result,
     ledger::{parse_id, parse_vm, unreadable},
 };
-use crate::domain::{Event, State, Vm, VmId, event::Recorded, host::Held};
+use crate::domain::{Event, QueueReason, State, Vm, VmId, event::Recorded, host::Held};
 
 /// What a listing is narrowed to.
 #[derive(Clone, Debug, Default)]
@@ -135,6 +135,21 @@ impl Reader {
                 Ok((state, row.n))
             })
             .collect()
+    }
+
+    pub async fn queue_by_reason(&self) -> Result<HashMap<QueueReason, i64>> {
+        sqlx::query!(
+            r#"SELECT json_extract(record, '$.queue.reason') AS "reason!: String", COUNT(*) AS "n!: i64"
+               FROM vms WHERE state = 'queued' GROUP BY 1"#
+        )
+        .fetch_all(&self.pool)
+        .await?
+        .into_iter()
+        .map(|row| {
+            let reason = QueueReason::ALL.into_iter().find(|r| r.as_str() == row.reason);
+            Ok((reason.ok_or_else(|| unreadable(format!("queue reason {:?}", row.reason)))?, row.n))
+        })
+        .collect()
     }
 
     /// What our own vms hold.
