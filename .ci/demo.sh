@@ -54,6 +54,7 @@ fi
 say "One vm for one job"
 echo "\$ mayfly vm create --template micro --command 'echo …; uname -sr; sleep 1' --follow"
 name=demo-$(date +%s)
+# shellcheck disable=SC2016 # it is the guest's host name that is asked for
 mayfly vm create --template micro --name "$name" --follow \
     --command 'echo "hello from $(hostname), a fresh vm that lives for this job"; uname -sr; sleep 1'
 

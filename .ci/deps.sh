@@ -76,6 +76,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     apt-get update -qq
     # QEMU and its tools have to be of one version; a newer qemu-utils from elsewhere steps back to the release's own.
     if ! apt-get install -y -qq --no-install-recommends "${missing[@]}" >/tmp/mayfly-deps.$$ 2>&1; then
+        # shellcheck source=/dev/null
         release=$(. /etc/os-release && echo "$VERSION_CODENAME")
         if ! apt-get install -y -qq --no-install-recommends --allow-downgrades "${missing[@]}" "qemu-utils/$release" \
             >>/tmp/mayfly-deps.$$ 2>&1; then

@@ -32,7 +32,7 @@ pub struct VmRequest {
     pub template: String,
     /// Unique among live vms; made up when missing. Repeating a request with the same name and body gives the same vm.
     #[serde(default)]
-    #[schema(example = "build-4711")]
+    #[schema(example = "build-4711", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     pub name: Option<String>,
     /// What the guest runs.
     #[serde(default)]
@@ -89,15 +89,24 @@ pub enum Runner {
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct BudgetsPatch {
+    #[schema(minimum = 1, maximum = 2592000)]
     pub clone_seconds: Option<u32>,
+    #[schema(minimum = 1, maximum = 2592000)]
     pub boot_seconds: Option<u32>,
+    #[schema(minimum = 1, maximum = 2592000)]
     pub configure_seconds: Option<u32>,
+    #[schema(minimum = 1, maximum = 2592000)]
     pub registration_seconds: Option<u32>,
+    #[schema(minimum = 1, maximum = 2592000)]
     pub idle_seconds: Option<u32>,
+    #[schema(minimum = 1, maximum = 2592000)]
     pub lifetime_seconds: Option<u32>,
+    #[schema(minimum = 1, maximum = 2592000)]
     pub drain_seconds: Option<u32>,
+    #[schema(minimum = 0, maximum = 600)]
     pub stop_grace_seconds: Option<u32>,
     /// How often the vm is booted, on a fresh clone each time, before it is given up.
+    #[schema(minimum = 1, maximum = 10)]
     pub max_attempts: Option<u32>,
 }
 
