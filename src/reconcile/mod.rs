@@ -11,12 +11,13 @@
 
 use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::sync::{broadcast::error::RecvError, watch};
+use futures_util::future::BoxFuture;
+use tokio::sync::{broadcast::error::RecvError, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     domain::{
-        State, VmId,
+        State, Vm, VmId,
         host::{Capacity, HostView},
     },
     drivers::registry::Registry,
@@ -77,39 +78,41 @@ impl Reconciler {
         // Subscribed before the rows are read, so that no vm falls between the two.
         let mut changes = self.ledger.changes().subscribe();
         let mut driven: HashSet<VmId> = HashSet::new();
-        let (ended, mut endings) = tokio::sync::mpsc::unbounded_channel();
+        let (ended, mut endings) = mpsc::unbounded_channel();
+        let spawn = |work: BoxFuture<'static, ()>| {
+            let shutdown = shutdown.clone();
+            tasks.spawn(async move { shutdown.run_until_cancelled_owned(work).await });
+        };
+        let take_up = |driven: &mut HashSet<VmId>, vm: Vm| {
+            if vm.state == State::Deleted || !driven.insert(vm.id()) {
+                return;
+            }
+            let (this, ended) = (self.clone(), ended.clone());
+            spawn(Box::pin(async move {
+                let id = vm.id();
+                this.drive(vm).await;
+                let _ = ended.send(id);
+            }));
+        };
 
         self.look_at_drivers(false).await;
-        let spawn = |future| {
-            let shutdown = shutdown.clone();
-            tasks.spawn(async move { shutdown.run_until_cancelled_owned(future).await })
-        };
-        spawn(Box::pin(self.clone().place_forever()) as futures_util::future::BoxFuture<'static, ()>);
+        spawn(Box::pin(self.clone().place_forever()));
         spawn(Box::pin(self.clone().sweep_forever()));
         spawn(Box::pin(self.clone().retain_forever()));
 
-        let mut rows = true;
+        let mut read_rows = true;
         loop {
-            if rows {
-                rows = false;
+            if read_rows {
                 match self.reader.live_vms().await {
                     Ok(vms) => {
-                        for vm in vms {
-                            if driven.insert(vm.id()) {
-                                let ended = ended.clone();
-                                let this = self.clone();
-                                spawn(Box::pin(async move {
-                                    let id = vm.id();
-                                    this.drive(vm).await;
-                                    let _ = ended.send(id);
-                                }));
-                            }
-                        }
+                        vms.into_iter().for_each(|vm| take_up(&mut driven, vm));
+                        read_rows = false;
                     }
                     Err(error) => {
                         tracing::error!(error = %error, "cannot read the live vms; trying again");
-                        tokio::time::sleep(Duration::from_secs(1)).await;
-                        rows = true;
+                        if shutdown.run_until_cancelled(tokio::time::sleep(Duration::from_secs(1))).await.is_none() {
+                            break;
+                        }
                         continue;
                     }
                 }
@@ -119,25 +122,14 @@ impl Reconciler {
                 () = shutdown.cancelled() => break,
                 Some(id) = endings.recv() => {
                     driven.remove(&id);
-                    // It may have been given up by its task while its row lives on: look again.
+                    // Its task may have given it up while its row lives on: look again.
                     if let Ok(Some(vm)) = self.reader.vm(id).await {
-                        rows |= vm.state != State::Deleted;
+                        read_rows = vm.state != State::Deleted;
                     }
                 }
                 change = changes.recv() => match change {
-                    Ok(change) => {
-                        let vm = change.vm;
-                        if vm.state != State::Deleted && driven.insert(vm.id()) {
-                            let ended = ended.clone();
-                            let this = self.clone();
-                            spawn(Box::pin(async move {
-                                let id = vm.id();
-                                this.drive((*vm).clone()).await;
-                                let _ = ended.send(id);
-                            }));
-                        }
-                    }
-                    Err(RecvError::Lagged(_)) => rows = true,
+                    Ok(change) => take_up(&mut driven, (*change.vm).clone()),
+                    Err(RecvError::Lagged(_)) => read_rows = true,
                     Err(RecvError::Closed) => break,
                 },
             }
