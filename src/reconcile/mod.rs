@@ -79,7 +79,10 @@ impl Reconciler {
         let mut driven: HashSet<VmId> = HashSet::new();
         let (ended, mut endings) = tokio::sync::mpsc::unbounded_channel();
 
-        self.look_at_drivers(false).await;
+        // A first probe may boot a guest and take its time; being told to stop does not wait for it.
+        if shutdown.run_until_cancelled(self.look_at_drivers(false)).await.is_none() {
+            return;
+        }
         let spawn = |future| {
             let shutdown = shutdown.clone();
             tasks.spawn(async move { shutdown.run_until_cancelled_owned(future).await })
