@@ -33,7 +33,7 @@ async fn every_side_effect_has_the_same_end() {
             points += 1;
         }
     }
-    println!("{points} kill points, all with the same end, nothing left over");
+    eprintln!("{points} kill points, all with the same end, nothing left over");
 }
 
 /// Stopped after each commit of a life, started again each time.
@@ -54,7 +54,7 @@ async fn a_restart_after_every_commit_has_the_same_end() {
             break;
         }
     }
-    println!("{restarts} restarts within one life");
+    eprintln!("{restarts} restarts within one life");
     host.assert_clean(&[id]).await;
 }
 
