@@ -1,9 +1,9 @@
 //! The only place where everything is wired: builds each part, runs it, ends it in order.
 
 use std::{
-    fs::File,
+    fs::{File, Permissions},
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -40,6 +40,11 @@ pub enum StartError {
     InUse { dir: String },
     #[error("cannot use the data directory {dir}: {cause}")]
     DataDir { dir: String, cause: io::Error },
+    #[error(
+        "the path of the data directory {dir} has {length} bytes and may have {limit}, because systems limit the path of a \
+         socket: choose a shorter one with --data-dir"
+    )]
+    TooLong { dir: String, length: usize, limit: usize },
     #[error(transparent)]
     Database(#[from] store::OpenError),
     #[error(transparent)]
@@ -83,9 +88,12 @@ pub struct App {
 }
 
 impl App {
-    /// Opens everything. On an error nothing was changed but what is safe to find again.
+    /// Opens everything. On an error nothing was changed but what is safe to find again: whatever can be refused without
+    /// touching the database is refused before it is touched.
     pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<App, StartError> {
         let layout = Layout { dir: config.data_dir.clone() };
+        let guest_path = layout.at("guest.sock");
+        check_paths(config, &layout)?;
         let lock = lock(&layout)?;
         // Listening comes before the database: a port in use is the most common trouble, and nothing was touched yet.
         let listener = listen(config.server.listen, "server.listen").await?;
@@ -94,6 +102,7 @@ impl App {
             None => None,
         };
         let tls = tls(config)?;
+        let drivers = Arc::new(registry(config, &layout)?);
         let vault = Arc::new(Vault::open(&layout.at("secret.key"))?);
         let store = store::open(&layout.at("mayfly.db")).await?;
         let catalog_dir = layout.at("templates");
@@ -101,12 +110,10 @@ impl App {
             Catalog::open(catalog_dir.clone())
                 .map_err(|cause| StartError::Templates { dir: catalog_dir.display().to_string(), cause })?,
         );
-        let drivers = Arc::new(registry(config, &layout)?);
         let clock = Clock::system();
         let capacity = config.capacity();
         let board = watch::Sender::new(reconcile::unobserved(capacity, &clock));
         let logs = Logs::new(layout.at("logs"));
-        let guest_path = layout.at("guest.sock");
         let guest_socket = listen_unix(&guest_path)?;
 
         let service = Service::new(
@@ -188,6 +195,13 @@ impl App {
     }
 }
 
+/// What can be said of a configuration without starting anything or touching the data directory.
+pub fn check(config: &Config) -> Result<(), StartError> {
+    let layout = Layout { dir: config.data_dir.clone() };
+    check_paths(config, &layout)?;
+    tls(config).map(drop)
+}
+
 /// Runs the service until `shutdown`.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), StartError> {
     let app = App::start(&config, shutdown).await?;
@@ -241,11 +255,24 @@ fn listen_unix(path: &Path) -> Result<UnixListener, StartError> {
         }
         _ => {}
     }
-    UnixListener::bind(path).map_err(|cause| StartError::Listen {
-        address: path.display().to_string(),
-        setting: "--data-dir (a shorter path)",
-        cause,
-    })
+    let failed = |cause| StartError::Listen { address: path.display().to_string(), setting: "--data-dir", cause };
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// A socket's path has a limit far below that of other paths.
+fn check_paths(config: &Config, layout: &Layout) -> Result<(), StartError> {
+    if config.drivers.qemu.enabled {
+        qemu::paths::check(&layout.at("instances"))
+            .map_err(|error| StartError::Driver { driver: Qemu::NAME, cause: error.summary })?;
+    }
+    let length = layout.dir.as_os_str().len();
+    let limit = qemu::paths::SOCKET_PATH_LIMIT - "/guest.sock".len();
+    if length > limit {
+        return Err(StartError::TooLong { dir: layout.dir.display().to_string(), length, limit });
+    }
+    Ok(())
 }
 
 fn registry(config: &Config, layout: &Layout) -> Result<Registry, StartError> {
@@ -284,17 +311,29 @@ fn tls(config: &Config) -> Result<Option<Arc<tokio_rustls::rustls::ServerConfig>
         pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     };
     let (Some(cert), Some(key)) = (&config.server.tls_cert, &config.server.tls_key) else { return Ok(None) };
-    let explain = |what: &str, path: &Path, cause: &dyn std::fmt::Display| {
-        StartError::Tls(format!("{what} in {} cannot be used: {cause}", path.display()))
+    let explain = |what: &str, setting: &str, path: &Path, cause: &dyn std::fmt::Display| {
+        let path = path.display();
+        StartError::Tls(format!(
+            "{what} in {path} cannot be used: {cause}; `{setting}` must name a PEM file that holds it"
+        ))
     };
     let chain = CertificateDer::pem_file_iter(cert)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|e| explain("the certificate", cert, &e))?;
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|e| explain("the private key", key, &e))?;
-    let mut server = ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(chain, private)
-        .map_err(|e| explain("the certificate and key", cert, &e))?;
+        .map_err(|e| explain("the certificate", "server.tls_cert", cert, &e))?;
+    if chain.is_empty() {
+        return Err(explain("the certificate", "server.tls_cert", cert, &"there is none in it"));
+    }
+    let private =
+        PrivateKeyDer::from_pem_file(key).map_err(|e| explain("the private key", "server.tls_key", key, &e))?;
+    let mut server =
+        ServerConfig::builder().with_no_client_auth().with_single_cert(chain, private).map_err(|cause| {
+            StartError::Tls(format!(
+                "the certificate in {} and the private key in {} cannot be used: {cause}; `server.tls_cert` and \
+                 `server.tls_key` must belong together",
+                cert.display(),
+                key.display()
+            ))
+        })?;
     server.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Some(Arc::new(server)))
 }

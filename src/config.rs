@@ -62,9 +62,9 @@ pub struct Problem {
 pub enum ConfigError {
     #[error("no data directory: HOME is not set; give one with --data-dir or MAYFLY_DATA_DIR")]
     NoHome,
-    #[error("cannot create the data directory {path}: {cause}")]
+    #[error("cannot create the data directory {path}: {cause}; make it, or name another with --data-dir")]
     CannotCreate { path: String, cause: std::io::Error },
-    #[error("cannot use the data directory {path}: {cause}")]
+    #[error("cannot use the data directory {path}: {cause}; name another with --data-dir")]
     CannotUse { path: String, cause: std::io::Error },
     #[error("the data directory {path} is not a directory; move it away, or name another with --data-dir")]
     NotADirectory { path: String },
@@ -75,9 +75,11 @@ pub enum ConfigError {
     NotOurs { path: String, owner: u32, me: u32 },
     #[error("the data directory {path} is open to other users (mode {mode:04o}); close it with: chmod 700 {path}")]
     Open { path: String, mode: u32 },
-    #[error("the data directory {path} cannot be written to: {cause}")]
+    #[error(
+        "the data directory {path} cannot be written to: {cause}; give its owner write access, or name another with --data-dir"
+    )]
     NotWritable { path: String, cause: std::io::Error },
-    #[error("cannot read {path}: {cause}")]
+    #[error("cannot read {path}: {cause}; mend it, or move it away to start with defaults")]
     Unreadable { path: String, cause: std::io::Error },
     #[error("{path}:{line}:{column}: not TOML: {message}")]
     Syntax { path: String, line: usize, column: usize, message: String },

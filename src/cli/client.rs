@@ -148,6 +148,9 @@ impl Client {
         if let Some(path) = given(global.ca_file.as_deref()) {
             let certificates = read(path)
                 .and_then(|pem| reqwest::Certificate::from_pem_bundle(pem.as_bytes()).map_err(|e| e.to_string()))
+                .and_then(
+                    |found| if found.is_empty() { Err("there is no certificate in it".to_owned()) } else { Ok(found) },
+                )
                 .map_err(|error| Failure::Usage(format!("--ca-file: {}: {error}", path.display())))?;
             builder = builder.tls_certs_merge(certificates);
         } else if base.scheme() == "http" {
@@ -262,7 +265,9 @@ impl Client {
             return Failure::Usage(format!("the request cannot be sent: {}", chain(error)));
         }
         let why = if error.is_timeout() { "it took too long".to_owned() } else { chain(error) };
-        let next = if is_loopback(&self.base) {
+        let next = if why.contains("certificate") {
+            "give the certificate of its authority with --ca-file or MAYFLY_CA_FILE"
+        } else if is_loopback(&self.base) {
             "start it with `mayfly serve`, or name another with --url or MAYFLY_URL"
         } else {
             "see whether it runs, and whether --url or MAYFLY_URL is right"

@@ -48,11 +48,14 @@ pub(super) fn run(args: Serve, data_dir: Option<PathBuf>) -> Result<u8, Failure>
         output::bytes(config::docs::markdown().as_bytes())?;
         return Ok(exit::OK);
     }
+    // Whatever this process and the programs it starts create is for its own user: the database, logs, disks, sockets.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let mut overrides: Overrides = args.settings;
     overrides.extend(args.listen.map(|address| ("server.listen".to_owned(), address)));
     let config =
         Config::load(data_dir, overrides).map_err(|error| Failure::Usage(format!("configuration: {error}")))?;
     if args.check {
+        app::check(&config).map_err(|error| Failure::Usage(error.to_string()))?;
         output::note(&format!("the configuration is usable; data directory {}", config.data_dir.display()));
         return Ok(exit::OK);
     }

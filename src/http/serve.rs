@@ -99,8 +99,11 @@ async fn serve<A, I, G>(
         let service = router.clone().map_request(|request: Request<Incoming>| request.map(Body::new));
         let service = service.map_err(|never: Infallible| match never {});
         let (greeting, watcher) = (greet(io), graceful.watcher());
+        let ending = shutdown.clone();
         connections.spawn(async move {
-            match tokio::time::timeout(HEADERS_WITHIN, greeting).await {
+            // Who has not even said hello does not hold up the end.
+            let greeting = tokio::time::timeout(HEADERS_WITHIN, ending.run_until_cancelled(greeting));
+            match greeting.await.map(|greeted| greeted.unwrap_or_else(|| Err(io::ErrorKind::Interrupted.into()))) {
                 Ok(Ok(io)) => {
                     let connection = hyper::server::conn::http1::Builder::new()
                         .timer(TokioTimer::new())

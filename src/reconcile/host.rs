@@ -8,7 +8,7 @@ use crate::{
         Fault, InstanceName,
         host::{DriverView, HostView, Instance},
     },
-    drivers::DriverError,
+    drivers::{DriverError, Probe},
 };
 
 /// A hypervisor that does not answer within this does not answer.
@@ -20,7 +20,9 @@ impl Reconciler {
         let mut views = Vec::new();
         for (name, driver) in self.drivers.iter() {
             let name = name.to_owned();
-            views.push(match driver.probe(fresh).await {
+            let probed = driver.probe(fresh).await;
+            self.say_what_is_new(&name, &probed);
+            views.push(match probed {
                 Ok(probe) => DriverView {
                     name,
                     usable: true,
@@ -30,22 +32,34 @@ impl Reconciler {
                     note: probe.note,
                     fault: None,
                 },
-                Err(error) => {
-                    tracing::warn!(driver = %name, error = %error, tail = error.tail.as_deref().unwrap_or_default(), "the driver is not usable");
-                    DriverView {
-                        name,
-                        usable: false,
-                        version: None,
-                        arch: None,
-                        accelerator: None,
-                        note: None,
-                        fault: Some(self.fault(error)),
-                    }
-                }
+                Err(error) => DriverView {
+                    name,
+                    usable: false,
+                    version: None,
+                    arch: None,
+                    accelerator: None,
+                    note: None,
+                    fault: Some(self.fault(error)),
+                },
             });
         }
         self.board.send_modify(|view| view.drivers = views);
         self.look_at_instances().await;
+    }
+
+    /// A driver that does not work is asked again every few seconds while vms wait for it: what is known is not said again.
+    fn say_what_is_new(&self, name: &str, probed: &Result<Probe, DriverError>) {
+        let board = self.board.borrow();
+        let fault = board.drivers.iter().find(|d| d.name == name).and_then(|d| d.fault.as_ref());
+        match (probed, fault) {
+            (Err(error), Some(fault)) if fault.detail == error.summary => {}
+            (Err(error), _) => {
+                let tail = error.tail.as_deref().unwrap_or_default();
+                tracing::warn!(driver = name, error = %error, tail, "the driver is not usable");
+            }
+            (Ok(_), Some(_)) => tracing::info!(driver = name, "the driver is usable again"),
+            (Ok(_), None) => {}
+        }
     }
 
     /// Lists what runs. A driver that does not answer keeps what it said last: forgetting foreign instances would overbook the host.

@@ -95,7 +95,10 @@ impl Reconciler {
             }));
         };
 
-        self.look_at_drivers(false).await;
+        // A first probe may boot a guest and take its time; being told to stop does not wait for it.
+        if shutdown.run_until_cancelled(self.look_at_drivers(false)).await.is_none() {
+            return;
+        }
         spawn(Box::pin(self.clone().place_forever()));
         spawn(Box::pin(self.clone().sweep_forever()));
         spawn(Box::pin(self.clone().retain_forever()));

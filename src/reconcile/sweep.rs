@@ -1,15 +1,21 @@
 //! Rows against instances: what bears our name and belongs to no live vm is destroyed; what is not ours is never touched.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::Reconciler;
 use crate::domain::host::difference;
+
+/// Between two looks at the host while one of its drivers does not work.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 impl Reconciler {
     pub(super) async fn sweep_forever(self: Arc<Self>) {
         loop {
             self.sweep().await;
-            tokio::time::sleep(self.settings.sweep_every).await;
+            // Somebody may be about to mend what is broken, and looks at the host to see whether it is.
+            let broken = self.board.borrow().drivers.iter().any(|d| !d.usable);
+            let wait = self.settings.sweep_every;
+            tokio::time::sleep(if broken { wait.min(LOOK_AGAIN) } else { wait }).await;
             self.look_at_drivers(false).await;
         }
     }

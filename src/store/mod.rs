@@ -10,7 +10,7 @@
 use std::{path::Path, time::Duration};
 
 use sqlx::{
-    ConnectOptions, SqlitePool,
+    ConnectOptions, Connection, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
@@ -83,14 +83,13 @@ pub enum OpenError {
 pub struct Store {
     pub ledger: Ledger,
     pub reader: Reader,
-    /// Ends once every clone of the ledger is gone and the last write is on disk.
+    /// Ends once every clone of the ledger is gone, the last write is on disk and the database is closed, for readers too.
     pub closed: tokio::task::JoinHandle<()>,
 }
 
 /// Opens the database, bringing it up to date first.
 pub async fn open(path: &Path) -> Result<Store, OpenError> {
     let shown = path.display().to_string();
-    let explain = |error: sqlx::Error| explain_open(&shown, error);
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
@@ -98,28 +97,66 @@ pub async fn open(path: &Path) -> Result<Store, OpenError> {
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
         .busy_timeout(Duration::from_secs(2));
-    let mut connection = options.connect().await.map_err(&explain)?;
-    // A page that cannot be read is better found now than in the middle of somebody's job.
-    let check: String =
-        sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut connection).await.map_err(&explain)?;
-    if check != "ok" {
-        return Err(OpenError::Corrupt { path: shown, cause: check });
+    let checked = check_at_rest(path, &shown).await?;
+    let mut connection = options.connect().await.map_err(|error| explain_open(&shown, error))?;
+    let last_seq = match prepare(&mut connection, &shown, checked).await {
+        Ok(last_seq) => last_seq,
+        Err(error) => {
+            // Waited for, so that the files beside the database are gone before the process is.
+            let _ = connection.close().await;
+            return Err(error);
+        }
+    };
+    let pool = reader_pool(path).await.map_err(|error| explain_open(&shown, error))?;
+    let changes = Changes::new(last_seq);
+    let (writer, closed) = writer::start(connection, pool.clone());
+    Ok(Store { ledger: Ledger::new(writer, changes), reader: Reader::new(pool), closed })
+}
+
+/// A database that nobody has open is looked at without making a file beside it: a broken one is left exactly as it is for
+/// whoever mends it. Whether that was possible.
+async fn check_at_rest(path: &Path, shown: &str) -> Result<bool, OpenError> {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    if Path::new(&log).exists() || !std::fs::metadata(path).is_ok_and(|meta| meta.len() > 0) {
+        return Ok(false);
     }
-    MIGRATIONS.run(&mut connection).await.map_err(|error| match error {
+    let explain = |error: sqlx::Error| explain_open(shown, error);
+    let options = SqliteConnectOptions::new().filename(path).read_only(true).immutable(true);
+    let mut connection = options.connect().await.map_err(explain)?;
+    check(&mut connection, shown).await?;
+    connection.close().await.map_err(explain)?;
+    Ok(true)
+}
+
+/// A page that cannot be read is better found now than in the middle of somebody's job.
+async fn check(connection: &mut SqliteConnection, shown: &str) -> Result<(), OpenError> {
+    let found: String = sqlx::query_scalar("PRAGMA quick_check(1)")
+        .fetch_one(connection)
+        .await
+        .map_err(|error| explain_open(shown, error))?;
+    if found != "ok" {
+        return Err(OpenError::Corrupt { path: shown.to_owned(), cause: one_line(&found) });
+    }
+    Ok(())
+}
+
+/// Looks whether the database can be used, changes nothing if not, and brings it up to date. Returns the last event's position.
+async fn prepare(connection: &mut SqliteConnection, shown: &str, checked: bool) -> Result<i64, OpenError> {
+    let explain = |error: sqlx::Error| explain_open(shown, error);
+    if !checked {
+        check(connection, shown).await?;
+    }
+    // Readers get past another program's lock; a service that reads and cannot write is worse than none.
+    connection.begin_with("BEGIN IMMEDIATE").await.map_err(&explain)?.rollback().await.map_err(&explain)?;
+    MIGRATIONS.run(&mut *connection).await.map_err(|error| match error {
         sqlx::migrate::MigrateError::VersionMissing(_) | sqlx::migrate::MigrateError::VersionMismatch(_) => {
-            OpenError::Newer { path: shown.clone(), cause: error.to_string() }
+            OpenError::Newer { path: shown.to_owned(), cause: error.to_string() }
         }
         sqlx::migrate::MigrateError::Execute(error) => explain(error),
-        other => OpenError::Other { path: shown.clone(), cause: other.to_string() },
+        other => OpenError::Other { path: shown.to_owned(), cause: other.to_string() },
     })?;
-    let last_seq: i64 = sqlx::query_scalar("SELECT COALESCE(MAX(seq), 0) FROM events")
-        .fetch_one(&mut connection)
-        .await
-        .map_err(&explain)?;
-    let pool = reader_pool(path).await.map_err(&explain)?;
-    let changes = Changes::new(last_seq);
-    let (writer, closed) = writer::start(connection);
-    Ok(Store { ledger: Ledger::new(writer, changes), reader: Reader::new(pool), closed })
+    sqlx::query_scalar("SELECT COALESCE(MAX(seq), 0) FROM events").fetch_one(connection).await.map_err(explain)
 }
 
 async fn reader_pool(path: &Path) -> sqlx::Result<SqlitePool> {
@@ -134,6 +171,11 @@ async fn reader_pool(path: &Path) -> sqlx::Result<SqlitePool> {
         .acquire_timeout(Duration::from_secs(5))
         .connect_with(options)
         .await
+}
+
+/// What SQLite says of a broken file goes over several lines.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn explain_open(path: &str, error: sqlx::Error) -> OpenError {

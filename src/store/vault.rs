@@ -31,7 +31,7 @@ pub struct Vault {
 
 #[derive(Debug, thiserror::Error)]
 pub enum VaultError {
-    #[error("{path}: {cause}")]
+    #[error("the key {path} cannot be read: {cause}; make it readable, or restore it from a backup")]
     Io { path: String, cause: io::Error },
     #[error("{path} is readable by others (mode {mode:o}); run: chmod 600 {path}")]
     Mode { path: String, mode: u32 },

@@ -5,7 +5,7 @@
 //! asked once however many wait.
 
 use futures_util::future::BoxFuture;
-use sqlx::{Connection, SqliteConnection};
+use sqlx::{Connection, SqliteConnection, SqlitePool};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Result, StoreError};
@@ -22,9 +22,9 @@ pub(super) struct Writer {
     queue: mpsc::Sender<Work>,
 }
 
-pub(super) fn start(connection: SqliteConnection) -> (Writer, tokio::task::JoinHandle<()>) {
+pub(super) fn start(connection: SqliteConnection, readers: SqlitePool) -> (Writer, tokio::task::JoinHandle<()>) {
     let (queue, work) = mpsc::channel(1024);
-    (Writer { queue }, tokio::spawn(run(connection, work)))
+    (Writer { queue }, tokio::spawn(run(connection, readers, work)))
 }
 
 impl Writer {
@@ -67,7 +67,7 @@ impl Writer {
     }
 }
 
-async fn run(mut connection: SqliteConnection, mut queue: mpsc::Receiver<Work>) {
+async fn run(mut connection: SqliteConnection, readers: SqlitePool, mut queue: mpsc::Receiver<Work>) {
     let mut batch = Vec::with_capacity(BATCH);
     while queue.recv_many(&mut batch, BATCH).await > 0 {
         let mut finish = Vec::with_capacity(batch.len());
@@ -82,7 +82,9 @@ async fn run(mut connection: SqliteConnection, mut queue: mpsc::Receiver<Work>) 
             });
         }
     }
-    // All senders are gone: the service ends. A clean close checkpoints the WAL.
+    // All senders are gone: the service ends. Whoever closes last brings the WAL into the database file and removes it, and
+    // readers cannot.
+    readers.close().await;
     let _ = connection.close().await;
 }
 

@@ -6,4 +6,5 @@ mod drivers;
 mod guests;
 mod layers;
 mod lifecycle;
+mod startup;
 mod support;

@@ -80,9 +80,11 @@ impl Qemu {
     pub fn new(mut settings: Settings) -> Result<Self> {
         use std::os::unix::fs::DirBuilderExt;
         let dir = &settings.instances_dir;
+        paths::check(dir)?;
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).and_then(|()| dir.canonicalize());
         settings.instances_dir =
             made.map_err(|error| fault::io(error, Code::HostUnavailable, "the instances directory cannot be made"))?;
+        // Where links lead is what the sockets' paths are made from.
         paths::check(&settings.instances_dir)?;
         Ok(Self { settings, probed: Mutex::new(None) })
     }

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// macOS takes 104 bytes with the final zero, Linux 108. The smaller one, so that a configuration moves between hosts.
-const SOCKET_PATH_LIMIT: usize = 103;
+pub const SOCKET_PATH_LIMIT: usize = 103;
 
 #[derive(Clone, Debug)]
 pub struct Paths {

@@ -27,10 +27,13 @@ use tokio_util::sync::CancellationToken;
 
 mod chaos;
 mod crashes;
+mod retention;
 mod road;
 
 /// How long any one thing may take before the test says what is stuck.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the record of a deleted vm is kept.
+const KEEP_DELETED: Duration = Duration::from_secs(3600);
 
 /// Who serves at the moment, if anybody does.
 pub type Serving = watch::Sender<Option<Service>>;
@@ -47,6 +50,7 @@ pub struct Host {
     dir: tempfile::TempDir,
     pub world: Arc<FakeWorld>,
     pub capacity: Capacity,
+    pub clock: Clock,
     /// Guests speak to whoever serves at the moment.
     pub serving: Serving,
     pub running: Option<Running>,
@@ -54,10 +58,15 @@ pub struct Host {
 
 impl Host {
     pub async fn new(linux: u32, macos: u32) -> Host {
+        Self::with_clock(linux, macos, Clock::system()).await
+    }
+
+    pub async fn with_clock(linux: u32, macos: u32, clock: Clock) -> Host {
         let mut host = Host {
             dir: tempfile::tempdir().unwrap(),
             world: FakeWorld::new(),
             capacity: Capacity { linux_slots: linux, macos_slots: macos, cpus: 64, memory_mib: 65536 },
+            clock,
             serving: watch::Sender::new(None),
             running: None,
         };
@@ -103,7 +112,7 @@ impl Host {
         let store = store::open(&self.at("mayfly.db")).await.unwrap();
         let catalog = Arc::new(Catalog::open(self.at("templates")).unwrap());
         let drivers = Arc::new(Registry::default().with(Arc::new(Fake::new(self.world.clone()))));
-        let clock = Clock::system();
+        let clock = self.clock.clone();
         let board = watch::Sender::new(reconcile::unobserved(self.capacity, &clock));
         let logs = Logs::new(self.at("logs"));
         let service = Service::new(
@@ -135,7 +144,7 @@ impl Host {
                 isolated: true,
                 retry_backoff: Duration::from_millis(1),
                 sweep_every: Duration::from_secs(60),
-                keep_deleted: Duration::from_secs(3600),
+                keep_deleted: KEEP_DELETED,
             },
         });
         let shutdown = CancellationToken::new();

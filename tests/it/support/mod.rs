@@ -89,7 +89,7 @@ impl Serve {
         std::thread::spawn(move || {
             let mut found = Some(found);
             for line in stderr.lines().map_while(Result::ok) {
-                if let Some(at) = line.find("listening on http://")
+                if let Some(at) = line.find("listening on http")
                     && let Some(found) = found.take()
                 {
                     let url: String = line[at + "listening on ".len()..]
@@ -191,7 +191,8 @@ impl Serve {
 
     /// Follows a vm by its generations until `done`.
     pub async fn wait(&self, id: &str, what: &str, done: impl Fn(&Value) -> bool) -> Value {
-        let end = Instant::now() + Duration::from_secs(120);
+        // Less than the runner of the tests has: a test that is killed leaves its guests running.
+        let end = Instant::now() + Duration::from_secs(100);
         let mut generation = 0;
         loop {
             let vm = self.get(&format!("/vms/{id}?wait_generation={generation}&timeout_seconds=20")).await;
