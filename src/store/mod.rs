@@ -63,6 +63,9 @@ impl From<StoreError> for crate::domain::Error {
 
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
+/// How long another program's lock is waited for.
+const BUSY: Duration = Duration::from_secs(2);
+
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
 /// Why the database could not be opened: one sentence for whoever starts the service.
@@ -96,7 +99,9 @@ pub async fn open(path: &Path) -> Result<Store, OpenError> {
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
-        .busy_timeout(Duration::from_secs(2));
+        .busy_timeout(BUSY)
+        // A lock that is not given is told as what it is and not as a slow statement too.
+        .log_slow_statements("warn".parse().expect("it is a level"), BUSY * 2);
     let checked = check_at_rest(path, &shown).await?;
     let mut connection = options.connect().await.map_err(|error| explain_open(&shown, error))?;
     let last_seq = match prepare(&mut connection, &shown, checked).await {
@@ -160,11 +165,8 @@ async fn prepare(connection: &mut SqliteConnection, shown: &str, checked: bool) 
 }
 
 async fn reader_pool(path: &Path) -> sqlx::Result<SqlitePool> {
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .read_only(true)
-        .pragma("query_only", "on")
-        .busy_timeout(Duration::from_secs(2));
+    let options =
+        SqliteConnectOptions::new().filename(path).read_only(true).pragma("query_only", "on").busy_timeout(BUSY);
     SqlitePoolOptions::new()
         .max_connections(4)
         .min_connections(1)
