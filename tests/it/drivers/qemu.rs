@@ -369,6 +369,8 @@ async fn signals_from_outside_are_told_apart() {
     let rig = QemuRig::new();
     for (signal, cause) in [(Signal::TERM, GoneCause::HostStop), (Signal::KILL, GoneCause::Unknown)] {
         let spec = rig.started(X86_DEAF).await;
+        // It has answered a command, so its main loop runs and can say why it ends.
+        assert!(matches!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Running { ssh: Some(_) }));
         kill_process(rig.pid(&spec.name), signal).unwrap();
         let told = tokio::time::timeout(Duration::from_secs(20), rig.driver.ended(&spec.name)).await.unwrap().unwrap();
         assert_eq!(told, cause);
