@@ -29,7 +29,7 @@ chunk=32768         # bytes of log in one call
 log_cap=1048576     # bytes of log in all
 tail_part=65536     # of these, kept for the end of a log that is too long
 log_interval=2      # seconds between looks at a growing log
-MAYFLY_FINISH_SECONDS=600   # how long runner_finished is tried; mayfly.env may say otherwise
+MAYFLY_FINISH_SECONDS=86400   # how long runner_finished is tried (the service may be away); mayfly.env may say otherwise
 
 MAYFLY_URL='' MAYFLY_VM_ID='' MAYFLY_RUNNER_KIND=''
 
