@@ -22,7 +22,11 @@ pub enum TelemetryError {
 pub fn start_logging(log: &Log) -> Result<(), TelemetryError> {
     let filter = EnvFilter::try_new(&log.level)
         .map_err(|cause| TelemetryError::Filter { filter: log.level.clone(), cause: cause.to_string() })?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // A line that cannot be written would otherwise be announced on standard error, and that panics when nobody reads it.
+        .log_internal_errors(false);
     let started = match log.format {
         LogFormat::Json => lines.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
         LogFormat::Text => {

@@ -85,8 +85,8 @@ fn watch_signals(shutdown: CancellationToken) -> std::io::Result<()> {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
         };
-        tracing::info!(signal = name, "shutting down; vms keep running");
         shutdown.cancel();
+        tracing::info!(signal = name, "shutting down; vms keep running");
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}

@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::Read,
+    io::{BufRead, Read},
     net::TcpListener,
     os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -459,6 +459,48 @@ async fn sigterm_ends_streams_and_long_polls_at_once_and_the_rows_stay() {
     serve.delete(&format!("/vms/{id}")).await;
     serve.wait_state(&id, "deleted").await;
     assert_eq!(serve.stop(), Some(0));
+}
+
+/// Ends with the test, however that ends.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Whoever read the log is gone: `mayfly serve 2>&1 | head`, a terminal that was closed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_whose_log_nobody_reads_serves_and_ends() {
+    let temp = temp();
+    let child = Serve::command(temp.path())
+        .env("MAYFLY_SERVER__LISTEN", "127.0.0.1:0")
+        .env("MAYFLY_DRIVERS__QEMU__ENABLED", "false")
+        .env("MAYFLY_LOG__LEVEL", "debug")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut child = Killed(child);
+    let mut lines = std::io::BufReader::new(child.0.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let address = lines
+        .find_map(|line| Some(line.split_once("listening on http://")?.1.split_whitespace().next()?.to_owned()))
+        .expect("it says where it listens");
+    drop(lines);
+    let client = reqwest::Client::builder().no_proxy().timeout(WITHIN).build().unwrap();
+    let token = std::fs::read_to_string(temp.path().join("admin.token")).unwrap();
+    for _ in 0..3 {
+        let got = client.get(format!("http://{address}/vms")).bearer_auth(token.trim()).send().await;
+        assert_eq!(got.expect("it answers").status(), 200);
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child.0), rustix::process::Signal::TERM).unwrap();
+    let end = Instant::now() + Duration::from_secs(2);
+    while child.0.try_wait().unwrap().is_none() && Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let ended = child.0.try_wait().unwrap();
+    assert_eq!(ended.expect("it ends when it is told to").code(), Some(0));
 }
 
 /// The first look at a host may boot a guest and take a minute.
