@@ -55,6 +55,10 @@ pub enum StartError {
     Listen { address: String, setting: &'static str, cause: io::Error },
     #[error("{0}")]
     Tls(String),
+    #[error(
+        "{key} is missing and {database} was written with it; restore the key from a backup, or move the database away to start anew"
+    )]
+    KeyLost { key: String, database: String },
     #[error("the driver {driver} cannot be used: {cause}")]
     Driver { driver: &'static str, cause: String },
     #[error("cannot set up the admin token: {0}")]
@@ -103,7 +107,15 @@ impl App {
         };
         let tls = tls(config)?;
         let drivers = Arc::new(registry(config, &layout)?);
-        let vault = Arc::new(Vault::open(&layout.at("secret.key"))?);
+        let (key, database) = (layout.at("secret.key"), layout.at("mayfly.db"));
+        // A new key beside old records would make live vms' scripts unreadable and their guests' tokens worthless, silently.
+        if !key.exists() && std::fs::metadata(&database).is_ok_and(|file| file.len() > 0) {
+            return Err(StartError::KeyLost {
+                key: key.display().to_string(),
+                database: database.display().to_string(),
+            });
+        }
+        let vault = Arc::new(Vault::open(&key)?);
         let store = store::open(&layout.at("mayfly.db")).await?;
         let catalog_dir = layout.at("templates");
         let catalog = Arc::new(

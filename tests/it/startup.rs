@@ -243,6 +243,8 @@ async fn a_key_that_is_open_or_broken_is_not_used() {
         says(&refused(&serve.dir, &[], FAILURE), &["secret.key", "32 bytes", "restore it from a backup"]);
     }
     std::fs::remove_file(&path).unwrap();
+    // Not made anew: the records were written with the one that is lost.
+    says(&refused(&serve.dir, &[], FAILURE), &["secret.key", "is missing", "restore the key from a backup"]);
     std::fs::create_dir(&path).unwrap();
     std::fs::set_permissions(&path, mode(0o700)).unwrap();
     says(&refused(&serve.dir, &[], FAILURE), &["secret.key", "cannot be read", "restore it from a backup"]);
