@@ -89,6 +89,7 @@ pub struct App {
     reconciler: Arc<Reconciler>,
     shutdown: CancellationToken,
     store_closed: JoinHandle<()>,
+    database: PathBuf,
 }
 
 impl App {
@@ -116,7 +117,7 @@ impl App {
             });
         }
         let vault = Arc::new(Vault::open(&key)?);
-        let store = store::open(&layout.at("mayfly.db")).await?;
+        let store = store::open(&database).await?;
         let catalog_dir = layout.at("templates");
         let catalog = Arc::new(
             Catalog::open(catalog_dir.clone())
@@ -177,7 +178,18 @@ impl App {
             metrics: Arc::new(telemetry::render_metrics),
             shutdown: shutdown.clone(),
         };
-        Ok(App { lock, listener, guest_socket, guest_tcp, http, tls, reconciler, shutdown, store_closed: store.closed })
+        Ok(App {
+            lock,
+            listener,
+            guest_socket,
+            guest_tcp,
+            http,
+            tls,
+            reconciler,
+            shutdown,
+            store_closed: store.closed,
+            database,
+        })
     }
 
     pub fn address(&self) -> io::Result<std::net::SocketAddr> {
@@ -187,12 +199,14 @@ impl App {
     /// Serves until the token that it was started with is cancelled: no new requests, requests under way are finished, vms keep
     /// running.
     pub async fn run(self) {
-        let App { lock, listener, guest_socket, guest_tcp, http, tls, reconciler, shutdown, store_closed } = self;
+        let App { lock, listener, guest_socket, guest_tcp, http, tls, reconciler, shutdown, store_closed, database } =
+            self;
         let guests = tokio::spawn(http::serve_unix(guest_socket, http::guest_router(&http), shutdown.clone()));
         let guests_tcp =
             guest_tcp.map(|l| tokio::spawn(http::serve_tcp(l, None, http::guest_router(&http), shutdown.clone())));
         let admin = tokio::spawn(http::serve_tcp(listener, tls, http::admin_router(&http), shutdown.clone()));
         let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));
+        tokio::spawn(shutdown.clone().run_until_cancelled_owned(check_later(database)));
         drop(http);
         for task in [Some(guests), guests_tcp, Some(admin), Some(reconciling)].into_iter().flatten() {
             if let Err(error) = task.await {
@@ -212,6 +226,16 @@ pub fn check(config: &Config) -> Result<(), StartError> {
     let layout = Layout { dir: config.data_dir.clone() };
     check_paths(config, &layout)?;
     tls(config).map(drop)
+}
+
+/// A damaged database may serve for a long time; whoever runs the service has to know before it does not.
+async fn check_later(database: PathBuf) {
+    // Whatever waits for the service after its start comes first.
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    match store::check_later(&database).await {
+        Ok(()) => tracing::debug!("every page of the database is sound"),
+        Err(error) => tracing::error!(%error, "the database is damaged"),
+    }
 }
 
 /// Runs the service until `shutdown`.

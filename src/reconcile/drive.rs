@@ -1,17 +1,20 @@
 //! One vm's task: run the owed step until the vm has no more to owe.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use tokio::sync::broadcast::{Receiver, error::RecvError};
+use tokio::sync::watch;
 
 use super::{
     Reconciler,
     steps::{Failure, FailureKind},
 };
 use crate::{
-    domain::{Budget, Event, Fault, State, Vm, VmId},
-    store::{Change, Expect, StoreError},
+    domain::{Budget, Event, Fault, State, Vm},
+    store::{Expect, StoreError},
 };
+
+/// The vm as it stands after its newest event.
+type Newest = watch::Receiver<Option<Arc<Vm>>>;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -28,7 +31,7 @@ enum Next {
 impl Reconciler {
     pub(super) async fn drive(&self, mut vm: Vm) {
         let id = vm.id();
-        let mut changes = self.ledger.changes().subscribe();
+        let mut changes = self.ledger.changes().of(id);
         let mut pause = FIRST_PAUSE;
         // Subscribed only now: the row may have moved on since it was given to us.
         match self.reader.vm(id).await {
@@ -94,8 +97,7 @@ impl Reconciler {
     }
 
     /// Runs the owed step against the vm's deadline and against the vm being moved by somebody else.
-    async fn until_next(&self, vm: &mut Vm, changes: &mut Receiver<Change>) -> Next {
-        let id = vm.id();
+    async fn until_next(&self, vm: &mut Vm, changes: &mut Newest) -> Next {
         let owed = (vm.state, vm.attempt);
         let start = vm.clone();
         let step = self.step(&start);
@@ -113,21 +115,7 @@ impl Reconciler {
             };
             tokio::select! {
                 biased;
-                change = changes.recv() => {
-                    match change {
-                        Ok(change) if change.vm.id() == id => {
-                            if change.vm.generation > vm.generation {
-                                *vm = (*change.vm).clone();
-                            }
-                        }
-                        Ok(_) => {}
-                        Err(RecvError::Lagged(_)) => {
-                            if let Ok(Some(now)) = self.reader.vm(id).await {
-                                *vm = now;
-                            }
-                        }
-                        Err(RecvError::Closed) => std::future::pending().await,
-                    }
+                () = newer(changes, vm) => {
                     if (vm.state, vm.attempt) != owed {
                         return Next::Moved;
                     }
@@ -173,17 +161,10 @@ impl Reconciler {
     }
 
     /// Waits before the same step is tried again, but not past the vm's deadline, and not if the vm is moved.
-    async fn rest_or_move(
-        &self,
-        vm: &mut Vm,
-        owed: (State, u32),
-        changes: &mut Receiver<Change>,
-        pause: Duration,
-    ) -> Duration {
+    async fn rest_or_move(&self, vm: &mut Vm, owed: (State, u32), changes: &mut Newest, pause: Duration) -> Duration {
         if (vm.state, vm.attempt) != owed {
             return FIRST_PAUSE;
         }
-        let id: VmId = vm.id();
         let until = tokio::time::sleep(pause);
         tokio::pin!(until);
         loop {
@@ -196,16 +177,7 @@ impl Reconciler {
             };
             tokio::select! {
                 biased;
-                change = changes.recv() => {
-                    match change {
-                        Ok(change) if change.vm.id() == id && change.vm.generation > vm.generation => {
-                            *vm = (*change.vm).clone();
-                        }
-                        Ok(_) => {}
-                        Err(_) => if let Ok(Some(now)) = self.reader.vm(id).await {
-                            *vm = now;
-                        },
-                    }
+                () = newer(changes, vm) => {
                     if (vm.state, vm.attempt) != owed {
                         return FIRST_PAUSE;
                     }
@@ -213,6 +185,21 @@ impl Reconciler {
                 () = &mut until => return (pause * 2).min(LONGEST_PAUSE),
                 () = spent => return pause,
             }
+        }
+    }
+}
+
+/// Returns once the vm is newer than this, and brings it up to date.
+async fn newer(changes: &mut Newest, vm: &mut Vm) {
+    loop {
+        if changes.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        if let Some(now) = changes.borrow_and_update().as_deref()
+            && now.generation > vm.generation
+        {
+            *vm = now.clone();
+            return;
         }
     }
 }

@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use tokio::sync::broadcast::error::RecvError;
 use utoipa::ToSchema;
 
 use super::{Service, hosts};
@@ -285,17 +284,20 @@ impl Service {
 
     /// The vm once its generation is greater than `generation`, or as it is when `timeout` has passed.
     pub async fn wait_vm(&self, id: VmId, generation: i64, timeout: Duration) -> Result<Vm> {
-        let mut changes = self.changes().subscribe();
+        let mut changes = self.changes().of(id);
         let gone = || Error::new(Code::VmNotFound, format!("no vm has the id {id}"));
         let mut vm = self.reader.vm(id).await?.ok_or_else(gone)?;
         let deadline = tokio::time::Instant::now() + timeout;
         while vm.generation <= generation && vm.state != State::Deleted {
-            match tokio::time::timeout_at(deadline, changes.recv()).await {
-                Err(_) => break,
-                Ok(Ok(change)) if change.vm.id() == id => vm = (*change.vm).clone(),
-                Ok(Ok(_)) => {}
-                Ok(Err(RecvError::Lagged(_))) => vm = self.reader.vm(id).await?.ok_or_else(gone)?,
-                Ok(Err(RecvError::Closed)) => break,
+            match tokio::time::timeout_at(deadline, changes.changed()).await {
+                Ok(Ok(())) => {
+                    if let Some(now) = changes.borrow_and_update().as_deref()
+                        && now.generation > vm.generation
+                    {
+                        vm = now.clone();
+                    }
+                }
+                Ok(Err(_)) | Err(_) => break,
             }
         }
         Ok(vm)

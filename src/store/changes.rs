@@ -1,13 +1,16 @@
 //! Who wants to know that something was committed.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicI64, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
 };
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
-use crate::domain::{Vm, event::Recorded};
+use crate::domain::{Vm, VmId, event::Recorded};
 
 /// One committed event and the vm as it stands after it.
 #[derive(Clone, Debug)]
@@ -16,22 +19,38 @@ pub struct Change {
     pub recorded: Arc<Recorded>,
 }
 
+/// One vm as it stands after its newest event.
+type Bell = watch::Sender<Option<Arc<Vm>>>;
+
 /// Published after the commit, in the order of the ledger. A listener that falls behind is told so (`Lagged`) and reads the
 /// database instead: nothing is lost, because the database is the truth and this is only the bell.
 #[derive(Clone)]
 pub struct Changes {
     bell: broadcast::Sender<Change>,
+    /// One bell for each vm that somebody watches: a thousand who wait for a thousand vms are not all woken by each event.
+    vms: Arc<Mutex<HashMap<VmId, Bell>>>,
     last_seq: Arc<AtomicI64>,
 }
 
 impl Changes {
     pub(super) fn new(last_seq: i64) -> Self {
-        Self { bell: broadcast::channel(1024).0, last_seq: Arc::new(AtomicI64::new(last_seq)) }
+        Self { bell: broadcast::channel(1024).0, vms: Arc::default(), last_seq: Arc::new(AtomicI64::new(last_seq)) }
     }
 
     /// Subscribe *before* reading the state that is to be watched, or a change in between is missed.
     pub fn subscribe(&self) -> broadcast::Receiver<Change> {
         self.bell.subscribe()
+    }
+
+    /// One vm as it stands after its newest event from now on; `None` until there is one. As with `subscribe`: before reading.
+    pub fn of(&self, id: VmId) -> watch::Receiver<Option<Arc<Vm>>> {
+        let mut vms = self.vms();
+        vms.retain(|_, bell| bell.receiver_count() > 0);
+        vms.entry(id).or_insert_with(|| watch::Sender::new(None)).subscribe()
+    }
+
+    fn vms(&self) -> MutexGuard<'_, HashMap<VmId, Bell>> {
+        self.vms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn last_seq(&self) -> i64 {
@@ -41,6 +60,9 @@ impl Changes {
     pub(super) fn publish(&self, made: &[Change]) {
         for change in made {
             self.last_seq.fetch_max(change.recorded.seq, Ordering::AcqRel);
+            if let Some(bell) = self.vms().get(&change.vm.id()) {
+                bell.send_replace(Some(change.vm.clone()));
+            }
             let _ = self.bell.send(change.clone());
         }
     }

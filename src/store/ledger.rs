@@ -215,11 +215,10 @@ async fn open(db: &mut SqliteConnection, new: NewVm, at: Timestamp) -> Result<(O
     }
 
     let now_or_never = new.draft.budgets.queue_seconds == 0;
-    let waiting = placement::waiting(db, Timestamp::MAX).await?;
     if now_or_never {
         // Nobody who waits is overtaken: what they could take is not free.
         let mut held = placement::held(db, &new.room).await?;
-        for w in &waiting {
+        for w in placement::waiting(db, Timestamp::MAX).await? {
             if new.room.capacity.fits(&held, w.os, w.cpus, w.memory_mib) {
                 held.add(w.os, w.cpus, w.memory_mib);
             }
@@ -230,10 +229,13 @@ async fn open(db: &mut SqliteConnection, new: NewVm, at: Timestamp) -> Result<(O
                 .retry_after(5)
                 .into());
         }
-    } else if waiting.len() >= new.max_queued as usize {
-        return Err(Error::new(Code::QueueFull, format!("{} vms are waiting already", waiting.len()))
-            .retry_after(30)
-            .into());
+    } else {
+        let waiting = placement::queue_length(db).await?;
+        if waiting >= i64::from(new.max_queued) {
+            return Err(Error::new(Code::QueueFull, format!("{waiting} vms are waiting already"))
+                .retry_after(30)
+                .into());
+        }
     }
 
     let mut vm = Vm::created(new.draft.clone(), at);

@@ -69,6 +69,11 @@ pub(super) async fn held(db: &mut SqliteConnection, room: &Room) -> Result<Held>
     Ok(held)
 }
 
+pub(super) async fn queue_length(db: &mut SqliteConnection) -> Result<i64> {
+    let row = sqlx::query!(r#"SELECT COUNT(*) AS "n!: i64" FROM vms WHERE state = 'queued'"#).fetch_one(db).await?;
+    Ok(row.n)
+}
+
 /// The queue, oldest first: ids sort by age, and a vm that failed an attempt keeps its place.
 pub(super) async fn waiting(db: &mut SqliteConnection, at: Timestamp) -> Result<Vec<Waiting>> {
     let at = at.as_millisecond();
