@@ -6,8 +6,9 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::Reconciler;
 use crate::{
-    domain::{EventKind, QueueReason},
+    domain::{EventKind, QueueReason, host::Held},
     service::hosts,
+    store::{Change, StoreError},
 };
 
 /// While vms wait, foreign instances may leave without telling us.
@@ -17,14 +18,12 @@ impl Reconciler {
     pub(super) async fn place_forever(self: Arc<Self>) {
         let mut changes = self.ledger.changes().subscribe();
         loop {
-            if self.reader.queue_length().await.unwrap_or(1) > 0 {
-                self.place().await;
-            }
+            let held = if self.reader.queue_length().await.unwrap_or(1) > 0 { self.place().await } else { None };
             // Everything that came in while we placed is behind us in the channel and is looked at now.
             let wait = async {
                 loop {
                     match changes.recv().await {
-                        Ok(change) if concerns(change.recorded.event.kind()) => return,
+                        Ok(change) if self.concerns(&change, held) => return,
                         Ok(_) => {}
                         Err(RecvError::Lagged(_)) => return,
                         Err(RecvError::Closed) => std::future::pending().await,
@@ -45,7 +44,8 @@ impl Reconciler {
         }
     }
 
-    async fn place(&self) {
+    /// Returns what is held now, if that is known.
+    async fn place(&self) -> Option<Held> {
         let mut view = self.look_at_instances().await;
         if !view.drivers.iter().any(|d| d.usable) {
             self.look_at_drivers(false).await;
@@ -53,19 +53,28 @@ impl Reconciler {
         }
         let room = hosts::room(&view);
         let now = self.clock.now();
-        let placed = if room.open { self.ledger.place(room.clone(), now).await.map(|_| ()) } else { Ok(()) };
         let reason = if room.open { QueueReason::Slot } else { QueueReason::Host };
-        let explained = match placed {
-            Ok(()) => self.ledger.explain_queue(reason, now).await,
-            Err(error) => Err(error),
+        let placed = async {
+            let held = if room.open { Some(self.ledger.place(room, now).await?) } else { None };
+            self.ledger.explain_queue(reason, now).await?;
+            Ok(held)
         };
-        if let Err(error) = explained {
+        placed.await.unwrap_or_else(|error: StoreError| {
             tracing::error!(error = %error, "placing failed; trying again");
+            None
+        })
+    }
+
+    /// Whether this event may let somebody in: a vm came into the queue, or what it held was given back. A new vm that does not
+    /// fit beside what is held changes nothing: it waits for a slot, and its row says so from the beginning.
+    fn concerns(&self, change: &Change, held: Option<Held>) -> bool {
+        let d = &change.vm.draft;
+        match change.recorded.event.kind() {
+            EventKind::Created => {
+                held.is_none_or(|held| self.settings.capacity.fits(&held, d.os, d.cpus, d.memory_mib))
+            }
+            EventKind::InstanceAbsent | EventKind::AttemptCleared | EventKind::BudgetSpent => true,
+            _ => false,
         }
     }
-}
-
-/// Whether this event may let somebody in: a vm came into the queue, or what it held was given back.
-fn concerns(kind: EventKind) -> bool {
-    matches!(kind, EventKind::Created | EventKind::InstanceAbsent | EventKind::AttemptCleared | EventKind::BudgetSpent)
 }

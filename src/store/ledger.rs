@@ -13,6 +13,7 @@ use super::{
 use crate::domain::{
     Code, Error, Event, State, Verdict, Vm, VmId,
     event::Recorded,
+    host::Held,
     vm::{Draft, QueueReason},
 };
 
@@ -107,16 +108,16 @@ impl Ledger {
             .map(|(applied, _)| applied)
     }
 
-    /// Gives free slots to those who have waited longest, in one transaction. Returns who got one.
-    pub async fn place(&self, room: Room, at: Timestamp) -> Result<Vec<VmId>> {
+    /// Gives free slots to those who have waited longest, in one transaction. Returns what is held then.
+    pub async fn place(&self, room: Room, at: Timestamp) -> Result<Held> {
         let changes = self.changes.clone();
         self.writer
             .write_and_tell(
                 move |db| Box::pin(async move { place(db, &room, at).await }),
-                move |made: &Vec<Change>| changes.publish(made),
+                move |(_, made): &(Held, Vec<Change>)| changes.publish(made),
             )
             .await
-            .map(|made| made.iter().map(|change| change.vm.id()).collect())
+            .map(|(held, _)| held)
     }
 
     /// Says why the queued vms wait, where that has changed.
@@ -156,7 +157,7 @@ async fn apply(
     Ok((Applied { vm: Arc::new(vm), verdict, as_expected }, change.into_iter().collect()))
 }
 
-async fn place(db: &mut SqliteConnection, room: &Room, at: Timestamp) -> Result<Vec<Change>> {
+async fn place(db: &mut SqliteConnection, room: &Room, at: Timestamp) -> Result<(Held, Vec<Change>)> {
     let mut made = Vec::new();
     let mut held = placement::held(db, room).await?;
     for waiting in placement::waiting(db, at).await? {
@@ -167,7 +168,7 @@ async fn place(db: &mut SqliteConnection, room: &Room, at: Timestamp) -> Result<
         held.add(waiting.os, waiting.cpus, waiting.memory_mib);
         made.extend(take_slot(db, &mut vm, at).await?);
     }
-    Ok(made)
+    Ok((held, made))
 }
 
 async fn explain(db: &mut SqliteConnection, reason: QueueReason, at: Timestamp) -> Result<Vec<Change>> {

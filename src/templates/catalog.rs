@@ -4,12 +4,12 @@
 //! in `staging/` and is swept at the next start; a directory there that somebody still works on is locked and left alone.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use jiff::Timestamp;
@@ -31,12 +31,35 @@ pub struct Catalog {
 #[derive(Debug)]
 struct Root {
     dir: PathBuf,
+    /// By name: what was loaded last, as long as the files say that it would be loaded the same again.
+    loaded: Mutex<HashMap<String, Loaded>>,
+}
+
+#[derive(Debug)]
+struct Loaded {
+    template: Template,
+    files: Vec<(PathBuf, Stamp)>,
+}
+
+/// A file that was replaced, written to or cut has another one.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Stamp> {
+        let m = fs::metadata(path).ok()?;
+        Some(Stamp { inode: m.ino(), size: m.len(), changed: (m.ctime(), m.ctime_nsec()) })
+    }
 }
 
 impl Catalog {
     /// Opens the catalog in this directory, makes it where it is not there, and sweeps what a crash left.
     pub fn open(dir: PathBuf) -> Result<Catalog> {
-        let root = Root { dir };
+        let root = Root { dir, loaded: Mutex::default() };
         root.prepare().map_err(Error::internal)?;
         Ok(Catalog { root: Arc::new(root) })
     }
@@ -54,6 +77,10 @@ impl Catalog {
 
     /// A template by its name, or by its digest (`sha256:…`).
     pub async fn get(&self, name_or_digest: &str) -> Result<Template> {
+        // A few `stat` of files that were stat'ed a moment ago: less than handing them to another thread takes.
+        if let Some(template) = self.root.loaded(name_or_digest) {
+            return Ok(template);
+        }
         let wanted = name_or_digest.to_owned();
         self.blocking(move |root| root.get(&wanted)).await
     }
@@ -225,8 +252,30 @@ impl Root {
         if !check::is_name(wanted) {
             return Err(not_found());
         }
+        let pointer = self.names().join(wanted);
+        // Before it is read: whoever changes it meanwhile makes this stamp an old one.
+        let pointed = Stamp::of(&pointer);
         let digest = self.pointed_at(wanted).map_err(Error::internal)?.ok_or_else(not_found)?;
-        self.load(&digest, wanted)
+        let template = self.load(&digest, wanted)?;
+        let manifest = self.place(&digest)?.join(manifest::FILE_NAME);
+        let TemplateFiles { disk, kernel, initramfs, firmware, ssh_key } = template.files.clone();
+        let files = [Some(manifest), Some(disk), kernel, initramfs, firmware, ssh_key].into_iter().flatten();
+        let stamps = files.map(|path| (Stamp::of(&path), path)).chain([(pointed, pointer)]);
+        if let Some(files) = stamps.map(|(stamp, path)| Some((path, stamp?))).collect() {
+            let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+            loaded.insert(wanted.to_owned(), Loaded { template: template.clone(), files });
+        }
+        Ok(template)
+    }
+
+    fn loaded(&self, name: &str) -> Option<Template> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = loaded.get(name)?;
+        if found.files.iter().all(|(path, stamp)| Stamp::of(path).as_ref() == Some(stamp)) {
+            return Some(found.template.clone());
+        }
+        loaded.remove(name);
+        None
     }
 
     fn remove(&self, name: &str) -> Result<()> {
