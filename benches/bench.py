@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures Mayfly against an anchor, both in the same run, with real guests.
 
-    bench.py turnaround|destroy|footprint [--quick]
+    [BENCH_ROUNDS=3] bench.py turnaround|destroy|footprint [--quick]
 
 Prints a table and writes target/bench/<name>.json: name, ratio (or value), goal, raw samples. Machines are noisy: the figures
 to compare are ratios and medians of one run, never seconds of two.
@@ -236,7 +236,7 @@ def mayfly_turnaround(count):
 
 
 def turnaround(quick):
-    count, rounds = (4, 1) if quick else (20, 3)
+    count, rounds = (4, 1) if quick else (20, int(os.environ.get("BENCH_ROUNDS", "3")))
     mayfly, hooked, bare = [], [], []
     for n in range(rounds):
         # Taken in turns, so that whatever else the machine does hits all of them alike.
