@@ -20,8 +20,6 @@ use crate::{
 
 /// QMP answers in milliseconds, or it hangs.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Between a process and the end of what it wrote there is nothing but the kernel.
-const DRAIN: Duration = Duration::from_secs(1);
 
 /// How often the processes are looked through while matching ones come and go.
 const SCANS: u32 = 10;
@@ -119,36 +117,10 @@ pub async fn quit(paths: &Paths) -> Result<(), QmpError> {
     }
 }
 
-/// Opens the watch socket once. QEMU reports events on it from then on, into its log too, whether or not anybody listens.
+/// Opens the watch socket once. From then on QEMU writes its events to that socket's log, whether or not anybody listens; and
+/// nobody does, because QEMU would tell nothing between a listener's coming and its first command.
 pub async fn arm_watch(paths: &Paths) -> Result<(), QmpError> {
     Client::connect(&paths.watch(), PATIENCE).await.map(|_| ())
-}
-
-/// Waits until the process has ended; says why.
-pub async fn ended(paths: &Paths, process: &Process) -> GoneCause {
-    let heard = listen(paths);
-    tokio::pin!(heard);
-    let cause = tokio::select! {
-        biased;
-        cause = &mut heard => {
-            // The word is the guest's end, not yet the hypervisor's.
-            process.ended().await;
-            cause
-        }
-        () = process.ended() => tokio::time::timeout(DRAIN, &mut heard).await.ok().flatten(),
-    };
-    // Another listener may have had the connection, or the directory may be gone: two witnesses are better than one.
-    cause.or_else(|| recorded_cause(paths)).unwrap_or(GoneCause::Unknown)
-}
-
-async fn listen(paths: &Paths) -> Option<GoneCause> {
-    // Its turn comes when an earlier listener leaves; that may take as long as the guest lives.
-    let mut watch = Client::connect_patiently(&paths.watch()).await.ok()?;
-    let mut cause = None;
-    while let Ok(Some(event)) = watch.event().await {
-        cause = qmp::shutdown_cause(&event).or(cause);
-    }
-    cause
 }
 
 /// What the log of the watch socket says of the latest run.

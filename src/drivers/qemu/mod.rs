@@ -9,7 +9,7 @@
 //!     seed.img                  0600, holds secrets; written at every start
 //!     qemu.pid                  locked by QEMU while it lives
 //!     qmp.sock                  commands, one short connection each
-//!     watch.sock, watch.log     events: who waits for the end listens here; the log keeps the last word
+//!     watch.sock, watch.log     events: the socket is opened once, so that QEMU writes them to the log
 //!     console.log               the guest's serial line
 //! ```
 
@@ -298,6 +298,7 @@ impl Driver for Qemu {
         let name = &spec.name;
         let paths = self.paths(name);
         if self.settled(&paths, name).await? {
+            arm(&paths, name).await;
             return Ok(());
         }
         if !tokio::fs::try_exists(paths.disk()).await.unwrap_or(false) {
@@ -322,17 +323,14 @@ impl Driver for Qemu {
                 return Err(refused);
             }
             if self.settled(&paths, name).await? {
-                return Ok(());
+                break;
             }
             again -= 1;
             if again == 0 {
                 return Err(refused);
             }
         }
-        if let Err(error) = instance::arm_watch(&paths).await {
-            // A guest that has ended by now tells so by its absence; the others only lose their last words.
-            tracing::debug!(%error, instance = %name, "the watch socket could not be opened after the start");
-        }
+        arm(&paths, name).await;
         Ok(())
     }
 
@@ -398,10 +396,10 @@ impl Driver for Qemu {
 
     async fn ended(&self, name: &InstanceName) -> Result<GoneCause> {
         let paths = self.paths(name);
-        Ok(match self.running(&paths, name).await? {
-            Some(process) => instance::ended(&paths, &process).await,
-            None => instance::recorded_cause(&paths).unwrap_or(GoneCause::Unknown),
-        })
+        if let Some(process) = self.running(&paths, name).await? {
+            process.ended().await;
+        }
+        Ok(instance::recorded_cause(&paths).unwrap_or(GoneCause::Unknown))
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {
@@ -421,6 +419,13 @@ impl Driver for Qemu {
 
     fn console_log(&self, name: &InstanceName) -> Option<PathBuf> {
         Some(self.paths(name).console())
+    }
+}
+
+async fn arm(paths: &Paths, name: &InstanceName) {
+    if let Err(error) = instance::arm_watch(paths).await {
+        // A guest that has ended by now tells so by its absence; the others only lose their last words.
+        tracing::debug!(%error, instance = %name, "the watch socket could not be opened after the start");
     }
 }
 

@@ -63,7 +63,7 @@ pub fn last_cause(log: &str) -> Option<GoneCause> {
 #[derive(Debug)]
 enum Message {
     Greeting,
-    Event(Event),
+    Event,
     Reply { id: Option<u64>, outcome: Result<Value, String> },
 }
 
@@ -81,16 +81,16 @@ fn parse(line: &[u8]) -> Result<Message, QmpError> {
     if value.get("QMP").is_some() {
         return Ok(Message::Greeting);
     }
-    serde_json::from_value(value).map(Message::Event).map_err(|_| garbled())
+    serde_json::from_value::<Event>(value).map(|_| Message::Event).map_err(|_| garbled())
 }
 
 /// A negotiated connection.
 pub struct Client<S> {
     stream: BufReader<S>,
-    /// Part of a line: kept here so that a reader that is dropped midway loses nothing.
+    /// Part of a line.
     line: Vec<u8>,
     next_id: u64,
-    deadline: Option<Instant>,
+    deadline: Instant,
 }
 
 impl Client<UnixStream> {
@@ -98,12 +98,7 @@ impl Client<UnixStream> {
     pub async fn connect(socket: &Path, patience: Duration) -> Result<Self, QmpError> {
         let deadline = Instant::now() + patience;
         let stream = timeout_at(deadline, queue_up(socket)).await.map_err(|_| QmpError::Deadline)??;
-        Self::negotiate(stream, Some(deadline)).await
-    }
-
-    /// Connects and waits for its turn as long as that takes.
-    pub async fn connect_patiently(socket: &Path) -> Result<Self, QmpError> {
-        Self::negotiate(queue_up(socket).await?, None).await
+        Self::negotiate(stream, deadline).await
     }
 }
 
@@ -118,7 +113,7 @@ async fn queue_up(socket: &Path) -> io::Result<UnixStream> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
-    pub async fn negotiate(stream: S, deadline: Option<Instant>) -> Result<Self, QmpError> {
+    pub async fn negotiate(stream: S, deadline: Instant) -> Result<Self, QmpError> {
         let mut client = Self { stream: BufReader::new(stream), line: Vec::new(), next_id: 1, deadline };
         loop {
             match client.next().await? {
@@ -131,7 +126,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         Ok(client)
     }
 
-    /// One command. Events that come before the reply are dropped: who wants them holds a connection of its own.
+    /// One command. Events that come before the reply are dropped: the log of the watch socket has them.
     pub async fn execute(&mut self, command: &str, arguments: Option<Value>) -> Result<Value, QmpError> {
         let id = self.next_id;
         self.next_id += 1;
@@ -142,10 +137,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         let mut bytes = request.to_string().into_bytes();
         bytes.push(b'\n');
         let send = self.stream.get_mut().write_all(&bytes);
-        match self.deadline {
-            Some(deadline) => timeout_at(deadline, send).await.map_err(|_| QmpError::Deadline)??,
-            None => send.await?,
-        }
+        timeout_at(self.deadline, send).await.map_err(|_| QmpError::Deadline)??;
         loop {
             match self.next().await? {
                 Some(Message::Reply { id: Some(replied), outcome }) if replied == id => {
@@ -161,17 +153,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     pub async fn human(&mut self, command_line: &str) -> Result<String, QmpError> {
         let reply = self.execute("human-monitor-command", Some(json!({ "command-line": command_line }))).await?;
         reply.as_str().map(str::to_owned).ok_or_else(|| QmpError::Garbled(reply.to_string()))
-    }
-
-    /// The next event, or `None` at the end of the stream. Nothing is lost when this future is dropped.
-    pub async fn event(&mut self) -> Result<Option<Event>, QmpError> {
-        loop {
-            match self.next().await? {
-                Some(Message::Event(event)) => return Ok(Some(event)),
-                Some(_) => {}
-                None => return Ok(None),
-            }
-        }
     }
 
     async fn next(&mut self) -> Result<Option<Message>, QmpError> {
@@ -196,10 +177,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
                 }
             }
         };
-        let result = match self.deadline {
-            Some(deadline) => timeout_at(deadline, read).await.map_err(|_| QmpError::Deadline)?,
-            None => read.await,
-        };
+        let result = timeout_at(self.deadline, read).await.map_err(|_| QmpError::Deadline)?;
         match result {
             // A hypervisor that ends may reset the connection instead of closing it.
             Err(QmpError::Io(error)) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
@@ -226,6 +204,10 @@ mod tests {
         }
     }
 
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(10)
+    }
+
     fn play(replies: &[&str]) -> DuplexStream {
         let (ours, theirs) = duplex(4096);
         tokio::spawn(server(theirs, replies.iter().map(|r| (*r).to_owned()).collect()));
@@ -238,7 +220,7 @@ mod tests {
     #[tokio::test]
     async fn an_event_between_a_command_and_its_reply_is_no_reply() {
         let reply = format!("{POWERDOWN}{{\"return\": {{}}, \"id\": 99}}\r\n{{\"return\": \"ok\", \"id\": 2}}\r\n");
-        let mut client = Client::negotiate(play(&["{\"return\": {}, \"id\": 1}\r\n", &reply]), None).await.unwrap();
+        let mut client = Client::negotiate(play(&["{\"return\": {}, \"id\": 1}\r\n", &reply]), soon()).await.unwrap();
         assert_eq!(client.execute("system_powerdown", None).await.unwrap(), json!("ok"));
     }
 
@@ -247,39 +229,16 @@ mod tests {
         let reply =
             r#"{"id": 2, "error": {"class": "CommandNotFound", "desc": "The command nope has not been found"}}"#;
         let stream = play(&["{\"return\": {}, \"id\": 1}\r\n", &format!("{reply}\r\n")]);
-        let mut client = Client::negotiate(stream, None).await.unwrap();
+        let mut client = Client::negotiate(stream, soon()).await.unwrap();
         let error = client.execute("nope", None).await.unwrap_err();
         assert_eq!(error.to_string(), "QMP refused nope: The command nope has not been found");
-    }
-
-    #[tokio::test]
-    async fn the_stream_is_read_to_its_end() {
-        let reply = format!("{{\"return\": {{}}, \"id\": 1}}\r\n{POWERDOWN}{SHUTDOWN}\r\n");
-        let mut client = Client::negotiate(play(&[&reply]), None).await.unwrap();
-        assert_eq!(client.event().await.unwrap().unwrap().name, "POWERDOWN");
-        let shutdown = client.event().await.unwrap().unwrap();
-        assert_eq!(shutdown_cause(&shutdown), Some(GoneCause::GuestPowerOff));
-        assert_eq!(client.event().await.unwrap(), None);
-        assert!(matches!(client.execute("quit", None).await, Err(QmpError::Closed | QmpError::Io(_))));
     }
 
     #[tokio::test]
     async fn a_busy_socket_never_greets() {
         let (ours, _theirs) = duplex(64);
         let deadline = Instant::now() + Duration::from_millis(20);
-        assert!(matches!(Client::negotiate(ours, Some(deadline)).await, Err(QmpError::Deadline)));
-    }
-
-    #[tokio::test]
-    async fn an_interrupted_reader_loses_nothing() {
-        let (ours, mut theirs) = duplex(4096);
-        theirs.write_all(format!("{GREETING}\n{{\"return\": {{}}, \"id\": 1}}\n").as_bytes()).await.unwrap();
-        let mut client = Client::negotiate(ours, None).await.unwrap();
-        let (head, tail) = SHUTDOWN.split_at(40);
-        theirs.write_all(head.as_bytes()).await.unwrap();
-        assert!(tokio::time::timeout(Duration::from_millis(20), client.event()).await.is_err());
-        theirs.write_all(format!("{tail}\n").as_bytes()).await.unwrap();
-        assert_eq!(client.event().await.unwrap().unwrap().name, "SHUTDOWN");
+        assert!(matches!(Client::negotiate(ours, deadline).await, Err(QmpError::Deadline)));
     }
 
     #[test]
