@@ -1,0 +1,3 @@
+//! Plays `tart` on any system, for tests.
+
+fn main() {}
