@@ -1,8 +1,10 @@
 //! The only place where everything is wired: builds each part, runs it, ends it in order.
 
 use std::{
+    collections::BTreeMap,
     fs::{File, Permissions},
     io::{self, Write as _},
+    net::SocketAddr,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,7 +20,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{Accelerator, Config},
+    config::{self, Accelerator, Config},
     domain::token::Scope,
     drivers::{
         fake::{Fake, FakeWorld},
@@ -102,7 +104,7 @@ impl App {
         let lock = lock(&layout)?;
         // Listening comes before the database: a port in use is the most common trouble, and nothing was touched yet.
         let listener = listen(config.server.listen, "server.listen").await?;
-        let guest_tcp = match config.guest.listen {
+        let guest_tcp = match config.guest_listen() {
             Some(address) => Some(listen(address, "guest.listen").await?),
             None => None,
         };
@@ -161,7 +163,7 @@ impl App {
                 count_foreign: config.slots.count_foreign,
                 guest_socket: guest_path,
                 relay: vec![own_path.display().to_string(), "guest-relay".to_owned()],
-                guest_url: config.guest.advertise_url.clone().unwrap_or_else(qemu_guest_url),
+                guest_urls: guest_urls(config),
                 isolated: config.drivers.qemu.isolated,
                 retry_backoff: Duration::from_secs(2),
                 sweep_every: Duration::from_secs(60),
@@ -337,8 +339,17 @@ fn registry(config: &Config, layout: &Layout) -> Result<Registry, StartError> {
     Ok(registry)
 }
 
-fn qemu_guest_url() -> String {
-    format!("http://{}", qemu::args::GUEST_API_ADDRESS)
+/// Where each driver's guests find the guest API, unless the configuration names one place for all.
+fn guest_urls(config: &Config) -> BTreeMap<String, String> {
+    let port = config.guest_listen().map_or(config::GUEST_PORT, |address| address.port());
+    let tart = SocketAddr::new(config.drivers.tart.gateway, port);
+    [(Qemu::NAME, qemu::args::GUEST_API_ADDRESS.to_owned()), ("tart", tart.to_string()), (Fake::NAME, tart.to_string())]
+        .into_iter()
+        .map(|(driver, address)| {
+            let url = config.guest.advertise_url.clone().unwrap_or_else(|| format!("http://{address}"));
+            (driver.to_owned(), url)
+        })
+        .collect()
 }
 
 fn tls(config: &Config) -> Result<Option<Arc<tokio_rustls::rustls::ServerConfig>>, StartError> {

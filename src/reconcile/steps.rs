@@ -102,6 +102,7 @@ impl Reconciler {
         let driver = self.driver(vm)?;
         let spec = self.spec(vm).await?;
         driver.start(&spec).await?;
+        self.limit_passed(vm).await;
         self.while_running(&driver, vm, async {
             match vm.draft.handover {
                 Handover::Seed => {
@@ -262,9 +263,13 @@ impl Reconciler {
             ),
             None => (None, BTreeMap::new()),
         };
+        let url = self.settings.guest_urls.get(&vm.draft.driver).cloned().ok_or_else(|| {
+            let detail = format!("guests of the driver {} have no way to the guest API", vm.draft.driver);
+            Failure::new(FailureKind::Permanent, Code::GuestNotConfigured, detail)
+        })?;
         Kit::new(KitInput {
             vm_id: vm.id(),
-            url: self.settings.guest_url.clone(),
+            url,
             token: self.vault.vm_token(vm.id()),
             kind: vm.draft.runner,
             user: template.user.clone(),
