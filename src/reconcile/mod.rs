@@ -32,6 +32,7 @@ use crate::{
 };
 
 mod drive;
+mod handover;
 mod host;
 mod placement;
 mod steps;
