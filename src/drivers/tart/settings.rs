@@ -69,6 +69,8 @@ pub struct Settings {
     /// Hosts before macOS 14 give no sign that a guest started. There, a `tart run` that lived so long is taken for one that
     /// works.
     pub settle: Duration,
+    /// How long the lease file or the ARP table may know nothing of a guest before the guest agent is asked.
+    pub agent_after: Duration,
     /// Guests' processor: this host's when absent.
     pub arch: Option<Arch>,
 }
@@ -94,6 +96,7 @@ impl Settings {
             display: None,
             copy_across_volumes: false,
             settle: Duration::from_secs(5),
+            agent_after: Duration::from_secs(20),
             arch: None,
         }
     }
