@@ -13,7 +13,7 @@ const SHOWN: usize = 200;
 
 /// The login keychain is locked or missing. Since macOS 15 a macOS guest needs it to start.
 const KEYCHAIN: &[&str] = &[
-    "VZErrorDomain Code=1 ",
+    "The virtual machine failed to start.",
     "VZErrorDomain Code=-9 ",
     "encountered a security error",
     "Interaction is not allowed",
