@@ -17,6 +17,11 @@ lint() {
     cargo clippy --quiet --locked --all-targets -- --deny warnings
 }
 
+macos() {
+    part 'type check and clippy for macOS on Apple Silicon'
+    .ci/check-macos.sh
+}
+
 compile() {
     part 'compile the tests and the binary'
     cargo nextest run --locked --no-run
@@ -70,6 +75,7 @@ deny() {
 
 case ${1:-all} in
 lint) lint ;;
+macos) macos ;;
 compile) compile ;;
 unit) unit ;;
 guests) guests ;;
@@ -77,6 +83,7 @@ drift) drift ;;
 deny) deny ;;
 all)
     lint
+    macos
     compile
     unit
     guests
