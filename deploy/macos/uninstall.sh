@@ -96,7 +96,7 @@ if is_healthy; then
         ids=$(known) || fail "the service no longer says which vms it has; nothing was removed"
     done
 else
-    names=$(running) || names=''
+    names=$(running)
     if [ -n "$names" ] && [ "$force" = no ]; then
         say "the service does not answer at $url, and these vms run; start it and end them, or give --force to leave them running:"
         printf '%s\n' "$names" >&2
@@ -110,7 +110,7 @@ boot_out "$logs_label"
 boot_out "$label"
 
 # A vm may have come between the question and the end of the service, or was left running on purpose.
-names=$(running) || names=''
+names=$(running)
 [ "$dry_run" = no ] || names=''
 if [ -n "$names" ]; then
     say "these vms run on, and nobody ends them now; for each: tart stop NAME; tart delete NAME"
