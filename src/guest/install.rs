@@ -28,7 +28,11 @@ pub(super) fn script(kit: &Kit, place: &Place) -> String {
     let id = kit.vm_id();
     let directory = match place {
         Place::System => "kit=/opt/mayfly".to_owned(),
-        Place::OfUser => "if [ \"$(id -u)\" = 0 ]; then kit=/opt/mayfly; else kit=${HOME:?}/.mayfly; fi".to_owned(),
+        // What runs in the background of a system may have no HOME: the shell asks the user data base then.
+        Place::OfUser => "if [ \"$(id -u)\" = 0 ]; then kit=/opt/mayfly; else\n\
+             if [ -z \"${HOME:-}\" ]; then eval \"HOME=~$(id -un)\"; export HOME; fi\n\
+             kit=${HOME:?}/.mayfly; fi"
+            .to_owned(),
         #[cfg(test)]
         Place::At(path) => format!("kit='{path}'"),
     };
