@@ -30,6 +30,8 @@ compile() {
 unit() {
     part 'unit and integration tests'
     cargo nextest run --locked --profile ci -E 'not test(/^guests::/) and not test(/::generated::/)'
+    part 'the installation on a Mac, with stand-ins for what only a Mac has'
+    python3 tests/deploy/macos_test.py
     part 'documentation tests'
     cargo test --quiet --locked --doc
 }
