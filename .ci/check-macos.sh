@@ -101,8 +101,8 @@ make_chroot() {
     mmdebstrap --quiet --variant=minbase --include="$packages" \
         --aptopt='Acquire::Check-Valid-Until "false"' --dpkgopt='path-exclude=/usr/share/doc/*' \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-        "$suite" - 2>"$cache/log" | tar -x --no-same-owner --exclude='./dev/*' -C "$chroot.new" 2>>"$cache/log" ||
-        give_up "$why, and no chroot of Debian $suite could be made: $(tail -n 1 "$cache/log")"
+        "$suite" - 2>"$cache/log" | tar -x --no-same-owner --exclude='./dev/*' -C "$chroot.new" 2>"$cache/log.tar" ||
+        give_up "$why, and no chroot of Debian $suite could be made: $(cat "$cache/log.tar" "$cache/log" | tail -n 1)"
     mv "$chroot.new" "$chroot"
 }
 

@@ -193,7 +193,13 @@ load() { # label plist
     fi
     # An agent that was disabled once would be refused.
     run launchctl enable "$domain/$1"
-    run launchctl bootstrap "$domain" "$2"
+    tries=0
+    # For a moment after an agent is gone, launchd still refuses it.
+    until run launchctl bootstrap "$domain" "$2"; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 5 ] || fail "launchd does not take $2; see: launchctl print $domain/$1"
+        sleep 1
+    done
 }
 
 # Whoever answers afterwards has to be another process than this.

@@ -52,7 +52,8 @@ done
 exec {real} "$@"
 """
 
-# Keeps what is loaded in state.json: label -> {{pid, plist, leaving}}. As on a Mac, bootout does not wait.
+# Keeps what is loaded in state.json: label -> {{pid, plist, leaving}}. As on a Mac, bootout does not
+# wait, and the first bootstrap after it is refused.
 LAUNCHCTL = """#!{python} -IS
 import json, plistlib, sys
 path = {state!r}
@@ -73,7 +74,8 @@ if verb == "bootstrap":
         done(125, "Bootstrap failed: 125: Domain does not support specified action")
     job = plistlib.load(open(plist, "rb"))
     label = job["Label"]
-    if label in loaded or label in state["disabled"]:
+    refused, state["settling"] = label in state["settling"], [s for s in state["settling"] if s != label]
+    if refused or label in loaded or label in state["disabled"]:
         done(5, "Bootstrap failed: 5: Input/output error")
     state["pids"] += 1
     program = job["ProgramArguments"][0]
@@ -93,6 +95,7 @@ if verb == "print":
         job["leaving"] -= 1
         if not job["leaving"]:
             del loaded[label]
+            state["settling"].append(label)
             job = None
     if not job:
         done(113, "Could not find service")
@@ -159,7 +162,7 @@ class Mac:
         self.bin = self.dir / "bin"
         self.bin.mkdir()
         self.state = self.dir / "state.json"
-        self.write_state(loaded={}, session=True, disabled=[AGENT], crashes=False, pids=100, calls=[])
+        self.write_state(loaded={}, session=True, disabled=[AGENT], settling=[], crashes=False, pids=100, calls=[])
         (self.dir / "vms").write_text("")
         (self.dir / "ps").write_text("/sbin/launchd\n/usr/libexec/logd\n")
         for name, allowed in BSD.items():
@@ -326,7 +329,7 @@ class Cases:
         mac = self.mac
         self.installed()
         self.ok(mac.install("--data-dir", "/Volumes/ci/mayfly", "--prefix", str(mac.home / "opt")))
-        self.assertEqual([call[0] for call in mac.calls()][:3], ["bootout", "enable", "bootstrap"])
+        self.assertEqual([call[0] for call in mac.calls()][:4], ["bootout", "enable", "bootstrap", "bootstrap"])
         self.ok(mac.install())
         self.assertEqual(mac.calls(), [])
         agent = plistlib.loads(mac.plist.read_bytes())
