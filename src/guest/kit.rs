@@ -236,9 +236,14 @@ pub(super) mod tests {
     }
 
     /// The shells of this machine: what runs the scripts here need not be what runs them in a guest.
+    /// The last one is no system's `sh`, but reads the environment on a Mac.
     pub fn shells() -> Vec<Vec<&'static str>> {
-        [vec!["sh"], vec!["dash"], vec!["bash"], vec!["bash", "--posix"], vec!["busybox", "sh"], vec!["zsh"]]
+        let posix =
+            [&["sh"][..], &["dash"], &["bash"], &["bash", "--posix"], &["busybox", "sh"], &["zsh", "--emulate", "sh"]];
+        posix
             .into_iter()
+            .chain([&["zsh"][..]])
+            .map(<[_]>::to_vec)
             .filter(|s| Command::new(s[0]).args(&s[1..]).args(["-c", ":"]).output().is_ok_and(|o| o.status.success()))
             .collect()
     }
@@ -308,7 +313,7 @@ pub(super) mod tests {
             .args(["-c", &script])
             .current_dir(dir)
             .env_clear()
-            .env("PATH", "/usr/bin:/bin")
+            .env("PATH", std::env::var_os("PATH").unwrap())
             .output()
             .unwrap();
         assert!(out.status.success() && out.stderr.is_empty(), "{shell:?}: {}", String::from_utf8_lossy(&out.stderr));

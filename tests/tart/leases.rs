@@ -115,11 +115,10 @@ pub fn grant(home: &Home, path: &Path, entry: Entry) -> Result<(), Failure> {
 }
 
 /// The address that a MAC had last, or one that nobody has. All of them are loopback addresses.
-pub fn address(home: &Home, path: &Path, mac: &str, port: u16) -> Result<String, Failure> {
+pub fn address(path: &Path, mac: &str, port: u16) -> Result<String, Failure> {
     let entries = read(path).ok().flatten().unwrap_or_default();
     let hardware = format!("1,{}", shortened(mac));
     let free = |ip: &str| TcpListener::bind((ip, port)).is_ok();
-    let _ = home;
     if let Some(had) = entries.iter().find(|e| e.hardware == hardware)
         && had.ip.parse::<Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
         && free(&had.ip)

@@ -74,8 +74,8 @@ fn perform(call: Call, home: &Home, control: &Control, then: &Then) -> Result<u8
     match call {
         Call::Help(_) | Call::Version => return Ok(0),
         Call::Run(options) => return run::run(home, control, then, *options),
-        Call::Exec { name, interactive, command, .. } => {
-            return run::exec::exec(home, control, &name, interactive, command);
+        Call::Exec { name, interactive, tty, command } => {
+            return run::exec::exec(home, control, &name, interactive, tty, command);
         }
         Call::List { source, json, quiet } => list::list(home, control, source, json, quiet)?,
         Call::Get { name, json } => list::get(home, &name, json)?,

@@ -22,7 +22,7 @@ pub fn ip(home: &Home, control: &Control, name: &str, wait: u16, resolver: Resol
                 leases::read(&control.lease_file(home))?.and_then(|l| leases::find(&l, &config.mac_address))
             }
             Resolver::Arp => arp(control, &config.mac_address)?,
-            Resolver::Agent => exec::resolve(&vm),
+            Resolver::Agent => exec::resolve(&vm.dir),
         };
         if let Some(ip) = found {
             output::line(&ip);

@@ -68,10 +68,6 @@ impl Vm {
         self.dir.join("state.vzvmsave")
     }
 
-    pub fn control_socket(&self) -> PathBuf {
-        self.dir.join("control.sock")
-    }
-
     pub fn config(&self) -> Result<Config, Failure> {
         Config::read(&self.config_path())
     }

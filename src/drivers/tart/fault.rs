@@ -1,6 +1,6 @@
 //! What went wrong, from what Tart wrote. Its exit status says little: 1 is everything, and 0 may be a crash.
 
-use std::io;
+use std::{io, process::ExitStatus};
 
 use super::words::LIMIT;
 use crate::{
@@ -71,9 +71,9 @@ fn has(text: &str, needles: &[&str]) -> bool {
     needles.iter().any(|needle| text.contains(needle))
 }
 
-/// `code`: the exit status, unless a signal ended it. `ours`: whether a VM of that name is this Mayfly's.
-pub fn start(code: Option<i32>, out: &str, err: &str, ours: impl Fn(&str) -> bool) -> Start {
-    if err.contains(ALREADY_RUNNING) && code == Some(2) {
+/// `status`: when it is known. `ours`: whether a VM of that name is this Mayfly's.
+pub fn start(status: Option<ExitStatus>, out: &str, err: &str, ours: impl Fn(&str) -> bool) -> Start {
+    if err.contains(ALREADY_RUNNING) {
         return Start::AlreadyRunning;
     }
     if let Some(fault) = host(err, ours) {
@@ -83,17 +83,14 @@ pub fn start(code: Option<i32>, out: &str, err: &str, ours: impl Fn(&str) -> boo
         (ErrorKind::Retry, Code::BootFailed, "something of this VM is in use")
     } else if has(err, TEMPLATE) {
         (ErrorKind::Permanent, Code::TemplateInvalid, "Tart cannot boot this template")
-    } else if code == Some(USAGE) {
+    } else if status.and_then(|s| s.code()) == Some(USAGE) {
         // The arguments come from the settings, so every vm would meet this.
         (ErrorKind::Host, Code::HostUnavailable, "the installed Tart does not take its arguments")
     } else {
         (ErrorKind::Retry, Code::BootFailed, "Tart did not start the guest")
     };
     let said = if err.trim().is_empty() { out } else { err };
-    let how = match code {
-        Some(code) => format!("exit status {code}"),
-        None => "ended by a signal".to_owned(),
-    };
+    let how = status.map_or_else(|| "its exit status is not known".to_owned(), |status| status.to_string());
     Start::Failed(DriverError::new(kind, slug, format!("{what} ({how}): {}", shown(said.trim().as_bytes()))).tail(err))
 }
 
@@ -182,8 +179,12 @@ pub fn shown(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
+    fn exit(code: i32) -> ExitStatus {
+        std::os::unix::process::ExitStatusExt::from_raw(code << 8)
+    }
+
     fn failed(code: i32, err: &str) -> DriverError {
-        match start(Some(code), "", err, |name| name.starts_with("mayfly-")) {
+        match start(Some(exit(code)), "", err, |name| name.starts_with("mayfly-")) {
             Start::Failed(error) => error,
             Start::AlreadyRunning => panic!("{err}"),
         }
@@ -280,16 +281,16 @@ mod tests {
                 .summary
                 .contains("chmod u+s")
         );
-        assert!(matches!(start(Some(2), "", "VM \"x\" is already running!", |_| true), Start::AlreadyRunning));
+        assert!(matches!(start(Some(exit(2)), "", "VM \"x\" is already running!", |_| true), Start::AlreadyRunning));
     }
 
     #[test]
     fn an_unknown_text_is_shown_cut() {
         let error = failed(1, &"x".repeat(500));
-        assert_eq!(error.summary, format!("Tart did not start the guest (exit status 1): \"{}\"…", "x".repeat(200)));
+        assert_eq!(error.summary, format!("Tart did not start the guest (exit status: 1): \"{}\"…", "x".repeat(200)));
         let Start::Failed(error) = start(None, "said on stdout\n", "", |_| false) else { panic!() };
-        assert_eq!(error.summary, "Tart did not start the guest (ended by a signal): \"said on stdout\"");
-        assert_eq!(failed(1, "").summary, "Tart did not start the guest (exit status 1): nothing");
+        assert_eq!(error.summary, "Tart did not start the guest (its exit status is not known): \"said on stdout\"");
+        assert_eq!(failed(1, "").summary, "Tart did not start the guest (exit status: 1): nothing");
         assert_eq!(shown("ä".repeat(150).as_bytes()).chars().filter(|c| *c == 'ä').count(), 100);
     }
 }

@@ -344,7 +344,7 @@ impl Driver for Tart {
     async fn inspect(&self, name: &InstanceName) -> Result<Observation> {
         let paths = self.paths(name);
         if let Found::Running(process) = self.find(&paths, name).await? {
-            if !exists(&paths)? || !self.holds(&paths, &process)? {
+            if !exists(&paths)? || !self.holds(&paths, process.pid())? {
                 return Ok(Observation::Running { ssh: None, agent: None });
             }
             let agent = Some(paths.control_sock()).filter(|socket| socket.exists());

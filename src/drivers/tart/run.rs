@@ -35,46 +35,72 @@ const START: Duration = Duration::from_secs(90);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How often a run is started for one `start`, when another one was in its way.
 const LAUNCHES: u32 = 3;
-const REAPED: Duration = Duration::from_secs(5);
 /// Of what a run wrote, as much is read.
 const OUTPUT: u64 = 256 << 10;
 
 /// How a run that was waited for turned out.
 enum Settled {
     Up,
-    Ended,
+    Ended(Ending),
     Stuck,
+}
+
+/// What is known of a run that ended while it was waited for.
+enum Ending {
+    /// It was not started by this call.
+    Another,
+    Ours(Option<ExitStatus>),
+}
+
+/// A `tart run`, as it is waited for.
+enum Run {
+    Found(Process),
+    /// Whoever waits for a process's end otherwise than by this status may take it away.
+    Launched {
+        pid: i32,
+        status: oneshot::Receiver<ExitStatus>,
+    },
+}
+
+impl Run {
+    fn pid(&self) -> i32 {
+        match self {
+            Run::Found(process) => process.pid(),
+            Run::Launched { pid, .. } => *pid,
+        }
+    }
+
+    async fn ended(&mut self) -> Ending {
+        match self {
+            Run::Found(process) => {
+                process.ended().await;
+                Ending::Another
+            }
+            Run::Launched { status, .. } => Ending::Ours(status.await.ok()),
+        }
+    }
 }
 
 impl Tart {
     pub(super) async fn run(&self, spec: &InstanceSpec) -> Result<()> {
         let (name, paths) = (&spec.name, self.paths(&spec.name));
         for _ in 0..LAUNCHES {
-            let (process, status) = match self.find(&paths, name).await? {
-                Found::Running(process) => (Some(process), None),
+            let mut run = match self.find(&paths, name).await? {
+                Found::Running(process) => Run::Found(process),
                 Found::Busy { holder } => return Err(busy(name, holder)),
-                Found::Nothing => {
-                    let (process, status) = self.launch(spec, &paths).await?;
-                    (process, Some(status))
-                }
+                Found::Nothing => self.launch(spec, &paths).await?,
             };
-            let settled = match &process {
-                Some(process) => self.settle(&paths, process).await?,
-                None => Settled::Ended,
-            };
-            match (settled, status) {
-                (Settled::Up, _) => return Ok(()),
-                (Settled::Stuck, _) => {
-                    if let Some(process) = process {
-                        self.force(name, &process).await?;
-                    }
+            match self.settle(&paths, &mut run).await? {
+                Settled::Up => return Ok(()),
+                Settled::Stuck => {
+                    self.halt(name, Duration::ZERO).await?;
                     let summary =
                         format!("`tart run` of {name} did not get hold of its VM within {} s", START.as_secs());
                     return Err(DriverError::new(ErrorKind::Retry, Code::BootFailed, summary));
                 }
-                // It ran before, and ended while it was looked at: whatever made it end, this is a new start.
-                (Settled::Ended, None) => {}
-                (Settled::Ended, Some(status)) => match self.why_ended(&paths, status).await {
+                // Whatever made it end while it was looked at, this is a new start.
+                Settled::Ended(Ending::Another) => {}
+                Settled::Ended(Ending::Ours(status)) => match self.why_ended(&paths, status) {
                     None => return Ok(()),
                     // Another start was faster by a moment. If that one comes up, there is what was asked for.
                     Some(Start::AlreadyRunning) => {}
@@ -86,12 +112,7 @@ impl Tart {
         Err(DriverError::new(ErrorKind::Retry, Code::BootFailed, summary))
     }
 
-    /// `None` for the process: it has ended already.
-    async fn launch(
-        &self,
-        spec: &InstanceSpec,
-        paths: &Paths,
-    ) -> Result<(Option<Process>, oneshot::Receiver<ExitStatus>)> {
+    async fn launch(&self, spec: &InstanceSpec, paths: &Paths) -> Result<Run> {
         let failed = |error| fault::io(error, Code::BootFailed, "the run of the VM cannot be prepared");
         if let Some(missing) = paths.missing() {
             let summary = format!("{} has no {missing}: it was never created, or somebody removed it", spec.name);
@@ -117,7 +138,7 @@ impl Tart {
         let mut child = args::environment(command, &self.settings)
             .let_go(out, err)
             .map_err(|error| fault::command(error, Code::BootFailed))?;
-        let pid = child.id();
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
         let (told, status) = oneshot::channel();
         // Without somebody who waits for it, it would stay as a zombie when it ends. Whoever started it may be gone by then.
         tokio::spawn(async move {
@@ -125,18 +146,15 @@ impl Tart {
                 let _ = told.send(status);
             }
         });
-        let process = match pid.and_then(|pid| i32::try_from(pid).ok()) {
-            Some(pid) => Process::find(pid).await,
-            None => None,
-        };
-        Ok((process, status))
+        let pid = pid.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+        Ok(Run::Launched { pid, status })
     }
 
-    async fn settle(&self, paths: &Paths, process: &Process) -> Result<Settled> {
+    async fn settle(&self, paths: &Paths, run: &mut Run) -> Result<Settled> {
         let patience = Instant::now() + START;
         let mut held_since = None;
         loop {
-            if self.holds(paths, process)? {
+            if self.holds(paths, run.pid())? {
                 let held = held_since.get_or_insert_with(Instant::now).elapsed();
                 if paths.control_sock().exists() || held >= self.settings.settle {
                     return Ok(Settled::Up);
@@ -144,29 +162,27 @@ impl Tart {
             } else if Instant::now() > patience {
                 return Ok(Settled::Stuck);
             }
-            if timeout(LOOK_AGAIN, process.ended()).await.is_ok() {
-                return Ok(Settled::Ended);
+            if let Ok(ending) = timeout(LOOK_AGAIN, run.ended()).await {
+                return Ok(Settled::Ended(ending));
             }
         }
     }
 
     /// Whether this process holds the VM's lock.
-    pub(super) fn holds(&self, paths: &Paths, process: &Process) -> Result<bool> {
+    pub(super) fn holds(&self, paths: &Paths, pid: i32) -> Result<bool> {
         match instance::holder(&paths.config()) {
-            Ok(holder) => Ok(holder == Holder::Process(process.pid())),
+            Ok(holder) => Ok(holder == Holder::Process(pid)),
             Err(error) => Err(fault::io(error, Code::HostUnavailable, "the VM's lock cannot be looked at")),
         }
     }
 
     /// `None`: the guest ran, and has ended in a way that `ended` tells.
-    async fn why_ended(&self, paths: &Paths, status: oneshot::Receiver<ExitStatus>) -> Option<Start> {
-        let status = timeout(REAPED, status).await.ok().and_then(|s| s.ok());
+    fn why_ended(&self, paths: &Paths, status: Option<ExitStatus>) -> Option<Start> {
         let (out, err) = said(paths);
-        let code = status.and_then(|s| s.code());
-        if code == Some(0) && words::cause(&out, &err).is_some() {
+        if err.trim().is_empty() && words::cause(&out, &err).is_some() {
             return None;
         }
-        Some(fault::start(code, &out, &err, |name| self.is_ours(name)))
+        Some(fault::start(status, &out, &err, |name| self.is_ours(name)))
     }
 }
 

@@ -30,6 +30,7 @@ const SOON: Duration = Duration::from_secs(20);
 
 struct TartRig {
     dir: tempfile::TempDir,
+    settings: Settings,
     driver: Arc<Tart>,
     control: Mutex<Map<String, Value>>,
 }
@@ -70,8 +71,8 @@ impl TartRig {
         let dir = tempfile::Builder::new().prefix("mayfly-it-").tempdir_in("/tmp").unwrap();
         let mut settings = settings(dir.path());
         change(&mut settings);
-        let driver = Arc::new(Tart::new(settings).unwrap());
-        let rig = Self { dir, driver, control: Mutex::default() };
+        let driver = Arc::new(Tart::new(settings.clone()).unwrap());
+        let rig = Self { dir, settings, driver, control: Mutex::default() };
         let template = rig.dir.path().join("template");
         std::fs::create_dir(&template).unwrap();
         let disk = std::fs::File::create(template.join("disk")).unwrap();
@@ -200,8 +201,8 @@ impl TartRig {
     }
 
     fn pid(&self, name: &InstanceName) -> Pid {
-        let config = std::fs::File::open(self.vm(name).join("config.json")).unwrap();
-        fcntl_getlk(&config, &Flock::from(FlockType::ReadLock)).unwrap().expect("it runs").pid.unwrap()
+        let holder = holder(&self.vm(name).join("config.json")).expect("it runs");
+        Pid::from_raw(holder.cast_signed()).unwrap()
     }
 
     /// Adds a lease to the host's file.
@@ -244,12 +245,19 @@ impl TartRig {
             .unwrap();
         let stranger = Stranger(child);
         let began = Instant::now();
-        while !dir.join("control.sock").exists() {
+        while holder(&config) != Some(stranger.0.id()) {
             assert!(began.elapsed() < SOON, "{name} does not run");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         stranger
     }
+}
+
+/// The process that holds a VM's lock.
+fn holder(config: &Path) -> Option<u32> {
+    let config = std::fs::File::open(config).unwrap();
+    let lock = fcntl_getlk(&config, &Flock::from(FlockType::ReadLock)).unwrap()?;
+    Some(lock.pid.unwrap().as_raw_nonzero().get().cast_unsigned())
 }
 
 struct Stranger(std::process::Child);
@@ -290,7 +298,7 @@ impl Rig for TartRig {
     }
 
     fn restarted(&self) -> Arc<dyn Driver> {
-        Arc::new(Tart::new(settings(self.dir.path())).unwrap())
+        Arc::new(Tart::new(self.settings.clone()).unwrap())
     }
 
     fn spec(&self, id: VmId) -> InstanceSpec {
@@ -316,7 +324,7 @@ impl Rig for TartRig {
 
     async fn foreign(&self) -> (String, Box<dyn std::any::Any + Send>) {
         let config = self.linux().files.config.unwrap();
-        let stranger = self.stranger("web server", |to| drop(std::fs::copy(config, to).unwrap())).await;
+        let stranger = self.stranger("web server", |to| assert!(std::fs::copy(config, to).unwrap() > 0)).await;
         ("web server".to_owned(), Box::new(stranger))
     }
 }
@@ -413,7 +421,7 @@ async fn what_tart_says_of_a_failed_start_is_understood_or_shown() {
             Code::BootFailed,
             "something that nobody has seen",
         ),
-        ("", 5, ErrorKind::Retry, Code::BootFailed, "exit status 5"),
+        ("", 5, ErrorKind::Retry, Code::BootFailed, "exit status: 5"),
     ] {
         rig.rule(json!({ "vm": spec.name.as_str(), "times": 1, "then": { "start_fails": { "stderr": said, "exit": exit } } }));
         let error = rig.refused(&spec).await;
@@ -534,12 +542,12 @@ async fn both_shapes_of_the_list_say_the_same() {
 async fn strangers_are_counted_and_never_touched() {
     let rig = TartRig::new();
     let config = rig.linux().files.config.unwrap();
-    let mut stranger = rig.stranger("mine", |to| drop(std::fs::copy(config, to).unwrap())).await;
+    let mut stranger = rig.stranger("mine", |to| assert!(std::fs::copy(config, to).unwrap() > 0)).await;
     // Whatever it is, it takes room.
     std::fs::write(rig.home().join("vms/mine/config.json"), "{ not JSON").unwrap();
     // The name of ours, and not made by us: another Mayfly with the same home.
     let other_dir = tempfile::tempdir_in("/tmp").unwrap();
-    let mut theirs = settings(rig.dir.path());
+    let mut theirs = rig.settings.clone();
     theirs.run_dir = other_dir.path().join("runs");
     let theirs = Tart::new(theirs).unwrap();
     let spec = rig.created(rig.linux()).await;
@@ -775,6 +783,9 @@ async fn a_guest_without_a_lease_is_found_through_its_agent() {
     let agent = TartRig::with(|settings| settings.resolver = Resolver::Agent);
     agent.set("agent", json!("none"));
     let spec = agent.started(agent.linux()).await;
+    agent.rule(json!({ "command": "ip", "times": 1, "then": { "garbage": { "stdout": "192.168.64.300\n" } } }));
+    let error = agent.driver.inspect(&spec.name).await.unwrap_err();
+    assert!(error.summary.ends_with("found: \"192.168.64.300\\n\""), "{error}");
     assert!(matches!(agent.inspect(&spec.name).await, Observation::Running { ssh: None, agent: Some(_) }));
 }
 
@@ -899,15 +910,15 @@ async fn a_host_that_cannot_run_it_is_refused_with_a_remedy() {
 #[tokio::test]
 async fn a_program_that_is_no_tart_is_told_by_the_launcher() {
     let rig = TartRig::new();
-    let fake = rig.script("tart", "exit 0");
-    let mut settings = settings(rig.dir.path());
+    let fake = rig.script("no-tart", "exit 0");
+    let mut settings = rig.settings.clone();
     settings.binary = Some(fake.clone());
     let driver = Tart::new(settings).unwrap();
     let spec = rig.created(rig.linux()).await;
     let error = driver.start(&spec).await.unwrap_err();
-    assert!(error.summary.contains("(exit status 0): nothing"), "{error}");
+    assert!(error.summary.contains("(exit status: 0): nothing"), "{error}");
     // It is executable and cannot be executed.
-    std::fs::write(&fake, "\x7fELF").unwrap();
+    std::fs::write(&fake, "#!/none/sh\n").unwrap();
     let error = driver.start(&spec).await.unwrap_err();
     assert_eq!((error.kind, error.code), (ErrorKind::Host, Code::HostRefused));
     assert!(error.summary.contains("mayfly detach: cannot run"), "{error}");

@@ -1,11 +1,15 @@
 //! `tart run`: a process that is the VM.
 
+mod agent;
 pub mod exec;
 mod guest;
 pub mod leash;
 mod options;
+mod proto;
+mod qemu;
 mod slots;
 mod socket;
+mod ssh;
 
 use std::{
     fs::{self, File},
