@@ -106,7 +106,7 @@ impl Reconciler {
             match vm.draft.handover {
                 Handover::Seed => {
                     // Known at once or never needed: the guest itself says when it is ready.
-                    if let Observation::Running { ssh: Some(ssh) } = driver.inspect(&vm.id().instance()).await? {
+                    if let Observation::Running { ssh: Some(ssh), .. } = driver.inspect(&vm.id().instance()).await? {
                         self.note_endpoint(vm, ssh, None).await?;
                     }
                     std::future::pending().await
@@ -119,6 +119,7 @@ impl Reconciler {
                         .map_err(|error| Failure::new(FailureKind::Retry, Code::GuestNotReady, error.to_string()))?;
                     Ok(Event::GuestReady { via: ReadyVia::SshBanner })
                 }
+                Handover::Agent => Err(no_agent(&driver)),
             }
         })
         .await
@@ -154,6 +155,7 @@ impl Reconciler {
                     }
                     Ok(Event::GuestConfigured)
                 }
+                Handover::Agent => Err(no_agent(&driver)),
             }
         })
         .await
@@ -211,7 +213,7 @@ impl Reconciler {
     async fn spec(&self, vm: &Vm) -> Result<InstanceSpec, Failure> {
         let template = self.template(vm).await?;
         let seed = match vm.draft.handover {
-            Handover::Ssh => None,
+            Handover::Ssh | Handover::Agent => None,
             Handover::Seed => {
                 let kit = self.kit(vm, &template).await?;
                 let volume = guest::seed::volume(&kit, &vm.draft.name)
@@ -287,6 +289,7 @@ impl Reconciler {
                     GoneCause::GuestPowerOff => "it powered itself off",
                     GoneCause::GuestReset => "it reset itself; often a kernel panic",
                     GoneCause::GuestPanic => "its kernel panicked",
+                    GoneCause::HypervisorError => "its hypervisor gave it up",
                     GoneCause::HostStop => "somebody stopped it on the host",
                     GoneCause::Unknown => "its hypervisor is gone without a word",
                 };
@@ -302,7 +305,7 @@ impl Reconciler {
     async fn endpoint(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<Endpoint, Failure> {
         let name = vm.id().instance();
         loop {
-            if let Observation::Running { ssh: Some(ssh) } = driver.inspect(&name).await? {
+            if let Observation::Running { ssh: Some(ssh), .. } = driver.inspect(&name).await? {
                 return Ok(ssh);
             }
             tokio::time::sleep(ENDPOINT_EVERY).await;
@@ -321,6 +324,11 @@ impl Reconciler {
         let left = vm.deadline().map_or(SignedDuration::from_hours(1), |(_, at)| at.duration_since(self.clock.now()));
         tokio::time::Instant::now() + Duration::try_from(left).unwrap_or_default() + Duration::from_secs(5)
     }
+}
+
+fn no_agent(driver: &Arc<dyn Driver>) -> Failure {
+    let detail = format!("the driver {} has no channel to an agent in the guest", driver.name());
+    Failure::new(FailureKind::Permanent, Code::DriverUnsupported, detail)
 }
 
 impl From<guest::SshError> for Failure {

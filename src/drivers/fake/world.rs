@@ -437,7 +437,7 @@ impl Instance {
     fn observe(&self) -> Observation {
         match &self.running {
             _ if self.half => Observation::Broken { detail: "only a part of it is there".to_owned() },
-            Some(run) => Observation::Running { ssh: run.ssh.clone() },
+            Some(run) => Observation::Running { ssh: run.ssh.clone(), agent: None },
             None => Observation::Stopped,
         }
     }

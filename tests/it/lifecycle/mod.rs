@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use mayfly::{
     domain::{
-        Arch, Budgets, GuestOs, Handover, InstanceName, State, TokenId, Vm, VmId,
+        Arch, GuestOs, Handover, InstanceName, State, TokenId, Vm, VmId,
         host::Capacity,
         token::{Caller, Scope},
     },
@@ -86,22 +86,13 @@ impl Host {
 
     async fn register(&self, name: &str, os: GuestOs, handover: Handover) {
         let new = NewTemplate {
-            name: name.into(),
-            driver: Fake::NAME.into(),
-            os,
-            arch: Arch::X86_64,
-            disk: self.at("disk.img"),
-            disk_format: Some(mayfly::domain::template::DiskFormat::Raw),
-            kernel: None,
-            initramfs: None,
-            firmware: None,
-            ssh_key: None,
-            cmdline: None,
-            cpus: 1,
-            memory_mib: 64,
-            handover,
-            user: "runner".into(),
-            budgets: Budgets::default(),
+            driver: Some(Fake::NAME.into()),
+            os: Some(os),
+            arch: Some(Arch::X86_64),
+            cpus: Some(1),
+            memory_mib: Some(64),
+            handover: Some(handover),
+            ..NewTemplate::of_disk(name, self.at("disk.img"))
         };
         self.service().register_template(new).await.unwrap();
     }
