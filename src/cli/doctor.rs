@@ -113,12 +113,12 @@ pub async fn examine(probe: &dyn Probe, data_dir: PathBuf, boot_guest: bool) -> 
                 network::look(probe, setup),
                 qemu::examine(probe, setup),
             );
-            findings.extend(mac::judge(&mac));
+            findings.extend(mac::judge(&mac, setup));
             findings.push(clock);
             findings.extend(space);
             findings.extend(tart::judge(&tart, setup));
             findings.extend(qemu);
-            findings.extend(network::judge(&network, mac.macos()));
+            findings.extend(network::judge(&network, setup, mac.macos()));
             findings.push(configuration);
             findings.extend(data);
             findings.push(mac::agent(&mac, service.runs));

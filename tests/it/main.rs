@@ -2,6 +2,7 @@
 
 mod api;
 mod cli;
+mod doctor;
 mod drivers;
 mod guests;
 mod layers;

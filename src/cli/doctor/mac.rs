@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{
     finding::{Check, Finding, strange},
     probe::{Entry, Probe, Ran, Seen, Unseen, line, refusal},
+    setup::Setup,
 };
 
 const CHIP: Check = Check::new("host.chip", "Chip", "an Apple chip of a real Mac");
@@ -136,17 +137,23 @@ fn keychain_path(text: &str) -> Option<PathBuf> {
     (path.starts_with('/') && !path.contains('\n')).then(|| path.into())
 }
 
-pub fn judge(facts: &Facts) -> Vec<Finding> {
+pub fn judge(facts: &Facts, setup: &Setup) -> Vec<Finding> {
     let macos = facts.macos();
-    let mut findings =
-        vec![chip(facts), system(facts, macos), user(facts), session(facts), auto_login(facts), filevault(facts)];
+    let mut findings = vec![
+        chip(facts, setup),
+        system(facts, setup, macos),
+        user(facts),
+        session(facts),
+        auto_login(facts),
+        filevault(facts),
+    ];
     findings.push(keychain_is_usable(facts, macos));
     findings.extend(power(facts));
     findings.push(screen_lock(facts));
     findings
 }
 
-fn chip(facts: &Facts) -> Finding {
+fn chip(facts: &Facts, setup: &Setup) -> Finding {
     let hardware = match &facts.hardware {
         Ok(ran) => &ran.stdout,
         Err(why) => return CHIP.could_not_look(format!("sysctl: {why}")),
@@ -176,7 +183,12 @@ fn chip(facts: &Facts) -> Finding {
             "macOS guests do not run in a guest: install Mayfly on the Mac itself",
         );
     }
+    let nested = setup.config.drivers.tart.nested;
     match generation(&brand) {
+        Some(n) if n < 3 && nested => CHIP.fail(
+            format!("{found} has no nested virtualisation, which the configuration asks for"),
+            "it needs an M3 or later; without one:\n    drivers.tart.nested = false",
+        ),
         Some(n) if n < 3 => CHIP.ok(format!("{found}; nested virtualisation needs M3")),
         Some(_) => CHIP.ok(format!("{found}; Linux guests may nest")),
         None => CHIP.ok(found),
@@ -189,7 +201,7 @@ fn generation(brand: &str) -> Option<u32> {
     rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-fn system(facts: &Facts, macos: Option<u32>) -> Finding {
+fn system(facts: &Facts, setup: &Setup, macos: Option<u32>) -> Finding {
     let version = match &facts.version {
         Ok(version) => version,
         Err(why) => return SYSTEM.could_not_look(format!("sw_vers: {why}")),
@@ -198,6 +210,10 @@ fn system(facts: &Facts, macos: Option<u32>) -> Finding {
     match macos {
         None => SYSTEM.could_not_look(strange("a version such as 26.1 from sw_vers", version)),
         Some(..13) => SYSTEM.fail(format!("{version}; Tart needs 13"), UPDATE),
+        Some(..26) if setup.templates.iter().any(|t| t.driver == "tart" && t.disk_format == "asif") => SYSTEM.fail(
+            format!("{version}; a template has an ASIF disk, which needs 26"),
+            "update macOS, or convert the disk to raw",
+        ),
         Some(13) => SYSTEM.warn(format!("{version}: guests can be reached over SSH only"), UPDATE),
         Some(14..26) => SYSTEM.ok(format!("{version}; templates with ASIF disks need 26")),
         Some(_) => SYSTEM.ok(version.clone()),

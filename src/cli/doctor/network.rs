@@ -1,6 +1,9 @@
 //! The network between a Mac and its guests: addresses that run out, and macOS's Local Network privacy.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use super::{
     finding::{Check, Finding, strange},
@@ -8,23 +11,31 @@ use super::{
     probe::{Probe, Seen, Unseen},
     setup::Setup,
 };
+use crate::config::TartNetwork;
 
 const LEASE_TIME: Check = Check::new("network.lease_time", "DHCP lease time", "at most an hour; 600 s are well tried");
 const LEASES: Check = Check::new("network.leases", "DHCP leases", "addresses left for new guests");
 const LOCAL: Check =
     Check::new("network.local_network", "Local Network", "the service may connect to its guests (macOS 15 and later)");
 
+const GATEWAY: Check =
+    Check::new("network.gateway", "Guests' gateway", "drivers.tart.gateway is the Mac's address among its guests");
+
+/// Unless it was moved.
+const DEFAULT_GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 1);
 /// What macOS takes when nothing is set, in seconds.
 const DEFAULT_LEASE: u32 = 86_400;
 /// Of a /24: less network, broadcast, and the Mac's own.
 const ADDRESSES: usize = 253;
 const FEW_LEFT: usize = 50;
-const LEASES_FILE: &str = "/var/db/dhcpd_leases";
 const LEASES_LIMIT: usize = 4 << 20;
 
 const SHARING: &str = "/Library/Preferences/SystemConfiguration/com.apple.InternetSharing.default.plist";
 const VMNET: &str = "/Library/Preferences/SystemConfiguration/com.apple.vmnet.plist";
 const LOCAL_DOMAIN: &str = "com.apple.network.local-network";
+/// macOS heeds what root set for itself. This user may not read that, unless it was made readable.
+const LOCAL_OF_ROOT: &str = "/var/root/Library/Preferences/com.apple.network.local-network";
+const LOCAL_OF_ALL: &str = "/Library/Preferences/com.apple.network.local-network";
 const ALLOWED: &str = "AllowedEthernetLocalNetworkAddresses";
 
 const SHORTEN: &str = "shorten it (holds from the next guest on, and after restarts):\n    \
@@ -37,28 +48,30 @@ pub struct Facts {
     leases: Seen<Vec<u8>>,
     /// Networks that are excepted from Local Network privacy, wherever this user may read of them.
     allowed: Vec<String>,
-    /// Where guests are, unless it was moved.
-    guests: Ipv4Addr,
-    needed: Needed,
-}
-
-/// Whether anybody connects to guests' addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Needed {
-    Yes,
-    /// Every template's guests are reached through their agent.
-    ByAgent,
+    /// The Mac's address among its guests, where it was moved.
+    moved: Seen<Option<String>>,
 }
 
 /// `macos`: the major version, where it is known.
-pub fn judge(facts: &Facts, macos: Option<u32>) -> Vec<Finding> {
-    vec![lease_time(facts), leases(facts), local_network(facts, macos)]
+pub fn judge(facts: &Facts, setup: &Setup, macos: Option<u32>) -> Vec<Finding> {
+    if !setup.config.drivers.tart.enabled {
+        return Vec::new();
+    }
+    if setup.config.drivers.tart.network == TartNetwork::Bridged {
+        const ELSEWHERE: &str = "bridged guests get their addresses from the local network";
+        return vec![
+            LEASE_TIME.not_needed(ELSEWHERE),
+            LEASES.not_needed(ELSEWHERE),
+            GATEWAY.not_needed(ELSEWHERE),
+            local_network(facts, setup, macos),
+        ];
+    }
+    vec![lease_time(facts, setup), leases(facts, setup), gateway(facts, setup), local_network(facts, setup, macos)]
 }
 
 pub async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
-    let leases = Path::new(LEASES_FILE);
-    let everybody = format!("/Library/Preferences/{LOCAL_DOMAIN}");
-    let (bootpd, leases, user, everybody, subnet, needed) = tokio::join!(
+    let leases = &setup.config.drivers.tart.lease_file;
+    let (bootpd, leases, root, all, moved) = tokio::join!(
         default_setting(probe, SHARING, "bootpd"),
         // The whole file is written anew for each lease, so one look may meet half of it.
         async {
@@ -69,38 +82,18 @@ pub async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
                 seen => seen,
             }
         },
-        default_setting(probe, LOCAL_DOMAIN, ALLOWED),
-        default_setting(probe, &everybody, ALLOWED),
+        default_setting(probe, LOCAL_OF_ROOT, ALLOWED),
+        default_setting(probe, LOCAL_OF_ALL, ALLOWED),
         default_setting(probe, VMNET, "Shared_Net_Address"),
-        needed(probe, setup),
     );
-    let allowed = [user, everybody].into_iter().filter_map(|seen| seen.ok().flatten()).collect();
-    let guests = subnet.ok().flatten().and_then(|text| text.trim().parse().ok());
-    Facts {
-        now: probe.now().as_second(),
-        uid: probe.uid(),
-        bootpd,
-        leases,
-        allowed,
-        guests: guests.unwrap_or(Ipv4Addr::new(192, 168, 64, 1)),
-        needed,
-    }
+    let allowed = [root, all].into_iter().filter_map(|seen| seen.ok().flatten()).collect();
+    Facts { now: probe.now().as_second(), uid: probe.uid(), bootpd, leases, allowed, moved }
 }
 
-/// The templates there are, as they say themselves how their guests are reached.
-async fn needed(probe: &dyn Probe, setup: &Setup) -> Needed {
-    let dir = setup.at("templates");
-    let Ok(names) = probe.names(&dir).await else { return Needed::Yes };
-    let mut handovers = Vec::new();
-    for name in names.iter().filter(|name| name.starts_with("sha256-")) {
-        let manifest = probe.read(&dir.join(name).join("manifest.json"), 1 << 20).await.unwrap_or_default();
-        let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap_or_default();
-        handovers.push(manifest["driver"] == "tart" && manifest["handover"] == "agent");
+fn lease_time(facts: &Facts, setup: &Setup) -> Finding {
+    if setup.tart.softnet {
+        return LEASE_TIME.ok("600 s, which Softnet sets by itself");
     }
-    if !handovers.is_empty() && handovers.iter().all(|by_agent| *by_agent) { Needed::ByAgent } else { Needed::Yes }
-}
-
-fn lease_time(facts: &Facts) -> Finding {
     let text = match &facts.bootpd {
         Ok(None) => {
             return LEASE_TIME
@@ -156,21 +149,21 @@ fn parse_leases(text: &str) -> Result<BTreeMap<Ipv4Addr, i64>, String> {
     if block.is_some() { Err("expected a closing brace, found the end".to_owned()) } else { Ok(leases) }
 }
 
-fn leases(facts: &Facts) -> Finding {
+fn leases(facts: &Facts, setup: &Setup) -> Finding {
+    let file = setup.config.drivers.tart.lease_file.display();
     let text = match &facts.leases {
         Ok(text) => String::from_utf8_lossy(text).into_owned(),
         Err(Unseen::Absent) => return LEASES.ok("no lease was ever given"),
-        Err(why) => return LEASES.could_not_look(format!("{LEASES_FILE}: {why}")),
+        Err(why) => return LEASES.could_not_look(format!("{file}: {why}")),
     };
     let leases = match parse_leases(&text) {
         Ok(leases) => leases,
-        Err(why) => return LEASES.could_not_look(format!("{LEASES_FILE}: {why}")),
+        Err(why) => return LEASES.could_not_look(format!("{file}: {why}")),
     };
     let held = leases.values().filter(|ends| **ends > facts.now).count();
     let free = ADDRESSES.saturating_sub(held);
     let found = format!("{free} of {ADDRESSES} addresses free");
-    let remedy =
-        format!("{SHORTEN}\nthen forget the leases there are, while no guest runs:\n    sudo rm {LEASES_FILE}");
+    let remedy = format!("{SHORTEN}\nthen forget the leases there are, while no guest runs:\n    sudo rm {file}");
     match free {
         0 => LEASES.fail(format!("{found}: new guests get none"), remedy),
         1..FEW_LEFT => LEASES.warn(found, remedy),
@@ -178,24 +171,50 @@ fn leases(facts: &Facts) -> Finding {
     }
 }
 
+/// Guests are told to reach the guest API at this address.
+fn gateway(facts: &Facts, setup: &Setup) -> Finding {
+    let ours = setup.config.drivers.tart.gateway;
+    let moved = match &facts.moved {
+        Ok(None) => DEFAULT_GATEWAY,
+        Ok(Some(text)) => match text.trim().parse() {
+            Ok(address) => address,
+            Err(_) => return GATEWAY.could_not_look(strange("an address as Shared_Net_Address", text)),
+        },
+        Err(why) => return GATEWAY.could_not_look(why),
+    };
+    if ours == IpAddr::V4(moved) {
+        return GATEWAY.ok(ours.to_string());
+    }
+    GATEWAY.fail(
+        format!("the Mac is {moved} to its guests, and they are told {ours}"),
+        format!("say it in mayfly.toml, or no guest reaches the guest API:\n    drivers.tart.gateway = \"{moved}\""),
+    )
+}
+
 /// The permission itself is shown to no program. What can be seen is whether it is needed, and whether an exception from it is
 /// set where this user may read it; one that root wrote for itself may not be read.
-fn local_network(facts: &Facts, macos: Option<u32>) -> Finding {
+fn local_network(facts: &Facts, setup: &Setup, macos: Option<u32>) -> Finding {
     match macos {
         Some(..15) => return LOCAL.not_needed("macOS asks from 15 on"),
         None => return LOCAL.could_not_look("the version of macOS is not known"),
         Some(_) => {}
     }
-    if facts.needed == Needed::ByAgent {
+    let mut templates = setup.templates.iter().filter(|template| template.driver == "tart").peekable();
+    if templates.peek().is_some() && templates.all(|template| template.handover == "agent") {
         return LOCAL.ok("not needed: all templates' guests are reached by their agent");
     }
     if facts.uid == 0 {
         return LOCAL.ok("not needed by root");
     }
+    // Bridged guests are wherever the local network is; its range is not known here.
+    let guests = match setup.config.drivers.tart.gateway {
+        IpAddr::V4(gateway) => gateway,
+        IpAddr::V6(_) => DEFAULT_GATEWAY,
+    };
     let networks = facts.allowed.iter().flat_map(|text| {
         text.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == '/')).filter(|word| word.contains('/'))
     });
-    if networks.into_iter().any(|network| covers(network, facts.guests)) {
+    if networks.into_iter().any(|network| covers(network, guests)) {
         return LOCAL.ok("guests' network is excepted from it");
     }
     LOCAL.warn(
@@ -206,7 +225,7 @@ fn local_network(facts: &Facts, macos: Option<u32>) -> Finding {
              reached by their agent, which needs neither:\n    \
              sudo defaults write {LOCAL_DOMAIN} {ALLOWED} -array-add {0}\n    \
              sudo defaults write {LOCAL_DOMAIN} AllowedWiFiLocalNetworkAddresses -array-add {0}",
-            network_of(facts.guests)
+            network_of(guests)
         ),
     )
 }

@@ -54,6 +54,9 @@ pub async fn examine(probe: &dyn Probe, setup: &Setup) -> Vec<Finding> {
         return vec![PROGRAM.not_needed("the driver is switched off (drivers.qemu.enabled)")];
     }
     let facts = look(probe, setup).await;
+    if setup.tart.enabled && facts.program.path.is_none() && qemu.binary.is_none() {
+        return vec![PROGRAM.not_needed("not installed; Tart runs macOS and Linux guests without it")];
+    }
     let mut findings =
         vec![program(&facts.program, PROGRAM, "QEMU emulator version"), program(&facts.img, IMG, "qemu-img version")];
     if facts.system == System::Linux {

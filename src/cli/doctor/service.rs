@@ -57,7 +57,7 @@ async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
         (Some(holder), version)
     };
     let guest = async {
-        let address = setup.config.guest.listen.filter(|a| a.port() != 0)?;
+        let address = setup.config.guest_listen().filter(|a| a.port() != 0)?;
         Some(holder(probe, &format!("http://{}", reachable(address)), address).await)
     };
     let ((admin, version), guest) = tokio::join!(admin, guest);
@@ -109,7 +109,7 @@ fn judge(facts: &Facts, setup: &Setup) -> Vec<Finding> {
         None => LISTEN.not_needed("any free port is taken (server.listen has port 0)"),
         Some(holder) => occupied(LISTEN, "server.listen", listen, holder),
     };
-    let guest = match (&facts.guest, setup.config.guest.listen) {
+    let guest = match (&facts.guest, setup.config.guest_listen()) {
         (Some(holder), Some(address)) => occupied(GUEST, "guest.listen", address, holder),
         _ => GUEST.not_needed("guest.listen is not set: QEMU guests have a way of their own"),
     };

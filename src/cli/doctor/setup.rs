@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
+
 use super::{
     finding::{Check, Finding},
     probe::{Probe, Unseen},
 };
 use crate::{
     app,
-    config::{self, Config},
+    config::{self, Config, TartNetwork},
 };
 
 /// A configuration larger than this is none, in bytes.
@@ -27,12 +29,22 @@ pub struct Tart {
     pub softnet: bool,
 }
 
+/// What a template asks of its host.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Template {
+    pub driver: String,
+    pub handover: String,
+    pub disk_format: String,
+}
+
 #[derive(Clone, Debug)]
 pub struct Setup {
     pub data_dir: PathBuf,
     /// The defaults, where what was given cannot be used.
     pub config: Config,
     pub tart: Tart,
+    /// Every template there is, named or not.
+    pub templates: Vec<Template>,
     /// Start a guest to see which accelerator works.
     pub boot_guest: bool,
 }
@@ -44,7 +56,8 @@ impl Setup {
         let text = probe.read(&file, FILE_LIMIT + 1).await;
         let (config, finding) = judge(&data_dir, &file, text, probe.env());
         let tart = tart(&config, &probe.env());
-        (Setup { data_dir, config, tart, boot_guest }, finding)
+        let templates = templates(probe, &data_dir.join("templates")).await;
+        (Setup { data_dir, config, tart, templates, boot_guest }, finding)
     }
 
     pub fn at(&self, name: &str) -> PathBuf {
@@ -89,8 +102,23 @@ fn judge(data_dir: &Path, file: &Path, text: Result<Vec<u8>, Unseen>, env: Vec<(
 }
 
 /// What the configuration says of Tart.
-fn tart(_config: &Config, env: &[(String, String)]) -> Tart {
+fn tart(config: &Config, env: &[(String, String)]) -> Tart {
     let var = |name: &str| env.iter().find(|(k, v)| k == name && !v.is_empty()).map(|(_, v)| PathBuf::from(v));
-    let home = var("TART_HOME").or_else(|| var("HOME").map(|home| home.join(".tart")));
-    Tart { enabled: true, binary: "tart".into(), home, softnet: false }
+    let tart = &config.drivers.tart;
+    Tart {
+        enabled: tart.enabled,
+        binary: tart.binary.clone().unwrap_or_else(|| "tart".into()),
+        home: tart.home.clone().or_else(|| var("TART_HOME")).or_else(|| var("HOME").map(|home| home.join(".tart"))),
+        softnet: tart.network == TartNetwork::Softnet,
+    }
+}
+
+/// One that cannot be read asks for nothing: the service leaves it out, and says so in its log.
+async fn templates(probe: &dyn Probe, dir: &Path) -> Vec<Template> {
+    let mut templates = Vec::new();
+    for name in probe.names(dir).await.unwrap_or_default().iter().filter(|name| name.starts_with("sha256-")) {
+        let manifest = probe.read(&dir.join(name).join("manifest.json"), 1 << 20).await.unwrap_or_default();
+        templates.extend(serde_json::from_slice::<Template>(&manifest));
+    }
+    templates
 }

@@ -60,8 +60,9 @@ pub async fn examine(probe: &dyn Probe, setup: &Setup) -> Vec<Finding> {
         (System::Macos, Some(tart)) => {
             findings.push(room(TART, &tart, system));
             findings.push(home(&tart, probe.uid()));
-            findings.push(apfs(&data, &tart));
-            findings.push(one_volume(&data, &tart));
+            let copies = setup.config.drivers.tart.copy_across_volumes;
+            findings.push(apfs(&data, &tart, copies));
+            findings.push(one_volume(&data, &tart, copies));
         }
         (System::Macos, None) => {}
     }
@@ -122,8 +123,8 @@ fn home(tart: &Place, uid: u32) -> Finding {
         return HOME.fail(
             format!("{shown} leads to {} through a symbolic link", resolved.display()),
             format!(
-                "macOS cannot run guests from such a path; name the place itself:\n    TART_HOME={}",
-                super::data::quoted(resolved)
+                "macOS cannot run guests from such a path; name the place itself:\n    drivers.tart.home = \"{}\"",
+                resolved.display()
             ),
         );
     }
@@ -137,7 +138,16 @@ fn home(tart: &Place, uid: u32) -> Finding {
     }
 }
 
-fn apfs(data: &Place, tart: &Place) -> Finding {
+/// What keeps disks from being cloned is fatal, unless the configuration allows copying.
+fn uncloned(check: Check, copies: bool, found: String, remedy: &str) -> Finding {
+    if copies {
+        check.warn(format!("{found}; disks are copied, as the configuration allows"), remedy)
+    } else {
+        check.fail(found, remedy)
+    }
+}
+
+fn apfs(data: &Place, tart: &Place, copies: bool) -> Finding {
     let mut others = Vec::new();
     for place in [data, tart] {
         match &place.space {
@@ -155,19 +165,23 @@ fn apfs(data: &Place, tart: &Place) -> Finding {
     if others.is_empty() {
         return APFS.ok("both on APFS");
     }
-    APFS.fail(
+    uncloned(
+        APFS,
+        copies,
         others.join("; "),
         "only APFS clones a disk without copying it: move both to an APFS volume (Disk Utility: APFS, not case-sensitive)",
     )
 }
 
-fn one_volume(data: &Place, tart: &Place) -> Finding {
+fn one_volume(data: &Place, tart: &Place, copies: bool) -> Finding {
     match (&data.entry, &tart.entry) {
         (Ok(a), Ok(b)) if a.device == b.device => VOLUME.ok("templates and clones share one"),
-        (Ok(_), Ok(_)) => VOLUME.fail(
+        (Ok(_), Ok(_)) => uncloned(
+            VOLUME,
+            copies,
             format!("{} and {} are on two volumes", data.path.display(), tart.path.display()),
             "a clone across volumes is a copy, which takes minutes and the whole size of the disk: \
-             move one of them (MAYFLY_DATA_DIR, TART_HOME)",
+             move one of them (--data-dir, drivers.tart.home)",
         ),
         (Err(why), _) | (_, Err(why)) => VOLUME.could_not_look(why),
     }
