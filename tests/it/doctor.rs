@@ -73,30 +73,21 @@ async fn a_sick_machine_fails() {
 /// A check that cannot find anything is none. Each one finds something on some machine, with a remedy.
 #[tokio::test]
 async fn every_check_can_find_something() {
-    for machines in [&MACS[..], &LINUXES[..]] {
-        let mut found: BTreeMap<&str, bool> = BTreeMap::new();
-        for name in machines {
-            let report = look(&Played::load(name)).await;
-            let ids: BTreeSet<&str> = report.findings.iter().map(|f| f.id).collect();
-            assert_eq!(ids.len(), report.findings.len(), "{name}: an id stands for two findings");
-            for finding in report.findings {
-                let trouble = finding.severity >= Severity::Warn;
-                assert_eq!(trouble, finding.remedy.is_some(), "{name}: {finding:?}");
-                *found.entry(finding.id).or_default() |= trouble;
-            }
+    let mut found: BTreeMap<&str, bool> = BTreeMap::new();
+    for name in MACS.into_iter().chain(LINUXES) {
+        let report = look(&Played::load(name)).await;
+        let ids: BTreeSet<&str> = report.findings.iter().map(|f| f.id).collect();
+        assert_eq!(ids.len(), report.findings.len(), "{name}: an id stands for two findings");
+        for finding in report.findings {
+            let trouble = finding.severity >= Severity::Warn;
+            assert_eq!(trouble, finding.remedy.is_some(), "{name}: {finding:?}");
+            *found.entry(finding.id).or_default() |= trouble;
         }
-        found.retain(|_, found| !*found);
-        let never: Vec<&str> = found.into_keys().collect();
-        // On a Mac, QEMU is not needed, and what it says is the same as on Linux.
-        assert_eq!(
-            never,
-            if machines == &MACS[..] { vec!["qemu.program", "service.version"] } else { ALWAYS_WELL.to_vec() }
-        );
     }
+    assert!(found.len() > 40, "{found:?}");
+    let never: Vec<&str> = found.into_iter().filter(|(_, found)| !found).map(|(id, _)| id).collect();
+    assert!(never.is_empty(), "nothing is ever found by {never:?}");
 }
-
-/// On Linux: a note, one that the machines played here do not have, and what is tried on Macs.
-const ALWAYS_WELL: &[&str] = &["host.system", "service.guest_listen"];
 
 #[tokio::test]
 async fn lines_fit_a_terminal() {
@@ -105,8 +96,8 @@ async fn lines_fit_a_terminal() {
         for line in text(&report, 80).lines() {
             // A command is copied as a whole, and a long word cannot be broken.
             let whole = line.starts_with("          ") && !line.starts_with("                          ");
-            let one_word = line.split_whitespace().count() == 1;
-            assert!(whole || one_word || line.chars().count() <= 80, "{name}: {line}");
+            let long_word = line.split_whitespace().any(|word| word.chars().count() > 54);
+            assert!(whole || long_word || line.chars().count() <= 80, "{name}: {line}");
             assert!(line.chars().all(|c| !c.is_control()), "{name}: {line:?}");
         }
     }

@@ -84,7 +84,12 @@ fn judge(facts: &Facts) -> Finding {
             other => CLOCK.could_not_look(strange("NTPSynchronized=yes or no", other)),
         },
         // Whether it is synchronised is told to root alone.
-        Keeper::Timed(Ok(ran)) if ran.succeeded() => CLOCK.ok("no file is from the future; the time service is loaded"),
+        Keeper::Timed(Ok(ran)) if ran.succeeded() && ran.stdout.contains("state = ") => {
+            CLOCK.ok("no file is from the future; the time service is loaded")
+        }
+        Keeper::Timed(Ok(ran)) if ran.succeeded() => {
+            CLOCK.could_not_look(strange("the state of com.apple.timed", &ran.stdout))
+        }
         Keeper::Timed(Ok(_)) => CLOCK.warn(
             "the time service is not loaded",
             "set the time automatically:\n    sudo systemsetup -setusingnetworktime on",

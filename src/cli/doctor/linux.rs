@@ -163,7 +163,10 @@ pub fn unit(facts: &Facts, runs: bool) -> Finding {
                 "see why, then start it:\n    journalctl -u {UNIT_NAME} -n 50\n    sudo systemctl restart {UNIT_NAME}"
             ),
         ),
-        ("masked", _) => UNIT.warn("masked: it cannot be started", format!("sudo systemctl unmask {UNIT_NAME}")),
+        ("masked", _) => UNIT.warn(
+            "masked: it cannot be started",
+            format!("let it be started again:\n    sudo systemctl unmask {UNIT_NAME}"),
+        ),
         _ => UNIT.could_not_look(strange("LoadState and ActiveState", &ran.stdout)),
     }
 }

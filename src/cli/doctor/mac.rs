@@ -231,6 +231,9 @@ fn user(facts: &Facts) -> Finding {
             "run the service as a LaunchAgent of the user who is logged in, and this as that user",
         );
     }
+    if name.is_empty() || name.contains(char::is_whitespace) {
+        return USER.could_not_look(strange("a user's name from id", name));
+    }
     USER.ok(format!("{name} ({})", facts.uid))
 }
 
@@ -401,7 +404,9 @@ fn power(facts: &Facts) -> Vec<Finding> {
     };
     let restart = match power_setting(text, "autorestart") {
         Some(1) => RESTART.ok("starts again by itself"),
-        Some(_) => RESTART.warn("stays off until somebody comes", "sudo pmset -a autorestart 1"),
+        Some(_) => {
+            RESTART.warn("stays off until somebody comes", "let it start again:\n    sudo pmset -a autorestart 1")
+        }
         // Those with a battery have no such setting.
         None => RESTART.not_needed("this Mac has no such setting"),
     };
@@ -420,8 +425,8 @@ fn screen_lock(facts: &Facts) -> Finding {
     } else if let Some((_, delay)) = said.split_once("screenLock delay is ") {
         SCREEN_LOCK.warn(
             format!("on, delay: {}", delay.lines().next().unwrap_or_default().trim()),
-            "nobody can see the screen by Screen Sharing without the password, and what asks there waits; \
-             switch it off (it asks for the password):\n    sysadminctl -screenLock off -password -",
+            "what macOS asks on the screen is hidden behind it, over Screen Sharing, too; switch it off (which asks for the \
+             password):\n    sysadminctl -screenLock off -password -",
         )
     } else {
         SCREEN_LOCK.could_not_look(strange("\"screenLock is off\" or \"screenLock delay is …\"", said))

@@ -220,9 +220,17 @@ fn left_over(facts: &Facts) -> Finding {
         Ok(ran) => return LEFT_OVER.could_not_look(format!("ps: {}", refusal(ran))),
         Err(why) => return LEFT_OVER.could_not_look(format!("ps: {why}")),
     };
-    let processes: Vec<&str> = text
+    let all: Vec<(&str, &str)> = text
         .lines()
         .filter_map(|line| line.trim().split_once(' '))
+        .filter(|(pid, _)| pid.bytes().all(|b| b.is_ascii_digit()))
+        .collect();
+    // There is at least this process.
+    if all.is_empty() {
+        return LEFT_OVER.could_not_look(strange("processes with their pids from ps", text));
+    }
+    let processes: Vec<&str> = all
+        .into_iter()
         .filter(|(_, command)| command.trim().split(' ').next().is_some_and(|program| program.ends_with(GUEST_PROCESS)))
         .map(|(pid, _)| pid)
         .collect();
