@@ -38,12 +38,10 @@ pub async fn examine(probe: &dyn Probe, setup: &Setup) -> Finding {
 }
 
 async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
-    let mut written = Vec::new();
-    for path in [setup.at("mayfly.db"), setup.at("mayfly.db-wal"), setup.at(config::ADMIN_TOKEN_FILE)] {
-        if let Ok(entry) = probe.entry(&path).await {
-            written.push((path, entry.modified));
-        }
-    }
+    let files = ["mayfly.db", "mayfly.db-wal", config::ADMIN_TOKEN_FILE].map(|name| setup.at(name));
+    let entries = futures_util::future::join_all(files.iter().map(|path| probe.entry(path))).await;
+    let written =
+        files.into_iter().zip(entries).filter_map(|(path, entry)| Some((path, entry.ok()?.modified))).collect();
     let keeper = match probe.system() {
         System::Macos => {
             Keeper::Timed(probe.run("/bin/launchctl".as_ref(), &["print", "system/com.apple.timed"], &[]).await)

@@ -45,7 +45,8 @@ pub async fn examine(probe: &dyn Probe, setup: &Setup) -> Vec<Finding> {
 async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
     let file = async |name: &str| {
         let path = setup.at(name);
-        File { entry: probe.entry(&path).await, access: probe.may_read_and_write(&path).await }
+        let (entry, access) = tokio::join!(probe.entry(&path), probe.may_read_and_write(&path));
+        File { entry, access }
     };
     let database = setup.at("mayfly.db");
     let (directory, token, key, db, head) = tokio::join!(
