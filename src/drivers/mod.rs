@@ -23,6 +23,7 @@ pub mod fake;
 pub mod process;
 pub mod qemu;
 pub mod registry;
+pub mod tart;
 
 /// What a driver can do at all, whatever the host.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@ mod api;
 mod cli;
 mod doctor;
 mod drivers;
+mod guest_agent;
 mod guests;
 mod layers;
 mod lifecycle;

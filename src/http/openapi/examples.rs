@@ -183,6 +183,7 @@ pub fn host() -> Value {
             "fault": null,
             "remedy": null
         }],
+        "faults": [],
         "instances": [{
             "driver": "qemu",
             "name": format!("mayfly-{ID}"),

@@ -115,6 +115,7 @@ pub async fn api_with(settings: http::Settings, limits: service::Settings) -> Ap
     let store = store::open(&dir.path().join("mayfly.db")).await.unwrap();
     let capacity = Capacity { macos_slots: 2, linux_slots: 2, cpus: 8, memory_mib: 8192 };
     let view = HostView {
+        ceilings: Vec::new(),
         capacity,
         drivers: vec![],
         instances: vec![],
