@@ -156,7 +156,7 @@ async fn an_unknown_answer_is_shown_in_part() {
     machine.set("/opt/homebrew/bin/tart list --format json", played::answer(0, &"strange ".repeat(100)));
     let report = look(&machine).await;
     let found = &report.findings.iter().find(|f| f.id == "tart.answers").unwrap().found;
-    assert!(found.contains("expected a list of guests") && found.contains("strange strange"), "{found}");
+    assert!(found.contains("expected `tart list` to print") && found.contains("strange strange"), "{found}");
     assert!(found.len() < 350, "{found}");
 }
 

@@ -1,7 +1,7 @@
 //! The network between a Mac and its guests: addresses that run out, and macOS's Local Network privacy.
 
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
 };
 
@@ -11,7 +11,7 @@ use super::{
     probe::{Probe, Seen, Unseen},
     setup::Setup,
 };
-use crate::config::TartNetwork;
+use crate::{config::TartNetwork, drivers::tart::leases};
 
 const LEASE_TIME: Check = Check::new("network.lease_time", "DHCP lease time", "at most an hour; 600 s are well tried");
 const LEASES: Check = Check::new("network.leases", "DHCP leases", "addresses left for new guests");
@@ -73,15 +73,7 @@ pub async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
     let leases = &setup.config.drivers.tart.lease_file;
     let (bootpd, leases, root, all, moved) = tokio::join!(
         default_setting(probe, SHARING, "bootpd"),
-        // The whole file is written anew for each lease, so one look may meet half of it.
-        async {
-            match probe.read(leases, LEASES_LIMIT).await {
-                Ok(text) if parse_leases(&String::from_utf8_lossy(&text)).is_err() => {
-                    probe.read(leases, LEASES_LIMIT).await
-                }
-                seen => seen,
-            }
-        },
+        probe.read(leases, LEASES_LIMIT),
         default_setting(probe, LOCAL_OF_ROOT, ALLOWED),
         default_setting(probe, LOCAL_OF_ALL, ALLOWED),
         default_setting(probe, VMNET, "Shared_Net_Address"),
@@ -118,49 +110,20 @@ fn lease_time(facts: &Facts, setup: &Setup) -> Finding {
     }
 }
 
-/// Address → when its latest lease ends, in seconds since 1970.
-fn parse_leases(text: &str) -> Result<BTreeMap<Ipv4Addr, i64>, String> {
-    let mut leases = BTreeMap::new();
-    // Address and end of the block that is being read.
-    let mut block: Option<(Option<Ipv4Addr>, Option<i64>)> = None;
-    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        let wrong = || strange("blocks of key=value in braces", line);
-        match (line, &mut block) {
-            ("{", None) => block = Some((None, None)),
-            ("}", Some((address, ends))) => {
-                let (Some(address), Some(ends)) = (*address, *ends) else {
-                    return Err("expected ip_address and lease in every block, and one has not both".to_owned());
-                };
-                let latest: &mut i64 = leases.entry(address).or_insert(ends);
-                *latest = ends.max(*latest);
-                block = None;
-            }
-            (_, Some((address, ends))) => match line.split_once('=').ok_or_else(wrong)? {
-                ("ip_address", value) => *address = Some(value.parse().map_err(|_| wrong())?),
-                ("lease", value) => {
-                    let hex = value.strip_prefix("0x").ok_or_else(wrong)?;
-                    *ends = Some(i64::from_str_radix(hex, 16).map_err(|_| wrong())?);
-                }
-                _ => {}
-            },
-            _ => return Err(wrong()),
-        }
-    }
-    if block.is_some() { Err("expected a closing brace, found the end".to_owned()) } else { Ok(leases) }
-}
-
 fn leases(facts: &Facts, setup: &Setup) -> Finding {
     let file = setup.config.drivers.tart.lease_file.display();
-    let text = match &facts.leases {
-        Ok(text) => String::from_utf8_lossy(text).into_owned(),
+    let bytes = match &facts.leases {
+        Ok(bytes) => bytes,
         Err(Unseen::Absent) => return LEASES.ok("no lease was ever given"),
         Err(why) => return LEASES.could_not_look(format!("{file}: {why}")),
     };
-    let leases = match parse_leases(&text) {
+    let leases = match leases::parse(bytes) {
         Ok(leases) => leases,
         Err(why) => return LEASES.could_not_look(format!("{file}: {why}")),
     };
-    let held = leases.values().filter(|ends| **ends > facts.now).count();
+    // Each start of a guest may add an entry of the same address.
+    let now = u64::try_from(facts.now).unwrap_or(0);
+    let held = leases.iter().filter(|lease| lease.expires > now).map(|lease| lease.ip).collect::<BTreeSet<_>>().len();
     let free = ADDRESSES.saturating_sub(held);
     let found = format!("{free} of {ADDRESSES} addresses free");
     let remedy = format!("{SHORTEN}\nthen forget the leases there are, while no guest runs:\n    sudo rm {file}");
@@ -245,18 +208,6 @@ fn covers(network: &str, address: Ipv4Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn leases_are_read_strictly() {
-        let text = "{\n\tname=a\n\tip_address=192.168.64.7\n\thw_address=1,be:bd:fd:9:8b:38\n\tlease=0x10\n}\n\
-                    {\n\tlease=0x20\n\tip_address=192.168.64.7\n}\n{\n\tip_address=192.168.64.8\n\tlease=0xf\n}\n";
-        let leases: Vec<_> = parse_leases(text).unwrap().into_iter().map(|(a, e)| (a.octets()[3], e)).collect();
-        assert_eq!(leases, [(7, 0x20), (8, 15)]);
-        assert!(parse_leases("").unwrap().is_empty());
-        for wrong in ["{", "}", "x", "{\n}", "{\n{\n", "{\nip_address=1\n}", "{\nip_address=1.2.3.4\nlease=10\n}"] {
-            assert!(parse_leases(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn networks_cover_addresses() {

@@ -5,14 +5,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
-
 use super::{
     finding::{Check, Finding, strange},
-    probe::{Entry, Probe, Ran, Seen, Unseen, line, refusal},
+    probe::{self, Probe, Ran, Seen, Unseen, line, refusal},
     setup::Setup,
 };
-use crate::domain::{InstanceName, host::MACOS_GUESTS_PER_HOST};
+use crate::{
+    domain::{InstanceName, host::MACOS_GUESTS_PER_HOST},
+    drivers::tart::{
+        list::{self, Entry},
+        probe::OLDEST,
+    },
+};
 
 const PROGRAM: Check = Check::new("tart.program", "Tart", "2.32 or later");
 const LICENCE: Check =
@@ -24,7 +28,6 @@ const LEFT_OVER: Check =
 const SOFTNET: Check = Check::new("tart.softnet", "Softnet", "installed, and running as root (SUID)");
 
 const INSTALL: &str = "install it:\n    brew install openai/tools/tart";
-const LEAST: (u32, u32) = (2, 32);
 /// The first version under the new licence.
 const RELICENSED: (u32, u32) = (2, 33);
 /// Every guest of Apple's framework, whoever runs it, is a process with this in its name.
@@ -39,28 +42,14 @@ pub struct Facts {
     /// Names of running guests whose own file says that they run Linux.
     linux: BTreeSet<String>,
     processes: Seen<Ran>,
-    softnet: Option<Seen<Entry>>,
-}
-
-/// A row of `tart list --format json`, as far as it is needed.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Row {
-    source: String,
-    name: String,
-    running: bool,
-}
-
-fn rows(text: &str) -> Result<Vec<Row>, String> {
-    serde_json::from_str(text).map_err(|_| strange("a list of guests with Source, Name and Running, as JSON", text))
+    softnet: Option<Seen<probe::Entry>>,
 }
 
 /// The local guests that run.
-fn running(list: &Option<Seen<Ran>>) -> Vec<Row> {
+fn running(list: &Option<Seen<Ran>>) -> Vec<Entry> {
     match list {
         Some(Ok(ran)) if ran.succeeded() => {
-            let rows = rows(&ran.stdout).unwrap_or_default();
-            rows.into_iter().filter(|row| row.running && row.source == "local").collect()
+            list::parse(ran.stdout.as_bytes()).unwrap_or_default().into_iter().filter(|vm| vm.running).collect()
         }
         _ => Vec::new(),
     }
@@ -84,9 +73,9 @@ pub async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
         let env = [("TART_HOME", shown.as_str()), ("TART_NO_AUTO_PRUNE", "1"), ("CI", "1")];
         let list = Some(probe.run(path, &["list", "--format", "json"], &env).await);
         let mut linux = BTreeSet::new();
-        for row in running(&list) {
-            if is_linux(probe, home, &row.name).await {
-                linux.insert(row.name);
+        for vm in running(&list) {
+            if is_linux(probe, home, &vm.name).await {
+                linux.insert(vm.name);
             }
         }
         (list, linux)
@@ -136,7 +125,7 @@ fn program(facts: &Facts) -> Finding {
         Err(why) => return PROGRAM.fail(format!("{shown} does not say its version: {why}"), INSTALL),
     };
     match parse(version) {
-        Some(found) if found < LEAST => PROGRAM.fail(
+        Some(found) if found < (OLDEST.major, OLDEST.minor) => PROGRAM.fail(
             format!("{version} is too old"),
             "bring it up to date; running guests are not touched:\n    brew install openai/tools/tart",
         ),
@@ -178,11 +167,10 @@ fn answers(facts: &Facts, setup: &Setup) -> Finding {
     if !ran.succeeded() {
         return ANSWERS.fail(refusal(ran), "run it by hand to see the whole of it:\n    tart list");
     }
-    match rows(&ran.stdout) {
-        Ok(rows) => {
-            let local = rows.iter().filter(|row| row.source == "local").count();
-            let running = rows.iter().filter(|row| row.source == "local" && row.running).count();
-            ANSWERS.ok(format!("{local} local, {running} of them running, {} cached", rows.len() - local))
+    match list::parse(ran.stdout.as_bytes()) {
+        Ok(vms) => {
+            let running = vms.iter().filter(|vm| vm.running).count();
+            ANSWERS.ok(format!("{} local VMs, {running} of them running", vms.len()))
         }
         Err(why) => ANSWERS
             .fail(why, "use a version of Tart that Mayfly knows (2.32 or later); nothing is done on such an answer"),
@@ -191,7 +179,7 @@ fn answers(facts: &Facts, setup: &Setup) -> Finding {
 
 /// Whether it is known who runs.
 fn is_known(facts: &Facts) -> bool {
-    matches!(&facts.list, Some(Ok(ran)) if ran.succeeded() && rows(&ran.stdout).is_ok())
+    matches!(&facts.list, Some(Ok(ran)) if ran.succeeded() && list::parse(ran.stdout.as_bytes()).is_ok())
 }
 
 fn foreign(facts: &Facts) -> Finding {
@@ -200,7 +188,7 @@ fn foreign(facts: &Facts) -> Finding {
     }
     let foreign: Vec<String> = running(&facts.list)
         .into_iter()
-        .map(|row| row.name)
+        .map(|vm| vm.name)
         .filter(|name| InstanceName::parse(name).is_none() && !facts.linux.contains(name))
         .collect();
     if foreign.is_empty() {
