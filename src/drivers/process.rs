@@ -93,11 +93,30 @@ impl Process {
     pub async fn ended(&self) {
         #[cfg(target_os = "linux")]
         self.pidfd_readable().await;
+        #[cfg(not(target_os = "linux"))]
+        self.pid_free().await;
         while self.is_running().await {
             tokio::time::sleep(POLL).await;
         }
         // Orphans become children of the first process of a container. If that is this program, nobody else buries them.
         let _ = waitpid(Some(self.pid), WaitOptions::NOHANG);
+    }
+
+    /// Resolves when nobody has this pid, or somebody else has it. A guest is watched for hours, and to ask `ps` for it each
+    /// time would keep a core busy: a signal that is none costs nothing, and `ps` is asked now and then.
+    #[cfg(not(target_os = "linux"))]
+    async fn pid_free(&self) {
+        const CERTAIN: Duration = Duration::from_secs(5);
+        let mut asked = std::time::Instant::now();
+        while rustix::process::test_kill_process(self.pid) != Err(rustix::io::Errno::SRCH) {
+            if asked.elapsed() > CERTAIN {
+                if !self.is_running().await {
+                    return;
+                }
+                asked = std::time::Instant::now();
+            }
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     /// A pidfd is readable once its process has ended. Returns sooner when that cannot be waited for; the caller looks again.
@@ -113,11 +132,16 @@ impl Process {
         }
     }
 
-    /// Sends SIGKILL, to this process and to no later owner of its pid.
+    /// Sends SIGKILL.
     pub async fn kill(&self) -> io::Result<()> {
+        self.signal(Signal::KILL).await
+    }
+
+    /// Sends a signal, to this process and to no later owner of its pid. One that has ended takes it without complaint.
+    pub async fn signal(&self, signal: Signal) -> io::Result<()> {
         #[cfg(target_os = "linux")]
         if let Some(pidfd) = &self.pidfd {
-            return match rustix::process::pidfd_send_signal(pidfd, Signal::KILL) {
+            return match rustix::process::pidfd_send_signal(pidfd, signal) {
                 Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
                 Err(error) => Err(error.into()),
             };
@@ -125,7 +149,7 @@ impl Process {
         if !self.is_running().await {
             return Ok(());
         }
-        match rustix::process::kill_process(self.pid, Signal::KILL) {
+        match rustix::process::kill_process(self.pid, signal) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
         }

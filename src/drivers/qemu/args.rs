@@ -218,6 +218,7 @@ mod tests {
                 initramfs: Some("/t/initramfs.img".into()),
                 firmware: None,
                 ssh_key: None,
+                ..TemplateFiles::default()
             },
             cmdline: Some("console=ttyS0 quiet".to_owned()),
             seed: Some(Seed { volume: vec![0; 512] }),

@@ -91,7 +91,7 @@ impl QemuRig {
             cpus: 1,
             memory_mib: 64,
             disk_format: DiskFormat::Raw,
-            files: TemplateFiles { disk: file, kernel, initramfs: None, firmware: None, ssh_key: None },
+            files: TemplateFiles { disk: file, kernel, ..TemplateFiles::default() },
             cmdline: None,
             seed: Some(Seed { volume: vec![0; 4096] }),
             network: self.network(),
@@ -128,7 +128,7 @@ impl QemuRig {
 
     async fn ssh_port(&self, name: &InstanceName) -> u16 {
         match self.driver.inspect(name).await.unwrap() {
-            Observation::Running { ssh: Some(ssh) } => {
+            Observation::Running { ssh: Some(ssh), .. } => {
                 assert_eq!(ssh.host, "127.0.0.1");
                 ssh.port
             }
@@ -180,6 +180,7 @@ impl Rig for QemuRig {
                 initramfs: Some(file("initramfs.img")),
                 firmware: None,
                 ssh_key: Some(file("id_ed25519")),
+                ..TemplateFiles::default()
             },
             cmdline: Some(match arch() {
                 Arch::X86_64 => "console=ttyS0 quiet panic=-1".to_owned(),
@@ -370,13 +371,13 @@ async fn signals_from_outside_are_told_apart() {
     for (signal, cause) in [(Signal::TERM, GoneCause::HostStop), (Signal::KILL, GoneCause::Unknown)] {
         let spec = rig.started(X86_DEAF).await;
         // It has answered a command, so its main loop runs and can say why it ends.
-        assert!(matches!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Running { ssh: Some(_) }));
+        assert!(matches!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Running { ssh: Some(_), .. }));
         kill_process(rig.pid(&spec.name), signal).unwrap();
         let told = tokio::time::timeout(Duration::from_secs(20), rig.driver.ended(&spec.name)).await.unwrap().unwrap();
         assert_eq!(told, cause);
         // What a kill leaves behind hinders nothing.
         rig.driver.start(&spec).await.unwrap();
-        assert!(matches!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Running { ssh: Some(_) }));
+        assert!(matches!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Running { ssh: Some(_), .. }));
         rig.driver.destroy(&spec.name).await.unwrap();
     }
 }
@@ -407,7 +408,7 @@ async fn a_start_that_is_cut_short_leaks_nothing() {
         let _ = tokio::time::timeout(Duration::from_millis(ms), rig.driver.start(&spec)).await;
         if ms % 8 == 0 {
             rig.driver.start(&spec).await.unwrap();
-            assert!(matches!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Running { ssh: Some(_) }));
+            assert!(matches!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Running { ssh: Some(_), .. }));
         }
         rig.driver.destroy(&spec.name).await.unwrap();
         assert_eq!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Absent, "cut after {ms} ms");
@@ -424,7 +425,7 @@ async fn a_hypervisor_that_hangs_is_killed() {
     let rig = QemuRig::new();
     let spec = rig.started(X86_DEAF).await;
     kill_process(rig.pid(&spec.name), Signal::STOP).unwrap();
-    assert_eq!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Running { ssh: None });
+    assert_eq!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Running { ssh: None, agent: None });
     let began = Instant::now();
     rig.driver.destroy(&spec.name).await.unwrap();
     eprintln!("qemu: a hung one was destroyed after {:?}", began.elapsed());
