@@ -11,13 +11,16 @@
 #     run/                  what the scripts write: pid, exit code, logs
 #
 # Calling it again is safe: one kit runs one wrapper, once.
+#
+# Guests are Linux and macOS: a POSIX shell (bash 3.2 there) and the tools that both
+# have, with the options that both know.
 
 # The payload gets the PATH that this script was given; the scripts use the system's.
 MAYFLY_PATH=$PATH
 PATH=/usr/bin:/bin:/usr/sbin:/sbin
 export PATH MAYFLY_PATH
 # The runner kills every process that carries this variable when a job ends.
-unset RUNNER_TRACKING_ID IFS CDPATH LD_PRELOAD LD_LIBRARY_PATH CURL_HOME
+unset RUNNER_TRACKING_ID IFS CDPATH LD_PRELOAD LD_LIBRARY_PATH CURL_HOME PERL5LIB PERL5OPT
 umask 077
 
 case $0 in
@@ -26,6 +29,7 @@ case $0 in
 esac
 kit=$(cd "$kit" && pwd -P) || exit 1
 run=$kit/run
+sh=/bin/sh
 MAYFLY_URL='' MAYFLY_VM_ID='' MAYFLY_RUNNER_USER=''
 
 say() {
@@ -82,6 +86,44 @@ wrapper_seen() {
     kill -0 "$wrapper_pid" 2>/dev/null
 }
 
+# detached COMMAND...: becomes COMMAND in a session of its own, which outlives the login
+# or the call that started it. For use in the background only.
+detached() {
+    if command -v setsid >/dev/null 2>&1; then
+        exec setsid "$@"
+    fi
+    # macOS has no setsid(1). Its nohup would leave more than the terminal: the login
+    # session, too.
+    if command -v perl >/dev/null 2>&1; then
+        exec perl -e 'use POSIX (); exit 0 if getpgrp() == $$ && fork(); POSIX::setsid(); exec { $ARGV[0] } @ARGV; exit 127' \
+            -- "$@"
+    fi
+    exec nohup "$@"
+}
+
+# Where the job will run, for wrapper.sh. On a Mac only the session of a user who is
+# logged in at the screen has the keychain unlocked, simulators and a window server. It
+# comes some time after the SSH server, so where somebody is logged in by itself after
+# boot we wait for it.
+find_session() {
+    rm -f "$run/session"
+    [ "$(uname -s)" = Darwin ] && command -v launchctl >/dev/null 2>&1 || return 0
+    domain=gui/$(id -u "$user")
+    auto=$(defaults read /Library/Preferences/com.apple.loginwindow autoLoginUser 2>/dev/null)
+    tries=0
+    until launchctl print "$domain" >/dev/null 2>&1; do
+        tries=$((tries + 1))
+        if [ "$auto" != "$user" ] || [ "$tries" -gt 60 ]; then
+            say "no login session of $user (automatic login: ${auto:-nobody}): the job runs in the" \
+                "background session, without the login keychain and without windows"
+            return 0
+        fi
+        sleep 1
+    done
+    echo "$domain" >"$run/session"
+    say "the job runs in the login session of $user"
+}
+
 curl=''
 mkdir -p "$run" || exit 1
 for file in mayfly.env curlrc wrapper.sh; do
@@ -112,7 +154,7 @@ until wrapper_seen || (set -C && echo "$$" >"$run/boot.lock") 2>/dev/null; do
         rm -f "$run/boot.lock"
     fi
     tries=$((tries + 1))
-    if [ "$tries" -gt 300 ]; then
+    if [ "$tries" -gt 900 ]; then
         die "another boot.sh does not come to an end"
     fi
     short_sleep
@@ -152,6 +194,7 @@ done
 if [ -f "$kit/payload" ]; then
     chmod 0700 "$kit/payload"
 fi
+find_session
 if [ "$user" != "$me" ]; then
     for file in mayfly.env curlrc runner.env payload run; do
         if [ -e "$kit/$file" ]; then
@@ -160,15 +203,12 @@ if [ "$user" != "$me" ]; then
     done
 fi
 
-detach="nohup"
-if command -v setsid >/dev/null 2>&1; then
-    detach="setsid"
-fi
 # All three streams leave this session, or an SSH client would wait for them.
 if [ "$user" != "$me" ]; then
-    $detach su - "$user" -c "exec /bin/sh '$kit/wrapper.sh'" </dev/null >>"$run/wrapper.log" 2>&1 &
+    detached su - "$user" -c "exec $sh '$kit/wrapper.sh'" </dev/null >>"$run/wrapper.log" 2>&1 &
 else
-    $detach /bin/sh "$kit/wrapper.sh" </dev/null >>"$run/wrapper.log" 2>&1 &
+    # shellcheck disable=SC2086  # may be a program and its first argument
+    detached $sh "$kit/wrapper.sh" </dev/null >>"$run/wrapper.log" 2>&1 &
 fi
 
 tries=0

@@ -10,11 +10,14 @@
 #
 # runner_finished is the signal on which the VM is destroyed: it comes last and is
 # repeated for minutes. Everything before it may be lost without harm.
+#
+# On a Mac with somebody logged in at the screen the payload alone moves to that session
+# (see payload_in_session); the wrapper stays where it is.
 
 payload_path=${MAYFLY_PATH:-$PATH}
 PATH=/usr/bin:/bin:/usr/sbin:/sbin
 export PATH
-unset MAYFLY_PATH RUNNER_TRACKING_ID IFS CDPATH LD_PRELOAD LD_LIBRARY_PATH CURL_HOME
+unset MAYFLY_PATH RUNNER_TRACKING_ID IFS CDPATH LD_PRELOAD LD_LIBRARY_PATH CURL_HOME PERL5LIB PERL5OPT
 umask 077
 
 case $0 in
@@ -35,11 +38,13 @@ MAYFLY_URL='' MAYFLY_VM_ID='' MAYFLY_RUNNER_KIND=''
 
 # Creation with noclobber is the lock: of two wrappers, one goes on.
 mkdir -p "$run" || exit 1
-if ! (set -C && echo "$$" >"$run/wrapper.pid") 2>/dev/null; then
-    echo "another wrapper holds $run/wrapper.pid"
-    exit 1
+if [ "${1:-}" != payload ]; then
+    if ! (set -C && echo "$$" >"$run/wrapper.pid") 2>/dev/null; then
+        echo "another wrapper holds $run/wrapper.pid"
+        exit 1
+    fi
+    echo "$$" >"$run/wrapper.started"
 fi
-echo "$$" >"$run/wrapper.started"
 
 # shellcheck source=/dev/null
 . "$kit/mayfly.env"
@@ -140,6 +145,111 @@ run_hook() {
     fi || :
 }
 
+short_sleep() {
+    sleep 0.1 2>/dev/null || sleep 1
+}
+
+# --- macOS: the environment of a login shell ------------------------------------
+
+# Over SSH and under launchd nothing has read ~/.zprofile, where Homebrew and the tools
+# of typical images put themselves on the PATH. So a login shell is asked for all that
+# it exports, and what it says on the way is thrown away. It has a time limit: nobody
+# would see what it waits for.
+read_login_environment() {
+    rm -f "$run/login.env"
+    command -v perl >/dev/null 2>&1 || return 0
+    login_shell=${SHELL:-/bin/zsh}
+    case ${login_shell##*/} in
+    zsh | bash | sh | dash | ksh) ;;
+    *) login_shell=/bin/zsh ;;
+    esac
+    # shellcheck disable=SC2016  # perl and the shells that are started expand it
+    MAYFLY_VM_ID=$MAYFLY_VM_ID perl -e 'alarm shift; exec { $ARGV[0] } @ARGV; exit 127' -- 20 \
+        "$login_shell" -l -c 'exec /bin/sh -c "$1" sh "$2"' mayfly 'export -p >"$1"' "$run/login.env" \
+        </dev/null >/dev/null 2>&1
+    # Read in a subshell first: what does not read would end this shell without a word.
+    # shellcheck source=/dev/null
+    if [ ! -s "$run/login.env" ] || ! (. "$run/login.env") >/dev/null 2>&1; then
+        echo "the login shell $login_shell gave no environment within its time"
+        rm -f "$run/login.env"
+    fi
+}
+
+# The PATH of a job, when a login shell has $1 and this script was given $2: the first,
+# and what it lacks.
+job_path() (
+    all=$1
+    set -f
+    IFS=:
+    for entry in /opt/homebrew/bin /opt/homebrew/sbin /usr/local/bin $2; do
+        case :$all: in
+        *":$entry:"*) ;;
+        *)
+            if [ -d "$entry" ]; then
+                all=$all:$entry
+            fi
+            ;;
+        esac
+    done
+    printf '%s\n' "$all"
+)
+
+quoted() {
+    printf "'%s'" "$(printf '%s' "$1" | sed "s/'/'\\\\''/g")"
+}
+
+# ~/.zshenv is read by every zsh, so what is started in this guest past us (ssh, launchd)
+# gets the job's variables from there. What descends from us has them already, changed
+# by the job perhaps, and must keep them. The job's own values stay in runner.env.
+zshenv_block() {
+    echo '# >>> mayfly >>>'
+    echo "if [ \"\${MAYFLY_VM_ID:-}\" != $(quoted "$MAYFLY_VM_ID") ]; then"
+    echo "    export MAYFLY_VM_ID=$(quoted "$MAYFLY_VM_ID") MAYFLY_URL=$(quoted "$MAYFLY_URL")"
+    echo "    export MAYFLY_HOME=$(quoted "$kit")"
+    echo "    export ACTIONS_RUNNER_HOOK_JOB_STARTED=$(quoted "$kit/job-started.sh")"
+    echo "    export ACTIONS_RUNNER_HOOK_JOB_COMPLETED=$(quoted "$kit/job-completed.sh")"
+    echo "    export PATH=$(quoted "$(login_path)")"
+    echo "    if [ -r $(quoted "$kit/runner.env") ]; then"
+    echo "        . $(quoted "$kit/runner.env")"
+    echo '    fi'
+    echo 'fi'
+    echo '# <<< mayfly <<<'
+}
+
+login_path() (
+    given=$payload_path
+    set -- "$given"
+    PATH=$given
+    if [ -s "$run/login.env" ]; then
+        # shellcheck source=/dev/null
+        . "$run/login.env"
+    elif [ -x /usr/libexec/path_helper ]; then
+        eval "$(/usr/libexec/path_helper -s)"
+    fi
+    job_path "$PATH" "$1"
+)
+
+# Replaces our block and leaves all else, the file's mode too, as it is. A block without
+# its last line is not ours any more.
+write_zshenv() {
+    zshenv=${HOME:-/nonexistent}/.zshenv
+    {
+        if [ -f "$zshenv" ]; then
+            awk '
+                /^# >>> mayfly >>>$/ { printf "%s", held; held = $0 "\n"; inside = 1; next }
+                inside && /^# <<< mayfly <<<$/ { held = ""; inside = 0; next }
+                inside { held = held $0 "\n"; next }
+                { print }
+                END { printf "%s", held }' "$zshenv" || return 1
+        fi
+        zshenv_block
+    } >"$run/zshenv" || return 1
+    cmp -s "$run/zshenv" "$zshenv" || cat "$run/zshenv" >"$zshenv" || return 1
+    rm -f "$run/zshenv"
+}
+
+# --- the payload ----------------------------------------------------------------
+
 # The payload gets its own session where that is to be had: a job that signals its
 # process group must not take the wrapper with it.
 run_payload() {
@@ -148,29 +258,127 @@ run_payload() {
         return 127
     fi
     chmod u+x "$kit/payload" 2>/dev/null
-    new_session=$(command -v setsid)
-    interpreter=/bin/sh
-    if [ "$(head -c 2 "$kit/payload" | tr -d '\0')" = '#!' ]; then
-        interpreter=''
+    # From here on in arguments: what is read below may set any variable.
+    set -- "$kit/payload"
+    if [ "$(head -c 2 "$kit/payload" | tr -d '\0')" != '#!' ]; then
+        set -- /bin/sh "$@"
     fi
+    if command -v setsid >/dev/null 2>&1; then
+        set -- "$(command -v setsid)" "$@"
+    elif command -v perl >/dev/null 2>&1; then
+        # shellcheck disable=SC2016  # perl expands it
+        set -- "$(command -v perl)" -e 'use POSIX (); POSIX::setsid(); exec { $ARGV[0] } @ARGV; exit 127' -- "$@"
+    fi
+    if [ "$system" = Darwin ]; then
+        payload_path=$(login_path)
+    fi
+    set -- "$kit" "$MAYFLY_VM_ID" "$MAYFLY_URL" "$payload_path" "$@"
     (
-        MAYFLY_HOME=$kit
-        ACTIONS_RUNNER_HOOK_JOB_STARTED=$kit/job-started.sh
-        ACTIONS_RUNNER_HOOK_JOB_COMPLETED=$kit/job-completed.sh
+        if [ "$system" = Darwin ] && [ -s "$run/login.env" ]; then
+            # shellcheck source=/dev/null
+            . "$run/login.env"
+            unset RUNNER_TRACKING_ID
+        fi
+        MAYFLY_HOME=$1
+        MAYFLY_VM_ID=$2
+        MAYFLY_URL=$3
+        ACTIONS_RUNNER_HOOK_JOB_STARTED=$1/job-started.sh
+        ACTIONS_RUNNER_HOOK_JOB_COMPLETED=$1/job-completed.sh
         export MAYFLY_VM_ID MAYFLY_URL MAYFLY_HOME
         export ACTIONS_RUNNER_HOOK_JOB_STARTED ACTIONS_RUNNER_HOOK_JOB_COMPLETED
         umask 022
-        PATH=$payload_path
+        PATH=$4
+        shift 4
         cd "${HOME:-/}" 2>/dev/null || cd / || :
-        if [ -r "$kit/runner.env" ]; then
-            set -a
+        if [ -r "$MAYFLY_HOME/runner.env" ]; then
             # shellcheck source=/dev/null
-            . "$kit/runner.env"
-            set +a
+            . "$MAYFLY_HOME/runner.env"
         fi
-        # shellcheck disable=SC2086  # both may be empty
-        exec $new_session $interpreter "$kit/payload"
-    ) </dev/null >>"$log" 2>&1
+        exec "$@"
+    ) </dev/null >>"$log" 2>&1 9>&-
+}
+
+# The payload in the session of the user who is logged in at the screen: a one-shot
+# agent of launchd runs this script again with the argument "payload". Sets
+# $code, or fails when nothing was started.
+#
+# Why not the whole wrapper: macOS asks the person at the screen before something in
+# that session may talk to the local network, and nobody is there to answer. What came
+# in over SSH is not asked, so the last word to Mayfly is safe here.
+payload_in_session() {
+    domain=$(cat "$run/session" 2>/dev/null)
+    case $domain in
+    gui/*) ;;
+    *) return 1 ;;
+    esac
+    rm -f "$run/payload.end" "$run/payload.pid"
+    mkfifo "$run/payload.end" || return 1
+    launch_agent >"$run/mayfly.payload.plist"
+    unload_agent
+    if ! launchctl bootstrap "$domain" "$run/mayfly.payload.plist"; then
+        return 1
+    fi
+    # Who writes payload.pid first decides: the payload, or this, when it never comes.
+    (
+        tries=0
+        while [ ! -e "$run/payload.pid" ]; do
+            tries=$((tries + 1))
+            if [ "$tries" -gt 300 ] && (set -C && echo none >"$run/payload.pid") 2>/dev/null; then
+                echo none >"$run/payload.end"
+            fi
+            short_sleep
+        done
+    ) &
+    # The end of the file without a word: it was killed.
+    IFS= read -r code <"$run/payload.end" || code=137
+    kill "$!" 2>/dev/null
+    wait "$!" 2>/dev/null
+    if [ "$code" = none ] || [ ! -e "$run/payload.pid" ]; then
+        unload_agent
+        return 1
+    fi
+}
+
+unload_agent() {
+    tries=0
+    while launchctl print "$domain/mayfly.payload" >/dev/null 2>&1 && [ "$tries" -lt 50 ]; do
+        launchctl bootout "$domain/mayfly.payload" >/dev/null 2>&1
+        tries=$((tries + 1))
+        short_sleep
+    done
+}
+
+xml() {
+    printf '%s' "$1" | sed 's/&/\&amp;/g; s/</\&lt;/g; s/>/\&gt;/g'
+}
+
+# Interactive, or launchd would hold back the job's processor and disk.
+launch_agent() {
+    cat <<END
+<?xml version="1.0" encoding="UTF-8"?>
+<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">
+<plist version="1.0">
+<dict>
+    <key>Label</key><string>mayfly.payload</string>
+    <key>ProgramArguments</key>
+    <array>
+        <string>/bin/sh</string>
+        <string>$(xml "$kit/wrapper.sh")</string>
+        <string>payload</string>
+    </array>
+    <key>EnvironmentVariables</key>
+    <dict>
+        <key>MAYFLY_PATH</key><string>$(xml "$payload_path")</string>
+    </dict>
+    <key>RunAtLoad</key><true/>
+    <key>KeepAlive</key><false/>
+    <key>AbandonProcessGroup</key><true/>
+    <key>ProcessType</key><string>Interactive</string>
+    <key>StandardOutPath</key><string>$(xml "$run/payload.log")</string>
+    <key>StandardErrorPath</key><string>$(xml "$run/payload.log")</string>
+</dict>
+</plist>
+END
 }
 
 # The primary end signal: tried until it is taken, the vm is known to be gone, or the
@@ -194,6 +402,21 @@ finish() {
         fi
     done
 }
+
+system=$(uname -s)
+if [ "${1:-}" = payload ]; then
+    # Opened first: from then on our end is seen, however it comes.
+    exec 9>"$run/payload.end" || exit 1
+    (set -C && echo "$$" >"$run/payload.pid") 2>/dev/null || exit 0
+    read_login_environment 9>&-
+    run_payload
+    echo "$?" >&9
+    exit 0
+fi
+if [ "$system" = Darwin ]; then
+    read_login_environment
+    write_zshenv || echo ".zshenv could not be written"
+fi
 
 event '{"type":"guest_configured"}'
 case $MAYFLY_RUNNER_KIND in
@@ -220,8 +443,14 @@ if command -v base64 >/dev/null 2>&1; then
     stream_log &
     streamer=$!
 fi
-run_payload
-code=$?
+if ! payload_in_session; then
+    if [ -s "$run/session" ]; then
+        echo "mayfly: launchd did not start the job in $(cat "$run/session"), it runs in the background session" |
+            tee -a "$log"
+    fi
+    run_payload
+    code=$?
+fi
 echo "payload ended with $code"
 if [ -n "$streamer" ]; then
     kill "$streamer" 2>/dev/null

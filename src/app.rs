@@ -1,8 +1,10 @@
 //! The only place where everything is wired: builds each part, runs it, ends it in order.
 
 use std::{
+    collections::BTreeMap,
     fs::{File, Permissions},
     io::{self, Write as _},
+    net::SocketAddr,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,12 +20,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{Accelerator, Config},
-    domain::token::Scope,
+    config::{self, Accelerator, Config, GuestArch, TartNetwork, TartResolver},
+    domain::{Arch, token::Scope},
     drivers::{
         fake::{Fake, FakeWorld},
         qemu::{self, AcceleratorChoice, Qemu},
         registry::Registry,
+        tart::{self, Tart},
     },
     http::{self, Http},
     reconcile::{self, Reconciler},
@@ -102,12 +105,13 @@ impl App {
         let lock = lock(&layout)?;
         // Listening comes before the database: a port in use is the most common trouble, and nothing was touched yet.
         let listener = listen(config.server.listen, "server.listen").await?;
-        let guest_tcp = match config.guest.listen {
+        let guest_tcp = match config.guest_listen() {
             Some(address) => Some(listen(address, "guest.listen").await?),
             None => None,
         };
         let tls = tls(config)?;
-        let drivers = Arc::new(registry(config, &layout)?);
+        let own_path = std::env::current_exe().map_err(StartError::OwnPath)?;
+        let drivers = Arc::new(registry(config, &layout, &own_path)?);
         let (key, database) = (layout.at("secret.key"), layout.at("mayfly.db"));
         // A new key beside old records would make live vms' scripts unreadable and their guests' tokens worthless, silently.
         if !key.exists() && std::fs::metadata(&database).is_ok_and(|file| file.len() > 0) {
@@ -146,7 +150,6 @@ impl App {
         );
         admin_token(&service, &layout.at("admin.token")).await?;
 
-        let own_path = std::env::current_exe().map_err(StartError::OwnPath)?;
         let reconciler = Arc::new(Reconciler {
             ledger: store.ledger,
             reader: store.reader,
@@ -161,7 +164,7 @@ impl App {
                 count_foreign: config.slots.count_foreign,
                 guest_socket: guest_path,
                 relay: vec![own_path.display().to_string(), "guest-relay".to_owned()],
-                guest_url: config.guest.advertise_url.clone().unwrap_or_else(qemu_guest_url),
+                guest_urls: guest_urls(config),
                 isolated: config.drivers.qemu.isolated,
                 retry_backoff: Duration::from_secs(2),
                 sweep_every: Duration::from_secs(60),
@@ -311,7 +314,7 @@ fn check_paths(config: &Config, layout: &Layout) -> Result<(), StartError> {
     Ok(())
 }
 
-fn registry(config: &Config, layout: &Layout) -> Result<Registry, StartError> {
+fn registry(config: &Config, layout: &Layout, own_path: &Path) -> Result<Registry, StartError> {
     let mut registry = Registry::default();
     let qemu = &config.drivers.qemu;
     if qemu.enabled {
@@ -330,6 +333,11 @@ fn registry(config: &Config, layout: &Layout) -> Result<Registry, StartError> {
         .map_err(|error| StartError::Driver { driver: Qemu::NAME, cause: error.summary })?;
         registry.add(Arc::new(driver));
     }
+    if config.drivers.tart.enabled {
+        let driver = Tart::new(tart_settings(config, layout, own_path))
+            .map_err(|error| StartError::Driver { driver: Tart::NAME, cause: error.summary })?;
+        registry.add(Arc::new(driver));
+    }
     if config.drivers.fake.enabled {
         tracing::warn!("the fake driver is enabled: its vms are not real");
         registry.add(Arc::new(Fake::new(FakeWorld::new())));
@@ -337,8 +345,55 @@ fn registry(config: &Config, layout: &Layout) -> Result<Registry, StartError> {
     Ok(registry)
 }
 
-fn qemu_guest_url() -> String {
-    format!("http://{}", qemu::args::GUEST_API_ADDRESS)
+fn tart_settings(config: &Config, layout: &Layout, own_path: &Path) -> tart::Settings {
+    let t = &config.drivers.tart;
+    let launcher = vec![own_path.display().to_string(), "detach".to_owned(), "--".to_owned()];
+    tart::Settings {
+        binary: t.binary.clone(),
+        arch: t.arch.map(|arch| match arch {
+            GuestArch::Aarch64 => Arch::Aarch64,
+            GuestArch::X86_64 => Arch::X86_64,
+        }),
+        lease_file: t.lease_file.clone(),
+        ssh_port: t.ssh_port,
+        resolver: match t.resolver {
+            TartResolver::Dhcp => tart::Resolver::Dhcp,
+            TartResolver::Arp => tart::Resolver::Arp,
+            TartResolver::Agent => tart::Resolver::Agent,
+        },
+        network: match t.network {
+            TartNetwork::Nat => tart::Network::Nat,
+            TartNetwork::Softnet => {
+                tart::Network::Softnet { allow: t.softnet_allow.clone(), block: t.softnet_block.clone() }
+            }
+            TartNetwork::Bridged => tart::Network::Bridged { interfaces: t.bridged_interfaces.clone() },
+        },
+        dirs: t.dirs.clone(),
+        rosetta: t.rosetta.clone(),
+        nested: t.nested,
+        suspendable: t.suspendable,
+        root_disk_opts: t.root_disk_opts.clone(),
+        display: t.display.clone(),
+        copy_across_volumes: t.copy_across_volumes,
+        ..tart::Settings::new(config.tart_home(), layout.at("tart"), launcher)
+    }
+}
+
+/// Where each driver's guests find the guest API, unless the configuration names one place for all.
+fn guest_urls(config: &Config) -> BTreeMap<String, String> {
+    let port = config.guest_listen().map_or(config::GUEST_PORT, |address| address.port());
+    let tart = SocketAddr::new(config.drivers.tart.gateway, port);
+    [
+        (Qemu::NAME, qemu::args::GUEST_API_ADDRESS.to_owned()),
+        (Tart::NAME, tart.to_string()),
+        (Fake::NAME, tart.to_string()),
+    ]
+    .into_iter()
+    .map(|(driver, address)| {
+        let url = config.guest.advertise_url.clone().unwrap_or_else(|| format!("http://{address}"));
+        (driver.to_owned(), url)
+    })
+    .collect()
 }
 
 fn tls(config: &Config) -> Result<Option<Arc<tokio_rustls::rustls::ServerConfig>>, StartError> {

@@ -9,6 +9,7 @@
 
 use std::{
     fmt,
+    net::SocketAddr,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -22,8 +23,8 @@ mod source;
 
 pub use host::Host;
 pub use keys::{
-    Accelerator, Budgets, Drivers, FakeDriver, Guest, Key, Log, LogFormat, QemuDriver, Queue, Retention, Section,
-    Server, Slots,
+    Accelerator, Budgets, Drivers, FakeDriver, Guest, GuestArch, Key, Log, LogFormat, QemuDriver, Queue, Retention,
+    Section, Server, Slots, TartDriver, TartNetwork, TartResolver,
 };
 use source::Found;
 
@@ -32,6 +33,8 @@ pub const FILE: &str = "mayfly.toml";
 /// Name of the file in the data directory that holds the first admin token.
 pub const ADMIN_TOKEN_FILE: &str = "admin.token";
 /// Longest time that a setting may ask for: more is a mistake of units.
+/// Port of the guest API where nobody chose one.
+pub const GUEST_PORT: u16 = 8471;
 const MAX_SECONDS: u64 = 30 * 24 * 3600;
 
 /// The whole configuration: defaults filled in, values checked, paths absolute.
@@ -137,7 +140,11 @@ impl Config {
             queue: Queue::read(&mut found),
             budgets: Budgets::read(&mut found),
             retention: Retention::read(&mut found),
-            drivers: Drivers { qemu: QemuDriver::read(&mut found), fake: FakeDriver::read(&mut found) },
+            drivers: Drivers {
+                qemu: QemuDriver::read(&mut found),
+                tart: TartDriver::read(&mut found),
+                fake: FakeDriver::read(&mut found),
+            },
             log: Log::read(&mut found),
             data_dir,
         };
@@ -191,6 +198,19 @@ impl Config {
         }
     }
 
+    /// Where the guest API listens for guests that have no forward of their own.
+    pub fn guest_listen(&self) -> Option<SocketAddr> {
+        let tart = self.drivers.tart.enabled.then_some(SocketAddr::from(([0, 0, 0, 0], GUEST_PORT)));
+        self.guest.listen.or(tart)
+    }
+
+    /// Where Tart keeps its VMs.
+    pub fn tart_home(&self) -> PathBuf {
+        let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let usual = || set("TART_HOME").or_else(|| set("HOME").map(|home| home.join(".tart")));
+        self.drivers.tart.home.clone().or_else(usual).unwrap_or_else(|| self.data_dir.join("tart"))
+    }
+
     pub fn admin_token_file(&self) -> PathBuf {
         self.data_dir.join(ADMIN_TOKEN_FILE)
     }
@@ -210,6 +230,8 @@ impl Config {
         resolve("server.tls_key", &mut self.server.tls_key, false);
         resolve("drivers.qemu.binary", &mut self.drivers.qemu.binary, true);
         resolve("drivers.qemu.qemu_img", &mut self.drivers.qemu.qemu_img, true);
+        resolve("drivers.tart.binary", &mut self.drivers.tart.binary, true);
+        resolve("drivers.tart.home", &mut self.drivers.tart.home, false);
     }
 
     fn check(&self, found: &mut Found) {
@@ -259,6 +281,17 @@ impl Config {
                 ),
             );
         }
+        let t = &self.drivers.tart;
+        if t.network == TartNetwork::Bridged && t.bridged_interfaces.is_empty() {
+            found.refuse(
+                "drivers.tart.bridged_interfaces",
+                "`network = \"bridged\"` needs an interface such as [\"en0\"]",
+            );
+        }
+        if t.network != TartNetwork::Softnet && !(t.softnet_allow.is_empty() && t.softnet_block.is_empty()) {
+            found.refuse("drivers.tart.softnet_allow", "has a meaning only with `network = \"softnet\"`");
+        }
+        found.in_range("drivers.tart.ssh_port", t.ssh_port, 1, 65_535);
         found.in_range("slots.linux", self.slots.linux, 0, 4096);
         found.in_range("slots.cpus", self.slots.cpus, 1, 65_536);
         found.in_range("slots.memory_mib", self.slots.memory_mib, 32, u64::from(u32::MAX));

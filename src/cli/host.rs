@@ -1,5 +1,6 @@
 //! `mayfly host`
 
+use jiff::SignedDuration;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -19,6 +20,7 @@ struct HostAnswer {
     foreign: Held,
     queued: i64,
     drivers: Vec<DriverAnswer>,
+    faults: Vec<FaultAnswer>,
     instances: Vec<InstanceAnswer>,
 }
 
@@ -54,6 +56,18 @@ struct DriverAnswer {
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
+struct FaultAnswer {
+    code: String,
+    detail: String,
+    os: String,
+    admits: u32,
+    slots: u32,
+    age_seconds: u64,
+    remedy: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct InstanceAnswer {
     driver: String,
     name: String,
@@ -84,6 +98,13 @@ pub(super) async fn run(client: &Client, json: bool) -> Result<u8, Failure> {
     ];
     output::bytes(text::table(&["", "LIMIT", "OURS", "FOREIGN", "FREE"], &rows, output::width(), 0).as_bytes())?;
     output::line(&format!("\nqueued vms: {}", host.queued))?;
+    for fault in &host.faults {
+        let age = text::duration(SignedDuration::from_secs(fault.age_seconds.cast_signed()));
+        let what = format!("{} of {} {} slots can be used, for {age}", fault.admits, fault.slots, fault.os);
+        output::line(&format!("\n{}  {}", paint("fault", Colour::Red), text::plain(&what)))?;
+        output::line(&format!("  {}: {}", fault.code, text::plain(&fault.detail)))?;
+        output::line(&format!("  {}", text::plain(&fault.remedy)))?;
+    }
     for driver in &host.drivers {
         let state = if driver.usable { paint("usable", Colour::Green) } else { paint("not usable", Colour::Red) };
         let about: Vec<&str> =

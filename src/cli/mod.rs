@@ -8,6 +8,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 mod client;
+mod detach;
 mod follow;
 mod host;
 pub mod markdown;
@@ -116,6 +117,12 @@ enum Command {
     GuestRelay {
         socket: PathBuf,
     },
+    /// Run a program in place of this one, in a session of its own: how a hypervisor outlives the service
+    #[command(hide = true)]
+    Detach {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        command: Vec<OsString>,
+    },
     /// Print the reference of the command line as Markdown
     #[command(hide = true)]
     Markdown,
@@ -134,6 +141,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         && name == "guest-relay"
     {
         return ExitCode::from(relay::run(socket.as_ref()));
+    }
+    // Nothing that comes after this name is for us, whatever it looks like.
+    if let [_, name, command @ ..] = args.as_slice()
+        && name == "detach"
+    {
+        return ExitCode::from(detach::run(command));
     }
     let cli = match Cli::command().try_get_matches_from(args).and_then(|m| Cli::from_arg_matches(&m)) {
         Ok(cli) => cli,
@@ -165,6 +178,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
             Ok(exit::OK)
         }
         Command::GuestRelay { socket } => Ok(relay::run(&socket)),
+        Command::Detach { command } => Ok(detach::run(&command)),
         Command::Markdown => {
             output::bytes(markdown::reference().as_bytes())?;
             Ok(exit::OK)

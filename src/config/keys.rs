@@ -1,6 +1,9 @@
 //! THE list of settings. To add one, add it here: reading, checking for unknown keys and the documentation follow.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use super::{
     host::Host,
@@ -102,7 +105,9 @@ section! {
     /// How guests reach Mayfly. QEMU guests need nothing here: they get a forward of their own.
     Guest = "guest" {
         /// Address and port of the guest API, for guests that have no forward of their own.
-        listen: Option<SocketAddr> = None;
+        /// With the `tart` driver all addresses are listened on when this is missing, because the address that guests reach
+        /// exists only while one of them runs; each request needs the token of its vm.
+        listen: Option<SocketAddr> = None, shown as "none; `0.0.0.0:8471` with the `tart` driver";
         /// The guest API's URL as guests see it, where the address it listens on is not the one they can use.
         advertise_url: Option<String> = None;
     }
@@ -183,6 +188,53 @@ section! {
 }
 
 section! {
+    /// Tart: macOS and Linux guests on Apple Silicon.
+    TartDriver = "drivers.tart" {
+        /// Use this driver.
+        enabled: bool = cfg!(target_os = "macos"), shown as "`true` on macOS";
+        /// The program: a path, or a name looked up in `PATH`, in Homebrew's directories too.
+        binary: Option<PathBuf> = None, shown as "`tart`";
+        /// Where Tart keeps its VMs. On the volume of the data directory, or cloning is copying.
+        home: Option<PathBuf> = None, shown as "`TART_HOME`, else `~/.tart`";
+        /// Processor of the guests.
+        arch: Option<GuestArch> = None, shown as "the host's";
+        /// How guests are connected. `nat`: Apple's own. `softnet`: Tart's filter, which keeps guests from the local network.
+        /// `bridged`: as machines of the local network.
+        network: TartNetwork = TartNetwork::Nat;
+        /// Networks that guests behind `softnet` may reach besides the internet (CIDR).
+        softnet_allow: Vec<String> = Vec::new();
+        /// Networks that guests behind `softnet` may not reach (CIDR).
+        softnet_block: Vec<String> = Vec::new();
+        /// Interfaces of the host that `bridged` guests are connected to.
+        bridged_interfaces: Vec<String> = Vec::new();
+        /// The host's address as guests see it.
+        gateway: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 64, 1));
+        /// Port of the guests' SSH server.
+        ssh_port: u16 = 22;
+        /// How a guest's address is found: `dhcp` from the host's lease file, `arp` from its address table, which is the
+        /// way for `bridged`, `agent` from the agent in the guest.
+        resolver: TartResolver = TartResolver::Dhcp;
+        /// Where the host keeps its DHCP leases.
+        lease_file: PathBuf = "/var/db/dhcpd_leases".into();
+        /// Directories of the host that guests see, as in `tart run --dir`: `name:/path:ro`.
+        dirs: Vec<String> = Vec::new();
+        /// Size of the guests' display, as in `tart set --display`: `1920x1080`.
+        display: Option<String> = None, shown as "the template's";
+        /// How the guests' disk is written, as in `tart run --root-disk-opts`. Guests are thrown away, so nothing is lost by
+        /// not waiting for the disk.
+        root_disk_opts: String = "sync=none,caching=cached".to_owned();
+        /// Rosetta for Linux guests, under this tag.
+        rosetta: Option<String> = None;
+        /// Linux guests may run guests of their own (M3 and later).
+        nested: bool = false;
+        /// macOS guests are started such that they could be suspended: without audio, entropy and USB devices.
+        suspendable: bool = false;
+        /// Copy a template's disk when it cannot be cloned, because Tart's directory is on another volume.
+        copy_across_volumes: bool = false;
+    }
+}
+
+section! {
     /// A driver that pretends: no guest is ever started. For tests and demonstrations only.
     FakeDriver = "drivers.fake" {
         /// Use this driver. For tests and demonstrations: jobs given to it are not run.
@@ -204,6 +256,7 @@ section! {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Drivers {
     pub qemu: QemuDriver,
+    pub tart: TartDriver,
     pub fake: FakeDriver,
 }
 
@@ -216,6 +269,7 @@ pub const SECTIONS: &[Section] = &[
     Budgets::SECTION,
     Retention::SECTION,
     QemuDriver::SECTION,
+    TartDriver::SECTION,
     FakeDriver::SECTION,
     Log::SECTION,
 ];
@@ -257,6 +311,32 @@ choice! {
         Hvf = "hvf",
         /// Emulation: slow, and works everywhere.
         Tcg = "tcg",
+    }
+}
+
+choice! {
+    /// Processors of guests.
+    GuestArch "`aarch64` or `x86_64`" {
+        Aarch64 = "aarch64",
+        X86_64 = "x86_64",
+    }
+}
+
+choice! {
+    /// How Tart's guests are connected.
+    TartNetwork "`nat`, `softnet` or `bridged`" {
+        Nat = "nat",
+        Softnet = "softnet",
+        Bridged = "bridged",
+    }
+}
+
+choice! {
+    /// How the address of Tart's guests is found.
+    TartResolver "`dhcp`, `arp` or `agent`" {
+        Dhcp = "dhcp",
+        Arp = "arp",
+        Agent = "agent",
     }
 }
 

@@ -1,6 +1,10 @@
 //! Where settings come from: the file, the environment and the command line, each value with the place where it stands.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::Path, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
 
 use toml::{
     Spanned,
@@ -25,6 +29,9 @@ pub(super) trait Setting: Sized {
     fn from_bool(_: bool) -> Option<Self> {
         None
     }
+    fn from_list(_: &[String]) -> Option<Self> {
+        None
+    }
     /// Whether text in the file will do, or only in the environment, where everything is text.
     const TEXT_IN_FILE: bool = true;
     fn show(&self) -> String;
@@ -47,7 +54,7 @@ macro_rules! whole_number {
         }
     )+ };
 }
-whole_number! { u32 u64 }
+whole_number! { u16 u32 u64 }
 
 impl Setting for bool {
     const KIND: &str = "`true` or `false`";
@@ -93,6 +100,31 @@ impl Setting for SocketAddr {
     }
 }
 
+impl Setting for IpAddr {
+    const KIND: &str = "address";
+    fn from_text(text: &str) -> Option<Self> {
+        text.trim().parse().ok()
+    }
+    fn show(&self) -> String {
+        format!("`{self}`")
+    }
+}
+
+/// In the environment and on the command line: separated by commas.
+impl Setting for Vec<String> {
+    const KIND: &str = "list of texts";
+    const TEXT_IN_FILE: bool = false;
+    fn from_text(text: &str) -> Option<Self> {
+        Some(text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(str::to_owned).collect())
+    }
+    fn from_list(texts: &[String]) -> Option<Self> {
+        Some(texts.to_vec())
+    }
+    fn show(&self) -> String {
+        if self.is_empty() { "none".to_owned() } else { format!("`{}`", self.join("`, `")) }
+    }
+}
+
 impl<T: Setting> Setting for Option<T> {
     const KIND: &str = T::KIND;
     const TEXT_IN_FILE: bool = T::TEXT_IN_FILE;
@@ -117,6 +149,7 @@ enum Raw {
     Text(String),
     Integer(i64),
     Bool(bool),
+    List(Vec<String>),
     /// Something that no setting takes, in words.
     Other(&'static str),
 }
@@ -128,6 +161,7 @@ impl Raw {
             Raw::Text(text) => format!("the text {text:?}"),
             Raw::Integer(n) => format!("the number {n}"),
             Raw::Bool(b) => format!("`{b}`"),
+            Raw::List(_) => "a list".to_owned(),
             Raw::Other(what) => (*what).to_owned(),
         }
     }
@@ -155,10 +189,12 @@ impl Found {
             Raw::Text(_) | Raw::Other(_) => None,
             Raw::Integer(n) => T::from_integer(*n),
             Raw::Bool(b) => T::from_bool(*b),
+            Raw::List(texts) => T::from_list(texts),
         };
         if value.is_none() {
             let example = match T::KIND {
                 "address and port" => " such as 127.0.0.1:8470",
+                "list of texts" => " such as [\"en0\"]",
                 _ => "",
             };
             self.refuse(key, format!("expected {}{example}, found {}", T::KIND, raw.show()));
@@ -276,7 +312,17 @@ fn raw(value: &DeValue<'_>) -> Raw {
         },
         DeValue::Float(_) => Raw::Other("a number with a fraction"),
         DeValue::Datetime(_) => Raw::Other("a date"),
-        DeValue::Array(_) => Raw::Other("a list"),
+        DeValue::Array(values) => {
+            let text = |value: &Spanned<DeValue<'_>>| match value.get_ref() {
+                DeValue::String(text) => Some(text.to_string()),
+                _ => None,
+            };
+            values
+                .iter()
+                .map(text)
+                .collect::<Option<_>>()
+                .map_or(Raw::Other("a list that holds more than texts"), Raw::List)
+        }
         DeValue::Table(_) => Raw::Other("a table"),
     }
 }

@@ -81,6 +81,8 @@ codes! {
         "See `GET /host` for the fault and its remedy."
     HostRefused "host.refused" 503 true "The hypervisor refused to start the guest"
         "See `GET /host`; other guests may hold what this one needs."
+    HostLimit "host.limit_exceeded" 503 true "The system refuses to run one more guest"
+        "Guests that Mayfly did not start hold the slots, or the system leaked one: end those guests; if there are none, reboot the host."
     CloneFailed "clone.failed" 500 true "The template could not be cloned"
         "See the vm's events; often the disk is full."
     CloneTimeout "clone.timeout" 500 true "Cloning took longer than its budget"

@@ -35,6 +35,8 @@ pub enum GoneCause {
     GuestPowerOff,
     GuestReset,
     GuestPanic,
+    /// The hypervisor gave the guest up: an error of its own, a lost network attachment.
+    HypervisorError,
     /// Somebody on the host ended the hypervisor with a signal or a command.
     HostStop,
     /// The hypervisor is gone and left no word (killed, crashed, or it ended while Mayfly was away).
@@ -45,6 +47,7 @@ pub enum GoneCause {
 #[serde(rename_all = "snake_case")]
 pub enum ReadyVia {
     SshBanner,
+    GuestAgent,
     GuestCall,
 }
 

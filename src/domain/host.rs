@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use utoipa::ToSchema;
 
@@ -47,6 +49,13 @@ impl Held {
         self.memory_mib = self.memory_mib.saturating_add(memory_mib);
     }
 
+    pub fn guests(&self, os: GuestOs) -> u32 {
+        match os {
+            GuestOs::Macos => self.macos,
+            GuestOs::Linux => self.linux,
+        }
+    }
+
     pub fn plus(mut self, other: Held) -> Held {
         self.macos += other.macos;
         self.linux += other.linux;
@@ -57,13 +66,18 @@ impl Held {
 }
 
 impl Capacity {
+    /// Guests of this kind at once.
+    pub fn slots(&self, os: GuestOs) -> u32 {
+        match os {
+            GuestOs::Macos => self.macos_slots.min(MACOS_GUESTS_PER_HOST),
+            GuestOs::Linux => self.linux_slots,
+        }
+    }
+
     /// Whether one more vm of this shape fits beside what is held.
     pub fn fits(&self, held: &Held, os: GuestOs, cpus: u32, memory_mib: u32) -> bool {
-        let slot = match os {
-            GuestOs::Macos => held.macos < self.macos_slots.min(MACOS_GUESTS_PER_HOST),
-            GuestOs::Linux => held.linux < self.linux_slots,
-        };
-        slot && held.cpus.saturating_add(cpus) <= self.cpus
+        held.guests(os) < self.slots(os)
+            && held.cpus.saturating_add(cpus) <= self.cpus
             && held.memory_mib.saturating_add(memory_mib) <= self.memory_mib
     }
 }
@@ -105,6 +119,28 @@ pub struct DriverView {
     pub fault: Option<Fault>,
 }
 
+/// The system refused to run as many guests of a kind as there are slots for: guests that nobody shows us hold them, or the
+/// system lost count. Until it runs more again, no more than these are started, but for one vm now and then that finds out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ceiling {
+    pub os: GuestOs,
+    /// How many ran when it refused.
+    pub admits: u32,
+    /// The first refusal: what was said, and since when.
+    pub fault: Fault,
+    pub last_at: Timestamp,
+    /// From then on one more is tried.
+    pub retry_at: Timestamp,
+    pub refusals: u32,
+}
+
+impl Ceiling {
+    /// How many guests of this kind may be had now.
+    pub fn now(&self, now: Timestamp) -> u32 {
+        self.admits.saturating_add(u32::from(now >= self.retry_at))
+    }
+}
+
 /// The host as last looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostView {
@@ -112,6 +148,8 @@ pub struct HostView {
     pub drivers: Vec<DriverView>,
     /// Everything that runs here, ours and foreign.
     pub instances: Vec<Instance>,
+    /// At most one for each kind of guest.
+    pub ceilings: Vec<Ceiling>,
     pub observed_at: Timestamp,
     /// `false` until the first look at the host is done.
     pub observed: bool,
@@ -120,6 +158,38 @@ pub struct HostView {
 impl HostView {
     pub fn driver(&self, name: &str) -> Option<&DriverView> {
         self.drivers.iter().find(|d| d.name == name)
+    }
+
+    /// How many guests of a kind run, ours and foreign, without this one.
+    pub fn running_beside(&self, os: GuestOs, vm: VmId) -> u32 {
+        let others = self.instances.iter().filter(|i| i.running && i.os == os && i.vm_id != Some(vm));
+        u32::try_from(others.count()).unwrap_or(u32::MAX)
+    }
+
+    /// The system refused a guest although fewer run than there are slots.
+    pub fn refused(&mut self, os: GuestOs, running: u32, fault: Fault, pause: Duration, longest: Duration) {
+        let slots = self.capacity.slots(os);
+        if running >= slots {
+            // It holds what is held: nothing is wrong with the host, only our picture was old.
+            return;
+        }
+        let at = fault.at;
+        let mut ceiling = match self.ceilings.iter().position(|c| c.os == os) {
+            Some(known) => self.ceilings.swap_remove(known),
+            None => Ceiling { os, admits: running, fault, last_at: at, retry_at: at, refusals: 0 },
+        };
+        let wait = pause.saturating_mul(1 << ceiling.refusals.min(16)).min(longest);
+        ceiling.admits = running;
+        ceiling.last_at = at;
+        ceiling.retry_at = at.saturating_add(wait).unwrap_or(at);
+        ceiling.refusals += 1;
+        self.ceilings.push(ceiling);
+    }
+
+    /// So many guests of a kind run now. Returns the ceiling that this lifts.
+    pub fn admitted(&mut self, os: GuestOs, running: u32) -> Option<Ceiling> {
+        let lifted = self.ceilings.iter().position(|c| c.os == os && running > c.admits)?;
+        Some(self.ceilings.swap_remove(lifted))
     }
 
     /// What foreign instances hold.
@@ -170,6 +240,37 @@ pub fn difference(live: &[Vm], instances: &[Instance]) -> Difference {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_ceiling_is_what_ran_and_is_tried_again_ever_more_rarely() {
+        let at = |s: i64| Timestamp::from_second(1_700_000_000 + s).unwrap();
+        let fault = |s| Fault { code: crate::domain::Code::HostLimit, detail: format!("refused at {s}"), at: at(s) };
+        let (pause, longest) = (Duration::from_secs(2), Duration::from_secs(60));
+        let capacity = Capacity { macos_slots: 2, linux_slots: 4, cpus: 8, memory_mib: 8192 };
+        let mut view = HostView {
+            capacity,
+            drivers: Vec::new(),
+            instances: Vec::new(),
+            ceilings: Vec::new(),
+            observed_at: at(0),
+            observed: true,
+        };
+        view.refused(GuestOs::Macos, 2, fault(0), pause, longest);
+        assert!(view.ceilings.is_empty(), "two run: that is the law and no fault");
+
+        let mut now = 0;
+        for (n, wait) in [2, 4, 8, 16, 32, 60, 60].into_iter().enumerate() {
+            view.refused(GuestOs::Macos, 1, fault(now), pause, longest);
+            let c = &view.ceilings[0];
+            assert_eq!((c.admits, c.fault.at, c.last_at, c.retry_at), (1, at(0), at(now), at(now + wait)), "{n}");
+            assert_eq!((c.now(at(now)), c.now(at(now + wait))), (1, 2));
+            now += wait;
+        }
+        assert_eq!(view.admitted(GuestOs::Linux, 4), None);
+        assert_eq!(view.admitted(GuestOs::Macos, 1), None);
+        assert_eq!(view.admitted(GuestOs::Macos, 2).map(|c| c.refusals), Some(7));
+        assert!(view.ceilings.is_empty());
+    }
 
     #[test]
     fn configuration_cannot_raise_the_macos_limit() {

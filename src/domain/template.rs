@@ -15,6 +15,15 @@ pub enum GuestOs {
     Macos,
 }
 
+impl GuestOs {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            GuestOs::Linux => "linux",
+            GuestOs::Macos => "macos",
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Arch {
@@ -45,6 +54,8 @@ impl Arch {
 pub enum DiskFormat {
     Raw,
     Qcow2,
+    /// Apple's sparse container, for macOS 26 and later.
+    Asif,
 }
 
 impl DiskFormat {
@@ -52,6 +63,7 @@ impl DiskFormat {
         match self {
             DiskFormat::Raw => "raw",
             DiskFormat::Qcow2 => "qcow2",
+            DiskFormat::Asif => "asif",
         }
     }
 }
@@ -64,17 +76,25 @@ pub enum Handover {
     Seed,
     /// Upload and start over SSH once the guest answers.
     Ssh,
+    /// Upload and start through the guest agent that the hypervisor has a channel to. Needs no network.
+    Agent,
 }
 
 /// Files of a template, absolute.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TemplateFiles {
     pub disk: PathBuf,
     pub kernel: Option<PathBuf>,
     pub initramfs: Option<PathBuf>,
     /// UEFI firmware image; without one and without a kernel the hypervisor's own BIOS boots the disk.
     pub firmware: Option<PathBuf>,
+    /// The VM's configuration, in the hypervisor's own format (Tart's `config.json`).
+    pub config: Option<PathBuf>,
+    /// The firmware's variables (Tart's `nvram.bin`).
+    pub nvram: Option<PathBuf>,
     pub ssh_key: Option<PathBuf>,
+    /// Holds the password that SSH logs in with, where there is no key.
+    pub ssh_password: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

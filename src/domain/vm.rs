@@ -419,7 +419,11 @@ impl Vm {
                     GoneCause::GuestPowerOff => {
                         self.end(EndSignal::GuestPowerOff, OutcomeResult::Completed, None, None);
                     }
-                    GoneCause::GuestReset | GoneCause::GuestPanic | GoneCause::HostStop | GoneCause::Unknown => {
+                    GoneCause::GuestReset
+                    | GoneCause::GuestPanic
+                    | GoneCause::HypervisorError
+                    | GoneCause::HostStop
+                    | GoneCause::Unknown => {
                         if done {
                             self.end(EndSignal::InstanceGone, OutcomeResult::Completed, None, None);
                         } else {

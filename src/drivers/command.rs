@@ -5,7 +5,7 @@
 //! host, so a secret goes in through standard input or a file, never through them.
 //!
 //! When a command is dropped, or its deadline passes, its whole process group is killed. What has made itself a session of
-//! its own (a daemonized hypervisor) is no longer in that group and lives on.
+//! its own (a daemonized hypervisor) is no longer in that group and lives on. So does what was let go of.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -18,6 +18,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    process::Child,
     time::{Instant, timeout, timeout_at},
 };
 
@@ -103,9 +104,7 @@ impl Command {
         self.program.file_name().unwrap_or(self.program.as_os_str()).to_string_lossy().into_owned()
     }
 
-    /// Runs it to its end. An exit status other than 0 is no error here: the caller knows what it means.
-    pub async fn run(mut self) -> Result<Output, CommandError> {
-        let ends = Instant::now() + self.deadline;
+    fn prepared(&self) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(&self.program);
         command
             .args(&self.args)
@@ -113,17 +112,38 @@ impl Command {
             .envs(KEPT_ENV.iter().filter_map(|k| Some((k, std::env::var_os(k)?))))
             // Error texts are read by programs.
             .env("LC_ALL", "C")
-            .envs(self.env.iter().map(|(k, v)| (k, v)))
+            .envs(self.env.iter().map(|(k, v)| (k, v)));
+        command
+    }
+
+    fn spawn(&self, command: &mut tokio::process::Command) -> Result<Child, CommandError> {
+        tracing::debug!(program = %self.program.display(), args = ?self.args, "starting a program");
+        command.spawn().map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => CommandError::Missing { program: self.name() },
+            _ => CommandError::Spawn { program: self.name(), source },
+        })
+    }
+
+    /// Starts it and lets go of it: what it says goes to two files, it lives on when the returned value is dropped, and the
+    /// deadline plays no part. It is in this process's own session and group; a program that is to outlive us has to leave both.
+    pub fn let_go(self, stdout: std::fs::File, stderr: std::fs::File) -> Result<Child, CommandError> {
+        let mut command = self.prepared();
+        // Not ours: a service that lives on in a directory would keep its volume from being unmounted.
+        command.current_dir("/").stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+        self.spawn(&mut command)
+    }
+
+    /// Runs it to its end. An exit status other than 0 is no error here: the caller knows what it means.
+    pub async fn run(mut self) -> Result<Output, CommandError> {
+        let ends = Instant::now() + self.deadline;
+        let mut command = self.prepared();
+        command
             .stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
-        tracing::debug!(program = %self.program.display(), args = ?self.args, "starting a program");
-        let mut child = command.spawn().map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => CommandError::Missing { program: self.name() },
-            _ => CommandError::Spawn { program: self.name(), source },
-        })?;
+        let mut child = self.spawn(&mut command)?;
         let mut group = Group(child.id().and_then(|id| Pid::from_raw(id as i32)));
 
         let mut stdout = Vec::new();

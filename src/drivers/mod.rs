@@ -23,6 +23,7 @@ pub mod fake;
 pub mod process;
 pub mod qemu;
 pub mod registry;
+pub mod tart;
 
 /// What a driver can do at all, whatever the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub struct Capabilities {
     pub console: bool,
     /// Takes a NoCloud seed volume.
     pub seed: bool,
+    /// Has a channel of its own to an agent in the guest.
+    pub agent: bool,
 }
 
 /// Whether it works here, and with what.
@@ -40,7 +43,7 @@ pub struct Probe {
     /// For example `QEMU emulator version 7.2.22`.
     pub version: String,
     pub arch: Arch,
-    /// `kvm`, `hvf`, `tcg`, …
+    /// `kvm`, `hvf`, `tcg`, `vz`, …
     pub accelerator: String,
     /// Why the better accelerator is not used, when it is not.
     pub note: Option<String>,
@@ -92,8 +95,9 @@ pub enum Observation {
     Absent,
     /// It exists and does not run.
     Stopped,
-    /// The hypervisor runs. `ssh` is where the guest's SSH port is reached, as soon as that is known; the guest may not answer yet.
-    Running { ssh: Option<Endpoint> },
+    /// The hypervisor runs. `ssh` is where the guest's SSH port is reached, and `agent` the socket that leads to the agent in
+    /// the guest, each as soon as it is known; the guest may not answer there yet.
+    Running { ssh: Option<Endpoint>, agent: Option<PathBuf> },
     /// It exists in a way that no verb of ours leaves behind.
     Broken { detail: String },
 }
@@ -179,7 +183,8 @@ pub trait Driver: Send + Sync + 'static {
     async fn inspect(&self, name: &InstanceName) -> Result<Observation>;
 
     /// Resolves when a running instance ends, with the reason. At once when it does not run: with the reason of its latest
-    /// end if the hypervisor left word of that, else with `Unknown`.
+    /// end if the hypervisor left word of that, else with `Unknown`. Fails when that word says that it never ran, and why:
+    /// some hypervisors find out only after they were started that the host is at its limit.
     async fn ended(&self, name: &InstanceName) -> Result<GoneCause>;
 
     /// Every instance on this host: ours, and foreign ones as far as the hypervisor shows them.

@@ -93,11 +93,30 @@ impl Process {
     pub async fn ended(&self) {
         #[cfg(target_os = "linux")]
         self.pidfd_readable().await;
+        #[cfg(not(target_os = "linux"))]
+        self.pid_free().await;
         while self.is_running().await {
             tokio::time::sleep(POLL).await;
         }
         // Orphans become children of the first process of a container. If that is this program, nobody else buries them.
         let _ = waitpid(Some(self.pid), WaitOptions::NOHANG);
+    }
+
+    /// Resolves when nobody has this pid, or somebody else has it. A guest is watched for hours, and to ask `ps` for it each
+    /// time would keep a core busy: a signal that is none costs nothing, and `ps` is asked now and then.
+    #[cfg(not(target_os = "linux"))]
+    async fn pid_free(&self) {
+        const CERTAIN: Duration = Duration::from_secs(5);
+        let mut asked = std::time::Instant::now();
+        while rustix::process::test_kill_process(self.pid) != Err(rustix::io::Errno::SRCH) {
+            if asked.elapsed() > CERTAIN {
+                if !self.is_running().await {
+                    return;
+                }
+                asked = std::time::Instant::now();
+            }
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     /// A pidfd is readable once its process has ended. Returns sooner when that cannot be waited for; the caller looks again.
@@ -113,11 +132,16 @@ impl Process {
         }
     }
 
-    /// Sends SIGKILL, to this process and to no later owner of its pid.
+    /// Sends SIGKILL.
     pub async fn kill(&self) -> io::Result<()> {
+        self.signal(Signal::KILL).await
+    }
+
+    /// Sends a signal, to this process and to no later owner of its pid. One that has ended takes it without complaint.
+    pub async fn signal(&self, signal: Signal) -> io::Result<()> {
         #[cfg(target_os = "linux")]
         if let Some(pidfd) = &self.pidfd {
-            return match rustix::process::pidfd_send_signal(pidfd, Signal::KILL) {
+            return match rustix::process::pidfd_send_signal(pidfd, signal) {
                 Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
                 Err(error) => Err(error.into()),
             };
@@ -125,7 +149,7 @@ impl Process {
         if !self.is_running().await {
             return Ok(());
         }
-        match rustix::process::kill_process(self.pid, Signal::KILL) {
+        match rustix::process::kill_process(self.pid, signal) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -189,13 +213,14 @@ mod system {
     use super::{CommandLine, Pid};
     use crate::drivers::command::Command;
 
+    // One keyword per `-o`: to the `ps` of BSD, whatever follows a `=` is that column's title, commas included.
     async fn ps(args: &[&str]) -> Option<String> {
         let output = Command::new("/bin/ps", Duration::from_secs(5)).args(args).run().await.ok()?;
         output.status.success().then(|| output.stdout_text())
     }
 
     pub async fn started(pid: Pid) -> Option<String> {
-        let text = ps(&["-o", "state=,lstart=", "-p", &pid.to_string()]).await?;
+        let text = ps(&["-o", "state=", "-o", "lstart=", "-p", &pid.to_string()]).await?;
         let (state, started) = text.trim().split_once(' ')?;
         (!state.starts_with('Z')).then(|| started.trim().to_owned())
     }
@@ -206,7 +231,7 @@ mod system {
     }
 
     pub async fn all() -> Vec<(i32, CommandLine)> {
-        let text = ps(&["-axww", "-o", "pid=,command="]).await.unwrap_or_default();
+        let text = ps(&["-axww", "-o", "pid=", "-o", "command="]).await.unwrap_or_default();
         text.lines()
             .filter_map(|line| {
                 let (pid, command) = line.trim().split_once(' ')?;

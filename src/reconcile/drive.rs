@@ -9,7 +9,7 @@ use super::{
     steps::{Failure, FailureKind},
 };
 use crate::{
-    domain::{Budget, Event, Fault, State, Vm},
+    domain::{Budget, Code, Event, Fault, State, Vm},
     store::{Expect, StoreError},
 };
 
@@ -59,6 +59,9 @@ impl Reconciler {
                     metrics::counter!("mayfly_step_failures_total", "step" => vm.state.as_str(), "code" => failure.code.slug())
                         .increment(1);
                     let fault = Fault { code: failure.code, detail: failure.detail, at: self.clock.now() };
+                    if fault.code == Code::HostLimit {
+                        self.limit_met(&vm, fault.clone()).await;
+                    }
                     let (event, wait) = failed(&vm, failure.kind, fault);
                     (Expect::Attempt { state: owed.0, attempt: owed.1 }, event, wait)
                 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Reconciler;
 use crate::{
     domain::{
-        Fault, InstanceName,
+        Fault, InstanceName, Vm,
         host::{DriverView, HostView, Instance},
     },
     drivers::{DriverError, Probe},
@@ -13,6 +13,8 @@ use crate::{
 
 /// A hypervisor that does not answer within this does not answer.
 const LIST_WITHIN: Duration = Duration::from_secs(15);
+/// While the system refuses guests, one vm finds out this often whether it still does.
+const LONGEST_LIMIT_PAUSE: Duration = Duration::from_secs(60);
 
 impl Reconciler {
     /// Probes every driver. Slow the first time: a probe may boot a guest to see whether an accelerator works.
@@ -102,10 +104,44 @@ impl Reconciler {
                 }
             }
         }
-        let view =
-            HostView { capacity: before.capacity, drivers, instances, observed_at: self.clock.now(), observed: true };
-        self.board.send_replace(view.clone());
-        view
+        self.board.send_modify(|view| {
+            view.drivers = drivers;
+            view.instances = instances;
+            view.observed_at = self.clock.now();
+            view.observed = true;
+        });
+        self.board.borrow().clone()
+    }
+
+    /// The system refused to run this vm's guest because so many run already, it says.
+    pub(super) async fn limit_met(&self, vm: &Vm, fault: Fault) {
+        let os = vm.draft.os;
+        let running = self.look_at_instances().await.running_beside(os, vm.id());
+        self.board.send_modify(|view| {
+            view.refused(os, running, fault, self.settings.retry_backoff, LONGEST_LIMIT_PAUSE);
+        });
+        if let Some(c) = self.board.borrow().ceilings.iter().find(|c| c.os == os) {
+            tracing::warn!(
+                os = os.as_str(), running, slots = self.settings.capacity.slots(os), since = %c.fault.at, refusals = c.refusals,
+                detail = %c.fault.detail, "the system refuses guests although slots are free"
+            );
+        }
+    }
+
+    /// This vm's guest runs.
+    pub(super) async fn limit_passed(&self, vm: &Vm) {
+        let os = vm.draft.os;
+        if !self.board.borrow().ceilings.iter().any(|c| c.os == os) {
+            return;
+        }
+        let running = self.look_at_instances().await.running_beside(os, vm.id()) + 1;
+        self.board.send_if_modified(|view| match view.admitted(os, running) {
+            Some(lifted) => {
+                tracing::info!(os = os.as_str(), running, since = %lifted.fault.at, "the system runs as many guests as there are slots again");
+                true
+            }
+            None => false,
+        });
     }
 
     fn fault(&self, error: DriverError) -> Fault {

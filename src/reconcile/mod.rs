@@ -9,7 +9,12 @@
 //! Every step is idempotent and rests on the row alone, so there is no recovery code: a restart starts the same tasks on the
 //! same rows. A step whose vm moved on is dropped where it stands; what it had begun is found by the next step.
 
-use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{broadcast::error::RecvError, mpsc, watch};
@@ -27,6 +32,7 @@ use crate::{
 };
 
 mod drive;
+mod handover;
 mod host;
 mod placement;
 mod steps;
@@ -42,8 +48,8 @@ pub struct Settings {
     pub guest_socket: PathBuf,
     /// The program that relays standard input and output to that socket; the path is appended.
     pub relay: Vec<String>,
-    /// Base address of the guest API as guests see it.
-    pub guest_url: String,
+    /// Driver → base address of the guest API as its guests see it.
+    pub guest_urls: BTreeMap<String, String>,
     /// Guests reach the guest API and nothing else.
     pub isolated: bool,
     /// First wait before a failed attempt is repeated; doubles each time, up to a minute.
@@ -68,7 +74,14 @@ pub struct Reconciler {
 
 /// The board before the first look.
 pub fn unobserved(capacity: Capacity, clock: &Clock) -> HostView {
-    HostView { capacity, drivers: Vec::new(), instances: Vec::new(), observed_at: clock.now(), observed: false }
+    HostView {
+        capacity,
+        drivers: Vec::new(),
+        instances: Vec::new(),
+        ceilings: Vec::new(),
+        observed_at: clock.now(),
+        observed: false,
+    }
 }
 
 impl Reconciler {

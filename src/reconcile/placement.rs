@@ -6,9 +6,12 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::Reconciler;
 use crate::{
-    domain::{EventKind, QueueReason, host::Held},
+    domain::{
+        EventKind,
+        host::{Held, HostView},
+    },
     service::hosts,
-    store::{Change, StoreError},
+    store::Change,
 };
 
 /// While vms wait, foreign instances may leave without telling us.
@@ -47,22 +50,25 @@ impl Reconciler {
     /// Returns what is held now, if that is known.
     async fn place(&self) -> Option<Held> {
         let mut view = self.look_at_instances().await;
-        if !view.drivers.iter().any(|d| d.usable) {
+        if self.waited_for(&view).await {
             self.look_at_drivers(false).await;
             view = self.board.borrow().clone();
         }
-        let room = hosts::room(&view);
         let now = self.clock.now();
-        let reason = if room.open { QueueReason::Slot } else { QueueReason::Host };
-        let placed = async {
-            let held = if room.open { Some(self.ledger.place(room, now).await?) } else { None };
-            self.ledger.explain_queue(reason, now).await?;
-            Ok(held)
-        };
-        placed.await.unwrap_or_else(|error: StoreError| {
-            tracing::error!(error = %error, "placing failed; trying again");
-            None
-        })
+        match self.ledger.place(hosts::room(&view, now), now).await {
+            Ok(held) => Some(held),
+            Err(error) => {
+                tracing::error!(error = %error, "placing failed; trying again");
+                None
+            }
+        }
+    }
+
+    /// Whether a vm waits for a driver that did not work when it was last looked at.
+    async fn waited_for(&self, view: &HostView) -> bool {
+        let broken = |name: &String| view.driver(name).is_some_and(|d| !d.usable);
+        view.drivers.iter().any(|d| !d.usable)
+            && self.reader.drivers_waited_for().await.is_ok_and(|names| names.iter().any(broken))
     }
 
     /// Whether this event may let somebody in: a vm came into the queue, or what it held was given back. A new vm that does not

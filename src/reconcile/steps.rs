@@ -1,24 +1,16 @@
 //! One idempotent step per state. Each rests on the vm's row, the template and the settings, and gives the fact that moves
 //! the vm on. Any of them may be run again from its beginning at any moment.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use jiff::SignedDuration;
-use secrecy::ExposeSecret;
 
 use super::Reconciler;
 use crate::{
-    domain::{
-        Code, Event, Handover, QueueReason, Vm,
-        event::{GoneCause, ReadyVia},
-        lifecycle::Step,
-        template::Template,
-        vm::{Endpoint, RunnerKind},
-    },
-    drivers::{Driver, DriverError, ErrorKind, GuestNetwork, InstanceSpec, Observation, Seed},
-    guest::{self, Kit, KitInput},
-    runners::Payload,
-    store::{Expect, logs::LogSource},
+    domain::{Code, Event, Handover, QueueReason, Vm, event::GoneCause, lifecycle::Step, template::Template},
+    drivers::{Driver, DriverError, ErrorKind, GuestNetwork, InstanceSpec, Seed},
+    guest,
+    store::logs::LogSource,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +36,7 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    fn new(kind: FailureKind, code: Code, detail: impl Into<String>) -> Self {
+    pub fn new(kind: FailureKind, code: Code, detail: impl Into<String>) -> Self {
         Self { kind, code, detail: detail.into(), tail: None }
     }
 }
@@ -74,9 +66,6 @@ impl From<crate::store::StoreError> for Failure {
     }
 }
 
-/// How often an endpoint that the driver does not know yet is asked for.
-const ENDPOINT_EVERY: Duration = Duration::from_millis(100);
-
 impl Reconciler {
     pub(super) async fn step(&self, vm: &Vm) -> Result<Event, Failure> {
         match vm.state.owes() {
@@ -102,61 +91,15 @@ impl Reconciler {
         let driver = self.driver(vm)?;
         let spec = self.spec(vm).await?;
         driver.start(&spec).await?;
-        self.while_running(&driver, vm, async {
-            match vm.draft.handover {
-                Handover::Seed => {
-                    // Known at once or never needed: the guest itself says when it is ready.
-                    if let Observation::Running { ssh: Some(ssh) } = driver.inspect(&vm.id().instance()).await? {
-                        self.note_endpoint(vm, ssh, None).await?;
-                    }
-                    std::future::pending().await
-                }
-                Handover::Ssh => {
-                    let ssh = self.endpoint(&driver, vm).await?;
-                    self.note_endpoint(vm, ssh.clone(), None).await?;
-                    guest::readiness::banner(&ssh.host, ssh.port, self.step_ends(vm))
-                        .await
-                        .map_err(|error| Failure::new(FailureKind::Retry, Code::GuestNotReady, error.to_string()))?;
-                    Ok(Event::GuestReady { via: ReadyVia::SshBanner })
-                }
-            }
-        })
-        .await
+        self.limit_passed(vm).await;
+        let via = self.while_running(&driver, vm, self.guest_ready(&driver, vm)).await?;
+        Ok(Event::GuestReady { via })
     }
 
     async fn configure(&self, vm: &Vm) -> Result<Event, Failure> {
         let driver = self.driver(vm)?;
-        self.while_running(&driver, vm, async {
-            match vm.draft.handover {
-                // The seed is at work in the guest, whose word moves the vm.
-                Handover::Seed => std::future::pending().await,
-                Handover::Ssh => {
-                    let template = self.template(vm).await?;
-                    let ssh = self.endpoint(&driver, vm).await?;
-                    let kit = self.kit(vm, &template).await?;
-                    let target = guest::ssh::Target {
-                        host: ssh.host.clone(),
-                        port: ssh.port,
-                        user: template.user.clone(),
-                        login: template.files.ssh_key.clone().map(guest::ssh::Login::Key).ok_or_else(|| {
-                            Failure::new(
-                                FailureKind::Permanent,
-                                Code::GuestLoginRefused,
-                                "the template has no SSH key to log in with",
-                            )
-                        })?,
-                        pinned_host_key: vm.host_key.clone(),
-                    };
-                    let delivered = guest::ssh::deliver(&target, &kit, self.step_ends(vm)).await?;
-                    self.note_endpoint(vm, ssh, Some(delivered.host_key)).await?;
-                    if let Err(error) = self.logs.append(vm.id(), LogSource::Boot, delivered.boot_log).await {
-                        tracing::warn!(vm.id = %vm.id(), error = %error, "the boot log could not be kept");
-                    }
-                    Ok(Event::GuestConfigured)
-                }
-            }
-        })
-        .await
+        self.while_running(&driver, vm, self.hand_over(&driver, vm)).await?;
+        Ok(Event::GuestConfigured)
     }
 
     async fn await_end(&self, vm: &Vm) -> Result<Event, Failure> {
@@ -204,14 +147,14 @@ impl Reconciler {
         })
     }
 
-    async fn template(&self, vm: &Vm) -> Result<Template, Failure> {
+    pub(super) async fn template(&self, vm: &Vm) -> Result<Template, Failure> {
         Ok(self.catalog.get(&vm.draft.template_digest).await?)
     }
 
     async fn spec(&self, vm: &Vm) -> Result<InstanceSpec, Failure> {
         let template = self.template(vm).await?;
         let seed = match vm.draft.handover {
-            Handover::Ssh => None,
+            Handover::Ssh | Handover::Agent => None,
             Handover::Seed => {
                 let kit = self.kit(vm, &template).await?;
                 let volume = guest::seed::volume(&kit, &vm.draft.name)
@@ -237,48 +180,13 @@ impl Reconciler {
         })
     }
 
-    async fn kit(&self, vm: &Vm, template: &Template) -> Result<Kit, Failure> {
-        let payload = match vm.draft.runner {
-            RunnerKind::None => None,
-            RunnerKind::Command | RunnerKind::Script => {
-                let lost = || {
-                    Failure::new(
-                        FailureKind::Permanent,
-                        Code::Internal,
-                        "the vm's script cannot be decrypted: the key in the data directory is not the one it was stored with",
-                    )
-                };
-                let sealed = self.reader.sealed(vm.id()).await?.ok_or_else(lost)?;
-                let clear = self.vault.unseal(vm.id(), &sealed).ok_or_else(lost)?;
-                Some(Payload::from_bytes(&clear).ok_or_else(lost)?)
-            }
-        };
-        let (payload, env) = match payload {
-            Some(p) => (
-                Some(p.script.expose_secret().to_owned()),
-                p.env.iter().map(|(k, v)| (k.clone(), v.expose_secret().to_owned())).collect(),
-            ),
-            None => (None, BTreeMap::new()),
-        };
-        Kit::new(KitInput {
-            vm_id: vm.id(),
-            url: self.settings.guest_url.clone(),
-            token: self.vault.vm_token(vm.id()),
-            kind: vm.draft.runner,
-            user: template.user.clone(),
-            env,
-            payload,
-        })
-        .map_err(|e| Failure::new(FailureKind::Permanent, Code::GuestNotConfigured, e.to_string()))
-    }
-
     /// Runs `work` for as long as the instance runs.
-    async fn while_running(
+    async fn while_running<T>(
         &self,
         driver: &Arc<dyn Driver>,
         vm: &Vm,
-        work: impl Future<Output = Result<Event, Failure>>,
-    ) -> Result<Event, Failure> {
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
         let name = vm.id().instance();
         tokio::select! {
             done = work => done,
@@ -287,6 +195,7 @@ impl Reconciler {
                     GoneCause::GuestPowerOff => "it powered itself off",
                     GoneCause::GuestReset => "it reset itself; often a kernel panic",
                     GoneCause::GuestPanic => "its kernel panicked",
+                    GoneCause::HypervisorError => "its hypervisor gave it up",
                     GoneCause::HostStop => "somebody stopped it on the host",
                     GoneCause::Unknown => "its hypervisor is gone without a word",
                 };
@@ -297,43 +206,5 @@ impl Reconciler {
                 ))
             }
         }
-    }
-
-    async fn endpoint(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<Endpoint, Failure> {
-        let name = vm.id().instance();
-        loop {
-            if let Observation::Running { ssh: Some(ssh) } = driver.inspect(&name).await? {
-                return Ok(ssh);
-            }
-            tokio::time::sleep(ENDPOINT_EVERY).await;
-        }
-    }
-
-    async fn note_endpoint(&self, vm: &Vm, ssh: Endpoint, host_key: Option<String>) -> Result<(), Failure> {
-        let expect = Expect::Attempt { state: vm.state, attempt: vm.attempt };
-        self.ledger.apply(vm.id(), expect, Event::EndpointFound { ssh, host_key }, self.clock.now()).await?;
-        Ok(())
-    }
-
-    /// The deadline of the vm's state on the runtime's clock, for calls that bound themselves. The vm's own deadline is kept by
-    /// its task; this one only has to be no sooner.
-    fn step_ends(&self, vm: &Vm) -> tokio::time::Instant {
-        let left = vm.deadline().map_or(SignedDuration::from_hours(1), |(_, at)| at.duration_since(self.clock.now()));
-        tokio::time::Instant::now() + Duration::try_from(left).unwrap_or_default() + Duration::from_secs(5)
-    }
-}
-
-impl From<guest::SshError> for Failure {
-    fn from(error: guest::SshError) -> Self {
-        let kind = match &error {
-            // A guest that makes its users while it boots refuses at first: the budget decides how long that is believed.
-            guest::SshError::Retry(_) | guest::SshError::LoginRefused(_) => FailureKind::Retry,
-            guest::SshError::HostKeyChanged(_) | guest::SshError::Failed { .. } => FailureKind::Attempt,
-        };
-        let tail = match &error {
-            guest::SshError::Failed { tail, .. } => Some(tail.clone()),
-            _ => None,
-        };
-        Failure { kind, code: error.code(), detail: error.to_string(), tail }
     }
 }

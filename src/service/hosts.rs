@@ -1,9 +1,11 @@
 //! The host as the API shows it, and what is there for new vms.
 
+use jiff::Timestamp;
+
 use super::Service;
 use crate::{
     domain::{
-        QueueReason, Result, State,
+        GuestOs, QueueReason, Result, State,
         host::{Difference, Held, HostView, difference},
     },
     store::placement::Room,
@@ -18,13 +20,17 @@ pub struct HostStatus {
     /// What instances hold that Mayfly did not start.
     pub foreign: Held,
     pub queued: i64,
+    /// When this was put together.
+    pub now: Timestamp,
 }
 
 /// What placing needs to know of a host.
-pub fn room(view: &HostView) -> Room {
+pub fn room(view: &HostView, now: Timestamp) -> Room {
+    let usable = view.drivers.iter().filter(|d| view.observed && d.usable);
     Room {
         capacity: view.capacity,
-        open: view.observed && view.drivers.iter().any(|d| d.usable),
+        ceilings: view.ceilings.iter().map(|c| (c.os, c.now(now))).collect(),
+        drivers: usable.map(|d| d.name.clone()).collect(),
         foreign: view.foreign(),
         ours: view
             .instances
@@ -39,7 +45,8 @@ impl Service {
     pub async fn host_status(&self) -> Result<HostStatus> {
         let view = self.host.borrow().clone();
         let queued = self.reader.count_by_state().await?.get(&State::Queued).copied().unwrap_or_default();
-        Ok(HostStatus { leased: self.reader.leased().await?, foreign: view.foreign(), view, queued })
+        let leased = self.reader.leased().await?;
+        Ok(HostStatus { leased, foreign: view.foreign(), view, queued, now: self.clock.now() })
     }
 
     /// Sets the gauges that are read off the state of things, for whoever collects metrics now.
@@ -65,6 +72,11 @@ impl Service {
             metrics::gauge!("mayfly_slots", "os" => os).set(total);
             metrics::gauge!("mayfly_slots_leased", "os" => os).set(ours);
             metrics::gauge!("mayfly_slots_foreign", "os" => os).set(theirs);
+        }
+        for os in [GuestOs::Linux, GuestOs::Macos] {
+            let ceiling = view.ceilings.iter().find(|c| c.os == os);
+            let age = ceiling.map_or(0.0, |c| self.clock.now().duration_since(c.fault.at).as_secs_f64().max(0.0));
+            metrics::gauge!("mayfly_host_limit_fault_age_seconds", "os" => os.as_str()).set(age);
         }
         for driver in view.drivers {
             metrics::gauge!("mayfly_driver_usable", "driver" => driver.name).set(f64::from(u8::from(driver.usable)));

@@ -1,27 +1,45 @@
 //! Templates: registering, showing, deleting.
 
+use std::sync::Arc;
+
 use super::Service;
 use crate::{
-    domain::{Code, Error, Result, Template},
+    domain::{Code, Error, Handover, Result, Template},
+    drivers::Driver,
     templates::NewTemplate,
 };
 
 impl Service {
     pub async fn register_template(&self, new: NewTemplate) -> Result<Template> {
-        let Some(driver) = self.drivers.get(&new.driver) else {
-            return Err(Error::new(Code::DriverUnsupported, format!("this service has no driver {:?}", new.driver))
-                .field("/driver", format!("one of: {}", self.drivers.names().join(", "))));
+        if let Some(name) = &new.driver {
+            self.driver_named(name)?;
+        }
+        let outline = self.catalog.outline(new.clone()).await?;
+        let can = self.driver_named(&outline.driver)?.capabilities();
+        let refuse = |field: &str, what: &str| {
+            let detail = format!("the driver {} {what}", outline.driver);
+            Err(Error::new(Code::DriverUnsupported, detail).field(field, "not supported by the driver"))
         };
-        if !driver.capabilities().guests.contains(&new.os) {
-            return Err(Error::new(
-                Code::DriverUnsupported,
-                format!("the driver {} does not run this guest system", new.driver),
-            )
-            .field("/os", "not supported by the driver"));
+        if !can.guests.contains(&outline.os) {
+            return refuse("/os", "does not run this guest system");
+        }
+        match outline.handover {
+            Handover::Seed if !can.seed => return refuse("/handover", "gives guests no seed volume: say ssh or agent"),
+            Handover::Agent if !can.agent => {
+                return refuse("/handover", "has no channel to an agent in the guest: say seed or ssh");
+            }
+            Handover::Seed | Handover::Ssh | Handover::Agent => {}
         }
         let template = self.catalog.register(new).await?;
         tracing::info!(template.name = %template.name, template.digest = %template.digest, "template registered");
         Ok(template)
+    }
+
+    fn driver_named(&self, name: &str) -> Result<&Arc<dyn Driver>> {
+        self.drivers.get(name).ok_or_else(|| {
+            Error::new(Code::DriverUnsupported, format!("this service has no driver {name:?}"))
+                .field("/driver", format!("one of: {}", self.drivers.names().join(", ")))
+        })
     }
 
     pub async fn list_templates(&self) -> Result<Vec<Template>> {

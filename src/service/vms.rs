@@ -183,7 +183,7 @@ impl Service {
             idempotency_key,
             sealed: payload.map(|p| self.vault.seal(id, &p.to_bytes())),
             max_queued: self.settings.max_queued,
-            room: hosts::room(&self.host.borrow().clone()),
+            room: hosts::room(&self.host.borrow().clone(), self.clock.now()),
         };
         let opened = self.ledger.open(new, self.clock.now()).await?;
         let vm = opened.vm().clone();

@@ -10,12 +10,7 @@ use super::{
     placement::{self, Room},
     writer::Writer,
 };
-use crate::domain::{
-    Code, Error, Event, State, Verdict, Vm, VmId,
-    event::Recorded,
-    host::Held,
-    vm::{Draft, QueueReason},
-};
+use crate::domain::{Code, Error, Event, State, Verdict, Vm, VmId, event::Recorded, host::Held, vm::Draft};
 
 /// What must hold of the row for an event to be applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +103,8 @@ impl Ledger {
             .map(|(applied, _)| applied)
     }
 
-    /// Gives free slots to those who have waited longest, in one transaction. Returns what is held then.
+    /// Gives free slots to those who have waited longest, and says of the others why they wait, where that has changed. One
+    /// transaction. Returns what is held then.
     pub async fn place(&self, room: Room, at: Timestamp) -> Result<Held> {
         let changes = self.changes.clone();
         self.writer
@@ -118,18 +114,6 @@ impl Ledger {
             )
             .await
             .map(|(held, _)| held)
-    }
-
-    /// Says why the queued vms wait, where that has changed.
-    pub async fn explain_queue(&self, reason: QueueReason, at: Timestamp) -> Result<()> {
-        let changes = self.changes.clone();
-        self.writer
-            .write_and_tell(
-                move |db| Box::pin(async move { explain(db, reason, at).await }),
-                move |made: &Vec<Change>| changes.publish(made),
-            )
-            .await
-            .map(drop)
     }
 }
 
@@ -160,24 +144,21 @@ async fn apply(
 async fn place(db: &mut SqliteConnection, room: &Room, at: Timestamp) -> Result<(Held, Vec<Change>)> {
     let mut made = Vec::new();
     let mut held = placement::held(db, room).await?;
-    for waiting in placement::waiting(db, at).await? {
-        if !room.capacity.fits(&held, waiting.os, waiting.cpus, waiting.memory_mib) {
+    for w in placement::waiting(db, at).await? {
+        let admitted = room.admits(&held, &w.driver, w.os, w.cpus, w.memory_mib);
+        if admitted.is_err_and(|reason| w.reason.as_deref() == Some(reason.as_str())) {
             continue;
         }
-        let Some(mut vm) = load(db, waiting.id).await? else { continue };
-        held.add(waiting.os, waiting.cpus, waiting.memory_mib);
-        made.extend(take_slot(db, &mut vm, at).await?);
+        let Some(mut vm) = load(db, w.id).await? else { continue };
+        match admitted {
+            Ok(()) => {
+                held.add(w.os, w.cpus, w.memory_mib);
+                made.extend(take_slot(db, &mut vm, at).await?);
+            }
+            Err(reason) => made.extend(step(db, &mut vm, Event::QueueReasonChanged { reason }, at).await?.1),
+        }
     }
     Ok((held, made))
-}
-
-async fn explain(db: &mut SqliteConnection, reason: QueueReason, at: Timestamp) -> Result<Vec<Change>> {
-    let mut made = Vec::new();
-    for id in placement::waiting_otherwise(db, reason, at).await? {
-        let Some(mut vm) = load(db, id).await? else { continue };
-        made.extend(step(db, &mut vm, Event::QueueReasonChanged { reason }, at).await?.1);
-    }
-    Ok(made)
 }
 
 async fn open(db: &mut SqliteConnection, new: NewVm, at: Timestamp) -> Result<(Opened, Vec<Change>)> {
@@ -220,12 +201,12 @@ async fn open(db: &mut SqliteConnection, new: NewVm, at: Timestamp) -> Result<(O
         // Nobody who waits is overtaken: what they could take is not free.
         let mut held = placement::held(db, &new.room).await?;
         for w in placement::waiting(db, Timestamp::MAX).await? {
-            if new.room.capacity.fits(&held, w.os, w.cpus, w.memory_mib) {
+            if new.room.admits(&held, &w.driver, w.os, w.cpus, w.memory_mib).is_ok() {
                 held.add(w.os, w.cpus, w.memory_mib);
             }
         }
         let d = &new.draft;
-        if !new.room.open || !new.room.capacity.fits(&held, d.os, d.cpus, d.memory_mib) {
+        if new.room.admits(&held, &d.driver, d.os, d.cpus, d.memory_mib).is_err() {
             return Err(Error::new(Code::SlotUnavailable, "no slot is free now and queue_timeout_seconds is 0")
                 .retry_after(5)
                 .into());
@@ -269,7 +250,7 @@ async fn take_slot(db: &mut SqliteConnection, vm: &mut Vm, at: Timestamp) -> Res
     let (_, change) = step(db, vm, Event::SlotTaken, at).await?;
     if change.is_some() {
         let id = vm.id().to_string();
-        let os = placement::os_column(vm.draft.os);
+        let os = vm.draft.os.as_str();
         let taken = at.as_millisecond();
         sqlx::query!(
             "INSERT INTO leases (vm_id, os, cpus, memory_mib, taken_at) VALUES (?, ?, ?, ?, ?)",
@@ -336,19 +317,20 @@ async fn step(
 async fn insert(db: &mut SqliteConnection, vm: &Vm, request_hash: &[u8; 32]) -> Result<()> {
     let id = vm.id().to_string();
     let state = vm.state.as_str();
-    let os = placement::os_column(vm.draft.os);
+    let os = vm.draft.os.as_str();
     let hash = request_hash.as_slice();
     let created_at = vm.created_at.as_millisecond();
     let json = serde_json::to_string(vm).map_err(|e| unreadable(e.to_string()))?;
     sqlx::query!(
-        "INSERT INTO vms (id, name, state, generation, template, template_digest, os, cpus, memory_mib, request_hash, created_at, record)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO vms (id, name, state, generation, template, template_digest, driver, os, cpus, memory_mib, request_hash, created_at, record)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         id,
         vm.draft.name,
         state,
         vm.generation,
         vm.draft.template,
         vm.draft.template_digest,
+        vm.draft.driver,
         os,
         vm.draft.cpus,
         vm.draft.memory_mib,

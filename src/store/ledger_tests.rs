@@ -1,11 +1,11 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
     domain::{
-        Announcer, Budgets, GuestOs, Handover,
+        Announcer, Budgets, GuestOs, Handover, QueueReason,
         host::{Capacity, Held},
         vm::RunnerKind,
     },
@@ -32,7 +32,8 @@ fn draft(name: &str, os: GuestOs, queue_seconds: u32) -> Draft {
 fn room(macos: u32, foreign: u32) -> Room {
     Room {
         capacity: Capacity { macos_slots: macos, linux_slots: 3, cpus: 100, memory_mib: 10_000 },
-        open: true,
+        ceilings: Vec::new(),
+        drivers: BTreeSet::from(["fake".to_owned()]),
         foreign: Held { macos: foreign, ..Held::default() },
         ours: vec![],
     }

@@ -1,6 +1,6 @@
 //! Who waits, and what is held: read inside the writer's transaction, so that the sum is exact.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use jiff::Timestamp;
 use sqlx::SqliteConnection;
@@ -18,27 +18,48 @@ use crate::domain::{
 #[derive(Clone, Debug)]
 pub struct Room {
     pub capacity: Capacity,
-    /// `false` while the host can start nothing.
-    pub open: bool,
+    /// Fewer guests of a kind than there are slots for, while the system refuses to run more.
+    pub ceilings: Vec<(GuestOs, u32)>,
+    /// The drivers that can start guests now.
+    pub drivers: BTreeSet<String>,
     /// What instances hold that no lease of ours stands for.
     pub foreign: Held,
     /// Running instances that bear our name. One without a lease is a stray: it counts until the sweep has removed it.
     pub ours: Vec<(VmId, GuestOs, u32, u32)>,
 }
 
+impl Room {
+    /// Whether a vm of this shape may be started beside what is held; if not, what it waits for.
+    pub fn admits(
+        &self,
+        held: &Held,
+        driver: &str,
+        os: GuestOs,
+        cpus: u32,
+        memory_mib: u32,
+    ) -> std::result::Result<(), QueueReason> {
+        let under = self.ceilings.iter().all(|(kind, most)| *kind != os || held.guests(os) < *most);
+        if !self.drivers.contains(driver) {
+            Err(QueueReason::Host)
+        } else if !self.capacity.fits(held, os, cpus, memory_mib) {
+            Err(QueueReason::Slot)
+        } else if !under {
+            Err(QueueReason::Host)
+        } else {
+            Ok(())
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Waiting {
     pub id: VmId,
+    pub driver: String,
+    /// What its row says that it waits for.
+    pub reason: Option<String>,
     pub os: GuestOs,
     pub cpus: u32,
     pub memory_mib: u32,
-}
-
-pub(super) fn os_column(os: GuestOs) -> &'static str {
-    match os {
-        GuestOs::Linux => "linux",
-        GuestOs::Macos => "macos",
-    }
 }
 
 fn os_of(column: &str) -> Result<GuestOs> {
@@ -78,7 +99,8 @@ pub(super) async fn queue_length(db: &mut SqliteConnection) -> Result<i64> {
 pub(super) async fn waiting(db: &mut SqliteConnection, at: Timestamp) -> Result<Vec<Waiting>> {
     let at = at.as_millisecond();
     sqlx::query!(
-        "SELECT id, os, cpus, memory_mib FROM vms WHERE state = 'queued' AND COALESCE(not_before, 0) <= ? ORDER BY id",
+        r#"SELECT id, driver, os, cpus, memory_mib, json_extract(record, '$.queue.reason') AS "reason: String"
+           FROM vms WHERE state = 'queued' AND COALESCE(not_before, 0) <= ? ORDER BY id"#,
         at
     )
     .fetch_all(&mut *db)
@@ -87,31 +109,12 @@ pub(super) async fn waiting(db: &mut SqliteConnection, at: Timestamp) -> Result<
     .map(|row| {
         Ok(Waiting {
             id: parse_id(&row.id)?,
+            driver: row.driver,
+            reason: row.reason,
             os: os_of(&row.os)?,
             cpus: size(row.cpus)?,
             memory_mib: size(row.memory_mib)?,
         })
     })
-    .collect()
-}
-
-/// Those in the queue whose reason is another one.
-pub(super) async fn waiting_otherwise(
-    db: &mut SqliteConnection,
-    reason: QueueReason,
-    at: Timestamp,
-) -> Result<Vec<VmId>> {
-    let at = at.as_millisecond();
-    let reason = reason.as_str();
-    sqlx::query!(
-        "SELECT id FROM vms WHERE state = 'queued' AND COALESCE(not_before, 0) <= ?
-         AND json_extract(record, '$.queue.reason') <> ? ORDER BY id",
-        at,
-        reason
-    )
-    .fetch_all(&mut *db)
-    .await?
-    .iter()
-    .map(|row| parse_id(&row.id))
     .collect()
 }

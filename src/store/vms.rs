@@ -110,6 +110,12 @@ impl Reader {
         Ok(row.n)
     }
 
+    /// The drivers that queued vms wait for.
+    pub async fn drivers_waited_for(&self) -> Result<Vec<String>> {
+        let rows = sqlx::query!("SELECT DISTINCT driver FROM vms WHERE state = 'queued'").fetch_all(&self.pool).await?;
+        Ok(rows.into_iter().map(|row| row.driver).collect())
+    }
+
     /// When the next vm that waits after a failed attempt may be tried again.
     pub async fn next_not_before(&self, now: jiff::Timestamp) -> Result<Option<jiff::Timestamp>> {
         let now = now.as_millisecond();

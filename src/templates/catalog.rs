@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
-    NewTemplate,
+    NewTemplate, Outline,
     check::{self, Checked, Part, Source},
     import::{self, Imported},
     manifest::{self, FileEntry, Manifest},
@@ -68,6 +68,12 @@ impl Catalog {
     /// content is refused. Dropping the future does not stop the import: it ends by itself, and asking again finds it.
     pub async fn register(&self, new: NewTemplate) -> Result<Template> {
         self.blocking(move |root| root.register(&new)).await
+    }
+
+    /// What would be registered, without registering it: looks at the files and copies nothing.
+    pub async fn outline(&self, new: NewTemplate) -> Result<Outline> {
+        self.blocking(move |_| check::check(&new).map(|c| Outline { driver: c.driver, os: c.os, handover: c.handover }))
+            .await
     }
 
     /// Every named template, by name. One that was damaged on disk is left out and logged.
@@ -163,7 +169,7 @@ impl Root {
     }
 
     fn register(&self, new: &NewTemplate) -> Result<Template> {
-        let Checked { disk_format, sources } = check::check(new)?;
+        let Checked { driver, os, arch, disk_format, cpus, memory_mib, handover, user, sources } = check::check(new)?;
         let staged = self.stage().map_err(storage)?;
         let mut files = BTreeMap::new();
         let mut disk_virtual_bytes = 0;
@@ -182,16 +188,16 @@ impl Root {
         }
         let manifest = Manifest {
             version: manifest::VERSION,
-            driver: new.driver.clone(),
-            os: new.os,
-            arch: new.arch,
+            driver,
+            os,
+            arch,
             disk_format,
             disk_virtual_bytes,
-            cpus: new.cpus,
-            memory_mib: new.memory_mib,
+            cpus,
+            memory_mib,
             cmdline: new.cmdline.clone(),
-            handover: new.handover,
-            user: new.user.clone(),
+            handover,
+            user,
             budgets: new.budgets.clone(),
             files,
         };
@@ -258,8 +264,11 @@ impl Root {
         let digest = self.pointed_at(wanted).map_err(Error::internal)?.ok_or_else(not_found)?;
         let template = self.load(&digest, wanted)?;
         let manifest = self.place(&digest)?.join(manifest::FILE_NAME);
-        let TemplateFiles { disk, kernel, initramfs, firmware, ssh_key } = template.files.clone();
-        let files = [Some(manifest), Some(disk), kernel, initramfs, firmware, ssh_key].into_iter().flatten();
+        let TemplateFiles { disk, kernel, initramfs, firmware, config, nvram, ssh_key, ssh_password } =
+            template.files.clone();
+        let files = [Some(manifest), Some(disk), kernel, initramfs, firmware, config, nvram, ssh_key, ssh_password]
+            .into_iter()
+            .flatten();
         let stamps = files.map(|path| (Stamp::of(&path), path)).chain([(pointed, pointer)]);
         if let Some(files) = stamps.map(|(stamp, path)| Some((path, stamp?))).collect() {
             let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
@@ -405,7 +414,10 @@ impl Root {
                 kernel: file(Part::Kernel),
                 initramfs: file(Part::Initramfs),
                 firmware: file(Part::Firmware),
+                config: file(Part::Config),
+                nvram: file(Part::Nvram),
                 ssh_key: file(Part::SshKey),
+                ssh_password: file(Part::SshPassword),
             },
             driver: manifest.driver,
             os: manifest.os,

@@ -6,10 +6,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{NewTemplate, qcow2};
-use crate::domain::{Code, Error, GuestOs, Handover, Result, template::DiskFormat};
+use super::{
+    NewTemplate, qcow2,
+    tart::{self, TartConfig},
+};
+use crate::domain::{Arch, Code, Error, GuestOs, Handover, Result, template::DiskFormat};
 
 const LARGEST_KEY: u64 = 64 << 10;
+const LARGEST_PASSWORD: u64 = 1 << 10;
+
+/// Who runs a template that does not say.
+const QEMU: &str = "qemu";
+const TART: &str = "tart";
 
 /// `[a-z0-9][a-z0-9._-]{0,62}`: a file name on every file system, and never a digest.
 pub fn is_name(name: &str) -> bool {
@@ -24,7 +32,10 @@ pub(super) enum Part {
     Kernel,
     Initramfs,
     Firmware,
+    Config,
+    Nvram,
     SshKey,
+    SshPassword,
 }
 
 impl Part {
@@ -34,15 +45,22 @@ impl Part {
             Part::Kernel => "kernel",
             Part::Initramfs => "initramfs",
             Part::Firmware => "firmware",
+            Part::Config => "config",
+            Part::Nvram => "nvram",
             Part::SshKey => "ssh_key",
+            Part::SshPassword => "ssh_password",
         }
     }
 
     pub fn mode(self) -> u32 {
         match self {
-            Part::Disk | Part::Kernel | Part::Initramfs | Part::Firmware => 0o444,
-            Part::SshKey => 0o600,
+            Part::Disk | Part::Kernel | Part::Initramfs | Part::Firmware | Part::Config | Part::Nvram => 0o444,
+            Part::SshKey | Part::SshPassword => 0o600,
         }
+    }
+
+    fn is_secret(self) -> bool {
+        self.mode() == 0o600
     }
 }
 
@@ -53,9 +71,17 @@ pub(super) struct Source {
     pub file: File,
 }
 
+/// What is left open in the request, decided.
 #[derive(Debug)]
 pub(super) struct Checked {
+    pub driver: String,
+    pub os: GuestOs,
+    pub arch: Arch,
     pub disk_format: DiskFormat,
+    pub cpus: u32,
+    pub memory_mib: u32,
+    pub handover: Handover,
+    pub user: String,
     pub sources: Vec<Source>,
 }
 
@@ -87,59 +113,118 @@ pub(super) fn fault(part: Part, what: impl Into<String>) -> Error {
 
 pub(super) fn check(new: &NewTemplate) -> Result<Checked> {
     let mut faults = Faults::default();
-    settings(new, &mut faults);
-
     let optional = |part, path: &Option<PathBuf>| path.clone().map(|path| (part, path));
     let parts = [
         Some((Part::Disk, new.disk.clone())),
         optional(Part::Kernel, &new.kernel),
         optional(Part::Initramfs, &new.initramfs),
         optional(Part::Firmware, &new.firmware),
+        optional(Part::Config, &new.config),
+        optional(Part::Nvram, &new.nvram),
         optional(Part::SshKey, &new.ssh_key),
+        optional(Part::SshPassword, &new.ssh_password),
     ];
-    let mut disk_format = new.disk_format;
     let mut sources = Vec::new();
     for (part, path) in parts.into_iter().flatten() {
         match open(part, &path) {
-            Ok(file) => {
-                if part == Part::Disk && disk_format.is_none() {
-                    match format_of(&path, &file) {
-                        Ok(format) => disk_format = Some(format),
-                        Err(what) => {
-                            faults.add("disk_format", what);
-                            continue;
-                        }
-                    }
-                }
-                match content(part, disk_format.unwrap_or(DiskFormat::Raw), &file) {
-                    Ok(_) => sources.push(Source { part, file }),
-                    Err(what) => faults.add(part.name(), what),
-                }
-            }
+            Ok(file) => sources.push(Source { part, file }),
             Err(what) => faults.add(part.name(), what),
         }
     }
+    let source = |part: Part| sources.iter().find(|s| s.part == part).map(|s| &s.file);
+    let config = source(Part::Config).and_then(|file| match tart_config(file) {
+        Ok(config) => Some(config),
+        Err(what) => {
+            faults.add(Part::Config.name(), what);
+            None
+        }
+    });
+    let disk_format = new.disk_format.or(config.as_ref().map(|c| c.disk_format)).or_else(|| {
+        match format_of(&new.disk, source(Part::Disk)?) {
+            Ok(format) => Some(format),
+            Err(what) => {
+                faults.add("disk_format", what);
+                None
+            }
+        }
+    });
+    for Source { part, file } in &sources {
+        if let Some(disk_format) = disk_format.or((*part != Part::Disk).then_some(DiskFormat::Raw))
+            && *part != Part::Config
+            && let Err(what) = content(*part, disk_format, file)
+        {
+            faults.add(part.name(), what);
+        }
+    }
+    let decided = settings(new, config.as_ref(), &mut faults);
     faults.into_result()?;
-    Ok(Checked { disk_format: disk_format.unwrap_or(DiskFormat::Raw), sources })
+    Ok(Checked { disk_format: disk_format.unwrap_or(DiskFormat::Raw), sources, ..decided })
 }
 
-fn settings(new: &NewTemplate, faults: &mut Faults) {
+fn settings(new: &NewTemplate, config: Option<&TartConfig>, faults: &mut Faults) -> Checked {
     if !is_name(&new.name) {
         faults.add("name", "must match [a-z0-9][a-z0-9._-]{0,62}");
     }
-    if new.driver.is_empty() {
+    let os = new.os.or(config.map(|c| c.os)).unwrap_or(GuestOs::Linux);
+    let arch = new.arch.or(config.map(|c| c.arch)).or_else(Arch::of_this_host);
+    if arch.is_none() {
+        faults.add("arch", "is not named, and this host's has no name here");
+    }
+    // A Tart VM says what it is; whoever says otherwise has taken another one for it.
+    if let Some(config) = config {
+        if os != config.os {
+            faults.add("os", "is not what the VM's config.json says");
+        }
+        if arch != Some(config.arch) {
+            faults.add("arch", format!("is not what the VM's config.json says, which is {}", config.arch.as_str()));
+        }
+        if new.disk_format.is_some_and(|format| format != config.disk_format) {
+            let says = config.disk_format.as_str();
+            faults.add("disk_format", format!("is not what the VM's config.json says, which is {says}"));
+        }
+    }
+    let usual = if new.config.is_some() || os == GuestOs::Macos { TART } else { QEMU };
+    let driver = new.driver.clone().unwrap_or_else(|| usual.to_owned());
+    if driver.is_empty() {
         faults.add("driver", "is empty, name one of the drivers in `GET /host`");
     }
-    if new.cpus == 0 {
+    if driver == TART {
+        for (part, given) in [(Part::Config, new.config.is_some()), (Part::Nvram, new.nvram.is_some())] {
+            if !given {
+                faults.add(part.name(), "is needed by the driver tart: name a Tart VM's directory in `vm_dir`");
+            }
+        }
+        for (part, given) in [
+            (Part::Kernel, new.kernel.is_some()),
+            (Part::Initramfs, new.initramfs.is_some()),
+            (Part::Firmware, new.firmware.is_some()),
+        ] {
+            if given {
+                faults.add(part.name(), "means nothing to the driver tart, leave it out");
+            }
+        }
+    } else {
+        for (part, given) in [(Part::Config, new.config.is_some()), (Part::Nvram, new.nvram.is_some())] {
+            if given {
+                faults.add(part.name(), "means something to the driver tart only");
+            }
+        }
+    }
+    let cpus = new.cpus.or(config.map(|c| c.cpus)).unwrap_or(2);
+    if cpus == 0 {
         faults.add("cpus", "must be at least 1");
     }
-    if new.memory_mib == 0 {
+    let memory_mib = new.memory_mib.or(config.map(|c| c.memory_mib)).unwrap_or(2048);
+    if memory_mib == 0 {
         faults.add("memory_mib", "must be at least 1");
     }
-    let user_starts_well = new.user.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    let (usual_user, usual_handover) =
+        if driver == TART { ("admin", Handover::Agent) } else { ("runner", Handover::Seed) };
+    let user = new.user.clone().unwrap_or_else(|| usual_user.to_owned());
+    let user_starts_well = user.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     if !user_starts_well
-        || new.user.len() > 32
-        || !new.user.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        || user.len() > 32
+        || !user.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
     {
         faults.add("user", "must match [A-Za-z_][A-Za-z0-9._-]{0,31}");
     }
@@ -154,8 +239,26 @@ fn settings(new: &NewTemplate, faults: &mut Faults) {
     if new.cmdline.as_ref().is_some_and(|c| c.len() > 2047 || c.chars().any(char::is_control)) {
         faults.add("cmdline", "must be one line of at most 2047 bytes");
     }
-    if new.os == GuestOs::Macos && new.handover == Handover::Seed {
-        faults.add("handover", "must be ssh: macOS reads no NoCloud seed");
+    let handover = new.handover.unwrap_or(usual_handover);
+    match handover {
+        Handover::Seed if os == GuestOs::Macos || driver == TART => {
+            faults.add("handover", "must be ssh or agent: this guest reads no NoCloud seed");
+        }
+        Handover::Agent if driver == QEMU => {
+            faults.add("handover", "must be seed or ssh: the driver qemu has no channel to an agent in the guest");
+        }
+        Handover::Seed | Handover::Ssh | Handover::Agent => {}
+    }
+    Checked {
+        driver,
+        os,
+        arch: arch.unwrap_or(Arch::X86_64),
+        disk_format: DiskFormat::Raw,
+        cpus,
+        memory_mib,
+        handover,
+        user,
+        sources: Vec::new(),
     }
 }
 
@@ -168,7 +271,7 @@ fn open(part: Part, path: &Path) -> Result<File, String> {
     if !metadata.is_file() {
         return Err("must be a regular file".into());
     }
-    if part == Part::SshKey && metadata.mode() & 0o077 != 0 {
+    if part.is_secret() && metadata.mode() & 0o077 != 0 {
         return Err("can be read by others, make it private with `chmod 600`".into());
     }
     File::open(path).map_err(|e| format!("cannot be read: {}", e.kind()))
@@ -204,10 +307,40 @@ pub(super) fn content(part: Part, disk_format: DiskFormat, file: &File) -> Resul
                 Err(format!("has {size} bytes, a raw disk is a multiple of 512: copy or download it again"))
             }
             DiskFormat::Raw => Ok(Some(size)),
+            // What the guest sees is known to macOS alone; the file is no smaller than what was written to it.
+            DiskFormat::Asif => Ok(Some(size)),
         },
-        Part::Kernel | Part::Initramfs | Part::Firmware => Ok(None),
+        Part::Kernel | Part::Initramfs | Part::Firmware | Part::Nvram => Ok(None),
+        Part::Config => tart_config(file).map(|_| None),
         Part::SshKey => private_key(file, size).map(|()| None),
+        Part::SshPassword => password(file, size).map(|()| None),
     }
+}
+
+fn tart_config(file: &File) -> Result<TartConfig, String> {
+    let size = file.metadata().map_err(|e| format!("cannot be read: {}", e.kind()))?.len();
+    if size > tart::LARGEST_CONFIG {
+        return Err(format!("has {size} bytes and is no Tart VM's config.json"));
+    }
+    tart::parse(&whole(file, size)?)
+}
+
+fn password(file: &File, size: u64) -> Result<(), String> {
+    if size > LARGEST_PASSWORD {
+        return Err(format!("has {size} bytes, a password has at most {LARGEST_PASSWORD}"));
+    }
+    match std::str::from_utf8(&whole(file, size)?).map(|text| text.trim_end_matches(['\r', '\n'])) {
+        Ok("") => Err("is empty".into()),
+        Ok(text) if text.contains(char::is_control) => Err("must be one line".into()),
+        Ok(_) => Ok(()),
+        Err(_) => Err("is not text".into()),
+    }
+}
+
+fn whole(file: &File, size: u64) -> Result<Vec<u8>, String> {
+    let mut bytes = vec![0; size as usize];
+    file.read_exact_at(&mut bytes, 0).map_err(|e| format!("cannot be read: {}", e.kind()))?;
+    Ok(bytes)
 }
 
 fn private_key(file: &File, size: u64) -> Result<(), String> {
@@ -215,8 +348,7 @@ fn private_key(file: &File, size: u64) -> Result<(), String> {
     if size > LARGEST_KEY {
         return Err(not_a_key());
     }
-    let mut bytes = vec![0; size as usize];
-    file.read_exact_at(&mut bytes, 0).map_err(|e| format!("cannot be read: {}", e.kind()))?;
+    let bytes = whole(file, size)?;
     let text = std::str::from_utf8(&bytes).map_err(|_| not_a_key())?;
     match russh::keys::decode_secret_key(text, None) {
         // A key file of OpenSSH with a passphrase parses: only its public half can be read.

@@ -1,7 +1,8 @@
 //! Templates on this host: immutable, content addressed, named.
 //!
 //! ```text
-//! <dir>/sha256-<hex>/   manifest.json disk [kernel] [initramfs] [firmware] [ssh_key]    0444, the key 0600
+//! <dir>/sha256-<hex>/   manifest.json disk [kernel] [initramfs] [firmware] [config] [nvram]    0444
+//!                       [ssh_key] [ssh_password]                                        0600
 //! <dir>/names/<name>    the digest that the name points at
 //! <dir>/staging/        what is being made or removed; never looked at by anybody else
 //! ```
@@ -14,6 +15,7 @@
 //! catalog    names, digests, publishing and removing
 //!   check    what a new template must be
 //!     qcow2  what a qcow2 file must be
+//!     tart   what a Tart VM's configuration says
 //!   import   a file into the catalog, by copy-on-write where the file system can
 //!   manifest what the digest is made of
 //! ```
@@ -23,6 +25,7 @@ mod check;
 mod import;
 mod manifest;
 mod qcow2;
+mod tart;
 
 use std::path::PathBuf;
 
@@ -31,24 +34,66 @@ pub use check::is_name;
 
 use crate::domain::{Arch, Budgets, GuestOs, Handover, template::DiskFormat};
 
-/// A template to be registered. Its files are imported and not needed afterwards.
+/// A template to be registered. Its files are imported and not needed afterwards. What is `None` and not a file is taken from
+/// `config` where that is given, else it has its usual value.
 #[derive(Clone, Debug)]
 pub struct NewTemplate {
     pub name: String,
-    pub driver: String,
-    pub os: GuestOs,
-    pub arch: Arch,
+    pub driver: Option<String>,
+    pub os: Option<GuestOs>,
+    pub arch: Option<Arch>,
     pub disk: PathBuf,
-    /// `None`: taken from the file, when its name and its content agree.
+    /// `None`, without `config`: taken from the file, when its name and its content agree.
     pub disk_format: Option<DiskFormat>,
     pub kernel: Option<PathBuf>,
     pub initramfs: Option<PathBuf>,
     pub firmware: Option<PathBuf>,
+    /// A Tart VM's `config.json`; makes this a template of the `tart` driver.
+    pub config: Option<PathBuf>,
+    /// A Tart VM's `nvram.bin`.
+    pub nvram: Option<PathBuf>,
     pub ssh_key: Option<PathBuf>,
+    /// A file with the password of `user`; its last line end does not count.
+    pub ssh_password: Option<PathBuf>,
     pub cmdline: Option<String>,
-    pub cpus: u32,
-    pub memory_mib: u32,
-    pub handover: Handover,
-    pub user: String,
+    pub cpus: Option<u32>,
+    pub memory_mib: Option<u32>,
+    pub handover: Option<Handover>,
+    pub user: Option<String>,
     pub budgets: Budgets,
+}
+
+/// What of a new template has to suit the driver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outline {
+    pub driver: String,
+    pub os: GuestOs,
+    pub handover: Handover,
+}
+
+impl NewTemplate {
+    /// One with usual values, from a disk image.
+    pub fn of_disk(name: impl Into<String>, disk: impl Into<PathBuf>) -> Self {
+        Self {
+            name: name.into(),
+            driver: None,
+            os: None,
+            arch: None,
+            disk: disk.into(),
+            disk_format: None,
+            kernel: None,
+            initramfs: None,
+            firmware: None,
+            config: None,
+            nvram: None,
+            ssh_key: None,
+            ssh_password: None,
+            cmdline: None,
+            cpus: None,
+            memory_mib: None,
+            handover: None,
+            user: None,
+            budgets: Budgets::default(),
+        }
+    }
 }

@@ -201,8 +201,9 @@ def boot(kit, shell="sh", env=None, seconds=40):
 def reinterpreted(files, shell):
     """The kit with its inner shell calls turned to the shell under test."""
     argv = shutil.which(SHELLS[shell][0]) + (" sh" if shell == "busybox" else "")
-    text = files["boot.sh"][1].decode().replace("$detach /bin/sh ", "$detach %s " % argv)
-    check(argv == "/bin/sh" or argv in text, "boot.sh no longer says how it starts the wrapper")
+    text = files["boot.sh"][1].decode()
+    check("\nsh=/bin/sh\n" in text, "boot.sh no longer says how it starts the wrapper")
+    text = text.replace("\nsh=/bin/sh\n", "\nsh='%s'\n" % argv)
     return {**files, "boot.sh": (0o755, text.encode())}
 
 

@@ -27,10 +27,11 @@ part() { # SECONDS COMMAND...
 }
 
 # part_count: a part without a summary line was cut off, which is a failure.
-parts=1
+parts=2
 part 180 python3 "$here/hooks_test.py"
+part 180 python3 "$here/macos_test.py"
 if [ "${1:-}" != --no-vm ]; then
-    parts=2
+    parts=3
     if [ -z "${MAYFLY_MICRO_IMAGE:-}" ]; then
         MAYFLY_MICRO_IMAGE=${XDG_CACHE_HOME:-$HOME/.cache}/mayfly/images/micro
         timeout --kill-after=10 300 "$here/../../deploy/images/micro/build.sh" "$MAYFLY_MICRO_IMAGE" || exit 1

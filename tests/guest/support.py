@@ -201,11 +201,12 @@ def kit_files(url, kind="command", payload=None, user="", env=None, extra=None):
         "MAYFLY_RUNNER_USER": user,
     }
     settings.update(extra or {})
-    lines = lambda pairs: "".join("%s=%s\n" % (k, quoted(v)) for k, v in pairs.items()).encode()
+    lines = lambda pairs, before="": "".join(
+        "%s%s=%s\n" % (before, k, quoted(v)) for k, v in pairs.items()).encode()
     files = {name: (0o755, (HOOKS / name).read_bytes()) for name in SCRIPTS}
     files["mayfly.env"] = (0o600, lines(settings))
     files["curlrc"] = (0o600, ('header = "Authorization: Bearer %s"\n' % TOKEN).encode())
-    files["runner.env"] = (0o600, lines(env or {}))
+    files["runner.env"] = (0o600, lines(env or {}, "export "))
     if payload is not None:
         files["payload"] = (0o700, payload if isinstance(payload, bytes) else payload.encode())
     return files

@@ -3,6 +3,7 @@
 mod api;
 mod cli;
 mod drivers;
+mod guest_agent;
 mod guests;
 mod layers;
 mod lifecycle;

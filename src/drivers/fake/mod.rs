@@ -52,7 +52,13 @@ impl Driver for Fake {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { guests: vec![GuestOs::Linux, GuestOs::Macos], graceful_stop: true, console: false, seed: true }
+        Capabilities {
+            guests: vec![GuestOs::Linux, GuestOs::Macos],
+            graceful_stop: true,
+            console: false,
+            seed: true,
+            agent: false,
+        }
     }
 
     async fn probe(&self, _fresh: bool) -> Result<Probe> {

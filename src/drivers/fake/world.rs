@@ -322,7 +322,7 @@ impl FakeWorld {
             let (running, limit) = (s.running_of(spec.os), s.limits.get(&spec.os).copied());
             if limit.is_some_and(|limit| running >= limit) {
                 let summary = "the number of running guests has reached the hypervisor's limit";
-                return Err(refused(ErrorKind::Host, Code::HostRefused, summary));
+                return Err(refused(ErrorKind::Host, Code::HostLimit, summary));
             }
             s.last_run += 1;
             s.starts += 1;
@@ -437,7 +437,7 @@ impl Instance {
     fn observe(&self) -> Observation {
         match &self.running {
             _ if self.half => Observation::Broken { detail: "only a part of it is there".to_owned() },
-            Some(run) => Observation::Running { ssh: run.ssh.clone() },
+            Some(run) => Observation::Running { ssh: run.ssh.clone(), agent: None },
             None => Observation::Stopped,
         }
     }

@@ -262,7 +262,7 @@ impl Driver for Qemu {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { guests: vec![GuestOs::Linux], graceful_stop: true, console: true, seed: true }
+        Capabilities { guests: vec![GuestOs::Linux], graceful_stop: true, console: true, seed: true, agent: false }
     }
 
     async fn probe(&self, fresh: bool) -> Result<Probe> {
@@ -368,12 +368,13 @@ impl Driver for Qemu {
                         "internal-error" => broken("the guest stands still: the accelerator failed".to_owned()),
                         _ => Ok(Observation::Running {
                             ssh: status.ssh_port.map(|port| Endpoint { host: "127.0.0.1".to_owned(), port }),
+                            agent: None,
                         }),
                     },
                     // It is on its way up or down, or busy; that it runs is certain.
                     Err(error) => {
                         tracing::debug!(%error, instance = %name, "QEMU runs and does not answer");
-                        Ok(Observation::Running { ssh: None })
+                        Ok(Observation::Running { ssh: None, agent: None })
                     }
                 }
             }

@@ -273,6 +273,8 @@ enum Fault {
     None,
     HangUpAtLogin,
     OnlyPrompts,
+    /// Offers passwords and takes them by prompts only; asks in two rounds, the last without a question.
+    LikeMacos,
     StillBooting,
     RefuseExec,
     HangUpAtExec,
@@ -300,6 +302,12 @@ impl server::Handler for Server {
                 proceed_with_methods: Some(MethodSet::from(&[MethodKind::KeyboardInteractive][..])),
                 partial_success: false,
             }),
+            Fault::LikeMacos => Ok(Auth::Reject {
+                proceed_with_methods: Some(MethodSet::from(
+                    &[MethodKind::PublicKey, MethodKind::Password, MethodKind::KeyboardInteractive][..],
+                )),
+                partial_success: false,
+            }),
             Fault::StillBooting => Ok(Auth::reject()),
             _ if password == "right" => Ok(Auth::Accept),
             _ => Ok(Auth::reject()),
@@ -320,7 +328,11 @@ impl server::Handler for Server {
                 prompts: vec![("Password:".into(), false)].into(),
             }),
             Some(mut answers) => match answers.next() {
+                Some(answer) if answer.as_ref() == b"right" && self.fault == Fault::LikeMacos => {
+                    Ok(Auth::Partial { name: "".into(), instructions: "".into(), prompts: vec![].into() })
+                }
                 Some(answer) if answer.as_ref() == b"right" => Ok(Auth::Accept),
+                None if self.fault == Fault::LikeMacos => Ok(Auth::Accept),
                 _ => Ok(Auth::reject()),
             },
         }
@@ -421,8 +433,8 @@ async fn another_host_key_is_an_error_before_any_login() {
 
 #[tokio::test]
 async fn passwords_are_asked_for_in_two_ways_and_never_shown() {
-    try_fault(Fault::OnlyPrompts, password("right")).await.unwrap();
-    for fault in [Fault::None, Fault::OnlyPrompts] {
+    for fault in [Fault::None, Fault::OnlyPrompts, Fault::LikeMacos] {
+        try_fault(fault, password("right")).await.unwrap();
         let error = try_fault(fault, password("wr0ng")).await.unwrap_err();
         assert!(matches!(error, SshError::LoginRefused(_)), "{error:?}");
         assert!(!format!("{error:?} {error}").contains("wr0ng"));
@@ -442,7 +454,7 @@ async fn a_broken_session_is_worth_another_try() {
 #[tokio::test]
 async fn much_output_is_cut_and_its_end_is_kept() {
     let done = try_fault(Fault::Chatty, password("right")).await.unwrap();
-    assert_eq!(done.boot_log.len(), MOST_OUTPUT);
+    assert_eq!(done.boot_log.len(), 64 << 10);
     assert!(done.boot_log.ends_with(b"0003900039"));
 }
 

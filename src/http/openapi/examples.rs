@@ -150,6 +150,7 @@ pub fn template() -> Value {
         "initramfs": true,
         "firmware": false,
         "ssh_key": false,
+        "ssh_password": false,
         "cmdline": "console=ttyS0 root=/dev/vda",
         "cpus": 2,
         "memory_mib": 2048,
@@ -182,6 +183,7 @@ pub fn host() -> Value {
             "fault": null,
             "remedy": null
         }],
+        "faults": [],
         "instances": [{
             "driver": "qemu",
             "name": format!("mayfly-{ID}"),

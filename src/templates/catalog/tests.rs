@@ -33,22 +33,11 @@ impl Fixture {
 
     fn template(&self, name: &str) -> NewTemplate {
         NewTemplate {
-            name: name.into(),
-            driver: "qemu".into(),
-            os: GuestOs::Linux,
-            arch: Arch::X86_64,
-            disk: self.at("disk.raw"),
-            disk_format: None,
-            kernel: None,
-            initramfs: None,
-            firmware: None,
-            ssh_key: None,
-            cmdline: None,
-            cpus: 1,
-            memory_mib: 192,
-            handover: Handover::Seed,
-            user: "runner".into(),
-            budgets: Budgets::default(),
+            os: Some(GuestOs::Linux),
+            arch: Some(Arch::X86_64),
+            cpus: Some(1),
+            memory_mib: Some(192),
+            ..NewTemplate::of_disk(name, self.at("disk.raw"))
         }
     }
 
@@ -89,7 +78,7 @@ async fn a_template_is_imported_whole_and_found_again() {
         firmware: Some(f.at("kernel")),
         ssh_key: Some(key.clone()),
         cmdline: Some("console=ttyS0".into()),
-        handover: Handover::Ssh,
+        handover: Some(Handover::Ssh),
         ..f.template("micro")
     };
     let made = f.catalog.register(new).await.unwrap();
@@ -129,7 +118,7 @@ async fn the_same_again_is_the_same_and_a_taken_name_is_refused() {
     assert_eq!(f.catalog.get(&first.digest).await.unwrap().name, "a");
 
     for other in [
-        NewTemplate { cpus: 2, ..f.template("a") },
+        NewTemplate { cpus: Some(2), ..f.template("a") },
         NewTemplate { disk: f.at("kernel512"), ..f.template("a") },
         NewTemplate { budgets: Budgets { idle_seconds: 1, ..Budgets::default() }, ..f.template("a") },
     ] {
@@ -145,15 +134,16 @@ async fn every_fault_is_named_at_once_and_nothing_is_left() {
     let f = Fixture::new();
     let new = NewTemplate {
         name: "-x".into(),
-        driver: String::new(),
+        driver: Some(String::new()),
         disk: "disk.raw".into(),
         kernel: Some(f.at("missing")),
         firmware: Some(f.dir.path().into()),
         ssh_key: Some(f.key("open", 0o644)),
-        cpus: 0,
-        memory_mib: 0,
-        user: "a b".into(),
-        os: GuestOs::Macos,
+        cpus: Some(0),
+        memory_mib: Some(0),
+        user: Some("a b".into()),
+        os: Some(GuestOs::Macos),
+        handover: Some(Handover::Seed),
         cmdline: Some("a\nb".into()),
         ..f.template("x")
     };
@@ -248,8 +238,8 @@ async fn two_at_once_give_one_template_or_one_refusal() {
         assert_eq!(f.entries().len(), EMPTY.len() + 2);
 
         let other = Catalog::open(f.at("templates")).unwrap();
-        let one = NewTemplate { cpus: 3, ..f.template("b") };
-        let two = NewTemplate { cpus: 4, ..f.template("b") };
+        let one = NewTemplate { cpus: Some(3), ..f.template("b") };
+        let two = NewTemplate { cpus: Some(4), ..f.template("b") };
         let (a, b) = tokio::join!(f.catalog.register(one), other.register(two));
         let (won, lost) = if a.is_ok() { (a, b) } else { (b, a) };
         assert_eq!(lost.unwrap_err().code, Code::TemplateExists);
@@ -314,7 +304,7 @@ async fn what_a_crash_leaves_is_never_seen_and_swept() {
 async fn damage_is_noticed_does_not_hide_others_and_is_mended_by_registering_again() {
     let f = Fixture::new();
     let made = f.catalog.register(f.template("a")).await.unwrap();
-    let good = f.catalog.register(NewTemplate { cpus: 2, ..f.template("b") }).await.unwrap();
+    let good = f.catalog.register(NewTemplate { cpus: Some(2), ..f.template("b") }).await.unwrap();
     let manifest = made.files.disk.with_file_name("manifest.json");
     let original = fs::read_to_string(&manifest).unwrap();
 
@@ -344,4 +334,69 @@ async fn damage_is_noticed_does_not_hide_others_and_is_mended_by_registering_aga
     f.catalog.remove("odd").await.unwrap();
     f.catalog.register(f.template("lost")).await.unwrap();
     assert_eq!(f.catalog.list().await.unwrap().len(), 3);
+}
+
+const TART_CONFIG: &str = r#"{"version":1,"os":"linux","arch":"arm64","cpuCountMin":2,"cpuCount":4,"memorySizeMin":1073741824,
+ "memorySize":4294967296,"macAddress":"7a:65:e4:3f:b2:51","display":{"width":1024,"height":768}}"#;
+
+fn of_tart(f: &Fixture, name: &str, config: &str) -> NewTemplate {
+    fs::write(f.at("config.json"), config).unwrap();
+    fs::write(f.at("nvram.bin"), "nvram").unwrap();
+    NewTemplate {
+        config: Some(f.at("config.json")),
+        nvram: Some(f.at("nvram.bin")),
+        ..NewTemplate::of_disk(name, f.at("disk.raw"))
+    }
+}
+
+#[tokio::test]
+async fn a_vm_of_tart_says_itself_what_it_is() {
+    let f = Fixture::new();
+    let password = f.at("password");
+    fs::write(&password, "admin\n").unwrap();
+    fs::set_permissions(&password, fs::Permissions::from_mode(0o600)).unwrap();
+    let new = NewTemplate { ssh_password: Some(password), ..of_tart(&f, "tart", TART_CONFIG) };
+    let made = f.catalog.register(new).await.unwrap();
+    assert_eq!((made.driver.as_str(), made.os, made.arch), ("tart", GuestOs::Linux, Arch::Aarch64));
+    assert_eq!((made.cpus, made.memory_mib, made.disk_format), (4, 4096, DiskFormat::Raw));
+    assert_eq!((made.handover, made.user.as_str()), (Handover::Agent, "admin"));
+    let file = |path: &Option<PathBuf>| fs::read_to_string(path.as_ref().unwrap()).unwrap();
+    assert_eq!(file(&made.files.config), TART_CONFIG);
+    assert_eq!(file(&made.files.nvram), "nvram");
+    let secret = made.files.ssh_password.clone().unwrap();
+    assert_eq!(fs::metadata(secret).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(f.catalog.get("tart").await.unwrap(), made);
+}
+
+#[tokio::test]
+async fn a_vm_of_tart_that_is_taken_for_another_is_refused() {
+    let f = Fixture::new();
+    let fields = async |new: NewTemplate| -> Vec<String> {
+        f.refused(new).await.into_iter().map(|(pointer, _)| pointer).collect()
+    };
+    let macos = TART_CONFIG.replace("\"os\":\"linux\",", "");
+    for (new, expected) in [
+        (NewTemplate { os: Some(GuestOs::Macos), ..of_tart(&f, "a", TART_CONFIG) }, vec!["/os"]),
+        (NewTemplate { arch: Some(Arch::X86_64), ..of_tart(&f, "a", TART_CONFIG) }, vec!["/arch"]),
+        (NewTemplate { disk_format: Some(DiskFormat::Asif), ..of_tart(&f, "a", TART_CONFIG) }, vec!["/disk_format"]),
+        (NewTemplate { driver: Some("qemu".into()), ..of_tart(&f, "a", TART_CONFIG) }, vec!["/config", "/nvram"]),
+        (NewTemplate { nvram: None, ..of_tart(&f, "a", TART_CONFIG) }, vec!["/nvram"]),
+        (NewTemplate { handover: Some(Handover::Seed), ..of_tart(&f, "a", TART_CONFIG) }, vec!["/handover"]),
+        (NewTemplate { kernel: Some(f.at("kernel")), ..of_tart(&f, "a", TART_CONFIG) }, vec!["/kernel"]),
+        (
+            NewTemplate { os: Some(GuestOs::Macos), ..NewTemplate::of_disk("a", f.at("disk.raw")) },
+            vec!["/config", "/nvram"],
+        ),
+    ] {
+        assert_eq!(fields(new).await, expected);
+    }
+    for garbage in ["", "not json", "{\"version\":1}", &macos[..macos.len() / 2]] {
+        assert_eq!(fields(of_tart(&f, "a", garbage)).await, ["/config"], "{garbage}");
+    }
+    let open = f.at("password");
+    fs::write(&open, "admin").unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o644)).unwrap();
+    let new = NewTemplate { ssh_password: Some(open), ..of_tart(&f, "a", TART_CONFIG) };
+    assert_eq!(fields(new).await, ["/ssh_password"]);
+    assert_eq!(f.entries(), EMPTY);
 }

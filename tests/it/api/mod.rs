@@ -6,7 +6,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use mayfly::{
     domain::{
-        Arch, Budgets, Event, GuestOs, Handover, VmId,
+        Event, VmId,
         host::{Capacity, HostView},
         token::Scope,
     },
@@ -115,6 +115,7 @@ pub async fn api_with(settings: http::Settings, limits: service::Settings) -> Ap
     let store = store::open(&dir.path().join("mayfly.db")).await.unwrap();
     let capacity = Capacity { macos_slots: 2, linux_slots: 2, cpus: 8, memory_mib: 8192 };
     let view = HostView {
+        ceilings: Vec::new(),
         capacity,
         drivers: vec![],
         instances: vec![],
@@ -190,22 +191,10 @@ pub fn disk(dir: &tempfile::TempDir, name: &str, fill: u8) -> PathBuf {
 
 pub fn new_template(name: &str, disk: PathBuf) -> NewTemplate {
     NewTemplate {
-        name: name.into(),
-        driver: "fake".into(),
-        os: GuestOs::Linux,
-        arch: Arch::of_this_host().unwrap(),
-        disk,
-        disk_format: None,
-        kernel: None,
-        initramfs: None,
-        firmware: None,
-        ssh_key: None,
-        cmdline: None,
-        cpus: 1,
-        memory_mib: 128,
-        handover: Handover::Seed,
-        user: "runner".into(),
-        budgets: Budgets::default(),
+        driver: Some("fake".into()),
+        cpus: Some(1),
+        memory_mib: Some(128),
+        ..NewTemplate::of_disk(name, disk)
     }
 }
 

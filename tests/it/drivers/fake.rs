@@ -26,7 +26,7 @@ fn spec(id: VmId) -> InstanceSpec {
         cpus: 2,
         memory_mib: 512,
         disk_format: DiskFormat::Raw,
-        files: TemplateFiles { disk: "/none".into(), kernel: None, initramfs: None, firmware: None, ssh_key: None },
+        files: TemplateFiles { disk: "/none".into(), ..TemplateFiles::default() },
         cmdline: None,
         seed: None,
         network: GuestNetwork { isolated: true, guest_api: "/none".into(), relay: vec!["none".to_owned()] },
@@ -120,7 +120,7 @@ async fn a_crash_leaves_what_was_done_by_then() {
         (Verb::Create, Crash::Before, Observation::Absent),
         (Verb::Create, Crash::Halfway, Observation::Broken { detail: "only a part of it is there".to_owned() }),
         (Verb::Create, Crash::After, Observation::Stopped),
-        (Verb::Start, Crash::After, Observation::Running { ssh: None }),
+        (Verb::Start, Crash::After, Observation::Running { ssh: None, agent: None }),
         (Verb::Stop, Crash::After, Observation::Stopped),
         (Verb::Destroy, Crash::After, Observation::Absent),
     ]

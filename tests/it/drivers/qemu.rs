@@ -11,10 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+#[cfg(target_arch = "x86_64")]
+use mayfly::domain::event::GoneCause;
 use mayfly::{
     domain::{
         Arch, Code, GuestOs, InstanceName, VmId,
-        event::GoneCause,
         template::{DiskFormat, TemplateFiles},
     },
     drivers::{
@@ -30,10 +31,13 @@ const X86_DEAF: &[u8] = &[0xfa, 0xf4, 0xeb, 0xfd];
 /// `wfi; b .-4`, for a processor without a BIOS: booted as a kernel.
 const AARCH64_DEAF: &[u8] = &[0x7f, 0x20, 0x03, 0xd5, 0xff, 0xff, 0xff, 0x17];
 /// Half a second of BIOS sleep (`int 0x15`, function 0x86), so that the test is there when it ends.
+#[cfg(target_arch = "x86_64")]
 const X86_SLEEP: &[u8] = &[0xb4, 0x86, 0xb9, 0x07, 0x00, 0xba, 0x20, 0xa1, 0xcd, 0x15];
 /// Writes "sleep type 5" to the power management port.
+#[cfg(target_arch = "x86_64")]
 const X86_POWER_OFF: &[u8] = &[0xb8, 0x00, 0x20, 0xba, 0x04, 0x06, 0xef, 0xf4, 0xeb, 0xfd];
 /// Writes "reset" to the reset port.
+#[cfg(target_arch = "x86_64")]
 const X86_RESET: &[u8] = &[0xb0, 0x06, 0xba, 0xf9, 0x0c, 0xee, 0xf4, 0xeb, 0xfd];
 
 struct QemuRig {
@@ -91,13 +95,14 @@ impl QemuRig {
             cpus: 1,
             memory_mib: 64,
             disk_format: DiskFormat::Raw,
-            files: TemplateFiles { disk: file, kernel, initramfs: None, firmware: None, ssh_key: None },
+            files: TemplateFiles { disk: file, kernel, ..TemplateFiles::default() },
             cmdline: None,
             seed: Some(Seed { volume: vec![0; 4096] }),
             network: self.network(),
         }
     }
 
+    #[cfg(target_arch = "x86_64")]
     async fn started(&self, code: &[u8]) -> InstanceSpec {
         let spec = self.bare(VmId::mint(), code);
         self.driver.create(&spec).await.unwrap();
@@ -105,6 +110,7 @@ impl QemuRig {
         spec
     }
 
+    #[cfg(target_arch = "x86_64")]
     fn pid(&self, name: &InstanceName) -> rustix::process::Pid {
         let file = self.dir.path().join("instances").join(name.as_str()).join("qemu.pid");
         let pid = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
@@ -128,7 +134,7 @@ impl QemuRig {
 
     async fn ssh_port(&self, name: &InstanceName) -> u16 {
         match self.driver.inspect(name).await.unwrap() {
-            Observation::Running { ssh: Some(ssh) } => {
+            Observation::Running { ssh: Some(ssh), .. } => {
                 assert_eq!(ssh.host, "127.0.0.1");
                 ssh.port
             }
@@ -180,6 +186,7 @@ impl Rig for QemuRig {
                 initramfs: Some(file("initramfs.img")),
                 firmware: None,
                 ssh_key: Some(file("id_ed25519")),
+                ..TemplateFiles::default()
             },
             cmdline: Some(match arch() {
                 Arch::X86_64 => "console=ttyS0 quiet panic=-1".to_owned(),
@@ -370,13 +377,13 @@ async fn signals_from_outside_are_told_apart() {
     for (signal, cause) in [(Signal::TERM, GoneCause::HostStop), (Signal::KILL, GoneCause::Unknown)] {
         let spec = rig.started(X86_DEAF).await;
         // It has answered a command, so its main loop runs and can say why it ends.
-        assert!(matches!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Running { ssh: Some(_) }));
+        assert!(matches!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Running { ssh: Some(_), .. }));
         kill_process(rig.pid(&spec.name), signal).unwrap();
         let told = tokio::time::timeout(Duration::from_secs(20), rig.driver.ended(&spec.name)).await.unwrap().unwrap();
         assert_eq!(told, cause);
         // What a kill leaves behind hinders nothing.
         rig.driver.start(&spec).await.unwrap();
-        assert!(matches!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Running { ssh: Some(_) }));
+        assert!(matches!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Running { ssh: Some(_), .. }));
         rig.driver.destroy(&spec.name).await.unwrap();
     }
 }
@@ -407,7 +414,7 @@ async fn a_start_that_is_cut_short_leaks_nothing() {
         let _ = tokio::time::timeout(Duration::from_millis(ms), rig.driver.start(&spec)).await;
         if ms % 8 == 0 {
             rig.driver.start(&spec).await.unwrap();
-            assert!(matches!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Running { ssh: Some(_) }));
+            assert!(matches!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Running { ssh: Some(_), .. }));
         }
         rig.driver.destroy(&spec.name).await.unwrap();
         assert_eq!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Absent, "cut after {ms} ms");
@@ -424,7 +431,7 @@ async fn a_hypervisor_that_hangs_is_killed() {
     let rig = QemuRig::new();
     let spec = rig.started(X86_DEAF).await;
     kill_process(rig.pid(&spec.name), Signal::STOP).unwrap();
-    assert_eq!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Running { ssh: None });
+    assert_eq!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Running { ssh: None, agent: None });
     let began = Instant::now();
     rig.driver.destroy(&spec.name).await.unwrap();
     eprintln!("qemu: a hung one was destroyed after {:?}", began.elapsed());

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 use serde_json::json;
 use sqlx::{ConnectOptions, Connection};
 
-use crate::support::Serve;
+use crate::support::{Serve, tart::Mac};
 
 /// The states that the vm has been in, read straight from the database file: the service is about to be killed.
 async fn reached(db: &mut sqlx::SqliteConnection, kind: &str) -> bool {
@@ -31,6 +31,19 @@ async fn reader(dir: &Path) -> sqlx::SqliteConnection {
 async fn die_after(kind: &str, handover: &str) {
     let mut serve = Serve::start(&[]).await;
     serve.template("micro", handover, json!({})).await;
+    live_through(&mut serve, kind).await;
+    serve.assert_nothing_left().await;
+}
+
+/// The same with the tart driver: its guests are in sessions of their own and are adopted by the record lock that Tart holds.
+async fn die_on_a_mac_after(kind: &str, handover: &str) {
+    let mut mac = Mac::start("darwin").await;
+    mac.template("micro", handover, json!({})).await;
+    live_through(&mut mac.serve, kind).await;
+    mac.assert_nothing_left().await;
+}
+
+async fn live_through(serve: &mut Serve, kind: &str) {
     let vm = serve
         .create(json!({"template": "micro", "runner": {"kind": "command", "command": "echo once >> /tmp/runs; cat /tmp/runs; sleep 1"}}))
         .await;
@@ -50,7 +63,6 @@ async fn die_after(kind: &str, handover: &str) {
     assert_eq!(end["job"]["exit_code"], 0, "killed after {kind}: {end:#}");
     assert_eq!(end["attempt"], 1, "killed after {kind}: {end:#}");
     assert_eq!(serve.log_of(id, "job").await.matches("once").count(), 1, "the job ran once, killed after {kind}");
-    serve.assert_nothing_left().await;
 }
 
 /// Every event of an ordinary life. What is missing here is found by the last test.
@@ -70,13 +82,28 @@ const LIFE: [&str; 12] = [
 ];
 
 macro_rules! kill_points {
-    ($($name:ident $kind:literal $handover:literal)+) => { $(
+    ($die:ident: $($name:ident $kind:literal $handover:literal)+) => { $(
         #[tokio::test(flavor = "multi_thread")]
-        async fn $name() { die_after($kind, $handover).await; }
+        async fn $name() { $die($kind, $handover).await; }
     )+ };
 }
 
-kill_points! {
+kill_points! { die_on_a_mac_after:
+    on_a_mac_after_created "created" "agent"
+    on_a_mac_after_slot_taken "slot_taken" "agent"
+    on_a_mac_after_cloned "cloned" "ssh"
+    on_a_mac_after_endpoint_found "endpoint_found" "ssh"
+    on_a_mac_after_guest_ready "guest_ready" "agent"
+    on_a_mac_after_guest_configured "guest_configured" "agent"
+    on_a_mac_after_runner_changed "runner_changed" "ssh"
+    on_a_mac_after_end_announced "end_announced" "agent"
+    on_a_mac_after_job_finished "job_finished" "agent"
+    on_a_mac_after_end_proven "end_proven" "ssh"
+    on_a_mac_after_instance_stopped "instance_stopped" "agent"
+    on_a_mac_after_instance_absent "instance_absent" "agent"
+}
+
+kill_points! { die_after:
     after_created "created" "seed"
     after_slot_taken "slot_taken" "ssh"
     after_cloned "cloned" "seed"

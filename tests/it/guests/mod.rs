@@ -7,6 +7,7 @@ use crate::support::Serve;
 
 mod crash;
 mod ends;
+mod tart;
 
 fn states(vm: &Value) -> Vec<&str> {
     vm["timeline"].as_array().unwrap().iter().map(|e| e["state"].as_str().unwrap()).collect()

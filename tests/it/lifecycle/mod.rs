@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use mayfly::{
     domain::{
-        Arch, Budgets, GuestOs, Handover, InstanceName, State, TokenId, Vm, VmId,
-        host::Capacity,
+        Arch, GuestOs, Handover, InstanceName, State, TokenId, Vm, VmId,
+        host::{Capacity, HostView},
         token::{Caller, Scope},
     },
     drivers::{
@@ -40,6 +40,7 @@ pub type Serving = watch::Sender<Option<Service>>;
 
 pub struct Running {
     pub service: Service,
+    board: watch::Receiver<HostView>,
     shutdown: CancellationToken,
     reconciling: JoinHandle<()>,
     closed: JoinHandle<()>,
@@ -86,22 +87,13 @@ impl Host {
 
     async fn register(&self, name: &str, os: GuestOs, handover: Handover) {
         let new = NewTemplate {
-            name: name.into(),
-            driver: Fake::NAME.into(),
-            os,
-            arch: Arch::X86_64,
-            disk: self.at("disk.img"),
-            disk_format: Some(mayfly::domain::template::DiskFormat::Raw),
-            kernel: None,
-            initramfs: None,
-            firmware: None,
-            ssh_key: None,
-            cmdline: None,
-            cpus: 1,
-            memory_mib: 64,
-            handover,
-            user: "runner".into(),
-            budgets: Budgets::default(),
+            driver: Some(Fake::NAME.into()),
+            os: Some(os),
+            arch: Some(Arch::X86_64),
+            cpus: Some(1),
+            memory_mib: Some(64),
+            handover: Some(handover),
+            ..NewTemplate::of_disk(name, self.at("disk.img"))
         };
         self.service().register_template(new).await.unwrap();
     }
@@ -126,6 +118,7 @@ impl Host {
             clock.clone(),
             service::Settings::default(),
         );
+        let seen = board.subscribe();
         let reconciler = Arc::new(Reconciler {
             ledger: store.ledger,
             reader: store.reader,
@@ -140,7 +133,7 @@ impl Host {
                 count_foreign: true,
                 guest_socket: self.at("guest.sock"),
                 relay: vec!["/bin/false".into()],
-                guest_url: "http://10.0.2.100".into(),
+                guest_urls: [(Fake::NAME.to_owned(), "http://10.0.2.100".to_owned())].into(),
                 isolated: true,
                 retry_backoff: Duration::from_millis(1),
                 sweep_every: Duration::from_secs(60),
@@ -150,13 +143,13 @@ impl Host {
         let shutdown = CancellationToken::new();
         self.serving.send_replace(Some(service.clone()));
         let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));
-        self.running = Some(Running { service, reconciling, shutdown, closed: store.closed });
+        self.running = Some(Running { service, board: seen, reconciling, shutdown, closed: store.closed });
     }
 
     /// Everything that Mayfly was doing stops where it stands; nothing is put in order.
     pub async fn crash(&mut self) {
         self.serving.send_replace(None);
-        let Running { service, shutdown, reconciling, closed } = self.running.take().unwrap();
+        let Running { service, shutdown, reconciling, closed, .. } = self.running.take().unwrap();
         shutdown.cancel();
         reconciling.await.unwrap();
         drop(service);
@@ -199,6 +192,15 @@ impl Host {
             vm = self.service().wait_vm(id, vm.generation, Duration::from_secs(5)).await.unwrap();
         }
         vm
+    }
+
+    /// Follows the host as Mayfly sees it until `done`.
+    pub async fn until_host(&self, done: impl Fn(&HostView) -> bool) -> HostView {
+        let mut board = self.running.as_ref().unwrap().board.clone();
+        match tokio::time::timeout(PATIENCE, board.wait_for(done)).await {
+            Ok(view) => view.unwrap().clone(),
+            Err(_) => panic!("stuck: {:#?}", *self.running.as_ref().unwrap().board.borrow()),
+        }
     }
 
     pub async fn until_state(&self, id: VmId, state: State) -> Vm {

@@ -69,6 +69,65 @@ async fn a_host_at_its_limit_is_not_the_vms_fault() {
     host.assert_clean(&[id]).await;
 }
 
+/// One kernel slot is leaked: one guest runs, the other waits for the host, whose fault is shown and goes with the leak.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leaked_slot_is_shown_and_heals() {
+    let host = Host::new(4, 2).await;
+    host.world.limit(GuestOs::Macos, Some(1));
+    let runs = host.create(request("macos", Runner::None)).await;
+    host.until_state(runs, State::Booting).await;
+    let waits = host.create(request("macos", Runner::None)).await;
+    let vm = host.until(waits, |vm| vm.queue.as_ref().is_some_and(|q| q.reason == QueueReason::Host)).await;
+    assert_eq!((vm.failed_attempts, vm.last_fault.unwrap().code), (0, Code::HostLimit));
+    let shown = host.until_host(|view| !view.ceilings.is_empty()).await.ceilings;
+    let [fault] = &shown[..] else { panic!("{shown:?}") };
+    assert_eq!((fault.os, fault.admits), (GuestOs::Macos, 1));
+    // It is found out again and again, by one vm at a time, and the age stays that of the first refusal.
+    let later = host.until_host(|view| view.ceilings.first().is_some_and(|c| c.refusals >= 3)).await.ceilings;
+    assert_eq!(later[0].fault.at, fault.fault.at);
+    assert!(later[0].last_at > fault.last_at);
+    assert_eq!(host.vm(runs).await.attempt, 1, "what runs is left alone");
+    // A guest of the other kind has its own limit.
+    let linux = host.create(request("linux", Runner::None)).await;
+    host.until_state(linux, State::Booting).await;
+
+    host.world.limit(GuestOs::Macos, Some(2));
+    host.until_state(waits, State::Booting).await;
+    host.until_host(|view| view.ceilings.is_empty()).await;
+    for id in [runs, waits, linux] {
+        host.delete(id, true).await;
+        host.until_state(id, State::Deleted).await;
+    }
+    assert_eq!(host.world.peak_of(GuestOs::Macos), 2);
+    host.assert_clean(&[runs, waits, linux]).await;
+}
+
+/// Two slots, two guests of somebody else whom no list shows: nothing can be started, nothing is blamed on the vm.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_without_a_slot_left_admits_nothing() {
+    let host = Host::new(4, 2).await;
+    host.world.limit(GuestOs::Macos, Some(0));
+    let ids = [
+        host.create(request("macos", Runner::None)).await,
+        host.create(request("macos", Runner::None)).await,
+        host.create(request("macos", Runner::None)).await,
+    ];
+    let view = host.until_host(|view| view.ceilings.first().is_some_and(|c| c.admits == 0 && c.refusals >= 4)).await;
+    assert_eq!(view.ceilings.len(), 1);
+    for id in ids {
+        assert_eq!(host.vm(id).await.failed_attempts, 0);
+    }
+    assert_eq!(host.world.snapshot().starts, 0);
+    host.world.limit(GuestOs::Macos, None);
+    for id in ids {
+        host.until_state(id, State::Booting).await;
+        host.delete(id, true).await;
+        host.until_state(id, State::Deleted).await;
+    }
+    host.until_host(|view| view.ceilings.is_empty()).await;
+    host.assert_clean(&ids).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn foreign_vms_take_slots_and_are_never_touched() {
     let host = Host::new(4, 2).await;

@@ -21,6 +21,8 @@ pub fn image() -> PathBuf {
     dir
 }
 
+pub mod tart;
+
 pub struct Serve {
     child: Option<Child>,
     /// Lines of standard error so far.
@@ -36,6 +38,12 @@ pub struct Serve {
 impl Serve {
     /// Starts a service. Foreign guests are not counted: other tests' guests run on the same machine.
     pub async fn start(settings: &[(&str, &str)]) -> Serve {
+        let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Self::prepared(|_| settings).await
+    }
+
+    /// Starts a service in a directory that something was put into before; that also says what the settings are.
+    pub async fn prepared(prepare: impl FnOnce(&Path) -> Vec<(String, String)>) -> Serve {
         let temp = tempfile::Builder::new()
             .prefix("mf")
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
@@ -48,9 +56,9 @@ impl Serve {
             ("MAYFLY_DRIVERS__QEMU__ACCELERATOR".to_owned(), "tcg".to_owned()),
             ("MAYFLY_LOG__LEVEL".to_owned(), "mayfly=debug,info".to_owned()),
         ];
-        for (key, value) in settings {
-            all.retain(|(k, _)| k != key);
-            all.push(((*key).to_owned(), (*value).to_owned()));
+        for (key, value) in prepare(temp.path()) {
+            all.retain(|(k, _)| *k != key);
+            all.push((key, value));
         }
         let mut serve = Serve {
             child: None,
@@ -242,7 +250,7 @@ impl Serve {
 
 pub fn hypervisors(dir: &Path) -> Vec<i32> {
     let mut pids = Vec::new();
-    let needle = dir.join("instances").to_str().unwrap().to_owned();
+    let needle = format!("{}/", dir.to_str().unwrap());
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
         let Ok(cmdline) = std::fs::read(entry.path().join("cmdline")) else { continue };

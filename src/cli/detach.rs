@@ -1,0 +1,29 @@
+//! `mayfly detach [--] PROGRAM …`: makes a new session and becomes the program, which keeps the process id.
+//!
+//! A hypervisor that runs in the foreground is started through this, so that neither the end of the service nor a signal to
+//! its process group reaches the guests. A session can only be made by the process that is to have it, between its start and
+//! the program that it becomes.
+
+use std::{ffi::OsString, io, os::unix::process::CommandExt, process::Command};
+
+use super::exit;
+
+/// As of a shell that finds a program, or not, and cannot run it.
+const CANNOT_RUN: u8 = 126;
+const NOT_FOUND: u8 = 127;
+
+/// Returns only when it failed.
+pub(super) fn run(command: &[OsString]) -> u8 {
+    let command = if command.first().is_some_and(|first| first == "--") { &command[1..] } else { command };
+    let [program, args @ ..] = command else {
+        eprintln!("mayfly detach: which program is to be run?");
+        return exit::USAGE;
+    };
+    if let Err(error) = rustix::process::setsid() {
+        eprintln!("mayfly detach: cannot make a session: {error}");
+        return CANNOT_RUN;
+    }
+    let error = Command::new(program).args(args).exec();
+    eprintln!("mayfly detach: cannot run {}: {error}", program.display());
+    if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { CANNOT_RUN }
+}

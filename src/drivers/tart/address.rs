@@ -1,0 +1,140 @@
+//! Where a guest is reached. Its Ethernet address is its own on this host, so whatever the host's tables say of that address is
+//! said of this guest and no other.
+
+use std::{
+    io,
+    net::Ipv4Addr,
+    time::{Duration, SystemTime},
+};
+
+use super::{
+    arp,
+    fault::{self, shown},
+    leases::{self, Found},
+    mac::Mac,
+    paths::Paths,
+    settings::{Network, Resolver, Settings},
+};
+use crate::{
+    domain::{Code, InstanceName},
+    drivers::{DriverError, ErrorKind, Result, command::Command},
+};
+
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// `tart` makes a command of Tart, should the guest agent have to be asked.
+pub async fn find(
+    settings: &Settings,
+    paths: &Paths,
+    name: &InstanceName,
+    mac: Mac,
+    tart: impl FnOnce() -> Result<Command>,
+) -> Result<Option<Ipv4Addr>> {
+    let known = match settings.resolver {
+        Resolver::Agent => None,
+        Resolver::Dhcp if !matches!(settings.network, Network::Bridged { .. }) => by_lease(settings, paths, mac)?,
+        Resolver::Dhcp | Resolver::Arp => by_arp(settings, mac).await?,
+    };
+    if known.is_some() || !agent_is_due(settings, paths) {
+        return Ok(known);
+    }
+    by_agent(name, tart()?).await
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn lease_file(settings: &Settings) -> Result<Vec<leases::Lease>> {
+    let bytes = match std::fs::read(&settings.lease_file) {
+        Ok(bytes) => bytes,
+        // The host's DHCP server has not given any yet.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(fault::io(error, Code::HostUnavailable, "the host's DHCP leases cannot be read")),
+    };
+    leases::parse(&bytes).map_err(|why| {
+        let summary = format!("{} was not understood: {why}", settings.lease_file.display());
+        DriverError::new(ErrorKind::Retry, Code::GuestNotReady, summary)
+    })
+}
+
+fn by_lease(settings: &Settings, paths: &Paths, mac: Mac) -> Result<Option<Ipv4Addr>> {
+    match leases::find(&lease_file(settings)?, mac, before(paths, mac), now()) {
+        Found::Nothing => Ok(None),
+        Found::Address(ip) => Ok(Some(ip)),
+        Found::Disputed { ip, other } => {
+            let summary = format!(
+                "the host's DHCP leases give {ip} to this guest ({mac}) and to another ({other}): neither is reached there \
+                 until one of them expires"
+            );
+            Err(DriverError::new(ErrorKind::Retry, Code::GuestNotReady, summary))
+        }
+    }
+}
+
+/// Writes down what the lease file knows of this guest before it starts, so that an address from an earlier run is not taken
+/// for the new one's. A VM that runs for the first time has an address that nobody had before it, and there is nothing to keep.
+pub fn note_leases(settings: &Settings, paths: &Paths, mac: Mac) -> Result<()> {
+    let noted = match leases::newest(&lease_file(settings)?, mac) {
+        Some(expires) => std::fs::write(paths.leases_before(), format!("{mac} {expires}\n")),
+        None => match std::fs::remove_file(paths.leases_before()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        },
+    };
+    noted.map_err(|error| fault::io(error, Code::BootFailed, "the guest's leases cannot be noted"))
+}
+
+fn before(paths: &Paths, mac: Mac) -> Option<u64> {
+    let text = std::fs::read_to_string(paths.leases_before()).ok()?;
+    let (noted, expires) = text.trim().split_once(' ')?;
+    // Tart gives a VM a new address when another one that runs has the same.
+    (Mac::parse(noted) == Some(mac)).then(|| expires.parse().ok())?
+}
+
+async fn by_arp(settings: &Settings, mac: Mac) -> Result<Option<Ipv4Addr>> {
+    let output = Command::new(&settings.arp, DEADLINE)
+        .arg("-an")
+        .run()
+        .await
+        .map_err(|error| fault::command(error, Code::GuestNotReady))?;
+    let failed = |why: String| {
+        DriverError::new(ErrorKind::Retry, Code::GuestNotReady, format!("`arp -an` was not understood: {why}"))
+    };
+    if !output.status.success() {
+        return Err(failed(format!(
+            "it ended with {} and said {}",
+            output.status,
+            shown(output.stderr_tail.as_bytes())
+        )));
+    }
+    arp::find(&output.stdout, mac).map_err(failed)
+}
+
+/// Asking the agent starts a program that takes a second to say no, so the tables have their time first. The socket is made
+/// when the guest starts.
+fn agent_is_due(settings: &Settings, paths: &Paths) -> bool {
+    let Ok(started) = paths.control_sock().metadata().and_then(|socket| socket.modified()) else { return false };
+    settings.resolver == Resolver::Agent || started.elapsed().unwrap_or_default() >= settings.agent_after
+}
+
+async fn by_agent(name: &InstanceName, tart: Command) -> Result<Option<Ipv4Addr>> {
+    let output = match tart.args(["ip", name.as_str(), "--resolver=agent"]).run().await {
+        Ok(output) => output,
+        Err(error) => {
+            tracing::debug!(%error, instance = %name, "the guest agent gave no address");
+            return Ok(None);
+        }
+    };
+    if !output.status.success() {
+        tracing::debug!(instance = %name, error = output.stderr_tail, "the guest agent gave no address");
+        return Ok(None);
+    }
+    match output.stdout_text().trim().parse() {
+        Ok(ip) => Ok(Some(ip)),
+        Err(_) => {
+            let summary = format!("expected `tart ip` to print an address; found: {}", shown(&output.stdout));
+            Err(DriverError::new(ErrorKind::Retry, Code::GuestNotReady, summary))
+        }
+    }
+}

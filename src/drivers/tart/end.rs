@@ -1,0 +1,157 @@
+//! Ending a guest, and removing its VM.
+
+use std::{io, time::Duration};
+
+use rustix::process::Signal;
+use tokio::time::{Instant, timeout};
+
+use super::{
+    Tart, clone,
+    fault::{self, shown},
+    instance::Found,
+    paths::Paths,
+    run,
+};
+use crate::{
+    domain::{Code, GuestOs, InstanceName},
+    drivers::{DriverError, ErrorKind, Result, process::Process},
+};
+
+/// A guest that is not wholly up yet does not hear the first press of its power button, and Tart loses an interrupt that comes
+/// before it listens.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+const INTERRUPTS: u32 = 5;
+/// A process that has not ended by then after SIGKILL waits for a broken disk.
+const KILL: Duration = Duration::from_secs(5);
+const DELETE: Duration = Duration::from_secs(60);
+/// How long a VM may be said to run after its run has ended.
+const LET_GO: Duration = Duration::from_secs(15);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const MISSING: i32 = 2;
+
+impl Tart {
+    /// Returns when no `tart run` of this VM is left.
+    pub(super) async fn halt(&self, name: &InstanceName, grace: Duration) -> Result<()> {
+        let paths = self.paths(name);
+        // A start that was cut short may have left more than one process on its way.
+        while let Found::Running(process) = self.find(&paths, name).await? {
+            if !grace.is_zero() && hears_its_button(&paths) && timeout(grace, ask(&process)).await.is_ok() {
+                continue;
+            }
+            self.force(name, &process).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends a run that may not want to. The guest loses its power, whatever it is doing.
+    pub(super) async fn force(&self, name: &InstanceName, process: &Process) -> Result<()> {
+        for _ in 0..INTERRUPTS {
+            // An interrupt lets Tart tell its framework and softnet to stop; a kill leaves that to them.
+            if let Err(error) = process.signal(Signal::INT).await {
+                tracing::warn!(%error, instance = %name, pid = process.pid(), "tart could not be interrupted");
+                break;
+            }
+            if timeout(ASK_AGAIN, process.ended()).await.is_ok() {
+                return Ok(());
+            }
+        }
+        tracing::warn!(instance = %name, pid = process.pid(), "tart does not stop: killing it");
+        let killed = process.kill().await;
+        if timeout(KILL, process.ended()).await.is_ok() {
+            return Ok(());
+        }
+        let summary = format!("process {} of {name} cannot be killed", process.pid());
+        let error = DriverError::new(ErrorKind::Retry, Code::HostUnavailable, summary);
+        Err(match killed {
+            Ok(()) => error,
+            Err(cause) => error.source(cause),
+        })
+    }
+
+    /// Deletes a VM that does not run, and sees to it that it is gone. Absence is success.
+    pub(super) async fn remove(&self, name: &InstanceName) -> Result<()> {
+        let paths = self.paths(name);
+        let patience = Instant::now() + LET_GO;
+        while exists(&paths)? {
+            let output = self
+                .command(DELETE)?
+                .args(["delete", name.as_str()])
+                .run()
+                .await
+                .map_err(|error| fault::command(error, Code::HostUnavailable))?;
+            let said = output.stderr_tail.as_str();
+            if !exists(&paths)? {
+                break;
+            }
+            if said.contains(" is running") {
+                // It was started by somebody else meanwhile, or its lock outlives its process for a moment.
+                self.halt(name, Duration::ZERO).await?;
+                if Instant::now() > patience {
+                    let holder = match self.find(&paths, name).await? {
+                        Found::Busy { holder } => holder,
+                        Found::Running(process) => Some(process.pid()),
+                        Found::Nothing => None,
+                    };
+                    return Err(run::busy(name, holder));
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            } else if (output.status.success() || output.status.code() == Some(MISSING)) && paths.missing().is_some() {
+                // Tart takes a directory without one of a VM's files for no VM at all, and would leave it for ever.
+                self.sweep(name, &paths).await?;
+            } else {
+                let summary = format!(
+                    "`tart delete {name}` ended with {} and left {}; it said: {}",
+                    output.status,
+                    paths.vm.display(),
+                    shown(said.as_bytes())
+                );
+                return Err(DriverError::new(ErrorKind::Retry, Code::HostUnavailable, summary).tail(said));
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the rest of a VM that Tart does not know any more.
+    async fn sweep(&self, name: &InstanceName, paths: &Paths) -> Result<()> {
+        if let Found::Running(process) = self.find(paths, name).await? {
+            return Err(run::busy(name, Some(process.pid())));
+        }
+        let _home = clone::lock_home(&self.settings.tart_home).await?;
+        let removed = tokio::fs::remove_dir_all(&paths.vm).await;
+        absent_is_fine(removed)
+            .map_err(|error| fault::io(error, Code::HostUnavailable, "the VM's directory cannot be removed"))
+    }
+}
+
+/// The power button means something to a Linux guest. A macOS guest asks its user, and there is none.
+fn hears_its_button(paths: &Paths) -> bool {
+    run::read_config(paths).is_ok_and(|config| config.os == GuestOs::Linux)
+}
+
+/// Returns when the process has ended.
+async fn ask(process: &Process) {
+    loop {
+        if let Err(error) = process.signal(Signal::USR2).await {
+            tracing::debug!(%error, pid = process.pid(), "the guest could not be asked to power down");
+        }
+        if timeout(ASK_AGAIN, process.ended()).await.is_ok() {
+            return;
+        }
+    }
+}
+
+pub(super) fn exists(paths: &Paths) -> Result<bool> {
+    match paths.vm.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(fault::io(error, Code::HostUnavailable, "the VM cannot be looked at")),
+    }
+}
+
+/// A directory or a file that may be gone already.
+pub(super) fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,85 @@
+//! What `tart list --format json` prints.
+
+use serde::Deserialize;
+
+use super::fault::shown;
+
+/// A VM as Tart lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub name: String,
+    /// Its lock is held: by a guest that runs, or for a moment by another command of Tart.
+    pub running: bool,
+}
+
+/// Both generations of the output have these keys; the rest is of no use here, or differs.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Raw {
+    name: String,
+    source: Option<String>,
+    running: Option<bool>,
+    state: Option<String>,
+}
+
+/// The local VMs. Anything else than a list of them is an error and never an empty list: nothing would be counted then.
+pub fn parse(stdout: &[u8]) -> Result<Vec<Entry>, String> {
+    let expected =
+        |what: String| format!("expected `tart list` to print a JSON array of VMs: {what}; found: {}", shown(stdout));
+    let raw: Vec<Raw> = serde_json::from_slice(stdout).map_err(|error| expected(error.to_string()))?;
+    let mut entries = Vec::new();
+    for Raw { name, source, running, state } in raw {
+        if source.is_some_and(|source| source != "local") {
+            continue;
+        }
+        let state = match state.as_deref() {
+            None => None,
+            Some("running") => Some(true),
+            Some("suspended" | "stopped") => Some(false),
+            Some(other) => return Err(expected(format!("{name:?} is in the unknown state {other:?}"))),
+        };
+        match running.or(state) {
+            Some(running) => entries.push(Entry { name, running }),
+            None => return Err(expected(format!("nothing says whether {name:?} runs"))),
+        }
+    }
+    Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(entries: &[Entry]) -> Vec<(&str, bool)> {
+        entries.iter().map(|e| (e.name.as_str(), e.running)).collect()
+    }
+
+    #[test]
+    fn both_generations_are_read() {
+        let expected = [("macos-base", false), ("mayfly-x", true), ("napping", false)];
+        let new = parse(include_bytes!("fixtures/list-2.32.json")).unwrap();
+        assert_eq!(names(&new), expected);
+        let old = parse(include_bytes!("fixtures/list-2.30.json")).unwrap();
+        assert_eq!(names(&old), expected);
+        assert_eq!(parse(b"[\n\n]\n").unwrap(), []);
+    }
+
+    #[test]
+    fn anything_else_is_refused_with_what_was_found() {
+        for strange in [
+            "",
+            "Source Name Disk Size Accessed State\n",
+            "{}",
+            "[{}]",
+            "[{\"Name\":\"a\"}]",
+            "[{\"Name\":\"a\",\"State\":\"melting\"}]",
+            "[{\"Name\":\"a\",\"Running\":\"yes\"}]",
+            "[{\"Name\":\"a\",\"Running\":true}",
+            "warning: something\n[]",
+        ] {
+            let error = parse(strange.as_bytes()).unwrap_err();
+            assert!(error.starts_with("expected `tart list`") && error.contains("; found: "), "{error}");
+        }
+        assert!(parse(&[b'['; 100_000]).unwrap_err().len() < 500);
+    }
+}

@@ -1,0 +1,68 @@
+//! Where an instance's things are.
+//!
+//! ```text
+//! $TART_HOME/
+//!     vms/<name>/               Tart's: config.json disk.img nvram.bin control.sock
+//!     mayfly/staging/<name>-…/  a clone that is being made; Tart never looks at foreign directories of its home
+//! <run_dir>/<name>/   0700      ours: that it is here says that the instance is
+//!     run.out run.err           0600, what `tart run` said
+//!     leases.before             what the lease file knew of the guest before it was started
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use super::settings::Settings;
+use crate::domain::InstanceName;
+
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// Tart's directory of the VM.
+    pub vm: PathBuf,
+    /// Ours.
+    pub run: PathBuf,
+}
+
+impl Paths {
+    pub fn new(settings: &Settings, name: &InstanceName) -> Self {
+        Self { vm: vms(&settings.tart_home).join(name.as_str()), run: settings.run_dir.join(name.as_str()) }
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.vm.join(CONFIG)
+    }
+
+    /// The way to the guest agent, while the VM runs on macOS 14 or later.
+    pub fn control_sock(&self) -> PathBuf {
+        self.vm.join("control.sock")
+    }
+
+    pub fn out(&self) -> PathBuf {
+        self.run.join("run.out")
+    }
+
+    pub fn err(&self) -> PathBuf {
+        self.run.join("run.err")
+    }
+
+    pub fn leases_before(&self) -> PathBuf {
+        self.run.join("leases.before")
+    }
+
+    /// The first of the files without which Tart knows no VM that is not there.
+    pub fn missing(&self) -> Option<&'static str> {
+        VM_FILES.into_iter().find(|file| !self.vm.join(file).exists())
+    }
+}
+
+pub const CONFIG: &str = "config.json";
+pub const DISK: &str = "disk.img";
+pub const NVRAM: &str = "nvram.bin";
+const VM_FILES: [&str; 3] = [CONFIG, DISK, NVRAM];
+
+pub fn vms(tart_home: &Path) -> PathBuf {
+    tart_home.join("vms")
+}
+
+pub fn staging(tart_home: &Path) -> PathBuf {
+    tart_home.join("mayfly").join("staging")
+}

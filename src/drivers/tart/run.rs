@@ -1,0 +1,232 @@
+//! Starting a `tart run` and waiting until its guest starts, or does not.
+//!
+//! Nothing is printed when a VM has started. What can be seen is, in this order: the process lives, it holds the VM's lock, its
+//! control socket appears (macOS 14 and later). A failure ends the process, with a text.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::Path,
+    process::ExitStatus,
+    time::Duration,
+};
+
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout},
+};
+
+use super::{
+    Tart, address, args,
+    config::Config,
+    fault::{self, Start},
+    instance::{self, Found, Holder},
+    paths::Paths,
+    words,
+};
+use crate::{
+    domain::{Code, InstanceName},
+    drivers::{DriverError, ErrorKind, InstanceSpec, Result, command::Command, process::Process},
+};
+
+/// Until the lock is held, Tart may wait for another command that has its home.
+const START: Duration = Duration::from_secs(90);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How often a run is started for one `start`, when another one was in its way.
+const LAUNCHES: u32 = 3;
+/// Of what a run wrote, as much is read.
+const OUTPUT: u64 = 256 << 10;
+
+/// How a run that was waited for turned out.
+enum Settled {
+    Up,
+    Ended(Ending),
+    Stuck,
+}
+
+/// What is known of a run that ended while it was waited for.
+enum Ending {
+    /// It was not started by this call.
+    Another,
+    Ours(Option<ExitStatus>),
+}
+
+/// A `tart run`, as it is waited for.
+enum Run {
+    Found(Process),
+    /// Whoever waits for a process's end otherwise than by this status may take it away.
+    Launched {
+        pid: i32,
+        status: oneshot::Receiver<ExitStatus>,
+    },
+}
+
+impl Run {
+    fn pid(&self) -> i32 {
+        match self {
+            Run::Found(process) => process.pid(),
+            Run::Launched { pid, .. } => *pid,
+        }
+    }
+
+    async fn ended(&mut self) -> Ending {
+        match self {
+            Run::Found(process) => {
+                process.ended().await;
+                Ending::Another
+            }
+            Run::Launched { status, .. } => Ending::Ours(status.await.ok()),
+        }
+    }
+}
+
+impl Tart {
+    pub(super) async fn run(&self, spec: &InstanceSpec) -> Result<()> {
+        let (name, paths) = (&spec.name, self.paths(&spec.name));
+        for _ in 0..LAUNCHES {
+            let mut run = match self.find(&paths, name).await? {
+                Found::Running(process) => Run::Found(process),
+                Found::Busy { holder } => return Err(busy(name, holder)),
+                Found::Nothing => self.launch(spec, &paths).await?,
+            };
+            match self.settle(&paths, &mut run).await? {
+                Settled::Up => return Ok(()),
+                Settled::Stuck => {
+                    self.halt(name, Duration::ZERO).await?;
+                    let summary =
+                        format!("`tart run` of {name} did not get hold of its VM within {} s", START.as_secs());
+                    return Err(DriverError::new(ErrorKind::Retry, Code::BootFailed, summary));
+                }
+                // Whatever made it end while it was looked at, this is a new start.
+                Settled::Ended(Ending::Another) => {}
+                Settled::Ended(Ending::Ours(status)) => match self.why_ended(&paths, status) {
+                    None => return Ok(()),
+                    // Another start was faster by a moment. If that one comes up, there is what was asked for.
+                    Some(Start::AlreadyRunning) => {}
+                    Some(Start::Failed(error)) => return Err(error),
+                },
+            }
+        }
+        let summary = format!("{name} was started {LAUNCHES} times and did not stay");
+        Err(DriverError::new(ErrorKind::Retry, Code::BootFailed, summary))
+    }
+
+    async fn launch(&self, spec: &InstanceSpec, paths: &Paths) -> Result<Run> {
+        let failed = |error| fault::io(error, Code::BootFailed, "the run of the VM cannot be prepared");
+        if let Some(missing) = paths.missing() {
+            let summary = format!("{} has no {missing}: it was never created, or somebody removed it", spec.name);
+            return Err(DriverError::new(ErrorKind::Permanent, Code::BootFailed, summary));
+        }
+        let config = read_config(paths)?;
+        make_run_dir(&paths.run).map_err(failed)?;
+        address::note_leases(&self.settings, paths, config.mac)?;
+        // What a run that was killed left would be taken for the sign that this one is up.
+        match std::fs::remove_file(paths.control_sock()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let (out, err) = (log(&paths.out()).map_err(failed)?, log(&paths.err()).map_err(failed)?);
+        let [launcher, before @ ..] = self.settings.launcher.as_slice() else {
+            return Err(failed(io::ErrorKind::InvalidInput.into()));
+        };
+        let command = Command::new(launcher, START).args(before).arg(self.binary()?).args(args::run(
+            &spec.name,
+            config.os,
+            &self.settings,
+        ));
+        let mut child = args::environment(command, &self.settings)
+            .let_go(out, err)
+            .map_err(|error| fault::command(error, Code::BootFailed))?;
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+        let (told, status) = oneshot::channel();
+        // Without somebody who waits for it, it would stay as a zombie when it ends. Whoever started it may be gone by then.
+        tokio::spawn(async move {
+            if let Ok(status) = child.wait().await {
+                let _ = told.send(status);
+            }
+        });
+        let pid = pid.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+        Ok(Run::Launched { pid, status })
+    }
+
+    async fn settle(&self, paths: &Paths, run: &mut Run) -> Result<Settled> {
+        let patience = Instant::now() + START;
+        let mut held_since = None;
+        loop {
+            if self.holds(paths, run.pid())? {
+                let held = held_since.get_or_insert_with(Instant::now).elapsed();
+                if paths.control_sock().exists() || held >= self.settings.settle {
+                    return Ok(Settled::Up);
+                }
+            } else if Instant::now() > patience {
+                return Ok(Settled::Stuck);
+            }
+            if let Ok(ending) = timeout(LOOK_AGAIN, run.ended()).await {
+                return Ok(Settled::Ended(ending));
+            }
+        }
+    }
+
+    /// Whether this process holds the VM's lock.
+    pub(super) fn holds(&self, paths: &Paths, pid: i32) -> Result<bool> {
+        match instance::holder(&paths.config()) {
+            Ok(holder) => Ok(holder == Holder::Process(pid)),
+            Err(error) => Err(fault::io(error, Code::HostUnavailable, "the VM's lock cannot be looked at")),
+        }
+    }
+
+    /// `None`: the guest ran, and has ended in a way that `ended` tells.
+    fn why_ended(&self, paths: &Paths, status: Option<ExitStatus>) -> Option<Start> {
+        let (out, err) = said(paths);
+        if err.trim().is_empty() && words::cause(&out, &err).is_some() {
+            return None;
+        }
+        Some(fault::start(status, &out, &err, |name| self.is_ours(name)))
+    }
+}
+
+pub(super) fn busy(name: &InstanceName, holder: Option<i32>) -> DriverError {
+    let who = holder.map_or_else(|| "something".to_owned(), |pid| format!("process {pid}"));
+    let summary =
+        format!("{who} holds the configuration of {name} and does not run it; is it being pushed or deleted?");
+    DriverError::new(ErrorKind::Retry, Code::HostUnavailable, summary)
+}
+
+pub(super) fn read_config(paths: &Paths) -> Result<Config> {
+    let bytes = std::fs::read(paths.config())
+        .map_err(|error| fault::io(error, Code::HostUnavailable, "the VM's configuration cannot be read"))?;
+    Config::parse(&bytes).map_err(|why| {
+        let summary = format!("{} was not understood: {why}", paths.config().display());
+        DriverError::new(ErrorKind::Retry, Code::HostUnavailable, summary)
+    })
+}
+
+pub(super) fn make_run_dir(dir: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// Empty, and written to at its end by whoever has it open: two runs that are in each other's way overwrite nothing.
+fn log(path: &Path) -> io::Result<File> {
+    let file = File::options().append(true).create(true).mode(0o600).open(path)?;
+    file.set_len(0)?;
+    Ok(file)
+}
+
+/// The output and the error output of the latest run.
+pub(super) fn said(paths: &Paths) -> (String, String) {
+    (read_end(&paths.out()), read_end(&paths.err()))
+}
+
+fn read_end(path: &Path) -> String {
+    use std::io::{Read, Seek, SeekFrom};
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(OUTPUT)))?;
+        let mut bytes = Vec::new();
+        file.take(OUTPUT).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
+}

@@ -1,0 +1,208 @@
+//! What the configuration says of Tart.
+
+use std::{path::PathBuf, time::Duration};
+
+use super::config::Display;
+use crate::{
+    domain::{Arch, Code},
+    drivers::{DriverError, ErrorKind, Result},
+};
+
+/// How guests reach the network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Network {
+    /// Apple's NAT.
+    #[default]
+    Nat,
+    /// Apple's NAT behind Tart's packet filter, a program of its own that needs to be set up as root once. Networks in CIDR
+    /// notation.
+    Softnet { allow: Vec<String>, block: Vec<String> },
+    /// Interfaces of the host, by identifier or display name.
+    Bridged { interfaces: Vec<String> },
+}
+
+/// Where a guest's address is looked up. When the first two know nothing for long, the guest agent is asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Resolver {
+    /// The host's lease file. It knows nothing of guests behind a bridge, so for those the ARP table is read instead.
+    #[default]
+    Dhcp,
+    Arp,
+    Agent,
+}
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `tart` on `PATH` when absent. Started where it is: the bundle that it lies in grants it bridged networks.
+    pub binary: Option<PathBuf>,
+    /// Where Tart keeps its VMs, absolute.
+    pub tart_home: PathBuf,
+    /// Where the output of each `tart run` is kept, absolute and ours alone. A directory in it says that the VM of that name is
+    /// this Mayfly's and nobody else's.
+    pub run_dir: PathBuf,
+    /// The lease file of the host's DHCP server.
+    pub lease_file: PathBuf,
+    pub arp: PathBuf,
+    pub sw_vers: PathBuf,
+    /// The guests' SSH port.
+    pub ssh_port: u16,
+    /// Program and arguments that run what follows them in a session of its own, keeping the process id.
+    pub launcher: Vec<String>,
+    pub resolver: Resolver,
+    pub network: Network,
+    /// Directories of the host that guests see, each `[NAME:]PATH[:OPTIONS]` as `tart run --dir` takes it.
+    pub dirs: Vec<String>,
+    /// Tag of the Rosetta share; Linux guests only.
+    pub rosetta: Option<String>,
+    /// Nested virtualisation: Linux guests on an M3 or newer, macOS 15 or newer.
+    pub nested: bool,
+    /// Start macOS guests such that they can be suspended. They then have no audio and no entropy device.
+    pub suspendable: bool,
+    /// How the host caches the root disk, as `tart run --root-disk-opts` takes it. A throw-away disk need not survive a
+    /// power cut, so nothing is flushed. Empty leaves it to Tart.
+    pub root_disk_opts: String,
+    /// The guests' screen, as in `1920x1080`; the template's when absent.
+    pub display: Option<String>,
+    /// Copy a template's disk in full when it is on another volume than Tart's VMs. Without it, that is an error: such a copy
+    /// takes minutes and the whole size of the disk.
+    pub copy_across_volumes: bool,
+    /// Hosts before macOS 14 give no sign that a guest started. There, a `tart run` that lived so long is taken for one that
+    /// works.
+    pub settle: Duration,
+    /// How long the lease file or the ARP table may know nothing of a guest before the guest agent is asked.
+    pub agent_after: Duration,
+    /// Guests' processor: this host's when absent.
+    pub arch: Option<Arch>,
+}
+
+impl Settings {
+    pub fn new(tart_home: impl Into<PathBuf>, run_dir: impl Into<PathBuf>, launcher: Vec<String>) -> Self {
+        Self {
+            binary: None,
+            tart_home: tart_home.into(),
+            run_dir: run_dir.into(),
+            lease_file: "/var/db/dhcpd_leases".into(),
+            arp: "/usr/sbin/arp".into(),
+            sw_vers: "/usr/bin/sw_vers".into(),
+            ssh_port: 22,
+            launcher,
+            resolver: Resolver::default(),
+            network: Network::default(),
+            dirs: Vec::new(),
+            rosetta: None,
+            nested: false,
+            suspendable: false,
+            root_disk_opts: "sync=none,caching=cached".to_owned(),
+            display: None,
+            copy_across_volumes: false,
+            settle: Duration::from_secs(5),
+            agent_after: Duration::from_secs(20),
+            arch: None,
+        }
+    }
+
+    /// Refuses what Tart would refuse later, with every vm.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |summary: String| Err(DriverError::new(ErrorKind::Host, Code::HostUnavailable, summary));
+        for (what, dir) in [("Tart's home", &self.tart_home), ("the directory of runs", &self.run_dir)] {
+            if !dir.is_absolute() || dir.to_str().is_none() {
+                return refuse(format!("{what}, {}, is not an absolute path in UTF-8", dir.display()));
+            }
+        }
+        if self.launcher.is_empty() {
+            return refuse("there is no program that starts Tart in a session of its own".to_owned());
+        }
+        if let Some(display) = &self.display
+            && Display::parse(display).is_none()
+        {
+            return refuse(format!("the display {display:?} is not of the form 1920x1080, 1920x1080pt or 1920x1080px"));
+        }
+        if let Network::Bridged { interfaces } = &self.network
+            && interfaces.is_empty()
+        {
+            return refuse("a bridged network needs an interface".to_owned());
+        }
+        let mut shares: Vec<Share<'_>> = Vec::new();
+        for dir in &self.dirs {
+            let Some(share) = Share::parse(dir) else {
+                return refuse(format!("the shared directory {dir:?} is not of the form [NAME:]/PATH[:ro,tag=TAG]"));
+            };
+            let clash = |other: &&Share<'_>| {
+                other.tag == share.tag && (other.name.is_none() || share.name.is_none() || other.name == share.name)
+            };
+            // Of two with one name, Tart drops the first without a word.
+            if shares.iter().find(clash).is_some() {
+                return refuse(format!(
+                    "of several shared directories with one tag, each needs a name of its own: {dir:?}"
+                ));
+            }
+            shares.push(share);
+        }
+        Ok(())
+    }
+}
+
+/// What matters of a shared directory before Tart sees it.
+#[derive(Debug, PartialEq, Eq)]
+struct Share<'a> {
+    name: Option<&'a str>,
+    tag: Option<&'a str>,
+}
+
+impl<'a> Share<'a> {
+    /// Only absolute paths: a relative one would be looked for in a directory of Tart's.
+    fn parse(text: &'a str) -> Option<Self> {
+        let parts: Vec<&str> = text.split(':').collect();
+        let (name, options) = match parts.as_slice() {
+            [path] if path.starts_with('/') => (None, ""),
+            [path, options] if path.starts_with('/') && !options.starts_with('/') => (None, *options),
+            [name, path] if path.starts_with('/') => (Some(*name), ""),
+            [name, path, options] if path.starts_with('/') => (Some(*name), *options),
+            _ => return None,
+        };
+        let mut tag = None;
+        for option in options.split(',').filter(|o| !o.is_empty()) {
+            match option.strip_prefix("tag=") {
+                Some(name) => tag = Some(name).filter(|t| !t.is_empty()),
+                None if option == "ro" => {}
+                None => return None,
+            }
+        }
+        name.is_none_or(|name| !name.is_empty() && !name.contains('/')).then_some(Share { name, tag })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings::new("/home", "/runs", vec!["/mayfly".to_owned(), "detach".to_owned()])
+    }
+
+    #[test]
+    fn what_tart_cannot_express_is_refused_at_once() {
+        settings().check().unwrap();
+        let refused: [(&str, fn(&mut Settings)); 10] = [
+            ("not an absolute path", |s| s.tart_home = "tart".into()),
+            ("not an absolute path", |s| s.run_dir = "runs".into()),
+            ("no program", |s| s.launcher.clear()),
+            ("\"big\"", |s| s.display = Some("big".to_owned())),
+            ("needs an interface", |s| s.network = Network::Bridged { interfaces: vec![] }),
+            ("not of the form", |s| s.dirs = vec!["src".to_owned()]),
+            ("not of the form", |s| s.dirs = vec!["/a:/b:c:d".to_owned()]),
+            ("not of the form", |s| s.dirs = vec!["/a:rw".to_owned()]),
+            ("a name of its own", |s| s.dirs = vec!["x:/a".to_owned(), "/b".to_owned()]),
+            ("a name of its own", |s| s.dirs = vec!["x:/a".to_owned(), "x:/b:ro".to_owned()]),
+        ];
+        for (says, change) in refused {
+            let mut settings = settings();
+            change(&mut settings);
+            let error = settings.check().unwrap_err();
+            assert!(error.summary.contains(says), "{error}");
+        }
+        let mut good = settings();
+        good.dirs = ["x:/a b", "y:/b:ro", "/c:ro,tag=t"].map(str::to_owned).into();
+        good.check().unwrap();
+    }
+}

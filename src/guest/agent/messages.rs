@@ -1,0 +1,95 @@
+//! The part of the agent's protocol that is used here, as protocol buffers: service `Agent`, method `Exec`.
+//!
+//! Written by hand, so that no compiler for it is needed to build Mayfly. What the agent says beyond this is skipped, as the
+//! encoding provides for.
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct ExecRequest {
+    #[prost(oneof = "Request", tags = "1, 2")]
+    pub kind: Option<Request>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub(super) enum Request {
+    /// The first message of a stream, and no other.
+    #[prost(message, tag = "1")]
+    Command(Command),
+    /// No bytes at all: the end of the input.
+    #[prost(message, tag = "2")]
+    StandardInput(Bytes),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Command {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(string, repeated, tag = "2")]
+    pub args: Vec<String>,
+    /// Whether the command reads standard input.
+    #[prost(bool, tag = "3")]
+    pub interactive: bool,
+    #[prost(bool, tag = "4")]
+    pub tty: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct ExecResponse {
+    #[prost(oneof = "Response", tags = "1, 2, 3")]
+    pub kind: Option<Response>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub(super) enum Response {
+    #[prost(message, tag = "1")]
+    Exit(Exit),
+    #[prost(message, tag = "2")]
+    StandardOutput(Bytes),
+    #[prost(message, tag = "3")]
+    StandardError(Bytes),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Exit {
+    /// Negative: ended by a signal.
+    #[prost(int32, tag = "1")]
+    pub code: i32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Bytes {
+    #[prost(bytes = "vec", tag = "1")]
+    pub data: Vec<u8>,
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+
+    /// The very bytes of the encoding, so that a slip in a tag is seen here and not on a Mac.
+    #[test]
+    fn messages_are_encoded_as_the_agent_reads_them() {
+        let command = Command { name: "/bin/sh".into(), args: vec!["-s".into()], interactive: true, tty: false };
+        let request = ExecRequest { kind: Some(Request::Command(command)) };
+        assert_eq!(request.encode_to_vec(), b"\x0a\x0f\x0a\x07/bin/sh\x12\x02-s\x18\x01");
+        let input = |data: &[u8]| ExecRequest { kind: Some(Request::StandardInput(Bytes { data: data.into() })) };
+        assert_eq!(input(b"hi").encode_to_vec(), b"\x12\x04\x0a\x02hi");
+        // The end of the input is a message without content, not an absent message.
+        assert_eq!(input(b"").encode_to_vec(), b"\x12\x00");
+    }
+
+    #[test]
+    fn answers_are_read() {
+        let read = |bytes: &[u8]| ExecResponse::decode(bytes).unwrap().kind;
+        assert_eq!(read(b"\x0a\x02\x08\x07"), Some(Response::Exit(Exit { code: 7 })));
+        // Zero is the default and not sent.
+        assert_eq!(read(b"\x0a\x00"), Some(Response::Exit(Exit { code: 0 })));
+        let killed = b"\x0a\x0b\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01";
+        assert_eq!(read(killed), Some(Response::Exit(Exit { code: -1 })));
+        assert_eq!(read(b"\x12\x04\x0a\x02hi"), Some(Response::StandardOutput(Bytes { data: b"hi".into() })));
+        assert_eq!(read(b"\x1a\x04\x0a\x02no"), Some(Response::StandardError(Bytes { data: b"no".into() })));
+        // A kind of message that is not known yet.
+        assert_eq!(read(b"\x22\x02\x08\x01"), None);
+    }
+}

@@ -1,0 +1,59 @@
+//! What a guest says: kept within bounds and made fit for logs.
+
+use std::fmt::{Display, Write as _};
+
+const MOST: usize = 64 << 10;
+const TAIL: usize = 2 << 10;
+
+/// The output of a command in the guest; the end of it when it is much.
+#[derive(Debug, Default)]
+pub(super) struct Output(Vec<u8>);
+
+impl Output {
+    pub fn push(&mut self, piece: &[u8]) {
+        self.0.extend_from_slice(piece);
+        if self.0.len() > 2 * MOST {
+            self.0.drain(..self.0.len() - MOST);
+        }
+    }
+
+    pub fn into_bytes(mut self) -> Vec<u8> {
+        self.0.drain(..self.0.len().saturating_sub(MOST));
+        self.0
+    }
+
+    /// For the log: it is the guest's word.
+    pub fn tail(&self) -> String {
+        String::from_utf8_lossy(&self.0[self.0.len().saturating_sub(TAIL)..]).into_owned()
+    }
+}
+
+/// Errors of others may be long and of many lines.
+pub(super) fn one_line(e: &dyn Display) -> String {
+    let mut text = String::new();
+    let _ = write!(text, "{e}");
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_is_kept_and_memory_is_bounded() {
+        let mut output = Output::default();
+        for n in 0..200_u32 {
+            output.push(format!("{n:04}").repeat(1000).as_bytes());
+            assert!(output.0.len() <= 2 * MOST);
+        }
+        assert!(output.tail().ends_with("01990199") && output.tail().len() == TAIL);
+        let bytes = output.into_bytes();
+        assert!(bytes.len() == MOST && bytes.ends_with(b"0199"));
+    }
+
+    #[test]
+    fn foreign_errors_become_one_short_line() {
+        assert_eq!(one_line(&"a\r\nb\u{1b}[1m"), "a  b [1m");
+        assert_eq!(one_line(&"x".repeat(999)).len(), 200);
+    }
+}

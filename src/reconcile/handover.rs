@@ -1,0 +1,211 @@
+//! How a guest gets its runner: waiting until it listens, and handing over the kit, by each of the three ways.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use jiff::SignedDuration;
+use secrecy::ExposeSecret;
+
+use super::{
+    Reconciler,
+    steps::{Failure, FailureKind},
+};
+use crate::{
+    domain::{
+        Code, Event, Handover, Vm,
+        event::ReadyVia,
+        template::Template,
+        vm::{Endpoint, RunnerKind},
+    },
+    drivers::{Driver, Observation},
+    guest::{self, Kit, KitInput},
+    runners::Payload,
+    store::{Expect, logs::LogSource},
+};
+
+/// How often a way to the guest that the driver does not know yet is asked for.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+impl Reconciler {
+    /// Returns once the guest can be handed its runner. Never, where the guest itself says so.
+    pub(super) async fn guest_ready(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<ReadyVia, Failure> {
+        match vm.draft.handover {
+            Handover::Seed => {
+                // Known at once or never needed.
+                if let Observation::Running { ssh: Some(ssh), .. } = driver.inspect(&vm.id().instance()).await? {
+                    self.note_endpoint(vm, ssh, None).await?;
+                }
+                std::future::pending().await
+            }
+            Handover::Ssh => {
+                let ssh = self.endpoint(driver, vm).await?;
+                self.note_endpoint(vm, ssh.clone(), None).await?;
+                guest::readiness::banner(&ssh.host, ssh.port, self.step_ends(vm))
+                    .await
+                    .map_err(|error| Failure::new(FailureKind::Retry, Code::GuestNotReady, error.to_string()))?;
+                Ok(ReadyVia::SshBanner)
+            }
+            Handover::Agent => {
+                let socket = self.agent(driver, vm).await?;
+                guest::agent::ready(&socket, self.step_ends(vm)).await?;
+                Ok(ReadyVia::GuestAgent)
+            }
+        }
+    }
+
+    /// Returns once the guest has its runner. Never, where a seed is at work in the guest, whose word moves the vm.
+    pub(super) async fn hand_over(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<(), Failure> {
+        let boot_log = match vm.draft.handover {
+            Handover::Seed => std::future::pending().await,
+            Handover::Ssh => {
+                let template = self.template(vm).await?;
+                let ssh = self.endpoint(driver, vm).await?;
+                let kit = self.kit(vm, &template).await?;
+                let target = guest::ssh::Target {
+                    host: ssh.host.clone(),
+                    port: ssh.port,
+                    user: template.user.clone(),
+                    login: login(&template).await?,
+                    pinned_host_key: vm.host_key.clone(),
+                };
+                let delivered = guest::ssh::deliver(&target, &kit, self.step_ends(vm)).await?;
+                self.note_endpoint(vm, ssh, Some(delivered.host_key)).await?;
+                delivered.boot_log
+            }
+            Handover::Agent => {
+                let template = self.template(vm).await?;
+                let socket = self.agent(driver, vm).await?;
+                let kit = self.kit(vm, &template).await?;
+                guest::agent::deliver(&socket, &kit, self.step_ends(vm)).await?.boot_log
+            }
+        };
+        if let Err(error) = self.logs.append(vm.id(), LogSource::Boot, boot_log).await {
+            tracing::warn!(vm.id = %vm.id(), error = %error, "the boot log could not be kept");
+        }
+        Ok(())
+    }
+
+    pub(super) async fn kit(&self, vm: &Vm, template: &Template) -> Result<Kit, Failure> {
+        let payload = match vm.draft.runner {
+            RunnerKind::None => None,
+            RunnerKind::Command | RunnerKind::Script => {
+                let lost = || {
+                    Failure::new(
+                        FailureKind::Permanent,
+                        Code::Internal,
+                        "the vm's script cannot be decrypted: the key in the data directory is not the one it was stored with",
+                    )
+                };
+                let sealed = self.reader.sealed(vm.id()).await?.ok_or_else(lost)?;
+                let clear = self.vault.unseal(vm.id(), &sealed).ok_or_else(lost)?;
+                Some(Payload::from_bytes(&clear).ok_or_else(lost)?)
+            }
+        };
+        let (payload, env) = match payload {
+            Some(p) => (
+                Some(p.script.expose_secret().to_owned()),
+                p.env.iter().map(|(k, v)| (k.clone(), v.expose_secret().to_owned())).collect(),
+            ),
+            None => (None, BTreeMap::new()),
+        };
+        let url = self.settings.guest_urls.get(&vm.draft.driver).cloned().ok_or_else(|| {
+            let detail = format!("guests of the driver {} have no way to the guest API", vm.draft.driver);
+            Failure::new(FailureKind::Permanent, Code::GuestNotConfigured, detail)
+        })?;
+        Kit::new(KitInput {
+            vm_id: vm.id(),
+            url,
+            token: self.vault.vm_token(vm.id()),
+            kind: vm.draft.runner,
+            user: template.user.clone(),
+            env,
+            payload,
+        })
+        .map_err(|e| Failure::new(FailureKind::Permanent, Code::GuestNotConfigured, e.to_string()))
+    }
+
+    async fn endpoint(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<Endpoint, Failure> {
+        self.reached(driver, vm, |seen| match seen {
+            Observation::Running { ssh, .. } => ssh,
+            _ => None,
+        })
+        .await
+    }
+
+    /// The socket that leads to the agent in the guest.
+    async fn agent(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<PathBuf, Failure> {
+        self.reached(driver, vm, |seen| match seen {
+            Observation::Running { agent, .. } => agent,
+            _ => None,
+        })
+        .await
+    }
+
+    async fn reached<T>(
+        &self,
+        driver: &Arc<dyn Driver>,
+        vm: &Vm,
+        way: impl Fn(Observation) -> Option<T>,
+    ) -> Result<T, Failure> {
+        let name = vm.id().instance();
+        loop {
+            if let Some(way) = way(driver.inspect(&name).await?) {
+                return Ok(way);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn note_endpoint(&self, vm: &Vm, ssh: Endpoint, host_key: Option<String>) -> Result<(), Failure> {
+        let expect = Expect::Attempt { state: vm.state, attempt: vm.attempt };
+        self.ledger.apply(vm.id(), expect, Event::EndpointFound { ssh, host_key }, self.clock.now()).await?;
+        Ok(())
+    }
+
+    /// The deadline of the vm's state on the runtime's clock, for calls that bound themselves. The vm's own deadline is kept by
+    /// its task; this one only has to be no sooner.
+    fn step_ends(&self, vm: &Vm) -> tokio::time::Instant {
+        let left = vm.deadline().map_or(SignedDuration::from_hours(1), |(_, at)| at.duration_since(self.clock.now()));
+        tokio::time::Instant::now() + Duration::try_from(left).unwrap_or_default() + Duration::from_secs(5)
+    }
+}
+
+async fn login(template: &Template) -> Result<guest::ssh::Login, Failure> {
+    let none = |what: &str| Failure::new(FailureKind::Permanent, Code::GuestLoginRefused, what);
+    if let Some(key) = &template.files.ssh_key {
+        return Ok(guest::ssh::Login::Key(key.clone()));
+    }
+    let file = template.files.ssh_password.as_ref();
+    let file = file.ok_or_else(|| none("the template has neither an SSH key nor a password to log in with"))?;
+    let text = tokio::fs::read_to_string(file).await.map_err(|e| none(&format!("its password cannot be read: {e}")))?;
+    Ok(guest::ssh::Login::Password(text.trim_end_matches(['\r', '\n']).to_owned().into()))
+}
+
+impl From<guest::agent::Error> for Failure {
+    fn from(error: guest::agent::Error) -> Self {
+        use guest::agent::Error;
+        let kind = match &error {
+            Error::Retry(_) => FailureKind::Retry,
+            Error::Unusable(_) | Error::Failed { .. } => FailureKind::Attempt,
+        };
+        let tail = match &error {
+            Error::Failed { tail, .. } => Some(tail.clone()),
+            Error::Retry(_) | Error::Unusable(_) => None,
+        };
+        Failure { kind, code: error.code(), detail: error.to_string(), tail }
+    }
+}
+
+impl From<guest::SshError> for Failure {
+    fn from(error: guest::SshError) -> Self {
+        let kind = match &error {
+            // A guest that makes its users while it boots refuses at first: the budget decides how long that is believed.
+            guest::SshError::Retry(_) | guest::SshError::LoginRefused(_) => FailureKind::Retry,
+            guest::SshError::HostKeyChanged(_) | guest::SshError::Failed { .. } => FailureKind::Attempt,
+        };
+        let tail = match &error {
+            guest::SshError::Failed { tail, .. } => Some(tail.clone()),
+            _ => None,
+        };
+        Failure { kind, code: error.code(), detail: error.to_string(), tail }
+    }
+}
