@@ -396,7 +396,8 @@ fn the_kernel_counts_macos_guests_only() {
     t.tart(&["run", "m1"]).is(1, "", &text(""));
     assert_eq!(t.holder("m1"), None);
     fs::remove_dir_all(t.path("double/leaked")).unwrap();
-    t.boot(&["m1"]);
+    t.control(json!({}));
+    drop(t.boot(&["m1"]));
     t.control(json!({"rules": [{"vm": "m*", "times": 1, "then": {"limit": {"names": ["x", "y"]}}}]}));
     t.tart(&["run", "m4"]).is(1, "", &text(" (other running VMs: x, y)"));
 
@@ -473,6 +474,69 @@ fn the_list_has_the_shape_of_its_version() {
             "Display": "1024x768", "Running": false, "State": "stopped",
         })
     );
+}
+
+#[test]
+fn set_looks_at_no_lock_and_forgets_what_it_is_not_told() {
+    let t = Tart::new(json!({}));
+    t.make("mac", "darwin", MAC);
+    t.make("linux", "linux", "0a:00:00:00:00:01");
+    t.tart(&["set", "mac", "--display", "1920x1080px", "--display-refit"]).is(0, "", "");
+    assert_eq!(t.config("mac")["display"], json!({"width": 1920, "height": 1080, "unit": "px"}));
+    assert_eq!(t.config("mac")["displayRefit"], true);
+    t.tart(&["set", "mac", "--display", "0x0", "--random-mac", "--random-serial"]).is(0, "", "");
+    let config = t.config("mac");
+    assert_eq!(config["display"], json!({"width": 1920, "height": 1080}), "the unit is always overwritten");
+    assert_eq!(config.get("displayRefit"), None);
+    assert!(config["macAddress"] != MAC && config["ecid"] != "ZWNpZA==", "{config}");
+    for args in [["set", "mac", "--cpu", "1"], ["set", "mac", "--memory", "512"]] {
+        let said = t.tart(&args);
+        assert!(said.code == Some(1) && said.err.starts_with("Error: LessThanMinimalResourcesError: "), "{said:?}");
+    }
+    t.tart(&["set", "linux", "--cpu", "1", "--memory", "512", "--disk-size", "4"]).is(0, "", "");
+    assert_eq!(
+        (t.config("linux")["cpuCount"].clone(), t.config("linux")["memorySize"].clone()),
+        (json!(1), json!(512 * MIB))
+    );
+    assert_eq!(fs::metadata(t.vm("linux").join("disk.img")).unwrap().len(), 4_000_000_000);
+    t.tart(&["set", "linux", "--disk-size", "4"]).is(0, "", "");
+    let said = t.tart(&["set", "linux", "--disk-size", "3"]);
+    assert!(said.code == Some(1) && said.err.starts_with("new disk size of "), "{said:?}");
+    // Unknown keys do not survive a rewrite.
+    let mut config = t.config("linux");
+    config["mine"] = json!(1);
+    fs::write(t.vm("linux").join("config.json"), config.to_string()).unwrap();
+    t.tart(&["set", "linux", "--cpu", "2"]).is(0, "", "");
+    assert_eq!(t.config("linux").get("mine"), None);
+}
+
+#[test]
+fn images_of_registries_are_found_in_the_cache_and_not_fetched() {
+    let t = Tart::new(json!({}));
+    t.make("local", "linux", MAC);
+    t.tart(&["pull", "local"]).is(0, "\"local\" is a local image, nothing to pull here!\n", "");
+    t.tart(&["pull", "a--b/c"]).is(1, "", "failed to parse remote name: a--b/c\n");
+    assert_eq!(t.tart(&["clone", "localhost/acme/macos:1", "x"]).code, Some(70));
+    let place = t.path("cache/OCIs/localhost/acme/macos");
+    let image = place.join(format!("sha256:{}", "1".repeat(64)));
+    fs::create_dir_all(&place).unwrap();
+    fs::rename(t.vm("local"), &image).unwrap();
+    std::os::unix::fs::symlink(&image, place.join("1")).unwrap();
+    t.tart(&["clone", "localhost/acme/macos:1", "x"]).is(0, "", "");
+    assert_eq!(t.config("x")["macAddress"], MAC, "the first clone has the image's MAC");
+    t.tart(&["clone", "localhost/acme/macos:1", "y"]).is(0, "", "");
+    assert_ne!(t.config("y")["macAddress"], MAC);
+    // Without its tag the digest is garbage, unless somebody asked for it by name.
+    fs::write(image.join(".explicitly-pulled"), "").unwrap();
+    t.tart(&["prune", "--gc"]).is(0, "", "");
+    assert!(image.exists());
+    fs::remove_file(image.join(".explicitly-pulled")).unwrap();
+    t.tart(&["delete", "localhost/acme/macos:1"]).is(0, "", "");
+    assert!(!image.exists());
+    let run = t.boot(&["x"]);
+    t.tart(&["prune", "--entries", "vms", "--space-budget", "0"]).is(0, "", "");
+    assert!(t.vm("x").exists() && !t.vm("y").exists(), "what runs is spared");
+    drop(run);
 }
 
 #[test]

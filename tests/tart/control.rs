@@ -14,6 +14,7 @@
 //!   "agent_patience_ms": 10000,     how long `exec` tries when nobody answers
 //!   "control_socket": true,         false plays a host before macOS 14
 //!   "asif": true, "nested": true, "softnet": true, "bridges": ["en0"],     what the host can do
+//!   "lease": {},                    what becomes of every guest's lease
 //!   "rules": [ {"command": "run", "vm": "mayfly-*", "times": 1, "then": { … }} ]
 //! }
 //! ```
@@ -23,6 +24,8 @@
 //! - `"deaf"`: as above and never powers off.
 //! - `{"qemu": {"kernel": …, "initramfs": …, "cmdline": …, "user": "runner", "key": "/path"}}`: a real Linux guest on the
 //!   VM's `disk.img`, see [`Qemu`]. It may play a macOS one: what `os` in the config says counts for everything else.
+//!
+//!   Its shares, extra disks and network options are checked and then not there.
 //!
 //! `rules` bend one command for VMs whose name matches (`*` is any run of characters). `command` is a subcommand, `*` for all,
 //! `run` by default. A rule applies `times` times (without it: always) and is counted by its `id`, or by its own text: to

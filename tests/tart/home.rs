@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -13,18 +13,23 @@ pub struct Home {
     pub root: PathBuf,
 }
 
+fn invalid(root: &Path, e: &std::io::Error) -> Failure {
+    Failure::runtime(format!("TART_HOME is invalid: {}: {e}", root.display()))
+}
+
 impl Home {
-    pub fn open() -> Result<Home, Failure> {
+    pub fn locate() -> Result<Home, Failure> {
         let root = match std::env::var_os("TART_HOME") {
             Some(root) => PathBuf::from(root),
             None => PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".tart"),
         };
-        let invalid = |e: std::io::Error| Failure::runtime(format!("TART_HOME is invalid: {}: {e}", root.display()));
-        // `run` changes its directory.
-        let root = std::path::absolute(&root).map_err(invalid)?;
-        fs::create_dir_all(&root)
-            .map_err(|e| Failure::runtime(format!("TART_HOME is invalid: {}: {e}", root.display())))?;
+        // Absolute, because `run` changes its directory.
+        let root = std::path::absolute(&root).map_err(|e| invalid(&root, &e))?;
         Ok(Home { root })
+    }
+
+    pub fn make(&self) -> Result<(), Failure> {
+        fs::create_dir_all(&self.root).map_err(|e| invalid(&self.root, &e))
     }
 
     fn dir(&self, name: &str) -> PathBuf {

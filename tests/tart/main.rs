@@ -42,23 +42,19 @@ fn main() -> ExitCode {
 
 fn call(args: &[String]) -> Result<u8, Failure> {
     let parsed = cli::parse(args)?;
-    let home = Home::open()?;
+    let home = Home::locate()?;
     let control = Control::read(&home)?;
-    let (command, vm) = (parsed.name(), parsed.vm());
-    if let Call::Version = parsed {
-        output::line(&control.version);
-        return Ok(0);
-    }
-    if let Call::Help(text) = parsed {
-        output::line(&text);
-        return Ok(0);
-    }
-    let then = rules::draw(&home, &control, command, vm)?;
+    let then = rules::draw(&home, &control, parsed.name(), parsed.vm())?;
     if let Some(ms) = then.hang_ms {
         std::thread::sleep(std::time::Duration::from_millis(ms));
     }
     if let Some(garbage) = then.garbage.as_ref().filter(|g| !g.after) {
         return garbage.print();
+    }
+    match &parsed {
+        Call::Version => return told(&control.version),
+        Call::Help(text) => return told(text),
+        _ => home.make()?,
     }
     if !matches!(parsed, Call::Pull { .. } | Call::Clone { .. }) {
         home.collect_garbage();
@@ -68,6 +64,11 @@ fn call(args: &[String]) -> Result<u8, Failure> {
         Some(garbage) => garbage.print(),
         None => done,
     }
+}
+
+fn told(text: &str) -> Result<u8, Failure> {
+    output::line(text);
+    Ok(0)
 }
 
 fn perform(call: Call, home: &Home, control: &Control, then: &Then) -> Result<u8, Failure> {

@@ -100,28 +100,24 @@ async fn life(
             socket::serve(served).await;
         });
     }
-    if !lease.none {
+    let granted = async {
+        if lease.none {
+            return std::future::pending().await;
+        }
         let entry = lease_entry(lease, &config, &ip);
-        let granted = async {
-            sleep(Duration::from_millis(lease.after_ms)).await;
-            leases::grant(home, &leases, entry)
-        };
-        // What a SIGINT in the window meets: nobody. All that came so far are thrown away.
-        let window = Duration::from_millis(then.sigint_window_ms).saturating_sub(begun.elapsed());
-        let listen = listen(&mut unheard, window);
-        let held = hold(then, options, &vm, &config, guest, started, listen);
-        tokio::pin!(granted, held);
-        return tokio::select! {
-            end = &mut held => end,
-            result = &mut granted => match result {
-                Ok(()) => held.await,
-                Err(e) => Err(e),
-            },
-        };
-    }
+        sleep(Duration::from_millis(lease.after_ms)).await;
+        leases::grant(home, &leases, entry)
+    };
     let window = Duration::from_millis(then.sigint_window_ms).saturating_sub(begun.elapsed());
-    let listen = listen(&mut unheard, window);
-    hold(then, options, &vm, &config, guest, started, listen).await
+    let held = hold(then, options, &vm, &config, guest, started, listen(&mut unheard, window));
+    tokio::pin!(granted, held);
+    tokio::select! {
+        end = &mut held => end,
+        result = &mut granted => match result {
+            Ok(()) => held.await,
+            Err(e) => Err(e),
+        },
+    }
 }
 
 /// Everything under the lock on `TART_HOME`: the check of the MAC, the configuration, the VM's own lock.

@@ -26,6 +26,12 @@ pub fn validate(options: &RunOptions, control: &Control) -> Result<(), Failure> 
     if options.net_softnet_block.is_some() && !control.at_least(2, 30) {
         return unknown("--net-softnet-block");
     }
+    let unplayed = [
+        (options.vnc, "run --vnc"),
+        (options.serial, "run --serial"),
+        (options.serial_path.is_some(), "run --serial-path"),
+        (options.recovery, "run --recovery"),
+    ];
     let networks = [!options.net_bridged.is_empty(), softnet(options), options.net_host];
     if networks.iter().filter(|n| **n).count() > 1 {
         return Err(Failure::usage("--net-bridged, --net-softnet and --net-host are mutually exclusive"));
@@ -53,7 +59,10 @@ pub fn validate(options: &RunOptions, control: &Control) -> Result<(), Failure> 
             "invalid --dir syntax: for multiple directory shares each one of them should be named",
         ));
     }
-    Ok(())
+    match unplayed.iter().find(|(asked, _)| *asked) {
+        Some((_, what)) => Err(Failure::not_played(what)),
+        None => Ok(()),
+    }
 }
 
 /// `[NAME:]PATH[:OPTS]`.

@@ -1,19 +1,12 @@
 //! `control.sock` in the VM's directory: each connection is passed on to the agent in the guest, or closed.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use tokio::{
-    net::{UnixListener, UnixStream},
-    sync::mpsc,
-    time::timeout,
-};
+use tokio::{net::UnixListener, sync::mpsc};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::{agent, ssh::Shell};
 use crate::control::{Agent, Guest as Kind};
-
-/// A guest that is emulated takes its time to answer, and one that boots never does.
-const ANSWERS: Duration = Duration::from_secs(5);
 
 /// Who plays the agent.
 #[derive(Clone)]
@@ -43,25 +36,21 @@ impl Served {
 pub async fn serve(served: Served) {
     let _ = std::fs::remove_file("control.sock");
     let Ok(listener) = UnixListener::bind("control.sock") else { return };
+    if let Player::Guest(shell) = &served.player {
+        let shell = Arc::clone(shell);
+        tokio::spawn(async move { shell.keep().await });
+    }
     let (answered, connections) = mpsc::unbounded_channel();
     tokio::spawn(agent::serve(served.player.clone(), served.ip, UnboundedReceiverStream::new(connections)));
     while let Ok((connection, _)) = listener.accept().await {
-        tokio::spawn(pass_on(connection, served.player.clone(), answered.clone()));
-    }
-}
-
-/// Where nobody listens in the guest, the connection is simply closed.
-async fn pass_on(
-    connection: UnixStream,
-    player: Player,
-    answered: mpsc::UnboundedSender<Result<UnixStream, std::io::Error>>,
-) {
-    let listens = match &player {
-        Player::Nobody => false,
-        Player::Host => true,
-        Player::Guest(shell) => timeout(ANSWERS, shell.session()).await.is_ok_and(|s| s.is_ok()),
-    };
-    if listens {
-        let _ = answered.send(Ok(connection));
+        let listens = match &served.player {
+            Player::Nobody => false,
+            Player::Host => true,
+            Player::Guest(shell) => shell.session().is_some(),
+        };
+        // Where nobody listens in the guest, the connection is simply closed.
+        if listens {
+            let _ = answered.send(Ok(connection));
+        }
     }
 }

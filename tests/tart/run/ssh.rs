@@ -1,13 +1,20 @@
 //! The agent of a real guest is played over SSH. A client sees no difference: the guest answers or it does not.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use russh::{
     ChannelMsg,
     client::{self, Handle},
     keys::{PrivateKeyWithHashAlg, PublicKeyOrCertificate},
 };
-use tokio::sync::Mutex;
+use tokio::{
+    net::TcpStream,
+    time::{sleep, timeout},
+};
 use tonic::Status;
 
 use super::{
@@ -15,6 +22,10 @@ use super::{
     proto::{Chunk, Command, ExecResponse, Exit, Tell},
 };
 use crate::control::Qemu;
+
+/// How long a guest that has booted takes to show its banner, at first guess; and what an emulated one may need at most.
+const KNOCK: Duration = Duration::from_secs(1);
+const LOGIN: Duration = Duration::from_secs(30);
 
 pub struct Shell {
     at: (String, u16),
@@ -44,31 +55,52 @@ impl Shell {
         }
     }
 
-    /// The session there is, or a new one.
-    pub async fn session(&self) -> Result<Arc<Handle<AnyHost>>, String> {
-        let mut held = self.session.lock().await;
-        if let Some(session) = held.as_ref().filter(|s| !s.is_closed()) {
-            return Ok(Arc::clone(session));
+    /// The session there is. Without one nobody listens in the guest.
+    pub fn session(&self) -> Option<Arc<Handle<AnyHost>>> {
+        self.session.lock().ok()?.as_ref().filter(|s| !s.is_closed()).map(Arc::clone)
+    }
+
+    /// Keeps a session for as long as the guest lives: one login at a time, because a guest that is slow to answer is made
+    /// slower by each that is given up.
+    pub async fn keep(&self) {
+        let mut patience = KNOCK;
+        loop {
+            if self.session().is_none() {
+                match self.log_in(patience).await {
+                    Ok(session) => {
+                        if let Ok(mut held) = self.session.lock() {
+                            *held = Some(Arc::new(session));
+                        }
+                        patience = KNOCK;
+                    }
+                    Err(_) => patience = (patience * 2).min(LOGIN),
+                }
+            }
+            sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    async fn log_in(&self, patience: Duration) -> Result<Handle<AnyHost>, String> {
         let path = self.key.as_ref().ok_or("no key in double.json")?;
         let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
         let key = russh::keys::decode_secret_key(&text, None).map_err(|e| e.to_string())?;
         let config = Arc::new(client::Config { nodelay: true, ..client::Config::default() });
-        let address = (self.at.0.as_str(), self.at.1);
-        let mut session = client::connect(config, address, AnyHost).await.map_err(|e| e.to_string())?;
-        let key = PrivateKeyWithHashAlg::new(Arc::new(key), None);
-        let login = session.authenticate_publickey(&self.user, key).await.map_err(|e| e.to_string())?;
-        if !login.success() {
-            return Err("login refused".to_owned());
-        }
-        let session = Arc::new(session);
-        *held = Some(Arc::clone(&session));
-        Ok(session)
+        let stream = TcpStream::connect((self.at.0.as_str(), self.at.1)).await.map_err(|e| e.to_string())?;
+        // QEMU takes the connection before there is a guest. It is the banner that proves one.
+        let banner = timeout(patience, stream.peek(&mut [0; 4])).await.map_err(|e| e.to_string())?;
+        banner.map_err(|e| e.to_string())?;
+        let login = async {
+            let mut session = client::connect_stream(config, stream, AnyHost).await.map_err(|e| e.to_string())?;
+            let key = PrivateKeyWithHashAlg::new(Arc::new(key), None);
+            let login = session.authenticate_publickey(&self.user, key).await.map_err(|e| e.to_string())?;
+            if login.success() { Ok(session) } else { Err("login refused".to_owned()) }
+        };
+        timeout(LOGIN, login).await.map_err(|e| e.to_string())?
     }
 
     pub async fn run(&self, command: Command, mut input: Input, answers: &Answers) -> Result<(), Status> {
         let lost = |e: &dyn std::fmt::Display| Status::unavailable(e.to_string());
-        let session = self.session().await.map_err(|e| lost(&e))?;
+        let session = self.session().ok_or_else(|| lost(&"the guest is gone"))?;
         let mut channel = session.channel_open_session().await.map_err(|e| lost(&e))?;
         // A group of its own, to be found by its number when the stream goes. Its first line is not the command's.
         let script = "command -v \"$1\" >/dev/null 2>&1 || { echo none; exit 127; }; echo $$; exec \"$@\"";
@@ -134,7 +166,7 @@ impl Shell {
 
     async fn kill(&self, group: &Option<String>) {
         let Some(group) = group else { return };
-        let Ok(session) = self.session().await else { return };
+        let Some(session) = self.session() else { return };
         let Ok(mut channel) = session.channel_open_session().await else { return };
         if channel.exec(true, format!("kill -9 -{group}")).await.is_ok() {
             while channel.wait().await.is_some() {}
