@@ -120,7 +120,7 @@ impl Tart {
         }
         let config = read_config(paths)?;
         make_run_dir(&paths.run).map_err(failed)?;
-        address::note_leases(&self.settings, paths, config.mac)?;
+        address::note_leases(&self.settings, paths, config.mac).map_err(failed)?;
         // What a run that was killed left would be taken for the sign that this one is up.
         match std::fs::remove_file(paths.control_sock()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),

@@ -780,6 +780,15 @@ async fn a_guest_without_a_lease_is_found_through_its_agent() {
     let spec = rig.started(rig.linux()).await;
     assert!(!rig.address(&spec.name).await.host.is_empty());
 
+    // A table that cannot be read is the host's affair as long as the guest itself can be asked, and is told when it cannot.
+    std::fs::write(rig.home().join("dhcpd_leases"), "bootpd: out of order").unwrap();
+    assert!(!rig.address(&spec.name).await.host.is_empty());
+    rig.rule(
+        json!({ "command": "ip", "times": 1, "then": { "garbage": { "stderr": "no IP address found\n", "exit": 1 } } }),
+    );
+    let error = rig.driver.inspect(&spec.name).await.unwrap_err();
+    assert!(error.summary.contains("bootpd: out of order"), "{error}");
+
     let agent = TartRig::with(|settings| settings.resolver = Resolver::Agent);
     agent.set("agent", json!("none"));
     let spec = agent.started(agent.linux()).await;
