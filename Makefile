@@ -14,7 +14,7 @@ TOOLS := $(CACHE)/tools/bin
 export PATH := $(TOOLS):$(PATH)
 export MAYFLY_TEST_IMAGE ?= $(CACHE)/images/micro
 
-.PHONY: help run test deps test-deps build image lint unit guest-tests sqlx openapi docs docs-check deny bench bench-build clean
+.PHONY: help run test deps test-deps build image lint check-macos unit guest-tests sqlx openapi docs docs-check deny bench bench-build clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | column -t -s '	'
@@ -39,6 +39,9 @@ test: test-deps image ## Everything that CI runs
 
 lint: ## Formatting, clippy with warnings denied, shell scripts
 	@.ci/test.sh lint
+
+check-macos: test-deps ## Type-check and lint everything for Macs with Apple Silicon (minutes at first, then seconds)
+	@.ci/test.sh macos
 
 unit: ## Tests that need no guest
 	@.ci/test.sh unit

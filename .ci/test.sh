@@ -17,6 +17,11 @@ lint() {
     cargo clippy --quiet --locked --all-targets -- --deny warnings
 }
 
+macos() {
+    part 'type check and clippy for macOS on Apple Silicon'
+    .ci/check-macos.sh
+}
+
 compile() {
     part 'compile the tests and the binary'
     cargo nextest run --locked --no-run
@@ -25,6 +30,8 @@ compile() {
 unit() {
     part 'unit and integration tests'
     cargo nextest run --locked --profile ci -E 'not test(/^guests::/) and not test(/::generated::/)'
+    part 'the installation on a Mac, with stand-ins for what only a Mac has'
+    python3 tests/deploy/macos_test.py
     part 'documentation tests'
     cargo test --quiet --locked --doc
 }
@@ -70,6 +77,7 @@ deny() {
 
 case ${1:-all} in
 lint) lint ;;
+macos) macos ;;
 compile) compile ;;
 unit) unit ;;
 guests) guests ;;
@@ -77,6 +85,7 @@ drift) drift ;;
 deny) deny ;;
 all)
     lint
+    macos
     compile
     unit
     guests

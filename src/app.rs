@@ -20,8 +20,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{self, Accelerator, Config, TartNetwork, TartResolver},
-    domain::token::Scope,
+    config::{self, Accelerator, Config, GuestArch, TartNetwork, TartResolver},
+    domain::{Arch, token::Scope},
     drivers::{
         fake::{Fake, FakeWorld},
         qemu::{self, AcceleratorChoice, Qemu},
@@ -350,6 +350,10 @@ fn tart_settings(config: &Config, layout: &Layout, own_path: &Path) -> tart::Set
     let launcher = vec![own_path.display().to_string(), "detach".to_owned(), "--".to_owned()];
     tart::Settings {
         binary: t.binary.clone(),
+        arch: t.arch.map(|arch| match arch {
+            GuestArch::Aarch64 => Arch::Aarch64,
+            GuestArch::X86_64 => Arch::X86_64,
+        }),
         lease_file: t.lease_file.clone(),
         ssh_port: t.ssh_port,
         resolver: match t.resolver {

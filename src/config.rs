@@ -23,8 +23,8 @@ mod source;
 
 pub use host::Host;
 pub use keys::{
-    Accelerator, Budgets, Drivers, FakeDriver, Guest, Key, Log, LogFormat, QemuDriver, Queue, Retention, Section,
-    Server, Slots, TartDriver, TartNetwork, TartResolver,
+    Accelerator, Budgets, Drivers, FakeDriver, Guest, GuestArch, Key, Log, LogFormat, QemuDriver, Queue, Retention,
+    Section, Server, Slots, TartDriver, TartNetwork, TartResolver,
 };
 use source::Found;
 

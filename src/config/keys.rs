@@ -196,6 +196,8 @@ section! {
         binary: Option<PathBuf> = None, shown as "`tart`";
         /// Where Tart keeps its VMs. On the volume of the data directory, or cloning is copying.
         home: Option<PathBuf> = None, shown as "`TART_HOME`, else `~/.tart`";
+        /// Processor of the guests.
+        arch: Option<GuestArch> = None, shown as "the host's";
         /// How guests are connected. `nat`: Apple's own. `softnet`: Tart's filter, which keeps guests from the local network.
         /// `bridged`: as machines of the local network.
         network: TartNetwork = TartNetwork::Nat;
@@ -309,6 +311,14 @@ choice! {
         Hvf = "hvf",
         /// Emulation: slow, and works everywhere.
         Tcg = "tcg",
+    }
+}
+
+choice! {
+    /// Processors of guests.
+    GuestArch "`aarch64` or `x86_64`" {
+        Aarch64 = "aarch64",
+        X86_64 = "x86_64",
     }
 }
 

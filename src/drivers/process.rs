@@ -213,13 +213,14 @@ mod system {
     use super::{CommandLine, Pid};
     use crate::drivers::command::Command;
 
+    // One keyword per `-o`: to the `ps` of BSD, whatever follows a `=` is that column's title, commas included.
     async fn ps(args: &[&str]) -> Option<String> {
         let output = Command::new("/bin/ps", Duration::from_secs(5)).args(args).run().await.ok()?;
         output.status.success().then(|| output.stdout_text())
     }
 
     pub async fn started(pid: Pid) -> Option<String> {
-        let text = ps(&["-o", "state=,lstart=", "-p", &pid.to_string()]).await?;
+        let text = ps(&["-o", "state=", "-o", "lstart=", "-p", &pid.to_string()]).await?;
         let (state, started) = text.trim().split_once(' ')?;
         (!state.starts_with('Z')).then(|| started.trim().to_owned())
     }
@@ -230,7 +231,7 @@ mod system {
     }
 
     pub async fn all() -> Vec<(i32, CommandLine)> {
-        let text = ps(&["-axww", "-o", "pid=,command="]).await.unwrap_or_default();
+        let text = ps(&["-axww", "-o", "pid=", "-o", "command="]).await.unwrap_or_default();
         text.lines()
             .filter_map(|line| {
                 let (pid, command) = line.trim().split_once(' ')?;

@@ -9,3 +9,4 @@ mod layers;
 mod lifecycle;
 mod startup;
 mod support;
+mod tart_double;

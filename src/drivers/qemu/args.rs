@@ -192,8 +192,6 @@ fn parse_memory(value: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
     use crate::{
         domain::{
@@ -306,7 +304,7 @@ mod tests {
     fn a_path_that_is_no_text_is_refused() {
         use std::os::unix::ffi::OsStrExt;
         let mut spec = spec();
-        spec.files.kernel = Some(PathBuf::from(std::ffi::OsStr::from_bytes(b"/t/\xff")));
+        spec.files.kernel = Some(std::ffi::OsStr::from_bytes(b"/t/\xff").into());
         assert_eq!(instance(&spec, &Paths::new(Path::new("/d"), &spec.name), TCG), None);
     }
 

@@ -11,10 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+#[cfg(target_arch = "x86_64")]
+use mayfly::domain::event::GoneCause;
 use mayfly::{
     domain::{
         Arch, Code, GuestOs, InstanceName, VmId,
-        event::GoneCause,
         template::{DiskFormat, TemplateFiles},
     },
     drivers::{
@@ -30,10 +31,13 @@ const X86_DEAF: &[u8] = &[0xfa, 0xf4, 0xeb, 0xfd];
 /// `wfi; b .-4`, for a processor without a BIOS: booted as a kernel.
 const AARCH64_DEAF: &[u8] = &[0x7f, 0x20, 0x03, 0xd5, 0xff, 0xff, 0xff, 0x17];
 /// Half a second of BIOS sleep (`int 0x15`, function 0x86), so that the test is there when it ends.
+#[cfg(target_arch = "x86_64")]
 const X86_SLEEP: &[u8] = &[0xb4, 0x86, 0xb9, 0x07, 0x00, 0xba, 0x20, 0xa1, 0xcd, 0x15];
 /// Writes "sleep type 5" to the power management port.
+#[cfg(target_arch = "x86_64")]
 const X86_POWER_OFF: &[u8] = &[0xb8, 0x00, 0x20, 0xba, 0x04, 0x06, 0xef, 0xf4, 0xeb, 0xfd];
 /// Writes "reset" to the reset port.
+#[cfg(target_arch = "x86_64")]
 const X86_RESET: &[u8] = &[0xb0, 0x06, 0xba, 0xf9, 0x0c, 0xee, 0xf4, 0xeb, 0xfd];
 
 struct QemuRig {
@@ -98,6 +102,7 @@ impl QemuRig {
         }
     }
 
+    #[cfg(target_arch = "x86_64")]
     async fn started(&self, code: &[u8]) -> InstanceSpec {
         let spec = self.bare(VmId::mint(), code);
         self.driver.create(&spec).await.unwrap();
@@ -105,6 +110,7 @@ impl QemuRig {
         spec
     }
 
+    #[cfg(target_arch = "x86_64")]
     fn pid(&self, name: &InstanceName) -> rustix::process::Pid {
         let file = self.dir.path().join("instances").join(name.as_str()).join("qemu.pid");
         let pid = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();

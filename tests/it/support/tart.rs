@@ -19,14 +19,10 @@ pub fn double() -> PathBuf {
     double
 }
 
-fn arch() -> &'static str {
-    if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }
-}
-
 /// What Tart keeps of a VM. `os` is what the VM says of itself: the guest that is booted is the small Linux either way.
 pub fn config(os: &str) -> Value {
     json!({
-        "version": 1, "os": os, "arch": arch(), "ecid": "YQ==", "hardwareModel": "Yg==",
+        "version": 1, "os": os, "arch": "arm64", "ecid": "YQ==", "hardwareModel": "Yg==",
         "cpuCountMin": 1, "cpuCount": 1, "memorySizeMin": 64 << 20, "memorySize": 192u64 << 20,
         "macAddress": "7a:65:e4:3f:b2:51", "display": {"width": 1024, "height": 768},
     })
@@ -46,8 +42,11 @@ impl Mac {
         let at = |file: &str| image.join(file).to_str().unwrap().to_owned();
         let description: Value =
             serde_json::from_str(&std::fs::read_to_string(image.join("template.json")).unwrap()).unwrap();
+        // Apple Silicon, as far as words go: the guest has this machine's processor.
         let control = json!({
+            "arch": "arm64",
             "guest": {"qemu": {
+                "binary": format!("qemu-system-{}", std::env::consts::ARCH),
                 "kernel": at("vmlinuz"), "initramfs": at("initramfs.img"), "cmdline": description["cmdline"],
                 "ssh_port": SSH_PORT, "user": "runner", "key": at("id_ed25519"),
             }},
@@ -64,6 +63,7 @@ impl Mac {
             [
                 ("MAYFLY_DRIVERS__TART__ENABLED", "true".to_owned()),
                 ("MAYFLY_DRIVERS__QEMU__ENABLED", "false".to_owned()),
+                ("MAYFLY_DRIVERS__TART__ARCH", "aarch64".to_owned()),
                 ("MAYFLY_DRIVERS__TART__BINARY", double().display().to_string()),
                 ("MAYFLY_DRIVERS__TART__HOME", home.display().to_string()),
                 ("MAYFLY_DRIVERS__TART__LEASE_FILE", home.join("dhcpd_leases").display().to_string()),

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     os::unix::process::CommandExt,
+    path::PathBuf,
     process::Stdio,
     sync::{Arc, Mutex},
 };
@@ -37,11 +38,7 @@ impl Machine {
     pub async fn start(qemu: &Qemu, vm: &Vm, config: &Config, ip: &str) -> Result<Machine, NoStart> {
         let failed = |why: String| NoStart::Failed(Failure::Double(format!("qemu: {why}")));
         let io = |e: std::io::Error| failed(e.to_string());
-        let arm = config.arch == "arm64";
-        let program = match &qemu.binary {
-            Some(path) => path.clone(),
-            None => if arm { "qemu-system-aarch64" } else { "qemu-system-x86_64" }.into(),
-        };
+        let program = program(qemu, config);
         let this = std::env::current_exe().map_err(io)?;
         let mut command = std::process::Command::new(this);
         command.arg0(leash::NAME).arg(std::process::id().to_string()).arg(program);
@@ -100,8 +97,14 @@ async fn note(mut answers: Lines<BufReader<ChildStdout>>, reason: Arc<Mutex<Opti
     }
 }
 
+fn program(qemu: &Qemu, config: &Config) -> PathBuf {
+    let usual = if config.arch == "arm64" { "qemu-system-aarch64" } else { "qemu-system-x86_64" };
+    qemu.binary.clone().unwrap_or_else(|| usual.into())
+}
+
 fn arguments(qemu: &Qemu, vm: &Vm, config: &Config, ip: &str) -> Vec<String> {
-    let arm = config.arch == "arm64";
+    // A guest of another processor may play the one that the config speaks of.
+    let arm = program(qemu, config).to_string_lossy().ends_with("aarch64");
     let doubled = |path: &std::path::Path| path.to_string_lossy().replace(',', ",,");
     let mut args: Vec<String> = Vec::new();
     let mut add = |words: &[&str]| args.extend(words.iter().map(|w| (*w).to_owned()));

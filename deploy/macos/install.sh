@@ -1,0 +1,242 @@
+#!/bin/sh
+# Installs Mayfly on a Mac as an agent of the user who is logged in; run again, it upgrades. Nothing needs root.
+# Looks first, and changes nothing when something is missing. Running vms and their jobs go on.
+set -eu
+
+usage() {
+    cat <<'END'
+Usage: install.sh [-n] [--binary FILE] [--prefix DIR] [--data-dir DIR] [--url URL]
+
+  -n, --dry-run     say what would be done, and do nothing
+  --binary FILE     the mayfly to install [beside this script, else target/release/mayfly]
+  --prefix DIR      where it goes: DIR/bin/mayfly [as before, else ~/.local]
+  --data-dir DIR    what Mayfly keeps [as before, else ~/.mayfly]
+  --url URL         where the service will answer, if mayfly.toml says otherwise
+                    than http://127.0.0.1:8470
+END
+}
+
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=deploy/macos/common.sh
+. "$here/common.sh"
+
+binary='' prefix='' data_dir='' url=http://127.0.0.1:8470
+while [ $# -gt 0 ]; do
+    case $1 in
+    -n | --dry-run) dry_run=yes ;;
+    -h | --help)
+        usage
+        exit 0
+        ;;
+    --binary | --prefix | --data-dir | --url)
+        [ $# -ge 2 ] || fail "$1 needs a value"
+        case $1 in
+        --binary) binary=$(absolute "$2") ;;
+        --prefix) prefix=$(absolute "$2") ;;
+        --data-dir) data_dir=$(absolute "$2") ;;
+        --url) url=${2%/} ;;
+        esac
+        shift
+        ;;
+    *)
+        usage >&2
+        exit 2
+        ;;
+    esac
+    shift
+done
+
+# ---- What must be there ----
+
+problems=0
+problem() {
+    problems=$((problems + 1))
+    say "$*"
+}
+
+[ "$(uname -s)" = Darwin ] || fail "this is not macOS; on Linux: deploy/systemd/mayfly.service"
+[ "$(id -u)" != 0 ] || fail "run this as the user who is logged in, without sudo: root has no login keychain, and macOS guests need one"
+
+# Not uname -m: a shell under Rosetta says x86_64.
+[ "$(sysctl -n hw.optional.arm64 2>/dev/null)" = 1 ] || problem "this Mac has no Apple chip; Mayfly runs on Apple Silicon only"
+
+macos=$(sw_vers -productVersion)
+case ${macos%%.*} in
+'' | *[!0-9]*) problem "expected a version of macOS, found: $(printf '%.200s' "$macos")" ;;
+*) [ "${macos%%.*}" -ge 13 ] || problem "macOS 13 or later is needed; this is $macos" ;;
+esac
+
+# What the service will have: Homebrew's directories, and the one in which tart is found now.
+path=/opt/homebrew/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin
+if tart=$(PATH=$path:$PATH command -v tart); then
+    case :$path: in
+    *:"${tart%/*}":*) ;;
+    *) path=${tart%/*}:$path ;;
+    esac
+    version=$("$tart" --version 2>&1) || version="nothing usable: $version"
+    case $version in
+    SNAPSHOT) ;;
+    *[!0-9.]* | '' | .* | *..* | *.) problem "expected a version from $tart --version, found: $(printf '%.200s' "$version")" ;;
+    *.*)
+        minor=${version#*.}
+        minor=${minor%%.*}
+        if [ "${version%%.*}" -lt 2 ] || { [ "${version%%.*}" -eq 2 ] && [ "$minor" -lt 32 ]; }; then
+            problem "tart 2.32 or later is needed; $tart is $version: brew upgrade tart"
+        fi
+        ;;
+    *) problem "expected a version from $tart --version, found: $version" ;;
+    esac
+else
+    problem "there is no tart: brew install openai/tools/tart (before you do, see the licence notes in docs/macos.md)"
+fi
+
+launchctl print "$domain" >/dev/null 2>&1 ||
+    problem "nobody is logged in at the screen as this user; set up automatic login (docs/macos.md), log in, and come back"
+
+locate
+
+for directory in "$prefix/bin" "$prefix/libexec/mayfly" "$agents" "$log_dir"; do
+    nearest=$directory
+    while [ ! -e "$nearest" ]; do nearest=$(dirname "$nearest"); done
+    if ! [ -d "$nearest" ] || ! [ -w "$nearest" ]; then
+        problem "$nearest is not a directory in which this user may write; it is needed for $directory"
+    fi
+done
+
+if [ -z "$binary" ]; then
+    for binary in "$here/mayfly" "$(dirname "$(dirname "$here")")/target/release/mayfly"; do
+        if [ -f "$binary" ]; then break; fi
+    done
+fi
+if [ ! -f "$binary" ]; then
+    problem "there is no $binary: build it with make build, or name one with --binary"
+elif ! wanted=$("$binary" --version 2>&1); then
+    problem "$binary does not run: $(printf '%.200s' "$wanted"); if it came through a browser: xattr -d com.apple.quarantine '$binary'"
+else
+    case $wanted in
+    'mayfly '*) ;;
+    *) problem "expected a version of mayfly from $binary --version, found: $(printf '%.200s' "$wanted")" ;;
+    esac
+    # A configuration that the new one refuses would leave the Mac without a service.
+    refused=$("$binary" serve --check --data-dir "$data_dir" 2>&1) || problem "this version refuses the configuration in $data_dir: $refused"
+fi
+
+if ! is_loaded "$label" && is_healthy; then
+    problem "something answers at $url already and is not the agent; end it first, or give this one's address with --url"
+fi
+
+[ "$problems" = 0 ] || fail "nothing was changed"
+
+if [ -n "${TART_HOME:-}" ]; then
+    say "note: the agent does not see your TART_HOME; give it in $data_dir/mayfly.toml as home in [drivers.tart]"
+fi
+
+# ---- What is done ----
+
+umask 077
+run mkdir -p "$prefix/bin" "$prefix/libexec/mayfly" "$agents" "$log_dir"
+
+# A new file under the old name, in one step. To write into the old one would be the end of it: macOS kills a program whose
+# file changes under its signature.
+put() { # source target mode
+    run cp "$1" "$2.new"
+    run chmod "$3" "$2.new"
+    run mv -f "$2.new" "$2"
+}
+
+new_binary=no
+if ! cmp -s "$binary" "$target"; then
+    new_binary=yes
+    if [ -f "$target" ]; then
+        run ln -f "$target" "$target.previous"
+    fi
+    put "$binary" "$target" 755
+fi
+if ! cmp -s "$here/rotate-logs.sh" "$rotate"; then
+    put "$here/rotate-logs.sh" "$rotate" 755
+fi
+
+# A value as text in XML, on the right side of a substitution.
+value() {
+    printf '%s' "$1" |
+        sed -e 's/&/\&amp;/g' -e 's/</\&lt;/g' -e 's/>/\&gt;/g' -e 's/[\\&|]/\\&/g'
+}
+
+# Renders a plist into $2 if it differs from what is there. Afterwards $changed says which it was.
+render() { # template target
+    rendered=$(sed -e "s|@BINARY@|$(value "$target")|g" -e "s|@DATA_DIR@|$(value "$data_dir")|g" \
+        -e "s|@PATH@|$(value "$path")|g" -e "s|@LOG_DIR@|$(value "$log_dir")|g" -e "s|@ROTATE@|$(value "$rotate")|g" "$1")
+    changed=no
+    if [ -f "$2" ] && [ "$rendered" = "$(cat "$2")" ]; then
+        return 0
+    fi
+    changed=yes
+    if [ "$dry_run" = yes ]; then
+        printf 'would write: %s\n' "$2"
+        return 0
+    fi
+    printf '%s\n' "$rendered" >"$2.new"
+    if ! plutil -lint "$2.new" >/dev/null; then
+        rm -f "$2.new"
+        fail "$2 was left as it is: its new text is no property list, perhaps because of a path in it"
+    fi
+    chmod 644 "$2.new"
+    mv -f "$2.new" "$2"
+}
+
+# Makes launchd run what the plist says, as it is now.
+load() { # label plist
+    if [ "$changed" = yes ]; then
+        boot_out "$1"
+    elif is_loaded "$1"; then
+        return 0
+    fi
+    # An agent that was disabled once would be refused.
+    run launchctl enable "$domain/$1"
+    tries=0
+    # For a moment after an agent is gone, launchd still refuses it.
+    until run launchctl bootstrap "$domain" "$2"; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 5 ] || fail "launchd does not take $2; see: launchctl print $domain/$1"
+        sleep 1
+    done
+}
+
+# Whoever answers afterwards has to be another process than this.
+old=''
+render "$here/$label.plist" "$plist"
+if [ "$changed" = no ] && is_loaded "$label"; then
+    if [ "$new_binary" = yes ] || ! is_healthy; then
+        old=$(pid)
+        run launchctl kickstart -k "$domain/$label"
+    fi
+else
+    load "$label" "$plist"
+fi
+render "$here/$logs_label.plist" "$logs_plist"
+load "$logs_label" "$logs_plist"
+
+[ "$dry_run" = no ] || exit 0
+
+tries=0
+until now=$(pid) && [ -n "$now" ] && [ "$now" != "$old" ] && is_healthy; do
+    tries=$((tries + 1))
+    if [ "$tries" -gt 60 ]; then
+        say "the service does not answer at $url/healthz; the end of $log_dir/mayfly.log:"
+        tail -n 20 "$log_dir/mayfly.log" >&2 || :
+        if [ "$new_binary" = yes ] && [ -f "$target.previous" ]; then
+            say "the version before: mv -f '$target.previous' '$target' && launchctl kickstart -k $domain/$label"
+        fi
+        exit 1
+    fi
+    sleep 1
+done
+say "$wanted answers at $url, with data in $data_dir and its log in $log_dir"
+case :$PATH: in
+*:"$prefix/bin":*) ;;
+*) say "for the command line: add $prefix/bin to PATH in ~/.zprofile" ;;
+esac
+
+if "$target" doctor --help >/dev/null 2>&1; then
+    "$target" doctor --data-dir "$data_dir" || say "the service runs; what doctor found needs a look before jobs do"
+fi
