@@ -663,6 +663,31 @@ async fn a_start_that_is_cut_short_leaks_nothing() {
 }
 
 #[tokio::test]
+async fn two_starts_at_once_give_one_guest() {
+    let rig = TartRig::new();
+    let (one, two) = (rig.driver(), rig.restarted());
+    for lock_after in [0, 0, 50, 200] {
+        let spec = rig.linux();
+        rig.bend(&spec.name, json!({ "lock_after_ms": lock_after }));
+        let spec = rig.created(spec).await;
+        let (first, second) = tokio::join!(one.start(&spec), two.start(&spec));
+        first.unwrap();
+        second.unwrap();
+        let runs = || async {
+            let all = mayfly::drivers::process::all().await;
+            all.into_iter().filter(|(_, line)| line.option("run") == Some(spec.name.as_str())).count()
+        };
+        assert_eq!(runs().await, 1);
+        assert!(matches!(rig.inspect(&spec.name).await, Observation::Running { agent: Some(_), .. }));
+        // What the loser said does not hide how the guest ended.
+        rig.driver.stop(&spec.name, Duration::ZERO).await.unwrap();
+        assert_eq!(rig.ended(&spec.name).await.unwrap(), GoneCause::HostStop);
+        assert_eq!(runs().await, 0);
+        rig.driver.destroy(&spec.name).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_create_that_is_cut_short_leaks_nothing() {
     let rig = TartRig::new();
     let disk = rig.dir.path().join("template/disk");
