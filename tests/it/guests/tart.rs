@@ -9,6 +9,11 @@ fn job(template: &str) -> Value {
     json!({"template": template, "runner": {"kind": "command", "command": "echo \"ran on $(uname -s)\"; exit 3"}})
 }
 
+fn entered(vm: &Value, state: &str) -> jiff::Timestamp {
+    let entry = vm["timeline"].as_array().unwrap().iter().find(|e| e["state"] == state).unwrap();
+    entry["at"].as_str().unwrap().parse().unwrap()
+}
+
 /// Two at once, by SSH and by the guest agent; the third waits for a slot. Each is deleted because its own hook said so.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_macs_at_once_and_the_third_waits() {
@@ -24,11 +29,7 @@ async fn two_macs_at_once_and_the_third_waits() {
     }
     let waits = |vm: &Value| vm["queue"]["reason"] == "slot" && vm["queue"]["position"] == 1;
     serve.wait(&ids[2], "it waits for a slot", waits).await;
-    for id in &ids[..2] {
-        serve.wait_state(id, "configuring").await;
-    }
-    let host = serve.get("/host").await;
-    assert_eq!(host["slots"]["macos"], json!({"total": 2, "ours": 2, "foreign": 0, "free": 0}), "{host:#}");
+    let mut held = Vec::new();
     for id in &ids {
         let end = serve.wait_state(id, "deleted").await;
         assert_eq!(states(&end), WHOLE_LIFE, "{end:#}");
@@ -36,7 +37,10 @@ async fn two_macs_at_once_and_the_third_waits() {
         assert_eq!((&end["attempt"], &end["job"]["exit_code"]), (&json!(1), &json!(3)), "{end:#}");
         assert!(serve.log_of(id, "job").await.contains("ran on"));
         assert!(!serve.log_of(id, "boot").await.is_empty());
+        held.push((entered(&end, "cloning"), entered(&end, "deleted")));
     }
+    assert!(held[1].0 < held[0].1, "the first two shared the host: {held:?}");
+    assert!(held[2].0 >= held[0].1.min(held[1].1), "the third had to wait for one of them: {held:?}");
     mac.assert_nothing_left().await;
 }
 
