@@ -35,6 +35,7 @@ log_interval=2      # seconds between looks at a growing log
 MAYFLY_FINISH_SECONDS=86400   # how long runner_finished is tried (the service may be away); mayfly.env may say otherwise
 
 MAYFLY_URL='' MAYFLY_VM_ID='' MAYFLY_RUNNER_KIND=''
+system=$(uname -s)
 
 # Creation with noclobber is the lock: of two wrappers, one goes on.
 mkdir -p "$run" || exit 1
@@ -57,17 +58,32 @@ for candidate in /usr/bin/curl /opt/homebrew/bin/curl /usr/local/bin/curl; do
     fi
 done
 
-# Posts the event on standard input; prints the HTTP status; fails unless it is 2xx.
-post() {
-    if [ -z "$curl" ]; then
-        cat >/dev/null
-        return 1
-    fi
-    "$curl" -q -K "$kit/curlrc" --silent --show-error --fail --noproxy '*' \
-        --connect-timeout 2 --max-time 5 --retry "${1:-2}" --retry-delay 1 --retry-connrefused \
+# call RETRIES PREFIX...: posts standard input, prints the HTTP status.
+call() {
+    retries=$1
+    shift
+    "$@" "$curl" -q -K "$kit/curlrc" --silent --show-error --fail --noproxy '*' \
+        --connect-timeout 2 --max-time 5 --retry "$retries" --retry-delay 1 --retry-connrefused \
         --output /dev/null --write-out '%{http_code}' \
         --request POST --header 'Content-Type: application/json' \
         --data-binary @- "$MAYFLY_URL/vms/$MAYFLY_VM_ID/events"
+}
+
+# Posts the event on standard input; prints the HTTP status; fails unless it is 2xx.
+post() {
+    body=$(cat)
+    if [ -z "$curl" ]; then
+        return 1
+    fi
+    printf '%s\n' "$body" | call "${1:-2}"
+    result=$?
+    # 7: no connection. Since macOS 15 that may be for want of a permission, which root
+    # does not need and most images let their user be root.
+    if [ "$result" = 7 ] && [ "$system" = Darwin ] && sudo -n true 2>/dev/null; then
+        printf '%s\n' "$body" | call 0 sudo -n
+        result=$?
+    fi
+    return "$result"
 }
 
 event() {
@@ -266,8 +282,10 @@ run_payload() {
     if command -v setsid >/dev/null 2>&1; then
         set -- "$(command -v setsid)" "$@"
     elif command -v perl >/dev/null 2>&1; then
+        # With the job's locale, perl would begin by complaining about it in the job's log.
         # shellcheck disable=SC2016  # perl expands it
-        set -- "$(command -v perl)" -e 'use POSIX (); POSIX::setsid(); exec { $ARGV[0] } @ARGV; exit 127' -- "$@"
+        set -- "$(command -v env)" PERL_BADLANG=0 "$(command -v perl)" -e \
+            'use POSIX (); delete $ENV{PERL_BADLANG}; POSIX::setsid(); exec { $ARGV[0] } @ARGV; exit 127' -- "$@"
     fi
     if [ "$system" = Darwin ]; then
         payload_path=$(login_path)
@@ -390,7 +408,7 @@ finish() {
     while :; do
         status=$(echo '{"type":"runner_finished","exit_code":'"$1"'}' | post 0) && return 0
         case $status in
-        404 | 410) return 0 ;;
+        *404 | *410) return 0 ;;
         esac
         if [ -z "$curl" ] || [ "$(date +%s)" -ge "$deadline" ]; then
             echo "runner_finished was never taken"
@@ -403,7 +421,6 @@ finish() {
     done
 }
 
-system=$(uname -s)
 if [ "${1:-}" = payload ]; then
     # Opened first: from then on our end is seen, however it comes.
     exec 9>"$run/payload.end" || exit 1

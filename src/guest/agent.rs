@@ -48,9 +48,10 @@ pub enum Error {
     #[error("{0}")]
     Unusable(String),
     /// The script ran and failed in the guest.
-    #[error("the kit's boot script ended with {}", .exit.map_or("a signal".to_owned(), |c| format!("exit code {c}")))]
+    #[error("the kit's boot script ended with exit code {exit}")]
     Failed {
-        exit: Option<u32>,
+        /// Above 128 when a signal ended it.
+        exit: u32,
         /// The end of its output. For the log: it is the guest's word.
         tail: String,
     },
@@ -93,19 +94,18 @@ pub async fn deliver(socket: &Path, kit: &Kit, until: Instant) -> Result<Deliver
     let agent = timeout_at(until.min(Instant::now() + ANSWER), first_word)
         .await
         .map_err(|_| slow("did not answer in time"))??;
-    let Ended { exit, output } = timeout_at(until, agent.run("/bin/sh", &["-s"], Some(script.as_bytes())))
+    let Ended { exit, output } = timeout_at(until, agent.run(script.as_bytes()))
         .await
         .map_err(|_| slow("did not come to the end of the kit's boot script in time"))??;
     match exit {
-        Some(0) => Ok(Delivered { boot_log: output.into_bytes() }),
+        0 => Ok(Delivered { boot_log: output.into_bytes() }),
         exit => Err(Error::Failed { exit, tail: output.tail() }),
     }
 }
 
 async fn answers(agent: &Agent) -> Result<(), Error> {
-    match agent.run("/bin/sh", &["-c", ":"], None).await?.exit {
-        Some(0) => Ok(()),
-        Some(code) => Err(Error::Retry(format!("its shell ends with exit code {code}"))),
-        None => Err(Error::Retry("its shell is ended by a signal".to_owned())),
+    match agent.run(b"").await?.exit {
+        0 => Ok(()),
+        code => Err(Error::Retry(format!("its shell ends with exit code {code}"))),
     }
 }

@@ -17,6 +17,15 @@ impl Output {
         }
     }
 
+    /// Takes out what comes from the last `mark` on, when that lies within the last `within` bytes.
+    pub fn split_off(&mut self, mark: &[u8], within: usize) -> Option<Vec<u8>> {
+        let from = self.0.len().saturating_sub(within);
+        let at = self.0[from..].windows(mark.len()).rposition(|w| w == mark)?;
+        let after = self.0[from + at + mark.len()..].to_vec();
+        self.0.truncate(from + at);
+        Some(after)
+    }
+
     pub fn into_bytes(mut self) -> Vec<u8> {
         self.0.drain(..self.0.len().saturating_sub(MOST));
         self.0
@@ -49,6 +58,16 @@ mod tests {
         assert!(output.tail().ends_with("01990199") && output.tail().len() == TAIL);
         let bytes = output.into_bytes();
         assert!(bytes.len() == MOST && bytes.ends_with(b"0199"));
+    }
+
+    #[test]
+    fn a_mark_is_found_at_the_end_only() {
+        let mut output = Output::default();
+        output.push(b"log\nMARK 1\nmore");
+        assert_eq!(output.split_off(b"\nMARK ", 5), None);
+        assert_eq!(output.split_off(b"\nMARK ", 100).as_deref(), Some(&b"1\nmore"[..]));
+        assert_eq!(output.into_bytes(), b"log");
+        assert_eq!(Output::default().split_off(b"\nMARK ", 100), None);
     }
 
     #[test]

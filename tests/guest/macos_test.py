@@ -150,8 +150,8 @@ else:
 class Mac:
     """A directory of programs, a home and launchd's state; and a kit whose scripts know no others."""
 
-    def __init__(self, w, shell, session=False, auto=None):
-        self.w, self.shell = w, shell
+    def __init__(self, w, shell, session=False, auto=None, impatient=False):
+        self.w, self.shell, self.impatient = w, shell, impatient
         self.tools, self.state, self.home = w.dir / "tools", w.dir / "state", w.dir / "home"
         for directory in (self.tools, self.state, self.home, w.dir / "homebrew"):
             directory.mkdir()
@@ -191,8 +191,8 @@ class Mac:
             text = text.replace(SYSTEM_PATH, "PATH='%s'" % self.tools)
             shebang, rest = text.split("\n", 1)
             rest = rest.replace("/bin/sh", str(self.tools / "sh")).replace("/opt/homebrew/bin", str(self.w.dir / "homebrew"))
-            # Shorter waits for what never comes.
-            rest = rest.replace('"$tries" -gt 300 ] && (set', '"$tries" -gt 10 ] && (set').replace("-- 20 ", "-- 2 ")
+            if self.impatient:  # shorter waits for what never comes
+                rest = rest.replace('"$tries" -gt 300 ] && (set', '"$tries" -gt 10 ] && (set').replace("-- 20 ", "-- 2 ")
             files[script] = (0o755, (shebang + "\n" + rest).encode())
         return write_kit(self.w.dir / name, files)
 
@@ -246,6 +246,7 @@ def reported(lines, mac, kit, session):
     path = next(line for line in lines if line.startswith("path="))[5:].split(":")
     check(path[0] == str(mac.w.dir / "profile bin"), path)
     check(str(mac.w.dir / "homebrew") in path and len(set(path)) == len(path), path)
+    check(not any(line.startswith("perl:") for line in lines), lines)
     check("home=%s" % kit in lines and "tracking=unset" in lines and "stdin=" in lines, lines)
 
 
@@ -304,7 +305,7 @@ def launchd_declines():
     """A launchd that refuses, or accepts and starts nothing: the job runs once, in the background."""
     for fault in ("refuses", "starts_nothing"):
         with Workspace() as w:
-            mac = Mac(w, "dash", session=True)
+            mac = Mac(w, "dash", session=True, impatient=True)
             (mac.state / fault).touch()
             mac.boot(mac.kit(payload=REPORT + "echo ran\n"))
             lines = mac.finished(0)
@@ -341,7 +342,7 @@ def difficult_profiles():
         profiles = ("while :; do sleep 0.2; done\n", "exit 3\n", "kill -9 $$\n", "export GREETING\nif then\n")
         for profile in profiles:
             with Workspace() as w:
-                mac = Mac(w, shell)
+                mac = Mac(w, shell, impatient=True)
                 (mac.home / ".bash_profile").write_text(profile)
                 kit = mac.kit(payload=REPORT + "exit 5\n")
                 mac.boot(kit)
@@ -409,6 +410,36 @@ def zshenv_new():
         (mac.home / ".zshenv").mkdir()
         mac.boot(mac.kit(payload="exit 0\n"))
         mac.finished(0)
+
+
+def no_permission_for_the_local_network():
+    """The wrapper is not let through to Mayfly, root is: its words arrive all the same. Without sudo they are kept trying."""
+    curl = ("#!/bin/sh\nif [ -z \"$AS_ROOT\" ]; then\n    echo 'curl: (7) Failed to connect: No route to host' >&2\n"
+            "    exit 7\nfi\nexec /usr/bin/curl \"$@\"\n")
+    sudo = "#!/bin/sh\n[ \"$1\" = -n ] && [ -e '%s' ] || exit 1\nshift\nAS_ROOT=1 exec \"$@\"\n"
+    for late in (False, True):
+        with Workspace() as w:
+            mac = Mac(w, "bash")
+            allowed = mac.state / "sudo"
+            if not late:
+                allowed.touch()
+            (mac.tools / "curl").unlink()
+            (mac.tools / "sudo").unlink(missing_ok=True)
+            mac.tool("curl", curl)
+            mac.tool("sudo", sudo % allowed)
+            kit = mac.kit(payload="#!/bin/sh\necho worked\nexit 6\n")
+            text = (kit / "wrapper.sh").read_text()
+            (kit / "wrapper.sh").write_text(text.replace("/usr/bin/curl", str(mac.tools / "curl")))
+            mac.boot(kit)
+            if late:
+                limit = time.monotonic() + 20
+                while not (kit / "run" / "wrapper.exit").exists():
+                    check(time.monotonic() < limit, "the job does not end")
+                    time.sleep(0.05)
+                allowed.touch()
+                check(w.api.wait("runner_finished", 40)["json"]["exit_code"] == 6, "exit code")
+            else:
+                check("worked" in mac.finished(6), w.api.log())
 
 
 def hooks_of_a_runner():
@@ -583,5 +614,6 @@ def only_what_a_mac_has():
 
 main([
     only_what_a_mac_has, difficult_profiles, background, login_session, login_session_comes_late, launchd_declines,
-    stale_agent, violence, zshenv, zshenv_new, hooks_of_a_runner,
+    stale_agent, violence, zshenv, zshenv_new,
+    no_permission_for_the_local_network, hooks_of_a_runner,
 ], at_once=3)

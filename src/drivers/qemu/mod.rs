@@ -41,7 +41,7 @@ pub mod args;
 pub mod disk;
 mod fault;
 mod instance;
-mod list;
+pub mod list;
 pub mod paths;
 pub mod probe;
 mod qmp;

@@ -31,14 +31,18 @@ pub async fn find(
     tart: impl FnOnce() -> Result<Command>,
 ) -> Result<Option<Ipv4Addr>> {
     let known = match settings.resolver {
-        Resolver::Agent => None,
-        Resolver::Dhcp if !matches!(settings.network, Network::Bridged { .. }) => by_lease(settings, paths, mac)?,
-        Resolver::Dhcp | Resolver::Arp => by_arp(settings, mac).await?,
+        Resolver::Agent => Ok(None),
+        Resolver::Dhcp if !matches!(settings.network, Network::Bridged { .. }) => by_lease(settings, paths, mac),
+        Resolver::Dhcp | Resolver::Arp => by_arp(settings, mac).await,
     };
-    if known.is_some() || !agent_is_due(settings, paths) {
-        return Ok(known);
+    match known {
+        Ok(None) if agent_is_due(settings, paths) => by_agent(name, tart()?).await,
+        // A table that cannot be read says nothing of the guest; the guest itself may.
+        Err(fault) if fault.code == Code::HostUnavailable && paths.control_sock().exists() => {
+            by_agent(name, tart()?).await?.map_or(Err(fault), |ip| Ok(Some(ip)))
+        }
+        known => known,
     }
-    by_agent(name, tart()?).await
 }
 
 fn now() -> u64 {
@@ -54,7 +58,7 @@ fn lease_file(settings: &Settings) -> Result<Vec<leases::Lease>> {
     };
     leases::parse(&bytes).map_err(|why| {
         let summary = format!("{} was not understood: {why}", settings.lease_file.display());
-        DriverError::new(ErrorKind::Retry, Code::GuestNotReady, summary)
+        DriverError::new(ErrorKind::Retry, Code::HostUnavailable, summary)
     })
 }
 
@@ -74,15 +78,19 @@ fn by_lease(settings: &Settings, paths: &Paths, mac: Mac) -> Result<Option<Ipv4A
 
 /// Writes down what the lease file knows of this guest before it starts, so that an address from an earlier run is not taken
 /// for the new one's. A VM that runs for the first time has an address that nobody had before it, and there is nothing to keep.
-pub fn note_leases(settings: &Settings, paths: &Paths, mac: Mac) -> Result<()> {
-    let noted = match leases::newest(&lease_file(settings)?, mac) {
+pub fn note_leases(settings: &Settings, paths: &Paths, mac: Mac) -> io::Result<()> {
+    let leases = lease_file(settings).unwrap_or_else(|fault| {
+        // Whoever needs an address is told; a guest may also be reached without one.
+        tracing::warn!(error = %fault, "the host's DHCP leases cannot be noted before a start");
+        Vec::new()
+    });
+    match leases::newest(&leases, mac) {
         Some(expires) => std::fs::write(paths.leases_before(), format!("{mac} {expires}\n")),
         None => match std::fs::remove_file(paths.leases_before()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
         },
-    };
-    noted.map_err(|error| fault::io(error, Code::BootFailed, "the guest's leases cannot be noted"))
+    }
 }
 
 fn before(paths: &Paths, mac: Mac) -> Option<u64> {
@@ -97,9 +105,9 @@ async fn by_arp(settings: &Settings, mac: Mac) -> Result<Option<Ipv4Addr>> {
         .arg("-an")
         .run()
         .await
-        .map_err(|error| fault::command(error, Code::GuestNotReady))?;
+        .map_err(|error| fault::command(error, Code::HostUnavailable))?;
     let failed = |why: String| {
-        DriverError::new(ErrorKind::Retry, Code::GuestNotReady, format!("`arp -an` was not understood: {why}"))
+        DriverError::new(ErrorKind::Retry, Code::HostUnavailable, format!("`arp -an` was not understood: {why}"))
     };
     if !output.status.success() {
         return Err(failed(format!(

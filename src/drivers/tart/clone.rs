@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use super::{
     config::{self, Shape},
+    end::absent_is_fine,
     fault,
     mac::Mac,
     paths::{self, CONFIG, DISK, NVRAM},
@@ -134,7 +135,10 @@ impl ShapeRequest {
     }
 }
 
-/// Removes what earlier attempts at this VM left. A copy that is still being made in there ends for want of its directory.
+const TRASH: &str = "trash-";
+
+/// Removes what earlier attempts at this VM left, and anybody's trash. A copy that is still being made in there ends for want of
+/// its directory.
 pub fn clear(tart_home: &Path, name: &InstanceName) -> io::Result<()> {
     let prefix = format!("{name}-");
     let entries = match fs::read_dir(paths::staging(tart_home)) {
@@ -144,7 +148,7 @@ pub fn clear(tart_home: &Path, name: &InstanceName) -> io::Result<()> {
     };
     for entry in entries {
         let entry = entry?;
-        if entry.file_name().to_str().is_some_and(|n| n.starts_with(&prefix)) {
+        if entry.file_name().to_str().is_some_and(|n| n.starts_with(&prefix) || n.starts_with(TRASH)) {
             discard(&entry.path());
         }
     }
@@ -153,13 +157,13 @@ pub fn clear(tart_home: &Path, name: &InstanceName) -> io::Result<()> {
 
 /// Removes a directory in which somebody may still be writing: under another name, so that nobody adds to it.
 pub fn discard(dir: &Path) {
-    let trash = dir.with_file_name(format!("trash-{}", Uuid::new_v4()));
+    let trash = dir.with_file_name(format!("{TRASH}{}", Uuid::new_v4()));
     match fs::rename(dir, &trash) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return,
         Err(error) => return tracing::warn!(%error, dir = %dir.display(), "what a clone left cannot be removed"),
     }
-    if let Err(error) = fs::remove_dir_all(&trash) {
+    if let Err(error) = absent_is_fine(fs::remove_dir_all(&trash)) {
         tracing::warn!(%error, dir = %trash.display(), "what a clone left cannot be removed");
     }
 }

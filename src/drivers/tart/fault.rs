@@ -94,8 +94,8 @@ pub fn start(status: Option<ExitStatus>, out: &str, err: &str, ours: impl Fn(&st
     Start::Failed(DriverError::new(kind, slug, format!("{what} ({how}): {}", shown(said.trim().as_bytes()))).tail(err))
 }
 
-/// The fault of the host that this text tells of, if it does.
-pub fn host(err: &str, ours: impl Fn(&str) -> bool) -> Option<DriverError> {
+/// The fault of the host by which the guest never ran, if this text tells of one. It may come after Tart took the VM's lock.
+pub fn never_ran(err: &str, ours: impl Fn(&str) -> bool) -> Option<DriverError> {
     if let Some(at) = err.find(LIMIT).or_else(|| err.find("VZErrorDomain Code=6 ")) {
         let line = err[at..].lines().next().unwrap_or_default();
         return Some(DriverError::new(ErrorKind::Host, Code::HostLimit, limit(line, ours)).tail(err));
@@ -105,6 +105,15 @@ pub fn host(err: &str, ours: impl Fn(&str) -> bool) -> Option<DriverError> {
         let summary = format!("Tart could not start the guest, and {KEYCHAIN_REMEDY}: {said}");
         return Some(DriverError::new(ErrorKind::Host, Code::HostRefused, summary).tail(err));
     }
+    None
+}
+
+/// Any fault of the host that this text tells of. Other than above, it may have come upon a guest that ran.
+pub fn host(err: &str, ours: impl Fn(&str) -> bool) -> Option<DriverError> {
+    if let Some(fault) = never_ran(err, ours) {
+        return Some(fault);
+    }
+    let said = shown(err.trim().as_bytes());
     if err.contains("root privileges are required to run") {
         let summary = format!(
             "softnet needs to be set up once: `sudo chown root $(which softnet) && sudo chmod u+s $(which softnet)`: {said}"

@@ -45,11 +45,11 @@ mod config;
 mod end;
 mod fault;
 mod instance;
-mod leases;
-mod list;
-mod mac;
+pub mod leases;
+pub mod list;
+pub mod mac;
 mod paths;
-mod probe;
+pub mod probe;
 mod run;
 mod settings;
 mod words;
@@ -368,8 +368,13 @@ impl Driver for Tart {
         if let Some(cause) = words::cause(&out, &err) {
             return Ok(cause);
         }
-        if let Some(fault) = fault::host(&err, |name| self.is_ours(name)) {
+        let ours = |name: &str| self.is_ours(name);
+        if let Some(fault) = fault::never_ran(&err, ours) {
             return Err(fault);
+        }
+        if let Some(fault) = fault::host(&err, ours) {
+            tracing::warn!(instance = %name, error = %fault, "tart gave its guest up");
+            return Ok(GoneCause::HypervisorError);
         }
         if !err.trim().is_empty() {
             tracing::warn!(instance = %name, said = shown(err.trim().as_bytes()), "tart ended with words that say nothing of its guest");

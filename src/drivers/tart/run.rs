@@ -20,6 +20,7 @@ use tokio::{
 use super::{
     Tart, address, args,
     config::Config,
+    end::absent_is_fine,
     fault::{self, Start},
     instance::{self, Found, Holder},
     paths::Paths,
@@ -120,11 +121,11 @@ impl Tart {
         }
         let config = read_config(paths)?;
         make_run_dir(&paths.run).map_err(failed)?;
-        address::note_leases(&self.settings, paths, config.mac)?;
-        // What a run that was killed left would be taken for the sign that this one is up.
-        match std::fs::remove_file(paths.control_sock()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
+        address::note_leases(&self.settings, paths, config.mac).map_err(failed)?;
+        // What a run that was killed left would be taken for the sign that this one is up. If another start was faster by a
+        // moment, the socket may be its guest's.
+        if instance::holder(&paths.config()).map_err(failed)? == Holder::Nobody {
+            absent_is_fine(std::fs::remove_file(paths.control_sock())).map_err(failed)?;
         }
         let (out, err) = (log(&paths.out()).map_err(failed)?, log(&paths.err()).map_err(failed)?);
         let [launcher, before @ ..] = self.settings.launcher.as_slice() else {

@@ -183,7 +183,8 @@ mod tests {
     #[test]
     fn what_tart_cannot_express_is_refused_at_once() {
         settings().check().unwrap();
-        let refused: [(&str, fn(&mut Settings)); 10] = [
+        type Change = fn(&mut Settings);
+        let refused: [(&str, Change); 10] = [
             ("not an absolute path", |s| s.tart_home = "tart".into()),
             ("not an absolute path", |s| s.run_dir = "runs".into()),
             ("no program", |s| s.launcher.clear()),

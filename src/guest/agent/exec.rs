@@ -1,9 +1,18 @@
-//! One connection to the agent, and commands over it: gRPC over HTTP/2 without TLS.
+//! One connection to the agent, and scripts over it: gRPC over HTTP/2 without TLS.
+//!
+//! The agent's own word about a command's end is not to be relied on. It takes leave of the command's pipes when the process is
+//! gone, read to the end or not: the last of the output may be missing, a failure to read a closed pipe may come in place of the
+//! exit code, and code zero may mean that there was none. So the script's end is said in its output, by a line that nothing
+//! else can print, and the command stays until we have read it.
 
 use std::{net::Shutdown, path::Path};
 
 use hyper_util::rt::TokioIo;
-use tokio::{net::UnixStream, sync::mpsc, time::timeout};
+use tokio::{
+    net::UnixStream,
+    sync::{Notify, mpsc},
+    time::timeout,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     client::Grpc,
@@ -11,6 +20,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 use tonic_prost::ProstCodec;
+use uuid::Uuid;
 
 use super::{
     super::output::{Output, one_line},
@@ -21,14 +31,17 @@ use super::{
 
 /// Far below what a gRPC server takes in one message (4 MiB unless told otherwise).
 const PIECE: usize = 32 << 10;
-/// How long the end of the output may trail behind the exit code.
-const TRAILING_OUTPUT: std::time::Duration = std::time::Duration::from_millis(500);
+/// How long the agent may take to close a stream that has told us all.
+const CLOSING: std::time::Duration = std::time::Duration::from_millis(500);
 
-/// A command that came to its end in the guest.
+/// Runs the script on standard input, says how that ended after the mark, and waits for the end of the input.
+const COMMAND: &str = r#"/bin/sh -s 2>&1; code=$?; printf '\n%s %s\n' "$1" "$code"; cat >/dev/null; exit "$code""#;
+
+/// A script that came to its end in the guest.
 #[derive(Debug)]
 pub(super) struct Ended {
-    /// `None`: by a signal.
-    pub exit: Option<u32>,
+    /// As the shell has it: above 128 when a signal ended it.
+    pub exit: u32,
     pub output: Output,
 }
 
@@ -70,37 +83,40 @@ impl Agent {
         Ok(Agent { channel, at, _cut: cut })
     }
 
-    /// Runs a command to its end. Dropping the future closes its stream, on which the agent kills it.
-    pub async fn run(&self, name: &str, args: &[&str], input: Option<&[u8]>) -> Result<Ended, Error> {
+    /// Runs a script to its end. Dropping the future closes its stream, on which the agent kills the command.
+    pub async fn run(&self, script: &[u8]) -> Result<Ended, Error> {
+        let mark = Uuid::new_v4().simple().to_string();
         let command = Command {
-            name: name.to_owned(),
-            args: args.iter().map(|a| (*a).to_owned()).collect(),
-            interactive: input.is_some(),
+            name: "/bin/sh".to_owned(),
+            args: ["-c", COMMAND, "sh", &mark].map(str::to_owned).into(),
+            interactive: true,
             tty: false,
         };
         let (to, requests) = mpsc::channel(4);
+        let heard = Notify::new();
         let send = async {
+            let input =
+                |piece: &[u8]| ExecRequest { kind: Some(Request::StandardInput(Bytes { data: piece.to_vec() })) };
             // A failure to send is no news: the agent's answer or the end of the connection tells more.
             let _ = to.send(ExecRequest { kind: Some(Request::Command(command)) }).await;
-            if let Some(input) = input {
-                // The last piece has no bytes, which is the end of the input.
-                for piece in input.chunks(PIECE).chain([&[][..]]) {
-                    let input = Bytes { data: piece.to_vec() };
-                    if to.send(ExecRequest { kind: Some(Request::StandardInput(input)) }).await.is_err() {
-                        break;
-                    }
+            // The input stays open, so the shell has to be told that there is no more.
+            for piece in script.chunks(PIECE).chain([&b"\nexit\n"[..]]) {
+                if to.send(input(piece)).await.is_err() {
+                    break;
                 }
             }
-            // Whether an agent takes the end of the requests for the end of the stream is not ours to find out.
+            heard.notified().await;
+            // A piece without bytes is the end of the input.
+            let _ = to.send(input(&[])).await;
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            ended = self.receive(ReceiverStream::new(requests)) => ended,
+            ended = self.receive(ReceiverStream::new(requests), &mark, &heard) => ended,
             () = send => unreachable!("it never ends"),
         }
     }
 
-    async fn receive(&self, requests: ReceiverStream<ExecRequest>) -> Result<Ended, Error> {
+    async fn receive(&self, requests: ReceiverStream<ExecRequest>, mark: &str, heard: &Notify) -> Result<Ended, Error> {
         let mut grpc = Grpc::new(self.channel.clone());
         grpc.ready().await.map_err(|e| self.lost(&chain(&e)))?;
         let codec = ProstCodec::<ExecRequest, ExecResponse>::default();
@@ -111,31 +127,40 @@ impl Agent {
             .map_err(|status| self.refused(&status))?
             .into_inner();
 
+        let mark = format!("\n{mark} ").into_bytes();
         let mut output = Output::default();
-        let mut exit = None;
-        loop {
-            let answer = match exit {
-                None => answers.message().await.map_err(|status| self.refused(&status))?,
-                // The exit code is what we came for; what goes wrong after it is of no interest.
-                Some(_) => match timeout(TRAILING_OUTPUT, answers.message()).await {
-                    Ok(Ok(answer)) => answer,
-                    Ok(Err(_)) | Err(_) => None,
-                },
-            };
+        let mut said = Vec::new();
+        let exit = loop {
+            let answer = answers.message().await.map_err(|status| self.refused(&status))?;
             match answer.map(|a| a.kind) {
-                Some(Some(Response::StandardOutput(piece) | Response::StandardError(piece))) => {
+                Some(Some(Response::StandardOutput(piece))) if !said.is_empty() => said.extend_from_slice(&piece.data),
+                Some(Some(Response::StandardOutput(piece))) => {
                     output.push(&piece.data);
+                    let within = piece.data.len() + mark.len();
+                    if let Some(after) = output.split_off(&mark, within) {
+                        // The code may come in the next piece: one byte stands for "the mark was there".
+                        said = [&b" "[..], &after].concat();
+                    }
                 }
-                Some(Some(Response::Exit(code))) => exit = Some(u32::try_from(code.code).ok()),
+                // The script's own is in the output: this is what the shell around it has to say, or a shell that is none.
+                Some(Some(Response::StandardError(piece))) => output.push(&piece.data),
+                Some(Some(Response::Exit(_))) => {
+                    let why = format!("the command ended without a word, {:?}", output.tail());
+                    return Err(self.lost(&why));
+                }
                 // A kind of message that a later agent may have.
                 Some(None) => {}
-                None => break,
+                None => return Err(self.lost(&"the command's end was not seen")),
             }
-        }
-        match exit {
-            Some(exit) => Ok(Ended { exit, output }),
-            None => Err(self.lost(&"the command's end was not seen")),
-        }
+            if let Some(end) = said.iter().position(|&b| b == b'\n') {
+                let code = std::str::from_utf8(&said[..end]).ok().and_then(|l| l.trim_start().parse().ok());
+                break code.ok_or_else(|| self.lost(&"the command's end does not read"))?;
+            }
+        };
+        heard.notify_one();
+        // What is said from here on is of no interest, but the agent is let come to its end.
+        let _ = timeout(CLOSING, async { while let Ok(Some(_)) = answers.message().await {} }).await;
+        Ok(Ended { exit, output })
     }
 
     fn refused(&self, status: &tonic::Status) -> Error {

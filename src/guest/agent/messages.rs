@@ -50,7 +50,7 @@ pub(super) enum Response {
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Exit {
-    /// Negative: ended by a signal.
+    /// Negative when a signal ended the command.
     #[prost(int32, tag = "1")]
     pub code: i32,
 }

@@ -2,6 +2,7 @@
 
 mod commands;
 mod config;
+mod detach;
 mod docs;
 mod double;
 mod follow;

@@ -663,6 +663,31 @@ async fn a_start_that_is_cut_short_leaks_nothing() {
 }
 
 #[tokio::test]
+async fn two_starts_at_once_give_one_guest() {
+    let rig = TartRig::new();
+    let (one, two) = (rig.driver(), rig.restarted());
+    for lock_after in [0, 0, 50, 200] {
+        let spec = rig.linux();
+        rig.bend(&spec.name, json!({ "lock_after_ms": lock_after }));
+        let spec = rig.created(spec).await;
+        let (first, second) = tokio::join!(one.start(&spec), two.start(&spec));
+        first.unwrap();
+        second.unwrap();
+        let runs = || async {
+            let all = mayfly::drivers::process::all().await;
+            all.into_iter().filter(|(_, line)| line.option("run") == Some(spec.name.as_str())).count()
+        };
+        assert_eq!(runs().await, 1);
+        assert!(matches!(rig.inspect(&spec.name).await, Observation::Running { agent: Some(_), .. }));
+        // What the loser said does not hide how the guest ended.
+        rig.driver.stop(&spec.name, Duration::ZERO).await.unwrap();
+        assert_eq!(rig.ended(&spec.name).await.unwrap(), GoneCause::HostStop);
+        assert_eq!(runs().await, 0);
+        rig.driver.destroy(&spec.name).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_create_that_is_cut_short_leaks_nothing() {
     let rig = TartRig::new();
     let disk = rig.dir.path().join("template/disk");
@@ -779,6 +804,15 @@ async fn a_guest_without_a_lease_is_found_through_its_agent() {
     rig.set("agent", json!("host"));
     let spec = rig.started(rig.linux()).await;
     assert!(!rig.address(&spec.name).await.host.is_empty());
+
+    // A table that cannot be read is the host's affair as long as the guest itself can be asked, and is told when it cannot.
+    std::fs::write(rig.home().join("dhcpd_leases"), "bootpd: out of order").unwrap();
+    assert!(!rig.address(&spec.name).await.host.is_empty());
+    rig.rule(
+        json!({ "command": "ip", "times": 1, "then": { "garbage": { "stderr": "no IP address found\n", "exit": 1 } } }),
+    );
+    let error = rig.driver.inspect(&spec.name).await.unwrap_err();
+    assert!(error.summary.contains("bootpd: out of order"), "{error}");
 
     let agent = TartRig::with(|settings| settings.resolver = Resolver::Agent);
     agent.set("agent", json!("none"));

@@ -1,0 +1,172 @@
+//! A Linux host: who runs this, how much memory there is, and the unit.
+
+use std::{collections::BTreeMap, path::Path};
+
+use super::{
+    finding::{Check, Finding, strange},
+    probe::{Probe, Ran, Seen, Unseen, refusal},
+    setup::Setup,
+};
+
+const SYSTEM: Check = Check::new("host.system", "System", "Linux on x86-64 or arm64");
+const USER: Check = Check::new("host.user", "User", "a user of its own, not root");
+const MEMORY: Check =
+    Check::new("host.memory", "Memory", "what slots.memory_mib promises is there, and cgroups allow it");
+const UNIT: Check = Check::new("service.unit", "systemd unit", "mayfly.service enabled and running");
+
+const MIB: u64 = 1 << 20;
+const UNIT_NAME: &str = "mayfly.service";
+
+pub struct Facts {
+    uid: u32,
+    kernel: Seen<Vec<u8>>,
+    meminfo: Seen<Vec<u8>>,
+    /// `memory.max` of this process's cgroup and of those above it.
+    limits: Vec<Vec<u8>>,
+    unit: Unit,
+}
+
+enum Unit {
+    NoSystemd,
+    Shown(Seen<Ran>),
+}
+
+/// Whether systemd runs this machine: it makes this directory when it starts.
+pub async fn has_systemd(probe: &dyn Probe) -> bool {
+    probe.entry(Path::new("/run/systemd/system")).await.is_ok()
+}
+
+pub fn judge(facts: &Facts, setup: &Setup) -> Vec<Finding> {
+    vec![system(facts), user(facts.uid), memory(facts, setup)]
+}
+
+pub async fn look(probe: &dyn Probe) -> Facts {
+    let unit = async {
+        if !has_systemd(probe).await {
+            return Unit::NoSystemd;
+        }
+        // Not `Environment`, which may hold secrets.
+        let args = ["show", UNIT_NAME, "--property=LoadState,ActiveState,SubState,UnitFileState,User"];
+        Unit::Shown(probe.run("systemctl".as_ref(), &args, &[]).await)
+    };
+    let (kernel, meminfo, limits, unit) = tokio::join!(
+        probe.read(Path::new("/proc/sys/kernel/osrelease"), 256),
+        probe.read(Path::new("/proc/meminfo"), 16 << 10),
+        limits(probe),
+        unit,
+    );
+    Facts { uid: probe.uid(), kernel, meminfo, limits, unit }
+}
+
+async fn limits(probe: &dyn Probe) -> Vec<Vec<u8>> {
+    let root = Path::new("/sys/fs/cgroup");
+    let own = match probe.read(Path::new("/proc/self/cgroup"), 4096).await {
+        Ok(text) => String::from_utf8_lossy(&text)
+            .lines()
+            .find_map(|line| line.strip_prefix("0::/"))
+            .map_or_else(|| root.to_owned(), |path| root.join(path)),
+        Err(_) => root.to_owned(),
+    };
+    let mut limits = Vec::new();
+    // The root has such a file in a container only, where it is the limit of the whole container.
+    for dir in own.ancestors().take_while(|dir| dir.starts_with(root)) {
+        limits.extend(probe.read(&dir.join("memory.max"), 64).await);
+    }
+    limits
+}
+
+fn system(facts: &Facts) -> Finding {
+    match &facts.kernel {
+        Ok(release) => {
+            SYSTEM.ok(format!("Linux {} on {}", String::from_utf8_lossy(release).trim(), std::env::consts::ARCH))
+        }
+        Err(why) => SYSTEM.could_not_look(why),
+    }
+}
+
+fn user(uid: u32) -> Finding {
+    if uid != 0 {
+        return USER.ok(format!("user {uid}"));
+    }
+    USER.warn(
+        "root: every guest's hypervisor runs as root, too",
+        "run the service (and this) as a user of its own, as deploy/systemd/mayfly.service does",
+    )
+}
+
+/// `Name:  123 kB`, in MiB.
+fn meminfo(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? / 1024)
+}
+
+fn memory(facts: &Facts, setup: &Setup) -> Finding {
+    let text = match &facts.meminfo {
+        Ok(text) => String::from_utf8_lossy(text).into_owned(),
+        Err(why) => return MEMORY.could_not_look(format!("/proc/meminfo: {why}")),
+    };
+    let (Some(total), Some(available)) = (meminfo(&text, "MemTotal"), meminfo(&text, "MemAvailable")) else {
+        return MEMORY.could_not_look(strange("MemTotal and MemAvailable in /proc/meminfo", &text));
+    };
+    let promised = u64::from(setup.config.slots.memory_mib);
+    // `max`, or bytes.
+    let limit = facts
+        .limits
+        .iter()
+        .filter_map(|text| std::str::from_utf8(text).ok()?.trim().parse::<u64>().ok())
+        .min()
+        .map(|bytes| bytes / MIB);
+    if let Some(limit) = limit.filter(|limit| *limit < promised) {
+        return MEMORY.fail(
+            format!("the cgroup may use {limit} MiB, and guests may be given {promised}"),
+            "raise the limit (MemoryMax), or lower slots.memory_mib: the kernel kills guests that go beyond it",
+        );
+    }
+    if total < promised {
+        return MEMORY.fail(
+            format!("{total} MiB in all, and guests may be given {promised}"),
+            format!("lower slots.memory_mib to at most {total}, less what the host needs"),
+        );
+    }
+    let found = format!("{available} of {total} MiB available, guests may be given {promised}");
+    if available < 512 {
+        return MEMORY.warn(found, "see what takes the memory; guests beside it will be slow, or be killed");
+    }
+    MEMORY.ok(found)
+}
+
+/// `runs`: whether the service answers.
+pub fn unit(facts: &Facts, runs: bool) -> Finding {
+    let ran = match &facts.unit {
+        Unit::NoSystemd => return UNIT.not_needed("systemd does not run this machine"),
+        Unit::Shown(Err(Unseen::Absent)) => return UNIT.not_needed("systemctl is not installed"),
+        Unit::Shown(Err(why)) => return UNIT.could_not_look(why),
+        Unit::Shown(Ok(ran)) if !ran.succeeded() => return UNIT.could_not_look(format!("systemctl: {}", refusal(ran))),
+        Unit::Shown(Ok(ran)) => ran,
+    };
+    let properties: BTreeMap<&str, &str> = ran.stdout.lines().filter_map(|line| line.split_once('=')).collect();
+    let of = |name: &str| properties.get(name).copied().unwrap_or_default();
+    let user = of("User");
+    let whose = if user.is_empty() { String::new() } else { format!(", as {user}") };
+    let enabled = of("UnitFileState");
+    match (of("LoadState"), of("ActiveState")) {
+        ("not-found", _) if runs => UNIT.not_needed("not installed; the service was started in another way"),
+        ("not-found", _) => UNIT.not_needed("not installed"),
+        ("loaded", "active") if enabled == "disabled" => UNIT.warn(
+            format!("running{whose}, and not started when the machine starts"),
+            format!("enable it:\n    sudo systemctl enable {UNIT_NAME}"),
+        ),
+        ("loaded", "active") => UNIT.ok(format!("running{whose}, {enabled}")),
+        ("loaded", state @ ("failed" | "inactive" | "activating" | "deactivating" | "reloading")) => UNIT.fail(
+            format!("{state} ({}){whose}", of("SubState")),
+            format!(
+                "see why, then start it:\n    journalctl -u {UNIT_NAME} -n 50\n    sudo systemctl restart {UNIT_NAME}"
+            ),
+        ),
+        ("masked", _) => UNIT.warn(
+            "masked: it cannot be started",
+            format!("let it be started again:\n    sudo systemctl unmask {UNIT_NAME}"),
+        ),
+        _ => UNIT.could_not_look(strange("LoadState and ActiveState", &ran.stdout)),
+    }
+}

@@ -1,0 +1,250 @@
+//! The machine that this program runs on. Every look has its time limit here.
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use tokio::time::timeout;
+
+use super::probe::{Busy, Entry, Kind, LOOK, Probe, Ran, Seen, Space, System, Unseen};
+use crate::{
+    domain::Arch,
+    drivers::{
+        command::{Command, CommandError, find_program},
+        process::{self, CommandLine},
+        qemu,
+    },
+};
+
+/// A service on this machine answers sooner or is stuck.
+const ANSWER: Duration = Duration::from_secs(3);
+
+pub struct Machine {
+    http: reqwest::Client,
+}
+
+impl Machine {
+    pub fn new() -> Result<Self, String> {
+        let http = reqwest::Client::builder()
+            .user_agent(concat!("mayfly/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(ANSWER)
+            .timeout(ANSWER)
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            // Nothing secret is sent, and a certificate for the name that others use does not hold for the loopback address.
+            .tls_danger_accept_invalid_certs(true)
+            .tls_certs_only([])
+            .build()
+            .map_err(|error| format!("cannot set up HTTP: {error}"))?;
+        Ok(Self { http })
+    }
+}
+
+/// File systems hang, too: a server that went away. The thread that waits for it is left to its fate.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Seen<T> {
+    match timeout(LOOK, tokio::task::spawn_blocking(work)).await {
+        Err(_) => Err(Unseen::TimedOut(LOOK)),
+        Ok(Err(error)) => Err(Unseen::Other(error.to_string())),
+        Ok(Ok(Err(error))) => Err(Unseen::from_io(&error)),
+        Ok(Ok(Ok(value))) => Ok(value),
+    }
+}
+
+#[async_trait]
+impl Probe for Machine {
+    fn system(&self) -> System {
+        if cfg!(target_os = "macos") { System::Macos } else { System::Linux }
+    }
+
+    fn uid(&self) -> u32 {
+        rustix::process::geteuid().as_raw()
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+
+    fn env(&self) -> Vec<(String, String)> {
+        std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect()
+    }
+
+    fn find_program(&self, program: &Path) -> Option<PathBuf> {
+        find_program(program)
+    }
+
+    async fn run(&self, program: &Path, args: &[&str], env: &[(&str, &str)]) -> Seen<Ran> {
+        let mut command = Command::new(program, LOOK).args(args);
+        for (key, value) in env {
+            command = command.env(key, value);
+        }
+        match command.run().await {
+            Ok(output) => {
+                Ok(Ran { code: output.status.code(), stdout: output.stdout_text(), stderr: output.stderr_tail })
+            }
+            Err(CommandError::Missing { .. }) => Err(Unseen::Absent),
+            Err(CommandError::Deadline { .. }) => Err(Unseen::TimedOut(LOOK)),
+            Err(error) => Err(Unseen::Other(error.to_string())),
+        }
+    }
+
+    async fn read(&self, path: &Path, limit: usize) -> Seen<Vec<u8>> {
+        let path = path.to_owned();
+        blocking(move || {
+            use io::Read;
+            // Opening a pipe would wait for whoever writes to it.
+            if !std::fs::metadata(&path)?.is_file() {
+                return Err(io::Error::other("it is not a file"));
+            }
+            let mut bytes = Vec::new();
+            std::fs::File::open(&path)?.take(limit as u64).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        })
+        .await
+    }
+
+    async fn entry(&self, path: &Path) -> Seen<Entry> {
+        let path = path.to_owned();
+        blocking(move || {
+            let meta = std::fs::metadata(path)?;
+            let kind = match meta.file_type() {
+                t if t.is_dir() => Kind::Directory,
+                t if t.is_file() => Kind::File,
+                _ => Kind::Other,
+            };
+            Ok(Entry {
+                kind,
+                mode: meta.permissions().mode() & 0o7777,
+                uid: meta.uid(),
+                device: meta.dev(),
+                size: meta.len(),
+                modified: Timestamp::from_second(meta.mtime()).map_err(io::Error::other)?,
+            })
+        })
+        .await
+    }
+
+    async fn resolve(&self, path: &Path) -> Seen<PathBuf> {
+        let path = path.to_owned();
+        blocking(move || path.canonicalize()).await
+    }
+
+    async fn names(&self, dir: &Path) -> Seen<Vec<String>> {
+        let dir = dir.to_owned();
+        blocking(move || {
+            let mut names = Vec::new();
+            for entry in std::fs::read_dir(dir)? {
+                names.extend(entry?.file_name().into_string());
+            }
+            names.sort_unstable();
+            Ok(names)
+        })
+        .await
+    }
+
+    async fn may_read_and_write(&self, path: &Path) -> Seen<()> {
+        use rustix::fs::{Access, AtFlags, CWD};
+        let path = path.to_owned();
+        blocking(move || {
+            // As the effective user, which is who opens files.
+            rustix::fs::accessat(CWD, path, Access::READ_OK | Access::WRITE_OK, AtFlags::EACCESS).map_err(Into::into)
+        })
+        .await
+    }
+
+    async fn space(&self, path: &Path) -> Seen<Space> {
+        let path = path.to_owned();
+        blocking(move || {
+            let volume = rustix::fs::statvfs(&path)?;
+            Ok(Space {
+                free: volume.f_bavail.saturating_mul(volume.f_frsize),
+                total: volume.f_blocks.saturating_mul(volume.f_frsize),
+                file_system: file_system(&path)?,
+            })
+        })
+        .await
+    }
+
+    async fn listen(&self, address: SocketAddr) -> Result<(), Busy> {
+        match tokio::net::TcpListener::bind(address).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(match error.kind() {
+                io::ErrorKind::AddrInUse => Busy::Taken,
+                io::ErrorKind::AddrNotAvailable => Busy::NoSuchAddress,
+                io::ErrorKind::PermissionDenied => Busy::Denied,
+                _ => Busy::Other(error.to_string()),
+            }),
+        }
+    }
+
+    async fn get(&self, url: &str) -> Seen<Vec<u8>> {
+        /// Whatever listens there may be anybody.
+        const LIMIT: usize = 4 << 20;
+        let unseen = |error: &reqwest::Error| match error {
+            e if e.is_timeout() => Unseen::TimedOut(ANSWER),
+            e if e.is_connect() => Unseen::Absent,
+            e => Unseen::Other(e.to_string()),
+        };
+        let mut answer = self.http.get(url).send().await.map_err(|e| unseen(&e))?;
+        if answer.status() != reqwest::StatusCode::OK {
+            return Err(Unseen::Other(format!("it answered {}", answer.status())));
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(|e| unseen(&e))? {
+            if body.len() + chunk.len() > LIMIT {
+                return Err(Unseen::Other("it answered without end".to_owned()));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    async fn processes(&self) -> Vec<(i32, CommandLine)> {
+        timeout(LOOK, process::all()).await.unwrap_or_default()
+    }
+
+    async fn boot_guest(&self, binary: &Path) -> Result<(String, Option<String>), String> {
+        let arch = Arch::of_this_host().ok_or("this processor is not one that Mayfly knows")?;
+        let scratch = std::env::temp_dir();
+        let (accelerator, note) = qemu::probe::find(binary, arch, &scratch).await?;
+        Ok((accelerator.as_str().to_owned(), note))
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn file_system(path: &Path) -> io::Result<Option<String>> {
+    #[expect(
+        clippy::cast_sign_loss,
+        clippy::cast_possible_truncation,
+        reason = "a pattern of 32 bits on every processor"
+    )]
+    let magic = rustix::fs::statfs(path)?.f_type as u32;
+    let name = match magic {
+        0xef53 => "ext4",
+        0x9123_683e => "btrfs",
+        0x5846_5342 => "xfs",
+        0x2fc1_2fc1 => "zfs",
+        0xca45_1a4e => "bcachefs",
+        0x794c_7630 => "overlay",
+        0x0102_1994 => "tmpfs",
+        0xf2f5_2010 => "f2fs",
+        0x6969 => "nfs",
+        0xff53_4d42 | 0xfe53_4d42 => "cifs",
+        0x0102_1997 => "9p",
+        0x6573_5546 => "fuse",
+        _ => return Ok(None),
+    };
+    Ok(Some(name.to_owned()))
+}
+
+#[cfg(target_os = "macos")]
+fn file_system(path: &Path) -> io::Result<Option<String>> {
+    let name: Vec<u8> =
+        rustix::fs::statfs(path)?.f_fstypename.iter().map(|c| c.to_ne_bytes()[0]).take_while(|b| *b != 0).collect();
+    Ok(String::from_utf8(name).ok().filter(|name| !name.is_empty()))
+}

@@ -1,0 +1,215 @@
+//! QEMU, its accelerator, and guests that others run with it.
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    finding::{Check, Finding, strange},
+    probe::{Entry, Probe, Seen, System, Unseen, line},
+    setup::Setup,
+};
+use crate::{
+    config::Accelerator,
+    domain::Arch,
+    drivers::{
+        Listed,
+        process::CommandLine,
+        qemu::{list, probe::Remembered},
+    },
+};
+
+const PROGRAM: Check = Check::new("qemu.program", "QEMU", "qemu-system for this processor, which says its version");
+const IMG: Check = Check::new("qemu.img", "qemu-img", "the disk tool, which says its version");
+const KVM: Check = Check::new("qemu.kvm", "KVM", "/dev/kvm, readable and writable by this user");
+const ACCELERATOR: Check =
+    Check::new("qemu.accelerator", "Accelerator", "a guest ran under hardware acceleration on this boot");
+const FOREIGN: Check = Check::new("qemu.foreign", "Foreign guests", "no QEMU guests but Mayfly's");
+
+const DEVICE: &str = "/dev/kvm";
+const INSTALL: &str =
+    "install it:\n    sudo apt install qemu-system qemu-utils\n    sudo dnf install qemu-kvm qemu-img";
+
+struct Tool {
+    /// As it was looked for.
+    name: PathBuf,
+    path: Option<PathBuf>,
+    version: Seen<String>,
+}
+
+struct Facts {
+    system: System,
+    program: Tool,
+    img: Tool,
+    device: Seen<Entry>,
+    access: Seen<()>,
+    remembered: Seen<Vec<u8>>,
+    boot_id: Seen<Vec<u8>>,
+    /// What a guest said that was started for this.
+    booted: Option<Result<(String, Option<String>), String>>,
+    processes: Vec<(i32, CommandLine)>,
+}
+
+pub async fn examine(probe: &dyn Probe, setup: &Setup) -> Vec<Finding> {
+    let qemu = &setup.config.drivers.qemu;
+    if !qemu.enabled {
+        return vec![PROGRAM.not_needed("the driver is switched off (drivers.qemu.enabled)")];
+    }
+    let facts = look(probe, setup).await;
+    if setup.tart.enabled && facts.program.path.is_none() && qemu.binary.is_none() {
+        return vec![PROGRAM.not_needed("not installed; Tart runs macOS and Linux guests without it")];
+    }
+    let mut findings =
+        vec![program(&facts.program, PROGRAM, "QEMU emulator version"), program(&facts.img, IMG, "qemu-img version")];
+    if facts.system == System::Linux {
+        findings.push(kvm(&facts, qemu.accelerator));
+    }
+    findings.push(accelerator(&facts, qemu.accelerator));
+    findings.push(foreign(&facts, setup));
+    findings
+}
+
+async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
+    let qemu = &setup.config.drivers.qemu;
+    let usual =
+        Arch::of_this_host().map_or_else(|| "qemu-system".into(), |arch| format!("qemu-system-{}", arch.as_str()));
+    let binary = qemu.binary.clone().unwrap_or_else(|| usual.into());
+    let img = qemu.qemu_img.clone().unwrap_or_else(|| "qemu-img".into());
+    let program = async {
+        let program = tool(probe, binary).await;
+        let booted = match &program.path {
+            Some(path) if setup.boot_guest => Some(probe.boot_guest(path).await),
+            _ => None,
+        };
+        (program, booted)
+    };
+    let remembered = setup.at("qemu-probe.json");
+    let device = Path::new(DEVICE);
+    let ((program, booted), img, device, access, remembered, boot_id, processes) = tokio::join!(
+        program,
+        tool(probe, img),
+        probe.entry(device),
+        probe.may_read_and_write(device),
+        probe.read(&remembered, 64 << 10),
+        probe.read(Path::new("/proc/sys/kernel/random/boot_id"), 64),
+        probe.processes(),
+    );
+    Facts { system: probe.system(), program, img, device, access, remembered, boot_id, booted, processes }
+}
+
+async fn tool(probe: &dyn Probe, name: PathBuf) -> Tool {
+    let path = probe.find_program(&name);
+    let version = match &path {
+        Some(path) => line(&probe.run(path, &["--version"], &[]).await),
+        None => Err(Unseen::Absent),
+    };
+    Tool { name, path, version }
+}
+
+fn program(tool: &Tool, check: Check, says: &str) -> Finding {
+    let name = tool.name.display();
+    let version = match &tool.version {
+        Ok(version) => version.lines().next().unwrap_or_default(),
+        Err(Unseen::Absent) => return check.fail(format!("{name} is not installed here"), INSTALL),
+        Err(why) => return check.fail(format!("{name} does not say its version: {why}"), "install it again"),
+    };
+    match version.strip_prefix(says) {
+        // What the distribution adds to it is of no use here.
+        Some(version) => check.ok(version.split_whitespace().next().unwrap_or_default().to_owned()),
+        None => check.fail(strange(&format!("{says:?} from {name}"), version), "install it again"),
+    }
+}
+
+fn kvm(facts: &Facts, choice: Accelerator) -> Finding {
+    if choice == Accelerator::Tcg {
+        return KVM.not_needed("emulation was asked for (drivers.qemu.accelerator)");
+    }
+    const SLOW: &str = "guests are emulated, which is ten to thirty times slower";
+    let say = |found: String, remedy: &str| {
+        // Without being asked for, emulation takes its place.
+        if choice == Accelerator::Kvm { KVM.fail(found, remedy) } else { KVM.warn(format!("{found}: {SLOW}"), remedy) }
+    };
+    match (&facts.device, &facts.access) {
+        (Ok(_), Ok(())) => KVM.ok("there, and this user may use it"),
+        (Err(Unseen::Absent), _) => say(
+            "there is no /dev/kvm".to_owned(),
+            "switch on virtualisation in the firmware, or nested virtualisation where this machine is itself a guest; \
+             then load the module:\n    sudo modprobe kvm_intel || sudo modprobe kvm_amd",
+        ),
+        (Ok(_), Err(Unseen::Denied)) => say(
+            "this user may not use /dev/kvm".to_owned(),
+            "add the service's user to its group, and start the service again:\n    sudo usermod -aG kvm \"$USER\"",
+        ),
+        (Err(why), _) | (_, Err(why)) => KVM.could_not_look(why),
+    }
+}
+
+fn accelerator(facts: &Facts, choice: Accelerator) -> Finding {
+    if choice != Accelerator::Auto {
+        return ACCELERATOR.ok(format!("{}, as the configuration says", choice.as_str()));
+    }
+    match &facts.booted {
+        Some(Ok((accelerator, note))) => return ran_under(accelerator, note.as_deref(), "a guest just ran under"),
+        Some(Err(why)) => {
+            return ACCELERATOR
+                .fail(format!("no guest runs: {why}"), "see that QEMU and its firmware are installed whole");
+        }
+        None => {}
+    }
+    const ASK: &str = "the service finds out when it starts, or `mayfly doctor --probe`";
+    let remembered = match &facts.remembered {
+        Ok(bytes) => bytes,
+        Err(Unseen::Absent) => {
+            return ACCELERATOR.not_needed(format!("not known yet: {ASK}"));
+        }
+        Err(why) => return ACCELERATOR.could_not_look(why),
+    };
+    let Ok(remembered) = serde_json::from_slice::<Remembered>(remembered) else {
+        let found = strange("what an earlier look remembered", &String::from_utf8_lossy(remembered));
+        return ACCELERATOR.could_not_look(found);
+    };
+    // What it was on another boot, or with another QEMU, is no longer known; the next start asks again.
+    let boot_id = facts.boot_id.as_ref().ok().map(|id| String::from_utf8_lossy(id).trim().to_owned());
+    let version = facts.program.version.as_ref().ok().and_then(|v| v.lines().next());
+    if remembered.basis.boot_id != boot_id || version != Some(remembered.basis.version.as_str()) {
+        let earlier = remembered.accelerator.as_str();
+        return ACCELERATOR.not_needed(format!("{earlier} on an earlier boot or with another QEMU: {ASK}"));
+    }
+    ran_under(remembered.accelerator.as_str(), remembered.note.as_deref(), "a guest ran under")
+}
+
+fn ran_under(accelerator: &str, note: Option<&str>, how: &str) -> Finding {
+    match note {
+        None if accelerator != "tcg" => ACCELERATOR.ok(format!("{how} {accelerator}")),
+        note => ACCELERATOR.warn(
+            format!("{how} {accelerator}: {}", note.unwrap_or("emulation")),
+            "emulation is ten to thirty times slower: use a machine with KVM or nested virtualisation, and give the service \
+             access to /dev/kvm",
+        ),
+    }
+}
+
+fn foreign(facts: &Facts, setup: &Setup) -> Finding {
+    // There is at least this process.
+    if facts.processes.is_empty() {
+        return FOREIGN.could_not_look("no process is visible");
+    }
+    let guests = list::listed(&setup.at("instances"), Vec::new(), &facts.processes, true);
+    let (ours, foreign): (Vec<Listed>, Vec<Listed>) = guests.into_iter().partition(|guest| guest.ours);
+    let ours = match ours.len() {
+        0 => "no guest of ours runs".to_owned(),
+        1 => "1 guest of ours runs".to_owned(),
+        n => format!("{n} guests of ours run"),
+    };
+    if foreign.is_empty() {
+        return FOREIGN.ok(format!("none; {ours}"));
+    }
+    let names: Vec<&str> = foreign.iter().take(3).map(|guest| guest.name.as_str()).collect();
+    let more = if foreign.len() > names.len() { ", …" } else { "" };
+    let memory: u64 = foreign.iter().map(|guest| u64::from(guest.memory_mib)).sum();
+    let found = format!("{} ({}{more}) with {memory} MiB; {ours}", foreign.len(), names.join(", "));
+    let remedy = if setup.config.slots.count_foreign {
+        "they take slots; to leave them out of the sum:\n    slots.count_foreign = false"
+    } else {
+        "they take memory and cores that nobody counts (slots.count_foreign is false)"
+    };
+    FOREIGN.warn(found, remedy)
+}

@@ -1,0 +1,161 @@
+//! The service itself: whether it runs, which version, and whether it could have its addresses.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use serde_json::Value;
+
+use super::{
+    finding::{Check, Finding},
+    probe::{Busy, Probe, Seen, Unseen},
+    setup::Setup,
+};
+
+const LISTEN: Check = Check::new("service.listen", "Admin API", "Mayfly on its address, or the address free");
+const GUEST: Check = Check::new("service.guest_listen", "Guest API", "Mayfly on its address, or the address free");
+const VERSION: Check = Check::new("service.version", "Version", "the running service is the version of this program");
+
+/// Who has an address.
+#[derive(Debug)]
+enum Holder {
+    Mayfly,
+    Free,
+    /// Whether the service could listen there, and what answered instead of it.
+    Other(Busy, Option<Unseen>),
+}
+
+struct Facts {
+    admin: Option<Holder>,
+    guest: Option<Holder>,
+    /// The running service's version; `None` when none runs.
+    version: Option<Seen<String>>,
+}
+
+pub struct Examined {
+    pub findings: Vec<Finding>,
+    pub runs: bool,
+}
+
+pub async fn examine(probe: &dyn Probe, setup: &Setup) -> Examined {
+    let facts = look(probe, setup).await;
+    Examined { findings: judge(&facts, setup), runs: matches!(facts.admin, Some(Holder::Mayfly)) }
+}
+
+async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
+    let server = &setup.config.server;
+    let scheme = if server.tls_cert.is_some() { "https" } else { "http" };
+    let base = format!("{scheme}://{}", reachable(server.listen));
+    let admin = async {
+        // Port 0 is whatever is free.
+        if server.listen.port() == 0 {
+            return (None, None);
+        }
+        let holder = holder(probe, &base, server.listen).await;
+        let version = match holder {
+            Holder::Mayfly => Some(version(probe, &base).await),
+            _ => None,
+        };
+        (Some(holder), version)
+    };
+    let guest = async {
+        let address = setup.config.guest_listen().filter(|a| a.port() != 0)?;
+        Some(holder(probe, &format!("http://{}", reachable(address)), address).await)
+    };
+    let ((admin, version), guest) = tokio::join!(admin, guest);
+    Facts { admin, guest, version }
+}
+
+/// Where a listener that takes every address is found from here.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+async fn holder(probe: &dyn Probe, base: &str, address: SocketAddr) -> Holder {
+    // Bound first: an address that nobody has needs no waiting for an answer.
+    let busy = match probe.listen(address).await {
+        Ok(()) => return Holder::Free,
+        Err(busy) => busy,
+    };
+    if busy != Busy::Taken {
+        return Holder::Other(busy, None);
+    }
+    match probe.get(&format!("{base}/healthz")).await {
+        Ok(body) if is_healthy(&body) => Holder::Mayfly,
+        Ok(_) => Holder::Other(busy, None),
+        Err(unseen) => Holder::Other(busy, Some(unseen)),
+    }
+}
+
+fn is_healthy(body: &[u8]) -> bool {
+    serde_json::from_slice::<Value>(body).is_ok_and(|v| v["status"] == "ok")
+}
+
+async fn version(probe: &dyn Probe, base: &str) -> Seen<String> {
+    let document = probe.get(&format!("{base}/openapi.json")).await?;
+    let document: Value = serde_json::from_slice(&document).unwrap_or_default();
+    match (document["info"]["title"].as_str(), document["info"]["version"].as_str()) {
+        (Some("Mayfly"), Some(version)) => Ok(version.to_owned()),
+        _ => Err(Unseen::Other("its OpenAPI document does not say".to_owned())),
+    }
+}
+
+fn judge(facts: &Facts, setup: &Setup) -> Vec<Finding> {
+    let listen = setup.config.server.listen;
+    let admin = match &facts.admin {
+        None => LISTEN.not_needed("any free port is taken (server.listen has port 0)"),
+        Some(holder) => occupied(LISTEN, "server.listen", listen, holder),
+    };
+    let guest = match (&facts.guest, setup.config.guest_listen()) {
+        (Some(holder), Some(address)) => occupied(GUEST, "guest.listen", address, holder),
+        _ => GUEST.not_needed("guest.listen is not set: QEMU guests have a way of their own"),
+    };
+    vec![admin, guest, running(facts)]
+}
+
+fn occupied(check: Check, setting: &str, address: SocketAddr, holder: &Holder) -> Finding {
+    let other = format!("choose another address with {setting}");
+    match holder {
+        Holder::Mayfly => check.ok(format!("Mayfly answers on {address}")),
+        Holder::Free => check.ok(format!("{address} is free")),
+        Holder::Other(Busy::Taken, answered) => {
+            let found = match answered {
+                Some(Unseen::TimedOut(_)) => format!("whoever has {address} does not answer"),
+                _ => format!("another program has {address}"),
+            };
+            check.fail(
+                found,
+                format!("see who it is, and end it, or {other}:\n    lsof -nP -iTCP:{} -sTCP:LISTEN", address.port()),
+            )
+        }
+        Holder::Other(Busy::NoSuchAddress, _) if check.id == GUEST.id => check.warn(
+            format!("no interface has {} now", address.ip()),
+            format!(
+                "the bridge of a Mac's guests has an address only while one runs: listen on every address instead \
+                 (the guest API needs a vm's own token):\n    {setting} = \"0.0.0.0:{}\"",
+                address.port()
+            ),
+        ),
+        Holder::Other(Busy::NoSuchAddress, _) => {
+            check.fail(format!("no interface has {}", address.ip()), format!("{other} of this machine"))
+        }
+        Holder::Other(Busy::Denied, _) => {
+            check.fail(format!("this user may not listen on {address}"), format!("{other}, with a port from 1024 on"))
+        }
+        Holder::Other(Busy::Other(why), _) => check.could_not_look(why),
+    }
+}
+
+fn running(facts: &Facts) -> Finding {
+    let own = env!("CARGO_PKG_VERSION");
+    match &facts.version {
+        None => VERSION.not_needed(format!("the service does not run; this program is {own}")),
+        Some(Ok(version)) if version == own => VERSION.ok(format!("service and program are {own}")),
+        Some(Ok(version)) => VERSION
+            .warn(format!("the service is {version}, this program is {own}"), "restart the service; its vms run on"),
+        Some(Err(why)) => VERSION.could_not_look(format!("the service runs: {why}")),
+    }
+}

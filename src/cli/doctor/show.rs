@@ -1,0 +1,108 @@
+//! A report for people, within the width of their terminal, and for programs.
+
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+use super::{
+    finding::{Finding, Report, Severity},
+    probe::System,
+};
+use crate::cli::text::plain;
+
+/// Narrower than this, nothing is gained by breaking lines.
+const NARROWEST: usize = 60;
+const TITLE: usize = 18;
+/// Severity, title, and two gaps.
+const INDENT: usize = 4 + 2 + TITLE + 2;
+
+/// `paint` colours a severity's word, where colours are wanted.
+pub fn text(report: &Report, width: usize, paint: impl Fn(Severity, &str) -> String) -> String {
+    let width = width.max(NARROWEST);
+    let mut text = String::new();
+    for finding in &report.findings {
+        describe(finding, width, &paint, &mut text);
+    }
+    let _ = writeln!(text, "\n{}", summary(report));
+    text
+}
+
+fn describe(finding: &Finding, width: usize, paint: &impl Fn(Severity, &str) -> String, text: &mut String) {
+    let word = finding.severity.as_str();
+    let padding = " ".repeat(4 - word.len());
+    let mut lines = wrap(&plain(&finding.found).replace(['\n', '\t'], " "), width - INDENT).into_iter();
+    let first = lines.next().unwrap_or_default();
+    let line = format!("{}{padding}  {:TITLE$}  {first}", paint(finding.severity, word), finding.title);
+    let _ = writeln!(text, "{}", line.trim_end());
+    for line in lines {
+        let _ = writeln!(text, "{:INDENT$}{line}", "");
+    }
+    for line in finding.remedy.iter().flat_map(|remedy| remedy.lines()) {
+        // A command is copied as a whole, so it is not broken.
+        let lines = if line.starts_with("    ") { vec![plain(line)] } else { wrap(&plain(line), width - 6) };
+        for line in lines {
+            let _ = writeln!(text, "      {line}");
+        }
+    }
+}
+
+fn summary(report: &Report) -> String {
+    let count = |severity, one: &str, more: &str| {
+        let n = report.count(severity);
+        (n > 0).then(|| format!("{n} {}", if n == 1 { one } else { more }))
+    };
+    let parts: Vec<String> = [
+        count(Severity::Fail, "failed", "failed"),
+        count(Severity::Warn, "warning", "warnings"),
+        count(Severity::Ok, "ok", "ok"),
+        count(Severity::Skip, "skipped", "skipped"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    parts.join(", ")
+}
+
+/// Lines of at most `width` characters, broken at blanks. A longer word has a line of its own.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().expect("there is one");
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.chars().count() + 1 + word.chars().count() <= width {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
+}
+
+pub fn json(report: &Report, system: System) -> Value {
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "system": system.as_str(),
+        "counts": {
+            "fail": report.count(Severity::Fail),
+            "warn": report.count(Severity::Warn),
+            "ok": report.count(Severity::Ok),
+            "skip": report.count(Severity::Skip),
+        },
+        "complete": !report.is_incomplete(),
+        "findings": report.findings,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_never_broken() {
+        assert_eq!(wrap("one two three", 7), ["one two", "three"]);
+        assert_eq!(wrap("a verylongword b", 4), ["a", "verylongword", "b"]);
+        assert_eq!(wrap("", 4), [""]);
+    }
+}
