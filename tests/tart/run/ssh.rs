@@ -86,11 +86,8 @@ impl Shell {
         let mut again = interval(KNOCK);
         loop {
             tokio::select! {
-                answer = waiting.next(), if !waiting.is_empty() => match answer {
-                    Some(Some(stream)) => return stream,
-                    // Nobody is there, or not yet.
-                    _ => {}
-                },
+                // Any other answer: nobody is there, or not yet.
+                Some(answer) = waiting.next() => if let Some(stream) = answer { return stream },
                 _ = again.tick() => waiting.push(self.knock()),
             }
         }
