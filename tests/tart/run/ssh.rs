@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use russh::{
     ChannelMsg,
     client::{self, Handle},
@@ -13,7 +14,7 @@ use russh::{
 };
 use tokio::{
     net::TcpStream,
-    time::{sleep, timeout},
+    time::{interval, sleep, timeout},
 };
 use tonic::Status;
 
@@ -23,9 +24,12 @@ use super::{
 };
 use crate::control::Qemu;
 
-/// How long a guest that has booted takes to show its banner, at first guess; and what an emulated one may need at most.
-const KNOCK: Duration = Duration::from_secs(1);
+/// Between connections to a guest that may not be there yet, and how long each of them waits.
+const KNOCK: Duration = Duration::from_millis(500);
+const BANNER: Duration = Duration::from_secs(3);
+/// An emulated guest takes its time.
 const LOGIN: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(50);
 
 pub struct Shell {
     at: (String, u16),
@@ -60,35 +64,46 @@ impl Shell {
         self.session.lock().ok()?.as_ref().filter(|s| !s.is_closed()).map(Arc::clone)
     }
 
-    /// Keeps a session for as long as the guest lives: one login at a time, because a guest that is slow to answer is made
-    /// slower by each that is given up.
+    /// Keeps a session for as long as the guest lives.
     pub async fn keep(&self) {
-        let mut patience = KNOCK;
         loop {
             if self.session().is_none() {
-                match self.log_in(patience).await {
-                    Ok(session) => {
-                        if let Ok(mut held) = self.session.lock() {
-                            *held = Some(Arc::new(session));
-                        }
-                        patience = KNOCK;
-                    }
-                    Err(_) => patience = (patience * 2).min(LOGIN),
+                let stream = self.answered().await;
+                if let Ok(session) = self.log_in(stream).await
+                    && let Ok(mut held) = self.session.lock()
+                {
+                    *held = Some(Arc::new(session));
                 }
             }
-            sleep(Duration::from_millis(50)).await;
+            sleep(PAUSE).await;
         }
     }
 
-    async fn log_in(&self, patience: Duration) -> Result<Handle<AnyHost>, String> {
+    /// The first connection on which a guest speaks. QEMU takes connections before there is one, and then tries to pass them
+    /// on ever more rarely: so new ones are made while the old ones wait.
+    async fn answered(&self) -> TcpStream {
+        let mut waiting = FuturesUnordered::new();
+        let mut again = interval(KNOCK);
+        loop {
+            tokio::select! {
+                // Any other answer: nobody is there, or not yet.
+                Some(answer) = waiting.next() => if let Some(stream) = answer { return stream },
+                _ = again.tick() => waiting.push(self.knock()),
+            }
+        }
+    }
+
+    async fn knock(&self) -> Option<TcpStream> {
+        let stream = TcpStream::connect((self.at.0.as_str(), self.at.1)).await.ok()?;
+        let banner = timeout(BANNER, stream.peek(&mut [0; 4])).await.ok()?.ok()?;
+        (banner > 0).then_some(stream)
+    }
+
+    async fn log_in(&self, stream: TcpStream) -> Result<Handle<AnyHost>, String> {
         let path = self.key.as_ref().ok_or("no key in double.json")?;
         let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
         let key = russh::keys::decode_secret_key(&text, None).map_err(|e| e.to_string())?;
         let config = Arc::new(client::Config { nodelay: true, ..client::Config::default() });
-        let stream = TcpStream::connect((self.at.0.as_str(), self.at.1)).await.map_err(|e| e.to_string())?;
-        // QEMU takes the connection before there is a guest. It is the banner that proves one.
-        let banner = timeout(patience, stream.peek(&mut [0; 4])).await.map_err(|e| e.to_string())?;
-        banner.map_err(|e| e.to_string())?;
         let login = async {
             let mut session = client::connect_stream(config, stream, AnyHost).await.map_err(|e| e.to_string())?;
             let key = PrivateKeyWithHashAlg::new(Arc::new(key), None);
