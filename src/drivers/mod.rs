@@ -19,7 +19,10 @@ use crate::domain::{
 };
 
 pub mod command;
+mod failure;
 pub mod fake;
+mod keep;
+mod last_resort;
 pub mod process;
 pub mod qemu;
 pub mod registry;

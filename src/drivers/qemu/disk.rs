@@ -4,8 +4,6 @@
 //! qcow2, with a backing file of the guest's choice.
 
 use std::{
-    fs::{File, TryLockError},
-    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,7 +13,7 @@ use serde::Deserialize;
 use super::fault;
 use crate::{
     domain::{Code, template::DiskFormat},
-    drivers::{DriverError, ErrorKind, Result, command::Command},
+    drivers::{DriverError, ErrorKind, Result, command::Command, failure, keep::lock_shared},
 };
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -48,13 +46,13 @@ pub async fn clone(
         .arg(unfinished)
         .run()
         .await
-        .map_err(|error| fault::command(error, Code::CloneFailed))?;
+        .map_err(|error| failure::command(error, Code::CloneFailed))?;
     if !output.status.success() {
         return Err(fault::clone(&output.stderr_tail));
     }
     tokio::fs::rename(unfinished, clone)
         .await
-        .map_err(|error| fault::io(error, Code::CloneFailed, "the clone could not be put in place"))
+        .map_err(|error| failure::io(error, Code::CloneFailed, "the clone could not be put in place"))
 }
 
 /// Reads an image's header. The format is asserted, not guessed.
@@ -65,7 +63,7 @@ pub async fn info(qemu_img: &Path, image: &Path, format: DiskFormat) -> Result<I
         .arg(image)
         .run()
         .await
-        .map_err(|error| fault::command(error, Code::CloneFailed))?;
+        .map_err(|error| failure::command(error, Code::CloneFailed))?;
     if !output.status.success() {
         return Err(fault::clone(&output.stderr_tail));
     }
@@ -110,36 +108,6 @@ fn parse_info(json: &[u8], format: DiskFormat) -> std::result::Result<Info, Stri
     })
 }
 
-/// Keeps a template's disk from being deleted for as long as the returned file is open. Whoever deletes it takes the
-/// exclusive lock first.
-pub async fn lock_shared(disk: &Path) -> Result<File> {
-    let disk = disk.to_owned();
-    let locked = tokio::task::spawn_blocking(move || {
-        let file = match File::open(&disk) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let summary = format!("the template's disk {} is gone", disk.display());
-                return Err(DriverError::new(ErrorKind::Permanent, Code::CloneFailed, summary).source(error));
-            }
-            Err(error) => return Err(fault::io(error, Code::CloneFailed, "the template's disk cannot be opened")),
-        };
-        match file.try_lock_shared() {
-            Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => {
-                let summary = format!("the template's disk {} is being deleted", disk.display());
-                Err(DriverError::new(ErrorKind::Retry, Code::CloneFailed, summary))
-            }
-            Err(TryLockError::Error(error)) => {
-                Err(fault::io(error, Code::CloneFailed, "the template's disk cannot be locked"))
-            }
-        }
-    });
-    locked.await.unwrap_or_else(|error| {
-        Err(DriverError::new(ErrorKind::Retry, Code::CloneFailed, "locking the template's disk was interrupted")
-            .source(error))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,20 +132,5 @@ mod tests {
         assert_eq!(parse_info(raw, DiskFormat::Qcow2).unwrap_err(), "its format is raw, not qcow2");
         assert!(parse_info(b"{}", DiskFormat::Raw).is_err());
         assert!(parse_info(&raw[..raw.len() / 2], DiskFormat::Raw).is_err());
-    }
-
-    #[tokio::test]
-    async fn a_template_that_is_being_deleted_is_not_cloned() {
-        let dir = tempfile::tempdir().unwrap();
-        let disk = dir.path().join("disk");
-        std::fs::write(&disk, b"x").unwrap();
-        let first = lock_shared(&disk).await.unwrap();
-        let second = lock_shared(&disk).await.unwrap();
-        let deleter = File::open(&disk).unwrap();
-        assert!(deleter.try_lock().is_err());
-        drop((first, second));
-        deleter.try_lock().unwrap();
-        assert_eq!(lock_shared(&disk).await.unwrap_err().kind, ErrorKind::Retry);
-        assert_eq!(lock_shared(&dir.path().join("none")).await.unwrap_err().kind, ErrorKind::Permanent);
     }
 }

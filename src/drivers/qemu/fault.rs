@@ -1,11 +1,9 @@
 //! What went wrong, from what QEMU and qemu-img wrote. Their exit status says nothing: it is 1 for everything.
 
-use std::io;
-
 use super::qmp::QmpError;
 use crate::{
     domain::Code,
-    drivers::{DriverError, ErrorKind, command::CommandError},
+    drivers::{DriverError, ErrorKind},
 };
 
 /// How much of a text that nobody has classified yet reaches the vm's record.
@@ -94,32 +92,6 @@ pub fn clone(stderr: &str) -> DriverError {
         (ErrorKind::Retry, Code::CloneFailed, "the template's disk could not be cloned")
     };
     DriverError::new(kind, code, format!("{what}: {said}")).tail(stderr)
-}
-
-pub fn command(error: CommandError, code: Code) -> DriverError {
-    match &error {
-        CommandError::Missing { .. } | CommandError::Spawn { .. } => {
-            DriverError::new(ErrorKind::Host, Code::HostUnavailable, error.to_string())
-        }
-        CommandError::Deadline { stderr_tail, .. } => {
-            DriverError::new(ErrorKind::Retry, code, error.to_string()).tail(stderr_tail.clone())
-        }
-        CommandError::Flood { .. } | CommandError::Io { .. } => {
-            DriverError::new(ErrorKind::Retry, code, error.to_string())
-        }
-    }
-    .source(error)
-}
-
-pub fn io(error: io::Error, code: Code, what: &str) -> DriverError {
-    let kind = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem => {
-            ErrorKind::Host
-        }
-        io::ErrorKind::PermissionDenied => ErrorKind::Host,
-        _ => ErrorKind::Retry,
-    };
-    DriverError::new(kind, code, format!("{what}: {error}")).source(error)
 }
 
 pub fn qmp(error: QmpError, what: &str) -> DriverError {

@@ -36,6 +36,10 @@ use super::{
     process::{self, Process},
 };
 use crate::domain::{Arch, Code, GuestOs, InstanceName, event::GoneCause, vm::Endpoint};
+use crate::drivers::{
+    failure::{self, absent_is_fine},
+    last_resort,
+};
 
 pub mod args;
 pub mod disk;
@@ -62,8 +66,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// A QEMU that has not ended by then after `quit` hangs.
 const QUIT: Duration = Duration::from_secs(3);
-/// A process that has not ended by then after SIGKILL waits for a broken disk.
-const KILL: Duration = Duration::from_secs(5);
 /// A guest can write for ever; its console log starts over at this size.
 const CONSOLE_LIMIT: u64 = 64 << 20;
 
@@ -83,7 +85,7 @@ impl Qemu {
         paths::check(dir)?;
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).and_then(|()| dir.canonicalize());
         settings.instances_dir =
-            made.map_err(|error| fault::io(error, Code::HostUnavailable, "the instances directory cannot be made"))?;
+            made.map_err(|error| failure::io(error, Code::HostUnavailable, "the instances directory cannot be made"))?;
         // Where links lead is what the sockets' paths are made from.
         paths::check(&settings.instances_dir)?;
         Ok(Self { settings, probed: Mutex::new(None) })
@@ -139,7 +141,7 @@ impl Qemu {
             .arg("--version")
             .run()
             .await
-            .map_err(|error| fault::command(error, Code::HostUnavailable))?;
+            .map_err(|error| failure::command(error, Code::HostUnavailable))?;
         let version = output.stdout_text().lines().next().unwrap_or_default().trim().to_owned();
         if !output.status.success() || !version.contains("QEMU") {
             let summary = format!("{} does not say its version: it may be broken", binary.display());
@@ -196,7 +198,7 @@ impl Qemu {
             .env("OBJC_DISABLE_INITIALIZE_FORK_SAFETY", "YES")
             .run()
             .await
-            .map_err(|error| fault::command(error, Code::BootFailed))?;
+            .map_err(|error| failure::command(error, Code::BootFailed))?;
         if output.status.success() { Ok(()) } else { Err(fault::start(&output.stderr_tail)) }
     }
 
@@ -247,14 +249,6 @@ fn missing(program: &str, arch: Arch) -> DriverError {
     DriverError::new(ErrorKind::Host, Code::HostUnavailable, summary)
 }
 
-/// A directory or a file that may be gone already.
-fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
 #[async_trait]
 impl Driver for Qemu {
     fn name(&self) -> &'static str {
@@ -289,7 +283,9 @@ impl Driver for Qemu {
             absent_is_fine(tokio::fs::remove_dir_all(&paths.dir).await)?;
             tokio::fs::DirBuilder::new().mode(0o700).recursive(true).create(&paths.dir).await
         };
-        fresh.await.map_err(|error| fault::io(error, Code::CloneFailed, "the instance's directory cannot be made"))?;
+        fresh
+            .await
+            .map_err(|error| failure::io(error, Code::CloneFailed, "the instance's directory cannot be made"))?;
         disk::clone(&qemu_img, &spec.files.disk, spec.disk_format, &paths.unfinished_disk(), &paths.disk()).await
     }
 
@@ -313,7 +309,7 @@ impl Driver for Qemu {
         if let Some(seed) = &spec.seed {
             write_private(&paths.seed(), &seed.volume)
                 .await
-                .map_err(|error| fault::io(error, Code::BootFailed, "the seed volume cannot be written"))?;
+                .map_err(|error| failure::io(error, Code::BootFailed, "the seed volume cannot be written"))?;
         }
         let mut again = LAUNCHES;
         while let Err(refused) = self.launch(&arguments).await {
@@ -350,7 +346,7 @@ impl Driver for Qemu {
         self.stop(name, Duration::ZERO).await?;
         let paths = self.paths(name);
         absent_is_fine(tokio::fs::remove_dir_all(&paths.dir).await)
-            .map_err(|error| fault::io(error, Code::HostUnavailable, "the instance's directory cannot be removed"))
+            .map_err(|error| failure::io(error, Code::HostUnavailable, "the instance's directory cannot be removed"))
     }
 
     async fn inspect(&self, name: &InstanceName) -> Result<Observation> {
@@ -382,7 +378,7 @@ impl Driver for Qemu {
                 let exists = |path: PathBuf| async move {
                     tokio::fs::try_exists(path)
                         .await
-                        .map_err(|error| fault::io(error, Code::HostUnavailable, "the instance cannot be looked at"))
+                        .map_err(|error| failure::io(error, Code::HostUnavailable, "the instance cannot be looked at"))
                 };
                 if !exists(paths.dir.clone()).await? {
                     Ok(Observation::Absent)
@@ -404,7 +400,7 @@ impl Driver for Qemu {
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {
-        let unreadable = |error| fault::io(error, Code::HostUnavailable, "the instances directory cannot be read");
+        let unreadable = |error| failure::io(error, Code::HostUnavailable, "the instances directory cannot be read");
         let mut names = Vec::new();
         match tokio::fs::read_dir(&self.settings.instances_dir).await {
             Ok(mut dir) => {
@@ -437,16 +433,7 @@ async fn force(paths: &Paths, name: &InstanceName, process: &Process) -> Result<
         Ok(()) => tracing::warn!(instance = %name, pid = process.pid(), "QEMU did not quit: killing it"),
         Err(error) => tracing::warn!(%error, instance = %name, pid = process.pid(), "QEMU does not answer: killing it"),
     }
-    let killed = process.kill().await;
-    if timeout(KILL, process.ended()).await.is_ok() {
-        return Ok(());
-    }
-    let summary = format!("process {} of {name} cannot be killed", process.pid());
-    let error = DriverError::new(ErrorKind::Retry, Code::HostUnavailable, summary);
-    Err(match killed {
-        Ok(()) => error,
-        Err(cause) => error.source(cause),
-    })
+    last_resort::kill(process, name).await
 }
 
 /// Returns when the process has ended. A guest that is not wholly up yet does not hear the first press of its power button.

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     arp,
-    fault::{self, shown},
+    fault::shown,
     leases::{self, Found},
     mac::Mac,
     paths::Paths,
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     domain::{Code, InstanceName},
-    drivers::{DriverError, ErrorKind, Result, command::Command},
+    drivers::{DriverError, ErrorKind, Result, command::Command, failure},
 };
 
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -54,7 +54,7 @@ fn lease_file(settings: &Settings) -> Result<Vec<leases::Lease>> {
         Ok(bytes) => bytes,
         // The host's DHCP server has not given any yet.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(fault::io(error, Code::HostUnavailable, "the host's DHCP leases cannot be read")),
+        Err(error) => return Err(failure::io(error, Code::HostUnavailable, "the host's DHCP leases cannot be read")),
     };
     leases::parse(&bytes).map_err(|why| {
         let summary = format!("{} was not understood: {why}", settings.lease_file.display());
@@ -105,7 +105,7 @@ async fn by_arp(settings: &Settings, mac: Mac) -> Result<Option<Ipv4Addr>> {
         .arg("-an")
         .run()
         .await
-        .map_err(|error| fault::command(error, Code::HostUnavailable))?;
+        .map_err(|error| failure::command(error, Code::HostUnavailable))?;
     let failed = |why: String| {
         DriverError::new(ErrorKind::Retry, Code::HostUnavailable, format!("`arp -an` was not understood: {why}"))
     };

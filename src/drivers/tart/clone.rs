@@ -21,14 +21,16 @@ use uuid::Uuid;
 
 use super::{
     config::{self, Shape},
-    end::absent_is_fine,
-    fault,
     mac::Mac,
     paths::{self, CONFIG, DISK, NVRAM},
 };
 use crate::{
     domain::{Code, InstanceName, template::TemplateFiles},
-    drivers::{DriverError, ErrorKind, Result, qemu::disk::lock_shared},
+    drivers::{
+        DriverError, ErrorKind, Result,
+        failure::{self, absent_is_fine},
+        keep::lock_shared,
+    },
 };
 
 /// Tart holds its home for the moment between a VM's check and its lock, or while it clones in full.
@@ -77,7 +79,7 @@ impl Stage {
             let nvram = nvram.ok_or_else(|| no_file("nvram"))?;
             let method = clone_disk(&disk, &dir.join(DISK), copy, &given_up)?;
             clone_file(&nvram, &dir.join(NVRAM), true, &given_up)
-                .map_err(|e| fault::io(e, Code::CloneFailed, "the template's nvram cannot be cloned"))?;
+                .map_err(|e| failure::io(e, Code::CloneFailed, "the template's nvram cannot be cloned"))?;
             let shape = shape.with(unused_mac(&vms));
             let config = config::for_clone(&config, &shape).map_err(|why| {
                 DriverError::new(
@@ -91,7 +93,7 @@ impl Stage {
                 let mut file = File::options().write(true).create_new(true).mode(0o600).open(dir.join(CONFIG))?;
                 file.write_all(&config)
             };
-            write().map_err(|e| fault::io(e, Code::CloneFailed, "the clone's configuration cannot be written"))?;
+            write().map_err(|e| failure::io(e, Code::CloneFailed, "the clone's configuration cannot be written"))?;
             Ok(method)
         });
         filled.await.unwrap_or_else(|error| {
@@ -101,7 +103,7 @@ impl Stage {
 
     /// Puts the VM before Tart. Nothing that is there is replaced: a directory is not renamed onto one that has anything in it.
     pub async fn publish(self, tart_home: &Path, name: &InstanceName) -> Result<()> {
-        let failed = |error| fault::io(error, Code::CloneFailed, "the clone could not be put in place");
+        let failed = |error| failure::io(error, Code::CloneFailed, "the clone could not be put in place");
         let vms = paths::vms(tart_home);
         fs::create_dir_all(&vms).map_err(failed)?;
         let _home = lock_home(tart_home).await?;
@@ -170,7 +172,7 @@ pub fn discard(dir: &Path) {
 
 /// Tart's lock of its whole home: `tart run`, `clone` and `import` wait for it where they look at more than one VM.
 pub async fn lock_home(tart_home: &Path) -> Result<File> {
-    let failed = |error| fault::io(error, Code::HostUnavailable, "Tart's home cannot be locked");
+    let failed = |error| failure::io(error, Code::HostUnavailable, "Tart's home cannot be locked");
     let home = File::open(tart_home).map_err(failed)?;
     let patience = Instant::now() + HOME_BUSY;
     loop {
@@ -221,7 +223,7 @@ fn clone_disk(from: &Path, to: &Path, copy: bool, given_up: &AtomicBool) -> Resu
             );
             Err(DriverError::new(ErrorKind::Host, Code::CloneFailed, summary).source(error))
         }
-        Err(error) => Err(fault::io(error, Code::CloneFailed, "the template's disk cannot be cloned")),
+        Err(error) => Err(failure::io(error, Code::CloneFailed, "the template's disk cannot be cloned")),
     }
 }
 

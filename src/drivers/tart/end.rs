@@ -5,24 +5,21 @@ use std::{io, time::Duration};
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout};
 
-use super::{
-    Tart, clone,
-    fault::{self, shown},
-    instance::Found,
-    paths::Paths,
-    run,
-};
+use super::{Tart, clone, fault::shown, instance::Found, paths::Paths, run};
 use crate::{
     domain::{Code, GuestOs, InstanceName},
-    drivers::{DriverError, ErrorKind, Result, process::Process},
+    drivers::{
+        DriverError, ErrorKind, Result,
+        failure::{self, absent_is_fine},
+        last_resort,
+        process::Process,
+    },
 };
 
 /// A guest that is not wholly up yet does not hear the first press of its power button, and Tart loses an interrupt that comes
 /// before it listens.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const INTERRUPTS: u32 = 5;
-/// A process that has not ended by then after SIGKILL waits for a broken disk.
-const KILL: Duration = Duration::from_secs(5);
 const DELETE: Duration = Duration::from_secs(60);
 /// How long a VM may be said to run after its run has ended.
 const LET_GO: Duration = Duration::from_secs(15);
@@ -56,16 +53,7 @@ impl Tart {
             }
         }
         tracing::warn!(instance = %name, pid = process.pid(), "tart does not stop: killing it");
-        let killed = process.kill().await;
-        if timeout(KILL, process.ended()).await.is_ok() {
-            return Ok(());
-        }
-        let summary = format!("process {} of {name} cannot be killed", process.pid());
-        let error = DriverError::new(ErrorKind::Retry, Code::HostUnavailable, summary);
-        Err(match killed {
-            Ok(()) => error,
-            Err(cause) => error.source(cause),
-        })
+        last_resort::kill(process, name).await
     }
 
     /// Deletes a VM that does not run, and sees to it that it is gone. Absence is success.
@@ -78,7 +66,7 @@ impl Tart {
                 .args(["delete", name.as_str()])
                 .run()
                 .await
-                .map_err(|error| fault::command(error, Code::HostUnavailable))?;
+                .map_err(|error| failure::command(error, Code::HostUnavailable))?;
             let said = output.stderr_tail.as_str();
             if !exists(&paths)? {
                 break;
@@ -119,7 +107,7 @@ impl Tart {
         let _home = clone::lock_home(&self.settings.tart_home).await?;
         let removed = tokio::fs::remove_dir_all(&paths.vm).await;
         absent_is_fine(removed)
-            .map_err(|error| fault::io(error, Code::HostUnavailable, "the VM's directory cannot be removed"))
+            .map_err(|error| failure::io(error, Code::HostUnavailable, "the VM's directory cannot be removed"))
     }
 }
 
@@ -144,14 +132,6 @@ pub(super) fn exists(paths: &Paths) -> Result<bool> {
     match paths.vm.symlink_metadata() {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(fault::io(error, Code::HostUnavailable, "the VM cannot be looked at")),
-    }
-}
-
-/// A directory or a file that may be gone already.
-pub(super) fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
+        Err(error) => Err(failure::io(error, Code::HostUnavailable, "the VM cannot be looked at")),
     }
 }

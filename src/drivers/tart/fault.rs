@@ -1,11 +1,11 @@
 //! What went wrong, from what Tart wrote. Its exit status says little: 1 is everything, and 0 may be a crash.
 
-use std::{io, process::ExitStatus};
+use std::process::ExitStatus;
 
 use super::words::LIMIT;
 use crate::{
     domain::{Code, host::MACOS_GUESTS_PER_HOST},
-    drivers::{DriverError, ErrorKind, command::CommandError},
+    drivers::{DriverError, ErrorKind},
 };
 
 /// How much of a text reaches the vm's record.
@@ -146,33 +146,6 @@ fn limit(line: &str, ours: impl Fn(&str) -> bool) -> String {
          if this lasts, restart the host",
         if mine.is_empty() { "there is none".to_owned() } else { format!("there is only {}", mine.len()) }
     )
-}
-
-/// A command of Tart that could not be followed to its end.
-pub fn command(error: CommandError, code: Code) -> DriverError {
-    match &error {
-        CommandError::Missing { .. } | CommandError::Spawn { .. } => {
-            DriverError::new(ErrorKind::Host, Code::HostUnavailable, error.to_string())
-        }
-        CommandError::Deadline { stderr_tail, .. } => {
-            DriverError::new(ErrorKind::Retry, code, error.to_string()).tail(stderr_tail.clone())
-        }
-        CommandError::Flood { .. } | CommandError::Io { .. } => {
-            DriverError::new(ErrorKind::Retry, code, error.to_string())
-        }
-    }
-    .source(error)
-}
-
-pub fn io(error: io::Error, code: Code, what: &str) -> DriverError {
-    let kind = match error.kind() {
-        io::ErrorKind::StorageFull
-        | io::ErrorKind::QuotaExceeded
-        | io::ErrorKind::ReadOnlyFilesystem
-        | io::ErrorKind::PermissionDenied => ErrorKind::Host,
-        _ => ErrorKind::Retry,
-    };
-    DriverError::new(kind, code, format!("{what}: {error}")).source(error)
 }
 
 /// The beginning of what was found, quoted and on one line.

@@ -25,7 +25,7 @@ use async_trait::async_trait;
 use self::{
     clone::{ShapeRequest, Stage},
     config::{Config, Display},
-    end::{absent_is_fine, exists},
+    end::exists,
     fault::shown,
     instance::{Found, Names},
     paths::Paths,
@@ -36,6 +36,7 @@ use super::{
     command::{Command, find_program},
 };
 use crate::domain::{Arch, Code, GuestOs, InstanceName, event::GoneCause, template::DiskFormat, vm::Endpoint};
+use crate::drivers::failure::{self, absent_is_fine};
 
 mod address;
 mod args;
@@ -78,11 +79,11 @@ impl Tart {
         settings.check()?;
         let made = |dir: &PathBuf| run::make_run_dir(dir).and_then(|()| dir.canonicalize());
         settings.run_dir = made(&settings.run_dir)
-            .map_err(|error| fault::io(error, Code::HostUnavailable, "the directory of runs cannot be made"))?;
+            .map_err(|error| failure::io(error, Code::HostUnavailable, "the directory of runs cannot be made"))?;
         // Where links lead: Apple's framework has trouble with paths through them.
         settings.tart_home = std::fs::create_dir_all(&settings.tart_home)
             .and_then(|()| settings.tart_home.canonicalize())
-            .map_err(|error| fault::io(error, Code::HostUnavailable, "Tart's home cannot be made"))?;
+            .map_err(|error| failure::io(error, Code::HostUnavailable, "Tart's home cannot be made"))?;
         let mut programs = vec![Self::NAME.to_owned()];
         programs.extend(settings.binary.as_ref().and_then(|b| Some(b.file_name()?.to_str()?.to_owned())));
         let names = Names { programs, launcher: settings.launcher.clone() };
@@ -118,7 +119,7 @@ impl Tart {
     async fn find(&self, paths: &Paths, name: &InstanceName) -> Result<Found> {
         instance::find(paths, name, &self.names)
             .await
-            .map_err(|error| fault::io(error, Code::HostUnavailable, "the VM's lock cannot be looked at"))
+            .map_err(|error| failure::io(error, Code::HostUnavailable, "the VM's lock cannot be looked at"))
     }
 
     /// Whether a VM of that name was made by this Mayfly. Its directory of runs is made before the VM is, so a crash in between
@@ -231,7 +232,7 @@ impl Tart {
 
     /// Instances of ours that Tart does not list: it passes over a directory without one of a VM's files.
     async fn unlisted(&self, listed: &[list::Entry]) -> Result<Vec<Listed>> {
-        let unreadable = |error| fault::io(error, Code::HostUnavailable, "the directory of runs cannot be read");
+        let unreadable = |error| failure::io(error, Code::HostUnavailable, "the directory of runs cannot be read");
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.settings.run_dir).map_err(unreadable)? {
             let Ok(file) = entry.map_err(unreadable)?.file_name().into_string() else { continue };
@@ -280,7 +281,7 @@ impl Driver for Tart {
             .arg("--version")
             .run()
             .await
-            .map_err(|error| fault::command(error, Code::HostUnavailable))?;
+            .map_err(|error| failure::command(error, Code::HostUnavailable))?;
         if !output.status.success() {
             let said = shown(output.stderr_tail.as_bytes());
             return Err(refuse(format!("`tart --version` ended with {}; it said: {said}", output.status)));
@@ -303,7 +304,7 @@ impl Driver for Tart {
             Found::Busy { holder } => return Err(run::busy(name, holder)),
             Found::Nothing => {}
         }
-        let failed = |error| fault::io(error, Code::CloneFailed, "the instance cannot be prepared");
+        let failed = |error| failure::io(error, Code::CloneFailed, "the instance cannot be prepared");
         let home = &self.settings.tart_home;
         clone::clear(home, name).map_err(failed)?;
         // What an interrupted attempt or an earlier run left is not worth telling apart from a good clone: a new one is cheap.
@@ -333,7 +334,8 @@ impl Driver for Tart {
     }
 
     async fn destroy(&self, name: &InstanceName) -> Result<()> {
-        let failed = |error| fault::io(error, Code::HostUnavailable, "what is left of the instance cannot be removed");
+        let failed =
+            |error| failure::io(error, Code::HostUnavailable, "what is left of the instance cannot be removed");
         self.halt(name, Duration::ZERO).await?;
         // First what may still become a VM, then the VM, and at last the sign that it is ours.
         clone::clear(&self.settings.tart_home, name).map_err(failed)?;
@@ -388,7 +390,7 @@ impl Driver for Tart {
             .args(["list", "--source", "local", "--format", "json"])
             .run()
             .await
-            .map_err(|error| fault::command(error, Code::HostUnavailable))?;
+            .map_err(|error| failure::command(error, Code::HostUnavailable))?;
         let failed = |why| DriverError::new(ErrorKind::Retry, Code::HostUnavailable, why);
         if !output.status.success() {
             let said = shown(output.stderr_tail.as_bytes());

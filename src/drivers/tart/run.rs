@@ -20,7 +20,6 @@ use tokio::{
 use super::{
     Tart, address, args,
     config::Config,
-    end::absent_is_fine,
     fault::{self, Start},
     instance::{self, Found, Holder},
     paths::Paths,
@@ -28,7 +27,12 @@ use super::{
 };
 use crate::{
     domain::{Code, InstanceName},
-    drivers::{DriverError, ErrorKind, InstanceSpec, Result, command::Command, process::Process},
+    drivers::{
+        DriverError, ErrorKind, InstanceSpec, Result,
+        command::Command,
+        failure::{self, absent_is_fine},
+        process::Process,
+    },
 };
 
 /// Until the lock is held, Tart may wait for another command that has its home.
@@ -114,7 +118,7 @@ impl Tart {
     }
 
     async fn launch(&self, spec: &InstanceSpec, paths: &Paths) -> Result<Run> {
-        let failed = |error| fault::io(error, Code::BootFailed, "the run of the VM cannot be prepared");
+        let failed = |error| failure::io(error, Code::BootFailed, "the run of the VM cannot be prepared");
         if let Some(missing) = paths.missing() {
             let summary = format!("{} has no {missing}: it was never created, or somebody removed it", spec.name);
             return Err(DriverError::new(ErrorKind::Permanent, Code::BootFailed, summary));
@@ -138,7 +142,7 @@ impl Tart {
         ));
         let mut child = args::environment(command, &self.settings)
             .let_go(out, err)
-            .map_err(|error| fault::command(error, Code::BootFailed))?;
+            .map_err(|error| failure::command(error, Code::BootFailed))?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
         let (told, status) = oneshot::channel();
         // Without somebody who waits for it, it would stay as a zombie when it ends. Whoever started it may be gone by then.
@@ -173,7 +177,7 @@ impl Tart {
     pub(super) fn holds(&self, paths: &Paths, pid: i32) -> Result<bool> {
         match instance::holder(&paths.config()) {
             Ok(holder) => Ok(holder == Holder::Process(pid)),
-            Err(error) => Err(fault::io(error, Code::HostUnavailable, "the VM's lock cannot be looked at")),
+            Err(error) => Err(failure::io(error, Code::HostUnavailable, "the VM's lock cannot be looked at")),
         }
     }
 
@@ -196,7 +200,7 @@ pub(super) fn busy(name: &InstanceName, holder: Option<i32>) -> DriverError {
 
 pub(super) fn read_config(paths: &Paths) -> Result<Config> {
     let bytes = std::fs::read(paths.config())
-        .map_err(|error| fault::io(error, Code::HostUnavailable, "the VM's configuration cannot be read"))?;
+        .map_err(|error| failure::io(error, Code::HostUnavailable, "the VM's configuration cannot be read"))?;
     Config::parse(&bytes).map_err(|why| {
         let summary = format!("{} was not understood: {why}", paths.config().display());
         DriverError::new(ErrorKind::Retry, Code::HostUnavailable, summary)
