@@ -93,7 +93,7 @@ async fn the_script_is_followed() {
     world.limit(GuestOs::Linux, Some(1));
     driver.start(&a).await.unwrap();
     let error = driver.start(&b).await.unwrap_err();
-    assert_eq!((error.kind, error.code), (ErrorKind::Host, Code::HostRefused));
+    assert_eq!((error.kind, error.code), (ErrorKind::Host, Code::HostLimit));
     world.limit(GuestOs::Linux, None);
     driver.start(&b).await.unwrap();
     driver.start(&b).await.unwrap();
