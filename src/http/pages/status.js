@@ -67,6 +67,12 @@ function showHost(host) {
   const used = (what) => host.leased[what] + host.foreign[what];
   cards.push(el("div", "card", el("span", "quiet small", "Cores given to guests"), el("b", "", used("cpus") + " of " + c.cpus)));
   cards.push(el("div", "card", el("span", "quiet small", "Memory given to guests"), el("b", "", (used("memory_mib") / 1024).toFixed(1) + " of " + (c.memory_mib / 1024).toFixed(1) + " GiB")));
+  for (const f of host.faults) {
+    const kind = f.os === "macos" ? "macOS" : "Linux";
+    const code = el("a", "mono", f.code);
+    code.href = "/problems/" + encodeURIComponent(f.code);
+    cards.push(el("div", "card wide", el("b", "warn", f.admits + " of " + f.slots + " " + kind + " slots can be used"), el("div", "small", "for ", since(f.since), " · ", code, ": " + f.detail), el("div", "quiet small", f.remedy)));
+  }
   if (!host.observed) cards.push(el("div", "card warn", "The drivers are still being probed; nothing starts before."));
   $("host").replaceChildren(...cards);
   $("drivers").replaceChildren(table(["Driver", "", "Runs on", "Remark"], host.drivers.map((d) => [
