@@ -139,8 +139,16 @@ async fn a_write_that_fails_leaves_nothing_and_its_neighbours_stand() {
 
 #[derive(Clone, Debug)]
 enum Act {
-    Create { macos: bool, now_or_never: bool },
-    Place { foreign: u32 },
+    Create {
+        macos: bool,
+        now_or_never: bool,
+    },
+    /// Foreign guests run, the system admits fewer than there are slots, the driver works or not.
+    Place {
+        foreign: u32,
+        ceiling: Option<u32>,
+        works: bool,
+    },
     Advance(usize),
     Delete(usize),
     Fail(usize),
@@ -150,7 +158,8 @@ enum Act {
 fn any_act() -> impl Strategy<Value = Act> {
     prop_oneof![
         3 => (any::<bool>(), any::<bool>()).prop_map(|(macos, now_or_never)| Act::Create { macos, now_or_never }),
-        3 => (0..3u32).prop_map(|foreign| Act::Place { foreign }),
+        3 => (0..3u32, prop::option::weighted(0.3, 0..2u32), prop::bool::weighted(0.8))
+            .prop_map(|(foreign, ceiling, works)| Act::Place { foreign, ceiling, works }),
         6 => (0..20usize).prop_map(Act::Advance),
         2 => (0..20usize).prop_map(Act::Delete),
         2 => (0..20usize).prop_map(Act::Fail),
@@ -177,8 +186,9 @@ fn next_fact(vm: &Vm) -> Option<Event> {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
-    /// Creates, deletes, failures, foreign vms that come and go, and crashes, in any order: never more than the limit by our
-    /// doing, nobody waits while there is room, leases are exactly the vms that hold a slot, and every log gives its row.
+    /// Creates, deletes, failures, foreign vms that come and go, a system that refuses guests, a driver that breaks, and crashes,
+    /// in any order: never more than the limit by our doing, nobody waits while there is room, who waits is told the right
+    /// reason, leases are exactly the vms that hold a slot, and every log gives its row.
     #[test]
     fn the_limit_is_exact(acts in prop::collection::vec(any_act(), 1..60)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -200,13 +210,34 @@ proptest! {
                             ids.push(opened.vm().id());
                         }
                     }
-                    Act::Place { foreign } => {
-                        store.ledger.place(room(2, foreign), now()).await.unwrap();
+                    Act::Place { foreign, ceiling, works } => {
+                        let count = |vms: &[Vm], os| {
+                            vms.iter().filter(|v| v.state.holds_slot() && v.draft.os == os).count() as u32
+                        };
+                        let before = count(&live, GuestOs::Macos);
+                        let mut room = room(2, foreign);
+                        room.ceilings = ceiling.map(|most| (GuestOs::Macos, most)).into_iter().collect();
+                        if !works {
+                            room.drivers.clear();
+                        }
+                        store.ledger.place(room, now()).await.unwrap();
                         let live = store.reader.live_vms().await.unwrap();
-                        let held = |os| live.iter().filter(|v| v.state.holds_slot() && v.draft.os == os).count() as u32;
-                        let waits = |os| live.iter().any(|v| v.state == State::Queued && v.draft.os == os);
-                        assert!(!waits(GuestOs::Macos) || held(GuestOs::Macos) + foreign >= 2, "waiting while a slot is free");
-                        assert!(!waits(GuestOs::Linux) || held(GuestOs::Linux) >= 3, "waiting while a slot is free");
+                        let waits = |os| live.iter().filter(move |v| v.state == State::Queued && v.draft.os == os);
+                        let reason = |vm: &Vm| vm.queue.as_ref().unwrap().reason;
+                        let (macs, linux) = (count(&live, GuestOs::Macos), count(&live, GuestOs::Linux));
+                        if works {
+                            let limit = ceiling.map_or(2, |most| most.min(2));
+                            assert!(macs + foreign <= limit.max(before + foreign), "placed above the limit");
+                            for vm in waits(GuestOs::Macos) {
+                                assert!(macs + foreign >= limit, "waiting while a slot is free");
+                                let why = if macs + foreign >= 2 { QueueReason::Slot } else { QueueReason::Host };
+                                assert_eq!(reason(vm), why);
+                            }
+                            assert!(waits(GuestOs::Linux).all(|vm| linux >= 3 && reason(vm) == QueueReason::Slot));
+                        } else {
+                            assert_eq!(macs, before, "placed where no driver works");
+                            assert!([GuestOs::Macos, GuestOs::Linux].into_iter().flat_map(waits).all(|vm| reason(vm) == QueueReason::Host));
+                        }
                     }
                     Act::Advance(n) => if let Some(vm) = pick(n) && let Some(fact) = next_fact(&vm) {
                         store.ledger.apply(vm.id(), Expect::Generation(vm.generation), fact, now()).await.unwrap();
