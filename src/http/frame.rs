@@ -3,7 +3,6 @@
 
 use std::{
     any::Any,
-    panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -12,13 +11,14 @@ use std::{
 };
 
 use axum::{
+    Router,
     extract::{FromRequestParts, MatchedPath, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts},
-    middleware::Next,
+    middleware::{self, Next},
     response::{IntoResponse, Response},
 };
-use futures_util::FutureExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
 use tracing::{Instrument, Span};
 
 use super::problem::{self, Problem, Unrendered};
@@ -94,7 +94,24 @@ fn overloaded() -> Problem {
     Error::new(Code::Overloaded, "too many requests are being served").retry_after(2).into()
 }
 
-pub async fn around(State(frame): State<Frame>, mut request: Request, next: Next) -> Response {
+/// Puts a frame around every route.
+pub fn framed<S: Clone + Send + Sync + 'static>(router: Router<S>, frame: Frame) -> Router<S> {
+    let always = SetResponseHeaderLayer::overriding;
+    let unless_set = SetResponseHeaderLayer::if_not_present;
+    router
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn_with_state(frame, around))
+        .layer(always(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")))
+        .layer(always(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")))
+        .layer(unless_set(header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
+        // Whatever is not a page has nothing to load and nothing to show.
+        .layer(unless_set(
+            header::CONTENT_SECURITY_POLICY,
+            HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"),
+        ))
+}
+
+async fn around(State(frame): State<Frame>, mut request: Request, next: Next) -> Response {
     let started = std::time::Instant::now();
     let id = request_id(request.headers());
     let method = request.method().clone();
@@ -127,7 +144,7 @@ pub async fn around(State(frame): State<Frame>, mut request: Request, next: Next
             };
             let response = tokio::select! {
                 biased;
-                answer = answer => answer.unwrap_or_else(|panic| panicked(&*panic)),
+                answer = answer => answer,
                 () = too_slow => {
                     Problem::new(Code::RequestTimeout, format!("the limit is {} s", frame.timeout.as_secs_f32())).into_response()
                 }
@@ -159,33 +176,23 @@ pub async fn around(State(frame): State<Frame>, mut request: Request, next: Next
 
 /// Runs the handler. What changes something is run to its end even when its client goes away in the middle: the commit would
 /// stand, and nobody would have been told of it.
-async fn answer(next: Next, request: Request, span: Span) -> Result<Response, Box<dyn Any + Send>> {
+async fn answer(next: Next, request: Request, span: Span) -> Response {
     if request.method().is_safe() {
-        return AssertUnwindSafe(next.run(request).instrument(span)).catch_unwind().await;
+        return next.run(request).instrument(span).await;
     }
-    match tokio::spawn(next.run(request).instrument(span)).await {
-        Ok(response) => Ok(response),
-        Err(error) => Err(error.try_into_panic().unwrap_or_else(|_| Box::new("the runtime is ending"))),
-    }
+    let run = tokio::spawn(next.run(request).instrument(span));
+    run.await.unwrap_or_else(|_| Problem::new(Code::ShuttingDown, "the service is ending").into_response())
 }
 
-/// Renders problems, whoever made them, and adds what every response carries.
+/// Renders problems, whoever made them, and says which request this answers.
 fn finish(mut response: Response, id: &str, path: &str) -> Response {
     let unrendered = response.extensions_mut().remove::<Unrendered>().or_else(|| by_status(response.status()));
     if let Some(unrendered) = unrendered {
         response = problem::render(&unrendered, id, path, response.headers());
     }
-    let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(id) {
-        headers.insert(REQUEST_ID, id);
+        response.headers_mut().insert(REQUEST_ID, id);
     }
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-    // Whatever is not a page has nothing to load and nothing to show.
-    headers
-        .entry(header::CONTENT_SECURITY_POLICY)
-        .or_insert(HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));
     response
 }
 
@@ -204,7 +211,7 @@ fn by_status(status: StatusCode) -> Option<Unrendered> {
     Some(problem.into())
 }
 
-fn panicked(panic: &(dyn Any + Send)) -> Response {
+fn panicked(panic: Box<dyn Any + Send>) -> Response {
     let said = panic
         .downcast_ref::<&str>()
         .map(|s| (*s).to_owned())
@@ -225,7 +232,7 @@ fn request_id(headers: &HeaderMap) -> String {
 
 #[cfg(test)]
 mod tests {
-    use axum::{Router, body::Body, middleware, routing::get};
+    use axum::{body::Body, routing::get};
     use tower::ServiceExt;
 
     use super::*;
@@ -237,8 +244,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_a_problem_that_keeps_its_cause_to_itself() {
         let frame = Frame::new(Surface::Admin, 1, Duration::from_secs(5), 1);
-        let router =
-            Router::new().route("/boom", get(boom).post(boom)).layer(middleware::from_fn_with_state(frame, around));
+        let router = framed(Router::new().route("/boom", get(boom).post(boom)), frame);
         // More often than there are seats: a panic gives its seat back.
         for method in ["GET", "POST", "GET", "POST"] {
             let request = Request::builder().method(method).uri("/boom").body(Body::empty()).unwrap();

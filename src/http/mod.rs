@@ -10,7 +10,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{Router, middleware};
+use axum::Router;
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -109,10 +109,7 @@ pub fn guest_router(http: &Http) -> Router {
 fn framed(router: Router<Arc<Http>>, http: &Http, surface: frame::Surface, body_limit: usize) -> Router {
     let settings = &http.settings;
     let frame = frame::Frame::new(surface, body_limit, settings.request_timeout, settings.max_concurrent);
-    router
-        .fallback(no_such_path)
-        .layer(middleware::from_fn_with_state(frame, frame::around))
-        .with_state(Arc::new(http.clone()))
+    frame::framed(router.fallback(no_such_path), frame).with_state(Arc::new(http.clone()))
 }
 
 async fn no_such_path() -> problem::Problem {
