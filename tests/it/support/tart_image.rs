@@ -131,30 +131,58 @@ pub fn apple_lz4(bytes: &[u8], encoding: Encoding) -> Vec<u8> {
 #[derive(Debug, Clone, Copy)]
 pub enum Broken {
     /// A chunk does not say how large it is.
-    NoSize { chunk: usize },
+    NoSize {
+        chunk: usize,
+    },
     /// A chunk does not say what its content's digest is.
-    NoContentDigest { chunk: usize },
+    NoContentDigest {
+        chunk: usize,
+    },
     /// A chunk's content has another digest than it says.
-    WrongContentDigest { chunk: usize },
+    WrongContentDigest {
+        chunk: usize,
+    },
     /// A chunk's content has this many bytes more (or fewer) than it says; so the following chunks would overlap it, or
     /// leave a gap.
-    WrongSize { chunk: usize, by: i64 },
+    WrongSize {
+        chunk: usize,
+        by: i64,
+    },
     /// A number that is none.
-    SizeIsText { chunk: usize },
+    SizeIsText {
+        chunk: usize,
+    },
     /// The blob is larger or smaller than its descriptor says.
-    WrongBlobSize { chunk: usize, by: i64 },
+    WrongBlobSize {
+        chunk: usize,
+        by: i64,
+    },
     /// The disk is said to be larger or smaller than its chunks together.
-    WrongDiskSize { by: i64 },
+    WrongDiskSize {
+        by: i64,
+    },
     /// A chunk is left out.
-    Missing { chunk: usize },
+    Missing {
+        chunk: usize,
+    },
     /// The chunk's stream ends early. Its digests and its blob's size are right.
-    Truncated { chunk: usize, to: usize },
+    Truncated {
+        chunk: usize,
+        to: usize,
+    },
     /// The stream of the chunk goes on with zeros far beyond what it says.
-    Bomb { chunk: usize, blocks: usize },
+    Bomb {
+        chunk: usize,
+        blocks: usize,
+    },
     /// A block claims four gigabytes.
-    HugeBlock { chunk: usize },
+    HugeBlock {
+        chunk: usize,
+    },
     /// Bytes that are no stream at all.
-    NotLz4 { chunk: usize },
+    NotLz4 {
+        chunk: usize,
+    },
     /// Chunks of Tart's first format, which are slices of one stream.
     V1,
     /// A stacked disk.
@@ -266,8 +294,8 @@ impl TartImage {
             Broken::WrongBlobSize { chunk, by } => self.at(chunk).size += by,
             Broken::WrongDiskSize { by } => self.disk_size += by,
             Broken::Missing { chunk } => {
-                let gone = self.chunk(chunk).digest();
-                let at = self.layers.iter().position(|layer| layer.digest() == gone).unwrap();
+                let mut chunks = self.layers.iter().enumerate().filter(|(_, layer)| layer.media_type == DISK);
+                let at = chunks.nth(chunk).expect("the disk has so many chunks").0;
                 self.layers.remove(at);
             }
             Broken::Truncated { chunk, to } => {

@@ -22,6 +22,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 pub use rules::{Fault, Rule};
+pub use tokens::Tokens;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
@@ -29,7 +30,6 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
-pub use tokens::Tokens;
 
 use super::registry::Registry;
 
