@@ -358,7 +358,10 @@ impl State {
         if faults.iter().any(|fault| matches!(fault, Fault::IgnoreRange)) {
             headers.remove(header::RANGE);
         }
-        // The registry makes the URLs that it answers with from `Host` and this.
+        // The registry makes the URLs that it answers with from these.
+        if let Some(host) = headers.remove(header::HOST) {
+            headers.insert("x-forwarded-host", host);
+        }
         let scheme = if self.base.starts_with("https") { "https" } else { "http" };
         headers.insert("x-forwarded-proto", HeaderValue::from_static(scheme));
         let url = format!("{}{}", self.registry, parts.uri.path_and_query().map_or("/", |path| path.as_str()));
