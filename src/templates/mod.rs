@@ -24,7 +24,9 @@ mod catalog;
 mod check;
 mod import;
 mod manifest;
+pub mod oci;
 mod qcow2;
+pub mod registry;
 mod tart;
 
 use std::path::PathBuf;

@@ -1,0 +1,1 @@
+//! LZ4 in Apple's framing.

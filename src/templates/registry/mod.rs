@@ -1,0 +1,3 @@
+//! Registries of OCI artifacts.
+
+pub mod credentials;
