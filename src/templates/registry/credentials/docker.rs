@@ -123,14 +123,15 @@ enum Found {
 
 impl Config {
     fn parse(text: &SecretString) -> Result<Self, String> {
-        // Not what the parser says: it quotes what it found.
-        serde_json::from_str(text.expose_secret()).map_err(|e| {
-            format!(
-                "expected Docker's JSON (an object with auths, credHelpers, credsStore), found something else at line {}, column {}",
-                e.line(),
-                e.column()
-            )
-        })
+        // Not what the parser says: it quotes what it found. And it takes an array for a structure, too.
+        let wrong = |at: String| {
+            format!("expected Docker's JSON (an object with auths, credHelpers, credsStore), found something else{at}")
+        };
+        if !text.expose_secret().trim_start().starts_with('{') {
+            return Err(wrong(String::new()));
+        }
+        serde_json::from_str(text.expose_secret())
+            .map_err(|e| wrong(format!(" at line {}, column {}", e.line(), e.column())))
     }
 
     fn look_up(self, registry: &str) -> Result<Found, String> {
@@ -178,8 +179,12 @@ fn matches_whole(pattern: &str, registry: &str) -> bool {
 
 /// `None`: an empty entry, which Docker leaves where a helper keeps the password.
 fn login(entry: Value) -> Result<Option<Credential>, String> {
-    let Auth { auth, username, password, identitytoken, registrytoken } = serde_json::from_value(entry)
-        .map_err(|_| "the registry's entry in auths is not of Docker's shape (expected an object with strings)")?;
+    let shape = "the registry's entry in auths is not of Docker's shape (expected an object with strings)";
+    if !entry.is_object() {
+        return Err(shape.into());
+    }
+    let Auth { auth, username, password, identitytoken, registrytoken } =
+        serde_json::from_value(entry).map_err(|_| shape)?;
     let set = |s: Option<SecretString>| s.filter(|s| !s.expose_secret().is_empty());
     for (token, name) in [(set(identitytoken), "an identity token"), (set(registrytoken), "a registry token")] {
         if token.is_some() {
@@ -297,11 +302,13 @@ mod tests {
             (of(&format!(r#"{{"auth": "{}"}}"#, auth(":hunter2"))), "expected base64 of user:password"),
             (of(&format!(r#"{{"auth": "{}"}}"#, auth("hunter2:"))), "expected base64 of user:password"),
             (of(r#"{"auth": ["hunter2"]}"#), "not of Docker's shape"),
+            (of(r#"["hunter2"]"#), "not of Docker's shape"),
             (of(r#""hunter2""#), "not of Docker's shape"),
             (of(r#"{"username": "hunter2"}"#), "without a password"),
             (of(r#"{"password": "hunter2"}"#), "without a username"),
             (r#"{"auths": "hunter2"}"#.into(), "expected Docker's JSON"),
             (r#"{"auths": {}"#.into(), "expected Docker's JSON"),
+            (r#"[{"ghcr.io": {"auth": "hunter2"}}]"#.into(), "expected Docker's JSON"),
             ("hunter2".into(), "expected Docker's JSON"),
             (String::new(), "expected Docker's JSON"),
         ] {

@@ -89,7 +89,14 @@ async fn token(at: &EcrHost) -> Result<Credential, String> {
 async fn who_we_are(shared: &aws_config::SdkConfig) -> Result<Credentials, String> {
     let provider = shared.credentials_provider().ok_or("the AWS SDK has no provider of credentials")?;
     provider.provide_credentials().await.map_err(|e| match e {
-        CredentialsError::CredentialsNotLoaded(_) => "there are no AWS credentials: none in the environment, no profile, no web identity, no container's role, no instance's role".into(),
+        CredentialsError::CredentialsNotLoaded(_) => {
+            // A profile that is not there counts as none, and one started by launchd sees other files than its admin does.
+            let profile = match std::env::var("AWS_PROFILE") {
+                Ok(name) if !name.is_empty() => format!("no profile {name:?}"),
+                _ => "no default profile".into(),
+            };
+            format!("there are no AWS credentials: none in the environment, {profile} that has any, no web identity, no container's role, no instance's role")
+        }
         other => format!("AWS credentials: {}", causes(&other)),
     })
 }
@@ -99,7 +106,12 @@ fn refusal(error: &SdkError<GetAuthorizationTokenError>, at: &EcrHost) -> String
     let Some(refused) = error.as_service_error() else {
         return format!("ECR in {region}: {}", causes(error));
     };
-    let code = refused.code().unwrap_or("an unknown error");
+    let status = error.raw_response().map_or(0, |r| r.status().as_u16());
+    let Some(code) = refused.code() else {
+        return format!(
+            "ECR in {region} refused with status {status} and said nothing that can be read (expected JSON with __type)"
+        );
+    };
     let mut text = format!("ECR in {region} refused: {code}");
     // Of a wrong signature it goes on with the request as it should have been, session token included.
     if let Some(line) = refused.message().and_then(|m| m.lines().next()).filter(|l| !l.is_empty()) {

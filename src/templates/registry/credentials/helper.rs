@@ -190,19 +190,25 @@ struct Reply {
 
 /// Nothing of what was found is shown: it may be the secret.
 fn parse(stdout: &[u8]) -> Result<Option<Credential>, String> {
+    let expected = |found: &str, at: String| {
+        format!(
+            "expected a JSON object with the strings Username and Secret on standard output, found {found} ({} bytes, not shown{at})",
+            stdout.len()
+        )
+    };
+    match stdout.trim_ascii().first() {
+        Some(b'{') => {}
+        None => return Err(expected("nothing", String::new())),
+        // Not left to the parser: it takes an array for a structure, too.
+        Some(_) => return Err(expected("something else", String::new())),
+    }
     let reply: Reply = serde_json::from_slice(stdout).map_err(|e| {
         let found = match e.classify() {
             serde_json::error::Category::Data => "JSON of another shape",
-            serde_json::error::Category::Eof if stdout.is_empty() => "nothing",
             serde_json::error::Category::Eof => "JSON that ends too soon",
             _ => "something else",
         };
-        format!(
-            "expected a JSON object with the strings Username and Secret on standard output, found {found} ({} bytes, not shown; line {}, column {})",
-            stdout.len(),
-            e.line(),
-            e.column()
-        )
+        expected(found, format!("; line {}, column {}", e.line(), e.column()))
     })?;
     if reply.username == IDENTITY_TOKEN {
         return Err("it gave an identity token, which is not supported: log in with a user's name and a password or access token".into());
@@ -240,8 +246,9 @@ mod tests {
             ("{\"Username\":\"a\",\"hunter2\":1}", "another shape"),
             ("{\"Username\":\"hunter2\",\"Secret\":[\"hunter2\"]}", "another shape"),
             ("{\"Username\":\"a\",\"Secret\":\"hunter2\",\"Secret\":\"hunter2\"}", "another shape"),
-            ("[\"a\",\"hunter2\",3]", "another shape"),
-            ("null", "another shape"),
+            ("[\"a\",\"hunter2\"]", "something else"),
+            ("null", "something else"),
+            (" \n", "found nothing"),
             ("{\"Username\":\"<token>\",\"Secret\":\"hunter2\"}", "identity token"),
             ("{\"Username\":\"\",\"Secret\":\"hunter2\"}", "without a user's name"),
             ("{\"Username\":\"hunter2\",\"Secret\":\"\"}", "without a secret"),
