@@ -287,12 +287,12 @@ async fn a_profile_that_is_wrong_is_named() {
 
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config");
-    std::fs::write(&config, "[profile half]\nrole_arn = arn:aws:iam::1:role/x\nsource_profile = nowhere\n").unwrap();
+    std::fs::write(&config, "[profile half]\nrole_arn = arn:aws:iam::1:role/x\ncredential_source = Nowhere\n").unwrap();
     let env =
         [("AWS_CONFIG_FILE", config.to_str().unwrap()), ("AWS_PROFILE", "half"), ("AWS_EC2_METADATA_DISABLED", "true")];
     let error = ask(REGISTRY, &env).await;
     let error = error["error"].as_str().unwrap();
-    assert!(error.contains("AWS credentials: ") && error.contains("nowhere"), "{error}");
+    assert!(error.contains("AWS credentials: ") && error.contains("Nowhere"), "{error}");
 }
 
 #[tokio::test]
