@@ -102,4 +102,15 @@ if [ "$what" = test ]; then
     }
     tool cargo-nextest 0.9.151 --no-default-features --features default-no-update
     tool cargo-deny 0.20.2
+
+    # Plays Amazon's registry and roles. In an environment of its own, and made anew when the version changes.
+    venv=${MAYFLY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mayfly}/moto-venv
+    pin='moto[server,ecr,sts]==5.2.5'
+    if [ "$(cat "$venv/pin" 2>/dev/null)" != "$pin" ]; then
+        say "installing $pin (once)"
+        rm -rf "$venv"
+        python3 -m venv "$venv"
+        "$venv/bin/pip" install --quiet --disable-pip-version-check "$pin"
+        echo "$pin" >"$venv/pin"
+    fi
 fi

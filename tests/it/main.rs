@@ -2,6 +2,7 @@
 
 mod api;
 mod cli;
+mod credentials;
 mod doctor;
 mod drivers;
 mod guest_agent;
