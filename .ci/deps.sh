@@ -54,6 +54,7 @@ needed=("$emulator:$binary" qemu-utils:qemu-img gcc:cc libc6-dev:/usr/include/st
 if [ "$what" = test ]; then
     needed+=(shellcheck:shellcheck dash:dash busybox:busybox openssh-server:/usr/sbin/sshd socat:socat mtools:mcopy
         python3-venv:/usr/share/python-wheels procps:ps git:git
+        docker-registry:docker-registry skopeo:skopeo apache2-utils:htpasswd
         mmdebstrap:mmdebstrap debian-archive-keyring:/usr/share/keyrings/debian-archive-keyring.gpg)
 fi
 

@@ -21,7 +21,11 @@ pub fn image() -> PathBuf {
     dir
 }
 
+pub mod authority;
+pub mod proxy;
+pub mod registry;
 pub mod tart;
+pub mod tart_image;
 
 pub struct Serve {
     child: Option<Child>,
