@@ -16,7 +16,16 @@ use tokio::{
     time::Instant,
 };
 
-pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
+/// Why a connection ends. For nobody to see but the HTTP library.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Failure(String);
+
+impl Failure {
+    pub(super) fn new(why: impl std::fmt::Display) -> Failure {
+        Failure(why.to_string())
+    }
+}
 
 /// A connection that says when all that was written has left for the client. The HTTP library closes a connection whose
 /// body fails at once, with what it had not yet written; a cut after so many bytes has to wait for them.
@@ -96,12 +105,12 @@ impl<S: Stream<Item = reqwest::Result<Bytes>> + Unpin, F: FnMut(u64)> Shaped<S, 
         }
         if self.shape.cut == Some(self.sent) {
             self.left().await;
-            return Some(Err("the connection is cut".into()));
+            return Some(Err(Failure::new("the connection is cut")));
         }
         while self.rest.is_empty() {
             match self.source.next().await {
                 Some(Ok(bytes)) => self.rest = bytes,
-                Some(Err(error)) => return Some(Err(error.into())),
+                Some(Err(error)) => return Some(Err(Failure::new(error))),
                 None => return self.end().await,
             }
         }
@@ -135,7 +144,7 @@ impl<S: Stream<Item = reqwest::Result<Bytes>> + Unpin, F: FnMut(u64)> Shaped<S, 
     }
 
     /// What was handed over before this is on its way once the connection was flushed after it.
-    async fn left(&self) {
+    async fn left(&mut self) {
         let mut flushed = self.flushed.subscribe();
         let _ = flushed.changed().await;
     }

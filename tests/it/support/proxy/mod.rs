@@ -12,7 +12,7 @@ use std::{
 };
 
 use body::{Failure, Flushing, Shape, shaped};
-use futures_util::{StreamExt, stream};
+use futures_util::StreamExt;
 use http_body_util::{BodyExt, BodyStream, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     HeaderMap, Request, Response,
@@ -265,9 +265,11 @@ impl State {
             index = all.len();
             all.push(seen.clone());
         });
-        let response = self.clone().decide(index, &seen, authorization.as_deref(), request, flushed).await?;
-        self.note(index, |seen| seen.status = Some(response.status().as_u16()));
-        Ok(response)
+        let answered = self.clone().decide(index, &seen, authorization.as_deref(), request, flushed).await;
+        if let Ok(response) = &answered {
+            self.note(index, |seen| seen.status = Some(response.status().as_u16()));
+        }
+        answered
     }
 
     async fn decide(
@@ -301,7 +303,7 @@ impl State {
         let faults = if admitted { self.script.faults(&seen.method, &seen.path) } else { Vec::new() };
         for fault in &faults {
             match fault {
-                Fault::Hangup => return Err("no answer".into()),
+                Fault::Hangup => return Err(Failure::new("no answer")),
                 Fault::Answer { status, headers } => {
                     let mut headers = headers.clone();
                     if *status == 401 && !headers.iter().any(|(name, _)| name == "www-authenticate") {
@@ -356,7 +358,10 @@ impl State {
         if faults.iter().any(|fault| matches!(fault, Fault::IgnoreRange)) {
             headers.remove(header::RANGE);
         }
-        // The registry makes the URLs that it answers with from `Host` and this.
+        // The registry makes the URLs that it answers with from these.
+        if let Some(host) = headers.remove(header::HOST) {
+            headers.insert("x-forwarded-host", host);
+        }
         let scheme = if self.base.starts_with("https") { "https" } else { "http" };
         headers.insert("x-forwarded-proto", HeaderValue::from_static(scheme));
         let url = format!("{}{}", self.registry, parts.uri.path_and_query().map_or("/", |path| path.as_str()));
@@ -373,7 +378,7 @@ impl State {
             });
             upstream = upstream.body(reqwest::Body::wrap_stream(pieces));
         }
-        let answered = upstream.headers(headers).send().await?;
+        let answered = upstream.headers(headers).send().await.map_err(Failure::new)?;
 
         let status = answered.status();
         let mut headers = end_to_end(answered.headers().clone());
@@ -392,7 +397,7 @@ impl State {
                 }
                 Fault::ContentLength(length) => shape.announced = Some(length),
                 Fault::ContentRange(range) => {
-                    headers.insert(header::CONTENT_RANGE, HeaderValue::try_from(range)?);
+                    headers.insert(header::CONTENT_RANGE, HeaderValue::try_from(range).map_err(Failure::new)?);
                 }
                 Fault::IgnoreRange | Fault::Hangup | Fault::Answer { .. } | Fault::Redirect { .. } => {}
             }
@@ -420,13 +425,14 @@ async fn plain(
 ) -> Result<Response<Body>, Failure> {
     let mut incoming = request.into_body();
     while let Some(frame) = incoming.frame().await {
-        frame?;
+        frame.map_err(Failure::new)?;
     }
     let mut response = Response::builder().status(status);
     for (name, value) in headers {
         response = response.header(name, value);
     }
-    Ok(response.body(http_body_util::Full::new(body).map_err(|never| match never {}).boxed_unsync())?)
+    let body = http_body_util::Full::new(body).map_err(|never| match never {}).boxed_unsync();
+    response.body(body).map_err(Failure::new)
 }
 
 /// Without what is of one connection only.
