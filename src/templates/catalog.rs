@@ -1,7 +1,8 @@
 //! Names, digests, publishing and removing.
 //!
 //! Changes take turns by a lock file, so two services on one directory are as safe as two requests. What a crash leaves is
-//! in `staging/` and is swept at the next start; a directory there that somebody still works on is locked and left alone.
+//! in `staging/` and is swept at the next start; a directory there that somebody still works on is locked and left alone, and
+//! so is a pull that was interrupted not long ago.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -19,7 +20,7 @@ use super::{
     NewTemplate, Outline,
     check::{self, Checked, Part, Source},
     import::{self, Imported},
-    manifest::{self, FileEntry, Manifest},
+    manifest::{self, FileEntry, Manifest, Origin},
 };
 use crate::domain::{Code, Error, Result, Template, template::TemplateFiles};
 
@@ -142,7 +143,7 @@ impl Root {
         for entry in fs::read_dir(self.staging())? {
             let path = entry?.path();
             let Ok(file) = File::open(&path) else { continue };
-            if file.try_lock().is_ok() {
+            if file.try_lock().is_ok() && !pulled::may_go_on(&path) {
                 let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
                 if let Err(e) = removed {
                     tracing::warn!(path = %path.display(), error = %e, "cannot sweep a leftover of the template catalog");
@@ -169,69 +170,54 @@ impl Root {
     }
 
     fn register(&self, new: &NewTemplate) -> Result<Template> {
-        let Checked { driver, os, arch, disk_format, cpus, memory_mib, handover, user, sources } = check::check(new)?;
-        let staged = self.stage().map_err(storage)?;
-        let mut files = BTreeMap::new();
-        let mut disk_virtual_bytes = 0;
-        for Source { part, file } in &sources {
-            let path = staged.path.join(part.name());
-            let Imported { sha256, size } = import::import(file, &path, part.mode()).map_err(|e| match e.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => storage(e),
-                _ => check::fault(*part, format!("cannot be imported: {e}")),
-            })?;
-            // The copy is what counts: the file may have changed since it was checked.
-            let copy = File::open(&path).map_err(storage)?;
-            if let Some(bytes) = check::content(*part, disk_format, &copy).map_err(|what| check::fault(*part, what))? {
-                disk_virtual_bytes = bytes;
-            }
-            files.insert(part.name().to_owned(), FileEntry { sha256, size });
-        }
-        let manifest = Manifest {
-            version: manifest::VERSION,
-            driver,
-            os,
-            arch,
-            disk_format,
-            disk_virtual_bytes,
-            cpus,
-            memory_mib,
-            cmdline: new.cmdline.clone(),
-            handover,
-            user,
-            budgets: new.budgets.clone(),
-            files,
-        };
+        let checked = check::check(new)?;
+        let mut staged = self.stage().map_err(storage)?;
+        let (files, disk_virtual_bytes) = take_in(&checked, &staged.path, BTreeMap::new())?;
+        let manifest = describe(new, checked, disk_virtual_bytes, None, files);
         let bytes = manifest.to_bytes().map_err(Error::internal)?;
         write_synced(&staged.path.join(manifest::FILE_NAME), &bytes).map_err(storage)?;
         sync_dir(&staged.path).map_err(storage)?;
-        self.publish(staged, &manifest::digest(&bytes), &new.name)
+        let _turn = self.lock().map_err(storage)?;
+        let (template, published) = self.publish(&staged.path, &manifest::digest(&bytes), &new.name, None)?;
+        staged.published = published;
+        Ok(template)
     }
 
-    fn publish(&self, mut staged: Staged, digest: &str, name: &str) -> Result<Template> {
-        let _turn = self.lock().map_err(storage)?;
+    /// Gives a staged template its place, unless it is there already, and its name. Only in turn. Says whether the directory
+    /// is gone from where it was.
+    fn publish(&self, staged: &Path, digest: &str, name: &str, image: Option<&Origin>) -> Result<(Template, bool)> {
         let place = self.place(digest)?;
-        if let Some(other) = self.pointed_at(name).map_err(storage)?
-            && other != digest
-            // A name that points at nothing was left by somebody who removed files by hand.
-            && self.place(&other).is_ok_and(|p| p.exists())
-        {
-            return Err(Error::new(
-                Code::TemplateExists,
-                format!("the name {name} is taken by another template, {other}"),
-            )
-            .field("/name", "is taken by a template with another content, remove that one or choose another name"));
-        }
+        self.may_name(name, digest, image)?;
+        let mut published = false;
         if self.load(digest, name).is_err() {
             if place.exists() {
                 // Damaged on disk: this is the way to mend it. Its bytes are known, so whoever uses it loses nothing.
                 self.discard(&place).map_err(storage)?;
             }
-            fs::rename(&staged.path, &place).map_err(storage)?;
-            staged.published = true;
+            fs::rename(staged, &place).map_err(storage)?;
+            published = true;
             sync_dir(&self.dir).map_err(storage)?;
         }
         self.point(name, digest).map_err(storage)?;
-        self.load(digest, name)
+        Ok((self.load(digest, name)?, published))
+    }
+
+    /// Whether the name may point at this digest. A name moves only from one image of a repository to another one of the same:
+    /// that is an update, and all else is a mix-up.
+    fn may_name(&self, name: &str, digest: &str, image: Option<&Origin>) -> Result<()> {
+        let Some(other) = self.pointed_at(name).map_err(storage)? else { return Ok(()) };
+        // A name that points at nothing was left by somebody who removed files by hand.
+        if other == digest || !self.place(&other).is_ok_and(|p| p.exists()) {
+            return Ok(());
+        }
+        if let Some(image) = image
+            && self.manifest(&other).is_ok_and(|m| m.image.is_some_and(|i| i.repository == image.repository))
+        {
+            return Ok(());
+        }
+        let detail = format!("the name {name} is taken by another template, {other}");
+        Err(Error::new(Code::TemplateExists, detail)
+            .field("/name", "is taken by a template with another content, remove that one or choose another name"))
     }
 
     fn list(&self) -> Result<Vec<Template>> {
@@ -379,6 +365,17 @@ impl Root {
         Ok(())
     }
 
+    /// The manifest of this digest, or what is wrong with it.
+    fn manifest(&self, digest: &str) -> Result<Manifest, String> {
+        let place = self.place(digest).map_err(|e| e.to_string())?;
+        let bytes = fs::read(place.join(manifest::FILE_NAME))
+            .map_err(|e| format!("the manifest cannot be read: {}", e.kind()))?;
+        if manifest::digest(&bytes) != digest {
+            return Err("the manifest is another one".into());
+        }
+        Manifest::from_bytes(&bytes).map_err(|e| format!("the manifest: {e}"))
+    }
+
     /// Reads a template and makes sure that its manifest is the one of its digest and its files are those of its manifest, as
     /// far as their sizes tell.
     fn load(&self, digest: &str, name: &str) -> Result<Template> {
@@ -390,17 +387,13 @@ impl Root {
             )
         };
         let path = place.join(manifest::FILE_NAME);
-        let bytes = fs::read(&path).map_err(|e| damaged(format!("the manifest cannot be read: {}", e.kind())))?;
-        if manifest::digest(&bytes) != digest {
-            return Err(damaged("the manifest is another one".into()));
-        }
-        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|e| damaged(format!("the manifest: {e}")))?;
+        let manifest = self.manifest(digest).map_err(damaged)?;
         let mut size_bytes = 0;
         for (file, entry) in &manifest.files {
             let metadata =
                 fs::metadata(place.join(file)).map_err(|e| damaged(format!("{file} cannot be read: {}", e.kind())))?;
-            if metadata.len() != entry.size {
-                return Err(damaged(format!("{file} has {} bytes and should have {}", metadata.len(), entry.size)));
+            if metadata.len() != entry.size() {
+                return Err(damaged(format!("{file} has {} bytes and should have {}", metadata.len(), entry.size())));
             }
             size_bytes += metadata.blocks() * 512;
         }
@@ -433,6 +426,59 @@ impl Root {
             budgets: manifest.budgets,
             created_at: Timestamp::try_from(created).map_err(Error::internal)?,
         })
+    }
+}
+
+/// Brings the sources into a directory. `there` are those that are in it already, with what is known of them. Gives all
+/// files, and the disk's size as its guest sees it.
+fn take_in(
+    checked: &Checked,
+    dir: &Path,
+    there: BTreeMap<String, FileEntry>,
+) -> Result<(BTreeMap<String, FileEntry>, u64)> {
+    let mut files = there;
+    let mut disk_virtual_bytes = 0;
+    for Source { part, file } in &checked.sources {
+        let path = dir.join(part.name());
+        if !files.contains_key(part.name()) {
+            let Imported { sha256, size } = import::import(file, &path, part.mode()).map_err(|e| match e.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => storage(e),
+                _ => check::fault(*part, format!("cannot be imported: {e}")),
+            })?;
+            files.insert(part.name().to_owned(), FileEntry::Whole { sha256, size });
+        }
+        // The copy is what counts: the file may have changed since it was checked.
+        let copy = File::open(&path).map_err(storage)?;
+        let content = check::content(*part, checked.disk_format, &copy);
+        if let Some(bytes) = content.map_err(|what| check::fault(*part, what))? {
+            disk_virtual_bytes = bytes;
+        }
+    }
+    Ok((files, disk_virtual_bytes))
+}
+
+fn describe(
+    new: &NewTemplate,
+    checked: Checked,
+    disk_virtual_bytes: u64,
+    image: Option<Origin>,
+    files: BTreeMap<String, FileEntry>,
+) -> Manifest {
+    Manifest {
+        version: if image.is_some() { manifest::VERSION_PULLED } else { manifest::VERSION },
+        driver: checked.driver,
+        os: checked.os,
+        arch: checked.arch,
+        disk_format: checked.disk_format,
+        disk_virtual_bytes,
+        cpus: checked.cpus,
+        memory_mib: checked.memory_mib,
+        cmdline: new.cmdline.clone(),
+        handover: checked.handover,
+        user: checked.user,
+        budgets: new.budgets.clone(),
+        image,
+        files,
     }
 }
 
@@ -471,5 +517,6 @@ fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+pub(super) mod pulled;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,8 @@
 //! What a template's digest is made of: its settings, and the digest and size of each of its files.
 //!
+//! A file's digest is of the whole file, or of each of its pieces: a disk that arrived in pieces, each of them verified, would
+//! otherwise have to be read once more. Either way the template's digest covers every byte.
+//!
 //! The digest is taken over the bytes as they are stored, so it can be checked without agreeing on a canonical form; that the
 //! same template always gives the same bytes follows from the fixed order of fields and files.
 
@@ -11,7 +14,10 @@ use super::import;
 use crate::domain::{Arch, Budgets, GuestOs, Handover, template::DiskFormat};
 
 pub(super) const FILE_NAME: &str = "manifest.json";
+/// Of a template that was made from files.
 pub(super) const VERSION: u32 = 1;
+/// Of a template that was pulled: the disk has its digests by piece, and `image` says where it is from.
+pub(super) const VERSION_PULLED: u32 = 2;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Manifest {
@@ -27,19 +33,74 @@ pub(super) struct Manifest {
     pub handover: Handover,
     pub user: String,
     pub budgets: Budgets,
+    /// Absent in version 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Origin>,
     /// By the name in the template's directory.
     pub files: BTreeMap<String, FileEntry>,
 }
 
+/// The image that a template was pulled from. Without the tag, which may move to another image tomorrow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct FileEntry {
+pub(super) struct Origin {
+    /// `host[:port]/namespace`.
+    pub repository: String,
+    /// Of the image's manifest.
+    pub digest: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum FileEntry {
+    Whole { sha256: String, size: u64 },
+    Pieces { size: u64, pieces: Vec<Piece> },
+}
+
+/// A piece of a file, in the order in which they make it up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Piece {
     pub sha256: String,
     pub size: u64,
+}
+
+impl FileEntry {
+    pub fn size(&self) -> u64 {
+        match self {
+            FileEntry::Whole { size, .. } | FileEntry::Pieces { size, .. } => *size,
+        }
+    }
+
+    pub fn in_pieces(pieces: Vec<Piece>) -> FileEntry {
+        FileEntry::Pieces { size: pieces.iter().map(|p| p.size).sum(), pieces }
+    }
+
+    /// `None`, or what is wrong with it by itself.
+    fn fault(&self) -> Option<&'static str> {
+        match self {
+            FileEntry::Whole { .. } => None,
+            FileEntry::Pieces { size, pieces } => {
+                let sum = pieces.iter().try_fold(0_u64, |sum, p| sum.checked_add(p.size));
+                (sum != Some(*size)).then_some("its pieces do not add up to its size")
+            }
+        }
+    }
 }
 
 impl Manifest {
     pub fn to_bytes(&self) -> serde_json::Result<Vec<u8>> {
         serde_json::to_vec_pretty(self)
+    }
+
+    /// Reads what `to_bytes` wrote. A version that is not known may mean anything, and is not read.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Manifest, String> {
+        let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        if !matches!(manifest.version, VERSION | VERSION_PULLED) {
+            return Err(format!("it has version {}, and {VERSION_PULLED} is the newest known here", manifest.version));
+        }
+        match manifest.files.iter().find_map(|(name, entry)| Some((name, entry.fault()?))) {
+            Some((name, fault)) => Err(format!("{name}: {fault}")),
+            None => Ok(manifest),
+        }
     }
 }
 
@@ -53,4 +114,51 @@ pub(super) fn directory(digest: &str) -> Option<String> {
     let hex = digest.strip_prefix("sha256:")?;
     let well_formed = hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     well_formed.then(|| format!("sha256-{hex}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::GuestOs;
+
+    fn manifest(version: u32, image: Option<Origin>, disk: FileEntry) -> Manifest {
+        Manifest {
+            version,
+            driver: "tart".into(),
+            os: GuestOs::Macos,
+            arch: Arch::Aarch64,
+            disk_format: DiskFormat::Raw,
+            disk_virtual_bytes: disk.size(),
+            cpus: 4,
+            memory_mib: 4096,
+            cmdline: None,
+            handover: Handover::Agent,
+            user: "admin".into(),
+            budgets: Budgets::default(),
+            image,
+            files: BTreeMap::from([("disk".to_owned(), disk)]),
+        }
+    }
+
+    #[test]
+    fn both_versions_are_read_and_no_other() {
+        let whole = manifest(VERSION, None, FileEntry::Whole { sha256: import::sha256(b"a"), size: 1 });
+        let bytes = whole.to_bytes().unwrap();
+        // Templates from before there were images keep their digest.
+        assert!(!String::from_utf8_lossy(&bytes).contains("image"));
+        assert_eq!(Manifest::from_bytes(&bytes), Ok(whole.clone()));
+
+        let origin = Origin { repository: "registry.example.com/acme/macos".into(), digest: digest(b"") };
+        let piece = |content: &[u8]| Piece { sha256: import::sha256(content), size: content.len() as u64 };
+        let entry = FileEntry::in_pieces(vec![piece(b"first"), piece(b"second")]);
+        let pulled = manifest(VERSION_PULLED, Some(origin), entry);
+        assert_eq!(pulled.files["disk"].size(), 11);
+        assert_eq!(Manifest::from_bytes(&pulled.to_bytes().unwrap()), Ok(pulled.clone()));
+
+        let newer = Manifest { version: 3, ..whole }.to_bytes().unwrap();
+        assert!(Manifest::from_bytes(&newer).unwrap_err().contains("version 3"));
+        let short = FileEntry::Pieces { size: 12, pieces: vec![piece(b"first"), piece(b"second")] };
+        let short = Manifest { files: BTreeMap::from([("disk".to_owned(), short)]), ..pulled };
+        assert!(Manifest::from_bytes(&short.to_bytes().unwrap()).unwrap_err().contains("add up"));
+    }
 }

@@ -4,7 +4,7 @@
 //! <dir>/sha256-<hex>/   manifest.json disk [kernel] [initramfs] [firmware] [config] [nvram]    0444
 //!                       [ssh_key] [ssh_password]                                        0600
 //! <dir>/names/<name>    the digest that the name points at
-//! <dir>/staging/        what is being made or removed; never looked at by anybody else
+//! <dir>/staging/        what is being made, pulled or removed; never looked at by anybody else
 //! ```
 //!
 //! What has a digest is complete and checked: it got its place by one rename, after all of it was written, checked and
@@ -18,6 +18,10 @@
 //!     tart   what a Tart VM's configuration says
 //!   import   a file into the catalog, by copy-on-write where the file system can
 //!   manifest what the digest is made of
+//!   pulled   what a pull needs of the catalog
+//! pull       an image from a registry becomes a template
+//!   registry manifests and blobs, over any number of interruptions
+//!   oci      what an image is
 //! ```
 
 mod catalog;
@@ -25,6 +29,7 @@ mod check;
 mod import;
 mod manifest;
 pub mod oci;
+pub mod pull;
 mod qcow2;
 pub mod registry;
 mod tart;

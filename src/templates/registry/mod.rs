@@ -1,3 +1,35 @@
 //! Registries of OCI artifacts.
+//!
+//! ```text
+//! client       manifests and blobs of one repository, over any number of interruptions
+//!   auth       what the registry asks for, and what it is answered
+//!   retry      which failures are worth another attempt, and when
+//! credentials  who we are to a registry
+//! ```
 
+mod auth;
+pub mod client;
 pub mod credentials;
+mod retry;
+
+pub use client::{Client, Options};
+pub use retry::Retry;
+
+/// Why a registry did not give what was asked for. Never holds an address: what a registry redirects to is signed with secrets.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RegistryError {
+    #[error("the settings for {registry} cannot be used: {what}")]
+    Settings { registry: String, what: String },
+    #[error(transparent)]
+    Credentials(#[from] credentials::CredentialError),
+    #[error("{registry} refuses access: {what}")]
+    Denied { registry: String, what: String },
+    #[error("{registry} does not have {what}")]
+    NotFound { registry: String, what: String },
+    #[error("{registry} cannot be reached: {what}")]
+    Unreachable { registry: String, what: String },
+    #[error("{registry} answered {status} for {what}: {said:?}")]
+    Refused { registry: String, status: u16, what: String, said: String },
+    #[error("{registry} gave an answer that cannot be used for {what}: {found}")]
+    Answer { registry: String, what: String, found: String },
+}

@@ -1,0 +1,236 @@
+//! What a pull needs of the catalog: a place to work that outlives it, what is here already, and publishing.
+//!
+//! ```text
+//! staging/pull-<hex>/            of the image's manifest; locked as long as somebody pulls it
+//!   journal                      what of it is here, verified and on disk
+//!   template/ disk config nvram  what becomes the template's directory, by one rename
+//! ```
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{self, File, TryLockError},
+    io::{self, Read as _, Seek as _, SeekFrom},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::{Catalog, Root, describe, storage, sync_dir, take_in, write_synced};
+use crate::{
+    domain::{Code, Error, Result, Template},
+    templates::{
+        NewTemplate,
+        check::{self, Part},
+        import,
+        manifest::{self, FileEntry, Manifest, Origin},
+        oci::Digest,
+    },
+};
+
+const PREFIX: &str = "pull-";
+const TEMPLATE: &str = "template";
+const JOURNAL: &str = "journal";
+
+/// An interrupted pull that nobody went on with for so long is swept.
+const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Whether this is a pull that was interrupted not long ago.
+pub(super) fn may_go_on(path: &Path) -> bool {
+    let is_pull = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(PREFIX));
+    let modified = fs::metadata(path.join(JOURNAL)).and_then(|m| m.modified());
+    is_pull && modified.is_ok_and(|at| at.elapsed().unwrap_or_default() < KEPT)
+}
+
+/// Where an image is put together. Nobody else works on it as long as this lives.
+#[derive(Debug)]
+pub(in crate::templates) struct Staging {
+    dir: PathBuf,
+    _lock: File,
+}
+
+impl Staging {
+    pub fn journal(&self) -> PathBuf {
+        self.dir.join(JOURNAL)
+    }
+
+    pub fn part(&self, part: Part) -> PathBuf {
+        self.dir.join(TEMPLATE).join(part.name())
+    }
+}
+
+/// A piece of a disk in the catalog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::templates) struct Known {
+    pub disk: PathBuf,
+    pub offset: u64,
+}
+
+/// The pieces of all disks in the catalog, by their content.
+pub(in crate::templates) type KnownPieces = HashMap<(Digest, u64), Known>;
+
+impl Catalog {
+    /// The template of this image with these settings, under the name of the settings from now on. `None`: it is not here.
+    pub(in crate::templates) async fn find_pulled(&self, image: Origin, new: NewTemplate) -> Result<Option<Template>> {
+        self.blocking(move |root| root.find_pulled(&image, &new)).await
+    }
+
+    /// Whether an image may have this name, before it is pulled.
+    pub(in crate::templates) async fn may_pull(&self, image: Origin, name: String) -> Result<()> {
+        self.blocking(move |root| {
+            if !check::is_name(&name) {
+                let what = "must match [a-z0-9][a-z0-9._-]{0,62}";
+                return Err(Error::new(Code::TemplateInvalid, format!("name {what}")).field("/name", what));
+            }
+            root.may_name(&name, "", Some(&image))
+        })
+        .await
+    }
+
+    /// `None`: somebody else works on this image, in this process or another one.
+    pub(in crate::templates) async fn staging(&self, image: Digest) -> Result<Option<Staging>> {
+        self.blocking(move |root| root.staging_of(image).map_err(storage)).await
+    }
+
+    pub(in crate::templates) async fn known_pieces(&self) -> Result<KnownPieces> {
+        self.blocking(|root| root.known_pieces().map_err(Error::internal)).await
+    }
+
+    /// Makes a template of what is staged and was verified, and publishes it. `new` has the staged files as its own.
+    pub(in crate::templates) async fn publish_pulled(
+        &self,
+        staging: std::sync::Arc<Staging>,
+        image: Origin,
+        new: NewTemplate,
+        files: BTreeMap<String, FileEntry>,
+    ) -> Result<Template> {
+        self.blocking(move |root| root.publish_pulled(&staging, image, &new, files)).await
+    }
+}
+
+impl Root {
+    fn staging_of(&self, image: Digest) -> io::Result<Option<Staging>> {
+        // In turn with the sweep and with whoever has just published it, so that what is locked is what is there.
+        let _turn = self.lock()?;
+        let dir = self.staging().join(format!("{PREFIX}{}", image.hex()));
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        let lock = File::open(&dir)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(e)) => return Err(e),
+        }
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir.join(TEMPLATE))?;
+        Ok(Some(Staging { dir, _lock: lock }))
+    }
+
+    fn published(&self) -> io::Result<Vec<(String, Manifest)>> {
+        let mut published = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let name = entry?.file_name();
+            let Some(digest) = name.to_str().map(|n| n.replacen("sha256-", "sha256:", 1)) else { continue };
+            if manifest::directory(&digest).is_some()
+                && let Ok(manifest) = self.manifest(&digest)
+            {
+                published.push((digest, manifest));
+            }
+        }
+        Ok(published)
+    }
+
+    fn find_pulled(&self, image: &Origin, new: &NewTemplate) -> Result<Option<Template>> {
+        for (digest, manifest) in self.published().map_err(Error::internal)? {
+            if manifest.image.as_ref() != Some(image) {
+                continue;
+            }
+            let place = self.place(&digest)?;
+            let there = |part: Part| place.join(part.name());
+            let asked = NewTemplate {
+                disk: there(Part::Disk),
+                config: Some(there(Part::Config)),
+                nvram: Some(there(Part::Nvram)),
+                ..new.clone()
+            };
+            // One that is damaged counts as absent, and is mended when it is published again.
+            let Ok(checked) = check::check(&asked) else { continue };
+            let mut files = BTreeMap::new();
+            for source in &checked.sources {
+                let name = source.part.name();
+                let entry = match manifest.files.get(name) {
+                    Some(entry) if matches!(source.part, Part::Disk | Part::Config | Part::Nvram) => entry.clone(),
+                    _ => whole(&source.file).map_err(Error::internal)?,
+                };
+                files.insert(name.to_owned(), entry);
+            }
+            if describe(&asked, checked, manifest.disk_virtual_bytes, manifest.image.clone(), files) != manifest
+                || self.load(&digest, &new.name).is_err()
+            {
+                continue;
+            }
+            let _turn = self.lock().map_err(storage)?;
+            self.may_name(&new.name, &digest, Some(image))?;
+            let Ok(template) = self.load(&digest, &new.name) else { continue };
+            self.point(&new.name, &digest).map_err(storage)?;
+            return Ok(Some(template));
+        }
+        Ok(None)
+    }
+
+    fn known_pieces(&self) -> io::Result<KnownPieces> {
+        let mut known = KnownPieces::new();
+        for (digest, manifest) in self.published()? {
+            let Some(FileEntry::Pieces { pieces, .. }) = manifest.files.get(Part::Disk.name()) else { continue };
+            let Ok(place) = self.place(&digest) else { continue };
+            let mut offset = 0;
+            for piece in pieces {
+                if let Ok(content) = format!("sha256:{}", piece.sha256).parse() {
+                    let disk = place.join(Part::Disk.name());
+                    known.entry((content, piece.size)).or_insert(Known { disk, offset });
+                }
+                offset += piece.size;
+            }
+        }
+        Ok(known)
+    }
+
+    fn publish_pulled(
+        &self,
+        staging: &Staging,
+        image: Origin,
+        new: &NewTemplate,
+        there: BTreeMap<String, FileEntry>,
+    ) -> Result<Template> {
+        let checked = check::check(new)?;
+        let dir = staging.dir.join(TEMPLATE);
+        // Whatever a publishing that was interrupted had made.
+        for entry in fs::read_dir(&dir).map_err(storage)? {
+            let entry = entry.map_err(storage)?;
+            if !entry.file_name().to_str().is_some_and(|name| there.contains_key(name)) {
+                fs::remove_file(entry.path()).map_err(storage)?;
+            }
+        }
+        for name in there.keys() {
+            let file = File::open(dir.join(name)).map_err(storage)?;
+            file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(storage)?;
+            file.sync_all().map_err(storage)?;
+        }
+        let (files, disk_virtual_bytes) = take_in(&checked, &dir, there)?;
+        let manifest = describe(new, checked, disk_virtual_bytes, Some(image), files);
+        let bytes = manifest.to_bytes().map_err(Error::internal)?;
+        write_synced(&dir.join(manifest::FILE_NAME), &bytes).map_err(storage)?;
+        sync_dir(&dir).map_err(storage)?;
+        let _turn = self.lock().map_err(storage)?;
+        let (template, _) = self.publish(&dir, &manifest::digest(&bytes), &new.name, manifest.image.as_ref())?;
+        if let Err(e) = fs::remove_dir_all(&staging.dir) {
+            tracing::warn!(path = %staging.dir.display(), error = %e, "what a pull left cannot be removed");
+        }
+        Ok(template)
+    }
+}
+
+/// Of a key or a password: small, and checked to be so.
+fn whole(mut file: &File) -> io::Result<FileEntry> {
+    let mut content = secrecy::zeroize::Zeroizing::new(Vec::new());
+    file.seek(SeekFrom::Start(0))?;
+    file.read_to_end(&mut content)?;
+    Ok(FileEntry::Whole { sha256: import::sha256(&content), size: content.len() as u64 })
+}

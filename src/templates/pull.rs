@@ -1,0 +1,463 @@
+//! Pulling: an image from a registry becomes a template of the catalog.
+//!
+//! The reference is resolved to a digest once, and all that follows is about that digest. Each piece of the disk is planned
+//! (here already, all zeros, or to be fetched), several are under way at a time, and each is verified before it counts. What
+//! was verified survives a crash; nothing can be seen of a template until all of it is there.
+//!
+//! ```text
+//! pull        who pulls what, once for all who ask for it
+//!   plan      where each piece of the disk comes from
+//!   layer     one layer, verified, to its place
+//!     sparse  writing with holes
+//!   journal   what is verified and on disk
+//!   progress  how far it is
+//! ```
+
+mod journal;
+mod layer;
+mod plan;
+mod progress;
+mod sparse;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{self, OpenOptions},
+    io,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use tokio::{
+    sync::watch,
+    task::{AbortHandle, JoinSet},
+};
+
+pub use self::progress::Progress;
+use self::{
+    journal::Journal,
+    layer::{LayerError, Site},
+    plan::Source,
+    progress::Meter,
+};
+use super::{
+    Catalog, NewTemplate,
+    catalog::pulled::{KnownPieces, Staging},
+    check::{self, Part},
+    manifest::{FileEntry, Origin, Piece},
+    oci::{Digest, Image, Reference, manifest, manifest::Chunk},
+    registry::{self, Client, RegistryError, credentials::CredentialSource},
+};
+use crate::domain::{Budgets, Handover, Template};
+
+/// How often it is looked whether another process is done with the same image.
+const OTHERS: Duration = Duration::from_millis(250);
+
+/// Left free on the file system beside what the image takes.
+const SPARE: u64 = 64 << 20;
+
+/// What is pulled, and what the template is to be. What is `None` and not a file is taken from the VM's configuration in the
+/// image, else it has its usual value.
+#[derive(Clone, Debug)]
+pub struct PullRequest {
+    pub image: Reference,
+    /// May be the name of a template that was pulled from the same repository, and then points at the new one.
+    pub name: String,
+    pub cpus: Option<u32>,
+    pub memory_mib: Option<u32>,
+    pub handover: Option<Handover>,
+    pub user: Option<String>,
+    pub ssh_key: Option<PathBuf>,
+    pub ssh_password: Option<PathBuf>,
+    pub budgets: Budgets,
+}
+
+impl PullRequest {
+    /// With usual values.
+    pub fn new(image: Reference, name: impl Into<String>) -> PullRequest {
+        PullRequest {
+            image,
+            name: name.into(),
+            cpus: None,
+            memory_mib: None,
+            handover: None,
+            user: None,
+            ssh_key: None,
+            ssh_password: None,
+            budgets: Budgets::default(),
+        }
+    }
+
+    fn template(&self) -> NewTemplate {
+        NewTemplate {
+            cpus: self.cpus,
+            memory_mib: self.memory_mib,
+            handover: self.handover,
+            user: self.user.clone(),
+            ssh_key: self.ssh_key.clone(),
+            ssh_password: self.ssh_password.clone(),
+            budgets: self.budgets.clone(),
+            ..NewTemplate::of_disk(self.name.clone(), PathBuf::new())
+        }
+    }
+}
+
+/// Why an image did not become a template. Nothing of it can be seen; what was verified is kept for the next pull.
+#[derive(Debug, thiserror::Error)]
+pub enum PullError {
+    #[error(transparent)]
+    Template(#[from] crate::domain::Error),
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error("{image} cannot be pulled: {error}")]
+    Manifest { image: Reference, error: manifest::ManifestError },
+    #[error("{image} cannot be pulled: layer {layer}{place}: {what}", place = place(*offset))]
+    Layer { image: Reference, layer: usize, offset: Option<u64>, what: String },
+    #[error("{image} cannot be pulled: it takes up to {needed} bytes and {available} are free where the templates are")]
+    Space { image: Reference, needed: u64, available: u64 },
+    #[error("the image cannot be put together: {0}")]
+    Storage(#[from] io::Error),
+    /// Of the process, and not of the image.
+    #[error("the pull ended without a result")]
+    Lost,
+}
+
+fn place(offset: Option<u64>) -> String {
+    offset.map(|at| format!(" (the disk from byte {at} on)")).unwrap_or_default()
+}
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub registry: registry::Options,
+    /// Layers that are under way at the same time. Beyond four there is nothing to gain.
+    pub concurrency: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { registry: registry::Options::default(), concurrency: 4 }
+    }
+}
+
+/// Pulls images into one catalog. Of those who pull the same image at the same time, one does the work; it ends when nobody
+/// waits for it any more.
+#[derive(Clone)]
+pub struct Puller {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    catalog: Catalog,
+    settings: Settings,
+    credentials: Arc<dyn CredentialSource>,
+    running: Mutex<HashMap<Digest, Weak<Running>>>,
+}
+
+type Outcome = Option<Result<(), Arc<PullError>>>;
+
+/// A pull under way. Dropped by the last who waits for it.
+struct Running {
+    outcome: watch::Receiver<Outcome>,
+    progress: watch::Receiver<Progress>,
+    task: AbortHandle,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Puller {
+    pub fn new(catalog: Catalog, settings: Settings, credentials: Arc<dyn CredentialSource>) -> Puller {
+        Puller { shared: Arc::new(Shared { catalog, settings, credentials, running: Mutex::default() }) }
+    }
+
+    /// Pulls an image, unless it is here, and gives it its name. Dropping the future ends the pull, unless others wait for it,
+    /// too; the next one goes on where it stopped.
+    pub async fn pull(
+        &self,
+        request: &PullRequest,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<Template, Arc<PullError>> {
+        let repository = format!("{}/{}", request.image.registry(), request.image.repository());
+        let origin = |digest: Digest| Origin { repository: repository.clone(), digest: digest.to_string() };
+        let failed = |e: crate::domain::Error| Arc::new(PullError::from(e));
+        let catalog = &self.shared.catalog;
+        let nothing_yet = Digest::of(b"");
+        catalog
+            .may_pull(origin(request.image.digest().unwrap_or(nothing_yet)), request.name.clone())
+            .await
+            .map_err(failed)?;
+        // What a digest names does not change, so there is nothing to ask the registry for.
+        if let Some(digest) = request.image.digest()
+            && let Some(template) = catalog.find_pulled(origin(digest), request.template()).await.map_err(failed)?
+        {
+            return Ok(template);
+        }
+        let settings = &self.shared.settings.registry;
+        let client = Client::new(&request.image, settings, self.shared.credentials.clone());
+        let client = Arc::new(client.map_err(|e| Arc::new(e.into()))?);
+        let raw = client.manifest(&request.image).await.map_err(|e| Arc::new(e.into()))?;
+        let image = manifest::parse(&raw.bytes, raw.content_type.as_deref())
+            .map_err(|error| Arc::new(PullError::Manifest { image: request.image.clone(), error }))?;
+        let digest = raw.digest;
+        loop {
+            if let Some(template) = catalog.find_pulled(origin(digest), request.template()).await.map_err(failed)? {
+                return Ok(template);
+            }
+            let (running, ours) = self.join(digest, || Job {
+                shared: self.shared.clone(),
+                request: request.clone(),
+                reference: request.image.pinned(digest),
+                digest,
+                origin: origin(digest),
+                image: image.clone(),
+                client: client.clone(),
+            });
+            running.wait(progress).await?;
+            drop(running);
+            // Another one's pull may have made a template with other settings: all its pieces are here now.
+            if ours {
+                let found = catalog.find_pulled(origin(digest), request.template()).await.map_err(failed)?;
+                return found.ok_or_else(|| Arc::new(PullError::Lost));
+            }
+        }
+    }
+
+    /// The pull of this digest that is under way, or a new one. Says whether it is new.
+    fn join(&self, digest: Digest, job: impl FnOnce() -> Job) -> (Arc<Running>, bool) {
+        let mut all = self.shared.running.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, running| running.strong_count() > 0);
+        // One that has ended tells what was, and not what is to be done now.
+        if let Some(running) = all.get(&digest).and_then(Weak::upgrade)
+            && running.outcome.borrow().is_none()
+        {
+            return (running, false);
+        }
+        let job = job();
+        let (outcome_to, outcome) = watch::channel(None);
+        let (progress_to, progress) = watch::channel(Progress::default());
+        let task = tokio::spawn(async move {
+            let outcome = job.run(Meter::new(progress_to)).await.map_err(Arc::new);
+            outcome_to.send_replace(Some(outcome));
+        });
+        let running = Arc::new(Running { outcome, progress, task: task.abort_handle() });
+        all.insert(digest, Arc::downgrade(&running));
+        (running, true)
+    }
+}
+
+impl Running {
+    async fn wait(&self, to: &watch::Sender<Progress>) -> Result<(), Arc<PullError>> {
+        let (mut outcome, mut progress) = (self.outcome.clone(), self.progress.clone());
+        let forward = async {
+            loop {
+                let now = progress.borrow_and_update().clone();
+                to.send_replace(now);
+                if progress.changed().await.is_err() {
+                    // No more will come of it, but the outcome.
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let ended = async {
+            match outcome.wait_for(Option::is_some).await {
+                Ok(outcome) => outcome.clone().unwrap_or_else(|| Err(Arc::new(PullError::Lost))),
+                Err(_) => Err(Arc::new(PullError::Lost)),
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = ended => outcome,
+            () = forward => Err(Arc::new(PullError::Lost)),
+        };
+        to.send_replace(self.progress.borrow().clone());
+        outcome
+    }
+}
+
+/// One pull, of one digest.
+struct Job {
+    shared: Arc<Shared>,
+    request: PullRequest,
+    /// By digest, for messages.
+    reference: Reference,
+    digest: Digest,
+    origin: Origin,
+    image: Image,
+    client: Arc<Client>,
+}
+
+impl Job {
+    async fn run(self, meter: Meter) -> Result<(), PullError> {
+        let catalog = &self.shared.catalog;
+        let staging = loop {
+            if let Some(staging) = catalog.staging(self.digest).await? {
+                break Arc::new(staging);
+            }
+            tokio::time::sleep(OTHERS).await;
+        };
+        let template = NewTemplate {
+            disk: staging.part(Part::Disk),
+            config: Some(staging.part(Part::Config)),
+            nvram: Some(staging.part(Part::Nvram)),
+            ..self.request.template()
+        };
+        // Whoever we waited for may have made it.
+        if catalog.find_pulled(self.origin.clone(), template.clone()).await?.is_some() {
+            return Ok(());
+        }
+        let known = catalog.known_pieces().await?;
+        let image = &self.image;
+        let prepared = {
+            let (staging, image) = (staging.clone(), image.clone());
+            tokio::task::spawn_blocking(move || prepare(&staging, &image, &known)).await.map_err(io::Error::other)??
+        };
+        let Prepared { disk, blank, journal, plan, small } = prepared;
+        self.enough_space(&plan, &staging)?;
+        self.announce(&meter, &plan, &small);
+        let site =
+            Arc::new(Site { client: self.client.clone(), disk, blank, journal, meter, _staging: staging.clone() });
+        for (layer, part) in small {
+            let blob = if part == Part::Config { image.config } else { image.nvram };
+            let fetched = site.fetch_file(layer, blob, staging.part(part)).await;
+            fetched.map_err(|e| self.failed(layer, None, e))?;
+        }
+        // The settings and the VM's configuration are what is wrong most often: now, and not fifty gigabytes later.
+        let checked = template.clone();
+        tokio::task::spawn_blocking(move || check::check(&checked)).await.map_err(io::Error::other)??;
+        self.chunks(&site, plan).await?;
+        catalog.publish_pulled(staging, self.origin.clone(), template, self.files()).await?;
+        Ok(())
+    }
+
+    async fn chunks(&self, site: &Arc<Site>, plan: Vec<(Chunk, Source)>) -> Result<(), PullError> {
+        let (twins, others): (Vec<_>, Vec<_>) =
+            plan.into_iter().partition(|(_, source)| matches!(source, Source::Twin { .. }));
+        // What is copied from this disk has to be there first.
+        for round in [others, twins] {
+            let mut tasks = JoinSet::new();
+            let mut waiting = round.into_iter();
+            loop {
+                while tasks.len() < self.shared.settings.concurrency.max(1)
+                    && let Some((chunk, source)) = waiting.next()
+                {
+                    let site = site.clone();
+                    tasks.spawn(async move { (chunk, obtain(&site, chunk, source).await) });
+                }
+                match tasks.join_next().await {
+                    None => break,
+                    Some(Ok((_, Ok(())))) => {}
+                    // The others are ended by dropping them. What they have finished is in the journal.
+                    Some(Ok((chunk, Err(error)))) => return Err(self.failed(chunk.layer, Some(chunk.offset), error)),
+                    Some(Err(e)) => return Err(io::Error::other(e).into()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn failed(&self, layer: usize, offset: Option<u64>, error: LayerError) -> PullError {
+        PullError::Layer { image: self.reference.clone(), layer, offset, what: error.to_string() }
+    }
+
+    fn announce(&self, meter: &Meter, plan: &[(Chunk, Source)], small: &[(usize, Part)]) {
+        let fetched = plan.iter().filter(|(_, source)| *source == Source::Registry).map(|(chunk, _)| chunk.blob.size);
+        let small = small.iter().map(|(_, part)| match part {
+            Part::Config => self.image.config.size,
+            _ => self.image.nvram.size,
+        });
+        let done = plan.iter().filter(|(_, source)| matches!(source, Source::Done | Source::Zeros)).count();
+        meter.planned(fetched.chain(small).sum(), done, plan.len());
+    }
+
+    fn enough_space(&self, plan: &[(Chunk, Source)], staging: &Staging) -> Result<(), PullError> {
+        let written = plan.iter().filter(|(_, source)| !matches!(source, Source::Done | Source::Zeros));
+        let needed = written.map(|(chunk, _)| chunk.content.size).sum::<u64>() + self.image.nvram.size + SPARE;
+        let stat = rustix::fs::statvfs(&staging.journal()).map_err(io::Error::from)?;
+        let available = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if needed > available {
+            return Err(PullError::Space { image: self.reference.clone(), needed, available });
+        }
+        Ok(())
+    }
+
+    /// Of the template's files, those that came from the registry.
+    fn files(&self) -> BTreeMap<String, FileEntry> {
+        let Image { config, chunks, nvram, .. } = &self.image;
+        let pieces = chunks.iter().map(|c| Piece { sha256: c.content.digest.hex(), size: c.content.size }).collect();
+        let whole = |blob: &manifest::Blob| FileEntry::Whole { sha256: blob.digest.hex(), size: blob.size };
+        [(Part::Disk, FileEntry::in_pieces(pieces)), (Part::Config, whole(config)), (Part::Nvram, whole(nvram))]
+            .map(|(part, entry)| (part.name().to_owned(), entry))
+            .into()
+    }
+}
+
+async fn obtain(site: &Arc<Site>, chunk: Chunk, source: Source) -> Result<(), LayerError> {
+    let here = match source {
+        Source::Done | Source::Zeros => return Ok(()),
+        Source::Registry => {
+            site.fetch_chunk(chunk).await?;
+            true
+        }
+        Source::Known(known) => site.copy(chunk, Some(known.disk), known.offset).await?,
+        Source::Twin { offset } => site.copy(chunk, None, offset).await?,
+    };
+    if !here {
+        tracing::warn!(image.layer = chunk.layer, "a chunk is not what its template's manifest says, and is fetched");
+        site.meter.also(chunk.blob.size);
+        site.fetch_again(chunk).await?;
+    }
+    site.meter.chunk_done();
+    Ok(())
+}
+
+struct Prepared {
+    disk: fs::File,
+    blank: bool,
+    journal: Journal,
+    plan: Vec<(Chunk, Source)>,
+    /// The layers that are files of their own, where they are not here yet.
+    small: Vec<(usize, Part)>,
+}
+
+fn prepare(staging: &Staging, image: &Image, known: &KnownPieces) -> io::Result<Prepared> {
+    let last = image.chunks.len() + 1;
+    let mut contents = vec![image.config.digest];
+    contents.extend(image.chunks.iter().map(|c| c.content.digest));
+    contents.push(image.nvram.digest);
+    let (journal, mut done) = Journal::open(&staging.journal(), &contents)?;
+    let small = [(0, Part::Config, image.config.size), (last, Part::Nvram, image.nvram.size)];
+    let there = |part, size| fs::metadata(staging.part(part)).is_ok_and(|m| m.len() == size);
+    for (layer, part, size) in small {
+        if !there(part, size) {
+            done.remove(&layer);
+        }
+    }
+    let path = staging.part(Part::Disk);
+    // A disk of another size is not the one that the journal is about.
+    if !there(Part::Disk, image.disk_size) {
+        done.retain(|layer| [0, last].contains(layer));
+        remove(&path)?;
+    }
+    let blank = !path.exists();
+    if !blank {
+        // A publishing that did not come to its end has made it read-only.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+    }
+    let disk = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+    disk.set_len(image.disk_size)?;
+    disk.sync_all()?;
+    let small = small.into_iter().filter(|(layer, ..)| !done.contains(layer)).map(|(layer, part, _)| (layer, part));
+    let small = small.collect();
+    let plan = plan::plan(image, &done, known);
+    Ok(Prepared { disk, blank, journal, plan, small })
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,271 @@
+//! One layer of an image, from wherever it is, verified, onto the disk and into the journal.
+//!
+//! Pieces go from the network through a short queue to a thread that hashes, decodes and writes them, so that a slow disk slows
+//! the network down and memory stays bounded. The thread, not its caller, notes the layer in the journal: it may be the only
+//! one left when a pull is dropped.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    os::unix::fs::FileExt as _,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc;
+
+use super::{journal::Journal, progress::Meter, sparse};
+use crate::templates::{
+    catalog::pulled::Staging,
+    oci::{
+        Digest,
+        lz4::{DecodeError, Decoder},
+        manifest::{Blob, Chunk},
+    },
+    registry::{
+        Client, RegistryError,
+        client::{FetchError, Piece},
+    },
+};
+
+/// Between the network and the thread, for each layer that is under way. A piece has at most some hundred kilobytes.
+const QUEUE: usize = 8;
+
+/// How often a layer may arrive whole and be another one than was asked for.
+const ATTEMPTS: usize = 2;
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LayerError {
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error("{error}, after {received} of its bytes")]
+    Interrupted { error: RegistryError, received: u64 },
+    #[error("{0}")]
+    Content(String),
+    #[error("cannot be written: {0}")]
+    Storage(#[from] io::Error),
+}
+
+impl From<DecodeError> for LayerError {
+    fn from(error: DecodeError) -> Self {
+        match error {
+            DecodeError::Write(error) => LayerError::Storage(error),
+            other => LayerError::Content(other.to_string()),
+        }
+    }
+}
+
+/// What all layers of a pull share.
+pub(super) struct Site {
+    pub client: Arc<Client>,
+    pub disk: File,
+    /// Nothing was written to the disk before this pull.
+    pub blank: bool,
+    pub journal: Journal,
+    pub meter: Meter,
+    /// Held by whoever writes, so that nobody else begins before the last one has ended.
+    pub _staging: Arc<Staging>,
+}
+
+/// Where a layer's content goes.
+#[derive(Clone)]
+enum Target {
+    File(PathBuf),
+    Disk { offset: u64, content: Blob, blank: bool },
+}
+
+impl Site {
+    pub async fn fetch_file(self: &Arc<Self>, layer: usize, blob: Blob, path: PathBuf) -> Result<(), LayerError> {
+        self.fetch(layer, blob, |_| Target::File(path.clone())).await
+    }
+
+    pub async fn fetch_chunk(self: &Arc<Self>, chunk: Chunk) -> Result<(), LayerError> {
+        let target = |first| Target::Disk { offset: chunk.offset, content: chunk.content, blank: self.blank && first };
+        self.fetch(chunk.layer, chunk.blob, target).await
+    }
+
+    /// After something was written to the chunk's place that did not belong there.
+    pub async fn fetch_again(self: &Arc<Self>, chunk: Chunk) -> Result<(), LayerError> {
+        let target = |_| Target::Disk { offset: chunk.offset, content: chunk.content, blank: false };
+        self.fetch(chunk.layer, chunk.blob, target).await
+    }
+
+    async fn fetch(
+        self: &Arc<Self>,
+        layer: usize,
+        blob: Blob,
+        target: impl Fn(bool) -> Target,
+    ) -> Result<(), LayerError> {
+        let mut attempt = 1;
+        loop {
+            let (to, pieces) = mpsc::channel(QUEUE);
+            let (site, target) = (self.clone(), target(attempt == 1));
+            let worker = tokio::task::spawn_blocking(move || site.receive(layer, blob, target, pieces));
+            let fetched = self.client.fetch(blob, &to).await;
+            drop(to);
+            let (received, kept) = worker.await.map_err(io::Error::other)?;
+            if kept.is_err() {
+                self.meter.lost(received);
+            }
+            let error = match (fetched, kept) {
+                (_, Ok(())) => return Ok(()),
+                // The thread then saw the end too early, and says no more than that.
+                (Err(FetchError::Registry { error, received: 0 }), Err(_)) => return Err(error.into()),
+                (Err(FetchError::Registry { error, received }), Err(_)) => {
+                    return Err(LayerError::Interrupted { error, received });
+                }
+                (Ok(()) | Err(FetchError::ReceiverGone), Err(error)) => error,
+            };
+            if attempt == ATTEMPTS || matches!(error, LayerError::Storage(_)) {
+                return Err(error);
+            }
+            tracing::warn!(image.layer = layer, %error, "a layer is fetched again");
+            attempt += 1;
+        }
+    }
+
+    /// Takes a blob's bytes to their place. Gives how many there were, and whether they are what was wanted.
+    fn receive(
+        &self,
+        layer: usize,
+        blob: Blob,
+        target: Target,
+        mut pieces: mpsc::Receiver<Piece>,
+    ) -> (u64, Result<(), LayerError>) {
+        let mut received = 0;
+        let mut next = || {
+            let piece = pieces.blocking_recv()?;
+            received += piece.len() as u64;
+            self.meter.received(piece.len() as u64);
+            Some(piece)
+        };
+        let kept = match target {
+            Target::File(path) => self.receive_file(layer, blob, path, &mut next),
+            Target::Disk { offset, content, blank } => {
+                self.receive_chunk(layer, blob, offset, content, blank, &mut next)
+            }
+        };
+        (received, kept)
+    }
+
+    fn receive_file(
+        &self,
+        layer: usize,
+        blob: Blob,
+        path: PathBuf,
+        next: &mut dyn FnMut() -> Option<Piece>,
+    ) -> Result<(), LayerError> {
+        // One that a publishing which did not come to its end has made read-only.
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
+            _ => {}
+        }
+        let mut file = File::create_new(&path)?;
+        let mut hasher = Hasher::default();
+        while let Some(piece) = next() {
+            hasher.update(&piece);
+            file.write_all(&piece)?;
+        }
+        hasher.verify("the blob", blob)?;
+        file.sync_all()?;
+        self.journal.note(layer, blob.digest)?;
+        Ok(())
+    }
+
+    fn receive_chunk(
+        &self,
+        layer: usize,
+        blob: Blob,
+        offset: u64,
+        content: Blob,
+        blank: bool,
+        next: &mut dyn FnMut() -> Option<Piece>,
+    ) -> Result<(), LayerError> {
+        let (mut compressed, mut plain) = (Hasher::default(), Hasher::default());
+        let mut writer = sparse::Writer::new(&self.disk, offset, content.size, blank);
+        let mut decoder = Decoder::new(content.size);
+        while let Some(piece) = next() {
+            compressed.update(&piece);
+            decoder.push(&piece, &mut |bytes| {
+                plain.update(bytes);
+                writer.write(bytes)
+            })?;
+        }
+        compressed.verify("the blob", blob)?;
+        decoder.finish()?;
+        plain.verify("what it unpacks to", content)?;
+        writer.flush()?;
+        self.keep(layer, content)
+    }
+
+    /// Takes a chunk from a disk that is here: another template's, or this one's at another place. False: it is not there.
+    pub async fn copy(self: &Arc<Self>, chunk: Chunk, from: Option<PathBuf>, at: u64) -> Result<bool, LayerError> {
+        let site = self.clone();
+        tokio::task::spawn_blocking(move || site.copy_blocking(chunk, from, at)).await.map_err(io::Error::other)?
+    }
+
+    fn copy_blocking(&self, chunk: Chunk, from: Option<PathBuf>, at: u64) -> Result<bool, LayerError> {
+        let other;
+        let from = match from {
+            Some(path) => match File::open(&path) {
+                // Whoever removes a template while it is read waits for the lock to be gone.
+                Ok(file) if file.try_lock_shared().is_ok() => {
+                    other = file;
+                    &other
+                }
+                _ => return Ok(false),
+            },
+            None => &self.disk,
+        };
+        let mut hasher = Hasher::default();
+        let mut writer = sparse::Writer::new(&self.disk, chunk.offset, chunk.content.size, self.blank);
+        let mut buffer = vec![0; 1 << 20];
+        while hasher.size < chunk.content.size {
+            let n = (chunk.content.size - hasher.size).min(buffer.len() as u64) as usize;
+            if from.read_exact_at(&mut buffer[..n], at + hasher.size).is_err() {
+                return Ok(false);
+            }
+            hasher.update(&buffer[..n]);
+            writer.write(&buffer[..n])?;
+        }
+        if hasher.verify("the copy", chunk.content).is_err() {
+            return Ok(false);
+        }
+        writer.flush()?;
+        self.keep(chunk.layer, chunk.content)?;
+        Ok(true)
+    }
+
+    fn keep(&self, layer: usize, content: Blob) -> Result<(), LayerError> {
+        // In this order: a line in the journal without its bytes would be believed.
+        self.disk.sync_data()?;
+        self.journal.note(layer, content.digest)?;
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Hasher {
+    hasher: Sha256,
+    size: u64,
+}
+
+impl Hasher {
+    fn update(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+        self.size += bytes.len() as u64;
+    }
+
+    fn verify(self, what: &str, expected: Blob) -> Result<(), LayerError> {
+        let Blob { digest, size } = expected;
+        if self.size != size {
+            return Err(LayerError::Content(format!("{what} has {} bytes, expected {size}", self.size)));
+        }
+        let found = Digest::finish(self.hasher);
+        if found != digest {
+            return Err(LayerError::Content(format!("{what} has the digest {found}, expected {digest}")));
+        }
+        Ok(())
+    }
+}

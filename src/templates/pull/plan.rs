@@ -1,0 +1,118 @@
+//! Where each piece of a disk comes from.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::templates::{
+    catalog::pulled::{Known, KnownPieces},
+    oci::{Digest, Image, manifest::Chunk},
+};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// An earlier, interrupted pull has put it in its place.
+    Done,
+    /// All zeros, which a new file holds anyway.
+    Zeros,
+    /// A template in the catalog has it.
+    Known(Known),
+    /// The registry.
+    Registry,
+    /// The same bytes come to this place of the same disk first.
+    Twin { offset: u64 },
+}
+
+/// One source for each chunk, in their order. Hashes, so it may take a moment.
+pub(super) fn plan(image: &Image, done: &BTreeSet<usize>, known: &KnownPieces) -> Vec<(Chunk, Source)> {
+    let mut zeros = BTreeMap::new();
+    let mut first: HashMap<(Digest, u64), u64> = HashMap::new();
+    let source = |chunk: &Chunk| {
+        let content = (chunk.content.digest, chunk.content.size);
+        if done.contains(&chunk.layer) {
+            first.entry(content).or_insert(chunk.offset);
+            return Source::Done;
+        }
+        if may_be_zeros(chunk) && *zeros.entry(chunk.content.size).or_insert_with_key(|&n| of_zeros(n)) == content.0 {
+            return Source::Zeros;
+        }
+        if let Some(known) = known.get(&content) {
+            return Source::Known(known.clone());
+        }
+        match first.get(&content) {
+            Some(&offset) => Source::Twin { offset },
+            None => {
+                first.insert(content, chunk.offset);
+                Source::Registry
+            }
+        }
+    };
+    let sources: Vec<Source> = image.chunks.iter().map(source).collect();
+    image.chunks.iter().copied().zip(sources).collect()
+}
+
+/// Zeros shrink to less than this in any encoding, and the digest of many gigabytes of zeros takes seconds: it is not made for
+/// pieces that cannot be zeros.
+fn may_be_zeros(chunk: &Chunk) -> bool {
+    chunk.blob.size <= chunk.content.size / 64 + 4096
+}
+
+fn of_zeros(size: u64) -> Digest {
+    let zeros = [0; 64 << 10];
+    let mut hasher = Sha256::new();
+    let mut left = size;
+    while left > 0 {
+        let n = left.min(zeros.len() as u64);
+        hasher.update(&zeros[..n as usize]);
+        left -= n;
+    }
+    Digest::finish(hasher)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::templates::oci::manifest::Blob;
+
+    fn chunk(layer: usize, offset: u64, content: &[u8]) -> Chunk {
+        let size = content.len() as u64;
+        let blob = Blob { digest: Digest::of(&[content, b"blob"].concat()), size };
+        Chunk { layer, blob, offset, content: Blob { digest: Digest::of(content), size } }
+    }
+
+    #[test]
+    fn each_piece_comes_from_the_nearest_place() {
+        let config = Blob { digest: Digest::of(b""), size: 1 };
+        let chunks = vec![
+            chunk(1, 0, b"done"),
+            chunk(2, 4, &[0; 100]),
+            chunk(3, 104, b"known"),
+            chunk(4, 109, b"new"),
+            chunk(5, 112, b"new"),
+            chunk(6, 115, b"done"),
+        ];
+        let image = Image { config, nvram: config, disk_size: 119, chunks };
+        let there = Known { disk: "/templates/a/disk".into(), offset: 7 };
+        let known = KnownPieces::from([((Digest::of(b"known"), 5), there.clone())]);
+        let sources: Vec<Source> =
+            plan(&image, &BTreeSet::from([1]), &known).into_iter().map(|(_, source)| source).collect();
+        assert_eq!(
+            sources,
+            [
+                Source::Done,
+                Source::Zeros,
+                Source::Known(there),
+                Source::Registry,
+                Source::Twin { offset: 109 },
+                Source::Twin { offset: 0 },
+            ]
+        );
+    }
+
+    #[test]
+    fn zeros_are_known_by_their_digest() {
+        let known = "sha256:9acca8e8c22201155389f65abbf6bc9723edc7384ead80503839f49dcc56d767";
+        assert_eq!(of_zeros(512 << 20).to_string(), known);
+        assert_eq!(of_zeros(5), Digest::of(&[0; 5]));
+    }
+}

@@ -1,0 +1,444 @@
+//! Manifests and blobs of one repository, over any number of interruptions.
+//!
+//! Nothing that arrives is believed: a manifest is held against its digest here, a blob by whoever takes its pieces. What is
+//! promised of a blob is that its bytes come in order, each once, and are as many as were asked for.
+
+use std::{fmt, fs, path::PathBuf, sync::Arc, time::Duration};
+
+use reqwest::{
+    Response, StatusCode, Url,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, RANGE},
+    redirect,
+};
+use tokio::sync::mpsc;
+
+use super::{
+    RegistryError, Retry,
+    auth::Authorizer,
+    credentials::CredentialSource,
+    retry::{Failure, verdict},
+};
+use crate::templates::oci::{
+    Digest, Reference,
+    manifest::{self, Blob},
+};
+
+/// What hyper gives of a body at a time. Bytes.
+pub type Piece = bytes::Bytes;
+
+/// With that much more of a blob, an attempt was not for nothing. The number of attempts is bounded by the blob's size.
+const HEADWAY: u64 = 1 << 20;
+
+/// How often one request may be refused for its credentials. One more than the two that a new token and a new credential take,
+/// for the token that expired while it was on its way.
+const REFUSALS: usize = 3;
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// PEM certificates of authorities that are trusted besides the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Speak plain HTTP. Refused for registries that are not on this host, unless `plain_http_anywhere`.
+    pub plain_http: bool,
+    pub plain_http_anywhere: bool,
+    pub connect_timeout: Duration,
+    /// For the answer to begin, and between two pieces of it.
+    pub idle_timeout: Duration,
+    pub retry: Retry,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            ca_file: None,
+            plain_http: false,
+            plain_http_anywhere: false,
+            connect_timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(60),
+            retry: Retry::default(),
+        }
+    }
+}
+
+/// A manifest as it was stored: its digest is of these bytes.
+#[derive(Clone, Debug)]
+pub struct RawManifest {
+    pub bytes: Vec<u8>,
+    pub digest: Digest,
+    pub content_type: Option<String>,
+}
+
+/// Why a blob did not arrive whole.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FetchError {
+    /// Nobody takes the pieces any more, and knows why.
+    #[error("the receiver of the blob is gone")]
+    ReceiverGone,
+    #[error("{error}, after {received} bytes")]
+    Registry { error: RegistryError, received: u64 },
+}
+
+pub struct Client {
+    http: reqwest::Client,
+    base: Url,
+    registry: String,
+    auth: Authorizer,
+    retry: Retry,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("base", &self.base.as_str()).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// For the repository of this reference. Reads the certificates, and connects to nothing.
+    pub fn new(
+        reference: &Reference,
+        options: &Options,
+        source: Arc<dyn CredentialSource>,
+    ) -> Result<Client, RegistryError> {
+        let registry = reference.registry().to_owned();
+        let settings = |what: String| RegistryError::Settings { registry: registry.clone(), what };
+        let host = registry.split(':').next().unwrap_or_default();
+        let local = is_loopback(host);
+        if options.plain_http && !local && !options.plain_http_anywhere {
+            let what = "plain HTTP would show passwords and take images from anybody, allow it expressly if it must be";
+            return Err(settings(what.into()));
+        }
+        let scheme = if options.plain_http { "http" } else { "https" };
+        let base = Url::parse(&format!("{scheme}://{registry}/v2/{}/", reference.repository()))
+            .map_err(|e| settings(e.to_string()))?;
+        let plain_http = options.plain_http;
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("mayfly/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(options.connect_timeout)
+            .read_timeout(options.idle_timeout)
+            // One connection per blob moves more than one for all of them.
+            .http1_only()
+            .referer(false)
+            .redirect(redirect::Policy::custom(move |attempt| {
+                // `Authorization` is dropped by reqwest where host or port change.
+                if attempt.previous().len() > 5 {
+                    attempt.error("too many redirects")
+                } else if attempt.url().scheme() != "https" && !plain_http {
+                    attempt.error("it redirects to an address that is not https")
+                } else {
+                    attempt.follow()
+                }
+            }));
+        if local {
+            // A proxy for the world outside knows nothing of this host.
+            builder = builder.no_proxy();
+        }
+        if let Some(path) = &options.ca_file {
+            let unusable = |e: String| settings(format!("the certificates in {}: {e}", path.display()));
+            let pem = fs::read(path).map_err(|e| unusable(e.kind().to_string()))?;
+            let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| unusable(e.to_string()))?;
+            if certificates.is_empty() {
+                return Err(unusable("there are none".into()));
+            }
+            for certificate in certificates {
+                builder = builder.add_root_certificate(certificate);
+            }
+        }
+        let http = builder.build().map_err(|e| settings(e.without_url().to_string()))?;
+        let plain_tokens = options.plain_http && options.plain_http_anywhere;
+        let auth = Authorizer::new(&registry, reference.repository(), plain_tokens, source);
+        Ok(Client { http, base, registry, auth, retry: options.retry })
+    }
+
+    /// The manifest that the reference names, verified where it names a digest.
+    pub async fn manifest(&self, reference: &Reference) -> Result<RawManifest, RegistryError> {
+        let mut pauses = self.retry.pauses();
+        loop {
+            match self.manifest_once(reference).await {
+                Ok(manifest) => return Ok(manifest),
+                Err(failure) => failure.pause(&mut pauses).await?,
+            }
+        }
+    }
+
+    async fn manifest_once(&self, reference: &Reference) -> Result<RawManifest, Failure> {
+        let what = format!("the manifest of {reference}");
+        let url = self.url(&format!("manifests/{}", reference.target()), &what)?;
+        let accepted = manifest::ACCEPTED.join(", ");
+        let response = self.get(&url, &[(ACCEPT, accepted)], &what).await?;
+        if response.status() != StatusCode::OK {
+            return Err(self.refused(response, &what).await);
+        }
+        let text = |name| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let content_type = text(CONTENT_TYPE.as_str());
+        let said_digest = text("docker-content-digest");
+        let body = bounded_body(response, manifest::LARGEST).await;
+        let bytes = body
+            .map_err(|e| Failure::again(describe(&self.registry, &what, e)))?
+            .ok_or_else(|| Failure::last(self.unusable(&what, format!("more than {} bytes", manifest::LARGEST))))?;
+        let digest = Digest::of(&bytes);
+        // A damaged one may arrive whole the next time.
+        if let Some(wanted) = reference.digest()
+            && wanted != digest
+        {
+            return Err(Failure::again(self.unusable(&what, format!("one with the digest {digest}"))));
+        }
+        if let Some(said) = said_digest
+            && said.starts_with("sha256:")
+            && said != digest.to_string()
+        {
+            let found = format!("one with the digest {digest}, while its header says {:.100}", said);
+            return Err(Failure::again(self.unusable(&what, found)));
+        }
+        Ok(RawManifest { bytes, digest, content_type })
+    }
+
+    /// Sends a blob's bytes, in order and each once. What was interrupted is gone on with where it stopped.
+    pub async fn fetch(&self, blob: Blob, to: &mpsc::Sender<Piece>) -> Result<(), FetchError> {
+        let mut pauses = self.retry.pauses();
+        let mut received = 0;
+        let mut headway = 0;
+        loop {
+            let failure = match self.fetch_once(blob, &mut received, to).await {
+                Ok(()) => return Ok(()),
+                Err(Interrupted::ReceiverGone) => return Err(FetchError::ReceiverGone),
+                Err(Interrupted::Failed(failure)) => failure,
+            };
+            if received - headway >= HEADWAY {
+                headway = received;
+                pauses = self.retry.pauses();
+            }
+            failure.pause(&mut pauses).await.map_err(|error| FetchError::Registry { error, received })?;
+        }
+    }
+
+    async fn fetch_once(&self, blob: Blob, received: &mut u64, to: &mpsc::Sender<Piece>) -> Result<(), Interrupted> {
+        let what = format!("the blob {}", blob.digest);
+        let url = self.url(&format!("blobs/{}", blob.digest), &what)?;
+        let start = *received;
+        let range = (start > 0).then(|| (RANGE, format!("bytes={start}-")));
+        let mut response = self.get(&url, range.as_slice(), &what).await?;
+        let begins = match (response.status(), start) {
+            // A server that knows no ranges begins at the beginning.
+            (StatusCode::OK, _) => 0,
+            (StatusCode::PARTIAL_CONTENT, 1..) => start,
+            _ => return Err(self.refused(response, &what).await.into()),
+        };
+        check_extent(response.status(), response.headers(), begins, blob.size)
+            .map_err(|found| Failure::again(self.unusable(&what, found)))?;
+        let mut at = begins;
+        loop {
+            let piece = response.chunk().await.map_err(|e| Failure::again(describe(&self.registry, &what, e)))?;
+            let Some(mut piece) = piece else { break };
+            let end = at + piece.len() as u64;
+            if end > blob.size {
+                let found = format!("more than the {} bytes it should have", blob.size);
+                return Err(Failure::again(self.unusable(&what, found)).into());
+            }
+            if end > *received {
+                let known = received.saturating_sub(at) as usize;
+                let new = piece.split_off(known);
+                *received = end;
+                to.send(new).await.map_err(|_| Interrupted::ReceiverGone)?;
+            } else if to.is_closed() {
+                return Err(Interrupted::ReceiverGone);
+            }
+            at = end;
+        }
+        if at < blob.size {
+            let found = format!("{at} of {} bytes and no more", blob.size);
+            return Err(Failure::again(self.unusable(&what, found)).into());
+        }
+        Ok(())
+    }
+
+    fn url(&self, path: &str, what: &str) -> Result<Url, Failure> {
+        self.base.join(path).map_err(|e| Failure::last(self.unusable(what, e.to_string())))
+    }
+
+    fn unusable(&self, what: &str, found: String) -> RegistryError {
+        RegistryError::Answer { registry: self.registry.clone(), what: what.to_owned(), found }
+    }
+
+    /// Gives whatever is answered, once the registry is content with who asks.
+    async fn get(
+        &self,
+        url: &Url,
+        headers: &[(reqwest::header::HeaderName, String)],
+        what: &str,
+    ) -> Result<Response, Failure> {
+        let mut refusals = 0;
+        loop {
+            let (generation, authorization) = self.auth.current().await;
+            let mut request = self.http.get(url.clone());
+            for (name, value) in headers {
+                request = request.header(name, value);
+            }
+            if let Some(authorization) = authorization {
+                request = request.header(AUTHORIZATION, authorization);
+            }
+            let response = request.send().await.map_err(|e| Failure::again(describe(&self.registry, what, e)))?;
+            // Who the registry sent us to has no say in where our credentials go.
+            let ours = response.url().origin() == self.base.origin();
+            if response.status() != StatusCode::UNAUTHORIZED || !ours {
+                return Ok(response);
+            }
+            if refusals == REFUSALS {
+                return Err(self.refused(response, what).await);
+            }
+            self.auth.renew(&self.http, generation, response.headers(), refusals > 0).await?;
+            refusals += 1;
+        }
+    }
+
+    async fn refused(&self, response: Response, what: &str) -> Failure {
+        let (status, headers) = (response.status(), response.headers().clone());
+        let registry = self.registry.clone();
+        let said = match bounded_body(response, 4096).await {
+            Ok(Some(body)) => said(&body),
+            Ok(None) | Err(_) => String::new(),
+        };
+        let what = what.to_owned();
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                let what = format!("{} for {what}: {said:?}", status.as_u16());
+                Failure::last(RegistryError::Denied { registry, what })
+            }
+            StatusCode::NOT_FOUND => Failure::last(RegistryError::NotFound { registry, what }),
+            _ => Failure {
+                error: RegistryError::Refused { registry, status: status.as_u16(), what, said },
+                // An answer of success that was not asked for is a mistake on the way rather than a refusal.
+                verdict: if status.is_success() {
+                    super::retry::Verdict::Again(Duration::ZERO)
+                } else {
+                    verdict(status, &headers)
+                },
+            },
+        }
+    }
+}
+
+enum Interrupted {
+    ReceiverGone,
+    Failed(Failure),
+}
+
+impl From<Failure> for Interrupted {
+    fn from(failure: Failure) -> Self {
+        Interrupted::Failed(failure)
+    }
+}
+
+/// Whether what is announced is what was asked for: the bytes from `begins` to the end.
+fn check_extent(status: StatusCode, headers: &HeaderMap, begins: u64, size: u64) -> Result<(), String> {
+    let text = |name| headers.get(name).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
+    if status == StatusCode::PARTIAL_CONTENT {
+        let says = text(CONTENT_RANGE).unwrap_or_default();
+        let expected = format!("bytes {begins}-{}/", size - 1);
+        let total = says.strip_prefix(&expected);
+        if !total.is_some_and(|total| total == "*" || total == size.to_string()) {
+            return Err(format!("the range {says:.100?}, expected \"{expected}{size}\""));
+        }
+    }
+    if let Some(length) = text(CONTENT_LENGTH)
+        && length.parse() != Ok(size - begins)
+    {
+        return Err(format!("a body of {length:.100} bytes, expected {}", size - begins));
+    }
+    Ok(())
+}
+
+/// `None`: it is longer than it may be.
+pub(super) async fn bounded_body(mut response: Response, largest: usize) -> reqwest::Result<Option<Vec<u8>>> {
+    let mut body = Vec::new();
+    while let Some(piece) = response.chunk().await? {
+        if body.len() + piece.len() > largest {
+            return Ok(None);
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(Some(body))
+}
+
+/// What a server said, for people: one line of it.
+pub(super) fn said(body: &[u8]) -> String {
+    String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned()
+}
+
+/// An error of the connection, with its causes and without the address.
+pub(super) fn describe(registry: &str, what: &str, error: reqwest::Error) -> RegistryError {
+    let error = error.without_url();
+    let mut text = format!("{what}: {error}");
+    let mut cause = std::error::Error::source(&error);
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    RegistryError::Unreachable { registry: registry.to_owned(), what: text }
+}
+
+pub(super) fn is_loopback(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::templates::registry::credentials::{Credential, CredentialError};
+
+    struct Nobody;
+
+    #[async_trait]
+    impl CredentialSource for Nobody {
+        async fn get(&self, _: &str, _: bool) -> Result<Option<Credential>, CredentialError> {
+            Ok(None)
+        }
+    }
+
+    #[test]
+    fn plain_http_is_for_this_host_unless_allowed() {
+        let client = |registry: &str, options: &Options| {
+            Client::new(&format!("{registry}/acme/a:1").parse().unwrap(), options, Arc::new(Nobody))
+        };
+        let plain = Options { plain_http: true, ..Options::default() };
+        for local in ["localhost:5000", "127.0.0.1:5000"] {
+            assert_eq!(client(local, &plain).unwrap().base.as_str(), format!("http://{local}/v2/acme/a/"));
+        }
+        for remote in ["registry.example.com", "localhost.example.com", "127.0.0.1.example.com", "10.0.0.1:5000"] {
+            assert!(matches!(client(remote, &plain), Err(RegistryError::Settings { .. })), "{remote}");
+            assert_eq!(client(remote, &Options::default()).unwrap().base.scheme(), "https");
+        }
+        let anywhere = Options { plain_http_anywhere: true, ..plain };
+        assert_eq!(client("registry.example.com", &anywhere).unwrap().base.scheme(), "http");
+        let missing = Options { ca_file: Some("/nonexistent/ca.pem".into()), ..Options::default() };
+        assert!(client("localhost", &missing).unwrap_err().to_string().contains("/nonexistent/ca.pem"));
+    }
+
+    #[test]
+    fn an_extent_is_what_was_asked_for() {
+        let check = |status: u16, range: Option<&str>, length: Option<&str>, begins| {
+            let mut headers = HeaderMap::new();
+            if let Some(range) = range {
+                headers.insert(CONTENT_RANGE, range.parse().unwrap());
+            }
+            if let Some(length) = length {
+                headers.insert(CONTENT_LENGTH, length.parse().unwrap());
+            }
+            check_extent(StatusCode::from_u16(status).unwrap(), &headers, begins, 100).is_ok()
+        };
+        assert!(check(200, None, None, 0) && check(200, None, Some("100"), 0) && !check(200, None, Some("99"), 0));
+        for (range, ok) in [
+            (Some("bytes 40-99/100"), true),
+            (Some("bytes 40-99/*"), true),
+            (Some("bytes 40-98/100"), false),
+            (Some("bytes 41-99/100"), false),
+            (Some("bytes 40-99/101"), false),
+            (Some("bytes */100"), false),
+            (None, false),
+        ] {
+            assert_eq!(check(206, range, Some("60"), 40), ok, "{range:?}");
+        }
+        assert!(!check(206, Some("bytes 40-99/100"), Some("61"), 40));
+    }
+}
