@@ -33,7 +33,14 @@ use crate::{
     service::{self, Clock, Service},
     store::{self, Vault, logs::Logs, vault},
     telemetry,
-    templates::Catalog,
+    templates::{
+        Catalog,
+        pull::{self, Puller},
+        registry::{
+            self,
+            credentials::{Chain, DockerConfig, Ecr, Environment, Stored},
+        },
+    },
 };
 
 /// Why the service did not start: one sentence that says what to do.
@@ -111,7 +118,7 @@ impl App {
         };
         let tls = tls(config)?;
         let own_path = std::env::current_exe().map_err(StartError::OwnPath)?;
-        let drivers = Arc::new(registry(config, &layout, &own_path)?);
+        let drivers = Arc::new(self::drivers(config, &layout, &own_path)?);
         let (key, database) = (layout.at("secret.key"), layout.at("mayfly.db"));
         // A new key beside old records would make live vms' scripts unreadable and their guests' tokens worthless, silently.
         if !key.exists() && std::fs::metadata(&database).is_ok_and(|file| file.len() > 0) {
@@ -140,6 +147,7 @@ impl App {
             logs.clone(),
             catalog.clone(),
             drivers.clone(),
+            puller(config, &catalog),
             board.subscribe(),
             clock.clone(),
             service::Settings {
@@ -314,7 +322,7 @@ fn check_paths(config: &Config, layout: &Layout) -> Result<(), StartError> {
     Ok(())
 }
 
-fn registry(config: &Config, layout: &Layout, own_path: &Path) -> Result<Registry, StartError> {
+fn drivers(config: &Config, layout: &Layout, own_path: &Path) -> Result<Registry, StartError> {
     let mut registry = Registry::default();
     let qemu = &config.drivers.qemu;
     if qemu.enabled {
@@ -377,6 +385,25 @@ fn tart_settings(config: &Config, layout: &Layout, own_path: &Path) -> tart::Set
         copy_across_volumes: t.copy_across_volumes,
         ..tart::Settings::new(config.tart_home(), layout.at("tart"), launcher)
     }
+}
+
+/// Pulls templates, as whoever we are to each registry.
+fn puller(config: &Config, catalog: &Catalog) -> Puller {
+    let credentials = Chain::new(vec![
+        Box::new(Environment::of_process()),
+        Box::new(Stored::new(&config.data_dir)),
+        Box::new(DockerConfig::of_process()),
+        Box::new(Ecr),
+    ]);
+    let settings = pull::Settings {
+        registry: registry::Options {
+            ca_file: config.registry.ca_file.clone(),
+            plain_http: config.registry.plain_http,
+            ..registry::Options::default()
+        },
+        ..pull::Settings::default()
+    };
+    Puller::new(catalog.clone(), settings, Arc::new(credentials))
 }
 
 /// Where each driver's guests find the guest API, unless the configuration names one place for all.

@@ -23,8 +23,8 @@ mod source;
 
 pub use host::Host;
 pub use keys::{
-    Accelerator, Budgets, Drivers, FakeDriver, Guest, GuestArch, Key, Log, LogFormat, QemuDriver, Queue, Retention,
-    Section, Server, Slots, TartDriver, TartNetwork, TartResolver,
+    Accelerator, Budgets, Drivers, FakeDriver, Guest, GuestArch, Key, Log, LogFormat, QemuDriver, Queue, Registry,
+    Retention, Section, Server, Slots, TartDriver, TartNetwork, TartResolver,
 };
 use source::Found;
 
@@ -48,6 +48,7 @@ pub struct Config {
     pub queue: Queue,
     pub budgets: Budgets,
     pub retention: Retention,
+    pub registry: Registry,
     pub drivers: Drivers,
     pub log: Log,
 }
@@ -140,6 +141,7 @@ impl Config {
             queue: Queue::read(&mut found),
             budgets: Budgets::read(&mut found),
             retention: Retention::read(&mut found),
+            registry: Registry::read(&mut found),
             drivers: Drivers {
                 qemu: QemuDriver::read(&mut found),
                 tart: TartDriver::read(&mut found),
@@ -166,6 +168,7 @@ impl Config {
             queue: Queue::default(),
             budgets: Budgets::default(),
             retention: Retention::default(),
+            registry: Registry::default(),
             drivers: Drivers::default(),
             log: Log::default(),
         }
@@ -228,6 +231,7 @@ impl Config {
         };
         resolve("server.tls_cert", &mut self.server.tls_cert, false);
         resolve("server.tls_key", &mut self.server.tls_key, false);
+        resolve("registry.ca_file", &mut self.registry.ca_file, false);
         resolve("drivers.qemu.binary", &mut self.drivers.qemu.binary, true);
         resolve("drivers.qemu.qemu_img", &mut self.drivers.qemu.qemu_img, true);
         resolve("drivers.tart.binary", &mut self.drivers.tart.binary, true);

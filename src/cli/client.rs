@@ -184,6 +184,11 @@ impl Client {
         self.json(request).await
     }
 
+    /// For what may take as long as it likes.
+    pub async fn post_patiently(&self, path: &[&str], body: &Value) -> Result<Value, Failure> {
+        self.json(self.request(Method::POST, path, &[]).json(body)).await
+    }
+
     pub async fn delete(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, Failure> {
         self.json(self.request(Method::DELETE, path, query).timeout(ANSWER)).await
     }

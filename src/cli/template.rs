@@ -18,6 +18,11 @@ pub(super) enum TemplateCommand {
     ///
     /// The files are copied; they may go afterwards. What is given here counts more than what --from says.
     Add(Box<Add>),
+    /// Pull a template from a registry
+    ///
+    /// An image in Tart's format. Every byte is verified. A pull that was cut off goes on where it stopped; an image that is here
+    /// already is not pulled again.
+    Pull(Box<Pull>),
     /// List templates
     #[command(visible_alias = "ls")]
     List,
@@ -85,6 +90,33 @@ pub(super) struct Add {
     ssh_password_file: Option<PathBuf>,
 }
 
+#[derive(Args)]
+pub(super) struct Pull {
+    /// The image, as host/namespace:tag or host/namespace@sha256:...
+    image: String,
+    /// Name to create vms from it with [default: the last part of the namespace]
+    #[arg(long = "as", value_name = "NAME")]
+    name: Option<String>,
+    /// Cores of a vm that does not say [default: what the image says]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    cpus: Option<u32>,
+    /// Memory of a vm that does not say, in MiB [default: what the image says]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(32..))]
+    memory_mib: Option<u32>,
+    /// How guests get their runner: SSH, or Tart's guest agent [default: agent]
+    #[arg(long, value_parser = ["ssh", "agent"])]
+    handover: Option<String>,
+    /// User that runs the runner in the guest, and that SSH logs in as [default: admin]
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// Private key that SSH logs in with
+    #[arg(long, value_name = "FILE")]
+    ssh_key: Option<PathBuf>,
+    /// File with the password that SSH logs in with where there is no key; only its owner may read it
+    #[arg(long, value_name = "FILE")]
+    ssh_password_file: Option<PathBuf>,
+}
+
 /// What image builds write beside a disk.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -115,6 +147,20 @@ pub(super) async fn run(command: TemplateCommand, client: &Client, json: bool) -
             } else {
                 let digest = value["digest"].as_str().unwrap_or_default();
                 output::line(format!("{name}  {digest}").trim_end())?;
+            }
+        }
+        TemplateCommand::Pull(args) => {
+            let body = pull_request(*args);
+            output::note(&format!(
+                "pulling {}; this takes as long as the network needs",
+                body["image"].as_str().unwrap_or_default()
+            ));
+            let value = client.post_patiently(&["templates"], &body).await?;
+            if json {
+                output::json(&value)?;
+            } else {
+                let text = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
+                output::line(format!("{}  {}", text("name"), text("digest")).trim_end())?;
             }
         }
         TemplateCommand::List => list(client, json).await?,
@@ -170,6 +216,24 @@ fn request(args: Add) -> Result<Value, Failure> {
     put("handover", args.handover.or(manifest.handover).map(Value::from));
     put("user", args.user.or(manifest.ssh_user).map(Value::from));
     Ok(body.into())
+}
+
+fn pull_request(args: Pull) -> Value {
+    let path = |p: Option<PathBuf>| p.map(|p| std::path::absolute(&p).unwrap_or(p).to_string_lossy().into_owned());
+    let last = || {
+        let path = args.image.split('@').next().unwrap_or_default();
+        let last = path.rsplit('/').next().unwrap_or_default();
+        last.split(':').next().unwrap_or_default().to_owned()
+    };
+    let mut body = json!({
+        "image": args.image, "name": args.name.clone().unwrap_or_else(last), "cpus": args.cpus, "memory_mib": args.memory_mib,
+        "handover": args.handover, "user": args.user, "ssh_key": path(args.ssh_key),
+        "ssh_password_file": path(args.ssh_password_file),
+    });
+    if let Some(body) = body.as_object_mut() {
+        body.retain(|_, value| !value.is_null());
+    }
+    body
 }
 
 fn read_manifest(from: &Path) -> Result<(Manifest, PathBuf), Failure> {

@@ -172,6 +172,16 @@ section! {
 }
 
 section! {
+    /// Registries that templates are pulled from.
+    Registry = "registry" {
+        /// Certificates (PEM) of authorities that are trusted besides the system's.
+        ca_file: Option<PathBuf> = None;
+        /// Speak plain HTTP, which is possible with registries on this host only.
+        plain_http: bool = false;
+    }
+}
+
+section! {
     /// QEMU: on Linux with KVM, on macOS with HVF, anywhere in emulation.
     QemuDriver = "drivers.qemu" {
         /// Use this driver.
@@ -268,6 +278,7 @@ pub const SECTIONS: &[Section] = &[
     Queue::SECTION,
     Budgets::SECTION,
     Retention::SECTION,
+    Registry::SECTION,
     QemuDriver::SECTION,
     TartDriver::SECTION,
     FakeDriver::SECTION,

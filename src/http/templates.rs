@@ -22,11 +22,15 @@ use super::{
 use crate::{
     domain::{Arch, Budgets, Code, GuestOs, Handover, Template, template::DiskFormat},
     service::vms::BudgetsPatch,
-    templates::NewTemplate,
+    templates::{
+        NewTemplate,
+        oci::reference::{Reference, ReferenceError},
+        pull::PullRequest,
+    },
 };
 
 /// A template made from files on this host. All paths are absolute; the files are copied, by reference where the file system
-/// can. Give `disk`, or `vm_dir` for a VM of Tart.
+/// can. Give `disk`, or `vm_dir` for a VM of Tart, or `image` for one in a registry.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TemplateRequest {
@@ -43,6 +47,9 @@ pub struct TemplateRequest {
     /// Directory of a VM of Tart, with `config.json`, `disk.img` and `nvram.bin`.
     #[schema(value_type = Option<String>, example = json!(null))]
     vm_dir: Option<PathBuf>,
+    /// Image in a registry, in Tart's format: `host/namespace:tag` or `host/namespace@sha256:…`. It says itself what it is.
+    #[schema(example = json!(null))]
+    image: Option<String>,
     /// Found out from the disk, or what the VM of Tart says, when missing.
     disk_format: Option<DiskFormat>,
     #[schema(value_type = Option<String>)]
@@ -75,7 +82,53 @@ pub struct TemplateRequest {
     budgets: BudgetsPatch,
 }
 
+/// What a request asks for.
+enum Wanted {
+    Files(Box<NewTemplate>),
+    Image(Box<PullRequest>),
+}
+
 impl TemplateRequest {
+    fn into_wanted(self, base: &Budgets) -> Result<Wanted, Problem> {
+        match &self.image {
+            Some(image) => {
+                let image =
+                    image.parse().map_err(|error: ReferenceError| Problem::invalid("/image", error.to_string()))?;
+                self.into_pull(image, base).map(|pull| Wanted::Image(Box::new(pull)))
+            }
+            None => self.into_new(base).map(|new| Wanted::Files(Box::new(new))),
+        }
+    }
+
+    fn into_pull(self, image: Reference, base: &Budgets) -> Result<PullRequest, Problem> {
+        for (pointer, given) in [
+            ("/disk", self.disk.is_some()),
+            ("/vm_dir", self.vm_dir.is_some()),
+            ("/disk_format", self.disk_format.is_some()),
+            ("/driver", self.driver.is_some()),
+            ("/os", self.os.is_some()),
+            ("/arch", self.arch.is_some()),
+            ("/kernel", self.kernel.is_some()),
+            ("/initramfs", self.initramfs.is_some()),
+            ("/firmware", self.firmware.is_some()),
+            ("/cmdline", self.cmdline.is_some()),
+        ] {
+            if given {
+                return Err(Problem::invalid(pointer, "is said by the image itself: leave it out"));
+            }
+        }
+        Ok(PullRequest {
+            cpus: self.cpus,
+            memory_mib: self.memory_mib,
+            handover: self.handover,
+            user: self.user,
+            ssh_key: self.ssh_key,
+            ssh_password: self.ssh_password_file,
+            budgets: self.budgets.over(base)?,
+            ..PullRequest::new(image, self.name)
+        })
+    }
+
     fn into_new(self, base: &Budgets) -> Result<NewTemplate, Problem> {
         let paths = [
             ("/disk", self.disk.as_ref()),
@@ -188,8 +241,9 @@ pub struct TemplateList {
 
 /// Register a template
 ///
-/// From files on the service's host. Repeating it with the same content answers 200. Large disks take their time: they are
-/// read once, to know their digest.
+/// From files on the service's host, or from an image in a registry. Repeating it with the same content answers 200. Large disks
+/// take their time: they are read once, to know their digest, or pulled. A pull that was cut off goes on where it stopped when
+/// it is asked for again.
 #[utoipa::path(
     post, path = "/templates", tag = "templates",
     request_body(content = TemplateRequest, example = json!(examples::template_request())),
@@ -208,13 +262,17 @@ pub async fn create_template(
     Json(request): Json<TemplateRequest>,
 ) -> Result<(StatusCode, [(HeaderName, String); 1], Answer<TemplateView>), Problem> {
     seat.unhurried();
-    let new = request.into_new(http.service.default_budgets())?;
-    let before = match http.service.get_template(&new.name).await {
+    let name = request.name.clone();
+    let wanted = request.into_wanted(http.service.default_budgets())?;
+    let before = match http.service.get_template(&name).await {
         Ok(template) => Some(template.digest),
         Err(error) if error.code == Code::TemplateNotFound => None,
         Err(error) => return Err(error.into()),
     };
-    let template = http.service.register_template(new).await?;
+    let template = match wanted {
+        Wanted::Files(new) => http.service.register_template(*new).await?,
+        Wanted::Image(pull) => http.service.pull_template(*pull).await?,
+    };
     let status = if before.as_ref() == Some(&template.digest) { StatusCode::OK } else { StatusCode::CREATED };
     let location = format!("/templates/{}", template.name);
     Ok((status, [(header::LOCATION, location)], Answer(template.into())))

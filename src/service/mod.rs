@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use crate::{
     domain::{Budgets, host::HostView},
     store::{Ledger, Reader, Vault, logs::Logs},
-    templates::Catalog,
+    templates::{Catalog, pull::Puller},
 };
 
 pub mod clock;
@@ -49,6 +49,7 @@ pub struct Service {
     pub(crate) settings: Settings,
     /// The drivers that this service was started with, by name.
     pub(crate) drivers: Arc<crate::drivers::registry::Registry>,
+    pub(crate) puller: Puller,
 }
 
 #[expect(clippy::too_many_arguments, reason = "called once, where everything is wired")]
@@ -60,11 +61,12 @@ impl Service {
         logs: Logs,
         catalog: Arc<Catalog>,
         drivers: Arc<crate::drivers::registry::Registry>,
+        puller: Puller,
         host: watch::Receiver<HostView>,
         clock: Clock,
         settings: Settings,
     ) -> Self {
-        Self { ledger, reader, vault, logs, catalog, host, clock, settings, drivers }
+        Self { ledger, reader, vault, logs, catalog, host, clock, settings, drivers, puller }
     }
 }
 

@@ -114,6 +114,7 @@ impl Host {
             logs.clone(),
             catalog.clone(),
             drivers.clone(),
+            crate::support::no_registry(&catalog),
             board.subscribe(),
             clock.clone(),
             service::Settings::default(),

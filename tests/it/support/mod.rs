@@ -27,6 +27,12 @@ pub mod registry;
 pub mod tart;
 pub mod tart_image;
 
+/// A puller that is nobody to any registry.
+pub fn no_registry(catalog: &mayfly::templates::Catalog) -> mayfly::templates::pull::Puller {
+    let nobody = mayfly::templates::registry::credentials::Chain::new(Vec::new());
+    mayfly::templates::pull::Puller::new(catalog.clone(), Default::default(), std::sync::Arc::new(nobody))
+}
+
 pub struct Serve {
     child: Option<Child>,
     /// Lines of standard error so far.
