@@ -9,6 +9,7 @@ mod guest_agent;
 mod guests;
 mod layers;
 mod lifecycle;
+mod pull;
 mod registry_rig;
 mod startup;
 mod support;
