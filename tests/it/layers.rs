@@ -25,8 +25,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "store::vms",
             "store::logs",
             "templates::NewTemplate",
-            "templates::oci::reference",
-            "templates::pull::PullRequest",
+            "templates::oci",
+            "templates::pull",
         ],
     ),
 ];

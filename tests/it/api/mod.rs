@@ -33,6 +33,7 @@ mod input;
 mod limits;
 mod logs;
 mod pages;
+mod pull;
 mod templates;
 mod tokens;
 mod vms;
