@@ -306,6 +306,7 @@ impl Job {
         };
         // Whoever we waited for may have made it.
         if catalog.find_pulled(self.origin.clone(), template.clone()).await?.is_some() {
+            catalog.discard_staging(staging).await?;
             return Ok(());
         }
         let known = catalog.known_pieces().await?;
