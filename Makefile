@@ -14,7 +14,7 @@ TOOLS := $(CACHE)/tools/bin
 export PATH := $(TOOLS):$(PATH)
 export MAYFLY_TEST_IMAGE ?= $(CACHE)/images/micro
 
-.PHONY: help run test deps test-deps build image lint check-macos unit guest-tests sqlx openapi docs docs-check deny bench bench-build clean
+.PHONY: help run test deps test-deps build image lint check-macos unit guest-tests fuzz sqlx openapi docs docs-check deny bench bench-build clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | column -t -s '	'
@@ -48,6 +48,10 @@ unit: ## Tests that need no guest
 
 guest-tests: image ## Tests with real guests
 	@.ci/test.sh guests
+
+fuzz: ## Feed the fuzz targets, FUZZ_SECONDS each (60), or one of them: make fuzz FUZZ_TARGET=lz4_decode
+	@.ci/deps.sh fuzz
+	@.ci/fuzz.sh $(FUZZ_TARGET)
 
 sqlx: ## Write the checked queries' data (.sqlx) again, after a query or migration changed
 	@.ci/sqlx.sh

@@ -3,6 +3,7 @@
 #
 #   deps.sh run     what `make run` needs: QEMU, a C compiler for SQLite and the TLS library, tools to build the guest image
 #   deps.sh test    that, and what the tests need
+#   deps.sh fuzz    what `make fuzz` needs
 #
 # As root it asks for nothing. Otherwise it prints the one command that is needed and stops.
 set -euo pipefail
@@ -56,6 +57,8 @@ if [ "$what" = test ]; then
         python3-venv:/usr/share/python-wheels procps:ps git:git
         docker-registry:docker-registry skopeo:skopeo apache2-utils:htpasswd
         mmdebstrap:mmdebstrap debian-archive-keyring:/usr/share/keyrings/debian-archive-keyring.gpg)
+elif [ "$what" = fuzz ]; then
+    needed=(gcc:cc g++:c++ libc6-dev:/usr/include/stdlib.h)
 fi
 
 missing=()
@@ -89,7 +92,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     rm -f /tmp/mayfly-deps.$$
 fi
 
-if [ "$what" = test ]; then
+if [ "$what" != run ]; then
     # Built from source once, then kept in the cache.
     tools=${MAYFLY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mayfly}/tools
     tool() { # name version arguments…
@@ -100,17 +103,21 @@ if [ "$what" = test ]; then
             cargo install --quiet --locked --root "$tools" "$name@$version" "$@"
         fi
     }
-    tool cargo-nextest 0.9.151 --no-default-features --features default-no-update
-    tool cargo-deny 0.20.2
+    if [ "$what" = fuzz ]; then
+        tool cargo-fuzz 0.13.1
+    else
+        tool cargo-nextest 0.9.151 --no-default-features --features default-no-update
+        tool cargo-deny 0.20.2
 
-    # Plays Amazon's registry and roles. In an environment of its own, and made anew when the version changes.
-    venv=${MAYFLY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mayfly}/moto-venv
-    pin='moto[server,ecr,sts]==5.2.5'
-    if [ "$(cat "$venv/pin" 2>/dev/null)" != "$pin" ]; then
-        say "installing $pin (once)"
-        rm -rf "$venv"
-        python3 -m venv "$venv"
-        "$venv/bin/pip" install --quiet --disable-pip-version-check "$pin"
-        echo "$pin" >"$venv/pin"
+        # Plays Amazon's registry and roles. In an environment of its own, and made anew when the version changes.
+        venv=${MAYFLY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mayfly}/moto-venv
+        pin='moto[server,ecr,sts]==5.2.5'
+        if [ "$(cat "$venv/pin" 2>/dev/null)" != "$pin" ]; then
+            say "installing $pin (once)"
+            rm -rf "$venv"
+            python3 -m venv "$venv"
+            "$venv/bin/pip" install --quiet --disable-pip-version-check "$pin"
+            echo "$pin" >"$venv/pin"
+        fi
     fi
 fi

@@ -111,11 +111,11 @@ pub enum PullError {
     #[error(transparent)]
     Registry(#[from] RegistryError),
     #[error("{image} cannot be pulled: {error}")]
-    Manifest { image: Reference, error: manifest::ManifestError },
+    Manifest { image: Box<Reference>, error: manifest::ManifestError },
     #[error("{image} cannot be pulled: layer {layer}{place}: {what}", place = place(*offset))]
-    Layer { image: Reference, layer: usize, offset: Option<u64>, what: String },
+    Layer { image: Box<Reference>, layer: usize, offset: Option<u64>, what: String },
     #[error("{image} cannot be pulled: it takes up to {needed} bytes and {available} are free where the templates are")]
-    Space { image: Reference, needed: u64, available: u64 },
+    Space { image: Box<Reference>, needed: u64, available: u64 },
     #[error("the image cannot be put together: {0}")]
     Storage(#[from] io::Error),
     /// Of the process, and not of the image.
@@ -201,7 +201,7 @@ impl Puller {
         let client = Arc::new(client.map_err(|e| Arc::new(e.into()))?);
         let raw = client.manifest(&request.image).await.map_err(|e| Arc::new(e.into()))?;
         let image = manifest::parse(&raw.bytes, raw.content_type.as_deref())
-            .map_err(|error| Arc::new(PullError::Manifest { image: request.image.clone(), error }))?;
+            .map_err(|error| Arc::new(PullError::Manifest { image: Box::new(request.image.clone()), error }))?;
         let digest = raw.digest;
         loop {
             if let Some(template) = catalog.find_pulled(origin(digest), request.template()).await.map_err(failed)? {
@@ -306,6 +306,7 @@ impl Job {
         };
         // Whoever we waited for may have made it.
         if catalog.find_pulled(self.origin.clone(), template.clone()).await?.is_some() {
+            catalog.discard_staging(staging).await?;
             return Ok(());
         }
         let known = catalog.known_pieces().await?;
@@ -359,7 +360,7 @@ impl Job {
     }
 
     fn failed(&self, layer: usize, offset: Option<u64>, error: LayerError) -> PullError {
-        PullError::Layer { image: self.reference.clone(), layer, offset, what: error.to_string() }
+        PullError::Layer { image: Box::new(self.reference.clone()), layer, offset, what: error.to_string() }
     }
 
     fn announce(&self, meter: &Meter, plan: &[(Chunk, Source)], small: &[(usize, Part)]) {
@@ -375,10 +376,10 @@ impl Job {
     fn enough_space(&self, plan: &[(Chunk, Source)], staging: &Staging) -> Result<(), PullError> {
         let written = plan.iter().filter(|(_, source)| !matches!(source, Source::Done | Source::Zeros));
         let needed = written.map(|(chunk, _)| chunk.content.size).sum::<u64>() + self.image.nvram.size + SPARE;
-        let stat = rustix::fs::statvfs(&staging.journal()).map_err(io::Error::from)?;
+        let stat = rustix::fs::statvfs(staging.journal()).map_err(io::Error::from)?;
         let available = stat.f_bavail.saturating_mul(stat.f_frsize);
         if needed > available {
-            return Err(PullError::Space { image: self.reference.clone(), needed, available });
+            return Err(PullError::Space { image: Box::new(self.reference.clone()), needed, available });
         }
         Ok(())
     }

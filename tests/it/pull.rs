@@ -668,7 +668,7 @@ async fn nothing_is_to_be_seen_of_an_image_that_is_wrong_anywhere() {
     let image = image(110);
     image.push(&registry, REPOSITORY, "rot").await;
     let reference = format!("{}/{REPOSITORY}:rot", proxy.address());
-    for (layer, expected) in [(0, "layer 0"), (3, "layer 3 (the disk"), (8, "layer 8")] {
+    for (layer, expected) in [(0, "layer 0"), (8, "layer 8"), (3, "layer 3 (the disk")] {
         let blob = image.layers[layer].digest();
         let flip = |bytes: &mut [u8]| *bytes.last_mut().unwrap() ^= 1;
         registry.rot(&blob, flip);

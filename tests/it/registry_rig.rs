@@ -68,12 +68,10 @@ fn block_into(block: &[u8], out: &mut Vec<u8>, oldest: usize) -> Result<(), Stri
     let mut next = || bytes.next().ok_or("a block ends within a sequence");
     let long = |nibble: u8, next: &mut dyn FnMut() -> Result<u8, &'static str>| {
         let mut length = usize::from(nibble);
-        while nibble == 15 {
-            let more = next()?;
+        let mut more = if nibble == 15 { 255 } else { 0 };
+        while more == 255 {
+            more = next()?;
             length += usize::from(more);
-            if more < 255 {
-                break;
-            }
         }
         Ok::<usize, &'static str>(length)
     };

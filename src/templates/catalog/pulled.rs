@@ -12,6 +12,7 @@ use std::{
     io::{self, Read as _, Seek as _, SeekFrom},
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -91,6 +92,15 @@ impl Catalog {
         self.blocking(move |root| root.staging_of(image).map_err(storage)).await
     }
 
+    /// Takes a place to work away, and whatever is in it.
+    pub(in crate::templates) async fn discard_staging(&self, staging: Arc<Staging>) -> Result<()> {
+        self.blocking(move |root| {
+            let _turn = root.lock().map_err(storage)?;
+            fs::remove_dir_all(&staging.dir).map_err(storage)
+        })
+        .await
+    }
+
     pub(in crate::templates) async fn known_pieces(&self) -> Result<KnownPieces> {
         self.blocking(|root| root.known_pieces().map_err(Error::internal)).await
     }
@@ -98,7 +108,7 @@ impl Catalog {
     /// Makes a template of what is staged and was verified, and publishes it. `new` has the staged files as its own.
     pub(in crate::templates) async fn publish_pulled(
         &self,
-        staging: std::sync::Arc<Staging>,
+        staging: Arc<Staging>,
         image: Origin,
         new: NewTemplate,
         files: BTreeMap<String, FileEntry>,

@@ -434,15 +434,10 @@ fn sequences(payload: &[u8], decoded: usize) -> Vec<(usize, usize)> {
     let mut found = Vec::new();
     let (mut at, mut done) = (0, 0);
     let length = |nibble: u8, at: &mut usize| {
-        let mut length = usize::from(nibble);
-        while nibble == 15 {
-            *at += 1;
-            length += usize::from(payload[*at - 1]);
-            if payload[*at - 1] != 255 {
-                break;
-            }
-        }
-        length
+        let more = if nibble == 15 { 1 + payload[*at..].iter().take_while(|byte| **byte == 255).count() } else { 0 };
+        let counted = &payload[*at..][..more];
+        *at += more;
+        usize::from(nibble) + counted.iter().map(|byte| usize::from(*byte)).sum::<usize>()
     };
     loop {
         let token = payload[at];
