@@ -72,7 +72,7 @@ fn admin_routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(events::list_vm_events, guests::report_guest_event))
         .routes(routes!(logs::get_vm_log))
         .routes(routes!(events::stream_events))
-        .routes(routes!(templates::create_template, templates::list_templates))
+        .routes(routes!(templates::create::create_template, templates::list_templates))
         .routes(routes!(templates::get_template, templates::delete_template))
         .routes(routes!(tokens::create_token, tokens::list_tokens))
         .routes(routes!(tokens::revoke_token))

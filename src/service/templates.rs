@@ -44,7 +44,7 @@ impl Service {
     pub async fn pull_template(&self, request: PullRequest) -> Result<Template> {
         let image = request.image.to_string();
         let (meter, _) = tokio::sync::watch::channel(Progress::default());
-        tracing::info!(image, template.name = %request.name, "pulling a template");
+        tracing::info!(image, template.name = request.name, "pulling a template");
         let template = self.puller.pull(&request, &meter).await.map_err(|error| pull_failed(&error))?;
         let at = meter.borrow();
         tracing::info!(image, template.name = %template.name, template.digest = %template.digest, bytes = at.bytes_done, "template pulled");

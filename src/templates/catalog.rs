@@ -178,18 +178,27 @@ impl Root {
         write_synced(&staged.path.join(manifest::FILE_NAME), &bytes).map_err(storage)?;
         sync_dir(&staged.path).map_err(storage)?;
         let _turn = self.lock().map_err(storage)?;
-        let (template, published) = self.publish(&staged.path, &manifest::digest(&bytes), &new.name, None)?;
+        let (template, published) = self.publish(&staged.path, &manifest::digest(&bytes), new.name.as_deref(), None)?;
         staged.published = published;
         Ok(template)
     }
 
-    /// Gives a staged template its place, unless it is there already, and its name. Only in turn. Says whether the directory
+    /// Gives a staged template its place, unless it is there already, and its name, if it is to have one. Only in turn. Says whether the directory
     /// is gone from where it was.
-    fn publish(&self, staged: &Path, digest: &str, name: &str, image: Option<&Origin>) -> Result<(Template, bool)> {
+    fn publish(
+        &self,
+        staged: &Path,
+        digest: &str,
+        name: Option<&str>,
+        image: Option<&Origin>,
+    ) -> Result<(Template, bool)> {
         let place = self.place(digest)?;
-        self.may_name(name, digest, image)?;
+        if let Some(name) = name {
+            self.may_name(name, digest, image)?;
+        }
+        let shown = name.unwrap_or(digest);
         let mut published = false;
-        if self.load(digest, name).is_err() {
+        if self.load(digest, shown).is_err() {
             if place.exists() {
                 // Damaged on disk: this is the way to mend it. Its bytes are known, so whoever uses it loses nothing.
                 self.discard(&place).map_err(storage)?;
@@ -198,8 +207,10 @@ impl Root {
             published = true;
             sync_dir(&self.dir).map_err(storage)?;
         }
-        self.point(name, digest).map_err(storage)?;
-        Ok((self.load(digest, name)?, published))
+        if let Some(name) = name {
+            self.point(name, digest).map_err(storage)?;
+        }
+        Ok((self.load(digest, shown)?, published))
     }
 
     /// Whether the name may point at this digest. A name moves only from one image of a repository to another one of the same:

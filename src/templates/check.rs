@@ -162,7 +162,7 @@ pub(super) fn check(new: &NewTemplate) -> Result<Checked> {
 }
 
 fn settings(new: &NewTemplate, config: Option<&TartConfig>, faults: &mut Faults) -> Checked {
-    if !is_name(&new.name) {
+    if new.name.as_deref().is_some_and(|name| !is_name(name)) {
         faults.add("name", "must match [a-z0-9][a-z0-9._-]{0,62}");
     }
     let os = new.os.or(config.map(|c| c.os)).unwrap_or(GuestOs::Linux);

@@ -45,7 +45,8 @@ use crate::domain::{Arch, Budgets, GuestOs, Handover, template::DiskFormat};
 /// `config` where that is given, else it has its usual value.
 #[derive(Clone, Debug)]
 pub struct NewTemplate {
-    pub name: String,
+    /// `None`: it can be had by its digest only.
+    pub name: Option<String>,
     pub driver: Option<String>,
     pub os: Option<GuestOs>,
     pub arch: Option<Arch>,
@@ -82,7 +83,7 @@ impl NewTemplate {
     /// One with usual values, from a disk image.
     pub fn of_disk(name: impl Into<String>, disk: impl Into<PathBuf>) -> Self {
         Self {
-            name: name.into(),
+            name: Some(name.into()),
             driver: None,
             os: None,
             arch: None,

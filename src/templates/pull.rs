@@ -62,8 +62,9 @@ const SPARE: u64 = 64 << 20;
 #[derive(Clone, Debug)]
 pub struct PullRequest {
     pub image: Reference,
-    /// May be the name of a template that was pulled from the same repository, and then points at the new one.
-    pub name: String,
+    /// May be the name of a template that was pulled from the same repository, and then points at the new one. `None`: the
+    /// template can be had by its digest and by its image only.
+    pub name: Option<String>,
     pub cpus: Option<u32>,
     pub memory_mib: Option<u32>,
     pub handover: Option<Handover>,
@@ -78,7 +79,7 @@ impl PullRequest {
     pub fn new(image: Reference, name: impl Into<String>) -> PullRequest {
         PullRequest {
             image,
-            name: name.into(),
+            name: Some(name.into()),
             cpus: None,
             memory_mib: None,
             handover: None,
@@ -98,7 +99,8 @@ impl PullRequest {
             ssh_key: self.ssh_key.clone(),
             ssh_password: self.ssh_password.clone(),
             budgets: self.budgets.clone(),
-            ..NewTemplate::of_disk(self.name.clone(), PathBuf::new())
+            name: self.name.clone(),
+            ..NewTemplate::of_disk("", PathBuf::new())
         }
     }
 }

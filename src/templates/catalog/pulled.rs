@@ -70,13 +70,20 @@ pub(in crate::templates) struct Known {
 pub(in crate::templates) type KnownPieces = HashMap<(Digest, u64), Known>;
 
 impl Catalog {
+    /// The newest template of this image, whatever its settings. `None`: it is not here.
+    pub async fn of_image(&self, repository: String, digest: Digest) -> Result<Option<Template>> {
+        let image = Origin { repository, digest: digest.to_string() };
+        self.blocking(move |root| root.of_image(&image)).await
+    }
+
     /// The template of this image with these settings, under the name of the settings from now on. `None`: it is not here.
     pub(in crate::templates) async fn find_pulled(&self, image: Origin, new: NewTemplate) -> Result<Option<Template>> {
         self.blocking(move |root| root.find_pulled(&image, &new)).await
     }
 
     /// Whether an image may have this name, before it is pulled.
-    pub(in crate::templates) async fn may_pull(&self, image: Origin, name: String) -> Result<()> {
+    pub(in crate::templates) async fn may_pull(&self, image: Origin, name: Option<String>) -> Result<()> {
+        let Some(name) = name else { return Ok(()) };
         self.blocking(move |root| {
             if !check::is_name(&name) {
                 let what = "must match [a-z0-9][a-z0-9._-]{0,62}";
@@ -172,17 +179,39 @@ impl Root {
                 files.insert(name.to_owned(), entry);
             }
             if describe(&asked, checked, manifest.disk_virtual_bytes, manifest.image.clone(), files) != manifest
-                || self.load(&digest, &new.name).is_err()
+                || self.load(&digest, &digest).is_err()
             {
                 continue;
             }
             let _turn = self.lock().map_err(storage)?;
-            self.may_name(&new.name, &digest, Some(image))?;
-            let Ok(template) = self.load(&digest, &new.name) else { continue };
-            self.point(&new.name, &digest).map_err(storage)?;
+            if let Some(name) = &new.name {
+                self.may_name(name, &digest, Some(image))?;
+            }
+            let Ok(template) = self.load(&digest, new.name.as_ref().unwrap_or(&digest)) else { continue };
+            if let Some(name) = &new.name {
+                self.point(name, &digest).map_err(storage)?;
+            }
             return Ok(Some(template));
         }
         Ok(None)
+    }
+
+    fn of_image(&self, image: &Origin) -> Result<Option<Template>> {
+        let names = self.all_names().map_err(Error::internal)?;
+        let mut newest: Option<Template> = None;
+        for (digest, manifest) in self.published().map_err(Error::internal)? {
+            if manifest.image.as_ref() != Some(image) {
+                continue;
+            }
+            let name = names.iter().find(|(_, d)| **d == digest).map_or(&digest, |(name, _)| name);
+            // One that is damaged counts as absent.
+            if let Ok(template) = self.load(&digest, name)
+                && newest.as_ref().is_none_or(|n| n.created_at < template.created_at)
+            {
+                newest = Some(template);
+            }
+        }
+        Ok(newest)
     }
 
     fn known_pieces(&self) -> io::Result<KnownPieces> {
@@ -229,7 +258,8 @@ impl Root {
         write_synced(&dir.join(manifest::FILE_NAME), &bytes).map_err(storage)?;
         sync_dir(&dir).map_err(storage)?;
         let _turn = self.lock().map_err(storage)?;
-        let (template, _) = self.publish(&dir, &manifest::digest(&bytes), &new.name, manifest.image.as_ref())?;
+        let (template, _) =
+            self.publish(&dir, &manifest::digest(&bytes), new.name.as_deref(), manifest.image.as_ref())?;
         if let Err(e) = fs::remove_dir_all(&staging.dir) {
             tracing::warn!(path = %staging.dir.display(), error = %e, "what a pull left cannot be removed");
         }

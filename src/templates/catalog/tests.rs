@@ -133,7 +133,7 @@ async fn the_same_again_is_the_same_and_a_taken_name_is_refused() {
 async fn every_fault_is_named_at_once_and_nothing_is_left() {
     let f = Fixture::new();
     let new = NewTemplate {
-        name: "-x".into(),
+        name: Some("-x".into()),
         driver: Some(String::new()),
         disk: "disk.raw".into(),
         kernel: Some(f.at("missing")),
@@ -214,7 +214,7 @@ async fn each_file_must_be_what_it_is_said_to_be() {
         [("good.qcow2", None, 4096), ("misnamed.img", Some(Qcow2), 4096), ("raw.qcow2", Some(Raw), 4096)]
     {
         let name = disk.replace(".qcow2", "");
-        let made = f.catalog.register(NewTemplate { name, ..with_disk(disk, format) }).await.unwrap();
+        let made = f.catalog.register(NewTemplate { name: Some(name), ..with_disk(disk, format) }).await.unwrap();
         assert_eq!(made.disk_virtual_bytes, size);
     }
 }

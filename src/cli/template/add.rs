@@ -1,0 +1,148 @@
+//! `mayfly template add`
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::super::{
+    client::{Client, Failure},
+    output,
+};
+
+#[derive(Args)]
+pub(in crate::cli) struct Add {
+    /// Name to create vms from it with
+    name: String,
+    /// A template.json, or a directory with one; its paths are relative to it
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["disk", "vm_dir"])]
+    from: Option<PathBuf>,
+    /// Disk image, raw or qcow2
+    #[arg(long, value_name = "FILE")]
+    disk: Option<PathBuf>,
+    /// Directory of a VM of Tart, such as ~/.tart/vms/base
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["disk", "kernel", "initramfs", "firmware"])]
+    vm_dir: Option<PathBuf>,
+    /// Format of the disk image [default: looked at]
+    #[arg(long, value_parser = ["raw", "qcow2", "asif"])]
+    disk_format: Option<String>,
+    /// Kernel to boot instead of the disk's boot loader
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Initial ramdisk of that kernel
+    #[arg(long, value_name = "FILE")]
+    initramfs: Option<PathBuf>,
+    /// Command line of that kernel
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+    /// UEFI firmware image
+    #[arg(long, value_name = "FILE")]
+    firmware: Option<PathBuf>,
+    /// Hypervisor that runs it [default: tart for a VM of Tart and for macOS, else qemu]
+    #[arg(long)]
+    driver: Option<String>,
+    /// Guest system [default: what the VM of Tart says, else linux]
+    #[arg(long, value_parser = ["linux", "macos"])]
+    os: Option<String>,
+    /// Architecture [default: what the VM of Tart says, else the service's machine's]
+    #[arg(long, value_parser = ["x86_64", "aarch64"])]
+    arch: Option<String>,
+    /// Cores of a vm that does not say [default: what the VM of Tart says, else 2]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    cpus: Option<u32>,
+    /// Memory of a vm that does not say, in MiB [default: what the VM of Tart says, else 2048]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(32..))]
+    memory_mib: Option<u32>,
+    /// How guests get their runner: a NoCloud volume read at boot, SSH, or Tart's guest agent [default: agent for Tart, else seed]
+    #[arg(long, value_parser = ["seed", "ssh", "agent"])]
+    handover: Option<String>,
+    /// User that runs the runner in the guest, and that SSH logs in as [default: admin for Tart, else runner]
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// Private key that SSH logs in with
+    #[arg(long, value_name = "FILE")]
+    ssh_key: Option<PathBuf>,
+    /// File with the password that SSH logs in with where there is no key; only its owner may read it
+    #[arg(long, value_name = "FILE")]
+    ssh_password_file: Option<PathBuf>,
+}
+
+/// What image builds write beside a disk.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Manifest {
+    driver: Option<String>,
+    os: Option<String>,
+    arch: Option<String>,
+    kernel: Option<PathBuf>,
+    initramfs: Option<PathBuf>,
+    firmware: Option<PathBuf>,
+    cmdline: Option<String>,
+    disk: Option<PathBuf>,
+    disk_format: Option<String>,
+    cpus: Option<u32>,
+    memory_mib: Option<u32>,
+    handover: Option<String>,
+    ssh_user: Option<String>,
+    ssh_key: Option<PathBuf>,
+}
+
+pub(super) async fn run(args: Add, client: &Client, json: bool) -> Result<(), Failure> {
+    let name = args.name.clone();
+    let value = client.post(&["templates"], &request(args)?, &[]).await?;
+    if json {
+        return output::json(&value);
+    }
+    let digest = value["digest"].as_str().unwrap_or_default();
+    output::line(format!("{name}  {digest}").trim_end())
+}
+
+fn request(args: Add) -> Result<Value, Failure> {
+    let (manifest, dir) = match &args.from {
+        Some(from) => read_manifest(from)?,
+        None => (Manifest::default(), PathBuf::new()),
+    };
+    // The service reads the files, and it has another working directory.
+    let own = |path: Option<PathBuf>| path.map(|p| std::path::absolute(&p).unwrap_or(p));
+    let beside = |path: Option<PathBuf>| own(path.map(|p| dir.join(p)));
+    let vm_dir = own(args.vm_dir);
+    let disk = if vm_dir.is_some() { None } else { own(args.disk).or(beside(manifest.disk)) };
+    if disk.is_none() && vm_dir.is_none() {
+        return Err(Failure::Usage("no disk: give --disk, --vm-dir, or a template.json that names one".into()));
+    }
+    let mut body = Map::new();
+    // What is not given is left to the service, which knows its host.
+    let mut put = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            body.insert(key.to_owned(), value);
+        }
+    };
+    let path = |p: Option<PathBuf>| p.map(|p| Value::from(p.to_string_lossy().into_owned()));
+    put("name", Some(args.name.into()));
+    put("driver", args.driver.or(manifest.driver).map(Value::from));
+    put("os", args.os.or(manifest.os).map(Value::from));
+    put("arch", args.arch.or(manifest.arch).map(Value::from));
+    put("disk", path(disk));
+    put("vm_dir", path(vm_dir));
+    put("disk_format", args.disk_format.or(manifest.disk_format).map(Value::from));
+    put("kernel", path(own(args.kernel).or(beside(manifest.kernel))));
+    put("initramfs", path(own(args.initramfs).or(beside(manifest.initramfs))));
+    put("firmware", path(own(args.firmware).or(beside(manifest.firmware))));
+    put("ssh_key", path(own(args.ssh_key).or(beside(manifest.ssh_key))));
+    put("ssh_password_file", path(own(args.ssh_password_file)));
+    put("cmdline", args.cmdline.or(manifest.cmdline).map(Value::from));
+    put("cpus", args.cpus.or(manifest.cpus).map(Value::from));
+    put("memory_mib", args.memory_mib.or(manifest.memory_mib).map(Value::from));
+    put("handover", args.handover.or(manifest.handover).map(Value::from));
+    put("user", args.user.or(manifest.ssh_user).map(Value::from));
+    Ok(body.into())
+}
+
+fn read_manifest(from: &Path) -> Result<(Manifest, PathBuf), Failure> {
+    let file = if from.is_dir() { from.join("template.json") } else { from.to_owned() };
+    let wrong = |error: &dyn std::fmt::Display| Failure::Usage(format!("--from: {}: {error}", file.display()));
+    let text = std::fs::read_to_string(&file).map_err(|error| wrong(&error))?;
+    let manifest = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
+    Ok((manifest, file.parent().unwrap_or(Path::new("")).to_owned()))
+}

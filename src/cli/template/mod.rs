@@ -1,0 +1,119 @@
+//! `mayfly template …`
+
+use clap::Subcommand;
+use serde_json::json;
+
+mod add;
+mod pull;
+
+use super::{
+    client::{Client, Failure},
+    exit, output, text,
+    views::TemplateView,
+};
+
+#[derive(Subcommand)]
+pub(super) enum TemplateCommand {
+    /// Register a template from files on the service's machine
+    ///
+    /// The files are copied; they may go afterwards. What is given here counts more than what --from says.
+    Add(Box<add::Add>),
+    /// Pull a template from a registry
+    ///
+    /// An image in Tart's format. Every byte is verified. A pull that was cut off goes on where it stopped; an image that is here
+    /// already is not pulled again.
+    Pull(Box<pull::Pull>),
+    /// List templates
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show one template
+    Show { name: String },
+    /// Delete a template that no vm needs
+    #[command(visible_alias = "rm")]
+    Delete { name: String },
+}
+
+pub(super) async fn run(command: TemplateCommand, client: &Client, json: bool) -> Result<u8, Failure> {
+    match command {
+        TemplateCommand::Add(args) => add::run(*args, client, json).await?,
+        TemplateCommand::Pull(args) => pull::run(*args, client, json).await?,
+        TemplateCommand::List => list(client, json).await?,
+        TemplateCommand::Show { name } => show(&name, client, json).await?,
+        TemplateCommand::Delete { name } => delete(&name, client, json).await?,
+    }
+    Ok(exit::OK)
+}
+
+async fn list(client: &Client, json: bool) -> Result<(), Failure> {
+    let items = client.list(&["templates"], &[]).await?;
+    if json {
+        return output::json(&json!({ "items": items }));
+    }
+    if items.is_empty() {
+        output::note("no templates; `mayfly template add` registers one");
+        return Ok(());
+    }
+    let mut rows = Vec::new();
+    for item in &items {
+        let t: TemplateView = client.view(item)?;
+        rows.push(vec![
+            t.name,
+            t.os,
+            t.arch,
+            t.cpus.to_string(),
+            t.memory_mib.to_string(),
+            t.size_bytes.map(text::bytes).unwrap_or_default(),
+            short_digest(&t.digest),
+            t.created_at.map(text::age).unwrap_or_default(),
+        ]);
+    }
+    let head = ["NAME", "OS", "ARCH", "CPUS", "MIB", "SIZE", "DIGEST", "AGE"];
+    output::bytes(text::table(&head, &rows, output::width(), 0).as_bytes())
+}
+
+/// Enough to tell versions apart; the JSON has the whole.
+fn short_digest(digest: &str) -> String {
+    digest.trim_start_matches("sha256:").chars().take(12).collect()
+}
+
+async fn show(name: &str, client: &Client, json: bool) -> Result<(), Failure> {
+    let value = client.get(&["templates", name], &[]).await?;
+    if json {
+        return output::json(&value);
+    }
+    let t: TemplateView = client.view(&value)?;
+    let mut pairs = vec![
+        ("name", t.name),
+        ("digest", t.digest),
+        ("guest", format!("{}, {}", t.os, t.arch)),
+        ("driver", t.driver),
+        ("size", format!("{} cores, {} MiB", t.cpus, t.memory_mib)),
+    ];
+    let disk: Vec<String> = [
+        t.disk_format,
+        t.disk_virtual_bytes.map(|n| format!("{} for the guest", text::bytes(n))),
+        t.size_bytes.map(|n| format!("{} on the host", text::bytes(n))),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    pairs.push(("disk", disk.join(", ")));
+    if let Some(handover) = t.handover {
+        pairs.push(("handover", handover));
+    }
+    if let Some(user) = t.user {
+        pairs.push(("user", user));
+    }
+    if let Some(at) = t.created_at {
+        pairs.push(("registered", format!("{} ({} ago)", text::time(at), text::age(at))));
+    }
+    output::bytes(text::fields(&pairs).as_bytes())
+}
+
+async fn delete(name: &str, client: &Client, json: bool) -> Result<(), Failure> {
+    let value = client.delete(&["templates", name], &[]).await?;
+    if json {
+        return output::json(&if value.is_null() { json!({ "name": name }) } else { value });
+    }
+    output::line(&format!("{name}  deleted"))
+}
