@@ -140,6 +140,7 @@ impl App {
         let logs = Logs::new(layout.at("logs"));
         let guest_socket = listen_unix(&guest_path)?;
 
+        let puller = puller(config, &catalog);
         let service = Service::new(
             store.ledger.clone(),
             store.reader.clone(),
@@ -147,7 +148,7 @@ impl App {
             logs.clone(),
             catalog.clone(),
             drivers.clone(),
-            puller(config, &catalog),
+            puller.clone(),
             board.subscribe(),
             clock.clone(),
             service::Settings {
@@ -164,6 +165,7 @@ impl App {
             vault,
             logs,
             catalog,
+            puller,
             drivers,
             clock,
             board,
@@ -177,6 +179,7 @@ impl App {
                 retry_backoff: Duration::from_secs(2),
                 sweep_every: Duration::from_secs(60),
                 keep_deleted: Duration::from_secs(u64::from(config.retention.deleted_vms_days) * 24 * 3600),
+                budgets: config.default_budgets(),
             },
         });
         let http = Http {

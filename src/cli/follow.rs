@@ -16,6 +16,8 @@ use super::{
 
 /// One long poll, in seconds.
 const POLL: u64 = 30;
+/// The same while an image is pulled: how far it is does not count as a change of the vm.
+const POLL_PULL: u64 = 2;
 /// Between two questions that were answered with nothing.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long a service that does not answer is waited for: long enough for a restart.
@@ -34,9 +36,11 @@ pub(super) async fn watch(
     let end = timeout.map(|t| Instant::now() + t);
     let mut generation = from;
     let mut silent_since: Option<Instant> = None;
+    let mut pulls = false;
     loop {
         let left = end.map(|end| end.saturating_duration_since(Instant::now()));
-        let poll = left.map_or(POLL, |left| left.as_secs_f64().ceil().min(POLL as f64) as u64);
+        let longest = if pulls { POLL_PULL } else { POLL };
+        let poll = left.map_or(longest, |left| left.as_secs_f64().ceil().min(longest as f64) as u64);
         let (wait, poll) = (generation.unwrap_or(0).to_string(), poll.to_string());
         let query = [("wait_generation", wait.as_str()), ("timeout_seconds", poll.as_str())];
         let query: &[(&str, &str)] = if generation.is_some() { &query } else { &[] };
@@ -45,7 +49,8 @@ pub(super) async fn watch(
             Ok(value) => {
                 silent_since = None;
                 let vm: VmView = client.view(&value)?;
-                let news = generation != Some(vm.generation);
+                pulls = vm.queue.as_ref().is_some_and(|queue| queue.reason == "template");
+                let news = generation != Some(vm.generation) || pulls;
                 if news {
                     generation = Some(vm.generation);
                     seen(&vm)?;
@@ -92,7 +97,8 @@ pub(super) struct Timeline {
     /// Entries whose line is printed.
     printed: usize,
     fault: Option<FaultView>,
-    queue: String,
+    /// The stage of waiting that was told last.
+    queue: Option<(String, Option<i64>, Option<u8>)>,
     /// On a terminal: what is going on now.
     spinner: Option<ProgressBar>,
 }
@@ -106,7 +112,7 @@ impl Timeline {
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         });
-        Self { printed: 0, fault: None, queue: String::new(), spinner }
+        Self { printed: 0, fault: None, queue: None, spinner }
     }
 
     pub fn begin(&self, vm: &VmView) -> Result<(), Failure> {
@@ -128,10 +134,11 @@ impl Timeline {
         let now = match &vm.queue {
             Some(queue) => {
                 let waits = queue.text();
-                if self.spinner.is_none() && waits != self.queue {
+                let stage = Some(queue.stage());
+                if self.spinner.is_none() && stage != self.queue {
                     self.line(&format!("  queued: {waits}"))?;
                 }
-                self.queue.clone_from(&waits);
+                self.queue = stage;
                 format!("queued: {waits}")
             }
             None => vm.state.clone(),

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Deserialize;
 
+use super::text;
+
 #[derive(Debug, Deserialize)]
 pub(super) struct VmView {
     pub id: String,
@@ -13,16 +15,11 @@ pub(super) struct VmView {
     pub state: String,
     pub generation: i64,
     pub template: String,
-    #[serde(default)]
-    pub template_digest: String,
-    #[serde(default)]
-    pub driver: String,
-    #[serde(default)]
-    pub os: String,
-    #[serde(default)]
-    pub cpus: u32,
-    #[serde(default)]
-    pub memory_mib: u32,
+    pub template_digest: Option<String>,
+    pub driver: Option<String>,
+    pub os: Option<String>,
+    pub cpus: Option<u32>,
+    pub memory_mib: Option<u32>,
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     pub runner: Option<RunnerView>,
@@ -55,6 +52,13 @@ pub(super) struct QueueView {
     pub reason: String,
     pub position: Option<i64>,
     pub deadline: Option<Timestamp>,
+    pub pull: Option<PullView>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct PullView {
+    pub percent: Option<u8>,
+    pub eta_seconds: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -110,6 +114,11 @@ impl VmView {
 }
 
 impl QueueView {
+    /// What is worth a line of its own: the same while a pull goes on for another tenth of its way.
+    pub fn stage(&self) -> (String, Option<i64>, Option<u8>) {
+        (self.reason.clone(), self.position, self.pull.as_ref().and_then(|pull| Some(pull.percent? / 10)))
+    }
+
     /// `waits for a slot, position 3`.
     pub fn text(&self) -> String {
         let reason = match self.reason.as_str() {
@@ -119,9 +128,23 @@ impl QueueView {
             "backoff" => "waits before the next attempt",
             other => other,
         };
+        let pulled = self.pull.as_ref().map(PullView::text).unwrap_or_default();
         match self.position {
-            Some(position) => format!("{reason}, position {position}"),
-            None => reason.to_owned(),
+            Some(position) => format!("{reason}{pulled}, position {position}"),
+            None => format!("{reason}{pulled}"),
+        }
+    }
+}
+
+impl PullView {
+    /// ` (42 %, 3m left)`, or nothing while nothing is known.
+    fn text(&self) -> String {
+        match (self.percent, self.eta_seconds) {
+            (Some(percent), Some(eta)) => {
+                format!(" ({percent} %, {} left)", text::duration(jiff::SignedDuration::from_secs(eta.into())))
+            }
+            (Some(percent), None) => format!(" ({percent} %)"),
+            (None, _) => String::new(),
         }
     }
 }

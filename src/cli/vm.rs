@@ -339,7 +339,9 @@ fn shorten(text: &str, to: usize) -> String {
 /// The one thing worth knowing about a vm in a list.
 fn remark(vm: &VmView) -> String {
     if let Some(queue) = &vm.queue {
+        let percent = queue.pull.as_ref().and_then(|pull| pull.percent);
         return match queue.position {
+            Some(_) if percent.is_some() => format!("{}, {} %", queue.reason, percent.unwrap_or_default()),
             Some(position) => format!("{}, position {position}", queue.reason),
             None => queue.reason.clone(),
         };
@@ -375,9 +377,15 @@ async fn show(vm: &str, client: &Client, json: bool) -> Result<u8, Failure> {
         }
     }
     pairs.push(("template", vm.template.clone()));
-    pairs.push(("digest", vm.template_digest.clone()));
-    pairs.push(("size", format!("{} cores, {} MiB", vm.cpus, vm.memory_mib)));
-    pairs.push(("driver", format!("{} ({})", vm.driver, vm.os)));
+    if let Some(digest) = &vm.template_digest {
+        pairs.push(("digest", digest.clone()));
+    }
+    if let (Some(cpus), Some(memory_mib)) = (vm.cpus, vm.memory_mib) {
+        pairs.push(("size", format!("{cpus} cores, {memory_mib} MiB")));
+    }
+    if let (Some(driver), Some(os)) = (&vm.driver, &vm.os) {
+        pairs.push(("driver", format!("{driver} ({os})")));
+    }
     if let Some(runner) = &vm.runner {
         pairs.push(("runner", format!("{}, {}", runner.kind, runner.status)));
     }
@@ -543,7 +551,7 @@ fn event_line(event: &Value) -> String {
     let text_of = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
     let at = text_of("at").parse::<jiff::Timestamp>().map_or_else(|_| text_of("at"), text::time);
     let mut line = format!("{at}  {:<11}  {}", text_of("state"), text_of("type"));
-    let known = ["seq", "vm_id", "vm_name", "generation", "at", "state", "type", "draft"];
+    let known = ["seq", "vm_id", "vm_name", "generation", "at", "state", "type", "draft", "budgets"];
     for (key, value) in
         event.as_object().into_iter().flatten().filter(|(k, v)| !known.contains(&k.as_str()) && !v.is_null())
     {

@@ -5,9 +5,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
+    basis::Spec,
     error::Fault,
     runner::RunnerFact,
-    vm::{Budget, Draft, Endpoint, QueueReason},
+    vm::{Budget, Budgets, Draft, Endpoint, QueueReason},
 };
 
 /// Who said that a vm is to end.
@@ -59,6 +60,11 @@ pub enum Event {
     },
     QueueReasonChanged {
         reason: QueueReason,
+    },
+    /// What it was to be made from is here.
+    TemplateReady {
+        spec: Spec,
+        budgets: Budgets,
     },
     SlotTaken,
     Cloned,
@@ -119,6 +125,7 @@ pub enum Event {
 pub enum EventKind {
     Created,
     QueueReasonChanged,
+    TemplateReady,
     SlotTaken,
     Cloned,
     EndpointFound,
@@ -141,9 +148,10 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    pub const ALL: [EventKind; 21] = [
+    pub const ALL: [EventKind; 22] = [
         EventKind::Created,
         EventKind::QueueReasonChanged,
+        EventKind::TemplateReady,
         EventKind::SlotTaken,
         EventKind::Cloned,
         EventKind::EndpointFound,
@@ -170,6 +178,7 @@ impl EventKind {
         match self {
             EventKind::Created => "created",
             EventKind::QueueReasonChanged => "queue_reason_changed",
+            EventKind::TemplateReady => "template_ready",
             EventKind::SlotTaken => "slot_taken",
             EventKind::Cloned => "cloned",
             EventKind::EndpointFound => "endpoint_found",
@@ -198,6 +207,7 @@ impl Event {
         match self {
             Event::Created { .. } => EventKind::Created,
             Event::QueueReasonChanged { .. } => EventKind::QueueReasonChanged,
+            Event::TemplateReady { .. } => EventKind::TemplateReady,
             Event::SlotTaken => EventKind::SlotTaken,
             Event::Cloned => EventKind::Cloned,
             Event::EndpointFound { .. } => EventKind::EndpointFound,

@@ -130,7 +130,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
     match state {
         S::Queued => match event {
             E::Created => Refuse,
-            E::QueueReasonChanged => Note,
+            E::QueueReasonChanged | E::TemplateReady => Note,
             E::SlotTaken => Move(S::Cloning),
             E::Cloned | E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse,
             // The guest of an attempt that is over. Its instance is gone, its words are late.
@@ -138,10 +138,12 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::JobFinished | E::InstanceGone => Ignore,
             E::EndAnnounced | E::EndProven | E::EndForced => Move(S::Deleted),
             E::BudgetSpent | E::GivenUp => Move(S::Deleted),
-            E::AttemptFailed | E::HostRefused | E::StepFailed => Refuse,
+            // Looking for its template did not work out this time.
+            E::StepFailed => Note,
+            E::AttemptFailed | E::HostRefused => Refuse,
         },
         S::Cloning => match event {
-            E::Created | E::QueueReasonChanged | E::SlotTaken => Refuse,
+            E::Created | E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse,
             E::Cloned => Move(S::Booting),
             E::GuestReady | E::GuestConfigured | E::RunnerChanged | E::EndpointFound => Ignore,
             E::JobFinished => Ignore,
@@ -152,7 +154,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse,
         },
         S::Booting => match event {
-            E::Created | E::QueueReasonChanged | E::SlotTaken => Refuse,
+            E::Created | E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse,
             E::Cloned => Ignore,
             E::EndpointFound => Note,
             E::GuestReady => Move(S::Configuring),
@@ -167,7 +169,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse,
         },
         S::Configuring => match event {
-            E::Created | E::QueueReasonChanged | E::SlotTaken => Refuse,
+            E::Created | E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse,
             E::Cloned | E::GuestReady => Ignore,
             E::EndpointFound => Note,
             E::GuestConfigured => Move(S::Running),
@@ -181,7 +183,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse,
         },
         S::Running => match event {
-            E::Created | E::QueueReasonChanged | E::SlotTaken => Refuse,
+            E::Created | E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse,
             E::Cloned | E::GuestReady | E::GuestConfigured => Ignore,
             E::EndpointFound | E::RunnerChanged | E::JobFinished => Note,
             E::EndAnnounced => Move(S::Draining),
@@ -193,7 +195,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse,
         },
         S::Draining => match event {
-            E::Created | E::QueueReasonChanged | E::SlotTaken => Refuse,
+            E::Created | E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse,
             E::Cloned | E::GuestReady | E::GuestConfigured => Ignore,
             E::EndpointFound | E::RunnerChanged | E::JobFinished => Note,
             E::EndAnnounced => Ignore,
@@ -204,7 +206,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse,
         },
         S::Stopping => match event {
-            E::Created | E::QueueReasonChanged | E::SlotTaken => Refuse,
+            E::Created | E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse,
             E::Cloned | E::GuestReady | E::GuestConfigured | E::EndpointFound => Ignore,
             E::RunnerChanged | E::JobFinished => Note,
             // An attempt that is being cleared away for another try: the end that is asked for now is remembered, and
@@ -216,7 +218,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::InstanceAbsent | E::AttemptCleared => Refuse,
         },
         S::Deleting => match event {
-            E::Created | E::QueueReasonChanged | E::SlotTaken => Refuse,
+            E::Created | E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse,
             E::Cloned | E::GuestReady | E::GuestConfigured | E::EndpointFound => Ignore,
             E::RunnerChanged | E::JobFinished => Note,
             E::EndAnnounced | E::EndProven | E::EndForced | E::GivenUp => Note,
@@ -227,7 +229,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::StepFailed => Note,
         },
         S::Deleted => match event {
-            E::Created | E::QueueReasonChanged | E::SlotTaken => Refuse,
+            E::Created | E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse,
             E::Cloned | E::GuestReady | E::GuestConfigured | E::EndpointFound => Ignore,
             E::RunnerChanged | E::JobFinished => Ignore,
             E::EndAnnounced | E::EndProven | E::EndForced | E::GivenUp => Ignore,

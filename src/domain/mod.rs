@@ -2,6 +2,7 @@
 //!
 //! Everything above imports from here; nothing here imports from above. A function that needs the time is given it.
 
+pub mod basis;
 pub mod error;
 pub mod event;
 pub mod host;
@@ -12,6 +13,7 @@ pub mod template;
 pub mod token;
 pub mod vm;
 
+pub use basis::{Asked, Basis, BudgetsPatch, Spec};
 pub use error::{Code, Error, Fault, Result};
 pub use event::{Announcer, EndProof, Event, EventKind};
 pub use ids::{InstanceName, TokenId, VmId};

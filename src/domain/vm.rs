@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
+    basis::{Basis, Spec},
     error::{Code, Fault},
     event::{Announcer, EndProof, Event, GoneCause},
     ids::VmId,
     lifecycle::{State, Verdict, decide},
     runner::{RunnerFact, RunnerStatus},
-    template::{GuestOs, Handover},
 };
 
 /// Why a vm has not been started yet.
@@ -221,18 +221,24 @@ pub struct Endpoint {
 pub struct Draft {
     pub id: VmId,
     pub name: String,
-    /// The name as asked for.
+    /// The name or the image as asked for.
     pub template: String,
-    /// What it resolved to: `sha256:…`.
-    pub template_digest: String,
-    pub driver: String,
-    pub os: GuestOs,
-    pub handover: Handover,
-    pub cpus: u32,
-    pub memory_mib: u32,
+    #[serde(flatten)]
+    pub basis: Basis,
     pub runner: RunnerKind,
     pub labels: BTreeMap<String, String>,
+    /// Those that are usual here while the template is awaited, then the template's, with what was asked for.
     pub budgets: Budgets,
+}
+
+impl Draft {
+    /// What follows from the template, once that is here: whatever holds a slot has it.
+    pub fn spec(&self) -> Option<&Spec> {
+        match &self.basis {
+            Basis::Known(spec) => Some(spec),
+            Basis::Awaited { .. } => None,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -298,7 +304,10 @@ impl Vm {
             entered_at: at,
             timeline: vec![TimelineEntry { state: State::Queued, at }],
             queue: Some(Queue {
-                reason: QueueReason::Slot,
+                reason: match draft.basis {
+                    Basis::Known(_) => QueueReason::Slot,
+                    Basis::Awaited { .. } => QueueReason::Template,
+                },
                 deadline: at + seconds(draft.budgets.queue_seconds),
                 not_before: None,
             }),
@@ -363,6 +372,15 @@ impl Vm {
             Event::QueueReasonChanged { reason } => {
                 if let Some(queue) = &mut self.queue {
                     queue.reason = *reason;
+                }
+            }
+            Event::TemplateReady { spec, budgets } => {
+                if let Basis::Awaited { .. } = self.draft.basis {
+                    self.draft.basis = Basis::Known(spec.clone());
+                    self.draft.budgets = budgets.clone();
+                    if let Some(queue) = &mut self.queue {
+                        queue.reason = QueueReason::Slot;
+                    }
                 }
             }
             Event::EndpointFound { ssh, host_key } => {

@@ -1,19 +1,30 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::{error::Code, event::ReadyVia, template::Handover};
+use crate::domain::{
+    basis::Asked,
+    error::Code,
+    event::ReadyVia,
+    template::{GuestOs, Handover},
+};
 
-pub fn draft() -> Draft {
-    Draft {
-        id: VmId::mint(),
-        name: "a".into(),
-        template: "micro".into(),
+fn spec() -> Spec {
+    Spec {
         template_digest: "sha256:0".into(),
         driver: "fake".into(),
         os: GuestOs::Linux,
         handover: Handover::Seed,
         cpus: 1,
         memory_mib: 256,
+    }
+}
+
+pub fn draft() -> Draft {
+    Draft {
+        id: VmId::mint(),
+        name: "a".into(),
+        template: "micro".into(),
+        basis: Basis::Known(spec()),
         runner: RunnerKind::Command,
         labels: BTreeMap::new(),
         budgets: Budgets::default(),
@@ -165,6 +176,7 @@ fn any_event() -> impl Strategy<Value = Event> {
     let by = prop_oneof![Just(Announcer::Hook), Just(Announcer::Admin)];
     prop_oneof![
         Just(Event::QueueReasonChanged { reason: QueueReason::Host }),
+        Just(Event::TemplateReady { spec: spec(), budgets: Budgets { boot_seconds: 7, ..Budgets::default() } }),
         Just(Event::SlotTaken),
         Just(Event::Cloned),
         Just(Event::EndpointFound { ssh: Endpoint { host: "h".into(), port: 2 }, host_key: Some("k".into()) }),
@@ -191,8 +203,9 @@ fn any_event() -> impl Strategy<Value = Event> {
 proptest! {
     /// Whatever happens in whatever order: the laws hold, and the log alone gives the row.
     #[test]
-    fn any_sequence_of_events_keeps_the_laws(events in prop::collection::vec(any_event(), 0..80)) {
-        let first = Event::Created { draft: Box::new(draft()) };
+    fn any_sequence_of_events_keeps_the_laws(awaits: bool, events in prop::collection::vec(any_event(), 0..80)) {
+        let basis = if awaits { Basis::Awaited { awaits: Asked::default() } } else { Basis::Known(spec()) };
+        let first = Event::Created { draft: Box::new(Draft { basis, ..draft() }) };
         let Event::Created { draft } = &first else { unreachable!() };
         let mut vm = Vm::created((**draft).clone(), at(0));
         let mut log = vec![(first.clone(), at(0))];
@@ -229,5 +242,29 @@ proptest! {
         prop_assert_eq!(replayed.as_ref(), Some(&vm));
         let stored: Vm = serde_json::from_str(&serde_json::to_string(&vm).unwrap()).unwrap();
         prop_assert_eq!(stored, vm);
+    }
+}
+
+#[test]
+fn a_draft_is_read_as_it_was_always_written() {
+    let draft = draft();
+    let known = serde_json::to_value(&draft).unwrap();
+    assert_eq!(
+        (&known["os"], &known["cpus"], &known["template_digest"]),
+        (&"linux".into(), &1.into(), &"sha256:0".into())
+    );
+    assert_eq!(serde_json::from_value::<Draft>(known.clone()).unwrap(), draft);
+
+    let asked = Asked { cpus: Some(2), queue_seconds: 9, ..Asked::default() };
+    let awaited = Draft { basis: Basis::Awaited { awaits: asked }, ..draft };
+    let written = serde_json::to_value(&awaited).unwrap();
+    assert!(written.get("os").is_none(), "{written}");
+    assert_eq!(serde_json::from_value::<Draft>(written).unwrap(), awaited);
+
+    // Neither the one nor the other: not to be taken for a vm that waits.
+    for lost in ["os", "cpus", "template_digest"] {
+        let mut damaged = known.clone();
+        damaged.as_object_mut().unwrap().remove(lost);
+        assert!(serde_json::from_value::<Draft>(damaged).is_err(), "{lost}");
     }
 }

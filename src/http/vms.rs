@@ -26,8 +26,9 @@ use crate::{
         Vm, VmId,
         vm::{Endpoint, RunnerKind},
     },
-    service::vms::VmRequest,
-    store::{Reader, vms::Filter},
+    service::{Service, vms::VmRequest},
+    store::vms::Filter,
+    templates::pull::Progress,
 };
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -47,14 +48,15 @@ pub struct VmView {
     pub state: State,
     /// Grows by one with every event of this vm; see `wait_generation`.
     pub generation: i64,
-    /// The template's name.
+    /// The template's name, or the image that was asked for.
     pub template: String,
-    /// What the name stood for when the vm was created.
-    pub template_digest: String,
-    pub driver: String,
-    pub os: GuestOs,
-    pub cpus: u32,
-    pub memory_mib: u32,
+    /// What it stood for when the vm was created, or its image was found.
+    /// Null, as all that follows from the template, while that is awaited (`queue.reason` is `template`).
+    pub template_digest: Option<String>,
+    pub driver: Option<String>,
+    pub os: Option<GuestOs>,
+    pub cpus: Option<u32>,
+    pub memory_mib: Option<u32>,
     pub labels: BTreeMap<String, String>,
     pub runner: RunnerView,
     /// What it waits for; null unless queued.
@@ -97,6 +99,32 @@ pub struct QueueView {
     pub position: i64,
     /// When it gives up waiting.
     pub deadline: Time,
+    /// How far its image is; null unless that is pulled now.
+    pub pull: Option<PullView>,
+}
+
+/// How far an image is on its way here.
+#[derive(Serialize, ToSchema)]
+pub struct PullView {
+    /// Of what has to come from the registry; null until that is known.
+    #[schema(minimum = 0, maximum = 100)]
+    pub percent: Option<u8>,
+    pub bytes_done: u64,
+    pub bytes_total: u64,
+    pub bytes_per_second: u64,
+    pub eta_seconds: Option<u64>,
+}
+
+impl From<Progress> for PullView {
+    fn from(p: Progress) -> Self {
+        Self {
+            percent: p.percent(),
+            bytes_done: p.bytes_done,
+            bytes_total: p.bytes_total,
+            bytes_per_second: p.rate,
+            eta_seconds: p.eta.map(|eta| eta.as_secs()),
+        }
+    }
 }
 
 #[derive(Serialize, ToSchema)]
@@ -149,19 +177,20 @@ pub struct VmPage {
 
 impl VmView {
     /// `position` is used while the vm is queued.
-    fn new(vm: &Vm, position: i64) -> Self {
+    fn new(vm: &Vm, position: i64, pull: Option<Progress>) -> Self {
         let d = &vm.draft;
+        let spec = d.spec();
         Self {
             id: d.id,
             name: d.name.clone(),
             state: vm.state,
             generation: vm.generation,
             template: d.template.clone(),
-            template_digest: d.template_digest.clone(),
-            driver: d.driver.clone(),
-            os: d.os,
-            cpus: d.cpus,
-            memory_mib: d.memory_mib,
+            template_digest: spec.map(|s| s.template_digest.clone()),
+            driver: spec.map(|s| s.driver.clone()),
+            os: spec.map(|s| s.os),
+            cpus: spec.map(|s| s.cpus),
+            memory_mib: spec.map(|s| s.memory_mib),
             labels: d.labels.clone(),
             runner: RunnerView { kind: d.runner, status: vm.runner_status },
             queue: vm.queue.as_ref().map(|q| QueueView {
@@ -169,6 +198,7 @@ impl VmView {
                 // It may have left the queue between the two reads; a position is at least 1 all the same.
                 position: position.max(1),
                 deadline: q.deadline.into(),
+                pull: pull.map(PullView::from),
             }),
             deadline: vm.deadline().map(|(budget, at)| DeadlineView { budget, at: at.into() }),
             budgets: d.budgets.clone(),
@@ -187,9 +217,10 @@ impl VmView {
         }
     }
 
-    pub async fn of(vm: &Vm, reader: &Reader) -> Result<Self, Problem> {
-        let position = if vm.state == State::Queued { reader.queue_position(vm.id()).await? } else { 0 };
-        Ok(Self::new(vm, position))
+    pub async fn of(vm: &Vm, service: &Service) -> Result<Self, Problem> {
+        let queued = vm.state == State::Queued;
+        let position = if queued { service.reader().queue_position(vm.id()).await? } else { 0 };
+        Ok(Self::new(vm, position, service.pull_progress(vm)))
     }
 }
 
@@ -200,7 +231,7 @@ pub fn no_vm(id: VmId) -> Error {
 /// Create a vm
 ///
 /// The vm is stored before it is answered and survives a crash from then on. Without a free slot it waits, with a reason, a
-/// position and a deadline. Repeating an equal request, by `Idempotency-Key` or by `name`, answers 200 with the same vm.
+/// position and a deadline; without its image, too. Repeating an equal request, by `Idempotency-Key` or by `name`, answers 200 with the same vm.
 #[utoipa::path(
     post, path = "/vms", tag = "vms",
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters; kept as long as the vm's record", min_length = 1, max_length = 255, pattern = "^[!-~]+$", example = "run-4711-attempt-1")),
@@ -233,7 +264,7 @@ pub async fn create_vm(
     let created = http.service.create_vm(request, key).await?;
     let status = if created.new { StatusCode::CREATED } else { StatusCode::OK };
     let location = format!("/vms/{}", created.vm.id());
-    let vm = VmView::of(&created.vm, http.service.reader()).await?;
+    let vm = VmView::of(&created.vm, &http.service).await?;
     let callback_token = created.token.expose_secret().to_owned();
     Ok((status, [(header::LOCATION, location)], Answer(CreatedVm { vm, callback_token })))
 }
@@ -322,7 +353,7 @@ pub async fn list_vms(
     let next_cursor = vms.last().filter(|_| more).map(|vm| cursor(vm.id()));
     let mut items = Vec::with_capacity(vms.len());
     for vm in &vms {
-        items.push(VmView::of(vm, reader).await?);
+        items.push(VmView::of(vm, &http.service).await?);
     }
     Ok(Answer(VmPage { items, next_cursor }))
 }
@@ -366,11 +397,11 @@ pub async fn get_vm(
         tokio::select! {
             // A service that ends answers with what is known; the client asks again.
             () = http.shutdown.cancelled() => {}
-            vm = waited => return Ok(Answer(VmView::of(&vm?, reader).await?)),
+            vm = waited => return Ok(Answer(VmView::of(&vm?, &http.service).await?)),
         }
     }
     let vm = reader.vm(id).await?.ok_or_else(|| no_vm(id))?;
-    Ok(Answer(VmView::of(&vm, reader).await?))
+    Ok(Answer(VmView::of(&vm, &http.service).await?))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -402,7 +433,7 @@ pub async fn end_vm(
 ) -> Result<(StatusCode, Answer<VmView>), Problem> {
     let ended = http.service.end_vm(id, &caller, asked.force).await?;
     let status = if ended.was_deleted { StatusCode::OK } else { StatusCode::ACCEPTED };
-    Ok((status, Answer(VmView::of(&ended.vm, http.service.reader()).await?)))
+    Ok((status, Answer(VmView::of(&ended.vm, &http.service).await?)))
 }
 
 #[cfg(test)]

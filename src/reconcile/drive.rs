@@ -211,6 +211,8 @@ async fn newer(changes: &mut Newest, vm: &mut Vm) {
 fn failed(vm: &Vm, kind: FailureKind, fault: Fault) -> (Event, bool) {
     let coming_up = matches!(vm.state, State::Cloning | State::Booting | State::Configuring);
     match kind {
+        // Its template could not be had. It has no instance, so there is nothing but the vm itself to be given up.
+        FailureKind::Permanent if vm.state == State::Queued => (Event::GivenUp { fault }, false),
         // Cleaning up is tried until it works: giving up would leak what is to be cleaned.
         _ if !coming_up => (Event::StepFailed { fault }, true),
         FailureKind::Retry => (Event::StepFailed { fault }, true),

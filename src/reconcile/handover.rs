@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 
 use super::{
     Reconciler,
-    steps::{Failure, FailureKind},
+    steps::{Failure, FailureKind, spec_of},
 };
 use crate::{
     domain::{
@@ -28,7 +28,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 impl Reconciler {
     /// Returns once the guest can be handed its runner. Never, where the guest itself says so.
     pub(super) async fn guest_ready(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<ReadyVia, Failure> {
-        match vm.draft.handover {
+        match spec_of(vm)?.handover {
             Handover::Seed => {
                 // Known at once or never needed.
                 if let Observation::Running { ssh: Some(ssh), .. } = driver.inspect(&vm.id().instance()).await? {
@@ -54,7 +54,7 @@ impl Reconciler {
 
     /// Returns once the guest has its runner. Never, where a seed is at work in the guest, whose word moves the vm.
     pub(super) async fn hand_over(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<(), Failure> {
-        let boot_log = match vm.draft.handover {
+        let boot_log = match spec_of(vm)?.handover {
             Handover::Seed => std::future::pending().await,
             Handover::Ssh => {
                 let template = self.template(vm).await?;
@@ -107,8 +107,9 @@ impl Reconciler {
             ),
             None => (None, BTreeMap::new()),
         };
-        let url = self.settings.guest_urls.get(&vm.draft.driver).cloned().ok_or_else(|| {
-            let detail = format!("guests of the driver {} have no way to the guest API", vm.draft.driver);
+        let driver = &spec_of(vm)?.driver;
+        let url = self.settings.guest_urls.get(driver).cloned().ok_or_else(|| {
+            let detail = format!("guests of the driver {driver} have no way to the guest API");
             Failure::new(FailureKind::Permanent, Code::GuestNotConfigured, detail)
         })?;
         Kit::new(KitInput {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Reconciler;
 use crate::{
     domain::{
-        Fault, InstanceName, Vm,
+        Fault, InstanceName, Spec, Vm,
         host::{DriverView, HostView, Instance},
     },
     drivers::{DriverError, Probe},
@@ -115,7 +115,7 @@ impl Reconciler {
 
     /// The system refused to run this vm's guest because so many run already, it says.
     pub(super) async fn limit_met(&self, vm: &Vm, fault: Fault) {
-        let os = vm.draft.os;
+        let Some(&Spec { os, .. }) = vm.draft.spec() else { return };
         let running = self.look_at_instances().await.running_beside(os, vm.id());
         self.board.send_modify(|view| {
             view.refused(os, running, fault, self.settings.retry_backoff, LONGEST_LIMIT_PAUSE);
@@ -130,7 +130,7 @@ impl Reconciler {
 
     /// This vm's guest runs.
     pub(super) async fn limit_passed(&self, vm: &Vm) {
-        let os = vm.draft.os;
+        let Some(&Spec { os, .. }) = vm.draft.spec() else { return };
         if !self.board.borrow().ceilings.iter().any(|c| c.os == os) {
             return;
         }

@@ -22,18 +22,19 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     domain::{
-        State, Vm, VmId,
+        Budgets, State, Vm, VmId,
         host::{Capacity, HostView},
     },
     drivers::registry::Registry,
     service::Clock,
     store::{Ledger, Reader, Vault, logs::Logs},
-    templates::Catalog,
+    templates::{Catalog, pull::Puller},
 };
 
 mod drive;
 mod handover;
 mod host;
+mod obtain;
 mod placement;
 mod steps;
 mod sweep;
@@ -56,6 +57,8 @@ pub struct Settings {
     pub retry_backoff: Duration,
     pub sweep_every: Duration,
     pub keep_deleted: Duration,
+    /// Of templates that do not say otherwise.
+    pub budgets: Budgets,
 }
 
 /// Everything a step may use.
@@ -65,6 +68,7 @@ pub struct Reconciler {
     pub vault: Arc<Vault>,
     pub logs: Logs,
     pub catalog: Arc<Catalog>,
+    pub puller: Puller,
     pub drivers: Arc<Registry>,
     pub clock: Clock,
     pub settings: Settings,

@@ -7,7 +7,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::Reconciler;
 use crate::{
     domain::{
-        EventKind,
+        EventKind, Spec,
         host::{Held, HostView},
     },
     service::hosts,
@@ -71,13 +71,14 @@ impl Reconciler {
             && self.reader.drivers_waited_for().await.is_ok_and(|names| names.iter().any(broken))
     }
 
-    /// Whether this event may let somebody in: a vm came into the queue, or what it held was given back. A new vm that does not
+    /// Whether this event may let somebody in: a vm came into the queue or got its template, or what it held was given back. A new vm that does not
     /// fit beside what is held changes nothing: it waits for a slot, and its row says so from the beginning.
     fn concerns(&self, change: &Change, held: Option<Held>) -> bool {
         let d = &change.vm.draft;
         match change.recorded.event.kind() {
-            EventKind::Created => {
-                held.is_none_or(|held| self.settings.capacity.fits(&held, d.os, d.cpus, d.memory_mib))
+            EventKind::Created | EventKind::TemplateReady => {
+                let fits = |s: &Spec| held.is_none_or(|h| self.settings.capacity.fits(&h, s.os, s.cpus, s.memory_mib));
+                d.spec().is_some_and(fits)
             }
             EventKind::InstanceAbsent | EventKind::AttemptCleared | EventKind::BudgetSpent => true,
             _ => false,

@@ -7,7 +7,7 @@ use jiff::SignedDuration;
 
 use super::Reconciler;
 use crate::{
-    domain::{Code, Event, Handover, QueueReason, Vm, event::GoneCause, lifecycle::Step, template::Template},
+    domain::{Code, Event, Handover, QueueReason, Spec, Vm, event::GoneCause, lifecycle::Step, template::Template},
     drivers::{Driver, DriverError, ErrorKind, GuestNetwork, InstanceSpec, Seed},
     guest,
     store::logs::LogSource,
@@ -66,11 +66,19 @@ impl From<crate::store::StoreError> for Failure {
     }
 }
 
+/// What a vm that holds a slot is made of.
+pub(super) fn spec_of(vm: &Vm) -> Result<&Spec, Failure> {
+    let unknown =
+        || Failure::new(FailureKind::Permanent, Code::Internal, "the vm got a slot before its template was here");
+    vm.draft.spec().ok_or_else(unknown)
+}
+
 impl Reconciler {
     pub(super) async fn step(&self, vm: &Vm) -> Result<Event, Failure> {
         match vm.state.owes() {
-            // Placement, a deadline or a DELETE moves it.
-            Step::AwaitSlot | Step::Nothing => std::future::pending().await,
+            // Once its template is here, placement, a deadline or a DELETE moves it.
+            Step::AwaitSlot => self.obtain_template(vm).await,
+            Step::Nothing => std::future::pending().await,
             Step::Clone => self.clone_template(vm).await,
             Step::Boot => self.boot(vm).await,
             Step::Configure => self.configure(vm).await,
@@ -137,23 +145,25 @@ impl Reconciler {
     }
 
     fn driver(&self, vm: &Vm) -> Result<Arc<dyn Driver>, Failure> {
-        self.drivers.get(&vm.draft.driver).cloned().ok_or_else(|| {
+        let name = &spec_of(vm)?.driver;
+        self.drivers.get(name).cloned().ok_or_else(|| {
             // Enabling the driver again is all that is needed, so the vm waits for it.
             Failure::new(
                 FailureKind::Retry,
                 Code::DriverUnsupported,
-                format!("the driver {} is not enabled in this service", vm.draft.driver),
+                format!("the driver {name} is not enabled in this service"),
             )
         })
     }
 
     pub(super) async fn template(&self, vm: &Vm) -> Result<Template, Failure> {
-        Ok(self.catalog.get(&vm.draft.template_digest).await?)
+        Ok(self.catalog.get(&spec_of(vm)?.template_digest).await?)
     }
 
     async fn spec(&self, vm: &Vm) -> Result<InstanceSpec, Failure> {
         let template = self.template(vm).await?;
-        let seed = match vm.draft.handover {
+        let &Spec { os, handover, cpus, memory_mib, .. } = spec_of(vm)?;
+        let seed = match handover {
             Handover::Ssh | Handover::Agent => None,
             Handover::Seed => {
                 let kit = self.kit(vm, &template).await?;
@@ -164,10 +174,10 @@ impl Reconciler {
         };
         Ok(InstanceSpec {
             name: vm.id().instance(),
-            os: vm.draft.os,
+            os,
             arch: template.arch,
-            cpus: vm.draft.cpus,
-            memory_mib: vm.draft.memory_mib,
+            cpus,
+            memory_mib,
             disk_format: template.disk_format,
             files: template.files,
             cmdline: template.cmdline,

@@ -36,7 +36,8 @@ impl Reconciler {
                 self.logs.remove(vm).await?;
             }
         }
-        let needed = self.reader.live_vms().await?.into_iter().map(|vm| vm.draft.template_digest).collect();
+        let live = self.reader.live_vms().await?;
+        let needed = live.iter().filter_map(|vm| Some(vm.draft.spec()?.template_digest.clone())).collect();
         for digest in self.catalog.prune(needed).await? {
             tracing::info!(template.digest = %digest, "removed a template that has no name and no vm");
         }

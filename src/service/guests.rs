@@ -44,7 +44,9 @@ impl Service {
         let vm = self.live(id).await?;
         let event = match report {
             // Over SSH it is our own login that shows that the guest is ready and configured, and the guest's word adds nothing.
-            GuestEvent::GuestReady {} | GuestEvent::GuestConfigured {} if vm.draft.handover != Handover::Seed => {
+            GuestEvent::GuestReady {} | GuestEvent::GuestConfigured {}
+                if vm.draft.spec().is_none_or(|s| s.handover != Handover::Seed) =>
+            {
                 return Ok(());
             }
             GuestEvent::GuestReady {} => Event::GuestReady { via: ReadyVia::GuestCall },

@@ -8,8 +8,7 @@ use crate::{
     drivers::Driver,
     templates::{
         NewTemplate,
-        pull::{Progress, PullError, PullRequest},
-        registry::RegistryError,
+        pull::{Progress, PullRequest},
     },
 };
 
@@ -45,7 +44,7 @@ impl Service {
         let image = request.image.to_string();
         let (meter, _) = tokio::sync::watch::channel(Progress::default());
         tracing::info!(image, template.name = request.name, "pulling a template");
-        let template = self.puller.pull(&request, &meter).await.map_err(|error| pull_failed(&error))?;
+        let template = self.puller.pull(&request, &meter).await.map_err(|error| Error::from(&*error))?;
         let at = meter.borrow();
         tracing::info!(image, template.name = %template.name, template.digest = %template.digest, bytes = at.bytes_done, "template pulled");
         Ok(template)
@@ -75,31 +74,4 @@ impl Service {
         tracing::info!(template.name = %name, template.digest = %template.digest, "template deleted");
         Ok(())
     }
-}
-
-/// Who is at fault decides the code: the caller's reference or rights, the image, or the way to it.
-fn pull_failed(error: &PullError) -> Error {
-    let code = match error {
-        PullError::Template(error) => {
-            return Error {
-                fields: error.fields.clone(),
-                retry_after: error.retry_after,
-                ..Error::new(error.code, error.detail.clone())
-            };
-        }
-        PullError::Registry(
-            RegistryError::Settings { .. }
-            | RegistryError::Credentials(_)
-            | RegistryError::Denied { .. }
-            | RegistryError::NotFound { .. },
-        ) => Code::ImageRefused,
-        PullError::Registry(
-            RegistryError::Unreachable { .. } | RegistryError::Refused { .. } | RegistryError::Answer { .. },
-        )
-        | PullError::Layer { .. }
-        | PullError::Lost => Code::ImageUnavailable,
-        PullError::Manifest { .. } => Code::TemplateInvalid,
-        PullError::Space { .. } | PullError::Storage(_) => Code::HostUnavailable,
-    };
-    Error::new(code, error.to_string()).field("/image", "could not be pulled")
 }

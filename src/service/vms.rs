@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use super::{Service, hosts};
 use crate::{
     domain::{
-        Announcer, Budgets, Code, Error, Event, Result, State, Vm, VmId,
+        Announcer, Asked, Basis, Budgets, BudgetsPatch, Code, Error, Event, Result, State, Vm, VmId,
         template::Template,
         token::Caller,
         vm::{Draft, RunnerKind},
@@ -20,13 +20,18 @@ use crate::{
         ledger::{NewVm, Opened},
         logs::LogSource,
     },
+    templates::{
+        oci::reference::{Reference, ReferenceError},
+        pull::Progress,
+    },
 };
 
 /// A vm as asked for.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VmRequest {
-    /// Name or digest of a template.
+    /// Name or digest of a template, or an image in a registry (`host/namespace:tag` or `host/namespace@sha256:…`). An image that is
+    /// not here is pulled while the vm waits, without a slot; a tag is looked up each time.
     #[schema(example = "micro")]
     pub template: String,
     /// Unique among live vms; made up when missing. Repeating a request with the same name and body gives the same vm.
@@ -84,67 +89,6 @@ pub enum Runner {
     None,
 }
 
-/// Budgets that differ from the template's; all in seconds but `max_attempts`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, Deserialize, ToSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct BudgetsPatch {
-    #[schema(minimum = 1, maximum = 2592000)]
-    pub clone_seconds: Option<u32>,
-    #[schema(minimum = 1, maximum = 2592000)]
-    pub boot_seconds: Option<u32>,
-    #[schema(minimum = 1, maximum = 2592000)]
-    pub configure_seconds: Option<u32>,
-    #[schema(minimum = 1, maximum = 2592000)]
-    pub registration_seconds: Option<u32>,
-    #[schema(minimum = 1, maximum = 2592000)]
-    pub idle_seconds: Option<u32>,
-    #[schema(minimum = 1, maximum = 2592000)]
-    pub lifetime_seconds: Option<u32>,
-    #[schema(minimum = 1, maximum = 2592000)]
-    pub drain_seconds: Option<u32>,
-    #[schema(minimum = 0, maximum = 600)]
-    pub stop_grace_seconds: Option<u32>,
-    /// How often the vm is booted, on a fresh clone each time, before it is given up.
-    #[schema(minimum = 1, maximum = 10)]
-    pub max_attempts: Option<u32>,
-}
-
-/// A budget longer than this is a mistake of units.
-const MAX_BUDGET_SECONDS: u32 = 30 * 24 * 3600;
-
-impl BudgetsPatch {
-    pub fn over(&self, base: &Budgets) -> Result<Budgets> {
-        let mut b = base.clone();
-        let fields: [(&str, Option<u32>, &mut u32); 8] = [
-            ("clone_seconds", self.clone_seconds, &mut b.clone_seconds),
-            ("boot_seconds", self.boot_seconds, &mut b.boot_seconds),
-            ("configure_seconds", self.configure_seconds, &mut b.configure_seconds),
-            ("registration_seconds", self.registration_seconds, &mut b.registration_seconds),
-            ("idle_seconds", self.idle_seconds, &mut b.idle_seconds),
-            ("lifetime_seconds", self.lifetime_seconds, &mut b.lifetime_seconds),
-            ("drain_seconds", self.drain_seconds, &mut b.drain_seconds),
-            ("max_attempts", self.max_attempts, &mut b.max_attempts),
-        ];
-        for (name, value, target) in fields {
-            let Some(value) = value else { continue };
-            let max = if name == "max_attempts" { 10 } else { MAX_BUDGET_SECONDS };
-            if value == 0 || value > max {
-                return Err(Error::new(Code::RequestInvalid, "a budget is out of range")
-                    .field(format!("/budgets/{name}"), format!("1 to {max}")));
-            }
-            *target = value;
-        }
-        if let Some(grace) = self.stop_grace_seconds {
-            if grace > 600 {
-                return Err(Error::new(Code::RequestInvalid, "a budget is out of range")
-                    .field("/budgets/stop_grace_seconds", "0 to 600"));
-            }
-            b.stop_grace_seconds = grace;
-        }
-        Ok(b)
-    }
-}
-
 /// The answer to a creation: the vm, its token, and whether it is new.
 pub struct Created {
     pub vm: Arc<Vm>,
@@ -161,12 +105,6 @@ pub struct EndRequested {
 
 impl Service {
     pub async fn create_vm(&self, request: VmRequest, idempotency_key: Option<String>) -> Result<Created> {
-        let template = self.catalog.get(&request.template).await.map_err(|error| match error.code {
-            // The path exists, what the body names does not: another answer than GET's 404.
-            Code::TemplateNotFound => Error::new(Code::TemplateUnknown, error.detail)
-                .field("/template", "see GET /templates for what is here"),
-            _ => error,
-        })?;
         if let Some(key) = &idempotency_key
             && (key.is_empty() || key.len() > 255 || !key.bytes().all(|b| b.is_ascii_graphic()))
         {
@@ -176,7 +114,7 @@ impl Service {
         let id = VmId::mint();
         let payload = request.runner.payload()?;
         let request_hash = self.vault.fingerprint(&request.canonical(payload.as_ref()));
-        let draft = self.draft(id, &request, &template)?;
+        let draft = self.draft(id, &request).await?;
         let new = NewVm {
             draft,
             request_hash,
@@ -189,13 +127,62 @@ impl Service {
         let vm = opened.vm().clone();
         let new = matches!(opened, Opened::Created(_));
         if new {
-            metrics::counter!("mayfly_vms_created_total", "template" => template.name.clone()).increment(1);
-            tracing::info!(vm.id = %vm.id(), vm.name = %vm.draft.name, template.name = %template.name, "vm created");
+            metrics::counter!("mayfly_vms_created_total", "template" => vm.draft.template.clone()).increment(1);
+            tracing::info!(vm.id = %vm.id(), vm.name = %vm.draft.name, template.name = %vm.draft.template, "vm created");
         }
         Ok(Created { token: self.vault.vm_token(vm.id()), vm, new })
     }
 
-    fn draft(&self, id: VmId, request: &VmRequest, template: &Template) -> Result<Draft> {
+    /// Where the vm's disk is to come from: a template that is here, or an image that has to be looked for.
+    async fn basis(&self, wanted: &str, asked: Asked) -> Result<(String, Basis, Budgets)> {
+        let capacity = self.host.borrow().capacity;
+        let known = |template: Template, shown: String| {
+            let (spec, budgets) = asked.of(&template, &capacity)?;
+            Ok((shown, Basis::Known(spec), budgets))
+        };
+        if !wanted.contains('/') {
+            let template = self.catalog.get(wanted).await.map_err(|error| match error.code {
+                // The path exists, what the body names does not: another answer than GET's 404.
+                Code::TemplateNotFound => Error::new(Code::TemplateUnknown, error.detail)
+                    .field("/template", "see GET /templates for what is here, or name an image as host/namespace:tag"),
+                _ => error,
+            })?;
+            let shown = template.name.clone();
+            return known(template, shown);
+        }
+        let image: Reference = wanted.parse().map_err(|error: ReferenceError| {
+            Error::new(Code::RequestInvalid, "the template is no image that could be pulled")
+                .field("/template", error.to_string())
+        })?;
+        // What a tag stands for today is for its registry to say; a digest stands for one thing for ever.
+        if let Some(template) = self.puller.here(&image).await? {
+            return known(template, image.to_string());
+        }
+        if asked.queue_seconds == 0 {
+            return Err(Error::new(
+                Code::SlotUnavailable,
+                "queue_timeout_seconds is 0, and the image is not known to be here: pull it first and name the template \
+                 or the digest, or let the vm wait",
+            )
+            .retry_after(60));
+        }
+        let budgets = asked.before(&self.settings.budgets, &capacity)?;
+        Ok((image.to_string(), Basis::Awaited { awaits: asked }, budgets))
+    }
+
+    async fn draft(&self, id: VmId, request: &VmRequest) -> Result<Draft> {
+        let name = self.checked_name(id, request)?;
+        let asked = Asked {
+            cpus: request.cpus,
+            memory_mib: request.memory_mib,
+            budgets: request.budgets.clone(),
+            queue_seconds: request.queue_timeout_seconds.unwrap_or(self.settings.queue_timeout_seconds),
+        };
+        let (template, basis, budgets) = self.basis(&request.template, asked).await?;
+        Ok(Draft { id, name, template, basis, runner: request.runner.kind(), labels: request.labels.clone(), budgets })
+    }
+
+    fn checked_name(&self, id: VmId, request: &VmRequest) -> Result<String> {
         let invalid = |what: &str| Error::new(Code::RequestInvalid, what.to_owned());
         let name = match &request.name {
             None => format!("vm-{}", &id.0.simple().to_string()[20..]),
@@ -222,39 +209,15 @@ impl Service {
                 ));
             }
         }
-        let capacity = self.host.borrow().capacity;
-        let cpus = request.cpus.unwrap_or(template.cpus);
-        let memory_mib = request.memory_mib.unwrap_or(template.memory_mib);
-        let impossible = |field: &str, detail: String| {
-            Err(Error::new(Code::SizeImpossible, "no slot of this host could ever hold it").field(field, detail))
-        };
-        if cpus == 0 || cpus > capacity.cpus {
-            return impossible("/cpus", format!("1 to {}", capacity.cpus));
+        Ok(name)
+    }
+
+    /// How far the image is that the vm waits for. `None`: it waits for none, or nothing is known yet.
+    pub fn pull_progress(&self, vm: &Vm) -> Option<Progress> {
+        match vm.draft.basis {
+            Basis::Awaited { .. } => self.puller.progress(&vm.id().to_string()),
+            Basis::Known(_) => None,
         }
-        if memory_mib < 32 || memory_mib > capacity.memory_mib {
-            return impossible("/memory_mib", format!("32 to {}", capacity.memory_mib));
-        }
-        let mut budgets = request.budgets.over(&template.budgets)?;
-        budgets.queue_seconds = request.queue_timeout_seconds.unwrap_or(self.settings.queue_timeout_seconds);
-        if budgets.queue_seconds > MAX_BUDGET_SECONDS {
-            return Err(
-                invalid("the wait is too long").field("/queue_timeout_seconds", format!("0 to {MAX_BUDGET_SECONDS}"))
-            );
-        }
-        Ok(Draft {
-            id,
-            name,
-            template: template.name.clone(),
-            template_digest: template.digest.clone(),
-            driver: template.driver.clone(),
-            os: template.os,
-            handover: template.handover,
-            cpus,
-            memory_mib,
-            runner: request.runner.kind(),
-            labels: request.labels.clone(),
-            budgets,
-        })
     }
 
     /// Ends a vm, now or when its runner is done. See *DELETE, exactly* in the API guide.
@@ -309,7 +272,8 @@ impl Service {
             self.reader.vm(id).await?.ok_or_else(|| Error::new(Code::VmNotFound, format!("no vm has the id {id}")))?;
         if source == LogSource::Console
             && vm.state.holds_slot()
-            && let Some(driver) = self.drivers.get(&vm.draft.driver)
+            && let Some(spec) = vm.draft.spec()
+            && let Some(driver) = self.drivers.get(&spec.driver)
             && let Some(live) = driver.console_log(&id.instance())
             && tokio::fs::try_exists(&live).await.unwrap_or(false)
         {

@@ -10,7 +10,7 @@ use super::{
     placement::{self, Room},
     writer::Writer,
 };
-use crate::domain::{Code, Error, Event, State, Verdict, Vm, VmId, event::Recorded, host::Held, vm::Draft};
+use crate::domain::{Code, Error, Event, Spec, State, Verdict, Vm, VmId, event::Recorded, host::Held, vm::Draft};
 
 /// What must hold of the row for an event to be applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,8 +205,8 @@ async fn open(db: &mut SqliteConnection, new: NewVm, at: Timestamp) -> Result<(O
                 held.add(w.os, w.cpus, w.memory_mib);
             }
         }
-        let d = &new.draft;
-        if new.room.admits(&held, &d.driver, d.os, d.cpus, d.memory_mib).is_err() {
+        let admitted = |s: &Spec| new.room.admits(&held, &s.driver, s.os, s.cpus, s.memory_mib).is_ok();
+        if !new.draft.spec().is_some_and(admitted) {
             return Err(Error::new(Code::SlotUnavailable, "no slot is free now and queue_timeout_seconds is 0")
                 .retry_after(5)
                 .into());
@@ -247,17 +247,18 @@ async fn open(db: &mut SqliteConnection, new: NewVm, at: Timestamp) -> Result<(O
 }
 
 async fn take_slot(db: &mut SqliteConnection, vm: &mut Vm, at: Timestamp) -> Result<Option<Change>> {
+    let Some(Spec { os, cpus, memory_mib, .. }) = vm.draft.spec().cloned() else { return Ok(None) };
     let (_, change) = step(db, vm, Event::SlotTaken, at).await?;
     if change.is_some() {
         let id = vm.id().to_string();
-        let os = vm.draft.os.as_str();
+        let os = os.as_str();
         let taken = at.as_millisecond();
         sqlx::query!(
             "INSERT INTO leases (vm_id, os, cpus, memory_mib, taken_at) VALUES (?, ?, ?, ?, ?)",
             id,
             os,
-            vm.draft.cpus,
-            vm.draft.memory_mib,
+            cpus,
+            memory_mib,
             taken
         )
         .execute(&mut *db)
@@ -304,6 +305,20 @@ async fn step(
     )
     .execute(&mut *db)
     .await?;
+    if matches!(event, Event::TemplateReady { .. }) {
+        let Shape { digest, driver, os, cpus, memory_mib } = Shape::of(vm);
+        sqlx::query!(
+            "UPDATE vms SET template_digest = ?, driver = ?, os = ?, cpus = ?, memory_mib = ? WHERE id = ?",
+            digest,
+            driver,
+            os,
+            cpus,
+            memory_mib,
+            id
+        )
+        .execute(&mut *db)
+        .await?;
+    }
     if before.holds_slot() && !vm.state.holds_slot() {
         sqlx::query!("DELETE FROM leases WHERE vm_id = ?", id).execute(&mut *db).await?;
     }
@@ -314,10 +329,32 @@ async fn step(
     Ok((verdict, Some(change)))
 }
 
+/// What of a vm's template is searched by; nothing of it is known while its image is awaited.
+struct Shape<'a> {
+    digest: Option<&'a str>,
+    driver: Option<&'a str>,
+    os: Option<&'static str>,
+    cpus: Option<u32>,
+    memory_mib: Option<u32>,
+}
+
+impl Shape<'_> {
+    fn of(vm: &Vm) -> Shape<'_> {
+        let spec = vm.draft.spec();
+        Shape {
+            digest: spec.map(|s| s.template_digest.as_str()),
+            driver: spec.map(|s| s.driver.as_str()),
+            os: spec.map(|s| s.os.as_str()),
+            cpus: spec.map(|s| s.cpus),
+            memory_mib: spec.map(|s| s.memory_mib),
+        }
+    }
+}
+
 async fn insert(db: &mut SqliteConnection, vm: &Vm, request_hash: &[u8; 32]) -> Result<()> {
     let id = vm.id().to_string();
     let state = vm.state.as_str();
-    let os = vm.draft.os.as_str();
+    let Shape { digest, driver, os, cpus, memory_mib } = Shape::of(vm);
     let hash = request_hash.as_slice();
     let created_at = vm.created_at.as_millisecond();
     let json = serde_json::to_string(vm).map_err(|e| unreadable(e.to_string()))?;
@@ -329,11 +366,11 @@ async fn insert(db: &mut SqliteConnection, vm: &Vm, request_hash: &[u8; 32]) -> 
         state,
         vm.generation,
         vm.draft.template,
-        vm.draft.template_digest,
-        vm.draft.driver,
+        digest,
+        driver,
         os,
-        vm.draft.cpus,
-        vm.draft.memory_mib,
+        cpus,
+        memory_mib,
         hash,
         created_at,
         json

@@ -5,24 +5,30 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     domain::{
-        Announcer, Budgets, GuestOs, Handover, QueueReason,
+        Announcer, Asked, Basis, Budgets, GuestOs, Handover, QueueReason,
         host::{Capacity, Held},
         vm::RunnerKind,
     },
     store,
 };
 
-fn draft(name: &str, os: GuestOs, queue_seconds: u32) -> Draft {
-    Draft {
-        id: VmId::mint(),
-        name: name.into(),
-        template: "t".into(),
+fn spec(os: GuestOs) -> Spec {
+    Spec {
         template_digest: "sha256:0".into(),
         driver: "fake".into(),
         os,
         handover: Handover::Seed,
         cpus: 1,
         memory_mib: 100,
+    }
+}
+
+fn draft(name: &str, os: GuestOs, queue_seconds: u32) -> Draft {
+    Draft {
+        id: VmId::mint(),
+        name: name.into(),
+        template: "t".into(),
+        basis: Basis::Known(spec(os)),
         runner: RunnerKind::None,
         labels: BTreeMap::from([("team.x/y".into(), "a b".into())]),
         budgets: Budgets { queue_seconds, ..Budgets::default() },
@@ -97,6 +103,69 @@ async fn now_or_never_takes_a_slot_at_once_and_overtakes_nobody() {
     assert_eq!(code(refused), Code::SlotUnavailable, "the second slot is b's");
     let linux = store.ledger.open(new(draft("d", GuestOs::Linux, 0), room(2, 0)), now()).await.unwrap();
     assert_eq!(linux.vm().state, State::Cloning, "Linux guests do not count against the macOS slots");
+}
+
+#[tokio::test]
+async fn who_waits_for_an_image_takes_no_slot_and_stops_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open_store(&dir).await;
+    let awaits = Basis::Awaited { awaits: Asked { cpus: Some(2), queue_seconds: 60, ..Asked::default() } };
+    let first = Draft { basis: awaits, ..draft("first", GuestOs::Linux, 60) };
+    let id = store.ledger.open(new(first, room(1, 0)), now()).await.unwrap().vm().id();
+    let held = store.ledger.place(room(1, 0), now()).await.unwrap();
+    assert_eq!(held, Held::default());
+    let vm = store.reader.vm(id).await.unwrap().unwrap();
+    assert_eq!((vm.state, vm.queue.as_ref().unwrap().reason), (State::Queued, QueueReason::Template));
+    assert_eq!(store.reader.drivers_waited_for().await.unwrap(), Vec::<String>::new());
+
+    // Who came later and has its template does not wait for it, not even one who does not wait at all.
+    let second = store.ledger.open(new(draft("second", GuestOs::Macos, 0), room(1, 0)), now()).await.unwrap();
+    assert_eq!(second.vm().state, State::Cloning);
+
+    let ready = Event::TemplateReady { spec: spec(GuestOs::Macos), budgets: Budgets::default() };
+    let expect = Expect::Attempt { state: State::Queued, attempt: 0 };
+    let vm = store.ledger.apply(id, expect, ready.clone(), now()).await.unwrap().vm;
+    assert_eq!((vm.draft.spec(), vm.queue.as_ref().unwrap().reason), (Some(&spec(GuestOs::Macos)), QueueReason::Slot));
+    let again = store.ledger.apply(id, expect, ready, now()).await.unwrap();
+    assert!(!again.changed(), "it is here once");
+    assert_eq!(store.reader.template_in_use("sha256:0").await.unwrap(), Some(id));
+    assert_eq!(store.ledger.place(room(1, 0), now()).await.unwrap().macos, 1, "the second has the slot");
+    assert_eq!(store.ledger.place(room(2, 0), now()).await.unwrap().macos, 2);
+    let row = store.reader.vm(id).await.unwrap().unwrap();
+    let log = store.reader.events(Some(id), 0, 100).await.unwrap();
+    assert_eq!(Vm::replay(log.iter().map(|r| (&r.event, r.at))), Some(row));
+}
+
+/// What the version before images wrote.
+#[tokio::test]
+async fn vms_of_an_older_version_keep_what_they_are_made_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mayfly.db");
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+    let mut db = sqlx::ConnectOptions::connect(&options).await.unwrap();
+    let before = sqlx::migrate::Migrator {
+        migrations: store::MIGRATIONS.iter().filter(|m| m.version <= 2).cloned().collect::<Vec<_>>().into(),
+        ..sqlx::migrate::Migrator::DEFAULT
+    };
+    before.run(&mut db).await.unwrap();
+    let vm = Vm::created(draft("old", GuestOs::Macos, 60), now());
+    let id = vm.id().to_string();
+    sqlx::query(
+        "INSERT INTO vms (id, name, state, generation, template, template_digest, os, cpus, memory_mib, request_hash,
+         created_at, record, driver) VALUES (?, 'old', 'queued', 1, 't', 'sha256:0', 'macos', 1, 100, x'00', 0, ?, 'fake')",
+    )
+    .bind(&id)
+    .bind(serde_json::to_string(&vm).unwrap())
+    .execute(&mut db)
+    .await
+    .unwrap();
+    sqlx::Connection::close(db).await.unwrap();
+
+    let store = open_store(&dir).await;
+    assert_eq!(store.reader.vm(vm.id()).await.unwrap(), Some(vm.clone()));
+    assert_eq!(store.reader.template_in_use("sha256:0").await.unwrap(), Some(vm.id()));
+    assert_eq!(store.reader.drivers_waited_for().await.unwrap(), ["fake"]);
+    assert_eq!(store.ledger.place(room(1, 0), now()).await.unwrap().macos, 1);
 }
 
 #[tokio::test]
@@ -212,7 +281,7 @@ proptest! {
                     }
                     Act::Place { foreign, ceiling, works } => {
                         let count = |vms: &[Vm], os| {
-                            vms.iter().filter(|v| v.state.holds_slot() && v.draft.os == os).count() as u32
+                            vms.iter().filter(|v| v.state.holds_slot() && v.draft.spec().unwrap().os == os).count() as u32
                         };
                         let before = count(&live, GuestOs::Macos);
                         let mut room = room(2, foreign);
@@ -222,7 +291,7 @@ proptest! {
                         }
                         store.ledger.place(room, now()).await.unwrap();
                         let live = store.reader.live_vms().await.unwrap();
-                        let waits = |os| live.iter().filter(move |v| v.state == State::Queued && v.draft.os == os);
+                        let waits = |os| live.iter().filter(move |v| v.state == State::Queued && v.draft.spec().unwrap().os == os);
                         let reason = |vm: &Vm| vm.queue.as_ref().unwrap().reason;
                         let (macs, linux) = (count(&live, GuestOs::Macos), count(&live, GuestOs::Linux));
                         if works {
@@ -256,7 +325,7 @@ proptest! {
                 let live = store.reader.live_vms().await.unwrap();
                 let holders: Vec<_> = live.iter().filter(|v| v.state.holds_slot()).map(Vm::id).collect();
                 assert_eq!(store.reader.leases().await.unwrap(), holders);
-                let held = |os| live.iter().filter(|v| v.state.holds_slot() && v.draft.os == os).count();
+                let held = |os| live.iter().filter(|v| v.state.holds_slot() && v.draft.spec().unwrap().os == os).count();
                 assert!(held(GuestOs::Macos) <= 2 && held(GuestOs::Linux) <= 3);
             }
             for id in ids {

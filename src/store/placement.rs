@@ -95,12 +95,15 @@ pub(super) async fn queue_length(db: &mut SqliteConnection) -> Result<i64> {
     Ok(row.n)
 }
 
-/// The queue, oldest first: ids sort by age, and a vm that failed an attempt keeps its place.
+/// The queue, oldest first: ids sort by age, and a vm that failed an attempt keeps its place. Without those whose template is
+/// not here yet: nobody knows what they will need.
 pub(super) async fn waiting(db: &mut SqliteConnection, at: Timestamp) -> Result<Vec<Waiting>> {
     let at = at.as_millisecond();
     sqlx::query!(
-        r#"SELECT id, driver, os, cpus, memory_mib, json_extract(record, '$.queue.reason') AS "reason: String"
-           FROM vms WHERE state = 'queued' AND COALESCE(not_before, 0) <= ? ORDER BY id"#,
+        r#"SELECT id, driver AS "driver!: String", os AS "os!: String", cpus AS "cpus!: i64",
+                  memory_mib AS "memory_mib!: i64", json_extract(record, '$.queue.reason') AS "reason: String"
+           FROM vms WHERE state = 'queued' AND template_digest IS NOT NULL AND COALESCE(not_before, 0) <= ?
+           ORDER BY id"#,
         at
     )
     .fetch_all(&mut *db)

@@ -112,7 +112,11 @@ impl Reader {
 
     /// The drivers that queued vms wait for.
     pub async fn drivers_waited_for(&self) -> Result<Vec<String>> {
-        let rows = sqlx::query!("SELECT DISTINCT driver FROM vms WHERE state = 'queued'").fetch_all(&self.pool).await?;
+        let rows = sqlx::query!(
+            r#"SELECT DISTINCT driver AS "driver!: String" FROM vms WHERE state = 'queued' AND driver IS NOT NULL"#
+        )
+        .fetch_all(&self.pool)
+        .await?;
         Ok(rows.into_iter().map(|row| row.driver).collect())
     }
 
@@ -162,7 +166,9 @@ impl Reader {
     pub async fn leased(&self) -> Result<Held> {
         let mut held = Held::default();
         for vm in self.live_vms().await?.iter().filter(|vm| vm.state.holds_slot()) {
-            held.add(vm.draft.os, vm.draft.cpus, vm.draft.memory_mib);
+            if let Some(spec) = vm.draft.spec() {
+                held.add(spec.os, spec.cpus, spec.memory_mib);
+            }
         }
         Ok(held)
     }

@@ -6,6 +6,8 @@
 //!
 //! ```text
 //! pull        who pulls what, once for all who ask for it
+//!   demand    images that somebody waits for
+//!   fault     who is at fault when it fails
 //!   plan      where each piece of the disk comes from
 //!   layer     one layer, verified, to its place
 //!     sparse  writing with holes
@@ -13,6 +15,8 @@
 //!   progress  how far it is
 //! ```
 
+mod demand;
+mod fault;
 mod journal;
 mod layer;
 mod plan;
@@ -72,6 +76,8 @@ pub struct PullRequest {
     pub ssh_key: Option<PathBuf>,
     pub ssh_password: Option<PathBuf>,
     pub budgets: Budgets,
+    /// Any template of the image will do, with the settings above or others; they count when it has to be pulled.
+    pub whatever_settings: bool,
 }
 
 impl PullRequest {
@@ -87,7 +93,13 @@ impl PullRequest {
             ssh_key: None,
             ssh_password: None,
             budgets: Budgets::default(),
+            whatever_settings: false,
         }
+    }
+
+    /// The image as it is, under no name.
+    fn of_image(image: Reference, budgets: Budgets) -> PullRequest {
+        PullRequest { name: None, budgets, whatever_settings: true, ..PullRequest::new(image, "") }
     }
 
     fn template(&self) -> NewTemplate {
@@ -154,6 +166,7 @@ struct Shared {
     settings: Settings,
     credentials: Arc<dyn CredentialSource>,
     running: Mutex<HashMap<Digest, Weak<Running>>>,
+    waiting: demand::Waiting,
 }
 
 type Outcome = Option<Result<(), Arc<PullError>>>;
@@ -173,7 +186,15 @@ impl Drop for Running {
 
 impl Puller {
     pub fn new(catalog: Catalog, settings: Settings, credentials: Arc<dyn CredentialSource>) -> Puller {
-        Puller { shared: Arc::new(Shared { catalog, settings, credentials, running: Mutex::default() }) }
+        Puller {
+            shared: Arc::new(Shared {
+                catalog,
+                settings,
+                credentials,
+                running: Mutex::default(),
+                waiting: demand::Waiting::default(),
+            }),
+        }
     }
 
     /// Pulls an image, unless it is here, and gives it its name. Dropping the future ends the pull, unless others wait for it,
@@ -183,7 +204,7 @@ impl Puller {
         request: &PullRequest,
         progress: &watch::Sender<Progress>,
     ) -> Result<Template, Arc<PullError>> {
-        let repository = format!("{}/{}", request.image.registry(), request.image.repository());
+        let repository = demand::repository(&request.image);
         let origin = |digest: Digest| Origin { repository: repository.clone(), digest: digest.to_string() };
         let failed = |e: crate::domain::Error| Arc::new(PullError::from(e));
         let catalog = &self.shared.catalog;
@@ -194,7 +215,7 @@ impl Puller {
             .map_err(failed)?;
         // What a digest names does not change, so there is nothing to ask the registry for.
         if let Some(digest) = request.image.digest()
-            && let Some(template) = catalog.find_pulled(origin(digest), request.template()).await.map_err(failed)?
+            && let Some(template) = self.find(request, origin(digest)).await.map_err(failed)?
         {
             return Ok(template);
         }
@@ -206,7 +227,7 @@ impl Puller {
             .map_err(|error| Arc::new(PullError::Manifest { image: Box::new(request.image.clone()), error }))?;
         let digest = raw.digest;
         loop {
-            if let Some(template) = catalog.find_pulled(origin(digest), request.template()).await.map_err(failed)? {
+            if let Some(template) = self.find(request, origin(digest)).await.map_err(failed)? {
                 return Ok(template);
             }
             let (running, ours) = self.join(digest, || Job {
@@ -222,9 +243,18 @@ impl Puller {
             drop(running);
             // Another one's pull may have made a template with other settings: all its pieces are here now.
             if ours {
-                let found = catalog.find_pulled(origin(digest), request.template()).await.map_err(failed)?;
+                let found = self.find(request, origin(digest)).await.map_err(failed)?;
                 return found.ok_or_else(|| Arc::new(PullError::Lost));
             }
+        }
+    }
+
+    /// The template that the request is after, if it is here, under the request's name from now on.
+    async fn find(&self, request: &PullRequest, origin: Origin) -> crate::domain::Result<Option<Template>> {
+        let catalog = &self.shared.catalog;
+        match origin.digest.parse() {
+            Ok(digest) if request.whatever_settings => catalog.of_image(origin.repository, digest).await,
+            _ => catalog.find_pulled(origin, request.template()).await,
         }
     }
 

@@ -47,7 +47,7 @@ pub fn vm() -> Value {
         "memory_mib": 2048,
         "labels": { "team": "core" },
         "runner": { "kind": "command", "status": "none" },
-        "queue": { "reason": "slot", "position": 3, "deadline": "2026-11-20T09:10:00.000Z" },
+        "queue": { "reason": "slot", "position": 3, "deadline": "2026-11-20T09:10:00.000Z", "pull": null },
         "deadline": { "budget": "queue", "at": "2026-11-20T09:10:00.000Z" },
         "budgets": budgets(),
         "attempt": 0,

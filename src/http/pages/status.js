@@ -85,6 +85,12 @@ function showHost(host) {
 
 const WHY = { template: "its template is not here yet", slot: "all slots that it fits in are taken", host: "the host cannot run it now", backoff: "an attempt failed; the next one waits a moment" };
 
+function why(queue) {
+  const reason = WHY[queue.reason] || queue.reason;
+  const pull = queue.pull;
+  return pull && pull.percent !== null ? reason + " (" + pull.percent + " %)" : reason;
+}
+
 function name(vm) {
   const labels = Object.entries(vm.labels).map(([k, v]) => k + "=" + v).join("  ");
   return el("div", "", el("strong", "", vm.name), el("div", "quiet small mono", vm.id), labels ? el("div", "quiet small", labels) : null);
@@ -130,7 +136,7 @@ function showVms(live, more, deleted) {
   $("queued").textContent = queued.length ? "(" + queued.length + (more ? "+" : "") + ")" : "";
   $("count").textContent = others.length ? "(" + others.length + (more ? "+" : "") + ")" : "";
   $("queue").replaceChildren(table(["#", "Vm", "Template", "Why it waits", "Waits for", "Gives up"], queued.map((vm) => [
-    String(vm.queue.position), name(vm), vm.template, WHY[vm.queue.reason] || vm.queue.reason, since(vm.created_at), until(vm.queue.deadline),
+    String(vm.queue.position), name(vm), vm.template, why(vm.queue), since(vm.created_at), until(vm.queue.deadline),
   ]), "Nothing waits."));
   $("vms").replaceChildren(table(["Vm", "State", "Runner", "Template", "Life so far", ""], others.map((vm) => [
     name(vm),

@@ -22,8 +22,7 @@ use super::{
     TemplateView,
 };
 use crate::{
-    domain::{Arch, Budgets, Code, GuestOs, Handover, template::DiskFormat},
-    service::vms::BudgetsPatch,
+    domain::{Arch, Budgets, BudgetsPatch, Code, GuestOs, Handover, template::DiskFormat},
     templates::{
         NewTemplate,
         oci::reference::{Reference, ReferenceError},

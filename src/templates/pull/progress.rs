@@ -21,6 +21,14 @@ pub struct Progress {
     pub eta: Option<Duration>,
 }
 
+impl Progress {
+    /// Of what has to come from the registry. `None` until it is known what that is.
+    pub fn percent(&self) -> Option<u8> {
+        let done = u128::from(self.bytes_done.min(self.bytes_total)) * 100;
+        done.checked_div(u128::from(self.bytes_total)).map(|percent| percent as u8)
+    }
+}
+
 /// The rate is measured this often, and forgets what was half a minute ago.
 const INTERVAL: Duration = Duration::from_millis(500);
 const MEMORY: f64 = 10.0;

@@ -29,6 +29,7 @@ mod document;
 mod events;
 mod generated;
 mod guests;
+mod images;
 mod input;
 mod limits;
 mod logs;

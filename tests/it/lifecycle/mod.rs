@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use mayfly::{
     domain::{
-        Arch, GuestOs, Handover, InstanceName, State, TokenId, Vm, VmId,
+        Arch, BudgetsPatch, GuestOs, Handover, InstanceName, State, TokenId, Vm, VmId,
         host::{Capacity, HostView},
         token::{Caller, Scope},
     },
@@ -17,7 +17,7 @@ use mayfly::{
     service::{
         self, Clock, Service,
         guests::GuestEvent,
-        vms::{BudgetsPatch, Runner, VmRequest},
+        vms::{Runner, VmRequest},
     },
     store::{self, Vault, logs::Logs},
     templates::{Catalog, NewTemplate},
@@ -107,6 +107,7 @@ impl Host {
         let clock = self.clock.clone();
         let board = watch::Sender::new(reconcile::unobserved(self.capacity, &clock));
         let logs = Logs::new(self.at("logs"));
+        let puller = crate::support::no_registry(&catalog);
         let service = Service::new(
             store.ledger.clone(),
             store.reader.clone(),
@@ -114,7 +115,7 @@ impl Host {
             logs.clone(),
             catalog.clone(),
             drivers.clone(),
-            crate::support::no_registry(&catalog),
+            puller.clone(),
             board.subscribe(),
             clock.clone(),
             service::Settings::default(),
@@ -126,6 +127,7 @@ impl Host {
             vault,
             logs,
             catalog,
+            puller,
             drivers,
             clock,
             board,
@@ -139,6 +141,7 @@ impl Host {
                 retry_backoff: Duration::from_millis(1),
                 sweep_every: Duration::from_secs(60),
                 keep_deleted: KEEP_DELETED,
+                budgets: Default::default(),
             },
         });
         let shutdown = CancellationToken::new();

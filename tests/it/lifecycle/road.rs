@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mayfly::service::vms::BudgetsPatch;
+use mayfly::domain::BudgetsPatch;
 
 use super::prelude::*;
 

@@ -1,0 +1,60 @@
+//! Images that somebody waits for, without a name of their own and whatever their settings are.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::sync::watch;
+
+use super::{Progress, PullError, PullRequest, Puller};
+use crate::{
+    domain::{Budgets, Result, Template},
+    templates::oci::Reference,
+};
+
+/// Who waits, and how far their image is.
+#[derive(Default)]
+pub(super) struct Waiting(Mutex<HashMap<String, watch::Receiver<Progress>>>);
+
+/// One who waits, for as long as this lives.
+struct Place<'a> {
+    waiting: &'a Waiting,
+    whom: &'a str,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.waiting.0.lock().unwrap_or_else(PoisonError::into_inner).remove(self.whom);
+    }
+}
+
+impl Puller {
+    /// The template of an image that is here, found without asking anybody. What a tag stands for only its registry knows.
+    pub async fn here(&self, image: &Reference) -> Result<Option<Template>> {
+        match image.digest() {
+            Some(digest) => self.shared.catalog.of_image(repository(image), digest).await,
+            None => Ok(None),
+        }
+    }
+
+    /// The template of an image, pulled where it is not here. `whom` is for asking how far it is. Dropping the future ends the
+    /// pull, unless others wait for it, too; what it got is kept for the next one.
+    pub async fn obtain(&self, image: &Reference, whom: &str, budgets: &Budgets) -> Result<Template, Arc<PullError>> {
+        let (meter, progress) = watch::channel(Progress::default());
+        let waiting = &self.shared.waiting;
+        waiting.0.lock().unwrap_or_else(PoisonError::into_inner).insert(whom.to_owned(), progress);
+        let _place = Place { waiting, whom };
+        self.pull(&PullRequest::of_image(image.clone(), budgets.clone()), &meter).await
+    }
+
+    /// How far the image is that somebody waits for. `None`: they wait for none.
+    pub fn progress(&self, whom: &str) -> Option<Progress> {
+        let waiting = self.shared.waiting.0.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.get(whom).map(|progress| progress.borrow().clone())
+    }
+}
+
+pub(super) fn repository(image: &Reference) -> String {
+    format!("{}/{}", image.registry(), image.repository())
+}

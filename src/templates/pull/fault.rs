@@ -1,0 +1,35 @@
+//! Who is at fault when a pull fails decides the code: the caller's reference or rights, the image, or the way to it.
+
+use super::PullError;
+use crate::{
+    domain::{Code, Error},
+    templates::registry::RegistryError,
+};
+
+impl From<&PullError> for Error {
+    fn from(error: &PullError) -> Self {
+        let code = match error {
+            PullError::Template(error) => {
+                return Error {
+                    fields: error.fields.clone(),
+                    retry_after: error.retry_after,
+                    ..Error::new(error.code, error.detail.clone())
+                };
+            }
+            PullError::Registry(
+                RegistryError::Settings { .. }
+                | RegistryError::Credentials(_)
+                | RegistryError::Denied { .. }
+                | RegistryError::NotFound { .. },
+            ) => Code::ImageRefused,
+            PullError::Registry(
+                RegistryError::Unreachable { .. } | RegistryError::Refused { .. } | RegistryError::Answer { .. },
+            )
+            | PullError::Layer { .. }
+            | PullError::Lost => Code::ImageUnavailable,
+            PullError::Manifest { .. } => Code::TemplateInvalid,
+            PullError::Space { .. } | PullError::Storage(_) => Code::HostUnavailable,
+        };
+        Error::new(code, error.to_string()).field("/image", "could not be pulled")
+    }
+}
