@@ -142,7 +142,7 @@ async fn an_image_that_cannot_be_had_is_told_from_one_that_cannot_be_had_now() {
     for (body, status, code, field) in [
         (json!({"template": "no registry/x"}), 400, "request.invalid", "/template"),
         (json!({"template": at("ci/base:1"), "queue_timeout_seconds": 0}), 409, "slot.unavailable", ""),
-        (json!({"template": at("ci/base:1"), "cpus": 100_000}), 422, "vm.size_impossible", "/cpus"),
+        (json!({"template": at("ci/base:1"), "cpus": 100_000}), 422, "size.impossible", "/cpus"),
         (
             json!({"template": at("ci/base:1"), "budgets": {"boot_seconds": 0}}),
             400,
