@@ -1,0 +1,197 @@
+//! `mayfly vm create`
+
+use std::{
+    collections::BTreeMap,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use super::{
+    super::{
+        client::{Client, Failure},
+        exit, follow, output, text,
+        views::VmView,
+    },
+    pair,
+};
+
+#[derive(Args)]
+pub(in crate::cli) struct Create {
+    /// Template to clone
+    #[arg(long, short, value_name = "NAME")]
+    template: String,
+    /// Name of the vm, unique among live ones [default: made up]
+    #[arg(long)]
+    name: Option<String>,
+    #[command(flatten)]
+    runner: RunnerArgs,
+    /// Environment of the command or script, one NAME=VALUE per line; a NAME alone takes the value from this environment
+    #[arg(long, value_name = "FILE", conflicts_with = "none", help_heading = "What the guest runs")]
+    env_file: Option<PathBuf>,
+    /// Cores [default: the template's]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    cpus: Option<u32>,
+    /// Memory in MiB [default: the template's]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(32..))]
+    memory_mib: Option<u32>,
+    /// Label to search by; may be repeated
+    #[arg(long = "label", short, value_name = "KEY=VALUE", value_parser = pair)]
+    labels: Vec<(String, String)>,
+    /// Budget that differs from the template's, such as lifetime_seconds=600 or boot_seconds=2m; may be repeated
+    #[arg(long = "budget", value_name = "NAME=VALUE", value_parser = budget)]
+    budgets: Vec<(String, u32)>,
+    /// Longest wait for a slot: seconds, or a duration such as 5m; 0 means now or not at all [default: the service's]
+    #[arg(long, value_name = "DURATION", value_parser = text::parse_seconds)]
+    queue_timeout: Option<u32>,
+    /// Repeating a request with the same key gives the same vm
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+    /// Wait until the vm is deleted; prints nothing but its id
+    #[arg(long)]
+    wait: bool,
+    /// Show its timeline until it is deleted
+    #[arg(long, short)]
+    follow: bool,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct RunnerArgs {
+    /// Job: a command line for sh
+    #[arg(long, value_name = "COMMAND", help_heading = "What the guest runs")]
+    command: Option<String>,
+    /// Job: a file with a script; - for standard input
+    #[arg(long, value_name = "FILE", help_heading = "What the guest runs")]
+    command_file: Option<PathBuf>,
+    /// Set-up script that may install and run a runner of any CI system; - for standard input
+    #[arg(long, value_name = "FILE", help_heading = "What the guest runs")]
+    script_file: Option<PathBuf>,
+    /// Nothing: the vm lives until it is deleted or its lifetime is spent
+    #[arg(long, help_heading = "What the guest runs")]
+    none: bool,
+}
+
+const BUDGETS: [&str; 9] = [
+    "clone_seconds",
+    "boot_seconds",
+    "configure_seconds",
+    "registration_seconds",
+    "idle_seconds",
+    "lifetime_seconds",
+    "drain_seconds",
+    "stop_grace_seconds",
+    "max_attempts",
+];
+
+fn budget(text: &str) -> Result<(String, u32), String> {
+    let (name, value) = pair(text)?;
+    if !BUDGETS.contains(&name.as_str()) {
+        return Err(format!("expected one of {}", BUDGETS.join(", ")));
+    }
+    Ok((name, text::parse_seconds(&value)?))
+}
+
+pub(super) async fn run(args: Create, client: &Client, json: bool) -> Result<u8, Failure> {
+    let env = args.env_file.as_deref().map(read_env).transpose()?.unwrap_or_default();
+    let runner = match args.runner {
+        RunnerArgs { command: Some(command), .. } => json!({ "kind": "command", "command": command, "env": env }),
+        RunnerArgs { command_file: Some(file), .. } => {
+            json!({ "kind": "command", "command": read_text(&file, "--command-file")?, "env": env })
+        }
+        RunnerArgs { script_file: Some(file), .. } => {
+            json!({ "kind": "script", "script": read_text(&file, "--script-file")?, "env": env })
+        }
+        RunnerArgs { .. } => json!({ "kind": "none" }),
+    };
+    let mut body = Map::new();
+    body.insert("template".into(), args.template.into());
+    body.insert("runner".into(), runner);
+    for (key, value) in [
+        ("name", args.name.map(Value::from)),
+        ("cpus", args.cpus.map(Value::from)),
+        ("memory_mib", args.memory_mib.map(Value::from)),
+        ("queue_timeout_seconds", args.queue_timeout.map(Value::from)),
+    ] {
+        if let Some(value) = value {
+            body.insert(key.into(), value);
+        }
+    }
+    if !args.labels.is_empty() {
+        body.insert("labels".into(), json!(args.labels.into_iter().collect::<BTreeMap<_, _>>()));
+    }
+    if !args.budgets.is_empty() {
+        body.insert("budgets".into(), json!(args.budgets.into_iter().collect::<BTreeMap<_, _>>()));
+    }
+    let key = args.idempotency_key.as_deref();
+    let headers: Vec<(&str, &str)> = key.map(|key| ("idempotency-key", key)).into_iter().collect();
+    let mut created = client.post(&["vms"], &body.into(), &headers).await?;
+    // The guest has its token already; here it would only end up in somebody's build log.
+    if let Some(created) = created.as_object_mut() {
+        created.remove("callback_token");
+    }
+    let vm: VmView = client.view(&created)?;
+    if !args.wait && !args.follow {
+        if json {
+            output::json(&created)?
+        } else {
+            output::line(&vm.id)?
+        }
+        return Ok(exit::OK);
+    }
+    let (value, ended) = if args.follow && !json {
+        let mut timeline = follow::Timeline::new();
+        timeline.begin(&vm)?;
+        follow::watch(client, &vm.id, None, None, |vm| timeline.update(vm), VmView::is_deleted).await?
+    } else {
+        if !json {
+            output::line(&vm.id)?;
+        }
+        follow::watch(client, &vm.id, None, None, |_| Ok(()), VmView::is_deleted).await?
+    };
+    if json {
+        output::json(&value)?;
+    }
+    Ok(follow::verdict(&ended))
+}
+
+fn read_text(path: &Path, option: &str) -> Result<String, Failure> {
+    let wrong = |error: std::io::Error| Failure::Usage(format!("{option}: {}: {error}", path.display()));
+    if path == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map_err(wrong)?;
+        return Ok(text);
+    }
+    std::fs::read_to_string(path).map_err(wrong)
+}
+
+/// Values are taken as they are, quotes included. Messages name lines and never repeat them: they hold secrets.
+fn read_env(path: &Path) -> Result<BTreeMap<String, String>, Failure> {
+    let text = read_text(path, "--env-file")?;
+    let mut env = BTreeMap::new();
+    for (n, line) in text.lines().enumerate() {
+        let line = line.trim_start();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let wrong = |what: &str| Failure::Usage(format!("--env-file: {}:{}: {what}", path.display(), n + 1));
+        let (name, value) = match line.split_once('=') {
+            Some((name, value)) => (name.trim(), Some(value.to_owned())),
+            None => (line.trim(), None),
+        };
+        let plain = !name.starts_with(|c: char| c.is_ascii_digit())
+            && !name.is_empty()
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if !plain {
+            return Err(wrong("expected NAME=VALUE, names of letters, digits and _"));
+        }
+        let value = match value {
+            Some(value) => value,
+            None => std::env::var(name).map_err(|_| wrong("the name has no value here or in this environment"))?,
+        };
+        env.insert(name.to_owned(), value);
+    }
+    Ok(env)
+}

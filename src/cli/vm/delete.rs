@@ -1,0 +1,40 @@
+//! `mayfly vm delete`
+
+use clap::Args;
+
+use super::{
+    super::{
+        client::{Client, Failure},
+        exit, follow, output,
+        views::VmView,
+    },
+    resolve,
+};
+
+#[derive(Args)]
+pub(in crate::cli) struct Delete {
+    /// Id or name
+    vm: String,
+    /// Do not wait for a runner at work: its job is lost
+    #[arg(long)]
+    force: bool,
+    /// Wait until it is gone
+    #[arg(long)]
+    wait: bool,
+}
+
+pub(super) async fn run(args: Delete, client: &Client, json: bool) -> Result<u8, Failure> {
+    let id = resolve(&args.vm, client).await?;
+    let query: &[(&str, &str)] = if args.force { &[("force", "true")] } else { &[] };
+    let mut value = client.delete(&["vms", &id], query).await?;
+    if args.wait {
+        value = follow::watch(client, &id, None, None, |_| Ok(()), VmView::is_deleted).await?.0;
+    }
+    if json {
+        output::json(&value)?;
+    } else {
+        let vm: VmView = client.view(&value)?;
+        output::line(&format!("{}  {}", vm.name, vm.state))?;
+    }
+    Ok(exit::OK)
+}

@@ -1,0 +1,98 @@
+//! `mayfly vm events`
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{
+    super::{
+        client::{Client, Failure},
+        exit, follow, output, text,
+        views::VmView,
+    },
+    PAGE, resolve, shorten,
+};
+
+#[derive(Args)]
+pub(in crate::cli) struct Events {
+    /// Id or name
+    vm: String,
+    /// Go on until the vm is deleted
+    #[arg(long, short)]
+    follow: bool,
+}
+
+pub(super) async fn run(args: Events, client: &Client, json: bool) -> Result<u8, Failure> {
+    let id = resolve(&args.vm, client).await?;
+    let mut last = 0;
+    if json && !args.follow {
+        let items = events_after(client, &id, &mut last).await?;
+        output::json(&json!({ "items": items }))?;
+        return Ok(exit::OK);
+    }
+    let mut generation = None;
+    loop {
+        // Read before its events, so that the last event of a deleted vm is not missed.
+        let deleted = if args.follow {
+            let news = |vm: &VmView| Some(vm.generation) != generation || vm.is_deleted();
+            let (_, vm) = follow::watch(client, &id, None, generation, |_| Ok(()), news).await?;
+            generation = Some(vm.generation);
+            vm.is_deleted()
+        } else {
+            true
+        };
+        for event in events_after(client, &id, &mut last).await? {
+            if json { output::json_line(&event)? } else { output::line(&event_line(&event))? }
+        }
+        if deleted {
+            return Ok(exit::OK);
+        }
+    }
+}
+
+/// The events after the position `last`, which moves on to the last of them.
+async fn events_after(client: &Client, id: &str, last: &mut i64) -> Result<Vec<Value>, Failure> {
+    let mut events = Vec::new();
+    loop {
+        let page = client.get(&["vms", id, "events"], &[("after", &last.to_string()), ("limit", PAGE)]).await?;
+        for event in page["items"].as_array().into_iter().flatten() {
+            let seq = event["seq"].as_i64().unwrap_or(i64::MAX);
+            if seq > *last {
+                *last = seq;
+                events.push(event.clone());
+            }
+        }
+        match page["next_after"].as_i64() {
+            Some(next) if next >= *last => *last = next,
+            _ => return Ok(events),
+        }
+    }
+}
+
+fn event_line(event: &Value) -> String {
+    let text_of = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
+    let at = text_of("at").parse::<jiff::Timestamp>().map_or_else(|_| text_of("at"), text::time);
+    let mut line = format!("{at}  {:<11}  {}", text_of("state"), text_of("type"));
+    let known = ["seq", "vm_id", "vm_name", "generation", "at", "state", "type", "draft", "budgets"];
+    for (key, value) in
+        event.as_object().into_iter().flatten().filter(|(k, v)| !known.contains(&k.as_str()) && !v.is_null())
+    {
+        let value = match value {
+            Value::String(s) => s.clone(),
+            Value::Object(inner) => {
+                let parts: Vec<String> = inner
+                    .iter()
+                    .filter(|(k, _)| k.as_str() != "at")
+                    .map(|(_, v)| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
+                    .collect();
+                parts.join(" ")
+            }
+            other => other.to_string(),
+        };
+        line.push_str(&format!("  {key}={value}"));
+    }
+    let line = text::plain(&line).replace('\n', " ");
+    match output::width() {
+        Some(width) => shorten(&line, width),
+        None => line,
+    }
+}

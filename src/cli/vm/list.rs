@@ -1,0 +1,98 @@
+//! `mayfly vm list`
+
+use clap::Args;
+use serde_json::json;
+
+use super::{
+    super::{
+        client::{Client, Failure},
+        exit, output, text,
+        views::VmView,
+    },
+    PAGE, pair, shorten, states,
+};
+use crate::domain::State;
+
+#[derive(Args)]
+pub(in crate::cli) struct List {
+    /// Only vms in this state; may be repeated
+    #[arg(long = "state", value_name = "STATE", value_parser = states())]
+    states: Vec<String>,
+    /// Only vms with this label; may be repeated, and all of them must match
+    #[arg(long = "label", short, value_name = "KEY=VALUE", value_parser = pair)]
+    labels: Vec<(String, String)>,
+    /// Deleted vms, too, as long as their records are kept
+    #[arg(long, short, conflicts_with = "states")]
+    all: bool,
+    /// Print ids only
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+pub(super) async fn run(args: List, client: &Client, json: bool) -> Result<u8, Failure> {
+    let labels: Vec<String> = args.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let states: Vec<&str> = match args.all {
+        true => State::ALL.map(State::as_str).to_vec(),
+        false => args.states.iter().map(String::as_str).collect(),
+    };
+    let mut query: Vec<(&str, &str)> = states.into_iter().map(|state| ("state", state)).collect();
+    query.extend(labels.iter().map(|label| ("label", label.as_str())));
+    query.push(("limit", PAGE));
+    let items = client.list(&["vms"], &query).await?;
+    if json {
+        output::json(&json!({ "items": items }))?;
+        return Ok(exit::OK);
+    }
+    let vms: Vec<VmView> = items.iter().map(|vm| client.view(vm)).collect::<Result<_, _>>()?;
+    if args.quiet {
+        for vm in &vms {
+            output::line(&vm.id)?;
+        }
+        return Ok(exit::OK);
+    }
+    if vms.is_empty() {
+        output::note("no vms");
+        return Ok(exit::OK);
+    }
+    let mut rows: Vec<Vec<String>> = vms
+        .iter()
+        .map(|vm| vec![vm.name.clone(), vm.state.clone(), text::age(vm.created_at), vm.template.clone(), remark(vm)])
+        .collect();
+    let head = ["NAME", "STATE", "AGE", "TEMPLATE", "REMARK"];
+    let fits = |table: &str, width: usize| table.lines().all(|l| l.chars().count() <= width);
+    let mut table = text::table(&head, &rows, None, 0);
+    if let Some(width) = output::width().filter(|width| !fits(&table, *width)) {
+        for row in &mut rows {
+            row[3] = shorten(&row[3], 16);
+            row[4] = shorten(&row[4], 23);
+        }
+        table = text::table(&head, &rows, Some(width), 0);
+    }
+    output::bytes(table.as_bytes())?;
+    Ok(exit::OK)
+}
+
+/// The one thing worth knowing about a vm in a list.
+fn remark(vm: &VmView) -> String {
+    if let Some(queue) = &vm.queue {
+        let percent = queue.pull.as_ref().and_then(|pull| pull.percent);
+        return match queue.position {
+            Some(_) if percent.is_some() => format!("{}, {} %", queue.reason, percent.unwrap_or_default()),
+            Some(position) => format!("{}, position {position}", queue.reason),
+            None => queue.reason.clone(),
+        };
+    }
+    let Some(outcome) = &vm.outcome else {
+        let runner = vm.runner.as_ref().map(|r| r.status.as_str()).filter(|status| *status != "none");
+        return match (runner, vm.attempt) {
+            (Some(status), _) => format!("runner {status}"),
+            (None, attempt) if attempt > 1 => format!("attempt {attempt}"),
+            (None, _) => String::new(),
+        };
+    };
+    match (&outcome.code, vm.job_exit_code()) {
+        (Some(code), _) => code.clone(),
+        (None, Some(code)) => format!("{}, exit code {code}", outcome.result),
+        (None, None) => outcome.result.clone(),
+    }
+}

@@ -1,0 +1,70 @@
+//! `mayfly vm logs`
+
+use clap::{Args, ValueEnum};
+use serde_json::json;
+
+use super::{
+    super::{
+        client::{Client, Failure},
+        exit, output, text,
+    },
+    resolve,
+};
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Source {
+    /// The guest's serial console
+    Console,
+    /// The boot script's output while the runner is handed over
+    Boot,
+    /// The job's or set-up script's output
+    Job,
+}
+
+#[derive(Args)]
+pub(in crate::cli) struct Logs {
+    /// Id or name
+    vm: String,
+    /// Which log
+    #[arg(long, value_enum, default_value = "console")]
+    source: Source,
+    /// Go on until the vm is deleted
+    #[arg(long, short)]
+    follow: bool,
+    /// On a terminal: pass on what the guest sent as it is, escape sequences included
+    #[arg(long)]
+    raw: bool,
+}
+
+pub(super) async fn run(args: Logs, client: &Client, json: bool) -> Result<u8, Failure> {
+    let id = resolve(&args.vm, client).await?;
+    let source = match args.source {
+        Source::Console => "console",
+        Source::Boot => "boot",
+        Source::Job => "job",
+    };
+    let mut query = vec![("source", source)];
+    if args.follow {
+        query.push(("follow", "true"));
+    }
+    let mut response = client.stream(&["vms", &id, "logs"], &query).await?;
+    let mut tamer = (output::is_terminal() && !args.raw && !json).then(text::Tamer::default);
+    let mut whole = Vec::new();
+    loop {
+        let chunk =
+            response.chunk().await.map_err(|error| Failure::Unreachable(format!("the log broke off: {error}")))?;
+        let Some(chunk) = chunk else { break };
+        match &mut tamer {
+            _ if json && args.follow => {
+                output::json_line(&json!({ "vm_id": id, "source": source, "text": String::from_utf8_lossy(&chunk) }))?;
+            }
+            _ if json => whole.extend_from_slice(&chunk),
+            Some(tamer) => output::bytes(&tamer.tame(&chunk))?,
+            None => output::bytes(&chunk)?,
+        }
+    }
+    if json && !args.follow {
+        output::json(&json!({ "vm_id": id, "source": source, "text": String::from_utf8_lossy(&whole) }))?;
+    }
+    Ok(exit::OK)
+}

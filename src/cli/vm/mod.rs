@@ -1,0 +1,92 @@
+//! `mayfly vm …`: one file per verb, and what they share.
+
+use clap::Subcommand;
+
+use super::client::{Client, Failure};
+use crate::domain::State;
+
+mod create;
+mod delete;
+mod events;
+mod list;
+mod logs;
+mod show;
+mod wait;
+
+#[derive(Subcommand)]
+pub(super) enum VmCommand {
+    /// Create a vm
+    ///
+    /// Prints its id. A vm that finds no free slot is queued; that is not an error. With --follow or --wait the exit code is
+    /// 0 only if the vm completed and its job (if it had one) succeeded.
+    Create(Box<create::Create>),
+    /// List vms
+    #[command(visible_alias = "ls")]
+    List(list::List),
+    /// Show one vm
+    Show { vm: String },
+    /// End a vm
+    ///
+    /// A vm that is at work is ended when its runner is done; --force does not wait for that. Ending a vm twice is harmless.
+    #[command(visible_alias = "rm")]
+    Delete(delete::Delete),
+    /// Print a vm's logs
+    Logs(logs::Logs),
+    /// Print what happened to a vm
+    Events(events::Events),
+    /// Wait until a vm reaches a state
+    ///
+    /// A state that the vm has been in before counts. Exits with 3 if the vm is deleted and can no longer reach the state,
+    /// with 6 when the time is over.
+    Wait(wait::Wait),
+}
+
+fn states() -> clap::builder::PossibleValuesParser {
+    State::ALL.map(State::as_str).into()
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE".to_owned()),
+    }
+}
+
+/// The largest page there is: fewer questions.
+const PAGE: &str = "200";
+
+pub(super) async fn run(command: VmCommand, client: &Client, json: bool) -> Result<u8, Failure> {
+    match command {
+        VmCommand::Create(args) => create::run(*args, client, json).await,
+        VmCommand::List(args) => list::run(args, client, json).await,
+        VmCommand::Show { vm } => show::run(&vm, client, json).await,
+        VmCommand::Delete(args) => delete::run(args, client, json).await,
+        VmCommand::Logs(args) => logs::run(args, client, json).await,
+        VmCommand::Events(args) => events::run(args, client, json).await,
+        VmCommand::Wait(args) => wait::run(args, client, json).await,
+    }
+}
+
+/// The id of the vm that has this id or name: a live one, else the newest that had it.
+async fn resolve(vm: &str, client: &Client) -> Result<String, Failure> {
+    if vm.parse::<uuid::Uuid>().is_ok() {
+        return Ok(vm.to_owned());
+    }
+    let live = [("name", vm), ("limit", "1")];
+    let deleted = [("name", vm), ("limit", "1"), ("state", "deleted")];
+    for query in [&live[..], &deleted[..]] {
+        // Newest first.
+        let page = client.get(&["vms"], query).await?;
+        if let Some(id) = page["items"][0]["id"].as_str() {
+            return Ok(id.to_owned());
+        }
+    }
+    Err(Failure::Other(format!("no vm is called {vm:?}; `mayfly vm list --all` shows what there is")))
+}
+
+fn shorten(text: &str, to: usize) -> String {
+    if text.chars().count() <= to {
+        return text.to_owned();
+    }
+    text.chars().take(to - 1).chain(['…']).collect()
+}

@@ -1,0 +1,89 @@
+//! `mayfly vm show`
+
+use super::{
+    super::{
+        client::{Client, Failure},
+        exit,
+        output::{self, Colour, paint},
+        text,
+        views::VmView,
+    },
+    resolve,
+};
+
+pub(super) async fn run(vm: &str, client: &Client, json: bool) -> Result<u8, Failure> {
+    let id = resolve(vm, client).await?;
+    let value = client.get(&["vms", &id], &[]).await?;
+    if json {
+        output::json(&value)?;
+        return Ok(exit::OK);
+    }
+    let vm: VmView = client.view(&value)?;
+    let mut pairs = vec![("name", vm.name.clone()), ("id", vm.id.clone()), ("state", vm.state.clone())];
+    if let Some(queue) = &vm.queue {
+        pairs.push(("queue", queue.text()));
+        if let Some(deadline) = queue.deadline {
+            pairs.push(("queue until", text::time(deadline)));
+        }
+    }
+    pairs.push(("template", vm.template.clone()));
+    if let Some(digest) = &vm.template_digest {
+        pairs.push(("digest", digest.clone()));
+    }
+    if let (Some(cpus), Some(memory_mib)) = (vm.cpus, vm.memory_mib) {
+        pairs.push(("size", format!("{cpus} cores, {memory_mib} MiB")));
+    }
+    if let (Some(driver), Some(os)) = (&vm.driver, &vm.os) {
+        pairs.push(("driver", format!("{driver} ({os})")));
+    }
+    if let Some(runner) = &vm.runner {
+        pairs.push(("runner", format!("{}, {}", runner.kind, runner.status)));
+    }
+    if let Some(ssh) = &vm.ssh {
+        pairs.push(("ssh", format!("{} port {}", ssh.host, ssh.port)));
+    }
+    if !vm.labels.is_empty() {
+        let labels: Vec<String> = vm.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        pairs.push(("labels", labels.join(", ")));
+    }
+    if vm.attempt > 1 {
+        pairs.push(("attempt", vm.attempt.to_string()));
+    }
+    pairs.push(("created", format!("{} ({} ago)", text::time(vm.created_at), text::age(vm.created_at))));
+    if let Some(deadline) = &vm.deadline {
+        pairs.push(("deadline", format!("{} ({})", text::time(deadline.at), deadline.budget)));
+    }
+    if let Some(by) = &vm.announced_by {
+        let at = vm.announced_at.map(|at| format!(" at {}", text::time(at))).unwrap_or_default();
+        pairs.push(("announced by", format!("{by}{at}")));
+    }
+    if let Some(signal) = &vm.end_signal {
+        pairs.push(("end signal", signal.clone()));
+    }
+    if let Some(code) = vm.job_exit_code() {
+        pairs.push(("job", format!("exit code {code}")));
+    }
+    if let Some(outcome) = &vm.outcome {
+        pairs.push(("outcome", outcome.text()));
+    }
+    if let Some(fault) = &vm.last_fault {
+        pairs.push(("last fault", format!("{}: {}", fault.code, fault.detail)));
+        if let Some(at) = fault.at {
+            pairs.push(("", text::time(at)));
+        }
+    }
+    output::bytes(text::fields(&pairs).as_bytes())?;
+    output::line("")?;
+    for (n, entry) in vm.timeline.iter().enumerate() {
+        let took = match vm.timeline.get(n + 1) {
+            Some(next) => text::duration(next.at.duration_since(entry.at)),
+            None if vm.is_deleted() => String::new(),
+            None => paint(
+                &format!("{} so far", text::duration(jiff::Timestamp::now().duration_since(entry.at))),
+                Colour::Dim,
+            ),
+        };
+        output::line(format!("{}  {:<11}  {took}", text::time(entry.at), entry.state).trim_end())?;
+    }
+    Ok(exit::OK)
+}

@@ -1,0 +1,39 @@
+//! `mayfly vm wait`
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{
+    super::{
+        client::{Client, Failure},
+        exit, follow, output, text,
+        views::VmView,
+    },
+    resolve, states,
+};
+
+#[derive(Args)]
+pub(in crate::cli) struct Wait {
+    /// Id or name
+    vm: String,
+    /// State to wait for
+    #[arg(long, default_value = "deleted", value_parser = states())]
+    state: String,
+    /// Longest wait: seconds, or a duration such as 5m [default: no end]
+    #[arg(long, value_name = "DURATION", value_parser = text::parse_seconds)]
+    timeout: Option<u32>,
+}
+
+pub(super) async fn run(args: Wait, client: &Client, json: bool) -> Result<u8, Failure> {
+    let id = resolve(&args.vm, client).await?;
+    let timeout = args.timeout.map(|s| Duration::from_secs(s.into()));
+    let over = |vm: &VmView| vm.is_deleted() || vm.has_been(&args.state);
+    let (value, vm) = follow::watch(client, &id, timeout, None, |_| Ok(()), over).await?;
+    if json {
+        output::json(&value)?;
+    } else {
+        output::line(&format!("{}  {}", vm.name, vm.state))?;
+    }
+    Ok(if vm.has_been(&args.state) { exit::OK } else { exit::VM_NOT_COMPLETED })
+}
