@@ -10,6 +10,7 @@ pub mod lifecycle;
 pub mod runner;
 pub mod template;
 pub mod token;
+pub mod version;
 pub mod vm;
 
 pub use error::{Code, Error, Fault, Result};

@@ -52,6 +52,7 @@ fn own_errors(operation: &str) -> &'static [Code] {
     match operation {
         "create_vm" => &[
             C::TemplateUnknown,
+            C::TemplateDamaged,
             C::VmNameInUse,
             C::IdempotencyMismatch,
             C::SizeImpossible,
@@ -63,6 +64,9 @@ fn own_errors(operation: &str) -> &'static [Code] {
         "create_template" => &[C::TemplateExists, C::TemplateInvalid, C::DriverUnsupported],
         "get_template" => &[C::TemplateNotFound],
         "delete_template" => &[C::TemplateNotFound, C::TemplateInUse],
+        "point_template" => &[C::TemplateUnknown, C::TemplateInvalid, C::TemplateDamaged],
+        "roll_back_template" => &[C::TemplateNotFound, C::TemplateNoPrevious],
+        "pin_template" | "unpin_template" => &[C::TemplateNotFound, C::TemplateInvalid],
         "create_token" => &[C::TokenNameInUse],
         "revoke_token" => &[C::TokenNotFound],
         "get_readiness" => &[C::HostUnavailable, C::ShuttingDown],

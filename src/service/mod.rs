@@ -16,6 +16,7 @@ pub mod guests;
 pub mod hosts;
 pub mod templates;
 pub mod tokens;
+pub mod versions;
 pub mod vms;
 
 pub use clock::Clock;

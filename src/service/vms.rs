@@ -161,7 +161,8 @@ pub struct EndRequested {
 
 impl Service {
     pub async fn create_vm(&self, request: VmRequest, idempotency_key: Option<String>) -> Result<Created> {
-        let template = self.catalog.get(&request.template).await.map_err(|error| match error.code {
+        // Kept until the vm is in the database, where whoever removes templates sees that it needs this one.
+        let (template, _kept) = self.catalog.take(&request.template).await.map_err(|error| match error.code {
             // The path exists, what the body names does not: another answer than GET's 404.
             Code::TemplateNotFound => Error::new(Code::TemplateUnknown, error.detail)
                 .field("/template", "see GET /templates for what is here"),

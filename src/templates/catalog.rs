@@ -22,7 +22,7 @@ use super::{
     import::{self, Imported},
     manifest::{self, FileEntry, Manifest, Origin},
 };
-use crate::domain::{Code, Error, Result, Template, template::TemplateFiles};
+use crate::domain::{Code, Error, Result, Template, template::TemplateFiles, version::Standing};
 
 #[derive(Clone, Debug)]
 pub struct Catalog {
@@ -82,6 +82,11 @@ impl Catalog {
         self.blocking(Root::list).await
     }
 
+    /// The same, each with what is known of it beside its content.
+    pub async fn list_with_standing(&self) -> Result<Vec<(Template, Standing)>> {
+        self.blocking(Root::list_with_standing).await
+    }
+
     /// A template by its name, or by its digest (`sha256:…`).
     pub async fn get(&self, name_or_digest: &str) -> Result<Template> {
         // A few `stat` of files that were stat'ed a moment ago: less than handing them to another thread takes.
@@ -92,8 +97,9 @@ impl Catalog {
         self.blocking(move |root| root.get(&wanted)).await
     }
 
-    /// Takes a name away, and the template with it when that was its last name. Refused while somebody holds a shared lock on
-    /// its disk; whether vms still need it is the caller's question.
+    /// Takes a name away, and the template with it when that was its last name and no pin or other name's history needs it.
+    /// A digest takes away a template that has no name. Refused while somebody holds a shared lock on its disk; whether vms
+    /// still need it is the caller's question.
     pub async fn remove(&self, name: &str) -> Result<()> {
         let name = name.to_owned();
         self.blocking(move |root| root.remove(&name)).await
@@ -197,38 +203,30 @@ impl Root {
             self.may_name(name, digest, image)?;
         }
         let shown = name.unwrap_or(digest);
+        // Everything that needs space comes before the first step that can be seen.
+        let why = match image {
+            Some(Origin { repository, digest }) => format!("pulled {repository}@{digest}"),
+            None => "registered".to_owned(),
+        };
+        let staged_name = match name {
+            Some(name) => self.stage_name(name, digest, &why).map_err(storage)?.1,
+            None => None,
+        };
         let mut published = false;
-        if self.load(digest, shown).is_err() {
+        if self.sound(digest, shown).is_err() {
             if place.exists() {
                 // Damaged on disk: this is the way to mend it. Its bytes are known, so whoever uses it loses nothing.
+                self.carry_over(&place, staged).map_err(storage)?;
                 self.discard(&place).map_err(storage)?;
             }
             fs::rename(staged, &place).map_err(storage)?;
             published = true;
             sync_dir(&self.dir).map_err(storage)?;
         }
-        if let Some(name) = name {
-            self.point(name, digest).map_err(storage)?;
+        if let Some(staged_name) = staged_name {
+            staged_name.commit().map_err(storage)?;
         }
         Ok((self.load(digest, shown)?, published))
-    }
-
-    /// Whether the name may point at this digest. A name moves only from one image of a repository to another one of the same:
-    /// that is an update, and all else is a mix-up.
-    fn may_name(&self, name: &str, digest: &str, image: Option<&Origin>) -> Result<()> {
-        let Some(other) = self.pointed_at(name).map_err(storage)? else { return Ok(()) };
-        // A name that points at nothing was left by somebody who removed files by hand.
-        if other == digest || !self.place(&other).is_ok_and(|p| p.exists()) {
-            return Ok(());
-        }
-        if let Some(image) = image
-            && self.manifest(&other).is_ok_and(|m| m.image.is_some_and(|i| i.repository == image.repository))
-        {
-            return Ok(());
-        }
-        let detail = format!("the name {name} is taken by another template, {other}");
-        Err(Error::new(Code::TemplateExists, detail)
-            .field("/name", "is taken by a template with another content, remove that one or choose another name"))
     }
 
     fn list(&self) -> Result<Vec<Template>> {
@@ -240,6 +238,14 @@ impl Root {
             }
         }
         Ok(templates)
+    }
+
+    fn list_with_standing(&self) -> Result<Vec<(Template, Standing)>> {
+        let histories = self.histories().map_err(Error::internal)?;
+        let standing = |t: Template| Ok((self.standing_in(&histories, &t.name)?, t));
+        // One that has gone since it was listed is left out.
+        let all = self.list()?.into_iter().map(standing).filter_map(|s: Result<_>| s.ok());
+        Ok(all.map(|(standing, template)| (template, standing)).collect())
     }
 
     fn get(&self, wanted: &str) -> Result<Template> {
@@ -286,13 +292,18 @@ impl Root {
 
     fn remove(&self, name: &str) -> Result<()> {
         let not_found = || Error::new(Code::TemplateNotFound, format!("there is no template {name}"));
+        if manifest::directory(name).is_some() {
+            return self.remove_unnamed(name);
+        }
         if !check::is_name(name) {
             return Err(not_found());
         }
         let _turn = self.lock().map_err(Error::internal)?;
-        let digest = self.pointed_at(name).map_err(Error::internal)?.ok_or_else(not_found)?;
-        let last = self.all_names().map_err(Error::internal)?.iter().filter(|(_, d)| **d == digest).count() == 1;
-        let place = self.place(&digest).ok().filter(|p| last && p.exists());
+        let mut others = self.histories().map_err(Error::internal)?;
+        let digest = others.remove(name).ok_or_else(not_found)?.now.digest;
+        let needed = others.values().any(|h| h.now.digest == digest || h.before.iter().any(|t| t.digest == digest));
+        let stays = needed || self.pinned(&digest).is_some();
+        let place = self.place(&digest).ok().filter(|p| !stays && p.exists());
         let _exclusive = match &place {
             Some(place) => lock_disk(place)?,
             None => None,
@@ -304,6 +315,23 @@ impl Root {
             Some(place) => self.discard(&place).map_err(Error::internal),
             None => Ok(()),
         }
+    }
+
+    fn remove_unnamed(&self, digest: &str) -> Result<()> {
+        let _turn = self.lock().map_err(Error::internal)?;
+        let place = self.place(digest)?;
+        if !place.exists() {
+            return Err(Error::new(Code::TemplateNotFound, format!("there is no template {digest}")));
+        }
+        let names = self.all_names().map_err(Error::internal)?;
+        if let Some((name, _)) = names.iter().find(|(_, d)| *d == digest) {
+            return Err(Error::new(Code::TemplateInUse, format!("the name {name} points at it: delete the name")));
+        }
+        if let Some(pin) = self.pinned(digest) {
+            return Err(Error::new(Code::TemplateInUse, format!("it is pinned ({}): unpin it first", pin.why)));
+        }
+        let _exclusive = lock_disk(&place)?;
+        self.discard(&place).map_err(Error::internal)
     }
 
     fn prune(&self, in_use: &BTreeSet<String>) -> Result<Vec<String>> {
@@ -331,38 +359,6 @@ impl Root {
         let directory = manifest::directory(digest)
             .ok_or_else(|| Error::internal(format!("{digest:?} in the template catalog is no digest")))?;
         Ok(self.dir.join(directory))
-    }
-
-    fn pointed_at(&self, name: &str) -> io::Result<Option<String>> {
-        match fs::read_to_string(self.names().join(name)) {
-            Ok(digest) => Ok(Some(digest.trim().to_owned())),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e),
-        }
-    }
-
-    fn point(&self, name: &str, digest: &str) -> io::Result<()> {
-        if self.pointed_at(name)?.as_deref() == Some(digest) {
-            return Ok(());
-        }
-        let new = self.staging().join(Uuid::new_v4().to_string());
-        write_synced(&new, format!("{digest}\n").as_bytes())?;
-        fs::rename(new, self.names().join(name))?;
-        sync_dir(&self.names())
-    }
-
-    /// Name → digest.
-    fn all_names(&self) -> io::Result<BTreeMap<String, String>> {
-        let mut names = BTreeMap::new();
-        for entry in fs::read_dir(self.names())? {
-            let Ok(name) = entry?.file_name().into_string() else { continue };
-            if check::is_name(&name)
-                && let Some(digest) = self.pointed_at(&name)?
-            {
-                names.insert(name, digest);
-            }
-        }
-        Ok(names)
     }
 
     /// Takes a directory out of sight at once, and away.
@@ -528,6 +524,10 @@ fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+mod marks;
+mod names;
 pub(super) mod pulled;
 #[cfg(test)]
 mod tests;
+
+pub use marks::Kept;

@@ -6,6 +6,7 @@ use crate::domain::Code;
 
 const ID: &str = "01920f3c-5a7e-7c11-9d2b-8f0e4a6b1c2d";
 const DIGEST: &str = "sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae";
+const OLD_DIGEST: &str = "sha256:fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9";
 
 pub fn vm_request() -> Value {
     json!({
@@ -157,8 +158,20 @@ pub fn template() -> Value {
         "handover": "seed",
         "user": "runner",
         "budgets": budgets(),
-        "created_at": "2026-11-20T08:00:00.000Z"
+        "created_at": "2026-11-20T08:00:00.000Z",
+        "names": ["micro", "micro-latest"],
+        "since": "2026-11-20T08:00:00.000Z",
+        "why": "registered",
+        "previous": [{ "digest": OLD_DIGEST, "since": "2026-11-13T08:00:00.000Z", "why": "registered" }],
+        "pin": null,
+        "last_used_at": "2026-11-20T09:00:00.000Z",
+        "verified_at": null,
+        "damage": null
     })
+}
+
+pub fn point_request() -> Value {
+    json!({ "digest": DIGEST, "why": "the tests pass with it" })
 }
 
 pub fn host() -> Value {

@@ -86,7 +86,7 @@ impl Catalog {
         let Some(name) = name else { return Ok(()) };
         self.blocking(move |root| {
             if !check::is_name(&name) {
-                let what = "must match [a-z0-9][a-z0-9._-]{0,62}";
+                let what = check::NAME_RULE;
                 return Err(Error::new(Code::TemplateInvalid, format!("name {what}")).field("/name", what));
             }
             root.may_name(&name, "", Some(&image))
@@ -179,7 +179,7 @@ impl Root {
                 files.insert(name.to_owned(), entry);
             }
             if describe(&asked, checked, manifest.disk_virtual_bytes, manifest.image.clone(), files) != manifest
-                || self.load(&digest, &digest).is_err()
+                || self.sound(&digest, &digest).is_err()
             {
                 continue;
             }
@@ -187,9 +187,10 @@ impl Root {
             if let Some(name) = &new.name {
                 self.may_name(name, &digest, Some(image))?;
             }
-            let Ok(template) = self.load(&digest, new.name.as_ref().unwrap_or(&digest)) else { continue };
+            let Ok(template) = self.sound(&digest, new.name.as_ref().unwrap_or(&digest)) else { continue };
             if let Some(name) = &new.name {
-                self.point(name, &digest).map_err(storage)?;
+                let Origin { repository, digest: of } = image;
+                self.point(name, &digest, &format!("pulled {repository}@{of}")).map_err(storage)?;
             }
             return Ok(Some(template));
         }
@@ -205,7 +206,7 @@ impl Root {
             }
             let name = names.iter().find(|(_, d)| **d == digest).map_or(&digest, |(name, _)| name);
             // One that is damaged counts as absent.
-            if let Ok(template) = self.load(&digest, name)
+            if let Ok(template) = self.sound(&digest, name)
                 && newest.as_ref().is_none_or(|n| n.created_at < template.created_at)
             {
                 newest = Some(template);
@@ -218,6 +219,10 @@ impl Root {
         let mut known = KnownPieces::new();
         for (digest, manifest) in self.published()? {
             let Some(FileEntry::Pieces { pieces, .. }) = manifest.files.get(Part::Disk.name()) else { continue };
+            // Where something was found to be wrong, more may be.
+            if self.damage(&digest).is_some() {
+                continue;
+            }
             let Ok(place) = self.place(&digest) else { continue };
             let mut offset = 0;
             for piece in pieces {
