@@ -75,6 +75,8 @@ fn admin_routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(templates::create::create_template, templates::list_templates))
         .routes(routes!(templates::get_template, templates::delete_template, templates::names::point_template))
         .routes(routes!(templates::names::roll_back_template))
+        .routes(routes!(templates::prune::prune_templates))
+        .routes(routes!(templates::verify::verify_template))
         .routes(routes!(templates::names::pin_template, templates::names::unpin_template))
         .routes(routes!(tokens::create_token, tokens::list_tokens))
         .routes(routes!(tokens::revoke_token))

@@ -82,6 +82,11 @@ impl Reconciler {
 
     async fn clone_template(&self, vm: &Vm) -> Result<Event, Failure> {
         let driver = self.driver(vm)?;
+        self.catalog.may_clone(&vm.draft.template_digest).await.map_err(|error| match error.code {
+            // No other attempt of this vm has more room: it gives its slot back and waits for the host.
+            Code::HostFull => Failure::new(FailureKind::Host, error.code, error.detail),
+            _ => error.into(),
+        })?;
         let spec = self.spec(vm).await?;
         driver.create(&spec).await?;
         Ok(Event::Cloned)

@@ -67,6 +67,7 @@ impl Service {
         clock: Clock,
         settings: Settings,
     ) -> Self {
+        catalog.settle(Arc::new(versions::Vms { reader: reader.clone() }));
         Self { ledger, reader, vault, logs, catalog, host, clock, settings, drivers, puller }
     }
 }

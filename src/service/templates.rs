@@ -99,7 +99,10 @@ fn pull_failed(error: &PullError) -> Error {
         | PullError::Layer { .. }
         | PullError::Lost => Code::ImageUnavailable,
         PullError::Manifest { .. } => Code::TemplateInvalid,
-        PullError::Space { .. } | PullError::Storage(_) => Code::HostUnavailable,
+        PullError::Space { error: full, .. } => {
+            return Error { retry_after: full.retry_after, ..Error::new(full.code, error.to_string()) };
+        }
+        PullError::Storage(_) => Code::HostUnavailable,
     };
     Error::new(code, error.to_string()).field("/image", "could not be pulled")
 }

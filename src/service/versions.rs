@@ -1,10 +1,39 @@
-//! Versions of templates: where names point, what is pinned.
+//! Versions of templates: where names point, what is pinned, what is pruned, what is sound.
+
+use std::collections::BTreeSet;
+
+use async_trait::async_trait;
 
 use super::Service;
-use crate::domain::{
-    Code, Error, Result, Template,
-    version::{Moved, Standing},
+use crate::{
+    domain::{
+        Code, Error, Result, Template,
+        version::{Held, Moved, PruneRequest, Pruned, Standing, Verified},
+    },
+    store::Reader,
+    templates::Surroundings,
 };
+
+/// What the catalog is told of the vms, and whom it tells what it pruned.
+pub(super) struct Vms {
+    pub reader: Reader,
+}
+
+#[async_trait]
+impl Surroundings for Vms {
+    async fn needed(&self) -> Result<BTreeSet<String>> {
+        Ok(self.reader.live_vms().await?.into_iter().map(|vm| vm.draft.template_digest).collect())
+    }
+
+    async fn needs(&self, digest: &str) -> Result<bool> {
+        Ok(self.reader.template_in_use(digest).await?.is_some())
+    }
+
+    async fn pruned(&self, held: &Held) {
+        tracing::info!(template.digest = held.digest, bytes = held.bytes, why = held.why, "pruned");
+        metrics::counter!("mayfly_template_pruned_bytes_total").increment(held.bytes);
+    }
+}
 
 impl Service {
     /// A template with what is known of it beside its content.
@@ -61,5 +90,29 @@ impl Service {
             );
         }
         Ok(())
+    }
+
+    /// Removes what no vm, name or pin needs, as far as it is asked for.
+    pub async fn prune_templates(&self, request: &PruneRequest) -> Result<Pruned> {
+        self.catalog.prune(request).await
+    }
+
+    /// Reads every byte of a version. What is wrong is marked, and not repaired.
+    pub async fn verify_template(&self, name: &str) -> Result<Verified> {
+        let verified = self.catalog.verify(name).await?;
+        let Verified { digest, bytes, faults, .. } = &verified;
+        match faults.first() {
+            None => tracing::info!(template.name = name, template.digest = digest, bytes, "template verified"),
+            Some(first) => tracing::error!(
+                template.name = name,
+                template.digest = digest,
+                faults = faults.len(),
+                file = first.file,
+                offset = first.offset,
+                what = first.what,
+                "the template is damaged: pull or register it again"
+            ),
+        }
+        Ok(verified)
     }
 }

@@ -5,12 +5,13 @@
 //! so is a pull that was interrupted not long ago.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
+    fmt,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::AtomicU64},
 };
 
 use jiff::Timestamp;
@@ -29,11 +30,24 @@ pub struct Catalog {
     root: Arc<Root>,
 }
 
-#[derive(Debug)]
 struct Root {
     dir: PathBuf,
     /// By name: what was loaded last, as long as the files say that it would be loaded the same again.
     loaded: Mutex<HashMap<String, Loaded>>,
+    limits: Limits,
+    surroundings: OnceLock<Arc<dyn Surroundings>>,
+    /// Room that was promised and is not written yet.
+    promised: AtomicU64,
+    /// Whoever decides about room.
+    room: tokio::sync::Mutex<()>,
+    /// Whoever reads a version to verify it.
+    verifying: tokio::sync::Mutex<()>,
+}
+
+impl fmt::Debug for Root {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Root").field("dir", &self.dir).field("limits", &self.limits).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -60,7 +74,20 @@ impl Stamp {
 impl Catalog {
     /// Opens the catalog in this directory, makes it where it is not there, and sweeps what a crash left.
     pub fn open(dir: PathBuf) -> Result<Catalog> {
-        let root = Root { dir, loaded: Mutex::default() };
+        Self::open_with(dir, Limits::default())
+    }
+
+    /// The same, with limits to the space that is taken.
+    pub fn open_with(dir: PathBuf, limits: Limits) -> Result<Catalog> {
+        let root = Root {
+            dir,
+            loaded: Mutex::default(),
+            limits,
+            surroundings: OnceLock::new(),
+            promised: AtomicU64::new(0),
+            room: tokio::sync::Mutex::default(),
+            verifying: tokio::sync::Mutex::default(),
+        };
         root.prepare().map_err(Error::internal)?;
         Ok(Catalog { root: Arc::new(root) })
     }
@@ -68,7 +95,12 @@ impl Catalog {
     /// Imports and publishes a template. The same name and content again give the same template; a name that has another
     /// content is refused. Dropping the future does not stop the import: it ends by itself, and asking again finds it.
     pub async fn register(&self, new: NewTemplate) -> Result<Template> {
-        self.blocking(move |root| root.register(&new)).await
+        let room = self.room_for_import(&new).await?;
+        self.blocking(move |root| {
+            let _room = room;
+            root.register(&new)
+        })
+        .await
     }
 
     /// What would be registered, without registering it: looks at the files and copies nothing.
@@ -103,12 +135,6 @@ impl Catalog {
     pub async fn remove(&self, name: &str) -> Result<()> {
         let name = name.to_owned();
         self.blocking(move |root| root.remove(&name)).await
-    }
-
-    /// Removes every template that has no name and is not in use, and returns their digests. (A crash between publishing a
-    /// template and naming it, or while removing one, leaves such.)
-    pub async fn prune(&self, in_use: BTreeSet<String>) -> Result<Vec<String>> {
-        self.blocking(move |root| root.prune(&in_use)).await
     }
 
     async fn blocking<T: Send + 'static>(&self, f: impl FnOnce(&Root) -> Result<T> + Send + 'static) -> Result<T> {
@@ -334,26 +360,6 @@ impl Root {
         self.discard(&place).map_err(Error::internal)
     }
 
-    fn prune(&self, in_use: &BTreeSet<String>) -> Result<Vec<String>> {
-        let _turn = self.lock().map_err(Error::internal)?;
-        let named: BTreeSet<String> = self.all_names().map_err(Error::internal)?.into_values().collect();
-        let mut pruned = Vec::new();
-        for entry in fs::read_dir(&self.dir).map_err(Error::internal)? {
-            let entry = entry.map_err(Error::internal)?;
-            let Some(digest) = entry.file_name().to_str().map(|n| n.replacen("sha256-", "sha256:", 1)) else {
-                continue;
-            };
-            if manifest::directory(&digest).is_none() || named.contains(&digest) || in_use.contains(&digest) {
-                continue;
-            }
-            let Ok(_exclusive) = lock_disk(&entry.path()) else { continue };
-            self.discard(&entry.path()).map_err(Error::internal)?;
-            pruned.push(digest);
-        }
-        pruned.sort();
-        Ok(pruned)
-    }
-
     /// Where the template of this digest is, whether it is there or not.
     fn place(&self, digest: &str) -> Result<PathBuf> {
         let directory = manifest::directory(digest)
@@ -504,8 +510,7 @@ fn lock_disk(place: &Path) -> Result<Option<File>> {
 fn storage(e: io::Error) -> Error {
     match e.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            Error::new(Code::HostUnavailable, "no space is left where the templates are, free some and try again")
-                .cause(e)
+            Error::new(Code::HostFull, "no space is left where the templates are, free some and try again").cause(e)
         }
         _ => Error::internal(e),
     }
@@ -526,8 +531,12 @@ fn sync_dir(path: &Path) -> io::Result<()> {
 
 mod marks;
 mod names;
+mod prune;
 pub(super) mod pulled;
+mod space;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 pub use marks::Kept;
+pub use space::{Limits, Room, Surroundings};

@@ -21,6 +21,9 @@
 //!   manifest what the digest is made of
 //!   names    what names point at, and pointed at before
 //!   marks    what is noted of a version: use, pins, damage
+//!   prune    removing what nothing needs
+//!   space    how much may be taken, and who was promised some
+//!   verify   reading every byte
 //!   pulled   what a pull needs of the catalog
 //! pull       an image from a registry becomes a template
 //!   registry manifests and blobs, over any number of interruptions
@@ -39,7 +42,7 @@ mod tart;
 
 use std::path::PathBuf;
 
-pub use catalog::{Catalog, Kept};
+pub use catalog::{Catalog, Kept, Limits, Surroundings};
 pub use check::is_name;
 
 use crate::domain::{Arch, Budgets, GuestOs, Handover, template::DiskFormat};

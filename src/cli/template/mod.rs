@@ -5,7 +5,9 @@ use serde_json::json;
 
 mod add;
 mod names;
+mod prune;
 mod pull;
+mod verify;
 
 use super::{
     client::{Client, Failure},
@@ -44,6 +46,15 @@ pub(super) enum TemplateCommand {
         /// Name or digest
         version: String,
     },
+    /// Remove the versions that no name, vm or pin needs
+    ///
+    /// The longest unused go first. The newest previous version of each name is kept, so that the name can be rolled back.
+    Prune(prune::Prune),
+    /// Read every byte of templates and compare it with their digests
+    ///
+    /// Nothing is repaired: a damaged template is marked, and no vm is made from it until it was pulled or registered again.
+    /// The exit code is 1 when something is damaged.
+    Verify(verify::Verify),
     /// Delete a template that no vm needs
     #[command(visible_alias = "rm")]
     Delete { name: String },
@@ -58,6 +69,8 @@ pub(super) async fn run(command: TemplateCommand, client: &Client, json: bool) -
         TemplateCommand::Point(args) => names::point(args, client, json).await?,
         TemplateCommand::Rollback(args) => names::roll_back(args, client, json).await?,
         TemplateCommand::Pin(args) => names::pin(args, client, json).await?,
+        TemplateCommand::Prune(args) => prune::run(args, client, json).await?,
+        TemplateCommand::Verify(args) => return verify::run(args, client, json).await,
         TemplateCommand::Unpin { version } => names::unpin(&version, client, json).await?,
         TemplateCommand::Delete { name } => delete(&name, client, json).await?,
     }

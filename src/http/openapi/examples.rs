@@ -170,6 +170,43 @@ pub fn template() -> Value {
     })
 }
 
+pub fn pruned() -> Value {
+    json!({
+        "dry_run": true,
+        "removed": [{
+            "kind": "template",
+            "digest": OLD_DIGEST,
+            "names": ["micro"],
+            "bytes": 73400320,
+            "last_used_at": "2026-11-06T17:00:00.000Z",
+            "why": "the name micro has moved on, and no vm or pin needs it"
+        }],
+        "kept": [{
+            "kind": "template",
+            "digest": DIGEST,
+            "names": ["micro"],
+            "bytes": 73400320,
+            "last_used_at": "2026-11-20T09:00:00.000Z",
+            "why": "the name micro points at it"
+        }],
+        "freed_bytes": 73400320,
+        "total_bytes": 146800640,
+        "available_bytes": 53687091200_u64
+    })
+}
+
+pub fn verified() -> Value {
+    json!({
+        "name": "micro",
+        "digest": DIGEST,
+        "sound": true,
+        "bytes": 89128960,
+        "bytes_read": 73400320,
+        "faults": [],
+        "next": null
+    })
+}
+
 pub fn point_request() -> Value {
     json!({ "digest": DIGEST, "why": "the tests pass with it" })
 }

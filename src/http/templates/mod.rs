@@ -1,4 +1,5 @@
-//! Showing and deleting templates; `create` registers them, `names` says where names point.
+//! Showing and deleting templates; `create` registers them, `names` says where names point, `prune` makes
+//! room and `verify` looks for damage.
 
 use std::sync::Arc;
 
@@ -16,6 +17,8 @@ use super::{
 
 pub mod create;
 pub mod names;
+pub mod prune;
+pub mod verify;
 mod view;
 
 pub use view::TemplateView;

@@ -13,7 +13,7 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use super::{Catalog, Root, describe, storage, sync_dir, take_in, write_synced};
@@ -37,9 +37,17 @@ const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Whether this is a pull that was interrupted not long ago.
 pub(super) fn may_go_on(path: &Path) -> bool {
-    let is_pull = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(PREFIX));
-    let modified = fs::metadata(path.join(JOURNAL)).and_then(|m| m.modified());
-    is_pull && modified.is_ok_and(|at| at.elapsed().unwrap_or_default() < KEPT)
+    image_of(path).is_some() && changed(path).is_some_and(|at| at.elapsed().unwrap_or_default() < KEPT)
+}
+
+/// The digest of the image that is pulled there. `None`: it is no pull.
+pub(super) fn image_of(path: &Path) -> Option<String> {
+    Some(format!("sha256:{}", path.file_name()?.to_str()?.strip_prefix(PREFIX)?))
+}
+
+/// When something was last added to a pull.
+pub(super) fn changed(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path.join(JOURNAL)).and_then(|m| m.modified()).ok()
 }
 
 /// Where an image is put together. Nobody else works on it as long as this lives.

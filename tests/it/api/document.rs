@@ -63,6 +63,8 @@ fn every_route_is_in_it() {
         "PUT /templates/{name}/pin",
         "DELETE /templates/{name}/pin",
         "POST /templates/{name}/rollback",
+        "POST /templates/{name}/verify",
+        "POST /templates/prune",
         "GET /tokens",
         "POST /tokens",
         "DELETE /tokens/{id}",
