@@ -41,7 +41,7 @@ impl Reconciler {
             tracing::info!(template.digest = %digest, "removed a template that has no name and no vm");
         }
         if forgotten > 0 {
-            tracing::info!(vms = forgotten, "old records removed");
+            tracing::info!(records = forgotten, "old records removed");
         }
         Ok(())
     }

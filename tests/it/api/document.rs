@@ -59,6 +59,7 @@ fn every_route_is_in_it() {
         "POST /templates",
         "GET /templates/{name}",
         "DELETE /templates/{name}",
+        "GET /templates/{name}/events",
         "GET /tokens",
         "POST /tokens",
         "DELETE /tokens/{id}",
