@@ -78,6 +78,7 @@ fn admin_routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(templates::prune::prune_templates))
         .routes(routes!(templates::verify::verify_template))
         .routes(routes!(templates::names::pin_template, templates::names::unpin_template))
+        .routes(routes!(events::list_template_events))
         .routes(routes!(tokens::create_token, tokens::list_tokens))
         .routes(routes!(tokens::revoke_token))
         .routes(routes!(host::get_host))

@@ -38,7 +38,7 @@ impl Reconciler {
         }
         self.catalog.tidy().await?;
         if forgotten > 0 {
-            tracing::info!(vms = forgotten, "old records removed");
+            tracing::info!(records = forgotten, "old records removed");
         }
         Ok(())
     }

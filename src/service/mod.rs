@@ -67,7 +67,8 @@ impl Service {
         clock: Clock,
         settings: Settings,
     ) -> Self {
-        catalog.settle(Arc::new(versions::Vms { reader: reader.clone() }));
+        let vms = versions::Vms { reader: reader.clone(), ledger: ledger.clone(), clock: clock.clone() };
+        catalog.settle(Arc::new(vms));
         Self { ledger, reader, vault, logs, catalog, host, clock, settings, drivers, puller }
     }
 }

@@ -4,19 +4,21 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 
-use super::Service;
+use super::{Clock, Service};
 use crate::{
     domain::{
-        Code, Error, Result, Template,
+        Code, Error, Result, Template, TemplateEvent,
         version::{Held, Moved, PruneRequest, Pruned, Standing, Verified},
     },
-    store::Reader,
+    store::{Ledger, Reader},
     templates::Surroundings,
 };
 
 /// What the catalog is told of the vms, and whom it tells what it pruned.
 pub(super) struct Vms {
     pub reader: Reader,
+    pub ledger: Ledger,
+    pub clock: Clock,
 }
 
 #[async_trait]
@@ -32,6 +34,12 @@ impl Surroundings for Vms {
     async fn pruned(&self, held: &Held) {
         tracing::info!(template.digest = held.digest, bytes = held.bytes, why = held.why, "pruned");
         metrics::counter!("mayfly_template_pruned_bytes_total").increment(held.bytes);
+        let Held { digest, bytes, why, .. } = held.clone();
+        let event = TemplateEvent::Pruned { digest, bytes, why };
+        if let Err(error) = self.ledger.record_template(&held.digest, event, self.clock.now()).await {
+            // It is gone all the same, and whoever waits for the room does not wait for this.
+            tracing::error!(template.digest = held.digest, %error, "that it was pruned could not be written down");
+        }
     }
 }
 
@@ -70,12 +78,15 @@ impl Service {
         }
         let digest = self.catalog.pin(name, Some(why)).await?;
         tracing::info!(template.name = name, template.digest = digest, why, "template pinned");
+        let event = TemplateEvent::Pinned { digest, why: why.to_owned() };
+        self.ledger.record_template(name, event, self.clock.now()).await?;
         Ok(())
     }
 
     pub async fn unpin_template(&self, name: &str) -> Result<()> {
         let digest = self.catalog.pin(name, None).await?;
         tracing::info!(template.name = name, template.digest = digest, "template unpinned");
+        self.ledger.record_template(name, TemplateEvent::Unpinned { digest }, self.clock.now()).await?;
         Ok(())
     }
 
@@ -113,6 +124,9 @@ impl Service {
                 "the template is damaged: pull or register it again"
             ),
         }
+        let event =
+            TemplateEvent::Verified { digest: digest.clone(), faults: u32::try_from(faults.len()).unwrap_or(u32::MAX) };
+        self.ledger.record_template(name, event, self.clock.now()).await?;
         Ok(verified)
     }
 }

@@ -121,6 +121,16 @@ pub fn event() -> Value {
     })
 }
 
+pub fn template_event() -> Value {
+    json!({
+        "seq": 41,
+        "template": "micro",
+        "at": "2026-11-20T08:00:00.000Z",
+        "type": "registered",
+        "digest": DIGEST
+    })
+}
+
 pub fn stream() -> Value {
     json!({ "id": "42", "event": "slot_taken", "data": event().to_string() })
 }

@@ -65,6 +65,7 @@ fn every_route_is_in_it() {
         "POST /templates/{name}/rollback",
         "POST /templates/{name}/verify",
         "POST /templates/prune",
+        "GET /templates/{name}/events",
         "GET /tokens",
         "POST /tokens",
         "DELETE /tokens/{id}",
