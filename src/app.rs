@@ -34,7 +34,7 @@ use crate::{
     store::{self, Vault, logs::Logs, vault},
     telemetry,
     templates::{
-        Catalog,
+        self, Catalog,
         pull::{self, Puller},
         registry::{
             self,
@@ -131,7 +131,7 @@ impl App {
         let store = store::open(&database).await?;
         let catalog_dir = layout.at("templates");
         let catalog = Arc::new(
-            Catalog::open(catalog_dir.clone())
+            Catalog::open_with(catalog_dir.clone(), limits(config))
                 .map_err(|cause| StartError::Templates { dir: catalog_dir.display().to_string(), cause })?,
         );
         let clock = Clock::system();
@@ -391,6 +391,11 @@ fn tart_settings(config: &Config, layout: &Layout, own_path: &Path) -> tart::Set
 }
 
 /// Pulls templates, as whoever we are to each registry.
+fn limits(config: &Config) -> templates::Limits {
+    let t = &config.templates;
+    templates::Limits { max_bytes: t.max_bytes, min_free_bytes: t.min_free_bytes, keep_unused_days: t.keep_unused_days }
+}
+
 fn puller(config: &Config, catalog: &Catalog) -> Puller {
     let credentials = Chain::new(vec![
         Box::new(Environment::of_process()),

@@ -24,7 +24,7 @@ mod source;
 pub use host::Host;
 pub use keys::{
     Accelerator, Budgets, Drivers, FakeDriver, Guest, GuestArch, Key, Log, LogFormat, QemuDriver, Queue, Registry,
-    Retention, Section, Server, Slots, TartDriver, TartNetwork, TartResolver,
+    Retention, Section, Server, Slots, TartDriver, TartNetwork, TartResolver, Templates,
 };
 use source::Found;
 
@@ -48,6 +48,7 @@ pub struct Config {
     pub queue: Queue,
     pub budgets: Budgets,
     pub retention: Retention,
+    pub templates: Templates,
     pub registry: Registry,
     pub drivers: Drivers,
     pub log: Log,
@@ -141,6 +142,7 @@ impl Config {
             queue: Queue::read(&mut found),
             budgets: Budgets::read(&mut found),
             retention: Retention::read(&mut found),
+            templates: Templates::read(&mut found),
             registry: Registry::read(&mut found),
             drivers: Drivers {
                 qemu: QemuDriver::read(&mut found),
@@ -168,6 +170,7 @@ impl Config {
             queue: Queue::default(),
             budgets: Budgets::default(),
             retention: Retention::default(),
+            templates: Templates::default(),
             registry: Registry::default(),
             drivers: Drivers::default(),
             log: Log::default(),
@@ -316,6 +319,7 @@ impl Config {
         found.in_range("budgets.stop_grace_seconds", b.stop_grace_seconds, 0, 600);
         found.in_range("budgets.max_attempts", b.max_attempts, 1, 10);
         found.in_range("retention.deleted_vms_days", self.retention.deleted_vms_days, 0, 3650);
+        found.in_range("templates.keep_unused_days", self.templates.keep_unused_days, 0, 3650);
         if let Err(cause) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             found.refuse(
                 "log.level",

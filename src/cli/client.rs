@@ -184,6 +184,10 @@ impl Client {
         self.json(request).await
     }
 
+    pub async fn put(&self, path: &[&str], body: &Value) -> Result<Value, Failure> {
+        self.json(self.request(Method::PUT, path, &[]).timeout(ANSWER).json(body)).await
+    }
+
     /// For what may take as long as it likes.
     pub async fn post_patiently(&self, path: &[&str], body: &Value) -> Result<Value, Failure> {
         self.json(self.request(Method::POST, path, &[]).json(body)).await

@@ -183,6 +183,41 @@ pub(super) struct TemplateView {
     pub handover: Option<String>,
     pub user: Option<String>,
     pub created_at: Option<Timestamp>,
+    #[serde(default)]
+    pub names: Vec<String>,
+    pub since: Option<Timestamp>,
+    pub why: Option<String>,
+    #[serde(default)]
+    pub previous: Vec<VersionView>,
+    pub pin: Option<PinView>,
+    pub last_used_at: Option<Timestamp>,
+    pub verified_at: Option<Timestamp>,
+    pub damage: Option<DamageView>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct VersionView {
+    pub digest: String,
+    pub since: Option<Timestamp>,
+    pub why: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct PinView {
+    pub why: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct DamageView {
+    pub faults: Vec<FileFaultView>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct FileFaultView {
+    pub file: String,
+    pub offset: u64,
+    pub bytes: u64,
+    pub what: String,
 }
 
 #[derive(Debug, Deserialize)]

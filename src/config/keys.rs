@@ -172,6 +172,20 @@ section! {
 }
 
 section! {
+    /// How much space templates may take.
+    Templates = "templates" {
+        /// What all templates and unfinished pulls together may take, in bytes. 0: whatever there is.
+        max_bytes: u64 = 0;
+        /// What stays free where templates are, in bytes: for the disks of guests, which grow while they run, and for the
+        /// database. Below this no vm is cloned and nothing is pulled; versions that nothing needs are removed first.
+        min_free_bytes: u64 = MIN_FREE_BYTES, shown as "2147483648 (2 GiB); on macOS 21474836480 (20 GiB)";
+        /// Versions that no name, vm or pin needs are removed after so many days without use (0 to 3650). 0: only when room is
+        /// needed.
+        keep_unused_days: u32 = 7;
+    }
+}
+
+section! {
     /// Registries that templates are pulled from.
     Registry = "registry" {
         /// Certificates (PEM) of authorities that are trusted besides the system's.
@@ -262,6 +276,10 @@ section! {
     }
 }
 
+/// What `doctor` finds too little. A share of the file system would be far too much of a large one and too little of a small
+/// one: what guests write does not grow with the disk.
+const MIN_FREE_BYTES: u64 = if cfg!(target_os = "macos") { 20 << 30 } else { 2 << 30 };
+
 /// The hypervisors.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Drivers {
@@ -278,6 +296,7 @@ pub const SECTIONS: &[Section] = &[
     Queue::SECTION,
     Budgets::SECTION,
     Retention::SECTION,
+    Templates::SECTION,
     Registry::SECTION,
     QemuDriver::SECTION,
     TartDriver::SECTION,

@@ -10,14 +10,17 @@ pub mod ids;
 pub mod lifecycle;
 pub mod runner;
 pub mod template;
+pub mod template_event;
 pub mod token;
+pub mod version;
 pub mod vm;
 
 pub use basis::{Asked, Basis, BudgetsPatch, Spec};
 pub use error::{Code, Error, Fault, Result};
 pub use event::{Announcer, EndProof, Event, EventKind};
-pub use ids::{InstanceName, TokenId, VmId};
+pub use ids::{InstanceName, PullId, TokenId, VmId};
 pub use lifecycle::{State, Verdict};
 pub use runner::RunnerStatus;
 pub use template::{Arch, GuestOs, Handover, Template};
+pub use template_event::TemplateEvent;
 pub use vm::{Budget, Budgets, EndSignal, Outcome, OutcomeResult, QueueReason, Vm};

@@ -1,4 +1,4 @@
-//! What happened: of one vm as a list, of all as a stream.
+//! What happened: of one vm or one template as a list, of all as a stream.
 //!
 //! The stream loses nothing and doubles nothing. It listens first and reads the database afterwards; from then on the bell
 //! only says *that* there is news. An event is passed on as the bell brought it when it is the very next one; after a gap
@@ -21,14 +21,17 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     Http,
     auth::{Allowed, PathVm, Read},
-    extract::Query,
+    extract::{Name, Query},
     frame::Seat,
     openapi::examples,
     problem::Problem,
     time::Time,
     vms::{no_vm, page_size},
 };
-use crate::domain::{Event, State, VmId, event::Recorded};
+use crate::{
+    domain::{Code, Event, State, VmId, event::Recorded, template_event::RecordedOfTemplate},
+    store::Entry,
+};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// So often something is sent, and the database is looked at whatever the bell says.
@@ -40,7 +43,7 @@ const PAGE: u32 = 256;
 #[derive(Serialize, ToSchema)]
 #[schema(as = Event)]
 pub struct EventView {
-    /// Position in the ledger: grows with every event of every vm.
+    /// Position in the ledger: grows with every event of every vm and template.
     pub seq: i64,
     #[schema(value_type = String, format = "uuid")]
     pub vm_id: VmId,
@@ -66,14 +69,55 @@ pub struct EventList {
     pub next_after: Option<i64>,
 }
 
+/// Something that happened to a template. What belongs to its type stands beside the fields named here.
+#[derive(Serialize, ToSchema)]
+#[schema(as = TemplateEvent)]
+pub struct TemplateEventView {
+    /// Position in the ledger: grows with every event of every vm and template.
+    pub seq: i64,
+    /// Its name, or its digest where it has none.
+    pub template: String,
+    pub at: Time,
+    /// What happened, for example `registered`, `pulled`, `pull_failed`, `name_moved`, `deleted`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The rest of the event, by type.
+    #[serde(flatten)]
+    pub payload: serde_json::Map<String, serde_json::Value>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct TemplateEventList {
+    /// Oldest first.
+    pub items: Vec<TemplateEventView>,
+    /// Give it back as `after` for what comes next; null when there was nothing more.
+    pub next_after: Option<i64>,
+}
+
+impl TemplateEventView {
+    fn new(recorded: &RecordedOfTemplate) -> Result<Self, Problem> {
+        Ok(Self {
+            seq: recorded.seq,
+            template: recorded.template.clone(),
+            at: recorded.at.into(),
+            kind: recorded.event.kind(),
+            payload: payload(&recorded.event)?,
+        })
+    }
+}
+
+/// An event's fields without its type, which has a field of its own.
+fn payload(event: &impl Serialize) -> Result<serde_json::Map<String, serde_json::Value>, Problem> {
+    let mut payload = match serde_json::to_value(event).map_err(crate::domain::Error::internal)? {
+        serde_json::Value::Object(fields) => fields,
+        _ => serde_json::Map::new(),
+    };
+    payload.remove("type");
+    Ok(payload)
+}
+
 impl EventView {
     fn new(recorded: &Recorded, vm_name: String) -> Result<Self, Problem> {
-        let event = serde_json::to_value(&recorded.event).map_err(crate::domain::Error::internal)?;
-        let mut payload = match event {
-            serde_json::Value::Object(fields) => fields,
-            _ => serde_json::Map::new(),
-        };
-        payload.remove("type");
         Ok(Self {
             seq: recorded.seq,
             vm_id: recorded.vm_id,
@@ -82,7 +126,7 @@ impl EventView {
             at: recorded.at.into(),
             state: recorded.state,
             kind: recorded.event.kind().as_str(),
-            payload,
+            payload: payload(&recorded.event)?,
         })
     }
 }
@@ -90,7 +134,7 @@ impl EventView {
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct ListVmEvents {
+pub struct ListEvents {
     /// Only events after this position (`seq`).
     #[param(minimum = 0)]
     after: Option<i64>,
@@ -102,7 +146,7 @@ pub struct ListVmEvents {
 /// List a vm's events
 #[utoipa::path(
     get, path = "/vms/{id}/events", tag = "vms",
-    params(("id" = String, Path, format = "uuid"), ListVmEvents),
+    params(("id" = String, Path, format = "uuid"), ListEvents),
     responses((status = 200, description = "Its log, oldest first", body = EventList, example = json!({"items": [examples::event()], "next_after": null}))),
     security(("token" = ["read"])),
 )]
@@ -111,7 +155,7 @@ pub async fn list_vm_events(
     // Before the vm is looked for: a vm's own token gets the same 403 for every id.
     _: Allowed<Read>,
     PathVm(id): PathVm,
-    Query(asked): Query<ListVmEvents>,
+    Query(asked): Query<ListEvents>,
 ) -> Result<Answer<EventList>, Problem> {
     let limit = page_size(asked.limit)?;
     let after = position(asked.after)?.unwrap_or(0);
@@ -123,6 +167,43 @@ pub async fn list_vm_events(
     let next_after = events.last().filter(|_| more).map(|last| last.seq);
     let items = events.iter().map(|e| EventView::new(e, vm.draft.name.clone())).collect::<Result<_, _>>()?;
     Ok(Answer(EventList { items, next_after }))
+}
+
+/// List a template's events
+///
+/// Also of one that is gone, as long as its events are kept. With a name: what happened under this name, and to the template
+/// that it points at.
+#[utoipa::path(
+    get, path = "/templates/{name}/events", tag = "templates",
+    params(("name" = String, Path, description = "Name or digest", example = "micro"), ListEvents),
+    responses((status = 200, description = "Its log, oldest first", body = TemplateEventList, example = json!({"items": [examples::template_event()], "next_after": null}))),
+    security(("token" = ["read"])),
+)]
+pub async fn list_template_events(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Read>,
+    Name(name): Name,
+    Query(asked): Query<ListEvents>,
+) -> Result<Answer<TemplateEventList>, Problem> {
+    let limit = page_size(asked.limit)?;
+    let after = position(asked.after)?.unwrap_or(0);
+    let template = match http.service.get_template(&name).await {
+        Ok(template) => Some(template),
+        Err(error) if error.code == Code::TemplateNotFound => None,
+        Err(error) => return Err(error.into()),
+    };
+    let digest = template.as_ref().map_or(name.as_str(), |t| &t.digest);
+    let reader = http.service.reader();
+    let mut events = reader.template_events([&name, digest], after, limit + 1).await?;
+    // That there is nothing more is an answer; that there never was anything is a mistake of who asks.
+    if events.is_empty() && template.is_none() && reader.template_events([&name, digest], 0, 1).await?.is_empty() {
+        return Err(Problem::new(Code::TemplateNotFound, format!("there is no template {name}")));
+    }
+    let more = events.len() > limit as usize;
+    events.truncate(limit as usize);
+    let next_after = events.last().filter(|_| more).map(|last| last.seq);
+    let items = events.iter().map(TemplateEventView::new).collect::<Result<_, _>>()?;
+    Ok(Answer(TemplateEventList { items, next_after }))
 }
 
 fn position(after: Option<i64>) -> Result<Option<i64>, Problem> {
@@ -139,7 +220,7 @@ pub struct StreamEvents {
     /// Begin after this position. Without it and without `Last-Event-ID`: from now on.
     #[param(minimum = 0)]
     after: Option<i64>,
-    /// Only events of this vm.
+    /// Only events of this vm, and none of templates.
     #[param(value_type = Option<String>, format = "uuid")]
     vm_id: Option<VmId>,
 }
@@ -154,15 +235,16 @@ pub struct StreamedEvent {
     /// The event's type.
     #[schema(required = false)]
     event: String,
-    /// An event, as JSON.
+    /// An event of a vm or of a template, as JSON.
     #[schema(content_media_type = "application/json", required = false)]
     data: String,
 }
 
 /// Stream events
 ///
-/// Server-sent events of all vms: `id` is the position, `event` the type, `data` an event as JSON. Resumes by
-/// `Last-Event-ID` without loss and without repetition. A comment every 15 seconds keeps the connection alive.
+/// Server-sent events of all vms and templates: `id` is the position, `event` the type, `data` an event as JSON, which has
+/// `vm_id` when it is about a vm and `template` when it is about a template. Resumes by `Last-Event-ID` without loss and
+/// without repetition. A comment every 15 seconds keeps the connection alive.
 #[utoipa::path(
     get, path = "/events", tag = "events",
     params(StreamEvents, ("Last-Event-ID" = Option<i64>, Header, description = "Begin after this position; wins over `after`", minimum = 0)),
@@ -230,18 +312,28 @@ impl EventStream {
     async fn follow(&mut self) -> Over {
         // Before the first look at the database: what is committed in between rings, and is seen by it.
         let mut bell = self.http.service.changes().subscribe();
+        let mut templates = self.http.service.changes().subscribe_templates();
         let result: Result<Infallible, Over> = async {
             self.send("retry: 1000\n\n".into()).await?;
             self.catch_up().await?;
             loop {
-                match tokio::time::timeout(KEEP_ALIVE, bell.recv()).await {
-                    Ok(Ok(change)) if change.recorded.seq <= self.sent => {}
-                    Ok(Ok(change)) if change.recorded.seq == self.sent + 1 => {
-                        self.pass_on(&change.recorded, Some(&change.vm.draft.name)).await?;
-                    }
-                    Ok(Ok(_) | Err(RecvError::Lagged(_))) => self.catch_up().await?,
-                    Ok(Err(RecvError::Closed)) => return Err(Over),
-                    Err(_) => {
+                tokio::select! {
+                    change = bell.recv() => match change {
+                        Ok(change) if change.recorded.seq <= self.sent => {}
+                        Ok(change) if change.recorded.seq == self.sent + 1 => {
+                            self.pass_on(&change.recorded, Some(&change.vm.draft.name)).await?;
+                        }
+                        Ok(_) | Err(RecvError::Lagged(_)) => self.catch_up().await?,
+                        Err(RecvError::Closed) => return Err(Over),
+                    },
+                    // The two bells ring in no order: what one of them skips was rung by the other.
+                    recorded = templates.recv() => match recorded {
+                        Ok(recorded) if recorded.seq <= self.sent => {}
+                        Ok(recorded) if recorded.seq == self.sent + 1 => self.pass_on_template(&recorded).await?,
+                        Ok(_) | Err(RecvError::Lagged(_)) => self.catch_up().await?,
+                        Err(RecvError::Closed) => return Err(Over),
+                    },
+                    () = tokio::time::sleep(KEEP_ALIVE) => {
                         self.send(": keep-alive\n\n".into()).await?;
                         self.catch_up().await?;
                     }
@@ -260,9 +352,18 @@ impl EventStream {
         // Read first: what is committed later is not part of this turn. Commits come in the order of their positions.
         let newest = reader.last_seq().await.map_err(|e| failed(&e))?;
         while self.sent < newest {
-            let page = reader.events(self.only, self.sent, PAGE).await.map_err(|e| failed(&e))?;
-            for recorded in &page {
-                self.pass_on(recorded, None).await?;
+            let page = match self.only {
+                Some(id) => {
+                    reader.events(Some(id), self.sent, PAGE).await.map(|p| p.into_iter().map(Entry::Vm).collect())
+                }
+                None => reader.entries(self.sent, PAGE).await,
+            };
+            let page: Vec<Entry> = page.map_err(|e| failed(&e))?;
+            for entry in &page {
+                match entry {
+                    Entry::Vm(recorded) => self.pass_on(recorded, None).await?,
+                    Entry::Template(recorded) => self.pass_on_template(recorded).await?,
+                }
             }
             if page.len() < PAGE as usize {
                 self.sent = self.sent.max(newest);
@@ -281,6 +382,16 @@ impl EventStream {
             None => self.name_of(recorded).await?,
         };
         let view = EventView::new(recorded, name).map_err(|_| Over)?;
+        let data = serde_json::to_string(&view).map_err(|_| Over)?;
+        self.send(format!("id: {}\nevent: {}\ndata: {data}\n\n", view.seq, view.kind)).await
+    }
+
+    async fn pass_on_template(&mut self, recorded: &RecordedOfTemplate) -> Result<(), Over> {
+        self.sent = recorded.seq;
+        if self.only.is_some() {
+            return Ok(());
+        }
+        let view = TemplateEventView::new(recorded).map_err(|_| Over)?;
         let data = serde_json::to_string(&view).map_err(|_| Over)?;
         self.send(format!("id: {}\nevent: {}\ndata: {data}\n\n", view.seq, view.kind)).await
     }

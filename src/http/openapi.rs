@@ -37,7 +37,7 @@ pub mod examples;
         (name = "health", description = "For probes and metrics"),
         (name = "pages", description = "For people"),
     ),
-    components(schemas(Body9457, LogSource)),
+    components(schemas(Body9457, LogSource, super::events::TemplateEventView)),
 )]
 struct Base;
 
@@ -52,6 +52,7 @@ fn own_errors(operation: &str) -> &'static [Code] {
     match operation {
         "create_vm" => &[
             C::TemplateUnknown,
+            C::TemplateDamaged,
             C::VmNameInUse,
             C::IdempotencyMismatch,
             C::SizeImpossible,
@@ -60,9 +61,13 @@ fn own_errors(operation: &str) -> &'static [Code] {
         ],
         "get_vm" | "end_vm" | "list_vm_events" | "get_vm_log" => &[C::VmNotFound],
         "report_guest_event" => &[C::VmNotFound, C::VmTransitionRefused],
-        "create_template" => &[C::TemplateExists, C::TemplateInvalid, C::DriverUnsupported],
-        "get_template" => &[C::TemplateNotFound],
+        "create_template" => &[C::TemplateExists, C::TemplateInvalid, C::DriverUnsupported, C::HostFull],
+        "get_template" | "list_template_events" => &[C::TemplateNotFound],
         "delete_template" => &[C::TemplateNotFound, C::TemplateInUse],
+        "point_template" => &[C::TemplateUnknown, C::TemplateInvalid, C::TemplateDamaged],
+        "roll_back_template" => &[C::TemplateNotFound, C::TemplateNoPrevious],
+        "verify_template" => &[C::TemplateNotFound, C::TemplateInUse],
+        "pin_template" | "unpin_template" => &[C::TemplateNotFound, C::TemplateInvalid],
         "create_token" => &[C::TokenNameInUse],
         "revoke_token" => &[C::TokenNotFound],
         "get_readiness" => &[C::HostUnavailable, C::ShuttingDown],

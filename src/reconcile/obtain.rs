@@ -6,18 +6,23 @@ use super::{
 };
 use crate::{
     domain::{Basis, Code, Event, Vm},
+    store::Expect,
     templates::oci::{Reference, reference::ReferenceError},
 };
 
 impl Reconciler {
-    /// Ends when the image is a template here. Never, for a vm that waits for something else.
-    pub(super) async fn obtain_template(&self, vm: &Vm) -> Result<Event, Failure> {
-        let Basis::Awaited { awaits } = &vm.draft.basis else { return std::future::pending().await };
+    /// Ends when the vm's image is a template here and its row says so; at once, for a vm that waits for something else.
+    pub(super) async fn obtain_template(&self, vm: &Vm) -> Result<(), Failure> {
+        let Basis::Awaited { awaits } = &vm.draft.basis else { return Ok(()) };
         let image: Reference = vm.draft.template.parse().map_err(|error: ReferenceError| {
             Failure::new(FailureKind::Permanent, Code::Internal, format!("the stored image is none: {error}"))
         })?;
         let pulled = self.puller.obtain(&image, &vm.id().to_string(), &self.settings.budgets).await;
         let template = pulled.map_err(|error| Failure::from(crate::domain::Error::from(&*error)))?;
+        // Nobody needs it yet as far as the database knows, so it is kept until the vm's row says that it does. One that is gone
+        // or was found to be damaged meanwhile is pulled again.
+        let taken = self.catalog.take(&template.digest).await;
+        let (template, _kept) = taken.map_err(|error| Failure { kind: FailureKind::Retry, ..error.into() })?;
         let (spec, budgets) = awaits.of(&template, &self.settings.capacity)?;
         if self.drivers.get(&spec.driver).is_none() {
             let detail = format!(
@@ -26,6 +31,8 @@ impl Reconciler {
             );
             return Err(Failure::new(FailureKind::Permanent, Code::DriverUnsupported, detail));
         }
-        Ok(Event::TemplateReady { spec, budgets })
+        let expect = Expect::Attempt { state: vm.state, attempt: vm.attempt };
+        self.ledger.apply(vm.id(), expect, Event::TemplateReady { spec, budgets }, self.clock.now()).await?;
+        Ok(())
     }
 }

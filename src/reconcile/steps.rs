@@ -77,7 +77,10 @@ impl Reconciler {
     pub(super) async fn step(&self, vm: &Vm) -> Result<Event, Failure> {
         match vm.state.owes() {
             // Once its template is here, placement, a deadline or a DELETE moves it.
-            Step::AwaitSlot => self.obtain_template(vm).await,
+            Step::AwaitSlot => {
+                self.obtain_template(vm).await?;
+                std::future::pending().await
+            }
             Step::Nothing => std::future::pending().await,
             Step::Clone => self.clone_template(vm).await,
             Step::Boot => self.boot(vm).await,
@@ -90,6 +93,11 @@ impl Reconciler {
 
     async fn clone_template(&self, vm: &Vm) -> Result<Event, Failure> {
         let driver = self.driver(vm)?;
+        self.catalog.may_clone(&spec_of(vm)?.template_digest).await.map_err(|error| match error.code {
+            // No other attempt of this vm has more room: it gives its slot back and waits for the host.
+            Code::HostFull => Failure::new(FailureKind::Host, error.code, error.detail),
+            _ => error.into(),
+        })?;
         let spec = self.spec(vm).await?;
         driver.create(&spec).await?;
         Ok(Event::Cloned)

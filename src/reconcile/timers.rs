@@ -1,4 +1,4 @@
-//! Retention: records and logs of vms that ended long ago.
+//! Retention: records and logs of vms that ended long ago, and versions of templates that nothing needs.
 
 use std::{sync::Arc, time::Duration};
 
@@ -36,13 +36,9 @@ impl Reconciler {
                 self.logs.remove(vm).await?;
             }
         }
-        let live = self.reader.live_vms().await?;
-        let needed = live.iter().filter_map(|vm| Some(vm.draft.spec()?.template_digest.clone())).collect();
-        for digest in self.catalog.prune(needed).await? {
-            tracing::info!(template.digest = %digest, "removed a template that has no name and no vm");
-        }
+        self.catalog.tidy().await?;
         if forgotten > 0 {
-            tracing::info!(vms = forgotten, "old records removed");
+            tracing::info!(records = forgotten, "old records removed");
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ pub mod guests;
 pub mod hosts;
 pub mod templates;
 pub mod tokens;
+pub mod versions;
 pub mod vms;
 
 pub use clock::Clock;
@@ -66,6 +67,8 @@ impl Service {
         clock: Clock,
         settings: Settings,
     ) -> Self {
+        let vms = versions::Vms { reader: reader.clone(), ledger: ledger.clone(), clock: clock.clone() };
+        catalog.settle(Arc::new(vms));
         Self { ledger, reader, vault, logs, catalog, host, clock, settings, drivers, puller }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Service;
 use crate::{
-    domain::{Code, Error, Handover, Result, Template},
+    domain::{Code, Error, Handover, Result, Template, TemplateEvent},
     drivers::Driver,
     templates::{
         NewTemplate,
@@ -33,7 +33,15 @@ impl Service {
             }
             Handover::Seed | Handover::Ssh | Handover::Agent => {}
         }
+        let before = match &new.name {
+            Some(name) => self.catalog.get(name).await.ok(),
+            None => None,
+        };
         let template = self.catalog.register(new).await?;
+        if before.is_none_or(|before| before.digest != template.digest) {
+            let event = TemplateEvent::Registered { digest: template.digest.clone() };
+            self.ledger.record_template(&template.name, event, self.clock.now()).await?;
+        }
         tracing::info!(template.name = %template.name, template.digest = %template.digest, "template registered");
         Ok(template)
     }
@@ -71,6 +79,8 @@ impl Service {
             return Err(Error::new(Code::TemplateInUse, format!("the vm {vm} needs it")).retry_after(60));
         }
         self.catalog.remove(name).await?;
+        let event = TemplateEvent::Deleted { digest: template.digest.clone() };
+        self.ledger.record_template(name, event, self.clock.now()).await?;
         tracing::info!(template.name = %name, template.digest = %template.digest, "template deleted");
         Ok(())
     }

@@ -21,6 +21,7 @@ use crate::{
         logs::LogSource,
     },
     templates::{
+        Kept,
         oci::reference::{Reference, ReferenceError},
         pull::Progress,
     },
@@ -114,7 +115,8 @@ impl Service {
         let id = VmId::mint();
         let payload = request.runner.payload()?;
         let request_hash = self.vault.fingerprint(&request.canonical(payload.as_ref()));
-        let draft = self.draft(id, &request).await?;
+        // Kept until the vm is in the database, where whoever removes templates sees that it needs this one.
+        let (draft, _kept) = self.draft(id, &request).await?;
         let new = NewVm {
             draft,
             request_hash,
@@ -133,22 +135,21 @@ impl Service {
         Ok(Created { token: self.vault.vm_token(vm.id()), vm, new })
     }
 
-    /// Where the vm's disk is to come from: a template that is here, or an image that has to be looked for.
-    async fn basis(&self, wanted: &str, asked: Asked) -> Result<(String, Basis, Budgets)> {
+    /// Where the vm's disk is to come from: a template that is here, and kept here, or an image that has to be looked for.
+    async fn basis(&self, wanted: &str, asked: Asked) -> Result<(String, Basis, Budgets, Option<Kept>)> {
         let capacity = self.host.borrow().capacity;
-        let known = |template: Template, shown: String| {
+        let known = |(template, kept): (Template, Kept), shown: Option<String>| {
             let (spec, budgets) = asked.of(&template, &capacity)?;
-            Ok((shown, Basis::Known(spec), budgets))
+            Ok((shown.unwrap_or(template.name), Basis::Known(spec), budgets, Some(kept)))
         };
         if !wanted.contains('/') {
-            let template = self.catalog.get(wanted).await.map_err(|error| match error.code {
+            let taken = self.catalog.take(wanted).await.map_err(|error| match error.code {
                 // The path exists, what the body names does not: another answer than GET's 404.
                 Code::TemplateNotFound => Error::new(Code::TemplateUnknown, error.detail)
                     .field("/template", "see GET /templates for what is here, or name an image as host/namespace:tag"),
                 _ => error,
             })?;
-            let shown = template.name.clone();
-            return known(template, shown);
+            return known(taken, None);
         }
         let image: Reference = wanted.parse().map_err(|error: ReferenceError| {
             Error::new(Code::RequestInvalid, "the template is no image that could be pulled")
@@ -156,7 +157,7 @@ impl Service {
         })?;
         // What a tag stands for today is for its registry to say; a digest stands for one thing for ever.
         if let Some(template) = self.puller.here(&image).await? {
-            return known(template, image.to_string());
+            return known(self.catalog.take(&template.digest).await?, Some(image.to_string()));
         }
         if asked.queue_seconds == 0 {
             return Err(Error::new(
@@ -167,10 +168,10 @@ impl Service {
             .retry_after(60));
         }
         let budgets = asked.before(&self.settings.budgets, &capacity)?;
-        Ok((image.to_string(), Basis::Awaited { awaits: asked }, budgets))
+        Ok((image.to_string(), Basis::Awaited { awaits: asked }, budgets, None))
     }
 
-    async fn draft(&self, id: VmId, request: &VmRequest) -> Result<Draft> {
+    async fn draft(&self, id: VmId, request: &VmRequest) -> Result<(Draft, Option<Kept>)> {
         let name = self.checked_name(id, request)?;
         let asked = Asked {
             cpus: request.cpus,
@@ -178,8 +179,9 @@ impl Service {
             budgets: request.budgets.clone(),
             queue_seconds: request.queue_timeout_seconds.unwrap_or(self.settings.queue_timeout_seconds),
         };
-        let (template, basis, budgets) = self.basis(&request.template, asked).await?;
-        Ok(Draft { id, name, template, basis, runner: request.runner.kind(), labels: request.labels.clone(), budgets })
+        let (template, basis, budgets, kept) = self.basis(&request.template, asked).await?;
+        let (runner, labels) = (request.runner.kind(), request.labels.clone());
+        Ok((Draft { id, name, template, basis, runner, labels, budgets }, kept))
     }
 
     fn checked_name(&self, id: VmId, request: &VmRequest) -> Result<String> {

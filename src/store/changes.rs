@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::{broadcast, watch};
 
-use crate::domain::{Vm, VmId, event::Recorded};
+use crate::domain::{Vm, VmId, event::Recorded, template_event::RecordedOfTemplate};
 
 /// One committed event and the vm as it stands after it.
 #[derive(Clone, Debug)]
@@ -27,6 +27,8 @@ type Bell = watch::Sender<Option<Arc<Vm>>>;
 #[derive(Clone)]
 pub struct Changes {
     bell: broadcast::Sender<Change>,
+    /// Of its own, so that whoever follows vms is not woken by templates.
+    templates: broadcast::Sender<Arc<RecordedOfTemplate>>,
     /// One bell for each vm that somebody watches: a thousand who wait for a thousand vms are not all woken by each event.
     vms: Arc<Mutex<HashMap<VmId, Bell>>>,
     last_seq: Arc<AtomicI64>,
@@ -34,12 +36,22 @@ pub struct Changes {
 
 impl Changes {
     pub(super) fn new(last_seq: i64) -> Self {
-        Self { bell: broadcast::channel(1024).0, vms: Arc::default(), last_seq: Arc::new(AtomicI64::new(last_seq)) }
+        Self {
+            bell: broadcast::channel(1024).0,
+            templates: broadcast::channel(256).0,
+            vms: Arc::default(),
+            last_seq: Arc::new(AtomicI64::new(last_seq)),
+        }
     }
 
     /// Subscribe *before* reading the state that is to be watched, or a change in between is missed.
     pub fn subscribe(&self) -> broadcast::Receiver<Change> {
         self.bell.subscribe()
+    }
+
+    /// Events about templates, as with `subscribe`.
+    pub fn subscribe_templates(&self) -> broadcast::Receiver<Arc<RecordedOfTemplate>> {
+        self.templates.subscribe()
     }
 
     /// One vm as it stands after its newest event from now on; `None` until there is one. As with `subscribe`: before reading.
@@ -55,6 +67,11 @@ impl Changes {
 
     pub fn last_seq(&self) -> i64 {
         self.last_seq.load(Ordering::Acquire)
+    }
+
+    pub(super) fn publish_template(&self, made: &Arc<RecordedOfTemplate>) {
+        self.last_seq.fetch_max(made.seq, Ordering::AcqRel);
+        let _ = self.templates.send(made.clone());
     }
 
     pub(super) fn publish(&self, made: &[Change]) {

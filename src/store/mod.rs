@@ -19,6 +19,7 @@ pub mod ledger;
 pub mod logs;
 pub mod placement;
 pub mod retention;
+pub mod template_events;
 pub mod tokens;
 pub mod vault;
 pub mod vms;
@@ -26,6 +27,7 @@ mod writer;
 
 pub use changes::{Change, Changes};
 pub use ledger::{Expect, Ledger};
+pub use template_events::Entry;
 pub use vault::Vault;
 pub use vms::Reader;
 

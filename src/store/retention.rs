@@ -1,4 +1,4 @@
-//! Forgetting: records of vms that ended long ago.
+//! Forgetting: records of vms that ended long ago, and what happened to templates then.
 
 use jiff::Timestamp;
 
@@ -8,7 +8,8 @@ use super::{Ledger, Result};
 const BITE: i64 = 200;
 
 impl Ledger {
-    /// Removes records (rows, events, idempotency keys) of vms deleted before `cutoff`; returns how many, 0 when there are none left.
+    /// Removes records (rows, events, idempotency keys) of vms deleted before `cutoff`, and what happened to templates before it;
+    /// returns how many, 0 when there are none left.
     pub async fn forget_deleted_before(&self, cutoff: Timestamp) -> Result<u64> {
         let cutoff = cutoff.as_millisecond();
         self.writer
@@ -21,7 +22,14 @@ impl Ledger {
                     )
                     .execute(&mut *db)
                     .await?;
-                    Ok(gone.rows_affected())
+                    let events = sqlx::query!(
+                        "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE template IS NOT NULL AND at < ? ORDER BY at LIMIT ?)",
+                        cutoff,
+                        BITE
+                    )
+                    .execute(&mut *db)
+                    .await?;
+                    Ok(gone.rows_affected() + events.rows_affected())
                 })
             })
             .await

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, SqlitePool};
+use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, SqlitePool, sqlite::SqliteRow};
 
 use super::{
     Result,
@@ -189,44 +189,20 @@ impl Reader {
         row.map(|row| parse_id(&row.id)).transpose()
     }
 
-    /// Events after a position, oldest first; of one vm or of all.
+    /// Vms' events after a position, oldest first; of one vm or of all.
     pub async fn events(&self, vm: Option<VmId>, after: i64, limit: u32) -> Result<Vec<Recorded>> {
-        let rows = match vm {
-            Some(id) => {
-                sqlx::query(AssertSqlSafe(
-                    "SELECT seq, vm_id, generation, at, state, event FROM events WHERE vm_id = ? AND seq > ? ORDER BY generation LIMIT ?",
-                ))
-                .bind(id.to_string())
-                .bind(after)
-                .bind(i64::from(limit))
-                .fetch_all(&self.pool)
-                .await?
-            }
-            None => {
-                sqlx::query(AssertSqlSafe(
-                    "SELECT seq, vm_id, generation, at, state, event FROM events WHERE seq > ? ORDER BY seq LIMIT ?",
-                ))
-                .bind(after)
-                .bind(i64::from(limit))
-                .fetch_all(&self.pool)
-                .await?
-            }
+        let of = match vm {
+            Some(_) => "vm_id = ? AND seq > ? ORDER BY generation",
+            None => "vm_id IS NOT ? AND seq > ? ORDER BY seq",
         };
-        rows.iter()
-            .map(|row| {
-                let state: String = row.try_get("state")?;
-                let event: String = row.try_get("event")?;
-                let at: i64 = row.try_get("at")?;
-                let id: String = row.try_get("vm_id")?;
-                Ok(Recorded {
-                    seq: row.try_get("seq")?,
-                    vm_id: parse_id(&id)?,
-                    generation: row.try_get("generation")?,
-                    at: jiff::Timestamp::from_millisecond(at).map_err(|e| unreadable(format!("a time: {e}")))?,
-                    state: State::parse(&state).ok_or_else(|| unreadable(format!("state {state:?}")))?,
-                    event: serde_json::from_str::<Event>(&event).map_err(|e| unreadable(format!("an event: {e}")))?,
-                })
-            })
+        sqlx::query(AssertSqlSafe(format!("SELECT {VM_EVENT_COLUMNS} FROM events WHERE {of} LIMIT ?")))
+            .bind(vm.map(|id| id.to_string()))
+            .bind(after)
+            .bind(i64::from(limit))
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .map(vm_event)
             .collect()
     }
 
@@ -249,4 +225,21 @@ impl Reader {
         sqlx::query!(r#"SELECT 1 AS "one!: i64""#).fetch_one(&self.pool).await?;
         Ok(())
     }
+}
+
+pub(super) const VM_EVENT_COLUMNS: &str = "seq, vm_id, generation, at, state, event";
+
+pub(super) fn vm_event(row: &SqliteRow) -> Result<Recorded> {
+    let state: String = row.try_get("state")?;
+    let event: String = row.try_get("event")?;
+    let at: i64 = row.try_get("at")?;
+    let id: String = row.try_get("vm_id")?;
+    Ok(Recorded {
+        seq: row.try_get("seq")?,
+        vm_id: parse_id(&id)?,
+        generation: row.try_get("generation")?,
+        at: jiff::Timestamp::from_millisecond(at).map_err(|e| unreadable(format!("a time: {e}")))?,
+        state: State::parse(&state).ok_or_else(|| unreadable(format!("state {state:?}")))?,
+        event: serde_json::from_str::<Event>(&event).map_err(|e| unreadable(format!("an event: {e}")))?,
+    })
 }

@@ -5,12 +5,13 @@
 //! so is a pull that was interrupted not long ago.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
+    fmt,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::AtomicU64},
 };
 
 use jiff::Timestamp;
@@ -22,18 +23,31 @@ use super::{
     import::{self, Imported},
     manifest::{self, FileEntry, Manifest, Origin},
 };
-use crate::domain::{Code, Error, Result, Template, template::TemplateFiles};
+use crate::domain::{Code, Error, Result, Template, template::TemplateFiles, version::Standing};
 
 #[derive(Clone, Debug)]
 pub struct Catalog {
     root: Arc<Root>,
 }
 
-#[derive(Debug)]
 struct Root {
     dir: PathBuf,
     /// By name: what was loaded last, as long as the files say that it would be loaded the same again.
     loaded: Mutex<HashMap<String, Loaded>>,
+    limits: Limits,
+    surroundings: OnceLock<Arc<dyn Surroundings>>,
+    /// Room that was promised and is not written yet.
+    promised: AtomicU64,
+    /// Whoever decides about room.
+    room: tokio::sync::Mutex<()>,
+    /// Whoever reads a version to verify it.
+    verifying: tokio::sync::Mutex<()>,
+}
+
+impl fmt::Debug for Root {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Root").field("dir", &self.dir).field("limits", &self.limits).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -60,7 +74,20 @@ impl Stamp {
 impl Catalog {
     /// Opens the catalog in this directory, makes it where it is not there, and sweeps what a crash left.
     pub fn open(dir: PathBuf) -> Result<Catalog> {
-        let root = Root { dir, loaded: Mutex::default() };
+        Self::open_with(dir, Limits::default())
+    }
+
+    /// The same, with limits to the space that is taken.
+    pub fn open_with(dir: PathBuf, limits: Limits) -> Result<Catalog> {
+        let root = Root {
+            dir,
+            loaded: Mutex::default(),
+            limits,
+            surroundings: OnceLock::new(),
+            promised: AtomicU64::new(0),
+            room: tokio::sync::Mutex::default(),
+            verifying: tokio::sync::Mutex::default(),
+        };
         root.prepare().map_err(Error::internal)?;
         Ok(Catalog { root: Arc::new(root) })
     }
@@ -68,7 +95,12 @@ impl Catalog {
     /// Imports and publishes a template. The same name and content again give the same template; a name that has another
     /// content is refused. Dropping the future does not stop the import: it ends by itself, and asking again finds it.
     pub async fn register(&self, new: NewTemplate) -> Result<Template> {
-        self.blocking(move |root| root.register(&new)).await
+        let room = self.room_for_import(&new).await?;
+        self.blocking(move |root| {
+            let _room = room;
+            root.register(&new)
+        })
+        .await
     }
 
     /// What would be registered, without registering it: looks at the files and copies nothing.
@@ -82,6 +114,11 @@ impl Catalog {
         self.blocking(Root::list).await
     }
 
+    /// The same, each with what is known of it beside its content.
+    pub async fn list_with_standing(&self) -> Result<Vec<(Template, Standing)>> {
+        self.blocking(Root::list_with_standing).await
+    }
+
     /// A template by its name, or by its digest (`sha256:…`).
     pub async fn get(&self, name_or_digest: &str) -> Result<Template> {
         // A few `stat` of files that were stat'ed a moment ago: less than handing them to another thread takes.
@@ -92,17 +129,12 @@ impl Catalog {
         self.blocking(move |root| root.get(&wanted)).await
     }
 
-    /// Takes a name away, and the template with it when that was its last name. Refused while somebody holds a shared lock on
-    /// its disk; whether vms still need it is the caller's question.
+    /// Takes a name away, and the template with it when that was its last name and no pin or other name's history needs it.
+    /// A digest takes away a template that has no name. Refused while somebody holds a shared lock on its disk; whether vms
+    /// still need it is the caller's question.
     pub async fn remove(&self, name: &str) -> Result<()> {
         let name = name.to_owned();
         self.blocking(move |root| root.remove(&name)).await
-    }
-
-    /// Removes every template that has no name and is not in use, and returns their digests. (A crash between publishing a
-    /// template and naming it, or while removing one, leaves such.)
-    pub async fn prune(&self, in_use: BTreeSet<String>) -> Result<Vec<String>> {
-        self.blocking(move |root| root.prune(&in_use)).await
     }
 
     async fn blocking<T: Send + 'static>(&self, f: impl FnOnce(&Root) -> Result<T> + Send + 'static) -> Result<T> {
@@ -197,38 +229,30 @@ impl Root {
             self.may_name(name, digest, image)?;
         }
         let shown = name.unwrap_or(digest);
+        // Everything that needs space comes before the first step that can be seen.
+        let why = match image {
+            Some(Origin { repository, digest }) => format!("pulled {repository}@{digest}"),
+            None => "registered".to_owned(),
+        };
+        let staged_name = match name {
+            Some(name) => self.stage_name(name, digest, &why).map_err(storage)?.1,
+            None => None,
+        };
         let mut published = false;
-        if self.load(digest, shown).is_err() {
+        if self.sound(digest, shown).is_err() {
             if place.exists() {
                 // Damaged on disk: this is the way to mend it. Its bytes are known, so whoever uses it loses nothing.
+                self.carry_over(&place, staged).map_err(storage)?;
                 self.discard(&place).map_err(storage)?;
             }
             fs::rename(staged, &place).map_err(storage)?;
             published = true;
             sync_dir(&self.dir).map_err(storage)?;
         }
-        if let Some(name) = name {
-            self.point(name, digest).map_err(storage)?;
+        if let Some(staged_name) = staged_name {
+            staged_name.commit().map_err(storage)?;
         }
         Ok((self.load(digest, shown)?, published))
-    }
-
-    /// Whether the name may point at this digest. A name moves only from one image of a repository to another one of the same:
-    /// that is an update, and all else is a mix-up.
-    fn may_name(&self, name: &str, digest: &str, image: Option<&Origin>) -> Result<()> {
-        let Some(other) = self.pointed_at(name).map_err(storage)? else { return Ok(()) };
-        // A name that points at nothing was left by somebody who removed files by hand.
-        if other == digest || !self.place(&other).is_ok_and(|p| p.exists()) {
-            return Ok(());
-        }
-        if let Some(image) = image
-            && self.manifest(&other).is_ok_and(|m| m.image.is_some_and(|i| i.repository == image.repository))
-        {
-            return Ok(());
-        }
-        let detail = format!("the name {name} is taken by another template, {other}");
-        Err(Error::new(Code::TemplateExists, detail)
-            .field("/name", "is taken by a template with another content, remove that one or choose another name"))
     }
 
     fn list(&self) -> Result<Vec<Template>> {
@@ -240,6 +264,14 @@ impl Root {
             }
         }
         Ok(templates)
+    }
+
+    fn list_with_standing(&self) -> Result<Vec<(Template, Standing)>> {
+        let histories = self.histories().map_err(Error::internal)?;
+        let standing = |t: Template| Ok((self.standing_in(&histories, &t.name)?, t));
+        // One that has gone since it was listed is left out.
+        let all = self.list()?.into_iter().map(standing).filter_map(|s: Result<_>| s.ok());
+        Ok(all.map(|(standing, template)| (template, standing)).collect())
     }
 
     fn get(&self, wanted: &str) -> Result<Template> {
@@ -286,13 +318,18 @@ impl Root {
 
     fn remove(&self, name: &str) -> Result<()> {
         let not_found = || Error::new(Code::TemplateNotFound, format!("there is no template {name}"));
+        if manifest::directory(name).is_some() {
+            return self.remove_unnamed(name);
+        }
         if !check::is_name(name) {
             return Err(not_found());
         }
         let _turn = self.lock().map_err(Error::internal)?;
-        let digest = self.pointed_at(name).map_err(Error::internal)?.ok_or_else(not_found)?;
-        let last = self.all_names().map_err(Error::internal)?.iter().filter(|(_, d)| **d == digest).count() == 1;
-        let place = self.place(&digest).ok().filter(|p| last && p.exists());
+        let mut others = self.histories().map_err(Error::internal)?;
+        let digest = others.remove(name).ok_or_else(not_found)?.now.digest;
+        let needed = others.values().any(|h| h.now.digest == digest || h.before.iter().any(|t| t.digest == digest));
+        let stays = needed || self.pinned(&digest).is_some();
+        let place = self.place(&digest).ok().filter(|p| !stays && p.exists());
         let _exclusive = match &place {
             Some(place) => lock_disk(place)?,
             None => None,
@@ -306,24 +343,21 @@ impl Root {
         }
     }
 
-    fn prune(&self, in_use: &BTreeSet<String>) -> Result<Vec<String>> {
+    fn remove_unnamed(&self, digest: &str) -> Result<()> {
         let _turn = self.lock().map_err(Error::internal)?;
-        let named: BTreeSet<String> = self.all_names().map_err(Error::internal)?.into_values().collect();
-        let mut pruned = Vec::new();
-        for entry in fs::read_dir(&self.dir).map_err(Error::internal)? {
-            let entry = entry.map_err(Error::internal)?;
-            let Some(digest) = entry.file_name().to_str().map(|n| n.replacen("sha256-", "sha256:", 1)) else {
-                continue;
-            };
-            if manifest::directory(&digest).is_none() || named.contains(&digest) || in_use.contains(&digest) {
-                continue;
-            }
-            let Ok(_exclusive) = lock_disk(&entry.path()) else { continue };
-            self.discard(&entry.path()).map_err(Error::internal)?;
-            pruned.push(digest);
+        let place = self.place(digest)?;
+        if !place.exists() {
+            return Err(Error::new(Code::TemplateNotFound, format!("there is no template {digest}")));
         }
-        pruned.sort();
-        Ok(pruned)
+        let names = self.all_names().map_err(Error::internal)?;
+        if let Some((name, _)) = names.iter().find(|(_, d)| *d == digest) {
+            return Err(Error::new(Code::TemplateInUse, format!("the name {name} points at it: delete the name")));
+        }
+        if let Some(pin) = self.pinned(digest) {
+            return Err(Error::new(Code::TemplateInUse, format!("it is pinned ({}): unpin it first", pin.why)));
+        }
+        let _exclusive = lock_disk(&place)?;
+        self.discard(&place).map_err(Error::internal)
     }
 
     /// Where the template of this digest is, whether it is there or not.
@@ -331,38 +365,6 @@ impl Root {
         let directory = manifest::directory(digest)
             .ok_or_else(|| Error::internal(format!("{digest:?} in the template catalog is no digest")))?;
         Ok(self.dir.join(directory))
-    }
-
-    fn pointed_at(&self, name: &str) -> io::Result<Option<String>> {
-        match fs::read_to_string(self.names().join(name)) {
-            Ok(digest) => Ok(Some(digest.trim().to_owned())),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e),
-        }
-    }
-
-    fn point(&self, name: &str, digest: &str) -> io::Result<()> {
-        if self.pointed_at(name)?.as_deref() == Some(digest) {
-            return Ok(());
-        }
-        let new = self.staging().join(Uuid::new_v4().to_string());
-        write_synced(&new, format!("{digest}\n").as_bytes())?;
-        fs::rename(new, self.names().join(name))?;
-        sync_dir(&self.names())
-    }
-
-    /// Name → digest.
-    fn all_names(&self) -> io::Result<BTreeMap<String, String>> {
-        let mut names = BTreeMap::new();
-        for entry in fs::read_dir(self.names())? {
-            let Ok(name) = entry?.file_name().into_string() else { continue };
-            if check::is_name(&name)
-                && let Some(digest) = self.pointed_at(&name)?
-            {
-                names.insert(name, digest);
-            }
-        }
-        Ok(names)
     }
 
     /// Takes a directory out of sight at once, and away.
@@ -508,8 +510,7 @@ fn lock_disk(place: &Path) -> Result<Option<File>> {
 fn storage(e: io::Error) -> Error {
     match e.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            Error::new(Code::HostUnavailable, "no space is left where the templates are, free some and try again")
-                .cause(e)
+            Error::new(Code::HostFull, "no space is left where the templates are, free some and try again").cause(e)
         }
         _ => Error::internal(e),
     }
@@ -528,6 +529,14 @@ fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+mod marks;
+mod names;
+mod prune;
 pub(super) mod pulled;
+mod space;
 #[cfg(test)]
 mod tests;
+mod verify;
+
+pub use marks::Kept;
+pub use space::{Limits, Room, Surroundings};

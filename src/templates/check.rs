@@ -19,9 +19,13 @@ const LARGEST_PASSWORD: u64 = 1 << 10;
 const QEMU: &str = "qemu";
 const TART: &str = "tart";
 
-/// `[a-z0-9][a-z0-9._-]{0,62}`: a file name on every file system, and never a digest.
+/// What `is_name` takes, for whoever is told that theirs is none.
+pub(super) const NAME_RULE: &str = "must match [a-z0-9][a-z0-9._-]{0,62} and not be `prune`";
+
+/// `[a-z0-9][a-z0-9._-]{0,62}`: a file name on every file system, and never a digest. `/templates/prune` is a verb.
 pub fn is_name(name: &str) -> bool {
     name.len() <= 63
+        && name != "prune"
         && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
         && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-'))
 }
@@ -163,7 +167,7 @@ pub(super) fn check(new: &NewTemplate) -> Result<Checked> {
 
 fn settings(new: &NewTemplate, config: Option<&TartConfig>, faults: &mut Faults) -> Checked {
     if new.name.as_deref().is_some_and(|name| !is_name(name)) {
-        faults.add("name", "must match [a-z0-9][a-z0-9._-]{0,62}");
+        faults.add("name", NAME_RULE);
     }
     let os = new.os.or(config.map(|c| c.os)).unwrap_or(GuestOs::Linux);
     let arch = new.arch.or(config.map(|c| c.arch)).or_else(Arch::of_this_host);

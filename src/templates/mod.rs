@@ -3,7 +3,8 @@
 //! ```text
 //! <dir>/sha256-<hex>/   manifest.json disk [kernel] [initramfs] [firmware] [config] [nvram]    0444
 //!                       [ssh_key] [ssh_password]                                        0600
-//! <dir>/names/<name>    the digest that the name points at
+//!                       [used] [pinned] [verified] [damaged]            what is noted of it, see `catalog/marks`
+//! <dir>/names/<name>    the digest that the name points at, and those that it pointed at before
 //! <dir>/staging/        what is being made, pulled or removed; never looked at by anybody else
 //! ```
 //!
@@ -18,6 +19,11 @@
 //!     tart   what a Tart VM's configuration says
 //!   import   a file into the catalog, by copy-on-write where the file system can
 //!   manifest what the digest is made of
+//!   names    what names point at, and pointed at before
+//!   marks    what is noted of a version: use, pins, damage
+//!   prune    removing what nothing needs
+//!   space    how much may be taken, and who was promised some
+//!   verify   reading every byte
 //!   pulled   what a pull needs of the catalog
 //! pull       an image from a registry becomes a template
 //!   registry manifests and blobs, over any number of interruptions
@@ -36,7 +42,7 @@ mod tart;
 
 use std::path::PathBuf;
 
-pub use catalog::Catalog;
+pub use catalog::{Catalog, Kept, Limits, Surroundings};
 pub use check::is_name;
 
 use crate::domain::{Arch, Budgets, GuestOs, Handover, template::DiskFormat};

@@ -47,13 +47,14 @@ use self::{
 };
 use super::{
     Catalog, NewTemplate,
+    catalog::Room,
     catalog::pulled::{KnownPieces, Staging},
     check::{self, Part},
     manifest::{FileEntry, Origin, Piece},
     oci::{Digest, Image, Reference, manifest, manifest::Chunk},
     registry::{self, Client, RegistryError, credentials::CredentialSource},
 };
-use crate::domain::{Budgets, Handover, Template};
+use crate::domain::{Budgets, Code, Handover, Template};
 
 /// How often it is looked whether another process is done with the same image.
 const OTHERS: Duration = Duration::from_millis(250);
@@ -128,8 +129,9 @@ pub enum PullError {
     Manifest { image: Box<Reference>, error: manifest::ManifestError },
     #[error("{image} cannot be pulled: layer {layer}{place}: {what}", place = place(*offset))]
     Layer { image: Box<Reference>, layer: usize, offset: Option<u64>, what: String },
-    #[error("{image} cannot be pulled: it takes up to {needed} bytes and {available} are free where the templates are")]
-    Space { image: Box<Reference>, needed: u64, available: u64 },
+    /// There is no room for it, and none can be made.
+    #[error("{image} cannot be pulled: {}", error.detail)]
+    Space { image: Box<Reference>, error: Box<crate::domain::Error> },
     #[error("the image cannot be put together: {0}")]
     Storage(#[from] io::Error),
     /// Of the process, and not of the image.
@@ -348,7 +350,7 @@ impl Job {
             tokio::task::spawn_blocking(move || prepare(&staging, &image, &known)).await.map_err(io::Error::other)??
         };
         let Prepared { disk, blank, journal, plan, small } = prepared;
-        self.enough_space(&plan, &staging)?;
+        let room = self.room(&plan).await?;
         self.announce(&meter, &plan, &small);
         let site =
             Arc::new(Site { client: self.client.clone(), disk, blank, journal, meter, _staging: staging.clone() });
@@ -360,12 +362,12 @@ impl Job {
         // The settings and the VM's configuration are what is wrong most often: now, and not fifty gigabytes later.
         let checked = template.clone();
         tokio::task::spawn_blocking(move || check::check(&checked)).await.map_err(io::Error::other)??;
-        self.chunks(&site, plan).await?;
+        self.chunks(&site, plan, &room).await?;
         catalog.publish_pulled(staging, self.origin.clone(), template, self.files()).await?;
         Ok(())
     }
 
-    async fn chunks(&self, site: &Arc<Site>, plan: Vec<(Chunk, Source)>) -> Result<(), PullError> {
+    async fn chunks(&self, site: &Arc<Site>, plan: Vec<(Chunk, Source)>, room: &Room) -> Result<(), PullError> {
         let (twins, others): (Vec<_>, Vec<_>) =
             plan.into_iter().partition(|(_, source)| matches!(source, Source::Twin { .. }));
         // What is copied from this disk has to be there first.
@@ -377,11 +379,12 @@ impl Job {
                     && let Some((chunk, source)) = waiting.next()
                 {
                     let site = site.clone();
-                    tasks.spawn(async move { (chunk, obtain(&site, chunk, source).await) });
+                    let bytes = takes(&chunk, &source);
+                    tasks.spawn(async move { (chunk, obtain(&site, chunk, source).await.map(|()| bytes)) });
                 }
                 match tasks.join_next().await {
                     None => break,
-                    Some(Ok((_, Ok(())))) => {}
+                    Some(Ok((_, Ok(bytes)))) => room.written(bytes),
                     // The others are ended by dropping them. What they have finished is in the journal.
                     Some(Ok((chunk, Err(error)))) => return Err(self.failed(chunk.layer, Some(chunk.offset), error)),
                     Some(Err(e)) => return Err(io::Error::other(e).into()),
@@ -405,15 +408,14 @@ impl Job {
         meter.planned(fetched.chain(small).sum(), done, plan.len());
     }
 
-    fn enough_space(&self, plan: &[(Chunk, Source)], staging: &Staging) -> Result<(), PullError> {
-        let written = plan.iter().filter(|(_, source)| !matches!(source, Source::Done | Source::Zeros));
-        let needed = written.map(|(chunk, _)| chunk.content.size).sum::<u64>() + self.image.nvram.size + SPARE;
-        let stat = rustix::fs::statvfs(staging.journal()).map_err(io::Error::from)?;
-        let available = stat.f_bavail.saturating_mul(stat.f_frsize);
-        if needed > available {
-            return Err(PullError::Space { image: Box::new(self.reference.clone()), needed, available });
-        }
-        Ok(())
+    /// Room for what will be written, or the reason why there is none.
+    async fn room(&self, plan: &[(Chunk, Source)]) -> Result<Room, PullError> {
+        let chunks: u64 = plan.iter().map(|(chunk, source)| takes(chunk, source)).sum();
+        let room = self.shared.catalog.room_for_pull(chunks + self.image.nvram.size + SPARE).await;
+        room.map_err(|error| match error.code {
+            Code::HostFull => PullError::Space { image: Box::new(self.reference.clone()), error: Box::new(error) },
+            _ => error.into(),
+        })
     }
 
     /// Of the template's files, those that came from the registry.
@@ -425,6 +427,11 @@ impl Job {
             .map(|(part, entry)| (part.name().to_owned(), entry))
             .into()
     }
+}
+
+/// What a chunk takes on disk, at most.
+fn takes(chunk: &Chunk, source: &Source) -> u64 {
+    if matches!(source, Source::Done | Source::Zeros) { 0 } else { chunk.content.size }
 }
 
 async fn obtain(site: &Arc<Site>, chunk: Chunk, source: Source) -> Result<(), LayerError> {

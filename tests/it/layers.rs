@@ -20,6 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "service",
             "domain",
             "store::Reader",
+            "store::Entry",
             "store::Change",
             "store::Changes",
             "store::vms",

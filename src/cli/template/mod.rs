@@ -4,7 +4,10 @@ use clap::Subcommand;
 use serde_json::json;
 
 mod add;
+mod names;
+mod prune;
 mod pull;
+mod verify;
 
 use super::{
     client::{Client, Failure},
@@ -28,6 +31,30 @@ pub(super) enum TemplateCommand {
     List,
     /// Show one template
     Show { name: String },
+    /// Point a name at a version, such as an alias at what another name points at
+    ///
+    /// The name moves in one step: a new vm gets the one version or the other, and running vms keep theirs.
+    Point(names::Point),
+    /// Point a name back at the version before, in one step
+    ///
+    /// Doing it twice is where it began.
+    Rollback(names::Rollback),
+    /// Keep a version from being pruned
+    Pin(names::Pin),
+    /// Let a pinned version be pruned again
+    Unpin {
+        /// Name or digest
+        version: String,
+    },
+    /// Remove the versions that no name, vm or pin needs
+    ///
+    /// The longest unused go first. The newest previous version of each name is kept, so that the name can be rolled back.
+    Prune(prune::Prune),
+    /// Read every byte of templates and compare it with their digests
+    ///
+    /// Nothing is repaired: a damaged template is marked, and no vm is made from it until it was pulled or registered again.
+    /// The exit code is 1 when something is damaged.
+    Verify(verify::Verify),
     /// Delete a template that no vm needs
     #[command(visible_alias = "rm")]
     Delete { name: String },
@@ -39,6 +66,12 @@ pub(super) async fn run(command: TemplateCommand, client: &Client, json: bool) -
         TemplateCommand::Pull(args) => pull::run(*args, client, json).await?,
         TemplateCommand::List => list(client, json).await?,
         TemplateCommand::Show { name } => show(&name, client, json).await?,
+        TemplateCommand::Point(args) => names::point(args, client, json).await?,
+        TemplateCommand::Rollback(args) => names::roll_back(args, client, json).await?,
+        TemplateCommand::Pin(args) => names::pin(args, client, json).await?,
+        TemplateCommand::Prune(args) => prune::run(args, client, json).await?,
+        TemplateCommand::Verify(args) => return verify::run(args, client, json).await,
+        TemplateCommand::Unpin { version } => names::unpin(&version, client, json).await?,
         TemplateCommand::Delete { name } => delete(&name, client, json).await?,
     }
     Ok(exit::OK)
@@ -82,6 +115,7 @@ async fn show(name: &str, client: &Client, json: bool) -> Result<(), Failure> {
         return output::json(&value);
     }
     let t: TemplateView = client.view(&value)?;
+    let versions = names::lines(&t);
     let mut pairs = vec![
         ("name", t.name),
         ("digest", t.digest),
@@ -107,6 +141,7 @@ async fn show(name: &str, client: &Client, json: bool) -> Result<(), Failure> {
     if let Some(at) = t.created_at {
         pairs.push(("registered", format!("{} ({} ago)", text::time(at), text::age(at))));
     }
+    pairs.extend(versions);
     output::bytes(text::fields(&pairs).as_bytes())
 }
 

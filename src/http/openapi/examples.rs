@@ -6,6 +6,7 @@ use crate::domain::Code;
 
 const ID: &str = "01920f3c-5a7e-7c11-9d2b-8f0e4a6b1c2d";
 const DIGEST: &str = "sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae";
+const OLD_DIGEST: &str = "sha256:fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9";
 
 pub fn vm_request() -> Value {
     json!({
@@ -120,6 +121,16 @@ pub fn event() -> Value {
     })
 }
 
+pub fn template_event() -> Value {
+    json!({
+        "seq": 41,
+        "template": "micro",
+        "at": "2026-11-20T08:00:00.000Z",
+        "type": "registered",
+        "digest": DIGEST
+    })
+}
+
 pub fn stream() -> Value {
     json!({ "id": "42", "event": "slot_taken", "data": event().to_string() })
 }
@@ -157,8 +168,57 @@ pub fn template() -> Value {
         "handover": "seed",
         "user": "runner",
         "budgets": budgets(),
-        "created_at": "2026-11-20T08:00:00.000Z"
+        "created_at": "2026-11-20T08:00:00.000Z",
+        "names": ["micro", "micro-latest"],
+        "since": "2026-11-20T08:00:00.000Z",
+        "why": "registered",
+        "previous": [{ "digest": OLD_DIGEST, "since": "2026-11-13T08:00:00.000Z", "why": "registered" }],
+        "pin": null,
+        "last_used_at": "2026-11-20T09:00:00.000Z",
+        "verified_at": null,
+        "damage": null
     })
+}
+
+pub fn pruned() -> Value {
+    json!({
+        "dry_run": true,
+        "removed": [{
+            "kind": "template",
+            "digest": OLD_DIGEST,
+            "names": ["micro"],
+            "bytes": 73400320,
+            "last_used_at": "2026-11-06T17:00:00.000Z",
+            "why": "the name micro has moved on, and no vm or pin needs it"
+        }],
+        "kept": [{
+            "kind": "template",
+            "digest": DIGEST,
+            "names": ["micro"],
+            "bytes": 73400320,
+            "last_used_at": "2026-11-20T09:00:00.000Z",
+            "why": "the name micro points at it"
+        }],
+        "freed_bytes": 73400320,
+        "total_bytes": 146800640,
+        "available_bytes": 53687091200_u64
+    })
+}
+
+pub fn verified() -> Value {
+    json!({
+        "name": "micro",
+        "digest": DIGEST,
+        "sound": true,
+        "bytes": 89128960,
+        "bytes_read": 73400320,
+        "faults": [],
+        "next": null
+    })
+}
+
+pub fn point_request() -> Value {
+    json!({ "digest": DIGEST, "why": "the tests pass with it" })
 }
 
 pub fn host() -> Value {

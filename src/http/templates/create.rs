@@ -19,7 +19,7 @@ use super::{
         openapi::examples,
         problem::Problem,
     },
-    TemplateView,
+    TemplateView, shown,
 };
 use crate::{
     domain::{Arch, Budgets, BudgetsPatch, Code, GuestOs, Handover, template::DiskFormat},
@@ -214,5 +214,5 @@ pub async fn create_template(
     };
     let status = if before.as_ref() == Some(&template.digest) { StatusCode::OK } else { StatusCode::CREATED };
     let location = format!("/templates/{}", template.name);
-    Ok((status, [(header::LOCATION, location)], Answer(template.into())))
+    Ok((status, [(header::LOCATION, location)], Answer(shown(&http, &template.name).await?)))
 }

@@ -1,4 +1,5 @@
-//! Showing and deleting templates; `create` registers them.
+//! Showing and deleting templates; `create` registers them, `names` says where names point, `prune` makes
+//! room and `verify` looks for damage.
 
 use std::sync::Arc;
 
@@ -12,67 +13,20 @@ use super::{
     extract::Name,
     openapi::examples,
     problem::Problem,
-    time::Time,
 };
-use crate::domain::{Arch, Budgets, GuestOs, Handover, Template, template::DiskFormat};
 
 pub mod create;
+pub mod names;
+pub mod prune;
+pub mod verify;
+mod view;
 
-/// A bootable image ready to clone, pinned by digest.
-#[derive(Serialize, ToSchema)]
-#[schema(as = Template)]
-pub struct TemplateView {
-    name: String,
-    /// `sha256:…` over everything in it.
-    digest: String,
-    driver: String,
-    os: GuestOs,
-    arch: Arch,
-    disk_format: DiskFormat,
-    /// Size of the disk as the guest sees it.
-    disk_virtual_bytes: u64,
-    /// Space that its files take on this host.
-    size_bytes: u64,
-    /// Whether the hypervisor boots its kernel directly.
-    kernel: bool,
-    initramfs: bool,
-    firmware: bool,
-    ssh_key: bool,
-    ssh_password: bool,
-    cmdline: Option<String>,
-    cpus: u32,
-    memory_mib: u32,
-    handover: Handover,
-    user: String,
-    budgets: Budgets,
-    created_at: Time,
-}
+pub use view::TemplateView;
 
-impl From<Template> for TemplateView {
-    fn from(t: Template) -> Self {
-        Self {
-            kernel: t.files.kernel.is_some(),
-            initramfs: t.files.initramfs.is_some(),
-            firmware: t.files.firmware.is_some(),
-            ssh_key: t.files.ssh_key.is_some(),
-            ssh_password: t.files.ssh_password.is_some(),
-            name: t.name,
-            digest: t.digest,
-            driver: t.driver,
-            os: t.os,
-            arch: t.arch,
-            disk_format: t.disk_format,
-            disk_virtual_bytes: t.disk_virtual_bytes,
-            size_bytes: t.size_bytes,
-            cmdline: t.cmdline,
-            cpus: t.cpus,
-            memory_mib: t.memory_mib,
-            handover: t.handover,
-            user: t.user,
-            budgets: t.budgets,
-            created_at: t.created_at.into(),
-        }
-    }
+/// A template as it stands now.
+async fn shown(http: &Http, name: &str) -> Result<TemplateView, Problem> {
+    let (template, standing) = http.service.template_with_standing(name).await?;
+    Ok(TemplateView::new(template, standing))
 }
 
 #[derive(Serialize, ToSchema)]
@@ -90,8 +44,10 @@ pub async fn list_templates(
     FromState(http): FromState<Arc<Http>>,
     _: Allowed<Read>,
 ) -> Result<Answer<TemplateList>, Problem> {
-    let items = http.service.list_templates().await?.into_iter().map(TemplateView::from).collect();
-    Ok(Answer(TemplateList { items }))
+    let templates = http.service.templates_with_standing().await?;
+    Ok(Answer(TemplateList {
+        items: templates.into_iter().map(|(t, standing)| TemplateView::new(t, standing)).collect(),
+    }))
 }
 
 /// Read a template
@@ -106,12 +62,13 @@ pub async fn get_template(
     _: Allowed<Read>,
     Name(name): Name,
 ) -> Result<Answer<TemplateView>, Problem> {
-    Ok(Answer(http.service.get_template(&name).await?.into()))
+    Ok(Answer(shown(&http, &name).await?))
 }
 
 /// Delete a template
 ///
-/// Refused while a live vm needs it.
+/// Refused while a live vm needs it. With the name goes what is remembered of it; the files go, too, unless another name points
+/// at them or may be rolled back to them, or a pin keeps them. A digest deletes a version that has no name.
 #[utoipa::path(
     delete, path = "/templates/{name}", tag = "templates",
     params(("name" = String, Path, description = "Name or digest", example = "micro")),

@@ -13,7 +13,7 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use super::{Catalog, Root, describe, storage, sync_dir, take_in, write_synced};
@@ -37,9 +37,17 @@ const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Whether this is a pull that was interrupted not long ago.
 pub(super) fn may_go_on(path: &Path) -> bool {
-    let is_pull = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(PREFIX));
-    let modified = fs::metadata(path.join(JOURNAL)).and_then(|m| m.modified());
-    is_pull && modified.is_ok_and(|at| at.elapsed().unwrap_or_default() < KEPT)
+    image_of(path).is_some() && changed(path).is_some_and(|at| at.elapsed().unwrap_or_default() < KEPT)
+}
+
+/// The digest of the image that is pulled there. `None`: it is no pull.
+pub(super) fn image_of(path: &Path) -> Option<String> {
+    Some(format!("sha256:{}", path.file_name()?.to_str()?.strip_prefix(PREFIX)?))
+}
+
+/// When something was last added to a pull.
+pub(super) fn changed(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path.join(JOURNAL)).and_then(|m| m.modified()).ok()
 }
 
 /// Where an image is put together. Nobody else works on it as long as this lives.
@@ -86,7 +94,7 @@ impl Catalog {
         let Some(name) = name else { return Ok(()) };
         self.blocking(move |root| {
             if !check::is_name(&name) {
-                let what = "must match [a-z0-9][a-z0-9._-]{0,62}";
+                let what = check::NAME_RULE;
                 return Err(Error::new(Code::TemplateInvalid, format!("name {what}")).field("/name", what));
             }
             root.may_name(&name, "", Some(&image))
@@ -179,7 +187,7 @@ impl Root {
                 files.insert(name.to_owned(), entry);
             }
             if describe(&asked, checked, manifest.disk_virtual_bytes, manifest.image.clone(), files) != manifest
-                || self.load(&digest, &digest).is_err()
+                || self.sound(&digest, &digest).is_err()
             {
                 continue;
             }
@@ -187,9 +195,10 @@ impl Root {
             if let Some(name) = &new.name {
                 self.may_name(name, &digest, Some(image))?;
             }
-            let Ok(template) = self.load(&digest, new.name.as_ref().unwrap_or(&digest)) else { continue };
+            let Ok(template) = self.sound(&digest, new.name.as_ref().unwrap_or(&digest)) else { continue };
             if let Some(name) = &new.name {
-                self.point(name, &digest).map_err(storage)?;
+                let Origin { repository, digest: of } = image;
+                self.point(name, &digest, &format!("pulled {repository}@{of}")).map_err(storage)?;
             }
             return Ok(Some(template));
         }
@@ -205,7 +214,7 @@ impl Root {
             }
             let name = names.iter().find(|(_, d)| **d == digest).map_or(&digest, |(name, _)| name);
             // One that is damaged counts as absent.
-            if let Ok(template) = self.load(&digest, name)
+            if let Ok(template) = self.sound(&digest, name)
                 && newest.as_ref().is_none_or(|n| n.created_at < template.created_at)
             {
                 newest = Some(template);
@@ -218,6 +227,10 @@ impl Root {
         let mut known = KnownPieces::new();
         for (digest, manifest) in self.published()? {
             let Some(FileEntry::Pieces { pieces, .. }) = manifest.files.get(Part::Disk.name()) else { continue };
+            // Where something was found to be wrong, more may be.
+            if self.damage(&digest).is_some() {
+                continue;
+            }
             let Ok(place) = self.place(&digest) else { continue };
             let mut offset = 0;
             for piece in pieces {

@@ -28,7 +28,10 @@ impl From<&PullError> for Error {
             | PullError::Layer { .. }
             | PullError::Lost => Code::ImageUnavailable,
             PullError::Manifest { .. } => Code::TemplateInvalid,
-            PullError::Space { .. } | PullError::Storage(_) => Code::HostUnavailable,
+            PullError::Space { error: full, .. } => {
+                return Error { retry_after: full.retry_after, ..Error::new(full.code, error.to_string()) };
+            }
+            PullError::Storage(_) => Code::HostUnavailable,
         };
         Error::new(code, error.to_string()).field("/image", "could not be pulled")
     }

@@ -1,7 +1,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::StreamExt;
-use mayfly::domain::{Event, VmId, vm::QueueReason};
+use mayfly::domain::{Event, TemplateEvent, VmId, vm::QueueReason};
 use reqwest::Method;
 use serde_json::Value;
 
@@ -111,6 +111,111 @@ async fn a_resumed_stream_loses_and_repeats_nothing() {
     }
     writer.await.unwrap();
     assert_eq!(seen, (1..=1501).collect::<Vec<_>>());
+}
+
+/// Something that happened to a template; its digest tells which one it was.
+async fn note(api: &Api, template: &str, n: usize) -> i64 {
+    let event = TemplateEvent::Registered { digest: n.to_string() };
+    api.ledger.record_template(template, event, api.service.now()).await.unwrap()
+}
+
+#[tokio::test]
+async fn templates_events_are_in_the_stream_in_their_place() {
+    let api = api().await;
+    let mut stream = Stream::open(&api, "", None).await;
+    let (id, _) = api.vm("one").await;
+    let mut alone = Stream::open(&api, &format!("?after=0&vm_id={id}"), None).await;
+    let seq = note(&api, "micro", 7).await;
+    api.apply(id, Event::SlotTaken).await;
+    assert_eq!(stream.next().await.unwrap().kind, "created");
+    let message = stream.next().await.unwrap();
+    assert_eq!((message.id, message.kind.as_str()), (seq, "registered"));
+    assert_eq!(message.data["template"], "micro");
+    assert_eq!(message.data["digest"], "7");
+    assert_eq!(message.data["type"], "registered");
+    for of_vms in ["vm_id", "vm_name", "generation", "state"] {
+        assert!(message.data.get(of_vms).is_none(), "{of_vms}: {}", message.data);
+    }
+    assert_eq!(stream.next().await.unwrap().kind, "slot_taken");
+    // Whoever asks for a vm gets that vm.
+    assert_eq!(alone.next().await.unwrap().kind, "created");
+    assert_eq!(alone.next().await.unwrap().kind, "slot_taken");
+}
+
+#[tokio::test]
+async fn a_stream_of_both_resumes_without_loss_or_repetition() {
+    let api = api().await;
+    let (id, _) = api.vm("busy").await;
+    let writer = {
+        let (ledger, service) = (api.ledger.clone(), api.service.clone());
+        tokio::spawn(async move {
+            let mut made = Vec::new();
+            for n in 0..900 {
+                if n % 3 == 0 {
+                    let event = TemplateEvent::Registered { digest: n.to_string() };
+                    made.push(ledger.record_template("micro", event, service.now()).await.unwrap());
+                } else {
+                    let reason = if n % 3 == 1 { QueueReason::Host } else { QueueReason::Slot };
+                    let event = Event::QueueReasonChanged { reason };
+                    ledger.apply(id, mayfly::store::Expect::Anything, event, service.now()).await.unwrap();
+                }
+            }
+            made
+        })
+    };
+    let (mut seen, mut of_templates, mut last) = (Vec::new(), Vec::new(), 0);
+    while seen.len() < 901 {
+        let mut stream = Stream::open(&api, "", Some(last)).await;
+        for _ in 0..61.min(901 - seen.len()) {
+            let message = stream.next().await.unwrap();
+            last = message.id;
+            seen.push(message.id);
+            if message.data.get("template").is_some() {
+                of_templates.push(message.id);
+            }
+        }
+    }
+    assert_eq!(seen, (1..=901).collect::<Vec<_>>());
+    assert_eq!(of_templates, writer.await.unwrap());
+}
+
+#[tokio::test]
+async fn a_templates_own_log_is_a_list() {
+    let api = api().await;
+    let digest = api.get("/templates/micro", &api.read).await.ok(200)["digest"].as_str().unwrap().to_owned();
+    for n in 0..3 {
+        note(&api, "micro", n).await;
+    }
+    note(&api, &digest, 3).await;
+    note(&api, "other", 4).await;
+    let of = async |path: &str| -> Vec<String> {
+        let list = api.get(path, &api.read).await.ok(200);
+        list["items"].as_array().unwrap().iter().map(|e| e["digest"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(of("/templates/micro/events").await, ["0", "1", "2", "3"]);
+    assert_eq!(of(&format!("/templates/{digest}/events")).await, ["3"]);
+    // It is not here any more, or never came to be; what happened to it is.
+    assert_eq!(of("/templates/other/events").await, ["4"]);
+    let page = api.get("/templates/micro/events?limit=3", &api.read).await.ok(200);
+    let after = page["next_after"].as_i64().unwrap();
+    assert_eq!(of(&format!("/templates/micro/events?after={after}")).await, ["3"]);
+    assert_eq!(of(&format!("/templates/other/events?after={}", after + 100)).await, Vec::<String>::new());
+    api.get("/templates/never/events", &api.read).await.problem(404, "template.not_found");
+    api.get("/templates/micro/events?limit=0", &api.read).await.problem(400, "request.invalid");
+}
+
+#[tokio::test]
+async fn registering_and_deleting_are_events() {
+    let api = api().await;
+    let disk = super::disk(&api.dir, "other.raw", 9);
+    let body = serde_json::json!({"name": "made", "driver": "fake", "disk": disk});
+    for status in [201, 200] {
+        api.post("/templates", &api.admin, body.clone()).await.ok(status);
+    }
+    api.delete("/templates/made", &api.admin).await.ok(204);
+    let list = api.get("/templates/made/events", &api.read).await.ok(200);
+    let kinds: Vec<_> = list["items"].as_array().unwrap().iter().map(|e| e["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["registered", "deleted"]);
 }
 
 #[tokio::test]

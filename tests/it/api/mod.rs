@@ -37,6 +37,7 @@ mod pages;
 mod pull;
 mod templates;
 mod tokens;
+mod versions;
 mod vms;
 
 pub struct Api {
@@ -229,6 +230,10 @@ impl Api {
 
     pub async fn post(&self, path: &str, token: &str, body: Value) -> Got {
         Got::of(self.request(Method::POST, path, token).json(&body).send().await.unwrap()).await
+    }
+
+    pub async fn put(&self, path: &str, token: &str, body: Value) -> Got {
+        Got::of(self.request(Method::PUT, path, token).json(&body).send().await.unwrap()).await
     }
 
     /// A body as it is, with a content type.

@@ -1,0 +1,136 @@
+//! `mayfly template point`, `rollback`, `pin` and `unpin`
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{
+    super::{
+        client::{Client, Failure},
+        output, text,
+        views::{TemplateView, VersionView},
+    },
+    short_digest,
+};
+
+#[derive(Args)]
+pub(in crate::cli) struct Point {
+    /// Name, new or not
+    name: String,
+    /// Digest of a version that is here, or a name that points at it
+    version: String,
+    /// Why, for the name's history
+    #[arg(long, value_name = "TEXT")]
+    why: Option<String>,
+}
+
+#[derive(Args)]
+pub(in crate::cli) struct Rollback {
+    name: String,
+    /// One of the versions that `mayfly template show` lists as previous [default: the newest of them]
+    #[arg(long, value_name = "DIGEST")]
+    to: Option<String>,
+}
+
+#[derive(Args)]
+pub(in crate::cli) struct Pin {
+    /// Name or digest; of a name, the version that it points at now
+    version: String,
+    /// Why it is kept
+    #[arg(long, value_name = "TEXT")]
+    why: String,
+}
+
+pub(super) async fn point(args: Point, client: &Client, json: bool) -> Result<(), Failure> {
+    let digest = match args.version.starts_with("sha256:") {
+        true => args.version,
+        false => {
+            let named: TemplateView = client.view(&client.get(&["templates", &args.version], &[]).await?)?;
+            named.digest
+        }
+    };
+    let mut body = json!({ "digest": digest });
+    if let Some(why) = args.why {
+        body["why"] = why.into();
+    }
+    say(&client.put(&["templates", &args.name], &body).await?, client, json)
+}
+
+pub(super) async fn roll_back(args: Rollback, client: &Client, json: bool) -> Result<(), Failure> {
+    let body = match args.to {
+        Some(to) => json!({ "to": whole_digest(&args.name, to, client).await? }),
+        None => json!({}),
+    };
+    say(&client.post(&["templates", &args.name, "rollback"], &body, &[]).await?, client, json)
+}
+
+/// What `template show` prints of a digest is enough to name it.
+async fn whole_digest(name: &str, given: String, client: &Client) -> Result<String, Failure> {
+    let hex = given.strip_prefix("sha256:").unwrap_or(&given);
+    if hex.len() == 64 {
+        return Ok(format!("sha256:{hex}"));
+    }
+    let t: TemplateView = client.view(&client.get(&["templates", name], &[]).await?)?;
+    let mut found = t.previous.into_iter().map(|v| v.digest).filter(|d| short_digest(d) == hex);
+    match (found.next(), found.next()) {
+        (Some(digest), None) => Ok(digest),
+        _ => Err(Failure::Usage(format!(
+            "--to: {given:?} is none of the previous versions of {name}; `mayfly template show {name}` lists them"
+        ))),
+    }
+}
+
+pub(super) async fn pin(args: Pin, client: &Client, json: bool) -> Result<(), Failure> {
+    let value = client.put(&["templates", &args.version, "pin"], &json!({ "why": args.why })).await?;
+    if json {
+        return output::json(&value);
+    }
+    output::line(&format!("{}  pinned", args.version))
+}
+
+pub(super) async fn unpin(version: &str, client: &Client, json: bool) -> Result<(), Failure> {
+    let value = client.delete(&["templates", version, "pin"], &[]).await?;
+    if json {
+        return output::json(&if value.is_null() { json!({ "version": version }) } else { value });
+    }
+    output::line(&format!("{version}  not pinned"))
+}
+
+fn say(value: &Value, client: &Client, json: bool) -> Result<(), Failure> {
+    if json {
+        return output::json(value);
+    }
+    let t: TemplateView = client.view(value)?;
+    output::line(&format!("{}  {}", t.name, t.digest))
+}
+
+/// What `template show` says of versions, below the template's own lines.
+pub(super) fn lines(t: &TemplateView) -> Vec<(&'static str, String)> {
+    let mut pairs = Vec::new();
+    let others: Vec<&str> = t.names.iter().filter(|n| **n != t.name).map(String::as_str).collect();
+    if !others.is_empty() {
+        pairs.push(("also named", others.join(", ")));
+    }
+    if let Some(at) = t.since {
+        let why = t.why.as_ref().map(|w| format!(": {w}")).unwrap_or_default();
+        pairs.push(("since", format!("{}{why}", text::time(at))));
+    }
+    if let Some(pin) = &t.pin {
+        pairs.push(("pinned", pin.why.clone()));
+    }
+    if let Some(at) = t.last_used_at {
+        pairs.push(("last used", format!("{} ({} ago)", text::time(at), text::age(at))));
+    }
+    if let Some(at) = t.verified_at {
+        pairs.push(("verified", format!("{} ({} ago)", text::time(at), text::age(at))));
+    }
+    if let Some(damage) = &t.damage {
+        let faults = damage.faults.iter().take(5).map(|f| format!("{} from byte {}: {}", f.file, f.offset, f.what));
+        pairs.push(("DAMAGED", faults.collect::<Vec<_>>().join("; ")));
+    }
+    for VersionView { digest, since, why } in &t.previous {
+        let since = since.map(|at| format!("  {}", text::time(at))).unwrap_or_default();
+        let why = why.as_ref().map(|w| format!("  {w}")).unwrap_or_default();
+        pairs.push(("previous", format!("{}{since}{why}", short_digest(digest))));
+    }
+    pairs
+}

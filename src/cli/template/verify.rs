@@ -1,0 +1,80 @@
+//! `mayfly template verify`
+
+use std::collections::BTreeSet;
+
+use clap::Args;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::super::{
+    client::{Client, Failure},
+    exit, output, text,
+    views::{FileFaultView, TemplateView},
+};
+
+#[derive(Args)]
+pub(in crate::cli) struct Verify {
+    /// Names or digests
+    #[arg(value_name = "NAME", required_unless_present = "all")]
+    names: Vec<String>,
+    /// Every template, and the previous versions that are still here
+    #[arg(long, conflicts_with = "names")]
+    all: bool,
+}
+
+#[derive(Deserialize)]
+struct Verified {
+    sound: bool,
+    bytes: u64,
+    bytes_read: u64,
+    faults: Vec<FileFaultView>,
+    next: Option<String>,
+}
+
+pub(super) async fn run(args: Verify, client: &Client, json: bool) -> Result<u8, Failure> {
+    let wanted = if args.all { everything(client).await? } else { args.names };
+    let (mut items, mut damaged) = (Vec::new(), false);
+    for name in &wanted {
+        if !json {
+            output::note(&format!("verifying {name}; this takes as long as the disk needs"));
+        }
+        let value = client.post_patiently(&["templates", name, "verify"], &json!({})).await?;
+        let found: Verified = client.view(&value)?;
+        damaged |= !found.sound;
+        if json {
+            items.push(value);
+            continue;
+        }
+        let sizes = format!("{}, {} of them on disk", text::bytes(found.bytes), text::bytes(found.bytes_read));
+        match found.sound {
+            true => output::line(&format!("{name}  sound  {sizes}"))?,
+            false => output::line(&format!("{name}  DAMAGED  {sizes}"))?,
+        }
+        for FileFaultView { file, offset, bytes, what } in &found.faults {
+            output::line(&text::plain(&format!("  {file}, {bytes} bytes from byte {offset} on: {what}")))?;
+        }
+        if let Some(next) = &found.next {
+            output::note(&text::plain(next));
+        }
+    }
+    if json {
+        output::json(&json!({ "items": items }))?;
+    } else if wanted.is_empty() {
+        output::note("no templates; `mayfly template add` registers one");
+    }
+    Ok(if damaged { exit::FAILURE } else { exit::OK })
+}
+
+/// Each version once, by a name where it has one.
+async fn everything(client: &Client) -> Result<Vec<String>, Failure> {
+    let (mut seen, mut wanted, mut previous) = (BTreeSet::new(), Vec::new(), Vec::new());
+    for item in &client.list(&["templates"], &[]).await? {
+        let t: TemplateView = client.view(item)?;
+        previous.extend(t.previous.into_iter().map(|v| v.digest));
+        if seen.insert(t.digest) {
+            wanted.push(t.name);
+        }
+    }
+    wanted.extend(previous.into_iter().filter(|digest| seen.insert(digest.clone())));
+    Ok(wanted)
+}

@@ -1,0 +1,127 @@
+//! Facts in a template's life. They share the positions and the stream of the vms' events; no row is the fold of them.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{Code, PullId, VmId};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum TemplateEvent {
+    /// Made from files on this host.
+    Registered {
+        digest: String,
+    },
+    PullStarted {
+        pull: PullId,
+        image: String,
+    },
+    /// The image is a template of this host now, or was one before.
+    Pulled {
+        pull: PullId,
+        image: String,
+        digest: String,
+        /// What came from the registry.
+        bytes: u64,
+        seconds: u64,
+    },
+    PullFailed {
+        pull: PullId,
+        image: String,
+        code: Code,
+        detail: String,
+    },
+    PullCancelled {
+        pull: PullId,
+        image: String,
+    },
+    /// A name points at another template than before. `from` is missing for a new name, `to` for one that was taken away.
+    NameMoved {
+        name: String,
+        from: Option<String>,
+        to: Option<String>,
+        /// In one line.
+        why: String,
+    },
+    /// Kept from being pruned.
+    Pinned {
+        digest: String,
+        why: String,
+    },
+    Unpinned {
+        digest: String,
+    },
+    Deleted {
+        digest: String,
+    },
+    Pruned {
+        digest: String,
+        bytes: u64,
+        why: String,
+    },
+    Verified {
+        digest: String,
+        /// How many parts of its files are not what they were.
+        faults: u32,
+    },
+    /// The new version did not pass its test, and the name stays where it was.
+    CanaryFailed {
+        pull: PullId,
+        digest: String,
+        vm: Option<VmId>,
+        detail: String,
+    },
+    WatchSet {
+        image: String,
+        every_seconds: u32,
+    },
+    WatchRemoved {
+        image: String,
+    },
+    /// The tag that a template follows points at another image than before.
+    TagMoved {
+        image: String,
+        digest: String,
+    },
+    /// The tag that a template follows could not be looked up. Said once for each cause, and not at every look.
+    WatchFailed {
+        image: String,
+        code: Code,
+        detail: String,
+    },
+}
+
+impl TemplateEvent {
+    /// The name in the event stream and in the database.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            TemplateEvent::Registered { .. } => "registered",
+            TemplateEvent::PullStarted { .. } => "pull_started",
+            TemplateEvent::Pulled { .. } => "pulled",
+            TemplateEvent::PullFailed { .. } => "pull_failed",
+            TemplateEvent::PullCancelled { .. } => "pull_cancelled",
+            TemplateEvent::NameMoved { .. } => "name_moved",
+            TemplateEvent::Pinned { .. } => "pinned",
+            TemplateEvent::Unpinned { .. } => "unpinned",
+            TemplateEvent::Deleted { .. } => "deleted",
+            TemplateEvent::Pruned { .. } => "pruned",
+            TemplateEvent::Verified { .. } => "verified",
+            TemplateEvent::CanaryFailed { .. } => "canary_failed",
+            TemplateEvent::WatchSet { .. } => "watch_set",
+            TemplateEvent::WatchRemoved { .. } => "watch_removed",
+            TemplateEvent::TagMoved { .. } => "tag_moved",
+            TemplateEvent::WatchFailed { .. } => "watch_failed",
+        }
+    }
+}
+
+/// An event as the ledger keeps it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecordedOfTemplate {
+    /// Position among all events of this service, vms' events too.
+    pub seq: i64,
+    /// Name of the template, or its digest where it has no name.
+    pub template: String,
+    pub at: Timestamp,
+    pub event: TemplateEvent,
+}

@@ -1,0 +1,125 @@
+//! Where names point, and what is kept: aliases, rollback, pins.
+
+use std::sync::Arc;
+
+use axum::{Json as Answer, extract::State as FromState, http::StatusCode};
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use super::{
+    super::{
+        Http,
+        auth::{Admin, Allowed},
+        extract::{Json, Name},
+        openapi::examples,
+        problem::Problem,
+    },
+    TemplateView, shown,
+};
+
+/// Where a name is to point.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PointRequest {
+    /// `sha256:…` of a version that is here.
+    digest: String,
+    /// Shown in the name's history.
+    why: Option<String>,
+}
+
+/// Point a name at a version
+///
+/// The name may be new: an alias, such as `macos-latest`. It moves in one step; a new vm gets the one version or the other, and
+/// vms that are there keep theirs. What the name pointed at before is remembered, see the rollback.
+#[utoipa::path(
+    put, path = "/templates/{name}", tag = "templates",
+    params(("name" = String, Path, description = "Name", example = "micro-latest")),
+    request_body(content = PointRequest, example = json!(examples::point_request())),
+    responses(
+        (status = 200, description = "The name points there", body = TemplateView, example = json!(examples::template())),
+        (status = 201, description = "The name is new and points there", body = TemplateView, example = json!(examples::template())),
+    ),
+    security(("token" = ["admin"])),
+)]
+pub async fn point_template(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Admin>,
+    Name(name): Name,
+    Json(request): Json<PointRequest>,
+) -> Result<(StatusCode, Answer<TemplateView>), Problem> {
+    let moved = http.service.point_name(&name, &request.digest, request.why).await?;
+    let status = if moved.from.is_none() { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Answer(shown(&http, &name).await?)))
+}
+
+/// Which version to go back to.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackRequest {
+    /// One of the name's `previous` versions. The newest that is still here and undamaged, when missing.
+    to: Option<String>,
+}
+
+/// Go back to a previous version
+///
+/// The name moves back in one step, and what it pointed at until now becomes the newest of its previous versions: going back
+/// twice is where it began. To go back further, say to which version.
+#[utoipa::path(
+    post, path = "/templates/{name}/rollback", tag = "templates",
+    params(("name" = String, Path, description = "Name", example = "micro")),
+    request_body(content = RollbackRequest, example = json!({})),
+    responses((status = 200, description = "What the name points at now", body = TemplateView, example = json!(examples::template()))),
+    security(("token" = ["admin"])),
+)]
+pub async fn roll_back_template(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Admin>,
+    Name(name): Name,
+    Json(request): Json<RollbackRequest>,
+) -> Result<Answer<TemplateView>, Problem> {
+    http.service.roll_back_template(&name, request.to.as_deref()).await?;
+    Ok(Answer(shown(&http, &name).await?))
+}
+
+/// Why a version is kept.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PinRequest {
+    why: String,
+}
+
+/// Keep a version from being pruned
+///
+/// Of a name, the version that it points at now is meant. Pinning again replaces the reason.
+#[utoipa::path(
+    put, path = "/templates/{name}/pin", tag = "templates",
+    params(("name" = String, Path, description = "Name or digest", example = "micro")),
+    request_body(content = PinRequest, example = json!({ "why": "the last one with Xcode 16" })),
+    responses((status = 200, description = "The template", body = TemplateView, example = json!(examples::template()))),
+    security(("token" = ["admin"])),
+)]
+pub async fn pin_template(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Admin>,
+    Name(name): Name,
+    Json(request): Json<PinRequest>,
+) -> Result<Answer<TemplateView>, Problem> {
+    http.service.pin_template(&name, &request.why).await?;
+    Ok(Answer(shown(&http, &name).await?))
+}
+
+/// Let a version be pruned again
+#[utoipa::path(
+    delete, path = "/templates/{name}/pin", tag = "templates",
+    params(("name" = String, Path, description = "Name or digest", example = "micro")),
+    responses((status = 204, description = "It is not pinned")),
+    security(("token" = ["admin"])),
+)]
+pub async fn unpin_template(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Admin>,
+    Name(name): Name,
+) -> Result<StatusCode, Problem> {
+    http.service.unpin_template(&name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

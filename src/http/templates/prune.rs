@@ -1,0 +1,128 @@
+//! Removing what nothing needs.
+
+use std::sync::Arc;
+
+use axum::{Json as Answer, extract::State as FromState};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::super::{
+    Http,
+    auth::{Admin, Allowed},
+    extract::Json,
+    frame::Seat,
+    openapi::examples,
+    problem::Problem,
+    time::Time,
+};
+use crate::domain::version::{self, HeldKind, Pruned};
+
+/// What may go. Whatever is said here, a version that a name points at, that a live vm was made from or that is pinned stays.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PruneRequest {
+    /// Say what would be removed, and remove nothing.
+    #[serde(default)]
+    dry_run: bool,
+    /// Only what was not used for so long.
+    #[serde(default)]
+    older_than_seconds: u64,
+    /// How many of the versions that a name pointed at before are kept for it: 1, when missing, so that it can be rolled back.
+    #[schema(minimum = 0, maximum = 10)]
+    keep_previous: Option<u32>,
+    /// Only until all that is here takes no more than this, the longest unused first. Everything that may go, when missing.
+    max_bytes: Option<u64>,
+    /// Interrupted pulls, too, if nobody is at them.
+    #[serde(default)]
+    partial: bool,
+}
+
+/// Something that takes space.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Held)]
+pub struct HeldView {
+    kind: HeldKind,
+    /// Of the version; of an interrupted pull: of its image.
+    digest: String,
+    /// That point at it, or pointed at it before.
+    names: Vec<String>,
+    /// Its blocks on disk. Blocks may be shared with other files by copy-on-write, so this is the most that removing it frees.
+    bytes: u64,
+    last_used_at: Time,
+    /// Why it goes, or why it stays.
+    why: String,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = Pruned)]
+pub struct PrunedView {
+    /// `true`: nothing was removed.
+    dry_run: bool,
+    /// The longest unused first.
+    removed: Vec<HeldView>,
+    kept: Vec<HeldView>,
+    /// Sum of what was removed: an upper bound, see `bytes`.
+    freed_bytes: u64,
+    /// What all of it took before.
+    total_bytes: u64,
+    /// What is free now where templates are.
+    available_bytes: u64,
+}
+
+impl From<version::Held> for HeldView {
+    fn from(h: version::Held) -> Self {
+        Self {
+            kind: h.kind,
+            digest: h.digest,
+            names: h.names,
+            bytes: h.bytes,
+            last_used_at: h.last_used_at.into(),
+            why: h.why,
+        }
+    }
+}
+
+impl From<Pruned> for PrunedView {
+    fn from(p: Pruned) -> Self {
+        let views = |held: Vec<version::Held>| held.into_iter().map(HeldView::from).collect();
+        Self {
+            dry_run: p.dry_run,
+            removed: views(p.removed),
+            kept: views(p.kept),
+            freed_bytes: p.freed_bytes,
+            total_bytes: p.total_bytes,
+            available_bytes: p.available_bytes,
+        }
+    }
+}
+
+/// Remove what nothing needs
+///
+/// A version stays as long as a name points at it, a live vm was made from it, a pin keeps it, or a name may be rolled back to
+/// it. Of the others, the longest unused goes first. The answer says of everything why it went or stays.
+#[utoipa::path(
+    post, path = "/templates/prune", tag = "templates",
+    request_body(content = PruneRequest, example = json!({ "dry_run": true, "older_than_seconds": 604800 })),
+    responses((status = 200, description = "What was removed, or would be", body = PrunedView, example = json!(examples::pruned()))),
+    security(("token" = ["admin"])),
+)]
+pub async fn prune_templates(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Admin>,
+    seat: Seat,
+    Json(request): Json<PruneRequest>,
+) -> Result<Answer<PrunedView>, Problem> {
+    seat.unhurried();
+    let keep_previous = request.keep_previous.unwrap_or(1);
+    if keep_previous > 10 {
+        return Err(Problem::invalid("/keep_previous", "expected 0 to 10: no more are remembered"));
+    }
+    let request = version::PruneRequest {
+        dry_run: request.dry_run,
+        older_than_seconds: request.older_than_seconds,
+        keep_previous: keep_previous as usize,
+        max_bytes: request.max_bytes,
+        partial_older_than_seconds: request.partial.then_some(0),
+    };
+    Ok(Answer(http.service.prune_templates(&request).await?.into()))
+}

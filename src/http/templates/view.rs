@@ -1,0 +1,132 @@
+//! A template as the API shows it.
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::super::time::Time;
+use crate::domain::{
+    Arch, Budgets, GuestOs, Handover, Template,
+    template::DiskFormat,
+    version::{Damage, FileFault, Pin, Standing, Target},
+};
+
+/// A bootable image ready to clone, pinned by digest.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Template)]
+pub struct TemplateView {
+    name: String,
+    /// `sha256:…` over everything in it.
+    digest: String,
+    driver: String,
+    os: GuestOs,
+    arch: Arch,
+    disk_format: DiskFormat,
+    /// Size of the disk as the guest sees it.
+    disk_virtual_bytes: u64,
+    /// Space that its files take on this host.
+    size_bytes: u64,
+    /// Whether the hypervisor boots its kernel directly.
+    kernel: bool,
+    initramfs: bool,
+    firmware: bool,
+    ssh_key: bool,
+    ssh_password: bool,
+    cmdline: Option<String>,
+    cpus: u32,
+    memory_mib: u32,
+    handover: Handover,
+    user: String,
+    budgets: Budgets,
+    created_at: Time,
+    /// All names that point at this version.
+    names: Vec<String>,
+    /// Since when the name points at this version, and why.
+    since: Option<Time>,
+    why: Option<String>,
+    /// What the name pointed at before and is still here, newest first.
+    previous: Vec<PreviousVersion>,
+    /// Keeps this version from being pruned.
+    pin: Option<PinView>,
+    /// When a vm was last made from it, or when it came.
+    last_used_at: Option<Time>,
+    /// When every byte of it was last read and found to be right.
+    verified_at: Option<Time>,
+    /// What is wrong with its files. No vm is made from a damaged version.
+    damage: Option<DamageView>,
+}
+
+/// A version that a name pointed at before.
+#[derive(Serialize, ToSchema)]
+pub struct PreviousVersion {
+    digest: String,
+    /// When the name was pointed there, and why.
+    since: Option<Time>,
+    why: Option<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = Pin)]
+pub struct PinView {
+    why: String,
+    at: Time,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = Damage)]
+pub struct DamageView {
+    at: Time,
+    faults: Vec<FileFault>,
+}
+
+impl From<Target> for PreviousVersion {
+    fn from(t: Target) -> Self {
+        Self { digest: t.digest, since: t.since.map(Into::into), why: t.why }
+    }
+}
+
+impl From<Pin> for PinView {
+    fn from(pin: Pin) -> Self {
+        Self { why: pin.why, at: pin.at.into() }
+    }
+}
+
+impl From<Damage> for DamageView {
+    fn from(damage: Damage) -> Self {
+        Self { at: damage.at.into(), faults: damage.faults }
+    }
+}
+
+impl TemplateView {
+    pub fn new(t: Template, s: Standing) -> Self {
+        Self {
+            kernel: t.files.kernel.is_some(),
+            initramfs: t.files.initramfs.is_some(),
+            firmware: t.files.firmware.is_some(),
+            ssh_key: t.files.ssh_key.is_some(),
+            ssh_password: t.files.ssh_password.is_some(),
+            name: t.name,
+            digest: t.digest,
+            driver: t.driver,
+            os: t.os,
+            arch: t.arch,
+            disk_format: t.disk_format,
+            disk_virtual_bytes: t.disk_virtual_bytes,
+            size_bytes: t.size_bytes,
+            cmdline: t.cmdline,
+            cpus: t.cpus,
+            memory_mib: t.memory_mib,
+            handover: t.handover,
+            user: t.user,
+            budgets: t.budgets,
+            created_at: t.created_at.into(),
+            names: s.names,
+            since: s.since.map(Into::into),
+            why: s.why,
+            previous: s.previous.into_iter().map(Into::into).collect(),
+            pin: s.pin.map(Into::into),
+            last_used_at: s.last_used_at.map(Into::into),
+            verified_at: s.verified_at.map(Into::into),
+            damage: s.damage.map(Into::into),
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! Room on the disk: how much templates may take, how much stays free, and who has been promised some.
+//!
+//! A pull says what it needs before it begins, and what it has not written yet stays promised to it, so two pulls do not count
+//! on the same room. A clone takes next to nothing at first and may grow to its whole disk, which nobody can set aside; for it
+//! the low-water mark must hold. Who does not fit makes room by pruning first, and only if that helps: nothing is removed for a
+//! request that is refused all the same.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::{Catalog, Root};
+use crate::{
+    domain::{
+        Code, Error, Result,
+        version::{Held, HeldKind, PruneRequest, Pruned},
+    },
+    templates::NewTemplate,
+};
+
+/// Who was made or used a moment ago is about to be used: by a canary, or by a vm that waits for it.
+const SETTLED_SECONDS: u64 = 600;
+/// A pull that somebody may want to go on with is worth more than this many seconds' old.
+const ABANDONED_SECONDS: u64 = 24 * 3600;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// What all templates and pulls together may take. 0: whatever there is.
+    pub max_bytes: u64,
+    /// What stays free on the file system: for guests' disks, which grow, and for the database.
+    pub min_free_bytes: u64,
+    /// Versions that nothing needs are removed after so many days without use. 0: when room is needed.
+    pub keep_unused_days: u32,
+}
+
+/// What the catalog cannot know by itself.
+#[async_trait]
+pub trait Surroundings: Send + Sync {
+    /// The digests that live vms need.
+    async fn needed(&self) -> Result<BTreeSet<String>>;
+    /// Whether a live vm needs this digest.
+    async fn needs(&self, digest: &str) -> Result<bool>;
+    /// Something was pruned.
+    async fn pruned(&self, held: &Held);
+}
+
+/// Room that was promised to somebody, until it is written or given back.
+#[derive(Debug)]
+pub struct Room {
+    root: Arc<Root>,
+    left: AtomicU64,
+}
+
+impl Room {
+    fn of(root: &Arc<Root>, bytes: u64) -> Room {
+        root.promised.fetch_add(bytes, Ordering::SeqCst);
+        Room { root: root.clone(), left: AtomicU64::new(bytes) }
+    }
+
+    /// So much of it is on disk now, and counted there.
+    pub fn written(&self, bytes: u64) {
+        let take = |left: u64| Some(left.saturating_sub(bytes));
+        let before = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).unwrap_or_else(|left| left);
+        self.root.promised.fetch_sub(before.min(bytes), Ordering::SeqCst);
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.root.promised.fetch_sub(self.left.load(Ordering::SeqCst), Ordering::SeqCst);
+    }
+}
+
+/// What somebody wants to do.
+#[derive(Clone, Copy, Debug)]
+struct Need {
+    what: &'static str,
+    /// On the file system, in addition to what is there and promised.
+    write: u64,
+    /// To what templates take.
+    add: u64,
+    /// Beside what was promised to others. A job that waits comes before a pull that is under way.
+    beside_promises: bool,
+}
+
+/// What is there for it.
+#[derive(Clone, Copy, Debug)]
+struct Measure {
+    limits: Limits,
+    available: u64,
+    promised: u64,
+    total: u64,
+}
+
+impl Measure {
+    /// How many bytes have to go before it fits.
+    fn missing(&self, need: Need) -> u64 {
+        let promised = if need.beside_promises { self.promised } else { 0 };
+        let wanted = self.limits.min_free_bytes.saturating_add(need.write).saturating_add(promised);
+        let on_disk = wanted.saturating_sub(self.available);
+        let in_budget = match self.limits.max_bytes {
+            0 => 0,
+            max => self.total.saturating_add(self.promised).saturating_add(need.add).saturating_sub(max),
+        };
+        // Who adds nothing is not refused for what others have taken.
+        if need.add == 0 { on_disk } else { on_disk.max(in_budget) }
+    }
+}
+
+impl Catalog {
+    /// Says whom to ask. Only the first call counts: what is known of vms does not change hands.
+    pub fn settle(&self, surroundings: Arc<dyn Surroundings>) {
+        let _ = self.root.surroundings.set(surroundings);
+    }
+
+    pub(super) fn surroundings(&self) -> Result<&Arc<dyn Surroundings>> {
+        // Without somebody who knows the vms, anything may be needed.
+        self.root.surroundings.get().ok_or_else(|| Error::internal("nobody has said which templates vms need"))
+    }
+
+    /// Room for a pull of so many bytes.
+    pub(in crate::templates) async fn room_for_pull(&self, bytes: u64) -> Result<Room> {
+        let need = Need { what: "the pull", write: bytes, add: bytes, beside_promises: true };
+        self.make_room(need, |root| Room::of(root, bytes)).await
+    }
+
+    /// Room for the files of a new template.
+    pub(super) async fn room_for_import(&self, new: &NewTemplate) -> Result<Room> {
+        let files = [
+            Some(new.disk.clone()),
+            new.kernel.clone(),
+            new.initramfs.clone(),
+            new.firmware.clone(),
+            new.nvram.clone(),
+        ];
+        let files: Vec<PathBuf> = files.into_iter().flatten().collect();
+        let (write, add) = self.blocking(move |root| Ok(root.import_takes(&files))).await?;
+        let need = Need { what: "the import", write, add, beside_promises: true };
+        self.make_room(need, |root| Room::of(root, write)).await
+    }
+
+    /// Whether a clone may be made: the template is sound, and the low-water mark holds.
+    pub async fn may_clone(&self, digest: &str) -> Result<()> {
+        let digest = digest.to_owned();
+        self.blocking(move |root| match root.damage(&digest) {
+            Some(damage) => Err(super::marks::damaged(&digest, &digest, &damage)),
+            None => Ok(()),
+        })
+        .await?;
+        self.make_room(Need { what: "a clone", write: 0, add: 0, beside_promises: false }, |_| ()).await
+    }
+
+    /// Removes what has not been used for long, and what is too much by now.
+    pub async fn tidy(&self) -> Result<()> {
+        let limits = self.root.limits;
+        if self.root.surroundings.get().is_none() {
+            return Ok(());
+        }
+        if limits.keep_unused_days > 0 {
+            let seconds = u64::from(limits.keep_unused_days) * 24 * 3600;
+            let request = PruneRequest {
+                older_than_seconds: seconds,
+                partial_older_than_seconds: Some(seconds),
+                ..PruneRequest::default()
+            };
+            self.prune(&request).await?;
+        }
+        let over = Need { what: "what is there", write: 0, add: 0, beside_promises: true };
+        let measure = self.measure().await?;
+        let in_budget = match limits.max_bytes {
+            0 => 0,
+            max => measure.total.saturating_sub(max),
+        };
+        let missing = measure.missing(over).max(in_budget);
+        if missing > 0 {
+            self.prune_to_free(&for_room(), Some(missing)).await?;
+        }
+        Ok(())
+    }
+
+    async fn measure(&self) -> Result<Measure> {
+        self.blocking(|root| root.measure().map_err(Error::internal)).await
+    }
+
+    async fn make_room<T>(&self, need: Need, promise: impl FnOnce(&Arc<Root>) -> T) -> Result<T> {
+        if self.root.limits == Limits::default() && need.write == 0 {
+            return Ok(promise(&self.root));
+        }
+        // One after the other: what one was promised the next must see.
+        let _turn = self.root.room.lock().await;
+        let measure = self.measure().await?;
+        let missing = measure.missing(need);
+        if missing == 0 {
+            return Ok(promise(&self.root));
+        }
+        if self.root.surroundings.get().is_none() {
+            return Err(full(need, measure, missing, None));
+        }
+        let dry = PruneRequest { dry_run: true, ..for_room() };
+        let outlook = self.prune_to_free(&dry, Some(missing)).await?;
+        if outlook.freed_bytes < missing {
+            return Err(full(need, measure, missing, Some(outlook)));
+        }
+        // What was removed may have shared its blocks with what was not, so what came of it is measured.
+        let mut freed = self.prune_to_free(&for_room(), Some(missing)).await?;
+        loop {
+            let measure = self.measure().await?;
+            let missing = measure.missing(need);
+            if missing == 0 {
+                return Ok(promise(&self.root));
+            }
+            if freed.removed.is_empty() {
+                return Err(full(need, measure, missing, Some(freed)));
+            }
+            freed = self.prune_to_free(&for_room(), Some(missing)).await?;
+        }
+    }
+}
+
+fn for_room() -> PruneRequest {
+    PruneRequest {
+        older_than_seconds: SETTLED_SECONDS,
+        partial_older_than_seconds: Some(ABANDONED_SECONDS),
+        ..PruneRequest::default()
+    }
+}
+
+fn full(need: Need, measure: Measure, missing: u64, outlook: Option<Pruned>) -> Error {
+    let Measure { limits, available, promised, total } = measure;
+    let mut detail = match (need.write, limits.min_free_bytes) {
+        (0, low_water) => format!("{} needs {} to stay free", need.what, size(low_water)),
+        (write, 0) => format!("{} needs {}", need.what, size(write)),
+        (write, low_water) => format!("{} needs {}, and {} stay free", need.what, size(write), size(low_water)),
+    };
+    detail += &format!("; {} are available", size(available));
+    if promised > 0 {
+        detail += &format!(", {} of them promised to pulls under way", size(promised));
+    }
+    if limits.max_bytes > 0 {
+        detail += &format!("; templates take {} of the {} that they may", size(total), size(limits.max_bytes));
+    }
+    detail += &format!("; {} are missing", size(missing));
+    if let Some(outlook) = outlook {
+        detail += &match outlook.freed_bytes {
+            0 => ", and there is nothing that nothing needs".to_owned(),
+            bytes => format!(", and removing what nothing needs frees {} at most", size(bytes)),
+        };
+        let mut kept = outlook.kept;
+        kept.sort_by_key(|h| std::cmp::Reverse(h.bytes));
+        let reasons: Vec<String> = kept.iter().take(5).map(reason).collect();
+        if !reasons.is_empty() {
+            detail += &format!("; kept are {}", reasons.join(", "));
+        }
+        if kept.len() > reasons.len() {
+            detail += &format!(" and {} more", kept.len() - reasons.len());
+        }
+    }
+    Error::new(Code::HostFull, detail).retry_after(60)
+}
+
+fn reason(held: &Held) -> String {
+    let kind = match held.kind {
+        HeldKind::Template => "",
+        HeldKind::PartialPull => "the pull of ",
+    };
+    let short: String = held.digest.chars().take(19).collect();
+    format!("{kind}{short} with {} ({})", size(held.bytes), held.why)
+}
+
+fn size(bytes: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "shown with one digit")]
+    let mib = bytes as f64 / f64::from(1 << 20);
+    if mib >= 1024.0 { format!("{:.1} GiB", mib / 1024.0) } else { format!("{mib:.1} MiB") }
+}
+
+impl Root {
+    pub(super) fn available(&self) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(&self.dir)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn measure(&self) -> io::Result<Measure> {
+        let total = if self.limits.max_bytes == 0 { 0 } else { self.total()? };
+        let promised = self.promised.load(Ordering::SeqCst);
+        Ok(Measure { limits: self.limits, available: self.available()?, promised, total })
+    }
+
+    /// What an import writes, and what templates take afterwards. A file that cannot be looked at is refused later, with its name.
+    fn import_takes(&self, files: &[PathBuf]) -> (u64, u64) {
+        let found: Vec<fs::Metadata> = files.iter().filter_map(|f| fs::metadata(f).ok()).collect();
+        let add = found.iter().map(|m| m.blocks() * 512).sum();
+        let here = fs::metadata(&self.dir).map(|m| m.dev()).ok();
+        let cloned = found.iter().all(|m| Some(m.dev()) == here) && self.clones().unwrap_or(false);
+        (if cloned { 0 } else { add }, add)
+    }
+
+    /// Whether this file system clones files without copying them: nothing but a try tells.
+    fn clones(&self) -> io::Result<bool> {
+        let (from, to) =
+            (self.staging().join(Uuid::new_v4().to_string()), self.staging().join(Uuid::new_v4().to_string()));
+        let cloned = fs::write(&from, [1; 4096])
+            .and_then(|()| File::open(&from))
+            .map(|file| reflink_copy::reflink_file_to_path(&file, &to).is_ok());
+        for path in [from, to] {
+            let _ = fs::remove_file(path);
+        }
+        cloned
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PULL: Need = Need { what: "the pull", write: 100, add: 100, beside_promises: true };
+    const CLONE: Need = Need { what: "a clone", write: 0, add: 0, beside_promises: false };
+
+    #[test]
+    fn who_needs_what() {
+        let limits = Limits { max_bytes: 1000, min_free_bytes: 50, keep_unused_days: 0 };
+        let measure = Measure { limits, available: 150, promised: 0, total: 900 };
+        assert_eq!((measure.missing(PULL), measure.missing(CLONE)), (0, 0));
+        // Promised is promised.
+        assert_eq!(Measure { promised: 10, ..measure }.missing(PULL), 10);
+        assert_eq!(Measure { available: 140, total: 925, ..measure }.missing(PULL), 25);
+        // A clone needs the low-water mark alone.
+        let low = Measure { available: 49, promised: 40, total: 5000, ..measure };
+        assert_eq!(low.missing(CLONE), 1);
+        let no_limit = Measure { limits: Limits { max_bytes: 0, ..limits }, total: u64::MAX, ..measure };
+        assert_eq!(no_limit.missing(PULL), 0);
+        let mad = Measure { limits: Limits { min_free_bytes: u64::MAX, ..limits }, ..measure };
+        assert_eq!(mad.missing(PULL), u64::MAX - 150);
+    }
+
+    #[test]
+    fn a_refusal_says_what_is_missing_and_what_is_kept() {
+        let limits = Limits { max_bytes: 0, min_free_bytes: 2 << 30, keep_unused_days: 0 };
+        let measure = Measure { limits, available: 3 << 30, promised: 1 << 30, total: 0 };
+        let need = Need { write: 4 << 30, add: 4 << 30, ..PULL };
+        let held = Held {
+            kind: HeldKind::Template,
+            digest: format!("sha256:{}", "a".repeat(64)),
+            names: vec!["macos".into()],
+            bytes: 40 << 30,
+            last_used_at: jiff::Timestamp::UNIX_EPOCH,
+            why: "the name macos points at it".into(),
+        };
+        let outlook = Pruned {
+            dry_run: true,
+            removed: vec![],
+            kept: vec![held; 7],
+            freed_bytes: 0,
+            total_bytes: 0,
+            available_bytes: 0,
+        };
+        let error = full(need, measure, measure.missing(need), Some(outlook));
+        assert_eq!((error.code, error.retry_after), (Code::HostFull, Some(60)));
+        assert!(error.detail.starts_with(
+            "the pull needs 4.0 GiB, and 2.0 GiB stay free; 3.0 GiB are available, 1.0 GiB of them promised to pulls under \
+             way; 4.0 GiB are missing, and there is nothing that nothing needs; kept are sha256:aaaaaaaaaaaa with 40.0 GiB \
+             (the name macos points at it), "
+        ), "{}", error.detail);
+        assert!(error.detail.ends_with(" and 2 more"), "{}", error.detail);
+    }
+}
