@@ -23,8 +23,8 @@ mod source;
 
 pub use host::Host;
 pub use keys::{
-    Accelerator, Budgets, Drivers, FakeDriver, Guest, GuestArch, Key, Log, LogFormat, QemuDriver, Queue, Registry,
-    Retention, Section, Server, Slots, TartDriver, TartNetwork, TartResolver,
+    Accelerator, Budgets, Drivers, FakeDriver, Guest, GuestArch, Key, Log, LogFormat, Pulls, QemuDriver, Queue,
+    Registry, Retention, Section, Server, Slots, TartDriver, TartNetwork, TartResolver,
 };
 use source::Found;
 
@@ -49,6 +49,7 @@ pub struct Config {
     pub budgets: Budgets,
     pub retention: Retention,
     pub registry: Registry,
+    pub pulls: Pulls,
     pub drivers: Drivers,
     pub log: Log,
 }
@@ -142,6 +143,7 @@ impl Config {
             budgets: Budgets::read(&mut found),
             retention: Retention::read(&mut found),
             registry: Registry::read(&mut found),
+            pulls: Pulls::read(&mut found),
             drivers: Drivers {
                 qemu: QemuDriver::read(&mut found),
                 tart: TartDriver::read(&mut found),
@@ -169,6 +171,7 @@ impl Config {
             budgets: Budgets::default(),
             retention: Retention::default(),
             registry: Registry::default(),
+            pulls: Pulls::default(),
             drivers: Drivers::default(),
             log: Log::default(),
         }
@@ -315,6 +318,7 @@ impl Config {
         }
         found.in_range("budgets.stop_grace_seconds", b.stop_grace_seconds, 0, 600);
         found.in_range("budgets.max_attempts", b.max_attempts, 1, 10);
+        found.in_range("pulls.deadline_seconds", self.pulls.deadline_seconds, 0, MAX_SECONDS);
         found.in_range("retention.deleted_vms_days", self.retention.deleted_vms_days, 0, 3650);
         if let Err(cause) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             found.refuse(

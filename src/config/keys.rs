@@ -182,6 +182,15 @@ section! {
 }
 
 section! {
+    /// Pulls of templates.
+    Pulls = "pulls" {
+        /// How long a failure that may pass is waited out, from the moment the pull was asked for, in seconds (0 to 2592000).
+        /// 0: the first failure is the last.
+        deadline_seconds: u32 = 6 * 3600;
+    }
+}
+
+section! {
     /// QEMU: on Linux with KVM, on macOS with HVF, anywhere in emulation.
     QemuDriver = "drivers.qemu" {
         /// Use this driver.
@@ -279,6 +288,7 @@ pub const SECTIONS: &[Section] = &[
     Budgets::SECTION,
     Retention::SECTION,
     Registry::SECTION,
+    Pulls::SECTION,
     QemuDriver::SECTION,
     TartDriver::SECTION,
     FakeDriver::SECTION,

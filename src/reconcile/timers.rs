@@ -1,6 +1,6 @@
 //! Retention: records and logs of vms that ended long ago.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use jiff::SignedDuration;
 
@@ -36,7 +36,9 @@ impl Reconciler {
                 self.logs.remove(vm).await?;
             }
         }
-        let needed = self.reader.live_vms().await?.into_iter().map(|vm| vm.draft.template_digest).collect();
+        let mut needed: BTreeSet<String> =
+            self.reader.live_vms().await?.into_iter().map(|vm| vm.draft.template_digest).collect();
+        needed.extend(self.reader.digests_in_test().await?);
         for digest in self.catalog.prune(needed).await? {
             tracing::info!(template.digest = %digest, "removed a template that has no name and no vm");
         }

@@ -183,8 +183,7 @@ impl Puller {
         request: &PullRequest,
         progress: &watch::Sender<Progress>,
     ) -> Result<Template, Arc<PullError>> {
-        let repository = format!("{}/{}", request.image.registry(), request.image.repository());
-        let origin = |digest: Digest| Origin { repository: repository.clone(), digest: digest.to_string() };
+        let origin = |digest: Digest| origin(&request.image, digest);
         let failed = |e: crate::domain::Error| Arc::new(PullError::from(e));
         let catalog = &self.shared.catalog;
         let nothing_yet = Digest::of(b"");
@@ -228,6 +227,26 @@ impl Puller {
         }
     }
 
+    /// Whether this can be pulled at all, as far as that can be said without asking the registry.
+    pub async fn check(&self, request: &PullRequest) -> Result<(), PullError> {
+        Client::new(&request.image, &self.shared.settings.registry, self.shared.credentials.clone())?;
+        let digest = request.image.digest().unwrap_or(Digest::of(b""));
+        Ok(self.shared.catalog.may_pull(origin(&request.image, digest), request.name.clone()).await?)
+    }
+
+    /// What the reference stands for at the moment, by its registry's word.
+    pub async fn resolve(&self, image: &Reference) -> Result<Digest, PullError> {
+        let client = Client::new(image, &self.shared.settings.registry, self.shared.credentials.clone())?;
+        Ok(client.manifest(image).await?.digest)
+    }
+
+    /// Removes what was fetched of an image and not published. `false`: somebody pulls it.
+    pub async fn discard(&self, image: Digest) -> Result<bool, PullError> {
+        let Some(staging) = self.shared.catalog.staging(image).await? else { return Ok(false) };
+        self.shared.catalog.discard_staging(Arc::new(staging)).await?;
+        Ok(true)
+    }
+
     /// The pull of this digest that is under way, or a new one. Says whether it is new.
     fn join(&self, digest: Digest, job: impl FnOnce() -> Job) -> (Arc<Running>, bool) {
         let mut all = self.shared.running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -240,7 +259,7 @@ impl Puller {
         }
         let job = job();
         let (outcome_to, outcome) = watch::channel(None);
-        let (progress_to, progress) = watch::channel(Progress::default());
+        let (progress_to, progress) = watch::channel(Progress { image: Some(digest), ..Progress::default() });
         let task = tokio::spawn(async move {
             let outcome = job.run(Meter::new(progress_to)).await.map_err(Arc::new);
             outcome_to.send_replace(Some(outcome));
@@ -249,6 +268,10 @@ impl Puller {
         all.insert(digest, Arc::downgrade(&running));
         (running, true)
     }
+}
+
+fn origin(image: &Reference, digest: Digest) -> Origin {
+    Origin { repository: format!("{}/{}", image.registry(), image.repository()), digest: digest.to_string() }
 }
 
 impl Running {

@@ -17,6 +17,7 @@ use super::{
 use crate::domain::{Arch, Budgets, GuestOs, Handover, Template, template::DiskFormat};
 
 pub mod create;
+pub mod watch;
 
 /// A bootable image ready to clone, pinned by digest.
 #[derive(Serialize, ToSchema)]

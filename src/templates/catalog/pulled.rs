@@ -94,6 +94,22 @@ impl Catalog {
         .await
     }
 
+    /// Lets a name point at a template that was pulled, if it may: from one image of a repository to another one of the same.
+    pub async fn point_name(&self, name: String, digest: String) -> Result<Template> {
+        self.blocking(move |root| {
+            let _turn = root.lock().map_err(storage)?;
+            if !root.place(&digest)?.exists() {
+                return Err(Error::new(Code::TemplateNotFound, format!("there is no template {digest}")));
+            }
+            root.load(&digest, &name)?;
+            let image = root.manifest(&digest).map_err(Error::internal)?.image;
+            root.may_name(&name, &digest, image.as_ref())?;
+            root.point(&name, &digest).map_err(storage)?;
+            root.load(&digest, &name)
+        })
+        .await
+    }
+
     /// `None`: somebody else works on this image, in this process or another one.
     pub(in crate::templates) async fn staging(&self, image: Digest) -> Result<Option<Staging>> {
         self.blocking(move |root| root.staging_of(image).map_err(storage)).await
