@@ -184,9 +184,8 @@ impl Client {
         self.json(request).await
     }
 
-    /// For what may take as long as it likes.
-    pub async fn post_patiently(&self, path: &[&str], body: &Value) -> Result<Value, Failure> {
-        self.json(self.request(Method::POST, path, &[]).json(body)).await
+    pub async fn put(&self, path: &[&str], body: &Value) -> Result<Value, Failure> {
+        self.json(self.request(Method::PUT, path, &[]).timeout(ANSWER).json(body)).await
     }
 
     pub async fn delete(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, Failure> {

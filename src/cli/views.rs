@@ -163,6 +163,62 @@ pub(super) struct TemplateView {
 }
 
 #[derive(Debug, Deserialize)]
+pub(super) struct PullView {
+    pub id: String,
+    #[serde(default)]
+    pub image: String,
+    #[serde(default)]
+    pub name: String,
+    pub state: String,
+    #[serde(default)]
+    pub generation: i64,
+    pub digest: Option<String>,
+    #[serde(default)]
+    pub progress: ProgressView,
+    pub error: Option<FaultView>,
+    #[serde(default)]
+    pub failures: u32,
+    pub retry_at: Option<Timestamp>,
+    #[serde(default)]
+    pub discarded: bool,
+    pub created_at: Timestamp,
+}
+
+impl PullView {
+    pub fn is_ended(&self) -> bool {
+        matches!(self.state.as_str(), "done" | "failed" | "cancelled")
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ProgressView {
+    pub bytes_done: u64,
+    pub bytes_total: u64,
+    pub bytes_per_second: Option<u64>,
+    pub eta_seconds: Option<u64>,
+}
+
+impl ProgressView {
+    /// `None`: it is not known yet what there is to fetch.
+    pub fn percent(&self) -> Option<u64> {
+        let done = u128::from(self.bytes_done.min(self.bytes_total)) * 100;
+        let percent = done.checked_div(u128::from(self.bytes_total))?;
+        u64::try_from(percent).ok()
+    }
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct WatchView {
+    pub image: String,
+    #[serde(default)]
+    pub every_seconds: u32,
+    pub canary: Option<serde_json::Value>,
+    pub looked_at: Option<Timestamp>,
+    pub error: Option<FaultView>,
+}
+
+#[derive(Debug, Deserialize)]
 pub(super) struct TokenView {
     pub id: String,
     pub name: String,
