@@ -37,7 +37,7 @@ use crate::{
         Catalog,
         pull::{self, Puller},
         registry::{
-            self,
+            self, Limit, Limits,
             credentials::{Chain, DockerConfig, Ecr, Environment, Stored},
         },
     },
@@ -404,6 +404,10 @@ fn puller(config: &Config, catalog: &Catalog) -> Puller {
         registry: registry::Options {
             ca_file: config.registry.ca_file.clone(),
             plain_http: config.registry.plain_http,
+            limits: Limits {
+                all: Limit::of(config.registry.bytes_per_second),
+                background: Limit::of(config.registry.background_bytes_per_second),
+            },
             ..registry::Options::default()
         },
         ..pull::Settings::default()

@@ -14,7 +14,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::domain::{self, host::MACOS_GUESTS_PER_HOST};
+use crate::{
+    domain::{self, host::MACOS_GUESTS_PER_HOST},
+    templates::registry::pace::LEAST as LEAST_RATE,
+};
 
 pub mod docs;
 pub mod host;
@@ -32,9 +35,9 @@ use source::Found;
 pub const FILE: &str = "mayfly.toml";
 /// Name of the file in the data directory that holds the first admin token.
 pub const ADMIN_TOKEN_FILE: &str = "admin.token";
-/// Longest time that a setting may ask for: more is a mistake of units.
 /// Port of the guest API where nobody chose one.
 pub const GUEST_PORT: u16 = 8471;
+/// Longest time that a setting may ask for: more is a mistake of units.
 const MAX_SECONDS: u64 = 30 * 24 * 3600;
 
 /// The whole configuration: defaults filled in, values checked, paths absolute.
@@ -287,6 +290,14 @@ impl Config {
                     self.slots.macos
                 ),
             );
+        }
+        for (key, value) in [
+            ("registry.bytes_per_second", self.registry.bytes_per_second),
+            ("registry.background_bytes_per_second", self.registry.background_bytes_per_second),
+        ] {
+            if (1..LEAST_RATE).contains(&value) {
+                found.refuse(key, format!("expected 0 (no limit) or {LEAST_RATE} and more, found {value}"));
+            }
         }
         let t = &self.drivers.tart;
         if t.network == TartNetwork::Bridged && t.bridged_interfaces.is_empty() {

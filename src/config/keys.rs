@@ -178,6 +178,11 @@ section! {
         ca_file: Option<PathBuf> = None;
         /// Speak plain HTTP, which is possible with registries on this host only.
         plain_http: bool = false;
+        /// Most that all pulls together take from registries, in bytes per second (65536 to 4294967295). 0: no limit.
+        bytes_per_second: u32 = 0;
+        /// Most that pulls in the background, which no vm and no person waits for, take together, in bytes per second (65536 to
+        /// 4294967295). 0: no limit.
+        background_bytes_per_second: u32 = 0;
     }
 }
 

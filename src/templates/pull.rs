@@ -47,7 +47,7 @@ use super::{
     check::{self, Part},
     manifest::{FileEntry, Origin, Piece},
     oci::{Digest, Image, Reference, manifest, manifest::Chunk},
-    registry::{self, Client, RegistryError, credentials::CredentialSource},
+    registry::{self, Client, RegistryError, credentials::CredentialSource, pace::Pace},
 };
 use crate::domain::{Budgets, Handover, Template};
 
@@ -72,6 +72,8 @@ pub struct PullRequest {
     pub ssh_key: Option<PathBuf>,
     pub ssh_password: Option<PathBuf>,
     pub budgets: Budgets,
+    /// Nobody waits for it: it keeps to the limits of the background. When somebody else pulls the same meanwhile, it hurries.
+    pub background: bool,
 }
 
 impl PullRequest {
@@ -87,6 +89,7 @@ impl PullRequest {
             ssh_key: None,
             ssh_password: None,
             budgets: Budgets::default(),
+            background: false,
         }
     }
 
@@ -163,6 +166,7 @@ struct Running {
     outcome: watch::Receiver<Outcome>,
     progress: watch::Receiver<Progress>,
     task: AbortHandle,
+    pace: Pace,
 }
 
 impl Drop for Running {
@@ -199,7 +203,11 @@ impl Puller {
         }
         let settings = &self.shared.settings.registry;
         let client = Client::new(&request.image, settings, self.shared.credentials.clone());
-        let client = Arc::new(client.map_err(|e| Arc::new(e.into()))?);
+        let mut client = client.map_err(|e| Arc::new(e.into()))?;
+        if request.background {
+            client = client.in_background(settings.limits.clone());
+        }
+        let client = Arc::new(client);
         let raw = client.manifest(&request.image).await.map_err(|e| Arc::new(e.into()))?;
         let image = manifest::parse(&raw.bytes, raw.content_type.as_deref())
             .map_err(|error| Arc::new(PullError::Manifest { image: Box::new(request.image.clone()), error }))?;
@@ -217,6 +225,9 @@ impl Puller {
                 image: image.clone(),
                 client: client.clone(),
             });
+            if !request.background {
+                running.pace.hurry();
+            }
             running.wait(progress).await?;
             drop(running);
             // Another one's pull may have made a template with other settings: all its pieces are here now.
@@ -258,13 +269,14 @@ impl Puller {
             return (running, false);
         }
         let job = job();
+        let pace = job.client.pace().clone();
         let (outcome_to, outcome) = watch::channel(None);
         let (progress_to, progress) = watch::channel(Progress { image: Some(digest), ..Progress::default() });
         let task = tokio::spawn(async move {
             let outcome = job.run(Meter::new(progress_to)).await.map_err(Arc::new);
             outcome_to.send_replace(Some(outcome));
         });
-        let running = Arc::new(Running { outcome, progress, task: task.abort_handle() });
+        let running = Arc::new(Running { outcome, progress, task: task.abort_handle(), pace });
         all.insert(digest, Arc::downgrade(&running));
         (running, true)
     }
