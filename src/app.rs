@@ -37,7 +37,7 @@ use crate::{
         self, Catalog,
         pull::{self, Puller},
         registry::{
-            self,
+            self, Limit, Limits,
             credentials::{Chain, DockerConfig, Ecr, Environment, Stored},
         },
     },
@@ -155,6 +155,10 @@ impl App {
                 max_queued: config.queue.max_length,
                 queue_timeout_seconds: config.queue.timeout_seconds,
                 budgets: config.default_budgets(),
+                pulls: service::pulls::Settings {
+                    deadline: Duration::from_secs(u64::from(config.pulls.deadline_seconds)),
+                    ..Default::default()
+                },
             },
         );
         admin_token(&service, &layout.at("admin.token")).await?;
@@ -219,10 +223,11 @@ impl App {
         let guests_tcp =
             guest_tcp.map(|l| tokio::spawn(http::serve_tcp(l, None, http::guest_router(&http), shutdown.clone())));
         let admin = tokio::spawn(http::serve_tcp(listener, tls, http::admin_router(&http), shutdown.clone()));
+        let pulling = tokio::spawn(http.service.clone().run_pulls(shutdown.clone()));
         let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));
         tokio::spawn(shutdown.clone().run_until_cancelled_owned(check_later(database)));
         drop(http);
-        for task in [Some(guests), guests_tcp, Some(admin), Some(reconciling)].into_iter().flatten() {
+        for task in [Some(guests), guests_tcp, Some(admin), Some(pulling), Some(reconciling)].into_iter().flatten() {
             if let Err(error) = task.await {
                 tracing::error!(error = %error, "a part of the service ended badly");
                 shutdown.cancel();
@@ -407,6 +412,10 @@ fn puller(config: &Config, catalog: &Catalog) -> Puller {
         registry: registry::Options {
             ca_file: config.registry.ca_file.clone(),
             plain_http: config.registry.plain_http,
+            limits: Limits {
+                all: Limit::of(config.registry.bytes_per_second),
+                background: Limit::of(config.registry.background_bytes_per_second),
+            },
             ..registry::Options::default()
         },
         ..pull::Settings::default()

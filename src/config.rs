@@ -14,7 +14,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::domain::{self, host::MACOS_GUESTS_PER_HOST};
+use crate::{
+    domain::{self, host::MACOS_GUESTS_PER_HOST},
+    templates::registry::pace::LEAST as LEAST_RATE,
+};
 
 pub mod docs;
 pub mod host;
@@ -23,8 +26,8 @@ mod source;
 
 pub use host::Host;
 pub use keys::{
-    Accelerator, Budgets, Drivers, FakeDriver, Guest, GuestArch, Key, Log, LogFormat, QemuDriver, Queue, Registry,
-    Retention, Section, Server, Slots, TartDriver, TartNetwork, TartResolver, Templates,
+    Accelerator, Budgets, Drivers, FakeDriver, Guest, GuestArch, Key, Log, LogFormat, Pulls, QemuDriver, Queue,
+    Registry, Retention, Section, Server, Slots, TartDriver, TartNetwork, TartResolver, Templates,
 };
 use source::Found;
 
@@ -32,9 +35,9 @@ use source::Found;
 pub const FILE: &str = "mayfly.toml";
 /// Name of the file in the data directory that holds the first admin token.
 pub const ADMIN_TOKEN_FILE: &str = "admin.token";
-/// Longest time that a setting may ask for: more is a mistake of units.
 /// Port of the guest API where nobody chose one.
 pub const GUEST_PORT: u16 = 8471;
+/// Longest time that a setting may ask for: more is a mistake of units.
 const MAX_SECONDS: u64 = 30 * 24 * 3600;
 
 /// The whole configuration: defaults filled in, values checked, paths absolute.
@@ -50,6 +53,7 @@ pub struct Config {
     pub retention: Retention,
     pub templates: Templates,
     pub registry: Registry,
+    pub pulls: Pulls,
     pub drivers: Drivers,
     pub log: Log,
 }
@@ -144,6 +148,7 @@ impl Config {
             retention: Retention::read(&mut found),
             templates: Templates::read(&mut found),
             registry: Registry::read(&mut found),
+            pulls: Pulls::read(&mut found),
             drivers: Drivers {
                 qemu: QemuDriver::read(&mut found),
                 tart: TartDriver::read(&mut found),
@@ -172,6 +177,7 @@ impl Config {
             retention: Retention::default(),
             templates: Templates::default(),
             registry: Registry::default(),
+            pulls: Pulls::default(),
             drivers: Drivers::default(),
             log: Log::default(),
         }
@@ -288,6 +294,14 @@ impl Config {
                 ),
             );
         }
+        for (key, value) in [
+            ("registry.bytes_per_second", self.registry.bytes_per_second),
+            ("registry.background_bytes_per_second", self.registry.background_bytes_per_second),
+        ] {
+            if (1..LEAST_RATE).contains(&value) {
+                found.refuse(key, format!("expected 0 (no limit) or {LEAST_RATE} and more, found {value}"));
+            }
+        }
         let t = &self.drivers.tart;
         if t.network == TartNetwork::Bridged && t.bridged_interfaces.is_empty() {
             found.refuse(
@@ -318,6 +332,7 @@ impl Config {
         }
         found.in_range("budgets.stop_grace_seconds", b.stop_grace_seconds, 0, 600);
         found.in_range("budgets.max_attempts", b.max_attempts, 1, 10);
+        found.in_range("pulls.deadline_seconds", self.pulls.deadline_seconds, 0, MAX_SECONDS);
         found.in_range("retention.deleted_vms_days", self.retention.deleted_vms_days, 0, 3650);
         found.in_range("templates.keep_unused_days", self.templates.keep_unused_days, 0, 3650);
         if let Err(cause) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {

@@ -98,7 +98,7 @@ pub(super) struct Timeline {
     printed: usize,
     fault: Option<FaultView>,
     /// The stage of waiting that was told last.
-    queue: Option<(String, Option<i64>, Option<u8>)>,
+    queue: Option<(String, Option<i64>, Option<u64>)>,
     /// On a terminal: what is going on now.
     spinner: Option<ProgressBar>,
 }

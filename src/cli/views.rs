@@ -52,13 +52,7 @@ pub(super) struct QueueView {
     pub reason: String,
     pub position: Option<i64>,
     pub deadline: Option<Timestamp>,
-    pub pull: Option<PullView>,
-}
-
-#[derive(Debug, Deserialize)]
-pub(super) struct PullView {
-    pub percent: Option<u8>,
-    pub eta_seconds: Option<u32>,
+    pub pull: Option<ProgressView>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -115,8 +109,8 @@ impl VmView {
 
 impl QueueView {
     /// What is worth a line of its own: the same while a pull goes on for another tenth of its way.
-    pub fn stage(&self) -> (String, Option<i64>, Option<u8>) {
-        (self.reason.clone(), self.position, self.pull.as_ref().and_then(|pull| Some(pull.percent? / 10)))
+    pub fn stage(&self) -> (String, Option<i64>, Option<u64>) {
+        (self.reason.clone(), self.position, self.pull.as_ref().and_then(|pull| Some(pull.percent()? / 10)))
     }
 
     /// `waits for a slot, position 3`.
@@ -128,23 +122,10 @@ impl QueueView {
             "backoff" => "waits before the next attempt",
             other => other,
         };
-        let pulled = self.pull.as_ref().map(PullView::text).unwrap_or_default();
+        let pulled = self.pull.as_ref().map(ProgressView::text).unwrap_or_default();
         match self.position {
             Some(position) => format!("{reason}{pulled}, position {position}"),
             None => format!("{reason}{pulled}"),
-        }
-    }
-}
-
-impl PullView {
-    /// ` (42 %, 3m left)`, or nothing while nothing is known.
-    fn text(&self) -> String {
-        match (self.percent, self.eta_seconds) {
-            (Some(percent), Some(eta)) => {
-                format!(" ({percent} %, {} left)", text::duration(jiff::SignedDuration::from_secs(eta.into())))
-            }
-            (Some(percent), None) => format!(" ({percent} %)"),
-            (None, _) => String::new(),
         }
     }
 }
@@ -218,6 +199,72 @@ pub(super) struct FileFaultView {
     pub offset: u64,
     pub bytes: u64,
     pub what: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct PullView {
+    pub id: String,
+    #[serde(default)]
+    pub image: String,
+    #[serde(default)]
+    pub name: String,
+    pub state: String,
+    #[serde(default)]
+    pub generation: i64,
+    pub digest: Option<String>,
+    #[serde(default)]
+    pub progress: ProgressView,
+    pub error: Option<FaultView>,
+    #[serde(default)]
+    pub failures: u32,
+    pub retry_at: Option<Timestamp>,
+    #[serde(default)]
+    pub discarded: bool,
+    pub created_at: Timestamp,
+}
+
+impl PullView {
+    pub fn is_ended(&self) -> bool {
+        matches!(self.state.as_str(), "done" | "failed" | "cancelled")
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ProgressView {
+    pub bytes_done: u64,
+    pub bytes_total: u64,
+    pub bytes_per_second: Option<u64>,
+    pub eta_seconds: Option<u64>,
+}
+
+impl ProgressView {
+    /// ` (42 %, 3m05s left)`, or nothing while nothing is known.
+    fn text(&self) -> String {
+        let left = |eta: u64| text::duration(jiff::SignedDuration::from_secs(i64::try_from(eta).unwrap_or(i64::MAX)));
+        match (self.percent(), self.eta_seconds) {
+            (Some(percent), Some(eta)) => format!(" ({percent} %, {} left)", left(eta)),
+            (Some(percent), None) => format!(" ({percent} %)"),
+            (None, _) => String::new(),
+        }
+    }
+
+    /// `None`: it is not known yet what there is to fetch.
+    pub fn percent(&self) -> Option<u64> {
+        let done = u128::from(self.bytes_done.min(self.bytes_total)) * 100;
+        let percent = done.checked_div(u128::from(self.bytes_total))?;
+        u64::try_from(percent).ok()
+    }
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct WatchView {
+    pub image: String,
+    #[serde(default)]
+    pub every_seconds: u32,
+    pub canary: Option<serde_json::Value>,
+    pub looked_at: Option<Timestamp>,
+    pub error: Option<FaultView>,
 }
 
 #[derive(Debug, Deserialize)]

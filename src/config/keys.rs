@@ -192,6 +192,20 @@ section! {
         ca_file: Option<PathBuf> = None;
         /// Speak plain HTTP, which is possible with registries on this host only.
         plain_http: bool = false;
+        /// Most that all pulls together take from registries, in bytes per second (65536 to 4294967295). 0: no limit.
+        bytes_per_second: u32 = 0;
+        /// Most that pulls in the background, which no vm and no person waits for, take together, in bytes per second (65536 to
+        /// 4294967295). 0: no limit.
+        background_bytes_per_second: u32 = 0;
+    }
+}
+
+section! {
+    /// Pulls of templates.
+    Pulls = "pulls" {
+        /// How long a failure that may pass is waited out, from the moment the pull was asked for, in seconds (0 to 2592000).
+        /// 0: the first failure is the last.
+        deadline_seconds: u32 = 6 * 3600;
     }
 }
 
@@ -298,6 +312,7 @@ pub const SECTIONS: &[Section] = &[
     Retention::SECTION,
     Templates::SECTION,
     Registry::SECTION,
+    Pulls::SECTION,
     QemuDriver::SECTION,
     TartDriver::SECTION,
     FakeDriver::SECTION,

@@ -8,6 +8,7 @@ pub mod event;
 pub mod host;
 pub mod ids;
 pub mod lifecycle;
+pub mod pull;
 pub mod runner;
 pub mod template;
 pub mod template_event;

@@ -25,6 +25,7 @@ use super::{
     frame::Seat,
     openapi::examples,
     problem::Problem,
+    pulls::PullProgressEvent,
     time::Time,
     vms::{no_vm, page_size},
 };
@@ -244,7 +245,8 @@ pub struct StreamedEvent {
 ///
 /// Server-sent events of all vms and templates: `id` is the position, `event` the type, `data` an event as JSON, which has
 /// `vm_id` when it is about a vm and `template` when it is about a template. Resumes by `Last-Event-ID` without loss and
-/// without repetition. A comment every 15 seconds keeps the connection alive.
+/// without repetition. While an image is pulled, `pull_progress` says once a second how far it is; such messages have no `id`,
+/// and none of a filter's vm. A comment every 15 seconds keeps the connection alive.
 #[utoipa::path(
     get, path = "/events", tag = "events",
     params(StreamEvents, ("Last-Event-ID" = Option<i64>, Header, description = "Begin after this position; wins over `after`", minimum = 0)),
@@ -313,6 +315,7 @@ impl EventStream {
         // Before the first look at the database: what is committed in between rings, and is seen by it.
         let mut bell = self.http.service.changes().subscribe();
         let mut templates = self.http.service.changes().subscribe_templates();
+        let mut pulls = self.http.service.follow_pulls();
         let result: Result<Infallible, Over> = async {
             self.send("retry: 1000\n\n".into()).await?;
             self.catch_up().await?;
@@ -332,6 +335,11 @@ impl EventStream {
                         Ok(recorded) if recorded.seq == self.sent + 1 => self.pass_on_template(&recorded).await?,
                         Ok(_) | Err(RecvError::Lagged(_)) => self.catch_up().await?,
                         Err(RecvError::Closed) => return Err(Over),
+                    },
+                    // Without a position: what is said here is old news in a second, and nobody resumes after it.
+                    told = pulls.recv() => if let (Ok(told), None) = (&told, self.only) {
+                        let data = serde_json::to_string(&PullProgressEvent::new(told)).map_err(|_| Over)?;
+                        self.send(format!("event: {}\ndata: {data}\n\n", PullProgressEvent::KIND)).await?;
                     },
                     () = tokio::time::sleep(KEEP_ALIVE) => {
                         self.send(": keep-alive\n\n".into()).await?;

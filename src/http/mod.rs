@@ -27,6 +27,7 @@ mod logs;
 mod openapi;
 mod pages;
 mod problem;
+mod pulls;
 mod serve;
 mod templates;
 mod time;
@@ -79,6 +80,9 @@ fn admin_routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(templates::verify::verify_template))
         .routes(routes!(templates::names::pin_template, templates::names::unpin_template))
         .routes(routes!(events::list_template_events))
+        .routes(routes!(templates::watch::get_watch, templates::watch::set_watch, templates::watch::remove_watch))
+        .routes(routes!(pulls::list_pulls))
+        .routes(routes!(pulls::get_pull, pulls::cancel_pull))
         .routes(routes!(tokens::create_token, tokens::list_tokens))
         .routes(routes!(tokens::revoke_token))
         .routes(routes!(host::get_host))

@@ -37,7 +37,7 @@ pub mod examples;
         (name = "health", description = "For probes and metrics"),
         (name = "pages", description = "For people"),
     ),
-    components(schemas(Body9457, LogSource, super::events::TemplateEventView)),
+    components(schemas(Body9457, LogSource, super::events::TemplateEventView, super::pulls::PullProgressEvent)),
 )]
 struct Base;
 
@@ -61,7 +61,12 @@ fn own_errors(operation: &str) -> &'static [Code] {
         ],
         "get_vm" | "end_vm" | "list_vm_events" | "get_vm_log" => &[C::VmNotFound],
         "report_guest_event" => &[C::VmNotFound, C::VmTransitionRefused],
-        "create_template" => &[C::TemplateExists, C::TemplateInvalid, C::DriverUnsupported, C::HostFull],
+        "create_template" => {
+            &[C::TemplateExists, C::TemplateInvalid, C::DriverUnsupported, C::HostFull, C::ImageRefused]
+        }
+        "get_pull" | "cancel_pull" => &[C::PullNotFound],
+        "set_watch" => &[C::TemplateExists, C::TemplateInvalid, C::ImageRefused],
+        "get_watch" | "remove_watch" => &[C::WatchNotFound],
         "get_template" | "list_template_events" => &[C::TemplateNotFound],
         "delete_template" => &[C::TemplateNotFound, C::TemplateInUse],
         "point_template" => &[C::TemplateUnknown, C::TemplateInvalid, C::TemplateDamaged],

@@ -18,6 +18,7 @@ use super::{
     frame::Seat,
     openapi::examples,
     problem::Problem,
+    pulls::ProgressView,
     time::Time,
 };
 use crate::{
@@ -100,31 +101,7 @@ pub struct QueueView {
     /// When it gives up waiting.
     pub deadline: Time,
     /// How far its image is; null unless that is pulled now.
-    pub pull: Option<PullView>,
-}
-
-/// How far an image is on its way here.
-#[derive(Serialize, ToSchema)]
-pub struct PullView {
-    /// Of what has to come from the registry; null until that is known.
-    #[schema(minimum = 0, maximum = 100)]
-    pub percent: Option<u8>,
-    pub bytes_done: u64,
-    pub bytes_total: u64,
-    pub bytes_per_second: u64,
-    pub eta_seconds: Option<u64>,
-}
-
-impl From<Progress> for PullView {
-    fn from(p: Progress) -> Self {
-        Self {
-            percent: p.percent(),
-            bytes_done: p.bytes_done,
-            bytes_total: p.bytes_total,
-            bytes_per_second: p.rate,
-            eta_seconds: p.eta.map(|eta| eta.as_secs()),
-        }
-    }
+    pub pull: Option<ProgressView>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -198,7 +175,7 @@ impl VmView {
                 // It may have left the queue between the two reads; a position is at least 1 all the same.
                 position: position.max(1),
                 deadline: q.deadline.into(),
-                pull: pull.map(PullView::from),
+                pull: pull.as_ref().map(ProgressView::moving),
             }),
             deadline: vm.deadline().map(|(budget, at)| DeadlineView { budget, at: at.into() }),
             budgets: d.budgets.clone(),
@@ -220,7 +197,7 @@ impl VmView {
     pub async fn of(vm: &Vm, service: &Service) -> Result<Self, Problem> {
         let queued = vm.state == State::Queued;
         let position = if queued { service.reader().queue_position(vm.id()).await? } else { 0 };
-        Ok(Self::new(vm, position, service.pull_progress(vm)))
+        Ok(Self::new(vm, position, service.image_progress(vm)))
     }
 }
 

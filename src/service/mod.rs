@@ -14,10 +14,12 @@ use crate::{
 pub mod clock;
 pub mod guests;
 pub mod hosts;
+pub mod pulls;
 pub mod templates;
 pub mod tokens;
 pub mod versions;
 pub mod vms;
+pub mod watches;
 
 pub use clock::Clock;
 
@@ -30,11 +32,12 @@ pub struct Settings {
     pub queue_timeout_seconds: u32,
     /// Budgets of a template that does not say otherwise.
     pub budgets: Budgets,
+    pub pulls: pulls::Settings,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { max_queued: 1000, queue_timeout_seconds: 3600, budgets: Budgets::default() }
+        Self { max_queued: 1000, queue_timeout_seconds: 3600, budgets: Budgets::default(), pulls: Default::default() }
     }
 }
 
@@ -51,6 +54,7 @@ pub struct Service {
     /// The drivers that this service was started with, by name.
     pub(crate) drivers: Arc<crate::drivers::registry::Registry>,
     pub(crate) puller: Puller,
+    pub(crate) pulls: Arc<pulls::Board>,
 }
 
 #[expect(clippy::too_many_arguments, reason = "called once, where everything is wired")]
@@ -69,7 +73,7 @@ impl Service {
     ) -> Self {
         let vms = versions::Vms { reader: reader.clone(), ledger: ledger.clone(), clock: clock.clone() };
         catalog.settle(Arc::new(vms));
-        Self { ledger, reader, vault, logs, catalog, host, clock, settings, drivers, puller }
+        Self { ledger, reader, vault, logs, catalog, host, clock, settings, drivers, puller, pulls: Arc::default() }
     }
 }
 

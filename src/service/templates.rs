@@ -6,10 +6,7 @@ use super::Service;
 use crate::{
     domain::{Code, Error, Handover, Result, Template, TemplateEvent},
     drivers::Driver,
-    templates::{
-        NewTemplate,
-        pull::{Progress, PullRequest},
-    },
+    templates::NewTemplate,
 };
 
 impl Service {
@@ -46,18 +43,6 @@ impl Service {
         Ok(template)
     }
 
-    /// Pulls an image from a registry and registers it. Asking again while it is pulled joins; after a failure it goes on where
-    /// it stopped.
-    pub async fn pull_template(&self, request: PullRequest) -> Result<Template> {
-        let image = request.image.to_string();
-        let (meter, _) = tokio::sync::watch::channel(Progress::default());
-        tracing::info!(image, template.name = request.name, "pulling a template");
-        let template = self.puller.pull(&request, &meter).await.map_err(|error| Error::from(&*error))?;
-        let at = meter.borrow();
-        tracing::info!(image, template.name = %template.name, template.digest = %template.digest, bytes = at.bytes_done, "template pulled");
-        Ok(template)
-    }
-
     fn driver_named(&self, name: &str) -> Result<&Arc<dyn Driver>> {
         self.drivers.get(name).ok_or_else(|| {
             Error::new(Code::DriverUnsupported, format!("this service has no driver {name:?}"))
@@ -81,6 +66,8 @@ impl Service {
         self.catalog.remove(name).await?;
         let event = TemplateEvent::Deleted { digest: template.digest.clone() };
         self.ledger.record_template(name, event, self.clock.now()).await?;
+        // Following the tag would bring it back.
+        self.ledger.remove_watch(name, self.clock.now()).await?;
         tracing::info!(template.name = %name, template.digest = %template.digest, "template deleted");
         Ok(())
     }

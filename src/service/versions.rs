@@ -25,11 +25,15 @@ pub(super) struct Vms {
 impl Surroundings for Vms {
     async fn needed(&self) -> Result<BTreeSet<String>> {
         let live = self.reader.live_vms().await?;
-        Ok(live.into_iter().filter_map(|vm| Some(vm.draft.spec()?.template_digest.clone())).collect())
+        let mut needed: BTreeSet<String> =
+            live.into_iter().filter_map(|vm| Some(vm.draft.spec()?.template_digest.clone())).collect();
+        needed.extend(self.reader.digests_in_test().await?);
+        Ok(needed)
     }
 
     async fn needs(&self, digest: &str) -> Result<bool> {
-        Ok(self.reader.template_in_use(digest).await?.is_some())
+        Ok(self.reader.template_in_use(digest).await?.is_some()
+            || self.reader.digests_in_test().await?.iter().any(|tested| tested == digest))
     }
 
     async fn pruned(&self, held: &Held) {
@@ -92,15 +96,13 @@ impl Service {
     }
 
     async fn name_moved(&self, moved: &Moved) -> Result<()> {
-        if moved.changed() {
-            tracing::info!(
-                template.name = moved.name,
-                template.digest = moved.to,
-                from = moved.from,
-                why = moved.why,
-                "name moved"
-            );
+        if !moved.changed() {
+            return Ok(());
         }
+        let Moved { name, from, to, why } = moved.clone();
+        tracing::info!(template.name = name, template.digest = to, from, why, "name moved");
+        let event = TemplateEvent::NameMoved { name: name.clone(), from, to: Some(to), why };
+        self.ledger.record_template(name, event, self.clock.now()).await?;
         Ok(())
     }
 

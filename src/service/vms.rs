@@ -215,7 +215,7 @@ impl Service {
     }
 
     /// How far the image is that the vm waits for. `None`: it waits for none, or nothing is known yet.
-    pub fn pull_progress(&self, vm: &Vm) -> Option<Progress> {
+    pub fn image_progress(&self, vm: &Vm) -> Option<Progress> {
         match vm.draft.basis {
             Basis::Awaited { .. } => self.puller.progress(&vm.id().to_string()),
             Basis::Known(_) => None,

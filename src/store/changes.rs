@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::{broadcast, watch};
 
-use crate::domain::{Vm, VmId, event::Recorded, template_event::RecordedOfTemplate};
+use crate::domain::{Vm, VmId, event::Recorded, pull::Pull, template_event::RecordedOfTemplate};
 
 /// One committed event and the vm as it stands after it.
 #[derive(Clone, Debug)]
@@ -29,6 +29,8 @@ pub struct Changes {
     bell: broadcast::Sender<Change>,
     /// Of its own, so that whoever follows vms is not woken by templates.
     templates: broadcast::Sender<Arc<RecordedOfTemplate>>,
+    /// Pulls as they stand after a change.
+    pulls: broadcast::Sender<Arc<Pull>>,
     /// One bell for each vm that somebody watches: a thousand who wait for a thousand vms are not all woken by each event.
     vms: Arc<Mutex<HashMap<VmId, Bell>>>,
     last_seq: Arc<AtomicI64>,
@@ -39,6 +41,7 @@ impl Changes {
         Self {
             bell: broadcast::channel(1024).0,
             templates: broadcast::channel(256).0,
+            pulls: broadcast::channel(64).0,
             vms: Arc::default(),
             last_seq: Arc::new(AtomicI64::new(last_seq)),
         }
@@ -52,6 +55,11 @@ impl Changes {
     /// Events about templates, as with `subscribe`.
     pub fn subscribe_templates(&self) -> broadcast::Receiver<Arc<RecordedOfTemplate>> {
         self.templates.subscribe()
+    }
+
+    /// Pulls as they stand after each change, as with `subscribe`.
+    pub fn subscribe_pulls(&self) -> broadcast::Receiver<Arc<Pull>> {
+        self.pulls.subscribe()
     }
 
     /// One vm as it stands after its newest event from now on; `None` until there is one. As with `subscribe`: before reading.
@@ -72,6 +80,10 @@ impl Changes {
     pub(super) fn publish_template(&self, made: &Arc<RecordedOfTemplate>) {
         self.last_seq.fetch_max(made.seq, Ordering::AcqRel);
         let _ = self.templates.send(made.clone());
+    }
+
+    pub(super) fn publish_pull(&self, pull: &Arc<Pull>) {
+        let _ = self.pulls.send(pull.clone());
     }
 
     pub(super) fn publish(&self, made: &[Change]) {

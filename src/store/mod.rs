@@ -18,11 +18,13 @@ pub mod changes;
 pub mod ledger;
 pub mod logs;
 pub mod placement;
+pub mod pulls;
 pub mod retention;
 pub mod template_events;
 pub mod tokens;
 pub mod vault;
 pub mod vms;
+pub mod watches;
 mod writer;
 
 pub use changes::{Change, Changes};

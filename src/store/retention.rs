@@ -1,4 +1,4 @@
-//! Forgetting: records of vms that ended long ago, and what happened to templates then.
+//! Forgetting: records of vms and pulls that ended long ago, and what happened to templates then.
 
 use jiff::Timestamp;
 
@@ -8,8 +8,8 @@ use super::{Ledger, Result};
 const BITE: i64 = 200;
 
 impl Ledger {
-    /// Removes records (rows, events, idempotency keys) of vms deleted before `cutoff`, and what happened to templates before it;
-    /// returns how many, 0 when there are none left.
+    /// Removes records (rows, events, idempotency keys) of vms deleted and pulls ended before `cutoff`, and what happened to templates
+    /// before it; returns how many, 0 when there are none left.
     pub async fn forget_deleted_before(&self, cutoff: Timestamp) -> Result<u64> {
         let cutoff = cutoff.as_millisecond();
         self.writer
@@ -29,7 +29,14 @@ impl Ledger {
                     )
                     .execute(&mut *db)
                     .await?;
-                    Ok(gone.rows_affected() + events.rows_affected())
+                    let pulls = sqlx::query!(
+                        "DELETE FROM pulls WHERE id IN (SELECT id FROM pulls WHERE ended_at < ? ORDER BY ended_at LIMIT ?)",
+                        cutoff,
+                        BITE
+                    )
+                    .execute(&mut *db)
+                    .await?;
+                    Ok(gone.rows_affected() + events.rows_affected() + pulls.rows_affected())
                 })
             })
             .await

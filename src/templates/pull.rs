@@ -52,7 +52,7 @@ use super::{
     check::{self, Part},
     manifest::{FileEntry, Origin, Piece},
     oci::{Digest, Image, Reference, manifest, manifest::Chunk},
-    registry::{self, Client, RegistryError, credentials::CredentialSource},
+    registry::{self, Client, RegistryError, credentials::CredentialSource, pace::Pace},
 };
 use crate::domain::{Budgets, Code, Handover, Template};
 
@@ -79,6 +79,8 @@ pub struct PullRequest {
     pub budgets: Budgets,
     /// Any template of the image will do, with the settings above or others; they count when it has to be pulled.
     pub whatever_settings: bool,
+    /// Nobody waits for it: it keeps to the limits of the background. When somebody else pulls the same meanwhile, it hurries.
+    pub background: bool,
 }
 
 impl PullRequest {
@@ -95,6 +97,7 @@ impl PullRequest {
             ssh_password: None,
             budgets: Budgets::default(),
             whatever_settings: false,
+            background: false,
         }
     }
 
@@ -178,6 +181,7 @@ struct Running {
     outcome: watch::Receiver<Outcome>,
     progress: watch::Receiver<Progress>,
     task: AbortHandle,
+    pace: Pace,
 }
 
 impl Drop for Running {
@@ -206,8 +210,7 @@ impl Puller {
         request: &PullRequest,
         progress: &watch::Sender<Progress>,
     ) -> Result<Template, Arc<PullError>> {
-        let repository = demand::repository(&request.image);
-        let origin = |digest: Digest| Origin { repository: repository.clone(), digest: digest.to_string() };
+        let origin = |digest: Digest| origin(&request.image, digest);
         let failed = |e: crate::domain::Error| Arc::new(PullError::from(e));
         let catalog = &self.shared.catalog;
         let nothing_yet = Digest::of(b"");
@@ -223,7 +226,11 @@ impl Puller {
         }
         let settings = &self.shared.settings.registry;
         let client = Client::new(&request.image, settings, self.shared.credentials.clone());
-        let client = Arc::new(client.map_err(|e| Arc::new(e.into()))?);
+        let mut client = client.map_err(|e| Arc::new(e.into()))?;
+        if request.background {
+            client = client.in_background(settings.limits.clone());
+        }
+        let client = Arc::new(client);
         let raw = client.manifest(&request.image).await.map_err(|e| Arc::new(e.into()))?;
         let image = manifest::parse(&raw.bytes, raw.content_type.as_deref())
             .map_err(|error| Arc::new(PullError::Manifest { image: Box::new(request.image.clone()), error }))?;
@@ -241,6 +248,9 @@ impl Puller {
                 image: image.clone(),
                 client: client.clone(),
             });
+            if !request.background {
+                running.pace.hurry();
+            }
             running.wait(progress).await?;
             drop(running);
             // Another one's pull may have made a template with other settings: all its pieces are here now.
@@ -254,10 +264,30 @@ impl Puller {
     /// The template that the request is after, if it is here, under the request's name from now on.
     async fn find(&self, request: &PullRequest, origin: Origin) -> crate::domain::Result<Option<Template>> {
         let catalog = &self.shared.catalog;
-        match origin.digest.parse() {
-            Ok(digest) if request.whatever_settings => catalog.of_image(origin.repository, digest).await,
-            _ => catalog.find_pulled(origin, request.template()).await,
+        match request.whatever_settings {
+            true => catalog.of_image(origin).await,
+            false => catalog.find_pulled(origin, request.template()).await,
         }
+    }
+
+    /// Whether this can be pulled at all, as far as that can be said without asking the registry.
+    pub async fn check(&self, request: &PullRequest) -> Result<(), PullError> {
+        Client::new(&request.image, &self.shared.settings.registry, self.shared.credentials.clone())?;
+        let digest = request.image.digest().unwrap_or(Digest::of(b""));
+        Ok(self.shared.catalog.may_pull(origin(&request.image, digest), request.name.clone()).await?)
+    }
+
+    /// What the reference stands for at the moment, by its registry's word.
+    pub async fn resolve(&self, image: &Reference) -> Result<Digest, PullError> {
+        let client = Client::new(image, &self.shared.settings.registry, self.shared.credentials.clone())?;
+        Ok(client.manifest(image).await?.digest)
+    }
+
+    /// Removes what was fetched of an image and not published. `false`: somebody pulls it.
+    pub async fn discard(&self, image: Digest) -> Result<bool, PullError> {
+        let Some(staging) = self.shared.catalog.staging(image).await? else { return Ok(false) };
+        self.shared.catalog.discard_staging(Arc::new(staging)).await?;
+        Ok(true)
     }
 
     /// The pull of this digest that is under way, or a new one. Says whether it is new.
@@ -271,16 +301,21 @@ impl Puller {
             return (running, false);
         }
         let job = job();
+        let pace = job.client.pace().clone();
         let (outcome_to, outcome) = watch::channel(None);
-        let (progress_to, progress) = watch::channel(Progress::default());
+        let (progress_to, progress) = watch::channel(Progress { image: Some(digest), ..Progress::default() });
         let task = tokio::spawn(async move {
             let outcome = job.run(Meter::new(progress_to)).await.map_err(Arc::new);
             outcome_to.send_replace(Some(outcome));
         });
-        let running = Arc::new(Running { outcome, progress, task: task.abort_handle() });
+        let running = Arc::new(Running { outcome, progress, task: task.abort_handle(), pace });
         all.insert(digest, Arc::downgrade(&running));
         (running, true)
     }
+}
+
+fn origin(image: &Reference, digest: Digest) -> Origin {
+    Origin { repository: format!("{}/{}", image.registry(), image.repository()), digest: digest.to_string() }
 }
 
 impl Running {

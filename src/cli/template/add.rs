@@ -6,9 +6,12 @@ use clap::Args;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::super::{
-    client::{Client, Failure},
-    output,
+use super::{
+    super::{
+        client::{Client, Failure},
+        output,
+    },
+    settings::Settings,
 };
 
 #[derive(Args)]
@@ -48,24 +51,8 @@ pub(in crate::cli) struct Add {
     /// Architecture [default: what the VM of Tart says, else the service's machine's]
     #[arg(long, value_parser = ["x86_64", "aarch64"])]
     arch: Option<String>,
-    /// Cores of a vm that does not say [default: what the VM of Tart says, else 2]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
-    cpus: Option<u32>,
-    /// Memory of a vm that does not say, in MiB [default: what the VM of Tart says, else 2048]
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(32..))]
-    memory_mib: Option<u32>,
-    /// How guests get their runner: a NoCloud volume read at boot, SSH, or Tart's guest agent [default: agent for Tart, else seed]
-    #[arg(long, value_parser = ["seed", "ssh", "agent"])]
-    handover: Option<String>,
-    /// User that runs the runner in the guest, and that SSH logs in as [default: admin for Tart, else runner]
-    #[arg(long, value_name = "NAME")]
-    user: Option<String>,
-    /// Private key that SSH logs in with
-    #[arg(long, value_name = "FILE")]
-    ssh_key: Option<PathBuf>,
-    /// File with the password that SSH logs in with where there is no key; only its owner may read it
-    #[arg(long, value_name = "FILE")]
-    ssh_password_file: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
 }
 
 /// What image builds write beside a disk.
@@ -129,13 +116,13 @@ fn request(args: Add) -> Result<Value, Failure> {
     put("kernel", path(own(args.kernel).or(beside(manifest.kernel))));
     put("initramfs", path(own(args.initramfs).or(beside(manifest.initramfs))));
     put("firmware", path(own(args.firmware).or(beside(manifest.firmware))));
-    put("ssh_key", path(own(args.ssh_key).or(beside(manifest.ssh_key))));
-    put("ssh_password_file", path(own(args.ssh_password_file)));
+    put("ssh_key", path(beside(manifest.ssh_key)));
     put("cmdline", args.cmdline.or(manifest.cmdline).map(Value::from));
-    put("cpus", args.cpus.or(manifest.cpus).map(Value::from));
-    put("memory_mib", args.memory_mib.or(manifest.memory_mib).map(Value::from));
-    put("handover", args.handover.or(manifest.handover).map(Value::from));
-    put("user", args.user.or(manifest.ssh_user).map(Value::from));
+    put("cpus", manifest.cpus.map(Value::from));
+    put("memory_mib", manifest.memory_mib.map(Value::from));
+    put("handover", manifest.handover.map(Value::from));
+    put("user", manifest.ssh_user.map(Value::from));
+    args.settings.put(&mut body);
     Ok(body.into())
 }
 

@@ -7,12 +7,14 @@ mod add;
 mod names;
 mod prune;
 mod pull;
+mod settings;
 mod verify;
+mod watch;
 
 use super::{
     client::{Client, Failure},
     exit, output, text,
-    views::TemplateView,
+    views::{TemplateView, WatchView},
 };
 
 #[derive(Subcommand)]
@@ -23,9 +25,25 @@ pub(super) enum TemplateCommand {
     Add(Box<add::Add>),
     /// Pull a template from a registry
     ///
-    /// An image in Tart's format. Every byte is verified. A pull that was cut off goes on where it stopped; an image that is here
-    /// already is not pulled again.
+    /// An image in Tart's format. Every byte is verified. The service pulls; this command watches, and may be ended. A pull that
+    /// was cut off goes on where it stopped; an image that is here already is not pulled again.
     Pull(Box<pull::Pull>),
+    /// List pulls, newest first
+    Pulls,
+    /// Cancel a pull
+    PullCancel {
+        id: String,
+        /// Remove what was fetched, too, unless another pull needs it
+        #[arg(long)]
+        discard: bool,
+    },
+    /// Let a template follow a tag
+    ///
+    /// The service looks the tag up from time to time. When it has moved, the new version is pulled in the background, and the
+    /// name moves to it.
+    Watch(Box<watch::Watch>),
+    /// Let a template follow nothing any more
+    Unwatch { name: String },
     /// List templates
     #[command(visible_alias = "ls")]
     List,
@@ -63,7 +81,11 @@ pub(super) enum TemplateCommand {
 pub(super) async fn run(command: TemplateCommand, client: &Client, json: bool) -> Result<u8, Failure> {
     match command {
         TemplateCommand::Add(args) => add::run(*args, client, json).await?,
-        TemplateCommand::Pull(args) => pull::run(*args, client, json).await?,
+        TemplateCommand::Pull(args) => return pull::run(*args, client, json).await,
+        TemplateCommand::Pulls => pull::list(client, json).await?,
+        TemplateCommand::PullCancel { id, discard } => pull::cancel(&id, discard, client, json).await?,
+        TemplateCommand::Watch(args) => watch::run(*args, client, json).await?,
+        TemplateCommand::Unwatch { name } => watch::remove(&name, client, json).await?,
         TemplateCommand::List => list(client, json).await?,
         TemplateCommand::Show { name } => show(&name, client, json).await?,
         TemplateCommand::Point(args) => names::point(args, client, json).await?,
@@ -110,8 +132,12 @@ fn short_digest(digest: &str) -> String {
 }
 
 async fn show(name: &str, client: &Client, json: bool) -> Result<(), Failure> {
-    let value = client.get(&["templates", name], &[]).await?;
+    let mut value = client.get(&["templates", name], &[]).await?;
+    let watch = watch::of(name, client).await?;
     if json {
+        if let (Some(template), Some(watch)) = (value.as_object_mut(), watch) {
+            template.insert("watch".to_owned(), watch);
+        }
         return output::json(&value);
     }
     let t: TemplateView = client.view(&value)?;
@@ -142,6 +168,9 @@ async fn show(name: &str, client: &Client, json: bool) -> Result<(), Failure> {
         pairs.push(("registered", format!("{} ({} ago)", text::time(at), text::age(at))));
     }
     pairs.extend(versions);
+    if let Some(watch) = watch {
+        pairs.extend(watch::fields(client.view::<WatchView>(&watch)?));
+    }
     output::bytes(text::fields(&pairs).as_bytes())
 }
 

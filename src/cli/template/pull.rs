@@ -1,14 +1,36 @@
-//! `mayfly template pull`
+//! `mayfly template pull`, `pulls` and `pull-cancel`
 
-use std::path::PathBuf;
+use std::{
+    io::{self, IsTerminal},
+    time::{Duration, Instant},
+};
 
 use clap::Args;
-use serde_json::{Value, json};
+use indicatif::{ProgressBar, ProgressStyle};
+use jiff::SignedDuration;
+use serde_json::{Map, Value, json};
 
-use super::super::{
-    client::{Client, Failure},
-    output,
+use super::{
+    super::{
+        client::{Client, Failure, Problem},
+        exit, output, text,
+        views::PullView,
+    },
+    settings::{Settings, Smoke},
 };
+use crate::domain::Code;
+
+/// So often it is asked how far it is.
+const ASK: &str = "1";
+/// Between two questions that were answered with nothing.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long a service that does not answer is waited for: long enough for a restart.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Where nobody watches a bar: a line this often, or when so many percent more are done.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+const LINE_PERCENT: u64 = 10;
+/// What a shell says of a program that Ctrl-C ended.
+const INTERRUPTED: u8 = 130;
 
 #[derive(Args)]
 pub(in crate::cli) struct Pull {
@@ -17,54 +39,225 @@ pub(in crate::cli) struct Pull {
     /// Name to create vms from it with [default: the last part of the namespace]
     #[arg(long = "as", value_name = "NAME")]
     name: Option<String>,
-    /// Cores of a vm that does not say [default: what the image says]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
-    cpus: Option<u32>,
-    /// Memory of a vm that does not say, in MiB [default: what the image says]
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(32..))]
-    memory_mib: Option<u32>,
-    /// How guests get their runner: SSH, or Tart's guest agent [default: agent]
-    #[arg(long, value_parser = ["ssh", "agent"])]
-    handover: Option<String>,
-    /// User that runs the runner in the guest, and that SSH logs in as [default: admin]
-    #[arg(long, value_name = "NAME")]
-    user: Option<String>,
-    /// Private key that SSH logs in with
-    #[arg(long, value_name = "FILE")]
-    ssh_key: Option<PathBuf>,
-    /// File with the password that SSH logs in with where there is no key; only its owner may read it
-    #[arg(long, value_name = "FILE")]
-    ssh_password_file: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+    #[command(flatten)]
+    smoke: Smoke,
+    /// Print the pull's id and do not wait for its end
+    #[arg(long)]
+    detach: bool,
 }
 
-pub(super) async fn run(args: Pull, client: &Client, json: bool) -> Result<(), Failure> {
-    let body = pull_request(args);
-    output::note(&format!(
-        "pulling {}; this takes as long as the network needs",
-        body["image"].as_str().unwrap_or_default()
-    ));
-    let value = client.post_patiently(&["templates"], &body).await?;
-    if json {
-        return output::json(&value);
+pub(super) async fn run(args: Pull, client: &Client, json: bool) -> Result<u8, Failure> {
+    let detach = args.detach;
+    let value = client.post(&["templates"], &body(args)?, &[]).await?;
+    let pull: PullView = client.view(&value)?;
+    if detach {
+        if json {
+            output::json(&value)?;
+        } else {
+            output::line(&pull.id)?;
+        }
+        return Ok(exit::OK);
     }
-    let text = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
-    output::line(format!("{}  {}", text("name"), text("digest")).trim_end())
+    let interrupted = async {
+        // Where no signal can be waited for, the usual end by the signal does as well.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    let id = pull.id.clone();
+    let (value, pull) = tokio::select! {
+        ended = follow(client, pull, value) => ended?,
+        () = interrupted => {
+            output::note(&format!(
+                "the pull goes on; `mayfly template pulls` shows it,\n`mayfly template pull-cancel {id}` ends it"
+            ));
+            return Ok(INTERRUPTED);
+        }
+    };
+    match pull.state.as_str() {
+        "done" if json => output::json(&value)?,
+        "done" => output::line(format!("{}  {}", pull.name, pull.digest.unwrap_or_default()).trim_end())?,
+        "cancelled" => return Err(Failure::Other("the pull was cancelled".to_owned())),
+        _ => return Err(failed(&pull)),
+    }
+    Ok(exit::OK)
 }
 
-fn pull_request(args: Pull) -> Value {
-    let path = |p: Option<PathBuf>| p.map(|p| std::path::absolute(&p).unwrap_or(p).to_string_lossy().into_owned());
-    let last = || {
-        let path = args.image.split('@').next().unwrap_or_default();
+fn body(args: Pull) -> Result<Value, Failure> {
+    let last = |image: &str| {
+        let path = image.split('@').next().unwrap_or_default();
         let last = path.rsplit('/').next().unwrap_or_default();
         last.split(':').next().unwrap_or_default().to_owned()
     };
-    let mut body = json!({
-        "image": args.image, "name": args.name.clone().unwrap_or_else(last), "cpus": args.cpus, "memory_mib": args.memory_mib,
-        "handover": args.handover, "user": args.user, "ssh_key": path(args.ssh_key),
-        "ssh_password_file": path(args.ssh_password_file),
-    });
-    if let Some(body) = body.as_object_mut() {
-        body.retain(|_, value| !value.is_null());
+    let name = args.name.unwrap_or_else(|| last(&args.image));
+    let mut body = Map::new();
+    body.insert("image".to_owned(), args.image.into());
+    body.insert("name".to_owned(), name.into());
+    args.settings.put(&mut body);
+    args.smoke.put(&mut body)?;
+    Ok(body.into())
+}
+
+/// The problem that a pull ended with, as if the service had answered with it.
+fn failed(pull: &PullView) -> Failure {
+    let (code, detail) = match &pull.error {
+        Some(error) => (error.code.clone(), error.detail.clone()),
+        None => (String::new(), "the service does not say why".to_owned()),
+    };
+    let known = Code::ALL.iter().find(|known| known.slug() == code);
+    Failure::Problem(
+        Box::new(Problem {
+            title: known.map_or_else(|| "The pull failed".to_owned(), |known| known.title().to_owned()),
+            status: 422,
+            detail: Some(detail),
+            retryable: known.is_some_and(|known| known.retryable()),
+            code,
+            ..Problem::default()
+        }),
+        None,
+    )
+}
+
+async fn follow(client: &Client, mut pull: PullView, mut value: Value) -> Result<(Value, PullView), Failure> {
+    let mut teller = Teller::new();
+    let mut silent_since: Option<Instant> = None;
+    loop {
+        teller.tell(&pull);
+        if pull.is_ended() {
+            return Ok((value, pull));
+        }
+        let generation = pull.generation.to_string();
+        let asked = Instant::now();
+        match client.get(&["pulls", &pull.id], &[("timeout_seconds", ASK), ("wait_generation", &generation)]).await {
+            Ok(answer) => {
+                silent_since = None;
+                let before = pull.generation;
+                (pull, value) = (client.view(&answer)?, answer);
+                // Something in between that does not wait must not make us ask without a pause.
+                if pull.generation == before && asked.elapsed() < PAUSE / 2 {
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+            // The pull goes on when the service is back.
+            Err(failure) if failure.passes() => {
+                if silent_since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+                    return Err(failure);
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(failure) => return Err(failure),
+        }
     }
-    body
+}
+
+/// Says on standard error how far a pull is: a bar for people, a line now and then for logs.
+struct Teller {
+    bar: Option<ProgressBar>,
+    said: Option<(Instant, u64)>,
+    state: String,
+    failures: u32,
+}
+
+impl Teller {
+    fn new() -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(0);
+            let style = ProgressStyle::with_template("{spinner:.cyan} [{bar:24}] {percent:>3} %  {msg}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        });
+        Self { bar, said: None, state: String::new(), failures: 0 }
+    }
+
+    fn tell(&mut self, pull: &PullView) {
+        if self.state.is_empty() {
+            self.note(&format!("pulling {}", text::plain(&pull.image)));
+        }
+        if pull.failures > self.failures
+            && let Some(error) = &pull.error
+        {
+            let when = pull.retry_at.map(|at| format!("; trying again at {}", text::time(at))).unwrap_or_default();
+            self.note(&format!("{}: {}{when}", error.code, text::plain(&error.detail)));
+        }
+        self.failures = pull.failures;
+        if pull.state == "testing" && self.state != "testing" {
+            self.note("the image is here; a vm of it runs the test");
+        }
+        self.state.clone_from(&pull.state);
+        let progress = &pull.progress;
+        let mut words = vec![format!("{} of {}", text::bytes(progress.bytes_done), text::bytes(progress.bytes_total))];
+        if let Some(rate) = progress.bytes_per_second.filter(|rate| *rate > 0) {
+            words.push(format!("{}/s", text::bytes(rate)));
+        }
+        if let Some(eta) = progress.eta_seconds {
+            let eta = SignedDuration::from_secs(i64::try_from(eta).unwrap_or(i64::MAX));
+            words.push(format!("{} left", text::duration(eta)));
+        }
+        let words = if pull.state == "testing" { "testing".to_owned() } else { words.join("  ") };
+        if let Some(bar) = &self.bar {
+            bar.set_length(progress.bytes_total);
+            bar.set_position(progress.bytes_done);
+            bar.set_message(words);
+            if pull.is_ended() {
+                bar.finish_and_clear();
+            }
+            return;
+        }
+        let Some(percent) = progress.percent() else { return };
+        let due = self.said.is_none_or(|(at, said)| at.elapsed() >= LINE_EVERY || percent >= said + LINE_PERCENT);
+        let whole = percent == 100 && self.said.is_some_and(|(_, said)| said < 100);
+        if (due && pull.state == "pulling" && self.said.is_none_or(|(_, said)| said < 100)) || whole {
+            output::note(&format!("{percent:>3} %  {words}"));
+            self.said = Some((Instant::now(), percent));
+        }
+    }
+
+    fn note(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| output::note(line)),
+            None => output::note(line),
+        }
+    }
+}
+
+pub(super) async fn list(client: &Client, json: bool) -> Result<(), Failure> {
+    let items = client.list(&["pulls"], &[]).await?;
+    if json {
+        return output::json(&json!({ "items": items }));
+    }
+    if items.is_empty() {
+        output::note("no pulls; `mayfly template pull` begins one");
+        return Ok(());
+    }
+    let mut rows = Vec::new();
+    for item in &items {
+        let pull: PullView = client.view(item)?;
+        let percent = pull.progress.percent().filter(|_| !pull.is_ended()).map(|p| format!("{p} %"));
+        rows.push(vec![
+            pull.id,
+            pull.name,
+            pull.state,
+            percent.unwrap_or_default(),
+            text::age(pull.created_at),
+            pull.error.map(|error| error.code).unwrap_or_default(),
+        ]);
+    }
+    let head = ["ID", "NAME", "STATE", "DONE", "AGE", "ERROR"];
+    output::bytes(text::table(&head, &rows, output::width(), 1).as_bytes())
+}
+
+pub(super) async fn cancel(id: &str, discard: bool, client: &Client, json: bool) -> Result<(), Failure> {
+    let query: &[(&str, &str)] = if discard { &[("discard", "true")] } else { &[] };
+    let value = client.delete(&["pulls", id], query).await?;
+    if json {
+        return output::json(&value);
+    }
+    let pull: PullView = client.view(&value)?;
+    if discard && !pull.discarded && pull.state != "done" {
+        output::note("what was fetched stays: another pull needs it, or nothing was fetched");
+    }
+    output::line(&format!("{id}  {}", pull.state))
 }

@@ -7,7 +7,7 @@ use super::{
     super::{
         client::{Client, Failure},
         exit, output, text,
-        views::VmView,
+        views::{ProgressView, VmView},
     },
     PAGE, pair, shorten, states,
 };
@@ -75,7 +75,7 @@ pub(super) async fn run(args: List, client: &Client, json: bool) -> Result<u8, F
 /// The one thing worth knowing about a vm in a list.
 fn remark(vm: &VmView) -> String {
     if let Some(queue) = &vm.queue {
-        let percent = queue.pull.as_ref().and_then(|pull| pull.percent);
+        let percent = queue.pull.as_ref().and_then(ProgressView::percent);
         return match queue.position {
             Some(_) if percent.is_some() => format!("{}, {} %", queue.reason, percent.unwrap_or_default()),
             Some(position) => format!("{}, position {position}", queue.reason),

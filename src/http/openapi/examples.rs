@@ -221,6 +221,90 @@ pub fn point_request() -> Value {
     json!({ "digest": DIGEST, "why": "the tests pass with it" })
 }
 
+pub fn pull_request() -> Value {
+    json!({
+        "name": "macos",
+        "image": "ghcr.io/cirruslabs/macos-tahoe-base:latest",
+        "canary": { "command": "xcodebuild -version", "timeout_seconds": 900 }
+    })
+}
+
+pub fn pull() -> Value {
+    json!({
+        "id": "01920f3c-7c90-7e33-9f4d-0b2a6c8d3e4f",
+        "image": "ghcr.io/cirruslabs/macos-tahoe-base:latest",
+        "name": "macos",
+        "state": "pulling",
+        "generation": 2,
+        "background": false,
+        "canary": true,
+        "previous_digest": null,
+        "image_digest": DIGEST,
+        "digest": null,
+        "vm_id": null,
+        "progress": {
+            "bytes_done": 5368709120_u64,
+            "bytes_total": 26843545600_u64,
+            "chunks_done": 21,
+            "chunks_total": 100,
+            "bytes_per_second": 104857600,
+            "eta_seconds": 205
+        },
+        "error": null,
+        "failures": 0,
+        "retry_at": null,
+        "deadline": "2026-11-20T14:00:00.000Z",
+        "discarded": false,
+        "created_at": "2026-11-20T08:00:00.000Z",
+        "updated_at": "2026-11-20T08:00:01.000Z",
+        "ended_at": null
+    })
+}
+
+pub fn cancelled_pull() -> Value {
+    with(
+        pull(),
+        json!({
+            "state": "cancelled",
+            "generation": 3,
+            "progress": {
+                "bytes_done": 5368709120_u64,
+                "bytes_total": 26843545600_u64,
+                "chunks_done": 21,
+                "chunks_total": 100,
+                "bytes_per_second": null,
+                "eta_seconds": null
+            },
+            "updated_at": "2026-11-20T08:01:00.000Z",
+            "ended_at": "2026-11-20T08:01:00.000Z"
+        }),
+    )
+}
+
+pub fn watch_request() -> Value {
+    json!({
+        "image": "ghcr.io/cirruslabs/macos-tahoe-base:latest",
+        "every_seconds": 3600,
+        "canary": { "command": "xcodebuild -version", "timeout_seconds": 900 }
+    })
+}
+
+pub fn watch() -> Value {
+    with(
+        watch_request(),
+        json!({
+            "template": "macos",
+            "created_at": "2026-11-20T08:00:00.000Z",
+            "looked_at": "2026-11-20T09:00:00.000Z",
+            "next_look_at": "2026-11-20T09:58:12.345Z",
+            "image_digest": null,
+            "pull": null,
+            "error": null,
+            "failures": 0
+        }),
+    )
+}
+
 pub fn host() -> Value {
     json!({
         "observed": true,

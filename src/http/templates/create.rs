@@ -7,7 +7,7 @@ use axum::{
     extract::State as FromState,
     http::{HeaderName, StatusCode, header},
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
@@ -18,16 +18,17 @@ use super::{
         frame::Seat,
         openapi::examples,
         problem::Problem,
+        pulls::PullView,
     },
     TemplateView, shown,
 };
 use crate::{
-    domain::{Arch, Budgets, BudgetsPatch, Code, GuestOs, Handover, template::DiskFormat},
-    templates::{
-        NewTemplate,
-        oci::reference::{Reference, ReferenceError},
-        pull::PullRequest,
+    domain::{
+        Arch, Budgets, BudgetsPatch, Code, GuestOs, Handover,
+        pull::{Canary, PullSpec},
+        template::DiskFormat,
     },
+    templates::NewTemplate,
 };
 
 /// A template made from files on this host. All paths are absolute; the files are copied, by reference where the file system
@@ -81,27 +82,22 @@ pub struct TemplateRequest {
     /// Budgets that differ from the usual ones.
     #[serde(default)]
     budgets: BudgetsPatch,
+    /// What a vm of the new version has to pass before the name points at it; only with `image`.
+    canary: Option<Canary>,
 }
 
-/// What a request asks for.
-enum Wanted {
-    Files(Box<NewTemplate>),
-    Image(Box<PullRequest>),
+/// Relative to what? The service's directory is not the caller's.
+fn absolute(paths: &[(&str, Option<&PathBuf>)]) -> Result<(), Problem> {
+    for (pointer, path) in paths {
+        if path.is_some_and(|path| !path.is_absolute() || path.as_os_str().as_encoded_bytes().contains(&0)) {
+            return Err(Problem::invalid(*pointer, "must be an absolute path on the service's host"));
+        }
+    }
+    Ok(())
 }
 
 impl TemplateRequest {
-    fn into_wanted(self, base: &Budgets) -> Result<Wanted, Problem> {
-        match &self.image {
-            Some(image) => {
-                let image =
-                    image.parse().map_err(|error: ReferenceError| Problem::invalid("/image", error.to_string()))?;
-                self.into_pull(image, base).map(|pull| Wanted::Image(Box::new(pull)))
-            }
-            None => self.into_new(base).map(|new| Wanted::Files(Box::new(new))),
-        }
-    }
-
-    fn into_pull(self, image: Reference, base: &Budgets) -> Result<PullRequest, Problem> {
+    fn into_pull(self, base: &Budgets) -> Result<PullSpec, Problem> {
         for (pointer, given) in [
             ("/disk", self.disk.is_some()),
             ("/vm_dir", self.vm_dir.is_some()),
@@ -118,7 +114,10 @@ impl TemplateRequest {
                 return Err(Problem::invalid(pointer, "is said by the image itself: leave it out"));
             }
         }
-        Ok(PullRequest {
+        absolute(&[("/ssh_key", self.ssh_key.as_ref()), ("/ssh_password_file", self.ssh_password_file.as_ref())])?;
+        Ok(PullSpec {
+            image: self.image.unwrap_or_default(),
+            name: self.name,
             cpus: self.cpus,
             memory_mib: self.memory_mib,
             handover: self.handover,
@@ -126,12 +125,16 @@ impl TemplateRequest {
             ssh_key: self.ssh_key,
             ssh_password: self.ssh_password_file,
             budgets: self.budgets.over(base)?,
-            ..PullRequest::new(image, self.name)
+            canary: self.canary,
+            background: false,
         })
     }
 
     fn into_new(self, base: &Budgets) -> Result<NewTemplate, Problem> {
-        let paths = [
+        if self.canary.is_some() {
+            return Err(Problem::invalid("/canary", "is for an image: files are registered at once"));
+        }
+        absolute(&[
             ("/disk", self.disk.as_ref()),
             ("/vm_dir", self.vm_dir.as_ref()),
             ("/kernel", self.kernel.as_ref()),
@@ -139,13 +142,7 @@ impl TemplateRequest {
             ("/firmware", self.firmware.as_ref()),
             ("/ssh_key", self.ssh_key.as_ref()),
             ("/ssh_password_file", self.ssh_password_file.as_ref()),
-        ];
-        for (pointer, path) in paths {
-            // Relative to what? The service's directory is not the caller's.
-            if path.is_some_and(|path| !path.is_absolute() || path.as_os_str().as_encoded_bytes().contains(&0)) {
-                return Err(Problem::invalid(pointer, "must be an absolute path on the service's host"));
-            }
-        }
+        ])?;
         let (disk, config, nvram) = match (self.disk, self.vm_dir) {
             (Some(disk), None) => (disk, None, None),
             (None, Some(dir)) => (dir.join("disk.img"), Some(dir.join("config.json")), Some(dir.join("nvram.bin"))),
@@ -178,19 +175,33 @@ impl TemplateRequest {
     }
 }
 
+/// What came of it: a template, or a pull that will make one.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum Registered {
+    Template(Box<TemplateView>),
+    Pull(Box<PullView>),
+}
+
 /// Register a template
 ///
-/// From files on the service's host, or from an image in a registry. Repeating it with the same content answers 200. Large disks
-/// take their time: they are read once, to know their digest, or pulled. A pull that was cut off goes on where it stopped when
-/// it is asked for again.
+/// From files on the service's host: it is ready when this answers. Large disks take their time, because they are read once, to
+/// know their digest. From an image in a registry: this answers at once with a pull, which goes on in the background, over
+/// restarts of the service too; `GET /pulls/{id}` says how far it is. Repeating a request with the same content answers 200,
+/// with the template or with the pull under way.
 #[utoipa::path(
     post, path = "/templates", tag = "templates",
-    request_body(content = TemplateRequest, example = json!(examples::template_request())),
+    request_body(content = TemplateRequest, examples(
+        ("files" = (summary = "From files", value = json!(examples::template_request()))),
+        ("image" = (summary = "From a registry, with a test", value = json!(examples::pull_request())))
+    )),
     responses(
         (status = 201, description = "It is ready to clone", body = TemplateView,
             headers(("Location" = String, description = "`/templates/{name}`")), example = json!(examples::template())),
-        (status = 200, description = "It was here already, the same", body = TemplateView,
-            headers(("Location" = String, description = "`/templates/{name}`")), example = json!(examples::template())),
+        (status = 202, description = "The image is being pulled", body = PullView,
+            headers(("Location" = String, description = "`/pulls/{id}`")), example = json!(examples::pull())),
+        (status = 200, description = "The template was here already, the same; or the same pull is under way", body = Registered,
+            headers(("Location" = String, description = "`/templates/{name}` or `/pulls/{id}`")), example = json!(examples::template())),
     ),
     security(("token" = ["admin"])),
 )]
@@ -199,20 +210,24 @@ pub async fn create_template(
     _: Allowed<Admin>,
     seat: Seat,
     Json(request): Json<TemplateRequest>,
-) -> Result<(StatusCode, [(HeaderName, String); 1], Answer<TemplateView>), Problem> {
+) -> Result<(StatusCode, [(HeaderName, String); 1], Answer<Registered>), Problem> {
+    let base = http.service.default_budgets();
+    if request.image.is_some() {
+        let (pull, new) = http.service.start_pull(request.into_pull(base)?).await?;
+        let status = if new { StatusCode::ACCEPTED } else { StatusCode::OK };
+        let location = [(header::LOCATION, format!("/pulls/{}", pull.id))];
+        let view = PullView::of(&pull, &http.service);
+        return Ok((status, location, Answer(Registered::Pull(Box::new(view)))));
+    }
     seat.unhurried();
-    let name = request.name.clone();
-    let wanted = request.into_wanted(http.service.default_budgets())?;
-    let before = match http.service.get_template(&name).await {
+    let new = request.into_new(base)?;
+    let before = match http.service.get_template(new.name.as_deref().unwrap_or_default()).await {
         Ok(template) => Some(template.digest),
         Err(error) if error.code == Code::TemplateNotFound => None,
         Err(error) => return Err(error.into()),
     };
-    let template = match wanted {
-        Wanted::Files(new) => http.service.register_template(*new).await?,
-        Wanted::Image(pull) => http.service.pull_template(*pull).await?,
-    };
+    let template = http.service.register_template(new).await?;
     let status = if before.as_ref() == Some(&template.digest) { StatusCode::OK } else { StatusCode::CREATED };
-    let location = format!("/templates/{}", template.name);
-    Ok((status, [(header::LOCATION, location)], Answer(shown(&http, &template.name).await?)))
+    let location = [(header::LOCATION, format!("/templates/{}", template.name))];
+    Ok((status, location, Answer(Registered::Template(Box::new(shown(&http, &template.name).await?)))))
 }

@@ -20,6 +20,7 @@ pub mod names;
 pub mod prune;
 pub mod verify;
 mod view;
+pub mod watch;
 
 pub use view::TemplateView;
 

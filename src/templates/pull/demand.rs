@@ -33,7 +33,7 @@ impl Puller {
     /// The template of an image that is here, found without asking anybody. What a tag stands for only its registry knows.
     pub async fn here(&self, image: &Reference) -> Result<Option<Template>> {
         match image.digest() {
-            Some(digest) => self.shared.catalog.of_image(repository(image), digest).await,
+            Some(digest) => self.shared.catalog.of_image(super::origin(image, digest)).await,
             None => Ok(None),
         }
     }
@@ -53,8 +53,4 @@ impl Puller {
         let waiting = self.shared.waiting.0.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.get(whom).map(|progress| progress.borrow().clone())
     }
-}
-
-pub(super) fn repository(image: &Reference) -> String {
-    format!("{}/{}", image.registry(), image.repository())
 }

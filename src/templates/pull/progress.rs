@@ -7,8 +7,12 @@ use std::{
 
 use tokio::sync::watch;
 
+use crate::templates::oci::Digest;
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
+    /// Of the image, once it was looked up.
+    pub image: Option<Digest>,
     /// Of what has to come from the registry. What is here already is in neither number.
     pub bytes_done: u64,
     /// Zero until it is known what has to come.
@@ -19,14 +23,6 @@ pub struct Progress {
     /// Bytes per second, of late.
     pub rate: u64,
     pub eta: Option<Duration>,
-}
-
-impl Progress {
-    /// Of what has to come from the registry. `None` until it is known what that is.
-    pub fn percent(&self) -> Option<u8> {
-        let done = u128::from(self.bytes_done.min(self.bytes_total)) * 100;
-        done.checked_div(u128::from(self.bytes_total)).map(|percent| percent as u8)
-    }
 }
 
 /// The rate is measured this often, and forgets what was half a minute ago.
@@ -51,7 +47,9 @@ impl Meter {
     }
 
     pub fn planned(&self, bytes_total: u64, chunks_done: usize, chunks_total: usize) {
-        self.to.send_replace(Progress { bytes_total, chunks_done, chunks_total, ..Progress::default() });
+        self.to.send_modify(|p| {
+            *p = Progress { image: p.image, bytes_total, chunks_done, chunks_total, ..Progress::default() };
+        });
     }
 
     pub fn received(&self, bytes: u64) {

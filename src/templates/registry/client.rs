@@ -16,6 +16,7 @@ use super::{
     RegistryError, Retry,
     auth::Authorizer,
     credentials::CredentialSource,
+    pace::{Limits, Pace},
     retry::{Failure, verdict},
 };
 use crate::templates::oci::{
@@ -44,6 +45,8 @@ pub struct Options {
     /// For the answer to begin, and between two pieces of it.
     pub idle_timeout: Duration,
     pub retry: Retry,
+    /// How fast blobs may come.
+    pub limits: Limits,
 }
 
 impl Default for Options {
@@ -55,6 +58,7 @@ impl Default for Options {
             connect_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(60),
             retry: Retry::default(),
+            limits: Limits::default(),
         }
     }
 }
@@ -83,6 +87,7 @@ pub struct Client {
     registry: String,
     auth: Authorizer,
     retry: Retry,
+    pace: Pace,
 }
 
 impl fmt::Debug for Client {
@@ -145,7 +150,18 @@ impl Client {
         let http = builder.build().map_err(|e| settings(e.without_url().to_string()))?;
         let plain_tokens = options.plain_http && options.plain_http_anywhere;
         let auth = Authorizer::new(&registry, reference.repository(), plain_tokens, source);
-        Ok(Client { http, base, registry, auth, retry: options.retry })
+        let pace = Pace::urgent(options.limits.clone());
+        Ok(Client { http, base, registry, auth, retry: options.retry, pace })
+    }
+
+    /// Keeps to the limits of the background, until its pace is told to hurry.
+    pub fn in_background(mut self, limits: Limits) -> Client {
+        self.pace = Pace::background(limits);
+        self
+    }
+
+    pub fn pace(&self) -> &Pace {
+        &self.pace
     }
 
     /// The manifest that the reference names, verified where it names a digest.
@@ -228,6 +244,8 @@ impl Client {
         loop {
             let piece = response.chunk().await.map_err(|e| Failure::again(describe(&self.registry, &what, e)))?;
             let Some(mut piece) = piece else { break };
+            // What has come is one piece more than may be here; the next one is not asked for before this one may go on.
+            self.pace.allow(piece.len()).await;
             let end = at + piece.len() as u64;
             if end > blob.size {
                 let found = format!("more than the {} bytes it should have", blob.size);

@@ -4,15 +4,18 @@
 //! client       manifests and blobs of one repository, over any number of interruptions
 //!   auth       what the registry asks for, and what it is answered
 //!   retry      which failures are worth another attempt, and when
+//!   pace       how fast bytes may come
 //! credentials  who we are to a registry
 //! ```
 
 mod auth;
 pub mod client;
 pub mod credentials;
+pub mod pace;
 mod retry;
 
 pub use client::{Client, Options};
+pub use pace::{Limit, Limits};
 pub use retry::Retry;
 
 /// Why a registry did not give what was asked for. Never holds an address: what a registry redirects to is signed with secrets.

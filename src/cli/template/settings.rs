@@ -1,0 +1,75 @@
+//! What may be said of a template wherever it comes from, and the test of a new version.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use super::super::{client::Failure, text::parse_seconds};
+
+#[derive(Args, Default)]
+pub(super) struct Settings {
+    /// Cores of a vm that does not say [default: what the image or the VM of Tart says, else 2]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub cpus: Option<u32>,
+    /// Memory of a vm that does not say, in MiB [default: what the image or the VM of Tart says, else 2048]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(32..))]
+    pub memory_mib: Option<u32>,
+    /// How guests get their runner: a NoCloud volume read at boot, SSH, or Tart's guest agent [default: agent for Tart, else seed]
+    #[arg(long, value_parser = ["seed", "ssh", "agent"])]
+    pub handover: Option<String>,
+    /// User that runs the runner in the guest, and that SSH logs in as [default: admin for Tart, else runner]
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// Private key that SSH logs in with
+    #[arg(long, value_name = "FILE")]
+    pub ssh_key: Option<PathBuf>,
+    /// File with the password that SSH logs in with where there is no key; only its owner may read it
+    #[arg(long, value_name = "FILE")]
+    pub ssh_password_file: Option<PathBuf>,
+}
+
+impl Settings {
+    /// As the API takes them. What is not given is left to the service, which knows its host.
+    pub fn put(self, body: &mut Map<String, Value>) {
+        let path = |p: Option<PathBuf>| p.map(absolute);
+        let fields = [
+            ("cpus", self.cpus.map(Value::from)),
+            ("memory_mib", self.memory_mib.map(Value::from)),
+            ("handover", self.handover.map(Value::from)),
+            ("user", self.user.map(Value::from)),
+            ("ssh_key", path(self.ssh_key)),
+            ("ssh_password_file", path(self.ssh_password_file)),
+        ];
+        body.extend(fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+    }
+}
+
+/// The service reads the files, and it has another working directory.
+pub(super) fn absolute(path: PathBuf) -> Value {
+    Value::from(std::path::absolute(&path).unwrap_or(path).to_string_lossy().into_owned())
+}
+
+#[derive(Args)]
+pub(super) struct Smoke {
+    /// A script that a vm of the new version has to run with success before the name moves to it
+    #[arg(long, value_name = "FILE")]
+    smoke: Option<PathBuf>,
+    /// Longest time for that script, as seconds or a duration such as 15m [default: 15m]
+    #[arg(long, value_name = "TIME", value_parser = parse_seconds, requires = "smoke")]
+    smoke_timeout: Option<u32>,
+}
+
+impl Smoke {
+    pub fn put(self, body: &mut Map<String, Value>) -> Result<(), Failure> {
+        let Some(file) = self.smoke else { return Ok(()) };
+        let command = std::fs::read_to_string(&file)
+            .map_err(|error| Failure::Usage(format!("--smoke: {}: {error}", file.display())))?;
+        let mut canary = json!({ "command": command });
+        if let Some(seconds) = self.smoke_timeout {
+            canary["timeout_seconds"] = seconds.into();
+        }
+        body.insert("canary".to_owned(), canary);
+        Ok(())
+    }
+}

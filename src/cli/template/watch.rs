@@ -1,0 +1,73 @@
+//! `mayfly template watch` and `unwatch`
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use super::{
+    super::{
+        client::{Client, Failure},
+        output, text,
+        text::parse_seconds,
+        views::WatchView,
+    },
+    settings::Smoke,
+};
+
+#[derive(Args)]
+pub(in crate::cli) struct Watch {
+    /// The template that is to follow the tag
+    name: String,
+    /// The image, as host/namespace:tag
+    image: String,
+    /// How often the registry is asked, as seconds or a duration such as 30m [default: 1h]
+    #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
+    every: Option<u32>,
+    #[command(flatten)]
+    smoke: Smoke,
+}
+
+pub(super) async fn run(args: Watch, client: &Client, json: bool) -> Result<(), Failure> {
+    let mut body = Map::new();
+    body.insert("image".to_owned(), args.image.into());
+    if let Some(every) = args.every {
+        body.insert("every_seconds".to_owned(), every.into());
+    }
+    args.smoke.put(&mut body)?;
+    let value = client.put(&["templates", &args.name, "watch"], &body.into()).await?;
+    if json {
+        return output::json(&value);
+    }
+    let watch: WatchView = client.view(&value)?;
+    output::line(&format!("{}  follows {}", args.name, text::plain(&watch.image)))
+}
+
+pub(super) async fn remove(name: &str, client: &Client, json: bool) -> Result<(), Failure> {
+    client.delete(&["templates", name, "watch"], &[]).await?;
+    if json {
+        return output::json(&json!({ "template": name }));
+    }
+    output::line(&format!("{name}  follows no tag"))
+}
+
+/// `None`: the template follows no tag, or the service knows nothing of that.
+pub(super) async fn of(name: &str, client: &Client) -> Result<Option<Value>, Failure> {
+    match client.get(&["templates", name, "watch"], &[]).await {
+        Ok(watch) => Ok(Some(watch)),
+        Err(Failure::Problem(problem, _)) if problem.status == 404 => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// For `template show`.
+pub(super) fn fields(watch: WatchView) -> Vec<(&'static str, String)> {
+    let every = jiff::SignedDuration::from_secs(watch.every_seconds.into());
+    let test = if watch.canary.is_some() { ", with a test" } else { "" };
+    let mut fields = vec![("follows", format!("{}, every {}{test}", watch.image, text::duration(every)))];
+    if let Some(at) = watch.looked_at {
+        fields.push(("looked up", format!("{} ({} ago)", text::time(at), text::age(at))));
+    }
+    if let Some(error) = watch.error {
+        fields.push(("last look", format!("{}: {}", error.code, error.detail)));
+    }
+    fields
+}

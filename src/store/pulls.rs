@@ -1,0 +1,168 @@
+//! Pulls: one row each, changed by whoever has seen its newest generation.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use sqlx::SqliteConnection;
+
+use super::{Ledger, Reader, Result, ledger::unreadable, template_events};
+use crate::domain::{
+    Code, Error, PullId, TemplateEvent,
+    pull::{Pull, PullState},
+    template_event::RecordedOfTemplate,
+};
+
+/// A change of a pull, and what it means for templates.
+type Made = (Option<Arc<Pull>>, Vec<Arc<RecordedOfTemplate>>);
+
+impl Ledger {
+    /// Stores a new pull, or finds the one under way that an equal request made. Says whether it is new.
+    pub async fn open_pull(&self, pull: Pull, request_hash: [u8; 32]) -> Result<(Arc<Pull>, bool)> {
+        let changes = self.changes().clone();
+        let tell = move |(pull, made): &(Arc<Pull>, Option<Arc<RecordedOfTemplate>>)| {
+            if let Some(event) = made {
+                changes.publish_template(event);
+                changes.publish_pull(pull);
+            }
+        };
+        let (pull, made) = self
+            .writer
+            .write_and_tell(move |db| Box::pin(async move { open(db, pull, request_hash).await }), tell)
+            .await?;
+        Ok((pull, made.is_some()))
+    }
+
+    /// Replaces a pull by what it has become, with the events that say so. `None`: it has changed since it was read, and
+    /// nothing was written.
+    pub async fn save_pull(
+        &self,
+        pull: Pull,
+        events: Vec<(String, TemplateEvent)>,
+        at: Timestamp,
+    ) -> Result<Option<Arc<Pull>>> {
+        let changes = self.changes().clone();
+        let tell = move |(pull, made): &Made| {
+            for event in made {
+                changes.publish_template(event);
+            }
+            if let Some(pull) = pull {
+                changes.publish_pull(pull);
+            }
+        };
+        self.writer
+            .write_and_tell(move |db| Box::pin(async move { save(db, pull, events, at).await }), tell)
+            .await
+            .map(|(pull, _)| pull)
+    }
+}
+
+async fn open(
+    db: &mut SqliteConnection,
+    pull: Pull,
+    request_hash: [u8; 32],
+) -> Result<(Arc<Pull>, Option<Arc<RecordedOfTemplate>>)> {
+    let hash = request_hash.as_slice();
+    let same = sqlx::query!("SELECT record FROM pulls WHERE request_hash = ? AND ended_at IS NULL", hash)
+        .fetch_optional(&mut *db)
+        .await?;
+    if let Some(same) = same {
+        return Ok((Arc::new(parse(&same.record)?), None));
+    }
+    let id = pull.id.to_string();
+    let state = pull.state.as_str();
+    let created_at = pull.created_at.as_millisecond();
+    let json = serde_json::to_string(&pull).map_err(|e| unreadable(e.to_string()))?;
+    sqlx::query!(
+        "INSERT INTO pulls (id, state, generation, request_hash, created_at, record) VALUES (?, ?, ?, ?, ?, ?)",
+        id,
+        state,
+        pull.generation,
+        hash,
+        created_at,
+        json
+    )
+    .execute(&mut *db)
+    .await?;
+    let event = TemplateEvent::PullStarted { pull: pull.id, image: pull.spec.image.clone() };
+    let made = template_events::insert(db, &pull.spec.name, event, pull.created_at).await?;
+    Ok((Arc::new(pull), Some(made)))
+}
+
+async fn save(
+    db: &mut SqliteConnection,
+    mut pull: Pull,
+    events: Vec<(String, TemplateEvent)>,
+    at: Timestamp,
+) -> Result<Made> {
+    let before = pull.generation;
+    pull.generation += 1;
+    pull.updated_at = at.max(pull.updated_at);
+    let id = pull.id.to_string();
+    let state = pull.state.as_str();
+    let ended_at = pull.ended_at.map(|t| t.as_millisecond());
+    let json = serde_json::to_string(&pull).map_err(|e| unreadable(e.to_string()))?;
+    let changed = sqlx::query!(
+        "UPDATE pulls SET state = ?, generation = ?, ended_at = ?, record = ? WHERE id = ? AND generation = ?",
+        state,
+        pull.generation,
+        ended_at,
+        json,
+        id,
+        before
+    )
+    .execute(&mut *db)
+    .await?;
+    if changed.rows_affected() == 0 {
+        return Ok((None, Vec::new()));
+    }
+    let mut made = Vec::new();
+    for (template, event) in events {
+        made.push(template_events::insert(db, &template, event, at).await?);
+    }
+    Ok((Some(Arc::new(pull)), made))
+}
+
+fn parse(record: &str) -> Result<Pull> {
+    serde_json::from_str(record).map_err(|e| unreadable(format!("a pull's record: {e}")))
+}
+
+pub fn no_pull(id: PullId) -> Error {
+    Error::new(Code::PullNotFound, format!("no pull has the id {id}"))
+}
+
+impl Reader {
+    pub async fn pull(&self, id: PullId) -> Result<Option<Pull>> {
+        let id = id.to_string();
+        let row = sqlx::query!("SELECT record FROM pulls WHERE id = ?", id).fetch_optional(self.pool()).await?;
+        row.map(|row| parse(&row.record)).transpose()
+    }
+
+    /// Newest first; only those older than `before`.
+    pub async fn pulls(&self, before: Option<PullId>, limit: u32) -> Result<Vec<Pull>> {
+        // Ids are hexadecimal: all of them are less than this.
+        let before = before.map_or_else(|| "g".to_owned(), |id| id.to_string());
+        let limit = i64::from(limit);
+        sqlx::query!("SELECT record FROM pulls WHERE id < ? ORDER BY id DESC LIMIT ?", before, limit)
+            .fetch_all(self.pool())
+            .await?
+            .iter()
+            .map(|row| parse(&row.record))
+            .collect()
+    }
+
+    /// Those under way, oldest first: what a start has to take up again.
+    pub async fn live_pulls(&self) -> Result<Vec<Pull>> {
+        sqlx::query!("SELECT record FROM pulls WHERE ended_at IS NULL ORDER BY id")
+            .fetch_all(self.pool())
+            .await?
+            .iter()
+            .map(|row| parse(&row.record))
+            .collect()
+    }
+
+    /// Templates that have no name yet, because their test is under way.
+    pub async fn digests_in_test(&self) -> Result<Vec<String>> {
+        let live = self.live_pulls().await?;
+        Ok(live.into_iter().filter(|pull| pull.state == PullState::Testing).filter_map(|pull| pull.digest).collect())
+    }
+}

@@ -1,0 +1,3 @@
+//! Registries as their admins set them up: limits, private authorities, logins.
+
+mod bandwidth;
