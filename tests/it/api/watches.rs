@@ -128,7 +128,7 @@ async fn what_cannot_be_followed_is_refused() {
     for (name, body, status, code, at) in [
         ("base", json!({"image": pinned}), 400, "request.invalid", "/image"),
         ("base", json!({"image": "x"}), 400, "request.invalid", "/image"),
-        ("base", json!({}), 400, "request.invalid", ""),
+        ("base", json!({}), 400, "request.invalid", "/image"),
         ("base", json!({"image": image, "every_seconds": 59}), 400, "request.invalid", "/every_seconds"),
         ("base", json!({"image": image, "every": 60}), 400, "request.invalid", "/every"),
         ("base", json!({"image": image, "canary": {"command": ""}}), 400, "request.invalid", "/canary/command"),
