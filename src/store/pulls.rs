@@ -166,3 +166,7 @@ impl Reader {
         Ok(live.into_iter().filter(|pull| pull.state == PullState::Testing).filter_map(|pull| pull.digest).collect())
     }
 }
+
+#[cfg(test)]
+#[path = "pulls_tests.rs"]
+mod tests;

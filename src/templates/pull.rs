@@ -371,6 +371,8 @@ impl Job {
             disk: staging.part(Part::Disk),
             config: Some(staging.part(Part::Config)),
             nvram: Some(staging.part(Part::Nvram)),
+            // Whoever asked first may have gone, and others wait on: each of those who are left gives it a name of their own.
+            name: None,
             ..self.request.template()
         };
         // Whoever we waited for may have made it.

@@ -120,6 +120,7 @@ fn request(spec: &PullSpec, pinned: Option<&str>) -> Result<PullRequest> {
         ssh_key: spec.ssh_key.clone(),
         ssh_password: spec.ssh_password.clone(),
         budgets: spec.budgets.clone(),
+        background: spec.background,
         ..PullRequest::new(image, spec.name.clone())
     })
 }
@@ -233,6 +234,10 @@ impl Service {
         let Some(image) = pull.image_digest.as_deref().and_then(|d| d.parse().ok()) else { return Ok(pull) };
         // The task that pulled it lets go of it when it hears of the end; the pieces that it was writing are written first.
         for _ in 0..100 {
+            let others = self.reader.live_pulls().await?;
+            if others.iter().any(|other| other.image_digest == pull.image_digest) {
+                break;
+            }
             let gone = self.puller.discard(image).await.map_err(|error| Error::from(&error))?;
             if gone {
                 pull.discarded = true;
@@ -241,10 +246,6 @@ impl Service {
                     Some(saved) => Ok((*saved).clone()),
                     None => self.get_pull(id).await,
                 };
-            }
-            let others = self.reader.live_pulls().await?;
-            if others.iter().any(|other| other.image_digest == pull.image_digest) {
-                break;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

@@ -9,19 +9,20 @@ use super::{Api, Got, api};
 
 /// One message of the stream.
 #[derive(Debug)]
-struct Message {
-    id: i64,
-    kind: String,
-    data: Value,
+pub struct Message {
+    /// 0: it has none.
+    pub id: i64,
+    pub kind: String,
+    pub data: Value,
 }
 
-struct Stream {
+pub struct Stream {
     bytes: futures_util::stream::BoxStream<'static, Vec<u8>>,
     buffer: String,
 }
 
 impl Stream {
-    async fn open(api: &Api, query: &str, resume: Option<i64>) -> Stream {
+    pub async fn open(api: &Api, query: &str, resume: Option<i64>) -> Stream {
         let mut request = api.request(Method::GET, &format!("/events{query}"), &api.read);
         if let Some(id) = resume {
             request = request.header("Last-Event-ID", id.to_string());
@@ -34,12 +35,12 @@ impl Stream {
     }
 
     /// The next event; `None` when the stream is over.
-    async fn next(&mut self) -> Option<Message> {
+    pub async fn next(&mut self) -> Option<Message> {
         loop {
             if let Some((block, rest)) = self.buffer.split_once("\n\n") {
                 let fields: BTreeMap<_, _> = block.lines().filter_map(|line| line.split_once(": ")).collect();
                 let message = fields.get("data").map(|data| Message {
-                    id: fields["id"].parse().unwrap(),
+                    id: fields.get("id").map_or(0, |id| id.parse().unwrap()),
                     kind: fields["event"].to_owned(),
                     data: serde_json::from_str(data).unwrap(),
                 });

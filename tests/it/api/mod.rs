@@ -17,7 +17,7 @@ use mayfly::{
     http::{self, Http},
     service::{self, Clock, Service},
     store::{self, Expect, Ledger, Reader, Vault, logs::Logs},
-    templates::{Catalog, NewTemplate},
+    templates::{Catalog, NewTemplate, pull::Puller},
 };
 use reqwest::{Method, StatusCode, header};
 use secrecy::ExposeSecret;
@@ -35,10 +35,12 @@ mod limits;
 mod logs;
 mod pages;
 mod pull;
+mod pulls;
 mod templates;
 mod tokens;
 mod versions;
 mod vms;
+mod watches;
 
 pub struct Api {
     pub admin: String,
@@ -114,6 +116,16 @@ pub async fn api() -> Api {
 }
 
 pub async fn api_with(settings: http::Settings, limits: service::Settings) -> Api {
+    api_pulling(settings, limits, Clock::system(), crate::support::no_registry).await
+}
+
+/// With a puller and a clock of the caller's. Nobody does what pulls owe until `Api::pull` is called.
+pub async fn api_pulling(
+    settings: http::Settings,
+    limits: service::Settings,
+    clock: Clock,
+    puller: impl FnOnce(&Catalog) -> Puller,
+) -> Api {
     let dir = tempfile::tempdir().unwrap();
     let store = store::open(&dir.path().join("mayfly.db")).await.unwrap();
     let capacity = Capacity { macos_slots: 2, linux_slots: 2, cpus: 8, memory_mib: 8192 };
@@ -136,9 +148,9 @@ pub async fn api_with(settings: http::Settings, limits: service::Settings) -> Ap
         Logs::new(dir.path().join("logs")),
         Arc::new(catalog.clone()),
         Arc::new(Registry::default().with(Arc::new(Fake::new(FakeWorld::new())))),
-        crate::support::no_registry(&catalog),
+        puller(&catalog),
         host.subscribe(),
-        Clock::system(),
+        clock,
         limits,
     );
     let token = async |name: &str, scope| {
@@ -286,6 +298,41 @@ impl Api {
                 other => panic!("{other} after a forced end"),
             }
         }
+    }
+
+    pub async fn put(&self, path: &str, token: &str, body: Value) -> Got {
+        Got::of(self.request(Method::PUT, path, token).json(&body).send().await.unwrap()).await
+    }
+
+    /// From now on, what pulls and watches owe is done.
+    pub fn pull(&mut self) {
+        self.servers.push(tokio::spawn(self.service.clone().run_pulls(self.shutdown.clone())));
+    }
+
+    /// Follows a pull by its generations until `done`.
+    pub async fn pull_until(&self, id: &str, done: impl Fn(&Value) -> bool) -> Value {
+        let end = tokio::time::Instant::now() + Duration::from_secs(30);
+        let mut generation = 0;
+        loop {
+            let path = format!("/pulls/{id}?timeout_seconds=5&wait_generation={generation}");
+            let pull = self.get(&path, &self.read).await.ok(200);
+            if done(&pull) {
+                return pull;
+            }
+            assert!(tokio::time::Instant::now() < end, "stuck: {pull:#}");
+            assert!(pull["ended_at"].is_null(), "ended otherwise: {pull:#}");
+            generation = pull["generation"].as_i64().unwrap();
+        }
+    }
+
+    pub async fn pull_ended(&self, id: &str, state: &str) -> Value {
+        self.pull_until(id, |pull| pull["state"] == state).await
+    }
+
+    /// What happened to a template: the types of its events.
+    pub async fn happened(&self, template: &str) -> Vec<String> {
+        let list = self.get(&format!("/templates/{template}/events?limit=200"), &self.read).await.ok(200);
+        list["items"].as_array().unwrap().iter().map(|e| e["type"].as_str().unwrap().to_owned()).collect()
     }
 
     pub async fn stop(&mut self) {

@@ -1,12 +1,31 @@
-//! A template from a registry, as its users ask for it: one request, one command.
+//! A template from a registry, as its users ask for it: by a request, by a command, and over the service's death.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{
     Serve,
+    proxy::{Fault, Proxy, Rule},
     registry::Registry,
     tart_image::{Content, Encoding, TartImage},
 };
+
+async fn serve(registry: &Registry) -> Serve {
+    let ca_file = registry.authority.file().display().to_string();
+    Serve::start(&[("MAYFLY_REGISTRY__CA_FILE", &ca_file), ("MAYFLY_DRIVERS__QEMU__ENABLED", "false")]).await
+}
+
+/// The pull as it is when it has ended.
+async fn ended(serve: &Serve, id: &str) -> Value {
+    let mut generation = 0;
+    loop {
+        let pull = serve.get(&format!("/pulls/{id}?timeout_seconds=20&wait_generation={generation}")).await;
+        if !pull["ended_at"].is_null() {
+            return pull;
+        }
+        assert!(pull["generation"].as_i64().unwrap() > generation, "stuck: {pull:#}\n{}", serve.log());
+        generation = pull["generation"].as_i64().unwrap();
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_becomes_a_template_by_one_request() {
@@ -16,13 +35,15 @@ async fn an_image_becomes_a_template_by_one_request() {
         Encoding::Linked,
     );
     image.push(&registry, "ci/base", "v1").await;
-    let ca_file = registry.authority.file().display().to_string();
-    let serve =
-        Serve::start(&[("MAYFLY_REGISTRY__CA_FILE", &ca_file), ("MAYFLY_DRIVERS__QEMU__ENABLED", "false")]).await;
+    let serve = serve(&registry).await;
 
     let reference = format!("{}/ci/base:v1", registry.address);
-    let (status, template) = serve.post("/templates", json!({"name": "base", "image": reference})).await;
-    assert_eq!(status, 201, "{template}");
+    let (status, pull) = serve.post("/templates", json!({"name": "base", "image": reference})).await;
+    assert_eq!(status, 202, "{pull}");
+    let pull = ended(&serve, pull["id"].as_str().unwrap()).await;
+    assert_eq!(pull["state"], "done", "{pull:#}");
+    let template = serve.get("/templates/base").await;
+    assert_eq!(template["digest"], pull["digest"]);
     assert_eq!(
         (&template["driver"], &template["os"], &template["handover"]),
         (&json!("tart"), &json!("macos"), &json!("agent"))
@@ -34,18 +55,24 @@ async fn an_image_becomes_a_template_by_one_request() {
     assert_eq!(std::fs::read(dir.join("nvram")).unwrap(), image.nvram);
 
     // By the command, and again: nothing new.
-    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_mayfly"))
-        .args(["template", "pull", &reference, "--url", &serve.url, "--json"])
-        .env("MAYFLY_TOKEN", serve.token())
-        .output()
-        .await
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(serde_json::from_str::<serde_json::Value>(&said).unwrap()["digest"], template["digest"]);
+    let command = async |args: &[&str]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_mayfly"));
+        let output = command.args(args).args(["--url", &serve.url]).env("MAYFLY_TOKEN", serve.token()).output();
+        let output = output.await.unwrap();
+        let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+        (output.status.code(), out, err)
+    };
+    let (code, out, err) = command(&["template", "pull", &reference, "--json"]).await;
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["digest"], template["digest"]);
+    let (code, out, err) = command(&["template", "pull", &reference]).await;
+    assert_eq!((code, out.as_str()), (Some(0), format!("base  {digest}\n").as_str()), "{err}");
+    let nowhere = format!("{}/ci/base:none", registry.address);
+    let (code, out, err) = command(&["template", "pull", &nowhere, "--as", "x"]).await;
+    assert_eq!((code, out.as_str()), (Some(1), ""), "{err}");
+    assert!(err.contains("[image.refused]"), "{err}");
 
     for (body, status, code) in [
-        (json!({"name": "x", "image": format!("{}/ci/base:none", registry.address)}), 422, "image.refused"),
         (json!({"name": "x", "image": "no registry"}), 400, "request.invalid"),
         (json!({"name": "x", "image": reference, "os": "linux"}), 400, "request.invalid"),
         (json!({"name": "x"}), 400, "request.invalid"),
@@ -55,4 +82,45 @@ async fn an_image_becomes_a_template_by_one_request() {
     }
     let names: Vec<_> = serve.get("/templates").await["items"].as_array().unwrap().clone();
     assert_eq!(names.len(), 1, "{names:?}");
+    // Four were asked for: one for each new request.
+    let pulls = serve.get("/pulls").await;
+    let states: Vec<_> = pulls["items"].as_array().unwrap().iter().map(|p| p["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["failed", "done", "done", "done"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_goes_on_after_the_service_was_killed() {
+    let registry = Registry::open().await;
+    let image = TartImage::new(&[Content::Noise(1, 1 << 18), Content::Noise(2, 1 << 20)], Encoding::Linked);
+    image.push(&registry, "ci/base", "v1").await;
+    let proxy = Proxy::before(&registry).start().await;
+    let (small, large) = (image.chunk(0).digest(), image.chunk(1).digest());
+    proxy.on(Rule::get(&format!("*{large}"), Fault::Hold { after: 300_000 }).first());
+    let mut serve = serve(&registry).await;
+    let body = json!({"name": "base", "image": format!("{}/ci/base:v1", proxy.address())});
+    let (status, pull) = serve.post("/templates", body).await;
+    assert_eq!(status, 202, "{pull}");
+    let id = pull["id"].as_str().unwrap().to_owned();
+    // The first chunk counts once it is on disk, which the row's progress says.
+    let mut chunks = 0;
+    for _ in 0..300 {
+        chunks = serve.get(&format!("/pulls/{id}")).await["progress"]["chunks_done"].as_u64().unwrap();
+        if chunks == 1 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(chunks, 1, "{}", serve.log());
+    let before = proxy.asked("GET", &small).len();
+    serve.kill();
+    proxy.release();
+    serve.spawn().await;
+    let pull = ended(&serve, &id).await;
+    assert_eq!(pull["state"], "done", "{pull:#}");
+    assert_eq!(serve.get("/templates/base").await["digest"], pull["digest"]);
+    assert_eq!(proxy.asked("GET", &small).len(), before, "what was verified was fetched again");
+    // One pull from its beginning to its end, whoever served.
+    let events = serve.get("/templates/base/events").await;
+    let kinds: Vec<_> = events["items"].as_array().unwrap().iter().map(|e| e["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["pull_started", "name_moved", "pulled"]);
 }

@@ -6,6 +6,7 @@ mod detach;
 mod docs;
 mod double;
 mod follow;
+mod pull;
 mod relay;
 
 use std::{
