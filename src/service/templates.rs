@@ -98,7 +98,7 @@ fn pull_failed(error: &PullError) -> Error {
         )
         | PullError::Layer { .. }
         | PullError::Lost => Code::ImageUnavailable,
-        PullError::Manifest { .. } => Code::TemplateInvalid,
+        PullError::Manifest { .. } | PullError::Settings { .. } => Code::TemplateInvalid,
         PullError::Space { .. } | PullError::Storage(_) => Code::HostUnavailable,
     };
     Error::new(code, error.to_string()).field("/image", "could not be pulled")

@@ -80,6 +80,26 @@ pub struct Outline {
 }
 
 impl NewTemplate {
+    /// Its file for this part.
+    fn with_part(mut self, part: check::Part, path: PathBuf) -> Self {
+        use check::Part;
+        let file = match part {
+            Part::Disk => {
+                self.disk = path;
+                return self;
+            }
+            Part::Kernel => &mut self.kernel,
+            Part::Initramfs => &mut self.initramfs,
+            Part::Firmware => &mut self.firmware,
+            Part::Config => &mut self.config,
+            Part::Nvram => &mut self.nvram,
+            Part::SshKey => &mut self.ssh_key,
+            Part::SshPassword => &mut self.ssh_password,
+        };
+        *file = Some(path);
+        self
+    }
+
     /// One with usual values, from a disk image.
     pub fn of_disk(name: impl Into<String>, disk: impl Into<PathBuf>) -> Self {
         Self {

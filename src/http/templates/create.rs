@@ -119,7 +119,11 @@ impl TemplateRequest {
                 return Err(Problem::invalid(pointer, "is said by the image itself: leave it out"));
             }
         }
+        // Those that are given; what serializes is an object.
+        let given = serde_json::to_value(&self.budgets).unwrap_or_default();
+        let given = given.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
         Ok(PullRequest {
+            budgets_given: given.map(|(name, _)| name.clone()).collect(),
             cpus: self.cpus,
             memory_mib: self.memory_mib,
             handover: self.handover,

@@ -250,6 +250,35 @@ impl Client {
         Ok(())
     }
 
+    /// A blob that fits in memory, verified.
+    pub async fn small_blob(&self, blob: Blob) -> Result<Vec<u8>, RegistryError> {
+        let mut attempts = self.retry.attempts.max(1);
+        loop {
+            let (to, mut pieces) = mpsc::channel::<Piece>(8);
+            let collect = async move {
+                let mut bytes = Vec::new();
+                while let Some(piece) = pieces.recv().await {
+                    bytes.extend_from_slice(&piece);
+                }
+                bytes
+            };
+            let fetch = async move { self.fetch(blob, &to).await };
+            let (fetched, bytes) = tokio::join!(fetch, collect);
+            if let Err(FetchError::Registry { error, .. }) = fetched {
+                return Err(error);
+            }
+            let found = Digest::of(&bytes);
+            if found == blob.digest {
+                return Ok(bytes);
+            }
+            attempts -= 1;
+            if attempts == 0 {
+                let what = format!("the blob {}", blob.digest);
+                return Err(self.unusable(&what, format!("one with the digest {found}")));
+            }
+        }
+    }
+
     fn url(&self, path: &str, what: &str) -> Result<Url, Failure> {
         self.base.join(path).map_err(|e| Failure::last(self.unusable(what, e.to_string())))
     }
