@@ -61,6 +61,9 @@ fn own_errors(operation: &str) -> &'static [Code] {
         "get_vm" | "end_vm" | "list_vm_events" | "get_vm_log" => &[C::VmNotFound],
         "report_guest_event" => &[C::VmNotFound, C::VmTransitionRefused],
         "create_template" => &[C::TemplateExists, C::TemplateInvalid, C::DriverUnsupported],
+        "push_template" => {
+            &[C::TemplateNotFound, C::TemplateInvalid, C::TemplateInUse, C::ImagePushRefused, C::ImagePushFailed]
+        }
         "get_template" => &[C::TemplateNotFound],
         "delete_template" => &[C::TemplateNotFound, C::TemplateInUse],
         "create_token" => &[C::TokenNameInUse],

@@ -9,6 +9,7 @@ use crate::{
     templates::{
         NewTemplate,
         pull::{Progress, PullError, PullRequest},
+        push::{PushError, PushRequest, Pushed},
         registry::RegistryError,
     },
 };
@@ -49,6 +50,22 @@ impl Service {
         let at = meter.borrow();
         tracing::info!(image, template.name = %template.name, template.digest = %template.digest, bytes = at.bytes_done, "template pulled");
         Ok(template)
+    }
+
+    /// Pushes a template to a registry. Asking again after a failure goes on where it stopped.
+    pub async fn push_template(&self, request: PushRequest) -> Result<Pushed> {
+        let image = request.image.to_string();
+        let (meter, _) = tokio::sync::watch::channel(Progress::default());
+        tracing::info!(image, template.name = request.template, "pushing a template");
+        let pushed = self.puller.pusher().push(&request, &meter).await.map_err(|error| push_failed(&error))?;
+        tracing::info!(
+            image,
+            template.name = request.template,
+            image.digest = %pushed.digest,
+            bytes = pushed.bytes_uploaded,
+            "template pushed"
+        );
+        Ok(pushed)
     }
 
     fn driver_named(&self, name: &str) -> Result<&Arc<dyn Driver>> {
@@ -102,4 +119,31 @@ fn pull_failed(error: &PullError) -> Error {
         PullError::Space { .. } | PullError::Storage(_) => Code::HostUnavailable,
     };
     Error::new(code, error.to_string()).field("/image", "could not be pulled")
+}
+
+fn push_failed(error: &PushError) -> Error {
+    let code = match error {
+        PushError::Template(error) => {
+            return Error {
+                fields: error.fields.clone(),
+                retry_after: error.retry_after,
+                ..Error::new(error.code, error.detail.clone())
+            };
+        }
+        PushError::Damaged { .. } | PushError::Unfit { .. } => {
+            return Error::new(Code::TemplateInvalid, error.to_string());
+        }
+        PushError::Storage(_) => return Error::new(Code::HostUnavailable, error.to_string()),
+        PushError::Target { .. } => Code::ImagePushRefused,
+        PushError::Registry { error, .. } => match error {
+            RegistryError::Unreachable { .. } | RegistryError::Answer { .. } => Code::ImagePushFailed,
+            RegistryError::Refused { status: 429 | 500.., .. } => Code::ImagePushFailed,
+            RegistryError::Refused { .. }
+            | RegistryError::Settings { .. }
+            | RegistryError::Credentials(_)
+            | RegistryError::Denied { .. }
+            | RegistryError::NotFound { .. } => Code::ImagePushRefused,
+        },
+    };
+    Error::new(code, error.to_string()).field("/image", "could not be pushed")
 }

@@ -532,5 +532,6 @@ fn sync_dir(path: &Path) -> io::Result<()> {
 }
 
 pub(super) mod pulled;
+pub(super) mod pushed;
 #[cfg(test)]
 mod tests;

@@ -19,7 +19,9 @@
 //!   import   a file into the catalog, by copy-on-write where the file system can
 //!   manifest what the digest is made of
 //!   pulled   what a pull needs of the catalog
+//!   pushed   what a push needs of it
 //! pull       an image from a registry becomes a template
+//! push       a template becomes an image in a registry
 //!   registry manifests and blobs, over any number of interruptions
 //!   oci      what an image is
 //! ```
@@ -30,6 +32,7 @@ mod import;
 mod manifest;
 pub mod oci;
 pub mod pull;
+pub mod push;
 mod qcow2;
 pub mod registry;
 mod tart;

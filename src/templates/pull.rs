@@ -16,7 +16,7 @@
 mod journal;
 mod layer;
 mod plan;
-mod progress;
+pub(in crate::templates) mod progress;
 mod sparse;
 
 use std::{
@@ -50,6 +50,7 @@ use super::{
         self, Digest, Image, Reference,
         manifest::{self, Chunk, Document, ManifestError},
     },
+    push::{self, Pusher},
     registry::{self, Client, RegistryError, credentials::CredentialSource},
 };
 use crate::domain::{Budgets, Handover, Template};
@@ -194,6 +195,17 @@ impl Drop for Running {
 impl Puller {
     pub fn new(catalog: Catalog, settings: Settings, credentials: Arc<dyn CredentialSource>) -> Puller {
         Puller { shared: Arc::new(Shared { catalog, settings, credentials, running: Mutex::default() }) }
+    }
+
+    /// Who pushes from the same catalog, as the same to registries.
+    pub fn pusher(&self) -> Pusher {
+        let Shared { catalog, settings, credentials, .. } = &*self.shared;
+        let settings = push::Settings {
+            registry: settings.registry.clone(),
+            concurrency: settings.concurrency,
+            ..push::Settings::default()
+        };
+        Pusher::new(catalog.clone(), settings, credentials.clone())
     }
 
     /// Pulls an image, unless it is here, and gives it its name. Dropping the future ends the pull, unless others wait for it,

@@ -27,6 +27,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "templates::NewTemplate",
             "templates::oci",
             "templates::pull",
+            "templates::push",
         ],
     ),
 ];

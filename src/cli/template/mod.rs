@@ -5,6 +5,7 @@ use serde_json::json;
 
 mod add;
 mod pull;
+mod push;
 
 use super::{
     client::{Client, Failure},
@@ -20,9 +21,15 @@ pub(super) enum TemplateCommand {
     Add(Box<add::Add>),
     /// Pull a template from a registry
     ///
-    /// An image in Tart's format. Every byte is verified. A pull that was cut off goes on where it stopped; an image that is here
+    /// An image in Tart's format, or one that `template push` made. Every byte is verified. A pull that was cut off goes on where it stopped; an image that is here
     /// already is not pulled again.
     Pull(Box<pull::Pull>),
+    /// Push a template to a registry
+    ///
+    /// A template of the driver tart becomes an image that Tart itself can pull; one of any other driver becomes an image of
+    /// Mayfly's. Keys and passwords are never part of it. What the registry has already is not uploaded, so a push that was cut
+    /// off goes on where it stopped.
+    Push(push::Push),
     /// List templates
     #[command(visible_alias = "ls")]
     List,
@@ -37,6 +44,7 @@ pub(super) async fn run(command: TemplateCommand, client: &Client, json: bool) -
     match command {
         TemplateCommand::Add(args) => add::run(*args, client, json).await?,
         TemplateCommand::Pull(args) => pull::run(*args, client, json).await?,
+        TemplateCommand::Push(args) => push::run(args, client, json).await?,
         TemplateCommand::List => list(client, json).await?,
         TemplateCommand::Show { name } => show(&name, client, json).await?,
         TemplateCommand::Delete { name } => delete(&name, client, json).await?,

@@ -23,10 +23,10 @@ pub(in crate::cli) struct Pull {
     /// Memory of a vm that does not say, in MiB [default: what the image says]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(32..))]
     memory_mib: Option<u32>,
-    /// How guests get their runner: SSH, or Tart's guest agent [default: agent]
-    #[arg(long, value_parser = ["ssh", "agent"])]
+    /// How guests get their runner [default: what the image says, agent for an image in Tart's format]
+    #[arg(long, value_parser = ["seed", "ssh", "agent"])]
     handover: Option<String>,
-    /// User that runs the runner in the guest, and that SSH logs in as [default: admin]
+    /// User that runs the runner in the guest, and that SSH logs in as [default: what the image says, admin for an image in Tart's format]
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
     /// Private key that SSH logs in with

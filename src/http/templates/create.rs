@@ -49,7 +49,7 @@ pub struct TemplateRequest {
     /// Directory of a VM of Tart, with `config.json`, `disk.img` and `nvram.bin`.
     #[schema(value_type = Option<String>, example = json!(null))]
     vm_dir: Option<PathBuf>,
-    /// Image in a registry, in Tart's format: `host/namespace:tag` or `host/namespace@sha256:…`. It says itself what it is.
+    /// Image in a registry, in Tart's format or Mayfly's: `host/namespace:tag` or `host/namespace@sha256:…`. It says itself what it is.
     #[schema(example = json!(null))]
     image: Option<String>,
     /// Found out from the disk, or what the VM of Tart says, when missing.

@@ -1,4 +1,4 @@
-//! Showing and deleting templates; `create` registers them.
+//! Showing and deleting templates; `create` registers them, `push` publishes them.
 
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ use super::{
 use crate::domain::{Arch, Budgets, GuestOs, Handover, Template, template::DiskFormat};
 
 pub mod create;
+pub mod push;
 
 /// A bootable image ready to clone, pinned by digest.
 #[derive(Serialize, ToSchema)]

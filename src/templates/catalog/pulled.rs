@@ -146,7 +146,7 @@ impl Root {
         Ok(Some(Staging { dir, _lock: lock }))
     }
 
-    fn published(&self) -> io::Result<Vec<(String, Manifest)>> {
+    pub(super) fn published(&self) -> io::Result<Vec<(String, Manifest)>> {
         let mut published = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             let name = entry?.file_name();

@@ -31,7 +31,7 @@ const HEADWAY: u64 = 1 << 20;
 
 /// How often one request may be refused for its credentials. One more than the two that a new token and a new credential take,
 /// for the token that expired while it was on its way.
-const REFUSALS: usize = 3;
+pub(super) const REFUSALS: usize = 3;
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -78,11 +78,11 @@ pub enum FetchError {
 }
 
 pub struct Client {
-    http: reqwest::Client,
-    base: Url,
-    registry: String,
-    auth: Authorizer,
-    retry: Retry,
+    pub(super) http: reqwest::Client,
+    pub(super) base: Url,
+    pub(super) registry: String,
+    pub(super) auth: Authorizer,
+    pub(super) retry: Retry,
 }
 
 impl fmt::Debug for Client {
@@ -97,6 +97,18 @@ impl Client {
         reference: &Reference,
         options: &Options,
         source: Arc<dyn CredentialSource>,
+    ) -> Result<Client, RegistryError> {
+        Client::with(reference, options, source, Some(options.idle_timeout), Vec::new())
+    }
+
+    /// `read_timeout`: for the answer to begin, counted from the request's beginning, and between two pieces of it.
+    /// `scopes`: what tokens are to be good for, besides what is asked for.
+    pub(super) fn with(
+        reference: &Reference,
+        options: &Options,
+        source: Arc<dyn CredentialSource>,
+        read_timeout: Option<Duration>,
+        scopes: Vec<String>,
     ) -> Result<Client, RegistryError> {
         let registry = reference.registry().to_owned();
         let settings = |what: String| RegistryError::Settings { registry: registry.clone(), what };
@@ -113,7 +125,6 @@ impl Client {
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("mayfly/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(options.connect_timeout)
-            .read_timeout(options.idle_timeout)
             // One connection per blob moves more than one for all of them.
             .http1_only()
             .referer(false)
@@ -127,6 +138,9 @@ impl Client {
                     attempt.follow()
                 }
             }));
+        if let Some(timeout) = read_timeout {
+            builder = builder.read_timeout(timeout);
+        }
         if local {
             // A proxy for the world outside knows nothing of this host.
             builder = builder.no_proxy();
@@ -144,7 +158,7 @@ impl Client {
         }
         let http = builder.build().map_err(|e| settings(e.without_url().to_string()))?;
         let plain_tokens = options.plain_http && options.plain_http_anywhere;
-        let auth = Authorizer::new(&registry, reference.repository(), plain_tokens, source);
+        let auth = Authorizer::new(&registry, reference.repository(), plain_tokens, source, scopes);
         Ok(Client { http, base, registry, auth, retry: options.retry })
     }
 
@@ -279,11 +293,11 @@ impl Client {
         }
     }
 
-    fn url(&self, path: &str, what: &str) -> Result<Url, Failure> {
+    pub(super) fn url(&self, path: &str, what: &str) -> Result<Url, Failure> {
         self.base.join(path).map_err(|e| Failure::last(self.unusable(what, e.to_string())))
     }
 
-    fn unusable(&self, what: &str, found: String) -> RegistryError {
+    pub(super) fn unusable(&self, what: &str, found: String) -> RegistryError {
         RegistryError::Answer { registry: self.registry.clone(), what: what.to_owned(), found }
     }
 
@@ -318,7 +332,7 @@ impl Client {
         }
     }
 
-    async fn refused(&self, response: Response, what: &str) -> Failure {
+    pub(super) async fn refused(&self, response: Response, what: &str) -> Failure {
         let (status, headers) = (response.status(), response.headers().clone());
         let registry = self.registry.clone();
         let said = match bounded_body(response, 4096).await {

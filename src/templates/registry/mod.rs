@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! client       manifests and blobs of one repository, over any number of interruptions
+//! upload       the other way round
 //!   auth       what the registry asks for, and what it is answered
 //!   retry      which failures are worth another attempt, and when
 //! credentials  who we are to a registry
@@ -11,6 +12,7 @@ mod auth;
 pub mod client;
 pub mod credentials;
 mod retry;
+pub mod upload;
 
 pub use client::{Client, Options};
 pub use retry::Retry;

@@ -59,6 +59,7 @@ fn every_route_is_in_it() {
         "POST /templates",
         "GET /templates/{name}",
         "DELETE /templates/{name}",
+        "POST /templates/{name}/push",
         "GET /tokens",
         "POST /tokens",
         "DELETE /tokens/{id}",
