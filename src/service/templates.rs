@@ -147,3 +147,34 @@ fn push_failed(error: &PushError) -> Error {
     };
     Error::new(code, error.to_string()).field("/image", "could not be pushed")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_push_that_failed_says_whose_turn_it_is() {
+        let refused = |status| RegistryError::Refused {
+            registry: "registry.example.com".into(),
+            status,
+            what: "an upload".into(),
+            said: String::new(),
+        };
+        let (registry, what) = ("registry.example.com".to_owned(), "it".to_owned());
+        for (error, code) in [
+            (refused(503), Code::ImagePushFailed),
+            (refused(429), Code::ImagePushFailed),
+            (refused(413), Code::ImagePushRefused),
+            (RegistryError::Denied { registry: registry.clone(), what: what.clone() }, Code::ImagePushRefused),
+            (RegistryError::Unreachable { registry, what }, Code::ImagePushFailed),
+        ] {
+            let image = Box::new("registry.example.com/ci/a:1".parse().unwrap());
+            let failed = PushError::Registry { template: "a".into(), image, error, hint: "" };
+            let error = push_failed(&failed);
+            assert_eq!(error.code, code, "{failed}");
+            assert_eq!(error.fields[0].pointer, "/image");
+        }
+        let gone = PushError::Template(Error::new(Code::TemplateInUse, "x").retry_after(5));
+        assert_eq!(push_failed(&gone).retry_after, Some(5));
+    }
+}

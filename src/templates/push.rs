@@ -369,12 +369,17 @@ impl Job {
                 let job = self.clone();
                 tasks.spawn(async move { job.piece(piece).await });
             }
-            match tasks.join_next().await {
+            let error = match tasks.join_next().await {
                 None => return Ok(done),
-                // The others are ended by dropping them.
-                Some(Err(e)) => return Err(io::Error::other(e).into()),
-                Some(Ok(piece)) => done.push(piece?),
-            }
+                Some(Ok(Ok(piece))) => {
+                    done.push(piece);
+                    continue;
+                }
+                Some(Ok(Err(error))) => error,
+                Some(Err(e)) => io::Error::other(e).into(),
+            };
+            tasks.shutdown().await;
+            return Err(error);
         }
     }
 

@@ -85,7 +85,7 @@ impl Uploader {
         Ok(Uploader { client, reference: reference.clone(), idle: options.idle_timeout, part_size })
     }
 
-    /// Makes sure that the repository has a blob whose bytes we do not have. False: it has not.
+    /// Makes sure that the repository has a blob whose bytes we do not have. `None`: it has not.
     pub async fn reuse(&self, blob: Blob, from: Option<&str>) -> Result<Option<Arrival>, RegistryError> {
         let mut pauses = self.client.retry.pauses();
         loop {
@@ -193,6 +193,8 @@ impl Uploader {
                 Ok(length.is_none_or(|length| length.parse() == Ok(blob.size)))
             }
             StatusCode::NOT_FOUND => Ok(false),
+            // Storage that a registry sends its clients to may take signed addresses for reading only.
+            _ if answer.url().origin() != self.client.base.origin() => Ok(false),
             _ => Err(self.failed(answer, &what).await),
         }
     }

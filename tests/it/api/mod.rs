@@ -34,6 +34,7 @@ mod limits;
 mod logs;
 mod pages;
 mod pull;
+mod push;
 mod templates;
 mod tokens;
 mod vms;
