@@ -76,6 +76,9 @@ pub struct PullSpec {
     pub ssh_key: Option<PathBuf>,
     pub ssh_password: Option<PathBuf>,
     pub budgets: Budgets,
+    /// The names of the budgets that were asked for: of the others, those count that the image names.
+    #[serde(default)]
+    pub budgets_given: Vec<String>,
     pub canary: Option<Canary>,
     /// Nobody waits for it.
     pub background: bool,

@@ -83,6 +83,7 @@ fn admin_routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(templates::watch::get_watch, templates::watch::set_watch, templates::watch::remove_watch))
         .routes(routes!(pulls::list_pulls))
         .routes(routes!(pulls::get_pull, pulls::cancel_pull))
+        .routes(routes!(templates::push::push_template))
         .routes(routes!(tokens::create_token, tokens::list_tokens))
         .routes(routes!(tokens::revoke_token))
         .routes(routes!(host::get_host))

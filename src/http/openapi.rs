@@ -68,6 +68,9 @@ fn own_errors(operation: &str) -> &'static [Code] {
         "set_watch" => &[C::TemplateExists, C::TemplateInvalid, C::ImageRefused],
         "get_watch" | "remove_watch" => &[C::WatchNotFound],
         "get_template" | "list_template_events" => &[C::TemplateNotFound],
+        "push_template" => {
+            &[C::TemplateNotFound, C::TemplateInvalid, C::TemplateInUse, C::ImagePushRefused, C::ImagePushFailed]
+        }
         "delete_template" => &[C::TemplateNotFound, C::TemplateInUse],
         "point_template" => &[C::TemplateUnknown, C::TemplateInvalid, C::TemplateDamaged],
         "roll_back_template" => &[C::TemplateNotFound, C::TemplateNoPrevious],

@@ -6,7 +6,12 @@ use super::Service;
 use crate::{
     domain::{Code, Error, Handover, Result, Template, TemplateEvent},
     drivers::Driver,
-    templates::NewTemplate,
+    templates::{
+        NewTemplate,
+        pull::Progress,
+        push::{PushError, PushRequest, Pushed},
+        registry::RegistryError,
+    },
 };
 
 impl Service {
@@ -43,6 +48,22 @@ impl Service {
         Ok(template)
     }
 
+    /// Pushes a template to a registry. Asking again after a failure goes on where it stopped.
+    pub async fn push_template(&self, request: PushRequest) -> Result<Pushed> {
+        let image = request.image.to_string();
+        let (meter, _) = tokio::sync::watch::channel(Progress::default());
+        tracing::info!(image, template.name = request.template, "pushing a template");
+        let pushed = self.puller.pusher().push(&request, &meter).await.map_err(|error| push_failed(&error))?;
+        tracing::info!(
+            image,
+            template.name = request.template,
+            image.digest = %pushed.digest,
+            bytes = pushed.bytes_uploaded,
+            "template pushed"
+        );
+        Ok(pushed)
+    }
+
     fn driver_named(&self, name: &str) -> Result<&Arc<dyn Driver>> {
         self.drivers.get(name).ok_or_else(|| {
             Error::new(Code::DriverUnsupported, format!("this service has no driver {name:?}"))
@@ -70,5 +91,63 @@ impl Service {
         self.ledger.remove_watch(name, self.clock.now()).await?;
         tracing::info!(template.name = %name, template.digest = %template.digest, "template deleted");
         Ok(())
+    }
+}
+
+fn push_failed(error: &PushError) -> Error {
+    let code = match error {
+        PushError::Template(error) => {
+            return Error {
+                fields: error.fields.clone(),
+                retry_after: error.retry_after,
+                ..Error::new(error.code, error.detail.clone())
+            };
+        }
+        PushError::Damaged { .. } | PushError::Unfit { .. } => {
+            return Error::new(Code::TemplateInvalid, error.to_string());
+        }
+        PushError::Storage(_) => return Error::new(Code::HostUnavailable, error.to_string()),
+        PushError::Target { .. } => Code::ImagePushRefused,
+        PushError::Registry { error, .. } => match error {
+            RegistryError::Unreachable { .. } | RegistryError::Answer { .. } => Code::ImagePushFailed,
+            RegistryError::Refused { status: 429 | 500.., .. } => Code::ImagePushFailed,
+            RegistryError::Refused { .. }
+            | RegistryError::Settings { .. }
+            | RegistryError::Credentials(_)
+            | RegistryError::Denied { .. }
+            | RegistryError::NotFound { .. } => Code::ImagePushRefused,
+        },
+    };
+    Error::new(code, error.to_string()).field("/image", "could not be pushed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_push_that_failed_says_whose_turn_it_is() {
+        let refused = |status| RegistryError::Refused {
+            registry: "registry.example.com".into(),
+            status,
+            what: "an upload".into(),
+            said: String::new(),
+        };
+        let (registry, what) = ("registry.example.com".to_owned(), "it".to_owned());
+        for (error, code) in [
+            (refused(503), Code::ImagePushFailed),
+            (refused(429), Code::ImagePushFailed),
+            (refused(413), Code::ImagePushRefused),
+            (RegistryError::Denied { registry: registry.clone(), what: what.clone() }, Code::ImagePushRefused),
+            (RegistryError::Unreachable { registry, what }, Code::ImagePushFailed),
+        ] {
+            let image = Box::new("registry.example.com/ci/a:1".parse().unwrap());
+            let failed = PushError::Registry { template: "a".into(), image, error, hint: "" };
+            let error = push_failed(&failed);
+            assert_eq!(error.code, code, "{failed}");
+            assert_eq!(error.fields[0].pointer, "/image");
+        }
+        let gone = PushError::Template(Error::new(Code::TemplateInUse, "x").retry_after(5));
+        assert_eq!(push_failed(&gone).retry_after, Some(5));
     }
 }

@@ -197,6 +197,7 @@ impl Service {
             ssh_key: current.as_ref().and_then(|t| t.files.ssh_key.clone()),
             ssh_password: current.as_ref().and_then(|t| t.files.ssh_password.clone()),
             budgets: current.map_or_else(|| self.settings.budgets.clone(), |t| t.budgets),
+            budgets_given: Vec::new(),
             canary: watch.canary.clone(),
             background: true,
         };

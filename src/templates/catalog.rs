@@ -22,6 +22,7 @@ use super::{
     check::{self, Checked, Part, Source},
     import::{self, Imported},
     manifest::{self, FileEntry, Manifest, Origin},
+    oci::Settings,
 };
 use crate::domain::{Code, Error, Result, Template, template::TemplateFiles, version::Standing};
 
@@ -205,7 +206,7 @@ impl Root {
         let checked = check::check(new)?;
         let mut staged = self.stage().map_err(storage)?;
         let (files, disk_virtual_bytes) = take_in(&checked, &staged.path, BTreeMap::new())?;
-        let manifest = describe(new, checked, disk_virtual_bytes, None, files);
+        let manifest = describe(new, checked, disk_virtual_bytes, None, None, files);
         let bytes = manifest.to_bytes().map_err(Error::internal)?;
         write_synced(&staged.path.join(manifest::FILE_NAME), &bytes).map_err(storage)?;
         sync_dir(&staged.path).map_err(storage)?;
@@ -475,6 +476,7 @@ fn describe(
     checked: Checked,
     disk_virtual_bytes: u64,
     image: Option<Origin>,
+    settings: Option<Settings>,
     files: BTreeMap<String, FileEntry>,
 ) -> Manifest {
     Manifest {
@@ -491,6 +493,7 @@ fn describe(
         user: checked.user,
         budgets: new.budgets.clone(),
         image,
+        settings,
         files,
     }
 }
@@ -533,6 +536,7 @@ mod marks;
 mod names;
 mod prune;
 pub(super) mod pulled;
+pub(super) mod pushed;
 mod space;
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,9 @@ use std::{
 };
 
 use super::{
-    NewTemplate, qcow2,
+    NewTemplate,
+    oci::Role,
+    qcow2,
     tart::{self, TartConfig},
 };
 use crate::domain::{Arch, Code, Error, GuestOs, Handover, Result, template::DiskFormat};
@@ -42,7 +44,23 @@ pub(super) enum Part {
     SshPassword,
 }
 
+impl From<Role> for Part {
+    fn from(role: Role) -> Part {
+        match role {
+            Role::Config => Part::Config,
+            Role::Nvram => Part::Nvram,
+            Role::Kernel => Part::Kernel,
+            Role::Initramfs => Part::Initramfs,
+            Role::Firmware => Part::Firmware,
+        }
+    }
+}
+
 impl Part {
+    /// All that an image may hold: secrets never leave the host that they were given to.
+    pub const SHARED: [Part; 6] =
+        [Part::Disk, Part::Kernel, Part::Initramfs, Part::Firmware, Part::Config, Part::Nvram];
+
     pub fn name(self) -> &'static str {
         match self {
             Part::Disk => "disk",
@@ -116,6 +134,15 @@ pub(super) fn fault(part: Part, what: impl Into<String>) -> Error {
 }
 
 pub(super) fn check(new: &NewTemplate) -> Result<Checked> {
+    check_all(new, true)
+}
+
+/// All but what the disk holds, which may not be there yet.
+pub(super) fn check_before_disk(new: &NewTemplate) -> Result<Checked> {
+    check_all(new, false)
+}
+
+fn check_all(new: &NewTemplate, disk: bool) -> Result<Checked> {
     let mut faults = Faults::default();
     let optional = |part, path: &Option<PathBuf>| path.clone().map(|path| (part, path));
     let parts = [
@@ -155,6 +182,7 @@ pub(super) fn check(new: &NewTemplate) -> Result<Checked> {
     for Source { part, file } in &sources {
         if let Some(disk_format) = disk_format.or((*part != Part::Disk).then_some(DiskFormat::Raw))
             && *part != Part::Config
+            && (disk || *part != Part::Disk)
             && let Err(what) = content(*part, disk_format, file)
         {
             faults.add(part.name(), what);

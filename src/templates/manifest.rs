@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::import;
+use super::{import, oci::Settings};
 use crate::domain::{Arch, Budgets, GuestOs, Handover, template::DiskFormat};
 
 pub(super) const FILE_NAME: &str = "manifest.json";
@@ -36,6 +36,9 @@ pub(super) struct Manifest {
     /// Absent in version 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Origin>,
+    /// What the image said of it, where it did so in a document of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settings: Option<Settings>,
     /// By the name in the template's directory.
     pub files: BTreeMap<String, FileEntry>,
 }
@@ -136,6 +139,7 @@ mod tests {
             user: "admin".into(),
             budgets: Budgets::default(),
             image,
+            settings: None,
             files: BTreeMap::from([("disk".to_owned(), disk)]),
         }
     }

@@ -25,7 +25,9 @@
 //!   space    how much may be taken, and who was promised some
 //!   verify   reading every byte
 //!   pulled   what a pull needs of the catalog
+//!   pushed   what a push needs of it
 //! pull       an image from a registry becomes a template
+//! push       a template becomes an image in a registry
 //!   registry manifests and blobs, over any number of interruptions
 //!   oci      what an image is
 //! ```
@@ -36,6 +38,7 @@ mod import;
 mod manifest;
 pub mod oci;
 pub mod pull;
+pub mod push;
 mod qcow2;
 pub mod registry;
 mod tart;
@@ -86,6 +89,26 @@ pub struct Outline {
 }
 
 impl NewTemplate {
+    /// Its file for this part.
+    fn with_part(mut self, part: check::Part, path: PathBuf) -> Self {
+        use check::Part;
+        let file = match part {
+            Part::Disk => {
+                self.disk = path;
+                return self;
+            }
+            Part::Kernel => &mut self.kernel,
+            Part::Initramfs => &mut self.initramfs,
+            Part::Firmware => &mut self.firmware,
+            Part::Config => &mut self.config,
+            Part::Nvram => &mut self.nvram,
+            Part::SshKey => &mut self.ssh_key,
+            Part::SshPassword => &mut self.ssh_password,
+        };
+        *file = Some(path);
+        self
+    }
+
     /// One with usual values, from a disk image.
     pub fn of_disk(name: impl Into<String>, disk: impl Into<PathBuf>) -> Self {
         Self {

@@ -20,7 +20,7 @@ mod fault;
 mod journal;
 mod layer;
 mod plan;
-mod progress;
+pub(in crate::templates) mod progress;
 mod sparse;
 
 use std::{
@@ -51,7 +51,11 @@ use super::{
     catalog::pulled::{KnownPieces, Staging},
     check::{self, Part},
     manifest::{FileEntry, Origin, Piece},
-    oci::{Digest, Image, Reference, manifest, manifest::Chunk},
+    oci::{
+        self, Digest, Image, Reference,
+        manifest::{self, Chunk, Document, ManifestError},
+    },
+    push::{self, Pusher},
     registry::{self, Client, RegistryError, credentials::CredentialSource, pace::Pace},
 };
 use crate::domain::{Budgets, Code, Handover, Template};
@@ -76,11 +80,14 @@ pub struct PullRequest {
     pub user: Option<String>,
     pub ssh_key: Option<PathBuf>,
     pub ssh_password: Option<PathBuf>,
+    /// With the usual ones where the request names none.
     pub budgets: Budgets,
     /// Any template of the image will do, with the settings above or others; they count when it has to be pulled.
     pub whatever_settings: bool,
     /// Nobody waits for it: it keeps to the limits of the background. When somebody else pulls the same meanwhile, it hurries.
     pub background: bool,
+    /// The budgets that the request names: of the others, those count that the image names.
+    pub budgets_given: Vec<String>,
 }
 
 impl PullRequest {
@@ -98,6 +105,7 @@ impl PullRequest {
             budgets: Budgets::default(),
             whatever_settings: false,
             background: false,
+            budgets_given: Vec::new(),
         }
     }
 
@@ -106,8 +114,9 @@ impl PullRequest {
         PullRequest { name: None, budgets, whatever_settings: true, ..PullRequest::new(image, "") }
     }
 
-    fn template(&self) -> NewTemplate {
-        NewTemplate {
+    /// The template that is asked for, when the image says this of itself. Without its files.
+    fn template(&self, settings: Option<&oci::Settings>) -> NewTemplate {
+        let asked = NewTemplate {
             cpus: self.cpus,
             memory_mib: self.memory_mib,
             handover: self.handover,
@@ -117,7 +126,17 @@ impl PullRequest {
             budgets: self.budgets.clone(),
             name: self.name.clone(),
             ..NewTemplate::of_disk("", PathBuf::new())
+        };
+        match settings {
+            Some(settings) => settings.under(asked, &self.budgets_given),
+            None => asked,
         }
+    }
+
+    /// The same question for the catalog, which knows what images here said.
+    fn wanted(&self) -> impl Fn(Option<&oci::Settings>) -> NewTemplate + Send + 'static {
+        let request = self.clone();
+        move |settings| request.template(settings)
     }
 }
 
@@ -130,6 +149,8 @@ pub enum PullError {
     Registry(#[from] RegistryError),
     #[error("{image} cannot be pulled: {error}")]
     Manifest { image: Box<Reference>, error: manifest::ManifestError },
+    #[error("{image} cannot be pulled: its configuration {what}")]
+    Settings { image: Box<Reference>, what: String },
     #[error("{image} cannot be pulled: layer {layer}{place}: {what}", place = place(*offset))]
     Layer { image: Box<Reference>, layer: usize, offset: Option<u64>, what: String },
     /// There is no room for it, and none can be made.
@@ -203,6 +224,17 @@ impl Puller {
         }
     }
 
+    /// Who pushes from the same catalog, as the same to registries.
+    pub fn pusher(&self) -> Pusher {
+        let Shared { catalog, settings, credentials, .. } = &*self.shared;
+        let settings = push::Settings {
+            registry: settings.registry.clone(),
+            concurrency: settings.concurrency,
+            ..push::Settings::default()
+        };
+        Pusher::new(catalog.clone(), settings, credentials.clone())
+    }
+
     /// Pulls an image, unless it is here, and gives it its name. Dropping the future ends the pull, unless others wait for it,
     /// too; the next one goes on where it stopped.
     pub async fn pull(
@@ -231,17 +263,15 @@ impl Puller {
             client = client.in_background(settings.limits.clone());
         }
         let client = Arc::new(client);
-        let raw = client.manifest(&request.image).await.map_err(|e| Arc::new(e.into()))?;
-        let image = manifest::parse(&raw.bytes, raw.content_type.as_deref())
-            .map_err(|error| Arc::new(PullError::Manifest { image: Box::new(request.image.clone()), error }))?;
-        let digest = raw.digest;
+        let (digest, image) = resolve(&client, &request.image).await.map_err(Arc::new)?;
         loop {
             if let Some(template) = self.find(request, origin(digest)).await.map_err(failed)? {
                 return Ok(template);
             }
             let (running, ours) = self.join(digest, || Job {
                 shared: self.shared.clone(),
-                request: request.clone(),
+                // Whoever asked first may have gone, and others wait on: each of those who are left gives it a name of their own.
+                request: PullRequest { name: None, ..request.clone() },
                 reference: request.image.pinned(digest),
                 digest,
                 origin: origin(digest),
@@ -266,7 +296,7 @@ impl Puller {
         let catalog = &self.shared.catalog;
         match request.whatever_settings {
             true => catalog.of_image(origin).await,
-            false => catalog.find_pulled(origin, request.template()).await,
+            false => catalog.find_pulled(origin, request.wanted()).await,
         }
     }
 
@@ -367,19 +397,16 @@ impl Job {
             }
             tokio::time::sleep(OTHERS).await;
         };
-        let template = NewTemplate {
-            disk: staging.part(Part::Disk),
-            config: Some(staging.part(Part::Config)),
-            nvram: Some(staging.part(Part::Nvram)),
-            // Whoever asked first may have gone, and others wait on: each of those who are left gives it a name of their own.
-            name: None,
-            ..self.request.template()
-        };
         // Whoever we waited for may have made it.
-        if catalog.find_pulled(self.origin.clone(), template.clone()).await?.is_some() {
+        if catalog.find_pulled(self.origin.clone(), self.request.wanted()).await?.is_some() {
             catalog.discard_staging(staging).await?;
             return Ok(());
         }
+        let settings = self.settings().await?;
+        let files = self.image.files.iter().map(|file| Part::from(file.role));
+        let template = files
+            .chain([Part::Disk])
+            .fold(self.request.template(settings.as_ref()), |t, part| t.with_part(part, staging.part(part)));
         let known = catalog.known_pieces().await?;
         let image = &self.image;
         let prepared = {
@@ -391,17 +418,26 @@ impl Job {
         self.announce(&meter, &plan, &small);
         let site =
             Arc::new(Site { client: self.client.clone(), disk, blank, journal, meter, _staging: staging.clone() });
-        for (layer, part) in small {
-            let blob = if part == Part::Config { image.config } else { image.nvram };
-            let fetched = site.fetch_file(layer, blob, staging.part(part)).await;
-            fetched.map_err(|e| self.failed(layer, None, e))?;
+        for file in &small {
+            let fetched = site.fetch_file(file, staging.part(file.role.into())).await;
+            fetched.map_err(|e| self.failed(file.layer, None, e))?;
         }
         // The settings and the VM's configuration are what is wrong most often: now, and not fifty gigabytes later.
         let checked = template.clone();
-        tokio::task::spawn_blocking(move || check::check(&checked)).await.map_err(io::Error::other)??;
+        tokio::task::spawn_blocking(move || check::check_before_disk(&checked)).await.map_err(io::Error::other)??;
         self.chunks(&site, plan, &room).await?;
-        catalog.publish_pulled(staging, self.origin.clone(), template, self.files()).await?;
+        catalog.publish_pulled(staging, self.origin.clone(), settings, template, self.files()).await?;
         Ok(())
+    }
+
+    /// What the image says of its template, where it does so in a document of its own.
+    async fn settings(&self) -> Result<Option<oci::Settings>, PullError> {
+        if self.image.kind != oci::Kind::Mayfly {
+            return Ok(None);
+        }
+        let bytes = self.client.small_blob(self.image.config).await?;
+        let wrong = |what| PullError::Settings { image: Box::new(self.reference.clone()), what };
+        oci::Settings::parse(&bytes).map(Some).map_err(wrong)
     }
 
     async fn chunks(&self, site: &Arc<Site>, plan: Vec<(Chunk, Source)>, room: &Room) -> Result<(), PullError> {
@@ -435,12 +471,9 @@ impl Job {
         PullError::Layer { image: Box::new(self.reference.clone()), layer, offset, what: error.to_string() }
     }
 
-    fn announce(&self, meter: &Meter, plan: &[(Chunk, Source)], small: &[(usize, Part)]) {
+    fn announce(&self, meter: &Meter, plan: &[(Chunk, Source)], small: &[manifest::File]) {
         let fetched = plan.iter().filter(|(_, source)| *source == Source::Registry).map(|(chunk, _)| chunk.blob.size);
-        let small = small.iter().map(|(_, part)| match part {
-            Part::Config => self.image.config.size,
-            _ => self.image.nvram.size,
-        });
+        let small = small.iter().map(|file| file.blob.size);
         let done = plan.iter().filter(|(_, source)| matches!(source, Source::Done | Source::Zeros)).count();
         meter.planned(fetched.chain(small).sum(), done, plan.len());
     }
@@ -448,7 +481,8 @@ impl Job {
     /// Room for what will be written, or the reason why there is none.
     async fn room(&self, plan: &[(Chunk, Source)]) -> Result<Room, PullError> {
         let chunks: u64 = plan.iter().map(|(chunk, source)| takes(chunk, source)).sum();
-        let room = self.shared.catalog.room_for_pull(chunks + self.image.nvram.size + SPARE).await;
+        let files: u64 = self.image.files.iter().map(|file| file.content.size).sum();
+        let room = self.shared.catalog.room_for_pull(chunks + files + SPARE).await;
         room.map_err(|error| match error.code {
             Code::HostFull => PullError::Space { image: Box::new(self.reference.clone()), error: Box::new(error) },
             _ => error.into(),
@@ -457,12 +491,12 @@ impl Job {
 
     /// Of the template's files, those that came from the registry.
     fn files(&self) -> BTreeMap<String, FileEntry> {
-        let Image { config, chunks, nvram, .. } = &self.image;
+        let Image { files, chunks, .. } = &self.image;
         let pieces = chunks.iter().map(|c| Piece { sha256: c.content.digest.hex(), size: c.content.size }).collect();
         let whole = |blob: &manifest::Blob| FileEntry::Whole { sha256: blob.digest.hex(), size: blob.size };
-        [(Part::Disk, FileEntry::in_pieces(pieces)), (Part::Config, whole(config)), (Part::Nvram, whole(nvram))]
-            .map(|(part, entry)| (part.name().to_owned(), entry))
-            .into()
+        let files = files.iter().map(|file| (Part::from(file.role), whole(&file.content)));
+        let files = files.chain([(Part::Disk, FileEntry::in_pieces(pieces))]);
+        files.map(|(part, entry)| (part.name().to_owned(), entry)).collect()
     }
 }
 
@@ -496,26 +530,22 @@ struct Prepared {
     journal: Journal,
     plan: Vec<(Chunk, Source)>,
     /// The layers that are files of their own, where they are not here yet.
-    small: Vec<(usize, Part)>,
+    small: Vec<manifest::File>,
 }
 
 fn prepare(staging: &Staging, image: &Image, known: &KnownPieces) -> io::Result<Prepared> {
-    let last = image.chunks.len() + 1;
-    let mut contents = vec![image.config.digest];
-    contents.extend(image.chunks.iter().map(|c| c.content.digest));
-    contents.push(image.nvram.digest);
+    let contents: Vec<Digest> = image.layers().map(|(_, _, content)| content.digest).collect();
     let (journal, mut done) = Journal::open(&staging.journal(), &contents)?;
-    let small = [(0, Part::Config, image.config.size), (last, Part::Nvram, image.nvram.size)];
     let there = |part, size| fs::metadata(staging.part(part)).is_ok_and(|m| m.len() == size);
-    for (layer, part, size) in small {
-        if !there(part, size) {
-            done.remove(&layer);
+    for file in &image.files {
+        if !there(file.role.into(), file.content.size) {
+            done.remove(&file.layer);
         }
     }
     let path = staging.part(Part::Disk);
     // A disk of another size is not the one that the journal is about.
     if !there(Part::Disk, image.disk_size) {
-        done.retain(|layer| [0, last].contains(layer));
+        done.retain(|layer| image.files.iter().any(|file| file.layer == *layer));
         remove(&path)?;
     }
     let blank = !path.exists();
@@ -526,10 +556,25 @@ fn prepare(staging: &Staging, image: &Image, known: &KnownPieces) -> io::Result<
     let disk = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
     disk.set_len(image.disk_size)?;
     disk.sync_all()?;
-    let small = small.into_iter().filter(|(layer, ..)| !done.contains(layer)).map(|(layer, part, _)| (layer, part));
-    let small = small.collect();
+    let small = image.files.iter().filter(|file| !done.contains(&file.layer)).copied().collect();
     let plan = plan::plan(image, &done, known);
     Ok(Prepared { disk, blank, journal, plan, small })
+}
+
+/// The image behind a reference; of a list, the one for this host.
+async fn resolve(client: &Client, reference: &Reference) -> Result<(Digest, Image), PullError> {
+    let failed = |error| PullError::Manifest { image: Box::new(reference.clone()), error };
+    let raw = client.manifest(reference).await?;
+    let list = match manifest::parse(&raw.bytes, raw.content_type.as_deref()).map_err(failed)? {
+        Document::Image(image) => return Ok((raw.digest, image)),
+        Document::Index(list) => list,
+    };
+    let digest = list.choose(oci::index::architecture(std::env::consts::ARCH)).map_err(failed)?;
+    let raw = client.manifest(&reference.pinned(digest)).await?;
+    match manifest::parse(&raw.bytes, raw.content_type.as_deref()).map_err(failed)? {
+        Document::Image(image) => Ok((raw.digest, image)),
+        Document::Index(_) => Err(failed(ManifestError::Foreign("a list within a list".into()))),
+    }
 }
 
 fn remove(path: &Path) -> io::Result<()> {

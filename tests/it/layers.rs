@@ -28,6 +28,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "templates::NewTemplate",
             "templates::oci",
             "templates::pull",
+            "templates::push",
         ],
     ),
 ];

@@ -10,6 +10,7 @@ mod guests;
 mod layers;
 mod lifecycle;
 mod pull;
+mod push;
 mod registries;
 mod registry_rig;
 mod startup;

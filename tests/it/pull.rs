@@ -660,9 +660,9 @@ async fn nothing_is_to_be_seen_of_an_image_that_is_wrong_anywhere() {
         assert!(error.contains(expected), "{how:?}: {error}");
         assert_eq!(host.visible(), [""; 0], "{how:?}");
     }
-    image(100).push_list(&registry, REPOSITORY, "list", &[("darwin", "arm64")]).await;
+    image(100).push_list(&registry, REPOSITORY, "list", &[("solaris", "sparc")]).await;
     let error = host.pull(&format!("{}/{REPOSITORY}:list", proxy.address()), "macos").await.unwrap_err().to_string();
-    assert!(error.contains("list of images"), "{error}");
+    assert!(error.contains("0 images") && error.contains("solaris/sparc"), "{error}");
 
     // A registry that serves other bytes than it was given; what is mended arrives.
     let image = image(110);
@@ -678,4 +678,20 @@ async fn nothing_is_to_be_seen_of_an_image_that_is_wrong_anywhere() {
         registry.rot(&blob, flip);
     }
     same(&host.pull(&reference, "macos").await.unwrap(), &image);
+}
+
+#[tokio::test]
+async fn of_a_list_the_image_for_this_host_comes() {
+    let registry = Registry::open().await;
+    let image = image(120);
+    let platforms = [("darwin", "arm64"), ("linux", "amd64"), ("solaris", "sparc")];
+    let list = image.push_list(&registry, REPOSITORY, "list", &platforms).await;
+    let host = Host::new(&registry);
+    let template = host.pull(&format!("{}/{REPOSITORY}:list", registry.address), "macos").await.unwrap();
+    same(&template, &image);
+    // By the digest of the list, or of the image itself: the same template.
+    for digest in [list, image.digest()] {
+        let again = host.pull(&format!("{}/{REPOSITORY}@{digest}", registry.address), "macos").await.unwrap();
+        assert_eq!(again, template);
+    }
 }

@@ -7,6 +7,7 @@ mod add;
 mod names;
 mod prune;
 mod pull;
+mod push;
 mod settings;
 mod verify;
 mod watch;
@@ -25,7 +26,7 @@ pub(super) enum TemplateCommand {
     Add(Box<add::Add>),
     /// Pull a template from a registry
     ///
-    /// An image in Tart's format. Every byte is verified. The service pulls; this command watches, and may be ended. A pull that
+    /// An image in Tart's format, or one that `template push` made. Every byte is verified. The service pulls; this command watches, and may be ended. A pull that
     /// was cut off goes on where it stopped; an image that is here already is not pulled again.
     Pull(Box<pull::Pull>),
     /// List pulls, newest first
@@ -44,6 +45,12 @@ pub(super) enum TemplateCommand {
     Watch(Box<watch::Watch>),
     /// Let a template follow nothing any more
     Unwatch { name: String },
+    /// Push a template to a registry
+    ///
+    /// A template of the driver tart becomes an image that Tart itself can pull; one of any other driver becomes an image of
+    /// Mayfly's. Keys and passwords are never part of it. What the registry has already is not uploaded, so a push that was cut
+    /// off goes on where it stopped.
+    Push(push::Push),
     /// List templates
     #[command(visible_alias = "ls")]
     List,
@@ -86,6 +93,7 @@ pub(super) async fn run(command: TemplateCommand, client: &Client, json: bool) -
         TemplateCommand::PullCancel { id, discard } => pull::cancel(&id, discard, client, json).await?,
         TemplateCommand::Watch(args) => watch::run(*args, client, json).await?,
         TemplateCommand::Unwatch { name } => watch::remove(&name, client, json).await?,
+        TemplateCommand::Push(args) => push::run(args, client, json).await?,
         TemplateCommand::List => list(client, json).await?,
         TemplateCommand::Show { name } => show(&name, client, json).await?,
         TemplateCommand::Point(args) => names::point(args, client, json).await?,

@@ -147,6 +147,20 @@ pub fn template_request() -> Value {
     })
 }
 
+pub fn push_request() -> Value {
+    json!({ "image": "registry.example.com/ci/micro:1" })
+}
+
+pub fn pushed() -> Value {
+    json!({
+        "image": "registry.example.com/ci/micro:1",
+        "digest": DIGEST,
+        "bytes_uploaded": 61_865_984_u64,
+        "bytes_reused": 2_113_929_u64,
+        "layers": 5,
+    })
+}
+
 pub fn template() -> Value {
     json!({
         "name": "micro",

@@ -49,7 +49,7 @@ pub struct TemplateRequest {
     /// Directory of a VM of Tart, with `config.json`, `disk.img` and `nvram.bin`.
     #[schema(value_type = Option<String>, example = json!(null))]
     vm_dir: Option<PathBuf>,
-    /// Image in a registry, in Tart's format: `host/namespace:tag` or `host/namespace@sha256:…`. It says itself what it is.
+    /// Image in a registry, in Tart's format or Mayfly's: `host/namespace:tag` or `host/namespace@sha256:…`. It says itself what it is.
     #[schema(example = json!(null))]
     image: Option<String>,
     /// Found out from the disk, or what the VM of Tart says, when missing.
@@ -114,10 +114,14 @@ impl TemplateRequest {
                 return Err(Problem::invalid(pointer, "is said by the image itself: leave it out"));
             }
         }
+        // Those that are given; what serializes is an object.
+        let given = serde_json::to_value(&self.budgets).unwrap_or_default();
+        let given = given.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
         absolute(&[("/ssh_key", self.ssh_key.as_ref()), ("/ssh_password_file", self.ssh_password_file.as_ref())])?;
         Ok(PullSpec {
             image: self.image.unwrap_or_default(),
             name: self.name,
+            budgets_given: given.map(|(name, _)| name.clone()).collect(),
             cpus: self.cpus,
             memory_mib: self.memory_mib,
             handover: self.handover,

@@ -1,5 +1,5 @@
 //! Showing and deleting templates; `create` registers them, `names` says where names point, `prune` makes
-//! room and `verify` looks for damage.
+//! room, `push` publishes them and `verify` looks for damage.
 
 use std::sync::Arc;
 
@@ -18,6 +18,7 @@ use super::{
 pub mod create;
 pub mod names;
 pub mod prune;
+pub mod push;
 pub mod verify;
 mod view;
 pub mod watch;

@@ -120,6 +120,7 @@ fn request(spec: &PullSpec, pinned: Option<&str>) -> Result<PullRequest> {
         ssh_key: spec.ssh_key.clone(),
         ssh_password: spec.ssh_password.clone(),
         budgets: spec.budgets.clone(),
+        budgets_given: spec.budgets_given.clone(),
         background: spec.background,
         ..PullRequest::new(image, spec.name.clone())
     })

@@ -24,7 +24,7 @@ use crate::{
         check::{self, Part},
         import,
         manifest::{self, FileEntry, Manifest, Origin},
-        oci::Digest,
+        oci::{Digest, Settings},
     },
 };
 
@@ -84,7 +84,12 @@ impl Catalog {
     }
 
     /// The template of this image with these settings, under the name of the settings from now on. `None`: it is not here.
-    pub(in crate::templates) async fn find_pulled(&self, image: Origin, new: NewTemplate) -> Result<Option<Template>> {
+    /// `new` says what is asked for when the image says this of itself.
+    pub(in crate::templates) async fn find_pulled(
+        &self,
+        image: Origin,
+        new: impl Fn(Option<&Settings>) -> NewTemplate + Send + 'static,
+    ) -> Result<Option<Template>> {
         self.blocking(move |root| root.find_pulled(&image, &new)).await
     }
 
@@ -140,10 +145,11 @@ impl Catalog {
         &self,
         staging: Arc<Staging>,
         image: Origin,
+        settings: Option<Settings>,
         new: NewTemplate,
         files: BTreeMap<String, FileEntry>,
     ) -> Result<Template> {
-        self.blocking(move |root| root.publish_pulled(&staging, image, &new, files)).await
+        self.blocking(move |root| root.publish_pulled(&staging, image, settings, &new, files)).await
     }
 }
 
@@ -163,7 +169,7 @@ impl Root {
         Ok(Some(Staging { dir, _lock: lock }))
     }
 
-    fn published(&self) -> io::Result<Vec<(String, Manifest)>> {
+    pub(super) fn published(&self) -> io::Result<Vec<(String, Manifest)>> {
         let mut published = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             let name = entry?.file_name();
@@ -177,31 +183,28 @@ impl Root {
         Ok(published)
     }
 
-    fn find_pulled(&self, image: &Origin, new: &NewTemplate) -> Result<Option<Template>> {
+    fn find_pulled(&self, image: &Origin, new: &dyn Fn(Option<&Settings>) -> NewTemplate) -> Result<Option<Template>> {
         for (digest, manifest) in self.published().map_err(Error::internal)? {
             if manifest.image.as_ref() != Some(image) {
                 continue;
             }
             let place = self.place(&digest)?;
-            let there = |part: Part| place.join(part.name());
-            let asked = NewTemplate {
-                disk: there(Part::Disk),
-                config: Some(there(Part::Config)),
-                nvram: Some(there(Part::Nvram)),
-                ..new.clone()
-            };
+            let new = new(manifest.settings.as_ref());
+            let there = Part::SHARED.into_iter().filter(|part| manifest.files.contains_key(part.name()));
+            let asked = there.fold(new.clone(), |asked, part| asked.with_part(part, place.join(part.name())));
             // One that is damaged counts as absent, and is mended when it is published again.
             let Ok(checked) = check::check(&asked) else { continue };
             let mut files = BTreeMap::new();
             for source in &checked.sources {
                 let name = source.part.name();
                 let entry = match manifest.files.get(name) {
-                    Some(entry) if matches!(source.part, Part::Disk | Part::Config | Part::Nvram) => entry.clone(),
+                    Some(entry) if Part::SHARED.contains(&source.part) => entry.clone(),
                     _ => whole(&source.file).map_err(Error::internal)?,
                 };
                 files.insert(name.to_owned(), entry);
             }
-            if describe(&asked, checked, manifest.disk_virtual_bytes, manifest.image.clone(), files) != manifest
+            let (origin, settings) = (manifest.image.clone(), manifest.settings.clone());
+            if describe(&asked, checked, manifest.disk_virtual_bytes, origin, settings, files) != manifest
                 || self.sound(&digest, &digest).is_err()
             {
                 continue;
@@ -263,6 +266,7 @@ impl Root {
         &self,
         staging: &Staging,
         image: Origin,
+        settings: Option<Settings>,
         new: &NewTemplate,
         there: BTreeMap<String, FileEntry>,
     ) -> Result<Template> {
@@ -281,7 +285,13 @@ impl Root {
             file.sync_all().map_err(storage)?;
         }
         let (files, disk_virtual_bytes) = take_in(&checked, &dir, there)?;
-        let manifest = describe(new, checked, disk_virtual_bytes, Some(image), files);
+        if let Some(says) = settings.as_ref().and_then(|s| s.disk_size)
+            && says != disk_virtual_bytes
+        {
+            let what = format!("has {disk_virtual_bytes} bytes for the guest, and the image says {says}");
+            return Err(check::fault(Part::Disk, what));
+        }
+        let manifest = describe(new, checked, disk_virtual_bytes, Some(image), settings, files);
         let bytes = manifest.to_bytes().map_err(Error::internal)?;
         write_synced(&dir.join(manifest::FILE_NAME), &bytes).map_err(storage)?;
         sync_dir(&dir).map_err(storage)?;

@@ -21,7 +21,7 @@ use crate::templates::{
     oci::{
         Digest,
         lz4::{DecodeError, Decoder},
-        manifest::{Blob, Chunk},
+        manifest::{self, Blob, Chunk},
     },
     registry::{
         Client, RegistryError,
@@ -71,13 +71,22 @@ pub(super) struct Site {
 /// Where a layer's content goes.
 #[derive(Clone)]
 enum Target {
-    File(PathBuf),
-    Disk { offset: u64, content: Blob, blank: bool },
+    /// `content`: what the blob unpacks to, where it is packed.
+    File {
+        path: PathBuf,
+        content: Option<Blob>,
+    },
+    Disk {
+        offset: u64,
+        content: Blob,
+        blank: bool,
+    },
 }
 
 impl Site {
-    pub async fn fetch_file(self: &Arc<Self>, layer: usize, blob: Blob, path: PathBuf) -> Result<(), LayerError> {
-        self.fetch(layer, blob, |_| Target::File(path.clone())).await
+    pub async fn fetch_file(self: &Arc<Self>, file: &manifest::File, path: PathBuf) -> Result<(), LayerError> {
+        let content = file.packed.then_some(file.content);
+        self.fetch(file.layer, file.blob, |_| Target::File { path: path.clone(), content }).await
     }
 
     pub async fn fetch_chunk(self: &Arc<Self>, chunk: Chunk) -> Result<(), LayerError> {
@@ -141,7 +150,7 @@ impl Site {
             Some(piece)
         };
         let kept = match target {
-            Target::File(path) => self.receive_file(layer, blob, path, &mut next),
+            Target::File { path, content } => self.receive_file(layer, blob, content, path, &mut next),
             Target::Disk { offset, content, blank } => {
                 self.receive_chunk(layer, blob, offset, content, blank, &mut next)
             }
@@ -153,6 +162,7 @@ impl Site {
         &self,
         layer: usize,
         blob: Blob,
+        content: Option<Blob>,
         path: PathBuf,
         next: &mut dyn FnMut() -> Option<Piece>,
     ) -> Result<(), LayerError> {
@@ -162,14 +172,25 @@ impl Site {
             _ => {}
         }
         let mut file = File::create_new(&path)?;
-        let mut hasher = Hasher::default();
+        let (mut hasher, mut plain) = (Hasher::default(), Hasher::default());
+        let mut decoder = content.map(|content| Decoder::new(content.size));
         while let Some(piece) = next() {
             hasher.update(&piece);
-            file.write_all(&piece)?;
+            match &mut decoder {
+                None => file.write_all(&piece)?,
+                Some(decoder) => decoder.push(&piece, &mut |bytes| {
+                    plain.update(bytes);
+                    file.write_all(bytes)
+                })?,
+            }
         }
         hasher.verify("the blob", blob)?;
+        if let (Some(decoder), Some(content)) = (decoder, content) {
+            decoder.finish()?;
+            plain.verify("what it unpacks to", content)?;
+        }
         file.sync_all()?;
-        self.journal.note(layer, blob.digest)?;
+        self.journal.note(layer, content.unwrap_or(blob).digest)?;
         Ok(())
     }
 

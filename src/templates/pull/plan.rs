@@ -79,7 +79,7 @@ fn of_zeros(size: u64) -> Digest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::templates::oci::manifest::Blob;
+    use crate::templates::oci::{Kind, manifest::Blob};
 
     fn chunk(layer: usize, offset: u64, content: &[u8]) -> Chunk {
         let size = content.len() as u64;
@@ -98,7 +98,7 @@ mod tests {
             chunk(5, 112, b"new"),
             chunk(6, 115, b"done"),
         ];
-        let image = Image { config, nvram: config, disk_size: 119, chunks };
+        let image = Image { kind: Kind::Tart, config, files: Vec::new(), disk_size: 119, chunks };
         let there = Known { disk: "/templates/a/disk".into(), offset: 7 };
         let known = KnownPieces::from([((Digest::of(b"known"), 5), there.clone())]);
         let sources: Vec<Source> =
@@ -122,7 +122,7 @@ mod tests {
         let claim = |size| Chunk { content: Blob { digest: Digest::of(b"claimed"), size }, ..chunk(1, 0, b"") };
         let mut chunks = vec![claim(1 << 40)];
         chunks.extend((0..10_000).map(|n| claim((1 << 20) + n)));
-        let image = Image { config, nvram: config, disk_size: 0, chunks };
+        let image = Image { kind: Kind::Tart, config, files: Vec::new(), disk_size: 0, chunks };
         let sources = plan(&image, &BTreeSet::new(), &KnownPieces::new());
         assert!(sources.iter().all(|(_, source)| *source == Source::Registry));
     }

@@ -30,7 +30,7 @@ const INTERVAL: Duration = Duration::from_millis(500);
 const MEMORY: f64 = 10.0;
 
 #[derive(Clone)]
-pub(super) struct Meter {
+pub(in crate::templates) struct Meter {
     to: watch::Sender<Progress>,
     since: Arc<Mutex<Window>>,
 }
@@ -72,6 +72,11 @@ impl Meter {
     /// A piece that was believed to be here has to come after all.
     pub fn also(&self, bytes: u64) {
         self.to.send_modify(|p| p.bytes_total += bytes);
+    }
+
+    /// A piece that was believed to have to be moved has not.
+    pub fn spared(&self, bytes: u64) {
+        self.to.send_modify(|p| p.bytes_total = p.bytes_total.saturating_sub(bytes));
     }
 
     pub fn chunk_done(&self) {

@@ -29,6 +29,8 @@ pub(super) struct Authorizer {
     /// Whether a token service may be asked over plain HTTP.
     plain_http: bool,
     source: Arc<dyn CredentialSource>,
+    /// Asked for with every token, so that one for a lesser question does not take the place of one for a greater.
+    scopes: Vec<String>,
     state: Mutex<State>,
 }
 
@@ -54,12 +56,19 @@ struct Token {
 }
 
 impl Authorizer {
-    pub fn new(registry: &str, repository: &str, plain_http: bool, source: Arc<dyn CredentialSource>) -> Authorizer {
+    pub fn new(
+        registry: &str,
+        repository: &str,
+        plain_http: bool,
+        source: Arc<dyn CredentialSource>,
+        scopes: Vec<String>,
+    ) -> Authorizer {
         Authorizer {
             registry: registry.to_owned(),
             repository: repository.to_owned(),
             plain_http,
             source,
+            scopes,
             state: Mutex::default(),
         }
     }
@@ -129,7 +138,11 @@ impl Authorizer {
         }
         url.set_fragment(None);
         let default_scope = format!("repository:{}:pull", self.repository);
-        url.query_pairs_mut().clear().append_pair("scope", scope.unwrap_or(&default_scope));
+        let asked = scope.unwrap_or(&default_scope);
+        url.query_pairs_mut().clear().append_pair("scope", asked);
+        for scope in self.scopes.iter().filter(|scope| *scope != asked) {
+            url.query_pairs_mut().append_pair("scope", scope);
+        }
         if let Some(service) = service {
             url.query_pairs_mut().append_pair("service", service);
         }

@@ -32,7 +32,7 @@ const HEADWAY: u64 = 1 << 20;
 
 /// How often one request may be refused for its credentials. One more than the two that a new token and a new credential take,
 /// for the token that expired while it was on its way.
-const REFUSALS: usize = 3;
+pub(super) const REFUSALS: usize = 3;
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -82,12 +82,12 @@ pub enum FetchError {
 }
 
 pub struct Client {
-    http: reqwest::Client,
-    base: Url,
-    registry: String,
-    auth: Authorizer,
-    retry: Retry,
-    pace: Pace,
+    pub(super) http: reqwest::Client,
+    pub(super) base: Url,
+    pub(super) registry: String,
+    pub(super) auth: Authorizer,
+    pub(super) retry: Retry,
+    pub(super) pace: Pace,
 }
 
 impl fmt::Debug for Client {
@@ -102,6 +102,18 @@ impl Client {
         reference: &Reference,
         options: &Options,
         source: Arc<dyn CredentialSource>,
+    ) -> Result<Client, RegistryError> {
+        Client::with(reference, options, source, Some(options.idle_timeout), Vec::new())
+    }
+
+    /// `read_timeout`: for the answer to begin, counted from the request's beginning, and between two pieces of it.
+    /// `scopes`: what tokens are to be good for, besides what is asked for.
+    pub(super) fn with(
+        reference: &Reference,
+        options: &Options,
+        source: Arc<dyn CredentialSource>,
+        read_timeout: Option<Duration>,
+        scopes: Vec<String>,
     ) -> Result<Client, RegistryError> {
         let registry = reference.registry().to_owned();
         let settings = |what: String| RegistryError::Settings { registry: registry.clone(), what };
@@ -118,7 +130,6 @@ impl Client {
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("mayfly/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(options.connect_timeout)
-            .read_timeout(options.idle_timeout)
             // One connection per blob moves more than one for all of them.
             .http1_only()
             .referer(false)
@@ -132,6 +143,9 @@ impl Client {
                     attempt.follow()
                 }
             }));
+        if let Some(timeout) = read_timeout {
+            builder = builder.read_timeout(timeout);
+        }
         if local {
             // A proxy for the world outside knows nothing of this host.
             builder = builder.no_proxy();
@@ -149,7 +163,7 @@ impl Client {
         }
         let http = builder.build().map_err(|e| settings(e.without_url().to_string()))?;
         let plain_tokens = options.plain_http && options.plain_http_anywhere;
-        let auth = Authorizer::new(&registry, reference.repository(), plain_tokens, source);
+        let auth = Authorizer::new(&registry, reference.repository(), plain_tokens, source, scopes);
         let pace = Pace::urgent(options.limits.clone());
         Ok(Client { http, base, registry, auth, retry: options.retry, pace })
     }
@@ -268,11 +282,40 @@ impl Client {
         Ok(())
     }
 
-    fn url(&self, path: &str, what: &str) -> Result<Url, Failure> {
+    /// A blob that fits in memory, verified.
+    pub async fn small_blob(&self, blob: Blob) -> Result<Vec<u8>, RegistryError> {
+        let mut attempts = self.retry.attempts.max(1);
+        loop {
+            let (to, mut pieces) = mpsc::channel::<Piece>(8);
+            let collect = async move {
+                let mut bytes = Vec::new();
+                while let Some(piece) = pieces.recv().await {
+                    bytes.extend_from_slice(&piece);
+                }
+                bytes
+            };
+            let fetch = async move { self.fetch(blob, &to).await };
+            let (fetched, bytes) = tokio::join!(fetch, collect);
+            if let Err(FetchError::Registry { error, .. }) = fetched {
+                return Err(error);
+            }
+            let found = Digest::of(&bytes);
+            if found == blob.digest {
+                return Ok(bytes);
+            }
+            attempts -= 1;
+            if attempts == 0 {
+                let what = format!("the blob {}", blob.digest);
+                return Err(self.unusable(&what, format!("one with the digest {found}")));
+            }
+        }
+    }
+
+    pub(super) fn url(&self, path: &str, what: &str) -> Result<Url, Failure> {
         self.base.join(path).map_err(|e| Failure::last(self.unusable(what, e.to_string())))
     }
 
-    fn unusable(&self, what: &str, found: String) -> RegistryError {
+    pub(super) fn unusable(&self, what: &str, found: String) -> RegistryError {
         RegistryError::Answer { registry: self.registry.clone(), what: what.to_owned(), found }
     }
 
@@ -307,7 +350,7 @@ impl Client {
         }
     }
 
-    async fn refused(&self, response: Response, what: &str) -> Failure {
+    pub(super) async fn refused(&self, response: Response, what: &str) -> Failure {
         let (status, headers) = (response.status(), response.headers().clone());
         let registry = self.registry.clone();
         let said = match bounded_body(response, 4096).await {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! client       manifests and blobs of one repository, over any number of interruptions
+//! upload       the other way round
 //!   auth       what the registry asks for, and what it is answered
 //!   retry      which failures are worth another attempt, and when
 //!   pace       how fast bytes may come
@@ -13,6 +14,7 @@ pub mod client;
 pub mod credentials;
 pub mod pace;
 mod retry;
+pub mod upload;
 
 pub use client::{Client, Options};
 pub use pace::{Limit, Limits};

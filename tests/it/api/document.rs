@@ -72,6 +72,7 @@ fn every_route_is_in_it() {
         "GET /templates/{name}/watch",
         "PUT /templates/{name}/watch",
         "DELETE /templates/{name}/watch",
+        "POST /templates/{name}/push",
         "GET /tokens",
         "POST /tokens",
         "DELETE /tokens/{id}",

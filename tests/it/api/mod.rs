@@ -36,6 +36,7 @@ mod logs;
 mod pages;
 mod pull;
 mod pulls;
+mod push;
 mod templates;
 mod tokens;
 mod versions;

@@ -393,7 +393,7 @@ impl TartImage {
     }
 }
 
-async fn push_blob(registry: &Registry, repository: &str, blob: &[u8]) {
+pub async fn push_blob(registry: &Registry, repository: &str, blob: &[u8]) {
     let digest = digest(blob);
     let head = registry.request(Method::HEAD, &format!("/v2/{repository}/blobs/{digest}")).send().await.unwrap();
     if head.status() == 200 {

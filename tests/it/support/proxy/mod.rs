@@ -366,19 +366,31 @@ impl State {
         headers.insert("x-forwarded-proto", HeaderValue::from_static(scheme));
         let url = format!("{}{}", self.registry, parts.uri.path_and_query().map_or("/", |path| path.as_str()));
         let mut upstream = self.upstream.request(parts.method.clone(), url);
+        let cut = faults.iter().find_map(|fault| match fault {
+            Fault::CutRequest { after } => Some(*after),
+            _ => None,
+        });
         if headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING) {
             headers.remove(header::TRANSFER_ENCODING);
             let state = self.clone();
+            let mut received = 0;
             let pieces = BodyStream::new(body).filter_map(move |frame| {
-                let piece = frame.map(|frame| frame.into_data().ok()).transpose();
+                let mut piece = frame.map_err(Failure::new).map(|frame| frame.into_data().ok()).transpose();
                 if let Some(Ok(bytes)) = &piece {
-                    state.note(index, |seen| seen.received += bytes.len() as u64);
+                    received += bytes.len() as u64;
+                    state.note(index, |seen| seen.received = received);
+                    if cut.is_some_and(|after| received > after) {
+                        piece = Some(Err(Failure::new("the request is cut")));
+                    }
                 }
                 std::future::ready(piece)
             });
             upstream = upstream.body(reqwest::Body::wrap_stream(pieces));
         }
         let answered = upstream.headers(headers).send().await.map_err(Failure::new)?;
+        if faults.iter().any(|fault| matches!(fault, Fault::LoseAnswer)) {
+            return Err(Failure::new("the answer is lost"));
+        }
 
         let status = answered.status();
         let mut headers = end_to_end(answered.headers().clone());
@@ -399,7 +411,12 @@ impl State {
                 Fault::ContentRange(range) => {
                     headers.insert(header::CONTENT_RANGE, HeaderValue::try_from(range).map_err(Failure::new)?);
                 }
-                Fault::IgnoreRange | Fault::Hangup | Fault::Answer { .. } | Fault::Redirect { .. } => {}
+                Fault::IgnoreRange
+                | Fault::Hangup
+                | Fault::CutRequest { .. }
+                | Fault::LoseAnswer
+                | Fault::Answer { .. }
+                | Fault::Redirect { .. } => {}
             }
         }
         if let Some(announced) = shape.announced {

@@ -9,6 +9,10 @@ use std::{
 pub enum Fault {
     /// The connection ends without an answer.
     Hangup,
+    /// The connection ends after this many bytes of the request's body, and the registry gets no more of it either.
+    CutRequest { after: u64 },
+    /// The registry does what it was asked for, and the connection ends without its answer.
+    LoseAnswer,
     /// The connection ends after this many bytes of the body; the headers promised all of it.
     Cut { after: u64 },
     /// Nothing more comes after this many bytes of the body, until [`Proxy::release`](super::Proxy::release).

@@ -15,6 +15,8 @@ pub struct Tokens {
     lifetime: Duration,
     /// Who gets one. Everybody, without.
     login: Option<Login>,
+    /// Whatever is asked for, nobody may push.
+    read_only: bool,
     issued: Mutex<HashMap<String, Grant>>,
 }
 
@@ -26,11 +28,16 @@ struct Grant {
 
 impl Tokens {
     pub fn lasting(lifetime: Duration) -> Tokens {
-        Tokens { lifetime, login: None, issued: Default::default() }
+        Tokens { lifetime, login: None, read_only: false, issued: Default::default() }
     }
 
     pub fn only_for(mut self, login: Login) -> Tokens {
         self.login = Some(login);
+        self
+    }
+
+    pub fn read_only(mut self) -> Tokens {
+        self.read_only = true;
         self
     }
 
@@ -51,7 +58,8 @@ impl Tokens {
             if key == "scope"
                 && let Some((name, actions)) = value.strip_prefix("repository:").and_then(|v| v.rsplit_once(':'))
             {
-                may.extend(actions.split(',').map(|action| (name.to_owned(), action.to_owned())));
+                let actions = actions.split(',').filter(|action| !self.read_only || *action == "pull");
+                may.extend(actions.map(|action| (name.to_owned(), action.to_owned())));
             }
         }
         let token = Uuid::new_v4().to_string();

@@ -1,0 +1,93 @@
+//! Pushing a template to a registry.
+
+use std::sync::Arc;
+
+use axum::{Json as Answer, extract::State as FromState};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::super::{
+    Http,
+    auth::{Admin, Allowed},
+    extract::{Json, Name},
+    frame::Seat,
+    openapi::examples,
+    problem::Problem,
+};
+use crate::templates::{
+    oci::reference::ReferenceError,
+    push::{PushRequest, Pushed},
+};
+
+/// More than any registry takes in one request.
+const LARGEST_PART_MB: u64 = 100_000;
+
+/// Where a template is pushed to.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = PushRequest)]
+pub struct PushTemplateRequest {
+    /// The image, with a tag: `host/namespace:tag`.
+    #[schema(example = "registry.example.com/ci/micro:1")]
+    image: String,
+    /// Upload in parts of so many megabytes (1,000,000 bytes), for registries that do not take large requests. Each blob is one
+    /// request when missing.
+    #[schema(minimum = 1, maximum = 100000, example = json!(null))]
+    chunk_size_mb: Option<u64>,
+}
+
+/// An image as it was pushed.
+#[derive(Serialize, ToSchema)]
+#[schema(as = PushedImage)]
+pub struct PushedView {
+    /// With its tag.
+    image: String,
+    /// `sha256:…` of the image's manifest: pulls the same bytes wherever the tag moves.
+    digest: String,
+    bytes_uploaded: u64,
+    /// Of layers that the registry had already, or took over from another repository.
+    bytes_reused: u64,
+    layers: usize,
+}
+
+impl From<Pushed> for PushedView {
+    fn from(pushed: Pushed) -> Self {
+        Self {
+            image: pushed.image.to_string(),
+            digest: pushed.digest.to_string(),
+            bytes_uploaded: pushed.bytes_uploaded,
+            bytes_reused: pushed.bytes_reused,
+            layers: pushed.layers,
+        }
+    }
+}
+
+/// Push a template
+///
+/// A template of the driver tart becomes an image that Tart itself can pull; one of any other driver becomes an image of
+/// Mayfly's. Keys and passwords are never part of it. What the registry has already is not uploaded, so a push that was cut off
+/// goes on where it stopped when it is asked for again, and one of the same content changes nothing. The answer comes when the
+/// image is there.
+#[utoipa::path(
+    post, path = "/templates/{name}/push", tag = "templates",
+    params(("name" = String, Path, description = "Name or digest", example = "micro")),
+    request_body(content = PushTemplateRequest, example = json!(examples::push_request())),
+    responses((status = 200, description = "The image is in the registry", body = PushedView, example = json!(examples::pushed()))),
+    security(("token" = ["admin"])),
+)]
+pub async fn push_template(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Admin>,
+    seat: Seat,
+    Name(name): Name,
+    Json(request): Json<PushTemplateRequest>,
+) -> Result<Answer<PushedView>, Problem> {
+    seat.unhurried();
+    let image = request.image.parse();
+    let image = image.map_err(|error: ReferenceError| Problem::invalid("/image", error.to_string()))?;
+    if request.chunk_size_mb.is_some_and(|mb| !(1..=LARGEST_PART_MB).contains(&mb)) {
+        return Err(Problem::invalid("/chunk_size_mb", format!("must be 1 to {LARGEST_PART_MB}")));
+    }
+    let part_size = request.chunk_size_mb.map(|mb| mb * 1_000_000);
+    Ok(Answer(http.service.push_template(PushRequest { template: name, image, part_size }).await?.into()))
+}

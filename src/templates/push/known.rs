@@ -1,0 +1,196 @@
+//! What a registry has already, as far as manifests tell: that of the image at the tag, of the image that the template was
+//! pulled from, and of others that templates here were pulled from.
+//!
+//! The same content packed by another encoder is another blob. So a piece whose content one of these manifests lists is not
+//! packed again: its blob is used, which is in the repository or can be taken over from another one of the same registry.
+//! A manifest that cannot be read costs bytes and not the push.
+
+use std::{collections::HashMap, sync::Arc};
+
+use crate::templates::{
+    manifest::Origin,
+    oci::{
+        Digest, Image, Reference,
+        manifest::{self, Blob, Document, ManifestError},
+    },
+    registry::{Client, Options, RegistryError, credentials::CredentialSource},
+};
+
+/// How many manifests are asked for, besides that of the tag. Each is some hundred kilobytes.
+const OTHERS: usize = 6;
+
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// By content and its size: where it is packed.
+    packed: HashMap<(Digest, u64), Found>,
+    /// The repository of each blob that is not known to be in the target's.
+    mounts: HashMap<Digest, String>,
+    target: Option<(Image, Digest)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    pub blob: Blob,
+    /// The repository that it can be taken over from; `None`: it should be where it is needed.
+    pub mount: Option<String>,
+}
+
+#[derive(Debug)]
+pub(super) enum Unusable {
+    Registry(RegistryError),
+    /// What is at the tag must not be replaced by this.
+    Tag(String),
+}
+
+impl Known {
+    pub async fn gather(
+        target: &Reference,
+        origin: Option<&Origin>,
+        others: Vec<Origin>,
+        options: &Options,
+        credentials: &Arc<dyn CredentialSource>,
+    ) -> Result<Known, Unusable> {
+        let mut known = Known::default();
+        match image(target, options, credentials).await? {
+            There::Nothing | There::Unreadable => {}
+            There::Image(image, digest) => {
+                known.add(&image, None);
+                known.target = Some((image, digest));
+            }
+            There::Other(what) => {
+                let what =
+                    format!("the tag is {what}, which would be replaced: choose another tag, or delete that one");
+                return Err(Unusable::Tag(what));
+            }
+        }
+        let prefix = format!("{}/", target.registry());
+        let mut asked = known.target.iter().map(|(_, digest)| digest.to_string()).collect::<Vec<_>>();
+        let own = origin.filter(|origin| origin.repository.starts_with(&prefix)).cloned();
+        for origin in own.into_iter().chain(others) {
+            if asked.len() > OTHERS {
+                break;
+            }
+            if asked.contains(&origin.digest) {
+                continue;
+            }
+            asked.push(origin.digest.clone());
+            let Ok(reference) = format!("{}@{}", origin.repository, origin.digest).parse::<Reference>() else {
+                continue;
+            };
+            match image(&reference, options, credentials).await {
+                Ok(There::Image(image, _)) => {
+                    let elsewhere = reference.repository() != target.repository();
+                    known.add(&image, elsewhere.then(|| reference.repository()));
+                }
+                Ok(_) => {}
+                // The tag was read a moment ago: this one repository is closed to us, or away.
+                Err(Unusable::Registry(error)) => {
+                    tracing::debug!(image = %reference, %error, "what this image has cannot be reused");
+                }
+                Err(Unusable::Tag(_)) => {}
+            }
+        }
+        Ok(known)
+    }
+
+    /// What came first counts: it is nearer.
+    fn add(&mut self, image: &Image, mount: Option<&str>) {
+        let packed_files = image.files.iter().filter(|file| file.packed).map(|file| (file.blob, file.content));
+        for (blob, content) in packed_files.chain(image.chunks.iter().map(|c| (c.blob, c.content))) {
+            let found = Found { blob, mount: mount.map(str::to_owned) };
+            self.packed.entry((content.digest, content.size)).or_insert(found);
+        }
+        if let Some(from) = mount {
+            let all = image.layers().map(|(_, blob, _)| blob).chain([image.config]);
+            for blob in all {
+                self.mounts.entry(blob.digest).or_insert_with(|| from.to_owned());
+            }
+        }
+    }
+
+    pub fn packed(&self, content: Blob) -> Option<&Found> {
+        self.packed.get(&(content.digest, content.size))
+    }
+
+    /// Where a blob can be taken over from, if it is not where it is needed.
+    pub fn mount(&self, blob: Blob) -> Option<&str> {
+        self.mounts.get(&blob.digest).map(String::as_str)
+    }
+
+    /// Every repository that blobs may be taken over from.
+    pub fn mounts(&self) -> Vec<String> {
+        let mut all: Vec<String> = self.mounts.values().cloned().collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// The image that the tag names now.
+    pub fn at_target(&self) -> Option<(&Image, Digest)> {
+        self.target.as_ref().map(|(image, digest)| (image, *digest))
+    }
+}
+
+enum There {
+    Nothing,
+    Image(Image, Digest),
+    /// An image of a virtual machine that we do not read.
+    Unreadable,
+    /// Something else.
+    Other(String),
+}
+
+async fn image(
+    reference: &Reference,
+    options: &Options,
+    credentials: &Arc<dyn CredentialSource>,
+) -> Result<There, Unusable> {
+    let client = Client::new(reference, options, credentials.clone()).map_err(Unusable::Registry)?;
+    let raw = match client.manifest(reference).await {
+        Ok(raw) => raw,
+        // Some registries say so of a repository that is not there yet. Whether we may push is seen when we do.
+        Err(RegistryError::NotFound { .. } | RegistryError::Denied { .. }) => return Ok(There::Nothing),
+        Err(error) => return Err(Unusable::Registry(error)),
+    };
+    match manifest::parse(&raw.bytes, raw.content_type.as_deref()) {
+        Ok(Document::Image(image)) => Ok(There::Image(image, raw.digest)),
+        Ok(Document::Index(_)) => Ok(There::Other("a list of images for several platforms".into())),
+        Err(ManifestError::Foreign(what)) => Ok(There::Other(what)),
+        Err(_) => Ok(There::Unreadable),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::templates::oci::{
+        Kind, Role,
+        manifest::{Chunk, File},
+    };
+
+    fn blob(content: &[u8]) -> Blob {
+        Blob { digest: Digest::of(content), size: content.len() as u64 }
+    }
+
+    fn image(packed: &[u8]) -> Image {
+        let file =
+            File { layer: 0, role: Role::Config, blob: blob(b"config"), content: blob(b"config"), packed: false };
+        let chunk = Chunk { layer: 1, blob: blob(packed), offset: 0, content: blob(b"disk") };
+        Image { kind: Kind::Tart, config: blob(b"{}"), files: vec![file], chunks: vec![chunk], disk_size: 4 }
+    }
+
+    #[test]
+    fn what_is_nearest_counts() {
+        let mut known = Known::default();
+        known.add(&image(b"here"), None);
+        known.add(&image(b"there"), Some("acme/other"));
+        assert_eq!(known.packed(blob(b"disk")), Some(&Found { blob: blob(b"here"), mount: None }));
+        // What is no packed layer has its blob for a content.
+        assert_eq!(known.packed(blob(b"config")), None);
+        assert_eq!(known.mount(blob(b"config")), Some("acme/other"));
+        assert_eq!(known.mount(blob(b"there")), Some("acme/other"));
+        assert_eq!(known.mount(blob(b"here")), None);
+        assert_eq!(known.mounts(), ["acme/other"]);
+        assert_eq!(Known::default().packed(blob(b"disk")), None);
+    }
+}
