@@ -141,8 +141,9 @@ mod tests {
             (RegistryError::Denied { registry: registry.clone(), what: what.clone() }, Code::ImagePushRefused),
             (RegistryError::Unreachable { registry, what }, Code::ImagePushFailed),
         ] {
-            let image = Box::new("registry.example.com/ci/a:1".parse().unwrap());
-            let failed = PushError::Registry { template: "a".into(), image, error, hint: "" };
+            let image = "registry.example.com/ci/a:1".parse().unwrap();
+            let request = Box::new(PushRequest { template: "a".into(), image, part_size: None });
+            let failed = PushError::Registry { request, error, hint: "" };
             let error = push_failed(&failed);
             assert_eq!(error.code, code, "{failed}");
             assert_eq!(error.fields[0].pointer, "/image");

@@ -102,10 +102,10 @@ pub enum PushError {
     #[error(transparent)]
     Template(#[from] crate::domain::Error),
     /// Where it should go to is nowhere to go to.
-    #[error("{template} cannot be pushed to {image}: {what}")]
-    Target { template: String, image: Box<Reference>, what: String },
-    #[error("{template} cannot be pushed to {image}: {error}{hint}")]
-    Registry { template: String, image: Box<Reference>, error: RegistryError, hint: &'static str },
+    #[error("{} cannot be pushed to {}: {what}", .request.template, .request.image)]
+    Target { request: Box<PushRequest>, what: String },
+    #[error("{} cannot be pushed to {}: {error}{hint}", .request.template, .request.image)]
+    Registry { request: Box<PushRequest>, error: RegistryError, hint: &'static str },
     #[error("{template} cannot be pushed: {file} was changed on disk; register or pull it again")]
     Damaged { template: String, file: &'static str },
     #[error("{template} cannot be pushed: {what}")]
@@ -130,11 +130,7 @@ impl Pusher {
     /// Pushes a template. Dropping the future ends the push; the next one goes on where it stopped. The same content again
     /// uploads nothing and leaves the image as it is.
     pub async fn push(&self, request: &PushRequest, progress: &watch::Sender<Progress>) -> Result<Pushed, PushError> {
-        let target = |what: &str| PushError::Target {
-            template: request.template.clone(),
-            image: Box::new(request.image.clone()),
-            what: what.to_owned(),
-        };
+        let target = |what: &str| PushError::Target { request: Box::new(request.clone()), what: what.to_owned() };
         if let Target::Digest(_) = request.image.target() {
             return Err(target("a digest follows from the content, name a tag"));
         }
@@ -178,8 +174,7 @@ fn failed(request: &PushRequest, error: RegistryError) -> PushError {
         RegistryError::Denied { .. } => "; pushing needs more rights there than pulling does",
         _ => "",
     };
-    let (template, image) = (request.template.clone(), Box::new(request.image.clone()));
-    PushError::Registry { template, image, error, hint }
+    PushError::Registry { request: Box::new(request.clone()), error, hint }
 }
 
 /// One push.
