@@ -7,6 +7,7 @@ mod docs;
 mod double;
 mod follow;
 mod relay;
+mod versions;
 
 use std::{
     path::{Path, PathBuf},
