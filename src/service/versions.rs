@@ -48,6 +48,17 @@ impl Surroundings for Vms {
     }
 }
 
+/// A reason is one line in listings.
+const LONGEST_WHY: usize = 200;
+
+fn fits(why: &str) -> Result<()> {
+    if why.chars().count() > LONGEST_WHY || why.chars().any(char::is_control) {
+        return Err(Error::new(Code::RequestInvalid, "the reason is not usable")
+            .field("/why", format!("must be one line of at most {LONGEST_WHY} characters")));
+    }
+    Ok(())
+}
+
 impl Service {
     /// A template with what is known of it beside its content.
     pub async fn template_with_standing(&self, name: &str) -> Result<(Template, Standing)> {
@@ -63,6 +74,7 @@ impl Service {
     /// Points a name, new or not, at a version that is here.
     pub async fn point_name(&self, name: &str, digest: &str, why: Option<String>) -> Result<Moved> {
         let why = why.unwrap_or_else(|| "pointed there by hand".to_owned());
+        fits(&why)?;
         let moved = self.catalog.point_name(name, digest, &why).await?;
         self.name_moved(&moved).await?;
         Ok(moved)
@@ -81,6 +93,7 @@ impl Service {
             return Err(Error::new(Code::RequestInvalid, "a pin needs a reason")
                 .field("/why", "must say why the version is kept, for whoever wonders later"));
         }
+        fits(why)?;
         let digest = self.catalog.pin(name, Some(why)).await?;
         tracing::info!(template.name = name, template.digest = digest, why, "template pinned");
         let event = TemplateEvent::Pinned { digest, why: why.to_owned() };

@@ -532,6 +532,8 @@ fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+#[cfg(test)]
+mod full_disk;
 mod marks;
 mod names;
 mod prune;

@@ -468,6 +468,13 @@ impl Job {
     }
 
     fn failed(&self, layer: usize, offset: Option<u64>, error: LayerError) -> PullError {
+        if let LayerError::Storage(e) = &error
+            && matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        {
+            let detail = format!("no space is left for layer {layer}; what was pulled is kept");
+            let error = crate::domain::Error::new(Code::HostFull, detail).retry_after(60);
+            return PullError::Space { image: Box::new(self.reference.clone()), error: Box::new(error) };
+        }
         PullError::Layer { image: Box::new(self.reference.clone()), layer, offset, what: error.to_string() }
     }
 

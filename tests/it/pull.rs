@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    slice,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -30,6 +31,7 @@ use tokio::sync::watch;
 use crate::support::{
     proxy::{Fault, Proxy, Rule, Seen, Tokens},
     registry::{Login, Registry},
+    small_disk::{empty, fill, small_disk},
     tart_image::{Broken, Content, Encoding, TartImage, digest},
 };
 
@@ -99,7 +101,10 @@ impl Host {
     }
 
     fn with(registry: &Registry, keys: Arc<Keys>) -> Host {
-        let dir = tempfile::tempdir().unwrap();
+        Self::in_dir(tempfile::tempdir().unwrap(), registry, keys)
+    }
+
+    fn in_dir(dir: tempfile::TempDir, registry: &Registry, keys: Arc<Keys>) -> Host {
         let catalog = Catalog::open(dir.path().join("templates")).unwrap();
         let puller = Puller::new(catalog.clone(), settings(registry.authority.file()), keys);
         Host { dir, puller, catalog }
@@ -693,5 +698,43 @@ async fn of_a_list_the_image_for_this_host_comes() {
     for digest in [list, image.digest()] {
         let again = host.pull(&format!("{}/{REPOSITORY}@{digest}", registry.address), "macos").await.unwrap();
         assert_eq!(again, template);
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_fills_up_while_an_image_arrives_loses_nothing() {
+    let Some(disk) = small_disk("pull::a_disk_that_fills_up_while_an_image_arrives_loses_nothing", 96) else { return };
+    let registry = Registry::open().await;
+    let image = image(120);
+    image.push(&registry, REPOSITORY, "1").await;
+    let big = image.chunk(2).digest();
+    for pages in [0, 1, 17, 120, 255] {
+        let proxy = Proxy::before(&registry).start().await;
+        proxy.on(Rule::get(&format!("*{big}"), Fault::Hold { after: 50_000 }).first());
+        let host = Host::in_dir(tempfile::tempdir_in(&disk).unwrap(), &registry, Keys::none());
+        let templates = host.dir.path().join("templates");
+        let reference = format!("{}/{REPOSITORY}:1", proxy.address());
+        let meddle = async {
+            proxy.until("the big chunk is held", |all| all.iter().any(|s| s.sent == 50_000)).await;
+            until_journal(&templates, wanted(&image).len() - 1).await;
+            fill(&disk, pages);
+            proxy.release();
+        };
+        let (pulled, ()) = tokio::join!(host.pull(&reference, "macos"), meddle);
+        match &*pulled.unwrap_err() {
+            PullError::Space { error, .. } => assert_eq!(error.code, Code::HostFull, "{pages}"),
+            other => panic!("{pages}: {other}"),
+        }
+        assert_eq!(host.visible(), [""; 0], "{pages}");
+
+        // Still full: it does not begin. With room again, it goes on where it was.
+        let error = host.pull(&reference, "macos").await.unwrap_err().to_string();
+        assert!(error.contains("are missing"), "{error}");
+        empty(&disk);
+        let before = blobs(&proxy.seen()).len();
+        same(&host.pull(&reference, "macos").await.unwrap(), &image);
+        let after: Vec<_> = blobs(&proxy.seen()).split_off(before).into_iter().map(|(digest, _)| digest).collect();
+        assert_eq!(after, slice::from_ref(&big), "{pages}");
+        assert_eq!(host.staged(), 0);
     }
 }

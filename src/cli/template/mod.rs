@@ -119,8 +119,9 @@ async fn list(client: &Client, json: bool) -> Result<(), Failure> {
     let mut rows = Vec::new();
     for item in &items {
         let t: TemplateView = client.view(item)?;
+        let name = if t.damage.is_some() { format!("{} (DAMAGED)", t.name) } else { t.name };
         rows.push(vec![
-            t.name,
+            name,
             t.os,
             t.arch,
             t.cpus.to_string(),

@@ -296,7 +296,10 @@ impl Root {
 
     /// What all templates and pulls take on disk.
     pub(super) fn total(&self) -> io::Result<u64> {
-        let mut total = on_disk(&self.staging())?;
+        let mut total = 0;
+        for entry in fs::read_dir(self.staging())? {
+            total += on_disk(&entry?.path()).unwrap_or_default();
+        }
         for digest in self.digests()? {
             if let Some(directory) = manifest::directory(&digest) {
                 // One that is removed meanwhile takes nothing.

@@ -281,7 +281,11 @@ fn reason(held: &Held) -> String {
 fn size(bytes: u64) -> String {
     #[expect(clippy::cast_precision_loss, reason = "shown with one digit")]
     let mib = bytes as f64 / f64::from(1 << 20);
-    if mib >= 1024.0 { format!("{:.1} GiB", mib / 1024.0) } else { format!("{mib:.1} MiB") }
+    match bytes >> 20 {
+        0 => format!("{bytes} bytes"),
+        1..1024 => format!("{mib:.1} MiB"),
+        _ => format!("{:.1} GiB", mib / 1024.0),
+    }
 }
 
 impl Root {

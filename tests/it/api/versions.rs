@@ -1,4 +1,4 @@
-//! Names with a history, pins.
+//! Names with a history, pins, pruning, verifying.
 
 use serde_json::{Value, json};
 
@@ -69,11 +69,15 @@ async fn names_and_pins_that_cannot_be_are_refused() {
         ("x", "sha256:12", 422, "template.unknown", "/digest"),
         ("x", "../..", 422, "template.unknown", "/digest"),
         ("-x", one.as_str(), 422, "template.invalid", "/name"),
-        ("prune", one.as_str(), 422, "template.invalid", "/name"),
     ] {
         let got = api.put(&format!("/templates/{name}"), &api.admin, json!({"digest": digest})).await;
         assert_eq!(pointer(&got.problem(status, code)), at, "{name} {digest}");
     }
+    // It is a verb.
+    api.put("/templates/prune", &api.admin, json!({"digest": one})).await.problem(405, "request.method_not_allowed");
+    let disk = api.dir.path().join("disk.raw");
+    let got = api.post("/templates", &api.admin, json!({"name": "prune", "driver": "fake", "disk": disk})).await;
+    assert_eq!(pointer(&got.problem(422, "template.invalid")), "/name");
     api.put("/templates/x", &api.create, json!({"digest": one})).await.problem(403, "auth.scope_missing");
     api.post("/templates/v21/rollback", &api.admin, json!({})).await.problem(409, "template.no_previous");
     let got = api.post("/templates/v21/rollback", &api.admin, json!({"to": unknown})).await;
@@ -82,6 +86,12 @@ async fn names_and_pins_that_cannot_be_are_refused() {
     api.put("/templates/none/pin", &api.admin, json!({"why": "x"})).await.problem(404, "template.not_found");
     let got = api.put("/templates/v21/pin", &api.admin, json!({"why": " "})).await;
     assert_eq!(pointer(&got.problem(400, "request.invalid")), "/why");
+    for why in ["a\nreason".to_owned(), "x".repeat(201)] {
+        let got = api.put("/templates/v21", &api.admin, json!({"digest": one, "why": why})).await;
+        assert_eq!(pointer(&got.problem(400, "request.invalid")), "/why");
+        let got = api.put("/templates/v21/pin", &api.admin, json!({"why": why})).await;
+        assert_eq!(pointer(&got.problem(400, "request.invalid")), "/why");
+    }
     let got = api.put("/templates/v21/pin", &api.admin, json!({})).await;
     assert_eq!(pointer(&got.problem(400, "request.invalid")), "/why");
 }
@@ -90,7 +100,7 @@ async fn names_and_pins_that_cannot_be_are_refused() {
 async fn a_pin_stays_with_its_version() {
     let api = api().await;
     let one = version(&api, 31).await;
-    let pinned = api.put("/templates/v31/pin", &api.admin, json!({"why": "a\nreason"})).await.ok(200);
+    let pinned = api.put("/templates/v31/pin", &api.admin, json!({"why": "a reason"})).await.ok(200);
     assert_eq!(pinned["pin"]["why"], "a reason");
     let two = version(&api, 32).await;
     api.put("/templates/v31", &api.admin, json!({"digest": two})).await.ok(200);
@@ -121,4 +131,78 @@ async fn use_is_noted_and_a_version_with_a_history_survives_its_last_name() {
     api.put("/templates/latest", &api.admin, json!({"digest": two})).await.ok(200);
     api.delete("/templates/v41", &api.admin).await.ok(204);
     assert_eq!(api.post("/templates/latest/rollback", &api.admin, json!({})).await.ok(200)["digest"], one);
+}
+
+#[tokio::test]
+async fn what_nothing_needs_is_pruned_when_it_is_asked_for() {
+    let api = api().await;
+    let (one, two) = (version(&api, 51).await, version(&api, 52).await);
+    api.put("/templates/v51", &api.admin, json!({"digest": two})).await.ok(200);
+    let prune = async |body: Value| api.post("/templates/prune", &api.admin, body).await;
+    let all = json!({"keep_previous": 0, "dry_run": true});
+    assert_eq!(prune(json!({})).await.ok(200)["removed"], json!([]), "a rollback would need it");
+    let outlook = prune(all).await.ok(200);
+    let gone = &outlook["removed"][0];
+    assert_eq!((&gone["digest"], &gone["names"], &gone["kind"]), (&json!(one), &json!(["v51"]), &json!("template")));
+    assert!(gone["bytes"].as_u64().unwrap() >= 64 * 1024 && gone["why"].as_str().unwrap().contains("moved on"));
+    assert_eq!((&outlook["dry_run"], &outlook["freed_bytes"]), (&json!(true), &gone["bytes"]));
+    assert_eq!(outlook["kept"].as_array().unwrap().len(), 2);
+    let kept = json!({"keep_previous": 0, "older_than_seconds": 3600});
+    assert_eq!(prune(kept).await.ok(200)["removed"], json!([]));
+
+    // A vm of it keeps it; when that has gone, nothing does.
+    let vm = api.post("/vms", &api.create, json!({"template": one})).await.ok(201);
+    assert_eq!(prune(json!({"keep_previous": 0})).await.ok(200)["removed"], json!([]));
+    api.finish(vm["id"].as_str().unwrap().parse().unwrap()).await;
+    assert_eq!(prune(json!({"keep_previous": 0, "partial": true})).await.ok(200)["removed"][0]["digest"], one);
+    api.get(&format!("/templates/{one}"), &api.read).await.problem(404, "template.not_found");
+    let events = api.get(&format!("/templates/{one}/events"), &api.read).await.ok(200);
+    let pruned = events["items"].as_array().unwrap().iter().find(|e| e["type"] == "pruned").unwrap();
+    assert_eq!((&pruned["bytes"], &pruned["digest"]), (&gone["bytes"], &json!(one)));
+    let events = api.get("/templates/v51/events", &api.read).await.ok(200);
+    assert!(events["items"].as_array().unwrap().iter().any(|e| e["type"] == "name_moved" && e["from"] == one));
+
+    for (body, at) in [
+        (json!({"keep_previous": 11}), "/keep_previous"),
+        (json!({"max_bytes": -1}), "/max_bytes"),
+        (json!({"olderthan": 1}), "/olderthan"),
+    ] {
+        assert_eq!(pointer(&prune(body).await.problem(400, "request.invalid")), at);
+    }
+    api.post("/templates/prune", &api.create, json!({})).await.problem(403, "auth.scope_missing");
+}
+
+#[tokio::test]
+async fn a_damaged_template_is_found_refused_and_replaced() {
+    use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+    let api = api().await;
+    let verify = async || api.post("/templates/micro/verify", &api.admin, json!({})).await.ok(200);
+    let sound = verify().await;
+    assert_eq!((&sound["sound"], &sound["faults"], &sound["next"]), (&json!(true), &json!([]), &Value::Null));
+    assert_eq!(sound["bytes"], 65_536);
+    let before = api.get("/templates/micro", &api.read).await.ok(200);
+    assert!(before["verified_at"].is_string());
+
+    let digest = before["digest"].as_str().unwrap();
+    let path = api.dir.path().join("templates").join(digest.replace(':', "-")).join("disk");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().write_all_at(&[77], 40_000).unwrap();
+    let found = verify().await;
+    let fault = json!({"file": "disk", "offset": 0, "bytes": 65_536, "what": "its bytes are not those of its digest"});
+    assert_eq!((&found["sound"], &found["faults"]), (&json!(false), &json!([fault])));
+    assert!(found["next"].as_str().unwrap().contains("register"), "{found:#}");
+    let damaged = api.get("/templates/micro", &api.read).await.ok(200);
+    assert_eq!((&damaged["damage"]["faults"], &damaged["verified_at"]), (&json!([fault]), &Value::Null));
+    assert_eq!(api.get("/templates", &api.read).await.ok(200)["items"][0]["damage"]["faults"], json!([fault]));
+    let refused = api.post("/vms", &api.create, json!({"template": "micro"})).await.problem(409, "template.damaged");
+    assert!(refused["detail"].as_str().unwrap().contains("register it again"), "{refused:#}");
+
+    let again = json!({"name": "micro", "driver": "fake", "cpus": 1, "memory_mib": 128, "disk": api.dir.path().join("disk.raw")});
+    assert_eq!(api.post("/templates", &api.admin, again).await.ok(200)["digest"], digest);
+    assert_eq!(verify().await["sound"], true);
+    api.vm("works").await;
+    let events = api.get("/templates/micro/events", &api.read).await.ok(200);
+    let faults: Vec<_> = events["items"].as_array().unwrap().iter().filter(|e| e["type"] == "verified").collect();
+    assert_eq!(faults.iter().map(|e| e["faults"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 0]);
+    api.post("/templates/none/verify", &api.admin, json!({})).await.problem(404, "template.not_found");
 }

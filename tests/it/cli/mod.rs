@@ -8,6 +8,7 @@ mod double;
 mod follow;
 mod pull;
 mod relay;
+mod versions;
 
 use std::{
     path::{Path, PathBuf},

@@ -20,7 +20,7 @@ use mayfly::{
         vms::{Runner, VmRequest},
     },
     store::{self, Vault, logs::Logs},
-    templates::{Catalog, NewTemplate},
+    templates::{Catalog, Limits, NewTemplate},
 };
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -29,6 +29,7 @@ mod chaos;
 mod crashes;
 mod retention;
 mod road;
+mod space;
 
 /// How long any one thing may take before the test says what is stuck.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -52,6 +53,8 @@ pub struct Host {
     pub world: Arc<FakeWorld>,
     pub capacity: Capacity,
     pub clock: Clock,
+    /// Of the space that templates take, from the next start on.
+    pub limits: Limits,
     /// Guests speak to whoever serves at the moment.
     pub serving: Serving,
     pub running: Option<Running>,
@@ -68,6 +71,7 @@ impl Host {
             world: FakeWorld::new(),
             capacity: Capacity { linux_slots: linux, macos_slots: macos, cpus: 64, memory_mib: 65536 },
             clock,
+            limits: Limits::default(),
             serving: watch::Sender::new(None),
             running: None,
         };
@@ -102,7 +106,7 @@ impl Host {
         assert!(self.running.is_none());
         let vault = Arc::new(Vault::open(&self.at("secret.key")).unwrap());
         let store = store::open(&self.at("mayfly.db")).await.unwrap();
-        let catalog = Arc::new(Catalog::open(self.at("templates")).unwrap());
+        let catalog = Arc::new(Catalog::open_with(self.at("templates"), self.limits).unwrap());
         let drivers = Arc::new(Registry::default().with(Arc::new(Fake::new(self.world.clone()))));
         let clock = self.clock.clone();
         let board = watch::Sender::new(reconcile::unobserved(self.capacity, &clock));

@@ -24,6 +24,7 @@ pub fn image() -> PathBuf {
 pub mod authority;
 pub mod proxy;
 pub mod registry;
+pub mod small_disk;
 pub mod tart;
 pub mod tart_image;
 
