@@ -86,7 +86,7 @@ impl Bytes {
         };
         if zeros {
             self.block.fill(0);
-        } else if self.random.below(4) == 0 {
+        } else if self.random.below(5) == 0 {
             self.random.fill(&mut self.block);
         } else {
             self.random.fill_with_repetitions(&mut self.block);
@@ -140,7 +140,7 @@ impl Random {
             let literals = (1 + (dice & 15) as usize).min(to.len() - at);
             self.fill(&mut to[at..at + literals]);
             at += literals;
-            let length = (8 + ((dice >> 8) & 31) as usize).min(to.len() - at);
+            let length = (8 + ((dice >> 8) & 63) as usize).min(to.len() - at);
             let from = (dice >> 16) as usize % (at - length);
             to.copy_within(from..from + length, at);
             at += length;

@@ -5,7 +5,7 @@
 //! bench-pull limits --storage DIR --work DIR --images FILE [--buffered]  each part of a pull alone, on the same bytes
 //! ```
 //!
-//! Everything is made from fixed seeds, so that two machines measure the same bytes. Content comes in 64 KiB blocks: one of four
+//! Everything is made from fixed seeds, so that two machines measure the same bytes. Content comes in 64 KiB blocks: one of five
 //! is noise, as packed files are; the others are runs of literals and repetitions of the length that code and text have. All in
 //! all it shrinks to about the half. A third of the disk is zeros, in whole chunks and in runs between the content.
 

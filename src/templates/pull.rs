@@ -9,10 +9,12 @@
 //!   plan      where each piece of the disk comes from
 //!   layer     one layer, verified, to its place
 //!     sparse  writing with holes
+//!     disk    the disk, new or begun as a clone of the last version's
 //!   journal   what is verified and on disk
 //!   progress  how far it is
 //! ```
 
+mod disk;
 mod journal;
 mod layer;
 mod plan;
@@ -21,9 +23,7 @@ mod sparse;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, OpenOptions},
-    io,
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
@@ -36,6 +36,7 @@ use tokio::{
 
 pub use self::progress::Progress;
 use self::{
+    disk::Disk,
     journal::Journal,
     layer::{LayerError, Site},
     plan::Source,
@@ -317,11 +318,10 @@ impl Job {
             let (staging, image) = (staging.clone(), image.clone());
             tokio::task::spawn_blocking(move || prepare(&staging, &image, &known)).await.map_err(io::Error::other)??
         };
-        let Prepared { disk, blank, journal, plan, small } = prepared;
+        let Prepared { disk, journal, plan, small } = prepared;
         self.enough_space(&plan, &staging)?;
         self.announce(&meter, &plan, &small);
-        let site =
-            Arc::new(Site { client: self.client.clone(), disk, blank, journal, meter, _staging: staging.clone() });
+        let site = Arc::new(Site { client: self.client.clone(), disk, journal, meter, _staging: staging.clone() });
         for (layer, part) in small {
             let blob = if part == Part::Config { image.config } else { image.nvram };
             let fetched = site.fetch_file(layer, blob, staging.part(part)).await;
@@ -376,7 +376,8 @@ impl Job {
     }
 
     fn enough_space(&self, plan: &[(Chunk, Source)], staging: &Staging) -> Result<(), PullError> {
-        let written = plan.iter().filter(|(_, source)| !matches!(source, Source::Done | Source::Zeros));
+        let written =
+            plan.iter().filter(|(_, source)| !matches!(source, Source::Done | Source::Zeros | Source::Shared(_)));
         let needed = written.map(|(chunk, _)| chunk.content.size).sum::<u64>() + self.image.nvram.size + SPARE;
         let stat = rustix::fs::statvfs(staging.journal()).map_err(io::Error::from)?;
         let available = stat.f_bavail.saturating_mul(stat.f_frsize);
@@ -399,11 +400,14 @@ impl Job {
 
 async fn obtain(site: &Arc<Site>, chunk: Chunk, source: Source) -> Result<(), LayerError> {
     let here = match source {
-        Source::Done | Source::Zeros => return Ok(()),
+        Source::Done => return Ok(()),
+        Source::Zeros if site.disk.blank => return Ok(()),
+        Source::Zeros => return site.zero(chunk).await,
         Source::Registry => {
             site.fetch_chunk(chunk).await?;
             true
         }
+        Source::Shared(known) => site.check(chunk).await? || site.copy(chunk, Some(known.disk), known.offset).await?,
         Source::Known(known) => site.copy(chunk, Some(known.disk), known.offset).await?,
         Source::Twin { offset } => site.copy(chunk, None, offset).await?,
     };
@@ -417,8 +421,7 @@ async fn obtain(site: &Arc<Site>, chunk: Chunk, source: Source) -> Result<(), La
 }
 
 struct Prepared {
-    disk: fs::File,
-    blank: bool,
+    disk: Disk,
     journal: Journal,
     plan: Vec<(Chunk, Source)>,
     /// The layers that are files of their own, where they are not here yet.
@@ -441,21 +444,15 @@ fn prepare(staging: &Staging, image: &Image, known: &KnownPieces) -> io::Result<
     let path = staging.part(Part::Disk);
     // A disk of another size is not the one that the journal is about.
     if !there(Part::Disk, image.disk_size) {
-        done.retain(|layer| [0, last].contains(layer));
+        journal.restart()?;
+        done.clear();
         remove(&path)?;
     }
-    let blank = !path.exists();
-    if !blank {
-        // A publishing that did not come to its end has made it read-only.
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-    }
-    let disk = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
-    disk.set_len(image.disk_size)?;
-    disk.sync_all()?;
+    let disk = Disk::open(&path, image.disk_size, plan::base(image, known).as_deref())?;
     let small = small.into_iter().filter(|(layer, ..)| !done.contains(layer)).map(|(layer, part, _)| (layer, part));
     let small = small.collect();
-    let plan = plan::plan(image, &done, known);
-    Ok(Prepared { disk, blank, journal, plan, small })
+    let plan = plan::plan(image, &done, known, disk.blank);
+    Ok(Prepared { disk, journal, plan, small })
 }
 
 fn remove(path: &Path) -> io::Result<()> {
