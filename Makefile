@@ -14,7 +14,7 @@ TOOLS := $(CACHE)/tools/bin
 export PATH := $(TOOLS):$(PATH)
 export MAYFLY_TEST_IMAGE ?= $(CACHE)/images/micro
 
-.PHONY: help run test deps test-deps build image lint check-macos unit guest-tests fuzz sqlx openapi docs docs-check deny bench bench-build clean
+.PHONY: help run test deps test-deps build image lint check-macos unit guest-tests fuzz sqlx openapi docs docs-check deny bench bench-pull clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | column -t -s '	'
@@ -67,6 +67,11 @@ deny: ## Licences, sources, duplicates and known vulnerabilities of the dependen
 
 bench: deps build image ## All measurements, each against its anchor (tables, and target/bench/*.json)
 	@benches/run.sh
+
+bench-pull: ## Pulling an image against skopeo and the machine's limits (BENCH_GIB=8; minutes, and 24 GiB of disk)
+	@.ci/deps.sh bench
+	@cargo build --release --locked --quiet --bin mayfly --example bench-pull
+	@python3 benches/pull.py
 
 clean: ## Remove what was built here (caches under $(CACHE) stay)
 	@cargo clean

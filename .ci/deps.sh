@@ -4,6 +4,7 @@
 #   deps.sh run     what `make run` needs: QEMU, a C compiler for SQLite and the TLS library, tools to build the guest image
 #   deps.sh test    that, and what the tests need
 #   deps.sh fuzz    what `make fuzz` needs
+#   deps.sh bench   what `make bench-pull` needs
 #
 # As root it asks for nothing. Otherwise it prints the one command that is needed and stops.
 set -euo pipefail
@@ -55,10 +56,12 @@ needed=("$emulator:$binary" qemu-utils:qemu-img gcc:cc libc6-dev:/usr/include/st
 if [ "$what" = test ]; then
     needed+=(shellcheck:shellcheck dash:dash busybox:busybox openssh-server:/usr/sbin/sshd socat:socat mtools:mcopy
         python3-venv:/usr/share/python-wheels procps:ps git:git
-        docker-registry:docker-registry skopeo:skopeo apache2-utils:htpasswd
+        docker-registry:docker-registry skopeo:skopeo apache2-utils:htpasswd xfsprogs:/usr/sbin/mkfs.xfs
         mmdebstrap:mmdebstrap debian-archive-keyring:/usr/share/keyrings/debian-archive-keyring.gpg)
 elif [ "$what" = fuzz ]; then
     needed=(gcc:cc g++:c++ libc6-dev:/usr/include/stdlib.h)
+elif [ "$what" = bench ]; then
+    needed=(gcc:cc libc6-dev:/usr/include/stdlib.h curl:curl python3:python3 docker-registry:docker-registry skopeo:skopeo)
 fi
 
 missing=()
@@ -92,7 +95,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     rm -f /tmp/mayfly-deps.$$
 fi
 
-if [ "$what" != run ]; then
+if [ "$what" != run ] && [ "$what" != bench ]; then
     # Built from source once, then kept in the cache.
     tools=${MAYFLY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mayfly}/tools
     tool() { # name version arguments…

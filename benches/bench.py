@@ -31,14 +31,15 @@ sys.path.insert(0, str(ROOT / "tests" / "guest"))
 import support  # noqa: E402  (the guest tests' stand-in for the guest API, kits and seeds)
 
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
-BINARY = TARGET / "release" / "mayfly"
+BINARY = TARGET / os.environ.get("BENCH_PROFILE", "release") / "mayfly"
 IMAGE = pathlib.Path(os.environ.get("MAYFLY_TEST_IMAGE", pathlib.Path.home() / ".cache/mayfly/images/micro"))
 
 
 class Serve:
     """A real service with a data directory of its own."""
 
-    def __init__(self, slots=2, directory=None):
+    def __init__(self, slots=2, directory=None, settings=None):
+        self.settings = settings or {}
         self.own = directory is None
         self.dir = pathlib.Path(directory or tempfile.mkdtemp(prefix="mfb", dir="/tmp"))
         self.slots = slots
@@ -51,6 +52,7 @@ class Serve:
             MAYFLY_SLOTS__LINUX=str(self.slots),
             MAYFLY_DRIVERS__QEMU__ACCELERATOR="tcg",
         )
+        env.update(self.settings)
         self.log = open(self.dir / "serve.log", "ab")
         begun = time.monotonic()
         self.process = subprocess.Popen(

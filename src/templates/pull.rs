@@ -11,11 +11,13 @@
 //!   plan      where each piece of the disk comes from
 //!   layer     one layer, verified, to its place
 //!     sparse  writing with holes
+//!     disk    the disk, new or begun as a clone of the last version's
 //!   journal   what is verified and on disk
 //!   progress  how far it is
 //! ```
 
 mod demand;
+mod disk;
 mod fault;
 mod journal;
 mod layer;
@@ -25,9 +27,7 @@ mod sparse;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, OpenOptions},
-    io,
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
@@ -40,6 +40,7 @@ use tokio::{
 
 pub use self::progress::Progress;
 use self::{
+    disk::Disk,
     journal::Journal,
     layer::{LayerError, Site},
     plan::Source,
@@ -413,11 +414,10 @@ impl Job {
             let (staging, image) = (staging.clone(), image.clone());
             tokio::task::spawn_blocking(move || prepare(&staging, &image, &known)).await.map_err(io::Error::other)??
         };
-        let Prepared { disk, blank, journal, plan, small } = prepared;
+        let Prepared { disk, journal, plan, small } = prepared;
         let room = self.room(&plan).await?;
         self.announce(&meter, &plan, &small);
-        let site =
-            Arc::new(Site { client: self.client.clone(), disk, blank, journal, meter, _staging: staging.clone() });
+        let site = Arc::new(Site { client: self.client.clone(), disk, journal, meter, _staging: staging.clone() });
         for file in &small {
             let fetched = site.fetch_file(file, staging.part(file.role.into())).await;
             fetched.map_err(|e| self.failed(file.layer, None, e))?;
@@ -509,16 +509,22 @@ impl Job {
 
 /// What a chunk takes on disk, at most.
 fn takes(chunk: &Chunk, source: &Source) -> u64 {
-    if matches!(source, Source::Done | Source::Zeros) { 0 } else { chunk.content.size }
+    match source {
+        Source::Done | Source::Zeros | Source::Shared(_) => 0,
+        Source::Known(_) | Source::Registry | Source::Twin { .. } => chunk.content.size,
+    }
 }
 
 async fn obtain(site: &Arc<Site>, chunk: Chunk, source: Source) -> Result<(), LayerError> {
     let here = match source {
-        Source::Done | Source::Zeros => return Ok(()),
+        Source::Done => return Ok(()),
+        Source::Zeros if site.disk.blank => return Ok(()),
+        Source::Zeros => return site.zero(chunk).await,
         Source::Registry => {
             site.fetch_chunk(chunk).await?;
             true
         }
+        Source::Shared(known) => site.check(chunk).await? || site.copy(chunk, Some(known.disk), known.offset).await?,
         Source::Known(known) => site.copy(chunk, Some(known.disk), known.offset).await?,
         Source::Twin { offset } => site.copy(chunk, None, offset).await?,
     };
@@ -532,8 +538,7 @@ async fn obtain(site: &Arc<Site>, chunk: Chunk, source: Source) -> Result<(), La
 }
 
 struct Prepared {
-    disk: fs::File,
-    blank: bool,
+    disk: Disk,
     journal: Journal,
     plan: Vec<(Chunk, Source)>,
     /// The layers that are files of their own, where they are not here yet.
@@ -552,20 +557,14 @@ fn prepare(staging: &Staging, image: &Image, known: &KnownPieces) -> io::Result<
     let path = staging.part(Part::Disk);
     // A disk of another size is not the one that the journal is about.
     if !there(Part::Disk, image.disk_size) {
-        done.retain(|layer| image.files.iter().any(|file| file.layer == *layer));
+        journal.restart()?;
+        done.clear();
         remove(&path)?;
     }
-    let blank = !path.exists();
-    if !blank {
-        // A publishing that did not come to its end has made it read-only.
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-    }
-    let disk = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
-    disk.set_len(image.disk_size)?;
-    disk.sync_all()?;
+    let disk = Disk::open(&path, image.disk_size, plan::base(image, known).as_deref())?;
     let small = image.files.iter().filter(|file| !done.contains(&file.layer)).copied().collect();
-    let plan = plan::plan(image, &done, known);
-    Ok(Prepared { disk, blank, journal, plan, small })
+    let plan = plan::plan(image, &done, known, disk.blank);
+    Ok(Prepared { disk, journal, plan, small })
 }
 
 /// The image behind a reference; of a list, the one for this host.

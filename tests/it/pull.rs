@@ -1,5 +1,7 @@
 //! Images from a real registry into a catalog, over a network that does what networks do, and by processes that are killed.
 
+mod updates;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -443,6 +445,11 @@ async fn as_a_process_of_its_own() {
     let puller = Puller::new(catalog, settings(variable("CA").into()), Keys::none());
     let request = PullRequest::new(variable("REFERENCE").parse().unwrap(), "macos");
     puller.pull(&request, &watch::Sender::default()).await.unwrap();
+    // What was resident at most, for whoever wants to know. Only Linux says it so.
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if let Some(peak) = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix(" kB")) {
+        fs::write(Path::new(&variable("DIR")).join("peak"), peak).unwrap();
+    }
 }
 
 #[tokio::test]

@@ -74,8 +74,8 @@ pub(in crate::templates) struct Known {
     pub offset: u64,
 }
 
-/// The pieces of all disks in the catalog, by their content.
-pub(in crate::templates) type KnownPieces = HashMap<(Digest, u64), Known>;
+/// The pieces of all disks in the catalog, by their content: every place that it is at.
+pub(in crate::templates) type KnownPieces = HashMap<(Digest, u64), Vec<Known>>;
 
 impl Catalog {
     /// The newest template of this image, whatever its settings. `None`: it is not here.
@@ -254,7 +254,7 @@ impl Root {
             for piece in pieces {
                 if let Ok(content) = format!("sha256:{}", piece.sha256).parse() {
                     let disk = place.join(Part::Disk.name());
-                    known.entry((content, piece.size)).or_insert(Known { disk, offset });
+                    known.entry((content, piece.size)).or_default().push(Known { disk, offset });
                 }
                 offset += piece.size;
             }

@@ -43,11 +43,15 @@ impl Journal {
                 }
             }
         } else {
-            file.set_len(0)?;
-            writeln!(file, "{HEADER}")?;
-            file.sync_all()?;
+            begin(&mut file)?;
         }
         Ok((Journal { file: Mutex::new(file) }, done))
+    }
+
+    /// Forgets everything: what it says was on a disk that is gone. Before there is another one, which must not be believed to
+    /// hold it.
+    pub fn restart(&self) -> io::Result<()> {
+        begin(&mut self.file.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Notes a layer whose bytes are on disk.
@@ -57,6 +61,12 @@ impl Journal {
         file.write_all(format!("{layer} {content}\n").as_bytes())?;
         file.sync_data()
     }
+}
+
+fn begin(file: &mut File) -> io::Result<()> {
+    file.set_len(0)?;
+    writeln!(file, "{HEADER}")?;
+    file.sync_all()
 }
 
 #[cfg(test)]
@@ -80,6 +90,9 @@ mod tests {
         journal.note(1, digests()[1]).unwrap();
         assert_eq!(Journal::open(&path, &digests()).unwrap().1, BTreeSet::from([0, 1, 2]));
         assert!(Journal::open(&path, &[]).unwrap().1.is_empty());
+        journal.restart().unwrap();
+        journal.note(1, digests()[1]).unwrap();
+        assert_eq!(Journal::open(&path, &digests()).unwrap().1, BTreeSet::from([1]));
     }
 
     #[test]

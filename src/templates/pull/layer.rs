@@ -7,7 +7,6 @@
 use std::{
     fs::{self, File},
     io::{self, Write as _},
-    os::unix::fs::FileExt as _,
     path::PathBuf,
     sync::Arc,
 };
@@ -15,7 +14,12 @@ use std::{
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
-use super::{journal::Journal, progress::Meter, sparse};
+use super::{
+    disk::{self, Disk},
+    journal::Journal,
+    progress::Meter,
+    sparse,
+};
 use crate::templates::{
     catalog::pulled::Staging,
     oci::{
@@ -59,9 +63,7 @@ impl From<DecodeError> for LayerError {
 /// What all layers of a pull share.
 pub(super) struct Site {
     pub client: Arc<Client>,
-    pub disk: File,
-    /// Nothing was written to the disk before this pull.
-    pub blank: bool,
+    pub disk: Disk,
     pub journal: Journal,
     pub meter: Meter,
     /// Held by whoever writes, so that nobody else begins before the last one has ended.
@@ -90,7 +92,8 @@ impl Site {
     }
 
     pub async fn fetch_chunk(self: &Arc<Self>, chunk: Chunk) -> Result<(), LayerError> {
-        let target = |first| Target::Disk { offset: chunk.offset, content: chunk.content, blank: self.blank && first };
+        let target =
+            |first| Target::Disk { offset: chunk.offset, content: chunk.content, blank: self.disk.blank && first };
         self.fetch(chunk.layer, chunk.blob, target).await
     }
 
@@ -237,18 +240,23 @@ impl Site {
                 }
                 _ => return Ok(false),
             },
-            None => &self.disk,
+            None => self.disk.file(),
         };
+        if self.disk.share(from, at, chunk.offset, chunk.content.size) {
+            return self.check_blocking(chunk);
+        }
         let mut hasher = Hasher::default();
-        let mut writer = sparse::Writer::new(&self.disk, chunk.offset, chunk.content.size, self.blank);
-        let mut buffer = vec![0; 1 << 20];
-        while hasher.size < chunk.content.size {
-            let n = (chunk.content.size - hasher.size).min(buffer.len() as u64) as usize;
-            if from.read_exact_at(&mut buffer[..n], at + hasher.size).is_err() {
-                return Ok(false);
-            }
-            hasher.update(&buffer[..n]);
-            writer.write(&buffer[..n])?;
+        let mut writer = sparse::Writer::new(&self.disk, chunk.offset, chunk.content.size, self.disk.blank);
+        let mut unwritten = None;
+        let read = disk::read(from, at, chunk.content.size, |bytes, _| {
+            hasher.update(bytes);
+            writer.write(bytes).inspect_err(|e| unwritten = Some(e.kind()))
+        });
+        match (read, unwritten) {
+            (Ok(()), _) => {}
+            // What cannot be read can be fetched. What cannot be written cannot be.
+            (Err(_), None) => return Ok(false),
+            (Err(error), Some(_)) => return Err(error.into()),
         }
         if hasher.verify("the copy", chunk.content).is_err() {
             return Ok(false);
@@ -258,9 +266,35 @@ impl Site {
         Ok(true)
     }
 
+    /// Keeps what is at the chunk's place already, if it is what belongs there.
+    pub async fn check(self: &Arc<Self>, chunk: Chunk) -> Result<bool, LayerError> {
+        let site = self.clone();
+        tokio::task::spawn_blocking(move || site.check_blocking(chunk)).await.map_err(io::Error::other)?
+    }
+
+    fn check_blocking(&self, chunk: Chunk) -> Result<bool, LayerError> {
+        let mut hasher = Hasher::default();
+        let read = self.disk.read(chunk.offset, chunk.content.size, |bytes, _| {
+            hasher.update(bytes);
+            Ok(())
+        });
+        if read.is_err() || hasher.verify("what is there", chunk.content).is_err() {
+            return Ok(false);
+        }
+        self.keep(chunk.layer, chunk.content)?;
+        Ok(true)
+    }
+
+    /// Makes the chunk's place hold zeros. Not noted: to do it again costs nothing.
+    pub async fn zero(self: &Arc<Self>, chunk: Chunk) -> Result<(), LayerError> {
+        let site = self.clone();
+        let zeroed = move || site.disk.zero(chunk.offset, chunk.content.size);
+        Ok(tokio::task::spawn_blocking(zeroed).await.map_err(io::Error::other)??)
+    }
+
     fn keep(&self, layer: usize, content: Blob) -> Result<(), LayerError> {
         // In this order: a line in the journal without its bytes would be believed.
-        self.disk.sync_data()?;
+        self.disk.file().sync_data()?;
         self.journal.note(layer, content.digest)?;
         Ok(())
     }

@@ -1,6 +1,9 @@
 //! Where each piece of a disk comes from.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::{Path, PathBuf},
+};
 
 use sha2::{Digest as _, Sha256};
 
@@ -20,6 +23,9 @@ pub(super) enum Source {
     Done,
     /// All zeros, which a new file holds anyway.
     Zeros,
+    /// A template in the catalog has it at this place of its disk, so this disk has it, too, if it began as that one's clone.
+    /// Not believed before it was read: the template was verified when it was published, and disks rot.
+    Shared(Known),
     /// A template in the catalog has it.
     Known(Known),
     /// The registry.
@@ -28,8 +34,22 @@ pub(super) enum Source {
     Twin { offset: u64 },
 }
 
-/// One source for each chunk, in their order. Hashes, so it may take a moment.
-pub(super) fn plan(image: &Image, done: &BTreeSet<usize>, known: &KnownPieces) -> Vec<(Chunk, Source)> {
+/// The disk in the catalog that has most in common with the image's, at the same places. As much of it as is compressed
+/// counts: runs of zeros are everywhere alike.
+pub(super) fn base(image: &Image, known: &KnownPieces) -> Option<PathBuf> {
+    let mut common: BTreeMap<&Path, u64> = BTreeMap::new();
+    for chunk in &image.chunks {
+        let all = known.get(&(chunk.content.digest, chunk.content.size)).into_iter().flatten();
+        for disk in all.filter(|k| k.offset == chunk.offset).map(|k| k.disk.as_path()).collect::<BTreeSet<_>>() {
+            *common.entry(disk).or_default() += chunk.blob.size;
+        }
+    }
+    common.into_iter().max_by_key(|&(_, bytes)| bytes).map(|(disk, _)| disk.to_owned())
+}
+
+/// One source for each chunk, in their order. `blank`: the disk holds zeros where nothing was done. Hashes, so it may take a
+/// moment.
+pub(super) fn plan(image: &Image, done: &BTreeSet<usize>, known: &KnownPieces, blank: bool) -> Vec<(Chunk, Source)> {
     let mut zeros = BTreeMap::new();
     let mut first: HashMap<(Digest, u64), u64> = HashMap::new();
     let source = |chunk: &Chunk| {
@@ -43,7 +63,12 @@ pub(super) fn plan(image: &Image, done: &BTreeSet<usize>, known: &KnownPieces) -
         if may_be_zeros && *zeros.entry(chunk.content.size).or_insert_with_key(|&n| of_zeros(n)) == content.0 {
             return Source::Zeros;
         }
-        if let Some(known) = known.get(&content) {
+        let all = known.get(&content).map(Vec::as_slice).unwrap_or_default();
+        // Also where a pull goes on: what it began as is not written down, and reading tells.
+        if !blank && let Some(known) = all.iter().find(|k| k.offset == chunk.offset) {
+            return Source::Shared(known.clone());
+        }
+        if let Some(known) = all.first() {
             return Source::Known(known.clone());
         }
         match first.get(&content) {
@@ -99,21 +124,42 @@ mod tests {
             chunk(6, 115, b"done"),
         ];
         let image = Image { kind: Kind::Tart, config, files: Vec::new(), disk_size: 119, chunks };
-        let there = Known { disk: "/templates/a/disk".into(), offset: 7 };
-        let known = KnownPieces::from([((Digest::of(b"known"), 5), there.clone())]);
-        let sources: Vec<Source> =
-            plan(&image, &BTreeSet::from([1]), &known).into_iter().map(|(_, source)| source).collect();
+        let at = |offset| Known { disk: "/templates/a/disk".into(), offset };
+        let known = KnownPieces::from([((Digest::of(b"known"), 5), vec![at(7), at(104)])]);
+        let sources = |blank| -> Vec<Source> {
+            plan(&image, &BTreeSet::from([1]), &known, blank).into_iter().map(|(_, source)| source).collect()
+        };
+        assert_eq!(sources(false)[2], Source::Shared(at(104)));
+        let sources = sources(true);
         assert_eq!(
             sources,
             [
                 Source::Done,
                 Source::Zeros,
-                Source::Known(there),
+                Source::Known(at(7)),
                 Source::Registry,
                 Source::Twin { offset: 109 },
                 Source::Twin { offset: 0 },
             ]
         );
+    }
+
+    #[test]
+    fn the_base_is_the_disk_with_most_at_its_place() {
+        let config = Blob { digest: Digest::of(b""), size: 1 };
+        let chunks = vec![chunk(1, 0, b"first"), chunk(2, 5, b"second"), chunk(3, 11, b"the third")];
+        let image = Image { config, nvram: config, disk_size: 20, chunks };
+        let at = |disk: &str, offset| Known { disk: disk.into(), offset };
+        let piece = |content: &[u8], places| ((Digest::of(content), content.len() as u64), places);
+        assert_eq!(base(&image, &KnownPieces::new()), None);
+        let moved = KnownPieces::from([piece(b"first", vec![at("/a", 5)]), piece(b"second", vec![at("/a", 0)])]);
+        assert_eq!(base(&image, &moved), None);
+        let known = KnownPieces::from([
+            piece(b"first", vec![at("/a", 0), at("/b", 0)]),
+            piece(b"second", vec![at("/b", 11), at("/a", 5)]),
+            piece(b"the third", vec![at("/b", 11), at("/b", 11), at("/c", 11)]),
+        ]);
+        assert_eq!(base(&image, &known), Some("/b".into()));
     }
 
     #[test]
@@ -123,7 +169,7 @@ mod tests {
         let mut chunks = vec![claim(1 << 40)];
         chunks.extend((0..10_000).map(|n| claim((1 << 20) + n)));
         let image = Image { kind: Kind::Tart, config, files: Vec::new(), disk_size: 0, chunks };
-        let sources = plan(&image, &BTreeSet::new(), &KnownPieces::new());
+        let sources = plan(&image, &BTreeSet::new(), &KnownPieces::new(), true);
         assert!(sources.iter().all(|(_, source)| *source == Source::Registry));
     }
 

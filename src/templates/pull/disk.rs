@@ -1,0 +1,229 @@
+//! The disk that is being put together.
+//!
+//! It begins empty or, where the file system can, as a clone of the template that it has most in common with: then what is
+//! the same takes neither time nor room.
+//!
+//! A layer counts once its bytes are on disk, so whoever writes it has to wait for that anyway, and the page cache would be one
+//! more copy of everything, which drives out what others have there. So large runs are written past it, where the file system
+//! lets them. Both ways never meet in one page: what is not whole pages of one's own goes through the cache.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+/// Of memory that is written past the cache: no disk has larger sectors.
+pub(super) const ALIGNMENT: usize = 4096;
+
+/// What goes past the cache is whole units of this, aligned on the disk: no system has larger pages. Shorter runs go through
+/// the cache, where the system puts them together: each write past it waits for the disk.
+const GRAIN: usize = 64 << 10;
+
+/// Read at a time, to see whether something is there.
+const LOOK: usize = 1 << 20;
+
+#[derive(Debug)]
+pub(super) struct Disk {
+    file: File,
+    /// The same file, past the cache.
+    direct: Option<File>,
+    /// A file system may take the flag and refuse the writes.
+    refused: AtomicBool,
+    /// What was not written by this pull is zeros.
+    pub blank: bool,
+}
+
+impl Disk {
+    /// Opens or makes it. `base` is a disk to begin as, if it is to be made.
+    pub fn open(path: &Path, size: u64, base: Option<&Path>) -> io::Result<Disk> {
+        let new = !path.exists();
+        let cloned = new && base.is_some_and(|base| clone(base, path).is_ok());
+        if !new || cloned {
+            // As templates are, and as a publishing that did not come to its end leaves it: read-only.
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        }
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(path)?;
+        file.set_len(size)?;
+        file.sync_all()?;
+        let direct = direct(&mut options, path);
+        Ok(Disk { file, direct, refused: AtomicBool::new(false), blank: new && !cloned })
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Writes bytes to their place. They go past the cache if they are aligned in memory as they are on the disk.
+    pub fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        let head = (GRAIN - at as usize % GRAIN) % GRAIN;
+        let whole = bytes.len().saturating_sub(head) / GRAIN * GRAIN;
+        let Some(direct) = &self.direct else { return self.file.write_all_at(bytes, at) };
+        if whole == 0
+            || !(bytes.as_ptr() as usize + head).is_multiple_of(ALIGNMENT)
+            || self.refused.load(Ordering::Relaxed)
+        {
+            return self.file.write_all_at(bytes, at);
+        }
+        let (begins, ends) = (at + head as u64, at + (head + whole) as u64);
+        self.file.write_all_at(&bytes[..head], at)?;
+        self.file.write_all_at(&bytes[head + whole..], ends)?;
+        let pages = &bytes[head..head + whole];
+        match direct.write_all_at(pages, begins) {
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
+                self.refused.store(true, Ordering::Relaxed);
+                self.file.write_all_at(pages, begins)
+            }
+            written => written,
+        }
+    }
+
+    /// Makes a hole, where the system can. False: what was there is there still.
+    pub fn punch(&self, offset: u64, size: u64) -> bool {
+        #[cfg(target_os = "linux")]
+        {
+            use rustix::fs::{FallocateFlags, fallocate};
+            fallocate(&self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, size).is_ok()
+        }
+        #[cfg(not(target_os = "linux"))]
+        {
+            let _ = (offset, size);
+            false
+        }
+    }
+
+    /// Makes this place hold zeros, whatever was there.
+    pub fn zero(&self, offset: u64, size: u64) -> io::Result<()> {
+        if self.punch(offset, size) {
+            return Ok(());
+        }
+        self.read(offset, size, |bytes, at| {
+            if bytes.iter().any(|&b| b != 0) { self.file.write_all_at(&vec![0; bytes.len()], at) } else { Ok(()) }
+        })
+    }
+
+    /// Reads a piece, some of it at a time.
+    pub fn read(&self, offset: u64, size: u64, to: impl FnMut(&[u8], u64) -> io::Result<()>) -> io::Result<()> {
+        read(&self.file, offset, size, to)
+    }
+
+    /// Lets a place share what is at a place of this or another file. Nothing is checked, and nothing is said of why it cannot
+    /// be: the caller reads either way.
+    pub fn share(&self, from: &File, at: u64, offset: u64, size: u64) -> bool {
+        let Ok(size) = size.try_into() else { return false };
+        reflink_copy::ReflinkBlockBuilder::new(from, &self.file, size)
+            .from_offset(at)
+            .to_offset(offset)
+            .reflink_block()
+            .is_ok()
+    }
+}
+
+/// Reads a piece of a file, some of it at a time, with the place of each.
+pub(super) fn read(
+    file: &File,
+    offset: u64,
+    size: u64,
+    mut to: impl FnMut(&[u8], u64) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; LOOK.min(size as usize)];
+    let mut at = offset;
+    while at < offset + size {
+        let n = (offset + size - at).min(buffer.len() as u64) as usize;
+        file.read_exact_at(&mut buffer[..n], at)?;
+        to(&buffer[..n], at)?;
+        at += n as u64;
+    }
+    Ok(())
+}
+
+fn clone(base: &Path, to: &Path) -> io::Result<()> {
+    let base = File::open(base)?;
+    // Whoever removes a template while it is read waits for the lock to be gone.
+    base.try_lock_shared()?;
+    let cloned = reflink_copy::reflink_file_to_path(&base, to);
+    if cloned.is_err() {
+        // One that was refused may have left its empty target.
+        let _ = fs::remove_file(to);
+    }
+    cloned
+}
+
+#[cfg(target_os = "linux")]
+fn direct(options: &mut OpenOptions, path: &Path) -> Option<File> {
+    options.custom_flags(rustix::fs::OFlags::DIRECT.bits() as i32).open(path).ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn direct(_: &mut OpenOptions, _: &Path) -> Option<File> {
+    None
+}
+
+#[cfg(test)]
+impl Disk {
+    /// Without a way past the cache.
+    pub fn cached(path: &Path, size: u64) -> Disk {
+        Disk { direct: None, ..Disk::open(path, size, None).unwrap() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that are aligned as the place is.
+    fn aligned(bytes: &[u8], at: u64) -> (Vec<u8>, usize) {
+        let mut room = vec![0; bytes.len() + 2 * ALIGNMENT];
+        let start = room.as_ptr().align_offset(ALIGNMENT) + at as usize % ALIGNMENT;
+        room[start..start + bytes.len()].copy_from_slice(bytes);
+        (room, start)
+    }
+
+    #[test]
+    fn bytes_come_to_their_place_whichever_way_they_go() {
+        // Not in memory, where there may be no way past the cache.
+        let dir = tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
+        let content: Vec<u8> = (0..700_000_u32).flat_map(|n| n.to_le_bytes()).collect();
+        let disk = Disk::open(&dir.path().join("disk"), 3_000_000, None).unwrap();
+        assert!(disk.blank);
+        // Two neighbours that share a page, and one that is not aligned in memory.
+        let cut = 1_000_001;
+        for part in [0..cut, cut..2_000_003, 2_000_003..2_800_000] {
+            let (bytes, at) = (&content[part.clone()], part.start as u64);
+            let (room, start) = aligned(bytes, at);
+            disk.write(&room[start..start + bytes.len()], at).unwrap();
+        }
+        disk.write(&content[..300_001], 17).unwrap();
+        let mut found = vec![1; 3_000_000];
+        disk.file().read_exact_at(&mut found, 0).unwrap();
+        let mut expected = content.clone();
+        expected[17..300_018].copy_from_slice(&content[..300_001]);
+        expected.resize(3_000_000, 0);
+        assert!(found == expected);
+        drop(disk);
+        assert!(!Disk::open(&dir.path().join("disk"), 3_000_000, None).unwrap().blank);
+    }
+
+    #[test]
+    fn zeros_are_made_of_anything() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::cached(&dir.path().join("disk"), 300_000);
+        disk.write(&vec![7; 300_000], 0).unwrap();
+        disk.zero(100_001, 100_000).unwrap();
+        let mut found = vec![1; 300_000];
+        disk.file().read_exact_at(&mut found, 0).unwrap();
+        assert!(found == [vec![7; 100_001], vec![0; 100_000], vec![7; 99_999]].concat());
+    }
+
+    #[test]
+    fn a_base_that_cannot_be_cloned_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::open(&dir.path().join("disk"), 1000, Some(&dir.path().join("missing"))).unwrap();
+        assert!(disk.blank);
+        assert_eq!(disk.file().metadata().unwrap().len(), 1000);
+    }
+}
