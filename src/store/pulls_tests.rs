@@ -22,6 +22,7 @@ fn pull(name: &str) -> Pull {
         ssh_key: Some("/key".into()),
         ssh_password: None,
         budgets: Budgets::default(),
+        budgets_given: Vec::new(),
         canary: None,
         background: false,
     };
@@ -108,6 +109,7 @@ async fn a_watch_that_was_replaced_is_not_overwritten_by_an_old_look() {
         template: "a".into(),
         image: image.into(),
         every_seconds: 60,
+        budgets_given: Vec::new(),
         canary: None,
         created_at: at(0),
         looked_at: None,

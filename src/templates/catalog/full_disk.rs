@@ -161,7 +161,7 @@ async fn a_pull_that_is_published_on_a_full_disk_is_published_later() {
     let mut refused = 0;
     for pages in 0.. {
         fill(&disk, pages);
-        match catalog.publish_pulled(staging.clone(), origin.clone(), wanted.clone(), files.clone()).await {
+        match catalog.publish_pulled(staging.clone(), origin.clone(), None, wanted.clone(), files.clone()).await {
             Err(error) => {
                 assert_eq!(error.code, Code::HostFull, "{error} {:?}", error.cause);
                 let (digests, names, staged) = here(&catalog);

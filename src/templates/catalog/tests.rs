@@ -803,7 +803,7 @@ async fn in_pieces(f: &Fixture, name: &str) -> Template {
         ..NewTemplate::of_disk(name, staging.part(Part::Disk))
     };
     let origin = Origin { repository: "registry.example.com/acme/macos".into(), digest: image.to_string() };
-    f.catalog.publish_pulled(staging, origin, new, files).await.unwrap()
+    f.catalog.publish_pulled(staging, origin, None, new, files).await.unwrap()
 }
 
 /// Changes bytes where they are, as a disk does that goes bad.
@@ -871,7 +871,7 @@ async fn what_is_damaged_is_not_used_until_it_is_replaced() {
     let pulled = in_pieces(&f, "p").await;
     let origin =
         Origin { repository: "registry.example.com/acme/macos".into(), digest: oci::Digest::of(b"p").to_string() };
-    let asked = || NewTemplate::of_disk("p", PathBuf::new());
+    let asked = || |_: Option<&oci::Settings>| NewTemplate::of_disk("p", PathBuf::new());
     assert_eq!(f.catalog.known_pieces().await.unwrap().len(), 3);
     assert!(f.catalog.find_pulled(origin.clone(), asked()).await.unwrap().is_some());
     f.catalog.pin("a", Some("keep me")).await.unwrap();
@@ -938,7 +938,7 @@ async fn a_verification_that_nobody_waits_for_ends() {
     let new = NewTemplate { os: Some(GuestOs::Linux), ..NewTemplate::of_disk("big", staging.part(Part::Disk)) };
     let entry = FileEntry::Whole { sha256: import::sha256(b""), size: 1 << 40 };
     let origin = Origin { repository: "registry.example.com/a".into(), digest: oci::Digest::of(b"big").to_string() };
-    let made = f.catalog.publish_pulled(staging, origin, new, [("disk".to_owned(), entry)].into()).await.unwrap();
+    let made = f.catalog.publish_pulled(staging, origin, None, new, [("disk".to_owned(), entry)].into()).await.unwrap();
     let verify = f.catalog.verify("big");
     assert!(tokio::time::timeout(Duration::from_millis(50), verify).await.is_err());
     // The reader holds the template; when it has let go, it has ended.

@@ -148,7 +148,7 @@ mod tests {
     fn the_base_is_the_disk_with_most_at_its_place() {
         let config = Blob { digest: Digest::of(b""), size: 1 };
         let chunks = vec![chunk(1, 0, b"first"), chunk(2, 5, b"second"), chunk(3, 11, b"the third")];
-        let image = Image { config, nvram: config, disk_size: 20, chunks };
+        let image = Image { kind: Kind::Tart, config, files: Vec::new(), disk_size: 20, chunks };
         let at = |disk: &str, offset| Known { disk: disk.into(), offset };
         let piece = |content: &[u8], places| ((Digest::of(content), content.len() as u64), places);
         assert_eq!(base(&image, &KnownPieces::new()), None);

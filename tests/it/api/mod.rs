@@ -245,10 +245,6 @@ impl Api {
         Got::of(self.request(Method::POST, path, token).json(&body).send().await.unwrap()).await
     }
 
-    pub async fn put(&self, path: &str, token: &str, body: Value) -> Got {
-        Got::of(self.request(Method::PUT, path, token).json(&body).send().await.unwrap()).await
-    }
-
     /// A body as it is, with a content type.
     pub async fn post_raw(&self, path: &str, content_type: &str, body: impl Into<reqwest::Body>) -> Got {
         let request = self.request(Method::POST, path, &self.admin).header(header::CONTENT_TYPE, content_type);
