@@ -1,12 +1,12 @@
-//! The JSON documents of the OCI image specification, as far as they are read and written here.
-//!
-//! A manifest's digest is of its bytes, so there is one way to write each: compact, keys in order, slashes escaped, as Tart
-//! does. The fields below stand in the order of their names, because that is the order in which they are written. They are
-//! types of our own and not a library's, because such bytes cannot be had from a library that chooses the order itself.
+//! The JSON documents of the OCI image specification. Their types are the OCI client library's; how their bytes look is decided
+//! here, because a manifest's digest is of its bytes.
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+pub use oci_client::manifest::{
+    ImageIndexEntry, OciDescriptor as Descriptor, OciImageIndex as IndexDocument, OciImageManifest as ManifestDocument,
+};
+use serde::Serialize;
 
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -15,47 +15,11 @@ pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list
 
 pub type Annotations = BTreeMap<String, String>;
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Descriptor {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub annotations: Option<Annotations>,
-    pub digest: String,
-    pub media_type: String,
-    #[serde(skip_serializing)]
-    pub platform: Option<Platform>,
-    /// Signed, so that one that lies below zero is found with its layer's number.
-    pub size: i64,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Platform {
-    pub architecture: String,
-    pub os: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ManifestDocument {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub annotations: Option<Annotations>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub artifact_type: Option<String>,
-    pub config: Descriptor,
-    pub layers: Vec<Descriptor>,
-    pub media_type: Option<String>,
-    pub schema_version: u64,
-}
-
-/// One document that stands for several images.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct IndexDocument {
-    pub manifests: Vec<Descriptor>,
-}
-
-/// The one way to write a document. Its structs have their fields in order, and maps are sorted.
+/// The one way to write a document, so that the same content has the same digest: compact, keys in order, slashes escaped, as
+/// Tart does.
 pub fn canonical(document: &impl Serialize) -> serde_json::Result<Vec<u8>> {
-    let text = serde_json::to_string(document)?;
+    let mut value = serde_json::to_value(document)?;
+    value.sort_all_objects();
     // Outside of strings JSON has no slash.
-    Ok(text.replace('/', "\\/").into_bytes())
+    Ok(value.to_string().replace('/', "\\/").into_bytes())
 }

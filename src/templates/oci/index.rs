@@ -3,7 +3,7 @@
 use super::{
     Digest,
     digest::DigestError,
-    document::{Descriptor, MANIFEST, Platform},
+    document::{ImageIndexEntry, MANIFEST},
     manifest::ManifestError,
 };
 
@@ -15,6 +15,13 @@ pub struct Index {
     pub entries: Vec<Entry>,
 }
 
+/// As such lists call them: `linux` and `amd64`, `darwin` and `arm64`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Platform {
+    pub os: String,
+    pub architecture: String,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub digest: Digest,
@@ -22,7 +29,7 @@ pub struct Entry {
 }
 
 impl Index {
-    pub(super) fn read(manifests: Vec<Descriptor>) -> Result<Index, ManifestError> {
+    pub(super) fn read(manifests: Vec<ImageIndexEntry>) -> Result<Index, ManifestError> {
         let mut entries = Vec::new();
         for (at, descriptor) in manifests.into_iter().enumerate() {
             // Lists of lists, and manifests of other makers, are nothing that could be pulled.
@@ -31,7 +38,10 @@ impl Index {
             }
             let fault = |e: DigestError| ManifestError::Image(format!("list has in its entry {at}: {e}"));
             let digest = descriptor.digest.parse().map_err(fault)?;
-            entries.push(Entry { digest, platform: descriptor.platform });
+            let platform = descriptor
+                .platform
+                .map(|p| Platform { os: p.os.to_string(), architecture: p.architecture.to_string() });
+            entries.push(Entry { digest, platform });
         }
         Ok(Index { entries })
     }

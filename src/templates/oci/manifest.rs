@@ -279,6 +279,7 @@ impl Image {
             layers,
             media_type: Some(MEDIA_TYPE.into()),
             schema_version: 2,
+            subject: None,
         })
     }
 }
@@ -300,8 +301,8 @@ fn descriptor(media_type: &str, blob: Blob, annotations: Option<Annotations>) ->
         annotations,
         digest: blob.digest.to_string(),
         media_type: media_type.to_owned(),
-        platform: None,
         size: i64::try_from(blob.size).unwrap_or(i64::MAX),
+        ..Descriptor::default()
     }
 }
 
