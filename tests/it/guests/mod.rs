@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::support::Serve;
 
+mod canary;
 mod crash;
 mod ends;
 mod tart;

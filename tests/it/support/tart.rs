@@ -36,6 +36,11 @@ pub struct Mac {
 impl Mac {
     /// A service whose only driver is tart, with a VM to make templates from in `base/`.
     pub async fn start(os: &str) -> Mac {
+        Self::with(os, &[]).await
+    }
+
+    /// With settings of one's own, too.
+    pub async fn with(os: &str, settings: &[(&str, &str)]) -> Mac {
         // Guests have to be told the port before the service has it. Nobody else in these tests takes one that is named.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let image = image();
@@ -71,8 +76,10 @@ impl Mac {
                 ("MAYFLY_GUEST__LISTEN", format!("127.0.0.1:{port}")),
                 ("MAYFLY_SLOTS__COUNT_FOREIGN", "true".to_owned()),
             ]
+            .into_iter()
+            .chain(settings.iter().map(|(key, value)| (*key, (*value).to_owned())))
             .map(|(key, value)| (key.to_owned(), value))
-            .into()
+            .collect()
         })
         .await;
         Mac { serve, control }

@@ -248,6 +248,15 @@ impl TartImage {
 
     /// With a VM's configuration of one's own.
     pub fn with(config: &Value, chunks: &[Content], encoding: Encoding) -> TartImage {
+        Self::of_contents(config, chunks.iter().map(|chunk| chunk.bytes()).collect(), encoding)
+    }
+
+    /// Of a disk that there is.
+    pub fn of_disk(config: &Value, disk: &[u8], encoding: Encoding) -> TartImage {
+        Self::of_contents(config, disk.chunks(16 << 20).map(<[u8]>::to_vec).collect(), encoding)
+    }
+
+    fn of_contents(config: &Value, contents: Vec<Vec<u8>>, encoding: Encoding) -> TartImage {
         let format = config.get("diskFormat").and_then(Value::as_str).unwrap_or("raw");
         let stub = json!({
             "architecture": config["arch"], "os": config["os"],
@@ -255,7 +264,6 @@ impl TartImage {
         });
         let config = serde_json::to_vec_pretty(config).unwrap();
         let nvram = Content::Noise(0x6e76, 4096).bytes();
-        let contents: Vec<Vec<u8>> = chunks.iter().map(|chunk| chunk.bytes()).collect();
         let mut layers = vec![Layer::new(CONFIG, config.clone())];
         layers.extend(contents.iter().map(|content| Layer::chunk(content, apple_lz4(content, encoding))));
         layers.push(Layer::new(NVRAM, nvram.clone()));
