@@ -58,6 +58,9 @@ const OTHERS: Duration = Duration::from_millis(250);
 /// Left free on the file system beside what the image takes.
 const SPARE: u64 = 64 << 20;
 
+/// What LZ4 makes less than this part of is zeros for the most part, which take no space.
+const SHRINKS: u64 = 4;
+
 /// What is pulled, and what the template is to be. What is `None` and not a file is taken from the VM's configuration in the
 /// image, else it has its usual value.
 #[derive(Clone, Debug)]
@@ -375,13 +378,18 @@ impl Job {
         meter.planned(fetched.chain(small).sum(), done, plan.len());
     }
 
+    /// Before hours of work. What is really taken is known at the end only: a disk that is mostly zeros takes little.
     fn enough_space(&self, plan: &[(Chunk, Source)], staging: &Staging) -> Result<(), PullError> {
         let written =
             plan.iter().filter(|(_, source)| !matches!(source, Source::Done | Source::Zeros | Source::Shared(_)));
-        let needed = written.map(|(chunk, _)| chunk.content.size).sum::<u64>() + self.image.nvram.size + SPARE;
+        let sizes = written.map(|(chunk, _)| (chunk.content.size, chunk.content.size.min(chunk.blob.size * SHRINKS)));
+        let small = self.image.nvram.size + SPARE;
+        let (most, likely) = sizes.fold((small, small), |sum, chunk| (sum.0 + chunk.0, sum.1 + chunk.1));
         let stat = rustix::fs::statvfs(staging.journal()).map_err(io::Error::from)?;
         let available = stat.f_bavail.saturating_mul(stat.f_frsize);
-        if needed > available {
+        let whole = stat.f_blocks.saturating_mul(stat.f_frsize);
+        if likely > available || most > whole {
+            let needed = if most > whole { most } else { likely };
             return Err(PullError::Space { image: Box::new(self.reference.clone()), needed, available });
         }
         Ok(())
