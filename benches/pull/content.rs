@@ -133,7 +133,7 @@ impl Random {
 
     /// Some literals, then something that was there before: the average lengths of what LZ4 finds in programs and text.
     fn fill_with_repetitions(&mut self, to: &mut [u8]) {
-        let mut at = 64.min(to.len());
+        let mut at = 128.min(to.len());
         self.fill(&mut to[..at]);
         while at < to.len() {
             let dice = self.next();

@@ -67,6 +67,9 @@ const OTHERS: Duration = Duration::from_millis(250);
 /// Left free on the file system beside what the image takes.
 const SPARE: u64 = 64 << 20;
 
+/// What LZ4 makes less than this part of is zeros for the most part, which take no space.
+const SHRINKS: u64 = 4;
+
 /// What is pulled, and what the template is to be. What is `None` and not a file is taken from the VM's configuration in the
 /// image, else it has its usual value.
 #[derive(Clone, Debug)]
@@ -415,7 +418,7 @@ impl Job {
             tokio::task::spawn_blocking(move || prepare(&staging, &image, &known)).await.map_err(io::Error::other)??
         };
         let Prepared { disk, journal, plan, small } = prepared;
-        let room = self.room(&plan).await?;
+        let room = self.room(&plan, &staging).await?;
         self.announce(&meter, &plan, &small);
         let site = Arc::new(Site { client: self.client.clone(), disk, journal, meter, _staging: staging.clone() });
         for file in &small {
@@ -485,15 +488,25 @@ impl Job {
         meter.planned(fetched.chain(small).sum(), done, plan.len());
     }
 
-    /// Room for what will be written, or the reason why there is none.
-    async fn room(&self, plan: &[(Chunk, Source)]) -> Result<Room, PullError> {
-        let chunks: u64 = plan.iter().map(|(chunk, source)| takes(chunk, source)).sum();
-        let files: u64 = self.image.files.iter().map(|file| file.content.size).sum();
-        let room = self.shared.catalog.room_for_pull(chunks + files + SPARE).await;
-        room.map_err(|error| match error.code {
+    /// Room for what will be written, or the reason why there is none: before hours of work. What is really taken is known at the
+    /// end only.
+    async fn room(&self, plan: &[(Chunk, Source)], staging: &Staging) -> Result<Room, PullError> {
+        let full = |error: crate::domain::Error| match error.code {
             Code::HostFull => PullError::Space { image: Box::new(self.reference.clone()), error: Box::new(error) },
             _ => error.into(),
-        })
+        };
+        let stat = rustix::fs::statvfs(staging.journal()).map_err(io::Error::from)?;
+        let whole = stat.f_blocks.saturating_mul(stat.f_frsize);
+        if self.image.disk_size > whole {
+            let detail = format!(
+                "its disk has {} bytes, and the whole file system where the templates are has {whole}",
+                self.image.disk_size
+            );
+            return Err(full(crate::domain::Error::new(Code::HostFull, detail)));
+        }
+        let chunks: u64 = plan.iter().map(|(chunk, source)| takes(chunk, source)).sum();
+        let files: u64 = self.image.files.iter().map(|file| file.content.size).sum();
+        self.shared.catalog.room_for_pull(chunks + files + SPARE).await.map_err(full)
     }
 
     /// Of the template's files, those that came from the registry.
@@ -507,11 +520,13 @@ impl Job {
     }
 }
 
-/// What a chunk takes on disk, at most.
+/// What a chunk probably takes on disk: one that is mostly zeros takes little.
 fn takes(chunk: &Chunk, source: &Source) -> u64 {
     match source {
         Source::Done | Source::Zeros | Source::Shared(_) => 0,
-        Source::Known(_) | Source::Registry | Source::Twin { .. } => chunk.content.size,
+        Source::Known(_) | Source::Registry | Source::Twin { .. } => {
+            chunk.content.size.min(chunk.blob.size.saturating_mul(SHRINKS))
+        }
     }
 }
 

@@ -1,14 +1,18 @@
 //! One layer of an image, from wherever it is, verified, onto the disk and into the journal.
 //!
-//! Pieces go from the network through a short queue to a thread that hashes, decodes and writes them, so that a slow disk slows
-//! the network down and memory stays bounded. The thread, not its caller, notes the layer in the journal: it may be the only
+//! Pieces go from the network through a short queue to a thread that hashes and decodes them, and from there to one that hashes
+//! again and writes, so that a slow disk slows the network down and memory stays bounded. The first thread, not its caller, notes the layer in the journal: it may be the only
 //! one left when a pull is dropped.
 
 use std::{
     fs::{self, File},
     io::{self, Write as _},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{channel, sync_channel},
+    },
+    thread,
 };
 
 use sha2::{Digest as _, Sha256};
@@ -18,7 +22,7 @@ use super::{
     disk::{self, Disk},
     journal::Journal,
     progress::Meter,
-    sparse,
+    sparse::{Buffer, Cutter, Exchange, Place},
 };
 use crate::templates::{
     catalog::pulled::Staging,
@@ -35,6 +39,9 @@ use crate::templates::{
 
 /// Between the network and the thread, for each layer that is under way. A piece has at most some hundred kilobytes.
 const QUEUE: usize = 8;
+
+/// Buffers between the two threads of a chunk. With the two that these work on, four megabytes for each chunk under way.
+const AHEAD: usize = 2;
 
 /// How often a layer may arrive whole and be another one than was asked for.
 const ATTEMPTS: usize = 2;
@@ -206,20 +213,33 @@ impl Site {
         blank: bool,
         next: &mut dyn FnMut() -> Option<Piece>,
     ) -> Result<(), LayerError> {
-        let (mut compressed, mut plain) = (Hasher::default(), Hasher::default());
-        let mut writer = sparse::Writer::new(&self.disk, offset, content.size, blank);
-        let mut decoder = Decoder::new(content.size);
-        while let Some(piece) = next() {
-            compressed.update(&piece);
-            decoder.push(&piece, &mut |bytes| {
-                plain.update(bytes);
-                writer.write(bytes)
-            })?;
-        }
-        compressed.verify("the blob", blob)?;
-        decoder.finish()?;
+        let place = Place::new(&self.disk, offset, content.size, blank);
+        // Two threads: one checks and unpacks what comes, the other one checks and writes what it unpacks to. So a chunk takes
+        // no longer than its slower half, and the last ones of an image, when there are fewer than cores, use all cores.
+        let (to, filled) = sync_channel::<Buffer>(AHEAD);
+        let (back, emptied) = channel();
+        let (unpacked, written) = thread::scope(|scope| {
+            let writing = scope.spawn(move || -> io::Result<Hasher> {
+                let mut plain = Hasher::default();
+                for buffer in filled {
+                    plain.update(buffer.bytes());
+                    place.write(&buffer)?;
+                    // The other one may have ended.
+                    let _ = back.send(buffer);
+                }
+                Ok(plain)
+            });
+            let unpacked = unpack(blob, offset, content.size, next, &mut |buffer| {
+                to.send(buffer).map_err(|_| io::Error::other("nobody writes any more"))?;
+                Ok(emptied.try_recv().unwrap_or_else(|_| Buffer::new()))
+            });
+            drop(to);
+            (unpacked, writing.join())
+        });
+        // When writing has failed, unpacking could not go on, and knows less about it.
+        let plain = written.map_err(|_| io::Error::other("the thread that writes panicked"))??;
+        unpacked?;
         plain.verify("what it unpacks to", content)?;
-        writer.flush()?;
         self.keep(layer, content)
     }
 
@@ -246,22 +266,24 @@ impl Site {
             return self.check_blocking(chunk);
         }
         let mut hasher = Hasher::default();
-        let mut writer = sparse::Writer::new(&self.disk, chunk.offset, chunk.content.size, self.disk.blank);
-        let mut unwritten = None;
+        let place = Place::new(&self.disk, chunk.offset, chunk.content.size, self.disk.blank);
+        let mut cutter = Cutter::new(chunk.offset, chunk.content.size);
+        let mut unwritten = false;
+        let mut full = |buffer: Buffer| place.write(&buffer).map(|()| buffer).inspect_err(|_| unwritten = true);
         let read = disk::read(from, at, chunk.content.size, |bytes, _| {
             hasher.update(bytes);
-            writer.write(bytes).inspect_err(|e| unwritten = Some(e.kind()))
+            cutter.write(bytes, &mut full)
         });
-        match (read, unwritten) {
-            (Ok(()), _) => {}
-            // What cannot be read can be fetched. What cannot be written cannot be.
-            (Err(_), None) => return Ok(false),
-            (Err(error), Some(_)) => return Err(error.into()),
+        let copied = read.and_then(|()| cutter.flush(&mut full));
+        match copied {
+            Ok(()) => {}
+            // What cannot be written cannot be fetched either.
+            Err(error) if unwritten => return Err(error.into()),
+            Err(_) => return Ok(false),
         }
         if hasher.verify("the copy", chunk.content).is_err() {
             return Ok(false);
         }
-        writer.flush()?;
         self.keep(chunk.layer, chunk.content)?;
         Ok(true)
     }
@@ -298,6 +320,27 @@ impl Site {
         self.journal.note(layer, content.digest)?;
         Ok(())
     }
+}
+
+/// Checks and unpacks what comes, into buffers.
+fn unpack(
+    blob: Blob,
+    offset: u64,
+    size: u64,
+    next: &mut dyn FnMut() -> Option<Piece>,
+    full: &mut Exchange,
+) -> Result<(), LayerError> {
+    let mut compressed = Hasher::default();
+    let mut decoder = Decoder::new(size);
+    let mut cutter = Cutter::new(offset, size);
+    while let Some(piece) = next() {
+        compressed.update(&piece);
+        decoder.push(&piece, &mut |bytes| cutter.write(bytes, full))?;
+    }
+    compressed.verify("the blob", blob)?;
+    decoder.finish()?;
+    cutter.flush(full)?;
+    Ok(())
 }
 
 #[derive(Default)]

@@ -1,6 +1,8 @@
 //! Writes a piece of a disk where it belongs, and leaves holes where it is zero.
+//!
+//! A piece is cut into buffers, so that one thread may fill them and another one write them.
 
-use std::io;
+use std::{io, mem};
 
 use super::disk::{ALIGNMENT, Disk};
 
@@ -12,74 +14,111 @@ const ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
 /// Written at once, at most.
 const BUFFER: u64 = 1 << 20;
 
-pub(super) struct Writer<'a> {
-    disk: &'a Disk,
-    /// Where the buffer's first byte goes.
+/// Bytes and where they go, in memory that is aligned as their place is: see [`Disk::write`].
+pub(super) struct Buffer {
     at: u64,
-    end: u64,
-    /// With room to begin where the memory is aligned as the disk is: see [`Disk::write`].
     room: Vec<u8>,
     start: usize,
-    /// In the buffer, from `start` on.
     filled: usize,
-    /// The place holds zeros already, so that zeros need not be written.
-    blank: bool,
 }
 
-impl<'a> Writer<'a> {
-    /// For `size` bytes from `offset` on. `blank`: nobody has written there before.
-    pub fn new(disk: &'a Disk, offset: u64, size: u64, blank: bool) -> Writer<'a> {
-        let blank = blank || disk.punch(offset, size);
-        let room = vec![0; BUFFER as usize + ALIGNMENT];
-        let mut writer = Writer { disk, at: offset, end: offset + size, room, start: 0, filled: 0, blank };
-        writer.align();
-        writer
+impl Buffer {
+    pub fn new() -> Buffer {
+        Buffer { at: 0, room: vec![0; BUFFER as usize + ALIGNMENT], start: 0, filled: 0 }
     }
 
-    /// Only where the buffer is empty.
-    fn align(&mut self) {
+    pub fn bytes(&self) -> &[u8] {
+        &self.room[self.start..self.start + self.filled]
+    }
+
+    fn begin(&mut self, at: u64) {
         let page = self.room.as_ptr().align_offset(ALIGNMENT);
-        // At the boundaries of buffers there is no more than this; before the first of them the buffer is shorter.
-        self.start = page + self.at as usize % ALIGNMENT;
+        (self.at, self.start, self.filled) = (at, page + at as usize % ALIGNMENT, 0);
     }
 
-    pub fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        if bytes.len() as u64 > self.end - self.at - self.filled as u64 {
+    /// It ends where a block does, so one that does not begin so is shorter: there is room for it.
+    fn left(&self) -> usize {
+        (BUFFER - self.at % BUFFER) as usize - self.filled
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        self.room[self.start + self.filled..][..bytes.len()].copy_from_slice(bytes);
+        self.filled += bytes.len();
+    }
+}
+
+/// Takes a full buffer, and gives one to be filled next.
+pub(super) type Exchange<'a> = dyn FnMut(Buffer) -> io::Result<Buffer> + 'a;
+
+/// Cuts a piece into buffers.
+pub(super) struct Cutter {
+    end: u64,
+    buffer: Buffer,
+}
+
+impl Cutter {
+    /// For `size` bytes from `offset` on.
+    pub fn new(offset: u64, size: u64) -> Cutter {
+        let mut buffer = Buffer::new();
+        buffer.begin(offset);
+        Cutter { end: offset + size, buffer }
+    }
+
+    pub fn write(&mut self, mut bytes: &[u8], full: &mut Exchange) -> io::Result<()> {
+        if bytes.len() as u64 > self.end - self.buffer.at - self.buffer.filled as u64 {
             return Err(io::Error::other("more than the piece should hold"));
         }
         while !bytes.is_empty() {
-            // The buffer ends where a block does.
-            let room = (BUFFER - self.at % BUFFER) as usize - self.filled;
-            let (now, later) = bytes.split_at(bytes.len().min(room));
-            self.room[self.start + self.filled..][..now.len()].copy_from_slice(now);
-            self.filled += now.len();
-            if now.len() == room {
-                self.flush()?;
+            let (now, later) = bytes.split_at(bytes.len().min(self.buffer.left()));
+            self.buffer.add(now);
+            if self.buffer.left() == 0 {
+                self.flush(full)?;
             }
             bytes = later;
         }
         Ok(())
     }
 
-    pub fn flush(&mut self) -> io::Result<()> {
-        let buffer = &self.room[self.start..self.start + self.filled];
+    /// What has not filled its buffer.
+    pub fn flush(&mut self, full: &mut Exchange) -> io::Result<()> {
+        let next = self.buffer.at + self.buffer.filled as u64;
+        // The one in between has no room, and needs none.
+        let none = Buffer { at: next, room: Vec::new(), start: 0, filled: 0 };
+        self.buffer = full(mem::replace(&mut self.buffer, none))?;
+        self.buffer.begin(next);
+        Ok(())
+    }
+}
+
+/// Where a piece goes.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    disk: &'a Disk,
+    /// It holds zeros already, so that zeros need not be written.
+    blank: bool,
+}
+
+impl<'a> Place<'a> {
+    /// `size` bytes from `offset` on. `blank`: nobody has written there before.
+    pub fn new(disk: &'a Disk, offset: u64, size: u64, blank: bool) -> Place<'a> {
+        Place { disk, blank: blank || disk.punch(offset, size) }
+    }
+
+    pub fn write(&self, buffer: &Buffer) -> io::Result<()> {
+        let bytes = buffer.bytes();
         let mut start = 0;
         // From `start` to `at` is to be written.
         let mut at = 0;
-        while at < buffer.len() {
-            let block = (BLOCK - (self.at + at as u64) % BLOCK) as usize;
-            let next = (at + block).min(buffer.len());
-            if self.blank && buffer[at..next] == ZEROS[..next - at] {
-                self.disk.write(&buffer[start..at], self.at + start as u64)?;
+        while at < bytes.len() {
+            let block = (BLOCK - (buffer.at + at as u64) % BLOCK) as usize;
+            let next = (at + block).min(bytes.len());
+            if self.blank && bytes[at..next] == ZEROS[..next - at] {
+                self.disk.write(&bytes[start..at], buffer.at + start as u64)?;
                 start = next;
             }
             at = next;
         }
-        self.disk.write(&buffer[start..], self.at + start as u64)?;
-        self.at += self.filled as u64;
-        self.filled = 0;
-        self.align();
-        Ok(())
+        self.disk.write(&bytes[start..], buffer.at + start as u64)
     }
 }
 
@@ -104,16 +143,21 @@ mod tests {
         tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap()
     }
 
+    fn write(disk: &Disk, offset: u64, piece: &[u8], step: usize, blank: bool) {
+        let place = Place::new(disk, offset, piece.len() as u64, blank);
+        let mut cutter = Cutter::new(offset, piece.len() as u64);
+        let mut full = |buffer: Buffer| place.write(&buffer).map(|()| buffer);
+        piece.chunks(step).for_each(|bytes| cutter.write(bytes, &mut full).unwrap());
+        cutter.flush(&mut full).unwrap();
+    }
+
     #[test]
     fn a_piece_is_where_it_belongs_and_its_zeros_are_holes() {
         let dir = dir();
         for disk in disks(&dir, 8_000_001) {
             let (first, second) = (content(3_000_001), vec![0; 5_000_000]);
-            for (offset, piece, step) in [(3_000_001, &second, 65_536), (0, &first, 70_001)] {
-                let mut writer = Writer::new(&disk, offset, piece.len() as u64, true);
-                piece.chunks(step).for_each(|bytes| writer.write(bytes).unwrap());
-                writer.flush().unwrap();
-            }
+            write(&disk, 3_000_001, &second, 65_536, true);
+            write(&disk, 0, &first, 70_001, true);
             let mut found = vec![1; 8_000_001];
             disk.file().read_exact_at(&mut found, 0).unwrap();
             assert!(found == [first, second].concat());
@@ -129,9 +173,7 @@ mod tests {
         let piece: Vec<u8> = (0..1_200_000_u32).map(|at| (at % 249) as u8 + 1).collect();
         for offset in [0, 1, 511, 512, 4095, 4096, 500_000, (1 << 20) - 1, 1 << 20, 1_048_577] {
             for disk in disks(&dir, 3_000_000) {
-                let mut writer = Writer::new(&disk, offset, piece.len() as u64, disk.blank);
-                piece.chunks(100_003).for_each(|bytes| writer.write(bytes).unwrap());
-                writer.flush().unwrap();
+                write(&disk, offset, &piece, 100_003, disk.blank);
                 let mut found = vec![1; piece.len()];
                 disk.file().read_exact_at(&mut found, offset).unwrap();
                 assert!(found == piece, "at {offset}");
@@ -145,15 +187,11 @@ mod tests {
         for disk in disks(&dir, 300_000) {
             disk.write(&vec![7; 300_000], 0).unwrap();
             let piece = content(200_000);
-            let mut writer = Writer::new(&disk, 50_000, piece.len() as u64, false);
-            writer.write(&piece).unwrap();
-            writer.flush().unwrap();
+            write(&disk, 50_000, &piece, 200_000, false);
             let mut found = vec![1; 300_000];
             disk.file().read_exact_at(&mut found, 0).unwrap();
             assert!(found == [vec![7; 50_000], piece, vec![7; 50_000]].concat());
-
-            let mut writer = Writer::new(&disk, 0, 10, false);
-            assert!(writer.write(&[1; 11]).is_err());
+            assert!(Cutter::new(0, 10).write(&[1; 11], &mut Ok).is_err());
         }
     }
 }
