@@ -17,14 +17,15 @@ use std::{
 use crate::domain::{self, host::MACOS_GUESTS_PER_HOST};
 
 pub mod docs;
+mod github;
 pub mod host;
 pub mod keys;
 mod source;
 
 pub use host::Host;
 pub use keys::{
-    Accelerator, Budgets, Drivers, FakeDriver, Guest, GuestArch, Key, Log, LogFormat, QemuDriver, Queue, Registry,
-    Retention, Section, Server, Slots, TartDriver, TartNetwork, TartResolver,
+    Accelerator, AppId, Budgets, Drivers, FakeDriver, GitHub, Guest, GuestArch, Key, Log, LogFormat, QemuDriver, Queue,
+    Registry, Retention, Section, Server, Slots, TartDriver, TartNetwork, TartResolver,
 };
 use source::Found;
 
@@ -49,6 +50,7 @@ pub struct Config {
     pub budgets: Budgets,
     pub retention: Retention,
     pub registry: Registry,
+    pub github: GitHub,
     pub drivers: Drivers,
     pub log: Log,
 }
@@ -142,6 +144,7 @@ impl Config {
             budgets: Budgets::read(&mut found),
             retention: Retention::read(&mut found),
             registry: Registry::read(&mut found),
+            github: GitHub::read(&mut found),
             drivers: Drivers {
                 qemu: QemuDriver::read(&mut found),
                 tart: TartDriver::read(&mut found),
@@ -169,6 +172,7 @@ impl Config {
             budgets: Budgets::default(),
             retention: Retention::default(),
             registry: Registry::default(),
+            github: GitHub::default(),
             drivers: Drivers::default(),
             log: Log::default(),
         }
@@ -232,6 +236,9 @@ impl Config {
         resolve("server.tls_cert", &mut self.server.tls_cert, false);
         resolve("server.tls_key", &mut self.server.tls_key, false);
         resolve("registry.ca_file", &mut self.registry.ca_file, false);
+        resolve("github.private_key_file", &mut self.github.private_key_file, false);
+        resolve("github.token_file", &mut self.github.token_file, false);
+        resolve("github.ca_file", &mut self.github.ca_file, false);
         resolve("drivers.qemu.binary", &mut self.drivers.qemu.binary, true);
         resolve("drivers.qemu.qemu_img", &mut self.drivers.qemu.qemu_img, true);
         resolve("drivers.tart.binary", &mut self.drivers.tart.binary, true);
@@ -285,6 +292,7 @@ impl Config {
                 ),
             );
         }
+        self.github.check(found);
         let t = &self.drivers.tart;
         if t.network == TartNetwork::Bridged && t.bridged_interfaces.is_empty() {
             found.refuse(
