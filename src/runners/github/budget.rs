@@ -41,6 +41,8 @@ impl fmt::Display for Limit {
 pub(super) enum Class {
     Usual,
     Registration,
+    /// Getting a token changes nothing, whatever the method says.
+    Access,
     /// Asking for the limits is not limited.
     Free,
 }

@@ -361,7 +361,7 @@ impl Client {
             .map(|(name, level)| json!({"permissions": {name: level}}))
             .or(Some(Value::Object(Default::default())));
         // One more token does no harm to the others.
-        (call.repeatable, call.secret) = (true, true);
+        (call.class, call.repeatable, call.secret) = (Class::Access, true, true);
         let (_, answer) = Box::pin(self.call(As::App, &call)).await?;
         match (answer.status, permission) {
             (StatusCode::CREATED, _) => {}
