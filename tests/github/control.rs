@@ -13,7 +13,7 @@
 //! faults [..]                           see `faults::Fault`
 //! expire-tokens, unknown-tokens {times} of installations
 //! suspend {installation}, rename {from, to}
-//! hooks {url, secret}, hook {drop, duplicate, shuffle, wrong_signature}
+//! hooks {url, secret, ping, mute}, hook {drop, duplicate, shuffle, hold, wrong_signature}
 //! jobs {repository, labels}, cancel {job}, dispatch {}, session/{connect|poll|renew|log|completejob|disconnect} {jit}
 //! ```
 
@@ -202,19 +202,22 @@ fn tell(world: &mut World, path: &[&str], told: &Value) -> Reply {
         ["requests"] => Reply::ok(Value::Array(std::mem::take(&mut world.requests))),
         ["hooks"] => {
             let id = world.id();
-            let (url, secret) = (text(told, "url").to_owned(), text(told, "secret").to_owned());
-            let none = (Vec::new(), Vec::new());
             world.hooks.push(Hook {
                 id,
-                url,
-                secret,
+                url: text(told, "url").to_owned(),
+                secret: text(told, "secret").to_owned(),
                 drop: 0,
                 duplicate: 0,
                 wrong_signature: 0,
                 shuffle: 0,
-                held: none.0,
-                due: none.1,
+                hold: false,
+                mute: strings(&told["mute"]),
+                held: Vec::new(),
+                due: Vec::new(),
             });
+            if told["ping"] == true {
+                webhooks::ping(world, id);
+            }
             Reply::new(201, json!({"id": id}))
         }
         ["hook"] => {
@@ -224,6 +227,10 @@ fn tell(world: &mut World, path: &[&str], told: &Value) -> Reply {
                 hook.duplicate = number("duplicate").unwrap_or(hook.duplicate);
                 hook.wrong_signature = number("wrong_signature").unwrap_or(hook.wrong_signature);
                 hook.shuffle = number("shuffle").map_or(hook.shuffle, |n| n as usize);
+                hook.hold = told["hold"].as_bool().unwrap_or(hook.hold);
+                if !hook.hold && hook.shuffle == 0 {
+                    hook.due.append(&mut hook.held);
+                }
             }
             done()
         }

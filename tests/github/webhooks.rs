@@ -18,6 +18,10 @@ pub struct Hook {
     pub wrong_signature: u32,
     /// Held back until there are so many, and then sent in any order.
     pub shuffle: usize,
+    /// Held back until this is false again.
+    pub hold: bool,
+    /// Actions that nobody hears of.
+    pub mute: Vec<String>,
     pub held: Vec<Sent>,
     pub due: Vec<Sent>,
 }
@@ -41,7 +45,8 @@ fn signature(secret: &str, body: &[u8]) -> String {
 
 /// Something happened that every hook hears of.
 pub fn tell(world: &mut World, event: &str, action: &str, payload: &Value) {
-    let hooks: Vec<u64> = world.hooks.iter().map(|hook| hook.id).collect();
+    let hears = |hook: &&Hook| !hook.mute.iter().any(|mute| mute == action);
+    let hooks: Vec<u64> = world.hooks.iter().filter(hears).map(|hook| hook.id).collect();
     for hook in hooks {
         let guid = uuid::Uuid::new_v4().to_string();
         deliver(world, hook, &guid, event, action, payload, false);
@@ -70,6 +75,8 @@ fn deliver(world: &mut World, hook: u64, guid: &str, event: &str, action: &str, 
     let dropped = hook.drop > 0;
     if dropped {
         hook.drop -= 1;
+    } else if hook.hold {
+        hook.held.push(sent);
     } else if hook.shuffle > 0 {
         hook.held.push(sent);
         if hook.held.len() >= hook.shuffle {
@@ -90,6 +97,18 @@ fn deliver(world: &mut World, hook: u64, guid: &str, event: &str, action: &str, 
         "status_code": code, "event": event, "action": action, "installation_id": payload["installation"]["id"],
         "repository_id": payload["repository"]["id"],
     }));
+}
+
+/// As a new hook hears first.
+pub fn ping(world: &mut World, id: u64) {
+    let payload = json!({
+        "zen": "Keep it logically awesome.", "hook_id": id, "sender": {"login": "dev", "id": 6},
+        "hook": {
+            "type": "App", "id": id, "name": "web", "active": true, "events": ["workflow_job"],
+            "config": {"content_type": "json", "insecure_ssl": "0", "secret": "********"},
+        },
+    });
+    deliver(world, id, &uuid::Uuid::new_v4().to_string(), "ping", "", &payload, false);
 }
 
 /// What is to be sent now.

@@ -73,7 +73,10 @@ impl Client {
     /// The installation that acts in this scope.
     pub async fn installation_of(&self, scope: &Scope) -> Result<Installation, GitHubError> {
         let what = format!("the App's installation in {scope}");
-        self.get(As::App, &self.request(Method::GET, scope.path(&["installation"]), &[], &what)).await
+        let call = self.request(Method::GET, scope.path(&["installation"]), &[], &what);
+        let found: Installation = self.get(As::App, &call).await?;
+        self.known.learn_installation(scope, found.id);
+        Ok(found)
     }
 
     pub async fn installation(&self, id: u64) -> Result<Installation, GitHubError> {

@@ -1,4 +1,4 @@
-//! Calls in somebody's name: who that is, tokens renewed in time and once after a refusal, pages, conditional requests.
+//! Calls in somebody's name: who that is, and tokens renewed in time and once after a refusal.
 
 use std::{
     fmt,
@@ -9,10 +9,7 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
-use reqwest::{
-    Method, StatusCode, Url,
-    header::{ETAG, LINK},
-};
+use reqwest::{Method, StatusCode};
 use secrecy::SecretString;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -21,13 +18,10 @@ use super::{
     BudgetView, Credential, GitHubError, Options, Scope, Source,
     auth::{Identity, InstallationToken, Known, Purpose},
     budget::Class,
-    cache::{Cache, Remembered},
-    exchange::{Answer, Call, Exchange, header},
+    cache::Cache,
+    exchange::{Answer, Call, Exchange},
     refusal,
 };
-
-/// Twenty thousand runners: GitHub allows ten thousand in a group.
-const MOST_PAGES: usize = 200;
 
 /// What answers said of themselves, the last time they did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,11 +56,11 @@ struct Proof {
 }
 
 pub struct Client {
-    exchange: Exchange,
+    pub(super) exchange: Exchange,
     source: Source,
     credential: RwLock<Credential>,
-    known: Known,
-    cache: Cache,
+    pub(super) known: Known,
+    pub(super) cache: Cache,
     pub(super) groups: super::runners::Groups,
     tokens_made: AtomicU64,
 }
@@ -190,70 +184,7 @@ impl Client {
         GitHubError::Unparsable { server: self.server(), what: call.what.clone(), found }
     }
 
-    /// Every page, each with a condition: what has not changed costs nothing.
-    pub(super) async fn pages<P: DeserializeOwned>(&self, name: As<'_>, mut call: Call) -> Result<Vec<P>, GitHubError> {
-        let mut pages = Vec::new();
-        let mut seen = std::collections::HashSet::new();
-        loop {
-            let (page, next) = self.page(name, &mut call).await?;
-            pages.push(page);
-            seen.insert(call.url.clone());
-            match next {
-                None => return Ok(pages),
-                Some(next) if pages.len() < MOST_PAGES && !seen.contains(&next) => call.url = next,
-                Some(_) => return Err(self.unparsable(&call, "pages without an end".to_owned())),
-            }
-        }
-    }
-
-    /// One page, and the address of the next one.
-    pub(super) async fn page<P: DeserializeOwned>(
-        &self,
-        name: As<'_>,
-        call: &mut Call,
-    ) -> Result<(P, Option<Url>), GitHubError> {
-        // Another identity may answer than the one that is asked first: what is remembered is looked up for each.
-        let who = self.identity(name).await?;
-        let remembered = self.cache.get(&who, &call.url);
-        call.if_none_match = remembered.as_ref().map(|r| r.etag.clone());
-        let (answered_to, answer) = self.call(name, call).await?;
-        match (answer.status, remembered) {
-            (StatusCode::NOT_MODIFIED, Some(known)) if answered_to == who => {
-                let page = self.parsed(call, &known.body)?;
-                Ok((page, known.next))
-            }
-            (StatusCode::OK, _) => {
-                let page = self.parsed(call, &answer.body)?;
-                let next = self.next_page(call, header(&answer.headers, LINK))?;
-                match header(&answer.headers, ETAG) {
-                    Some(etag) if !call.secret => {
-                        let etag = etag.to_owned();
-                        let known = Remembered { etag, body: answer.body.to_vec(), next: next.clone() };
-                        self.cache.put(&answered_to, &call.url, known);
-                    }
-                    _ => self.cache.forget(&answered_to, &call.url),
-                }
-                Ok((page, next))
-            }
-            _ => Err(self.refused(call, &answer)),
-        }
-    }
-
-    /// The link to the next page. Our token goes there, so it has to lead where we asked before.
-    fn next_page(&self, call: &Call, link: Option<&str>) -> Result<Option<Url>, GitHubError> {
-        let Some(next) = link.and_then(next_link) else { return Ok(None) };
-        match call.url.join(next) {
-            Ok(url)
-                if url.origin() == call.url.origin()
-                    && url.path().starts_with(self.exchange.options().server.api().path()) =>
-            {
-                Ok(Some(url))
-            }
-            _ => Err(self.unparsable(call, "a next page on another server".to_owned())),
-        }
-    }
-
-    async fn identity(&self, name: As<'_>) -> Result<Identity, GitHubError> {
+    pub(super) async fn identity(&self, name: As<'_>) -> Result<Identity, GitHubError> {
         match (self.credential(), name) {
             (Credential::Token(_), _) => Ok(Identity::Token),
             (Credential::App { .. }, As::App) => Ok(Identity::App),
@@ -336,9 +267,7 @@ impl Client {
         if let Some(id) = self.known.installation(scope) {
             return Ok(id);
         }
-        let found = Box::pin(self.installation_of(scope)).await?;
-        self.known.learn_installation(scope, found.id);
-        Ok(found.id)
+        Ok(Box::pin(self.installation_of(scope)).await?.id)
     }
 
     async fn installation_token(
@@ -387,27 +316,4 @@ impl Client {
 
 fn needs_a_scope() -> GitHubError {
     GitHubError::Settings { what: "an App acts in a repository, an organisation or an enterprise: name one".to_owned() }
-}
-
-/// `rel="next"` of a `Link` header.
-fn next_link(header: &str) -> Option<&str> {
-    header.split(',').find_map(|link| {
-        let (target, parameters) = link.split_once(';')?;
-        let next = parameters.split(';').any(|p| matches!(p.trim(), "rel=\"next\"" | "rel=next"));
-        next.then(|| target.trim().strip_prefix('<')?.strip_suffix('>')).flatten()
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_next_page_is_found_among_the_others() {
-        let link = "<https://x/a?page=1>; rel=\"prev\", <https://x/a?page=3>; rel=\"next\", <https://x/a?page=9>; rel=\"last\"";
-        assert_eq!(next_link(link), Some("https://x/a?page=3"));
-        assert_eq!(next_link("<https://x/a?page=1>; rel=\"first\""), None);
-        assert_eq!(next_link("rubbish; rel=\"next\""), None);
-        assert_eq!(next_link(""), None);
-    }
 }

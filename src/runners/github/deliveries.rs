@@ -5,7 +5,7 @@ use reqwest::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Client, GitHubError, client::As};
+use super::{Client, GitHubError, client::As, pages::MOST_PAGES};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivery {
@@ -52,7 +52,7 @@ impl Client {
         let mut call = self.request(Method::GET, path, &[("per_page", "100".to_owned())], "the webhook's deliveries");
         let mut found = Vec::new();
         // The newest come first, so the pages that matter end where they are older.
-        for _ in 0..200 {
+        for _ in 0..MOST_PAGES {
             let (page, next): (Vec<Delivery>, _) = self.page(As::App, &mut call).await?;
             let old = page.iter().any(|delivery| delivery.delivered_at < since);
             found.extend(page.into_iter().filter(|delivery| delivery.delivered_at >= since));

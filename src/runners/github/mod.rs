@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! runners, jobs, deliveries, access   one function per call, and what its refusals mean
-//!   client        whose name a call is made in; pages, conditional requests
+//!   pages         lists in pages, conditional requests
+//!     cache       answers that need not be given again
+//!   client        whose name a call is made in
 //!     auth        App or token; installations and their tokens, renewed in time
 //!     exchange    one call over the wire: redirects, another attempt, rate limits
 //!       budget    what GitHub still allows, per credential
@@ -30,6 +32,7 @@ mod exchange;
 mod jobs;
 mod jwt;
 pub mod model;
+mod pages;
 mod refusal;
 mod runners;
 mod scope;

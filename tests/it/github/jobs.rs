@@ -200,6 +200,15 @@ async fn deliveries_that_were_lost_are_found_and_sent_again() {
     assert_ne!(came, queued);
     came.sort_unstable();
     assert_eq!(came, queued);
+
+    // Late, and in the order in which it happened.
+    github.tell("hook", json!({"shuffle": 0, "hold": true})).await;
+    let (late, later) = (job(&github, &[]).await.0, job(&github, &[]).await.0);
+    assert!(arrived.try_recv().is_err());
+    github.tell("hook", json!({"hold": false})).await;
+    for expected in [late, later] {
+        assert_eq!(next(&mut arrived).await["workflow_job"]["id"], expected);
+    }
 }
 
 #[tokio::test]
