@@ -20,14 +20,15 @@ use crate::{
 };
 
 pub mod docs;
+mod github;
 pub mod host;
 pub mod keys;
 mod source;
 
 pub use host::Host;
 pub use keys::{
-    Accelerator, Budgets, Drivers, FakeDriver, Guest, GuestArch, Key, Log, LogFormat, Pulls, QemuDriver, Queue,
-    Registry, Retention, Section, Server, Slots, TartDriver, TartNetwork, TartResolver, Templates,
+    Accelerator, AppId, Budgets, Drivers, FakeDriver, GitHub, Guest, GuestArch, Key, Log, LogFormat, Pulls, QemuDriver,
+    Queue, Registry, Retention, Section, Server, Slots, TartDriver, TartNetwork, TartResolver, Templates,
 };
 use source::Found;
 
@@ -54,6 +55,7 @@ pub struct Config {
     pub templates: Templates,
     pub registry: Registry,
     pub pulls: Pulls,
+    pub github: GitHub,
     pub drivers: Drivers,
     pub log: Log,
 }
@@ -149,6 +151,7 @@ impl Config {
             templates: Templates::read(&mut found),
             registry: Registry::read(&mut found),
             pulls: Pulls::read(&mut found),
+            github: GitHub::read(&mut found),
             drivers: Drivers {
                 qemu: QemuDriver::read(&mut found),
                 tart: TartDriver::read(&mut found),
@@ -178,6 +181,7 @@ impl Config {
             templates: Templates::default(),
             registry: Registry::default(),
             pulls: Pulls::default(),
+            github: GitHub::default(),
             drivers: Drivers::default(),
             log: Log::default(),
         }
@@ -241,6 +245,9 @@ impl Config {
         resolve("server.tls_cert", &mut self.server.tls_cert, false);
         resolve("server.tls_key", &mut self.server.tls_key, false);
         resolve("registry.ca_file", &mut self.registry.ca_file, false);
+        resolve("github.private_key_file", &mut self.github.private_key_file, false);
+        resolve("github.token_file", &mut self.github.token_file, false);
+        resolve("github.ca_file", &mut self.github.ca_file, false);
         resolve("drivers.qemu.binary", &mut self.drivers.qemu.binary, true);
         resolve("drivers.qemu.qemu_img", &mut self.drivers.qemu.qemu_img, true);
         resolve("drivers.tart.binary", &mut self.drivers.tart.binary, true);
@@ -302,6 +309,7 @@ impl Config {
                 found.refuse(key, format!("expected 0 (no limit) or {LEAST_RATE} and more, found {value}"));
             }
         }
+        self.github.check(found);
         let t = &self.drivers.tart;
         if t.network == TartNetwork::Bridged && t.bridged_interfaces.is_empty() {
             found.refuse(

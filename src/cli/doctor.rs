@@ -63,10 +63,14 @@ pub(super) fn run(args: &Doctor, data_dir: Option<PathBuf>, json: bool) -> Resul
     if json {
         output::json(&show::json(&report, machine.system()))?;
     } else {
-        let width = output::width().map_or(USUAL, |width| width.min(WIDEST));
-        output::bytes(show::text(&report, width, coloured).as_bytes())?;
+        print(&report)?;
     }
     Ok(exit_code(&report))
+}
+
+pub(super) fn print(report: &Report) -> Result<(), Failure> {
+    let width = output::width().map_or(USUAL, |width| width.min(WIDEST));
+    output::bytes(show::text(report, width, coloured).as_bytes())
 }
 
 fn coloured(severity: Severity, word: &str) -> String {

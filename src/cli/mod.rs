@@ -1,5 +1,5 @@
-//! The command line. `serve` runs the service, `doctor` looks at the machine; every other command talks to a service over HTTP
-//! and knows nothing of its insides.
+//! The command line. `serve` runs the service, `doctor` looks at the machine and `github` at GitHub; every other command talks
+//! to a service over HTTP and knows nothing of its insides.
 //!
 //! Data goes to standard output, everything else to standard error, and the exit code is honest. Secrets come from files and
 //! the environment, never from arguments, which every user of the machine can read.
@@ -12,6 +12,7 @@ mod client;
 mod detach;
 pub mod doctor;
 mod follow;
+pub mod github;
 mod host;
 pub mod markdown;
 mod openapi;
@@ -41,7 +42,7 @@ pub mod exit {
     pub const UNAUTHORISED: u8 = 5;
     /// The time given with `--timeout` is over.
     pub const TIMEOUT: u8 = 6;
-    /// Something could not be looked at, and nothing that was seen failed (`doctor`).
+    /// Something could not be looked at, and nothing that was seen failed (`doctor`, `github check`).
     pub const INCOMPLETE: u8 = 7;
     /// The vm completed, and its job failed.
     pub const JOB_FAILED: u8 = 10;
@@ -57,7 +58,7 @@ Exit codes:
   4   the service cannot be reached
   5   there is no valid token, or it does not allow this
   6   the time given with --timeout is over
-  7   doctor: nothing failed, and something could not be looked at
+  7   doctor, github check: nothing failed, and something could not be looked at
   10  the vm completed, and its job failed
 
 A token is taken from --token-file, else from MAYFLY_TOKEN, else (for a service
@@ -112,6 +113,9 @@ enum Command {
     /// Show the host: slots, drivers, and what runs on it
     Host,
     Doctor(doctor::Doctor),
+    /// Look at GitHub with the credentials that are configured
+    #[command(subcommand, arg_required_else_help = true)]
+    Github(github::GithubCommand),
     /// Print the API's OpenAPI document
     Openapi,
     /// Print a completion script for a shell
@@ -177,6 +181,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
     match command {
         Command::Serve(serve) => serve::run(serve, global.data_dir),
         Command::Doctor(doctor) => doctor::run(&doctor, global.data_dir, global.json),
+        Command::Github(command) => github::run(command, global.data_dir, global.json),
         Command::Openapi => openapi::run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();

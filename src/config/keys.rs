@@ -210,6 +210,29 @@ section! {
 }
 
 section! {
+    /// GitHub, as an App or with a personal access token. What is secret is in files of its own, or in the environment:
+    /// `MAYFLY_GITHUB_PRIVATE_KEY`, `MAYFLY_GITHUB_TOKEN`. `mayfly github check` tries what is set here.
+    GitHub = "github" {
+        /// Where people use it: `https://github.com`, `https://<name>.ghe.com`, or an Enterprise Server's address.
+        url: String = "https://github.com".to_owned();
+        /// Where its API is, if that does not follow from `url`.
+        api_url: Option<String> = None, shown as "follows from `url`";
+        /// The App's client id, or its number.
+        app_id: Option<AppId> = None;
+        /// Which installation of the App to use for everything.
+        installation_id: Option<u64> = None, shown as "the one in each repository, organisation or enterprise";
+        /// The App's private key (PEM), readable by this user alone.
+        private_key_file: Option<PathBuf> = None, shown as "none; `MAYFLY_GITHUB_PRIVATE_KEY` holds the key itself";
+        /// A personal access token, for those who have no App; readable by this user alone.
+        token_file: Option<PathBuf> = None, shown as "none; `MAYFLY_GITHUB_TOKEN` holds the token itself";
+        /// Certificates (PEM) of authorities that are trusted besides the system's.
+        ca_file: Option<PathBuf> = None;
+        /// Version of the API that is asked for.
+        api_version: String = crate::runners::github::API_VERSION.to_owned();
+    }
+}
+
+section! {
     /// QEMU: on Linux with KVM, on macOS with HVF, anywhere in emulation.
     QemuDriver = "drivers.qemu" {
         /// Use this driver.
@@ -313,6 +336,7 @@ pub const SECTIONS: &[Section] = &[
     Templates::SECTION,
     Registry::SECTION,
     Pulls::SECTION,
+    GitHub::SECTION,
     QemuDriver::SECTION,
     TartDriver::SECTION,
     FakeDriver::SECTION,
@@ -321,6 +345,25 @@ pub const SECTIONS: &[Section] = &[
 
 pub fn all() -> impl Iterator<Item = &'static Key> {
     SECTIONS.iter().flat_map(|s| s.keys)
+}
+
+/// A GitHub App's client id, or its number: both are shown on its page, and both are taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppId(pub String);
+
+impl Setting for AppId {
+    const KIND: &str = "client id or number";
+    fn from_text(text: &str) -> Option<Self> {
+        let text = text.trim();
+        let fits = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-' || b == b'_');
+        (!text.is_empty() && text.len() <= 100 && fits).then(|| AppId(text.to_owned()))
+    }
+    fn from_integer(n: i64) -> Option<Self> {
+        (n > 0).then(|| AppId(n.to_string()))
+    }
+    fn show(&self) -> String {
+        format!("`{}`", self.0)
+    }
 }
 
 macro_rules! choice {

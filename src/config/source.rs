@@ -12,10 +12,19 @@ use toml::{
 };
 
 use super::{ConfigError, Problem, keys};
+use crate::runners::github;
 
 const ENV_PREFIX: &str = "MAYFLY_";
 /// Variables with our prefix that are not settings of the service.
-const OTHER_ENV: [&str; 5] = ["MAYFLY_DATA_DIR", "MAYFLY_URL", "MAYFLY_TOKEN", "MAYFLY_TOKEN_FILE", "MAYFLY_CA_FILE"];
+const OTHER_ENV: [&str; 7] = [
+    "MAYFLY_DATA_DIR",
+    "MAYFLY_URL",
+    "MAYFLY_TOKEN",
+    "MAYFLY_TOKEN_FILE",
+    "MAYFLY_CA_FILE",
+    github::KEY_VARIABLE,
+    github::TOKEN_VARIABLE,
+];
 
 /// A type that a setting can have.
 pub(super) trait Setting: Sized {

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{Code, Error};
 
+pub mod github;
+
 /// A script and its environment may hold registration tokens: kept encrypted, shown to nobody but the guest.
 #[derive(Clone, Debug)]
 pub struct Payload {

@@ -5,6 +5,7 @@ mod cli;
 mod credentials;
 mod doctor;
 mod drivers;
+mod github;
 mod guest_agent;
 mod guests;
 mod layers;

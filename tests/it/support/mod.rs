@@ -22,6 +22,7 @@ pub fn image() -> PathBuf {
 }
 
 pub mod authority;
+pub mod github;
 pub mod proxy;
 pub mod registry;
 pub mod small_disk;

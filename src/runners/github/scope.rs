@@ -1,0 +1,106 @@
+//! Where runners are registered: a repository, an organisation or an enterprise.
+
+use std::fmt;
+
+/// Checked when made, so that a name never becomes another path.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Scope {
+    Repository { owner: String, name: String },
+    Organization(String),
+    Enterprise(String),
+}
+
+impl Scope {
+    /// From `owner/name`.
+    pub fn repository(full_name: &str) -> Result<Scope, String> {
+        let wrong = || format!("expected owner/name, found {full_name:?}");
+        let (owner, name) = full_name.split_once('/').ok_or_else(wrong)?;
+        let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        let named = !matches!(name, "" | "." | "..") && name.len() <= 100 && name.chars().all(fits);
+        if !(is_login(owner) && named) {
+            return Err(wrong());
+        }
+        Ok(Scope::Repository { owner: owner.to_owned(), name: name.to_owned() })
+    }
+
+    pub fn organization(login: &str) -> Result<Scope, String> {
+        if !is_login(login) {
+            return Err(format!("expected an organisation's login such as acme, found {login:?}"));
+        }
+        Ok(Scope::Organization(login.to_owned()))
+    }
+
+    pub fn enterprise(slug: &str) -> Result<Scope, String> {
+        if !is_login(slug) {
+            return Err(format!("expected an enterprise's slug such as acme-corp, found {slug:?}"));
+        }
+        Ok(Scope::Enterprise(slug.to_owned()))
+    }
+
+    /// What every path of this scope begins with.
+    pub(super) fn prefix(&self) -> Vec<&str> {
+        match self {
+            Scope::Repository { owner, name } => vec!["repos", owner, name],
+            Scope::Organization(login) => vec!["orgs", login],
+            Scope::Enterprise(slug) => vec!["enterprises", slug],
+        }
+    }
+
+    /// `prefix`, and then this.
+    pub(super) fn path(&self, rest: &[&str]) -> Vec<String> {
+        self.prefix().iter().chain(rest).map(|&s| s.to_owned()).collect()
+    }
+
+    /// The permission that managing its runners takes, as GitHub's Apps name it. Enterprises have none that is documented.
+    pub fn runner_permission(&self) -> Option<&'static str> {
+        match self {
+            Scope::Repository { .. } => Some("administration"),
+            Scope::Organization(_) => Some("organization_self_hosted_runners"),
+            Scope::Enterprise(_) => None,
+        }
+    }
+
+    /// The scope of a classic token that managing its runners takes.
+    pub fn token_scope(&self) -> &'static str {
+        match self {
+            Scope::Repository { .. } => "repo",
+            Scope::Organization(_) => "admin:org",
+            Scope::Enterprise(_) => "manage_runners:enterprise",
+        }
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Scope::Repository { owner, name } => write!(f, "the repository {owner}/{name}"),
+            Scope::Organization(login) => write!(f, "the organisation {login}"),
+            Scope::Enterprise(slug) => write!(f, "the enterprise {slug}"),
+        }
+    }
+}
+
+/// Letters, digits and dashes; of managed users an underscore, too.
+fn is_login(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 100 && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_never_becomes_another_path() {
+        let repository = Scope::repository("acme/app.rs").unwrap();
+        assert_eq!(repository.path(&["actions", "runners"]), ["repos", "acme", "app.rs", "actions", "runners"]);
+        for wrong in
+            ["", "acme", "acme/", "/app", "acme/..", "acme/a/b", "ac me/app", "acme/app?x", "acme/%2e", "ä/app"]
+        {
+            assert!(Scope::repository(wrong).is_err(), "{wrong}");
+        }
+        for wrong in ["", "a/b", "..", "a b", "a?b"] {
+            assert!(Scope::organization(wrong).is_err() && Scope::enterprise(wrong).is_err(), "{wrong}");
+        }
+        assert!(Scope::organization("octo_acme").is_ok());
+    }
+}

@@ -1,0 +1,127 @@
+//! Which GitHub: where its API is, by the rule that the runner program applies to the URL that it is given.
+
+use reqwest::Url;
+
+/// The address of one GitHub. `https`, or on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    web: Url,
+    api: Url,
+}
+
+impl Server {
+    /// From the address that people use, such as `https://github.com`. `api` overrides what follows from it.
+    pub fn new(web: &str, api: Option<&str>) -> Result<Server, String> {
+        let web = parse(web)?;
+        let api = match api {
+            Some(api) => parse(api)?,
+            None => api_of(&web),
+        };
+        Ok(Server { web, api })
+    }
+
+    pub fn github_com() -> Server {
+        Server::new("https://github.com", None).expect("a constant that is parsed in the tests")
+    }
+
+    /// Where people look; runners are given it.
+    pub fn web(&self) -> &Url {
+        &self.web
+    }
+
+    pub fn api(&self) -> &Url {
+        &self.api
+    }
+
+    /// For people: the host, with its port where it has one of its own.
+    pub fn name(&self) -> String {
+        let host = self.api.host_str().unwrap_or_default();
+        self.api.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+    }
+
+    /// Below the API's base; each part is one segment, whatever is in it.
+    pub(super) fn url(&self, path: &[String], query: &[(&str, String)]) -> Url {
+        let mut url = self.api.clone();
+        url.path_segments_mut().expect("http and https URLs have a path").pop_if_empty().extend(path);
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        url
+    }
+
+    pub(super) fn is_loopback(&self) -> bool {
+        is_loopback(&self.api)
+    }
+}
+
+fn parse(text: &str) -> Result<Url, String> {
+    // Not repeated whole: somebody may have put a token into it.
+    let url = Url::parse(text.trim()).map_err(|e| format!("expected a URL such as https://github.com: {e}"))?;
+    if url.host_str().is_none_or(str::is_empty) || !matches!(url.scheme(), "https" | "http") {
+        return Err("expected a URL such as https://github.com".to_owned());
+    }
+    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
+        return Err("expected a URL without user, password, query or fragment".to_owned());
+    }
+    if url.scheme() == "http" && !is_loopback(&url) {
+        return Err("expected https: over plain http tokens would travel in clear".to_owned());
+    }
+    Ok(url)
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+fn api_of(web: &Url) -> Url {
+    let host = web.host_str().unwrap_or_default().to_ascii_lowercase();
+    let mut api = web.clone();
+    api.set_path("/");
+    if host == "github.com" || host == "www.github.com" {
+        let _ = api.set_host(Some("api.github.com"));
+    } else if host == "api.github.com" || (host.starts_with("api.") && host.ends_with(".ghe.com")) {
+        // Somebody gave the API's own address.
+    } else if host.ends_with(".ghe.com") {
+        let _ = api.set_host(Some(&format!("api.{host}")));
+    } else {
+        api.set_path("/api/v3");
+    }
+    api
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_api_follows_from_the_address() {
+        for (web, api) in [
+            ("https://github.com", "https://api.github.com/"),
+            ("https://www.github.com/", "https://api.github.com/"),
+            ("https://api.github.com", "https://api.github.com/"),
+            ("https://acme.ghe.com", "https://api.acme.ghe.com/"),
+            ("https://api.acme.ghe.com", "https://api.acme.ghe.com/"),
+            ("https://github.acme.example", "https://github.acme.example/api/v3"),
+            ("https://github.acme.example:8443/api/v3", "https://github.acme.example:8443/api/v3"),
+            ("https://notghe.com", "https://notghe.com/api/v3"),
+            ("http://127.0.0.1:9000", "http://127.0.0.1:9000/api/v3"),
+        ] {
+            assert_eq!(Server::new(web, None).unwrap().api().as_str(), api, "{web}");
+        }
+        let given = Server::new("https://github.com", Some("http://localhost:1/x/")).unwrap();
+        assert_eq!(given.url(&["a b".into(), "..c".into()], &[]).as_str(), "http://localhost:1/x/a%20b/..c");
+        assert_eq!(Server::github_com().name(), "api.github.com");
+    }
+
+    #[test]
+    fn what_would_show_tokens_is_refused_and_not_repeated() {
+        for wrong in
+            ["http://github.com", "https://hunter2@github.com", "https://github.com?t=hunter2", "github.com", "ftp://x"]
+        {
+            let said = Server::new(wrong, None).unwrap_err();
+            assert!(!said.contains("hunter2"), "{said}");
+        }
+    }
+}
