@@ -94,7 +94,7 @@ pub(super) fn pull_failed(error: &PullError) -> Error {
         )
         | PullError::Layer { .. }
         | PullError::Lost => Code::ImageUnavailable,
-        PullError::Manifest { .. } => Code::TemplateInvalid,
+        PullError::Manifest { .. } | PullError::Content { .. } => Code::TemplateInvalid,
         PullError::Space { .. } | PullError::Storage(_) => Code::HostUnavailable,
     };
     Error::new(code, error.to_string()).field("/image", "could not be pulled")

@@ -119,6 +119,9 @@ pub enum PullError {
     Manifest { image: Box<Reference>, error: manifest::ManifestError },
     #[error("{image} cannot be pulled: layer {layer}{place}: {what}", place = place(*offset))]
     Layer { image: Box<Reference>, layer: usize, offset: Option<u64>, what: String },
+    /// However often it is fetched, it is not what the manifest says: there is nothing to wait for.
+    #[error("{image} cannot be pulled: layer {layer}{place}: {what}", place = place(*offset))]
+    Content { image: Box<Reference>, layer: usize, offset: Option<u64>, what: String },
     #[error("{image} cannot be pulled: it takes up to {needed} bytes and {available} are free where the templates are")]
     Space { image: Box<Reference>, needed: u64, available: u64 },
     #[error("the image cannot be put together: {0}")]
@@ -399,7 +402,13 @@ impl Job {
     }
 
     fn failed(&self, layer: usize, offset: Option<u64>, error: LayerError) -> PullError {
-        PullError::Layer { image: Box::new(self.reference.clone()), layer, offset, what: error.to_string() }
+        let (image, what) = (Box::new(self.reference.clone()), error.to_string());
+        match error {
+            LayerError::Content(_) => PullError::Content { image, layer, offset, what },
+            LayerError::Registry(_) | LayerError::Interrupted { .. } | LayerError::Storage(_) => {
+                PullError::Layer { image, layer, offset, what }
+            }
+        }
     }
 
     fn announce(&self, meter: &Meter, plan: &[(Chunk, Source)], small: &[(usize, Part)]) {
