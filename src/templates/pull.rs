@@ -157,6 +157,9 @@ pub enum PullError {
     Settings { image: Box<Reference>, what: String },
     #[error("{image} cannot be pulled: layer {layer}{place}: {what}", place = place(*offset))]
     Layer { image: Box<Reference>, layer: usize, offset: Option<u64>, what: String },
+    /// However often it is fetched, it is not what the manifest says: there is nothing to wait for.
+    #[error("{image} cannot be pulled: layer {layer}{place}: {what}", place = place(*offset))]
+    Content { image: Box<Reference>, layer: usize, offset: Option<u64>, what: String },
     /// There is no room for it, and none can be made.
     #[error("{image} cannot be pulled: {}", error.detail)]
     Space { image: Box<Reference>, error: Box<crate::domain::Error> },
@@ -478,7 +481,13 @@ impl Job {
             let error = crate::domain::Error::new(Code::HostFull, detail).retry_after(60);
             return PullError::Space { image: Box::new(self.reference.clone()), error: Box::new(error) };
         }
-        PullError::Layer { image: Box::new(self.reference.clone()), layer, offset, what: error.to_string() }
+        let (image, what) = (Box::new(self.reference.clone()), error.to_string());
+        match error {
+            LayerError::Content(_) => PullError::Content { image, layer, offset, what },
+            LayerError::Registry(_) | LayerError::Interrupted { .. } | LayerError::Storage(_) => {
+                PullError::Layer { image, layer, offset, what }
+            }
+        }
     }
 
     fn announce(&self, meter: &Meter, plan: &[(Chunk, Source)], small: &[manifest::File]) {

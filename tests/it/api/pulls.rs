@@ -233,6 +233,20 @@ async fn an_outage_is_not_waited_out_for_ever() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_for_good_is_not_waited_out() {
+    let rig = Rig::new(QUICK, Clock::system()).await;
+    let image = rig.push("v1", 1).await;
+    rig.registry.rot(&image.chunk(1).digest(), |bytes| bytes[500_000] ^= 0xff);
+    let pull = rig.start("v1", json!({})).await;
+    let failed = rig.api.pull_ended(id(&pull), "failed").await;
+    assert_eq!((&failed["error"]["code"], &failed["failures"]), (&json!("template.invalid"), &json!(0)), "{failed:#}");
+    let detail = failed["error"]["detail"].as_str().unwrap();
+    assert!(detail.contains("layer 2 (the disk from byte 65536 on)"), "{detail}");
+    assert_eq!(rig.api.happened("base").await, ["pull_started", "pull_failed"]);
+    assert!(rig.staging(&image.digest()).exists(), "what was good is kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_pull_keeps_what_it_has_unless_it_is_told_not_to() {
     let rig = Rig::new(QUICK, Clock::system()).await;
     let image = rig.push("v1", 1).await;
