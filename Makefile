@@ -68,7 +68,7 @@ deny: ## Licences, sources, duplicates and known vulnerabilities of the dependen
 bench: deps build image ## All measurements, each against its anchor (tables, and target/bench/*.json)
 	@benches/run.sh
 
-bench-pull: ## Pulling an image against skopeo and the machine's limits (BENCH_GIB=8; minutes, and 24 GiB of disk)
+bench-pull: ## Pulling an image against skopeo and the machine's limits (BENCH_GIB=8; minutes, 19 GiB of disk and 10 that stay free)
 	@.ci/deps.sh bench
 	@cargo build --release --locked --quiet --bin mayfly --example bench-pull
 	@python3 benches/pull.py

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! bench-pull make   --registry 127.0.0.1:PORT --gib N                  pushes the images, describes them on standard output
-//! bench-pull limits --storage DIR --work DIR --images FILE [--buffered]  each part of a pull alone, on the same bytes
+//! bench-pull limits --storage DIR --work DIR --images FILE              each part of a pull alone, on the same bytes
 //! ```
 //!
 //! Everything is made from fixed seeds, so that two machines measure the same bytes. Content comes in 64 KiB blocks: one of five

@@ -74,7 +74,7 @@ impl Disk {
         self.file.write_all_at(&bytes[head + whole..], ends)?;
         let pages = &bytes[head..head + whole];
         match direct.write_all_at(pages, begins) {
-            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
+            Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
                 self.refused.store(true, Ordering::Relaxed);
                 self.file.write_all_at(pages, begins)
             }

@@ -36,7 +36,8 @@ impl Buffer {
         (self.at, self.start, self.filled) = (at, page + at as usize % ALIGNMENT, 0);
     }
 
-    /// It ends where a block does, so one that does not begin so is shorter: there is room for it.
+    /// It ends at a multiple of its size, so that the next one begins aligned. One that does not begin aligned itself is
+    /// shorter by more than its start is moved.
     fn left(&self) -> usize {
         (BUFFER - self.at % BUFFER) as usize - self.filled
     }

@@ -32,6 +32,36 @@ async fn an_update_costs_what_changed_and_little_more() {
     assert!(sent as f64 <= 1.02 * changed as f64, "{sent} bytes for {changed} that changed");
 }
 
+#[tokio::test]
+async fn what_was_noted_of_a_disk_that_is_gone_is_forgotten() {
+    let registry = Registry::open().await;
+    let image = image(400);
+    image.push(&registry, REPOSITORY, "1").await;
+    let proxy = Proxy::before(&registry).start().await;
+    let host = Host::new(&registry);
+    let reference = format!("{}/{REPOSITORY}:1", proxy.address());
+    let templates = host.dir.path().join("templates");
+    proxy.on(Rule::get(&format!("*{}", image.chunk(6).digest()), Fault::Hold { after: 1000 }));
+    tokio::select! {
+        pulled = host.pull(&reference, "macos") => panic!("{pulled:?}"),
+        () = until_journal(&templates, wanted(&image).len() - 1) => {}
+    }
+    let staging = fs::read_dir(templates.join("staging")).unwrap().next().unwrap().unwrap().path();
+    fs::remove_file(staging.join("template/disk")).unwrap();
+
+    // The next pull makes another disk of the same size, and ends before anything is on it.
+    proxy.clear();
+    proxy.on(Rule::get(BLOBS, Fault::Hold { after: 0 }));
+    let before = proxy.seen().len();
+    tokio::select! {
+        pulled = host.pull(&reference, "macos") => panic!("{pulled:?}"),
+        () = proxy.until("a blob is held", |all| all[before..].iter().any(|s| s.path.contains("/blobs/"))) => {}
+    }
+    assert!(staging.join("template/disk").exists());
+    proxy.clear();
+    same(&host.pull(&reference, "macos").await.unwrap(), &image);
+}
+
 /// Only Linux says what was resident at most.
 #[cfg(target_os = "linux")]
 #[tokio::test]
