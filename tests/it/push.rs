@@ -547,7 +547,8 @@ async fn a_push_that_was_cut_off_goes_on_where_it_was() {
         assert!(error.to_string().contains("macos") && error.to_string().contains(&repository), "{error}");
         assert!(absent(&registry, &repository, "1").await);
         let there = uploads(&proxy.seen());
-        assert_eq!(there as u64, turn);
+        // One that was under way when the push gave up may not have arrived.
+        assert!((1..=turn).contains(&(there as u64)), "{there} of {turn}");
         proxy.clear();
         let before = proxy.seen().len();
         let pushed = host.push("macos", &reference).await.unwrap();
@@ -569,6 +570,72 @@ async fn a_push_that_was_cut_off_goes_on_where_it_was() {
     assert!(absent(&registry, "dropped/macos", "1").await);
     proxy.clear();
     host.push("macos", &reference).await.unwrap();
+    same_files(&Host::new(&registry).pull(&reference, "macos").await.unwrap(), &template);
+}
+
+/// This program once more, as a process that pushes and may be killed.
+struct Killed(std::process::Child);
+
+impl Killed {
+    fn push(templates: &Path, image: &str, ca: &Path) -> Killed {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "push::as_a_process_of_its_own", "--ignored", "--nocapture"])
+            .env("MAYFLY_TEST_PUSH_DIR", templates)
+            .env("MAYFLY_TEST_PUSH_IMAGE", image)
+            .env("MAYFLY_TEST_PUSH_CA", ca)
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::inherit())
+            .spawn()
+            .unwrap();
+        Killed(child)
+    }
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+#[ignore = "is started by another test"]
+async fn as_a_process_of_its_own() {
+    let variable = |name: &str| std::env::var(format!("MAYFLY_TEST_PUSH_{name}")).expect("started by another test");
+    let catalog = Catalog::open(variable("DIR").into()).unwrap();
+    let options = Options { ca_file: Some(variable("CA").into()), ..Options::default() };
+    let settings = push::Settings { registry: options, concurrency: 2, piece_size: PIECE };
+    let pusher = Pusher::new(catalog, settings, Arc::new(Keys { login: None, asked: AtomicUsize::new(0) }));
+    let request = PushRequest { template: "macos".into(), image: variable("IMAGE").parse().unwrap(), part_size: None };
+    pusher.push(&request, &watch::Sender::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_push_that_was_killed_goes_on_where_it_was() {
+    let registry = Registry::open().await;
+    let host = Host::new(&registry);
+    let template = host.of_tart("macos", &vm(90)).await;
+    let templates = host.dir.path().join("templates");
+    let proxy = Proxy::before(&registry).start().await;
+    let reference = format!("{}/killed/macos:1", proxy.address());
+    for blobs in [2, 4, 6] {
+        // So many are there in the end; with the next it is stuck, and tries again and again.
+        let more = (blobs - uploads(&proxy.seen())) as u64;
+        proxy.clear();
+        proxy.on(Rule::new("PUT", UPLOADS, Fault::CutRequest { after: 0 }).nth(more + 1..));
+        let child = Killed::push(&templates, &reference, &registry.authority.file());
+        proxy.until("so many blobs are there", |all| uploads(all) >= blobs).await;
+        drop(child);
+        assert!(absent(&registry, "killed/macos", "1").await);
+    }
+    proxy.clear();
+    // A start sweeps what was left of packed pieces.
+    Catalog::open(templates.clone()).unwrap();
+    assert_eq!(fs::read_dir(templates.join("staging")).unwrap().count(), 0);
+    let pushed = host.push("macos", &reference).await.unwrap();
+    assert_eq!(uploads(&proxy.seen()), 7, "each blob is sent once");
+    assert!(pushed.bytes_reused > 0 && pushed.bytes_uploaded > 0);
     same_files(&Host::new(&registry).pull(&reference, "macos").await.unwrap(), &template);
 }
 
