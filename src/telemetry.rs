@@ -77,6 +77,7 @@ metrics_list! {
     Counter "mayfly_step_failures_total" ["step", "code"] "Steps that failed, retried or not.";
     Gauge "mayfly_driver_usable" ["driver"] "1 when the driver can run guests here.";
     Counter "mayfly_template_pulls_total" ["state"] "Pulls that ended, by how.";
+    Counter "mayfly_template_pruned_bytes_total" [] "What pruning removed, in bytes; shared blocks are counted in full.";
     Counter "mayfly_strays_destroyed_total" [] "Instances of ours that no vm had any more.";
 }
 

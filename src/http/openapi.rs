@@ -53,6 +53,7 @@ fn own_errors(operation: &str) -> &'static [Code] {
         "create_vm" => &[
             C::TemplateUnknown,
             C::TemplateDamaged,
+            C::TemplateInUse,
             C::VmNameInUse,
             C::IdempotencyMismatch,
             C::SizeImpossible,

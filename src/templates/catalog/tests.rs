@@ -489,7 +489,7 @@ async fn a_name_remembers_where_it_pointed() {
     let (back, template) = f.catalog.roll_back("a", None).await.unwrap();
     assert_eq!((back.to, &template.digest), (made.digest.clone(), &made.digest));
     assert_eq!(f.catalog.get("a").await.unwrap().digest, made.digest);
-    assert_eq!(previous(&f, "a").await, [next.digest.clone()]);
+    assert_eq!(previous(&f, "a").await, slice::from_ref(&next.digest));
     assert_eq!(f.catalog.roll_back("a", None).await.unwrap().1.digest, next.digest);
 
     let error = f.catalog.roll_back("a", Some(&version(&f, 9).await.digest)).await.unwrap_err();
