@@ -5,8 +5,10 @@ use std::{fmt, sync::Arc};
 use aws_lc_rs::digest;
 use jiff::{SignedDuration, Timestamp};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use secrecy::{ExposeSecret, SecretString};
+use pkcs8::PrivateKeyInfoRef;
+use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use serde::Serialize;
+use tokio_rustls::rustls::pki_types::{PrivateKeyDer, pem::PemObject};
 
 /// Clocks differ: a token from the future is refused.
 const BACKDATED: SignedDuration = SignedDuration::from_secs(60);
@@ -33,8 +35,7 @@ impl Signer {
     pub fn new(app_id: &str, pem: &SecretString) -> Result<Signer, String> {
         const WRONG: &str = "expected an RSA private key in PEM, as the App's page gives it (BEGIN RSA PRIVATE KEY)";
         let pem = pem.expose_secret().as_bytes();
-        // The crate's errors say where a parser stopped, and may quote: they are not repeated.
-        let key = EncodingKey::from_rsa_pem(pem).map_err(|_| WRONG.to_owned())?;
+        let key = key(pem).ok_or_else(|| WRONG.to_owned())?;
         let sum = digest::digest(&digest::SHA256, pem);
         let digest = sum.as_ref().try_into().expect("SHA-256 has 32 bytes");
         let signer = Signer { app_id: app_id.to_owned(), key: Arc::new(key), digest };
@@ -55,6 +56,19 @@ impl Signer {
 
     pub(super) fn same(&self, other: &Signer) -> bool {
         self.app_id == other.app_id && self.digest == other.digest
+    }
+}
+
+/// Why a key could not be read is not said: parsers' errors may quote it.
+fn key(pem: &[u8]) -> Option<EncodingKey> {
+    let key = Zeroizing::new(PrivateKeyDer::from_pem_slice(pem).ok()?);
+    match &*key {
+        PrivateKeyDer::Pkcs1(der) => Some(EncodingKey::from_rsa_der(der.secret_pkcs1_der())),
+        PrivateKeyDer::Pkcs8(der) => {
+            let info = PrivateKeyInfoRef::try_from(der.secret_pkcs8_der()).ok()?;
+            Some(EncodingKey::from_rsa_der(info.private_key.as_bytes()))
+        }
+        _ => None,
     }
 }
 

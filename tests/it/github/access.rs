@@ -1,6 +1,12 @@
 //! Who we are: Apps and their tokens, personal tokens, and what is refused to them.
 
+use std::{
+    io,
+    sync::{Arc, Mutex},
+};
+
 use mayfly::runners::github::{Client, GitHubError, Scope, Source};
+use secrecy::ExposeSecret;
 use serde_json::json;
 
 use super::{count, runner};
@@ -192,4 +198,48 @@ async fn a_token_or_key_that_was_changed_on_disk_needs_no_restart() {
     assert!(matches!(client.app().await.unwrap_err(), GitHubError::BadCredentials { .. }));
     private_file(&app.key_file, &good);
     client.app().await.unwrap();
+}
+
+#[derive(Clone, Default)]
+struct Kept(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn nothing_secret_is_logged_at_any_level() {
+    let log = Kept::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+
+    let github = GitHub::start().await;
+    let app = github.app().await;
+    let (holder, token) = github.holder().await;
+    log.0.lock().unwrap().clear();
+    let client = github.client(&app);
+    github.fault("actions/runners", json!({"answer": {"status": 503}})).await;
+    client.visible(&acme()).await.unwrap();
+    holder.visible(&acme()).await.unwrap();
+    let jit = client.generate_jit_config(&acme(), &runner("vm-1")).await.unwrap().encoded_jit_config;
+    let registration = client.registration_token(&acme()).await.unwrap().token;
+    let log = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();
+    assert!(log.contains("GitHub is asked again"), "{log}");
+    let key = std::fs::read_to_string(&app.key_file).unwrap();
+    for secret in
+        ["ghs_", "eyJ", &token, jit.expose_secret(), registration.expose_secret(), key.lines().nth(1).unwrap()]
+    {
+        assert!(!log.contains(secret), "{secret:.8} is in the log");
+    }
 }
