@@ -109,7 +109,6 @@ async fn a_watch_that_was_replaced_is_not_overwritten_by_an_old_look() {
         template: "a".into(),
         image: image.into(),
         every_seconds: 60,
-        budgets_given: Vec::new(),
         canary: None,
         created_at: at(0),
         looked_at: None,
