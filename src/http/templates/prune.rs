@@ -39,7 +39,7 @@ pub struct PruneRequest {
 
 /// Something that takes space.
 #[derive(Serialize, ToSchema)]
-#[schema(as = Held)]
+#[schema(as = PruneItem)]
 pub struct HeldView {
     kind: HeldKind,
     /// Of the version; of an interrupted pull: of its image.
@@ -113,6 +113,13 @@ pub async fn prune_templates(
     Json(request): Json<PruneRequest>,
 ) -> Result<Answer<PrunedView>, Problem> {
     seat.unhurried();
+    for (pointer, given) in
+        [("/max_bytes", request.max_bytes), ("/older_than_seconds", Some(request.older_than_seconds))]
+    {
+        if given.is_some_and(|n| i64::try_from(n).is_err()) {
+            return Err(Problem::invalid(pointer, format!("expected 0 to {}", i64::MAX)));
+        }
+    }
     let keep_previous = request.keep_previous.unwrap_or(1);
     if keep_previous > 10 {
         return Err(Problem::invalid("/keep_previous", "expected 0 to 10: no more are remembered"));

@@ -112,6 +112,12 @@ impl Catalog {
         self.blocking(move |root| root.point_name(&name, &digest, &why)).await
     }
 
+    /// The same for a version that was pulled, as pulls do it: a name that is taken moves only within one repository.
+    pub async fn point_pulled(&self, name: &str, digest: &str, why: &str) -> Result<Moved> {
+        let (name, digest, why) = (name.to_owned(), digest.to_owned(), why.to_owned());
+        self.blocking(move |root| root.point_pulled(&name, &digest, &why)).await
+    }
+
     /// Points a name back at what it pointed at before: at `to`, else at the newest one that is still here and sound. What it
     /// points at now becomes the newest of those before, so doing it twice undoes it.
     pub async fn roll_back(&self, name: &str, to: Option<&str>) -> Result<(Moved, Template)> {
@@ -127,12 +133,28 @@ impl Root {
             return Err(Error::new(Code::TemplateInvalid, format!("name {what}")).field("/name", what));
         }
         let _turn = self.lock().map_err(storage)?;
+        self.may_be_pointed_at(digest, name)?;
+        self.point(name, digest, why).map_err(storage)
+    }
+
+    fn point_pulled(&self, name: &str, digest: &str, why: &str) -> Result<Moved> {
+        if !check::is_name(name) {
+            let what = check::NAME_RULE;
+            return Err(Error::new(Code::TemplateInvalid, format!("name {what}")).field("/name", what));
+        }
+        let _turn = self.lock().map_err(storage)?;
+        self.may_be_pointed_at(digest, name)?;
+        let image = self.manifest(digest).map_err(Error::internal)?.image;
+        self.may_name(name, digest, image.as_ref())?;
+        self.point(name, digest, why).map_err(storage)
+    }
+
+    fn may_be_pointed_at(&self, digest: &str, name: &str) -> Result<()> {
         if manifest::directory(digest).is_none() || !self.place(digest)?.exists() {
             return Err(Error::new(Code::TemplateUnknown, format!("there is no version {digest}"))
                 .field("/digest", "must be the digest of a version that is here"));
         }
-        self.sound(digest, name)?;
-        self.point(name, digest, why).map_err(storage)
+        self.sound(digest, name).map(drop)
     }
 
     fn roll_back(&self, name: &str, to: Option<&str>) -> Result<(Moved, Template)> {

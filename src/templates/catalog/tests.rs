@@ -909,6 +909,21 @@ async fn what_is_damaged_is_not_used_until_it_is_replaced() {
 }
 
 #[tokio::test]
+async fn a_pull_moves_a_name_within_one_repository_only() {
+    let f = Fixture::new();
+    let (first, second) = (in_pieces(&f, "one").await, in_pieces(&f, "two").await);
+    let mine = f.catalog.register(f.template("mine")).await.unwrap();
+    assert!(f.catalog.point_pulled("one", &second.digest, "its canary passed").await.unwrap().changed());
+    assert_eq!(previous(&f, "one").await, slice::from_ref(&first.digest));
+    assert_eq!(f.catalog.point_pulled("new", &first.digest, "").await.unwrap().from, None);
+    let error = f.catalog.point_pulled("mine", &second.digest, "").await.unwrap_err();
+    assert_eq!(error.code, Code::TemplateExists);
+    assert_eq!(f.catalog.get("mine").await.unwrap(), mine);
+    // By hand it may go anywhere.
+    assert!(f.catalog.point_name("mine", &second.digest, "").await.unwrap().changed());
+}
+
+#[tokio::test]
 async fn a_damaged_version_is_not_gone_back_to() {
     let f = Fixture::new();
     let [first, second, third] = [version(&f, 1).await, version(&f, 2).await, version(&f, 3).await];

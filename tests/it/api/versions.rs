@@ -165,6 +165,8 @@ async fn what_nothing_needs_is_pruned_when_it_is_asked_for() {
     for (body, at) in [
         (json!({"keep_previous": 11}), "/keep_previous"),
         (json!({"max_bytes": -1}), "/max_bytes"),
+        (json!({"max_bytes": u64::MAX}), "/max_bytes"),
+        (json!({"older_than_seconds": 1_u64 << 63}), "/older_than_seconds"),
         (json!({"olderthan": 1}), "/olderthan"),
     ] {
         assert_eq!(pointer(&prune(body).await.problem(400, "request.invalid")), at);
