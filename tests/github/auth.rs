@@ -1,5 +1,7 @@
 //! Who asks, and what they may.
 
+#![expect(clippy::result_large_err, reason = "a refusal is an answer like any other, and nothing here is in a hurry")]
+
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};

@@ -176,7 +176,9 @@ pub fn list(world: &World, asked: &Asked) -> Reply {
 }
 
 pub fn show(world: &World, id: &str) -> Reply {
-    let Some(delivery) = kept(world).find(|d| d["id"].to_string() == id) else { return Reply::not_found() };
+    let Some(delivery) = kept(world).find(|d| id.parse::<u64>().is_ok_and(|id| d["id"] == id)) else {
+        return Reply::not_found();
+    };
     let mut shown = delivery.clone();
     let id = delivery["id"].as_u64().expect("it has one");
     shown["request"] = json!({"headers": {"X-GitHub-Event": delivery["event"]}, "payload": world.payloads[&id]});
@@ -186,7 +188,9 @@ pub fn show(world: &World, id: &str) -> Reply {
 
 /// The same guid again, and a record of its own.
 pub fn again(world: &mut World, id: &str) -> Reply {
-    let Some(delivery) = kept(world).find(|d| d["id"].to_string() == id).cloned() else { return Reply::not_found() };
+    let Some(delivery) = kept(world).find(|d| id.parse::<u64>().is_ok_and(|id| d["id"] == id)).cloned() else {
+        return Reply::not_found();
+    };
     let number = delivery["id"].as_u64().expect("it has one");
     let payload = world.payloads[&number].clone();
     let text = |key: &str| delivery[key].as_str().unwrap_or_default().to_owned();

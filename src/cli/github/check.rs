@@ -86,7 +86,7 @@ impl Look {
         };
         let version = observed.api_version.map(|v| format!(", API version {v}")).unwrap_or_default();
         self.add(REACHABLE.ok(format!("{server}{version}")));
-        self.add(clock(observed.clock_ahead));
+        self.add(clock(observed.clock_ahead, client.is_app()));
         true
     }
 

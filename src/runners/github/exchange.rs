@@ -169,9 +169,10 @@ impl Exchange {
     }
 
     async fn once(&self, call: &Call, token: &SecretString, budget: &Budget) -> Result<Answer, Broken> {
-        let _place = self.at_once.acquire().await.expect("it is never closed");
         let changes = !call.method.is_safe() && call.class != Class::Access;
+        // In this order: changes that wait for each other take no place from those who only look.
         let _turn = if changes { Some(self.turn().await) } else { None };
+        let _place = self.at_once.acquire().await.expect("it is never closed");
         let base = &self.options.server;
         let mut url = call.url.clone();
         let mut redirects = 0;
