@@ -1,0 +1,3 @@
+//! Templates in the layouts of other programs.
+
+pub mod payload;
