@@ -4,6 +4,8 @@ use clap::Subcommand;
 use serde_json::json;
 
 mod add;
+mod export;
+mod import;
 mod pull;
 
 use super::{
@@ -23,6 +25,15 @@ pub(super) enum TemplateCommand {
     /// An image in Tart's format. Every byte is verified. A pull that was cut off goes on where it stopped; an image that is here
     /// already is not pulled again.
     Pull(Box<pull::Pull>),
+    /// Import a template from another program's layout
+    ///
+    /// A VM of Tart, a template bundle of shoes-vz, a vm.json of macosvm, or a disk image. What has no place in a template is
+    /// said. The source is not changed.
+    Import(Box<import::Import>),
+    /// Export a template into another program's layout
+    ///
+    /// Nothing is overwritten: PATH must not be there yet.
+    Export(export::Export),
     /// List templates
     #[command(visible_alias = "ls")]
     List,
@@ -37,6 +48,8 @@ pub(super) async fn run(command: TemplateCommand, client: &Client, json: bool) -
     match command {
         TemplateCommand::Add(args) => add::run(*args, client, json).await?,
         TemplateCommand::Pull(args) => pull::run(*args, client, json).await?,
+        TemplateCommand::Import(args) => import::run(*args, client, json).await?,
+        TemplateCommand::Export(args) => export::run(args, client, json).await?,
         TemplateCommand::List => list(client, json).await?,
         TemplateCommand::Show { name } => show(&name, client, json).await?,
         TemplateCommand::Delete { name } => delete(&name, client, json).await?,

@@ -261,7 +261,7 @@ mod tests {
             ("???", "not Base64"),
             ("aGVsbG8=", "begin with bplist00"),
             (MODEL, "no number called ECID"),
-            (&IDENTITY[..32], "is not Base64"),
+            (&IDENTITY[..31], "is not Base64"),
             ("YnBsaXN0MDDRAQJURUNJRBQAAAAAAAAA", "binary property list"),
             (&"A".repeat(6000), "characters"),
         ] {
