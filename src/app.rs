@@ -35,6 +35,7 @@ use crate::{
     telemetry,
     templates::{
         Catalog,
+        layouts::Tools,
         pull::{self, Puller},
         registry::{
             self,
@@ -154,6 +155,7 @@ impl App {
                 max_queued: config.queue.max_length,
                 queue_timeout_seconds: config.queue.timeout_seconds,
                 budgets: config.default_budgets(),
+                tools: Tools { qemu_img: config.drivers.qemu.qemu_img.clone().unwrap_or_else(|| "qemu-img".into()) },
             },
         );
         admin_token(&service, &layout.at("admin.token")).await?;

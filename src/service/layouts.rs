@@ -3,7 +3,7 @@
 use super::Service;
 use crate::{
     domain::{Result, Template},
-    templates::layouts::{self, ExportRequest, Exported, ImportRequest, Notice, Tools},
+    templates::layouts::{self, ExportRequest, Exported, ImportRequest, Notice},
 };
 
 impl Service {
@@ -11,7 +11,7 @@ impl Service {
     /// pushed.
     pub async fn import_template(&self, request: ImportRequest) -> Result<(Template, Vec<Notice>)> {
         let layout = request.layout;
-        let prepared = layouts::import(&self.catalog, &Tools::default(), request).await?;
+        let prepared = layouts::import(&self.catalog, &self.settings.tools, request).await?;
         let new = prepared.template.clone();
         let template =
             if layout.is_image() { self.register_template(new).await? } else { self.catalog.register(new).await? };
@@ -25,7 +25,7 @@ impl Service {
     pub async fn export_template(&self, name: &str, request: ExportRequest) -> Result<Exported> {
         let template = self.get_template(name).await?;
         let (digest, layout) = (template.digest.clone(), request.layout);
-        let exported = layouts::export(&self.catalog, &Tools::default(), template, request).await?;
+        let exported = layouts::export(&self.catalog, &self.settings.tools, template, request).await?;
         tracing::info!(
             template.name = name,
             template.digest = digest,

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use crate::{
     domain::{Budgets, host::HostView},
     store::{Ledger, Reader, Vault, logs::Logs},
-    templates::{Catalog, pull::Puller},
+    templates::{Catalog, layouts::Tools, pull::Puller},
 };
 
 pub mod clock;
@@ -30,11 +30,13 @@ pub struct Settings {
     pub queue_timeout_seconds: u32,
     /// Budgets of a template that does not say otherwise.
     pub budgets: Budgets,
+    /// Programs that conversions of templates need.
+    pub tools: Tools,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { max_queued: 1000, queue_timeout_seconds: 3600, budgets: Budgets::default() }
+        Self { max_queued: 1000, queue_timeout_seconds: 3600, budgets: Budgets::default(), tools: Tools::default() }
     }
 }
 
