@@ -35,6 +35,7 @@ use crate::{
     telemetry,
     templates::{
         self, Catalog,
+        layouts::Tools,
         pull::{self, Puller},
         registry::{
             self, Limit, Limits,
@@ -159,6 +160,7 @@ impl App {
                     deadline: Duration::from_secs(u64::from(config.pulls.deadline_seconds)),
                     ..Default::default()
                 },
+                tools: Tools { qemu_img: config.drivers.qemu.qemu_img.clone().unwrap_or_else(|| "qemu-img".into()) },
             },
         );
         admin_token(&service, &layout.at("admin.token")).await?;

@@ -84,6 +84,8 @@ fn admin_routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(pulls::list_pulls))
         .routes(routes!(pulls::get_pull, pulls::cancel_pull))
         .routes(routes!(templates::push::push_template))
+        .routes(routes!(templates::import::import_template))
+        .routes(routes!(templates::export::export_template))
         .routes(routes!(tokens::create_token, tokens::list_tokens))
         .routes(routes!(tokens::revoke_token))
         .routes(routes!(host::get_host))

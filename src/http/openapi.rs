@@ -72,6 +72,24 @@ fn own_errors(operation: &str) -> &'static [Code] {
         "push_template" => {
             &[C::TemplateNotFound, C::TemplateInvalid, C::TemplateInUse, C::ImagePushRefused, C::ImagePushFailed]
         }
+        "import_template" => &[
+            C::TemplateExists,
+            C::TemplateInvalid,
+            C::DriverUnsupported,
+            C::LayoutGuest,
+            C::LayoutDisk,
+            C::SourceRunning,
+            C::SourceSuspended,
+            C::HostUnavailable,
+        ],
+        "export_template" => &[
+            C::TemplateNotFound,
+            C::TemplateInvalid,
+            C::LayoutGuest,
+            C::LayoutDisk,
+            C::DestinationExists,
+            C::HostUnavailable,
+        ],
         "delete_template" => &[C::TemplateNotFound, C::TemplateInUse],
         "point_template" => &[C::TemplateUnknown, C::TemplateInvalid, C::TemplateDamaged],
         "roll_back_template" => &[C::TemplateNotFound, C::TemplateNoPrevious],

@@ -8,13 +8,14 @@ use tokio::sync::watch;
 use crate::{
     domain::{Budgets, host::HostView},
     store::{Ledger, Reader, Vault, logs::Logs},
-    templates::{Catalog, pull::Puller},
+    templates::{Catalog, layouts::Tools, pull::Puller},
 };
 
 pub mod clock;
 pub mod guests;
 pub mod hosts;
 pub mod pulls;
+pub mod layouts;
 pub mod templates;
 pub mod tokens;
 pub mod versions;
@@ -33,11 +34,19 @@ pub struct Settings {
     /// Budgets of a template that does not say otherwise.
     pub budgets: Budgets,
     pub pulls: pulls::Settings,
+    /// Programs that conversions of templates need.
+    pub tools: Tools,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { max_queued: 1000, queue_timeout_seconds: 3600, budgets: Budgets::default(), pulls: Default::default() }
+        Self {
+            max_queued: 1000,
+            queue_timeout_seconds: 3600,
+            budgets: Budgets::default(),
+            pulls: Default::default(),
+            tools: Tools::default(),
+        }
     }
 }
 

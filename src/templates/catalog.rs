@@ -145,6 +145,7 @@ impl Catalog {
 }
 
 /// A directory in `staging/`: locked as long as it is worked on, removed when it was not published.
+#[derive(Debug)]
 struct Staged {
     path: PathBuf,
     _lock: File,
@@ -546,3 +547,4 @@ mod verify;
 
 pub use marks::Kept;
 pub use space::{Limits, Room, Surroundings};
+pub(super) mod work;

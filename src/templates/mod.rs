@@ -16,7 +16,6 @@
 //! catalog    names, digests, publishing and removing
 //!   check    what a new template must be
 //!     qcow2  what a qcow2 file must be
-//!     tart   what a Tart VM's configuration says
 //!   import   a file into the catalog, by copy-on-write where the file system can
 //!   manifest what the digest is made of
 //!   names    what names point at, and pointed at before
@@ -35,13 +34,13 @@
 mod catalog;
 mod check;
 mod import;
+pub mod layouts;
 mod manifest;
 pub mod oci;
 pub mod pull;
 pub mod push;
 mod qcow2;
 pub mod registry;
-mod tart;
 
 use std::path::PathBuf;
 

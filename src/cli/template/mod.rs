@@ -6,6 +6,8 @@ use serde_json::json;
 mod add;
 mod names;
 mod prune;
+mod export;
+mod import;
 mod pull;
 mod push;
 mod settings;
@@ -51,6 +53,15 @@ pub(super) enum TemplateCommand {
     /// Mayfly's. Keys and passwords are never part of it. What the registry has already is not uploaded, so a push that was cut
     /// off goes on where it stopped.
     Push(push::Push),
+    /// Import a template from another program's layout
+    ///
+    /// A VM of Tart, a template bundle of shoes-vz, a vm.json of macosvm, or a disk image. What has no place in a template is
+    /// said. The source is not changed.
+    Import(Box<import::Import>),
+    /// Export a template into another program's layout
+    ///
+    /// Nothing is overwritten: PATH must not be there yet.
+    Export(export::Export),
     /// List templates
     #[command(visible_alias = "ls")]
     List,
@@ -94,6 +105,8 @@ pub(super) async fn run(command: TemplateCommand, client: &Client, json: bool) -
         TemplateCommand::Watch(args) => watch::run(*args, client, json).await?,
         TemplateCommand::Unwatch { name } => watch::remove(&name, client, json).await?,
         TemplateCommand::Push(args) => push::run(args, client, json).await?,
+        TemplateCommand::Import(args) => import::run(*args, client, json).await?,
+        TemplateCommand::Export(args) => export::run(args, client, json).await?,
         TemplateCommand::List => list(client, json).await?,
         TemplateCommand::Show { name } => show(&name, client, json).await?,
         TemplateCommand::Point(args) => names::point(args, client, json).await?,

@@ -194,6 +194,32 @@ pub fn template() -> Value {
     })
 }
 
+pub fn import_request() -> Value {
+    json!({ "name": "sequoia", "layout": "shoes-vz", "path": "/opt/myshoes/vz/templates/macos-15" })
+}
+
+pub fn imported() -> Value {
+    json!({
+        "template": with(template(), json!({ "name": "sequoia", "names": ["sequoia"], "driver": "tart", "os": "macos" })),
+        "notices": [{ "field": "ecid", "detail": "was found in AuxiliaryStorage: nothing else has it" }]
+    })
+}
+
+pub fn export_request() -> Value {
+    json!({ "layout": "macosvm", "path": "/Users/ci/vms/sequoia", "identity": "keep", "mac": "regenerate" })
+}
+
+pub fn exported() -> Value {
+    json!({
+        "files": [
+            { "path": "/Users/ci/vms/sequoia/AuxiliaryStorage", "bytes": 34603008 },
+            { "path": "/Users/ci/vms/sequoia/Disk.img", "bytes": 50000000000_u64 },
+            { "path": "/Users/ci/vms/sequoia/vm.json", "bytes": 1104 }
+        ],
+        "notices": [{ "field": "cpuCountMin", "detail": "is 2 and does not go along: the layout knows no minimum" }]
+    })
+}
+
 pub fn pruned() -> Value {
     json!({
         "dry_run": true,

@@ -22,6 +22,8 @@ pub mod push;
 pub mod verify;
 mod view;
 pub mod watch;
+pub mod export;
+pub mod import;
 
 pub use view::TemplateView;
 

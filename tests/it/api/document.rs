@@ -62,6 +62,8 @@ fn every_route_is_in_it() {
         "POST /templates",
         "GET /templates/{name}",
         "PUT /templates/{name}",
+        "POST /templates/import",
+        "POST /templates/{name}/export",
         "DELETE /templates/{name}",
         "PUT /templates/{name}/pin",
         "DELETE /templates/{name}/pin",

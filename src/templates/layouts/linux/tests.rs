@@ -1,0 +1,127 @@
+use std::{collections::BTreeMap, fs, process::Command};
+
+use super::*;
+
+/// An ext4 file system with these files.
+fn ext4(dir: &Path, name: &str, files: &[(&str, &str)]) -> PathBuf {
+    let tree = dir.join(format!("{name}.tree"));
+    fs::create_dir(&tree).unwrap();
+    for (path, content) in files {
+        let path = tree.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+    let image = dir.join(name);
+    let out = Command::new("mke2fs")
+        .args(["-q", "-F", "-t", "ext4", "-d"])
+        .arg(&tree)
+        .arg(&image)
+        .arg("8M")
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    image
+}
+
+/// A disk with a GPT and these file systems, and the identifiers of its partitions.
+fn gpt_disk(dir: &Path, systems: &[PathBuf]) -> (PathBuf, Vec<String>) {
+    let disk = dir.join("gpt.raw");
+    let mut file = File::options().read(true).write(true).create_new(true).open(&disk).unwrap();
+    file.set_len(32 << 20).unwrap();
+    ProtectiveMBR::with_lb_size((32 << 11) - 1).overwrite_lba0(&mut file).unwrap();
+    let mut table = gpt::GptConfig::new().writable(true).create_from_device(file, None).unwrap();
+    table.update_partitions(BTreeMap::new()).unwrap();
+    for system in systems {
+        let length = fs::metadata(system).unwrap().len();
+        table.add_partition("linux", length, gpt::partition_types::LINUX_FS, 0, None).unwrap();
+    }
+    let parts: Vec<_> = table.partitions().values().cloned().collect();
+    let file = table.write().unwrap();
+    for (part, system) in parts.iter().zip(systems) {
+        file.write_all_at(&fs::read(system).unwrap(), part.first_lba * SECTOR).unwrap();
+    }
+    (disk, parts.iter().map(|p| p.part_guid.hyphenated().to_string()).collect())
+}
+
+fn content(path: &Path) -> String {
+    fs::read_to_string(path).unwrap()
+}
+
+const ROOT: [(&str, &str); 5] = [
+    ("etc/os-release", "ID=debian"),
+    ("boot/vmlinuz-6.8.0-9-generic", "old kernel"),
+    ("boot/vmlinuz-6.8.0-90-generic", "new kernel"),
+    ("boot/initrd.img-6.8.0-90-generic", "new initrd"),
+    ("boot/vmlinuz-0-rescue-abc", "rescue"),
+];
+
+#[test]
+fn the_newest_kernel_of_a_bare_file_system() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = ext4(dir.path(), "bare", &ROOT);
+    let found = extract(&disk, dir.path()).unwrap();
+    assert_eq!((found.name.as_str(), found.root.as_str()), ("vmlinuz-6.8.0-90-generic", "/dev/vda"));
+    assert_eq!(content(&found.kernel), "new kernel");
+    let (name, path) = found.initramfs.unwrap();
+    assert_eq!((name.as_str(), content(&path).as_str()), ("initrd.img-6.8.0-90-generic", "new initrd"));
+}
+
+#[test]
+fn a_partition_of_its_own_for_boot_is_not_the_root() {
+    let dir = tempfile::tempdir().unwrap();
+    let boot = ext4(dir.path(), "boot", &[("vmlinuz-5.14.0", "kernel"), ("initramfs-5.14.0.img", "initramfs")]);
+    let root = ext4(dir.path(), "root", &[("etc/os-release", "ID=rocky"), ("boot/empty", "")]);
+    let (disk, ids) = gpt_disk(dir.path(), &[boot, root]);
+    let found = extract(&disk, dir.path()).unwrap();
+    assert_eq!(found.root, format!("PARTUUID={}", ids[1]));
+    assert_eq!((content(&found.kernel).as_str(), found.place.as_str()), ("kernel", "/ of partition 1"));
+    assert_eq!(found.initramfs.unwrap().0, "initramfs-5.14.0.img");
+}
+
+#[test]
+fn the_older_table_is_read_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = ext4(dir.path(), "root", &ROOT);
+    let disk = dir.path().join("mbr.raw");
+    let mut file = File::options().read(true).write(true).create_new(true).open(&disk).unwrap();
+    file.set_len(16 << 20).unwrap();
+    file.write_all_at(&fs::read(root).unwrap(), 1 << 20).unwrap();
+    let mut table = ProtectiveMBR::new();
+    let mut record = table.partition(0).unwrap();
+    (record.os_type, record.lb_start, record.lb_size) = (0x83, 2048, 8 << 11);
+    table.set_partition(0, record);
+    table.set_disk_signature([0x78, 0x56, 0x34, 0x12]);
+    table.overwrite_lba0(&mut file).unwrap();
+    assert_eq!(extract(&disk, dir.path()).unwrap().root, "PARTUUID=12345678-01");
+}
+
+#[test]
+fn disks_without_a_kernel_say_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let says = |path: &Path| extract(path, dir.path()).unwrap_err().detail;
+    assert!(says(&ext4(dir.path(), "empty", &[("etc/fstab", "")])).contains("no kernel"));
+    fs::write(dir.path().join("noise"), vec![0xa5; 1 << 20]).unwrap();
+    assert!(says(&dir.path().join("noise")).contains("no ext2"));
+    fs::write(dir.path().join("short"), "x").unwrap();
+    assert!(says(&dir.path().join("short")).contains("too short"));
+    // A table that would be allocated by the gigabyte, or stop the reader.
+    let (disk, _) = gpt_disk(dir.path(), &[]);
+    let bytes = fs::read(&disk).unwrap();
+    let mut broken = bytes.clone();
+    broken[512 + 84] = 64;
+    fs::write(dir.path().join("broken"), broken).unwrap();
+    assert!(says(&dir.path().join("broken")).contains("partition table"));
+}
+
+#[test]
+fn versions_are_told_apart_as_people_do() {
+    for (older, newer) in [
+        ("6.8.0-9", "6.8.0-90"),
+        ("6.8.0-rc1", "6.8.0"),
+        ("6.8.0", "6.8.0-1"),
+        ("5.15.0-100-generic", "6.1.0-1-amd64"),
+        ("6.9", "6.10"),
+    ] {
+        assert_eq!(by_version(older, newer), Ordering::Less, "{older} {newer}");
+    }
+}
