@@ -27,6 +27,7 @@ mod logs;
 mod openapi;
 mod pages;
 mod problem;
+mod registries;
 mod serve;
 mod templates;
 mod time;
@@ -76,6 +77,8 @@ fn admin_routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(templates::get_template, templates::delete_template))
         .routes(routes!(tokens::create_token, tokens::list_tokens))
         .routes(routes!(tokens::revoke_token))
+        .routes(routes!(registries::log_in_to_registry, registries::log_out_of_registry))
+        .routes(routes!(registries::list_registries))
         .routes(routes!(host::get_host))
         .routes(routes!(host::get_difference))
         .routes(routes!(health::get_health))

@@ -8,12 +8,14 @@ use tokio::sync::watch;
 use crate::{
     domain::{Budgets, host::HostView},
     store::{Ledger, Reader, Vault, logs::Logs},
-    templates::{Catalog, pull::Puller},
+    templates::{Catalog, pull::Puller, registry::logins::Logins, s3::S3},
 };
 
 pub mod clock;
 pub mod guests;
 pub mod hosts;
+pub mod objects;
+pub mod registries;
 pub mod templates;
 pub mod tokens;
 pub mod vms;
@@ -50,6 +52,8 @@ pub struct Service {
     /// The drivers that this service was started with, by name.
     pub(crate) drivers: Arc<crate::drivers::registry::Registry>,
     pub(crate) puller: Puller,
+    pub(crate) logins: Logins,
+    pub(crate) s3: S3,
 }
 
 #[expect(clippy::too_many_arguments, reason = "called once, where everything is wired")]
@@ -62,11 +66,13 @@ impl Service {
         catalog: Arc<Catalog>,
         drivers: Arc<crate::drivers::registry::Registry>,
         puller: Puller,
+        logins: Logins,
+        s3: S3,
         host: watch::Receiver<HostView>,
         clock: Clock,
         settings: Settings,
     ) -> Self {
-        Self { ledger, reader, vault, logs, catalog, host, clock, settings, drivers, puller }
+        Self { ledger, reader, vault, logs, catalog, host, clock, settings, drivers, puller, logins, s3 }
     }
 }
 

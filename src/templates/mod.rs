@@ -22,8 +22,11 @@
 //! pull       an image from a registry becomes a template
 //!   registry manifests and blobs, over any number of interruptions
 //!   oci      what an image is
+//! s3         files of disks in S3, there and back
+//! aws        who we are to Amazon
 //! ```
 
+mod aws;
 mod catalog;
 mod check;
 mod import;
@@ -32,6 +35,7 @@ pub mod oci;
 pub mod pull;
 mod qcow2;
 pub mod registry;
+pub mod s3;
 mod tart;
 
 use std::path::PathBuf;

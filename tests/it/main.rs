@@ -12,6 +12,7 @@ mod lifecycle;
 mod pull;
 mod registries;
 mod registry_rig;
+mod s3;
 mod startup;
 mod support;
 mod tart_double;

@@ -4,6 +4,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 mod add;
+mod login;
 mod pull;
 
 use super::{
@@ -23,6 +24,18 @@ pub(super) enum TemplateCommand {
     /// An image in Tart's format. Every byte is verified. A pull that was cut off goes on where it stopped; an image that is here
     /// already is not pulled again.
     Pull(Box<pull::Pull>),
+    /// Log in to a registry, for pulling and pushing
+    ///
+    /// The registry is asked first, and a login that it refuses is not kept. The service keeps it in a file that nobody else may
+    /// read. Amazon ECR needs no login where the host has a role or a profile.
+    Login(login::Login),
+    /// Forget the login to a registry
+    Logout {
+        /// The registry, as host or host:port in image references
+        host: String,
+    },
+    /// List the logins to registries
+    Logins,
     /// List templates
     #[command(visible_alias = "ls")]
     List,
@@ -37,6 +50,9 @@ pub(super) async fn run(command: TemplateCommand, client: &Client, json: bool) -
     match command {
         TemplateCommand::Add(args) => add::run(*args, client, json).await?,
         TemplateCommand::Pull(args) => pull::run(*args, client, json).await?,
+        TemplateCommand::Login(args) => login::login(args, client, json).await?,
+        TemplateCommand::Logout { host } => login::logout(&host, client, json).await?,
+        TemplateCommand::Logins => login::list(client, json).await?,
         TemplateCommand::List => list(client, json).await?,
         TemplateCommand::Show { name } => show(&name, client, json).await?,
         TemplateCommand::Delete { name } => delete(&name, client, json).await?,

@@ -25,7 +25,8 @@ const LARGEST_TOKEN: usize = 256 << 10;
 
 pub(super) struct Authorizer {
     registry: String,
-    repository: String,
+    /// What a token is asked for, where the registry does not say; `None`: for nothing but to know who we are.
+    repository: Option<String>,
     /// Whether a token service may be asked over plain HTTP.
     plain_http: bool,
     source: Arc<dyn CredentialSource>,
@@ -54,10 +55,15 @@ struct Token {
 }
 
 impl Authorizer {
-    pub fn new(registry: &str, repository: &str, plain_http: bool, source: Arc<dyn CredentialSource>) -> Authorizer {
+    pub fn new(
+        registry: &str,
+        repository: Option<&str>,
+        plain_http: bool,
+        source: Arc<dyn CredentialSource>,
+    ) -> Authorizer {
         Authorizer {
             registry: registry.to_owned(),
-            repository: repository.to_owned(),
+            repository: repository.map(str::to_owned),
             plain_http,
             source,
             state: Mutex::default(),
@@ -128,8 +134,11 @@ impl Authorizer {
             return Err(self.denied("its token service is not at an https address"));
         }
         url.set_fragment(None);
-        let default_scope = format!("repository:{}:pull", self.repository);
-        url.query_pairs_mut().clear().append_pair("scope", scope.unwrap_or(&default_scope));
+        let default_scope = self.repository.as_ref().map(|repository| format!("repository:{repository}:pull"));
+        url.set_query(None);
+        if let Some(scope) = scope.or(default_scope.as_deref()) {
+            url.query_pairs_mut().append_pair("scope", scope);
+        }
         if let Some(service) = service {
             url.query_pairs_mut().append_pair("service", service);
         }

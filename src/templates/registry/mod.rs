@@ -6,15 +6,17 @@
 //!   retry      which failures are worth another attempt, and when
 //!   pace       how fast bytes may come
 //! credentials  who we are to a registry
+//! logins       what we were told of that, checked and kept
 //! ```
 
 mod auth;
 pub mod client;
 pub mod credentials;
+pub mod logins;
 pub mod pace;
 mod retry;
 
-pub use client::{Client, Options};
+pub use client::{Client, HostOptions, Options};
 pub use pace::{Limit, Limits};
 pub use retry::Retry;
 

@@ -135,6 +135,8 @@ pub async fn api_with(settings: http::Settings, limits: service::Settings) -> Ap
         Arc::new(catalog.clone()),
         Arc::new(Registry::default().with(Arc::new(Fake::new(FakeWorld::new())))),
         crate::support::no_registry(&catalog),
+        crate::support::no_logins(dir.path()),
+        mayfly::templates::s3::S3::new(dir.path().join("s3"), Default::default()),
         host.subscribe(),
         Clock::system(),
         limits,
