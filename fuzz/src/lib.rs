@@ -7,3 +7,42 @@ pub mod oci {
     #[path = "lz4/model.rs"]
     pub mod model;
 }
+
+#[path = "../../src/domain"]
+pub mod domain {
+    pub mod mac;
+    pub mod tart_config;
+
+    /// Of the original, only what a VM's configuration says: the rest would bring half of Mayfly.
+    pub mod template {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum GuestOs {
+            Linux,
+            Macos,
+        }
+
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Arch {
+            X86_64,
+            Aarch64,
+        }
+
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum DiskFormat {
+            Raw,
+            Asif,
+        }
+
+        impl DiskFormat {
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    DiskFormat::Raw => "raw",
+                    DiskFormat::Asif => "asif",
+                }
+            }
+        }
+    }
+}
+
+#[path = "../../src/templates/layouts/payload.rs"]
+pub mod payload;

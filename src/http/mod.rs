@@ -75,6 +75,8 @@ fn admin_routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(events::stream_events))
         .routes(routes!(templates::create::create_template, templates::list_templates))
         .routes(routes!(templates::get_template, templates::delete_template))
+        .routes(routes!(templates::import::import_template))
+        .routes(routes!(templates::export::export_template))
         .routes(routes!(tokens::create_token, tokens::list_tokens))
         .routes(routes!(tokens::revoke_token))
         .routes(routes!(registries::log_in_to_registry, registries::log_out_of_registry))

@@ -14,6 +14,7 @@ use crate::{
 pub mod clock;
 pub mod guests;
 pub mod hosts;
+pub mod layouts;
 pub mod objects;
 pub mod registries;
 pub mod templates;

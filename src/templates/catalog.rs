@@ -112,6 +112,7 @@ impl Catalog {
 }
 
 /// A directory in `staging/`: locked as long as it is worked on, removed when it was not published.
+#[derive(Debug)]
 struct Staged {
     path: PathBuf,
     _lock: File,
@@ -531,3 +532,4 @@ fn sync_dir(path: &Path) -> io::Result<()> {
 pub(super) mod pulled;
 #[cfg(test)]
 mod tests;
+pub(super) mod work;

@@ -6,11 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    NewTemplate, qcow2,
-    tart::{self, TartConfig},
+use super::{NewTemplate, qcow2};
+use crate::domain::{
+    Arch, Code, Error, GuestOs, Handover, Result,
+    tart_config::{self, TartConfig},
+    template::DiskFormat,
 };
-use crate::domain::{Arch, Code, Error, GuestOs, Handover, Result, template::DiskFormat};
 
 const LARGEST_KEY: u64 = 64 << 10;
 const LARGEST_PASSWORD: u64 = 1 << 10;
@@ -139,7 +140,7 @@ pub(super) fn check(new: &NewTemplate) -> Result<Checked> {
             None
         }
     });
-    let disk_format = new.disk_format.or(config.as_ref().map(|c| c.disk_format)).or_else(|| {
+    let disk_format = new.disk_format.or(config.as_ref().map(|c| c.format)).or_else(|| {
         match format_of(&new.disk, source(Part::Disk)?) {
             Ok(format) => Some(format),
             Err(what) => {
@@ -178,8 +179,8 @@ fn settings(new: &NewTemplate, config: Option<&TartConfig>, faults: &mut Faults)
         if arch != Some(config.arch) {
             faults.add("arch", format!("is not what the VM's config.json says, which is {}", config.arch.as_str()));
         }
-        if new.disk_format.is_some_and(|format| format != config.disk_format) {
-            let says = config.disk_format.as_str();
+        if new.disk_format.is_some_and(|format| format != config.format) {
+            let says = config.format.as_str();
             faults.add("disk_format", format!("is not what the VM's config.json says, which is {says}"));
         }
     }
@@ -214,7 +215,7 @@ fn settings(new: &NewTemplate, config: Option<&TartConfig>, faults: &mut Faults)
     if cpus == 0 {
         faults.add("cpus", "must be at least 1");
     }
-    let memory_mib = new.memory_mib.or(config.map(|c| c.memory_mib)).unwrap_or(2048);
+    let memory_mib = new.memory_mib.or(config.map(TartConfig::memory_mib)).unwrap_or(2048);
     if memory_mib == 0 {
         faults.add("memory_mib", "must be at least 1");
     }
@@ -319,10 +320,10 @@ pub(super) fn content(part: Part, disk_format: DiskFormat, file: &File) -> Resul
 
 fn tart_config(file: &File) -> Result<TartConfig, String> {
     let size = file.metadata().map_err(|e| format!("cannot be read: {}", e.kind()))?.len();
-    if size > tart::LARGEST_CONFIG {
+    if size > tart_config::LARGEST {
         return Err(format!("has {size} bytes and is no Tart VM's config.json"));
     }
-    tart::parse(&whole(file, size)?)
+    TartConfig::parse(&whole(file, size)?).map_err(|what| format!("is not a Tart VM's config.json: {what}"))
 }
 
 fn password(file: &File, size: u64) -> Result<(), String> {

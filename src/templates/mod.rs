@@ -15,7 +15,6 @@
 //! catalog    names, digests, publishing and removing
 //!   check    what a new template must be
 //!     qcow2  what a qcow2 file must be
-//!     tart   what a Tart VM's configuration says
 //!   import   a file into the catalog, by copy-on-write where the file system can
 //!   manifest what the digest is made of
 //!   pulled   what a pull needs of the catalog
@@ -30,13 +29,13 @@ mod aws;
 mod catalog;
 mod check;
 mod import;
+pub mod layouts;
 mod manifest;
 pub mod oci;
 pub mod pull;
 mod qcow2;
 pub mod registry;
 pub mod s3;
-mod tart;
 
 use std::path::PathBuf;
 

@@ -18,6 +18,7 @@ const KNOWN: u64 = DIRTY | CORRUPT | EXTERNAL_DATA | COMPRESSION_TYPE | EXTENDED
 
 const EXTENSION_END: u32 = 0;
 const EXTENSION_DATA_FILE: u32 = 0x4441_5441;
+const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
 
 /// QEMU's own limit: 32 MiB.
 const MOST_L1_ENTRIES: u64 = (32 << 20) / 8;
@@ -32,6 +33,25 @@ pub(super) fn has_magic(file: &File) -> bool {
 
 /// Size of the disk as the guest sees it, or what is wrong with the file and what to do about it.
 pub(super) fn check(file: &File) -> Result<u64, String> {
+    match read(file)? {
+        (_, Some(_)) => Err("has a backing file, flatten it with `qemu-img convert -O qcow2`".into()),
+        (virtual_bytes, None) => Ok(virtual_bytes),
+    }
+}
+
+/// The file below an image, as the image names it. Nobody has looked whether it is there.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Backing {
+    pub name: String,
+    pub format: Option<String>,
+}
+
+/// What is below an image, which is all right by itself; `None`: nothing.
+pub(super) fn layer(file: &File) -> Result<Option<Backing>, String> {
+    read(file).map(|(_, backing)| backing)
+}
+
+fn read(file: &File) -> Result<(u64, Option<Backing>), String> {
     let truncated = || "is cut off, copy or download it again".to_owned();
     let length = file.metadata().map_err(|e| format!("cannot be read: {e}"))?.len();
     if !has_magic(file) {
@@ -48,10 +68,19 @@ pub(super) fn check(file: &File) -> Result<u64, String> {
         return Err(format!("is qcow2 of version {version}, convert it with `qemu-img convert -O qcow2`"));
     }
     let (features, header_length) = if version == 3 { (u64_at(72), u64::from(u32_at(100))) } else { (0, 72) };
-    if u64_at(8) != 0 {
-        return Err("has a backing file, flatten it with `qemu-img convert -O qcow2`".into());
-    }
-    if features & EXTERNAL_DATA != 0 || extensions(file, header_length)?.contains(&EXTENSION_DATA_FILE) {
+    let extensions = extensions(file, header_length)?;
+    let backing = match u64_at(8) {
+        0 => None,
+        at => Some(Backing {
+            name: text(file, at, u32_at(16)).ok_or("has a broken header: the name of its backing file")?,
+            format: extensions
+                .iter()
+                .find(|e| e.kind == EXTENSION_BACKING_FORMAT)
+                .map(|e| text(file, e.at, e.size).ok_or("has a broken header: the format of its backing file"))
+                .transpose()?,
+        }),
+    };
+    if features & EXTERNAL_DATA != 0 || extensions.iter().any(|e| e.kind == EXTENSION_DATA_FILE) {
         return Err("keeps its data in another file, flatten it with `qemu-img convert -O qcow2`".into());
     }
     if u32_at(32) != 0 {
@@ -81,12 +110,24 @@ pub(super) fn check(file: &File) -> Result<u64, String> {
         refcount_offset: u64_at(48),
         refcount_clusters: u64::from(u32_at(56)),
     };
-    tables.check(file, length).then_some(virtual_bytes).ok_or_else(truncated)
+    tables.check(file, length).then_some((virtual_bytes, backing)).ok_or_else(truncated)
 }
 
-/// The kinds of the header's extensions.
-fn extensions(file: &File, header_length: u64) -> Result<Vec<u32>, String> {
-    let mut kinds = Vec::new();
+/// QEMU's own limit of a name is 1023 bytes.
+fn text(file: &File, at: u64, size: u32) -> Option<String> {
+    let mut bytes = (1..1024).contains(&size).then(|| vec![0; size as usize])?;
+    file.read_exact_at(&mut bytes, at).ok()?;
+    String::from_utf8(bytes).ok().filter(|text| !text.contains('\0'))
+}
+
+struct Extension {
+    kind: u32,
+    at: u64,
+    size: u32,
+}
+
+fn extensions(file: &File, header_length: u64) -> Result<Vec<Extension>, String> {
+    let mut found = Vec::new();
     let mut at = header_length;
     loop {
         let mut head = [0; 8];
@@ -94,12 +135,12 @@ fn extensions(file: &File, header_length: u64) -> Result<Vec<u32>, String> {
         let kind = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
         let size = u32::from_be_bytes([head[4], head[5], head[6], head[7]]);
         if kind == EXTENSION_END {
-            return Ok(kinds);
+            return Ok(found);
         }
-        if kinds.len() == 64 {
+        if found.len() == 64 {
             return Err("has a broken header".into());
         }
-        kinds.push(kind);
+        found.push(Extension { kind, at: at + 8, size });
         at += 8 + u64::from(size).next_multiple_of(8);
     }
 }

@@ -13,6 +13,7 @@
 //! ```text
 //! <dir>/downloads/<hash of the location>/   .lock  object  journal
 //! <dir>/uploads/<uuid>.json                 what is being uploaded, locked by who does it
+//! <dir>/exports/<uuid>/                     what is made to be uploaded, locked by who does it
 //! ```
 
 mod download;
@@ -20,7 +21,14 @@ mod error;
 mod location;
 mod upload;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use aws_config::Region;
 use aws_sdk_s3::{
@@ -52,17 +60,62 @@ pub struct S3 {
     retry: Retry,
     /// Bytes of a range, and of a part unless a file needs larger ones.
     piece: u64,
+    making: Arc<Mutex<()>>,
 }
 
 impl S3 {
     /// `dir` is where unfinished transfers are remembered. Connects to nothing.
     pub fn new(dir: PathBuf, limits: Limits) -> S3 {
-        S3 { dir, limits, retry: Retry::default(), piece: 16 << 20 }
+        S3 { dir, limits, retry: Retry::default(), piece: 16 << 20, making: Arc::default() }
     }
 
     /// With other pauses between attempts, and smaller pieces (at least 5 MiB, by S3's own rule).
     pub fn with(self, retry: Retry, piece: u64) -> S3 {
         S3 { retry, piece: piece.max(5 << 20), ..self }
+    }
+}
+
+/// A directory for a file that is made to be uploaded. It goes when this is dropped.
+#[derive(Debug)]
+pub struct Workspace {
+    dir: PathBuf,
+    _lock: File,
+}
+
+impl Workspace {
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Drop for Workspace {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl S3 {
+    /// Takes away what processes that are gone have left of theirs.
+    pub async fn workspace(&self) -> Result<Workspace, S3Error> {
+        let (all, making) = (self.dir.join("exports"), self.making.clone());
+        download::blocking(move || {
+            // One that is made now must not be taken for one that was left.
+            let _making = making.lock().unwrap_or_else(PoisonError::into_inner);
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(&all)?;
+            for entry in fs::read_dir(&all)? {
+                let left = entry?.path();
+                // A directory's lock is its maker's, for as long as that lives.
+                if File::open(&left).is_ok_and(|dir| dir.try_lock().is_ok()) {
+                    let _ = fs::remove_dir_all(&left);
+                }
+            }
+            let dir = all.join(uuid::Uuid::new_v4().to_string());
+            fs::DirBuilder::new().mode(0o700).create(&dir)?;
+            let lock = File::open(&dir)?;
+            lock.try_lock().map_err(io::Error::other)?;
+            Ok(Workspace { dir, _lock: lock })
+        })
+        .await
     }
 }
 

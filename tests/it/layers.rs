@@ -25,6 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "store::vms",
             "store::logs",
             "templates::NewTemplate",
+            "templates::layouts",
             "templates::oci",
             "templates::pull",
         ],

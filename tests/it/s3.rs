@@ -5,6 +5,7 @@
 //! process of its own, this test binary again. That one can be killed, too.
 
 mod relay;
+mod service;
 
 use std::{
     path::{Path, PathBuf},

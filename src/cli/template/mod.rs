@@ -4,6 +4,8 @@ use clap::Subcommand;
 use serde_json::json;
 
 mod add;
+mod export;
+mod import;
 mod login;
 mod pull;
 
@@ -36,6 +38,15 @@ pub(super) enum TemplateCommand {
     },
     /// List the logins to registries
     Logins,
+    /// Import a template from another program's layout
+    ///
+    /// A VM of Tart, a template bundle of shoes-vz, a vm.json of macosvm, or a disk image. What has no place in a template is
+    /// said. The source is not changed.
+    Import(Box<import::Import>),
+    /// Export a template into another program's layout
+    ///
+    /// Nothing is overwritten: PATH must not be there yet.
+    Export(export::Export),
     /// List templates
     #[command(visible_alias = "ls")]
     List,
@@ -53,6 +64,8 @@ pub(super) async fn run(command: TemplateCommand, client: &Client, json: bool) -
         TemplateCommand::Login(args) => login::login(args, client, json).await?,
         TemplateCommand::Logout { host } => login::logout(&host, client, json).await?,
         TemplateCommand::Logins => login::list(client, json).await?,
+        TemplateCommand::Import(args) => import::run(*args, client, json).await?,
+        TemplateCommand::Export(args) => export::run(args, client, json).await?,
         TemplateCommand::List => list(client, json).await?,
         TemplateCommand::Show { name } => show(&name, client, json).await?,
         TemplateCommand::Delete { name } => delete(&name, client, json).await?,

@@ -11,12 +11,11 @@ use super::{
     arp,
     fault::shown,
     leases::{self, Found},
-    mac::Mac,
     paths::Paths,
     settings::{Network, Resolver, Settings},
 };
 use crate::{
-    domain::{Code, InstanceName},
+    domain::{Code, InstanceName, mac::Mac},
     drivers::{DriverError, ErrorKind, Result, command::Command, failure},
 };
 

@@ -7,7 +7,8 @@
 
 use std::net::Ipv4Addr;
 
-use super::{fault::shown, mac::Mac};
+use super::fault::shown;
+use crate::domain::mac::Mac;
 
 /// The address of the guest `mac`, or `None` when it has none or more than one: an entry of a former address lives on for
 /// minutes, and nothing says which of two is the older.

@@ -21,11 +21,10 @@ use uuid::Uuid;
 
 use super::{
     config::{self, Shape},
-    mac::Mac,
     paths::{self, CONFIG, DISK, NVRAM},
 };
 use crate::{
-    domain::{Code, InstanceName, template::TemplateFiles},
+    domain::{Code, InstanceName, mac::Mac, tart_config::Display, template::TemplateFiles},
     drivers::{
         DriverError, ErrorKind, Result,
         failure::{self, absent_is_fine},
@@ -128,7 +127,7 @@ impl Drop for Stage {
 pub struct ShapeRequest {
     pub cpus: u32,
     pub memory_mib: u32,
-    pub display: Option<config::Display>,
+    pub display: Option<Display>,
 }
 
 impl ShapeRequest {
@@ -346,7 +345,7 @@ mod tests {
         for file in [CONFIG, DISK, NVRAM] {
             assert_eq!(vm.join(file).metadata().unwrap().permissions().mode() & 0o777, 0o600, "{file}");
         }
-        let config = config::Config::parse(&fs::read(vm.join(CONFIG)).unwrap()).unwrap();
+        let config = config::parse(&fs::read(vm.join(CONFIG)).unwrap()).unwrap();
         assert_eq!((config.cpus, config.memory_mib()), (3, 512));
         assert_ne!(Some(config.mac), config::mac_of(LINUX), "an address of its own");
         assert_eq!(entries(&paths::staging(&home.home())), [""; 0]);

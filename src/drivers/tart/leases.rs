@@ -15,7 +15,8 @@
 
 use std::net::Ipv4Addr;
 
-use super::{fault::shown, mac::Mac};
+use super::fault::shown;
+use crate::domain::mac::Mac;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {

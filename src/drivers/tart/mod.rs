@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! clone      a template's files become a VM, by copy-on-write and one rename
-//!   config   what Tart knows of a VM, read and rewritten
+//!   config   what Tart knows of a VM, rewritten for a clone
 //! run        starting one, and seeing that it started
 //!   instance finding its process
 //! address    finding the guest on the network: leases, arp
@@ -24,7 +24,6 @@ use async_trait::async_trait;
 
 use self::{
     clone::{ShapeRequest, Stage},
-    config::{Config, Display},
     end::exists,
     fault::shown,
     instance::{Found, Names},
@@ -35,7 +34,9 @@ use super::{
     Capabilities, Driver, DriverError, ErrorKind, InstanceSpec, Listed, Observation, Probe, Result,
     command::{Command, find_program},
 };
-use crate::domain::{Arch, Code, GuestOs, InstanceName, event::GoneCause, template::DiskFormat, vm::Endpoint};
+use crate::domain::{
+    Arch, Code, GuestOs, InstanceName, event::GoneCause, tart_config::Display, template::DiskFormat, vm::Endpoint,
+};
 use crate::drivers::failure::{self, absent_is_fine};
 
 mod address;
@@ -48,7 +49,6 @@ mod fault;
 mod instance;
 pub mod leases;
 pub mod list;
-pub mod mac;
 mod paths;
 pub mod probe;
 mod run;
@@ -161,7 +161,7 @@ impl Tart {
                 return refuse(format!("the template's configuration {} cannot be read: {error}", path.display()));
             }
         };
-        let config = match Config::parse(&bytes) {
+        let config = match config::parse(&bytes) {
             Ok(config) => config,
             Err(why) => {
                 return refuse(format!("the template's configuration {} was not understood: {why}", path.display()));
@@ -213,7 +213,7 @@ impl Tart {
         let read =
             if inside { std::fs::read(dir.join(paths::CONFIG)) } else { Err(std::io::ErrorKind::InvalidInput.into()) };
         let parsed = match read {
-            Ok(bytes) => Config::parse(&bytes),
+            Ok(bytes) => config::parse(&bytes),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => Err(error.to_string()),
         };

@@ -18,15 +18,14 @@ use tokio::{
 };
 
 use super::{
-    Tart, address, args,
-    config::Config,
+    Tart, address, args, config,
     fault::{self, Start},
     instance::{self, Found, Holder},
     paths::Paths,
     words,
 };
 use crate::{
-    domain::{Code, InstanceName},
+    domain::{Code, InstanceName, tart_config::TartConfig},
     drivers::{
         DriverError, ErrorKind, InstanceSpec, Result,
         command::Command,
@@ -198,10 +197,10 @@ pub(super) fn busy(name: &InstanceName, holder: Option<i32>) -> DriverError {
     DriverError::new(ErrorKind::Retry, Code::HostUnavailable, summary)
 }
 
-pub(super) fn read_config(paths: &Paths) -> Result<Config> {
+pub(super) fn read_config(paths: &Paths) -> Result<TartConfig> {
     let bytes = std::fs::read(paths.config())
         .map_err(|error| failure::io(error, Code::HostUnavailable, "the VM's configuration cannot be read"))?;
-    Config::parse(&bytes).map_err(|why| {
+    config::parse(&bytes).map_err(|why| {
         let summary = format!("{} was not understood: {why}", paths.config().display());
         DriverError::new(ErrorKind::Retry, Code::HostUnavailable, summary)
     })

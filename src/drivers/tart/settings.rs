@@ -2,9 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::config::Display;
 use crate::{
-    domain::{Arch, Code},
+    domain::{Arch, Code, tart_config::Display},
     drivers::{DriverError, ErrorKind, Result},
 };
 

@@ -161,6 +161,53 @@ pub fn template() -> Value {
     })
 }
 
+pub fn import_request() -> Value {
+    json!({ "name": "sequoia", "layout": "shoes-vz", "path": "/opt/myshoes/vz/templates/macos-15" })
+}
+
+pub fn imported() -> Value {
+    json!({
+        "template": {
+            "name": "sequoia",
+            "digest": DIGEST,
+            "driver": "tart",
+            "os": "macos",
+            "arch": "aarch64",
+            "disk_format": "raw",
+            "disk_virtual_bytes": 50000000000_u64,
+            "size_bytes": 21474836480_u64,
+            "kernel": false,
+            "initramfs": false,
+            "firmware": false,
+            "ssh_key": false,
+            "ssh_password": false,
+            "cmdline": null,
+            "cpus": 4,
+            "memory_mib": 8192,
+            "handover": "agent",
+            "user": "admin",
+            "budgets": budgets(),
+            "created_at": "2026-11-20T08:00:00.000Z"
+        },
+        "notices": [{ "field": "ecid", "detail": "was found in AuxiliaryStorage: nothing else has it" }]
+    })
+}
+
+pub fn export_request() -> Value {
+    json!({ "layout": "macosvm", "path": "/Users/ci/vms/sequoia", "identity": "keep", "mac": "regenerate" })
+}
+
+pub fn exported() -> Value {
+    json!({
+        "files": [
+            { "path": "/Users/ci/vms/sequoia/AuxiliaryStorage", "bytes": 34603008 },
+            { "path": "/Users/ci/vms/sequoia/Disk.img", "bytes": 50000000000_u64 },
+            { "path": "/Users/ci/vms/sequoia/vm.json", "bytes": 1104 }
+        ],
+        "notices": [{ "field": "cpuCountMin", "detail": "is 2 and does not go along: the layout knows no minimum" }]
+    })
+}
+
 pub fn host() -> Value {
     json!({
         "observed": true,

@@ -17,6 +17,8 @@ use super::{
 use crate::domain::{Arch, Budgets, GuestOs, Handover, Template, template::DiskFormat};
 
 pub mod create;
+pub mod export;
+pub mod import;
 
 /// A bootable image ready to clone, pinned by digest.
 #[derive(Serialize, ToSchema)]

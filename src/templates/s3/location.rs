@@ -35,8 +35,9 @@ impl Location {
         self.digest
     }
 
-    pub fn with_digest(self, digest: Digest) -> Location {
-        Location { digest: Some(digest), ..self }
+    /// The object whose key has something more at its end.
+    pub fn beside(&self, suffix: &str) -> Location {
+        Location { bucket: self.bucket.clone(), key: format!("{}{suffix}", self.key), digest: None }
     }
 
     /// Whether text means an object in S3, rightly or wrongly written.

@@ -80,14 +80,7 @@ impl S3 {
             });
         }
         // Told before anything is sent; whoever makes it meanwhile is found out at the end.
-        let connection = match self.head(to).await {
-            Ok(_) if !overwrite => return Err(S3Error::Exists { at }),
-            Ok((connection, _)) => connection,
-            Err(S3Error::NoObject { .. }) => self.of_bucket(to).await?,
-            // Who may write and not read learns nothing of what is there; S3 itself refuses to replace it, where it can.
-            Err(S3Error::Denied { .. }) => self.of_bucket(to).await?,
-            Err(error) => return Err(error),
-        };
+        let connection = self.connect_to_store(to, overwrite).await?;
         let upload = Upload { s3: self, connection, to, at, size, digest, overwrite, file: Arc::new(file) };
         if size <= self.piece {
             upload.at_once().await?
@@ -96,6 +89,22 @@ impl S3 {
         }
         progress(size, size);
         Ok(Stored { size, digest })
+    }
+
+    /// Whether an object may be made there, as far as can be told before, and who makes it.
+    async fn connect_to_store(&self, to: &Location, overwrite: bool) -> Result<Connection, S3Error> {
+        match self.head(to).await {
+            Ok(_) if !overwrite => Err(S3Error::Exists { at: to.to_string() }),
+            Ok((connection, _)) => Ok(connection),
+            // Who may write and not read learns nothing of what is there; S3 itself refuses to replace it, where it can.
+            Err(S3Error::NoObject { .. } | S3Error::Denied { .. }) => self.of_bucket(to).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether an object may be made there, as far as can be told before.
+    pub async fn may_store(&self, to: &Location, overwrite: bool) -> Result<(), S3Error> {
+        self.connect_to_store(to, overwrite).await.map(drop)
     }
 
     /// A client of the bucket's own region.

@@ -58,6 +58,8 @@ fn every_route_is_in_it() {
         "GET /templates",
         "POST /templates",
         "GET /templates/{name}",
+        "POST /templates/import",
+        "POST /templates/{name}/export",
         "DELETE /templates/{name}",
         "GET /registries",
         "PUT /registries/{host}/login",

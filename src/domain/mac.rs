@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use uuid::Uuid;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Mac([u8; 6]);
@@ -24,8 +24,13 @@ impl Mac {
 
     /// A locally administered unicast address, as far from any other as 46 random bits are.
     pub fn random() -> Mac {
-        let mut octets = [0; 6];
-        SystemRandom::new().fill(&mut octets).expect("the operating system gives randomness");
+        // The first six octets of such an id are nothing but the operating system's randomness.
+        let [a, b, c, d, e, f, ..] = Uuid::new_v4().into_bytes();
+        Mac::local([a, b, c, d, e, f])
+    }
+
+    /// The locally administered unicast address that these octets give.
+    pub fn local(mut octets: [u8; 6]) -> Mac {
         octets[0] = octets[0] & 0xfc | 0x02;
         Mac(octets)
     }

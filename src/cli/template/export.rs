@@ -1,0 +1,49 @@
+//! `mayfly template export`
+
+use clap::Args;
+use serde_json::json;
+
+use super::{
+    super::{
+        client::{Client, Failure},
+        output, text,
+    },
+    import::{notices, place},
+};
+
+#[derive(Args)]
+pub(in crate::cli) struct Export {
+    /// The template
+    name: String,
+    /// Where it is to be, on the service's machine: a directory, or an image for qcow2 and raw; these also to s3://bucket/key
+    path: String,
+    /// Layout to write
+    #[arg(long, value_parser = ["tart", "shoes-vz", "macosvm", "qcow2", "raw"])]
+    layout: String,
+    /// Whether the machine's identity goes along [default: keep]
+    #[arg(long, value_parser = ["keep", "regenerate"])]
+    identity: Option<String>,
+    /// Whether the Ethernet address goes along [default: regenerate]
+    #[arg(long, value_parser = ["keep", "regenerate"])]
+    mac: Option<String>,
+    /// Replace what is there, in S3
+    #[arg(long)]
+    overwrite: bool,
+}
+
+pub(super) async fn run(args: Export, client: &Client, json: bool) -> Result<(), Failure> {
+    let mut body = json!({ "layout": args.layout, "path": place(&args.path), "identity": args.identity, "mac": args.mac, "overwrite": args.overwrite.then_some(true) });
+    if let Some(body) = body.as_object_mut() {
+        body.retain(|_, value| !value.is_null());
+    }
+    let value = client.post_patiently(&["templates", &args.name, "export"], &body).await?;
+    if json {
+        return output::json(&value);
+    }
+    notices(&value);
+    for file in value["files"].as_array().into_iter().flatten() {
+        let size = file["bytes"].as_u64().map(text::bytes).unwrap_or_default();
+        output::line(format!("{}  {size}", file["path"].as_str().unwrap_or_default()).trim_end())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,124 @@
+//! `mayfly template import`
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::super::{
+    client::{Client, Failure},
+    output,
+};
+
+#[derive(Args)]
+pub(in crate::cli) struct Import {
+    /// The VM's directory, the vm.json, or the image, on the service's machine; an image also as s3://bucket/key
+    path: String,
+    /// Layout of what is there
+    #[arg(long, value_parser = ["tart", "shoes-vz", "macosvm", "qcow2", "raw"])]
+    layout: String,
+    /// Name to create vms from it with
+    #[arg(long = "as", value_name = "NAME")]
+    name: String,
+    /// Whether the machine's identity is taken over (shoes-vz, macosvm) [default: keep]
+    #[arg(long, value_parser = ["keep", "regenerate"])]
+    identity: Option<String>,
+    /// Whether the Ethernet address is taken over (macosvm) [default: regenerate]
+    #[arg(long, value_parser = ["keep", "regenerate"])]
+    mac: Option<String>,
+    /// Take a suspended VM without its memory (tart)
+    #[arg(long)]
+    discard_memory: bool,
+    /// Take files from outside of the vm.json's directory (macosvm)
+    #[arg(long)]
+    allow_outside: bool,
+    /// Take backing files from outside of the image's directory (qcow2)
+    #[arg(long)]
+    allow_backing: bool,
+    /// Take the newest kernel and its initramfs out of the disk (qcow2, raw)
+    #[arg(long, conflicts_with_all = ["kernel", "initramfs", "firmware"])]
+    extract_kernel: bool,
+    /// Kernel to boot instead of the disk's boot loader [default: PATH.kernel, if it is there]
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Initial ramdisk of that kernel [default: PATH.initramfs, if it is there]
+    #[arg(long, value_name = "FILE")]
+    initramfs: Option<PathBuf>,
+    /// UEFI firmware image [default: PATH.firmware, if it is there]
+    #[arg(long, value_name = "FILE")]
+    firmware: Option<PathBuf>,
+    /// Command line of the kernel [default with --extract-kernel: the root that was found, and a console]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+    /// Hypervisor that runs an image [default: qemu]
+    #[arg(long)]
+    driver: Option<String>,
+    /// Guest system of an image [default: linux]
+    #[arg(long, value_parser = ["linux", "macos"])]
+    os: Option<String>,
+    /// Architecture of an image [default: the service's machine's]
+    #[arg(long, value_parser = ["x86_64", "aarch64"])]
+    arch: Option<String>,
+    /// Cores of a vm that does not say [default: what the source says]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    cpus: Option<u32>,
+    /// Memory of a vm that does not say, in MiB [default: what the source says]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(32..))]
+    memory_mib: Option<u32>,
+    /// How guests get their runner [default: agent for a Mac's guest, else seed]
+    #[arg(long, value_parser = ["seed", "ssh", "agent"])]
+    handover: Option<String>,
+    /// User that runs the runner in the guest [default: admin for a Mac's guest, else runner]
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// Private key that SSH logs in with
+    #[arg(long, value_name = "FILE")]
+    ssh_key: Option<PathBuf>,
+    /// File with the password that SSH logs in with where there is no key; only its owner may read it
+    #[arg(long, value_name = "FILE")]
+    ssh_password_file: Option<PathBuf>,
+}
+
+pub(super) async fn run(args: Import, client: &Client, json: bool) -> Result<(), Failure> {
+    let value = client.post_patiently(&["templates", "import"], &request(args)).await?;
+    if json {
+        return output::json(&value);
+    }
+    notices(&value);
+    let text = |key: &str| value["template"][key].as_str().unwrap_or_default().to_owned();
+    output::line(format!("{}  {}", text("name"), text("digest")).trim_end())
+}
+
+/// Beside the result, so that a script that reads that does not stumble over them.
+pub(super) fn notices(value: &Value) {
+    for notice in value["notices"].as_array().into_iter().flatten() {
+        let text = |key: &str| notice[key].as_str().unwrap_or_default().to_owned();
+        output::note(&format!("{} {}", text("field"), text("detail")));
+    }
+}
+
+/// The service has another working directory; what is a URL is none of this machine's paths.
+pub(super) fn place(path: &str) -> String {
+    if path.contains("://") {
+        return path.to_owned();
+    }
+    std::path::absolute(path).map_or_else(|_| path.to_owned(), |p| p.to_string_lossy().into_owned())
+}
+
+fn request(args: Import) -> Value {
+    let path = |p: Option<PathBuf>| p.map(|p| place(&p.to_string_lossy()));
+    let flag = |given: bool| given.then_some(true);
+    let mut body = json!({
+        "name": args.name, "layout": args.layout, "path": place(&args.path), "identity": args.identity, "mac": args.mac,
+        "discard_memory": flag(args.discard_memory), "allow_outside": flag(args.allow_outside),
+        "allow_backing": flag(args.allow_backing), "extract_kernel": flag(args.extract_kernel),
+        "kernel": path(args.kernel), "initramfs": path(args.initramfs), "firmware": path(args.firmware),
+        "cmdline": args.cmdline, "driver": args.driver, "os": args.os, "arch": args.arch, "cpus": args.cpus,
+        "memory_mib": args.memory_mib, "handover": args.handover, "user": args.user, "ssh_key": path(args.ssh_key),
+        "ssh_password_file": path(args.ssh_password_file),
+    });
+    if let Some(body) = body.as_object_mut() {
+        body.retain(|_, value| !value.is_null());
+    }
+    body
+}

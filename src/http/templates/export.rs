@@ -1,0 +1,90 @@
+//! Exporting a template into another program's layout.
+
+use std::sync::Arc;
+
+use axum::{Json as Answer, extract::State as FromState};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::super::{
+    Http,
+    auth::{Admin, Allowed},
+    extract::{Json, Name},
+    frame::Seat,
+    openapi::examples,
+    problem::Problem,
+};
+use crate::templates::layouts::{ExportRequest, Layout, Notice, Place, Policy, Written};
+
+/// Where a template is to be written, and how.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = ExportRequest)]
+pub struct ExportBody {
+    layout: Layout,
+    /// Absolute, and not there yet. It becomes a directory for `tart`, `shoes-vz` and `macosvm`, else an image. `qcow2` and `raw`
+    /// also go to S3, as `s3://bucket/key`.
+    #[schema(example = "/Users/ci/vms/sequoia")]
+    path: String,
+    /// Whether the machine's identity goes along; `keep` when missing. A new one changes the guest's serial number.
+    identity: Option<Policy>,
+    /// Whether the Ethernet address goes along; `regenerate` when missing.
+    mac: Option<Policy>,
+    /// In S3: replace what is there. On the host, nothing is ever overwritten.
+    #[serde(default)]
+    overwrite: bool,
+}
+
+impl ExportBody {
+    fn into_request(self) -> Result<ExportRequest, Problem> {
+        for (pointer, given) in [("/identity", self.identity.is_some()), ("/mac", self.mac.is_some())] {
+            if given && self.layout.is_image() {
+                let what = format!("means nothing to the layout {}: leave it out", self.layout.as_str());
+                return Err(Problem::invalid(pointer, what));
+            }
+        }
+        Ok(ExportRequest {
+            layout: self.layout,
+            to: Place::parse(&self.path)?.overwriting(self.overwrite)?,
+            identity: self.identity.unwrap_or(Policy::Keep),
+            mac: self.mac.unwrap_or(Policy::Regenerate),
+        })
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct ExportedFile {
+    path: String,
+    bytes: u64,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct ExportedTemplate {
+    files: Vec<ExportedFile>,
+    /// What did not go along as it was.
+    notices: Vec<Notice>,
+}
+
+/// Export a template
+///
+/// Into the layout of Tart, shoes-vz or macosvm, or as a disk image, on the service's host, or as a disk image in S3. It appears
+/// complete or not at all, and nothing is overwritten but by `overwrite`. Only the service's user may read what was written.
+#[utoipa::path(
+    post, path = "/templates/{name}/export", tag = "templates",
+    params(("name" = String, Path, description = "Name or digest", example = "micro")),
+    request_body(content = ExportBody, example = json!(examples::export_request())),
+    responses((status = 200, description = "It is written", body = ExportedTemplate, example = json!(examples::exported()))),
+    security(("token" = ["admin"])),
+)]
+pub async fn export_template(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Admin>,
+    seat: Seat,
+    Name(name): Name,
+    Json(body): Json<ExportBody>,
+) -> Result<Answer<ExportedTemplate>, Problem> {
+    seat.unhurried();
+    let exported = http.service.export_template(&name, body.into_request()?).await?;
+    let file = |Written { path, bytes }| ExportedFile { path: path.to_string_lossy().into_owned(), bytes };
+    Ok(Answer(ExportedTemplate { files: exported.files.into_iter().map(file).collect(), notices: exported.notices }))
+}

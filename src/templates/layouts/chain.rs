@@ -1,0 +1,95 @@
+//! The files that a qcow2 image is made of.
+//!
+//! An image names its backing file, and whoever opens the image opens that, too. In an image from elsewhere that is a way to
+//! bring the host's own files into guests, so each name is looked at before any program follows it: files in the image's own
+//! directory, others only when the caller has said so, and nothing but files ever.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use super::invalid;
+use crate::{
+    domain::{Result, template::DiskFormat},
+    templates::qcow2,
+};
+
+const LONGEST: usize = 16;
+
+/// The image and what is below it, top first. One entry: it stands alone.
+pub(super) fn of(image: &Path, allow_backing: bool) -> Result<Vec<PathBuf>> {
+    let cannot = |name: &str, error: std::io::Error| invalid(name, format!("cannot be read: {}", error.kind()));
+    let mut path = fs::canonicalize(image).map_err(|error| cannot("disk", error))?;
+    let home = path.parent().unwrap_or(Path::new("/")).to_owned();
+    let mut format = DiskFormat::Qcow2;
+    let mut seen = Vec::new();
+    let mut chain = Vec::new();
+    loop {
+        let shown = if chain.is_empty() { "disk".to_owned() } else { format!("backing file {}", path.display()) };
+        // Looked at before it is opened: opening a pipe would wait for its writer, and a device is no template's disk.
+        let metadata = fs::metadata(&path).map_err(|error| cannot(&shown, error))?;
+        if !metadata.is_file() {
+            return Err(invalid(shown, "must be a regular file"));
+        }
+        if seen.contains(&(metadata.dev(), metadata.ino())) {
+            return Err(invalid(shown, "is its own backing file"));
+        }
+        seen.push((metadata.dev(), metadata.ino()));
+        if seen.len() > LONGEST {
+            return Err(invalid(shown, format!("is the end of more than {LONGEST} images on one another")));
+        }
+        let file = File::open(&path).map_err(|error| cannot(&shown, error))?;
+        chain.push(path.clone());
+        if format == DiskFormat::Raw {
+            if qcow2::has_magic(&file) {
+                return Err(invalid(shown, "is a qcow2 image, and the one above it says that it is raw"));
+            }
+            return Ok(chain);
+        }
+        let backing = qcow2::layer(&file).map_err(|what| invalid(&shown, what))?;
+        let Some(backing) = backing else { return Ok(chain) };
+        (path, format) = follow(&path, &backing, &home, allow_backing).map_err(|what| invalid(shown, what))?;
+    }
+}
+
+fn follow(
+    overlay: &Path,
+    backing: &qcow2::Backing,
+    home: &Path,
+    allow_backing: bool,
+) -> Result<(PathBuf, DiskFormat), String> {
+    let name = &backing.name;
+    // As QEMU tells a path from something that it would talk to.
+    if name.split('/').next().is_some_and(|first| first.contains(':')) {
+        return Err(format!(
+            "has the backing file {name:?}, and only files are followed: flatten it where it was made"
+        ));
+    }
+    let path = overlay.parent().unwrap_or(Path::new("/")).join(name);
+    let real = fs::canonicalize(&path)
+        .map_err(|error| format!("has the backing file {}, which cannot be read: {}", path.display(), error.kind()))?;
+    if !real.starts_with(home) && !allow_backing {
+        return Err(format!(
+            "has the backing file {}, which lies outside of {}: move it there, or say `allow_backing` if you know what it is",
+            real.display(),
+            home.display()
+        ));
+    }
+    let format = match backing.format.as_deref() {
+        Some("qcow2") => DiskFormat::Qcow2,
+        Some("raw") => DiskFormat::Raw,
+        Some(other) => {
+            return Err(format!("has a backing file in the format {other:?}, and only qcow2 and raw are read"));
+        }
+        // The content alone does not decide: a guest that writes a qcow2 header must not make its disk one.
+        None => {
+            return Err(format!(
+                "does not say the format of its backing file {}: say it with `qemu-img rebase -u -b FILE -F FORMAT`",
+                real.display()
+            ));
+        }
+    };
+    Ok((real, format))
+}

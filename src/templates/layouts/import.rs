@@ -1,0 +1,123 @@
+//! A template from another layout.
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Seek as _, SeekFrom},
+    path::Path,
+};
+
+use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    ImportRequest, Layout, Machine, Notice, Notices, Policy, Tools, bundle, image, macosvm, payload::Identity, tart,
+};
+use crate::{
+    domain::{Arch, Error, GuestOs, Result, mac::Mac, template::DiskFormat},
+    templates::{Catalog, NewTemplate, catalog::work::Workspace},
+};
+
+/// A source in the catalog's own shape, to be registered while this is kept.
+#[derive(Debug)]
+pub struct Prepared {
+    pub template: NewTemplate,
+    pub notices: Vec<Notice>,
+    _work: Workspace,
+}
+
+/// Reads, checks and converts a source. The source itself is not changed, and nothing is visible until it is registered.
+pub async fn import(catalog: &Catalog, tools: &Tools, request: ImportRequest) -> Result<Prepared> {
+    let work = catalog.workspace().await?;
+    let from = request.from.obtain(work.path()).await?;
+    let mut notices = Notices::default();
+    let template = match request.layout {
+        Layout::Tart => {
+            let discard_memory = request.discard_memory;
+            let (found, noticed) = super::blocking(move || {
+                let mut notices = Notices::default();
+                tart::read(&from, discard_memory, &mut notices).map(|found| (found, notices))
+            })
+            .await?;
+            notices = noticed;
+            NewTemplate { disk: found.disk, config: Some(found.config), nvram: Some(found.nvram), ..request.template }
+        }
+        Layout::ShoesVz | Layout::Macosvm => {
+            let (layout, identity, mac, outside) =
+                (request.layout, request.identity, request.mac, request.allow_outside);
+            let config = work.path().join(tart::CONFIG);
+            let (disk, nvram, noticed, config) = super::blocking(move || {
+                let mut notices = Notices::default();
+                let (disk, nvram, machine) = if layout == Layout::ShoesVz {
+                    let found = bundle::read(&from, &mut notices)?;
+                    (found.disk, found.aux, found.machine)
+                } else {
+                    let found = macosvm::read(&from, outside, &mut notices)?;
+                    (found.disk, found.aux, found.machine)
+                };
+                write_config(&config, machine, identity, mac, &mut notices)?;
+                Ok((disk, nvram, notices, config))
+            })
+            .await?;
+            notices = noticed;
+            NewTemplate {
+                os: Some(GuestOs::Macos),
+                arch: Some(Arch::Aarch64),
+                disk,
+                disk_format: Some(DiskFormat::Raw),
+                config: Some(config),
+                nvram: Some(nvram),
+                ..request.template
+            }
+        }
+        Layout::Qcow2 | Layout::Raw => image::import(tools, &from, work.path(), request, &mut notices).await?,
+    };
+    Ok(Prepared { template, notices: notices.0, _work: work })
+}
+
+fn write_config(path: &Path, machine: Machine, identity: Policy, mac: Policy, notices: &mut Notices) -> Result<()> {
+    let machine = match identity {
+        Policy::Keep => machine,
+        Policy::Regenerate => Machine { identity: fresh_identity(notices), ..machine },
+    };
+    let address = match (mac, machine.mac) {
+        (Policy::Keep, Some(mac)) => mac,
+        (Policy::Keep, None) => {
+            notices.add("macAddress", "was made up, because the source has none");
+            mac_of(&machine.identity)
+        }
+        (Policy::Regenerate, _) => mac_of(&machine.identity),
+    };
+    std::fs::write(path, tart::config_of(&machine, address).to_bytes()).map_err(Error::internal)
+}
+
+pub(super) fn fresh_identity(notices: &mut Notices) -> Identity {
+    let mut ecid = [0; 8];
+    SystemRandom::new().fill(&mut ecid).expect("the operating system gives randomness");
+    notices.add(
+        "ecid",
+        "is a new one: the guest has another serial number, and what is bound to the old one has to be set up again",
+    );
+    // Zero stands for none.
+    Identity::new(u64::from_be_bytes(ecid).max(1))
+}
+
+/// The template's own address, which no clone of it will have. It follows from the machine's identity, so that the same source
+/// gives the same template whenever it is imported.
+fn mac_of(identity: &Identity) -> Mac {
+    let digest = Sha256::digest([b"mac".as_slice(), &identity.ecid().to_be_bytes()].concat());
+    Mac::local(*digest.first_chunk().expect("a digest is longer"))
+}
+
+/// Of a file's content, and of something beside it.
+pub(super) fn fingerprint(file: &mut File, beside: &[u8]) -> io::Result<Vec<u8>> {
+    let mut hasher = Sha256::new();
+    hasher.update(beside);
+    file.seek(SeekFrom::Start(0))?;
+    let mut block = vec![0; 256 << 10];
+    loop {
+        match file.read(&mut block)? {
+            0 => return Ok(hasher.finalize().to_vec()),
+            n => hasher.update(&block[..n]),
+        }
+    }
+}

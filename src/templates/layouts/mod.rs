@@ -1,0 +1,182 @@
+//! Templates in the layouts of other programs: taken from them, and given to them.
+//!
+//! In the catalog, a guest of macOS always has Tart's shape: `config.json`, a disk, and the firmware's variables. Everything
+//! else is converted into that on its way in and out of it on its way out. What has no counterpart on the other side is said
+//! in a notice, and never lost in silence; what would make another guest of it is refused.
+//!
+//! ```text
+//! import    a directory, a description or an image ─▶ NewTemplate ─▶ catalog
+//!   tart, bundle, macosvm    one reader and writer per layout
+//!   image                    qcow2 and raw
+//!     chain                  the files that an image is made of
+//!     linux                  kernel and initramfs out of a guest's disk
+//! export    a template ─▶ a directory or an image
+//!   stage                    built aside, made durable, put in place by one rename
+//! source    what is looked at before anything is read: path tricks, guests that run
+//! payload   what Apple's framework calls opaque
+//! place     where an image comes from and goes to
+//! ```
+
+mod bundle;
+mod chain;
+mod export;
+mod image;
+mod import;
+mod linux;
+mod macosvm;
+pub mod payload;
+mod place;
+mod qemu_img;
+mod source;
+mod stage;
+mod tart;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use self::payload::{HardwareModel, Identity};
+pub use self::{
+    export::export,
+    import::{Prepared, import},
+    place::Place,
+};
+use super::NewTemplate;
+use crate::domain::{Code, Error, Result, mac::Mac, tart_config::Display};
+
+/// What a template looks like outside of the catalog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layout {
+    /// Directory of a VM of Tart.
+    Tart,
+    /// Template bundle of shoes-vz.
+    ShoesVz,
+    /// A `vm.json` of macosvm, with the files that it names.
+    Macosvm,
+    /// A qcow2 image, with a kernel and initramfs beside it where there are some.
+    Qcow2,
+    /// A raw image, with a kernel and initramfs beside it where there are some.
+    Raw,
+}
+
+impl Layout {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Layout::Tart => "tart",
+            Layout::ShoesVz => "shoes-vz",
+            Layout::Macosvm => "macosvm",
+            Layout::Qcow2 => "qcow2",
+            Layout::Raw => "raw",
+        }
+    }
+
+    pub fn is_image(self) -> bool {
+        matches!(self, Layout::Qcow2 | Layout::Raw)
+    }
+}
+
+/// Whether something that makes a machine itself goes along or is made anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Policy {
+    Keep,
+    Regenerate,
+}
+
+/// Something that did not go along as it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Notice {
+    /// The file, or the key in it.
+    pub field: String,
+    pub detail: String,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Notices(Vec<Notice>);
+
+impl Notices {
+    fn add(&mut self, field: impl Into<String>, detail: impl Into<String>) {
+        self.0.push(Notice { field: field.into(), detail: detail.into() });
+    }
+}
+
+#[derive(Debug)]
+pub struct ImportRequest {
+    pub layout: Layout,
+    pub from: Place,
+    /// What is said of the template besides its files. The disk is found by the layout.
+    pub template: NewTemplate,
+    pub identity: Policy,
+    pub mac: Policy,
+    /// A suspended VM is taken without its memory.
+    pub discard_memory: bool,
+    /// Files that a `vm.json` names may lie outside of its directory.
+    pub allow_outside: bool,
+    /// Backing files may lie outside of the image's directory.
+    pub allow_backing: bool,
+    /// Kernel and initramfs are taken out of the disk.
+    pub extract_kernel: bool,
+}
+
+#[derive(Debug)]
+pub struct ExportRequest {
+    pub layout: Layout,
+    pub to: Place,
+    pub identity: Policy,
+    pub mac: Policy,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    pub path: PathBuf,
+    pub bytes: u64,
+}
+
+#[derive(Debug)]
+pub struct Exported {
+    pub files: Vec<Written>,
+    pub notices: Vec<Notice>,
+}
+
+/// Programs of the host that conversions need.
+#[derive(Clone, Debug)]
+pub struct Tools {
+    pub qemu_img: PathBuf,
+}
+
+impl Default for Tools {
+    fn default() -> Self {
+        Self { qemu_img: "qemu-img".into() }
+    }
+}
+
+/// A macOS guest, whatever it is written down in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Machine {
+    model: HardwareModel,
+    identity: Identity,
+    cpus: u32,
+    memory_bytes: u64,
+    mac: Option<Mac>,
+    display: Option<Display>,
+}
+
+/// The source is not what its layout asks for.
+fn invalid(field: impl AsRef<str>, what: impl AsRef<str>) -> Error {
+    refused(Code::TemplateInvalid, field, what)
+}
+
+fn refused(code: Code, field: impl AsRef<str>, what: impl AsRef<str>) -> Error {
+    let (field, what) = (field.as_ref(), what.as_ref());
+    Error::new(code, format!("{field} {what}")).field(format!("/path/{field}"), what)
+}
+
+/// Work with files, away from the threads that serve requests.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,335 @@
+//! What Apple's framework calls opaque: a machine's identity and its hardware model.
+//!
+//! Both are binary property lists. They are looked into only to tell them from rubbish, and carried as the bytes that they are:
+//! a key that is not known here may be the one that the next macOS needs.
+//!
+//! The format lets one object stand in many places, so a few hundred bytes can describe a list of any size. It is therefore
+//! read as a stream that ends when it has been long or deep enough.
+
+use std::io::Cursor;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use plist::stream::{BinaryReader, Event};
+
+/// An identity has 68 bytes and a model 150.
+pub const LARGEST: usize = 4096;
+const MOST_EVENTS: usize = 256;
+const MOST_DEPTH: usize = 8;
+const MAGIC: &[u8] = b"bplist00";
+
+const ECID: &str = "ECID";
+const PLATFORM_VERSION: &str = "PlatformVersion";
+
+/// What makes one machine another than the next: its serial number comes from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    bytes: Vec<u8>,
+    ecid: u64,
+}
+
+impl Identity {
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Identity, String> {
+        match value_of(&bytes, ECID)? {
+            Some(ecid) if ecid > 0 => Ok(Identity { bytes, ecid }),
+            _ => Err("is no machine's identity: it has no number called ECID".into()),
+        }
+    }
+
+    pub fn from_base64(text: &str) -> Result<Identity, String> {
+        Identity::from_bytes(decode(text)?)
+    }
+
+    /// As the framework writes it.
+    pub fn new(ecid: u64) -> Identity {
+        let mut bytes = Vec::with_capacity(68);
+        bytes.extend_from_slice(MAGIC);
+        // A dictionary of one pair, its key, and an integer of 16 bytes.
+        bytes.extend_from_slice(&[0xd1, 1, 2, 0x54]);
+        bytes.extend_from_slice(ECID.as_bytes());
+        bytes.push(0x14);
+        bytes.extend_from_slice(&u128::from(ecid).to_be_bytes());
+        // Where the three objects are, and where that is said.
+        bytes.extend_from_slice(&[8, 11, 16]);
+        bytes.extend_from_slice(&[0, 0, 0, 0, 0, 0, 1, 1]);
+        for number in [3_u64, 0, 33] {
+            bytes.extend_from_slice(&number.to_be_bytes());
+        }
+        Identity { bytes, ecid }
+    }
+
+    /// Two identities are one if this is the same, however they were written.
+    pub fn ecid(&self) -> u64 {
+        self.ecid
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub fn to_base64(&self) -> String {
+        STANDARD.encode(&self.bytes)
+    }
+}
+
+/// What kind of Mac the guest takes itself for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HardwareModel {
+    bytes: Vec<u8>,
+    /// As it was given, so that it is handed on to the letter.
+    text: String,
+}
+
+impl HardwareModel {
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<HardwareModel, String> {
+        let text = STANDARD.encode(&bytes);
+        HardwareModel::checked(bytes, text)
+    }
+
+    pub fn from_base64(text: &str) -> Result<HardwareModel, String> {
+        HardwareModel::checked(decode(text)?, text.to_owned())
+    }
+
+    fn checked(bytes: Vec<u8>, text: String) -> Result<HardwareModel, String> {
+        match value_of(&bytes, PLATFORM_VERSION)? {
+            Some(_) => Ok(HardwareModel { bytes, text }),
+            None => Err("is no hardware model: it has no number called PlatformVersion".into()),
+        }
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub fn as_base64(&self) -> &str {
+        &self.text
+    }
+}
+
+fn decode(text: &str) -> Result<Vec<u8>, String> {
+    if text.len() > LARGEST.div_ceil(3) * 4 {
+        return Err(format!("has {} characters, more than any that is known", text.len()));
+    }
+    STANDARD.decode(text).map_err(|error| format!("is not Base64: {error}"))
+}
+
+/// The unsigned number with this key in a binary property list that is a dictionary.
+pub fn value_of(bytes: &[u8], wanted: &str) -> Result<Option<u64>, String> {
+    let broken = |what: &str| format!("is not a binary property list that is understood: {what}");
+    if bytes.len() > LARGEST {
+        return Err(broken(&format!("it has {} bytes, more than any that is known", bytes.len())));
+    }
+    if !bytes.starts_with(MAGIC) {
+        return Err(broken("it does not begin with bplist00"));
+    }
+    let mut found = None;
+    let mut depth = 0_usize;
+    // The key at the first level whose value comes next.
+    let mut key: Option<String> = None;
+    for (n, event) in BinaryReader::new(Cursor::new(bytes)).enumerate() {
+        let event = event.map_err(|error| broken(&error.to_string()))?;
+        if n == 0 && !matches!(event, Event::StartDictionary(_)) {
+            return Err(broken("it is not a dictionary"));
+        }
+        if n >= MOST_EVENTS {
+            return Err(broken("it has too many values"));
+        }
+        if depth == 1 && key.is_none() {
+            match event {
+                Event::String(name) => key = Some(name.into_owned()),
+                Event::EndCollection => depth = 0,
+                _ => return Err(broken("a key of its dictionary is no text")),
+            }
+            continue;
+        }
+        let is_wanted = depth == 1 && key.as_deref() == Some(wanted);
+        if is_wanted {
+            let Event::Integer(number) = &event else { return Err(broken(&format!("{wanted} is no number"))) };
+            let number = number.as_unsigned().ok_or_else(|| broken(&format!("{wanted} is below zero")))?;
+            if found.replace(number).is_some() {
+                return Err(broken(&format!("it has {wanted} twice")));
+            }
+        }
+        match event {
+            Event::StartArray(_) | Event::StartDictionary(_) => depth += 1,
+            Event::EndCollection => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MOST_DEPTH {
+            return Err(broken("its values lie too deep"));
+        }
+        if depth == 1 {
+            // Whatever it was, it is over.
+            key = None;
+        }
+    }
+    if depth != 0 {
+        return Err(broken("it ends too early"));
+    }
+    Ok(found)
+}
+
+/// The identity that macOS left in a machine's auxiliary storage when it was installed. That it is there is an observation and
+/// no promise of Apple's.
+pub mod aux {
+    use std::io::{self, Read, Seek, SeekFrom};
+
+    /// Length, name, kind and length of the value.
+    const MARK: &[u8] = b"\x04ECID\x02\x08";
+    const USUAL_PLACE: u64 = 0x6c804;
+    const BLOCK: usize = 256 << 10;
+
+    /// `None`: it has none, or one that is zero.
+    pub fn ecid(mut file: impl Read + Seek) -> io::Result<Option<u64>> {
+        let mut here = [0; MARK.len() + 8];
+        file.seek(SeekFrom::Start(USUAL_PLACE))?;
+        match file.read_exact(&mut here) {
+            Ok(()) => {
+                if let Some(ecid) = at(&here, 0) {
+                    return Ok(Some(ecid));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+            Err(error) => return Err(error),
+        }
+        file.seek(SeekFrom::Start(0))?;
+        let mut kept = Vec::new();
+        loop {
+            let mut block = Vec::with_capacity(BLOCK);
+            if file.by_ref().take(BLOCK as u64).read_to_end(&mut block)? == 0 {
+                return Ok(None);
+            }
+            kept.append(&mut block);
+            let found = kept.windows(here.len()).enumerate().find_map(|(n, _)| at(&kept, n));
+            if found.is_some() {
+                return Ok(found);
+            }
+            // It may lie across two blocks.
+            kept.drain(..kept.len().saturating_sub(here.len() - 1));
+        }
+    }
+
+    fn at(bytes: &[u8], start: usize) -> Option<u64> {
+        let value = bytes.get(start..)?.strip_prefix(MARK)?.first_chunk::<8>()?;
+        Some(u64::from_be_bytes(*value)).filter(|ecid| *ecid != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    pub const IDENTITY: &str =
+        "YnBsaXN0MDDRAQJURUNJRBQAAAAAAAAAABEiM0RVZneICAsQAAAAAAAAAQEAAAAAAAAAAwAAAAAAAAAAAAAAAAAAACE=";
+    pub const MODEL: &str = "YnBsaXN0MDDTAQIDBAUGXxAZRGF0YVJlcHJlc2VudGF0aW9uVmVyc2lvbl8QD1BsYXRmb3JtVmVyc2lvbl8QEk1pbmltdW1TdXBwb3J0ZWRPUxQAAAAAAAAAAAAAAAAAAAABEAKjBwgIEAwQAAgPKz1SY2VpawAAAAAAAAEBAAAAAAAAAAkAAAAAAAAAAAAAAAAAAABt";
+
+    #[test]
+    fn an_identity_is_written_as_the_framework_does() {
+        let identity = Identity::new(0x1122_3344_5566_7788);
+        assert_eq!((identity.to_base64().as_str(), identity.bytes().len()), (IDENTITY, 68));
+        assert_eq!(Identity::from_base64(IDENTITY), Ok(identity));
+        for ecid in [1, u64::MAX, 1 << 63] {
+            assert_eq!(Identity::from_bytes(Identity::new(ecid).bytes().to_vec()).unwrap().ecid(), ecid);
+        }
+    }
+
+    #[test]
+    fn another_encoding_is_the_same_identity_and_stays_as_it_is() {
+        let mut bytes = b"bplist00\xd1\x01\x02\x54ECID\x13".to_vec();
+        bytes.extend_from_slice(&0x1122_3344_5566_7788_u64.to_be_bytes());
+        bytes.extend_from_slice(b"\x08\x0b\x10\0\0\0\0\0\0\x01\x01");
+        for number in [3_u64, 0, 25] {
+            bytes.extend_from_slice(&number.to_be_bytes());
+        }
+        let identity = Identity::from_bytes(bytes.clone()).unwrap();
+        assert_eq!(identity.ecid(), Identity::from_base64(IDENTITY).unwrap().ecid());
+        assert_eq!(identity.bytes(), bytes);
+    }
+
+    #[test]
+    fn a_model_is_carried_to_the_letter() {
+        let model = HardwareModel::from_base64(MODEL).unwrap();
+        assert_eq!((model.as_base64(), model.bytes().len()), (MODEL, 150));
+        assert_eq!(HardwareModel::from_bytes(model.bytes().to_vec()), Ok(model));
+    }
+
+    #[test]
+    fn what_is_no_such_list_is_refused() {
+        for (text, says) in [
+            ("", "begin with bplist00"),
+            ("???", "not Base64"),
+            ("aGVsbG8=", "begin with bplist00"),
+            (MODEL, "no number called ECID"),
+            (&IDENTITY[..31], "is not Base64"),
+            ("YnBsaXN0MDDRAQJURUNJRBQAAAAAAAAA", "binary property list"),
+            (&"A".repeat(6000), "characters"),
+        ] {
+            let error = Identity::from_base64(text).unwrap_err();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+        assert!(HardwareModel::from_base64(IDENTITY).unwrap_err().contains("PlatformVersion"));
+        assert!(Identity::from_base64(&Identity::new(0).to_base64()).unwrap_err().contains("ECID"));
+        assert!(Identity::from_bytes(vec![0; LARGEST + 1]).unwrap_err().contains("4097 bytes"));
+    }
+
+    /// Each level twice the one below it: 2^24 values in 200 bytes.
+    #[test]
+    fn a_list_that_unfolds_without_end_is_given_up() {
+        let levels = 24_u8;
+        let mut bytes = b"bplist00\xd1\x01\x02\x51A".to_vec();
+        let mut offsets = vec![8, 11];
+        for level in 0..levels {
+            offsets.push(bytes.len() as u8);
+            bytes.extend_from_slice(&[0xa2, level + 3, level + 3]);
+        }
+        offsets.push(bytes.len() as u8);
+        bytes.push(0x09);
+        let table = bytes.len() as u64;
+        bytes.extend_from_slice(&offsets);
+        bytes.extend_from_slice(b"\0\0\0\0\0\0\x01\x01");
+        for number in [offsets.len() as u64, 0, table] {
+            bytes.extend_from_slice(&number.to_be_bytes());
+        }
+        let error = value_of(&bytes, ECID).unwrap_err();
+        assert!(error.contains("too deep"), "{error}");
+    }
+
+    #[test]
+    fn the_identity_is_found_in_the_auxiliary_storage() {
+        let with = |place: usize, ecid: u64| {
+            let mut bytes = vec![0xa5; 0x80000];
+            bytes[place..place + 7].copy_from_slice(b"\x04ECID\x02\x08");
+            bytes[place + 7..place + 15].copy_from_slice(&ecid.to_be_bytes());
+            Cursor::new(bytes)
+        };
+        for place in [0x6c804, 0, 12345, (256 << 10) - 3, 0x80000 - 15] {
+            assert_eq!(aux::ecid(with(place, 0x1122_3344_5566_7788)).unwrap(), Some(0x1122_3344_5566_7788), "{place}");
+        }
+        assert_eq!(aux::ecid(with(0x6c804, 0)).unwrap(), None);
+        assert_eq!(aux::ecid(Cursor::new(Vec::new())).unwrap(), None);
+        assert_eq!(aux::ecid(Cursor::new(b"\x04ECID\x02\x08\x01".to_vec())).unwrap(), None);
+    }
+
+    /// What the fuzzer has tried is tried by each run of the tests.
+    #[test]
+    fn the_fuzzers_corpus() {
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/plist");
+        let (mut good, mut bad) = (0, 0);
+        for entry in std::fs::read_dir(corpus).unwrap() {
+            let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+            if let Ok(identity) = Identity::from_bytes(bytes.clone()) {
+                assert_eq!(
+                    Identity::from_bytes(Identity::new(identity.ecid()).bytes().to_vec()).unwrap().ecid(),
+                    identity.ecid()
+                );
+                good += 1;
+            } else if HardwareModel::from_bytes(bytes).is_ok() {
+                good += 1;
+            } else {
+                bad += 1;
+            }
+        }
+        assert!(good >= 3 && bad >= 3, "{good} good and {bad} bad ones");
+    }
+}

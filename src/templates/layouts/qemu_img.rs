@@ -1,0 +1,78 @@
+//! `qemu-img`, which converts and compares images.
+//!
+//! It follows whatever an image names. It is therefore run only on images whose names were looked at before.
+
+use std::{ffi::OsStr, io, path::Path, process::Stdio};
+
+use tokio::process::Command;
+
+use super::Tools;
+use crate::domain::{Code, Error, Result, template::DiskFormat};
+
+const KEPT_ENV: &[&str] = &["PATH", "HOME", "TMPDIR"];
+const SHOWN: usize = 500;
+
+/// Makes `to`, which is not there, with everything in it that `from` and its backing files have.
+pub(super) async fn convert(tools: &Tools, from: (&Path, DiskFormat), to: (&Path, DiskFormat)) -> Result<()> {
+    let format = [OsStr::new("-f"), OsStr::new(from.1.as_str()), OsStr::new("-O"), OsStr::new(to.1.as_str())];
+    let mut args = vec![OsStr::new("convert"), OsStr::new("-q")];
+    args.extend(format);
+    args.extend([from.0.as_os_str(), to.0.as_os_str()]);
+    match run(tools, &args).await? {
+        (Some(0), _) => {}
+        (_, said) => {
+            let what = format!("could not be converted: qemu-img said {said:?}");
+            return Err(Error::new(Code::TemplateInvalid, format!("the image {what}")).field("/path", what));
+        }
+    }
+    // What it wrote lies in the page cache.
+    let to = to.0.to_owned();
+    super::blocking(move || std::fs::File::open(to).and_then(|file| file.sync_all()).map_err(Error::internal)).await
+}
+
+/// Whether a guest would read the same from both.
+pub(super) async fn compare(tools: &Tools, one: (&Path, DiskFormat), other: (&Path, DiskFormat)) -> Result<()> {
+    let args = [
+        OsStr::new("compare"),
+        OsStr::new("-q"),
+        OsStr::new("-f"),
+        OsStr::new(one.1.as_str()),
+        OsStr::new("-F"),
+        OsStr::new(other.1.as_str()),
+        one.0.as_os_str(),
+        other.0.as_os_str(),
+    ];
+    match run(tools, &args).await? {
+        (Some(0), _) => Ok(()),
+        (Some(1), _) => Err(Error::internal("qemu-img converted an image into another one")),
+        (_, said) => Err(Error::internal(format!("qemu-img could not compare two images: {said:?}"))),
+    }
+}
+
+/// Its status (`None`: a signal), and the end of what it wrote to standard error.
+async fn run(tools: &Tools, args: &[&OsStr]) -> Result<(Option<i32>, String)> {
+    let mut command = Command::new(&tools.qemu_img);
+    command
+        .args(args)
+        .env_clear()
+        .envs(KEPT_ENV.iter().filter_map(|key| Some((key, std::env::var_os(key)?))))
+        .env("LC_ALL", "C")
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        // A caller who hangs up wants no image any more.
+        .kill_on_drop(true);
+    let output = match command.output().await {
+        Ok(output) => output,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let detail = "qemu-img is needed for this and is not installed on the service's host";
+            return Err(Error::new(Code::HostUnavailable, detail).cause(error));
+        }
+        Err(error) => return Err(Error::internal(error)),
+    };
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.trim();
+    let start = said.char_indices().rev().nth(SHOWN).map_or(0, |(at, _)| at);
+    Ok((output.status.code(), said[start..].to_owned()))
+}

@@ -1,0 +1,117 @@
+//! What is looked at before anything of a source is read.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read as _},
+    os::unix::net::UnixStream,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+};
+
+use rustix::process::{Flock, FlockType, Pid, fcntl_getlk, test_kill_process};
+
+use super::{Notices, invalid, refused};
+use crate::domain::{Code, Error, Result};
+
+const LARGEST_PID_FILE: u64 = 64;
+
+/// A file of a directory. One that leads elsewhere is refused: a template from a stranger must not bring the host's own files
+/// into its guests.
+pub(super) fn part(dir: &Path, name: &str) -> Result<PathBuf> {
+    optional_part(dir, name)?.ok_or_else(|| invalid(name, format!("is missing in {}", dir.display())))
+}
+
+pub(super) fn optional_part(dir: &Path, name: &str) -> Result<Option<PathBuf>> {
+    let path = dir.join(name);
+    match path.symlink_metadata() {
+        Ok(metadata) if metadata.is_symlink() => {
+            Err(invalid(name, "is a symbolic link, put the file itself into the directory"))
+        }
+        Ok(metadata) if metadata.is_file() => Ok(Some(path)),
+        Ok(_) => Err(invalid(name, "must be a regular file")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(invalid(name, format!("cannot be read: {}", error.kind()))),
+    }
+}
+
+pub(super) fn directory(path: &Path) -> Result<PathBuf> {
+    let wrong = |what: String| Error::new(Code::TemplateInvalid, format!("path {what}")).field("/path", what);
+    let dir = fs::canonicalize(path)
+        .map_err(|error| wrong(format!("{} cannot be read: {}", path.display(), error.kind())))?;
+    if dir.is_dir() { Ok(dir) } else { Err(wrong(format!("{} must be a directory", path.display()))) }
+}
+
+/// A small file, whole.
+pub(super) fn read(path: &Path, name: &str, most: u64) -> Result<Vec<u8>> {
+    let cannot = |error: io::Error| invalid(name, format!("cannot be read: {}", error.kind()));
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes)).map_err(cannot)?;
+    if bytes.len() as u64 > most {
+        return Err(invalid(name, format!("has more than {most} bytes")));
+    }
+    Ok(bytes)
+}
+
+fn running(name: &str, how: &str) -> Error {
+    refused(Code::SourceRunning, name, format!("says that the VM runs ({how}): shut it down first"))
+}
+
+/// Refuses a VM of Tart that runs: its process holds a record lock, and answers on its socket.
+pub(super) fn not_run_by_tart(dir: &Path) -> Result<()> {
+    let cannot = |error: io::Error| invalid("config.json", format!("cannot be read: {}", error.kind()));
+    let file = File::open(dir.join("config.json")).map_err(cannot)?;
+    // Asked and never taken: Tart would take the lock's holder for the VM, and signal it. In a debug build, rustix panics at
+    // the pid -1 that stands for a lock of another kind.
+    match catch_unwind(AssertUnwindSafe(|| fcntl_getlk(&file, &Flock::from(FlockType::ReadLock)))) {
+        Ok(Ok(None)) => {}
+        Ok(Ok(Some(lock))) => {
+            let how = lock.pid.map_or_else(
+                || "a process holds its lock".to_owned(),
+                |pid| format!("process {} holds its lock", pid.as_raw_nonzero()),
+            );
+            return Err(running("config.json", &how));
+        }
+        Ok(Err(error)) => return Err(cannot(error.into())),
+        Err(_) => return Err(running("config.json", "a process holds its lock")),
+    }
+    if UnixStream::connect(dir.join("control.sock")).is_ok() {
+        return Err(running("control.sock", "something answers on it"));
+    }
+    Ok(())
+}
+
+/// Refuses a directory in which a file called `*.pid` names a process that lives.
+pub(super) fn no_live_pid(dir: &Path) -> Result<()> {
+    let entries = fs::read_dir(dir).map_err(|error| invalid("path", format!("cannot be read: {}", error.kind())))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.ends_with(".pid") || !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            continue;
+        }
+        let text = read(&entry.path(), &name, LARGEST_PID_FILE)?;
+        let pid = std::str::from_utf8(&text).ok().and_then(|t| t.trim().parse().ok()).and_then(Pid::from_raw);
+        // One that may not be signalled is there, too.
+        if let Some(pid) = pid
+            && !matches!(test_kill_process(pid), Err(rustix::io::Errno::SRCH))
+        {
+            let how = format!("process {} is alive; remove the file if it is another one's", pid.as_raw_nonzero());
+            return Err(running(&name, &how));
+        }
+    }
+    Ok(())
+}
+
+/// Names what lies in the directory and does not go along.
+pub(super) fn name_the_rest(dir: &Path, known: &[&str], notices: &mut Notices) {
+    let mut rest: Vec<String> = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| !known.contains(&name.as_str()))
+        .collect();
+    rest.sort();
+    for name in rest {
+        notices.add(name, "does not go along: the template has no place for it");
+    }
+}

@@ -1,0 +1,265 @@
+//! Where an export is made: a directory beside its target, that becomes the target by one rename.
+//!
+//! What a crash leaves has a name that only this service gives and is locked while it is worked on; the next export to the same
+//! directory takes away what nobody works on any more.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{CWD, RenameFlags, SeekFrom, renameat_with},
+    io::Errno,
+};
+use uuid::Uuid;
+
+use super::{
+    Written,
+    place::{Finished, resolved, with_suffix},
+};
+use crate::{
+    domain::{Code, Error, Result},
+    templates::Catalog,
+};
+
+const PREFIX: &str = ".mayfly-export-";
+const CHUNK: usize = 1 << 20;
+
+#[derive(Debug)]
+pub(super) struct Stage {
+    dir: PathBuf,
+    target: PathBuf,
+    parent: PathBuf,
+    _lock: File,
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // When it was published there is nothing here any more.
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Stage {
+    pub fn beside(target: &Path, catalog: &Catalog) -> Result<Stage> {
+        let (parent, target) = resolved(target)?;
+        if catalog.holds(&target) {
+            let what = "lies among the service's own templates, choose another directory";
+            return Err(Error::new(Code::RequestInvalid, format!("path {what}")).field("/path", what));
+        }
+        absent(&target)?;
+        let failed = |error| failure(&parent, error);
+        sweep(&parent).map_err(failed)?;
+        let dir = parent.join(format!("{PREFIX}{}", Uuid::new_v4()));
+        DirBuilder::new().mode(0o700).create(&dir).map_err(failed)?;
+        let lock = File::open(&dir).and_then(|lock| lock.lock().map(|()| lock));
+        match lock {
+            Ok(lock) => Ok(Stage { dir, target, parent, _lock: lock }),
+            Err(error) => {
+                let _ = fs::remove_dir(&dir);
+                Err(failure(&parent, error))
+            }
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Where it will be.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let write = || {
+            let mut file = create(&self.path(name))?;
+            file.write_all(bytes)?;
+            file.sync_all()
+        };
+        write().map_err(|error| failure(&self.parent, error))
+    }
+
+    /// A file of the template: by copy-on-write where that can be, else without its holes.
+    pub fn clone(&self, from: &Path, name: &str) -> Result<()> {
+        let copy = || {
+            let to = self.path(name);
+            let source = File::open(from)?;
+            // The template is not removed while this is held.
+            source.lock_shared()?;
+            if reflink_copy::reflink(from, &to).is_err() {
+                // A clone that was refused may have left its empty target.
+                let _ = fs::remove_file(&to);
+                copy_sparse(&source, &create(&to)?)?;
+            }
+            let file = File::open(&to)?;
+            file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+            file.sync_all()
+        };
+        copy().map_err(|error| failure(&self.parent, error))
+    }
+
+    /// The directory itself becomes the target.
+    pub fn publish(self) -> Result<Vec<Written>> {
+        let publish = || {
+            let mut written = Vec::new();
+            for entry in fs::read_dir(&self.dir)? {
+                let entry = entry?;
+                written.push(Written { path: self.target.join(entry.file_name()), bytes: entry.metadata()?.len() });
+            }
+            written.sort_by(|a, b| a.path.cmp(&b.path));
+            File::open(&self.dir)?.sync_all()?;
+            put(&self.dir, &self.target)?;
+            File::open(&self.parent)?.sync_all()?;
+            Ok(written)
+        };
+        publish().map_err(|error| placed(&self.target, error))
+    }
+
+    /// Files of it become the target and what lies beside it, the target last. One beside it that is there with the very
+    /// content is what an earlier attempt has left.
+    pub fn publish_files(self, files: &[Finished]) -> Result<Vec<Written>> {
+        let mut written = Vec::new();
+        for Finished { name, suffix } in files.iter().rev() {
+            let (from, to) = (self.path(name), with_suffix(&self.target, suffix));
+            let publish = || {
+                let bytes = fs::metadata(&from)?.len();
+                File::open(&from)?.sync_all()?;
+                match put(&from, &to) {
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !suffix.is_empty() => {
+                        if !same(&from, &to)? {
+                            return Err(error);
+                        }
+                    }
+                    other => other?,
+                }
+                Ok(Written { path: to.clone(), bytes })
+            };
+            written.push(publish().map_err(|error| placed(&to, error))?);
+        }
+        File::open(&self.parent).and_then(|dir| dir.sync_all()).map_err(|error| failure(&self.parent, error))?;
+        written.reverse();
+        Ok(written)
+    }
+}
+
+fn absent(target: &Path) -> Result<()> {
+    match target.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failure(target, error)),
+        Ok(_) => Err(placed(target, io::ErrorKind::AlreadyExists.into())),
+    }
+}
+
+fn placed(target: &Path, error: io::Error) -> Error {
+    if error.kind() == io::ErrorKind::AlreadyExists {
+        let detail = format!("{} is there already, and nothing is overwritten", target.display());
+        return Error::new(Code::DestinationExists, detail)
+            .field("/path", "choose another one, or remove what is there");
+    }
+    failure(target, error)
+}
+
+fn failure(place: &Path, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Error::new(Code::HostUnavailable, format!("no space is left for {}", place.display())).cause(error)
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            let detail = format!("{} cannot be written to: {}", place.display(), error.kind());
+            Error::new(Code::RequestInvalid, detail).field("/path", "must be where the service may write").cause(error)
+        }
+        _ => Error::internal(error),
+    }
+}
+
+/// A rename that replaces nothing, not even an empty directory.
+fn put(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // File systems that do not know the flag: looked at first, which is as good as it gets there.
+        Err(Errno::INVAL | Errno::NOTSUP | Errno::NOSYS) => {
+            if to.symlink_metadata().is_ok() {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            fs::rename(from, to)
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Takes away what exports left that did not end. Only what bears our name, is ours, and is nobody's work.
+fn sweep(parent: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(parent)? {
+        let entry = entry?;
+        let named = entry
+            .file_name()
+            .to_str()
+            .and_then(|n| n.strip_prefix(PREFIX))
+            .is_some_and(|id| Uuid::try_parse(id).is_ok());
+        let path = entry.path();
+        let ours = || {
+            let metadata = path.symlink_metadata()?;
+            Ok::<_, io::Error>(metadata.is_dir() && metadata.uid() == rustix::process::getuid().as_raw())
+        };
+        if named
+            && ours().unwrap_or(false)
+            && let Ok(lock) = File::open(&path)
+            && lock.try_lock().is_ok()
+            && let Err(error) = fs::remove_dir_all(&path)
+        {
+            tracing::warn!(path = %path.display(), %error, "what an export left cannot be removed");
+        }
+    }
+    Ok(())
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+fn same(one: &Path, other: &Path) -> io::Result<bool> {
+    let (mut one, mut other) = (File::open(one)?, File::open(other)?);
+    if one.metadata()?.len() != other.metadata()?.len() {
+        return Ok(false);
+    }
+    let (mut a, mut b) = (vec![0; CHUNK], vec![0; CHUNK]);
+    loop {
+        let n = one.read(&mut a)?;
+        if n == 0 {
+            return Ok(true);
+        }
+        other.read_exact(&mut b[..n])?;
+        if a[..n] != b[..n] {
+            return Ok(false);
+        }
+    }
+}
+
+/// Copies what is not a hole.
+fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
+    let length = from.metadata()?.len();
+    to.set_len(length)?;
+    let mut buffer = vec![0; CHUNK];
+    let mut at = 0;
+    while at < length {
+        let (start, end) = match rustix::fs::seek(from, SeekFrom::Data(at)) {
+            Ok(start) => (start, rustix::fs::seek(from, SeekFrom::Hole(start))?),
+            // Nothing but a hole is left.
+            Err(Errno::NXIO) => break,
+            // A file system that cannot tell.
+            Err(Errno::INVAL | Errno::NOTSUP) => (at, length),
+            Err(error) => return Err(error.into()),
+        };
+        at = start;
+        while at < end {
+            let want = usize::try_from(end - at).map_or(CHUNK, |left| left.min(CHUNK));
+            from.read_exact_at(&mut buffer[..want], at)?;
+            to.write_all_at(&buffer[..want], at)?;
+            at += want as u64;
+        }
+    }
+    Ok(())
+}

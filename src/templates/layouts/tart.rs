@@ -1,0 +1,128 @@
+//! Tart's directory of a VM.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use super::{
+    Machine, Notices, invalid,
+    payload::{HardwareModel, Identity},
+    refused, source,
+    stage::Stage,
+};
+use crate::domain::{
+    Arch, Code, GuestOs, Result, Template,
+    mac::Mac,
+    tart_config::{self, TartConfig},
+    template::DiskFormat,
+};
+
+pub(super) const CONFIG: &str = "config.json";
+pub(super) const DISK: &str = "disk.img";
+pub(super) const NVRAM: &str = "nvram.bin";
+const MEMORY: &str = "state.vzvmsave";
+
+pub(super) struct Found {
+    pub config: PathBuf,
+    pub disk: PathBuf,
+    pub nvram: PathBuf,
+}
+
+/// The files go into the catalog as they are.
+pub(super) fn read(path: &Path, discard_memory: bool, notices: &mut Notices) -> Result<Found> {
+    let dir = source::directory(path)?;
+    let found = Found {
+        config: source::part(&dir, CONFIG)?,
+        disk: source::part(&dir, DISK)?,
+        nvram: source::optional_part(&dir, NVRAM)?
+            .ok_or_else(|| invalid(NVRAM, "is missing: no guest boots without its auxiliary storage"))?,
+    };
+    let config = parse(&source::read(&found.config, CONFIG, tart_config::LARGEST)?)?;
+    if config.os == GuestOs::Macos {
+        machine(&config)?;
+    }
+    source::not_run_by_tart(&dir)?;
+    if source::optional_part(&dir, MEMORY)?.is_some() {
+        if !discard_memory {
+            let what = "holds the memory of a suspended VM, which no template can keep: shut the VM down, or say \
+                        `discard_memory` to lose it";
+            return Err(refused(Code::SourceSuspended, MEMORY, what));
+        }
+        notices.add(MEMORY, "was left: the guest boots instead of waking up");
+    }
+    source::name_the_rest(
+        &dir,
+        &[CONFIG, DISK, NVRAM, MEMORY, "control.sock", "manifest.json", ".explicitly-pulled"],
+        notices,
+    );
+    Ok(found)
+}
+
+pub(super) fn parse(bytes: &[u8]) -> Result<TartConfig> {
+    TartConfig::parse(bytes).map_err(|what| invalid(CONFIG, format!("is not a VM's of Tart: {what}")))
+}
+
+/// The macOS guest that a configuration describes.
+pub(super) fn machine(config: &TartConfig) -> Result<Machine> {
+    let (Some(model), Some(ecid)) = (&config.hardware_model, &config.ecid) else {
+        return Err(invalid(CONFIG, "has no hardwareModel and ecid, which every macOS guest has"));
+    };
+    Ok(Machine {
+        model: HardwareModel::from_base64(model).map_err(|what| invalid("config.json/hardwareModel", what))?,
+        identity: Identity::from_base64(ecid).map_err(|what| invalid("config.json/ecid", what))?,
+        cpus: config.cpus,
+        memory_bytes: config.memory_bytes,
+        mac: Some(config.mac),
+        display: config.display,
+    })
+}
+
+/// The configuration of a guest that comes from another layout.
+pub(super) fn config_of(machine: &Machine, mac: Mac) -> TartConfig {
+    TartConfig {
+        os: GuestOs::Macos,
+        arch: Arch::Aarch64,
+        cpus: machine.cpus,
+        // No other layout keeps the image's own minimum; what it ran with is enough.
+        cpus_min: machine.cpus,
+        memory_bytes: machine.memory_bytes,
+        memory_min_bytes: machine.memory_bytes,
+        mac,
+        format: DiskFormat::Raw,
+        ecid: Some(machine.identity.to_base64()),
+        hardware_model: Some(machine.model.as_base64().to_owned()),
+        display: machine.display,
+        display_refit: None,
+        unknown: Vec::new(),
+    }
+}
+
+/// What a template's owner has decided counts more than what its VM once had.
+pub(super) fn with_size_of(config: &mut TartConfig, template: &Template) {
+    config.cpus = template.cpus;
+    if config.memory_mib() != template.memory_mib {
+        config.memory_bytes = u64::from(template.memory_mib) << 20;
+    }
+}
+
+/// `bytes` with some of its keys changed, and all the others as they are; the very bytes where nothing changes.
+pub(super) fn rewritten(bytes: &[u8], was: &TartConfig, now: &TartConfig) -> Result<Vec<u8>> {
+    if was == now {
+        return Ok(bytes.to_vec());
+    }
+    let mut config: Map<String, Value> =
+        serde_json::from_slice(bytes).map_err(|error| invalid(CONFIG, format!("is not JSON: {error}")))?;
+    config.insert("cpuCount".into(), json!(now.cpus));
+    config.insert("memorySize".into(), json!(now.memory_bytes));
+    config.insert("macAddress".into(), json!(now.mac.to_string()));
+    if let Some(ecid) = &now.ecid {
+        config.insert("ecid".into(), json!(ecid));
+    }
+    Ok(format!("{:#}\n", Value::from(config)).into_bytes())
+}
+
+pub(super) fn write(stage: &Stage, config: &[u8], disk: &Path, nvram: &Path) -> Result<()> {
+    stage.clone(disk, DISK)?;
+    stage.clone(nvram, NVRAM)?;
+    stage.write(CONFIG, config)
+}
