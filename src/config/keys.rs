@@ -200,7 +200,7 @@ section! {
 section! {
     /// One registry, by its name as in image references: `[registries."registry.example.com:5000"]`.
     /// These tables stand in the file, or on the command line, and have no environment variables.
-    RegistryHost = "registries.<host>" {
+    RegistryHost = "registries.\"<host>\"" {
         /// Certificates (PEM) of authorities that are trusted besides the system's.
         ca_file: Option<PathBuf> = None, shown as "that of `[registry]`";
         /// Speak plain HTTP, wherever the registry is: passwords and images travel in clear, and anybody on the way may change

@@ -38,8 +38,8 @@ fn failed(error: LoginError) -> Error {
     let invalid = |field: &str| Error::new(Code::RequestInvalid, "the request is not acceptable").field(field, &detail);
     match error {
         LoginError::NotARegistry(_) => invalid("path:host"),
-        LoginError::Invalid(what) if what.contains("password") => invalid("/password"),
-        LoginError::Invalid(_) => invalid("/username"),
+        LoginError::Username(_) => invalid("/username"),
+        LoginError::Password(_) => invalid("/password"),
         LoginError::Registry(error) => Error::new(code(&error), detail),
         LoginError::Storage(cause) => Error::internal(cause),
     }

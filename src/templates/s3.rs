@@ -4,6 +4,7 @@
 //! s3           who we are there, and where our own notes are
 //!   location   s3://bucket/key
 //!   download   a whole object, in ranges, verified
+//!     verify   what its content is held against
 //!   upload     a whole file, in parts, all of it or nothing
 //!   error      what S3 says, in words
 //! ```
@@ -20,6 +21,7 @@ mod download;
 mod error;
 mod location;
 mod upload;
+mod verify;
 
 use std::{
     fs::{self, File},

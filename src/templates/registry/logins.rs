@@ -43,9 +43,10 @@ pub struct LoggedIn {
 pub enum LoginError {
     #[error("{0:?} is no registry's host[:port]")]
     NotARegistry(String),
-    /// What was given cannot be a login.
     #[error("{0}")]
-    Invalid(&'static str),
+    Username(&'static str),
+    #[error("{0}")]
+    Password(&'static str),
     #[error(transparent)]
     Registry(#[from] RegistryError),
     #[error("logins cannot be kept: {0}")]
@@ -56,7 +57,8 @@ impl From<StoredError> for LoginError {
     fn from(error: StoredError) -> Self {
         match error {
             StoredError::NotARegistry(name) => LoginError::NotARegistry(name),
-            StoredError::Invalid(what) => LoginError::Invalid(what),
+            StoredError::Username(what) => LoginError::Username(what),
+            StoredError::Password(what) => LoginError::Password(what),
             StoredError::Unreadable(_) | StoredError::Io { .. } => LoginError::Storage(error.to_string()),
         }
     }

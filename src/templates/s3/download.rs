@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions},
-    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    io::{self, BufRead as _, BufReader, Write as _},
     os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
@@ -16,18 +16,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use aws_sdk_s3::{
-    Client,
-    operation::head_object::HeadObjectOutput,
-    types::{ChecksumMode, ChecksumType},
-};
-use aws_smithy_checksums::ChecksumAlgorithm;
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use aws_sdk_s3::{Client, operation::head_object::HeadObjectOutput, types::ChecksumMode};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use tokio::task::{JoinSet, spawn_blocking};
 
-use super::{Connection, Location, Progress, S3, S3Error, error::meaning};
+use super::{
+    Connection, Location, Progress, S3, S3Error,
+    error::meaning,
+    verify::{sums, verify},
+};
 use crate::templates::{oci::Digest, registry::pace::Pace};
 
 /// Ranges that are under way at the same time.
@@ -77,15 +74,6 @@ struct Identity {
     etag: String,
     size: u64,
     piece: u64,
-}
-
-/// What an object's content can be held against.
-#[derive(Default)]
-struct Sums {
-    /// Said by whom, and what.
-    digests: Vec<(&'static str, Digest)>,
-    /// Base64, of the algorithm with this name.
-    own: Vec<(&'static str, String)>,
 }
 
 impl S3 {
@@ -395,97 +383,6 @@ fn remove_abandoned(all: &Path, own: &Path) {
             tracing::info!(path = %dir.display(), "an unfinished download that nobody went on with was removed");
         }
     }
-}
-
-/// What the caller, the object's metadata and S3 itself say of the content.
-fn sums(from: &Location, head: &HeadObjectOutput) -> Result<Sums, S3Error> {
-    let mut sums = Sums::default();
-    sums.digests.extend(from.digest().map(|digest| ("the one that was given", digest)));
-    if let Some(said) = head.metadata().and_then(|m| m.get("sha256")) {
-        let digest = format!("sha256:{}", said.trim().to_ascii_lowercase()).parse().map_err(|_| S3Error::Content {
-            at: from.to_string(),
-            what: format!("its metadata has the sha256 {said:.100?}, which is none"),
-        })?;
-        sums.digests.push(("the one in its metadata", digest));
-    }
-    // Of an object that came in parts, some sums are over the parts' sums, and not everybody says so.
-    let in_parts = head.e_tag().is_some_and(|etag| etag.contains('-'));
-    if head.checksum_type().map_or(!in_parts, |kind| *kind == ChecksumType::FullObject) {
-        let all = [
-            ("sha256", head.checksum_sha256()),
-            ("crc64nvme", head.checksum_crc64_nvme()),
-            ("crc32c", head.checksum_crc32_c()),
-            ("crc32", head.checksum_crc32()),
-        ];
-        let whole = |(name, sum): (&'static str, Option<&str>)| {
-            sum.filter(|sum| !sum.contains('-')).map(|sum| (name, sum.to_owned()))
-        };
-        sums.own.extend(all.into_iter().filter_map(whole));
-    }
-    Ok(sums)
-}
-
-/// Reads the whole file once, for all sums.
-fn verify(path: &Path, size: u64, sums: &Sums, at: &str) -> Result<(Digest, Vec<String>), S3Error> {
-    let wrong = |what: String| S3Error::Content { at: at.to_owned(), what };
-    let mut hasher = Sha256::new();
-    let mut others: Vec<_> = sums
-        .own
-        .iter()
-        .filter(|(name, _)| *name != "sha256")
-        .filter_map(|(name, sum)| Some((*name, sum, name.parse::<ChecksumAlgorithm>().ok()?.into_impl())))
-        .collect();
-    let mut file = File::open(path)?;
-    let mut buffer = vec![0; BUFFER];
-    let mut read = 0;
-    loop {
-        let n = file.read(&mut buffer)?;
-        if n == 0 {
-            break;
-        }
-        read += n as u64;
-        hasher.update(&buffer[..n]);
-        for (_, _, sum) in &mut others {
-            sum.update(&buffer[..n]);
-        }
-    }
-    if read != size {
-        return Err(wrong(format!("it has {read} bytes here, expected {size}")));
-    }
-    let base64 = STANDARD.encode(hasher.clone().finalize());
-    let digest = Digest::finish(hasher);
-    for (said_by, expected) in &sums.digests {
-        if *expected != digest {
-            return Err(wrong(format!("it has the digest {digest}, and {said_by} is {expected}")));
-        }
-    }
-    let of_s3 = sums.own.iter().find(|(name, _)| *name == "sha256");
-    if let Some((_, expected)) = of_s3
-        && *expected != base64
-    {
-        return Err(wrong(format!("it has the SHA-256 {base64}, and S3 says {expected}")));
-    }
-    let mut damage = Vec::new();
-    for (name, expected, sum) in others {
-        let found = STANDARD.encode(sum.finalize());
-        if found != *expected {
-            return Err(wrong(format!("it has the {name} {found}, and S3 says {expected}")));
-        }
-        damage.push(name);
-    }
-    let mut notices = Vec::new();
-    if sums.digests.is_empty() && of_s3.is_none() {
-        notices.push(match &damage[..] {
-            [] => format!(
-                "{at} could not be verified: neither a sha256 was given nor does the object have one; it has the digest {digest}"
-            ),
-            names => format!(
-                "{at} was verified by {} only, which finds damage and no forgery; it has the digest {digest}",
-                names.join(" and ")
-            ),
-        });
-    }
-    Ok((digest, notices))
 }
 
 /// Waits for the next attempt, or gives the error back when there is none.

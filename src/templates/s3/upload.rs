@@ -224,11 +224,26 @@ impl Upload<'_> {
         }
     }
 
+    async fn begin(&self) -> Result<String, S3Error> {
+        let mut pauses = self.s3.retry.pauses();
+        loop {
+            let asked = self.connection.client.create_multipart_upload().bucket(self.to.bucket()).key(self.to.key());
+            let asked = asked.metadata("sha256", self.digest.hex()).content_type("application/octet-stream");
+            let error = match asked.checksum_algorithm(ChecksumAlgorithm::Sha256).send().await {
+                Ok(made) => match made.upload_id().filter(|id| !id.is_empty()) {
+                    Some(id) => return Ok(id.to_owned()),
+                    None => {
+                        S3Error::Unavailable { at: self.at.clone(), what: "an upload was begun without an id".into() }
+                    }
+                },
+                Err(error) => self.failed(&error),
+            };
+            pause(error, &mut pauses).await?;
+        }
+    }
+
     async fn in_parts(&self, progress: Progress<'_>) -> Result<(), S3Error> {
-        let asked = self.connection.client.create_multipart_upload().bucket(self.to.bucket()).key(self.to.key());
-        let asked = asked.metadata("sha256", self.digest.hex()).content_type("application/octet-stream");
-        let made = asked.checksum_algorithm(ChecksumAlgorithm::Sha256).send().await.map_err(|e| self.failed(&e))?;
-        let upload_id = made.upload_id().unwrap_or_default().to_owned();
+        let upload_id = self.begin().await?;
         let note = Note {
             bucket: self.to.bucket().to_owned(),
             key: self.to.key().to_owned(),
@@ -270,6 +285,11 @@ impl Upload<'_> {
                         let asked = client.upload_part().bucket(to.bucket()).key(to.key()).upload_id(&upload_id);
                         let asked = asked.part_number(number).checksum_sha256(&sum);
                         match asked.body(ByteStream::from(bytes.clone())).send().await {
+                            // Without it the parts cannot be put together.
+                            Ok(sent) if sent.e_tag().is_none() => {
+                                let what = format!("part {number} was answered without an ETag");
+                                pause(S3Error::Unavailable { at: to.to_string(), what }, &mut pauses).await?;
+                            }
                             Ok(sent) => {
                                 let part = CompletedPart::builder().part_number(number).checksum_sha256(sum);
                                 return Ok((length, part.set_e_tag(sent.e_tag().map(str::to_owned)).build()));

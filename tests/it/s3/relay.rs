@@ -16,11 +16,11 @@ use tokio::sync::watch;
 pub enum Fault {
     /// Refused in S3's own words.
     Status(u16),
-    /// Not answered at all.
+    /// An answer that is begun, without any header that says something, and never ended.
     Hangup,
     /// The answer's body ends after so many bytes, without having ended.
     Cut { after: usize },
-    /// This byte of the answer's body is another one.
+    /// This byte of the answer with the object's beginning is another one.
     Flip { at: usize },
     /// The answer to a request for the range that begins here waits until all are released; of 0, of any request.
     Hold { range: usize },
@@ -120,15 +120,17 @@ impl Relay {
         keys.map(|upload| upload.split("<Key>").nth(1).unwrap().split("</Key>").next().unwrap().to_owned()).collect()
     }
 
-    fn fault(&self, url: &str, range: Option<&str>) -> Option<Fault> {
+    fn fault(&self, head: bool, url: &str, range: Option<&str>) -> Option<Fault> {
         let mut rules = self.rules.lock().unwrap();
         let rule = rules.iter_mut().find(|rule| {
             let wanted = match rule.fault {
                 Fault::Hold { range: 0 } => true,
                 Fault::Hold { range: at } => range.is_some_and(|r| r.starts_with(&format!("bytes={at}-"))),
                 // There is nothing to cut off in the answer to a HEAD.
-                Fault::Cut { .. } | Fault::Flip { .. } => range.is_some(),
-                Fault::Status(_) | Fault::Hangup => true,
+                Fault::Cut { .. } => range.is_some(),
+                Fault::Flip { .. } => range.is_some_and(|r| r.starts_with("bytes=0-") && r != "bytes=0-0"),
+                Fault::Hangup => !head,
+                Fault::Status(_) => true,
             };
             rule.times > 0 && url.contains(&rule.part_of_url) && wanted
         })?;
@@ -140,7 +142,7 @@ impl Relay {
 async fn pass(State(relay): State<Relay>, method: Method, uri: Uri, mut headers: HeaderMap, body: Bytes) -> Response {
     let range = headers.get("range").map(|r| r.to_str().unwrap().to_owned());
     relay.seen.lock().unwrap().push(Seen { range: range.clone() });
-    let fault = relay.fault(&uri.to_string(), range.as_deref());
+    let fault = relay.fault(method == Method::HEAD, &uri.to_string(), range.as_deref());
     match fault {
         Some(Fault::Status(status)) => {
             let code = if status == 403 { "AccessDenied" } else { "SlowDown" };

@@ -39,7 +39,9 @@ pub enum StoredError {
     #[error("{0:?} is no registry's host[:port]")]
     NotARegistry(String),
     #[error("{0}")]
-    Invalid(&'static str),
+    Username(&'static str),
+    #[error("{0}")]
+    Password(&'static str),
     #[error("{0}")]
     Unreadable(String),
     #[error("{}: {source}", path.display())]
@@ -108,10 +110,12 @@ impl Stored {
     pub fn may_save(username: &str, secret: &SecretString) -> Result<(), StoredError> {
         if username.is_empty() || username.contains(|c: char| c == ':' || c.is_control()) {
             // By HTTP Basic a colon ends the user's name.
-            return Err(StoredError::Invalid("a user's name is not empty and has no colon or control character in it"));
+            return Err(StoredError::Username(
+                "a user's name is not empty and has no colon or control character in it",
+            ));
         }
         if secret.expose_secret().is_empty() {
-            return Err(StoredError::Invalid("the password is empty"));
+            return Err(StoredError::Password("the password is empty"));
         }
         Ok(())
     }
@@ -271,7 +275,8 @@ mod tests {
             assert!(matches!(stored.remove(registry), Err(StoredError::NotARegistry(_))), "{registry}");
         }
         for (user, password) in [("", "x"), ("a:b", "x"), ("a\n", "x"), ("ci", "")] {
-            assert!(matches!(stored.save("ghcr.io", user, &secret(password)), Err(StoredError::Invalid(_))));
+            let refused = stored.save("ghcr.io", user, &secret(password));
+            assert!(matches!(refused, Err(StoredError::Username(_) | StoredError::Password(_))));
         }
         assert_eq!(stored.list().unwrap(), []);
     }
