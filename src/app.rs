@@ -38,9 +38,11 @@ use crate::{
         layouts::Tools,
         pull::{self, Puller},
         registry::{
-            self, Limit, Limits,
-            credentials::{Chain, DockerConfig, Ecr, Environment, Stored},
+            self, HostOptions, Limit, Limits,
+            credentials::{Chain, DockerConfig, Ecr, Environment, Static, Stored},
+            logins::Logins,
         },
+        s3::S3,
     },
 };
 
@@ -132,7 +134,7 @@ impl App {
         let store = store::open(&database).await?;
         let catalog_dir = layout.at("templates");
         let catalog = Arc::new(
-            Catalog::open_with(catalog_dir.clone(), limits(config))
+            Catalog::open_with(catalog_dir.clone(), space(config))
                 .map_err(|cause| StartError::Templates { dir: catalog_dir.display().to_string(), cause })?,
         );
         let clock = Clock::system();
@@ -141,7 +143,8 @@ impl App {
         let logs = Logs::new(layout.at("logs"));
         let guest_socket = listen_unix(&guest_path)?;
 
-        let puller = puller(config, &catalog);
+        let limits = limits(config);
+        let (puller, logins) = registries(config, &catalog, &limits);
         let service = Service::new(
             store.ledger.clone(),
             store.reader.clone(),
@@ -150,6 +153,8 @@ impl App {
             catalog.clone(),
             drivers.clone(),
             puller.clone(),
+            logins,
+            S3::new(layout.at("s3"), limits),
             board.subscribe(),
             clock.clone(),
             service::Settings {
@@ -397,32 +402,52 @@ fn tart_settings(config: &Config, layout: &Layout, own_path: &Path) -> tart::Set
     }
 }
 
-/// Pulls templates, as whoever we are to each registry.
-fn limits(config: &Config) -> templates::Limits {
+fn space(config: &Config) -> templates::Limits {
     let t = &config.templates;
     templates::Limits { max_bytes: t.max_bytes, min_free_bytes: t.min_free_bytes, keep_unused_days: t.keep_unused_days }
 }
 
-fn puller(config: &Config, catalog: &Catalog) -> Puller {
-    let credentials = Chain::new(vec![
+/// How fast bytes may come, from everywhere together.
+fn limits(config: &Config) -> Limits {
+    Limits {
+        all: Limit::of(config.registry.bytes_per_second),
+        background: Limit::of(config.registry.background_bytes_per_second),
+    }
+}
+
+/// Who pulls templates, as whoever we are to each registry, and who keeps what we are told of that.
+fn registries(config: &Config, catalog: &Catalog, limits: &Limits) -> (Puller, Logins) {
+    let configured: Vec<_> = config
+        .registries
+        .iter()
+        .filter_map(|(name, host)| Some((name.clone(), host.username.clone()?, host.password_file.clone()?)))
+        .collect();
+    let of_configuration =
+        configured.iter().fold(Static::default(), |all, (name, user, file)| all.with(name, user, file));
+    let chain = Arc::new(Chain::new(vec![
         Box::new(Environment::of_process()),
+        Box::new(of_configuration),
         Box::new(Stored::new(&config.data_dir)),
         Box::new(DockerConfig::of_process()),
         Box::new(Ecr),
-    ]);
-    let settings = pull::Settings {
-        registry: registry::Options {
-            ca_file: config.registry.ca_file.clone(),
-            plain_http: config.registry.plain_http,
-            limits: Limits {
-                all: Limit::of(config.registry.bytes_per_second),
-                background: Limit::of(config.registry.background_bytes_per_second),
-            },
-            ..registry::Options::default()
-        },
-        ..pull::Settings::default()
+    ]));
+    let options = registry::Options {
+        ca_file: config.registry.ca_file.clone(),
+        plain_http: config.registry.plain_http,
+        limits: limits.clone(),
+        hosts: config
+            .registries
+            .iter()
+            .map(|(name, host)| {
+                (name.clone(), HostOptions { ca_file: host.ca_file.clone(), plain_http: host.plain_http })
+            })
+            .collect(),
+        ..registry::Options::default()
     };
-    Puller::new(catalog.clone(), settings, Arc::new(credentials))
+    let users = configured.into_iter().map(|(name, user, _)| (name, user)).collect();
+    let logins = Logins::new(config.data_dir.clone(), options.clone(), users, chain.clone());
+    let settings = pull::Settings { registry: options, ..pull::Settings::default() };
+    (Puller::new(catalog.clone(), settings, chain), logins)
 }
 
 /// Where each driver's guests find the guest API, unless the configuration names one place for all.

@@ -8,6 +8,7 @@
 //! No setting is a secret: tokens and keys live in files of their own under the data directory.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::SocketAddr,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
@@ -16,7 +17,10 @@ use std::{
 
 use crate::{
     domain::{self, host::MACOS_GUESTS_PER_HOST},
-    templates::registry::pace::LEAST as LEAST_RATE,
+    templates::registry::{
+        credentials::{password_in, registry_name},
+        pace::LEAST as LEAST_RATE,
+    },
 };
 
 pub mod docs;
@@ -28,7 +32,7 @@ mod source;
 pub use host::Host;
 pub use keys::{
     Accelerator, AppId, Budgets, Drivers, FakeDriver, GitHub, Guest, GuestArch, Key, Log, LogFormat, Pulls, QemuDriver,
-    Queue, Registry, Retention, Section, Server, Slots, TartDriver, TartNetwork, TartResolver, Templates,
+    Queue, Registry, RegistryHost, Retention, Section, Server, Slots, TartDriver, TartNetwork, TartResolver, Templates,
 };
 use source::Found;
 
@@ -56,6 +60,8 @@ pub struct Config {
     pub registry: Registry,
     pub pulls: Pulls,
     pub github: GitHub,
+    /// By the one spelling of their names.
+    pub registries: BTreeMap<String, RegistryHost>,
     pub drivers: Drivers,
     pub log: Log,
 }
@@ -142,22 +148,23 @@ impl Config {
         found.add_env(env);
         found.add_overrides(overrides);
         let mut config = Config {
-            server: Server::read(&mut found),
-            guest: Guest::read(&mut found),
-            slots: Slots::read(&mut found),
-            queue: Queue::read(&mut found),
-            budgets: Budgets::read(&mut found),
-            retention: Retention::read(&mut found),
-            templates: Templates::read(&mut found),
-            registry: Registry::read(&mut found),
-            pulls: Pulls::read(&mut found),
-            github: GitHub::read(&mut found),
+            server: Server::read(Server::SECTION.path, &mut found),
+            guest: Guest::read(Guest::SECTION.path, &mut found),
+            slots: Slots::read(Slots::SECTION.path, &mut found),
+            queue: Queue::read(Queue::SECTION.path, &mut found),
+            budgets: Budgets::read(Budgets::SECTION.path, &mut found),
+            retention: Retention::read(Retention::SECTION.path, &mut found),
+            templates: Templates::read(Templates::SECTION.path, &mut found),
+            registry: Registry::read(Registry::SECTION.path, &mut found),
+            registries: registries(&mut found),
+            pulls: Pulls::read(Pulls::SECTION.path, &mut found),
+            github: GitHub::read(GitHub::SECTION.path, &mut found),
             drivers: Drivers {
-                qemu: QemuDriver::read(&mut found),
-                tart: TartDriver::read(&mut found),
-                fake: FakeDriver::read(&mut found),
+                qemu: QemuDriver::read(QemuDriver::SECTION.path, &mut found),
+                tart: TartDriver::read(TartDriver::SECTION.path, &mut found),
+                fake: FakeDriver::read(FakeDriver::SECTION.path, &mut found),
             },
-            log: Log::read(&mut found),
+            log: Log::read(Log::SECTION.path, &mut found),
             data_dir,
         };
         config.resolve_paths(&mut found);
@@ -182,6 +189,7 @@ impl Config {
             registry: Registry::default(),
             pulls: Pulls::default(),
             github: GitHub::default(),
+            registries: BTreeMap::new(),
             drivers: Drivers::default(),
             log: Log::default(),
         }
@@ -231,8 +239,20 @@ impl Config {
         self.data_dir.join(ADMIN_TOKEN_FILE)
     }
 
+    /// How the tables of single registries are written, in their order.
+    fn registry_paths(&self, found: &Found) -> Vec<String> {
+        let written: BTreeMap<String, String> = found
+            .names("registries")
+            .into_iter()
+            .rev()
+            .filter_map(|(name, path)| Some((registry_name(&name)?, path)))
+            .collect();
+        self.registries.keys().filter_map(|name| written.get(name).cloned()).collect()
+    }
+
     fn resolve_paths(&mut self, found: &mut Found) {
         let dir = self.data_dir.clone();
+        let registry_paths = self.registry_paths(found);
         let mut resolve = |key: &str, path: &mut Option<PathBuf>, program: bool| {
             let Some(given) = path else { return };
             if given.starts_with("~") {
@@ -248,6 +268,10 @@ impl Config {
         resolve("github.private_key_file", &mut self.github.private_key_file, false);
         resolve("github.token_file", &mut self.github.token_file, false);
         resolve("github.ca_file", &mut self.github.ca_file, false);
+        for (path, host) in registry_paths.iter().zip(self.registries.values_mut()) {
+            resolve(&format!("{path}.ca_file"), &mut host.ca_file, false);
+            resolve(&format!("{path}.password_file"), &mut host.password_file, false);
+        }
         resolve("drivers.qemu.binary", &mut self.drivers.qemu.binary, true);
         resolve("drivers.qemu.qemu_img", &mut self.drivers.qemu.qemu_img, true);
         resolve("drivers.tart.binary", &mut self.drivers.tart.binary, true);
@@ -310,6 +334,30 @@ impl Config {
             }
         }
         self.github.check(found);
+        for (path, host) in self.registry_paths(found).iter().zip(self.registries.values()) {
+            let key = |field: &str| format!("{path}.{field}");
+            if let Some(path) = &host.ca_file
+                && let Err(cause) = std::fs::File::open(path)
+            {
+                found.refuse(&key("ca_file"), format!("cannot read {}: {cause}", path.display()));
+            }
+            match (&host.username, &host.password_file) {
+                (Some(username), Some(path)) => {
+                    if username.is_empty() || username.contains(|c: char| c == ':' || c.is_control()) {
+                        found.refuse(
+                            &key("username"),
+                            "a user's name is not empty and has no colon or control character in it",
+                        );
+                    }
+                    if let Err(what) = password_in(path) {
+                        found.refuse(&key("password_file"), what);
+                    }
+                }
+                (None, None) => {}
+                (Some(_), None) => found.refuse(&key("username"), "needs `password_file` beside it: give both or none"),
+                (None, Some(_)) => found.refuse(&key("password_file"), "needs `username` beside it: give both or none"),
+            }
+        }
         let t = &self.drivers.tart;
         if t.network == TartNetwork::Bridged && t.bridged_interfaces.is_empty() {
             found.refuse(
@@ -350,6 +398,24 @@ impl Config {
             );
         }
     }
+}
+
+/// The tables of single registries. Two spellings of one registry would hide each other.
+fn registries(found: &mut Found) -> BTreeMap<String, RegistryHost> {
+    let mut registries = BTreeMap::new();
+    for (name, path) in found.names("registries") {
+        let settings = RegistryHost::read(&path, found);
+        match registry_name(&name) {
+            None => found.refuse_table(&path, "expected a registry's host[:port] as in image references"),
+            Some(normal) if registries.contains_key(&normal) => {
+                found.refuse_table(&path, format!("is another spelling of {normal}, which has a table already"));
+            }
+            Some(normal) => {
+                registries.insert(normal, settings);
+            }
+        }
+    }
+    registries
 }
 
 /// The data directory as given, else `~/.mayfly`.

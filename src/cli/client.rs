@@ -193,6 +193,19 @@ impl Client {
         self.json(self.request(Method::POST, path, &[]).json(body)).await
     }
 
+    pub async fn put_patiently(&self, path: &[&str], body: &Value) -> Result<Value, Failure> {
+        self.json(self.request(Method::PUT, path, &[]).json(body)).await
+    }
+
+    /// Refuses to send `what` where others may read it on its way.
+    pub fn must_be_private(&self, what: &str) -> Result<(), Failure> {
+        if self.base.scheme() == "https" || is_loopback(&self.base) {
+            return Ok(());
+        }
+        let at = self.base.authority();
+        Err(Failure::Usage(format!("{what} would travel to {at} in clear: use https, or do it on that machine")))
+    }
+
     pub async fn delete(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, Failure> {
         self.json(self.request(Method::DELETE, path, query).timeout(ANSWER)).await
     }

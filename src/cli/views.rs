@@ -268,6 +268,16 @@ pub(super) struct WatchView {
 }
 
 #[derive(Debug, Deserialize)]
+pub(super) struct LoginView {
+    pub registry: String,
+    #[serde(default)]
+    pub username: String,
+    #[serde(default)]
+    pub source: String,
+    pub saved_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Deserialize)]
 pub(super) struct TokenView {
     pub id: String,
     pub name: String,

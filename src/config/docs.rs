@@ -54,7 +54,7 @@ const TAIL: &str = "
 /// The page.
 pub fn markdown() -> String {
     let mut page = String::from(HEAD);
-    for section in keys::SECTIONS {
+    for section in keys::SECTIONS.iter().flat_map(with_named) {
         let about = tidy(section.about);
         let _ = write!(page, "\n## `[{}]`\n\n{about}\n\n", section.path);
         page.push_str("| Key | Takes | Default | Meaning |\n|---|---|---|---|\n");
@@ -66,6 +66,12 @@ pub fn markdown() -> String {
     page.push_str(TAIL);
     let _ = write!(page, "\n<!-- Written by: {REGENERATE} -->\n");
     page
+}
+
+/// A section, and the named tables whose defaults it has.
+fn with_named(section: &'static keys::Section) -> impl Iterator<Item = &'static keys::Section> {
+    let named = keys::NAMED.iter().filter(|n| section.path == "registry" && n.root == "registries");
+    std::iter::once(section).chain(named.map(|n| &n.section))
 }
 
 /// Doc comments come with the space after `///`.

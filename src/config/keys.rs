@@ -19,6 +19,16 @@ pub struct Section {
     pub keys: &'static [Key],
 }
 
+/// Tables of `mayfly.toml` that have the same keys and are named by whoever writes them: `[registries."host"]`.
+#[derive(Debug)]
+pub struct Named {
+    /// What stands before the name.
+    pub root: &'static str,
+    /// What the name is, in words.
+    pub name: &'static str,
+    pub section: Section,
+}
+
 /// One setting.
 #[derive(Debug)]
 pub struct Key {
@@ -58,7 +68,7 @@ macro_rules! section {
         }
 
         impl $name {
-            const SECTION: Section = Section {
+            pub(super) const SECTION: Section = Section {
                 path: $path,
                 about: concat!($($about),+),
                 keys: &[ $( Key {
@@ -72,8 +82,9 @@ macro_rules! section {
                 }, )+ ],
             };
 
-            pub(super) fn read(found: &mut Found) -> Self {
-                Self { $( $field: found.take(concat!($path, ".", stringify!($field))).unwrap_or_else(|| $default), )+ }
+            /// From the table with this path.
+            pub(super) fn read(path: &str, found: &mut Found) -> Self {
+                Self { $( $field: found.take(&format!("{path}.{}", stringify!($field))).unwrap_or_else(|| $default), )+ }
             }
         }
     };
@@ -186,13 +197,13 @@ section! {
 }
 
 section! {
-    /// Registries that templates are pulled from.
+    /// Registries that templates are pulled from, where nothing else is said of one of them.
     Registry = "registry" {
         /// Certificates (PEM) of authorities that are trusted besides the system's.
         ca_file: Option<PathBuf> = None;
         /// Speak plain HTTP, which is possible with registries on this host only.
         plain_http: bool = false;
-        /// Most that all pulls together take from registries, in bytes per second (65536 to 4294967295). 0: no limit.
+        /// Most that all pulls together take from registries and S3, in bytes per second (65536 to 4294967295). 0: no limit.
         bytes_per_second: u32 = 0;
         /// Most that pulls in the background, which no vm and no person waits for, take together, in bytes per second (65536 to
         /// 4294967295). 0: no limit.
@@ -229,6 +240,22 @@ section! {
         ca_file: Option<PathBuf> = None;
         /// Version of the API that is asked for.
         api_version: String = crate::runners::github::API_VERSION.to_owned();
+    }
+}
+
+section! {
+    /// One registry, by its name as in image references: `[registries."registry.example.com:5000"]`.
+    /// These tables stand in the file, or on the command line, and have no environment variables.
+    RegistryHost = "registries.\"<host>\"" {
+        /// Certificates (PEM) of authorities that are trusted besides the system's.
+        ca_file: Option<PathBuf> = None, shown as "that of `[registry]`";
+        /// Speak plain HTTP, wherever the registry is: passwords and images travel in clear, and anybody on the way may change
+        /// what a tag means.
+        plain_http: Option<bool> = None, shown as "that of `[registry]`";
+        /// User to log in as; needs `password_file`.
+        username: Option<String> = None;
+        /// File with that user's password or token, which only its owner may read (mode 0600).
+        password_file: Option<PathBuf> = None;
     }
 }
 
@@ -343,6 +370,10 @@ pub const SECTIONS: &[Section] = &[
     Log::SECTION,
 ];
 
+/// Every kind of named table.
+pub const NAMED: &[Named] = &[Named { root: "registries", name: "host", section: RegistryHost::SECTION }];
+
+/// Every key that has one place; those of named tables are as many as there are names.
 pub fn all() -> impl Iterator<Item = &'static Key> {
     SECTIONS.iter().flat_map(|s| s.keys)
 }

@@ -11,8 +11,13 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{ConfigError, Problem, keys};
+use super::{
+    ConfigError, Problem,
+    keys::{self, Named},
+};
 use crate::runners::github;
+
+mod named;
 
 const ENV_PREFIX: &str = "MAYFLY_";
 /// Variables with our prefix that are not settings of the service.
@@ -217,6 +222,12 @@ impl Found {
         self.problems.push(Problem { place, message: format!("`{key}`: {}", why.into()) });
     }
 
+    /// Notes that a named table cannot be used.
+    pub fn refuse_table(&mut self, path: &str, why: impl Into<String>) {
+        let place = self.places.get(&format!("{path}.")).cloned().unwrap_or_else(|| "command line".to_owned());
+        self.problems.push(Problem { place, message: format!("`{path}`: {}", why.into()) });
+    }
+
     pub fn in_range<N: Into<u64> + Copy>(&mut self, key: &str, value: N, least: u64, most: u64) {
         let value = value.into();
         if value < least || value > most {
@@ -249,12 +260,76 @@ impl Found {
         Ok(())
     }
 
+    /// The names that tables of this kind were given, each with the path that its settings have.
+    pub fn names(&self, root: &str) -> Vec<(String, String)> {
+        let mut names = Vec::new();
+        for key in self.places.keys() {
+            if let Some((named, name, _)) = named::split(key)
+                && named.root == root
+                && names.last().is_none_or(|(last, _)| *last != name)
+            {
+                let path = named::path(root, &name);
+                names.push((name, path));
+            }
+        }
+        names.dedup();
+        names
+    }
+
+    fn walk_named(&mut self, named: &'static Named, value: &DeValue<'_>, place: &dyn Fn(usize) -> String, at: String) {
+        let example = || named::path(named.root, "registry.example.com");
+        let DeValue::Table(tables) = value else {
+            return self.problems.push(Problem {
+                place: at,
+                message: format!("`{}`: expected tables such as `[{}]`", named.root, example()),
+            });
+        };
+        for (name, value) in tables.iter() {
+            let path = named::path(named.root, name.get_ref());
+            let DeValue::Table(settings) = value.get_ref() else {
+                let message = format!(
+                    "`{path}`: expected a table of settings, found a single value; name it by its {}, as in `[{}]`",
+                    named.name,
+                    example()
+                );
+                self.problems.push(Problem { place: place(name.span().start), message });
+                continue;
+            };
+            // Without settings it would not be seen at all, and its name never be looked at.
+            self.places.insert(format!("{path}."), place(name.span().start));
+            for (field, value) in settings.iter() {
+                let key = format!("{path}.{}", field.get_ref());
+                let place = place(field.span().start);
+                if named::split(&key).is_some_and(|(_, _, field)| !field.is_empty()) {
+                    self.set(&key, raw(value.get_ref()), place);
+                } else if matches!(value.get_ref(), DeValue::Table(_)) {
+                    let message = format!(
+                        "unknown section `{key}`; a {} with dots in it is quoted, as in `[{}]`",
+                        named.name,
+                        example()
+                    );
+                    self.problems.push(Problem { place, message });
+                } else {
+                    let hint = match named::nearest(named, field.get_ref()) {
+                        Some(near) => format!("; did you mean `{near}`?"),
+                        None => String::new(),
+                    };
+                    self.problems.push(Problem { place, message: format!("unknown key `{key}`{hint}") });
+                }
+            }
+        }
+    }
+
     fn walk(&mut self, prefix: &str, table: &DeTable<'_>, place: &dyn Fn(usize) -> String) {
         for (name, value) in table.iter() {
             let name: &Spanned<_> = name;
             let key =
                 if prefix.is_empty() { name.get_ref().to_string() } else { format!("{prefix}.{}", name.get_ref()) };
             let place_of_key = place(name.span().start);
+            if let Some(named) = named::of_root(&key) {
+                self.walk_named(named, value.get_ref(), place, place_of_key);
+                continue;
+            }
             let section = is_section(&key);
             match value.get_ref() {
                 DeValue::Table(inner) if section => self.walk(&key, inner, place),
@@ -282,6 +357,9 @@ impl Found {
                 if !value.is_empty() {
                     self.set(&key, Raw::Untyped(value), place);
                 }
+            } else if let Some(named) = rest.split("__").next().and_then(|root| named::of_root(&root.to_lowercase())) {
+                let message = format!("has no meaning: settings of one {} stand in {} only", named.name, super::FILE);
+                self.problems.push(Problem { place, message });
             } else if rest.contains("__") || looks_like_a_setting(&key) {
                 self.unknown(&key, &name, false, place);
             }
@@ -291,7 +369,8 @@ impl Found {
     pub fn add_overrides(&mut self, overrides: Vec<(String, String)>) {
         for (key, value) in overrides {
             let place = "command line".to_owned();
-            if is_key(&key) {
+            let named = named::split(&key).is_some_and(|(_, _, field)| !field.is_empty());
+            if is_key(&key) || named {
                 self.set(&key, Raw::Untyped(value), place);
             } else {
                 self.unknown(&key, &key, false, place);
@@ -354,8 +433,11 @@ fn looks_like_a_setting(name: &str) -> bool {
 fn nearest(given: &str, table: bool) -> Option<&'static str> {
     let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
     let near = strsim::normalized_damerau_levenshtein;
-    let known: Vec<&'static str> =
-        if table { keys::SECTIONS.iter().map(|s| s.path).collect() } else { keys::all().map(|k| k.path).collect() };
+    let known: Vec<&'static str> = if table {
+        keys::SECTIONS.iter().map(|s| s.path).chain(keys::NAMED.iter().map(|n| n.root)).collect()
+    } else {
+        keys::all().map(|k| k.path).collect()
+    };
     known
         .into_iter()
         // Of equals the last one wins: let it be the one that is documented first.

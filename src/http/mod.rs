@@ -28,6 +28,7 @@ mod openapi;
 mod pages;
 mod problem;
 mod pulls;
+mod registries;
 mod serve;
 mod templates;
 mod time;
@@ -88,6 +89,8 @@ fn admin_routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(templates::export::export_template))
         .routes(routes!(tokens::create_token, tokens::list_tokens))
         .routes(routes!(tokens::revoke_token))
+        .routes(routes!(registries::log_in_to_registry, registries::log_out_of_registry))
+        .routes(routes!(registries::list_registries))
         .routes(routes!(host::get_host))
         .routes(routes!(host::get_difference))
         .routes(routes!(health::get_health))

@@ -32,6 +32,7 @@ pub mod examples;
         (name = "guest", description = "What a guest says of its own vm"),
         (name = "events", description = "Everything that happens, as it happens"),
         (name = "templates", description = "Bootable images, ready to clone"),
+        (name = "registries", description = "Who we are where images come from"),
         (name = "host", description = "Limits, drivers, and what runs"),
         (name = "tokens", description = "Who may call"),
         (name = "health", description = "For probes and metrics"),
@@ -73,6 +74,8 @@ fn own_errors(operation: &str) -> &'static [Code] {
             &[C::TemplateNotFound, C::TemplateInvalid, C::TemplateInUse, C::ImagePushRefused, C::ImagePushFailed]
         }
         "import_template" => &[
+            C::ObjectRefused,
+            C::ObjectUnavailable,
             C::TemplateExists,
             C::TemplateInvalid,
             C::DriverUnsupported,
@@ -83,6 +86,9 @@ fn own_errors(operation: &str) -> &'static [Code] {
             C::HostUnavailable,
         ],
         "export_template" => &[
+            C::ObjectRefused,
+            C::ObjectExists,
+            C::ObjectUnavailable,
             C::TemplateNotFound,
             C::TemplateInvalid,
             C::LayoutGuest,
@@ -95,6 +101,8 @@ fn own_errors(operation: &str) -> &'static [Code] {
         "roll_back_template" => &[C::TemplateNotFound, C::TemplateNoPrevious],
         "verify_template" => &[C::TemplateNotFound, C::TemplateInUse],
         "pin_template" | "unpin_template" => &[C::TemplateNotFound, C::TemplateInvalid],
+        "log_in_to_registry" => &[C::LoginRefused, C::RegistryUnavailable],
+        "log_out_of_registry" => &[C::LoginNotFound, C::RequestInvalid],
         "create_token" => &[C::TokenNameInUse],
         "revoke_token" => &[C::TokenNotFound],
         "get_readiness" => &[C::HostUnavailable, C::ShuttingDown],

@@ -8,14 +8,16 @@ use tokio::sync::watch;
 use crate::{
     domain::{Budgets, host::HostView},
     store::{Ledger, Reader, Vault, logs::Logs},
-    templates::{Catalog, layouts::Tools, pull::Puller},
+    templates::{Catalog, layouts::Tools, pull::Puller, registry::logins::Logins, s3::S3},
 };
 
 pub mod clock;
 pub mod guests;
 pub mod hosts;
-pub mod pulls;
 pub mod layouts;
+pub mod objects;
+pub mod pulls;
+pub mod registries;
 pub mod templates;
 pub mod tokens;
 pub mod versions;
@@ -64,6 +66,8 @@ pub struct Service {
     pub(crate) drivers: Arc<crate::drivers::registry::Registry>,
     pub(crate) puller: Puller,
     pub(crate) pulls: Arc<pulls::Board>,
+    pub(crate) logins: Logins,
+    pub(crate) s3: S3,
 }
 
 #[expect(clippy::too_many_arguments, reason = "called once, where everything is wired")]
@@ -76,13 +80,16 @@ impl Service {
         catalog: Arc<Catalog>,
         drivers: Arc<crate::drivers::registry::Registry>,
         puller: Puller,
+        logins: Logins,
+        s3: S3,
         host: watch::Receiver<HostView>,
         clock: Clock,
         settings: Settings,
     ) -> Self {
         let vms = versions::Vms { reader: reader.clone(), ledger: ledger.clone(), clock: clock.clone() };
         catalog.settle(Arc::new(vms));
-        Self { ledger, reader, vault, logs, catalog, host, clock, settings, drivers, puller, pulls: Arc::default() }
+        let pulls = Arc::default();
+        Self { ledger, reader, vault, logs, catalog, host, clock, settings, drivers, puller, pulls, logins, s3 }
     }
 }
 

@@ -29,8 +29,11 @@
 //! push       a template becomes an image in a registry
 //!   registry manifests and blobs, over any number of interruptions
 //!   oci      what an image is
+//! s3         files of disks in S3, there and back
+//! aws        who we are to Amazon
 //! ```
 
+mod aws;
 mod catalog;
 mod check;
 mod import;
@@ -41,6 +44,7 @@ pub mod pull;
 pub mod push;
 mod qcow2;
 pub mod registry;
+pub mod s3;
 
 use std::path::PathBuf;
 

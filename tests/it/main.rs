@@ -14,6 +14,7 @@ mod pull;
 mod push;
 mod registries;
 mod registry_rig;
+mod s3;
 mod startup;
 mod support;
 mod tart_double;

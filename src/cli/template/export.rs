@@ -15,7 +15,7 @@ use super::{
 pub(in crate::cli) struct Export {
     /// The template
     name: String,
-    /// Where it is to be, on the service's machine: a directory, or an image for qcow2 and raw
+    /// Where it is to be, on the service's machine: a directory, or an image for qcow2 and raw; these also to s3://bucket/key
     path: String,
     /// Layout to write
     #[arg(long, value_parser = ["tart", "shoes-vz", "macosvm", "qcow2", "raw"])]
@@ -26,11 +26,13 @@ pub(in crate::cli) struct Export {
     /// Whether the Ethernet address goes along [default: regenerate]
     #[arg(long, value_parser = ["keep", "regenerate"])]
     mac: Option<String>,
+    /// Replace what is there, in S3
+    #[arg(long)]
+    overwrite: bool,
 }
 
 pub(super) async fn run(args: Export, client: &Client, json: bool) -> Result<(), Failure> {
-    let mut body =
-        json!({ "layout": args.layout, "path": place(&args.path), "identity": args.identity, "mac": args.mac });
+    let mut body = json!({ "layout": args.layout, "path": place(&args.path), "identity": args.identity, "mac": args.mac, "overwrite": args.overwrite.then_some(true) });
     if let Some(body) = body.as_object_mut() {
         body.retain(|_, value| !value.is_null());
     }

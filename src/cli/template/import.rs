@@ -12,7 +12,7 @@ use super::super::{
 
 #[derive(Args)]
 pub(in crate::cli) struct Import {
-    /// The VM's directory, the vm.json, or the image, on the service's machine
+    /// The VM's directory, the vm.json, or the image, on the service's machine; an image also as s3://bucket/key
     path: String,
     /// Layout of what is there
     #[arg(long, value_parser = ["tart", "shoes-vz", "macosvm", "qcow2", "raw"])]

@@ -4,10 +4,11 @@ use clap::Subcommand;
 use serde_json::json;
 
 mod add;
-mod names;
-mod prune;
 mod export;
 mod import;
+mod login;
+mod names;
+mod prune;
 mod pull;
 mod push;
 mod settings;
@@ -53,6 +54,18 @@ pub(super) enum TemplateCommand {
     /// Mayfly's. Keys and passwords are never part of it. What the registry has already is not uploaded, so a push that was cut
     /// off goes on where it stopped.
     Push(push::Push),
+    /// Log in to a registry, for pulling and pushing
+    ///
+    /// The registry is asked first, and a login that it refuses is not kept. The service keeps it in a file that nobody else may
+    /// read. Amazon ECR needs no login where the host has a role or a profile.
+    Login(login::Login),
+    /// Forget the login to a registry
+    Logout {
+        /// The registry, as host or host:port in image references
+        host: String,
+    },
+    /// List the logins to registries
+    Logins,
     /// Import a template from another program's layout
     ///
     /// A VM of Tart, a template bundle of shoes-vz, a vm.json of macosvm, or a disk image. What has no place in a template is
@@ -105,6 +118,9 @@ pub(super) async fn run(command: TemplateCommand, client: &Client, json: bool) -
         TemplateCommand::Watch(args) => watch::run(*args, client, json).await?,
         TemplateCommand::Unwatch { name } => watch::remove(&name, client, json).await?,
         TemplateCommand::Push(args) => push::run(args, client, json).await?,
+        TemplateCommand::Login(args) => login::login(args, client, json).await?,
+        TemplateCommand::Logout { host } => login::logout(&host, client, json).await?,
+        TemplateCommand::Logins => login::list(client, json).await?,
         TemplateCommand::Import(args) => import::run(*args, client, json).await?,
         TemplateCommand::Export(args) => export::run(args, client, json).await?,
         TemplateCommand::List => list(client, json).await?,

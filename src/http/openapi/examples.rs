@@ -394,6 +394,19 @@ pub fn created_token() -> Value {
     with(token(), json!({ "token": "mfa_…" }))
 }
 
+pub fn login() -> Value {
+    json!({
+        "registry": "registry.example.com:5000",
+        "username": "ci",
+        "source": "login",
+        "saved_at": "2026-11-20T08:00:00.000Z"
+    })
+}
+
+pub fn kept_login() -> Value {
+    with(login(), json!({ "checked": true, "notices": [] }))
+}
+
 pub fn problem(code: Code) -> Value {
     let mut problem = json!({
         "type": format!("/problems/{code}"),

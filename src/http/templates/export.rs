@@ -22,13 +22,17 @@ use crate::templates::layouts::{ExportRequest, Layout, Notice, Place, Policy, Wr
 #[schema(as = ExportRequest)]
 pub struct ExportBody {
     layout: Layout,
-    /// Absolute, and not there yet. It becomes a directory for `tart`, `shoes-vz` and `macosvm`, else an image.
+    /// Absolute, and not there yet. It becomes a directory for `tart`, `shoes-vz` and `macosvm`, else an image. `qcow2` and `raw`
+    /// also go to S3, as `s3://bucket/key`.
     #[schema(example = "/Users/ci/vms/sequoia")]
     path: String,
     /// Whether the machine's identity goes along; `keep` when missing. A new one changes the guest's serial number.
     identity: Option<Policy>,
     /// Whether the Ethernet address goes along; `regenerate` when missing.
     mac: Option<Policy>,
+    /// In S3: replace what is there. On the host, nothing is ever overwritten.
+    #[serde(default)]
+    overwrite: bool,
 }
 
 impl ExportBody {
@@ -41,7 +45,7 @@ impl ExportBody {
         }
         Ok(ExportRequest {
             layout: self.layout,
-            to: Place::parse(&self.path)?,
+            to: Place::parse(&self.path)?.overwriting(self.overwrite)?,
             identity: self.identity.unwrap_or(Policy::Keep),
             mac: self.mac.unwrap_or(Policy::Regenerate),
         })
@@ -63,8 +67,8 @@ pub struct ExportedTemplate {
 
 /// Export a template
 ///
-/// Into the layout of Tart, shoes-vz or macosvm, or as a disk image, on the service's host. It appears complete or not at all,
-/// and nothing is overwritten. Only the service's user may read what was written.
+/// Into the layout of Tart, shoes-vz or macosvm, or as a disk image, on the service's host, or as a disk image in S3. It appears
+/// complete or not at all, and nothing is overwritten but by `overwrite`. Only the service's user may read what was written.
 #[utoipa::path(
     post, path = "/templates/{name}/export", tag = "templates",
     params(("name" = String, Path, description = "Name or digest", example = "micro")),

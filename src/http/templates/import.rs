@@ -19,11 +19,10 @@ use super::{
         openapi::examples,
         problem::Problem,
     },
-    TemplateView,
+    TemplateView, shown,
 };
 use crate::{
-    domain::{Arch, Budgets, Code, GuestOs, Handover},
-    service::vms::BudgetsPatch,
+    domain::{Arch, Budgets, BudgetsPatch, Code, GuestOs, Handover},
     templates::{
         NewTemplate,
         layouts::{ImportRequest, Layout, Notice, Place, Policy},
@@ -39,7 +38,8 @@ pub struct ImportBody {
     #[schema(example = "sequoia")]
     name: String,
     layout: Layout,
-    /// Absolute. A directory for `tart`, `shoes-vz` and `macosvm` (there also the `vm.json` itself), else the image.
+    /// Absolute. A directory for `tart`, `shoes-vz` and `macosvm` (there also the `vm.json` itself), else the image, which may be
+    /// in S3, too: `s3://bucket/key`, with `#sha256=…` behind it if its content is known.
     #[schema(example = "/opt/myshoes/vz/templates/macos-15")]
     path: String,
     /// For `shoes-vz` and `macosvm`: whether the machine's identity is taken over; `keep` when missing. A VM of Tart is taken
@@ -204,5 +204,9 @@ pub async fn import_template(
     let (template, notices) = http.service.import_template(request).await?;
     let status = if before.as_ref() == Some(&template.digest) { StatusCode::OK } else { StatusCode::CREATED };
     let location = format!("/templates/{}", template.name);
-    Ok((status, [(header::LOCATION, location)], Answer(ImportedTemplate { template: template.into(), notices })))
+    Ok((
+        status,
+        [(header::LOCATION, location)],
+        Answer(ImportedTemplate { template: shown(&http, &template.name).await?, notices }),
+    ))
 }

@@ -16,14 +16,14 @@ use super::{
 };
 
 pub mod create;
+pub mod export;
+pub mod import;
 pub mod names;
 pub mod prune;
 pub mod push;
 pub mod verify;
 mod view;
 pub mod watch;
-pub mod export;
-pub mod import;
 
 pub use view::TemplateView;
 

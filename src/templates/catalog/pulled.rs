@@ -18,7 +18,7 @@ use std::{
 
 use super::{Catalog, Root, describe, storage, sync_dir, take_in, write_synced};
 use crate::{
-    domain::{Code, Error, Result, Template, version::Moved},
+    domain::{Code, Error, Result, Template},
     templates::{
         NewTemplate,
         check::{self, Part},
@@ -102,22 +102,6 @@ impl Catalog {
                 return Err(Error::new(Code::TemplateInvalid, format!("name {what}")).field("/name", what));
             }
             root.may_name(&name, "", Some(&image))
-        })
-        .await
-    }
-
-    /// Lets a name point at a template that was pulled, if it may: from one image of a repository to another one of the same.
-    pub async fn point_pulled(&self, name: &str, digest: &str, why: &str) -> Result<Moved> {
-        let (name, digest, why) = (name.to_owned(), digest.to_owned(), why.to_owned());
-        self.blocking(move |root| {
-            let _turn = root.lock().map_err(storage)?;
-            if !root.place(&digest)?.exists() {
-                return Err(Error::new(Code::TemplateNotFound, format!("there is no template {digest}")));
-            }
-            root.sound(&digest, &name)?;
-            let image = root.manifest(&digest).map_err(Error::internal)?.image;
-            root.may_name(&name, &digest, image.as_ref())?;
-            root.point(&name, &digest, &why).map_err(storage)
         })
         .await
     }

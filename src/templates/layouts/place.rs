@@ -11,20 +11,36 @@ use std::{
 use super::{Written, stage::Stage};
 use crate::{
     domain::{Code, Error, Result},
-    templates::Catalog,
+    templates::{
+        Catalog,
+        s3::{Location, LocationError},
+    },
 };
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// Absolute, and without detours.
     File(PathBuf),
+    /// In S3. Whoever imports fetches it first, and whoever exports takes it there afterwards: here it is nothing.
+    Object { at: Location, overwrite: bool },
+}
+
+/// For those who convert files.
+fn not_here(at: &Location) -> Error {
+    Error::internal(format!("{at} is not on this host"))
 }
 
 impl Place {
     pub fn parse(text: &str) -> Result<Place> {
         let wrong = |what: &str| Err(Error::new(Code::RequestInvalid, format!("path {what}")).field("/path", what));
+        if Location::is_meant(text) {
+            let at = text.parse().map_err(|error: LocationError| {
+                Error::new(Code::RequestInvalid, error.to_string()).field("/path", "is no object in S3")
+            })?;
+            return Ok(Place::Object { at, overwrite: false });
+        }
         if text.split_once("://").is_some_and(|(scheme, _)| scheme.bytes().all(|b| b.is_ascii_alphanumeric())) {
-            return wrong("must be on the service's host: no other place is known here");
+            return wrong("must be on the service's host, or s3://bucket/key: no other place is known here");
         }
         let path = Path::new(text);
         if !path.is_absolute() || text.contains('\0') {
@@ -37,11 +53,24 @@ impl Place {
         Ok(Place::File(path.components().collect()))
     }
 
+    /// Whether what is there may be replaced.
+    pub fn overwriting(self, overwrite: bool) -> Result<Place> {
+        match self {
+            Place::Object { at, .. } => Ok(Place::Object { at, overwrite }),
+            Place::File(_) if overwrite => {
+                let what = "means nothing on the host, where nothing is overwritten: leave it out";
+                Err(Error::new(Code::RequestInvalid, format!("overwrite {what}")).field("/overwrite", what))
+            }
+            file => Ok(file),
+        }
+    }
+
     /// The source as a file or directory of this host. `_work` is where one from elsewhere would be put; it goes when the import
     /// is over.
     pub(super) async fn obtain(&self, _work: &Path) -> Result<PathBuf> {
         match self {
             Place::File(path) => Ok(path.clone()),
+            Place::Object { at, .. } => Err(not_here(at)),
         }
     }
 
@@ -52,6 +81,7 @@ impl Place {
                 let (path, catalog) = (path.clone(), catalog.clone());
                 super::blocking(move || Stage::beside(&path, &catalog)).await
             }
+            Place::Object { at, .. } => Err(not_here(at)),
         }
     }
 
@@ -60,6 +90,7 @@ impl Place {
     pub(super) async fn deliver(&self, stage: Stage, files: Vec<Finished>) -> Result<Vec<Written>> {
         match self {
             Place::File(_) => super::blocking(move || stage.publish_files(&files)).await,
+            Place::Object { at, .. } => Err(not_here(at)),
         }
     }
 }

@@ -27,7 +27,9 @@ impl From<&PullError> for Error {
             )
             | PullError::Layer { .. }
             | PullError::Lost => Code::ImageUnavailable,
-            PullError::Manifest { .. } | PullError::Content { .. } | PullError::Settings { .. } => Code::TemplateInvalid,
+            PullError::Manifest { .. } | PullError::Content { .. } | PullError::Settings { .. } => {
+                Code::TemplateInvalid
+            }
             PullError::Space { error: full, .. } => {
                 return Error { retry_after: full.retry_after, ..Error::new(full.code, error.to_string()) };
             }

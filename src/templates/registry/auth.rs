@@ -25,7 +25,8 @@ const LARGEST_TOKEN: usize = 256 << 10;
 
 pub(super) struct Authorizer {
     registry: String,
-    repository: String,
+    /// What a token is asked for, where the registry does not say; `None`: for nothing but to know who we are.
+    repository: Option<String>,
     /// Whether a token service may be asked over plain HTTP.
     plain_http: bool,
     source: Arc<dyn CredentialSource>,
@@ -58,14 +59,14 @@ struct Token {
 impl Authorizer {
     pub fn new(
         registry: &str,
-        repository: &str,
+        repository: Option<&str>,
         plain_http: bool,
         source: Arc<dyn CredentialSource>,
         scopes: Vec<String>,
     ) -> Authorizer {
         Authorizer {
             registry: registry.to_owned(),
-            repository: repository.to_owned(),
+            repository: repository.map(str::to_owned),
             plain_http,
             source,
             scopes,
@@ -137,10 +138,12 @@ impl Authorizer {
             return Err(self.denied("its token service is not at an https address"));
         }
         url.set_fragment(None);
-        let default_scope = format!("repository:{}:pull", self.repository);
-        let asked = scope.unwrap_or(&default_scope);
-        url.query_pairs_mut().clear().append_pair("scope", asked);
-        for scope in self.scopes.iter().filter(|scope| *scope != asked) {
+        let default_scope = self.repository.as_ref().map(|repository| format!("repository:{repository}:pull"));
+        let asked = scope.or(default_scope.as_deref());
+        url.set_query(None);
+        for scope in
+            asked.into_iter().chain(self.scopes.iter().map(String::as_str).filter(|scope| Some(*scope) != asked))
+        {
             url.query_pairs_mut().append_pair("scope", scope);
         }
         if let Some(service) = service {

@@ -3,7 +3,7 @@
 //! Nothing that arrives is believed: a manifest is held against its digest here, a blob by whoever takes its pieces. What is
 //! promised of a blob is that its bytes come in order, each once, and are as many as were asked for.
 
-use std::{fmt, fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, fs, path::PathBuf, sync::Arc, time::Duration};
 
 use reqwest::{
     Response, StatusCode, Url,
@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::{
     RegistryError, Retry,
     auth::Authorizer,
-    credentials::CredentialSource,
+    credentials::{CredentialSource, registry_name},
     pace::{Limits, Pace},
     retry::{Failure, verdict},
 };
@@ -47,6 +47,31 @@ pub struct Options {
     pub retry: Retry,
     /// How fast blobs may come.
     pub limits: Limits,
+    /// What differs for single registries, by the one spelling of their names.
+    pub hosts: BTreeMap<String, HostOptions>,
+}
+
+/// What differs for one registry. What is `None` is as for all.
+#[derive(Clone, Debug, Default)]
+pub struct HostOptions {
+    pub ca_file: Option<PathBuf>,
+    /// Said of one registry, it is allowed wherever that is.
+    pub plain_http: Option<bool>,
+}
+
+impl Options {
+    /// What holds for this registry.
+    fn of(&self, registry: &str) -> Options {
+        let mut options = Options { hosts: BTreeMap::new(), ..self.clone() };
+        if let Some(host) = registry_name(registry).and_then(|name| self.hosts.get(&name)) {
+            options.ca_file = host.ca_file.clone().or(options.ca_file);
+            if let Some(plain) = host.plain_http {
+                options.plain_http = plain;
+                options.plain_http_anywhere = plain;
+            }
+        }
+        options
+    }
 }
 
 impl Default for Options {
@@ -59,6 +84,7 @@ impl Default for Options {
             idle_timeout: Duration::from_secs(60),
             retry: Retry::default(),
             limits: Limits::default(),
+            hosts: BTreeMap::new(),
         }
     }
 }
@@ -115,17 +141,62 @@ impl Client {
         read_timeout: Option<Duration>,
         scopes: Vec<String>,
     ) -> Result<Client, RegistryError> {
-        let registry = reference.registry().to_owned();
+        let repository = Some(reference.repository());
+        Self::of_registry(reference.registry(), repository, options, source, read_timeout, scopes)
+    }
+
+    /// Goes to a registry's entrance with what the source says, once: who tries passwords too often is locked out.
+    pub async fn knock(
+        registry: &str,
+        options: &Options,
+        source: Arc<dyn CredentialSource>,
+    ) -> Result<Entry, RegistryError> {
+        const WHAT: &str = "its entrance, /v2/";
+        let client = Self::of_registry(registry, None, options, source, Some(options.idle_timeout), Vec::new())?;
+        let ask = async |authorization: Option<_>| {
+            let mut request = client.http.get(client.base.clone());
+            if let Some(authorization) = authorization {
+                request = request.header(AUTHORIZATION, authorization);
+            }
+            request.send().await.map_err(|e| describe(registry, WHAT, e))
+        };
+        let first = ask(None).await?;
+        match first.status() {
+            StatusCode::OK => return Ok(Entry::NotAsked),
+            StatusCode::UNAUTHORIZED => {}
+            _ => return Err(client.refused(first, WHAT).await.error),
+        }
+        let (generation, _) = client.auth.current().await;
+        client.auth.renew(&client.http, generation, first.headers(), true).await.map_err(|failure| failure.error)?;
+        let (_, authorization) = client.auth.current().await;
+        let second = ask(authorization).await?;
+        match second.status() {
+            StatusCode::OK => Ok(Entry::LetIn),
+            _ => Err(client.refused(second, WHAT).await.error),
+        }
+    }
+
+    fn of_registry(
+        registry: &str,
+        repository: Option<&str>,
+        options: &Options,
+        source: Arc<dyn CredentialSource>,
+        read_timeout: Option<Duration>,
+        scopes: Vec<String>,
+    ) -> Result<Client, RegistryError> {
+        let registry = registry.to_owned();
+        let options = options.of(&registry);
         let settings = |what: String| RegistryError::Settings { registry: registry.clone(), what };
-        let host = registry.split(':').next().unwrap_or_default();
-        let local = is_loopback(host);
+        let scheme = if options.plain_http { "http" } else { "https" };
+        let path = repository.map(|repository| format!("{repository}/")).unwrap_or_default();
+        // What references call docker.io answers elsewhere.
+        let host = if registry == "docker.io" { "registry-1.docker.io" } else { &registry };
+        let base = Url::parse(&format!("{scheme}://{host}/v2/{path}")).map_err(|e| settings(e.to_string()))?;
+        let local = base.host_str().is_some_and(is_loopback);
         if options.plain_http && !local && !options.plain_http_anywhere {
             let what = "plain HTTP would show passwords and take images from anybody, allow it expressly if it must be";
             return Err(settings(what.into()));
         }
-        let scheme = if options.plain_http { "http" } else { "https" };
-        let base = Url::parse(&format!("{scheme}://{registry}/v2/{}/", reference.repository()))
-            .map_err(|e| settings(e.to_string()))?;
         let plain_http = options.plain_http;
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("mayfly/", env!("CARGO_PKG_VERSION")))
@@ -163,7 +234,7 @@ impl Client {
         }
         let http = builder.build().map_err(|e| settings(e.without_url().to_string()))?;
         let plain_tokens = options.plain_http && options.plain_http_anywhere;
-        let auth = Authorizer::new(&registry, reference.repository(), plain_tokens, source, scopes);
+        let auth = Authorizer::new(&registry, repository, plain_tokens, source, scopes);
         let pace = Pace::urgent(options.limits.clone());
         Ok(Client { http, base, registry, auth, retry: options.retry, pace })
     }
@@ -375,6 +446,14 @@ impl Client {
             },
         }
     }
+}
+
+/// What a registry's entrance said to a login.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    LetIn,
+    /// Everybody may come as far as that.
+    NotAsked,
 }
 
 enum Interrupted {

@@ -27,11 +27,12 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 
 pub use chain::Chain;
-pub use configured::Static;
+pub use configured::{Static, password_in};
 pub use docker::DockerConfig;
 pub use ecr::Ecr;
 pub use environment::Environment;
 pub use helper::Helpers;
+pub use host::normal as registry_name;
 pub use stored::{Login, Stored, StoredError};
 
 /// A user name and its secret, as registries take them by HTTP Basic, themselves or to give a token for.

@@ -7,16 +7,18 @@
 //!   retry      which failures are worth another attempt, and when
 //!   pace       how fast bytes may come
 //! credentials  who we are to a registry
+//! logins       what we were told of that, checked and kept
 //! ```
 
 mod auth;
 pub mod client;
 pub mod credentials;
+pub mod logins;
 pub mod pace;
 mod retry;
 pub mod upload;
 
-pub use client::{Client, Options};
+pub use client::{Client, HostOptions, Options};
 pub use pace::{Limit, Limits};
 pub use retry::Retry;
 

@@ -31,7 +31,7 @@ impl Default for Retry {
 
 impl Retry {
     /// The pauses between attempts, with jitter, so that hosts that lost one registry together do not come back together.
-    pub(super) fn pauses(&self) -> ExponentialBackoff {
+    pub(in crate::templates) fn pauses(&self) -> ExponentialBackoff {
         ExponentialBuilder::default()
             .with_min_delay(self.first_pause)
             .with_max_delay(self.longest_pause)

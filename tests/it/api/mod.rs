@@ -150,6 +150,8 @@ pub async fn api_pulling(
         Arc::new(catalog.clone()),
         Arc::new(Registry::default().with(Arc::new(Fake::new(FakeWorld::new())))),
         puller(&catalog),
+        crate::support::no_logins(dir.path()),
+        mayfly::templates::s3::S3::new(dir.path().join("s3"), Default::default()),
         host.subscribe(),
         clock,
         limits,

@@ -120,6 +120,8 @@ impl Host {
             catalog.clone(),
             drivers.clone(),
             puller.clone(),
+            crate::support::no_logins(&self.at("")),
+            mayfly::templates::s3::S3::new(self.at("s3"), Default::default()),
             board.subscribe(),
             clock.clone(),
             service::Settings::default(),

@@ -23,6 +23,7 @@ pub fn image() -> PathBuf {
 
 pub mod authority;
 pub mod github;
+pub mod moto;
 pub mod proxy;
 pub mod registry;
 pub mod small_disk;
@@ -33,6 +34,17 @@ pub mod tart_image;
 pub fn no_registry(catalog: &mayfly::templates::Catalog) -> mayfly::templates::pull::Puller {
     let nobody = mayfly::templates::registry::credentials::Chain::new(Vec::new());
     mayfly::templates::pull::Puller::new(catalog.clone(), Default::default(), std::sync::Arc::new(nobody))
+}
+
+/// Logins of a service that has none, kept in this directory.
+pub fn no_logins(dir: &Path) -> mayfly::templates::registry::logins::Logins {
+    let nobody = mayfly::templates::registry::credentials::Chain::new(Vec::new());
+    mayfly::templates::registry::logins::Logins::new(
+        dir.to_owned(),
+        Default::default(),
+        Vec::new(),
+        std::sync::Arc::new(nobody),
+    )
 }
 
 pub struct Serve {

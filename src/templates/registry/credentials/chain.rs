@@ -57,6 +57,14 @@ impl Chain {
         Self { sources, slots: SyncMutex::default(), now: Box::new(Timestamp::now) }
     }
 
+    /// What this registry was answered with before counts no more.
+    pub fn forget(&self, registry: &str) {
+        if let Some(registry) = host::normal(registry) {
+            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            slots.remove(&registry);
+        }
+    }
+
     fn slot(&self, registry: &str) -> Arc<Slot> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(slot) = slots.get(registry) {
@@ -262,6 +270,17 @@ mod tests {
         *clock.lock().unwrap() = start() + SignedDuration::from_secs(299);
         assert_eq!(secret(&chain, false).await, "s 1");
         *clock.lock().unwrap() = start() + SignedDuration::from_secs(300);
+        assert_eq!(secret(&chain, false).await, "s 2");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_was_forgotten_is_asked_for_again() {
+        let source = source(Inner { name: "s", ..Inner::default() });
+        let (chain, _) = chain(&[&source]);
+        assert_eq!(secret(&chain, false).await, "s 1");
+        chain.forget("quay.io");
+        assert_eq!(secret(&chain, false).await, "s 1");
+        chain.forget("GHCR.io");
         assert_eq!(secret(&chain, false).await, "s 2");
     }
 

@@ -1,6 +1,6 @@
 //! What the configuration says: a user and a file with the password.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use secrecy::{ExposeSecret, SecretString};
@@ -42,17 +42,20 @@ impl CredentialSource for Static {
         let Some(login) = self.logins.iter().find(|l| host::same(&l.registry, registry)) else { return Ok(None) };
         let failed = |what: String| CredentialError::new(registry, "configuration", what);
         let path = login.password_file.clone();
-        let read = tokio::task::spawn_blocking(move || private::read(&path)).await;
-        let text = read.map_err(|e| failed(e.to_string()))?.map_err(failed)?;
-        let Some(text) = text else {
-            return Err(failed(format!("there is no {}", login.password_file.display())));
-        };
-        let secret = without_line_end(&text);
-        if secret.expose_secret().is_empty() {
-            return Err(failed(format!("{} is empty", login.password_file.display())));
-        }
+        let read = tokio::task::spawn_blocking(move || password_in(&path)).await;
+        let secret = read.map_err(|e| failed(e.to_string()))?.map_err(failed)?;
         Ok(Some(Credential { username: login.username.clone(), secret, expires_at: None }))
     }
+}
+
+/// What a password's file holds, if only its owner may read it.
+pub fn password_in(path: &Path) -> Result<SecretString, String> {
+    let Some(text) = private::read(path)? else { return Err(format!("there is no {}", path.display())) };
+    let secret = without_line_end(&text);
+    if secret.expose_secret().is_empty() {
+        return Err(format!("{} is empty", path.display()));
+    }
+    Ok(secret)
 }
 
 /// Editors and `echo` end the last line; that is not the password's.

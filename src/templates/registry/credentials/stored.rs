@@ -39,7 +39,9 @@ pub enum StoredError {
     #[error("{0:?} is no registry's host[:port]")]
     NotARegistry(String),
     #[error("{0}")]
-    Invalid(&'static str),
+    Username(&'static str),
+    #[error("{0}")]
+    Password(&'static str),
     #[error("{0}")]
     Unreadable(String),
     #[error("{}: {source}", path.display())]
@@ -71,13 +73,7 @@ impl Stored {
     /// Takes the place of what was stored for that registry before.
     pub fn save(&self, registry: &str, username: &str, secret: &SecretString) -> Result<(), StoredError> {
         let registry = named(registry)?;
-        if username.is_empty() || username.contains(|c: char| c == ':' || c.is_control()) {
-            // By HTTP Basic a colon ends the user's name.
-            return Err(StoredError::Invalid("a user's name is not empty and has no colon or control character in it"));
-        }
-        if secret.expose_secret().is_empty() {
-            return Err(StoredError::Invalid("the password is empty"));
-        }
+        Self::may_save(username, secret)?;
         let written =
             Written { registry: &registry, username, secret: secret.expose_secret(), saved_at: Timestamp::now() };
         let bytes = serde_json::to_vec_pretty(&written).expect("strings and a time are JSON");
@@ -108,6 +104,20 @@ impl Stored {
             let _ = fs::remove_file(&staged);
             failed(&path)(e)
         })
+    }
+
+    /// Whether this can be a login at all.
+    pub fn may_save(username: &str, secret: &SecretString) -> Result<(), StoredError> {
+        if username.is_empty() || username.contains(|c: char| c == ':' || c.is_control()) {
+            // By HTTP Basic a colon ends the user's name.
+            return Err(StoredError::Username(
+                "a user's name is not empty and has no colon or control character in it",
+            ));
+        }
+        if secret.expose_secret().is_empty() {
+            return Err(StoredError::Password("the password is empty"));
+        }
+        Ok(())
     }
 
     /// By name. A file that cannot be read is an error that names it: it may be what the admin is looking for.
@@ -265,7 +275,8 @@ mod tests {
             assert!(matches!(stored.remove(registry), Err(StoredError::NotARegistry(_))), "{registry}");
         }
         for (user, password) in [("", "x"), ("a:b", "x"), ("a\n", "x"), ("ci", "")] {
-            assert!(matches!(stored.save("ghcr.io", user, &secret(password)), Err(StoredError::Invalid(_))));
+            let refused = stored.save("ghcr.io", user, &secret(password));
+            assert!(matches!(refused, Err(StoredError::Username(_) | StoredError::Password(_))));
         }
         assert_eq!(stored.list().unwrap(), []);
     }

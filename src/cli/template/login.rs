@@ -1,0 +1,112 @@
+//! `mayfly template login`, `logout` and `logins`
+
+use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
+
+use clap::Args;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::json;
+
+use super::super::{
+    client::{Client, Failure},
+    output, text,
+    views::LoginView,
+};
+
+/// Longer than any password or token; more is a mistake in what was piped.
+const LONGEST: u64 = 64 << 10;
+
+#[derive(Args)]
+pub(in crate::cli) struct Login {
+    /// The registry, as host or host:port in image references
+    host: String,
+    /// User name [default: asked for]
+    #[arg(long, short, value_name = "NAME")]
+    username: Option<String>,
+    /// Read the password or token from standard input [default: asked for]
+    #[arg(long, requires = "username")]
+    password_stdin: bool,
+    /// Keep it without asking the registry whether it takes it
+    #[arg(long)]
+    no_check: bool,
+}
+
+pub(super) async fn login(args: Login, client: &Client, json: bool) -> Result<(), Failure> {
+    client.must_be_private("the password")?;
+    let username = match args.username {
+        Some(username) => username,
+        None => ask_username()?,
+    };
+    let password = if args.password_stdin { read_password()? } else { ask_password()? };
+    let body = json!({ "username": username, "password": password.expose_secret(), "check": !args.no_check });
+    let value = client.put_patiently(&["registries", &args.host, "login"], &body).await?;
+    for notice in value["notices"].as_array().into_iter().flatten().filter_map(|n| n.as_str()) {
+        output::note(&text::plain(notice));
+    }
+    if json {
+        return output::json(&value);
+    }
+    let kept: LoginView = client.view(&value)?;
+    output::line(&format!("{}  logged in as {}", kept.registry, kept.username))
+}
+
+pub(super) async fn logout(host: &str, client: &Client, json: bool) -> Result<(), Failure> {
+    let value = client.delete(&["registries", host, "login"], &[]).await?;
+    if json {
+        return output::json(&if value.is_null() { json!({ "registry": host }) } else { value });
+    }
+    output::line(&format!("{host}  logged out"))
+}
+
+pub(super) async fn list(client: &Client, json: bool) -> Result<(), Failure> {
+    let items = client.list(&["registries"], &[]).await?;
+    if json {
+        return output::json(&json!({ "items": items }));
+    }
+    if items.is_empty() {
+        output::note("no logins; `mayfly template login` makes one");
+        return Ok(());
+    }
+    let mut rows = Vec::new();
+    for item in &items {
+        let l: LoginView = client.view(item)?;
+        rows.push(vec![l.registry, l.username, l.source, l.saved_at.map(text::age).unwrap_or_default()]);
+    }
+    output::bytes(text::table(&["REGISTRY", "USER", "SOURCE", "AGE"], &rows, output::width(), 0).as_bytes())
+}
+
+fn ask_username() -> Result<String, Failure> {
+    if !io::stdin().is_terminal() {
+        return Err(Failure::Usage("no user name: give one with --username".into()));
+    }
+    let _ = write!(io::stderr(), "Username: ").and_then(|()| io::stderr().flush());
+    let mut line = String::new();
+    io::stdin().lock().read_line(&mut line).map_err(|e| Failure::Usage(format!("no user name: {e}")))?;
+    Ok(line.trim().to_owned())
+}
+
+fn ask_password() -> Result<SecretString, Failure> {
+    let answer = rpassword::prompt_password("Password: ").map_err(|e| {
+        Failure::Usage(format!(
+            "there is no terminal to ask for the password on ({e}): pipe it in, with --password-stdin"
+        ))
+    })?;
+    Ok(answer.into())
+}
+
+/// All of standard input, without the end of its last line.
+fn read_password() -> Result<SecretString, Failure> {
+    let mut text = String::new();
+    let wrong = |what: &str| Failure::Usage(format!("--password-stdin: {what}"));
+    io::stdin().lock().take(LONGEST + 1).read_to_string(&mut text).map_err(|e| wrong(&e.to_string()))?;
+    let whole = SecretString::from(text);
+    let text = whole.expose_secret();
+    if text.len() as u64 > LONGEST {
+        return Err(wrong("standard input is longer than any password"));
+    }
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    if text.is_empty() {
+        return Err(wrong("standard input is empty"));
+    }
+    Ok(text.into())
+}

@@ -1,0 +1,122 @@
+//! Disk images in S3: fetched for an import, made by an export.
+
+use std::path::PathBuf;
+
+use super::Service;
+use crate::{
+    domain::{Code, Error, Result, Template},
+    templates::{
+        layouts::{self, ExportRequest, Exported, ImportRequest, Layout, Notice, Place, Tools, Written},
+        s3::{Fetched, Location, S3Error},
+    },
+};
+
+/// What may lie beside an image, as it does beside one on the host.
+const BESIDE: [&str; 3] = [".kernel", ".initramfs", ".firmware"];
+
+/// An object that was fetched. Its file goes when this is dropped.
+pub(super) struct Source {
+    pub notices: Vec<Notice>,
+    _fetched: Fetched,
+}
+
+impl Service {
+    /// Fetches what an import takes from S3, and lets the request point to it. Nothing for a source on the host.
+    pub(super) async fn fetch_source(&self, request: &mut ImportRequest) -> Result<Vec<Source>> {
+        let Place::Object { at, .. } = &request.from else { return Ok(Vec::new()) };
+        let at = at.clone();
+        one_file(request.layout)?;
+        let (disk, path) = self.fetch_object(&at, None).await.map_err(failed)?;
+        let mut sources = vec![disk];
+        request.from = Place::File(path);
+        let new = &mut request.template;
+        if !request.extract_kernel && new.kernel.is_none() && new.initramfs.is_none() && new.firmware.is_none() {
+            let into = [&mut new.kernel, &mut new.initramfs, &mut new.firmware];
+            for (suffix, file) in BESIDE.into_iter().zip(into) {
+                let beside = at.beside(suffix);
+                let notice = Notice {
+                    field: suffix.trim_start_matches('.').to_owned(),
+                    detail: format!("is {beside}, found beside the disk"),
+                };
+                match self.fetch_object(&beside, Some(notice)).await {
+                    Ok((source, path)) => {
+                        *file = Some(path);
+                        sources.push(source);
+                    }
+                    // Denied is what S3 says of what is not there, too.
+                    Err(S3Error::NoObject { .. } | S3Error::Denied { .. }) => {}
+                    Err(error) => return Err(failed(error)),
+                }
+            }
+        }
+        Ok(sources)
+    }
+
+    /// `notice` is told when it is there.
+    async fn fetch_object(
+        &self,
+        at: &Location,
+        notice: Option<Notice>,
+    ) -> std::result::Result<(Source, PathBuf), S3Error> {
+        let fetched = self.s3.fetch(at, &|_, _| {}).await?;
+        tracing::info!(s3.bucket = at.bucket(), s3.key = at.key(), bytes = fetched.size, digest = %fetched.digest, "object fetched");
+        let mut notices: Vec<Notice> = notice.into_iter().collect();
+        let unverified = fetched.notices.iter().map(|detail| Notice { field: "path".into(), detail: detail.clone() });
+        notices.extend(unverified);
+        let path = fetched.path();
+        Ok((Source { notices, _fetched: fetched }, path))
+    }
+
+    /// Makes the image here, and takes it there. What is found under the image's own key is complete, with all that is beside it.
+    pub(super) async fn export_object(
+        &self,
+        template: Template,
+        request: ExportRequest,
+        at: &Location,
+        overwrite: bool,
+    ) -> Result<Exported> {
+        const IMAGE: &str = "image";
+        one_file(request.layout)?;
+        // Converting takes a while; what can be refused is refused before.
+        self.s3.may_store(at, overwrite).await.map_err(failed)?;
+        let work = self.s3.workspace().await.map_err(failed)?;
+        let to = Place::File(work.path().join(IMAGE));
+        let made = layouts::export(&self.catalog, &Tools::default(), template, ExportRequest { to, ..request }).await?;
+        let mut files = Vec::new();
+        // The image itself is the first of them.
+        for file in made.files.iter().rev() {
+            let name = file.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let to = match name.strip_prefix(IMAGE).unwrap_or_default() {
+                "" => at.clone(),
+                suffix => at.beside(suffix),
+            };
+            let stored = self.s3.store(&file.path, &to, overwrite, &|_, _| {}).await.map_err(failed)?;
+            tracing::info!(s3.bucket = to.bucket(), s3.key = to.key(), bytes = stored.size, digest = %stored.digest, "object stored");
+            files.insert(0, Written { path: to.to_string().into(), bytes: stored.size });
+        }
+        Ok(Exported { files, notices: made.notices })
+    }
+}
+
+fn one_file(layout: Layout) -> Result<()> {
+    if layout.is_image() {
+        return Ok(());
+    }
+    let what = format!("is one object, and the layout {} is a directory: qcow2 and raw can be there", layout.as_str());
+    Err(Error::new(Code::RequestInvalid, format!("path {what}")).field("/path", what))
+}
+
+fn failed(error: S3Error) -> Error {
+    let code = match &error {
+        S3Error::Credentials(_)
+        | S3Error::Denied { .. }
+        | S3Error::NoBucket { .. }
+        | S3Error::NoObject { .. }
+        | S3Error::Content { .. }
+        | S3Error::Refused { .. } => Code::ObjectRefused,
+        S3Error::Exists { .. } => Code::ObjectExists,
+        S3Error::Changed { .. } | S3Error::Unavailable { .. } => Code::ObjectUnavailable,
+        S3Error::Space { .. } | S3Error::Storage(_) => Code::HostUnavailable,
+    };
+    Error::new(code, error.to_string()).field("/path", "could not be fetched or stored")
+}

@@ -1,0 +1,57 @@
+//! Registries: logging in, logging out, who we are where.
+
+pub use crate::templates::registry::logins::{Known, LoggedIn, LoginOrigin};
+use secrecy::SecretString;
+
+use super::Service;
+use crate::{
+    domain::{Code, Error, Result},
+    templates::registry::{RegistryError, logins::LoginError},
+};
+
+impl Service {
+    /// Keeps a login, if the registry does not refuse it; with `check` false it is not asked.
+    pub async fn log_in(&self, registry: &str, username: &str, secret: SecretString, check: bool) -> Result<LoggedIn> {
+        let done = self.logins.login(registry, username, secret, check).await.map_err(failed)?;
+        let known = &done.known;
+        tracing::info!(registry.host = %known.registry, username = %known.username, checked = done.checked, "logged in");
+        Ok(done)
+    }
+
+    /// Absence is told, because somebody may have meant another registry.
+    pub async fn log_out(&self, registry: &str) -> Result<()> {
+        if !self.logins.logout(registry).await.map_err(failed)? {
+            let shown: String = registry.chars().take(200).collect();
+            return Err(Error::new(Code::LoginNotFound, format!("no login is kept for {shown:?}")));
+        }
+        tracing::info!(registry.host = registry, "logged out");
+        Ok(())
+    }
+
+    pub async fn list_logins(&self) -> Result<Vec<Known>> {
+        self.logins.list().await.map_err(failed)
+    }
+}
+
+fn failed(error: LoginError) -> Error {
+    let detail = error.to_string();
+    let invalid = |field: &str| Error::new(Code::RequestInvalid, "the request is not acceptable").field(field, &detail);
+    match error {
+        LoginError::NotARegistry(_) => invalid("path:host"),
+        LoginError::Username(_) => invalid("/username"),
+        LoginError::Password(_) => invalid("/password"),
+        LoginError::Registry(error) => Error::new(code(&error), detail),
+        LoginError::Storage(cause) => Error::internal(cause),
+    }
+}
+
+fn code(error: &RegistryError) -> Code {
+    match error {
+        RegistryError::Denied { .. } | RegistryError::Credentials(_) => Code::LoginRefused,
+        RegistryError::Settings { .. }
+        | RegistryError::NotFound { .. }
+        | RegistryError::Unreachable { .. }
+        | RegistryError::Refused { .. }
+        | RegistryError::Answer { .. } => Code::RegistryUnavailable,
+    }
+}

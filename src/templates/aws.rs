@@ -1,0 +1,81 @@
+//! Who we are to Amazon, found as by every tool of theirs: environment, profile (which may name the instance's role or another
+//! role to assume), web identity, container, instance metadata. `AWS_PROFILE`, `AWS_ENDPOINT_URL_…` and their like count.
+
+use std::{error::Error as StdError, fmt::Write, time::Duration};
+
+use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_credential_types::{
+    Credentials,
+    provider::{ProvideCredentials, error::CredentialsError},
+};
+use tokio::time::timeout;
+
+/// Off Amazon's machines nobody answers at the metadata service's address, which costs some seconds of its own time limits.
+const WHO_WE_ARE: Duration = Duration::from_secs(20);
+
+/// What the environment says, and who we are there. With the region given, none has to be found, which off Amazon's machines
+/// would wait for the metadata service too.
+pub(super) async fn load(region: Option<&str>, attempt: Option<Duration>) -> Result<(SdkConfig, Credentials), String> {
+    let mut times = TimeoutConfig::builder().connect_timeout(Duration::from_secs(5));
+    times.set_operation_attempt_timeout(attempt);
+    let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
+        .retry_config(RetryConfig::standard().with_max_attempts(3))
+        .timeout_config(times.build());
+    if let Some(region) = region {
+        loader = loader.region(Region::new(region.to_owned()));
+    }
+    let found = timeout(WHO_WE_ARE, async {
+        let shared = loader.load().await;
+        let identity = who_we_are(&shared).await;
+        (shared, identity)
+    });
+    let (shared, identity) =
+        found.await.map_err(|_| format!("no AWS credentials were found within {} s", WHO_WE_ARE.as_secs()))?;
+    Ok((shared, identity?))
+}
+
+async fn who_we_are(shared: &SdkConfig) -> Result<Credentials, String> {
+    let provider = shared.credentials_provider().ok_or("the AWS SDK has no provider of credentials")?;
+    provider.provide_credentials().await.map_err(|e| match e {
+        CredentialsError::CredentialsNotLoaded(_) => {
+            // A profile that is not there counts as none, and one started by launchd sees other files than its admin does.
+            let profile = match std::env::var("AWS_PROFILE") {
+                Ok(name) if !name.is_empty() => format!("no profile {name:?}"),
+                _ => "no default profile".into(),
+            };
+            format!("there are no AWS credentials: none in the environment, {profile} that has any, no web identity, no container's role, no instance's role")
+        }
+        other => format!("AWS credentials: {}", causes(&other)),
+    })
+}
+
+/// An error and what caused it, in one line.
+pub(super) fn causes(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        if !text.ends_with(&said) {
+            let _ = write!(text, ": {said}");
+        }
+        next = cause.source();
+    }
+    text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(500).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_told_once_and_in_one_line() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("dispatch\nfailure")]
+        struct Outer(#[source] Inner);
+        #[derive(Debug, thiserror::Error)]
+        #[error("io: {0}")]
+        struct Inner(#[source] std::io::Error);
+        let error = Outer(Inner(std::io::Error::other("refused")));
+        assert_eq!(causes(&error), "dispatch failure: io: refused");
+    }
+}
