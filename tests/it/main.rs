@@ -8,6 +8,7 @@ mod drivers;
 mod guest_agent;
 mod guests;
 mod layers;
+mod layouts;
 mod lifecycle;
 mod pull;
 mod registry_rig;
