@@ -9,6 +9,7 @@ mod github;
 mod guest_agent;
 mod guests;
 mod layers;
+mod layouts;
 mod lifecycle;
 mod pull;
 mod push;

@@ -436,8 +436,10 @@ async fn a_layered_image_becomes_one_and_nothing_else_is_followed() {
         let error = f.take(request).await.unwrap_err();
         assert!(error.detail.contains(says), "{error}");
     }
-    qemu_img(&dir, &["create", "-q", "-f", "qcow2", "-u", "-b", "itself.qcow2", "-F", "qcow2", "itself.qcow2", "1M"]);
-    let error = f.import(Layout::Qcow2, &dir.join("itself.qcow2"), "bad").await.unwrap_err();
+    for (name, below) in [("hen.qcow2", "egg.qcow2"), ("egg.qcow2", "hen.qcow2")] {
+        qemu_img(&dir, &["create", "-q", "-f", "qcow2", "-u", "-b", below, "-F", "qcow2", name, "1M"]);
+    }
+    let error = f.import(Layout::Qcow2, &dir.join("hen.qcow2"), "bad").await.unwrap_err();
     assert!(error.detail.contains("its own backing file"), "{error}");
     assert_eq!(f.staged(), 0);
 }
