@@ -647,7 +647,10 @@ async fn nothing_is_to_be_seen_of_an_image_that_is_wrong_anywhere() {
         (&[Broken::WrongSize { chunk: 2, by: 1 }], "add up"),
         (&[Broken::WrongSize { chunk: 2, by: 512 }, Broken::WrongDiskSize { by: 512 }], "layer 3"),
         (&[Broken::WrongSize { chunk: 2, by: -512 }, Broken::WrongDiskSize { by: -512 }], "layer 3"),
-        (&[Broken::WrongSize { chunk: 2, by: 1 << 39 }, Broken::WrongDiskSize { by: 1 << 39 }], "are available"),
+        (
+            &[Broken::WrongSize { chunk: 2, by: 1 << 39 }, Broken::WrongDiskSize { by: 1 << 39 }],
+            "the whole file system",
+        ),
         (&[Broken::WrongSize { chunk: 2, by: far }, Broken::WrongDiskSize { by: far }], "layer 3"),
         (&[Broken::SizeIsText { chunk: 2 }], "layer 3"),
         (&[Broken::WrongBlobSize { chunk: 2, by: 5 }], "layer 3"),

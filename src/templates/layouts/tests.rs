@@ -383,7 +383,7 @@ async fn exports_that_cannot_be_leave_nothing() {
     assert_eq!(error.code, Code::DestinationExists);
     let error = f.export(&mac, Layout::Tart, &f.at("templates/names/x")).await.unwrap_err();
     assert_eq!(error.code, Code::RequestInvalid);
-    for path in ["relative", "/a/../b", "s3://bucket/key"] {
+    for path in ["relative", "/a/../b", "s3://bucket", "https://host/path"] {
         assert_eq!(Place::parse(path).unwrap_err().code, Code::RequestInvalid, "{path}");
     }
     // What a crash left is taken away by the next export; what is not ours stays.

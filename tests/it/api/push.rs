@@ -44,6 +44,8 @@ async fn a_template_becomes_an_image_by_one_request() {
     // And back, under another name: what it was pulled as is in the image.
     let said = run(&["pull", &reference, "--as", "back", "--json"]).await;
     let back: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(back["state"], "done", "{back:#}");
+    let back = serve.get("/templates/back").await;
     assert_eq!((&back["memory_mib"], &back["driver"]), (&json!(99), &json!("qemu")));
     let place = |digest: &Value| serve.dir.join("templates").join(digest.as_str().unwrap().replace(':', "-"));
     let read = |digest: &Value| std::fs::read(place(digest).join("disk")).unwrap();

@@ -8,6 +8,7 @@ use crate::support::Serve;
 mod canary;
 mod crash;
 mod ends;
+mod images;
 mod tart;
 
 fn states(vm: &Value) -> Vec<&str> {
