@@ -1,0 +1,254 @@
+//! One pull, of one digest: plans it, does it, and publishes what came of it.
+
+use std::{collections::BTreeMap, fs, io, path::Path, sync::Arc, time::Duration};
+
+use tokio::task::JoinSet;
+
+use super::{
+    PullError, PullRequest, Shared,
+    disk::Disk,
+    journal::Journal,
+    layer::{LayerError, Site},
+    plan::{self, Source},
+    progress::Meter,
+};
+use crate::{
+    domain::Code,
+    templates::{
+        catalog::{
+            Room,
+            pulled::{KnownPieces, Staging},
+        },
+        check::{self, Part},
+        manifest::{FileEntry, Origin, Piece},
+        oci::{
+            self, Digest, Image, Reference,
+            manifest::{self, Chunk},
+        },
+        registry::Client,
+    },
+};
+
+/// How often it is looked whether another process is done with the same image.
+const OTHERS: Duration = Duration::from_millis(250);
+
+/// Left free on the file system beside what the image takes.
+const SPARE: u64 = 64 << 20;
+
+/// What LZ4 makes less than this part of is zeros for the most part, which take no space.
+const SHRINKS: u64 = 4;
+
+/// One pull, of one digest.
+pub(super) struct Job {
+    pub shared: Arc<Shared>,
+    pub request: PullRequest,
+    /// By digest, for messages.
+    pub reference: Reference,
+    pub digest: Digest,
+    pub origin: Origin,
+    pub image: Image,
+    pub client: Arc<Client>,
+}
+
+impl Job {
+    pub async fn run(self, meter: Meter) -> Result<(), PullError> {
+        let catalog = &self.shared.catalog;
+        let staging = loop {
+            if let Some(staging) = catalog.staging(self.digest).await? {
+                break Arc::new(staging);
+            }
+            tokio::time::sleep(OTHERS).await;
+        };
+        // Whoever we waited for may have made it.
+        if catalog.find_pulled(self.origin.clone(), self.request.wanted()).await?.is_some() {
+            catalog.discard_staging(staging).await?;
+            return Ok(());
+        }
+        let settings = self.settings().await?;
+        let files = self.image.files.iter().map(|file| Part::from(file.role));
+        let template = files
+            .chain([Part::Disk])
+            .fold(self.request.template(settings.as_ref()), |t, part| t.with_part(part, staging.part(part)));
+        let known = catalog.known_pieces().await?;
+        let image = &self.image;
+        let prepared = {
+            let (staging, image) = (staging.clone(), image.clone());
+            tokio::task::spawn_blocking(move || prepare(&staging, &image, &known)).await.map_err(io::Error::other)??
+        };
+        let Prepared { disk, journal, plan, small } = prepared;
+        let room = self.room(&plan, &staging).await?;
+        self.announce(&meter, &plan, &small);
+        let site = Arc::new(Site { client: self.client.clone(), disk, journal, meter, _staging: staging.clone() });
+        for file in &small {
+            let fetched = site.fetch_file(file, staging.part(file.role.into())).await;
+            fetched.map_err(|e| self.failed(file.layer, None, e))?;
+        }
+        // The settings and the VM's configuration are what is wrong most often: now, and not fifty gigabytes later.
+        let checked = template.clone();
+        tokio::task::spawn_blocking(move || check::check_before_disk(&checked)).await.map_err(io::Error::other)??;
+        self.chunks(&site, plan, &room).await?;
+        catalog.publish_pulled(staging, self.origin.clone(), settings, template, self.files()).await?;
+        Ok(())
+    }
+
+    /// What the image says of its template, where it does so in a document of its own.
+    async fn settings(&self) -> Result<Option<oci::Settings>, PullError> {
+        if self.image.kind != oci::Kind::Mayfly {
+            return Ok(None);
+        }
+        let bytes = self.client.small_blob(self.image.config).await?;
+        let wrong = |what| PullError::Settings { image: Box::new(self.reference.clone()), what };
+        oci::Settings::parse(&bytes).map(Some).map_err(wrong)
+    }
+
+    async fn chunks(&self, site: &Arc<Site>, plan: Vec<(Chunk, Source)>, room: &Room) -> Result<(), PullError> {
+        let (twins, others): (Vec<_>, Vec<_>) =
+            plan.into_iter().partition(|(_, source)| matches!(source, Source::Twin { .. }));
+        // What is copied from this disk has to be there first.
+        for round in [others, twins] {
+            let mut tasks = JoinSet::new();
+            let mut waiting = round.into_iter();
+            loop {
+                while tasks.len() < self.shared.settings.concurrency.max(1)
+                    && let Some((chunk, source)) = waiting.next()
+                {
+                    let site = site.clone();
+                    let bytes = takes(&chunk, &source);
+                    tasks.spawn(async move { (chunk, obtain(&site, chunk, source).await.map(|()| bytes)) });
+                }
+                match tasks.join_next().await {
+                    None => break,
+                    Some(Ok((_, Ok(bytes)))) => room.written(bytes),
+                    // The others are ended by dropping them. What they have finished is in the journal.
+                    Some(Ok((chunk, Err(error)))) => return Err(self.failed(chunk.layer, Some(chunk.offset), error)),
+                    Some(Err(e)) => return Err(io::Error::other(e).into()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn failed(&self, layer: usize, offset: Option<u64>, error: LayerError) -> PullError {
+        if let LayerError::Storage(e) = &error
+            && matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        {
+            let detail = format!("no space is left for layer {layer}; what was pulled is kept");
+            let error = crate::domain::Error::new(Code::HostFull, detail).retry_after(60);
+            return PullError::Space { image: Box::new(self.reference.clone()), error: Box::new(error) };
+        }
+        let (image, what) = (Box::new(self.reference.clone()), error.to_string());
+        match error {
+            LayerError::Content(_) => PullError::Content { image, layer, offset, what },
+            LayerError::Registry(_) | LayerError::Interrupted { .. } | LayerError::Storage(_) => {
+                PullError::Layer { image, layer, offset, what }
+            }
+        }
+    }
+
+    fn announce(&self, meter: &Meter, plan: &[(Chunk, Source)], small: &[manifest::File]) {
+        let fetched = plan.iter().filter(|(_, source)| *source == Source::Registry).map(|(chunk, _)| chunk.blob.size);
+        let small = small.iter().map(|file| file.blob.size);
+        let done = plan.iter().filter(|(_, source)| matches!(source, Source::Done | Source::Zeros)).count();
+        meter.planned(fetched.chain(small).sum(), done, plan.len());
+    }
+
+    /// Room for what will be written, or the reason why there is none: before hours of work. What is really taken is known at the
+    /// end only.
+    async fn room(&self, plan: &[(Chunk, Source)], staging: &Staging) -> Result<Room, PullError> {
+        let full = |error: crate::domain::Error| match error.code {
+            Code::HostFull => PullError::Space { image: Box::new(self.reference.clone()), error: Box::new(error) },
+            _ => error.into(),
+        };
+        let stat = rustix::fs::statvfs(staging.journal()).map_err(io::Error::from)?;
+        let whole = stat.f_blocks.saturating_mul(stat.f_frsize);
+        if self.image.disk_size > whole {
+            let detail = format!(
+                "its disk has {} bytes, and the whole file system where the templates are has {whole}",
+                self.image.disk_size
+            );
+            return Err(full(crate::domain::Error::new(Code::HostFull, detail)));
+        }
+        let chunks: u64 = plan.iter().map(|(chunk, source)| takes(chunk, source)).sum();
+        let files: u64 = self.image.files.iter().map(|file| file.content.size).sum();
+        self.shared.catalog.room_for_pull(chunks + files + SPARE).await.map_err(full)
+    }
+
+    /// Of the template's files, those that came from the registry.
+    fn files(&self) -> BTreeMap<String, FileEntry> {
+        let Image { files, chunks, .. } = &self.image;
+        let pieces = chunks.iter().map(|c| Piece { sha256: c.content.digest.hex(), size: c.content.size }).collect();
+        let whole = |blob: &manifest::Blob| FileEntry::Whole { sha256: blob.digest.hex(), size: blob.size };
+        let files = files.iter().map(|file| (Part::from(file.role), whole(&file.content)));
+        let files = files.chain([(Part::Disk, FileEntry::in_pieces(pieces))]);
+        files.map(|(part, entry)| (part.name().to_owned(), entry)).collect()
+    }
+}
+
+/// What a chunk probably takes on disk: one that is mostly zeros takes little.
+fn takes(chunk: &Chunk, source: &Source) -> u64 {
+    match source {
+        Source::Done | Source::Zeros | Source::Shared(_) => 0,
+        Source::Known(_) | Source::Registry | Source::Twin { .. } => {
+            chunk.content.size.min(chunk.blob.size.saturating_mul(SHRINKS))
+        }
+    }
+}
+
+async fn obtain(site: &Arc<Site>, chunk: Chunk, source: Source) -> Result<(), LayerError> {
+    let here = match source {
+        Source::Done => return Ok(()),
+        Source::Zeros if site.disk.blank => return Ok(()),
+        Source::Zeros => return site.zero(chunk).await,
+        Source::Registry => {
+            site.fetch_chunk(chunk).await?;
+            true
+        }
+        Source::Shared(known) => site.check(chunk).await? || site.copy(chunk, Some(known.disk), known.offset).await?,
+        Source::Known(known) => site.copy(chunk, Some(known.disk), known.offset).await?,
+        Source::Twin { offset } => site.copy(chunk, None, offset).await?,
+    };
+    if !here {
+        tracing::warn!(image.layer = chunk.layer, "a chunk is not what its template's manifest says, and is fetched");
+        site.meter.also(chunk.blob.size);
+        site.fetch_again(chunk).await?;
+    }
+    site.meter.chunk_done();
+    Ok(())
+}
+
+struct Prepared {
+    disk: Disk,
+    journal: Journal,
+    plan: Vec<(Chunk, Source)>,
+    /// The layers that are files of their own, where they are not here yet.
+    small: Vec<manifest::File>,
+}
+
+fn prepare(staging: &Staging, image: &Image, known: &KnownPieces) -> io::Result<Prepared> {
+    let contents: Vec<Digest> = image.layers().map(|(_, _, content)| content.digest).collect();
+    let (journal, mut done) = Journal::open(&staging.journal(), &contents)?;
+    let there = |part, size| fs::metadata(staging.part(part)).is_ok_and(|m| m.len() == size);
+    for file in &image.files {
+        if !there(file.role.into(), file.content.size) {
+            done.remove(&file.layer);
+        }
+    }
+    let path = staging.part(Part::Disk);
+    // A disk of another size is not the one that the journal is about.
+    if !there(Part::Disk, image.disk_size) {
+        journal.restart()?;
+        done.clear();
+        remove(&path)?;
+    }
+    let disk = Disk::open(&path, image.disk_size, plan::base(image, known).as_deref())?;
+    let small = image.files.iter().filter(|file| !done.contains(&file.layer)).copied().collect();
+    let plan = plan::plan(image, &done, known, disk.blank);
+    Ok(Prepared { disk, journal, plan, small })
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
