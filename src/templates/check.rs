@@ -21,12 +21,12 @@ const QEMU: &str = "qemu";
 const TART: &str = "tart";
 
 /// What `is_name` takes, for whoever is told that theirs is none.
-pub(super) const NAME_RULE: &str = "must match [a-z0-9][a-z0-9._-]{0,62} and not be `prune`";
+pub(super) const NAME_RULE: &str = "must match [a-z0-9][a-z0-9._-]{0,62} and not be `prune` or `import`";
 
-/// `[a-z0-9][a-z0-9._-]{0,62}`: a file name on every file system, and never a digest. `/templates/prune` is a verb.
+/// `[a-z0-9][a-z0-9._-]{0,62}`: a file name on every file system, and never a digest. `/templates/prune` and `/templates/import` are verbs.
 pub fn is_name(name: &str) -> bool {
     name.len() <= 63
-        && name != "prune"
+        && !["prune", "import"].contains(&name)
         && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
         && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-'))
 }

@@ -280,7 +280,9 @@ fn names_are_plain() {
     for good in ["a", "0", "macos-tahoe-latest", "a.b_c-d", &"x".repeat(63)] {
         assert!(check::is_name(good), "{good}");
     }
-    for bad in ["", ".", "..", ".a", "-a", "_a", "A", "a/b", "a:b", "a b", "ä", "a\n", &"x".repeat(64)] {
+    for bad in
+        ["", ".", "..", ".a", "-a", "_a", "A", "a/b", "a:b", "a b", "ä", "a\n", "prune", "import", &"x".repeat(64)]
+    {
         assert!(!check::is_name(bad), "{bad:?}");
     }
 }
