@@ -14,19 +14,6 @@ async fn serve(registry: &Registry) -> Serve {
     Serve::start(&[("MAYFLY_REGISTRY__CA_FILE", &ca_file), ("MAYFLY_DRIVERS__QEMU__ENABLED", "false")]).await
 }
 
-/// The pull as it is when it has ended.
-async fn ended(serve: &Serve, id: &str) -> Value {
-    let mut generation = 0;
-    loop {
-        let pull = serve.get(&format!("/pulls/{id}?timeout_seconds=20&wait_generation={generation}")).await;
-        if !pull["ended_at"].is_null() {
-            return pull;
-        }
-        assert!(pull["generation"].as_i64().unwrap() > generation, "stuck: {pull:#}\n{}", serve.log());
-        generation = pull["generation"].as_i64().unwrap();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_becomes_a_template_by_one_request() {
     let registry = Registry::open().await;
@@ -38,9 +25,7 @@ async fn an_image_becomes_a_template_by_one_request() {
     let serve = serve(&registry).await;
 
     let reference = format!("{}/ci/base:v1", registry.address);
-    let (status, pull) = serve.post("/templates", json!({"name": "base", "image": reference})).await;
-    assert_eq!(status, 202, "{pull}");
-    let pull = ended(&serve, pull["id"].as_str().unwrap()).await;
+    let pull = serve.pull("base", &reference).await;
     assert_eq!(pull["state"], "done", "{pull:#}");
     let template = serve.get("/templates/base").await;
     assert_eq!(template["digest"], pull["digest"]);
@@ -115,7 +100,7 @@ async fn a_pull_goes_on_after_the_service_was_killed() {
     serve.kill();
     proxy.release();
     serve.spawn().await;
-    let pull = ended(&serve, &id).await;
+    let pull = serve.pull_ended(&id).await;
     assert_eq!(pull["state"], "done", "{pull:#}");
     assert_eq!(serve.get("/templates/base").await["digest"], pull["digest"]);
     assert_eq!(proxy.asked("GET", &small).len(), before, "what was verified was fetched again");

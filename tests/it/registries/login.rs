@@ -63,10 +63,12 @@ async fn a_login_is_asked_about_kept_used_and_forgotten() {
     image.push(&registry, "ci/base", "v1").await;
     let host = registry.address.as_str();
     let serve = serve(&registry, &[host]).await;
-    let pull = || serve.post("/templates", json!({"name": "base", "image": format!("{host}/ci/base:v1")}));
+    let image = format!("{host}/ci/base:v1");
+    let refused = |pull: &Value| {
+        assert_eq!((&pull["state"], &pull["error"]["code"]), (&json!("failed"), &json!("image.refused")), "{pull}");
+    };
 
-    let (status, problem) = pull().await;
-    assert_eq!((status, &problem["code"]), (422, &json!("image.refused")), "{problem}");
+    refused(&serve.pull("base", &image).await);
 
     // A wrong one is not kept, and a right one is.
     let login = ["template", "login", host, "--username", "ci", "--password-stdin"];
@@ -79,8 +81,8 @@ async fn a_login_is_asked_about_kept_used_and_forgotten() {
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
 
     // At once, though the refusal was just now.
-    let (status, template) = pull().await;
-    assert_eq!(status, 201, "{template}");
+    let pull = serve.pull("base", &image).await;
+    assert_eq!(pull["state"], "done", "{pull}");
 
     // No password is shown anywhere.
     let (code, out, _) = mayfly(&serve, &["template", "logins", "--json"], None).await;
@@ -99,9 +101,7 @@ async fn a_login_is_asked_about_kept_used_and_forgotten() {
     let (code, _, said) = mayfly(&serve, &["template", "logout", host], None).await;
     assert!(code == 1 && said.contains("[login.not_found]"), "{said}");
     // Pulled under another name, the image's manifest is asked for again.
-    let (status, problem) =
-        serve.post("/templates", json!({"name": "new", "image": format!("{host}/ci/base:v1")})).await;
-    assert_eq!((status, &problem["code"]), (422, &json!("image.refused")), "{problem}");
+    refused(&serve.pull("new", &image).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -170,9 +170,8 @@ async fn a_user_of_the_configuration_opens_the_registry_and_counts_before_a_logi
     let (status, done) = put(&serve, host, json!({"username": "other", "password": "x", "check": false})).await;
     assert_eq!(status, 200);
     assert!(done["notices"][0].as_str().unwrap().contains("count before this login"), "{done}");
-    let (status, template) =
-        serve.post("/templates", json!({"name": "base", "image": format!("{host}/ci/base:v1")})).await;
-    assert_eq!(status, 201, "{template}");
+    let pull = serve.pull("base", &format!("{host}/ci/base:v1")).await;
+    assert_eq!(pull["state"], "done", "{pull}");
     let listed = serve.get("/registries").await;
     let sources: Vec<_> = listed["items"].as_array().unwrap().iter().map(|item| &item["source"]).collect();
     assert_eq!(sources, [&json!("configuration"), &json!("login")]);

@@ -215,6 +215,23 @@ impl Serve {
         assert_eq!(status, 201, "{body}");
     }
 
+    /// The pull of an image, as it is when it has ended.
+    pub async fn pull(&self, name: &str, image: &str) -> Value {
+        let (status, pull) = self.post("/templates", json!({"name": name, "image": image})).await;
+        assert!(matches!(status, 200 | 202), "{pull}");
+        self.pull_ended(pull["id"].as_str().unwrap()).await
+    }
+
+    pub async fn pull_ended(&self, id: &str) -> Value {
+        let mut pull = self.get(&format!("/pulls/{id}")).await;
+        while pull["ended_at"].is_null() {
+            let generation = pull["generation"].as_i64().unwrap();
+            pull = self.get(&format!("/pulls/{id}?timeout_seconds=20&wait_generation={generation}")).await;
+            assert!(pull["generation"].as_i64().unwrap() > generation, "stuck: {pull:#}\n{}", self.log());
+        }
+        pull
+    }
+
     pub async fn create(&self, body: Value) -> Value {
         let (status, vm) = self.post("/vms", body).await;
         assert_eq!(status, 201, "{vm}");
