@@ -30,6 +30,7 @@ use crate::{
     },
     http::{self, Http},
     reconcile::{self, Reconciler},
+    runners::github::Client,
     service::{self, Clock, Service},
     store::{self, Vault, logs::Logs, vault},
     telemetry,
@@ -74,6 +75,8 @@ pub enum StartError {
     KeyLost { key: String, database: String },
     #[error("the driver {driver} cannot be used: {cause}")]
     Driver { driver: &'static str, cause: String },
+    #[error("GitHub cannot be used: {0}; `mayfly github check` says more")]
+    GitHub(String),
     #[error("cannot set up the admin token: {0}")]
     AdminToken(String),
     #[error("cannot find this program's own path, which guests' connections are relayed with: {0}")]
@@ -144,6 +147,7 @@ impl App {
         let guest_socket = listen_unix(&guest_path)?;
 
         let limits = limits(config);
+        let github = github(config)?;
         let (puller, logins) = registries(config, &catalog, &limits);
         let service = Service::new(
             store.ledger.clone(),
@@ -155,6 +159,7 @@ impl App {
             puller.clone(),
             logins,
             S3::new(layout.at("s3"), limits),
+            github.clone(),
             board.subscribe(),
             clock.clone(),
             service::Settings {
@@ -178,6 +183,7 @@ impl App {
             catalog,
             puller,
             drivers,
+            github,
             clock,
             board,
             settings: reconcile::Settings {
@@ -335,6 +341,15 @@ fn check_paths(config: &Config, layout: &Layout) -> Result<(), StartError> {
         return Err(StartError::TooLong { dir: layout.dir.display().to_string(), length, limit });
     }
     Ok(())
+}
+
+/// Who we are to GitHub; connects to nothing.
+fn github(config: &Config) -> Result<Option<Arc<Client>>, StartError> {
+    let Some(source) = config.github.source(|name| std::env::var(name).ok()).map_err(StartError::GitHub)? else {
+        return Ok(None);
+    };
+    let options = config.github.options().map_err(StartError::GitHub)?;
+    Ok(Some(Arc::new(Client::new(options, source).map_err(|error| StartError::GitHub(error.to_string()))?)))
 }
 
 fn drivers(config: &Config, layout: &Layout, own_path: &Path) -> Result<Registry, StartError> {

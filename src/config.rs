@@ -207,6 +207,8 @@ impl Config {
             idle_seconds: b.idle_seconds,
             lifetime_seconds: b.lifetime_seconds,
             drain_seconds: b.drain_seconds,
+            drain_cap_seconds: b.drain_cap_seconds,
+            settle_seconds: b.settle_seconds,
             stop_grace_seconds: b.stop_grace_seconds,
             max_attempts: b.max_attempts,
         }
@@ -383,6 +385,8 @@ impl Config {
             ("budgets.idle_seconds", b.idle_seconds),
             ("budgets.lifetime_seconds", b.lifetime_seconds),
             ("budgets.drain_seconds", b.drain_seconds),
+            ("budgets.drain_cap_seconds", b.drain_cap_seconds),
+            ("budgets.settle_seconds", b.settle_seconds),
         ] {
             found.in_range(key, value, 1, MAX_SECONDS);
         }

@@ -167,6 +167,10 @@ section! {
         lifetime_seconds: u32 = domain::Budgets::default().lifetime_seconds;
         /// From the announced end to the proof that the runner is done, in seconds.
         drain_seconds: u32 = domain::Budgets::default().drain_seconds;
+        /// The longest that `drain_seconds` is extended to while GitHub says that the runner is at work, in seconds.
+        drain_cap_seconds: u32 = domain::Budgets::default().drain_cap_seconds;
+        /// From GitHub's word that the runner is done to the end of its guest, in seconds: the runner's last steps.
+        settle_seconds: u32 = domain::Budgets::default().settle_seconds;
         /// How long a guest whose work is not known to be done may take to power down, in seconds (0 to 600).
         stop_grace_seconds: u32 = domain::Budgets::default().stop_grace_seconds;
         /// How often a vm is booted (1 to 10), on a fresh clone each time, before it is given up.

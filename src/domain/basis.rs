@@ -108,6 +108,10 @@ pub struct BudgetsPatch {
     pub lifetime_seconds: Option<u32>,
     #[schema(minimum = 1, maximum = 2592000)]
     pub drain_seconds: Option<u32>,
+    #[schema(minimum = 1, maximum = 2592000)]
+    pub drain_cap_seconds: Option<u32>,
+    #[schema(minimum = 1, maximum = 2592000)]
+    pub settle_seconds: Option<u32>,
     #[schema(minimum = 0, maximum = 600)]
     pub stop_grace_seconds: Option<u32>,
     /// How often the vm is booted, on a fresh clone each time, before it is given up.
@@ -118,7 +122,7 @@ pub struct BudgetsPatch {
 impl BudgetsPatch {
     pub fn over(&self, base: &Budgets) -> Result<Budgets> {
         let mut b = base.clone();
-        let fields: [(&str, Option<u32>, &mut u32); 8] = [
+        let fields: [(&str, Option<u32>, &mut u32); 10] = [
             ("clone_seconds", self.clone_seconds, &mut b.clone_seconds),
             ("boot_seconds", self.boot_seconds, &mut b.boot_seconds),
             ("configure_seconds", self.configure_seconds, &mut b.configure_seconds),
@@ -126,6 +130,8 @@ impl BudgetsPatch {
             ("idle_seconds", self.idle_seconds, &mut b.idle_seconds),
             ("lifetime_seconds", self.lifetime_seconds, &mut b.lifetime_seconds),
             ("drain_seconds", self.drain_seconds, &mut b.drain_seconds),
+            ("drain_cap_seconds", self.drain_cap_seconds, &mut b.drain_cap_seconds),
+            ("settle_seconds", self.settle_seconds, &mut b.settle_seconds),
             ("max_attempts", self.max_attempts, &mut b.max_attempts),
         ];
         for (name, value, target) in fields {

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use super::{
     basis::Spec,
     error::Fault,
+    github::{JobRecord, Registered},
     runner::RunnerFact,
     vm::{Budget, Budgets, Draft, Endpoint, QueueReason},
 };
@@ -19,6 +20,8 @@ pub enum Announcer {
     Hook,
     /// Somebody with an admin or create token.
     Admin,
+    /// The pool it was made for: there is no job for it any more.
+    Pool,
 }
 
 /// What proved that the runner is done.
@@ -27,6 +30,12 @@ pub enum Announcer {
 pub enum EndProof {
     /// The wrapper in the guest saw the runner program return.
     RunnerFinished,
+    /// GitHub has taken the idle runner away because we asked: no job can reach it any more.
+    Deregistered,
+    /// GitHub, which had known the runner, does not know it any more.
+    RunnerGone,
+    /// GitHub has the result of the job that this runner was given.
+    JobCompleted,
 }
 
 /// How an instance ended without our asking.
@@ -97,6 +106,21 @@ pub enum Event {
     InstanceGone {
         cause: GoneCause,
     },
+    /// GitHub made a runner known for this attempt.
+    RunnerRegistered {
+        runner: Registered,
+    },
+    /// News of a job that this vm's runner was given.
+    JobChanged {
+        job: JobRecord,
+    },
+    /// GitHub, without which this vm cannot go on, does not answer: waiting for it costs no budget.
+    BudgetsPaused,
+    BudgetsResumed,
+    /// GitHub says that the runner is still at work: its result is waited for until then, within the cap.
+    DrainExtended {
+        until: Timestamp,
+    },
     BudgetSpent {
         budget: Budget,
     },
@@ -137,6 +161,11 @@ pub enum EventKind {
     EndProven,
     EndForced,
     InstanceGone,
+    RunnerRegistered,
+    JobChanged,
+    BudgetsPaused,
+    BudgetsResumed,
+    DrainExtended,
     BudgetSpent,
     StepFailed,
     AttemptFailed,
@@ -148,7 +177,7 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    pub const ALL: [EventKind; 22] = [
+    pub const ALL: [EventKind; 27] = [
         EventKind::Created,
         EventKind::QueueReasonChanged,
         EventKind::TemplateReady,
@@ -163,6 +192,11 @@ impl EventKind {
         EventKind::EndProven,
         EventKind::EndForced,
         EventKind::InstanceGone,
+        EventKind::RunnerRegistered,
+        EventKind::JobChanged,
+        EventKind::BudgetsPaused,
+        EventKind::BudgetsResumed,
+        EventKind::DrainExtended,
         EventKind::BudgetSpent,
         EventKind::StepFailed,
         EventKind::AttemptFailed,
@@ -190,6 +224,11 @@ impl EventKind {
             EventKind::EndProven => "end_proven",
             EventKind::EndForced => "end_forced",
             EventKind::InstanceGone => "instance_gone",
+            EventKind::RunnerRegistered => "runner_registered",
+            EventKind::JobChanged => "job_changed",
+            EventKind::BudgetsPaused => "budgets_paused",
+            EventKind::BudgetsResumed => "budgets_resumed",
+            EventKind::DrainExtended => "drain_extended",
             EventKind::BudgetSpent => "budget_spent",
             EventKind::StepFailed => "step_failed",
             EventKind::AttemptFailed => "attempt_failed",
@@ -219,6 +258,11 @@ impl Event {
             Event::EndProven { .. } => EventKind::EndProven,
             Event::EndForced { .. } => EventKind::EndForced,
             Event::InstanceGone { .. } => EventKind::InstanceGone,
+            Event::RunnerRegistered { .. } => EventKind::RunnerRegistered,
+            Event::JobChanged { .. } => EventKind::JobChanged,
+            Event::BudgetsPaused => EventKind::BudgetsPaused,
+            Event::BudgetsResumed => EventKind::BudgetsResumed,
+            Event::DrainExtended { .. } => EventKind::DrainExtended,
             Event::BudgetSpent { .. } => EventKind::BudgetSpent,
             Event::StepFailed { .. } => EventKind::StepFailed,
             Event::AttemptFailed { .. } => EventKind::AttemptFailed,

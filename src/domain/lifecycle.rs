@@ -141,6 +141,9 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             // Looking for its template did not work out this time.
             E::StepFailed => Note,
             E::AttemptFailed | E::HostRefused => Refuse,
+            // Of the runner of an attempt that is over.
+            E::RunnerRegistered | E::JobChanged | E::DrainExtended => Ignore,
+            E::BudgetsPaused | E::BudgetsResumed => Note,
         },
         S::Cloning => match event {
             E::Created | E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse,
@@ -152,6 +155,9 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::BudgetSpent | E::GivenUp | E::AttemptFailed | E::HostRefused => Move(S::Stopping),
             E::StepFailed => Note,
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse,
+            // A guest that is configured by a seed needs its runner before it is cloned.
+            E::RunnerRegistered | E::BudgetsPaused | E::BudgetsResumed => Note,
+            E::JobChanged | E::DrainExtended => Ignore,
         },
         S::Booting => match event {
             E::Created | E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse,
@@ -167,6 +173,8 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::BudgetSpent | E::GivenUp => Move(S::Stopping),
             E::StepFailed => Note,
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse,
+            E::RunnerRegistered | E::JobChanged | E::BudgetsPaused | E::BudgetsResumed => Note,
+            E::DrainExtended => Ignore,
         },
         S::Configuring => match event {
             E::Created | E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse,
@@ -181,6 +189,8 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::BudgetSpent | E::GivenUp => Move(S::Stopping),
             E::StepFailed => Note,
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse,
+            E::RunnerRegistered | E::JobChanged | E::BudgetsPaused | E::BudgetsResumed => Note,
+            E::DrainExtended => Ignore,
         },
         S::Running => match event {
             E::Created | E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse,
@@ -193,6 +203,8 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::AttemptFailed | E::HostRefused => Refuse,
             E::StepFailed => Note,
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse,
+            E::RunnerRegistered | E::JobChanged | E::BudgetsPaused | E::BudgetsResumed => Note,
+            E::DrainExtended => Ignore,
         },
         S::Draining => match event {
             E::Created | E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse,
@@ -204,6 +216,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::AttemptFailed | E::HostRefused => Refuse,
             E::StepFailed => Note,
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse,
+            E::RunnerRegistered | E::JobChanged | E::BudgetsPaused | E::BudgetsResumed | E::DrainExtended => Note,
         },
         S::Stopping => match event {
             E::Created | E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse,
@@ -216,6 +229,8 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::BudgetSpent | E::AttemptFailed | E::HostRefused => Ignore,
             E::StepFailed => Note,
             E::InstanceAbsent | E::AttemptCleared => Refuse,
+            E::RunnerRegistered | E::JobChanged => Note,
+            E::BudgetsPaused | E::BudgetsResumed | E::DrainExtended => Ignore,
         },
         S::Deleting => match event {
             E::Created | E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse,
@@ -227,6 +242,8 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::AttemptCleared => Move(S::Queued),
             E::BudgetSpent | E::AttemptFailed | E::HostRefused => Ignore,
             E::StepFailed => Note,
+            E::RunnerRegistered | E::JobChanged => Note,
+            E::BudgetsPaused | E::BudgetsResumed | E::DrainExtended => Ignore,
         },
         S::Deleted => match event {
             E::Created | E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse,
@@ -236,6 +253,9 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::InstanceStopped | E::InstanceGone | E::InstanceAbsent => Ignore,
             E::BudgetSpent | E::AttemptFailed | E::HostRefused | E::StepFailed => Ignore,
             E::AttemptCleared => Refuse,
+            E::RunnerRegistered | E::BudgetsPaused | E::BudgetsResumed | E::DrainExtended => Ignore,
+            // The result of its job comes by way of GitHub, and may come after everything is cleaned up.
+            E::JobChanged => Note,
         },
     }
 }

@@ -10,6 +10,7 @@ use super::{
     basis::{Basis, Spec},
     error::{Code, Fault},
     event::{Announcer, EndProof, Event, GoneCause},
+    github::{GitHubRunner, JobRecord, JobStatus, Registered, Registration},
     ids::VmId,
     lifecycle::{State, Verdict, decide},
     runner::{RunnerFact, RunnerStatus},
@@ -63,6 +64,10 @@ pub struct Budgets {
     pub lifetime_seconds: u32,
     /// From the announced end to the proof that the runner is done, in seconds.
     pub drain_seconds: u32,
+    /// The longest that `drain_seconds` is extended to while GitHub says that the runner is at work, in seconds.
+    pub drain_cap_seconds: u32,
+    /// From GitHub's word that the runner is done to the end of its guest, in seconds: the runner's last steps.
+    pub settle_seconds: u32,
     /// How long a guest whose work is not known to be done may take to power down, in seconds, before it is forced.
     pub stop_grace_seconds: u32,
     /// How often a vm is booted, on a fresh clone each time, before it is given up.
@@ -80,6 +85,8 @@ impl Default for Budgets {
             idle_seconds: 3600,
             lifetime_seconds: 6 * 3600,
             drain_seconds: 300,
+            drain_cap_seconds: 900,
+            settle_seconds: 10,
             stop_grace_seconds: 10,
             max_attempts: 3,
         }
@@ -120,8 +127,14 @@ impl Budget {
 pub enum EndSignal {
     /// The wrapper in the guest saw the runner program return.
     RunnerFinished,
+    /// GitHub, which had known the runner, does not know it any more.
+    RunnerGone,
+    /// GitHub has the result of the runner's job.
+    JobCompleted,
     /// The hook's call ended a vm that had nothing left to drain.
     Hook,
+    /// There was no job for it any more.
+    Pool,
     /// An operator's or a client's DELETE.
     Admin,
     /// The guest powered itself off.
@@ -186,28 +199,44 @@ pub enum RunnerKind {
     Command,
     /// A set-up script run in the guest; the vm ends when it returns.
     Script,
+    /// GitHub's own runner, registered for one job.
+    #[serde(rename = "github")]
+    GitHub,
     /// No runner: the vm lives until it is deleted or its lifetime is spent.
     None,
 }
 
 impl RunnerKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RunnerKind::Command => "command",
+            RunnerKind::Script => "script",
+            RunnerKind::GitHub => "github",
+            RunnerKind::None => "none",
+        }
+    }
+
     /// Whether the runner registers with a CI system, so that the registration and idle budgets apply.
     pub fn registers(self) -> bool {
         match self {
             RunnerKind::Command | RunnerKind::Script | RunnerKind::None => false,
+            RunnerKind::GitHub => true,
         }
     }
 
     /// What is known of the runner at the moment it was handed over.
     fn when_handed_over(self) -> Option<RunnerFact> {
         match self {
-            RunnerKind::Command => Some(RunnerFact::HandedOver),
+            RunnerKind::Command | RunnerKind::GitHub => Some(RunnerFact::HandedOver),
             // A script does not say when it has work: it is taken to be busy until it returns.
             RunnerKind::Script => Some(RunnerFact::JobStarted),
             RunnerKind::None => None,
         }
     }
 }
+
+/// What GitHub's runner returns when GitHub does not take its version any more.
+pub const RUNNER_TOO_OLD: i32 = 7;
 
 /// Where a port of the guest can be reached from the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -226,6 +255,12 @@ pub struct Draft {
     #[serde(flatten)]
     pub basis: Basis,
     pub runner: RunnerKind,
+    /// Of a runner of GitHub's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub github: Option<GitHubRunner>,
+    /// The pool that it was made for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
     pub labels: BTreeMap<String, String>,
     /// Those that are usual here while the template is awaited, then the template's, with what was asked for.
     pub budgets: Budgets,
@@ -238,6 +273,11 @@ impl Draft {
             Basis::Known(spec) => Some(spec),
             Basis::Awaited { .. } => None,
         }
+    }
+
+    /// The runner that Mayfly itself registers, watches and takes away again at GitHub.
+    pub fn managed(&self) -> Option<&GitHubRunner> {
+        self.github.as_ref().filter(|github| github.registration == Registration::Managed)
     }
 }
 
@@ -283,6 +323,28 @@ pub struct Vm {
     pub last_fault: Option<Fault>,
     /// Set while an attempt is cleared away because of the host and not of this vm.
     pub host_refused: bool,
+    /// What GitHub knows the runner of this attempt as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registered: Option<Registered>,
+    /// The jobs that its runner was given; of a runner for one job at most one, but GitHub decides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub jobs: Vec<JobRecord>,
+    /// GitHub's word that the runner is done, and when it came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub done: Option<(EndProof, Timestamp)>,
+    /// Since when budgets that wait for GitHub stand still.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_at: Option<Timestamp>,
+    /// How long they stood still since what they count from, in milliseconds.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub paused_ms: i64,
+    /// Until when the end is waited for because the runner is still at work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_until: Option<Timestamp>,
+}
+
+fn is_zero(n: &i64) -> bool {
+    *n == 0
 }
 
 fn seconds(n: u32) -> SignedDuration {
@@ -324,6 +386,12 @@ impl Vm {
             outcome: None,
             last_fault: None,
             host_refused: false,
+            registered: None,
+            jobs: Vec::new(),
+            done: None,
+            paused_at: None,
+            paused_ms: 0,
+            drain_until: None,
             draft,
         }
     }
@@ -412,17 +480,11 @@ impl Vm {
                     match by {
                         Announcer::Hook => self.end(EndSignal::Hook, OutcomeResult::Completed, None, None),
                         Announcer::Admin => self.end(EndSignal::Admin, OutcomeResult::Cancelled, None, None),
+                        Announcer::Pool => self.end(EndSignal::Pool, OutcomeResult::Cancelled, None, None),
                     }
                 }
             }
-            Event::EndProven { proof, exit_code } => {
-                let EndProof::RunnerFinished = proof;
-                self.runner(RunnerFact::ProgramEnded, at);
-                if self.job_exit_code.is_none() {
-                    self.job_exit_code = *exit_code;
-                }
-                self.end(EndSignal::RunnerFinished, OutcomeResult::Completed, None, None);
-            }
+            Event::EndProven { proof, exit_code } => self.proven(*proof, *exit_code, at),
             Event::EndForced { by } => {
                 if self.announced_by.is_none() {
                     self.announced_by = Some(*by);
@@ -449,6 +511,20 @@ impl Vm {
                         }
                     }
                 }
+            }
+            Event::RunnerRegistered { runner } => self.registered = Some(runner.clone()),
+            Event::JobChanged { job } => self.job(job, at),
+            Event::BudgetsPaused => {
+                self.paused_at.get_or_insert(at);
+            }
+            Event::BudgetsResumed => {
+                if let Some(since) = self.paused_at.take() {
+                    self.paused_ms += (at.as_millisecond() - since.as_millisecond()).max(0);
+                }
+            }
+            Event::DrainExtended { until } => {
+                let cap = self.entered_at + seconds(self.draft.budgets.drain_cap_seconds);
+                self.drain_until = self.drain_until.max(Some((*until).min(cap)));
             }
             Event::BudgetSpent { budget } => {
                 let result = match budget {
@@ -488,6 +564,9 @@ impl Vm {
                 self.announced_by = None;
                 self.announced_at = None;
                 self.host_refused = false;
+                self.registered = None;
+                self.done = None;
+                self.drain_until = None;
                 // A vm that was accepted with "now or never" was let in: its second wait is bounded by its boot budget.
                 let patience = self.draft.budgets.queue_seconds.max(self.draft.budgets.boot_seconds);
                 self.queue =
@@ -496,10 +575,55 @@ impl Vm {
         }
     }
 
+    fn proven(&mut self, proof: EndProof, exit_code: Option<i32>, at: Timestamp) {
+        match proof {
+            EndProof::RunnerFinished => {
+                self.runner(RunnerFact::ProgramEnded, at);
+                // What GitHub's runner program returns says nothing of its job.
+                if self.draft.runner != RunnerKind::GitHub && self.job_exit_code.is_none() {
+                    self.job_exit_code = exit_code;
+                }
+                if self.draft.runner == RunnerKind::GitHub && exit_code == Some(RUNNER_TOO_OLD) {
+                    self.end(EndSignal::RunnerFinished, OutcomeResult::Failed, Some(Code::RunnerTooOld), None);
+                } else {
+                    self.end(EndSignal::RunnerFinished, OutcomeResult::Completed, None, None);
+                }
+            }
+            EndProof::Deregistered => {
+                self.runner(RunnerFact::Deregistered, at);
+                let signal = match self.announced_by {
+                    Some(Announcer::Pool) => EndSignal::Pool,
+                    Some(Announcer::Hook | Announcer::Admin) | None => EndSignal::Admin,
+                };
+                self.end(signal, OutcomeResult::Cancelled, None, None);
+            }
+            EndProof::RunnerGone => {
+                self.runner(RunnerFact::Deregistered, at);
+                self.end(EndSignal::RunnerGone, OutcomeResult::Completed, None, None);
+            }
+            EndProof::JobCompleted => self.end(EndSignal::JobCompleted, OutcomeResult::Completed, None, None),
+        }
+    }
+
+    fn job(&mut self, job: &JobRecord, at: Timestamp) {
+        match self.jobs.iter_mut().find(|known| known.id == job.id) {
+            Some(known) => known.learn(job),
+            None => self.jobs.push(job.clone()),
+        }
+        match job.status {
+            JobStatus::Waiting | JobStatus::Queued => {}
+            JobStatus::InProgress => self.runner(RunnerFact::JobStarted, at),
+            JobStatus::Completed => {
+                self.done.get_or_insert((EndProof::JobCompleted, at));
+            }
+        }
+    }
+
     fn enter(&mut self, to: State, event: &Event, at: Timestamp) {
         self.state = to;
         self.entered_at = at;
         self.timeline.push(TimelineEntry { state: to, at });
+        self.count_anew(at);
         if to != State::Queued {
             self.queue = None;
         }
@@ -513,6 +637,18 @@ impl Vm {
         if after != self.runner_status {
             self.runner_status = after;
             self.runner_changed_at = Some(at);
+            self.count_anew(at);
+            if fact == RunnerFact::Deregistered {
+                self.done.get_or_insert((EndProof::RunnerGone, at));
+            }
+        }
+    }
+
+    /// A budget that begins now has not stood still yet.
+    fn count_anew(&mut self, at: Timestamp) {
+        self.paused_ms = 0;
+        if self.paused_at.is_some() {
+            self.paused_at = Some(at);
         }
     }
 
@@ -523,27 +659,42 @@ impl Vm {
         }
     }
 
-    /// The next moment at which time alone changes something, and which budget is spent then.
+    /// When GitHub's word that the runner is done becomes the end of the guest.
+    pub fn settled(&self) -> Option<(EndProof, Timestamp)> {
+        let (proof, at) = self.done?;
+        let waits = matches!(self.state, State::Booting | State::Configuring | State::Running | State::Draining);
+        waits.then(|| (proof, at + seconds(self.draft.budgets.settle_seconds)))
+    }
+
+    /// The next moment at which a budget is spent, and which one it is.
     pub fn deadline(&self) -> Option<(Budget, Timestamp)> {
         let b = &self.draft.budgets;
         let since = |budget, limit| Some((budget, self.entered_at + seconds(limit)));
+        // Of a budget that only GitHub can end: never while GitHub is away, and later by as long as it was away.
+        let waiting = |budget, at: Timestamp| match self.paused_at {
+            Some(_) => None,
+            None => Some((budget, at + SignedDuration::from_millis(self.paused_ms))),
+        };
         match self.state {
-            State::Queued => self.queue.as_ref().map(|q| (Budget::Queue, q.deadline)),
-            State::Cloning => since(Budget::Clone, b.clone_seconds),
+            State::Queued => self.queue.as_ref().and_then(|q| waiting(Budget::Queue, q.deadline)),
+            State::Cloning => waiting(Budget::Clone, self.entered_at + seconds(b.clone_seconds)),
             State::Booting => since(Budget::Boot, b.boot_seconds),
-            State::Configuring => since(Budget::Configure, b.configure_seconds),
+            State::Configuring => waiting(Budget::Configure, self.entered_at + seconds(b.configure_seconds)),
             State::Running => {
                 let lifetime = (Budget::Lifetime, self.lifetime_ends());
-                let waiting = match (self.draft.runner.registers(), self.runner_status, self.runner_changed_at) {
+                let waits = match (self.draft.runner.registers(), self.runner_status, self.runner_changed_at) {
                     (true, RunnerStatus::Registering, Some(at)) => {
-                        Some((Budget::Registration, at + seconds(b.registration_seconds)))
+                        waiting(Budget::Registration, at + seconds(b.registration_seconds))
                     }
-                    (true, RunnerStatus::Idle, Some(at)) => Some((Budget::Idle, at + seconds(b.idle_seconds))),
+                    (true, RunnerStatus::Idle, Some(at)) => waiting(Budget::Idle, at + seconds(b.idle_seconds)),
                     _ => None,
                 };
-                Some(waiting.into_iter().fold(lifetime, |a, b| if b.1 < a.1 { b } else { a }))
+                Some(waits.into_iter().fold(lifetime, |a, b| if b.1 < a.1 { b } else { a }))
             }
-            State::Draining => since(Budget::Drain, b.drain_seconds),
+            State::Draining => {
+                let end = self.entered_at + seconds(b.drain_seconds);
+                Some((Budget::Drain, self.drain_until.map_or(end, |until| until.max(end))))
+            }
             // Cleaning up is retried until it succeeds: giving up here would leak the slot or the disk.
             State::Stopping | State::Deleting | State::Deleted => None,
         }

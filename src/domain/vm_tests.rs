@@ -26,6 +26,8 @@ pub fn draft() -> Draft {
         template: "micro".into(),
         basis: Basis::Known(spec()),
         runner: RunnerKind::Command,
+        github: None,
+        pool: None,
         labels: BTreeMap::new(),
         budgets: Budgets::default(),
     }
@@ -267,4 +269,138 @@ fn a_draft_is_read_as_it_was_always_written() {
         damaged.as_object_mut().unwrap().remove(lost);
         assert!(serde_json::from_value::<Draft>(damaged).is_err(), "{lost}");
     }
+}
+
+fn github(registration: Registration) -> Vm {
+    let runner =
+        GitHubRunner { scope: "acme/app".parse().unwrap(), labels: vec!["macos".into()], group: None, registration };
+    Vm::created(Draft { runner: RunnerKind::GitHub, github: Some(runner), ..draft() }, at(0))
+}
+
+fn job(status: JobStatus) -> JobRecord {
+    JobRecord {
+        id: 9001,
+        repository: "acme/app".into(),
+        run_id: 7001,
+        run_attempt: 1,
+        name: "build".into(),
+        workflow: Some("ci".into()),
+        status,
+        conclusion: (status == JobStatus::Completed).then(|| "success".into()),
+        url: None,
+        started_at: None,
+        completed_at: None,
+    }
+}
+
+fn go(vm: &mut Vm, events: impl IntoIterator<Item = (Event, i64)>) {
+    for (event, second) in events {
+        let verdict = vm.apply(&event, at(second));
+        assert!(matches!(verdict, Verdict::Move(_) | Verdict::Note), "{event:?} in {}: {verdict:?}", vm.state);
+    }
+}
+
+fn github_running() -> Vm {
+    let mut vm = github(Registration::Managed);
+    go(&mut vm, running().into_iter().zip(1..));
+    vm
+}
+
+#[test]
+fn githubs_word_that_a_job_is_completed_ends_its_guest_a_moment_later() {
+    let mut vm = github_running();
+    assert_eq!(vm.settled(), None);
+    go(&mut vm, [(Event::JobChanged { job: job(JobStatus::InProgress) }, 10)]);
+    assert_eq!((vm.runner_status, vm.settled()), (RunnerStatus::Busy, None));
+    go(&mut vm, [(Event::JobChanged { job: job(JobStatus::Completed) }, 20)]);
+    assert_eq!(vm.settled(), Some((EndProof::JobCompleted, at(30))));
+    assert_eq!(vm.apply(&Event::JobChanged { job: job(JobStatus::InProgress) }, at(21)), Verdict::Ignore);
+    // What comes first counts; the word of the other stays for the record.
+    go(&mut vm, [(Event::EndProven { proof: EndProof::RunnerFinished, exit_code: Some(0) }, 22)]);
+    assert_eq!((vm.end_signal, vm.settled(), vm.job_exit_code), (Some(EndSignal::RunnerFinished), None, None));
+}
+
+#[test]
+fn a_job_that_github_completes_late_is_still_in_the_record() {
+    let mut vm = github_running();
+    go(
+        &mut vm,
+        [
+            (Event::JobChanged { job: job(JobStatus::InProgress) }, 10),
+            (Event::EndProven { proof: EndProof::RunnerFinished, exit_code: Some(0) }, 11),
+            (Event::InstanceStopped, 12),
+            (Event::InstanceAbsent, 13),
+            (Event::JobChanged { job: job(JobStatus::Completed) }, 40),
+        ],
+    );
+    assert_eq!(vm.state, State::Deleted);
+    assert_eq!(vm.jobs, [job(JobStatus::Completed)]);
+    assert_eq!(vm.deleted_at(), Some(at(13)));
+}
+
+#[test]
+fn waiting_for_github_costs_no_budget_but_the_lifetime() {
+    let mut vm = github_running();
+    let registration = |vm: &Vm| vm.deadline().unwrap();
+    assert_eq!(registration(&vm), (Budget::Registration, at(4 + 300)));
+    go(&mut vm, [(Event::BudgetsPaused, 100)]);
+    assert_eq!(vm.deadline(), Some((Budget::Lifetime, at(4 + 6 * 3600))));
+    assert_eq!(vm.apply(&Event::BudgetsPaused, at(110)), Verdict::Ignore);
+    go(&mut vm, [(Event::BudgetsResumed, 3700)]);
+    assert_eq!(registration(&vm), (Budget::Registration, at(4 + 300 + 3600)));
+    // The next wait begins with a clean count.
+    go(&mut vm, [(Event::RunnerChanged { fact: RunnerFact::Online }, 3800)]);
+    assert_eq!(vm.deadline(), Some((Budget::Idle, at(3800 + 3600))));
+}
+
+#[test]
+fn a_runner_that_is_still_at_work_is_waited_for_up_to_the_cap() {
+    let mut vm = github_running();
+    go(&mut vm, [(Event::EndAnnounced { by: Announcer::Hook }, 10)]);
+    assert_eq!(vm.deadline(), Some((Budget::Drain, at(310))));
+    go(&mut vm, [(Event::DrainExtended { until: at(350) }, 300)]);
+    assert_eq!(vm.deadline(), Some((Budget::Drain, at(350))));
+    go(&mut vm, [(Event::DrainExtended { until: at(5000) }, 340)]);
+    assert_eq!(vm.deadline(), Some((Budget::Drain, at(910))));
+}
+
+#[test]
+fn who_asked_for_the_end_of_an_idle_runner_is_in_the_record() {
+    for (by, signal) in [(Announcer::Admin, EndSignal::Admin), (Announcer::Pool, EndSignal::Pool)] {
+        let mut vm = github_running();
+        go(
+            &mut vm,
+            [
+                (Event::EndAnnounced { by }, 10),
+                (Event::EndProven { proof: EndProof::Deregistered, exit_code: None }, 11),
+            ],
+        );
+        assert_eq!((vm.state, vm.end_signal, vm.runner_status), (State::Stopping, Some(signal), RunnerStatus::Gone));
+        assert_eq!(vm.outcome.unwrap().result, OutcomeResult::Cancelled);
+    }
+}
+
+#[test]
+fn a_runner_that_github_finds_too_old_is_a_failure() {
+    let mut vm = github_running();
+    go(&mut vm, [(Event::EndProven { proof: EndProof::RunnerFinished, exit_code: Some(RUNNER_TOO_OLD) }, 11)]);
+    assert_eq!(vm.outcome.unwrap().code, Some(Code::RunnerTooOld));
+}
+
+#[test]
+fn another_attempt_is_another_runner() {
+    let mut vm = github(Registration::Managed);
+    let runner = Registered { runner_id: 7, name: "a-1".into() };
+    go(
+        &mut vm,
+        [
+            (Event::SlotTaken, 1),
+            (Event::RunnerRegistered { runner: runner.clone() }, 2),
+            (Event::AttemptFailed { fault: fault() }, 3),
+        ],
+    );
+    assert_eq!(vm.registered, Some(runner));
+    let cleared = Event::AttemptCleared { reason: QueueReason::Backoff, not_before: at(9) };
+    go(&mut vm, [(Event::InstanceStopped, 4), (cleared, 5)]);
+    assert_eq!(vm.registered, None);
 }

@@ -119,16 +119,11 @@ impl Kit {
         }
         check_env(&env)?;
 
-        let kind = match kind {
-            RunnerKind::Command => "command",
-            RunnerKind::Script => "script",
-            RunnerKind::None => "none",
-        };
         let id = vm_id.to_string();
         let settings = [
             ("MAYFLY_VM_ID", id.as_str()),
             ("MAYFLY_URL", url.trim_end_matches('/')),
-            ("MAYFLY_RUNNER_KIND", kind),
+            ("MAYFLY_RUNNER_KIND", kind.as_str()),
             ("MAYFLY_RUNNER_USER", &user),
         ];
 

@@ -9,7 +9,7 @@ use super::{
     steps::{Failure, FailureKind},
 };
 use crate::{
-    domain::{Budget, Code, Event, Fault, State, Vm},
+    domain::{Budget, Code, EndProof, Event, Fault, State, Vm},
     store::{Expect, StoreError},
 };
 
@@ -24,6 +24,8 @@ enum Next {
     Fact(Event),
     Failed(Failure),
     Spent(Budget),
+    /// GitHub's word that the runner is done has had its time.
+    Settled(EndProof),
     /// The vm is no longer in the state that owed this step.
     Moved,
 }
@@ -51,6 +53,9 @@ impl Reconciler {
                 }
                 Next::Fact(event) => (self.expectation(&vm, &event), event, false),
                 Next::Spent(budget) => (Expect::Generation(vm.generation), self.spent(&vm, budget), false),
+                Next::Settled(proof) => {
+                    (Expect::Generation(vm.generation), Event::EndProven { proof, exit_code: None }, false)
+                }
                 Next::Failed(failure) => {
                     tracing::warn!(
                         vm.id = %id, state = %vm.state, code = %failure.code, detail = %failure.detail,
@@ -116,6 +121,16 @@ impl Reconciler {
                     None => std::future::pending().await,
                 }
             };
+            let done = vm.settled();
+            let settled = async {
+                match done {
+                    Some((proof, at)) => {
+                        self.clock.sleep_until(at).await;
+                        proof
+                    }
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 biased;
                 () = newer(changes, vm) => {
@@ -123,6 +138,7 @@ impl Reconciler {
                         return Next::Moved;
                     }
                 }
+                proof = settled => return Next::Settled(proof),
                 fact = &mut step => return match fact {
                     Ok(event) => Next::Fact(event),
                     Err(failure) => Next::Failed(failure),

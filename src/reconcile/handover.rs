@@ -87,7 +87,7 @@ impl Reconciler {
     pub(super) async fn kit(&self, vm: &Vm, template: &Template) -> Result<Kit, Failure> {
         let payload = match vm.draft.runner {
             RunnerKind::None => None,
-            RunnerKind::Command | RunnerKind::Script => {
+            RunnerKind::Command | RunnerKind::Script | RunnerKind::GitHub => {
                 let lost = || {
                     Failure::new(
                         FailureKind::Permanent,
@@ -100,9 +100,12 @@ impl Reconciler {
                 Some(Payload::from_bytes(&clear).ok_or_else(lost)?)
             }
         };
+        if vm.draft.managed().is_some() {
+            self.registration(vm).await?;
+        }
         let (payload, env) = match payload {
             Some(p) => (
-                Some(p.script.expose_secret().to_owned()),
+                p.script.map(|script| script.expose_secret().to_owned()),
                 p.env.iter().map(|(k, v)| (k.clone(), v.expose_secret().to_owned())).collect(),
             ),
             None => (None, BTreeMap::new()),

@@ -26,12 +26,14 @@ use crate::{
         host::{Capacity, HostView},
     },
     drivers::registry::Registry,
+    runners::github::Client,
     service::Clock,
     store::{Ledger, Reader, Vault, logs::Logs},
     templates::{Catalog, pull::Puller},
 };
 
 mod drive;
+mod github;
 mod handover;
 mod host;
 mod obtain;
@@ -70,6 +72,8 @@ pub struct Reconciler {
     pub catalog: Arc<Catalog>,
     pub puller: Puller,
     pub drivers: Arc<Registry>,
+    /// Who we are to GitHub, where somebody said.
+    pub github: Option<Arc<Client>>,
     pub clock: Clock,
     pub settings: Settings,
     /// Where the host as last looked at is shown.

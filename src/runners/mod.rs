@@ -1,4 +1,4 @@
-//! What a guest is given to run. For now the kinds that need no CI system: `command`, `script` and `none`.
+//! What a guest is given to run.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,13 @@ use crate::domain::{Code, Error};
 
 pub mod github;
 
-/// A script and its environment may hold registration tokens: kept encrypted, shown to nobody but the guest.
-#[derive(Clone, Debug)]
+/// What only the guest may see: kept encrypted, shown to nobody else.
+#[derive(Clone, Debug, Default)]
 pub struct Payload {
-    pub script: SecretString,
+    /// Of the kinds `command` and `script`. It may hold registration tokens.
+    pub script: Option<SecretString>,
+    /// The just-in-time configuration or registration token that the caller brought for GitHub's runner.
+    pub registration: Option<SecretString>,
     pub env: BTreeMap<String, SecretString>,
 }
 
@@ -23,7 +26,10 @@ pub const MAX_ENV: usize = 64 * 1024;
 
 #[derive(Serialize, Deserialize)]
 struct Clear {
-    script: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    script: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    registration: Option<String>,
     env: BTreeMap<String, String>,
 }
 
@@ -31,16 +37,23 @@ impl Payload {
     /// Checks what the guest's shell could not take; pointers are relative to the runner's object.
     pub fn check(&self, pointer: &str, script_field: &str) -> Result<(), Error> {
         let at = |field: &str| format!("{pointer}/{field}");
-        let script = self.script.expose_secret();
         let invalid = || Error::new(Code::RequestInvalid, "the runner cannot be handed to a guest");
-        if script.trim().is_empty() {
-            return Err(invalid().field(at(script_field), "must not be empty"));
+        if let Some(script) = self.script.as_ref().or(self.registration.as_ref()).map(ExposeSecret::expose_secret) {
+            if script.trim().is_empty() {
+                return Err(invalid().field(at(script_field), "must not be empty"));
+            }
+            if script.len() > MAX_SCRIPT {
+                return Err(invalid().field(at(script_field), format!("must be at most {MAX_SCRIPT} bytes")));
+            }
+            if script.contains('\0') {
+                return Err(invalid().field(at(script_field), "must be text: it holds a NUL byte"));
+            }
         }
-        if script.len() > MAX_SCRIPT {
-            return Err(invalid().field(at(script_field), format!("must be at most {MAX_SCRIPT} bytes")));
-        }
-        if script.contains('\0') {
-            return Err(invalid().field(at(script_field), "must be text: it holds a NUL byte"));
+        // Both are one word in every encoding that GitHub uses, and the runner's scripts pass them on unquoted.
+        if let Some(registration) = &self.registration
+            && !registration.expose_secret().bytes().all(|b| b.is_ascii_graphic())
+        {
+            return Err(invalid().field(at(script_field), "must be one word of visible ASCII characters"));
         }
         let mut size = 0;
         for (key, value) in &self.env {
@@ -67,7 +80,8 @@ impl Payload {
     /// For sealing, and for telling equal requests apart from different ones. Not for logs.
     pub fn to_bytes(&self) -> Vec<u8> {
         let clear = Clear {
-            script: self.script.expose_secret().to_owned(),
+            script: self.script.as_ref().map(|s| s.expose_secret().to_owned()),
+            registration: self.registration.as_ref().map(|s| s.expose_secret().to_owned()),
             env: self.env.iter().map(|(k, v)| (k.clone(), v.expose_secret().to_owned())).collect(),
         };
         serde_json::to_vec(&clear).expect("strings serialise")
@@ -75,6 +89,10 @@ impl Payload {
 
     pub fn from_bytes(bytes: &[u8]) -> Option<Payload> {
         let clear: Clear = serde_json::from_slice(bytes).ok()?;
-        Some(Payload { script: clear.script.into(), env: clear.env.into_iter().map(|(k, v)| (k, v.into())).collect() })
+        Some(Payload {
+            script: clear.script.map(Into::into),
+            registration: clear.registration.map(Into::into),
+            env: clear.env.into_iter().map(|(k, v)| (k, v.into())).collect(),
+        })
     }
 }

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use crate::{
     domain::{Budgets, host::HostView},
+    runners::github,
     store::{Ledger, Reader, Vault, logs::Logs},
     templates::{Catalog, layouts::Tools, pull::Puller, registry::logins::Logins, s3::S3},
 };
@@ -68,6 +69,8 @@ pub struct Service {
     pub(crate) pulls: Arc<pulls::Board>,
     pub(crate) logins: Logins,
     pub(crate) s3: S3,
+    /// Who we are to GitHub, where somebody said.
+    pub(crate) github: Option<Arc<github::Client>>,
 }
 
 #[expect(clippy::too_many_arguments, reason = "called once, where everything is wired")]
@@ -82,6 +85,7 @@ impl Service {
         puller: Puller,
         logins: Logins,
         s3: S3,
+        github: Option<Arc<github::Client>>,
         host: watch::Receiver<HostView>,
         clock: Clock,
         settings: Settings,
@@ -89,7 +93,7 @@ impl Service {
         let vms = versions::Vms { reader: reader.clone(), ledger: ledger.clone(), clock: clock.clone() };
         catalog.settle(Arc::new(vms));
         let pulls = Arc::default();
-        Self { ledger, reader, vault, logs, catalog, host, clock, settings, drivers, puller, pulls, logins, s3 }
+        Self { ledger, reader, vault, logs, catalog, host, clock, settings, drivers, puller, pulls, logins, s3, github }
     }
 }
 

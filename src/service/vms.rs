@@ -9,7 +9,8 @@ use utoipa::ToSchema;
 use super::{Service, hosts};
 use crate::{
     domain::{
-        Announcer, Asked, Basis, Budgets, BudgetsPatch, Code, Error, Event, Result, State, Vm, VmId,
+        Announcer, Asked, Basis, Budgets, BudgetsPatch, Code, Error, Event, Result, Scope, State, Vm, VmId,
+        github::{GitHubRunner, Registration},
         template::Template,
         token::Caller,
         vm::{Draft, RunnerKind},
@@ -85,6 +86,32 @@ pub enum Runner {
         #[schema(value_type = BTreeMap<String, String>)]
         env: BTreeMap<String, SecretString>,
     },
+    /// GitHub's own runner, for one job. Mayfly registers it when its guest is about to need it, watches it at GitHub and
+    /// takes it away there; or the caller brings `jit_config` or `registration_token`, and Mayfly leaves GitHub alone.
+    #[serde(rename = "github")]
+    GitHub {
+        /// Where it is registered: `owner/name`, an organisation's login, or `enterprises/slug`.
+        #[schema(value_type = String, example = "acme/app")]
+        scope: Scope,
+        /// Exactly those that the runner gets, 1 to 100: GitHub adds none (not even `self-hosted`) to what Mayfly registers.
+        labels: Vec<String>,
+        /// Name of the runner group, of organisations and enterprises; the default group when missing.
+        #[serde(default)]
+        group: Option<String>,
+        /// A just-in-time configuration (`encoded_jit_config`) that the caller got from GitHub. Kept encrypted.
+        #[serde(default)]
+        #[schema(value_type = Option<String>)]
+        jit_config: Option<SecretString>,
+        /// A registration token that the caller got from GitHub; valid for an hour, so the vm must get a slot before. Kept
+        /// encrypted.
+        #[serde(default)]
+        #[schema(value_type = Option<String>)]
+        registration_token: Option<SecretString>,
+        /// Environment of the runner and its jobs. Values are kept encrypted and never shown.
+        #[serde(default)]
+        #[schema(value_type = BTreeMap<String, String>)]
+        env: BTreeMap<String, SecretString>,
+    },
     /// Nothing: the vm lives until it is deleted or its lifetime is spent.
     #[default]
     None,
@@ -106,6 +133,20 @@ pub struct EndRequested {
 
 impl Service {
     pub async fn create_vm(&self, request: VmRequest, idempotency_key: Option<String>) -> Result<Created> {
+        self.create(request, idempotency_key, None).await
+    }
+
+    /// For a job of a pool.
+    pub async fn create_pool_vm(&self, pool: &str, request: VmRequest, idempotency_key: String) -> Result<Created> {
+        self.create(request, Some(idempotency_key), Some(pool.to_owned())).await
+    }
+
+    async fn create(
+        &self,
+        request: VmRequest,
+        idempotency_key: Option<String>,
+        pool: Option<String>,
+    ) -> Result<Created> {
         if let Some(key) = &idempotency_key
             && (key.is_empty() || key.len() > 255 || !key.bytes().all(|b| b.is_ascii_graphic()))
         {
@@ -116,7 +157,7 @@ impl Service {
         let payload = request.runner.payload()?;
         let request_hash = self.vault.fingerprint(&request.canonical(payload.as_ref()));
         // Kept until the vm is in the database, where whoever removes templates sees that it needs this one.
-        let (draft, _kept) = self.draft(id, &request).await?;
+        let (draft, _kept) = self.draft(id, &request, pool).await?;
         let new = NewVm {
             draft,
             request_hash,
@@ -171,7 +212,7 @@ impl Service {
         Ok((image.to_string(), Basis::Awaited { awaits: asked }, budgets, None))
     }
 
-    async fn draft(&self, id: VmId, request: &VmRequest) -> Result<(Draft, Option<Kept>)> {
+    async fn draft(&self, id: VmId, request: &VmRequest, pool: Option<String>) -> Result<(Draft, Option<Kept>)> {
         let name = self.checked_name(id, request)?;
         let asked = Asked {
             cpus: request.cpus,
@@ -180,8 +221,12 @@ impl Service {
             queue_seconds: request.queue_timeout_seconds.unwrap_or(self.settings.queue_timeout_seconds),
         };
         let (template, basis, budgets, kept) = self.basis(&request.template, asked).await?;
-        let (runner, labels) = (request.runner.kind(), request.labels.clone());
-        Ok((Draft { id, name, template, basis, runner, labels, budgets }, kept))
+        let (runner, github, labels) = (request.runner.kind(), request.runner.github()?, request.labels.clone());
+        if github.as_ref().is_some_and(|g| g.registration == Registration::Managed) && self.github.is_none() {
+            return Err(Error::new(Code::GitHubNotConfigured, "this service has no credentials for GitHub")
+                .field("/runner", "needs `[github]` in the configuration, or `jit_config` or `registration_token`"));
+        }
+        Ok((Draft { id, name, template, basis, runner, github, pool, labels, budgets }, kept))
     }
 
     fn checked_name(&self, id: VmId, request: &VmRequest) -> Result<String> {
@@ -300,8 +345,9 @@ fn ending(vm: &Vm, caller: &Caller, force: bool) -> Option<Event> {
             if vm.state == State::Draining {
                 return None;
             }
-            let at_work = matches!(vm.state, State::Booting | State::Configuring | State::Running)
-                && vm.runner_status.may_hold_a_job();
+            let up = matches!(vm.state, State::Booting | State::Configuring | State::Running);
+            // A runner that GitHub may be giving a job this moment is taken away there first.
+            let at_work = up && (vm.runner_status.may_hold_a_job() || vm.draft.managed().is_some());
             Some(if at_work {
                 Event::EndAnnounced { by: Announcer::Admin }
             } else {
@@ -316,17 +362,44 @@ impl Runner {
         match self {
             Runner::Command { .. } => RunnerKind::Command,
             Runner::Script { .. } => RunnerKind::Script,
+            Runner::GitHub { .. } => RunnerKind::GitHub,
             Runner::None => RunnerKind::None,
         }
     }
 
+    fn github(&self) -> Result<Option<GitHubRunner>> {
+        let Runner::GitHub { scope, labels, group, jit_config, registration_token, .. } = self else {
+            return Ok(None);
+        };
+        let registration = match (jit_config, registration_token) {
+            (None, None) => Registration::Managed,
+            (Some(_), None) => Registration::JitConfig,
+            (None, Some(_)) => Registration::Token,
+            (Some(_), Some(_)) => {
+                return Err(Error::new(Code::RequestInvalid, "there are two registrations of one runner")
+                    .field("/runner/registration_token", "give this or `jit_config`, not both"));
+            }
+        };
+        let runner = GitHubRunner { scope: scope.clone(), labels: labels.clone(), group: group.clone(), registration };
+        runner.check("/runner")?;
+        Ok(Some(runner))
+    }
+
     fn payload(&self) -> Result<Option<Payload>> {
-        let (script, env, field) = match self {
-            Runner::Command { command, env } => (command, env, "command"),
-            Runner::Script { script, env } => (script, env, "script"),
+        let (secret, env, field) = match self {
+            Runner::Command { command, env } => (Some(command), env, "command"),
+            Runner::Script { script, env } => (Some(script), env, "script"),
+            Runner::GitHub { jit_config, registration_token, env, .. } => {
+                let field = if jit_config.is_some() { "jit_config" } else { "registration_token" };
+                (jit_config.as_ref().or(registration_token.as_ref()), env, field)
+            }
             Runner::None => return Ok(None),
         };
-        let payload = Payload { script: script.clone(), env: env.clone() };
+        let (script, registration) = match self {
+            Runner::GitHub { .. } => (None, secret.cloned()),
+            Runner::Command { .. } | Runner::Script { .. } | Runner::None => (secret.cloned(), None),
+        };
+        let payload = Payload { script, registration, env: env.clone() };
         payload.check("/runner", field)?;
         let clear = env.iter().map(|(k, v)| (k.clone(), v.expose_secret().to_owned())).collect();
         crate::guest::kit::check_env(&clear).map_err(|refused| {
@@ -344,6 +417,7 @@ impl VmRequest {
             "template": self.template,
             "name": self.name,
             "runner": self.runner.kind(),
+            "github": self.runner.github().ok().flatten(),
             "cpus": self.cpus,
             "memory_mib": self.memory_mib,
             "labels": self.labels,

@@ -30,6 +30,8 @@ fn draft(name: &str, os: GuestOs, queue_seconds: u32) -> Draft {
         template: "t".into(),
         basis: Basis::Known(spec(os)),
         runner: RunnerKind::None,
+        github: None,
+        pool: None,
         labels: BTreeMap::from([("team.x/y".into(), "a b".into())]),
         budgets: Budgets { queue_seconds, ..Budgets::default() },
     }

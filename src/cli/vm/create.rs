@@ -74,7 +74,7 @@ struct RunnerArgs {
     none: bool,
 }
 
-const BUDGETS: [&str; 9] = [
+const BUDGETS: [&str; 11] = [
     "clone_seconds",
     "boot_seconds",
     "configure_seconds",
@@ -82,6 +82,8 @@ const BUDGETS: [&str; 9] = [
     "idle_seconds",
     "lifetime_seconds",
     "drain_seconds",
+    "drain_cap_seconds",
+    "settle_seconds",
     "stop_grace_seconds",
     "max_attempts",
 ];

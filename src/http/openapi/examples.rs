@@ -29,6 +29,8 @@ fn budgets() -> Value {
         "idle_seconds": 3600,
         "lifetime_seconds": 3600,
         "drain_seconds": 300,
+        "drain_cap_seconds": 900,
+        "settle_seconds": 10,
         "stop_grace_seconds": 10,
         "max_attempts": 3
     })

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, sync::Mutex};
 use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
 
-use super::{budget::Budget, scope::Scope};
+use super::{Scope, budget::Budget};
 
 /// Renewed when it has less than this left.
 const MARGIN: SignedDuration = SignedDuration::from_mins(5);

@@ -10,7 +10,7 @@
 //!       budget    what GitHub still allows, per credential
 //!       refusal   what an answer that is no success means
 //! credentials, secret, jwt            who we are
-//! server, scope, model, error         plain types
+//! server, model, error         plain types
 //! ```
 //!
 //! What GitHub answers decides about other people's jobs, so nothing is guessed: what was not understood is an error, a
@@ -35,7 +35,6 @@ pub mod model;
 mod pages;
 mod refusal;
 mod runners;
-mod scope;
 mod secret;
 mod server;
 
@@ -47,8 +46,9 @@ pub use deliveries::{Delivery, DeliveryContent, SentRequest};
 pub use error::GitHubError;
 pub use jobs::{JobFilter, Run};
 pub use runners::{DEFAULT_GROUP, JitConfig, NewRunner, RegistrationToken, Removed, RunnerGroup};
-pub use scope::Scope;
 pub use server::Server;
+
+pub use crate::domain::Scope;
 
 /// The version of the API that is asked for where nobody chose one.
 pub const API_VERSION: &str = "2022-11-28";

@@ -21,15 +21,17 @@ const VERSION: u64 = 1;
 const LONGEST_SECONDS: u32 = 30 * 24 * 3600;
 
 /// The budgets that a template brings, with the least and the most of each. How long vms queue is the host's affair.
-const BUDGETS: [(&str, u32, u32); 9] = [
+const BUDGETS: [(&str, u32, u32); 11] = [
     ("boot_seconds", 1, LONGEST_SECONDS),
     ("clone_seconds", 1, LONGEST_SECONDS),
     ("configure_seconds", 1, LONGEST_SECONDS),
+    ("drain_cap_seconds", 1, LONGEST_SECONDS),
     ("drain_seconds", 1, LONGEST_SECONDS),
     ("idle_seconds", 1, LONGEST_SECONDS),
     ("lifetime_seconds", 1, LONGEST_SECONDS),
     ("max_attempts", 1, 10),
     ("registration_seconds", 1, LONGEST_SECONDS),
+    ("settle_seconds", 1, LONGEST_SECONDS),
     ("stop_grace_seconds", 0, 600),
 ];
 

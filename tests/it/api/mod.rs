@@ -152,6 +152,7 @@ pub async fn api_pulling(
         puller(&catalog),
         crate::support::no_logins(dir.path()),
         mayfly::templates::s3::S3::new(dir.path().join("s3"), Default::default()),
+        None,
         host.subscribe(),
         clock,
         limits,

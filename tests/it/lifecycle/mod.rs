@@ -55,6 +55,8 @@ pub struct Host {
     pub clock: Clock,
     /// Of the space that templates take, from the next start on.
     pub limits: Limits,
+    /// Who we are to GitHub, from the next start on.
+    pub github: Option<Arc<mayfly::runners::github::Client>>,
     /// Guests speak to whoever serves at the moment.
     pub serving: Serving,
     pub running: Option<Running>,
@@ -72,6 +74,7 @@ impl Host {
             capacity: Capacity { linux_slots: linux, macos_slots: macos, cpus: 64, memory_mib: 65536 },
             clock,
             limits: Limits::default(),
+            github: None,
             serving: watch::Sender::new(None),
             running: None,
         };
@@ -122,6 +125,7 @@ impl Host {
             puller.clone(),
             crate::support::no_logins(&self.at("")),
             mayfly::templates::s3::S3::new(self.at("s3"), Default::default()),
+            self.github.clone(),
             board.subscribe(),
             clock.clone(),
             service::Settings::default(),
@@ -135,6 +139,7 @@ impl Host {
             catalog,
             puller,
             drivers,
+            github: self.github.clone(),
             clock,
             board,
             settings: reconcile::Settings {

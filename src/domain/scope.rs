@@ -1,9 +1,12 @@
 //! Where runners are registered: a repository, an organisation or an enterprise.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
-/// Checked when made, so that a name never becomes another path.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+use serde::{Deserialize, Serialize};
+
+/// Checked when made, so that a name never becomes another path. Written `owner/name`, `login` or `enterprises/slug`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Scope {
     Repository { owner: String, name: String },
     Organization(String),
@@ -38,7 +41,7 @@ impl Scope {
     }
 
     /// What every path of this scope begins with.
-    pub(super) fn prefix(&self) -> Vec<&str> {
+    pub fn prefix(&self) -> Vec<&str> {
         match self {
             Scope::Repository { owner, name } => vec!["repos", owner, name],
             Scope::Organization(login) => vec!["orgs", login],
@@ -47,8 +50,17 @@ impl Scope {
     }
 
     /// `prefix`, and then this.
-    pub(super) fn path(&self, rest: &[&str]) -> Vec<String> {
+    pub fn path(&self, rest: &[&str]) -> Vec<String> {
         self.prefix().iter().chain(rest).map(|&s| s.to_owned()).collect()
+    }
+
+    /// As it is written in requests and configurations.
+    pub fn slug(&self) -> String {
+        match self {
+            Scope::Repository { owner, name } => format!("{owner}/{name}"),
+            Scope::Organization(login) => login.clone(),
+            Scope::Enterprise(slug) => format!("enterprises/{slug}"),
+        }
     }
 
     /// The permission that managing its runners takes, as GitHub's Apps name it. Enterprises have none that is documented.
@@ -80,6 +92,33 @@ impl fmt::Display for Scope {
     }
 }
 
+impl FromStr for Scope {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Scope, String> {
+        match text.split_once('/') {
+            Some(("enterprises", slug)) => Scope::enterprise(slug),
+            Some(_) => Scope::repository(text),
+            None => Scope::organization(text),
+        }
+        .map_err(|_| format!("expected owner/name, an organisation's login or enterprises/slug, found {text:.120?}"))
+    }
+}
+
+impl TryFrom<String> for Scope {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Scope, String> {
+        text.parse()
+    }
+}
+
+impl From<Scope> for String {
+    fn from(scope: Scope) -> String {
+        scope.slug()
+    }
+}
+
 /// Letters, digits and dashes; of managed users an underscore, too.
 fn is_login(text: &str) -> bool {
     !text.is_empty() && text.len() <= 100 && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
@@ -102,5 +141,15 @@ mod tests {
             assert!(Scope::organization(wrong).is_err() && Scope::enterprise(wrong).is_err(), "{wrong}");
         }
         assert!(Scope::organization("octo_acme").is_ok());
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        for text in ["acme/app.rs", "acme", "enterprises/acme-corp"] {
+            assert_eq!(text.parse::<Scope>().unwrap().slug(), text);
+        }
+        for wrong in ["", "a/b/c", "https://github.com/acme", "enterprises/", "a b"] {
+            assert!(wrong.parse::<Scope>().is_err(), "{wrong}");
+        }
     }
 }

@@ -1,0 +1,154 @@
+//! What a vm knows of GitHub: how its runner is registered there, and which jobs it was given.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{Code, Error, Result, Scope};
+
+/// The runner group that every organisation and enterprise has.
+pub const DEFAULT_GROUP: &str = "Default";
+
+/// How a runner of GitHub's comes to be. No secrets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GitHubRunner {
+    /// Where it is registered.
+    pub scope: Scope,
+    /// Exactly those that it is registered with: none is added.
+    pub labels: Vec<String>,
+    /// By name. `None`: the default group.
+    pub group: Option<String>,
+    pub registration: Registration,
+}
+
+impl GitHubRunner {
+    /// What GitHub would refuse; pointers are relative to the object that says it.
+    pub fn check(&self, pointer: &str) -> Result<()> {
+        let invalid = |field: &str, what: &str| {
+            Err(Error::new(Code::RequestInvalid, "GitHub takes no such runner")
+                .field(format!("{pointer}/{field}"), what))
+        };
+        if self.labels.is_empty() || self.labels.len() > MAX_LABELS {
+            return invalid("labels", "1 to 100 labels");
+        }
+        for label in &self.labels {
+            let plain = !label.chars().any(|c| c.is_control() || c == ',') && label.trim() == label;
+            if label.is_empty() || label.chars().count() > MAX_LABEL || !plain {
+                return invalid(
+                    "labels",
+                    "each 1 to 256 characters, without commas, control characters or spaces around it",
+                );
+            }
+        }
+        if let Some(group) = &self.group {
+            if matches!(self.scope, Scope::Repository { .. }) {
+                return invalid("group", "repositories have no runner groups");
+            }
+            if group.trim().is_empty() || group.len() > MAX_LABEL || group.chars().any(char::is_control) {
+                return invalid("group", "the name of a runner group, 1 to 256 characters");
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a job that asks for these labels may be given to this runner: case does not matter to GitHub.
+    pub fn takes(&self, wanted: &[String]) -> bool {
+        let fold = |label: &String| label.to_lowercase();
+        let mine: Vec<String> = self.labels.iter().map(fold).collect();
+        wanted.iter().map(fold).all(|label| mine.contains(&label))
+    }
+}
+
+/// Most labels that GitHub takes for one runner.
+const MAX_LABELS: usize = 100;
+const MAX_LABEL: usize = 256;
+
+/// Who makes the runner known to GitHub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Registration {
+    /// Mayfly asks GitHub for a just-in-time configuration when the guest is about to need it.
+    Managed,
+    /// The caller brought a just-in-time configuration.
+    JitConfig,
+    /// The caller brought a registration token; the guest registers itself.
+    Token,
+}
+
+/// A runner that GitHub knows by this number and name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Registered {
+    pub runner_id: u64,
+    pub name: String,
+}
+
+/// Where a job stands at GitHub. News comes late and in any order: a job never moves backwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum JobStatus {
+    /// Held back by a rule of its environment.
+    Waiting,
+    Queued,
+    InProgress,
+    Completed,
+}
+
+impl JobStatus {
+    pub const ALL: [JobStatus; 4] =
+        [JobStatus::Waiting, JobStatus::Queued, JobStatus::InProgress, JobStatus::Completed];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            JobStatus::Waiting => "waiting",
+            JobStatus::Queued => "queued",
+            JobStatus::InProgress => "in_progress",
+            JobStatus::Completed => "completed",
+        }
+    }
+
+    pub fn parse(s: &str) -> Option<JobStatus> {
+        Self::ALL.into_iter().find(|status| status.as_str() == s)
+    }
+}
+
+/// A job that a vm's runner was given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JobRecord {
+    /// GitHub's number of this job and attempt: a job that is run again has another one.
+    pub id: u64,
+    /// `owner/name`.
+    pub repository: String,
+    pub run_id: u64,
+    pub run_attempt: u32,
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow: Option<String>,
+    pub status: JobStatus,
+    /// As GitHub says it (`success`, `failure`, `cancelled`, …), once it is completed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conclusion: Option<String>,
+    /// The page that people look at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub started_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub completed_at: Option<Timestamp>,
+}
+
+impl JobRecord {
+    /// Takes over what is newer in `news` of the same job; what is known is never lost again.
+    pub fn learn(&mut self, news: &JobRecord) {
+        if news.status < self.status {
+            return;
+        }
+        let old = std::mem::replace(self, news.clone());
+        self.workflow = self.workflow.take().or(old.workflow);
+        self.conclusion = self.conclusion.take().or(old.conclusion);
+        self.url = self.url.take().or(old.url);
+        self.started_at = self.started_at.or(old.started_at);
+        self.completed_at = self.completed_at.or(old.completed_at);
+    }
+}
