@@ -79,7 +79,7 @@ impl Settings {
         if let Some(budgets) = document.get_mut("budgets").and_then(Value::as_object_mut) {
             budgets.retain(|name, _| BudgetsPatch::NAMES.contains(&name.as_str()));
             if let Some((name, value)) =
-                budgets.iter().find(|(_, v)| !v.as_u64().is_some_and(|n| u32::try_from(n).is_ok()))
+                budgets.iter().find(|(_, v)| v.as_u64().is_none_or(|n| u32::try_from(n).is_err()))
             {
                 return Err(format!("has the budget {name} = {value:.40}, expected a whole number"));
             }
