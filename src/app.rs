@@ -30,7 +30,7 @@ use crate::{
     },
     http::{self, Http},
     reconcile::{self, Reconciler},
-    runners::github::Client,
+    runners::{github::Client, program::Programs},
     service::{self, Clock, Service},
     store::{self, Vault, logs::Logs, vault},
     telemetry,
@@ -148,6 +148,7 @@ impl App {
 
         let limits = limits(config);
         let github = github(config)?;
+        let programs = Programs::new(layout.at("runners"), config.runner_archives());
         let (puller, logins) = registries(config, &catalog, &limits);
         let service = Service::new(
             store.ledger.clone(),
@@ -160,6 +161,7 @@ impl App {
             logins,
             S3::new(layout.at("s3"), limits),
             github.clone(),
+            programs.clone(),
             board.subscribe(),
             clock.clone(),
             service::Settings {
@@ -183,6 +185,7 @@ impl App {
             catalog,
             puller,
             drivers,
+            programs,
             github,
             clock,
             board,
@@ -197,6 +200,11 @@ impl App {
                 sweep_every: Duration::from_secs(60),
                 keep_deleted: Duration::from_secs(u64::from(config.retention.deleted_vms_days) * 24 * 3600),
                 budgets: config.default_budgets(),
+                runner: reconcile::RunnerSettings {
+                    github_web: config.github.url.clone(),
+                    directory: config.github.runner_directory.clone(),
+                    minimum_version: config.github.runner_minimum_version.clone(),
+                },
             },
         });
         let http = Http {

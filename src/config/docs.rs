@@ -70,7 +70,7 @@ pub fn markdown() -> String {
 
 /// A section, and the named tables whose defaults it has.
 fn with_named(section: &'static keys::Section) -> impl Iterator<Item = &'static keys::Section> {
-    let named = keys::NAMED.iter().filter(|n| section.path == "registry" && n.root == "registries");
+    let named = keys::NAMED.iter().filter(|n| section.path == n.after);
     std::iter::once(section).chain(named.map(|n| &n.section))
 }
 

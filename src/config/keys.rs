@@ -26,6 +26,8 @@ pub struct Named {
     pub root: &'static str,
     /// What the name is, in words.
     pub name: &'static str,
+    /// The section that they are explained after.
+    pub after: &'static str,
     pub section: Section,
 }
 
@@ -244,6 +246,10 @@ section! {
         ca_file: Option<PathBuf> = None;
         /// Version of the API that is asked for.
         api_version: String = crate::runners::github::API_VERSION.to_owned();
+        /// Where GitHub's runner is in the guests.
+        runner_directory: Option<String> = None, shown as "`~/actions-runner` and the usual places";
+        /// Oldest runner that is started: GitHub refuses older ones.
+        runner_minimum_version: String = "2.329.0".to_owned();
     }
 }
 
@@ -260,6 +266,20 @@ section! {
         username: Option<String> = None;
         /// File with that user's password or token, which only its owner may read (mode 0600).
         password_file: Option<PathBuf> = None;
+    }
+}
+
+section! {
+    /// GitHub's runner for guests that have none, or too old a one: fetched once by this host, checked, and handed to its guests.
+    /// By platform: `[runners."osx-arm64"]`, `osx-x64`, `linux-arm64`, `linux-x64`.
+    /// These tables stand in the file, or on the command line, and have no environment variables.
+    RunnerArchive = "runners.\"<platform>\"" {
+        /// Address of the archive (`actions-runner-<platform>-<version>.tar.gz`).
+        url: Option<String> = None;
+        /// Its SHA-256, in 64 hexadecimal digits.
+        sha256: Option<String> = None;
+        /// Its version, such as 2.336.0.
+        version: Option<String> = None;
     }
 }
 
@@ -375,7 +395,10 @@ pub const SECTIONS: &[Section] = &[
 ];
 
 /// Every kind of named table.
-pub const NAMED: &[Named] = &[Named { root: "registries", name: "host", section: RegistryHost::SECTION }];
+pub const NAMED: &[Named] = &[
+    Named { root: "registries", name: "host", after: "registry", section: RegistryHost::SECTION },
+    Named { root: "runners", name: "platform", after: "github", section: RunnerArchive::SECTION },
+];
 
 /// Every key that has one place; those of named tables are as many as there are names.
 pub fn all() -> impl Iterator<Item = &'static Key> {

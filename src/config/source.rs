@@ -17,7 +17,7 @@ use super::{
 };
 use crate::runners::github;
 
-mod named;
+pub(super) mod named;
 
 const ENV_PREFIX: &str = "MAYFLY_";
 /// Variables with our prefix that are not settings of the service.

@@ -161,6 +161,8 @@ impl RunnerKind {
 
 /// What GitHub's runner returns when GitHub does not take its version any more.
 pub const RUNNER_TOO_OLD: i32 = 7;
+/// What is returned in its stead when it could not be started at all.
+pub const RUNNER_MISSING: i32 = 126;
 
 /// Where a port of the guest can be reached from the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -507,11 +509,13 @@ impl Vm {
                 if self.draft.runner != RunnerKind::GitHub && self.job_exit_code.is_none() {
                     self.job_exit_code = exit_code;
                 }
-                if self.draft.runner == RunnerKind::GitHub && exit_code == Some(RUNNER_TOO_OLD) {
-                    self.end(EndSignal::RunnerFinished, OutcomeResult::Failed, Some(Code::RunnerTooOld), None);
-                } else {
-                    self.end(EndSignal::RunnerFinished, OutcomeResult::Completed, None, None);
-                }
+                let failed = match (self.draft.runner, exit_code) {
+                    (RunnerKind::GitHub, Some(RUNNER_TOO_OLD)) => Some(Code::RunnerTooOld),
+                    (RunnerKind::GitHub, Some(RUNNER_MISSING)) => Some(Code::RunnerMissing),
+                    _ => None,
+                };
+                let result = if failed.is_some() { OutcomeResult::Failed } else { OutcomeResult::Completed };
+                self.end(EndSignal::RunnerFinished, result, failed, None);
             }
             EndProof::Deregistered => {
                 self.runner(RunnerFact::Deregistered, at);

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use crate::{
     domain::{Budgets, host::HostView},
-    runners::github,
+    runners::{github, program::Programs},
     store::{Ledger, Reader, Vault, logs::Logs},
     templates::{Catalog, layouts::Tools, pull::Puller, registry::logins::Logins, s3::S3},
 };
@@ -71,6 +71,7 @@ pub struct Service {
     pub(crate) s3: S3,
     /// Who we are to GitHub, where somebody said.
     pub(crate) github: Option<Arc<github::Client>>,
+    pub(crate) programs: Programs,
 }
 
 #[expect(clippy::too_many_arguments, reason = "called once, where everything is wired")]
@@ -86,6 +87,7 @@ impl Service {
         logins: Logins,
         s3: S3,
         github: Option<Arc<github::Client>>,
+        programs: Programs,
         host: watch::Receiver<HostView>,
         clock: Clock,
         settings: Settings,
@@ -93,7 +95,23 @@ impl Service {
         let vms = versions::Vms { reader: reader.clone(), ledger: ledger.clone(), clock: clock.clone() };
         catalog.settle(Arc::new(vms));
         let pulls = Arc::default();
-        Self { ledger, reader, vault, logs, catalog, host, clock, settings, drivers, puller, pulls, logins, s3, github }
+        Self {
+            ledger,
+            reader,
+            vault,
+            logs,
+            catalog,
+            host,
+            clock,
+            settings,
+            drivers,
+            puller,
+            pulls,
+            logins,
+            s3,
+            github,
+            programs,
+        }
     }
 }
 
