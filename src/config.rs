@@ -27,6 +27,7 @@ pub mod docs;
 mod github;
 pub mod host;
 pub mod keys;
+mod pools;
 mod source;
 
 pub use host::Host;
@@ -62,6 +63,8 @@ pub struct Config {
     pub github: GitHub,
     /// By the one spelling of their names.
     pub registries: BTreeMap<String, RegistryHost>,
+    /// Each name once.
+    pub pools: Vec<domain::Pool>,
     pub drivers: Drivers,
     pub log: Log,
 }
@@ -159,6 +162,7 @@ impl Config {
             registries: registries(&mut found),
             pulls: Pulls::read(Pulls::SECTION.path, &mut found),
             github: GitHub::read(GitHub::SECTION.path, &mut found),
+            pools: pools::read(&mut found),
             drivers: Drivers {
                 qemu: QemuDriver::read(QemuDriver::SECTION.path, &mut found),
                 tart: TartDriver::read(TartDriver::SECTION.path, &mut found),
@@ -189,6 +193,7 @@ impl Config {
             registry: Registry::default(),
             pulls: Pulls::default(),
             github: GitHub::default(),
+            pools: Vec::new(),
             registries: BTreeMap::new(),
             drivers: Drivers::default(),
             log: Log::default(),
@@ -336,6 +341,7 @@ impl Config {
             }
         }
         self.github.check(found);
+        self.check_pools(found);
         for (path, host) in self.registry_paths(found).iter().zip(self.registries.values()) {
             let key = |field: &str| format!("{path}.{field}");
             if let Some(path) = &host.ca_file
