@@ -172,6 +172,7 @@ impl App {
                     deadline: Duration::from_secs(u64::from(config.pulls.deadline_seconds)),
                     ..Default::default()
                 },
+                pools: config.pools.clone(),
                 tools: Tools { qemu_img: config.drivers.qemu.qemu_img.clone().unwrap_or_else(|| "qemu-img".into()) },
             },
         );
@@ -354,6 +355,12 @@ fn check_paths(config: &Config, layout: &Layout) -> Result<(), StartError> {
 /// Who we are to GitHub; connects to nothing.
 fn github(config: &Config) -> Result<Option<Arc<Client>>, StartError> {
     let Some(source) = config.github.source(|name| std::env::var(name).ok()).map_err(StartError::GitHub)? else {
+        if let Some(pool) = config.pools.first() {
+            return Err(StartError::GitHub(format!(
+                "the pool {} registers runners, and nobody said who we are: set `github.app_id` and its key, or a token",
+                pool.name
+            )));
+        }
         return Ok(None);
     };
     let options = config.github.options().map_err(StartError::GitHub)?;

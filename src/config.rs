@@ -28,6 +28,7 @@ pub mod docs;
 mod github;
 pub mod host;
 pub mod keys;
+mod pools;
 mod source;
 
 pub use host::Host;
@@ -66,6 +67,8 @@ pub struct Config {
     pub registries: BTreeMap<String, RegistryHost>,
     /// By platform, as written.
     pub runners: BTreeMap<String, RunnerArchive>,
+    /// Each name once.
+    pub pools: Vec<domain::Pool>,
     pub drivers: Drivers,
     pub log: Log,
 }
@@ -164,6 +167,7 @@ impl Config {
             runners: runners(&mut found),
             pulls: Pulls::read(Pulls::SECTION.path, &mut found),
             github: GitHub::read(GitHub::SECTION.path, &mut found),
+            pools: pools::read(&mut found),
             drivers: Drivers {
                 qemu: QemuDriver::read(QemuDriver::SECTION.path, &mut found),
                 tart: TartDriver::read(TartDriver::SECTION.path, &mut found),
@@ -194,6 +198,7 @@ impl Config {
             registry: Registry::default(),
             pulls: Pulls::default(),
             github: GitHub::default(),
+            pools: Vec::new(),
             registries: BTreeMap::new(),
             runners: BTreeMap::new(),
             drivers: Drivers::default(),
@@ -343,6 +348,7 @@ impl Config {
         }
         self.github.check(found);
         self.check_runners(found);
+        self.check_pools(found);
         for (path, host) in self.registry_paths(found).iter().zip(self.registries.values()) {
             let key = |field: &str| format!("{path}.{field}");
             if let Some(path) = &host.ca_file

@@ -26,6 +26,7 @@ mod host;
 mod logs;
 mod openapi;
 mod pages;
+mod pools;
 mod problem;
 mod pulls;
 mod registries;
@@ -88,6 +89,8 @@ fn admin_routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(templates::push::push_template))
         .routes(routes!(templates::import::import_template))
         .routes(routes!(templates::export::export_template))
+        .routes(routes!(pools::list_pools))
+        .routes(routes!(pools::get_pool, pools::set_pool, pools::remove_pool))
         .routes(routes!(tokens::create_token, tokens::list_tokens))
         .routes(routes!(tokens::revoke_token))
         .routes(routes!(registries::log_in_to_registry, registries::log_out_of_registry))

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::{
-    domain::{Budgets, host::HostView},
+    domain::{Budgets, Pool, host::HostView},
     runners::{github, program::Programs},
     store::{Ledger, Reader, Vault, logs::Logs},
     templates::{Catalog, layouts::Tools, pull::Puller, registry::logins::Logins, s3::S3},
@@ -17,6 +17,7 @@ pub mod guests;
 pub mod hosts;
 pub mod layouts;
 pub mod objects;
+pub mod pools;
 pub mod pulls;
 pub mod registries;
 pub mod templates;
@@ -37,6 +38,8 @@ pub struct Settings {
     /// Budgets of a template that does not say otherwise.
     pub budgets: Budgets,
     pub pulls: pulls::Settings,
+    /// Pools of the configuration: checked, and each name once.
+    pub pools: Vec<Pool>,
     /// Programs that conversions of templates need.
     pub tools: Tools,
 }
@@ -48,6 +51,7 @@ impl Default for Settings {
             queue_timeout_seconds: 3600,
             budgets: Budgets::default(),
             pulls: Default::default(),
+            pools: Vec::new(),
             tools: Tools::default(),
         }
     }
@@ -72,6 +76,7 @@ pub struct Service {
     /// Who we are to GitHub, where somebody said.
     pub(crate) github: Option<Arc<github::Client>>,
     pub(crate) programs: Programs,
+    pub(crate) pool_board: Arc<pools::Board>,
 }
 
 #[expect(clippy::too_many_arguments, reason = "called once, where everything is wired")]
@@ -95,6 +100,7 @@ impl Service {
         let vms = versions::Vms { reader: reader.clone(), ledger: ledger.clone(), clock: clock.clone() };
         catalog.settle(Arc::new(vms));
         let pulls = Arc::default();
+        let pool_board = Arc::default();
         Self {
             ledger,
             reader,
@@ -111,6 +117,7 @@ impl Service {
             s3,
             github,
             programs,
+            pool_board,
         }
     }
 }

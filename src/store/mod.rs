@@ -18,6 +18,7 @@ pub mod changes;
 pub mod ledger;
 pub mod logs;
 pub mod placement;
+pub mod pools;
 pub mod pulls;
 pub mod retention;
 pub mod template_events;
