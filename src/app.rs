@@ -184,6 +184,7 @@ impl App {
             puller,
             drivers,
             github,
+            reach: Default::default(),
             clock,
             board,
             settings: reconcile::Settings {
@@ -197,6 +198,7 @@ impl App {
                 sweep_every: Duration::from_secs(60),
                 keep_deleted: Duration::from_secs(u64::from(config.retention.deleted_vms_days) * 24 * 3600),
                 budgets: config.default_budgets(),
+                github: Default::default(),
             },
         });
         let http = Http {

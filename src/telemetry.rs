@@ -73,12 +73,17 @@ metrics_list! {
     Gauge "mayfly_slots_foreign" ["os"] "Slots held by guests that Mayfly did not start.";
     Counter "mayfly_vms_created_total" ["template"] "Vms accepted.";
     Counter "mayfly_vms_ended_total" ["result"] "Vms that are gone, by outcome.";
+    Counter "mayfly_vm_end_signals_total" ["signal"] "Vms that are gone, by what ended them.";
     Histogram "mayfly_vm_state_seconds" ["state"] "Time that vms spent in a state.";
     Counter "mayfly_step_failures_total" ["step", "code"] "Steps that failed, retried or not.";
     Gauge "mayfly_driver_usable" ["driver"] "1 when the driver can run guests here.";
     Counter "mayfly_template_pulls_total" ["state"] "Pulls that ended, by how.";
     Counter "mayfly_template_pruned_bytes_total" [] "What pruning removed, in bytes; shared blocks are counted in full.";
     Counter "mayfly_strays_destroyed_total" [] "Instances of ours that no vm had any more.";
+    Counter "mayfly_github_registrations_total" ["result"] "Runners that GitHub was asked to register.";
+    Counter "mayfly_github_removals_total" ["result"] "Runners that GitHub was asked to take away.";
+    Gauge "mayfly_github_ghosts" [] "Runners at GitHub, or perhaps there, whose vm is over.";
+    Gauge "mayfly_github_scopes_away" [] "Scopes for which GitHub does not answer now.";
 }
 
 /// Upper bounds in seconds: an answer from memory at one end, a long job at the other.

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Code, Error, Result, Scope};
+use super::{Code, Error, Result, Scope, VmId};
 
 /// The runner group that every organisation and enterprise has.
 pub const DEFAULT_GROUP: &str = "Default";
@@ -73,6 +73,19 @@ pub enum Registration {
     JitConfig,
     /// The caller brought a registration token; the guest registers itself.
     Token,
+}
+
+/// Longest name that GitHub takes for a runner.
+const MAX_NAME: usize = 64;
+
+/// What the runner of this attempt is called: another name for each attempt, because a name that is taken is refused, and of
+/// no other vm, because a name of a vm may be used again.
+pub fn runner_name(vm_name: &str, id: VmId, attempt: u32) -> String {
+    let id = id.0.simple().to_string();
+    // The end of an id is random, its beginning is a time.
+    let tail = format!("-{}-{attempt}", &id[20..]);
+    let start: String = vm_name.chars().filter(char::is_ascii).take(MAX_NAME - tail.len()).collect();
+    format!("{start}{tail}")
 }
 
 /// A runner that GitHub knows by this number and name.
@@ -150,5 +163,20 @@ impl JobRecord {
         self.url = self.url.take().or(old.url);
         self.started_at = self.started_at.or(old.started_at);
         self.completed_at = self.completed_at.or(old.completed_at);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_attempt_has_a_name_of_its_own_that_github_takes() {
+        let id: VmId = "01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap();
+        assert_eq!(runner_name("build", id, 1), "build-b302099a8057-1");
+        let longest = "x".repeat(63);
+        let names = [1, 2, u32::MAX].map(|attempt| runner_name(&longest, id, attempt));
+        assert!(names.iter().all(|name| name.len() == MAX_NAME), "{names:?}");
+        assert!(names[0] != names[1] && names[0] != runner_name(&longest, VmId::mint(), 1));
     }
 }

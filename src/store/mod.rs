@@ -15,6 +15,7 @@ use sqlx::{
 };
 
 pub mod changes;
+pub mod github_runners;
 pub mod ledger;
 pub mod logs;
 pub mod placement;
