@@ -100,7 +100,8 @@ impl Reconciler {
 
     async fn take_away(&self, vm: &Vm) -> Left {
         let Some(runner) = vm.draft.managed() else { return Left::Gone };
-        let id = match self.reader.github_runner(&runner_name(vm)).await {
+        let name = runner_name(vm);
+        let id = match self.reader.github_runner(&name).await {
             Ok(Some(row)) => row.runner_id,
             Ok(None) => None,
             Err(error) => {
@@ -122,7 +123,16 @@ impl Reconciler {
                 tracing::info!(vm.id = %vm.id(), runner.id = id, "GitHub took the runner away");
                 Left::Gone
             }
-            Err(GitHubError::RunnerBusy { .. }) => Left::Busy,
+            Err(GitHubError::RunnerBusy { .. }) => {
+                // Whoever has a job was there: from now on its absence is its end.
+                match self.ledger.runner_seen(&name, self.clock.now()).await {
+                    Ok(()) => Left::Busy,
+                    Err(error) => {
+                        tracing::error!(vm.id = %vm.id(), error = %error, "what GitHub says cannot be noted");
+                        Left::Unknown
+                    }
+                }
+            }
             Err(error) => {
                 tracing::warn!(vm.id = %vm.id(), runner.id = id, error = %error, "GitHub does not say whether the runner has a job");
                 Left::Unknown

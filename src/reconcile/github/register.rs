@@ -48,6 +48,13 @@ impl Reconciler {
             }
             made => made,
         };
+        if let (None, Err(error)) = (&known, &made)
+            && !error.maybe_done()
+            && !matches!(error, GitHubError::NameTaken { .. })
+        {
+            // There is nothing of ours to be looked for there.
+            self.ledger.runner_gone(&name).await?;
+        }
         let made = made.map_err(|error| match error {
             // A fresh clone comes with a fresh name.
             GitHubError::NameTaken { .. } => Failure::new(FailureKind::Attempt, Code::GitHubRefused, error.to_string()),
