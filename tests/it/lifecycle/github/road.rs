@@ -11,7 +11,7 @@ async fn github_leads_a_vm_through_its_life() {
     let id = rig.host.create(wanted(patient())).await;
     let (vm, jit) = rig.idle(id).await;
     let registered = vm.registered.clone().unwrap();
-    assert_eq!(rig.runners().await, [registered.name.clone()]);
+    assert_eq!(rig.runners().await, std::slice::from_ref(&registered.name));
     let row = rig.rows().await.remove(0);
     assert_eq!((row.runner_id, row.attempt, &row.sealed), (Some(registered.runner_id), 1, &None));
     assert!(row.seen_at.is_some());
