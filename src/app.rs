@@ -189,6 +189,7 @@ impl App {
             drivers,
             programs,
             github,
+            reach: Default::default(),
             clock,
             board,
             settings: reconcile::Settings {
@@ -207,6 +208,7 @@ impl App {
                     directory: config.github.runner_directory.clone(),
                     minimum_version: config.github.runner_minimum_version.clone(),
                 },
+                github: Default::default(),
             },
         });
         let http = Http {
