@@ -20,6 +20,7 @@ use crate::support::github::{GitHub, acme};
 mod away;
 mod ends;
 mod ghosts;
+mod jobs;
 mod road;
 
 const LABEL: &str = "mayfly";
