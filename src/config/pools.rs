@@ -143,6 +143,13 @@ mod tests {
     }
 
     #[test]
+    fn the_example_is_usable() {
+        let pools = config(include_str!("../../deploy/mayfly.toml"), &[]).unwrap().pools;
+        let names: Vec<_> = pools.iter().map(|p| p.name.as_str()).collect();
+        assert_eq!(names, ["linux", "macos"]);
+    }
+
+    #[test]
     fn a_pool_is_changed_on_the_command_line() {
         let sets = [("pools.\"macos\".max_vms", "2"), ("pools.\"macos\".budgets.idle_seconds", "60")];
         let pool = config(LEAST, &sets).unwrap().pools.remove(0);
