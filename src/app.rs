@@ -30,7 +30,7 @@ use crate::{
     },
     http::{self, Http},
     reconcile::{self, Reconciler},
-    runners::github::Client,
+    runners::{github::Client, program::Programs},
     service::{self, Clock, Service},
     store::{self, Vault, logs::Logs, vault},
     telemetry,
@@ -148,6 +148,7 @@ impl App {
 
         let limits = limits(config);
         let github = github(config)?;
+        let programs = Programs::new(layout.at("runners"), config.runner_archives());
         let (puller, logins) = registries(config, &catalog, &limits);
         let service = Service::new(
             store.ledger.clone(),
@@ -160,6 +161,7 @@ impl App {
             logins,
             S3::new(layout.at("s3"), limits),
             github.clone(),
+            programs.clone(),
             board.subscribe(),
             clock.clone(),
             service::Settings {
@@ -170,6 +172,7 @@ impl App {
                     deadline: Duration::from_secs(u64::from(config.pulls.deadline_seconds)),
                     ..Default::default()
                 },
+                pools: config.pools.clone(),
                 tools: Tools { qemu_img: config.drivers.qemu.qemu_img.clone().unwrap_or_else(|| "qemu-img".into()) },
             },
         );
@@ -183,6 +186,7 @@ impl App {
             catalog,
             puller,
             drivers,
+            programs,
             github,
             reach: Default::default(),
             clock,
@@ -199,6 +203,11 @@ impl App {
                 keep_deleted: Duration::from_secs(u64::from(config.retention.deleted_vms_days) * 24 * 3600),
                 budgets: config.default_budgets(),
                 github: Default::default(),
+                runner: reconcile::RunnerSettings {
+                    github_web: config.github.url.clone(),
+                    directory: config.github.runner_directory.clone(),
+                    minimum_version: config.github.runner_minimum_version.clone(),
+                },
             },
         });
         let http = Http {
@@ -348,6 +357,12 @@ fn check_paths(config: &Config, layout: &Layout) -> Result<(), StartError> {
 /// Who we are to GitHub; connects to nothing.
 fn github(config: &Config) -> Result<Option<Arc<Client>>, StartError> {
     let Some(source) = config.github.source(|name| std::env::var(name).ok()).map_err(StartError::GitHub)? else {
+        if let Some(pool) = config.pools.first() {
+            return Err(StartError::GitHub(format!(
+                "the pool {} registers runners, and nobody said who we are: set `github.app_id` and its key, or a token",
+                pool.name
+            )));
+        }
         return Ok(None);
     };
     let options = config.github.options().map_err(StartError::GitHub)?;

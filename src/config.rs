@@ -17,6 +17,7 @@ use std::{
 
 use crate::{
     domain::{self, host::MACOS_GUESTS_PER_HOST},
+    runners::program::PLATFORMS,
     templates::registry::{
         credentials::{password_in, registry_name},
         pace::LEAST as LEAST_RATE,
@@ -27,12 +28,14 @@ pub mod docs;
 mod github;
 pub mod host;
 pub mod keys;
+mod pools;
 mod source;
 
 pub use host::Host;
 pub use keys::{
     Accelerator, AppId, Budgets, Drivers, FakeDriver, GitHub, Guest, GuestArch, Key, Log, LogFormat, Pulls, QemuDriver,
-    Queue, Registry, RegistryHost, Retention, Section, Server, Slots, TartDriver, TartNetwork, TartResolver, Templates,
+    Queue, Registry, RegistryHost, Retention, RunnerArchive, Section, Server, Slots, TartDriver, TartNetwork,
+    TartResolver, Templates,
 };
 use source::Found;
 
@@ -62,6 +65,10 @@ pub struct Config {
     pub github: GitHub,
     /// By the one spelling of their names.
     pub registries: BTreeMap<String, RegistryHost>,
+    /// By platform, as written.
+    pub runners: BTreeMap<String, RunnerArchive>,
+    /// Each name once.
+    pub pools: Vec<domain::Pool>,
     pub drivers: Drivers,
     pub log: Log,
 }
@@ -157,8 +164,10 @@ impl Config {
             templates: Templates::read(Templates::SECTION.path, &mut found),
             registry: Registry::read(Registry::SECTION.path, &mut found),
             registries: registries(&mut found),
+            runners: runners(&mut found),
             pulls: Pulls::read(Pulls::SECTION.path, &mut found),
             github: GitHub::read(GitHub::SECTION.path, &mut found),
+            pools: pools::read(&mut found),
             drivers: Drivers {
                 qemu: QemuDriver::read(QemuDriver::SECTION.path, &mut found),
                 tart: TartDriver::read(TartDriver::SECTION.path, &mut found),
@@ -189,7 +198,9 @@ impl Config {
             registry: Registry::default(),
             pulls: Pulls::default(),
             github: GitHub::default(),
+            pools: Vec::new(),
             registries: BTreeMap::new(),
+            runners: BTreeMap::new(),
             drivers: Drivers::default(),
             log: Log::default(),
         }
@@ -336,6 +347,8 @@ impl Config {
             }
         }
         self.github.check(found);
+        self.check_runners(found);
+        self.check_pools(found);
         for (path, host) in self.registry_paths(found).iter().zip(self.registries.values()) {
             let key = |field: &str| format!("{path}.{field}");
             if let Some(path) = &host.ca_file
@@ -402,6 +415,18 @@ impl Config {
             );
         }
     }
+}
+
+fn runners(found: &mut Found) -> BTreeMap<String, RunnerArchive> {
+    let mut runners = BTreeMap::new();
+    for (name, path) in found.names("runners") {
+        let settings = RunnerArchive::read(&path, found);
+        if !PLATFORMS.contains(&name.as_str()) {
+            found.refuse_table(&path, format!("expected one of {}", PLATFORMS.join(", ")));
+        }
+        runners.insert(name, settings);
+    }
+    runners
 }
 
 /// The tables of single registries. Two spellings of one registry would hide each other.

@@ -79,6 +79,15 @@ metrics_list! {
     Gauge "mayfly_driver_usable" ["driver"] "1 when the driver can run guests here.";
     Counter "mayfly_template_pulls_total" ["state"] "Pulls that ended, by how.";
     Counter "mayfly_template_pruned_bytes_total" [] "What pruning removed, in bytes; shared blocks are counted in full.";
+    Gauge "mayfly_pool_vms" ["pool", "state"] "Vms of a pool: `queued`, and `live`, the queued ones included.";
+    Gauge "mayfly_pool_vms_max" ["pool"] "Vms that a pool may have at once.";
+    Gauge "mayfly_github_rate_limit" ["credential", "resource"] "Requests that GitHub allows in one window.";
+    Gauge "mayfly_github_rate_limit_remaining" ["credential", "resource"] "Requests that are left in this window.";
+    Gauge "mayfly_github_rate_limit_reset_time" ["credential", "resource"] "When the next window begins, in Unix time.";
+    Gauge "mayfly_github_closed_until_time" ["credential"] "Until when a secondary limit of GitHub's stops every request, in Unix time; 0 when none does.";
+    Counter "mayfly_github_requests_total" ["credential"] "Requests that GitHub answered.";
+    Counter "mayfly_github_not_modified_total" ["credential"] "Of these, answers that nothing has changed, which cost nothing.";
+    Counter "mayfly_github_limited_total" ["credential"] "Times that GitHub met us with a limit.";
     Counter "mayfly_strays_destroyed_total" [] "Instances of ours that no vm had any more.";
     Counter "mayfly_github_registrations_total" ["result"] "Runners that GitHub was asked to register.";
     Counter "mayfly_github_removals_total" ["result"] "Runners that GitHub was asked to take away.";

@@ -70,8 +70,9 @@ pub fn markdown() -> String {
 
 /// A section, and the named tables whose defaults it has.
 fn with_named(section: &'static keys::Section) -> impl Iterator<Item = &'static keys::Section> {
-    let named = keys::NAMED.iter().filter(|n| section.path == "registry" && n.root == "registries");
-    std::iter::once(section).chain(named.map(|n| &n.section))
+    let named = keys::NAMED.iter().filter(|n| section.path == n.after);
+    let tables = named.flat_map(|n| std::iter::once(&n.section).chain(n.inner.as_ref().map(|inner| &inner.section)));
+    std::iter::once(section).chain(tables)
 }
 
 /// Doc comments come with the space after `///`.

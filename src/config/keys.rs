@@ -9,7 +9,7 @@ use super::{
     host::Host,
     source::{Found, Setting},
 };
-use crate::domain;
+use crate::domain::{self, Scope};
 
 /// A table of `mayfly.toml`.
 #[derive(Debug)]
@@ -25,6 +25,19 @@ pub struct Named {
     /// What stands before the name.
     pub root: &'static str,
     /// What the name is, in words.
+    pub name: &'static str,
+    /// A name as it could be.
+    pub example: &'static str,
+    pub section: Section,
+    /// A table inside of each of them.
+    pub inner: Option<Inner>,
+    /// The section that they are documented after.
+    pub after: &'static str,
+}
+
+/// A table inside of a named one: `[pools."macos".budgets]`.
+#[derive(Debug)]
+pub struct Inner {
     pub name: &'static str,
     pub section: Section,
 }
@@ -244,6 +257,10 @@ section! {
         ca_file: Option<PathBuf> = None;
         /// Version of the API that is asked for.
         api_version: String = crate::runners::github::API_VERSION.to_owned();
+        /// Where GitHub's runner is in the guests.
+        runner_directory: Option<String> = None, shown as "`~/actions-runner` and the usual places";
+        /// Oldest runner that is started: GitHub refuses older ones.
+        runner_minimum_version: String = "2.329.0".to_owned();
     }
 }
 
@@ -260,6 +277,75 @@ section! {
         username: Option<String> = None;
         /// File with that user's password or token, which only its owner may read (mode 0600).
         password_file: Option<PathBuf> = None;
+    }
+}
+
+section! {
+    /// GitHub's runner for guests that have none, or too old a one: fetched once by this host, checked, and handed to its guests.
+    /// By platform: `[runners."osx-arm64"]`, `osx-x64`, `linux-arm64`, `linux-x64`.
+    /// These tables stand in the file, or on the command line, and have no environment variables.
+    RunnerArchive = "runners.\"<platform>\"" {
+        /// Address of the archive (`actions-runner-<platform>-<version>.tar.gz`).
+        url: Option<String> = None;
+        /// Its SHA-256, in 64 hexadecimal digits.
+        sha256: Option<String> = None;
+        /// Its version, such as 2.336.0.
+        version: Option<String> = None;
+    }
+}
+
+section! {
+    /// One pool: which of GitHub's jobs get a vm here, and what that vm is like. Pools can be made through the API, too.
+    /// These tables stand in the file, or on the command line, and have no environment variables.
+    PoolTable = "pools.\"<name>\"" {
+        /// What each vm is made from: name or digest of a template, or an image in a registry.
+        template: Option<String> = None, shown as "none; required";
+        /// Where its runners are registered, and with that, whose jobs can reach them.
+        scope: Option<Scope> = None, shown as "none; required";
+        /// What its runners are registered with. A job gets a vm here when every label that it asks for is among these.
+        labels: Vec<String> = Vec::new(), shown as "none; required";
+        /// Runner group, by name, of organisations and enterprises.
+        group: Option<String> = None, shown as "the default group";
+        /// Only jobs of these repositories: `owner/name`, where either part may be `*`.
+        repositories: Vec<String> = Vec::new(), shown as "all that the scope covers";
+        /// Live vms at once (1 to 10000).
+        max_vms: u32 = domain::pool::USUAL_VMS;
+        /// Vms that are booted ahead of jobs. Not possible yet: 0.
+        warm: u32 = 0;
+        /// Cores of each vm.
+        cpus: Option<u32> = None, shown as "the template's";
+        /// Memory of each vm, in MiB.
+        memory_mib: Option<u32> = None, shown as "the template's";
+        /// `false`: no job gets a vm here any more; those that have one keep it.
+        enabled: bool = true;
+    }
+}
+
+section! {
+    /// Budgets of a pool's vms that differ from the template's. Seconds: 1 to 2592000.
+    PoolBudgets = "pools.\"<name>\".budgets" {
+        /// Cloning the template, in seconds.
+        clone_seconds: Option<u32> = None, shown as "the template's";
+        /// From starting the hypervisor to an answering guest, in seconds.
+        boot_seconds: Option<u32> = None, shown as "the template's";
+        /// Handing over the runner, in seconds.
+        configure_seconds: Option<u32> = None, shown as "the template's";
+        /// From configured to seen online by GitHub, in seconds.
+        registration_seconds: Option<u32> = None, shown as "the template's";
+        /// Online without a job, in seconds.
+        idle_seconds: Option<u32> = None, shown as "the template's";
+        /// From configured to the end, in seconds: a job that hangs ends here.
+        lifetime_seconds: Option<u32> = None, shown as "the template's";
+        /// From the announced end to the proof that the runner is done, in seconds.
+        drain_seconds: Option<u32> = None, shown as "the template's";
+        /// The longest that `drain_seconds` is extended to while GitHub says that the runner is at work, in seconds.
+        drain_cap_seconds: Option<u32> = None, shown as "the template's";
+        /// From GitHub's word that the runner is done to the end of its guest, in seconds.
+        settle_seconds: Option<u32> = None, shown as "the template's";
+        /// How long a guest whose work is not known to be done may take to power down, in seconds (0 to 600).
+        stop_grace_seconds: Option<u32> = None, shown as "the template's";
+        /// How often a vm is booted (1 to 10), on a fresh clone each time, before it is given up.
+        max_attempts: Option<u32> = None, shown as "the template's";
     }
 }
 
@@ -375,7 +461,32 @@ pub const SECTIONS: &[Section] = &[
 ];
 
 /// Every kind of named table.
-pub const NAMED: &[Named] = &[Named { root: "registries", name: "host", section: RegistryHost::SECTION }];
+pub const NAMED: &[Named] = &[
+    Named {
+        root: "registries",
+        name: "host",
+        example: "registry.example.com",
+        section: RegistryHost::SECTION,
+        inner: None,
+        after: Registry::SECTION.path,
+    },
+    Named {
+        root: "pools",
+        name: "name",
+        example: "macos",
+        section: PoolTable::SECTION,
+        inner: Some(Inner { name: "budgets", section: PoolBudgets::SECTION }),
+        after: GitHub::SECTION.path,
+    },
+    Named {
+        root: "runners",
+        name: "platform",
+        example: "osx-arm64",
+        section: RunnerArchive::SECTION,
+        inner: None,
+        after: GitHub::SECTION.path,
+    },
+];
 
 /// Every key that has one place; those of named tables are as many as there are names.
 pub fn all() -> impl Iterator<Item = &'static Key> {

@@ -13,11 +13,13 @@ use toml::{
 
 use super::{
     ConfigError, Problem,
-    keys::{self, Named},
+    keys::{self, Inner, Named},
 };
-use crate::runners::github;
+use crate::{domain::Scope, runners::github};
 
-mod named;
+pub(super) mod named;
+
+pub(super) use named::path as named_path;
 
 const ENV_PREFIX: &str = "MAYFLY_";
 /// Variables with our prefix that are not settings of the service.
@@ -139,6 +141,16 @@ impl Setting for Vec<String> {
     }
 }
 
+impl Setting for Scope {
+    const KIND: &str = "`owner/name`, an organisation or `enterprises/slug`";
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+    fn show(&self) -> String {
+        format!("`{}`", self.slug())
+    }
+}
+
 impl<T: Setting> Setting for Option<T> {
     const KIND: &str = T::KIND;
     const TEXT_IN_FILE: bool = T::TEXT_IN_FILE;
@@ -216,6 +228,11 @@ impl Found {
         value
     }
 
+    /// Whether anybody said something of it, usable or not.
+    pub fn given(&self, key: &str) -> bool {
+        self.places.contains_key(key)
+    }
+
     /// Notes that a setting cannot be used.
     pub fn refuse(&mut self, key: &str, why: impl Into<String>) {
         let place = self.places.get(key).cloned().unwrap_or_else(|| "default".to_owned());
@@ -277,7 +294,7 @@ impl Found {
     }
 
     fn walk_named(&mut self, named: &'static Named, value: &DeValue<'_>, place: &dyn Fn(usize) -> String, at: String) {
-        let example = || named::path(named.root, "registry.example.com");
+        let example = || named::path(named.root, named.example);
         let DeValue::Table(tables) = value else {
             return self.problems.push(Problem {
                 place: at,
@@ -299,6 +316,10 @@ impl Found {
             self.places.insert(format!("{path}."), place(name.span().start));
             for (field, value) in settings.iter() {
                 let key = format!("{path}.{}", field.get_ref());
+                if let Some(inner) = named.inner.as_ref().filter(|inner| inner.name == field.get_ref()) {
+                    self.walk_inner(named, inner, value, place, &key);
+                    continue;
+                }
                 let place = place(field.span().start);
                 if named::split(&key).is_some_and(|(_, _, field)| !field.is_empty()) {
                     self.set(&key, raw(value.get_ref()), place);
@@ -317,6 +338,33 @@ impl Found {
                     self.problems.push(Problem { place, message: format!("unknown key `{key}`{hint}") });
                 }
             }
+        }
+    }
+
+    fn walk_inner(
+        &mut self,
+        named: &'static Named,
+        inner: &'static Inner,
+        value: &Spanned<DeValue<'_>>,
+        place: &dyn Fn(usize) -> String,
+        path: &str,
+    ) {
+        let DeValue::Table(settings) = value.get_ref() else {
+            let message = format!("`{path}`: expected a table of settings, found a single value");
+            return self.problems.push(Problem { place: place(value.span().start), message });
+        };
+        for (field, value) in settings.iter() {
+            let key = format!("{path}.{}", field.get_ref());
+            let place = place(field.span().start);
+            if named::split(&key).is_some() {
+                self.set(&key, raw(value.get_ref()), place);
+                continue;
+            }
+            let hint = match named::nearest(named, &format!("{}.{}", inner.name, field.get_ref())) {
+                Some(near) => format!("; did you mean `{near}`?"),
+                None => String::new(),
+            };
+            self.problems.push(Problem { place, message: format!("unknown key `{key}`{hint}") });
         }
     }
 
@@ -358,7 +406,7 @@ impl Found {
                     self.set(&key, Raw::Untyped(value), place);
                 }
             } else if let Some(named) = rest.split("__").next().and_then(|root| named::of_root(&root.to_lowercase())) {
-                let message = format!("has no meaning: settings of one {} stand in {} only", named.name, super::FILE);
+                let message = format!("has no meaning: settings below `{}` stand in {} only", named.root, super::FILE);
                 self.problems.push(Problem { place, message });
             } else if rest.contains("__") || looks_like_a_setting(&key) {
                 self.unknown(&key, &name, false, place);

@@ -26,6 +26,7 @@ mod host;
 mod logs;
 mod openapi;
 mod pages;
+mod pools;
 mod problem;
 mod pulls;
 mod registries;
@@ -72,6 +73,7 @@ fn admin_routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(vms::create_vm, vms::list_vms))
         .routes(routes!(vms::get_vm, vms::end_vm))
         .routes(routes!(events::list_vm_events, guests::report_guest_event))
+        .routes(routes!(guests::get_runner_program))
         .routes(routes!(logs::get_vm_log))
         .routes(routes!(events::stream_events))
         .routes(routes!(templates::create::create_template, templates::list_templates))
@@ -87,6 +89,8 @@ fn admin_routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(templates::push::push_template))
         .routes(routes!(templates::import::import_template))
         .routes(routes!(templates::export::export_template))
+        .routes(routes!(pools::list_pools))
+        .routes(routes!(pools::get_pool, pools::set_pool, pools::remove_pool))
         .routes(routes!(tokens::create_token, tokens::list_tokens))
         .routes(routes!(tokens::revoke_token))
         .routes(routes!(registries::log_in_to_registry, registries::log_out_of_registry))
@@ -106,6 +110,7 @@ fn guest_routes() -> OpenApiRouter<Arc<Http>> {
     OpenApiRouter::new()
         .routes(routes!(vms::get_vm, vms::end_vm))
         .routes(routes!(guests::report_guest_event))
+        .routes(routes!(guests::get_runner_program))
         .routes(routes!(health::get_health))
 }
 

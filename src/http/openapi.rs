@@ -31,6 +31,7 @@ pub mod examples;
         (name = "vms", description = "Creating, watching and ending vms"),
         (name = "guest", description = "What a guest says of its own vm"),
         (name = "events", description = "Everything that happens, as it happens"),
+        (name = "pools", description = "Which jobs of GitHub's get a vm"),
         (name = "templates", description = "Bootable images, ready to clone"),
         (name = "registries", description = "Who we are where images come from"),
         (name = "host", description = "Limits, drivers, and what runs"),
@@ -60,6 +61,7 @@ fn own_errors(operation: &str) -> &'static [Code] {
             C::SizeImpossible,
             C::SlotUnavailable,
             C::QueueFull,
+            C::GitHubNotConfigured,
         ],
         "get_vm" | "end_vm" | "list_vm_events" | "get_vm_log" => &[C::VmNotFound],
         "report_guest_event" => &[C::VmNotFound, C::VmTransitionRefused],
@@ -103,6 +105,11 @@ fn own_errors(operation: &str) -> &'static [Code] {
         "pin_template" | "unpin_template" => &[C::TemplateNotFound, C::TemplateInvalid],
         "log_in_to_registry" => &[C::LoginRefused, C::RegistryUnavailable],
         "log_out_of_registry" => &[C::LoginNotFound, C::RequestInvalid],
+        "get_pool" => &[C::PoolNotFound],
+        "set_pool" => {
+            &[C::PoolReadOnly, C::TemplateUnknown, C::TemplateDamaged, C::SizeImpossible, C::GitHubNotConfigured]
+        }
+        "remove_pool" => &[C::PoolNotFound, C::PoolReadOnly],
         "create_token" => &[C::TokenNameInUse],
         "revoke_token" => &[C::TokenNotFound],
         "get_readiness" => &[C::HostUnavailable, C::ShuttingDown],

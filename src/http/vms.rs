@@ -23,8 +23,9 @@ use super::{
 };
 use crate::{
     domain::{
-        Announcer, Budget, Budgets, Code, EndSignal, Error, Fault, GuestOs, Outcome, QueueReason, RunnerStatus, State,
-        Vm, VmId,
+        Announcer, Budget, Budgets, Code, EndSignal, Error, Fault, GuestOs, Outcome, QueueReason, RunnerStatus, Scope,
+        State, Vm, VmId,
+        github::{GitHubRunner, JobRecord, Registration},
         vm::{Endpoint, RunnerKind},
     },
     service::{Service, vms::VmRequest},
@@ -59,11 +60,15 @@ pub struct VmView {
     pub cpus: Option<u32>,
     pub memory_mib: Option<u32>,
     pub labels: BTreeMap<String, String>,
+    /// The pool that it was made for.
+    pub pool: Option<String>,
     pub runner: RunnerView,
     /// What it waits for; null unless queued.
     pub queue: Option<QueueView>,
     /// The next moment at which time alone ends something.
     pub deadline: Option<DeadlineView>,
+    /// Since when budgets that wait for GitHub stand still, because it does not answer; null usually.
+    pub paused_since: Option<Time>,
     pub budgets: Budgets,
     /// How often a slot was taken for it: more than 1 after failed boots.
     pub attempt: u32,
@@ -76,7 +81,10 @@ pub struct VmView {
     pub end_signal: Option<EndSignal>,
     /// How it went; set once.
     pub outcome: Option<Outcome>,
+    /// How the job ended, where the guest said so.
     pub job: Option<JobView>,
+    /// The jobs of GitHub's that its runner was given.
+    pub jobs: Vec<JobRecord>,
     /// The most recent thing that went wrong, whether or not it was overcome.
     pub last_fault: Option<FaultView>,
     /// Every state so far and when it was entered.
@@ -90,6 +98,33 @@ pub struct VmView {
 pub struct RunnerView {
     pub kind: RunnerKind,
     pub status: RunnerStatus,
+    /// Of a runner of GitHub's.
+    pub github: Option<GitHubRunnerView>,
+}
+
+/// A runner as GitHub has it.
+#[derive(Serialize, ToSchema)]
+pub struct GitHubRunnerView {
+    /// Where it is registered: `owner/name`, an organisation's login, or `enterprises/slug`.
+    #[schema(value_type = String, example = "acme/app")]
+    pub scope: Scope,
+    pub labels: Vec<String>,
+    /// Null: the default group.
+    pub group: Option<String>,
+    pub registration: Registration,
+    /// The name that GitHub knows it by; null while it is not registered, and of runners that the caller registers.
+    pub name: Option<String>,
+    /// GitHub's number of it.
+    pub id: Option<u64>,
+}
+
+impl GitHubRunnerView {
+    fn new(vm: &Vm) -> Option<Self> {
+        let GitHubRunner { scope, labels, group, registration } = vm.draft.github.clone()?;
+        let registered = vm.registered.as_ref();
+        let (name, id) = (registered.map(|r| r.name.clone()), registered.map(|r| r.runner_id));
+        Some(Self { scope, labels, group, registration, name, id })
+    }
 }
 
 #[derive(Serialize, ToSchema)]
@@ -169,7 +204,8 @@ impl VmView {
             cpus: spec.map(|s| s.cpus),
             memory_mib: spec.map(|s| s.memory_mib),
             labels: d.labels.clone(),
-            runner: RunnerView { kind: d.runner, status: vm.runner_status },
+            pool: d.pool.clone(),
+            runner: RunnerView { kind: d.runner, status: vm.runner_status, github: GitHubRunnerView::new(vm) },
             queue: vm.queue.as_ref().map(|q| QueueView {
                 reason: q.reason,
                 // It may have left the queue between the two reads; a position is at least 1 all the same.
@@ -178,6 +214,7 @@ impl VmView {
                 pull: pull.as_ref().map(ProgressView::moving),
             }),
             deadline: vm.deadline().map(|(budget, at)| DeadlineView { budget, at: at.into() }),
+            paused_since: vm.paused_at.map(Time),
             budgets: d.budgets.clone(),
             attempt: vm.attempt,
             ssh: vm.ssh.clone(),
@@ -186,6 +223,7 @@ impl VmView {
             end_signal: vm.end_signal,
             outcome: vm.outcome.clone(),
             job: vm.job_exit_code.map(|exit_code| JobView { exit_code }),
+            jobs: vm.jobs.clone(),
             last_fault: vm.last_fault.as_ref().map(FaultView::from),
             timeline: vm.timeline.iter().map(|t| TimelineView { state: t.state, at: t.at.into() }).collect(),
             created_at: vm.created_at.into(),
@@ -214,6 +252,7 @@ pub fn no_vm(id: VmId) -> Error {
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters; kept as long as the vm's record", min_length = 1, max_length = 255, pattern = "^[!-~]+$", example = "run-4711-attempt-1")),
     request_body(content = VmRequest, examples(
         ("command" = (summary = "One job", value = json!(examples::vm_request()))),
+        ("github" = (summary = "A runner of GitHub's", value = json!(examples::github_vm_request()))),
         ("smallest" = (summary = "A vm without a runner", value = json!({"template": "micro"})))
     )),
     responses(
@@ -250,7 +289,7 @@ pub async fn create_vm(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListVms {
-    /// Only these states; repeatable. Without it: every state but `deleted`.
+    /// Only these states; repeatable. Without it: every state but `deleted`, and with `job_id` every state.
     #[serde(default)]
     #[param(explode)]
     state: Vec<State>,
@@ -264,6 +303,11 @@ pub struct ListVms {
     #[serde(default)]
     #[param(explode, value_type = Vec<String>, example = json!(["team=core"]))]
     label: Vec<String>,
+    /// Only vms that were made for this pool.
+    #[param(min_length = 1)]
+    pool: Option<String>,
+    /// Only vms whose runner was given this job: GitHub's number of it, as in the address of the job's page.
+    job_id: Option<u64>,
     /// Largest number of vms in the answer.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<u32>,
@@ -278,8 +322,16 @@ impl ListVms {
         let labels = self.label.iter().map(|label| split_label(label)).collect::<Result<_, _>>()?;
         let before = self.cursor.as_deref().map(parse_cursor).transpose()?;
         // One more than asked for tells whether there is a next page.
-        let filter =
-            Filter { states: self.state, name: self.name, template: self.template, labels, before, limit: limit + 1 };
+        let filter = Filter {
+            states: self.state,
+            name: self.name,
+            template: self.template,
+            labels,
+            pool: self.pool,
+            job: self.job_id,
+            before,
+            limit: limit + 1,
+        };
         Ok((filter, limit))
     }
 }

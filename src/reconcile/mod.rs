@@ -27,7 +27,7 @@ use crate::{
         host::{Capacity, HostView},
     },
     drivers::registry::Registry,
-    runners::github::Client,
+    runners::{github::Client, program::Programs},
     service::Clock,
     store::{Ledger, Reader, Vault, logs::Logs},
     templates::{Catalog, pull::Puller},
@@ -66,6 +66,17 @@ pub struct Settings {
     pub budgets: Budgets,
     /// How often GitHub is asked.
     pub github: Pace,
+    pub runner: RunnerSettings,
+}
+
+/// GitHub's runner in the guests.
+#[derive(Clone, Debug, Default)]
+pub struct RunnerSettings {
+    /// Where people use GitHub.
+    pub github_web: String,
+    /// `None`: in the usual places.
+    pub directory: Option<String>,
+    pub minimum_version: String,
 }
 
 /// Everything a step may use.
@@ -77,6 +88,7 @@ pub struct Reconciler {
     pub catalog: Arc<Catalog>,
     pub puller: Puller,
     pub drivers: Arc<Registry>,
+    pub programs: Programs,
     /// Who we are to GitHub, where somebody said.
     pub github: Option<Arc<Client>>,
     /// Whether it answers.

@@ -81,7 +81,30 @@ impl Service {
         for driver in view.drivers {
             metrics::gauge!("mayfly_driver_usable", "driver" => driver.name).set(f64::from(u8::from(driver.usable)));
         }
+        self.measure_pools().await?;
+        self.measure_github();
         Ok(())
+    }
+
+    /// What GitHub still allows each of our credentials.
+    fn measure_github(&self) {
+        let Some(github) = &self.github else { return };
+        for budget in github.budgets() {
+            let who = budget.credential;
+            let until = budget.closed_until.map_or(0, Timestamp::as_second);
+            metrics::gauge!("mayfly_github_closed_until_time", "credential" => who.clone()).set(until as f64);
+            metrics::counter!("mayfly_github_requests_total", "credential" => who.clone()).absolute(budget.requests);
+            metrics::counter!("mayfly_github_not_modified_total", "credential" => who.clone())
+                .absolute(budget.not_modified);
+            metrics::counter!("mayfly_github_limited_total", "credential" => who.clone()).absolute(budget.limited);
+            for resource in budget.resources {
+                let labels = [("credential", who.clone()), ("resource", resource.resource)];
+                metrics::gauge!("mayfly_github_rate_limit", &labels).set(resource.limit as f64);
+                metrics::gauge!("mayfly_github_rate_limit_remaining", &labels).set(resource.remaining as f64);
+                metrics::gauge!("mayfly_github_rate_limit_reset_time", &labels)
+                    .set(resource.resets_at.as_second() as f64);
+            }
+        }
     }
 
     /// Rows against instances, without acting on it.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::{
-    domain::{Budgets, host::HostView},
-    runners::github,
+    domain::{Budgets, Pool, host::HostView},
+    runners::{github, program::Programs},
     store::{Ledger, Reader, Vault, logs::Logs},
     templates::{Catalog, layouts::Tools, pull::Puller, registry::logins::Logins, s3::S3},
 };
@@ -17,6 +17,7 @@ pub mod guests;
 pub mod hosts;
 pub mod layouts;
 pub mod objects;
+pub mod pools;
 pub mod pulls;
 pub mod registries;
 pub mod templates;
@@ -37,6 +38,8 @@ pub struct Settings {
     /// Budgets of a template that does not say otherwise.
     pub budgets: Budgets,
     pub pulls: pulls::Settings,
+    /// Pools of the configuration: checked, and each name once.
+    pub pools: Vec<Pool>,
     /// Programs that conversions of templates need.
     pub tools: Tools,
 }
@@ -48,6 +51,7 @@ impl Default for Settings {
             queue_timeout_seconds: 3600,
             budgets: Budgets::default(),
             pulls: Default::default(),
+            pools: Vec::new(),
             tools: Tools::default(),
         }
     }
@@ -71,6 +75,8 @@ pub struct Service {
     pub(crate) s3: S3,
     /// Who we are to GitHub, where somebody said.
     pub(crate) github: Option<Arc<github::Client>>,
+    pub(crate) programs: Programs,
+    pub(crate) pool_board: Arc<pools::Board>,
 }
 
 #[expect(clippy::too_many_arguments, reason = "called once, where everything is wired")]
@@ -86,6 +92,7 @@ impl Service {
         logins: Logins,
         s3: S3,
         github: Option<Arc<github::Client>>,
+        programs: Programs,
         host: watch::Receiver<HostView>,
         clock: Clock,
         settings: Settings,
@@ -93,7 +100,25 @@ impl Service {
         let vms = versions::Vms { reader: reader.clone(), ledger: ledger.clone(), clock: clock.clone() };
         catalog.settle(Arc::new(vms));
         let pulls = Arc::default();
-        Self { ledger, reader, vault, logs, catalog, host, clock, settings, drivers, puller, pulls, logins, s3, github }
+        let pool_board = Arc::default();
+        Self {
+            ledger,
+            reader,
+            vault,
+            logs,
+            catalog,
+            host,
+            clock,
+            settings,
+            drivers,
+            puller,
+            pulls,
+            logins,
+            s3,
+            github,
+            programs,
+            pool_board,
+        }
     }
 }
 

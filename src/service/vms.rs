@@ -138,7 +138,9 @@ impl Service {
 
     /// For a job of a pool.
     pub async fn create_pool_vm(&self, pool: &str, request: VmRequest, idempotency_key: String) -> Result<Created> {
-        self.create(request, Some(idempotency_key), Some(pool.to_owned())).await
+        let created = self.create(request, Some(idempotency_key), Some(pool.to_owned())).await;
+        self.pool_board.note(pool, created.as_ref().map(drop), self.clock.now());
+        created
     }
 
     async fn create(

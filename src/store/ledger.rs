@@ -319,6 +319,10 @@ async fn step(
         .execute(&mut *db)
         .await?;
     }
+    if let Event::JobChanged { job } = &event {
+        let job = i64::try_from(job.id).map_err(|_| unreadable(format!("a job's number {}", job.id)))?;
+        sqlx::query!("INSERT OR IGNORE INTO vm_jobs (job_id, vm_id) VALUES (?, ?)", job, id).execute(&mut *db).await?;
+    }
     if before.holds_slot() && !vm.state.holds_slot() {
         sqlx::query!("DELETE FROM leases WHERE vm_id = ?", id).execute(&mut *db).await?;
     }

@@ -19,6 +19,7 @@ pub mod github_runners;
 pub mod ledger;
 pub mod logs;
 pub mod placement;
+pub mod pools;
 pub mod pulls;
 pub mod retention;
 pub mod template_events;

@@ -13,12 +13,15 @@ use crate::domain::{Event, QueueReason, State, Vm, VmId, event::Recorded, host::
 /// What a listing is narrowed to.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    /// Empty: every state but `deleted`.
+    /// Empty: every state but `deleted`; with a job, every state.
     pub states: Vec<State>,
     pub name: Option<String>,
     /// Name or digest.
     pub template: Option<String>,
     pub labels: Vec<(String, String)>,
+    pub pool: Option<String>,
+    /// A job of GitHub's that it was given.
+    pub job: Option<u64>,
     /// Only vms older than this one.
     pub before: Option<VmId>,
     pub limit: u32,
@@ -56,7 +59,8 @@ impl Reader {
     pub async fn vms(&self, filter: &Filter) -> Result<Vec<Vm>> {
         let mut query = QueryBuilder::<Sqlite>::new("SELECT record FROM vms WHERE ");
         if filter.states.is_empty() {
-            query.push("deleted_at IS NULL");
+            // Whoever asks which vm ran a job asks after it has ended.
+            query.push(if filter.job.is_some() { "TRUE" } else { "deleted_at IS NULL" });
         } else {
             query.push("state IN (");
             let mut states = query.separated(", ");
@@ -76,6 +80,14 @@ impl Reader {
             // A JSON path with the key quoted: dots and slashes are usual in labels. Keys with quotes are refused at the door.
             query.push(" AND json_extract(record, ").push_bind(format!("$.draft.labels.\"{key}\""));
             query.push(") = ").push_bind(value.clone());
+        }
+        if let Some(pool) = &filter.pool {
+            query.push(" AND pool = ").push_bind(pool.clone());
+        }
+        if let Some(job) = filter.job {
+            // One that no column can hold was given to nobody.
+            let job = i64::try_from(job).unwrap_or(-1);
+            query.push(" AND id IN (SELECT vm_id FROM vm_jobs WHERE job_id = ").push_bind(job).push(")");
         }
         if let Some(before) = filter.before {
             query.push(" AND id < ").push_bind(before.to_string());

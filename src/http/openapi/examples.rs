@@ -19,6 +19,58 @@ pub fn vm_request() -> Value {
     })
 }
 
+pub fn github_vm_request() -> Value {
+    json!({
+        "template": "macos-tahoe",
+        "runner": { "kind": "github", "scope": "acme/app", "labels": ["self-hosted", "macos"] }
+    })
+}
+
+pub fn pool_request() -> Value {
+    json!({
+        "template": "macos-tahoe",
+        "scope": "acme",
+        "labels": ["self-hosted", "macos"],
+        "repositories": ["acme/app", "acme/lib"],
+        "max_vms": 2,
+        "budgets": { "lifetime_seconds": 7200 }
+    })
+}
+
+pub fn pool() -> Value {
+    json!({
+        "name": "macos",
+        "source": "api",
+        "template": "macos-tahoe",
+        "scope": "acme",
+        "labels": ["self-hosted", "macos"],
+        "group": null,
+        "repositories": ["acme/app", "acme/lib"],
+        "max_vms": 2,
+        "warm": 0,
+        "cpus": null,
+        "memory_mib": null,
+        "budgets": {
+            "clone_seconds": null,
+            "boot_seconds": null,
+            "configure_seconds": null,
+            "registration_seconds": null,
+            "idle_seconds": null,
+            "lifetime_seconds": 7200,
+            "drain_seconds": null,
+            "drain_cap_seconds": null,
+            "settle_seconds": null,
+            "stop_grace_seconds": null,
+            "max_attempts": null
+        },
+        "enabled": true,
+        "vms": { "queued": 1, "live": 3 },
+        "last_error": null,
+        "created_at": "2026-11-20T08:00:00.000Z",
+        "updated_at": "2026-11-20T08:00:00.000Z"
+    })
+}
+
 fn budgets() -> Value {
     json!({
         "queue_seconds": 600,
@@ -49,9 +101,11 @@ pub fn vm() -> Value {
         "cpus": 2,
         "memory_mib": 2048,
         "labels": { "team": "core" },
-        "runner": { "kind": "command", "status": "none" },
+        "pool": null,
+        "runner": { "kind": "command", "status": "none", "github": null },
         "queue": { "reason": "slot", "position": 3, "deadline": "2026-11-20T09:10:00.000Z", "pull": null },
         "deadline": { "budget": "queue", "at": "2026-11-20T09:10:00.000Z" },
+        "paused_since": null,
         "budgets": budgets(),
         "attempt": 0,
         "ssh": null,
@@ -60,6 +114,7 @@ pub fn vm() -> Value {
         "end_signal": null,
         "outcome": null,
         "job": null,
+        "jobs": [],
         "last_fault": null,
         "timeline": [{ "state": "queued", "at": "2026-11-20T09:00:00.000Z" }],
         "created_at": "2026-11-20T09:00:00.000Z",
@@ -85,7 +140,19 @@ pub fn deleted_vm() -> Value {
         json!({
             "state": "deleted",
             "generation": 12,
-            "runner": { "kind": "command", "status": "finished" },
+            "pool": "linux",
+            "runner": {
+                "kind": "github",
+                "status": "finished",
+                "github": {
+                    "scope": "acme/app",
+                    "labels": ["self-hosted", "linux"],
+                    "group": null,
+                    "registration": "managed",
+                    "name": "mayfly-01920f3c5a7e-1",
+                    "id": 8123
+                }
+            },
             "queue": null,
             "deadline": null,
             "attempt": 1,
@@ -93,7 +160,19 @@ pub fn deleted_vm() -> Value {
             "announced_at": "2026-11-20T09:03:10.120Z",
             "end_signal": "runner_finished",
             "outcome": { "result": "completed" },
-            "job": { "exit_code": 0 },
+            "jobs": [{
+                "id": 29679449526_u64,
+                "repository": "acme/app",
+                "run_id": 10847312345_u64,
+                "run_attempt": 1,
+                "name": "test",
+                "workflow": "ci",
+                "status": "completed",
+                "conclusion": "success",
+                "url": "https://github.com/acme/app/actions/runs/10847312345/job/29679449526",
+                "started_at": "2026-11-20T09:00:14.000Z",
+                "completed_at": "2026-11-20T09:03:11.000Z"
+            }],
             "timeline": [
                 { "state": "queued", "at": "2026-11-20T09:00:00.000Z" },
                 { "state": "cloning", "at": "2026-11-20T09:00:00.012Z" },

@@ -153,6 +153,7 @@ pub async fn api_pulling(
         crate::support::no_logins(dir.path()),
         mayfly::templates::s3::S3::new(dir.path().join("s3"), Default::default()),
         None,
+        mayfly::runners::program::Programs::new(dir.path().join("runners"), Default::default()),
         host.subscribe(),
         clock,
         limits,

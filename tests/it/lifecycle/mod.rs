@@ -125,6 +125,7 @@ impl Host {
         let clock = self.clock.clone();
         let board = watch::Sender::new(reconcile::unobserved(self.capacity, &clock));
         let logs = Logs::new(self.at("logs"));
+        let programs = mayfly::runners::program::Programs::new(self.at("runners"), Default::default());
         let puller = crate::support::no_registry(&catalog);
         let service = Service::new(
             store.ledger.clone(),
@@ -137,6 +138,7 @@ impl Host {
             crate::support::no_logins(&self.at("")),
             mayfly::templates::s3::S3::new(self.at("s3"), Default::default()),
             self.github.clone(),
+            programs.clone(),
             board.subscribe(),
             clock.clone(),
             service::Settings::default(),
@@ -151,6 +153,7 @@ impl Host {
             catalog,
             puller,
             drivers,
+            programs,
             github: self.github.clone(),
             reach: Default::default(),
             clock,
@@ -167,6 +170,7 @@ impl Host {
                 keep_deleted: KEEP_DELETED,
                 budgets: Default::default(),
                 github: self.pace,
+                runner: Default::default(),
             },
         });
         let shutdown = CancellationToken::new();

@@ -1,0 +1,281 @@
+//! Pools: which jobs of GitHub's get a vm here, and what that vm is like.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{
+    BudgetsPatch, Code, Error, Result, Scope,
+    budgets::Budgets,
+    github::{GitHubRunner, Registration},
+};
+
+/// Most vms that one pool may be allowed at once: beyond it somebody mistyped.
+pub const MOST_VMS: u32 = 10_000;
+/// Vms at once of a pool that does not say.
+pub const USUAL_VMS: u32 = 10;
+/// Most repositories that a pool may list.
+const MOST_REPOSITORIES: usize = 1000;
+
+/// One kind of runner, made as jobs ask for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    pub name: String,
+    /// Name or digest of a template, or an image in a registry.
+    pub template: String,
+    /// Where its runners are registered, and with that, whose jobs can reach them.
+    pub scope: Scope,
+    /// What its runners are registered with: a job has to ask for some of these and for nothing else.
+    pub labels: Vec<String>,
+    /// Runner group, by name. `None`: the default group.
+    #[serde(default)]
+    pub group: Option<String>,
+    /// Of what the scope covers, only these: `owner/name`, either part may be `*`. Empty: all of it.
+    #[serde(default)]
+    pub repositories: Vec<String>,
+    /// Live vms at once.
+    pub max_vms: u32,
+    /// Vms that are booted ahead of jobs.
+    #[serde(default)]
+    pub warm: u32,
+    #[serde(default)]
+    pub cpus: Option<u32>,
+    #[serde(default)]
+    pub memory_mib: Option<u32>,
+    #[serde(default)]
+    pub budgets: BudgetsPatch,
+    /// `false`: no job gets a vm here any more; those that have one keep it.
+    pub enabled: bool,
+}
+
+/// Who says that there is this pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolSource {
+    /// `mayfly.toml`: changed there, and read at the start.
+    Config,
+    /// The API.
+    Api,
+}
+
+impl PoolSource {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PoolSource::Config => "config",
+            PoolSource::Api => "api",
+        }
+    }
+}
+
+impl Pool {
+    /// What can be said against it without looking at this host. Pointers are relative to the pool.
+    pub fn check(&self) -> Result<()> {
+        let invalid = |pointer: &str, what: String| {
+            Err(Error::new(Code::RequestInvalid, "there can be no such pool").field(pointer, what))
+        };
+        if !is_name(&self.name) {
+            return invalid("/name", format!("{NAME_RULE}, found {:.80?}", self.name));
+        }
+        if self.template.is_empty() || self.template.len() > 512 || self.template.chars().any(char::is_control) {
+            return invalid(
+                "/template",
+                "the name or digest of a template, or an image as host/namespace:tag".to_owned(),
+            );
+        }
+        self.runner().check("")?;
+        if self.repositories.len() > MOST_REPOSITORIES {
+            return invalid("/repositories", format!("at most {MOST_REPOSITORIES}; `*` stands for a whole part"));
+        }
+        for (n, allowed) in self.repositories.iter().enumerate() {
+            let pointer = format!("/repositories/{n}");
+            let Some((owner, name)) = pattern(allowed) else {
+                return invalid(
+                    &pointer,
+                    format!("expected owner/name, where `*` may stand for a whole part, found {allowed:.120?}"),
+                );
+            };
+            let meets = match &self.scope {
+                Scope::Repository { owner: o, name: n } => admits(owner, o) && admits(name, n),
+                Scope::Organization(login) => admits(owner, login),
+                Scope::Enterprise(_) => true,
+            };
+            if !meets {
+                let why = format!("{allowed} is not of {}, where this pool's runners are registered", self.scope);
+                return invalid(&pointer, why);
+            }
+        }
+        if !(1..=MOST_VMS).contains(&self.max_vms) {
+            return invalid(
+                "/max_vms",
+                format!("1 to {MOST_VMS}; `enabled: false` is the way to a pool that takes no jobs"),
+            );
+        }
+        if self.warm > 0 {
+            return invalid("/warm", "vms that are booted ahead of jobs are not possible yet: 0".to_owned());
+        }
+        // Whatever the template's budgets are: each field is looked at by itself.
+        self.budgets.over(&Budgets::default()).map(drop)
+    }
+
+    /// What each of its vms registers as.
+    pub fn runner(&self) -> GitHubRunner {
+        GitHubRunner {
+            scope: self.scope.clone(),
+            labels: self.labels.clone(),
+            group: self.group.clone(),
+            registration: Registration::Managed,
+        }
+    }
+
+    /// Whether a job of this repository (`owner/name`) that asks for these labels is to get a vm here.
+    pub fn wants(&self, repository: &str, labels: &[String]) -> bool {
+        // A job that asks for nothing would be anybody's: GitHub gives such a job to no runner of one's own.
+        self.enabled && !labels.is_empty() && self.allows(repository) && self.runner().takes(labels)
+    }
+
+    /// Whether its runners may be given jobs of this repository.
+    pub fn allows(&self, repository: &str) -> bool {
+        let Some((owner, name)) = repository.split_once('/') else { return false };
+        let covered = match &self.scope {
+            Scope::Repository { owner: o, name: n } => same(o, owner) && same(n, name),
+            Scope::Organization(login) => same(login, owner),
+            // Which organisations an enterprise has is known to GitHub alone: it delivers and shows jobs of those only.
+            Scope::Enterprise(_) => true,
+        };
+        let listed = |allowed: &String| pattern(allowed).is_some_and(|(o, n)| admits(o, owner) && admits(n, name));
+        covered && (self.repositories.is_empty() || self.repositories.iter().any(listed))
+    }
+}
+
+/// What a name has to be, in words.
+pub const NAME_RULE: &str = "1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit";
+
+/// As of vms, so that it can stand in paths, labels and metrics.
+pub fn is_name(name: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    name.len() <= 63 && name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric()) && name.bytes().all(fits)
+}
+
+/// GitHub's names differ by more than case, or they are the same.
+fn same(a: &str, b: &str) -> bool {
+    a.eq_ignore_ascii_case(b)
+}
+
+fn admits(wanted: &str, found: &str) -> bool {
+    wanted == "*" || same(wanted, found)
+}
+
+/// `owner/name` of an allow-list; either may be `*`.
+fn pattern(text: &str) -> Option<(&str, &str)> {
+    let (owner, name) = text.split_once('/')?;
+    let or = |part: &str, filler: &str| if part == "*" { filler.to_owned() } else { part.to_owned() };
+    // Both parts are held against what GitHub takes, with something harmless where anything may be.
+    Scope::repository(&format!("{}/{}", or(owner, "any"), or(name, "any"))).ok()?;
+    Some((owner, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool() -> Pool {
+        Pool {
+            name: "macos".into(),
+            template: "macos-tahoe".into(),
+            scope: "acme".parse().unwrap(),
+            labels: vec!["self-hosted".into(), "macOS".into(), "ARM64".into()],
+            group: None,
+            repositories: Vec::new(),
+            max_vms: 2,
+            warm: 0,
+            cpus: None,
+            memory_mib: None,
+            budgets: BudgetsPatch::default(),
+            enabled: true,
+        }
+    }
+
+    fn labels(labels: &[&str]) -> Vec<String> {
+        labels.iter().map(|&l| l.to_owned()).collect()
+    }
+
+    #[test]
+    fn a_job_is_wanted_when_every_label_it_asks_for_is_there() {
+        let pool = pool();
+        for wanted in [&["macos"][..], &["SELF-HOSTED", "arm64"], &["arm64", "macos", "self-hosted"]] {
+            assert!(pool.wants("acme/app", &labels(wanted)), "{wanted:?}");
+        }
+        for wanted in [&[][..], &["linux"], &["macos", "gpu"], &["mac"], &[""]] {
+            assert!(!pool.wants("acme/app", &labels(wanted)), "{wanted:?}");
+        }
+        assert!(!Pool { enabled: false, ..pool }.wants("acme/app", &labels(&["macos"])));
+    }
+
+    #[test]
+    fn only_jobs_of_its_scope_and_its_list_are_wanted() {
+        let of = |scope: &str, repositories: &[&str]| Pool {
+            scope: scope.parse().unwrap(),
+            repositories: labels(repositories),
+            ..pool()
+        };
+        let cases: [(&str, &[&str], &str, bool); 16] = [
+            ("acme/app", &[], "*/*", false),
+            ("acme/app", &[], "acme/app", true),
+            ("acme/app", &[], "Acme/App", true),
+            ("acme/app", &[], "acme/app2", false),
+            ("acme/app", &[], "evil/app", false),
+            ("acme", &[], "ACME/any", true),
+            ("acme", &[], "acme2/any", false),
+            ("acme", &[], "acme", false),
+            ("acme", &["acme/app", "acme/Lib"], "acme/lib", true),
+            ("acme", &["acme/app"], "acme/lib", false),
+            ("acme", &["acme/*"], "acme/lib", true),
+            ("acme", &["*/lib"], "evil/lib", false),
+            ("enterprises/acme", &[], "whoever/lib", true),
+            ("enterprises/acme", &["acme/*", "*/tools"], "other/tools", true),
+            ("enterprises/acme", &["acme/*"], "other/tools", false),
+            ("enterprises/acme", &["acme/*"], "acme/x", true),
+        ];
+        for (scope, list, repository, wanted) in cases {
+            let pool = of(scope, list);
+            pool.check().unwrap();
+            assert_eq!(pool.wants(repository, &labels(&["macos"])), wanted, "{scope} {list:?} {repository}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_pool_is_said_of_its_field() {
+        pool().check().unwrap();
+        let wrong: [(&str, Box<dyn Fn(&mut Pool)>); 18] = [
+            ("/name", Box::new(|p| p.name = String::new())),
+            ("/name", Box::new(|p| p.name = "-x".into())),
+            ("/name", Box::new(|p| p.name = "a/b".into())),
+            ("/name", Box::new(|p| p.name = "x".repeat(64))),
+            ("/template", Box::new(|p| p.template.clear())),
+            ("/labels", Box::new(|p| p.labels.clear())),
+            ("/labels", Box::new(|p| p.labels = labels(&["a,b"]))),
+            ("/group", Box::new(|p| p.group = Some(" ".into()))),
+            (
+                "/group",
+                Box::new(|p| {
+                    p.scope = "acme/app".parse().unwrap();
+                    p.group = Some("builders".into());
+                }),
+            ),
+            ("/repositories/0", Box::new(|p| p.repositories = labels(&["app"]))),
+            ("/repositories/0", Box::new(|p| p.repositories = labels(&["acme/ap*"]))),
+            ("/repositories/1", Box::new(|p| p.repositories = labels(&["acme/app", "other/app"]))),
+            ("/repositories/0", Box::new(|p| p.repositories = labels(&["acme/a/b"]))),
+            ("/max_vms", Box::new(|p| p.max_vms = 0)),
+            ("/max_vms", Box::new(|p| p.max_vms = MOST_VMS + 1)),
+            ("/warm", Box::new(|p| p.warm = 1)),
+            ("/budgets/idle_seconds", Box::new(|p| p.budgets.idle_seconds = Some(0))),
+            ("/budgets/stop_grace_seconds", Box::new(|p| p.budgets.stop_grace_seconds = Some(601))),
+        ];
+        for (pointer, spoil) in wrong {
+            let mut spoilt = pool();
+            spoil(&mut spoilt);
+            let error = spoilt.check().expect_err(pointer);
+            assert_eq!(error.fields[0].pointer, pointer, "{error}");
+        }
+    }
+}

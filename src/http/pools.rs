@@ -1,0 +1,238 @@
+//! Pools: which jobs of GitHub's get a vm here.
+
+use std::sync::Arc;
+
+use axum::{Json as Answer, extract::State as FromState, http::StatusCode};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{
+    Http,
+    auth::{Admin, Allowed, Read},
+    extract::{Json, Name},
+    openapi::examples,
+    problem::Problem,
+    time::Time,
+    vms::FaultView,
+};
+use crate::{
+    domain::{
+        BudgetsPatch, Pool, Scope,
+        pool::{PoolSource, USUAL_VMS},
+    },
+    service::pools::PoolState,
+};
+
+/// A pool as it is to be.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PoolRequest {
+    /// What each vm is made from: name or digest of a template, or an image in a registry, which is pulled when the first job
+    /// needs it.
+    #[schema(example = "macos-tahoe")]
+    template: String,
+    /// Where its runners are registered, and with that, whose jobs can reach them: `owner/name`, an organisation's login, or
+    /// `enterprises/slug`.
+    #[schema(value_type = String, example = "acme")]
+    scope: Scope,
+    /// What its runners are registered with, 1 to 100. A job gets a vm here when every label that it asks for is among these,
+    /// whatever their case. GitHub adds none, not even `self-hosted`.
+    labels: Vec<String>,
+    /// Runner group, by name, of organisations and enterprises; the default group when missing.
+    #[serde(default)]
+    group: Option<String>,
+    /// Only jobs of these repositories: `owner/name`, where either part may be `*`. All that the scope covers when missing.
+    #[serde(default)]
+    repositories: Vec<String>,
+    /// Live vms at once; jobs beyond that wait.
+    #[serde(default = "usual_vms")]
+    #[schema(minimum = 1, maximum = 10000, default = 10)]
+    max_vms: u32,
+    /// Vms that are booted ahead of jobs. Not possible yet.
+    #[serde(default)]
+    #[schema(minimum = 0, maximum = 0, default = 0)]
+    warm: u32,
+    /// Cores of each vm; the template's default when missing.
+    #[serde(default)]
+    #[schema(minimum = 1)]
+    cpus: Option<u32>,
+    /// Memory of each vm in MiB; the template's default when missing.
+    #[serde(default)]
+    #[schema(minimum = 32)]
+    memory_mib: Option<u32>,
+    /// Budgets that differ from the template's.
+    #[serde(default)]
+    budgets: BudgetsPatch,
+    /// `false`: no job gets a vm here any more; those that have one keep it.
+    #[serde(default = "yes")]
+    #[schema(default = true)]
+    enabled: bool,
+}
+
+fn usual_vms() -> u32 {
+    USUAL_VMS
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl PoolRequest {
+    fn named(self, name: String) -> Pool {
+        Pool {
+            name,
+            template: self.template,
+            scope: self.scope,
+            labels: self.labels,
+            group: self.group,
+            repositories: self.repositories,
+            max_vms: self.max_vms,
+            warm: self.warm,
+            cpus: self.cpus,
+            memory_mib: self.memory_mib,
+            budgets: self.budgets,
+            enabled: self.enabled,
+        }
+    }
+}
+
+/// A pool and how it is doing.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Pool)]
+pub struct PoolView {
+    name: String,
+    /// Where it is set: a pool of the configuration is changed there.
+    source: PoolSource,
+    template: String,
+    #[schema(value_type = String, example = "acme")]
+    scope: Scope,
+    labels: Vec<String>,
+    /// Null: the default group.
+    group: Option<String>,
+    /// Empty: all that the scope covers.
+    repositories: Vec<String>,
+    max_vms: u32,
+    warm: u32,
+    /// Null: the template's.
+    cpus: Option<u32>,
+    /// Null: the template's.
+    memory_mib: Option<u32>,
+    /// Null: the template's.
+    budgets: BudgetsPatch,
+    enabled: bool,
+    vms: PoolVmsView,
+    /// The newest vm of it that failed or was refused, as long as that is remembered.
+    last_error: Option<FaultView>,
+    /// Null of pools of the configuration.
+    created_at: Option<Time>,
+    updated_at: Option<Time>,
+}
+
+/// Vms of a pool that have not reached their end.
+#[derive(Serialize, ToSchema)]
+pub struct PoolVmsView {
+    /// They wait for a slot or for their image.
+    queued: u32,
+    /// All of them, the queued ones included.
+    live: u32,
+}
+
+impl From<PoolState> for PoolView {
+    fn from(state: PoolState) -> Self {
+        let PoolState { pool, source, created_at, updated_at, vms, last_error } = state;
+        Self {
+            name: pool.name,
+            source,
+            template: pool.template,
+            scope: pool.scope,
+            labels: pool.labels,
+            group: pool.group,
+            repositories: pool.repositories,
+            max_vms: pool.max_vms,
+            warm: pool.warm,
+            cpus: pool.cpus,
+            memory_mib: pool.memory_mib,
+            budgets: pool.budgets,
+            enabled: pool.enabled,
+            vms: PoolVmsView { queued: vms.queued, live: vms.live },
+            last_error: last_error.as_ref().map(FaultView::from),
+            created_at: created_at.map(Time),
+            updated_at: updated_at.map(Time),
+        }
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct PoolList {
+    /// By name.
+    items: Vec<PoolView>,
+}
+
+/// List pools
+#[utoipa::path(
+    get, path = "/pools", tag = "pools",
+    responses((status = 200, description = "All pools, those of the configuration included", body = PoolList, example = json!({"items": [examples::pool()]}))),
+    security(("token" = ["read"])),
+)]
+pub async fn list_pools(FromState(http): FromState<Arc<Http>>, _: Allowed<Read>) -> Result<Answer<PoolList>, Problem> {
+    let items = http.service.list_pools().await?.into_iter().map(PoolView::from).collect();
+    Ok(Answer(PoolList { items }))
+}
+
+/// Read a pool
+#[utoipa::path(
+    get, path = "/pools/{name}", tag = "pools",
+    params(("name" = String, Path, description = "Name", example = "macos")),
+    responses((status = 200, description = "The pool as it is now", body = PoolView, example = json!(examples::pool()))),
+    security(("token" = ["read"])),
+)]
+pub async fn get_pool(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Read>,
+    Name(name): Name,
+) -> Result<Answer<PoolView>, Problem> {
+    Ok(Answer(http.service.get_pool(&name).await?.into()))
+}
+
+/// Make or replace a pool
+///
+/// From then on a job that asks for its labels gets a vm of it. Vms that are there keep what they were made with. A pool of the
+/// configuration is not changed here.
+#[utoipa::path(
+    put, path = "/pools/{name}", tag = "pools",
+    params(("name" = String, Path, description = "1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", example = "macos")),
+    request_body(content = PoolRequest, example = json!(examples::pool_request())),
+    responses(
+        (status = 200, description = "The pool was there and is like this now", body = PoolView, example = json!(examples::pool())),
+        (status = 201, description = "The pool is new", body = PoolView, example = json!(examples::pool())),
+    ),
+    security(("token" = ["admin"])),
+)]
+pub async fn set_pool(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Admin>,
+    Name(name): Name,
+    Json(request): Json<PoolRequest>,
+) -> Result<(StatusCode, Answer<PoolView>), Problem> {
+    let new = http.service.set_pool(request.named(name.clone())).await?;
+    let status = if new { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Answer(http.service.get_pool(&name).await?.into())))
+}
+
+/// Remove a pool
+///
+/// No job gets a vm of it any more. Vms that are there live on to their ends.
+#[utoipa::path(
+    delete, path = "/pools/{name}", tag = "pools",
+    params(("name" = String, Path, description = "Name", example = "macos")),
+    responses((status = 204, description = "It is gone")),
+    security(("token" = ["admin"])),
+)]
+pub async fn remove_pool(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Admin>,
+    Name(name): Name,
+) -> Result<StatusCode, Problem> {
+    http.service.remove_pool(&name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

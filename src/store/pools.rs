@@ -1,0 +1,137 @@
+//! Pools made through the API: one row each. And what of the vms' rows is counted by pool.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use sqlx::SqliteConnection;
+
+use super::{
+    Ledger, Reader, Result,
+    ledger::{parse_vm, unreadable},
+};
+use crate::domain::{Code, Error, Pool, State, Vm};
+
+/// Most pools that are kept: each of them is looked at for each job.
+pub const MOST_POOLS: i64 = 1000;
+
+/// A pool as it was stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredPool {
+    pub pool: Pool,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+}
+
+/// Vms of one pool that have not reached their end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolVms {
+    pub queued: u32,
+    /// The queued ones included.
+    pub live: u32,
+}
+
+impl Ledger {
+    /// Makes the pool, or replaces it. Whether it is new.
+    pub async fn put_pool(&self, pool: Pool, at: Timestamp) -> Result<bool> {
+        self.writer.write(move |db| Box::pin(async move { put(db, &pool, at).await })).await
+    }
+
+    /// Whether there was one.
+    pub async fn remove_pool(&self, name: &str) -> Result<bool> {
+        let name = name.to_owned();
+        self.writer
+            .write(move |db| {
+                Box::pin(async move {
+                    let gone = sqlx::query!("DELETE FROM pools WHERE name = ?", name).execute(&mut *db).await?;
+                    Ok(gone.rows_affected() > 0)
+                })
+            })
+            .await
+    }
+}
+
+async fn put(db: &mut SqliteConnection, pool: &Pool, at: Timestamp) -> Result<bool> {
+    let json = serde_json::to_string(pool).map_err(|e| unreadable(e.to_string()))?;
+    let millis = at.as_millisecond();
+    let there = sqlx::query!("UPDATE pools SET record = ?, updated_at = ? WHERE name = ?", json, millis, pool.name)
+        .execute(&mut *db)
+        .await?;
+    if there.rows_affected() > 0 {
+        return Ok(false);
+    }
+    let others = sqlx::query!(r#"SELECT COUNT(*) AS "n!: i64" FROM pools"#).fetch_one(&mut *db).await?.n;
+    if others >= MOST_POOLS {
+        let detail = format!("there are {MOST_POOLS} pools already; remove one that is not needed any more");
+        return Err(Error::new(Code::RequestInvalid, detail).field("path:name", "a new pool is one too many").into());
+    }
+    sqlx::query!(
+        "INSERT INTO pools (name, created_at, updated_at, record) VALUES (?, ?, ?, ?)",
+        pool.name,
+        millis,
+        millis,
+        json
+    )
+    .execute(&mut *db)
+    .await?;
+    Ok(true)
+}
+
+fn parse(record: &str, created_at: i64, updated_at: i64) -> Result<StoredPool> {
+    let time = |at| Timestamp::from_millisecond(at).map_err(|e| unreadable(format!("a time: {e}")));
+    Ok(StoredPool {
+        pool: serde_json::from_str(record).map_err(|e| unreadable(format!("a pool's record: {e}")))?,
+        created_at: time(created_at)?,
+        updated_at: time(updated_at)?,
+    })
+}
+
+impl Reader {
+    pub async fn pool_named(&self, name: &str) -> Result<Option<StoredPool>> {
+        sqlx::query!("SELECT record, created_at, updated_at FROM pools WHERE name = ?", name)
+            .fetch_optional(self.pool())
+            .await?
+            .map(|row| parse(&row.record, row.created_at, row.updated_at))
+            .transpose()
+    }
+
+    /// By name.
+    pub async fn pools(&self) -> Result<Vec<StoredPool>> {
+        sqlx::query!("SELECT record, created_at, updated_at FROM pools ORDER BY name")
+            .fetch_all(self.pool())
+            .await?
+            .iter()
+            .map(|row| parse(&row.record, row.created_at, row.updated_at))
+            .collect()
+    }
+
+    /// Of every pool that has live vms, those that are gone from the list of pools included.
+    pub async fn vms_by_pool(&self) -> Result<BTreeMap<String, PoolVms>> {
+        let rows = sqlx::query!(
+            r#"SELECT pool AS "pool!: String", state, COUNT(*) AS "n!: u32" FROM vms
+               WHERE pool IS NOT NULL AND deleted_at IS NULL GROUP BY 1, 2"#
+        )
+        .fetch_all(self.pool())
+        .await?;
+        let mut pools: BTreeMap<String, PoolVms> = BTreeMap::new();
+        for row in rows {
+            let vms = pools.entry(row.pool).or_default();
+            vms.live += row.n;
+            if row.state == State::Queued.as_str() {
+                vms.queued += row.n;
+            }
+        }
+        Ok(pools)
+    }
+
+    /// The pool's newest vm that did not come to the end that it was made for, of those that are remembered.
+    pub async fn newest_failed_of_pool(&self, pool: &str) -> Result<Option<Vm>> {
+        let row = sqlx::query!(
+            r#"SELECT record FROM vms WHERE pool = ?
+               AND json_extract(record, '$.outcome.result') IN ('failed', 'lost') ORDER BY id DESC LIMIT 1"#,
+            pool
+        )
+        .fetch_optional(self.pool())
+        .await?;
+        row.map(|row| parse_vm(&row.record)).transpose()
+    }
+}
