@@ -9,7 +9,7 @@ use tokio::{sync::broadcast::error::RecvError, time::Instant};
 use super::{Reconciler, leave::count_removal};
 use crate::{
     domain::{RunnerStatus, State, Vm},
-    runners::github::{Client, GitHubError, model},
+    runners::github::{Client, model},
     store::{Change, StoreError, github_runners::RunnerRow},
 };
 
@@ -110,11 +110,9 @@ impl Reconciler {
 
     fn again(&self, trying: &mut HashMap<String, Trying>, row: &RunnerRow, why: &str) {
         let (pace, now) = (&self.settings.github, self.clock.now());
-        let t = trying.entry(row.name.clone()).or_insert_with(|| Trying {
-            since: now,
-            next: Instant::now(),
-            pause: pace.first_retry,
-            warned: false,
+        let t = trying.entry(row.name.clone()).or_insert_with(|| {
+            tracing::info!(vm.id = %row.vm_id, runner.name = %row.name, why, "the runner of a vm that is gone stays for now");
+            Trying { since: now, next: Instant::now(), pause: pace.first_retry, warned: false }
         });
         t.next = Instant::now() + t.pause;
         t.pause = pace.longer(t.pause);
@@ -165,12 +163,8 @@ impl Reconciler {
                 tracing::info!(vm.id = %row.vm_id, runner.id = id, runner.name = %row.name, ?removed, "no runner of the vm is left at GitHub");
                 Ghost::Gone
             }
-            Err(error @ GitHubError::RunnerBusy { .. }) => {
-                tracing::debug!(vm.id = %row.vm_id, runner.id = id, "GitHub believes that the runner is at work");
-                Ghost::Stays(error.to_string())
-            }
             Err(error) => {
-                tracing::warn!(vm.id = %row.vm_id, runner.id = id, error = %error, "a runner whose vm is gone cannot be removed now");
+                tracing::debug!(vm.id = %row.vm_id, runner.id = id, error = %error, "the runner cannot be removed now");
                 Ghost::Stays(error.to_string())
             }
         }

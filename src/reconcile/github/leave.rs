@@ -38,8 +38,11 @@ impl Reconciler {
                     };
                 }
                 (Budget::Drain, Left::Busy) if longer => return self.extension(),
-                // It has no job that anybody knows of, and may have been given one since.
-                (Budget::Drain, Left::Unknown) if longer && vm.announced_by == Some(Announcer::Pool) => {
+                // While GitHub is away, no result can be sent to it; and who had no job may have been given one since.
+                (Budget::Drain, Left::Unknown)
+                    if longer
+                        && (vm.runner_status == RunnerStatus::Busy || vm.announced_by == Some(Announcer::Pool)) =>
+                {
                     return self.extension();
                 }
                 (Budget::Drain, Left::Busy | Left::Unknown) => return Event::BudgetSpent { budget },

@@ -78,6 +78,27 @@ async fn a_registration_waits_for_github() {
     rig.assert_clean(&[id]).await;
 }
 
+/// A job ends while GitHub is away, and its result can only be sent afterwards.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_is_waited_for_that_github_cannot_take_yet() {
+    let mut rig = Rig::new(1).await;
+    let budgets = BudgetsPatch { drain_seconds: Some(1), drain_cap_seconds: Some(60), ..patient() };
+    let id = rig.host.create(wanted(budgets)).await;
+    let (_, jit, job) = rig.busy(id).await;
+    goes_down(&rig).await;
+    rig.host.service().end_vm(id, &mayfly::domain::token::Caller::Guest(id), false).await.unwrap();
+    let vm = rig.host.until(id, |vm| vm.drain_until.is_some()).await;
+    rig.host.clock.sleep_until(vm.entered_at + jiff::SignedDuration::from_secs(2)).await;
+    rig.host.restart().await;
+    assert_eq!(rig.host.vm(id).await.state, State::Draining);
+    comes_back(&rig).await;
+    assert_eq!(rig.says(&jit, "completejob").await.0, 200);
+    let vm = rig.host.until_state(id, State::Deleted).await;
+    assert_eq!(vm.end_signal, Some(EndSignal::RunnerGone));
+    assert_eq!(rig.conclusion(job).await, "success");
+    rig.assert_clean(&[id]).await;
+}
+
 /// Registrations have a limit of their own: what GitHub answers to other questions does not lift it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_is_waited_for_until_it_ends() {
