@@ -8,6 +8,7 @@
 #   kit/                    this script's directory
 #     boot.sh wrapper.sh job-started.sh job-completed.sh     scripts
 #     mayfly.env curlrc runner.env payload                   settings, secrets, the job
+#     github.env registration                                of GitHub's runner
 #     run/                  what the scripts write: pid, exit code, logs
 #
 # Calling it again is safe: one kit runs one wrapper, once.
@@ -186,7 +187,7 @@ fi
 # The scripts stay root's, in a directory that is root's, so that a job cannot replace
 # its own hooks; what they read and write belongs to the user they run as.
 chmod 0755 "$kit" "$kit"/*.sh
-for file in mayfly.env curlrc runner.env; do
+for file in mayfly.env curlrc runner.env github.env registration; do
     if [ -f "$kit/$file" ]; then
         chmod 0600 "$kit/$file"
     fi
@@ -196,7 +197,7 @@ if [ -f "$kit/payload" ]; then
 fi
 find_session
 if [ "$user" != "$me" ]; then
-    for file in mayfly.env curlrc runner.env payload run; do
+    for file in mayfly.env curlrc runner.env github.env registration payload run; do
         if [ -e "$kit/$file" ]; then
             chown -R "$user:" "$kit/$file" || die "cannot give $file to $user"
         fi

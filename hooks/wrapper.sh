@@ -6,6 +6,7 @@
 #   command   hook contract of a CI runner: job-started.sh, the job, job-completed.sh,
 #             then the upload of log and result, then runner_finished
 #   script    the payload sets up and runs a runner itself; then runner_finished
+#   github    the payload is github-runner.sh, and GitHub's runner calls the hooks
 #   none      says that the guest is configured, nothing else
 #
 # runner_finished is the signal on which the VM is destroyed: it comes last and is
@@ -126,12 +127,18 @@ send_new() {
 # that is under way, so no part of the log is sent twice.
 stream_log() {
     stop=''
+    online=''
     trap 'stop=1' TERM
     while [ -z "$stop" ]; do
         sleep "$log_interval" &
         pause=$!
         [ -n "$stop" ] || wait "$pause"
         kill "$pause" 2>/dev/null
+        # GitHub's runner says on its output that it is idle. A lost word costs nothing.
+        if [ "$MAYFLY_RUNNER_KIND" = github ] && [ -z "$online" ] && grep -q 'Listening for Jobs' "$log"; then
+            online=1
+            event '{"type":"runner_online"}'
+        fi
         [ -n "$stop" ] || send_new $((log_cap - tail_part))
     done
     exit 0
@@ -440,7 +447,7 @@ case $MAYFLY_RUNNER_KIND in
 none)
     exit 0
     ;;
-command | script) ;;
+command | script | github) ;;
 *)
     : >"$log"
     echo "mayfly: this kit cannot run a runner of kind '$MAYFLY_RUNNER_KIND'" >>"$log"

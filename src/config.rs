@@ -17,6 +17,7 @@ use std::{
 
 use crate::{
     domain::{self, host::MACOS_GUESTS_PER_HOST},
+    runners::program::PLATFORMS,
     templates::registry::{
         credentials::{password_in, registry_name},
         pace::LEAST as LEAST_RATE,
@@ -33,7 +34,8 @@ mod source;
 pub use host::Host;
 pub use keys::{
     Accelerator, AppId, Budgets, Drivers, FakeDriver, GitHub, Guest, GuestArch, Key, Log, LogFormat, Pulls, QemuDriver,
-    Queue, Registry, RegistryHost, Retention, Section, Server, Slots, TartDriver, TartNetwork, TartResolver, Templates,
+    Queue, Registry, RegistryHost, Retention, RunnerArchive, Section, Server, Slots, TartDriver, TartNetwork,
+    TartResolver, Templates,
 };
 use source::Found;
 
@@ -63,6 +65,8 @@ pub struct Config {
     pub github: GitHub,
     /// By the one spelling of their names.
     pub registries: BTreeMap<String, RegistryHost>,
+    /// By platform, as written.
+    pub runners: BTreeMap<String, RunnerArchive>,
     /// Each name once.
     pub pools: Vec<domain::Pool>,
     pub drivers: Drivers,
@@ -160,6 +164,7 @@ impl Config {
             templates: Templates::read(Templates::SECTION.path, &mut found),
             registry: Registry::read(Registry::SECTION.path, &mut found),
             registries: registries(&mut found),
+            runners: runners(&mut found),
             pulls: Pulls::read(Pulls::SECTION.path, &mut found),
             github: GitHub::read(GitHub::SECTION.path, &mut found),
             pools: pools::read(&mut found),
@@ -195,6 +200,7 @@ impl Config {
             github: GitHub::default(),
             pools: Vec::new(),
             registries: BTreeMap::new(),
+            runners: BTreeMap::new(),
             drivers: Drivers::default(),
             log: Log::default(),
         }
@@ -275,6 +281,11 @@ impl Config {
         resolve("github.private_key_file", &mut self.github.private_key_file, false);
         resolve("github.token_file", &mut self.github.token_file, false);
         resolve("github.ca_file", &mut self.github.ca_file, false);
+        for file in &mut self.github.webhook_secret_files {
+            let mut path = Some(std::mem::take(file));
+            resolve("github.webhook_secret_files", &mut path, false);
+            *file = path.unwrap_or_default();
+        }
         for (path, host) in registry_paths.iter().zip(self.registries.values_mut()) {
             resolve(&format!("{path}.ca_file"), &mut host.ca_file, false);
             resolve(&format!("{path}.password_file"), &mut host.password_file, false);
@@ -341,6 +352,7 @@ impl Config {
             }
         }
         self.github.check(found);
+        self.check_runners(found);
         self.check_pools(found);
         for (path, host) in self.registry_paths(found).iter().zip(self.registries.values()) {
             let key = |field: &str| format!("{path}.{field}");
@@ -408,6 +420,18 @@ impl Config {
             );
         }
     }
+}
+
+fn runners(found: &mut Found) -> BTreeMap<String, RunnerArchive> {
+    let mut runners = BTreeMap::new();
+    for (name, path) in found.names("runners") {
+        let settings = RunnerArchive::read(&path, found);
+        if !PLATFORMS.contains(&name.as_str()) {
+            found.refuse_table(&path, format!("expected one of {}", PLATFORMS.join(", ")));
+        }
+        runners.insert(name, settings);
+    }
+    runners
 }
 
 /// The tables of single registries. Two spellings of one registry would hide each other.

@@ -1,7 +1,20 @@
 //! `[github]` as the client takes it.
 
-use super::{GitHub, source::Found};
-use crate::runners::github::{Options, Server, Source};
+use super::{
+    Config, GitHub,
+    source::{Found, named},
+};
+use std::collections::BTreeMap;
+
+use secrecy::{ExposeSecret as _, SecretString};
+
+use crate::runners::{
+    github::{self, Options, Server, Source},
+    program::{Archive, at_least},
+};
+
+/// Secrets of the webhook, where files are no way.
+const WEBHOOK_VARIABLE: &str = "MAYFLY_GITHUB_WEBHOOK_SECRET";
 
 impl GitHub {
     pub(super) fn check(&self, found: &mut Found) {
@@ -21,6 +34,15 @@ impl GitHub {
                 found.refuse(key, "needs `github.app_id` beside it");
             }
         }
+        if (1..15).contains(&self.poll_seconds) || self.poll_seconds > 86_400 {
+            found.refuse(
+                "github.poll_seconds",
+                format!("expected 0 (never) or 15 to 86400, found {}", self.poll_seconds),
+            );
+        }
+        if let Err(why) = self.webhook_secrets(|_| None) {
+            found.refuse("github.webhook_secret_files", why);
+        }
         let version = &self.api_version;
         if version.is_empty() || !version.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
             found.refuse("github.api_version", "expected a version of the API such as 2022-11-28");
@@ -39,9 +61,75 @@ impl GitHub {
         Ok(options)
     }
 
+    /// What webhooks are signed with: of the files, else of the environment.
+    pub fn webhook_secrets(&self, env: impl Fn(&str) -> Option<String>) -> Result<Vec<SecretString>, String> {
+        let mut secrets = Vec::new();
+        for file in &self.webhook_secret_files {
+            let text = github::read_secret(file)?;
+            let secret = text.expose_secret().trim();
+            if secret.is_empty() {
+                return Err(format!("{} holds no secret", file.display()));
+            }
+            secrets.push(SecretString::from(secret));
+        }
+        if secrets.is_empty()
+            && let Some(given) = env(WEBHOOK_VARIABLE)
+        {
+            let words = given.split([',', '\n']).map(str::trim).filter(|word| !word.is_empty());
+            secrets.extend(words.map(SecretString::from));
+        }
+        Ok(secrets)
+    }
+
     /// Who we are to it; `None` when nobody said.
     pub fn source(&self, env: impl Fn(&str) -> Option<String>) -> Result<Option<Source>, String> {
         let app_id = self.app_id.as_ref().map(|id| id.0.as_str());
         Source::choose(app_id, self.installation_id, self.private_key_file.clone(), self.token_file.clone(), env)
     }
+}
+
+impl Config {
+    pub(super) fn check_runners(&self, found: &mut Found) {
+        let minimum = &self.github.runner_minimum_version;
+        if !is_version(minimum) {
+            found.refuse("github.runner_minimum_version", "expected a version such as 2.329.0");
+        }
+        if self.github.runner_directory.as_ref().is_some_and(|dir| !dir.starts_with('/') || dir.contains('\0')) {
+            found.refuse("github.runner_directory", "expected an absolute path in the guest");
+        }
+        for (platform, set) in &self.runners {
+            let key = |field: &str| format!("{}.{field}", named::path("runners", platform));
+            let (Some(url), Some(sha256), Some(version)) = (&set.url, &set.sha256, &set.version) else {
+                found.refuse_table(&named::path("runners", platform), "needs `url`, `sha256` and `version`");
+                continue;
+            };
+            if !url.parse::<reqwest::Url>().is_ok_and(|url| matches!(url.scheme(), "https" | "http")) {
+                found.refuse(&key("url"), "expected an address that begins with https://");
+            }
+            if sha256.len() != 64 || !sha256.bytes().all(|b| b.is_ascii_hexdigit()) {
+                found.refuse(&key("sha256"), "expected 64 hexadecimal digits");
+            }
+            if !is_version(version) {
+                found.refuse(&key("version"), "expected a version such as 2.336.0");
+            } else if !at_least(version, minimum) {
+                found.refuse(&key("version"), format!("is older than `github.runner_minimum_version` ({minimum})"));
+            }
+        }
+    }
+
+    /// The runner programs that guests may be handed, by platform.
+    pub fn runner_archives(&self) -> BTreeMap<String, Archive> {
+        let archive = |set: &super::RunnerArchive| {
+            Some(Archive {
+                url: set.url.as_deref()?.parse().ok()?,
+                sha256: set.sha256.as_deref()?.to_ascii_lowercase(),
+                version: set.version.clone()?,
+            })
+        };
+        self.runners.iter().filter_map(|(platform, set)| Some((platform.clone(), archive(set)?))).collect()
+    }
+}
+
+fn is_version(text: &str) -> bool {
+    !text.is_empty() && text.split('.').all(|n| !n.is_empty() && n.len() <= 9 && n.bytes().all(|b| b.is_ascii_digit()))
 }

@@ -257,6 +257,15 @@ section! {
         ca_file: Option<PathBuf> = None;
         /// Version of the API that is asked for.
         api_version: String = crate::runners::github::API_VERSION.to_owned();
+        /// Files with the secrets that GitHub signs webhooks with, each readable by this user alone: several, while one is
+        /// replaced by another.
+        webhook_secret_files: Vec<PathBuf> = Vec::new(), shown as "none; `MAYFLY_GITHUB_WEBHOOK_SECRET` holds secrets, separated by commas";
+        /// How often GitHub is asked for what webhooks lost, in seconds (15 to 86400). 0: never.
+        poll_seconds: u32 = 60;
+        /// Where GitHub's runner is in the guests.
+        runner_directory: Option<String> = None, shown as "`~/actions-runner` and the usual places";
+        /// Oldest runner that is started: GitHub refuses older ones.
+        runner_minimum_version: String = "2.329.0".to_owned();
     }
 }
 
@@ -273,6 +282,20 @@ section! {
         username: Option<String> = None;
         /// File with that user's password or token, which only its owner may read (mode 0600).
         password_file: Option<PathBuf> = None;
+    }
+}
+
+section! {
+    /// GitHub's runner for guests that have none, or too old a one: fetched once by this host, checked, and handed to its guests.
+    /// By platform: `[runners."osx-arm64"]`, `osx-x64`, `linux-arm64`, `linux-x64`.
+    /// These tables stand in the file, or on the command line, and have no environment variables.
+    RunnerArchive = "runners.\"<platform>\"" {
+        /// Address of the archive (`actions-runner-<platform>-<version>.tar.gz`).
+        url: Option<String> = None;
+        /// Its SHA-256, in 64 hexadecimal digits.
+        sha256: Option<String> = None;
+        /// Its version, such as 2.336.0.
+        version: Option<String> = None;
     }
 }
 
@@ -458,6 +481,14 @@ pub const NAMED: &[Named] = &[
         example: "macos",
         section: PoolTable::SECTION,
         inner: Some(Inner { name: "budgets", section: PoolBudgets::SECTION }),
+        after: GitHub::SECTION.path,
+    },
+    Named {
+        root: "runners",
+        name: "platform",
+        example: "osx-arm64",
+        section: RunnerArchive::SECTION,
+        inner: None,
         after: GitHub::SECTION.path,
     },
 ];

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{domain::Scope, runners::github};
 
-mod named;
+pub(super) mod named;
 
 pub(super) use named::path as named_path;
 
@@ -138,6 +138,20 @@ impl Setting for Vec<String> {
     }
     fn show(&self) -> String {
         if self.is_empty() { "none".to_owned() } else { format!("`{}`", self.join("`, `")) }
+    }
+}
+
+impl Setting for Vec<PathBuf> {
+    const KIND: &str = "list of paths";
+    const TEXT_IN_FILE: bool = false;
+    fn from_text(text: &str) -> Option<Self> {
+        Vec::<String>::from_text(text).map(|texts| texts.into_iter().map(PathBuf::from).collect())
+    }
+    fn from_list(texts: &[String]) -> Option<Self> {
+        Some(texts.iter().map(PathBuf::from).collect())
+    }
+    fn show(&self) -> String {
+        self.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().show()
     }
 }
 

@@ -1,17 +1,13 @@
 //! What a vm is made from: a template that is here, or an image that is still to come.
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
 use super::{
+    budgets::{Budgets, BudgetsPatch, MAX_BUDGET_SECONDS},
     error::{Code, Error, Result},
     host::Capacity,
     template::{GuestOs, Handover, Template},
-    vm::Budgets,
 };
-
-/// A budget longer than this is a mistake of units.
-pub const MAX_BUDGET_SECONDS: u32 = 30 * 24 * 3600;
 
 /// What follows from the template, with what the request changes of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,68 +84,4 @@ fn fits(capacity: &Capacity, cpus: u32, memory_mib: u32) -> Result<()> {
         return impossible("/memory_mib", format!("{LEAST_MEMORY_MIB} to {}", capacity.memory_mib));
     }
     Ok(())
-}
-
-/// Budgets that differ from the template's; all in seconds but `max_attempts`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct BudgetsPatch {
-    #[schema(minimum = 1, maximum = 2592000)]
-    pub clone_seconds: Option<u32>,
-    #[schema(minimum = 1, maximum = 2592000)]
-    pub boot_seconds: Option<u32>,
-    #[schema(minimum = 1, maximum = 2592000)]
-    pub configure_seconds: Option<u32>,
-    #[schema(minimum = 1, maximum = 2592000)]
-    pub registration_seconds: Option<u32>,
-    #[schema(minimum = 1, maximum = 2592000)]
-    pub idle_seconds: Option<u32>,
-    #[schema(minimum = 1, maximum = 2592000)]
-    pub lifetime_seconds: Option<u32>,
-    #[schema(minimum = 1, maximum = 2592000)]
-    pub drain_seconds: Option<u32>,
-    #[schema(minimum = 1, maximum = 2592000)]
-    pub drain_cap_seconds: Option<u32>,
-    #[schema(minimum = 1, maximum = 2592000)]
-    pub settle_seconds: Option<u32>,
-    #[schema(minimum = 0, maximum = 600)]
-    pub stop_grace_seconds: Option<u32>,
-    /// How often the vm is booted, on a fresh clone each time, before it is given up.
-    #[schema(minimum = 1, maximum = 10)]
-    pub max_attempts: Option<u32>,
-}
-
-impl BudgetsPatch {
-    pub fn over(&self, base: &Budgets) -> Result<Budgets> {
-        let mut b = base.clone();
-        let fields: [(&str, Option<u32>, &mut u32); 10] = [
-            ("clone_seconds", self.clone_seconds, &mut b.clone_seconds),
-            ("boot_seconds", self.boot_seconds, &mut b.boot_seconds),
-            ("configure_seconds", self.configure_seconds, &mut b.configure_seconds),
-            ("registration_seconds", self.registration_seconds, &mut b.registration_seconds),
-            ("idle_seconds", self.idle_seconds, &mut b.idle_seconds),
-            ("lifetime_seconds", self.lifetime_seconds, &mut b.lifetime_seconds),
-            ("drain_seconds", self.drain_seconds, &mut b.drain_seconds),
-            ("drain_cap_seconds", self.drain_cap_seconds, &mut b.drain_cap_seconds),
-            ("settle_seconds", self.settle_seconds, &mut b.settle_seconds),
-            ("max_attempts", self.max_attempts, &mut b.max_attempts),
-        ];
-        for (name, value, target) in fields {
-            let Some(value) = value else { continue };
-            let max = if name == "max_attempts" { 10 } else { MAX_BUDGET_SECONDS };
-            if value == 0 || value > max {
-                return Err(Error::new(Code::RequestInvalid, "a budget is out of range")
-                    .field(format!("/budgets/{name}"), format!("1 to {max}")));
-            }
-            *target = value;
-        }
-        if let Some(grace) = self.stop_grace_seconds {
-            if grace > 600 {
-                return Err(Error::new(Code::RequestInvalid, "a budget is out of range")
-                    .field("/budgets/stop_grace_seconds", "0 to 600"));
-            }
-            b.stop_grace_seconds = grace;
-        }
-        Ok(b)
-    }
 }

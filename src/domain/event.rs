@@ -6,10 +6,11 @@ use utoipa::ToSchema;
 
 use super::{
     basis::Spec,
+    budgets::{Budget, Budgets},
     error::Fault,
     github::{JobRecord, Registered},
     runner::RunnerFact,
-    vm::{Budget, Budgets, Draft, Endpoint, QueueReason},
+    vm::{Draft, Endpoint, QueueReason},
 };
 
 /// Who said that a vm is to end.

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Code, Error, Result, Scope};
+use super::{Code, Error, Result, Scope, VmId};
 
 /// The runner group that every organisation and enterprise has.
 pub const DEFAULT_GROUP: &str = "Default";
@@ -73,6 +73,20 @@ pub enum Registration {
     JitConfig,
     /// The caller brought a registration token; the guest registers itself.
     Token,
+}
+
+/// Longest name that GitHub is given for a runner.
+const MAX_RUNNER_NAME: usize = 64;
+
+/// What the runner of this attempt is called at GitHub: a new name for each, because GitHub takes a name once. Unique among
+/// all hosts that share a place there, by the end of the vm's id.
+pub fn runner_name(vm_name: &str, id: VmId, attempt: u32) -> String {
+    let id = id.0.simple().to_string();
+    let end = &id[20..];
+    let tail = if vm_name.ends_with(end) { format!("-{attempt}") } else { format!("-{end}-{attempt}") };
+    // A vm's name is ASCII.
+    let kept: String = vm_name.chars().take(MAX_RUNNER_NAME.saturating_sub(tail.len())).collect();
+    format!("{kept}{tail}")
 }
 
 /// A runner that GitHub knows by this number and name.
@@ -150,5 +164,37 @@ impl JobRecord {
         self.url = self.url.take().or(old.url);
         self.started_at = self.started_at.or(old.started_at);
         self.completed_at = self.completed_at.or(old.completed_at);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runner_has_a_name_of_its_own_that_github_takes() {
+        let id: VmId = "01933b5c-7e5e-7c7a-9d5b-1f2e3d4c5b6a".parse().unwrap();
+        assert_eq!(runner_name("vm-1f2e3d4c5b6a", id, 2), "vm-1f2e3d4c5b6a-2");
+        assert_eq!(runner_name("build", id, 1), "build-1f2e3d4c5b6a-1");
+        let long = runner_name(&"n".repeat(63), id, 12);
+        assert!(long.len() == MAX_RUNNER_NAME && long.ends_with("n-1f2e3d4c5b6a-12"), "{long}");
+    }
+
+    #[test]
+    fn what_github_would_refuse_is_refused_here() {
+        let runner = |scope: &str, labels: &[&str], group: Option<&str>| GitHubRunner {
+            scope: scope.parse().unwrap(),
+            labels: labels.iter().map(|&l| l.to_owned()).collect(),
+            group: group.map(str::to_owned),
+            registration: Registration::Managed,
+        };
+        let wrong = |r: GitHubRunner| r.check("/runner").unwrap_err().fields[0].pointer.clone();
+        assert_eq!(wrong(runner("acme", &[], None)), "/runner/labels");
+        assert_eq!(wrong(runner("acme", &["a,b"], None)), "/runner/labels");
+        assert_eq!(wrong(runner("acme", &[" a"], None)), "/runner/labels");
+        assert_eq!(wrong(runner("acme/app", &["a"], Some("g"))), "/runner/group");
+        assert!(runner("acme", &["a"], Some("Big Macs")).check("/runner").is_ok());
+        assert!(runner("acme", &["Self-Hosted", "macOS"], None).takes(&["macos".into()]));
+        assert!(!runner("acme", &["macos"], None).takes(&["macos".into(), "x64".into()]));
     }
 }

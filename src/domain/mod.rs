@@ -3,11 +3,13 @@
 //! Everything above imports from here; nothing here imports from above. A function that needs the time is given it.
 
 pub mod basis;
+pub mod budgets;
 pub mod error;
 pub mod event;
 pub mod github;
 pub mod host;
 pub mod ids;
+pub mod job;
 pub mod lifecycle;
 pub mod mac;
 pub mod pool;
@@ -21,7 +23,8 @@ pub mod token;
 pub mod version;
 pub mod vm;
 
-pub use basis::{Asked, Basis, BudgetsPatch, Spec};
+pub use basis::{Asked, Basis, Spec};
+pub use budgets::{Budget, Budgets, BudgetsPatch};
 pub use error::{Code, Error, Fault, Result};
 pub use event::{Announcer, EndProof, Event, EventKind};
 pub use ids::{InstanceName, PullId, TokenId, VmId};
@@ -31,4 +34,4 @@ pub use runner::RunnerStatus;
 pub use scope::Scope;
 pub use template::{Arch, GuestOs, Handover, Template};
 pub use template_event::TemplateEvent;
-pub use vm::{Budget, Budgets, EndSignal, Outcome, OutcomeResult, QueueReason, Vm};
+pub use vm::{EndSignal, Outcome, OutcomeResult, QueueReason, Vm};

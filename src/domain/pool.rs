@@ -5,8 +5,8 @@ use utoipa::ToSchema;
 
 use super::{
     BudgetsPatch, Code, Error, Result, Scope,
+    budgets::Budgets,
     github::{GitHubRunner, Registration},
-    vm::Budgets,
 };
 
 /// Most vms that one pool may be allowed at once: beyond it somebody mistyped.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Budgets, Fault, Handover, PullId, VmId};
+use super::{BudgetsPatch, Fault, Handover, PullId, VmId};
 
 /// Where a pull stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -75,10 +75,8 @@ pub struct PullSpec {
     pub user: Option<String>,
     pub ssh_key: Option<PathBuf>,
     pub ssh_password: Option<PathBuf>,
-    pub budgets: Budgets,
-    /// The names of the budgets that were asked for: of the others, those count that the image names.
-    #[serde(default)]
-    pub budgets_given: Vec<String>,
+    /// Those that were asked for: of the others, those count that the image names.
+    pub budgets: BudgetsPatch,
     pub canary: Option<Canary>,
     /// Nobody waits for it.
     pub background: bool,

@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 
 use super::{
     basis::{Basis, Spec},
+    budgets::{Budget, Budgets},
     error::{Code, Fault},
     event::{Announcer, EndProof, Event, GoneCause},
     github::{GitHubRunner, JobRecord, JobStatus, Registered, Registration},
@@ -40,83 +41,6 @@ impl QueueReason {
             QueueReason::Slot => "slot",
             QueueReason::Host => "host",
             QueueReason::Backoff => "backoff",
-        }
-    }
-}
-
-/// How long each part of a life may take. A spent budget ends the vm (or the attempt) and is named in its record.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Budgets {
-    /// Longest wait for a slot, in seconds. 0: start now or refuse.
-    pub queue_seconds: u32,
-    /// Cloning the template, in seconds.
-    pub clone_seconds: u32,
-    /// From starting the hypervisor to an answering guest, in seconds.
-    pub boot_seconds: u32,
-    /// Handing over the runner, in seconds.
-    pub configure_seconds: u32,
-    /// From configured to seen online by the CI system, in seconds (runner kinds that register).
-    pub registration_seconds: u32,
-    /// Online without a job, in seconds (runner kinds that wait for jobs).
-    pub idle_seconds: u32,
-    /// From configured to the end, in seconds: a job that hangs ends here.
-    pub lifetime_seconds: u32,
-    /// From the announced end to the proof that the runner is done, in seconds.
-    pub drain_seconds: u32,
-    /// The longest that `drain_seconds` is extended to while GitHub says that the runner is at work, in seconds.
-    pub drain_cap_seconds: u32,
-    /// From GitHub's word that the runner is done to the end of its guest, in seconds: the runner's last steps.
-    pub settle_seconds: u32,
-    /// How long a guest whose work is not known to be done may take to power down, in seconds, before it is forced.
-    pub stop_grace_seconds: u32,
-    /// How often a vm is booted, on a fresh clone each time, before it is given up.
-    pub max_attempts: u32,
-}
-
-impl Default for Budgets {
-    fn default() -> Self {
-        Self {
-            queue_seconds: 3600,
-            clone_seconds: 600,
-            boot_seconds: 300,
-            configure_seconds: 120,
-            registration_seconds: 300,
-            idle_seconds: 3600,
-            lifetime_seconds: 6 * 3600,
-            drain_seconds: 300,
-            drain_cap_seconds: 900,
-            settle_seconds: 10,
-            stop_grace_seconds: 10,
-            max_attempts: 3,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Budget {
-    Queue,
-    Clone,
-    Boot,
-    Configure,
-    Registration,
-    Idle,
-    Lifetime,
-    Drain,
-}
-
-impl Budget {
-    pub fn code(self) -> Code {
-        match self {
-            Budget::Queue => Code::QueueTimeout,
-            Budget::Clone => Code::CloneTimeout,
-            Budget::Boot => Code::GuestNotReady,
-            Budget::Configure => Code::GuestNotConfigured,
-            Budget::Registration => Code::RunnerNotRegistered,
-            Budget::Idle => Code::RunnerIdle,
-            Budget::Lifetime => Code::LifetimeSpent,
-            Budget::Drain => Code::DrainSpent,
         }
     }
 }
@@ -237,6 +161,8 @@ impl RunnerKind {
 
 /// What GitHub's runner returns when GitHub does not take its version any more.
 pub const RUNNER_TOO_OLD: i32 = 7;
+/// What is returned in its stead when it could not be started at all.
+pub const RUNNER_MISSING: i32 = 126;
 
 /// Where a port of the guest can be reached from the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -583,11 +509,13 @@ impl Vm {
                 if self.draft.runner != RunnerKind::GitHub && self.job_exit_code.is_none() {
                     self.job_exit_code = exit_code;
                 }
-                if self.draft.runner == RunnerKind::GitHub && exit_code == Some(RUNNER_TOO_OLD) {
-                    self.end(EndSignal::RunnerFinished, OutcomeResult::Failed, Some(Code::RunnerTooOld), None);
-                } else {
-                    self.end(EndSignal::RunnerFinished, OutcomeResult::Completed, None, None);
-                }
+                let failed = match (self.draft.runner, exit_code) {
+                    (RunnerKind::GitHub, Some(RUNNER_TOO_OLD)) => Some(Code::RunnerTooOld),
+                    (RunnerKind::GitHub, Some(RUNNER_MISSING)) => Some(Code::RunnerMissing),
+                    _ => None,
+                };
+                let result = if failed.is_some() { OutcomeResult::Failed } else { OutcomeResult::Completed };
+                self.end(EndSignal::RunnerFinished, result, failed, None);
             }
             EndProof::Deregistered => {
                 self.runner(RunnerFact::Deregistered, at);

@@ -6,6 +6,8 @@
 //! curlrc         0600   the vm's own token, in the one form that keeps it out of argv
 //! runner.env     0600   the job's environment
 //! payload        0700   the job or the set-up script; absent when there is none
+//! github.env     0600   where GitHub's runner is, and what it registers as
+//! registration   0600   of GitHub's runner; removed by the payload that reads it
 //! ```
 //!
 //! The two `.env` files are read with the shell's `.`, so each value is quoted such that no byte of it can be anything but
@@ -15,7 +17,7 @@ use std::{collections::BTreeMap, fmt, fmt::Write as _};
 
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::domain::{VmId, vm::RunnerKind};
+use crate::domain::{VmId, github::Registration, vm::RunnerKind};
 
 const SCRIPTS: [(&str, &str); 4] = [
     ("boot.sh", include_str!("../../hooks/boot.sh")),
@@ -23,6 +25,9 @@ const SCRIPTS: [(&str, &str); 4] = [
     ("job-started.sh", include_str!("../../hooks/job-started.sh")),
     ("job-completed.sh", include_str!("../../hooks/job-completed.sh")),
 ];
+
+/// The payload of GitHub's runner.
+const GITHUB_RUNNER: &str = include_str!("../../hooks/github-runner.sh");
 
 /// Names that the wrapper needs for itself, or that some shell does not simply assign: it refuses and ends (`UID`), takes the
 /// value for an arithmetic expression, which may hold a command (`RANDOM`), or forgets it.
@@ -47,7 +52,7 @@ const RESERVED: [&str; 19] = [
     "kit",
     "new_session",
 ];
-const RESERVED_PREFIXES: [&str; 2] = ["MAYFLY_", "ACTIONS_RUNNER_HOOK_"];
+const RESERVED_PREFIXES: [&str; 3] = ["MAYFLY_", "ACTIONS_RUNNER_HOOK_", "ACTIONS_RUNNER_INPUT_"];
 
 /// What a kit is made of.
 pub struct KitInput {
@@ -61,6 +66,37 @@ pub struct KitInput {
     pub user: String,
     pub env: BTreeMap<String, String>,
     pub payload: Option<String>,
+    /// Of the kind `github`, whose payload is ours.
+    pub github: Option<GitHubKit>,
+}
+
+/// What GitHub's runner needs to know.
+pub struct GitHubKit {
+    /// Page of the place where it registers: `https://github.com/acme/app`.
+    pub url: String,
+    pub name: String,
+    pub labels: Vec<String>,
+    pub group: Option<String>,
+    pub registration: Registration,
+    pub secret: SecretString,
+    pub program: RunnerProgram,
+}
+
+/// Where the guest finds the runner program.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RunnerProgram {
+    /// `None`: in the usual places.
+    pub directory: Option<String>,
+    pub minimum_version: String,
+    /// What the guest API hands out when the guest has none that will do.
+    pub archive: Option<RunnerArchive>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunnerArchive {
+    pub version: String,
+    /// 64 hexadecimal digits.
+    pub sha256: String,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -110,7 +146,7 @@ pub enum KitError {
 
 impl Kit {
     pub fn new(input: KitInput) -> Result<Kit, KitError> {
-        let KitInput { vm_id, url, token, kind, user, env, payload } = input;
+        let KitInput { vm_id, url, token, kind, user, env, payload, github } = input;
         if url.is_empty() || url.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err(KitError::Url);
         }
@@ -140,6 +176,12 @@ impl Kit {
             }
             files.push(KitFile { name: "payload", mode: 0o700, bytes: payload.into_bytes() });
         }
+        if let Some(github) = github {
+            files.push(KitFile { name: "payload", mode: 0o700, bytes: GITHUB_RUNNER.as_bytes().to_vec() });
+            files.push(KitFile { name: "github.env", mode: 0o600, bytes: github.settings()? });
+            let secret = github.secret.expose_secret().as_bytes().to_vec();
+            files.push(KitFile { name: "registration", mode: 0o600, bytes: secret });
+        }
         Ok(Kit { vm_id, files })
     }
 
@@ -156,6 +198,33 @@ impl Kit {
     pub(super) fn with_boot(mut self, boot: &str) -> Kit {
         self.files[0].bytes = boot.as_bytes().to_vec();
         self
+    }
+}
+
+impl GitHubKit {
+    fn settings(&self) -> Result<Vec<u8>, KitError> {
+        let labels = self.labels.join(",");
+        let registration = match self.registration {
+            Registration::Managed | Registration::JitConfig => "jit_config",
+            Registration::Token => "token",
+        };
+        let program = &self.program;
+        let archive = program.archive.as_ref();
+        let pairs = [
+            ("MAYFLY_GITHUB_URL", self.url.as_str()),
+            ("MAYFLY_GITHUB_NAME", &self.name),
+            ("MAYFLY_GITHUB_LABELS", &labels),
+            ("MAYFLY_GITHUB_GROUP", self.group.as_deref().unwrap_or_default()),
+            ("MAYFLY_GITHUB_REGISTRATION", registration),
+            ("MAYFLY_RUNNER_DIRECTORY", program.directory.as_deref().unwrap_or_default()),
+            ("MAYFLY_RUNNER_MINIMUM", &program.minimum_version),
+            ("MAYFLY_RUNNER_VERSION", archive.map(|a| a.version.as_str()).unwrap_or_default()),
+            ("MAYFLY_RUNNER_SHA256", archive.map(|a| a.sha256.as_str()).unwrap_or_default()),
+        ];
+        if pairs.iter().any(|(_, value)| value.contains('\0')) || self.secret.expose_secret().contains('\0') {
+            return Err(KitError::Payload);
+        }
+        Ok(assignments("", pairs))
     }
 }
 
@@ -219,6 +288,7 @@ pub(super) mod tests {
             user: String::new(),
             env: BTreeMap::from([("GREETING".into(), "it's $(touch pwned) `id` \"x\"\n%s\\n".into())]),
             payload: Some("#!/bin/sh\necho hi\n".into()),
+            github: None,
         }
     }
 
@@ -267,6 +337,23 @@ pub(super) mod tests {
             "MAYFLY_VM_ID='01933b5c-7e5e-7c7a-9d5b-1f2e3d4c5b6a'\nMAYFLY_URL='http://10.0.2.100'\n\
              MAYFLY_RUNNER_KIND='command'\nMAYFLY_RUNNER_USER=''\n"
         );
+        let github = GitHubKit {
+            url: "https://github.com/acme/app".into(),
+            name: "it's-1".into(),
+            labels: vec!["self-hosted".into(), "macOS 15".into()],
+            group: None,
+            registration: Registration::Managed,
+            secret: "s3cret".into(),
+            program: RunnerProgram { minimum_version: "2.329.0".into(), ..RunnerProgram::default() },
+        };
+        let kind = RunnerKind::GitHub;
+        let kit = Kit::new(KitInput { kind, payload: None, github: Some(github), ..input() }).unwrap();
+        let listing: Vec<(&str, u32)> = kit.files().iter().skip(7).map(|f| (f.name, f.mode)).collect();
+        assert_eq!(listing, [("payload", 0o700), ("github.env", 0o600), ("registration", 0o600)]);
+        assert_eq!(file(&kit, "registration").unwrap().bytes, b"s3cret");
+        let settings = String::from_utf8(file(&kit, "github.env").unwrap().bytes.clone()).unwrap();
+        assert!(settings.contains("MAYFLY_GITHUB_NAME='it'\\''s-1'\nMAYFLY_GITHUB_LABELS='self-hosted,macOS 15'\n"));
+        assert!(settings.contains("MAYFLY_GITHUB_REGISTRATION='jit_config'\n") && !settings.contains("s3cret"));
         let none = Kit::new(KitInput { kind: RunnerKind::None, payload: None, ..input() }).unwrap();
         assert!(file(&none, "payload").is_none());
     }
@@ -282,7 +369,15 @@ pub(super) mod tests {
         for key in ["", "1A", "A-B", "A B", "A=B", "Ä", "A\n", "$(id)"] {
             assert_eq!(with_env(key, ""), Err(KitError::EnvName { key: key.into() }));
         }
-        for key in ["UID", "RANDOM", "IFS", "kit", "MAYFLY_URL", "ACTIONS_RUNNER_HOOK_JOB_COMPLETED"] {
+        for key in [
+            "UID",
+            "RANDOM",
+            "IFS",
+            "kit",
+            "MAYFLY_URL",
+            "ACTIONS_RUNNER_HOOK_JOB_COMPLETED",
+            "ACTIONS_RUNNER_INPUT_TOKEN",
+        ] {
             assert_eq!(with_env(key, "1"), Err(KitError::EnvReserved { key: key.into() }));
         }
         assert_eq!(with_env("A", "x\0y"), Err(KitError::EnvValue { key: "A".into() }));

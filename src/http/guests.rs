@@ -2,10 +2,16 @@
 
 use std::sync::Arc;
 
-use axum::{extract::State, http::StatusCode};
+use axum::{
+    body::Body,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use tokio_util::io::ReaderStream;
 
-use super::{Http, auth::OwnVm, extract::Json, problem::Problem};
-use crate::service::guests::GuestEvent;
+use super::{Http, auth::OwnVm, extract::Json, frame::Seat, problem::Problem};
+use crate::{domain::Error, service::guests::GuestEvent};
 
 /// Report an event from inside the guest
 ///
@@ -28,4 +34,27 @@ pub async fn report_guest_event(
 ) -> Result<StatusCode, Problem> {
     http.service.report_guest_event(id, report).await?;
     Ok(StatusCode::ACCEPTED)
+}
+
+/// Fetch GitHub's runner
+///
+/// For the guest of a vm with a runner of kind `github` whose template has no runner that will do: the archive that the
+/// configuration names for its platform. The first time it is fetched by the host, which may take a while.
+#[utoipa::path(
+    get, path = "/vms/{id}/runner", tag = "guest",
+    params(("id" = String, Path, format = "uuid")),
+    responses((status = 200, description = "The archive as GitHub publishes it", body = String, content_type = "application/gzip")),
+    security(("vm_token" = [])),
+)]
+pub async fn get_runner_program(
+    State(http): State<Arc<Http>>,
+    OwnVm(id): OwnVm,
+    seat: Seat,
+) -> Result<Response, Problem> {
+    seat.unhurried();
+    let path = http.service.runner_program(id).await?;
+    let file = tokio::fs::File::open(&path).await.map_err(Error::internal)?;
+    let length = file.metadata().await.map_err(Error::internal)?.len();
+    let headers = [(header::CONTENT_TYPE, "application/gzip".to_owned()), (header::CONTENT_LENGTH, length.to_string())];
+    Ok((headers, Body::from_stream(ReaderStream::new(file))).into_response())
 }

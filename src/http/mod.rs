@@ -23,6 +23,7 @@ mod frame;
 mod guests;
 mod health;
 mod host;
+mod jobs;
 mod logs;
 mod openapi;
 mod pages;
@@ -35,6 +36,7 @@ mod templates;
 mod time;
 mod tokens;
 mod vms;
+mod webhooks;
 
 pub use serve::{serve_tcp, serve_unix};
 
@@ -73,6 +75,7 @@ fn admin_routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(vms::create_vm, vms::list_vms))
         .routes(routes!(vms::get_vm, vms::end_vm))
         .routes(routes!(events::list_vm_events, guests::report_guest_event))
+        .routes(routes!(guests::get_runner_program))
         .routes(routes!(logs::get_vm_log))
         .routes(routes!(events::stream_events))
         .routes(routes!(templates::create::create_template, templates::list_templates))
@@ -88,6 +91,9 @@ fn admin_routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(templates::push::push_template))
         .routes(routes!(templates::import::import_template))
         .routes(routes!(templates::export::export_template))
+        .routes(routes!(webhooks::take_github_webhook))
+        .routes(routes!(webhooks::list_deliveries))
+        .routes(routes!(jobs::list_jobs))
         .routes(routes!(pools::list_pools))
         .routes(routes!(pools::get_pool, pools::set_pool, pools::remove_pool))
         .routes(routes!(tokens::create_token, tokens::list_tokens))
@@ -109,6 +115,7 @@ fn guest_routes() -> OpenApiRouter<Arc<Http>> {
     OpenApiRouter::new()
         .routes(routes!(vms::get_vm, vms::end_vm))
         .routes(routes!(guests::report_guest_event))
+        .routes(routes!(guests::get_runner_program))
         .routes(routes!(health::get_health))
 }
 

@@ -1,9 +1,9 @@
 //! How a guest gets its runner: waiting until it listens, and handing over the kit, by each of the three ways.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::SignedDuration;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     Reconciler,
@@ -13,11 +13,15 @@ use crate::{
     domain::{
         Code, Event, Handover, Vm,
         event::ReadyVia,
+        github::{Registration, runner_name},
         template::Template,
         vm::{Endpoint, RunnerKind},
     },
     drivers::{Driver, Observation},
-    guest::{self, Kit, KitInput},
+    guest::{
+        self, Kit, KitInput,
+        kit::{GitHubKit, RunnerArchive, RunnerProgram},
+    },
     runners::Payload,
     store::{Expect, logs::LogSource},
 };
@@ -100,16 +104,10 @@ impl Reconciler {
                 Some(Payload::from_bytes(&clear).ok_or_else(lost)?)
             }
         };
-        if vm.draft.managed().is_some() {
-            self.registration(vm).await?;
-        }
-        let (payload, env) = match payload {
-            Some(p) => (
-                p.script.map(|script| script.expose_secret().to_owned()),
-                p.env.iter().map(|(k, v)| (k.clone(), v.expose_secret().to_owned())).collect(),
-            ),
-            None => (None, BTreeMap::new()),
-        };
+        let Payload { script, registration, env } = payload.unwrap_or_default();
+        let github = self.github_kit(vm, template, registration).await?;
+        let env = env.iter().map(|(k, v)| (k.clone(), v.expose_secret().to_owned())).collect();
+        let payload = script.map(|script| script.expose_secret().to_owned());
         let driver = &spec_of(vm)?.driver;
         let url = self.settings.guest_urls.get(driver).cloned().ok_or_else(|| {
             let detail = format!("guests of the driver {driver} have no way to the guest API");
@@ -123,8 +121,42 @@ impl Reconciler {
             user: template.user.clone(),
             env,
             payload,
+            github,
         })
         .map_err(|e| Failure::new(FailureKind::Permanent, Code::GuestNotConfigured, e.to_string()))
+    }
+
+    /// What GitHub's runner needs, with the registration that the caller brought, or one that is made now.
+    async fn github_kit(
+        &self,
+        vm: &Vm,
+        template: &Template,
+        brought: Option<SecretString>,
+    ) -> Result<Option<GitHubKit>, Failure> {
+        let Some(github) = &vm.draft.github else { return Ok(None) };
+        let secret = match (github.registration, brought) {
+            (Registration::Managed, _) => self.registration(vm).await?,
+            (Registration::JitConfig | Registration::Token, Some(secret)) => secret,
+            (Registration::JitConfig | Registration::Token, None) => {
+                let lost = "the registration that came with the request is not there";
+                return Err(Failure::new(FailureKind::Permanent, Code::Internal, lost));
+            }
+        };
+        let settings = &self.settings.runner;
+        let archive = self.programs.archive(spec_of(vm)?.os, template.arch);
+        Ok(Some(GitHubKit {
+            url: format!("{}/{}", settings.github_web.trim_end_matches('/'), github.scope.slug()),
+            name: runner_name(&vm.draft.name, vm.id(), vm.attempt),
+            labels: github.labels.clone(),
+            group: github.group.clone(),
+            registration: github.registration,
+            secret,
+            program: RunnerProgram {
+                directory: settings.directory.clone(),
+                minimum_version: settings.minimum_version.clone(),
+                archive: archive.map(|a| RunnerArchive { version: a.version.clone(), sha256: a.sha256.clone() }),
+            },
+        }))
     }
 
     async fn endpoint(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<Endpoint, Failure> {

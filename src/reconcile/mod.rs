@@ -26,7 +26,7 @@ use crate::{
         host::{Capacity, HostView},
     },
     drivers::registry::Registry,
-    runners::github::Client,
+    runners::{github::Client, program::Programs},
     service::Clock,
     store::{Ledger, Reader, Vault, logs::Logs},
     templates::{Catalog, pull::Puller},
@@ -61,6 +61,17 @@ pub struct Settings {
     pub keep_deleted: Duration,
     /// Of templates that do not say otherwise.
     pub budgets: Budgets,
+    pub runner: RunnerSettings,
+}
+
+/// GitHub's runner in the guests.
+#[derive(Clone, Debug, Default)]
+pub struct RunnerSettings {
+    /// Where people use GitHub.
+    pub github_web: String,
+    /// `None`: in the usual places.
+    pub directory: Option<String>,
+    pub minimum_version: String,
 }
 
 /// Everything a step may use.
@@ -72,6 +83,7 @@ pub struct Reconciler {
     pub catalog: Arc<Catalog>,
     pub puller: Puller,
     pub drivers: Arc<Registry>,
+    pub programs: Programs,
     /// Who we are to GitHub, where somebody said.
     pub github: Option<Arc<Client>>,
     pub clock: Clock,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::domain::{Code, Error};
 
 pub mod github;
+pub mod program;
 
 /// What only the guest may see: kept encrypted, shown to nobody else.
 #[derive(Clone, Debug, Default)]

@@ -1,5 +1,7 @@
 //! What a guest may say of itself.
 
+use std::path::PathBuf;
+
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -18,6 +20,8 @@ pub enum GuestEvent {
     GuestReady {},
     /// Runner and hooks are in place and the wrapper runs.
     GuestConfigured {},
+    /// The runner waits for a job.
+    RunnerOnline {},
     /// The runner has taken a job.
     JobStarted {},
     /// The job ended with this exit code.
@@ -51,6 +55,7 @@ impl Service {
             }
             GuestEvent::GuestReady {} => Event::GuestReady { via: ReadyVia::GuestCall },
             GuestEvent::GuestConfigured {} => Event::GuestConfigured,
+            GuestEvent::RunnerOnline {} => Event::RunnerChanged { fact: RunnerFact::Online },
             GuestEvent::JobStarted {} => Event::RunnerChanged { fact: RunnerFact::JobStarted },
             GuestEvent::JobResult { exit_code } => Event::JobFinished { exit_code },
             GuestEvent::RunnerFinished { exit_code } => {
@@ -70,6 +75,15 @@ impl Service {
         };
         self.ledger.apply(id, Expect::Anything, event, self.clock.now()).await?;
         Ok(())
+    }
+
+    /// GitHub's runner for this vm's guest: the archive's file, fetched if it is not here yet.
+    pub async fn runner_program(&self, id: VmId) -> Result<PathBuf> {
+        let vm = self.live(id).await?;
+        let none = || Error::new(Code::NotFound, "this host keeps no runner program for this vm");
+        let spec = vm.draft.spec().filter(|_| vm.draft.github.is_some()).ok_or_else(none)?;
+        let arch = self.catalog.get(&spec.template_digest).await?.arch;
+        self.programs.obtain(self.programs.archive(spec.os, arch).ok_or_else(none)?).await
     }
 
     async fn live(&self, id: VmId) -> Result<Vm> {

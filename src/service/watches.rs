@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::{Service, pulls::check_canary};
 use crate::{
     domain::{
-        Code, Error, Fault, Result, TemplateEvent,
+        BudgetsPatch, Code, Error, Fault, Result, TemplateEvent,
         pull::{Canary, PullSpec, Watch},
     },
     store::vault,
@@ -196,8 +196,7 @@ impl Service {
             user: current.as_ref().map(|t| t.user.clone()),
             ssh_key: current.as_ref().and_then(|t| t.files.ssh_key.clone()),
             ssh_password: current.as_ref().and_then(|t| t.files.ssh_password.clone()),
-            budgets: current.map_or_else(|| self.settings.budgets.clone(), |t| t.budgets),
-            budgets_given: Vec::new(),
+            budgets: current.map_or_else(BudgetsPatch::default, |t| BudgetsPatch::all(&t.budgets)),
             canary: watch.canary.clone(),
             background: true,
         };

@@ -15,6 +15,8 @@ use sqlx::{
 };
 
 pub mod changes;
+pub mod deliveries;
+pub mod jobs;
 pub mod ledger;
 pub mod logs;
 pub mod placement;

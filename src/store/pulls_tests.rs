@@ -1,9 +1,6 @@
 use super::*;
 use crate::{
-    domain::{
-        Budgets,
-        pull::{PullSpec, Watch},
-    },
+    domain::pull::{PullSpec, Watch},
     store,
 };
 
@@ -21,8 +18,7 @@ fn pull(name: &str) -> Pull {
         user: None,
         ssh_key: Some("/key".into()),
         ssh_password: None,
-        budgets: Budgets::default(),
-        budgets_given: Vec::new(),
+        budgets: Default::default(),
         canary: None,
         background: false,
     };

@@ -48,7 +48,7 @@ use super::{
     push::{self, Pusher},
     registry::{self, Client, RegistryError, credentials::CredentialSource, pace::Pace},
 };
-use crate::domain::{Budgets, Handover, Template};
+use crate::domain::{Budgets, BudgetsPatch, Handover, Template};
 
 /// What is pulled, and what the template is to be. What is `None` and not a file is taken from the VM's configuration in the
 /// image, else it has its usual value.
@@ -64,14 +64,13 @@ pub struct PullRequest {
     pub user: Option<String>,
     pub ssh_key: Option<PathBuf>,
     pub ssh_password: Option<PathBuf>,
-    /// With the usual ones where the request names none.
-    pub budgets: Budgets,
+    /// Before what the image says, which comes before what is usual.
+    pub budgets: BudgetsPatch,
+    pub usual: Budgets,
     /// Any template of the image will do, with the settings above or others; they count when it has to be pulled.
     pub whatever_settings: bool,
     /// Nobody waits for it: it keeps to the limits of the background. When somebody else pulls the same meanwhile, it hurries.
     pub background: bool,
-    /// The budgets that the request names: of the others, those count that the image names.
-    pub budgets_given: Vec<String>,
 }
 
 impl PullRequest {
@@ -86,16 +85,16 @@ impl PullRequest {
             user: None,
             ssh_key: None,
             ssh_password: None,
-            budgets: Budgets::default(),
+            budgets: BudgetsPatch::default(),
+            usual: Budgets::default(),
             whatever_settings: false,
             background: false,
-            budgets_given: Vec::new(),
         }
     }
 
     /// The image as it is, under no name.
-    fn of_image(image: Reference, budgets: Budgets) -> PullRequest {
-        PullRequest { name: None, budgets, whatever_settings: true, ..PullRequest::new(image, "") }
+    fn of_image(image: Reference, usual: Budgets) -> PullRequest {
+        PullRequest { name: None, usual, whatever_settings: true, ..PullRequest::new(image, "") }
     }
 
     /// The template that is asked for, when the image says this of itself. Without its files.
@@ -107,12 +106,12 @@ impl PullRequest {
             user: self.user.clone(),
             ssh_key: self.ssh_key.clone(),
             ssh_password: self.ssh_password.clone(),
-            budgets: self.budgets.clone(),
+            budgets: settings.map_or(self.budgets.clone(), |s| self.budgets.or(&s.budgets)).on(&self.usual),
             name: self.name.clone(),
             ..NewTemplate::of_disk("", PathBuf::new())
         };
         match settings {
-            Some(settings) => settings.under(asked, &self.budgets_given),
+            Some(settings) => settings.under(asked),
             None => asked,
         }
     }

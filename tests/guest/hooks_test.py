@@ -5,6 +5,7 @@ second user, a reboot or a network of its own is in guest_test.py.
 """
 
 import concurrent.futures
+import hashlib
 import os
 import pathlib
 import shutil
@@ -13,7 +14,9 @@ import socket
 import subprocess
 import time
 
-from support import HOOKS, TOKEN, VM_ID, Failed, Workspace, check, kit_files, main, write_kit
+from support import (
+    HOOKS, REGISTRATION, TOKEN, VM_ID, Failed, Workspace, check, github_files, kit_files, main, write_kit,
+)
 
 SHELLS = {
     name: argv
@@ -391,6 +394,121 @@ def boot_says_no():
         check("runner_finished" not in w.api.names(), w.api.names())
 
 
+RUN_SH = """#!/usr/bin/env bash
+[ $# = 0 ] || echo "arguments: $*"
+echo "jit=$ACTIONS_RUNNER_INPUT_JITCONFIG token=$ACTIONS_RUNNER_INPUT_TOKEN deprecated=$ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE"
+echo "hooks $ACTIONS_RUNNER_HOOK_JOB_STARTED $ACTIONS_RUNNER_HOOK_JOB_COMPLETED greeting=$GREETING tracking=${RUNNER_TRACKING_ID-unset}"
+echo "left: $(ls "$MAYFLY_HOME/registration" 2>/dev/null)"
+echo 'dotenv:'; cat .env
+echo "2026-01-01 00:00:00Z: Listening for Jobs"
+until [ -e go ]; do sleep 0.1; done
+bash -e "$ACTIONS_RUNNER_HOOK_JOB_COMPLETED" </dev/null
+exit @END@
+"""
+
+
+def runner_in(directory, code=0, version="2.336.0", config="exit 0"):
+    """A stand-in for GitHub's runner, which waits for the file `go` once it is idle."""
+    directory = pathlib.Path(directory)
+    (directory / "bin").mkdir(parents=True)
+    listener = "#!/bin/sh\n[ \"$1\" = --version ] && echo %s\n" % version
+    for name, text in (("run.sh", RUN_SH.replace("@END@", str(code))), ("config.sh", "#!/bin/sh\n%s\n" % config),
+                       ("bin/Runner.Listener", listener)):
+        (directory / name).write_text(text)
+        (directory / name).chmod(0o755)
+    (directory / ".env").write_text("LANG=C.UTF-8\nACTIONS_RUNNER_HOOK_JOB_COMPLETED=/stale/hook.sh\nMAYFLY_URL=http://stale\n")
+    return directory
+
+
+GITHUB_ORDER = ["guest_ready", "guest_configured", "runner_online", "DELETE", "runner_finished"]
+
+
+def github_runner():
+    def one(shell):
+        with Workspace() as w:
+            runner = runner_in(w.dir / "runner", code=3)
+            kit = lives(shell, github_files(w.api.url, runner, env={"GREETING": "hi"}), w,
+                        clean_env(RUNNER_TRACKING_ID="github_1"))
+            w.api.wait("runner_online", 40)
+            # The registration is used: nobody else finds it.
+            check(not (kit / "registration").exists(), "the registration is still there")
+            (runner / "go").touch()
+            check(w.api.wait("runner_finished", 40)["json"]["exit_code"] == 3, "wrong exit code")
+            check(w.api.names() == GITHUB_ORDER, w.api.names())
+            lines = w.api.log().decode().split("\n")
+            check("jit=%s token= deprecated=1" % REGISTRATION in lines, lines)
+            hooks = "hooks %s/job-started.sh %s/job-completed.sh greeting=hi tracking=unset" % (kit, kit)
+            check(hooks in lines and "left: " in lines, lines)
+            dotenv = lines[lines.index("dotenv:") + 1:]
+            check(dotenv[0] == "LANG=C.UTF-8", dotenv)
+            check("ACTIONS_RUNNER_HOOK_JOB_COMPLETED=%s/job-completed.sh" % kit in dotenv, dotenv)
+            check(not any("stale" in line for line in dotenv), dotenv)
+            check("MAYFLY_URL=%s" % w.api.url in dotenv, dotenv)
+            check(not any("arguments" in line for line in lines), lines)
+            check(not w.api.leaks, "token in argv: %s" % w.api.leaks)
+
+    each_shell(one)
+
+
+def github_registration_token():
+    def one(shell):
+        with Workspace() as w:
+            config = ('echo "config $# $ACTIONS_RUNNER_INPUT_URL $ACTIONS_RUNNER_INPUT_TOKEN $ACTIONS_RUNNER_INPUT_NAME '
+                      '$ACTIONS_RUNNER_INPUT_LABELS $ACTIONS_RUNNER_INPUT_RUNNERGROUP $ACTIONS_RUNNER_INPUT_EPHEMERAL"')
+            runner = runner_in(w.dir / "runner", config=config)
+            (runner / "go").touch()
+            lives(shell, github_files(w.api.url, runner, registration="token"), w)
+            check(w.api.wait("runner_finished", 40)["json"]["exit_code"] == 0, "wrong exit code")
+            lines = w.api.log().decode().split("\n")
+            expected = "config 0 https://github.com/acme/app %s vm-1 self-hosted,macOS 15 Big Macs 1" % REGISTRATION
+            check(expected in lines, lines)
+            # The token is for config.sh alone.
+            check("jit= token= deprecated=1" in lines, lines)
+
+    each_shell(one)
+
+
+def github_wrong_runners():
+    def one(shell):
+        cases = (
+            # What is in the guest, how the wrapper ends, what the log says.
+            (dict(version="2.99.0"), {}, 7, "version 2.99.0, and at least 2.329.0 is needed"),
+            (dict(code=7), {}, 7, "is version 2.336.0"),
+            (None, {}, 126, "there is no runner in this guest"),
+            (dict(config="exit 1"), {"registration": "token"}, 126, "could not be registered"),
+            (dict(version="'who knows'"), {}, 0, "does not say its version"),
+        )
+        for runner, more, code, said in cases:
+            with Workspace() as w:
+                directory = w.dir / "runner"
+                if runner is not None:
+                    runner_in(directory, **runner)
+                    (directory / "go").touch()
+                lives(shell, github_files(w.api.url, directory, **more), w)
+                check(w.api.wait("runner_finished", 40)["json"]["exit_code"] == code, "%s: wrong exit code" % said)
+                check(said in w.api.log().decode(), w.api.log())
+
+    each_shell(one)
+
+
+def github_runner_from_the_host():
+    with Workspace() as w:
+        runner_in(w.dir / "made")
+        (w.dir / "made" / "go").touch()
+        archive = w.dir / "runner.tar.gz"
+        subprocess.run(["tar", "-czf", str(archive), "-C", str(w.dir / "made"), "."], check=True, timeout=60)
+        content = archive.read_bytes()
+        checksum = hashlib.sha256(content).hexdigest()
+        for given, code, said in ((checksum, 0, "is version 2.336.0"), ("0" * 64, 126, "is not the runner with the checksum")):
+            with Workspace() as v:
+                v.api.bodies["/vms/%s/runner" % VM_ID] = content
+                files = github_files(v.api.url, v.dir / "none", archive=("2.336.0", given))
+                lives("sh", files, v)
+                check(v.api.wait("runner_finished", 40)["json"]["exit_code"] == code, "wrong exit code: %s" % v.api.log())
+                check(said in v.api.log().decode(), v.api.log())
+                check(not v.api.leaks, "token in argv: %s" % v.api.leaks)
+
+
 def shellcheck():
     if not shutil.which("shellcheck"):
         return "skipped, no shellcheck here"
@@ -405,5 +523,6 @@ print("shells: " + " ".join(SHELLS), flush=True)
 main([
     hanging_and_dead, shellcheck, announces, refusals, broken_kits, hostile_environment, cancelled_hook,
     wrapper_command, wrapper_script_none_unknown, long_log, lost_calls, vm_is_gone, one_wrapper,
-    violent_job, no_base64, boot_says_no,
+    violent_job, no_base64, boot_says_no, github_runner, github_registration_token,
+    github_wrong_runners, github_runner_from_the_host,
 ], at_once=3)

@@ -85,6 +85,8 @@ class Api:
         self.news = threading.Condition()
         self.closing = threading.Event()
         self.leaks = []
+        # What a GET of this path is answered with, instead of nothing.
+        self.bodies = {}
         if unix_path:
             self.server = UnixServer(str(unix_path), Handler)
             self.url = None
@@ -131,9 +133,11 @@ class Api:
         if status == "hang":
             self.closing.wait(60)
             return
+        body = self.bodies.get(request["path"], b"") if request["method"] == "GET" else b""
         handler.send_response(status)
-        handler.send_header("Content-Length", "0")
+        handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
+        handler.wfile.write(body)
 
     def look_for_token_in_argv(self):
         for entry in os.listdir("/proc"):
@@ -209,6 +213,31 @@ def kit_files(url, kind="command", payload=None, user="", env=None, extra=None):
     files["runner.env"] = (0o600, lines(env or {}, "export "))
     if payload is not None:
         files["payload"] = (0o700, payload if isinstance(payload, bytes) else payload.encode())
+    return files
+
+
+# Secret of the runner's registration, which must not be seen anywhere but in its environment.
+REGISTRATION = "eyJ-registration-secret"
+
+
+def github_files(url, directory=None, registration="jit_config", minimum="2.329.0", archive=None, env=None):
+    """The kit of a runner of GitHub's; `archive`: (version, checksum) of what the host hands out."""
+    version, checksum = archive or ("", "")
+    settings = {
+        "MAYFLY_GITHUB_URL": "https://github.com/acme/app",
+        "MAYFLY_GITHUB_NAME": "vm-1",
+        "MAYFLY_GITHUB_LABELS": "self-hosted,macOS 15",
+        "MAYFLY_GITHUB_GROUP": "Big Macs",
+        "MAYFLY_GITHUB_REGISTRATION": registration,
+        "MAYFLY_RUNNER_DIRECTORY": str(directory or ""),
+        "MAYFLY_RUNNER_MINIMUM": minimum,
+        "MAYFLY_RUNNER_VERSION": version,
+        "MAYFLY_RUNNER_SHA256": checksum,
+    }
+    files = kit_files(url, kind="github", payload=(HOOKS / "github-runner.sh").read_bytes(), env=env)
+    text = "".join("%s=%s\n" % (k, quoted(v)) for k, v in settings.items())
+    files["github.env"] = (0o600, text.encode())
+    files["registration"] = (0o600, REGISTRATION.encode())
     return files
 
 

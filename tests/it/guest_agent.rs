@@ -440,6 +440,7 @@ fn kit(url: &str, payload: Option<String>) -> Kit {
         vm_id: VmId::mint(),
         url: url.to_owned(),
         token: SecretString::from(TOKEN),
+        github: None,
         kind: if payload.is_some() { RunnerKind::Command } else { RunnerKind::None },
         user: String::new(),
         env: Default::default(),

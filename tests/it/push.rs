@@ -12,7 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use mayfly::{
-    domain::{Arch, Budgets, Code, Handover, Template, template::DiskFormat},
+    domain::{Arch, Budgets, BudgetsPatch, Code, Handover, Template, template::DiskFormat},
     templates::{
         Catalog, NewTemplate,
         pull::{self, Progress, PullError, PullRequest, Puller},
@@ -403,8 +403,8 @@ async fn a_template_of_qemu_is_pushed_and_pulled_back() {
         cpus: Some(1),
         user: Some("root".into()),
         ssh_key: Some(other.secret()),
-        budgets: Budgets { boot_seconds: 44, idle_seconds: 55, ..Budgets::default() },
-        budgets_given: vec!["boot_seconds".into()],
+        budgets: BudgetsPatch { boot_seconds: Some(44), ..BudgetsPatch::default() },
+        usual: Budgets { boot_seconds: 66, idle_seconds: 55, ..Budgets::default() },
         ..PullRequest::new(pinned.parse().unwrap(), "other")
     };
     let changed = other.pull_as(request.clone()).await.unwrap();

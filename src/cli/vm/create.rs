@@ -17,7 +17,7 @@ use super::{
     },
     pair, parse_scope,
 };
-use crate::domain::Scope;
+use crate::domain::{BudgetsPatch, Scope};
 
 #[derive(Args)]
 pub(in crate::cli) struct Create {
@@ -112,24 +112,10 @@ impl GitHubArgs {
     }
 }
 
-const BUDGETS: [&str; 11] = [
-    "clone_seconds",
-    "boot_seconds",
-    "configure_seconds",
-    "registration_seconds",
-    "idle_seconds",
-    "lifetime_seconds",
-    "drain_seconds",
-    "drain_cap_seconds",
-    "settle_seconds",
-    "stop_grace_seconds",
-    "max_attempts",
-];
-
 pub(in crate::cli) fn budget(text: &str) -> Result<(String, u32), String> {
     let (name, value) = pair(text)?;
-    if !BUDGETS.contains(&name.as_str()) {
-        return Err(format!("expected one of {}", BUDGETS.join(", ")));
+    if !BudgetsPatch::NAMES.contains(&name.as_str()) {
+        return Err(format!("expected one of {}", BudgetsPatch::NAMES.join(", ")));
     }
     Ok((name, text::parse_seconds(&value)?))
 }

@@ -97,7 +97,7 @@ fn absolute(paths: &[(&str, Option<&PathBuf>)]) -> Result<(), Problem> {
 }
 
 impl TemplateRequest {
-    fn into_pull(self, base: &Budgets) -> Result<PullSpec, Problem> {
+    fn into_pull(self) -> Result<PullSpec, Problem> {
         for (pointer, given) in [
             ("/disk", self.disk.is_some()),
             ("/vm_dir", self.vm_dir.is_some()),
@@ -114,21 +114,18 @@ impl TemplateRequest {
                 return Err(Problem::invalid(pointer, "is said by the image itself: leave it out"));
             }
         }
-        // Those that are given; what serializes is an object.
-        let given = serde_json::to_value(&self.budgets).unwrap_or_default();
-        let given = given.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+        self.budgets.check()?;
         absolute(&[("/ssh_key", self.ssh_key.as_ref()), ("/ssh_password_file", self.ssh_password_file.as_ref())])?;
         Ok(PullSpec {
             image: self.image.unwrap_or_default(),
             name: self.name,
-            budgets_given: given.map(|(name, _)| name.clone()).collect(),
             cpus: self.cpus,
             memory_mib: self.memory_mib,
             handover: self.handover,
             user: self.user,
             ssh_key: self.ssh_key,
             ssh_password: self.ssh_password_file,
-            budgets: self.budgets.over(base)?,
+            budgets: self.budgets,
             canary: self.canary,
             background: false,
         })
@@ -217,7 +214,7 @@ pub async fn create_template(
 ) -> Result<(StatusCode, [(HeaderName, String); 1], Answer<Registered>), Problem> {
     let base = http.service.default_budgets();
     if request.image.is_some() {
-        let (pull, new) = http.service.start_pull(request.into_pull(base)?).await?;
+        let (pull, new) = http.service.start_pull(request.into_pull()?).await?;
         let status = if new { StatusCode::ACCEPTED } else { StatusCode::OK };
         let location = [(header::LOCATION, format!("/pulls/{}", pull.id))];
         let view = PullView::of(&pull, &http.service);

@@ -19,7 +19,7 @@ use tokio::sync::{broadcast, watch};
 use super::Service;
 use crate::{
     domain::{
-        Code, Error, PullId, Result, TemplateEvent,
+        Budgets, Code, Error, PullId, Result, TemplateEvent,
         pull::{Canary, Fetched, Pull, PullSpec, PullState},
     },
     store::pulls::no_pull,
@@ -104,7 +104,7 @@ impl From<&Progress> for Fetched {
 }
 
 /// What the puller is asked for. `pinned`: a digest of the image that was looked up before.
-fn request(spec: &PullSpec, pinned: Option<&str>) -> Result<PullRequest> {
+fn request(spec: &PullSpec, pinned: Option<&str>, usual: &Budgets) -> Result<PullRequest> {
     let wrong = |what: String| Error::new(Code::RequestInvalid, "the request is not acceptable").field("/image", what);
     let image: crate::templates::oci::Reference =
         spec.image.parse().map_err(|e: crate::templates::oci::reference::ReferenceError| wrong(e.to_string()))?;
@@ -120,7 +120,7 @@ fn request(spec: &PullSpec, pinned: Option<&str>) -> Result<PullRequest> {
         ssh_key: spec.ssh_key.clone(),
         ssh_password: spec.ssh_password.clone(),
         budgets: spec.budgets.clone(),
-        budgets_given: spec.budgets_given.clone(),
+        usual: usual.clone(),
         background: spec.background,
         ..PullRequest::new(image, spec.name.clone())
     })
@@ -150,7 +150,7 @@ impl Service {
         if let Some(canary) = &spec.canary {
             check_canary(canary)?;
         }
-        let request = request(&spec, None)?;
+        let request = request(&spec, None, &self.settings.budgets)?;
         self.puller.check(&request).await.map_err(|error| Error::from(&error))?;
         let previous = match self.catalog.get(&spec.name).await {
             Ok(template) => Some(template.digest),

@@ -122,7 +122,7 @@ impl Service {
         if let Some(at) = pull.retry_at {
             self.clock.sleep_until(at).await;
         }
-        let mut asked = request(&pull.spec, pull.image_digest.as_deref())?;
+        let mut asked = request(&pull.spec, pull.image_digest.as_deref(), &self.settings.budgets)?;
         if pull.spec.canary.is_some() {
             asked.name = None;
         }

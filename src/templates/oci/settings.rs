@@ -4,44 +4,24 @@
 //! Keys that are not known are ignored, so that a newer Mayfly may say more; what would mean something else gets another
 //! version. Keys and passwords are never in it.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::document;
 use crate::{
-    domain::{Arch, Budgets, GuestOs, Handover, Template, template::DiskFormat},
+    domain::{Arch, Budgets, BudgetsPatch, GuestOs, Handover, Template, template::DiskFormat},
     templates::NewTemplate,
 };
 
 const VERSION: u64 = 1;
-
-/// A budget longer than this is a mistake of units.
-const LONGEST_SECONDS: u32 = 30 * 24 * 3600;
-
-/// The budgets that a template brings, with the least and the most of each. How long vms queue is the host's affair.
-const BUDGETS: [(&str, u32, u32); 11] = [
-    ("boot_seconds", 1, LONGEST_SECONDS),
-    ("clone_seconds", 1, LONGEST_SECONDS),
-    ("configure_seconds", 1, LONGEST_SECONDS),
-    ("drain_cap_seconds", 1, LONGEST_SECONDS),
-    ("drain_seconds", 1, LONGEST_SECONDS),
-    ("idle_seconds", 1, LONGEST_SECONDS),
-    ("lifetime_seconds", 1, LONGEST_SECONDS),
-    ("max_attempts", 1, 10),
-    ("registration_seconds", 1, LONGEST_SECONDS),
-    ("settle_seconds", 1, LONGEST_SECONDS),
-    ("stop_grace_seconds", 0, 600),
-];
 
 /// Its fields stand in the order of their names, because that is the order in which they are written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     pub arch: Arch,
     /// Those that differ from the usual ones.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub budgets: BTreeMap<String, Value>,
+    #[serde(default, skip_serializing_if = "says_nothing")]
+    pub budgets: BudgetsPatch,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -68,12 +48,9 @@ struct Probe {
 
 impl Settings {
     pub fn of(template: &Template) -> Settings {
-        let usual = budgets_by_name(&Budgets::default());
-        let mut budgets = budgets_by_name(&template.budgets);
-        budgets.retain(|name, value| usual.get(name) != Some(value));
         Settings {
             arch: template.arch,
-            budgets,
+            budgets: BudgetsPatch::differing(&template.budgets, &Budgets::default()),
             cmdline: template.cmdline.clone(),
             cpus: Some(template.cpus),
             disk_format: template.disk_format,
@@ -98,13 +75,18 @@ impl Settings {
         if version != VERSION {
             return Err(format!("has version {version}, and version {VERSION} is read here: update Mayfly"));
         }
-        let mut settings: Settings = serde_json::from_slice(bytes).map_err(wrong)?;
-        settings.budgets.retain(|name, _| BUDGETS.iter().any(|(known, ..)| known == name));
-        for (name, least, most) in BUDGETS {
-            let Some(value) = settings.budgets.get(name) else { continue };
-            if !value.as_u64().is_some_and(|n| (u64::from(least)..=u64::from(most)).contains(&n)) {
-                return Err(format!("has the budget {name} = {value:.40}, expected {least} to {most}"));
+        let mut document: Value = serde_json::from_slice(bytes).map_err(wrong)?;
+        if let Some(budgets) = document.get_mut("budgets").and_then(Value::as_object_mut) {
+            budgets.retain(|name, _| BudgetsPatch::NAMES.contains(&name.as_str()));
+            if let Some((name, value)) =
+                budgets.iter().find(|(_, v)| v.as_u64().is_none_or(|n| u32::try_from(n).is_err()))
+            {
+                return Err(format!("has the budget {name} = {value:.40}, expected a whole number"));
             }
+        }
+        let settings: Settings = serde_json::from_value(document).map_err(wrong)?;
+        if let Some((name, least, most)) = settings.budgets.wrong() {
+            return Err(format!("has the budget {name} out of its range, expected {least} to {most}"));
         }
         if settings.driver == "tart" {
             return Err("says that the driver is tart, whose images are in Tart's own format".into());
@@ -112,9 +94,8 @@ impl Settings {
         Ok(settings)
     }
 
-    /// The template that is asked for, with what this says where the request says nothing. `given` are the budgets that the
-    /// request names.
-    pub fn under(&self, asked: NewTemplate, given: &[String]) -> NewTemplate {
+    /// The template that is asked for, with what this says where the request says nothing.
+    pub fn under(&self, asked: NewTemplate) -> NewTemplate {
         NewTemplate {
             driver: asked.driver.or(Some(self.driver.clone())),
             os: asked.os.or(Some(self.os)),
@@ -125,27 +106,13 @@ impl Settings {
             memory_mib: asked.memory_mib.or(self.memory_mib),
             handover: asked.handover.or(self.handover),
             user: asked.user.or(self.user.clone()),
-            budgets: self.budgets_under(asked.budgets, given),
             ..asked
         }
     }
-
-    fn budgets_under(&self, asked: Budgets, given: &[String]) -> Budgets {
-        let mut all = match serde_json::to_value(&asked) {
-            Ok(Value::Object(all)) => all,
-            _ => return asked,
-        };
-        let own = self.budgets.iter().filter(|(name, _)| !given.contains(name));
-        all.extend(own.map(|(name, value)| (name.clone(), value.clone())));
-        serde_json::from_value(Value::Object(all)).unwrap_or(asked)
-    }
 }
 
-/// Those that a template brings.
-fn budgets_by_name(budgets: &Budgets) -> BTreeMap<String, Value> {
-    let all = serde_json::to_value(budgets).unwrap_or_default();
-    let named = BUDGETS.iter().filter_map(|(name, ..)| Some(((*name).to_owned(), all.get(*name)?.clone())));
-    named.collect()
+fn says_nothing(budgets: &BudgetsPatch) -> bool {
+    *budgets == BudgetsPatch::default()
 }
 
 #[cfg(test)]
@@ -157,7 +124,7 @@ mod tests {
     fn settings() -> Settings {
         Settings {
             arch: Arch::X86_64,
-            budgets: BTreeMap::from([("boot_seconds".into(), 30.into())]),
+            budgets: BudgetsPatch { boot_seconds: Some(30), ..BudgetsPatch::default() },
             cmdline: Some("console=ttyS0 root=/dev/vda".into()),
             cpus: Some(3),
             disk_format: DiskFormat::Raw,
@@ -177,15 +144,13 @@ mod tests {
         let expected = r#"{"arch":"x86_64","budgets":{"boot_seconds":30},"cmdline":"console=ttyS0 root=\/dev\/vda","#;
         assert!(text.starts_with(expected), "{text}");
         assert_eq!(Settings::parse(text.as_bytes()), Ok(settings()));
-        // As every budget that is listed here is one of the domain's.
-        assert_eq!(budgets_by_name(&Budgets::default()).len(), BUDGETS.len());
     }
 
     #[test]
     fn a_newer_mayfly_may_say_more_and_not_other_things() {
         let more = SMALLEST.replace('}', r#","colour":"red","budgets":{"patience":"none","idle_seconds":60}}"#);
         let read = Settings::parse(more.as_bytes()).unwrap();
-        assert_eq!(read.budgets, BTreeMap::from([("idle_seconds".into(), 60.into())]));
+        assert_eq!(read.budgets, BudgetsPatch { idle_seconds: Some(60), ..BudgetsPatch::default() });
         assert_eq!((read.cpus, read.user, read.disk_size), (None, None, None));
         for (from, to, expected) in [
             ("1", "2", "version 2"),
@@ -208,14 +173,9 @@ mod tests {
 
     #[test]
     fn what_the_request_says_counts_more() {
-        let usual = Budgets { idle_seconds: 77, ..Budgets::default() };
-        let asked =
-            NewTemplate { user: Some("root".into()), budgets: usual.clone(), ..NewTemplate::of_disk("a", "/a") };
-        let made = settings().under(asked.clone(), &[]);
+        let asked = NewTemplate { user: Some("root".into()), ..NewTemplate::of_disk("a", "/a") };
+        let made = settings().under(asked);
         assert_eq!((made.user.as_deref(), made.cpus, made.memory_mib), (Some("root"), Some(3), Some(512)));
-        assert_eq!((made.budgets.boot_seconds, made.budgets.idle_seconds), (30, 77));
         assert_eq!((made.driver.as_deref(), made.disk_format), (Some("cloud-hypervisor"), Some(DiskFormat::Raw)));
-        let made = settings().under(asked, &["boot_seconds".into()]);
-        assert_eq!(made.budgets, usual);
     }
 }

@@ -171,6 +171,7 @@ async fn api_of(
         crate::support::no_logins(dir.path()),
         mayfly::templates::s3::S3::new(dir.path().join("s3"), Default::default()),
         github,
+        mayfly::runners::program::Programs::new(dir.path().join("runners"), Default::default()),
         host.subscribe(),
         clock,
         limits,

@@ -114,6 +114,7 @@ impl Host {
         let clock = self.clock.clone();
         let board = watch::Sender::new(reconcile::unobserved(self.capacity, &clock));
         let logs = Logs::new(self.at("logs"));
+        let programs = mayfly::runners::program::Programs::new(self.at("runners"), Default::default());
         let puller = crate::support::no_registry(&catalog);
         let service = Service::new(
             store.ledger.clone(),
@@ -126,6 +127,7 @@ impl Host {
             crate::support::no_logins(&self.at("")),
             mayfly::templates::s3::S3::new(self.at("s3"), Default::default()),
             self.github.clone(),
+            programs.clone(),
             board.subscribe(),
             clock.clone(),
             service::Settings::default(),
@@ -139,6 +141,7 @@ impl Host {
             catalog,
             puller,
             drivers,
+            programs,
             github: self.github.clone(),
             clock,
             board,
@@ -153,6 +156,7 @@ impl Host {
                 sweep_every: Duration::from_secs(60),
                 keep_deleted: KEEP_DELETED,
                 budgets: Default::default(),
+                runner: Default::default(),
             },
         });
         let shutdown = CancellationToken::new();

@@ -1,0 +1,185 @@
+#!/bin/sh
+# The payload of runner kind `github`: starts GitHub's own runner for one job.
+#
+# wrapper.sh runs this like any other payload; the exit code is the runner's:
+#
+#   7     this runner is too old for GitHub (GitHub said so, or it is below the minimum)
+#   126   there is no runner in this guest, or it could not be fetched
+#   else  what run.sh returned, which says nothing of the job
+#
+# The registration (a just-in-time configuration or a registration token) is a file that
+# this script reads and removes. It reaches the runner in its environment, from which the
+# runner removes it: never as an argument, which every process of the guest can read.
+
+kit=$MAYFLY_HOME
+case $0 in
+*/*) kit=${kit:-${0%/*}} ;;
+esac
+MAYFLY_GITHUB_URL='' MAYFLY_GITHUB_NAME='' MAYFLY_GITHUB_LABELS='' MAYFLY_GITHUB_GROUP=''
+MAYFLY_GITHUB_REGISTRATION='' MAYFLY_RUNNER_DIRECTORY='' MAYFLY_RUNNER_MINIMUM=''
+MAYFLY_RUNNER_SHA256='' MAYFLY_RUNNER_VERSION=''
+# shellcheck source=/dev/null
+. "$kit/github.env"
+
+say() {
+    echo "mayfly: $*"
+}
+
+# The version of the runner in directory $1; fails when it does not say.
+version_of() {
+    "$1/bin/Runner.Listener" --version 2>/dev/null | tr -d '\r' | grep -E '^[0-9]+(\.[0-9]+)+$' | head -n 1 | grep .
+}
+
+# at_least A B: whether version A is B or newer, number by number.
+at_least() {
+    awk -v a="$1" -v b="$2" 'BEGIN {
+        n = split(a, x, "."); m = split(b, y, ".")
+        for (i = 1; i <= n || i <= m; i++) {
+            if (x[i] + 0 > y[i] + 0) exit 0
+            if (x[i] + 0 < y[i] + 0) exit 1
+        }
+        exit 0
+    }'
+}
+
+# Whether the runner in directory $1 is one that GitHub takes. One that does not say its
+# version is given a chance: GitHub has the last word.
+usable() {
+    [ -f "$1/run.sh" ] || return 1
+    if ! version=$(version_of "$1"); then
+        say "the runner in $1 does not say its version"
+        return 0
+    fi
+    if [ -n "$MAYFLY_RUNNER_MINIMUM" ] && ! at_least "$version" "$MAYFLY_RUNNER_MINIMUM"; then
+        say "the runner in $1 is version $version, and at least $MAYFLY_RUNNER_MINIMUM is needed"
+        too_old=1
+        return 1
+    fi
+    say "the runner in $1 is version $version"
+}
+
+find_curl() {
+    for candidate in /usr/bin/curl /opt/homebrew/bin/curl /usr/local/bin/curl; do
+        if [ -x "$candidate" ]; then
+            echo "$candidate"
+            return 0
+        fi
+    done
+    return 1
+}
+
+sha256_of() {
+    if command -v sha256sum >/dev/null 2>&1; then
+        sha256sum <"$1" | cut -d ' ' -f 1
+    else
+        shasum -a 256 <"$1" | cut -d ' ' -f 1
+    fi
+}
+
+# Fetches the runner that this host keeps, over the guest API, into directory $1.
+fetch() {
+    curl=$(find_curl) || return 1
+    archive=$kit/run/runner.tar.gz
+    say "fetching runner $MAYFLY_RUNNER_VERSION from this host"
+    if ! "$curl" -q -K "$kit/curlrc" --silent --show-error --fail --noproxy '*' --connect-timeout 5 \
+        --retry 5 --retry-delay 1 --retry-connrefused --output "$archive" \
+        "$MAYFLY_URL/vms/$MAYFLY_VM_ID/runner"; then
+        say "the runner could not be fetched"
+        return 1
+    fi
+    if [ "$(sha256_of "$archive")" != "$MAYFLY_RUNNER_SHA256" ]; then
+        say "what was fetched is not the runner with the checksum $MAYFLY_RUNNER_SHA256"
+        return 1
+    fi
+    mkdir -p "$1" && tar -xzf "$archive" -C "$1" || return 1
+    rm -f "$archive"
+}
+
+too_old=''
+runner=''
+if [ -n "$MAYFLY_RUNNER_DIRECTORY" ]; then
+    set -- "$MAYFLY_RUNNER_DIRECTORY"
+else
+    set -- "${HOME:-/nonexistent}/actions-runner" /opt/actions-runner /actions-runner /usr/local/actions-runner
+fi
+for candidate in "$@"; do
+    if usable "$candidate"; then
+        runner=$candidate
+        break
+    fi
+done
+if [ -z "$runner" ] && [ -n "$MAYFLY_RUNNER_SHA256" ]; then
+    if fetch "$kit/run/actions-runner" && usable "$kit/run/actions-runner"; then
+        runner=$kit/run/actions-runner
+    fi
+fi
+if [ -z "$runner" ]; then
+    if [ -n "$too_old" ]; then
+        exit 7
+    fi
+    say "there is no runner in this guest ($*), and none could be had"
+    exit 126
+fi
+cd "$runner" || exit 126
+
+# The runner reads .env at every start, and what is in it comes before its environment: a
+# line that the template was made with would lead to hooks that are not there any more.
+# One KEY=VALUE per line, nothing quoted.
+{
+    if [ -f .env ]; then
+        grep -v -E '^(ACTIONS_RUNNER_HOOK_JOB_STARTED|ACTIONS_RUNNER_HOOK_JOB_COMPLETED|MAYFLY_[A-Z_]*)=' .env
+    fi
+    echo "ACTIONS_RUNNER_HOOK_JOB_STARTED=$kit/job-started.sh"
+    echo "ACTIONS_RUNNER_HOOK_JOB_COMPLETED=$kit/job-completed.sh"
+    echo "MAYFLY_VM_ID=$MAYFLY_VM_ID"
+    echo "MAYFLY_URL=$MAYFLY_URL"
+    echo "MAYFLY_HOME=$kit"
+} >"$kit/run/runner.dotenv"
+if ! cat "$kit/run/runner.dotenv" >.env; then
+    say "cannot write $runner/.env: the runner's user must be able to write its directory"
+    exit 126
+fi
+ACTIONS_RUNNER_HOOK_JOB_STARTED=$kit/job-started.sh
+ACTIONS_RUNNER_HOOK_JOB_COMPLETED=$kit/job-completed.sh
+# Otherwise a runner that is too old ends as if all were well.
+ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE=1
+export ACTIONS_RUNNER_HOOK_JOB_STARTED ACTIONS_RUNNER_HOOK_JOB_COMPLETED
+export ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE
+
+secret=$(cat "$kit/registration") || {
+    say "there is no registration in $kit: it is used once"
+    exit 126
+}
+rm -f "$kit/registration"
+case $MAYFLY_GITHUB_REGISTRATION in
+jit_config)
+    ACTIONS_RUNNER_INPUT_JITCONFIG=$secret exec ./run.sh
+    ;;
+token)
+    (
+        ACTIONS_RUNNER_INPUT_URL=$MAYFLY_GITHUB_URL
+        ACTIONS_RUNNER_INPUT_TOKEN=$secret
+        ACTIONS_RUNNER_INPUT_NAME=$MAYFLY_GITHUB_NAME
+        ACTIONS_RUNNER_INPUT_LABELS=$MAYFLY_GITHUB_LABELS
+        ACTIONS_RUNNER_INPUT_UNATTENDED=1
+        ACTIONS_RUNNER_INPUT_EPHEMERAL=1
+        ACTIONS_RUNNER_INPUT_REPLACE=1
+        export ACTIONS_RUNNER_INPUT_URL ACTIONS_RUNNER_INPUT_TOKEN ACTIONS_RUNNER_INPUT_NAME
+        export ACTIONS_RUNNER_INPUT_LABELS ACTIONS_RUNNER_INPUT_UNATTENDED
+        export ACTIONS_RUNNER_INPUT_EPHEMERAL ACTIONS_RUNNER_INPUT_REPLACE
+        if [ -n "$MAYFLY_GITHUB_GROUP" ]; then
+            ACTIONS_RUNNER_INPUT_RUNNERGROUP=$MAYFLY_GITHUB_GROUP
+            export ACTIONS_RUNNER_INPUT_RUNNERGROUP
+        fi
+        exec ./config.sh
+    ) || {
+        say "the runner could not be registered"
+        exit 126
+    }
+    exec ./run.sh
+    ;;
+*)
+    say "this kit does not know the registration '$MAYFLY_GITHUB_REGISTRATION'"
+    exit 126
+    ;;
+esac

@@ -1,0 +1,185 @@
+//! How long each part of a vm's life may take. One table has every budget: what it is about, what is usual, what is possible.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::error::{Code, Error, Result};
+
+/// A budget longer than this is a mistake of units.
+pub const MAX_BUDGET_SECONDS: u32 = 30 * 24 * 3600;
+
+macro_rules! budgets {
+    ($( $(#[doc = $doc:literal])+ $name:ident = $usual:literal, $least:tt to $most:tt; )+) => {
+        /// How long each part of a life may take. A spent budget ends the vm (or the attempt) and is named in its record.
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct Budgets {
+            /// Longest wait for a slot, in seconds. 0: start now or refuse.
+            pub queue_seconds: u32,
+            $( $(#[doc = $doc])+ pub $name: u32, )+
+        }
+
+        impl Default for Budgets {
+            fn default() -> Self {
+                Self { queue_seconds: 3600, $( $name: $usual, )+ }
+            }
+        }
+
+        /// Budgets that differ from the usual ones; all in seconds but `max_attempts`.
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct BudgetsPatch {
+            $(
+                $(#[doc = $doc])+
+                #[serde(skip_serializing_if = "Option::is_none")]
+                #[schema(minimum = $least, maximum = $most)]
+                pub $name: Option<u32>,
+            )+
+        }
+
+        impl BudgetsPatch {
+            /// What can be said of, by name.
+            pub const NAMES: &'static [&'static str] = &[$( stringify!($name), )+];
+
+            /// The name of the first one that is out of its range, and the range.
+            pub fn wrong(&self) -> Option<(&'static str, u32, u32)> {
+                $(
+                    if self.$name.is_some_and(|value| !($least..=$most).contains(&value)) {
+                        return Some((stringify!($name), $least, $most));
+                    }
+                )+
+                None
+            }
+
+            /// These, and of `others` those that are not said here.
+            pub fn or(&self, others: &BudgetsPatch) -> BudgetsPatch {
+                BudgetsPatch { $( $name: self.$name.or(others.$name), )+ }
+            }
+
+            /// `base` with these.
+            pub fn on(&self, base: &Budgets) -> Budgets {
+                Budgets { queue_seconds: base.queue_seconds, $( $name: self.$name.unwrap_or(base.$name), )+ }
+            }
+
+            /// All of them, as they are.
+            pub fn all(budgets: &Budgets) -> BudgetsPatch {
+                BudgetsPatch { $( $name: Some(budgets.$name), )+ }
+            }
+
+            /// Those of `budgets` that are not as in `usual`.
+            pub fn differing(budgets: &Budgets, usual: &Budgets) -> BudgetsPatch {
+                BudgetsPatch { $( $name: (budgets.$name != usual.$name).then_some(budgets.$name), )+ }
+            }
+        }
+    };
+}
+
+budgets! {
+    /// Cloning the template, in seconds.
+    clone_seconds = 600, 1 to 2592000;
+    /// From starting the hypervisor to an answering guest, in seconds.
+    boot_seconds = 300, 1 to 2592000;
+    /// Handing over the runner, in seconds.
+    configure_seconds = 120, 1 to 2592000;
+    /// From configured to seen online by the CI system, in seconds (runner kinds that register).
+    registration_seconds = 300, 1 to 2592000;
+    /// Online without a job, in seconds (runner kinds that wait for jobs).
+    idle_seconds = 3600, 1 to 2592000;
+    /// From configured to the end, in seconds: a job that hangs ends here.
+    lifetime_seconds = 21600, 1 to 2592000;
+    /// From the announced end to the proof that the runner is done, in seconds.
+    drain_seconds = 300, 1 to 2592000;
+    /// The longest that `drain_seconds` is extended to while GitHub says that the runner is at work, in seconds.
+    drain_cap_seconds = 900, 1 to 2592000;
+    /// From GitHub's word that the runner is done to the end of its guest, in seconds: the runner's last steps.
+    settle_seconds = 10, 1 to 2592000;
+    /// How long a guest whose work is not known to be done may take to power down, in seconds, before it is forced.
+    stop_grace_seconds = 10, 0 to 600;
+    /// How often a vm is booted, on a fresh clone each time, before it is given up.
+    max_attempts = 3, 1 to 10;
+}
+
+impl BudgetsPatch {
+    pub fn check(&self) -> Result<()> {
+        match self.wrong() {
+            None => Ok(()),
+            Some((name, least, most)) => Err(Error::new(Code::RequestInvalid, "a budget is out of range")
+                .field(format!("/budgets/{name}"), format!("{least} to {most}"))),
+        }
+    }
+
+    /// `base` with these, if they are possible.
+    pub fn over(&self, base: &Budgets) -> Result<Budgets> {
+        self.check()?;
+        Ok(self.on(base))
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Budget {
+    Queue,
+    Clone,
+    Boot,
+    Configure,
+    Registration,
+    Idle,
+    Lifetime,
+    Drain,
+}
+
+impl Budget {
+    pub fn code(self) -> Code {
+        match self {
+            Budget::Queue => Code::QueueTimeout,
+            Budget::Clone => Code::CloneTimeout,
+            Budget::Boot => Code::GuestNotReady,
+            Budget::Configure => Code::GuestNotConfigured,
+            Budget::Registration => Code::RunnerNotRegistered,
+            Budget::Idle => Code::RunnerIdle,
+            Budget::Lifetime => Code::LifetimeSpent,
+            Budget::Drain => Code::DrainSpent,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_first_counts_most() {
+        let asked = BudgetsPatch { boot_seconds: Some(1), ..BudgetsPatch::default() };
+        let image = BudgetsPatch { boot_seconds: Some(2), idle_seconds: Some(3), ..BudgetsPatch::default() };
+        let made = asked.or(&image).over(&Budgets::default()).unwrap();
+        assert_eq!(made, Budgets { boot_seconds: 1, idle_seconds: 3, ..Budgets::default() });
+        assert_eq!(BudgetsPatch::differing(&made, &Budgets::default()), asked.or(&image));
+        assert_eq!(BudgetsPatch::all(&made).or(&image).on(&Budgets::default()), made);
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_named() {
+        let wrong = |patch: BudgetsPatch| patch.check().unwrap_err().fields[0].pointer.clone();
+        assert_eq!(wrong(BudgetsPatch { max_attempts: Some(11), ..Default::default() }), "/budgets/max_attempts");
+        assert_eq!(wrong(BudgetsPatch { idle_seconds: Some(0), ..Default::default() }), "/budgets/idle_seconds");
+        assert!(BudgetsPatch { stop_grace_seconds: Some(0), ..Default::default() }.check().is_ok());
+        let longest = BudgetsPatch { boot_seconds: Some(MAX_BUDGET_SECONDS), ..Default::default() };
+        assert!(longest.check().is_ok());
+        assert_eq!(
+            wrong(BudgetsPatch { boot_seconds: Some(MAX_BUDGET_SECONDS + 1), ..longest }),
+            "/budgets/boot_seconds"
+        );
+    }
+
+    /// Whatever a vm may be given a budget for can be said by those who ask for one.
+    #[test]
+    fn every_budget_can_be_asked_for_but_the_wait() {
+        let all = serde_json::to_value(Budgets::default()).unwrap();
+        let mut names: Vec<&str> = all.as_object().unwrap().keys().map(String::as_str).collect();
+        names.retain(|name| *name != "queue_seconds");
+        let mut said = BudgetsPatch::NAMES.to_vec();
+        said.sort_unstable();
+        names.sort_unstable();
+        assert_eq!(said, names);
+    }
+}
