@@ -189,6 +189,7 @@ impl App {
             drivers,
             programs,
             github,
+            reach: Default::default(),
             clock,
             board,
             settings: reconcile::Settings {
@@ -202,6 +203,7 @@ impl App {
                 sweep_every: Duration::from_secs(60),
                 keep_deleted: Duration::from_secs(u64::from(config.retention.deleted_vms_days) * 24 * 3600),
                 budgets: config.default_budgets(),
+                github: Default::default(),
                 runner: reconcile::RunnerSettings {
                     github_web: config.github.url.clone(),
                     directory: config.github.runner_directory.clone(),

@@ -16,6 +16,7 @@ use sqlx::{
 
 pub mod changes;
 pub mod deliveries;
+pub mod github_runners;
 pub mod jobs;
 pub mod ledger;
 pub mod logs;

@@ -13,13 +13,13 @@ use mayfly::{
         fake::{Fake, FakeWorld, Guest},
         registry::Registry,
     },
-    reconcile::{self, Reconciler},
+    reconcile::{self, Pace, Reconciler},
     service::{
         self, Clock, Service,
         guests::GuestEvent,
         vms::{Runner, VmRequest},
     },
-    store::{self, Vault, logs::Logs},
+    store::{self, Ledger, Vault, logs::Logs},
     templates::{Catalog, Limits, NewTemplate},
 };
 use tokio::{sync::watch, task::JoinHandle};
@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 mod chaos;
 mod crashes;
+mod github;
 mod retention;
 mod road;
 mod space;
@@ -41,9 +42,12 @@ pub type Serving = watch::Sender<Option<Service>>;
 
 pub struct Running {
     pub service: Service,
+    /// For what comes from elsewhere in the real service.
+    pub ledger: Ledger,
     board: watch::Receiver<HostView>,
     shutdown: CancellationToken,
     reconciling: JoinHandle<()>,
+    jobs: JoinHandle<()>,
     closed: JoinHandle<()>,
 }
 
@@ -57,6 +61,10 @@ pub struct Host {
     pub limits: Limits,
     /// Who we are to GitHub, from the next start on.
     pub github: Option<Arc<mayfly::runners::github::Client>>,
+    /// Of the verbs, from the next start on.
+    pub settings: service::Settings,
+    /// How often it is asked, from the next start on.
+    pub pace: Pace,
     /// Guests speak to whoever serves at the moment.
     pub serving: Serving,
     pub running: Option<Running>,
@@ -75,6 +83,13 @@ impl Host {
             clock,
             limits: Limits::default(),
             github: None,
+            settings: service::Settings::default(),
+            pace: Pace {
+                soon: Duration::from_millis(20),
+                calm: Duration::from_millis(50),
+                first_retry: Duration::from_millis(10),
+                longest_retry: Duration::from_millis(200),
+            },
             serving: watch::Sender::new(None),
             running: None,
         };
@@ -130,9 +145,10 @@ impl Host {
             programs.clone(),
             board.subscribe(),
             clock.clone(),
-            service::Settings::default(),
+            self.settings.clone(),
         );
         let seen = board.subscribe();
+        let ledger = store.ledger.clone();
         let reconciler = Arc::new(Reconciler {
             ledger: store.ledger,
             reader: store.reader,
@@ -143,6 +159,7 @@ impl Host {
             drivers,
             programs,
             github: self.github.clone(),
+            reach: Default::default(),
             clock,
             board,
             settings: reconcile::Settings {
@@ -157,20 +174,24 @@ impl Host {
                 keep_deleted: KEEP_DELETED,
                 budgets: Default::default(),
                 runner: Default::default(),
+                github: self.pace,
             },
         });
         let shutdown = CancellationToken::new();
         self.serving.send_replace(Some(service.clone()));
         let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));
-        self.running = Some(Running { service, board: seen, reconciling, shutdown, closed: store.closed });
+        let jobs = tokio::spawn(service.clone().run_jobs(shutdown.clone()));
+        self.running =
+            Some(Running { service, ledger, board: seen, reconciling, jobs, shutdown, closed: store.closed });
     }
 
     /// Everything that Mayfly was doing stops where it stands; nothing is put in order.
     pub async fn crash(&mut self) {
         self.serving.send_replace(None);
-        let Running { service, shutdown, reconciling, closed, .. } = self.running.take().unwrap();
+        let Running { service, shutdown, reconciling, jobs, closed, .. } = self.running.take().unwrap();
         shutdown.cancel();
         reconciling.await.unwrap();
+        jobs.await.unwrap();
         drop(service);
         // A write that was on its way is on disk or is not; it must not come after the next start.
         tokio::time::timeout(PATIENCE, closed).await.expect("somebody holds on to the dead service").unwrap();
