@@ -168,6 +168,7 @@ impl App {
                 max_queued: config.queue.max_length,
                 queue_timeout_seconds: config.queue.timeout_seconds,
                 budgets: config.default_budgets(),
+                jobs: jobs(config)?,
                 pulls: service::pulls::Settings {
                     deadline: Duration::from_secs(u64::from(config.pulls.deadline_seconds)),
                     ..Default::default()
@@ -188,6 +189,7 @@ impl App {
             drivers,
             programs,
             github,
+            reach: Default::default(),
             clock,
             board,
             settings: reconcile::Settings {
@@ -206,6 +208,7 @@ impl App {
                     directory: config.github.runner_directory.clone(),
                     minimum_version: config.github.runner_minimum_version.clone(),
                 },
+                github: Default::default(),
             },
         });
         let http = Http {
@@ -246,10 +249,13 @@ impl App {
             guest_tcp.map(|l| tokio::spawn(http::serve_tcp(l, None, http::guest_router(&http), shutdown.clone())));
         let admin = tokio::spawn(http::serve_tcp(listener, tls, http::admin_router(&http), shutdown.clone()));
         let pulling = tokio::spawn(http.service.clone().run_pulls(shutdown.clone()));
+        let jobs = tokio::spawn(http.service.clone().run_jobs(shutdown.clone()));
         let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));
         tokio::spawn(shutdown.clone().run_until_cancelled_owned(check_later(database)));
         drop(http);
-        for task in [Some(guests), guests_tcp, Some(admin), Some(pulling), Some(reconciling)].into_iter().flatten() {
+        for task in
+            [Some(guests), guests_tcp, Some(admin), Some(pulling), Some(jobs), Some(reconciling)].into_iter().flatten()
+        {
             if let Err(error) = task.await {
                 tracing::error!(error = %error, "a part of the service ended badly");
                 shutdown.cancel();
@@ -365,6 +371,17 @@ fn github(config: &Config) -> Result<Option<Arc<Client>>, StartError> {
     };
     let options = config.github.options().map_err(StartError::GitHub)?;
     Ok(Some(Arc::new(Client::new(options, source).map_err(|error| StartError::GitHub(error.to_string()))?)))
+}
+
+/// How GitHub's jobs are heard of.
+fn jobs(config: &Config) -> Result<service::jobs::Settings, StartError> {
+    let secrets = config.github.webhook_secrets(|name| std::env::var(name).ok()).map_err(StartError::GitHub)?;
+    let poll = Duration::from_secs(u64::from(config.github.poll_seconds));
+    Ok(service::jobs::Settings {
+        webhook_secrets: secrets,
+        poll_every: (!poll.is_zero()).then_some(poll),
+        ..Default::default()
+    })
 }
 
 fn drivers(config: &Config, layout: &Layout, own_path: &Path) -> Result<Registry, StartError> {

@@ -281,6 +281,11 @@ impl Config {
         resolve("github.private_key_file", &mut self.github.private_key_file, false);
         resolve("github.token_file", &mut self.github.token_file, false);
         resolve("github.ca_file", &mut self.github.ca_file, false);
+        for file in &mut self.github.webhook_secret_files {
+            let mut path = Some(std::mem::take(file));
+            resolve("github.webhook_secret_files", &mut path, false);
+            *file = path.unwrap_or_default();
+        }
         for (path, host) in registry_paths.iter().zip(self.registries.values_mut()) {
             resolve(&format!("{path}.ca_file"), &mut host.ca_file, false);
             resolve(&format!("{path}.password_file"), &mut host.password_file, false);

@@ -73,6 +73,7 @@ metrics_list! {
     Gauge "mayfly_slots_foreign" ["os"] "Slots held by guests that Mayfly did not start.";
     Counter "mayfly_vms_created_total" ["template"] "Vms accepted.";
     Counter "mayfly_vms_ended_total" ["result"] "Vms that are gone, by outcome.";
+    Counter "mayfly_vm_end_signals_total" ["signal"] "Vms that are gone, by what ended them.";
     Histogram "mayfly_vm_state_seconds" ["state"] "Time that vms spent in a state.";
     Counter "mayfly_step_failures_total" ["step", "code"] "Steps that failed, retried or not.";
     Gauge "mayfly_driver_usable" ["driver"] "1 when the driver can run guests here.";
@@ -88,6 +89,10 @@ metrics_list! {
     Counter "mayfly_github_not_modified_total" ["credential"] "Of these, answers that nothing has changed, which cost nothing.";
     Counter "mayfly_github_limited_total" ["credential"] "Times that GitHub met us with a limit.";
     Counter "mayfly_strays_destroyed_total" [] "Instances of ours that no vm had any more.";
+    Counter "mayfly_github_registrations_total" ["result"] "Runners that GitHub was asked to register.";
+    Counter "mayfly_github_removals_total" ["result"] "Runners that GitHub was asked to take away.";
+    Gauge "mayfly_github_ghosts" [] "Runners at GitHub, or perhaps there, whose vm is over.";
+    Gauge "mayfly_github_scopes_away" [] "Scopes for which GitHub does not answer now.";
 }
 
 /// Upper bounds in seconds: an answer from memory at one end, a long job at the other.

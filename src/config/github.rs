@@ -6,10 +6,15 @@ use super::{
 };
 use std::collections::BTreeMap;
 
+use secrecy::{ExposeSecret as _, SecretString};
+
 use crate::runners::{
-    github::{Options, Server, Source},
+    github::{self, Options, Server, Source},
     program::{Archive, at_least},
 };
+
+/// Secrets of the webhook, where files are no way.
+const WEBHOOK_VARIABLE: &str = "MAYFLY_GITHUB_WEBHOOK_SECRET";
 
 impl GitHub {
     pub(super) fn check(&self, found: &mut Found) {
@@ -29,6 +34,15 @@ impl GitHub {
                 found.refuse(key, "needs `github.app_id` beside it");
             }
         }
+        if (1..15).contains(&self.poll_seconds) || self.poll_seconds > 86_400 {
+            found.refuse(
+                "github.poll_seconds",
+                format!("expected 0 (never) or 15 to 86400, found {}", self.poll_seconds),
+            );
+        }
+        if let Err(why) = self.webhook_secrets(|_| None) {
+            found.refuse("github.webhook_secret_files", why);
+        }
         let version = &self.api_version;
         if version.is_empty() || !version.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
             found.refuse("github.api_version", "expected a version of the API such as 2022-11-28");
@@ -45,6 +59,26 @@ impl GitHub {
         options.ca_file = self.ca_file.clone();
         options.api_version = self.api_version.clone();
         Ok(options)
+    }
+
+    /// What webhooks are signed with: of the files, else of the environment.
+    pub fn webhook_secrets(&self, env: impl Fn(&str) -> Option<String>) -> Result<Vec<SecretString>, String> {
+        let mut secrets = Vec::new();
+        for file in &self.webhook_secret_files {
+            let text = github::read_secret(file)?;
+            let secret = text.expose_secret().trim();
+            if secret.is_empty() {
+                return Err(format!("{} holds no secret", file.display()));
+            }
+            secrets.push(SecretString::from(secret));
+        }
+        if secrets.is_empty()
+            && let Some(given) = env(WEBHOOK_VARIABLE)
+        {
+            let words = given.split([',', '\n']).map(str::trim).filter(|word| !word.is_empty());
+            secrets.extend(words.map(SecretString::from));
+        }
+        Ok(secrets)
     }
 
     /// Who we are to it; `None` when nobody said.

@@ -257,6 +257,11 @@ section! {
         ca_file: Option<PathBuf> = None;
         /// Version of the API that is asked for.
         api_version: String = crate::runners::github::API_VERSION.to_owned();
+        /// Files with the secrets that GitHub signs webhooks with, each readable by this user alone: several, while one is
+        /// replaced by another.
+        webhook_secret_files: Vec<PathBuf> = Vec::new(), shown as "none; `MAYFLY_GITHUB_WEBHOOK_SECRET` holds secrets, separated by commas";
+        /// How often GitHub is asked for what webhooks lost, in seconds (15 to 86400). 0: never.
+        poll_seconds: u32 = 60;
         /// Where GitHub's runner is in the guests.
         runner_directory: Option<String> = None, shown as "`~/actions-runner` and the usual places";
         /// Oldest runner that is started: GitHub refuses older ones.

@@ -141,6 +141,20 @@ impl Setting for Vec<String> {
     }
 }
 
+impl Setting for Vec<PathBuf> {
+    const KIND: &str = "list of paths";
+    const TEXT_IN_FILE: bool = false;
+    fn from_text(text: &str) -> Option<Self> {
+        Vec::<String>::from_text(text).map(|texts| texts.into_iter().map(PathBuf::from).collect())
+    }
+    fn from_list(texts: &[String]) -> Option<Self> {
+        Some(texts.iter().map(PathBuf::from).collect())
+    }
+    fn show(&self) -> String {
+        self.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().show()
+    }
+}
+
 impl Setting for Scope {
     const KIND: &str = "`owner/name`, an organisation or `enterprises/slug`";
     fn from_text(text: &str) -> Option<Self> {

@@ -9,6 +9,7 @@ pub mod event;
 pub mod github;
 pub mod host;
 pub mod ids;
+pub mod job;
 pub mod lifecycle;
 pub mod mac;
 pub mod pool;

@@ -449,8 +449,7 @@ impl Vm {
                 }
             }
             Event::DrainExtended { until } => {
-                let cap = self.entered_at + seconds(self.draft.budgets.drain_cap_seconds);
-                self.drain_until = self.drain_until.max(Some((*until).min(cap)));
+                self.drain_until = self.drain_until.max(Some((*until).min(self.drain_cap())));
             }
             Event::BudgetSpent { budget } => {
                 let result = match budget {
@@ -626,6 +625,18 @@ impl Vm {
             // Cleaning up is retried until it succeeds: giving up here would leak the slot or the disk.
             State::Stopping | State::Deleting | State::Deleted => None,
         }
+    }
+
+    /// Until when at most the end is waited for while the runner is at work.
+    pub fn drain_cap(&self) -> Timestamp {
+        let b = &self.draft.budgets;
+        self.entered_at
+            + seconds(match self.announced_by {
+                // The job is over, or somebody wants the vm gone: what is left is an upload.
+                Some(Announcer::Hook | Announcer::Admin) | None => b.drain_cap_seconds,
+                // There was no job for it any more, and then it was given one after all, which is like any other.
+                Some(Announcer::Pool) => b.lifetime_seconds,
+            })
     }
 
     fn lifetime_ends(&self) -> Timestamp {

@@ -43,7 +43,7 @@ fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
-async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
+pub(super) async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
     let too_large = || Problem::new(Code::RequestTooLarge, format!("the limit is {limit} bytes"));
     // A body that announces itself as too large is refused before any of it is read.
     if axum::body::HttpBody::size_hint(&body).lower() > limit as u64 {

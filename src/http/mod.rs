@@ -23,6 +23,7 @@ mod frame;
 mod guests;
 mod health;
 mod host;
+mod jobs;
 mod logs;
 mod openapi;
 mod pages;
@@ -35,6 +36,7 @@ mod templates;
 mod time;
 mod tokens;
 mod vms;
+mod webhooks;
 
 pub use serve::{serve_tcp, serve_unix};
 
@@ -89,6 +91,9 @@ fn admin_routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(templates::push::push_template))
         .routes(routes!(templates::import::import_template))
         .routes(routes!(templates::export::export_template))
+        .routes(routes!(webhooks::take_github_webhook))
+        .routes(routes!(webhooks::list_deliveries))
+        .routes(routes!(jobs::list_jobs))
         .routes(routes!(pools::list_pools))
         .routes(routes!(pools::get_pool, pools::set_pool, pools::remove_pool))
         .routes(routes!(tokens::create_token, tokens::list_tokens))

@@ -110,6 +110,8 @@ fn own_errors(operation: &str) -> &'static [Code] {
             &[C::PoolReadOnly, C::TemplateUnknown, C::TemplateDamaged, C::SizeImpossible, C::GitHubNotConfigured]
         }
         "remove_pool" => &[C::PoolNotFound, C::PoolReadOnly],
+        "take_github_webhook" => &[C::WebhookNotConfigured, C::WebhookUnproven],
+        "get_runner_program" => &[C::VmNotFound, C::RunnerUnavailable],
         "create_token" => &[C::TokenNameInUse],
         "revoke_token" => &[C::TokenNotFound],
         "get_readiness" => &[C::HostUnavailable, C::ShuttingDown],

@@ -1,6 +1,12 @@
 //! One vm's task: run the owed step until the vm has no more to owe.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::sync::watch;
 
@@ -9,7 +15,7 @@ use super::{
     steps::{Failure, FailureKind},
 };
 use crate::{
-    domain::{Budget, Code, EndProof, Event, Fault, State, Vm},
+    domain::{Code, EndProof, Event, Fault, State, Vm},
     store::{Expect, StoreError},
 };
 
@@ -23,7 +29,8 @@ enum Next {
     /// The step came to its end.
     Fact(Event),
     Failed(Failure),
-    Spent(Budget),
+    /// What came of a budget that is spent.
+    Spent(Event),
     /// GitHub's word that the runner is done has had its time.
     Settled(EndProof),
     /// The vm is no longer in the state that owed this step.
@@ -31,10 +38,23 @@ enum Next {
 }
 
 impl Reconciler {
-    pub(super) async fn drive(&self, mut vm: Vm) {
+    pub(super) async fn drive(&self, vm: Vm) {
+        let (id, managed) = (vm.id(), vm.draft.managed().is_some());
+        if managed {
+            tokio::select! {
+                () = self.drive_steps(vm) => {}
+                () = self.watch_runner(id) => {}
+            }
+        } else {
+            self.drive_steps(vm).await;
+        }
+    }
+
+    async fn drive_steps(&self, mut vm: Vm) {
         let id = vm.id();
         let mut changes = self.ledger.changes().of(id);
         let mut pause = FIRST_PAUSE;
+        let mut rest = None;
         // Subscribed only now: the row may have moved on since it was given to us.
         match self.reader.vm(id).await {
             Ok(Some(now)) => vm = now,
@@ -45,14 +65,14 @@ impl Reconciler {
         }
         while vm.state != State::Deleted {
             let owed = (vm.state, vm.attempt);
-            let next = self.until_next(&mut vm, &mut changes).await;
+            let next = self.until_next(&mut vm, &mut changes, rest.take()).await;
             let (expect, event, wait) = match next {
                 Next::Moved => {
                     pause = FIRST_PAUSE;
                     continue;
                 }
                 Next::Fact(event) => (self.expectation(&vm, &event), event, false),
-                Next::Spent(budget) => (Expect::Generation(vm.generation), self.spent(&vm, budget), false),
+                Next::Spent(event) => (Expect::Generation(vm.generation), event, false),
                 Next::Settled(proof) => {
                     (Expect::Generation(vm.generation), Event::EndProven { proof, exit_code: None }, false)
                 }
@@ -98,25 +118,34 @@ impl Reconciler {
                     }
                 }
             }
-            if wait {
-                pause = self.rest_or_move(&mut vm, owed, &mut changes, pause).await;
+            if wait && (vm.state, vm.attempt) == owed {
+                rest = Some(pause);
+                pause = (pause * 2).min(LONGEST_PAUSE);
             }
         }
     }
 
-    /// Runs the owed step against the vm's deadline and against the vm being moved by somebody else.
-    async fn until_next(&self, vm: &mut Vm, changes: &mut Newest) -> Next {
+    /// Runs the owed step, after a rest if it failed before, against the vm's deadline and against the vm being moved by somebody
+    /// else.
+    async fn until_next(&self, vm: &mut Vm, changes: &mut Newest, rest: Option<Duration>) -> Next {
         let owed = (vm.state, vm.attempt);
         let start = vm.clone();
-        let step = self.step(&start);
+        let begun = AtomicBool::new(false);
+        let step = async {
+            if let Some(rest) = rest {
+                tokio::time::sleep(rest).await;
+            }
+            begun.store(true, Ordering::Relaxed);
+            self.step(&start).await
+        };
         tokio::pin!(step);
         loop {
-            let deadline = vm.deadline();
+            let seen = vm.clone();
             let spent = async {
-                match deadline {
+                match seen.deadline() {
                     Some((budget, at)) => {
                         self.clock.sleep_until(at).await;
-                        budget
+                        self.spent(&seen, budget).await
                     }
                     None => std::future::pending().await,
                 }
@@ -134,7 +163,8 @@ impl Reconciler {
             tokio::select! {
                 biased;
                 () = newer(changes, vm) => {
-                    if (vm.state, vm.attempt) != owed {
+                    let resumed = seen.paused_at.is_some() && vm.paused_at.is_none() && !begun.load(Ordering::Relaxed);
+                    if (vm.state, vm.attempt) != owed || resumed {
                         return Next::Moved;
                     }
                 }
@@ -143,7 +173,7 @@ impl Reconciler {
                     Ok(event) => Next::Fact(event),
                     Err(failure) => Next::Failed(failure),
                 },
-                budget = spent => return Next::Spent(budget),
+                event = spent => return Next::Spent(event),
             }
         }
     }
@@ -157,54 +187,9 @@ impl Reconciler {
         }
     }
 
-    fn spent(&self, vm: &Vm, budget: Budget) -> Event {
-        match budget {
-            Budget::Clone | Budget::Boot | Budget::Configure => {
-                let detail = match &vm.last_fault {
-                    Some(fault) if fault.at >= vm.entered_at => {
-                        format!("{}; last: {}", budget.code().title(), fault.detail)
-                    }
-                    _ => budget.code().title().to_owned(),
-                };
-                attempt_failed(vm, Fault { code: budget.code(), detail, at: self.clock.now() })
-            }
-            Budget::Queue | Budget::Registration | Budget::Idle | Budget::Lifetime | Budget::Drain => {
-                Event::BudgetSpent { budget }
-            }
-        }
-    }
-
     async fn rest(&self, pause: Duration) -> Duration {
         tokio::time::sleep(pause).await;
         (pause * 2).min(LONGEST_PAUSE)
-    }
-
-    /// Waits before the same step is tried again, but not past the vm's deadline, and not if the vm is moved.
-    async fn rest_or_move(&self, vm: &mut Vm, owed: (State, u32), changes: &mut Newest, pause: Duration) -> Duration {
-        if (vm.state, vm.attempt) != owed {
-            return FIRST_PAUSE;
-        }
-        let until = tokio::time::sleep(pause);
-        tokio::pin!(until);
-        loop {
-            let deadline = vm.deadline().map(|(_, at)| at);
-            let spent = async {
-                match deadline {
-                    Some(at) => self.clock.sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                () = newer(changes, vm) => {
-                    if (vm.state, vm.attempt) != owed {
-                        return FIRST_PAUSE;
-                    }
-                }
-                () = &mut until => return (pause * 2).min(LONGEST_PAUSE),
-                () = spent => return pause,
-            }
-        }
     }
 }
 
@@ -238,7 +223,7 @@ fn failed(vm: &Vm, kind: FailureKind, fault: Fault) -> (Event, bool) {
     }
 }
 
-fn attempt_failed(vm: &Vm, fault: Fault) -> Event {
+pub(super) fn attempt_failed(vm: &Vm, fault: Fault) -> Event {
     if vm.has_attempts_left() { Event::AttemptFailed { fault } } else { Event::GivenUp { fault } }
 }
 
@@ -261,5 +246,8 @@ fn entered(vm: &Vm) {
             .and_then(|v| v.as_str().map(str::to_owned))
             .unwrap_or_default();
         metrics::counter!("mayfly_vms_ended_total", "result" => result).increment(1);
+        let signal = vm.end_signal.and_then(|s| serde_json::to_value(s).ok());
+        let signal = signal.as_ref().and_then(|v| v.as_str()).unwrap_or("none").to_owned();
+        metrics::counter!("mayfly_vm_end_signals_total", "signal" => signal).increment(1);
     }
 }

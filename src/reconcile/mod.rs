@@ -4,6 +4,7 @@
 //! ledger ──change──▶ one task per live vm: load the row, run the step its state owes, apply the fact that came of it
 //!        ──change──▶ placement: free slots to those who waited longest
 //! timer  ─────────▶ sweep: instances against rows · retention · a look at the host
+//! GitHub ─────────▶ what its runners do · runners that outlived their vms · whether it answers
 //! ```
 //!
 //! Every step is idempotent and rests on the row alone, so there is no recovery code: a restart starts the same tasks on the
@@ -42,6 +43,8 @@ mod steps;
 mod sweep;
 mod timers;
 
+pub use github::{Pace, Reach};
+
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub capacity: Capacity,
@@ -61,6 +64,8 @@ pub struct Settings {
     pub keep_deleted: Duration,
     /// Of templates that do not say otherwise.
     pub budgets: Budgets,
+    /// How often GitHub is asked.
+    pub github: Pace,
     pub runner: RunnerSettings,
 }
 
@@ -86,6 +91,8 @@ pub struct Reconciler {
     pub programs: Programs,
     /// Who we are to GitHub, where somebody said.
     pub github: Option<Arc<Client>>,
+    /// Whether it answers.
+    pub reach: Reach,
     pub clock: Clock,
     pub settings: Settings,
     /// Where the host as last looked at is shown.
@@ -135,6 +142,9 @@ impl Reconciler {
         spawn(Box::pin(self.clone().place_forever()));
         spawn(Box::pin(self.clone().sweep_forever()));
         spawn(Box::pin(self.clone().retain_forever()));
+        spawn(Box::pin(self.clone().pause_forever()));
+        spawn(Box::pin(self.clone().probe_forever()));
+        spawn(Box::pin(self.clone().remove_ghosts_forever()));
 
         let mut read_rows = true;
         loop {

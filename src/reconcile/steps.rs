@@ -119,8 +119,12 @@ impl Reconciler {
     }
 
     async fn await_end(&self, vm: &Vm) -> Result<Event, Failure> {
-        let cause = self.driver(vm)?.ended(&vm.id().instance()).await?;
-        Ok(Event::InstanceGone { cause })
+        let driver = self.driver(vm)?;
+        let name = vm.id().instance();
+        tokio::select! {
+            ended = driver.ended(&name) => Ok(Event::InstanceGone { cause: ended? }),
+            event = self.dismissed(vm) => Ok(event),
+        }
     }
 
     async fn stop(&self, vm: &Vm) -> Result<Event, Failure> {

@@ -15,6 +15,7 @@ use crate::{
 pub mod clock;
 pub mod guests;
 pub mod hosts;
+pub mod jobs;
 pub mod layouts;
 pub mod objects;
 pub mod pools;
@@ -25,6 +26,7 @@ pub mod tokens;
 pub mod versions;
 pub mod vms;
 pub mod watches;
+pub mod webhooks;
 
 pub use clock::Clock;
 
@@ -38,6 +40,7 @@ pub struct Settings {
     /// Budgets of a template that does not say otherwise.
     pub budgets: Budgets,
     pub pulls: pulls::Settings,
+    pub jobs: jobs::Settings,
     /// Pools of the configuration: checked, and each name once.
     pub pools: Vec<Pool>,
     /// Programs that conversions of templates need.
@@ -51,6 +54,7 @@ impl Default for Settings {
             queue_timeout_seconds: 3600,
             budgets: Budgets::default(),
             pulls: Default::default(),
+            jobs: Default::default(),
             pools: Vec::new(),
             tools: Tools::default(),
         }
@@ -77,6 +81,7 @@ pub struct Service {
     pub(crate) github: Option<Arc<github::Client>>,
     pub(crate) programs: Programs,
     pub(crate) pool_board: Arc<pools::Board>,
+    pub(crate) job_board: Arc<jobs::Board>,
 }
 
 #[expect(clippy::too_many_arguments, reason = "called once, where everything is wired")]
@@ -118,6 +123,7 @@ impl Service {
             github,
             programs,
             pool_board,
+            job_board: Arc::default(),
         }
     }
 }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use sqlx::SqliteConnection;
 
 use super::{
-    Change, Changes, Result, StoreError,
+    Change, Changes, Result, StoreError, github_runners,
     placement::{self, Room},
     writer::Writer,
 };
@@ -325,6 +325,9 @@ async fn step(
     }
     if before.holds_slot() && !vm.state.holds_slot() {
         sqlx::query!("DELETE FROM leases WHERE vm_id = ?", id).execute(&mut *db).await?;
+    }
+    if vm.state != before && vm.draft.managed().is_some() {
+        github_runners::drop_configuration(db, &id, vm.state).await?;
     }
     if vm.state == State::Deleted {
         sqlx::query!("DELETE FROM vm_secrets WHERE vm_id = ?", id).execute(&mut *db).await?;

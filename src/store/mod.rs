@@ -15,6 +15,9 @@ use sqlx::{
 };
 
 pub mod changes;
+pub mod deliveries;
+pub mod github_runners;
+pub mod jobs;
 pub mod ledger;
 pub mod logs;
 pub mod placement;

@@ -11,6 +11,7 @@
 //! clock {seconds}                       later
 //! knobs {…}                             see `world::Knobs`
 //! faults [..]                           see `faults::Fault`
+//! calm {}                               no faults any more
 //! expire-tokens, unknown-tokens {times} of installations
 //! suspend {installation}, rename {from, to}
 //! hooks {url, secret, ping, mute}, hook {drop, duplicate, shuffle, hold, wrong_signature,
@@ -194,6 +195,10 @@ fn tell(world: &mut World, path: &[&str], told: &Value) -> Reply {
             }
             Err(error) => Reply::refuse(400, error.to_string()),
         },
+        ["calm"] => {
+            world.faults.clear();
+            done()
+        }
         ["rename"] => {
             let (from, to) = (text(told, "from").to_owned(), text(told, "to").to_owned());
             let Some(entity) = world.places.remove(&from) else { return Reply::not_found() };

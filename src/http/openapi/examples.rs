@@ -26,6 +26,56 @@ pub fn github_vm_request() -> Value {
     })
 }
 
+pub fn job_record() -> Value {
+    json!({
+        "id": 29679449526_u64,
+        "repository": "acme/app",
+        "run_id": 10182376534_u64,
+        "run_attempt": 1,
+        "name": "build (macos-15)",
+        "workflow": "ci",
+        "status": "completed",
+        "conclusion": "success",
+        "url": "https://github.com/acme/app/actions/runs/10182376534/job/29679449526",
+        "started_at": "2026-11-02T09:00:31Z",
+        "completed_at": "2026-11-02T09:04:10Z"
+    })
+}
+
+pub fn jobs() -> Value {
+    let mut job = job_record();
+    let more = json!({
+        "labels": ["self-hosted", "macos"],
+        "pool": "macos",
+        "vm_id": "01920f3c-7c90-7e33-9f4d-0b2a6c8d3e4f",
+        "made_vm_id": "01920f3c-7c90-7e33-9f4d-0b2a6c8d3e4f",
+        "runner_name": "vm-1f2e3d4c5b6a-1",
+        "tries": 1,
+        "not_before": "2026-11-02T09:00:17Z",
+        "heard": "webhook",
+        "seen_at": "2026-11-02T09:00:02Z",
+        "updated_at": "2026-11-02T09:04:11Z"
+    });
+    if let (Some(job), Some(more)) = (job.as_object_mut(), more.as_object()) {
+        job.extend(more.clone());
+    }
+    json!({ "items": [job], "next_before": null })
+}
+
+pub fn deliveries() -> Value {
+    json!({
+        "items": [{
+            "guid": "72d3162e-cc78-11e3-81ab-4c9367dc0958",
+            "event": "workflow_job",
+            "action": "queued",
+            "result": "worked",
+            "detail": null,
+            "received_at": "2026-11-02T09:00:02Z",
+            "worked_at": "2026-11-02T09:00:02Z"
+        }]
+    })
+}
+
 pub fn pool_request() -> Value {
     json!({
         "template": "macos-tahoe",

@@ -46,6 +46,7 @@ pub use deliveries::{Delivery, DeliveryContent, SentRequest};
 pub use error::GitHubError;
 pub use jobs::{JobFilter, Run};
 pub use runners::{DEFAULT_GROUP, JitConfig, NewRunner, RegistrationToken, Removed, RunnerGroup};
+pub use secret::read as read_secret;
 pub use server::Server;
 
 pub use crate::domain::Scope;

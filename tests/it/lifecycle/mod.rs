@@ -13,13 +13,13 @@ use mayfly::{
         fake::{Fake, FakeWorld, Guest},
         registry::Registry,
     },
-    reconcile::{self, Reconciler},
+    reconcile::{self, Pace, Reconciler},
     service::{
         self, Clock, Service,
         guests::GuestEvent,
         vms::{Runner, VmRequest},
     },
-    store::{self, Vault, logs::Logs},
+    store::{self, Ledger, Vault, logs::Logs},
     templates::{Catalog, Limits, NewTemplate},
 };
 use tokio::{sync::watch, task::JoinHandle};
@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 mod chaos;
 mod crashes;
+mod github;
 mod retention;
 mod road;
 mod space;
@@ -41,6 +42,8 @@ pub type Serving = watch::Sender<Option<Service>>;
 
 pub struct Running {
     pub service: Service,
+    /// For what comes from elsewhere in the real service.
+    pub ledger: Ledger,
     board: watch::Receiver<HostView>,
     shutdown: CancellationToken,
     reconciling: JoinHandle<()>,
@@ -57,6 +60,8 @@ pub struct Host {
     pub limits: Limits,
     /// Who we are to GitHub, from the next start on.
     pub github: Option<Arc<mayfly::runners::github::Client>>,
+    /// How often it is asked, from the next start on.
+    pub pace: Pace,
     /// Guests speak to whoever serves at the moment.
     pub serving: Serving,
     pub running: Option<Running>,
@@ -75,6 +80,12 @@ impl Host {
             clock,
             limits: Limits::default(),
             github: None,
+            pace: Pace {
+                soon: Duration::from_millis(20),
+                calm: Duration::from_millis(50),
+                first_retry: Duration::from_millis(10),
+                longest_retry: Duration::from_millis(200),
+            },
             serving: watch::Sender::new(None),
             running: None,
         };
@@ -133,6 +144,7 @@ impl Host {
             service::Settings::default(),
         );
         let seen = board.subscribe();
+        let ledger = store.ledger.clone();
         let reconciler = Arc::new(Reconciler {
             ledger: store.ledger,
             reader: store.reader,
@@ -143,6 +155,7 @@ impl Host {
             drivers,
             programs,
             github: self.github.clone(),
+            reach: Default::default(),
             clock,
             board,
             settings: reconcile::Settings {
@@ -157,12 +170,13 @@ impl Host {
                 keep_deleted: KEEP_DELETED,
                 budgets: Default::default(),
                 runner: Default::default(),
+                github: self.pace,
             },
         });
         let shutdown = CancellationToken::new();
         self.serving.send_replace(Some(service.clone()));
         let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));
-        self.running = Some(Running { service, board: seen, reconciling, shutdown, closed: store.closed });
+        self.running = Some(Running { service, ledger, board: seen, reconciling, shutdown, closed: store.closed });
     }
 
     /// Everything that Mayfly was doing stops where it stands; nothing is put in order.

@@ -1,0 +1,188 @@
+//! Jobs of GitHub's as Mayfly follows them: what is heard of them, and what was done about them.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{
+    VmId,
+    github::{JobRecord, JobStatus},
+};
+
+/// By which way something was heard of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Heard {
+    Webhook,
+    Poll,
+}
+
+impl Heard {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Heard::Webhook => "webhook",
+            Heard::Poll => "poll",
+        }
+    }
+}
+
+/// What was heard of a job. It may be late, doubled, or older than what is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct News {
+    pub record: JobRecord,
+    /// What it asks of its runner.
+    pub labels: Vec<String>,
+    pub runner_name: Option<String>,
+    pub heard: Heard,
+}
+
+/// A job and what was done about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    #[serde(flatten)]
+    pub record: JobRecord,
+    pub labels: Vec<String>,
+    #[serde(default)]
+    pub runner_name: Option<String>,
+    /// Who wants it.
+    #[serde(default)]
+    pub pool: Option<String>,
+    /// The vm that was made for it. GitHub may give that vm another job, and this job another vm.
+    #[serde(default)]
+    pub made: Option<VmId>,
+    /// The vm whose runner has it.
+    #[serde(default)]
+    pub vm: Option<VmId>,
+    /// How many vms were made for it.
+    #[serde(default)]
+    pub tries: u32,
+    /// No other vm is made for it before.
+    #[serde(default)]
+    pub not_before: Option<Timestamp>,
+    pub first_heard: Heard,
+    pub seen_at: Timestamp,
+    pub updated_at: Timestamp,
+}
+
+impl Job {
+    pub fn new(news: News, at: Timestamp) -> Job {
+        Job {
+            record: news.record,
+            labels: news.labels,
+            runner_name: news.runner_name,
+            pool: None,
+            made: None,
+            vm: None,
+            tries: 0,
+            not_before: None,
+            first_heard: news.heard,
+            seen_at: at,
+            updated_at: at,
+        }
+    }
+
+    /// Whether there was anything new in it.
+    pub fn learn(&mut self, news: &News, at: Timestamp) -> bool {
+        let before = self.clone();
+        self.record.learn(&news.record);
+        if self.runner_name.is_none() {
+            self.runner_name.clone_from(&news.runner_name);
+        }
+        if *self == before {
+            return false;
+        }
+        self.updated_at = at;
+        true
+    }
+
+    /// Whether it still has to be given to a runner.
+    pub fn waits(&self) -> bool {
+        self.record.status == JobStatus::Queued
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.record.status == JobStatus::Completed
+    }
+}
+
+/// What became of one delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DeliveryResult {
+    /// Stored, and not looked at yet.
+    Pending,
+    Worked,
+    /// It says nothing of a job.
+    Ignored,
+    /// It could not be understood.
+    Refused,
+}
+
+impl DeliveryResult {
+    pub const ALL: [DeliveryResult; 4] =
+        [DeliveryResult::Pending, DeliveryResult::Worked, DeliveryResult::Ignored, DeliveryResult::Refused];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            DeliveryResult::Pending => "pending",
+            DeliveryResult::Worked => "worked",
+            DeliveryResult::Ignored => "ignored",
+            DeliveryResult::Refused => "refused",
+        }
+    }
+
+    pub fn parse(s: &str) -> Option<DeliveryResult> {
+        Self::ALL.into_iter().find(|result| result.as_str() == s)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn news(status: JobStatus, runner: Option<&str>) -> News {
+        News {
+            record: JobRecord {
+                id: 9001,
+                repository: "acme/app".into(),
+                run_id: 7001,
+                run_attempt: 1,
+                name: "build".into(),
+                workflow: None,
+                status,
+                conclusion: (status == JobStatus::Completed).then(|| "success".into()),
+                url: None,
+                started_at: None,
+                completed_at: None,
+            },
+            labels: vec!["macos".into()],
+            runner_name: runner.map(str::to_owned),
+            heard: Heard::Webhook,
+        }
+    }
+
+    #[test]
+    fn whatever_order_news_come_in_the_job_ends_the_same() {
+        let all = [
+            news(JobStatus::Waiting, None),
+            news(JobStatus::Queued, None),
+            news(JobStatus::InProgress, Some("vm-1")),
+            news(JobStatus::Completed, Some("vm-1")),
+        ];
+        let at = Timestamp::UNIX_EPOCH;
+        let end = |order: &[usize]| {
+            let mut job = Job::new(all[order[0]].clone(), at);
+            for n in &order[1..] {
+                job.learn(&all[*n], at);
+            }
+            (job.record, job.runner_name)
+        };
+        let expected = end(&[0, 1, 2, 3]);
+        assert_eq!(expected.0.status, JobStatus::Completed);
+        for order in [[3, 2, 1, 0], [3, 0, 1, 2], [1, 3, 2, 0], [2, 1, 0, 3], [0, 2, 1, 3]] {
+            assert_eq!(end(&order), expected, "{order:?}");
+        }
+        let mut job = Job::new(all[3].clone(), at);
+        assert!(!job.learn(&all[1], at) && job.is_over() && !job.waits());
+    }
+}

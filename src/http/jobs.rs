@@ -1,0 +1,119 @@
+//! GitHub's jobs as Mayfly follows them.
+
+use std::sync::Arc;
+
+use axum::{Json as Answer, extract::State as FromState};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{
+    Http,
+    auth::{Allowed, Read},
+    extract::Query,
+    openapi::examples,
+    problem::Problem,
+    time::Time,
+    vms::page_size,
+};
+use crate::{
+    domain::{
+        VmId,
+        github::{JobRecord, JobStatus},
+        job::{Heard, Job},
+    },
+    store::jobs::JobFilter,
+};
+
+/// A job of GitHub's.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Job)]
+pub struct JobView {
+    #[serde(flatten)]
+    record: JobRecord,
+    /// What it asks of its runner.
+    labels: Vec<String>,
+    /// The pool that wants it; null: nobody here does.
+    pool: Option<String>,
+    /// The vm whose runner has it.
+    #[schema(value_type = Option<String>, format = "uuid")]
+    vm_id: Option<VmId>,
+    /// The vm that was made for it last. GitHub may have given it another one.
+    #[schema(value_type = Option<String>, format = "uuid")]
+    made_vm_id: Option<VmId>,
+    runner_name: Option<String>,
+    /// How many vms were made for it.
+    tries: u32,
+    /// No other vm is made for it before.
+    not_before: Option<Time>,
+    /// By which way it was heard of first.
+    heard: Heard,
+    seen_at: Time,
+    updated_at: Time,
+}
+
+impl From<Job> for JobView {
+    fn from(job: Job) -> Self {
+        Self {
+            record: job.record,
+            labels: job.labels,
+            pool: job.pool,
+            vm_id: job.vm,
+            made_vm_id: job.made,
+            runner_name: job.runner_name,
+            tries: job.tries,
+            not_before: job.not_before.map(Time),
+            heard: job.first_heard,
+            seen_at: job.seen_at.into(),
+            updated_at: job.updated_at.into(),
+        }
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct JobPage {
+    /// Newest first, by GitHub's numbers.
+    items: Vec<JobView>,
+    /// Give it back as `before` for the next page; null on the last one.
+    next_before: Option<u64>,
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ListJobs {
+    /// Only these; repeatable.
+    #[serde(default)]
+    #[param(explode)]
+    status: Vec<JobStatus>,
+    /// Only jobs that this pool wants.
+    #[param(min_length = 1)]
+    pool: Option<String>,
+    /// `next_before` of the page before.
+    #[param(minimum = 0)]
+    before: Option<u64>,
+    /// Largest number of jobs in the answer.
+    #[param(minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+}
+
+/// List jobs of GitHub's
+///
+/// Those that webhooks or the poll told of, wanted here or not. Jobs that are over are kept for a week.
+#[utoipa::path(
+    get, path = "/jobs", tag = "github", params(ListJobs),
+    responses((status = 200, description = "One page", body = JobPage, example = json!(examples::jobs()))),
+    security(("token" = ["read"])),
+)]
+pub async fn list_jobs(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Read>,
+    Query(asked): Query<ListJobs>,
+) -> Result<Answer<JobPage>, Problem> {
+    let limit = page_size(asked.limit)?;
+    let filter = JobFilter { statuses: asked.status, pool: asked.pool, before: asked.before, limit: limit + 1 };
+    let mut jobs = http.service.reader().jobs(&filter).await?;
+    let more = jobs.len() > limit as usize;
+    jobs.truncate(limit as usize);
+    let next_before = jobs.last().filter(|_| more).map(|job| job.record.id);
+    Ok(Answer(JobPage { items: jobs.into_iter().map(JobView::from).collect(), next_before }))
+}

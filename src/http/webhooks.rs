@@ -1,0 +1,133 @@
+//! GitHub's webhook. No token: its signature is the proof.
+
+use std::sync::Arc;
+
+use axum::{
+    Json as Answer,
+    body::Body,
+    extract::State as FromState,
+    http::{HeaderMap, StatusCode, header},
+};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{
+    Http,
+    auth::{Allowed, Read},
+    extract::{self, Query},
+    openapi::examples,
+    problem::Problem,
+    time::Time,
+    vms::page_size,
+};
+use crate::{
+    domain::{Error, job::DeliveryResult},
+    service::webhooks::{LARGEST_BODY, Webhook},
+    store::deliveries::DeliveryRow,
+};
+
+/// Bodies read at once: each may be 25 MB, and whose it is is known only when all of it is here.
+const AT_ONCE: usize = 4;
+static READING: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(AT_ONCE);
+
+/// Take a webhook of GitHub's
+///
+/// For GitHub. The signature (`X-Hub-Signature-256`) is checked over the body as it came, against every secret that is
+/// configured; the delivery is stored, and answered then. What it means is worked later. The same delivery may come as often
+/// as it likes.
+#[utoipa::path(
+    post, path = "/webhooks/github", tag = "github",
+    params(
+        ("X-Hub-Signature-256" = String, Header, description = "`sha256=` and the HMAC of the body in hexadecimal digits"),
+        ("X-GitHub-Event" = String, Header, description = "`workflow_job`, `ping`; others are taken and ignored"),
+        ("X-GitHub-Delivery" = String, Header, description = "Names the delivery; the same when it is sent again"),
+    ),
+    request_body(content = String, content_type = "application/json", description = "The payload, at most 25 MB"),
+    responses((status = 202, description = "Taken note of")),
+    security(()),
+)]
+pub async fn take_github_webhook(
+    FromState(http): FromState<Arc<Http>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<StatusCode, Problem> {
+    let _reading = READING.acquire().await.map_err(Error::internal)?;
+    let body = extract::read(body, LARGEST_BODY).await?;
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let webhook = Webhook {
+        event: text("x-github-event"),
+        guid: text("x-github-delivery"),
+        signature: text("x-hub-signature-256"),
+        form: kind
+            .split(';')
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .eq_ignore_ascii_case("application/x-www-form-urlencoded"),
+        body: &body,
+    };
+    http.service.receive_webhook(webhook).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// One delivery of GitHub's webhook.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Delivery)]
+pub struct DeliveryView {
+    /// GitHub's name for it, as in the App's list of recent deliveries.
+    guid: String,
+    event: String,
+    action: Option<String>,
+    result: DeliveryResult,
+    /// Why it was ignored or refused.
+    detail: Option<String>,
+    received_at: Time,
+    worked_at: Option<Time>,
+}
+
+impl From<DeliveryRow> for DeliveryView {
+    fn from(row: DeliveryRow) -> Self {
+        Self {
+            guid: row.guid,
+            event: row.event,
+            action: row.action,
+            result: row.result,
+            detail: row.detail,
+            received_at: row.received_at.into(),
+            worked_at: row.worked_at.map(Time),
+        }
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct DeliveryList {
+    /// Newest first.
+    items: Vec<DeliveryView>,
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ListDeliveries {
+    /// Largest number of deliveries in the answer.
+    #[param(minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+}
+
+/// List what GitHub's webhook delivered
+///
+/// Kept for a week. What was sent with a wrong signature was never stored; `mayfly_webhooks_total` counts it.
+#[utoipa::path(
+    get, path = "/webhooks/github/deliveries", tag = "github", params(ListDeliveries),
+    responses((status = 200, description = "The newest ones", body = DeliveryList, example = json!(examples::deliveries()))),
+    security(("token" = ["read"])),
+)]
+pub async fn list_deliveries(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Read>,
+    Query(asked): Query<ListDeliveries>,
+) -> Result<Answer<DeliveryList>, Problem> {
+    let items = http.service.list_deliveries(page_size(asked.limit)?).await?;
+    Ok(Answer(DeliveryList { items: items.into_iter().map(DeliveryView::from).collect() }))
+}

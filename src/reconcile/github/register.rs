@@ -1,0 +1,134 @@
+//! A runner is made known at GitHub at the moment that its guest is about to be given it, and not while its vm waits.
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{Failure, FailureKind, Reconciler, failure, runner_name};
+use crate::{
+    domain::{
+        Code, Event, Scope, Vm,
+        github::{GitHubRunner, Registered},
+    },
+    runners::github::{Client, DEFAULT_GROUP, GitHubError, JitConfig, NewRunner, model::RunnerStatus},
+    store::github_runners::RunnerRow,
+};
+
+impl Reconciler {
+    /// The just-in-time configuration of this attempt's runner, made when it is first asked for. Asked again, the same one: a
+    /// runner may have begun with it.
+    pub(in crate::reconcile) async fn registration(&self, vm: &Vm) -> Result<SecretString, Failure> {
+        let no_way = || {
+            let detail =
+                format!("the runner of {} cannot be registered: this service has no way to GitHub", vm.draft.name);
+            Failure::new(FailureKind::Permanent, Code::GitHubNotConfigured, detail)
+        };
+        let (Some(github), Some(runner)) = (&self.github, vm.draft.managed()) else { return Err(no_way()) };
+        let name = runner_name(vm);
+        let known = self.reader.github_runner(&name).await?;
+        if let Some(RunnerRow { runner_id: Some(id), sealed, .. }) = &known {
+            let Some(sealed) = sealed else {
+                // Its vm moved on a moment ago, and this step is about to be dropped.
+                let detail = format!("the runner {name} was handed over already");
+                return Err(Failure::new(FailureKind::Retry, Code::GuestNotConfigured, detail));
+            };
+            let config = self.opened(vm, sealed)?;
+            self.tell(vm, Event::RunnerRegistered { runner: Registered { runner_id: *id, name } }).await?;
+            return Ok(config);
+        }
+        let group = self.group_id(github, runner).await?;
+        self.ledger.runner_asked(&name, &runner.scope, vm.id(), vm.attempt, self.clock.now()).await?;
+        if known.is_some() {
+            // GitHub was asked before, and the answer was lost.
+            self.clear_name(github, &runner.scope, &name).await?;
+        }
+        let new = NewRunner { name: name.clone(), group, labels: runner.labels.clone(), work_folder: None };
+        let made = match self.generate(github, &runner.scope, &new).await {
+            Err(GitHubError::NameTaken { .. }) => {
+                self.clear_name(github, &runner.scope, &name).await?;
+                self.generate(github, &runner.scope, &new).await
+            }
+            made => made,
+        };
+        if let (None, Err(error)) = (&known, &made)
+            && !error.maybe_done()
+            && !matches!(error, GitHubError::NameTaken { .. })
+        {
+            // There is nothing of ours to be looked for there.
+            self.ledger.runner_gone(&name).await?;
+        }
+        let made = made.map_err(|error| match error {
+            // A fresh clone comes with a fresh name.
+            GitHubError::NameTaken { .. } => Failure::new(FailureKind::Attempt, Code::GitHubRefused, error.to_string()),
+            error => failure(&error),
+        })?;
+        let config = made.encoded_jit_config;
+        let sealed = self.vault.seal(vm.id(), config.expose_secret().as_bytes());
+        self.ledger.runner_registered(&name, made.runner.id, sealed).await?;
+        tracing::info!(vm.id = %vm.id(), runner.id = made.runner.id, runner.name = %name, scope = %runner.scope.slug(), "runner registered");
+        self.tell(vm, Event::RunnerRegistered { runner: Registered { runner_id: made.runner.id, name } }).await?;
+        Ok(config)
+    }
+
+    async fn group_id(&self, github: &Client, runner: &GitHubRunner) -> Result<u64, Failure> {
+        let Some(name) = &runner.group else { return Ok(DEFAULT_GROUP) };
+        let found = github.runner_group_id(&runner.scope, name).await;
+        self.reach.note(&runner.scope, &found, self.clock.now());
+        found.map_err(|error| failure(&error))?.ok_or_else(|| {
+            let detail = format!("{} has no runner group {name:?} that these credentials may see", runner.scope);
+            Failure::new(FailureKind::Permanent, Code::GitHubRefused, detail)
+        })
+    }
+
+    async fn generate(&self, github: &Client, scope: &Scope, new: &NewRunner) -> Result<JitConfig, GitHubError> {
+        let made = github.generate_jit_config(scope, new).await;
+        let result = match &made {
+            Ok(_) => "registered",
+            Err(GitHubError::NameTaken { .. }) => "name_taken",
+            Err(error) if error.passes() || error.maybe_done() => "unavailable",
+            Err(_) => "refused",
+        };
+        metrics::counter!("mayfly_github_registrations_total", "result" => result).increment(1);
+        match &made {
+            // This call is made once, so that it failed says little of GitHub: a look is made until it is sure.
+            Err(GitHubError::Unavailable { .. }) => {
+                let visible = github.visible(scope).await;
+                self.reach.note(scope, &visible, self.clock.now());
+            }
+            made => self.reach.note(scope, made, self.clock.now()),
+        }
+        made
+    }
+
+    /// Removes the runner that an earlier call made under this name. Nobody has its configuration, so nobody can have started
+    /// it: one that is at work is not that runner.
+    async fn clear_name(&self, github: &Client, scope: &Scope, name: &str) -> Result<(), Failure> {
+        let found = github.find_runner_by_name(scope, name).await;
+        self.reach.note(scope, &found, self.clock.now());
+        let Some(found) = found.map_err(|error| failure(&error))? else { return Ok(()) };
+        let at_work = || {
+            let detail = format!("{scope} has a runner {name} that is at work, and it was not started from here");
+            Failure::new(FailureKind::Attempt, Code::GitHubRefused, detail)
+        };
+        if found.busy || found.status != RunnerStatus::Offline {
+            return Err(at_work());
+        }
+        let removed = github.delete_runner(scope, found.id).await;
+        self.reach.note(scope, &removed, self.clock.now());
+        match removed {
+            Ok(_) => {
+                tracing::info!(runner.id = found.id, runner.name = %name, "removed a runner whose configuration was lost");
+                Ok(())
+            }
+            Err(GitHubError::RunnerBusy { .. }) => Err(at_work()),
+            Err(error) => Err(failure(&error)),
+        }
+    }
+
+    fn opened(&self, vm: &Vm, sealed: &[u8]) -> Result<SecretString, Failure> {
+        let lost = || {
+            let detail = "the runner's configuration cannot be decrypted: the key in the data directory is not the one it was stored with";
+            Failure::new(FailureKind::Permanent, Code::Internal, detail)
+        };
+        let clear = self.vault.unseal(vm.id(), sealed).ok_or_else(lost)?;
+        Ok(String::from_utf8(clear).map_err(|_| lost())?.into())
+    }
+}

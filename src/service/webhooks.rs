@@ -1,0 +1,180 @@
+//! GitHub's webhook: who sent it is proven, it is stored, and only then answered. What it means is found out later.
+
+use aws_lc_rs::hmac;
+use reqwest::Url;
+use secrecy::ExposeSecret;
+use serde::Deserialize;
+
+use super::Service;
+use crate::{
+    domain::{Code, Error, Result},
+    store::deliveries::{DeliveryRow, NewDelivery},
+};
+
+/// GitHub sends nothing larger.
+pub const LARGEST_BODY: usize = 25 * 1000 * 1000;
+/// The one event that is about jobs.
+const WORKFLOW_JOB: &str = "workflow_job";
+/// GitHub's are UUIDs.
+const LONGEST_GUID: usize = 100;
+
+/// A webhook as it came in.
+pub struct Webhook<'a> {
+    /// `X-GitHub-Event`
+    pub event: Option<&'a str>,
+    /// `X-GitHub-Delivery`
+    pub guid: Option<&'a str>,
+    /// `X-Hub-Signature-256`
+    pub signature: Option<&'a str>,
+    /// Whether the body is a form with the field `payload`, as hooks send it that nobody told otherwise.
+    pub form: bool,
+    pub body: &'a [u8],
+}
+
+/// What a payload has of general interest.
+#[derive(Deserialize)]
+struct Outline {
+    #[serde(default)]
+    action: Option<String>,
+}
+
+impl Service {
+    /// Takes a delivery: on `Ok` it is stored, was stored before, or is of no interest.
+    pub async fn receive_webhook(&self, webhook: Webhook<'_>) -> Result<()> {
+        let taken = self.take_webhook(&webhook).await;
+        let known = matches!(webhook.event, Some(WORKFLOW_JOB | "ping"));
+        // Of what others invent, no label: each value is a time series for ever. Before the proof, everybody is "others".
+        let event = match (&taken, webhook.event) {
+            (Ok(_), Some(event)) if known => event.to_owned(),
+            _ => "(other)".to_owned(),
+        };
+        let result = match &taken {
+            Ok(result) => *result,
+            Err(error) => error.code.slug(),
+        };
+        metrics::counter!("mayfly_webhooks_total", "event" => event, "result" => result).increment(1);
+        taken.map(drop)
+    }
+
+    async fn take_webhook(&self, webhook: &Webhook<'_>) -> Result<&'static str> {
+        self.proven(webhook)?;
+        let header = |name: &str, value: Option<&str>| {
+            value.map(str::to_owned).ok_or_else(|| {
+                Error::new(Code::RequestInvalid, "this is no delivery of GitHub's")
+                    .field(format!("header:{name}"), "is missing")
+            })
+        };
+        let event = header("X-GitHub-Event", webhook.event)?;
+        let guid = header("X-GitHub-Delivery", webhook.guid)?;
+        if guid.is_empty() || guid.len() > LONGEST_GUID || !guid.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(Error::new(Code::RequestInvalid, "this is no delivery of GitHub's")
+                .field("header:X-GitHub-Delivery", "expected a UUID"));
+        }
+        if event != WORKFLOW_JOB && event != "ping" {
+            return Ok("ignored");
+        }
+        let payload = payload(webhook)?;
+        let outline: Outline = serde_json::from_slice(&payload).map_err(|error| {
+            Error::new(Code::RequestInvalid, "the payload is no JSON object").field("", error.to_string())
+        })?;
+        let ping = event == "ping";
+        let new = NewDelivery {
+            guid,
+            action: outline.action.map(|action| action.chars().take(50).collect()),
+            body: (!ping).then_some(payload),
+            detail: ping.then(|| "GitHub tries out whether this address answers".to_owned()),
+            event,
+        };
+        if !self.ledger.take_delivery(new, self.clock.now()).await? {
+            return Ok("known");
+        }
+        self.job_board.delivered.notify_one();
+        Ok(if ping { "ignored" } else { "stored" })
+    }
+
+    /// That it was sent by somebody who knows one of our secrets. The whole body is hashed as it came, before any of it is read.
+    fn proven(&self, webhook: &Webhook<'_>) -> Result<()> {
+        let secrets = &self.settings.jobs.webhook_secrets;
+        if secrets.is_empty() {
+            return Err(Error::new(Code::WebhookNotConfigured, "this service knows no secret of GitHub's webhook"));
+        }
+        let wrong = |what: &str| Err(Error::new(Code::WebhookUnproven, what.to_owned()));
+        let Some(given) = webhook.signature else { return wrong("there is no X-Hub-Signature-256") };
+        let Some(given) = given.strip_prefix("sha256=").and_then(unhex) else {
+            return wrong("X-Hub-Signature-256 is not sha256= and 64 hexadecimal digits");
+        };
+        // Compares in constant time. How many secrets there are is no secret.
+        let fits = |secret: &secrecy::SecretString| {
+            let key = hmac::Key::new(hmac::HMAC_SHA256, secret.expose_secret().as_bytes());
+            hmac::verify(&key, webhook.body, &given).is_ok()
+        };
+        if secrets.iter().any(fits) {
+            Ok(())
+        } else {
+            wrong("the signature is not of this body and a secret that is known here")
+        }
+    }
+
+    /// Newest first.
+    pub async fn list_deliveries(&self, limit: u32) -> Result<Vec<DeliveryRow>> {
+        Ok(self.reader.deliveries(limit).await?)
+    }
+}
+
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    let digits = text.as_bytes();
+    if digits.len() != 64 {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks(2)) {
+        let digit = |d: u8| char::from(d).to_digit(16);
+        *byte = u8::try_from(digit(pair[0])? * 16 + digit(pair[1])?).ok()?;
+    }
+    Some(bytes)
+}
+
+/// The JSON in the body.
+fn payload(webhook: &Webhook<'_>) -> Result<Vec<u8>> {
+    if !webhook.form {
+        return Ok(webhook.body.to_vec());
+    }
+    let missing = || {
+        Error::new(Code::RequestInvalid, "the form has no payload").field("/payload", "expected the payload as JSON")
+    };
+    let form = std::str::from_utf8(webhook.body).map_err(|_| missing())?;
+    // A query has the encoding of a form.
+    let mut address = Url::parse("http://form.invalid/").map_err(Error::internal)?;
+    address.set_query(Some(form));
+    let found = address.query_pairs().find(|(name, _)| name == "payload");
+    Ok(found.ok_or_else(missing)?.1.into_owned().into_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_is_read_and_nothing_else() {
+        let good = "757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
+        let key = hmac::Key::new(hmac::HMAC_SHA256, b"It's a Secret to Everybody");
+        assert!(hmac::verify(&key, b"Hello, World!", &unhex(good).unwrap()).is_ok());
+        assert!(hmac::verify(&key, b"Hello, World?", &unhex(good).unwrap()).is_err());
+        for bad in ["", "zz", &good[1..], &format!("{good}0"), &good.replace('7', "g"), &"é".repeat(32)] {
+            assert_eq!(unhex(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_form_holds_its_payload() {
+        let of = |body: &'static str| Webhook {
+            event: None,
+            guid: None,
+            signature: None,
+            form: true,
+            body: body.as_bytes(),
+        };
+        assert_eq!(payload(&of("a=b&payload=%7B%22action%22%3A+%22queued%22%7D")).unwrap(), br#"{"action": "queued"}"#);
+        assert!(payload(&of("a=b")).is_err());
+    }
+}

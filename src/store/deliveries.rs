@@ -1,0 +1,167 @@
+//! What GitHub's webhook delivered: one row per delivery, whatever happens.
+
+use jiff::Timestamp;
+
+use super::{Ledger, Reader, Result, ledger::unreadable};
+use crate::domain::job::DeliveryResult;
+
+/// A delivery that is still to be worked.
+#[derive(Clone, Debug)]
+pub struct Pending {
+    pub seq: i64,
+    pub guid: String,
+    pub event: String,
+    pub body: Vec<u8>,
+}
+
+/// A delivery as it is shown.
+#[derive(Clone, Debug)]
+pub struct DeliveryRow {
+    pub guid: String,
+    pub event: String,
+    pub action: Option<String>,
+    pub received_at: Timestamp,
+    pub result: DeliveryResult,
+    pub detail: Option<String>,
+    pub worked_at: Option<Timestamp>,
+}
+
+/// What is stored of a delivery. `body`: only of one that is to be worked.
+#[derive(Clone, Debug)]
+pub struct NewDelivery {
+    pub guid: String,
+    pub event: String,
+    pub action: Option<String>,
+    pub body: Option<Vec<u8>>,
+    pub detail: Option<String>,
+}
+
+impl Ledger {
+    /// `false`: this delivery came before.
+    pub async fn take_delivery(&self, new: NewDelivery, at: Timestamp) -> Result<bool> {
+        let result = if new.body.is_some() { DeliveryResult::Pending } else { DeliveryResult::Ignored };
+        let (result, at) = (result.as_str(), at.as_millisecond());
+        self.writer
+            .write(move |db| {
+                Box::pin(async move {
+                    let made = sqlx::query!(
+                        "INSERT INTO webhook_deliveries (guid, event, action, received_at, result, detail, body)
+                         VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (guid) DO NOTHING",
+                        new.guid,
+                        new.event,
+                        new.action,
+                        at,
+                        result,
+                        new.detail,
+                        new.body
+                    )
+                    .execute(&mut *db)
+                    .await?;
+                    Ok(made.rows_affected() > 0)
+                })
+            })
+            .await
+    }
+
+    pub async fn delivery_worked(
+        &self,
+        seq: i64,
+        result: DeliveryResult,
+        detail: Option<String>,
+        at: Timestamp,
+    ) -> Result<()> {
+        let (result, at) = (result.as_str(), at.as_millisecond());
+        self.writer
+            .write(move |db| {
+                Box::pin(async move {
+                    sqlx::query!(
+                        "UPDATE webhook_deliveries SET result = ?, detail = ?, worked_at = ?, body = NULL WHERE seq = ?",
+                        result,
+                        detail,
+                        at,
+                        seq
+                    )
+                    .execute(&mut *db)
+                    .await?;
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    /// Forgets what was worked before this.
+    pub async fn forget_deliveries(&self, before: Timestamp) -> Result<u64> {
+        let before = before.as_millisecond();
+        self.writer
+            .write(move |db| {
+                Box::pin(async move {
+                    let gone = sqlx::query!(
+                        "DELETE FROM webhook_deliveries WHERE received_at < ? AND result <> 'pending'",
+                        before
+                    )
+                    .execute(&mut *db)
+                    .await?;
+                    Ok(gone.rows_affected())
+                })
+            })
+            .await
+    }
+}
+
+impl Reader {
+    /// In the order in which they came.
+    pub async fn pending_deliveries(&self, limit: u32) -> Result<Vec<Pending>> {
+        let rows = sqlx::query!(
+            r#"SELECT seq, guid, event, body AS "body!: Vec<u8>" FROM webhook_deliveries
+               WHERE result = 'pending' ORDER BY seq LIMIT ?"#,
+            limit
+        )
+        .fetch_all(self.pool())
+        .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| Pending { seq: row.seq, guid: row.guid, event: row.event, body: row.body })
+            .collect())
+    }
+
+    /// Newest first.
+    pub async fn deliveries(&self, limit: u32) -> Result<Vec<DeliveryRow>> {
+        let time = |at| Timestamp::from_millisecond(at).map_err(|e| unreadable(format!("a time: {e}")));
+        sqlx::query!(
+            "SELECT guid, event, action, received_at, result, detail, worked_at FROM webhook_deliveries
+             ORDER BY seq DESC LIMIT ?",
+            limit
+        )
+        .fetch_all(self.pool())
+        .await?
+        .into_iter()
+        .map(|row| {
+            Ok(DeliveryRow {
+                guid: row.guid,
+                event: row.event,
+                action: row.action,
+                received_at: time(row.received_at)?,
+                result: DeliveryResult::parse(&row.result)
+                    .ok_or_else(|| unreadable(format!("a delivery's result {:?}", row.result)))?,
+                detail: row.detail,
+                worked_at: row.worked_at.map(time).transpose()?,
+            })
+        })
+        .collect()
+    }
+
+    pub async fn knows_delivery(&self, guid: &str) -> Result<bool> {
+        let row = sqlx::query!(r#"SELECT 1 AS "one!: i64" FROM webhook_deliveries WHERE guid = ?"#, guid)
+            .fetch_optional(self.pool())
+            .await?;
+        Ok(row.is_some())
+    }
+
+    /// When the newest delivery came.
+    pub async fn newest_delivery(&self) -> Result<Option<Timestamp>> {
+        let row = sqlx::query!(r#"SELECT MAX(received_at) AS "at: i64" FROM webhook_deliveries"#)
+            .fetch_one(self.pool())
+            .await?;
+        row.at.map(|at| Timestamp::from_millisecond(at).map_err(|e| unreadable(format!("a time: {e}")))).transpose()
+    }
+}

@@ -1,0 +1,177 @@
+//! What was registered at GitHub, or was about to be: the list of what may be removed there.
+
+use jiff::Timestamp;
+use sqlx::SqliteConnection;
+
+use super::{
+    Ledger, Reader, Result,
+    ledger::{parse_id, unreadable},
+};
+use crate::domain::{Scope, State, VmId};
+
+/// One registration. `Debug` shows no secret: the configuration is encrypted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunnerRow {
+    pub name: String,
+    pub scope: Scope,
+    pub vm_id: VmId,
+    pub attempt: u32,
+    /// `None`: GitHub was asked, and its answer is not known.
+    pub runner_id: Option<u64>,
+    pub sealed: Option<Vec<u8>>,
+    pub asked_at: Timestamp,
+    pub seen_at: Option<Timestamp>,
+}
+
+impl Ledger {
+    /// Right before GitHub is asked for this runner, each time.
+    pub async fn runner_asked(
+        &self,
+        name: &str,
+        scope: &Scope,
+        vm: VmId,
+        attempt: u32,
+        asked_at: Timestamp,
+    ) -> Result<()> {
+        let (name, scope, vm, at) = (name.to_owned(), scope.slug(), vm.to_string(), asked_at.as_millisecond());
+        self.writer
+            .write(move |db| {
+                Box::pin(async move {
+                    sqlx::query!(
+                        "INSERT INTO github_runners (name, scope, vm_id, attempt, asked_at) VALUES (?1, ?2, ?3, ?4, ?5)
+                         ON CONFLICT (name) DO UPDATE SET asked_at = excluded.asked_at",
+                        name,
+                        scope,
+                        vm,
+                        attempt,
+                        at
+                    )
+                    .execute(&mut *db)
+                    .await?;
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    /// What GitHub answered. The configuration is kept only if the vm is still in that attempt and may still hand it over.
+    pub async fn runner_registered(&self, name: &str, runner_id: u64, sealed: Vec<u8>) -> Result<()> {
+        let name = name.to_owned();
+        let id = i64::try_from(runner_id).map_err(|_| unreadable(format!("the runner's id {runner_id}")))?;
+        self.writer
+            .write(move |db| {
+                Box::pin(async move {
+                    sqlx::query!(
+                        "UPDATE github_runners SET runner_id = ?1, seen_at = NULL, sealed = CASE WHEN EXISTS (
+                             SELECT 1 FROM vms WHERE id = github_runners.vm_id
+                                AND state IN ('cloning', 'booting', 'configuring')
+                                AND json_extract(record, '$.attempt') = github_runners.attempt) THEN ?2 END
+                         WHERE name = ?3",
+                        id,
+                        sealed,
+                        name
+                    )
+                    .execute(&mut *db)
+                    .await?;
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    /// GitHub showed it with a connection.
+    pub async fn runner_seen(&self, name: &str, at: Timestamp) -> Result<()> {
+        let (name, at) = (name.to_owned(), at.as_millisecond());
+        self.writer
+            .write(move |db| {
+                Box::pin(async move {
+                    sqlx::query!("UPDATE github_runners SET seen_at = ? WHERE name = ? AND seen_at IS NULL", at, name)
+                        .execute(&mut *db)
+                        .await?;
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    /// It is not at GitHub any more, or never was.
+    pub async fn runner_gone(&self, name: &str) -> Result<()> {
+        let name = name.to_owned();
+        self.writer
+            .write(move |db| {
+                Box::pin(async move {
+                    sqlx::query!("DELETE FROM github_runners WHERE name = ?", name).execute(&mut *db).await?;
+                    Ok(())
+                })
+            })
+            .await
+    }
+}
+
+/// In the same transaction as the state: nobody will be handed a configuration any more.
+pub(super) async fn drop_configuration(db: &mut SqliteConnection, vm: &str, state: State) -> Result<()> {
+    if !matches!(state, State::Cloning | State::Booting | State::Configuring) {
+        sqlx::query!("UPDATE github_runners SET sealed = NULL WHERE vm_id = ? AND sealed IS NOT NULL", vm)
+            .execute(&mut *db)
+            .await?;
+    }
+    Ok(())
+}
+
+struct Stored {
+    name: String,
+    scope: String,
+    vm_id: String,
+    attempt: i64,
+    runner_id: Option<i64>,
+    sealed: Option<Vec<u8>>,
+    asked_at: i64,
+    seen_at: Option<i64>,
+}
+
+impl TryFrom<Stored> for RunnerRow {
+    type Error = super::StoreError;
+
+    fn try_from(row: Stored) -> Result<RunnerRow> {
+        let time = |ms| Timestamp::from_millisecond(ms).map_err(|e| unreadable(format!("a time: {e}")));
+        Ok(RunnerRow {
+            scope: row.scope.parse().map_err(|e| unreadable(format!("a runner's scope: {e}")))?,
+            vm_id: parse_id(&row.vm_id)?,
+            attempt: u32::try_from(row.attempt).map_err(|e| unreadable(format!("an attempt: {e}")))?,
+            runner_id: row
+                .runner_id
+                .map(|id| u64::try_from(id).map_err(|e| unreadable(format!("a runner's id: {e}"))))
+                .transpose()?,
+            sealed: row.sealed,
+            asked_at: time(row.asked_at)?,
+            seen_at: row.seen_at.map(time).transpose()?,
+            name: row.name,
+        })
+    }
+}
+
+impl Reader {
+    pub async fn github_runner(&self, name: &str) -> Result<Option<RunnerRow>> {
+        let row = sqlx::query_as!(
+            Stored,
+            "SELECT name, scope, vm_id, attempt, runner_id, sealed, asked_at, seen_at FROM github_runners WHERE name = ?",
+            name
+        )
+        .fetch_optional(self.pool())
+        .await?;
+        row.map(RunnerRow::try_from).transpose()
+    }
+
+    /// Oldest first.
+    pub async fn github_runners(&self) -> Result<Vec<RunnerRow>> {
+        sqlx::query_as!(
+            Stored,
+            "SELECT name, scope, vm_id, attempt, runner_id, sealed, asked_at, seen_at FROM github_runners ORDER BY asked_at"
+        )
+        .fetch_all(self.pool())
+        .await?
+        .into_iter()
+        .map(RunnerRow::try_from)
+        .collect()
+    }
+}

@@ -1,0 +1,131 @@
+//! GitHub's jobs: one row each. One task changes them, so they are written whole.
+
+use jiff::Timestamp;
+use sqlx::{QueryBuilder, Row, Sqlite};
+
+use super::{
+    Ledger, Reader, Result,
+    ledger::{parse_vm, unreadable},
+};
+use crate::domain::{Vm, github::JobStatus, job::Job};
+
+/// What a listing is narrowed to.
+#[derive(Clone, Debug, Default)]
+pub struct JobFilter {
+    pub statuses: Vec<JobStatus>,
+    pub pool: Option<String>,
+    /// Only jobs with smaller numbers.
+    pub before: Option<u64>,
+    pub limit: u32,
+}
+
+fn parse(record: &str) -> Result<Job> {
+    serde_json::from_str(record).map_err(|e| unreadable(format!("a job's record: {e}")))
+}
+
+fn number(id: u64) -> Result<i64> {
+    i64::try_from(id).map_err(|_| unreadable(format!("a job's number {id}")))
+}
+
+impl Ledger {
+    pub async fn put_job(&self, job: Job) -> Result<()> {
+        let json = serde_json::to_string(&job).map_err(|e| unreadable(e.to_string()))?;
+        let id = number(job.record.id)?;
+        let updated = job.updated_at.as_millisecond();
+        let completed = job.is_over().then_some(updated);
+        self.writer
+            .write(move |db| {
+                Box::pin(async move {
+                    let status = job.record.status.as_str();
+                    sqlx::query!(
+                        "INSERT INTO jobs (id, repository, status, pool, updated_at, completed_at, record)
+                         VALUES (?, ?, ?, ?, ?, ?, ?)
+                         ON CONFLICT (id) DO UPDATE SET status = excluded.status, pool = excluded.pool,
+                             updated_at = excluded.updated_at, completed_at = COALESCE(completed_at, excluded.completed_at),
+                             record = excluded.record",
+                        id,
+                        job.record.repository,
+                        status,
+                        job.pool,
+                        updated,
+                        completed,
+                        json
+                    )
+                    .execute(&mut *db)
+                    .await?;
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    /// Forgets jobs that were over before this.
+    pub async fn forget_jobs(&self, before: Timestamp) -> Result<u64> {
+        let before = before.as_millisecond();
+        self.writer
+            .write(move |db| {
+                Box::pin(async move {
+                    let gone =
+                        sqlx::query!("DELETE FROM jobs WHERE completed_at < ?", before).execute(&mut *db).await?;
+                    Ok(gone.rows_affected())
+                })
+            })
+            .await
+    }
+}
+
+impl Reader {
+    pub async fn job(&self, id: u64) -> Result<Option<Job>> {
+        let Ok(id) = i64::try_from(id) else { return Ok(None) };
+        let row = sqlx::query!("SELECT record FROM jobs WHERE id = ?", id).fetch_optional(self.pool()).await?;
+        row.map(|row| parse(&row.record)).transpose()
+    }
+
+    /// Those that are not over, oldest first.
+    pub async fn open_jobs(&self) -> Result<Vec<Job>> {
+        sqlx::query!("SELECT record FROM jobs WHERE completed_at IS NULL ORDER BY id")
+            .fetch_all(self.pool())
+            .await?
+            .iter()
+            .map(|row| parse(&row.record))
+            .collect()
+    }
+
+    /// Newest first.
+    pub async fn jobs(&self, filter: &JobFilter) -> Result<Vec<Job>> {
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT record FROM jobs WHERE TRUE");
+        if !filter.statuses.is_empty() {
+            query.push(" AND status IN (");
+            let mut statuses = query.separated(", ");
+            for status in &filter.statuses {
+                statuses.push_bind(status.as_str());
+            }
+            query.push(")");
+        }
+        if let Some(pool) = &filter.pool {
+            query.push(" AND pool = ").push_bind(pool.clone());
+        }
+        if let Some(before) = filter.before {
+            query.push(" AND id < ").push_bind(i64::try_from(before).unwrap_or(i64::MAX));
+        }
+        query.push(" ORDER BY id DESC LIMIT ").push_bind(i64::from(filter.limit));
+        query.build().fetch_all(self.pool()).await?.iter().map(|row| parse(&row.try_get::<String, _>(0)?)).collect()
+    }
+
+    /// Repositories whose jobs were heard of.
+    pub async fn job_repositories(&self) -> Result<Vec<String>> {
+        let rows = sqlx::query!("SELECT DISTINCT repository FROM jobs").fetch_all(self.pool()).await?;
+        Ok(rows.into_iter().map(|row| row.repository).collect())
+    }
+
+    /// The vm whose runner has this name at GitHub, whether or not it lives.
+    pub async fn vm_of_runner(&self, name: &str) -> Result<Option<Vm>> {
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let row = sqlx::query!("SELECT record FROM vms WHERE json_extract(record, '$.registered.name') = ?", name)
+            .fetch_optional(self.pool())
+            .await?;
+        row.map(|row| parse_vm(&row.record)).transpose()
+    }
+}
