@@ -50,20 +50,29 @@ SETTLE_SECONDS = 180
 
 
 class Pattern:
-    def __init__(self, name, what, delete="", hook=None, kill=None, loses=False, late_delete=False):
+    """`happened` looks at the row: a fault that was not there proves nothing."""
+
+    def __init__(self, name, what, delete="", hook=None, kill=None, loses=False, late_delete=False, happened=None):
         self.name, self.what, self.delete, self.hook, self.kill = name, what, delete, hook or {}, kill
-        self.loses, self.late_delete = loses, late_delete
+        self.loses, self.late_delete, self.happened = loses, late_delete, happened or (lambda row: True)
+
+
+def tampered_with(row):
+    return row["deletes_tampered_with"]
 
 
 PATTERNS = [
-    Pattern("at-once", "the hook's DELETE comes at once"),
-    Pattern("delete-lost", "DELETE never arrives", delete="lost"),
-    Pattern("delete-doubled", "DELETE comes twice", delete="doubled"),
-    Pattern("delete-late", "DELETE comes after the runner's end, and long after the vm's", delete="late", late_delete=True),
-    Pattern("webhooks-lost", "every second webhook is lost", hook={"lose_percent": 50}),
+    Pattern("at-once", "the hook's DELETE comes at once", happened=lambda row: row["announced_by"].get("hook")),
+    Pattern("delete-lost", "DELETE never arrives", delete="lost",
+            happened=lambda row: tampered_with(row) and not row["announced_by"].get("hook")),
+    Pattern("delete-doubled", "DELETE comes twice", delete="doubled", happened=tampered_with),
+    Pattern("delete-late", "DELETE comes after the runner's end, and long after the vm's", delete="late", late_delete=True,
+            happened=tampered_with),
+    Pattern("webhooks-lost", "every second webhook is lost", hook={"lose_percent": 50},
+            happened=lambda row: row["deliveries_not_arrived"]),
     Pattern("webhooks-doubled", "every webhook comes twice", hook={"double_percent": 100}),
     Pattern("webhooks-shuffled", "webhooks come up to 15 s late, in any order", hook={"delay_seconds": 15}),
-    Pattern("killed", "Mayfly is killed every few seconds", kill=(2, 12)),
+    Pattern("killed", "Mayfly is killed every few seconds", kill=(2, 12), happened=lambda row: row["times_killed"]),
     Pattern("counter-proof", "a hook that kills its vm: has to lose", delete="forced", loses=True),
 ]
 
@@ -278,7 +287,8 @@ max_vms = {2 * SLOTS + 2}
             "wall_seconds": round(wall, 1), "expected_to_lose": self.pattern.loses,
             "vms": len(vms), "announced_by": count("announced_by"), "end_signals": count("end_signal"),
             "deliveries": len(deliveries), "deliveries_not_arrived": sum(not arrived(d) for d in deliveries),
-            "times_killed": self.kills,
+            "deletes_tampered_with": sum(f"this DELETE is {self.pattern.delete}" in job["log"] for job in jobs),
+            "times_killed": self.kills, "fault_happened": None,
             "lost_jobs": [{k: job[k] for k in ("id", "status", "conclusion", "lost", "runner_name")} for job in lost],
         }
 
@@ -292,6 +302,7 @@ max_vms = {2 * SLOTS + 2}
             row = self.judge(wall, left)
             if self.pattern.late_delete:
                 row["late_deletes_refused"] = self.late_deletes()
+            row["fault_happened"] = bool(self.pattern.happened(row))
             return row
         finally:
             self.serve.stop()
@@ -317,6 +328,11 @@ def complete(job):
 
 def good(row):
     if row["jobs"] != JOBS or row["runners_left"] or row["vms_left"] or row.get("late_deletes_refused"):
+        return False
+    if not row["fault_happened"]:
+        return False
+    # The counter-proof is one when a runner fell silent, and not when some other thing failed.
+    if row["expected_to_lose"] and not any(job["lost"] for job in row["lost_jobs"]):
         return False
     return (row["lost"] > 0) == row["expected_to_lose"]
 
