@@ -203,12 +203,12 @@ impl App {
                 sweep_every: Duration::from_secs(60),
                 keep_deleted: Duration::from_secs(u64::from(config.retention.deleted_vms_days) * 24 * 3600),
                 budgets: config.default_budgets(),
+                github: Default::default(),
                 runner: reconcile::RunnerSettings {
                     github_web: config.github.url.clone(),
                     directory: config.github.runner_directory.clone(),
                     minimum_version: config.github.runner_minimum_version.clone(),
                 },
-                github: Default::default(),
             },
         });
         let http = Http {

@@ -17,6 +17,7 @@ mod host;
 pub mod markdown;
 mod openapi;
 mod output;
+mod pool;
 mod relay;
 mod serve;
 mod template;
@@ -104,6 +105,9 @@ enum Command {
     /// Create, watch and end vms
     #[command(subcommand, arg_required_else_help = true)]
     Vm(vm::VmCommand),
+    /// Say which jobs of GitHub's get a vm here
+    #[command(subcommand, arg_required_else_help = true)]
+    Pool(pool::PoolCommand),
     /// Register, show and delete templates
     #[command(subcommand, arg_required_else_help = true)]
     Template(template::TemplateCommand),
@@ -196,6 +200,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
             Ok(exit::OK)
         }
         Command::Vm(command) => talk(&global, async |client| vm::run(command, client, global.json).await),
+        Command::Pool(command) => talk(&global, async |client| pool::run(command, client, global.json).await),
         Command::Template(command) => talk(&global, async |client| template::run(command, client, global.json).await),
         Command::Token(command) => talk(&global, async |client| token::run(command, client, global.json).await),
         Command::Host => talk(&global, async |client| host::run(client, global.json).await),

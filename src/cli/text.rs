@@ -105,6 +105,35 @@ pub(super) fn fields(pairs: &[(&str, String)]) -> String {
     text
 }
 
+/// Lines of at most `width` characters, broken at blanks. A longer word has a line of its own.
+pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().expect("there is one");
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.chars().count() + 1 + word.chars().count() <= width {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
+}
+
+/// The same as `fields`, with long values folded at blanks where there is a width to keep.
+pub(super) fn folded(pairs: &[(&str, String)], width: Option<usize>) -> String {
+    let Some(width) = width else { return fields(pairs) };
+    let names = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0) + 2;
+    let room = width.saturating_sub(names).max(20);
+    let lines = pairs.iter().flat_map(|(name, value)| {
+        let lines = wrap(&plain(value), room).into_iter().enumerate();
+        lines.map(|(n, line)| (if n == 0 { *name } else { "" }, line))
+    });
+    fields(&lines.collect::<Vec<_>>())
+}
+
 /// Takes what drives a terminal out of a stream of text: escape sequences as a whole, and other control characters.
 #[derive(Default)]
 pub(super) struct Tamer {
@@ -184,6 +213,25 @@ mod tests {
         for wrong in ["", "-1", "soon", "5 parsecs"] {
             assert!(parse_seconds(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn words_are_never_broken() {
+        assert_eq!(wrap("one two three", 7), ["one two", "three"]);
+        assert_eq!(wrap("a verylongword b", 4), ["a", "verylongword", "b"]);
+        assert_eq!(wrap("", 4), [""]);
+    }
+
+    #[test]
+    fn long_values_are_folded_under_their_beginning() {
+        let pairs = [("labels", "self-hosted, macos, arm64, xcode-26".to_owned()), ("vms", "2".to_owned())];
+        let folded = "labels  self-hosted, macos,\n        arm64, xcode-26\nvms     2\n";
+        assert_eq!(folded_at(&pairs, 30), folded);
+        assert_eq!(folded_at(&pairs, 80).lines().count(), 2);
+    }
+
+    fn folded_at(pairs: &[(&str, String)], width: usize) -> String {
+        folded(pairs, Some(width))
     }
 
     #[test]

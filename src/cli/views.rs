@@ -22,9 +22,11 @@ pub(super) struct VmView {
     pub memory_mib: Option<u32>,
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    pub pool: Option<String>,
     pub runner: Option<RunnerView>,
     pub queue: Option<QueueView>,
     pub deadline: Option<DeadlineView>,
+    pub paused_since: Option<Timestamp>,
     #[serde(default)]
     pub attempt: u32,
     pub ssh: Option<EndpointView>,
@@ -33,6 +35,8 @@ pub(super) struct VmView {
     pub end_signal: Option<String>,
     pub outcome: Option<OutcomeView>,
     pub job: Option<JobView>,
+    #[serde(default)]
+    pub jobs: Vec<JobRecordView>,
     pub last_fault: Option<FaultView>,
     #[serde(default)]
     pub timeline: Vec<Entry>,
@@ -45,6 +49,80 @@ pub(super) struct RunnerView {
     pub kind: String,
     #[serde(default)]
     pub status: String,
+    pub github: Option<GitHubRunnerView>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct GitHubRunnerView {
+    pub scope: String,
+    #[serde(default)]
+    pub labels: Vec<String>,
+    pub group: Option<String>,
+    #[serde(default)]
+    pub registration: String,
+    pub name: Option<String>,
+    pub id: Option<u64>,
+}
+
+/// A job as GitHub has it.
+#[derive(Debug, Deserialize)]
+pub(super) struct JobRecordView {
+    pub id: u64,
+    #[serde(default)]
+    pub repository: String,
+    #[serde(default)]
+    pub run_id: u64,
+    #[serde(default)]
+    pub run_attempt: u32,
+    #[serde(default)]
+    pub name: String,
+    pub workflow: Option<String>,
+    #[serde(default)]
+    pub status: String,
+    pub conclusion: Option<String>,
+    pub url: Option<String>,
+}
+
+impl JobRecordView {
+    /// `completed, success`, `in progress`.
+    pub fn stands(&self) -> String {
+        let status = self.status.replace('_', " ");
+        self.conclusion.as_ref().map_or(status.clone(), |conclusion| format!("{status}, {conclusion}"))
+    }
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct PoolView {
+    pub name: String,
+    #[serde(default)]
+    pub source: String,
+    #[serde(default)]
+    pub template: String,
+    #[serde(default)]
+    pub scope: String,
+    #[serde(default)]
+    pub labels: Vec<String>,
+    pub group: Option<String>,
+    #[serde(default)]
+    pub repositories: Vec<String>,
+    #[serde(default)]
+    pub max_vms: u32,
+    pub cpus: Option<u32>,
+    pub memory_mib: Option<u32>,
+    #[serde(default)]
+    pub budgets: BTreeMap<String, Option<u32>>,
+    pub enabled: bool,
+    #[serde(default)]
+    pub vms: PoolVmsView,
+    pub last_error: Option<FaultView>,
+    pub updated_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct PoolVmsView {
+    pub queued: u32,
+    pub live: u32,
 }
 
 #[derive(Debug, Deserialize)]

@@ -245,31 +245,29 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_pool_is_said_of_its_field() {
         pool().check().unwrap();
-        let wrong: [(&str, Box<dyn Fn(&mut Pool)>); 18] = [
-            ("/name", Box::new(|p| p.name = String::new())),
-            ("/name", Box::new(|p| p.name = "-x".into())),
-            ("/name", Box::new(|p| p.name = "a/b".into())),
-            ("/name", Box::new(|p| p.name = "x".repeat(64))),
-            ("/template", Box::new(|p| p.template.clear())),
-            ("/labels", Box::new(|p| p.labels.clear())),
-            ("/labels", Box::new(|p| p.labels = labels(&["a,b"]))),
-            ("/group", Box::new(|p| p.group = Some(" ".into()))),
-            (
-                "/group",
-                Box::new(|p| {
-                    p.scope = "acme/app".parse().unwrap();
-                    p.group = Some("builders".into());
-                }),
-            ),
-            ("/repositories/0", Box::new(|p| p.repositories = labels(&["app"]))),
-            ("/repositories/0", Box::new(|p| p.repositories = labels(&["acme/ap*"]))),
-            ("/repositories/1", Box::new(|p| p.repositories = labels(&["acme/app", "other/app"]))),
-            ("/repositories/0", Box::new(|p| p.repositories = labels(&["acme/a/b"]))),
-            ("/max_vms", Box::new(|p| p.max_vms = 0)),
-            ("/max_vms", Box::new(|p| p.max_vms = MOST_VMS + 1)),
-            ("/warm", Box::new(|p| p.warm = 1)),
-            ("/budgets/idle_seconds", Box::new(|p| p.budgets.idle_seconds = Some(0))),
-            ("/budgets/stop_grace_seconds", Box::new(|p| p.budgets.stop_grace_seconds = Some(601))),
+        type Spoil = fn(&mut Pool);
+        let wrong: [(&str, Spoil); 18] = [
+            ("/name", |p| p.name = String::new()),
+            ("/name", |p| p.name = "-x".into()),
+            ("/name", |p| p.name = "a/b".into()),
+            ("/name", |p| p.name = "x".repeat(64)),
+            ("/template", |p| p.template.clear()),
+            ("/labels", |p| p.labels.clear()),
+            ("/labels", |p| p.labels = labels(&["a,b"])),
+            ("/group", |p| p.group = Some(" ".into())),
+            ("/group", |p| {
+                p.scope = "acme/app".parse().unwrap();
+                p.group = Some("builders".into());
+            }),
+            ("/repositories/0", |p| p.repositories = labels(&["app"])),
+            ("/repositories/0", |p| p.repositories = labels(&["acme/ap*"])),
+            ("/repositories/1", |p| p.repositories = labels(&["acme/app", "other/app"])),
+            ("/repositories/0", |p| p.repositories = labels(&["acme/a/b"])),
+            ("/max_vms", |p| p.max_vms = 0),
+            ("/max_vms", |p| p.max_vms = MOST_VMS + 1),
+            ("/warm", |p| p.warm = 1),
+            ("/budgets/idle_seconds", |p| p.budgets.idle_seconds = Some(0)),
+            ("/budgets/stop_grace_seconds", |p| p.budgets.stop_grace_seconds = Some(601)),
         ];
         for (pointer, spoil) in wrong {
             let mut spoilt = pool();

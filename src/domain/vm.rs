@@ -609,7 +609,12 @@ impl Vm {
             State::Configuring => waiting(Budget::Configure, self.entered_at + seconds(b.configure_seconds)),
             State::Running => {
                 let lifetime = (Budget::Lifetime, self.lifetime_ends());
+                let watched = self.draft.managed().is_some();
                 let waits = match (self.draft.runner.registers(), self.runner_status, self.runner_changed_at) {
+                    // Nobody tells us when a runner is online that its owner registered: it may be waiting for its job already.
+                    (true, RunnerStatus::Registering, Some(at)) if !watched => {
+                        waiting(Budget::Idle, at + seconds(b.idle_seconds))
+                    }
                     (true, RunnerStatus::Registering, Some(at)) => {
                         waiting(Budget::Registration, at + seconds(b.registration_seconds))
                     }

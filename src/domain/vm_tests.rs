@@ -354,6 +354,24 @@ fn waiting_for_github_costs_no_budget_but_the_lifetime() {
 }
 
 #[test]
+fn a_runner_that_nobody_watches_is_given_the_time_to_wait_for_a_job() {
+    for registration in [Registration::JitConfig, Registration::Token] {
+        let mut vm = github(registration);
+        go(&mut vm, running().into_iter().zip(1..));
+        assert_eq!(vm.deadline(), Some((Budget::Idle, at(4 + 3600))));
+    }
+}
+
+#[test]
+fn a_pools_vm_that_was_given_a_job_after_all_has_time_for_it() {
+    let mut vm = github_running();
+    go(&mut vm, [(Event::EndAnnounced { by: Announcer::Pool }, 10), (Event::DrainExtended { until: at(5000) }, 300)]);
+    assert_eq!(vm.deadline(), Some((Budget::Drain, at(5000))));
+    go(&mut vm, [(Event::DrainExtended { until: at(90_000) }, 4900)]);
+    assert_eq!(vm.deadline(), Some((Budget::Drain, at(10 + 6 * 3600))));
+}
+
+#[test]
 fn a_runner_that_is_still_at_work_is_waited_for_up_to_the_cap() {
     let mut vm = github_running();
     go(&mut vm, [(Event::EndAnnounced { by: Announcer::Hook }, 10)]);

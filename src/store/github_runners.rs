@@ -175,3 +175,87 @@ impl Reader {
         .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::{
+        domain::{
+            Announcer, Basis, Budgets, Event, GuestOs, Handover, Spec,
+            github::{GitHubRunner, Registration},
+            host::{Capacity, Held},
+            vm::{Draft, RunnerKind},
+        },
+        store::{self, Expect, ledger::NewVm, placement::Room},
+    };
+
+    fn asked_for(queue_seconds: u32) -> NewVm {
+        let spec = Spec {
+            template_digest: "sha256:0".into(),
+            driver: "fake".into(),
+            os: GuestOs::Linux,
+            handover: Handover::Seed,
+            cpus: 1,
+            memory_mib: 100,
+        };
+        let id = VmId::mint();
+        let draft = Draft {
+            id,
+            name: id.to_string(),
+            template: "t".into(),
+            basis: Basis::Known(spec),
+            runner: RunnerKind::GitHub,
+            github: Some(GitHubRunner {
+                scope: "acme".parse().unwrap(),
+                labels: vec!["a".into()],
+                group: None,
+                registration: Registration::Managed,
+            }),
+            pool: None,
+            labels: BTreeMap::new(),
+            budgets: Budgets { queue_seconds, ..Budgets::default() },
+        };
+        let room = Room {
+            capacity: Capacity { macos_slots: 0, linux_slots: 3, cpus: 100, memory_mib: 10_000 },
+            ceilings: Vec::new(),
+            drivers: BTreeSet::from(["fake".to_owned()]),
+            foreign: Held::default(),
+            ours: vec![],
+        };
+        NewVm { draft, request_hash: [1; 32], idempotency_key: None, sealed: None, max_queued: 5, room }
+    }
+
+    /// Registers a runner of this attempt, and gives what is known of it then.
+    async fn registered(store: &store::Store, vm: VmId, at: Timestamp) -> RunnerRow {
+        let name = format!("{vm}-1");
+        store.ledger.runner_asked(&name, &"acme".parse().unwrap(), vm, 1, at).await.unwrap();
+        store.ledger.runner_registered(&name, u64::from(u32::MAX) + 7, vec![1, 2]).await.unwrap();
+        store.reader.github_runner(&name).await.unwrap().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_configuration_is_kept_only_while_it_may_be_handed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store::open(&dir.path().join("mayfly.db")).await.unwrap();
+        let at = Timestamp::from_second(1_700_000_000).unwrap();
+        let vm = store.ledger.open(asked_for(0), at).await.unwrap().vm().id();
+        let row = registered(&store, vm, at).await;
+        assert_eq!((row.sealed, row.runner_id, row.attempt), (Some(vec![1, 2]), Some(u64::from(u32::MAX) + 7), 1));
+        assert_eq!((row.vm_id, row.asked_at, row.seen_at, row.scope.slug().as_str()), (vm, at, None, "acme"));
+        let forced = Event::EndForced { by: Announcer::Admin };
+        store.ledger.apply(vm, Expect::Anything, forced, at).await.unwrap();
+        let row = store.reader.github_runners().await.unwrap().remove(0);
+        assert_eq!((row.sealed, row.runner_id.is_some()), (None, true));
+        // The answer came after the vm had moved on.
+        assert_eq!(registered(&store, vm, at).await.sealed, None);
+
+        let waits = store.ledger.open(asked_for(60), at).await.unwrap().vm().id();
+        assert_eq!(registered(&store, waits, at).await.sealed, None);
+        store.ledger.runner_seen(&format!("{vm}-1"), at).await.unwrap();
+        assert_eq!(store.reader.github_runner(&format!("{vm}-1")).await.unwrap().unwrap().seen_at, Some(at));
+        store.ledger.runner_gone(&format!("{vm}-1")).await.unwrap();
+        assert_eq!(store.reader.github_runners().await.unwrap().len(), 1);
+    }
+}

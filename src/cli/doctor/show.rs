@@ -8,7 +8,7 @@ use super::{
     finding::{Finding, Report, Severity},
     probe::System,
 };
-use crate::cli::text::plain;
+use crate::cli::text::{plain, wrap};
 
 /// Narrower than this, nothing is gained by breaking lines.
 const NARROWEST: usize = 60;
@@ -63,23 +63,6 @@ fn summary(report: &Report) -> String {
     parts.join(", ")
 }
 
-/// Lines of at most `width` characters, broken at blanks. A longer word has a line of its own.
-fn wrap(text: &str, width: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    for word in text.split_whitespace() {
-        let line = lines.last_mut().expect("there is one");
-        if line.is_empty() {
-            line.push_str(word);
-        } else if line.chars().count() + 1 + word.chars().count() <= width {
-            line.push(' ');
-            line.push_str(word);
-        } else {
-            lines.push(word.to_owned());
-        }
-    }
-    lines
-}
-
 pub fn json(report: &Report, system: System) -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -93,16 +76,4 @@ pub fn json(report: &Report, system: System) -> Value {
         "complete": !report.is_incomplete(),
         "findings": report.findings,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_are_never_broken() {
-        assert_eq!(wrap("one two three", 7), ["one two", "three"]);
-        assert_eq!(wrap("a verylongword b", 4), ["a", "verylongword", "b"]);
-        assert_eq!(wrap("", 4), [""]);
-    }
 }

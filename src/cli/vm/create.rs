@@ -15,9 +15,9 @@ use super::{
         exit, follow, output, text,
         views::VmView,
     },
-    pair,
+    pair, parse_scope,
 };
-use crate::domain::BudgetsPatch;
+use crate::domain::{BudgetsPatch, Scope};
 
 #[derive(Args)]
 pub(in crate::cli) struct Create {
@@ -29,7 +29,9 @@ pub(in crate::cli) struct Create {
     name: Option<String>,
     #[command(flatten)]
     runner: RunnerArgs,
-    /// Environment of the command or script, one NAME=VALUE per line; a NAME alone takes the value from this environment
+    #[command(flatten)]
+    github: GitHubArgs,
+    /// Environment of the command, script or runner, one NAME=VALUE per line; a NAME alone takes the value from this environment
     #[arg(long, value_name = "FILE", conflicts_with = "none", help_heading = "What the guest runs")]
     env_file: Option<PathBuf>,
     /// Cores [default: the template's]
@@ -70,12 +72,47 @@ struct RunnerArgs {
     /// Set-up script that may install and run a runner of any CI system; - for standard input
     #[arg(long, value_name = "FILE", help_heading = "What the guest runs")]
     script_file: Option<PathBuf>,
+    /// GitHub's own runner, for one job, registered at owner/name, an organisation, or enterprises/slug
+    #[arg(long, value_name = "SCOPE", value_parser = parse_scope, requires = "runner_labels")]
+    #[arg(help_heading = "What the guest runs")]
+    github_scope: Option<Scope>,
     /// Nothing: the vm lives until it is deleted or its lifetime is spent
     #[arg(long, help_heading = "What the guest runs")]
     none: bool,
 }
 
-fn budget(text: &str) -> Result<(String, u32), String> {
+#[derive(Args)]
+struct GitHubArgs {
+    /// Label that GitHub's runner is registered with; may be repeated. GitHub adds none, not even self-hosted
+    #[arg(long = "runner-label", value_name = "LABEL")]
+    #[arg(help_heading = "What the guest runs")]
+    runner_labels: Vec<String>,
+    /// Runner group, of organisations and enterprises [default: GitHub's default group]
+    #[arg(long, value_name = "NAME", help_heading = "What the guest runs")]
+    group: Option<String>,
+    /// Just-in-time configuration that you got from GitHub; - for standard input [default: the service gets one]
+    #[arg(long, value_name = "FILE", conflicts_with = "registration_token_file")]
+    #[arg(help_heading = "What the guest runs")]
+    jit_config_file: Option<PathBuf>,
+    /// Registration token that you got from GitHub, valid for an hour; - for standard input
+    #[arg(long, value_name = "FILE", help_heading = "What the guest runs")]
+    registration_token_file: Option<PathBuf>,
+}
+
+impl GitHubArgs {
+    fn given(&self) -> Option<&'static str> {
+        [
+            ("--runner-label", !self.runner_labels.is_empty()),
+            ("--group", self.group.is_some()),
+            ("--jit-config-file", self.jit_config_file.is_some()),
+            ("--registration-token-file", self.registration_token_file.is_some()),
+        ]
+        .into_iter()
+        .find_map(|(option, given)| given.then_some(option))
+    }
+}
+
+pub(in crate::cli) fn budget(text: &str) -> Result<(String, u32), String> {
     let (name, value) = pair(text)?;
     if !BudgetsPatch::NAMES.contains(&name.as_str()) {
         return Err(format!("expected one of {}", BudgetsPatch::NAMES.join(", ")));
@@ -84,6 +121,12 @@ fn budget(text: &str) -> Result<(String, u32), String> {
 }
 
 pub(super) async fn run(args: Create, client: &Client, json: bool) -> Result<u8, Failure> {
+    // With another runner the parser does not ask for what would contradict that one.
+    if args.runner.github_scope.is_none()
+        && let Some(option) = args.github.given()
+    {
+        return Err(Failure::Usage(format!("{option}: has a meaning only with --github-scope")));
+    }
     let env = args.env_file.as_deref().map(read_env).transpose()?.unwrap_or_default();
     let runner = match args.runner {
         RunnerArgs { command: Some(command), .. } => json!({ "kind": "command", "command": command, "env": env }),
@@ -93,6 +136,7 @@ pub(super) async fn run(args: Create, client: &Client, json: bool) -> Result<u8,
         RunnerArgs { script_file: Some(file), .. } => {
             json!({ "kind": "script", "script": read_text(&file, "--script-file")?, "env": env })
         }
+        RunnerArgs { github_scope: Some(scope), .. } => github(&scope, args.github, env, client)?,
         RunnerArgs { .. } => json!({ "kind": "none" }),
     };
     let mut body = Map::new();
@@ -144,6 +188,27 @@ pub(super) async fn run(args: Create, client: &Client, json: bool) -> Result<u8,
         output::json(&value)?;
     }
     Ok(follow::verdict(&ended))
+}
+
+fn github(scope: &Scope, args: GitHubArgs, env: BTreeMap<String, String>, client: &Client) -> Result<Value, Failure> {
+    let mut runner = json!({ "kind": "github", "scope": scope.slug(), "labels": args.runner_labels, "env": env });
+    if let Some(group) = args.group {
+        runner["group"] = group.into();
+    }
+    for (key, file, option) in [
+        ("jit_config", args.jit_config_file, "--jit-config-file"),
+        ("registration_token", args.registration_token_file, "--registration-token-file"),
+    ] {
+        let Some(file) = file else { continue };
+        client.must_be_private("the runner's registration")?;
+        let text = read_text(&file, option)?;
+        let secret = text.trim();
+        if secret.is_empty() {
+            return Err(Failure::Usage(format!("{option}: {}: there is nothing in it", file.display())));
+        }
+        runner[key] = secret.into();
+    }
+    Ok(runner)
 }
 
 fn read_text(path: &Path, option: &str) -> Result<String, Failure> {

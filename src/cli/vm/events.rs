@@ -72,6 +72,9 @@ fn event_line(event: &Value) -> String {
     let text_of = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
     let at = text_of("at").parse::<jiff::Timestamp>().map_or_else(|_| text_of("at"), text::time);
     let mut line = format!("{at}  {:<11}  {}", text_of("state"), text_of("type"));
+    if let Some(words) = of_github(event) {
+        return cut(&format!("{line}  {words}"));
+    }
     let known = ["seq", "vm_id", "vm_name", "generation", "at", "state", "type", "draft", "budgets"];
     for (key, value) in
         event.as_object().into_iter().flatten().filter(|(k, v)| !known.contains(&k.as_str()) && !v.is_null())
@@ -90,7 +93,33 @@ fn event_line(event: &Value) -> String {
         };
         line.push_str(&format!("  {key}={value}"));
     }
-    let line = text::plain(&line).replace('\n', " ");
+    cut(&line)
+}
+
+/// What GitHub has to do with it, in words that fit into a line.
+fn of_github(event: &Value) -> Option<String> {
+    let said = match event["type"].as_str()? {
+        "runner_registered" => format!("as {}", event["runner"]["name"].as_str()?),
+        "job_changed" => {
+            let job = &event["job"];
+            let status = job["status"].as_str()?.replace('_', " ");
+            let conclusion = job["conclusion"].as_str().map(|c| format!(", {c}")).unwrap_or_default();
+            format!("{} {status}{conclusion}", job["id"].as_u64()?)
+        }
+        "budgets_paused" => "GitHub does not answer".to_owned(),
+        "budgets_resumed" => "GitHub answers again".to_owned(),
+        "drain_extended" => {
+            let until: jiff::Timestamp = event["until"].as_str()?.parse().ok()?;
+            format!("at work, until {}", until.strftime("%H:%M:%SZ"))
+        }
+        _ => return None,
+    };
+    Some(said)
+}
+
+/// One line, and no longer than the terminal is wide.
+fn cut(line: &str) -> String {
+    let line = text::plain(line).replace('\n', " ");
     match output::width() {
         Some(width) => shorten(&line, width),
         None => line,

@@ -21,6 +21,12 @@ pub(in crate::cli) struct List {
     /// Only vms with this label; may be repeated, and all of them must match
     #[arg(long = "label", short, value_name = "KEY=VALUE", value_parser = pair)]
     labels: Vec<(String, String)>,
+    /// Only vms that were made for this pool
+    #[arg(long, value_name = "NAME")]
+    pool: Option<String>,
+    /// Only vms whose runner was given this job, deleted ones included: GitHub's number of it, as in its page's address
+    #[arg(long, value_name = "ID")]
+    job: Option<u64>,
     /// Deleted vms, too, as long as their records are kept
     #[arg(long, short, conflicts_with = "states")]
     all: bool,
@@ -37,6 +43,9 @@ pub(super) async fn run(args: List, client: &Client, json: bool) -> Result<u8, F
     };
     let mut query: Vec<(&str, &str)> = states.into_iter().map(|state| ("state", state)).collect();
     query.extend(labels.iter().map(|label| ("label", label.as_str())));
+    let job = args.job.map(|job| job.to_string());
+    query.extend(args.pool.as_deref().map(|pool| ("pool", pool)));
+    query.extend(job.as_deref().map(|job| ("job_id", job)));
     query.push(("limit", PAGE));
     let items = client.list(&["vms"], &query).await?;
     if json {

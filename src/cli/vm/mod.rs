@@ -3,7 +3,7 @@
 use clap::Subcommand;
 
 use super::client::{Client, Failure};
-use crate::domain::State;
+use crate::domain::{Scope, State};
 
 mod create;
 mod delete;
@@ -12,6 +12,8 @@ mod list;
 mod logs;
 mod show;
 mod wait;
+
+pub(super) use create::budget;
 
 #[derive(Subcommand)]
 pub(super) enum VmCommand {
@@ -52,6 +54,10 @@ fn pair(text: &str) -> Result<(String, String), String> {
     }
 }
 
+pub(super) fn parse_scope(text: &str) -> Result<Scope, String> {
+    text.parse()
+}
+
 /// The largest page there is: fewer questions.
 const PAGE: &str = "200";
 
@@ -84,7 +90,7 @@ async fn resolve(vm: &str, client: &Client) -> Result<String, Failure> {
     Err(Failure::Other(format!("no vm is called {vm:?}; `mayfly vm list --all` shows what there is")))
 }
 
-fn shorten(text: &str, to: usize) -> String {
+pub(super) fn shorten(text: &str, to: usize) -> String {
     if text.chars().count() <= to {
         return text.to_owned();
     }

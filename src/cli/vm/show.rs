@@ -6,7 +6,7 @@ use super::{
         exit,
         output::{self, Colour, paint},
         text,
-        views::VmView,
+        views::{GitHubRunnerView, VmView},
     },
     resolve,
 };
@@ -38,6 +38,18 @@ pub(super) async fn run(vm: &str, client: &Client, json: bool) -> Result<u8, Fai
     }
     if let Some(runner) = &vm.runner {
         pairs.push(("runner", format!("{}, {}", runner.kind, runner.status)));
+        if let Some(github) = &runner.github {
+            registration(github, &mut pairs);
+        }
+    }
+    if let Some(pool) = &vm.pool {
+        pairs.push(("pool", pool.clone()));
+    }
+    for job in &vm.jobs {
+        let of = job.workflow.as_ref().map(|workflow| format!("{workflow} / ")).unwrap_or_default();
+        pairs.push(("job", format!("{of}{}: {}", job.name, job.stands())));
+        pairs.push(("", format!("{}, run {} attempt {}, job {}", job.repository, job.run_id, job.run_attempt, job.id)));
+        pairs.extend(job.url.clone().map(|url| ("", url)));
     }
     if let Some(ssh) = &vm.ssh {
         pairs.push(("ssh", format!("{} port {}", ssh.host, ssh.port)));
@@ -52,6 +64,10 @@ pub(super) async fn run(vm: &str, client: &Client, json: bool) -> Result<u8, Fai
     pairs.push(("created", format!("{} ({} ago)", text::time(vm.created_at), text::age(vm.created_at))));
     if let Some(deadline) = &vm.deadline {
         pairs.push(("deadline", format!("{} ({})", text::time(deadline.at), deadline.budget)));
+    }
+    if let Some(since) = vm.paused_since {
+        let since = format!("since {} ({} ago)", text::time(since), text::age(since));
+        pairs.push(("GitHub away", format!("{since}: budgets that wait for it stand still")));
     }
     if let Some(by) = &vm.announced_by {
         let at = vm.announced_at.map(|at| format!(" at {}", text::time(at))).unwrap_or_default();
@@ -72,7 +88,7 @@ pub(super) async fn run(vm: &str, client: &Client, json: bool) -> Result<u8, Fai
             pairs.push(("", text::time(at)));
         }
     }
-    output::bytes(text::fields(&pairs).as_bytes())?;
+    output::bytes(text::folded(&pairs, output::width()).as_bytes())?;
     output::line("")?;
     for (n, entry) in vm.timeline.iter().enumerate() {
         let took = match vm.timeline.get(n + 1) {
@@ -86,4 +102,17 @@ pub(super) async fn run(vm: &str, client: &Client, json: bool) -> Result<u8, Fai
         output::line(format!("{}  {:<11}  {took}", text::time(entry.at), entry.state).trim_end())?;
     }
     Ok(exit::OK)
+}
+
+fn registration(github: &GitHubRunnerView, pairs: &mut Vec<(&str, String)>) {
+    let by = match github.registration.as_str() {
+        "jit_config" => ", with a just-in-time configuration of the caller's",
+        "token" => ", with a registration token of the caller's",
+        _ => "",
+    };
+    pairs.push(("registers at", format!("{}{by}", github.scope)));
+    pairs.push(("runner labels", github.labels.join(", ")));
+    pairs.extend(github.group.clone().map(|group| ("runner group", group)));
+    let number = github.id.map(|id| format!(" (number {id})")).unwrap_or_default();
+    pairs.extend(github.name.as_ref().map(|name| ("runner name", format!("{name}{number}"))));
 }

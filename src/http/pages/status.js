@@ -93,7 +93,8 @@ function why(queue) {
 
 function name(vm) {
   const labels = Object.entries(vm.labels).map(([k, v]) => k + "=" + v).join("  ");
-  return el("div", "", el("strong", "", vm.name), el("div", "quiet small mono", vm.id), labels ? el("div", "quiet small", labels) : null);
+  const pool = vm.pool ? el("div", "quiet small", "pool " + vm.pool) : null;
+  return el("div", "", el("strong", "", vm.name), el("div", "quiet small mono", vm.id), pool, labels ? el("div", "quiet small", labels) : null);
 }
 
 function timeline(vm) {
@@ -124,6 +125,13 @@ function remark(vm) {
     lines.push(el("div", "", badge(o.result, RESULT[o.result]), vm.end_signal ? " by " + vm.end_signal.replaceAll("_", " ") : ""));
     if (o.code) { const a = el("a", "mono", o.code); a.href = "/problems/" + encodeURIComponent(o.code); lines.push(el("div", "small", a, o.detail ? " " + o.detail : "")); }
   } else if (vm.deadline) lines.push(el("div", "small", vm.deadline.budget + " budget ends ", until(vm.deadline.at)));
+  for (const job of vm.jobs) {
+    const link = el("a", "", job.repository + ": " + job.name);
+    // A link may lead anywhere but into this page.
+    if (/^https:\/\//.test(job.url || "")) link.href = job.url;
+    lines.push(el("div", "small", link, " " + (job.conclusion || job.status.replaceAll("_", " "))));
+  }
+  if (vm.paused_since) lines.push(el("div", "small warn", "GitHub is away for ", since(vm.paused_since)));
   if (vm.job) lines.push(el("div", "small", "job exit code " + vm.job.exit_code));
   if (vm.attempt > 1) lines.push(el("div", "small warn", "attempt " + vm.attempt));
   if (vm.last_fault && !(vm.outcome && vm.outcome.code === vm.last_fault.code)) lines.push(el("div", "small warn", vm.last_fault.code + ": " + vm.last_fault.detail));
@@ -149,6 +157,20 @@ function showVms(live, more, deleted) {
   ]), "None yet."));
 }
 
+function showPools(pools) {
+  $("pooled").hidden = !pools.length;
+  $("pools").replaceChildren(table(["Pool", "Takes jobs of", "Labels", "Template", "Vms", "Last error"], pools.map((pool) => {
+    const error = pool.last_error;
+    return [
+      el("div", "", el("strong", "", pool.name), pool.enabled ? null : el("div", "small warn", "disabled")),
+      el("div", "", pool.scope, el("div", "quiet small", pool.repositories.join("  "))),
+      pool.labels.join("  "), pool.template,
+      pool.vms.live + " of " + pool.max_vms + (pool.vms.queued ? ", " + pool.vms.queued + " queued" : ""),
+      error ? el("div", "small", el("span", "mono", error.code), " " + error.detail, el("div", "quiet", since(error.at), " ago")) : "",
+    ];
+  }), ""));
+}
+
 function live(text, cls) { const e = $("live"); e.textContent = text; e.className = "live quiet small " + cls; }
 
 let refreshing = null;
@@ -160,9 +182,10 @@ function refresh(of) {
     try {
       do {
         again = false;
-        const [host, page, deleted] = await Promise.all([json("/host"), json("/vms?limit=200"), json("/vms?state=deleted&limit=10")]);
+        const [host, pools, page, deleted] = await Promise.all([json("/host"), json("/pools"), json("/vms?limit=200"), json("/vms?state=deleted&limit=10")]);
         if (of !== session) return;
         showHost(host);
+        showPools(pools.items);
         showVms(page.items, page.next_cursor, deleted.items);
         if (again) await new Promise((go) => setTimeout(go, 250));
       } while (again && of === session);
@@ -218,7 +241,7 @@ function leave(why) {
   session++;
   token = null;
   sessionStorage.removeItem(KEY);
-  for (const id of ["host", "drivers", "queue", "vms", "deleted"]) $(id).replaceChildren();
+  for (const id of ["host", "drivers", "pools", "queue", "vms", "deleted"]) $(id).replaceChildren();
   $("ask").hidden = false;
   $("shown").hidden = true;
   $("leave").hidden = true;

@@ -31,7 +31,10 @@ impl Reconciler {
                 return Err(Failure::new(FailureKind::Retry, Code::GuestNotConfigured, detail));
             };
             let config = self.opened(vm, sealed)?;
-            self.tell(vm, Event::RunnerRegistered { runner: Registered { runner_id: *id, name } }).await?;
+            let runner = Registered { runner_id: *id, name };
+            if vm.registered.as_ref() != Some(&runner) {
+                self.tell(vm, Event::RunnerRegistered { runner }).await?;
+            }
             return Ok(config);
         }
         let group = self.group_id(github, runner).await?;

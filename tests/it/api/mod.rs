@@ -15,6 +15,7 @@ use mayfly::{
         registry::Registry,
     },
     http::{self, Http},
+    runners::github::Client,
     service::{self, Clock, Service},
     store::{self, Expect, Ledger, Reader, Vault, logs::Logs},
     templates::{Catalog, NewTemplate, pull::Puller},
@@ -34,6 +35,7 @@ mod input;
 mod limits;
 mod logs;
 mod pages;
+mod pools;
 mod pull;
 mod pulls;
 mod push;
@@ -127,6 +129,22 @@ pub async fn api_pulling(
     clock: Clock,
     puller: impl FnOnce(&Catalog) -> Puller,
 ) -> Api {
+    api_of(settings, limits, clock, puller, None).await
+}
+
+/// Of a service that has a way to GitHub.
+pub async fn api_with_github(limits: service::Settings, github: Client) -> Api {
+    let settings = http::Settings::default();
+    api_of(settings, limits, Clock::system(), crate::support::no_registry, Some(Arc::new(github))).await
+}
+
+async fn api_of(
+    settings: http::Settings,
+    limits: service::Settings,
+    clock: Clock,
+    puller: impl FnOnce(&Catalog) -> Puller,
+    github: Option<Arc<Client>>,
+) -> Api {
     let dir = tempfile::tempdir().unwrap();
     let store = store::open(&dir.path().join("mayfly.db")).await.unwrap();
     let capacity = Capacity { macos_slots: 2, linux_slots: 2, cpus: 8, memory_mib: 8192 };
@@ -152,7 +170,7 @@ pub async fn api_pulling(
         puller(&catalog),
         crate::support::no_logins(dir.path()),
         mayfly::templates::s3::S3::new(dir.path().join("s3"), Default::default()),
-        None,
+        github,
         mayfly::runners::program::Programs::new(dir.path().join("runners"), Default::default()),
         host.subscribe(),
         clock,

@@ -6,6 +6,7 @@ mod detach;
 mod docs;
 mod double;
 mod follow;
+mod pools;
 mod pull;
 mod relay;
 mod versions;

@@ -47,6 +47,7 @@ pub struct Running {
     board: watch::Receiver<HostView>,
     shutdown: CancellationToken,
     reconciling: JoinHandle<()>,
+    jobs: JoinHandle<()>,
     closed: JoinHandle<()>,
 }
 
@@ -60,6 +61,8 @@ pub struct Host {
     pub limits: Limits,
     /// Who we are to GitHub, from the next start on.
     pub github: Option<Arc<mayfly::runners::github::Client>>,
+    /// Of the verbs, from the next start on.
+    pub settings: service::Settings,
     /// How often it is asked, from the next start on.
     pub pace: Pace,
     /// Guests speak to whoever serves at the moment.
@@ -80,6 +83,7 @@ impl Host {
             clock,
             limits: Limits::default(),
             github: None,
+            settings: service::Settings::default(),
             pace: Pace {
                 soon: Duration::from_millis(20),
                 calm: Duration::from_millis(50),
@@ -141,7 +145,7 @@ impl Host {
             programs.clone(),
             board.subscribe(),
             clock.clone(),
-            service::Settings::default(),
+            self.settings.clone(),
         );
         let seen = board.subscribe();
         let ledger = store.ledger.clone();
@@ -176,15 +180,18 @@ impl Host {
         let shutdown = CancellationToken::new();
         self.serving.send_replace(Some(service.clone()));
         let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));
-        self.running = Some(Running { service, ledger, board: seen, reconciling, shutdown, closed: store.closed });
+        let jobs = tokio::spawn(service.clone().run_jobs(shutdown.clone()));
+        self.running =
+            Some(Running { service, ledger, board: seen, reconciling, jobs, shutdown, closed: store.closed });
     }
 
     /// Everything that Mayfly was doing stops where it stands; nothing is put in order.
     pub async fn crash(&mut self) {
         self.serving.send_replace(None);
-        let Running { service, shutdown, reconciling, closed, .. } = self.running.take().unwrap();
+        let Running { service, shutdown, reconciling, jobs, closed, .. } = self.running.take().unwrap();
         shutdown.cancel();
         reconciling.await.unwrap();
+        jobs.await.unwrap();
         drop(service);
         // A write that was on its way is on disk or is not; it must not come after the next start.
         tokio::time::timeout(PATIENCE, closed).await.expect("somebody holds on to the dead service").unwrap();

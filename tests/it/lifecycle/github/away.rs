@@ -78,6 +78,40 @@ async fn a_registration_waits_for_github() {
     rig.assert_clean(&[id]).await;
 }
 
+/// Registrations have a limit of their own: what GitHub answers to other questions does not lift it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_is_waited_for_until_it_ends() {
+    let clock = Clock::manual(jiff::Timestamp::now());
+    let rig = Rig::with_clock(3, clock.clone()).await;
+    let later = async |seconds: u32| {
+        rig.github.advance(seconds.into()).await;
+        clock.advance(Duration::from_secs(seconds.into()));
+    };
+    rig.github.tell("knobs", json!({"registration_limit": 1})).await;
+    let first = rig.host.create(wanted(patient())).await;
+    rig.idle(first).await;
+    let second = rig.host.create(wanted(patient())).await;
+    for id in [first, second] {
+        rig.host.until(id, |vm| vm.paused_at.is_some()).await;
+    }
+    later(1800).await;
+    assert_eq!(rig.runners().await.len(), 1, "other questions are answered");
+    // Something that comes after it has happened.
+    let other = rig.host.create(request("linux", Runner::None)).await;
+    rig.host.until_state(other, State::Booting).await;
+    let vm = rig.host.vm(second).await;
+    assert_eq!((vm.state, vm.attempt, vm.paused_at.is_some()), (State::Cloning, 1, true));
+    later(1810).await;
+    rig.idle(second).await;
+    let ids = [first, second, other];
+    for id in ids {
+        rig.host.until(id, |vm| vm.paused_at.is_none()).await;
+        rig.host.delete(id, true).await;
+        rig.host.until_state(id, State::Deleted).await;
+    }
+    rig.assert_clean(&ids).await;
+}
+
 /// A service that has no way to GitHub any more does not wait for it for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_way_to_github_nothing_waits_for_it() {

@@ -8,7 +8,7 @@ use mayfly::{
         github::{Registration, runner_name},
     },
     runners::github::Client,
-    service::{Service, vms::VmRequest},
+    service::{Clock, Service, vms::VmRequest},
     store::{Vault, github_runners::RunnerRow},
 };
 use serde_json::{Value, json};
@@ -20,6 +20,7 @@ use crate::support::github::{GitHub, acme};
 mod away;
 mod ends;
 mod ghosts;
+mod jobs;
 mod road;
 
 const LABEL: &str = "mayfly";
@@ -56,9 +57,13 @@ pub fn wanted(budgets: BudgetsPatch) -> VmRequest {
 
 impl Rig {
     pub async fn new(linux: u32) -> Rig {
+        Self::with_clock(linux, Clock::system()).await
+    }
+
+    pub async fn with_clock(linux: u32, clock: Clock) -> Rig {
         let github = Arc::new(GitHub::start().await);
         let client = Arc::new(github.client(&github.app().await));
-        let mut host = Host::new(linux, 0).await;
+        let mut host = Host::with_clock(linux, 0, clock).await;
         host.github = Some(client.clone());
         host.restart().await;
         let rig = Rig { host, github, client, given: Configurations::default() };

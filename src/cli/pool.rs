@@ -1,0 +1,192 @@
+//! `mayfly pool …`
+
+use std::collections::BTreeMap;
+
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value, json};
+
+use super::{
+    client::{Client, Failure},
+    exit, output, text,
+    views::PoolView,
+    vm::{budget, parse_scope, shorten},
+};
+use crate::domain::Scope;
+
+#[derive(Subcommand)]
+pub(super) enum PoolCommand {
+    /// List pools
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show one pool
+    Show { name: String },
+    /// Make a pool, or replace it
+    ///
+    /// From then on a job of GitHub's that asks for its labels gets a vm of it. Vms that are there keep what they were made
+    /// with. What is not given is as usual again: a pool is replaced as a whole. A pool of mayfly.toml is changed there.
+    Set(Box<Set>),
+    /// Remove a pool
+    ///
+    /// No job gets a vm of it any more. Vms that are there live on to their ends.
+    #[command(visible_alias = "rm")]
+    Remove { name: String },
+}
+
+#[derive(Args)]
+pub(super) struct Set {
+    /// 1 to 63 letters, digits, '.', '_' or '-'
+    name: String,
+    /// Template that each vm is made from: its name or digest, or an image as host/namespace:tag
+    #[arg(long, short, value_name = "NAME")]
+    template: String,
+    /// Where its runners are registered: owner/name, an organisation, or enterprises/slug
+    #[arg(long, short, value_name = "SCOPE", value_parser = parse_scope)]
+    scope: Scope,
+    /// Label that its runners are registered with; may be repeated. A job has to ask for these and no others
+    #[arg(long = "runner-label", value_name = "LABEL", required = true)]
+    labels: Vec<String>,
+    /// Runner group, of organisations and enterprises [default: GitHub's default group]
+    #[arg(long, value_name = "NAME")]
+    group: Option<String>,
+    /// Only jobs of this repository, either part of which may be *; may be repeated [default: all of the scope]
+    #[arg(long = "repository", value_name = "OWNER/NAME")]
+    repositories: Vec<String>,
+    /// Live vms at once; further jobs wait [default: 10]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_vms: Option<u32>,
+    /// Cores [default: the template's]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    cpus: Option<u32>,
+    /// Memory in MiB [default: the template's]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(32..))]
+    memory_mib: Option<u32>,
+    /// Budget that differs from the template's, such as lifetime_seconds=2h; may be repeated
+    #[arg(long = "budget", value_name = "NAME=VALUE", value_parser = budget)]
+    budgets: Vec<(String, u32)>,
+    /// Take no jobs until it is set again without this
+    #[arg(long)]
+    disabled: bool,
+}
+
+pub(super) async fn run(command: PoolCommand, client: &Client, json: bool) -> Result<u8, Failure> {
+    match command {
+        PoolCommand::List => list(client, json).await?,
+        PoolCommand::Show { name } => {
+            let value = client.get(&["pools", &name], &[]).await?;
+            if json { output::json(&value)? } else { show(&client.view(&value)?)? }
+        }
+        PoolCommand::Set(args) => set(*args, client, json).await?,
+        PoolCommand::Remove { name } => {
+            client.delete(&["pools", &name], &[]).await?;
+            if json {
+                output::json(&json!({ "name": name }))?;
+            } else {
+                output::line(&format!("{name}  removed"))?;
+            }
+        }
+    }
+    Ok(exit::OK)
+}
+
+async fn set(args: Set, client: &Client, json: bool) -> Result<(), Failure> {
+    let mut body = Map::new();
+    for (key, value) in [
+        ("template", Some(Value::from(args.template))),
+        ("scope", Some(args.scope.slug().into())),
+        ("labels", Some(args.labels.into())),
+        ("group", args.group.map(Value::from)),
+        ("repositories", (!args.repositories.is_empty()).then(|| args.repositories.into())),
+        ("max_vms", args.max_vms.map(Value::from)),
+        ("cpus", args.cpus.map(Value::from)),
+        ("memory_mib", args.memory_mib.map(Value::from)),
+        ("budgets", (!args.budgets.is_empty()).then(|| json!(args.budgets.into_iter().collect::<BTreeMap<_, _>>()))),
+        ("enabled", args.disabled.then_some(Value::from(false))),
+    ] {
+        if let Some(value) = value {
+            body.insert(key.to_owned(), value);
+        }
+    }
+    let value = client.put(&["pools", &args.name], &body.into()).await?;
+    if json {
+        return output::json(&value);
+    }
+    let pool: PoolView = client.view(&value)?;
+    let labels = pool.labels.join(", ");
+    let takes = if pool.enabled { "takes" } else { "is disabled, and would take" };
+    output::line(&text::plain(&format!("{}  {takes} jobs of {} that ask for {labels}", pool.name, pool.scope)))
+}
+
+async fn list(client: &Client, json: bool) -> Result<(), Failure> {
+    let items = client.list(&["pools"], &[]).await?;
+    if json {
+        return output::json(&json!({ "items": items }));
+    }
+    if items.is_empty() {
+        output::note("no pools; `mayfly pool set` makes one");
+        return Ok(());
+    }
+    let mut rows = Vec::new();
+    for item in &items {
+        let pool: PoolView = client.view(item)?;
+        let remark = match &pool.last_error {
+            _ if !pool.enabled => "disabled".to_owned(),
+            Some(fault) => fault.code.clone(),
+            None => String::new(),
+        };
+        let vms = format!("{}/{}", pool.vms.live, pool.max_vms);
+        rows.push(vec![pool.name, pool.template, pool.scope, vms, remark]);
+    }
+    if output::width().is_some() {
+        for row in &mut rows {
+            row[1] = shorten(&row[1], 16);
+            row[2] = shorten(&row[2], 18);
+        }
+    }
+    let head = ["NAME", "TEMPLATE", "SCOPE", "VMS", "REMARK"];
+    output::bytes(text::table(&head, &rows, output::width(), 0).as_bytes())
+}
+
+fn show(pool: &PoolView) -> Result<(), Failure> {
+    let source = match pool.source.as_str() {
+        "config" => "mayfly.toml; it is changed there",
+        "api" => "the API",
+        other => other,
+    };
+    let vms = format!("{} live, {} of them queued; at most {}", pool.vms.live, pool.vms.queued, pool.max_vms);
+    let mut pairs = vec![
+        ("name", pool.name.clone()),
+        ("set by", source.to_owned()),
+        ("takes jobs", if pool.enabled { "yes" } else { "no: it is disabled" }.to_owned()),
+        ("template", pool.template.clone()),
+    ];
+    let size: Vec<String> = [pool.cpus.map(|n| format!("{n} cores")), pool.memory_mib.map(|n| format!("{n} MiB"))]
+        .into_iter()
+        .flatten()
+        .collect();
+    if !size.is_empty() {
+        pairs.push(("size", size.join(", ")));
+    }
+    pairs.push(("scope", pool.scope.clone()));
+    pairs.push(("labels", pool.labels.join(", ")));
+    if let Some(group) = &pool.group {
+        pairs.push(("group", group.clone()));
+    }
+    let repositories = pool.repositories.join(", ");
+    pairs.push(("repositories", if repositories.is_empty() { "all of the scope".to_owned() } else { repositories }));
+    pairs.push(("vms", vms));
+    let budgets: Vec<String> =
+        pool.budgets.iter().filter_map(|(name, value)| Some(format!("{name}={}", (*value)?))).collect();
+    if !budgets.is_empty() {
+        pairs.push(("budgets", budgets.join(", ")));
+    }
+    if let Some(at) = pool.updated_at {
+        pairs.push(("changed", format!("{} ({} ago)", text::time(at), text::age(at))));
+    }
+    if let Some(fault) = &pool.last_error {
+        pairs.push(("last error", format!("{}: {}", fault.code, fault.detail)));
+        if let Some(at) = fault.at {
+            pairs.push(("", format!("{} ({} ago)", text::time(at), text::age(at))));
+        }
+    }
+    output::bytes(text::folded(&pairs, output::width()).as_bytes())
+}

@@ -1,0 +1,311 @@
+//! Jobs get vms: by webhooks as they come, and by asking for what they lost.
+
+use std::time::Duration;
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::State as FromState,
+    http::{HeaderMap, StatusCode},
+    routing::post,
+};
+use mayfly::{
+    domain::{Announcer, Pool, RunnerStatus, Vm, VmId, github::JobStatus, job::Job},
+    service::webhooks::Webhook,
+    store::{jobs::JobFilter, vms::Filter},
+};
+use serde_json::{Value, json};
+
+use super::{super::prelude::*, LABEL, Rig, acme, patient};
+use crate::lifecycle::Serving;
+
+const SECRET: &str = "It's a Secret to Everybody";
+/// Far more than any test takes: the poll has no part in it.
+const NEVER: Duration = Duration::from_secs(3600);
+
+fn pool(max_vms: u32) -> Pool {
+    Pool {
+        name: "linux".into(),
+        template: "linux".into(),
+        scope: acme(),
+        labels: vec!["self-hosted".into(), LABEL.into()],
+        group: None,
+        repositories: Vec::new(),
+        max_vms,
+        warm: 0,
+        cpus: None,
+        memory_mib: None,
+        budgets: patient(),
+        enabled: true,
+    }
+}
+
+/// A webhook's receiver that lives as long as the test, whoever serves.
+async fn receiver(serving: Serving) -> String {
+    async fn take(FromState(serving): FromState<Serving>, headers: HeaderMap, body: Bytes) -> StatusCode {
+        let Some(service) = serving.borrow().clone() else { return StatusCode::BAD_GATEWAY };
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let webhook = Webhook {
+            event: text("x-github-event"),
+            guid: text("x-github-delivery"),
+            signature: text("x-hub-signature-256"),
+            form: false,
+            body: &body,
+        };
+        match service.receive_webhook(webhook).await {
+            Ok(()) => StatusCode::ACCEPTED,
+            Err(error) => StatusCode::from_u16(error.code.status()).unwrap(),
+        }
+    }
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/webhooks/github", listener.local_addr().unwrap());
+    let router = Router::new().route("/webhooks/github", post(take)).with_state(serving);
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    url
+}
+
+impl Rig {
+    /// With one pool, webhooks, and a poll this often.
+    async fn with_pool(linux: u32, max_vms: u32, poll: Duration) -> Rig {
+        let mut rig = Rig::new(linux).await;
+        rig.host.settings.pools = vec![pool(max_vms)];
+        rig.host.settings.jobs.webhook_secrets = vec!["the next one".into(), SECRET.into()];
+        rig.host.settings.jobs.poll_every = Some(poll);
+        rig.host.settings.jobs.first_pause = Duration::from_millis(50);
+        rig.host.restart().await;
+        let url = receiver(rig.host.serving.clone()).await;
+        rig.github.tell("hooks", json!({"url": url, "secret": SECRET})).await;
+        rig
+    }
+
+    async fn queue(&self, labels: &[&str]) -> u64 {
+        let job = self.github.tell("jobs", json!({"repository": "acme/app", "labels": labels})).await;
+        job["id"].as_u64().unwrap()
+    }
+
+    async fn jobs(&self) -> Vec<Job> {
+        let all = JobFilter { limit: 100, ..JobFilter::default() };
+        self.host.service().reader().jobs(&all).await.unwrap()
+    }
+
+    async fn known(&self, id: u64) -> Option<Job> {
+        self.host.service().reader().job(id).await.unwrap()
+    }
+
+    async fn vms(&self) -> Vec<Vm> {
+        let all = Filter { states: State::ALL.to_vec(), limit: 100, ..Filter::default() };
+        self.host.service().reader().vms(&all).await.unwrap()
+    }
+
+    /// The vm that was made for this job.
+    async fn made(&self, job: u64) -> VmId {
+        self.until("a vm for the job", async || self.known(job).await.is_some_and(|job| job.made.is_some())).await;
+        self.known(job).await.unwrap().made.unwrap()
+    }
+
+    /// The runner works, and GitHub has its result.
+    async fn completes(&self, jit: &str) {
+        let (status, answer) =
+            self.github.told("session/completejob", json!({"jit": jit, "conclusion": "success"})).await;
+        assert_eq!(status, 200, "{answer}");
+    }
+
+    async fn dispatch(&self) -> Value {
+        self.github.tell("dispatch", json!({})).await
+    }
+}
+
+async fn one_life(rig: &Rig, job: u64) -> VmId {
+    let id = rig.made(job).await;
+    let (_, jit) = rig.idle(id).await;
+    rig.dispatch().await;
+    let vm = rig.host.until(id, |vm| vm.runner_status == RunnerStatus::Busy).await;
+    assert_eq!(vm.draft.pool.as_deref(), Some("linux"));
+    rig.completes(&jit).await;
+    let end = rig.host.until_state(id, State::Deleted).await;
+    assert_eq!(end.outcome.as_ref().unwrap().result, OutcomeResult::Completed, "{end:#?}");
+    id
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_gets_a_vm_and_the_vm_knows_its_job() {
+    let rig = Rig::with_pool(2, 10, NEVER).await;
+    let job = rig.queue(&[LABEL]).await;
+    let id = one_life(&rig, job).await;
+    let vm = rig.host.vm(id).await;
+    let signal = vm.end_signal.unwrap();
+    assert!(matches!(signal, EndSignal::JobCompleted | EndSignal::RunnerGone), "{signal:?}");
+    let known = rig.known(job).await.unwrap();
+    assert_eq!((known.vm, known.tries, known.record.status), (Some(id), 1, JobStatus::Completed));
+    // Its record says all that GitHub said.
+    assert_eq!(vm.jobs, [known.record.clone()]);
+    assert_eq!((known.record.conclusion.as_deref(), known.record.repository.as_str()), (Some("success"), "acme/app"));
+    let of_job = rig.host.service().reader();
+    let found =
+        of_job.vms(&Filter { job: Some(job), states: State::ALL.to_vec(), limit: 10, ..Filter::default() }).await;
+    assert_eq!(found.unwrap().iter().map(Vm::id).collect::<Vec<_>>(), [id]);
+    assert_eq!(rig.vms().await.len(), 1, "one vm for one job");
+    rig.assert_clean(&[id]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_webhooks_lose_is_asked_for() {
+    let rig = Rig::with_pool(2, 10, Duration::from_millis(100)).await;
+    rig.github.tell("hook", json!({"drop": 1000})).await;
+    // Nothing was heard of this repository yet: the pool names it.
+    rig.host
+        .service()
+        .set_pool(Pool { name: "asked".into(), repositories: vec!["acme/app".into()], ..pool(10) })
+        .await
+        .unwrap();
+    let job = rig.queue(&[LABEL]).await;
+    let id = one_life(&rig, job).await;
+    rig.until("the job's end is heard of", async || rig.known(job).await.unwrap().is_over()).await;
+    rig.until("the vm's record has it", async || {
+        rig.host.vm(id).await.jobs.first().is_some_and(|job| job.conclusion.as_deref() == Some("success"))
+    })
+    .await;
+    assert_eq!(rig.vms().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missed_webhook_is_sent_again_because_we_ask_for_it() {
+    let rig = Rig::with_pool(2, 10, Duration::from_millis(100)).await;
+    rig.host
+        .service()
+        .set_pool(Pool { name: "not-there".into(), repositories: vec!["acme/other".into()], ..pool(1) })
+        .await
+        .unwrap();
+    let first = rig.queue(&["somebody-elses"]).await;
+    rig.until("the first delivery", async || rig.known(first).await.is_some()).await;
+    rig.github.tell("hook", json!({"drop": 1})).await;
+    let lost = rig.queue(&["somebody-elses", "too"]).await;
+    rig.until("it is sent again", async || {
+        let deliveries = rig.host.service().list_deliveries(50).await.unwrap();
+        deliveries.len() == 2 && rig.known(lost).await.is_some()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn webhooks_that_come_twice_and_in_any_order_make_no_difference() {
+    let rig = Rig::with_pool(3, 10, NEVER).await;
+    rig.github.tell("hook", json!({"duplicate": 1000})).await;
+    let jobs = [rig.queue(&[LABEL]).await, rig.queue(&[LABEL, "SELF-HOSTED"]).await, rig.queue(&[LABEL]).await];
+    let mut vms = Vec::new();
+    for job in jobs {
+        vms.push(rig.made(job).await);
+    }
+    // From here on everything is told late and in any order: begun, completed, both of three jobs.
+    let mut jits = Vec::new();
+    for id in &vms {
+        jits.push(rig.idle(*id).await.1);
+    }
+    rig.github.tell("hook", json!({"hold": true})).await;
+    assert_eq!(rig.dispatch().await["given"].as_array().unwrap().len(), 3);
+    for jit in &jits {
+        rig.completes(jit).await;
+    }
+    rig.github.tell("hook", json!({"hold": false, "shuffle": 6})).await;
+    rig.github.tell("hook", json!({"shuffle": 0})).await;
+    for id in &vms {
+        rig.host.until_state(*id, State::Deleted).await;
+    }
+    for job in jobs {
+        rig.until("the job's end is heard of", async || rig.known(job).await.unwrap().is_over()).await;
+    }
+    for id in &vms {
+        rig.until("each vm has the job that its runner had", async || {
+            let vm = rig.host.vm(*id).await;
+            vm.jobs.len() == 1 && vm.jobs[0].conclusion.as_deref() == Some("success")
+        })
+        .await;
+    }
+    assert_eq!(rig.vms().await.len(), 3);
+    rig.assert_clean(&vms).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_cancelled_while_its_vm_waits_frees_it() {
+    let rig = Rig::with_pool(1, 10, NEVER).await;
+    let first = rig.queue(&[LABEL]).await;
+    let busy = rig.made(first).await;
+    rig.idle(busy).await;
+    let second = rig.queue(&[LABEL]).await;
+    let queued = rig.made(second).await;
+    assert_eq!(rig.host.vm(queued).await.state, State::Queued);
+    rig.github.tell("cancel", json!({"job": second})).await;
+    let vm = rig.host.until_state(queued, State::Deleted).await;
+    assert_eq!((vm.end_signal, vm.announced_by, vm.attempt), (Some(EndSignal::Pool), Some(Announcer::Pool), 0));
+    // An idle one goes as well, and GitHub lets go of its runner first.
+    rig.github.tell("cancel", json!({"job": first})).await;
+    let vm = rig.host.until_state(busy, State::Deleted).await;
+    assert_eq!((vm.end_signal, vm.runner_status), (Some(EndSignal::Pool), RunnerStatus::Gone));
+    rig.assert_clean(&[busy, queued]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_pool_wants_is_remembered_and_left_alone() {
+    let rig = Rig::with_pool(1, 10, NEVER).await;
+    let other = rig.queue(&[LABEL, "gpu"]).await;
+    let mine = rig.queue(&[LABEL]).await;
+    rig.made(mine).await;
+    let other = rig.known(other).await.unwrap();
+    assert_eq!((other.pool, other.made), (None, None));
+    assert_eq!(rig.vms().await.len(), 1);
+    // Until there is a pool for it.
+    let wider = Pool { name: "gpus".into(), labels: vec![LABEL.into(), "gpu".into()], ..pool(1) };
+    rig.host.service().set_pool(wider).await.unwrap();
+    let id = rig.made(other.record.id).await;
+    assert_eq!(rig.host.vm(id).await.draft.pool.as_deref(), Some("gpus"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_takes_another_job_is_replaced_and_the_pool_keeps_its_limit() {
+    let rig = Rig::with_pool(5, 2, NEVER).await;
+    let jobs = [rig.queue(&[LABEL]).await, rig.queue(&[LABEL]).await, rig.queue(&[LABEL]).await];
+    let (first, second) = (rig.made(jobs[0]).await, rig.made(jobs[1]).await);
+    assert_eq!(rig.known(jobs[2]).await.unwrap().made, None, "two at once");
+    let (_, jit) = rig.idle(second).await;
+    rig.dispatch().await;
+    rig.host.until(second, |vm| !vm.jobs.is_empty()).await;
+    rig.completes(&jit).await;
+    rig.host.until_state(second, State::Deleted).await;
+    // Whichever job it was given: two are left, and there is room for the second one.
+    rig.until("the others have a vm each", async || {
+        let live = rig.vms().await.iter().filter(|vm| vm.state != State::Deleted).count();
+        live == 2
+    })
+    .await;
+    assert_ne!(rig.host.vm(first).await.state, State::Deleted);
+    let left: Vec<Job> = rig.jobs().await.into_iter().filter(Job::waits).collect();
+    assert_eq!(left.len(), 2);
+}
+
+/// Told right before the end, worked after the start: at every point of the road.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_at_any_point_changes_nothing() {
+    let mut rig = Rig::with_pool(1, 10, Duration::from_millis(200)).await;
+    let job = rig.queue(&[LABEL]).await;
+    rig.host.restart().await;
+    let id = rig.made(job).await;
+    rig.host.restart().await;
+    let (_, jit) = rig.idle(id).await;
+    rig.host.crash().await;
+    // Nobody hears that it begins.
+    rig.dispatch().await;
+    rig.host.start().await;
+    rig.host.until(id, |vm| vm.runner_status == RunnerStatus::Busy).await;
+    rig.host.crash().await;
+    // Nor that it ends.
+    rig.completes(&jit).await;
+    rig.host.start().await;
+    let end = rig.host.until_state(id, State::Deleted).await;
+    assert_eq!(end.outcome.as_ref().unwrap().result, OutcomeResult::Completed, "{end:#?}");
+    rig.until("the vm's record has its job's result", async || {
+        rig.host.vm(id).await.jobs.first().is_some_and(|job| job.conclusion.as_deref() == Some("success"))
+    })
+    .await;
+    assert_eq!(rig.vms().await.len(), 1);
+    rig.assert_clean(&[id]).await;
+}
