@@ -14,10 +14,10 @@ TOOLS := $(CACHE)/tools/bin
 export PATH := $(TOOLS):$(PATH)
 export MAYFLY_TEST_IMAGE ?= $(CACHE)/images/micro
 
-.PHONY: help run test deps test-deps build image lint check-macos unit guest-tests fuzz sqlx openapi docs docs-check deny bench bench-pull clean
+.PHONY: help run test deps test-deps build image lint check-macos unit guest-tests fuzz sqlx openapi docs docs-check deny bench bench-pull e2e-github clean
 
 help: ## This list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | column -t -s '	'
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | column -t -s '	'
 
 run: deps build image ## Show a vm live and die for one job (installs what is missing, builds, runs)
 	@.ci/demo.sh
@@ -72,6 +72,10 @@ bench-pull: ## Pulling an image against skopeo and the machine's limits (BENCH_G
 	@.ci/deps.sh bench
 	@cargo build --release --locked --quiet --bin mayfly --example bench-pull
 	@python3 benches/pull.py
+
+e2e-github: deps image ## Jobs of GitHub's over real VMs while all goes wrong: none may be lost (E2E_JOBS=50, E2E_PATTERNS=…; most of an hour)
+	@cargo build --release --locked --quiet --bin mayfly --example github-double
+	@python3 benches/github.py
 
 clean: ## Remove what was built here (caches under $(CACHE) stay)
 	@cargo clean

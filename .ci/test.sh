@@ -42,6 +42,10 @@ guests() {
     MAYFLY_MICRO_IMAGE=$MAYFLY_TEST_IMAGE tests/guest/run.sh
     part 'whole lives with real guests'
     cargo nextest run --locked --profile guests -E 'test(/^guests::/)'
+    part 'jobs of GitHub over real guests: a few of make e2e-github'
+    cargo build --quiet --locked --bin mayfly --example github-double
+    BENCH_PROFILE=debug E2E_NAME=github-jobs-short E2E_JOBS=3 E2E_PATTERNS=at-once,killed,counter-proof \
+        python3 benches/github.py
 }
 
 drift() {

@@ -53,7 +53,7 @@ class Serve:
             MAYFLY_DRIVERS__QEMU__ACCELERATOR="tcg",
         )
         env.update(self.settings)
-        self.log = open(self.dir / "serve.log", "ab")
+        self.log = open(self.dir / "serve.log", "ab", buffering=0)
         begun = time.monotonic()
         self.process = subprocess.Popen(
             [BINARY, "--data-dir", self.dir, "serve"], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,

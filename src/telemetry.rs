@@ -80,6 +80,7 @@ metrics_list! {
     Counter "mayfly_template_pulls_total" ["state"] "Pulls that ended, by how.";
     Counter "mayfly_template_pruned_bytes_total" [] "What pruning removed, in bytes; shared blocks are counted in full.";
     Gauge "mayfly_pool_vms" ["pool", "state"] "Vms of a pool: `queued`, and `live`, the queued ones included.";
+    Gauge "mayfly_pool_jobs_waiting" ["pool"] "Jobs that a pool wants and that have no runner yet.";
     Gauge "mayfly_pool_vms_max" ["pool"] "Vms that a pool may have at once.";
     Gauge "mayfly_github_rate_limit" ["credential", "resource"] "Requests that GitHub allows in one window.";
     Gauge "mayfly_github_rate_limit_remaining" ["credential", "resource"] "Requests that are left in this window.";

@@ -134,15 +134,15 @@ async fn list(client: &Client, json: bool) -> Result<(), Failure> {
             None => String::new(),
         };
         let vms = format!("{}/{}", pool.vms.live, pool.max_vms);
-        rows.push(vec![pool.name, pool.template, pool.scope, vms, remark]);
+        rows.push(vec![pool.name, pool.template, pool.scope, vms, pool.jobs_waiting.to_string(), remark]);
     }
     if output::width().is_some() {
         for row in &mut rows {
-            row[1] = shorten(&row[1], 16);
-            row[2] = shorten(&row[2], 18);
+            row[1] = shorten(&row[1], 14);
+            row[2] = shorten(&row[2], 14);
         }
     }
-    let head = ["NAME", "TEMPLATE", "SCOPE", "VMS", "REMARK"];
+    let head = ["NAME", "TEMPLATE", "SCOPE", "VMS", "WAITING", "REMARK"];
     output::bytes(text::table(&head, &rows, output::width(), 0).as_bytes())
 }
 
@@ -174,6 +174,7 @@ fn show(pool: &PoolView) -> Result<(), Failure> {
     let repositories = pool.repositories.join(", ");
     pairs.push(("repositories", if repositories.is_empty() { "all of the scope".to_owned() } else { repositories }));
     pairs.push(("vms", vms));
+    pairs.push(("jobs waiting", pool.jobs_waiting.to_string()));
     let budgets: Vec<String> =
         pool.budgets.iter().filter_map(|(name, value)| Some(format!("{name}={}", (*value)?))).collect();
     if !budgets.is_empty() {

@@ -114,6 +114,8 @@ pub(super) struct PoolView {
     pub enabled: bool,
     #[serde(default)]
     pub vms: PoolVmsView,
+    #[serde(default)]
+    pub jobs_waiting: u32,
     pub last_error: Option<FaultView>,
     pub updated_at: Option<Timestamp>,
 }

@@ -121,6 +121,8 @@ pub struct PoolView {
     budgets: BudgetsPatch,
     enabled: bool,
     vms: PoolVmsView,
+    /// Jobs that it wants and that have no runner yet; `GET /jobs?pool=` lists them.
+    jobs_waiting: u32,
     /// The newest vm of it that failed or was refused, as long as that is remembered.
     last_error: Option<FaultView>,
     /// Null of pools of the configuration.
@@ -139,7 +141,7 @@ pub struct PoolVmsView {
 
 impl From<PoolState> for PoolView {
     fn from(state: PoolState) -> Self {
-        let PoolState { pool, source, created_at, updated_at, vms, last_error } = state;
+        let PoolState { pool, source, created_at, updated_at, vms, jobs_waiting, last_error } = state;
         Self {
             name: pool.name,
             source,
@@ -155,6 +157,7 @@ impl From<PoolState> for PoolView {
             budgets: pool.budgets,
             enabled: pool.enabled,
             vms: PoolVmsView { queued: vms.queued, live: vms.live },
+            jobs_waiting,
             last_error: last_error.as_ref().map(FaultView::from),
             created_at: created_at.map(Time),
             updated_at: updated_at.map(Time),

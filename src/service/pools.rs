@@ -54,6 +54,8 @@ pub struct PoolState {
     pub created_at: Option<Timestamp>,
     pub updated_at: Option<Timestamp>,
     pub vms: PoolVms,
+    /// Jobs that it wants and that have no runner yet.
+    pub jobs_waiting: u32,
     /// The newest vm that failed or was refused.
     pub last_error: Option<Fault>,
 }
@@ -79,10 +81,12 @@ impl Service {
     }
 
     pub async fn list_pools(&self) -> Result<Vec<PoolState>> {
-        let vms = self.reader.vms_by_pool().await?;
+        let (vms, jobs) = (self.reader.vms_by_pool().await?, self.reader.jobs_waiting_by_pool().await?);
         let mut states = Vec::new();
         for (name, (pool, source, stored)) in self.all_pools().await? {
-            states.push(self.pool_state(pool, source, stored, vms.get(&name).copied().unwrap_or_default()).await?);
+            let vms = vms.get(&name).copied().unwrap_or_default();
+            let waiting = jobs.get(&name).copied().unwrap_or_default();
+            states.push(self.pool_state(pool, source, stored, vms, waiting).await?);
         }
         Ok(states)
     }
@@ -96,7 +100,8 @@ impl Service {
             }
         };
         let vms = self.reader.vms_by_pool().await?.get(name).copied().unwrap_or_default();
-        self.pool_state(pool, source, stored, vms).await
+        let waiting = self.reader.jobs_waiting_by_pool().await?.get(name).copied().unwrap_or_default();
+        self.pool_state(pool, source, stored, vms, waiting).await
     }
 
     async fn pool_state(
@@ -105,6 +110,7 @@ impl Service {
         source: PoolSource,
         stored: Option<StoredPool>,
         vms: PoolVms,
+        jobs_waiting: u32,
     ) -> Result<PoolState> {
         let refused = self.pool_board.refused().get(&pool.name).cloned();
         let failed = self.reader.newest_failed_of_pool(&pool.name).await?.and_then(|vm| {
@@ -117,12 +123,13 @@ impl Service {
         });
         let last_error = [refused, failed].into_iter().flatten().max_by_key(|fault| fault.at);
         let (created_at, updated_at) = (stored.as_ref().map(|s| s.created_at), stored.as_ref().map(|s| s.updated_at));
-        Ok(PoolState { pool, source, created_at, updated_at, vms, last_error })
+        Ok(PoolState { pool, source, created_at, updated_at, vms, jobs_waiting, last_error })
     }
 
     /// Sets the gauges of pools. One that is gone shows 0 until the service ends: a gauge that was set is not taken back.
     pub(super) async fn measure_pools(&self) -> Result<()> {
         let vms = self.reader.vms_by_pool().await?;
+        let waiting = self.reader.jobs_waiting_by_pool().await?;
         let pools: BTreeMap<String, u32> = self.pools().await?.into_iter().map(|p| (p.name, p.max_vms)).collect();
         let mut measured = self.pool_board.measured.lock().unwrap_or_else(PoisonError::into_inner);
         measured.extend(vms.keys().chain(pools.keys()).cloned());
@@ -132,6 +139,8 @@ impl Service {
                 metrics::gauge!("mayfly_pool_vms", "pool" => pool.clone(), "state" => state).set(n);
             }
             let max = pools.get(pool).copied().unwrap_or_default();
+            let jobs = waiting.get(pool).copied().unwrap_or_default();
+            metrics::gauge!("mayfly_pool_jobs_waiting", "pool" => pool.clone()).set(jobs);
             metrics::gauge!("mayfly_pool_vms_max", "pool" => pool.clone()).set(max);
         }
         Ok(())

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     Double, auth, control,
     faults::{self, Then},
-    limits,
+    limits, live,
     reply::Reply,
     routes, work,
     world::World,
@@ -59,9 +59,13 @@ pub async fn handle(State(double): State<Arc<Double>>, request: Request) -> Resp
     };
     let full = parts.uri.path().trim_matches('/').to_owned();
     let segments = |text: &str| text.split('/').filter(|s| !s.is_empty()).map(str::to_owned).collect::<Vec<_>>();
-    let query = form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
+    let query: Vec<(String, String)> =
+        form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
     if let Some(rest) = full.strip_prefix("_double/") {
         return control::handle(&double, &segments(rest), &body).await.into_response();
+    }
+    if let Some(what) = full.strip_prefix("_runner/") {
+        return live::handle(&double, what, &parts.headers, query, &body).await;
     }
     let (enterprise, path) = match full.strip_prefix("api/v3/") {
         Some(rest) => (true, rest),

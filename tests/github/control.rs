@@ -14,7 +14,8 @@
 //! calm {}                               no faults any more
 //! expire-tokens, unknown-tokens {times} of installations
 //! suspend {installation}, rename {from, to}
-//! hooks {url, secret, ping, mute}, hook {drop, duplicate, shuffle, hold, wrong_signature}
+//! hooks {url, secret, ping, mute}, hook {drop, duplicate, shuffle, hold, wrong_signature,
+//!                                             lose_percent, double_percent, delay_seconds}
 //! jobs {repository, labels}, cancel {job}, dispatch {}, session/{connect|poll|renew|log|completejob|disconnect} {jit}
 //! ```
 
@@ -161,6 +162,7 @@ fn tell(world: &mut World, path: &[&str], told: &Value) -> Reply {
                     busy_since: None,
                     secret: String::new(),
                     connected: false,
+                    seen: None,
                 };
                 world.place(text(told, "place")).runners.insert(id, runner);
             }
@@ -216,6 +218,10 @@ fn tell(world: &mut World, path: &[&str], told: &Value) -> Reply {
                 wrong_signature: 0,
                 shuffle: 0,
                 hold: false,
+                lose_percent: 0,
+                double_percent: 0,
+                delay_seconds: 0,
+                late: Vec::new(),
                 mute: strings(&told["mute"]),
                 held: Vec::new(),
                 due: Vec::new(),
@@ -232,6 +238,9 @@ fn tell(world: &mut World, path: &[&str], told: &Value) -> Reply {
                 hook.duplicate = number("duplicate").unwrap_or(hook.duplicate);
                 hook.wrong_signature = number("wrong_signature").unwrap_or(hook.wrong_signature);
                 hook.shuffle = number("shuffle").map_or(hook.shuffle, |n| n as usize);
+                hook.lose_percent = number("lose_percent").unwrap_or(hook.lose_percent);
+                hook.double_percent = number("double_percent").unwrap_or(hook.double_percent);
+                hook.delay_seconds = number("delay_seconds").unwrap_or(hook.delay_seconds);
                 hook.hold = told["hold"].as_bool().unwrap_or(hook.hold);
                 if !hook.hold && hook.shuffle == 0 {
                     hook.due.append(&mut hook.held);
@@ -261,6 +270,9 @@ fn knobs(world: &mut World, told: &Value) -> Reply {
             "busy_lag_seconds" => knobs.busy_lag_seconds = number.unwrap_or(0),
             "lease_seconds" => knobs.lease_seconds = number.unwrap_or(600),
             "token_seconds" => knobs.token_seconds = number.unwrap_or(3600),
+            "session_seconds" => knobs.session_seconds = number.unwrap_or(0),
+            "live" => knobs.live = flag.unwrap_or(false),
+            "server_url" => knobs.server_url = value.as_str().map(str::to_owned),
             "lower_case_labels" => knobs.lower_case_labels = flag.unwrap_or(false),
             "unknown_keys" => knobs.unknown_keys = flag.unwrap_or(false),
             "omit_optional" => knobs.omit_optional = flag.unwrap_or(false),
@@ -283,6 +295,8 @@ fn state(world: &World) -> Reply {
         .map(|job| {
             let mut shown = world.show_job(job);
             shown["log"] = json!(job.log);
+            shown["lost"] = json!(job.lost);
+            shown["outputs"] = json!(job.outputs);
             shown
         })
         .collect();

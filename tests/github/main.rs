@@ -11,6 +11,7 @@ mod faults;
 mod jit;
 mod keys;
 mod limits;
+mod live;
 mod page;
 mod reply;
 mod routes;
@@ -29,6 +30,8 @@ pub struct Double {
     pub world: Mutex<World>,
     pub http: reqwest::Client,
     pub origin: String,
+    /// Somebody who waits for a job may have one now.
+    pub given: tokio::sync::Notify,
 }
 
 fn main() {
@@ -42,7 +45,13 @@ fn main() {
             .timeout(std::time::Duration::from_secs(10))
             .build()
             .expect("a client");
-        let double = Arc::new(Double { world: Mutex::new(World::default()), http, origin: origin.clone() });
+        let double = Arc::new(Double {
+            world: Mutex::new(World::default()),
+            http,
+            origin: origin.clone(),
+            given: Default::default(),
+        });
+        tokio::spawn(live::go_on(double.clone()));
         let app = axum::Router::new().fallback(api::handle).with_state(double);
         use std::io::Write;
         writeln!(std::io::stdout(), "{origin}").expect("somebody waits for it");

@@ -162,9 +162,11 @@ fn generate(world: &mut World, origin: &str, asked: &Asked, place: &Place) -> Re
         busy_since: None,
         secret,
         connected: false,
+        seen: None,
     };
     let url = format!("{origin}/{}", place.split_once('/').map_or("", |(_, name)| name));
-    let config = jit::encode(&runner, origin, &url);
+    let server = world.knobs.server_url.as_deref().unwrap_or(origin);
+    let config = jit::encode(&runner, server, &url);
     let shown = world.show_runner(&runner);
     world.place(place).runners.insert(id, runner);
     Reply::new(201, json!({"runner": shown, "encoded_jit_config": config}))

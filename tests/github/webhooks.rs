@@ -22,6 +22,12 @@ pub struct Hook {
     pub hold: bool,
     /// Actions that nobody hears of.
     pub mute: Vec<String>,
+    /// Of a hundred deliveries, how many are never sent, and how many are sent twice.
+    pub lose_percent: u32,
+    pub double_percent: u32,
+    /// Each is sent some time from now until then, so that they overtake each other.
+    pub delay_seconds: u32,
+    pub late: Vec<(Timestamp, Sent)>,
     pub held: Vec<Sent>,
     pub due: Vec<Sent>,
 }
@@ -57,6 +63,7 @@ fn deliver(world: &mut World, hook: u64, guid: &str, event: &str, action: &str, 
     let (delivery, at) = (world.id(), world.now());
     let count = world.hooks.iter().find(|h| h.id == hook).map_or(0, |h| h.shuffle);
     let order: Vec<usize> = (0..count).rev().map(|n| world.draw(n + 1)).collect();
+    let luck = (world.draw(100), world.draw(100), world.draw(1000));
     let Some(hook) = world.hooks.iter_mut().find(|h| h.id == hook) else { return };
     let body = payload.to_string();
     let mut sent = Sent {
@@ -72,9 +79,13 @@ fn deliver(world: &mut World, hook: u64, guid: &str, event: &str, action: &str, 
         hook.wrong_signature -= 1;
         sent.signature = signature("somebody else's", sent.body.as_bytes());
     }
-    let dropped = hook.drop > 0;
+    let below = |luck: usize, percent: u32| luck < percent as usize;
+    let dropped = hook.drop > 0 || below(luck.0, hook.lose_percent);
     if dropped {
-        hook.drop -= 1;
+        hook.drop = hook.drop.saturating_sub(1);
+    } else if hook.delay_seconds > 0 {
+        let delay = i64::from(hook.delay_seconds) * luck.2 as i64;
+        hook.late.push((at + SignedDuration::from_millis(delay), sent));
     } else if hook.hold {
         hook.held.push(sent);
     } else if hook.shuffle > 0 {
@@ -84,8 +95,8 @@ fn deliver(world: &mut World, hook: u64, guid: &str, event: &str, action: &str, 
             hook.due.extend(order.into_iter().map(|n| held.swap_remove(n.min(held.len() - 1))));
         }
     } else {
-        if hook.duplicate > 0 {
-            hook.duplicate -= 1;
+        if hook.duplicate > 0 || below(luck.1, hook.double_percent) {
+            hook.duplicate = hook.duplicate.saturating_sub(1);
             hook.due.push(sent.clone());
         }
         hook.due.push(sent);
@@ -113,6 +124,13 @@ pub fn ping(world: &mut World, id: u64) {
 
 /// What is to be sent now.
 pub fn due(world: &mut World) -> Vec<Sent> {
+    let now = world.now();
+    for hook in &mut world.hooks {
+        let (mut ripe, late): (Vec<_>, Vec<_>) = std::mem::take(&mut hook.late).into_iter().partition(|l| l.0 <= now);
+        ripe.sort_by_key(|(at, _)| *at);
+        hook.due.extend(ripe.into_iter().map(|(_, sent)| sent));
+        hook.late = late;
+    }
     world.hooks.iter_mut().flat_map(|hook| std::mem::take(&mut hook.due)).collect()
 }
 

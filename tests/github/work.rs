@@ -57,6 +57,8 @@ pub fn queue(world: &mut World, told: &Value) -> Reply {
         completed_at: None,
         lease_until: None,
         log: String::new(),
+        outputs: Default::default(),
+        lost: false,
     };
     world.jobs.insert(id, job);
     tell(world, id, if status == "waiting" { "waiting" } else { "queued" });
@@ -119,6 +121,11 @@ pub fn runner_says(world: &mut World, what: &str, told: &Value) -> Reply {
     let Some((_, runner)) = world.runner_of(id).filter(|(_, r)| r.secret == secret) else {
         return Reply::refuse(404, "Failed to create a session. The runner registration has been deleted");
     };
+    runner.seen = Some(now);
+    if what == "poll" {
+        // Whoever asks for work is there.
+        runner.online = true;
+    }
     let job = runner.job;
     match what {
         "connect" if runner.connected => Reply::refuse(409, "A session for this runner already exists."),
@@ -142,6 +149,8 @@ pub fn runner_says(world: &mut World, what: &str, told: &Value) -> Reply {
                 entry.log.push_str(told["text"].as_str().unwrap_or_default());
             }
             if what == "completejob" {
+                let outputs = told["outputs"].as_object().into_iter().flatten();
+                entry.outputs = outputs.map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned())).collect();
                 end(world, job, told["conclusion"].as_str().unwrap_or("success"));
             }
             Reply::ok(json!({}))
@@ -164,12 +173,20 @@ fn end(world: &mut World, id: u64, conclusion: &str) {
     tell(world, id, "completed");
 }
 
-/// What time does: jobs whose runner fell silent are lost.
+/// What time does: idle runners that fell silent are offline, and jobs whose runner did are lost.
 pub fn sweep(world: &mut World) {
     let now = world.now();
     let lost: Vec<u64> =
         world.jobs.values().filter(|j| j.lease_until.is_some_and(|until| until <= now)).map(|j| j.id).collect();
+    let silent = SignedDuration::from_secs(world.knobs.session_seconds);
+    if world.knobs.session_seconds > 0 {
+        for runner in world.places.values_mut().flat_map(|entity| entity.runners.values_mut()) {
+            let heard = runner.seen.is_some_and(|seen| now.duration_since(seen) < silent);
+            runner.online &= heard || runner.job.is_some();
+        }
+    }
     for job in lost {
+        world.jobs.get_mut(&job).expect("jobs stay").lost = true;
         end(world, job, "failure");
     }
 }

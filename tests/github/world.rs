@@ -74,6 +74,8 @@ pub struct Runner {
     /// What its configuration holds, and proves it.
     pub secret: String,
     pub connected: bool,
+    /// When its program last said something.
+    pub seen: Option<Timestamp>,
 }
 
 #[derive(Clone)]
@@ -94,6 +96,10 @@ pub struct Job {
     pub lease_until: Option<Timestamp>,
     /// What of the log arrived.
     pub log: String,
+    /// What its runner said of it with the result.
+    pub outputs: BTreeMap<String, String>,
+    /// Its runner fell silent before it said the result.
+    pub lost: bool,
 }
 
 /// What is otherwise than usual, for everybody.
@@ -109,6 +115,12 @@ pub struct Knobs {
     pub omit_optional: bool,
     pub lease_seconds: i64,
     pub token_seconds: i64,
+    /// Time goes on by itself: jobs are given out, and leases end, without anybody asking.
+    pub live: bool,
+    /// An idle runner whose program says nothing for so long is offline. 0: never.
+    pub session_seconds: i64,
+    /// Where runner programs find this server, if not where everybody does.
+    pub server_url: Option<String>,
 }
 
 impl Default for Knobs {
@@ -122,6 +134,9 @@ impl Default for Knobs {
             omit_optional: false,
             lease_seconds: 600,
             token_seconds: 3600,
+            live: false,
+            session_seconds: 0,
+            server_url: None,
         }
     }
 }

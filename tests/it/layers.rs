@@ -24,6 +24,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "store::Change",
             "store::Changes",
             "store::vms",
+            "store::jobs",
+            "store::deliveries",
             "store::logs",
             "templates::NewTemplate",
             "templates::layouts",

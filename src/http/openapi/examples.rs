@@ -114,7 +114,8 @@ pub fn pool() -> Value {
             "max_attempts": null
         },
         "enabled": true,
-        "vms": { "queued": 1, "live": 3 },
+        "vms": { "queued": 1, "live": 2 },
+        "jobs_waiting": 3,
         "last_error": null,
         "created_at": "2026-11-20T08:00:00.000Z",
         "updated_at": "2026-11-20T08:00:00.000Z"

@@ -159,13 +159,13 @@ function showVms(live, more, deleted) {
 
 function showPools(pools) {
   $("pooled").hidden = !pools.length;
-  $("pools").replaceChildren(table(["Pool", "Takes jobs of", "Labels", "Template", "Vms", "Last error"], pools.map((pool) => {
+  $("pools").replaceChildren(table(["Pool", "Takes jobs of", "Labels", "Template", "Vms", "Jobs waiting", "Last error"], pools.map((pool) => {
     const error = pool.last_error;
     return [
       el("div", "", el("strong", "", pool.name), pool.enabled ? null : el("div", "small warn", "disabled")),
       el("div", "", pool.scope, el("div", "quiet small", pool.repositories.join("  "))),
       pool.labels.join("  "), pool.template,
-      pool.vms.live + " of " + pool.max_vms + (pool.vms.queued ? ", " + pool.vms.queued + " queued" : ""),
+      pool.vms.live + " of " + pool.max_vms + (pool.vms.queued ? ", " + pool.vms.queued + " queued" : ""), String(pool.jobs_waiting),
       error ? el("div", "small", el("span", "mono", error.code), " " + error.detail, el("div", "quiet", since(error.at), " ago")) : "",
     ];
   }), ""));

@@ -6,9 +6,12 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::broadcast::error::RecvError;
 
-use super::PAUSE;
+use super::{PAUSE, poll::status, webhooks::news};
 use crate::{
-    domain::{Announcer, Code, Event, Pool, Result, RunnerStatus, State, Vm, VmId, job::Job},
+    domain::{
+        Announcer, Code, Event, Pool, Result, RunnerStatus, Scope, State, Vm, VmId,
+        job::{Heard, Job},
+    },
     service::{Service, vms::VmRequest},
     store::Expect,
 };
@@ -59,7 +62,18 @@ impl Service {
 
     /// Brings every pool to what its jobs need. When a job may get a vm that may not now.
     async fn meet_demand(&self) -> Result<Option<Timestamp>> {
+        let (mut next, doubtful) = self.meet_certain_demand().await?;
+        for (pool, job) in doubtful {
+            let again = self.make_another(&pool, &job).await?;
+            next = [next, again].into_iter().flatten().min();
+        }
+        Ok(next)
+    }
+
+    /// The same, but for jobs that a vm was made for before: whether they still wait is to be asked for.
+    async fn meet_certain_demand(&self) -> Result<(Option<Timestamp>, Vec<(Pool, Job)>)> {
         let _alone = self.job_board.writing.lock().await;
+        let mut doubtful = Vec::new();
         let mut jobs = self.reader.open_jobs().await?;
         let pools = self.pools().await?;
         let vms = self.reader.live_vms().await?;
@@ -77,7 +91,10 @@ impl Service {
                 }
             }
             for id in plan.make {
-                if let Some(job) = jobs.iter().find(|job| job.record.id == id) {
+                let Some(job) = jobs.iter().find(|job| job.record.id == id) else { continue };
+                if job.tries > 0 {
+                    doubtful.push((pool.clone(), job.clone()));
+                } else {
                     let again = self.make_vm(pool, job.clone(), now).await?;
                     next = [next, again].into_iter().flatten().min();
                 }
@@ -86,7 +103,39 @@ impl Service {
         for (status, n) in count(&jobs) {
             metrics::gauge!("mayfly_jobs", "status" => status).set(n);
         }
-        Ok(next)
+        Ok((next, doubtful))
+    }
+
+    /// For a job whose vm came to nothing, as far as we have heard: it may have had the job, and the webhooks that say so may be
+    /// on their way or lost.
+    async fn make_another(&self, pool: &Pool, job: &Job) -> Result<Option<Timestamp>> {
+        let seen = match (&self.github, Scope::repository(&job.record.repository)) {
+            (Some(github), Ok(scope)) => github.job(&scope, job.record.id).await,
+            _ => Ok(None),
+        };
+        match seen {
+            Ok(Some(seen)) => {
+                if let Some(status) = status(&seen.status) {
+                    self.heard(&news(seen, job.record.repository.clone(), status, Heard::Poll)).await?;
+                }
+            }
+            // We may not look at jobs, or it is gone: then no webhook will tell of it, and no runner of ours will get it.
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(job.id = job.record.id, error = %error, "GitHub does not say whether the job still waits");
+                let _alone = self.job_board.writing.lock().await;
+                let Some(mut job) = self.reader.job(job.record.id).await? else { return Ok(None) };
+                job.not_before = Some(self.clock.now() + REFUSED_PAUSE);
+                let again = job.not_before;
+                self.ledger.put_job(job).await?;
+                return Ok(again);
+            }
+        }
+        let _alone = self.job_board.writing.lock().await;
+        match self.reader.job(job.record.id).await? {
+            Some(job) if job.waits() => self.make_vm(pool, job, self.clock.now()).await,
+            _ => Ok(None),
+        }
     }
 
     /// Gives jobs that wait to the first pool that wants them, as pools come, go and change.

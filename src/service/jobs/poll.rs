@@ -172,7 +172,7 @@ async fn repositories(service: &Service) -> Result<BTreeSet<String>> {
     Ok(names)
 }
 
-fn status(status: &model::JobStatus) -> Option<JobStatus> {
+pub(super) fn status(status: &model::JobStatus) -> Option<JobStatus> {
     match status {
         model::JobStatus::Queued => Some(JobStatus::Queued),
         model::JobStatus::InProgress => Some(JobStatus::InProgress),

@@ -6,6 +6,7 @@ use mayfly::{
         Announcer, BudgetsPatch, EndProof, Event, Pool,
         event::ReadyVia,
         github::{JobRecord, JobStatus, Registered},
+        job::{Heard, Job, News},
     },
     runners::github::{Client, Options, Server, Source},
     service::{self, vms::VmRequest},
@@ -77,6 +78,7 @@ async fn a_pool_is_made_replaced_and_removed() {
         ("warm", json!(0)),
         ("enabled", json!(true)),
         ("vms", json!({"queued": 0, "live": 0})),
+        ("jobs_waiting", json!(0)),
         ("last_error", json!(null)),
     ];
     for (field, value) in expected {
@@ -277,6 +279,28 @@ async fn vms_of_a_pool_say_so_and_are_found_by_it_and_by_their_jobs() {
 }
 
 #[tokio::test]
+async fn jobs_that_wait_are_counted_by_the_pool_that_wants_them() {
+    let api = rig().await;
+    api.set_pool("linux", body()).await.ok(201);
+    let now = api.service.now();
+    for (id, status, pool) in [
+        (1, JobStatus::Queued, Some("linux")),
+        (2, JobStatus::Queued, Some("linux")),
+        (3, JobStatus::InProgress, Some("linux")),
+        (4, JobStatus::Completed, Some("linux")),
+        (5, JobStatus::Queued, Some("other")),
+        (6, JobStatus::Queued, None),
+    ] {
+        let record = JobRecord { id, ..job(status) };
+        let news = News { record, labels: vec!["linux".into()], runner_name: None, heard: Heard::Webhook };
+        let job = Job { pool: pool.map(str::to_owned), ..Job::new(news, now) };
+        api.ledger.put_job(job).await.unwrap();
+    }
+    assert_eq!(api.pool("linux").await["jobs_waiting"], 2);
+    assert_eq!(api.get("/pools", &api.read).await.ok(200)["items"][0]["jobs_waiting"], 2);
+}
+
+#[tokio::test]
 async fn why_a_pool_gets_nowhere_is_shown_with_it() {
     let api = rig().await;
     api.set_pool("linux", body()).await.ok(201);
@@ -344,6 +368,7 @@ async fn what_github_still_allows_is_in_the_metrics() {
     assert_eq!(value("mayfly_github_closed_until_time", &whose), 0.0);
     assert_eq!(value("mayfly_pool_vms", "pool=\"metered\",state=\"live\""), 1.0);
     assert_eq!(value("mayfly_pool_vms_max", "pool=\"metered\""), 3.0);
+    assert_eq!(value("mayfly_pool_jobs_waiting", "pool=\"metered\""), 0.0);
 
     api.finish(vm).await;
     api.delete("/pools/metered", &api.admin).await.ok(204);

@@ -14,7 +14,7 @@ fn pool(more: Value) -> Value {
         "name": "macos", "source": "api", "template": "macos-tahoe", "scope": "acme",
         "labels": ["self-hosted", "macos"], "group": null, "repositories": [], "max_vms": 2, "warm": 0,
         "cpus": null, "memory_mib": null, "budgets": {"idle_seconds": null, "lifetime_seconds": null},
-        "enabled": true, "vms": {"queued": 1, "live": 2}, "last_error": null,
+        "enabled": true, "vms": {"queued": 1, "live": 2}, "jobs_waiting": 5, "last_error": null,
         "created_at": "2026-11-20T10:00:00Z", "updated_at": "2026-11-20T10:00:00Z",
     });
     for (key, value) in more.as_object().expect("an object") {
@@ -80,10 +80,10 @@ async fn pools_are_listed_shown_and_removed() {
     double.on("GET /pools", 200, json!({"items": [full, off, pool(json!({}))]}));
     let ran = mayfly.run(&["pool", "ls"]).await.ends(0);
     let rows: Vec<Vec<&str>> = ran.out.lines().map(|l| l.split_whitespace().collect()).collect();
-    assert_eq!(rows[0], ["NAME", "TEMPLATE", "SCOPE", "VMS", "REMARK"]);
-    assert_eq!(rows[1], ["linux", "macos-tahoe", "acme", "2/2", "template.unknown"]);
+    assert_eq!(rows[0], ["NAME", "TEMPLATE", "SCOPE", "VMS", "WAITING", "REMARK"]);
+    assert_eq!(rows[1], ["linux", "macos-tahoe", "acme", "2/2", "5", "template.unknown"]);
     assert_eq!(rows[2].last(), Some(&"disabled"));
-    assert_eq!(rows[3], ["macos", "macos-tahoe", "acme", "2/2"]);
+    assert_eq!(rows[3], ["macos", "macos-tahoe", "acme", "2/2", "5"]);
     assert_eq!(mayfly.run(&["pool", "list", "--json"]).await.ends(0).json()["items"][1]["name"], "old");
 
     double.on("GET /pools/linux", 200, full);
@@ -93,6 +93,7 @@ async fn pools_are_listed_shown_and_removed() {
         "size          4 cores",
         "group         builders",
         "vms           2 live, 1 of them queued; at most 2",
+        "jobs waiting  5",
         "budgets       lifetime_seconds=7200",
         "last error    template.unknown: no template is called x",
     ] {

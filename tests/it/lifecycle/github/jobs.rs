@@ -155,7 +155,7 @@ async fn what_webhooks_lose_is_asked_for() {
     // Nothing was heard of this repository yet: the pool names it.
     rig.host
         .service()
-        .set_pool(Pool { name: "asked".into(), repositories: vec!["acme/app".into()], ..pool(10) })
+        .set_pool(Pool { name: "zz".into(), repositories: vec!["acme/app".into()], ..pool(10) })
         .await
         .unwrap();
     let job = rig.queue(&[LABEL]).await;
@@ -265,6 +265,7 @@ async fn a_vm_that_takes_another_job_is_replaced_and_the_pool_keeps_its_limit() 
     let rig = Rig::with_pool(5, 2, NEVER).await;
     let jobs = [rig.queue(&[LABEL]).await, rig.queue(&[LABEL]).await, rig.queue(&[LABEL]).await];
     let (first, second) = (rig.made(jobs[0]).await, rig.made(jobs[1]).await);
+    rig.until("the third is heard of", async || rig.known(jobs[2]).await.is_some()).await;
     assert_eq!(rig.known(jobs[2]).await.unwrap().made, None, "two at once");
     let (_, jit) = rig.idle(second).await;
     rig.dispatch().await;

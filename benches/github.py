@@ -1,0 +1,394 @@
+#!/usr/bin/env python3
+"""No result ever lost: jobs of GitHub's over real VMs, while everything around them goes wrong.
+
+    [E2E_JOBS=50] [E2E_PATTERNS=a,b] [E2E_SLOTS=2] [E2E_SEED=1] [E2E_NAME=github-jobs] github.py [--list]
+
+For each fault pattern: a GitHub (the double of the tests, in real time), the real service with a pool, its webhooks, and a
+guest in which a stand-in for GitHub's runner does one job and ends it in the order of the real one: the completed hook comes
+first, then the upload of the log, which takes seconds, and last the result. A job counts as complete when its result arrived
+and the log there has the checksum that the runner gave it.
+
+Prints a table, writes target/bench/<E2E_NAME>.json, and exits with 1 when a job, a runner or a vm is left or lost. The last
+pattern is the counter-proof: a hook that kills its vm, which has to lose results here, or else all the others prove nothing.
+"""
+
+import argparse
+import collections
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+import bench
+
+JOBS = int(os.environ.get("E2E_JOBS", "50"))
+SLOTS = int(os.environ.get("E2E_SLOTS", "2"))
+NAME = os.environ.get("E2E_NAME", "github-jobs")
+SEED = os.environ.get("E2E_SEED", "1")
+RUNNER = bench.ROOT / "tests" / "github" / "runner"
+DOUBLE = bench.BINARY.parent / "examples" / "github-double"
+SECRET = "It's a Secret to Everybody"
+# A job whose runner is silent for so long is lost: ten minutes there. The runner renews each 5 s.
+LEASE_SECONDS = 30
+# Without a job done for so long, something is stuck.
+STUCK_SECONDS = 300
+# For what is left when the last job is done: ghosts wait for the end of a lease, and for the look after it.
+SETTLE_SECONDS = 180
+
+
+class Pattern:
+    """`happened` looks at the row: a fault that was not there proves nothing."""
+
+    def __init__(self, name, what, delete="", hook=None, kill=None, loses=False, late_delete=False, happened=None):
+        self.name, self.what, self.delete, self.hook, self.kill = name, what, delete, hook or {}, kill
+        self.loses, self.late_delete, self.happened = loses, late_delete, happened or (lambda row: True)
+
+
+def tampered_with(row):
+    return row["deletes_tampered_with"]
+
+
+PATTERNS = [
+    Pattern("at-once", "the hook's DELETE comes at once", happened=lambda row: row["announced_by"].get("hook")),
+    Pattern("delete-lost", "DELETE never arrives", delete="lost",
+            happened=lambda row: tampered_with(row) and not row["announced_by"].get("hook")),
+    Pattern("delete-doubled", "DELETE comes twice", delete="doubled", happened=tampered_with),
+    Pattern("delete-late", "DELETE comes after the runner's end, and long after the vm's", delete="late", late_delete=True,
+            happened=tampered_with),
+    Pattern("webhooks-lost", "every second webhook is lost", hook={"lose_percent": 50},
+            happened=lambda row: row["deliveries_not_arrived"]),
+    Pattern("webhooks-doubled", "every webhook comes twice", hook={"double_percent": 100}),
+    Pattern("webhooks-shuffled", "webhooks come up to 15 s late, in any order", hook={"delay_seconds": 15}),
+    Pattern("killed", "Mayfly is killed every few seconds", kill=(2, 12), happened=lambda row: row["times_killed"]),
+    Pattern("counter-proof", "a hook that kills its vm: has to lose", delete="forced", loses=True),
+]
+
+
+class GitHub:
+    """The double, in real time."""
+
+    def __init__(self):
+        self.process = subprocess.Popen([DOUBLE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={})
+        self.origin = self.process.stdout.readline().strip()
+        if not self.origin:
+            raise SystemExit("the double of GitHub does not start")
+        self.port = int(self.origin.rsplit(":", 1)[1])
+
+    def tell(self, path, **what):
+        request = urllib.request.Request(f"{self.origin}/_double/{path}", method="POST", data=json.dumps(what).encode())
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read())
+
+    def stop(self):
+        self.process.stdin.close()
+        self.process.wait(10)
+
+
+def free_port():
+    """Below the range from which systems take ports of their own accord: a service that is killed gets it again."""
+    while True:
+        port = random.randrange(20000, 30000)
+        with contextlib.closing(socket.socket()) as attempt:
+            with contextlib.suppress(OSError):
+                attempt.bind(("127.0.0.1", port))
+                return port
+
+
+def make_image(work):
+    """The micro guest with the stand-in runner in it, and its curl behind a script that can lose calls."""
+    raw, disk = work / "disk.raw", work / "disk.qcow2"
+    subprocess.run(["qemu-img", "convert", "-q", "-O", "raw", bench.IMAGE / "disk.qcow2", raw], check=True)
+    home = "/opt/actions-runner"
+    # Links and names alone: debugfs leaves the count of links as it is in both, and so it is right again.
+    commands = ["ln /usr/bin/curl /usr/bin/curl-program", "unlink /usr/bin/curl", f"write {RUNNER}/curl /usr/bin/curl",
+                f"mkdir {home}", f"mkdir {home}/bin", f"write {RUNNER}/run.sh {home}/run.sh",
+                f"write {RUNNER}/bin/Runner.Listener {home}/bin/Runner.Listener"]
+    for path in ("/usr/bin/curl", f"{home}/run.sh", f"{home}/bin/Runner.Listener"):
+        commands += [f"sif {path} mode 0100755", f"sif {path} uid 0", f"sif {path} gid 0"]
+    for path in (home, f"{home}/bin"):
+        # The runner writes into its directory, as the user runner.
+        commands += [f"sif {path} mode 040755", f"sif {path} uid 1000", f"sif {path} gid 1000"]
+    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
+    ran = subprocess.run(["debugfs", "-w", "-f", "-", raw], input="\n".join(commands), env={**os.environ, "PATH": path},
+                         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=True)
+    complaints = [line for line in ran.stderr.splitlines() if not line.startswith("debugfs ")]
+    if complaints:
+        raise SystemExit("the guest image could not be made: " + "; ".join(complaints))
+    subprocess.run(["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", raw, disk], check=True)
+    raw.unlink()
+    return disk
+
+
+class Run:
+    """One pattern: its own GitHub, its own service."""
+
+    def __init__(self, pattern, work, disk):
+        self.pattern, self.disk = pattern, disk
+        self.random = random.Random(f"{SEED} {pattern.name}")
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="mfe", dir=work))
+        self.github = GitHub()
+        port = free_port()
+        self.serve = bench.Serve(slots=SLOTS, directory=self.dir, settings={
+            "MAYFLY_SERVER__LISTEN": f"127.0.0.1:{port}",
+            # Guests reach the double on this host's loopback. All else is as on a real host.
+            "MAYFLY_DRIVERS__QEMU__ISOLATED": "false",
+        })
+        self.admin = f"http://10.0.2.2:{port}"
+        self.kills = 0
+
+    def prepare(self):
+        tell = self.github.tell
+        permissions = {"organization_self_hosted_runners": "write", "administration": "write", "actions": "read",
+                       "metadata": "read"}
+        tell("places", places=["orgs/acme", "repos/acme/app"])
+        tell("knobs", live=True, lease_seconds=LEASE_SECONDS, session_seconds=15,
+             server_url=f"http://10.0.2.2:{self.github.port}")
+        app = tell("apps", permissions=permissions, events=["workflow_job"])
+        tell("installations", app=app["id"], account="acme", permissions=permissions)
+        self.private("app.pem", app["pkcs1"])
+        self.private("webhook.secret", SECRET)
+        (self.dir / "mayfly.toml").write_text(f"""\
+[github]
+url = "https://github.com"
+api_url = "{self.github.origin}"
+app_id = "{app['client_id']}"
+private_key_file = "{self.dir}/app.pem"
+webhook_secret_files = ["{self.dir}/webhook.secret"]
+poll_seconds = 15
+
+[pools.e2e]
+template = "e2e"
+scope = "acme"
+labels = ["self-hosted", "e2e"]
+repositories = ["acme/app"]
+max_vms = {2 * SLOTS + 2}
+""")
+        self.serve.start()
+        self.make_template()
+        tell("hooks", url=f"{self.serve.url}/webhooks/github", secret=SECRET, ping=True)
+        tell("hook", **self.pattern.hook)
+
+    def private(self, name, text):
+        with open(os.open(self.dir / name, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+            file.write(text)
+
+    def make_template(self):
+        cmdline = json.loads((bench.IMAGE / "template.json").read_text())["cmdline"]
+        if self.pattern.delete:
+            cmdline += f" mayfly.delete={self.pattern.delete}"
+        if self.pattern.delete == "forced":
+            cmdline += f" mayfly.admin={self.admin},{self.serve.token}"
+        self.serve.call("POST", "/templates", {
+            "name": "e2e", "os": "linux", "disk": str(self.disk), "kernel": str(bench.IMAGE / "vmlinuz"),
+            "initramfs": str(bench.IMAGE / "initramfs.img"), "cmdline": cmdline, "cpus": 1, "memory_mib": 192,
+            "handover": "seed", "user": "runner",
+        })
+
+    def jobs(self):
+        return self.github.tell("state")["jobs"]
+
+    def queue(self):
+        self.github.tell("jobs", repository="acme/app", labels=["self-hosted", "e2e"], name="build")
+
+    def work(self, count):
+        """As many jobs at once as there are slots, so that what is measured is not the wait for a slot."""
+        asked, last, moved = 0, 0, time.monotonic()
+        kill_at = self.next_kill()
+        while True:
+            jobs = self.jobs()
+            done = sum(job["status"] == "completed" for job in jobs)
+            if done > last:
+                last, moved = done, time.monotonic()
+            if done == count:
+                return
+            if time.monotonic() - moved > STUCK_SECONDS:
+                print(f"{self.pattern.name}: nothing has moved for {STUCK_SECONDS} s", file=sys.stderr)
+                return
+            while asked < count and asked - done < SLOTS:
+                self.queue()
+                asked += 1
+            if kill_at and time.monotonic() >= kill_at:
+                self.kill()
+                kill_at = self.next_kill()
+            time.sleep(0.2)
+
+    def next_kill(self):
+        return self.pattern.kill and time.monotonic() + self.random.uniform(*self.pattern.kill)
+
+    def kill(self):
+        self.serve.process.kill()
+        self.serve.process.wait()
+        self.kills += 1
+        time.sleep(self.random.uniform(0, 2))
+        self.serve.start()
+
+    def vms(self, which=""):
+        """Those that live, or those in a state."""
+        vms, query = [], f"/vms?limit=200{which}"
+        cursor = ""
+        while True:
+            page = self.serve.call("GET", query + cursor)
+            vms += page["items"]
+            if not page["next_cursor"]:
+                return vms
+            cursor = f"&cursor={page['next_cursor']}"
+
+    def left(self):
+        """(runners at GitHub, vms of the service or disks of theirs)"""
+        runners = [r for place in self.github.tell("state")["runners"].values() for r in place]
+        live = self.vms()
+        instances = self.dir / "instances"
+        return len(runners), max(len(live), len(list(instances.iterdir())) if instances.exists() else 0)
+
+    def settle(self):
+        until = time.monotonic() + SETTLE_SECONDS
+        while (left := self.left()) != (0, 0) and time.monotonic() < until:
+            time.sleep(0.5)
+        return left
+
+    def late_deletes(self):
+        """A DELETE may come when the vm is long gone. How many were not answered with its record."""
+        refused = 0
+        for vm in self.vms("&state=deleted"):
+            try:
+                refused += self.serve.call("DELETE", f"/vms/{vm['id']}")["state"] != "deleted"
+            except urllib.error.HTTPError:
+                refused += 1
+        return refused
+
+    def judge(self, wall, left):
+        state = self.github.tell("state")
+        jobs = state["jobs"]
+        lost = [job for job in jobs if not complete(job)]
+        waits = sorted(seconds(job["started_at"]) - seconds(job["created_at"]) for job in jobs if job["runner_id"])
+        vms = self.vms("&state=deleted")
+        count = lambda key: dict(collections.Counter(str(vm.get(key)) for vm in vms))
+        deliveries = state["deliveries"]
+        arrived = lambda d: 200 <= d["status_code"] < 300
+        return {
+            "pattern": self.pattern.name, "what": self.pattern.what, "jobs": len(jobs), "complete": len(jobs) - len(lost),
+            "lost": len(lost), "runners_left": left[0], "vms_left": left[1],
+            "requests_per_job": round(len(self.github.tell("requests")) / max(len(jobs), 1), 1),
+            "queued_to_in_progress_median": round(statistics.median(waits), 2) if waits else None,
+            "queued_to_in_progress_p95": round(waits[max(0, -(-95 * len(waits) // 100) - 1)], 2) if waits else None,
+            "wall_seconds": round(wall, 1), "expected_to_lose": self.pattern.loses,
+            "vms": len(vms), "announced_by": count("announced_by"), "end_signals": count("end_signal"),
+            "deliveries": len(deliveries), "deliveries_not_arrived": sum(not arrived(d) for d in deliveries),
+            "deletes_tampered_with": sum(f"this DELETE is {self.pattern.delete}" in job["log"] for job in jobs),
+            "times_killed": self.kills, "fault_happened": None,
+            "lost_jobs": [{k: job[k] for k in ("id", "status", "conclusion", "lost", "runner_name")} for job in lost],
+        }
+
+    def run(self, count):
+        try:
+            self.prepare()
+            begun = time.monotonic()
+            self.work(count)
+            wall = time.monotonic() - begun
+            left = self.settle()
+            row = self.judge(wall, left)
+            if self.pattern.late_delete:
+                row["late_deletes_refused"] = self.late_deletes()
+            row["fault_happened"] = bool(self.pattern.happened(row))
+            return row
+        finally:
+            self.serve.stop()
+            self.github.stop()
+            # What the service said stays, for whoever asks why.
+            to = bench.TARGET / "bench" / NAME
+            to.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(self.dir / "serve.log", to / f"{self.pattern.name}.log")
+            shutil.rmtree(self.dir, ignore_errors=True)
+
+
+def seconds(text):
+    return datetime.datetime.fromisoformat(text).timestamp()
+
+
+def complete(job):
+    """The result arrived, and the whole log before it, as the runner had it."""
+    return (job["status"] == "completed" and job["conclusion"] == "success" and not job["lost"]
+            and job["log"].startswith(f"job {job['id']} on ")
+            and hashlib.sha256(job["log"].encode()).hexdigest() == job["outputs"].get("log_sha256"))
+
+
+def good(row):
+    if row["jobs"] != JOBS or row["runners_left"] or row["vms_left"] or row.get("late_deletes_refused"):
+        return False
+    if not row["fault_happened"]:
+        return False
+    # The counter-proof is one when a runner fell silent, and not when some other thing failed.
+    if row["expected_to_lose"] and not any(job["lost"] for job in row["lost_jobs"]):
+        return False
+    return (row["lost"] > 0) == row["expected_to_lose"]
+
+
+COLUMNS = [("pattern", "pattern", 18), ("jobs", "jobs", 5), ("complete", "complete", 9), ("lost", "lost", 5),
+           ("runners_left", "runners", 8), ("vms_left", "vms", 4), ("requests_per_job", "req/job", 8),
+           ("queued_to_in_progress_median", "median s", 9), ("queued_to_in_progress_p95", "p95 s", 7),
+           ("wall_seconds", "wall s", 8)]
+
+
+def table(rows):
+    show = lambda values: "".join(f"{v:<{w}}" if n == 0 else f"{v:>{w}}" for n, (v, (_, _, w)) in enumerate(zip(values, COLUMNS)))
+    print("\n" + show([title for _, title, _ in COLUMNS]))
+    for row in rows:
+        verdict = "" if good(row) else "   BAD"
+        if row["expected_to_lose"] and good(row):
+            verdict = "   (has to lose)"
+        values = ["-" if row[key] is None else row[key] for key, _, _ in COLUMNS]
+        print(show(values) + verdict, flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="the patterns")
+    if parser.parse_args().list:
+        for pattern in PATTERNS:
+            print(f"{pattern.name:<18} {pattern.what}")
+        return
+    wanted = [name for name in os.environ.get("E2E_PATTERNS", "").replace(",", " ").split()]
+    if unknown := set(wanted) - {p.name for p in PATTERNS}:
+        raise SystemExit(f"there is no pattern {', '.join(sorted(unknown))}: see --list")
+    if JOBS < 1 or SLOTS < 1:
+        raise SystemExit("E2E_JOBS and E2E_SLOTS are 1 or more")
+    # A terminal that is closed, and a CI job that is cancelled, are ends like any other.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit("ended by a signal"))
+    work = pathlib.Path(tempfile.mkdtemp(prefix="mf", dir="/tmp"))
+    rows = []
+    out = bench.TARGET / "bench"
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        disk = make_image(work)
+        for pattern in PATTERNS:
+            if wanted and pattern.name not in wanted:
+                continue
+            row = Run(pattern, work, disk).run(JOBS)
+            rows.append(row)
+            print(f"{row['pattern']}: {row['complete']} of {row['jobs']} complete, {row['wall_seconds']} s", flush=True)
+            record = {"name": NAME, "binary": bench.BINARY.parent.name, "slots": SLOTS, "seed": SEED, "rows": rows}
+            (out / f"{NAME}.json").write_text(json.dumps(record, indent=1) + "\n")
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    table(rows)
+    if not all(good(row) for row in rows):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
