@@ -14,6 +14,7 @@ pub mod doctor;
 mod follow;
 pub mod github;
 mod host;
+mod job;
 pub mod markdown;
 mod openapi;
 mod output;
@@ -25,6 +26,7 @@ mod text;
 mod token;
 mod views;
 mod vm;
+mod webhook;
 
 use client::Failure;
 
@@ -108,6 +110,12 @@ enum Command {
     /// Say which jobs of GitHub's get a vm here
     #[command(subcommand, arg_required_else_help = true)]
     Pool(pool::PoolCommand),
+    /// Follow GitHub's jobs
+    #[command(subcommand, arg_required_else_help = true)]
+    Job(job::JobCommand),
+    /// Look at what GitHub's webhook delivered
+    #[command(subcommand, arg_required_else_help = true)]
+    Webhook(webhook::WebhookCommand),
     /// Register, show and delete templates
     #[command(subcommand, arg_required_else_help = true)]
     Template(template::TemplateCommand),
@@ -201,6 +209,8 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         }
         Command::Vm(command) => talk(&global, async |client| vm::run(command, client, global.json).await),
         Command::Pool(command) => talk(&global, async |client| pool::run(command, client, global.json).await),
+        Command::Job(command) => talk(&global, async |client| job::run(command, client, global.json).await),
+        Command::Webhook(command) => talk(&global, async |client| webhook::run(command, client, global.json).await),
         Command::Template(command) => talk(&global, async |client| template::run(command, client, global.json).await),
         Command::Token(command) => talk(&global, async |client| token::run(command, client, global.json).await),
         Command::Host => talk(&global, async |client| host::run(client, global.json).await),

@@ -365,3 +365,31 @@ pub(super) struct TokenView {
     pub created_at: Option<Timestamp>,
     pub revoked_at: Option<Timestamp>,
 }
+
+#[derive(Deserialize)]
+pub(super) struct ListedJobView {
+    pub id: u64,
+    #[serde(default)]
+    pub repository: String,
+    #[serde(default)]
+    pub name: String,
+    #[serde(default)]
+    pub status: String,
+    pub conclusion: Option<String>,
+    pub pool: Option<String>,
+    pub vm_id: Option<String>,
+    pub made_vm_id: Option<String>,
+    pub seen_at: Option<Timestamp>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct DeliveryView {
+    pub guid: String,
+    #[serde(default)]
+    pub event: String,
+    pub action: Option<String>,
+    #[serde(default)]
+    pub result: String,
+    pub detail: Option<String>,
+    pub received_at: Option<Timestamp>,
+}

@@ -73,8 +73,8 @@ impl From<Job> for JobView {
 pub struct JobPage {
     /// Newest first, by GitHub's numbers.
     items: Vec<JobView>,
-    /// Give it back as `before` for the next page; null on the last one.
-    next_before: Option<u64>,
+    /// Give it back as `cursor` for the next page; null on the last one.
+    next_cursor: Option<String>,
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -88,9 +88,9 @@ pub struct ListJobs {
     /// Only jobs that this pool wants.
     #[param(min_length = 1)]
     pool: Option<String>,
-    /// `next_before` of the page before.
-    #[param(minimum = 0)]
-    before: Option<u64>,
+    /// `next_cursor` of the page before.
+    #[param(pattern = "^[0-9]{1,19}$")]
+    cursor: Option<String>,
     /// Largest number of jobs in the answer.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<u32>,
@@ -110,10 +110,15 @@ pub async fn list_jobs(
     Query(asked): Query<ListJobs>,
 ) -> Result<Answer<JobPage>, Problem> {
     let limit = page_size(asked.limit)?;
-    let filter = JobFilter { statuses: asked.status, pool: asked.pool, before: asked.before, limit: limit + 1 };
+    let cursor = |text: String| {
+        let number = text.parse().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
+        number.ok_or_else(|| Problem::invalid("query:cursor", "not a cursor of this listing"))
+    };
+    let before = asked.cursor.map(cursor).transpose()?;
+    let filter = JobFilter { statuses: asked.status, pool: asked.pool, before, limit: limit + 1 };
     let mut jobs = http.service.reader().jobs(&filter).await?;
     let more = jobs.len() > limit as usize;
     jobs.truncate(limit as usize);
-    let next_before = jobs.last().filter(|_| more).map(|job| job.record.id);
-    Ok(Answer(JobPage { items: jobs.into_iter().map(JobView::from).collect(), next_before }))
+    let next_cursor = jobs.last().filter(|_| more).map(|job| job.record.id.to_string());
+    Ok(Answer(JobPage { items: jobs.into_iter().map(JobView::from).collect(), next_cursor }))
 }

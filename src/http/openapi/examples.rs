@@ -59,7 +59,7 @@ pub fn jobs() -> Value {
     if let (Some(job), Some(more)) = (job.as_object_mut(), more.as_object()) {
         job.extend(more.clone());
     }
-    json!({ "items": [job], "next_before": null })
+    json!({ "items": [job], "next_cursor": null })
 }
 
 pub fn deliveries() -> Value {

@@ -110,11 +110,8 @@ impl Poll {
         let oldest = now - DELIVERIES_KEPT;
         let since = match self.looked_at_deliveries {
             Some(at) => at - OVERLAP,
-            // After a start: since the last one that came. Before the first one there is nothing that was missed.
-            None => match service.reader.newest_delivery().await? {
-                Some(at) => at - OVERLAP,
-                None => return Ok(Ok(())),
-            },
+            // After a start: since the last one that came. Before the very first one nobody waited for any.
+            None => service.reader.newest_delivery().await?.unwrap_or(now) - OVERLAP,
         };
         let deliveries = match self.github.hook_deliveries(since.max(oldest)).await {
             Ok(deliveries) => deliveries,

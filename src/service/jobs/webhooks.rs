@@ -38,7 +38,6 @@ enum Read {
 }
 
 /// Works the rows that `POST /webhooks/github` wrote, in the order in which they came.
-#[derive(Default)]
 pub struct Deliveries;
 
 impl JobSource for Deliveries {

@@ -44,6 +44,7 @@ mod tokens;
 mod versions;
 mod vms;
 mod watches;
+mod webhooks;
 
 pub struct Api {
     pub admin: String,

@@ -138,7 +138,7 @@ async fn a_job_gets_a_vm_and_the_vm_knows_its_job() {
     let known = rig.known(job).await.unwrap();
     assert_eq!((known.vm, known.tries, known.record.status), (Some(id), 1, JobStatus::Completed));
     // Its record says all that GitHub said.
-    assert_eq!(vm.jobs, [known.record.clone()]);
+    assert_eq!(vm.jobs, std::slice::from_ref(&known.record));
     assert_eq!((known.record.conclusion.as_deref(), known.record.repository.as_str()), (Some("success"), "acme/app"));
     let of_job = rig.host.service().reader();
     let found =

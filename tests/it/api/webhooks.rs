@@ -1,0 +1,179 @@
+//! GitHub's webhook as it arrives, and what is shown of jobs.
+
+use aws_lc_rs::hmac;
+use mayfly::service::{self, jobs};
+use reqwest::{Client, StatusCode, header::CONTENT_TYPE};
+use serde_json::{Value, json};
+
+use super::{Api, api_with};
+
+const SECRETS: [&str; 2] = ["the old one", "It's a Secret to Everybody"];
+
+async fn api() -> Api {
+    let jobs = jobs::Settings { webhook_secrets: SECRETS.map(Into::into).to_vec(), ..Default::default() };
+    api_with(Default::default(), service::Settings { jobs, ..Default::default() }).await
+}
+
+fn signature(secret: &str, body: &[u8]) -> String {
+    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()), body);
+    let hex: String = tag.as_ref().iter().map(|b| format!("{b:02x}")).collect();
+    format!("sha256={hex}")
+}
+
+/// What is sent of a webhook.
+struct Sent<'a> {
+    event: &'a str,
+    guid: &'a str,
+    signature: Option<String>,
+    kind: &'a str,
+    body: Vec<u8>,
+}
+
+impl Sent<'_> {
+    fn signed(body: &[u8]) -> Sent<'static> {
+        Sent {
+            event: "workflow_job",
+            guid: "g-1",
+            signature: Some(signature(SECRETS[1], body)),
+            kind: "application/json",
+            body: body.to_vec(),
+        }
+    }
+
+    async fn to(self, api: &Api) -> (StatusCode, Value) {
+        let mut request = Client::builder().no_proxy().build().unwrap().post(format!("{}/webhooks/github", api.url));
+        request = request.header("X-GitHub-Event", self.event).header("X-GitHub-Delivery", self.guid);
+        if let Some(signature) = self.signature {
+            request = request.header("X-Hub-Signature-256", signature);
+        }
+        let answer = request.header(CONTENT_TYPE, self.kind).body(self.body).send().await.unwrap();
+        let status = answer.status();
+        (status, serde_json::from_str(&answer.text().await.unwrap()).unwrap_or_default())
+    }
+}
+
+async fn stored(api: &Api) -> Vec<Value> {
+    let list = api.get("/webhooks/github/deliveries", &api.read).await.json();
+    list["items"].as_array().unwrap().clone()
+}
+
+fn queued() -> Vec<u8> {
+    let payload = json!({
+        "action": "queued",
+        "workflow_job": {"id": 9001, "run_id": 7001, "run_attempt": 1, "name": "build", "status": "queued", "labels": ["macos"]},
+        "repository": {"full_name": "acme/app"},
+    });
+    serde_json::to_vec(&payload).unwrap()
+}
+
+#[tokio::test]
+async fn what_is_not_proven_is_refused_and_not_stored() {
+    let api = api().await;
+    let good = signature(SECRETS[1], &queued());
+    for (signature, why) in [
+        (None, "no X-Hub-Signature-256"),
+        (Some(String::new()), "64 hexadecimal digits"),
+        (Some(good.replace("sha256=", "sha1=")), "64 hexadecimal digits"),
+        (Some(good[..70].to_owned()), "64 hexadecimal digits"),
+        (Some(signature("somebody else's", &queued())), "not of this body"),
+        (Some(signature(SECRETS[1], b"another body")), "not of this body"),
+    ] {
+        let (status, problem) = Sent { signature, ..Sent::signed(&queued()) }.to(&api).await;
+        assert_eq!((status, &problem["code"]), (StatusCode::UNAUTHORIZED, &json!("webhook.unproven")), "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(why), "{problem}");
+    }
+    assert_eq!(stored(&api).await, Vec::<Value>::new());
+}
+
+#[tokio::test]
+async fn a_delivery_is_stored_once_however_often_and_however_it_comes() {
+    let api = api().await;
+    let form: String =
+        reqwest::Url::parse_with_params("http://x/", [("payload", String::from_utf8(queued()).unwrap())])
+            .unwrap()
+            .query()
+            .unwrap()
+            .to_owned();
+    for secret in SECRETS {
+        let (status, _) =
+            Sent { signature: Some(signature(secret, &queued())), ..Sent::signed(&queued()) }.to(&api).await;
+        assert_eq!(status, StatusCode::ACCEPTED);
+    }
+    let sent = Sent { guid: "g-2", kind: "application/x-www-form-urlencoded", ..Sent::signed(form.as_bytes()) };
+    assert_eq!(sent.to(&api).await.0, StatusCode::ACCEPTED);
+    let ping = Sent { event: "ping", guid: "g-3", ..Sent::signed(br#"{"zen":"Keep it logically awesome."}"#) };
+    assert_eq!(ping.to(&api).await.0, StatusCode::ACCEPTED);
+    let of_others = Sent { event: "push", guid: "g-4", ..Sent::signed(b"whatever") };
+    assert_eq!(of_others.to(&api).await.0, StatusCode::ACCEPTED);
+
+    let stored = stored(&api).await;
+    let shown: Vec<_> = stored.iter().map(|d| (d["guid"].as_str().unwrap(), d["result"].as_str().unwrap())).collect();
+    assert_eq!(shown, [("g-3", "ignored"), ("g-2", "pending"), ("g-1", "pending")]);
+    assert_eq!((&stored[1]["action"], &stored[1]["event"]), (&json!("queued"), &json!("workflow_job")));
+    let bodies = api.reader.pending_deliveries(10).await.unwrap();
+    assert!(bodies.iter().all(|d| serde_json::from_slice::<Value>(&d.body).unwrap()["action"] == "queued"));
+}
+
+#[tokio::test]
+async fn what_cannot_be_a_delivery_is_told_so() {
+    let api = api().await;
+    let (status, problem) = Sent::signed(b"{\"action\":").to(&api).await;
+    assert_eq!((status, &problem["code"]), (StatusCode::BAD_REQUEST, &json!("request.invalid")), "{problem}");
+    let (status, problem) = Sent { guid: "", ..Sent::signed(&queued()) }.to(&api).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert_eq!(problem["errors"][0]["pointer"], "header:X-GitHub-Delivery");
+    let form = Sent { kind: "application/x-www-form-urlencoded", ..Sent::signed(b"a=b") };
+    assert_eq!(form.to(&api).await.0, StatusCode::BAD_REQUEST);
+    // As large as GitHub sends, and one byte more.
+    let mut large = br#"{"action":"queued","x":""#.to_vec();
+    large.resize(25_000_000 - 2, b'x');
+    large.extend(b"\"}");
+    assert_eq!(Sent::signed(&large).to(&api).await.0, StatusCode::ACCEPTED);
+    large.push(b' ');
+    let (status, problem) = Sent { guid: "g-9", ..Sent::signed(&large) }.to(&api).await;
+    assert_eq!((status, &problem["code"]), (StatusCode::PAYLOAD_TOO_LARGE, &json!("request.too_large")), "{problem}");
+    assert_eq!(stored(&api).await.len(), 1);
+}
+
+#[tokio::test]
+async fn without_a_secret_nothing_is_taken() {
+    let api = api_with(Default::default(), Default::default()).await;
+    let (status, problem) = Sent::signed(&queued()).to(&api).await;
+    assert_eq!((status, &problem["code"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("webhook.not_configured")));
+    assert_eq!(stored(&api).await, Vec::<Value>::new());
+}
+
+#[tokio::test]
+async fn a_delivery_that_makes_no_sense_is_marked_and_left_and_the_next_is_worked() {
+    let api = api().await;
+    let jobs = tokio::spawn(api.service.clone().run_jobs(api.shutdown.clone()));
+    for (guid, body) in [
+        ("g-1", br#"{"action":"queued"}"#.to_vec()),
+        ("g-2", String::from_utf8(queued()).unwrap().replace("\"queued\",\"repo", "\"postponed\",\"repo").into_bytes()),
+        ("g-3", queued()),
+    ] {
+        assert_eq!(Sent { guid, ..Sent::signed(&body) }.to(&api).await.0, StatusCode::ACCEPTED);
+    }
+    let job = loop {
+        let list = api.get("/jobs", &api.read).await.json();
+        let worked = stored(&api).await.iter().all(|d| d["result"] != "pending");
+        if let (Some(job), true) = (list["items"].get(0), worked) {
+            break job.clone();
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!((&job["id"], &job["pool"], &job["heard"]), (&json!(9001), &Value::Null, &json!("webhook")), "{job}");
+    let results: Vec<_> = stored(&api).await.iter().map(|d| d["result"].clone()).collect();
+    assert_eq!(results.len(), 3);
+    assert_eq!((&results[0], &results[2]), (&json!("worked"), &json!("refused")), "{results:?}");
+    assert!(api.reader.pending_deliveries(10).await.unwrap().is_empty());
+
+    for (query, found) in [("status=queued", 1), ("status=completed", 0), ("pool=none", 0), ("cursor=9001", 0)] {
+        let list = api.get(&format!("/jobs?{query}"), &api.read).await.json();
+        assert_eq!(list["items"].as_array().unwrap().len(), found, "{query}");
+    }
+    let wrong = api.get("/jobs?cursor=x", &api.read).await;
+    assert_eq!((wrong.status.as_u16(), &wrong.json()["errors"][0]["pointer"]), (400, &json!("query:cursor")));
+    api.shutdown.cancel();
+    jobs.await.unwrap();
+}
