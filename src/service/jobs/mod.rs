@@ -92,7 +92,7 @@ pub(super) trait JobSource: Send {
 impl Service {
     /// Follows GitHub's jobs until `shutdown`.
     pub async fn run_jobs(self, shutdown: CancellationToken) {
-        let mut sources: Vec<Box<dyn JobSource>> = vec![Box::new(webhooks::Deliveries::default())];
+        let mut sources: Vec<Box<dyn JobSource>> = vec![Box::new(webhooks::Deliveries)];
         if let (Some(github), Some(every)) = (&self.github, self.settings.jobs.poll_every) {
             sources.push(Box::new(poll::Poll::new(github.clone(), every)));
         }
