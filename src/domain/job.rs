@@ -85,7 +85,8 @@ impl Job {
     pub fn learn(&mut self, news: &News, at: Timestamp) -> bool {
         let before = self.clone();
         self.record.learn(&news.record);
-        if self.runner_name.is_none() {
+        // GitHub may take a job from one runner and give it to another.
+        if self.record.status == news.record.status && news.runner_name.is_some() {
             self.runner_name.clone_from(&news.runner_name);
         }
         if *self == before {

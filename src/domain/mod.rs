@@ -4,6 +4,7 @@
 
 pub mod basis;
 pub mod budgets;
+pub mod end;
 pub mod error;
 pub mod event;
 pub mod github;
@@ -25,6 +26,7 @@ pub mod vm;
 
 pub use basis::{Asked, Basis, Spec};
 pub use budgets::{Budget, Budgets, BudgetsPatch};
+pub use end::{EndSignal, Outcome, OutcomeResult};
 pub use error::{Code, Error, Fault, Result};
 pub use event::{Announcer, EndProof, Event, EventKind};
 pub use ids::{InstanceName, PullId, TokenId, VmId};
@@ -34,4 +36,4 @@ pub use runner::RunnerStatus;
 pub use scope::Scope;
 pub use template::{Arch, GuestOs, Handover, Template};
 pub use template_event::TemplateEvent;
-pub use vm::{EndSignal, Outcome, OutcomeResult, QueueReason, Vm};
+pub use vm::{QueueReason, Vm};

@@ -1,7 +1,51 @@
-//! What the runner inside the guest is doing: a second, smaller table beside the vm's own.
+//! What the guest runs, and what its runner is doing: a second, smaller table beside the vm's own.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+/// What the guest runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RunnerKind {
+    /// One job, with the same hook contract as GitHub's runner: started, job, completed, result upload.
+    Command,
+    /// A set-up script run in the guest; the vm ends when it returns.
+    Script,
+    /// GitHub's own runner, registered for one job.
+    #[serde(rename = "github")]
+    GitHub,
+    /// No runner: the vm lives until it is deleted or its lifetime is spent.
+    None,
+}
+
+impl RunnerKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RunnerKind::Command => "command",
+            RunnerKind::Script => "script",
+            RunnerKind::GitHub => "github",
+            RunnerKind::None => "none",
+        }
+    }
+
+    /// Whether the runner registers with a CI system, so that the registration and idle budgets apply.
+    pub fn registers(self) -> bool {
+        match self {
+            RunnerKind::Command | RunnerKind::Script | RunnerKind::None => false,
+            RunnerKind::GitHub => true,
+        }
+    }
+
+    /// What is known of the runner at the moment it was handed over.
+    pub(super) fn when_handed_over(self) -> Option<RunnerFact> {
+        match self {
+            RunnerKind::Command | RunnerKind::GitHub => Some(RunnerFact::HandedOver),
+            // A script does not say when it has work: it is taken to be busy until it returns.
+            RunnerKind::Script => Some(RunnerFact::JobStarted),
+            RunnerKind::None => None,
+        }
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]

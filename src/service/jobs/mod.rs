@@ -140,10 +140,14 @@ impl Service {
                 job
             }
         };
-        // A name that GitHub leaves empty is nobody's.
-        if let (None, Some(name)) = (job.vm, job.runner_name.as_deref().filter(|name| !name.is_empty())) {
-            job.vm = self.reader.vm_of_runner(name).await?.map(|vm| vm.id());
-        }
+        // Only the runner that this news names: GitHub takes a job back that its runner did not begin with, and gives it to
+        // another one. A name that GitHub leaves empty is nobody's.
+        let named = match news.runner_name.as_deref().filter(|name| !name.is_empty()) {
+            Some(name) if news.record.status == job.record.status => self.reader.vm_of_runner(name).await?,
+            _ => None,
+        };
+        let vm = named.map(|vm| vm.id());
+        job.vm = vm.or(job.vm);
         if new {
             let pool = job.pool.as_deref().unwrap_or_default();
             tracing::info!(
@@ -154,7 +158,7 @@ impl Service {
             metrics::counter!("mayfly_jobs_heard_total", "source" => news.heard.as_str(), "wanted" => wanted)
                 .increment(1);
         }
-        let (record, vm) = (job.record.clone(), job.vm);
+        let record = job.record.clone();
         self.ledger.put_job(job).await?;
         // Told again each time, because the last time may have ended right before it; what is known already is ignored.
         if let Some(vm) = vm

@@ -310,3 +310,52 @@ async fn a_restart_at_any_point_changes_nothing() {
     assert_eq!(rig.vms().await.len(), 1);
     rig.assert_clean(&[id]).await;
 }
+
+/// A delivery that GitHub might send, made by hand.
+async fn delivered(rig: &Rig, action: &str, job: u64, runner: &str) {
+    let body = serde_json::to_vec(&json!({
+        "action": action,
+        "workflow_job": {
+            "id": job, "run_id": 1, "run_attempt": 1, "name": "build", "status": action, "labels": [LABEL],
+            "runner_id": 1, "runner_name": runner, "conclusion": (action == "completed").then_some("success"),
+        },
+        "repository": {"full_name": "acme/app"},
+    }))
+    .unwrap();
+    let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, SECRET.as_bytes());
+    let tag: String = aws_lc_rs::hmac::sign(&key, &body).as_ref().iter().map(|b| format!("{b:02x}")).collect();
+    let (guid, signature) = (format!("{job}-{action}-{runner}"), format!("sha256={tag}"));
+    let webhook = Webhook {
+        event: Some("workflow_job"),
+        guid: Some(&guid),
+        signature: Some(&signature),
+        form: false,
+        body: &body,
+    };
+    rig.host.service().receive_webhook(webhook).await.unwrap();
+}
+
+/// GitHub takes a job back that its runner does not begin with. What becomes of the job then is nothing of that runner's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_another_runner_finishes_ends_that_runners_vm_alone() {
+    let rig = Rig::with_pool(2, 10, NEVER).await;
+    let mut vms = Vec::new();
+    for job in [rig.queue(&[LABEL]).await, rig.queue(&[LABEL]).await] {
+        let id = rig.made(job).await;
+        vms.push((id, rig.idle(id).await.0.registered.unwrap().name));
+    }
+    let [(first, its_runner), (second, other_runner)] = vms.try_into().unwrap();
+    delivered(&rig, "in_progress", 1, &its_runner).await;
+    rig.host.until(first, |vm| vm.jobs.len() == 1).await;
+    delivered(&rig, "in_progress", 1, &other_runner).await;
+    delivered(&rig, "completed", 1, &other_runner).await;
+    let done = rig.host.until(second, |vm| vm.done.is_some()).await;
+    assert_eq!(done.jobs[0].conclusion.as_deref(), Some("success"));
+    // Told late, and of nobody here.
+    delivered(&rig, "in_progress", 1, &its_runner).await;
+    delivered(&rig, "completed", 2, "somebody-elses-1").await;
+    rig.until("all of it is worked", async || rig.known(2).await.is_some()).await;
+    let vm = rig.host.vm(first).await;
+    assert_eq!((vm.done, vm.state), (None, State::Running));
+    assert_eq!(rig.known(1).await.unwrap().vm, Some(second));
+}
