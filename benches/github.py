@@ -21,6 +21,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import socket
@@ -70,8 +71,10 @@ PATTERNS = [
             happened=tampered_with),
     Pattern("webhooks-lost", "every second webhook is lost", hook={"lose_percent": 50},
             happened=lambda row: row["deliveries_not_arrived"]),
-    Pattern("webhooks-doubled", "every webhook comes twice", hook={"double_percent": 100}),
-    Pattern("webhooks-shuffled", "webhooks come up to 15 s late, in any order", hook={"delay_seconds": 15}),
+    Pattern("webhooks-doubled", "every webhook comes twice", hook={"double_percent": 100},
+            happened=lambda row: row["deliveries_known_before"]),
+    Pattern("webhooks-shuffled", "webhooks come up to 15 s late, in any order", hook={"delay_seconds": 15},
+            happened=lambda row: row["deliveries_overtaken"]),
     Pattern("killed", "Mayfly is killed every few seconds", kill=(2, 12), happened=lambda row: row["times_killed"]),
     Pattern("counter-proof", "a hook that kills its vm: has to lose", delete="forced", loses=True),
 ]
@@ -269,6 +272,18 @@ max_vms = {2 * SLOTS + 2}
                 refused += 1
         return refused
 
+    def overtaken(self, deliveries):
+        """How many of the newest deliveries came right after one that GitHub sent later."""
+        sent = {d["guid"]: n for n, d in enumerate(deliveries)}
+        came = [d["guid"] for d in self.serve.call("GET", "/webhooks/github/deliveries?limit=200")["items"]]
+        order = [sent[guid] for guid in reversed(came) if guid in sent]
+        return sum(a > b for a, b in zip(order, order[1:]))
+
+    def known_before(self):
+        """Deliveries that came again, as the service that runs now counted them."""
+        found = re.search(r'^mayfly_webhooks_total\{[^}]*result="known"[^}]*\} (\d+)', self.serve.call("GET", "/metrics").decode(), re.M)
+        return int(found[1]) if found else 0
+
     def judge(self, wall, left):
         state = self.github.tell("state")
         jobs = state["jobs"]
@@ -288,6 +303,7 @@ max_vms = {2 * SLOTS + 2}
             "vms": len(vms), "announced_by": count("announced_by"), "end_signals": count("end_signal"),
             "deliveries": len(deliveries), "deliveries_not_arrived": sum(not arrived(d) for d in deliveries),
             "deletes_tampered_with": sum(f"this DELETE is {self.pattern.delete}" in job["log"] for job in jobs),
+            "deliveries_known_before": self.known_before(), "deliveries_overtaken": self.overtaken(deliveries),
             "times_killed": self.kills, "fault_happened": None,
             "lost_jobs": [{k: job[k] for k in ("id", "status", "conclusion", "lost", "runner_name")} for job in lost],
         }

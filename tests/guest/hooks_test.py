@@ -16,6 +16,7 @@ import time
 
 from support import (
     HOOKS, REGISTRATION, TOKEN, VM_ID, Failed, Workspace, check, github_files, kit_files, main, write_kit,
+    write_program,
 )
 
 SHELLS = {
@@ -414,8 +415,7 @@ def runner_in(directory, code=0, version="2.336.0", config="exit 0"):
     listener = "#!/bin/sh\n[ \"$1\" = --version ] && echo %s\n" % version
     for name, text in (("run.sh", RUN_SH.replace("@END@", str(code))), ("config.sh", "#!/bin/sh\n%s\n" % config),
                        ("bin/Runner.Listener", listener)):
-        (directory / name).write_text(text)
-        (directory / name).chmod(0o755)
+        write_program(directory / name, text)
     (directory / ".env").write_text("LANG=C.UTF-8\nACTIONS_RUNNER_HOOK_JOB_COMPLETED=/stale/hook.sh\nMAYFLY_URL=http://stale\n")
     return directory
 

@@ -15,7 +15,9 @@ import subprocess
 import sys
 import time
 
-from support import HOOKS, SCRIPTS, TOKEN, VM_ID, Failed, Workspace, check, kit_files, main, write_kit
+from support import (
+    HOOKS, SCRIPTS, TOKEN, VM_ID, Failed, Workspace, check, kit_files, main, write_kit, write_program,
+)
 
 SYSTEM_PATH = "PATH=/usr/bin:/bin:/usr/sbin:/sbin"
 SHELLS = {"bash": ["bash", "--posix"], "dash": ["dash"]}
@@ -176,9 +178,8 @@ class Mac:
             (self.state / "auto").write_text(auto)
 
     def tool(self, called, text, **values):
-        path = self.tools / called
-        path.write_text(text % {"state": str(self.state), **values} if "%(" in text else text)
-        path.chmod(0o755)
+        text = text % {"state": str(self.state), **values} if "%(" in text else text
+        write_program(self.tools / called, text)
 
     def log_in(self):
         (self.state / "session").touch()
