@@ -190,6 +190,10 @@ impl Service {
 
 /// What this pool needs, by its own jobs and vms.
 fn plan(pool: &Pool, jobs: &[Job], vms: &[Vm], now: Timestamp) -> Plan {
+    // It takes no more jobs; the vms that are there take those that they were made for.
+    if !pool.enabled {
+        return Plan::default();
+    }
     let mine: Vec<&Vm> = vms.iter().filter(|vm| vm.draft.pool.as_deref() == Some(pool.name.as_str())).collect();
     // Those that will take a job, or have one that we have not heard of.
     let free: Vec<&&Vm> = mine.iter().filter(|vm| is_free(vm)).collect();

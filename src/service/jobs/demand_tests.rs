@@ -130,6 +130,13 @@ fn what_nobody_needs_ends_and_what_has_a_job_never_does() {
 }
 
 #[test]
+fn a_pool_that_is_disabled_makes_no_vm_and_ends_none() {
+    let disabled = Pool { enabled: false, ..pool(9) };
+    assert_eq!(plan(&disabled, &[job(1, JobStatus::Queued, None)], &[], at(5)), Plan::default());
+    assert_eq!(plan(&disabled, &[], &[mine()], at(5)), Plan::default());
+}
+
+#[test]
 fn a_vm_that_came_to_nothing_is_made_again_after_a_pause() {
     let mut tried = job(1, JobStatus::Queued, Some(&mine()));
     (tried.tries, tried.not_before) = (1, Some(at(15)));
