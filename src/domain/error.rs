@@ -157,7 +157,7 @@ codes! {
         "The in-guest wrapper was stopped or could not reach the guest API; see the vm's events."
     InstanceLost "instance.lost" 500 true "The instance vanished under its runner"
         "See the host's log; somebody or something ended the hypervisor."
-    WebhookNotConfigured "webhook.not_configured" 503 false "This service takes no webhooks"
+    WebhookNotConfigured "webhook.not_configured" 404 false "This service takes no webhooks"
         "Set `github.webhook_secret_files`, or `MAYFLY_GITHUB_WEBHOOK_SECRET`, to the secret that GitHub was told."
     WebhookUnproven "webhook.unproven" 401 false "The webhook is not proven to come from GitHub"
         "Give GitHub and this service the same secret; nothing between them may change the body."

@@ -321,6 +321,9 @@ impl ListVms {
         let limit = page_size(self.limit)?;
         let labels = self.label.iter().map(|label| split_label(label)).collect::<Result<_, _>>()?;
         let before = self.cursor.as_deref().map(parse_cursor).transpose()?;
+        if self.job_id.is_some_and(|id| i64::try_from(id).is_err()) {
+            return Err(Problem::invalid("query:job_id", format!("0 to {}", i64::MAX)));
+        }
         // One more than asked for tells whether there is a next page.
         let filter = Filter {
             states: self.state,

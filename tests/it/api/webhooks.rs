@@ -139,7 +139,7 @@ async fn what_cannot_be_a_delivery_is_told_so() {
 async fn without_a_secret_nothing_is_taken() {
     let api = api_with(Default::default(), Default::default()).await;
     let (status, problem) = Sent::signed(&queued()).to(&api).await;
-    assert_eq!((status, &problem["code"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("webhook.not_configured")));
+    assert_eq!((status, &problem["code"]), (StatusCode::NOT_FOUND, &json!("webhook.not_configured")));
     assert_eq!(stored(&api).await, Vec::<Value>::new());
 }
 
