@@ -6,9 +6,6 @@ use utoipa::ToSchema;
 
 use super::{Code, Error, Result, Scope, VmId};
 
-/// The runner group that every organisation and enterprise has.
-pub const DEFAULT_GROUP: &str = "Default";
-
 /// How a runner of GitHub's comes to be. No secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GitHubRunner {

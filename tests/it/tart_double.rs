@@ -102,8 +102,9 @@ impl Tart {
 
     /// Runs until the VM can be asked for: its lock is held and its socket there, so signals are heard as well.
     fn boot(&self, args: &[&str]) -> Running {
-        let running = self.run(args);
+        // What an earlier run left, before this one can have made its own.
         let _ = fs::remove_file(self.vm(args[0]).join("control.sock"));
+        let running = self.run(args);
         eventually("the VM runs", || {
             self.holder(args[0]) == Some(running.pid()) && self.vm(args[0]).join("control.sock").exists()
         });

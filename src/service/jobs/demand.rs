@@ -158,7 +158,6 @@ impl Service {
         let key = format!("github-job-{}-{}", job.record.id, job.tries + 1);
         let again = match self.create_pool_vm(&pool.name, VmRequest::from(pool), key).await {
             Ok(created) => {
-                self.pool_board.note(&pool.name, Ok(()), now);
                 tracing::info!(vm.id = %created.vm.id(), job.id = job.record.id, pool.name = pool.name, "a vm for a job");
                 job.made = Some(created.vm.id());
                 job.tries += 1;
@@ -172,7 +171,6 @@ impl Service {
             }
             Err(error) => {
                 tracing::warn!(job.id = job.record.id, pool.name = pool.name, error = %error, "no vm for a job");
-                self.pool_board.note(&pool.name, Err(&error), now);
                 job.not_before = Some(now + REFUSED_PAUSE);
                 job.not_before
             }

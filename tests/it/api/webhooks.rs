@@ -154,7 +154,9 @@ async fn a_delivery_that_makes_no_sense_is_marked_and_left_and_the_next_is_worke
     ] {
         assert_eq!(Sent { guid, ..Sent::signed(&body) }.to(&api).await.0, StatusCode::ACCEPTED);
     }
+    let end = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
     let job = loop {
+        assert!(tokio::time::Instant::now() < end, "it is not worked: {:?}", stored(&api).await);
         let list = api.get("/jobs", &api.read).await.json();
         let worked = stored(&api).await.iter().all(|d| d["result"] != "pending");
         if let (Some(job), true) = (list["items"].get(0), worked) {

@@ -18,6 +18,7 @@ use std::{
 
 use tokio::{
     signal::unix::{SignalKind, signal},
+    sync::oneshot,
     time::sleep,
 };
 
@@ -83,6 +84,8 @@ async fn life(
     stale(home, lease, &config, &leases)?;
     let (guest, ip) = Guest::start(home, control, kind, lease, &vm, &config).await?;
     let started = Instant::now();
+    let window = Duration::from_millis(then.sigint_window_ms).saturating_sub(begun.elapsed());
+    let (heard, hears) = oneshot::channel();
 
     if options.vnc_experimental {
         output::line("VNC server is running at vnc://:double-passphrase-one-two@127.0.0.1:59001");
@@ -97,6 +100,10 @@ async fn life(
         let after = Duration::from_millis(then.socket_after_ms);
         tokio::task::spawn_local(async move {
             sleep(after).await;
+            if window.is_zero() {
+                // No rule asked for lost signals, so whoever has seen the socket is heard.
+                let _ = hears.await;
+            }
             socket::serve(served).await;
         });
     }
@@ -108,8 +115,12 @@ async fn life(
         sleep(Duration::from_millis(lease.after_ms)).await;
         leases::grant(home, &leases, entry)
     };
-    let window = Duration::from_millis(then.sigint_window_ms).saturating_sub(begun.elapsed());
-    let held = hold(then, options, &vm, &config, guest, started, listen(&mut unheard, window));
+    let listen = async {
+        listen(&mut unheard, window).await;
+        // Nothing else of this thread runs before `hold` has its handler.
+        let _ = heard.send(());
+    };
+    let held = hold(then, options, &vm, &config, guest, started, listen);
     tokio::pin!(granted, held);
     tokio::select! {
         end = &mut held => end,
