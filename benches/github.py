@@ -53,8 +53,9 @@ SETTLE_SECONDS = 180
 class Pattern:
     """`happened` looks at the row: a fault that was not there proves nothing."""
 
-    def __init__(self, name, what, delete="", hook=None, kill=None, loses=False, late_delete=False, happened=None):
-        self.name, self.what, self.delete, self.hook, self.kill = name, what, delete, hook or {}, kill
+    def __init__(self, name, what, delete="", finish="", hook=None, kill=None, loses=False, late_delete=False, happened=None):
+        self.name, self.what, self.delete, self.finish = name, what, delete, finish
+        self.hook, self.kill = hook or {}, kill
         self.loses, self.late_delete, self.happened = loses, late_delete, happened or (lambda row: True)
 
 
@@ -69,6 +70,9 @@ PATTERNS = [
     Pattern("delete-doubled", "DELETE comes twice", delete="doubled", happened=tampered_with),
     Pattern("delete-late", "DELETE comes after the runner's end, and long after the vm's", delete="late", late_delete=True,
             happened=tampered_with),
+    Pattern("guest-silent", "neither DELETE nor the wrapper's last word arrives: GitHub alone says that a runner is done",
+            delete="lost", finish="lost",
+            happened=lambda row: tampered_with(row) and not row["end_signals"].get("runner_finished")),
     Pattern("webhooks-lost", "every second webhook is lost", hook={"lose_percent": 50},
             happened=lambda row: row["deliveries_not_arrived"]),
     Pattern("webhooks-doubled", "every webhook comes twice", hook={"double_percent": 100},
@@ -192,6 +196,8 @@ max_vms = {2 * SLOTS + 2}
         cmdline = json.loads((bench.IMAGE / "template.json").read_text())["cmdline"]
         if self.pattern.delete:
             cmdline += f" mayfly.delete={self.pattern.delete}"
+        if self.pattern.finish:
+            cmdline += f" mayfly.finish={self.pattern.finish}"
         if self.pattern.delete == "forced":
             cmdline += f" mayfly.admin={self.admin},{self.serve.token}"
         self.serve.call("POST", "/templates", {
