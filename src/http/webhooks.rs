@@ -1,14 +1,15 @@
 //! GitHub's webhook. No token: its signature is the proof.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json as Answer,
-    body::Body,
+    body::{Body, Bytes, HttpBody as _},
     extract::State as FromState,
     http::{HeaderMap, StatusCode, header},
 };
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
@@ -21,14 +22,18 @@ use super::{
     vms::page_size,
 };
 use crate::{
-    domain::{Error, job::DeliveryResult},
+    domain::{Code, Error, job::DeliveryResult},
     service::webhooks::{LARGEST_BODY, Webhook},
     store::deliveries::DeliveryRow,
 };
 
-/// Bodies read at once: each may be 25 MB, and whose it is is known only when all of it is here.
+/// Large bodies read at once: each may be 25 MB, and whose it is is known only when all of it is here.
 const AT_ONCE: usize = 4;
-static READING: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(AT_ONCE);
+static READING: Semaphore = Semaphore::const_new(AT_ONCE);
+/// What announces itself as no larger than this waits for nobody: news of a job has about 30 KB.
+const SMALL: u64 = 1 << 20;
+/// GitHub itself gives up after ten seconds. Without this, whoever sends slowly would keep others waiting for longer.
+const READ_WITHIN: Duration = Duration::from_secs(10);
 
 /// Take a webhook of GitHub's
 ///
@@ -51,8 +56,7 @@ pub async fn take_github_webhook(
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, Problem> {
-    let _reading = READING.acquire().await.map_err(Error::internal)?;
-    let body = extract::read(body, LARGEST_BODY).await?;
+    let body = read(body).await?;
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let webhook = Webhook {
@@ -69,6 +73,16 @@ pub async fn take_github_webhook(
     };
     http.service.receive_webhook(webhook).await?;
     Ok(StatusCode::ACCEPTED)
+}
+
+async fn read(body: Body) -> Result<Bytes, Problem> {
+    let small = body.size_hint().upper().is_some_and(|size| size <= SMALL);
+    let read = async {
+        let _reading = if small { None } else { Some(READING.acquire().await.map_err(Error::internal)?) };
+        extract::read(body, LARGEST_BODY).await
+    };
+    let late = |_| Problem::new(Code::RequestTimeout, format!("the limit is {} s", READ_WITHIN.as_secs()));
+    tokio::time::timeout(READ_WITHIN, read).await.map_err(late)?
 }
 
 /// One delivery of GitHub's webhook.

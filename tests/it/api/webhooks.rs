@@ -1,23 +1,17 @@
 //! GitHub's webhook as it arrives, and what is shown of jobs.
 
-use aws_lc_rs::hmac;
 use mayfly::service::{self, jobs};
 use reqwest::{Client, StatusCode, header::CONTENT_TYPE};
 use serde_json::{Value, json};
 
 use super::{Api, api_with};
+use crate::support::github::signature;
 
 const SECRETS: [&str; 2] = ["the old one", "It's a Secret to Everybody"];
 
 async fn api() -> Api {
     let jobs = jobs::Settings { webhook_secrets: SECRETS.map(Into::into).to_vec(), ..Default::default() };
     api_with(Default::default(), service::Settings { jobs, ..Default::default() }).await
-}
-
-fn signature(secret: &str, body: &[u8]) -> String {
-    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()), body);
-    let hex: String = tag.as_ref().iter().map(|b| format!("{b:02x}")).collect();
-    format!("sha256={hex}")
 }
 
 /// What is sent of a webhook.
@@ -178,4 +172,32 @@ async fn a_delivery_that_makes_no_sense_is_marked_and_left_and_the_next_is_worke
     assert_eq!((wrong.status.as_u16(), &wrong.json()["errors"][0]["pointer"]), (400, &json!("query:cursor")));
     api.shutdown.cancel();
     jobs.await.unwrap();
+}
+
+/// Whoever sends is known only at the end of what is sent, so nobody may make others wait.
+#[tokio::test]
+async fn slow_senders_hold_up_nobody() {
+    let api = api().await;
+    let slow = |size: &'static str| {
+        let url = format!("{}/webhooks/github", api.url);
+        async move {
+            let (sender, body) = tokio::sync::mpsc::channel::<Result<&[u8], std::io::Error>>(1);
+            sender.send(Ok(b"{")).await.unwrap();
+            let body = reqwest::Body::wrap_stream(tokio_stream::wrappers::ReceiverStream::new(body));
+            let request = Client::builder().no_proxy().build().unwrap().post(url).header("Content-Length", size);
+            let begun = tokio::time::Instant::now();
+            let status = request.body(body).send().await.unwrap().status();
+            drop(sender);
+            (status, begun.elapsed())
+        }
+    };
+    let all = futures_util::future::join_all((0..8).map(|n| slow(if n < 6 { "20000000" } else { "200" })));
+    let all = tokio::spawn(all);
+    let begun = tokio::time::Instant::now();
+    assert_eq!(Sent::signed(&queued()).to(&api).await.0, StatusCode::ACCEPTED);
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5));
+    for (status, after) in all.await.unwrap() {
+        assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
+        assert!(after < std::time::Duration::from_secs(28), "{after:?}");
+    }
 }

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use aws_lc_rs::hmac;
 use jiff::{SignedDuration, Timestamp};
 use mayfly::runners::github::{Client, Now, Options, Scope, Server, Source};
 use serde_json::{Value, json};
@@ -57,6 +58,13 @@ pub fn all_permissions() -> Value {
 pub fn private_file(path: &Path, text: &str) {
     std::fs::write(path, text).unwrap();
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+/// What a webhook of GitHub's carries as `X-Hub-Signature-256`.
+pub fn signature(secret: &str, body: &[u8]) -> String {
+    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()), body);
+    let hex: String = tag.as_ref().iter().map(|b| format!("{b:02x}")).collect();
+    format!("sha256={hex}")
 }
 
 impl GitHub {

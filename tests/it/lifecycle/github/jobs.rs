@@ -17,11 +17,11 @@ use mayfly::{
 use serde_json::{Value, json};
 
 use super::{super::prelude::*, LABEL, Rig, acme, patient};
-use crate::lifecycle::Serving;
+use crate::{lifecycle::Serving, support::github::signature};
 
 const SECRET: &str = "It's a Secret to Everybody";
 /// Far more than any test takes: the poll has no part in it.
-const NEVER: Duration = Duration::from_secs(3600);
+pub const NEVER: Duration = Duration::from_secs(3600);
 
 fn pool(max_vms: u32) -> Pool {
     Pool {
@@ -66,7 +66,7 @@ async fn receiver(serving: Serving) -> String {
 
 impl Rig {
     /// With one pool, webhooks, and a poll this often.
-    async fn with_pool(linux: u32, max_vms: u32, poll: Duration) -> Rig {
+    pub async fn with_pool(linux: u32, max_vms: u32, poll: Duration) -> Rig {
         let mut rig = Rig::new(linux).await;
         rig.host.settings.pools = vec![pool(max_vms)];
         rig.host.settings.jobs.webhook_secrets = vec!["the next one".into(), SECRET.into()];
@@ -312,19 +312,17 @@ async fn a_restart_at_any_point_changes_nothing() {
 }
 
 /// A delivery that GitHub might send, made by hand.
-async fn delivered(rig: &Rig, action: &str, job: u64, runner: &str) {
+pub async fn delivered(rig: &Rig, repository: &str, action: &str, job: u64, runner: &str) {
     let body = serde_json::to_vec(&json!({
         "action": action,
         "workflow_job": {
             "id": job, "run_id": 1, "run_attempt": 1, "name": "build", "status": action, "labels": [LABEL],
             "runner_id": 1, "runner_name": runner, "conclusion": (action == "completed").then_some("success"),
         },
-        "repository": {"full_name": "acme/app"},
+        "repository": {"full_name": repository},
     }))
     .unwrap();
-    let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, SECRET.as_bytes());
-    let tag: String = aws_lc_rs::hmac::sign(&key, &body).as_ref().iter().map(|b| format!("{b:02x}")).collect();
-    let (guid, signature) = (format!("{job}-{action}-{runner}"), format!("sha256={tag}"));
+    let (guid, signature) = (format!("{job}-{action}-{runner}"), signature(SECRET, &body));
     let webhook = Webhook {
         event: Some("workflow_job"),
         guid: Some(&guid),
@@ -345,15 +343,15 @@ async fn a_job_that_another_runner_finishes_ends_that_runners_vm_alone() {
         vms.push((id, rig.idle(id).await.0.registered.unwrap().name));
     }
     let [(first, its_runner), (second, other_runner)] = vms.try_into().unwrap();
-    delivered(&rig, "in_progress", 1, &its_runner).await;
+    delivered(&rig, "acme/app", "in_progress", 1, &its_runner).await;
     rig.host.until(first, |vm| vm.jobs.len() == 1).await;
-    delivered(&rig, "in_progress", 1, &other_runner).await;
-    delivered(&rig, "completed", 1, &other_runner).await;
+    delivered(&rig, "acme/app", "in_progress", 1, &other_runner).await;
+    delivered(&rig, "acme/app", "completed", 1, &other_runner).await;
     let done = rig.host.until(second, |vm| vm.done.is_some()).await;
     assert_eq!(done.jobs[0].conclusion.as_deref(), Some("success"));
     // Told late, and of nobody here.
-    delivered(&rig, "in_progress", 1, &its_runner).await;
-    delivered(&rig, "completed", 2, "somebody-elses-1").await;
+    delivered(&rig, "acme/app", "in_progress", 1, &its_runner).await;
+    delivered(&rig, "acme/app", "completed", 2, "somebody-elses-1").await;
     rig.until("all of it is worked", async || rig.known(2).await.is_some()).await;
     let vm = rig.host.vm(first).await;
     assert_eq!((vm.done, vm.state), (None, State::Running));
