@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Code, Error, Result, Scope, VmId};
+use super::{Code, Error, Result, Scope, State, Vm, VmId};
 
 /// How a runner of GitHub's comes to be. No secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,8 +89,34 @@ pub fn runner_name(vm_name: &str, id: VmId, attempt: u32) -> String {
 /// A runner that GitHub knows by this number and name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Registered {
-    pub runner_id: u64,
+    /// Null of a runner that registers itself in its guest, with a token that the caller brought.
+    pub runner_id: Option<u64>,
     pub name: String,
+}
+
+/// A runner of ours at GitHub, or perhaps there, that no vm needs any more. The sweep removes it there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Ghost {
+    pub name: String,
+    #[schema(value_type = String, example = "acme")]
+    pub scope: Scope,
+    /// Null where GitHub's answer was lost: it is looked for by its name.
+    pub runner_id: Option<u64>,
+    /// Whose it was.
+    #[schema(value_type = String)]
+    pub vm_id: VmId,
+    /// When GitHub was asked for it.
+    #[schema(value_type = String, format = DateTime)]
+    pub asked_at: Timestamp,
+}
+
+/// Whether nobody needs the runner of this attempt any more. `None`: the vm's record is gone as well.
+pub fn is_over(attempt: u32, vm: Option<&Vm>) -> bool {
+    let ended = |state| match state {
+        State::Queued | State::Stopping | State::Deleting | State::Deleted => true,
+        State::Cloning | State::Booting | State::Configuring | State::Running | State::Draining => false,
+    };
+    vm.is_none_or(|vm| vm.attempt != attempt || ended(vm.state))
 }
 
 /// Where a job stands at GitHub. News comes late and in any order: a job never moves backwards.

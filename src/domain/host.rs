@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use super::{
     error::Fault,
+    github::Ghost,
     ids::VmId,
     lifecycle::State,
     template::{Arch, GuestOs},
@@ -215,6 +216,8 @@ pub struct Difference {
     pub missing: Vec<VmId>,
     /// Not ours: counted, never touched.
     pub foreign: Vec<Instance>,
+    /// Runners of ours at GitHub whose vm is over: they are removed there.
+    pub runners: Vec<Ghost>,
 }
 
 /// Compares rows with instances. Pure, so that looking and acting cannot disagree.

@@ -13,6 +13,7 @@ pub mod ids;
 pub mod job;
 pub mod lifecycle;
 pub mod mac;
+pub mod name;
 pub mod pool;
 pub mod pull;
 pub mod runner;

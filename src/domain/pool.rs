@@ -7,6 +7,8 @@ use super::{
     BudgetsPatch, Code, Error, Result, Scope,
     budgets::Budgets,
     github::{GitHubRunner, Registration},
+    name::{NAME_RULE, is_name},
+    scope::same,
 };
 
 /// Most vms that one pool may be allowed at once: beyond it somebody mistyped.
@@ -135,29 +137,9 @@ impl Pool {
     /// Whether its runners may be given jobs of this repository.
     pub fn allows(&self, repository: &str) -> bool {
         let Some((owner, name)) = repository.split_once('/') else { return false };
-        let covered = match &self.scope {
-            Scope::Repository { owner: o, name: n } => same(o, owner) && same(n, name),
-            Scope::Organization(login) => same(login, owner),
-            // Which organisations an enterprise has is known to GitHub alone: it delivers and shows jobs of those only.
-            Scope::Enterprise(_) => true,
-        };
         let listed = |allowed: &String| pattern(allowed).is_some_and(|(o, n)| admits(o, owner) && admits(n, name));
-        covered && (self.repositories.is_empty() || self.repositories.iter().any(listed))
+        self.scope.covers(owner, name) && (self.repositories.is_empty() || self.repositories.iter().any(listed))
     }
-}
-
-/// What a name has to be, in words.
-pub const NAME_RULE: &str = "1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit";
-
-/// As of vms, so that it can stand in paths, labels and metrics.
-pub fn is_name(name: &str) -> bool {
-    let fits = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    name.len() <= 63 && name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric()) && name.bytes().all(fits)
-}
-
-/// GitHub's names differ by more than case, or they are the same.
-fn same(a: &str, b: &str) -> bool {
-    a.eq_ignore_ascii_case(b)
 }
 
 fn admits(wanted: &str, found: &str) -> bool {

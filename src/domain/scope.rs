@@ -63,6 +63,16 @@ impl Scope {
         }
     }
 
+    /// Whether runners of this scope may be given jobs of a repository. Which organisations an enterprise has is known to GitHub
+    /// alone: any may be its own.
+    pub fn covers(&self, owner: &str, name: &str) -> bool {
+        match self {
+            Scope::Repository { owner: o, name: n } => same(o, owner) && same(n, name),
+            Scope::Organization(login) => same(login, owner),
+            Scope::Enterprise(_) => true,
+        }
+    }
+
     /// The permission that managing its runners takes, as GitHub's Apps name it. Enterprises have none that is documented.
     pub fn runner_permission(&self) -> Option<&'static str> {
         match self {
@@ -117,6 +127,11 @@ impl From<Scope> for String {
     fn from(scope: Scope) -> String {
         scope.slug()
     }
+}
+
+/// GitHub's names differ by more than case, or they are the same.
+pub fn same(a: &str, b: &str) -> bool {
+    a.eq_ignore_ascii_case(b)
 }
 
 /// Letters, digits and dashes; of managed users an underscore, too.

@@ -408,7 +408,7 @@ fn a_runner_that_github_finds_too_old_is_a_failure() {
 #[test]
 fn another_attempt_is_another_runner() {
     let mut vm = github(Registration::Managed);
-    let runner = Registered { runner_id: 7, name: "a-1".into() };
+    let runner = Registered { runner_id: Some(7), name: "a-1".into() };
     go(
         &mut vm,
         [

@@ -171,13 +171,13 @@ pub async fn get_host(FromState(http): FromState<Arc<Http>>, _: Allowed<Read>) -
     Ok(Answer(http.service.host_status().await?.into()))
 }
 
-/// Compare the database with the hypervisor
+/// Compare the database with the hypervisor, and with GitHub
 ///
 /// What the next sweep would act on. Looking changes nothing.
 #[utoipa::path(
     get, path = "/reconcile", tag = "host",
     responses((status = 200, description = "Where they agree and where not", body = Difference,
-        example = json!({"known": [], "strays": [], "missing": [], "foreign": []}))),
+        example = json!({"known": [], "strays": [], "missing": [], "foreign": [], "runners": []}))),
     security(("token" = ["read"])),
 )]
 pub async fn get_difference(

@@ -112,9 +112,9 @@ pub struct GitHubRunnerView {
     /// Null: the default group.
     pub group: Option<String>,
     pub registration: Registration,
-    /// The name that GitHub knows it by; null while it is not registered, and of runners that the caller registers.
+    /// The name that GitHub knows it by; null until its guest is about to be given it, and of a `jit_config` that does not say.
     pub name: Option<String>,
-    /// GitHub's number of it.
+    /// GitHub's number of it; null of a runner that registers itself with a `registration_token`.
     pub id: Option<u64>,
 }
 
@@ -122,7 +122,7 @@ impl GitHubRunnerView {
     fn new(vm: &Vm) -> Option<Self> {
         let GitHubRunner { scope, labels, group, registration } = vm.draft.github.clone()?;
         let registered = vm.registered.as_ref();
-        let (name, id) = (registered.map(|r| r.name.clone()), registered.map(|r| r.runner_id));
+        let (name, id) = (registered.map(|r| r.name.clone()), registered.and_then(|r| r.runner_id));
         Some(Self { scope, labels, group, registration, name, id })
     }
 }

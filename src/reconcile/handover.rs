@@ -13,7 +13,7 @@ use crate::{
     domain::{
         Code, Event, Handover, Vm,
         event::ReadyVia,
-        github::{Registration, runner_name},
+        github::{Registered, Registration, runner_name},
         template::Template,
         vm::{Endpoint, RunnerKind},
     },
@@ -22,7 +22,7 @@ use crate::{
         self, Kit, KitInput,
         kit::{GitHubKit, RunnerArchive, RunnerProgram},
     },
-    runners::Payload,
+    runners::{Payload, github::runner_of},
     store::{Expect, logs::LogSource},
 };
 
@@ -136,7 +136,10 @@ impl Reconciler {
         let Some(github) = &vm.draft.github else { return Ok(None) };
         let secret = match (github.registration, brought) {
             (Registration::Managed, _) => self.registration(vm).await?,
-            (Registration::JitConfig | Registration::Token, Some(secret)) => secret,
+            (Registration::JitConfig | Registration::Token, Some(secret)) => {
+                self.name_brought(vm, github.registration, &secret).await?;
+                secret
+            }
             (Registration::JitConfig | Registration::Token, None) => {
                 let lost = "the registration that came with the request is not there";
                 return Err(Failure::new(FailureKind::Permanent, Code::Internal, lost));
@@ -157,6 +160,22 @@ impl Reconciler {
                 archive: archive.map(|a| RunnerArchive { version: a.version.clone(), sha256: a.sha256.clone() }),
             },
         }))
+    }
+
+    /// Records under which name GitHub has a runner that the caller registers: jobs are bound to the vm by it.
+    async fn name_brought(&self, vm: &Vm, how: Registration, secret: &SecretString) -> Result<(), Failure> {
+        let runner = match how {
+            Registration::Managed => return Ok(()),
+            Registration::JitConfig => runner_of(secret),
+            Registration::Token => {
+                let name = runner_name(&vm.draft.name, vm.id(), vm.attempt);
+                Some(Registered { runner_id: None, name })
+            }
+        };
+        let Some(runner) = runner.filter(|runner| vm.registered.as_ref() != Some(runner)) else { return Ok(()) };
+        let expect = Expect::Attempt { state: vm.state, attempt: vm.attempt };
+        self.ledger.apply(vm.id(), expect, Event::RunnerRegistered { runner }, self.clock.now()).await?;
+        Ok(())
     }
 
     async fn endpoint(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<Endpoint, Failure> {

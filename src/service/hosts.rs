@@ -110,7 +110,8 @@ impl Service {
     /// Rows against instances, without acting on it.
     pub async fn difference(&self) -> Result<Difference> {
         let instances = self.host.borrow().instances.clone();
-        Ok(difference(&self.reader.live_vms().await?, &instances))
+        let runners = self.reader.ghosts().await?.iter().map(|(row, _)| row.ghost()).collect();
+        Ok(Difference { runners, ..difference(&self.reader.live_vms().await?, &instances) })
     }
 
     /// Whether new vms can be served: the database answers and the host was looked at.

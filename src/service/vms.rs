@@ -11,6 +11,7 @@ use crate::{
     domain::{
         Announcer, Asked, Basis, Budgets, BudgetsPatch, Code, Error, Event, Result, Scope, State, Vm, VmId,
         github::{GitHubRunner, Registration},
+        name::{NAME_RULE, is_name},
         template::Template,
         token::Caller,
         vm::{Draft, RunnerKind},
@@ -236,11 +237,8 @@ impl Service {
         let name = match &request.name {
             None => format!("vm-{}", &id.0.simple().to_string()[20..]),
             Some(name) => {
-                let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
-                let rest = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-                if !first || !rest || name.len() > 63 {
-                    return Err(invalid("the name is not usable")
-                        .field("/name", "1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit"));
+                if !is_name(name) {
+                    return Err(invalid("the name is not usable").field("/name", NAME_RULE));
                 }
                 name.clone()
             }

@@ -7,7 +7,10 @@ use super::{
     Ledger, Reader, Result,
     ledger::{parse_id, unreadable},
 };
-use crate::domain::{Scope, State, VmId};
+use crate::domain::{
+    Scope, State, Vm, VmId,
+    github::{Ghost, is_over},
+};
 
 /// One registration. `Debug` shows no secret: the configuration is encrypted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +24,18 @@ pub struct RunnerRow {
     pub sealed: Option<Vec<u8>>,
     pub asked_at: Timestamp,
     pub seen_at: Option<Timestamp>,
+}
+
+impl RunnerRow {
+    pub fn ghost(&self) -> Ghost {
+        Ghost {
+            name: self.name.clone(),
+            scope: self.scope.clone(),
+            runner_id: self.runner_id,
+            vm_id: self.vm_id,
+            asked_at: self.asked_at,
+        }
+    }
 }
 
 impl Ledger {
@@ -176,6 +191,20 @@ impl Reader {
     }
 }
 
+impl Reader {
+    /// Runners whose vm, or whose attempt of it, is over, with that vm as far as it is known. Oldest first.
+    pub async fn ghosts(&self) -> Result<Vec<(RunnerRow, Option<Vm>)>> {
+        let mut ghosts = Vec::new();
+        for row in self.github_runners().await? {
+            let vm = self.vm(row.vm_id).await?;
+            if is_over(row.attempt, vm.as_ref()) {
+                ghosts.push((row, vm));
+            }
+        }
+        Ok(ghosts)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
@@ -247,7 +276,9 @@ mod tests {
         let forced = Event::EndForced { by: Announcer::Admin };
         store.ledger.apply(vm, Expect::Anything, forced, at).await.unwrap();
         let row = store.reader.github_runners().await.unwrap().remove(0);
-        assert_eq!((row.sealed, row.runner_id.is_some()), (None, true));
+        assert_eq!((&row.sealed, row.runner_id.is_some()), (&None, true));
+        let ghosts = store.reader.ghosts().await.unwrap();
+        assert_eq!(ghosts.iter().map(|(row, vm)| (row, vm.is_some())).collect::<Vec<_>>(), [(&row, true)]);
         // The answer came after the vm had moved on.
         assert_eq!(registered(&store, vm, at).await.sealed, None);
 

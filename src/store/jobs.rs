@@ -118,14 +118,17 @@ impl Reader {
         Ok(rows.into_iter().map(|row| row.repository).collect())
     }
 
-    /// The vm whose runner has this name at GitHub, whether or not it lives.
+    /// The newest vm whose runner has this name at GitHub, whether or not it lives. Names that callers bring may come again.
     pub async fn vm_of_runner(&self, name: &str) -> Result<Option<Vm>> {
         if name.is_empty() {
             return Ok(None);
         }
-        let row = sqlx::query!("SELECT record FROM vms WHERE json_extract(record, '$.registered.name') = ?", name)
-            .fetch_optional(self.pool())
-            .await?;
+        let row = sqlx::query!(
+            "SELECT record FROM vms WHERE json_extract(record, '$.registered.name') = ? ORDER BY id DESC LIMIT 1",
+            name
+        )
+        .fetch_optional(self.pool())
+        .await?;
         row.map(|row| parse_vm(&row.record)).transpose()
     }
 }

@@ -8,7 +8,7 @@ use tokio::{sync::broadcast::error::RecvError, time::Instant};
 
 use super::{Reconciler, leave::count_removal};
 use crate::{
-    domain::{RunnerStatus, State, Vm},
+    domain::{RunnerStatus, State, Vm, github::is_over},
     runners::github::{Client, model},
     store::{Change, StoreError, github_runners::RunnerRow},
 };
@@ -20,6 +20,8 @@ const AT_ONCE: usize = 4;
 const PATIENCE: SignedDuration = SignedDuration::from_mins(20);
 /// A call whose answer was lost may be carried out this much later.
 const LATE: SignedDuration = SignedDuration::from_mins(2);
+/// After patience has run out, which takes somebody's hand at GitHub, the pauses grow to this.
+const SELDOM: Duration = Duration::from_secs(3600);
 
 /// How far the removal of one ghost is.
 struct Trying {
@@ -29,7 +31,7 @@ struct Trying {
     warned: bool,
 }
 
-enum Ghost {
+enum Removal {
     Gone,
     /// Asked again in a while; what GitHub said.
     Stays(String),
@@ -74,13 +76,7 @@ impl Reconciler {
         github: &Client,
         trying: &mut HashMap<String, Trying>,
     ) -> Result<Instant, StoreError> {
-        let mut ghosts = Vec::new();
-        for row in self.reader.github_runners().await? {
-            let vm = self.reader.vm(row.vm_id).await?;
-            if is_over(&row, vm.as_ref()) {
-                ghosts.push((row, vm));
-            }
-        }
+        let ghosts = self.reader.ghosts().await?;
         trying.retain(|name, _| ghosts.iter().any(|(row, _)| row.name == *name));
         metrics::gauge!("mayfly_github_ghosts").set(ghosts.len() as f64);
         let now = Instant::now();
@@ -89,19 +85,19 @@ impl Reconciler {
             .filter(|(row, _)| trying.get(&row.name).is_none_or(|t| t.next <= now) && !self.reach.is_away(&row.scope));
         let asked: Vec<_> = stream::iter(due)
             .map(|(row, vm)| async move {
-                let ghost = self.remove_ghost(github, &row, vm.as_ref()).await;
-                (row, ghost)
+                let removal = self.remove_ghost(github, &row, vm.as_ref()).await;
+                (row, removal)
             })
             .buffer_unordered(AT_ONCE)
             .collect()
             .await;
-        for (row, ghost) in asked {
-            match ghost {
-                Ghost::Gone => {
+        for (row, removal) in asked {
+            match removal {
+                Removal::Gone => {
                     self.ledger.runner_gone(&row.name).await?;
                     trying.remove(&row.name);
                 }
-                Ghost::Stays(why) => self.again(trying, &row, &why),
+                Removal::Stays(why) => self.again(trying, &row, &why),
             }
         }
         let soonest = trying.values().map(|t| t.next).min();
@@ -115,7 +111,7 @@ impl Reconciler {
             Trying { since: now, next: Instant::now(), pause: pace.first_retry, warned: false }
         });
         t.next = Instant::now() + t.pause;
-        t.pause = pace.longer(t.pause);
+        t.pause = if t.warned { (t.pause * 2).min(SELDOM) } else { pace.longer(t.pause) };
         if !t.warned && now.duration_since(t.since) >= PATIENCE {
             t.warned = true;
             tracing::warn!(
@@ -125,14 +121,14 @@ impl Reconciler {
         }
     }
 
-    async fn remove_ghost(&self, github: &Client, row: &RunnerRow, vm: Option<&Vm>) -> Ghost {
+    async fn remove_ghost(&self, github: &Client, row: &RunnerRow, vm: Option<&Vm>) -> Removal {
         // GitHub said so already.
         let said = vm.is_some_and(|vm| {
             vm.runner_status == RunnerStatus::Gone
-                && vm.registered.as_ref().is_some_and(|r| Some(r.runner_id) == row.runner_id && r.name == row.name)
+                && vm.registered.as_ref().is_some_and(|r| r.runner_id == row.runner_id && r.name == row.name)
         });
         if said {
-            return Ghost::Gone;
+            return Removal::Gone;
         }
         let id = match row.runner_id {
             Some(id) => id,
@@ -147,11 +143,11 @@ impl Reconciler {
                             vm.id = %row.vm_id, runner.id = r.id, runner.name = %row.name,
                             "a runner with the name of one of ours is at work and was not started from here; it is left alone"
                         );
-                        return Ghost::Gone;
+                        return Removal::Gone;
                     }
-                    Ok(None) if self.clock.now().duration_since(row.asked_at) > LATE => return Ghost::Gone,
-                    Ok(None) => return Ghost::Stays("it may come yet".to_owned()),
-                    Err(error) => return Ghost::Stays(error.to_string()),
+                    Ok(None) if self.clock.now().duration_since(row.asked_at) > LATE => return Removal::Gone,
+                    Ok(None) => return Removal::Stays("it may come yet".to_owned()),
+                    Err(error) => return Removal::Stays(error.to_string()),
                 }
             }
         };
@@ -161,29 +157,17 @@ impl Reconciler {
         match removed {
             Ok(removed) => {
                 tracing::info!(vm.id = %row.vm_id, runner.id = id, runner.name = %row.name, ?removed, "no runner of the vm is left at GitHub");
-                Ghost::Gone
+                Removal::Gone
             }
             Err(error) => {
                 tracing::debug!(vm.id = %row.vm_id, runner.id = id, error = %error, "the runner cannot be removed now");
-                Ghost::Stays(error.to_string())
+                Removal::Stays(error.to_string())
             }
         }
     }
 }
 
-/// Whether nobody will need this runner any more.
-fn is_over(row: &RunnerRow, vm: Option<&Vm>) -> bool {
-    vm.is_none_or(|vm| vm.attempt != row.attempt || ended(vm.state))
-}
-
-fn ended(state: State) -> bool {
-    match state {
-        State::Queued | State::Stopping | State::Deleting | State::Deleted => true,
-        State::Cloning | State::Booting | State::Configuring | State::Running | State::Draining => false,
-    }
-}
-
 fn leaves_a_runner(change: &Change) -> bool {
     let vm = &change.vm;
-    vm.draft.managed().is_some() && vm.attempt > 0 && ended(vm.state) && vm.state != State::Deleting
+    vm.draft.managed().is_some() && vm.attempt > 0 && is_over(vm.attempt, Some(vm)) && vm.state != State::Deleting
 }

@@ -31,7 +31,7 @@ impl Reconciler {
                 return Err(Failure::new(FailureKind::Retry, Code::GuestNotConfigured, detail));
             };
             let config = self.opened(vm, sealed)?;
-            let runner = Registered { runner_id: *id, name };
+            let runner = Registered { runner_id: Some(*id), name };
             if vm.registered.as_ref() != Some(&runner) {
                 self.tell(vm, Event::RunnerRegistered { runner }).await?;
             }
@@ -67,7 +67,7 @@ impl Reconciler {
         let sealed = self.vault.seal(vm.id(), config.expose_secret().as_bytes());
         self.ledger.runner_registered(&name, made.runner.id, sealed).await?;
         tracing::info!(vm.id = %vm.id(), runner.id = made.runner.id, runner.name = %name, scope = %runner.scope.slug(), "runner registered");
-        self.tell(vm, Event::RunnerRegistered { runner: Registered { runner_id: made.runner.id, name } }).await?;
+        self.tell(vm, Event::RunnerRegistered { runner: Registered { runner_id: Some(made.runner.id), name } }).await?;
         Ok(config)
     }
 

@@ -89,13 +89,14 @@ impl Reconciler {
         // As it is now: only its phase was followed.
         let Some(vm) = self.reader.vm(vm.id()).await?.map(Arc::new) else { return Ok(vm.clone()) };
         let (Some(runner), Some(registered)) = (vm.draft.managed(), &vm.registered) else { return Ok(vm) };
-        let found = github.get_runner(&runner.scope, registered.runner_id).await;
+        let Some(runner_id) = registered.runner_id else { return Ok(vm) };
+        let found = github.get_runner(&runner.scope, runner_id).await;
         self.reach.note(&runner.scope, &found, self.clock.now());
         match found {
             Ok(Some(seen)) => self.seen(&vm, registered, &seen).await,
             Ok(None) => self.missed(&vm, registered).await,
             Err(error) => {
-                tracing::warn!(vm.id = %vm.id(), runner.id = registered.runner_id, error = %error, "the runner cannot be looked at");
+                tracing::warn!(vm.id = %vm.id(), runner.id = runner_id, error = %error, "the runner cannot be looked at");
                 Ok(vm)
             }
         }

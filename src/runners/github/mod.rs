@@ -9,6 +9,7 @@
 //!     exchange    one call over the wire: redirects, another attempt, rate limits
 //!       budget    what GitHub still allows, per credential
 //!       refusal   what an answer that is no success means
+//! jit                                 whose a configuration is
 //! credentials, secret, jwt            who we are
 //! server, model, error         plain types
 //! ```
@@ -29,6 +30,7 @@ mod credentials;
 mod deliveries;
 mod error;
 mod exchange;
+mod jit;
 mod jobs;
 mod jwt;
 pub mod model;
@@ -44,6 +46,7 @@ pub use client::{Client, Observed};
 pub use credentials::{Credential, KEY_VARIABLE, Source, TOKEN_VARIABLE};
 pub use deliveries::{Delivery, DeliveryContent, SentRequest};
 pub use error::GitHubError;
+pub use jit::runner_of;
 pub use jobs::{JobFilter, Run};
 pub use runners::{DEFAULT_GROUP, JitConfig, NewRunner, RegistrationToken, Removed, RunnerGroup};
 pub use secret::read as read_secret;

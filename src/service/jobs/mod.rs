@@ -21,7 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::Service;
 use crate::{
     domain::{
-        Code, Error, Event, Pool, Result,
+        Code, Error, Event, Pool, Result, Vm,
         github::JobStatus,
         job::{Job, News},
     },
@@ -146,6 +146,8 @@ impl Service {
             Some(name) if news.record.status == job.record.status => self.reader.vm_of_runner(name).await?,
             _ => None,
         };
+        // Two places may have runners of one name: those that callers bring are called as they like.
+        let named = named.filter(|vm| may_have(vm, &news.record.repository));
         let vm = named.map(|vm| vm.id());
         job.vm = vm.or(job.vm);
         if new {
@@ -198,4 +200,10 @@ impl Service {
             tokio::time::sleep(TIDY_EVERY).await;
         }
     }
+}
+
+/// Whether GitHub may give jobs of this repository to the vm's runner.
+fn may_have(vm: &Vm, repository: &str) -> bool {
+    let scope = vm.draft.github.as_ref().map(|github| &github.scope);
+    matches!((scope, repository.split_once('/')), (Some(scope), Some((owner, name))) if scope.covers(owner, name))
 }

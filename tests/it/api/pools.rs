@@ -238,7 +238,7 @@ async fn vms_of_a_pool_say_so_and_are_found_by_it_and_by_their_jobs() {
 
     for event in [
         Event::SlotTaken,
-        Event::RunnerRegistered { runner: Registered { runner_id: 8123, name: "mayfly-1".into() } },
+        Event::RunnerRegistered { runner: Registered { runner_id: Some(8123), name: "mayfly-1".into() } },
         Event::Cloned,
         Event::GuestReady { via: ReadyVia::GuestCall },
         Event::GuestConfigured,

@@ -3,10 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use mayfly::{
-    domain::{
-        BudgetsPatch, InstanceName, Vm, VmId,
-        github::{Registration, runner_name},
-    },
+    domain::{BudgetsPatch, InstanceName, Vm, VmId, github::runner_name},
     runners::github::Client,
     service::{Clock, Service, vms::VmRequest},
     store::{Vault, github_runners::RunnerRow},
@@ -18,6 +15,7 @@ use super::{Host, PATIENCE, Serving, prelude::*};
 use crate::support::github::{GitHub, acme};
 
 mod away;
+mod brought;
 mod ends;
 mod ghosts;
 mod jobs;
@@ -72,8 +70,9 @@ impl Rig {
             let (serving, given, key) = (serving.clone(), given.clone(), key.clone());
             tokio::spawn(async move {
                 let id = InstanceName::parse(guest.spec.name.as_str()).unwrap();
-                let config = configuration(&serving, id, &Vault::open(&key).unwrap()).await;
-                given.send_modify(|given| drop(given.insert(id, config)));
+                if let Some(config) = configuration(&serving, id, &Vault::open(&key).unwrap()).await {
+                    given.send_modify(|given| drop(given.insert(id, config)));
+                }
             });
         });
         rig
@@ -148,13 +147,13 @@ impl Rig {
     }
 }
 
-/// Read from where the kit reads it, so that it is the one that is kept.
-async fn configuration(serving: &Serving, id: VmId, vault: &Vault) -> String {
+/// Read from where the kit reads it, so that it is the one that is kept. `None`: the caller brought it.
+async fn configuration(serving: &Serving, id: VmId, vault: &Vault) -> Option<String> {
     let mut serving = serving.subscribe();
     let service: Service = serving.wait_for(Option::is_some).await.unwrap().clone().unwrap();
     let vm = service.reader().vm(id).await.unwrap().unwrap();
-    assert_eq!(vm.draft.managed().unwrap().registration, Registration::Managed);
+    vm.draft.managed()?;
     let name = runner_name(&vm.draft.name, id, vm.attempt);
     let row = service.reader().github_runner(&name).await.unwrap().expect("there is a row before there is a guest");
-    String::from_utf8(vault.unseal(id, &row.sealed.unwrap()).unwrap()).unwrap()
+    Some(String::from_utf8(vault.unseal(id, &row.sealed.unwrap()).unwrap()).unwrap())
 }

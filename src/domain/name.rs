@@ -1,0 +1,9 @@
+//! Names that people give: they stand in paths, labels, metrics and runners' names.
+
+/// What a name has to be, in words.
+pub const NAME_RULE: &str = "1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit";
+
+pub fn is_name(name: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    name.len() <= 63 && name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric()) && name.bytes().all(fits)
+}

@@ -1,0 +1,72 @@
+//! Runners that the caller registers: GitHub is asked nothing about them, and what its webhooks say of them counts.
+
+use mayfly::{domain::RunnerStatus, runners::github::NewRunner, service::guests::GuestEvent};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{
+    jobs::{NEVER, delivered},
+    *,
+};
+
+async fn running(rig: &Rig, jit_config: Option<SecretString>, registration_token: Option<SecretString>) -> Vm {
+    let runner = Runner::GitHub {
+        scope: acme(),
+        labels: vec![LABEL.to_owned()],
+        group: None,
+        jit_config,
+        registration_token,
+        env: Default::default(),
+    };
+    let id = rig.host.create(VmRequest { budgets: patient(), ..request("linux", runner) }).await;
+    rig.host.until_state(id, State::Booting).await;
+    rig.host.service().report_guest_event(id, GuestEvent::GuestConfigured {}).await.unwrap();
+    rig.host.until_state(id, State::Running).await
+}
+
+async fn configuration_of(rig: &Rig, name: &str) -> (u64, SecretString) {
+    let new = NewRunner { name: name.into(), group: 1, labels: vec![LABEL.into()], work_folder: None };
+    let made = rig.client.generate_jit_config(&acme(), &new).await.unwrap();
+    (made.runner.id, made.encoded_jit_config.expose_secret().to_owned().into())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn their_jobs_are_known_and_a_jobs_end_is_the_vms() {
+    let rig = Rig::with_pool(2, 1, NEVER).await;
+    let (number, jit) = configuration_of(&rig, "mine").await;
+    let by_jit = running(&rig, Some(jit), None).await;
+    let registered = by_jit.registered.clone().unwrap();
+    assert_eq!((registered.runner_id, registered.name.as_str()), (Some(number), "mine"));
+    let by_token = running(&rig, None, Some("AAATOKEN".into())).await;
+    let registered = by_token.registered.clone().unwrap();
+    assert_eq!((registered.runner_id, &registered.name), (None, &runner_name(&by_token.draft.name, by_token.id(), 1)));
+
+    // A repository that is nothing of theirs has a runner of that name, too.
+    rig.github.requests().await;
+    delivered(&rig, "evil/app", "in_progress", 1, "mine").await;
+    for (job, vm) in [(2, &by_jit), (3, &by_token)] {
+        let name = vm.registered.as_ref().unwrap().name.clone();
+        delivered(&rig, "acme/app", "in_progress", job, &name).await;
+        let busy = rig.host.until(vm.id(), |vm| !vm.jobs.is_empty()).await;
+        assert_eq!((busy.runner_status, busy.jobs[0].id), (RunnerStatus::Busy, job));
+        delivered(&rig, "acme/app", "completed", job, &name).await;
+        let end = rig.host.until_state(vm.id(), State::Deleted).await;
+        assert_eq!(end.end_signal, Some(EndSignal::JobCompleted), "{end:#?}");
+        assert_eq!(end.jobs[0].conclusion.as_deref(), Some("success"));
+        assert_eq!(rig.rows().await, []);
+    }
+    // Whoever brought it takes it away.
+    assert_eq!(rig.runners().await, ["mine"]);
+    let asked = rig.github.requests().await;
+    assert!(asked.iter().all(|r| r["method"] == "GET" && r["path"] == "/orgs/acme/actions/runners"), "{asked:#?}");
+}
+
+/// The format is between GitHub and its runner: what cannot be read is handed over all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_that_does_not_say_whose_it_is_is_handed_over() {
+    let rig = Rig::new(1).await;
+    let vm = running(&rig, Some("c29tZXRoaW5nIG5ldw==".into()), None).await;
+    assert_eq!(vm.registered, None);
+    rig.host.delete(vm.id(), true).await;
+    rig.host.until_state(vm.id(), State::Deleted).await;
+    rig.assert_clean(&[vm.id()]).await;
+}
