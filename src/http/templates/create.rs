@@ -20,7 +20,7 @@ use super::{
         problem::Problem,
         pulls::PullView,
     },
-    TemplateView, shown,
+    TemplateView, absolute, shown,
 };
 use crate::{
     domain::{
@@ -84,16 +84,6 @@ pub struct TemplateRequest {
     budgets: BudgetsPatch,
     /// What a vm of the new version has to pass before the name points at it; only with `image`.
     canary: Option<Canary>,
-}
-
-/// Relative to what? The service's directory is not the caller's.
-fn absolute(paths: &[(&str, Option<&PathBuf>)]) -> Result<(), Problem> {
-    for (pointer, path) in paths {
-        if path.is_some_and(|path| !path.is_absolute() || path.as_os_str().as_encoded_bytes().contains(&0)) {
-            return Err(Problem::invalid(*pointer, "must be an absolute path on the service's host"));
-        }
-    }
-    Ok(())
 }
 
 impl TemplateRequest {

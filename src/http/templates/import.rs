@@ -19,7 +19,7 @@ use super::{
         openapi::examples,
         problem::Problem,
     },
-    TemplateView, shown,
+    TemplateView, absolute, shown,
 };
 use crate::{
     domain::{Arch, Budgets, BudgetsPatch, Code, GuestOs, Handover},
@@ -121,17 +121,13 @@ impl ImportBody {
                 return Err(Problem::invalid(pointer, what));
             }
         }
-        for (pointer, path) in [
-            ("/kernel", &self.kernel),
-            ("/initramfs", &self.initramfs),
-            ("/firmware", &self.firmware),
-            ("/ssh_key", &self.ssh_key),
-            ("/ssh_password_file", &self.ssh_password_file),
-        ] {
-            if path.as_ref().is_some_and(|p| !p.is_absolute() || p.as_os_str().as_encoded_bytes().contains(&0)) {
-                return Err(Problem::invalid(pointer, "must be an absolute path on the service's host"));
-            }
-        }
+        absolute(&[
+            ("/kernel", self.kernel.as_ref()),
+            ("/initramfs", self.initramfs.as_ref()),
+            ("/firmware", self.firmware.as_ref()),
+            ("/ssh_key", self.ssh_key.as_ref()),
+            ("/ssh_password_file", self.ssh_password_file.as_ref()),
+        ])?;
         let template = NewTemplate {
             driver: self.driver,
             os: self.os,

@@ -1,7 +1,7 @@
 //! Showing and deleting templates; `create` registers them, `names` says where names point, `prune` makes
 //! room, `push` publishes them and `verify` looks for damage.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use axum::{Json as Answer, extract::State as FromState, http::StatusCode};
 use serde::Serialize;
@@ -31,6 +31,16 @@ pub use view::TemplateView;
 async fn shown(http: &Http, name: &str) -> Result<TemplateView, Problem> {
     let (template, standing) = http.service.template_with_standing(name).await?;
     Ok(TemplateView::new(template, standing))
+}
+
+/// Relative to what? The service's directory is not the caller's.
+fn absolute(paths: &[(&str, Option<&PathBuf>)]) -> Result<(), Problem> {
+    for (pointer, path) in paths {
+        if path.is_some_and(|path| !path.is_absolute() || path.as_os_str().as_encoded_bytes().contains(&0)) {
+            return Err(Problem::invalid(*pointer, "must be an absolute path on the service's host"));
+        }
+    }
+    Ok(())
 }
 
 #[derive(Serialize, ToSchema)]
