@@ -73,7 +73,7 @@ bench-pull: ## Pulling an image against skopeo and the machine's limits (BENCH_G
 	@cargo build --release --locked --quiet --bin mayfly --example bench-pull
 	@python3 benches/pull.py
 
-e2e-github: deps image ## Jobs of GitHub's over real VMs while all goes wrong: none may be lost (E2E_JOBS=50, E2E_PATTERNS=…; most of an hour)
+e2e-github: deps image ## Jobs of GitHub's over real VMs while all goes wrong: none may be lost (E2E_JOBS=50, E2E_PATTERNS=…; more than an hour)
 	@cargo build --release --locked --quiet --bin mayfly --example github-double
 	@python3 benches/github.py
 

@@ -80,6 +80,9 @@ PATTERNS = [
     Pattern("webhooks-shuffled", "webhooks come up to 15 s late, in any order", hook={"delay_seconds": 15},
             happened=lambda row: row["deliveries_overtaken"]),
     Pattern("killed", "Mayfly is killed every few seconds", kill=(2, 12), happened=lambda row: row["times_killed"]),
+    Pattern("everything", "webhooks lost and shuffled, a guest that says nothing at its end, Mayfly killed", delete="lost",
+            finish="lost", hook={"lose_percent": 30, "delay_seconds": 10}, kill=(5, 20),
+            happened=lambda row: tampered_with(row) and row["times_killed"] and row["deliveries_not_arrived"]),
     Pattern("counter-proof", "a hook that kills its vm: has to lose", delete="forced", loses=True),
 ]
 
