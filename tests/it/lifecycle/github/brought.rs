@@ -1,6 +1,6 @@
 //! Runners that the caller registers: GitHub is asked nothing about them, and what its webhooks say of them counts.
 
-use mayfly::{domain::RunnerStatus, runners::github::NewRunner, service::guests::GuestEvent};
+use mayfly::{domain::RunnerStatus, drivers::Observation, runners::github::NewRunner, service::guests::GuestEvent};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
@@ -18,7 +18,11 @@ async fn running(rig: &Rig, jit_config: Option<SecretString>, registration_token
         env: Default::default(),
     };
     let id = rig.host.create(VmRequest { budgets: patient(), ..request("linux", runner) }).await;
-    rig.host.until_state(id, State::Booting).await;
+    let runs = || {
+        let snapshot = rig.host.world.snapshot();
+        snapshot.instances.get(id.instance().as_str()).is_some_and(|seen| matches!(seen, Observation::Running { .. }))
+    };
+    rig.until("the guest boots", async || runs()).await;
     rig.host.service().report_guest_event(id, GuestEvent::GuestConfigured {}).await.unwrap();
     rig.host.until_state(id, State::Running).await
 }

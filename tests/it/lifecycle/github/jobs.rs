@@ -250,6 +250,7 @@ async fn what_no_pool_wants_is_remembered_and_left_alone() {
     let other = rig.queue(&[LABEL, "gpu"]).await;
     let mine = rig.queue(&[LABEL]).await;
     rig.made(mine).await;
+    rig.until("the other is heard of", async || rig.known(other).await.is_some()).await;
     let other = rig.known(other).await.unwrap();
     assert_eq!((other.pool, other.made), (None, None));
     assert_eq!(rig.vms().await.len(), 1);
@@ -263,9 +264,14 @@ async fn what_no_pool_wants_is_remembered_and_left_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_that_takes_another_job_is_replaced_and_the_pool_keeps_its_limit() {
     let rig = Rig::with_pool(5, 2, NEVER).await;
-    let jobs = [rig.queue(&[LABEL]).await, rig.queue(&[LABEL]).await, rig.queue(&[LABEL]).await];
+    let mut jobs = Vec::new();
+    for n in ["first", "second", "third"] {
+        // One after the other: webhooks overtake each other, and the pool's limit is for whoever comes third.
+        let job = rig.queue(&[LABEL]).await;
+        rig.until(&format!("the {n} is heard of"), async || rig.known(job).await.is_some()).await;
+        jobs.push(job);
+    }
     let (first, second) = (rig.made(jobs[0]).await, rig.made(jobs[1]).await);
-    rig.until("the third is heard of", async || rig.known(jobs[2]).await.is_some()).await;
     assert_eq!(rig.known(jobs[2]).await.unwrap().made, None, "two at once");
     let (_, jit) = rig.idle(second).await;
     rig.dispatch().await;
