@@ -22,7 +22,7 @@ use super::Service;
 use crate::{
     domain::{
         Code, Error, Event, Pool, Result, Vm,
-        github::JobStatus,
+        github::{JobStatus, Registration},
         job::{Job, News},
     },
     store::Expect,
@@ -202,8 +202,9 @@ impl Service {
     }
 }
 
-/// Whether GitHub may give jobs of this repository to the vm's runner.
+/// Whether GitHub may give jobs of this repository to the vm's runner. A name that we made is nobody else's, even where the
+/// repository is called differently by now.
 fn may_have(vm: &Vm, repository: &str) -> bool {
-    let scope = vm.draft.github.as_ref().map(|github| &github.scope);
-    matches!((scope, repository.split_once('/')), (Some(scope), Some((owner, name))) if scope.covers(owner, name))
+    let (Some(runner), Some((owner, name))) = (&vm.draft.github, repository.split_once('/')) else { return false };
+    runner.registration == Registration::Managed || runner.scope.covers(owner, name)
 }

@@ -105,6 +105,10 @@ async fn the_third_vm_waits_for_a_slot_and_says_so() {
         ids
     };
     let waits = |vm: &Value| vm["queue"]["reason"] == "slot" && vm["queue"]["position"] == 1;
+    // That others leave the queue is no news of the one that waits.
+    for id in &ids[..2] {
+        serve.wait(id, "it has a slot", |vm| vm["state"] != "queued").await;
+    }
     serve.wait(&ids[2], "it is the first to wait for a slot", waits).await;
     let mut now = job();
     now["queue_timeout_seconds"] = json!(0);

@@ -28,6 +28,10 @@ async fn two_macs_at_once_and_the_third_waits() {
         ids.push(vm["id"].as_str().unwrap().to_owned());
     }
     let waits = |vm: &Value| vm["queue"]["reason"] == "slot" && vm["queue"]["position"] == 1;
+    // That others leave the queue is no news of the one that waits.
+    for id in &ids[..2] {
+        serve.wait(id, "it has a slot", |vm| vm["state"] != "queued").await;
+    }
     serve.wait(&ids[2], "it waits for a slot", waits).await;
     let mut held = Vec::new();
     for id in &ids {
