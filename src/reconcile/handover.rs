@@ -136,8 +136,15 @@ impl Reconciler {
         let Some(github) = &vm.draft.github else { return Ok(None) };
         let secret = match (github.registration, brought) {
             (Registration::Managed, _) => self.registration(vm).await?,
-            (Registration::JitConfig | Registration::Token, Some(secret)) => {
-                self.name_brought(vm, github.registration, &secret).await?;
+            (Registration::JitConfig, Some(secret)) => {
+                if let Some(runner) = runner_of(&secret) {
+                    self.note_brought(vm, runner).await?;
+                }
+                secret
+            }
+            (Registration::Token, Some(secret)) => {
+                let name = runner_name(&vm.draft.name, vm.id(), vm.attempt);
+                self.note_brought(vm, Registered { runner_id: None, name }).await?;
                 secret
             }
             (Registration::JitConfig | Registration::Token, None) => {
@@ -163,16 +170,10 @@ impl Reconciler {
     }
 
     /// Records under which name GitHub has a runner that the caller registers: jobs are bound to the vm by it.
-    async fn name_brought(&self, vm: &Vm, how: Registration, secret: &SecretString) -> Result<(), Failure> {
-        let runner = match how {
-            Registration::Managed => return Ok(()),
-            Registration::JitConfig => runner_of(secret),
-            Registration::Token => {
-                let name = runner_name(&vm.draft.name, vm.id(), vm.attempt);
-                Some(Registered { runner_id: None, name })
-            }
-        };
-        let Some(runner) = runner.filter(|runner| vm.registered.as_ref() != Some(runner)) else { return Ok(()) };
+    async fn note_brought(&self, vm: &Vm, runner: Registered) -> Result<(), Failure> {
+        if vm.registered.as_ref() == Some(&runner) {
+            return Ok(());
+        }
         let expect = Expect::Attempt { state: vm.state, attempt: vm.attempt };
         self.ledger.apply(vm.id(), expect, Event::RunnerRegistered { runner }, self.clock.now()).await?;
         Ok(())

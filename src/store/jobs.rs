@@ -118,17 +118,15 @@ impl Reader {
         Ok(rows.into_iter().map(|row| row.repository).collect())
     }
 
-    /// The newest vm whose runner has this name at GitHub, whether or not it lives. Names that callers bring may come again.
-    pub async fn vm_of_runner(&self, name: &str) -> Result<Option<Vm>> {
-        if name.is_empty() {
-            return Ok(None);
-        }
-        let row = sqlx::query!(
-            "SELECT record FROM vms WHERE json_extract(record, '$.registered.name') = ? ORDER BY id DESC LIMIT 1",
+    /// Vms whose runner has this name at GitHub, whether or not they live, newest first: names that callers bring may come
+    /// again, and in several places at once.
+    pub async fn vms_of_runner(&self, name: &str) -> Result<Vec<Vm>> {
+        let rows = sqlx::query!(
+            "SELECT record FROM vms WHERE json_extract(record, '$.registered.name') = ? ORDER BY id DESC",
             name
         )
-        .fetch_optional(self.pool())
+        .fetch_all(self.pool())
         .await?;
-        row.map(|row| parse_vm(&row.record)).transpose()
+        rows.iter().map(|row| parse_vm(&row.record)).collect()
     }
 }

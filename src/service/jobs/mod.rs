@@ -143,12 +143,11 @@ impl Service {
         // Only the runner that this news names: GitHub takes a job back that its runner did not begin with, and gives it to
         // another one. A name that GitHub leaves empty is nobody's.
         let named = match news.runner_name.as_deref().filter(|name| !name.is_empty()) {
-            Some(name) if news.record.status == job.record.status => self.reader.vm_of_runner(name).await?,
-            _ => None,
+            Some(name) if news.record.status == job.record.status => self.reader.vms_of_runner(name).await?,
+            _ => Vec::new(),
         };
         // Two places may have runners of one name: those that callers bring are called as they like.
-        let named = named.filter(|vm| may_have(vm, &news.record.repository));
-        let vm = named.map(|vm| vm.id());
+        let vm = named.iter().find(|vm| may_have(vm, &news.record.repository)).map(Vm::id);
         job.vm = vm.or(job.vm);
         if new {
             let pool = job.pool.as_deref().unwrap_or_default();

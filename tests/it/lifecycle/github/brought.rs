@@ -1,6 +1,11 @@
 //! Runners that the caller registers: GitHub is asked nothing about them, and what its webhooks say of them counts.
 
-use mayfly::{domain::RunnerStatus, drivers::Observation, runners::github::NewRunner, service::guests::GuestEvent};
+use mayfly::{
+    domain::{RunnerStatus, Scope},
+    drivers::Observation,
+    runners::github::NewRunner,
+    service::guests::GuestEvent,
+};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
@@ -8,9 +13,14 @@ use super::{
     *,
 };
 
-async fn running(rig: &Rig, jit_config: Option<SecretString>, registration_token: Option<SecretString>) -> Vm {
+async fn running(
+    rig: &Rig,
+    scope: Scope,
+    jit_config: Option<SecretString>,
+    registration_token: Option<SecretString>,
+) -> Vm {
     let runner = Runner::GitHub {
-        scope: acme(),
+        scope,
         labels: vec![LABEL.to_owned()],
         group: None,
         jit_config,
@@ -35,24 +45,25 @@ async fn configuration_of(rig: &Rig, name: &str) -> (u64, SecretString) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn their_jobs_are_known_and_a_jobs_end_is_the_vms() {
-    let rig = Rig::with_pool(2, 1, NEVER).await;
+    let rig = Rig::with_pool(3, 1, NEVER).await;
     let (number, jit) = configuration_of(&rig, "mine").await;
-    let by_jit = running(&rig, Some(jit), None).await;
+    let by_jit = running(&rig, acme(), Some(jit.clone()), None).await;
     let registered = by_jit.registered.clone().unwrap();
     assert_eq!((registered.runner_id, registered.name.as_str()), (Some(number), "mine"));
-    let by_token = running(&rig, None, Some("AAATOKEN".into())).await;
+    let by_token = running(&rig, acme(), None, Some("AAATOKEN".into())).await;
     let registered = by_token.registered.clone().unwrap();
     assert_eq!((registered.runner_id, &registered.name), (None, &runner_name(&by_token.draft.name, by_token.id(), 1)));
 
-    // A repository that is nothing of theirs has a runner of that name, too.
+    // Somewhere else there is a runner of that name, too, and a newer one.
+    let elsewhere = running(&rig, Scope::organization("other").unwrap(), Some(jit), None).await;
     rig.github.requests().await;
-    delivered(&rig, "evil/app", "in_progress", 1, "mine").await;
-    for (job, vm) in [(2, &by_jit), (3, &by_token)] {
+    for (job, vm) in [(2, &by_jit), (3, &by_token), (4, &elsewhere)] {
+        let repository = format!("{}/app", vm.draft.github.as_ref().unwrap().scope.slug());
         let name = vm.registered.as_ref().unwrap().name.clone();
-        delivered(&rig, "acme/app", "in_progress", job, &name).await;
+        delivered(&rig, &repository, "in_progress", job, &name).await;
         let busy = rig.host.until(vm.id(), |vm| !vm.jobs.is_empty()).await;
         assert_eq!((busy.runner_status, busy.jobs[0].id), (RunnerStatus::Busy, job));
-        delivered(&rig, "acme/app", "completed", job, &name).await;
+        delivered(&rig, &repository, "completed", job, &name).await;
         let end = rig.host.until_state(vm.id(), State::Deleted).await;
         assert_eq!(end.end_signal, Some(EndSignal::JobCompleted), "{end:#?}");
         assert_eq!(end.jobs[0].conclusion.as_deref(), Some("success"));
@@ -68,7 +79,7 @@ async fn their_jobs_are_known_and_a_jobs_end_is_the_vms() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configuration_that_does_not_say_whose_it_is_is_handed_over() {
     let rig = Rig::new(1).await;
-    let vm = running(&rig, Some("c29tZXRoaW5nIG5ldw==".into()), None).await;
+    let vm = running(&rig, acme(), Some("c29tZXRoaW5nIG5ldw==".into()), None).await;
     assert_eq!(vm.registered, None);
     rig.host.delete(vm.id(), true).await;
     rig.host.until_state(vm.id(), State::Deleted).await;
