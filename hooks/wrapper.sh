@@ -123,25 +123,31 @@ send_new() {
     done
 }
 
-# Runs beside the job until told to stop. The signal breaks the pause but never a call
-# that is under way, so no part of the log is sent twice.
+# Runs beside the job until told to stop, by a file. The signal only breaks the pause: a
+# call that is under way goes on, so no part of the log is sent twice. Nothing may depend
+# on its trap: bash 5.2 loses one that comes while it reads a "$(…)" ("unexpected EOF
+# while looking for matching ')'"), and whoever started us may have had it ignored.
 stream_log() {
-    stop=''
     online=''
-    trap 'stop=1' TERM
-    while [ -z "$stop" ]; do
+    trap : TERM
+    until told_to_stop; do
         sleep "$log_interval" &
         pause=$!
-        [ -n "$stop" ] || wait "$pause"
-        kill "$pause" 2>/dev/null
+        if told_to_stop || ! wait "$pause"; then
+            kill "$pause" 2>/dev/null
+        fi
         # GitHub's runner says on its output that it is idle. A lost word costs nothing.
         if [ "$MAYFLY_RUNNER_KIND" = github ] && [ -z "$online" ] && grep -q 'Listening for Jobs' "$log"; then
             online=1
             event '{"type":"runner_online"}'
         fi
-        [ -n "$stop" ] || send_new $((log_cap - tail_part))
+        told_to_stop || send_new $((log_cap - tail_part))
     done
     exit 0
+}
+
+told_to_stop() {
+    [ -e "$run/job.log.stop" ]
 }
 
 send_rest() {
@@ -356,7 +362,8 @@ payload_in_session() {
     ) &
     # The end of the file without a word: it was killed.
     IFS= read -r code <"$run/payload.end" || code=137
-    kill "$!" 2>/dev/null
+    # Where that file is, it has ended or is about to; its number may be another's by now.
+    [ -e "$run/payload.pid" ] || kill "$!" 2>/dev/null
     wait "$!" 2>/dev/null
     if [ "$code" = none ] || [ ! -e "$run/payload.pid" ]; then
         unload_agent
@@ -458,7 +465,7 @@ command | script | github) ;;
 esac
 
 : >"$log"
-rm -f "$run/job.log.sent"
+rm -f "$run/job.log.sent" "$run/job.log.stop"
 if [ "$MAYFLY_RUNNER_KIND" = command ]; then
     run_hook job-started.sh
 fi
@@ -477,6 +484,7 @@ if ! payload_in_session; then
 fi
 echo "payload ended with $code"
 if [ -n "$streamer" ]; then
+    : >"$run/job.log.stop"
     kill "$streamer" 2>/dev/null
     wait "$streamer" 2>/dev/null
 fi

@@ -196,8 +196,8 @@ def cancelled_hook():
 # --- boot.sh and wrapper.sh -----------------------------------------------------
 
 
-def boot(kit, shell="sh", env=None, seconds=40):
-    result = subprocess.run(SHELLS[shell][:-1] + [str(kit / "boot.sh")], env=env or clean_env(), cwd="/",
+def boot(kit, shell="sh", env=None, seconds=40, through=()):
+    result = subprocess.run([*through, *SHELLS[shell][:-1], str(kit / "boot.sh")], env=env or clean_env(), cwd="/",
                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds)
     return result.returncode, result.stdout.decode()
 
@@ -354,6 +354,22 @@ def violent_job():
         check(w.api.wait("runner_finished", 30)["json"]["exit_code"] == 137, "exit code")
         check(w.api.names() == COMMAND_ORDER, w.api.names())
         check(b"before\n" in w.api.log(), w.api.log())
+
+
+def signals_ignored():
+    """Who started it had signals ignored, which no shell can undo: the end of the job is seen all the same."""
+
+    def one(shell):
+        with Workspace() as w:
+            files = kit_files(w.api.url, payload="#!/bin/sh\nsleep 3; echo last; exit 4\n")
+            kit = write_kit(w.dir / "kit", reinterpreted(files, shell))
+            through = ["sh", "-c", "trap '' HUP INT TERM; exec \"$@\"", "sh"]
+            code, output = boot(kit, shell, through=through)
+            check(code == 0, "boot.sh ended with %s: %s" % (code, output))
+            check(w.api.wait("runner_finished", 30)["json"]["exit_code"] == 4, "exit code")
+            check(w.api.names() == COMMAND_ORDER and b"last\n" in w.api.log(), w.api.names())
+
+    each_shell(one)
 
 
 def no_base64():
@@ -523,6 +539,6 @@ print("shells: " + " ".join(SHELLS), flush=True)
 main([
     hanging_and_dead, shellcheck, announces, refusals, broken_kits, hostile_environment, cancelled_hook,
     wrapper_command, wrapper_script_none_unknown, long_log, lost_calls, vm_is_gone, one_wrapper,
-    violent_job, no_base64, boot_says_no, github_runner, github_registration_token,
+    violent_job, signals_ignored, no_base64, boot_says_no, github_runner, github_registration_token,
     github_wrong_runners, github_runner_from_the_host,
 ], at_once=3)

@@ -13,6 +13,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import socket
 import socketserver
 import struct
@@ -472,9 +473,42 @@ class Workspace:
         self.api = Api(self.dir / "api.sock" if self.unix else None)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
+        if kind is not None:
+            print(self.scene(), file=sys.stderr, flush=True)
+            for pid, _ in self.processes():
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
         self.api.close()
         shutil.rmtree(self.dir, ignore_errors=True)
+
+    def scene(self):
+        """What was going on, for whoever reads that a test failed: requests, what the scripts wrote, their processes."""
+        begin = min((r["at"] for r in self.api.requests), default=0)
+        lines = ["--- %s" % self.dir]
+        lines += ["%6.2f s %s: %s" % (r["at"] - begin, r["name"], r["status"]) for r in self.api.requests]
+        for path in sorted(self.dir.glob("*/run/*")):
+            if path.is_file():
+                lines.append("--- %s\n%s" % (path.relative_to(self.dir), path.read_text(errors="replace")[-3000:]))
+        return "\n".join(lines + [text for _, text in self.processes()])
+
+    def processes(self):
+        """Those that have this directory among their arguments or variables: (pid, what it is)."""
+        found = []
+        for process in sorted(pathlib.Path("/proc").glob("[0-9]*"), key=lambda p: int(p.name)):
+            try:
+                environ, argv = (process / "environ").read_bytes(), (process / "cmdline").read_bytes()
+                stat = (process / "stat").read_text().rpartition(")")[2].split()
+                where = (process / "wchan").read_text()
+            except OSError:
+                continue
+            if str(self.dir).encode() in environ + argv:
+                argv = argv.replace(b"\0", b" ").decode(errors="replace")[:200]
+                found.append((int(process.name), "pid %s, parent %s, state %s in %s: %s" % (
+                    process.name, stat[1], stat[0], where, argv)))
+        return found
 
 
 def main(tests, at_once=1):
