@@ -8,21 +8,30 @@ use serde_json::json;
 
 use super::{Api, api_with};
 
+/// What is well formed may still name a template that is not here, a name that is taken, or come without a token. And a
+/// template that was accepted (202) is not there before its image is.
+const SETTINGS: &str = r#"
+[checks.positive_data_acceptance]
+expected-statuses = ["2xx", 400, 401, 403, 404, 409, 422, 429, 503]
+
+[[operations]]
+include-path-regex = "^/templates/"
+checks.ensure_resource_availability.enabled = false
+"#;
+
 async fn schemathesis(api: &Api, token: Option<&str>) {
     let program = std::env::var_os("MAYFLY_SCHEMATHESIS")
         .expect("MAYFLY_SCHEMATHESIS names the program; `.ci/test.sh drift` installs it and runs this test");
     let examples = std::env::var("MAYFLY_SCHEMATHESIS_EXAMPLES").unwrap_or("25".to_owned());
-    // What is well formed may still name a template that is not here, a name that is taken, or come without a token.
+    let seconds = std::env::var("MAYFLY_SCHEMATHESIS_SECONDS").unwrap_or("60".to_owned());
     let config = api.dir.path().join("schemathesis.toml");
-    let settings =
-        "[checks.positive_data_acceptance]\nexpected-statuses = [\"2xx\", 400, 401, 403, 404, 409, 422, 429, 503]\n";
-    std::fs::write(&config, settings).unwrap();
+    std::fs::write(&config, SETTINGS).unwrap();
     let mut command = tokio::process::Command::new(program);
     command
         .arg("--config-file")
         .arg(config)
         .args(["run", &format!("{}/openapi.json", api.url)])
-        .args(["--max-examples", &examples, "--max-time", "60", "--request-timeout", "20", "--workers", "1"])
+        .args(["--max-examples", &examples, "--max-time", &seconds, "--request-timeout", "20", "--workers", "1"])
         .args(["--generation-deterministic", "--no-color"])
         // Not ready is what a service is that ends its waiting.
         .args(["--exclude-path", "/readyz"])
