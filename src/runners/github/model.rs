@@ -2,7 +2,7 @@
 //! list of words there may be one more tomorrow.
 
 use jiff::Timestamp;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 macro_rules! words {
     ($(#[doc = $about:literal])+ $name:ident { $($variant:ident = $text:literal,)+ }) => {
@@ -73,6 +73,7 @@ pub struct Label {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Runner {
+    #[serde(deserialize_with = "id")]
     pub id: u64,
     pub name: String,
     /// Means nothing before the runner's first connection.
@@ -102,7 +103,9 @@ impl Runner {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
     /// Of this attempt: a re-run has another one.
+    #[serde(deserialize_with = "id")]
     pub id: u64,
+    #[serde(deserialize_with = "id")]
     pub run_id: u64,
     #[serde(default)]
     pub run_attempt: Option<u32>,
@@ -138,6 +141,13 @@ pub(super) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Defaul
     Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
+/// GitHub's ids are signed numbers of 64 bits (`int64` in its OpenAPI description), and so are the database's.
+fn id<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    let id = u64::deserialize(from)?;
+    i64::try_from(id).map_err(|_| D::Error::custom(format!("{id} is too large for an id")))?;
+    Ok(id)
+}
+
 fn number_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
     Ok(Option::deserialize(from)?.filter(|n| *n != 0))
 }
@@ -167,9 +177,13 @@ mod tests {
         .unwrap();
         assert_eq!(rich.status, RunnerStatus::Other("hibernating".into()));
         assert!(rich.has_labels(&["MACOS-15".into()]) && !rich.has_labels(&["linux".into()]));
-        for wrong in
-            [json!({"id": "1"}), json!({"id": 1, "name": "a", "status": "online"}), json!({"id": -1}), json!([])]
-        {
+        for wrong in [
+            json!({"id": "1"}),
+            json!({"id": 1, "name": "a", "status": "online"}),
+            json!({"id": -1, "name": "a", "status": "offline", "busy": false}),
+            json!({"id": u64::MAX, "name": "a", "status": "offline", "busy": false}),
+            json!([]),
+        ] {
             assert!(serde_json::from_value::<Runner>(wrong).is_err());
         }
     }

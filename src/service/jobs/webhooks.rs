@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::{JobSource, Told};
 use crate::{
     domain::{
-        Result,
+        Result, Scope,
         github::{JobRecord, JobStatus},
         job::{DeliveryResult, Heard, News},
     },
@@ -93,6 +93,9 @@ fn read(body: &[u8]) -> Read {
         Ok(payload) => payload,
         Err(error) => return Read::Refused(format!("not a workflow_job as it is known here: {error}")),
     };
+    if let Err(error) = Scope::repository(&payload.repository.full_name) {
+        return Read::Refused(format!("not a repository: {error}"));
+    }
     let status = match (payload.action.as_str(), &payload.workflow_job.status) {
         // Held back by a rule of its environment, and said to be queued all the same.
         ("queued", model::JobStatus::Waiting) | ("waiting", _) => JobStatus::Waiting,
@@ -166,7 +169,9 @@ mod tests {
         assert_eq!(status("completed", "completed"), Some(JobStatus::Completed));
         assert!(matches!(read(&payload("postponed", "queued", json!({}))), Read::Ignored(_)));
         assert!(matches!(read(b"{\"action\":\"queued\"}"), Read::Refused(_)));
-        assert!(matches!(read(&payload("queued", "queued", json!({"id": "9001"}))), Read::Refused(_)));
+        for id in [json!("9001"), json!(-1), json!(u64::MAX)] {
+            assert!(matches!(read(&payload("queued", "queued", json!({"id": id}))), Read::Refused(_)));
+        }
     }
 
     #[test]
