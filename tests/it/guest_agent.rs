@@ -517,7 +517,7 @@ async fn an_agent_that_never_comes_meets_the_deadline() {
     let begun = Instant::now();
     let error = ready(&guest.socket, begun + Duration::from_secs(1)).await.unwrap_err();
     assert!(matches!(error, Error::Retry(_)), "{error:?}");
-    assert!(begun.elapsed() < Duration::from_secs(3));
+    assert!(begun.elapsed() < Duration::from_secs(10));
     assert_eq!(error.code(), Code::GuestNotReady);
     assert!(error.to_string().contains("no gRPC session") || error.to_string().contains("broke off"), "{error}");
 
@@ -536,7 +536,7 @@ async fn silence_meets_the_deadline() {
     assert!(matches!(error, Error::Retry(_)), "{error:?}");
     let error = deliver(&guest.socket, &kit("http://127.0.0.1:1", None), soon(1)).await.unwrap_err();
     assert!(matches!(&error, Error::Retry(why) if why.contains("did not answer in time")), "{error:?}");
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(begun.elapsed() < Duration::from_secs(10));
 }
 
 #[tokio::test]

@@ -445,7 +445,7 @@ async fn sigterm_ends_streams_and_long_polls_at_once_and_the_rows_stay() {
     let began = Instant::now();
     assert_eq!(serve.stop(), Some(0), "{}", serve.log());
     let took = began.elapsed();
-    assert!(took < Duration::from_secs(2), "it took {took:?} to end: {}", serve.log());
+    assert!(took < Duration::from_secs(5), "it took {took:?} to end: {}", serve.log());
     drop(idle);
     // Neither client was cut off: the stream has an end, the poll an answer.
     while let Some(_more) = stream.chunk().await.expect("the stream ends in order") {}
@@ -497,7 +497,7 @@ async fn a_service_whose_log_nobody_reads_serves_and_ends() {
         assert_eq!(got.expect("it answers").status(), 200);
     }
     rustix::process::kill_process(rustix::process::Pid::from_child(&child.0), rustix::process::Signal::TERM).unwrap();
-    let end = Instant::now() + Duration::from_secs(2);
+    let end = Instant::now() + Duration::from_secs(10);
     while child.0.try_wait().unwrap().is_none() && Instant::now() < end {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -519,7 +519,7 @@ async fn sigterm_does_not_wait_for_the_first_look_at_the_host() {
     assert_eq!(serve.get("/host").await["observed"], json!(false));
     let began = Instant::now();
     assert_eq!(serve.stop(), Some(0));
-    assert!(began.elapsed() < Duration::from_secs(2), "it took {:?} to end", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(5), "it took {:?} to end", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

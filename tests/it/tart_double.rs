@@ -334,7 +334,7 @@ fn a_sigint_may_be_lost_and_a_guest_may_crash_with_exit_0() {
     run.signal(Signal::INT);
     run.wait().is(0, "Stopping VM...\n", "");
 
-    rule(json!({"sigint_window_ms": 600}));
+    rule(json!({"sigint_window_ms": 10_000}));
     let begun = Instant::now();
     let run = t.boot(&["a"]);
     while begun.elapsed() < Duration::from_millis(500) {
@@ -644,7 +644,7 @@ fn an_address_comes_from_the_leases_stale_ones_included() {
 #[test]
 fn rules_bend_commands_and_are_counted() {
     let t = Tart::new(json!({"rules": [
-        {"id": "hang", "command": "list", "times": 1, "then": {"hang_ms": 700}},
+        {"id": "hang", "command": "list", "times": 1, "then": {"hang_ms": 2000}},
         {"command": "delete", "vm": "a*b", "times": 2, "then": {"says_running": true}},
         {"command": "get", "times": 1, "then": {"garbage": {"stdout": "{\"OS\": ", "stdout_base64": "/w==", "exit": 0}}},
         {"command": "rename", "then": {"garbage": {"stderr": "lost\n", "exit": 1, "after": true}}},
@@ -653,10 +653,10 @@ fn rules_bend_commands_and_are_counted() {
     t.make("c", "linux", MAC);
     let begun = Instant::now();
     t.list();
-    assert!(begun.elapsed() >= Duration::from_millis(700));
+    assert!(begun.elapsed() >= Duration::from_secs(2));
     let begun = Instant::now();
     t.list();
-    assert!(begun.elapsed() < Duration::from_millis(700), "once is once");
+    assert!(begun.elapsed() < Duration::from_secs(2), "once is once");
     let output = t.command(&["get", "c", "--format", "json"]).output().unwrap();
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), &b"{\"OS\": \xff"[..]));
     assert_eq!(t.tart(&["delete", "c"]).code, Some(0), "another name");

@@ -24,7 +24,7 @@ async fn read_some(stream: &mut TcpStream) -> String {
 
 #[tokio::test]
 async fn a_slow_body_is_given_up() {
-    let settings = Settings { request_timeout: Duration::from_millis(200), ..Settings::default() };
+    let settings = Settings { request_timeout: Duration::from_secs(1), ..Settings::default() };
     let api = api_with(settings, Default::default()).await;
     let head = format!(
         "POST /vms HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n{{\"temp",
@@ -35,7 +35,7 @@ async fn a_slow_body_is_given_up() {
     assert!(answer.contains("request.timeout"), "{answer}");
     // Who waits on purpose is not in a hurry.
     let (id, _) = api.vm("one").await;
-    let path = format!("/vms/{id}?wait_generation=1&timeout_seconds=1");
+    let path = format!("/vms/{id}?wait_generation=1&timeout_seconds=2");
     api.get(&path, &api.read).await.ok(200);
 }
 

@@ -223,7 +223,7 @@ async fn the_end_is_told_with_its_reason(rig: &impl Rig, id: VmId) {
     let (cause, stopped) = soon("ended", async {
         let end = async {
             // Long enough for the listener to be there.
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
             driver.stop(&name, Duration::ZERO).await
         };
         tokio::join!(driver.ended(&name), end)

@@ -291,12 +291,13 @@ async fn the_accelerator_is_proven_by_a_guest() {
     settings.probe_file = rig.dir.path().join("probe.json");
     let began = Instant::now();
     let probe = Qemu::new(settings.clone()).unwrap().probe(true).await.unwrap();
-    eprintln!("qemu: {probe:?} after {:?}", began.elapsed());
+    let proof = began.elapsed();
+    eprintln!("qemu: {probe:?} after {proof:?}");
     assert!(probe.version.starts_with("QEMU emulator version "));
     assert_eq!(probe.accelerator == "tcg", probe.note.is_some(), "a worse accelerator is explained");
     let began = Instant::now();
     assert_eq!(Qemu::new(settings).unwrap().probe(false).await.unwrap(), probe);
-    assert!(began.elapsed() < Duration::from_secs(1), "another process remembers it");
+    assert!(began.elapsed() < proof, "another process remembers it: {:?}, {proof:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -476,6 +477,6 @@ async fn ending_is_fast_and_secrets_are_private() {
         eprintln!("qemu: create {created:?}, start {started:?}, inspect {inspected:?}, destroy {destroyed:?}");
         fastest = fastest.min(destroyed);
     }
-    // Of three, because this host may be busy with something else.
-    assert!(fastest < Duration::from_millis(100), "{fastest:?}");
+    // Of three, because this host may be busy with something else. Whoever looked again and again would take longer.
+    assert!(fastest < Duration::from_millis(300), "{fastest:?}");
 }

@@ -254,5 +254,5 @@ async fn a_hypervisor_that_does_not_list_closes_the_host_and_says_so() {
     let id = host.create(request("linux", job())).await;
     let vm = host.until_state(id, State::Deleted).await;
     assert_eq!(vm.outcome.unwrap().result, OutcomeResult::Completed);
-    tokio::time::timeout(Duration::from_secs(5), host.world.until(|s| s.instances.is_empty())).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), host.world.until(|s| s.instances.is_empty())).await.unwrap();
 }

@@ -99,7 +99,7 @@ async fn tls_serves_whoever_trusts_its_authority_and_nobody_in_clear() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     let began = Instant::now();
     assert_eq!(serve.stop(), Some(0));
-    assert!(began.elapsed() < Duration::from_secs(2), "it took {:?} to end", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(5), "it took {:?} to end", began.elapsed());
     drop((silent, stammering));
 }
 

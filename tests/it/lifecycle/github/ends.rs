@@ -190,7 +190,7 @@ async fn a_pool_lets_go_of_an_idle_vm_and_never_of_a_job() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_runner_at_work_is_given_time_to_upload_and_not_more() {
     let rig = Rig::new(1).await;
-    let budgets = BudgetsPatch { drain_seconds: Some(1), drain_cap_seconds: Some(3), ..patient() };
+    let budgets = BudgetsPatch { drain_seconds: Some(1), drain_cap_seconds: Some(5), ..patient() };
     let id = rig.host.create(wanted(budgets)).await;
     let (_, jit, job) = rig.busy(id).await;
     rig.host.service().end_vm(id, &Caller::Guest(id), false).await.unwrap();
@@ -200,7 +200,7 @@ async fn a_runner_at_work_is_given_time_to_upload_and_not_more() {
     assert!(kinds(&rig, id).await.contains(&EventKind::DrainExtended));
     let vm = rig.host.until(id, |vm| vm.outcome.is_some()).await;
     assert_eq!(vm.end_signal, Some(EndSignal::DrainBudget));
-    assert!(vm.updated_at >= draining.entered_at + jiff::SignedDuration::from_secs(3));
+    assert!(vm.updated_at >= draining.entered_at + jiff::SignedDuration::from_secs(5));
     rig.host.until_state(id, State::Deleted).await;
     // For GitHub, it may still finish.
     assert_eq!(rig.says(&jit, "completejob").await.0, 200);
