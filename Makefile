@@ -14,7 +14,7 @@ TOOLS := $(CACHE)/tools/bin
 export PATH := $(TOOLS):$(PATH)
 export MAYFLY_TEST_IMAGE ?= $(CACHE)/images/micro
 
-.PHONY: help run test deps test-deps build image lint check-macos unit guest-tests fuzz sqlx openapi docs docs-check deny bench bench-pull e2e-github clean
+.PHONY: help run test deps test-deps build image lint check-macos unit guest-tests fuzz sqlx openapi docs docs-check deny bench bench-pull e2e-github campaign clean
 
 help: ## This list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | column -t -s '	'
@@ -76,6 +76,10 @@ bench-pull: ## Pulling an image against skopeo and the machine's limits (BENCH_G
 e2e-github: deps image ## Jobs of GitHub's over real VMs while all goes wrong: none may be lost (E2E_JOBS=50, E2E_PATTERNS=…; more than an hour)
 	@cargo build --release --locked --quiet --bin mayfly --example github-double
 	@python3 benches/github.py
+
+campaign: deps image ## Kill the service again and again while real guests work: no job twice, none lost (KILLS=500 SEED=1 CAMPAIGN_LANES=1; hours)
+	@cargo build --release --locked --quiet --bin mayfly --example campaign-replay
+	@python3 -B tests/campaign/main.py
 
 clean: ## Remove what was built here (caches under $(CACHE) stay)
 	@cargo clean
