@@ -12,6 +12,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
+    sync::Mutex,
     time::Duration,
 };
 
@@ -134,7 +135,16 @@ impl Command {
     }
 
     /// Runs it to its end. An exit status other than 0 is no error here: the caller knows what it means.
-    pub async fn run(mut self) -> Result<Output, CommandError> {
+    pub async fn run(self) -> Result<Output, CommandError> {
+        self.run_watched(|_, _| Watch::Continue).await
+    }
+
+    /// Like `run`, and shows `watch` each piece of output as it arrives. `Watch::Stop` kills the program: its output up to then
+    /// is returned with the status of a killed program.
+    pub async fn run_watched(
+        mut self,
+        watch: impl FnMut(Stream, &[u8]) -> Watch + Send,
+    ) -> Result<Output, CommandError> {
         let ends = Instant::now() + self.deadline;
         let mut command = self.prepared();
         command
@@ -149,6 +159,15 @@ impl Command {
         let mut stdout = Vec::new();
         let mut stderr = Vec::new();
         let mut flood = false;
+        let stop = tokio::sync::Notify::new();
+        let watch = Mutex::new(watch);
+        let show = |stream, piece: &[u8]| {
+            let mut watch = watch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if watch(stream, piece) == Watch::Stop {
+                stop.notify_one();
+            }
+        };
+        let show = &show;
         let input = self.stdin.take().zip(child.stdin.take());
         let pipes = {
             let (out, err) = (child.stdout.take(), child.stderr.take());
@@ -161,7 +180,11 @@ impl Command {
                     }
                 };
                 let mut cut = false;
-                tokio::join!(feed, collect(out, stdout, Keep::Head, flood), collect(err, stderr, Keep::Tail, &mut cut));
+                tokio::join!(
+                    feed,
+                    collect(out, stdout, Keep::Head, flood, |piece| show(Stream::Stdout, piece)),
+                    collect(err, stderr, Keep::Tail, &mut cut, |piece| show(Stream::Stderr, piece)),
+                );
             }
         };
         let waited = {
@@ -172,6 +195,7 @@ impl Command {
                     tokio::select! {
                         status = child.wait() => break status,
                         () = &mut pipes, if !drained => drained = true,
+                        () = stop.notified() => group.kill(),
                     }
                 }
             })
@@ -232,16 +256,36 @@ impl Drop for Group {
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// Whether a program whose output is watched goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    Continue,
+    Stop,
+}
+
 enum Keep {
     Head,
     Tail,
 }
 
 /// Reads to the end whatever comes, so that the writer never blocks, and keeps a bounded part of it.
-async fn collect(from: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>, keep: Keep, overflow: &mut bool) {
+async fn collect(
+    from: Option<impl AsyncRead + Unpin>,
+    into: &mut Vec<u8>,
+    keep: Keep,
+    overflow: &mut bool,
+    show: impl Fn(&[u8]),
+) {
     let Some(mut from) = from else { return };
     let mut chunk = [0u8; 8192];
     while let Ok(n @ 1..) = from.read(&mut chunk).await {
+        show(&chunk[..n]);
         match keep {
             Keep::Head => {
                 let room = STDOUT_LIMIT.saturating_sub(into.len());
@@ -314,6 +358,21 @@ mod tests {
             other => panic!("{other}"),
         }
         assert!(began.elapsed() < Duration::from_secs(5));
+    }
+
+    #[tokio::test]
+    async fn a_watched_program_is_stopped_when_enough_was_seen() {
+        let began = std::time::Instant::now();
+        let mut seen = String::new();
+        let watch = |stream, piece: &[u8]| {
+            assert_eq!(stream, Stream::Stdout);
+            seen.push_str(&String::from_utf8_lossy(piece));
+            if seen.contains('\n') { Watch::Stop } else { Watch::Continue }
+        };
+        let out = sh("echo enough; sleep 60", SOON).run_watched(watch).await.unwrap();
+        assert!(!out.status.success());
+        assert_eq!((seen.as_str(), out.stdout_text().as_str()), ("enough\n", "enough\n"));
+        assert!(began.elapsed() < Duration::from_secs(8));
     }
 
     #[cfg(target_os = "linux")]

@@ -340,9 +340,12 @@ async fn check_looks_at_the_configuration_and_changes_nothing() {
     says(&said, &["certificate", &token, "server.tls_cert"]);
 }
 
+/// What the probe's guest writes when every stage passes.
+const GUEST: &str = "ABCDEFGHIJKLM<><><>MAYFLY";
+
 /// A stand-in that passes the probe. Guests that it "runs" never come up.
 fn stand_in(path: &Path, says: &str) {
-    let script = format!("#!/bin/sh\ncase \"$*\" in *--version*) {says} ;; *) echo MAYFLY ;; esac\n");
+    let script = format!("#!/bin/sh\ncase \"$*\" in *--version*) {says} ;; *) echo '{GUEST}' ;; esac\n");
     let staged = path.with_extension("new");
     std::fs::write(&staged, script).unwrap();
     std::fs::set_permissions(&staged, mode(0o700)).unwrap();

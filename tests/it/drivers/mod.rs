@@ -1,4 +1,5 @@
 mod conformance;
 mod fake;
+mod probe;
 mod qemu;
 mod tart;
