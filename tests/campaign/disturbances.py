@@ -9,6 +9,8 @@ import time
 PATIENCE = 60
 # What is given to the service to come up again, with nothing wrong any more.
 UP_SECONDS = 60
+# So often it may fail to, before the campaign gives up.
+UP_TRIES = 3
 # The descriptors of a life that has few: enough to start, not enough for much more.
 FEW_DESCRIPTORS = 64
 # Connections that take what of them is left.
@@ -97,18 +99,21 @@ class Disturber:
 
     def bring_up(self):
         """Nothing is wrong any more: it has to come up."""
-        until = time.monotonic() + UP_SECONDS
-        while not self.stop.is_set():
-            if self.service.await_answer(10):
+        for _ in range(UP_TRIES):
+            until = time.monotonic() + UP_SECONDS
+            while time.monotonic() < until and not self.stop.is_set():
+                if self.service.await_answer(10):
+                    return
+                if not self.service.alive():
+                    self.failed_starts += 1
+                    self.pause(0.5)
+                    self.service.start()
+            if self.stop.is_set():
                 return
-            if not self.service.alive():
-                self.failed_starts += 1
-                self.service.start()
-            if time.monotonic() > until:
-                self.violations.append({"what": "the service does not come up", "at": time.monotonic(),
-                                        "detail": f"no answer within {UP_SECONDS} s and nothing was done to it"})
-                self.service.kill()
-                until = time.monotonic() + UP_SECONDS
+            self.violations.append({"what": "the service does not come up", "at": time.monotonic(),
+                                    "detail": f"no answer within {UP_SECONDS} s and nothing was done to it"})
+            self.service.kill()
+        raise RuntimeError("the service does not come up")
 
     def with_nothing(self, step):
         self.kill_and_return(step)

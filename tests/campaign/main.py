@@ -26,7 +26,7 @@ import witness
 from lane import Lane
 
 # One kill, with the longest wait for its moment, the longest time away, and all that goes with it.
-SECONDS_FOR_ONE_KILL = 300
+SECONDS_FOR_ONE_KILL = 120
 
 
 def shares(kills, lanes):
@@ -60,8 +60,8 @@ def run(settings, lanes, watch):
 
 def main():
     settings = parameters.from_environment()
-    # A terminal that is closed, and a CI job that is cancelled, are ends like any other.
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # Ctrl-C (which a shell may have had ignored), a closed terminal and a cancelled CI job are ends like any other.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit("ended by a signal"))
     mounts = prepare(settings)
     work = pathlib.Path(tempfile.mkdtemp(prefix="mfc", dir="/tmp"))
