@@ -14,7 +14,6 @@ use std::{
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{
     net::{TcpListener, UnixListener},
-    sync::watch,
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
@@ -31,7 +30,7 @@ use crate::{
     http::{self, Http},
     reconcile::{self, Reconciler},
     runners::{github::Client, program::Programs},
-    service::{self, Clock, Service},
+    service::{self, Clock, HostInspector, Service},
     store::{self, Vault, logs::Logs, vault},
     telemetry,
     templates::{
@@ -142,7 +141,7 @@ impl App {
         );
         let clock = Clock::system();
         let capacity = config.capacity();
-        let board = watch::Sender::new(reconcile::unobserved(capacity, &clock));
+        let host = HostInspector::new(drivers.clone(), capacity, config.slots.count_foreign, clock.clone());
         let logs = Logs::new(layout.at("logs"));
         let guest_socket = listen_unix(&guest_path)?;
 
@@ -162,7 +161,7 @@ impl App {
             S3::new(layout.at("s3"), limits),
             github.clone(),
             programs.clone(),
-            board.subscribe(),
+            host.clone(),
             clock.clone(),
             service::Settings {
                 max_queued: config.queue.max_length,
@@ -191,10 +190,10 @@ impl App {
             github,
             reach: Default::default(),
             clock,
-            board,
+            host,
+            starts: Default::default(),
             settings: reconcile::Settings {
                 capacity,
-                count_foreign: config.slots.count_foreign,
                 guest_socket: guest_path,
                 relay: vec![own_path.display().to_string(), "guest-relay".to_owned()],
                 guest_urls: guest_urls(config),

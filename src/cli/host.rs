@@ -15,6 +15,8 @@ use super::{
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct HostAnswer {
+    observed: bool,
+    observed_age_seconds: Option<u64>,
     capacity: Limits,
     leased: Held,
     foreign: Held,
@@ -98,6 +100,14 @@ pub(super) async fn run(client: &Client, json: bool) -> Result<u8, Failure> {
     ];
     output::bytes(text::table(&["", "LIMIT", "OURS", "FOREIGN", "FREE"], &rows, output::width(), 0).as_bytes())?;
     output::line(&format!("\nqueued vms: {}", host.queued))?;
+    match host.observed_age_seconds {
+        _ if !host.observed => output::line("the drivers are still being probed; nothing starts before")?,
+        Some(age) => {
+            let age = text::duration(SignedDuration::from_secs(age.cast_signed()));
+            output::line(&format!("instances listed {age} ago"))?;
+        }
+        None => {}
+    }
     for fault in &host.faults {
         let age = text::duration(SignedDuration::from_secs(fault.age_seconds.cast_signed()));
         let what = format!("{} of {} {} slots can be used, for {age}", fault.admits, fault.slots, fault.os);

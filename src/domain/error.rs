@@ -115,6 +115,8 @@ codes! {
         "Try again after `Retry-After` seconds."
     SlotUnavailable "slot.unavailable" 409 true "No slot is free, and the request said not to wait"
         "Try again after `Retry-After` seconds, or allow a wait with `queue_timeout_seconds`."
+    SlotTaken "slot.taken" 503 true "Other guests took the slot before the vm was started"
+        "Nothing is to be done: the vm waits for the next free slot and keeps its place in the queue."
     QueueTimeout "queue.timeout" 409 true "No slot became free before the queue deadline"
         "Allow a longer wait with `queue_timeout_seconds`, or add capacity."
     HostUnavailable "host.unavailable" 503 true "The host cannot run vms now"

@@ -120,6 +120,18 @@ pub struct DriverView {
     pub fault: Option<Fault>,
 }
 
+/// The newest list of the instances that a driver shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing {
+    pub driver: String,
+    /// The kinds of guest that the driver can run.
+    pub guests: Vec<GuestOs>,
+    /// When the list was asked for. `None`: there is none yet.
+    pub at: Option<Timestamp>,
+    /// Why there is no newer one. The instances that are shown are then those of the last list.
+    pub fault: Option<Fault>,
+}
+
 /// The system refused to run as many guests of a kind as there are slots for: guests that nobody shows us hold them, or the
 /// system lost count. Until it runs more again, no more than these are started, but for one vm now and then that finds out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,10 +159,13 @@ impl Ceiling {
 pub struct HostView {
     pub capacity: Capacity,
     pub drivers: Vec<DriverView>,
+    /// How old what `instances` shows of each driver is.
+    pub listings: Vec<Listing>,
     /// Everything that runs here, ours and foreign.
     pub instances: Vec<Instance>,
     /// At most one for each kind of guest.
     pub ceilings: Vec<Ceiling>,
+    /// When the oldest of the listings was asked for.
     pub observed_at: Timestamp,
     /// `false` until the first look at the host is done.
     pub observed: bool,
@@ -159,6 +174,37 @@ pub struct HostView {
 impl HostView {
     pub fn driver(&self, name: &str) -> Option<&DriverView> {
         self.drivers.iter().find(|d| d.name == name)
+    }
+
+    pub fn listing(&self, driver: &str) -> Option<&Listing> {
+        self.listings.iter().find(|l| l.driver == driver)
+    }
+
+    /// Whether guests may be started by this driver: it works, and what it runs already is known.
+    pub fn can_start(&self, driver: &str) -> bool {
+        self.driver(driver).is_some_and(|d| d.usable)
+            && self.listing(driver).is_some_and(|l| l.at.is_some() && l.fault.is_none())
+    }
+
+    /// Why it is not known how many guests run beside one of this kind and driver.
+    pub fn unlisted(&self, os: GuestOs, driver: &str) -> Option<&Fault> {
+        let counts = |l: &&Listing| {
+            // Two macOS guests per host is a licence's term: what another driver runs counts, and a guess is not good enough.
+            // A driver that never worked here runs none.
+            let alike = os == GuestOs::Macos && l.guests.contains(&os);
+            l.driver == driver || (alike && (l.at.is_some() || self.driver(&l.driver).is_some_and(|d| d.usable)))
+        };
+        self.listings.iter().filter(counts).find_map(|l| l.fault.as_ref())
+    }
+
+    /// The kinds of guest of which it is not known how many run, whatever the driver.
+    pub fn uncounted(&self) -> Vec<GuestOs> {
+        [GuestOs::Macos, GuestOs::Linux].into_iter().filter(|os| self.unlisted(*os, "").is_some()).collect()
+    }
+
+    /// Whether an instance of this vm runs.
+    pub fn runs(&self, vm: VmId) -> bool {
+        self.instances.iter().any(|i| i.running && i.vm_id == Some(vm))
     }
 
     /// How many guests of a kind run, ours and foreign, without this one.
@@ -204,8 +250,13 @@ impl HostView {
 }
 
 /// Where the database and the hypervisor disagree, and what the next sweep does about it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Difference {
+    /// When the instances were listed; of several drivers, the oldest list.
+    #[schema(value_type = String, format = DateTime)]
+    pub observed_at: Timestamp,
+    /// The drivers that do not list their instances now. Nothing of theirs is compared.
+    pub unlisted: Vec<String>,
     /// Ours and known: nothing to do.
     #[schema(value_type = Vec<String>)]
     pub known: Vec<VmId>,
@@ -220,20 +271,34 @@ pub struct Difference {
     pub runners: Vec<Ghost>,
 }
 
-/// Compares rows with instances. Pure, so that looking and acting cannot disagree.
-pub fn difference(live: &[Vm], instances: &[Instance]) -> Difference {
-    let mut found = Difference::default();
-    for instance in instances {
+/// Compares rows with instances. The rows were read before the host was looked at, and again after it: what has an instance
+/// or lacks one because it changed meanwhile is not a difference. Pure, so that looking and acting cannot disagree.
+pub fn difference(before: &[Vm], view: &HostView, after: &[Vm]) -> Difference {
+    let listed = |driver: &str| view.listing(driver).is_some_and(|l| l.at.is_some() && l.fault.is_none());
+    let unlisted = view.listings.iter().filter(|l| !listed(&l.driver)).map(|l| l.driver.clone()).collect();
+    let mut found = Difference {
+        observed_at: view.observed_at,
+        unlisted,
+        known: Vec::new(),
+        strays: Vec::new(),
+        missing: Vec::new(),
+        foreign: Vec::new(),
+        runners: Vec::new(),
+    };
+    for instance in view.instances.iter().filter(|i| listed(&i.driver)) {
         match instance.vm_id {
             None => found.foreign.push(instance.clone()),
             // Whatever its state, a live vm's own step looks after its instance. Nobody else may touch it.
-            Some(id) if live.iter().any(|vm| vm.id() == id) => found.known.push(id),
+            Some(id) if after.iter().any(|vm| vm.id() == id) => found.known.push(id),
+            Some(id) if before.iter().any(|vm| vm.id() == id) => {}
             Some(_) => found.strays.push(instance.clone()),
         }
     }
-    for vm in live {
-        let expected = matches!(vm.state, State::Booting | State::Configuring | State::Running | State::Draining);
-        if expected && !instances.iter().any(|i| i.vm_id == Some(vm.id()) && i.running) {
+    for vm in after {
+        let expected = matches!(vm.state, State::Booting | State::Configuring | State::Running | State::Draining)
+            && vm.draft.spec().is_some_and(|spec| listed(&spec.driver))
+            && before.iter().any(|b| b.id() == vm.id() && (b.state, b.attempt) == (vm.state, vm.attempt));
+        if expected && !view.runs(vm.id()) {
             found.missing.push(vm.id());
         }
     }
@@ -253,6 +318,7 @@ mod tests {
         let mut view = HostView {
             capacity,
             drivers: Vec::new(),
+            listings: Vec::new(),
             instances: Vec::new(),
             ceilings: Vec::new(),
             observed_at: at(0),

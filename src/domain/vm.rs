@@ -140,6 +140,9 @@ pub struct Vm {
     pub last_fault: Option<Fault>,
     /// Set while an attempt is cleared away because of the host and not of this vm.
     pub host_refused: bool,
+    /// The host refused it because other guests took its slot: it is placed again as soon as a slot is free.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub slot_taken: bool,
     /// What GitHub knows the runner of this attempt as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registered: Option<Registered>,
@@ -203,6 +206,7 @@ impl Vm {
             outcome: None,
             last_fault: None,
             host_refused: false,
+            slot_taken: false,
             registered: None,
             jobs: Vec::new(),
             done: None,
@@ -365,6 +369,7 @@ impl Vm {
             }
             Event::HostRefused { fault } => {
                 self.host_refused = true;
+                self.slot_taken = fault.code == Code::SlotTaken;
                 self.last_fault = Some(fault.clone());
             }
             Event::GivenUp { fault } => {
@@ -372,6 +377,11 @@ impl Vm {
                 self.end(EndSignal::GivenUp, OutcomeResult::Failed, Some(fault.code), Some(fault.detail.clone()));
             }
             Event::AttemptCleared { reason, not_before } => {
+                let mut waits = seconds(self.draft.budgets.queue_seconds.max(self.draft.budgets.boot_seconds));
+                if self.host_refused {
+                    // The same wait goes on: a host that refuses again and again does not make it longer.
+                    waits = (waits - self.waited()).max(SignedDuration::ZERO);
+                }
                 // The next guest is another guest: what was learnt of this one does not hold for it.
                 self.ssh = None;
                 self.host_key = None;
@@ -380,13 +390,12 @@ impl Vm {
                 self.announced_by = None;
                 self.announced_at = None;
                 self.host_refused = false;
+                self.slot_taken = false;
                 self.registered = None;
                 self.done = None;
                 self.drain_until = None;
                 // A vm that was accepted with "now or never" was let in: its second wait is bounded by its boot budget.
-                let patience = self.draft.budgets.queue_seconds.max(self.draft.budgets.boot_seconds);
-                self.queue =
-                    Some(Queue { reason: *reason, deadline: at + seconds(patience), not_before: Some(*not_before) });
+                self.queue = Some(Queue { reason: *reason, deadline: at + waits, not_before: Some(*not_before) });
             }
         }
     }
@@ -475,6 +484,12 @@ impl Vm {
             self.end_signal = Some(signal);
             self.outcome = Some(Outcome { result, code, detail });
         }
+    }
+
+    /// How long it has been in the queue until now, while it is elsewhere.
+    fn waited(&self) -> SignedDuration {
+        let spells = self.timeline.windows(2).filter(|pair| pair[0].state == State::Queued);
+        spells.fold(SignedDuration::ZERO, |sum, pair| sum + pair[1].at.duration_since(pair[0].at))
     }
 
     /// When GitHub's word that the runner is done becomes the end of the guest.

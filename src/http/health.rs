@@ -13,7 +13,9 @@ use utoipa::ToSchema;
 use super::{
     Http,
     auth::{Allowed, Read},
+    host::age_seconds,
     problem::Problem,
+    time::Time,
 };
 use crate::domain::Code;
 
@@ -24,6 +26,16 @@ pub struct Health {
 }
 
 const OK: Answer<Health> = Answer(Health { status: "ok" });
+
+#[derive(Serialize, ToSchema)]
+pub struct Readiness {
+    #[schema(example = "ok")]
+    status: &'static str,
+    /// When what runs on the host was listed last; of several drivers, the oldest list.
+    host_observed_at: Time,
+    /// Since then, in seconds.
+    host_observed_age_seconds: u64,
+}
 
 /// Whether the service runs
 ///
@@ -40,15 +52,18 @@ pub async fn get_health() -> Answer<Health> {
 /// Whether new vms can be served
 #[utoipa::path(
     get, path = "/readyz", tag = "health",
-    responses((status = 200, description = "The database answers and the host was looked at", body = Health, example = json!({"status": "ok"}))),
+    responses((status = 200, description = "The database answers and the host was looked at", body = Readiness,
+        example = json!({"status": "ok", "host_observed_at": "2026-11-20T09:00:00.000Z", "host_observed_age_seconds": 12}))),
     security(()),
 )]
-pub async fn get_readiness(FromState(http): FromState<Arc<Http>>) -> Result<Answer<Health>, Problem> {
+pub async fn get_readiness(FromState(http): FromState<Arc<Http>>) -> Result<Answer<Readiness>, Problem> {
     if http.shutdown.is_cancelled() {
         return Err(Problem::new(Code::ShuttingDown, "the service is finishing its requests"));
     }
     http.service.ready().await?;
-    Ok(OK)
+    let at = http.service.host_observed_at();
+    let age = age_seconds(at, http.service.now());
+    Ok(Answer(Readiness { status: "ok", host_observed_at: at.into(), host_observed_age_seconds: age }))
 }
 
 /// Metrics

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::{Json as Answer, extract::State as FromState};
+use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -17,17 +18,21 @@ use super::{
 use crate::{
     domain::{
         Arch, Code, GuestOs,
-        host::{Capacity, Difference, DriverView, Held, Instance, MACOS_GUESTS_PER_HOST},
+        host::{Capacity, Difference, DriverView, Held, HostView, Instance, MACOS_GUESTS_PER_HOST},
     },
     service::hosts::HostStatus,
 };
 
-/// The host as last looked at.
+/// The host. Its instances are listed anew for the request, unless that was done within the last second; what is leased and queued
+/// was read after that.
 #[derive(Serialize, ToSchema)]
 pub struct Host {
     /// `false` until the first look at the host is done; nothing is started before.
     observed: bool,
+    /// When the instances were listed; of several drivers, the oldest list.
     observed_at: Time,
+    /// Since then, in seconds.
+    observed_age_seconds: u64,
     /// The limits; all of them hold at the same time.
     capacity: Capacity,
     /// What vms of this service hold.
@@ -103,15 +108,21 @@ pub struct Driver {
     fault: Option<FaultView>,
     /// What to do about the fault.
     remedy: Option<&'static str>,
+    /// When its instances were listed last; while it does not list them, they are shown as they were then.
+    listed_at: Option<Time>,
 }
 
-impl From<DriverView> for Driver {
-    fn from(d: DriverView) -> Self {
+impl Driver {
+    fn new(view: &HostView, d: &DriverView) -> Self {
+        let listing = view.listing(&d.name);
+        let fault = d.fault.as_ref().or_else(|| listing?.fault.as_ref());
+        let d = d.clone();
         Self {
-            remedy: d.fault.as_ref().map(|fault| fault.code.remedy()),
-            fault: d.fault.as_ref().map(FaultView::from),
+            remedy: fault.map(|fault| fault.code.remedy()),
+            fault: fault.map(FaultView::from),
+            listed_at: listing.and_then(|l| l.at).map(Time::from),
+            usable: view.can_start(&d.name),
             name: d.name,
-            usable: d.usable,
             version: d.version,
             arch: d.arch,
             accelerator: d.accelerator,
@@ -120,10 +131,15 @@ impl From<DriverView> for Driver {
     }
 }
 
+pub(super) fn age_seconds(at: Timestamp, now: Timestamp) -> u64 {
+    u64::try_from(now.duration_since(at).as_secs()).unwrap_or(0)
+}
+
 impl From<HostStatus> for Host {
     fn from(status: HostStatus) -> Self {
         let HostStatus { view, leased, foreign, queued, now } = status;
         let c = view.capacity;
+        let drivers = view.drivers.iter().map(|d| Driver::new(&view, d)).collect();
         let mut faults: Vec<HostFault> = view
             .ceilings
             .into_iter()
@@ -134,7 +150,7 @@ impl From<HostStatus> for Host {
                 admits: f.admits,
                 slots: c.slots(f.os),
                 since: f.fault.at.into(),
-                age_seconds: u64::try_from(now.duration_since(f.fault.at).as_secs()).unwrap_or(0),
+                age_seconds: age_seconds(f.fault.at, now),
                 last_seen: f.last_at.into(),
                 retry_at: f.retry_at.into(),
                 remedy: f.fault.code.remedy(),
@@ -144,6 +160,7 @@ impl From<HostStatus> for Host {
         Self {
             observed: view.observed,
             observed_at: view.observed_at.into(),
+            observed_age_seconds: age_seconds(view.observed_at, now),
             capacity: c,
             slots: Slots {
                 macos: SlotCount::new(c.macos_slots.min(MACOS_GUESTS_PER_HOST), leased.macos, foreign.macos),
@@ -152,7 +169,7 @@ impl From<HostStatus> for Host {
             leased,
             foreign,
             queued,
-            drivers: view.drivers.into_iter().map(Driver::from).collect(),
+            drivers,
             faults,
             instances: view.instances,
         }
@@ -173,11 +190,11 @@ pub async fn get_host(FromState(http): FromState<Arc<Http>>, _: Allowed<Read>) -
 
 /// Compare the database with the hypervisor, and with GitHub
 ///
-/// What the next sweep would act on. Looking changes nothing.
+/// What the next sweep would act on. The instances are listed anew for the request. Looking changes nothing.
 #[utoipa::path(
     get, path = "/reconcile", tag = "host",
     responses((status = 200, description = "Where they agree and where not", body = Difference,
-        example = json!({"known": [], "strays": [], "missing": [], "foreign": [], "runners": []}))),
+        example = json!({"observed_at": "2026-11-20T09:00:00.000Z", "unlisted": [], "known": [], "strays": [], "missing": [], "foreign": [], "runners": []}))),
     security(("token" = ["read"])),
 )]
 pub async fn get_difference(

@@ -18,17 +18,14 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use tokio::sync::{broadcast::error::RecvError, mpsc, watch};
+use tokio::sync::{broadcast::error::RecvError, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    domain::{
-        Budgets, State, Vm, VmId,
-        host::{Capacity, HostView},
-    },
+    domain::{Budgets, State, Vm, VmId, host::Capacity},
     drivers::registry::Registry,
     runners::{github::Client, program::Programs},
-    service::Clock,
+    service::{Clock, hosts::HostInspector},
     store::{Ledger, Reader, Vault, logs::Logs},
     templates::{Catalog, pull::Puller},
 };
@@ -39,17 +36,17 @@ mod handover;
 mod host;
 mod obtain;
 mod placement;
+mod start;
 mod steps;
 mod sweep;
 mod timers;
 
 pub use github::{Pace, Reach};
+pub use start::Starts;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub capacity: Capacity,
-    /// Whether instances that Mayfly did not start count against the capacity.
-    pub count_foreign: bool,
     /// Unix socket of the guest API, where a driver relays to it.
     pub guest_socket: PathBuf,
     /// The program that relays standard input and output to that socket; the path is appended.
@@ -95,20 +92,10 @@ pub struct Reconciler {
     pub reach: Reach,
     pub clock: Clock,
     pub settings: Settings,
-    /// Where the host as last looked at is shown.
-    pub board: watch::Sender<HostView>,
-}
-
-/// The board before the first look.
-pub fn unobserved(capacity: Capacity, clock: &Clock) -> HostView {
-    HostView {
-        capacity,
-        drivers: Vec::new(),
-        instances: Vec::new(),
-        ceilings: Vec::new(),
-        observed_at: clock.now(),
-        observed: false,
-    }
+    /// The host as last looked at, and new looks at it.
+    pub host: HostInspector,
+    /// The guests that are being started.
+    pub starts: Starts,
 }
 
 impl Reconciler {

@@ -11,7 +11,7 @@ use crate::{
         host::{Held, HostView},
     },
     service::hosts,
-    store::Change,
+    store::{Change, ledger::Placed},
 };
 
 /// While vms wait, foreign instances may leave without telling us.
@@ -21,7 +21,11 @@ impl Reconciler {
     pub(super) async fn place_forever(self: Arc<Self>) {
         let mut changes = self.ledger.changes().subscribe();
         loop {
-            let held = if self.reader.queue_length().await.unwrap_or(1) > 0 { self.place().await } else { None };
+            let placed = if self.reader.queue_length().await.unwrap_or(1) > 0 { self.place().await } else { None };
+            if placed.is_some_and(|placed| placed.look_again) {
+                continue;
+            }
+            let held = placed.map(|placed| placed.held);
             // Everything that came in while we placed is behind us in the channel and is looked at now.
             let wait = async {
                 loop {
@@ -47,16 +51,22 @@ impl Reconciler {
         }
     }
 
-    /// Returns what is held now, if that is known.
-    async fn place(&self) -> Option<Held> {
-        let mut view = self.look_at_instances().await;
+    async fn place(&self) -> Option<Placed> {
+        let before = match self.reader.demand().await {
+            Ok(demand) => demand,
+            Err(error) => {
+                tracing::error!(error = %error, "cannot read the queue; trying again");
+                return None;
+            }
+        };
+        let mut view = self.look_at_host().await;
         if self.waited_for(&view).await {
             self.look_at_drivers(false).await;
-            view = self.board.borrow().clone();
+            view = self.look_at_host().await;
         }
         let now = self.clock.now();
-        match self.ledger.place(hosts::room(&view, now), now).await {
-            Ok(held) => Some(held),
+        match self.ledger.place(hosts::room(&view, before, now), now).await {
+            Ok(placed) => Some(placed),
             Err(error) => {
                 tracing::error!(error = %error, "placing failed; trying again");
                 None

@@ -106,7 +106,9 @@ impl Reconciler {
     async fn boot(&self, vm: &Vm) -> Result<Event, Failure> {
         let driver = self.driver(vm)?;
         let spec = self.spec(vm).await?;
+        let permit = self.permit_start(&driver, vm).await?;
         driver.start(&spec).await?;
+        drop(permit);
         self.limit_passed(vm).await;
         let via = self.while_running(&driver, vm, self.guest_ready(&driver, vm)).await?;
         Ok(Event::GuestReady { via })
@@ -145,6 +147,10 @@ impl Reconciler {
         driver.destroy(&name).await?;
         if !vm.retries() {
             return Ok(Event::InstanceAbsent);
+        }
+        if vm.slot_taken {
+            // It is placed when a look shows a free slot; until then younger ones must not overtake it.
+            return Ok(Event::AttemptCleared { reason: QueueReason::Slot, not_before: self.clock.now() });
         }
         let (reason, exponent) = if vm.host_refused {
             (QueueReason::Host, 3)

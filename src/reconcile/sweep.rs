@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::Reconciler;
-use crate::domain::host::difference;
+use crate::{domain::host::difference, store::StoreError};
 
 /// Between two looks at the host while one of its drivers does not work.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
@@ -13,7 +13,7 @@ impl Reconciler {
         loop {
             self.sweep().await;
             // Somebody may be about to mend what is broken, and looks at the host to see whether it is.
-            let broken = self.board.borrow().drivers.iter().any(|d| !d.usable);
+            let broken = self.host.last().drivers.iter().any(|d| !d.usable);
             let wait = self.settings.sweep_every;
             tokio::time::sleep(if broken { wait.min(LOOK_AGAIN) } else { wait }).await;
             self.look_at_drivers(false).await;
@@ -21,16 +21,19 @@ impl Reconciler {
     }
 
     async fn sweep(&self) {
-        // Instances first, rows second: a vm that came in between has a row and no instance, never the other way round.
-        let view = self.look_at_instances().await;
-        let live = match self.reader.live_vms().await {
-            Ok(live) => live,
+        let found = async {
+            let before = self.reader.live_vms().await?;
+            let view = self.look_at_host().await;
+            Ok::<_, StoreError>(difference(&before, &view, &self.reader.live_vms().await?))
+        };
+        let found = match found.await {
+            Ok(found) => found,
             Err(error) => {
                 tracing::error!(error = %error, "the sweep cannot read the live vms");
                 return;
             }
         };
-        for stray in difference(&live, &view.instances).strays {
+        for stray in found.strays {
             let (Some(id), Some(driver)) = (stray.vm_id, self.drivers.get(&stray.driver)) else { continue };
             match driver.destroy(&id.instance()).await {
                 Ok(()) => {

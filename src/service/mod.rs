@@ -3,10 +3,8 @@
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
-
 use crate::{
-    domain::{Budgets, Pool, host::HostView},
+    domain::{Budgets, Pool},
     runners::{github, program::Programs},
     store::{Ledger, Reader, Vault, logs::Logs},
     templates::{Catalog, layouts::Tools, pull::Puller, registry::logins::Logins, s3::S3},
@@ -29,6 +27,7 @@ pub mod watches;
 pub mod webhooks;
 
 pub use clock::Clock;
+pub use hosts::HostInspector;
 
 /// Limits and defaults of the verbs.
 #[derive(Clone, Debug)]
@@ -68,7 +67,7 @@ pub struct Service {
     pub(crate) vault: Arc<Vault>,
     pub(crate) logs: Logs,
     pub(crate) catalog: Arc<Catalog>,
-    pub(crate) host: watch::Receiver<HostView>,
+    pub(crate) host: HostInspector,
     pub(crate) clock: Clock,
     pub(crate) settings: Settings,
     /// The drivers that this service was started with, by name.
@@ -98,7 +97,7 @@ impl Service {
         s3: S3,
         github: Option<Arc<github::Client>>,
         programs: Programs,
-        host: watch::Receiver<HostView>,
+        host: HostInspector,
         clock: Clock,
         settings: Settings,
     ) -> Self {

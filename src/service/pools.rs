@@ -202,7 +202,7 @@ impl Service {
             budgets: pool.budgets.clone(),
             queue_seconds: self.settings.queue_timeout_seconds,
         };
-        let capacity = self.host.borrow().capacity;
+        let capacity = self.host.capacity();
         asked.before(&self.settings.budgets, &capacity)?;
         if pool.template.contains('/') {
             // An image is pulled when the first job needs it.

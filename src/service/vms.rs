@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::{Service, hosts};
+use super::Service;
 use crate::{
     domain::{
         Announcer, Asked, Basis, Budgets, BudgetsPatch, Code, Error, Event, Result, Scope, State, Vm, VmId,
@@ -19,7 +19,7 @@ use crate::{
     runners::Payload,
     store::{
         Expect,
-        ledger::{NewVm, Opened},
+        ledger::{Admission, NewVm, Opened},
         logs::LogSource,
     },
     templates::{
@@ -28,6 +28,9 @@ use crate::{
         pull::Progress,
     },
 };
+
+/// How often the host is looked at for a request that does not wait, while slots are given back meanwhile.
+const TRIES_NOW: u32 = 3;
 
 /// A vm as asked for.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -161,15 +164,16 @@ impl Service {
         let request_hash = self.vault.fingerprint(&request.canonical(payload.as_ref()));
         // Kept until the vm is in the database, where whoever removes templates sees that it needs this one.
         let (draft, _kept) = self.draft(id, &request, pool).await?;
-        let new = NewVm {
-            draft,
-            request_hash,
-            idempotency_key,
-            sealed: payload.map(|p| self.vault.seal(id, &p.to_bytes())),
-            max_queued: self.settings.max_queued,
-            room: hosts::room(&self.host.borrow().clone(), self.clock.now()),
-        };
-        let opened = self.ledger.open(new, self.clock.now()).await?;
+        let sealed = payload.map(|p| self.vault.seal(id, &p.to_bytes()));
+        let opened = self
+            .open(|admission| NewVm {
+                draft: draft.clone(),
+                request_hash,
+                idempotency_key: idempotency_key.clone(),
+                sealed: sealed.clone(),
+                admission,
+            })
+            .await?;
         let vm = opened.vm().clone();
         let new = matches!(opened, Opened::Created(_));
         if new {
@@ -179,9 +183,35 @@ impl Service {
         Ok(Created { token: self.vault.vm_token(vm.id()), vm, new })
     }
 
+    /// Stores the vm, with a place in the queue or with a slot.
+    async fn open(&self, new: impl Fn(Admission) -> NewVm) -> Result<Opened> {
+        let queue = Admission::Queue { max_queued: self.settings.max_queued };
+        let first = new(queue);
+        let spec = match first.draft.spec() {
+            Some(spec) if first.draft.budgets.queue_seconds == 0 => spec.clone(),
+            _ => return Ok(self.ledger.open(first, self.clock.now()).await?),
+        };
+        for tries_left in (0..TRIES_NOW).rev() {
+            let before = self.reader.demand().await?;
+            // A request that was made before is answered as then, whatever the host says now: the error is for a new one.
+            let room = self.room_now(&spec, before.clone()).await.map(Box::new);
+            match self.ledger.open(new(Admission::Slot(room)), self.clock.now()).await.map_err(Error::from) {
+                // A slot that is given back while we look counts as taken, until a look that begins later shows it free.
+                Err(error) if error.code == Code::SlotUnavailable && tries_left > 0 => {
+                    let now = self.reader.lease_holders().await?;
+                    if before.leases.iter().all(|then| now.iter().any(|lease| lease.vm == then.vm)) {
+                        return Err(error);
+                    }
+                }
+                opened => return opened,
+            }
+        }
+        Err(Error::internal("the last try returns"))
+    }
+
     /// Where the vm's disk is to come from: a template that is here, and kept here, or an image that has to be looked for.
     async fn basis(&self, wanted: &str, asked: Asked) -> Result<(String, Basis, Budgets, Option<Kept>)> {
-        let capacity = self.host.borrow().capacity;
+        let capacity = self.host.capacity();
         let known = |(template, kept): (Template, Kept), shown: Option<String>| {
             let (spec, budgets) = asked.of(&template, &capacity)?;
             Ok((shown.unwrap_or(template.name), Basis::Known(spec), budgets, Some(kept)))

@@ -217,7 +217,11 @@ mod tests {
             host::{Capacity, Held},
             vm::{Draft, RunnerKind},
         },
-        store::{self, Expect, ledger::NewVm, placement::Room},
+        store::{
+            self, Expect,
+            ledger::{Admission, NewVm},
+            placement::Room,
+        },
     };
 
     fn asked_for(queue_seconds: u32) -> NewVm {
@@ -250,10 +254,16 @@ mod tests {
             capacity: Capacity { macos_slots: 0, linux_slots: 3, cpus: 100, memory_mib: 10_000 },
             ceilings: Vec::new(),
             drivers: BTreeSet::from(["fake".to_owned()]),
+            uncounted: vec![],
             foreign: Held::default(),
             ours: vec![],
+            queued: None,
         };
-        NewVm { draft, request_hash: [1; 32], idempotency_key: None, sealed: None, max_queued: 5, room }
+        let admission = match queue_seconds {
+            0 => Admission::Slot(Ok(Box::new(room))),
+            _ => Admission::Queue { max_queued: 5 },
+        };
+        NewVm { draft, request_hash: [1; 32], idempotency_key: None, sealed: None, admission }
     }
 
     /// Registers a runner of this attempt, and gives what is known of it then.

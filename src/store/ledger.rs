@@ -10,7 +10,9 @@ use super::{
     placement::{self, Room},
     writer::Writer,
 };
-use crate::domain::{Code, Error, Event, Spec, State, Verdict, Vm, VmId, event::Recorded, host::Held, vm::Draft};
+use crate::domain::{
+    Code, Error, Event, QueueReason, Spec, State, Verdict, Vm, VmId, event::Recorded, host::Held, vm::Draft,
+};
 
 /// What must hold of the row for an event to be applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,9 +46,24 @@ pub struct NewVm {
     pub idempotency_key: Option<String>,
     /// What only the guest may see, encrypted.
     pub sealed: Option<Vec<u8>>,
-    pub max_queued: u32,
-    /// Where it would be placed, for a request that does not want to wait.
-    pub room: Room,
+    pub admission: Admission,
+}
+
+/// What a new vm needs to be accepted.
+pub enum Admission {
+    /// A place in the queue, which has so many.
+    Queue { max_queued: u32 },
+    /// A slot, now. An error: why it is not known whether there is one.
+    Slot(std::result::Result<Box<Room>, Error>),
+}
+
+/// What came of placing.
+#[derive(Clone, Copy, Debug)]
+pub struct Placed {
+    /// What is held then.
+    pub held: Held,
+    /// A slot was kept for a vm that came into the queue after the host was looked at.
+    pub look_again: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -104,16 +121,16 @@ impl Ledger {
     }
 
     /// Gives free slots to those who have waited longest, and says of the others why they wait, where that has changed. One
-    /// transaction. Returns what is held then.
-    pub async fn place(&self, room: Room, at: Timestamp) -> Result<Held> {
+    /// transaction.
+    pub async fn place(&self, room: Room, at: Timestamp) -> Result<Placed> {
         let changes = self.changes.clone();
         self.writer
             .write_and_tell(
                 move |db| Box::pin(async move { place(db, &room, at).await }),
-                move |(_, made): &(Held, Vec<Change>)| changes.publish(made),
+                move |(_, made): &(Placed, Vec<Change>)| changes.publish(made),
             )
             .await
-            .map(|(held, _)| held)
+            .map(|(placed, _)| placed)
     }
 }
 
@@ -141,11 +158,16 @@ async fn apply(
     Ok((Applied { vm: Arc::new(vm), verdict, as_expected }, change.into_iter().collect()))
 }
 
-async fn place(db: &mut SqliteConnection, room: &Room, at: Timestamp) -> Result<(Held, Vec<Change>)> {
+async fn place(db: &mut SqliteConnection, room: &Room, at: Timestamp) -> Result<(Placed, Vec<Change>)> {
     let mut made = Vec::new();
     let mut held = placement::held(db, room).await?;
+    let mut kept = Held::default();
     for w in placement::waiting(db, at).await? {
-        let admitted = room.admits(&held, &w.driver, w.os, w.cpus, w.memory_mib);
+        let admitted = room.admits(&held.plus(kept), &w.driver, w.os, w.cpus, w.memory_mib);
+        if admitted.is_ok() && room.queued.as_ref().is_some_and(|queued| !queued.contains(&w.id)) {
+            kept.add(w.os, w.cpus, w.memory_mib);
+            continue;
+        }
         if admitted.is_err_and(|reason| w.reason.as_deref() == Some(reason.as_str())) {
             continue;
         }
@@ -158,7 +180,7 @@ async fn place(db: &mut SqliteConnection, room: &Room, at: Timestamp) -> Result<
             Err(reason) => made.extend(step(db, &mut vm, Event::QueueReasonChanged { reason }, at).await?.1),
         }
     }
-    Ok((held, made))
+    Ok((Placed { held, look_again: kept != Held::default() }, made))
 }
 
 async fn open(db: &mut SqliteConnection, new: NewVm, at: Timestamp) -> Result<(Opened, Vec<Change>)> {
@@ -196,29 +218,39 @@ async fn open(db: &mut SqliteConnection, new: NewVm, at: Timestamp) -> Result<(O
         return Ok((Opened::Existing(Arc::new(vm)), Vec::new()));
     }
 
-    let now_or_never = new.draft.budgets.queue_seconds == 0;
-    if now_or_never {
-        // Nobody who waits is overtaken: what they could take is not free.
-        let mut held = placement::held(db, &new.room).await?;
-        for w in placement::waiting(db, Timestamp::MAX).await? {
-            if new.room.admits(&held, &w.driver, w.os, w.cpus, w.memory_mib).is_ok() {
-                held.add(w.os, w.cpus, w.memory_mib);
+    let now_or_never = match new.admission {
+        Admission::Slot(room) => {
+            let room = room?;
+            // Capacity is reserved for queued vms first.
+            let mut held = placement::held(db, &room).await?;
+            for w in placement::waiting(db, Timestamp::MAX).await? {
+                if room.admits(&held, &w.driver, w.os, w.cpus, w.memory_mib).is_ok() {
+                    held.add(w.os, w.cpus, w.memory_mib);
+                }
             }
+            let admitted = |s: &Spec| room.admits(&held, &s.driver, s.os, s.cpus, s.memory_mib);
+            let detail = match new.draft.spec().map(admitted) {
+                Some(Ok(())) => None,
+                Some(Err(QueueReason::Host)) => Some(
+                    "the system refuses more guests of this kind now and queue_timeout_seconds is 0; see GET /host",
+                ),
+                Some(Err(_)) | None => Some("no slot is free now and queue_timeout_seconds is 0"),
+            };
+            if let Some(detail) = detail {
+                return Err(Error::new(Code::SlotUnavailable, detail).retry_after(5).into());
+            }
+            true
         }
-        let admitted = |s: &Spec| new.room.admits(&held, &s.driver, s.os, s.cpus, s.memory_mib).is_ok();
-        if !new.draft.spec().is_some_and(admitted) {
-            return Err(Error::new(Code::SlotUnavailable, "no slot is free now and queue_timeout_seconds is 0")
-                .retry_after(5)
-                .into());
+        Admission::Queue { max_queued } => {
+            let waiting = placement::queue_length(db).await?;
+            if waiting >= i64::from(max_queued) {
+                return Err(Error::new(Code::QueueFull, format!("{waiting} vms are waiting already"))
+                    .retry_after(30)
+                    .into());
+            }
+            false
         }
-    } else {
-        let waiting = placement::queue_length(db).await?;
-        if waiting >= i64::from(new.max_queued) {
-            return Err(Error::new(Code::QueueFull, format!("{waiting} vms are waiting already"))
-                .retry_after(30)
-                .into());
-        }
-    }
+    };
 
     let mut vm = Vm::created(new.draft.clone(), at);
     insert(db, &vm, &new.request_hash).await?;

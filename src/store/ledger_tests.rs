@@ -42,13 +42,19 @@ fn room(macos: u32, foreign: u32) -> Room {
         capacity: Capacity { macos_slots: macos, linux_slots: 3, cpus: 100, memory_mib: 10_000 },
         ceilings: Vec::new(),
         drivers: BTreeSet::from(["fake".to_owned()]),
+        uncounted: vec![],
         foreign: Held { macos: foreign, ..Held::default() },
         ours: vec![],
+        queued: None,
     }
 }
 
 fn new(draft: Draft, room: Room) -> NewVm {
-    NewVm { draft, request_hash: [1; 32], idempotency_key: None, sealed: Some(vec![1]), max_queued: 5, room }
+    let admission = match draft.budgets.queue_seconds {
+        0 => Admission::Slot(Ok(Box::new(room))),
+        _ => Admission::Queue { max_queued: 5 },
+    };
+    NewVm { draft, request_hash: [1; 32], idempotency_key: None, sealed: Some(vec![1]), admission }
 }
 
 async fn open_store(dir: &tempfile::TempDir) -> store::Store {
@@ -114,7 +120,7 @@ async fn who_waits_for_an_image_takes_no_slot_and_stops_nobody() {
     let awaits = Basis::Awaited { awaits: Asked { cpus: Some(2), queue_seconds: 60, ..Asked::default() } };
     let first = Draft { basis: awaits, ..draft("first", GuestOs::Linux, 60) };
     let id = store.ledger.open(new(first, room(1, 0)), now()).await.unwrap().vm().id();
-    let held = store.ledger.place(room(1, 0), now()).await.unwrap();
+    let held = store.ledger.place(room(1, 0), now()).await.unwrap().held;
     assert_eq!(held, Held::default());
     let vm = store.reader.vm(id).await.unwrap().unwrap();
     assert_eq!((vm.state, vm.queue.as_ref().unwrap().reason), (State::Queued, QueueReason::Template));
@@ -131,8 +137,8 @@ async fn who_waits_for_an_image_takes_no_slot_and_stops_nobody() {
     let again = store.ledger.apply(id, expect, ready, now()).await.unwrap();
     assert!(!again.changed(), "it is here once");
     assert_eq!(store.reader.template_in_use("sha256:0").await.unwrap(), Some(id));
-    assert_eq!(store.ledger.place(room(1, 0), now()).await.unwrap().macos, 1, "the second has the slot");
-    assert_eq!(store.ledger.place(room(2, 0), now()).await.unwrap().macos, 2);
+    assert_eq!(store.ledger.place(room(1, 0), now()).await.unwrap().held.macos, 1, "the second has the slot");
+    assert_eq!(store.ledger.place(room(2, 0), now()).await.unwrap().held.macos, 2);
     let row = store.reader.vm(id).await.unwrap().unwrap();
     let log = store.reader.events(Some(id), 0, 100).await.unwrap();
     assert_eq!(Vm::replay(log.iter().map(|r| (&r.event, r.at))), Some(row));
@@ -167,7 +173,7 @@ async fn vms_of_an_older_version_keep_what_they_are_made_of() {
     assert_eq!(store.reader.vm(vm.id()).await.unwrap(), Some(vm.clone()));
     assert_eq!(store.reader.template_in_use("sha256:0").await.unwrap(), Some(vm.id()));
     assert_eq!(store.reader.drivers_waited_for().await.unwrap(), ["fake"]);
-    assert_eq!(store.ledger.place(room(1, 0), now()).await.unwrap().macos, 1);
+    assert_eq!(store.ledger.place(room(1, 0), now()).await.unwrap().held.macos, 1);
 }
 
 #[tokio::test]
@@ -199,7 +205,7 @@ async fn a_write_that_fails_leaves_nothing_and_its_neighbours_stand() {
     let all = futures_util::future::join_all((0..40u8).map(|n| {
         let mut new = new(draft(&format!("v{}", n / 2), GuestOs::Macos, 60), room(0, 0));
         new.request_hash = [n; 32];
-        new.max_queued = 100;
+        new.admission = Admission::Queue { max_queued: 100 };
         store.ledger.open(new, now())
     }))
     .await;
@@ -276,7 +282,9 @@ proptest! {
                         n += 1;
                         let os = if macos { GuestOs::Macos } else { GuestOs::Linux };
                         let mut new = new(draft(&format!("v{n}"), os, if now_or_never { 0 } else { 60 }), room(2, 0));
-                        new.max_queued = 1000;
+                        if let Admission::Queue { max_queued } = &mut new.admission {
+                            *max_queued = 1000;
+                        }
                         if let Ok(opened) = store.ledger.open(new, now()).await {
                             ids.push(opened.vm().id());
                         }

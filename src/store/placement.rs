@@ -6,15 +6,64 @@ use jiff::Timestamp;
 use sqlx::SqliteConnection;
 
 use super::{
-    Result,
+    Reader, Result,
     ledger::{parse_id, unreadable},
 };
 use crate::domain::{
-    GuestOs, QueueReason, VmId,
+    GuestOs, QueueReason, State, VmId,
     host::{Capacity, Held},
 };
 
-/// What the host offers, as seen a moment ago.
+/// A vm that holds a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    pub vm: VmId,
+    pub state: State,
+    pub os: GuestOs,
+    pub cpus: u32,
+    pub memory_mib: u32,
+}
+
+/// Who waits and who holds a slot, read before the host is looked at: what is decided with that look is about them.
+#[derive(Clone, Debug, Default)]
+pub struct Demand {
+    pub queued: HashSet<VmId>,
+    pub leases: Vec<Lease>,
+}
+
+impl Reader {
+    pub async fn demand(&self) -> Result<Demand> {
+        let queued = sqlx::query!("SELECT id FROM vms WHERE state = 'queued'")
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .map(|row| parse_id(&row.id))
+            .collect::<Result<_>>()?;
+        Ok(Demand { queued, leases: self.lease_holders().await? })
+    }
+
+    /// Every vm that holds a slot, and what it holds.
+    pub async fn lease_holders(&self) -> Result<Vec<Lease>> {
+        sqlx::query!(
+            "SELECT vm_id, state, leases.os, leases.cpus, leases.memory_mib FROM leases JOIN vms ON vms.id = vm_id"
+        )
+        .fetch_all(&self.pool)
+        .await?
+        .into_iter()
+        .map(|row| {
+            Ok(Lease {
+                vm: parse_id(&row.vm_id)?,
+                state: State::parse(&row.state).ok_or_else(|| unreadable(format!("state {:?}", row.state)))?,
+                os: os_of(&row.os)?,
+                cpus: size(row.cpus)?,
+                memory_mib: size(row.memory_mib)?,
+            })
+        })
+        .collect()
+    }
+}
+
+/// What the host offers, as a look at it showed that began after the demand.
 #[derive(Clone, Debug)]
 pub struct Room {
     pub capacity: Capacity,
@@ -22,10 +71,16 @@ pub struct Room {
     pub ceilings: Vec<(GuestOs, u32)>,
     /// The drivers that can start guests now.
     pub drivers: BTreeSet<String>,
+    /// Kinds of guest of which it is not known how many run: none is started.
+    pub uncounted: Vec<GuestOs>,
     /// What instances hold that no lease of ours stands for.
     pub foreign: Held,
-    /// Running instances that bear our name. One without a lease is a stray: it counts until the sweep has removed it.
+    /// Running instances that bear our name, and the leases there were before the look. One that has no lease now is a stray,
+    /// which counts until the sweep has removed it, or gave its slot back during the look: whether the slot is still free
+    /// shows in the next one.
     pub ours: Vec<(VmId, GuestOs, u32, u32)>,
+    /// The vms that waited before the look; a later one is placed with a later look. `None`: whoever waits.
+    pub queued: Option<HashSet<VmId>>,
 }
 
 impl Room {
@@ -38,8 +93,9 @@ impl Room {
         cpus: u32,
         memory_mib: u32,
     ) -> std::result::Result<(), QueueReason> {
+        let known = self.drivers.contains(driver) && !self.uncounted.contains(&os);
         let under = self.ceilings.iter().all(|(kind, most)| *kind != os || held.guests(os) < *most);
-        if !self.drivers.contains(driver) {
+        if !known {
             Err(QueueReason::Host)
         } else if !self.capacity.fits(held, os, cpus, memory_mib) {
             Err(QueueReason::Slot)

@@ -30,7 +30,7 @@ pub struct Filter {
 /// Read-only access to the last commit.
 #[derive(Clone)]
 pub struct Reader {
-    pool: SqlitePool,
+    pub(super) pool: SqlitePool,
 }
 
 impl Reader {

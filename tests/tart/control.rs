@@ -29,7 +29,7 @@
 //!
 //! `rules` bend one command for VMs whose name matches (`*` is any run of characters). `command` is a subcommand, `*` for all,
 //! `run` by default. A rule applies `times` times (without it: always) and is counted by its `id`, or by its own text: to
-//! use the same rule afresh, give it another `id`. All rules that apply are merged, later ones win. What may follow in
+//! use the same rule afresh, give it another `id`. With `skip` it does not apply the first so many times. All rules that apply are merged, later ones win. What may follow in
 //! `then`, apart from `guest`, `agent` and `lease`, is in [`crate::rules::Then`].
 //!
 //! Leases: a guest gets one when it has started, from 127.64.0.0/10 (all of it is loopback on Linux). See [`Lease`].
@@ -188,6 +188,9 @@ pub struct Rule {
     pub command: String,
     #[serde(default = "any")]
     pub vm: String,
+    /// The first so many times that it would apply, it does not.
+    #[serde(default)]
+    pub skip: u32,
     #[serde(default)]
     pub times: Option<u32>,
     pub then: Map<String, Value>,

@@ -105,7 +105,9 @@ pub fn draw(home: &Home, control: &Control, command: &str, vm: &str) -> Result<T
                 Some(id) => id.clone(),
                 None => serde_json::to_string(rule).map_err(|e| Failure::Double(e.to_string()))?,
             };
-            if rule.times.is_none_or(|times| taken(home, &key, times)) {
+            let bounded = rule.times.is_some() || rule.skip > 0;
+            let last = rule.times.map_or(u32::MAX, |times| times.saturating_add(rule.skip));
+            if !bounded || use_of(home, &key, last).is_some_and(|n| n >= rule.skip) {
                 merged.extend(rule.then.clone());
             }
         }
@@ -113,12 +115,13 @@ pub fn draw(home: &Home, control: &Control, command: &str, vm: &str) -> Result<T
     Then::from_map(merged).map_err(|e| Failure::Double(format!("double.json: {e}")))
 }
 
-/// One file per use, so that commands that run at the same moment count right without a lock.
-fn taken(home: &Home, key: &str, times: u32) -> bool {
+/// Which use of a rule this is, if it has that many. One file per use, so that commands that run at the same moment count right
+/// without a lock.
+fn use_of(home: &Home, key: &str, times: u32) -> Option<u32> {
     let mut hasher = DefaultHasher::new();
     key.hash(&mut hasher);
     let dir = home.state("rules");
-    (0..times).any(|n| fs::File::create_new(dir.join(format!("{:016x}-{n}", hasher.finish()))).is_ok())
+    (0..times).find(|n| fs::File::create_new(dir.join(format!("{:016x}-{n}", hasher.finish()))).is_ok())
 }
 
 /// `*` is any run of characters, everything else is itself.

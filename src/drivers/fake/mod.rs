@@ -77,6 +77,7 @@ impl Driver for Fake {
         if crash != Some(Crash::Before) {
             self.world.create(spec, crash == Some(Crash::Halfway));
         }
+        self.world.leave(Verb::Create).await;
         perhaps_die(&self.world, crash).await;
         Ok(())
     }
@@ -88,6 +89,7 @@ impl Driver for Fake {
         {
             program(guest);
         }
+        self.world.leave(Verb::Start).await;
         perhaps_die(&self.world, crash).await;
         Ok(())
     }
@@ -97,6 +99,7 @@ impl Driver for Fake {
         if crash != Some(Crash::Before) {
             self.world.stop(name, grace).await;
         }
+        self.world.leave(Verb::Stop).await;
         perhaps_die(&self.world, crash).await;
         Ok(())
     }
@@ -106,6 +109,7 @@ impl Driver for Fake {
         if crash != Some(Crash::Before) {
             self.world.destroy(name, crash == Some(Crash::Halfway));
         }
+        self.world.leave(Verb::Destroy).await;
         perhaps_die(&self.world, crash).await;
         Ok(())
     }
@@ -113,7 +117,9 @@ impl Driver for Fake {
     async fn inspect(&self, name: &InstanceName) -> Result<Observation> {
         let crash = self.world.enter(Verb::Inspect).await?;
         perhaps_die(&self.world, crash).await;
-        Ok(self.world.observe(name))
+        let observed = self.world.observe(name);
+        self.world.leave(Verb::Inspect).await;
+        Ok(observed)
     }
 
     async fn ended(&self, name: &InstanceName) -> Result<GoneCause> {
@@ -125,7 +131,9 @@ impl Driver for Fake {
     async fn list(&self) -> Result<Vec<Listed>> {
         let crash = self.world.enter(Verb::List).await?;
         perhaps_die(&self.world, crash).await;
-        Ok(self.world.list())
+        let listed = self.world.list();
+        self.world.leave(Verb::List).await;
+        Ok(listed)
     }
 
     fn console_log(&self, _name: &InstanceName) -> Option<PathBuf> {

@@ -1,7 +1,7 @@
 //! The world behind the fake driver: instances, strangers, and the script of what is to go wrong.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -60,6 +60,7 @@ pub struct Guest {
 }
 
 type Program = Arc<dyn Fn(Guest) + Send + Sync>;
+type Hook = Box<dyn FnOnce(&FakeWorld) + Send>;
 
 impl Guest {
     pub fn power_off(&self) {
@@ -92,6 +93,10 @@ struct State {
     crashes: usize,
     starts: usize,
     violations: Vec<String>,
+    caps: HashMap<GuestOs, u32>,
+    overbooked: Vec<String>,
+    /// Foreign guests that no list has shown yet.
+    unlisted: BTreeSet<String>,
     last_run: u64,
     /// The runs that are over, and why. Outlives their instances: who waits may look late.
     over: HashMap<u64, GoneCause>,
@@ -102,7 +107,11 @@ struct Script {
     delay: Duration,
     failures: VecDeque<(ErrorKind, Code, String)>,
     hangs: bool,
+    /// Calls that have had their effect do not return.
+    answers_late: bool,
     crashes: VecDeque<Crash>,
+    /// What else happens right after the effects of the next calls.
+    hooks: VecDeque<Hook>,
 }
 
 struct Instance {
@@ -163,6 +172,29 @@ impl FakeWorld {
         self.change(|s| s.scripts.entry(verb).or_default().hangs = hangs);
     }
 
+    /// Calls of this verb have their effect, or have looked, and do not return until this is taken back.
+    pub fn answer_late(&self, verb: Verb, late: bool) {
+        self.change(|s| s.scripts.entry(verb).or_default().answers_late = late);
+    }
+
+    /// Once, right after the next call of this verb had its effect, or has looked, and before its caller knows.
+    pub fn after_next(&self, verb: Verb, then: impl FnOnce(&FakeWorld) + Send + 'static) {
+        self.change(|s| s.scripts.entry(verb).or_default().hooks.push_back(Box::new(then)));
+    }
+
+    /// From now on, starts are noted that run more guests of this system than that, counting those foreign guests that were there
+    /// when guests were listed last. See [`FakeWorld::overbooked`].
+    pub fn note_above(&self, os: GuestOs, cap: u32) {
+        self.change(|s| {
+            s.caps.insert(os, cap);
+        });
+    }
+
+    /// Starts of guests of ours that a look at the host would have prevented.
+    pub fn overbooked(&self) -> Vec<String> {
+        self.lock().overbooked.clone()
+    }
+
     /// The next call of this verb never returns, and leaves what it had done by then. See [`Snapshot::crashes`].
     pub fn crash_next(&self, verb: Verb, crash: Crash) {
         self.change(|s| s.scripts.entry(verb).or_default().crashes.push_back(crash));
@@ -210,13 +242,18 @@ impl FakeWorld {
     pub fn add_foreign(&self, name: &str, os: GuestOs, cpus: u32, memory_mib: u32) {
         let listed = Listed { name: name.to_owned(), ours: false, running: true, os, cpus, memory_mib };
         self.change(|s| {
-            s.foreign.insert(name.to_owned(), listed);
+            if s.foreign.insert(name.to_owned(), listed).is_none() {
+                s.unlisted.insert(name.to_owned());
+            }
             s.count();
         });
     }
 
     pub fn remove_foreign(&self, name: &str) {
-        self.change(|s| drop(s.foreign.remove(name)));
+        self.change(|s| {
+            s.foreign.remove(name);
+            s.unlisted.remove(name);
+        });
     }
 
     pub fn snapshot(&self) -> Snapshot {
@@ -290,6 +327,15 @@ impl FakeWorld {
         }
     }
 
+    /// What every verb goes through after it has acted.
+    pub(super) async fn leave(&self, verb: Verb) {
+        let hook = self.lock().scripts.get_mut(&verb).and_then(|script| script.hooks.pop_front());
+        if let Some(hook) = hook {
+            hook(self);
+        }
+        self.wait(|s| (!s.scripts.get(&verb).is_some_and(|script| script.answers_late)).then_some(())).await;
+    }
+
     pub(super) fn note_crash(&self) {
         self.change(|s| s.crashes += 1);
     }
@@ -333,6 +379,7 @@ impl FakeWorld {
                 instance.running = Some(Run { id, ssh, obeys_power_down });
             }
             s.count();
+            s.note_start(name, spec.os);
             Ok(s.program.clone().map(|program| (Guest { spec: spec.clone(), world: world.clone(), run: id }, program)))
         })
     }
@@ -374,7 +421,8 @@ impl FakeWorld {
     }
 
     pub(super) fn list(&self) -> Vec<Listed> {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.unlisted.clear();
         let ours = state.instances.iter().map(|(name, i)| Listed {
             name: name.clone(),
             ours: true,
@@ -421,6 +469,17 @@ impl State {
         }
         let ours = self.instances.values().filter(|i| i.running.is_some()).count() as u32;
         self.peak_ours = ours.max(self.peak_ours);
+    }
+
+    fn note_start(&mut self, name: &str, os: GuestOs) {
+        let Some(cap) = self.caps.get(&os).copied() else { return };
+        let unseen = self.foreign.iter().filter(|(name, l)| l.os == os && self.unlisted.contains(*name)).count();
+        let seen = self.running_of(os) as usize - unseen;
+        if seen > cap as usize {
+            let foreign: Vec<&String> = self.foreign.keys().collect();
+            let note = format!("{name} is guest {seen} of {cap} {}; foreign: {foreign:?}", os.as_str());
+            self.overbooked.push(note);
+        }
     }
 
     fn snapshot(&self) -> Snapshot {

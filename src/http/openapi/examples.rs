@@ -481,6 +481,7 @@ pub fn host() -> Value {
     json!({
         "observed": true,
         "observed_at": "2026-11-20T09:00:00.000Z",
+        "observed_age_seconds": 0,
         "capacity": { "macos_slots": 0, "linux_slots": 4, "cpus": 8, "memory_mib": 16384 },
         "leased": { "macos": 0, "linux": 1, "cpus": 2, "memory_mib": 2048 },
         "foreign": { "macos": 0, "linux": 0, "cpus": 0, "memory_mib": 0 },
@@ -497,7 +498,8 @@ pub fn host() -> Value {
             "accelerator": "kvm",
             "note": null,
             "fault": null,
-            "remedy": null
+            "remedy": null,
+            "listed_at": "2026-11-20T09:00:00.000Z"
         }],
         "faults": [],
         "instances": [{

@@ -104,13 +104,14 @@ async fn what_is_no_http_is_cut() {
 async fn readiness_follows_the_host_and_the_shutdown() {
     let api = api().await;
     api.get("/readyz", "").await.ok(200);
-    api.host.send_modify(|view| view.observed = false);
+    api.host.update(|view| view.observed = false);
     let got = api.get("/readyz", "").await;
     got.problem(503, "host.unavailable");
     assert_eq!(got.header("retry-after"), "2");
     api.get("/healthz", "").await.ok(200);
     let refused = json!({"template": "micro", "queue_timeout_seconds": 0});
-    api.post("/vms", &api.create, refused).await.problem(409, "slot.unavailable");
+    // Whether a slot is free is not known yet.
+    api.post("/vms", &api.create, refused).await.problem(503, "host.unavailable");
 }
 
 #[tokio::test]

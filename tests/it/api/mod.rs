@@ -3,11 +3,10 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use jiff::Timestamp;
 use mayfly::{
     domain::{
         Event, VmId,
-        host::{Capacity, HostView},
+        host::{Capacity, DriverView},
         token::Scope,
     },
     drivers::{
@@ -16,14 +15,14 @@ use mayfly::{
     },
     http::{self, Http},
     runners::github::Client,
-    service::{self, Clock, Service},
+    service::{self, Clock, HostInspector, Service},
     store::{self, Expect, Ledger, Reader, Vault, logs::Logs},
     templates::{Catalog, NewTemplate, pull::Puller},
 };
 use reqwest::{Method, StatusCode, header};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 mod document;
@@ -56,7 +55,7 @@ pub struct Api {
     pub service: Service,
     pub ledger: Ledger,
     pub reader: Reader,
-    pub host: watch::Sender<HostView>,
+    pub host: HostInspector,
     pub dir: tempfile::TempDir,
     /// Ends the listeners, and those who wait with them.
     pub shutdown: CancellationToken,
@@ -149,15 +148,20 @@ async fn api_of(
     let dir = tempfile::tempdir().unwrap();
     let store = store::open(&dir.path().join("mayfly.db")).await.unwrap();
     let capacity = Capacity { macos_slots: 2, linux_slots: 2, cpus: 8, memory_mib: 8192 };
-    let view = HostView {
-        ceilings: Vec::new(),
-        capacity,
-        drivers: vec![],
-        instances: vec![],
-        observed_at: Timestamp::from_second(1_700_000_000).unwrap(),
-        observed: true,
-    };
-    let host = watch::Sender::new(view);
+    let drivers = Arc::new(Registry::default().with(Arc::new(Fake::new(FakeWorld::new()))));
+    let host = HostInspector::new(drivers.clone(), capacity, true, clock.clone());
+    host.update(|view| {
+        view.observed = true;
+        view.drivers = vec![DriverView {
+            name: Fake::NAME.to_owned(),
+            usable: true,
+            version: None,
+            arch: None,
+            accelerator: None,
+            note: None,
+            fault: None,
+        }];
+    });
     let catalog = Catalog::open(dir.path().join("templates")).unwrap();
     let disk = disk(&dir, "disk.raw", 1);
     catalog.register(new_template("micro", disk)).await.unwrap();
@@ -167,13 +171,13 @@ async fn api_of(
         Arc::new(Vault::from_key(&[7; 32])),
         Logs::new(dir.path().join("logs")),
         Arc::new(catalog.clone()),
-        Arc::new(Registry::default().with(Arc::new(Fake::new(FakeWorld::new())))),
+        drivers,
         puller(&catalog),
         crate::support::no_logins(dir.path()),
         mayfly::templates::s3::S3::new(dir.path().join("s3"), Default::default()),
         github,
         mayfly::runners::program::Programs::new(dir.path().join("runners"), Default::default()),
-        host.subscribe(),
+        host.clone(),
         clock,
         limits,
     );

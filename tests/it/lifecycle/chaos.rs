@@ -4,23 +4,12 @@
 use std::time::Duration;
 
 use super::prelude::*;
-
-/// A small generator of our own (xorshift64*): the script must be the same on every machine.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % sides
-    }
-}
+use crate::support::dice::Dice;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn any_interleaving_ends_clean_and_never_exceeds_the_limit() {
     for seed in 1..=6u64 {
-        let mut dice = Dice(0x9E37_79B9_7F4A_7C15u64.wrapping_mul(seed));
+        let mut dice = Dice::new(seed);
         let mut host = Host::new(3, 2).await;
         host.play_guests();
         host.world.limit(GuestOs::Macos, Some(2));

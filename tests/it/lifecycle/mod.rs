@@ -15,7 +15,7 @@ use mayfly::{
     },
     reconcile::{self, Pace, Reconciler},
     service::{
-        self, Clock, Service,
+        self, Clock, HostInspector, Service,
         guests::GuestEvent,
         vms::{Runner, VmRequest},
     },
@@ -30,6 +30,7 @@ mod crashes;
 mod github;
 mod retention;
 mod road;
+mod slots;
 mod space;
 
 /// How long any one thing may take before the test says what is stuck.
@@ -127,7 +128,7 @@ impl Host {
         let catalog = Arc::new(Catalog::open_with(self.at("templates"), self.limits).unwrap());
         let drivers = Arc::new(Registry::default().with(Arc::new(Fake::new(self.world.clone()))));
         let clock = self.clock.clone();
-        let board = watch::Sender::new(reconcile::unobserved(self.capacity, &clock));
+        let view = HostInspector::new(drivers.clone(), self.capacity, true, clock.clone());
         let logs = Logs::new(self.at("logs"));
         let programs = mayfly::runners::program::Programs::new(self.at("runners"), Default::default());
         let puller = crate::support::no_registry(&catalog);
@@ -143,11 +144,11 @@ impl Host {
             mayfly::templates::s3::S3::new(self.at("s3"), Default::default()),
             self.github.clone(),
             programs.clone(),
-            board.subscribe(),
+            view.clone(),
             clock.clone(),
             self.settings.clone(),
         );
-        let seen = board.subscribe();
+        let seen = view.subscribe();
         let ledger = store.ledger.clone();
         let reconciler = Arc::new(Reconciler {
             ledger: store.ledger,
@@ -161,10 +162,10 @@ impl Host {
             github: self.github.clone(),
             reach: Default::default(),
             clock,
-            board,
+            host: view,
+            starts: Default::default(),
             settings: reconcile::Settings {
                 capacity: self.capacity,
-                count_foreign: true,
                 guest_socket: self.at("guest.sock"),
                 relay: vec!["/bin/false".into()],
                 guest_urls: [(Fake::NAME.to_owned(), "http://10.0.2.100".to_owned())].into(),

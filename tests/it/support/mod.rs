@@ -22,6 +22,7 @@ pub fn image() -> PathBuf {
 }
 
 pub mod authority;
+pub mod dice;
 pub mod github;
 pub mod moto;
 pub mod proxy;

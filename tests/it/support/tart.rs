@@ -3,7 +3,8 @@
 use std::{
     net::TcpListener,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -102,6 +103,17 @@ impl Mac {
         assert_eq!((status, &template["driver"]), (201, &json!("tart")), "{template}");
     }
 
+    /// A VM that is not Mayfly's, to be run.
+    pub fn foreign(&self, name: &str) -> Foreign {
+        let vm = self.serve.dir.join("home/vms").join(name);
+        std::fs::create_dir_all(&vm).unwrap();
+        for file in ["config.json", "nvram.bin"] {
+            std::fs::copy(self.serve.dir.join("base").join(file), vm.join(file)).unwrap();
+        }
+        std::fs::write(vm.join("disk.img"), "disk").unwrap();
+        Foreign { home: self.serve.dir.join("home"), name: name.to_owned(), running: None }
+    }
+
     pub fn vms(&self) -> Vec<String> {
         entries(&self.serve.dir.join("home/vms"))
     }
@@ -111,6 +123,47 @@ impl Mac {
         assert_eq!(self.vms(), Vec::<String>::new(), "VMs of Tart are left");
         assert_eq!(entries(&self.serve.dir.join("tart")), Vec::<String>::new(), "output of runs is left");
         assert_eq!(entries(&self.serve.dir.join("home/mayfly/staging")), Vec::<String>::new(), "clones are left");
+    }
+}
+
+/// What a human does with `tart`, beside Mayfly.
+pub struct Foreign {
+    home: PathBuf,
+    name: String,
+    running: Option<Child>,
+}
+
+impl Foreign {
+    /// Runs the VM; returns once its guest runs.
+    pub fn run(&mut self) {
+        // It appears once the guest runs.
+        let socket = self.home.join("vms").join(&self.name).join("control.sock");
+        let _ = std::fs::remove_file(&socket);
+        let mut command = Command::new(double());
+        command.env("TART_HOME", &self.home).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        self.running = Some(command.args(["run", "--no-graphics", &self.name]).spawn().unwrap());
+        let end = Instant::now() + Duration::from_secs(20);
+        while !socket.exists() {
+            assert!(Instant::now() < end, "the foreign guest does not run");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn runs(&self) -> bool {
+        self.running.is_some()
+    }
+
+    pub fn end(&mut self) {
+        if let Some(mut child) = self.running.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

@@ -1,0 +1,171 @@
+//! Right before a guest is started: whether its slot is still there.
+//!
+//! The slot was free when it was given. While the template is cloned, guests may start that Mayfly knows nothing of, so the
+//! host is looked at once more. If they took the slot, the vm gives its lease back and waits for another one.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    Reconciler,
+    steps::{Failure, FailureKind, spec_of},
+};
+use crate::{
+    domain::{
+        Code, GuestOs, Spec, State, Vm, VmId,
+        host::{Capacity, Held, HostView},
+    },
+    drivers::{Driver, Observation},
+    service::hosts::inspector::PATIENT,
+    store::placement::Lease,
+};
+
+/// How long a driver that does not list its instances is waited for before the vm goes back to the queue.
+const UNKNOWN_FOR: Duration = Duration::from_secs(30);
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// The guests that are being started. A look that began before a start has ended may not show its guest.
+#[derive(Default)]
+pub struct Starts {
+    starts: Mutex<HashMap<VmId, Start>>,
+}
+
+#[derive(Clone, Copy)]
+struct Start {
+    os: GuestOs,
+    cpus: u32,
+    memory_mib: u32,
+    /// `None`: it goes on.
+    ended: Option<Instant>,
+}
+
+/// Held while the driver starts the guest.
+pub(super) struct StartPermit<'a> {
+    starts: &'a Starts,
+    vm: VmId,
+}
+
+impl Drop for StartPermit<'_> {
+    fn drop(&mut self) {
+        if let Some(start) = self.starts.lock().get_mut(&self.vm) {
+            start.ended = Some(Instant::now());
+        }
+    }
+}
+
+impl Starts {
+    fn lock(&self) -> MutexGuard<'_, HashMap<VmId, Start>> {
+        self.starts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the vm start if it fits beside what comes before it, by a look that began at `since` or later and leases that were
+    /// read before that. Otherwise what is held. One vm at a time: the next one counts this one.
+    fn permit(
+        &self,
+        vm: VmId,
+        spec: &Spec,
+        capacity: &Capacity,
+        view: &HostView,
+        leases: &[Lease],
+        since: Instant,
+    ) -> Result<StartPermit<'_>, Held> {
+        let mut starts = self.lock();
+        // No look is used that began longer ago.
+        starts.retain(|_, start| start.ended.is_none_or(|ended| ended.elapsed() < 2 * PATIENT));
+        let unseen: HashMap<VmId, Start> = starts
+            .iter()
+            .filter(|(_, s)| s.ended.is_none_or(|ended| ended >= since))
+            .map(|(id, s)| (*id, *s))
+            .collect();
+        let held = held_before(vm, view, leases, &unseen);
+        if !view.runs(vm) && !capacity.fits(&held, spec.os, spec.cpus, spec.memory_mib) {
+            return Err(held);
+        }
+        let &Spec { os, cpus, memory_mib, .. } = spec;
+        starts.insert(vm, Start { os, cpus, memory_mib, ended: None });
+        Ok(StartPermit { starts: self, vm })
+    }
+}
+
+/// What counts before this vm: everything that runs or is being started, and older vms of ours whose guests are still to be
+/// started. So of two that start at the same time, one gives way to a foreign guest and not both.
+fn held_before(vm: VmId, view: &HostView, leases: &[Lease], starts: &HashMap<VmId, Start>) -> Held {
+    let mut held = view.foreign();
+    let mut counted = HashSet::from([vm]);
+    for lease in leases {
+        let coming_up = matches!(lease.state, State::Cloning | State::Booting);
+        let started = !coming_up || view.runs(lease.vm) || starts.contains_key(&lease.vm);
+        if (started || lease.vm < vm) && counted.insert(lease.vm) {
+            held.add(lease.os, lease.cpus, lease.memory_mib);
+        }
+    }
+    for (id, start) in starts {
+        if counted.insert(*id) {
+            held.add(start.os, start.cpus, start.memory_mib);
+        }
+    }
+    for instance in view.instances.iter().filter(|i| i.running) {
+        if instance.vm_id.is_some_and(|id| counted.insert(id)) {
+            held.add(instance.os, instance.cpus, instance.memory_mib);
+        }
+    }
+    held
+}
+
+impl Reconciler {
+    /// Returns when the guest may be started now. `None`: it runs, so there is nothing to decide.
+    pub(super) async fn permit_start(
+        &self,
+        driver: &Arc<dyn Driver>,
+        vm: &Vm,
+    ) -> Result<Option<StartPermit<'_>>, Failure> {
+        // Its job may be running since before this service was: no answer of any list may end it.
+        if let Observation::Running { .. } = driver.inspect(&vm.id().instance()).await? {
+            return Ok(None);
+        }
+        let spec = spec_of(vm)?;
+        let give_up = Instant::now() + UNKNOWN_FOR;
+        let mut refused = false;
+        loop {
+            let leases = self.reader.lease_holders().await?;
+            let since = Instant::now();
+            let view = self.host.look(since, PATIENT).await;
+            if let Some(fault) = view.unlisted(spec.os, &spec.driver) {
+                if Instant::now() >= give_up {
+                    return Err(Failure::new(FailureKind::Host, fault.code, fault.detail.clone()));
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+                continue;
+            }
+            match self.starts.permit(vm.id(), spec, &self.settings.capacity, &view, &leases, since) {
+                Ok(permit) => return Ok(Some(permit)),
+                // A guest that has ended meanwhile, or another command that held a guest's lock for a moment.
+                Err(_) if !refused => refused = true,
+                Err(held) => {
+                    return Err(Failure::new(FailureKind::Host, Code::SlotTaken, self.taken(spec, held, &view)));
+                }
+            }
+        }
+    }
+
+    fn taken(&self, spec: &Spec, held: Held, view: &HostView) -> String {
+        let (capacity, os) = (&self.settings.capacity, spec.os);
+        format!(
+            "guests that were started meanwhile took its slot: {} of {} {} guests ({} of them not Mayfly's), {} of {} cores and \
+             {} of {} MiB are held",
+            held.guests(os),
+            capacity.slots(os),
+            os.as_str(),
+            view.foreign().guests(os),
+            held.cpus,
+            capacity.cpus,
+            held.memory_mib,
+            capacity.memory_mib
+        )
+    }
+}
