@@ -199,6 +199,7 @@ impl App {
                 guest_urls: guest_urls(config),
                 isolated: config.drivers.qemu.isolated,
                 retry_backoff: Duration::from_secs(2),
+                disk_full: Duration::from_secs(u64::from(config.drivers.qemu.disk_full_seconds)),
                 sweep_every: Duration::from_secs(60),
                 keep_deleted: Duration::from_secs(u64::from(config.retention.deleted_vms_days) * 24 * 3600),
                 budgets: config.default_budgets(),
@@ -396,6 +397,7 @@ fn drivers(config: &Config, layout: &Layout, own_path: &Path) -> Result<Registry
                 Accelerator::Hvf => AcceleratorChoice::Hvf,
                 Accelerator::Tcg => AcceleratorChoice::Tcg,
             },
+            first_guest: Duration::from_secs(u64::from(qemu.first_guest_seconds)),
             count_foreign: config.slots.count_foreign,
             ..qemu::Settings::new(layout.at("instances"), layout.at("qemu-probe.json"))
         })

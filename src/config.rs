@@ -389,6 +389,8 @@ impl Config {
             found.refuse("drivers.tart.softnet_allow", "has a meaning only with `network = \"softnet\"`");
         }
         found.in_range("drivers.tart.ssh_port", t.ssh_port, 1, 65_535);
+        found.in_range("drivers.qemu.first_guest_seconds", self.drivers.qemu.first_guest_seconds, 5, 600);
+        found.in_range("drivers.qemu.disk_full_seconds", self.drivers.qemu.disk_full_seconds, 1, 3600);
         found.in_range("slots.linux", self.slots.linux, 0, 4096);
         found.in_range("slots.cpus", self.slots.cpus, 1, 65_536);
         found.in_range("slots.memory_mib", self.slots.memory_mib, 32, u64::from(u32::MAX));

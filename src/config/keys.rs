@@ -367,6 +367,12 @@ section! {
         accelerator: Accelerator = Accelerator::Auto;
         /// Guests reach the guest API and nothing else. `false`: the internet and the host's network, too.
         isolated: bool = true;
+        /// With `auto`: how long the first guest under an accelerator may give no sign of life, on its console or by a call,
+        /// before guests are emulated instead, in seconds (5 to 600).
+        first_guest_seconds: u32 = 45;
+        /// A guest that writes while the host's disk is full is paused, and goes on when there is room. A guest with a runner
+        /// is given up after so many seconds of that (1 to 3600); CI systems give up a silent runner after some minutes, too.
+        disk_full_seconds: u32 = 300;
     }
 }
 

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use super::{
     basis::Spec,
     budgets::{Budget, Budgets},
-    error::Fault,
+    error::{Code, Fault},
     github::{JobRecord, Registered},
     runner::RunnerFact,
     vm::{Draft, Endpoint, QueueReason},
@@ -50,8 +50,64 @@ pub enum GoneCause {
     HypervisorError,
     /// Somebody on the host ended the hypervisor with a signal or a command.
     HostStop,
+    /// The guest's watchdog device expired, and the hypervisor stopped the guest.
+    GuestWatchdog,
+    /// Another program on the host paused or suspended the guest.
+    HostPause,
+    /// The hypervisor paused the guest because the host's disk is full, and no room was made in time.
+    HostDiskFull,
+    /// The guest was the first one under an accelerator and did not run there. Later guests are emulated.
+    AcceleratorFailed,
     /// The hypervisor is gone and left no word (killed, crashed, or it ended while Mayfly was away).
     Unknown,
+}
+
+impl GoneCause {
+    pub const ALL: [GoneCause; 10] = [
+        GoneCause::GuestPowerOff,
+        GoneCause::GuestReset,
+        GoneCause::GuestPanic,
+        GoneCause::HypervisorError,
+        GoneCause::HostStop,
+        GoneCause::GuestWatchdog,
+        GoneCause::HostPause,
+        GoneCause::HostDiskFull,
+        GoneCause::AcceleratorFailed,
+        GoneCause::Unknown,
+    ];
+
+    /// What happened, as a clause.
+    pub fn describe(self) -> &'static str {
+        match self {
+            GoneCause::GuestPowerOff => "the guest powered itself off",
+            GoneCause::GuestReset => "the guest reset itself; often a kernel panic",
+            GoneCause::GuestPanic => "the guest's kernel panicked",
+            GoneCause::HypervisorError => "the hypervisor stopped the guest because of an internal error",
+            GoneCause::HostStop => "another program on this host ended the hypervisor",
+            GoneCause::GuestWatchdog => "the guest's watchdog expired",
+            GoneCause::HostPause => "the guest was paused by another program on this host",
+            GoneCause::HostDiskFull => "the hypervisor paused the guest because the host's disk is full",
+            GoneCause::AcceleratorFailed => {
+                "the guest did not run under this host's accelerator, which is not used any more"
+            }
+            GoneCause::Unknown => "the hypervisor ended and left no reason",
+        }
+    }
+
+    /// What the end of a vm that was lost by this is called.
+    pub fn code(self) -> Code {
+        match self {
+            GoneCause::GuestPowerOff | GoneCause::GuestReset | GoneCause::HostStop | GoneCause::Unknown => {
+                Code::InstanceLost
+            }
+            GoneCause::GuestPanic => Code::GuestPanicked,
+            GoneCause::HypervisorError => Code::HypervisorFailed,
+            GoneCause::GuestWatchdog => Code::GuestWatchdogExpired,
+            GoneCause::HostPause => Code::InstancePaused,
+            GoneCause::HostDiskFull => Code::HostFull,
+            GoneCause::AcceleratorFailed => Code::AcceleratorFailed,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

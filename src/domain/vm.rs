@@ -324,11 +324,16 @@ impl Vm {
                     | GoneCause::GuestPanic
                     | GoneCause::HypervisorError
                     | GoneCause::HostStop
+                    | GoneCause::GuestWatchdog
+                    | GoneCause::HostPause
+                    | GoneCause::HostDiskFull
+                    | GoneCause::AcceleratorFailed
                     | GoneCause::Unknown => {
                         if done {
                             self.end(EndSignal::InstanceGone, OutcomeResult::Completed, None, None);
                         } else {
-                            self.end(EndSignal::InstanceGone, OutcomeResult::Lost, Some(Code::InstanceLost), None);
+                            let detail = Some(cause.describe().to_owned());
+                            self.end(EndSignal::InstanceGone, OutcomeResult::Lost, Some(cause.code()), detail);
                         }
                     }
                 }

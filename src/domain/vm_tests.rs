@@ -151,6 +151,16 @@ fn a_vanished_instance_is_a_loss_only_while_there_was_something_to_lose() {
 }
 
 #[test]
+fn a_lost_vm_says_what_happened_to_its_guest() {
+    for cause in GoneCause::ALL.into_iter().filter(|cause| *cause != GoneCause::GuestPowerOff) {
+        let lost = live(&with(running(), [Event::InstanceGone { cause }]));
+        let outcome = lost.outcome.unwrap();
+        assert_eq!((outcome.result, outcome.code), (OutcomeResult::Lost, Some(cause.code())), "{cause:?}");
+        assert_eq!(outcome.detail.as_deref(), Some(cause.describe()), "{cause:?}");
+    }
+}
+
+#[test]
 fn every_spent_budget_is_named() {
     for budget in [Budget::Lifetime, Budget::Idle, Budget::Registration] {
         let vm = live(&with(running(), [Event::BudgetSpent { budget }]));
@@ -169,12 +179,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Budget::Drain),
         Just(Budget::Idle)
     ];
-    let cause = prop_oneof![
-        Just(GoneCause::GuestPowerOff),
-        Just(GoneCause::GuestReset),
-        Just(GoneCause::HostStop),
-        Just(GoneCause::Unknown)
-    ];
+    let cause = prop::sample::select(GoneCause::ALL.to_vec());
     let by = prop_oneof![Just(Announcer::Hook), Just(Announcer::Admin)];
     prop_oneof![
         Just(Event::QueueReasonChanged { reason: QueueReason::Host }),

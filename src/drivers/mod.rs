@@ -101,6 +101,8 @@ pub enum Observation {
     /// The hypervisor runs. `ssh` is where the guest's SSH port is reached, and `agent` the socket that leads to the agent in
     /// the guest, each as soon as it is known; the guest may not answer there yet.
     Running { ssh: Option<Endpoint>, agent: Option<PathBuf> },
+    /// The hypervisor lives and does not run its guest any more.
+    Halted { cause: GoneCause },
     /// It exists in a way that no verb of ours leaves behind.
     Broken { detail: String },
 }
@@ -185,14 +187,30 @@ pub trait Driver: Send + Sync + 'static {
 
     async fn inspect(&self, name: &InstanceName) -> Result<Observation>;
 
-    /// Resolves when a running instance ends, with the reason. At once when it does not run: with the reason of its latest
-    /// end if the hypervisor left word of that, else with `Unknown`. Fails when that word says that it never ran, and why:
-    /// some hypervisors find out only after they were started that the host is at its limit.
+    /// Resolves when a running instance ends, or when its hypervisor has stopped the guest and lives on, with the reason. At
+    /// once when it does not run: with the reason of its latest end if the hypervisor left word of that, else with `Unknown`.
+    /// Fails when that word says that it never ran, and why: some hypervisors find out only after they were started that the
+    /// host is at its limit.
     async fn ended(&self, name: &InstanceName) -> Result<GoneCause>;
+
+    /// The guest of this instance was reached: it called, or something in it answered.
+    async fn reached(&self, _name: &InstanceName) {}
+
+    /// Lets a guest go on that its hypervisor paused because the host's disk was full (`ended` said `HostDiskFull`). Fails
+    /// while there is too little room for it.
+    async fn resume(&self, name: &InstanceName) -> Result<()> {
+        let summary = format!("guests of the driver {} are not resumed: {name} stays paused", self.name());
+        Err(DriverError::new(ErrorKind::Permanent, Code::DriverUnsupported, summary))
+    }
 
     /// Every instance on this host: ours, and foreign ones as far as the hypervisor shows them.
     async fn list(&self) -> Result<Vec<Listed>>;
 
     /// Where the guest's console output is, if the driver keeps it. The file may not exist yet.
     fn console_log(&self, name: &InstanceName) -> Option<PathBuf>;
+
+    /// Where the hypervisor's own output is, for each instance. The files may not exist.
+    fn hypervisor_logs(&self, _name: &InstanceName) -> Vec<PathBuf> {
+        Vec::new()
+    }
 }

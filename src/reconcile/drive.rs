@@ -87,6 +87,10 @@ impl Reconciler {
                     if fault.code == Code::HostLimit {
                         self.limit_met(&vm, fault.clone()).await;
                     }
+                    if fault.code == Code::AcceleratorFailed {
+                        // Shown on the host at once: its guests are slow from now on.
+                        self.look_at_drivers(false).await;
+                    }
                     let (event, wait) = failed(&vm, failure.kind, fault);
                     (Expect::Attempt { state: owed.0, attempt: owed.1 }, event, wait)
                 }

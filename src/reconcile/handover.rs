@@ -29,13 +29,30 @@ use crate::{
 /// How often a way to the guest that the driver does not know yet is asked for.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// Where the guest's SSH port is reached, and the socket that leads to the agent in it, as far as they are known.
+type Ways = (Option<Endpoint>, Option<PathBuf>);
+
+/// The ways to the guest, once it runs. The only place that looks at one instance: what is seen there is either used, or
+/// reported by `Driver::ended`, which every step with a guest waits for, or a failure of the step.
+#[deny(clippy::wildcard_enum_match_arm)]
+async fn ways(driver: &Arc<dyn Driver>, vm: &Vm) -> Result<Option<Ways>, Failure> {
+    match driver.inspect(&vm.id().instance()).await? {
+        Observation::Running { ssh, agent } => Ok(Some((ssh, agent))),
+        // `ended` resolves at once, with the reason.
+        Observation::Absent | Observation::Stopped | Observation::Halted { .. } => Ok(None),
+        Observation::Broken { detail } => {
+            Err(Failure::new(FailureKind::Attempt, Code::BootFailed, format!("the instance is broken: {detail}")))
+        }
+    }
+}
+
 impl Reconciler {
     /// Returns once the guest can be handed its runner. Never, where the guest itself says so.
     pub(super) async fn guest_ready(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<ReadyVia, Failure> {
         match spec_of(vm)?.handover {
             Handover::Seed => {
                 // Known at once or never needed.
-                if let Observation::Running { ssh: Some(ssh), .. } = driver.inspect(&vm.id().instance()).await? {
+                if let Some((Some(ssh), _)) = ways(driver, vm).await? {
                     self.note_endpoint(vm, ssh, None).await?;
                 }
                 std::future::pending().await
@@ -180,31 +197,22 @@ impl Reconciler {
     }
 
     async fn endpoint(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<Endpoint, Failure> {
-        self.reached(driver, vm, |seen| match seen {
-            Observation::Running { ssh, .. } => ssh,
-            _ => None,
-        })
-        .await
+        self.reached(driver, vm, |(ssh, _)| ssh).await
     }
 
     /// The socket that leads to the agent in the guest.
     async fn agent(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<PathBuf, Failure> {
-        self.reached(driver, vm, |seen| match seen {
-            Observation::Running { agent, .. } => agent,
-            _ => None,
-        })
-        .await
+        self.reached(driver, vm, |(_, agent)| agent).await
     }
 
     async fn reached<T>(
         &self,
         driver: &Arc<dyn Driver>,
         vm: &Vm,
-        way: impl Fn(Observation) -> Option<T>,
+        choose: impl Fn(Ways) -> Option<T>,
     ) -> Result<T, Failure> {
-        let name = vm.id().instance();
         loop {
-            if let Some(way) = way(driver.inspect(&name).await?) {
+            if let Some(way) = ways(driver, vm).await?.and_then(&choose) {
                 return Ok(way);
             }
             tokio::time::sleep(LOOK_EVERY).await;

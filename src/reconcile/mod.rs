@@ -35,6 +35,7 @@ mod github;
 mod handover;
 mod host;
 mod obtain;
+mod paused;
 mod placement;
 mod start;
 mod steps;
@@ -57,6 +58,8 @@ pub struct Settings {
     pub isolated: bool,
     /// First wait before a failed attempt is repeated; doubles each time, up to a minute.
     pub retry_backoff: Duration,
+    /// How long a guest with a runner may stay paused for a full disk before it is given up.
+    pub disk_full: Duration,
     pub sweep_every: Duration,
     pub keep_deleted: Duration,
     /// Of templates that do not say otherwise.

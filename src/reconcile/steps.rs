@@ -7,7 +7,12 @@ use jiff::SignedDuration;
 
 use super::Reconciler;
 use crate::{
-    domain::{Code, Event, Handover, QueueReason, Spec, Vm, event::GoneCause, lifecycle::Step, template::Template},
+    domain::{
+        Code, Event, Handover, QueueReason, Spec, State, Vm,
+        event::{Announcer, GoneCause},
+        lifecycle::Step,
+        template::Template,
+    },
     drivers::{Driver, DriverError, ErrorKind, GuestNetwork, InstanceSpec, Seed},
     guest,
     store::logs::LogSource,
@@ -116,15 +121,18 @@ impl Reconciler {
 
     async fn configure(&self, vm: &Vm) -> Result<Event, Failure> {
         let driver = self.driver(vm)?;
+        driver.reached(&vm.id().instance()).await;
         self.while_running(&driver, vm, self.hand_over(&driver, vm)).await?;
         Ok(Event::GuestConfigured)
     }
 
     async fn await_end(&self, vm: &Vm) -> Result<Event, Failure> {
         let driver = self.driver(vm)?;
-        let name = vm.id().instance();
+        if was_reached(vm) {
+            driver.reached(&vm.id().instance()).await;
+        }
         tokio::select! {
-            ended = driver.ended(&name) => Ok(Event::InstanceGone { cause: ended? }),
+            cause = self.guest_gone(&driver, vm) => Ok(Event::InstanceGone { cause: cause? }),
             event = self.dismissed(vm) => Ok(event),
         }
     }
@@ -144,6 +152,12 @@ impl Reconciler {
             // A log is not worth a leaked disk.
             tracing::warn!(vm.id = %vm.id(), error = %error, "the console log could not be kept");
         }
+        for log in driver.hypervisor_logs(&name) {
+            let said = format!("[mayfly: the hypervisor of attempt {} wrote]\n", vm.attempt);
+            if let Err(error) = self.logs.append_tail(vm.id(), LogSource::Hypervisor, said, &log).await {
+                tracing::warn!(vm.id = %vm.id(), error = %error, "the hypervisor's log could not be kept");
+            }
+        }
         driver.destroy(&name).await?;
         if !vm.retries() {
             return Ok(Event::InstanceAbsent);
@@ -151,6 +165,11 @@ impl Reconciler {
         if vm.slot_taken {
             // It is placed when a look shows a free slot; until then younger ones must not overtake it.
             return Ok(Event::AttemptCleared { reason: QueueReason::Slot, not_before: self.clock.now() });
+        }
+        let emulated_now = vm.last_fault.as_ref().is_some_and(|fault| fault.code == Code::AcceleratorFailed);
+        if vm.host_refused && emulated_now {
+            // The next guest runs otherwise than this one did: there is nothing to wait for.
+            return Ok(Event::AttemptCleared { reason: QueueReason::Host, not_before: self.clock.now() });
         }
         let (reason, exponent) = if vm.host_refused {
             (QueueReason::Host, 3)
@@ -218,21 +237,29 @@ impl Reconciler {
         let name = vm.id().instance();
         tokio::select! {
             done = work => done,
-            ended = driver.ended(&name) => {
-                let how = match ended? {
-                    GoneCause::GuestPowerOff => "it powered itself off",
-                    GoneCause::GuestReset => "it reset itself; often a kernel panic",
-                    GoneCause::GuestPanic => "its kernel panicked",
-                    GoneCause::HypervisorError => "its hypervisor gave it up",
-                    GoneCause::HostStop => "somebody stopped it on the host",
-                    GoneCause::Unknown => "its hypervisor is gone without a word",
-                };
-                Err(Failure::new(
-                    FailureKind::Attempt,
-                    Code::GuestEndedEarly,
-                    format!("the guest ended while it was {}: {how}", vm.state),
-                ))
-            }
+            ended = driver.ended(&name) => Err(ended_early(vm, ended?)),
         }
     }
+}
+
+/// Whether the guest of this attempt answered or called. An admin's DELETE may come before either.
+fn was_reached(vm: &Vm) -> bool {
+    let this_attempt = vm.timeline.iter().rev().take_while(|entry| entry.state != State::Cloning);
+    vm.announced_by == Some(Announcer::Hook)
+        || this_attempt.map(|entry| entry.state).any(|state| matches!(state, State::Configuring | State::Running))
+}
+
+/// The guest ended, or was stopped, before it had its runner.
+fn ended_early(vm: &Vm, cause: GoneCause) -> Failure {
+    let (kind, code) = match cause {
+        GoneCause::GuestPowerOff | GoneCause::GuestReset | GoneCause::HostStop | GoneCause::Unknown => {
+            (FailureKind::Attempt, Code::GuestEndedEarly)
+        }
+        GoneCause::GuestPanic | GoneCause::HypervisorError | GoneCause::GuestWatchdog | GoneCause::HostPause => {
+            (FailureKind::Attempt, cause.code())
+        }
+        // Another clone would fare no better.
+        GoneCause::HostDiskFull | GoneCause::AcceleratorFailed => (FailureKind::Host, cause.code()),
+    };
+    Failure::new(kind, code, format!("the guest ended while it was {}: {}", vm.state, cause.describe()))
 }

@@ -10,6 +10,8 @@ use crate::domain::VmId;
 
 /// No log of one vm grows beyond this, in bytes.
 pub const CAP: u64 = 1024 * 1024;
+/// Of another program's log, as much is kept for one attempt.
+const TAIL: u64 = 64 * 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -20,6 +22,8 @@ pub enum LogSource {
     Boot,
     /// What the job or set-up script said.
     Job,
+    /// What the guest's hypervisor wrote itself, and when it was paused.
+    Hypervisor,
 }
 
 impl LogSource {
@@ -28,6 +32,7 @@ impl LogSource {
             LogSource::Console => "console",
             LogSource::Boot => "boot",
             LogSource::Job => "job",
+            LogSource::Hypervisor => "hypervisor",
         }
     }
 }
@@ -91,6 +96,36 @@ impl Logs {
             std::fs::rename(&staged, &path)
         })
         .await
+    }
+
+    /// Adds the end of another program's log, below a heading. A log that is empty or not there adds nothing.
+    pub async fn append_tail(&self, vm: VmId, source: LogSource, heading: String, from: &Path) -> io::Result<()> {
+        let from = from.to_owned();
+        let tail = blocking(move || {
+            use std::io::{Read, Seek, SeekFrom};
+            let mut file = match std::fs::File::open(&from) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+                other => other?,
+            };
+            let len = file.metadata()?.len();
+            file.seek(SeekFrom::Start(len.saturating_sub(TAIL)))?;
+            let mut tail = Vec::new();
+            file.take(TAIL).read_to_end(&mut tail)?;
+            // A file that was cut while it was written has a hole at its beginning.
+            let hole = tail.iter().take_while(|byte| **byte == 0).count();
+            tail.drain(..hole);
+            Ok(tail)
+        })
+        .await?;
+        if tail.trim_ascii().is_empty() {
+            return Ok(());
+        }
+        let mut bytes = heading.into_bytes();
+        bytes.extend(tail);
+        if !bytes.ends_with(b"\n") {
+            bytes.push(b'\n');
+        }
+        self.append(vm, source, bytes).await
     }
 
     /// The vms that have logs here.

@@ -13,7 +13,11 @@ use crate::{
     drivers::{
         Listed,
         process::CommandLine,
-        qemu::{list, probe::Remembered},
+        qemu::{
+            list,
+            probe::Remembered,
+            trial::{self, Experience, Verdict},
+        },
     },
 };
 
@@ -42,6 +46,8 @@ struct Facts {
     device: Seen<Entry>,
     access: Seen<()>,
     remembered: Seen<Vec<u8>>,
+    /// What the first guests under the accelerator showed.
+    experience: Seen<Vec<u8>>,
     boot_id: Seen<Vec<u8>>,
     /// What a guest said that was started for this.
     booted: Option<Result<(String, Option<String>), String>>,
@@ -82,17 +88,19 @@ async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
         (program, booted)
     };
     let remembered = setup.at("qemu-probe.json");
+    let experience = trial::file(&remembered);
     let device = Path::new(DEVICE);
-    let ((program, booted), img, device, access, remembered, boot_id, processes) = tokio::join!(
+    let ((program, booted), img, device, access, remembered, experience, boot_id, processes) = tokio::join!(
         program,
         tool(probe, img),
         probe.entry(device),
         probe.may_read_and_write(device),
         probe.read(&remembered, 64 << 10),
+        probe.read(&experience, 64 << 10),
         probe.read(Path::new("/proc/sys/kernel/random/boot_id"), 64),
         probe.processes(),
     );
-    Facts { system: probe.system(), program, img, device, access, remembered, boot_id, booted, processes }
+    Facts { system: probe.system(), program, img, device, access, remembered, experience, boot_id, booted, processes }
 }
 
 async fn tool(probe: &dyn Probe, name: PathBuf) -> Tool {
@@ -173,7 +181,17 @@ fn accelerator(facts: &Facts, choice: Accelerator) -> Finding {
         let earlier = remembered.accelerator.as_str();
         return ACCELERATOR.not_needed(format!("{earlier} on an earlier boot or with another QEMU: {ASK}"));
     }
-    ran_under(remembered.accelerator.as_str(), remembered.note.as_deref(), "a guest ran under")
+    let known = facts.experience.as_ref().ok().and_then(|bytes| serde_json::from_slice::<Experience>(bytes).ok());
+    match known.filter(|known| known.basis == remembered.basis && known.accelerator == remembered.accelerator) {
+        Some(Experience { verdict: Verdict::SetAside { why }, accelerator, .. }) => ACCELERATOR.warn(
+            format!("{} passed its probe and was set aside, because {why}: guests are emulated", accelerator.as_str()),
+            "use a machine with KVM or nested virtualisation. The accelerator is tried again after a reboot and with another \
+             kernel or QEMU; to try it now, remove qemu-accelerator.json from the data directory and restart the service",
+        ),
+        Some(Experience { verdict: Verdict::Proven, .. }) | None => {
+            ran_under(remembered.accelerator.as_str(), remembered.note.as_deref(), "a guest ran under")
+        }
+    }
 }
 
 fn ran_under(accelerator: &str, note: Option<&str>, how: &str) -> Finding {

@@ -19,6 +19,8 @@ enum Source {
     Boot,
     /// The job's or set-up script's output
     Job,
+    /// What the hypervisor wrote itself, and when it was paused
+    Hypervisor,
 }
 
 #[derive(Args)]
@@ -42,6 +44,7 @@ pub(super) async fn run(args: Logs, client: &Client, json: bool) -> Result<u8, F
         Source::Console => "console",
         Source::Boot => "boot",
         Source::Job => "job",
+        Source::Hypervisor => "hypervisor",
     };
     let mut query = vec![("source", source)];
     if args.follow {

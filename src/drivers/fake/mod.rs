@@ -128,6 +128,10 @@ impl Driver for Fake {
         Ok(self.world.ended(name).await)
     }
 
+    async fn resume(&self, name: &InstanceName) -> Result<()> {
+        self.world.resume(name)
+    }
+
     async fn list(&self) -> Result<Vec<Listed>> {
         let crash = self.world.enter(Verb::List).await?;
         perhaps_die(&self.world, crash).await;

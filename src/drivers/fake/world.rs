@@ -97,6 +97,8 @@ struct State {
     overbooked: Vec<String>,
     /// Foreign guests that no list has shown yet.
     unlisted: BTreeSet<String>,
+    /// Guests that were paused for a full disk cannot go on.
+    disk_full: bool,
     last_run: u64,
     /// The runs that are over, and why. Outlives their instances: who waits may look late.
     over: HashMap<u64, GoneCause>,
@@ -125,6 +127,7 @@ struct Run {
     id: u64,
     ssh: Option<Endpoint>,
     obeys_power_down: bool,
+    halted: Option<GoneCause>,
 }
 
 /// The world at one moment.
@@ -140,7 +143,10 @@ pub struct Snapshot {
 
 impl Snapshot {
     pub fn running(&self) -> usize {
-        self.instances.values().filter(|o| matches!(o, Observation::Running { .. })).count()
+        self.instances
+            .values()
+            .filter(|o| matches!(o, Observation::Running { .. } | Observation::Halted { .. }))
+            .count()
     }
 
     pub fn calls(&self, verb: Verb) -> usize {
@@ -221,6 +227,22 @@ impl FakeWorld {
     /// A running instance ends by itself. Whether it ran.
     pub fn end(&self, name: &InstanceName, cause: GoneCause) -> bool {
         self.change(|s| s.end(name.as_str(), cause))
+    }
+
+    /// The hypervisor of a running instance stops its guest and lives on. Whether it ran.
+    pub fn halt(&self, name: &InstanceName, cause: GoneCause) -> bool {
+        self.change(|s| match s.instances.get_mut(name.as_str()).and_then(|i| i.running.as_mut()) {
+            Some(run) => {
+                run.halted = Some(cause);
+                true
+            }
+            None => false,
+        })
+    }
+
+    /// Whether guests that were paused because the disk was full can go on.
+    pub fn disk_full(&self, full: bool) {
+        self.change(|s| s.disk_full = full);
     }
 
     /// Somebody removes an instance behind Mayfly's back.
@@ -376,7 +398,7 @@ impl FakeWorld {
             let Behaviour { ssh, obeys_power_down } = s.behaviour.clone();
             if let Some(instance) = s.instances.get_mut(name) {
                 instance.spec = spec.clone();
-                instance.running = Some(Run { id, ssh, obeys_power_down });
+                instance.running = Some(Run { id, ssh, obeys_power_down, halted: None });
             }
             s.count();
             s.note_start(name, spec.os);
@@ -415,9 +437,21 @@ impl FakeWorld {
     pub(super) async fn ended(&self, name: &InstanceName) -> GoneCause {
         let run = self.lock().instances.get(name.as_str()).and_then(|i| i.running.as_ref()).map(|r| r.id);
         match run {
-            Some(run) => self.run_ended(run).await,
+            Some(run) => self.run_stopped(name.as_str(), run).await,
             None => GoneCause::Unknown,
         }
+    }
+
+    pub(super) fn resume(&self, name: &InstanceName) -> Result<()> {
+        self.change(|s| {
+            if s.disk_full {
+                return Err(refused(ErrorKind::Host, Code::HostFull, "the disk is full"));
+            }
+            if let Some(run) = s.instances.get_mut(name.as_str()).and_then(|i| i.running.as_mut()) {
+                run.halted = None;
+            }
+            Ok(())
+        })
     }
 
     pub(super) fn list(&self) -> Vec<Listed> {
@@ -440,6 +474,12 @@ impl FakeWorld {
                 s.end(name, cause);
             }
         });
+    }
+
+    /// Why this run ended, or why its guest was stopped.
+    async fn run_stopped(&self, name: &str, run: u64) -> GoneCause {
+        let halted = |s: &State| s.instances.get(name)?.running.as_ref().filter(|r| r.id == run)?.halted;
+        self.wait(|s| s.over.get(&run).copied().or_else(|| halted(s))).await
     }
 
     async fn run_ended(&self, run: u64) -> GoneCause {
@@ -496,6 +536,7 @@ impl Instance {
     fn observe(&self) -> Observation {
         match &self.running {
             _ if self.half => Observation::Broken { detail: "only a part of it is there".to_owned() },
+            Some(Run { halted: Some(cause), .. }) => Observation::Halted { cause: *cause },
             Some(run) => Observation::Running { ssh: run.ssh.clone(), agent: None },
             None => Observation::Stopped,
         }

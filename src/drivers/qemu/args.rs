@@ -82,9 +82,16 @@ pub fn instance(spec: &InstanceSpec, paths: &Paths, on: Machine) -> Option<Vec<S
     let process = if cfg!(target_os = "linux") { ",process=mayfly-vm" } else { "" };
     args.extend(words(&["-name", &format!("{}{process}", spec.name), "-uuid", &id.to_string()]));
     args.extend(words(&["-daemonize", "-pidfile", paths.pid().to_str()?]));
+    // A daemonized QEMU closes its standard error unless it has a log file and something to log; what is asked for here
+    // writes nothing while a whole machine is emulated. A percent sign in the file's name means something else to QEMU.
+    let errors = paths.errors();
+    if let Some(errors) = errors.to_str().filter(|path| !path.contains('%')) {
+        args.extend(words(&["-D", errors, "-d", "strace"]));
+    }
 
     let socket = |id: &str, path: &Path| Some(format!("socket,id={id},path={},server=on,wait=off", escaped(path)?));
     args.extend(words(&["-chardev", &socket("qmp", &paths.qmp())?, "-mon", "chardev=qmp,mode=control"]));
+    args.extend(words(&["-chardev", &socket("live", &paths.live())?, "-mon", "chardev=live,mode=control"]));
     let log = escaped(&paths.watch_log())?;
     let watch = format!("{},logfile={log},logappend=off", socket("watch", &paths.watch())?);
     args.extend(words(&["-chardev", &watch, "-mon", "chardev=watch,mode=control"]));
@@ -93,9 +100,11 @@ pub fn instance(spec: &InstanceSpec, paths: &Paths, on: Machine) -> Option<Vec<S
     let console = format!("file,id=console,path={},append=on", escaped(&paths.console())?);
     args.extend(words(&["-chardev", &console, "-serial", "chardev:console"]));
 
-    // An unsafe cache loses data when the host crashes, and then this disk is thrown away anyway.
+    // An unsafe cache loses data when the host crashes, and then this disk is thrown away anyway. A guest whose write finds
+    // the host's disk full is paused instead of being told of a broken disk, and goes on when there is room.
     let disk = escaped(&paths.disk())?;
-    args.extend(words(&["-drive", &format!("if=none,id=disk,file={disk},format=qcow2,cache=unsafe,discard=unmap")]));
+    let drive = format!("if=none,id=disk,file={disk},format=qcow2,cache=unsafe,discard=unmap,werror=enospc");
+    args.extend(words(&["-drive", &drive]));
     args.extend(words(&["-device", "virtio-blk-pci,drive=disk"]));
     if spec.seed.is_some() {
         let seed = escaped(&paths.seed())?;
@@ -249,14 +258,17 @@ mod tests {
             &format!(
                 "-name mayfly-01933b6e-8f2a-7c31-9d42-000000000001{process} -uuid 01933b6e-8f2a-7c31-9d42-000000000001"
             ),
-            &format!("-daemonize -pidfile {plain}/qemu.pid"),
+            &format!("-daemonize -pidfile {plain}/qemu.pid -D {plain}/qemu.log -d strace"),
             &format!("-chardev socket,id=qmp,path={dir}/qmp.sock,server=on,wait=off -mon chardev=qmp,mode=control"),
+            &format!("-chardev socket,id=live,path={dir}/live.sock,server=on,wait=off -mon chardev=live,mode=control"),
             &format!(
                 "-chardev socket,id=watch,path={dir}/watch.sock,server=on,wait=off,logfile={dir}/watch.log,logappend=off"
             ),
             "-mon chardev=watch,mode=control",
             &format!("-chardev file,id=console,path={dir}/console.log,append=on -serial chardev:console"),
-            &format!("-drive if=none,id=disk,file={dir}/disk.qcow2,format=qcow2,cache=unsafe,discard=unmap"),
+            &format!(
+                "-drive if=none,id=disk,file={dir}/disk.qcow2,format=qcow2,cache=unsafe,discard=unmap,werror=enospc"
+            ),
             "-device virtio-blk-pci,drive=disk",
             &format!(
                 "-drive if=none,id=seed,file={dir}/seed.img,format=raw,readonly=on -device virtio-blk-pci,drive=seed"

@@ -74,6 +74,11 @@ pub fn start(stderr: &str) -> DriverError {
     DriverError::new(kind, code, format!("{what}: {said}")).tail(stderr)
 }
 
+/// Whether a QEMU that ended without a reason blamed its accelerator.
+pub fn is_accelerators(said: &str) -> bool {
+    has(said, &["kvm", "hvf", "hv_"])
+}
+
 /// Whether QEMU was in its own way: another process of the same instance holds what this one needs.
 pub fn is_busy(error: &DriverError) -> bool {
     error.kind == ErrorKind::Retry && error.tail.as_deref().is_some_and(|tail| has(tail, BUSY))

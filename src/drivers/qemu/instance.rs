@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// QMP answers in milliseconds, or it hangs.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often the processes are looked through while matching ones come and go.
 const SCANS: u32 = 10;
@@ -115,6 +115,11 @@ pub async fn quit(paths: &Paths) -> Result<(), QmpError> {
         Ok(_) | Err(QmpError::Closed | QmpError::Io(_)) => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// Lets a paused guest go on. A request that failed is made again.
+pub async fn resume(paths: &Paths) -> Result<(), QmpError> {
+    Client::connect(&paths.qmp(), PATIENCE).await?.execute("cont", None).await.map(|_| ())
 }
 
 /// Opens the watch socket once. From then on QEMU writes its events to that socket's log, whether or not anybody listens; and

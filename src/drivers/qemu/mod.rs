@@ -9,8 +9,10 @@
 //!     seed.img                  0600, holds secrets; written at every start
 //!     qemu.pid                  locked by QEMU while it lives
 //!     qmp.sock                  commands, one short connection each
+//!     live.sock                 events, for the listener that waits for a stop
 //!     watch.sock, watch.log     events: the socket is opened once, so that QEMU writes them to the log
 //!     console.log               the guest's serial line
+//!     qemu.log                  what QEMU itself writes to its standard error
 //! ```
 
 use std::{
@@ -29,6 +31,8 @@ use self::{
     args::{Accelerator, Machine},
     instance::Found,
     paths::Paths,
+    stops::Condition,
+    trial::Trials,
 };
 use super::{
     Capabilities, Driver, DriverError, ErrorKind, InstanceSpec, Listed, Observation, Probe, Result,
@@ -50,6 +54,8 @@ pub mod paths;
 pub mod probe;
 mod qmp;
 mod settings;
+mod stops;
+pub mod trial;
 mod usernet;
 
 pub use settings::{AcceleratorChoice, Settings};
@@ -66,13 +72,16 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// A QEMU that has not ended by then after `quit` hangs.
 const QUIT: Duration = Duration::from_secs(3);
-/// A guest can write for ever; its console log starts over at this size.
-const CONSOLE_LIMIT: u64 = 64 << 20;
+/// Of what QEMU wrote when it refused to start, so many bytes are looked at.
+const WORDS: usize = 8 << 10;
+/// A guest that was paused because the host's disk was full needs this much to get on for a while, in bytes.
+const ROOM_TO_RESUME: u64 = 64 << 20;
 
 pub struct Qemu {
     settings: Settings,
-    /// The answer of this process's first probe.
+    /// The answer of this process's latest probe.
     probed: Mutex<Option<(Accelerator, Probe)>>,
+    trials: Trials,
 }
 
 impl Qemu {
@@ -88,7 +97,8 @@ impl Qemu {
             made.map_err(|error| failure::io(error, Code::HostUnavailable, "the instances directory cannot be made"))?;
         // Where links lead is what the sockets' paths are made from.
         paths::check(&settings.instances_dir)?;
-        Ok(Self { settings, probed: Mutex::new(None) })
+        let trials = Trials::new(&settings.probe_file, settings.first_guest);
+        Ok(Self { settings, probed: Mutex::new(None), trials })
     }
 
     fn paths(&self, name: &InstanceName) -> Paths {
@@ -153,7 +163,13 @@ impl Qemu {
             AcceleratorChoice::Tcg => {
                 (Accelerator::Tcg, Some("emulation was asked for by the configuration".to_owned()))
             }
-            AcceleratorChoice::Auto => self.prove(&binary, &version, arch, fresh).await?,
+            AcceleratorChoice::Auto => {
+                let (found, note) = self.prove(&binary, &version, arch, fresh).await?;
+                match self.trials.begin(probe::Basis::now(&binary, &version, arch), found, fresh) {
+                    Some(why) => (Accelerator::Tcg, Some(why)),
+                    None => (found, note),
+                }
+            }
         };
         Ok((accelerator, Probe { version, arch, accelerator: accelerator.as_str().to_owned(), note }))
     }
@@ -191,7 +207,7 @@ impl Qemu {
         Ok(())
     }
 
-    async fn launch(&self, arguments: &[String]) -> Result<()> {
+    async fn launch(&self, arguments: &[String], paths: &Paths) -> Result<()> {
         let output = Command::new(self.binary()?, START)
             .args(arguments)
             // Frameworks of macOS abort a process that goes on after fork(), as daemonizing does.
@@ -199,7 +215,13 @@ impl Qemu {
             .run()
             .await
             .map_err(|error| failure::command(error, Code::BootFailed))?;
-        if output.status.success() { Ok(()) } else { Err(fault::start(&output.stderr_tail)) }
+        if output.status.success() {
+            return Ok(());
+        }
+        // What it had to say before it opened its log is here, the rest is there.
+        let logged = std::fs::read(paths.errors()).unwrap_or_default();
+        let said = output.stderr_tail + &String::from_utf8_lossy(&logged[logged.len().saturating_sub(WORDS)..]);
+        Err(fault::start(&said))
     }
 
     /// Whether the instance runs and answers. One that does not answer may be on its way up or down (an earlier start was
@@ -220,6 +242,35 @@ impl Qemu {
             }
         }
         Ok(false)
+    }
+
+    /// How a guest ended, once it is known whether its accelerator was on trial and is to blame.
+    async fn laid_at(&self, paths: &Paths, cause: GoneCause) -> GoneCause {
+        let said = stops::words(paths);
+        let blamed = match cause {
+            GoneCause::HypervisorError => true,
+            // QEMU gave up with a few words of its own, or was killed without any.
+            GoneCause::Unknown => said.as_deref().is_some_and(fault::is_accelerators),
+            GoneCause::GuestPowerOff
+            | GoneCause::GuestReset
+            | GoneCause::GuestPanic
+            | GoneCause::HostStop
+            | GoneCause::GuestWatchdog
+            | GoneCause::HostPause
+            | GoneCause::HostDiskFull
+            | GoneCause::AcceleratorFailed => false,
+        };
+        let why = || format!("its first guest ended with {:?}", said.as_deref().unwrap_or("no reason given"));
+        if blamed && self.trials.failed(paths, &why()) {
+            self.probe_again().await;
+            return GoneCause::AcceleratorFailed;
+        }
+        cause
+    }
+
+    /// The next start and the next look at this driver take what is known by then.
+    async fn probe_again(&self) {
+        *self.probed.lock().await = None;
     }
 
     /// The running process. A stranger on our pid file is nothing that waiting or killing mends.
@@ -302,6 +353,9 @@ impl Driver for Qemu {
             return Err(DriverError::new(ErrorKind::Permanent, Code::BootFailed, summary));
         }
         let on = Machine { arch: spec.arch, accelerator: self.accelerator().await? };
+        self.trials
+            .mark(&paths, on.accelerator)
+            .map_err(|error| failure::io(error, Code::BootFailed, "the instance's directory cannot be written"))?;
         let arguments = args::instance(spec, &paths, on).ok_or_else(|| {
             let summary = "a path of the template or of the guest API is not valid UTF-8";
             DriverError::new(ErrorKind::Permanent, Code::TemplateInvalid, summary)
@@ -312,7 +366,7 @@ impl Driver for Qemu {
                 .map_err(|error| failure::io(error, Code::BootFailed, "the seed volume cannot be written"))?;
         }
         let mut again = LAUNCHES;
-        while let Err(refused) = self.launch(&arguments).await {
+        while let Err(refused) = self.launch(&arguments, &paths).await {
             // Another start was faster by a moment. If that one comes up, there is what was asked for; if it was cut short, it
             // is out of the way by then.
             if !fault::is_busy(&refused) {
@@ -334,7 +388,10 @@ impl Driver for Qemu {
         let paths = self.paths(name);
         // A start that was cut short may have left more than one process on its way.
         while let Some(process) = self.running(&paths, name).await? {
-            if !grace.is_zero() && timeout(grace, ask_to_power_down(&paths, &process)).await.is_ok() {
+            if !grace.is_zero()
+                && hears_its_button(&paths).await
+                && timeout(grace, ask_to_power_down(&paths, &process)).await.is_ok()
+            {
                 continue;
             }
             force(&paths, name, &process).await?;
@@ -355,14 +412,11 @@ impl Driver for Qemu {
         match instance::find(&paths, name).await {
             Found::Stranger(pid) => broken(format!("process {pid} holds its pid file and is not this instance")),
             Found::Ours(_) => {
-                cut_console(&paths);
+                stops::keep_bounded(&paths);
                 match instance::status(&paths).await {
-                    Ok(status) => match status.state.as_str() {
-                        "io-error" => {
-                            broken("the guest stands still: its disk cannot be written, is the host's full?".to_owned())
-                        }
-                        "internal-error" => broken("the guest stands still: the accelerator failed".to_owned()),
-                        _ => Ok(Observation::Running {
+                    Ok(status) => match stops::condition(&status.state) {
+                        Condition::Stopped(cause) => Ok(Observation::Halted { cause }),
+                        Condition::UnderWay | Condition::Leaving => Ok(Observation::Running {
                             ssh: status.ssh_port.map(|port| Endpoint { host: "127.0.0.1".to_owned(), port }),
                             agent: None,
                         }),
@@ -394,9 +448,35 @@ impl Driver for Qemu {
     async fn ended(&self, name: &InstanceName) -> Result<GoneCause> {
         let paths = self.paths(name);
         if let Some(process) = self.running(&paths, name).await? {
-            process.ended().await;
+            tokio::select! {
+                () = process.ended() => {}
+                cause = stops::stopped(&paths) => return Ok(self.laid_at(&paths, cause).await),
+                () = self.trials.over(&paths) => {
+                    self.probe_again().await;
+                    return Ok(GoneCause::AcceleratorFailed);
+                }
+            }
         }
-        Ok(instance::recorded_cause(&paths).unwrap_or(GoneCause::Unknown))
+        let cause = instance::recorded_cause(&paths).unwrap_or(GoneCause::Unknown);
+        Ok(self.laid_at(&paths, cause).await)
+    }
+
+    async fn reached(&self, name: &InstanceName) {
+        self.trials.reached(&self.paths(name));
+    }
+
+    async fn resume(&self, name: &InstanceName) -> Result<()> {
+        let paths = self.paths(name);
+        let unknown =
+            |error| failure::io(error, Code::HostUnavailable, "the room for the guest's disk cannot be measured");
+        let disk = rustix::fs::statvfs(&paths.dir).map_err(|error| unknown(error.into()))?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if free < ROOM_TO_RESUME {
+            let summary =
+                format!("{} MiB are free where the guest's disk is, and it needs {}", free >> 20, ROOM_TO_RESUME >> 20);
+            return Err(DriverError::new(ErrorKind::Host, Code::HostFull, summary));
+        }
+        instance::resume(&paths).await.map_err(|error| fault::qmp(error, "QEMU does not let its guest go on"))
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {
@@ -416,6 +496,18 @@ impl Driver for Qemu {
 
     fn console_log(&self, name: &InstanceName) -> Option<PathBuf> {
         Some(self.paths(name).console())
+    }
+
+    fn hypervisor_logs(&self, name: &InstanceName) -> Vec<PathBuf> {
+        vec![self.paths(name).errors()]
+    }
+}
+
+/// A guest that stands still hears nothing. One that cannot be asked may be on its way up.
+async fn hears_its_button(paths: &Paths) -> bool {
+    match instance::status(paths).await {
+        Ok(status) => !matches!(stops::condition(&status.state), Condition::Stopped(_)),
+        Err(_) => true,
     }
 }
 
@@ -457,11 +549,4 @@ async fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes).await?;
     file.flush().await?;
     tokio::fs::rename(&unfinished, path).await
-}
-
-fn cut_console(paths: &Paths) {
-    let path = paths.console();
-    if std::fs::metadata(&path).is_ok_and(|m| m.len() > CONSOLE_LIMIT) {
-        let _ = std::fs::File::options().write(true).open(&path).and_then(|file| file.set_len(0));
-    }
 }

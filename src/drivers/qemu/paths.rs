@@ -42,18 +42,33 @@ impl Paths {
         self.dir.join("qmp.sock")
     }
 
-    /// For whoever waits for the end, one long connection.
+    /// For the listener that waits for a stop or the end: one long connection.
+    pub fn live(&self) -> PathBuf {
+        self.dir.join("live.sock")
+    }
+
+    /// Opened once after the start, so that QEMU writes its events to `watch_log`.
     pub fn watch(&self) -> PathBuf {
         self.dir.join("watch.sock")
     }
 
-    /// All that was ever written to `watch`: the last word of a guest that ended while nobody listened.
+    /// All events of the guest: how it ended while no listener was connected.
     pub fn watch_log(&self) -> PathBuf {
         self.dir.join("watch.log")
     }
 
     pub fn console(&self) -> PathBuf {
         self.dir.join("console.log")
+    }
+
+    /// There while the guest's accelerator is on trial.
+    pub fn trial(&self) -> PathBuf {
+        self.dir.join("trial.json")
+    }
+
+    /// What QEMU itself writes to its standard error.
+    pub fn errors(&self) -> PathBuf {
+        self.dir.join("qemu.log")
     }
 }
 

@@ -63,7 +63,7 @@ pub fn last_cause(log: &str) -> Option<GoneCause> {
 #[derive(Debug)]
 enum Message {
     Greeting,
-    Event,
+    Event(Event),
     Reply { id: Option<u64>, outcome: Result<Value, String> },
 }
 
@@ -81,7 +81,7 @@ fn parse(line: &[u8]) -> Result<Message, QmpError> {
     if value.get("QMP").is_some() {
         return Ok(Message::Greeting);
     }
-    serde_json::from_value::<Event>(value).map(|_| Message::Event).map_err(|_| garbled())
+    serde_json::from_value::<Event>(value).map(Message::Event).map_err(|_| garbled())
 }
 
 /// A negotiated connection.
@@ -147,6 +147,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
                 None => return Err(QmpError::Closed),
             }
         }
+    }
+
+    /// The next event, if one comes within `patience`.
+    pub async fn event(&mut self, patience: Duration) -> Result<Option<Event>, QmpError> {
+        self.deadline = Instant::now() + patience;
+        loop {
+            match self.next().await {
+                Ok(Some(Message::Event(event))) => return Ok(Some(event)),
+                Ok(Some(Message::Greeting | Message::Reply { .. })) => {}
+                Ok(None) => return Err(QmpError::Closed),
+                Err(QmpError::Deadline) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The state of the guest, as in `running`, `paused`, `internal-error`.
+    pub async fn run_state(&mut self, patience: Duration) -> Result<String, QmpError> {
+        self.deadline = Instant::now() + patience;
+        let status = self.execute("query-status", None).await?;
+        Ok(status.get("status").and_then(Value::as_str).unwrap_or_default().to_owned())
     }
 
     /// A command of the human monitor: its text, which may be an error's.

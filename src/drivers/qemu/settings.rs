@@ -1,6 +1,6 @@
 //! What the configuration says of QEMU.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
@@ -27,6 +27,8 @@ pub struct Settings {
     /// `qemu-img` on `PATH` when absent.
     pub qemu_img: Option<PathBuf>,
     pub accelerator: AcceleratorChoice,
+    /// How long the first guest under an accelerator may give no sign of life.
+    pub first_guest: Duration,
     /// Guests' processor: this host's when absent. Another one is emulated.
     pub arch: Option<Arch>,
     /// Show the QEMU processes that are not ours.
@@ -41,6 +43,7 @@ impl Settings {
             binary: None,
             qemu_img: None,
             accelerator: AcceleratorChoice::default(),
+            first_guest: Duration::from_secs(45),
             arch: None,
             count_foreign: true,
         }

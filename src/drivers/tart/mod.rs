@@ -413,4 +413,9 @@ impl Driver for Tart {
     fn console_log(&self, _name: &InstanceName) -> Option<PathBuf> {
         None
     }
+
+    fn hypervisor_logs(&self, name: &InstanceName) -> Vec<PathBuf> {
+        let paths = self.paths(name);
+        vec![paths.out(), paths.err()]
+    }
 }

@@ -10,6 +10,7 @@ const POWERED_OFF: &str = "guest has stopped the virtual machine";
 const CRASHED: &str = "guest has stopped the virtual machine due to error";
 const STOPPED: &str = "Stopping VM...";
 const SUSPENDED: &str = "snapshot created successfully!";
+const NOT_SUSPENDED: &str = "Failed to suspend the VM";
 const SOFTNET: &str = "Softnet process terminated prematurely";
 
 /// How the guest ended, from the output and the error output of its latest run. The first word counts: a guest that powered
@@ -20,8 +21,11 @@ pub fn cause(out: &str, err: &str) -> Option<GoneCause> {
             Some(GoneCause::HypervisorError)
         } else if line.starts_with(POWERED_OFF) {
             Some(GoneCause::GuestPowerOff)
-        } else if line == STOPPED || line.starts_with(SUSPENDED) {
+        } else if line == STOPPED {
             Some(GoneCause::HostStop)
+        } else if line.starts_with(SUSPENDED) || line.starts_with(NOT_SUSPENDED) {
+            // Only another program suspends a guest; where its memory cannot be saved, it is lost all the same.
+            Some(GoneCause::HostPause)
         } else {
             None
         }
@@ -49,8 +53,9 @@ mod tests {
             ("Stopping VM...\n", Some(GoneCause::HostStop)),
             (
                 "creating a snapshot...\nsnapshot created successfully! shutting down the VM...\n",
-                Some(GoneCause::HostStop),
+                Some(GoneCause::HostPause),
             ),
+            ("pausing VM to take a snapshot...\nFailed to suspend the VM: no\n", Some(GoneCause::HostPause)),
             ("Requesting guest OS to stop...\nguest has stopped the virtual machine\n", Some(GoneCause::GuestPowerOff)),
             ("guest has stopped the virtual machine\nStopping VM...\n", Some(GoneCause::GuestPowerOff)),
             ("Stopping VM...\nguest has stopped the virtual machine\n", Some(GoneCause::HostStop)),

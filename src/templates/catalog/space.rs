@@ -31,6 +31,8 @@ use crate::{
 
 /// Who was made or used a moment ago is about to be used: by a canary, or by a vm that waits for it.
 const SETTLED_SECONDS: u64 = 600;
+/// What a guest that was paused for want of room gets beyond the low-water mark.
+const PAUSED_GUEST_BYTES: u64 = 256 << 20;
 /// A pull that somebody may want to go on with is worth more than this many seconds' old.
 const ABANDONED_SECONDS: u64 = 24 * 3600;
 
@@ -159,6 +161,21 @@ impl Catalog {
         })
         .await?;
         self.make_room(Need { what: "a clone", write: 0, add: 0, beside_promises: false }, |_| ()).await
+    }
+
+    /// Makes as much room as there is to be had, up to the low-water mark, for a guest that stands still because the disk is
+    /// full. Less than that helps it, too: it does not ask for a promise.
+    pub async fn room_for_paused_guest(&self) -> Result<()> {
+        let _turn = self.root.room.lock().await;
+        if self.root.surroundings.get().is_none() {
+            return Ok(());
+        }
+        let need = Need { what: "a paused guest", write: PAUSED_GUEST_BYTES, add: 0, beside_promises: false };
+        let missing = self.measure().await?.missing(need);
+        if missing > 0 {
+            self.prune_to_free(&for_room(), Some(missing)).await?;
+        }
+        Ok(())
     }
 
     /// Removes what has not been used for long, and what is too much by now.

@@ -32,6 +32,7 @@ mod retention;
 mod road;
 mod slots;
 mod space;
+mod stopped;
 
 /// How long any one thing may take before the test says what is stuck.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -66,6 +67,8 @@ pub struct Host {
     pub settings: service::Settings,
     /// How often it is asked, from the next start on.
     pub pace: Pace,
+    /// How long a guest stays paused for a full disk, from the next start on.
+    pub disk_full: Duration,
     /// Guests speak to whoever serves at the moment.
     pub serving: Serving,
     pub running: Option<Running>,
@@ -91,6 +94,7 @@ impl Host {
                 first_retry: Duration::from_millis(10),
                 longest_retry: Duration::from_millis(200),
             },
+            disk_full: Duration::from_millis(50),
             serving: watch::Sender::new(None),
             running: None,
         };
@@ -171,6 +175,7 @@ impl Host {
                 guest_urls: [(Fake::NAME.to_owned(), "http://10.0.2.100".to_owned())].into(),
                 isolated: true,
                 retry_backoff: Duration::from_millis(1),
+                disk_full: self.disk_full,
                 sweep_every: Duration::from_secs(60),
                 keep_deleted: KEEP_DELETED,
                 budgets: Default::default(),

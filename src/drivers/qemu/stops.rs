@@ -1,0 +1,179 @@
+//! Seeing that QEMU stopped its guest and lives on.
+//!
+//! QEMU tells the listener on the `live` socket by an event, and what happened before the listener came is in the guest's
+//! state, which is asked for first. It is asked for again every few seconds, because an event may be lost with its connection
+//! and a state may not. A guest that was started by an older Mayfly has no such socket; its state is asked for alone.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::{
+    instance::{PATIENCE, recorded_cause},
+    paths::Paths,
+    qmp::{Client, QmpError},
+};
+use crate::domain::event::GoneCause;
+
+/// Between two questions for the guest's state while no event comes.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+/// A QEMU whose guest has shut down ends by itself well within this, unless it was told not to.
+const LEAVE: Duration = Duration::from_secs(5);
+/// After one of these the guest's state may be another one.
+const TELLING: &[&str] = &["STOP", "RESUME", "SHUTDOWN", "GUEST_PANICKED", "WATCHDOG", "BLOCK_IO_ERROR", "SUSPEND"];
+
+/// A guest's console and its hypervisor's own words start over beyond this, in bytes on disk.
+const CONSOLE_LIMIT: u64 = 64 << 20;
+const ERRORS_LIMIT: u64 = 1 << 20;
+
+/// What a state of QEMU's says of its guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    UnderWay,
+    /// It shut down, and QEMU is about to end.
+    Leaving,
+    Stopped(GoneCause),
+}
+
+/// A state that a later QEMU invents is taken for a guest under way: what ends it for certain is the end of its process.
+pub fn condition(run_state: &str) -> Condition {
+    match run_state {
+        "shutdown" => Condition::Leaving,
+        "internal-error" => Condition::Stopped(GoneCause::HypervisorError),
+        "guest-panicked" => Condition::Stopped(GoneCause::GuestPanic),
+        "watchdog" => Condition::Stopped(GoneCause::GuestWatchdog),
+        // QEMU was told to stop a guest for a full disk and for nothing else.
+        "io-error" => Condition::Stopped(GoneCause::HostDiskFull),
+        // Nothing in Mayfly pauses a guest, attaches a debugger or migrates one.
+        "paused" | "debug" | "postmigrate" => Condition::Stopped(GoneCause::HostPause),
+        // `suspended` is the guest's own doing, and it may have set an alarm; the others pass.
+        _ => Condition::UnderWay,
+    }
+}
+
+/// Returns once QEMU has stopped its guest, and why. Never while the guest runs, or where QEMU does not answer.
+pub async fn stopped(paths: &Paths) -> GoneCause {
+    let mut leaving: Option<Instant> = None;
+    loop {
+        let asked = match Client::connect(&paths.live(), PATIENCE).await {
+            Ok(mut client) => follow(&mut client, paths, &mut leaving).await.map(Some),
+            // Another listener is connected, or there is no such socket.
+            Err(_) => ask(paths, &mut leaving).await,
+        };
+        match asked {
+            Ok(Some(cause)) => return cause,
+            Ok(None) => {}
+            Err(error) => {
+                tracing::debug!(%error, dir = %paths.dir.display(), "the guest's state could not be asked for")
+            }
+        }
+        keep_bounded(paths);
+        sleep(if leaving.is_some() { LEAVE } else { ASK_EVERY }).await;
+    }
+}
+
+async fn ask(paths: &Paths, leaving: &mut Option<Instant>) -> Result<Option<GoneCause>, QmpError> {
+    let state = Client::connect(&paths.qmp(), PATIENCE).await?.run_state(PATIENCE).await?;
+    Ok(judge(&state, paths, leaving))
+}
+
+/// Stays connected until the guest is stopped.
+async fn follow<S>(client: &mut Client<S>, paths: &Paths, leaving: &mut Option<Instant>) -> Result<GoneCause, QmpError>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    loop {
+        let state = client.run_state(PATIENCE).await?;
+        if let Some(cause) = judge(&state, paths, leaving) {
+            return Ok(cause);
+        }
+        let ask_at = Instant::now() + ASK_EVERY;
+        loop {
+            let patience = ask_at.saturating_duration_since(Instant::now());
+            match client.event(patience).await? {
+                Some(event) if TELLING.contains(&event.name.as_str()) => break,
+                Some(_) => {}
+                None => break,
+            }
+        }
+        keep_bounded(paths);
+    }
+}
+
+fn judge(state: &str, paths: &Paths, leaving: &mut Option<Instant>) -> Option<GoneCause> {
+    match condition(state) {
+        Condition::UnderWay => {
+            *leaving = None;
+            None
+        }
+        Condition::Stopped(cause) => Some(cause),
+        Condition::Leaving => {
+            let since = *leaving.get_or_insert_with(Instant::now);
+            (since.elapsed() >= LEAVE).then(|| recorded_cause(paths).unwrap_or(GoneCause::GuestPowerOff))
+        }
+    }
+}
+
+/// Cuts what grows at the guest's will. The console is written to at its end. The other file is written to at an offset that
+/// QEMU keeps, so it gets a hole at its beginning and takes no room for it.
+pub fn keep_bounded(paths: &Paths) {
+    use std::os::unix::fs::MetadataExt;
+    for (path, limit) in [(paths.console(), CONSOLE_LIMIT), (paths.errors(), ERRORS_LIMIT)] {
+        if std::fs::metadata(&path).is_ok_and(|file| file.blocks().saturating_mul(512) > limit)
+            && let Err(error) = std::fs::File::options().write(true).open(&path).and_then(|file| file.set_len(0))
+        {
+            tracing::warn!(%error, file = %path.display(), "a log that has grown too long could not be cut");
+        }
+    }
+}
+
+/// The first line that QEMU itself wrote, cut to what fits.
+pub fn words(paths: &Paths) -> Option<String> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    std::fs::File::open(paths.errors()).ok()?.take(4096).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let line = text.lines().map(|line| line.trim_matches(['\0', ' ', '\r'])).find(|line| !line.is_empty())?;
+    Some(line.chars().take(200).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_of_qemu_is_one_of_three() {
+        // All that QEMU 7.2 to 10 have.
+        for (state, expected) in [
+            ("running", Condition::UnderWay),
+            ("prelaunch", Condition::UnderWay),
+            ("inmigrate", Condition::UnderWay),
+            ("restore-vm", Condition::UnderWay),
+            ("save-vm", Condition::UnderWay),
+            ("finish-migrate", Condition::UnderWay),
+            ("colo", Condition::UnderWay),
+            ("suspended", Condition::UnderWay),
+            ("shutdown", Condition::Leaving),
+            ("debug", Condition::Stopped(GoneCause::HostPause)),
+            ("paused", Condition::Stopped(GoneCause::HostPause)),
+            ("postmigrate", Condition::Stopped(GoneCause::HostPause)),
+            ("internal-error", Condition::Stopped(GoneCause::HypervisorError)),
+            ("io-error", Condition::Stopped(GoneCause::HostDiskFull)),
+            ("watchdog", Condition::Stopped(GoneCause::GuestWatchdog)),
+            ("guest-panicked", Condition::Stopped(GoneCause::GuestPanic)),
+        ] {
+            assert_eq!(condition(state), expected, "{state}");
+        }
+    }
+
+    #[test]
+    fn what_grows_at_the_guests_will_is_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths { dir: dir.path().to_owned() };
+        std::fs::write(paths.errors(), vec![b'x'; 2 << 20]).unwrap();
+        std::fs::write(paths.console(), vec![b'x'; 2 << 20]).unwrap();
+        keep_bounded(&paths);
+        assert_eq!(std::fs::metadata(paths.errors()).unwrap().len(), 0);
+        assert_eq!(std::fs::metadata(paths.console()).unwrap().len(), 2 << 20);
+    }
+}

@@ -1,0 +1,290 @@
+//! The first guests under an accelerator.
+//!
+//! A probe does less than a guest does. So until one guest was reached under an accelerator, all guests under it are on trial:
+//! one that its hypervisor gives up, or that gives no sign of life for a while, sets the accelerator aside, and guests are
+//! emulated from then on. Both answers are remembered beside the probe's, and hold as long as what they depend on: the host's
+//! boot and kernel, QEMU, the device. A guest on trial has a file in its directory that says so, because the service may be
+//! another one by the time that the guest fails.
+
+use std::{
+    collections::HashMap,
+    io,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+
+use super::{args::Accelerator, paths::Paths, probe::Basis};
+use crate::drivers::failure::absent_is_fine;
+
+/// What is remembered of an accelerator, in the file beside the probe's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Experience {
+    pub basis: Basis,
+    pub accelerator: Accelerator,
+    pub at: Timestamp,
+    #[serde(flatten)]
+    pub verdict: Verdict,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verdict", rename_all = "snake_case")]
+pub enum Verdict {
+    /// A guest was reached under it.
+    Proven,
+    SetAside {
+        why: String,
+    },
+}
+
+impl Experience {
+    /// Why the accelerator is not used, and what to do about it.
+    pub fn note(&self, file: &Path) -> Option<String> {
+        match &self.verdict {
+            Verdict::Proven => None,
+            Verdict::SetAside { why } => Some(format!(
+                "{} was set aside at {}: {why}. It is tried again after a reboot, with another kernel or QEMU, or once {} is \
+                 removed and the service restarted; `drivers.qemu.accelerator` uses it regardless",
+                self.accelerator.as_str(),
+                self.at.strftime("%Y-%m-%d %H:%M UTC"),
+                file.display()
+            )),
+        }
+    }
+}
+
+/// The file beside the probe's.
+pub fn file(probe_file: &Path) -> PathBuf {
+    probe_file.with_file_name("qemu-accelerator.json")
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Standing {
+    /// No accelerator is in use that could be on trial.
+    #[default]
+    None,
+    Untried(Basis, Accelerator),
+    Judged(Experience),
+}
+
+pub struct Trials {
+    file: PathBuf,
+    patience: Duration,
+    standing: watch::Sender<Standing>,
+    /// Since when each guest on trial is watched by this service. One that called while no service listened was not silent.
+    watched: Mutex<HashMap<PathBuf, Instant>>,
+}
+
+/// What a guest's directory says of its trial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Mark {
+    accelerator: Accelerator,
+}
+
+impl Trials {
+    pub fn new(probe_file: &Path, patience: Duration) -> Self {
+        Self { file: file(probe_file), patience, standing: watch::Sender::default(), watched: Mutex::default() }
+    }
+
+    /// The accelerator that is to be used from now on is this one, unless it was set aside: then the answer says why.
+    pub fn begin(&self, basis: Basis, accelerator: Accelerator, fresh: bool) -> Option<String> {
+        if accelerator == Accelerator::Tcg {
+            self.standing.send_replace(Standing::None);
+            return None;
+        }
+        let known = (!fresh).then(|| self.recall(&basis, accelerator)).flatten();
+        let note = known.as_ref().and_then(|experience| experience.note(&self.file));
+        self.standing.send_replace(match known {
+            Some(experience) => Standing::Judged(experience),
+            None => Standing::Untried(basis, accelerator),
+        });
+        note
+    }
+
+    fn recall(&self, basis: &Basis, accelerator: Accelerator) -> Option<Experience> {
+        let known: Experience = serde_json::from_slice(&std::fs::read(&self.file).ok()?).ok()?;
+        (known.basis == *basis && known.accelerator == accelerator).then_some(known)
+    }
+
+    /// Notes in the guest's directory whether it is on trial, before it is started.
+    pub fn mark(&self, paths: &Paths, accelerator: Accelerator) -> io::Result<()> {
+        let untried = matches!(&*self.standing.borrow(), Standing::Untried(_, on_trial) if *on_trial == accelerator);
+        if !untried {
+            return absent_is_fine(std::fs::remove_file(paths.trial()));
+        }
+        self.forget(paths);
+        std::fs::write(paths.trial(), serde_json::to_vec(&Mark { accelerator }).map_err(io::Error::other)?)
+    }
+
+    /// A guest was reached.
+    pub fn reached(&self, paths: &Paths) {
+        let Some(mark) = on_trial(paths) else { return };
+        if self.judge(mark.accelerator, Verdict::Proven) {
+            tracing::info!(
+                accelerator = mark.accelerator.as_str(),
+                "a guest was reached under the accelerator: it is trusted"
+            );
+        }
+        self.forget(paths);
+        if let Err(error) = absent_is_fine(std::fs::remove_file(paths.trial())) {
+            tracing::debug!(%error, dir = %paths.dir.display(), "the mark of a trial that is over stays");
+        }
+    }
+
+    /// This guest's hypervisor gave it up. Whether its accelerator is to blame, which is not used any more then.
+    pub fn failed(&self, paths: &Paths, why: &str) -> bool {
+        let Some(mark) = on_trial(paths) else { return false };
+        if self.judge(mark.accelerator, Verdict::SetAside { why: why.to_owned() }) {
+            tracing::warn!(
+                accelerator = mark.accelerator.as_str(), why, file = %self.file.display(),
+                "the accelerator is set aside, and guests are emulated: see `mayfly doctor`"
+            );
+        }
+        self.forget(paths);
+        self.is_set_aside(mark.accelerator)
+    }
+
+    /// Returns when this guest is to end because of its accelerator: it was silent for too long, or another guest's failure set
+    /// the accelerator aside. Never for a guest that is not on trial.
+    pub async fn over(&self, paths: &Paths) {
+        let Some(mark) = on_trial(paths) else { return std::future::pending().await };
+        let mut standing = self.standing.subscribe();
+        let set_aside = async {
+            let _ = standing.wait_for(|now| is_set_aside(now, mark.accelerator)).await;
+        };
+        let silent = async {
+            sleep_until(self.watched_since(paths) + self.patience).await;
+            let spoke = std::fs::metadata(paths.console()).is_ok_and(|console| console.len() > 0);
+            if spoke {
+                return std::future::pending().await;
+            }
+            let why = format!(
+                "its first guest wrote nothing to its console and did not call for {} s",
+                self.patience.as_secs()
+            );
+            if !self.failed(paths, &why) {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = set_aside => {}
+            () = silent => {}
+        }
+    }
+
+    fn watched_since(&self, paths: &Paths) -> Instant {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        *watched.entry(paths.dir.clone()).or_insert_with(Instant::now)
+    }
+
+    fn forget(&self, paths: &Paths) {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(&paths.dir);
+    }
+
+    fn is_set_aside(&self, accelerator: Accelerator) -> bool {
+        is_set_aside(&self.standing.borrow(), accelerator)
+    }
+
+    /// The first verdict counts. Whether this was it.
+    fn judge(&self, accelerator: Accelerator, verdict: Verdict) -> bool {
+        let mut judged = None;
+        self.standing.send_if_modified(|standing| match standing {
+            Standing::Untried(basis, on_trial) if *on_trial == accelerator => {
+                let experience = Experience { basis: basis.clone(), accelerator, at: Timestamp::now(), verdict };
+                judged = Some(experience.clone());
+                *standing = Standing::Judged(experience);
+                true
+            }
+            Standing::None | Standing::Untried(..) | Standing::Judged(_) => false,
+        });
+        let Some(experience) = judged else { return false };
+        let written = serde_json::to_vec_pretty(&experience).map_err(io::Error::other).and_then(|json| {
+            let unfinished = self.file.with_extension("tmp");
+            std::fs::write(&unfinished, json)?;
+            std::fs::rename(&unfinished, &self.file)
+        });
+        if let Err(error) = written {
+            // The next start of the service finds it out again.
+            tracing::warn!(%error, file = %self.file.display(), "what was learnt of the accelerator could not be remembered");
+        }
+        true
+    }
+}
+
+fn is_set_aside(standing: &Standing, accelerator: Accelerator) -> bool {
+    match standing {
+        Standing::None | Standing::Untried(..) => false,
+        Standing::Judged(known) => known.accelerator == accelerator && known.verdict != Verdict::Proven,
+    }
+}
+
+fn on_trial(paths: &Paths) -> Option<Mark> {
+    serde_json::from_slice(&std::fs::read(paths.trial()).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Arch;
+
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    fn basis(version: &str) -> Basis {
+        Basis::now(Path::new("/usr/bin/qemu"), version, Arch::X86_64)
+    }
+
+    fn guest(dir: &Path, name: &str) -> Paths {
+        let paths = Paths { dir: dir.join(name) };
+        std::fs::create_dir_all(&paths.dir).unwrap();
+        paths
+    }
+
+    #[tokio::test]
+    async fn a_silent_first_guest_sets_its_accelerator_aside_for_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let probe_file = dir.path().join("qemu-probe.json");
+        let trials = Trials::new(&probe_file, PATIENCE);
+        assert_eq!(trials.begin(basis("7"), Accelerator::Kvm, false), None);
+        let (silent, speaks) = (guest(dir.path(), "a"), guest(dir.path(), "b"));
+        for paths in [&silent, &speaks] {
+            trials.mark(paths, Accelerator::Kvm).unwrap();
+        }
+        std::fs::write(speaks.console(), "hello").unwrap();
+        let begun = Instant::now();
+        tokio::join!(trials.over(&silent), trials.over(&speaks));
+        assert!(begun.elapsed() >= PATIENCE);
+        // Another service on the same host does not try it again, until something has changed.
+        let later = Trials::new(&probe_file, PATIENCE);
+        let note = later.begin(basis("7"), Accelerator::Kvm, false).unwrap();
+        assert!(note.starts_with("kvm was set aside at ") && note.contains("did not call for 1 s"), "{note}");
+        assert_eq!(later.begin(basis("8"), Accelerator::Kvm, false), None);
+        assert_eq!(later.begin(basis("7"), Accelerator::Kvm, true), None, "whoever asks anew gets a new trial");
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_was_reached_ends_the_trial_of_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let probe_file = dir.path().join("qemu-probe.json");
+        let trials = Trials::new(&probe_file, PATIENCE);
+        assert_eq!(trials.begin(basis("7"), Accelerator::Kvm, false), None);
+        let (good, silent) = (guest(dir.path(), "a"), guest(dir.path(), "b"));
+        for paths in [&good, &silent] {
+            trials.mark(paths, Accelerator::Kvm).unwrap();
+        }
+        trials.reached(&good);
+        assert!(!trials.failed(&good, "too late"));
+        assert!(!trials.failed(&silent, "too late"));
+        assert!(tokio::time::timeout(2 * PATIENCE, trials.over(&silent)).await.is_err());
+        let later = Trials::new(&probe_file, PATIENCE);
+        assert_eq!(later.begin(basis("7"), Accelerator::Kvm, false), None);
+        later.mark(&good, Accelerator::Kvm).unwrap();
+        assert!(!later.failed(&good, "it is trusted already"));
+    }
+}
