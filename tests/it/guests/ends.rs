@@ -90,7 +90,7 @@ async fn every_other_end_is_named() {
     // The power button, as a guest's own `poweroff` would end it.
     serve.wait_state(&off, "running").await;
     let socket = serve.dir.join(format!("instances/mayfly-{off}/qmp.sock"));
-    press_power_button(&socket).await;
+    super::qmp(&socket, "system_powerdown").await;
     let end = serve.wait_state(&off, "deleted").await;
     assert_eq!(
         (&end["end_signal"], &end["outcome"]["result"]),
@@ -104,16 +104,4 @@ async fn every_other_end_is_named() {
     assert_eq!((&end["outcome"]["code"], &end["attempt"]), (&json!("guest.not_ready"), &json!(2)), "{end:#}");
     assert_eq!(end["end_signal"], "given_up");
     serve.assert_nothing_left().await;
-}
-
-async fn press_power_button(socket: &std::path::Path) {
-    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-    let stream = tokio::net::UnixStream::connect(socket).await.unwrap();
-    let (read, mut write) = stream.into_split();
-    let mut lines = BufReader::new(read).lines();
-    lines.next_line().await.unwrap();
-    for command in ["qmp_capabilities", "system_powerdown"] {
-        write.write_all(format!("{{\"execute\":\"{command}\"}}\n").as_bytes()).await.unwrap();
-        while !lines.next_line().await.unwrap().unwrap().contains("\"return\"") {}
-    }
 }

@@ -5,10 +5,12 @@ use serde_json::{Value, json};
 
 use crate::support::Serve;
 
+mod accelerator;
 mod canary;
 mod crash;
 mod ends;
 mod images;
+mod stopped;
 mod tart;
 
 fn states(vm: &Value) -> Vec<&str> {
@@ -17,6 +19,25 @@ fn states(vm: &Value) -> Vec<&str> {
 
 const WHOLE_LIFE: [&str; 9] =
     ["queued", "cloning", "booting", "configuring", "running", "draining", "stopping", "deleting", "deleted"];
+
+/// Gives one command to a guest's hypervisor, as another program on this host would, and returns its answer.
+async fn qmp(socket: &std::path::Path, command: &str) -> String {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    let stream = tokio::net::UnixStream::connect(socket).await.unwrap();
+    let (read, mut write) = stream.into_split();
+    let mut lines = BufReader::new(read).lines();
+    let mut answer = lines.next_line().await.unwrap().unwrap();
+    for command in ["qmp_capabilities", command] {
+        write.write_all(format!("{{\"execute\":\"{command}\"}}\n").as_bytes()).await.unwrap();
+        loop {
+            answer = lines.next_line().await.unwrap().unwrap();
+            if answer.contains("\"return\"") {
+                break;
+            }
+        }
+    }
+    answer
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_lives_for_one_job_and_dies_by_its_own_hook() {

@@ -297,7 +297,8 @@ pub fn hypervisors(dir: &Path) -> Vec<i32> {
         let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
         let Ok(cmdline) = std::fs::read(entry.path().join("cmdline")) else { continue };
         let cmdline = String::from_utf8_lossy(&cmdline);
-        if cmdline.split('\0').next().is_some_and(|p| p.contains("qemu-system")) && cmdline.contains(&needle) {
+        // A script's first word is its interpreter.
+        if cmdline.split('\0').take(2).any(|p| p.contains("qemu-system")) && cmdline.contains(&needle) {
             pids.push(pid);
         }
     }
