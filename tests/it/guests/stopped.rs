@@ -143,3 +143,28 @@ fn a_full_disk_pauses_a_guest_until_there_is_room() {
         serve.assert_nothing_left().await;
     });
 }
+
+/// What the guest's driver of QEMU's panic device does in a panic: tells the device, whose default is to end the guest.
+#[cfg(target_arch = "x86_64")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_panics_ends_its_vm_at_once() {
+    let serve = Serve::start(&[]).await;
+    serve.template("micro", "ssh", json!({})).await;
+    let id = running(&serve, json!({"kind": "command", "command": "sleep 600"})).await;
+    let vm = serve.get(&format!("/vms/{id}")).await;
+    let port = vm["ssh"]["port"].to_string();
+    let panic = "d=$(grep -l 0x0011 /sys/bus/pci/devices/*/device); d=${d%/device}; echo 1 > $d/enable; \
+                 devmem $(cut -d ' ' -f 1 $d/resource | head -n 1) 8 1";
+    let since = jiff::Timestamp::now();
+    let ssh = tokio::process::Command::new("ssh")
+        .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "IdentitiesOnly=yes"])
+        .args(["-o", "LogLevel=ERROR", "-F", "none", "-p", &port, "-i"])
+        .arg(crate::support::image().join("id_ed25519"))
+        .args(["root@127.0.0.1", panic])
+        .stdin(std::process::Stdio::null())
+        .output();
+    let said = ssh.await.expect("an ssh client");
+    eprintln!("{}", String::from_utf8_lossy(&said.stderr));
+    lost(&serve, &id, since, "guest.panicked").await;
+    serve.assert_nothing_left().await;
+}
