@@ -50,6 +50,15 @@ guests() {
     python3 -B tests/campaign/observer_test.py
 }
 
+# The seed is one whose plan has everything in it: a service that is away for longer than the boot budget, a full disk, few
+# descriptors, a clock step, a stall, and a DELETE of a job that is longer than the boot budget.
+campaign() {
+    part 'a few kills of make campaign'
+    cargo build --quiet --locked --bin mayfly --example campaign-replay
+    CAMPAIGN_PROFILE=debug CAMPAIGN_NAME=campaign-short KILLS=6 SEED=2642 CAMPAIGN_BOOT_SECONDS=20 \
+        python3 -B tests/campaign/main.py
+}
+
 drift() {
     part 'stored query data matches the queries and migrations'
     fresh=$(mktemp -d)
@@ -88,6 +97,7 @@ macos) macos ;;
 compile) compile ;;
 unit) unit ;;
 guests) guests ;;
+campaign) campaign ;;
 drift) drift ;;
 deny) deny ;;
 all)

@@ -67,8 +67,11 @@ def result_of(job, starts, ended):
 
 
 def cause_of(job, lane):
-    """The true cause, as far as the campaign knows it: what it did to the service during this job's life."""
-    began, ended = job.posted, job.done if job.done is not None else float("inf")
+    """The true cause, as far as the campaign knows it: what it did to the service while this job had a hypervisor, or since it
+    was posted when it never had one. "nothing" is the service's own fault, or a machine too slow for the boot budget."""
+    seen = lane.watch.of_vm(lane.host, job.vm) if job.vm else []
+    began = min((guest.first_seen for guest in seen), default=job.posted)
+    ended = job.done if job.done is not None else float("inf")
     done = [entry for entry in lane.disturber.history if entry.overlaps(began, ended)]
     for what, name in (("disk", "full disk"), ("descriptors", "few descriptors"), ("clock", "clock step"), ("stall", "stall")):
         if any(entry.what == what for entry in done):
