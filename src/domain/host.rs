@@ -342,6 +342,51 @@ mod tests {
     }
 
     #[test]
+    fn macos_guests_are_counted_on_every_driver_that_runs_them() {
+        let at = Timestamp::from_second(1_700_000_000).unwrap();
+        let fault = Fault { code: crate::domain::Code::HostUnavailable, detail: "no answer".to_owned(), at };
+        let driver = |name: &str, usable| DriverView {
+            name: name.to_owned(),
+            usable,
+            version: None,
+            arch: None,
+            accelerator: None,
+            note: None,
+            fault: None,
+        };
+        let listing = |name: &str, guests: &[GuestOs], at, fault| Listing {
+            driver: name.to_owned(),
+            guests: guests.to_vec(),
+            at,
+            fault,
+        };
+        let view = |listed_before: bool, usable| HostView {
+            capacity: Capacity { macos_slots: 2, linux_slots: 4, cpus: 8, memory_mib: 8192 },
+            drivers: vec![driver("a", true), driver("b", usable), driver("c", true)],
+            listings: vec![
+                listing("a", &[GuestOs::Macos, GuestOs::Linux], Some(at), None),
+                listing("b", &[GuestOs::Macos, GuestOs::Linux], listed_before.then_some(at), Some(fault.clone())),
+                listing("c", &[GuestOs::Linux], Some(at), None),
+            ],
+            instances: Vec::new(),
+            ceilings: Vec::new(),
+            observed_at: at,
+            observed: true,
+        };
+        for (listed_before, usable) in [(true, true), (true, false), (false, true)] {
+            let view = view(listed_before, usable);
+            assert!(view.unlisted(GuestOs::Macos, "a").is_some(), "b may run one more");
+            assert_eq!(view.uncounted(), [GuestOs::Macos]);
+            assert_eq!((view.can_start("a"), view.can_start("b"), view.can_start("c")), (true, false, true));
+            for (driver, unknown) in [("a", false), ("b", true), ("c", false)] {
+                assert_eq!(view.unlisted(GuestOs::Linux, driver).is_some(), unknown, "{driver}");
+            }
+        }
+        // Not installed here, and never was.
+        assert_eq!(view(false, false).unlisted(GuestOs::Macos, "a"), None);
+    }
+
+    #[test]
     fn configuration_cannot_raise_the_macos_limit() {
         let capacity = Capacity { macos_slots: 9, linux_slots: 0, cpus: 64, memory_mib: 65536 };
         let mut held = Held::default();

@@ -340,11 +340,12 @@ async fn the_host_is_shown() {
             "foreign": { "macos": 0, "linux": 1, "cpus": 2, "memory_mib": 1024 }, "queued": 3,
             "drivers": [{ "name": "qemu", "usable": true, "accelerator": "tcg", "version": "QEMU 7.2", "note": "no /dev/kvm" }],
             "instances": [{ "driver": "qemu", "name": "somebody's", "vm_id": null, "running": true, "os": "linux", "cpus": 2, "memory_mib": 1024 }],
-            "observed": true,
+            "observed": true, "observed_age_seconds": 125,
         }),
     );
     let ran = mayfly.run(&["host"]).await.ends(0);
     assert!(ran.out.contains("Linux guests  4      1     1        2"), "{}", ran.out);
     assert!(ran.out.contains("no /dev/kvm") && ran.out.contains("foreign"), "{}", ran.out);
+    assert!(ran.out.contains("instances listed 2m05s ago"), "{}", ran.out);
     assert_eq!(mayfly.run(&["host", "--json"]).await.ends(0).json()["queued"], 3);
 }

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use mayfly::domain::{Error, VmId};
+use mayfly::{
+    domain::{BudgetsPatch, Error, VmId},
+    service::Clock,
+};
 
 use super::prelude::*;
 use crate::support::dice::Dice;
@@ -134,6 +137,58 @@ async fn of_two_that_start_one_gives_way_to_a_foreign_guest() {
         assert_eq!((host.world.peak_of(GuestOs::Macos), host.world.overbooked()), (2, vec![]));
         finish(&host, &ids).await;
     }
+}
+
+/// Foreign guests take its slot again and again: all its waiting together is bounded, as if it had waited once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_is_taken_again_and_again_makes_the_wait_no_longer() {
+    let clock = Clock::manual(jiff::Timestamp::from_second(1_700_000_000).unwrap());
+    let host = Host::with_clock(4, 1, clock.clone()).await;
+    observed(&host).await;
+    let mut request = request("macos", Runner::None);
+    request.queue_timeout_seconds = Some(0);
+    request.budgets = BudgetsPatch { boot_seconds: Some(10), ..BudgetsPatch::default() };
+    let taken = |host: &Host| {
+        host.world.after_next(Verb::Create, |world| world.add_foreign("foreign", GuestOs::Macos, 1, 64));
+        host.world.remove_foreign("foreign");
+    };
+    taken(&host);
+    let id = host.create(request).await;
+    for attempt in 1..=3 {
+        host.until(id, |vm| vm.state == State::Queued && vm.attempt == attempt).await;
+        if attempt < 3 {
+            clock.advance(Duration::from_secs(4));
+            taken(&host);
+        }
+    }
+    clock.advance(Duration::from_millis(1900));
+    assert_eq!(host.vm(id).await.state, State::Queued);
+    clock.advance(Duration::from_millis(200));
+    let vm = host.until_state(id, State::Deleted).await;
+    assert_eq!(vm.outcome.unwrap().code, Some(Code::QueueTimeout));
+    host.assert_clean(&[id]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_shown_is_looked_at_anew_and_says_its_age() {
+    let host = Host::new(2, 2).await;
+    observed(&host).await;
+    let id = host.create(request("linux", Runner::None)).await;
+    host.until_state(id, State::Booting).await;
+    tokio::time::timeout(super::PATIENCE, host.world.until(|s| s.running() == 1)).await.unwrap();
+    host.world.add_foreign("foreign", GuestOs::Macos, 1, 64);
+    let before = host.clock.now();
+    let difference = host.service().difference().await.unwrap();
+    assert_eq!((difference.foreign.len(), difference.known), (1, vec![id]), "it came a moment ago");
+    assert!(difference.observed_at >= before && difference.unlisted.is_empty());
+    assert_eq!((difference.strays, difference.missing), (vec![], vec![]));
+
+    host.world.fail_next(Verb::List, 1, ErrorKind::Host, Code::HostUnavailable, "cannot list");
+    host.world.remove_foreign("foreign");
+    let blind = host.service().difference().await.unwrap();
+    assert_eq!((blind.unlisted, blind.observed_at), (vec!["fake".to_owned()], difference.observed_at));
+    assert_eq!((blind.foreign, blind.strays, blind.missing), (vec![], vec![], vec![]), "nothing is known of it now");
+    finish(&host, &[id]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
