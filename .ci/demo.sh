@@ -44,6 +44,13 @@ mayfly() { "$binary" --data-dir "$data" --url "$url" "$@"; }
 
 say "Its host"
 mayfly host
+mayfly --json host | python3 -c '
+import json, sys
+for driver in json.load(sys.stdin)["drivers"]:
+    if driver["usable"]:
+        note = driver["note"]
+        print("\nGuests run under {}{}.".format(driver["accelerator"], ": " + note if note else ""))
+'
 
 say "The template, made of $image"
 # The image may have been built anew since the last time.

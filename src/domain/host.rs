@@ -112,7 +112,7 @@ pub struct DriverView {
     /// `kvm`, `hvf`, `tcg`, …
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accelerator: Option<String>,
-    /// Why a better accelerator is not used.
+    /// Why a better accelerator is not used, what that means for speed, and what to do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
     /// Why it cannot run guests; it is asked again from time to time.

@@ -48,8 +48,16 @@ pub struct Probe {
     pub arch: Arch,
     /// `kvm`, `hvf`, `tcg`, `vz`, …
     pub accelerator: String,
-    /// Why the better accelerator is not used, when it is not.
+    /// Why the better accelerator is not used, when it is not: cause, consequence and remedy.
     pub note: Option<String>,
+}
+
+impl Probe {
+    /// Which accelerator runs guests, and why not a better one, in one sentence.
+    pub fn sentence(&self) -> String {
+        let note = self.note.as_deref().map(|note| format!(": {note}")).unwrap_or_default();
+        format!("guests run under {}{note}", self.accelerator)
+    }
 }
 
 /// A NoCloud seed: the files of a volume labelled `cidata`. Holds secrets: written with mode 0600, never logged.

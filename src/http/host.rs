@@ -102,7 +102,7 @@ pub struct Driver {
     arch: Option<Arch>,
     /// `kvm`, `hvf`, `tcg`, …
     accelerator: Option<String>,
-    /// Why a better accelerator is not used.
+    /// Why a better accelerator is not used, what that means for speed, and what to do about it.
     note: Option<String>,
     /// Why it cannot run guests; it is asked again from time to time.
     fault: Option<FaultView>,

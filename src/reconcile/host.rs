@@ -56,10 +56,19 @@ impl Reconciler {
         self.host.look(Instant::now(), PATIENT).await
     }
 
-    /// A driver that does not work is asked again every few seconds while vms wait for it: what is known is not said again.
+    /// A driver that does not work is asked again every few seconds while vms wait for it: what is known is not said again. Which
+    /// accelerator runs guests is said at the start, and when it changes.
     fn say_what_is_new(&self, name: &str, probed: &Result<Probe, DriverError>) {
         let board = self.host.last();
-        let fault = board.drivers.iter().find(|d| d.name == name).and_then(|d| d.fault.as_ref());
+        let known = board.drivers.iter().find(|d| d.name == name);
+        let fault = known.and_then(|d| d.fault.as_ref());
+        if let Ok(probe) = probed {
+            let is_known =
+                known.is_some_and(|d| d.accelerator.as_ref() == Some(&probe.accelerator) && d.note == probe.note);
+            if !is_known {
+                tracing::info!(driver = name, version = probe.version, "{}", probe.sentence());
+            }
+        }
         match (probed, fault) {
             (Err(error), Some(fault)) if fault.detail == error.summary => {}
             (Err(error), _) => {

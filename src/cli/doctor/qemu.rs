@@ -15,7 +15,7 @@ use crate::{
         process::CommandLine,
         qemu::{
             list,
-            probe::Remembered,
+            probe::{FOR_SPEED, Remembered},
             trial::{self, Experience, Verdict},
         },
     },
@@ -177,8 +177,11 @@ fn accelerator(facts: &Facts, choice: Accelerator) -> Finding {
     // What it was on another boot, or with another QEMU, is no longer known; the next start asks again.
     let boot_id = facts.boot_id.as_ref().ok().map(|id| String::from_utf8_lossy(id).trim().to_owned());
     let version = facts.program.version.as_ref().ok().and_then(|v| v.lines().next());
+    let earlier = remembered.accelerator.as_str();
+    if !remembered.is_of_this_probe() {
+        return ACCELERATOR.not_needed(format!("{earlier}, by the test of another version of Mayfly: {ASK}"));
+    }
     if remembered.basis.boot_id != boot_id || version != Some(remembered.basis.version.as_str()) {
-        let earlier = remembered.accelerator.as_str();
         return ACCELERATOR.not_needed(format!("{earlier} on an earlier boot or with another QEMU: {ASK}"));
     }
     let known = facts.experience.as_ref().ok().and_then(|bytes| serde_json::from_slice::<Experience>(bytes).ok());
@@ -195,13 +198,14 @@ fn accelerator(facts: &Facts, choice: Accelerator) -> Finding {
 }
 
 fn ran_under(accelerator: &str, note: Option<&str>, how: &str) -> Finding {
+    const REMEDY: &str = "use a machine with KVM or nested virtualisation, and give the service access to /dev/kvm";
     match note {
         None if accelerator != "tcg" => ACCELERATOR.ok(format!("{how} {accelerator}")),
-        note => ACCELERATOR.warn(
-            format!("{how} {accelerator}: {}", note.unwrap_or("emulation")),
-            "emulation is ten to thirty times slower: use a machine with KVM or nested virtualisation, and give the service \
-             access to /dev/kvm",
-        ),
+        note => {
+            let note = note.unwrap_or("emulation, ten to thirty times slower than hardware");
+            let (why, remedy) = note.split_once(FOR_SPEED).unwrap_or((note, REMEDY));
+            ACCELERATOR.warn(format!("{how} {accelerator}: {why}"), remedy)
+        }
     }
 }
 

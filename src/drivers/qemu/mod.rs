@@ -161,7 +161,8 @@ impl Qemu {
             AcceleratorChoice::Kvm => (Accelerator::Kvm, None),
             AcceleratorChoice::Hvf => (Accelerator::Hvf, None),
             AcceleratorChoice::Tcg => {
-                (Accelerator::Tcg, Some("emulation was asked for by the configuration".to_owned()))
+                let note = probe::note("drivers.qemu.accelerator is set to tcg", "set it to auto");
+                (Accelerator::Tcg, Some(note))
             }
             AcceleratorChoice::Auto => {
                 let (found, note) = self.prove(&binary, &version, arch, fresh).await?;

@@ -28,9 +28,9 @@ const ACCELERATED: Duration = Duration::from_secs(7);
 const EMULATED: Duration = Duration::from_secs(8);
 /// For a guest whose firmware has not even begun when there is nothing else to fall back to.
 const PATIENT: Duration = Duration::from_secs(60);
-/// An accelerator is one if the emulator needs at least so many times as long for the same work. Hardware is eight to ten times
-/// as fast in it, and an interpreter in the kernel is slower than the emulator, which compiles. Between them, a busy host may
-/// double a time.
+/// An accelerator is used if the emulator needs at least so many times as long for the same work. Natively the work takes about a
+/// tenth of the emulator's time, and an interpreter in the kernel takes longer than the emulator, which compiles. The bound is
+/// between them, with room for a busy host, which may double or treble a time.
 const RATIO: u32 = 2;
 /// A busy host may have disturbed a comparison. One that counts against the accelerator and took less time than this is made
 /// again.
@@ -76,11 +76,28 @@ impl Basis {
     }
 }
 
+impl Remembered {
+    /// Whether the probe of this program gave the answer, and not that of an older or newer one.
+    pub fn is_of_this_probe(&self) -> bool {
+        [Arch::X86_64, Arch::Aarch64]
+            .iter()
+            .any(|arch| arch.as_str() == self.basis.arch && probe_version(*arch) == self.basis.probe)
+    }
+}
+
 /// Follows from the guest's program, so that a change of it is never forgotten here.
-fn probe_version(arch: Arch) -> String {
+pub fn probe_version(arch: Arch) -> String {
     let digest = Sha256::digest(guest::program(arch).image);
     let digest: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
     format!("{JUDGEMENT}-{digest}")
+}
+
+/// Stands between the causes and the remedy in a note.
+pub const FOR_SPEED: &str = "; for speed, ";
+
+/// What is said about guests that are emulated, on `/host`, in the log and by `doctor`: it follows the accelerator's name.
+pub fn note(cause: &str, remedy: &str) -> String {
+    format!("emulation, ten to thirty times slower than hardware, because {cause}{FOR_SPEED}{remedy}")
 }
 
 /// What an administrator can do about an accelerator that is there and does not work.
@@ -112,16 +129,15 @@ pub async fn choose(
         Ok(()) => match proven(program, better, scratch).await {
             Ok(()) => return Ok((better.accelerator, None)),
             Err(cause) => {
-                let cause = format!("{} does not work here: {cause}", better.accelerator.as_str());
+                let software = if device::is_software() { " (the processor offers neither vmx nor svm)" } else { "" };
+                let cause = format!("{} does not work here{software}: {cause}", better.accelerator.as_str());
                 Refused { cause, remedy: OTHER_HOST }
             }
         },
         Err(refused) => refused,
     };
     emulates(program, better.arch, scratch).await?;
-    let Refused { cause, remedy } = refused;
-    let note = format!("guests are emulated, which is about ten times slower, because {cause}; for speed, {remedy}");
-    Ok((Accelerator::Tcg, Some(note)))
+    Ok((Accelerator::Tcg, Some(note(&refused.cause, refused.remedy))))
 }
 
 /// Whether a guest passes every stage under this accelerator and does its work clearly faster than under the emulator.
@@ -206,7 +222,24 @@ mod tests {
         remember(&file, &remembered);
         assert_eq!(recall(&file, &basis), Some(remembered));
         assert_eq!(recall(&file, &Basis { version: "8".to_owned(), ..basis.clone() }), None);
+        let other = Basis { probe: "1".to_owned(), ..basis.clone() };
+        assert_eq!(recall(&file, &other), None);
         std::fs::write(&file, "{").unwrap();
         assert_eq!(recall(&file, &basis), None);
+    }
+
+    #[test]
+    fn an_answer_of_an_older_probe_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("probe.json");
+        let basis = Basis::now(Path::new("/usr/bin/qemu"), "QEMU emulator version 7.2.22", Arch::X86_64);
+        let remembered = Remembered { basis: basis.clone(), accelerator: Accelerator::Kvm, note: None };
+        assert!(remembered.is_of_this_probe());
+        // Written before the probe had a version.
+        let mut old = serde_json::to_value(&remembered).unwrap();
+        old["basis"].as_object_mut().unwrap().remove("probe");
+        std::fs::write(&file, old.to_string()).unwrap();
+        assert_eq!(recall(&file, &basis), None);
+        assert!(!serde_json::from_value::<Remembered>(old).unwrap().is_of_this_probe());
     }
 }

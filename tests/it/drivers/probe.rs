@@ -131,7 +131,7 @@ async fn is_emulated_because(played: &str, because: &[&str]) {
     let (accelerator, note, took) = verdict(played).await;
     assert_eq!(accelerator, Accelerator::Tcg);
     let note = note.unwrap();
-    assert!(note.starts_with("guests are emulated"), "{note}");
+    assert!(note.starts_with("emulation, ten to thirty times slower than hardware, because "), "{note}");
     for words in because {
         assert!(note.contains(words), "{words:?} is not in {note:?}");
     }
@@ -200,7 +200,7 @@ async fn an_accelerator_that_is_not_offered_is_not_tried() {
     assert_eq!(
         note.as_deref(),
         Some(
-            "guests are emulated, which is about ten times slower, because /dev/kvm does not exist; for speed, load the module"
+            "emulation, ten to thirty times slower than hardware, because /dev/kvm does not exist; for speed, load the module"
         )
     );
     assert!(!dir.path().join("tried").exists());

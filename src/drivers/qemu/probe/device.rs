@@ -56,6 +56,16 @@ fn is_kvm(_: &std::fs::File) -> bool {
     true
 }
 
+/// Whether this processor offers nothing that KVM could use, so that a KVM that is here interprets or rewrites what guests do.
+pub fn is_software() -> bool {
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        return false;
+    }
+    let Ok(cpuinfo) = std::fs::read_to_string("/proc/cpuinfo") else { return false };
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags"));
+    flags.is_some_and(|flags| !flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
+}
+
 /// The device's number, owner and mode, and whether we may open it: joining the group `kvm` must not wait for a reboot.
 pub fn state(path: &Path) -> Option<String> {
     use std::os::unix::fs::MetadataExt;

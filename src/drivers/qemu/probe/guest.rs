@@ -47,12 +47,12 @@ const X86_64: &[(u8, &str)] = &[
     (b'E', "control registers and model-specific registers"),
     (b'F', "an exception and the return from it"),
     (b'G', "changes of page tables, and page faults"),
-    (b'H', "atomic instructions (lock cmpxchg16b)"),
+    (b'H', "atomic instructions such as lock cmpxchg16b"),
     (b'I', "floating point and SSE"),
     (b'J', "the time stamp counter"),
     (b'K', "system calls from ring 3"),
-    (b'L', "timer interrupts (PIT)"),
-    (b'M', "timer interrupts (local APIC)"),
+    (b'L', "timer interrupts of the PIT"),
+    (b'M', "timer interrupts of the local APIC"),
 ];
 
 const AARCH64: &[(u8, &str)] = &[
@@ -64,7 +64,7 @@ const AARCH64: &[(u8, &str)] = &[
     (b'F', "floating point and SIMD"),
     (b'G', "the generic counter"),
     (b'H', "system calls from exception level 0"),
-    (b'I', "timer interrupts (generic timer)"),
+    (b'I', "timer interrupts of the generic timer"),
 ];
 
 /// What a run of the guest showed.
@@ -243,6 +243,7 @@ pub async fn run(
         Some(wrong) => format!("{wrong}, {place}"),
         None if is_stopped(&stderr) => format!("its test guest was stopped {place}"),
         None if out_of_time => format!("its test guest did not finish within {} s and was {place}", limit.as_secs()),
+        None if transcript.passed == 0 => "QEMU ended before its test guest began".to_owned(),
         None => format!("QEMU ended while its test guest was {place}"),
     };
     if let Some(words) = words {
@@ -321,7 +322,7 @@ mod tests {
     fn a_transcript_that_stops_names_the_stage() {
         let hung = fed(&[("AB", 0), ("CDEFG", 5)]);
         assert!(!hung.has(Extent::Stages));
-        assert_eq!(hung.place(), "at stage H (atomic instructions (lock cmpxchg16b))");
+        assert_eq!(hung.place(), "at stage H (atomic instructions such as lock cmpxchg16b)");
         let wrong = fed(&[("ABCDE!", 0)]);
         assert_eq!(wrong.wrong.as_deref(), Some("its test guest saw a wrong result"));
         let exception = fed(&[("ABCDE?0d", 0)]);
