@@ -7,6 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     Reconciler,
+    observe::{Ways, ways},
     steps::{Failure, FailureKind, spec_of},
 };
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
         template::Template,
         vm::{Endpoint, RunnerKind},
     },
-    drivers::{Driver, Observation},
+    drivers::Driver,
     guest::{
         self, Kit, KitInput,
         kit::{GitHubKit, RunnerArchive, RunnerProgram},
@@ -28,23 +29,6 @@ use crate::{
 
 /// How often a way to the guest that the driver does not know yet is asked for.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-
-/// Where the guest's SSH port is reached, and the socket that leads to the agent in it, as far as they are known.
-type Ways = (Option<Endpoint>, Option<PathBuf>);
-
-/// The ways to the guest, once it runs. The only place that looks at one instance: what is seen there is either used, or
-/// reported by `Driver::ended`, which every step with a guest waits for, or a failure of the step.
-#[deny(clippy::wildcard_enum_match_arm)]
-async fn ways(driver: &Arc<dyn Driver>, vm: &Vm) -> Result<Option<Ways>, Failure> {
-    match driver.inspect(&vm.id().instance()).await? {
-        Observation::Running { ssh, agent } => Ok(Some((ssh, agent))),
-        // `ended` resolves at once, with the reason.
-        Observation::Absent | Observation::Stopped | Observation::Halted { .. } => Ok(None),
-        Observation::Broken { detail } => {
-            Err(Failure::new(FailureKind::Attempt, Code::BootFailed, format!("the instance is broken: {detail}")))
-        }
-    }
-}
 
 impl Reconciler {
     /// Returns once the guest can be handed its runner. Never, where the guest itself says so.

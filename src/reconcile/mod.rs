@@ -34,6 +34,7 @@ mod drive;
 mod github;
 mod handover;
 mod host;
+mod observe;
 mod obtain;
 mod paused;
 mod placement;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     Reconciler,
+    observe::was_started,
     steps::{Failure, FailureKind, spec_of},
 };
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
         Code, GuestOs, Spec, State, Vm, VmId,
         host::{Capacity, Held, HostView},
     },
-    drivers::{Driver, Observation},
+    drivers::Driver,
     service::hosts::inspector::PATIENT,
     store::placement::Lease,
 };
@@ -125,7 +126,7 @@ impl Reconciler {
         vm: &Vm,
     ) -> Result<Option<StartPermit<'_>>, Failure> {
         // Its job may be running since before this service was: no answer of any list may end it.
-        if let Observation::Running { .. } = driver.inspect(&vm.id().instance()).await? {
+        if was_started(driver, vm).await? {
             return Ok(None);
         }
         let spec = spec_of(vm)?;

@@ -124,3 +124,19 @@ fn the_reader_of_imports_reads_imports() {
     let text = "use crate::{\n    domain::{Vm, State},\n    store::logs::LogSource,\n    http,\n};\nlet x = crate::service::Clock::system();";
     assert_eq!(uses(text), ["domain::Vm", "domain::State", "store::logs", "http", "service::Clock"]);
 }
+
+/// What a driver says of an instance has more answers than "it runs". One module of the reconciler looks at an instance, and it
+/// names every answer; others ask its functions.
+#[test]
+fn an_instance_is_looked_at_in_one_place() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let looks = |file: &Path| fs::read_to_string(file).unwrap().contains("driver.inspect(");
+    let found: Vec<String> = files
+        .iter()
+        .filter(|file| !file.starts_with(root.join("drivers")) && looks(file))
+        .map(|file| file.strip_prefix(&root).unwrap().display().to_string())
+        .collect();
+    assert_eq!(found, ["reconcile/observe.rs"]);
+}

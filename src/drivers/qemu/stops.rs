@@ -127,13 +127,14 @@ pub fn keep_bounded(paths: &Paths) {
     }
 }
 
-/// The first line that QEMU itself wrote, cut to what fits.
+/// The first line that QEMU itself wrote and that is not a mere warning, cut to what fits.
 pub fn words(paths: &Paths) -> Option<String> {
     use std::io::Read;
     let mut bytes = Vec::new();
     std::fs::File::open(paths.errors()).ok()?.take(4096).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
-    let line = text.lines().map(|line| line.trim_matches(['\0', ' ', '\r'])).find(|line| !line.is_empty())?;
+    let mut lines = text.lines().map(|line| line.trim_matches(['\0', ' ', '\r']));
+    let line = lines.find(|line| !line.is_empty() && !line.contains("warning: "))?;
     Some(line.chars().take(200).collect())
 }
 
