@@ -96,9 +96,21 @@ const JOB: &str = "echo done; exit 3";
 
 async fn created(serve: &Serve) -> String {
     let job = json!({"kind": "command", "command": JOB});
-    // One attempt: what the host is to blame for does not count.
-    let request = json!({"template": "micro", "runner": job, "budgets": {"max_attempts": 1}});
-    serve.create(request).await["id"].as_str().unwrap().to_owned()
+    serve.create(json!({"template": "micro", "runner": job})).await["id"].as_str().unwrap().to_owned()
+}
+
+/// The faults of a vm's events of this kind, by their codes.
+async fn faults(serve: &Serve, id: &str, kind: &str) -> Vec<String> {
+    let events = serve.get(&format!("/vms/{id}/events")).await;
+    let of_kind = events["items"].as_array().unwrap().iter().filter(|e| e["type"] == kind);
+    of_kind.map(|e| e["fault"]["code"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+/// The attempt under the accelerator was the host's fault, once, and counted as none of the vm's.
+async fn assert_blamed_on_the_host(serve: &Serve, id: &str) {
+    assert_eq!(faults(serve, id, "host_refused").await, ["host.accelerator_failed"]);
+    let failed = faults(serve, id, "attempt_failed").await;
+    assert!(!failed.contains(&"host.accelerator_failed".to_owned()), "{failed:?}");
 }
 
 async fn done(serve: &Serve, id: &str) -> Value {
@@ -150,8 +162,8 @@ async fn an_accelerator_under_which_guests_hang_is_set_aside_until_something_cha
     serve.spawn().await;
     let driver = accelerator_of(&serve).await;
     assert_eq!((&driver["accelerator"], &driver["note"]), (&json!("kvm"), &Value::Null));
-    let end = done(&serve, &created(&serve).await).await;
-    assert_eq!((end["attempt"].clone(), stand_in.under_kvm()), (json!(1), 3));
+    done(&serve, &created(&serve).await).await;
+    assert!(stand_in.under_kvm() >= 3, "it is tried");
     let known: Value =
         serde_json::from_slice(&std::fs::read(serve.dir.join("qemu-accelerator.json")).unwrap()).unwrap();
     assert_eq!(known["verdict"], "proven", "{known:#}");
@@ -167,8 +179,9 @@ async fn an_accelerator_that_breaks_under_its_first_guest_is_set_aside_at_once()
     let (serve, stand_in) = serve("auto", json!({"kvm": "breaks"})).await;
     serve.template("micro", "seed", json!({})).await;
     let id = created(&serve).await;
-    let end = done(&serve, &id).await;
-    assert_eq!((&end["attempt"], stand_in.under_kvm()), (&json!(2), 1), "{end:#}");
+    done(&serve, &id).await;
+    assert_blamed_on_the_host(&serve, &id).await;
+    assert_eq!(stand_in.under_kvm(), 1);
     let note = accelerator_of(&serve).await["note"].clone();
     assert!(note.as_str().unwrap().contains("KVM internal error. Suberror: 1"), "{note}");
     let log = serve.log_of(&id, "hypervisor").await;
@@ -190,7 +203,10 @@ async fn every_stop_has_its_own_cause() {
     ] {
         stand_in.plan(plan.clone());
         let began = Instant::now();
-        let end = serve.wait_state(&created(&serve).await, "deleted").await;
+        let job = json!({"kind": "command", "command": JOB});
+        let request = json!({"template": "micro", "runner": job, "budgets": {"max_attempts": 1}});
+        let vm = serve.create(request).await;
+        let end = serve.wait_state(vm["id"].as_str().unwrap(), "deleted").await;
         assert_eq!(
             (&end["outcome"]["code"], &end["outcome"]["result"]),
             (&json!(code), &json!("failed")),
