@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use mayfly::{
     domain::VmId,
     drivers::Observation,
+    service::guests::GuestEvent,
     store::logs::{LogSource, Logs},
 };
 
@@ -19,6 +20,16 @@ const STOPS: [(GoneCause, Code); 4] = [
 
 /// Far less than any budget.
 const SOON: Duration = Duration::from_secs(10);
+
+/// A vm whose guest runs and has its runner.
+async fn running(host: &Host) -> VmId {
+    let id = host.create(request("linux", Runner::None)).await;
+    host.until_state(id, State::Booting).await;
+    host.world.until(|world| world.running() > 0).await;
+    host.service().report_guest_event(id, GuestEvent::GuestConfigured {}).await.unwrap();
+    host.until_state(id, State::Running).await;
+    id
+}
 
 fn said(host: &Host, id: VmId) -> String {
     std::fs::read_to_string(Logs::new(host.at("logs")).path(id, LogSource::Hypervisor)).unwrap_or_default()
@@ -52,13 +63,7 @@ async fn a_guest_that_is_stopped_under_its_runner_is_lost_with_its_cause() {
     let mut host = Host::new(4, 2).await;
     for restarts in [false, true] {
         for (cause, code) in STOPS {
-            let id = host.create(request("linux", Runner::None)).await;
-            host.until_state(id, State::Booting).await;
-            host.service()
-                .report_guest_event(id, mayfly::service::guests::GuestEvent::GuestConfigured {})
-                .await
-                .unwrap();
-            host.until_state(id, State::Running).await;
+            let id = running(&host).await;
             if restarts {
                 // It is stopped while nobody looks.
                 host.crash().await;
@@ -102,10 +107,7 @@ async fn a_full_disk_under_a_runner_pauses_it_until_there_is_room() {
     let mut host = Host::new(4, 2).await;
     host.disk_full = Duration::from_secs(3600);
     host.restart().await;
-    let id = host.create(request("linux", Runner::None)).await;
-    host.until_state(id, State::Booting).await;
-    host.service().report_guest_event(id, mayfly::service::guests::GuestEvent::GuestConfigured {}).await.unwrap();
-    host.until_state(id, State::Running).await;
+    let id = running(&host).await;
     host.world.disk_full(true);
     assert!(host.world.halt(&id.instance(), GoneCause::HostDiskFull));
     let vm = host.until(id, |vm| vm.last_fault.is_some()).await;
@@ -129,10 +131,7 @@ async fn a_full_disk_under_a_runner_pauses_it_until_there_is_room() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_stays_full_ends_the_vm_in_bounded_time() {
     let host = Host::new(4, 2).await;
-    let id = host.create(request("linux", Runner::None)).await;
-    host.until_state(id, State::Booting).await;
-    host.service().report_guest_event(id, mayfly::service::guests::GuestEvent::GuestConfigured {}).await.unwrap();
-    host.until_state(id, State::Running).await;
+    let id = running(&host).await;
     host.world.disk_full(true);
     assert!(host.world.halt(&id.instance(), GoneCause::HostDiskFull));
     let end = host.until_state(id, State::Deleted).await;
