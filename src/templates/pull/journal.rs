@@ -57,9 +57,14 @@ impl Journal {
     /// Notes a layer whose bytes are on disk.
     pub fn note(&self, layer: usize, content: Digest) -> io::Result<()> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = file.metadata()?.len();
         // One write, so that lines of two layers do not mix.
-        file.write_all(format!("{layer} {content}\n").as_bytes())?;
-        file.sync_data()
+        let noted = file.write_all(format!("{layer} {content}\n").as_bytes()).and_then(|()| file.sync_data());
+        if noted.is_err() {
+            // Half a line would take the next one with it.
+            let _ = file.set_len(before);
+        }
+        noted
     }
 }
 

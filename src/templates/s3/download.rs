@@ -241,8 +241,13 @@ impl Transfer {
             // In this order: a line in the journal without its bytes would be believed.
             transfer.file.sync_data()?;
             let mut journal = transfer.journal.lock().unwrap_or_else(PoisonError::into_inner);
-            journal.write_all(format!("{number}\n").as_bytes())?;
-            journal.sync_data()
+            let before = journal.metadata()?.len();
+            let noted = journal.write_all(format!("{number}\n").as_bytes()).and_then(|()| journal.sync_data());
+            if noted.is_err() {
+                // A disk that is full takes half a line: with the next one behind it, that is the number of another range.
+                let _ = journal.set_len(before);
+            }
+            noted
         })
         .await
     }
@@ -327,6 +332,9 @@ fn prepare(dir: &Path, identity: &Identity) -> io::Result<(File, File, BTreeSet<
         File::open(dir)?.sync_all()?;
     }
     let journal = OpenOptions::new().append(true).open(dir.join(JOURNAL))?;
+    // What follows the last line end was being written when everything stopped. The next line must not become a part of it.
+    let whole = fs::read(dir.join(JOURNAL))?.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    journal.set_len(whole as u64)?;
     Ok((file, journal, known.unwrap_or_default()))
 }
 
@@ -348,7 +356,7 @@ fn known(dir: &Path, identity: &Identity) -> Option<BTreeSet<u64>> {
     }
     let mut done = BTreeSet::new();
     while let Some(line) = next() {
-        // One that a crash cut off may have got another one behind it; such a line is no number of a range, or of none there is.
+        // A line that is no number of a range says nothing.
         done.extend(line.parse::<u64>().ok().filter(|n| *n < identity.size.div_ceil(identity.piece)));
     }
     Some(done)
@@ -397,4 +405,23 @@ pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, S3Error> {
     Ok(spawn_blocking(work).await.map_err(io::Error::other)??)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_was_cut_off_is_no_part_of_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity { etag: "e".into(), size: 200, piece: 1 };
+        let (_, mut journal, done) = prepare(dir.path(), &identity).unwrap();
+        assert!(done.is_empty());
+        // The end of a line that says 12.
+        journal.write_all(b"3\n1").unwrap();
+        let (_, mut journal, done) = prepare(dir.path(), &identity).unwrap();
+        assert_eq!(done, BTreeSet::from([3]));
+        journal.write_all(b"7\n").unwrap();
+        assert_eq!(prepare(dir.path(), &identity).unwrap().2, BTreeSet::from([3, 7]), "17 was never fetched");
+    }
 }
