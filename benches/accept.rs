@@ -83,7 +83,7 @@ fn main() -> Result<()> {
 /// The service on a runtime of its own.
 struct Service {
     runtime: tokio::runtime::Runtime,
-    running: tokio::task::JoinHandle<()>,
+    running: tokio::task::JoinHandle<Result<(), mayfly::app::StartError>>,
     shutdown: CancellationToken,
     url: String,
     token: String,

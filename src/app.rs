@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{
     net::{TcpListener, UnixListener},
@@ -76,6 +77,8 @@ pub enum StartError {
     Driver { driver: &'static str, cause: String },
     #[error("GitHub cannot be used: {0}; `mayfly github check` says more")]
     GitHub(String),
+    #[error("the service ended, because a part of it ({part}) had ended by itself; its log has the cause")]
+    Part { part: &'static str },
     #[error("cannot set up the admin token: {0}")]
     AdminToken(String),
     #[error("cannot find this program's own path, which guests' connections are relayed with: {0}")]
@@ -104,7 +107,7 @@ pub struct App {
     reconciler: Arc<Reconciler>,
     shutdown: CancellationToken,
     store_closed: JoinHandle<()>,
-    database: PathBuf,
+    unchecked: Option<store::Unchecked>,
 }
 
 impl App {
@@ -231,7 +234,7 @@ impl App {
             reconciler,
             shutdown,
             store_closed: store.closed,
-            database,
+            unchecked: store.unchecked,
         })
     }
 
@@ -240,9 +243,9 @@ impl App {
     }
 
     /// Serves until the token that it was started with is cancelled: no new requests, requests under way are finished, vms keep
-    /// running.
-    pub async fn run(self) {
-        let App { lock, listener, guest_socket, guest_tcp, http, tls, reconciler, shutdown, store_closed, database } =
+    /// running. An error: a part of it ended by itself, and the whole ended with it.
+    pub async fn run(self) -> Result<(), StartError> {
+        let App { lock, listener, guest_socket, guest_tcp, http, tls, reconciler, shutdown, store_closed, unchecked } =
             self;
         let guests = tokio::spawn(http::serve_unix(guest_socket, http::guest_router(&http), shutdown.clone()));
         let guests_tcp =
@@ -251,13 +254,27 @@ impl App {
         let pulling = tokio::spawn(http.service.clone().run_pulls(shutdown.clone()));
         let jobs = tokio::spawn(http.service.clone().run_jobs(shutdown.clone()));
         let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));
-        tokio::spawn(shutdown.clone().run_until_cancelled_owned(check_later(database)));
+        if let Some(unchecked) = unchecked {
+            tokio::spawn(shutdown.clone().run_until_cancelled_owned(check_later(unchecked)));
+        }
         drop(http);
-        for task in
-            [Some(guests), guests_tcp, Some(admin), Some(pulling), Some(jobs), Some(reconciling)].into_iter().flatten()
-        {
-            if let Err(error) = task.await {
-                tracing::error!(error = %error, "a part of the service ended badly");
+        let parts = [
+            ("guest API", Some(guests)),
+            ("guest API over TCP", guests_tcp),
+            ("admin API", Some(admin)),
+            ("pulls", Some(pulling)),
+            ("jobs", Some(jobs)),
+            ("reconciler", Some(reconciling)),
+        ];
+        let mut parts: FuturesUnordered<_> =
+            parts.into_iter().filter_map(|(name, task)| task.map(|task| async move { (name, task.await) })).collect();
+        let mut broken = Ok(());
+        // In the order in which they end: a part that is gone would otherwise be missed until all the others have ended.
+        while let Some((part, ended)) = parts.next().await {
+            if ended.is_err() || !shutdown.is_cancelled() {
+                let cause = ended.err().map(|error| format!(" ({error})")).unwrap_or_default();
+                tracing::error!(part, "a part of the service ended by itself{cause}: ending, to be started again");
+                broken = Err(StartError::Part { part });
                 shutdown.cancel();
             }
         }
@@ -265,6 +282,7 @@ impl App {
         // does that.
         let _ = tokio::time::timeout(Duration::from_secs(2), store_closed).await;
         drop(lock);
+        broken
     }
 }
 
@@ -275,14 +293,11 @@ pub fn check(config: &Config) -> Result<(), StartError> {
     tls(config).map(drop)
 }
 
-/// A damaged database may serve for a long time; whoever runs the service has to know before it does not.
-async fn check_later(database: PathBuf) {
+/// Reads all of a database that is too large to be read at the start.
+async fn check_later(unchecked: store::Unchecked) {
     // Whatever waits for the service after its start comes first.
-    tokio::time::sleep(Duration::from_secs(30)).await;
-    match store::check_later(&database).await {
-        Ok(()) => tracing::debug!("every page of the database is sound"),
-        Err(error) => tracing::error!(%error, "the database is damaged"),
-    }
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    unchecked.check().await;
 }
 
 /// Runs the service until `shutdown`.
@@ -297,8 +312,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), St
     // Said on standard error whatever the log's format and level are: scripts wait for it, people open it.
     let _ =
         writeln!(io::stderr(), "mayfly: listening on {scheme}://{address} with data in {}", config.data_dir.display());
-    app.run().await;
-    Ok(())
+    app.run().await
 }
 
 /// One service per data directory. The lock is the kernel's: it goes with the process, however that ends.

@@ -7,6 +7,7 @@
 //! http                       routes, problems, auth, OpenAPI, pages
 //! service, reconcile         the verbs; the loop that runs owed steps
 //! store, drivers, templates, runners, guest     each knows the domain and nothing of its neighbours
+//! platform                   what all of these may use: tasks
 //! domain                     plain types and the table; no I/O, no clock
 //! ```
 
@@ -17,6 +18,7 @@ pub mod domain;
 pub mod drivers;
 pub mod guest;
 pub mod http;
+pub mod platform;
 pub mod reconcile;
 pub mod runners;
 pub mod service;

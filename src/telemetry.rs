@@ -77,6 +77,8 @@ metrics_list! {
     Histogram "mayfly_vm_state_seconds" ["state"] "Time that vms spent in a state.";
     Counter "mayfly_step_failures_total" ["step", "code"] "Steps that failed, retried or not.";
     Gauge "mayfly_driver_usable" ["driver"] "1 when the driver can run guests here.";
+    Gauge "mayfly_database_usable" [] "1 when the database takes writes.";
+    Counter "mayfly_database_faults_total" [] "Times that the database stopped taking writes.";
     Counter "mayfly_template_pulls_total" ["state"] "Pulls that ended, by how.";
     Counter "mayfly_template_pruned_bytes_total" [] "What pruning removed, in bytes; shared blocks are counted in full.";
     Gauge "mayfly_pool_vms" ["pool", "state"] "Vms of a pool: `queued`, and `live`, the queued ones included.";

@@ -189,6 +189,8 @@ codes! {
         "Revoke it first or choose another name."
     StoreUnavailable "store.unavailable" 503 true "The database did not answer"
         "Look at the service's log and at the disk under its data directory."
+    StoreDamaged "store.damaged" 503 true "The database was removed, replaced or damaged while the service was running"
+        "Nothing is accepted until it is mended, and running guests are left alone. Stop the service, put the right files or a backup in place (without old `-wal` and `-shm` files), and start it again; see `detail`."
     Overloaded "service.overloaded" 503 true "The service is handling as many requests as it may"
         "Try again after `Retry-After` seconds."
     ShuttingDown "service.shutting_down" 503 true "The service is shutting down"

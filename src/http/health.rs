@@ -50,9 +50,11 @@ pub async fn get_health() -> Answer<Health> {
 }
 
 /// Whether new vms can be served
+///
+/// Writes to the database to find out, at most once a second, and looks whether its files are still the ones that are open.
 #[utoipa::path(
     get, path = "/readyz", tag = "health",
-    responses((status = 200, description = "The database answers and the host was looked at", body = Readiness,
+    responses((status = 200, description = "The database takes writes and the host was looked at", body = Readiness,
         example = json!({"status": "ok", "host_observed_at": "2026-11-20T09:00:00.000Z", "host_observed_age_seconds": 12}))),
     security(()),
 )]

@@ -114,7 +114,7 @@ fn own_errors(operation: &str) -> &'static [Code] {
         "get_runner_program" => &[C::VmNotFound, C::RunnerUnavailable],
         "create_token" => &[C::TokenNameInUse],
         "revoke_token" => &[C::TokenNotFound],
-        "get_readiness" => &[C::HostUnavailable, C::ShuttingDown],
+        "get_readiness" => &[C::HostUnavailable, C::StoreUnavailable, C::StoreDamaged, C::ShuttingDown],
         "get_problem" => &[C::NotFound],
         _ => &[],
     }
@@ -125,7 +125,7 @@ fn errors(operation: &Operation) -> Vec<Code> {
     let mut codes = own_errors(id).to_vec();
     let guarded = operation.security.as_ref().is_some_and(|s| s.iter().any(|s| *s != Default::default()));
     if guarded {
-        codes.extend([Code::AuthRequired, Code::AuthScopeMissing, Code::StoreUnavailable]);
+        codes.extend([Code::AuthRequired, Code::AuthScopeMissing, Code::StoreUnavailable, Code::StoreDamaged]);
     }
     let in_query = |p: &RefOr<Parameter>| matches!(p, RefOr::T(p) if matches!(p.parameter_in, ParameterIn::Query | ParameterIn::Header));
     if operation.request_body.is_some() {

@@ -24,6 +24,10 @@ type Newest = watch::Receiver<Option<Arc<Vm>>>;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// No budget counts as spent sooner than this after a time in which nothing could be written.
+const ONCE_HEARD: Duration = Duration::from_secs(30);
+/// The longest pause after a write that failed while others succeed.
+const ONCE_WRITABLE: Duration = Duration::from_secs(1);
 
 enum Next {
     /// The step came to its end.
@@ -117,8 +121,8 @@ impl Reconciler {
                         pause = self.rest(pause).await;
                     }
                     Err(error) => {
-                        tracing::error!(vm.id = %id, error = %error, "cannot write to the ledger; trying again");
-                        pause = self.rest(pause).await;
+                        tracing::warn!(vm.id = %id, error = %error, "cannot write to the ledger; trying again");
+                        pause = self.until_writable(pause).await;
                     }
                 }
             }
@@ -149,6 +153,8 @@ impl Reconciler {
                 match seen.deadline() {
                     Some((budget, at)) => {
                         self.clock.sleep_until(at).await;
+                        // What the guest said while nothing could be written is said again first.
+                        self.ledger.health().steady(ONCE_HEARD).await;
                         self.spent(&seen, budget).await
                     }
                     None => std::future::pending().await,
@@ -188,6 +194,18 @@ impl Reconciler {
             // Whether another attempt follows was read from the row: an end that was asked for meanwhile changes that.
             Event::InstanceAbsent | Event::AttemptCleared { .. } => Expect::Generation(vm.generation),
             _ => Expect::Attempt { state: vm.state, attempt: vm.attempt },
+        }
+    }
+
+    /// As `rest`, but no longer than the database takes no writes: once it does, every vm goes on at once.
+    async fn until_writable(&self, pause: Duration) -> Duration {
+        let mut fault = self.ledger.health().changes();
+        if fault.borrow().is_none() {
+            return self.rest(pause.min(ONCE_WRITABLE)).await;
+        }
+        tokio::select! {
+            pause = self.rest(pause) => pause,
+            Ok(_) = fault.wait_for(Option::is_none) => FIRST_PAUSE,
         }
     }
 

@@ -24,6 +24,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     domain::{Budgets, State, Vm, VmId, host::Capacity},
     drivers::registry::Registry,
+    platform::tasks,
     runners::{github::Client, program::Programs},
     service::{Clock, hosts::HostInspector},
     store::{Ledger, Reader, Vault, logs::Logs},
@@ -45,6 +46,10 @@ mod timers;
 
 pub use github::{Pace, Reach};
 pub use start::Starts;
+
+/// Between two tries to read the rows of live vms.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -105,14 +110,15 @@ pub struct Reconciler {
 impl Reconciler {
     /// Runs until `shutdown`. Vms are left as they are: the next start takes them up.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
-        let tasks = TaskTracker::new();
+        let tracker = TaskTracker::new();
         // Subscribed before the rows are read, so that no vm falls between the two.
         let mut changes = self.ledger.changes().subscribe();
+        let mut faults = self.ledger.health().changes();
         let mut driven: HashSet<VmId> = HashSet::new();
         let (ended, mut endings) = mpsc::unbounded_channel();
         let spawn = |work: BoxFuture<'static, ()>| {
             let shutdown = shutdown.clone();
-            tasks.spawn(async move { shutdown.run_until_cancelled_owned(work).await });
+            tracker.spawn(async move { shutdown.run_until_cancelled_owned(work).await });
         };
         let take_up = |driven: &mut HashSet<VmId>, vm: Vm| {
             if vm.state == State::Deleted || !driven.insert(vm.id()) {
@@ -121,7 +127,8 @@ impl Reconciler {
             let (this, ended) = (self.clone(), ended.clone());
             spawn(Box::pin(async move {
                 let id = vm.id();
-                this.drive(vm).await;
+                // Whatever became of it, the row decides whether the vm is taken up again.
+                tasks::survived("vm", this.drive(vm)).await;
                 let _ = ended.send(id);
             }));
         };
@@ -130,26 +137,36 @@ impl Reconciler {
         if shutdown.run_until_cancelled(self.look_at_drivers(false)).await.is_none() {
             return;
         }
-        spawn(Box::pin(self.clone().place_forever()));
-        spawn(Box::pin(self.clone().sweep_forever()));
-        spawn(Box::pin(self.clone().retain_forever()));
-        spawn(Box::pin(self.clone().pause_forever()));
-        spawn(Box::pin(self.clone().probe_forever()));
-        spawn(Box::pin(self.clone().remove_ghosts_forever()));
+        let keep = |name: &'static str, start: fn(Arc<Self>) -> BoxFuture<'static, ()>| {
+            let this = self.clone();
+            spawn(Box::pin(tasks::keep_running(name, move || start(this.clone()))));
+        };
+        keep("placement", |this| Box::pin(this.place_forever()));
+        keep("sweep", |this| Box::pin(this.sweep_forever()));
+        keep("retention", |this| Box::pin(this.retain_forever()));
+        keep("pauses", |this| Box::pin(this.pause_forever()));
+        keep("probe", |this| Box::pin(this.probe_forever()));
+        keep("orphaned runners", |this| Box::pin(this.remove_ghosts_forever()));
 
         let mut read_rows = true;
+        let mut pause = FIRST_PAUSE;
         loop {
             if read_rows {
                 match self.reader.live_vms().await {
                     Ok(vms) => {
-                        vms.into_iter().for_each(|vm| take_up(&mut driven, vm));
+                        for vm in vms {
+                            self.ledger.changes().remind(&vm);
+                            take_up(&mut driven, vm);
+                        }
                         read_rows = false;
+                        pause = FIRST_PAUSE;
                     }
                     Err(error) => {
                         tracing::error!(error = %error, "cannot read the live vms; trying again");
-                        if shutdown.run_until_cancelled(tokio::time::sleep(Duration::from_secs(1))).await.is_none() {
+                        if shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                             break;
                         }
+                        pause = (pause * 2).min(LONGEST_PAUSE);
                         continue;
                     }
                 }
@@ -160,10 +177,13 @@ impl Reconciler {
                 Some(id) = endings.recv() => {
                     driven.remove(&id);
                     // Its task may have given it up while its row lives on: look again.
-                    if let Ok(Some(vm)) = self.reader.vm(id).await {
-                        read_rows = vm.state != State::Deleted;
-                    }
+                    read_rows |= match self.reader.vm(id).await {
+                        Ok(vm) => vm.is_some_and(|vm| vm.state != State::Deleted),
+                        Err(_) => true,
+                    };
                 }
+                // After a write whose fate was in doubt, the rows are the truth, and not what was told of them.
+                Ok(()) = faults.changed() => read_rows = true,
                 change = changes.recv() => match change {
                     Ok(change) => take_up(&mut driven, (*change.vm).clone()),
                     Err(RecvError::Lagged(_)) => read_rows = true,
@@ -171,7 +191,7 @@ impl Reconciler {
                 },
             }
         }
-        tasks.close();
-        tasks.wait().await;
+        tracker.close();
+        tracker.wait().await;
     }
 }

@@ -68,7 +68,10 @@ impl Reconciler {
         match self.ledger.place(hosts::room(&view, before, now), now).await {
             Ok(placed) => Some(placed),
             Err(error) => {
-                tracing::error!(error = %error, "placing failed; trying again");
+                // A fault of the database is said once, where it is found.
+                if self.ledger.health().fault().is_none() {
+                    tracing::error!(error = %error, "placing failed; trying again");
+                }
                 None
             }
         }

@@ -100,6 +100,8 @@ impl Service {
             let usable = f64::from(u8::from(view.can_start(&driver.name)));
             metrics::gauge!("mayfly_driver_usable", "driver" => driver.name.clone()).set(usable);
         }
+        let usable = self.ledger.health().fault().is_none();
+        metrics::gauge!("mayfly_database_usable").set(f64::from(u8::from(usable)));
         self.measure_pools().await?;
         self.measure_github();
         Ok(())
@@ -161,8 +163,9 @@ impl Service {
         self.host.last().observed_at
     }
 
-    /// Whether new vms can be served: the database answers and the host was looked at.
+    /// Whether new vms can be served: a write reached the disk, the database answers and the host was looked at.
     pub async fn ready(&self) -> Result<()> {
+        self.ledger.prove_write().await?;
         self.reader.ping().await?;
         if self.host.last().observed {
             return Ok(());

@@ -86,6 +86,19 @@ impl Changes {
         let _ = self.pulls.send(pull.clone());
     }
 
+    /// Shows a row as it was read to whoever watches that vm, in case a change of it was never told.
+    pub fn remind(&self, vm: &Vm) {
+        if let Some(bell) = self.vms().get(&vm.id()) {
+            bell.send_if_modified(|newest| {
+                let newer = newest.as_ref().is_none_or(|known| known.generation < vm.generation);
+                if newer {
+                    *newest = Some(Arc::new(vm.clone()));
+                }
+                newer
+            });
+        }
+    }
+
     pub(super) fn publish(&self, made: &[Change]) {
         for change in made {
             self.last_seq.fetch_max(change.recorded.seq, Ordering::AcqRel);

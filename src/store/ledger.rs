@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use sqlx::SqliteConnection;
 
 use super::{
-    Change, Changes, Result, StoreError, github_runners,
+    Change, Changes, Health, Result, StoreError, github_runners,
     placement::{self, Room},
     writer::Writer,
 };
@@ -94,6 +94,16 @@ impl Ledger {
 
     pub fn changes(&self) -> &Changes {
         &self.changes
+    }
+
+    /// Whether the database takes writes, as far as is known.
+    pub fn health(&self) -> &Health {
+        self.writer.health()
+    }
+
+    /// Whether a write reaches the disk now, found out by writing. An answer holds for a second.
+    pub async fn prove_write(&self) -> Result<()> {
+        Ok(self.writer.prove().await?)
     }
 
     /// Stores a new vm, or finds the one that an equal request made before.

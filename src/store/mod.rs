@@ -7,7 +7,10 @@
 //!
 //! The store knows the domain and nothing else: no hypervisor, no clock of its own, no HTTP.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use sqlx::{
     ConnectOptions, Connection, SqliteConnection, SqlitePool,
@@ -17,12 +20,15 @@ use sqlx::{
 pub mod changes;
 pub mod deliveries;
 pub mod github_runners;
+mod health;
+mod integrity;
 pub mod jobs;
 pub mod ledger;
 pub mod logs;
 pub mod placement;
 pub mod pools;
 pub mod pulls;
+mod readers;
 pub mod retention;
 pub mod template_events;
 pub mod tokens;
@@ -32,7 +38,9 @@ pub mod watches;
 mod writer;
 
 pub use changes::{Change, Changes};
+pub use health::{FaultKind, Health, StoreFault};
 pub use ledger::{Expect, Ledger};
+use readers::Readers;
 pub use template_events::Entry;
 pub use vault::Vault;
 pub use vms::Reader;
@@ -40,13 +48,29 @@ pub use vms::Reader;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("database: {0}")]
-    Sqlite(#[from] sqlx::Error),
+    Sqlite(sqlx::Error),
     #[error("the database holds what this version cannot read: {0}")]
     Unreadable(String),
+    #[error("database: {0}")]
+    Fault(#[from] StoreFault),
     #[error("the database writer has ended")]
     WriterGone,
+    #[error("a write to the database panicked")]
+    Panicked,
     #[error(transparent)]
     Refused(Box<crate::domain::Error>),
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::AnyDriverError(error) => match error.downcast::<StoreFault>() {
+                Ok(fault) => StoreError::Fault(*fault),
+                Err(error) => StoreError::Sqlite(sqlx::Error::AnyDriverError(error)),
+            },
+            error => StoreError::Sqlite(error),
+        }
+    }
 }
 
 impl From<crate::domain::Error> for StoreError {
@@ -64,7 +88,14 @@ impl From<StoreError> for crate::domain::Error {
                 Error::new(Code::StoreUnavailable, "the database could not be used; the cause is in the service's log")
                     .cause(error)
             }
-            StoreError::Unreadable(_) => Error::internal(error),
+            StoreError::Fault(fault) => {
+                let code = match fault.kind {
+                    FaultKind::Unwritable => Code::StoreUnavailable,
+                    FaultKind::Replaced | FaultKind::Damaged => Code::StoreDamaged,
+                };
+                Error::new(code, fault.detail.to_string())
+            }
+            StoreError::Unreadable(_) | StoreError::Panicked => Error::internal(error),
         }
     }
 }
@@ -73,6 +104,8 @@ pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
 /// How long another program's lock is waited for.
 const BUSY: Duration = Duration::from_secs(2);
+/// Connections that read.
+const READERS: u32 = 4;
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
@@ -96,6 +129,22 @@ pub struct Store {
     pub reader: Reader,
     /// Ends once every clone of the ledger is gone, the last write is on disk and the database is closed, for readers too.
     pub closed: tokio::task::JoinHandle<()>,
+    /// What is still to be checked, where that takes longer than a start may.
+    pub unchecked: Option<Unchecked>,
+}
+
+/// A database that serves before all of it was read.
+pub struct Unchecked {
+    path: PathBuf,
+    depth: integrity::Depth,
+    health: Health,
+}
+
+impl Unchecked {
+    /// Reads all of it. Damage ends writing, as if a request had met it.
+    pub async fn check(self) {
+        writer::check_later(self.path, self.depth, self.health).await;
+    }
 }
 
 /// Opens the database, bringing it up to date first.
@@ -107,15 +156,14 @@ pub async fn open(path: &Path) -> Result<Store, OpenError> {
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
-        // In pages. Whoever crosses it pays for bringing the log into the database: not every hundredth request, as by default.
-        .pragma("wal_autocheckpoint", "4000")
+        // In pages. The writer brings the log into the database long before this, after it has answered.
+        .pragma("wal_autocheckpoint", "20000")
         .busy_timeout(BUSY)
         // A lock that is not given is told as what it is and not as a slow statement too.
         .log_slow_statements("warn".parse().expect("it is a level"), BUSY * 2);
-    // Reading every page of years of records takes longer than a start may: see `check_later`.
-    let checked = !check_is_quick(path) || check_at_rest(path, &shown).await?;
-    let mut connection = options.connect().await.map_err(|error| explain_open(&shown, error))?;
-    let last_seq = match prepare(&mut connection, &shown, checked).await {
+    let checked = integrity::check_at_start(path, &shown).await?;
+    let mut connection = options.clone().connect().await.map_err(|error| explain_open(&shown, error))?;
+    let last_seq = match prepare(&mut connection, &shown).await {
         Ok(last_seq) => last_seq,
         Err(error) => {
             // Waited for, so that the files beside the database are gone before the process is.
@@ -124,66 +172,26 @@ pub async fn open(path: &Path) -> Result<Store, OpenError> {
         }
     };
     let pool = reader_pool(path).await.map_err(|error| explain_open(&shown, error))?;
+    let health = Health::new(path);
     let changes = Changes::new(last_seq);
-    let (writer, closed) = writer::start(connection, pool.clone());
-    Ok(Store { ledger: Ledger::new(writer, changes), reader: Reader::new(pool), closed })
-}
-
-/// A database up to this size is read whole in a tenth of a second, in bytes.
-const CHECKED_AT_START: u64 = 16 << 20;
-
-fn check_is_quick(path: &Path) -> bool {
-    std::fs::metadata(path).map_or(true, |meta| meta.len() <= CHECKED_AT_START)
-}
-
-/// Reads every page of a database that was too large for that at its opening. What is no database at all, or was cut short,
-/// was found then; this finds a damaged page in the middle. On a connection of its own: nobody waits for it.
-pub async fn check_later(path: &Path) -> Result<(), OpenError> {
-    if check_is_quick(path) {
-        return Ok(());
-    }
-    let shown = path.display().to_string();
-    let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(Duration::from_secs(2));
-    let mut connection = options.connect().await.map_err(|error| explain_open(&shown, error))?;
-    let checked = check(&mut connection, &shown).await;
-    let _ = connection.close().await;
-    checked
-}
-
-/// A database that nobody has open is looked at without making a file beside it: a broken one is left exactly as it is for
-/// whoever mends it. Whether that was possible.
-async fn check_at_rest(path: &Path, shown: &str) -> Result<bool, OpenError> {
-    let mut log = path.as_os_str().to_owned();
-    log.push("-wal");
-    if Path::new(&log).exists() || !std::fs::metadata(path).is_ok_and(|meta| meta.len() > 0) {
-        return Ok(false);
-    }
-    let explain = |error: sqlx::Error| explain_open(shown, error);
-    let options = SqliteConnectOptions::new().filename(path).read_only(true).immutable(true);
-    let mut connection = options.connect().await.map_err(explain)?;
-    check(&mut connection, shown).await?;
-    connection.close().await.map_err(explain)?;
-    Ok(true)
-}
-
-/// A page that cannot be read is better found now than in the middle of somebody's job.
-async fn check(connection: &mut SqliteConnection, shown: &str) -> Result<(), OpenError> {
-    let found: String = sqlx::query_scalar("PRAGMA quick_check(1)")
-        .fetch_one(connection)
+    let (writer, closed) = writer::start(path, options, connection, pool.clone(), health.clone())
         .await
-        .map_err(|error| explain_open(shown, error))?;
-    if found != "ok" {
-        return Err(OpenError::Corrupt { path: shown.to_owned(), cause: one_line(&found) });
-    }
-    Ok(())
+        .map_err(|fault| OpenError::Other { path: shown, cause: fault.to_string() })?;
+    let unchecked = match checked {
+        integrity::Checked::Sound => None,
+        integrity::Checked::Later(depth) => Some(Unchecked { path: path.to_owned(), depth, health: health.clone() }),
+    };
+    Ok(Store {
+        ledger: Ledger::new(writer, changes),
+        reader: Reader::new(Readers::new(pool, health)),
+        closed,
+        unchecked,
+    })
 }
 
 /// Looks whether the database can be used, changes nothing if not, and brings it up to date. Returns the last event's position.
-async fn prepare(connection: &mut SqliteConnection, shown: &str, checked: bool) -> Result<i64, OpenError> {
+async fn prepare(connection: &mut SqliteConnection, shown: &str) -> Result<i64, OpenError> {
     let explain = |error: sqlx::Error| explain_open(shown, error);
-    if !checked {
-        check(connection, shown).await?;
-    }
     // Readers get past another program's lock; a service that reads and cannot write is worse than none.
     connection.begin_with("BEGIN IMMEDIATE").await.map_err(&explain)?.rollback().await.map_err(&explain)?;
     MIGRATIONS.run(&mut *connection).await.map_err(|error| match error {
@@ -193,6 +201,12 @@ async fn prepare(connection: &mut SqliteConnection, shown: &str, checked: bool) 
         sqlx::migrate::MigrateError::Execute(error) => explain(error),
         other => OpenError::Other { path: shown.to_owned(), cause: other.to_string() },
     })?;
+    sqlx::query("UPDATE store_state SET closed_cleanly = 0 WHERE id = 1")
+        .execute(&mut *connection)
+        .await
+        .map_err(&explain)?;
+    // So that a copy of the main file alone is not taken for a database that was closed in order.
+    sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(&mut *connection).await.map_err(&explain)?;
     sqlx::query_scalar("SELECT COALESCE(MAX(seq), 0) FROM events").fetch_one(connection).await.map_err(explain)
 }
 
@@ -200,18 +214,17 @@ async fn reader_pool(path: &Path) -> sqlx::Result<SqlitePool> {
     let options =
         SqliteConnectOptions::new().filename(path).read_only(true).pragma("query_only", "on").busy_timeout(BUSY);
     SqlitePoolOptions::new()
-        .max_connections(4)
-        .min_connections(1)
+        // All of them from the start and for as long as the service lives: one that is opened later would read whatever file
+        // lies at the path by then.
+        .max_connections(READERS)
+        .min_connections(READERS)
+        .idle_timeout(None)
+        .max_lifetime(None)
         // There is no server at the other end that could have gone away.
         .test_before_acquire(false)
         .acquire_timeout(Duration::from_secs(5))
         .connect_with(options)
         .await
-}
-
-/// What SQLite says of a broken file goes over several lines.
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn explain_open(path: &str, error: sqlx::Error) -> OpenError {

@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 
-use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, SqlitePool, sqlite::SqliteRow};
+use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, sqlite::SqliteRow};
 
 use super::{
     Result,
     ledger::{parse_id, parse_vm, unreadable},
+    readers::Readers,
 };
 use crate::domain::{Event, QueueReason, State, Vm, VmId, event::Recorded, host::Held};
 
@@ -30,15 +31,15 @@ pub struct Filter {
 /// Read-only access to the last commit.
 #[derive(Clone)]
 pub struct Reader {
-    pub(super) pool: SqlitePool,
+    pub(super) pool: Readers,
 }
 
 impl Reader {
-    pub(super) fn new(pool: SqlitePool) -> Self {
+    pub(super) fn new(pool: Readers) -> Self {
         Self { pool }
     }
 
-    pub(super) fn pool(&self) -> &SqlitePool {
+    pub(super) fn pool(&self) -> &Readers {
         &self.pool
     }
 

@@ -3,28 +3,163 @@
 //! Work arrives as closures over the connection. Whatever has queued up while the last commit was being made durable goes into
 //! one transaction, each piece behind a savepoint of its own, and all of it is answered after the common commit: the disk is
 //! asked once however many wait.
+//!
+//! SQLite ends a transaction by itself when the disk is full or cannot be read, and the library above it does not notice. So a
+//! connection whose transaction failed in a way that leaves doubt is thrown away, everybody in that batch is told to try again,
+//! and the next batch opens a new one.
 
-use futures_util::future::BoxFuture;
-use sqlx::{Connection, SqliteConnection, SqlitePool};
-use tokio::sync::{mpsc, oneshot};
+use std::{
+    panic::AssertUnwindSafe,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use super::{Result, StoreError};
+use futures_util::{FutureExt, future::BoxFuture};
+use sqlx::{ConnectOptions, Connection, Row, SqliteConnection, SqlitePool, sqlite::SqliteConnectOptions};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+
+use super::{
+    Result, StoreError,
+    health::{Compared, FaultKind, Files, Health, Meaning, Snapshot, StoreFault, meaning},
+    integrity::{self, CheckError, Depth},
+};
 
 /// Enough to make the fsync cheap, small enough that one transaction stays short.
 const BATCH: usize = 64;
+/// Between two tries to write again after a write failed.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Opening and closing a file that takes longer is given up and tried again.
+const OPEN_WITHIN: Duration = Duration::from_secs(5);
+/// How long readiness waits for its write.
+const PROOF_WITHIN: Duration = Duration::from_secs(5);
+/// How long a proof, or the failure of one, speaks for the next: probes cannot make the writer busy.
+const PROOF_LASTS: Duration = Duration::from_secs(1);
+/// What is written to find out whether writing works, in bytes: more than a request that creates a vm. On a disk that is almost
+/// full, smaller writes succeed for a while, and say nothing of the others.
+const PROBE: i64 = 128 << 10;
+/// The log's length at which it is brought into the database, in pages.
+const CHECKPOINT: i64 = 4000;
+/// Between two looks at the log's length, in requests.
+const LOOK_AT_LOG: usize = 16;
 
-type Finish = Box<dyn FnOnce(Result<()>) + Send>;
-/// `Ok`: to be told of the commit. `Err`: the work failed and its changes must not stay.
-type Work = Box<dyn for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<Finish, Finish>> + Send>;
+type Finish = Box<dyn FnOnce(Outcome) + Send>;
+
+#[derive(Clone)]
+enum Outcome {
+    Committed,
+    /// It is in the file that is open, and that file will not be there after the next start.
+    CommittedInVain(StoreFault),
+    Failed(StoreFault),
+}
+
+/// Work that failed. Its changes must not stay.
+struct Failure {
+    error: StoreError,
+    answer: Box<dyn FnOnce(StoreError) + Send>,
+}
+
+trait Request: Send {
+    fn run<'c>(self: Box<Self>, db: &'c mut SqliteConnection) -> BoxFuture<'c, Result<Finish, Failure>>;
+    fn refuse(self: Box<Self>, fault: StoreFault);
+    /// Whether its success says that other writes will succeed.
+    fn proves(&self) -> bool;
+}
+
+struct Write<T, F, G> {
+    work: F,
+    tell: G,
+    reply: oneshot::Sender<Result<T>>,
+    proves: bool,
+}
+
+impl<T, F, G> Request for Write<T, F, G>
+where
+    T: Send + 'static,
+    F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>> + Send + 'static,
+    G: FnOnce(&T) + Send + 'static,
+{
+    fn run<'c>(self: Box<Self>, db: &'c mut SqliteConnection) -> BoxFuture<'c, Result<Finish, Failure>> {
+        Box::pin(async move {
+            let Self { work, tell, reply, .. } = *self;
+            // One request that panics must not end the task that all the others need.
+            let ran = AssertUnwindSafe(async { work(db).await }).catch_unwind().await;
+            match ran.unwrap_or(Err(StoreError::Panicked)) {
+                Ok(value) => Ok(Box::new(move |outcome| {
+                    let answer = match outcome {
+                        Outcome::Committed => {
+                            tell(&value);
+                            Ok(value)
+                        }
+                        Outcome::CommittedInVain(fault) => {
+                            tell(&value);
+                            Err(fault.into())
+                        }
+                        Outcome::Failed(fault) => Err(fault.into()),
+                    };
+                    // Nobody may be listening any more; the write stands all the same.
+                    let _ = reply.send(answer);
+                }) as Finish),
+                Err(error) => {
+                    let answer = Box::new(move |error| {
+                        let _ = reply.send(Err(error));
+                    });
+                    Err(Failure { error, answer })
+                }
+            }
+        })
+    }
+
+    fn refuse(self: Box<Self>, fault: StoreFault) {
+        let _ = self.reply.send(Err(fault.into()));
+    }
+
+    fn proves(&self) -> bool {
+        self.proves
+    }
+}
 
 #[derive(Clone)]
 pub(super) struct Writer {
-    queue: mpsc::Sender<Work>,
+    queue: mpsc::Sender<Box<dyn Request>>,
+    health: Health,
+    /// What the last proof came to, and when.
+    proof: Arc<tokio::sync::Mutex<Option<Proof>>>,
 }
 
-pub(super) fn start(connection: SqliteConnection, readers: SqlitePool) -> (Writer, tokio::task::JoinHandle<()>) {
-    let (queue, work) = mpsc::channel(1024);
-    (Writer { queue }, tokio::spawn(run(connection, readers, work)))
+type Proof = (Instant, Result<(), StoreFault>);
+
+/// Takes over a connection that is in order.
+pub(super) async fn start(
+    path: &Path,
+    options: SqliteConnectOptions,
+    connection: SqliteConnection,
+    readers: SqlitePool,
+    health: Health,
+) -> Result<(Writer, JoinHandle<()>), StoreFault> {
+    let files = Files::new(path, health.clone());
+    let known = files.snapshot().await?;
+    let (queue, requests) = mpsc::channel(1024);
+    let task = Task {
+        path: path.to_owned(),
+        options,
+        connection: Some(connection),
+        readers,
+        files,
+        known,
+        health: health.clone(),
+        suspect: false,
+        pause: FIRST_PAUSE,
+        try_at: Instant::now(),
+        since_look: 0,
+        checking: None,
+    };
+    Ok((Writer { queue, health, proof: Arc::default() }, tokio::spawn(task.run(requests))))
 }
 
 impl Writer {
@@ -39,82 +174,368 @@ impl Writer {
 
     /// The same; `tell` is called by the writer right after the commit, in the order of the commits and whether or not the
     /// caller still waits for its answer. What was committed and not told would be known to nobody.
-    pub(super) async fn write_and_tell<T, F, G>(&self, f: F, tell: G) -> Result<T>
+    pub(super) async fn write_and_tell<T, F, G>(&self, work: F, tell: G) -> Result<T>
     where
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>> + Send + 'static,
         G: FnOnce(&T) + Send + 'static,
     {
-        let (reply, answer) = oneshot::channel::<Result<T>>();
-        let work: Work = Box::new(move |connection| {
-            Box::pin(async move {
-                match f(connection).await {
-                    // Nobody may be listening any more; the write stands all the same.
-                    Ok(value) => Ok(Box::new(move |committed: Result<()>| {
-                        if committed.is_ok() {
-                            tell(&value);
-                        }
-                        let _ = reply.send(committed.map(|()| value));
-                    }) as Finish),
-                    Err(error) => Err(Box::new(move |_: Result<()>| {
-                        let _ = reply.send(Err(error));
-                    }) as Finish),
-                }
-            })
-        });
-        self.queue.send(work).await.map_err(|_| StoreError::WriterGone)?;
+        let (reply, answer) = oneshot::channel();
+        self.send(Write { work, tell, reply, proves: false }, answer).await
+    }
+
+    async fn send<T: 'static>(
+        &self,
+        request: impl Request + 'static,
+        answer: oneshot::Receiver<Result<T>>,
+    ) -> Result<T> {
+        self.queue.send(Box::new(request)).await.map_err(|_| StoreError::WriterGone)?;
         answer.await.map_err(|_| StoreError::WriterGone)?
     }
+
+    pub(super) fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Whether a write reaches the disk, found out by writing.
+    pub(super) async fn prove(&self) -> Result<(), StoreFault> {
+        let mut proof = self.proof.lock().await;
+        if let Some((at, result)) = &*proof
+            && at.elapsed() < PROOF_LASTS
+        {
+            return result.clone();
+        }
+        // While all is well, hardly anything: whoever asks for readiness may ask every second.
+        let (probe, answer) = probe(if self.health.fault().is_some() { PROBE } else { 16 });
+        let result = match timeout(PROOF_WITHIN, self.send(probe, answer)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(StoreError::Fault(fault))) => Err(fault),
+            Ok(Err(error)) => Err(self.health.unwritable(error.to_string())),
+            Err(_) => Err(self.health.too_slow(PROOF_WITHIN)),
+        };
+        *proof = Some((Instant::now(), result.clone()));
+        result
+    }
 }
 
-async fn run(mut connection: SqliteConnection, readers: SqlitePool, mut queue: mpsc::Receiver<Work>) {
-    let mut batch = Vec::with_capacity(BATCH);
-    while queue.recv_many(&mut batch, BATCH).await > 0 {
-        let mut finish = Vec::with_capacity(batch.len());
-        let committed = commit(&mut connection, std::mem::take(&mut batch), &mut finish).await;
-        if let Err(error) = &committed {
-            tracing::error!(error = %error, "a write to the database failed");
+/// A write that is there to find out whether it succeeds.
+fn probe(bytes: i64) -> (impl Request, oneshot::Receiver<Result<()>>) {
+    fn work<F>(f: F) -> F
+    where
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<()>>,
+    {
+        f
+    }
+    let (reply, answer) = oneshot::channel();
+    let work = work(move |db| {
+        Box::pin(async move {
+            // SQLite writes no page whose content stays the same.
+            let write = sqlx::query("UPDATE store_state SET probe = randomblob(?) WHERE id = 1").bind(bytes);
+            write.execute(db).await?;
+            Ok(())
+        })
+    });
+    (Write { work, tell: |(): &()| {}, reply, proves: bytes >= PROBE }, answer)
+}
+
+struct Task {
+    path: PathBuf,
+    options: SqliteConnectOptions,
+    /// `None` after a failure that left doubt about it, until it is opened again.
+    connection: Option<SqliteConnection>,
+    readers: SqlitePool,
+    files: Files,
+    known: Snapshot,
+    health: Health,
+    /// Whether the file has to be read whole before it is written again.
+    suspect: bool,
+    pause: Duration,
+    /// While writes fail: when the next try is due.
+    try_at: Instant,
+    since_look: usize,
+    /// The check of a database that is too large to be checked between two writes.
+    checking: Option<JoinHandle<()>>,
+}
+
+impl Task {
+    async fn run(mut self, mut queue: mpsc::Receiver<Box<dyn Request>>) {
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let health = self.health.clone();
+            // Damage is not tried again: what was overwritten does not come back, and what is written then is worth nothing.
+            let retry = health.fault().is_some_and(|fault| fault.kind != FaultKind::Damaged);
+            tokio::select! {
+                biased;
+                received = queue.recv_many(&mut batch, BATCH) => {
+                    if received == 0 {
+                        break;
+                    }
+                    self.serve(std::mem::take(&mut batch)).await;
+                }
+                () = health.suspected() => {
+                    self.suspect = true;
+                    if let Err(fault) = self.look().await {
+                        self.failed(fault);
+                    }
+                }
+                () = tokio::time::sleep_until(self.try_at), if retry => {
+                    self.serve(vec![Box::new(probe(PROBE).0)]).await;
+                }
+            }
         }
+        self.close().await;
+    }
+
+    /// All senders are gone: the service ends. Whoever closes last brings the WAL into the database file and removes it, and
+    /// readers cannot.
+    async fn close(mut self) {
+        if let Some(checking) = self.checking.take() {
+            checking.abort();
+        }
+        if let Err(fault) = self.look().await {
+            self.failed(fault);
+        }
+        self.readers.close().await;
+        let Some(mut connection) = self.connection.take() else { return };
+        match self.health.fault().map(|fault| fault.kind) {
+            // Closing would write our log into what lies in the database's place by now: that may be a restored backup. The end
+            // of the process closes the files without a word.
+            Some(FaultKind::Replaced | FaultKind::Damaged) => return std::mem::forget(connection),
+            Some(FaultKind::Unwritable) => {}
+            None => {
+                let mark = sqlx::query("UPDATE store_state SET closed_cleanly = 1 WHERE id = 1");
+                if let Err(error) = mark.execute(&mut connection).await {
+                    tracing::warn!(%error, "the database is not marked as closed in order: the next start checks all of it");
+                }
+            }
+        }
+        let _ = connection.close().await;
+    }
+
+    async fn serve(&mut self, batch: Vec<Box<dyn Request>>) {
+        let requests = batch.len();
+        let proves = batch.iter().any(|request| request.proves());
+        let mut batch = batch.into_iter();
+        let mut finish = Vec::with_capacity(requests);
+        let outcome = match self.commit(&mut batch, &mut finish).await {
+            Ok(()) => match self.look().await {
+                Ok(wrote) => {
+                    if wrote && proves {
+                        self.health.proved();
+                        self.pause = FIRST_PAUSE;
+                    }
+                    Outcome::Committed
+                }
+                Err(fault) => Outcome::CommittedInVain(self.failed(fault)),
+            },
+            Err(fault) => Outcome::Failed(self.failed(fault)),
+        };
         for f in finish {
-            f(match &committed {
-                Ok(()) => Ok(()),
-                Err(error) => Err(StoreError::Sqlite(sqlx::Error::Protocol(error.to_string()))),
-            });
+            let outcome = outcome.clone();
+            if std::panic::catch_unwind(AssertUnwindSafe(move || f(outcome))).is_err() {
+                tracing::error!("what follows a commit panicked");
+            }
+        }
+        match outcome {
+            Outcome::Committed => {
+                self.since_look += requests;
+                if self.since_look >= LOOK_AT_LOG {
+                    self.since_look = 0;
+                    self.checkpoint().await;
+                }
+            }
+            // Whoever was not looked at yet is not left without an answer.
+            Outcome::CommittedInVain(fault) | Outcome::Failed(fault) => {
+                batch.for_each(|request| request.refuse(fault.clone()))
+            }
         }
     }
-    // All senders are gone: the service ends. Whoever closes last brings the WAL into the database file and removes it, and
-    // readers cannot.
-    readers.close().await;
-    let _ = connection.close().await;
+
+    /// Notes the fault and returns the one that holds. The next try waits a little.
+    fn failed(&mut self, fault: StoreFault) -> StoreFault {
+        self.try_at = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.health.fails(fault)
+    }
+
+    async fn commit(&mut self, batch: &mut Batch, finish: &mut Vec<Finish>) -> Result<(), StoreFault> {
+        if let Some(fault) = self.health.fault()
+            && fault.kind == FaultKind::Damaged
+        {
+            return Err(fault);
+        }
+        self.look().await?;
+        let mut connection = self.open().await?;
+        match transact(&mut connection, &self.health, batch, finish).await {
+            Ok(()) => {
+                self.connection = Some(connection);
+                Ok(())
+            }
+            Err(error) => {
+                self.suspect |= meaning(&error) == Meaning::Io;
+                // Closing rolls back what is left of the transaction. Readers have the log open, so nothing else happens.
+                let _ = timeout(OPEN_WITHIN, connection.close()).await;
+                Err(self.health.fault_of(&error))
+            }
+        }
+    }
+
+    /// The connection, opened anew if the last one was thrown away.
+    async fn open(&mut self) -> Result<SqliteConnection, StoreFault> {
+        if let Some(connection) = self.connection.take() {
+            return Ok(connection);
+        }
+        let opened = timeout(OPEN_WITHIN, self.options.clone().create_if_missing(false).connect()).await;
+        let connection =
+            opened.map_err(|_| self.health.too_slow(OPEN_WITHIN))?.map_err(|error| self.health.fault_of(&error))?;
+        tracing::debug!("the connection that writes was opened again");
+        Ok(connection)
+    }
+
+    /// Looks whether the files are still the ones that are open, and whether only we have written to them. Returns whether
+    /// something was written since the last look.
+    async fn look(&mut self) -> Result<bool, StoreFault> {
+        match self.files.compare(&mut self.known).await {
+            Ok(Compared::Same { wrote }) => {
+                if self.suspect {
+                    self.check(self.known).await?;
+                }
+                Ok(wrote)
+            }
+            Ok(Compared::Written(now)) => {
+                tracing::warn!(path = %self.path.display(), "another program has written to the database: checking it");
+                self.check(now).await?;
+                Ok(false)
+            }
+            Err(fault) => {
+                self.save().await;
+                Err(fault)
+            }
+        }
+    }
+
+    async fn check(&mut self, seen: Snapshot) -> Result<(), StoreFault> {
+        if integrity::is_quick(seen.size) {
+            let checked = timeout(OPEN_WITHIN, integrity::check_beside(&self.path, Depth::Pages)).await;
+            checked.map_err(|_| self.health.too_slow(OPEN_WITHIN))?.map_err(|error| found(&self.health, error))?;
+        } else if self.checking.as_ref().is_none_or(JoinHandle::is_finished) {
+            self.checking = Some(tokio::spawn(check_later(self.path.clone(), Depth::Pages, self.health.clone())));
+        }
+        self.suspect = false;
+        self.known = seen;
+        Ok(())
+    }
+
+    /// When the log was removed under us, what is in it is brought into the database while it still can be: the next start does
+    /// not find it. Never into a file that somebody else has written to.
+    async fn save(&mut self) {
+        if let Some(connection) = &mut self.connection
+            && self.files.main_is(&self.known).await
+        {
+            let saved = sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(connection);
+            let _ = timeout(OPEN_WITHIN, saved).await;
+            if let Ok((size, modified)) = self.files.main().await {
+                (self.known.size, self.known.modified) = (size, modified);
+            }
+        }
+    }
+
+    /// Brings the log into the database when it has grown long. It does no harm if that fails: the log grows on, and the next
+    /// look tries again. Only here is the main file written to, so whoever else writes to it is noticed.
+    async fn checkpoint(&mut self) {
+        let Some(connection) = &mut self.connection else { return };
+        match log_length(connection, "PRAGMA wal_checkpoint(NOOP)").await {
+            Ok(waiting) if waiting < CHECKPOINT => return,
+            Ok(_) => {}
+            Err(error) => return tracing::warn!(%error, "the length of the database's log is not known"),
+        }
+        let made = log_length(connection, "PRAGMA wal_checkpoint(PASSIVE)").await;
+        if let Ok((size, modified)) = self.files.main().await {
+            (self.known.size, self.known.modified) = (size, modified);
+        }
+        if let Err(error) = made {
+            self.suspect |= matches!(meaning(&error), Meaning::Io | Meaning::Corrupt);
+            tracing::warn!(%error, "the database's log could not be brought into the database: it grows until that works");
+        }
+    }
 }
 
-async fn commit(connection: &mut SqliteConnection, batch: Vec<Work>, finish: &mut Vec<Finish>) -> sqlx::Result<()> {
+/// How many pages of the log are not in the database after this checkpoint.
+async fn log_length(connection: &mut SqliteConnection, checkpoint: &'static str) -> sqlx::Result<i64> {
+    let row = sqlx::query(checkpoint).fetch_one(connection).await?;
+    let (all, done): (i64, i64) = (row.try_get(1)?, row.try_get(2)?);
+    Ok(all - done)
+}
+
+type Batch = std::vec::IntoIter<Box<dyn Request>>;
+
+/// An error leaves the connection in doubt, and nothing of the batch in the database. Whoever was not run yet is still in `batch`.
+async fn transact(
+    connection: &mut SqliteConnection,
+    health: &Health,
+    batch: &mut Batch,
+    finish: &mut Vec<Finish>,
+) -> sqlx::Result<()> {
     // Immediate: a deferred transaction that reads before it writes can fail half-way with "busy".
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
     let alone = batch.len() == 1;
-    for work in batch {
+    for request in batch.by_ref() {
         if alone {
-            match work(&mut transaction).await {
+            match request.run(&mut transaction).await {
                 Ok(done) => finish.push(done),
-                Err(failed) => {
-                    transaction.rollback().await?;
-                    failed(Ok(()));
-                    return Ok(());
-                }
+                Err(failure) => return give_up(failure, transaction.rollback().await, health),
             }
         } else {
-            let mut savepoint = transaction.begin().await?;
-            match work(&mut savepoint).await {
+            let mut savepoint = match transaction.begin().await {
+                Ok(savepoint) => savepoint,
+                Err(error) => {
+                    request.refuse(health.fault_of(&error));
+                    return Err(error);
+                }
+            };
+            match request.run(&mut savepoint).await {
                 Ok(done) => {
-                    savepoint.commit().await?;
                     finish.push(done);
+                    savepoint.commit().await?;
                 }
-                Err(failed) => {
-                    savepoint.rollback().await?;
-                    failed(Ok(()));
-                }
+                Err(failure) => give_up(failure, savepoint.rollback().await, health)?,
             }
         }
     }
     transaction.commit().await
+}
+
+/// Answers a request that failed. An error: more than that request failed.
+fn give_up(failure: Failure, rolled_back: sqlx::Result<()>, health: &Health) -> sqlx::Result<()> {
+    let Failure { error, answer } = failure;
+    let doubt = match (error, rolled_back) {
+        (StoreError::Sqlite(error), rolled_back) if meaning(&error) != Meaning::Statement || rolled_back.is_err() => {
+            error
+        }
+        (error, Ok(())) => {
+            answer(error);
+            return Ok(());
+        }
+        (_, Err(error)) => error,
+    };
+    answer(health.fault_of(&doubt).into());
+    Err(doubt)
+}
+
+/// Checks a database that is too large to be checked while somebody waits.
+pub(super) async fn check_later(path: PathBuf, depth: Depth, health: Health) {
+    match integrity::check_beside(&path, depth).await {
+        Ok(()) => tracing::debug!("every page of the database is sound"),
+        Err(error) => match found(&health, error) {
+            fault if fault.kind == FaultKind::Damaged => drop(health.fails(fault)),
+            fault => tracing::warn!("the database could not be checked: {}", fault.detail),
+        },
+    }
+}
+
+fn found(health: &Health, error: CheckError) -> StoreFault {
+    match error {
+        CheckError::Found(what) => health.damaged(&what),
+        CheckError::Sqlite(error) => health.fault_of(&error),
+    }
 }

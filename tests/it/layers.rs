@@ -6,14 +6,28 @@ use std::{fs, path::Path};
 /// Module → what it may use of ours, besides itself.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("domain", &[]),
-    ("store", &["domain"]),
-    ("drivers", &["domain"]),
-    ("guest", &["domain"]),
-    ("templates", &["domain"]),
-    ("runners", &["domain"]),
-    ("service", &["store", "drivers", "guest", "templates", "runners", "domain"]),
+    ("platform", &[]),
+    ("store", &["platform", "domain"]),
+    ("drivers", &["platform", "domain"]),
+    ("guest", &["platform", "domain"]),
+    ("templates", &["platform", "domain"]),
+    ("runners", &["platform", "domain"]),
+    ("service", &["store", "drivers", "guest", "templates", "runners", "platform", "domain"]),
     // Of `service`, `reconcile` takes the clock and the plain sum of a host's room; it calls no verb.
-    ("reconcile", &["store", "drivers", "guest", "templates", "runners", "domain", "service::Clock", "service::hosts"]),
+    (
+        "reconcile",
+        &[
+            "store",
+            "drivers",
+            "guest",
+            "templates",
+            "runners",
+            "platform",
+            "domain",
+            "service::Clock",
+            "service::hosts",
+        ],
+    ),
     (
         "http",
         &[

@@ -3,6 +3,7 @@
 mod api;
 mod cli;
 mod credentials;
+mod database;
 mod doctor;
 mod drivers;
 mod github;

@@ -13,7 +13,7 @@ use super::Reconciler;
 use crate::{
     domain::{Event, RunnerStatus, Scope, State, Vm},
     runners::github::GitHubError,
-    store::Expect,
+    store::{Expect, StoreError},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,13 +125,15 @@ impl Reconciler {
         let mut first = true;
         loop {
             let known = links.borrow_and_update().clone();
+            // What could not be written down is written down later: nothing else would bring it up again.
+            let mut redo = false;
             match self.reader.live_vms().await {
                 Ok(live) => {
                     for vm in &live {
                         if let (true, Some(runner), Some(_)) = (first, vm.draft.managed(), vm.paused_at) {
                             self.reach.doubt(&runner.scope);
                         }
-                        self.pause_or_resume(vm, &known).await;
+                        redo |= !self.pause_or_resume(vm, &known).await;
                     }
                     first = false;
                 }
@@ -148,28 +150,35 @@ impl Reconciler {
                         Err(_) => return pending().await,
                     },
                     change = changes.recv() => match change {
-                        Ok(change) => self.pause_or_resume(&change.vm, &known).await,
+                        Ok(change) => redo |= !self.pause_or_resume(&change.vm, &known).await,
                         Err(RecvError::Lagged(_)) => break,
                         Err(RecvError::Closed) => return pending().await,
                     },
+                    () = tokio::time::sleep(self.settings.github.first_retry), if redo => break,
                 }
             }
         }
     }
 
-    async fn pause_or_resume(&self, vm: &Vm, links: &Links) {
-        let Some(runner) = vm.draft.managed() else { return };
+    /// `false`: it could not be written down.
+    async fn pause_or_resume(&self, vm: &Vm, links: &Links) -> bool {
+        let Some(runner) = vm.draft.managed() else { return true };
         // Without a way to GitHub there is nothing to wait for.
         let link = if self.github.is_some() { links.get(&runner.scope).copied() } else { Some(Link::Up) };
         let event = match (link, vm.paused_at) {
             (Some(Link::Away { .. }), None) if waits(vm) => Event::BudgetsPaused,
             (Some(Link::Up), Some(_)) if vm.state != State::Deleted => Event::BudgetsResumed,
-            _ => return,
+            _ => return true,
         };
         // If it changed meanwhile, that change is still before us.
         let expect = Expect::Generation(vm.generation);
-        if let Err(error) = self.ledger.apply(vm.id(), expect, event, self.clock.now()).await {
-            tracing::error!(vm.id = %vm.id(), error = %error, "cannot note whether the vm waits for GitHub");
+        match self.ledger.apply(vm.id(), expect, event, self.clock.now()).await {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::error!(vm.id = %vm.id(), error = %error, "cannot note whether the vm waits for GitHub");
+                // A vm that is gone, or that the table refuses this to, will not take it later either.
+                matches!(error, StoreError::Refused(_))
+            }
         }
     }
 

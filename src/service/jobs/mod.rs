@@ -25,6 +25,7 @@ use crate::{
         github::{JobStatus, Registration},
         job::{Job, News},
     },
+    platform::tasks,
     store::Expect,
 };
 
@@ -96,23 +97,32 @@ impl Service {
         if let (Some(github), Some(every)) = (&self.github, self.settings.jobs.poll_every) {
             sources.push(Box::new(poll::Poll::new(github.clone(), every)));
         }
-        let tasks = TaskTracker::new();
+        let tracker = TaskTracker::new();
+        let spawn = |work: BoxFuture<'static, ()>| {
+            let shutdown = shutdown.clone();
+            tracker.spawn(async move { shutdown.run_until_cancelled_owned(work).await });
+        };
         let service = Arc::new(self);
         for source in sources {
-            tasks.spawn(shutdown.clone().run_until_cancelled_owned(service.clone().follow(source)));
+            spawn(Box::pin(service.clone().follow(source)));
         }
-        tasks.spawn(shutdown.clone().run_until_cancelled_owned(service.clone().meet_demand_forever()));
-        tasks.spawn(shutdown.clone().run_until_cancelled_owned(service.clone().forget_old_jobs_forever()));
-        tasks.close();
-        tasks.wait().await;
+        let this = service.clone();
+        spawn(Box::pin(tasks::keep_running("demand", move || this.clone().meet_demand_forever())));
+        spawn(Box::pin(tasks::keep_running("old jobs", move || service.clone().forget_old_jobs_forever())));
+        tracker.close();
+        tracker.wait().await;
     }
 
     async fn follow(self: Arc<Self>, mut source: Box<dyn JobSource>) {
+        while tasks::survived(source.name(), self.follow_once(&mut *source)).await.is_none() {}
+    }
+
+    async fn follow_once(&self, source: &mut dyn JobSource) {
         loop {
             let result = async {
-                for told in source.listen(&self).await? {
+                for told in source.listen(self).await? {
                     self.heard(&told.news).await?;
-                    source.written(&self, told).await?;
+                    source.written(self, told).await?;
                 }
                 Ok::<_, Error>(())
             };

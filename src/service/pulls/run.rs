@@ -15,6 +15,7 @@ use crate::{
         Code, Error, Fault, PullId, Result, TemplateEvent,
         pull::{Fetched, Pull, PullState},
     },
+    platform::tasks,
     templates::pull::Progress,
 };
 
@@ -24,7 +25,7 @@ const TELL: Duration = Duration::from_secs(1);
 impl Service {
     /// Does what pulls and watches owe until `shutdown`. They are left as they are: the next start takes them up.
     pub async fn run_pulls(self, shutdown: CancellationToken) {
-        let tasks = TaskTracker::new();
+        let tracker = TaskTracker::new();
         // Subscribed before the rows are read, so that no pull falls between the two.
         let mut changes = self.changes().subscribe_pulls();
         let (gone, mut endings) = mpsc::unbounded_channel();
@@ -33,15 +34,16 @@ impl Service {
             if driven.insert(id) {
                 let (this, gone) = (self.clone(), gone.clone());
                 let work = async move {
-                    this.drive_pull(id).await;
-                    let _ = gone.send(id);
+                    let done = tasks::survived("pull", this.drive_pull(id)).await.is_some();
+                    let _ = gone.send((id, done));
                 };
                 let shutdown = shutdown.clone();
-                tasks.spawn(async move { shutdown.run_until_cancelled_owned(work).await });
+                tracker.spawn(async move { shutdown.run_until_cancelled_owned(work).await });
             }
         };
-        let watching = self.clone().watch_forever();
-        tasks.spawn(shutdown.clone().run_until_cancelled_owned(watching));
+        let watcher = self.clone();
+        let watching = tasks::keep_running("watches", move || watcher.clone().watch_forever());
+        tracker.spawn(shutdown.clone().run_until_cancelled_owned(watching));
         let mut read_rows = true;
         loop {
             if read_rows {
@@ -62,8 +64,9 @@ impl Service {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                Some(id) = endings.recv() => {
+                Some((id, done)) = endings.recv() => {
                     driven.remove(&id);
+                    read_rows |= !done;
                 }
                 change = changes.recv() => match change {
                     Ok(pull) if pull.state.is_ended() => {}
@@ -73,8 +76,8 @@ impl Service {
                 },
             }
         }
-        tasks.close();
-        tasks.wait().await;
+        tracker.close();
+        tracker.wait().await;
     }
 
     async fn drive_pull(&self, id: PullId) {

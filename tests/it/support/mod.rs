@@ -74,6 +74,22 @@ impl Serve {
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
             .tempdir_in("/tmp")
             .expect("a directory in /tmp");
+        let settings = prepare(temp.path());
+        let mut serve = Self::placed(temp.path(), settings);
+        serve._temp = Some(temp);
+        serve.spawn().await;
+        serve
+    }
+
+    /// Starts a service in a directory of the caller's.
+    pub async fn start_in(dir: &Path, settings: &[(&str, &str)]) -> Serve {
+        let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let mut serve = Self::placed(dir, settings);
+        serve.spawn().await;
+        serve
+    }
+
+    fn placed(dir: &Path, settings: Vec<(String, String)>) -> Serve {
         let mut all = vec![
             ("MAYFLY_SERVER__LISTEN".to_owned(), "127.0.0.1:0".to_owned()),
             ("MAYFLY_SLOTS__COUNT_FOREIGN".to_owned(), "false".to_owned()),
@@ -81,22 +97,20 @@ impl Serve {
             ("MAYFLY_DRIVERS__QEMU__ACCELERATOR".to_owned(), "tcg".to_owned()),
             ("MAYFLY_LOG__LEVEL".to_owned(), "mayfly=debug,info".to_owned()),
         ];
-        for (key, value) in prepare(temp.path()) {
+        for (key, value) in settings {
             all.retain(|(k, _)| *k != key);
             all.push((key, value));
         }
-        let mut serve = Serve {
+        Serve {
             child: None,
             log: Default::default(),
-            dir: temp.path().to_owned(),
-            _temp: Some(temp),
+            dir: dir.to_owned(),
+            _temp: None,
             url: String::new(),
             token: String::new(),
             settings: all,
             http: reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(90)).build().unwrap(),
-        };
-        serve.spawn().await;
-        serve
+        }
     }
 
     pub fn command(dir: &Path) -> Command {
@@ -170,10 +184,12 @@ impl Serve {
     }
 
     pub async fn send(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> (u16, Value) {
-        let mut request = self
-            .http
-            .request(method, format!("{}{path}", self.url))
-            .header("authorization", format!("Bearer {}", self.token));
+        self.send_as(&self.token, method, path, body).await
+    }
+
+    pub async fn send_as(&self, token: &str, method: reqwest::Method, path: &str, body: Option<Value>) -> (u16, Value) {
+        let mut request =
+            self.http.request(method, format!("{}{path}", self.url)).header("authorization", format!("Bearer {token}"));
         if let Some(body) = body {
             request = request.json(&body);
         }

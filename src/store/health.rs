@@ -1,0 +1,334 @@
+//! Whether the database can take a promise: what the last write said, and whether its files are still the ones that are open.
+//!
+//! SQLite keeps working on a file that was removed or replaced under it, and answers from its cache after the pages on disk were
+//! overwritten. Everything that is written then is gone after the next start, so the files are looked at around every commit.
+
+use std::{
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// Writes fail for a reason that may pass. They are tried again until they succeed.
+    Unwritable,
+    /// The files at the database's path are not the ones that are open.
+    Replaced,
+    /// What is in the file is not what SQLite wrote. Lasts until the next start, which checks the file.
+    Damaged,
+}
+
+/// Why the database takes no promises.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct StoreFault {
+    pub kind: FaultKind,
+    /// One sentence for the caller: the file, what happened to it, and what to do.
+    pub detail: Arc<str>,
+}
+
+/// What an error of SQLite means for the connection and for the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Meaning {
+    /// The statement failed, and nothing else: a constraint, a value that no column takes.
+    Statement,
+    Full,
+    Busy,
+    ReadOnly,
+    /// The system could not read or write. Whether the file is sound has to be found out.
+    Io,
+    Corrupt,
+    /// The connection may be in a state that nobody knows.
+    Unknown,
+}
+
+pub(super) fn meaning(error: &sqlx::Error) -> Meaning {
+    use sqlx::Error as E;
+    let code = match error {
+        E::Database(error) => error.code().and_then(|code| code.parse::<i32>().ok()),
+        E::RowNotFound | E::ColumnDecode { .. } | E::Decode(_) | E::Encode(_) | E::ColumnNotFound(_) => {
+            return Meaning::Statement;
+        }
+        _ => return Meaning::Unknown,
+    };
+    // The low byte is SQLite's primary result code, the rest says more.
+    match code.map(|code| (code & 0xff, code)) {
+        Some((13, _)) => Meaning::Full,
+        Some((5 | 6, _)) => Meaning::Busy,
+        Some((8, _)) => Meaning::ReadOnly,
+        // NOTADB, CORRUPT, IOERR_DATA, IOERR_CORRUPTFS.
+        Some((26 | 11, _) | (10, 8202 | 8458)) => Meaning::Corrupt,
+        Some((10, _)) => Meaning::Io,
+        // ERROR, TOOBIG, CONSTRAINT, MISMATCH, RANGE.
+        Some((1 | 18 | 19 | 20 | 25, _)) => Meaning::Statement,
+        _ => Meaning::Unknown,
+    }
+}
+
+/// Shared by whoever reads and writes the database.
+#[derive(Clone)]
+pub struct Health(Arc<Shared>);
+
+struct Shared {
+    /// Without its directory: details reach guests, and the place of the data directory is not for them.
+    name: String,
+    path: PathBuf,
+    /// `None`: the database can be written.
+    fault: watch::Sender<Option<StoreFault>>,
+    /// A reader could not read.
+    suspicion: Notify,
+    recovered: Mutex<Option<Instant>>,
+}
+
+impl Health {
+    pub(super) fn new(path: &Path) -> Self {
+        Self(Arc::new(Shared {
+            name: path.file_name().map_or_else(|| "the database".into(), |n| n.to_string_lossy().into_owned()),
+            path: path.to_owned(),
+            fault: watch::Sender::new(None),
+            suspicion: Notify::new(),
+            recovered: Mutex::default(),
+        }))
+    }
+
+    pub fn fault(&self) -> Option<StoreFault> {
+        self.0.fault.borrow().clone()
+    }
+
+    /// Tells of every new fault, and of its end.
+    pub fn changes(&self) -> watch::Receiver<Option<StoreFault>> {
+        self.0.fault.subscribe()
+    }
+
+    /// Returns once the database takes writes, and `grace` later if it did not for a while: time for what was refused meanwhile
+    /// to be told again.
+    pub async fn steady(&self, grace: Duration) {
+        let mut fault = self.changes();
+        while fault.wait_for(Option::is_none).await.is_ok() {
+            let recovered = *self.0.recovered.lock().unwrap_or_else(PoisonError::into_inner);
+            match recovered.filter(|at| at.elapsed() < grace) {
+                Some(at) => tokio::time::sleep_until(at + grace).await,
+                None => return,
+            }
+        }
+    }
+
+    pub(super) async fn suspected(&self) {
+        self.0.suspicion.notified().await;
+    }
+
+    /// A write reached the disk that others can be judged by.
+    pub(super) fn proved(&self) {
+        let recovered = self.0.fault.send_if_modified(|fault| match fault {
+            Some(StoreFault { kind: FaultKind::Unwritable | FaultKind::Replaced, .. }) => {
+                *fault = None;
+                *self.0.recovered.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                true
+            }
+            Some(StoreFault { kind: FaultKind::Damaged, .. }) | None => false,
+        });
+        if recovered {
+            tracing::info!(path = %self.0.path.display(), "the database can be written again");
+        }
+    }
+
+    /// Notes a fault and returns the one that holds from now on: damage stays until the next start.
+    pub(super) fn fails(&self, new: StoreFault) -> StoreFault {
+        let mut holds = new.clone();
+        let changed = self.0.fault.send_if_modified(|fault| match fault {
+            Some(old) if old.kind == FaultKind::Damaged => {
+                holds = old.clone();
+                false
+            }
+            Some(old) if *old == new => false,
+            _ => {
+                *fault = Some(new);
+                true
+            }
+        });
+        if changed {
+            metrics::counter!("mayfly_database_faults_total").increment(1);
+            tracing::error!(path = %self.0.path.display(), "{}", holds.detail);
+        }
+        holds
+    }
+
+    /// What a reader met. Returns the fault, if the database is damaged; reading goes on where it can.
+    pub(super) fn met(&self, error: &sqlx::Error) -> Option<StoreFault> {
+        match meaning(error) {
+            Meaning::Corrupt => return Some(self.fails(self.fault_of(error))),
+            Meaning::Io => self.0.suspicion.notify_one(),
+            _ => {}
+        }
+        None
+    }
+
+    pub(super) fn fault_of(&self, error: &sqlx::Error) -> StoreFault {
+        let name = &self.0.name;
+        let error_text = error.as_database_error().map_or_else(|| error.to_string(), |e| e.to_string());
+        match meaning(error) {
+            Meaning::Corrupt => self.damaged(&error_text),
+            Meaning::Full => self.unwritable(format!(
+                "the disk that holds {name} is full: make room, and the service goes on by itself"
+            )),
+            Meaning::Busy => self.unwritable(format!("another program has locked {name}: stop that program")),
+            Meaning::ReadOnly => self.unwritable(format!(
+                "{name} cannot be written ({error_text}): look at its permissions and at how its disk is mounted"
+            )),
+            Meaning::Io | Meaning::Statement | Meaning::Unknown => self.unwritable(format!(
+                "{name} could not be written ({error_text}): look at its disk; the write is tried again by itself"
+            )),
+        }
+    }
+
+    pub(super) fn unwritable(&self, detail: impl Into<Arc<str>>) -> StoreFault {
+        StoreFault { kind: FaultKind::Unwritable, detail: detail.into() }
+    }
+
+    pub(super) fn too_slow(&self, limit: Duration) -> StoreFault {
+        self.unwritable(format!(
+            "{} did not take a write within {} s: look at its disk, and at what else writes to it",
+            self.0.name,
+            limit.as_secs()
+        ))
+    }
+
+    pub(super) fn damaged(&self, found: &str) -> StoreFault {
+        let detail = format!(
+            "{} is damaged ({found}): nothing is accepted any more, and running guests are left alone; stop the service, \
+             move the database and its -wal and -shm files away, restore a backup, and start it again",
+            self.0.name
+        );
+        StoreFault { kind: FaultKind::Damaged, detail: detail.into() }
+    }
+
+    fn replaced(&self, file: &str, what: &str) -> StoreFault {
+        let detail = format!(
+            "{file} {what} while the service was running: nothing is accepted any more, and running guests are left alone; \
+             stop the service, put the right files in their place, and start it again"
+        );
+        StoreFault { kind: FaultKind::Replaced, detail: detail.into() }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+/// The database's files as they were at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Snapshot {
+    db: Identity,
+    pub(super) size: u64,
+    /// Seconds and nanoseconds. In the main file only a checkpoint writes, and the writer makes those itself.
+    pub(super) modified: (i64, i64),
+    modified_wal: (i64, i64),
+    wal: Identity,
+    /// It grows, and is never cut while it is open.
+    wal_size: u64,
+}
+
+pub(super) enum Compared {
+    /// `wrote`: the log was written to since the last look.
+    Same { wrote: bool },
+    /// The same files, and something else has written to them.
+    Written(Snapshot),
+}
+
+/// Where the database's files are.
+#[derive(Clone)]
+pub(super) struct Files {
+    db: PathBuf,
+    wal: PathBuf,
+    health: Health,
+}
+
+impl Files {
+    pub(super) fn new(path: &Path, health: Health) -> Self {
+        Self { db: path.to_owned(), wal: beside(path, "-wal"), health }
+    }
+
+    /// The files as they are now. Both must be there: while a connection is open, so is the write-ahead log.
+    pub(super) async fn snapshot(&self) -> Result<Snapshot, StoreFault> {
+        let files = self.clone();
+        let looked = tokio::task::spawn_blocking(move || Ok((files.stat(&files.db)?, files.stat(&files.wal)?)));
+        let (db, wal) = looked.await.map_err(|error| self.health.unwritable(error.to_string()))??;
+        let identity = |meta: &std::fs::Metadata| Identity { device: meta.dev(), inode: meta.ino() };
+        Ok(Snapshot {
+            db: identity(&db),
+            size: db.len(),
+            modified: (db.mtime(), db.mtime_nsec()),
+            modified_wal: (wal.mtime(), wal.mtime_nsec()),
+            wal: identity(&wal),
+            wal_size: wal.len(),
+        })
+    }
+
+    fn stat(&self, path: &Path) -> Result<std::fs::Metadata, StoreFault> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match std::fs::metadata(path) {
+            Ok(meta) => Ok(meta),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                Err(self.health.replaced(&name, "was removed"))
+            }
+            // Not seen is not gone: nothing is promised meanwhile.
+            Err(error) => {
+                Err(self.health.unwritable(format!("{name} cannot be looked at ({error}): look at its disk")))
+            }
+        }
+    }
+
+    /// Looks whether these are still the files that were seen before.
+    pub(super) async fn compare(&self, known: &mut Snapshot) -> Result<Compared, StoreFault> {
+        let now = self.snapshot().await?;
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        for (path, old, new) in [(&self.db, known.db, now.db), (&self.wal, known.wal, now.wal)] {
+            if old != new {
+                return Err(self.health.replaced(&name(path), "was replaced by another file"));
+            }
+        }
+        if (now.size, now.modified) != (known.size, known.modified) || now.wal_size < known.wal_size {
+            return Ok(Compared::Written(now));
+        }
+        let wrote = (now.wal_size, now.modified_wal) != (known.wal_size, known.modified_wal);
+        *known = now;
+        Ok(Compared::Same { wrote })
+    }
+
+    /// Size and time of the last change of the main file.
+    pub(super) async fn main(&self) -> Result<(u64, (i64, i64)), StoreFault> {
+        let files = self.clone();
+        let looked = tokio::task::spawn_blocking(move || files.stat(&files.db)).await;
+        let meta = looked.map_err(|error| self.health.unwritable(error.to_string()))??;
+        Ok((meta.len(), (meta.mtime(), meta.mtime_nsec())))
+    }
+
+    /// Whether the main file is the one that was seen before, as it was then.
+    pub(super) async fn main_is(&self, known: &Snapshot) -> bool {
+        let (path, known) = (self.db.clone(), *known);
+        let same = tokio::task::spawn_blocking(move || {
+            std::fs::metadata(path).is_ok_and(|meta| {
+                Identity { device: meta.dev(), inode: meta.ino() } == known.db
+                    && (meta.len(), (meta.mtime(), meta.mtime_nsec())) == (known.size, known.modified)
+            })
+        });
+        same.await.unwrap_or(false)
+    }
+}
+
+/// A file that SQLite keeps beside the database.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}

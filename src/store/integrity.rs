@@ -1,0 +1,120 @@
+//! Reads every page of the database before it is trusted.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
+
+use super::{OpenError, explain_open, health::beside};
+
+/// How much is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// Every page, and whether the rows in it can be read.
+    Pages,
+    /// Whether every index agrees with its table as well. After an end that was not orderly.
+    PagesAndIndexes,
+}
+
+/// A database up to this size is read whole in a tenth of a second, in bytes.
+const QUICK: u64 = 16 << 20;
+/// How long a start waits for the check after an end that was not orderly. What takes longer goes on beside the service.
+const AT_START: Duration = Duration::from_secs(10);
+
+/// Where the check at the start has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Checked {
+    Sound,
+    /// Reading everything would have taken longer than a start may.
+    Later(Depth),
+}
+
+pub(super) fn is_quick(size: u64) -> bool {
+    size <= QUICK
+}
+
+/// Checks a database that nobody has open yet. A broken one is left exactly as it is for whoever mends it.
+pub(super) async fn check_at_start(path: &Path, shown: &str) -> Result<Checked, OpenError> {
+    let Ok(meta) = std::fs::metadata(path) else { return Ok(Checked::Sound) };
+    if meta.len() == 0 {
+        return Ok(Checked::Sound);
+    }
+    // An orderly end leaves no write-ahead log. Without one, no file has to be made beside the database to read it.
+    let at_rest = !beside(path, "-wal").exists();
+    let options = read_only(path).immutable(at_rest);
+    let mut connection = options.connect().await.map_err(|error| explain_open(shown, error))?;
+    let orderly = at_rest && closed_cleanly(&mut connection).await;
+    let checked = match (orderly, is_quick(meta.len())) {
+        (true, true) => check(&mut connection, Depth::Pages, None).await,
+        (true, false) => Ok(Checked::Later(Depth::Pages)),
+        (false, _) => {
+            tracing::debug!(path = shown, "the database was not closed in order: checking all of it");
+            check(&mut connection, Depth::PagesAndIndexes, Some(AT_START)).await
+        }
+    };
+    let _ = connection.close().await;
+    checked.map_err(|error| explain(shown, error))
+}
+
+/// Checks a database that is open, on a connection of its own.
+pub(super) async fn check_beside(path: &Path, depth: Depth) -> Result<(), CheckError> {
+    let mut connection = read_only(path).connect().await?;
+    let checked = check(&mut connection, depth, None).await;
+    let _ = connection.close().await;
+    checked.map(drop)
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CheckError {
+    #[error("{0}")]
+    Found(String),
+    #[error(transparent)]
+    Sqlite(#[from] sqlx::Error),
+}
+
+fn explain(shown: &str, error: CheckError) -> OpenError {
+    match error {
+        CheckError::Found(cause) => OpenError::Corrupt { path: shown.to_owned(), cause },
+        CheckError::Sqlite(error) => explain_open(shown, error),
+    }
+}
+
+fn read_only(path: &Path) -> SqliteConnectOptions {
+    let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(super::BUSY);
+    // Reading everything is slow, and a lock that is not given is told as what it is.
+    options.disable_statement_logging()
+}
+
+/// Databases of versions that did not write this down count as not closed in order.
+async fn closed_cleanly(connection: &mut SqliteConnection) -> bool {
+    let orderly = sqlx::query_scalar::<_, i64>("SELECT closed_cleanly FROM store_state WHERE id = 1");
+    orderly.fetch_one(connection).await.is_ok_and(|orderly| orderly == 1)
+}
+
+async fn check(
+    connection: &mut SqliteConnection,
+    depth: Depth,
+    limit: Option<Duration>,
+) -> Result<Checked, CheckError> {
+    if let Some(limit) = limit {
+        let end = Instant::now() + limit;
+        connection.lock_handle().await?.set_progress_handler(100_000, move || Instant::now() < end);
+    }
+    let sql = match depth {
+        Depth::Pages => "PRAGMA quick_check(1)",
+        Depth::PagesAndIndexes => "PRAGMA integrity_check(1)",
+    };
+    match sqlx::query_scalar::<_, String>(sql).fetch_one(connection).await {
+        Ok(found) if found == "ok" => Ok(Checked::Sound),
+        // What SQLite says of a broken file goes over several lines.
+        Ok(found) => Err(CheckError::Found(found.split_whitespace().collect::<Vec<_>>().join(" "))),
+        Err(error) if interrupted(&error) => Ok(Checked::Later(depth)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn interrupted(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|e| e.code()).is_some_and(|code| code == "9")
+}

@@ -1,0 +1,77 @@
+//! The connections that read. What goes wrong on them is told to the database's health: a page that cannot be read is news for
+//! whoever wants to write, too.
+
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
+use sqlx::{
+    Either, Execute, Executor, SqlStr, Sqlite, SqlitePool,
+    sqlite::{SqliteQueryResult, SqliteRow, SqliteStatement, SqliteTypeInfo},
+};
+
+use super::health::Health;
+
+#[derive(Clone, Debug)]
+pub(super) struct Readers {
+    pool: SqlitePool,
+    health: Health,
+}
+
+impl std::fmt::Debug for Health {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Health").field(&self.fault()).finish()
+    }
+}
+
+impl Readers {
+    pub(super) fn new(pool: SqlitePool, health: Health) -> Self {
+        Self { pool, health }
+    }
+
+    /// An error that says that the database is damaged is passed on as what it is.
+    fn note<T>(health: &Health, result: sqlx::Result<T>) -> sqlx::Result<T> {
+        result.map_err(|error| match health.met(&error) {
+            Some(fault) => sqlx::Error::AnyDriverError(Box::new(fault)),
+            None => error,
+        })
+    }
+}
+
+impl<'p> Executor<'p> for &'p Readers {
+    type Database = Sqlite;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, sqlx::Result<Either<SqliteQueryResult, SqliteRow>>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Sqlite>,
+    {
+        let health = self.health.clone();
+        self.pool.fetch_many(query).map(move |step| Readers::note(&health, step)).boxed()
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, sqlx::Result<Option<SqliteRow>>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Sqlite>,
+    {
+        let health = self.health.clone();
+        self.pool.fetch_optional(query).map(move |row| Readers::note(&health, row)).boxed()
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [SqliteTypeInfo],
+    ) -> BoxFuture<'e, sqlx::Result<SqliteStatement>>
+    where
+        'p: 'e,
+    {
+        let health = self.health.clone();
+        self.pool.prepare_with(sql, parameters).map(move |made| Readers::note(&health, made)).boxed()
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, sqlx::Result<sqlx::Describe<Sqlite>>>
+    where
+        'p: 'e,
+    {
+        self.pool.describe(sql)
+    }
+}
