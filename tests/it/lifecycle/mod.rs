@@ -1,11 +1,16 @@
 //! The whole service but HTTP, on the fake driver: a real database file, the real loop, a hypervisor whose misfortunes are
 //! scripted, and guests that are played.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use mayfly::{
     domain::{
-        Arch, BudgetsPatch, GuestOs, Handover, InstanceName, State, TokenId, Vm, VmId,
+        Arch, BudgetsPatch, EventKind, GuestOs, Handover, InstanceName, State, TokenId, Vm, VmId,
         host::{Capacity, HostView},
         token::{Caller, Scope},
     },
@@ -71,6 +76,8 @@ pub struct Host {
     pub disk_full: Duration,
     /// Guests speak to whoever serves at the moment.
     pub serving: Serving,
+    /// Guests say nothing more once their vm has so many commits.
+    pub hush: watch::Sender<i64>,
     pub running: Option<Running>,
 }
 
@@ -96,6 +103,7 @@ impl Host {
             },
             disk_full: Duration::from_millis(50),
             serving: watch::Sender::new(None),
+            hush: watch::Sender::new(i64::MAX),
             running: None,
         };
         std::fs::write(host.at("disk.img"), vec![7u8; 4096]).unwrap();
@@ -214,9 +222,9 @@ impl Host {
 
     /// From now on, guests that boot are played: they report, run their job, call their hook, upload and finish.
     pub fn play_guests(&self) {
-        let serving = self.serving.clone();
+        let (serving, hush) = (self.serving.clone(), self.hush.clone());
         self.world.on_boot(move |guest| {
-            tokio::spawn(play(serving.clone(), guest));
+            tokio::spawn(play(serving.clone(), hush.clone(), guest));
         });
     }
 
@@ -247,6 +255,19 @@ impl Host {
             Ok(view) => view.unwrap().clone(),
             Err(_) => panic!("stuck: {:#?}", *self.running.as_ref().unwrap().board.borrow()),
         }
+    }
+
+    /// The vm when it has made so many commits, or when it has ended with fewer: how many a life has depends on what was seen
+    /// of it, and when.
+    pub async fn until_commit(&self, id: VmId, commits: i64) -> Vm {
+        self.until(id, |vm| vm.generation >= commits || vm.state == State::Deleted).await
+    }
+
+    /// What the vm's newest commit was, and the state after it.
+    pub async fn last_commit(&self, vm: &Vm) -> (State, EventKind) {
+        let log = self.service().reader().events(Some(vm.id()), 0, 10_000).await.unwrap();
+        let last = log.iter().rfind(|recorded| recorded.generation <= vm.generation).unwrap();
+        (last.state, last.event.kind())
     }
 
     pub async fn until_state(&self, id: VmId, state: State) -> Vm {
@@ -296,16 +317,20 @@ pub fn job() -> Runner {
 }
 
 /// One guest with the kit's wrapper in it: every report is repeated until somebody takes it.
-async fn play(serving: Serving, guest: Guest) {
+async fn play(serving: Serving, hush: watch::Sender<i64>, guest: Guest) {
     let id = InstanceName::parse(guest.spec.name.as_str()).unwrap();
     let life = async {
-        let reports = [GuestEvent::GuestReady {}, GuestEvent::GuestConfigured {}, GuestEvent::JobStarted {}];
-        for report in reports {
-            tell(&serving, id, Report::Event(report)).await;
+        for report in [
+            Report::Event(GuestEvent::GuestReady {}),
+            Report::Event(GuestEvent::GuestConfigured {}),
+            Report::Event(GuestEvent::JobStarted {}),
+            Report::Delete,
+            Report::Event(GuestEvent::JobResult { exit_code: 0 }),
+            Report::Event(GuestEvent::RunnerFinished { exit_code: 0 }),
+        ] {
+            may_speak(&serving, &hush, id).await;
+            tell(&serving, id, report).await;
         }
-        tell(&serving, id, Report::Delete).await;
-        tell(&serving, id, Report::Event(GuestEvent::JobResult { exit_code: 0 })).await;
-        tell(&serving, id, Report::Event(GuestEvent::RunnerFinished { exit_code: 0 })).await;
     };
     tokio::select! {
         () = life => {}
@@ -339,11 +364,58 @@ async fn tell(serving: &Serving, id: VmId, report: Report) {
     }
 }
 
+/// Waits until what the guest says next may lead to another commit.
+async fn may_speak(serving: &Serving, hush: &watch::Sender<i64>, id: VmId) {
+    let mut generation = 0;
+    known(serving, id, |vm| {
+        generation = vm.generation;
+        true
+    })
+    .await;
+    hush.subscribe().wait_for(|most| generation < *most).await.unwrap();
+}
+
+/// Waits until the service knows the vm as it is to be known, across restarts.
+async fn known(serving: &Serving, id: VmId, mut is_so: impl FnMut(&Vm) -> bool) {
+    let mut serving = serving.subscribe();
+    let mut generation = 0;
+    loop {
+        let service = serving.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+        tokio::select! {
+            vm = service.wait_vm(id, generation, Duration::from_secs(5)) => if let Ok(vm) = vm {
+                if is_so(&vm) {
+                    return;
+                }
+                generation = vm.generation;
+            },
+            _ = serving.changed() => {}
+        }
+    }
+}
+
+/// Every state, and the event that led to it or happened in it, after which a life was stopped and started again.
+#[derive(Debug, Default)]
+struct Stops(BTreeSet<(&'static str, &'static str)>);
+
+impl Stops {
+    fn add(&mut self, (state, event): (State, EventKind)) {
+        self.0.insert((state.as_str(), event.as_str()));
+    }
+
+    #[track_caller]
+    fn assert_covers(&self, wanted: &[(State, EventKind)]) {
+        for (state, event) in wanted {
+            let stop = (state.as_str(), event.as_str());
+            assert!(self.0.contains(&stop), "no life was stopped after {stop:?}: {:#?}", self.0);
+        }
+    }
+}
+
 /// Names used by the submodules.
 mod prelude {
     pub use super::{Host, job, request};
     pub use mayfly::{
-        domain::{Code, EndSignal, GuestOs, OutcomeResult, QueueReason, State, event::GoneCause},
+        domain::{Code, EndSignal, EventKind, GuestOs, OutcomeResult, QueueReason, State, event::GoneCause},
         drivers::{
             ErrorKind,
             fake::{Crash, Verb},

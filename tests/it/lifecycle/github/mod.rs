@@ -11,7 +11,7 @@ use mayfly::{
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::{Host, PATIENCE, Serving, prelude::*};
+use super::{Host, PATIENCE, Serving, Stops, known, may_speak, prelude::*};
 use crate::support::github::{GitHub, acme};
 
 mod away;
