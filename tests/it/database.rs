@@ -218,7 +218,8 @@ fn beside(db: &Path, suffix: &str) -> PathBuf {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_not_at_its_place_any_more_takes_no_promises() {
-    let cases: [(&str, fn(&Path)); 5] = [
+    type Case = (&'static str, fn(&Path));
+    let cases: [Case; 5] = [
         ("removed", |db| std::fs::remove_file(db).unwrap()),
         ("removed with all that belongs to it", |db| {
             for suffix in ["", "-wal", "-shm"] {
@@ -353,18 +354,15 @@ fn not_started(dir: &Path) -> String {
         .spawn()
         .unwrap();
     let end = Instant::now() + WITHIN;
-    let mut status = None;
-    while status.is_none() && Instant::now() < end {
-        status = child.try_wait().unwrap();
+    while child.try_wait().unwrap().is_none() && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(10));
     }
-    if status.is_none() {
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
+    // Does nothing to one that has ended.
+    let _ = child.kill();
+    let status = child.wait().unwrap();
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert_eq!(status.and_then(|status| status.code()), Some(1), "{said}");
+    assert_eq!(status.code(), Some(1), "{said}");
     said
 }
 
