@@ -21,6 +21,7 @@ mod output;
 mod pool;
 mod relay;
 mod serve;
+mod supervise;
 mod template;
 mod text;
 mod token;
@@ -145,6 +146,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<OsString>,
     },
+    /// Run a program for as long as another process lives: how nothing that the service started acts after its end
+    #[command(hide = true)]
+    Supervise {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        command: Vec<OsString>,
+    },
     /// Print the reference of the command line as Markdown
     #[command(hide = true)]
     Markdown,
@@ -169,6 +176,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         && name == "detach"
     {
         return ExitCode::from(detach::run(command));
+    }
+    if let [_, name, rest @ ..] = args.as_slice()
+        && name == "supervise"
+    {
+        return ExitCode::from(supervise::run(rest));
     }
     let cli = match Cli::command().try_get_matches_from(args).and_then(|m| Cli::from_arg_matches(&m)) {
         Ok(cli) => cli,
@@ -203,6 +215,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         }
         Command::GuestRelay { socket } => Ok(relay::run(&socket)),
         Command::Detach { command } => Ok(detach::run(&command)),
+        Command::Supervise { command } => Ok(supervise::run(&command)),
         Command::Markdown => {
             output::bytes(markdown::reference().as_bytes())?;
             Ok(exit::OK)

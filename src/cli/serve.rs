@@ -10,6 +10,7 @@ use super::{client::Failure, exit, output};
 use crate::{
     app,
     config::{self, Config, Overrides},
+    drivers::command,
     telemetry,
 };
 
@@ -59,6 +60,9 @@ pub(super) fn run(args: Serve, data_dir: Option<PathBuf>) -> Result<u8, Failure>
         output::note(&format!("the configuration is usable; data directory {}", config.data_dir.display()));
         return Ok(exit::OK);
     }
+    let own_path = std::env::current_exe()
+        .map_err(|error| Failure::Other(format!("cannot start: this program's own path is not known: {error}")))?;
+    command::die_with_this_process(&own_path);
     telemetry::start_logging(&config.log).map_err(|error| Failure::Usage(error.to_string()))?;
     telemetry::start_metrics();
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -5,14 +5,15 @@
 //! host, so a secret goes in through standard input or a file, never through them.
 //!
 //! When a command is dropped, or its deadline passes, its whole process group is killed. What has made itself a session of
-//! its own (a daemonized hypervisor) is no longer in that group and lives on. So does what was let go of.
+//! its own (a daemonized hypervisor) is no longer in that group and lives on. So does what was let go of. Once the service has
+//! said which program supervises its commands, they also die with the service, however that ends.
 
 use std::{
     ffi::{OsStr, OsString},
     io,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    sync::Mutex,
+    sync::{Mutex, OnceLock},
     time::Duration,
 };
 
@@ -31,6 +32,19 @@ const LINGER: Duration = Duration::from_millis(500);
 /// What of our environment a child may see.
 const KEPT_ENV: &[&str] = &["PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "XDG_RUNTIME_DIR"];
 
+/// How `mayfly supervise` says that it could not run a program, and with which status.
+pub const CANNOT_SUPERVISE: &str = "mayfly supervise: cannot run ";
+pub const CANNOT_RUN: u8 = 126;
+pub const NOT_FOUND: u8 = 127;
+
+/// The program that supervises the commands of this process.
+static SUPERVISOR: OnceLock<PathBuf> = OnceLock::new();
+
+/// From now on, no command outlives this process. `mayfly`: this program.
+pub fn die_with_this_process(mayfly: &Path) {
+    let _ = SUPERVISOR.set(mayfly.to_owned());
+}
+
 #[derive(Debug)]
 pub struct Command {
     program: PathBuf,
@@ -39,6 +53,7 @@ pub struct Command {
     stdin: Option<Vec<u8>>,
     deadline: Duration,
     redact: Vec<String>,
+    supervised: bool,
 }
 
 /// How a program ended that ran to its end, well or not.
@@ -72,7 +87,15 @@ impl Output {
 
 impl Command {
     pub fn new(program: impl Into<PathBuf>, deadline: Duration) -> Self {
-        Self { program: program.into(), args: Vec::new(), env: Vec::new(), stdin: None, deadline, redact: Vec::new() }
+        Self {
+            program: program.into(),
+            args: Vec::new(),
+            env: Vec::new(),
+            stdin: None,
+            deadline,
+            redact: Vec::new(),
+            supervised: true,
+        }
     }
 
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
@@ -101,12 +124,21 @@ impl Command {
         self
     }
 
+    /// For a program that only looks and is asked often: it may outlive this process for a moment.
+    pub fn unsupervised(mut self) -> Self {
+        self.supervised = false;
+        self
+    }
+
     fn name(&self) -> String {
         self.program.file_name().unwrap_or(self.program.as_os_str()).to_string_lossy().into_owned()
     }
 
-    fn prepared(&self) -> tokio::process::Command {
-        let mut command = tokio::process::Command::new(&self.program);
+    fn prepared(&self, supervisor: Option<&Path>) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(supervisor.unwrap_or(&self.program));
+        if supervisor.is_some() {
+            command.arg("supervise").arg(std::process::id().to_string()).arg("--").arg(&self.program);
+        }
         command
             .args(&self.args)
             .env_clear()
@@ -128,7 +160,7 @@ impl Command {
     /// Starts it and lets go of it: what it says goes to two files, it lives on when the returned value is dropped, and the
     /// deadline plays no part. It is in this process's own session and group; a program that is to outlive us has to leave both.
     pub fn let_go(self, stdout: std::fs::File, stderr: std::fs::File) -> Result<Child, CommandError> {
-        let mut command = self.prepared();
+        let mut command = self.prepared(None);
         // Not ours: a service that lives on in a directory would keep its volume from being unmounted.
         command.current_dir("/").stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         self.spawn(&mut command)
@@ -146,7 +178,8 @@ impl Command {
         watch: impl FnMut(Stream, &[u8]) -> Watch + Send,
     ) -> Result<Output, CommandError> {
         let ends = Instant::now() + self.deadline;
-        let mut command = self.prepared();
+        let supervisor = SUPERVISOR.get().filter(|_| self.supervised);
+        let mut command = self.prepared(supervisor.map(PathBuf::as_path));
         command
             .stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
@@ -218,6 +251,14 @@ impl Command {
             }
             Ok(Err(source)) => Err(CommandError::Io { program: self.name(), source }),
             Ok(Ok(_)) if flood => Err(CommandError::Flood { program: self.name() }),
+            Ok(Ok(status)) if supervisor.is_some() && stderr_tail.starts_with(CANNOT_SUPERVISE) => {
+                group.forget();
+                let program = self.name();
+                Err(match status.code() {
+                    Some(code) if code == i32::from(NOT_FOUND) => CommandError::Missing { program },
+                    _ => CommandError::Spawn { program, source: io::Error::other(stderr_tail) },
+                })
+            }
             Ok(Ok(status)) => {
                 // Reaped: the group's id may soon belong to strangers.
                 group.forget();

@@ -19,6 +19,7 @@ use sqlx::{ConnectOptions, Connection, Executor, SqliteConnection, sqlite::Sqlit
 use crate::support::Serve;
 
 mod accelerator;
+mod children;
 mod tls;
 
 /// Long for a machine that does something else as well; short for whoever waits for a prompt.
