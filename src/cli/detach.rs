@@ -2,11 +2,12 @@
 //!
 //! A hypervisor that runs in the foreground is started through this, so that neither the end of the service nor a signal to
 //! its process group reaches the guests. A session can only be made by the process that is to have it, between its start and
-//! the program that it becomes.
+//! the program that it becomes. The same goes for the note of what process it is, which must be there before the program is.
 
-use std::{ffi::OsString, io, os::unix::process::CommandExt, process::Command};
+use std::{ffi::OsString, io, os::unix::process::CommandExt, path::Path, process::Command};
 
 use super::exit;
+use crate::drivers::record;
 
 /// As of a shell that finds a program, or not, and cannot run it.
 const CANNOT_RUN: u8 = 126;
@@ -23,7 +24,18 @@ pub(super) fn run(command: &[OsString]) -> u8 {
         eprintln!("mayfly detach: cannot make a session: {error}");
         return CANNOT_RUN;
     }
-    let error = Command::new(program).args(args).exec();
+    if let Some(dir) = std::env::var_os(record::DIRECTORY)
+        && let Err(error) = note(Path::new(&dir))
+    {
+        eprintln!("mayfly detach: cannot note this process in {}: {error}", dir.display());
+        return CANNOT_RUN;
+    }
+    let error = Command::new(program).args(args).env_remove(record::DIRECTORY).exec();
     eprintln!("mayfly detach: cannot run {}: {error}", program.display());
     if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { CANNOT_RUN }
+}
+
+fn note(dir: &Path) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(record::write_own(dir))
 }

@@ -260,7 +260,7 @@ pub struct Difference {
     /// Ours and known: nothing to do.
     #[schema(value_type = Vec<String>)]
     pub known: Vec<VmId>,
-    /// Ours by name and place, and no live vm has them: they are destroyed.
+    /// Ours by name and place, and no live vm has them, or only had them in an earlier attempt: they are destroyed.
     pub strays: Vec<Instance>,
     /// Vms that ought to have an instance and have none: their own step finds out and ends or retries them.
     #[schema(value_type = Vec<String>)]
@@ -288,9 +288,10 @@ pub fn difference(before: &[Vm], view: &HostView, after: &[Vm]) -> Difference {
     for instance in view.instances.iter().filter(|i| listed(&i.driver)) {
         match instance.vm_id {
             None => found.foreign.push(instance.clone()),
-            // Whatever its state, a live vm's own step looks after its instance. Nobody else may touch it.
-            Some(id) if after.iter().any(|vm| vm.id() == id) => found.known.push(id),
-            Some(id) if before.iter().any(|vm| vm.id() == id) => {}
+            // Whatever its state, a live vm's own step looks after its instance. Nothing else may touch it. Of an earlier attempt
+            // nothing is needed any more: its slot was given back when it was gone.
+            Some(id) if after.iter().any(|vm| vm.instance().as_str() == instance.name) => found.known.push(id),
+            Some(_) if before.iter().any(|vm| vm.instance().as_str() == instance.name) => {}
             Some(_) => found.strays.push(instance.clone()),
         }
     }
@@ -298,7 +299,8 @@ pub fn difference(before: &[Vm], view: &HostView, after: &[Vm]) -> Difference {
         let expected = matches!(vm.state, State::Booting | State::Configuring | State::Running | State::Draining)
             && vm.draft.spec().is_some_and(|spec| listed(&spec.driver))
             && before.iter().any(|b| b.id() == vm.id() && (b.state, b.attempt) == (vm.state, vm.attempt));
-        if expected && !view.runs(vm.id()) {
+        let runs = |i: &Instance| i.vm_id.is_some() && i.running && i.name == vm.instance().as_str();
+        if expected && !view.instances.iter().any(runs) {
             found.missing.push(vm.id());
         }
     }

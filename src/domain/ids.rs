@@ -16,8 +16,18 @@ impl VmId {
         Self(Uuid::now_v7())
     }
 
+    /// The instance of the first attempt.
     pub fn instance(self) -> InstanceName {
         InstanceName(format!("{}{}", InstanceName::PREFIX, self.0))
+    }
+
+    /// The instance of an attempt. Each has a name of its own, so a command that was meant for an earlier attempt and comes late
+    /// never meets this one.
+    pub fn instance_of(self, attempt: u32) -> InstanceName {
+        match attempt {
+            0 | 1 => self.instance(),
+            _ => InstanceName(format!("{}{}-{attempt}", InstanceName::PREFIX, self.0)),
+        }
     }
 }
 
@@ -34,12 +44,15 @@ impl FromStr for VmId {
     }
 }
 
-/// What the hypervisor calls a vm: `mayfly-<vm id>`.
+/// What the hypervisor calls the instance of a vm: `mayfly-<vm id>` for its first attempt, `mayfly-<vm id>-<attempt>` for the
+/// later ones.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct InstanceName(String);
 
 impl InstanceName {
     pub const PREFIX: &str = "mayfly-";
+    /// The length of an id with its hyphens.
+    const ID: usize = uuid::fmt::Hyphenated::LENGTH;
 
     pub fn as_str(&self) -> &str {
         &self.0
@@ -47,9 +60,30 @@ impl InstanceName {
 
     /// The vm that this name belongs to, or `None` when it is not one of ours.
     pub fn parse(name: &str) -> Option<VmId> {
-        let id = name.strip_prefix(Self::PREFIX)?.parse().ok()?;
-        // Only the canonical spelling is ours: `MAYFLY-…` or an id in braces was made by somebody else.
-        (VmId::instance(id).0 == name).then_some(id)
+        Some(Self::read(name)?.vm_id())
+    }
+
+    /// The name itself, or `None` when it is not one of ours. Only the canonical spelling is: `MAYFLY-…` or an id in braces was
+    /// made by another program.
+    pub fn read(name: &str) -> Option<InstanceName> {
+        let rest = name.strip_prefix(Self::PREFIX)?;
+        let (id, attempt) = rest.split_at_checked(Self::ID)?;
+        let id = VmId(Uuid::try_parse(id).ok()?);
+        let canonical = match attempt.strip_prefix('-') {
+            Some(attempt) => id.instance_of(attempt.parse().ok()?),
+            None => id.instance(),
+        };
+        (canonical.0 == name).then_some(canonical)
+    }
+
+    pub fn vm_id(&self) -> VmId {
+        // Every name is made of an id.
+        VmId(Uuid::try_parse(&self.0[Self::PREFIX.len()..][..Self::ID]).unwrap_or_default())
+    }
+
+    /// Whether it is of a later attempt than the first.
+    pub fn is_retry(&self) -> bool {
+        self.0.len() > Self::PREFIX.len() + Self::ID
     }
 }
 
@@ -114,9 +148,29 @@ mod tests {
             "mayfly-x",
             &format!("Mayfly-{id}"),
             &format!("mayfly-{}", id.0.simple()),
-            &format!("mayfly-{id}-2"),
+            &format!("mayfly-{id}-"),
+            &format!("mayfly-{id}-1"),
+            &format!("mayfly-{id}-02"),
+            &format!("mayfly-{id}-2-3"),
+            &format!("mayfly-{id}2"),
+            &format!("mayfly-{}-2", id.0.simple()),
+            "mayfly-ääääääääääääääääääää-2",
         ] {
             assert_eq!(InstanceName::parse(stranger), None, "{stranger}");
         }
+    }
+
+    #[test]
+    fn each_attempt_has_a_name_of_its_own() {
+        let id = VmId::mint();
+        assert_eq!(id.instance_of(1), id.instance());
+        let mut names: Vec<InstanceName> = (1..1000).map(|attempt| id.instance_of(attempt)).collect();
+        for name in &names {
+            assert_eq!(InstanceName::read(name.as_str()).as_ref(), Some(name));
+            assert_eq!((name.vm_id(), InstanceName::parse(name.as_str())), (id, Some(id)));
+        }
+        names.dedup();
+        assert_eq!(names.len(), 999);
+        assert_eq!(InstanceName::parse(id.instance_of(u32::MAX).as_str()), Some(id));
     }
 }

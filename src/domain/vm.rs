@@ -12,7 +12,7 @@ use super::{
     error::{Code, Fault},
     event::{Announcer, EndProof, Event, GoneCause},
     github::{GitHubRunner, JobRecord, JobStatus, Registered, Registration},
-    ids::VmId,
+    ids::{InstanceName, VmId},
     lifecycle::{State, Verdict, decide},
     runner::{RunnerFact, RunnerStatus},
 };
@@ -81,6 +81,10 @@ pub struct Draft {
     pub labels: BTreeMap<String, String>,
     /// Those that are usual here while the template is awaited, then the template's, with what was asked for.
     pub budgets: Budgets,
+    /// Whether each attempt has an instance name of its own. The attempts of a vm from before there were such names share one,
+    /// and its instance may be running.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub instance_per_attempt: bool,
 }
 
 impl Draft {
@@ -174,6 +178,11 @@ fn seconds(n: u32) -> SignedDuration {
 impl Vm {
     pub fn id(&self) -> VmId {
         self.draft.id
+    }
+
+    /// The instance of the current attempt; of a queued vm, that of the latest one.
+    pub fn instance(&self) -> InstanceName {
+        if self.draft.instance_per_attempt { self.id().instance_of(self.attempt) } else { self.id().instance() }
     }
 
     /// The vm that its first event makes.

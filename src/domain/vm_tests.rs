@@ -30,6 +30,7 @@ pub fn draft() -> Draft {
         pool: None,
         labels: BTreeMap::new(),
         budgets: Budgets::default(),
+        instance_per_attempt: true,
     }
 }
 
@@ -110,6 +111,27 @@ fn a_failed_attempt_goes_back_to_the_queue_with_a_clean_slate() {
     assert_eq!((vm.ssh.clone(), vm.host_key.clone()), (None, None));
     assert_eq!(vm.queue.as_ref().unwrap().not_before, Some(at(20)));
     assert!(vm.retries());
+}
+
+#[test]
+fn each_attempt_has_an_instance_of_its_own_unless_the_vm_is_older_than_that() {
+    let mut vm = live(&[
+        Event::SlotTaken,
+        Event::AttemptFailed { fault: fault() },
+        Event::InstanceStopped,
+        Event::AttemptCleared { reason: QueueReason::Backoff, not_before: at(20) },
+    ]);
+    let first = vm.instance();
+    assert_eq!(first, vm.id().instance());
+    vm.apply(&Event::SlotTaken, at(30));
+    assert_ne!(vm.instance(), first);
+    assert_eq!(vm.instance(), vm.id().instance_of(2));
+
+    // As it was stored before instances were named after their attempts.
+    let mut record = serde_json::to_value(&vm).unwrap();
+    record["draft"].as_object_mut().unwrap().remove("instance_per_attempt").unwrap();
+    let old: Vm = serde_json::from_value(record).unwrap();
+    assert_eq!((old.attempt, old.instance()), (2, first));
 }
 
 #[test]

@@ -16,6 +16,22 @@ pub fn io(error: io::Error, code: Code, what: &str) -> DriverError {
     DriverError::new(kind, code, format!("{what}: {error}")).source(error)
 }
 
+/// Something could not be looked at, so nothing is known of it. Whatever the reason, this is no verdict on a vm, nor a reason of
+/// the host's to give it up: the look is repeated.
+pub fn unseen(error: io::Error, what: &str) -> DriverError {
+    DriverError::new(ErrorKind::Retry, Code::HostUnavailable, format!("{what} cannot be looked at: {error}"))
+        .source(error)
+}
+
+/// Whether something is at this path, which may lead nowhere.
+pub fn exists(path: &std::path::Path) -> io::Result<bool> {
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// A program that could not be followed to its end.
 pub fn command(error: CommandError, code: Code) -> DriverError {
     match &error {

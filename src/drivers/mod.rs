@@ -23,8 +23,10 @@ mod failure;
 pub mod fake;
 mod keep;
 mod last_resort;
+mod lock;
 pub mod process;
 pub mod qemu;
+pub mod record;
 pub mod registry;
 pub mod tart;
 
@@ -211,7 +213,8 @@ pub trait Driver: Send + Sync + 'static {
         Err(DriverError::new(ErrorKind::Permanent, Code::DriverUnsupported, summary))
     }
 
-    /// Every instance on this host: ours, and foreign ones as far as the hypervisor shows them.
+    /// Every instance on this host: ours, each looked up by itself, and foreign ones as far as the hypervisor shows them. What is
+    /// wrong with one hides no other; one that cannot be looked at is listed as running.
     async fn list(&self) -> Result<Vec<Listed>>;
 
     /// Where the guest's console output is, if the driver keeps it. The file may not exist yet.

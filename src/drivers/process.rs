@@ -1,21 +1,35 @@
 //! Evidence about processes that are not our children: which one it is, whether it still runs, and its end.
 //!
-//! A pid alone proves nothing, it may have been given to somebody else meanwhile. So a process is identified once, by its
-//! command line, and held from then on: on Linux by a pidfd, elsewhere by its start time.
+//! A pid alone proves nothing, it may have been given to another process meanwhile. So a process is identified by its pid and
+//! the time of its start, and held from then on by a pidfd where there are such. Its owner says whether it can be ours at all.
+//! Its command line is what it chose to show and proves nothing.
+//!
+//! Every look has three answers: there, not there, and an error. An error means that nothing is known (no free descriptor, no
+//! memory, a program that hangs); it must never be taken for absence.
 
 use std::{io, time::Duration};
 
 use rustix::process::{Pid, Signal, WaitOptions, waitpid};
+use serde::{Deserialize, Serialize};
 
 /// How often a process is looked at where its end cannot be waited for.
 const POLL: Duration = Duration::from_millis(20);
+
+/// Which process: no other one of this host has, had or will have the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    pub pid: i32,
+    /// When it started, on a clock of the system's that no change of the time moves, or with the boot that it started in.
+    pub started: String,
+}
 
 /// A process that ran when it was looked at.
 #[derive(Debug)]
 pub struct Process {
     pid: Pid,
     started: String,
-    command_line: CommandLine,
+    uid: u32,
+    age: Duration,
     #[cfg(target_os = "linux")]
     pidfd: Option<std::os::fd::OwnedFd>,
 }
@@ -59,76 +73,112 @@ impl CommandLine {
     }
 }
 
+/// What the system says of a process.
+struct Status {
+    started: String,
+    /// Whom it runs as.
+    uid: u32,
+    age: Duration,
+}
+
 impl Process {
     /// The process with this pid, or `None` when there is none. A zombie has ended.
-    pub async fn find(pid: i32) -> Option<Process> {
-        let pid = Pid::from_raw(pid).filter(|p| p.as_raw_nonzero().get() > 0)?;
-        // Held before it is looked at: whoever this is, all that follows is about the same one.
+    pub async fn find(pid: i32) -> io::Result<Option<Process>> {
+        let Some(pid) = Pid::from_raw(pid).filter(|p| p.as_raw_nonzero().get() > 0) else { return Ok(None) };
+        // Held before it is looked at: whatever this is, all that follows is about the same one.
         #[cfg(target_os = "linux")]
-        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok();
-        let started = system::started(pid).await?;
-        let command_line = system::command_line(pid).await?;
-        Some(Process {
+        let pidfd = match system::pidfd(pid) {
+            Ok(pidfd) => pidfd,
+            Err(error) if is_absence(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(system::status(pid).await?.map(|Status { started, uid, age }| Process {
             pid,
             started,
-            command_line,
+            uid,
+            age,
             #[cfg(target_os = "linux")]
             pidfd,
-        })
+        }))
+    }
+
+    /// The process with this identity, or `None` when it has ended.
+    pub async fn find_again(id: &ProcessId) -> io::Result<Option<Process>> {
+        Ok(Process::find(id.pid).await?.filter(|process| process.started == id.started))
     }
 
     pub fn pid(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
     }
 
-    pub fn command_line(&self) -> &CommandLine {
-        &self.command_line
+    pub fn id(&self) -> ProcessId {
+        ProcessId { pid: self.pid(), started: self.started.clone() }
     }
 
-    pub async fn is_running(&self) -> bool {
-        system::started(self.pid).await.as_ref() == Some(&self.started)
+    /// How long it ran when it was found.
+    pub fn age(&self) -> Duration {
+        self.age
+    }
+
+    /// Whether it runs as the same user as this process.
+    pub fn is_own(&self) -> bool {
+        self.uid == rustix::process::geteuid().as_raw()
+    }
+
+    /// What it shows as its arguments. `None`: it has ended, or shows none.
+    pub async fn command_line(&self) -> io::Result<Option<CommandLine>> {
+        system::command_line(self.pid).await
+    }
+
+    pub async fn is_running(&self) -> io::Result<bool> {
+        Ok(system::status(self.pid).await?.is_some_and(|now| now.started == self.started))
     }
 
     /// Resolves when it no longer runs.
     pub async fn ended(&self) {
         #[cfg(target_os = "linux")]
-        self.pidfd_readable().await;
+        let ended = self.pidfd_readable().await;
         #[cfg(not(target_os = "linux"))]
-        self.pid_free().await;
-        while self.is_running().await {
+        let ended = self.pid_free().await;
+        // As long as it cannot be looked at, it is not known to have ended.
+        while !ended && !matches!(self.is_running().await, Ok(false)) {
             tokio::time::sleep(POLL).await;
         }
-        // Orphans become children of the first process of a container. If that is this program, nobody else buries them.
+        // Orphans become children of the first process of a container. If that is this program, nothing else buries them.
         let _ = waitpid(Some(self.pid), WaitOptions::NOHANG);
     }
 
-    /// Resolves when nobody has this pid, or somebody else has it. A guest is watched for hours, and to ask `ps` for it each
+    /// Resolves when no process has this pid, or another one has it. A guest is watched for hours, and to ask `ps` for it each
     /// time would keep a core busy: a signal that is none costs nothing, and `ps` is asked now and then.
     #[cfg(not(target_os = "linux"))]
-    async fn pid_free(&self) {
+    async fn pid_free(&self) -> bool {
         const CERTAIN: Duration = Duration::from_secs(5);
         let mut asked = std::time::Instant::now();
         while rustix::process::test_kill_process(self.pid) != Err(rustix::io::Errno::SRCH) {
             if asked.elapsed() > CERTAIN {
-                if !self.is_running().await {
-                    return;
+                if matches!(self.is_running().await, Ok(false)) {
+                    return true;
                 }
                 asked = std::time::Instant::now();
             }
             tokio::time::sleep(POLL).await;
         }
+        false
     }
 
-    /// A pidfd is readable once its process has ended. Returns sooner when that cannot be waited for; the caller looks again.
+    /// A pidfd is readable once its process has ended. `false`: that cannot be waited for. Opens no descriptor.
     #[cfg(target_os = "linux")]
     #[expect(
         deprecated,
-        reason = "the successor is unsafe, for types that lie about their descriptor; OwnedFd does not"
+        reason = "the successor is unsafe, for types that lie about their descriptor; BorrowedFd does not"
     )]
-    async fn pidfd_readable(&self) {
-        let Some(Ok(pidfd)) = self.pidfd.as_ref().map(std::os::fd::OwnedFd::try_clone) else { return };
-        if let Ok(pidfd) = tokio::io::unix::AsyncFd::with_interest(pidfd, tokio::io::Interest::READABLE) {
-            let _ = pidfd.readable().await.map(|_| ());
+    async fn pidfd_readable(&self) -> bool {
+        use std::os::fd::AsFd;
+        let Some(pidfd) = self.pidfd.as_ref().map(AsFd::as_fd) else { return false };
+        match tokio::io::unix::AsyncFd::with_interest(pidfd, tokio::io::Interest::READABLE) {
+            Ok(pidfd) => pidfd.readable().await.is_ok(),
+            // Another call waits for it already.
+            Err(_) => false,
         }
     }
 
@@ -146,7 +196,7 @@ impl Process {
                 Err(error) => Err(error.into()),
             };
         }
-        if !self.is_running().await {
+        if !self.is_running().await? {
             return Ok(());
         }
         match rustix::process::kill_process(self.pid, signal) {
@@ -154,47 +204,135 @@ impl Process {
             Err(error) => Err(error.into()),
         }
     }
+
+    /// Whether it has a file in this directory open, one that was removed included.
+    pub async fn has_open_file_in(&self, dir: &std::path::Path) -> io::Result<bool> {
+        system::has_open_file_in(self.pid, dir).await
+    }
 }
 
 /// Every process whose command line this user may read.
-pub async fn all() -> Vec<(i32, CommandLine)> {
+pub async fn all() -> io::Result<Vec<(i32, CommandLine)>> {
     system::all().await
+}
+
+/// Whether a look at a process failed because there is none.
+fn is_absence(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
+}
+
+fn not_understood(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{what} was not understood"))
 }
 
 #[cfg(target_os = "linux")]
 mod system {
-    use super::{CommandLine, Pid};
+    use std::{io, os::fd::OwnedFd, path::Path, sync::OnceLock, time::Duration};
 
-    pub async fn started(pid: Pid) -> Option<String> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        started_of(&stat)
+    use rustix::{io::Errno, process::PidfdFlags};
+
+    use super::{CommandLine, Pid, Status, is_absence, not_understood};
+
+    /// In what the kernel tells to programs, a second has a hundred ticks.
+    const TICK_MS: u64 = 10;
+
+    /// `None`: this kernel has no pidfds, or they are forbidden here.
+    pub fn pidfd(pid: Pid) -> io::Result<Option<OwnedFd>> {
+        match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => Ok(Some(pidfd)),
+            Err(Errno::NOSYS | Errno::PERM) => Ok(None),
+            // A thread, and no process.
+            Err(Errno::INVAL) => Err(Errno::SRCH.into()),
+            Err(error) => Err(error.into()),
+        }
     }
 
-    pub async fn command_line(pid: Pid) -> Option<CommandLine> {
-        exact(&std::fs::read(format!("/proc/{pid}/cmdline")).ok()?)
+    fn absent_is_none<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+        match read {
+            Ok(read) => Ok(Some(read)),
+            Err(error) if is_absence(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
-    pub async fn all() -> Vec<(i32, CommandLine)> {
-        let scan = || {
-            let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-            entries
-                .filter_map(|entry| {
-                    let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
-                    Some((pid, exact(&std::fs::read(format!("/proc/{pid}/cmdline")).ok()?)?))
-                })
-                .collect()
+    pub async fn status(pid: Pid) -> io::Result<Option<Status>> {
+        let Some(stat) = absent_is_none(std::fs::read_to_string(format!("/proc/{pid}/stat")))? else {
+            return Ok(None);
         };
-        tokio::task::spawn_blocking(scan).await.unwrap_or_default()
+        let Some(ticks) = started_of(&stat)? else { return Ok(None) };
+        // Not the owner of the files: those are root's where a process is protected.
+        let Some(status) = absent_is_none(std::fs::read_to_string(format!("/proc/{pid}/status")))? else {
+            return Ok(None);
+        };
+        let uid = uid_of(&status).ok_or_else(|| not_understood("the owner of a process"))?;
+        let up = std::fs::read_to_string("/proc/uptime")?;
+        let up = up
+            .split(' ')
+            .next()
+            .and_then(|seconds| seconds.parse::<f64>().ok())
+            .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let age =
+            up.ok_or_else(|| not_understood("/proc/uptime"))?.saturating_sub(Duration::from_millis(ticks * TICK_MS));
+        Ok(Some(Status { started: format!("{}:{ticks}", boot()?), uid, age }))
+    }
+
+    /// Which boot of the host this is: the clock of starts begins anew with each.
+    fn boot() -> io::Result<&'static str> {
+        static BOOT: OnceLock<String> = OnceLock::new();
+        if let Some(boot) = BOOT.get() {
+            return Ok(boot);
+        }
+        let read = absent_is_none(std::fs::read_to_string("/proc/sys/kernel/random/boot_id"))?;
+        Ok(BOOT.get_or_init(|| read.unwrap_or_default().trim().to_owned()))
+    }
+
+    pub async fn command_line(pid: Pid) -> io::Result<Option<CommandLine>> {
+        Ok(absent_is_none(std::fs::read(format!("/proc/{pid}/cmdline")))?.and_then(|bytes| exact(&bytes)))
+    }
+
+    pub async fn has_open_file_in(pid: Pid, dir: &Path) -> io::Result<bool> {
+        let Some(files) = absent_is_none(std::fs::read_dir(format!("/proc/{pid}/fd")))? else { return Ok(false) };
+        for file in files {
+            let Some(file) = absent_is_none(file)? else { continue };
+            if absent_is_none(std::fs::read_link(file.path()))?.is_some_and(|target| target.starts_with(dir)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    pub async fn all() -> io::Result<Vec<(i32, CommandLine)>> {
+        let scan = || {
+            let mut found = Vec::new();
+            for entry in std::fs::read_dir("/proc")? {
+                let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+                match std::fs::read(format!("/proc/{pid}/cmdline")) {
+                    Ok(bytes) => found.extend(exact(&bytes).map(|line| (pid, line))),
+                    // It has ended meanwhile, or this user may not see it, now or ever.
+                    Err(error) if is_absence(&error) || error.kind() == io::ErrorKind::PermissionDenied => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(found)
+        };
+        tokio::task::spawn_blocking(scan).await.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 
     /// Field 22, unless field 3 says that it has ended. The name in field 2 may hold blanks and parentheses.
-    pub fn started_of(stat: &str) -> Option<String> {
-        let mut fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace();
-        let state = fields.next()?;
+    pub fn started_of(stat: &str) -> io::Result<Option<u64>> {
+        let garbled = || not_understood("the state of a process");
+        let mut fields = stat[stat.rfind(')').ok_or_else(garbled)? + 1..].split_ascii_whitespace();
+        let state = fields.next().ok_or_else(garbled)?;
         if matches!(state, "Z" | "X" | "x") {
-            return None;
+            return Ok(None);
         }
-        fields.nth(18).map(str::to_owned)
+        fields.nth(18).and_then(|ticks| ticks.parse().ok()).map(Some).ok_or_else(garbled)
+    }
+
+    /// The effective one of four.
+    pub fn uid_of(status: &str) -> Option<u32> {
+        let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+        line.split_ascii_whitespace().nth(1)?.parse().ok()
     }
 
     /// Empty for kernel threads and zombies.
@@ -208,37 +346,99 @@ mod system {
 
 #[cfg(not(target_os = "linux"))]
 mod system {
-    use std::time::Duration;
+    use std::{io, path::Path, time::Duration};
 
-    use super::{CommandLine, Pid};
+    use super::{CommandLine, Pid, Status, not_understood};
     use crate::drivers::command::Command;
 
-    // One keyword per `-o`: to the `ps` of BSD, whatever follows a `=` is that column's title, commas included.
-    async fn ps(args: &[&str]) -> Option<String> {
-        let output = Command::new("/bin/ps", Duration::from_secs(5)).args(args).run().await.ok()?;
-        output.status.success().then(|| output.stdout_text())
+    /// `None`: there is no such process. One keyword per `-o`: to the `ps` of BSD, whatever follows a `=` is that column's
+    /// title, commas included.
+    async fn ps(args: &[&str]) -> io::Result<Option<String>> {
+        let output = Command::new("/bin/ps", Duration::from_secs(5))
+            .args(args)
+            .unsupervised()
+            .run()
+            .await
+            .map_err(io::Error::other)?;
+        let text = output.stdout_text();
+        match output.status.success() {
+            true => Ok(Some(text)),
+            // Its way to say that it found none.
+            false if text.trim().is_empty() && output.stderr_tail.is_empty() => Ok(None),
+            false => Err(io::Error::other(format!("ps ended with {}: {}", output.status, output.stderr_tail))),
+        }
     }
 
-    pub async fn started(pid: Pid) -> Option<String> {
-        let text = ps(&["-o", "state=", "-o", "lstart=", "-p", &pid.to_string()]).await?;
-        let (state, started) = text.trim().split_once(' ')?;
-        (!state.starts_with('Z')).then(|| started.trim().to_owned())
+    pub async fn status(pid: Pid) -> io::Result<Option<Status>> {
+        let columns = ["-o", "state=", "-o", "uid=", "-o", "etime=", "-o", "lstart=", "-p", &pid.to_string()];
+        match ps(&columns).await? {
+            Some(text) => super::status_of(&text),
+            None => Ok(None),
+        }
     }
 
-    pub async fn command_line(pid: Pid) -> Option<CommandLine> {
+    pub async fn command_line(pid: Pid) -> io::Result<Option<CommandLine>> {
         let text = ps(&["-ww", "-o", "command=", "-p", &pid.to_string()]).await?;
-        Some(CommandLine::Joined(text.trim().to_owned()))
+        Ok(text.map(|text| CommandLine::Joined(text.trim().to_owned())))
     }
 
-    pub async fn all() -> Vec<(i32, CommandLine)> {
-        let text = ps(&["-axww", "-o", "pid=", "-o", "command="]).await.unwrap_or_default();
-        text.lines()
-            .filter_map(|line| {
-                let (pid, command) = line.trim().split_once(' ')?;
-                Some((pid.parse().ok()?, CommandLine::Joined(command.trim().to_owned())))
+    pub async fn has_open_file_in(pid: Pid, dir: &Path) -> io::Result<bool> {
+        let lsof =
+            Command::new("/usr/sbin/lsof", Duration::from_secs(5)).args(["-Fn", "-p", &pid.to_string()]).unsupervised();
+        let output = lsof.run().await.map_err(io::Error::other)?;
+        // It ends with 1 also when it found some and not others, and without a word when it found none.
+        let text = output.stdout_text();
+        if text.is_empty() && !output.stderr_tail.is_empty() {
+            return Err(io::Error::other(format!("lsof ended with {}: {}", output.status, output.stderr_tail)));
+        }
+        Ok(text.lines().filter_map(|line| line.strip_prefix('n')).any(|file| Path::new(file).starts_with(dir)))
+    }
+
+    pub async fn all() -> io::Result<Vec<(i32, CommandLine)>> {
+        let text = ps(&["-axww", "-o", "pid=", "-o", "command="]).await?;
+        let text = text.ok_or_else(|| not_understood("a list of no processes"))?;
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        lines
+            .map(|line| match line.split_once(' ') {
+                Some((pid, command)) => {
+                    let pid = pid.parse().map_err(|_| not_understood("a line of ps"))?;
+                    Ok((pid, CommandLine::Joined(command.trim().to_owned())))
+                }
+                None => {
+                    Ok((line.parse().map_err(|_| not_understood("a line of ps"))?, CommandLine::Joined(String::new())))
+                }
             })
             .collect()
     }
+}
+
+/// Of `ps -o state= -o uid= -o etime= -o lstart=`: `Ss 501 01-02:03:04 Fri Nov 20 10:00:00 2026`. A zombie has ended.
+#[cfg(any(test, not(target_os = "linux")))]
+fn status_of(text: &str) -> io::Result<Option<Status>> {
+    let garbled = || not_understood("what ps says of a process");
+    let mut words = text.split_ascii_whitespace();
+    let Some(state) = words.next() else { return Ok(None) };
+    if state.starts_with('Z') {
+        return Ok(None);
+    }
+    let uid = words.next().and_then(|uid| uid.parse().ok()).ok_or_else(garbled)?;
+    let age = words.next().and_then(elapsed).ok_or_else(garbled)?;
+    let started = words.collect::<Vec<_>>().join(" ");
+    if started.is_empty() {
+        return Err(garbled());
+    }
+    Ok(Some(Status { started, uid, age }))
+}
+
+/// `[[days-]hours:]minutes:seconds`.
+#[cfg(any(test, not(target_os = "linux")))]
+fn elapsed(text: &str) -> Option<Duration> {
+    let (days, clock) = text.split_once('-').unwrap_or(("0", text));
+    let mut seconds = 0u64;
+    for part in clock.split(':') {
+        seconds = seconds.checked_mul(60)?.checked_add(part.parse().ok()?)?;
+    }
+    Some(Duration::from_secs(days.parse::<u64>().ok()?.checked_mul(86_400)?.checked_add(seconds)?))
 }
 
 #[cfg(test)]
@@ -265,8 +465,22 @@ mod tests {
     #[test]
     fn a_zombie_has_ended() {
         let stat = |state| format!("42 (a) b (c) {state} 1 42 42 0 -1 4194304 80 0 0 0 0 0 0 0 20 0 1 0 12345 0 0");
-        assert_eq!(system::started_of(&stat('S')).as_deref(), Some("12345"));
-        assert_eq!(system::started_of(&stat('Z')), None);
+        assert_eq!(system::started_of(&stat('S')).unwrap(), Some(12345));
+        assert_eq!(system::started_of(&stat('Z')).unwrap(), None);
+        assert!(system::started_of("42 (a").is_err() && system::started_of("42 (a) S 1").is_err());
+        assert_eq!(system::uid_of("Name:\ta\nUid:\t1\t2\t3\t4\n"), Some(2));
+    }
+
+    #[test]
+    fn what_ps_says_is_understood_or_an_error() {
+        let status = status_of("Ss   501 01-02:03:04 Fri Nov 20 10:00:00 2026\n").unwrap().unwrap();
+        assert_eq!((status.uid, status.started.as_str()), (501, "Fri Nov 20 10:00:00 2026"));
+        assert_eq!(status.age, Duration::from_secs(86_400 + 2 * 3600 + 3 * 60 + 4));
+        assert_eq!(status_of("S 0 00:07 x").unwrap().unwrap().age, Duration::from_secs(7));
+        assert!(status_of("Z+ 501 00:07 x").unwrap().is_none() && status_of("\n").unwrap().is_none());
+        for garbled in ["S", "S root 00:07 x", "S 501 - x", "S 501 00:07"] {
+            assert!(status_of(garbled).is_err(), "{garbled}");
+        }
     }
 
     #[tokio::test]
@@ -275,17 +489,23 @@ mod tests {
         let pid = child.id().unwrap() as i32;
         // Until the program is executed, this is still a copy of ourselves.
         let process = loop {
-            match Process::find(pid).await {
-                Some(process) if process.command_line().program() == "sleep" => break process,
+            let process = Process::find(pid).await.unwrap().unwrap();
+            match process.command_line().await.unwrap() {
+                Some(line) if line.program() == "sleep" => break process,
                 _ => tokio::task::yield_now().await,
             }
         };
-        assert!(all().await.iter().any(|(p, _)| *p == pid));
-        assert!(process.is_running().await);
+        assert!(all().await.unwrap().iter().any(|(p, _)| *p == pid));
+        assert!(process.is_running().await.unwrap() && process.is_own());
+        assert!(process.age() < Duration::from_secs(60), "{:?}", process.age());
+        assert!(Process::find_again(&process.id()).await.unwrap().is_some());
+        let other = ProcessId { started: "another boot:1".to_owned(), ..process.id() };
+        assert!(Process::find_again(&other).await.unwrap().is_none(), "its pid alone is not it");
         process.kill().await.unwrap();
-        // Nobody has waited for it yet: it is a zombie, and counts as ended.
+        // It was not waited for yet: it is a zombie, and counts as ended.
         process.ended().await;
-        assert!(!process.is_running().await);
+        assert!(!process.is_running().await.unwrap());
+        assert!(Process::find(pid).await.unwrap().is_none());
         process.kill().await.unwrap();
         let _ = child.wait().await;
     }

@@ -15,7 +15,7 @@ pub(super) type Ways = (Option<Endpoint>, Option<PathBuf>);
 
 /// The ways to the guest, once it runs.
 pub(super) async fn ways(driver: &Arc<dyn Driver>, vm: &Vm) -> Result<Option<Ways>, Failure> {
-    match driver.inspect(&vm.id().instance()).await? {
+    match driver.inspect(&vm.instance()).await? {
         Observation::Running { ssh, agent } => Ok(Some((ssh, agent))),
         // `Driver::ended`, which every step with a guest waits for, resolves at once, with the reason.
         Observation::Absent | Observation::Stopped | Observation::Halted { .. } => Ok(None),
@@ -27,7 +27,7 @@ pub(super) async fn ways(driver: &Arc<dyn Driver>, vm: &Vm) -> Result<Option<Way
 
 /// Whether the instance was started before, so that there is nothing to start.
 pub(super) async fn was_started(driver: &Arc<dyn Driver>, vm: &Vm) -> Result<bool, Failure> {
-    match driver.inspect(&vm.id().instance()).await? {
+    match driver.inspect(&vm.instance()).await? {
         // A guest that was stopped still has its hypervisor, and its end is told by `Driver::ended`.
         Observation::Running { .. } | Observation::Halted { .. } => Ok(true),
         // What is wrong with a broken one is for the start to say.

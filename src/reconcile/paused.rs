@@ -23,7 +23,7 @@ const RECOVERED: Duration = Duration::from_secs(60);
 impl Reconciler {
     /// Returns when the guest has ended or was stopped for good, with the reason.
     pub(super) async fn guest_gone(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<GoneCause, Failure> {
-        let name = vm.id().instance();
+        let name = vm.instance();
         let mut trouble: Option<Trouble> = None;
         loop {
             let cause = driver.ended(&name).await?;

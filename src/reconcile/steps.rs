@@ -59,7 +59,9 @@ impl From<DriverError> for Failure {
 
 impl From<crate::domain::Error> for Failure {
     fn from(error: crate::domain::Error) -> Self {
-        let kind = if error.code.retryable() { FailureKind::Retry } else { FailureKind::Permanent };
+        // Of something that went wrong in here (a file or a row that could not be read) nothing follows for the vm.
+        let passes = error.code.retryable() || error.code == Code::Internal;
+        let kind = if passes { FailureKind::Retry } else { FailureKind::Permanent };
         let tail = error.cause.as_ref().map(ToString::to_string);
         Failure { kind, code: error.code, detail: error.detail, tail }
     }
@@ -121,7 +123,7 @@ impl Reconciler {
 
     async fn configure(&self, vm: &Vm) -> Result<Event, Failure> {
         let driver = self.driver(vm)?;
-        driver.reached(&vm.id().instance()).await;
+        driver.reached(&vm.instance()).await;
         self.while_running(&driver, vm, self.hand_over(&driver, vm)).await?;
         Ok(Event::GuestConfigured)
     }
@@ -129,7 +131,7 @@ impl Reconciler {
     async fn await_end(&self, vm: &Vm) -> Result<Event, Failure> {
         let driver = self.driver(vm)?;
         if was_reached(vm) {
-            driver.reached(&vm.id().instance()).await;
+            driver.reached(&vm.instance()).await;
         }
         tokio::select! {
             cause = self.guest_gone(&driver, vm) => Ok(Event::InstanceGone { cause: cause? }),
@@ -139,13 +141,13 @@ impl Reconciler {
 
     async fn stop(&self, vm: &Vm) -> Result<Event, Failure> {
         let grace = Duration::try_from(vm.stop_grace()).unwrap_or_default();
-        self.driver(vm)?.stop(&vm.id().instance(), grace).await?;
+        self.driver(vm)?.stop(&vm.instance(), grace).await?;
         Ok(Event::InstanceStopped)
     }
 
     async fn destroy(&self, vm: &Vm) -> Result<Event, Failure> {
         let driver = self.driver(vm)?;
-        let name = vm.id().instance();
+        let name = vm.instance();
         if let Some(console) = driver.console_log(&name)
             && let Err(error) = self.logs.keep_tail(vm.id(), LogSource::Console, &console).await
         {
@@ -210,7 +212,7 @@ impl Reconciler {
             }
         };
         Ok(InstanceSpec {
-            name: vm.id().instance(),
+            name: vm.instance(),
             os,
             arch: template.arch,
             cpus,
@@ -234,7 +236,7 @@ impl Reconciler {
         vm: &Vm,
         work: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
-        let name = vm.id().instance();
+        let name = vm.instance();
         tokio::select! {
             done = work => done,
             ended = driver.ended(&name) => Err(ended_early(vm, ended?)),

@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use super::Reconciler;
-use crate::{domain::host::difference, store::StoreError};
+use crate::{
+    domain::{InstanceName, host::difference},
+    store::StoreError,
+};
 
 /// Between two looks at the host while one of its drivers does not work.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
@@ -34,14 +37,17 @@ impl Reconciler {
             }
         };
         for stray in found.strays {
-            let (Some(id), Some(driver)) = (stray.vm_id, self.drivers.get(&stray.driver)) else { continue };
-            match driver.destroy(&id.instance()).await {
+            let (Some(name), Some(driver)) = (InstanceName::read(&stray.name), self.drivers.get(&stray.driver)) else {
+                continue;
+            };
+            let id = name.vm_id();
+            match driver.destroy(&name).await {
                 Ok(()) => {
-                    tracing::warn!(vm.id = %id, "destroyed a stray instance");
+                    tracing::warn!(vm.id = %id, instance = %name, "destroyed a stray instance");
                     metrics::counter!("mayfly_strays_destroyed_total").increment(1);
                 }
                 Err(error) => {
-                    tracing::error!(vm.id = %id, error = %error, "a stray instance could not be destroyed");
+                    tracing::error!(vm.id = %id, instance = %name, error = %error, "a stray instance could not be destroyed");
                 }
             }
         }

@@ -259,7 +259,10 @@ impl Service {
             return Err(Error::new(Code::GitHubNotConfigured, "this service has no credentials for GitHub")
                 .field("/runner", "needs `[github]` in the configuration, or `jit_config` or `registration_token`"));
         }
-        Ok((Draft { id, name, template, basis, runner, github, pool, labels, budgets }, kept))
+        Ok((
+            Draft { id, name, template, basis, runner, github, pool, labels, budgets, instance_per_attempt: true },
+            kept,
+        ))
     }
 
     fn checked_name(&self, id: VmId, request: &VmRequest) -> Result<String> {
@@ -351,7 +354,7 @@ impl Service {
             && vm.state.holds_slot()
             && let Some(spec) = vm.draft.spec()
             && let Some(driver) = self.drivers.get(&spec.driver)
-            && let Some(live) = driver.console_log(&id.instance())
+            && let Some(live) = driver.console_log(&vm.instance())
             && tokio::fs::try_exists(&live).await.unwrap_or(false)
         {
             return Ok(live);

@@ -249,6 +249,7 @@ mod tests {
             pool: None,
             labels: BTreeMap::new(),
             budgets: Budgets { queue_seconds, ..Budgets::default() },
+            instance_per_attempt: true,
         };
         let room = Room {
             capacity: Capacity { macos_slots: 0, linux_slots: 3, cpus: 100, memory_mib: 10_000 },

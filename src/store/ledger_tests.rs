@@ -34,6 +34,7 @@ fn draft(name: &str, os: GuestOs, queue_seconds: u32) -> Draft {
         pool: None,
         labels: BTreeMap::from([("team.x/y".into(), "a b".into())]),
         budgets: Budgets { queue_seconds, ..Budgets::default() },
+        instance_per_attempt: true,
     }
 }
 

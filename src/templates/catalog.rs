@@ -279,7 +279,8 @@ impl Root {
     fn get(&self, wanted: &str) -> Result<Template> {
         let not_found = || Error::new(Code::TemplateNotFound, format!("there is no template {wanted}"));
         if manifest::directory(wanted).is_some() {
-            if !self.place(wanted)?.exists() {
+            // What cannot be looked at is not known to be gone.
+            if !self.place(wanted)?.try_exists().map_err(Error::internal)? {
                 return Err(not_found());
             }
             let names = self.all_names().map_err(Error::internal)?;

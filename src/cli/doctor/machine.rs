@@ -205,7 +205,7 @@ impl Probe for Machine {
     }
 
     async fn processes(&self) -> Vec<(i32, CommandLine)> {
-        timeout(LOOK, process::all()).await.unwrap_or_default()
+        timeout(LOOK, process::all()).await.map_or_else(|_| Vec::new(), Result::unwrap_or_default)
     }
 
     async fn boot_guest(&self, binary: &Path) -> Result<(String, Option<String>), String> {

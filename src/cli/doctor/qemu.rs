@@ -11,7 +11,6 @@ use crate::{
     config::Accelerator,
     domain::Arch,
     drivers::{
-        Listed,
         process::CommandLine,
         qemu::{
             list,
@@ -214,8 +213,7 @@ fn foreign(facts: &Facts, setup: &Setup) -> Finding {
     if facts.processes.is_empty() {
         return FOREIGN.could_not_look("no process is visible");
     }
-    let guests = list::listed(&setup.at("instances"), Vec::new(), &facts.processes, true);
-    let (ours, foreign): (Vec<Listed>, Vec<Listed>) = guests.into_iter().partition(|guest| guest.ours);
+    let (ours, foreign) = list::by_command_lines(&setup.at("instances"), &facts.processes);
     let ours = match ours.len() {
         0 => "no guest of ours runs".to_owned(),
         1 => "1 guest of ours runs".to_owned(),

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::paths::Paths;
 use crate::{
-    domain::{Arch, InstanceName},
+    domain::Arch,
     drivers::{GuestNetwork, InstanceSpec},
 };
 
@@ -75,13 +75,15 @@ fn translation_cache_mib(memory_mib: u32) -> u32 {
 
 /// The whole command line after the program's name. `None` when a path is not valid UTF-8.
 pub fn instance(spec: &InstanceSpec, paths: &Paths, on: Machine) -> Option<Vec<String>> {
-    let id = InstanceName::parse(spec.name.as_str())?;
+    // Of every attempt the same: this is what the guest sees as its machine's id.
+    let id = spec.name.vm_id();
     let mut args = machine(on, spec.cpus, spec.memory_mib);
 
     // Only Linux can rename a process, and QEMU refuses to start where it cannot.
     let process = if cfg!(target_os = "linux") { ",process=mayfly-vm" } else { "" };
     args.extend(words(&["-name", &format!("{}{process}", spec.name), "-uuid", &id.to_string()]));
-    args.extend(words(&["-daemonize", "-pidfile", paths.pid().to_str()?]));
+    // The guest stands still until its end will be on record.
+    args.extend(words(&["-S", "-daemonize", "-pidfile", paths.pid().to_str()?]));
     // A daemonized QEMU closes its standard error unless it has a log file and something to log; what is asked for here
     // writes nothing while a whole machine is emulated. A percent sign in the file's name means something else to QEMU.
     let errors = paths.errors();
@@ -258,7 +260,7 @@ mod tests {
             &format!(
                 "-name mayfly-01933b6e-8f2a-7c31-9d42-000000000001{process} -uuid 01933b6e-8f2a-7c31-9d42-000000000001"
             ),
-            &format!("-daemonize -pidfile {plain}/qemu.pid -D {plain}/qemu.log -d strace"),
+            &format!("-S -daemonize -pidfile {plain}/qemu.pid -D {plain}/qemu.log -d strace"),
             &format!("-chardev socket,id=qmp,path={dir}/qmp.sock,server=on,wait=off -mon chardev=qmp,mode=control"),
             &format!("-chardev socket,id=live,path={dir}/live.sock,server=on,wait=off -mon chardev=live,mode=control"),
             &format!(

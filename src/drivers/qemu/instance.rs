@@ -1,11 +1,16 @@
 //! A QEMU that runs: finding it, talking to it, and its end.
 //!
-//! It is nobody's child, so nothing tells us of it but what it left: a pid file that it holds a lock on, its command line,
-//! and its sockets. The lock's holder is asked of the kernel; the file's content may be that of a process long gone.
+//! It is a child of no process of ours, so nothing tells us of it but what it left. An instance's process is, in this order:
+//!
+//! 1. the holder of the lock on the pid file in the instance's directory, if it runs as our user;
+//! 2. the process that was noted as that before, by its pid and the time of its start, whatever became of the pid file;
+//! 3. a process of our user that was given this pid file and has files of the instance's directory open.
+//!
+//! A command line alone is never proof: any user may run a process that shows the same. It only tells for which process of our
+//! own it is worth waiting, when a start was cut short and its QEMU has no pid file yet.
 
-use std::{fs::File, io::Read, time::Duration};
+use std::{io, time::Duration};
 
-use rustix::process::{Flock, FlockType, fcntl_getlk};
 use serde_json::Value;
 
 use super::{
@@ -15,7 +20,11 @@ use super::{
 };
 use crate::{
     domain::{InstanceName, event::GoneCause},
-    drivers::process::{self, CommandLine, Process},
+    drivers::{
+        lock::{self, Holder},
+        process::{self, CommandLine, Process},
+        record,
+    },
 };
 
 /// QMP answers in milliseconds, or it hangs.
@@ -23,61 +32,105 @@ pub const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often the processes are looked through while matching ones come and go.
 const SCANS: u32 = 10;
+/// A QEMU has its pid file within milliseconds, before it does anything that takes time. What has none by then is no QEMU of
+/// ours on its way up.
+const STARTING: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub enum Found {
     Nothing,
     Ours(Process),
-    /// The pid file is held by a process that is not this instance.
+    /// A process of our user that was started with this instance's pid file a moment ago and does not hold it. It will hold it
+    /// soon, or end.
+    Starting(Process),
+    /// The pid file is held by a process of another user.
     Stranger(i32),
 }
 
-/// The process of this instance.
-pub async fn find(paths: &Paths, name: &InstanceName) -> Found {
-    if let Some(pid) = lock_holder(paths)
-        && let Some(process) = Process::find(pid).await
-    {
-        return if is(process.command_line(), name) { Found::Ours(process) } else { Found::Stranger(pid) };
-    }
-    // It starts and has no pid file yet, or it ends and has none any more, or somebody removed it.
+/// The process of this instance. An error: nothing is known.
+pub async fn find(paths: &Paths) -> io::Result<Found> {
     for _ in 0..SCANS {
-        let mut vanished = false;
-        for (pid, command_line) in process::all().await {
-            if !is(&command_line, name) {
-                continue;
-            }
-            match Process::find(pid).await {
-                Some(process) if is(process.command_line(), name) => return Found::Ours(process),
-                _ => vanished = true,
-            }
-        }
-        // One that daemonizes forks twice, and its child may have come after the list was made.
-        if !vanished {
-            break;
+        match certain(paths).await? {
+            // One that daemonizes forks twice, and its child may have come after the list was made.
+            Found::Nothing => match suspected(paths, &process::all().await?).await? {
+                Some(found) => return Ok(found),
+                None => continue,
+            },
+            found => return Ok(found),
         }
     }
-    Found::Nothing
+    Err(io::Error::other("processes that may be this instance's come and go"))
 }
 
-/// Ids are unique among all hosts and times, so whoever carries both the id and the name is the instance.
-fn is(command_line: &CommandLine, name: &InstanceName) -> bool {
-    let id = &name.as_str()[InstanceName::PREFIX.len()..];
-    let named = command_line.option("-name").is_some_and(|n| n.split(',').next() == Some(name.as_str()));
-    named && command_line.has_option("-uuid", id)
-}
-
-fn lock_holder(paths: &Paths) -> Option<i32> {
-    let mut file = File::options().read(true).write(true).open(paths.pid()).ok()?;
-    let holder = fcntl_getlk(&file, &Flock::from(FlockType::WriteLock)).ok()??;
-    match holder.pid {
-        Some(pid) => Some(pid.as_raw_nonzero().get()),
-        // Somebody outside of our container holds it: the number it wrote is all there is.
-        None => {
-            let mut text = String::new();
-            file.read_to_string(&mut text).ok()?;
-            text.trim().parse().ok()
-        }
+/// As `find`, among the processes that were just listed.
+pub async fn find_among(paths: &Paths, processes: &[(i32, CommandLine)]) -> io::Result<Found> {
+    match certain(paths).await? {
+        Found::Nothing => Ok(suspected(paths, processes).await?.unwrap_or(Found::Nothing)),
+        found => Ok(found),
     }
+}
+
+/// What the kernel says, and what was noted.
+async fn certain(paths: &Paths) -> io::Result<Found> {
+    match lock::holder(&paths.pid())? {
+        Holder::Process(pid) => match Process::find(pid).await? {
+            Some(process) if process.is_own() => {
+                note(paths, &process)?;
+                return Ok(Found::Ours(process));
+            }
+            Some(_) => return Ok(Found::Stranger(pid)),
+            // It has ended since.
+            None => {}
+        },
+        Holder::Unknown => {
+            let what = format!("a process that cannot be seen from here holds {}", paths.pid().display());
+            return Err(io::Error::other(what));
+        }
+        Holder::Nobody => {}
+    }
+    Ok(record::find(&paths.process()).await?.map_or(Found::Nothing, Found::Ours))
+}
+
+/// Writes down which process this is, unless that is known.
+fn note(paths: &Paths, process: &Process) -> io::Result<()> {
+    if record::read(&paths.process())?.as_ref() == Some(&process.id()) {
+        return Ok(());
+    }
+    if let Err(error) = record::write(&paths.process(), &process.id()) {
+        // Its lock tells as much for as long as its pid file is there.
+        tracing::debug!(%error, dir = %paths.dir.display(), "the process of an instance could not be noted");
+    }
+    Ok(())
+}
+
+/// A process of ours that was given this pid file. `None`: processes that may have been it ended while they were looked at.
+async fn suspected(paths: &Paths, processes: &[(i32, CommandLine)]) -> io::Result<Option<Found>> {
+    let mut vanished = false;
+    for (pid, line) in processes {
+        if !given(line, paths) {
+            continue;
+        }
+        let Some(process) = Process::find(*pid).await? else {
+            vanished = true;
+            continue;
+        };
+        // The pid may be another's by now.
+        if !process.is_own() || !process.command_line().await?.is_some_and(|line| given(&line, paths)) {
+            continue;
+        }
+        if process.has_open_file_in(&paths.dir).await? {
+            return Ok(Some(Found::Ours(process)));
+        }
+        if process.age() < STARTING {
+            return Ok(Some(Found::Starting(process)));
+        }
+        vanished |= !process.is_running().await?;
+    }
+    Ok((!vanished).then_some(Found::Nothing))
+}
+
+fn given(line: &CommandLine, paths: &Paths) -> bool {
+    paths.pid().to_str().is_some_and(|file| line.has_option("-pidfile", file))
 }
 
 /// The guest as QEMU describes it.
@@ -101,7 +154,7 @@ pub async fn answers_as(paths: &Paths, name: &InstanceName) -> Result<bool, QmpE
     let mut qmp = Client::connect(&paths.qmp(), PATIENCE).await?;
     let reply = qmp.execute("query-uuid", None).await?;
     let uuid = reply.get("UUID").and_then(Value::as_str).unwrap_or_default();
-    Ok(name.as_str().strip_prefix(InstanceName::PREFIX) == Some(uuid))
+    Ok(name.vm_id().to_string() == uuid)
 }
 
 /// Presses the power button. Whether the guest listens is its own affair.
@@ -128,28 +181,21 @@ pub async fn arm_watch(paths: &Paths) -> Result<(), QmpError> {
     Client::connect(&paths.watch(), PATIENCE).await.map(|_| ())
 }
 
-/// What the log of the watch socket says of the latest run.
-pub fn recorded_cause(paths: &Paths) -> Option<GoneCause> {
-    qmp::last_cause(&String::from_utf8_lossy(&std::fs::read(paths.watch_log()).ok()?))
+/// Lets the guest begin. One that runs, or has run, is left as it is.
+pub async fn let_run(paths: &Paths) -> Result<(), QmpError> {
+    let mut qmp = Client::connect(&paths.qmp(), PATIENCE).await?;
+    let status = qmp.execute("query-status", None).await?;
+    if status.get("status").and_then(Value::as_str) == Some("prelaunch") {
+        qmp.execute("cont", None).await?;
+    }
+    Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::VmId;
-
-    #[test]
-    fn only_the_same_id_and_name_is_the_instance() {
-        let id = VmId::mint();
-        let name = id.instance();
-        let line = |named: &str, uuid: &str| {
-            CommandLine::Exact(["qemu-system-x86_64", "-name", named, "-uuid", uuid].map(str::to_owned).into())
-        };
-        let (id, other) = (id.to_string(), VmId::mint());
-        assert!(is(&line(&format!("{name},process=mayfly-vm"), &id), &name));
-        assert!(is(&line(name.as_str(), &id), &name));
-        assert!(!is(&line(name.as_str(), &other.to_string()), &name));
-        assert!(!is(&line(other.instance().as_str(), &id), &name));
-        assert!(!is(&line(&format!("{name}-2"), &id), &name));
+/// What the log of the watch socket says of the latest run.
+pub fn recorded_cause(paths: &Paths) -> io::Result<Option<GoneCause>> {
+    match std::fs::read(paths.watch_log()) {
+        Ok(log) => Ok(qmp::last_cause(&String::from_utf8_lossy(&log))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }

@@ -1,46 +1,108 @@
-//! Every QEMU of this host: ours by where they keep their files, strangers as far as their command lines show them.
+//! Every QEMU of this host: ours by where they keep their files and whose they are, strangers as far as their command lines show
+//! them.
 
-use std::{collections::BTreeMap, path::Path};
-
-use super::{args, probe::PROBE_NAME};
-use crate::{
-    domain::{GuestOs, InstanceName},
-    drivers::{Listed, process::CommandLine},
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::Path,
 };
 
-/// `names`: the directories there are. `processes`: every process there is.
-pub fn listed(
+use super::{
+    args,
+    instance::{self, Found},
+    paths::Paths,
+    probe::PROBE_NAME,
+};
+use crate::{
+    domain::{GuestOs, InstanceName},
+    drivers::{
+        Listed,
+        process::{CommandLine, Process},
+    },
+};
+
+/// `names`: the instances that have a directory. `processes`: every process there is.
+pub async fn own(
     instances_dir: &Path,
-    names: Vec<String>,
+    names: Vec<InstanceName>,
     processes: &[(i32, CommandLine)],
-    foreign: bool,
-) -> Vec<Listed> {
-    let entry = |name: String, ours, running, (cpus, memory_mib)| Listed {
-        name,
-        ours,
-        running,
-        os: GuestOs::Linux,
-        cpus,
-        memory_mib,
-    };
-    let mut ours: BTreeMap<String, Listed> = names
-        .into_iter()
-        .filter(|name| InstanceName::parse(name).is_some())
-        .map(|name| (name.clone(), entry(name, true, false, (0, 0))))
-        .collect();
-    let mut strangers = Vec::new();
+) -> io::Result<Vec<Listed>> {
+    let mut ours: BTreeMap<String, (InstanceName, bool)> =
+        names.into_iter().map(|name| (name.to_string(), (name, true))).collect();
+    // A QEMU of ours whose directory was removed under it.
     for (pid, line) in processes {
-        let shape = args::shape(line.option("-smp"), line.option("-m"));
-        let shown = line.option("-name").and_then(|n| n.split(',').next()).map(|n| n.trim_start_matches("guest="));
-        if let Some(name) = instance_of(line, instances_dir) {
-            // While one starts, there are two processes with the same command line.
-            ours.insert(name.clone(), entry(name, true, true, shape));
-        } else if foreign && is_qemu(line.program()) && shown != Some(PROBE_NAME) {
-            let name = shown.map_or_else(|| format!("{}:{pid}", line.program()), str::to_owned);
-            strangers.push(entry(name, false, true, shape));
+        if let Some(name) = instance_of(line, instances_dir)
+            && is_own(*pid).await?
+        {
+            ours.entry(name.to_string()).or_insert((name, false));
         }
     }
-    ours.into_values().chain(strangers).collect()
+    let mut found = Vec::new();
+    for (text, (name, has_directory)) in ours {
+        let process = match instance::find_among(&Paths::new(instances_dir, &name), processes).await {
+            Ok(Found::Ours(process) | Found::Starting(process)) => Some(process.pid()),
+            Ok(Found::Stranger(pid)) => Some(pid),
+            Ok(Found::Nothing) if has_directory => None,
+            // Nothing but a command line.
+            Ok(Found::Nothing) => continue,
+            Err(error) => {
+                tracing::debug!(instance = %name, %error, "an instance cannot be looked at: it counts as running");
+                found.push(entry(text, true, true, (0, 0)));
+                continue;
+            }
+        };
+        let line = process.and_then(|pid| processes.iter().find(|(p, _)| *p == pid));
+        found.push(entry(text, true, process.is_some(), line.map_or((0, 0), |(_, line)| shape(line))));
+    }
+    Ok(found)
+}
+
+/// Every other QEMU.
+pub async fn foreign(instances_dir: &Path, processes: &[(i32, CommandLine)]) -> io::Result<Vec<Listed>> {
+    let mut found = Vec::new();
+    for (pid, line) in processes.iter().filter(|(_, line)| is_qemu(line.program())) {
+        // What another user runs under our names is another user's.
+        let named_as_ours = instance_of(line, instances_dir).is_some() || shown(line) == Some(PROBE_NAME);
+        if named_as_ours && is_own(*pid).await? {
+            continue;
+        }
+        found.push(stranger(*pid, line));
+    }
+    Ok(found)
+}
+
+/// The instances of ours and the strangers that processes show themselves as. Enough to tell a human; never to act on.
+pub fn by_command_lines(
+    instances_dir: &Path,
+    processes: &[(i32, CommandLine)],
+) -> (BTreeSet<InstanceName>, Vec<Listed>) {
+    let ours = processes.iter().filter_map(|(_, line)| instance_of(line, instances_dir)).collect();
+    let foreign = processes.iter().filter(|(_, line)| {
+        is_qemu(line.program()) && instance_of(line, instances_dir).is_none() && shown(line) != Some(PROBE_NAME)
+    });
+    (ours, foreign.map(|(pid, line)| stranger(*pid, line)).collect())
+}
+
+fn stranger(pid: i32, line: &CommandLine) -> Listed {
+    let name = shown(line).map_or_else(|| format!("{}:{pid}", line.program()), str::to_owned);
+    entry(name, false, true, shape(line))
+}
+
+async fn is_own(pid: i32) -> io::Result<bool> {
+    Ok(Process::find(pid).await?.is_some_and(|process| process.is_own()))
+}
+
+fn entry(name: String, ours: bool, running: bool, (cpus, memory_mib): (u32, u32)) -> Listed {
+    Listed { name, ours, running, os: GuestOs::Linux, cpus, memory_mib }
+}
+
+fn shape(line: &CommandLine) -> (u32, u32) {
+    args::shape(line.option("-smp"), line.option("-m"))
+}
+
+/// The name that a QEMU shows.
+fn shown(line: &CommandLine) -> Option<&str> {
+    line.option("-name").and_then(|name| name.split(',').next()).map(|name| name.trim_start_matches("guest="))
 }
 
 fn is_qemu(program: &str) -> bool {
@@ -48,7 +110,7 @@ fn is_qemu(program: &str) -> bool {
 }
 
 /// The instance whose pid file in our directory this process was given.
-fn instance_of(line: &CommandLine, instances_dir: &Path) -> Option<String> {
+fn instance_of(line: &CommandLine, instances_dir: &Path) -> Option<InstanceName> {
     let dir = instances_dir.to_str()?;
     let file = match line {
         CommandLine::Exact(_) => line.option("-pidfile")?.strip_prefix(dir)?,
@@ -56,7 +118,7 @@ fn instance_of(line: &CommandLine, instances_dir: &Path) -> Option<String> {
         CommandLine::Joined(text) => text.split_once(&format!(" -pidfile {dir}"))?.1.split(' ').next()?,
     };
     let name = file.strip_prefix('/')?.strip_suffix("/qemu.pid")?;
-    InstanceName::parse(name).map(|id| id.instance().as_str().to_owned())
+    InstanceName::read(name)
 }
 
 #[cfg(test)]
@@ -68,41 +130,42 @@ mod tests {
         CommandLine::Exact(text.split(' ').map(str::to_owned).collect())
     }
 
-    #[test]
-    fn ours_and_strangers_are_told_apart() {
-        let [running, stopped, gone] = [(); 3].map(|()| VmId::mint().instance());
-        let elsewhere = VmId::mint().instance();
-        let ours = |name: &InstanceName| {
-            format!("/usr/bin/qemu-system-x86_64 -smp 2 -m 512 -name {name},process=x -pidfile /d/{name}/qemu.pid")
-        };
+    #[tokio::test]
+    async fn ours_and_strangers_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let d = dir.path().display();
+        let [stopped, gone, elsewhere] = [(); 3].map(|()| VmId::mint().instance());
+        // No process of this host has these pids: what they show is all there is of them.
         let processes = [
-            (1, exact("/sbin/init")),
-            (10, exact(&ours(&running))),
-            (11, exact(&ours(&running))),
-            (12, exact(&ours(&gone))),
+            (1_000_000_001, exact("/sbin/init")),
             (
-                20,
+                1_000_000_012,
+                exact(&format!(
+                    "/usr/bin/qemu-system-x86_64 -smp 2 -m 512 -name {gone},process=x -pidfile {d}/{gone}/qemu.pid"
+                )),
+            ),
+            (
+                1_000_000_020,
                 exact(&format!(
                     "qemu-system-x86_64 -smp 4 -m 2G -name {elsewhere} -pidfile /other/{elsewhere}/qemu.pid"
                 )),
             ),
-            (21, exact("/usr/libexec/qemu-kvm -name guest=web,debug-threads=on -m size=1G")),
-            (22, exact("qemu-system-aarch64 -M virt")),
-            (23, exact("qemu-system-x86_64 -name mayfly-probe -m 64")),
-            (24, exact("vim qemu-system-x86_64.txt")),
+            (1_000_000_021, exact("/usr/libexec/qemu-kvm -name guest=web,debug-threads=on -m size=1G")),
+            (1_000_000_022, exact("qemu-system-aarch64 -M virt")),
+            (1_000_000_024, exact("vim qemu-system-x86_64.txt")),
         ];
-        let names = vec![running.to_string(), stopped.to_string(), "lost+found".to_owned()];
-        let list = listed(Path::new("/d"), names.clone(), &processes, true);
+        std::fs::create_dir(dir.path().join(stopped.as_str())).unwrap();
+        let mut list = own(dir.path(), vec![stopped.clone()], &processes).await.unwrap();
+        assert_eq!(list.len(), 1);
+        list.extend(foreign(dir.path(), &processes).await.unwrap());
         let shown =
             |name: &str| list.iter().find(|l| l.name == name).map(|l| (l.ours, l.running, l.cpus, l.memory_mib));
-        assert_eq!(shown(running.as_str()), Some((true, true, 2, 512)));
         assert_eq!(shown(stopped.as_str()), Some((true, false, 0, 0)));
-        assert_eq!(shown(gone.as_str()), Some((true, true, 2, 512)), "a process without its directory is still ours");
+        assert_eq!(shown(gone.as_str()), Some((false, true, 2, 512)), "a command line is nobody's proof");
         assert_eq!(shown(elsewhere.as_str()), Some((false, true, 4, 2048)), "another Mayfly's");
         assert_eq!(shown("web"), Some((false, true, 1, 1024)));
-        assert_eq!(shown("qemu-system-aarch64:22"), Some((false, true, 1, 128)));
-        assert_eq!(list.len(), 6);
-        assert_eq!(listed(Path::new("/d"), names, &processes, false).len(), 3);
+        assert_eq!(shown("qemu-system-aarch64:1000000022"), Some((false, true, 1, 128)));
+        assert_eq!(list.len(), 5);
     }
 
     #[test]
@@ -110,7 +173,7 @@ mod tests {
         let name = VmId::mint().instance();
         let line = format!("/opt/homebrew/bin/qemu-system-aarch64 -m 512 -pidfile /a b/c/{name}/qemu.pid -chardev x");
         let line = CommandLine::Joined(line);
-        assert_eq!(instance_of(&line, Path::new("/a b/c")).as_deref(), Some(name.as_str()));
+        assert_eq!(instance_of(&line, Path::new("/a b/c")), Some(name));
         assert_eq!(instance_of(&line, Path::new("/a b")), None);
     }
 }

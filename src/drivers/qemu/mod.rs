@@ -4,10 +4,11 @@
 //! and in its process:
 //!
 //! ```text
-//! <instances>/mayfly-<vm id>/   0700
+//! <instances>/mayfly-<vm id>/   0700; of a later attempt mayfly-<vm id>-<attempt>/
 //!     disk.qcow2                the clone: an overlay on the template's disk
 //!     seed.img                  0600, holds secrets; written at every start
 //!     qemu.pid                  locked by QEMU while it lives
+//!     qemu.process              0600, which process that is: its pid and the time of its start
 //!     qmp.sock                  commands, one short connection each
 //!     live.sock                 events, for the listener that waits for a stop
 //!     watch.sock, watch.log     events: the socket is opened once, so that QEMU writes them to the log
@@ -274,17 +275,69 @@ impl Qemu {
         *self.probed.lock().await = None;
     }
 
-    /// The running process. A stranger on our pid file is nothing that waiting or killing mends.
-    async fn running(&self, paths: &Paths, name: &InstanceName) -> Result<Option<Process>> {
-        match instance::find(paths, name).await {
-            Found::Nothing => Ok(None),
-            Found::Ours(process) => Ok(Some(process)),
-            Found::Stranger(pid) => {
-                let summary = format!("process {pid} holds {} and is not {name}", paths.pid().display());
-                Err(DriverError::new(ErrorKind::Permanent, Code::HostUnavailable, summary))
+    /// The instances that have a directory.
+    async fn names(&self) -> Result<Vec<InstanceName>> {
+        let unseen = |error| failure::unseen(error, "the instances directory");
+        let mut names = Vec::new();
+        match tokio::fs::read_dir(&self.settings.instances_dir).await {
+            Ok(mut dir) => {
+                while let Some(entry) = dir.next_entry().await.map_err(unseen)? {
+                    names.extend(entry.file_name().to_str().and_then(InstanceName::read));
+                }
+            }
+            Err(error) => absent_is_fine(Err(error)).map_err(unseen)?,
+        }
+        Ok(names)
+    }
+
+    /// Lets a guest run that was started and not yet let go. It stands still until QEMU writes down how it ends, so no guest ends
+    /// without a word because this service died at the wrong moment.
+    async fn let_run(&self, paths: &Paths, name: &InstanceName) -> Result<()> {
+        let patience = Instant::now() + SETTLE;
+        loop {
+            let error = match instance::arm_watch(paths).await {
+                Ok(()) => match instance::let_run(paths).await {
+                    // To be found notes which process it is.
+                    Ok(()) => return find(paths).await.map(|_| ()),
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            match self.running(paths, name).await? {
+                // It has ended, and how is on record.
+                None => return Ok(()),
+                Some(_) if Instant::now() > patience => {
+                    return Err(fault::qmp(error, "QEMU runs and does not answer"));
+                }
+                Some(process) => drop(timeout(LOOK_AGAIN, process.ended()).await),
             }
         }
     }
+
+    /// The running process, once one that is on its way up has become that or has ended. A stranger on our pid file is nothing
+    /// that waiting or killing mends.
+    async fn running(&self, paths: &Paths, name: &InstanceName) -> Result<Option<Process>> {
+        loop {
+            match find(paths).await? {
+                Found::Nothing => return Ok(None),
+                Found::Ours(process) => return Ok(Some(process)),
+                // After a while it is no longer taken for one that starts.
+                Found::Starting(process) => drop(timeout(LOOK_AGAIN, process.ended()).await),
+                Found::Stranger(pid) => {
+                    let summary = format!("process {pid} of another user holds {} of {name}", paths.pid().display());
+                    return Err(DriverError::new(ErrorKind::Permanent, Code::HostUnavailable, summary));
+                }
+            }
+        }
+    }
+}
+
+async fn find(paths: &Paths) -> Result<Found> {
+    instance::find(paths).await.map_err(|error| failure::unseen(error, "the instance's process"))
+}
+
+fn exists(path: &Path) -> Result<bool> {
+    failure::exists(path).map_err(|error| failure::unseen(error, "the instance"))
 }
 
 fn missing(program: &str, arch: Arch) -> DriverError {
@@ -346,10 +399,9 @@ impl Driver for Qemu {
         let name = &spec.name;
         let paths = self.paths(name);
         if self.settled(&paths, name).await? {
-            arm(&paths, name).await;
-            return Ok(());
+            return self.let_run(&paths, name).await;
         }
-        if !tokio::fs::try_exists(paths.disk()).await.unwrap_or(false) {
+        if !exists(&paths.disk())? {
             let summary = format!("{name} has no disk: it was never created, or its disk was removed");
             return Err(DriverError::new(ErrorKind::Permanent, Code::BootFailed, summary));
         }
@@ -381,8 +433,7 @@ impl Driver for Qemu {
                 return Err(refused);
             }
         }
-        arm(&paths, name).await;
-        Ok(())
+        self.let_run(&paths, name).await
     }
 
     async fn stop(&self, name: &InstanceName, grace: Duration) -> Result<()> {
@@ -404,14 +455,22 @@ impl Driver for Qemu {
         self.stop(name, Duration::ZERO).await?;
         let paths = self.paths(name);
         absent_is_fine(tokio::fs::remove_dir_all(&paths.dir).await)
-            .map_err(|error| failure::io(error, Code::HostUnavailable, "the instance's directory cannot be removed"))
+            .map_err(|error| failure::io(error, Code::HostUnavailable, "the instance's directory cannot be removed"))?;
+        match self.inspect(name).await? {
+            Observation::Absent => Ok(()),
+            left => {
+                let summary = format!("{name} was removed and is still there: {left:?}");
+                Err(DriverError::new(ErrorKind::Retry, Code::HostUnavailable, summary))
+            }
+        }
     }
 
     async fn inspect(&self, name: &InstanceName) -> Result<Observation> {
         let paths = self.paths(name);
         let broken = |detail: String| Ok(Observation::Broken { detail });
-        match instance::find(&paths, name).await {
-            Found::Stranger(pid) => broken(format!("process {pid} holds its pid file and is not this instance")),
+        match find(&paths).await? {
+            Found::Stranger(pid) => broken(format!("process {pid} of another user holds its pid file")),
+            Found::Starting(_) => Ok(Observation::Running { ssh: None, agent: None }),
             Found::Ours(_) => {
                 stops::keep_bounded(&paths);
                 match instance::status(&paths).await {
@@ -430,14 +489,9 @@ impl Driver for Qemu {
                 }
             }
             Found::Nothing => {
-                let exists = |path: PathBuf| async move {
-                    tokio::fs::try_exists(path)
-                        .await
-                        .map_err(|error| failure::io(error, Code::HostUnavailable, "the instance cannot be looked at"))
-                };
-                if !exists(paths.dir.clone()).await? {
+                if !exists(&paths.dir)? {
                     Ok(Observation::Absent)
-                } else if exists(paths.disk()).await? {
+                } else if exists(&paths.disk())? {
                     Ok(Observation::Stopped)
                 } else {
                     broken("its directory is there and its disk is not: cloning was interrupted".to_owned())
@@ -448,9 +502,11 @@ impl Driver for Qemu {
 
     async fn ended(&self, name: &InstanceName) -> Result<GoneCause> {
         let paths = self.paths(name);
-        if let Some(process) = self.running(&paths, name).await? {
+        while let Some(process) = self.running(&paths, name).await? {
             tokio::select! {
                 () = process.ended() => {}
+                // Whichever version started it, and whenever that died.
+                never = keep_armed(&paths, name) => match never {},
                 cause = stops::stopped(&paths) => return Ok(self.laid_at(&paths, cause).await),
                 () = self.trials.over(&paths) => {
                     self.probe_again().await;
@@ -458,8 +514,8 @@ impl Driver for Qemu {
                 }
             }
         }
-        let cause = instance::recorded_cause(&paths).unwrap_or(GoneCause::Unknown);
-        Ok(self.laid_at(&paths, cause).await)
+        let cause = instance::recorded_cause(&paths).map_err(|error| failure::unseen(error, "how the guest ended"))?;
+        Ok(self.laid_at(&paths, cause.unwrap_or(GoneCause::Unknown)).await)
     }
 
     async fn reached(&self, name: &InstanceName) {
@@ -481,18 +537,14 @@ impl Driver for Qemu {
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {
-        let unreadable = |error| failure::io(error, Code::HostUnavailable, "the instances directory cannot be read");
-        let mut names = Vec::new();
-        match tokio::fs::read_dir(&self.settings.instances_dir).await {
-            Ok(mut dir) => {
-                while let Some(entry) = dir.next_entry().await.map_err(unreadable)? {
-                    names.extend(entry.file_name().into_string());
-                }
-            }
-            Err(error) => absent_is_fine(Err(error)).map_err(unreadable)?,
+        let unseen = |error| failure::unseen(error, "the processes of this host");
+        let (dir, names) = (&self.settings.instances_dir, self.names().await?);
+        let processes = process::all().await.map_err(unseen)?;
+        let mut listed = list::own(dir, names, &processes).await.map_err(unseen)?;
+        if self.settings.count_foreign {
+            listed.extend(list::foreign(dir, &processes).await.map_err(unseen)?);
         }
-        let processes = process::all().await;
-        Ok(list::listed(&self.settings.instances_dir, names, &processes, self.settings.count_foreign))
+        Ok(listed)
     }
 
     fn console_log(&self, name: &InstanceName) -> Option<PathBuf> {
@@ -512,11 +564,13 @@ async fn hears_its_button(paths: &Paths) -> bool {
     }
 }
 
-async fn arm(paths: &Paths, name: &InstanceName) {
-    if let Err(error) = instance::arm_watch(paths).await {
-        // A guest that has ended by now tells so by its absence; the others only lose their last words.
-        tracing::debug!(%error, instance = %name, "the watch socket could not be opened after the start");
+/// Sees to it that the guest's end will be on record.
+async fn keep_armed(paths: &Paths, name: &InstanceName) -> std::convert::Infallible {
+    while let Err(error) = instance::arm_watch(paths).await {
+        tracing::debug!(%error, instance = %name, "the watch socket could not be opened yet");
+        tokio::time::sleep(ASK_AGAIN).await;
     }
+    std::future::pending().await
 }
 
 /// Ends a hypervisor that may not want to. Returns when it has ended.

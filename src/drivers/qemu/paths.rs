@@ -20,6 +20,12 @@ impl Paths {
         Self { dir: instances_dir.join(name.as_str()) }
     }
 
+    /// Of a later attempt, the name of the directory is some bytes longer, and those of the sockets in it are shorter for it.
+    fn socket(&self, first: &str, later: &str) -> PathBuf {
+        let name = self.dir.file_name().and_then(|name| InstanceName::read(name.to_str()?));
+        self.dir.join(if name.is_some_and(|name| name.is_retry()) { later } else { first })
+    }
+
     pub fn disk(&self) -> PathBuf {
         self.dir.join("disk.qcow2")
     }
@@ -37,19 +43,24 @@ impl Paths {
         self.dir.join("qemu.pid")
     }
 
+    /// Which process holds the pid file, by its pid and the time of its start.
+    pub fn process(&self) -> PathBuf {
+        self.dir.join("qemu.process")
+    }
+
     /// For commands, one short connection each.
     pub fn qmp(&self) -> PathBuf {
-        self.dir.join("qmp.sock")
+        self.socket("qmp.sock", "q.sock")
     }
 
     /// For the listener that waits for a stop or the end: one long connection.
     pub fn live(&self) -> PathBuf {
-        self.dir.join("live.sock")
+        self.socket("live.sock", "l.sock")
     }
 
     /// Opened once after the start, so that QEMU writes its events to `watch_log`.
     pub fn watch(&self) -> PathBuf {
-        self.dir.join("watch.sock")
+        self.socket("watch.sock", "w.sock")
     }
 
     /// All events of the guest: how it ended while no listener was connected.
@@ -106,6 +117,8 @@ mod tests {
         let fits = PathBuf::from(format!("/{}", "d".repeat(47)));
         check(&fits).unwrap();
         assert_eq!(Paths::new(&fits, &name).watch().as_os_str().len(), SOCKET_PATH_LIMIT);
+        let retried = Paths::new(&fits, &name.vm_id().instance_of(999));
+        assert!([retried.watch(), retried.qmp()].iter().all(|path| path.as_os_str().len() <= SOCKET_PATH_LIMIT));
 
         let error = check(&PathBuf::from(format!("/{}", "d".repeat(48)))).unwrap_err();
         assert!(error.summary.contains("has 49 bytes and may have 48"), "{error}");

@@ -109,7 +109,11 @@ fn judge(state: &str, paths: &Paths, leaving: &mut Option<Instant>) -> Option<Go
         Condition::Stopped(cause) => Some(cause),
         Condition::Leaving => {
             let since = *leaving.get_or_insert_with(Instant::now);
-            (since.elapsed() >= LEAVE).then(|| recorded_cause(paths).unwrap_or(GoneCause::GuestPowerOff))
+            if since.elapsed() < LEAVE {
+                return None;
+            }
+            // What cannot be read now is read at the next look.
+            recorded_cause(paths).ok().map(|cause| cause.unwrap_or(GoneCause::GuestPowerOff))
         }
     }
 }

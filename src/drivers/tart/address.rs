@@ -53,7 +53,7 @@ fn lease_file(settings: &Settings) -> Result<Vec<leases::Lease>> {
         Ok(bytes) => bytes,
         // The host's DHCP server has not given any yet.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failure::io(error, Code::HostUnavailable, "the host's DHCP leases cannot be read")),
+        Err(error) => return Err(failure::unseen(error, "the host's DHCP leases")),
     };
     leases::parse(&bytes).map_err(|why| {
         let summary = format!("{} was not understood: {why}", settings.lease_file.display());
@@ -62,7 +62,8 @@ fn lease_file(settings: &Settings) -> Result<Vec<leases::Lease>> {
 }
 
 fn by_lease(settings: &Settings, paths: &Paths, mac: Mac) -> Result<Option<Ipv4Addr>> {
-    match leases::find(&lease_file(settings)?, mac, before(paths, mac), now()) {
+    let before = before(paths, mac).map_err(|error| failure::unseen(error, "the guest's earlier leases"))?;
+    match leases::find(&lease_file(settings)?, mac, before, now()) {
         Found::Nothing => Ok(None),
         Found::Address(ip) => Ok(Some(ip)),
         Found::Disputed { ip, other } => {
@@ -92,11 +93,16 @@ pub fn note_leases(settings: &Settings, paths: &Paths, mac: Mac) -> io::Result<(
     }
 }
 
-fn before(paths: &Paths, mac: Mac) -> Option<u64> {
-    let text = std::fs::read_to_string(paths.leases_before()).ok()?;
-    let (noted, expires) = text.trim().split_once(' ')?;
+fn before(paths: &Paths, mac: Mac) -> io::Result<Option<u64>> {
+    let text = match std::fs::read_to_string(paths.leases_before()) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let noted = text.trim().split_once(' ');
     // Tart gives a VM a new address when another one that runs has the same.
-    (Mac::parse(noted) == Some(mac)).then(|| expires.parse().ok())?
+    let noted = noted.filter(|(noted, _)| Mac::parse(noted) == Some(mac));
+    Ok(noted.and_then(|(_, expires)| expires.parse().ok()))
 }
 
 async fn by_arp(settings: &Settings, mac: Mac) -> Result<Option<Ipv4Addr>> {
@@ -104,7 +110,7 @@ async fn by_arp(settings: &Settings, mac: Mac) -> Result<Option<Ipv4Addr>> {
         .arg("-an")
         .run()
         .await
-        .map_err(|error| failure::command(error, Code::HostUnavailable))?;
+        .map_err(|error| failure::unseen(io::Error::other(error), "the host's ARP table"))?;
     let failed = |why: String| {
         DriverError::new(ErrorKind::Retry, Code::HostUnavailable, format!("`arp -an` was not understood: {why}"))
     };

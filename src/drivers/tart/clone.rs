@@ -149,7 +149,9 @@ pub fn clear(tart_home: &Path, name: &InstanceName) -> io::Result<()> {
     };
     for entry in entries {
         let entry = entry?;
-        if entry.file_name().to_str().is_some_and(|n| n.starts_with(&prefix) || n.starts_with(TRASH)) {
+        // The name of a later attempt begins as that of the first one does.
+        let staged = |n: &str| n.strip_prefix(&prefix).is_some_and(|rest| Uuid::try_parse(rest).is_ok());
+        if entry.file_name().to_str().is_some_and(|n| staged(n) || n.starts_with(TRASH)) {
             discard(&entry.path());
         }
     }
@@ -372,11 +374,13 @@ mod tests {
         let name = VmId::mint().instance();
         let stage = Stage::new(&home.home(), &name).unwrap();
         let other = Stage::new(&home.home(), &VmId::mint().instance()).unwrap();
+        let next = Stage::new(&home.home(), &name.vm_id().instance_of(2)).unwrap();
         clear(&home.home(), &name).unwrap();
         assert!(home.fill(&stage).await.is_err());
         assert!(stage.publish(&home.home(), &name).await.is_err());
         assert!(!paths::vms(&home.home()).join(name.as_str()).exists());
         assert!(other.dir.exists(), "another VM's stage");
+        assert!(next.dir.exists(), "another attempt's stage");
     }
 
     #[tokio::test]

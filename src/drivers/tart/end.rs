@@ -1,6 +1,6 @@
 //! Ending a guest, and removing its VM.
 
-use std::{io, time::Duration};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout};
@@ -24,7 +24,6 @@ const DELETE: Duration = Duration::from_secs(60);
 /// How long a VM may be said to run after its run has ended.
 const LET_GO: Duration = Duration::from_secs(15);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-const MISSING: i32 = 2;
 
 impl Tart {
     /// Returns when no `tart run` of this VM is left.
@@ -83,8 +82,8 @@ impl Tart {
                     return Err(run::busy(name, holder));
                 }
                 tokio::time::sleep(LOOK_AGAIN).await;
-            } else if (output.status.success() || output.status.code() == Some(MISSING)) && paths.missing().is_some() {
-                // Tart takes a directory without one of a VM's files for no VM at all, and would leave it for ever.
+            } else if is_incomplete(&paths)? {
+                // Tart takes a directory without one of a VM's files for no VM at all, or fails at it, and would leave it for ever.
                 self.sweep(name, &paths).await?;
             } else {
                 let summary = format!(
@@ -101,8 +100,10 @@ impl Tart {
 
     /// Removes the rest of a VM that Tart does not know any more.
     async fn sweep(&self, name: &InstanceName, paths: &Paths) -> Result<()> {
-        if let Found::Running(process) = self.find(paths, name).await? {
-            return Err(run::busy(name, Some(process.pid())));
+        match self.find(paths, name).await? {
+            Found::Nothing => {}
+            Found::Running(process) => return Err(run::busy(name, Some(process.pid()))),
+            Found::Busy { holder } => return Err(run::busy(name, holder)),
         }
         let _home = clone::lock_home(&self.settings.tart_home).await?;
         let removed = tokio::fs::remove_dir_all(&paths.vm).await;
@@ -129,9 +130,9 @@ async fn ask(process: &Process) {
 }
 
 pub(super) fn exists(paths: &Paths) -> Result<bool> {
-    match paths.vm.symlink_metadata() {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(failure::io(error, Code::HostUnavailable, "the VM cannot be looked at")),
-    }
+    failure::exists(&paths.vm).map_err(|error| failure::unseen(error, "the VM"))
+}
+
+fn is_incomplete(paths: &Paths) -> Result<bool> {
+    Ok(paths.missing().map_err(|error| failure::unseen(error, "the VM"))?.is_some())
 }

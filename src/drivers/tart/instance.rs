@@ -1,48 +1,39 @@
 //! A `tart run`: finding it, and telling it from others.
 //!
 //! There is no daemon: the process *is* the VM, and for as long as it lives it holds a record lock on the VM's `config.json`.
-//! The kernel is asked who holds it. The lock is never taken: on macOS, `flock` and record locks exclude one another, and for a
-//! `flock` the kernel names the holder -1, to whom `tart stop` would then send its signals, that is to every process of the
-//! user. For the same reason nobody but a process with the right command line is ever sent one from here.
+//! A run is ours if we started it: the launcher notes its pid and the time of its start before it becomes Tart. Whatever else
+//! holds the lock of a VM of ours is shown and never sent a signal; and a VM of the same name in another home of Tart's is
+//! neither held nor noted here.
+//!
+//! Before runs were noted, they were told by their command lines. Such a run, which may be days old, is recognised by the lock of
+//! this very VM, by its user, and by its being a `tart run`; then it is noted, too.
 
-use std::{
-    fs::File,
-    io,
-    panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
-};
-
-use rustix::process::{Flock, FlockType, fcntl_getlk};
+use std::{fs::Permissions, io, os::unix::fs::PermissionsExt, path::Path};
 
 use super::paths::Paths;
 use crate::{
     domain::InstanceName,
-    drivers::process::{self, CommandLine, Process},
+    drivers::{
+        lock::{self, Holder},
+        process::{CommandLine, Process},
+        record,
+    },
 };
 
-/// How often the processes are looked through while matching ones come and go.
-const SCANS: u32 = 10;
+/// How often a lock is looked at while its holders come and go.
+const LOOKS: u32 = 10;
 /// A wrapper script, until it becomes what it wraps.
 const SHELLS: [&str; 5] = ["sh", "bash", "zsh", "dash", "env"];
 
 #[derive(Debug)]
 pub enum Found {
     Nothing,
-    /// A `tart run` of this VM. It may be on its way up and hold no lock yet.
+    /// A `tart run` of this VM that we started. It may be on its way up and hold no lock yet.
     Running(Process),
-    /// Somebody else holds the VM's lock, and the VM does not run: `tart push`, `tart delete`, or a stranger.
+    /// Something else holds the VM's lock: `tart push`, `tart delete`, or a run that we did not start.
     Busy {
         holder: Option<i32>,
     },
-}
-
-/// Who holds the lock of a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Holder {
-    Nobody,
-    Process(i32),
-    /// The kernel does not say: it is a lock of another kind, or its owner is out of our sight.
-    Unknown,
 }
 
 /// How this host's Tart appears in a list of processes.
@@ -105,62 +96,84 @@ fn is_shell(program: &str) -> bool {
     SHELLS.contains(&program.rsplit('/').next().unwrap_or_default())
 }
 
-/// The process of this instance.
+/// The process of this instance. An error: nothing is known.
 pub async fn find(paths: &Paths, name: &InstanceName, names: &Names) -> io::Result<Found> {
-    let mut holder = holder(&paths.config())?;
-    for _ in 0..SCANS {
-        if let Holder::Process(pid) = holder
-            && let Some(process) = Process::find(pid).await
-            && names.runs(process.command_line(), name)
-        {
-            return Ok(Found::Running(process));
-        }
-        // It starts and has no lock yet, or somebody removed the directory under it.
-        let mut vanished = false;
-        for (pid, line) in process::all().await {
-            if !names.runs(&line, name) {
-                continue;
+    for _ in 0..LOOKS {
+        // The lock first: a run of ours is noted before it can take it.
+        let holder = match holder(&paths.config())? {
+            Holder::Nobody => None,
+            Holder::Unknown => Some(None),
+            Holder::Process(pid) => match Process::find(pid).await? {
+                Some(process) => Some(Some(process)),
+                // It has ended since.
+                None => continue,
+            },
+        };
+        let noted = noted(paths).await?;
+        if let Some(Some(process)) = holder {
+            if noted.runs.iter().any(|run| run.id() == process.id()) {
+                return Ok(Found::Running(process));
             }
-            match Process::find(pid).await {
-                Some(process) if names.runs(process.command_line(), name) => return Ok(Found::Running(process)),
-                // A launcher became Tart between two looks, or it has ended.
-                _ => vanished = true,
+            if !noted.any && is_unnoted_run(&process, name, names).await? {
+                record::write(&paths.process(process.pid()), &process.id())?;
+                return Ok(Found::Running(process));
             }
+            return Ok(match noted.runs.into_iter().next() {
+                Some(run) => Found::Running(run),
+                None => Found::Busy { holder: Some(process.pid()) },
+            });
         }
-        let before = std::mem::replace(&mut holder, self::holder(&paths.config())?);
-        // One that took the lock meanwhile is looked at; what holds it since before is somebody else.
-        if !vanished && holder == before {
-            break;
-        }
+        return Ok(match (noted.runs.into_iter().next(), holder) {
+            (Some(run), _) => Found::Running(run),
+            (None, None) => Found::Nothing,
+            (None, Some(_)) => Found::Busy { holder: None },
+        });
     }
-    Ok(match holder {
-        Holder::Nobody => Found::Nothing,
-        Holder::Process(pid) => Found::Busy { holder: Some(pid) },
-        Holder::Unknown => Found::Busy { holder: None },
-    })
+    Err(io::Error::other("the holders of the VM's lock come and go"))
 }
 
-/// Asks the kernel, as Tart itself does: with a read lock, which only a write lock is in the way of.
-pub fn holder(config: &Path) -> io::Result<Holder> {
-    let file = match File::open(config) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Holder::Nobody),
+async fn is_unnoted_run(process: &Process, name: &InstanceName, names: &Names) -> io::Result<bool> {
+    Ok(process.is_own() && process.command_line().await?.is_some_and(|line| names.runs(&line, name)))
+}
+
+/// The runs that were noted for an instance.
+struct Noted {
+    /// Those that live.
+    runs: Vec<Process>,
+    /// Whether there are any, dead ones included.
+    any: bool,
+}
+
+async fn noted(paths: &Paths) -> io::Result<Noted> {
+    let mut noted = Noted { runs: Vec::new(), any: false };
+    let entries = match std::fs::read_dir(&paths.run) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(noted),
         Err(error) => return Err(error),
     };
-    // In a debug build, rustix panics at the pid -1 that stands for a lock of another kind.
-    let asked = catch_unwind(AssertUnwindSafe(|| fcntl_getlk(&file, &Flock::from(FlockType::ReadLock))));
-    let Ok(asked) = asked else { return Ok(Holder::Unknown) };
-    Ok(match asked?.map(|lock| lock.pid.map(|pid| pid.as_raw_nonzero().get())) {
-        None => Holder::Nobody,
-        Some(Some(pid)) if pid > 0 => Holder::Process(pid),
-        Some(_) => Holder::Unknown,
-    })
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == record::EXTENSION) {
+            noted.any = true;
+            noted.runs.extend(record::find(&path).await?);
+        }
+    }
+    Ok(noted)
+}
+
+/// Who holds the lock of a VM of ours. Its configuration is our file, so its mode is nothing that keeps us from looking.
+pub fn holder(config: &Path) -> io::Result<Holder> {
+    match lock::holder(config) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            std::fs::set_permissions(config, Permissions::from_mode(0o600)).map_err(|_| error)?;
+            lock::holder(config)
+        }
+        other => other,
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use rustix::fs::{FlockOperation, fcntl_lock};
-
     use super::*;
     use crate::domain::VmId;
 
@@ -210,23 +223,5 @@ mod tests {
         ] {
             assert!(!runs(stranger), "{stranger:?}");
         }
-    }
-
-    #[test]
-    fn a_locks_holder_is_asked_of_the_kernel() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = dir.path().join("config.json");
-        assert_eq!(holder(&config).unwrap(), Holder::Nobody);
-        std::fs::write(&config, "{}").unwrap();
-        assert_eq!(holder(&config).unwrap(), Holder::Nobody);
-        // One's own record locks are in nobody's way, so another process is needed, and `flock` is a lock of another kind.
-        let file = File::open(&config).unwrap();
-        file.lock().unwrap();
-        #[cfg(target_os = "linux")]
-        assert_eq!(holder(&config).unwrap(), Holder::Nobody);
-        drop(file);
-        let file = File::options().write(true).open(&config).unwrap();
-        fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
-        assert_eq!(holder(&config).unwrap(), Holder::Nobody);
     }
 }

@@ -18,7 +18,11 @@
 //! Tart's own words for an end and for a failure are matched exactly. What it says otherwise is shown and never guessed at, and
 //! nothing is destroyed because of it.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 
@@ -35,9 +39,16 @@ use super::{
     command::{Command, find_program},
 };
 use crate::domain::{
-    Arch, Code, GuestOs, InstanceName, event::GoneCause, tart_config::Display, template::DiskFormat, vm::Endpoint,
+    Arch, Code, GuestOs, InstanceName,
+    event::GoneCause,
+    tart_config::{Display, TartConfig},
+    template::DiskFormat,
+    vm::Endpoint,
 };
-use crate::drivers::failure::{self, absent_is_fine};
+use crate::drivers::{
+    failure::{self, absent_is_fine},
+    lock::{self, Holder},
+};
 
 mod address;
 mod args;
@@ -59,16 +70,27 @@ pub use settings::{Network, Resolver, Settings};
 
 const VERSION: Duration = Duration::from_secs(10);
 const LIST: Duration = Duration::from_secs(10);
+/// A list that failed is not asked for again before that: one that hangs would hold up every look at the host.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
 const IP: Duration = Duration::from_secs(5);
 /// The first macOS whose guests may have a disk in Apple's sparse format, and whose hosts open one.
 const ASIF_SINCE: Version = Version { major: 26, minor: 0 };
 const OLDEST_MACOS: Version = Version { major: 13, minor: 0 };
-/// What a stranger's VM is counted as when its configuration cannot be read: to count too much keeps every promise.
-const UNKNOWN_SHAPE: (GuestOs, u32, u32) = (GuestOs::Macos, 4, 8192);
+type Shape = (GuestOs, u32, u32);
+/// What a VM is counted as when its configuration cannot be read.
+const UNKNOWN_SHAPE: Shape = (GuestOs::Macos, 4, 8192);
 
 pub struct Tart {
     settings: Settings,
     names: Names,
+    /// While Tart does not list its VMs.
+    list_fails: Mutex<Option<ListFails>>,
+}
+
+#[derive(Clone)]
+struct ListFails {
+    since_asked: Instant,
+    why: String,
 }
 
 impl Tart {
@@ -87,7 +109,7 @@ impl Tart {
         let mut programs = vec![Self::NAME.to_owned()];
         programs.extend(settings.binary.as_ref().and_then(|b| Some(b.file_name()?.to_str()?.to_owned())));
         let names = Names { programs, launcher: settings.launcher.clone() };
-        Ok(Self { settings, names })
+        Ok(Self { settings, names, list_fails: Mutex::default() })
     }
 
     fn paths(&self, name: &InstanceName) -> Paths {
@@ -117,9 +139,7 @@ impl Tart {
     }
 
     async fn find(&self, paths: &Paths, name: &InstanceName) -> Result<Found> {
-        instance::find(paths, name, &self.names)
-            .await
-            .map_err(|error| failure::io(error, Code::HostUnavailable, "the VM's lock cannot be looked at"))
+        instance::find(paths, name, &self.names).await.map_err(|error| failure::unseen(error, "the VM's lock"))
     }
 
     /// Whether a VM of that name was made by this Mayfly. Its directory of runs is made before the VM is, so a crash in between
@@ -205,49 +225,124 @@ impl Tart {
         Ok(ip.map(|ip| Endpoint { host: ip.to_string(), port: self.settings.ssh_port }))
     }
 
-    /// System, cores and memory of a VM that Tart lists. `None`: it is gone.
-    fn shape(&self, name: &str, ours: bool) -> Result<Option<(GuestOs, u32, u32)>> {
-        let dir = paths::vms(&self.settings.tart_home).join(name);
+    /// The VMs that are not in `own`. Tart is asked for them; when it fails or hangs, which one broken VM of anybody's may cause,
+    /// the VMs that its home holds are looked at one by one, as Tart itself would.
+    async fn foreign(&self, own: &[InstanceName]) -> Result<Vec<Listed>> {
+        let is_own = |name: &str| own.iter().any(|own| own.as_str() == name);
+        let known = self.list_fails.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if known.as_ref().is_none_or(|fails| fails.since_asked.elapsed() >= ASK_AGAIN) {
+            match self.ask_for_list().await {
+                Ok(entries) => {
+                    if self.list_fails.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+                        tracing::info!("`tart list` works again");
+                    }
+                    let foreign = entries.into_iter().filter(|entry| !is_own(&entry.name));
+                    let listed = foreign.filter_map(|list::Entry { name, running }| self.stranger(name, running));
+                    return Ok(listed.collect());
+                }
+                Err(error) => {
+                    if known.is_none() {
+                        tracing::warn!(%error, tail = error.tail.as_deref().unwrap_or_default(), "`tart list` fails: VMs are looked at one by one");
+                    }
+                    let fails = ListFails { since_asked: Instant::now(), why: error.summary };
+                    *self.list_fails.lock().unwrap_or_else(PoisonError::into_inner) = Some(fails);
+                }
+            }
+        }
+        let unseen = |error| failure::unseen(error, "the VMs of Tart's home");
+        let mut listed = Vec::new();
+        let entries = match std::fs::read_dir(paths::vms(&self.settings.tart_home)) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(listed),
+            Err(error) => return Err(unseen(error)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(unseen)?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            if is_own(&name) {
+                continue;
+            }
+            // What cannot be looked at counts as running.
+            let running =
+                lock::holder(&entry.path().join(paths::CONFIG)).map_or(true, |holder| holder != Holder::Nobody);
+            listed.extend(self.stranger(name, running));
+        }
+        Ok(listed)
+    }
+
+    async fn ask_for_list(&self) -> Result<Vec<list::Entry>> {
+        let output = self
+            .command(LIST)?
+            .args(["list", "--source", "local", "--format", "json"])
+            .run()
+            .await
+            .map_err(|error| failure::command(error, Code::HostUnavailable))?;
+        let failed = |why| DriverError::new(ErrorKind::Retry, Code::HostUnavailable, why);
+        if !output.status.success() {
+            let said = shown(output.stderr_tail.as_bytes());
+            return Err(
+                failed(format!("`tart list` ended with {}; it said: {said}", output.status)).tail(output.stderr_tail)
+            );
+        }
+        list::parse(&output.stdout).map_err(failed)
+    }
+
+    /// `None`: it is gone.
+    fn stranger(&self, name: String, running: bool) -> Option<Listed> {
+        let dir = paths::vms(&self.settings.tart_home).join(&name);
         // A name that leads elsewhere is nothing that Tart would have made.
         let inside = dir.parent() == Some(&paths::vms(&self.settings.tart_home)) && name != "..";
         let read =
             if inside { std::fs::read(dir.join(paths::CONFIG)) } else { Err(std::io::ErrorKind::InvalidInput.into()) };
-        let parsed = match read {
+        let config = match read {
             Ok(bytes) => config::parse(&bytes),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
             Err(error) => Err(error.to_string()),
         };
-        match parsed {
-            Ok(config) => Ok(Some((config.os, config.cpus, config.memory_mib()))),
-            Err(why) if ours => {
-                let summary = format!("the configuration of {name} was not understood: {why}");
-                Err(DriverError::new(ErrorKind::Retry, Code::HostUnavailable, summary))
-            }
-            Err(why) => {
-                tracing::debug!(vm = name, why, "a VM that is not Mayfly's cannot be read: it counts as a macOS guest");
-                Ok(Some(UNKNOWN_SHAPE))
-            }
-        }
+        let (os, cpus, memory_mib) = shape_of(&name, config);
+        Some(Listed { name, ours: false, running, os, cpus, memory_mib })
     }
 
-    /// Instances of ours that Tart does not list: it passes over a directory without one of a VM's files.
-    async fn unlisted(&self, listed: &[list::Entry]) -> Result<Vec<Listed>> {
-        let unreadable = |error| failure::io(error, Code::HostUnavailable, "the directory of runs cannot be read");
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir(&self.settings.run_dir).map_err(unreadable)? {
-            let Ok(file) = entry.map_err(unreadable)?.file_name().into_string() else { continue };
-            let Some(id) = InstanceName::parse(&file).filter(|_| !listed.iter().any(|l| l.name == file)) else {
-                continue;
-            };
-            let name = id.instance();
-            let paths = self.paths(&name);
-            if exists(&paths)? {
-                let running = matches!(self.find(&paths, &name).await?, Found::Running(_));
-                let (os, cpus, memory_mib) = UNKNOWN_SHAPE;
-                found.push(Listed { name: file, ours: true, running, os, cpus, memory_mib });
-            }
+    /// The names of what was made by this Mayfly.
+    fn own_names(&self) -> Result<Vec<InstanceName>> {
+        let unseen = |error| failure::unseen(error, "the directory of runs");
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.settings.run_dir).map_err(unseen)? {
+            names.extend(entry.map_err(unseen)?.file_name().to_str().and_then(InstanceName::read));
         }
-        Ok(found)
+        Ok(names)
+    }
+
+    /// One instance of ours, as far as it can be seen: what is wrong with one says nothing of the others, and what cannot be
+    /// looked at counts as running. `None`: there is neither a VM nor a run of it.
+    async fn own(&self, name: &InstanceName) -> Option<Listed> {
+        let paths = self.paths(name);
+        let looked = async {
+            let running = !matches!(self.find(&paths, name).await?, Found::Nothing);
+            Ok::<_, DriverError>((running, exists(&paths)?))
+        };
+        let running = match looked.await {
+            Ok((false, false)) => return None,
+            Ok((running, _)) => running,
+            Err(error) => {
+                tracing::debug!(instance = %name, %error, "an instance cannot be looked at: it counts as running");
+                true
+            }
+        };
+        let config = std::fs::read(paths.config()).map_err(|error| error.to_string());
+        let (os, cpus, memory_mib) = shape_of(name.as_str(), config.and_then(|bytes| config::parse(&bytes)));
+        Some(Listed { name: name.to_string(), ours: true, running, os, cpus, memory_mib })
+    }
+}
+
+/// To count too much keeps every promise.
+fn shape_of(name: &str, config: std::result::Result<TartConfig, String>) -> Shape {
+    match config {
+        Ok(config) => (config.os, config.cpus, config.memory_mib()),
+        Err(why) => {
+            tracing::debug!(vm = name, why, "a VM's configuration cannot be read: it counts as a macOS guest");
+            UNKNOWN_SHAPE
+        }
     }
 }
 
@@ -291,7 +386,14 @@ impl Driver for Tart {
             Some(macos) => format!("Tart {tart} on macOS {macos}"),
             None => format!("Tart {tart}"),
         };
-        let note = (arch != Arch::Aarch64).then(|| "on this processor Tart runs Linux guests only".to_owned());
+        let mut notes = Vec::new();
+        if arch != Arch::Aarch64 {
+            notes.push("on this processor Tart runs Linux guests only".to_owned());
+        }
+        if let Some(fails) = &*self.list_fails.lock().unwrap_or_else(PoisonError::into_inner) {
+            notes.push(format!("VMs are counted by their locks, because Tart does not list them: {}", fails.why));
+        }
+        let note = (!notes.is_empty()).then(|| notes.join("; "));
         Ok(Probe { version, arch, accelerator: "vz".to_owned(), note })
     }
 
@@ -340,7 +442,14 @@ impl Driver for Tart {
         // First what may still become a VM, then the VM, and at last the sign that it is ours.
         clone::clear(&self.settings.tart_home, name).map_err(failed)?;
         self.remove(name).await?;
-        absent_is_fine(tokio::fs::remove_dir_all(self.paths(name).run).await).map_err(failed)
+        let paths = self.paths(name);
+        // The notes of its runs go last, once it is sure that none of them is left.
+        match self.find(&paths, name).await? {
+            Found::Nothing => {}
+            Found::Running(process) => return Err(run::busy(name, Some(process.pid()))),
+            Found::Busy { holder } => return Err(run::busy(name, holder)),
+        }
+        absent_is_fine(tokio::fs::remove_dir_all(&paths.run).await).map_err(failed)
     }
 
     async fn inspect(&self, name: &InstanceName) -> Result<Observation> {
@@ -355,7 +464,7 @@ impl Driver for Tart {
         if !exists(&paths)? {
             return Ok(Observation::Absent);
         }
-        Ok(match paths.missing() {
+        Ok(match paths.missing().map_err(|error| failure::unseen(error, "the VM"))? {
             None => Observation::Stopped,
             Some(file) => Observation::Broken { detail: format!("its directory is there and its {file} is not") },
         })
@@ -366,7 +475,7 @@ impl Driver for Tart {
         while let Found::Running(process) = self.find(&paths, name).await? {
             process.ended().await;
         }
-        let (out, err) = run::said(&paths);
+        let (out, err) = run::said(&paths)?;
         if let Some(cause) = words::cause(&out, &err) {
             return Ok(cause);
         }
@@ -385,28 +494,13 @@ impl Driver for Tart {
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {
-        let output = self
-            .command(LIST)?
-            .args(["list", "--source", "local", "--format", "json"])
-            .run()
-            .await
-            .map_err(|error| failure::command(error, Code::HostUnavailable))?;
-        let failed = |why| DriverError::new(ErrorKind::Retry, Code::HostUnavailable, why);
-        if !output.status.success() {
-            let said = shown(output.stderr_tail.as_bytes());
-            return Err(
-                failed(format!("`tart list` ended with {}; it said: {said}", output.status)).tail(output.stderr_tail)
-            );
+        let names = self.own_names()?;
+        let mut listed = Vec::new();
+        for name in &names {
+            listed.extend(self.own(name).await);
         }
-        let entries = list::parse(&output.stdout).map_err(failed)?;
-        let mut found = self.unlisted(&entries).await?;
-        for list::Entry { name, running } in entries {
-            let ours = self.is_ours(&name);
-            if let Some((os, cpus, memory_mib)) = self.shape(&name, ours)? {
-                found.push(Listed { name, ours, running, os, cpus, memory_mib });
-            }
-        }
-        Ok(found)
+        listed.extend(self.foreign(&names).await?);
+        Ok(listed)
     }
 
     /// The guest's console goes to nobody; what `tart run` says is not the guest's.

@@ -6,13 +6,17 @@
 //!     mayfly/staging/<name>-…/  a clone that is being made; Tart never looks at foreign directories of its home
 //! <run_dir>/<name>/   0700      ours: that it is here says that the instance is
 //!     run.out run.err           0600, what `tart run` said
+//!     <pid>.process             0600, a `tart run` that we started: its pid and the time of its start
 //!     leases.before             what the lease file knew of the guest before it was started
 //! ```
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use super::settings::Settings;
-use crate::domain::InstanceName;
+use crate::{domain::InstanceName, drivers::record};
 
 #[derive(Clone, Debug)]
 pub struct Paths {
@@ -44,13 +48,25 @@ impl Paths {
         self.run.join("run.err")
     }
 
+    pub fn process(&self, pid: i32) -> PathBuf {
+        self.run.join(format!("{pid}.{}", record::EXTENSION))
+    }
+
     pub fn leases_before(&self) -> PathBuf {
         self.run.join("leases.before")
     }
 
     /// The first of the files without which Tart knows no VM that is not there.
-    pub fn missing(&self) -> Option<&'static str> {
-        VM_FILES.into_iter().find(|file| !self.vm.join(file).exists())
+    pub fn missing(&self) -> io::Result<Option<&'static str>> {
+        for file in VM_FILES {
+            match self.vm.join(file).metadata() {
+                Ok(meta) if meta.is_file() => {}
+                Ok(_) => return Ok(Some(file)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(file)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 }
 

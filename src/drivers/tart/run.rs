@@ -20,7 +20,7 @@ use tokio::{
 use super::{
     Tart, address, args, config,
     fault::{self, Start},
-    instance::{self, Found, Holder},
+    instance::{self, Found},
     paths::Paths,
     words,
 };
@@ -30,7 +30,9 @@ use crate::{
         DriverError, ErrorKind, InstanceSpec, Result,
         command::Command,
         failure::{self, absent_is_fine},
+        lock::Holder,
         process::Process,
+        record,
     },
 };
 
@@ -104,7 +106,7 @@ impl Tart {
                 }
                 // Whatever made it end while it was looked at, this is a new start.
                 Settled::Ended(Ending::Another) => {}
-                Settled::Ended(Ending::Ours(status)) => match self.why_ended(&paths, status) {
+                Settled::Ended(Ending::Ours(status)) => match self.why_ended(&paths, status)? {
                     None => return Ok(()),
                     // Another start was faster by a moment. If that one comes up, there is what was asked for.
                     Some(Start::AlreadyRunning) => {}
@@ -118,7 +120,7 @@ impl Tart {
 
     async fn launch(&self, spec: &InstanceSpec, paths: &Paths) -> Result<Run> {
         let failed = |error| failure::io(error, Code::BootFailed, "the run of the VM cannot be prepared");
-        if let Some(missing) = paths.missing() {
+        if let Some(missing) = paths.missing().map_err(|error| failure::unseen(error, "the VM"))? {
             let summary = format!("{} has no {missing}: it was never created, or somebody removed it", spec.name);
             return Err(DriverError::new(ErrorKind::Permanent, Code::BootFailed, summary));
         }
@@ -134,11 +136,11 @@ impl Tart {
         let [launcher, before @ ..] = self.settings.launcher.as_slice() else {
             return Err(failed(io::ErrorKind::InvalidInput.into()));
         };
-        let command = Command::new(launcher, START).args(before).arg(self.binary()?).args(args::run(
-            &spec.name,
-            config.os,
-            &self.settings,
-        ));
+        let command = Command::new(launcher, START)
+            .args(before)
+            .arg(self.binary()?)
+            .args(args::run(&spec.name, config.os, &self.settings))
+            .env(record::DIRECTORY, &paths.run);
         let mut child = args::environment(command, &self.settings)
             .let_go(out, err)
             .map_err(|error| failure::command(error, Code::BootFailed))?;
@@ -176,30 +178,30 @@ impl Tart {
     pub(super) fn holds(&self, paths: &Paths, pid: i32) -> Result<bool> {
         match instance::holder(&paths.config()) {
             Ok(holder) => Ok(holder == Holder::Process(pid)),
-            Err(error) => Err(failure::io(error, Code::HostUnavailable, "the VM's lock cannot be looked at")),
+            Err(error) => Err(failure::unseen(error, "the VM's lock")),
         }
     }
 
     /// `None`: the guest ran, and has ended in a way that `ended` tells.
-    fn why_ended(&self, paths: &Paths, status: Option<ExitStatus>) -> Option<Start> {
-        let (out, err) = said(paths);
+    fn why_ended(&self, paths: &Paths, status: Option<ExitStatus>) -> Result<Option<Start>> {
+        let (out, err) = said(paths)?;
         if err.trim().is_empty() && words::cause(&out, &err).is_some() {
-            return None;
+            return Ok(None);
         }
-        Some(fault::start(status, &out, &err, |name| self.is_ours(name)))
+        Ok(Some(fault::start(status, &out, &err, |name| self.is_ours(name))))
     }
 }
 
 pub(super) fn busy(name: &InstanceName, holder: Option<i32>) -> DriverError {
     let who = holder.map_or_else(|| "something".to_owned(), |pid| format!("process {pid}"));
-    let summary =
-        format!("{who} holds the configuration of {name} and does not run it; is it being pushed or deleted?");
+    let summary = format!(
+        "{who} holds the configuration of {name} and was not started by Mayfly; is it being pushed, deleted or run by hand?"
+    );
     DriverError::new(ErrorKind::Retry, Code::HostUnavailable, summary)
 }
 
 pub(super) fn read_config(paths: &Paths) -> Result<TartConfig> {
-    let bytes = std::fs::read(paths.config())
-        .map_err(|error| failure::io(error, Code::HostUnavailable, "the VM's configuration cannot be read"))?;
+    let bytes = std::fs::read(paths.config()).map_err(|error| failure::unseen(error, "the VM's configuration"))?;
     config::parse(&bytes).map_err(|why| {
         let summary = format!("{} was not understood: {why}", paths.config().display());
         DriverError::new(ErrorKind::Retry, Code::HostUnavailable, summary)
@@ -218,11 +220,12 @@ fn log(path: &Path) -> io::Result<File> {
 }
 
 /// The output and the error output of the latest run.
-pub(super) fn said(paths: &Paths) -> (String, String) {
-    (read_end(&paths.out()), read_end(&paths.err()))
+pub(super) fn said(paths: &Paths) -> Result<(String, String)> {
+    let read = |path: &Path| read_end(path).map_err(|error| failure::unseen(error, "what `tart run` said"));
+    Ok((read(&paths.out())?, read(&paths.err())?))
 }
 
-fn read_end(path: &Path) -> String {
+fn read_end(path: &Path) -> io::Result<String> {
     use std::io::{Read, Seek, SeekFrom};
     let read = || -> io::Result<Vec<u8>> {
         let mut file = File::open(path)?;
@@ -232,5 +235,9 @@ fn read_end(path: &Path) -> String {
         file.take(OUTPUT).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
-    String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
+    match read() {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(error),
+    }
 }

@@ -63,6 +63,7 @@ fn vm(pool: Option<&str>) -> Vm {
         pool: pool.map(str::to_owned),
         labels: BTreeMap::new(),
         budgets: Budgets::default(),
+        instance_per_attempt: true,
     };
     Vm::created(draft, at(0))
 }

@@ -246,7 +246,7 @@ impl Root {
     pub(super) fn may_name(&self, name: &str, digest: &str, image: Option<&Origin>) -> Result<()> {
         let Some(other) = self.pointed_at(name).map_err(storage)? else { return Ok(()) };
         // A name that points at nothing was left by somebody who removed files by hand.
-        if other == digest || !self.place(&other).is_ok_and(|p| p.exists()) {
+        if other == digest || !self.place(&other)?.try_exists().map_err(storage)? {
             return Ok(());
         }
         if let Some(image) = image

@@ -26,6 +26,9 @@ use mayfly::{
 
 use super::conformance::{self, Rig};
 
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod identity;
+
 /// Never reacts to anything: `cli; hlt`, for ever.
 const X86_DEAF: &[u8] = &[0xfa, 0xf4, 0xeb, 0xfd];
 /// `wfi; b .-4`, for a processor without a BIOS: booted as a kernel.
@@ -149,9 +152,9 @@ impl Drop for QemuRig {
         let Ok(dirs) = std::fs::read_dir(self.dir.path().join("instances")) else { return };
         for dir in dirs.flatten() {
             let name = dir.file_name().into_string().unwrap_or_default();
-            if let Some(id) = InstanceName::parse(&name) {
+            if let Some(name) = InstanceName::read(&name) {
                 let driver = self.driver.clone();
-                let destroy = async move { driver.destroy(&id.instance()).await };
+                let destroy = async move { driver.destroy(&name).await };
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 // A runtime cannot be started inside another one, so it gets a thread of its own.
                 let _ = std::thread::spawn(move || runtime.map(|r| r.block_on(destroy).is_ok())).join();

@@ -8,6 +8,8 @@ use crate::support::Serve;
 mod accelerator;
 mod canary;
 mod crash;
+#[cfg(target_arch = "x86_64")]
+mod descriptors;
 mod ends;
 mod images;
 mod stopped;

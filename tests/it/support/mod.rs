@@ -124,8 +124,27 @@ impl Serve {
 
     /// Starts the process on the same data directory (again).
     pub async fn spawn(&mut self) {
+        self.spawn_by(Self::command(&self.dir)).await;
+    }
+
+    /// The same, with so many descriptors and no more.
+    pub async fn spawn_with_descriptors(&mut self, limit: usize) {
+        let service = Self::command(&self.dir);
+        let mut shell = Command::new("/bin/sh");
+        for (key, value) in service.get_envs() {
+            match value {
+                Some(value) => shell.env(key, value),
+                None => shell.env_remove(key),
+            };
+        }
+        shell.args(["-c", &format!("ulimit -n {limit} && exec \"$@\""), "sh"]);
+        shell.arg(service.get_program()).args(service.get_args()).stdin(Stdio::null()).stdout(Stdio::null());
+        self.spawn_by(shell).await;
+    }
+
+    async fn spawn_by(&mut self, mut command: Command) {
         assert!(self.child.is_none());
-        let mut child = Self::command(&self.dir)
+        let mut child = command
             .envs(self.settings.iter().map(|(k, v)| (k, v)))
             .stderr(Stdio::piped())
             .spawn()

@@ -1,0 +1,87 @@
+//! Which process is an instance's hypervisor, written down beside the instance: its pid and the time of its start. A later look
+//! finds exactly that process, whatever others call themselves and whatever became of the hypervisor's own files.
+//!
+//! A record that cannot be read as one says nothing; what else is known of the instance still counts.
+
+use std::{
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use super::process::{Process, ProcessId};
+
+/// Of a file that is a record.
+pub const EXTENSION: &str = "process";
+/// In the environment of `mayfly detach`: the directory in which it notes what process it is before it becomes another program.
+pub const DIRECTORY: &str = "MAYFLY_PROCESS_RECORDS";
+/// No record comes near this.
+const LIMIT: u64 = 4 << 10;
+
+/// Complete or not there, and for this user alone.
+pub fn write(path: &Path, id: &ProcessId) -> io::Result<()> {
+    let unfinished = path.with_extension(format!("{}.tmp", std::process::id()));
+    let bytes = serde_json::to_vec(id).map_err(io::Error::other)?;
+    let written = std::fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&unfinished)
+        .and_then(|mut file| file.write_all(&bytes))
+        .and_then(|()| std::fs::rename(&unfinished, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&unfinished);
+    }
+    written
+}
+
+/// Notes what process this is, under its pid.
+pub async fn write_own(dir: &Path) -> io::Result<()> {
+    let pid = std::process::id();
+    let own = Process::find(i32::try_from(pid).map_err(io::Error::other)?).await?;
+    let own = own.ok_or_else(|| io::Error::other("this process cannot be seen"))?;
+    write(&dir.join(format!("{pid}.{EXTENSION}")), &own.id())
+}
+
+/// `None`: there is none, or none that is understood.
+pub fn read(path: &Path) -> io::Result<Option<ProcessId>> {
+    use io::Read;
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = Vec::new();
+    file.take(LIMIT).read_to_end(&mut bytes)?;
+    Ok(serde_json::from_slice(&bytes).ok())
+}
+
+/// The process that is on record here, if it runs and is ours.
+pub async fn find(path: &Path) -> io::Result<Option<Process>> {
+    match read(path)? {
+        Some(id) => Ok(Process::find_again(&id).await?.filter(Process::is_own)),
+        None => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_record_is_of_one_process_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("process");
+        assert!(find(&file).await.unwrap().is_none());
+        let me = Process::find(i32::try_from(std::process::id()).unwrap()).await.unwrap().unwrap();
+        write(&file, &me.id()).unwrap();
+        assert_eq!(find(&file).await.unwrap().unwrap().id(), me.id());
+        write(&file, &ProcessId { started: "earlier".to_owned(), ..me.id() }).unwrap();
+        assert!(find(&file).await.unwrap().is_none(), "an earlier owner of the pid");
+        std::fs::write(&file, "{ half").unwrap();
+        assert!(find(&file).await.unwrap().is_none());
+        assert!(find(&file.join("below a file")).await.is_err(), "not looked at is not absent");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}
