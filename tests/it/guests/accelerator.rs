@@ -13,8 +13,8 @@ use crate::support::Serve;
 
 /// The shortest that a first guest may be silent.
 const FIRST_GUEST: Duration = Duration::from_secs(5);
-/// More than the emulator needs to boot the micro guest on a busy machine with two cores, twice at once.
-const EMULATED_BOOT: Duration = Duration::from_secs(60);
+/// From the end of a first guest's patience to the start of the next guest: stopping, removing, placing, cloning.
+const NEXT_START: Duration = Duration::from_secs(15);
 
 struct StandIn {
     dir: PathBuf,
@@ -119,6 +119,12 @@ async fn done(serve: &Serve, id: &str) -> Value {
     end
 }
 
+/// When each of a vm's guests was started.
+fn boots(vm: &Value) -> Vec<jiff::Timestamp> {
+    let entries = vm["timeline"].as_array().unwrap().iter().filter(|e| e["state"] == "booting");
+    entries.map(|e| e["at"].as_str().unwrap().parse().unwrap()).collect()
+}
+
 /// Guests hang under an accelerator that passed its probe: both first vms run their jobs all the same, the next start of the
 /// service does not try it again, and one with another QEMU does.
 #[tokio::test(flavor = "multi_thread")]
@@ -133,14 +139,13 @@ async fn an_accelerator_under_which_guests_hang_is_set_aside_until_something_cha
     let ids = [created(&serve).await, created(&serve).await];
     for id in &ids {
         let end = done(&serve, id).await;
-        assert_eq!(
-            (&end["attempt"], &end["last_fault"]["code"]),
-            (&json!(2), &json!("host.accelerator_failed")),
-            "{end:#}"
-        );
+        assert_blamed_on_the_host(&serve, id).await;
+        // How long the emulator takes from here on depends on the machine.
+        let starts = boots(&end);
+        let took = Duration::try_from(starts[1].duration_since(starts[0])).unwrap();
+        assert!(took < FIRST_GUEST + NEXT_START, "{took:?}: {end:#}");
     }
     eprintln!("two jobs were done after {:?}", began.elapsed());
-    assert!(began.elapsed() < FIRST_GUEST + EMULATED_BOOT, "{:?}", began.elapsed());
     assert_eq!(stand_in.under_kvm(), 2);
     let driver = accelerator_of(&serve).await;
     let note = driver["note"].as_str().unwrap();
