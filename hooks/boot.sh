@@ -3,13 +3,15 @@
 #
 # Says "guest ready", hands the kit to the runner's user, starts wrapper.sh detached
 # from this session and returns. Exit 0 means the wrapper is (or was) running; it is
-# the wrapper that says "guest configured", so nothing of a job can overtake it.
+# the wrapper that says "guest configured" and starts the job once that was acknowledged.
 #
 #   kit/                    this script's directory
-#     boot.sh wrapper.sh job-started.sh job-completed.sh     scripts
+#     boot.sh wrapper.sh tell.sh power-off.sh job-started.sh job-completed.sh
 #     mayfly.env curlrc runner.env payload                   settings, secrets, the job
 #     github.env registration                                of GitHub's runner
-#     run/                  what the scripts write: pid, exit code, logs
+#     run/                  what the scripts write: pid, exit code, logs; the
+#                           registration is moved here, where the runner's user can
+#                           remove it
 #
 # Calling it again is safe: one kit runs one wrapper, once.
 #
@@ -31,7 +33,7 @@ esac
 kit=$(cd "$kit" && pwd -P) || exit 1
 run=$kit/run
 sh=/bin/sh
-MAYFLY_URL='' MAYFLY_VM_ID='' MAYFLY_RUNNER_USER=''
+MAYFLY_RUNNER_USER=''
 
 say() {
     echo "mayfly boot: $*" >&2
@@ -46,31 +48,19 @@ die() {
     exit 1
 }
 
-find_curl() {
-    for candidate in /usr/bin/curl /opt/homebrew/bin/curl /usr/local/bin/curl; do
-        if [ -x "$candidate" ]; then
-            curl=$candidate
-            return 0
-        fi
-    done
-    return 1
-}
-
-# Posts the event on standard input.
-post() {
-    "$curl" -q -K "$kit/curlrc" --silent --show-error --fail --noproxy '*' \
-        --connect-timeout 2 --max-time 5 --retry 2 --retry-delay 1 --retry-connrefused \
-        --output /dev/null --request POST --header 'Content-Type: application/json' \
-        --data-binary @- "$MAYFLY_URL/vms/$MAYFLY_VM_ID/events"
+# Posts the event on standard input, within $1 seconds.
+tell() {
+    # shellcheck disable=SC2086  # may be a program and its first argument
+    $sh "$kit/tell.sh" "$1" event >/dev/null
 }
 
 send_log() {
-    [ -n "$curl" ] && [ -s "$run/boot.log" ] && command -v base64 >/dev/null 2>&1 || return 0
+    [ -s "$run/boot.log" ] && [ -r "$kit/tell.sh" ] && command -v base64 >/dev/null 2>&1 || return 0
     {
         printf '{"type":"log","source":"boot","data_base64":"'
         tail -c 32768 "$run/boot.log" | base64 | tr -d '\n'
         printf '"}'
-    } | post || :
+    } | tell 5 || :
 }
 
 short_sleep() {
@@ -78,12 +68,17 @@ short_sleep() {
 }
 
 # The wrapper writes its pid first of all; a dead pid without an exit code is a
-# wrapper that a reboot or a crash took away, and may be started again.
+# wrapper that a reboot or a crash took away, and may be started again unless it had
+# started the job.
 wrapper_pid=''
 wrapper_seen() {
     [ -s "$run/wrapper.exit" ] && return 0
     [ -s "$run/wrapper.pid" ] || return 1
     wrapper_pid=$(cat "$run/wrapper.pid" 2>/dev/null) || return 1
+    # One that has ended and that its parent has not looked after yet has no command line.
+    if [ -r "/proc/$wrapper_pid/cmdline" ] && [ -z "$(tr -d '\0' <"/proc/$wrapper_pid/cmdline")" ]; then
+        return 1
+    fi
     kill -0 "$wrapper_pid" 2>/dev/null
 }
 
@@ -125,9 +120,19 @@ find_session() {
     say "the job runs in the login session of $user"
 }
 
-curl=''
+# Becomes the wrapper's parent, as root: the wrapper's user may not be able to power the
+# guest off.
+if [ "${1:-}" = supervise ]; then
+    su - "$2" -c "exec $sh '$kit/wrapper.sh' supervised"
+    if [ -e "$run/not-started" ]; then
+        { echo "mayfly: the job was not started: $(cat "$run/not-started")" >/dev/console; } 2>/dev/null
+        $sh "$kit/power-off.sh"
+    fi
+    exit 0
+fi
+
 mkdir -p "$run" || exit 1
-for file in mayfly.env curlrc wrapper.sh; do
+for file in mayfly.env curlrc wrapper.sh tell.sh; do
     if [ ! -r "$kit/$file" ]; then
         die "no $file in $kit"
     fi
@@ -139,13 +144,17 @@ if ! (. "$kit/mayfly.env") >/dev/null 2>&1; then
 fi
 # shellcheck source=/dev/null
 . "$kit/mayfly.env"
-if ! find_curl; then
-    say "no curl in this guest: it runs, but cannot report"
-fi
 
-if [ -n "$curl" ]; then
-    echo '{"type":"guest_ready"}' | post || say "guest_ready was not taken"
-fi
+ready='{"type":"guest_ready"}'
+echo "$ready" | tell 2
+case $? in
+0) ;;
+1)
+    say "guest_ready was not taken yet; it is repeated"
+    echo "$ready" | tell later
+    ;;
+*) say "guest_ready cannot be told" ;;
+esac
 
 # Two calls at once, by the seed and over SSH: the second waits for what the first does.
 tries=0
@@ -165,10 +174,10 @@ if [ "$(cat "$run/boot.lock" 2>/dev/null)" = "$$" ]; then
 fi
 if wrapper_seen; then
     say "wrapper already started, nothing to do"
-    if [ -n "$curl" ]; then
-        echo '{"type":"guest_configured"}' | post || say "guest_configured was not taken"
-    fi
     exit 0
+fi
+if [ -e "$run/payload.started" ]; then
+    die "the job was started before, and what became of it is not known: it is not started again"
 fi
 rm -f "$run/wrapper.pid" "$run/wrapper.started"
 
@@ -192,12 +201,16 @@ for file in mayfly.env curlrc runner.env github.env registration; do
         chmod 0600 "$kit/$file"
     fi
 done
+# Removing a file needs the directory, not the file: this one is the runner's user's own.
+if [ -f "$kit/registration" ]; then
+    mv -f "$kit/registration" "$run/registration" || die "cannot move the registration into $run"
+fi
 if [ -f "$kit/payload" ]; then
     chmod 0700 "$kit/payload"
 fi
 find_session
 if [ "$user" != "$me" ]; then
-    for file in mayfly.env curlrc runner.env github.env registration payload run; do
+    for file in mayfly.env curlrc runner.env github.env payload run; do
         if [ -e "$kit/$file" ]; then
             chown -R "$user:" "$kit/$file" || die "cannot give $file to $user"
         fi
@@ -206,7 +219,8 @@ fi
 
 # All three streams leave this session, or an SSH client would wait for them.
 if [ "$user" != "$me" ]; then
-    detached su - "$user" -c "exec $sh '$kit/wrapper.sh'" </dev/null >>"$run/wrapper.log" 2>&1 &
+    # shellcheck disable=SC2086
+    detached $sh "$kit/boot.sh" supervise "$user" </dev/null >>"$run/wrapper.log" 2>&1 &
 else
     # shellcheck disable=SC2086  # may be a program and its first argument
     detached $sh "$kit/wrapper.sh" </dev/null >>"$run/wrapper.log" 2>&1 &

@@ -7,9 +7,10 @@
 #   126   there is no runner in this guest, or it could not be fetched
 #   else  what run.sh returned, which says nothing of the job
 #
-# The registration (a just-in-time configuration or a registration token) is a file that
-# this script reads and removes. It reaches the runner in its environment, from which the
-# runner removes it: never as an argument, which every process of the guest can read.
+# The registration (a just-in-time configuration or a registration token) is a file or a
+# pipe that this script reads and removes: while it is there, no runner is started. It
+# reaches the runner in its environment, from which the runner removes it: never as an
+# argument, which every process of the guest can read.
 
 kit=$MAYFLY_HOME
 case $0 in
@@ -146,11 +147,15 @@ ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE=1
 export ACTIONS_RUNNER_HOOK_JOB_STARTED ACTIONS_RUNNER_HOOK_JOB_COMPLETED
 export ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE
 
-secret=$(cat "$kit/registration") || {
-    say "there is no registration in $kit: it is used once"
+secret=$(cat "$kit/run/registration") || {
+    say "there is no registration in $kit/run: it is used once"
     exit 126
 }
-rm -f "$kit/registration"
+rm -f "$kit/run/registration"
+if [ -e "$kit/run/registration" ] || [ -e "$kit/registration" ]; then
+    say "the registration cannot be removed, and the job could read it"
+    exit 126
+fi
 case $MAYFLY_GITHUB_REGISTRATION in
 jit_config)
     ACTIONS_RUNNER_INPUT_JITCONFIG=$secret exec ./run.sh

@@ -2,45 +2,34 @@
 # Job-started hook: tells Mayfly that the runner has taken a job.
 #
 # Same rules as job-completed.sh: short, always exit 0, no trust in the environment.
-# A lost call costs nothing but a line in the vm's timeline.
+# What was not taken is repeated in the background: a runner that is thought to be idle
+# is taken away after a while.
 
-trap 'exit 0' HUP INT TERM
 PATH=/usr/bin:/bin:/usr/sbin:/sbin
 export PATH
 unset IFS LD_PRELOAD LD_LIBRARY_PATH CURL_HOME
 
-# A subshell, because a syntax error in a sourced file ends the shell that reads it.
-(
-    case $0 in
-    */*) kit=${0%/*} ;;
-    *) kit=. ;;
-    esac
-    if [ ! -r "$kit/mayfly.env" ] || [ ! -r "$kit/curlrc" ]; then
-        echo "mayfly: no kit beside $0, the start of the job is not announced"
-        exit 0
-    fi
-    MAYFLY_URL='' MAYFLY_VM_ID=''
-    # shellcheck source=/dev/null
-    . "$kit/mayfly.env"
+sh=/bin/sh
+case $0 in
+*/*) kit=${0%/*} ;;
+*) kit=. ;;
+esac
+event='{"type":"job_started"}'
 
-    curl=''
-    for candidate in /usr/bin/curl /opt/homebrew/bin/curl /usr/local/bin/curl; do
-        if [ -x "$candidate" ]; then
-            curl=$candidate
-            break
-        fi
-    done
-    if [ -z "$curl" ] || [ -z "$MAYFLY_URL" ] || [ -z "$MAYFLY_VM_ID" ]; then
-        echo "mayfly: curl or settings missing, the start of the job is not announced"
-        exit 0
-    fi
+later() {
+    # shellcheck disable=SC2086  # may be a program and its first argument
+    echo "$event" | $sh "$kit/tell.sh" later event >/dev/null 2>&1 || :
+}
 
-    if ! "$curl" -q -K "$kit/curlrc" --silent --show-error --fail --noproxy '*' \
-        --connect-timeout 2 --max-time 5 --retry 1 --retry-delay 1 --retry-connrefused \
-        --output /dev/null --request POST --header 'Content-Type: application/json' \
-        --data-binary '{"type":"job_started"}' \
-        "$MAYFLY_URL/vms/$MAYFLY_VM_ID/events" </dev/null; then
-        echo "mayfly: the service did not take the start of the job; going on without"
-    fi
-) || :
+trap 'later; exit 0' HUP INT TERM
+# shellcheck disable=SC2086
+echo "$event" | $sh "$kit/tell.sh" 3 event >/dev/null && result=0 || result=$?
+case $result in
+0) ;;
+1)
+    later
+    echo "mayfly: the service did not take the start of the job yet; it is repeated"
+    ;;
+*) echo "mayfly: the start of the job is not announced" ;;
+esac
 exit 0

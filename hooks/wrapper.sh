@@ -9,8 +9,12 @@
 #   github    the payload is github-runner.sh, and GitHub's runner calls the hooks
 #   none      says that the guest is configured, nothing else
 #
+# The job is started only when Mayfly has acknowledged that it may be: until then this
+# attempt may be given up and made again on a fresh clone, afterwards it may not. Without
+# that word the guest waits for MAYFLY_START_SECONDS and powers off.
+#
 # runner_finished is the signal on which the VM is destroyed: it comes last and is
-# repeated for minutes. Everything before it may be lost without harm.
+# repeated for a day.
 #
 # On a Mac with somebody logged in at the screen the payload alone moves to that session
 # (see payload_in_session); the wrapper stays where it is.
@@ -33,10 +37,16 @@ chunk=32768         # bytes of log in one call
 log_cap=1048576     # bytes of log in all
 tail_part=65536     # of these, kept for the end of a log that is too long
 log_interval=2      # seconds between looks at a growing log
-MAYFLY_FINISH_SECONDS=86400   # how long runner_finished is tried (the service may be away); mayfly.env may say otherwise
+patience=10         # seconds for one part of a log while the job runs
+supervised=''       # 1: somebody else powers the guest off
+MAYFLY_START_SECONDS=420      # how long the job waits for the word that it may start
 
-MAYFLY_URL='' MAYFLY_VM_ID='' MAYFLY_RUNNER_KIND=''
+MAYFLY_URL='' MAYFLY_VM_ID='' MAYFLY_RUNNER_KIND='' MAYFLY_ATTEMPT=''
+sh=/bin/sh
 system=$(uname -s)
+if [ "${1:-}" = supervised ]; then
+    supervised=1
+fi
 
 # Creation with noclobber is the lock: of two wrappers, one goes on.
 mkdir -p "$run" || exit 1
@@ -51,44 +61,20 @@ fi
 # shellcheck source=/dev/null
 . "$kit/mayfly.env"
 
-curl=''
-for candidate in /usr/bin/curl /opt/homebrew/bin/curl /usr/local/bin/curl; do
-    if [ -x "$candidate" ]; then
-        curl=$candidate
-        break
-    fi
-done
-
-# call RETRIES PREFIX...: posts standard input, prints the HTTP status.
-call() {
-    retries=$1
-    shift
-    "$@" "$curl" -q -K "$kit/curlrc" --silent --show-error --fail --noproxy '*' \
-        --connect-timeout 2 --max-time 5 --retry "$retries" --retry-delay 1 --retry-connrefused \
-        --output /dev/null --write-out '%{http_code}' \
-        --request POST --header 'Content-Type: application/json' \
-        --data-binary @- "$MAYFLY_URL/vms/$MAYFLY_VM_ID/events"
+# tell SECONDS: posts the event on standard input, see tell.sh.
+tell() {
+    # shellcheck disable=SC2086  # may be a program and its first argument
+    $sh "$kit/tell.sh" "$1" event >/dev/null
 }
 
-# Posts the event on standard input; prints the HTTP status; fails unless it is 2xx.
-post() {
-    body=$(cat)
-    if [ -z "$curl" ]; then
-        return 1
-    fi
-    printf '%s\n' "$body" | call "${1:-2}"
-    result=$?
-    # 7: no connection. Since macOS 15 that may be for want of a permission, which root
-    # does not need and most images let their user be root.
-    if [ "$result" = 7 ] && [ "$system" = Darwin ] && sudo -n true 2>/dev/null; then
-        printf '%s\n' "$body" | call 0 sudo -n
-        result=$?
-    fi
-    return "$result"
-}
-
+# event JSON [SECONDS]: what is not taken at once is repeated in the background.
 event() {
-    echo "$1" | post >/dev/null || echo "not taken: $1"
+    echo "$1" | tell "${2:-3}" && return 0
+    if [ "$?" = 1 ]; then
+        echo "$1" | tell later
+    else
+        echo "not taken: $1"
+    fi
 }
 
 # send_bytes OFFSET COUNT: one log call. The offset counts from 0.
@@ -97,7 +83,7 @@ send_bytes() {
         printf '{"type":"log","source":"job","data_base64":"'
         tail -c "+$(($1 + 1))" "$log" | head -c "$2" | base64 | tr -d '\n'
         printf '"}'
-    } | post >/dev/null
+    } | tell "$patience"
 }
 
 log_size() {
@@ -153,6 +139,8 @@ told_to_stop() {
 send_rest() {
     command -v base64 >/dev/null 2>&1 || return 0
     sent=$(cat "$run/job.log.sent" 2>/dev/null) || sent=0
+    # Nothing comes after it but the end, which has to wait for the service, too.
+    patience=120
     # Fixed now: what the job left running in the background may still write.
     size=$(log_size)
     if [ "$size" -gt "$log_cap" ]; then
@@ -160,7 +148,7 @@ send_rest() {
         left_out=$((size - tail_part - sent))
         note=$(printf '\n[mayfly: %s bytes left out, the log is over %s]\n' "$left_out" "$log_cap" |
             base64 | tr -d '\n')
-        echo '{"type":"log","source":"job","data_base64":"'"$note"'"}' | post >/dev/null
+        echo '{"type":"log","source":"job","data_base64":"'"$note"'"}' | tell "$patience"
         sent=$((size - tail_part))
     fi
     send_new "$size"
@@ -417,21 +405,110 @@ END
 # time is up.
 finish() {
     echo "$1" >"$run/wrapper.exit"
-    deadline=$(($(date +%s) + MAYFLY_FINISH_SECONDS))
-    pause=1
+    echo '{"type":"runner_finished","exit_code":'"$1"'}' | tell long || echo "runner_finished was never taken"
+}
+
+# --- the start ------------------------------------------------------------------
+
+# Seconds since some moment. Not the time of day where that can be helped: a guest sets
+# its clock while it boots.
+now() {
+    if read -r up _ 2>/dev/null </proc/uptime; then
+        echo "${up%%.*}"
+    else
+        date +%s
+    fi
+}
+
+# Repeats a question until it is answered: `ask COMMAND...` fails at the end of $deadline
+# and when it is refused for good, and says why in $why.
+refused="Mayfly refused it: this attempt is over, or the vm is ending"
+ask() {
     while :; do
-        status=$(echo '{"type":"runner_finished","exit_code":'"$1"'}' | post 0) && return 0
-        case $status in
-        *404 | *410) return 0 ;;
+        # Mayfly may have said so by the way that the kit came, where its API is out of reach.
+        if [ "$(cat "$run/start" 2>/dev/null)" = "${MAYFLY_ATTEMPT:-none}" ]; then
+            return 0
+        fi
+        "$@"
+        case $? in
+        0) return 0 ;;
+        2)
+            why=$refused
+            return 1
+            ;;
+        3) sleep 1 ;;
         esac
-        if [ -z "$curl" ] || [ "$(date +%s)" -ge "$deadline" ]; then
-            echo "runner_finished was never taken"
+        if [ "$(now)" -ge "$deadline" ]; then
+            why="Mayfly did not allow it within $MAYFLY_START_SECONDS seconds"
             return 1
         fi
-        sleep "$pause"
-        if [ "$pause" -lt 15 ]; then
-            pause=$((pause * 2))
+    done
+}
+
+configured() {
+    echo '{"type":"guest_configured","attempt":'"${MAYFLY_ATTEMPT:-null}"'}' | tell 3
+}
+
+# Of GitHub's runner, where it is not in the kit: what is on the seed's volume stays
+# there, and root can read it. From the start of the job on it is refused. The process
+# that fetches it holds it until github-runner.sh reads the pipe, and ends; so neither a
+# file nor this shell's memory has it while a job runs.
+fetch_registration() {
+    rm -f "$run/registration" "$run/registration.fetched"
+    mkfifo -m 600 "$run/registration"
+    (
+        # shellcheck disable=SC2086
+        secret=$($sh "$kit/tell.sh" 3 get registration)
+        echo "$?" >"$run/registration.code"
+        mv -f "$run/registration.code" "$run/registration.fetched"
+        [ -z "$secret" ] || printf '%s' "$secret" >"$run/registration"
+    ) &
+    holder=$!
+    while [ ! -s "$run/registration.fetched" ]; do
+        short_sleep
+    done
+    fetched=$(cat "$run/registration.fetched")
+    return "$fetched"
+}
+
+# Without an answer nothing was started and nothing will be: the next attempt is made on
+# a fresh clone.
+not_started() {
+    echo "mayfly: the job was not started: $why" | tee -a "$run/boot.log"
+    { echo "mayfly: the job was not started: $why" >/dev/console; } 2>/dev/null
+    if command -v base64 >/dev/null 2>&1; then
+        {
+            printf '{"type":"log","source":"boot","data_base64":"'
+            echo "mayfly: the job was not started: $why" | base64 | tr -d '\n'
+            printf '"}'
+        } | tell 2
+    fi
+    echo "$why" >"$run/not-started"
+    # shellcheck disable=SC2086
+    [ "$supervised" = 1 ] || $sh "$kit/power-off.sh"
+}
+
+# Returns when the job may start. A guest that cannot power itself off goes on asking:
+# it may have been allowed by now, and the answer was lost.
+wait_for_start() {
+    fetched=''
+    holder=''
+    if [ -f "$run/registration" ] || [ "$MAYFLY_RUNNER_KIND" != github ]; then
+        fetched=0
+    fi
+    while :; do
+        deadline=$(($(now) + MAYFLY_START_SECONDS))
+        why=''
+        if { [ "$fetched" = 0 ] || ask fetch_registration; } && ask configured; then
+            rm -f "$run/not-started"
+            return 0
         fi
+        if not_started || [ "$why" = "$refused" ]; then
+            [ -z "$holder" ] || kill "$holder" 2>/dev/null
+            rm -f "$run/registration"
+            exit 0
+        fi
+        sleep 15
     done
 }
 
@@ -449,12 +526,17 @@ if [ "$system" = Darwin ]; then
     write_zshenv || echo ".zshenv could not be written"
 fi
 
-event '{"type":"guest_configured"}'
-case $MAYFLY_RUNNER_KIND in
-none)
+wait_for_start
+if [ "$MAYFLY_RUNNER_KIND" = none ]; then
     exit 0
+fi
+# Before anything of the job: whoever comes later does not start it again.
+: >"$run/payload.started"
+case $MAYFLY_RUNNER_KIND in
+command) ;;
+script | github)
+    event '{"type":"runner_started"}'
     ;;
-command | script | github) ;;
 *)
     : >"$log"
     echo "mayfly: this kit cannot run a runner of kind '$MAYFLY_RUNNER_KIND'" >>"$log"
@@ -491,7 +573,7 @@ fi
 if [ "$MAYFLY_RUNNER_KIND" = command ]; then
     run_hook job-completed.sh
     send_rest || echo "the rest of the log was not taken"
-    event '{"type":"job_result","exit_code":'"$code"'}'
+    event '{"type":"job_result","exit_code":'"$code"'}' 10
 else
     send_rest || echo "the rest of the log was not taken"
 fi

@@ -69,10 +69,33 @@ pub enum RunnerStatus {
 #[serde(rename_all = "snake_case")]
 pub enum RunnerFact {
     HandedOver,
+    /// The guest was allowed to start the runner's program, and has done so.
+    ProgramStarted,
     Online,
     JobStarted,
     ProgramEnded,
     Deregistered,
+}
+
+/// Whether the runner's program was started. It decides whether a guest that ended may be replaced by another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RunnerStarted {
+    /// Certainly not: no guest of this vm was allowed to start it, or there is none.
+    No,
+    /// The guest was allowed to start it, and nothing has been heard since that shows that it did.
+    Maybe,
+    Yes,
+}
+
+impl RunnerFact {
+    /// Whether this can only be said of a runner whose program was started.
+    pub fn shows_a_start(self) -> bool {
+        match self {
+            RunnerFact::HandedOver | RunnerFact::Deregistered => false,
+            RunnerFact::ProgramStarted | RunnerFact::Online | RunnerFact::JobStarted | RunnerFact::ProgramEnded => true,
+        }
+    }
 }
 
 impl RunnerStatus {
@@ -91,6 +114,7 @@ impl RunnerStatus {
         use RunnerStatus as R;
         match self {
             R::None => match fact {
+                F::ProgramStarted => R::None,
                 F::HandedOver => R::Registering,
                 F::Online => R::Idle,
                 F::JobStarted => R::Busy,
@@ -98,29 +122,29 @@ impl RunnerStatus {
                 F::Deregistered => R::Gone,
             },
             R::Registering => match fact {
-                F::HandedOver => R::Registering,
+                F::HandedOver | F::ProgramStarted => R::Registering,
                 F::Online => R::Idle,
                 F::JobStarted => R::Busy,
                 F::ProgramEnded => R::Finished,
                 F::Deregistered => R::Gone,
             },
             R::Idle => match fact {
-                F::HandedOver | F::Online => R::Idle,
+                F::HandedOver | F::ProgramStarted | F::Online => R::Idle,
                 F::JobStarted => R::Busy,
                 F::ProgramEnded => R::Finished,
                 F::Deregistered => R::Gone,
             },
             R::Busy => match fact {
-                F::HandedOver | F::Online | F::JobStarted => R::Busy,
+                F::HandedOver | F::ProgramStarted | F::Online | F::JobStarted => R::Busy,
                 F::ProgramEnded => R::Finished,
                 F::Deregistered => R::Gone,
             },
             R::Finished => match fact {
-                F::HandedOver | F::Online | F::JobStarted | F::ProgramEnded => R::Finished,
+                F::HandedOver | F::ProgramStarted | F::Online | F::JobStarted | F::ProgramEnded => R::Finished,
                 F::Deregistered => R::Gone,
             },
             R::Gone => match fact {
-                F::HandedOver | F::Online | F::JobStarted | F::ProgramEnded | F::Deregistered => R::Gone,
+                F::HandedOver | F::ProgramStarted | F::Online | F::JobStarted | F::ProgramEnded | F::Deregistered => R::Gone,
             },
         }
     }

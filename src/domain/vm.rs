@@ -14,7 +14,7 @@ use super::{
     github::{GitHubRunner, JobRecord, JobStatus, Registered, Registration},
     ids::{InstanceName, VmId},
     lifecycle::{State, Verdict, decide},
-    runner::{RunnerFact, RunnerStatus},
+    runner::{RunnerFact, RunnerStarted, RunnerStatus},
 };
 
 pub use super::{
@@ -165,6 +165,13 @@ pub struct Vm {
     /// Until when the end is waited for because the runner is still at work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain_until: Option<Timestamp>,
+    /// The guest may start its runner, and nothing has been heard since that shows that it did.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub start_unconfirmed: bool,
+}
+
+fn is_false(b: &bool) -> bool {
+    !b
 }
 
 fn is_zero(n: &i64) -> bool {
@@ -222,6 +229,7 @@ impl Vm {
             paused_at: None,
             paused_ms: 0,
             drain_until: None,
+            start_unconfirmed: false,
             draft,
         }
     }
@@ -293,14 +301,19 @@ impl Vm {
                 if let Some(fact) = self.draft.runner.when_handed_over() {
                     self.runner(fact, at);
                 }
+                self.start_unconfirmed = self.draft.runner != RunnerKind::None;
             }
             Event::RunnerChanged { fact } => self.runner(*fact, at),
             Event::JobFinished { exit_code } => {
+                self.start_unconfirmed = false;
                 if self.job_exit_code.is_none() {
                     self.job_exit_code = Some(*exit_code);
                 }
             }
             Event::EndAnnounced { by } => {
+                if *by == Announcer::Hook {
+                    self.start_unconfirmed = false;
+                }
                 if self.announced_by.is_none() {
                     self.announced_by = Some(*by);
                     self.announced_at = Some(at);
@@ -325,7 +338,19 @@ impl Vm {
             Event::InstanceGone { cause } => {
                 // A runner that had nothing left to do is no loss, whichever way its guest went.
                 let done = self.announced_by.is_some() || self.job_exit_code.is_some();
+                let unneeded = matches!(self.announced_by, Some(Announcer::Admin | Announcer::Pool));
                 match cause {
+                    // Its runner was not started and will not be: what was asked for has happened.
+                    _ if unneeded && self.started() == RunnerStarted::No => {
+                        let signal = if self.announced_by == Some(Announcer::Pool) { EndSignal::Pool } else { EndSignal::Admin };
+                        self.end(signal, OutcomeResult::Cancelled, None, None);
+                    }
+                    // It may have given up waiting for the word that it may start, which it had and did not hear.
+                    GoneCause::GuestPowerOff if self.start_unconfirmed => {
+                        let detail = "the guest powered off after it was allowed to start its runner and before it said that it had";
+                        let (lost, code) = (OutcomeResult::Lost, Some(Code::InstanceLost));
+                        self.end(EndSignal::GuestPowerOff, lost, code, Some(detail.to_owned()));
+                    }
                     GoneCause::GuestPowerOff => {
                         self.end(EndSignal::GuestPowerOff, OutcomeResult::Completed, None, None);
                     }
@@ -408,6 +433,7 @@ impl Vm {
                 self.registered = None;
                 self.done = None;
                 self.drain_until = None;
+                self.start_unconfirmed = false;
                 // A vm that was accepted with "now or never" was let in: its second wait is bounded by its boot budget.
                 self.queue = Some(Queue { reason: *reason, deadline: at + waits, not_before: Some(*not_before) });
             }
@@ -474,6 +500,9 @@ impl Vm {
     }
 
     fn runner(&mut self, fact: RunnerFact, at: Timestamp) {
+        if fact.shows_a_start() {
+            self.start_unconfirmed = false;
+        }
         let after = self.runner_status.after(fact);
         if after != self.runner_status {
             self.runner_status = after;
@@ -566,6 +595,26 @@ impl Vm {
 
     fn lifetime_ends(&self) -> Timestamp {
         self.entered_at + seconds(self.draft.budgets.lifetime_seconds)
+    }
+
+    /// Whether a runner's program was started by a guest of this vm. A guest starts it after `running` was entered, and no
+    /// attempt that came so far is followed by another one.
+    pub fn started(&self) -> RunnerStarted {
+        if self.draft.runner == RunnerKind::None {
+            return RunnerStarted::No;
+        }
+        if self.start_unconfirmed {
+            return RunnerStarted::Maybe;
+        }
+        match self.runner_status {
+            RunnerStatus::Idle | RunnerStatus::Busy | RunnerStatus::Finished => RunnerStarted::Yes,
+            RunnerStatus::None | RunnerStatus::Registering | RunnerStatus::Gone
+                if self.timeline.iter().any(|entry| entry.state == State::Running) =>
+            {
+                RunnerStarted::Yes
+            }
+            RunnerStatus::None | RunnerStatus::Registering | RunnerStatus::Gone => RunnerStarted::No,
+        }
     }
 
     /// Whether the attempt that is being cleared away is followed by another one.

@@ -211,8 +211,13 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::EndpointFound { ssh: Endpoint { host: "h".into(), port: 2 }, host_key: Some("k".into()) }),
         Just(Event::GuestReady { via: ReadyVia::GuestCall }),
         Just(Event::GuestConfigured),
-        prop_oneof![Just(RunnerFact::JobStarted), Just(RunnerFact::Online), Just(RunnerFact::ProgramEnded)]
-            .prop_map(|fact| Event::RunnerChanged { fact }),
+        prop_oneof![
+            Just(RunnerFact::ProgramStarted),
+            Just(RunnerFact::JobStarted),
+            Just(RunnerFact::Online),
+            Just(RunnerFact::ProgramEnded)
+        ]
+        .prop_map(|fact| Event::RunnerChanged { fact }),
         (0..3i32).prop_map(|exit_code| Event::JobFinished { exit_code }),
         by.clone().prop_map(|by| Event::EndAnnounced { by }),
         Just(Event::EndProven { proof: EndProof::RunnerFinished, exit_code: Some(0) }),

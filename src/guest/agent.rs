@@ -83,7 +83,15 @@ pub async fn ready(socket: &Path, until: Instant) -> Result<(), Error> {
 
 /// Writes the kit into the guest and starts it: `/opt/mayfly` for root, `~/.mayfly` for others.
 pub async fn deliver(socket: &Path, kit: &Kit, until: Instant) -> Result<Delivered, Error> {
-    let script = install::script(kit, &Place::OfUser);
+    run_script(socket, &install::script(kit, &Place::OfUser), until).await
+}
+
+/// Tells a guest that was given its kit that its job may start.
+pub async fn start(socket: &Path, attempt: u32, until: Instant) -> Result<(), Error> {
+    run_script(socket, &install::start_script(attempt, &Place::OfUser), until).await.map(drop)
+}
+
+async fn run_script(socket: &Path, script: &str, until: Instant) -> Result<Delivered, Error> {
     let slow = |what: &str| Error::Retry(format!("the agent at {} {what}", socket.display()));
 
     let first_word = async {

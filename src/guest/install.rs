@@ -24,18 +24,43 @@ pub(super) enum Place {
     At(String),
 }
 
+impl Place {
+    /// Shell that sets `kit`.
+    fn directory(&self) -> String {
+        match self {
+            Place::System => "kit=/opt/mayfly".to_owned(),
+            // What runs in the background of a system may have no HOME: the shell asks the user data base then.
+            Place::OfUser => "if [ \"$(id -u)\" = 0 ]; then kit=/opt/mayfly; else\n\
+                 if [ -z \"${HOME:-}\" ]; then eval \"HOME=~$(id -un)\"; export HOME; fi\n\
+                 kit=${HOME:?}/.mayfly; fi"
+                .to_owned(),
+            #[cfg(test)]
+            Place::At(path) => format!("kit='{path}'"),
+        }
+    }
+}
+
+/// Tells the wrapper of this attempt that its job may start. For guests that cannot ask over the guest API; doing it again
+/// changes nothing.
+pub(super) fn start_script(attempt: u32, place: &Place) -> String {
+    let directory = place.directory();
+    format!(
+        "#!/bin/sh\n\
+         {{\n\
+         set -eu\n\
+         {directory}\n\
+         umask 022\n\
+         cd \"$kit/run\"\n\
+         echo {attempt} >start.new\n\
+         mv -f start.new start\n\
+         exit\n\
+         }}\n"
+    )
+}
+
 pub(super) fn script(kit: &Kit, place: &Place) -> String {
     let id = kit.vm_id();
-    let directory = match place {
-        Place::System => "kit=/opt/mayfly".to_owned(),
-        // What runs in the background of a system may have no HOME: the shell asks the user data base then.
-        Place::OfUser => "if [ \"$(id -u)\" = 0 ]; then kit=/opt/mayfly; else\n\
-             if [ -z \"${HOME:-}\" ]; then eval \"HOME=~$(id -un)\"; export HOME; fi\n\
-             kit=${HOME:?}/.mayfly; fi"
-            .to_owned(),
-        #[cfg(test)]
-        Place::At(path) => format!("kit='{path}'"),
-    };
+    let directory = place.directory();
     let mut s = format!(
         "#!/bin/sh\n\
          # Writes the kit of vm {id} and starts it.\n\

@@ -1,13 +1,14 @@
 //! The kit: the directory that a guest gets from us.
 //!
 //! ```text
-//! boot.sh wrapper.sh job-started.sh job-completed.sh     the scripts of hooks/, the same for every vm
+//! boot.sh wrapper.sh tell.sh power-off.sh job-started.sh job-completed.sh
+//!                the scripts of hooks/, the same for every vm
 //! mayfly.env     0600   who this vm is and where the guest API is
 //! curlrc         0600   the vm's own token, in the one form that keeps it out of argv
 //! runner.env     0600   the job's environment
 //! payload        0700   the job or the set-up script; absent when there is none
 //! github.env     0600   where GitHub's runner is, and what it registers as
-//! registration   0600   of GitHub's runner; removed by the payload that reads it
+//! registration   0600   of GitHub's runner; removed by the payload that reads it; absent where the guest fetches it itself
 //! ```
 //!
 //! The two `.env` files are read with the shell's `.`, so each value is quoted such that no byte of it can be anything but
@@ -19,9 +20,11 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::domain::{VmId, github::Registration, vm::RunnerKind};
 
-const SCRIPTS: [(&str, &str); 4] = [
+const SCRIPTS: [(&str, &str); 6] = [
     ("boot.sh", include_str!("../../hooks/boot.sh")),
     ("wrapper.sh", include_str!("../../hooks/wrapper.sh")),
+    ("tell.sh", include_str!("../../hooks/tell.sh")),
+    ("power-off.sh", include_str!("../../hooks/power-off.sh")),
     ("job-started.sh", include_str!("../../hooks/job-started.sh")),
     ("job-completed.sh", include_str!("../../hooks/job-completed.sh")),
 ];
@@ -62,6 +65,10 @@ pub struct KitInput {
     /// The vm's own token.
     pub token: SecretString,
     pub kind: RunnerKind,
+    /// Which attempt of the vm this guest is: the service acknowledges no other one.
+    pub attempt: u32,
+    /// How long the guest waits for the word that its job may start, in seconds.
+    pub start_seconds: u32,
     /// The user that runs the runner; empty: whoever runs `boot.sh`.
     pub user: String,
     pub env: BTreeMap<String, String>,
@@ -78,7 +85,8 @@ pub struct GitHubKit {
     pub labels: Vec<String>,
     pub group: Option<String>,
     pub registration: Registration,
-    pub secret: SecretString,
+    /// `None`: the guest fetches it over the guest API. What carries this kit stays in the guest, where the job may read it.
+    pub secret: Option<SecretString>,
     pub program: RunnerProgram,
 }
 
@@ -146,7 +154,7 @@ pub enum KitError {
 
 impl Kit {
     pub fn new(input: KitInput) -> Result<Kit, KitError> {
-        let KitInput { vm_id, url, token, kind, user, env, payload, github } = input;
+        let KitInput { vm_id, url, token, kind, attempt, start_seconds, user, env, payload, github } = input;
         if url.is_empty() || url.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err(KitError::Url);
         }
@@ -155,12 +163,14 @@ impl Kit {
         }
         check_env(&env)?;
 
-        let id = vm_id.to_string();
+        let (id, attempt, start_seconds) = (vm_id.to_string(), attempt.to_string(), start_seconds.to_string());
         let settings = [
             ("MAYFLY_VM_ID", id.as_str()),
             ("MAYFLY_URL", url.trim_end_matches('/')),
             ("MAYFLY_RUNNER_KIND", kind.as_str()),
             ("MAYFLY_RUNNER_USER", &user),
+            ("MAYFLY_ATTEMPT", &attempt),
+            ("MAYFLY_START_SECONDS", &start_seconds),
         ];
 
         let mut files: Vec<KitFile> =
@@ -179,8 +189,10 @@ impl Kit {
         if let Some(github) = github {
             files.push(KitFile { name: "payload", mode: 0o700, bytes: GITHUB_RUNNER.as_bytes().to_vec() });
             files.push(KitFile { name: "github.env", mode: 0o600, bytes: github.settings()? });
-            let secret = github.secret.expose_secret().as_bytes().to_vec();
-            files.push(KitFile { name: "registration", mode: 0o600, bytes: secret });
+            if let Some(secret) = &github.secret {
+                let bytes = secret.expose_secret().as_bytes().to_vec();
+                files.push(KitFile { name: "registration", mode: 0o600, bytes });
+            }
         }
         Ok(Kit { vm_id, files })
     }
@@ -221,7 +233,8 @@ impl GitHubKit {
             ("MAYFLY_RUNNER_VERSION", archive.map(|a| a.version.as_str()).unwrap_or_default()),
             ("MAYFLY_RUNNER_SHA256", archive.map(|a| a.sha256.as_str()).unwrap_or_default()),
         ];
-        if pairs.iter().any(|(_, value)| value.contains('\0')) || self.secret.expose_secret().contains('\0') {
+        let secret = self.secret.as_ref().map(ExposeSecret::expose_secret);
+        if pairs.iter().map(|(_, value)| *value).chain(secret).any(|value| value.contains('\0')) {
             return Err(KitError::Payload);
         }
         Ok(assignments("", pairs))
@@ -285,6 +298,8 @@ pub(super) mod tests {
             url: "http://10.0.2.100".into(),
             token: SecretString::from("mft_s3cret-Token"),
             kind: RunnerKind::Command,
+            attempt: 2,
+            start_seconds: 420,
             user: String::new(),
             env: BTreeMap::from([("GREETING".into(), "it's $(touch pwned) `id` \"x\"\n%s\\n".into())]),
             payload: Some("#!/bin/sh\necho hi\n".into()),
@@ -322,6 +337,8 @@ pub(super) mod tests {
             [
                 ("boot.sh", 0o755),
                 ("wrapper.sh", 0o755),
+                ("tell.sh", 0o755),
+                ("power-off.sh", 0o755),
                 ("job-started.sh", 0o755),
                 ("job-completed.sh", 0o755),
                 ("mayfly.env", 0o600),
@@ -335,7 +352,7 @@ pub(super) mod tests {
         assert_eq!(
             settings,
             "MAYFLY_VM_ID='01933b5c-7e5e-7c7a-9d5b-1f2e3d4c5b6a'\nMAYFLY_URL='http://10.0.2.100'\n\
-             MAYFLY_RUNNER_KIND='command'\nMAYFLY_RUNNER_USER=''\n"
+             MAYFLY_RUNNER_KIND='command'\nMAYFLY_RUNNER_USER=''\nMAYFLY_ATTEMPT='2'\nMAYFLY_START_SECONDS='420'\n"
         );
         let github = GitHubKit {
             url: "https://github.com/acme/app".into(),
@@ -343,12 +360,12 @@ pub(super) mod tests {
             labels: vec!["self-hosted".into(), "macOS 15".into()],
             group: None,
             registration: Registration::Managed,
-            secret: "s3cret".into(),
+            secret: Some("s3cret".into()),
             program: RunnerProgram { minimum_version: "2.329.0".into(), ..RunnerProgram::default() },
         };
         let kind = RunnerKind::GitHub;
         let kit = Kit::new(KitInput { kind, payload: None, github: Some(github), ..input() }).unwrap();
-        let listing: Vec<(&str, u32)> = kit.files().iter().skip(7).map(|f| (f.name, f.mode)).collect();
+        let listing: Vec<(&str, u32)> = kit.files().iter().skip(9).map(|f| (f.name, f.mode)).collect();
         assert_eq!(listing, [("payload", 0o700), ("github.env", 0o600), ("registration", 0o600)]);
         assert_eq!(file(&kit, "registration").unwrap().bytes, b"s3cret");
         let settings = String::from_utf8(file(&kit, "github.env").unwrap().bytes.clone()).unwrap();

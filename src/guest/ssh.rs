@@ -96,6 +96,11 @@ pub async fn deliver(target: &Target, kit: &Kit, deadline: Instant) -> Result<De
     deliver_to(target, &install::script(kit, &Place::OfUser), deadline).await
 }
 
+/// Tells a guest that was given its kit that its job may start.
+pub async fn start(target: &Target, attempt: u32, deadline: Instant) -> Result<(), SshError> {
+    deliver_to(target, &install::start_script(attempt, &Place::OfUser), deadline).await.map(drop)
+}
+
 async fn deliver_to(target: &Target, script: &str, deadline: Instant) -> Result<Delivered, SshError> {
     let login_deadline = deadline.min(Instant::now() + LOGIN);
     let at = format!("{}:{}", target.host, target.port);

@@ -8,6 +8,7 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
+use secrecy::ExposeSecret as _;
 use tokio_util::io::ReaderStream;
 
 use super::{Http, auth::OwnVm, extract::Json, frame::Seat, problem::Problem};
@@ -21,10 +22,11 @@ use crate::{domain::Error, service::guests::GuestEvent};
     params(("id" = String, Path, format = "uuid")),
     request_body(content = GuestEvent, examples(
         ("ready" = (value = json!({"type": "guest_ready"}))),
+        ("configured" = (value = json!({"type": "guest_configured", "attempt": 1}))),
         ("result" = (value = json!({"type": "job_result", "exit_code": 0}))),
         ("log" = (value = json!({"type": "log", "source": "job", "data_base64": "aGVsbG8K"})))
     )),
-    responses((status = 202, description = "Taken note of")),
+    responses((status = 202, description = "Taken note of; of `guest_configured`: the runner may be started")),
     security(("vm_token" = [])),
 )]
 pub async fn report_guest_event(
@@ -34,6 +36,25 @@ pub async fn report_guest_event(
 ) -> Result<StatusCode, Problem> {
     http.service.report_guest_event(id, report).await?;
     Ok(StatusCode::ACCEPTED)
+}
+
+/// Fetch what GitHub's runner registers with
+///
+/// For the guest of a vm with a runner of kind `github` that was not handed it: a volume that the guest can read as long as it
+/// lives is no place for it. Given out until the guest may start its runner (`guest_configured` was answered with 202), and
+/// refused with 410 from then on.
+#[utoipa::path(
+    get, path = "/vms/{id}/registration", tag = "guest",
+    params(("id" = String, Path, format = "uuid")),
+    responses((status = 200, description = "The just-in-time configuration or the registration token", body = String, content_type = "text/plain")),
+    security(("vm_token" = [])),
+)]
+pub async fn get_runner_registration(
+    State(http): State<Arc<Http>>,
+    OwnVm(id): OwnVm,
+) -> Result<([(header::HeaderName, &'static str); 1], String), Problem> {
+    let secret = http.service.runner_registration(id).await?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=us-ascii")], secret.expose_secret().to_owned()))
 }
 
 /// Fetch GitHub's runner

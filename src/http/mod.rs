@@ -75,6 +75,7 @@ fn admin_routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(vms::create_vm, vms::list_vms))
         .routes(routes!(vms::get_vm, vms::end_vm))
         .routes(routes!(events::list_vm_events, guests::report_guest_event))
+        .routes(routes!(guests::get_runner_registration))
         .routes(routes!(guests::get_runner_program))
         .routes(routes!(logs::get_vm_log))
         .routes(routes!(events::stream_events))
@@ -115,6 +116,7 @@ fn guest_routes() -> OpenApiRouter<Arc<Http>> {
     OpenApiRouter::new()
         .routes(routes!(vms::get_vm, vms::end_vm))
         .routes(routes!(guests::report_guest_event))
+        .routes(routes!(guests::get_runner_registration))
         .routes(routes!(guests::get_runner_program))
         .routes(routes!(health::get_health))
 }

@@ -26,6 +26,7 @@ use crate::{
         Announcer, Budget, Budgets, Code, EndSignal, Error, Fault, GuestOs, Outcome, QueueReason, RunnerStatus, Scope,
         State, Vm, VmId,
         github::{GitHubRunner, JobRecord, Registration},
+        runner::RunnerStarted,
         vm::{Endpoint, RunnerKind},
     },
     service::{Service, vms::VmRequest},
@@ -98,6 +99,8 @@ pub struct VmView {
 pub struct RunnerView {
     pub kind: RunnerKind,
     pub status: RunnerStatus,
+    /// Whether its program was started. A vm whose guest ended is given another one only while this is `no`.
+    pub started: RunnerStarted,
     /// Of a runner of GitHub's.
     pub github: Option<GitHubRunnerView>,
 }
@@ -205,7 +208,12 @@ impl VmView {
             memory_mib: spec.map(|s| s.memory_mib),
             labels: d.labels.clone(),
             pool: d.pool.clone(),
-            runner: RunnerView { kind: d.runner, status: vm.runner_status, github: GitHubRunnerView::new(vm) },
+            runner: RunnerView {
+                kind: d.runner,
+                status: vm.runner_status,
+                started: vm.started(),
+                github: GitHubRunnerView::new(vm),
+            },
             queue: vm.queue.as_ref().map(|q| QueueView {
                 reason: q.reason,
                 // It may have left the queue between the two reads; a position is at least 1 all the same.

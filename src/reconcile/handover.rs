@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     domain::{
-        Code, Event, Handover, Vm,
+        Code, Event, Handover, State, Vm,
         event::ReadyVia,
         github::{Registered, Registration, runner_name},
         template::Template,
@@ -29,6 +29,9 @@ use crate::{
 
 /// How often a way to the guest that the driver does not know yet is asked for.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long a guest that may start its runner has for asking by itself.
+const START_IS_TOLD_AFTER: Duration = Duration::from_secs(10);
+const START_IS_TOLD_WITHIN: Duration = Duration::from_secs(60);
 
 impl Reconciler {
     /// Returns once the guest can be handed its runner. Never, where the guest itself says so.
@@ -65,13 +68,7 @@ impl Reconciler {
                 let template = self.template(vm).await?;
                 let ssh = self.endpoint(driver, vm).await?;
                 let kit = self.kit(vm, &template).await?;
-                let target = guest::ssh::Target {
-                    host: ssh.host.clone(),
-                    port: ssh.port,
-                    user: template.user.clone(),
-                    login: login(&template).await?,
-                    pinned_host_key: vm.host_key.clone(),
-                };
+                let target = ssh_target(vm, &template, &ssh).await?;
                 let delivered = guest::ssh::deliver(&target, &kit, self.step_ends(vm)).await?;
                 self.note_endpoint(vm, ssh, Some(delivered.host_key)).await?;
                 delivered.boot_log
@@ -87,6 +84,45 @@ impl Reconciler {
             tracing::warn!(vm.id = %vm.id(), error = %error, "the boot log could not be kept");
         }
         Ok(())
+    }
+
+    /// Tells the guest by the way that its kit came that it may start its runner, where it does not ask over the guest API.
+    /// Returns when it was told, or has shown that it knows; the caller commits nothing, so a restart tells it again.
+    pub(super) async fn tell_to_start(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<(), Failure> {
+        let handover = spec_of(vm)?.handover;
+        if handover == Handover::Seed || vm.state != State::Running || !vm.start_unconfirmed {
+            return Ok(());
+        }
+        let mut pause = START_IS_TOLD_AFTER;
+        loop {
+            tokio::time::sleep(pause).await;
+            let now = self.reader.vm(vm.id()).await?;
+            let still = |now: &Vm| now.state == State::Running && now.attempt == vm.attempt && now.start_unconfirmed;
+            let Some(now) = now.filter(still) else { return Ok(()) };
+            let until = tokio::time::Instant::now() + START_IS_TOLD_WITHIN;
+            let told: Result<(), Failure> = async {
+                match handover {
+                    Handover::Seed => Ok(()),
+                    Handover::Ssh => {
+                        let ssh = self.endpoint(driver, &now).await?;
+                        let target = ssh_target(&now, &self.template(&now).await?, &ssh).await?;
+                        Ok(guest::ssh::start(&target, now.attempt, until).await?)
+                    }
+                    Handover::Agent => {
+                        let socket = self.agent(driver, &now).await?;
+                        Ok(guest::agent::start(&socket, now.attempt, until).await?)
+                    }
+                }
+            }
+            .await;
+            match told {
+                Ok(()) => return Ok(()),
+                Err(failure) => {
+                    tracing::warn!(vm.id = %vm.id(), code = %failure.code, detail = failure.detail, "the guest could not be told that it may start");
+                }
+            }
+            pause = (pause * 2).min(Duration::from_secs(60));
+        }
     }
 
     pub(super) async fn kit(&self, vm: &Vm, template: &Template) -> Result<Kit, Failure> {
@@ -106,7 +142,13 @@ impl Reconciler {
             }
         };
         let Payload { script, registration, env } = payload.unwrap_or_default();
-        let github = self.github_kit(vm, template, registration).await?;
+        let mut github = self.github_kit(vm, template, registration).await?;
+        if spec_of(vm)?.handover == Handover::Seed
+            && let Some(github) = &mut github
+        {
+            // Root in the guest can read the seed's volume while the job runs, so the guest fetches this before.
+            github.secret = None;
+        }
         let env = env.iter().map(|(k, v)| (k.clone(), v.expose_secret().to_owned())).collect();
         let payload = script.map(|script| script.expose_secret().to_owned());
         let driver = &spec_of(vm)?.driver;
@@ -119,6 +161,8 @@ impl Reconciler {
             url,
             token: self.vault.vm_token(vm.id()),
             kind: vm.draft.runner,
+            attempt: vm.attempt,
+            start_seconds: vm.draft.budgets.boot_seconds.saturating_add(vm.draft.budgets.configure_seconds),
             user: template.user.clone(),
             env,
             payload,
@@ -161,7 +205,7 @@ impl Reconciler {
             labels: github.labels.clone(),
             group: github.group.clone(),
             registration: github.registration,
-            secret,
+            secret: Some(secret),
             program: RunnerProgram {
                 directory: settings.directory.clone(),
                 minimum_version: settings.minimum_version.clone(),
@@ -215,6 +259,16 @@ impl Reconciler {
         let left = vm.deadline().map_or(SignedDuration::from_hours(1), |(_, at)| at.duration_since(self.clock.now()));
         tokio::time::Instant::now() + Duration::try_from(left).unwrap_or_default() + Duration::from_secs(5)
     }
+}
+
+async fn ssh_target(vm: &Vm, template: &Template, ssh: &Endpoint) -> Result<guest::ssh::Target, Failure> {
+    Ok(guest::ssh::Target {
+        host: ssh.host.clone(),
+        port: ssh.port,
+        user: template.user.clone(),
+        login: login(template).await?,
+        pinned_host_key: vm.host_key.clone(),
+    })
 }
 
 async fn login(template: &Template) -> Result<guest::ssh::Login, Failure> {

@@ -133,9 +133,16 @@ impl Reconciler {
         if was_reached(vm) {
             driver.reached(&vm.instance()).await;
         }
+        let told = async {
+            if let Err(failure) = self.tell_to_start(&driver, vm).await {
+                tracing::warn!(vm.id = %vm.id(), code = %failure.code, detail = failure.detail, "the guest could not be told that it may start");
+            }
+            std::future::pending().await
+        };
         tokio::select! {
             cause = self.guest_gone(&driver, vm) => Ok(Event::InstanceGone { cause: cause? }),
             event = self.dismissed(vm) => Ok(event),
+            never = told => never,
         }
     }
 

@@ -3,12 +3,19 @@
 use std::path::PathBuf;
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Service;
 use crate::{
-    domain::{Code, EndProof, Error, Event, Handover, Result, Vm, VmId, event::ReadyVia, runner::RunnerFact},
+    domain::{
+        Code, EndProof, Error, Event, Handover, Result, State, Vm, VmId,
+        event::ReadyVia,
+        github::{Registration, runner_name},
+        runner::RunnerFact,
+    },
+    runners::Payload,
     store::{Expect, logs::LogSource},
 };
 
@@ -18,8 +25,16 @@ use crate::{
 pub enum GuestEvent {
     /// The guest is up and can reach Mayfly.
     GuestReady {},
-    /// Runner and hooks are in place and the wrapper runs.
-    GuestConfigured {},
+    /// Runner and hooks are in place, and the wrapper asks whether it may start the runner. The answer 202 allows it, once and
+    /// for good: from then on no other guest is made for this vm. 409: this guest must not start it. 503: not yet.
+    GuestConfigured {
+        /// The attempt that this guest was made for (`MAYFLY_ATTEMPT`). Absent from guests of older versions, which start
+        /// their runner without an answer.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        attempt: Option<u32>,
+    },
+    /// The runner's program was started.
+    RunnerStarted {},
     /// The runner waits for a job.
     RunnerOnline {},
     /// The runner has taken a job.
@@ -43,18 +58,18 @@ pub enum GuestLog {
     Job,
 }
 
+/// Each turn needs a commit of somebody else, and a vm has a bounded number of states.
+const TURNS: usize = 64;
+
 impl Service {
     pub async fn report_guest_event(&self, id: VmId, report: GuestEvent) -> Result<()> {
-        let vm = self.live(id).await?;
+        self.note_signs_of_life(id, &report).await?;
         let event = match report {
-            // Over SSH it is our own login that shows that the guest is ready and configured, and the guest's word adds nothing.
-            GuestEvent::GuestReady {} | GuestEvent::GuestConfigured {}
-                if vm.draft.spec().is_none_or(|s| s.handover != Handover::Seed) =>
-            {
-                return Ok(());
-            }
+            GuestEvent::GuestConfigured { attempt } => return self.allow_start(id, attempt).await,
+            // Over SSH it is our own login that shows that the guest is ready, and the guest's word adds nothing.
+            GuestEvent::GuestReady {} if !is_seeded(&self.live(id).await?) => return Ok(()),
             GuestEvent::GuestReady {} => Event::GuestReady { via: ReadyVia::GuestCall },
-            GuestEvent::GuestConfigured {} => Event::GuestConfigured,
+            GuestEvent::RunnerStarted {} => Event::RunnerChanged { fact: RunnerFact::ProgramStarted },
             GuestEvent::RunnerOnline {} => Event::RunnerChanged { fact: RunnerFact::Online },
             GuestEvent::JobStarted {} => Event::RunnerChanged { fact: RunnerFact::JobStarted },
             GuestEvent::JobResult { exit_code } => Event::JobFinished { exit_code },
@@ -77,6 +92,95 @@ impl Service {
         Ok(())
     }
 
+    /// Whether the guest of this attempt may start its runner. The answer is given when it is durable: from `running` on, no
+    /// other guest is made for this vm, and before it, no guest has started anything.
+    async fn allow_start(&self, id: VmId, attempt: Option<u32>) -> Result<()> {
+        for _ in 0..TURNS {
+            let vm = self.live(id).await?;
+            let this_guest = attempt.unwrap_or(vm.attempt);
+            match vm.state {
+                State::Running if this_guest == vm.attempt => return Ok(()),
+                State::Booting | State::Configuring if this_guest == vm.attempt && is_seeded(&vm) => {
+                    let expect = Expect::Attempt { state: vm.state, attempt: vm.attempt };
+                    if self.ledger.apply(id, expect, Event::GuestConfigured, self.clock.now()).await?.as_expected {
+                        return Ok(());
+                    }
+                }
+                // The hand-over is still under way: its end moves the vm, and what it learnt of the guest is needed later.
+                State::Booting | State::Configuring if this_guest == vm.attempt && attempt.is_some() => {
+                    let detail = "the runner is still being handed over";
+                    return Err(Error::new(Code::StartTooEarly, detail).retry_after(1));
+                }
+                // A guest of an older version has started its runner already.
+                _ if attempt.is_none() => return Ok(()),
+                state => {
+                    let detail = format!(
+                        "attempt {this_guest} may not start its runner: the vm is {state}, in attempt {}",
+                        vm.attempt
+                    );
+                    return Err(Error::new(Code::AttemptOver, detail));
+                }
+            }
+        }
+        Err(Error::new(Code::StoreUnavailable, "the vm changed faster than its guest could be answered").retry_after(1))
+    }
+
+    /// What a report shows beside what it says. A guest whose earlier report was lost is not taken for one that never came.
+    async fn note_signs_of_life(&self, id: VmId, report: &GuestEvent) -> Result<()> {
+        let (ready, started) = match report {
+            GuestEvent::GuestReady {} | GuestEvent::GuestConfigured { .. } => return Ok(()),
+            GuestEvent::Log { source: GuestLog::Boot, .. } => (true, false),
+            GuestEvent::Log { source: GuestLog::Job, .. }
+            | GuestEvent::RunnerStarted {}
+            | GuestEvent::RunnerOnline {}
+            | GuestEvent::JobStarted {}
+            | GuestEvent::JobResult { .. }
+            | GuestEvent::RunnerFinished { .. } => (false, true),
+        };
+        let vm = self.live(id).await?;
+        let now = self.clock.now();
+        match vm.state {
+            State::Booting | State::Configuring if is_seeded(&vm) && started => {
+                self.ledger.apply(id, Expect::Anything, Event::GuestConfigured, now).await?;
+            }
+            State::Booting if is_seeded(&vm) && ready => {
+                let event = Event::GuestReady { via: ReadyVia::GuestCall };
+                self.ledger.apply(id, Expect::Anything, event, now).await?;
+            }
+            State::Running | State::Draining if started && vm.start_unconfirmed => {
+                let event = Event::RunnerChanged { fact: RunnerFact::ProgramStarted };
+                self.ledger.apply(id, Expect::Anything, event, now).await?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// What GitHub's runner registers with, for the guest of this vm, until it may start that runner.
+    pub async fn runner_registration(&self, id: VmId) -> Result<SecretString> {
+        let vm = self.live(id).await?;
+        let none = || Error::new(Code::NotFound, "the runner of this vm registers nowhere");
+        let github = vm.draft.github.as_ref().ok_or_else(none)?;
+        if !matches!(vm.state, State::Booting | State::Configuring) {
+            return Err(Error::new(Code::RegistrationClosed, format!("the vm is {}", vm.state)));
+        }
+        let unreadable = || Error::internal("a registration that the key in the data directory does not decrypt");
+        let unseal = |sealed: Vec<u8>| self.vault.unseal(id, &sealed).ok_or_else(unreadable);
+        match github.registration {
+            Registration::Managed => {
+                let name = runner_name(&vm.draft.name, id, vm.attempt);
+                let row = self.reader.github_runner(&name).await?;
+                let missing = || Error::new(Code::StartTooEarly, "the runner is not registered yet").retry_after(1);
+                let clear = unseal(row.and_then(|row| row.sealed).ok_or_else(missing)?)?;
+                Ok(String::from_utf8(clear).map_err(|_| unreadable())?.into())
+            }
+            Registration::JitConfig | Registration::Token => {
+                let clear = unseal(self.reader.sealed(id).await?.ok_or_else(none)?)?;
+                Payload::from_bytes(&clear).and_then(|payload| payload.registration).ok_or_else(none)
+            }
+        }
+    }
+
     /// GitHub's runner for this vm's guest: the archive's file, fetched if it is not here yet.
     pub async fn runner_program(&self, id: VmId) -> Result<PathBuf> {
         let vm = self.live(id).await?;
@@ -89,4 +193,9 @@ impl Service {
     async fn live(&self, id: VmId) -> Result<Vm> {
         self.reader.vm(id).await?.ok_or_else(|| Error::new(Code::VmNotFound, format!("no vm has the id {id}")))
     }
+}
+
+/// The guest was given everything before it booted: its own word is all that we hear of it.
+fn is_seeded(vm: &Vm) -> bool {
+    vm.draft.spec().is_some_and(|spec| spec.handover == Handover::Seed)
 }

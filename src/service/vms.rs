@@ -9,7 +9,8 @@ use utoipa::ToSchema;
 use super::Service;
 use crate::{
     domain::{
-        Announcer, Asked, Basis, Budgets, BudgetsPatch, Code, Error, Event, Result, Scope, State, Vm, VmId,
+        Announcer, Asked, Basis, Budgets, BudgetsPatch, Code, Error, Event, Result, RunnerStatus, Scope,
+        State, Vm, VmId,
         github::{GitHubRunner, Registration},
         name::{NAME_RULE, is_name},
         template::Template,
@@ -317,8 +318,10 @@ impl Service {
             let Some(event) = ending(&vm, caller, force) else {
                 return Ok(EndRequested { vm: Arc::new(vm), was_deleted: false });
             };
+            // Its job has ended, so its guest was configured: that report was lost.
+            let only_a_sign_of_life = matches!(event, Event::GuestConfigured);
             let applied = self.ledger.apply(id, Expect::Generation(generation), event, self.clock.now()).await?;
-            if applied.as_expected {
+            if applied.as_expected && !only_a_sign_of_life {
                 return Ok(EndRequested { vm: applied.vm, was_deleted: false });
             }
         }
@@ -371,6 +374,7 @@ fn ending(vm: &Vm, caller: &Caller, force: bool) -> Option<Event> {
     match caller {
         Caller::Guest(_) => match vm.announced_by {
             Some(_) => None,
+            None if matches!(vm.state, State::Booting | State::Configuring) => Some(Event::GuestConfigured),
             None => Some(Event::EndAnnounced { by: Announcer::Hook }),
         },
         Caller::Token { .. } if force => Some(Event::EndForced { by: Announcer::Admin }),
@@ -379,8 +383,10 @@ fn ending(vm: &Vm, caller: &Caller, force: bool) -> Option<Event> {
                 return None;
             }
             let up = matches!(vm.state, State::Booting | State::Configuring | State::Running);
+            // A command begins as soon as its guest may start it, and says so a moment later.
+            let begins = vm.draft.runner == RunnerKind::Command && vm.runner_status == RunnerStatus::Registering;
             // A runner that GitHub may be giving a job this moment is taken away there first.
-            let at_work = up && (vm.runner_status.may_hold_a_job() || vm.draft.managed().is_some());
+            let at_work = up && (vm.runner_status.may_hold_a_job() || begins || vm.draft.managed().is_some());
             Some(if at_work {
                 Event::EndAnnounced { by: Announcer::Admin }
             } else {

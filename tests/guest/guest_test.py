@@ -30,7 +30,7 @@ def seed_command():
         "i=0; while [ $i -lt 1500 ]; do i=$((i+1)); echo line $i of a log that takes more than one call; done\n"
         "echo the end; exit 7\n"
     )
-    files = kit_files(URL, payload=payload, user="runner", env={"GREETING": "it's me"})
+    files = kit_files(URL, payload=payload, user="runner", env={"GREETING": "it's me"}, here=False)
     with Workspace(unix=True) as w:
         with Vm(IMAGE, w.dir / "api.sock", w.dir, {"user-data": user_data(files), "meta-data": META}) as vm:
             first = w.api.wait("guest_ready", BOOT_LIMIT)["at"] - vm.started
@@ -69,14 +69,14 @@ def seed_command():
 
 
 def seed_dead_server():
-    """Nobody listens behind the forward: the job still runs to its end."""
-    files = kit_files(URL, payload="echo worked >/tmp/proof\n", user="runner", extra={"MAYFLY_FINISH_SECONDS": "1"})
+    """Nobody listens behind the forward: the job is not started, and the guest powers off."""
+    files = kit_files(URL, payload="echo worked >/dev/console\n", user="runner", extra={"MAYFLY_START_SECONDS": "3"},
+                      here=False)
     with Workspace(unix=True) as w:
         with Vm(IMAGE, w.dir / "nobody.sock", w.dir, {"user-data": user_data(files), "meta-data": META}) as vm:
-            vm.wait_ssh(BOOT_LIMIT)
-            wait = "until [ -s /opt/mayfly/run/wrapper.exit ]; do sleep 1; done; cat /opt/mayfly/run/wrapper.exit /tmp/proof"
-            result = vm.ssh(wait, user="root", seconds=120).stdout.decode()
-            check(result == "0\nworked\n", result)
+            vm.wait_event("SHUTDOWN", BOOT_LIMIT + 30)
+            console = (w.dir / "console.log").read_text(errors="replace")
+            check("the job was not started" in console and "worked" not in console, console[-2000:])
 
 
 def ssh_handover():
@@ -93,7 +93,7 @@ def ssh_handover():
             vm.wait_ssh(BOOT_LIMIT)
             banner = time.monotonic() - vm.started
             upload = vm.ssh("umask 077 && mkdir -p ~/.mayfly && tar -xf - -C ~/.mayfly && hostname",
-                            tar_of(kit_files(URL, payload=payload)))
+                            tar_of(kit_files(URL, payload=payload, here=False)))
             check(upload.returncode == 0 and upload.stdout == b"vm-0001\n", upload.stdout)
             boot = vm.ssh("sh ~/.mayfly/boot.sh")
             check(boot.returncode == 0, boot.stdout)

@@ -29,7 +29,7 @@ SHELLS = {
     }.items()
     if shutil.which(argv[0])
 }
-HOOK_LIMIT = 25  # seconds that a runner has to wait at the very worst
+HOOK_LIMIT = 15  # seconds that a runner has to wait at the very worst
 
 
 def clean_env(**more):
@@ -82,18 +82,52 @@ def announces():
 
 
 def refusals():
-    """What is refused for good is asked once, an ill service a few times."""
+    """What is refused for good is asked once. What got no answer is asked again, in whichever way it got none, and after
+    the hook has returned, too."""
 
     def one(shell):
-        for status, most in ((401, 1), (404, 1), (500, 3), (503, 3)):
+        for status in (401, 404, 410):
             with Workspace() as w:
                 w.api.rule(lambda r: True, status)
-                kit = write_kit(w.dir / "kit", kit_files(w.api.url))
+                kit = write_kit(w.dir / "kit", reinterpreted(kit_files(w.api.url), shell))
                 code, output, took = hook(shell, kit)
                 check(code == 0 and took < HOOK_LIMIT, "%s: code %s after %.1f s" % (status, code, took))
                 quiet(output)
-                calls = len(w.api.names())
-                check(1 <= calls <= most, "%s calls on %s" % (calls, status))
+                check(len(w.api.names()) == 1, "%s calls on %s" % (len(w.api.names()), status))
+        for status in (500, 503, "close", "cut", "reset"):
+            with Workspace() as w:
+                w.api.rule(lambda r: True, status, times=2)
+                kit = write_kit(w.dir / "kit", reinterpreted(kit_files(w.api.url), shell))
+                for name, call in (("job-started.sh", "job_started"), ("job-completed.sh", "DELETE")):
+                    code, output, took = hook(shell, kit, name)
+                    check(code == 0 and took < HOOK_LIMIT, "%s: code %s after %.1f s" % (status, code, took))
+                    quiet(output)
+                    w.api.wait(call, 1)
+
+    each_shell(one)
+
+
+def after_the_hook():
+    """The service is away for longer than a hook may take: what it said arrives all the same."""
+
+    def one(shell):
+        with Workspace() as w:
+            w.api.rule(lambda r: True, "close")
+            kit = write_kit(w.dir / "kit", reinterpreted(kit_files(w.api.url), shell))
+            for name in ("job-started.sh", "job-completed.sh"):
+                code, output, took = hook(shell, kit, name, env=clean_env(RUNNER_TRACKING_ID="github_1"))
+                check(code == 0 and took < HOOK_LIMIT and "repeated" in output, "%s %.1f %s" % (code, took, output))
+            # What a runner looks for when it clears up after a job.
+            for entry in pathlib.Path("/proc").iterdir():
+                try:
+                    text = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+                except OSError:
+                    continue
+                check(str(kit).encode() not in text or b"github_1" not in text, "the runner would kill it")
+            w.api.rules.clear()
+            w.api.wait("job_started", 20)
+            w.api.wait("DELETE", 20)
+            check(not w.api.leaks, "token in argv: %s" % w.api.leaks)
 
     each_shell(one)
 
@@ -205,10 +239,13 @@ def boot(kit, shell="sh", env=None, seconds=40, through=()):
 def reinterpreted(files, shell):
     """The kit with its inner shell calls turned to the shell under test."""
     argv = shutil.which(SHELLS[shell][0]) + (" sh" if shell == "busybox" else "")
-    text = files["boot.sh"][1].decode()
-    check("\nsh=/bin/sh\n" in text, "boot.sh no longer says how it starts the wrapper")
-    text = text.replace("\nsh=/bin/sh\n", "\nsh='%s'\n" % argv)
-    return {**files, "boot.sh": (0o755, text.encode())}
+    changed = dict(files)
+    for name in ("boot.sh", "wrapper.sh", "tell.sh", "job-started.sh", "job-completed.sh"):
+        if name in files:
+            text = files[name][1].decode()
+            check("\nsh=/bin/sh\n" in text, "%s no longer says how it starts another script" % name)
+            changed[name] = (0o755, text.replace("\nsh=/bin/sh\n", "\nsh='%s'\n" % argv).encode())
+    return changed
 
 
 def lives(shell, files, w, env=None):
@@ -219,6 +256,7 @@ def lives(shell, files, w, env=None):
     return kit
 
 
+SCRIPT_ORDER = ["guest_ready", "guest_configured", "runner_started", "runner_finished"]
 COMMAND_ORDER = ["guest_ready", "guest_configured", "job_started", "DELETE", "job_result", "runner_finished"]
 
 
@@ -248,7 +286,7 @@ def wrapper_command():
             check(not w.api.leaks, "token in argv: %s" % w.api.leaks)
             # The kit has done its work: one VM, one job.
             check(boot(kit, shell)[0] == 0, "second boot.sh")
-            check(w.api.names()[6:] == ["guest_ready", "guest_configured"], w.api.names())
+            check(w.api.names()[6:] == ["guest_ready"], w.api.names())
 
     each_shell(one)
 
@@ -256,8 +294,8 @@ def wrapper_command():
 def wrapper_script_none_unknown():
     def one(shell):
         cases = (
-            ("script", "echo set up; exit 3\n", ["guest_ready", "guest_configured", "runner_finished"], 3),
-            ("script", None, ["guest_ready", "guest_configured", "runner_finished"], 127),
+            ("script", "echo set up; exit 3\n", SCRIPT_ORDER, 3),
+            ("script", None, SCRIPT_ORDER, 127),
             ("command", "#!/no/such/interpreter\n", COMMAND_ORDER, None),
             ("tomorrow", "exit 0\n", ["guest_ready", "guest_configured", "runner_finished"], 127),
         )
@@ -315,15 +353,89 @@ def lost_calls():
     with Workspace() as w:
         w.api.rule(lambda r: r["name"] == "log:job", 503, times=2)
         w.api.rule(lambda r: r["name"] == "runner_finished", 503, times=2)
-        w.api.rule(lambda r: r["name"] in ("guest_ready", "guest_configured"), 403)
+        w.api.rule(lambda r: r["name"] == "guest_ready", 403)
         lives("sh", kit_files(w.api.url, payload="i=0; while [ $i -lt 4000 ]; do i=$((i+1)); echo line $i; done\n"), w)
         w.api.wait("runner_finished", 40)
         check([x for x in w.api.log().splitlines() if x.startswith(b"line")][-1] == b"line 4000", "log not complete")
         check(w.api.names().count("runner_finished") == 3, w.api.names())
 
 
+def acknowledged_start():
+    """The job begins once, and only after the word that it may, however the answers get lost."""
+
+    def one(shell):
+        for status in (503, "close", "cut", "reset", "lost"):
+            with Workspace() as w:
+                for name in ("guest_ready", "guest_configured"):
+                    w.api.rule(lambda r, name=name: r["name"] == name, status, times=3)
+                payload = 'echo ran\ncurl -s -o /dev/null "$MAYFLY_URL/ran"\n'
+                lives(shell, kit_files(w.api.url, payload=payload), w)
+                w.api.wait("runner_finished", 60)
+                names = w.api.names()
+                check(names.count("GET /ran") == 1 and w.api.log().count(b"ran\n") == 1, "%s: %s" % (status, names))
+                taken = w.api.wait("guest_configured", 1)
+                check(taken["json"] == {"type": "guest_configured", "attempt": 1}, taken["json"])
+                check(w.api.wait("GET /ran", 1)["at"] > taken["at"], "%s: it ran before it was allowed to" % status)
+
+    each_shell(one)
+
+
+def never_started():
+    """Refused, or not allowed in time: the guest is powered off and its job has not begun, not even later."""
+
+    def one(shell):
+        for status, seconds in ((409, "40"), (410, "40"), ("close", "1"), (503, "0")):
+            with Workspace() as w:
+                w.api.rule(lambda r: r["name"] == "guest_configured", status)
+                files = kit_files(w.api.url, payload="echo ran\n", extra={"MAYFLY_START_SECONDS": seconds})
+                kit = lives(shell, files, w)
+                wait_gone(int((kit / "run" / "wrapper.pid").read_text()))
+                check((kit / "run" / "powered-off").exists(), "%s: not powered off" % status)
+                check(not {"job_started", "runner_finished"} & set(w.api.names()), "%s: %s" % (status, w.api.names()))
+                check(b"the job was not started" in w.api.log("boot"), w.api.log("boot"))
+
+    each_shell(one)
+
+
+def started_by_the_host():
+    """The guest API is out of reach: the word comes by the way that the kit came."""
+
+    def one(shell):
+        with Workspace() as w:
+            w.api.rule(lambda r: r["name"] == "guest_configured", "close")
+            kit = lives(shell, kit_files(w.api.url, payload="echo ran\n"), w)
+            (kit / "run" / "start").write_text("2\n")  # another attempt's
+            with w.api.news:
+                w.api.news.wait_for(lambda: w.api.names().count("guest_configured") > 2, 20)
+            check("job_started" not in w.api.names(), w.api.names())
+            (kit / "run" / "start").write_text("1\n")
+            w.api.wait("runner_finished", 30)
+            check(w.api.log().count(b"ran\n") == 1, w.api.log())
+
+    each_shell(one)
+
+
+def not_twice():
+    """The wrapper is gone in the middle of the job, as after a reboot: the job is not started again."""
+
+    def one(shell):
+        with Workspace() as w:
+            files = kit_files(w.api.url, kind="script", payload='echo ran\nexec sleep 60 # "$MAYFLY_HOME"\n')
+            kit = lives(shell, files, w)
+            with w.api.news:
+                check(w.api.news.wait_for(lambda: b"ran" in w.api.log(), 30), "it does not run")
+            # All of it: the session of the wrapper and that of the payload.
+            for pid, _ in w.processes():
+                os.kill(pid, signal.SIGKILL)
+            code, output = boot(kit, shell)
+            check(code != 0 and "not started again" in output, output)
+            check(w.api.log().count(b"ran") == 1, w.api.log())
+
+    each_shell(one)
+
+
 def vm_is_gone():
-    """404 to runner_finished: nothing left to say, the wrapper ends."""
+    """404 to runner_finished: there is nothing left to say, the wrapper ends."""
     with Workspace() as w:
         w.api.rule(lambda r: r["name"] == "runner_finished", 404)
         kit = lives("sh", kit_files(w.api.url, payload="exit 0\n"), w)
@@ -377,11 +489,11 @@ def no_base64():
     with Workspace() as w:
         tools = w.dir / "tools"
         tools.mkdir()
-        for tool in "sh bash mkdir cat rm id chmod chown tail head tr wc sleep setsid date kill curl".split():
+        for tool in "sh bash mkdir cat rm mv tee uname id chmod chown tail head tr wc sleep setsid date kill curl".split():
             if shutil.which(tool):
                 (tools / tool).symlink_to(shutil.which(tool))
         files = kit_files(w.api.url, payload="echo unseen\n")
-        for name in ("boot.sh", "wrapper.sh"):
+        for name in ("boot.sh", "wrapper.sh", "tell.sh"):
             text = files[name][1].decode()
             check("\nPATH=/usr/bin:/bin:/usr/sbin:/sbin\n" in text, "PATH line changed")
             files[name] = (0o755, text.replace("PATH=/usr/bin:/bin:/usr/sbin:/sbin", "PATH=%s" % tools).encode())
@@ -400,6 +512,7 @@ def boot_says_no():
             "unknown user": {"mayfly.env": (0o600, whole["mayfly.env"][1].replace(
                 b"RUNNER_USER=''", b"RUNNER_USER='no-such-user'"))},
             "no wrapper": {"wrapper.sh": None},
+            "no tell.sh": {"tell.sh": None},
             "no token": {"curlrc": None},
         }.items():
             if case == "unknown user" and os.getuid() != 0:
@@ -436,7 +549,7 @@ def runner_in(directory, code=0, version="2.336.0", config="exit 0"):
     return directory
 
 
-GITHUB_ORDER = ["guest_ready", "guest_configured", "runner_online", "DELETE", "runner_finished"]
+GITHUB_ORDER = ["guest_ready", "guest_configured", "runner_started", "runner_online", "DELETE", "runner_finished"]
 
 
 def github_runner():
@@ -447,7 +560,7 @@ def github_runner():
                         clean_env(RUNNER_TRACKING_ID="github_1"))
             w.api.wait("runner_online", 40)
             # The registration is used: nobody else finds it.
-            check(not (kit / "registration").exists(), "the registration is still there")
+            check(not (kit / "registration").exists() and not (kit / "run/registration").exists(), "it is still there")
             (runner / "go").touch()
             check(w.api.wait("runner_finished", 40)["json"]["exit_code"] == 3, "wrong exit code")
             check(w.api.names() == GITHUB_ORDER, w.api.names())
@@ -464,6 +577,94 @@ def github_runner():
             check(not w.api.leaks, "token in argv: %s" % w.api.leaks)
 
     each_shell(one)
+
+
+def github_registration_fetched():
+    """A kit without the registration: it is fetched before the start and in no file while the runner runs."""
+
+    def one(shell):
+        with Workspace() as w:
+            runner = runner_in(w.dir / "runner")
+            where = "/vms/%s/registration" % VM_ID
+            w.api.bodies[where] = REGISTRATION.encode()
+            w.api.rule(lambda r: r["path"] == where, "cut", times=2)
+            w.api.rule(lambda r: r["name"] == "guest_configured", "close", times=2)
+            files = github_files(w.api.url, runner)
+            del files["registration"]
+            kit = lives(shell, files, w)
+            w.api.wait("runner_online", 40)
+            found = subprocess.run(["grep", "-rl", "--exclude=job.log", REGISTRATION, str(w.dir)], stdout=subprocess.PIPE, timeout=60)
+            check(found.stdout == b"", found.stdout)
+            for entry in pathlib.Path("/proc").iterdir():
+                try:
+                    argv, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
+                except OSError:
+                    continue
+                # The runner's own environment has it, as GitHub's documentation wants.
+                if REGISTRATION.encode() in environment and str(w.dir).encode() in environment + argv:
+                    check(b"run.sh" in argv or os.readlink(entry / "cwd") == str(runner), argv)
+                check(REGISTRATION.encode() not in argv, argv)
+            (runner / "go").touch()
+            w.api.wait("runner_finished", 40)
+            names = [n for n in w.api.names() if n != "GET " + where]
+            check([n for i, n in enumerate(names) if i == 0 or names[i - 1] != n] == GITHUB_ORDER, names)
+            check(b"jit=%s token=" % REGISTRATION.encode() in w.api.log(), w.api.log())
+            check(not (kit / "run/registration").exists(), "the pipe is left")
+
+    each_shell(one)
+
+
+def github_registration_refused():
+    """Another vm's, or used: nothing is started."""
+    with Workspace() as w:
+        runner = runner_in(w.dir / "runner")
+        w.api.rule(lambda r: r["path"].endswith("/registration"), 410)
+        files = github_files(w.api.url, runner)
+        del files["registration"]
+        kit = lives("sh", files, w)
+        wait_gone(int((kit / "run" / "wrapper.pid").read_text()))
+        check((kit / "run" / "powered-off").exists(), "not powered off")
+        check(w.api.names() == ["guest_ready", "GET /vms/%s/registration" % VM_ID], w.api.names())
+
+
+def as_another_user():
+    """The kit in a directory of root's, its runner another user: the registration is gone for that user, and the guest is
+    powered off by root when nothing may start."""
+    if os.getuid() != 0:
+        return "skipped, not root"
+    with Workspace() as w:
+        w.dir.chmod(0o755)
+        runner = runner_in(w.dir / "runner")
+        subprocess.run(["chown", "-R", "nobody:", str(runner)], check=True, timeout=60)
+        files = github_files(w.api.url, runner)
+        files["mayfly.env"] = (0o600, files["mayfly.env"][1].replace(b"RUNNER_USER=''", b"RUNNER_USER='nobody'"))
+        # `su -` gives a login shell, which this user has none of.
+        text = files["boot.sh"][1].decode()
+        check("    su - " in text, "boot.sh no longer changes its user")
+        files["boot.sh"] = (0o755, text.replace("    su - ", "    su -s /bin/sh - ").encode())
+        kit = lives("sh", files, w)
+        w.api.wait("runner_online", 40)
+        reads = "cat {0}/registration {0}/run/registration; grep -rl --exclude=job.log {1} {0}".format(kit, REGISTRATION)
+        seen = subprocess.run(["su", "-s", "/bin/sh", "nobody", "-c", reads], stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL, timeout=60)
+        check(seen.stdout == b"", seen.stdout)
+        (runner / "go").touch()
+        w.api.wait("runner_finished", 40)
+        check(b"jit=%s token=" % REGISTRATION.encode() in w.api.log(), w.api.log())
+        check(b"rm: " not in w.api.log(), w.api.log())
+    with Workspace() as w:
+        w.dir.chmod(0o755)
+        w.api.rule(lambda r: r["name"] == "guest_configured", 409)
+        files = kit_files(w.api.url, payload="echo ran\n", user="nobody")
+        files["boot.sh"] = (0o755, text.replace("    su - ", "    su -s /bin/sh - ").encode())
+        stub = files["power-off.sh"][1] + b'id -u >"${0%/*}/run/powered-off"\n'
+        kit = lives("sh", {**files, "power-off.sh": (0o755, stub)}, w)
+        wait_gone(int((kit / "run" / "wrapper.pid").read_text()))
+        until = time.monotonic() + 10
+        while not (kit / "run" / "powered-off").exists() or not (kit / "run" / "powered-off").read_text():
+            check(time.monotonic() < until, "not powered off")
+            time.sleep(0.05)
+        check((kit / "run" / "powered-off").read_text() == "0\n", "not by root")
 
 
 def github_registration_token():
@@ -537,8 +738,10 @@ def shellcheck():
 
 print("shells: " + " ".join(SHELLS), flush=True)
 main([
-    hanging_and_dead, shellcheck, announces, refusals, broken_kits, hostile_environment, cancelled_hook,
-    wrapper_command, wrapper_script_none_unknown, long_log, lost_calls, vm_is_gone, one_wrapper,
-    violent_job, signals_ignored, no_base64, boot_says_no, github_runner, github_registration_token,
+    hanging_and_dead, shellcheck, announces, refusals, after_the_hook, broken_kits, hostile_environment, cancelled_hook,
+    wrapper_command, wrapper_script_none_unknown, long_log, lost_calls, acknowledged_start, never_started,
+    started_by_the_host, not_twice, vm_is_gone, one_wrapper,
+    violent_job, signals_ignored, no_base64, boot_says_no, github_runner, github_registration_fetched,
+    github_registration_refused, as_another_user, github_registration_token,
     github_wrong_runners, github_runner_from_the_host,
 ], at_once=3)

@@ -28,7 +28,7 @@ import traceback
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 HOOKS = ROOT / "hooks"
-SCRIPTS = ["boot.sh", "wrapper.sh", "job-started.sh", "job-completed.sh"]
+SCRIPTS = ["boot.sh", "wrapper.sh", "tell.sh", "power-off.sh", "job-started.sh", "job-completed.sh"]
 TOKEN = "tok-3f1c0c6f-secret"
 VM_ID = "vm-0001"
 
@@ -78,7 +78,9 @@ class UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 class Api:
     """Records each request; answers 202, or what `rules` says for it.
 
-    A rule is (predicate on request, status or "hang", how many times or None)."""
+    A rule is (predicate on request, status, how many times or None). Instead of a status:
+    "hang" answers never, "close" ends the connection, "cut" in the middle of the answer,
+    "reset" by force, and "lost" takes the request and ends the connection."""
 
     def __init__(self, unix_path=None):
         self.requests = []
@@ -133,6 +135,14 @@ class Api:
             self.news.notify_all()
         if status == "hang":
             self.closing.wait(60)
+            return
+        if status in ("close", "cut", "reset", "lost"):
+            if status == "cut":
+                handler.wfile.write(b"HTTP/1.1 202 Acc")
+            if status == "reset":
+                handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                handler.connection.close()
+            handler.close_connection = True
             return
         body = self.bodies.get(request["path"], b"") if request["method"] == "GET" else b""
         handler.send_response(status)
@@ -197,18 +207,23 @@ def quoted(value):
     return "'" + value.replace("'", "'\\''") + "'"
 
 
-def kit_files(url, kind="command", payload=None, user="", env=None, extra=None):
-    """Name → (mode, bytes) of everything in a kit."""
+def kit_files(url, kind="command", payload=None, user="", env=None, extra=None, here=True):
+    """Name → (mode, bytes) of everything in a kit. `here`: it runs on this machine, which stays on."""
     settings = {
         "MAYFLY_VM_ID": VM_ID,
         "MAYFLY_URL": url,
         "MAYFLY_RUNNER_KIND": kind,
         "MAYFLY_RUNNER_USER": user,
+        "MAYFLY_ATTEMPT": "1",
+        "MAYFLY_START_SECONDS": "40",
+        "MAYFLY_FINISH_SECONDS": "45",
     }
     settings.update(extra or {})
     lines = lambda pairs, before="": "".join(
         "%s%s=%s\n" % (before, k, quoted(v)) for k, v in pairs.items()).encode()
     files = {name: (0o755, (HOOKS / name).read_bytes()) for name in SCRIPTS}
+    if here:
+        files["power-off.sh"] = (0o755, b"#!/bin/sh\n: >\"${0%/*}/run/powered-off\"\n")
     files["mayfly.env"] = (0o600, lines(settings))
     files["curlrc"] = (0o600, ('header = "Authorization: Bearer %s"\n' % TOKEN).encode())
     files["runner.env"] = (0o600, lines(env or {}, "export "))

@@ -182,6 +182,8 @@ impl Agent {
         let mut child = tokio::process::Command::new(&command.name)
             .args(&command.args)
             .env_clear()
+            // This machine is not the guest.
+            .env("MAYFLY_NO_POWER_OFF", "1")
             .env("HOME", &self.home)
             .env("PATH", format!("{}:/usr/bin:/bin:/usr/sbin:/sbin", self.home.join("bin").display()))
             .current_dir(&self.home)
@@ -442,6 +444,8 @@ fn kit(url: &str, payload: Option<String>) -> Kit {
         token: SecretString::from(TOKEN),
         github: None,
         kind: if payload.is_some() { RunnerKind::Command } else { RunnerKind::None },
+        attempt: 1,
+        start_seconds: 60,
         user: String::new(),
         env: Default::default(),
         payload,

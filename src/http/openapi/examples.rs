@@ -153,7 +153,7 @@ pub fn vm() -> Value {
         "memory_mib": 2048,
         "labels": { "team": "core" },
         "pool": null,
-        "runner": { "kind": "command", "status": "none", "github": null },
+        "runner": { "kind": "command", "status": "none", "started": "no", "github": null },
         "queue": { "reason": "slot", "position": 3, "deadline": "2026-11-20T09:10:00.000Z", "pull": null },
         "deadline": { "budget": "queue", "at": "2026-11-20T09:10:00.000Z" },
         "paused_since": null,
@@ -195,6 +195,7 @@ pub fn deleted_vm() -> Value {
             "runner": {
                 "kind": "github",
                 "status": "finished",
+                "started": "yes",
                 "github": {
                     "scope": "acme/app",
                     "labels": ["self-hosted", "linux"],

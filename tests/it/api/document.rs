@@ -54,6 +54,7 @@ fn every_route_is_in_it() {
         "GET /jobs",
         "GET /webhooks/github/deliveries",
         "POST /webhooks/github",
+        "GET /vms/{id}/registration",
         "GET /vms/{id}/runner",
         "GET /pools",
         "GET /pools/{name}",

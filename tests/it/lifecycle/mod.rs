@@ -10,7 +10,7 @@ use std::{
 
 use mayfly::{
     domain::{
-        Arch, BudgetsPatch, EventKind, GuestOs, Handover, InstanceName, State, TokenId, Vm, VmId,
+        Arch, BudgetsPatch, Code, EventKind, GuestOs, Handover, InstanceName, State, TokenId, Vm, VmId,
         host::{Capacity, HostView},
         token::{Caller, Scope},
     },
@@ -316,21 +316,35 @@ pub fn job() -> Runner {
     Runner::Command { command: "true".into(), env: BTreeMap::new() }
 }
 
-/// One guest with the kit's wrapper in it: every report is repeated until somebody takes it.
+/// Which attempt a guest was made for, as its seed says.
+pub fn attempt_of(guest: &Guest) -> Option<u32> {
+    let seed = String::from_utf8_lossy(&guest.spec.seed.as_ref()?.volume).into_owned();
+    // The kit's files are arguments of `printf` in it.
+    let digits = seed.split("MAYFLY_ATTEMPT=\\047").nth(1)?;
+    digits.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok()
+}
+
+/// One guest with the kit's wrapper in it: every report is repeated until it is taken, and without the word that it may start
+/// its job it powers off.
 async fn play(serving: Serving, hush: watch::Sender<i64>, guest: Guest) {
     let id = InstanceName::parse(guest.spec.name.as_str()).unwrap();
     let life = async {
-        for report in [
-            Report::Event(GuestEvent::GuestReady {}),
-            Report::Event(GuestEvent::GuestConfigured {}),
-            Report::Event(GuestEvent::JobStarted {}),
-            Report::Delete,
-            Report::Event(GuestEvent::JobResult { exit_code: 0 }),
-            Report::Event(GuestEvent::RunnerFinished { exit_code: 0 }),
-        ] {
+        let attempt = attempt_of(&guest);
+        for report in [GuestEvent::GuestReady {}, GuestEvent::GuestConfigured { attempt }] {
             may_speak(&serving, &hush, id).await;
-            tell(&serving, id, report).await;
+            if !tell(&serving, id, Report::Event(report)).await {
+                guest.power_off();
+                return;
+            }
         }
+        may_speak(&serving, &hush, id).await;
+        tell(&serving, id, Report::Event(GuestEvent::JobStarted {})).await;
+        may_speak(&serving, &hush, id).await;
+        tell(&serving, id, Report::Delete).await;
+        may_speak(&serving, &hush, id).await;
+        tell(&serving, id, Report::Event(GuestEvent::JobResult { exit_code: 0 })).await;
+        may_speak(&serving, &hush, id).await;
+        tell(&serving, id, Report::Event(GuestEvent::RunnerFinished { exit_code: 0 })).await;
     };
     tokio::select! {
         () = life => {}
@@ -344,7 +358,8 @@ enum Report {
     Delete,
 }
 
-async fn tell(serving: &Serving, id: VmId, report: Report) {
+/// Whether it was taken; `false`: it was refused for good.
+async fn tell(serving: &Serving, id: VmId, report: Report) -> bool {
     let mut serving = serving.subscribe();
     loop {
         let service = serving.wait_for(Option::is_some).await.unwrap().clone().unwrap();
@@ -355,8 +370,10 @@ async fn tell(serving: &Serving, id: VmId, report: Report) {
             }
         };
         tokio::select! {
-            told = call => if told.is_ok() {
-                return;
+            told = call => match told {
+                Ok(()) => return true,
+                Err(error) if error.code == Code::AttemptOver => return false,
+                Err(_) => tokio::task::yield_now().await,
             },
             // The connection breaks: nobody knows whether it was heard.
             _ = serving.changed() => {}

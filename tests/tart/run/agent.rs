@@ -145,6 +145,8 @@ fn input(mut asks: Streaming<ExecRequest>) -> Input {
 async fn on_this_machine(command: Command, mut input: Input, answers: &Answers) -> Result<(), Status> {
     let mut child = tokio::process::Command::new(&command.name)
         .args(&command.args)
+        // This machine is not the guest.
+        .env("MAYFLY_NO_POWER_OFF", "1")
         .stdin(if command.interactive { Stdio::piped() } else { Stdio::null() })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

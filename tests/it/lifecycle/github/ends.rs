@@ -51,7 +51,7 @@ async fn a_runner_that_was_never_there_is_not_gone() {
     let asks = |requests: &[Value]| requests.iter().filter(|r| r["method"] == "GET").count();
     rig.until("GitHub is asked again", async || asks(&rig.github.requests().await) >= 2).await;
     assert_eq!(rig.host.vm(id).await.state, State::Booting);
-    let configured = mayfly::service::guests::GuestEvent::GuestConfigured {};
+    let configured = mayfly::service::guests::GuestEvent::GuestConfigured { attempt: None };
     rig.host.service().report_guest_event(id, configured).await.unwrap();
     let vm = ends_idle(&rig, id, EndSignal::RegistrationBudget).await;
     assert_eq!(vm.outcome.unwrap().code, Some(Code::RunnerNotRegistered));
