@@ -5,7 +5,8 @@
 //! a moment ago serves an instance started last week. Waiting and retrying belong to `reconcile`.
 //!
 //! Every verb is idempotent, because Mayfly may die right before or right after any of them: `create` and `start` asked
-//! twice give the same instance, and for `stop` and `destroy` absence is success.
+//! twice give the same instance, and for `stop` and `destroy` absence is success. No guest is ever booted twice from one clone:
+//! what it did the first time would be done again.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -185,7 +186,8 @@ pub trait Driver: Send + Sync + 'static {
     /// Clones the template's disk for this instance. Copy-on-write; the template stays untouched.
     async fn create(&self, spec: &InstanceSpec) -> Result<()>;
 
-    /// Starts the hypervisor. It outlives this process. Returns once the hypervisor accepted the guest's configuration.
+    /// Starts the hypervisor. It outlives this process. Returns once the hypervisor accepted the guest's configuration. An
+    /// instance is started once: one that was started before and has ended is left as it is, and `ended` tells how.
     async fn start(&self, spec: &InstanceSpec) -> Result<()>;
 
     /// Ends the guest: asks it to power down and waits up to `grace` (zero: does not ask), then ends the hypervisor, then kills

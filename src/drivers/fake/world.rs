@@ -121,6 +121,8 @@ struct Instance {
     /// Not all of it is there.
     half: bool,
     running: Option<Run>,
+    /// Its only run, once there was one.
+    started: Option<u64>,
 }
 
 struct Run {
@@ -368,7 +370,7 @@ impl FakeWorld {
             if s.instances.get(name).is_some_and(|i| i.running.is_some()) {
                 return;
             }
-            s.instances.insert(name.to_owned(), Instance { spec: spec.clone(), half, running: None });
+            s.instances.insert(name.to_owned(), Instance { spec: spec.clone(), half, running: None, started: None });
         });
     }
 
@@ -376,7 +378,7 @@ impl FakeWorld {
     pub(super) fn start(&self, spec: &InstanceSpec, world: &Arc<FakeWorld>) -> Result<Option<(Guest, Program)>> {
         self.change(|s| {
             let name = spec.name.as_str();
-            let whole = s.instances.get(name).map(|i| (!i.half, i.running.is_some()));
+            let whole = s.instances.get(name).map(|i| (!i.half, i.started.is_some()));
             let problem = match whole {
                 Some((true, true)) => return Ok(None),
                 Some((true, false)) => None,
@@ -399,6 +401,7 @@ impl FakeWorld {
             if let Some(instance) = s.instances.get_mut(name) {
                 instance.spec = spec.clone();
                 instance.running = Some(Run { id, ssh, obeys_power_down, halted: None });
+                instance.started = Some(id);
             }
             s.count();
             s.note_start(name, spec.os);
@@ -435,7 +438,7 @@ impl FakeWorld {
     }
 
     pub(super) async fn ended(&self, name: &InstanceName) -> GoneCause {
-        let run = self.lock().instances.get(name.as_str()).and_then(|i| i.running.as_ref()).map(|r| r.id);
+        let run = self.lock().instances.get(name.as_str()).and_then(|i| i.started);
         match run {
             Some(run) => self.run_stopped(name.as_str(), run).await,
             None => GoneCause::Unknown,

@@ -14,6 +14,7 @@
 //!     watch.sock, watch.log     events: the socket is opened once, so that QEMU writes them to the log
 //!     console.log               the guest's serial line
 //!     qemu.log                  what QEMU itself writes to its standard error
+//!     started                   its guest was started: it is not started again
 //! ```
 
 use std::{
@@ -296,11 +297,18 @@ impl Qemu {
         let patience = Instant::now() + SETTLE;
         loop {
             let error = match instance::arm_watch(paths).await {
-                Ok(()) => match instance::let_run(paths).await {
-                    // To be found notes which process it is.
-                    Ok(()) => return find(paths).await.map(|_| ()),
-                    Err(error) => error,
-                },
+                Ok(()) => {
+                    // Before the guest runs. Until then its process waits, so that a start that was cut short here is resumed
+                    // and does not look like a guest that has ended.
+                    tokio::fs::write(paths.started(), b"").await.map_err(|error| {
+                        failure::io(error, Code::BootFailed, "the start of the guest cannot be recorded")
+                    })?;
+                    match instance::let_run(paths).await {
+                        // To be found notes which process it is.
+                        Ok(()) => return find(paths).await.map(|_| ()),
+                        Err(error) => error,
+                    }
+                }
                 Err(error) => error,
             };
             match self.running(paths, name).await? {
@@ -400,6 +408,9 @@ impl Driver for Qemu {
         let paths = self.paths(name);
         if self.settled(&paths, name).await? {
             return self.let_run(&paths, name).await;
+        }
+        if exists(&paths.started())? {
+            return Ok(());
         }
         if !exists(&paths.disk())? {
             let summary = format!("{name} has no disk: it was never created, or its disk was removed");

@@ -68,6 +68,12 @@ impl Paths {
         self.dir.join("watch.log")
     }
 
+    /// Says that this clone's guest was started. Written when it runs and not before: a start that was cut short has started
+    /// nothing, and a guest that runs waits for our word before it begins its job.
+    pub fn started(&self) -> PathBuf {
+        self.dir.join("started")
+    }
+
     pub fn console(&self) -> PathBuf {
         self.dir.join("console.log")
     }

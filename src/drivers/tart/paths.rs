@@ -7,6 +7,7 @@
 //! <run_dir>/<name>/   0700      ours: that it is here says that the instance is
 //!     run.out run.err           0600, what `tart run` said
 //!     <pid>.process             0600, a `tart run` that we started: its pid and the time of its start
+//!     started                   its guest was started: it is not started again
 //!     leases.before             what the lease file knew of the guest before it was started
 //! ```
 
@@ -50,6 +51,12 @@ impl Paths {
 
     pub fn process(&self, pid: i32) -> PathBuf {
         self.run.join(format!("{pid}.{}", record::EXTENSION))
+    }
+
+    /// Says that this clone's guest was started. Written when it runs and not before: a start that was cut short has started
+    /// nothing, and a guest that runs waits for our word before it begins its job.
+    pub fn started(&self) -> PathBuf {
+        self.run.join("started")
     }
 
     pub fn leases_before(&self) -> PathBuf {

@@ -90,14 +90,21 @@ impl Run {
 impl Tart {
     pub(super) async fn run(&self, spec: &InstanceSpec) -> Result<()> {
         let (name, paths) = (&spec.name, self.paths(&spec.name));
+        let started = || {
+            std::fs::write(paths.started(), b"")
+                .map_err(|error| failure::io(error, Code::BootFailed, "it cannot be noted that the guest was started"))
+        };
+        let was_started =
+            || failure::exists(&paths.started()).map_err(|error| failure::unseen(error, "the record of the start"));
         for _ in 0..LAUNCHES {
             let mut run = match self.find(&paths, name).await? {
                 Found::Running(process) => Run::Found(process),
                 Found::Busy { holder } => return Err(busy(name, holder)),
+                Found::Nothing if was_started()? => return Ok(()),
                 Found::Nothing => self.launch(spec, &paths).await?,
             };
             match self.settle(&paths, &mut run).await? {
-                Settled::Up => return Ok(()),
+                Settled::Up => return started(),
                 Settled::Stuck => {
                     self.halt(name, Duration::ZERO).await?;
                     let summary =
@@ -107,7 +114,7 @@ impl Tart {
                 // Whatever made it end while it was looked at, this is a new start.
                 Settled::Ended(Ending::Another) => {}
                 Settled::Ended(Ending::Ours(status)) => match self.why_ended(&paths, status)? {
-                    None => return Ok(()),
+                    None => return started(),
                     // Another start was faster by a moment. If that one comes up, there is what was asked for.
                     Some(Start::AlreadyRunning) => {}
                     Some(Start::Failed(error)) => return Err(error),

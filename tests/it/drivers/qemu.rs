@@ -386,6 +386,7 @@ async fn signals_from_outside_are_told_apart() {
         let told = tokio::time::timeout(Duration::from_secs(20), rig.driver.ended(&spec.name)).await.unwrap().unwrap();
         assert_eq!(told, cause);
         // What a kill leaves behind hinders nothing.
+        rig.driver.create(&spec).await.unwrap();
         rig.driver.start(&spec).await.unwrap();
         assert!(matches!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Running { ssh: Some(_), .. }));
         rig.driver.destroy(&spec.name).await.unwrap();
