@@ -174,6 +174,10 @@ pub enum Event {
     /// GitHub, without which this vm cannot go on, does not answer: waiting for it costs no budget.
     BudgetsPaused,
     BudgetsResumed,
+    /// The service was not there to listen to the guest: that time costs none of the budgets that it ends by reporting.
+    ServiceAway {
+        milliseconds: i64,
+    },
     /// GitHub says that the runner is still at work: its result is waited for until then, within the cap.
     DrainExtended {
         until: Timestamp,
@@ -222,6 +226,7 @@ pub enum EventKind {
     JobChanged,
     BudgetsPaused,
     BudgetsResumed,
+    ServiceAway,
     DrainExtended,
     BudgetSpent,
     StepFailed,
@@ -234,7 +239,7 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    pub const ALL: [EventKind; 27] = [
+    pub const ALL: [EventKind; 28] = [
         EventKind::Created,
         EventKind::QueueReasonChanged,
         EventKind::TemplateReady,
@@ -253,6 +258,7 @@ impl EventKind {
         EventKind::JobChanged,
         EventKind::BudgetsPaused,
         EventKind::BudgetsResumed,
+        EventKind::ServiceAway,
         EventKind::DrainExtended,
         EventKind::BudgetSpent,
         EventKind::StepFailed,
@@ -285,6 +291,7 @@ impl EventKind {
             EventKind::JobChanged => "job_changed",
             EventKind::BudgetsPaused => "budgets_paused",
             EventKind::BudgetsResumed => "budgets_resumed",
+            EventKind::ServiceAway => "service_away",
             EventKind::DrainExtended => "drain_extended",
             EventKind::BudgetSpent => "budget_spent",
             EventKind::StepFailed => "step_failed",
@@ -319,6 +326,7 @@ impl Event {
             Event::JobChanged { .. } => EventKind::JobChanged,
             Event::BudgetsPaused => EventKind::BudgetsPaused,
             Event::BudgetsResumed => EventKind::BudgetsResumed,
+            Event::ServiceAway { .. } => EventKind::ServiceAway,
             Event::DrainExtended { .. } => EventKind::DrainExtended,
             Event::BudgetSpent { .. } => EventKind::BudgetSpent,
             Event::StepFailed { .. } => EventKind::StepFailed,

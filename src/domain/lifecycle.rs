@@ -144,6 +144,8 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             // Of the runner of an attempt that is over.
             E::RunnerRegistered | E::JobChanged | E::DrainExtended => Ignore,
             E::BudgetsPaused | E::BudgetsResumed => Note,
+            // It has no guest that could have said anything.
+            E::ServiceAway => Ignore,
         },
         S::Cloning => match event {
             E::Created | E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse,
@@ -156,7 +158,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::StepFailed => Note,
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse,
             // A guest that is configured by a seed needs its runner before it is cloned.
-            E::RunnerRegistered | E::BudgetsPaused | E::BudgetsResumed => Note,
+            E::RunnerRegistered | E::BudgetsPaused | E::BudgetsResumed | E::ServiceAway => Note,
             E::JobChanged | E::DrainExtended => Ignore,
         },
         S::Booting => match event {
@@ -173,7 +175,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::BudgetSpent | E::GivenUp => Move(S::Stopping),
             E::StepFailed => Note,
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse,
-            E::RunnerRegistered | E::JobChanged | E::BudgetsPaused | E::BudgetsResumed => Note,
+            E::RunnerRegistered | E::JobChanged | E::BudgetsPaused | E::BudgetsResumed | E::ServiceAway => Note,
             E::DrainExtended => Ignore,
         },
         S::Configuring => match event {
@@ -189,7 +191,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::BudgetSpent | E::GivenUp => Move(S::Stopping),
             E::StepFailed => Note,
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse,
-            E::RunnerRegistered | E::JobChanged | E::BudgetsPaused | E::BudgetsResumed => Note,
+            E::RunnerRegistered | E::JobChanged | E::BudgetsPaused | E::BudgetsResumed | E::ServiceAway => Note,
             E::DrainExtended => Ignore,
         },
         S::Running => match event {
@@ -203,7 +205,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::AttemptFailed | E::HostRefused => Refuse,
             E::StepFailed => Note,
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse,
-            E::RunnerRegistered | E::JobChanged | E::BudgetsPaused | E::BudgetsResumed => Note,
+            E::RunnerRegistered | E::JobChanged | E::BudgetsPaused | E::BudgetsResumed | E::ServiceAway => Note,
             E::DrainExtended => Ignore,
         },
         S::Draining => match event {
@@ -216,7 +218,8 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::AttemptFailed | E::HostRefused => Refuse,
             E::StepFailed => Note,
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse,
-            E::RunnerRegistered | E::JobChanged | E::BudgetsPaused | E::BudgetsResumed | E::DrainExtended => Note,
+            E::RunnerRegistered | E::JobChanged => Note,
+            E::BudgetsPaused | E::BudgetsResumed | E::ServiceAway | E::DrainExtended => Note,
         },
         S::Stopping => match event {
             E::Created | E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse,
@@ -230,7 +233,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::StepFailed => Note,
             E::InstanceAbsent | E::AttemptCleared => Refuse,
             E::RunnerRegistered | E::JobChanged => Note,
-            E::BudgetsPaused | E::BudgetsResumed | E::DrainExtended => Ignore,
+            E::BudgetsPaused | E::BudgetsResumed | E::ServiceAway | E::DrainExtended => Ignore,
         },
         S::Deleting => match event {
             E::Created | E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse,
@@ -243,7 +246,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::BudgetSpent | E::AttemptFailed | E::HostRefused => Ignore,
             E::StepFailed => Note,
             E::RunnerRegistered | E::JobChanged => Note,
-            E::BudgetsPaused | E::BudgetsResumed | E::DrainExtended => Ignore,
+            E::BudgetsPaused | E::BudgetsResumed | E::ServiceAway | E::DrainExtended => Ignore,
         },
         S::Deleted => match event {
             E::Created | E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse,
@@ -253,7 +256,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::InstanceStopped | E::InstanceGone | E::InstanceAbsent => Ignore,
             E::BudgetSpent | E::AttemptFailed | E::HostRefused | E::StepFailed => Ignore,
             E::AttemptCleared => Refuse,
-            E::RunnerRegistered | E::BudgetsPaused | E::BudgetsResumed | E::DrainExtended => Ignore,
+            E::RunnerRegistered | E::BudgetsPaused | E::BudgetsResumed | E::ServiceAway | E::DrainExtended => Ignore,
             // The result of its job comes by way of GitHub, and may come after everything is cleaned up.
             E::JobChanged => Note,
         },

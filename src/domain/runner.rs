@@ -144,7 +144,9 @@ impl RunnerStatus {
                 F::Deregistered => R::Gone,
             },
             R::Gone => match fact {
-                F::HandedOver | F::ProgramStarted | F::Online | F::JobStarted | F::ProgramEnded | F::Deregistered => R::Gone,
+                F::HandedOver | F::ProgramStarted | F::Online | F::JobStarted | F::ProgramEnded | F::Deregistered => {
+                    R::Gone
+                }
             },
         }
     }

@@ -159,7 +159,10 @@ pub struct Vm {
     /// Since when budgets that wait for GitHub stand still.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_at: Option<Timestamp>,
-    /// How long they stood still since what they count from, in milliseconds.
+    /// How long the service was away since this state was entered, in milliseconds.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub away_ms: i64,
+    /// How long they stood still since what they count from, in milliseconds; the service's absence is part of it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub paused_ms: i64,
     /// Until when the end is waited for because the runner is still at work.
@@ -228,6 +231,7 @@ impl Vm {
             done: None,
             paused_at: None,
             paused_ms: 0,
+            away_ms: 0,
             drain_until: None,
             start_unconfirmed: false,
             draft,
@@ -342,7 +346,8 @@ impl Vm {
                 match cause {
                     // Its runner was not started and will not be: what was asked for has happened.
                     _ if unneeded && self.started() == RunnerStarted::No => {
-                        let signal = if self.announced_by == Some(Announcer::Pool) { EndSignal::Pool } else { EndSignal::Admin };
+                        let signal =
+                            if self.announced_by == Some(Announcer::Pool) { EndSignal::Pool } else { EndSignal::Admin };
                         self.end(signal, OutcomeResult::Cancelled, None, None);
                     }
                     // It may have given up waiting for the word that it may start, which it had and did not hear.
@@ -380,6 +385,14 @@ impl Vm {
             Event::BudgetsResumed => {
                 if let Some(since) = self.paused_at.take() {
                     self.paused_ms += (at.as_millisecond() - since.as_millisecond()).max(0);
+                }
+            }
+            Event::ServiceAway { milliseconds } => {
+                let away = (*milliseconds).max(0);
+                self.away_ms += away;
+                // A pause that goes on counts it when it ends.
+                if self.paused_at.is_none() {
+                    self.paused_ms += away;
                 }
             }
             Event::DrainExtended { until } => {
@@ -490,6 +503,7 @@ impl Vm {
         self.state = to;
         self.entered_at = at;
         self.timeline.push(TimelineEntry { state: to, at });
+        self.away_ms = 0;
         self.count_anew(at);
         if to != State::Queued {
             self.queue = None;
@@ -545,7 +559,8 @@ impl Vm {
     /// The next moment at which a budget is spent, and which one it is.
     pub fn deadline(&self) -> Option<(Budget, Timestamp)> {
         let b = &self.draft.budgets;
-        let since = |budget, limit| Some((budget, self.entered_at + seconds(limit)));
+        let away = SignedDuration::from_millis(self.away_ms);
+        let since = |budget, limit| Some((budget, self.entered_at + seconds(limit) + away));
         // Of a budget that only GitHub can end: never while GitHub is away, and later by as long as it was away.
         let waiting = |budget, at: Timestamp| match self.paused_at {
             Some(_) => None,
@@ -573,7 +588,7 @@ impl Vm {
                 Some(waits.into_iter().fold(lifetime, |a, b| if b.1 < a.1 { b } else { a }))
             }
             State::Draining => {
-                let end = self.entered_at + seconds(b.drain_seconds);
+                let end = self.entered_at + seconds(b.drain_seconds) + away;
                 Some((Budget::Drain, self.drain_until.map_or(end, |until| until.max(end))))
             }
             // Cleaning up is retried until it succeeds: giving up here would leak the slot or the disk.
@@ -585,6 +600,7 @@ impl Vm {
     pub fn drain_cap(&self) -> Timestamp {
         let b = &self.draft.budgets;
         self.entered_at
+            + SignedDuration::from_millis(self.away_ms)
             + seconds(match self.announced_by {
                 // The job is over, or somebody wants the vm gone: what is left is an upload.
                 Some(Announcer::Hook | Announcer::Admin) | None => b.drain_cap_seconds,

@@ -222,6 +222,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         by.clone().prop_map(|by| Event::EndAnnounced { by }),
         Just(Event::EndProven { proof: EndProof::RunnerFinished, exit_code: Some(0) }),
         Just(Event::EndForced { by: Announcer::Admin }),
+        (0..90_000i64).prop_map(|milliseconds| Event::ServiceAway { milliseconds }),
         cause.prop_map(|cause| Event::InstanceGone { cause }),
         budget.prop_map(|budget| Event::BudgetSpent { budget }),
         Just(Event::StepFailed { fault: fault() }),

@@ -155,6 +155,8 @@ impl Reconciler {
                         self.clock.sleep_until(at).await;
                         // What the guest said while nothing could be written is said again first.
                         self.ledger.health().steady(ONCE_HEARD).await;
+                        // If the service stood still until now, the budget is longer than it seemed.
+                        self.presence.confirmed().await;
                         self.spent(&seen, budget).await
                     }
                     None => std::future::pending().await,

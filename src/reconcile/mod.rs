@@ -40,12 +40,14 @@ mod obtain;
 mod paused;
 mod placement;
 mod start;
+mod presence;
 mod steps;
 mod sweep;
 mod timers;
 
 pub use github::{Pace, Reach};
 pub use start::Starts;
+pub use presence::Presence;
 
 /// Between two tries to read the rows of live vms.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -67,6 +69,9 @@ pub struct Settings {
     /// How long a guest with a runner may stay paused for a full disk before it is given up.
     pub disk_full: Duration,
     pub sweep_every: Duration,
+    /// The file that says when the service was there last, and how often it is written.
+    pub heartbeat: PathBuf,
+    pub beat_every: Duration,
     pub keep_deleted: Duration,
     /// Of templates that do not say otherwise.
     pub budgets: Budgets,
@@ -99,6 +104,8 @@ pub struct Reconciler {
     pub github: Option<Arc<Client>>,
     /// Whether it answers.
     pub reach: Reach,
+    /// Whether this service was there all the time.
+    pub presence: Presence,
     pub clock: Clock,
     pub settings: Settings,
     /// The host as last looked at, and new looks at it.
@@ -133,6 +140,11 @@ impl Reconciler {
             }));
         };
 
+        // Before anything looks at a budget, and while guests can report already.
+        if shutdown.run_until_cancelled(self.note_absence()).await.is_none() {
+            return;
+        }
+        spawn(Box::pin(self.clone().beat_forever()));
         // A first probe may boot a guest and take its time; being told to stop does not wait for it.
         if shutdown.run_until_cancelled(self.look_at_drivers(false)).await.is_none() {
             return;

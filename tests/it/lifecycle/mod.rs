@@ -30,6 +30,7 @@ use mayfly::{
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
+mod away;
 mod chaos;
 mod crashes;
 mod github;
@@ -173,6 +174,7 @@ impl Host {
             programs,
             github: self.github.clone(),
             reach: Default::default(),
+            presence: Default::default(),
             clock,
             host: view,
             starts: Default::default(),
@@ -185,6 +187,8 @@ impl Host {
                 retry_backoff: Duration::from_millis(1),
                 disk_full: self.disk_full,
                 sweep_every: Duration::from_secs(60),
+                heartbeat: self.at("heartbeat"),
+                beat_every: Duration::from_millis(20),
                 keep_deleted: KEEP_DELETED,
                 budgets: Default::default(),
                 runner: Default::default(),

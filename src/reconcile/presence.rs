@@ -1,0 +1,131 @@
+//! Whether the service was here. Guests come up and runners work while it is away, and cannot say so: that time costs none of
+//! the budgets that they have for saying it.
+//!
+//! The time is written to a file every second; it needs no fsync, because a crash of the host ends its guests, too. A start
+//! reads it and notes in each vm's log how long nobody listened ([`Event::ServiceAway`]), before any budget is looked at. A
+//! process that stood still (stopped, starved) finds its own gap in the same way.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::future::try_join_all;
+use jiff::Timestamp;
+use tokio::{sync::watch, time::Instant};
+
+use super::Reconciler;
+use crate::{
+    domain::{Event, State, Vm},
+    store::{Expect, StoreError},
+};
+
+/// What is shorter is not worth an event.
+const SHORTEST: Duration = Duration::from_secs(1);
+/// A process that is this late with a beat stood still.
+const LATE: Duration = Duration::from_secs(5);
+
+/// Beats of this process so far.
+#[derive(Clone, Debug, Default)]
+pub struct Presence(watch::Sender<u64>);
+
+impl Presence {
+    /// Returns when it is certain that the service was here until now: with the next beat.
+    pub(super) async fn confirmed(&self) {
+        let mut beats = self.0.subscribe();
+        // The sender is in `self`.
+        let _ = beats.changed().await;
+    }
+}
+
+impl Reconciler {
+    /// Notes how long the service was away. Before any vm is driven.
+    pub(super) async fn note_absence(&self) {
+        let until = self.clock.now();
+        let Some(since) = last_beat(&self.settings.heartbeat) else { return };
+        while let Err(error) = self.note_away(since, until).await {
+            tracing::error!(error = %error, "cannot note how long the service was away; trying again");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    pub(super) async fn beat_forever(self: Arc<Self>) {
+        let mut file = None;
+        let (mut at, mut beat) = (self.clock.now(), Instant::now());
+        loop {
+            let now = self.clock.now();
+            // The wall clock may have been set, so it is believed as far as the other one agrees.
+            let gap = now.duration_since(at).min(beat.elapsed().try_into().unwrap_or_default());
+            if gap > LATE.try_into().unwrap_or_default()
+                && let Err(error) = self.note_away(now - gap, now).await
+            {
+                tracing::error!(error = %error, "cannot note how long the service stood still; trying again");
+            } else {
+                (at, beat) = (now, Instant::now());
+                if let Err(error) = write(&mut file, &self.settings.heartbeat, now) {
+                    tracing::warn!(error = %error, path = %self.settings.heartbeat.display(), "the heartbeat cannot be written: if the service ends, budgets go on meanwhile");
+                }
+                self.presence.0.send_modify(|beats| *beats += 1);
+            }
+            tokio::time::sleep(self.settings.beat_every).await;
+        }
+    }
+
+    async fn note_away(&self, since: Timestamp, until: Timestamp) -> Result<(), StoreError> {
+        let waiting = self.reader.live_vms().await?.into_iter().filter_map(|vm| {
+            let away = away(&vm, since, until)?;
+            tracing::info!(vm.id = %vm.id(), away_ms = away, "the service was away: it costs no budget of this vm");
+            let event = Event::ServiceAway { milliseconds: away };
+            Some(self.ledger.apply(vm.id(), Expect::Anything, event, until))
+        });
+        try_join_all(waiting).await.map(drop)
+    }
+}
+
+/// How long nobody listened to this vm's guest. Each of its events says that somebody was there at that moment.
+fn away(vm: &Vm, since: Timestamp, until: Timestamp) -> Option<i64> {
+    let guest =
+        matches!(vm.state, State::Cloning | State::Booting | State::Configuring | State::Running | State::Draining);
+    let away = until.as_millisecond() - since.max(vm.updated_at).as_millisecond();
+    (guest && away >= SHORTEST.as_millis() as i64).then_some(away)
+}
+
+fn last_beat(path: &Path) -> Option<Timestamp> {
+    let text = std::fs::read_to_string(path).ok()?;
+    Timestamp::from_millisecond(text.trim().parse().ok()?).ok()
+}
+
+/// In place and always of the same length: a process that dies while it writes leaves the one or the other.
+fn write(file: &mut Option<File>, path: &Path, now: Timestamp) -> io::Result<()> {
+    let file = match file {
+        Some(file) => file,
+        None => {
+            file.insert(std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?)
+        }
+    };
+    file.write_all_at(format!("{:020}\n", now.as_millisecond()).as_bytes(), 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_heartbeat_is_read_as_it_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("heartbeat");
+        assert_eq!(last_beat(&path), None);
+        let at = |ms| Timestamp::from_millisecond(ms).unwrap();
+        let mut file = None;
+        for ms in [5, 1_800_000_000_123, 7] {
+            write(&mut file, &path, at(ms)).unwrap();
+            assert_eq!(last_beat(&path), Some(at(ms)));
+        }
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(last_beat(&path), None);
+    }
+}
