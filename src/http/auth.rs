@@ -5,7 +5,7 @@ use std::{marker::PhantomData, sync::Arc};
 
 use axum::{
     extract::{FromRequestParts, Path},
-    http::{header, request::Parts},
+    http::{HeaderMap, header, request::Parts},
 };
 use secrecy::SecretString;
 
@@ -118,7 +118,7 @@ async fn path_id(parts: &mut Parts, http: &Arc<Http>) -> Result<VmId, Problem> {
 }
 
 async fn caller(parts: &Parts, http: &Http) -> Result<Caller, Problem> {
-    let token = bearer(parts)?;
+    let token = bearer(&parts.headers)?;
     let caller = http.service.authenticate(&token).await?;
     match (&caller, parts.extensions.get::<Surface>()) {
         (Caller::Guest(_), _) | (_, Some(Surface::Admin)) => Ok(caller),
@@ -129,9 +129,9 @@ async fn caller(parts: &Parts, http: &Http) -> Result<Caller, Problem> {
     }
 }
 
-fn bearer(parts: &Parts) -> Result<SecretString, Problem> {
+pub(super) fn bearer(headers: &HeaderMap) -> Result<SecretString, Problem> {
     let missing = |detail: &str| Problem::new(Code::AuthRequired, detail);
-    let mut given = parts.headers.get_all(header::AUTHORIZATION).iter();
+    let mut given = headers.get_all(header::AUTHORIZATION).iter();
     let Some(value) = given.next() else {
         return Err(missing("the request has no Authorization header"));
     };

@@ -21,8 +21,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
 use tracing::{Instrument, Span};
 
-use super::problem::{self, Problem, Unrendered};
-use crate::domain::{Code, Error};
+use super::{
+    auth,
+    lanes::Lanes,
+    problem::{self, Problem, Unrendered},
+};
+use crate::{
+    domain::{Code, Error, VmId},
+    service::Service,
+};
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -43,6 +50,8 @@ pub struct Frame {
     surface: Surface,
     body_limit: usize,
     timeout: Duration,
+    /// Of the guest API: who tells whose a token is, and the places that each vm has.
+    guests: Option<(Service, Lanes)>,
     requests: Arc<Semaphore>,
     waiters: Arc<Semaphore>,
 }
@@ -53,9 +62,21 @@ impl Frame {
             surface,
             body_limit,
             timeout,
+            guests: None,
             requests: Arc::new(Semaphore::new(max_concurrent)),
             waiters: Arc::new(Semaphore::new(max_concurrent)),
         }
+    }
+
+    /// Each vm has places of its own.
+    pub fn for_guests(mut self, service: Service) -> Self {
+        self.guests = Some((service, Lanes::new()));
+        self
+    }
+
+    /// The vm whose token this is, without a look at the database.
+    fn vm_of(service: &Service, headers: &HeaderMap) -> Option<VmId> {
+        service.vm_of_token(&auth::bearer(headers).ok()?)
     }
 }
 
@@ -94,6 +115,11 @@ fn overloaded() -> Problem {
     Error::new(Code::Overloaded, "too many requests are being served").retry_after(2).into()
 }
 
+fn crowded() -> Problem {
+    let error = Error::new(Code::Overloaded, "as many requests of this caller are being served as it may have at once");
+    error.retry_after(1).into()
+}
+
 /// Puts a frame around every route.
 pub fn framed<S: Clone + Send + Sync + 'static>(router: Router<S>, frame: Frame) -> Router<S> {
     let always = SetResponseHeaderLayer::overriding;
@@ -120,10 +146,20 @@ async fn around(State(frame): State<Frame>, mut request: Request, next: Next) ->
     let span = tracing::info_span!("request", request.id = %id);
 
     // A probe is answered even when nothing else is: restarting a busy service helps nobody.
-    let place = if path == "/healthz" { Ok(None) } else { frame.requests.clone().try_acquire_owned().map(Some) };
-    let response = match place {
-        Err(_) => overloaded().into_response(),
-        Ok(place) => {
+    let is_probe = path == "/healthz";
+    let lane = match &frame.guests {
+        Some((service, lanes)) if !is_probe => {
+            lanes.enter(Frame::vm_of(service, request.headers()), &method).map(Some).ok_or_else(crowded)
+        }
+        _ => Ok(None),
+    };
+    let place = match &lane {
+        Ok(lane) if is_probe || lane.as_ref().is_some_and(|lane| lane.is_report) => Ok(None),
+        _ => frame.requests.clone().try_acquire_owned().map(Some).map_err(|_| overloaded()),
+    };
+    let response = match (lane, place) {
+        (Err(problem), _) | (_, Err(problem)) => problem.into_response(),
+        (Ok(lane), Ok(place)) => {
             let seat = Seat {
                 taken: Arc::new(Mutex::new(place)),
                 waiting: Arc::new(AtomicBool::new(false)),
@@ -149,7 +185,7 @@ async fn around(State(frame): State<Frame>, mut request: Request, next: Next) ->
                     Problem::new(Code::RequestTimeout, format!("the limit is {} s", frame.timeout.as_secs_f32())).into_response()
                 }
             };
-            drop(seat);
+            drop((seat, lane));
             response
         }
     };

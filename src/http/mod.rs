@@ -24,6 +24,7 @@ mod guests;
 mod health;
 mod host;
 mod jobs;
+mod lanes;
 mod logs;
 mod openapi;
 mod pages;
@@ -40,6 +41,8 @@ mod webhooks;
 
 pub use serve::{serve_tcp, serve_unix};
 
+/// How long a guest may take for one request, its body included; a runner that is downloaded is exempt.
+const GUEST_REQUEST: Duration = Duration::from_secs(10);
 /// Largest body that the guest API takes: one report with 32 KiB of log in Base64 fits.
 const GUEST_BODY_BYTES: usize = 64 * 1024;
 
@@ -124,18 +127,23 @@ fn guest_routes() -> OpenApiRouter<Arc<Http>> {
 /// Everything: for people, programs and the command line.
 pub fn admin_router(http: &Http) -> Router {
     let (router, _) = admin_routes().split_for_parts();
-    framed(router.merge(pages::docs()), http, frame::Surface::Admin, http.settings.max_body_bytes)
+    let settings = &http.settings;
+    let (limit, timeout) = (settings.max_body_bytes, settings.request_timeout);
+    let frame = frame::Frame::new(frame::Surface::Admin, limit, timeout, settings.max_concurrent);
+    framed(router.merge(pages::docs()), http, frame)
 }
 
 /// What a guest may do with its own vm.
 pub fn guest_router(http: &Http) -> Router {
     let (router, _) = guest_routes().split_for_parts();
-    framed(router, http, frame::Surface::Guest, GUEST_BODY_BYTES.min(http.settings.max_body_bytes))
+    let settings = &http.settings;
+    let body_limit = GUEST_BODY_BYTES.min(settings.max_body_bytes);
+    let timeout = GUEST_REQUEST.min(settings.request_timeout);
+    let frame = frame::Frame::new(frame::Surface::Guest, body_limit, timeout, settings.max_concurrent);
+    framed(router, http, frame.for_guests(http.service.clone()))
 }
 
-fn framed(router: Router<Arc<Http>>, http: &Http, surface: frame::Surface, body_limit: usize) -> Router {
-    let settings = &http.settings;
-    let frame = frame::Frame::new(surface, body_limit, settings.request_timeout, settings.max_concurrent);
+fn framed(router: Router<Arc<Http>>, http: &Http, frame: frame::Frame) -> Router {
     frame::framed(router.fallback(no_such_path), frame).with_state(Arc::new(http.clone()))
 }
 

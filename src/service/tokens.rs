@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::Service;
 use crate::{
     domain::{
-        Code, Error, Result, TokenId,
+        Code, Error, Result, TokenId, VmId,
         token::{Caller, Scope, Token},
     },
     store::vault,
@@ -22,6 +22,11 @@ impl Service {
             Some(token) => Ok(Caller::Token { id: token.id, name: token.name, scope: token.scope }),
             None => Err(Error::new(Code::AuthRequired, "the token is not known, or it was revoked")),
         }
+    }
+
+    /// The vm whose own token this is, as far as the token itself shows it.
+    pub fn vm_of_token(&self, token: &SecretString) -> Option<VmId> {
+        self.vault.vm_of_token(token)
     }
 
     /// A new token and its secret, which is shown this once.

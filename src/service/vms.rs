@@ -9,8 +9,8 @@ use utoipa::ToSchema;
 use super::Service;
 use crate::{
     domain::{
-        Announcer, Asked, Basis, Budgets, BudgetsPatch, Code, Error, Event, Result, RunnerStatus, Scope,
-        State, Vm, VmId,
+        Announcer, Asked, Basis, Budgets, BudgetsPatch, Code, Error, Event, Result, RunnerStatus, Scope, State, Vm,
+        VmId,
         github::{GitHubRunner, Registration},
         name::{NAME_RULE, is_name},
         template::Template,

@@ -1,8 +1,9 @@
-use mayfly::domain::VmId;
+use mayfly::{domain::VmId, http::Settings};
 use reqwest::Method;
 use serde_json::json;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
-use super::api;
+use super::{Api, api, api_with};
 
 #[tokio::test]
 async fn a_guest_may_read_report_and_end_its_own_vm_and_nothing_else() {
@@ -42,7 +43,7 @@ async fn a_guest_may_read_report_and_end_its_own_vm_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn the_guest_listener_has_four_routes_and_takes_vm_tokens_only() {
+async fn the_guest_listener_has_five_routes_and_takes_vm_tokens_only() {
     let api = api().await;
     let (id, token) = api.running("mine").await;
     let own = format!("/vms/{id}");
@@ -65,6 +66,55 @@ async fn the_guest_listener_has_four_routes_and_takes_vm_tokens_only() {
     assert_eq!(method.header("allow"), "POST");
     let large = json!({"type": "log", "source": "job", "data_base64": "A".repeat(70_000)});
     api.guest(Method::POST, &format!("{own}/events"), &token, Some(large)).await.problem(413, "request.too_large");
+}
+
+/// Requests to the guest API whose bodies do not come to an end.
+async fn unfinished(api: &Api, path: &str, token: &str, times: usize) -> Vec<TcpStream> {
+    let address = api.guest_url.strip_prefix("http://").unwrap();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n{{"
+    );
+    let mut held = Vec::new();
+    for _ in 0..times {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        held.push(stream);
+    }
+    held
+}
+
+/// What a guest says first and last is taken whatever its neighbours do.
+#[tokio::test]
+async fn no_guest_fills_the_way_of_another() {
+    let settings = Settings { max_concurrent: 16, ..Settings::default() };
+    let api = api_with(settings, Default::default()).await;
+    let (loud, loud_token) = api.running("loud").await;
+    let (calm, token) = api.running("calm").await;
+    let (own, loud) = (format!("/vms/{calm}"), format!("/vms/{loud}"));
+    let _held = unfinished(&api, &format!("{loud}/events"), &loud_token, 40).await;
+    let _strangers = unfinished(&api, &format!("{own}/events"), "mfv_wrong", 40).await;
+    let mut waiting = Vec::new();
+    for _ in 0..40 {
+        let url = format!("{}{loud}?wait_generation=1000&timeout_seconds=20", api.guest_url);
+        let call = reqwest::Client::builder().no_proxy().build().unwrap().get(url).bearer_auth(&loud_token);
+        waiting.push(tokio::spawn(call.send()));
+    }
+    let event = |kind: &str| Some(json!({ "type": kind }));
+    // As soon as the loud one has all that it can get.
+    let refused = loop {
+        let got = api.guest(Method::POST, &format!("{loud}/events"), &loud_token, event("job_started")).await;
+        if got.status.as_u16() == 503 {
+            break got;
+        }
+    };
+    refused.problem(503, "service.overloaded");
+    assert!(!refused.header("retry-after").is_empty());
+    for kind in ["guest_ready", "job_started"] {
+        api.guest(Method::POST, &format!("{own}/events"), &token, event(kind)).await.ok(202);
+    }
+    api.guest(Method::GET, &own, &token, None).await.ok(200);
+    api.guest(Method::DELETE, &own, &token, None).await.ok(202);
+    waiting.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 #[tokio::test]
