@@ -39,15 +39,15 @@ mod observe;
 mod obtain;
 mod paused;
 mod placement;
-mod start;
 mod presence;
+mod start;
 mod steps;
 mod sweep;
 mod timers;
 
 pub use github::{Pace, Reach};
-pub use start::Starts;
 pub use presence::Presence;
+pub use start::Starts;
 
 /// Between two tries to read the rows of live vms.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);

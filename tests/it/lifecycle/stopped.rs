@@ -26,7 +26,7 @@ async fn running(host: &Host) -> VmId {
     let id = host.create(request("linux", Runner::None)).await;
     host.until_state(id, State::Booting).await;
     host.world.until(|world| world.running() > 0).await;
-    host.service().report_guest_event(id, GuestEvent::GuestConfigured {}).await.unwrap();
+    host.service().report_guest_event(id, GuestEvent::GuestConfigured { attempt: None }).await.unwrap();
     host.until_state(id, State::Running).await;
     id
 }
