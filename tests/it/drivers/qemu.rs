@@ -192,7 +192,7 @@ impl Rig for QemuRig {
                 ..TemplateFiles::default()
             },
             cmdline: Some(match arch() {
-                Arch::X86_64 => "console=ttyS0 quiet panic=-1".to_owned(),
+                Arch::X86_64 => "console=ttyS0 quiet panic=-1 no_timer_check".to_owned(),
                 Arch::Aarch64 => "console=ttyAMA0 quiet panic=-1".to_owned(),
             }),
             ..self.bare(id, X86_DEAF)
