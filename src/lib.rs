@@ -6,8 +6,8 @@
 //! main, cli, app, config     wiring and the command line
 //! http                       routes, problems, auth, OpenAPI, pages
 //! service, reconcile         the verbs; the loop that runs owed steps
-//! store, drivers, templates, runners, guest     each knows the domain and nothing of its neighbours
-//! platform                   what all of these may use: tasks
+//! store, drivers, templates, runners, guest     each knows the domain and the platform, nothing of its neighbours
+//! platform                   what those share: outbound HTTP, error texts, tasks
 //! domain                     plain types and the table; no I/O, no clock
 //! ```
 

@@ -8,7 +8,14 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Global, exit, output, text::plain};
-use crate::{config, domain::Code};
+use crate::{
+    config,
+    domain::Code,
+    platform::{
+        error_chain,
+        http::{ClientOptions, Trust, is_loopback, read_certificates},
+    },
+};
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// Longer than any answer of the service takes, long polls left out.
@@ -132,32 +139,24 @@ impl Client {
                 "--url: must not hold a user or password; use --token-file or MAYFLY_TOKEN".into(),
             ));
         }
-        let here = is_loopback(&base);
+        let here = is_local(&base);
         let (token, token_hint) = find_token(global, here)?;
         if base.scheme() == "http" && !here && token.is_some() {
             output::note(&format!("warning: the token travels to {} in clear; use https", base.authority()));
         }
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("mayfly/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT)
-            // Following one would carry the token to wherever it points.
-            .redirect(reqwest::redirect::Policy::none());
-        if here {
-            builder = builder.no_proxy();
-        }
-        if let Some(path) = given(global.ca_file.as_deref()) {
-            let certificates = read(path)
-                .and_then(|pem| reqwest::Certificate::from_pem_bundle(pem.as_bytes()).map_err(|e| e.to_string()))
-                .and_then(
-                    |found| if found.is_empty() { Err("there is no certificate in it".to_owned()) } else { Ok(found) },
-                )
-                .map_err(|error| Failure::Usage(format!("--ca-file: {}: {error}", path.display())))?;
-            builder = builder.tls_certs_merge(certificates);
-        } else if base.scheme() == "http" {
-            // No certificate is needed, so a machine without any is none the worse.
-            builder = builder.tls_certs_only([]);
-        }
-        let http = builder.build().map_err(|error| Failure::Other(format!("cannot set up HTTP: {}", chain(&error))))?;
+        let trust = match given(global.ca_file.as_deref()) {
+            Some(path) => {
+                let certificates =
+                    read_certificates(path).map_err(|error| Failure::Usage(format!("--ca-file: {error}")))?;
+                Trust::SystemAnd(certificates)
+            }
+            None if base.scheme() == "http" => Trust::NoServer,
+            None => Trust::System,
+        };
+        // Without redirects: following one would send the token to the address that it names.
+        let http = ClientOptions { trust, use_proxy: !here, ..ClientOptions::new(CONNECT) };
+        let http =
+            http.build().map_err(|error| Failure::Other(format!("cannot set up HTTP: {}", error_chain(&error))))?;
         Ok(Client { http, base, token, token_hint })
     }
 
@@ -199,7 +198,7 @@ impl Client {
 
     /// Refuses to send `what` where others may read it on its way.
     pub fn must_be_private(&self, what: &str) -> Result<(), Failure> {
-        if self.base.scheme() == "https" || is_loopback(&self.base) {
+        if self.base.scheme() == "https" || is_local(&self.base) {
             return Ok(());
         }
         let at = self.base.authority();
@@ -284,12 +283,12 @@ impl Client {
     fn no_answer(&self, error: &reqwest::Error) -> Failure {
         let at = self.base.authority();
         if error.is_builder() {
-            return Failure::Usage(format!("the request cannot be sent: {}", chain(error)));
+            return Failure::Usage(format!("the request cannot be sent: {}", root_cause(error)));
         }
-        let why = if error.is_timeout() { "it took too long".to_owned() } else { chain(error) };
+        let why = if error.is_timeout() { "it took too long".to_owned() } else { root_cause(error) };
         let next = if why.contains("certificate") {
             "give the certificate of its authority with --ca-file or MAYFLY_CA_FILE"
-        } else if is_loopback(&self.base) {
+        } else if is_local(&self.base) {
             "start it with `mayfly serve`, or name another with --url or MAYFLY_URL"
         } else {
             "see whether it runs, and whether --url or MAYFLY_URL is right"
@@ -310,10 +309,8 @@ impl Client {
     }
 }
 
-fn is_loopback(url: &Url) -> bool {
-    let Some(host) = url.host_str() else { return false };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+fn is_local(url: &Url) -> bool {
+    url.host_str().is_some_and(is_loopback)
 }
 
 /// The token, and what to say when it is not enough. The admin token of this machine is for services on this machine: it is
@@ -365,8 +362,8 @@ fn read(path: &Path) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|error| error.to_string())
 }
 
-/// An error with its causes, without what reqwest says of URLs that we name ourselves.
-fn chain(error: &dyn std::error::Error) -> String {
+/// The innermost cause: the outer ones repeat the URL, which the message names already.
+fn root_cause(error: &dyn std::error::Error) -> String {
     let mut last = error;
     while let Some(source) = last.source() {
         last = source;

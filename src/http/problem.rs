@@ -13,7 +13,10 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::domain::{Code, Error, error::FieldError};
+use crate::{
+    domain::{Code, Error, error::FieldError},
+    platform::error_chain,
+};
 
 pub const CONTENT_TYPE: &str = "application/problem+json";
 
@@ -125,21 +128,10 @@ pub fn render(problem: &Unrendered, request_id: &str, path: &str, headers: &Head
 
 /// A caller's fault is the caller's to read; ours is for whoever runs the service.
 fn log(error: &Error, request_id: &str) {
-    let cause = error.cause.as_deref().map(|cause| chain(cause)).unwrap_or_default();
+    let cause = error.cause.as_deref().map(|cause| error_chain(cause)).unwrap_or_default();
     if error.code == Code::Internal || (error.cause.is_some() && error.code.status() >= 500) {
         tracing::error!(request.id = %request_id, problem.code = %error.code, cause, "{}", error.detail);
     } else if error.code.status() >= 500 {
         tracing::warn!(request.id = %request_id, problem.code = %error.code, "{}", error.detail);
     }
-}
-
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        next = error.source();
-    }
-    text
 }

@@ -1,3 +1,15 @@
-//! What every layer above the domain may use: no rules of this program are in here.
+//! What every part needs of the operating system, the network and the runtime, written once.
+//!
+//! ```text
+//! error_chain  an error and its causes as one line of text
+//! http         outbound HTTP clients: certificates, redirects, proxies, bodies of bounded size
+//! tasks        background tasks that start again after a panic
+//! ```
+//!
+//! This layer lies between `domain` and the parts that know one outside system each. It knows nothing of vms.
 
+pub mod error_chain;
+pub mod http;
 pub mod tasks;
+
+pub use error_chain::error_chain;

@@ -16,7 +16,10 @@ use reqwest::Url;
 use sha2::{Digest as _, Sha256};
 use tokio::{io::AsyncWriteExt as _, sync::Mutex};
 
-use crate::domain::{Arch, Code, Error, GuestOs, Result};
+use crate::{
+    domain::{Arch, Code, Error, GuestOs, Result},
+    platform::http::ClientOptions,
+};
 
 /// Between two parts of a download: a server that stalls is given up, a slow one is not.
 const STALL: Duration = Duration::from_secs(60);
@@ -64,7 +67,12 @@ pub struct Programs {
 
 impl Programs {
     pub fn new(dir: PathBuf, archives: BTreeMap<String, Archive>) -> Programs {
-        let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(15)).read_timeout(STALL).build();
+        let http = ClientOptions {
+            read_timeout: Some(STALL),
+            redirects: reqwest::redirect::Policy::limited(10),
+            ..ClientOptions::new(Duration::from_secs(15))
+        };
+        let http = http.build();
         Programs { dir, archives: Arc::new(archives), http: http.unwrap_or_default(), gate: Arc::default() }
     }
 
@@ -108,7 +116,7 @@ impl Programs {
             file.write_all(&bytes).await.map_err(|error| error.to_string())?;
         }
         file.sync_all().await.map_err(|error| error.to_string())?;
-        let found = hex(&hash.finalize());
+        let found = hex::encode(hash.finalize());
         if found != archive.sha256 {
             // Kept, it would only be taken for a beginning of the right one.
             let _ = tokio::fs::remove_file(part).await;
@@ -124,10 +132,6 @@ async fn publish(part: &Path, path: &Path) -> io::Result<()> {
         tokio::fs::File::open(dir).await?.sync_all().await?;
     }
     Ok(())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -170,7 +174,7 @@ mod tests {
     async fn an_archive_is_fetched_once_and_never_half() {
         let dir = tempfile::tempdir().unwrap();
         let url = server(vec!["wrongly", "ar", "archive"]).await;
-        let sha256 = hex(&Sha256::digest(b"archive"));
+        let sha256 = hex::encode(Sha256::digest(b"archive"));
         let archive = Archive { url, sha256, version: "2.336.0".into() };
         let programs =
             Programs::new(dir.path().join("runners"), BTreeMap::from([("linux-x64".into(), archive.clone())]));

@@ -1,7 +1,7 @@
 //! Who we are to Amazon, found as by every tool of theirs: environment, profile (which may name the instance's role or another
 //! role to assume), web identity, container, instance metadata. `AWS_PROFILE`, `AWS_ENDPOINT_URL_…` and their like count.
 
-use std::{error::Error as StdError, fmt::Write, time::Duration};
+use std::{error::Error as StdError, time::Duration};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_credential_types::{
@@ -9,6 +9,8 @@ use aws_credential_types::{
     provider::{ProvideCredentials, error::CredentialsError},
 };
 use tokio::time::timeout;
+
+use crate::platform::error_chain;
 
 /// Off Amazon's machines nobody answers at the metadata service's address, which costs some seconds of its own time limits.
 const WHO_WE_ARE: Duration = Duration::from_secs(20);
@@ -49,33 +51,7 @@ async fn who_we_are(shared: &SdkConfig) -> Result<Credentials, String> {
     })
 }
 
-/// An error and what caused it, in one line.
+/// An error of the SDK with its causes. Some of the SDK's errors print whole requests, so the text is cut.
 pub(super) fn causes(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let said = cause.to_string();
-        if !text.ends_with(&said) {
-            let _ = write!(text, ": {said}");
-        }
-        next = cause.source();
-    }
-    text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(500).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn causes_are_told_once_and_in_one_line() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("dispatch\nfailure")]
-        struct Outer(#[source] Inner);
-        #[derive(Debug, thiserror::Error)]
-        #[error("io: {0}")]
-        struct Inner(#[source] std::io::Error);
-        let error = Outer(Inner(std::io::Error::other("refused")));
-        assert_eq!(causes(&error), "dispatch failure: io: refused");
-    }
+    error_chain(error).chars().take(500).collect()
 }

@@ -63,7 +63,7 @@ fn transfer(mut from: &File, to: Option<&File>) -> io::Result<Imported> {
         // A hole at the end is only there once the length says so.
         to.set_len(size)?;
     }
-    Ok(Imported { sha256: hex(&hasher.finalize()), size })
+    Ok(Imported { sha256: hex::encode(hasher.finalize()), size })
 }
 
 fn fill(from: &mut impl Read, block: &mut [u8]) -> io::Result<usize> {
@@ -80,11 +80,7 @@ fn fill(from: &mut impl Read, block: &mut [u8]) -> io::Result<usize> {
 }
 
 pub(super) fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    hex::encode(Sha256::digest(bytes))
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "service",
             "domain",
+            "platform",
             "store::Reader",
             "store::Entry",
             "store::Change",

@@ -20,6 +20,10 @@ use crate::{
         process::{self, CommandLine},
         qemu,
     },
+    platform::{
+        error_chain,
+        http::{ClientOptions, Trust},
+    },
 };
 
 /// A service on this machine answers sooner or is stuck.
@@ -31,17 +35,14 @@ pub struct Machine {
 
 impl Machine {
     pub fn new() -> Result<Self, String> {
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("mayfly/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(ANSWER)
-            .timeout(ANSWER)
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
+        let http = ClientOptions {
+            total_timeout: Some(ANSWER),
+            use_proxy: false,
             // Nothing secret is sent, and a certificate for the name that others use does not hold for the loopback address.
-            .tls_danger_accept_invalid_certs(true)
-            .tls_certs_only([])
-            .build()
-            .map_err(|error| format!("cannot set up HTTP: {error}"))?;
+            trust: Trust::AnyServer,
+            ..ClientOptions::new(ANSWER)
+        };
+        let http = http.build().map_err(|error| format!("cannot set up HTTP: {}", error_chain(&error)))?;
         Ok(Self { http })
     }
 }

@@ -28,6 +28,7 @@ use super::{
     messages::{Bytes, Command, ExecRequest, ExecResponse, Request, Response},
     socket,
 };
+use crate::platform::error_chain;
 
 /// Far below what a gRPC server takes in one message (4 MiB unless told otherwise).
 const PIECE: usize = 32 << 10;
@@ -79,7 +80,7 @@ impl Agent {
         let channel = Endpoint::from_static("http://localhost")
             .connect_with_connector(once)
             .await
-            .map_err(|e| retry("no gRPC session with", &chain(&e)))?;
+            .map_err(|e| retry("no gRPC session with", &error_chain(&e)))?;
         Ok(Agent { channel, at, _cut: cut })
     }
 
@@ -118,7 +119,7 @@ impl Agent {
 
     async fn receive(&self, requests: ReceiverStream<ExecRequest>, mark: &str, heard: &Notify) -> Result<Ended, Error> {
         let mut grpc = Grpc::new(self.channel.clone());
-        grpc.ready().await.map_err(|e| self.lost(&chain(&e)))?;
+        grpc.ready().await.map_err(|e| self.lost(&error_chain(&e)))?;
         let codec = ProstCodec::<ExecRequest, ExecResponse>::default();
         let path = PathAndQuery::from_static("/Agent/Exec");
         let mut answers = grpc
@@ -166,7 +167,7 @@ impl Agent {
     fn refused(&self, status: &tonic::Status) -> Error {
         use tonic::Code::{PermissionDenied, Unauthenticated, Unimplemented};
         let said = match std::error::Error::source(status) {
-            Some(source) => chain(source),
+            Some(source) => error_chain(source),
             None => format!("{:?} {}", status.code(), status.message()),
         };
         match status.code() {
@@ -180,18 +181,4 @@ impl Agent {
     fn lost(&self, why: &dyn std::fmt::Display) -> Error {
         Error::Retry(format!("the session with the agent at {} broke off: {}", self.at, one_line(why)))
     }
-}
-
-/// The outermost of the library's errors says "transport error" and no more.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let said = error.to_string();
-        if !text.ends_with(&said) {
-            text = format!("{text}: {said}");
-        }
-        next = error.source();
-    }
-    text
 }

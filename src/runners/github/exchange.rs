@@ -1,6 +1,6 @@
 //! One call over the wire, in a given name: redirects, another attempt where that is safe, limits.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use jiff::fmt::rfc2822;
@@ -17,6 +17,10 @@ use super::{
     budget::{Budget, Class},
     client::Observed,
     refusal,
+};
+use crate::platform::{
+    error_chain,
+    http::{ClientOptions, Trust, read_certificates},
 };
 
 /// GitHub allows a hundred at once, to everybody who uses the credential.
@@ -71,29 +75,18 @@ impl Exchange {
     /// Reads the certificates, and connects to nothing.
     pub fn new(options: Options) -> Result<Exchange, GitHubError> {
         let settings = |what: String| GitHubError::Settings { what };
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("mayfly/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(options.connect_timeout)
-            .timeout(options.timeout)
-            .referer(false)
-            // Followed here: a change must not turn into a look on the way.
-            .redirect(reqwest::redirect::Policy::none());
-        if options.server.is_loopback() {
-            // A proxy for the world outside knows nothing of this host.
-            builder = builder.no_proxy();
-        }
-        if let Some(path) = &options.ca_file {
-            let unusable = |e: String| settings(format!("the certificates in {}: {e}", path.display()));
-            let pem = fs::read(path).map_err(|e| unusable(e.kind().to_string()))?;
-            let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| unusable(e.to_string()))?;
-            if certificates.is_empty() {
-                return Err(unusable("there are none".into()));
-            }
-            for certificate in certificates {
-                builder = builder.add_root_certificate(certificate);
-            }
-        }
-        let http = builder.build().map_err(|e| settings(e.without_url().to_string()))?;
+        let trust = match &options.ca_file {
+            Some(path) => Trust::SystemAnd(read_certificates(path).map_err(settings)?),
+            None => Trust::System,
+        };
+        // Redirects are followed by `send`: reqwest would turn a changing request into a GET on the way.
+        let http = ClientOptions {
+            total_timeout: Some(options.timeout),
+            trust,
+            use_proxy: !options.server.is_loopback(),
+            ..ClientOptions::new(options.connect_timeout)
+        };
+        let http = http.build().map_err(|error| settings(error_chain(&error.without_url())))?;
         Ok(Exchange {
             http,
             options,
@@ -269,14 +262,7 @@ async fn whole(mut response: Response, ours: bool) -> Result<Answer, Broken> {
 /// An error of the connection, with its causes and without the address.
 fn broken(error: reqwest::Error) -> Broken {
     let sent = !error.is_connect() && !error.is_builder();
-    let error = error.without_url();
-    let mut cause = error.to_string();
-    let mut source = std::error::Error::source(&error);
-    while let Some(error) = source {
-        cause.push_str(&format!(": {error}"));
-        source = error.source();
-    }
-    Broken { cause, sent }
+    Broken { cause: error_chain(&error.without_url()), sent }
 }
 
 /// The server had a bad moment.

@@ -2,6 +2,8 @@
 
 use reqwest::Url;
 
+use crate::platform::http::is_loopback;
+
 /// The address of one GitHub. `https`, or on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
@@ -50,7 +52,7 @@ impl Server {
     }
 
     pub(super) fn is_loopback(&self) -> bool {
-        is_loopback(&self.api)
+        self.api.host_str().is_some_and(is_loopback)
     }
 }
 
@@ -63,16 +65,10 @@ fn parse(text: &str) -> Result<Url, String> {
     if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
         return Err("expected a URL without user, password, query or fragment".to_owned());
     }
-    if url.scheme() == "http" && !is_loopback(&url) {
+    if url.scheme() == "http" && !url.host_str().is_some_and(is_loopback) {
         return Err("expected https: over plain http tokens would travel in clear".to_owned());
     }
     Ok(url)
-}
-
-fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 fn api_of(web: &Url) -> Url {

@@ -197,7 +197,7 @@ impl Reading<'_> {
                 self.read += n;
             }
         }
-        let found: String = hasher.finalize().iter().map(|b| format!("{b:02x}")).collect();
+        let found = hex::encode(hasher.finalize());
         if all_zeros {
             self.zeros.insert(size, found.clone());
         }

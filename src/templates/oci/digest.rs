@@ -21,7 +21,7 @@ impl Digest {
     }
 
     pub fn hex(&self) -> String {
-        self.0.iter().map(|b| format!("{b:02x}")).collect()
+        hex::encode(self.0)
     }
 }
 
@@ -30,15 +30,13 @@ impl FromStr for Digest {
 
     fn from_str(text: &str) -> Result<Digest, DigestError> {
         let parse = || {
-            let hex = text.strip_prefix("sha256:")?.as_bytes();
-            // Digests are compared as text by others, so there is one way to write them.
-            if hex.len() != 64 || !hex.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            let digits = text.strip_prefix("sha256:")?;
+            // Registries compare digests as text, so only the lower case form is a digest.
+            if digits.bytes().any(|b| b.is_ascii_uppercase()) {
                 return None;
             }
             let mut bytes = [0; 32];
-            for (byte, pair) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
-                *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-            }
+            hex::decode_to_slice(digits, &mut bytes).ok()?;
             Some(Digest(bytes))
         };
         parse().ok_or_else(|| DigestError(text.chars().take(200).collect()))

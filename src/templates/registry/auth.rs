@@ -16,10 +16,11 @@ use tokio::sync::Mutex;
 
 use super::{
     RegistryError,
-    client::{bounded_body, describe, is_loopback, said},
+    client::{describe, said},
     credentials::{Credential, CredentialSource},
     retry::{Failure, verdict},
 };
+use crate::platform::http::{bounded_body, is_loopback};
 
 const LARGEST_TOKEN: usize = 256 << 10;
 

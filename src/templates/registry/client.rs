@@ -3,7 +3,7 @@
 //! Nothing that arrives is believed: a manifest is held against its digest here, a blob by whoever takes its pieces. What is
 //! promised of a blob is that its bytes come in order, each once, and are as many as were asked for.
 
-use std::{collections::BTreeMap, fmt, fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use reqwest::{
     Response, StatusCode, Url,
@@ -19,9 +19,15 @@ use super::{
     pace::{Limits, Pace},
     retry::{Failure, verdict},
 };
-use crate::templates::oci::{
-    Digest, Reference,
-    manifest::{self, Blob},
+use crate::{
+    platform::{
+        error_chain,
+        http::{ClientOptions, Trust, bounded_body, is_loopback, read_certificates},
+    },
+    templates::oci::{
+        Digest, Reference,
+        manifest::{self, Blob},
+    },
 };
 
 /// What hyper gives of a body at a time. Bytes.
@@ -198,41 +204,30 @@ impl Client {
             return Err(settings(what.into()));
         }
         let plain_http = options.plain_http;
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("mayfly/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(options.connect_timeout)
+        let trust = match &options.ca_file {
+            Some(path) => Trust::SystemAnd(read_certificates(path).map_err(settings)?),
+            None => Trust::System,
+        };
+        let redirects = redirect::Policy::custom(move |attempt| {
+            // `Authorization` is dropped by reqwest where host or port change.
+            if attempt.previous().len() > 5 {
+                attempt.error("too many redirects")
+            } else if attempt.url().scheme() != "https" && !plain_http {
+                attempt.error("it redirects to an address that is not https")
+            } else {
+                attempt.follow()
+            }
+        });
+        let http = ClientOptions {
+            read_timeout,
+            redirects,
+            trust,
+            use_proxy: !local,
             // One connection per blob moves more than one for all of them.
-            .http1_only()
-            .referer(false)
-            .redirect(redirect::Policy::custom(move |attempt| {
-                // `Authorization` is dropped by reqwest where host or port change.
-                if attempt.previous().len() > 5 {
-                    attempt.error("too many redirects")
-                } else if attempt.url().scheme() != "https" && !plain_http {
-                    attempt.error("it redirects to an address that is not https")
-                } else {
-                    attempt.follow()
-                }
-            }));
-        if let Some(timeout) = read_timeout {
-            builder = builder.read_timeout(timeout);
-        }
-        if local {
-            // A proxy for the world outside knows nothing of this host.
-            builder = builder.no_proxy();
-        }
-        if let Some(path) = &options.ca_file {
-            let unusable = |e: String| settings(format!("the certificates in {}: {e}", path.display()));
-            let pem = fs::read(path).map_err(|e| unusable(e.kind().to_string()))?;
-            let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| unusable(e.to_string()))?;
-            if certificates.is_empty() {
-                return Err(unusable("there are none".into()));
-            }
-            for certificate in certificates {
-                builder = builder.add_root_certificate(certificate);
-            }
-        }
-        let http = builder.build().map_err(|e| settings(e.without_url().to_string()))?;
+            http1_only: true,
+            ..ClientOptions::new(options.connect_timeout)
+        };
+        let http = http.build().map_err(|error| settings(error_chain(&error.without_url())))?;
         let plain_tokens = options.plain_http && options.plain_http_anywhere;
         let auth = Authorizer::new(&registry, repository, plain_tokens, source, scopes);
         let pace = Pace::urgent(options.limits.clone());
@@ -487,17 +482,6 @@ fn check_extent(status: StatusCode, headers: &HeaderMap, begins: u64, size: u64)
 }
 
 /// `None`: it is longer than it may be.
-pub(super) async fn bounded_body(mut response: Response, largest: usize) -> reqwest::Result<Option<Vec<u8>>> {
-    let mut body = Vec::new();
-    while let Some(piece) = response.chunk().await? {
-        if body.len() + piece.len() > largest {
-            return Ok(None);
-        }
-        body.extend_from_slice(&piece);
-    }
-    Ok(Some(body))
-}
-
 /// What a server said, for people: one line of it.
 pub(super) fn said(body: &[u8]) -> String {
     String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned()
@@ -505,19 +489,8 @@ pub(super) fn said(body: &[u8]) -> String {
 
 /// An error of the connection, with its causes and without the address.
 pub(super) fn describe(registry: &str, what: &str, error: reqwest::Error) -> RegistryError {
-    let error = error.without_url();
-    let mut text = format!("{what}: {error}");
-    let mut cause = std::error::Error::source(&error);
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    RegistryError::Unreachable { registry: registry.to_owned(), what: text }
-}
-
-pub(super) fn is_loopback(host: &str) -> bool {
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    let what = format!("{what}: {}", error_chain(&error.without_url()));
+    RegistryError::Unreachable { registry: registry.to_owned(), what }
 }
 
 #[cfg(test)]

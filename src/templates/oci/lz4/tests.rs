@@ -404,7 +404,7 @@ fn streams_of_another_encoder() {
                 }
             }
             assert_eq!(decoder.finish().unwrap(), length as u64, "{name}");
-            let found: String = Sha256::digest(&plain).iter().map(|b| format!("{b:02x}")).collect();
+            let found = hex::encode(Sha256::digest(&plain));
             assert_eq!(found, digest, "{name}");
         }
     }
