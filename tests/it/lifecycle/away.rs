@@ -22,12 +22,12 @@ fn clock() -> Clock {
 /// Guests that are played once they are let go.
 fn held_back(host: &Host) -> watch::Sender<bool> {
     let go = watch::Sender::new(false);
-    let (serving, going) = (host.serving.clone(), go.clone());
+    let (serving, hush, going) = (host.serving.clone(), host.hush.clone(), go.clone());
     host.world.on_boot(move |guest| {
-        let (serving, mut going) = (serving.clone(), going.subscribe());
+        let (serving, hush, mut going) = (serving.clone(), hush.clone(), going.subscribe());
         tokio::spawn(async move {
             going.wait_for(|go| *go).await.unwrap();
-            super::play(serving, guest).await;
+            super::play(serving, hush, guest).await;
         });
     });
     go
