@@ -94,14 +94,20 @@ impl Starts {
 }
 
 /// What counts before this vm: everything that runs or is being started, and older vms of ours whose guests are still to be
-/// started. So of two that start at the same time, one gives way to a foreign guest and not both.
+/// started. So of two that start at the same time, the younger gives way to a foreign guest. The lease that it still holds while
+/// its clone is removed does not count, or the older one would give way as well.
 fn held_before(vm: VmId, view: &HostView, leases: &[Lease], starts: &HashMap<VmId, Start>) -> Held {
     let mut held = view.foreign();
     let mut counted = HashSet::from([vm]);
     for lease in leases {
-        let coming_up = matches!(lease.state, State::Cloning | State::Booting);
-        let started = !coming_up || view.runs(lease.vm) || starts.contains_key(&lease.vm);
-        if (started || lease.vm < vm) && counted.insert(lease.vm) {
+        let runs = view.runs(lease.vm) || starts.contains_key(&lease.vm);
+        let counts = match lease.state {
+            State::Cloning | State::Booting => runs || lease.vm < vm,
+            // It is never started again in this attempt, so what the look does not show does not run.
+            State::Stopping | State::Deleting => runs,
+            State::Queued | State::Configuring | State::Running | State::Draining | State::Deleted => true,
+        };
+        if counts && counted.insert(lease.vm) {
             held.add(lease.os, lease.cpus, lease.memory_mib);
         }
     }
