@@ -84,6 +84,8 @@ impl Tart {
                 tokio::time::sleep(LOOK_AGAIN).await;
             } else if is_incomplete(&paths)? {
                 // Tart takes a directory without one of a VM's files for no VM at all, or fails at it, and would leave it for ever.
+                // A start that was cut short may have come up since the VM was halted.
+                self.halt(name, Duration::ZERO).await?;
                 self.sweep(name, &paths).await?;
             } else {
                 let summary = format!(

@@ -442,6 +442,8 @@ impl Driver for Tart {
         // First what may still become a VM, then the VM, and at last the sign that it is ours.
         clone::clear(&self.settings.tart_home, name).map_err(failed)?;
         self.remove(name).await?;
+        // A start that was cut short may have come up meanwhile.
+        self.halt(name, Duration::ZERO).await?;
         let paths = self.paths(name);
         // The notes of its runs go last, once it is sure that none of them is left.
         match self.find(&paths, name).await? {
