@@ -182,7 +182,7 @@ mod tests {
             for entry in std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()) {
                 if entry.is_dir() {
                     dirs.push(entry);
-                } else {
+                } else if entry.extension().is_some_and(|extension| extension == "rs") {
                     let text = std::fs::read_to_string(&entry).unwrap();
                     used.extend(name.captures_iter(&text).map(|c| c[1].to_owned()));
                 }

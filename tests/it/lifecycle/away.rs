@@ -33,6 +33,17 @@ fn held_back(host: &Host) -> watch::Sender<bool> {
     go
 }
 
+/// Returns once the service has written that it was here at the present time of its clock.
+async fn heartbeat(host: &Host) {
+    let now = host.clock.now().as_millisecond();
+    let written = async {
+        while !std::fs::read_to_string(host.at("heartbeat")).is_ok_and(|text| text.trim().parse() == Ok(now)) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(super::PATIENCE, written).await.expect("no heartbeat");
+}
+
 async fn boots(host: &Host, id: VmId) {
     let running = |seen: &Observation| matches!(seen, Observation::Running { .. });
     let name = id.instance();
@@ -70,6 +81,7 @@ async fn a_budget_goes_on_when_the_service_is_back() {
     let id = host.create(request("linux", job())).await;
     boots(&host, id).await;
     host.clock.advance(BOOT / 2);
+    heartbeat(&host).await;
     host.crash().await;
     host.clock.advance(BOOT);
     host.start().await;
