@@ -8,8 +8,14 @@ if [ -n "${MAYFLY_NO_POWER_OFF:-}" ]; then
 fi
 PATH=/usr/bin:/bin:/usr/sbin:/sbin
 export PATH
-if [ "$(id -u)" = 0 ]; then
-    poweroff || shutdown -h now
+# macOS has no poweroff.
+if command -v poweroff >/dev/null 2>&1; then
+    set -- poweroff
 else
-    sudo -n poweroff || sudo -n shutdown -h now
+    set -- shutdown -h now
+fi
+if [ "$(id -u)" = 0 ]; then
+    "$@"
+else
+    sudo -n "$@"
 fi 2>/dev/null

@@ -187,8 +187,11 @@ class Mac:
     def kit(self, name="a kit", **input):
         files = kit_files(self.w.api.url, **input)
         for script in SCRIPTS:
+            check("\n%s\n" % SYSTEM_PATH in (HOOKS / script).read_text(), "%s no longer sets its PATH" % script)
+            if script == "power-off.sh":
+                # The kit has a stand-in for it, which needs no tools.
+                continue
             text = files[script][1].decode()
-            check("\n%s\n" % SYSTEM_PATH in text, "%s no longer sets its PATH" % script)
             text = text.replace(SYSTEM_PATH, "PATH='%s'" % self.tools)
             shebang, rest = text.split("\n", 1)
             rest = rest.replace("/bin/sh", str(self.tools / "sh")).replace("/opt/homebrew/bin", str(self.w.dir / "homebrew"))
