@@ -217,6 +217,7 @@ pub async fn all() -> io::Result<Vec<(i32, CommandLine)>> {
 }
 
 /// Whether a look at a process failed because there is none.
+#[cfg(target_os = "linux")]
 fn is_absence(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
