@@ -19,6 +19,7 @@ use sqlx::{ConnectOptions, Connection, Executor, SqliteConnection, sqlite::Sqlit
 use crate::support::Serve;
 
 mod accelerator;
+#[cfg(target_os = "linux")]
 mod children;
 mod tls;
 

@@ -19,7 +19,6 @@ fn commands(home: &Path) -> Vec<i32> {
     pids.filter(of_this_home).collect()
 }
 
-#[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
 async fn no_command_goes_on_when_the_service_was_killed() {
     let mut serve = Serve::prepared(|dir| {

@@ -128,6 +128,7 @@ impl Serve {
     }
 
     /// The same, with so many descriptors and no more.
+    #[cfg(target_arch = "x86_64")]
     pub async fn spawn_with_descriptors(&mut self, limit: usize) {
         let service = Self::command(&self.dir);
         let mut shell = Command::new("/bin/sh");
