@@ -9,7 +9,10 @@
 //! A command line alone is never proof: any user may run a process that shows the same. It only tells for which process of our
 //! own it is worth waiting, when a start was cut short and its QEMU has no pid file yet.
 
-use std::{io, time::Duration};
+use std::{
+    io::{self, Read as _},
+    time::Duration,
+};
 
 use serde_json::Value;
 
@@ -175,10 +178,28 @@ pub async fn resume(paths: &Paths) -> Result<(), QmpError> {
     Client::connect(&paths.qmp(), PATIENCE).await?.execute("cont", None).await.map(|_| ())
 }
 
-/// Opens the watch socket once. From then on QEMU writes its events to that socket's log, whether or not anybody listens; and
-/// nobody does, because QEMU would tell nothing between a listener's coming and its first command.
+/// Opens the watch socket once in the life of a QEMU. From then on QEMU writes its events to that socket's log, whether or not
+/// a client is connected. It is never opened again: between a client's connection and its first command QEMU reports no events,
+/// and the end of the guest may be one of them.
 pub async fn arm_watch(paths: &Paths) -> Result<(), QmpError> {
+    if is_armed(paths)? {
+        return Ok(());
+    }
     Client::connect(&paths.watch(), PATIENCE).await.map(|_| ())
+}
+
+/// Whether the log has the reply to a command. QEMU empties the log when it starts, and the first reply is that to the command
+/// which makes it report events.
+fn is_armed(paths: &Paths) -> io::Result<bool> {
+    // QEMU's greeting and that reply are some hundred bytes.
+    const BEGINNING: u64 = 16 << 10;
+    let mut beginning = Vec::new();
+    match std::fs::File::open(paths.watch_log()) {
+        Ok(log) => log.take(BEGINNING).read_to_end(&mut beginning)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    Ok(String::from_utf8_lossy(&beginning).lines().any(|line| line.starts_with("{\"return\"")))
 }
 
 /// Lets the guest begin. One that runs, or has run, is left as it is.
