@@ -68,8 +68,8 @@ impl Paths {
         self.dir.join("watch.log")
     }
 
-    /// Says that this clone's guest was started. Written when it runs and not before: a start that was cut short has started
-    /// nothing, and a guest that runs waits for our word before it begins its job.
+    /// Exists when this clone's guest was started. Written while QEMU holds the guest's processors stopped: a start that was cut
+    /// short before that has started no guest.
     pub fn started(&self) -> PathBuf {
         self.dir.join("started")
     }

@@ -53,8 +53,8 @@ impl Paths {
         self.run.join(format!("{pid}.{}", record::EXTENSION))
     }
 
-    /// Says that this clone's guest was started. Written when it runs and not before: a start that was cut short has started
-    /// nothing, and a guest that runs waits for our word before it begins its job.
+    /// Exists when this clone's guest was started. Written once it runs: a start that was cut short before that has started no
+    /// job, because the guest asks the service for permission first.
     pub fn started(&self) -> PathBuf {
         self.run.join("started")
     }
