@@ -90,7 +90,7 @@ async fn every_other_end_is_named() {
     // The power button, as a guest's own `poweroff` would end it.
     serve.wait_state(&off, "running").await;
     let socket = serve.dir.join(format!("instances/mayfly-{off}/qmp.sock"));
-    super::qmp(&socket, "system_powerdown").await;
+    super::qmp(&socket, "system_powerdown").await.unwrap();
     let end = serve.wait_state(&off, "deleted").await;
     assert_eq!(
         (&end["end_signal"], &end["outcome"]["result"]),

@@ -22,23 +22,24 @@ fn states(vm: &Value) -> Vec<&str> {
 const WHOLE_LIFE: [&str; 9] =
     ["queued", "cloning", "booting", "configuring", "running", "draining", "stopping", "deleting", "deleted"];
 
-/// Gives one command to a guest's hypervisor, as another program on this host would, and returns its answer.
-async fn qmp(socket: &std::path::Path, command: &str) -> String {
+/// Sends one QMP command to a guest's QEMU, as another program on this host would, and returns the answer. Fails while QEMU
+/// has made its socket but does not listen on it yet.
+async fn qmp(socket: &std::path::Path, command: &str) -> std::io::Result<String> {
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-    let stream = tokio::net::UnixStream::connect(socket).await.unwrap();
-    let (read, mut write) = stream.into_split();
+    let (read, mut write) = tokio::net::UnixStream::connect(socket).await?.into_split();
     let mut lines = BufReader::new(read).lines();
-    let mut answer = lines.next_line().await.unwrap().unwrap();
+    let closed = || std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+    let mut answer = lines.next_line().await?.ok_or_else(closed)?;
     for command in ["qmp_capabilities", command] {
-        write.write_all(format!("{{\"execute\":\"{command}\"}}\n").as_bytes()).await.unwrap();
+        write.write_all(format!("{{\"execute\":\"{command}\"}}\n").as_bytes()).await?;
         loop {
-            answer = lines.next_line().await.unwrap().unwrap();
+            answer = lines.next_line().await?.ok_or_else(closed)?;
             if answer.contains("\"return\"") {
                 break;
             }
         }
     }
-    answer
+    Ok(answer)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -58,13 +58,13 @@ async fn a_pause_by_another_program_ends_the_vm_at_once() {
     let sleeps = json!({"kind": "command", "command": "sleep 600"});
     let (seen, unseen) = tokio::join!(running(&serve, sleeps.clone()), running(&serve, sleeps));
     let since = jiff::Timestamp::now();
-    qmp(&socket(&serve, &seen), "stop").await;
+    qmp(&socket(&serve, &seen), "stop").await.unwrap();
     let end = lost(&serve, &seen, since, "instance.paused").await;
     assert_eq!(end["outcome"]["detail"], "the guest was paused by another program on this host");
 
     let socket = socket(&serve, &unseen);
     serve.stop();
-    qmp(&socket, "stop").await;
+    qmp(&socket, "stop").await.unwrap();
     let since = jiff::Timestamp::now();
     serve.spawn().await;
     lost(&serve, &unseen, since, "instance.paused").await;
@@ -82,14 +82,13 @@ async fn a_guest_that_is_paused_while_it_boots_is_replaced_at_once() {
     let patience = Instant::now() + Duration::from_secs(30);
     let boots = async || {
         !serve.hypervisors().is_empty()
-            && socket(&serve, id).exists()
-            && qmp(&socket(&serve, id), "query-status").await.contains("\"running\": true")
+            && qmp(&socket(&serve, id), "query-status").await.is_ok_and(|status| status.contains("\"running\": true"))
     };
     while !boots().await {
         assert!(Instant::now() < patience, "no guest boots: {}", serve.log());
         tokio::task::yield_now().await;
     }
-    qmp(&socket(&serve, id), "stop").await;
+    qmp(&socket(&serve, id), "stop").await.unwrap();
     let since = jiff::Timestamp::now();
     let failed = serve.wait(id, "the attempt failed", |vm| !vm["last_fault"].is_null()).await;
     let took = entered(&failed, "stopping").duration_since(since);
