@@ -10,20 +10,20 @@ pub const REGENERATE: &str = "cargo run -q -- serve --print-config-docs > docs/c
 const HEAD: &str = "\
 # Configuration
 
-`mayfly serve` works without any configuration. Everything that Mayfly keeps is under its data directory: `--data-dir`, else
-`MAYFLY_DATA_DIR`, else `~/.mayfly`. The directory is made with mode 0700, and refused if it belongs to another user or is
-open to others.
+`mayfly serve` works without any configuration. Mayfly keeps all its files in the *data directory*: `--data-dir`, else
+`MAYFLY_DATA_DIR`, else `~/.mayfly`. The service creates it with mode 0700, and refuses it if it belongs to another user or if
+other users can read it.
 
-A setting is taken from the first of these that has it:
+Each setting is taken from the first of these places that has it:
 
 1. the command line: `mayfly serve --set server.listen=127.0.0.1:9000`;
 2. the environment: `MAYFLY_SERVER__LISTEN` (upper case, two underscores between section and key; empty counts as not set);
-3. the file `mayfly.toml` in the data directory, which need not exist;
-4. its default.
+3. the file `mayfly.toml` in the data directory, which is optional;
+4. the default.
 
-What is not understood is refused: an unknown key, section or `MAYFLY_…__…` variable stops the service with the place where it
-stands and the nearest known name. `mayfly serve --check` reads and checks everything and starts nothing.
-Relative paths start at the data directory.
+An unknown key, section or `MAYFLY_…__…` variable stops the service at its start; the error shows its place and the nearest
+known name. `mayfly serve --check` reads and checks the whole configuration and starts nothing.
+Relative paths are relative to the data directory.
 
 ```toml
 # ~/.mayfly/mayfly.toml
@@ -44,11 +44,11 @@ const TAIL: &str = "
 | Variable | Meaning |
 |---|---|
 | `MAYFLY_DATA_DIR` | data directory, as `--data-dir` |
-| `MAYFLY_URL` | service to talk to, as `--url` |
+| `MAYFLY_URL` | URL of the service, as `--url` |
 | `MAYFLY_TOKEN` | API token |
 | `MAYFLY_TOKEN_FILE` | file with an API token, as `--token-file` |
-| `MAYFLY_CA_FILE` | certificates (PEM) to trust, as `--ca-file` |
-| `NO_COLOR` | no colours, when it is not empty |
+| `MAYFLY_CA_FILE` | certificates (PEM) to trust in addition to the system's, as `--ca-file` |
+| `NO_COLOR` | no colours, if it is not empty |
 ";
 
 /// The page.

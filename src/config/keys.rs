@@ -106,19 +106,19 @@ macro_rules! section {
 section! {
     /// The admin API.
     Server = "server" {
-        /// Address and port of the admin API.
-        /// An address that other machines can reach needs TLS, here or in a proxy.
-        /// Port 0 takes any free port.
+        /// Address and port of the admin API. An address that other machines can reach needs TLS, here or in a proxy.
+        /// Port 0: any free port.
         listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8470));
-        /// Certificate chain (PEM) for TLS. Give both of certificate and key, or none.
+        /// Certificate chain (PEM) for TLS. Set both `tls_cert` and `tls_key`, or neither.
         tls_cert: Option<PathBuf> = None;
         /// Private key (PEM) of that certificate.
         tls_key: Option<PathBuf> = None;
-        /// A proxy in front of Mayfly does TLS: allows an address that other machines can reach without TLS here.
+        /// A proxy in front of Mayfly terminates TLS. Allows `listen` to be an address that other machines can reach,
+        /// without TLS here.
         behind_proxy: bool = false;
         /// Largest request body, in bytes (1024 to 67108864).
         max_body_bytes: u64 = 1024 * 1024;
-        /// Longest time for one request, in seconds (1 to 3600). Long polls and streams have limits of their own.
+        /// Longest time for one request, in seconds (1 to 3600). Long polls and streams have their own limits.
         request_timeout_seconds: u32 = 30;
         /// Requests handled at once (1 to 65536); more are refused with 503.
         max_concurrent_requests: u32 = 1024;
@@ -126,29 +126,29 @@ section! {
 }
 
 section! {
-    /// How guests reach Mayfly. QEMU guests need nothing here: they get a forward of their own.
+    /// How guests reach the guest API. QEMU guests need no setting here: each has its own forwarded address.
     Guest = "guest" {
-        /// Address and port of the guest API, for guests that have no forward of their own.
-        /// With the `tart` driver all addresses are listened on when this is missing, because the address that guests reach
-        /// exists only while one of them runs; each request needs the token of its vm.
+        /// Address and port of the guest API, for guests without a forwarded address. With the `tart` driver the
+        /// default is all addresses, because the address that guests reach exists only while a guest runs; each request
+        /// needs the token of its vm.
         listen: Option<SocketAddr> = None, shown as "none; `0.0.0.0:8471` with the `tart` driver";
-        /// The guest API's URL as guests see it, where the address it listens on is not the one they can use.
+        /// The guest API's URL as guests see it, if they cannot use the address in `listen`.
         advertise_url: Option<String> = None;
     }
 }
 
 section! {
-    /// What this host can hold. Every limit holds at the same time.
+    /// How many guests this host runs at once. All limits apply together.
     Slots = "slots" {
         /// Linux guests at once.
         linux: u32 = Host::this().cpus, shown as "the host's cores";
         /// macOS guests at once: at most 2, because Apple's licence and kernel allow no more on one host.
         macos: u32 = domain::host::MACOS_GUESTS_PER_HOST;
-        /// Cores that all guests together may be given.
+        /// Cores of all guests together.
         cpus: u32 = Host::this().guest_cpus(), shown as "the host's cores; twice that on Linux";
-        /// Memory that all guests together may be given, in MiB.
+        /// Memory of all guests together, in MiB.
         memory_mib: u32 = Host::this().guest_memory_mib(), shown as "the host's memory less 1024";
-        /// Guests that Mayfly did not start take slots, too.
+        /// Guests that Mayfly did not start take slots too.
         count_foreign: bool = true;
     }
 }
@@ -158,72 +158,77 @@ section! {
     Queue = "queue" {
         /// Vms that may wait at once (0 to 1000000); more are refused with 429.
         max_length: u32 = 1000;
-        /// Wait for a slot when the request does not say, in seconds (0 to 2592000). 0: start now or refuse.
+        /// How long a vm waits for a slot if its request does not set it, in seconds (0 to 2592000). 0: start at once
+        /// or refuse.
         timeout_seconds: u32 = domain::Budgets::default().queue_seconds;
     }
 }
 
 section! {
-    /// How long each part of a vm's life may take, for templates that do not say otherwise. Seconds: 1 to 2592000.
+    /// How long each part of a vm's life may take, unless the template sets it. Seconds: 1 to 2592000.
     Budgets = "budgets" {
         /// Cloning the template, in seconds.
         clone_seconds: u32 = domain::Budgets::default().clone_seconds;
-        /// From starting the hypervisor to an answering guest, in seconds.
+        /// From the start of the hypervisor until the guest answers, in seconds.
         boot_seconds: u32 = domain::Budgets::default().boot_seconds;
-        /// Handing over the runner, in seconds.
+        /// Provisioning the guest and configuring its runner, in seconds.
         configure_seconds: u32 = domain::Budgets::default().configure_seconds;
-        /// From configured to seen online by the CI system, in seconds (runner kinds that register).
+        /// From the configured guest until the CI system reports the runner online, in seconds (for runner kinds that
+        /// register).
         registration_seconds: u32 = domain::Budgets::default().registration_seconds;
-        /// Online without a job, in seconds (runner kinds that wait for jobs).
+        /// How long a runner may be online without a job, in seconds (for runner kinds that wait for jobs).
         idle_seconds: u32 = domain::Budgets::default().idle_seconds;
-        /// From configured to the end, in seconds: a job that hangs ends here.
+        /// From the configured guest to the end of the vm, in seconds: a job that hangs ends here.
         lifetime_seconds: u32 = domain::Budgets::default().lifetime_seconds;
-        /// From the announced end to the proof that the runner is done, in seconds.
+        /// From the announced end to the proof that the runner has finished, in seconds.
         drain_seconds: u32 = domain::Budgets::default().drain_seconds;
-        /// The longest that `drain_seconds` is extended to while GitHub says that the runner is at work, in seconds.
+        /// Upper limit to which `drain_seconds` is extended while GitHub reports the runner as busy, in seconds.
         drain_cap_seconds: u32 = domain::Budgets::default().drain_cap_seconds;
-        /// From GitHub's word that the runner is done to the end of its guest, in seconds: the runner's last steps.
+        /// From GitHub's report that the runner has finished to the end of its guest, in seconds: time for the runner's
+        /// last steps.
         settle_seconds: u32 = domain::Budgets::default().settle_seconds;
-        /// How long a guest whose work is not known to be done may take to power down, in seconds (0 to 600).
+        /// How long a guest may take to power down if its work may be unfinished, in seconds (0 to 600).
         stop_grace_seconds: u32 = domain::Budgets::default().stop_grace_seconds;
-        /// How often a vm is booted (1 to 10), on a fresh clone each time, before it is given up.
+        /// How often a vm is booted (1 to 10), each time from a fresh clone, before it is given up.
         max_attempts: u32 = domain::Budgets::default().max_attempts;
     }
 }
 
 section! {
-    /// What is kept of the past.
+    /// How long records are kept.
     Retention = "retention" {
-        /// Records and logs of deleted vms are kept this long, in days (0 to 3650).
+        /// How long records and logs of deleted vms are kept, in days (0 to 3650).
         deleted_vms_days: u32 = 7;
     }
 }
 
 section! {
-    /// How much space templates may take.
+    /// Disk space of templates.
     Templates = "templates" {
-        /// What all templates and unfinished pulls together may take, in bytes. 0: whatever there is.
+        /// Largest size of all templates and unfinished pulls together, in bytes. 0: no limit.
         max_bytes: u64 = 0;
-        /// What stays free where templates are, in bytes: for the disks of guests, which grow while they run, and for the
-        /// database. Below this no vm is cloned and nothing is pulled; versions that nothing needs are removed first.
+        /// Space that must stay free on the disk with the templates, in bytes: for the disks of guests, which grow
+        /// while they run, and for the database. With less free space no vm is cloned and nothing is pulled; versions
+        /// that nothing needs are removed first.
         min_free_bytes: u64 = MIN_FREE_BYTES, shown as "2147483648 (2 GiB); on macOS 21474836480 (20 GiB)";
-        /// Versions that no name, vm or pin needs are removed after so many days without use (0 to 3650). 0: only when room is
-        /// needed.
+        /// Versions that no name, vm or pin needs are removed after this many days without use (0 to 3650). 0: only
+        /// when space is needed.
         keep_unused_days: u32 = 7;
     }
 }
 
 section! {
-    /// Registries that templates are pulled from, where nothing else is said of one of them.
+    /// Settings for all registries. The table of one registry overrides them.
     Registry = "registry" {
-        /// Certificates (PEM) of authorities that are trusted besides the system's.
+        /// Certificates (PEM) of authorities to trust in addition to the system's.
         ca_file: Option<PathBuf> = None;
-        /// Speak plain HTTP, which is possible with registries on this host only.
+        /// Use plain HTTP. Accepted for registries on this host only.
         plain_http: bool = false;
-        /// Most that all pulls together take from registries and S3, in bytes per second (65536 to 4294967295). 0: no limit.
+        /// Bandwidth limit of all pulls from registries and S3 together, in bytes per second (65536 to 4294967295). 0:
+        /// no limit.
         bytes_per_second: u32 = 0;
-        /// Most that pulls in the background, which no vm and no person waits for, take together, in bytes per second (65536 to
-        /// 4294967295). 0: no limit.
+        /// Bandwidth limit of all background pulls together, in bytes per second (65536 to 4294967295). 0: no limit. A
+        /// background pull is one that no vm and no person waits for.
         background_bytes_per_second: u32 = 0;
     }
 }
@@ -231,64 +236,65 @@ section! {
 section! {
     /// Pulls of templates.
     Pulls = "pulls" {
-        /// How long a failure that may pass is waited out, from the moment the pull was asked for, in seconds (0 to 2592000).
-        /// 0: the first failure is the last.
+        /// How long a pull is retried after temporary failures, counted from its request, in seconds (0 to 2592000). 0:
+        /// no retry.
         deadline_seconds: u32 = 6 * 3600;
     }
 }
 
 section! {
-    /// GitHub, as an App or with a personal access token. What is secret is in files of its own, or in the environment:
-    /// `MAYFLY_GITHUB_PRIVATE_KEY`, `MAYFLY_GITHUB_TOKEN`. `mayfly github check` tries what is set here.
+    /// Access to GitHub, as an App or with a personal access token. Secrets are in separate files or in the
+    /// environment: `MAYFLY_GITHUB_PRIVATE_KEY`, `MAYFLY_GITHUB_TOKEN`. `mayfly github check` tests these settings.
     GitHub = "github" {
-        /// Where people use it: `https://github.com`, `https://<name>.ghe.com`, or an Enterprise Server's address.
+        /// GitHub's address as used in a browser: `https://github.com`, `https://<name>.ghe.com`, or an Enterprise
+        /// Server's address.
         url: String = "https://github.com".to_owned();
-        /// Where its API is, if that does not follow from `url`.
+        /// The address of GitHub's API, if it does not follow from `url`.
         api_url: Option<String> = None, shown as "follows from `url`";
         /// The App's client id, or its number.
         app_id: Option<AppId> = None;
         /// Which installation of the App to use for everything.
         installation_id: Option<u64> = None, shown as "the one in each repository, organisation or enterprise";
-        /// The App's private key (PEM), readable by this user alone.
+        /// File with the App's private key (PEM), readable by the service's user only.
         private_key_file: Option<PathBuf> = None, shown as "none; `MAYFLY_GITHUB_PRIVATE_KEY` holds the key itself";
-        /// A personal access token, for those who have no App; readable by this user alone.
+        /// File with a personal access token, if there is no App; readable by the service's user only.
         token_file: Option<PathBuf> = None, shown as "none; `MAYFLY_GITHUB_TOKEN` holds the token itself";
-        /// Certificates (PEM) of authorities that are trusted besides the system's.
+        /// Certificates (PEM) of authorities to trust in addition to the system's.
         ca_file: Option<PathBuf> = None;
-        /// Version of the API that is asked for.
+        /// Version of GitHub's API to use.
         api_version: String = crate::runners::github::API_VERSION.to_owned();
-        /// Files with the secrets that GitHub signs webhooks with, each readable by this user alone: several, while one is
-        /// replaced by another.
+        /// Files with the secrets with which GitHub signs webhooks, each readable by the service's user only. List two
+        /// while you replace one by the other.
         webhook_secret_files: Vec<PathBuf> = Vec::new(), shown as "none; `MAYFLY_GITHUB_WEBHOOK_SECRET` holds secrets, separated by commas";
-        /// How often GitHub is asked for what webhooks lost, in seconds (15 to 86400). 0: never.
+        /// How often GitHub is polled for jobs whose webhooks were lost, in seconds (15 to 86400). 0: never.
         poll_seconds: u32 = 60;
-        /// Where GitHub's runner is in the guests.
+        /// Directory of GitHub's runner in the guests.
         runner_directory: Option<String> = None, shown as "`~/actions-runner` and the usual places";
-        /// Oldest runner that is started: GitHub refuses older ones.
+        /// Oldest runner version that is started: GitHub refuses older ones.
         runner_minimum_version: String = "2.329.0".to_owned();
     }
 }
 
 section! {
-    /// One registry, by its name as in image references: `[registries."registry.example.com:5000"]`.
-    /// These tables stand in the file, or on the command line, and have no environment variables.
+    /// Settings for one registry, by its name as in image references: `[registries."registry.example.com:5000"]`. These
+    /// tables can be set in the file or on the command line, but not in the environment.
     RegistryHost = "registries.\"<host>\"" {
-        /// Certificates (PEM) of authorities that are trusted besides the system's.
+        /// Certificates (PEM) of authorities to trust in addition to the system's.
         ca_file: Option<PathBuf> = None, shown as "that of `[registry]`";
-        /// Speak plain HTTP, wherever the registry is: passwords and images travel in clear, and anybody on the way may change
-        /// what a tag means.
+        /// Use plain HTTP, wherever the registry is. Passwords and images are then sent unencrypted, and an attacker on
+        /// the network can replace the image of a tag.
         plain_http: Option<bool> = None, shown as "that of `[registry]`";
-        /// User to log in as; needs `password_file`.
+        /// User name for the registry; needs `password_file`.
         username: Option<String> = None;
-        /// File with that user's password or token, which only its owner may read (mode 0600).
+        /// File with that user's password or token, readable by its owner only (mode 0600).
         password_file: Option<PathBuf> = None;
     }
 }
 
 section! {
-    /// GitHub's runner for guests that have none, or too old a one: fetched once by this host, checked, and handed to its guests.
-    /// By platform: `[runners."osx-arm64"]`, `osx-x64`, `linux-arm64`, `linux-x64`.
-    /// These tables stand in the file, or on the command line, and have no environment variables.
+    /// GitHub's runner for guests that have none, or one that is too old. This host downloads it once, verifies it, and
+    /// serves it to its guests. By platform: `[runners."osx-arm64"]`, `osx-x64`, `linux-arm64`, `linux-x64`. These
+    /// tables can be set in the file or on the command line, but not in the environment.
     RunnerArchive = "runners.\"<platform>\"" {
         /// Address of the archive (`actions-runner-<platform>-<version>.tar.gz`).
         url: Option<String> = None;
@@ -300,28 +306,28 @@ section! {
 }
 
 section! {
-    /// One pool: which of GitHub's jobs get a vm here, and what that vm is like. Pools can be made through the API, too.
-    /// These tables stand in the file, or on the command line, and have no environment variables.
+    /// One pool: which of GitHub's jobs get a vm on this host, and what that vm is like. Pools can also be made through
+    /// the API. These tables can be set in the file or on the command line, but not in the environment.
     PoolTable = "pools.\"<name>\"" {
-        /// What each vm is made from: name or digest of a template, or an image in a registry.
+        /// Template that each vm is cloned from: name or digest of a template, or an image in a registry.
         template: Option<String> = None, shown as "none; required";
-        /// Where its runners are registered, and with that, whose jobs can reach them.
+        /// Where its runners are registered. This decides whose jobs they can get.
         scope: Option<Scope> = None, shown as "none; required";
-        /// What its runners are registered with. A job gets a vm here when every label that it asks for is among these.
+        /// Labels of its runners. A job matches the pool if every label that it asks for is among these.
         labels: Vec<String> = Vec::new(), shown as "none; required";
-        /// Runner group, by name, of organisations and enterprises.
+        /// Name of the runner group (organisations and enterprises only).
         group: Option<String> = None, shown as "the default group";
-        /// Only jobs of these repositories: `owner/name`, where either part may be `*`.
+        /// Repositories whose jobs the pool takes: `owner/name`, where either part may be `*`.
         repositories: Vec<String> = Vec::new(), shown as "all that the scope covers";
         /// Live vms at once (1 to 10000).
         max_vms: u32 = domain::pool::USUAL_VMS;
-        /// Vms that are booted ahead of jobs. Not possible yet: 0.
+        /// Vms booted ahead of jobs. Not possible yet: must be 0.
         warm: u32 = 0;
         /// Cores of each vm.
         cpus: Option<u32> = None, shown as "the template's";
         /// Memory of each vm, in MiB.
         memory_mib: Option<u32> = None, shown as "the template's";
-        /// `false`: no job gets a vm here any more; those that have one keep it.
+        /// `false`: jobs get no new vms from this pool; existing vms keep their jobs.
         enabled: bool = true;
     }
 }
@@ -331,31 +337,31 @@ section! {
     PoolBudgets = "pools.\"<name>\".budgets" {
         /// Cloning the template, in seconds.
         clone_seconds: Option<u32> = None, shown as "the template's";
-        /// From starting the hypervisor to an answering guest, in seconds.
+        /// From the start of the hypervisor until the guest answers, in seconds.
         boot_seconds: Option<u32> = None, shown as "the template's";
-        /// Handing over the runner, in seconds.
+        /// Provisioning the guest and configuring its runner, in seconds.
         configure_seconds: Option<u32> = None, shown as "the template's";
-        /// From configured to seen online by GitHub, in seconds.
+        /// From the configured guest until GitHub reports the runner online, in seconds.
         registration_seconds: Option<u32> = None, shown as "the template's";
-        /// Online without a job, in seconds.
+        /// How long a runner may be online without a job, in seconds.
         idle_seconds: Option<u32> = None, shown as "the template's";
-        /// From configured to the end, in seconds: a job that hangs ends here.
+        /// From the configured guest to the end of the vm, in seconds: a job that hangs ends here.
         lifetime_seconds: Option<u32> = None, shown as "the template's";
-        /// From the announced end to the proof that the runner is done, in seconds.
+        /// From the announced end to the proof that the runner has finished, in seconds.
         drain_seconds: Option<u32> = None, shown as "the template's";
-        /// The longest that `drain_seconds` is extended to while GitHub says that the runner is at work, in seconds.
+        /// Upper limit to which `drain_seconds` is extended while GitHub reports the runner as busy, in seconds.
         drain_cap_seconds: Option<u32> = None, shown as "the template's";
-        /// From GitHub's word that the runner is done to the end of its guest, in seconds.
+        /// From GitHub's report that the runner has finished to the end of its guest, in seconds.
         settle_seconds: Option<u32> = None, shown as "the template's";
-        /// How long a guest whose work is not known to be done may take to power down, in seconds (0 to 600).
+        /// How long a guest may take to power down if its work may be unfinished, in seconds (0 to 600).
         stop_grace_seconds: Option<u32> = None, shown as "the template's";
-        /// How often a vm is booted (1 to 10), on a fresh clone each time, before it is given up.
+        /// How often a vm is booted (1 to 10), each time from a fresh clone, before it is given up.
         max_attempts: Option<u32> = None, shown as "the template's";
     }
 }
 
 section! {
-    /// QEMU: on Linux with KVM, on macOS with HVF, anywhere in emulation.
+    /// QEMU: with KVM on Linux, with HVF on macOS, in emulation anywhere.
     QemuDriver = "drivers.qemu" {
         /// Use this driver.
         enabled: bool = true;
@@ -363,16 +369,18 @@ section! {
         binary: Option<PathBuf> = None, shown as "`qemu-system-<host's architecture>`";
         /// The disk tool: a path, or a name looked up in `PATH`.
         qemu_img: Option<PathBuf> = None, shown as "`qemu-img`";
-        /// How guests are run. `auto` takes KVM (on macOS HVF) when a test guest passes under it and works clearly faster than in
-        /// emulation, else `tcg`, which is emulation. The others are taken without a test.
+        /// How guests are run. `auto` uses KVM (on macOS HVF) if a test guest passes under it and is clearly faster
+        /// than in emulation; otherwise `tcg`, which is emulation. The other values are used without a test.
         accelerator: Accelerator = Accelerator::Auto;
-        /// Guests reach the guest API and nothing else. `false`: the internet and the host's network, too.
+        /// `true`: guests reach the guest API and nothing else. `false`: also the internet, the host's network and
+        /// every service on the host's loopback.
         isolated: bool = true;
-        /// With `auto`: how long the first guest under an accelerator may give no sign of life, on its console or by a call,
-        /// before guests are emulated instead, in seconds (5 to 600).
+        /// With `accelerator = "auto"`: how long the first guest under an accelerator may give no sign of life (on its
+        /// console or by a call to the guest API) before guests are emulated instead, in seconds (5 to 600).
         first_guest_seconds: u32 = 45;
-        /// A guest that writes while the host's disk is full is paused, and goes on when there is room. A guest with a runner
-        /// is given up after so many seconds of that (1 to 3600); CI systems give up a silent runner after some minutes, too.
+        /// A guest that writes while the host's disk is full is paused, and continues when there is space. A guest with
+        /// a runner is given up after this many seconds (1 to 3600); CI systems also give up a silent runner after some
+        /// minutes.
         disk_full_seconds: u32 = 300;
     }
 }
@@ -384,12 +392,13 @@ section! {
         enabled: bool = cfg!(target_os = "macos"), shown as "`true` on macOS";
         /// The program: a path, or a name looked up in `PATH`, in Homebrew's directories too.
         binary: Option<PathBuf> = None, shown as "`tart`";
-        /// Where Tart keeps its VMs. On the volume of the data directory, or cloning is copying.
+        /// Directory in which Tart keeps its VMs. Put it on the volume of the data directory: a clone to another volume
+        /// would be a full copy, which is refused unless `copy_across_volumes` is set.
         home: Option<PathBuf> = None, shown as "`TART_HOME`, else `~/.tart`";
-        /// Processor of the guests.
+        /// Processor architecture of the guests.
         arch: Option<GuestArch> = None, shown as "the host's";
-        /// How guests are connected. `nat`: Apple's own. `softnet`: Tart's filter, which keeps guests from the local network.
-        /// `bridged`: as machines of the local network.
+        /// How guests are connected. `nat`: macOS's own NAT. `softnet`: Tart's filter, which keeps guests away from the
+        /// local network. `bridged`: as machines of the local network.
         network: TartNetwork = TartNetwork::Nat;
         /// Networks that guests behind `softnet` may reach besides the internet (CIDR).
         softnet_allow: Vec<String> = Vec::new();
@@ -401,49 +410,49 @@ section! {
         gateway: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 64, 1));
         /// Port of the guests' SSH server.
         ssh_port: u16 = 22;
-        /// How a guest's address is found: `dhcp` from the host's lease file, `arp` from its address table, which is the
-        /// way for `bridged`, `agent` from the agent in the guest.
+        /// How a guest's address is found: `dhcp` in the host's lease file; `arp` in the host's ARP table, needed for
+        /// `bridged`; `agent` from the agent in the guest.
         resolver: TartResolver = TartResolver::Dhcp;
-        /// Where the host keeps its DHCP leases.
+        /// The host's file of DHCP leases.
         lease_file: PathBuf = "/var/db/dhcpd_leases".into();
-        /// Directories of the host that guests see, as in `tart run --dir`: `name:/path:ro`.
+        /// Directories of the host that are shared with guests, as in `tart run --dir`: `name:/path:ro`.
         dirs: Vec<String> = Vec::new();
         /// Size of the guests' display, as in `tart set --display`: `1920x1080`.
         display: Option<String> = None, shown as "the template's";
-        /// How the guests' disk is written, as in `tart run --root-disk-opts`. Guests are thrown away, so nothing is lost by
-        /// not waiting for the disk.
+        /// How the guests' disk is written, as in `tart run --root-disk-opts`. The disks of guests are deleted
+        /// afterwards, so writes need not reach the host's disk.
         root_disk_opts: String = "sync=none,caching=cached".to_owned();
-        /// Rosetta for Linux guests, under this tag.
+        /// Enables Rosetta for Linux guests, under this tag.
         rosetta: Option<String> = None;
-        /// Linux guests may run guests of their own (M3 and later).
+        /// Enables nested virtualisation in Linux guests (M3 and later).
         nested: bool = false;
-        /// macOS guests are started such that they could be suspended: without audio, entropy and USB devices.
+        /// Starts macOS guests in a way that allows suspending them: without audio, entropy and USB devices.
         suspendable: bool = false;
-        /// Copy a template's disk when it cannot be cloned, because Tart's directory is on another volume.
+        /// Copy a template's disk if it cannot be cloned because Tart's directory is on another volume.
         copy_across_volumes: bool = false;
     }
 }
 
 section! {
-    /// A driver that pretends: no guest is ever started. For tests and demonstrations only.
+    /// A driver that only simulates guests. For tests and demonstrations.
     FakeDriver = "drivers.fake" {
-        /// Use this driver. For tests and demonstrations: jobs given to it are not run.
+        /// Use this driver. Jobs on it are not run.
         enabled: bool = false;
     }
 }
 
 section! {
-    /// What the service says, on standard error.
+    /// The service's log, on standard error.
     Log = "log" {
-        /// Least important level that is written, or a filter by module such as `info,mayfly::http=debug`.
+        /// Lowest level that is written, or a filter by module such as `info,mayfly::http=debug`.
         level: String = "info".to_owned();
         /// `text` for people, `json` for machines (one object per line).
         format: LogFormat = LogFormat::Text;
     }
 }
 
-/// What `doctor` finds too little. A share of the file system would be far too much of a large one and too little of a small
-/// one: what guests write does not grow with the disk.
+/// `doctor` warns below the same value. It is a number of bytes and not a percentage, because the space that guests
+/// need does not grow with the disk.
 const MIN_FREE_BYTES: u64 = if cfg!(target_os = "macos") { 20 << 30 } else { 2 << 30 };
 
 /// The hypervisors.
