@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{self, Accelerator, Config, GuestArch, TartNetwork, TartResolver},
-    domain::{Arch, token::Scope},
+    domain::{Arch, token::TokenScope},
     drivers::{
         fake::{Fake, FakeWorld},
         qemu::{self, AcceleratorChoice, Qemu},
@@ -30,20 +30,20 @@ use crate::{
     },
     http::{self, Http},
     reconcile::{self, Reconciler},
-    runners::{github::Client, program::Programs},
+    registry::{
+        self, BandwidthLimit, BandwidthLimits, HostOptions,
+        credentials::{Chain, DockerConfig, Ecr, Environment, LoginStore, Static},
+        logins::Logins,
+        s3::S3,
+    },
     service::{self, Clock, HostInspector, Service},
+    sources::github::{GitHubClient, runner_archives::RunnerArchives},
     store::{self, Vault, logs::Logs, vault},
     telemetry,
     templates::{
         self, Catalog,
         layouts::Tools,
         pull::{self, Puller},
-        registry::{
-            self, HostOptions, Limit, Limits,
-            credentials::{Chain, DockerConfig, Ecr, Environment, Static, Stored},
-            logins::Logins,
-        },
-        s3::S3,
     },
 };
 
@@ -150,7 +150,7 @@ impl App {
 
         let limits = limits(config);
         let github = github(config)?;
-        let programs = Programs::new(layout.at("runners"), config.runner_archives());
+        let programs = RunnerArchives::new(layout.at("runners"), config.runner_archives());
         let (puller, logins) = registries(config, &catalog, &limits);
         let service = Service::new(
             store.ledger.clone(),
@@ -376,7 +376,7 @@ fn check_paths(config: &Config, layout: &Layout) -> Result<(), StartError> {
 }
 
 /// Who we are to GitHub; connects to nothing.
-fn github(config: &Config) -> Result<Option<Arc<Client>>, StartError> {
+fn github(config: &Config) -> Result<Option<Arc<GitHubClient>>, StartError> {
     let Some(source) = config.github.source(|name| std::env::var(name).ok()).map_err(StartError::GitHub)? else {
         if let Some(pool) = config.pools.first() {
             return Err(StartError::GitHub(format!(
@@ -387,7 +387,7 @@ fn github(config: &Config) -> Result<Option<Arc<Client>>, StartError> {
         return Ok(None);
     };
     let options = config.github.options().map_err(StartError::GitHub)?;
-    Ok(Some(Arc::new(Client::new(options, source).map_err(|error| StartError::GitHub(error.to_string()))?)))
+    Ok(Some(Arc::new(GitHubClient::new(options, source).map_err(|error| StartError::GitHub(error.to_string()))?)))
 }
 
 /// How GitHub's jobs are heard of.
@@ -467,21 +467,25 @@ fn tart_settings(config: &Config, layout: &Layout, own_path: &Path) -> tart::Set
     }
 }
 
-fn space(config: &Config) -> templates::Limits {
+fn space(config: &Config) -> templates::SpaceLimits {
     let t = &config.templates;
-    templates::Limits { max_bytes: t.max_bytes, min_free_bytes: t.min_free_bytes, keep_unused_days: t.keep_unused_days }
+    templates::SpaceLimits {
+        max_bytes: t.max_bytes,
+        min_free_bytes: t.min_free_bytes,
+        keep_unused_days: t.keep_unused_days,
+    }
 }
 
 /// How fast bytes may come, from everywhere together.
-fn limits(config: &Config) -> Limits {
-    Limits {
-        all: Limit::of(config.registry.bytes_per_second),
-        background: Limit::of(config.registry.background_bytes_per_second),
+fn limits(config: &Config) -> BandwidthLimits {
+    BandwidthLimits {
+        all: BandwidthLimit::of(config.registry.bytes_per_second),
+        background: BandwidthLimit::of(config.registry.background_bytes_per_second),
     }
 }
 
 /// Who pulls templates, as whoever we are to each registry, and who keeps what we are told of that.
-fn registries(config: &Config, catalog: &Catalog, limits: &Limits) -> (Puller, Logins) {
+fn registries(config: &Config, catalog: &Catalog, limits: &BandwidthLimits) -> (Puller, Logins) {
     let configured: Vec<_> = config
         .registries
         .iter()
@@ -492,11 +496,11 @@ fn registries(config: &Config, catalog: &Catalog, limits: &Limits) -> (Puller, L
     let chain = Arc::new(Chain::new(vec![
         Box::new(Environment::of_process()),
         Box::new(of_configuration),
-        Box::new(Stored::new(&config.data_dir)),
+        Box::new(LoginStore::new(&config.data_dir)),
         Box::new(DockerConfig::of_process()),
         Box::new(Ecr),
     ]));
-    let options = registry::Options {
+    let options = registry::RegistryOptions {
         ca_file: config.registry.ca_file.clone(),
         plain_http: config.registry.plain_http,
         limits: limits.clone(),
@@ -507,7 +511,7 @@ fn registries(config: &Config, catalog: &Catalog, limits: &Limits) -> (Puller, L
                 (name.clone(), HostOptions { ca_file: host.ca_file.clone(), plain_http: host.plain_http })
             })
             .collect(),
-        ..registry::Options::default()
+        ..registry::RegistryOptions::default()
     };
     let users = configured.into_iter().map(|(name, user, _)| (name, user)).collect();
     let logins = Logins::new(config.data_dir.clone(), options.clone(), users, chain.clone());
@@ -589,7 +593,7 @@ async fn admin_token(service: &Service, path: &Path) -> Result<(), StartError> {
             service.revoke_token(token.id).await.map_err(|e| failed(&e))?;
         }
     }
-    let (_, secret) = service.create_token(LOCAL_ADMIN.to_owned(), Scope::Admin).await.map_err(|e| failed(&e))?;
+    let (_, secret) = service.create_token(LOCAL_ADMIN.to_owned(), TokenScope::Admin).await.map_err(|e| failed(&e))?;
     let mut text = secret.expose_secret().to_owned();
     text.push('\n');
     vault::write_private(path, text.as_bytes()).map_err(|e| failed(&e))?;

@@ -6,7 +6,8 @@
 //! main, cli, app, config     wiring and the command line
 //! http                       routes, problems, auth, OpenAPI, pages
 //! service, reconcile         the verbs; the loop that runs owed steps
-//! store, drivers, templates, runners, guest     each knows the domain and the platform, nothing of its neighbours
+//! store, drivers, registry, templates, sources, guest     each knows the domain and the platform; of its neighbours, only
+//!                            `templates` knows `registry`
 //! platform                   what those share: outbound HTTP, error texts, tasks
 //! domain                     plain types and the table; no I/O, no clock
 //! ```
@@ -20,8 +21,9 @@ pub mod guest;
 pub mod http;
 pub mod platform;
 pub mod reconcile;
-pub mod runners;
+pub mod registry;
 pub mod service;
+pub mod sources;
 pub mod store;
 pub mod telemetry;
 pub mod templates;

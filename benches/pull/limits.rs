@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mayfly::templates::oci::{Digest, lz4::Decoder};
+use mayfly::registry::oci::{Digest, lz4::Decoder};
 use serde_json::{Value, json};
 
 use super::{Chunk, Described, Result};

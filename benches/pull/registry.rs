@@ -5,7 +5,7 @@ use std::{
     mem,
 };
 
-use mayfly::templates::oci::{Digest, lz4};
+use mayfly::registry::oci::{Digest, lz4};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, header};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};

@@ -1,6 +1,6 @@
 //! What is fuzzed: the modules themselves, as source, without the rest of Mayfly.
 
-#[path = "../../src/templates/oci"]
+#[path = "../../src/registry/oci"]
 pub mod oci {
     pub mod digest;
     pub mod document;

@@ -23,11 +23,11 @@ const ANSWER: Duration = Duration::from_secs(90);
 
 /// Why a command did not do what was asked.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(super) enum CommandFailure {
     /// What was given cannot be used.
     Usage(String),
     /// The service answered with a problem.
-    Problem(Box<Problem>, Option<String>),
+    Problem(Box<ApiProblem>, Option<String>),
     /// The service did not answer.
     Unreachable(String),
     TimedOut(String),
@@ -39,7 +39,7 @@ pub(super) enum Failure {
 /// RFC 9457, with what Mayfly adds.
 #[derive(Clone, Debug, Default, Deserialize, serde::Serialize)]
 #[serde(default)]
-pub(super) struct Problem {
+pub(super) struct ApiProblem {
     #[serde(rename = "type")]
     pub kind: String,
     pub title: String,
@@ -58,38 +58,38 @@ pub(super) struct FieldProblem {
     pub detail: String,
 }
 
-impl Failure {
+impl CommandFailure {
     pub fn exit_code(&self) -> u8 {
         match self {
-            Failure::Usage(_) => exit::USAGE,
-            Failure::Problem(problem, _) => match problem.status {
+            CommandFailure::Usage(_) => exit::USAGE,
+            CommandFailure::Problem(problem, _) => match problem.status {
                 401 | 403 => exit::UNAUTHORISED,
                 _ => exit::FAILURE,
             },
-            Failure::Unreachable(_) => exit::UNREACHABLE,
-            Failure::TimedOut(_) => exit::TIMEOUT,
-            Failure::Other(_) => exit::FAILURE,
-            Failure::OutputClosed => exit::OK,
+            CommandFailure::Unreachable(_) => exit::UNREACHABLE,
+            CommandFailure::TimedOut(_) => exit::TIMEOUT,
+            CommandFailure::Other(_) => exit::FAILURE,
+            CommandFailure::OutputClosed => exit::OK,
         }
     }
 
     /// Whether the same request may do better in a moment.
     pub fn passes(&self) -> bool {
         match self {
-            Failure::Unreachable(_) => true,
+            CommandFailure::Unreachable(_) => true,
             // 502 and 504 are a proxy's way of saying that the service is away.
-            Failure::Problem(problem, _) => matches!(problem.status, 502..=504),
+            CommandFailure::Problem(problem, _) => matches!(problem.status, 502..=504),
             _ => false,
         }
     }
 
     pub fn report(&self, json: bool) {
         let message = match self {
-            Failure::OutputClosed => return,
-            Failure::Problem(problem, _) if json => {
+            CommandFailure::OutputClosed => return,
+            CommandFailure::Problem(problem, _) if json => {
                 return output::error_json(&serde_json::to_value(problem).unwrap_or_default());
             }
-            Failure::Problem(problem, _) => {
+            CommandFailure::Problem(problem, _) => {
                 let what = match &problem.detail {
                     Some(detail) if !detail.is_empty() => format!("{}: {}", problem.title, detail),
                     _ => problem.title.clone(),
@@ -97,13 +97,16 @@ impl Failure {
                 let code = if problem.code.is_empty() { problem.status.to_string() } else { problem.code.clone() };
                 format!("{} [{code}]", plain(&what))
             }
-            Failure::Usage(m) | Failure::Unreachable(m) | Failure::TimedOut(m) | Failure::Other(m) => plain(m),
+            CommandFailure::Usage(m)
+            | CommandFailure::Unreachable(m)
+            | CommandFailure::TimedOut(m)
+            | CommandFailure::Other(m) => plain(m),
         };
         if json {
             return output::error_json(&serde_json::json!({ "title": message, "exit_code": self.exit_code() }));
         }
         output::error(&message);
-        if let Failure::Problem(problem, hint) = self {
+        if let CommandFailure::Problem(problem, hint) = self {
             for field in &problem.errors {
                 output::note(&format!("  {}: {}", plain(&field.pointer), plain(&field.detail)));
             }
@@ -118,7 +121,7 @@ impl Failure {
     }
 }
 
-pub(super) struct Client {
+pub(super) struct ApiClient {
     http: reqwest::Client,
     base: Url,
     token: Option<SecretString>,
@@ -126,16 +129,19 @@ pub(super) struct Client {
     token_hint: String,
 }
 
-impl Client {
-    pub fn new(global: &Global) -> Result<Client, Failure> {
+impl ApiClient {
+    pub fn new(global: &Global) -> Result<ApiClient, CommandFailure> {
         let base = Url::parse(&global.url)
             .ok()
             .filter(|u| matches!(u.scheme(), "http" | "https") && u.has_host() && !u.cannot_be_a_base())
             .ok_or_else(|| {
-                Failure::Usage(format!("--url: expected a URL such as http://127.0.0.1:8470, found {:?}", global.url))
+                CommandFailure::Usage(format!(
+                    "--url: expected a URL such as http://127.0.0.1:8470, found {:?}",
+                    global.url
+                ))
             })?;
         if !base.username().is_empty() || base.password().is_some() {
-            return Err(Failure::Usage(
+            return Err(CommandFailure::Usage(
                 "--url: must not hold a user or password; use --token-file or MAYFLY_TOKEN".into(),
             ));
         }
@@ -147,7 +153,7 @@ impl Client {
         let trust = match given(global.ca_file.as_deref()) {
             Some(path) => {
                 let certificates =
-                    read_certificates(path).map_err(|error| Failure::Usage(format!("--ca-file: {error}")))?;
+                    read_certificates(path).map_err(|error| CommandFailure::Usage(format!("--ca-file: {error}")))?;
                 Trust::SystemAnd(certificates)
             }
             None if base.scheme() == "http" => Trust::NoServer,
@@ -155,9 +161,10 @@ impl Client {
         };
         // Without redirects: following one would send the token to the address that it names.
         let http = ClientOptions { trust, use_proxy: !here, ..ClientOptions::new(CONNECT) };
-        let http =
-            http.build().map_err(|error| Failure::Other(format!("cannot set up HTTP: {}", error_chain(&error))))?;
-        Ok(Client { http, base, token, token_hint })
+        let http = http
+            .build()
+            .map_err(|error| CommandFailure::Other(format!("cannot set up HTTP: {}", error_chain(&error))))?;
+        Ok(ApiClient { http, base, token, token_hint })
     }
 
     fn url(&self, path: &[&str], query: &[(&str, &str)]) -> Url {
@@ -171,11 +178,11 @@ impl Client {
         url
     }
 
-    pub async fn get(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, Failure> {
+    pub async fn get(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, CommandFailure> {
         self.json(self.request(Method::GET, path, query).timeout(ANSWER)).await
     }
 
-    pub async fn post(&self, path: &[&str], body: &Value, headers: &[(&str, &str)]) -> Result<Value, Failure> {
+    pub async fn post(&self, path: &[&str], body: &Value, headers: &[(&str, &str)]) -> Result<Value, CommandFailure> {
         let mut request = self.request(Method::POST, path, &[]).timeout(ANSWER).json(body);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -183,39 +190,39 @@ impl Client {
         self.json(request).await
     }
 
-    pub async fn put(&self, path: &[&str], body: &Value) -> Result<Value, Failure> {
+    pub async fn put(&self, path: &[&str], body: &Value) -> Result<Value, CommandFailure> {
         self.json(self.request(Method::PUT, path, &[]).timeout(ANSWER).json(body)).await
     }
 
     /// For what may take as long as it likes.
-    pub async fn post_patiently(&self, path: &[&str], body: &Value) -> Result<Value, Failure> {
+    pub async fn post_patiently(&self, path: &[&str], body: &Value) -> Result<Value, CommandFailure> {
         self.json(self.request(Method::POST, path, &[]).json(body)).await
     }
 
-    pub async fn put_patiently(&self, path: &[&str], body: &Value) -> Result<Value, Failure> {
+    pub async fn put_patiently(&self, path: &[&str], body: &Value) -> Result<Value, CommandFailure> {
         self.json(self.request(Method::PUT, path, &[]).json(body)).await
     }
 
     /// Refuses to send `what` where others may read it on its way.
-    pub fn must_be_private(&self, what: &str) -> Result<(), Failure> {
+    pub fn must_be_private(&self, what: &str) -> Result<(), CommandFailure> {
         if self.base.scheme() == "https" || is_local(&self.base) {
             return Ok(());
         }
         let at = self.base.authority();
-        Err(Failure::Usage(format!("{what} would travel to {at} in clear: use https, or do it on that machine")))
+        Err(CommandFailure::Usage(format!("{what} would travel to {at} in clear: use https, or do it on that machine")))
     }
 
-    pub async fn delete(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, Failure> {
+    pub async fn delete(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, CommandFailure> {
         self.json(self.request(Method::DELETE, path, query).timeout(ANSWER)).await
     }
 
     /// An answer that may go on for as long as it likes.
-    pub async fn stream(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Response, Failure> {
+    pub async fn stream(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Response, CommandFailure> {
         self.send(self.request(Method::GET, path, query)).await
     }
 
     /// Every page of a listing.
-    pub async fn list(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Vec<Value>, Failure> {
+    pub async fn list(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Vec<Value>, CommandFailure> {
         let mut items = Vec::new();
         let mut cursor: Option<String> = None;
         loop {
@@ -245,7 +252,7 @@ impl Client {
         }
     }
 
-    async fn json(&self, request: reqwest::RequestBuilder) -> Result<Value, Failure> {
+    async fn json(&self, request: reqwest::RequestBuilder) -> Result<Value, CommandFailure> {
         let response = self.send(request).await?;
         if response.status() == StatusCode::NO_CONTENT {
             return Ok(Value::Null);
@@ -257,7 +264,7 @@ impl Client {
         serde_json::from_slice(&body).map_err(|_| self.stranger())
     }
 
-    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, Failure> {
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, CommandFailure> {
         let response = request.send().await.map_err(|error| self.no_answer(&error))?;
         let status = response.status();
         if status.is_success() {
@@ -270,20 +277,20 @@ impl Client {
             .and_then(|t| t.to_str().ok())
             .is_some_and(|t| t.starts_with("application/problem+json") || t.starts_with("application/json"));
         let body = response.bytes().await.unwrap_or_default();
-        let mut problem: Problem =
-            if is_problem { serde_json::from_slice(&body).unwrap_or_default() } else { Problem::default() };
+        let mut problem: ApiProblem =
+            if is_problem { serde_json::from_slice(&body).unwrap_or_default() } else { ApiProblem::default() };
         if problem.title.is_empty() {
             // Somebody between us and the service, or not the service at all.
             problem.title = format!("{} answered {status} and did not say why", self.base.authority());
         }
         problem.status = status.as_u16();
-        Err(Failure::Problem(Box::new(problem), hint))
+        Err(CommandFailure::Problem(Box::new(problem), hint))
     }
 
-    fn no_answer(&self, error: &reqwest::Error) -> Failure {
+    fn no_answer(&self, error: &reqwest::Error) -> CommandFailure {
         let at = self.base.authority();
         if error.is_builder() {
-            return Failure::Usage(format!("the request cannot be sent: {}", root_cause(error)));
+            return CommandFailure::Usage(format!("the request cannot be sent: {}", root_cause(error)));
         }
         let why = if error.is_timeout() { "it took too long".to_owned() } else { root_cause(error) };
         let next = if why.contains("certificate") {
@@ -293,18 +300,18 @@ impl Client {
         } else {
             "see whether it runs, and whether --url or MAYFLY_URL is right"
         };
-        Failure::Unreachable(format!("no answer from Mayfly at {at}: {why}; {next}"))
+        CommandFailure::Unreachable(format!("no answer from Mayfly at {at}: {why}; {next}"))
     }
 
-    fn stranger(&self) -> Failure {
-        Failure::Other(format!(
+    fn stranger(&self) -> CommandFailure {
+        CommandFailure::Other(format!(
             "what answers at {} does not speak Mayfly's API; see --url or MAYFLY_URL",
             self.base.authority()
         ))
     }
 
     /// A value of the API in the shape that is shown.
-    pub fn view<T: serde::de::DeserializeOwned>(&self, value: &Value) -> Result<T, Failure> {
+    pub fn view<T: serde::de::DeserializeOwned>(&self, value: &Value) -> Result<T, CommandFailure> {
         T::deserialize(value).map_err(|_| self.stranger())
     }
 }
@@ -315,9 +322,10 @@ fn is_local(url: &Url) -> bool {
 
 /// The token, and what to say when it is not enough. The admin token of this machine is for services on this machine: it is
 /// not offered to whatever `--url` points at.
-fn find_token(global: &Global, here: bool) -> Result<(Option<SecretString>, String), Failure> {
+fn find_token(global: &Global, here: bool) -> Result<(Option<SecretString>, String), CommandFailure> {
     if let Some(path) = given(global.token_file.as_deref()) {
-        let token = read(path).map_err(|error| Failure::Usage(format!("--token-file: {}: {error}", path.display())))?;
+        let token =
+            read(path).map_err(|error| CommandFailure::Usage(format!("--token-file: {}: {error}", path.display())))?;
         return Ok((Some(usable(&token)?), format!("the token in {} is not accepted", path.display())));
     }
     if let Some(token) = std::env::var("MAYFLY_TOKEN").ok().filter(|t| !t.is_empty()) {
@@ -345,10 +353,10 @@ fn find_token(global: &Global, here: bool) -> Result<(Option<SecretString>, Stri
     }
 }
 
-fn usable(token: &str) -> Result<SecretString, Failure> {
+fn usable(token: &str) -> Result<SecretString, CommandFailure> {
     let token = token.trim();
     if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(Failure::Usage("the token must be one word of visible characters".into()));
+        return Err(CommandFailure::Usage("the token must be one word of visible characters".into()));
     }
     Ok(SecretString::from(token))
 }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{
-    client::{Client, Failure},
+    client::{ApiClient, CommandFailure},
     exit,
     output::{self, Colour, paint},
     text,
@@ -26,13 +26,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Reads the vm until `reached` says so; `seen` is called with it as it was read first and after every change. `from` is a
 /// generation that was seen already, and need not be answered.
 pub(super) async fn watch(
-    client: &Client,
+    client: &ApiClient,
     id: &str,
     timeout: Option<Duration>,
     from: Option<i64>,
-    mut seen: impl FnMut(&VmView) -> Result<(), Failure>,
+    mut seen: impl FnMut(&VmView) -> Result<(), CommandFailure>,
     reached: impl Fn(&VmView) -> bool,
-) -> Result<(Value, VmView), Failure> {
+) -> Result<(Value, VmView), CommandFailure> {
     let end = timeout.map(|t| Instant::now() + t);
     let mut generation = from;
     let mut silent_since: Option<Instant> = None;
@@ -74,7 +74,7 @@ pub(super) async fn watch(
             Err(failure) => return Err(failure),
         }
         if end.is_some_and(|end| Instant::now() >= end) {
-            return Err(Failure::TimedOut(format!(
+            return Err(CommandFailure::TimedOut(format!(
                 "the time given with --timeout is over; `mayfly vm show {id}` says more"
             )));
         }
@@ -115,11 +115,11 @@ impl Timeline {
         Self { printed: 0, fault: None, queue: None, spinner }
     }
 
-    pub fn begin(&self, vm: &VmView) -> Result<(), Failure> {
+    pub fn begin(&self, vm: &VmView) -> Result<(), CommandFailure> {
         self.line(&format!("{}  {}  {}", vm.name, vm.id, vm.template))
     }
 
-    pub fn update(&mut self, vm: &VmView) -> Result<(), Failure> {
+    pub fn update(&mut self, vm: &VmView) -> Result<(), CommandFailure> {
         let fault_before = self.fault.replace_if_new(vm.last_fault.as_ref());
         let current = vm.timeline.len().saturating_sub(1);
         let entered = self.printed < current;
@@ -155,7 +155,7 @@ impl Timeline {
         Ok(())
     }
 
-    fn end(&self, vm: &VmView) -> Result<(), Failure> {
+    fn end(&self, vm: &VmView) -> Result<(), CommandFailure> {
         if let Some(bar) = &self.spinner {
             bar.finish_and_clear();
         }
@@ -184,7 +184,7 @@ impl Timeline {
         Ok(())
     }
 
-    fn line(&self, line: &str) -> Result<(), Failure> {
+    fn line(&self, line: &str) -> Result<(), CommandFailure> {
         match &self.spinner {
             Some(bar) => bar.suspend(|| output::line(line)),
             None => output::line(line),

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    client::{Client, Failure},
+    client::{ApiClient, CommandFailure},
     exit,
     output::{self, Colour, paint},
     text,
@@ -17,9 +17,9 @@ use super::{
 struct HostAnswer {
     observed: bool,
     observed_age_seconds: Option<u64>,
-    capacity: Limits,
-    leased: Held,
-    foreign: Held,
+    capacity: HostLimits,
+    leased: HostUsage,
+    foreign: HostUsage,
     queued: i64,
     drivers: Vec<DriverAnswer>,
     faults: Vec<FaultAnswer>,
@@ -28,7 +28,7 @@ struct HostAnswer {
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Limits {
+struct HostLimits {
     macos_slots: u32,
     linux_slots: u32,
     cpus: u32,
@@ -37,7 +37,7 @@ struct Limits {
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Held {
+struct HostUsage {
     macos: u32,
     linux: u32,
     cpus: u32,
@@ -80,7 +80,7 @@ struct InstanceAnswer {
     memory_mib: u32,
 }
 
-pub(super) async fn run(client: &Client, json: bool) -> Result<u8, Failure> {
+pub(super) async fn run(client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     let value: Value = client.get(&["host"], &[]).await?;
     if json {
         output::json(&value)?;

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{
-    client::{Client, Failure},
+    client::{ApiClient, CommandFailure},
     exit, output, text,
     views::ListedJobView,
     vm::shorten,
@@ -16,11 +16,11 @@ pub(super) enum JobCommand {
     ///
     /// Those that webhooks or the poll told of, wanted here or not. Without --all: those that are not over.
     #[command(visible_alias = "ls")]
-    List(List),
+    List(JobList),
 }
 
 #[derive(Args)]
-pub(super) struct List {
+pub(super) struct JobList {
     /// Only jobs that this pool wants
     #[arg(long, value_name = "NAME")]
     pool: Option<String>,
@@ -31,7 +31,7 @@ pub(super) struct List {
 
 const OPEN: [&str; 3] = ["waiting", "queued", "in_progress"];
 
-pub(super) async fn run(command: JobCommand, client: &Client, json: bool) -> Result<u8, Failure> {
+pub(super) async fn run(command: JobCommand, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     let JobCommand::List(args) = command;
     let mut query: Vec<(&str, &str)> = Vec::new();
     if !args.all {

@@ -29,7 +29,7 @@ mod views;
 mod vm;
 mod webhook;
 
-use client::Failure;
+use client::CommandFailure;
 
 /// What the exit code says.
 pub mod exit {
@@ -76,7 +76,7 @@ struct Cli {
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]
-    command: Command,
+    command: TopCommand,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -103,7 +103,7 @@ struct Global {
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum TopCommand {
     Serve(serve::Serve),
     /// Create, watch and end vms
     #[command(subcommand, arg_required_else_help = true)]
@@ -200,42 +200,47 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn dispatch(cli: Cli) -> Result<u8, Failure> {
+fn dispatch(cli: Cli) -> Result<u8, CommandFailure> {
     let Cli { global, command } = cli;
     match command {
-        Command::Serve(serve) => serve::run(serve, global.data_dir),
-        Command::Doctor(doctor) => doctor::run(&doctor, global.data_dir, global.json),
-        Command::Github(command) => github::run(command, global.data_dir, global.json),
-        Command::Openapi => openapi::run(),
-        Command::Completions { shell } => {
+        TopCommand::Serve(serve) => serve::run(serve, global.data_dir),
+        TopCommand::Doctor(doctor) => doctor::run(&doctor, global.data_dir, global.json),
+        TopCommand::Github(command) => github::run(command, global.data_dir, global.json),
+        TopCommand::Openapi => openapi::run(),
+        TopCommand::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "mayfly", &mut script);
             output::bytes(&script)?;
             Ok(exit::OK)
         }
-        Command::GuestRelay { socket } => Ok(relay::run(&socket)),
-        Command::Detach { command } => Ok(detach::run(&command)),
-        Command::Supervise { command } => Ok(supervise::run(&command)),
-        Command::Markdown => {
+        TopCommand::GuestRelay { socket } => Ok(relay::run(&socket)),
+        TopCommand::Detach { command } => Ok(detach::run(&command)),
+        TopCommand::Supervise { command } => Ok(supervise::run(&command)),
+        TopCommand::Markdown => {
             output::bytes(markdown::reference().as_bytes())?;
             Ok(exit::OK)
         }
-        Command::Vm(command) => talk(&global, async |client| vm::run(command, client, global.json).await),
-        Command::Pool(command) => talk(&global, async |client| pool::run(command, client, global.json).await),
-        Command::Job(command) => talk(&global, async |client| job::run(command, client, global.json).await),
-        Command::Webhook(command) => talk(&global, async |client| webhook::run(command, client, global.json).await),
-        Command::Template(command) => talk(&global, async |client| template::run(command, client, global.json).await),
-        Command::Token(command) => talk(&global, async |client| token::run(command, client, global.json).await),
-        Command::Host => talk(&global, async |client| host::run(client, global.json).await),
+        TopCommand::Vm(command) => talk(&global, async |client| vm::run(command, client, global.json).await),
+        TopCommand::Pool(command) => talk(&global, async |client| pool::run(command, client, global.json).await),
+        TopCommand::Job(command) => talk(&global, async |client| job::run(command, client, global.json).await),
+        TopCommand::Webhook(command) => talk(&global, async |client| webhook::run(command, client, global.json).await),
+        TopCommand::Template(command) => {
+            talk(&global, async |client| template::run(command, client, global.json).await)
+        }
+        TopCommand::Token(command) => talk(&global, async |client| token::run(command, client, global.json).await),
+        TopCommand::Host => talk(&global, async |client| host::run(client, global.json).await),
     }
 }
 
 /// Runs a command that talks to the service. One thread is plenty for one request at a time.
-fn talk(global: &Global, work: impl AsyncFnOnce(&client::Client) -> Result<u8, Failure>) -> Result<u8, Failure> {
-    let client = client::Client::new(global)?;
+fn talk(
+    global: &Global,
+    work: impl AsyncFnOnce(&client::ApiClient) -> Result<u8, CommandFailure>,
+) -> Result<u8, CommandFailure> {
+    let client = client::ApiClient::new(global)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::Other(format!("cannot start: {error}")))?;
+        .map_err(|error| CommandFailure::Other(format!("cannot start: {error}")))?;
     runtime.block_on(work(&client))
 }

@@ -1,9 +1,9 @@
 //! `mayfly openapi`: the document, without a service.
 
-use super::{client::Failure, exit, output};
+use super::{client::CommandFailure, exit, output};
 use crate::http;
 
-pub(super) fn run() -> Result<u8, Failure> {
+pub(super) fn run() -> Result<u8, CommandFailure> {
     output::bytes(http::openapi_json().as_bytes())?;
     Ok(exit::OK)
 }

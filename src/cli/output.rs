@@ -4,31 +4,31 @@ use std::io::{self, IsTerminal, Write};
 
 use serde_json::Value;
 
-use super::client::Failure;
+use super::client::CommandFailure;
 
-fn closed(error: io::Error) -> Failure {
+fn closed(error: io::Error) -> CommandFailure {
     match error.kind() {
-        io::ErrorKind::BrokenPipe => Failure::OutputClosed,
-        _ => Failure::Other(format!("cannot write the output: {error}")),
+        io::ErrorKind::BrokenPipe => CommandFailure::OutputClosed,
+        _ => CommandFailure::Other(format!("cannot write the output: {error}")),
     }
 }
 
-pub(super) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
+pub(super) fn bytes(bytes: &[u8]) -> Result<(), CommandFailure> {
     let mut out = io::stdout().lock();
     out.write_all(bytes).and_then(|()| out.flush()).map_err(closed)
 }
 
-pub(super) fn line(text: &str) -> Result<(), Failure> {
+pub(super) fn line(text: &str) -> Result<(), CommandFailure> {
     bytes(format!("{text}\n").as_bytes())
 }
 
 /// One JSON document.
-pub(super) fn json(value: &Value) -> Result<(), Failure> {
+pub(super) fn json(value: &Value) -> Result<(), CommandFailure> {
     line(&format!("{value:#}"))
 }
 
 /// One JSON document on one line, where several may follow.
-pub(super) fn json_line(value: &Value) -> Result<(), Failure> {
+pub(super) fn json_line(value: &Value) -> Result<(), CommandFailure> {
     line(&value.to_string())
 }
 

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::{
-    client::{Client, Failure},
+    client::{ApiClient, CommandFailure},
     exit, output, text,
     views::PoolView,
     vm::{budget, parse_scope, shorten},
@@ -68,7 +68,7 @@ pub(super) struct Set {
     disabled: bool,
 }
 
-pub(super) async fn run(command: PoolCommand, client: &Client, json: bool) -> Result<u8, Failure> {
+pub(super) async fn run(command: PoolCommand, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     match command {
         PoolCommand::List => list(client, json).await?,
         PoolCommand::Show { name } => {
@@ -88,7 +88,7 @@ pub(super) async fn run(command: PoolCommand, client: &Client, json: bool) -> Re
     Ok(exit::OK)
 }
 
-async fn set(args: Set, client: &Client, json: bool) -> Result<(), Failure> {
+async fn set(args: Set, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     let mut body = Map::new();
     for (key, value) in [
         ("template", Some(Value::from(args.template))),
@@ -116,7 +116,7 @@ async fn set(args: Set, client: &Client, json: bool) -> Result<(), Failure> {
     output::line(&text::plain(&format!("{}  {takes} jobs of {} that ask for {labels}", pool.name, pool.scope)))
 }
 
-async fn list(client: &Client, json: bool) -> Result<(), Failure> {
+async fn list(client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     let items = client.list(&["pools"], &[]).await?;
     if json {
         return output::json(&json!({ "items": items }));
@@ -146,7 +146,7 @@ async fn list(client: &Client, json: bool) -> Result<(), Failure> {
     output::bytes(text::table(&head, &rows, output::width(), 0).as_bytes())
 }
 
-fn show(pool: &PoolView) -> Result<(), Failure> {
+fn show(pool: &PoolView) -> Result<(), CommandFailure> {
     let source = match pool.source.as_str() {
         "config" => "mayfly.toml; it is changed there",
         "api" => "the API",

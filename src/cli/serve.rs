@@ -6,7 +6,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{client::Failure, exit, output};
+use super::{client::CommandFailure, exit, output};
 use crate::{
     app,
     config::{self, Config, Overrides},
@@ -44,7 +44,7 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     Ok((key.trim().to_owned(), value.to_owned()))
 }
 
-pub(super) fn run(args: Serve, data_dir: Option<PathBuf>) -> Result<u8, Failure> {
+pub(super) fn run(args: Serve, data_dir: Option<PathBuf>) -> Result<u8, CommandFailure> {
     if args.print_config_docs {
         output::bytes(config::docs::markdown().as_bytes())?;
         return Ok(exit::OK);
@@ -54,26 +54,27 @@ pub(super) fn run(args: Serve, data_dir: Option<PathBuf>) -> Result<u8, Failure>
     let mut overrides: Overrides = args.settings;
     overrides.extend(args.listen.map(|address| ("server.listen".to_owned(), address)));
     let config =
-        Config::load(data_dir, overrides).map_err(|error| Failure::Usage(format!("configuration: {error}")))?;
+        Config::load(data_dir, overrides).map_err(|error| CommandFailure::Usage(format!("configuration: {error}")))?;
     if args.check {
-        app::check(&config).map_err(|error| Failure::Usage(error.to_string()))?;
+        app::check(&config).map_err(|error| CommandFailure::Usage(error.to_string()))?;
         output::note(&format!("the configuration is usable; data directory {}", config.data_dir.display()));
         return Ok(exit::OK);
     }
-    let own_path = std::env::current_exe()
-        .map_err(|error| Failure::Other(format!("cannot start: this program's own path is not known: {error}")))?;
+    let own_path = std::env::current_exe().map_err(|error| {
+        CommandFailure::Other(format!("cannot start: this program's own path is not known: {error}"))
+    })?;
     command::die_with_this_process(&own_path);
-    telemetry::start_logging(&config.log).map_err(|error| Failure::Usage(error.to_string()))?;
+    telemetry::start_logging(&config.log).map_err(|error| CommandFailure::Usage(error.to_string()))?;
     telemetry::start_metrics();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::Other(format!("cannot start: {error}")))?;
+        .map_err(|error| CommandFailure::Other(format!("cannot start: {error}")))?;
     let served = runtime.block_on(async {
         let shutdown = CancellationToken::new();
         watch_signals(shutdown.clone())
-            .map_err(|error| Failure::Other(format!("cannot watch for signals: {error}")))?;
-        app::serve(config, shutdown).await.map_err(|error| Failure::Other(error.to_string()))
+            .map_err(|error| CommandFailure::Other(format!("cannot watch for signals: {error}")))?;
+        app::serve(config, shutdown).await.map_err(|error| CommandFailure::Other(error.to_string()))
     });
     // What is left are tasks that nobody waits for; they are not given the power to keep the process alive.
     runtime.shutdown_background();

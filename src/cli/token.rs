@@ -4,7 +4,7 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 use super::{
-    client::{Client, Failure},
+    client::{ApiClient, CommandFailure},
     exit, output, text,
     views::TokenView,
 };
@@ -19,7 +19,7 @@ pub(super) enum TokenCommand {
         name: String,
         /// What it allows; each scope includes those before it
         #[arg(long, value_enum)]
-        scope: Scope,
+        scope: TokenScopeArg,
     },
     /// List tokens
     #[command(visible_alias = "ls")]
@@ -32,7 +32,7 @@ pub(super) enum TokenCommand {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-pub(super) enum Scope {
+pub(super) enum TokenScopeArg {
     /// Read
     Read,
     /// Create and end vms
@@ -41,13 +41,13 @@ pub(super) enum Scope {
     Admin,
 }
 
-pub(super) async fn run(command: TokenCommand, client: &Client, json: bool) -> Result<u8, Failure> {
+pub(super) async fn run(command: TokenCommand, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     match command {
         TokenCommand::Create { name, scope } => {
             let scope = match scope {
-                Scope::Read => "read",
-                Scope::Create => "create",
-                Scope::Admin => "admin",
+                TokenScopeArg::Read => "read",
+                TokenScopeArg::Create => "create",
+                TokenScopeArg::Admin => "admin",
             };
             let created = client.post(&["tokens"], &json!({ "name": name, "scope": scope }), &[]).await?;
             if json {
@@ -79,7 +79,7 @@ pub(super) async fn run(command: TokenCommand, client: &Client, json: bool) -> R
     Ok(exit::OK)
 }
 
-fn list(client: &Client, items: &[Value]) -> Result<(), Failure> {
+fn list(client: &ApiClient, items: &[Value]) -> Result<(), CommandFailure> {
     let mut rows = Vec::new();
     for item in items {
         let t: TokenView = client.view(item)?;
@@ -89,7 +89,7 @@ fn list(client: &Client, items: &[Value]) -> Result<(), Failure> {
     output::bytes(text::table(&["NAME", "SCOPE", "STATE", "AGE", "ID"], &rows, output::width(), 0).as_bytes())
 }
 
-async fn resolve(token: &str, client: &Client) -> Result<String, Failure> {
+async fn resolve(token: &str, client: &ApiClient) -> Result<String, CommandFailure> {
     if token.parse::<uuid::Uuid>().is_ok() {
         return Ok(token.to_owned());
     }
@@ -100,6 +100,8 @@ async fn resolve(token: &str, client: &Client) -> Result<String, Failure> {
         .and_then(|t| t["id"].as_str())
         .map(str::to_owned)
         .ok_or_else(|| {
-            Failure::Other(format!("no valid token is called {token:?}; `mayfly token list` shows what there is"))
+            CommandFailure::Other(format!(
+                "no valid token is called {token:?}; `mayfly token list` shows what there is"
+            ))
         })
 }

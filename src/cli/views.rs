@@ -39,7 +39,7 @@ pub(super) struct VmView {
     pub jobs: Vec<JobRecordView>,
     pub last_fault: Option<FaultView>,
     #[serde(default)]
-    pub timeline: Vec<Entry>,
+    pub timeline: Vec<StateEntryView>,
     pub created_at: Timestamp,
     pub deleted_at: Option<Timestamp>,
 }
@@ -168,7 +168,7 @@ pub(super) struct FaultView {
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Entry {
+pub(super) struct StateEntryView {
     pub state: String,
     pub at: Timestamp,
 }

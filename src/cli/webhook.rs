@@ -3,7 +3,7 @@
 use clap::Subcommand;
 
 use super::{
-    client::{Client, Failure},
+    client::{ApiClient, CommandFailure},
     exit, output, text,
     views::DeliveryView,
 };
@@ -17,7 +17,7 @@ pub(super) enum WebhookCommand {
     List,
 }
 
-pub(super) async fn run(command: WebhookCommand, client: &Client, json: bool) -> Result<u8, Failure> {
+pub(super) async fn run(command: WebhookCommand, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     let WebhookCommand::List = command;
     let value = client.get(&["webhooks", "github", "deliveries"], &[]).await?;
     if json {

@@ -2,22 +2,22 @@
 
 use super::{
     Config, GitHub,
-    source::{Found, named},
+    source::{GivenSettings, named},
 };
 use std::collections::BTreeMap;
 
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::runners::{
-    github::{self, Options, Server, Source},
-    program::{Archive, at_least},
+use crate::sources::github::{
+    self, CredentialLocation, GitHubOptions, Server,
+    runner_archives::{RunnerArchive, at_least},
 };
 
 /// Secrets of the webhook, where files are no way.
 const WEBHOOK_VARIABLE: &str = "MAYFLY_GITHUB_WEBHOOK_SECRET";
 
 impl GitHub {
-    pub(super) fn check(&self, found: &mut Found) {
+    pub(super) fn check(&self, found: &mut GivenSettings) {
         if let Err(why) = Server::new(&self.url, None) {
             found.refuse("github.url", why);
         } else if let Err(why) = self.server() {
@@ -54,8 +54,8 @@ impl GitHub {
     }
 
     /// How this GitHub is spoken to.
-    pub fn options(&self) -> Result<Options, String> {
-        let mut options = Options::new(self.server()?);
+    pub fn options(&self) -> Result<GitHubOptions, String> {
+        let mut options = GitHubOptions::new(self.server()?);
         options.ca_file = self.ca_file.clone();
         options.api_version = self.api_version.clone();
         Ok(options)
@@ -82,14 +82,20 @@ impl GitHub {
     }
 
     /// Who we are to it; `None` when nobody said.
-    pub fn source(&self, env: impl Fn(&str) -> Option<String>) -> Result<Option<Source>, String> {
+    pub fn source(&self, env: impl Fn(&str) -> Option<String>) -> Result<Option<CredentialLocation>, String> {
         let app_id = self.app_id.as_ref().map(|id| id.0.as_str());
-        Source::choose(app_id, self.installation_id, self.private_key_file.clone(), self.token_file.clone(), env)
+        CredentialLocation::choose(
+            app_id,
+            self.installation_id,
+            self.private_key_file.clone(),
+            self.token_file.clone(),
+            env,
+        )
     }
 }
 
 impl Config {
-    pub(super) fn check_runners(&self, found: &mut Found) {
+    pub(super) fn check_runners(&self, found: &mut GivenSettings) {
         let minimum = &self.github.runner_minimum_version;
         if !is_version(minimum) {
             found.refuse("github.runner_minimum_version", "expected a version such as 2.329.0");
@@ -118,9 +124,9 @@ impl Config {
     }
 
     /// The runner programs that guests may be handed, by platform.
-    pub fn runner_archives(&self) -> BTreeMap<String, Archive> {
+    pub fn runner_archives(&self) -> BTreeMap<String, RunnerArchive> {
         let archive = |set: &super::RunnerArchive| {
-            Some(Archive {
+            Some(RunnerArchive {
                 url: set.url.as_deref()?.parse().ok()?,
                 sha256: set.sha256.as_deref()?.to_ascii_lowercase(),
                 version: set.version.clone()?,

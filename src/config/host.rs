@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Host {
+pub struct HostResources {
     pub cpus: u32,
     pub memory_mib: u32,
 }
@@ -13,11 +13,11 @@ const UNKNOWN_MEMORY_MIB: u32 = 4096;
 /// Left to the host itself.
 const RESERVED_MIB: u32 = 1024;
 
-impl Host {
+impl HostResources {
     /// This machine, looked at once.
-    pub fn this() -> Host {
-        static HOST: OnceLock<Host> = OnceLock::new();
-        *HOST.get_or_init(|| Host {
+    pub fn this() -> HostResources {
+        static HOST: OnceLock<HostResources> = OnceLock::new();
+        *HOST.get_or_init(|| HostResources {
             cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
             memory_mib: memory_mib().unwrap_or(UNKNOWN_MEMORY_MIB),
         })
@@ -68,6 +68,6 @@ mod tests {
 
     #[test]
     fn a_small_host_still_gets_something() {
-        assert_eq!(Host { cpus: 1, memory_mib: 900 }.guest_memory_mib(), 512);
+        assert_eq!(HostResources { cpus: 1, memory_mib: 900 }.guest_memory_mib(), 512);
     }
 }

@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    host::Host,
-    source::{Found, Setting},
+    host::HostResources,
+    source::{GivenSettings, Setting},
 };
 use crate::domain::{self, Scope};
 
@@ -30,14 +30,14 @@ pub struct Named {
     pub example: &'static str,
     pub section: Section,
     /// A table inside of each of them.
-    pub inner: Option<Inner>,
+    pub inner: Option<NestedTable>,
     /// The section that they are documented after.
     pub after: &'static str,
 }
 
 /// A table inside of a named one: `[pools."macos".budgets]`.
 #[derive(Debug)]
-pub struct Inner {
+pub struct NestedTable {
     pub name: &'static str,
     pub section: Section,
 }
@@ -96,7 +96,7 @@ macro_rules! section {
             };
 
             /// From the table with this path.
-            pub(super) fn read(path: &str, found: &mut Found) -> Self {
+            pub(super) fn read(path: &str, found: &mut GivenSettings) -> Self {
                 Self { $( $field: found.take(&format!("{path}.{}", stringify!($field))).unwrap_or_else(|| $default), )+ }
             }
         }
@@ -141,13 +141,13 @@ section! {
     /// How many guests this host runs at once. All limits apply together.
     Slots = "slots" {
         /// Linux guests at once.
-        linux: u32 = Host::this().cpus, shown as "the host's cores";
+        linux: u32 = HostResources::this().cpus, shown as "the host's cores";
         /// macOS guests at once: at most 2, because Apple's licence and kernel allow no more on one host.
         macos: u32 = domain::host::MACOS_GUESTS_PER_HOST;
         /// Cores of all guests together.
-        cpus: u32 = Host::this().guest_cpus(), shown as "the host's cores; twice that on Linux";
+        cpus: u32 = HostResources::this().guest_cpus(), shown as "the host's cores; twice that on Linux";
         /// Memory of all guests together, in MiB.
-        memory_mib: u32 = Host::this().guest_memory_mib(), shown as "the host's memory less 1024";
+        memory_mib: u32 = HostResources::this().guest_memory_mib(), shown as "the host's memory less 1024";
         /// Guests that Mayfly did not start take slots too.
         count_foreign: bool = true;
     }
@@ -262,7 +262,7 @@ section! {
         /// Certificates (PEM) of authorities to trust in addition to the system's.
         ca_file: Option<PathBuf> = None;
         /// Version of GitHub's API to use.
-        api_version: String = crate::runners::github::API_VERSION.to_owned();
+        api_version: String = crate::sources::github::API_VERSION.to_owned();
         /// Files with the secrets with which GitHub signs webhooks, each readable by the service's user only. List two
         /// while you replace one by the other.
         webhook_secret_files: Vec<PathBuf> = Vec::new(), shown as "none; `MAYFLY_GITHUB_WEBHOOK_SECRET` holds secrets, separated by commas";
@@ -496,7 +496,7 @@ pub const NAMED: &[Named] = &[
         name: "name",
         example: "macos",
         section: PoolTable::SECTION,
-        inner: Some(Inner { name: "budgets", section: PoolBudgets::SECTION }),
+        inner: Some(NestedTable { name: "budgets", section: PoolBudgets::SECTION }),
         after: GitHub::SECTION.path,
     },
     Named {

@@ -3,15 +3,15 @@
 use super::{
     Config,
     keys::{PoolBudgets, PoolTable},
-    source::Found,
+    source::GivenSettings,
 };
 use crate::{
     domain::{Asked, BudgetsPatch, Error, Pool},
-    templates::oci::reference::{Reference, ReferenceError},
+    registry::oci::reference::{Reference, ReferenceError},
 };
 
 /// Those that can be; what is wrong with the others is noted.
-pub(super) fn read(found: &mut Found) -> Vec<Pool> {
+pub(super) fn read(found: &mut GivenSettings) -> Vec<Pool> {
     let mut pools = Vec::new();
     for (name, path) in found.names("pools") {
         let table = PoolTable::read(&path, found);
@@ -46,7 +46,7 @@ pub(super) fn read(found: &mut Found) -> Vec<Pool> {
 }
 
 impl Config {
-    pub(super) fn check_pools(&self, found: &mut Found) {
+    pub(super) fn check_pools(&self, found: &mut GivenSettings) {
         let (usual, capacity) = (self.default_budgets(), self.capacity());
         for pool in &self.pools {
             let path = super::source::named_path("pools", &pool.name);
@@ -73,7 +73,7 @@ impl Config {
 }
 
 /// What is said of a request's field is said of the key that stands for it.
-fn refuse(found: &mut Found, path: &str, error: &Error) {
+fn refuse(found: &mut GivenSettings, path: &str, error: &Error) {
     if error.fields.is_empty() {
         found.refuse_table(path, error.detail.clone());
     }

@@ -33,14 +33,14 @@ pub struct Capacity {
 
 /// What vms hold, ours or foreign.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Held {
+pub struct Usage {
     pub macos: u32,
     pub linux: u32,
     pub cpus: u32,
     pub memory_mib: u32,
 }
 
-impl Held {
+impl Usage {
     pub fn add(&mut self, os: GuestOs, cpus: u32, memory_mib: u32) {
         match os {
             GuestOs::Macos => self.macos += 1,
@@ -57,7 +57,7 @@ impl Held {
         }
     }
 
-    pub fn plus(mut self, other: Held) -> Held {
+    pub fn plus(mut self, other: Usage) -> Usage {
         self.macos += other.macos;
         self.linux += other.linux;
         self.cpus = self.cpus.saturating_add(other.cpus);
@@ -76,7 +76,7 @@ impl Capacity {
     }
 
     /// Whether one more vm of this shape fits beside what is held.
-    pub fn fits(&self, held: &Held, os: GuestOs, cpus: u32, memory_mib: u32) -> bool {
+    pub fn fits(&self, held: &Usage, os: GuestOs, cpus: u32, memory_mib: u32) -> bool {
         held.guests(os) < self.slots(os)
             && held.cpus.saturating_add(cpus) <= self.cpus
             && held.memory_mib.saturating_add(memory_mib) <= self.memory_mib
@@ -240,8 +240,8 @@ impl HostView {
     }
 
     /// What foreign instances hold.
-    pub fn foreign(&self) -> Held {
-        let mut held = Held::default();
+    pub fn foreign(&self) -> Usage {
+        let mut held = Usage::default();
         for i in self.instances.iter().filter(|i| i.vm_id.is_none() && i.running) {
             held.add(i.os, i.cpus, i.memory_mib);
         }
@@ -391,7 +391,7 @@ mod tests {
     #[test]
     fn configuration_cannot_raise_the_macos_limit() {
         let capacity = Capacity { macos_slots: 9, linux_slots: 0, cpus: 64, memory_mib: 65536 };
-        let mut held = Held::default();
+        let mut held = Usage::default();
         for n in 0..9 {
             assert_eq!(capacity.fits(&held, GuestOs::Macos, 2, 1024), n < MACOS_GUESTS_PER_HOST);
             held.add(GuestOs::Macos, 2, 1024);

@@ -84,7 +84,7 @@ pub struct PullSpec {
 
 /// How far a pull is or was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fetched {
+pub struct FetchProgress {
     pub bytes_done: u64,
     pub bytes_total: u64,
     pub chunks_done: u64,
@@ -106,7 +106,7 @@ pub struct Pull {
     /// Of the template.
     pub digest: Option<String>,
     /// As far as it had come when it was last interrupted, or ended.
-    pub fetched: Fetched,
+    pub fetched: FetchProgress,
     /// Failures in a row.
     pub failures: u32,
     /// What went wrong last, overcome or not.
@@ -134,7 +134,7 @@ impl Pull {
             previous,
             image_digest: None,
             digest: None,
-            fetched: Fetched::default(),
+            fetched: FetchProgress::default(),
             failures: 0,
             fault: None,
             retry_at: None,

@@ -73,7 +73,7 @@ impl Display {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Raw {
+struct RawTartConfig {
     version: u64,
     os: Option<String>,
     arch: Option<String>,
@@ -104,7 +104,7 @@ impl TartConfig {
         if bytes.len() as u64 > LARGEST {
             return Err(format!("expected a VM's configuration, which has no {} bytes", bytes.len()));
         }
-        let raw: Raw =
+        let raw: RawTartConfig =
             serde_json::from_slice(bytes).map_err(|error| format!("expected a VM's configuration: {error}"))?;
         if raw.version != 1 {
             return Err(format!("expected version 1 of the configuration, not {}", raw.version));

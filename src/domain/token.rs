@@ -9,7 +9,7 @@ use super::ids::{TokenId, VmId};
 /// What an API token may do. Each scope includes the ones after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Scope {
+pub enum TokenScope {
     /// Everything, tokens and templates included.
     Admin,
     /// Create and end vms, and read.
@@ -18,31 +18,31 @@ pub enum Scope {
     Read,
 }
 
-impl Scope {
-    pub fn includes(self, needed: Scope) -> bool {
+impl TokenScope {
+    pub fn includes(self, needed: TokenScope) -> bool {
         let rank = |s| match s {
-            Scope::Admin => 2,
-            Scope::Create => 1,
-            Scope::Read => 0,
+            TokenScope::Admin => 2,
+            TokenScope::Create => 1,
+            TokenScope::Read => 0,
         };
         rank(self) >= rank(needed)
     }
 
     pub fn as_str(self) -> &'static str {
         match self {
-            Scope::Admin => "admin",
-            Scope::Create => "create",
-            Scope::Read => "read",
+            TokenScope::Admin => "admin",
+            TokenScope::Create => "create",
+            TokenScope::Read => "read",
         }
     }
 }
 
 /// An API token as stored: its secret is known to its owner alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Token {
+pub struct ApiToken {
     pub id: TokenId,
     pub name: String,
-    pub scope: Scope,
+    pub scope: TokenScope,
     pub created_at: Timestamp,
     pub revoked_at: Option<Timestamp>,
 }
@@ -53,7 +53,7 @@ pub enum Caller {
     Token {
         id: TokenId,
         name: String,
-        scope: Scope,
+        scope: TokenScope,
     },
     /// A guest with its per-vm token.
     Guest(VmId),

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// What a name points at, or pointed at before.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
+pub struct AliasTarget {
     pub digest: String,
     /// When the name was pointed there. `None`: it was before that was written down.
     pub since: Option<Timestamp>,
@@ -37,14 +37,14 @@ pub struct Pin {
 
 /// What is known of a version beside its content.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct VersionStatus {
     /// All names that point at it.
     pub names: Vec<String>,
     /// Since when the name that was asked for points at it, and why.
     pub since: Option<Timestamp>,
     pub why: Option<String>,
     /// What the name that was asked for pointed at before and is still here, newest first.
-    pub previous: Vec<Target>,
+    pub previous: Vec<AliasTarget>,
     pub pin: Option<Pin>,
     /// When a vm was last made from it, or when it came.
     pub last_used_at: Option<Timestamp>,
@@ -109,7 +109,7 @@ pub enum HeldKind {
 
 /// Something in the catalog that takes space, and why it goes or stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct VersionUsage {
     pub kind: HeldKind,
     pub digest: String,
     /// That point at it, or pointed at it before.
@@ -124,8 +124,8 @@ pub struct Held {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pruned {
     pub dry_run: bool,
-    pub removed: Vec<Held>,
-    pub kept: Vec<Held>,
+    pub removed: Vec<VersionUsage>,
+    pub kept: Vec<VersionUsage>,
     /// Of all that was removed.
     pub freed_bytes: u64,
     /// Of all templates and pulls, before.

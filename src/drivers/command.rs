@@ -58,7 +58,7 @@ pub struct Command {
 
 /// How a program ended that ran to its end, well or not.
 #[derive(Debug)]
-pub struct Output {
+pub struct ProgramOutput {
     pub status: ExitStatus,
     pub stdout: Vec<u8>,
     /// The end of what it wrote to standard error.
@@ -79,7 +79,7 @@ pub enum CommandError {
     Io { program: String, source: io::Error },
 }
 
-impl Output {
+impl ProgramOutput {
     pub fn stdout_text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
@@ -167,16 +167,16 @@ impl Command {
     }
 
     /// Runs it to its end. An exit status other than 0 is no error here: the caller knows what it means.
-    pub async fn run(self) -> Result<Output, CommandError> {
-        self.run_watched(|_, _| Watch::Continue).await
+    pub async fn run(self) -> Result<ProgramOutput, CommandError> {
+        self.run_watched(|_, _| OutputWatch::Continue).await
     }
 
-    /// Like `run`, and shows `watch` each piece of output as it arrives. `Watch::Stop` kills the program: its output up to then
+    /// Like `run`, and shows `watch` each piece of output as it arrives. `OutputWatch::Stop` kills the program: its output up to then
     /// is returned with the status of a killed program.
     pub async fn run_watched(
         mut self,
-        watch: impl FnMut(Stream, &[u8]) -> Watch + Send,
-    ) -> Result<Output, CommandError> {
+        watch: impl FnMut(Stream, &[u8]) -> OutputWatch + Send,
+    ) -> Result<ProgramOutput, CommandError> {
         let ends = Instant::now() + self.deadline;
         let supervisor = SUPERVISOR.get().filter(|_| self.supervised);
         let mut command = self.prepared(supervisor.map(PathBuf::as_path));
@@ -196,7 +196,7 @@ impl Command {
         let watch = Mutex::new(watch);
         let show = |stream, piece: &[u8]| {
             let mut watch = watch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if watch(stream, piece) == Watch::Stop {
+            if watch(stream, piece) == OutputWatch::Stop {
                 stop.notify_one();
             }
         };
@@ -262,7 +262,7 @@ impl Command {
             Ok(Ok(status)) => {
                 // Reaped: the group's id may soon belong to strangers.
                 group.forget();
-                Ok(Output { status, stdout, stderr_tail })
+                Ok(ProgramOutput { status, stdout, stderr_tail })
             }
         }
     }
@@ -305,7 +305,7 @@ pub enum Stream {
 
 /// Whether a program whose output is watched goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Watch {
+pub enum OutputWatch {
     Continue,
     Stop,
 }
@@ -408,7 +408,7 @@ mod tests {
         let watch = |stream, piece: &[u8]| {
             assert_eq!(stream, Stream::Stdout);
             seen.push_str(&String::from_utf8_lossy(piece));
-            if seen.contains('\n') { Watch::Stop } else { Watch::Continue }
+            if seen.contains('\n') { OutputWatch::Stop } else { OutputWatch::Continue }
         };
         let out = sh("echo enough; sleep 60", SOON).run_watched(watch).await.unwrap();
         assert!(!out.status.success());

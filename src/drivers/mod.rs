@@ -45,7 +45,7 @@ pub struct Capabilities {
 
 /// Whether it works here, and with what.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Probe {
+pub struct DriverProbe {
     /// For example `QEMU emulator version 7.2.22`.
     pub version: String,
     pub arch: Arch,
@@ -55,7 +55,7 @@ pub struct Probe {
     pub note: Option<String>,
 }
 
-impl Probe {
+impl DriverProbe {
     /// Which accelerator runs guests, and why not a better one, in one sentence.
     pub fn sentence(&self) -> String {
         let note = self.note.as_deref().map(|note| format!(": {note}")).unwrap_or_default();
@@ -181,7 +181,7 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Usable here? May start a guest to find out, so the answer is kept by the caller; `fresh` ignores what an earlier probe
     /// left on disk.
-    async fn probe(&self, fresh: bool) -> Result<Probe>;
+    async fn probe(&self, fresh: bool) -> Result<DriverProbe>;
 
     /// Clones the template's disk for this instance. Copy-on-write; the template stays untouched.
     async fn create(&self, spec: &InstanceSpec) -> Result<()>;

@@ -74,7 +74,7 @@ impl CommandLine {
 }
 
 /// What the system says of a process.
-struct Status {
+struct ProcessStatus {
     started: String,
     /// Whom it runs as.
     uid: u32,
@@ -92,7 +92,7 @@ impl Process {
             Err(error) if is_absence(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
-        Ok(system::status(pid).await?.map(|Status { started, uid, age }| Process {
+        Ok(system::status(pid).await?.map(|ProcessStatus { started, uid, age }| Process {
             pid,
             started,
             uid,
@@ -232,7 +232,7 @@ mod system {
 
     use rustix::{io::Errno, process::PidfdFlags};
 
-    use super::{CommandLine, Pid, Status, is_absence, not_understood};
+    use super::{CommandLine, Pid, ProcessStatus, is_absence, not_understood};
 
     /// In what the kernel tells to programs, a second has a hundred ticks.
     const TICK_MS: u64 = 10;
@@ -256,7 +256,7 @@ mod system {
         }
     }
 
-    pub async fn status(pid: Pid) -> io::Result<Option<Status>> {
+    pub async fn status(pid: Pid) -> io::Result<Option<ProcessStatus>> {
         let Some(stat) = absent_is_none(std::fs::read_to_string(format!("/proc/{pid}/stat")))? else {
             return Ok(None);
         };
@@ -274,7 +274,7 @@ mod system {
             .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let age =
             up.ok_or_else(|| not_understood("/proc/uptime"))?.saturating_sub(Duration::from_millis(ticks * TICK_MS));
-        Ok(Some(Status { started: format!("{}:{ticks}", boot()?), uid, age }))
+        Ok(Some(ProcessStatus { started: format!("{}:{ticks}", boot()?), uid, age }))
     }
 
     /// Which boot of the host this is: the clock of starts begins anew with each.
@@ -349,7 +349,7 @@ mod system {
 mod system {
     use std::{io, path::Path, time::Duration};
 
-    use super::{CommandLine, Pid, Status, not_understood};
+    use super::{CommandLine, Pid, ProcessStatus, not_understood};
     use crate::drivers::command::Command;
 
     /// `None`: there is no such process. One keyword per `-o`: to the `ps` of BSD, whatever follows a `=` is that column's
@@ -370,7 +370,7 @@ mod system {
         }
     }
 
-    pub async fn status(pid: Pid) -> io::Result<Option<Status>> {
+    pub async fn status(pid: Pid) -> io::Result<Option<ProcessStatus>> {
         let columns = ["-o", "state=", "-o", "uid=", "-o", "etime=", "-o", "lstart=", "-p", &pid.to_string()];
         match ps(&columns).await? {
             Some(text) => super::status_of(&text),
@@ -415,7 +415,7 @@ mod system {
 
 /// Of `ps -o state= -o uid= -o etime= -o lstart=`: `Ss 501 01-02:03:04 Fri Nov 20 10:00:00 2026`. A zombie has ended.
 #[cfg(any(test, not(target_os = "linux")))]
-fn status_of(text: &str) -> io::Result<Option<Status>> {
+fn status_of(text: &str) -> io::Result<Option<ProcessStatus>> {
     let garbled = || not_understood("what ps says of a process");
     let mut words = text.split_ascii_whitespace();
     let Some(state) = words.next() else { return Ok(None) };
@@ -428,7 +428,7 @@ fn status_of(text: &str) -> io::Result<Option<Status>> {
     if started.is_empty() {
         return Err(garbled());
     }
-    Ok(Some(Status { started, uid, age }))
+    Ok(Some(ProcessStatus { started, uid, age }))
 }
 
 /// `[[days-]hours:]minutes:seconds`.

@@ -16,7 +16,7 @@ use super::kit::{Kit, KitFile};
 const PIECE: usize = 1024;
 
 /// Where the kit goes.
-pub(super) enum Place {
+pub(super) enum InstallTarget {
     System,
     /// For root as `System`, for others a directory of their own.
     OfUser,
@@ -24,25 +24,25 @@ pub(super) enum Place {
     At(String),
 }
 
-impl Place {
+impl InstallTarget {
     /// Shell that sets `kit`.
     fn directory(&self) -> String {
         match self {
-            Place::System => "kit=/opt/mayfly".to_owned(),
+            InstallTarget::System => "kit=/opt/mayfly".to_owned(),
             // What runs in the background of a system may have no HOME: the shell asks the user data base then.
-            Place::OfUser => "if [ \"$(id -u)\" = 0 ]; then kit=/opt/mayfly; else\n\
+            InstallTarget::OfUser => "if [ \"$(id -u)\" = 0 ]; then kit=/opt/mayfly; else\n\
                  if [ -z \"${HOME:-}\" ]; then eval \"HOME=~$(id -un)\"; export HOME; fi\n\
                  kit=${HOME:?}/.mayfly; fi"
                 .to_owned(),
             #[cfg(test)]
-            Place::At(path) => format!("kit='{path}'"),
+            InstallTarget::At(path) => format!("kit='{path}'"),
         }
     }
 }
 
 /// Tells the wrapper of this attempt that its job may start. For guests that cannot ask over the guest API; doing it again
 /// changes nothing.
-pub(super) fn start_script(attempt: u32, place: &Place) -> String {
+pub(super) fn start_script(attempt: u32, place: &InstallTarget) -> String {
     let directory = place.directory();
     format!(
         "#!/bin/sh\n\
@@ -58,7 +58,7 @@ pub(super) fn start_script(attempt: u32, place: &Place) -> String {
     )
 }
 
-pub(super) fn script(kit: &Kit, place: &Place) -> String {
+pub(super) fn script(kit: &Kit, place: &InstallTarget) -> String {
     let id = kit.vm_id();
     let directory = place.directory();
     let mut s = format!(
@@ -156,7 +156,7 @@ pub(super) mod tests {
             for shell in shells().into_iter().filter(|s| s[..] != ["zsh"]) {
                 let root = tempfile::tempdir().unwrap();
                 let dir = root.path().join("opt/mayfly");
-                let script = script(&kit, &Place::At(dir.display().to_string()));
+                let script = script(&kit, &InstallTarget::At(dir.display().to_string()));
                 prop_assert!(script.bytes().all(|b| b == b'\n' || (b' '..=b'~').contains(&b)));
                 let out = run(&shell, &script);
                 prop_assert!(out.status.success(), "{:?}: {}", shell, String::from_utf8_lossy(&out.stderr));
@@ -173,7 +173,7 @@ pub(super) mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("k");
         let kit = Kit::new(input()).unwrap().with_boot(BOOT);
-        let script = script(&kit, &Place::At(dir.display().to_string()));
+        let script = script(&kit, &InstallTarget::At(dir.display().to_string()));
         assert!(run(&["sh"], &script).status.success());
         fs::write(dir.join("wrapper.sh"), "in use").unwrap();
         assert_eq!(run(&["sh"], &script).stdout.trim_ascii(), b"2");
@@ -184,7 +184,7 @@ pub(super) mod tests {
     fn what_another_vm_left_is_removed() {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("k");
-        let place = Place::At(dir.display().to_string());
+        let place = InstallTarget::At(dir.display().to_string());
         let old = KitInput { vm_id: crate::domain::VmId::mint(), ..input() };
         assert!(run(&["sh"], &script(&Kit::new(old).unwrap().with_boot(BOOT), &place)).status.success());
         let kit = Kit::new(KitInput { payload: None, ..input() }).unwrap().with_boot(BOOT);
@@ -210,7 +210,7 @@ pub(super) mod tests {
         // The user data base gives nobody a home in here, so what the shell learns from it is looked at and not used.
         fs::write(tools.join("id"), "#!/bin/sh\ncase $1 in -u) echo 501 ;; -un) echo root ;; esac\n").unwrap();
         fs::set_permissions(tools.join("id"), fs::Permissions::from_mode(0o755)).unwrap();
-        let script = script(&Kit::new(input()).unwrap().with_boot("echo $HOME\n"), &Place::OfUser);
+        let script = script(&Kit::new(input()).unwrap().with_boot("echo $HOME\n"), &InstallTarget::OfUser);
         // Not busybox: its own `id` comes before the one on the PATH, and for root the kit would go to the system's place.
         for shell in shells().into_iter().filter(|s| s[..] != ["zsh"] && s[0] != "busybox" && found(s[0]) != "busybox")
         {
@@ -242,7 +242,7 @@ pub(super) mod tests {
     fn half_a_script_does_nothing() {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("k");
-        let whole = script(&Kit::new(input()).unwrap(), &Place::At(dir.display().to_string()));
+        let whole = script(&Kit::new(input()).unwrap(), &InstallTarget::At(dir.display().to_string()));
         for cut in [whole.len() - 2, whole.len() - 10, whole.len() / 2, 300] {
             run(&["sh"], &whole[..cut]);
             assert!(!dir.exists(), "cut at {cut}");
@@ -253,7 +253,7 @@ pub(super) mod tests {
     fn a_failure_on_the_way_is_the_scripts_failure() {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("file"), "").unwrap();
-        let place = Place::At(root.path().join("file/k").display().to_string());
+        let place = InstallTarget::At(root.path().join("file/k").display().to_string());
         assert!(!run(&["sh"], &script(&Kit::new(input()).unwrap(), &place)).status.success());
     }
 }

@@ -22,4 +22,4 @@ pub mod ssh;
 
 pub use kit::{Kit, KitError, KitFile, KitInput};
 pub use readiness::banner;
-pub use ssh::{Delivered, Login, SshError, Target, deliver};
+pub use ssh::{SshDelivery, SshError, SshLogin, SshTarget, deliver};

@@ -7,9 +7,9 @@ const TAIL: usize = 2 << 10;
 
 /// The output of a command in the guest; the end of it when it is much.
 #[derive(Debug, Default)]
-pub(super) struct Output(Vec<u8>);
+pub(super) struct TailBuffer(Vec<u8>);
 
-impl Output {
+impl TailBuffer {
     pub fn push(&mut self, piece: &[u8]) {
         self.0.extend_from_slice(piece);
         if self.0.len() > 2 * MOST {
@@ -50,7 +50,7 @@ mod tests {
 
     #[test]
     fn the_end_is_kept_and_memory_is_bounded() {
-        let mut output = Output::default();
+        let mut output = TailBuffer::default();
         for n in 0..200_u32 {
             output.push(format!("{n:04}").repeat(1000).as_bytes());
             assert!(output.0.len() <= 2 * MOST);
@@ -62,12 +62,12 @@ mod tests {
 
     #[test]
     fn a_mark_is_found_at_the_end_only() {
-        let mut output = Output::default();
+        let mut output = TailBuffer::default();
         output.push(b"log\nMARK 1\nmore");
         assert_eq!(output.split_off(b"\nMARK ", 5), None);
         assert_eq!(output.split_off(b"\nMARK ", 100).as_deref(), Some(&b"1\nmore"[..]));
         assert_eq!(output.into_bytes(), b"log");
-        assert_eq!(Output::default().split_off(b"\nMARK ", 100), None);
+        assert_eq!(TailBuffer::default().split_off(b"\nMARK ", 100), None);
     }
 
     #[test]

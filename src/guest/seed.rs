@@ -9,7 +9,7 @@ use std::io::{self, Cursor, Seek as _, Write as _};
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
 
 use super::{
-    install::{self, Place},
+    install::{self, InstallTarget},
     kit::Kit,
 };
 
@@ -19,7 +19,7 @@ const STEP: usize = 64 << 10;
 
 /// The volume's bytes. They hold the kit's secrets.
 pub fn volume(kit: &Kit, vm_name: &str) -> io::Result<Vec<u8>> {
-    let user_data = install::script(kit, &Place::System);
+    let user_data = install::script(kit, &InstallTarget::System);
     let meta_data = meta_data(kit, vm_name);
     image(kit.vm_id().0.as_fields().0, &[("user-data", user_data.as_bytes()), ("meta-data", meta_data.as_bytes())])
 }
@@ -110,7 +110,7 @@ mod tests {
             b"instance-id: 01933b5c-7e5e-7c7a-9d5b-1f2e3d4c5b6a\nlocal-hostname: build-7-arm\n"
         );
         let user_data = read(&volume, "user-data").unwrap().unwrap();
-        assert_eq!(user_data, install::script(&kit, &Place::System).as_bytes());
+        assert_eq!(user_data, install::script(&kit, &InstallTarget::System).as_bytes());
         assert!(user_data.starts_with(b"#!/bin/sh\n"));
         // cloud-init looks for a MIME header in the first 4 KiB: nothing of the user's may be there.
         assert!(!String::from_utf8_lossy(&user_data[..4096]).contains("GREETING"));
@@ -137,7 +137,10 @@ mod tests {
     fn big_payloads_fit() {
         let kit = Kit::new(KitInput { payload: Some("é\u{1}".repeat(400_000)), ..input() }).unwrap();
         let volume = volume(&kit, "a").unwrap();
-        assert_eq!(read(&volume, "user-data").unwrap().unwrap(), install::script(&kit, &Place::System).as_bytes());
+        assert_eq!(
+            read(&volume, "user-data").unwrap().unwrap(),
+            install::script(&kit, &InstallTarget::System).as_bytes()
+        );
     }
 
     #[test]
@@ -163,7 +166,7 @@ mod tests {
         let kit = Kit::new(input()).unwrap();
         std::fs::write(&path, volume(&kit, "a").unwrap()).unwrap();
         if let Ok(out) = Command::new("mcopy").arg("-i").arg(&path).args(["::user-data", "-"]).output() {
-            assert_eq!(out.stdout, install::script(&kit, &Place::System).as_bytes());
+            assert_eq!(out.stdout, install::script(&kit, &InstallTarget::System).as_bytes());
         }
         if let Ok(out) = Command::new("blkid").args(["-p", "-o", "export"]).arg(&path).output() {
             let shown = String::from_utf8_lossy(&out.stdout);

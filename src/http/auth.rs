@@ -12,24 +12,24 @@ use secrecy::SecretString;
 use super::{Http, frame::Surface, problem::Problem};
 use crate::domain::{
     Code, VmId,
-    token::{Caller, Scope},
+    token::{Caller, TokenScope},
 };
 
 /// What a handler asks of an API token.
 pub trait Needs: Send + 'static {
-    const SCOPE: Scope;
+    const SCOPE: TokenScope;
 }
 pub struct Read;
 pub struct Create;
 pub struct Admin;
 impl Needs for Read {
-    const SCOPE: Scope = Scope::Read;
+    const SCOPE: TokenScope = TokenScope::Read;
 }
 impl Needs for Create {
-    const SCOPE: Scope = Scope::Create;
+    const SCOPE: TokenScope = TokenScope::Create;
 }
 impl Needs for Admin {
-    const SCOPE: Scope = Scope::Admin;
+    const SCOPE: TokenScope = TokenScope::Admin;
 }
 
 /// The caller has an API token with this scope. A vm's own token never has.
@@ -94,7 +94,7 @@ impl FromRequestParts<Arc<Http>> for OwnVm {
     }
 }
 
-fn scoped(has: Scope, needed: Scope) -> Result<(), Problem> {
+fn scoped(has: TokenScope, needed: TokenScope) -> Result<(), Problem> {
     if has.includes(needed) {
         return Ok(());
     }

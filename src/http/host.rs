@@ -18,7 +18,7 @@ use super::{
 use crate::{
     domain::{
         Arch, Code, GuestOs,
-        host::{Capacity, Difference, DriverView, Held, HostView, Instance, MACOS_GUESTS_PER_HOST},
+        host::{Capacity, Difference, DriverView, HostView, Instance, MACOS_GUESTS_PER_HOST, Usage},
     },
     service::hosts::HostStatus,
 };
@@ -36,9 +36,9 @@ pub struct Host {
     /// The limits; all of them hold at the same time.
     capacity: Capacity,
     /// What vms of this service hold.
-    leased: Held,
+    leased: Usage,
     /// What instances hold that this service did not start. They count.
-    foreign: Held,
+    foreign: Usage,
     slots: Slots,
     /// How many vms wait.
     queued: i64,

@@ -23,10 +23,10 @@ use super::{
 use crate::{
     domain::{
         Code, Fault, PullId, VmId,
-        pull::{Fetched, Pull, PullState},
+        pull::{FetchProgress, Pull, PullState},
     },
     service::Service,
-    templates::pull::Progress,
+    templates::pull::PullProgress,
 };
 
 const LONGEST_WAIT: u32 = 60;
@@ -58,15 +58,15 @@ fn percent(done: u64, total: u64) -> Option<u8> {
 }
 
 impl ProgressView {
-    pub fn moving(progress: &Progress) -> Self {
+    pub fn moving(progress: &PullProgress) -> Self {
         Self {
             bytes_per_second: Some(progress.rate),
             eta_seconds: progress.eta.map(|eta| eta.as_secs()),
-            ..Self::still(Fetched::from(progress))
+            ..Self::still(FetchProgress::from(progress))
         }
     }
 
-    fn still(fetched: Fetched) -> Self {
+    fn still(fetched: FetchProgress) -> Self {
         Self {
             percent: percent(fetched.bytes_done, fetched.bytes_total),
             bytes_done: fetched.bytes_done,

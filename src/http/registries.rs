@@ -16,7 +16,7 @@ use super::{
     problem::Problem,
     time::Time,
 };
-use crate::service::registries::{Known, LoggedIn, LoginOrigin};
+use crate::service::registries::{LoggedIn, LoginOrigin, SavedLogin};
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -86,8 +86,8 @@ pub struct LoginView {
     saved_at: Option<Time>,
 }
 
-impl From<Known> for LoginView {
-    fn from(known: Known) -> Self {
+impl From<SavedLogin> for LoginView {
+    fn from(known: SavedLogin) -> Self {
         let (source, saved_at) = match known.origin {
             LoginOrigin::Configuration => (LoginSource::Configuration, None),
             LoginOrigin::Login { saved_at } => (LoginSource::Login, Some(saved_at.into())),

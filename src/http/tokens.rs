@@ -17,7 +17,7 @@ use super::{
 };
 use crate::domain::{
     Code, TokenId,
-    token::{Scope, Token},
+    token::{ApiToken, TokenScope},
 };
 
 #[derive(Deserialize, ToSchema)]
@@ -26,23 +26,23 @@ pub struct TokenRequest {
     /// Unique among tokens that are not revoked.
     #[schema(example = "autoscaler", min_length = 1, max_length = 63, pattern = "^[A-Za-z0-9._-]+$")]
     name: String,
-    scope: Scope,
+    scope: TokenScope,
 }
 
 #[derive(Serialize, ToSchema)]
-#[schema(as = Token)]
+#[schema(as = ApiToken)]
 pub struct TokenView {
     #[schema(value_type = String, format = "uuid")]
     id: TokenId,
     name: String,
-    scope: Scope,
+    scope: TokenScope,
     created_at: Time,
     /// Null while it may be used.
     revoked_at: Option<Time>,
 }
 
-impl From<Token> for TokenView {
-    fn from(token: Token) -> Self {
+impl From<ApiToken> for TokenView {
+    fn from(token: ApiToken) -> Self {
         Self {
             id: token.id,
             name: token.name,

@@ -31,7 +31,7 @@ use crate::{
     },
     service::{Service, vms::VmRequest},
     store::vms::Filter,
-    templates::pull::Progress,
+    templates::pull::PullProgress,
 };
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -192,7 +192,7 @@ pub struct VmPage {
 
 impl VmView {
     /// `position` is used while the vm is queued.
-    fn new(vm: &Vm, position: i64, pull: Option<Progress>) -> Self {
+    fn new(vm: &Vm, position: i64, pull: Option<PullProgress>) -> Self {
         let d = &vm.draft;
         let spec = d.spec();
         Self {

@@ -15,6 +15,7 @@ use crate::{
         Code, Event, Handover, State, Vm,
         event::ReadyVia,
         github::{Registered, Registration, runner_name},
+        runner_secrets::RunnerSecrets,
         template::Template,
         vm::{Endpoint, RunnerKind},
     },
@@ -23,7 +24,7 @@ use crate::{
         self, Kit, KitInput,
         kit::{GitHubKit, RunnerArchive, RunnerProgram},
     },
-    runners::{Payload, github::runner_of},
+    sources::github::runner_of,
     store::{Expect, logs::LogSource},
 };
 
@@ -138,10 +139,10 @@ impl Reconciler {
                 };
                 let sealed = self.reader.sealed(vm.id()).await?.ok_or_else(lost)?;
                 let clear = self.vault.unseal(vm.id(), &sealed).ok_or_else(lost)?;
-                Some(Payload::from_bytes(&clear).ok_or_else(lost)?)
+                Some(RunnerSecrets::from_bytes(&clear).ok_or_else(lost)?)
             }
         };
-        let Payload { script, registration, env } = payload.unwrap_or_default();
+        let RunnerSecrets { script, registration, env } = payload.unwrap_or_default();
         let mut github = self.github_kit(vm, template, registration).await?;
         if spec_of(vm)?.handover == Handover::Seed
             && let Some(github) = &mut github
@@ -261,8 +262,8 @@ impl Reconciler {
     }
 }
 
-async fn ssh_target(vm: &Vm, template: &Template, ssh: &Endpoint) -> Result<guest::ssh::Target, Failure> {
-    Ok(guest::ssh::Target {
+async fn ssh_target(vm: &Vm, template: &Template, ssh: &Endpoint) -> Result<guest::ssh::SshTarget, Failure> {
+    Ok(guest::ssh::SshTarget {
         host: ssh.host.clone(),
         port: ssh.port,
         user: template.user.clone(),
@@ -271,15 +272,15 @@ async fn ssh_target(vm: &Vm, template: &Template, ssh: &Endpoint) -> Result<gues
     })
 }
 
-async fn login(template: &Template) -> Result<guest::ssh::Login, Failure> {
+async fn login(template: &Template) -> Result<guest::ssh::SshLogin, Failure> {
     let none = |what: &str| Failure::new(FailureKind::Permanent, Code::GuestLoginRefused, what);
     if let Some(key) = &template.files.ssh_key {
-        return Ok(guest::ssh::Login::Key(key.clone()));
+        return Ok(guest::ssh::SshLogin::Key(key.clone()));
     }
     let file = template.files.ssh_password.as_ref();
     let file = file.ok_or_else(|| none("the template has neither an SSH key nor a password to log in with"))?;
     let text = tokio::fs::read_to_string(file).await.map_err(|e| none(&format!("its password cannot be read: {e}")))?;
-    Ok(guest::ssh::Login::Password(text.trim_end_matches(['\r', '\n']).to_owned().into()))
+    Ok(guest::ssh::SshLogin::Password(text.trim_end_matches(['\r', '\n']).to_owned().into()))
 }
 
 impl From<guest::agent::Error> for Failure {

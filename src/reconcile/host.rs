@@ -10,7 +10,7 @@ use crate::{
         Fault, Spec, Vm,
         host::{DriverView, HostView},
     },
-    drivers::{DriverError, Probe},
+    drivers::{DriverError, DriverProbe},
     service::hosts::inspector::PATIENT,
 };
 
@@ -58,7 +58,7 @@ impl Reconciler {
 
     /// A driver that does not work is asked again every few seconds while vms wait for it: what is known is not said again. Which
     /// accelerator runs guests is said at the start, and when it changes.
-    fn say_what_is_new(&self, name: &str, probed: &Result<Probe, DriverError>) {
+    fn say_what_is_new(&self, name: &str, probed: &Result<DriverProbe, DriverError>) {
         let board = self.host.last();
         let known = board.drivers.iter().find(|d| d.name == name);
         let fault = known.and_then(|d| d.fault.as_ref());

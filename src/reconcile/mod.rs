@@ -25,8 +25,8 @@ use crate::{
     domain::{Budgets, State, Vm, VmId, host::Capacity},
     drivers::registry::Registry,
     platform::tasks,
-    runners::{github::Client, program::Programs},
     service::{Clock, hosts::HostInspector},
+    sources::github::{GitHubClient, runner_archives::RunnerArchives},
     store::{Ledger, Reader, Vault, logs::Logs},
     templates::{Catalog, pull::Puller},
 };
@@ -99,9 +99,9 @@ pub struct Reconciler {
     pub catalog: Arc<Catalog>,
     pub puller: Puller,
     pub drivers: Arc<Registry>,
-    pub programs: Programs,
+    pub programs: RunnerArchives,
     /// Who we are to GitHub, where somebody said.
-    pub github: Option<Arc<Client>>,
+    pub github: Option<Arc<GitHubClient>>,
     /// Whether it answers.
     pub reach: Reach,
     /// Whether this service was there all the time.

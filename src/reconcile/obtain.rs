@@ -6,8 +6,8 @@ use super::{
 };
 use crate::{
     domain::{Basis, Code, Event, Vm},
+    registry::oci::{Reference, reference::ReferenceError},
     store::Expect,
-    templates::oci::{Reference, reference::ReferenceError},
 };
 
 impl Reconciler {

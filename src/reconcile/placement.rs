@@ -8,7 +8,7 @@ use super::Reconciler;
 use crate::{
     domain::{
         EventKind, Spec,
-        host::{Held, HostView},
+        host::{HostView, Usage},
     },
     service::hosts,
     store::{Change, ledger::Placed},
@@ -86,7 +86,7 @@ impl Reconciler {
 
     /// Whether this event may let somebody in: a vm came into the queue or got its template, or what it held was given back. A new vm that does not
     /// fit beside what is held changes nothing: it waits for a slot, and its row says so from the beginning.
-    fn concerns(&self, change: &Change, held: Option<Held>) -> bool {
+    fn concerns(&self, change: &Change, held: Option<Usage>) -> bool {
         let d = &change.vm.draft;
         match change.recorded.event.kind() {
             EventKind::Created | EventKind::TemplateReady => {

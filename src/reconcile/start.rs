@@ -19,11 +19,11 @@ use super::{
 use crate::{
     domain::{
         Code, GuestOs, Spec, State, Vm, VmId,
-        host::{Capacity, Held, HostView},
+        host::{Capacity, HostView, Usage},
     },
     drivers::Driver,
     service::hosts::inspector::PATIENT,
-    store::placement::Lease,
+    store::placement::SlotLease,
 };
 
 /// How long a driver that does not list its instances is waited for before the vm goes back to the queue.
@@ -72,9 +72,9 @@ impl Starts {
         spec: &Spec,
         capacity: &Capacity,
         view: &HostView,
-        leases: &[Lease],
+        leases: &[SlotLease],
         since: Instant,
-    ) -> Result<StartPermit<'_>, Held> {
+    ) -> Result<StartPermit<'_>, Usage> {
         let mut starts = self.lock();
         // No look is used that began longer ago.
         starts.retain(|_, start| start.ended.is_none_or(|ended| ended.elapsed() < 2 * PATIENT));
@@ -96,7 +96,7 @@ impl Starts {
 /// What counts before this vm: everything that runs or is being started, and older vms of ours whose guests are still to be
 /// started. So of two that start at the same time, the younger gives way to a foreign guest. The lease that it still holds while
 /// its clone is removed does not count, or the older one would give way as well.
-fn held_before(vm: VmId, view: &HostView, leases: &[Lease], starts: &HashMap<VmId, Start>) -> Held {
+fn held_before(vm: VmId, view: &HostView, leases: &[SlotLease], starts: &HashMap<VmId, Start>) -> Usage {
     let mut held = view.foreign();
     let mut counted = HashSet::from([vm]);
     for lease in leases {
@@ -160,7 +160,7 @@ impl Reconciler {
         }
     }
 
-    fn taken(&self, spec: &Spec, held: Held, view: &HostView) -> String {
+    fn taken(&self, spec: &Spec, held: Usage, view: &HostView) -> String {
         let (capacity, os) = (&self.settings.capacity, spec.os);
         format!(
             "guests that were started meanwhile took its slot: {} of {} {} guests ({} of them not Mayfly's), {} of {} cores and \

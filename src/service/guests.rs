@@ -14,8 +14,8 @@ use crate::{
         event::ReadyVia,
         github::{Registration, runner_name},
         runner::RunnerFact,
+        runner_secrets::RunnerSecrets,
     },
-    runners::Payload,
     store::{Expect, logs::LogSource},
 };
 
@@ -176,7 +176,7 @@ impl Service {
             }
             Registration::JitConfig | Registration::Token => {
                 let clear = unseal(self.reader.sealed(id).await?.ok_or_else(none)?)?;
-                Payload::from_bytes(&clear).and_then(|payload| payload.registration).ok_or_else(none)
+                RunnerSecrets::from_bytes(&clear).and_then(|payload| payload.registration).ok_or_else(none)
             }
         }
     }

@@ -9,9 +9,9 @@ use super::Service;
 use crate::{
     domain::{
         Code, Error, GuestOs, QueueReason, Result, Spec, State,
-        host::{Difference, Held, HostView, difference},
+        host::{Difference, HostView, Usage, difference},
     },
-    store::placement::{Demand, Room},
+    store::placement::{Demand, HostOffer},
 };
 
 pub mod inspector;
@@ -31,16 +31,16 @@ const SHOWN_WITHIN: Duration = Duration::from_secs(2);
 pub struct HostStatus {
     pub view: HostView,
     /// What our own vms hold.
-    pub leased: Held,
+    pub leased: Usage,
     /// What instances hold that Mayfly did not start.
-    pub foreign: Held,
+    pub foreign: Usage,
     pub queued: i64,
     /// When this was put together.
     pub now: Timestamp,
 }
 
 /// What placing needs to know of a host: `before` was read before it was looked at.
-pub fn room(view: &HostView, before: Demand, now: Timestamp) -> Room {
+pub fn room(view: &HostView, before: Demand, now: Timestamp) -> HostOffer {
     let able = view.drivers.iter().filter(|d| view.observed && view.can_start(&d.name));
     let running = view.instances.iter().filter(|i| i.running);
     let running = running.filter_map(|i| Some((i.vm_id?, i.os, i.cpus, i.memory_mib)));
@@ -48,7 +48,7 @@ pub fn room(view: &HostView, before: Demand, now: Timestamp) -> Room {
     // While one starts, a hypervisor may show it twice; and what is leased is what counts of one that has a lease.
     ours.retain(|(id, ..)| !before.leases.iter().any(|lease| lease.vm == *id));
     ours.extend(before.leases.into_iter().map(|lease| (lease.vm, lease.os, lease.cpus, lease.memory_mib)));
-    Room {
+    HostOffer {
         capacity: view.capacity,
         ceilings: view.ceilings.iter().map(|c| (c.os, c.now(now))).collect(),
         uncounted: view.uncounted(),
@@ -129,7 +129,7 @@ impl Service {
     }
 
     /// The room that there is for a vm which does not wait.
-    pub(super) async fn room_now(&self, spec: &Spec, before: Demand) -> Result<Room> {
+    pub(super) async fn room_now(&self, spec: &Spec, before: Demand) -> Result<HostOffer> {
         let view = self.host.look(Instant::now(), ANSWER_WITHIN).await;
         let unavailable = |detail: String| Err(Error::new(Code::HostUnavailable, detail).retry_after(5));
         if !view.observed {

@@ -3,7 +3,7 @@
 use super::Service;
 use crate::{
     domain::{Result, Template},
-    templates::layouts::{self, ExportRequest, Exported, ImportRequest, Notice, Place},
+    templates::layouts::{self, ExportDestination, ExportRequest, Exported, ImportRequest, Notice},
 };
 
 impl Service {
@@ -30,8 +30,12 @@ impl Service {
         let template = self.get_template(name).await?;
         let (digest, layout) = (template.digest.clone(), request.layout);
         let exported = match request.to.clone() {
-            Place::Object { at, overwrite } => self.export_object(template, request, &at, overwrite).await?,
-            Place::File(_) => layouts::export(&self.catalog, &self.settings.tools, template, request).await?,
+            ExportDestination::Object { at, overwrite } => {
+                self.export_object(template, request, &at, overwrite).await?
+            }
+            ExportDestination::File(_) => {
+                layouts::export(&self.catalog, &self.settings.tools, template, request).await?
+            }
         };
         tracing::info!(
             template.name = name,

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use crate::{
     domain::{Budgets, Pool},
-    runners::{github, program::Programs},
+    registry::{logins::Logins, s3::S3},
+    sources::github::{self, runner_archives::RunnerArchives},
     store::{Ledger, Reader, Vault, logs::Logs},
-    templates::{Catalog, layouts::Tools, pull::Puller, registry::logins::Logins, s3::S3},
+    templates::{Catalog, layouts::Tools, pull::Puller},
 };
 
 pub mod clock;
@@ -42,7 +43,7 @@ pub struct Settings {
     pub jobs: jobs::Settings,
     /// Pools of the configuration: checked, and each name once.
     pub pools: Vec<Pool>,
-    /// Programs that conversions of templates need.
+    /// RunnerArchives that conversions of templates need.
     pub tools: Tools,
 }
 
@@ -77,8 +78,8 @@ pub struct Service {
     pub(crate) logins: Logins,
     pub(crate) s3: S3,
     /// Who we are to GitHub, where somebody said.
-    pub(crate) github: Option<Arc<github::Client>>,
-    pub(crate) programs: Programs,
+    pub(crate) github: Option<Arc<github::GitHubClient>>,
+    pub(crate) programs: RunnerArchives,
     pub(crate) pool_board: Arc<pools::Board>,
     pub(crate) job_board: Arc<jobs::Board>,
 }
@@ -95,8 +96,8 @@ impl Service {
         puller: Puller,
         logins: Logins,
         s3: S3,
-        github: Option<Arc<github::Client>>,
-        programs: Programs,
+        github: Option<Arc<github::GitHubClient>>,
+        programs: RunnerArchives,
         host: HostInspector,
         clock: Clock,
         settings: Settings,

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use super::Service;
 use crate::{
     domain::{Code, Error, Result, Template},
-    templates::{
-        layouts::{self, ExportRequest, Exported, ImportRequest, Layout, Notice, Place, Tools, Written},
-        s3::{Fetched, Location, S3Error},
+    registry::s3::{DownloadedObject, Location, S3Error},
+    templates::layouts::{
+        self, ExportDestination, ExportRequest, Exported, ImportRequest, Notice, TemplateLayout, Tools, WrittenFile,
     },
 };
 
@@ -17,18 +17,18 @@ const BESIDE: [&str; 3] = [".kernel", ".initramfs", ".firmware"];
 /// An object that was fetched. Its file goes when this is dropped.
 pub(super) struct Source {
     pub notices: Vec<Notice>,
-    _fetched: Fetched,
+    _fetched: DownloadedObject,
 }
 
 impl Service {
     /// Fetches what an import takes from S3, and lets the request point to it. Nothing for a source on the host.
     pub(super) async fn fetch_source(&self, request: &mut ImportRequest) -> Result<Vec<Source>> {
-        let Place::Object { at, .. } = &request.from else { return Ok(Vec::new()) };
+        let ExportDestination::Object { at, .. } = &request.from else { return Ok(Vec::new()) };
         let at = at.clone();
         one_file(request.layout)?;
         let (disk, path) = self.fetch_object(&at, None).await.map_err(failed)?;
         let mut sources = vec![disk];
-        request.from = Place::File(path);
+        request.from = ExportDestination::File(path);
         let new = &mut request.template;
         if !request.extract_kernel && new.kernel.is_none() && new.initramfs.is_none() && new.firmware.is_none() {
             let into = [&mut new.kernel, &mut new.initramfs, &mut new.firmware];
@@ -80,7 +80,7 @@ impl Service {
         // Converting takes a while; what can be refused is refused before.
         self.s3.may_store(at, overwrite).await.map_err(failed)?;
         let work = self.s3.workspace().await.map_err(failed)?;
-        let to = Place::File(work.path().join(IMAGE));
+        let to = ExportDestination::File(work.path().join(IMAGE));
         let made = layouts::export(&self.catalog, &Tools::default(), template, ExportRequest { to, ..request }).await?;
         let mut files = Vec::new();
         // The image itself is the first of them.
@@ -92,13 +92,13 @@ impl Service {
             };
             let stored = self.s3.store(&file.path, &to, overwrite, &|_, _| {}).await.map_err(failed)?;
             tracing::info!(s3.bucket = to.bucket(), s3.key = to.key(), bytes = stored.size, digest = %stored.digest, "object stored");
-            files.insert(0, Written { path: to.to_string().into(), bytes: stored.size });
+            files.insert(0, WrittenFile { path: to.to_string().into(), bytes: stored.size });
         }
         Ok(Exported { files, notices: made.notices })
     }
 }
 
-fn one_file(layout: Layout) -> Result<()> {
+fn one_file(layout: TemplateLayout) -> Result<()> {
     if layout.is_image() {
         return Ok(());
     }

@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     domain::{Asked, Code, Error, Fault, Pool, Result, pool::PoolSource},
+    registry::oci::reference::{Reference, ReferenceError},
     store::pools::{PoolVms, StoredPool},
-    templates::oci::reference::{Reference, ReferenceError},
 };
 
 /// What is known of pools besides their settings. In memory: what still fails after a start fails again, and is known again.

@@ -1,12 +1,12 @@
 //! Registries: logging in, logging out, who we are where.
 
-pub use crate::templates::registry::logins::{Known, LoggedIn, LoginOrigin};
+pub use crate::registry::logins::{LoggedIn, LoginOrigin, SavedLogin};
 use secrecy::SecretString;
 
 use super::Service;
 use crate::{
     domain::{Code, Error, Result},
-    templates::registry::{RegistryError, logins::LoginError},
+    registry::{RegistryError, logins::LoginError},
 };
 
 impl Service {
@@ -28,7 +28,7 @@ impl Service {
         Ok(())
     }
 
-    pub async fn list_logins(&self) -> Result<Vec<Known>> {
+    pub async fn list_logins(&self) -> Result<Vec<SavedLogin>> {
         self.logins.list().await.map_err(failed)
     }
 }

@@ -6,11 +6,11 @@ use super::Service;
 use crate::{
     domain::{Code, Error, Handover, Result, Template, TemplateEvent},
     drivers::Driver,
+    registry::RegistryError,
     templates::{
         NewTemplate,
-        pull::Progress,
+        pull::PullProgress,
         push::{PushError, PushRequest, Pushed},
-        registry::RegistryError,
     },
 };
 
@@ -51,7 +51,7 @@ impl Service {
     /// Pushes a template to a registry. Asking again after a failure goes on where it stopped.
     pub async fn push_template(&self, request: PushRequest) -> Result<Pushed> {
         let image = request.image.to_string();
-        let (meter, _) = tokio::sync::watch::channel(Progress::default());
+        let (meter, _) = tokio::sync::watch::channel(PullProgress::default());
         tracing::info!(image, template.name = request.template, "pushing a template");
         let pushed = self.puller.pusher().push(&request, &meter).await.map_err(|error| push_failed(&error))?;
         tracing::info!(

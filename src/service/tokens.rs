@@ -7,7 +7,7 @@ use super::Service;
 use crate::{
     domain::{
         Code, Error, Result, TokenId, VmId,
-        token::{Caller, Scope, Token},
+        token::{ApiToken, Caller, TokenScope},
     },
     store::vault,
 };
@@ -30,24 +30,25 @@ impl Service {
     }
 
     /// A new token and its secret, which is shown this once.
-    pub async fn create_token(&self, name: String, scope: Scope) -> Result<(Token, SecretString)> {
+    pub async fn create_token(&self, name: String, scope: TokenScope) -> Result<(ApiToken, SecretString)> {
         let plain = name.len() <= 63 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
         if name.is_empty() || !plain {
             return Err(Error::new(Code::RequestInvalid, "the token's name is not usable")
                 .field("/name", "1 to 63 letters, digits, '.', '_' or '-'"));
         }
         let secret = vault::mint_api_token();
-        let token = Token { id: TokenId(Uuid::now_v7()), name, scope, created_at: self.clock.now(), revoked_at: None };
+        let token =
+            ApiToken { id: TokenId(Uuid::now_v7()), name, scope, created_at: self.clock.now(), revoked_at: None };
         let token = self.ledger.add_token(token, vault::hash_token(&secret)).await?;
         tracing::info!(token.id = %token.id, token.name = %token.name, token.scope = scope.as_str(), "token created");
         Ok((token, secret))
     }
 
-    pub async fn list_tokens(&self) -> Result<Vec<Token>> {
+    pub async fn list_tokens(&self) -> Result<Vec<ApiToken>> {
         Ok(self.reader.tokens().await?)
     }
 
-    pub async fn revoke_token(&self, id: TokenId) -> Result<Token> {
+    pub async fn revoke_token(&self, id: TokenId) -> Result<ApiToken> {
         let token = self.ledger.revoke_token(id, self.clock.now()).await?;
         tracing::info!(token.id = %token.id, token.name = %token.name, "token revoked");
         Ok(token)

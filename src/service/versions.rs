@@ -8,10 +8,10 @@ use super::{Clock, Service};
 use crate::{
     domain::{
         Code, Error, Result, Template, TemplateEvent,
-        version::{Held, Moved, PruneRequest, Pruned, Standing, Verified},
+        version::{Moved, PruneRequest, Pruned, Verified, VersionStatus, VersionUsage},
     },
     store::{Ledger, Reader},
-    templates::Surroundings,
+    templates::TemplateUsage,
 };
 
 /// What the catalog is told of the vms, and whom it tells what it pruned.
@@ -22,7 +22,7 @@ pub(super) struct Vms {
 }
 
 #[async_trait]
-impl Surroundings for Vms {
+impl TemplateUsage for Vms {
     async fn needed(&self) -> Result<BTreeSet<String>> {
         let live = self.reader.live_vms().await?;
         let mut needed: BTreeSet<String> =
@@ -36,10 +36,10 @@ impl Surroundings for Vms {
             || self.reader.digests_in_test().await?.iter().any(|tested| tested == digest))
     }
 
-    async fn pruned(&self, held: &Held) {
+    async fn pruned(&self, held: &VersionUsage) {
         tracing::info!(template.digest = held.digest, bytes = held.bytes, why = held.why, "pruned");
         metrics::counter!("mayfly_template_pruned_bytes_total").increment(held.bytes);
-        let Held { digest, bytes, why, .. } = held.clone();
+        let VersionUsage { digest, bytes, why, .. } = held.clone();
         let event = TemplateEvent::Pruned { digest, bytes, why };
         if let Err(error) = self.ledger.record_template(&held.digest, event, self.clock.now()).await {
             // It is gone all the same, and whoever waits for the room does not wait for this.
@@ -61,13 +61,13 @@ fn fits(why: &str) -> Result<()> {
 
 impl Service {
     /// A template with what is known of it beside its content.
-    pub async fn template_with_standing(&self, name: &str) -> Result<(Template, Standing)> {
+    pub async fn template_with_standing(&self, name: &str) -> Result<(Template, VersionStatus)> {
         let template = self.catalog.get(name).await?;
         let standing = self.catalog.standing(name).await?;
         Ok((template, standing))
     }
 
-    pub async fn templates_with_standing(&self) -> Result<Vec<(Template, Standing)>> {
+    pub async fn templates_with_standing(&self) -> Result<Vec<(Template, VersionStatus)>> {
         self.catalog.list_with_standing().await
     }
 

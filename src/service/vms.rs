@@ -13,21 +13,18 @@ use crate::{
         VmId,
         github::{GitHubRunner, Registration},
         name::{NAME_RULE, is_name},
+        runner_secrets::RunnerSecrets,
         template::Template,
         token::Caller,
         vm::{Draft, RunnerKind},
     },
-    runners::Payload,
+    registry::oci::reference::{Reference, ReferenceError},
     store::{
         Expect,
         ledger::{Admission, NewVm, Opened},
         logs::LogSource,
     },
-    templates::{
-        Kept,
-        oci::reference::{Reference, ReferenceError},
-        pull::Progress,
-    },
+    templates::{TemplateLease, pull::PullProgress},
 };
 
 /// How often the host is looked at for a request that does not wait, while slots are given back meanwhile.
@@ -211,9 +208,9 @@ impl Service {
     }
 
     /// Where the vm's disk is to come from: a template that is here, and kept here, or an image that has to be looked for.
-    async fn basis(&self, wanted: &str, asked: Asked) -> Result<(String, Basis, Budgets, Option<Kept>)> {
+    async fn basis(&self, wanted: &str, asked: Asked) -> Result<(String, Basis, Budgets, Option<TemplateLease>)> {
         let capacity = self.host.capacity();
-        let known = |(template, kept): (Template, Kept), shown: Option<String>| {
+        let known = |(template, kept): (Template, TemplateLease), shown: Option<String>| {
             let (spec, budgets) = asked.of(&template, &capacity)?;
             Ok((shown.unwrap_or(template.name), Basis::Known(spec), budgets, Some(kept)))
         };
@@ -246,7 +243,12 @@ impl Service {
         Ok((image.to_string(), Basis::Awaited { awaits: asked }, budgets, None))
     }
 
-    async fn draft(&self, id: VmId, request: &VmRequest, pool: Option<String>) -> Result<(Draft, Option<Kept>)> {
+    async fn draft(
+        &self,
+        id: VmId,
+        request: &VmRequest,
+        pool: Option<String>,
+    ) -> Result<(Draft, Option<TemplateLease>)> {
         let name = self.checked_name(id, request)?;
         let asked = Asked {
             cpus: request.cpus,
@@ -294,7 +296,7 @@ impl Service {
     }
 
     /// How far the image is that the vm waits for. `None`: it waits for none, or nothing is known yet.
-    pub fn image_progress(&self, vm: &Vm) -> Option<Progress> {
+    pub fn image_progress(&self, vm: &Vm) -> Option<PullProgress> {
         match vm.draft.basis {
             Basis::Awaited { .. } => self.puller.progress(&vm.id().to_string()),
             Basis::Known(_) => None,
@@ -424,7 +426,7 @@ impl Runner {
         Ok(Some(runner))
     }
 
-    fn payload(&self) -> Result<Option<Payload>> {
+    fn payload(&self) -> Result<Option<RunnerSecrets>> {
         let (secret, env, field) = match self {
             Runner::Command { command, env } => (Some(command), env, "command"),
             Runner::Script { script, env } => (Some(script), env, "script"),
@@ -438,7 +440,7 @@ impl Runner {
             Runner::GitHub { .. } => (None, secret.cloned()),
             Runner::Command { .. } | Runner::Script { .. } | Runner::None => (secret.cloned(), None),
         };
-        let payload = Payload { script, registration, env: env.clone() };
+        let payload = RunnerSecrets { script, registration, env: env.clone() };
         payload.check("/runner", field)?;
         let clear = env.iter().map(|(k, v)| (k.clone(), v.expose_secret().to_owned())).collect();
         crate::guest::kit::check_env(&clear).map_err(|refused| {
@@ -451,7 +453,7 @@ impl Runner {
 
 impl VmRequest {
     /// Equal bytes for equal requests, whatever the order and spacing of their JSON. Holds secrets: for the fingerprint only.
-    fn canonical(&self, payload: Option<&Payload>) -> Vec<u8> {
+    fn canonical(&self, payload: Option<&RunnerSecrets>) -> Vec<u8> {
         let clear = serde_json::json!({
             "template": self.template,
             "name": self.name,

@@ -12,11 +12,9 @@ use crate::{
         BudgetsPatch, Code, Error, Fault, Result, TemplateEvent,
         pull::{Canary, PullSpec, Watch},
     },
+    registry::oci::{Digest, Reference, reference::ReferenceError},
     store::vault,
-    templates::{
-        oci::{Digest, Reference, reference::ReferenceError},
-        pull::PullRequest,
-    },
+    templates::pull::PullRequest,
 };
 
 pub const MOST_OFTEN: u32 = 60;

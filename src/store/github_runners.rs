@@ -133,7 +133,7 @@ pub(super) async fn drop_configuration(db: &mut SqliteConnection, vm: &str, stat
     Ok(())
 }
 
-struct Stored {
+struct GitHubRunnerRow {
     name: String,
     scope: String,
     vm_id: String,
@@ -144,10 +144,10 @@ struct Stored {
     seen_at: Option<i64>,
 }
 
-impl TryFrom<Stored> for RunnerRow {
+impl TryFrom<GitHubRunnerRow> for RunnerRow {
     type Error = super::StoreError;
 
-    fn try_from(row: Stored) -> Result<RunnerRow> {
+    fn try_from(row: GitHubRunnerRow) -> Result<RunnerRow> {
         let time = |ms| Timestamp::from_millisecond(ms).map_err(|e| unreadable(format!("a time: {e}")));
         Ok(RunnerRow {
             scope: row.scope.parse().map_err(|e| unreadable(format!("a runner's scope: {e}")))?,
@@ -168,7 +168,7 @@ impl TryFrom<Stored> for RunnerRow {
 impl Reader {
     pub async fn github_runner(&self, name: &str) -> Result<Option<RunnerRow>> {
         let row = sqlx::query_as!(
-            Stored,
+            GitHubRunnerRow,
             "SELECT name, scope, vm_id, attempt, runner_id, sealed, asked_at, seen_at FROM github_runners WHERE name = ?",
             name
         )
@@ -180,7 +180,7 @@ impl Reader {
     /// Oldest first.
     pub async fn github_runners(&self) -> Result<Vec<RunnerRow>> {
         sqlx::query_as!(
-            Stored,
+            GitHubRunnerRow,
             "SELECT name, scope, vm_id, attempt, runner_id, sealed, asked_at, seen_at FROM github_runners ORDER BY asked_at"
         )
         .fetch_all(self.pool())
@@ -214,13 +214,13 @@ mod tests {
         domain::{
             Announcer, Basis, Budgets, Event, GuestOs, Handover, Spec,
             github::{GitHubRunner, Registration},
-            host::{Capacity, Held},
+            host::{Capacity, Usage},
             vm::{Draft, RunnerKind},
         },
         store::{
             self, Expect,
             ledger::{Admission, NewVm},
-            placement::Room,
+            placement::HostOffer,
         },
     };
 
@@ -251,12 +251,12 @@ mod tests {
             budgets: Budgets { queue_seconds, ..Budgets::default() },
             instance_per_attempt: true,
         };
-        let room = Room {
+        let room = HostOffer {
             capacity: Capacity { macos_slots: 0, linux_slots: 3, cpus: 100, memory_mib: 10_000 },
             ceilings: Vec::new(),
             drivers: BTreeSet::from(["fake".to_owned()]),
             uncounted: vec![],
-            foreign: Held::default(),
+            foreign: Usage::default(),
             ours: vec![],
             queued: None,
         };

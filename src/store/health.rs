@@ -75,9 +75,9 @@ pub(super) fn meaning(error: &sqlx::Error) -> Meaning {
 
 /// Shared by whoever reads and writes the database.
 #[derive(Clone)]
-pub struct Health(Arc<Shared>);
+pub struct StoreHealth(Arc<HealthState>);
 
-struct Shared {
+struct HealthState {
     /// Without its directory: details reach guests, and the place of the data directory is not for them.
     name: String,
     path: PathBuf,
@@ -88,9 +88,9 @@ struct Shared {
     recovered: Mutex<Option<Instant>>,
 }
 
-impl Health {
+impl StoreHealth {
     pub(super) fn new(path: &Path) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(HealthState {
             name: path.file_name().map_or_else(|| "the database".into(), |n| n.to_string_lossy().into_owned()),
             path: path.to_owned(),
             fault: watch::Sender::new(None),
@@ -220,20 +220,20 @@ impl Health {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
+struct FileId {
     device: u64,
     inode: u64,
 }
 
 /// The database's files as they were at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Snapshot {
-    db: Identity,
+pub(super) struct FilesSnapshot {
+    db: FileId,
     pub(super) size: u64,
     /// Seconds and nanoseconds. In the main file only a checkpoint writes, and the writer makes those itself.
     pub(super) modified: (i64, i64),
     modified_wal: (i64, i64),
-    wal: Identity,
+    wal: FileId,
     /// It grows, and is never cut while it is open.
     wal_size: u64,
 }
@@ -242,29 +242,29 @@ pub(super) enum Compared {
     /// `wrote`: the log was written to since the last look.
     Same { wrote: bool },
     /// The same files, and something else has written to them.
-    Written(Snapshot),
+    Written(FilesSnapshot),
 }
 
 /// Where the database's files are.
 #[derive(Clone)]
-pub(super) struct Files {
+pub(super) struct DatabaseFiles {
     db: PathBuf,
     wal: PathBuf,
-    health: Health,
+    health: StoreHealth,
 }
 
-impl Files {
-    pub(super) fn new(path: &Path, health: Health) -> Self {
+impl DatabaseFiles {
+    pub(super) fn new(path: &Path, health: StoreHealth) -> Self {
         Self { db: path.to_owned(), wal: beside(path, "-wal"), health }
     }
 
     /// The files as they are now. Both must be there: while a connection is open, so is the write-ahead log.
-    pub(super) async fn snapshot(&self) -> Result<Snapshot, StoreFault> {
+    pub(super) async fn snapshot(&self) -> Result<FilesSnapshot, StoreFault> {
         let files = self.clone();
         let looked = tokio::task::spawn_blocking(move || Ok((files.stat(&files.db)?, files.stat(&files.wal)?)));
         let (db, wal) = looked.await.map_err(|error| self.health.unwritable(error.to_string()))??;
-        let identity = |meta: &std::fs::Metadata| Identity { device: meta.dev(), inode: meta.ino() };
-        Ok(Snapshot {
+        let identity = |meta: &std::fs::Metadata| FileId { device: meta.dev(), inode: meta.ino() };
+        Ok(FilesSnapshot {
             db: identity(&db),
             size: db.len(),
             modified: (db.mtime(), db.mtime_nsec()),
@@ -289,7 +289,7 @@ impl Files {
     }
 
     /// Looks whether these are still the files that were seen before.
-    pub(super) async fn compare(&self, known: &mut Snapshot) -> Result<Compared, StoreFault> {
+    pub(super) async fn compare(&self, known: &mut FilesSnapshot) -> Result<Compared, StoreFault> {
         let now = self.snapshot().await?;
         let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         for (path, old, new) in [(&self.db, known.db, now.db), (&self.wal, known.wal, now.wal)] {
@@ -314,11 +314,11 @@ impl Files {
     }
 
     /// Whether the main file is the one that was seen before, as it was then.
-    pub(super) async fn main_is(&self, known: &Snapshot) -> bool {
+    pub(super) async fn main_is(&self, known: &FilesSnapshot) -> bool {
         let (path, known) = (self.db.clone(), *known);
         let same = tokio::task::spawn_blocking(move || {
             std::fs::metadata(path).is_ok_and(|meta| {
-                Identity { device: meta.dev(), inode: meta.ino() } == known.db
+                FileId { device: meta.dev(), inode: meta.ino() } == known.db
                     && (meta.len(), (meta.mtime(), meta.mtime_nsec())) == (known.size, known.modified)
             })
         });

@@ -25,7 +25,7 @@ const AT_START: Duration = Duration::from_secs(10);
 
 /// Where the check at the start has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Checked {
+pub(super) enum IntegrityCheck {
     Sound,
     /// Reading everything would have taken longer than a start may.
     Later(Depth),
@@ -36,10 +36,10 @@ pub(super) fn is_quick(size: u64) -> bool {
 }
 
 /// Checks a database that nobody has open yet. A broken one is left exactly as it is for whoever mends it.
-pub(super) async fn check_at_start(path: &Path, shown: &str) -> Result<Checked, OpenError> {
-    let Ok(meta) = std::fs::metadata(path) else { return Ok(Checked::Sound) };
+pub(super) async fn check_at_start(path: &Path, shown: &str) -> Result<IntegrityCheck, OpenError> {
+    let Ok(meta) = std::fs::metadata(path) else { return Ok(IntegrityCheck::Sound) };
     if meta.len() == 0 {
-        return Ok(Checked::Sound);
+        return Ok(IntegrityCheck::Sound);
     }
     // An orderly end leaves no write-ahead log. Without one, no file has to be made beside the database to read it.
     let at_rest = !beside(path, "-wal").exists();
@@ -48,7 +48,7 @@ pub(super) async fn check_at_start(path: &Path, shown: &str) -> Result<Checked, 
     let orderly = at_rest && closed_cleanly(&mut connection).await;
     let checked = match (orderly, is_quick(meta.len())) {
         (true, true) => check(&mut connection, Depth::Pages, None).await,
-        (true, false) => Ok(Checked::Later(Depth::Pages)),
+        (true, false) => Ok(IntegrityCheck::Later(Depth::Pages)),
         (false, _) => {
             tracing::debug!(path = shown, "the database was not closed in order: checking all of it");
             check(&mut connection, Depth::PagesAndIndexes, Some(AT_START)).await
@@ -97,7 +97,7 @@ async fn check(
     connection: &mut SqliteConnection,
     depth: Depth,
     limit: Option<Duration>,
-) -> Result<Checked, CheckError> {
+) -> Result<IntegrityCheck, CheckError> {
     if let Some(limit) = limit {
         let end = Instant::now() + limit;
         connection.lock_handle().await?.set_progress_handler(100_000, move || Instant::now() < end);
@@ -107,10 +107,10 @@ async fn check(
         Depth::PagesAndIndexes => "PRAGMA integrity_check(1)",
     };
     match sqlx::query_scalar::<_, String>(sql).fetch_one(connection).await {
-        Ok(found) if found == "ok" => Ok(Checked::Sound),
+        Ok(found) if found == "ok" => Ok(IntegrityCheck::Sound),
         // What SQLite says of a broken file goes over several lines.
         Ok(found) => Err(CheckError::Found(found.split_whitespace().collect::<Vec<_>>().join(" "))),
-        Err(error) if interrupted(&error) => Ok(Checked::Later(depth)),
+        Err(error) if interrupted(&error) => Ok(IntegrityCheck::Later(depth)),
         Err(error) => Err(error.into()),
     }
 }

@@ -6,12 +6,12 @@ use jiff::Timestamp;
 use sqlx::SqliteConnection;
 
 use super::{
-    Change, Changes, Health, Result, StoreError, github_runners,
-    placement::{self, Room},
+    Change, Changes, Result, StoreError, StoreHealth, github_runners,
+    placement::{self, HostOffer},
     writer::Writer,
 };
 use crate::domain::{
-    Code, Error, Event, QueueReason, Spec, State, Verdict, Vm, VmId, event::Recorded, host::Held, vm::Draft,
+    Code, Error, Event, QueueReason, Spec, State, Verdict, Vm, VmId, event::Recorded, host::Usage, vm::Draft,
 };
 
 /// What must hold of the row for an event to be applied.
@@ -54,14 +54,14 @@ pub enum Admission {
     /// A place in the queue, which has so many.
     Queue { max_queued: u32 },
     /// A slot, now. An error: why it is not known whether there is one.
-    Slot(std::result::Result<Box<Room>, Error>),
+    Slot(std::result::Result<Box<HostOffer>, Error>),
 }
 
 /// What came of placing.
 #[derive(Clone, Copy, Debug)]
 pub struct Placed {
     /// What is held then.
-    pub held: Held,
+    pub held: Usage,
     /// A slot was kept for a vm that came into the queue after the host was looked at.
     pub look_again: bool,
 }
@@ -97,7 +97,7 @@ impl Ledger {
     }
 
     /// Whether the database takes writes, as far as is known.
-    pub fn health(&self) -> &Health {
+    pub fn health(&self) -> &StoreHealth {
         self.writer.health()
     }
 
@@ -132,7 +132,7 @@ impl Ledger {
 
     /// Gives free slots to those who have waited longest, and says of the others why they wait, where that has changed. One
     /// transaction.
-    pub async fn place(&self, room: Room, at: Timestamp) -> Result<Placed> {
+    pub async fn place(&self, room: HostOffer, at: Timestamp) -> Result<Placed> {
         let changes = self.changes.clone();
         self.writer
             .write_and_tell(
@@ -168,10 +168,10 @@ async fn apply(
     Ok((Applied { vm: Arc::new(vm), verdict, as_expected }, change.into_iter().collect()))
 }
 
-async fn place(db: &mut SqliteConnection, room: &Room, at: Timestamp) -> Result<(Placed, Vec<Change>)> {
+async fn place(db: &mut SqliteConnection, room: &HostOffer, at: Timestamp) -> Result<(Placed, Vec<Change>)> {
     let mut made = Vec::new();
     let mut held = placement::held(db, room).await?;
-    let mut kept = Held::default();
+    let mut kept = Usage::default();
     for w in placement::waiting(db, at).await? {
         let admitted = room.admits(&held.plus(kept), &w.driver, w.os, w.cpus, w.memory_mib);
         if admitted.is_ok() && room.queued.as_ref().is_some_and(|queued| !queued.contains(&w.id)) {
@@ -190,7 +190,7 @@ async fn place(db: &mut SqliteConnection, room: &Room, at: Timestamp) -> Result<
             Err(reason) => made.extend(step(db, &mut vm, Event::QueueReasonChanged { reason }, at).await?.1),
         }
     }
-    Ok((Placed { held, look_again: kept != Held::default() }, made))
+    Ok((Placed { held, look_again: kept != Usage::default() }, made))
 }
 
 async fn open(db: &mut SqliteConnection, new: NewVm, at: Timestamp) -> Result<(Opened, Vec<Change>)> {
@@ -348,7 +348,7 @@ async fn step(
     .execute(&mut *db)
     .await?;
     if matches!(event, Event::TemplateReady { .. }) {
-        let Shape { digest, driver, os, cpus, memory_mib } = Shape::of(vm);
+        let TemplateShape { digest, driver, os, cpus, memory_mib } = TemplateShape::of(vm);
         sqlx::query!(
             "UPDATE vms SET template_digest = ?, driver = ?, os = ?, cpus = ?, memory_mib = ? WHERE id = ?",
             digest,
@@ -379,7 +379,7 @@ async fn step(
 }
 
 /// What of a vm's template is searched by; nothing of it is known while its image is awaited.
-struct Shape<'a> {
+struct TemplateShape<'a> {
     digest: Option<&'a str>,
     driver: Option<&'a str>,
     os: Option<&'static str>,
@@ -387,10 +387,10 @@ struct Shape<'a> {
     memory_mib: Option<u32>,
 }
 
-impl Shape<'_> {
-    fn of(vm: &Vm) -> Shape<'_> {
+impl TemplateShape<'_> {
+    fn of(vm: &Vm) -> TemplateShape<'_> {
         let spec = vm.draft.spec();
-        Shape {
+        TemplateShape {
             digest: spec.map(|s| s.template_digest.as_str()),
             driver: spec.map(|s| s.driver.as_str()),
             os: spec.map(|s| s.os.as_str()),
@@ -403,7 +403,7 @@ impl Shape<'_> {
 async fn insert(db: &mut SqliteConnection, vm: &Vm, request_hash: &[u8; 32]) -> Result<()> {
     let id = vm.id().to_string();
     let state = vm.state.as_str();
-    let Shape { digest, driver, os, cpus, memory_mib } = Shape::of(vm);
+    let TemplateShape { digest, driver, os, cpus, memory_mib } = TemplateShape::of(vm);
     let hash = request_hash.as_slice();
     let created_at = vm.created_at.as_millisecond();
     let json = serde_json::to_string(vm).map_err(|e| unreadable(e.to_string()))?;

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     domain::{
         Announcer, Asked, Basis, Budgets, GuestOs, Handover, QueueReason,
-        host::{Capacity, Held},
+        host::{Capacity, Usage},
         vm::RunnerKind,
     },
     store,
@@ -38,19 +38,19 @@ fn draft(name: &str, os: GuestOs, queue_seconds: u32) -> Draft {
     }
 }
 
-fn room(macos: u32, foreign: u32) -> Room {
-    Room {
+fn room(macos: u32, foreign: u32) -> HostOffer {
+    HostOffer {
         capacity: Capacity { macos_slots: macos, linux_slots: 3, cpus: 100, memory_mib: 10_000 },
         ceilings: Vec::new(),
         drivers: BTreeSet::from(["fake".to_owned()]),
         uncounted: vec![],
-        foreign: Held { macos: foreign, ..Held::default() },
+        foreign: Usage { macos: foreign, ..Usage::default() },
         ours: vec![],
         queued: None,
     }
 }
 
-fn new(draft: Draft, room: Room) -> NewVm {
+fn new(draft: Draft, room: HostOffer) -> NewVm {
     let admission = match draft.budgets.queue_seconds {
         0 => Admission::Slot(Ok(Box::new(room))),
         _ => Admission::Queue { max_queued: 5 },
@@ -122,7 +122,7 @@ async fn who_waits_for_an_image_takes_no_slot_and_stops_nobody() {
     let first = Draft { basis: awaits, ..draft("first", GuestOs::Linux, 60) };
     let id = store.ledger.open(new(first, room(1, 0)), now()).await.unwrap().vm().id();
     let held = store.ledger.place(room(1, 0), now()).await.unwrap().held;
-    assert_eq!(held, Held::default());
+    assert_eq!(held, Usage::default());
     let vm = store.reader.vm(id).await.unwrap().unwrap();
     assert_eq!((vm.state, vm.queue.as_ref().unwrap().reason), (State::Queued, QueueReason::Template));
     assert_eq!(store.reader.drivers_waited_for().await.unwrap(), Vec::<String>::new());

@@ -38,7 +38,7 @@ pub mod watches;
 mod writer;
 
 pub use changes::{Change, Changes};
-pub use health::{FaultKind, Health, StoreFault};
+pub use health::{FaultKind, StoreFault, StoreHealth};
 pub use ledger::{Expect, Ledger};
 use readers::Readers;
 pub use template_events::Entry;
@@ -137,7 +137,7 @@ pub struct Store {
 pub struct Unchecked {
     path: PathBuf,
     depth: integrity::Depth,
-    health: Health,
+    health: StoreHealth,
 }
 
 impl Unchecked {
@@ -172,14 +172,16 @@ pub async fn open(path: &Path) -> Result<Store, OpenError> {
         }
     };
     let pool = reader_pool(path).await.map_err(|error| explain_open(&shown, error))?;
-    let health = Health::new(path);
+    let health = StoreHealth::new(path);
     let changes = Changes::new(last_seq);
     let (writer, closed) = writer::start(path, options, connection, pool.clone(), health.clone())
         .await
         .map_err(|fault| OpenError::Other { path: shown, cause: fault.to_string() })?;
     let unchecked = match checked {
-        integrity::Checked::Sound => None,
-        integrity::Checked::Later(depth) => Some(Unchecked { path: path.to_owned(), depth, health: health.clone() }),
+        integrity::IntegrityCheck::Sound => None,
+        integrity::IntegrityCheck::Later(depth) => {
+            Some(Unchecked { path: path.to_owned(), depth, health: health.clone() })
+        }
     };
     Ok(Store {
         ledger: Ledger::new(writer, changes),

@@ -11,12 +11,12 @@ use super::{
 };
 use crate::domain::{
     GuestOs, QueueReason, State, VmId,
-    host::{Capacity, Held},
+    host::{Capacity, Usage},
 };
 
 /// A vm that holds a slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lease {
+pub struct SlotLease {
     pub vm: VmId,
     pub state: State,
     pub os: GuestOs,
@@ -28,7 +28,7 @@ pub struct Lease {
 #[derive(Clone, Debug, Default)]
 pub struct Demand {
     pub queued: HashSet<VmId>,
-    pub leases: Vec<Lease>,
+    pub leases: Vec<SlotLease>,
 }
 
 impl Reader {
@@ -43,7 +43,7 @@ impl Reader {
     }
 
     /// Every vm that holds a slot, and what it holds.
-    pub async fn lease_holders(&self) -> Result<Vec<Lease>> {
+    pub async fn lease_holders(&self) -> Result<Vec<SlotLease>> {
         sqlx::query!(
             "SELECT vm_id, state, leases.os, leases.cpus, leases.memory_mib FROM leases JOIN vms ON vms.id = vm_id"
         )
@@ -51,7 +51,7 @@ impl Reader {
         .await?
         .into_iter()
         .map(|row| {
-            Ok(Lease {
+            Ok(SlotLease {
                 vm: parse_id(&row.vm_id)?,
                 state: State::parse(&row.state).ok_or_else(|| unreadable(format!("state {:?}", row.state)))?,
                 os: os_of(&row.os)?,
@@ -65,7 +65,7 @@ impl Reader {
 
 /// What the host offers, as a look at it showed that began after the demand.
 #[derive(Clone, Debug)]
-pub struct Room {
+pub struct HostOffer {
     pub capacity: Capacity,
     /// Fewer guests of a kind than there are slots for, while the system refuses to run more.
     pub ceilings: Vec<(GuestOs, u32)>,
@@ -74,7 +74,7 @@ pub struct Room {
     /// Kinds of guest of which it is not known how many run: none is started.
     pub uncounted: Vec<GuestOs>,
     /// What instances hold that no lease of ours stands for.
-    pub foreign: Held,
+    pub foreign: Usage,
     /// Running instances that bear our name, and the leases there were before the look. One that has no lease now is a stray,
     /// which counts until the sweep has removed it, or gave its slot back during the look: whether the slot is still free
     /// shows in the next one.
@@ -83,11 +83,11 @@ pub struct Room {
     pub queued: Option<HashSet<VmId>>,
 }
 
-impl Room {
+impl HostOffer {
     /// Whether a vm of this shape may be started beside what is held; if not, what it waits for.
     pub fn admits(
         &self,
-        held: &Held,
+        held: &Usage,
         driver: &str,
         os: GuestOs,
         cpus: u32,
@@ -108,7 +108,7 @@ impl Room {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Waiting {
+pub(super) struct QueuedVm {
     pub id: VmId,
     pub driver: String,
     /// What its row says that it waits for.
@@ -131,7 +131,7 @@ fn size(value: i64) -> Result<u32> {
 }
 
 /// Everything that counts against the capacity: leases, foreign instances, strays.
-pub(super) async fn held(db: &mut SqliteConnection, room: &Room) -> Result<Held> {
+pub(super) async fn held(db: &mut SqliteConnection, room: &HostOffer) -> Result<Usage> {
     let mut held = room.foreign;
     let mut leased = HashSet::new();
     for lease in sqlx::query!("SELECT vm_id, os, cpus, memory_mib FROM leases").fetch_all(&mut *db).await? {
@@ -153,7 +153,7 @@ pub(super) async fn queue_length(db: &mut SqliteConnection) -> Result<i64> {
 
 /// The queue, oldest first: ids sort by age, and a vm that failed an attempt keeps its place. Without those whose template is
 /// not here yet: nobody knows what they will need.
-pub(super) async fn waiting(db: &mut SqliteConnection, at: Timestamp) -> Result<Vec<Waiting>> {
+pub(super) async fn waiting(db: &mut SqliteConnection, at: Timestamp) -> Result<Vec<QueuedVm>> {
     let at = at.as_millisecond();
     sqlx::query!(
         r#"SELECT id, driver AS "driver!: String", os AS "os!: String", cpus AS "cpus!: i64",
@@ -166,7 +166,7 @@ pub(super) async fn waiting(db: &mut SqliteConnection, at: Timestamp) -> Result<
     .await?
     .into_iter()
     .map(|row| {
-        Ok(Waiting {
+        Ok(QueuedVm {
             id: parse_id(&row.id)?,
             driver: row.driver,
             reason: row.reason,

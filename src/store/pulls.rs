@@ -13,7 +13,7 @@ use crate::domain::{
 };
 
 /// A change of a pull, and what it means for templates.
-type Made = (Option<Arc<Pull>>, Vec<Arc<RecordedOfTemplate>>);
+type PullChange = (Option<Arc<Pull>>, Vec<Arc<RecordedOfTemplate>>);
 
 impl Ledger {
     /// Stores a new pull, or finds the one under way that an equal request made. Says whether it is new.
@@ -41,7 +41,7 @@ impl Ledger {
         at: Timestamp,
     ) -> Result<Option<Arc<Pull>>> {
         let changes = self.changes().clone();
-        let tell = move |(pull, made): &Made| {
+        let tell = move |(pull, made): &PullChange| {
             for event in made {
                 changes.publish_template(event);
             }
@@ -93,7 +93,7 @@ async fn save(
     mut pull: Pull,
     events: Vec<(String, TemplateEvent)>,
     at: Timestamp,
-) -> Result<Made> {
+) -> Result<PullChange> {
     let before = pull.generation;
     pull.generation += 1;
     pull.updated_at = at.max(pull.updated_at);

@@ -7,27 +7,27 @@ use sqlx::{
     sqlite::{SqliteQueryResult, SqliteRow, SqliteStatement, SqliteTypeInfo},
 };
 
-use super::health::Health;
+use super::health::StoreHealth;
 
 #[derive(Clone, Debug)]
 pub(super) struct Readers {
     pool: SqlitePool,
-    health: Health,
+    health: StoreHealth,
 }
 
-impl std::fmt::Debug for Health {
+impl std::fmt::Debug for StoreHealth {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Health").field(&self.fault()).finish()
     }
 }
 
 impl Readers {
-    pub(super) fn new(pool: SqlitePool, health: Health) -> Self {
+    pub(super) fn new(pool: SqlitePool, health: StoreHealth) -> Self {
         Self { pool, health }
     }
 
     /// An error that says that the database is damaged is passed on as what it is.
-    fn note<T>(health: &Health, result: sqlx::Result<T>) -> sqlx::Result<T> {
+    fn note<T>(health: &StoreHealth, result: sqlx::Result<T>) -> sqlx::Result<T> {
         result.map_err(|error| match health.met(&error) {
             Some(fault) => sqlx::Error::AnyDriverError(Box::new(fault)),
             None => error,

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::{Ledger, Reader, Result, ledger::unreadable};
 use crate::domain::{
     Code, Error, TokenId,
-    token::{Scope, Token},
+    token::{ApiToken, TokenScope},
 };
 
 struct Row {
@@ -20,16 +20,16 @@ fn time(millis: i64) -> Result<Timestamp> {
     Timestamp::from_millisecond(millis).map_err(|e| unreadable(format!("a time: {e}")))
 }
 
-impl TryFrom<Row> for Token {
+impl TryFrom<Row> for ApiToken {
     type Error = super::StoreError;
-    fn try_from(row: Row) -> Result<Token> {
-        Ok(Token {
+    fn try_from(row: Row) -> Result<ApiToken> {
+        Ok(ApiToken {
             id: row.id.parse().map_err(|e| unreadable(format!("a token's id: {e}")))?,
             name: row.name,
             scope: match row.scope.as_str() {
-                "admin" => Scope::Admin,
-                "create" => Scope::Create,
-                "read" => Scope::Read,
+                "admin" => TokenScope::Admin,
+                "create" => TokenScope::Create,
+                "read" => TokenScope::Read,
                 other => return Err(unreadable(format!("scope {other:?}"))),
             },
             created_at: time(row.created_at)?,
@@ -40,7 +40,7 @@ impl TryFrom<Row> for Token {
 
 impl Reader {
     /// The live token with this hash.
-    pub async fn token_by_hash(&self, hash: &[u8; 32]) -> Result<Option<Token>> {
+    pub async fn token_by_hash(&self, hash: &[u8; 32]) -> Result<Option<ApiToken>> {
         let hash = hash.as_slice();
         sqlx::query_as!(
             Row,
@@ -49,22 +49,22 @@ impl Reader {
         )
         .fetch_optional(self.pool())
         .await?
-        .map(Token::try_from)
+        .map(ApiToken::try_from)
         .transpose()
     }
 
-    pub async fn tokens(&self) -> Result<Vec<Token>> {
+    pub async fn tokens(&self) -> Result<Vec<ApiToken>> {
         sqlx::query_as!(Row, "SELECT id, name, scope, created_at, revoked_at FROM tokens ORDER BY created_at, id")
             .fetch_all(self.pool())
             .await?
             .into_iter()
-            .map(Token::try_from)
+            .map(ApiToken::try_from)
             .collect()
     }
 }
 
 impl Ledger {
-    pub async fn add_token(&self, token: Token, hash: [u8; 32]) -> Result<Token> {
+    pub async fn add_token(&self, token: ApiToken, hash: [u8; 32]) -> Result<ApiToken> {
         self.writer
             .write(move |db| {
                 Box::pin(async move {
@@ -97,7 +97,7 @@ impl Ledger {
     }
 
     /// Revoking twice is no error; the record stays, so that the log's token ids keep their meaning.
-    pub async fn revoke_token(&self, id: TokenId, at: Timestamp) -> Result<Token> {
+    pub async fn revoke_token(&self, id: TokenId, at: Timestamp) -> Result<ApiToken> {
         self.writer
             .write(move |db| {
                 Box::pin(async move {

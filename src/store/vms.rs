@@ -9,7 +9,7 @@ use super::{
     ledger::{parse_id, parse_vm, unreadable},
     readers::Readers,
 };
-use crate::domain::{Event, QueueReason, State, Vm, VmId, event::Recorded, host::Held};
+use crate::domain::{Event, QueueReason, State, Vm, VmId, event::Recorded, host::Usage};
 
 /// What a listing is narrowed to.
 #[derive(Clone, Debug, Default)]
@@ -176,8 +176,8 @@ impl Reader {
     }
 
     /// What our own vms hold.
-    pub async fn leased(&self) -> Result<Held> {
-        let mut held = Held::default();
+    pub async fn leased(&self) -> Result<Usage> {
+        let mut held = Usage::default();
         for vm in self.live_vms().await?.iter().filter(|vm| vm.state.holds_slot()) {
             if let Some(spec) = vm.draft.spec() {
                 held.add(spec.os, spec.cpus, spec.memory_mib);

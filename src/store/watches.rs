@@ -37,10 +37,10 @@ impl Ledger {
     /// Whether something was changed.
     async fn write_watch<F>(&self, work: F) -> Result<bool>
     where
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<Made>> + Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<WatchChange>> + Send + 'static,
     {
         let changes = self.changes().clone();
-        let tell = move |(_, event): &Made| {
+        let tell = move |(_, event): &WatchChange| {
             if let Some(event) = event {
                 changes.publish_template(event);
             }
@@ -50,9 +50,9 @@ impl Ledger {
 }
 
 /// Whether something was changed, and the event that says so.
-type Made = (bool, Option<Arc<RecordedOfTemplate>>);
+type WatchChange = (bool, Option<Arc<RecordedOfTemplate>>);
 
-async fn put(db: &mut SqliteConnection, watch: Watch, at: Timestamp) -> Result<Made> {
+async fn put(db: &mut SqliteConnection, watch: Watch, at: Timestamp) -> Result<WatchChange> {
     let json = json(&watch)?;
     sqlx::query!(
         "INSERT INTO watches (template, record) VALUES (?1, ?2)
@@ -67,7 +67,7 @@ async fn put(db: &mut SqliteConnection, watch: Watch, at: Timestamp) -> Result<M
     Ok((true, Some(made)))
 }
 
-async fn remove(db: &mut SqliteConnection, template: &str, at: Timestamp) -> Result<Made> {
+async fn remove(db: &mut SqliteConnection, template: &str, at: Timestamp) -> Result<WatchChange> {
     let there =
         sqlx::query!("SELECT record FROM watches WHERE template = ?", template).fetch_optional(&mut *db).await?;
     let Some(there) = there else { return Ok((false, None)) };
@@ -83,7 +83,7 @@ async fn save(
     after: Watch,
     event: Option<TemplateEvent>,
     at: Timestamp,
-) -> Result<Made> {
+) -> Result<WatchChange> {
     let json = json(&after)?;
     let changed =
         sqlx::query!("UPDATE watches SET record = ? WHERE template = ? AND record = ?", json, after.template, before)

@@ -25,7 +25,7 @@ use tokio::{
 
 use super::{
     Result, StoreError,
-    health::{Compared, FaultKind, Files, Health, Meaning, Snapshot, StoreFault, meaning},
+    health::{Compared, DatabaseFiles, FaultKind, FilesSnapshot, Meaning, StoreFault, StoreHealth, meaning},
     integrity::{self, CheckError, Depth},
 };
 
@@ -48,10 +48,10 @@ const CHECKPOINT: i64 = 4000;
 /// Between two looks at the log's length, in requests.
 const LOOK_AT_LOG: usize = 16;
 
-type Finish = Box<dyn FnOnce(Outcome) + Send>;
+type Finish = Box<dyn FnOnce(CommitOutcome) + Send>;
 
 #[derive(Clone)]
-enum Outcome {
+enum CommitOutcome {
     Committed,
     /// It is in the file that is open, and that file will not be there after the next start.
     CommittedInVain(StoreFault),
@@ -59,13 +59,13 @@ enum Outcome {
 }
 
 /// Work that failed. Its changes must not stay.
-struct Failure {
+struct WriteFailure {
     error: StoreError,
     answer: Box<dyn FnOnce(StoreError) + Send>,
 }
 
-trait Request: Send {
-    fn run<'c>(self: Box<Self>, db: &'c mut SqliteConnection) -> BoxFuture<'c, Result<Finish, Failure>>;
+trait WriteRequest: Send {
+    fn run<'c>(self: Box<Self>, db: &'c mut SqliteConnection) -> BoxFuture<'c, Result<Finish, WriteFailure>>;
     fn refuse(self: Box<Self>, fault: StoreFault);
     /// Whether its success says that other writes will succeed.
     fn proves(&self) -> bool;
@@ -78,13 +78,13 @@ struct Write<T, F, G> {
     proves: bool,
 }
 
-impl<T, F, G> Request for Write<T, F, G>
+impl<T, F, G> WriteRequest for Write<T, F, G>
 where
     T: Send + 'static,
     F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>> + Send + 'static,
     G: FnOnce(&T) + Send + 'static,
 {
-    fn run<'c>(self: Box<Self>, db: &'c mut SqliteConnection) -> BoxFuture<'c, Result<Finish, Failure>> {
+    fn run<'c>(self: Box<Self>, db: &'c mut SqliteConnection) -> BoxFuture<'c, Result<Finish, WriteFailure>> {
         Box::pin(async move {
             let Self { work, tell, reply, .. } = *self;
             // One request that panics must not end the task that all the others need.
@@ -92,15 +92,15 @@ where
             match ran.unwrap_or(Err(StoreError::Panicked)) {
                 Ok(value) => Ok(Box::new(move |outcome| {
                     let answer = match outcome {
-                        Outcome::Committed => {
+                        CommitOutcome::Committed => {
                             tell(&value);
                             Ok(value)
                         }
-                        Outcome::CommittedInVain(fault) => {
+                        CommitOutcome::CommittedInVain(fault) => {
                             tell(&value);
                             Err(fault.into())
                         }
-                        Outcome::Failed(fault) => Err(fault.into()),
+                        CommitOutcome::Failed(fault) => Err(fault.into()),
                     };
                     // Nobody may be listening any more; the write stands all the same.
                     let _ = reply.send(answer);
@@ -109,7 +109,7 @@ where
                     let answer = Box::new(move |error| {
                         let _ = reply.send(Err(error));
                     });
-                    Err(Failure { error, answer })
+                    Err(WriteFailure { error, answer })
                 }
             }
         })
@@ -126,13 +126,13 @@ where
 
 #[derive(Clone)]
 pub(super) struct Writer {
-    queue: mpsc::Sender<Box<dyn Request>>,
-    health: Health,
+    queue: mpsc::Sender<Box<dyn WriteRequest>>,
+    health: StoreHealth,
     /// What the last proof came to, and when.
-    proof: Arc<tokio::sync::Mutex<Option<Proof>>>,
+    proof: Arc<tokio::sync::Mutex<Option<WriteProof>>>,
 }
 
-type Proof = (Instant, Result<(), StoreFault>);
+type WriteProof = (Instant, Result<(), StoreFault>);
 
 /// Takes over a connection that is in order.
 pub(super) async fn start(
@@ -140,9 +140,9 @@ pub(super) async fn start(
     options: SqliteConnectOptions,
     connection: SqliteConnection,
     readers: SqlitePool,
-    health: Health,
+    health: StoreHealth,
 ) -> Result<(Writer, JoinHandle<()>), StoreFault> {
-    let files = Files::new(path, health.clone());
+    let files = DatabaseFiles::new(path, health.clone());
     let known = files.snapshot().await?;
     let (queue, requests) = mpsc::channel(1024);
     let task = Task {
@@ -186,14 +186,14 @@ impl Writer {
 
     async fn send<T: 'static>(
         &self,
-        request: impl Request + 'static,
+        request: impl WriteRequest + 'static,
         answer: oneshot::Receiver<Result<T>>,
     ) -> Result<T> {
         self.queue.send(Box::new(request)).await.map_err(|_| StoreError::WriterGone)?;
         answer.await.map_err(|_| StoreError::WriterGone)?
     }
 
-    pub(super) fn health(&self) -> &Health {
+    pub(super) fn health(&self) -> &StoreHealth {
         &self.health
     }
 
@@ -219,7 +219,7 @@ impl Writer {
 }
 
 /// A write that is there to find out whether it succeeds.
-fn probe(bytes: i64) -> (impl Request, oneshot::Receiver<Result<()>>) {
+fn probe(bytes: i64) -> (impl WriteRequest, oneshot::Receiver<Result<()>>) {
     fn work<F>(f: F) -> F
     where
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<()>>,
@@ -244,9 +244,9 @@ struct Task {
     /// `None` after a failure that left doubt about it, until it is opened again.
     connection: Option<SqliteConnection>,
     readers: SqlitePool,
-    files: Files,
-    known: Snapshot,
-    health: Health,
+    files: DatabaseFiles,
+    known: FilesSnapshot,
+    health: StoreHealth,
     /// Whether the file has to be read whole before it is written again.
     suspect: bool,
     pause: Duration,
@@ -258,7 +258,7 @@ struct Task {
 }
 
 impl Task {
-    async fn run(mut self, mut queue: mpsc::Receiver<Box<dyn Request>>) {
+    async fn run(mut self, mut queue: mpsc::Receiver<Box<dyn WriteRequest>>) {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             let health = self.health.clone();
@@ -312,7 +312,7 @@ impl Task {
         let _ = connection.close().await;
     }
 
-    async fn serve(&mut self, batch: Vec<Box<dyn Request>>) {
+    async fn serve(&mut self, batch: Vec<Box<dyn WriteRequest>>) {
         let requests = batch.len();
         let proves = batch.iter().any(|request| request.proves());
         let mut batch = batch.into_iter();
@@ -324,11 +324,11 @@ impl Task {
                         self.health.proved();
                         self.pause = FIRST_PAUSE;
                     }
-                    Outcome::Committed
+                    CommitOutcome::Committed
                 }
-                Err(fault) => Outcome::CommittedInVain(self.failed(fault)),
+                Err(fault) => CommitOutcome::CommittedInVain(self.failed(fault)),
             },
-            Err(fault) => Outcome::Failed(self.failed(fault)),
+            Err(fault) => CommitOutcome::Failed(self.failed(fault)),
         };
         for f in finish {
             let outcome = outcome.clone();
@@ -337,7 +337,7 @@ impl Task {
             }
         }
         match outcome {
-            Outcome::Committed => {
+            CommitOutcome::Committed => {
                 self.since_look += requests;
                 if self.since_look >= LOOK_AT_LOG {
                     self.since_look = 0;
@@ -345,7 +345,7 @@ impl Task {
                 }
             }
             // Whoever was not looked at yet is not left without an answer.
-            Outcome::CommittedInVain(fault) | Outcome::Failed(fault) => {
+            CommitOutcome::CommittedInVain(fault) | CommitOutcome::Failed(fault) => {
                 batch.for_each(|request| request.refuse(fault.clone()))
             }
         }
@@ -414,7 +414,7 @@ impl Task {
         }
     }
 
-    async fn check(&mut self, seen: Snapshot) -> Result<(), StoreFault> {
+    async fn check(&mut self, seen: FilesSnapshot) -> Result<(), StoreFault> {
         if integrity::is_quick(seen.size) {
             let checked = timeout(OPEN_WITHIN, integrity::check_beside(&self.path, Depth::Pages)).await;
             checked.map_err(|_| self.health.too_slow(OPEN_WITHIN))?.map_err(|error| found(&self.health, error))?;
@@ -467,12 +467,12 @@ async fn log_length(connection: &mut SqliteConnection, checkpoint: &'static str)
     Ok(all - done)
 }
 
-type Batch = std::vec::IntoIter<Box<dyn Request>>;
+type Batch = std::vec::IntoIter<Box<dyn WriteRequest>>;
 
 /// An error leaves the connection in doubt, and nothing of the batch in the database. Whoever was not run yet is still in `batch`.
 async fn transact(
     connection: &mut SqliteConnection,
-    health: &Health,
+    health: &StoreHealth,
     batch: &mut Batch,
     finish: &mut Vec<Finish>,
 ) -> sqlx::Result<()> {
@@ -506,8 +506,8 @@ async fn transact(
 }
 
 /// Answers a request that failed. An error: more than that request failed.
-fn give_up(failure: Failure, rolled_back: sqlx::Result<()>, health: &Health) -> sqlx::Result<()> {
-    let Failure { error, answer } = failure;
+fn give_up(failure: WriteFailure, rolled_back: sqlx::Result<()>, health: &StoreHealth) -> sqlx::Result<()> {
+    let WriteFailure { error, answer } = failure;
     let doubt = match (error, rolled_back) {
         (StoreError::Sqlite(error), rolled_back) if meaning(&error) != Meaning::Statement || rolled_back.is_err() => {
             error
@@ -523,7 +523,7 @@ fn give_up(failure: Failure, rolled_back: sqlx::Result<()>, health: &Health) -> 
 }
 
 /// Checks a database that is too large to be checked while somebody waits.
-pub(super) async fn check_later(path: PathBuf, depth: Depth, health: Health) {
+pub(super) async fn check_later(path: PathBuf, depth: Depth, health: StoreHealth) {
     match integrity::check_beside(&path, depth).await {
         Ok(()) => tracing::debug!("every page of the database is sound"),
         Err(error) => match found(&health, error) {
@@ -533,7 +533,7 @@ pub(super) async fn check_later(path: PathBuf, depth: Depth, health: Health) {
     }
 }
 
-fn found(health: &Health, error: CheckError) -> StoreFault {
+fn found(health: &StoreHealth, error: CheckError) -> StoreFault {
     match error {
         CheckError::Found(what) => health.damaged(&what),
         CheckError::Sqlite(error) => health.fault_of(&error),

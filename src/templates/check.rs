@@ -6,12 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{NewTemplate, oci::Role, qcow2};
+use super::{NewTemplate, qcow2};
 use crate::domain::{
     Arch, Code, Error, GuestOs, Handover, Result,
     tart_config::{self, TartConfig},
     template::DiskFormat,
 };
+use crate::registry::oci::Role;
 
 const LARGEST_KEY: u64 = 64 << 10;
 const LARGEST_PASSWORD: u64 = 1 << 10;
@@ -87,14 +88,14 @@ impl Part {
 
 /// A file that will be imported, held open: what was checked is what is read.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct ImportSource {
     pub part: Part,
     pub file: File,
 }
 
 /// What is left open in the request, decided.
 #[derive(Debug)]
-pub(super) struct Checked {
+pub(super) struct CheckedTemplate {
     pub driver: String,
     pub os: GuestOs,
     pub arch: Arch,
@@ -103,7 +104,7 @@ pub(super) struct Checked {
     pub memory_mib: u32,
     pub handover: Handover,
     pub user: String,
-    pub sources: Vec<Source>,
+    pub sources: Vec<ImportSource>,
 }
 
 /// Faults by field, folded into one error.
@@ -132,16 +133,16 @@ pub(super) fn fault(part: Part, what: impl Into<String>) -> Error {
     Error::new(Code::TemplateInvalid, format!("{} {what}", part.name())).field(format!("/{}", part.name()), what)
 }
 
-pub(super) fn check(new: &NewTemplate) -> Result<Checked> {
+pub(super) fn check(new: &NewTemplate) -> Result<CheckedTemplate> {
     check_all(new, true)
 }
 
 /// All but what the disk holds, which may not be there yet.
-pub(super) fn check_before_disk(new: &NewTemplate) -> Result<Checked> {
+pub(super) fn check_before_disk(new: &NewTemplate) -> Result<CheckedTemplate> {
     check_all(new, false)
 }
 
-fn check_all(new: &NewTemplate, disk: bool) -> Result<Checked> {
+fn check_all(new: &NewTemplate, disk: bool) -> Result<CheckedTemplate> {
     let mut faults = Faults::default();
     let optional = |part, path: &Option<PathBuf>| path.clone().map(|path| (part, path));
     let parts = [
@@ -157,7 +158,7 @@ fn check_all(new: &NewTemplate, disk: bool) -> Result<Checked> {
     let mut sources = Vec::new();
     for (part, path) in parts.into_iter().flatten() {
         match open(part, &path) {
-            Ok(file) => sources.push(Source { part, file }),
+            Ok(file) => sources.push(ImportSource { part, file }),
             Err(what) => faults.add(part.name(), what),
         }
     }
@@ -178,7 +179,7 @@ fn check_all(new: &NewTemplate, disk: bool) -> Result<Checked> {
             }
         }
     });
-    for Source { part, file } in &sources {
+    for ImportSource { part, file } in &sources {
         if let Some(disk_format) = disk_format.or((*part != Part::Disk).then_some(DiskFormat::Raw))
             && *part != Part::Config
             && (disk || *part != Part::Disk)
@@ -189,10 +190,10 @@ fn check_all(new: &NewTemplate, disk: bool) -> Result<Checked> {
     }
     let decided = settings(new, config.as_ref(), &mut faults);
     faults.into_result()?;
-    Ok(Checked { disk_format: disk_format.unwrap_or(DiskFormat::Raw), sources, ..decided })
+    Ok(CheckedTemplate { disk_format: disk_format.unwrap_or(DiskFormat::Raw), sources, ..decided })
 }
 
-fn settings(new: &NewTemplate, config: Option<&TartConfig>, faults: &mut Faults) -> Checked {
+fn settings(new: &NewTemplate, config: Option<&TartConfig>, faults: &mut Faults) -> CheckedTemplate {
     if new.name.as_deref().is_some_and(|name| !is_name(name)) {
         faults.add("name", NAME_RULE);
     }
@@ -280,7 +281,7 @@ fn settings(new: &NewTemplate, config: Option<&TartConfig>, faults: &mut Faults)
         }
         Handover::Seed | Handover::Ssh | Handover::Agent => {}
     }
-    Checked {
+    CheckedTemplate {
         driver,
         os,
         arch: arch.unwrap_or(Arch::X86_64),
@@ -388,5 +389,26 @@ fn private_key(file: &File, size: u64) -> Result<(), String> {
             Err("has a passphrase, remove it with `ssh-keygen -p`".into())
         }
         Err(_) => Err(not_a_key()),
+    }
+}
+
+impl NewTemplate {
+    /// Its file for this part.
+    pub(super) fn with_part(mut self, part: Part, path: PathBuf) -> Self {
+        let file = match part {
+            Part::Disk => {
+                self.disk = path;
+                return self;
+            }
+            Part::Kernel => &mut self.kernel,
+            Part::Initramfs => &mut self.initramfs,
+            Part::Firmware => &mut self.firmware,
+            Part::Config => &mut self.config,
+            Part::Nvram => &mut self.nvram,
+            Part::SshKey => &mut self.ssh_key,
+            Part::SshPassword => &mut self.ssh_password,
+        };
+        *file = Some(path);
+        self
     }
 }

@@ -10,8 +10,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{import, oci::Settings};
+use super::import;
 use crate::domain::{Arch, Budgets, GuestOs, Handover, template::DiskFormat};
+use crate::registry::oci::Settings;
 
 pub(super) const FILE_NAME: &str = "manifest.json";
 /// Of a template that was made from files.
@@ -20,7 +21,7 @@ pub(super) const VERSION: u32 = 1;
 pub(super) const VERSION_PULLED: u32 = 2;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Manifest {
+pub(super) struct TemplateManifest {
     pub version: u32,
     pub driver: String,
     pub os: GuestOs,
@@ -56,12 +57,12 @@ pub(super) struct Origin {
 #[serde(untagged)]
 pub(super) enum FileEntry {
     Whole { sha256: String, size: u64 },
-    Pieces { size: u64, pieces: Vec<Piece> },
+    Pieces { size: u64, pieces: Vec<RecordedPiece> },
 }
 
 /// A piece of a file, in the order in which they make it up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Piece {
+pub(super) struct RecordedPiece {
     pub sha256: String,
     pub size: u64,
 }
@@ -73,7 +74,7 @@ impl FileEntry {
         }
     }
 
-    pub fn in_pieces(pieces: Vec<Piece>) -> FileEntry {
+    pub fn in_pieces(pieces: Vec<RecordedPiece>) -> FileEntry {
         FileEntry::Pieces { size: pieces.iter().map(|p| p.size).sum(), pieces }
     }
 
@@ -89,14 +90,14 @@ impl FileEntry {
     }
 }
 
-impl Manifest {
+impl TemplateManifest {
     pub fn to_bytes(&self) -> serde_json::Result<Vec<u8>> {
         serde_json::to_vec_pretty(self)
     }
 
     /// Reads what `to_bytes` wrote. A version that is not known may mean anything, and is not read.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Manifest, String> {
-        let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+    pub fn from_bytes(bytes: &[u8]) -> Result<TemplateManifest, String> {
+        let manifest: TemplateManifest = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
         if !matches!(manifest.version, VERSION | VERSION_PULLED) {
             return Err(format!("it has version {}, and {VERSION_PULLED} is the newest known here", manifest.version));
         }
@@ -124,8 +125,8 @@ mod tests {
     use super::*;
     use crate::domain::GuestOs;
 
-    fn manifest(version: u32, image: Option<Origin>, disk: FileEntry) -> Manifest {
-        Manifest {
+    fn manifest(version: u32, image: Option<Origin>, disk: FileEntry) -> TemplateManifest {
+        TemplateManifest {
             version,
             driver: "tart".into(),
             os: GuestOs::Macos,
@@ -150,19 +151,19 @@ mod tests {
         let bytes = whole.to_bytes().unwrap();
         // Templates from before there were images keep their digest.
         assert!(!String::from_utf8_lossy(&bytes).contains("image"));
-        assert_eq!(Manifest::from_bytes(&bytes), Ok(whole.clone()));
+        assert_eq!(TemplateManifest::from_bytes(&bytes), Ok(whole.clone()));
 
         let origin = Origin { repository: "registry.example.com/acme/macos".into(), digest: digest(b"") };
-        let piece = |content: &[u8]| Piece { sha256: import::sha256(content), size: content.len() as u64 };
+        let piece = |content: &[u8]| RecordedPiece { sha256: import::sha256(content), size: content.len() as u64 };
         let entry = FileEntry::in_pieces(vec![piece(b"first"), piece(b"second")]);
         let pulled = manifest(VERSION_PULLED, Some(origin), entry);
         assert_eq!(pulled.files["disk"].size(), 11);
-        assert_eq!(Manifest::from_bytes(&pulled.to_bytes().unwrap()), Ok(pulled.clone()));
+        assert_eq!(TemplateManifest::from_bytes(&pulled.to_bytes().unwrap()), Ok(pulled.clone()));
 
-        let newer = Manifest { version: 3, ..whole }.to_bytes().unwrap();
-        assert!(Manifest::from_bytes(&newer).unwrap_err().contains("version 3"));
+        let newer = TemplateManifest { version: 3, ..whole }.to_bytes().unwrap();
+        assert!(TemplateManifest::from_bytes(&newer).unwrap_err().contains("version 3"));
         let short = FileEntry::Pieces { size: 12, pieces: vec![piece(b"first"), piece(b"second")] };
-        let short = Manifest { files: BTreeMap::from([("disk".to_owned(), short)]), ..pulled };
-        assert!(Manifest::from_bytes(&short.to_bytes().unwrap()).unwrap_err().contains("add up"));
+        let short = TemplateManifest { files: BTreeMap::from([("disk".to_owned(), short)]), ..pulled };
+        assert!(TemplateManifest::from_bytes(&short.to_bytes().unwrap()).unwrap_err().contains("add up"));
     }
 }

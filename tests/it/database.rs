@@ -324,7 +324,7 @@ async fn a_probe_finds_that_the_database_was_cut_short() {
     assert_eq!(serve.stop(), Some(0));
 }
 
-/// Programs that write to the database as SQLite does are no damage.
+/// RunnerArchives that write to the database as SQLite does are no damage.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_program_may_write_to_the_database_as_long_as_it_is_sound() {
     let mut serve = Serve::start(FAKE).await;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mayfly::cli::doctor::{
     examine, exit_code,
     finding::{Finding, Report, Severity, Skipped},
-    probe::{Probe, System, Unseen},
+    probe::{HostProbe, System, Unseen},
     show,
 };
 use played::Played;

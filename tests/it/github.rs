@@ -7,7 +7,7 @@ mod limits;
 mod runners;
 mod wire;
 
-use mayfly::runners::github::NewRunner;
+use mayfly::sources::github::NewRunner;
 
 fn runner(name: &str) -> NewRunner {
     NewRunner {

@@ -19,13 +19,13 @@ use std::{
 use async_trait::async_trait;
 use mayfly::{
     domain::{Code, GuestOs, Handover, Template},
+    registry::{
+        RegistryError, RegistryOptions, TransferRetry,
+        credentials::{CredentialError, CredentialSource, RegistryCredential},
+    },
     templates::{
         Catalog, NewTemplate,
-        pull::{Progress, PullError, PullRequest, Puller, Settings},
-        registry::{
-            Options, RegistryError, Retry,
-            credentials::{Credential, CredentialError, CredentialSource},
-        },
+        pull::{PullError, PullProgress, PullRequest, Puller, Settings},
     },
 };
 use tokio::sync::watch;
@@ -59,10 +59,10 @@ impl Keys {
 
 #[async_trait]
 impl CredentialSource for Keys {
-    async fn get(&self, _: &str, renew: bool) -> Result<Option<Credential>, CredentialError> {
+    async fn get(&self, _: &str, renew: bool) -> Result<Option<RegistryCredential>, CredentialError> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         let login = if renew { &self.renewed } else { &self.first };
-        Ok(login.as_ref().map(|login| Credential {
+        Ok(login.as_ref().map(|login| RegistryCredential {
             username: login.user.clone(),
             secret: login.password.clone().into(),
             expires_at: None,
@@ -83,15 +83,15 @@ struct Host {
 
 fn settings(ca_file: PathBuf) -> Settings {
     Settings {
-        registry: Options {
+        registry: RegistryOptions {
             ca_file: Some(ca_file),
             idle_timeout: Duration::from_secs(2),
-            retry: Retry {
+            retry: TransferRetry {
                 attempts: 4,
                 first_pause: Duration::from_millis(5),
                 longest_pause: Duration::from_millis(50),
             },
-            ..Options::default()
+            ..RegistryOptions::default()
         },
         concurrency: 4,
     }
@@ -183,7 +183,7 @@ async fn a_pulled_template_is_the_image_and_each_blob_comes_once() {
     let host = Host::new(&registry);
     let reference = format!("{}/{REPOSITORY}:1", proxy.address());
 
-    let progress = watch::Sender::new(Progress::default());
+    let progress = watch::Sender::new(PullProgress::default());
     let request = PullRequest::new(reference.parse().unwrap(), "macos");
     let template = host.puller.pull(&request, &progress).await.unwrap();
     same(&template, &image);

@@ -13,14 +13,14 @@ use std::{
 use async_trait::async_trait;
 use mayfly::{
     domain::{Arch, Budgets, BudgetsPatch, Code, Handover, Template, template::DiskFormat},
+    registry::{
+        RegistryError, RegistryOptions, TransferRetry,
+        credentials::{CredentialError, CredentialSource, RegistryCredential},
+    },
     templates::{
         Catalog, NewTemplate,
-        pull::{self, Progress, PullError, PullRequest, Puller},
+        pull::{self, PullError, PullProgress, PullRequest, Puller},
         push::{self, PushError, PushRequest, Pushed, Pusher},
-        registry::{
-            Options, RegistryError, Retry,
-            credentials::{Credential, CredentialError, CredentialSource},
-        },
     },
 };
 use reqwest::Method;
@@ -57,9 +57,9 @@ impl Keys {
 
 #[async_trait]
 impl CredentialSource for Keys {
-    async fn get(&self, _: &str, _: bool) -> Result<Option<Credential>, CredentialError> {
+    async fn get(&self, _: &str, _: bool) -> Result<Option<RegistryCredential>, CredentialError> {
         self.asked.fetch_add(1, Ordering::SeqCst);
-        Ok(self.login.as_ref().map(|login| Credential {
+        Ok(self.login.as_ref().map(|login| RegistryCredential {
             username: login.user.clone(),
             secret: login.password.clone().into(),
             expires_at: None,
@@ -79,15 +79,15 @@ impl Host {
     fn new(registry: &Registry) -> Host {
         let dir = tempfile::tempdir().unwrap();
         let catalog = Catalog::open(dir.path().join("templates")).unwrap();
-        let options = Options {
+        let options = RegistryOptions {
             ca_file: Some(registry.authority.file()),
             idle_timeout: Duration::from_secs(2),
-            retry: Retry {
+            retry: TransferRetry {
                 attempts: 4,
                 first_pause: Duration::from_millis(5),
                 longest_pause: Duration::from_millis(50),
             },
-            ..Options::default()
+            ..RegistryOptions::default()
         };
         let keys = Keys::of(registry);
         let settings = pull::Settings { registry: options.clone(), concurrency: 4 };
@@ -115,7 +115,7 @@ impl Host {
         };
         tokio::time::timeout(Duration::from_secs(10), gone).await.expect("nothing is left behind");
         if pushed.is_ok() {
-            let Progress { bytes_done, bytes_total, chunks_done, chunks_total, .. } = *progress.borrow();
+            let PullProgress { bytes_done, bytes_total, chunks_done, chunks_total, .. } = *progress.borrow();
             assert_eq!((bytes_done, chunks_done), (bytes_total, chunks_total));
         }
         pushed
@@ -604,7 +604,7 @@ impl Drop for Killed {
 async fn as_a_process_of_its_own() {
     let variable = |name: &str| std::env::var(format!("MAYFLY_TEST_PUSH_{name}")).expect("started by another test");
     let catalog = Catalog::open(variable("DIR").into()).unwrap();
-    let options = Options { ca_file: Some(variable("CA").into()), ..Options::default() };
+    let options = RegistryOptions { ca_file: Some(variable("CA").into()), ..RegistryOptions::default() };
     let settings = push::Settings { registry: options, concurrency: 2, piece_size: PIECE };
     let pusher = Pusher::new(catalog, settings, Arc::new(Keys { login: None, asked: AtomicUsize::new(0) }));
     let request = PushRequest { template: "macos".into(), image: variable("IMAGE").parse().unwrap(), part_size: None };

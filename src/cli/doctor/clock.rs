@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     finding::{Check, Finding, strange},
-    probe::{Probe, Ran, Seen, System, Unseen, refusal},
+    probe::{HostProbe, Probed, Ran, System, Unseen, refusal},
     setup::Setup,
 };
 use crate::{cli::text, config};
@@ -18,7 +18,7 @@ const CLOCK: Check = Check::new("host.clock", "Clock", "kept right by the system
 const TOLERANCE: SignedDuration = SignedDuration::from_secs(120);
 
 #[derive(Debug)]
-struct Facts {
+struct ClockFacts {
     now: Timestamp,
     /// When files were written last that this machine wrote.
     written: Vec<(PathBuf, Timestamp)>,
@@ -27,17 +27,17 @@ struct Facts {
 
 #[derive(Debug)]
 enum Keeper {
-    Timed(Seen<Ran>),
-    Systemd(Seen<Ran>),
+    Timed(Probed<Ran>),
+    Systemd(Probed<Ran>),
     /// A container, or another init system.
     Unknown,
 }
 
-pub async fn examine(probe: &dyn Probe, setup: &Setup) -> Finding {
+pub async fn examine(probe: &dyn HostProbe, setup: &Setup) -> Finding {
     judge(&look(probe, setup).await)
 }
 
-async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
+async fn look(probe: &dyn HostProbe, setup: &Setup) -> ClockFacts {
     let files = ["mayfly.db", "mayfly.db-wal", config::ADMIN_TOKEN_FILE].map(|name| setup.at(name));
     let entries = futures_util::future::join_all(files.iter().map(|path| probe.entry(path))).await;
     let written =
@@ -51,10 +51,10 @@ async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
         }
         System::Linux => Keeper::Unknown,
     };
-    Facts { now: probe.now(), written, keeper }
+    ClockFacts { now: probe.now(), written, keeper }
 }
 
-fn judge(facts: &Facts) -> Finding {
+fn judge(facts: &ClockFacts) -> Finding {
     let newest = facts.written.iter().max_by_key(|(_, at)| *at);
     if let Some((path, at)) = newest
         && at.duration_since(facts.now) > TOLERANCE

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{
     finding::{Check, Finding},
-    probe::{Entry, Kind, Probe, Seen, Unseen},
+    probe::{FileKind, FileStatus, HostProbe, Probed, Unseen},
     setup::Setup,
 };
 use crate::{
@@ -23,26 +23,26 @@ const DATABASE: Check = Check::new("data.database", "Database", "mayfly.db, a SQ
 const MAGIC: &[u8] = b"SQLite format 3\0";
 const KEY_BYTES: u64 = 32;
 
-struct Facts {
+struct DataDirFacts {
     uid: u32,
-    directory: Seen<Entry>,
+    directory: Probed<FileStatus>,
     token: File,
     key: File,
     database: File,
     /// The first bytes of the database.
-    head: Seen<Vec<u8>>,
+    head: Probed<Vec<u8>>,
 }
 
 struct File {
-    entry: Seen<Entry>,
-    access: Seen<()>,
+    entry: Probed<FileStatus>,
+    access: Probed<()>,
 }
 
-pub async fn examine(probe: &dyn Probe, setup: &Setup) -> Vec<Finding> {
+pub async fn examine(probe: &dyn HostProbe, setup: &Setup) -> Vec<Finding> {
     judge(&look(probe, setup).await, setup)
 }
 
-async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
+async fn look(probe: &dyn HostProbe, setup: &Setup) -> DataDirFacts {
     let file = async |name: &str| {
         let path = setup.at(name);
         let (entry, access) = tokio::join!(probe.entry(&path), probe.may_read_and_write(&path));
@@ -56,10 +56,10 @@ async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
         file("mayfly.db"),
         probe.read(&database, MAGIC.len()),
     );
-    Facts { uid: probe.uid(), directory, token, key, database: db, head }
+    DataDirFacts { uid: probe.uid(), directory, token, key, database: db, head }
 }
 
-fn judge(facts: &Facts, setup: &Setup) -> Vec<Finding> {
+fn judge(facts: &DataDirFacts, setup: &Setup) -> Vec<Finding> {
     vec![
         directory(facts, &setup.data_dir),
         path_length(&setup.data_dir),
@@ -69,14 +69,14 @@ fn judge(facts: &Facts, setup: &Setup) -> Vec<Finding> {
     ]
 }
 
-fn directory(facts: &Facts, dir: &Path) -> Finding {
+fn directory(facts: &DataDirFacts, dir: &Path) -> Finding {
     let shown = dir.display();
     let entry = match &facts.directory {
         Ok(entry) => entry,
         Err(Unseen::Absent) => return DIRECTORY.ok(format!("{shown}: not there yet, made at the first start")),
         Err(why) => return DIRECTORY.could_not_look(format!("{shown}: {why}")),
     };
-    if entry.kind != Kind::Directory {
+    if entry.kind != FileKind::Directory {
         return DIRECTORY.fail(
             format!("{shown} is not a directory"),
             "move it away, or name another with --data-dir or MAYFLY_DATA_DIR",
@@ -108,7 +108,7 @@ fn path_length(dir: &Path) -> Finding {
     }
 }
 
-fn database(facts: &Facts, path: &Path) -> Finding {
+fn database(facts: &DataDirFacts, path: &Path) -> Finding {
     let entry = match &facts.database.entry {
         Ok(entry) => entry,
         Err(Unseen::Absent) => return DATABASE.ok("not there yet, made at the first start"),
@@ -128,7 +128,7 @@ fn database(facts: &Facts, path: &Path) -> Finding {
     }
 }
 
-fn key(facts: &Facts, path: &Path) -> Finding {
+fn key(facts: &DataDirFacts, path: &Path) -> Finding {
     let written = facts.database.entry.as_ref().is_ok_and(|db| db.size > 0);
     let entry = match &facts.key.entry {
         Ok(entry) => entry,
@@ -153,7 +153,7 @@ fn key(facts: &Facts, path: &Path) -> Finding {
     private(KEY, entry, path).unwrap_or_else(|| KEY.ok("readable by this user alone"))
 }
 
-fn token(facts: &Facts, path: &Path) -> Finding {
+fn token(facts: &DataDirFacts, path: &Path) -> Finding {
     let entry = match &facts.token.entry {
         Ok(entry) => entry,
         Err(Unseen::Absent) => {
@@ -182,7 +182,7 @@ fn token(facts: &Facts, path: &Path) -> Finding {
 fn ours(check: Check, file: &File, uid: u32, path: &Path) -> Option<Finding> {
     let entry = file.entry.as_ref().ok()?;
     let shown = path.display();
-    if entry.kind != Kind::File {
+    if entry.kind != FileKind::File {
         return Some(check.fail(format!("{shown} is not a file"), "move it away"));
     }
     match &file.access {
@@ -195,7 +195,7 @@ fn ours(check: Check, file: &File, uid: u32, path: &Path) -> Option<Finding> {
     }
 }
 
-fn private(check: Check, entry: &Entry, path: &Path) -> Option<Finding> {
+fn private(check: Check, entry: &FileStatus, path: &Path) -> Option<Finding> {
     (entry.mode & 0o077 != 0).then(|| {
         check.fail(
             format!("open to other users (mode {:04o})", entry.mode),

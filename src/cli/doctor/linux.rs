@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use super::{
     finding::{Check, Finding, strange},
-    probe::{Probe, Ran, Seen, Unseen, refusal},
+    probe::{HostProbe, Probed, Ran, Unseen, refusal},
     setup::Setup,
 };
 
@@ -17,10 +17,10 @@ const UNIT: Check = Check::new("service.unit", "systemd unit", "mayfly.service e
 const MIB: u64 = 1 << 20;
 const UNIT_NAME: &str = "mayfly.service";
 
-pub struct Facts {
+pub struct LinuxFacts {
     uid: u32,
-    kernel: Seen<Vec<u8>>,
-    meminfo: Seen<Vec<u8>>,
+    kernel: Probed<Vec<u8>>,
+    meminfo: Probed<Vec<u8>>,
     /// `memory.max` of this process's cgroup and of those above it.
     limits: Vec<Vec<u8>>,
     unit: Unit,
@@ -28,19 +28,19 @@ pub struct Facts {
 
 enum Unit {
     NoSystemd,
-    Shown(Seen<Ran>),
+    Shown(Probed<Ran>),
 }
 
 /// Whether systemd runs this machine: it makes this directory when it starts.
-pub async fn has_systemd(probe: &dyn Probe) -> bool {
+pub async fn has_systemd(probe: &dyn HostProbe) -> bool {
     probe.entry(Path::new("/run/systemd/system")).await.is_ok()
 }
 
-pub fn judge(facts: &Facts, setup: &Setup) -> Vec<Finding> {
+pub fn judge(facts: &LinuxFacts, setup: &Setup) -> Vec<Finding> {
     vec![system(facts), user(facts.uid), memory(facts, setup)]
 }
 
-pub async fn look(probe: &dyn Probe) -> Facts {
+pub async fn look(probe: &dyn HostProbe) -> LinuxFacts {
     let unit = async {
         if !has_systemd(probe).await {
             return Unit::NoSystemd;
@@ -55,10 +55,10 @@ pub async fn look(probe: &dyn Probe) -> Facts {
         limits(probe),
         unit,
     );
-    Facts { uid: probe.uid(), kernel, meminfo, limits, unit }
+    LinuxFacts { uid: probe.uid(), kernel, meminfo, limits, unit }
 }
 
-async fn limits(probe: &dyn Probe) -> Vec<Vec<u8>> {
+async fn limits(probe: &dyn HostProbe) -> Vec<Vec<u8>> {
     let root = Path::new("/sys/fs/cgroup");
     let own = match probe.read(Path::new("/proc/self/cgroup"), 4096).await {
         Ok(text) => String::from_utf8_lossy(&text)
@@ -75,7 +75,7 @@ async fn limits(probe: &dyn Probe) -> Vec<Vec<u8>> {
     limits
 }
 
-fn system(facts: &Facts) -> Finding {
+fn system(facts: &LinuxFacts) -> Finding {
     match &facts.kernel {
         Ok(release) => {
             SYSTEM.ok(format!("Linux {} on {}", String::from_utf8_lossy(release).trim(), std::env::consts::ARCH))
@@ -100,7 +100,7 @@ fn meminfo(text: &str, name: &str) -> Option<u64> {
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? / 1024)
 }
 
-fn memory(facts: &Facts, setup: &Setup) -> Finding {
+fn memory(facts: &LinuxFacts, setup: &Setup) -> Finding {
     let text = match &facts.meminfo {
         Ok(text) => String::from_utf8_lossy(text).into_owned(),
         Err(why) => return MEMORY.could_not_look(format!("/proc/meminfo: {why}")),
@@ -136,7 +136,7 @@ fn memory(facts: &Facts, setup: &Setup) -> Finding {
 }
 
 /// `runs`: whether the service answers.
-pub fn unit(facts: &Facts, runs: bool) -> Finding {
+pub fn unit(facts: &LinuxFacts, runs: bool) -> Finding {
     let ran = match &facts.unit {
         Unit::NoSystemd => return UNIT.not_needed("systemd does not run this machine"),
         Unit::Shown(Err(Unseen::Absent)) => return UNIT.not_needed("systemctl is not installed"),

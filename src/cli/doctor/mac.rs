@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::{
     finding::{Check, Finding, strange},
-    probe::{Entry, Probe, Ran, Seen, Unseen, line, refusal},
+    probe::{FileStatus, HostProbe, Probed, Ran, Unseen, line, refusal},
     setup::Setup,
 };
 
@@ -29,41 +29,41 @@ const DEFAULTS: &str = "/usr/bin/defaults";
 const LAUNCHCTL: &str = "/bin/launchctl";
 const SECURITY: &str = "/usr/bin/security";
 
-pub struct Facts {
+pub struct MacFacts {
     uid: u32,
-    name: Seen<String>,
-    hardware: Seen<Ran>,
+    name: Probed<String>,
+    hardware: Probed<Ran>,
     /// 1, or an error where there is no such setting.
-    arm64: Seen<Ran>,
-    version: Seen<String>,
-    console: Seen<Entry>,
-    manager: Seen<String>,
-    auto_login: Seen<Ran>,
+    arm64: Probed<Ran>,
+    version: Probed<String>,
+    console: Probed<FileStatus>,
+    manager: Probed<String>,
+    auto_login: Probed<Ran>,
     /// The obfuscated password that automatic login needs. Never read.
-    password: Seen<Entry>,
-    filevault: Seen<Ran>,
+    password: Probed<FileStatus>,
+    filevault: Probed<Ran>,
     keychain: Keychain,
-    power: Seen<Ran>,
-    screen_lock: Seen<Ran>,
-    agent: Seen<Ran>,
-    daemon: Seen<Ran>,
+    power: Probed<Ran>,
+    screen_lock: Probed<Ran>,
+    agent: Probed<Ran>,
+    daemon: Probed<Ran>,
 }
 
 struct Keychain {
-    default: Seen<Ran>,
-    login: Seen<Ran>,
+    default: Probed<Ran>,
+    login: Probed<Ran>,
     /// What is known of the login keychain, when there is one.
-    info: Option<Seen<Ran>>,
+    info: Option<Probed<Ran>>,
 }
 
-impl Facts {
+impl MacFacts {
     /// The major version, where it could be read.
     pub fn macos(&self) -> Option<u32> {
         self.version.as_ref().ok()?.split('.').next()?.parse().ok()
     }
 }
 
-pub async fn look(probe: &dyn Probe) -> Facts {
+pub async fn look(probe: &dyn HostProbe) -> MacFacts {
     let uid = probe.uid();
     let run = async |program: &str, args: &[&str]| probe.run(Path::new(program), args, &[]).await;
     let first = async {
@@ -96,7 +96,7 @@ pub async fn look(probe: &dyn Probe) -> Facts {
         (name, hardware, arm64, version, console, manager, auto_login, password),
         (filevault, keychain, power, screen_lock, agent, daemon),
     ) = tokio::join!(first, second);
-    Facts {
+    MacFacts {
         uid,
         name,
         hardware,
@@ -117,7 +117,7 @@ pub async fn look(probe: &dyn Probe) -> Facts {
 
 /// Looking at a locked keychain from a login session makes macOS show its password dialog, until the look's time is over.
 /// Nothing that comes with macOS tells the same without. An unlocked one is looked at in silence.
-async fn keychain(probe: &dyn Probe) -> Keychain {
+async fn keychain(probe: &dyn HostProbe) -> Keychain {
     let security = async |args: &[&str]| probe.run(Path::new(SECURITY), args, &[]).await;
     let (default, login) =
         tokio::join!(security(&["default-keychain", "-d", "user"]), security(&["login-keychain", "-d", "user"]));
@@ -137,7 +137,7 @@ fn keychain_path(text: &str) -> Option<PathBuf> {
     (path.starts_with('/') && !path.contains('\n')).then(|| path.into())
 }
 
-pub fn judge(facts: &Facts, setup: &Setup) -> Vec<Finding> {
+pub fn judge(facts: &MacFacts, setup: &Setup) -> Vec<Finding> {
     let macos = facts.macos();
     let mut findings = vec![
         chip(facts, setup),
@@ -153,7 +153,7 @@ pub fn judge(facts: &Facts, setup: &Setup) -> Vec<Finding> {
     findings
 }
 
-fn chip(facts: &Facts, setup: &Setup) -> Finding {
+fn chip(facts: &MacFacts, setup: &Setup) -> Finding {
     let hardware = match &facts.hardware {
         Ok(ran) => &ran.stdout,
         Err(why) => return CHIP.could_not_look(format!("sysctl: {why}")),
@@ -201,7 +201,7 @@ fn generation(brand: &str) -> Option<u32> {
     rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-fn system(facts: &Facts, setup: &Setup, macos: Option<u32>) -> Finding {
+fn system(facts: &MacFacts, setup: &Setup, macos: Option<u32>) -> Finding {
     let version = match &facts.version {
         Ok(version) => version,
         Err(why) => return SYSTEM.could_not_look(format!("sw_vers: {why}")),
@@ -220,7 +220,7 @@ fn system(facts: &Facts, setup: &Setup, macos: Option<u32>) -> Finding {
     }
 }
 
-fn user(facts: &Facts) -> Finding {
+fn user(facts: &MacFacts) -> Finding {
     let name = match &facts.name {
         Ok(name) => name.as_str(),
         Err(why) => return USER.could_not_look(format!("id: {why}")),
@@ -238,7 +238,7 @@ fn user(facts: &Facts) -> Finding {
 }
 
 /// Whoever is logged in on the screen owns the console.
-fn session(facts: &Facts) -> Finding {
+fn session(facts: &MacFacts) -> Finding {
     const REMEDY: &str =
         "log in on the screen (or by Screen Sharing) as the user of the service, and switch on automatic login";
     match &facts.console {
@@ -261,7 +261,7 @@ fn is_not_set(ran: &Ran) -> bool {
     ran.code == Some(1) && ran.stderr.contains("does not exist")
 }
 
-fn auto_login(facts: &Facts) -> Finding {
+fn auto_login(facts: &MacFacts) -> Finding {
     const REMEDY: &str = "System Settings, Users & Groups: log in automatically as this user (FileVault must be off). \
          Without it nothing runs after a restart until somebody logs in";
     let ran = match &facts.auto_login {
@@ -284,7 +284,7 @@ fn auto_login(facts: &Facts) -> Finding {
     }
 }
 
-fn filevault(facts: &Facts) -> Finding {
+fn filevault(facts: &MacFacts) -> Finding {
     let ran = match &facts.filevault {
         Ok(ran) => ran,
         Err(why) => return FILEVAULT.could_not_look(format!("fdesetup: {why}")),
@@ -300,7 +300,7 @@ fn filevault(facts: &Facts) -> Finding {
     }
 }
 
-fn keychain_is_usable(facts: &Facts, macos: Option<u32>) -> Finding {
+fn keychain_is_usable(facts: &MacFacts, macos: Option<u32>) -> Finding {
     const MAKE: &str = "make one, with the password of the login, and make it the default:\n    \
          security create-keychain login.keychain\n    \
          security default-keychain -s login.keychain\n    \
@@ -316,7 +316,7 @@ fn keychain_is_usable(facts: &Facts, macos: Option<u32>) -> Finding {
             KEYCHAIN.fail(found, remedy)
         }
     };
-    let path = |which: &Seen<Ran>| match which {
+    let path = |which: &Probed<Ran>| match which {
         Ok(ran) if ran.succeeded() => {
             keychain_path(&ran.stdout).map(Some).ok_or_else(|| strange("the path of a keychain", ran.words()))
         }
@@ -379,7 +379,7 @@ fn power_setting(text: &str, name: &str) -> Option<u32> {
     })
 }
 
-fn power(facts: &Facts) -> Vec<Finding> {
+fn power(facts: &MacFacts) -> Vec<Finding> {
     let all = |finding: &dyn Fn(Check) -> Finding| [SLEEP, DISK_SLEEP, RESTART].map(finding).to_vec();
     let text = match &facts.power {
         Ok(ran) if ran.succeeded() => &ran.stdout,
@@ -413,7 +413,7 @@ fn power(facts: &Facts) -> Vec<Finding> {
     vec![sleep, disk, restart]
 }
 
-fn screen_lock(facts: &Facts) -> Finding {
+fn screen_lock(facts: &MacFacts) -> Finding {
     let ran = match &facts.screen_lock {
         Ok(ran) => ran,
         Err(why) => return SCREEN_LOCK.could_not_look(format!("sysadminctl: {why}")),
@@ -434,7 +434,7 @@ fn screen_lock(facts: &Facts) -> Finding {
 }
 
 /// `runs`: whether the service answers.
-pub fn agent(facts: &Facts, runs: bool) -> Finding {
+pub fn agent(facts: &MacFacts, runs: bool) -> Finding {
     const INSTALL: &str = "install it, as the user who is logged in:\n    deploy/macos/install.sh";
     if facts.daemon.as_ref().is_ok_and(Ran::succeeded) {
         return AGENT.fail(
@@ -474,7 +474,7 @@ pub fn agent(facts: &Facts, runs: bool) -> Finding {
 }
 
 /// For the settings of this system: what a plain `defaults read` says, or `None` where nothing is set.
-pub async fn default_setting(probe: &dyn Probe, domain: &str, key: &str) -> Seen<Option<String>> {
+pub async fn default_setting(probe: &dyn HostProbe, domain: &str, key: &str) -> Probed<Option<String>> {
     match probe.run(Path::new(DEFAULTS), &["read", domain, key], &[]).await {
         Ok(ran) if ran.succeeded() => Ok(Some(ran.stdout)),
         Ok(ran) if is_not_set(&ran) => Ok(None),

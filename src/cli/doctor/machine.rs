@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::time::timeout;
 
-use super::probe::{Busy, Entry, Kind, LOOK, Probe, Ran, Seen, Space, System, Unseen};
+use super::probe::{Busy, FileKind, FileStatus, HostProbe, LOOK, Probed, Ran, Space, System, Unseen};
 use crate::{
     domain::Arch,
     drivers::{
@@ -29,11 +29,11 @@ use crate::{
 /// A service on this machine answers sooner or is stuck.
 const ANSWER: Duration = Duration::from_secs(3);
 
-pub struct Machine {
+pub struct MachineFacts {
     http: reqwest::Client,
 }
 
-impl Machine {
+impl MachineFacts {
     pub fn new() -> Result<Self, String> {
         let http = ClientOptions {
             total_timeout: Some(ANSWER),
@@ -48,7 +48,7 @@ impl Machine {
 }
 
 /// File systems hang, too: a server that went away. The thread that waits for it is left to its fate.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Seen<T> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Probed<T> {
     match timeout(LOOK, tokio::task::spawn_blocking(work)).await {
         Err(_) => Err(Unseen::TimedOut(LOOK)),
         Ok(Err(error)) => Err(Unseen::Other(error.to_string())),
@@ -58,7 +58,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 }
 
 #[async_trait]
-impl Probe for Machine {
+impl HostProbe for MachineFacts {
     fn system(&self) -> System {
         if cfg!(target_os = "macos") { System::Macos } else { System::Linux }
     }
@@ -79,7 +79,7 @@ impl Probe for Machine {
         find_program(program)
     }
 
-    async fn run(&self, program: &Path, args: &[&str], env: &[(&str, &str)]) -> Seen<Ran> {
+    async fn run(&self, program: &Path, args: &[&str], env: &[(&str, &str)]) -> Probed<Ran> {
         let mut command = Command::new(program, LOOK).args(args);
         for (key, value) in env {
             command = command.env(key, value);
@@ -94,7 +94,7 @@ impl Probe for Machine {
         }
     }
 
-    async fn read(&self, path: &Path, limit: usize) -> Seen<Vec<u8>> {
+    async fn read(&self, path: &Path, limit: usize) -> Probed<Vec<u8>> {
         let path = path.to_owned();
         blocking(move || {
             use io::Read;
@@ -109,16 +109,16 @@ impl Probe for Machine {
         .await
     }
 
-    async fn entry(&self, path: &Path) -> Seen<Entry> {
+    async fn entry(&self, path: &Path) -> Probed<FileStatus> {
         let path = path.to_owned();
         blocking(move || {
             let meta = std::fs::metadata(path)?;
             let kind = match meta.file_type() {
-                t if t.is_dir() => Kind::Directory,
-                t if t.is_file() => Kind::File,
-                _ => Kind::Other,
+                t if t.is_dir() => FileKind::Directory,
+                t if t.is_file() => FileKind::File,
+                _ => FileKind::Other,
             };
-            Ok(Entry {
+            Ok(FileStatus {
                 kind,
                 mode: meta.permissions().mode() & 0o7777,
                 uid: meta.uid(),
@@ -130,12 +130,12 @@ impl Probe for Machine {
         .await
     }
 
-    async fn resolve(&self, path: &Path) -> Seen<PathBuf> {
+    async fn resolve(&self, path: &Path) -> Probed<PathBuf> {
         let path = path.to_owned();
         blocking(move || path.canonicalize()).await
     }
 
-    async fn names(&self, dir: &Path) -> Seen<Vec<String>> {
+    async fn names(&self, dir: &Path) -> Probed<Vec<String>> {
         let dir = dir.to_owned();
         blocking(move || {
             let mut names = Vec::new();
@@ -148,7 +148,7 @@ impl Probe for Machine {
         .await
     }
 
-    async fn may_read_and_write(&self, path: &Path) -> Seen<()> {
+    async fn may_read_and_write(&self, path: &Path) -> Probed<()> {
         use rustix::fs::{Access, AtFlags, CWD};
         let path = path.to_owned();
         blocking(move || {
@@ -158,7 +158,7 @@ impl Probe for Machine {
         .await
     }
 
-    async fn space(&self, path: &Path) -> Seen<Space> {
+    async fn space(&self, path: &Path) -> Probed<Space> {
         let path = path.to_owned();
         blocking(move || {
             let volume = rustix::fs::statvfs(&path)?;
@@ -183,7 +183,7 @@ impl Probe for Machine {
         }
     }
 
-    async fn get(&self, url: &str) -> Seen<Vec<u8>> {
+    async fn get(&self, url: &str) -> Probed<Vec<u8>> {
         /// Whatever listens there may be anybody.
         const LIMIT: usize = 4 << 20;
         let unseen = |error: &reqwest::Error| match error {

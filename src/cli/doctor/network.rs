@@ -8,7 +8,7 @@ use std::{
 use super::{
     finding::{Check, Finding, strange},
     mac::default_setting,
-    probe::{Probe, Seen, Unseen},
+    probe::{HostProbe, Probed, Unseen},
     setup::Setup,
 };
 use crate::{config::TartNetwork, drivers::tart::leases};
@@ -41,19 +41,19 @@ const ALLOWED: &str = "AllowedEthernetLocalNetworkAddresses";
 const SHORTEN: &str = "shorten it (holds from the next guest on, and after restarts):\n    \
      sudo defaults write /Library/Preferences/SystemConfiguration/com.apple.InternetSharing.default.plist bootpd -dict DHCPLeaseTimeSecs -int 600";
 
-pub struct Facts {
+pub struct NetworkFacts {
     now: i64,
     uid: u32,
-    bootpd: Seen<Option<String>>,
-    leases: Seen<Vec<u8>>,
+    bootpd: Probed<Option<String>>,
+    leases: Probed<Vec<u8>>,
     /// Networks that are excepted from Local Network privacy, wherever this user may read of them.
     allowed: Vec<String>,
     /// The Mac's address among its guests, where it was moved.
-    moved: Seen<Option<String>>,
+    moved: Probed<Option<String>>,
 }
 
 /// `macos`: the major version, where it is known.
-pub fn judge(facts: &Facts, setup: &Setup, macos: Option<u32>) -> Vec<Finding> {
+pub fn judge(facts: &NetworkFacts, setup: &Setup, macos: Option<u32>) -> Vec<Finding> {
     if !setup.config.drivers.tart.enabled {
         return Vec::new();
     }
@@ -69,7 +69,7 @@ pub fn judge(facts: &Facts, setup: &Setup, macos: Option<u32>) -> Vec<Finding> {
     vec![lease_time(facts, setup), leases(facts, setup), gateway(facts, setup), local_network(facts, setup, macos)]
 }
 
-pub async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
+pub async fn look(probe: &dyn HostProbe, setup: &Setup) -> NetworkFacts {
     let leases = &setup.config.drivers.tart.lease_file;
     let (bootpd, leases, root, all, moved) = tokio::join!(
         default_setting(probe, SHARING, "bootpd"),
@@ -79,10 +79,10 @@ pub async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
         default_setting(probe, VMNET, "Shared_Net_Address"),
     );
     let allowed = [root, all].into_iter().filter_map(|seen| seen.ok().flatten()).collect();
-    Facts { now: probe.now().as_second(), uid: probe.uid(), bootpd, leases, allowed, moved }
+    NetworkFacts { now: probe.now().as_second(), uid: probe.uid(), bootpd, leases, allowed, moved }
 }
 
-fn lease_time(facts: &Facts, setup: &Setup) -> Finding {
+fn lease_time(facts: &NetworkFacts, setup: &Setup) -> Finding {
     if setup.tart.softnet {
         return LEASE_TIME.ok("600 s, which Softnet sets by itself");
     }
@@ -110,7 +110,7 @@ fn lease_time(facts: &Facts, setup: &Setup) -> Finding {
     }
 }
 
-fn leases(facts: &Facts, setup: &Setup) -> Finding {
+fn leases(facts: &NetworkFacts, setup: &Setup) -> Finding {
     let file = setup.config.drivers.tart.lease_file.display();
     let bytes = match &facts.leases {
         Ok(bytes) => bytes,
@@ -135,7 +135,7 @@ fn leases(facts: &Facts, setup: &Setup) -> Finding {
 }
 
 /// Guests are told to reach the guest API at this address.
-fn gateway(facts: &Facts, setup: &Setup) -> Finding {
+fn gateway(facts: &NetworkFacts, setup: &Setup) -> Finding {
     let ours = setup.config.drivers.tart.gateway;
     let moved = match &facts.moved {
         Ok(None) => DEFAULT_GATEWAY,
@@ -156,7 +156,7 @@ fn gateway(facts: &Facts, setup: &Setup) -> Finding {
 
 /// The permission itself is shown to no program. What can be seen is whether it is needed, and whether an exception from it is
 /// set where this user may read it; one that root wrote for itself may not be read.
-fn local_network(facts: &Facts, setup: &Setup, macos: Option<u32>) -> Finding {
+fn local_network(facts: &NetworkFacts, setup: &Setup, macos: Option<u32>) -> Finding {
     match macos {
         Some(..15) => return LOCAL.not_needed("macOS asks from 15 on"),
         None => return LOCAL.could_not_look("the version of macOS is not known"),

@@ -63,7 +63,7 @@ impl fmt::Display for Unseen {
     }
 }
 
-pub type Seen<T> = Result<T, Unseen>;
+pub type Probed<T> = Result<T, Unseen>;
 
 /// A command that ran to its end, well or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,7 +87,7 @@ impl Ran {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum FileKind {
     Directory,
     File,
     Other,
@@ -95,8 +95,8 @@ pub enum Kind {
 
 /// What is at a path, links followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    pub kind: Kind,
+pub struct FileStatus {
+    pub kind: FileKind,
     /// Permission bits, with the SUID bit.
     pub mode: u32,
     pub uid: u32,
@@ -127,7 +127,7 @@ pub enum Busy {
 }
 
 #[async_trait]
-pub trait Probe: Send + Sync {
+pub trait HostProbe: Send + Sync {
     fn system(&self) -> System;
     /// The effective user id.
     fn uid(&self) -> u32;
@@ -137,21 +137,21 @@ pub trait Probe: Send + Sync {
     fn find_program(&self, program: &Path) -> Option<PathBuf>;
 
     /// Runs a program that changes nothing, within `LOOK`.
-    async fn run(&self, program: &Path, args: &[&str], env: &[(&str, &str)]) -> Seen<Ran>;
+    async fn run(&self, program: &Path, args: &[&str], env: &[(&str, &str)]) -> Probed<Ran>;
     /// At most `limit` bytes from the beginning.
-    async fn read(&self, path: &Path, limit: usize) -> Seen<Vec<u8>>;
-    async fn entry(&self, path: &Path) -> Seen<Entry>;
+    async fn read(&self, path: &Path, limit: usize) -> Probed<Vec<u8>>;
+    async fn entry(&self, path: &Path) -> Probed<FileStatus>;
     /// The path with every symbolic link in it followed.
-    async fn resolve(&self, path: &Path) -> Seen<PathBuf>;
+    async fn resolve(&self, path: &Path) -> Probed<PathBuf>;
     /// The names in a directory.
-    async fn names(&self, dir: &Path) -> Seen<Vec<String>>;
+    async fn names(&self, dir: &Path) -> Probed<Vec<String>>;
     /// Whether this user may read and write it.
-    async fn may_read_and_write(&self, path: &Path) -> Seen<()>;
-    async fn space(&self, path: &Path) -> Seen<Space>;
+    async fn may_read_and_write(&self, path: &Path) -> Probed<()>;
+    async fn space(&self, path: &Path) -> Probed<Space>;
     /// Listens there for a moment.
     async fn listen(&self, address: SocketAddr) -> Result<(), Busy>;
     /// The body of an answer with status 200. No token is sent, and no certificate is checked.
-    async fn get(&self, url: &str) -> Seen<Vec<u8>>;
+    async fn get(&self, url: &str) -> Probed<Vec<u8>>;
     /// Every process that this user may see.
     async fn processes(&self) -> Vec<(i32, CommandLine)>;
     /// Starts the smallest guest there is: the accelerator that ran it, and why it is not a better one.
@@ -159,7 +159,7 @@ pub trait Probe: Send + Sync {
 }
 
 /// A command's words if it succeeded, for programs that print one line.
-pub fn line(ran: &Seen<Ran>) -> Seen<String> {
+pub fn line(ran: &Probed<Ran>) -> Probed<String> {
     match ran {
         Ok(ran) if ran.succeeded() => Ok(ran.stdout.trim().to_owned()),
         Ok(ran) => Err(Unseen::Other(refusal(ran))),

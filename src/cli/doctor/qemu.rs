@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{
     finding::{Check, Finding, strange},
-    probe::{Entry, Probe, Seen, System, Unseen, line},
+    probe::{FileStatus, HostProbe, Probed, System, Unseen, line},
     setup::Setup,
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
         qemu::{
             list,
             probe::{FOR_SPEED, Remembered},
-            trial::{self, Experience, Verdict},
+            trial::{self, Experience, TrialVerdict},
         },
     },
 };
@@ -35,25 +35,25 @@ struct Tool {
     /// As it was looked for.
     name: PathBuf,
     path: Option<PathBuf>,
-    version: Seen<String>,
+    version: Probed<String>,
 }
 
-struct Facts {
+struct QemuFacts {
     system: System,
     program: Tool,
     img: Tool,
-    device: Seen<Entry>,
-    access: Seen<()>,
-    remembered: Seen<Vec<u8>>,
+    device: Probed<FileStatus>,
+    access: Probed<()>,
+    remembered: Probed<Vec<u8>>,
     /// What the first guests under the accelerator showed.
-    experience: Seen<Vec<u8>>,
-    boot_id: Seen<Vec<u8>>,
+    experience: Probed<Vec<u8>>,
+    boot_id: Probed<Vec<u8>>,
     /// What a guest said that was started for this.
     booted: Option<Result<(String, Option<String>), String>>,
     processes: Vec<(i32, CommandLine)>,
 }
 
-pub async fn examine(probe: &dyn Probe, setup: &Setup) -> Vec<Finding> {
+pub async fn examine(probe: &dyn HostProbe, setup: &Setup) -> Vec<Finding> {
     let qemu = &setup.config.drivers.qemu;
     if !qemu.enabled {
         return vec![PROGRAM.not_needed("the driver is switched off (drivers.qemu.enabled)")];
@@ -72,7 +72,7 @@ pub async fn examine(probe: &dyn Probe, setup: &Setup) -> Vec<Finding> {
     findings
 }
 
-async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
+async fn look(probe: &dyn HostProbe, setup: &Setup) -> QemuFacts {
     let qemu = &setup.config.drivers.qemu;
     let usual =
         Arch::of_this_host().map_or_else(|| "qemu-system".into(), |arch| format!("qemu-system-{}", arch.as_str()));
@@ -99,10 +99,21 @@ async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
         probe.read(Path::new("/proc/sys/kernel/random/boot_id"), 64),
         probe.processes(),
     );
-    Facts { system: probe.system(), program, img, device, access, remembered, experience, boot_id, booted, processes }
+    QemuFacts {
+        system: probe.system(),
+        program,
+        img,
+        device,
+        access,
+        remembered,
+        experience,
+        boot_id,
+        booted,
+        processes,
+    }
 }
 
-async fn tool(probe: &dyn Probe, name: PathBuf) -> Tool {
+async fn tool(probe: &dyn HostProbe, name: PathBuf) -> Tool {
     let path = probe.find_program(&name);
     let version = match &path {
         Some(path) => line(&probe.run(path, &["--version"], &[]).await),
@@ -125,7 +136,7 @@ fn program(tool: &Tool, check: Check, says: &str) -> Finding {
     }
 }
 
-fn kvm(facts: &Facts, choice: Accelerator) -> Finding {
+fn kvm(facts: &QemuFacts, choice: Accelerator) -> Finding {
     if choice == Accelerator::Tcg {
         return KVM.not_needed("emulation was asked for (drivers.qemu.accelerator)");
     }
@@ -149,7 +160,7 @@ fn kvm(facts: &Facts, choice: Accelerator) -> Finding {
     }
 }
 
-fn accelerator(facts: &Facts, choice: Accelerator) -> Finding {
+fn accelerator(facts: &QemuFacts, choice: Accelerator) -> Finding {
     if choice != Accelerator::Auto {
         return ACCELERATOR.ok(format!("{}, as the configuration says", choice.as_str()));
     }
@@ -185,12 +196,12 @@ fn accelerator(facts: &Facts, choice: Accelerator) -> Finding {
     }
     let known = facts.experience.as_ref().ok().and_then(|bytes| serde_json::from_slice::<Experience>(bytes).ok());
     match known.filter(|known| known.basis == remembered.basis && known.accelerator == remembered.accelerator) {
-        Some(Experience { verdict: Verdict::SetAside { why }, accelerator, .. }) => ACCELERATOR.warn(
+        Some(Experience { verdict: TrialVerdict::SetAside { why }, accelerator, .. }) => ACCELERATOR.warn(
             format!("{} passed its probe and was set aside, because {why}: guests are emulated", accelerator.as_str()),
             "use a machine with KVM or nested virtualisation. The accelerator is tried again after a reboot and with another \
              kernel or QEMU; to try it now, remove qemu-accelerator.json from the data directory and restart the service",
         ),
-        Some(Experience { verdict: Verdict::Proven, .. }) | None => {
+        Some(Experience { verdict: TrialVerdict::Proven, .. }) | None => {
             ran_under(remembered.accelerator.as_str(), remembered.note.as_deref(), "a guest ran under")
         }
     }
@@ -208,7 +219,7 @@ fn ran_under(accelerator: &str, note: Option<&str>, how: &str) -> Finding {
     }
 }
 
-fn foreign(facts: &Facts, setup: &Setup) -> Finding {
+fn foreign(facts: &QemuFacts, setup: &Setup) -> Finding {
     // There is at least this process.
     if facts.processes.is_empty() {
         return FOREIGN.could_not_look("no process is visible");

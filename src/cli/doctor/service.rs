@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     finding::{Check, Finding},
-    probe::{Busy, Probe, Seen, Unseen},
+    probe::{Busy, HostProbe, Probed, Unseen},
     setup::Setup,
 };
 
@@ -16,18 +16,18 @@ const VERSION: Check = Check::new("service.version", "Version", "the running ser
 
 /// Who has an address.
 #[derive(Debug)]
-enum Holder {
+enum PortHolder {
     Mayfly,
     Free,
     /// Whether the service could listen there, and what answered instead of it.
     Other(Busy, Option<Unseen>),
 }
 
-struct Facts {
-    admin: Option<Holder>,
-    guest: Option<Holder>,
+struct ServiceFacts {
+    admin: Option<PortHolder>,
+    guest: Option<PortHolder>,
     /// The running service's version; `None` when none runs.
-    version: Option<Seen<String>>,
+    version: Option<Probed<String>>,
 }
 
 pub struct Examined {
@@ -35,12 +35,12 @@ pub struct Examined {
     pub runs: bool,
 }
 
-pub async fn examine(probe: &dyn Probe, setup: &Setup) -> Examined {
+pub async fn examine(probe: &dyn HostProbe, setup: &Setup) -> Examined {
     let facts = look(probe, setup).await;
-    Examined { findings: judge(&facts, setup), runs: matches!(facts.admin, Some(Holder::Mayfly)) }
+    Examined { findings: judge(&facts, setup), runs: matches!(facts.admin, Some(PortHolder::Mayfly)) }
 }
 
-async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
+async fn look(probe: &dyn HostProbe, setup: &Setup) -> ServiceFacts {
     let server = &setup.config.server;
     let scheme = if server.tls_cert.is_some() { "https" } else { "http" };
     let base = format!("{scheme}://{}", reachable(server.listen));
@@ -51,7 +51,7 @@ async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
         }
         let holder = holder(probe, &base, server.listen).await;
         let version = match holder {
-            Holder::Mayfly => Some(version(probe, &base).await),
+            PortHolder::Mayfly => Some(version(probe, &base).await),
             _ => None,
         };
         (Some(holder), version)
@@ -61,7 +61,7 @@ async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
         Some(holder(probe, &format!("http://{}", reachable(address)), address).await)
     };
     let ((admin, version), guest) = tokio::join!(admin, guest);
-    Facts { admin, guest, version }
+    ServiceFacts { admin, guest, version }
 }
 
 /// Where a listener that takes every address is found from here.
@@ -74,19 +74,19 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-async fn holder(probe: &dyn Probe, base: &str, address: SocketAddr) -> Holder {
+async fn holder(probe: &dyn HostProbe, base: &str, address: SocketAddr) -> PortHolder {
     // Bound first: an address that nobody has needs no waiting for an answer.
     let busy = match probe.listen(address).await {
-        Ok(()) => return Holder::Free,
+        Ok(()) => return PortHolder::Free,
         Err(busy) => busy,
     };
     if busy != Busy::Taken {
-        return Holder::Other(busy, None);
+        return PortHolder::Other(busy, None);
     }
     match probe.get(&format!("{base}/healthz")).await {
-        Ok(body) if is_healthy(&body) => Holder::Mayfly,
-        Ok(_) => Holder::Other(busy, None),
-        Err(unseen) => Holder::Other(busy, Some(unseen)),
+        Ok(body) if is_healthy(&body) => PortHolder::Mayfly,
+        Ok(_) => PortHolder::Other(busy, None),
+        Err(unseen) => PortHolder::Other(busy, Some(unseen)),
     }
 }
 
@@ -94,7 +94,7 @@ fn is_healthy(body: &[u8]) -> bool {
     serde_json::from_slice::<Value>(body).is_ok_and(|v| v["status"] == "ok")
 }
 
-async fn version(probe: &dyn Probe, base: &str) -> Seen<String> {
+async fn version(probe: &dyn HostProbe, base: &str) -> Probed<String> {
     let document = probe.get(&format!("{base}/openapi.json")).await?;
     let document: Value = serde_json::from_slice(&document).unwrap_or_default();
     match (document["info"]["title"].as_str(), document["info"]["version"].as_str()) {
@@ -103,7 +103,7 @@ async fn version(probe: &dyn Probe, base: &str) -> Seen<String> {
     }
 }
 
-fn judge(facts: &Facts, setup: &Setup) -> Vec<Finding> {
+fn judge(facts: &ServiceFacts, setup: &Setup) -> Vec<Finding> {
     let listen = setup.config.server.listen;
     let admin = match &facts.admin {
         None => LISTEN.not_needed("any free port is taken (server.listen has port 0)"),
@@ -116,12 +116,12 @@ fn judge(facts: &Facts, setup: &Setup) -> Vec<Finding> {
     vec![admin, guest, running(facts)]
 }
 
-fn occupied(check: Check, setting: &str, address: SocketAddr, holder: &Holder) -> Finding {
+fn occupied(check: Check, setting: &str, address: SocketAddr, holder: &PortHolder) -> Finding {
     let other = format!("choose another address with {setting}");
     match holder {
-        Holder::Mayfly => check.ok(format!("Mayfly answers on {address}")),
-        Holder::Free => check.ok(format!("{address} is free")),
-        Holder::Other(Busy::Taken, answered) => {
+        PortHolder::Mayfly => check.ok(format!("Mayfly answers on {address}")),
+        PortHolder::Free => check.ok(format!("{address} is free")),
+        PortHolder::Other(Busy::Taken, answered) => {
             let found = match answered {
                 Some(Unseen::TimedOut(_)) => format!("whoever has {address} does not answer"),
                 _ => format!("another program has {address}"),
@@ -131,7 +131,7 @@ fn occupied(check: Check, setting: &str, address: SocketAddr, holder: &Holder) -
                 format!("see who it is, and end it, or {other}:\n    lsof -nP -iTCP:{} -sTCP:LISTEN", address.port()),
             )
         }
-        Holder::Other(Busy::NoSuchAddress, _) if check.id == GUEST.id => check.warn(
+        PortHolder::Other(Busy::NoSuchAddress, _) if check.id == GUEST.id => check.warn(
             format!("no interface has {} now", address.ip()),
             format!(
                 "the bridge of a Mac's guests has an address only while one runs: listen on every address instead \
@@ -139,17 +139,17 @@ fn occupied(check: Check, setting: &str, address: SocketAddr, holder: &Holder) -
                 address.port()
             ),
         ),
-        Holder::Other(Busy::NoSuchAddress, _) => {
+        PortHolder::Other(Busy::NoSuchAddress, _) => {
             check.fail(format!("no interface has {}", address.ip()), format!("{other} of this machine"))
         }
-        Holder::Other(Busy::Denied, _) => {
+        PortHolder::Other(Busy::Denied, _) => {
             check.fail(format!("this user may not listen on {address}"), format!("{other}, with a port from 1024 on"))
         }
-        Holder::Other(Busy::Other(why), _) => check.could_not_look(why),
+        PortHolder::Other(Busy::Other(why), _) => check.could_not_look(why),
     }
 }
 
-fn running(facts: &Facts) -> Finding {
+fn running(facts: &ServiceFacts) -> Finding {
     let own = env!("CARGO_PKG_VERSION");
     match &facts.version {
         None => VERSION.not_needed(format!("the service does not run; this program is {own}")),

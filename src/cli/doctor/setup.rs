@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{
     finding::{Check, Finding},
-    probe::{Probe, Unseen},
+    probe::{HostProbe, Unseen},
 };
 use crate::{
     app,
@@ -21,7 +21,7 @@ const USABLE: Check =
 
 /// Where Tart is and how guests are reached through it.
 #[derive(Clone, Debug)]
-pub struct Tart {
+pub struct TartSetup {
     pub enabled: bool,
     pub binary: PathBuf,
     /// Tart's own storage; `None` when nothing says where.
@@ -31,7 +31,7 @@ pub struct Tart {
 
 /// What a template asks of its host.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct Template {
+pub struct TemplateNeeds {
     pub driver: String,
     pub handover: String,
     pub disk_format: String,
@@ -42,16 +42,16 @@ pub struct Setup {
     pub data_dir: PathBuf,
     /// The defaults, where what was given cannot be used.
     pub config: Config,
-    pub tart: Tart,
+    pub tart: TartSetup,
     /// Every template there is, named or not.
-    pub templates: Vec<Template>,
+    pub templates: Vec<TemplateNeeds>,
     /// Start a guest to see which accelerator works.
     pub boot_guest: bool,
 }
 
 impl Setup {
     /// The settings, and what is to be said of them.
-    pub async fn read(probe: &dyn Probe, data_dir: PathBuf, boot_guest: bool) -> (Setup, Finding) {
+    pub async fn read(probe: &dyn HostProbe, data_dir: PathBuf, boot_guest: bool) -> (Setup, Finding) {
         let file = data_dir.join(config::FILE);
         let text = probe.read(&file, FILE_LIMIT + 1).await;
         let (config, finding) = judge(&data_dir, &file, text, probe.env());
@@ -102,10 +102,10 @@ fn judge(data_dir: &Path, file: &Path, text: Result<Vec<u8>, Unseen>, env: Vec<(
 }
 
 /// What the configuration says of Tart.
-fn tart(config: &Config, env: &[(String, String)]) -> Tart {
+fn tart(config: &Config, env: &[(String, String)]) -> TartSetup {
     let var = |name: &str| env.iter().find(|(k, v)| k == name && !v.is_empty()).map(|(_, v)| PathBuf::from(v));
     let tart = &config.drivers.tart;
-    Tart {
+    TartSetup {
         enabled: tart.enabled,
         binary: tart.binary.clone().unwrap_or_else(|| "tart".into()),
         home: tart.home.clone().or_else(|| var("TART_HOME")).or_else(|| var("HOME").map(|home| home.join(".tart"))),
@@ -114,11 +114,11 @@ fn tart(config: &Config, env: &[(String, String)]) -> Tart {
 }
 
 /// One that cannot be read asks for nothing: the service leaves it out, and says so in its log.
-async fn templates(probe: &dyn Probe, dir: &Path) -> Vec<Template> {
+async fn templates(probe: &dyn HostProbe, dir: &Path) -> Vec<TemplateNeeds> {
     let mut templates = Vec::new();
     for name in probe.names(dir).await.unwrap_or_default().iter().filter(|name| name.starts_with("sha256-")) {
         let manifest = probe.read(&dir.join(name).join("manifest.json"), 1 << 20).await.unwrap_or_default();
-        templates.extend(serde_json::from_slice::<Template>(&manifest));
+        templates.extend(serde_json::from_slice::<TemplateNeeds>(&manifest));
     }
     templates
 }

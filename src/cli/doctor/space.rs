@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{
     finding::{Check, Finding},
-    probe::{Entry, Probe, Seen, Space, System, Unseen},
+    probe::{FileStatus, HostProbe, Probed, Space, System, Unseen},
     setup::Setup,
 };
 use crate::cli::text::bytes;
@@ -20,15 +20,15 @@ const HOME: Check = Check::new("tart.home", "Tart's storage", "a directory of th
 const GIB: u64 = 1 << 30;
 
 /// A place that may not be there yet: what holds for it is what holds for the nearest directory that is.
-struct Place {
+struct NearestDirectory {
     path: PathBuf,
     exists: bool,
-    entry: Seen<Entry>,
-    space: Seen<Space>,
-    resolved: Seen<PathBuf>,
+    entry: Probed<FileStatus>,
+    space: Probed<Space>,
+    resolved: Probed<PathBuf>,
 }
 
-async fn place(probe: &dyn Probe, path: &Path) -> Place {
+async fn place(probe: &dyn HostProbe, path: &Path) -> NearestDirectory {
     let mut at = path;
     let mut entry = probe.entry(at).await;
     let exists = entry != Err(Unseen::Absent);
@@ -42,10 +42,10 @@ async fn place(probe: &dyn Probe, path: &Path) -> Place {
     // What is not there yet will be made below where the path leads.
     let rest = path.strip_prefix(at).unwrap_or(Path::new(""));
     let resolved = resolved.map(|dir| if rest.as_os_str().is_empty() { dir } else { dir.join(rest) });
-    Place { path: path.to_owned(), exists, entry, space, resolved }
+    NearestDirectory { path: path.to_owned(), exists, entry, space, resolved }
 }
 
-pub async fn examine(probe: &dyn Probe, setup: &Setup) -> Vec<Finding> {
+pub async fn examine(probe: &dyn HostProbe, setup: &Setup) -> Vec<Finding> {
     let system = probe.system();
     let tart = async {
         match &setup.tart.home {
@@ -69,7 +69,7 @@ pub async fn examine(probe: &dyn Probe, setup: &Setup) -> Vec<Finding> {
     findings
 }
 
-fn room(check: Check, place: &Place, system: System) -> Finding {
+fn room(check: Check, place: &NearestDirectory, system: System) -> Finding {
     let space = match &place.space {
         Ok(space) => space,
         Err(why) => return check.could_not_look(format!("{}: {why}", place.path.display())),
@@ -91,7 +91,7 @@ fn room(check: Check, place: &Place, system: System) -> Finding {
 }
 
 /// A note: QEMU's clones are overlays, which need nothing of the file system; importing a template is what gets faster.
-fn copy_on_write(data: &Place) -> Finding {
+fn copy_on_write(data: &NearestDirectory) -> Finding {
     let name = match &data.space {
         Ok(space) => space.file_system.as_deref(),
         Err(why) => return CLONES.could_not_look(why),
@@ -113,7 +113,7 @@ fn copy_on_write(data: &Place) -> Finding {
     }
 }
 
-fn home(tart: &Place, uid: u32) -> Finding {
+fn home(tart: &NearestDirectory, uid: u32) -> Finding {
     let shown = tart.path.display();
     let resolved = match (&tart.entry, &tart.resolved) {
         (Ok(_), Ok(resolved)) => resolved,
@@ -147,7 +147,7 @@ fn uncloned(check: Check, copies: bool, found: String, remedy: &str) -> Finding 
     }
 }
 
-fn apfs(data: &Place, tart: &Place, copies: bool) -> Finding {
+fn apfs(data: &NearestDirectory, tart: &NearestDirectory, copies: bool) -> Finding {
     let mut others = Vec::new();
     for place in [data, tart] {
         match &place.space {
@@ -173,7 +173,7 @@ fn apfs(data: &Place, tart: &Place, copies: bool) -> Finding {
     )
 }
 
-fn one_volume(data: &Place, tart: &Place, copies: bool) -> Finding {
+fn one_volume(data: &NearestDirectory, tart: &NearestDirectory, copies: bool) -> Finding {
     match (&data.entry, &tart.entry) {
         (Ok(a), Ok(b)) if a.device == b.device => VOLUME.ok("templates and clones share one"),
         (Ok(_), Ok(_)) => uncloned(

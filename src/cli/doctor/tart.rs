@@ -7,13 +7,13 @@ use std::{
 
 use super::{
     finding::{Check, Finding, strange},
-    probe::{self, Probe, Ran, Seen, Unseen, line, refusal},
+    probe::{self, HostProbe, Probed, Ran, Unseen, line, refusal},
     setup::Setup,
 };
 use crate::{
     domain::{InstanceName, host::MACOS_GUESTS_PER_HOST},
     drivers::tart::{
-        list::{self, Entry},
+        list::{self, TartListEntry},
         probe::OLDEST,
     },
 };
@@ -33,20 +33,20 @@ const RELICENSED: (u32, u32) = (2, 33);
 /// Every guest of Apple's framework, whoever runs it, is a process with this in its name.
 const GUEST_PROCESS: &str = "com.apple.Virtualization.VirtualMachine";
 
-pub struct Facts {
+pub struct TartFacts {
     name: PathBuf,
     path: Option<PathBuf>,
-    version: Seen<String>,
+    version: Probed<String>,
     /// `None`: not asked, because its storage is not there and asking would make it.
-    list: Option<Seen<Ran>>,
+    list: Option<Probed<Ran>>,
     /// Names of running guests whose own file says that they run Linux.
     linux: BTreeSet<String>,
-    processes: Seen<Ran>,
-    softnet: Option<Seen<probe::Entry>>,
+    processes: Probed<Ran>,
+    softnet: Option<Probed<probe::FileStatus>>,
 }
 
 /// The local guests that run.
-fn running(list: &Option<Seen<Ran>>) -> Vec<Entry> {
+fn running(list: &Option<Probed<Ran>>) -> Vec<TartListEntry> {
     match list {
         Some(Ok(ran)) if ran.succeeded() => {
             list::parse(ran.stdout.as_bytes()).unwrap_or_default().into_iter().filter(|vm| vm.running).collect()
@@ -55,7 +55,7 @@ fn running(list: &Option<Seen<Ran>>) -> Vec<Entry> {
     }
 }
 
-pub async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
+pub async fn look(probe: &dyn HostProbe, setup: &Setup) -> TartFacts {
     let tart = &setup.tart;
     let path = probe.find_program(&tart.binary);
     let version = async {
@@ -91,11 +91,11 @@ pub async fn look(probe: &dyn Probe, setup: &Setup) -> Facts {
     };
     let processes = probe.run(Path::new("/bin/ps"), &["-axww", "-o", "pid=,command="], &[]);
     let (version, (list, linux), softnet, processes) = tokio::join!(version, list, softnet, processes);
-    Facts { name: tart.binary.clone(), path, version, list, linux, processes, softnet }
+    TartFacts { name: tart.binary.clone(), path, version, list, linux, processes, softnet }
 }
 
 /// What the guest's own file says. Reading it takes no lock, and lets go of none that another process holds.
-async fn is_linux(probe: &dyn Probe, home: &Path, name: &str) -> bool {
+async fn is_linux(probe: &dyn HostProbe, home: &Path, name: &str) -> bool {
     if name.contains('/') || name.starts_with('.') {
         return false;
     }
@@ -103,7 +103,7 @@ async fn is_linux(probe: &dyn Probe, home: &Path, name: &str) -> bool {
     serde_json::from_slice::<serde_json::Value>(&config).is_ok_and(|config| config["os"] == "linux")
 }
 
-pub fn judge(facts: &Facts, setup: &Setup) -> Vec<Finding> {
+pub fn judge(facts: &TartFacts, setup: &Setup) -> Vec<Finding> {
     if !setup.tart.enabled {
         return vec![PROGRAM.not_needed("the driver is switched off (drivers.tart.enabled)")];
     }
@@ -116,7 +116,7 @@ fn parse(version: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-fn program(facts: &Facts) -> Finding {
+fn program(facts: &TartFacts) -> Finding {
     let name = facts.name.display();
     let shown = facts.path.as_deref().unwrap_or(&facts.name).display();
     let version = match &facts.version {
@@ -138,7 +138,7 @@ fn program(facts: &Facts) -> Finding {
     }
 }
 
-fn licence(facts: &Facts) -> Finding {
+fn licence(facts: &TartFacts) -> Finding {
     match facts.version.as_ref().ok().and_then(|version| parse(version)) {
         Some(version) if version < RELICENSED => LICENCE.warn(
             "Fair Source 0.9: free up to 100 CPU cores per organisation, all hosts counted",
@@ -150,7 +150,7 @@ fn licence(facts: &Facts) -> Finding {
     }
 }
 
-fn answers(facts: &Facts, setup: &Setup) -> Finding {
+fn answers(facts: &TartFacts, setup: &Setup) -> Finding {
     const STUCK: &str = "see what holds Tart up (a pull or a guest on a broken disk), and end it:\n    ps -axo pid,etime,command | grep '[t]art'";
     let ran = match &facts.list {
         None if facts.path.is_none() => return ANSWERS.not_needed("there is no Tart to ask"),
@@ -178,11 +178,11 @@ fn answers(facts: &Facts, setup: &Setup) -> Finding {
 }
 
 /// Whether it is known who runs.
-fn is_known(facts: &Facts) -> bool {
+fn is_known(facts: &TartFacts) -> bool {
     matches!(&facts.list, Some(Ok(ran)) if ran.succeeded() && list::parse(ran.stdout.as_bytes()).is_ok())
 }
 
-fn foreign(facts: &Facts) -> Finding {
+fn foreign(facts: &TartFacts) -> Finding {
     if !is_known(facts) {
         return FOREIGN.not_needed("Tart did not say who runs");
     }
@@ -202,7 +202,7 @@ fn foreign(facts: &Facts) -> Finding {
 }
 
 /// A slot that the kernel keeps although no guest is left is seen nowhere; a process that was left over is.
-fn left_over(facts: &Facts) -> Finding {
+fn left_over(facts: &TartFacts) -> Finding {
     let text = match &facts.processes {
         Ok(ran) if ran.succeeded() => &ran.stdout,
         Ok(ran) => return LEFT_OVER.could_not_look(format!("ps: {}", refusal(ran))),
@@ -237,7 +237,7 @@ fn left_over(facts: &Facts) -> Finding {
     )
 }
 
-fn softnet(facts: &Facts) -> Finding {
+fn softnet(facts: &TartFacts) -> Finding {
     match &facts.softnet {
         None => SOFTNET.not_needed("not asked for by the configuration"),
         Some(Err(Unseen::Absent)) => {

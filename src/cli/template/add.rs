@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{
     super::{
-        client::{Client, Failure},
+        client::{ApiClient, CommandFailure},
         output,
     },
     settings::Settings,
@@ -58,7 +58,7 @@ pub(in crate::cli) struct Add {
 /// What image builds write beside a disk.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct Manifest {
+struct BuildManifest {
     driver: Option<String>,
     os: Option<String>,
     arch: Option<String>,
@@ -75,7 +75,7 @@ struct Manifest {
     ssh_key: Option<PathBuf>,
 }
 
-pub(super) async fn run(args: Add, client: &Client, json: bool) -> Result<(), Failure> {
+pub(super) async fn run(args: Add, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     let name = args.name.clone();
     let value = client.post(&["templates"], &request(args)?, &[]).await?;
     if json {
@@ -85,10 +85,10 @@ pub(super) async fn run(args: Add, client: &Client, json: bool) -> Result<(), Fa
     output::line(format!("{name}  {digest}").trim_end())
 }
 
-fn request(args: Add) -> Result<Value, Failure> {
+fn request(args: Add) -> Result<Value, CommandFailure> {
     let (manifest, dir) = match &args.from {
         Some(from) => read_manifest(from)?,
-        None => (Manifest::default(), PathBuf::new()),
+        None => (BuildManifest::default(), PathBuf::new()),
     };
     // The service reads the files, and it has another working directory.
     let own = |path: Option<PathBuf>| path.map(|p| std::path::absolute(&p).unwrap_or(p));
@@ -96,7 +96,7 @@ fn request(args: Add) -> Result<Value, Failure> {
     let vm_dir = own(args.vm_dir);
     let disk = if vm_dir.is_some() { None } else { own(args.disk).or(beside(manifest.disk)) };
     if disk.is_none() && vm_dir.is_none() {
-        return Err(Failure::Usage("no disk: give --disk, --vm-dir, or a template.json that names one".into()));
+        return Err(CommandFailure::Usage("no disk: give --disk, --vm-dir, or a template.json that names one".into()));
     }
     let mut body = Map::new();
     // What is not given is left to the service, which knows its host.
@@ -126,9 +126,9 @@ fn request(args: Add) -> Result<Value, Failure> {
     Ok(body.into())
 }
 
-fn read_manifest(from: &Path) -> Result<(Manifest, PathBuf), Failure> {
+fn read_manifest(from: &Path) -> Result<(BuildManifest, PathBuf), CommandFailure> {
     let file = if from.is_dir() { from.join("template.json") } else { from.to_owned() };
-    let wrong = |error: &dyn std::fmt::Display| Failure::Usage(format!("--from: {}: {error}", file.display()));
+    let wrong = |error: &dyn std::fmt::Display| CommandFailure::Usage(format!("--from: {}: {error}", file.display()));
     let text = std::fs::read_to_string(&file).map_err(|error| wrong(&error))?;
     let manifest = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
     Ok((manifest, file.parent().unwrap_or(Path::new("")).to_owned()))

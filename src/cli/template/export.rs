@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{
     super::{
-        client::{Client, Failure},
+        client::{ApiClient, CommandFailure},
         output, text,
     },
     import::{notices, place},
@@ -31,7 +31,7 @@ pub(in crate::cli) struct Export {
     overwrite: bool,
 }
 
-pub(super) async fn run(args: Export, client: &Client, json: bool) -> Result<(), Failure> {
+pub(super) async fn run(args: Export, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     let mut body = json!({ "layout": args.layout, "path": place(&args.path), "identity": args.identity, "mac": args.mac, "overwrite": args.overwrite.then_some(true) });
     if let Some(body) = body.as_object_mut() {
         body.retain(|_, value| !value.is_null());

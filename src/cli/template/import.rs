@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::super::{
-    client::{Client, Failure},
+    client::{ApiClient, CommandFailure},
     output,
 };
 
@@ -79,7 +79,7 @@ pub(in crate::cli) struct Import {
     ssh_password_file: Option<PathBuf>,
 }
 
-pub(super) async fn run(args: Import, client: &Client, json: bool) -> Result<(), Failure> {
+pub(super) async fn run(args: Import, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     let value = client.post_patiently(&["templates", "import"], &request(args)).await?;
     if json {
         return output::json(&value);

@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 
 use super::super::{
-    client::{Client, Failure},
+    client::{ApiClient, CommandFailure},
     output, text,
     views::LoginView,
 };
@@ -16,7 +16,7 @@ use super::super::{
 const LONGEST: u64 = 64 << 10;
 
 #[derive(Args)]
-pub(in crate::cli) struct Login {
+pub(in crate::cli) struct LoginArgs {
     /// The registry, as host or host:port in image references
     host: String,
     /// User name [default: asked for]
@@ -30,7 +30,7 @@ pub(in crate::cli) struct Login {
     no_check: bool,
 }
 
-pub(super) async fn login(args: Login, client: &Client, json: bool) -> Result<(), Failure> {
+pub(super) async fn login(args: LoginArgs, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     client.must_be_private("the password")?;
     let username = match args.username {
         Some(username) => username,
@@ -49,7 +49,7 @@ pub(super) async fn login(args: Login, client: &Client, json: bool) -> Result<()
     output::line(&format!("{}  logged in as {}", kept.registry, kept.username))
 }
 
-pub(super) async fn logout(host: &str, client: &Client, json: bool) -> Result<(), Failure> {
+pub(super) async fn logout(host: &str, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     let value = client.delete(&["registries", host, "login"], &[]).await?;
     if json {
         return output::json(&if value.is_null() { json!({ "registry": host }) } else { value });
@@ -57,7 +57,7 @@ pub(super) async fn logout(host: &str, client: &Client, json: bool) -> Result<()
     output::line(&format!("{host}  logged out"))
 }
 
-pub(super) async fn list(client: &Client, json: bool) -> Result<(), Failure> {
+pub(super) async fn list(client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     let items = client.list(&["registries"], &[]).await?;
     if json {
         return output::json(&json!({ "items": items }));
@@ -74,19 +74,19 @@ pub(super) async fn list(client: &Client, json: bool) -> Result<(), Failure> {
     output::bytes(text::table(&["REGISTRY", "USER", "SOURCE", "AGE"], &rows, output::width(), 0).as_bytes())
 }
 
-fn ask_username() -> Result<String, Failure> {
+fn ask_username() -> Result<String, CommandFailure> {
     if !io::stdin().is_terminal() {
-        return Err(Failure::Usage("no user name: give one with --username".into()));
+        return Err(CommandFailure::Usage("no user name: give one with --username".into()));
     }
     let _ = write!(io::stderr(), "Username: ").and_then(|()| io::stderr().flush());
     let mut line = String::new();
-    io::stdin().lock().read_line(&mut line).map_err(|e| Failure::Usage(format!("no user name: {e}")))?;
+    io::stdin().lock().read_line(&mut line).map_err(|e| CommandFailure::Usage(format!("no user name: {e}")))?;
     Ok(line.trim().to_owned())
 }
 
-fn ask_password() -> Result<SecretString, Failure> {
+fn ask_password() -> Result<SecretString, CommandFailure> {
     let answer = rpassword::prompt_password("Password: ").map_err(|e| {
-        Failure::Usage(format!(
+        CommandFailure::Usage(format!(
             "there is no terminal to ask for the password on ({e}): pipe it in, with --password-stdin"
         ))
     })?;
@@ -94,9 +94,9 @@ fn ask_password() -> Result<SecretString, Failure> {
 }
 
 /// All of standard input, without the end of its last line.
-fn read_password() -> Result<SecretString, Failure> {
+fn read_password() -> Result<SecretString, CommandFailure> {
     let mut text = String::new();
-    let wrong = |what: &str| Failure::Usage(format!("--password-stdin: {what}"));
+    let wrong = |what: &str| CommandFailure::Usage(format!("--password-stdin: {what}"));
     io::stdin().lock().take(LONGEST + 1).read_to_string(&mut text).map_err(|e| wrong(&e.to_string()))?;
     let whole = SecretString::from(text);
     let text = whole.expose_secret();

@@ -16,7 +16,7 @@ mod verify;
 mod watch;
 
 use super::{
-    client::{Client, Failure},
+    client::{ApiClient, CommandFailure},
     exit, output, text,
     views::{TemplateView, WatchView},
 };
@@ -31,7 +31,7 @@ pub(super) enum TemplateCommand {
     ///
     /// An image in Tart's format, or one that `template push` made. Every byte is verified. The service pulls; this command watches, and may be ended. A pull that
     /// was cut off goes on where it stopped; an image that is here already is not pulled again.
-    Pull(Box<pull::Pull>),
+    Pull(Box<pull::PullArgs>),
     /// List pulls, newest first
     Pulls,
     /// Cancel a pull
@@ -45,7 +45,7 @@ pub(super) enum TemplateCommand {
     ///
     /// The service looks the tag up from time to time. When it has moved, the new version is pulled in the background, and the
     /// name moves to it.
-    Watch(Box<watch::Watch>),
+    Watch(Box<watch::WatchArgs>),
     /// Let a template follow nothing any more
     Unwatch { name: String },
     /// Push a template to a registry
@@ -58,7 +58,7 @@ pub(super) enum TemplateCommand {
     ///
     /// The registry is asked first, and a login that it refuses is not kept. The service keeps it in a file that nobody else may
     /// read. Amazon ECR needs no login where the host has a role or a profile.
-    Login(login::Login),
+    Login(login::LoginArgs),
     /// Forget the login to a registry
     Logout {
         /// The registry, as host or host:port in image references
@@ -89,7 +89,7 @@ pub(super) enum TemplateCommand {
     /// Doing it twice is where it began.
     Rollback(names::Rollback),
     /// Keep a version from being pruned
-    Pin(names::Pin),
+    Pin(names::PinArgs),
     /// Let a pinned version be pruned again
     Unpin {
         /// Name or digest
@@ -109,7 +109,7 @@ pub(super) enum TemplateCommand {
     Delete { name: String },
 }
 
-pub(super) async fn run(command: TemplateCommand, client: &Client, json: bool) -> Result<u8, Failure> {
+pub(super) async fn run(command: TemplateCommand, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     match command {
         TemplateCommand::Add(args) => add::run(*args, client, json).await?,
         TemplateCommand::Pull(args) => return pull::run(*args, client, json).await,
@@ -136,7 +136,7 @@ pub(super) async fn run(command: TemplateCommand, client: &Client, json: bool) -
     Ok(exit::OK)
 }
 
-async fn list(client: &Client, json: bool) -> Result<(), Failure> {
+async fn list(client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     let items = client.list(&["templates"], &[]).await?;
     if json {
         return output::json(&json!({ "items": items }));
@@ -169,7 +169,7 @@ fn short_digest(digest: &str) -> String {
     digest.trim_start_matches("sha256:").chars().take(12).collect()
 }
 
-async fn show(name: &str, client: &Client, json: bool) -> Result<(), Failure> {
+async fn show(name: &str, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     let mut value = client.get(&["templates", name], &[]).await?;
     let watch = watch::of(name, client).await?;
     if json {
@@ -212,7 +212,7 @@ async fn show(name: &str, client: &Client, json: bool) -> Result<(), Failure> {
     output::bytes(text::fields(&pairs).as_bytes())
 }
 
-async fn delete(name: &str, client: &Client, json: bool) -> Result<(), Failure> {
+async fn delete(name: &str, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     let value = client.delete(&["templates", name], &[]).await?;
     if json {
         return output::json(&if value.is_null() { json!({ "name": name }) } else { value });

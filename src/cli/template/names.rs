@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{
     super::{
-        client::{Client, Failure},
+        client::{ApiClient, CommandFailure},
         output, text,
         views::{TemplateView, VersionView},
     },
@@ -32,7 +32,7 @@ pub(in crate::cli) struct Rollback {
 }
 
 #[derive(Args)]
-pub(in crate::cli) struct Pin {
+pub(in crate::cli) struct PinArgs {
     /// Name or digest; of a name, the version that it points at now
     version: String,
     /// Why it is kept
@@ -40,7 +40,7 @@ pub(in crate::cli) struct Pin {
     why: String,
 }
 
-pub(super) async fn point(args: Point, client: &Client, json: bool) -> Result<(), Failure> {
+pub(super) async fn point(args: Point, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     let digest = match args.version.starts_with("sha256:") {
         true => args.version,
         false => {
@@ -55,7 +55,7 @@ pub(super) async fn point(args: Point, client: &Client, json: bool) -> Result<()
     say(&client.put(&["templates", &args.name], &body).await?, client, json)
 }
 
-pub(super) async fn roll_back(args: Rollback, client: &Client, json: bool) -> Result<(), Failure> {
+pub(super) async fn roll_back(args: Rollback, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     let body = match args.to {
         Some(to) => json!({ "to": whole_digest(&args.name, to, client).await? }),
         None => json!({}),
@@ -64,7 +64,7 @@ pub(super) async fn roll_back(args: Rollback, client: &Client, json: bool) -> Re
 }
 
 /// What `template show` prints of a digest is enough to name it.
-async fn whole_digest(name: &str, given: String, client: &Client) -> Result<String, Failure> {
+async fn whole_digest(name: &str, given: String, client: &ApiClient) -> Result<String, CommandFailure> {
     let hex = given.strip_prefix("sha256:").unwrap_or(&given);
     if hex.len() == 64 {
         return Ok(format!("sha256:{hex}"));
@@ -73,13 +73,13 @@ async fn whole_digest(name: &str, given: String, client: &Client) -> Result<Stri
     let mut found = t.previous.into_iter().map(|v| v.digest).filter(|d| short_digest(d) == hex);
     match (found.next(), found.next()) {
         (Some(digest), None) => Ok(digest),
-        _ => Err(Failure::Usage(format!(
+        _ => Err(CommandFailure::Usage(format!(
             "--to: {given:?} is none of the previous versions of {name}; `mayfly template show {name}` lists them"
         ))),
     }
 }
 
-pub(super) async fn pin(args: Pin, client: &Client, json: bool) -> Result<(), Failure> {
+pub(super) async fn pin(args: PinArgs, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     let value = client.put(&["templates", &args.version, "pin"], &json!({ "why": args.why })).await?;
     if json {
         return output::json(&value);
@@ -87,7 +87,7 @@ pub(super) async fn pin(args: Pin, client: &Client, json: bool) -> Result<(), Fa
     output::line(&format!("{}  pinned", args.version))
 }
 
-pub(super) async fn unpin(version: &str, client: &Client, json: bool) -> Result<(), Failure> {
+pub(super) async fn unpin(version: &str, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     let value = client.delete(&["templates", version, "pin"], &[]).await?;
     if json {
         return output::json(&if value.is_null() { json!({ "version": version }) } else { value });
@@ -95,7 +95,7 @@ pub(super) async fn unpin(version: &str, client: &Client, json: bool) -> Result<
     output::line(&format!("{version}  not pinned"))
 }
 
-fn say(value: &Value, client: &Client, json: bool) -> Result<(), Failure> {
+fn say(value: &Value, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     if json {
         return output::json(value);
     }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{
     super::{
-        client::{Client, Failure},
+        client::{ApiClient, CommandFailure},
         output, text,
     },
     short_digest,
@@ -56,16 +56,16 @@ fn size(given: &str) -> Result<u64, String> {
 }
 
 #[derive(Deserialize)]
-struct Pruned {
-    removed: Vec<Held>,
-    kept: Vec<Held>,
+struct PruneResult {
+    removed: Vec<RetainedVersion>,
+    kept: Vec<RetainedVersion>,
     freed_bytes: u64,
     total_bytes: u64,
     available_bytes: u64,
 }
 
 #[derive(Deserialize)]
-struct Held {
+struct RetainedVersion {
     kind: String,
     digest: String,
     names: Vec<String>,
@@ -74,7 +74,7 @@ struct Held {
     why: String,
 }
 
-pub(super) async fn run(args: Prune, client: &Client, json: bool) -> Result<(), Failure> {
+pub(super) async fn run(args: Prune, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     let mut body = json!({ "dry_run": args.dry_run, "keep_previous": args.keep_previous, "partial": args.partial });
     if let Some(seconds) = args.older_than {
         body["older_than_seconds"] = seconds.into();
@@ -86,9 +86,9 @@ pub(super) async fn run(args: Prune, client: &Client, json: bool) -> Result<(), 
     if json {
         return output::json(&value);
     }
-    let pruned: Pruned = client.view(&value)?;
+    let pruned: PruneResult = client.view(&value)?;
     let (gone, goes) = if args.dry_run { ("would go", "would be freed") } else { ("removed", "freed") };
-    let row = |what: &str, h: &Held| {
+    let row = |what: &str, h: &RetainedVersion| {
         let names = if h.names.is_empty() { "-".to_owned() } else { h.names.join(",") };
         let what = if h.kind == "partial_pull" { format!("{what} (pull)") } else { what.to_owned() };
         vec![what, short_digest(&h.digest), names, text::bytes(h.bytes), text::age(h.last_used_at), h.why.clone()]

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     super::{
-        client::{Client, Failure, Problem},
+        client::{ApiClient, ApiProblem, CommandFailure},
         exit, output, text,
         views::PullView,
     },
@@ -33,7 +33,7 @@ const LINE_PERCENT: u64 = 10;
 const INTERRUPTED: u8 = 130;
 
 #[derive(Args)]
-pub(in crate::cli) struct Pull {
+pub(in crate::cli) struct PullArgs {
     /// The image, as host/namespace:tag or host/namespace@sha256:...
     image: String,
     /// Name to create vms from it with [default: the last part of the namespace]
@@ -48,7 +48,7 @@ pub(in crate::cli) struct Pull {
     detach: bool,
 }
 
-pub(super) async fn run(args: Pull, client: &Client, json: bool) -> Result<u8, Failure> {
+pub(super) async fn run(args: PullArgs, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     let detach = args.detach;
     let value = client.post(&["templates"], &body(args)?, &[]).await?;
     let pull: PullView = client.view(&value)?;
@@ -79,13 +79,13 @@ pub(super) async fn run(args: Pull, client: &Client, json: bool) -> Result<u8, F
     match pull.state.as_str() {
         "done" if json => output::json(&value)?,
         "done" => output::line(format!("{}  {}", pull.name, pull.digest.unwrap_or_default()).trim_end())?,
-        "cancelled" => return Err(Failure::Other("the pull was cancelled".to_owned())),
+        "cancelled" => return Err(CommandFailure::Other("the pull was cancelled".to_owned())),
         _ => return Err(failed(&pull)),
     }
     Ok(exit::OK)
 }
 
-fn body(args: Pull) -> Result<Value, Failure> {
+fn body(args: PullArgs) -> Result<Value, CommandFailure> {
     let last = |image: &str| {
         let path = image.split('@').next().unwrap_or_default();
         let last = path.rsplit('/').next().unwrap_or_default();
@@ -101,26 +101,26 @@ fn body(args: Pull) -> Result<Value, Failure> {
 }
 
 /// The problem that a pull ended with, as if the service had answered with it.
-fn failed(pull: &PullView) -> Failure {
+fn failed(pull: &PullView) -> CommandFailure {
     let (code, detail) = match &pull.error {
         Some(error) => (error.code.clone(), error.detail.clone()),
         None => (String::new(), "the service does not say why".to_owned()),
     };
     let known = Code::ALL.iter().find(|known| known.slug() == code);
-    Failure::Problem(
-        Box::new(Problem {
+    CommandFailure::Problem(
+        Box::new(ApiProblem {
             title: known.map_or_else(|| "The pull failed".to_owned(), |known| known.title().to_owned()),
             status: 422,
             detail: Some(detail),
             retryable: known.is_some_and(|known| known.retryable()),
             code,
-            ..Problem::default()
+            ..ApiProblem::default()
         }),
         None,
     )
 }
 
-async fn follow(client: &Client, mut pull: PullView, mut value: Value) -> Result<(Value, PullView), Failure> {
+async fn follow(client: &ApiClient, mut pull: PullView, mut value: Value) -> Result<(Value, PullView), CommandFailure> {
     let mut teller = Teller::new();
     let mut silent_since: Option<Instant> = None;
     loop {
@@ -223,7 +223,7 @@ impl Teller {
     }
 }
 
-pub(super) async fn list(client: &Client, json: bool) -> Result<(), Failure> {
+pub(super) async fn list(client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     let items = client.list(&["pulls"], &[]).await?;
     if json {
         return output::json(&json!({ "items": items }));
@@ -249,7 +249,7 @@ pub(super) async fn list(client: &Client, json: bool) -> Result<(), Failure> {
     output::bytes(text::table(&head, &rows, output::width(), 1).as_bytes())
 }
 
-pub(super) async fn cancel(id: &str, discard: bool, client: &Client, json: bool) -> Result<(), Failure> {
+pub(super) async fn cancel(id: &str, discard: bool, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     let query: &[(&str, &str)] = if discard { &[("discard", "true")] } else { &[] };
     let value = client.delete(&["pulls", id], query).await?;
     if json {

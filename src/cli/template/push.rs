@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::super::{
-    client::{Client, Failure},
+    client::{ApiClient, CommandFailure},
     output, text,
 };
 
@@ -19,7 +19,7 @@ pub(in crate::cli) struct Push {
     chunk_size: Option<u64>,
 }
 
-pub(super) async fn run(args: Push, client: &Client, json: bool) -> Result<(), Failure> {
+pub(super) async fn run(args: Push, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     let mut body = json!({ "image": args.image });
     if let Some(chunk_size) = args.chunk_size {
         body["chunk_size_mb"] = chunk_size.into();

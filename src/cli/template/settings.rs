@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::super::{client::Failure, text::parse_seconds};
+use super::super::{client::CommandFailure, text::parse_seconds};
 
 #[derive(Args, Default)]
 pub(super) struct Settings {
@@ -61,10 +61,10 @@ pub(super) struct Smoke {
 }
 
 impl Smoke {
-    pub fn put(self, body: &mut Map<String, Value>) -> Result<(), Failure> {
+    pub fn put(self, body: &mut Map<String, Value>) -> Result<(), CommandFailure> {
         let Some(file) = self.smoke else { return Ok(()) };
         let command = std::fs::read_to_string(&file)
-            .map_err(|error| Failure::Usage(format!("--smoke: {}: {error}", file.display())))?;
+            .map_err(|error| CommandFailure::Usage(format!("--smoke: {}: {error}", file.display())))?;
         let mut canary = json!({ "command": command });
         if let Some(seconds) = self.smoke_timeout {
             canary["timeout_seconds"] = seconds.into();

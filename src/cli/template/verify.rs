@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::super::{
-    client::{Client, Failure},
+    client::{ApiClient, CommandFailure},
     exit, output, text,
     views::{FileFaultView, TemplateView},
 };
@@ -23,7 +23,7 @@ pub(in crate::cli) struct Verify {
 }
 
 #[derive(Deserialize)]
-struct Verified {
+struct VerifyResult {
     sound: bool,
     bytes: u64,
     bytes_read: u64,
@@ -31,7 +31,7 @@ struct Verified {
     next: Option<String>,
 }
 
-pub(super) async fn run(args: Verify, client: &Client, json: bool) -> Result<u8, Failure> {
+pub(super) async fn run(args: Verify, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     let wanted = if args.all { everything(client).await? } else { args.names };
     let (mut items, mut damaged) = (Vec::new(), false);
     for name in &wanted {
@@ -39,7 +39,7 @@ pub(super) async fn run(args: Verify, client: &Client, json: bool) -> Result<u8,
             output::note(&format!("verifying {name}; this takes as long as the disk needs"));
         }
         let value = client.post_patiently(&["templates", name, "verify"], &json!({})).await?;
-        let found: Verified = client.view(&value)?;
+        let found: VerifyResult = client.view(&value)?;
         damaged |= !found.sound;
         if json {
             items.push(value);
@@ -66,7 +66,7 @@ pub(super) async fn run(args: Verify, client: &Client, json: bool) -> Result<u8,
 }
 
 /// Each version once, by a name where it has one.
-async fn everything(client: &Client) -> Result<Vec<String>, Failure> {
+async fn everything(client: &ApiClient) -> Result<Vec<String>, CommandFailure> {
     let (mut seen, mut wanted, mut previous) = (BTreeSet::new(), Vec::new(), Vec::new());
     for item in &client.list(&["templates"], &[]).await? {
         let t: TemplateView = client.view(item)?;

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     super::{
-        client::{Client, Failure},
+        client::{ApiClient, CommandFailure},
         output, text,
         text::parse_seconds,
         views::WatchView,
@@ -14,7 +14,7 @@ use super::{
 };
 
 #[derive(Args)]
-pub(in crate::cli) struct Watch {
+pub(in crate::cli) struct WatchArgs {
     /// The template that is to follow the tag
     name: String,
     /// The image, as host/namespace:tag
@@ -26,7 +26,7 @@ pub(in crate::cli) struct Watch {
     smoke: Smoke,
 }
 
-pub(super) async fn run(args: Watch, client: &Client, json: bool) -> Result<(), Failure> {
+pub(super) async fn run(args: WatchArgs, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     let mut body = Map::new();
     body.insert("image".to_owned(), args.image.into());
     if let Some(every) = args.every {
@@ -41,7 +41,7 @@ pub(super) async fn run(args: Watch, client: &Client, json: bool) -> Result<(), 
     output::line(&format!("{}  follows {}", args.name, text::plain(&watch.image)))
 }
 
-pub(super) async fn remove(name: &str, client: &Client, json: bool) -> Result<(), Failure> {
+pub(super) async fn remove(name: &str, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     client.delete(&["templates", name, "watch"], &[]).await?;
     if json {
         return output::json(&json!({ "template": name }));
@@ -50,10 +50,10 @@ pub(super) async fn remove(name: &str, client: &Client, json: bool) -> Result<()
 }
 
 /// `None`: the template follows no tag, or the service knows nothing of that.
-pub(super) async fn of(name: &str, client: &Client) -> Result<Option<Value>, Failure> {
+pub(super) async fn of(name: &str, client: &ApiClient) -> Result<Option<Value>, CommandFailure> {
     match client.get(&["templates", name, "watch"], &[]).await {
         Ok(watch) => Ok(Some(watch)),
-        Err(Failure::Problem(problem, _)) if problem.status == 404 => Ok(None),
+        Err(CommandFailure::Problem(problem, _)) if problem.status == 404 => Ok(None),
         Err(failure) => Err(failure),
     }
 }

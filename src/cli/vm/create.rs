@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     super::{
-        client::{Client, Failure},
+        client::{ApiClient, CommandFailure},
         exit, follow, output, text,
         views::VmView,
     },
@@ -20,7 +20,7 @@ use super::{
 use crate::domain::{BudgetsPatch, Scope};
 
 #[derive(Args)]
-pub(in crate::cli) struct Create {
+pub(in crate::cli) struct CreateArgs {
     /// Template to clone
     #[arg(long, short, value_name = "NAME")]
     template: String,
@@ -120,12 +120,12 @@ pub(in crate::cli) fn budget(text: &str) -> Result<(String, u32), String> {
     Ok((name, text::parse_seconds(&value)?))
 }
 
-pub(super) async fn run(args: Create, client: &Client, json: bool) -> Result<u8, Failure> {
+pub(super) async fn run(args: CreateArgs, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     // With another runner the parser does not ask for what would contradict that one.
     if args.runner.github_scope.is_none()
         && let Some(option) = args.github.given()
     {
-        return Err(Failure::Usage(format!("{option}: has a meaning only with --github-scope")));
+        return Err(CommandFailure::Usage(format!("{option}: has a meaning only with --github-scope")));
     }
     let env = args.env_file.as_deref().map(read_env).transpose()?.unwrap_or_default();
     let runner = match args.runner {
@@ -190,7 +190,12 @@ pub(super) async fn run(args: Create, client: &Client, json: bool) -> Result<u8,
     Ok(follow::verdict(&ended))
 }
 
-fn github(scope: &Scope, args: GitHubArgs, env: BTreeMap<String, String>, client: &Client) -> Result<Value, Failure> {
+fn github(
+    scope: &Scope,
+    args: GitHubArgs,
+    env: BTreeMap<String, String>,
+    client: &ApiClient,
+) -> Result<Value, CommandFailure> {
     let mut runner = json!({ "kind": "github", "scope": scope.slug(), "labels": args.runner_labels, "env": env });
     if let Some(group) = args.group {
         runner["group"] = group.into();
@@ -204,15 +209,15 @@ fn github(scope: &Scope, args: GitHubArgs, env: BTreeMap<String, String>, client
         let text = read_text(&file, option)?;
         let secret = text.trim();
         if secret.is_empty() {
-            return Err(Failure::Usage(format!("{option}: {}: there is nothing in it", file.display())));
+            return Err(CommandFailure::Usage(format!("{option}: {}: there is nothing in it", file.display())));
         }
         runner[key] = secret.into();
     }
     Ok(runner)
 }
 
-fn read_text(path: &Path, option: &str) -> Result<String, Failure> {
-    let wrong = |error: std::io::Error| Failure::Usage(format!("{option}: {}: {error}", path.display()));
+fn read_text(path: &Path, option: &str) -> Result<String, CommandFailure> {
+    let wrong = |error: std::io::Error| CommandFailure::Usage(format!("{option}: {}: {error}", path.display()));
     if path == Path::new("-") {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).map_err(wrong)?;
@@ -222,7 +227,7 @@ fn read_text(path: &Path, option: &str) -> Result<String, Failure> {
 }
 
 /// Values are taken as they are, quotes included. Messages name lines and never repeat them: they hold secrets.
-fn read_env(path: &Path) -> Result<BTreeMap<String, String>, Failure> {
+fn read_env(path: &Path) -> Result<BTreeMap<String, String>, CommandFailure> {
     let text = read_text(path, "--env-file")?;
     let mut env = BTreeMap::new();
     for (n, line) in text.lines().enumerate() {
@@ -230,7 +235,7 @@ fn read_env(path: &Path) -> Result<BTreeMap<String, String>, Failure> {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let wrong = |what: &str| Failure::Usage(format!("--env-file: {}:{}: {what}", path.display(), n + 1));
+        let wrong = |what: &str| CommandFailure::Usage(format!("--env-file: {}:{}: {what}", path.display(), n + 1));
         let (name, value) = match line.split_once('=') {
             Some((name, value)) => (name.trim(), Some(value.to_owned())),
             None => (line.trim(), None),

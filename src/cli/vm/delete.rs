@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::{
     super::{
-        client::{Client, Failure},
+        client::{ApiClient, CommandFailure},
         exit, follow, output,
         views::VmView,
     },
@@ -23,7 +23,7 @@ pub(in crate::cli) struct Delete {
     wait: bool,
 }
 
-pub(super) async fn run(args: Delete, client: &Client, json: bool) -> Result<u8, Failure> {
+pub(super) async fn run(args: Delete, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     let id = resolve(&args.vm, client).await?;
     let query: &[(&str, &str)] = if args.force { &[("force", "true")] } else { &[] };
     let mut value = client.delete(&["vms", &id], query).await?;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{
     super::{
-        client::{Client, Failure},
+        client::{ApiClient, CommandFailure},
         exit, follow, output, text,
         views::VmView,
     },
@@ -21,7 +21,7 @@ pub(in crate::cli) struct Events {
     follow: bool,
 }
 
-pub(super) async fn run(args: Events, client: &Client, json: bool) -> Result<u8, Failure> {
+pub(super) async fn run(args: Events, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     let id = resolve(&args.vm, client).await?;
     let mut last = 0;
     if json && !args.follow {
@@ -50,7 +50,7 @@ pub(super) async fn run(args: Events, client: &Client, json: bool) -> Result<u8,
 }
 
 /// The events after the position `last`, which moves on to the last of them.
-async fn events_after(client: &Client, id: &str, last: &mut i64) -> Result<Vec<Value>, Failure> {
+async fn events_after(client: &ApiClient, id: &str, last: &mut i64) -> Result<Vec<Value>, CommandFailure> {
     let mut events = Vec::new();
     loop {
         let page = client.get(&["vms", id, "events"], &[("after", &last.to_string()), ("limit", PAGE)]).await?;

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{
     super::{
-        client::{Client, Failure},
+        client::{ApiClient, CommandFailure},
         exit, output, text,
         views::{ProgressView, VmView},
     },
@@ -14,7 +14,7 @@ use super::{
 use crate::domain::State;
 
 #[derive(Args)]
-pub(in crate::cli) struct List {
+pub(in crate::cli) struct VmList {
     /// Only vms in this state; may be repeated
     #[arg(long = "state", value_name = "STATE", value_parser = states())]
     states: Vec<String>,
@@ -35,7 +35,7 @@ pub(in crate::cli) struct List {
     quiet: bool,
 }
 
-pub(super) async fn run(args: List, client: &Client, json: bool) -> Result<u8, Failure> {
+pub(super) async fn run(args: VmList, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     let labels: Vec<String> = args.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let states: Vec<&str> = match args.all {
         true => State::ALL.map(State::as_str).to_vec(),

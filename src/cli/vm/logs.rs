@@ -5,14 +5,14 @@ use serde_json::json;
 
 use super::{
     super::{
-        client::{Client, Failure},
+        client::{ApiClient, CommandFailure},
         exit, output, text,
     },
     resolve,
 };
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Source {
+enum LogSelector {
     /// The guest's serial console
     Console,
     /// The boot script's output while the runner is handed over
@@ -24,12 +24,12 @@ enum Source {
 }
 
 #[derive(Args)]
-pub(in crate::cli) struct Logs {
+pub(in crate::cli) struct LogsArgs {
     /// Id or name
     vm: String,
     /// Which log
     #[arg(long, value_enum, default_value = "console")]
-    source: Source,
+    source: LogSelector,
     /// Go on until the vm is deleted
     #[arg(long, short)]
     follow: bool,
@@ -38,13 +38,13 @@ pub(in crate::cli) struct Logs {
     raw: bool,
 }
 
-pub(super) async fn run(args: Logs, client: &Client, json: bool) -> Result<u8, Failure> {
+pub(super) async fn run(args: LogsArgs, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     let id = resolve(&args.vm, client).await?;
     let source = match args.source {
-        Source::Console => "console",
-        Source::Boot => "boot",
-        Source::Job => "job",
-        Source::Hypervisor => "hypervisor",
+        LogSelector::Console => "console",
+        LogSelector::Boot => "boot",
+        LogSelector::Job => "job",
+        LogSelector::Hypervisor => "hypervisor",
     };
     let mut query = vec![("source", source)];
     if args.follow {
@@ -54,8 +54,10 @@ pub(super) async fn run(args: Logs, client: &Client, json: bool) -> Result<u8, F
     let mut tamer = (output::is_terminal() && !args.raw && !json).then(text::Tamer::default);
     let mut whole = Vec::new();
     loop {
-        let chunk =
-            response.chunk().await.map_err(|error| Failure::Unreachable(format!("the log broke off: {error}")))?;
+        let chunk = response
+            .chunk()
+            .await
+            .map_err(|error| CommandFailure::Unreachable(format!("the log broke off: {error}")))?;
         let Some(chunk) = chunk else { break };
         match &mut tamer {
             _ if json && args.follow => {

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use super::client::{Client, Failure};
+use super::client::{ApiClient, CommandFailure};
 use crate::domain::{Scope, State};
 
 mod create;
@@ -21,10 +21,10 @@ pub(super) enum VmCommand {
     ///
     /// Prints its id. A vm that finds no free slot is queued; that is not an error. With --follow or --wait the exit code is
     /// 0 only if the vm completed and its job (if it had one) succeeded.
-    Create(Box<create::Create>),
+    Create(Box<create::CreateArgs>),
     /// List vms
     #[command(visible_alias = "ls")]
-    List(list::List),
+    List(list::VmList),
     /// Show one vm
     Show { vm: String },
     /// End a vm
@@ -33,7 +33,7 @@ pub(super) enum VmCommand {
     #[command(visible_alias = "rm")]
     Delete(delete::Delete),
     /// Print a vm's logs
-    Logs(logs::Logs),
+    Logs(logs::LogsArgs),
     /// Print what happened to a vm
     Events(events::Events),
     /// Wait until a vm reaches a state
@@ -61,7 +61,7 @@ pub(super) fn parse_scope(text: &str) -> Result<Scope, String> {
 /// The largest page there is: fewer questions.
 const PAGE: &str = "200";
 
-pub(super) async fn run(command: VmCommand, client: &Client, json: bool) -> Result<u8, Failure> {
+pub(super) async fn run(command: VmCommand, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     match command {
         VmCommand::Create(args) => create::run(*args, client, json).await,
         VmCommand::List(args) => list::run(args, client, json).await,
@@ -74,7 +74,7 @@ pub(super) async fn run(command: VmCommand, client: &Client, json: bool) -> Resu
 }
 
 /// The id of the vm that has this id or name: a live one, else the newest that had it.
-async fn resolve(vm: &str, client: &Client) -> Result<String, Failure> {
+async fn resolve(vm: &str, client: &ApiClient) -> Result<String, CommandFailure> {
     if vm.parse::<uuid::Uuid>().is_ok() {
         return Ok(vm.to_owned());
     }
@@ -87,7 +87,7 @@ async fn resolve(vm: &str, client: &Client) -> Result<String, Failure> {
             return Ok(id.to_owned());
         }
     }
-    Err(Failure::Other(format!("no vm is called {vm:?}; `mayfly vm list --all` shows what there is")))
+    Err(CommandFailure::Other(format!("no vm is called {vm:?}; `mayfly vm list --all` shows what there is")))
 }
 
 pub(super) fn shorten(text: &str, to: usize) -> String {

@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        client::{Client, Failure},
+        client::{ApiClient, CommandFailure},
         exit,
         output::{self, Colour, paint},
         text,
@@ -11,7 +11,7 @@ use super::{
     resolve,
 };
 
-pub(super) async fn run(vm: &str, client: &Client, json: bool) -> Result<u8, Failure> {
+pub(super) async fn run(vm: &str, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     let id = resolve(vm, client).await?;
     let value = client.get(&["vms", &id], &[]).await?;
     if json {

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{
     super::{
-        client::{Client, Failure},
+        client::{ApiClient, CommandFailure},
         exit, follow, output, text,
         views::VmView,
     },
@@ -25,7 +25,7 @@ pub(in crate::cli) struct Wait {
     timeout: Option<u32>,
 }
 
-pub(super) async fn run(args: Wait, client: &Client, json: bool) -> Result<u8, Failure> {
+pub(super) async fn run(args: Wait, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     let id = resolve(&args.vm, client).await?;
     let timeout = args.timeout.map(|s| Duration::from_secs(s.into()));
     let over = |vm: &VmView| vm.is_deleted() || vm.has_been(&args.state);

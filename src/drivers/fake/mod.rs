@@ -8,12 +8,12 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use super::{Capabilities, Driver, DriverError, ErrorKind, InstanceSpec, Listed, Observation, Probe, Result};
+use super::{Capabilities, Driver, DriverError, DriverProbe, ErrorKind, InstanceSpec, Listed, Observation, Result};
 use crate::domain::{Arch, Code, GuestOs, InstanceName, event::GoneCause};
 
 mod world;
 
-pub use world::{Behaviour, Crash, FakeWorld, Guest, Snapshot, Verb};
+pub use world::{Behaviour, Crash, FakeSnapshot, FakeWorld, Guest, Verb};
 
 pub struct Fake {
     name: &'static str,
@@ -61,10 +61,10 @@ impl Driver for Fake {
         }
     }
 
-    async fn probe(&self, _fresh: bool) -> Result<Probe> {
+    async fn probe(&self, _fresh: bool) -> Result<DriverProbe> {
         let crash = self.world.enter(Verb::Probe).await?;
         perhaps_die(&self.world, crash).await;
-        Ok(Probe {
+        Ok(DriverProbe {
             version: "fake".to_owned(),
             arch: Arch::of_this_host().unwrap_or(Arch::X86_64),
             accelerator: "none".to_owned(),

@@ -59,7 +59,7 @@ pub struct Guest {
     run: u64,
 }
 
-type Program = Arc<dyn Fn(Guest) + Send + Sync>;
+type FakeProgram = Arc<dyn Fn(Guest) + Send + Sync>;
 type Hook = Box<dyn FnOnce(&FakeWorld) + Send>;
 
 impl Guest {
@@ -75,17 +75,17 @@ impl Guest {
 
 #[derive(Default)]
 pub struct FakeWorld {
-    state: Mutex<State>,
+    state: Mutex<FakeState>,
     changed: watch::Sender<u64>,
 }
 
 #[derive(Default)]
-struct State {
-    instances: BTreeMap<String, Instance>,
+struct FakeState {
+    instances: BTreeMap<String, FakeInstance>,
     foreign: BTreeMap<String, Listed>,
     scripts: HashMap<Verb, Script>,
     behaviour: Behaviour,
-    program: Option<Program>,
+    program: Option<FakeProgram>,
     limits: HashMap<GuestOs, u32>,
     peaks: HashMap<GuestOs, u32>,
     peak_ours: u32,
@@ -116,16 +116,16 @@ struct Script {
     hooks: VecDeque<Hook>,
 }
 
-struct Instance {
+struct FakeInstance {
     spec: InstanceSpec,
     /// Not all of it is there.
     half: bool,
-    running: Option<Run>,
+    running: Option<FakeRun>,
     /// Its only run, once there was one.
     started: Option<u64>,
 }
 
-struct Run {
+struct FakeRun {
     id: u64,
     ssh: Option<Endpoint>,
     obeys_power_down: bool,
@@ -134,7 +134,7 @@ struct Run {
 
 /// The world at one moment.
 #[derive(Clone, Debug, Default)]
-pub struct Snapshot {
+pub struct FakeSnapshot {
     pub instances: BTreeMap<String, Observation>,
     pub calls: HashMap<Verb, usize>,
     /// Calls that reached the point at which they "crash".
@@ -143,7 +143,7 @@ pub struct Snapshot {
     pub starts: usize,
 }
 
-impl Snapshot {
+impl FakeSnapshot {
     pub fn running(&self) -> usize {
         self.instances
             .values()
@@ -203,7 +203,7 @@ impl FakeWorld {
         self.lock().overbooked.clone()
     }
 
-    /// The next call of this verb never returns, and leaves what it had done by then. See [`Snapshot::crashes`].
+    /// The next call of this verb never returns, and leaves what it had done by then. See [`FakeSnapshot::crashes`].
     pub fn crash_next(&self, verb: Verb, crash: Crash) {
         self.change(|s| s.scripts.entry(verb).or_default().crashes.push_back(crash));
     }
@@ -280,12 +280,12 @@ impl FakeWorld {
         });
     }
 
-    pub fn snapshot(&self) -> Snapshot {
+    pub fn snapshot(&self) -> FakeSnapshot {
         self.lock().snapshot()
     }
 
     /// Waits until the world is so, and says how it is then.
-    pub async fn until(&self, is_so: impl Fn(&Snapshot) -> bool) -> Snapshot {
+    pub async fn until(&self, is_so: impl Fn(&FakeSnapshot) -> bool) -> FakeSnapshot {
         self.wait(|s| Some(s.snapshot()).filter(|snapshot| is_so(snapshot))).await
     }
 
@@ -312,17 +312,17 @@ impl FakeWorld {
 
 /// What the driver does to it.
 impl FakeWorld {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, FakeState> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut FakeState) -> T) -> T {
         let result = change(&mut self.lock());
         self.changed.send_modify(|n| *n += 1);
         result
     }
 
-    async fn wait<T>(&self, look: impl Fn(&State) -> Option<T>) -> T {
+    async fn wait<T>(&self, look: impl Fn(&FakeState) -> Option<T>) -> T {
         let mut changed = self.changed.subscribe();
         loop {
             if let Some(found) = look(&self.lock()) {
@@ -370,12 +370,13 @@ impl FakeWorld {
             if s.instances.get(name).is_some_and(|i| i.running.is_some()) {
                 return;
             }
-            s.instances.insert(name.to_owned(), Instance { spec: spec.clone(), half, running: None, started: None });
+            s.instances
+                .insert(name.to_owned(), FakeInstance { spec: spec.clone(), half, running: None, started: None });
         });
     }
 
     /// The guest and the program that plays it, when a new one was started and there is such a program.
-    pub(super) fn start(&self, spec: &InstanceSpec, world: &Arc<FakeWorld>) -> Result<Option<(Guest, Program)>> {
+    pub(super) fn start(&self, spec: &InstanceSpec, world: &Arc<FakeWorld>) -> Result<Option<(Guest, FakeProgram)>> {
         self.change(|s| {
             let name = spec.name.as_str();
             let whole = s.instances.get(name).map(|i| (!i.half, i.started.is_some()));
@@ -400,7 +401,7 @@ impl FakeWorld {
             let Behaviour { ssh, obeys_power_down } = s.behaviour.clone();
             if let Some(instance) = s.instances.get_mut(name) {
                 instance.spec = spec.clone();
-                instance.running = Some(Run { id, ssh, obeys_power_down, halted: None });
+                instance.running = Some(FakeRun { id, ssh, obeys_power_down, halted: None });
                 instance.started = Some(id);
             }
             s.count();
@@ -434,7 +435,7 @@ impl FakeWorld {
     }
 
     pub(super) fn observe(&self, name: &InstanceName) -> Observation {
-        self.lock().instances.get(name.as_str()).map_or(Observation::Absent, Instance::observe)
+        self.lock().instances.get(name.as_str()).map_or(Observation::Absent, FakeInstance::observe)
     }
 
     pub(super) async fn ended(&self, name: &InstanceName) -> GoneCause {
@@ -481,7 +482,7 @@ impl FakeWorld {
 
     /// Why this run ended, or why its guest was stopped.
     async fn run_stopped(&self, name: &str, run: u64) -> GoneCause {
-        let halted = |s: &State| s.instances.get(name)?.running.as_ref().filter(|r| r.id == run)?.halted;
+        let halted = |s: &FakeState| s.instances.get(name)?.running.as_ref().filter(|r| r.id == run)?.halted;
         self.wait(|s| s.over.get(&run).copied().or_else(|| halted(s))).await
     }
 
@@ -490,7 +491,7 @@ impl FakeWorld {
     }
 }
 
-impl State {
+impl FakeState {
     fn end(&mut self, name: &str, cause: GoneCause) -> bool {
         let Some(instance) = self.instances.get_mut(name) else { return false };
         let Some(run) = instance.running.take() else { return false };
@@ -525,8 +526,8 @@ impl State {
         }
     }
 
-    fn snapshot(&self) -> Snapshot {
-        Snapshot {
+    fn snapshot(&self) -> FakeSnapshot {
+        FakeSnapshot {
             instances: self.instances.iter().map(|(name, i)| (name.clone(), i.observe())).collect(),
             calls: self.calls.clone(),
             crashes: self.crashes,
@@ -535,11 +536,11 @@ impl State {
     }
 }
 
-impl Instance {
+impl FakeInstance {
     fn observe(&self) -> Observation {
         match &self.running {
             _ if self.half => Observation::Broken { detail: "only a part of it is there".to_owned() },
-            Some(Run { halted: Some(cause), .. }) => Observation::Halted { cause: *cause },
+            Some(FakeRun { halted: Some(cause), .. }) => Observation::Halted { cause: *cause },
             Some(run) => Observation::Running { ssh: run.ssh.clone(), agent: None },
             None => Observation::Stopped,
         }

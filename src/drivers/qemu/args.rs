@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use super::paths::Paths;
+use super::paths::QemuPaths;
 use crate::{
     domain::Arch,
     drivers::{GuestNetwork, InstanceSpec},
@@ -34,13 +34,13 @@ impl Accelerator {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Machine {
+pub struct MachineSpec {
     pub arch: Arch,
     pub accelerator: Accelerator,
 }
 
 /// Machine, accelerator and processor: what a probe must share with a real start to prove anything.
-pub fn machine(machine: Machine, cpus: u32, memory_mib: u32) -> Vec<String> {
+pub fn machine(machine: MachineSpec, cpus: u32, memory_mib: u32) -> Vec<String> {
     let board = match machine.arch {
         Arch::X86_64 => "q35",
         // The default interrupt controller of this board serves eight processors.
@@ -74,7 +74,7 @@ fn translation_cache_mib(memory_mib: u32) -> u32 {
 }
 
 /// The whole command line after the program's name. `None` when a path is not valid UTF-8.
-pub fn instance(spec: &InstanceSpec, paths: &Paths, on: Machine) -> Option<Vec<String>> {
+pub fn instance(spec: &InstanceSpec, paths: &QemuPaths, on: MachineSpec) -> Option<Vec<String>> {
     // Of every attempt the same: this is what the guest sees as its machine's id.
     let id = spec.name.vm_id();
     let mut args = machine(on, spec.cpus, spec.memory_mib);
@@ -239,16 +239,16 @@ mod tests {
         }
     }
 
-    fn arguments(spec: &InstanceSpec, on: Machine) -> Vec<String> {
-        instance(spec, &Paths::new(Path::new("/d,d"), &spec.name), on).unwrap()
+    fn arguments(spec: &InstanceSpec, on: MachineSpec) -> Vec<String> {
+        instance(spec, &QemuPaths::new(Path::new("/d,d"), &spec.name), on).unwrap()
     }
 
     fn value<'a>(args: &'a [String], option: &str) -> Vec<&'a str> {
         args.windows(2).filter(|w| w[0] == option).map(|w| w[1].as_str()).collect()
     }
 
-    const KVM: Machine = Machine { arch: Arch::X86_64, accelerator: Accelerator::Kvm };
-    const TCG: Machine = Machine { arch: Arch::X86_64, accelerator: Accelerator::Tcg };
+    const KVM: MachineSpec = MachineSpec { arch: Arch::X86_64, accelerator: Accelerator::Kvm };
+    const TCG: MachineSpec = MachineSpec { arch: Arch::X86_64, accelerator: Accelerator::Tcg };
 
     #[test]
     fn a_kernel_boot_in_full() {
@@ -301,7 +301,7 @@ mod tests {
 
     #[test]
     fn arm_has_another_board() {
-        let arm = |accelerator| Machine { arch: Arch::Aarch64, accelerator };
+        let arm = |accelerator| MachineSpec { arch: Arch::Aarch64, accelerator };
         let args = arguments(&spec(), arm(Accelerator::Hvf));
         assert_eq!((value(&args, "-M"), value(&args, "-cpu")), (vec!["virt"], vec!["host"]));
         let mut many = spec();
@@ -319,7 +319,7 @@ mod tests {
         use std::os::unix::ffi::OsStrExt;
         let mut spec = spec();
         spec.files.kernel = Some(std::ffi::OsStr::from_bytes(b"/t/\xff").into());
-        assert_eq!(instance(&spec, &Paths::new(Path::new("/d"), &spec.name), TCG), None);
+        assert_eq!(instance(&spec, &QemuPaths::new(Path::new("/d"), &spec.name), TCG), None);
     }
 
     #[test]

@@ -17,14 +17,14 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    paths::Paths,
-    qmp::{self, Client, QmpError},
+    paths::QemuPaths,
+    qmp::{self, QmpClient, QmpError},
     usernet,
 };
 use crate::{
     domain::{InstanceName, event::GoneCause},
     drivers::{
-        lock::{self, Holder},
+        lock::{self, LockHolder},
         process::{self, CommandLine, Process},
         record,
     },
@@ -40,7 +40,7 @@ const SCANS: u32 = 10;
 const STARTING: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
-pub enum Found {
+pub enum QemuPresence {
     Nothing,
     Ours(Process),
     /// A process of our user that was started with this instance's pid file a moment ago and does not hold it. It will hold it
@@ -51,11 +51,11 @@ pub enum Found {
 }
 
 /// The process of this instance. An error: nothing is known.
-pub async fn find(paths: &Paths) -> io::Result<Found> {
+pub async fn find(paths: &QemuPaths) -> io::Result<QemuPresence> {
     for _ in 0..SCANS {
         match certain(paths).await? {
             // One that daemonizes forks twice, and its child may have come after the list was made.
-            Found::Nothing => match suspected(paths, &process::all().await?).await? {
+            QemuPresence::Nothing => match suspected(paths, &process::all().await?).await? {
                 Some(found) => return Ok(found),
                 None => continue,
             },
@@ -66,36 +66,36 @@ pub async fn find(paths: &Paths) -> io::Result<Found> {
 }
 
 /// As `find`, among the processes that were just listed.
-pub async fn find_among(paths: &Paths, processes: &[(i32, CommandLine)]) -> io::Result<Found> {
+pub async fn find_among(paths: &QemuPaths, processes: &[(i32, CommandLine)]) -> io::Result<QemuPresence> {
     match certain(paths).await? {
-        Found::Nothing => Ok(suspected(paths, processes).await?.unwrap_or(Found::Nothing)),
+        QemuPresence::Nothing => Ok(suspected(paths, processes).await?.unwrap_or(QemuPresence::Nothing)),
         found => Ok(found),
     }
 }
 
 /// What the kernel says, and what was noted.
-async fn certain(paths: &Paths) -> io::Result<Found> {
+async fn certain(paths: &QemuPaths) -> io::Result<QemuPresence> {
     match lock::holder(&paths.pid())? {
-        Holder::Process(pid) => match Process::find(pid).await? {
+        LockHolder::Process(pid) => match Process::find(pid).await? {
             Some(process) if process.is_own() => {
                 note(paths, &process)?;
-                return Ok(Found::Ours(process));
+                return Ok(QemuPresence::Ours(process));
             }
-            Some(_) => return Ok(Found::Stranger(pid)),
+            Some(_) => return Ok(QemuPresence::Stranger(pid)),
             // It has ended since.
             None => {}
         },
-        Holder::Unknown => {
+        LockHolder::Unknown => {
             let what = format!("a process that cannot be seen from here holds {}", paths.pid().display());
             return Err(io::Error::other(what));
         }
-        Holder::Nobody => {}
+        LockHolder::Nobody => {}
     }
-    Ok(record::find(&paths.process()).await?.map_or(Found::Nothing, Found::Ours))
+    Ok(record::find(&paths.process()).await?.map_or(QemuPresence::Nothing, QemuPresence::Ours))
 }
 
 /// Writes down which process this is, unless that is known.
-fn note(paths: &Paths, process: &Process) -> io::Result<()> {
+fn note(paths: &QemuPaths, process: &Process) -> io::Result<()> {
     if record::read(&paths.process())?.as_ref() == Some(&process.id()) {
         return Ok(());
     }
@@ -107,7 +107,7 @@ fn note(paths: &Paths, process: &Process) -> io::Result<()> {
 }
 
 /// A process of ours that was given this pid file. `None`: processes that may have been it ended while they were looked at.
-async fn suspected(paths: &Paths, processes: &[(i32, CommandLine)]) -> io::Result<Option<Found>> {
+async fn suspected(paths: &QemuPaths, processes: &[(i32, CommandLine)]) -> io::Result<Option<QemuPresence>> {
     let mut vanished = false;
     for (pid, line) in processes {
         if !given(line, paths) {
@@ -122,51 +122,51 @@ async fn suspected(paths: &Paths, processes: &[(i32, CommandLine)]) -> io::Resul
             continue;
         }
         if process.has_open_file_in(&paths.dir).await? {
-            return Ok(Some(Found::Ours(process)));
+            return Ok(Some(QemuPresence::Ours(process)));
         }
         if process.age() < STARTING {
-            return Ok(Some(Found::Starting(process)));
+            return Ok(Some(QemuPresence::Starting(process)));
         }
         vanished |= !process.is_running().await?;
     }
-    Ok((!vanished).then_some(Found::Nothing))
+    Ok((!vanished).then_some(QemuPresence::Nothing))
 }
 
-fn given(line: &CommandLine, paths: &Paths) -> bool {
+fn given(line: &CommandLine, paths: &QemuPaths) -> bool {
     paths.pid().to_str().is_some_and(|file| line.has_option("-pidfile", file))
 }
 
 /// The guest as QEMU describes it.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Status {
+pub struct GuestStatus {
     /// `running`, `paused`, `internal-error`, …
     pub state: String,
     pub ssh_port: Option<u16>,
 }
 
-pub async fn status(paths: &Paths) -> Result<Status, QmpError> {
-    let mut qmp = Client::connect(&paths.qmp(), PATIENCE).await?;
+pub async fn status(paths: &QemuPaths) -> Result<GuestStatus, QmpError> {
+    let mut qmp = QmpClient::connect(&paths.qmp(), PATIENCE).await?;
     let status = qmp.execute("query-status", None).await?;
     let state = status.get("status").and_then(Value::as_str).unwrap_or_default().to_owned();
     let ssh_port = usernet::forwarded_port(&qmp.human("info usernet").await?, 22);
-    Ok(Status { state, ssh_port })
+    Ok(GuestStatus { state, ssh_port })
 }
 
 /// Whether the guest behind this socket is this one. A second QEMU takes a live socket's path over without a word.
-pub async fn answers_as(paths: &Paths, name: &InstanceName) -> Result<bool, QmpError> {
-    let mut qmp = Client::connect(&paths.qmp(), PATIENCE).await?;
+pub async fn answers_as(paths: &QemuPaths, name: &InstanceName) -> Result<bool, QmpError> {
+    let mut qmp = QmpClient::connect(&paths.qmp(), PATIENCE).await?;
     let reply = qmp.execute("query-uuid", None).await?;
     let uuid = reply.get("UUID").and_then(Value::as_str).unwrap_or_default();
     Ok(name.vm_id().to_string() == uuid)
 }
 
 /// Presses the power button. Whether the guest listens is its own affair.
-pub async fn power_down(paths: &Paths) -> Result<(), QmpError> {
-    Client::connect(&paths.qmp(), PATIENCE).await?.execute("system_powerdown", None).await.map(|_| ())
+pub async fn power_down(paths: &QemuPaths) -> Result<(), QmpError> {
+    QmpClient::connect(&paths.qmp(), PATIENCE).await?.execute("system_powerdown", None).await.map(|_| ())
 }
 
-pub async fn quit(paths: &Paths) -> Result<(), QmpError> {
-    match Client::connect(&paths.qmp(), PATIENCE).await?.execute("quit", None).await {
+pub async fn quit(paths: &QemuPaths) -> Result<(), QmpError> {
+    match QmpClient::connect(&paths.qmp(), PATIENCE).await?.execute("quit", None).await {
         // It may be gone before its reply has left.
         Ok(_) | Err(QmpError::Closed | QmpError::Io(_)) => Ok(()),
         Err(error) => Err(error),
@@ -174,23 +174,23 @@ pub async fn quit(paths: &Paths) -> Result<(), QmpError> {
 }
 
 /// Lets a paused guest go on. A request that failed is made again.
-pub async fn resume(paths: &Paths) -> Result<(), QmpError> {
-    Client::connect(&paths.qmp(), PATIENCE).await?.execute("cont", None).await.map(|_| ())
+pub async fn resume(paths: &QemuPaths) -> Result<(), QmpError> {
+    QmpClient::connect(&paths.qmp(), PATIENCE).await?.execute("cont", None).await.map(|_| ())
 }
 
 /// Opens the watch socket once in the life of a QEMU. From then on QEMU writes its events to that socket's log, whether or not
 /// a client is connected. It is never opened again: between a client's connection and its first command QEMU reports no events,
 /// and the end of the guest may be one of them.
-pub async fn arm_watch(paths: &Paths) -> Result<(), QmpError> {
+pub async fn arm_watch(paths: &QemuPaths) -> Result<(), QmpError> {
     if is_armed(paths)? {
         return Ok(());
     }
-    Client::connect(&paths.watch(), PATIENCE).await.map(|_| ())
+    QmpClient::connect(&paths.watch(), PATIENCE).await.map(|_| ())
 }
 
 /// Whether the log has the reply to a command. QEMU empties the log when it starts, and the first reply is that to the command
 /// which makes it report events.
-fn is_armed(paths: &Paths) -> io::Result<bool> {
+fn is_armed(paths: &QemuPaths) -> io::Result<bool> {
     // QEMU's greeting and that reply are some hundred bytes.
     const BEGINNING: u64 = 16 << 10;
     let mut beginning = Vec::new();
@@ -203,8 +203,8 @@ fn is_armed(paths: &Paths) -> io::Result<bool> {
 }
 
 /// Lets the guest begin. One that runs, or has run, is left as it is.
-pub async fn let_run(paths: &Paths) -> Result<(), QmpError> {
-    let mut qmp = Client::connect(&paths.qmp(), PATIENCE).await?;
+pub async fn let_run(paths: &QemuPaths) -> Result<(), QmpError> {
+    let mut qmp = QmpClient::connect(&paths.qmp(), PATIENCE).await?;
     let status = qmp.execute("query-status", None).await?;
     if status.get("status").and_then(Value::as_str) == Some("prelaunch") {
         qmp.execute("cont", None).await?;
@@ -213,7 +213,7 @@ pub async fn let_run(paths: &Paths) -> Result<(), QmpError> {
 }
 
 /// What the log of the watch socket says of the latest run.
-pub fn recorded_cause(paths: &Paths) -> io::Result<Option<GoneCause>> {
+pub fn recorded_cause(paths: &QemuPaths) -> io::Result<Option<GoneCause>> {
     match std::fs::read(paths.watch_log()) {
         Ok(log) => Ok(qmp::last_cause(&String::from_utf8_lossy(&log))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -9,8 +9,8 @@ use std::{
 
 use super::{
     args,
-    instance::{self, Found},
-    paths::Paths,
+    instance::{self, QemuPresence},
+    paths::QemuPaths,
     probe::PROBE_NAME,
 };
 use crate::{
@@ -39,12 +39,12 @@ pub async fn own(
     }
     let mut found = Vec::new();
     for (text, (name, has_directory)) in ours {
-        let process = match instance::find_among(&Paths::new(instances_dir, &name), processes).await {
-            Ok(Found::Ours(process) | Found::Starting(process)) => Some(process.pid()),
-            Ok(Found::Stranger(pid)) => Some(pid),
-            Ok(Found::Nothing) if has_directory => None,
+        let process = match instance::find_among(&QemuPaths::new(instances_dir, &name), processes).await {
+            Ok(QemuPresence::Ours(process) | QemuPresence::Starting(process)) => Some(process.pid()),
+            Ok(QemuPresence::Stranger(pid)) => Some(pid),
+            Ok(QemuPresence::Nothing) if has_directory => None,
             // Nothing but a command line.
-            Ok(Found::Nothing) => continue,
+            Ok(QemuPresence::Nothing) => continue,
             Err(error) => {
                 tracing::debug!(instance = %name, %error, "an instance cannot be looked at: it counts as running");
                 found.push(entry(text, true, true, (0, 0)));

@@ -30,14 +30,14 @@ use tokio::{
 };
 
 use self::{
-    args::{Accelerator, Machine},
-    instance::Found,
-    paths::Paths,
+    args::{Accelerator, MachineSpec},
+    instance::QemuPresence,
+    paths::QemuPaths,
     stops::Condition,
     trial::Trials,
 };
 use super::{
-    Capabilities, Driver, DriverError, ErrorKind, InstanceSpec, Listed, Observation, Probe, Result,
+    Capabilities, Driver, DriverError, DriverProbe, ErrorKind, InstanceSpec, Listed, Observation, Result,
     command::{Command, find_program},
     process::{self, Process},
 };
@@ -82,7 +82,7 @@ const ROOM_TO_RESUME: u64 = 64 << 20;
 pub struct Qemu {
     settings: Settings,
     /// The answer of this process's latest probe.
-    probed: Mutex<Option<(Accelerator, Probe)>>,
+    probed: Mutex<Option<(Accelerator, DriverProbe)>>,
     trials: Trials,
 }
 
@@ -103,8 +103,8 @@ impl Qemu {
         Ok(Self { settings, probed: Mutex::new(None), trials })
     }
 
-    fn paths(&self, name: &InstanceName) -> Paths {
-        Paths::new(&self.settings.instances_dir, name)
+    fn paths(&self, name: &InstanceName) -> QemuPaths {
+        QemuPaths::new(&self.settings.instances_dir, name)
     }
 
     fn arch(&self) -> Result<Arch> {
@@ -145,7 +145,7 @@ impl Qemu {
         Ok(accelerator)
     }
 
-    async fn look(&self, fresh: bool) -> Result<(Accelerator, Probe)> {
+    async fn look(&self, fresh: bool) -> Result<(Accelerator, DriverProbe)> {
         let arch = self.arch()?;
         let binary = self.binary()?;
         self.qemu_img()?;
@@ -168,13 +168,13 @@ impl Qemu {
             }
             AcceleratorChoice::Auto => {
                 let (found, note) = self.prove(&binary, &version, arch, fresh).await?;
-                match self.trials.begin(probe::Basis::now(&binary, &version, arch), found, fresh) {
+                match self.trials.begin(probe::ProbeInputs::now(&binary, &version, arch), found, fresh) {
                     Some(why) => (Accelerator::Tcg, Some(why)),
                     None => (found, note),
                 }
             }
         };
-        Ok((accelerator, Probe { version, arch, accelerator: accelerator.as_str().to_owned(), note }))
+        Ok((accelerator, DriverProbe { version, arch, accelerator: accelerator.as_str().to_owned(), note }))
     }
 
     async fn prove(
@@ -184,7 +184,7 @@ impl Qemu {
         arch: Arch,
         fresh: bool,
     ) -> Result<(Accelerator, Option<String>)> {
-        let basis = probe::Basis::now(binary, version, arch);
+        let basis = probe::ProbeInputs::now(binary, version, arch);
         if !fresh && let Some(known) = probe::recall(&self.settings.probe_file, &basis) {
             return Ok((known.accelerator, known.note));
         }
@@ -210,7 +210,7 @@ impl Qemu {
         Ok(())
     }
 
-    async fn launch(&self, arguments: &[String], paths: &Paths) -> Result<()> {
+    async fn launch(&self, arguments: &[String], paths: &QemuPaths) -> Result<()> {
         let output = Command::new(self.binary()?, START)
             .args(arguments)
             // Frameworks of macOS abort a process that goes on after fork(), as daemonizing does.
@@ -229,7 +229,7 @@ impl Qemu {
 
     /// Whether the instance runs and answers. One that does not answer may be on its way up or down (an earlier start was
     /// cut short), so it is given a moment to become one or the other.
-    async fn settled(&self, paths: &Paths, name: &InstanceName) -> Result<bool> {
+    async fn settled(&self, paths: &QemuPaths, name: &InstanceName) -> Result<bool> {
         let patience = Instant::now() + SETTLE;
         while let Some(process) = self.running(paths, name).await? {
             match instance::answers_as(paths, name).await {
@@ -248,7 +248,7 @@ impl Qemu {
     }
 
     /// How a guest ended, once it is known whether its accelerator was on trial and is to blame.
-    async fn laid_at(&self, paths: &Paths, cause: GoneCause) -> GoneCause {
+    async fn laid_at(&self, paths: &QemuPaths, cause: GoneCause) -> GoneCause {
         let said = stops::words(paths);
         let blamed = match cause {
             GoneCause::HypervisorError => true,
@@ -293,7 +293,7 @@ impl Qemu {
 
     /// Lets a guest run that was started and not yet let go. It stands still until QEMU writes down how it ends, so no guest ends
     /// without a word because this service died at the wrong moment.
-    async fn let_run(&self, paths: &Paths, name: &InstanceName) -> Result<()> {
+    async fn let_run(&self, paths: &QemuPaths, name: &InstanceName) -> Result<()> {
         let patience = Instant::now() + SETTLE;
         loop {
             let error = match instance::arm_watch(paths).await {
@@ -324,14 +324,14 @@ impl Qemu {
 
     /// The running process, once one that is on its way up has become that or has ended. A stranger on our pid file is nothing
     /// that waiting or killing mends.
-    async fn running(&self, paths: &Paths, name: &InstanceName) -> Result<Option<Process>> {
+    async fn running(&self, paths: &QemuPaths, name: &InstanceName) -> Result<Option<Process>> {
         loop {
             match find(paths).await? {
-                Found::Nothing => return Ok(None),
-                Found::Ours(process) => return Ok(Some(process)),
+                QemuPresence::Nothing => return Ok(None),
+                QemuPresence::Ours(process) => return Ok(Some(process)),
                 // After a while it is no longer taken for one that starts.
-                Found::Starting(process) => drop(timeout(LOOK_AGAIN, process.ended()).await),
-                Found::Stranger(pid) => {
+                QemuPresence::Starting(process) => drop(timeout(LOOK_AGAIN, process.ended()).await),
+                QemuPresence::Stranger(pid) => {
                     let summary = format!("process {pid} of another user holds {} of {name}", paths.pid().display());
                     return Err(DriverError::new(ErrorKind::Permanent, Code::HostUnavailable, summary));
                 }
@@ -340,7 +340,7 @@ impl Qemu {
     }
 }
 
-async fn find(paths: &Paths) -> Result<Found> {
+async fn find(paths: &QemuPaths) -> Result<QemuPresence> {
     instance::find(paths).await.map_err(|error| failure::unseen(error, "the instance's process"))
 }
 
@@ -372,7 +372,7 @@ impl Driver for Qemu {
         Capabilities { guests: vec![GuestOs::Linux], graceful_stop: true, console: true, seed: true, agent: false }
     }
 
-    async fn probe(&self, fresh: bool) -> Result<Probe> {
+    async fn probe(&self, fresh: bool) -> Result<DriverProbe> {
         // Held while a guest is tried out, so that starts wait for the answer instead of trying one each.
         let mut probed = self.probed.lock().await;
         if !fresh && let Some((_, probe)) = &*probed {
@@ -416,7 +416,7 @@ impl Driver for Qemu {
             let summary = format!("{name} has no disk: it was never created, or its disk was removed");
             return Err(DriverError::new(ErrorKind::Permanent, Code::BootFailed, summary));
         }
-        let on = Machine { arch: spec.arch, accelerator: self.accelerator().await? };
+        let on = MachineSpec { arch: spec.arch, accelerator: self.accelerator().await? };
         self.trials
             .mark(&paths, on.accelerator)
             .map_err(|error| failure::io(error, Code::BootFailed, "the instance's directory cannot be written"))?;
@@ -480,9 +480,9 @@ impl Driver for Qemu {
         let paths = self.paths(name);
         let broken = |detail: String| Ok(Observation::Broken { detail });
         match find(&paths).await? {
-            Found::Stranger(pid) => broken(format!("process {pid} of another user holds its pid file")),
-            Found::Starting(_) => Ok(Observation::Running { ssh: None, agent: None }),
-            Found::Ours(_) => {
+            QemuPresence::Stranger(pid) => broken(format!("process {pid} of another user holds its pid file")),
+            QemuPresence::Starting(_) => Ok(Observation::Running { ssh: None, agent: None }),
+            QemuPresence::Ours(_) => {
                 stops::keep_bounded(&paths);
                 match instance::status(&paths).await {
                     Ok(status) => match stops::condition(&status.state) {
@@ -499,7 +499,7 @@ impl Driver for Qemu {
                     }
                 }
             }
-            Found::Nothing => {
+            QemuPresence::Nothing => {
                 if !exists(&paths.dir)? {
                     Ok(Observation::Absent)
                 } else if exists(&paths.disk())? {
@@ -568,7 +568,7 @@ impl Driver for Qemu {
 }
 
 /// A guest that stands still hears nothing. One that cannot be asked may be on its way up.
-async fn hears_its_button(paths: &Paths) -> bool {
+async fn hears_its_button(paths: &QemuPaths) -> bool {
     match instance::status(paths).await {
         Ok(status) => !matches!(stops::condition(&status.state), Condition::Stopped(_)),
         Err(_) => true,
@@ -576,7 +576,7 @@ async fn hears_its_button(paths: &Paths) -> bool {
 }
 
 /// Sees to it that the guest's end will be on record.
-async fn keep_armed(paths: &Paths, name: &InstanceName) -> std::convert::Infallible {
+async fn keep_armed(paths: &QemuPaths, name: &InstanceName) -> std::convert::Infallible {
     while let Err(error) = instance::arm_watch(paths).await {
         tracing::debug!(%error, instance = %name, "the watch socket could not be opened yet");
         tokio::time::sleep(ASK_AGAIN).await;
@@ -585,7 +585,7 @@ async fn keep_armed(paths: &Paths, name: &InstanceName) -> std::convert::Infalli
 }
 
 /// Ends a hypervisor that may not want to. Returns when it has ended.
-async fn force(paths: &Paths, name: &InstanceName, process: &Process) -> Result<()> {
+async fn force(paths: &QemuPaths, name: &InstanceName, process: &Process) -> Result<()> {
     match instance::quit(paths).await {
         Ok(()) if timeout(QUIT, process.ended()).await.is_ok() => return Ok(()),
         Ok(()) => tracing::warn!(instance = %name, pid = process.pid(), "QEMU did not quit: killing it"),
@@ -595,7 +595,7 @@ async fn force(paths: &Paths, name: &InstanceName, process: &Process) -> Result<
 }
 
 /// Returns when the process has ended. A guest that is not wholly up yet does not hear the first press of its power button.
-async fn ask_to_power_down(paths: &Paths, process: &Process) {
+async fn ask_to_power_down(paths: &QemuPaths, process: &Process) {
     loop {
         if let Err(error) = instance::power_down(paths).await {
             tracing::debug!(%error, pid = process.pid(), "the guest could not be asked to power down");

@@ -11,11 +11,11 @@ use crate::{
 pub const SOCKET_PATH_LIMIT: usize = 103;
 
 #[derive(Clone, Debug)]
-pub struct Paths {
+pub struct QemuPaths {
     pub dir: PathBuf,
 }
 
-impl Paths {
+impl QemuPaths {
     pub fn new(instances_dir: &Path, name: &InstanceName) -> Self {
         Self { dir: instances_dir.join(name.as_str()) }
     }
@@ -122,8 +122,8 @@ mod tests {
         let name = VmId::mint().instance();
         let fits = PathBuf::from(format!("/{}", "d".repeat(47)));
         check(&fits).unwrap();
-        assert_eq!(Paths::new(&fits, &name).watch().as_os_str().len(), SOCKET_PATH_LIMIT);
-        let retried = Paths::new(&fits, &name.vm_id().instance_of(999));
+        assert_eq!(QemuPaths::new(&fits, &name).watch().as_os_str().len(), SOCKET_PATH_LIMIT);
+        let retried = QemuPaths::new(&fits, &name.vm_id().instance_of(999));
         assert!([retried.watch(), retried.qmp()].iter().all(|path| path.as_os_str().len() <= SOCKET_PATH_LIMIT));
 
         let error = check(&PathBuf::from(format!("/{}", "d".repeat(48)))).unwrap_err();

@@ -34,7 +34,7 @@ pub enum QmpError {
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-pub struct Event {
+pub struct QmpEvent {
     #[serde(rename = "event")]
     pub name: String,
     #[serde(default)]
@@ -42,7 +42,7 @@ pub struct Event {
 }
 
 /// What `SHUTDOWN` says. `None` for other events.
-pub fn shutdown_cause(event: &Event) -> Option<GoneCause> {
+pub fn shutdown_cause(event: &QmpEvent) -> Option<GoneCause> {
     if event.name != "SHUTDOWN" {
         return None;
     }
@@ -63,7 +63,7 @@ pub fn last_cause(log: &str) -> Option<GoneCause> {
 #[derive(Debug)]
 enum Message {
     Greeting,
-    Event(Event),
+    Event(QmpEvent),
     Reply { id: Option<u64>, outcome: Result<Value, String> },
 }
 
@@ -81,11 +81,11 @@ fn parse(line: &[u8]) -> Result<Message, QmpError> {
     if value.get("QMP").is_some() {
         return Ok(Message::Greeting);
     }
-    serde_json::from_value::<Event>(value).map(Message::Event).map_err(|_| garbled())
+    serde_json::from_value::<QmpEvent>(value).map(Message::Event).map_err(|_| garbled())
 }
 
 /// A negotiated connection.
-pub struct Client<S> {
+pub struct QmpClient<S> {
     stream: BufReader<S>,
     /// Part of a line.
     line: Vec<u8>,
@@ -93,7 +93,7 @@ pub struct Client<S> {
     deadline: Instant,
 }
 
-impl Client<UnixStream> {
+impl QmpClient<UnixStream> {
     /// Connects, waits for its turn and negotiates, all within `patience`; so are the commands that follow.
     pub async fn connect(socket: &Path, patience: Duration) -> Result<Self, QmpError> {
         let deadline = Instant::now() + patience;
@@ -112,7 +112,7 @@ async fn queue_up(socket: &Path) -> io::Result<UnixStream> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> QmpClient<S> {
     pub async fn negotiate(stream: S, deadline: Instant) -> Result<Self, QmpError> {
         let mut client = Self { stream: BufReader::new(stream), line: Vec::new(), next_id: 1, deadline };
         loop {
@@ -150,7 +150,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 
     /// The next event, if one comes within `patience`.
-    pub async fn event(&mut self, patience: Duration) -> Result<Option<Event>, QmpError> {
+    pub async fn event(&mut self, patience: Duration) -> Result<Option<QmpEvent>, QmpError> {
         self.deadline = Instant::now() + patience;
         loop {
             match self.next().await {
@@ -241,7 +241,8 @@ mod tests {
     #[tokio::test]
     async fn an_event_between_a_command_and_its_reply_is_no_reply() {
         let reply = format!("{POWERDOWN}{{\"return\": {{}}, \"id\": 99}}\r\n{{\"return\": \"ok\", \"id\": 2}}\r\n");
-        let mut client = Client::negotiate(play(&["{\"return\": {}, \"id\": 1}\r\n", &reply]), soon()).await.unwrap();
+        let mut client =
+            QmpClient::negotiate(play(&["{\"return\": {}, \"id\": 1}\r\n", &reply]), soon()).await.unwrap();
         assert_eq!(client.execute("system_powerdown", None).await.unwrap(), json!("ok"));
     }
 
@@ -250,7 +251,7 @@ mod tests {
         let reply =
             r#"{"id": 2, "error": {"class": "CommandNotFound", "desc": "The command nope has not been found"}}"#;
         let stream = play(&["{\"return\": {}, \"id\": 1}\r\n", &format!("{reply}\r\n")]);
-        let mut client = Client::negotiate(stream, soon()).await.unwrap();
+        let mut client = QmpClient::negotiate(stream, soon()).await.unwrap();
         let error = client.execute("nope", None).await.unwrap_err();
         assert_eq!(error.to_string(), "QMP refused nope: The command nope has not been found");
     }
@@ -259,7 +260,7 @@ mod tests {
     async fn a_busy_socket_never_greets() {
         let (ours, _theirs) = duplex(64);
         let deadline = Instant::now() + Duration::from_millis(20);
-        assert!(matches!(Client::negotiate(ours, deadline).await, Err(QmpError::Deadline)));
+        assert!(matches!(QmpClient::negotiate(ours, deadline).await, Err(QmpError::Deadline)));
     }
 
     #[test]
@@ -272,7 +273,7 @@ mod tests {
             ("host-qmp-quit", GoneCause::HostStop),
             ("something-new", GoneCause::Unknown),
         ] {
-            let event = Event { name: "SHUTDOWN".to_owned(), data: json!({ "guest": true, "reason": reason }) };
+            let event = QmpEvent { name: "SHUTDOWN".to_owned(), data: json!({ "guest": true, "reason": reason }) };
             assert_eq!(shutdown_cause(&event), Some(cause), "{reason}");
         }
     }

@@ -10,8 +10,8 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     instance::{PATIENCE, recorded_cause},
-    paths::Paths,
-    qmp::{Client, QmpError},
+    paths::QemuPaths,
+    qmp::{QmpClient, QmpError},
 };
 use crate::domain::event::GoneCause;
 
@@ -52,10 +52,10 @@ pub fn condition(run_state: &str) -> Condition {
 }
 
 /// Returns once QEMU has stopped its guest, and why. Never while the guest runs, or where QEMU does not answer.
-pub async fn stopped(paths: &Paths) -> GoneCause {
+pub async fn stopped(paths: &QemuPaths) -> GoneCause {
     let mut leaving: Option<Instant> = None;
     loop {
-        let asked = match Client::connect(&paths.live(), PATIENCE).await {
+        let asked = match QmpClient::connect(&paths.live(), PATIENCE).await {
             Ok(mut client) => follow(&mut client, paths, &mut leaving).await.map(Some),
             // Another listener is connected, or there is no such socket.
             Err(_) => ask(paths, &mut leaving).await,
@@ -72,13 +72,17 @@ pub async fn stopped(paths: &Paths) -> GoneCause {
     }
 }
 
-async fn ask(paths: &Paths, leaving: &mut Option<Instant>) -> Result<Option<GoneCause>, QmpError> {
-    let state = Client::connect(&paths.qmp(), PATIENCE).await?.run_state(PATIENCE).await?;
+async fn ask(paths: &QemuPaths, leaving: &mut Option<Instant>) -> Result<Option<GoneCause>, QmpError> {
+    let state = QmpClient::connect(&paths.qmp(), PATIENCE).await?.run_state(PATIENCE).await?;
     Ok(judge(&state, paths, leaving))
 }
 
 /// Stays connected until the guest is stopped.
-async fn follow<S>(client: &mut Client<S>, paths: &Paths, leaving: &mut Option<Instant>) -> Result<GoneCause, QmpError>
+async fn follow<S>(
+    client: &mut QmpClient<S>,
+    paths: &QemuPaths,
+    leaving: &mut Option<Instant>,
+) -> Result<GoneCause, QmpError>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
@@ -100,7 +104,7 @@ where
     }
 }
 
-fn judge(state: &str, paths: &Paths, leaving: &mut Option<Instant>) -> Option<GoneCause> {
+fn judge(state: &str, paths: &QemuPaths, leaving: &mut Option<Instant>) -> Option<GoneCause> {
     match condition(state) {
         Condition::UnderWay => {
             *leaving = None;
@@ -120,7 +124,7 @@ fn judge(state: &str, paths: &Paths, leaving: &mut Option<Instant>) -> Option<Go
 
 /// Cuts what grows at the guest's will. The console is written to at its end. The other file is written to at an offset that
 /// QEMU keeps, so it gets a hole at its beginning and takes no room for it.
-pub fn keep_bounded(paths: &Paths) {
+pub fn keep_bounded(paths: &QemuPaths) {
     use std::os::unix::fs::MetadataExt;
     for (path, limit) in [(paths.console(), CONSOLE_LIMIT), (paths.errors(), ERRORS_LIMIT)] {
         if std::fs::metadata(&path).is_ok_and(|file| file.blocks().saturating_mul(512) > limit)
@@ -132,7 +136,7 @@ pub fn keep_bounded(paths: &Paths) {
 }
 
 /// The first line that QEMU itself wrote and that is not a mere warning, cut to what fits.
-pub fn words(paths: &Paths) -> Option<String> {
+pub fn words(paths: &QemuPaths) -> Option<String> {
     use std::io::Read;
     let mut bytes = Vec::new();
     std::fs::File::open(paths.errors()).ok()?.take(4096).read_to_end(&mut bytes).ok()?;
@@ -174,7 +178,7 @@ mod tests {
     #[test]
     fn what_grows_at_the_guests_will_is_cut() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = Paths { dir: dir.path().to_owned() };
+        let paths = QemuPaths { dir: dir.path().to_owned() };
         std::fs::write(paths.errors(), vec![b'x'; 2 << 20]).unwrap();
         std::fs::write(paths.console(), vec![b'x'; 2 << 20]).unwrap();
         keep_bounded(&paths);

@@ -21,22 +21,22 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{args::Accelerator, paths::Paths, probe::Basis};
+use super::{args::Accelerator, paths::QemuPaths, probe::ProbeInputs};
 use crate::drivers::failure::absent_is_fine;
 
 /// What is remembered of an accelerator, in the file beside the probe's answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Experience {
-    pub basis: Basis,
+    pub basis: ProbeInputs,
     pub accelerator: Accelerator,
     pub at: Timestamp,
     #[serde(flatten)]
-    pub verdict: Verdict,
+    pub verdict: TrialVerdict,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verdict", rename_all = "snake_case")]
-pub enum Verdict {
+pub enum TrialVerdict {
     /// A guest was reached under it.
     Proven,
     SetAside {
@@ -48,8 +48,8 @@ impl Experience {
     /// Why the accelerator is not used, and what to do about it.
     pub fn note(&self, file: &Path) -> Option<String> {
         match &self.verdict {
-            Verdict::Proven => None,
-            Verdict::SetAside { why } => Some(format!(
+            TrialVerdict::Proven => None,
+            TrialVerdict::SetAside { why } => Some(format!(
                 "{} was set aside at {}: {why}. It is tried again after a reboot, with another kernel or QEMU, or once {} is \
                  removed and the service restarted; `drivers.qemu.accelerator` uses it regardless",
                 self.accelerator.as_str(),
@@ -66,18 +66,18 @@ pub fn file(probe_file: &Path) -> PathBuf {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-enum Standing {
+enum TrialState {
     /// No accelerator is in use that could be on trial.
     #[default]
     None,
-    Untried(Basis, Accelerator),
+    Untried(ProbeInputs, Accelerator),
     Judged(Experience),
 }
 
 pub struct Trials {
     file: PathBuf,
     patience: Duration,
-    standing: watch::Sender<Standing>,
+    standing: watch::Sender<TrialState>,
     /// Since when each guest on trial is watched by this service. One that called while no service listened was not silent.
     watched: Mutex<HashMap<PathBuf, Instant>>,
 }
@@ -94,28 +94,28 @@ impl Trials {
     }
 
     /// The accelerator that is to be used from now on is this one, unless it was set aside: then the answer says why.
-    pub fn begin(&self, basis: Basis, accelerator: Accelerator, fresh: bool) -> Option<String> {
+    pub fn begin(&self, basis: ProbeInputs, accelerator: Accelerator, fresh: bool) -> Option<String> {
         if accelerator == Accelerator::Tcg {
-            self.standing.send_replace(Standing::None);
+            self.standing.send_replace(TrialState::None);
             return None;
         }
         let known = (!fresh).then(|| self.recall(&basis, accelerator)).flatten();
         let note = known.as_ref().and_then(|experience| experience.note(&self.file));
         self.standing.send_replace(match known {
-            Some(experience) => Standing::Judged(experience),
-            None => Standing::Untried(basis, accelerator),
+            Some(experience) => TrialState::Judged(experience),
+            None => TrialState::Untried(basis, accelerator),
         });
         note
     }
 
-    fn recall(&self, basis: &Basis, accelerator: Accelerator) -> Option<Experience> {
+    fn recall(&self, basis: &ProbeInputs, accelerator: Accelerator) -> Option<Experience> {
         let known: Experience = serde_json::from_slice(&std::fs::read(&self.file).ok()?).ok()?;
         (known.basis == *basis && known.accelerator == accelerator).then_some(known)
     }
 
     /// Notes in the guest's directory whether it is on trial, before it is started.
-    pub fn mark(&self, paths: &Paths, accelerator: Accelerator) -> io::Result<()> {
-        let untried = matches!(&*self.standing.borrow(), Standing::Untried(_, on_trial) if *on_trial == accelerator);
+    pub fn mark(&self, paths: &QemuPaths, accelerator: Accelerator) -> io::Result<()> {
+        let untried = matches!(&*self.standing.borrow(), TrialState::Untried(_, on_trial) if *on_trial == accelerator);
         if !untried {
             return absent_is_fine(std::fs::remove_file(paths.trial()));
         }
@@ -124,9 +124,9 @@ impl Trials {
     }
 
     /// A guest was reached.
-    pub fn reached(&self, paths: &Paths) {
+    pub fn reached(&self, paths: &QemuPaths) {
         let Some(mark) = on_trial(paths) else { return };
-        if self.judge(mark.accelerator, Verdict::Proven) {
+        if self.judge(mark.accelerator, TrialVerdict::Proven) {
             tracing::info!(
                 accelerator = mark.accelerator.as_str(),
                 "a guest was reached under the accelerator: it is trusted"
@@ -139,9 +139,9 @@ impl Trials {
     }
 
     /// This guest's hypervisor gave it up. Whether its accelerator is to blame, which is not used any more then.
-    pub fn failed(&self, paths: &Paths, why: &str) -> bool {
+    pub fn failed(&self, paths: &QemuPaths, why: &str) -> bool {
         let Some(mark) = on_trial(paths) else { return false };
-        if self.judge(mark.accelerator, Verdict::SetAside { why: why.to_owned() }) {
+        if self.judge(mark.accelerator, TrialVerdict::SetAside { why: why.to_owned() }) {
             tracing::warn!(
                 accelerator = mark.accelerator.as_str(), why, file = %self.file.display(),
                 "the accelerator is set aside, and guests are emulated: see `mayfly doctor`"
@@ -153,7 +153,7 @@ impl Trials {
 
     /// Returns when this guest is to end because of its accelerator: it was silent for too long, or another guest's failure set
     /// the accelerator aside. Never for a guest that is not on trial.
-    pub async fn over(&self, paths: &Paths) {
+    pub async fn over(&self, paths: &QemuPaths) {
         let Some(mark) = on_trial(paths) else { return std::future::pending().await };
         let mut standing = self.standing.subscribe();
         let set_aside = async {
@@ -179,12 +179,12 @@ impl Trials {
         }
     }
 
-    fn watched_since(&self, paths: &Paths) -> Instant {
+    fn watched_since(&self, paths: &QemuPaths) -> Instant {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         *watched.entry(paths.dir.clone()).or_insert_with(Instant::now)
     }
 
-    fn forget(&self, paths: &Paths) {
+    fn forget(&self, paths: &QemuPaths) {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(&paths.dir);
     }
 
@@ -193,16 +193,16 @@ impl Trials {
     }
 
     /// The first verdict counts. Whether this was it.
-    fn judge(&self, accelerator: Accelerator, verdict: Verdict) -> bool {
+    fn judge(&self, accelerator: Accelerator, verdict: TrialVerdict) -> bool {
         let mut judged = None;
         self.standing.send_if_modified(|standing| match standing {
-            Standing::Untried(basis, on_trial) if *on_trial == accelerator => {
+            TrialState::Untried(basis, on_trial) if *on_trial == accelerator => {
                 let experience = Experience { basis: basis.clone(), accelerator, at: Timestamp::now(), verdict };
                 judged = Some(experience.clone());
-                *standing = Standing::Judged(experience);
+                *standing = TrialState::Judged(experience);
                 true
             }
-            Standing::None | Standing::Untried(..) | Standing::Judged(_) => false,
+            TrialState::None | TrialState::Untried(..) | TrialState::Judged(_) => false,
         });
         let Some(experience) = judged else { return false };
         let written = serde_json::to_vec_pretty(&experience).map_err(io::Error::other).and_then(|json| {
@@ -218,14 +218,14 @@ impl Trials {
     }
 }
 
-fn is_set_aside(standing: &Standing, accelerator: Accelerator) -> bool {
+fn is_set_aside(standing: &TrialState, accelerator: Accelerator) -> bool {
     match standing {
-        Standing::None | Standing::Untried(..) => false,
-        Standing::Judged(known) => known.accelerator == accelerator && known.verdict != Verdict::Proven,
+        TrialState::None | TrialState::Untried(..) => false,
+        TrialState::Judged(known) => known.accelerator == accelerator && known.verdict != TrialVerdict::Proven,
     }
 }
 
-fn on_trial(paths: &Paths) -> Option<Mark> {
+fn on_trial(paths: &QemuPaths) -> Option<Mark> {
     serde_json::from_slice(&std::fs::read(paths.trial()).ok()?).ok()
 }
 
@@ -236,12 +236,12 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(1);
 
-    fn basis(version: &str) -> Basis {
-        Basis::now(Path::new("/usr/bin/qemu"), version, Arch::X86_64)
+    fn basis(version: &str) -> ProbeInputs {
+        ProbeInputs::now(Path::new("/usr/bin/qemu"), version, Arch::X86_64)
     }
 
-    fn guest(dir: &Path, name: &str) -> Paths {
-        let paths = Paths { dir: dir.join(name) };
+    fn guest(dir: &Path, name: &str) -> QemuPaths {
+        let paths = QemuPaths { dir: dir.join(name) };
         std::fs::create_dir_all(&paths.dir).unwrap();
         paths
     }

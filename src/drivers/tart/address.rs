@@ -10,8 +10,8 @@ use std::{
 use super::{
     arp,
     fault::shown,
-    leases::{self, Found},
-    paths::Paths,
+    leases::{self, LeaseLookup},
+    paths::TartPaths,
     settings::{Network, Resolver, Settings},
 };
 use crate::{
@@ -24,7 +24,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// `tart` makes a command of Tart, should the guest agent have to be asked.
 pub async fn find(
     settings: &Settings,
-    paths: &Paths,
+    paths: &TartPaths,
     name: &InstanceName,
     mac: Mac,
     tart: impl FnOnce() -> Result<Command>,
@@ -48,7 +48,7 @@ fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-fn lease_file(settings: &Settings) -> Result<Vec<leases::Lease>> {
+fn lease_file(settings: &Settings) -> Result<Vec<leases::DhcpLease>> {
     let bytes = match std::fs::read(&settings.lease_file) {
         Ok(bytes) => bytes,
         // The host's DHCP server has not given any yet.
@@ -61,12 +61,12 @@ fn lease_file(settings: &Settings) -> Result<Vec<leases::Lease>> {
     })
 }
 
-fn by_lease(settings: &Settings, paths: &Paths, mac: Mac) -> Result<Option<Ipv4Addr>> {
+fn by_lease(settings: &Settings, paths: &TartPaths, mac: Mac) -> Result<Option<Ipv4Addr>> {
     let before = before(paths, mac).map_err(|error| failure::unseen(error, "the guest's earlier leases"))?;
     match leases::find(&lease_file(settings)?, mac, before, now()) {
-        Found::Nothing => Ok(None),
-        Found::Address(ip) => Ok(Some(ip)),
-        Found::Disputed { ip, other } => {
+        LeaseLookup::Nothing => Ok(None),
+        LeaseLookup::Address(ip) => Ok(Some(ip)),
+        LeaseLookup::Disputed { ip, other } => {
             let summary = format!(
                 "the host's DHCP leases give {ip} to this guest ({mac}) and to another ({other}): neither is reached there \
                  until one of them expires"
@@ -78,7 +78,7 @@ fn by_lease(settings: &Settings, paths: &Paths, mac: Mac) -> Result<Option<Ipv4A
 
 /// Writes down what the lease file knows of this guest before it starts, so that an address from an earlier run is not taken
 /// for the new one's. A VM that runs for the first time has an address that nobody had before it, and there is nothing to keep.
-pub fn note_leases(settings: &Settings, paths: &Paths, mac: Mac) -> io::Result<()> {
+pub fn note_leases(settings: &Settings, paths: &TartPaths, mac: Mac) -> io::Result<()> {
     let leases = lease_file(settings).unwrap_or_else(|fault| {
         // Whoever needs an address is told; a guest may also be reached without one.
         tracing::warn!(error = %fault, "the host's DHCP leases cannot be noted before a start");
@@ -93,7 +93,7 @@ pub fn note_leases(settings: &Settings, paths: &Paths, mac: Mac) -> io::Result<(
     }
 }
 
-fn before(paths: &Paths, mac: Mac) -> io::Result<Option<u64>> {
+fn before(paths: &TartPaths, mac: Mac) -> io::Result<Option<u64>> {
     let text = match std::fs::read_to_string(paths.leases_before()) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -126,7 +126,7 @@ async fn by_arp(settings: &Settings, mac: Mac) -> Result<Option<Ipv4Addr>> {
 
 /// Asking the agent starts a program that takes a second to say no, so the tables have their time first. The socket is made
 /// when the guest starts.
-fn agent_is_due(settings: &Settings, paths: &Paths) -> bool {
+fn agent_is_due(settings: &Settings, paths: &TartPaths) -> bool {
     let Ok(started) = paths.control_sock().metadata().and_then(|socket| socket.modified()) else { return false };
     settings.resolver == Resolver::Agent || started.elapsed().unwrap_or_default() >= settings.agent_after
 }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
-    config::{self, Shape},
+    config::{self, CloneShape},
     paths::{self, CONFIG, DISK, NVRAM},
 };
 use crate::{
@@ -39,7 +39,7 @@ const CHUNK: usize = 1 << 20;
 
 /// A directory in which a VM is made. What is not published is removed.
 #[derive(Debug)]
-pub struct Stage {
+pub struct CloneStage {
     dir: PathBuf,
     /// Stops a copy that nobody waits for any more.
     given_up: Arc<AtomicBool>,
@@ -53,13 +53,13 @@ pub enum Method {
     Copy,
 }
 
-impl Stage {
-    pub fn new(tart_home: &Path, name: &InstanceName) -> io::Result<Stage> {
+impl CloneStage {
+    pub fn new(tart_home: &Path, name: &InstanceName) -> io::Result<CloneStage> {
         let staging = paths::staging(tart_home);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&staging)?;
         let dir = staging.join(format!("{name}-{}", Uuid::new_v4()));
         fs::DirBuilder::new().mode(0o700).create(&dir)?;
-        Ok(Stage { dir, given_up: Arc::default() })
+        Ok(CloneStage { dir, given_up: Arc::default() })
     }
 
     /// Fills the stage. If this is dropped, the rest of the work finds the stage gone and ends.
@@ -115,7 +115,7 @@ impl Stage {
     }
 }
 
-impl Drop for Stage {
+impl Drop for CloneStage {
     fn drop(&mut self) {
         self.given_up.store(true, Ordering::Relaxed);
         discard(&self.dir);
@@ -131,8 +131,8 @@ pub struct ShapeRequest {
 }
 
 impl ShapeRequest {
-    fn with(self, mac: Mac) -> Shape {
-        Shape { cpus: self.cpus, memory_mib: self.memory_mib, mac, display: self.display }
+    fn with(self, mac: Mac) -> CloneShape {
+        CloneShape { cpus: self.cpus, memory_mib: self.memory_mib, mac, display: self.display }
     }
 }
 
@@ -319,7 +319,7 @@ mod tests {
             home
         }
 
-        async fn fill(&self, stage: &Stage) -> Result<Method> {
+        async fn fill(&self, stage: &CloneStage) -> Result<Method> {
             let shape = ShapeRequest { cpus: 3, memory_mib: 512, display: None };
             stage.fill(&self.files, LINUX.to_vec(), shape, paths::vms(&self.home()), true).await
         }
@@ -334,7 +334,7 @@ mod tests {
     async fn a_clone_is_whole_sparse_and_writable() {
         let home = Home::new();
         let name = VmId::mint().instance();
-        let stage = Stage::new(&home.home(), &name).unwrap();
+        let stage = CloneStage::new(&home.home(), &name).unwrap();
         home.fill(&stage).await.unwrap();
         stage.publish(&home.home(), &name).await.unwrap();
 
@@ -360,7 +360,7 @@ mod tests {
         let place = paths::vms(&home.home()).join(name.as_str());
         fs::create_dir_all(&place).unwrap();
         fs::write(place.join("precious"), "x").unwrap();
-        let stage = Stage::new(&home.home(), &name).unwrap();
+        let stage = CloneStage::new(&home.home(), &name).unwrap();
         home.fill(&stage).await.unwrap();
         let error = stage.publish(&home.home(), &name).await.unwrap_err();
         assert_eq!((error.kind, error.code), (ErrorKind::Retry, Code::CloneFailed));
@@ -372,9 +372,9 @@ mod tests {
     async fn what_was_cleared_is_never_published() {
         let home = Home::new();
         let name = VmId::mint().instance();
-        let stage = Stage::new(&home.home(), &name).unwrap();
-        let other = Stage::new(&home.home(), &VmId::mint().instance()).unwrap();
-        let next = Stage::new(&home.home(), &name.vm_id().instance_of(2)).unwrap();
+        let stage = CloneStage::new(&home.home(), &name).unwrap();
+        let other = CloneStage::new(&home.home(), &VmId::mint().instance()).unwrap();
+        let next = CloneStage::new(&home.home(), &name.vm_id().instance_of(2)).unwrap();
         clear(&home.home(), &name).unwrap();
         assert!(home.fill(&stage).await.is_err());
         assert!(stage.publish(&home.home(), &name).await.is_err());
@@ -388,7 +388,7 @@ mod tests {
         let home = Home::new();
         let name = VmId::mint().instance();
         let held = lock_home(&home.home()).await.unwrap();
-        let stage = Stage::new(&home.home(), &name).unwrap();
+        let stage = CloneStage::new(&home.home(), &name).unwrap();
         home.fill(&stage).await.unwrap();
         let path = home.home();
         let publish = tokio::spawn(async move { stage.publish(&path, &name).await });

@@ -12,7 +12,7 @@ const MIB: u64 = 1 << 20;
 
 /// What a clone has that its template has not.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shape {
+pub struct CloneShape {
     pub cpus: u32,
     pub memory_mib: u32,
     pub mac: Mac,
@@ -31,7 +31,7 @@ pub fn mac_of(bytes: &[u8]) -> Option<Mac> {
 }
 
 /// The template's configuration for one clone. Keys that nobody here knows are kept as they are.
-pub fn for_clone(template: &[u8], shape: &Shape) -> Result<Vec<u8>, String> {
+pub fn for_clone(template: &[u8], shape: &CloneShape) -> Result<Vec<u8>, String> {
     parse(template)?;
     let mut config: Map<String, Value> = serde_json::from_slice(template).map_err(|error| error.to_string())?;
     config.insert("cpuCount".to_owned(), json!(shape.cpus));
@@ -91,9 +91,9 @@ mod tests {
         }
     }
 
-    fn shape() -> Shape {
+    fn shape() -> CloneShape {
         let display = Some(Display { width: 1920, height: 1080, unit: Some("px") });
-        Shape { cpus: 6, memory_mib: 6144, mac: Mac::parse("2:0:0:0:0:1").unwrap(), display }
+        CloneShape { cpus: 6, memory_mib: 6144, mac: Mac::parse("2:0:0:0:0:1").unwrap(), display }
     }
 
     #[test]
@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(before.len(), after.len());
         assert_eq!(after["display"], json!({ "width": 1920, "height": 1080, "unit": "px" }));
 
-        let plain = for_clone(&template, &Shape { display: None, ..shape() }).unwrap();
+        let plain = for_clone(&template, &CloneShape { display: None, ..shape() }).unwrap();
         let plain: Map<String, Value> = serde_json::from_slice(&plain).unwrap();
         assert_eq!(plain.get("display"), before.get("display"));
     }

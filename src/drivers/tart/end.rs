@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout};
 
-use super::{Tart, clone, fault::shown, instance::Found, paths::Paths, run};
+use super::{Tart, clone, fault::shown, instance::TartPresence, paths::TartPaths, run};
 use crate::{
     domain::{Code, GuestOs, InstanceName},
     drivers::{
@@ -30,7 +30,7 @@ impl Tart {
     pub(super) async fn halt(&self, name: &InstanceName, grace: Duration) -> Result<()> {
         let paths = self.paths(name);
         // A start that was cut short may have left more than one process on its way.
-        while let Found::Running(process) = self.find(&paths, name).await? {
+        while let TartPresence::Running(process) = self.find(&paths, name).await? {
             if !grace.is_zero() && hears_its_button(&paths) && timeout(grace, ask(&process)).await.is_ok() {
                 continue;
             }
@@ -75,9 +75,9 @@ impl Tart {
                 self.halt(name, Duration::ZERO).await?;
                 if Instant::now() > patience {
                     let holder = match self.find(&paths, name).await? {
-                        Found::Busy { holder } => holder,
-                        Found::Running(process) => Some(process.pid()),
-                        Found::Nothing => None,
+                        TartPresence::Busy { holder } => holder,
+                        TartPresence::Running(process) => Some(process.pid()),
+                        TartPresence::Nothing => None,
                     };
                     return Err(run::busy(name, holder));
                 }
@@ -101,11 +101,11 @@ impl Tart {
     }
 
     /// Removes the rest of a VM that Tart does not know any more.
-    async fn sweep(&self, name: &InstanceName, paths: &Paths) -> Result<()> {
+    async fn sweep(&self, name: &InstanceName, paths: &TartPaths) -> Result<()> {
         match self.find(paths, name).await? {
-            Found::Nothing => {}
-            Found::Running(process) => return Err(run::busy(name, Some(process.pid()))),
-            Found::Busy { holder } => return Err(run::busy(name, holder)),
+            TartPresence::Nothing => {}
+            TartPresence::Running(process) => return Err(run::busy(name, Some(process.pid()))),
+            TartPresence::Busy { holder } => return Err(run::busy(name, holder)),
         }
         let _home = clone::lock_home(&self.settings.tart_home).await?;
         let removed = tokio::fs::remove_dir_all(&paths.vm).await;
@@ -115,7 +115,7 @@ impl Tart {
 }
 
 /// The power button means something to a Linux guest. A macOS guest asks its user, and there is none.
-fn hears_its_button(paths: &Paths) -> bool {
+fn hears_its_button(paths: &TartPaths) -> bool {
     run::read_config(paths).is_ok_and(|config| config.os == GuestOs::Linux)
 }
 
@@ -131,10 +131,10 @@ async fn ask(process: &Process) {
     }
 }
 
-pub(super) fn exists(paths: &Paths) -> Result<bool> {
+pub(super) fn exists(paths: &TartPaths) -> Result<bool> {
     failure::exists(&paths.vm).map_err(|error| failure::unseen(error, "the VM"))
 }
 
-fn is_incomplete(paths: &Paths) -> Result<bool> {
+fn is_incomplete(paths: &TartPaths) -> Result<bool> {
     Ok(paths.missing().map_err(|error| failure::unseen(error, "the VM"))?.is_some())
 }

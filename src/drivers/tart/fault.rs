@@ -61,7 +61,7 @@ const USAGE: i32 = 64;
 
 /// Why a `tart run` ended before its guest ran.
 #[derive(Debug)]
-pub enum Start {
+pub enum StartFailure {
     /// Another `tart run` has this VM.
     AlreadyRunning,
     Failed(DriverError),
@@ -72,12 +72,12 @@ fn has(text: &str, needles: &[&str]) -> bool {
 }
 
 /// `status`: when it is known. `ours`: whether a VM of that name is this Mayfly's.
-pub fn start(status: Option<ExitStatus>, out: &str, err: &str, ours: impl Fn(&str) -> bool) -> Start {
+pub fn start(status: Option<ExitStatus>, out: &str, err: &str, ours: impl Fn(&str) -> bool) -> StartFailure {
     if err.contains(ALREADY_RUNNING) {
-        return Start::AlreadyRunning;
+        return StartFailure::AlreadyRunning;
     }
     if let Some(fault) = host(err, ours) {
-        return Start::Failed(fault);
+        return StartFailure::Failed(fault);
     }
     let (kind, slug, what) = if has(err, BUSY) {
         (ErrorKind::Retry, Code::BootFailed, "something of this VM is in use")
@@ -91,7 +91,9 @@ pub fn start(status: Option<ExitStatus>, out: &str, err: &str, ours: impl Fn(&st
     };
     let said = if err.trim().is_empty() { out } else { err };
     let how = status.map_or_else(|| "its exit status is not known".to_owned(), |status| status.to_string());
-    Start::Failed(DriverError::new(kind, slug, format!("{what} ({how}): {}", shown(said.trim().as_bytes()))).tail(err))
+    StartFailure::Failed(
+        DriverError::new(kind, slug, format!("{what} ({how}): {}", shown(said.trim().as_bytes()))).tail(err),
+    )
 }
 
 /// The fault of the host by which the guest never ran, if this text tells of one. It may come after Tart took the VM's lock.
@@ -167,8 +169,8 @@ mod tests {
 
     fn failed(code: i32, err: &str) -> DriverError {
         match start(Some(exit(code)), "", err, |name| name.starts_with("mayfly-")) {
-            Start::Failed(error) => error,
-            Start::AlreadyRunning => panic!("{err}"),
+            StartFailure::Failed(error) => error,
+            StartFailure::AlreadyRunning => panic!("{err}"),
         }
     }
 
@@ -263,14 +265,17 @@ mod tests {
                 .summary
                 .contains("chmod u+s")
         );
-        assert!(matches!(start(Some(exit(2)), "", "VM \"x\" is already running!", |_| true), Start::AlreadyRunning));
+        assert!(matches!(
+            start(Some(exit(2)), "", "VM \"x\" is already running!", |_| true),
+            StartFailure::AlreadyRunning
+        ));
     }
 
     #[test]
     fn an_unknown_text_is_shown_cut() {
         let error = failed(1, &"x".repeat(500));
         assert_eq!(error.summary, format!("Tart did not start the guest (exit status: 1): \"{}\"…", "x".repeat(200)));
-        let Start::Failed(error) = start(None, "said on stdout\n", "", |_| false) else { panic!() };
+        let StartFailure::Failed(error) = start(None, "said on stdout\n", "", |_| false) else { panic!() };
         assert_eq!(error.summary, "Tart did not start the guest (its exit status is not known): \"said on stdout\"");
         assert_eq!(failed(1, "").summary, "Tart did not start the guest (exit status: 1): nothing");
         assert_eq!(shown("ä".repeat(150).as_bytes()).chars().filter(|c| *c == 'ä').count(), 100);

@@ -10,11 +10,11 @@
 
 use std::{fs::Permissions, io, os::unix::fs::PermissionsExt, path::Path};
 
-use super::paths::Paths;
+use super::paths::TartPaths;
 use crate::{
     domain::InstanceName,
     drivers::{
-        lock::{self, Holder},
+        lock::{self, LockHolder},
         process::{CommandLine, Process},
         record,
     },
@@ -26,7 +26,7 @@ const LOOKS: u32 = 10;
 const SHELLS: [&str; 5] = ["sh", "bash", "zsh", "dash", "env"];
 
 #[derive(Debug)]
-pub enum Found {
+pub enum TartPresence {
     Nothing,
     /// A `tart run` of this VM that we started. It may be on its way up and hold no lock yet.
     Running(Process),
@@ -97,13 +97,13 @@ fn is_shell(program: &str) -> bool {
 }
 
 /// The process of this instance. An error: nothing is known.
-pub async fn find(paths: &Paths, name: &InstanceName, names: &Names) -> io::Result<Found> {
+pub async fn find(paths: &TartPaths, name: &InstanceName, names: &Names) -> io::Result<TartPresence> {
     for _ in 0..LOOKS {
         // The lock first: a run of ours is noted before it can take it.
         let holder = match holder(&paths.config())? {
-            Holder::Nobody => None,
-            Holder::Unknown => Some(None),
-            Holder::Process(pid) => match Process::find(pid).await? {
+            LockHolder::Nobody => None,
+            LockHolder::Unknown => Some(None),
+            LockHolder::Process(pid) => match Process::find(pid).await? {
                 Some(process) => Some(Some(process)),
                 // It has ended since.
                 None => continue,
@@ -112,21 +112,21 @@ pub async fn find(paths: &Paths, name: &InstanceName, names: &Names) -> io::Resu
         let noted = noted(paths).await?;
         if let Some(Some(process)) = holder {
             if noted.runs.iter().any(|run| run.id() == process.id()) {
-                return Ok(Found::Running(process));
+                return Ok(TartPresence::Running(process));
             }
             if !noted.any && is_unnoted_run(&process, name, names).await? {
                 record::write(&paths.process(process.pid()), &process.id())?;
-                return Ok(Found::Running(process));
+                return Ok(TartPresence::Running(process));
             }
             return Ok(match noted.runs.into_iter().next() {
-                Some(run) => Found::Running(run),
-                None => Found::Busy { holder: Some(process.pid()) },
+                Some(run) => TartPresence::Running(run),
+                None => TartPresence::Busy { holder: Some(process.pid()) },
             });
         }
         return Ok(match (noted.runs.into_iter().next(), holder) {
-            (Some(run), _) => Found::Running(run),
-            (None, None) => Found::Nothing,
-            (None, Some(_)) => Found::Busy { holder: None },
+            (Some(run), _) => TartPresence::Running(run),
+            (None, None) => TartPresence::Nothing,
+            (None, Some(_)) => TartPresence::Busy { holder: None },
         });
     }
     Err(io::Error::other("the holders of the VM's lock come and go"))
@@ -144,7 +144,7 @@ struct Noted {
     any: bool,
 }
 
-async fn noted(paths: &Paths) -> io::Result<Noted> {
+async fn noted(paths: &TartPaths) -> io::Result<Noted> {
     let mut noted = Noted { runs: Vec::new(), any: false };
     let entries = match std::fs::read_dir(&paths.run) {
         Ok(entries) => entries,
@@ -162,7 +162,7 @@ async fn noted(paths: &Paths) -> io::Result<Noted> {
 }
 
 /// Who holds the lock of a VM of ours. Its configuration is our file, so its mode is nothing that keeps us from looking.
-pub fn holder(config: &Path) -> io::Result<Holder> {
+pub fn holder(config: &Path) -> io::Result<LockHolder> {
     match lock::holder(config) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             std::fs::set_permissions(config, Permissions::from_mode(0o600)).map_err(|_| error)?;

@@ -19,7 +19,7 @@ use super::fault::shown;
 use crate::domain::mac::Mac;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lease {
+pub struct DhcpLease {
     pub ip: Ipv4Addr,
     /// `None`: the guest did not identify itself by its Ethernet address.
     pub mac: Option<Mac>,
@@ -28,7 +28,7 @@ pub struct Lease {
 
 /// What the file says of one guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum LeaseLookup {
     Nothing,
     Address(Ipv4Addr),
     /// Another guest has an unexpired lease of the same address, so nobody can say who would answer there.
@@ -40,7 +40,7 @@ pub enum Found {
 
 /// Entries that are not complete are left out: the file is rewritten while it is read. A file without any block, though, is
 /// not a lease file.
-pub fn parse(bytes: &[u8]) -> Result<Vec<Lease>, String> {
+pub fn parse(bytes: &[u8]) -> Result<Vec<DhcpLease>, String> {
     let text = String::from_utf8_lossy(bytes);
     let (mut leases, mut open, mut blocks) = (Vec::new(), None::<Fields>, 0);
     for line in text.lines().map(str::trim) {
@@ -84,32 +84,32 @@ impl Fields {
         }
     }
 
-    fn lease(&self) -> Option<Lease> {
+    fn lease(&self) -> Option<DhcpLease> {
         let mac = self.hardware.as_deref()?.strip_prefix("1,").and_then(Mac::parse);
-        Some(Lease { ip: self.ip?, mac, expires: self.expires? })
+        Some(DhcpLease { ip: self.ip?, mac, expires: self.expires? })
     }
 }
 
 /// When the newest lease of this guest expires, be that in the past.
-pub fn newest(leases: &[Lease], mac: Mac) -> Option<u64> {
+pub fn newest(leases: &[DhcpLease], mac: Mac) -> Option<u64> {
     leases.iter().filter(|l| l.mac == Some(mac)).map(|l| l.expires).max()
 }
 
 /// The address of the guest `mac`. `before` is the newest expiry that was in the file when the guest was started: only a
 /// later one was given to this run of it.
-pub fn find(leases: &[Lease], mac: Mac, before: Option<u64>, now: u64) -> Found {
-    let valid = |lease: &&Lease| lease.expires > now;
+pub fn find(leases: &[DhcpLease], mac: Mac, before: Option<u64>, now: u64) -> LeaseLookup {
+    let valid = |lease: &&DhcpLease| lease.expires > now;
     let ours = leases
         .iter()
         .filter(|l| l.mac == Some(mac))
         .filter(valid)
         .filter(|l| before.is_none_or(|before| l.expires > before))
         .max_by_key(|l| l.expires);
-    let Some(lease) = ours else { return Found::Nothing };
+    let Some(lease) = ours else { return LeaseLookup::Nothing };
     let rival = leases.iter().filter(valid).filter(|l| l.ip == lease.ip).find_map(|l| l.mac.filter(|m| *m != mac));
     match rival {
-        Some(other) => Found::Disputed { ip: lease.ip, other },
-        None => Found::Address(lease.ip),
+        Some(other) => LeaseLookup::Disputed { ip: lease.ip, other },
+        None => LeaseLookup::Address(lease.ip),
     }
 }
 
@@ -125,8 +125,8 @@ mod tests {
         Mac::parse(text).unwrap()
     }
 
-    fn address(last: u8) -> Found {
-        Found::Address(Ipv4Addr::new(192, 168, 64, last))
+    fn address(last: u8) -> LeaseLookup {
+        LeaseLookup::Address(Ipv4Addr::new(192, 168, 64, last))
     }
 
     #[test]
@@ -135,9 +135,9 @@ mod tests {
         assert_eq!(leases.len(), 7);
         // Written with leading zeros in a configuration, without them in the file.
         assert_eq!(find(&leases, mac("0a:0b:0c:0d:0e:0f"), None, NOW), address(4), "of two, the newer one");
-        assert_eq!(find(&leases, mac("02:00:00:00:00:07"), None, NOW), Found::Nothing, "expired");
+        assert_eq!(find(&leases, mac("02:00:00:00:00:07"), None, NOW), LeaseLookup::Nothing, "expired");
         assert_eq!(find(&leases, mac("02:00:00:00:00:07"), None, 0), address(7));
-        assert_eq!(find(&leases, mac("02:00:00:00:00:99"), None, NOW), Found::Nothing);
+        assert_eq!(find(&leases, mac("02:00:00:00:00:99"), None, NOW), LeaseLookup::Nothing);
     }
 
     #[test]
@@ -146,7 +146,7 @@ mod tests {
         let guest = mac("0a:0b:0c:0d:0e:0f");
         let newest = newest(&leases, guest).unwrap();
         assert_eq!(find(&leases, guest, Some(newest - 1), NOW), address(4));
-        assert_eq!(find(&leases, guest, Some(newest), NOW), Found::Nothing);
+        assert_eq!(find(&leases, guest, Some(newest), NOW), LeaseLookup::Nothing);
         assert_eq!(super::newest(&leases, mac("02:00:00:00:00:99")), None);
     }
 
@@ -155,12 +155,12 @@ mod tests {
         let leases = parse(FILE).unwrap();
         let (one, two) = (mac("02:00:00:00:00:21"), mac("02:00:00:00:00:22"));
         let ip = Ipv4Addr::new(192, 168, 64, 20);
-        assert_eq!(find(&leases, one, None, NOW), Found::Disputed { ip, other: two });
-        assert_eq!(find(&leases, two, None, NOW), Found::Disputed { ip, other: one });
+        assert_eq!(find(&leases, one, None, NOW), LeaseLookup::Disputed { ip, other: two });
+        assert_eq!(find(&leases, two, None, NOW), LeaseLookup::Disputed { ip, other: one });
         // Until one of them expires.
         let later = leases.iter().filter(|l| l.ip == ip).map(|l| l.expires).min().unwrap();
         assert_eq!(find(&leases, two, None, later), address(20));
-        assert_eq!(find(&leases, one, None, later), Found::Nothing);
+        assert_eq!(find(&leases, one, None, later), LeaseLookup::Nothing);
     }
 
     #[test]

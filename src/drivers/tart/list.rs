@@ -6,7 +6,7 @@ use super::fault::shown;
 
 /// A VM as Tart lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct TartListEntry {
     pub name: String,
     /// Its lock is held: by a guest that runs, or for a moment by another command of Tart.
     pub running: bool,
@@ -15,7 +15,7 @@ pub struct Entry {
 /// Both generations of the output have these keys; the rest is of no use here, or differs.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Raw {
+struct RawListEntry {
     name: String,
     source: Option<String>,
     running: Option<bool>,
@@ -23,12 +23,12 @@ struct Raw {
 }
 
 /// The local VMs. Anything else than a list of them is an error and never an empty list: nothing would be counted then.
-pub fn parse(stdout: &[u8]) -> Result<Vec<Entry>, String> {
+pub fn parse(stdout: &[u8]) -> Result<Vec<TartListEntry>, String> {
     let expected =
         |what: String| format!("expected `tart list` to print a JSON array of VMs: {what}; found: {}", shown(stdout));
-    let raw: Vec<Raw> = serde_json::from_slice(stdout).map_err(|error| expected(error.to_string()))?;
+    let raw: Vec<RawListEntry> = serde_json::from_slice(stdout).map_err(|error| expected(error.to_string()))?;
     let mut entries = Vec::new();
-    for Raw { name, source, running, state } in raw {
+    for RawListEntry { name, source, running, state } in raw {
         if source.is_some_and(|source| source != "local") {
             continue;
         }
@@ -39,7 +39,7 @@ pub fn parse(stdout: &[u8]) -> Result<Vec<Entry>, String> {
             Some(other) => return Err(expected(format!("{name:?} is in the unknown state {other:?}"))),
         };
         match running.or(state) {
-            Some(running) => entries.push(Entry { name, running }),
+            Some(running) => entries.push(TartListEntry { name, running }),
             None => return Err(expected(format!("nothing says whether {name:?} runs"))),
         }
     }
@@ -50,7 +50,7 @@ pub fn parse(stdout: &[u8]) -> Result<Vec<Entry>, String> {
 mod tests {
     use super::*;
 
-    fn names(entries: &[Entry]) -> Vec<(&str, bool)> {
+    fn names(entries: &[TartListEntry]) -> Vec<(&str, bool)> {
         entries.iter().map(|e| (e.name.as_str(), e.running)).collect()
     }
 

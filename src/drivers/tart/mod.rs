@@ -27,15 +27,15 @@ use std::{
 use async_trait::async_trait;
 
 use self::{
-    clone::{ShapeRequest, Stage},
+    clone::{CloneStage, ShapeRequest},
     end::exists,
     fault::shown,
-    instance::{Found, Names},
-    paths::Paths,
+    instance::{Names, TartPresence},
+    paths::TartPaths,
     probe::Version,
 };
 use super::{
-    Capabilities, Driver, DriverError, ErrorKind, InstanceSpec, Listed, Observation, Probe, Result,
+    Capabilities, Driver, DriverError, DriverProbe, ErrorKind, InstanceSpec, Listed, Observation, Result,
     command::{Command, find_program},
 };
 use crate::domain::{
@@ -47,7 +47,7 @@ use crate::domain::{
 };
 use crate::drivers::{
     failure::{self, absent_is_fine},
-    lock::{self, Holder},
+    lock::{self, LockHolder},
 };
 
 mod address;
@@ -76,9 +76,9 @@ const IP: Duration = Duration::from_secs(5);
 /// The first macOS whose guests may have a disk in Apple's sparse format, and whose hosts open one.
 const ASIF_SINCE: Version = Version { major: 26, minor: 0 };
 const OLDEST_MACOS: Version = Version { major: 13, minor: 0 };
-type Shape = (GuestOs, u32, u32);
+type ReservedResources = (GuestOs, u32, u32);
 /// What a VM is counted as when its configuration cannot be read.
-const UNKNOWN_SHAPE: Shape = (GuestOs::Macos, 4, 8192);
+const UNKNOWN_SHAPE: ReservedResources = (GuestOs::Macos, 4, 8192);
 
 pub struct Tart {
     settings: Settings,
@@ -112,8 +112,8 @@ impl Tart {
         Ok(Self { settings, names, list_fails: Mutex::default() })
     }
 
-    fn paths(&self, name: &InstanceName) -> Paths {
-        Paths::new(&self.settings, name)
+    fn paths(&self, name: &InstanceName) -> TartPaths {
+        TartPaths::new(&self.settings, name)
     }
 
     fn arch(&self) -> Result<Arch> {
@@ -138,7 +138,7 @@ impl Tart {
         Ok(args::environment(Command::new(self.binary()?, deadline), &self.settings))
     }
 
-    async fn find(&self, paths: &Paths, name: &InstanceName) -> Result<Found> {
+    async fn find(&self, paths: &TartPaths, name: &InstanceName) -> Result<TartPresence> {
         instance::find(paths, name, &self.names).await.map_err(|error| failure::unseen(error, "the VM's lock"))
     }
 
@@ -219,7 +219,7 @@ impl Tart {
 
     /// Where the guest's SSH port is. Its Ethernet address is read each time: Tart changes it when it starts a VM beside
     /// another one that has the same.
-    async fn endpoint(&self, paths: &Paths, name: &InstanceName) -> Result<Option<Endpoint>> {
+    async fn endpoint(&self, paths: &TartPaths, name: &InstanceName) -> Result<Option<Endpoint>> {
         let mac = run::read_config(paths)?.mac;
         let ip = address::find(&self.settings, paths, name, mac, || self.command(IP)).await?;
         Ok(ip.map(|ip| Endpoint { host: ip.to_string(), port: self.settings.ssh_port }))
@@ -237,7 +237,8 @@ impl Tart {
                         tracing::info!("`tart list` works again");
                     }
                     let foreign = entries.into_iter().filter(|entry| !is_own(&entry.name));
-                    let listed = foreign.filter_map(|list::Entry { name, running }| self.stranger(name, running));
+                    let listed =
+                        foreign.filter_map(|list::TartListEntry { name, running }| self.stranger(name, running));
                     return Ok(listed.collect());
                 }
                 Err(error) => {
@@ -264,13 +265,13 @@ impl Tart {
             }
             // What cannot be looked at counts as running.
             let running =
-                lock::holder(&entry.path().join(paths::CONFIG)).map_or(true, |holder| holder != Holder::Nobody);
+                lock::holder(&entry.path().join(paths::CONFIG)).map_or(true, |holder| holder != LockHolder::Nobody);
             listed.extend(self.stranger(name, running));
         }
         Ok(listed)
     }
 
-    async fn ask_for_list(&self) -> Result<Vec<list::Entry>> {
+    async fn ask_for_list(&self) -> Result<Vec<list::TartListEntry>> {
         let output = self
             .command(LIST)?
             .args(["list", "--source", "local", "--format", "json"])
@@ -318,7 +319,7 @@ impl Tart {
     async fn own(&self, name: &InstanceName) -> Option<Listed> {
         let paths = self.paths(name);
         let looked = async {
-            let running = !matches!(self.find(&paths, name).await?, Found::Nothing);
+            let running = !matches!(self.find(&paths, name).await?, TartPresence::Nothing);
             Ok::<_, DriverError>((running, exists(&paths)?))
         };
         let running = match looked.await {
@@ -336,7 +337,7 @@ impl Tart {
 }
 
 /// To count too much keeps every promise.
-fn shape_of(name: &str, config: std::result::Result<TartConfig, String>) -> Shape {
+fn shape_of(name: &str, config: std::result::Result<TartConfig, String>) -> ReservedResources {
     match config {
         Ok(config) => (config.os, config.cpus, config.memory_mib()),
         Err(why) => {
@@ -362,7 +363,7 @@ impl Driver for Tart {
         }
     }
 
-    async fn probe(&self, _fresh: bool) -> Result<Probe> {
+    async fn probe(&self, _fresh: bool) -> Result<DriverProbe> {
         let refuse = |summary| DriverError::new(ErrorKind::Host, Code::HostUnavailable, summary);
         let arch = self.arch()?;
         let macos = self.macos().await?;
@@ -394,7 +395,7 @@ impl Driver for Tart {
             notes.push(format!("VMs are counted by their locks, because Tart does not list them: {}", fails.why));
         }
         let note = (!notes.is_empty()).then(|| notes.join("; "));
-        Ok(Probe { version, arch, accelerator: "vz".to_owned(), note })
+        Ok(DriverProbe { version, arch, accelerator: "vz".to_owned(), note })
     }
 
     async fn create(&self, spec: &InstanceSpec) -> Result<()> {
@@ -402,9 +403,9 @@ impl Driver for Tart {
         let config = self.template(spec).await?;
         let (name, paths) = (&spec.name, self.paths(&spec.name));
         match self.find(&paths, name).await? {
-            Found::Running(_) => return Ok(()),
-            Found::Busy { holder } => return Err(run::busy(name, holder)),
-            Found::Nothing => {}
+            TartPresence::Running(_) => return Ok(()),
+            TartPresence::Busy { holder } => return Err(run::busy(name, holder)),
+            TartPresence::Nothing => {}
         }
         let failed = |error| failure::io(error, Code::CloneFailed, "the instance cannot be prepared");
         let home = &self.settings.tart_home;
@@ -414,7 +415,7 @@ impl Driver for Tart {
         absent_is_fine(tokio::fs::remove_dir_all(&paths.run).await).map_err(failed)?;
         // From here on the VM is ours, should it come to be.
         run::make_run_dir(&paths.run).map_err(failed)?;
-        let stage = Stage::new(home, name).map_err(failed)?;
+        let stage = CloneStage::new(home, name).map_err(failed)?;
         let shape = ShapeRequest {
             cpus: spec.cpus,
             memory_mib: spec.memory_mib,
@@ -447,16 +448,16 @@ impl Driver for Tart {
         let paths = self.paths(name);
         // The notes of its runs go last, once it is sure that none of them is left.
         match self.find(&paths, name).await? {
-            Found::Nothing => {}
-            Found::Running(process) => return Err(run::busy(name, Some(process.pid()))),
-            Found::Busy { holder } => return Err(run::busy(name, holder)),
+            TartPresence::Nothing => {}
+            TartPresence::Running(process) => return Err(run::busy(name, Some(process.pid()))),
+            TartPresence::Busy { holder } => return Err(run::busy(name, holder)),
         }
         absent_is_fine(tokio::fs::remove_dir_all(&paths.run).await).map_err(failed)
     }
 
     async fn inspect(&self, name: &InstanceName) -> Result<Observation> {
         let paths = self.paths(name);
-        if let Found::Running(process) = self.find(&paths, name).await? {
+        if let TartPresence::Running(process) = self.find(&paths, name).await? {
             if !exists(&paths)? || !self.holds(&paths, process.pid())? {
                 return Ok(Observation::Running { ssh: None, agent: None });
             }
@@ -474,7 +475,7 @@ impl Driver for Tart {
 
     async fn ended(&self, name: &InstanceName) -> Result<GoneCause> {
         let paths = self.paths(name);
-        while let Found::Running(process) = self.find(&paths, name).await? {
+        while let TartPresence::Running(process) = self.find(&paths, name).await? {
             process.ended().await;
         }
         let (out, err) = run::said(&paths)?;

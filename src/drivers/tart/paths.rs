@@ -20,14 +20,14 @@ use super::settings::Settings;
 use crate::{domain::InstanceName, drivers::record};
 
 #[derive(Clone, Debug)]
-pub struct Paths {
+pub struct TartPaths {
     /// Tart's directory of the VM.
     pub vm: PathBuf,
     /// Ours.
     pub run: PathBuf,
 }
 
-impl Paths {
+impl TartPaths {
     pub fn new(settings: &Settings, name: &InstanceName) -> Self {
         Self { vm: vms(&settings.tart_home).join(name.as_str()), run: settings.run_dir.join(name.as_str()) }
     }

@@ -19,9 +19,9 @@ use tokio::{
 
 use super::{
     Tart, address, args, config,
-    fault::{self, Start},
-    instance::{self, Found},
-    paths::Paths,
+    fault::{self, StartFailure},
+    instance::{self, TartPresence},
+    paths::TartPaths,
     words,
 };
 use crate::{
@@ -30,7 +30,7 @@ use crate::{
         DriverError, ErrorKind, InstanceSpec, Result,
         command::Command,
         failure::{self, absent_is_fine},
-        lock::Holder,
+        lock::LockHolder,
         process::Process,
         record,
     },
@@ -59,7 +59,7 @@ enum Ending {
 }
 
 /// A `tart run`, as it is waited for.
-enum Run {
+enum TartRun {
     Found(Process),
     /// Whoever waits for a process's end otherwise than by this status may take it away.
     Launched {
@@ -68,21 +68,21 @@ enum Run {
     },
 }
 
-impl Run {
+impl TartRun {
     fn pid(&self) -> i32 {
         match self {
-            Run::Found(process) => process.pid(),
-            Run::Launched { pid, .. } => *pid,
+            TartRun::Found(process) => process.pid(),
+            TartRun::Launched { pid, .. } => *pid,
         }
     }
 
     async fn ended(&mut self) -> Ending {
         match self {
-            Run::Found(process) => {
+            TartRun::Found(process) => {
                 process.ended().await;
                 Ending::Another
             }
-            Run::Launched { status, .. } => Ending::Ours(status.await.ok()),
+            TartRun::Launched { status, .. } => Ending::Ours(status.await.ok()),
         }
     }
 }
@@ -98,10 +98,10 @@ impl Tart {
             || failure::exists(&paths.started()).map_err(|error| failure::unseen(error, "the record of the start"));
         for _ in 0..LAUNCHES {
             let mut run = match self.find(&paths, name).await? {
-                Found::Running(process) => Run::Found(process),
-                Found::Busy { holder } => return Err(busy(name, holder)),
-                Found::Nothing if was_started()? => return Ok(()),
-                Found::Nothing => self.launch(spec, &paths).await?,
+                TartPresence::Running(process) => TartRun::Found(process),
+                TartPresence::Busy { holder } => return Err(busy(name, holder)),
+                TartPresence::Nothing if was_started()? => return Ok(()),
+                TartPresence::Nothing => self.launch(spec, &paths).await?,
             };
             match self.settle(&paths, &mut run).await? {
                 Settled::Up => return started(),
@@ -116,8 +116,8 @@ impl Tart {
                 Settled::Ended(Ending::Ours(status)) => match self.why_ended(&paths, status)? {
                     None => return started(),
                     // Another start was faster by a moment. If that one comes up, there is what was asked for.
-                    Some(Start::AlreadyRunning) => {}
-                    Some(Start::Failed(error)) => return Err(error),
+                    Some(StartFailure::AlreadyRunning) => {}
+                    Some(StartFailure::Failed(error)) => return Err(error),
                 },
             }
         }
@@ -125,7 +125,7 @@ impl Tart {
         Err(DriverError::new(ErrorKind::Retry, Code::BootFailed, summary))
     }
 
-    async fn launch(&self, spec: &InstanceSpec, paths: &Paths) -> Result<Run> {
+    async fn launch(&self, spec: &InstanceSpec, paths: &TartPaths) -> Result<TartRun> {
         let failed = |error| failure::io(error, Code::BootFailed, "the run of the VM cannot be prepared");
         if let Some(missing) = paths.missing().map_err(|error| failure::unseen(error, "the VM"))? {
             let summary = format!("{} has no {missing}: it was never created, or somebody removed it", spec.name);
@@ -136,7 +136,7 @@ impl Tart {
         address::note_leases(&self.settings, paths, config.mac).map_err(failed)?;
         // What a run that was killed left would be taken for the sign that this one is up. If another start was faster by a
         // moment, the socket may be its guest's.
-        if instance::holder(&paths.config()).map_err(failed)? == Holder::Nobody {
+        if instance::holder(&paths.config()).map_err(failed)? == LockHolder::Nobody {
             absent_is_fine(std::fs::remove_file(paths.control_sock())).map_err(failed)?;
         }
         let (out, err) = (log(&paths.out()).map_err(failed)?, log(&paths.err()).map_err(failed)?);
@@ -160,10 +160,10 @@ impl Tart {
             }
         });
         let pid = pid.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-        Ok(Run::Launched { pid, status })
+        Ok(TartRun::Launched { pid, status })
     }
 
-    async fn settle(&self, paths: &Paths, run: &mut Run) -> Result<Settled> {
+    async fn settle(&self, paths: &TartPaths, run: &mut TartRun) -> Result<Settled> {
         let patience = Instant::now() + START;
         let mut held_since = None;
         loop {
@@ -182,15 +182,15 @@ impl Tart {
     }
 
     /// Whether this process holds the VM's lock.
-    pub(super) fn holds(&self, paths: &Paths, pid: i32) -> Result<bool> {
+    pub(super) fn holds(&self, paths: &TartPaths, pid: i32) -> Result<bool> {
         match instance::holder(&paths.config()) {
-            Ok(holder) => Ok(holder == Holder::Process(pid)),
+            Ok(holder) => Ok(holder == LockHolder::Process(pid)),
             Err(error) => Err(failure::unseen(error, "the VM's lock")),
         }
     }
 
     /// `None`: the guest ran, and has ended in a way that `ended` tells.
-    fn why_ended(&self, paths: &Paths, status: Option<ExitStatus>) -> Result<Option<Start>> {
+    fn why_ended(&self, paths: &TartPaths, status: Option<ExitStatus>) -> Result<Option<StartFailure>> {
         let (out, err) = said(paths)?;
         if err.trim().is_empty() && words::cause(&out, &err).is_some() {
             return Ok(None);
@@ -207,7 +207,7 @@ pub(super) fn busy(name: &InstanceName, holder: Option<i32>) -> DriverError {
     DriverError::new(ErrorKind::Retry, Code::HostUnavailable, summary)
 }
 
-pub(super) fn read_config(paths: &Paths) -> Result<TartConfig> {
+pub(super) fn read_config(paths: &TartPaths) -> Result<TartConfig> {
     let bytes = std::fs::read(paths.config()).map_err(|error| failure::unseen(error, "the VM's configuration"))?;
     config::parse(&bytes).map_err(|why| {
         let summary = format!("{} was not understood: {why}", paths.config().display());
@@ -227,7 +227,7 @@ fn log(path: &Path) -> io::Result<File> {
 }
 
 /// The output and the error output of the latest run.
-pub(super) fn said(paths: &Paths) -> Result<(String, String)> {
+pub(super) fn said(paths: &TartPaths) -> Result<(String, String)> {
     let read = |path: &Path| read_end(path).map_err(|error| failure::unseen(error, "what `tart run` said"));
     Ok((read(&paths.out())?, read(&paths.err())?))
 }

@@ -23,9 +23,9 @@ use tonic_prost::ProstCodec;
 use uuid::Uuid;
 
 use super::{
-    super::output::{Output, one_line},
+    super::output::{TailBuffer, one_line},
     Error,
-    messages::{Bytes, Command, ExecRequest, ExecResponse, Request, Response},
+    messages::{AgentCommand, AgentRequest, Bytes, ExecRequest, ExecResponse, Response},
     socket,
 };
 use crate::platform::error_chain;
@@ -43,20 +43,20 @@ const COMMAND: &str = r#"/bin/sh -s 2>&1; code=$?; printf '\n%s %s\n' "$1" "$cod
 pub(super) struct Ended {
     /// As the shell has it: above 128 when a signal ended it.
     pub exit: u32,
-    pub output: Output,
+    pub output: TailBuffer,
 }
 
 /// A connection. It is not kept alive by pings: a gRPC server takes more than a few of them for an attack.
 pub(super) struct Agent {
     channel: Channel,
     at: String,
-    _cut: Cut,
+    _cut: AgentDisconnect,
 }
 
 /// Ends the connection with the value that owns it: the library's own task would keep it until the other side has let go.
-struct Cut(std::os::unix::net::UnixStream);
+struct AgentDisconnect(std::os::unix::net::UnixStream);
 
-impl Drop for Cut {
+impl Drop for AgentDisconnect {
     fn drop(&mut self) {
         let _ = self.0.shutdown(Shutdown::Both);
     }
@@ -68,7 +68,7 @@ impl Agent {
         let retry = |what: &str, e: &dyn std::fmt::Display| Error::Retry(format!("{what} {at}: {}", one_line(e)));
         let stream = socket::connect(path).await.map_err(|e| retry("cannot connect to", &e))?;
         let stream = stream.into_std().map_err(|e| retry("cannot use the connection to", &e))?;
-        let cut = Cut(stream.try_clone().map_err(|e| retry("cannot use the connection to", &e))?);
+        let cut = AgentDisconnect(stream.try_clone().map_err(|e| retry("cannot use the connection to", &e))?);
         let stream = UnixStream::from_std(stream).map_err(|e| retry("cannot use the connection to", &e))?;
 
         // A connection that broke is not made again behind our back: half a script would be followed by the other half.
@@ -87,7 +87,7 @@ impl Agent {
     /// Runs a script to its end. Dropping the future closes its stream, on which the agent kills the command.
     pub async fn run(&self, script: &[u8]) -> Result<Ended, Error> {
         let mark = Uuid::new_v4().simple().to_string();
-        let command = Command {
+        let command = AgentCommand {
             name: "/bin/sh".to_owned(),
             args: ["-c", COMMAND, "sh", &mark].map(str::to_owned).into(),
             interactive: true,
@@ -97,9 +97,9 @@ impl Agent {
         let heard = Notify::new();
         let send = async {
             let input =
-                |piece: &[u8]| ExecRequest { kind: Some(Request::StandardInput(Bytes { data: piece.to_vec() })) };
+                |piece: &[u8]| ExecRequest { kind: Some(AgentRequest::StandardInput(Bytes { data: piece.to_vec() })) };
             // A failure to send is no news: the agent's answer or the end of the connection tells more.
-            let _ = to.send(ExecRequest { kind: Some(Request::Command(command)) }).await;
+            let _ = to.send(ExecRequest { kind: Some(AgentRequest::Command(command)) }).await;
             // The input stays open, so the shell has to be told that there is no more.
             for piece in script.chunks(PIECE).chain([&b"\nexit\n"[..]]) {
                 if to.send(input(piece)).await.is_err() {
@@ -129,7 +129,7 @@ impl Agent {
             .into_inner();
 
         let mark = format!("\n{mark} ").into_bytes();
-        let mut output = Output::default();
+        let mut output = TailBuffer::default();
         let mut said = Vec::new();
         let exit = loop {
             let answer = answers.message().await.map_err(|status| self.refused(&status))?;

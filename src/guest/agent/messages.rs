@@ -5,22 +5,22 @@
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct ExecRequest {
-    #[prost(oneof = "Request", tags = "1, 2")]
-    pub kind: Option<Request>,
+    #[prost(oneof = "AgentRequest", tags = "1, 2")]
+    pub kind: Option<AgentRequest>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
-pub(super) enum Request {
+pub(super) enum AgentRequest {
     /// The first message of a stream, and no other.
     #[prost(message, tag = "1")]
-    Command(Command),
+    Command(AgentCommand),
     /// No bytes at all: the end of the input.
     #[prost(message, tag = "2")]
     StandardInput(Bytes),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Command {
+pub(super) struct AgentCommand {
     #[prost(string, tag = "1")]
     pub name: String,
     #[prost(string, repeated, tag = "2")]
@@ -70,10 +70,10 @@ mod tests {
     /// The very bytes of the encoding, so that a slip in a tag is seen here and not on a Mac.
     #[test]
     fn messages_are_encoded_as_the_agent_reads_them() {
-        let command = Command { name: "/bin/sh".into(), args: vec!["-s".into()], interactive: true, tty: false };
-        let request = ExecRequest { kind: Some(Request::Command(command)) };
+        let command = AgentCommand { name: "/bin/sh".into(), args: vec!["-s".into()], interactive: true, tty: false };
+        let request = ExecRequest { kind: Some(AgentRequest::Command(command)) };
         assert_eq!(request.encode_to_vec(), b"\x0a\x0f\x0a\x07/bin/sh\x12\x02-s\x18\x01");
-        let input = |data: &[u8]| ExecRequest { kind: Some(Request::StandardInput(Bytes { data: data.into() })) };
+        let input = |data: &[u8]| ExecRequest { kind: Some(AgentRequest::StandardInput(Bytes { data: data.into() })) };
         assert_eq!(input(b"hi").encode_to_vec(), b"\x12\x04\x0a\x02hi");
         // The end of the input is a message without content, not an absent message.
         assert_eq!(input(b"").encode_to_vec(), b"\x12\x00");

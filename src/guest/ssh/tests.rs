@@ -30,12 +30,12 @@ fn ed25519() -> PrivateKey {
     PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).unwrap()
 }
 
-fn target(port: u16, login: Login) -> Target {
-    Target { host: "127.0.0.1".into(), port, user: "runner".into(), login, pinned_host_key: None }
+fn target(port: u16, login: SshLogin) -> SshTarget {
+    SshTarget { host: "127.0.0.1".into(), port, user: "runner".into(), login, pinned_host_key: None }
 }
 
-fn password(text: &str) -> Login {
-    Login::Password(SecretString::from(text))
+fn password(text: &str) -> SshLogin {
+    SshLogin::Password(SecretString::from(text))
 }
 
 // ---- OpenSSH ----
@@ -92,10 +92,10 @@ impl Sshd {
         Some(Sshd { child, port, dir })
     }
 
-    fn target(&self, kind: &str) -> Target {
+    fn target(&self, kind: &str) -> SshTarget {
         let user = Command::new("id").arg("-un").output().unwrap().stdout;
         let user = String::from_utf8(user).unwrap().trim().to_owned();
-        Target { user, ..target(self.port, Login::Key(self.dir.path().join(kind))) }
+        SshTarget { user, ..target(self.port, SshLogin::Key(self.dir.path().join(kind))) }
     }
 }
 
@@ -115,7 +115,7 @@ async fn openssh_takes_the_kit_and_its_key_is_pinned() {
     let big = crate::guest::KitInput { payload: Some("x\u{1}y\n".repeat(450_000)), ..input() };
     let kit = Kit::new(big).unwrap().with_boot(BOOT);
     let place = sshd.dir.path().join("kit");
-    let script = install::script(&kit, &Place::At(place.display().to_string()));
+    let script = install::script(&kit, &InstallTarget::At(place.display().to_string()));
     let first = deliver_to(&sshd.target("ed25519"), &script, soon(20)).await.unwrap();
     assert_eq!(first.boot_log.trim_ascii(), b"1");
     assert_written(&kit, &place);
@@ -123,13 +123,13 @@ async fn openssh_takes_the_kit_and_its_key_is_pinned() {
     assert!(public.starts_with(&first.host_key), "{} is not {public}", first.host_key);
 
     for kind in ["ed25519", "ecdsa", "rsa"] {
-        let pinned = Target { pinned_host_key: Some(first.host_key.clone()), ..sshd.target(kind) };
+        let pinned = SshTarget { pinned_host_key: Some(first.host_key.clone()), ..sshd.target(kind) };
         let again = deliver_to(&pinned, &script, soon(20)).await.unwrap();
         assert_eq!(again.host_key, first.host_key);
     }
     // The other key of the same server is as good, when that is the one that was pinned.
     let ecdsa = fs::read_to_string(sshd.dir.path().join("host_ecdsa.pub")).unwrap();
-    let pinned = Target { pinned_host_key: Some(ecdsa.trim().to_owned()), ..sshd.target("ed25519") };
+    let pinned = SshTarget { pinned_host_key: Some(ecdsa.trim().to_owned()), ..sshd.target("ed25519") };
     assert!(deliver_to(&pinned, &script, soon(20)).await.unwrap().host_key.starts_with("ecdsa"));
 }
 
@@ -141,10 +141,10 @@ async fn openssh_with_an_rsa_key_only() {
     assert!(done.host_key.starts_with("ssh-rsa "));
     let shown = String::from_utf8(done.boot_log).unwrap();
     assert!(shown.contains("out") && shown.contains("err"), "{shown}");
-    let pinned = Target { pinned_host_key: Some(done.host_key), ..sshd.target("ed25519") };
+    let pinned = SshTarget { pinned_host_key: Some(done.host_key), ..sshd.target("ed25519") };
     deliver_to(&pinned, "exit 0", soon(20)).await.unwrap();
 
-    let other = Target { pinned_host_key: Some(ed25519().public_key().to_openssh().unwrap()), ..pinned };
+    let other = SshTarget { pinned_host_key: Some(ed25519().public_key().to_openssh().unwrap()), ..pinned };
     let error = deliver_to(&other, "exit 0", soon(20)).await.unwrap_err();
     assert!(matches!(error, SshError::HostKeyChanged(_)), "{error:?}");
 }
@@ -161,7 +161,7 @@ async fn openssh_and_what_goes_wrong_in_the_guest() {
 
     let stranger = sshd.dir.path().join("stranger");
     fs::write(&stranger, ed25519().to_openssh(LineEnding::LF).unwrap().as_bytes()).unwrap();
-    let refused = Target { login: Login::Key(stranger), ..sshd.target("ed25519") };
+    let refused = SshTarget { login: SshLogin::Key(stranger), ..sshd.target("ed25519") };
     let error = deliver_to(&refused, "exit 0", soon(20)).await.unwrap_err();
     assert!(matches!(error, SshError::LoginRefused(_)), "{error:?}");
 
@@ -194,7 +194,7 @@ async fn the_real_kit_runs_its_job() {
     })
     .unwrap();
     let place = sshd.dir.path().join("kit");
-    let script = install::script(&kit, &Place::At(place.display().to_string()));
+    let script = install::script(&kit, &InstallTarget::At(place.display().to_string()));
 
     let calls = Arc::new(Mutex::new(Vec::new()));
     let server = serve_api(api, calls.clone());
@@ -402,7 +402,7 @@ async fn serve(key: PrivateKey, fault: Fault) -> (u16, Arc<Mutex<Vec<u8>>>) {
     (port, got)
 }
 
-async fn try_fault(fault: Fault, login: Login) -> Result<Delivered, SshError> {
+async fn try_fault(fault: Fault, login: SshLogin) -> Result<SshDelivery, SshError> {
     let (port, _) = serve(ed25519(), fault).await;
     deliver_to(&target(port, login), "exit 0", soon(10)).await
 }
@@ -414,20 +414,20 @@ async fn the_script_goes_through_standard_input() {
     let kit = Kit::new(input()).unwrap();
     let done = deliver(&target(port, password("right")), &kit, soon(10)).await.unwrap();
     assert_eq!(done.host_key, key.public_key().to_openssh().unwrap().trim());
-    assert_eq!(*got.lock().unwrap(), install::script(&kit, &Place::OfUser).as_bytes());
+    assert_eq!(*got.lock().unwrap(), install::script(&kit, &InstallTarget::OfUser).as_bytes());
 }
 
 #[tokio::test]
 async fn another_host_key_is_an_error_before_any_login() {
     let (port, got) = serve(ed25519(), Fault::None).await;
     let pinned = Some(ed25519().public_key().to_openssh().unwrap());
-    let changed = Target { pinned_host_key: pinned, ..target(port, password("right")) };
+    let changed = SshTarget { pinned_host_key: pinned, ..target(port, password("right")) };
     let error = deliver_to(&changed, "exit 0", soon(10)).await.unwrap_err();
     assert!(matches!(error, SshError::HostKeyChanged(_)), "{error:?}");
     assert_eq!(error.code(), Code::GuestHostKeyChanged);
     assert!(got.lock().unwrap().is_empty());
 
-    let garbage = Target { pinned_host_key: Some("garbage".into()), ..changed };
+    let garbage = SshTarget { pinned_host_key: Some("garbage".into()), ..changed };
     assert!(matches!(deliver_to(&garbage, "", soon(10)).await, Err(SshError::HostKeyChanged(_))));
 }
 
@@ -466,7 +466,7 @@ async fn a_key_that_cannot_be_used_is_a_refused_login() {
         if let Some(content) = content {
             fs::write(&path, content).unwrap();
         }
-        let error = try_fault(Fault::None, Login::Key(path.clone())).await.unwrap_err();
+        let error = try_fault(Fault::None, SshLogin::Key(path.clone())).await.unwrap_err();
         assert!(matches!(error, SshError::LoginRefused(_)), "{error:?}");
     }
 }

@@ -14,14 +14,14 @@ use super::super::{
     openapi::examples,
     problem::Problem,
 };
-use crate::templates::layouts::{ExportRequest, Layout, Notice, Place, Policy, Written};
+use crate::templates::layouts::{ExportDestination, ExportRequest, Notice, Policy, TemplateLayout, WrittenFile};
 
 /// Where a template is to be written, and how.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = ExportRequest)]
 pub struct ExportBody {
-    layout: Layout,
+    layout: TemplateLayout,
     /// Absolute, and not there yet. It becomes a directory for `tart`, `shoes-vz` and `macosvm`, else an image. `qcow2` and `raw`
     /// also go to S3, as `s3://bucket/key`.
     #[schema(example = "/Users/ci/vms/sequoia")]
@@ -45,7 +45,7 @@ impl ExportBody {
         }
         Ok(ExportRequest {
             layout: self.layout,
-            to: Place::parse(&self.path)?.overwriting(self.overwrite)?,
+            to: ExportDestination::parse(&self.path)?.overwriting(self.overwrite)?,
             identity: self.identity.unwrap_or(Policy::Keep),
             mac: self.mac.unwrap_or(Policy::Regenerate),
         })
@@ -85,6 +85,6 @@ pub async fn export_template(
 ) -> Result<Answer<ExportedTemplate>, Problem> {
     seat.unhurried();
     let exported = http.service.export_template(&name, body.into_request()?).await?;
-    let file = |Written { path, bytes }| ExportedFile { path: path.to_string_lossy().into_owned(), bytes };
+    let file = |WrittenFile { path, bytes }| ExportedFile { path: path.to_string_lossy().into_owned(), bytes };
     Ok(Answer(ExportedTemplate { files: exported.files.into_iter().map(file).collect(), notices: exported.notices }))
 }

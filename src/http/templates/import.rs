@@ -25,7 +25,7 @@ use crate::{
     domain::{Arch, Budgets, BudgetsPatch, Code, GuestOs, Handover},
     templates::{
         NewTemplate,
-        layouts::{ImportRequest, Layout, Notice, Place, Policy},
+        layouts::{ExportDestination, ImportRequest, Notice, Policy, TemplateLayout},
     },
 };
 
@@ -37,7 +37,7 @@ use crate::{
 pub struct ImportBody {
     #[schema(example = "sequoia")]
     name: String,
-    layout: Layout,
+    layout: TemplateLayout,
     /// Absolute. A directory for `tart`, `shoes-vz` and `macosvm` (there also the `vm.json` itself), else the image, which may be
     /// in S3, too: `s3://bucket/key`, with `#sha256=…` behind it if its content is known.
     #[schema(example = "/opt/myshoes/vz/templates/macos-15")]
@@ -100,13 +100,14 @@ pub struct ImportBody {
 impl ImportBody {
     fn into_request(self, base: &Budgets) -> Result<ImportRequest, Problem> {
         let layout = self.layout;
-        let (image, converted) = (layout.is_image(), matches!(layout, Layout::ShoesVz | Layout::Macosvm));
+        let (image, converted) =
+            (layout.is_image(), matches!(layout, TemplateLayout::ShoesVz | TemplateLayout::Macosvm));
         for (pointer, given, fits) in [
             ("/identity", self.identity.is_some(), converted),
-            ("/mac", self.mac.is_some(), layout == Layout::Macosvm),
-            ("/discard_memory", self.discard_memory, layout == Layout::Tart),
-            ("/allow_outside", self.allow_outside, layout == Layout::Macosvm),
-            ("/allow_backing", self.allow_backing, layout == Layout::Qcow2),
+            ("/mac", self.mac.is_some(), layout == TemplateLayout::Macosvm),
+            ("/discard_memory", self.discard_memory, layout == TemplateLayout::Tart),
+            ("/allow_outside", self.allow_outside, layout == TemplateLayout::Macosvm),
+            ("/allow_backing", self.allow_backing, layout == TemplateLayout::Qcow2),
             ("/extract_kernel", self.extract_kernel, image),
             ("/driver", self.driver.is_some(), image),
             ("/os", self.os.is_some(), image),
@@ -148,7 +149,7 @@ impl ImportBody {
         };
         Ok(ImportRequest {
             layout,
-            from: Place::parse(&self.path)?,
+            from: ExportDestination::parse(&self.path)?,
             template,
             identity: self.identity.unwrap_or(Policy::Keep),
             mac: self.mac.unwrap_or(Policy::Regenerate),

@@ -69,8 +69,8 @@ pub struct PrunedView {
     available_bytes: u64,
 }
 
-impl From<version::Held> for HeldView {
-    fn from(h: version::Held) -> Self {
+impl From<version::VersionUsage> for HeldView {
+    fn from(h: version::VersionUsage) -> Self {
         Self {
             kind: h.kind,
             digest: h.digest,
@@ -84,7 +84,7 @@ impl From<version::Held> for HeldView {
 
 impl From<Pruned> for PrunedView {
     fn from(p: Pruned) -> Self {
-        let views = |held: Vec<version::Held>| held.into_iter().map(HeldView::from).collect();
+        let views = |held: Vec<version::VersionUsage>| held.into_iter().map(HeldView::from).collect();
         Self {
             dry_run: p.dry_run,
             removed: views(p.removed),

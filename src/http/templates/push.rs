@@ -14,9 +14,9 @@ use super::super::{
     openapi::examples,
     problem::Problem,
 };
-use crate::templates::{
-    oci::reference::ReferenceError,
-    push::{PushRequest, Pushed},
+use crate::{
+    registry::oci::reference::ReferenceError,
+    templates::push::{PushRequest, Pushed},
 };
 
 /// More than any registry takes in one request.

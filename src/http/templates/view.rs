@@ -7,7 +7,7 @@ use super::super::time::Time;
 use crate::domain::{
     Arch, Budgets, GuestOs, Handover, Template,
     template::DiskFormat,
-    version::{Damage, FileFault, Pin, Standing, Target},
+    version::{AliasTarget, Damage, FileFault, Pin, VersionStatus},
 };
 
 /// A bootable image ready to clone, pinned by digest.
@@ -78,8 +78,8 @@ pub struct DamageView {
     faults: Vec<FileFault>,
 }
 
-impl From<Target> for PreviousVersion {
-    fn from(t: Target) -> Self {
+impl From<AliasTarget> for PreviousVersion {
+    fn from(t: AliasTarget) -> Self {
         Self { digest: t.digest, since: t.since.map(Into::into), why: t.why }
     }
 }
@@ -97,7 +97,7 @@ impl From<Damage> for DamageView {
 }
 
 impl TemplateView {
-    pub fn new(t: Template, s: Standing) -> Self {
+    pub fn new(t: Template, s: VersionStatus) -> Self {
         Self {
             kernel: t.files.kernel.is_some(),
             initramfs: t.files.initramfs.is_some(),

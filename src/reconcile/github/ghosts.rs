@@ -9,7 +9,7 @@ use tokio::{sync::broadcast::error::RecvError, time::Instant};
 use super::{Reconciler, leave::count_removal};
 use crate::{
     domain::{RunnerStatus, State, Vm, github::is_over},
-    runners::github::{Client, model},
+    sources::github::{GitHubClient, model},
     store::{Change, StoreError, github_runners::RunnerRow},
 };
 
@@ -73,7 +73,7 @@ impl Reconciler {
     /// Removes those that are due; returns when the next ones are.
     async fn remove_ghosts(
         &self,
-        github: &Client,
+        github: &GitHubClient,
         trying: &mut HashMap<String, Trying>,
     ) -> Result<Instant, StoreError> {
         let ghosts = self.reader.ghosts().await?;
@@ -121,7 +121,7 @@ impl Reconciler {
         }
     }
 
-    async fn remove_ghost(&self, github: &Client, row: &RunnerRow, vm: Option<&Vm>) -> Removal {
+    async fn remove_ghost(&self, github: &GitHubClient, row: &RunnerRow, vm: Option<&Vm>) -> Removal {
         // GitHub said so already.
         let said = vm.is_some_and(|vm| {
             vm.runner_status == RunnerStatus::Gone

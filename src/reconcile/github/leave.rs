@@ -5,7 +5,7 @@ use super::{Reconciler, runner_name, watch::EXTENSION};
 use crate::{
     domain::{Announcer, Budget, Code, EndProof, Event, Fault, RunnerStatus, Vm, runner::RunnerFact},
     reconcile::drive::attempt_failed,
-    runners::github::{GitHubError, Removed},
+    sources::github::{GitHubError, Removed},
 };
 
 /// What came of asking GitHub to take a runner away.

@@ -17,7 +17,7 @@ use std::{sync::Arc, time::Duration};
 use super::{Reconciler, steps::Failure, steps::FailureKind};
 use crate::{
     domain::{Code, Event, State, Vm, github},
-    runners::github::GitHubError,
+    sources::github::GitHubError,
     store::{Expect, StoreError},
 };
 

@@ -12,7 +12,7 @@ use tokio::sync::{broadcast::error::RecvError, watch};
 use super::Reconciler;
 use crate::{
     domain::{Event, RunnerStatus, Scope, State, Vm},
-    runners::github::GitHubError,
+    sources::github::GitHubError,
     store::{Expect, StoreError},
 };
 
@@ -219,7 +219,7 @@ impl Reconciler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runners::github::Limit;
+    use crate::sources::github::GitHubLimit;
 
     #[test]
     fn a_limit_is_not_over_because_other_calls_go_well() {
@@ -228,7 +228,7 @@ mod tests {
         let limited = |until| GitHubError::RateLimited {
             server: "x".into(),
             what: "x".into(),
-            limit: Limit::Primary,
+            limit: GitHubLimit::Primary,
             until: at(until),
         };
         assert!(!reach.is_away(&scope));

@@ -8,7 +8,7 @@ use crate::{
         Code, Event, Scope, Vm,
         github::{GitHubRunner, Registered},
     },
-    runners::github::{Client, DEFAULT_GROUP, GitHubError, JitConfig, NewRunner, model::RunnerStatus},
+    sources::github::{DEFAULT_GROUP, GitHubClient, GitHubError, JitConfig, NewRunner, model::RunnerStatus},
     store::github_runners::RunnerRow,
 };
 
@@ -71,7 +71,7 @@ impl Reconciler {
         Ok(config)
     }
 
-    async fn group_id(&self, github: &Client, runner: &GitHubRunner) -> Result<u64, Failure> {
+    async fn group_id(&self, github: &GitHubClient, runner: &GitHubRunner) -> Result<u64, Failure> {
         let Some(name) = &runner.group else { return Ok(DEFAULT_GROUP) };
         let found = github.runner_group_id(&runner.scope, name).await;
         self.reach.note(&runner.scope, &found, self.clock.now());
@@ -81,7 +81,7 @@ impl Reconciler {
         })
     }
 
-    async fn generate(&self, github: &Client, scope: &Scope, new: &NewRunner) -> Result<JitConfig, GitHubError> {
+    async fn generate(&self, github: &GitHubClient, scope: &Scope, new: &NewRunner) -> Result<JitConfig, GitHubError> {
         let made = github.generate_jit_config(scope, new).await;
         let result = match &made {
             Ok(_) => "registered",
@@ -103,7 +103,7 @@ impl Reconciler {
 
     /// Removes the runner that an earlier call made under this name. Nobody has its configuration, so nobody can have started
     /// it: one that is at work is not that runner.
-    async fn clear_name(&self, github: &Client, scope: &Scope, name: &str) -> Result<(), Failure> {
+    async fn clear_name(&self, github: &GitHubClient, scope: &Scope, name: &str) -> Result<(), Failure> {
         let found = github.find_runner_by_name(scope, name).await;
         self.reach.note(scope, &found, self.clock.now());
         let Some(found) = found.map_err(|error| failure(&error))? else { return Ok(()) };

@@ -7,9 +7,11 @@ use jiff::SignedDuration;
 use super::Reconciler;
 use crate::{
     domain::{
-        Budget, Event, RunnerStatus, State, Vm, VmId, github::GitHubRunner, github::Registered, runner::RunnerFact,
+        Budget, Event, RunnerStatus, State, Vm, VmId,
+        github::{GitHubRunner, Registered},
+        runner::RunnerFact,
     },
-    runners::github::{Client, model},
+    sources::github::{GitHubClient, model},
     store::StoreError,
 };
 
@@ -85,7 +87,7 @@ impl Reconciler {
     }
 
     /// Asks GitHub once, and gives the vm as it is then.
-    async fn look(&self, github: &Client, vm: &Arc<Vm>) -> Result<Arc<Vm>, StoreError> {
+    async fn look(&self, github: &GitHubClient, vm: &Arc<Vm>) -> Result<Arc<Vm>, StoreError> {
         // As it is now: only its phase was followed.
         let Some(vm) = self.reader.vm(vm.id()).await?.map(Arc::new) else { return Ok(vm.clone()) };
         let (Some(runner), Some(registered)) = (vm.draft.managed(), &vm.registered) else { return Ok(vm) };
@@ -102,7 +104,12 @@ impl Reconciler {
         }
     }
 
-    async fn seen(&self, vm: &Arc<Vm>, registered: &Registered, seen: &model::Runner) -> Result<Arc<Vm>, StoreError> {
+    async fn seen(
+        &self,
+        vm: &Arc<Vm>,
+        registered: &Registered,
+        seen: &model::GitHubApiRunner,
+    ) -> Result<Arc<Vm>, StoreError> {
         let mut vm = vm.clone();
         if seen.status != model::RunnerStatus::Online && !seen.busy {
             return self.extended(vm, false).await;

@@ -17,8 +17,8 @@ use crate::{
         github::JobStatus,
         job::{Heard, Job, News},
     },
-    runners::github::{Client, Delivery, GitHubError, model},
     service::Service,
+    sources::github::{Delivery, GitHubClient, GitHubError, model},
 };
 
 /// A failing GitHub is asked less often, up to this many times as seldom.
@@ -29,7 +29,7 @@ const DELIVERIES_KEPT: SignedDuration = SignedDuration::from_hours(72);
 const OVERLAP: SignedDuration = SignedDuration::from_mins(5);
 
 pub struct Poll {
-    github: Arc<Client>,
+    github: Arc<GitHubClient>,
     every: Duration,
     /// How many times as long as `every` is waited.
     slowness: u32,
@@ -40,7 +40,7 @@ pub struct Poll {
 }
 
 impl Poll {
-    pub fn new(github: Arc<Client>, every: Duration) -> Poll {
+    pub fn new(github: Arc<GitHubClient>, every: Duration) -> Poll {
         Poll { github, every, slowness: 1, asked_again: HashSet::new(), looked_at_deliveries: None, first: true }
     }
 

@@ -10,8 +10,8 @@ use crate::{
         github::{JobRecord, JobStatus},
         job::{DeliveryResult, Heard, News},
     },
-    runners::github::model,
     service::Service,
+    sources::github::model,
 };
 
 /// Taken up at once: few enough to let others write in between.
@@ -20,7 +20,7 @@ const BATCH: u32 = 64;
 #[derive(Deserialize)]
 struct Payload {
     action: String,
-    workflow_job: model::Job,
+    workflow_job: model::WorkflowJob,
     repository: Repository,
 }
 
@@ -108,7 +108,7 @@ fn read(body: &[u8]) -> Read {
     Read::News(Box::new(news(payload.workflow_job, payload.repository.full_name, status, Heard::Webhook)))
 }
 
-pub(super) fn news(job: model::Job, repository: String, status: JobStatus, heard: Heard) -> News {
+pub(super) fn news(job: model::WorkflowJob, repository: String, status: JobStatus, heard: Heard) -> News {
     News {
         record: JobRecord {
             id: job.id,

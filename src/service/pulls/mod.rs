@@ -20,10 +20,10 @@ use super::Service;
 use crate::{
     domain::{
         Budgets, Code, Error, PullId, Result, TemplateEvent,
-        pull::{Canary, Fetched, Pull, PullSpec, PullState},
+        pull::{Canary, FetchProgress, Pull, PullSpec, PullState},
     },
     store::pulls::no_pull,
-    templates::pull::{Progress, PullRequest},
+    templates::pull::{PullProgress, PullRequest},
 };
 
 mod canary;
@@ -52,12 +52,12 @@ impl Default for Settings {
 #[derive(Clone, Debug)]
 pub struct Told {
     pub pull: Arc<Pull>,
-    pub progress: Progress,
+    pub progress: PullProgress,
 }
 
 /// What is known of pulls that are under way, and only while this process lives.
 pub struct Board {
-    meters: Mutex<HashMap<PullId, watch::Receiver<Progress>>>,
+    meters: Mutex<HashMap<PullId, watch::Receiver<PullProgress>>>,
     told: broadcast::Sender<Told>,
     /// Rung when a watch was set or removed.
     pub(super) watches: tokio::sync::Notify,
@@ -70,12 +70,12 @@ impl Default for Board {
 }
 
 impl Board {
-    fn meters(&self) -> MutexGuard<'_, HashMap<PullId, watch::Receiver<Progress>>> {
+    fn meters(&self) -> MutexGuard<'_, HashMap<PullId, watch::Receiver<PullProgress>>> {
         self.meters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// For as long as what is returned lives.
-    fn show(self: &Arc<Self>, id: PullId, meter: watch::Receiver<Progress>) -> Shown {
+    fn show(self: &Arc<Self>, id: PullId, meter: watch::Receiver<PullProgress>) -> Shown {
         self.meters().insert(id, meter);
         Shown { board: self.clone(), id }
     }
@@ -92,9 +92,9 @@ impl Drop for Shown {
     }
 }
 
-impl From<&Progress> for Fetched {
-    fn from(p: &Progress) -> Self {
-        Fetched {
+impl From<&PullProgress> for FetchProgress {
+    fn from(p: &PullProgress) -> Self {
+        FetchProgress {
             bytes_done: p.bytes_done,
             bytes_total: p.bytes_total,
             chunks_done: p.chunks_done as u64,
@@ -106,8 +106,8 @@ impl From<&Progress> for Fetched {
 /// What the puller is asked for. `pinned`: a digest of the image that was looked up before.
 fn request(spec: &PullSpec, pinned: Option<&str>, usual: &Budgets) -> Result<PullRequest> {
     let wrong = |what: String| Error::new(Code::RequestInvalid, "the request is not acceptable").field("/image", what);
-    let image: crate::templates::oci::Reference =
-        spec.image.parse().map_err(|e: crate::templates::oci::reference::ReferenceError| wrong(e.to_string()))?;
+    let image: crate::registry::oci::Reference =
+        spec.image.parse().map_err(|e: crate::registry::oci::reference::ReferenceError| wrong(e.to_string()))?;
     let image = match pinned.and_then(|digest| digest.parse().ok()) {
         Some(digest) => image.pinned(digest),
         None => image,
@@ -173,7 +173,7 @@ impl Service {
     }
 
     /// How far it is, while bytes come.
-    pub fn pull_progress(&self, id: PullId) -> Option<Progress> {
+    pub fn pull_progress(&self, id: PullId) -> Option<PullProgress> {
         self.pulls.meters().get(&id).map(|meter| meter.borrow().clone())
     }
 
@@ -211,7 +211,7 @@ impl Service {
             }
             let now = self.clock.now();
             if let Some(progress) = self.pull_progress(id) {
-                pull.fetched = Fetched::from(&progress);
+                pull.fetched = FetchProgress::from(&progress);
                 pull.image_digest = pull.image_digest.or(progress.image.map(|digest| digest.to_string()));
             }
             pull.ended(PullState::Cancelled, now);

@@ -13,10 +13,10 @@ use super::{Service, Told, request, signed};
 use crate::{
     domain::{
         Code, Error, Fault, PullId, Result, TemplateEvent,
-        pull::{Fetched, Pull, PullState},
+        pull::{FetchProgress, Pull, PullState},
     },
     platform::tasks,
-    templates::pull::Progress,
+    templates::pull::PullProgress,
 };
 
 /// So often it is said how far a pull is.
@@ -129,7 +129,7 @@ impl Service {
         if pull.spec.canary.is_some() {
             asked.name = None;
         }
-        let meter = watch::Sender::new(Progress::default());
+        let meter = watch::Sender::new(PullProgress::default());
         let mut seen = meter.subscribe();
         let _shown = self.pulls.show(pull.id, meter.subscribe());
         let mut pulling = pin!(self.puller.pull(&asked, &meter));
@@ -156,7 +156,7 @@ impl Service {
             }
         };
         let progress = meter.borrow().clone();
-        pull.fetched = Fetched::from(&progress);
+        pull.fetched = FetchProgress::from(&progress);
         pull.image_digest = pull.image_digest.or(progress.image.map(|digest| digest.to_string()));
         match pulled {
             Ok(template) => {

@@ -106,7 +106,7 @@ async fn what_does_not_fit_is_refused_before_it_begins_and_a_clone_makes_room() 
     };
     let sources = sources();
     let low_water = 1 << 20;
-    let limits = Limits { min_free_bytes: low_water, ..Limits::default() };
+    let limits = SpaceLimits { min_free_bytes: low_water, ..SpaceLimits::default() };
     let catalog = Catalog::open_with(disk.join("templates"), limits).unwrap();
     let vms = Vms::of(&[]);
     catalog.settle(vms.clone());
@@ -149,7 +149,7 @@ async fn what_does_not_fit_is_refused_before_it_begins_and_a_clone_makes_room() 
 async fn a_pull_that_is_published_on_a_full_disk_is_published_later() {
     let Some(disk) = small_disk("a_pull_that_is_published_on_a_full_disk_is_published_later", 4) else { return };
     let catalog = Catalog::open(disk.join("templates")).unwrap();
-    let image = crate::templates::oci::Digest::of(b"image");
+    let image = crate::registry::oci::Digest::of(b"image");
     let staging = Arc::new(catalog.staging(image).await.unwrap().unwrap());
     fs::write(staging.journal(), "mayfly pull 1\n").unwrap();
     let content = vec![5; 64 << 10];

@@ -23,7 +23,7 @@ use super::{Catalog, Root, names::History, storage, sync_dir, write_synced};
 use crate::{
     domain::{
         Code, Error, Result, Template,
-        version::{Damage, Pin, Standing},
+        version::{Damage, Pin, VersionStatus},
     },
     templates::manifest,
 };
@@ -38,14 +38,14 @@ const LONGEST: u64 = 1 << 20;
 
 /// Keeps a version from being removed for as long as it lives.
 #[derive(Debug)]
-pub struct Kept {
+pub struct TemplateLease {
     _disk: File,
 }
 
 impl Catalog {
     /// A template that a vm is to be made from, by its name or digest, kept until the vm is known to the database. Notes that
     /// it was used.
-    pub async fn take(&self, name_or_digest: &str) -> Result<(Template, Kept)> {
+    pub async fn take(&self, name_or_digest: &str) -> Result<(Template, TemplateLease)> {
         // A name may move, and what it pointed at may go, between the look at the name and the lock.
         for _ in 0..8 {
             let template = self.get(name_or_digest).await?;
@@ -59,7 +59,7 @@ impl Catalog {
     }
 
     /// What is known of a version beside its content.
-    pub async fn standing(&self, name_or_digest: &str) -> Result<Standing> {
+    pub async fn standing(&self, name_or_digest: &str) -> Result<VersionStatus> {
         let wanted = name_or_digest.to_owned();
         self.blocking(move |root| root.standing(&wanted)).await
     }
@@ -82,7 +82,7 @@ pub(super) fn damaged(name: &str, digest: &str, damage: &Damage) -> Error {
 
 impl Root {
     /// `None`: it is being removed.
-    fn take(&self, template: &Template) -> Result<Option<Kept>> {
+    fn take(&self, template: &Template) -> Result<Option<TemplateLease>> {
         if let Some(damage) = self.damage(&template.digest) {
             return Err(damaged(&template.name, &template.digest, &damage));
         }
@@ -99,14 +99,14 @@ impl Root {
             // Pruned somewhat sooner than it should be, and that is all.
             tracing::warn!(template.digest = %template.digest, %error, "cannot note that a template was used");
         }
-        Ok(Some(Kept { _disk: disk }))
+        Ok(Some(TemplateLease { _disk: disk }))
     }
 
-    fn standing(&self, wanted: &str) -> Result<Standing> {
+    fn standing(&self, wanted: &str) -> Result<VersionStatus> {
         self.standing_in(&self.histories().map_err(Error::internal)?, wanted)
     }
 
-    pub(super) fn standing_in(&self, histories: &BTreeMap<String, History>, wanted: &str) -> Result<Standing> {
+    pub(super) fn standing_in(&self, histories: &BTreeMap<String, History>, wanted: &str) -> Result<VersionStatus> {
         let not_found = || Error::new(Code::TemplateNotFound, format!("there is no template {wanted}"));
         let own = histories.get(wanted);
         let digest = match own {
@@ -118,7 +118,7 @@ impl Root {
         }
         let here = |digest: &str| self.place(digest).is_ok_and(|place| place.exists());
         let names = histories.iter().filter(|(_, h)| h.now.digest == digest).map(|(name, _)| name.clone()).collect();
-        Ok(Standing {
+        Ok(VersionStatus {
             names,
             since: own.and_then(|h| h.now.since),
             why: own.and_then(|h| h.now.why.clone()),

@@ -21,7 +21,7 @@ use super::{Catalog, Root, storage, sync_dir, write_synced};
 use crate::{
     domain::{
         Code, Error, Result, Template,
-        version::{Moved, Target},
+        version::{AliasTarget, Moved},
     },
     templates::{
         check,
@@ -37,9 +37,9 @@ const LONGEST_WHY: usize = 200;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct History {
-    pub now: Target,
+    pub now: AliasTarget,
     /// Newest first, each digest once.
-    pub before: Vec<Target>,
+    pub before: Vec<AliasTarget>,
 }
 
 impl History {
@@ -52,7 +52,7 @@ impl History {
     }
 
     fn to_text(&self) -> String {
-        let line = |t: &Target| {
+        let line = |t: &AliasTarget| {
             let since = t.since.map(|at| format!(" {at:.3}")).unwrap_or_default();
             // A reason without a time could not be told from one.
             let why = t.why.as_deref().filter(|_| t.since.is_some()).map(|w| format!(" {w}")).unwrap_or_default();
@@ -62,7 +62,7 @@ impl History {
     }
 
     /// The same name, pointing at another version.
-    fn moved(old: Option<History>, to: Target) -> History {
+    fn moved(old: Option<History>, to: AliasTarget) -> History {
         let Some(old) = old else { return History { now: to, before: Vec::new() } };
         let mut before = vec![old.now];
         before.extend(old.before);
@@ -72,12 +72,12 @@ impl History {
     }
 }
 
-fn target(line: &str) -> Target {
+fn target(line: &str) -> AliasTarget {
     let (digest, rest) = line.trim().split_once(' ').unwrap_or((line.trim(), ""));
     let (since, why) = rest.split_once(' ').unwrap_or((rest, ""));
     let since: Option<Timestamp> = since.parse().ok();
     let why = (since.is_some() && !why.is_empty()).then(|| why.to_owned());
-    Target { digest: digest.to_owned(), since, why }
+    AliasTarget { digest: digest.to_owned(), since, why }
 }
 
 /// One line, and not a long one.
@@ -232,7 +232,7 @@ impl Root {
         if !moved.changed() {
             return Ok((moved, None));
         }
-        let to = Target { digest: digest.to_owned(), since: Some(Timestamp::now()), why: Some(why) };
+        let to = AliasTarget { digest: digest.to_owned(), since: Some(Timestamp::now()), why: Some(why) };
         // A target that was no digest was put there by hand, and is nothing to go back to.
         let old = old.filter(|h| manifest::directory(&h.now.digest).is_some());
         let staged =
@@ -286,9 +286,9 @@ mod tests {
         manifest::digest(&[n])
     }
 
-    fn at(n: u8, why: &str) -> Target {
+    fn at(n: u8, why: &str) -> AliasTarget {
         let since = Timestamp::from_second(1_700_000_000 + i64::from(n)).unwrap();
-        Target { digest: digest(n), since: Some(since), why: (!why.is_empty()).then(|| why.to_owned()) }
+        AliasTarget { digest: digest(n), since: Some(since), why: (!why.is_empty()).then(|| why.to_owned()) }
     }
 
     #[test]
@@ -296,13 +296,13 @@ mod tests {
         let history =
             History { now: at(3, "pulled registry.example.com/a/b"), before: vec![at(2, ""), at(1, "by hand")] };
         assert_eq!(History::parse(&history.to_text()), history);
-        let old = Target { digest: digest(1), since: None, why: None };
+        let old = AliasTarget { digest: digest(1), since: None, why: None };
         // As it was written before there was a history, by an editor, and by a program of a later time.
         for text in [format!("{}\n", digest(1)), digest(1), format!("  {} \n", digest(1))] {
             assert_eq!(History::parse(&text), History { now: old.clone(), before: vec![] }, "{text:?}");
         }
         let mixed = format!("{} yesterday because\n\nnonsense\n{}\n", digest(1), digest(2));
-        let before = vec![Target { digest: digest(2), since: None, why: None }];
+        let before = vec![AliasTarget { digest: digest(2), since: None, why: None }];
         assert_eq!(History::parse(&mixed), History { now: old, before });
         assert_eq!(History::parse("").now.digest, "");
     }
@@ -332,7 +332,7 @@ mod tests {
     fn a_reason_is_one_line() {
         assert_eq!(plain(" because\n of\tthat \u{1b}[31m "), "because of that [31m");
         assert_eq!(plain(&"x".repeat(1000)).len(), LONGEST_WHY);
-        let odd = History { now: Target { why: Some(plain("a\nb")), ..at(1, "") }, before: vec![] };
+        let odd = History { now: AliasTarget { why: Some(plain("a\nb")), ..at(1, "") }, before: vec![] };
         assert_eq!(History::parse(&odd.to_text()), odd);
     }
 }

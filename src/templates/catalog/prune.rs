@@ -19,7 +19,7 @@ use super::{Catalog, Root, lock_disk, names::History, pulled, storage};
 use crate::{
     domain::{
         Error, Result,
-        version::{Held, HeldKind, PruneRequest, Pruned},
+        version::{HeldKind, PruneRequest, Pruned, VersionUsage},
     },
     templates::manifest,
 };
@@ -43,13 +43,13 @@ struct Item {
 }
 
 impl Item {
-    fn held(self, why: String) -> Held {
+    fn held(self, why: String) -> VersionUsage {
         let mut names = self.names;
         names.extend(self.before.into_iter().map(|(name, _)| name));
         names.sort();
         names.dedup();
         let Item { kind, digest, bytes, last_used_at, .. } = self;
-        Held { kind, digest, names, bytes, last_used_at, why }
+        VersionUsage { kind, digest, names, bytes, last_used_at, why }
     }
 
     /// Why it must stay. `None`: it may go.
@@ -91,14 +91,20 @@ impl Item {
 }
 
 /// Who goes and who stays, each with the reason.
-struct Plan {
+struct PrunePlan {
     go: Vec<(Item, String)>,
     stay: Vec<(Item, String)>,
     total: u64,
 }
 
 /// `free`: no more than is needed to free so much.
-fn plan(items: Vec<Item>, vms: &BTreeSet<String>, request: &PruneRequest, free: Option<u64>, now: Timestamp) -> Plan {
+fn plan(
+    items: Vec<Item>,
+    vms: &BTreeSet<String>,
+    request: &PruneRequest,
+    free: Option<u64>,
+    now: Timestamp,
+) -> PrunePlan {
     let total = items.iter().map(|i| i.bytes).sum();
     let over = request.max_bytes.map(|max| u64::saturating_sub(total, max));
     let wanted = match (free, over) {
@@ -127,7 +133,7 @@ fn plan(items: Vec<Item>, vms: &BTreeSet<String>, request: &PruneRequest, free: 
         }
     }
     stay.retain(|(item, _)| item.kind == HeldKind::Template || request.partial_older_than_seconds.is_some());
-    Plan { go, stay, total }
+    PrunePlan { go, stay, total }
 }
 
 impl Catalog {
@@ -142,7 +148,7 @@ impl Catalog {
             let (vms, request) = (vms.clone(), request.clone());
             self.blocking(move |root| Ok(plan(root.items()?, &vms, &request, free, Timestamp::now()))).await?
         };
-        let Plan { go, mut stay, total } = planned;
+        let PrunePlan { go, mut stay, total } = planned;
         let mut removed = Vec::new();
         for (item, why) in go {
             if request.dry_run {

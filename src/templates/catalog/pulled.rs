@@ -19,12 +19,12 @@ use std::{
 use super::{Catalog, Root, describe, storage, sync_dir, take_in, write_synced};
 use crate::{
     domain::{Code, Error, Result, Template},
+    registry::oci::{Digest, Settings},
     templates::{
         NewTemplate,
         check::{self, Part},
         import,
-        manifest::{self, FileEntry, Manifest, Origin},
-        oci::{Digest, Settings},
+        manifest::{self, FileEntry, Origin, TemplateManifest},
     },
 };
 
@@ -69,13 +69,13 @@ impl Staging {
 
 /// A piece of a disk in the catalog.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::templates) struct Known {
+pub(in crate::templates) struct CatalogPiece {
     pub disk: PathBuf,
     pub offset: u64,
 }
 
 /// The pieces of all disks in the catalog, by their content: every place that it is at.
-pub(in crate::templates) type KnownPieces = HashMap<(Digest, u64), Vec<Known>>;
+pub(in crate::templates) type KnownPieces = HashMap<(Digest, u64), Vec<CatalogPiece>>;
 
 impl Catalog {
     /// The newest template of this image, whatever its settings. `None`: it is not here.
@@ -153,7 +153,7 @@ impl Root {
         Ok(Some(Staging { dir, _lock: lock }))
     }
 
-    pub(super) fn published(&self) -> io::Result<Vec<(String, Manifest)>> {
+    pub(super) fn published(&self) -> io::Result<Vec<(String, TemplateManifest)>> {
         let mut published = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             let name = entry?.file_name();
@@ -238,7 +238,7 @@ impl Root {
             for piece in pieces {
                 if let Ok(content) = format!("sha256:{}", piece.sha256).parse() {
                     let disk = place.join(Part::Disk.name());
-                    known.entry((content, piece.size)).or_default().push(Known { disk, offset });
+                    known.entry((content, piece.size)).or_default().push(CatalogPiece { disk, offset });
                 }
                 offset += piece.size;
             }

@@ -11,21 +11,21 @@ use crate::{
     domain::{Code, Error, Result, Template},
     templates::{
         check::Part,
-        manifest::{FileEntry, Manifest, Origin},
+        manifest::{FileEntry, Origin, TemplateManifest},
     },
 };
 
 /// A template that nobody removes as long as this lives.
 #[derive(Debug)]
-pub(in crate::templates) struct Held {
+pub(in crate::templates) struct PushLease {
     pub template: Template,
-    manifest: Manifest,
+    manifest: TemplateManifest,
     dir: PathBuf,
     /// Locked, shared with those who clone from it.
     _disk: File,
 }
 
-impl Held {
+impl PushLease {
     /// The image that it was pulled from.
     pub fn origin(&self) -> Option<&Origin> {
         self.manifest.image.as_ref()
@@ -50,7 +50,7 @@ impl Spool {
 }
 
 impl Catalog {
-    pub(in crate::templates) async fn hold(&self, name_or_digest: &str) -> Result<Held> {
+    pub(in crate::templates) async fn hold(&self, name_or_digest: &str) -> Result<PushLease> {
         let wanted = name_or_digest.to_owned();
         self.blocking(move |root| root.hold(&wanted)).await
     }
@@ -80,7 +80,7 @@ impl Catalog {
 }
 
 impl Root {
-    fn hold(&self, wanted: &str) -> Result<Held> {
+    fn hold(&self, wanted: &str) -> Result<PushLease> {
         let digest = self.get(wanted)?.digest;
         let dir = self.place(&digest)?;
         let gone = || Error::new(Code::TemplateNotFound, format!("there is no template {wanted}"));
@@ -93,6 +93,6 @@ impl Root {
             return Err(Error::new(Code::TemplateInUse, format!("{wanted} is being replaced")).retry_after(1));
         }
         let manifest = self.manifest(&digest).map_err(Error::internal)?;
-        Ok(Held { template, manifest, dir, _disk: disk })
+        Ok(PushLease { template, manifest, dir, _disk: disk })
     }
 }

@@ -24,7 +24,7 @@ use super::{Catalog, Root};
 use crate::{
     domain::{
         Code, Error, Result,
-        version::{Held, HeldKind, PruneRequest, Pruned},
+        version::{HeldKind, PruneRequest, Pruned, VersionUsage},
     },
     templates::NewTemplate,
 };
@@ -37,7 +37,7 @@ const PAUSED_GUEST_BYTES: u64 = 256 << 20;
 const ABANDONED_SECONDS: u64 = 24 * 3600;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
+pub struct SpaceLimits {
     /// What all templates and pulls together may take. 0: whatever there is.
     pub max_bytes: u64,
     /// What stays free on the file system: for guests' disks, which grow, and for the database.
@@ -48,26 +48,26 @@ pub struct Limits {
 
 /// What the catalog cannot know by itself.
 #[async_trait]
-pub trait Surroundings: Send + Sync {
+pub trait TemplateUsage: Send + Sync {
     /// The digests that live vms need.
     async fn needed(&self) -> Result<BTreeSet<String>>;
     /// Whether a live vm needs this digest.
     async fn needs(&self, digest: &str) -> Result<bool>;
     /// Something was pruned.
-    async fn pruned(&self, held: &Held);
+    async fn pruned(&self, held: &VersionUsage);
 }
 
 /// Room that was promised to somebody, until it is written or given back.
 #[derive(Debug)]
-pub struct Room {
+pub struct SpaceReservation {
     root: Arc<Root>,
     left: AtomicU64,
 }
 
-impl Room {
-    fn of(root: &Arc<Root>, bytes: u64) -> Room {
+impl SpaceReservation {
+    fn of(root: &Arc<Root>, bytes: u64) -> SpaceReservation {
         root.promised.fetch_add(bytes, Ordering::SeqCst);
-        Room { root: root.clone(), left: AtomicU64::new(bytes) }
+        SpaceReservation { root: root.clone(), left: AtomicU64::new(bytes) }
     }
 
     /// So much of it is on disk now, and counted there.
@@ -78,7 +78,7 @@ impl Room {
     }
 }
 
-impl Drop for Room {
+impl Drop for SpaceReservation {
     fn drop(&mut self) {
         self.root.promised.fetch_sub(self.left.load(Ordering::SeqCst), Ordering::SeqCst);
     }
@@ -99,7 +99,7 @@ struct Need {
 /// What is there for it.
 #[derive(Clone, Copy, Debug)]
 struct Measure {
-    limits: Limits,
+    limits: SpaceLimits,
     available: u64,
     promised: u64,
     total: u64,
@@ -122,23 +122,23 @@ impl Measure {
 
 impl Catalog {
     /// Says whom to ask. Only the first call counts: what is known of vms does not change hands.
-    pub fn settle(&self, surroundings: Arc<dyn Surroundings>) {
+    pub fn settle(&self, surroundings: Arc<dyn TemplateUsage>) {
         let _ = self.root.surroundings.set(surroundings);
     }
 
-    pub(super) fn surroundings(&self) -> Result<&Arc<dyn Surroundings>> {
+    pub(super) fn surroundings(&self) -> Result<&Arc<dyn TemplateUsage>> {
         // Without somebody who knows the vms, anything may be needed.
         self.root.surroundings.get().ok_or_else(|| Error::internal("nobody has said which templates vms need"))
     }
 
     /// Room for a pull of so many bytes.
-    pub(in crate::templates) async fn room_for_pull(&self, bytes: u64) -> Result<Room> {
+    pub(in crate::templates) async fn room_for_pull(&self, bytes: u64) -> Result<SpaceReservation> {
         let need = Need { what: "the pull", write: bytes, add: bytes, beside_promises: true };
-        self.make_room(need, |root| Room::of(root, bytes)).await
+        self.make_room(need, |root| SpaceReservation::of(root, bytes)).await
     }
 
     /// Room for the files of a new template.
-    pub(super) async fn room_for_import(&self, new: &NewTemplate) -> Result<Room> {
+    pub(super) async fn room_for_import(&self, new: &NewTemplate) -> Result<SpaceReservation> {
         let files = [
             Some(new.disk.clone()),
             new.kernel.clone(),
@@ -149,7 +149,7 @@ impl Catalog {
         let files: Vec<PathBuf> = files.into_iter().flatten().collect();
         let (write, add) = self.blocking(move |root| Ok(root.import_takes(&files))).await?;
         let need = Need { what: "the import", write, add, beside_promises: true };
-        self.make_room(need, |root| Room::of(root, write)).await
+        self.make_room(need, |root| SpaceReservation::of(root, write)).await
     }
 
     /// Whether a clone may be made: the template is sound, and the low-water mark holds.
@@ -211,7 +211,7 @@ impl Catalog {
     }
 
     async fn make_room<T>(&self, need: Need, promise: impl FnOnce(&Arc<Root>) -> T) -> Result<T> {
-        if self.root.limits == Limits::default() && need.write == 0 {
+        if self.root.limits == SpaceLimits::default() && need.write == 0 {
             return Ok(promise(&self.root));
         }
         // One after the other: what one was promised the next must see.
@@ -286,7 +286,7 @@ fn full(need: Need, measure: Measure, missing: u64, outlook: Option<Pruned>) -> 
     Error::new(Code::HostFull, detail).retry_after(60)
 }
 
-fn reason(held: &Held) -> String {
+fn reason(held: &VersionUsage) -> String {
     let kind = match held.kind {
         HeldKind::Template => "",
         HeldKind::PartialPull => "the pull of ",
@@ -349,7 +349,7 @@ mod tests {
 
     #[test]
     fn who_needs_what() {
-        let limits = Limits { max_bytes: 1000, min_free_bytes: 50, keep_unused_days: 0 };
+        let limits = SpaceLimits { max_bytes: 1000, min_free_bytes: 50, keep_unused_days: 0 };
         let measure = Measure { limits, available: 150, promised: 0, total: 900 };
         assert_eq!((measure.missing(PULL), measure.missing(CLONE)), (0, 0));
         // Promised is promised.
@@ -358,18 +358,18 @@ mod tests {
         // A clone needs the low-water mark alone.
         let low = Measure { available: 49, promised: 40, total: 5000, ..measure };
         assert_eq!(low.missing(CLONE), 1);
-        let no_limit = Measure { limits: Limits { max_bytes: 0, ..limits }, total: u64::MAX, ..measure };
+        let no_limit = Measure { limits: SpaceLimits { max_bytes: 0, ..limits }, total: u64::MAX, ..measure };
         assert_eq!(no_limit.missing(PULL), 0);
-        let mad = Measure { limits: Limits { min_free_bytes: u64::MAX, ..limits }, ..measure };
+        let mad = Measure { limits: SpaceLimits { min_free_bytes: u64::MAX, ..limits }, ..measure };
         assert_eq!(mad.missing(PULL), u64::MAX - 150);
     }
 
     #[test]
     fn a_refusal_says_what_is_missing_and_what_is_kept() {
-        let limits = Limits { max_bytes: 0, min_free_bytes: 2 << 30, keep_unused_days: 0 };
+        let limits = SpaceLimits { max_bytes: 0, min_free_bytes: 2 << 30, keep_unused_days: 0 };
         let measure = Measure { limits, available: 3 << 30, promised: 1 << 30, total: 0 };
         let need = Need { write: 4 << 30, add: 4 << 30, ..PULL };
-        let held = Held {
+        let held = VersionUsage {
             kind: HeldKind::Template,
             digest: format!("sha256:{}", "a".repeat(64)),
             names: vec!["macos".into()],

@@ -28,7 +28,7 @@ use crate::{
     },
     templates::{
         check::Part,
-        manifest::{self, FileEntry, Manifest},
+        manifest::{self, FileEntry, TemplateManifest},
     },
 };
 
@@ -120,7 +120,7 @@ impl Reading<'_> {
         self.faults.push(FileFault { file: file.to_owned(), offset, bytes, what: what.into() });
     }
 
-    fn all(&mut self, place: &Path, manifest: &Manifest) -> Result<(), Stopped> {
+    fn all(&mut self, place: &Path, manifest: &TemplateManifest) -> Result<(), Stopped> {
         for (name, entry) in &manifest.files {
             self.bytes += entry.size();
             let file = match File::open(place.join(name)) {

@@ -8,17 +8,17 @@ use crate::domain::Result;
 /// On the catalog's file system, so that what is made here goes into it by copy-on-write. It goes when this is dropped; what a
 /// crash leaves is swept at the next start.
 #[derive(Debug)]
-pub(in crate::templates) struct Workspace(Staged);
+pub(in crate::templates) struct CatalogWorkspace(Staged);
 
-impl Workspace {
+impl CatalogWorkspace {
     pub fn path(&self) -> &Path {
         &self.0.path
     }
 }
 
 impl Catalog {
-    pub(in crate::templates) async fn workspace(&self) -> Result<Workspace> {
-        self.blocking(|root| root.stage().map(Workspace).map_err(storage)).await
+    pub(in crate::templates) async fn workspace(&self) -> Result<CatalogWorkspace> {
+        self.blocking(|root| root.stage().map(CatalogWorkspace).map_err(storage)).await
     }
 
     /// Whether a resolved path lies in the catalog's own directory.

@@ -12,10 +12,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Machine, Notices, invalid,
-    payload::{HardwareModel, Identity, LARGEST},
+    MacMachine, Notices, invalid,
+    payload::{HardwareModel, LARGEST, MachineIdentity},
     source,
-    stage::Stage,
+    stage::ExportStage,
 };
 use crate::domain::{Result, Template, tart_config::TartConfig};
 
@@ -33,10 +33,10 @@ const USUAL_CPUS: u32 = 2;
 const USUAL_MEMORY_GIB: u64 = 4;
 
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct BundleContents {
     pub disk: PathBuf,
     pub aux: PathBuf,
-    pub machine: Machine,
+    pub machine: MacMachine,
 }
 
 #[derive(Deserialize)]
@@ -45,7 +45,7 @@ struct Model {
     hardware_model: Option<String>,
 }
 
-pub(super) fn read(path: &Path, notices: &mut Notices) -> Result<Found> {
+pub(super) fn read(path: &Path, notices: &mut Notices) -> Result<BundleContents> {
     let dir = source::directory(path)?;
     let disk = source::part(&dir, DISK)?;
     let aux = source::optional_part(&dir, AUX)?
@@ -53,13 +53,17 @@ pub(super) fn read(path: &Path, notices: &mut Notices) -> Result<Found> {
     let model = model(&dir)?;
     source::no_live_pid(&dir)?;
     let identity = match source::optional_part(&dir, IDENTITY)? {
-        Some(path) => Identity::from_bytes(source::read(&path, IDENTITY, LARGEST as u64)?)
+        Some(path) => MachineIdentity::from_bytes(source::read(&path, IDENTITY, LARGEST as u64)?)
             .map_err(|what| invalid(IDENTITY, what))?,
         None => identity_of(&aux, AUX, &model, notices)?,
     };
     let (cpus, memory_bytes) = metadata(&dir, notices)?;
     source::name_the_rest(&dir, &[DISK, AUX, MODEL, RAW_MODEL, IDENTITY, METADATA], notices);
-    Ok(Found { disk, aux, machine: Machine { model, identity, cpus, memory_bytes, mac: None, display: None } })
+    Ok(BundleContents {
+        disk,
+        aux,
+        machine: MacMachine { model, identity, cpus, memory_bytes, mac: None, display: None },
+    })
 }
 
 fn model(dir: &Path) -> Result<HardwareModel> {
@@ -80,17 +84,22 @@ fn model(dir: &Path) -> Result<HardwareModel> {
 
 /// The identity that was left in the auxiliary storage, or one that is made up. That depends on nothing but the files, so
 /// that asking again gives the same template.
-pub(super) fn identity_of(aux: &Path, name: &str, model: &HardwareModel, notices: &mut Notices) -> Result<Identity> {
+pub(super) fn identity_of(
+    aux: &Path,
+    name: &str,
+    model: &HardwareModel,
+    notices: &mut Notices,
+) -> Result<MachineIdentity> {
     let cannot = |error: std::io::Error| invalid(name, format!("cannot be read: {}", error.kind()));
     let mut file = File::open(aux).map_err(cannot)?;
     if let Some(ecid) = super::payload::aux::ecid(&mut file).map_err(cannot)? {
         notices.add("ecid", format!("was found in {name}: nothing else has it"));
-        return Ok(Identity::new(ecid));
+        return Ok(MachineIdentity::new(ecid));
     }
     let seed = super::import::fingerprint(&mut file, model.bytes()).map_err(cannot)?;
     notices.add("ecid", format!("was made up, because {name} has none: macOS may ask to be set up again"));
     // Zero stands for none.
-    Ok(Identity::new(u64::from_be_bytes(*seed.first_chunk().expect("a digest is longer")).max(1)))
+    Ok(MachineIdentity::new(u64::from_be_bytes(*seed.first_chunk().expect("a digest is longer")).max(1)))
 }
 
 fn metadata(dir: &Path, notices: &mut Notices) -> Result<(u32, u64)> {
@@ -127,9 +136,9 @@ fn metadata(dir: &Path, notices: &mut Notices) -> Result<(u32, u64)> {
 }
 
 pub(super) fn write(
-    stage: &Stage,
+    stage: &ExportStage,
     template: &Template,
-    machine: &Machine,
+    machine: &MacMachine,
     config: &TartConfig,
     nvram: &Path,
     notices: &mut Notices,

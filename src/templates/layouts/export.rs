@@ -1,8 +1,8 @@
 //! A template in another layout.
 
 use super::{
-    ExportRequest, Exported, Layout, Machine, Notices, Policy, Tools, Written, bundle, image, import::fresh_identity,
-    macosvm, refused, source, tart,
+    ExportRequest, Exported, MacMachine, Notices, Policy, TemplateLayout, Tools, WrittenFile, bundle, image,
+    import::fresh_identity, macosvm, refused, source, tart,
 };
 use crate::{
     domain::{
@@ -45,11 +45,11 @@ pub async fn export(catalog: &Catalog, tools: &Tools, template: Template, reques
 }
 
 /// Why this template has no such shape.
-fn cannot(template: &Template, layout: Layout) -> Option<Error> {
+fn cannot(template: &Template, layout: TemplateLayout) -> Option<Error> {
     let refuse = |code, what: String| {
         Some(Error::new(code, format!("the template {} {what}", template.name)).field("/layout", what))
     };
-    let to_mac = matches!(layout, Layout::ShoesVz | Layout::Macosvm);
+    let to_mac = matches!(layout, TemplateLayout::ShoesVz | TemplateLayout::Macosvm);
     if layout.is_image() {
         if template.os == GuestOs::Macos {
             return refuse(Code::LayoutGuest, "is a macOS guest, which no disk alone makes: export it as tart".into());
@@ -78,9 +78,9 @@ fn cannot(template: &Template, layout: Layout) -> Option<Error> {
 fn write(
     template: &Template,
     request: &ExportRequest,
-    stage: super::stage::Stage,
+    stage: super::stage::ExportStage,
     notices: &mut Notices,
-) -> Result<Vec<Written>> {
+) -> Result<Vec<WrittenFile>> {
     let missing = || refused(Code::LayoutGuest, "layout", "needs a template with config.json and nvram.bin");
     let (Some(config), Some(nvram)) = (&template.files.config, &template.files.nvram) else { return Err(missing()) };
     let bytes = source::read(config, tart::CONFIG, tart_config::LARGEST)?;
@@ -97,21 +97,25 @@ fn write(
         }
     }
     match request.layout {
-        Layout::Tart => tart::write(&stage, &tart::rewritten(&bytes, &was, &now)?, &template.files.disk, nvram)?,
-        Layout::ShoesVz => {
+        TemplateLayout::Tart => {
+            tart::write(&stage, &tart::rewritten(&bytes, &was, &now)?, &template.files.disk, nvram)?
+        }
+        TemplateLayout::ShoesVz => {
             let machine = for_mac(&now, notices)?;
             bundle::write(&stage, template, &machine, &now, nvram, notices)?;
         }
-        Layout::Macosvm => {
+        TemplateLayout::Macosvm => {
             let machine = for_mac(&now, notices)?;
             macosvm::write(&stage, template, &machine, &now, nvram, notices)?;
         }
-        Layout::Qcow2 | Layout::Raw => return Err(Error::internal("an image is not written as a directory")),
+        TemplateLayout::Qcow2 | TemplateLayout::Raw => {
+            return Err(Error::internal("an image is not written as a directory"));
+        }
     }
     stage.publish()
 }
 
-fn for_mac(config: &TartConfig, notices: &mut Notices) -> Result<Machine> {
+fn for_mac(config: &TartConfig, notices: &mut Notices) -> Result<MacMachine> {
     for key in &config.unknown {
         notices.add(key, "does not go along: the layout has no place for it");
     }

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use super::{
-    ImportRequest, Layout, Notices, Tools, chain, linux,
+    ImportRequest, Notices, TemplateLayout, Tools, chain, linux,
     place::{Finished, with_suffix},
     qemu_img,
-    stage::Stage,
+    stage::ExportStage,
 };
 use crate::{
     domain::{Arch, Code, Error, Result, Template, template::DiskFormat},
@@ -17,8 +17,8 @@ const KERNEL: &str = ".kernel";
 const INITRAMFS: &str = ".initramfs";
 const FIRMWARE: &str = ".firmware";
 
-fn format(layout: Layout) -> DiskFormat {
-    if layout == Layout::Qcow2 { DiskFormat::Qcow2 } else { DiskFormat::Raw }
+fn format(layout: TemplateLayout) -> DiskFormat {
+    if layout == TemplateLayout::Qcow2 { DiskFormat::Qcow2 } else { DiskFormat::Raw }
 }
 
 pub(super) async fn import(
@@ -105,8 +105,8 @@ async fn extract(tools: &Tools, new: &mut NewTemplate, work: &Path, notices: &mu
 pub(super) async fn export(
     tools: &Tools,
     template: &Template,
-    layout: Layout,
-    stage: &Stage,
+    layout: TemplateLayout,
+    stage: &ExportStage,
     notices: &mut Notices,
 ) -> Result<Vec<Finished>> {
     const DISK: &str = "disk";

@@ -10,28 +10,29 @@ use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    ImportRequest, Layout, Machine, Notice, Notices, Policy, Tools, bundle, image, macosvm, payload::Identity, tart,
+    ImportRequest, MacMachine, Notice, Notices, Policy, TemplateLayout, Tools, bundle, image, macosvm,
+    payload::MachineIdentity, tart,
 };
 use crate::{
     domain::{Arch, Error, GuestOs, Result, mac::Mac, template::DiskFormat},
-    templates::{Catalog, NewTemplate, catalog::work::Workspace},
+    templates::{Catalog, NewTemplate, catalog::work::CatalogWorkspace},
 };
 
 /// A source in the catalog's own shape, to be registered while this is kept.
 #[derive(Debug)]
-pub struct Prepared {
+pub struct PreparedImport {
     pub template: NewTemplate,
     pub notices: Vec<Notice>,
-    _work: Workspace,
+    _work: CatalogWorkspace,
 }
 
 /// Reads, checks and converts a source. The source itself is not changed, and nothing is visible until it is registered.
-pub async fn import(catalog: &Catalog, tools: &Tools, request: ImportRequest) -> Result<Prepared> {
+pub async fn import(catalog: &Catalog, tools: &Tools, request: ImportRequest) -> Result<PreparedImport> {
     let work = catalog.workspace().await?;
     let from = request.from.obtain(work.path()).await?;
     let mut notices = Notices::default();
     let template = match request.layout {
-        Layout::Tart => {
+        TemplateLayout::Tart => {
             let discard_memory = request.discard_memory;
             let (found, noticed) = super::blocking(move || {
                 let mut notices = Notices::default();
@@ -41,13 +42,13 @@ pub async fn import(catalog: &Catalog, tools: &Tools, request: ImportRequest) ->
             notices = noticed;
             NewTemplate { disk: found.disk, config: Some(found.config), nvram: Some(found.nvram), ..request.template }
         }
-        Layout::ShoesVz | Layout::Macosvm => {
+        TemplateLayout::ShoesVz | TemplateLayout::Macosvm => {
             let (layout, identity, mac, outside) =
                 (request.layout, request.identity, request.mac, request.allow_outside);
             let config = work.path().join(tart::CONFIG);
             let (disk, nvram, noticed, config) = super::blocking(move || {
                 let mut notices = Notices::default();
-                let (disk, nvram, machine) = if layout == Layout::ShoesVz {
+                let (disk, nvram, machine) = if layout == TemplateLayout::ShoesVz {
                     let found = bundle::read(&from, &mut notices)?;
                     (found.disk, found.aux, found.machine)
                 } else {
@@ -69,15 +70,17 @@ pub async fn import(catalog: &Catalog, tools: &Tools, request: ImportRequest) ->
                 ..request.template
             }
         }
-        Layout::Qcow2 | Layout::Raw => image::import(tools, &from, work.path(), request, &mut notices).await?,
+        TemplateLayout::Qcow2 | TemplateLayout::Raw => {
+            image::import(tools, &from, work.path(), request, &mut notices).await?
+        }
     };
-    Ok(Prepared { template, notices: notices.0, _work: work })
+    Ok(PreparedImport { template, notices: notices.0, _work: work })
 }
 
-fn write_config(path: &Path, machine: Machine, identity: Policy, mac: Policy, notices: &mut Notices) -> Result<()> {
+fn write_config(path: &Path, machine: MacMachine, identity: Policy, mac: Policy, notices: &mut Notices) -> Result<()> {
     let machine = match identity {
         Policy::Keep => machine,
-        Policy::Regenerate => Machine { identity: fresh_identity(notices), ..machine },
+        Policy::Regenerate => MacMachine { identity: fresh_identity(notices), ..machine },
     };
     let address = match (mac, machine.mac) {
         (Policy::Keep, Some(mac)) => mac,
@@ -90,7 +93,7 @@ fn write_config(path: &Path, machine: Machine, identity: Policy, mac: Policy, no
     std::fs::write(path, tart::config_of(&machine, address).to_bytes()).map_err(Error::internal)
 }
 
-pub(super) fn fresh_identity(notices: &mut Notices) -> Identity {
+pub(super) fn fresh_identity(notices: &mut Notices) -> MachineIdentity {
     let mut ecid = [0; 8];
     SystemRandom::new().fill(&mut ecid).expect("the operating system gives randomness");
     notices.add(
@@ -98,12 +101,12 @@ pub(super) fn fresh_identity(notices: &mut Notices) -> Identity {
         "is a new one: the guest has another serial number, and what is bound to the old one has to be set up again",
     );
     // Zero stands for none.
-    Identity::new(u64::from_be_bytes(ecid).max(1))
+    MachineIdentity::new(u64::from_be_bytes(ecid).max(1))
 }
 
 /// The template's own address, which no clone of it will have. It follows from the machine's identity, so that the same source
 /// gives the same template whenever it is imported.
-fn mac_of(identity: &Identity) -> Mac {
+fn mac_of(identity: &MachineIdentity) -> Mac {
     let digest = Sha256::digest([b"mac".as_slice(), &identity.ecid().to_be_bytes()].concat());
     Mac::local(*digest.first_chunk().expect("a digest is longer"))
 }

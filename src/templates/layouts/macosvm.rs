@@ -8,10 +8,10 @@ use std::{
 use serde_json::{Map, Value, json};
 
 use super::{
-    Machine, Notices, bundle, invalid,
-    payload::{HardwareModel, Identity},
+    MacMachine, Notices, bundle, invalid,
+    payload::{HardwareModel, MachineIdentity},
     refused, source,
-    stage::Stage,
+    stage::ExportStage,
 };
 use crate::domain::{
     Code, Result, Template,
@@ -27,14 +27,14 @@ const DPI: u32 = 72;
 const USUAL_DISPLAY: (u32, u32) = (1024, 768);
 
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct MacosvmContents {
     pub disk: PathBuf,
     pub aux: PathBuf,
-    pub machine: Machine,
+    pub machine: MacMachine,
 }
 
 /// `path` is the description, or the directory that has one.
-pub(super) fn read(path: &Path, allow_outside: bool, notices: &mut Notices) -> Result<Found> {
+pub(super) fn read(path: &Path, allow_outside: bool, notices: &mut Notices) -> Result<MacosvmContents> {
     let file = if path.is_dir() { path.join(DESCRIPTION) } else { path.to_owned() };
     let dir = source::directory(file.parent().unwrap_or(Path::new("/")))?;
     let name = file.file_name().and_then(|name| name.to_str()).unwrap_or(DESCRIPTION);
@@ -63,11 +63,11 @@ pub(super) fn read(path: &Path, allow_outside: bool, notices: &mut Notices) -> R
         }
     };
     let identity = match description.text("machineId")? {
-        Some(text) => Identity::from_base64(text).map_err(|what| invalid(description.at("machineId"), what))?,
+        Some(text) => MachineIdentity::from_base64(text).map_err(|what| invalid(description.at("machineId"), what))?,
         None => bundle::identity_of(&aux, "the aux file", &model, notices)?,
     };
     let cpus = description.number("cpus")?;
-    let machine = Machine {
+    let machine = MacMachine {
         model,
         identity,
         cpus: u32::try_from(cpus).map_err(|_| invalid(description.at("cpus"), "is more than any machine has"))?,
@@ -76,7 +76,7 @@ pub(super) fn read(path: &Path, allow_outside: bool, notices: &mut Notices) -> R
         display: description.display(notices)?,
     };
     description.name_the_rest(notices);
-    Ok(Found { disk, aux, machine })
+    Ok(MacosvmContents { disk, aux, machine })
 }
 
 struct Description<'a> {
@@ -262,9 +262,9 @@ fn truthy_or_other(value: &Value) -> bool {
 }
 
 pub(super) fn write(
-    stage: &Stage,
+    stage: &ExportStage,
     template: &Template,
-    machine: &Machine,
+    machine: &MacMachine,
     config: &TartConfig,
     nvram: &Path,
     notices: &mut Notices,

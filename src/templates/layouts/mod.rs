@@ -36,11 +36,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use self::payload::{HardwareModel, Identity};
+use self::payload::{HardwareModel, MachineIdentity};
 pub use self::{
     export::export,
-    import::{Prepared, import},
-    place::Place,
+    import::{PreparedImport, import},
+    place::ExportDestination,
 };
 use super::NewTemplate;
 use crate::domain::{Code, Error, Result, mac::Mac, tart_config::Display};
@@ -48,7 +48,7 @@ use crate::domain::{Code, Error, Result, mac::Mac, tart_config::Display};
 /// What a template looks like outside of the catalog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum Layout {
+pub enum TemplateLayout {
     /// Directory of a VM of Tart.
     Tart,
     /// Template bundle of shoes-vz.
@@ -61,19 +61,19 @@ pub enum Layout {
     Raw,
 }
 
-impl Layout {
+impl TemplateLayout {
     pub fn as_str(self) -> &'static str {
         match self {
-            Layout::Tart => "tart",
-            Layout::ShoesVz => "shoes-vz",
-            Layout::Macosvm => "macosvm",
-            Layout::Qcow2 => "qcow2",
-            Layout::Raw => "raw",
+            TemplateLayout::Tart => "tart",
+            TemplateLayout::ShoesVz => "shoes-vz",
+            TemplateLayout::Macosvm => "macosvm",
+            TemplateLayout::Qcow2 => "qcow2",
+            TemplateLayout::Raw => "raw",
         }
     }
 
     pub fn is_image(self) -> bool {
-        matches!(self, Layout::Qcow2 | Layout::Raw)
+        matches!(self, TemplateLayout::Qcow2 | TemplateLayout::Raw)
     }
 }
 
@@ -104,8 +104,8 @@ impl Notices {
 
 #[derive(Debug)]
 pub struct ImportRequest {
-    pub layout: Layout,
-    pub from: Place,
+    pub layout: TemplateLayout,
+    pub from: ExportDestination,
     /// What is said of the template besides its files. The disk is found by the layout.
     pub template: NewTemplate,
     pub identity: Policy,
@@ -122,25 +122,25 @@ pub struct ImportRequest {
 
 #[derive(Debug)]
 pub struct ExportRequest {
-    pub layout: Layout,
-    pub to: Place,
+    pub layout: TemplateLayout,
+    pub to: ExportDestination,
     pub identity: Policy,
     pub mac: Policy,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Written {
+pub struct WrittenFile {
     pub path: PathBuf,
     pub bytes: u64,
 }
 
 #[derive(Debug)]
 pub struct Exported {
-    pub files: Vec<Written>,
+    pub files: Vec<WrittenFile>,
     pub notices: Vec<Notice>,
 }
 
-/// Programs of the host that conversions need.
+/// RunnerArchives of the host that conversions need.
 #[derive(Clone, Debug)]
 pub struct Tools {
     pub qemu_img: PathBuf,
@@ -154,9 +154,9 @@ impl Default for Tools {
 
 /// A macOS guest, whatever it is written down in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Machine {
+struct MacMachine {
     model: HardwareModel,
-    identity: Identity,
+    identity: MachineIdentity,
     cpus: u32,
     memory_bytes: u64,
     mac: Option<Mac>,

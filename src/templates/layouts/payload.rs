@@ -22,25 +22,25 @@ const PLATFORM_VERSION: &str = "PlatformVersion";
 
 /// What makes one machine another than the next: its serial number comes from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub struct MachineIdentity {
     bytes: Vec<u8>,
     ecid: u64,
 }
 
-impl Identity {
-    pub fn from_bytes(bytes: Vec<u8>) -> Result<Identity, String> {
+impl MachineIdentity {
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<MachineIdentity, String> {
         match value_of(&bytes, ECID)? {
-            Some(ecid) if ecid > 0 => Ok(Identity { bytes, ecid }),
+            Some(ecid) if ecid > 0 => Ok(MachineIdentity { bytes, ecid }),
             _ => Err("is no machine's identity: it has no number called ECID".into()),
         }
     }
 
-    pub fn from_base64(text: &str) -> Result<Identity, String> {
-        Identity::from_bytes(decode(text)?)
+    pub fn from_base64(text: &str) -> Result<MachineIdentity, String> {
+        MachineIdentity::from_bytes(decode(text)?)
     }
 
     /// As the framework writes it.
-    pub fn new(ecid: u64) -> Identity {
+    pub fn new(ecid: u64) -> MachineIdentity {
         let mut bytes = Vec::with_capacity(68);
         bytes.extend_from_slice(MAGIC);
         // A dictionary of one pair, its key, and an integer of 16 bytes.
@@ -54,7 +54,7 @@ impl Identity {
         for number in [3_u64, 0, 33] {
             bytes.extend_from_slice(&number.to_be_bytes());
         }
-        Identity { bytes, ecid }
+        MachineIdentity { bytes, ecid }
     }
 
     /// Two identities are one if this is the same, however they were written.
@@ -226,11 +226,11 @@ mod tests {
 
     #[test]
     fn an_identity_is_written_as_the_framework_does() {
-        let identity = Identity::new(0x1122_3344_5566_7788);
+        let identity = MachineIdentity::new(0x1122_3344_5566_7788);
         assert_eq!((identity.to_base64().as_str(), identity.bytes().len()), (IDENTITY, 68));
-        assert_eq!(Identity::from_base64(IDENTITY), Ok(identity));
+        assert_eq!(MachineIdentity::from_base64(IDENTITY), Ok(identity));
         for ecid in [1, u64::MAX, 1 << 63] {
-            assert_eq!(Identity::from_bytes(Identity::new(ecid).bytes().to_vec()).unwrap().ecid(), ecid);
+            assert_eq!(MachineIdentity::from_bytes(MachineIdentity::new(ecid).bytes().to_vec()).unwrap().ecid(), ecid);
         }
     }
 
@@ -242,8 +242,8 @@ mod tests {
         for number in [3_u64, 0, 25] {
             bytes.extend_from_slice(&number.to_be_bytes());
         }
-        let identity = Identity::from_bytes(bytes.clone()).unwrap();
-        assert_eq!(identity.ecid(), Identity::from_base64(IDENTITY).unwrap().ecid());
+        let identity = MachineIdentity::from_bytes(bytes.clone()).unwrap();
+        assert_eq!(identity.ecid(), MachineIdentity::from_base64(IDENTITY).unwrap().ecid());
         assert_eq!(identity.bytes(), bytes);
     }
 
@@ -265,12 +265,12 @@ mod tests {
             ("YnBsaXN0MDDRAQJURUNJRBQAAAAAAAAA", "binary property list"),
             (&"A".repeat(6000), "characters"),
         ] {
-            let error = Identity::from_base64(text).unwrap_err();
+            let error = MachineIdentity::from_base64(text).unwrap_err();
             assert!(error.contains(says), "{text}: {error}");
         }
         assert!(HardwareModel::from_base64(IDENTITY).unwrap_err().contains("PlatformVersion"));
-        assert!(Identity::from_base64(&Identity::new(0).to_base64()).unwrap_err().contains("ECID"));
-        assert!(Identity::from_bytes(vec![0; LARGEST + 1]).unwrap_err().contains("4097 bytes"));
+        assert!(MachineIdentity::from_base64(&MachineIdentity::new(0).to_base64()).unwrap_err().contains("ECID"));
+        assert!(MachineIdentity::from_bytes(vec![0; LARGEST + 1]).unwrap_err().contains("4097 bytes"));
     }
 
     /// Each level twice the one below it: 2^24 values in 200 bytes.
@@ -318,9 +318,9 @@ mod tests {
         let (mut good, mut bad) = (0, 0);
         for entry in std::fs::read_dir(corpus).unwrap() {
             let bytes = std::fs::read(entry.unwrap().path()).unwrap();
-            if let Ok(identity) = Identity::from_bytes(bytes.clone()) {
+            if let Ok(identity) = MachineIdentity::from_bytes(bytes.clone()) {
                 assert_eq!(
-                    Identity::from_bytes(Identity::new(identity.ecid()).bytes().to_vec()).unwrap().ecid(),
+                    MachineIdentity::from_bytes(MachineIdentity::new(identity.ecid()).bytes().to_vec()).unwrap().ecid(),
                     identity.ecid()
                 );
                 good += 1;

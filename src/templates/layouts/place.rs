@@ -8,17 +8,15 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::{Written, stage::Stage};
+use super::{WrittenFile, stage::ExportStage};
 use crate::{
     domain::{Code, Error, Result},
-    templates::{
-        Catalog,
-        s3::{Location, LocationError},
-    },
+    registry::s3::{Location, LocationError},
+    templates::Catalog,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum ExportDestination {
     /// Absolute, and without detours.
     File(PathBuf),
     /// In S3. Whoever imports fetches it first, and whoever exports takes it there afterwards: here it is nothing.
@@ -30,14 +28,14 @@ fn not_here(at: &Location) -> Error {
     Error::internal(format!("{at} is not on this host"))
 }
 
-impl Place {
-    pub fn parse(text: &str) -> Result<Place> {
+impl ExportDestination {
+    pub fn parse(text: &str) -> Result<ExportDestination> {
         let wrong = |what: &str| Err(Error::new(Code::RequestInvalid, format!("path {what}")).field("/path", what));
         if Location::is_meant(text) {
             let at = text.parse().map_err(|error: LocationError| {
                 Error::new(Code::RequestInvalid, error.to_string()).field("/path", "is no object in S3")
             })?;
-            return Ok(Place::Object { at, overwrite: false });
+            return Ok(ExportDestination::Object { at, overwrite: false });
         }
         if text.split_once("://").is_some_and(|(scheme, _)| scheme.bytes().all(|b| b.is_ascii_alphanumeric())) {
             return wrong("must be on the service's host, or s3://bucket/key: no other place is known here");
@@ -50,14 +48,14 @@ impl Place {
         if path.components().any(|part| part == Component::ParentDir) {
             return wrong("must not lead upwards: leave `..` out");
         }
-        Ok(Place::File(path.components().collect()))
+        Ok(ExportDestination::File(path.components().collect()))
     }
 
     /// Whether what is there may be replaced.
-    pub fn overwriting(self, overwrite: bool) -> Result<Place> {
+    pub fn overwriting(self, overwrite: bool) -> Result<ExportDestination> {
         match self {
-            Place::Object { at, .. } => Ok(Place::Object { at, overwrite }),
-            Place::File(_) if overwrite => {
+            ExportDestination::Object { at, .. } => Ok(ExportDestination::Object { at, overwrite }),
+            ExportDestination::File(_) if overwrite => {
                 let what = "means nothing on the host, where nothing is overwritten: leave it out";
                 Err(Error::new(Code::RequestInvalid, format!("overwrite {what}")).field("/overwrite", what))
             }
@@ -69,28 +67,28 @@ impl Place {
     /// is over.
     pub(super) async fn obtain(&self, _work: &Path) -> Result<PathBuf> {
         match self {
-            Place::File(path) => Ok(path.clone()),
-            Place::Object { at, .. } => Err(not_here(at)),
+            ExportDestination::File(path) => Ok(path.clone()),
+            ExportDestination::Object { at, .. } => Err(not_here(at)),
         }
     }
 
     /// A directory in which what is exported is made, as near to its target as can be.
-    pub(super) async fn stage(&self, catalog: &Catalog) -> Result<Stage> {
+    pub(super) async fn stage(&self, catalog: &Catalog) -> Result<ExportStage> {
         match self {
-            Place::File(path) => {
+            ExportDestination::File(path) => {
                 let (path, catalog) = (path.clone(), catalog.clone());
-                super::blocking(move || Stage::beside(&path, &catalog)).await
+                super::blocking(move || ExportStage::beside(&path, &catalog)).await
             }
-            Place::Object { at, .. } => Err(not_here(at)),
+            ExportDestination::Object { at, .. } => Err(not_here(at)),
         }
     }
 
     /// Takes the finished files to their target. The first has the target's own name and comes last: what is found under it is
     /// complete. `suffix` tells the others from it.
-    pub(super) async fn deliver(&self, stage: Stage, files: Vec<Finished>) -> Result<Vec<Written>> {
+    pub(super) async fn deliver(&self, stage: ExportStage, files: Vec<Finished>) -> Result<Vec<WrittenFile>> {
         match self {
-            Place::File(_) => super::blocking(move || stage.publish_files(&files)).await,
-            Place::Object { at, .. } => Err(not_here(at)),
+            ExportDestination::File(_) => super::blocking(move || stage.publish_files(&files)).await,
+            ExportDestination::Object { at, .. } => Err(not_here(at)),
         }
     }
 }

@@ -17,7 +17,7 @@ use rustix::{
 use uuid::Uuid;
 
 use super::{
-    Written,
+    WrittenFile,
     place::{Finished, resolved, with_suffix},
 };
 use crate::{
@@ -29,22 +29,22 @@ const PREFIX: &str = ".mayfly-export-";
 const CHUNK: usize = 1 << 20;
 
 #[derive(Debug)]
-pub(super) struct Stage {
+pub(super) struct ExportStage {
     dir: PathBuf,
     target: PathBuf,
     parent: PathBuf,
     _lock: File,
 }
 
-impl Drop for Stage {
+impl Drop for ExportStage {
     fn drop(&mut self) {
         // When it was published there is nothing here any more.
         let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
-impl Stage {
-    pub fn beside(target: &Path, catalog: &Catalog) -> Result<Stage> {
+impl ExportStage {
+    pub fn beside(target: &Path, catalog: &Catalog) -> Result<ExportStage> {
         let (parent, target) = resolved(target)?;
         if catalog.holds(&target) {
             let what = "lies among the service's own templates, choose another directory";
@@ -57,7 +57,7 @@ impl Stage {
         DirBuilder::new().mode(0o700).create(&dir).map_err(failed)?;
         let lock = File::open(&dir).and_then(|lock| lock.lock().map(|()| lock));
         match lock {
-            Ok(lock) => Ok(Stage { dir, target, parent, _lock: lock }),
+            Ok(lock) => Ok(ExportStage { dir, target, parent, _lock: lock }),
             Err(error) => {
                 let _ = fs::remove_dir(&dir);
                 Err(failure(&parent, error))
@@ -103,12 +103,12 @@ impl Stage {
     }
 
     /// The directory itself becomes the target.
-    pub fn publish(self) -> Result<Vec<Written>> {
+    pub fn publish(self) -> Result<Vec<WrittenFile>> {
         let publish = || {
             let mut written = Vec::new();
             for entry in fs::read_dir(&self.dir)? {
                 let entry = entry?;
-                written.push(Written { path: self.target.join(entry.file_name()), bytes: entry.metadata()?.len() });
+                written.push(WrittenFile { path: self.target.join(entry.file_name()), bytes: entry.metadata()?.len() });
             }
             written.sort_by(|a, b| a.path.cmp(&b.path));
             File::open(&self.dir)?.sync_all()?;
@@ -121,7 +121,7 @@ impl Stage {
 
     /// Files of it become the target and what lies beside it, the target last. One beside it that is there with the very
     /// content is what an earlier attempt has left.
-    pub fn publish_files(self, files: &[Finished]) -> Result<Vec<Written>> {
+    pub fn publish_files(self, files: &[Finished]) -> Result<Vec<WrittenFile>> {
         let mut written = Vec::new();
         for Finished { name, suffix } in files.iter().rev() {
             let (from, to) = (self.path(name), with_suffix(&self.target, suffix));
@@ -136,7 +136,7 @@ impl Stage {
                     }
                     other => other?,
                 }
-                Ok(Written { path: to.clone(), bytes })
+                Ok(WrittenFile { path: to.clone(), bytes })
             };
             written.push(publish().map_err(|error| placed(&to, error))?);
         }

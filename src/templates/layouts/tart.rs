@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Machine, Notices, invalid,
-    payload::{HardwareModel, Identity},
+    MacMachine, Notices, invalid,
+    payload::{HardwareModel, MachineIdentity},
     refused, source,
-    stage::Stage,
+    stage::ExportStage,
 };
 use crate::domain::{
     Arch, Code, GuestOs, Result, Template,
@@ -22,16 +22,16 @@ pub(super) const DISK: &str = "disk.img";
 pub(super) const NVRAM: &str = "nvram.bin";
 const MEMORY: &str = "state.vzvmsave";
 
-pub(super) struct Found {
+pub(super) struct TartContents {
     pub config: PathBuf,
     pub disk: PathBuf,
     pub nvram: PathBuf,
 }
 
 /// The files go into the catalog as they are.
-pub(super) fn read(path: &Path, discard_memory: bool, notices: &mut Notices) -> Result<Found> {
+pub(super) fn read(path: &Path, discard_memory: bool, notices: &mut Notices) -> Result<TartContents> {
     let dir = source::directory(path)?;
-    let found = Found {
+    let found = TartContents {
         config: source::part(&dir, CONFIG)?,
         disk: source::part(&dir, DISK)?,
         nvram: source::optional_part(&dir, NVRAM)?
@@ -63,13 +63,13 @@ pub(super) fn parse(bytes: &[u8]) -> Result<TartConfig> {
 }
 
 /// The macOS guest that a configuration describes.
-pub(super) fn machine(config: &TartConfig) -> Result<Machine> {
+pub(super) fn machine(config: &TartConfig) -> Result<MacMachine> {
     let (Some(model), Some(ecid)) = (&config.hardware_model, &config.ecid) else {
         return Err(invalid(CONFIG, "has no hardwareModel and ecid, which every macOS guest has"));
     };
-    Ok(Machine {
+    Ok(MacMachine {
         model: HardwareModel::from_base64(model).map_err(|what| invalid("config.json/hardwareModel", what))?,
-        identity: Identity::from_base64(ecid).map_err(|what| invalid("config.json/ecid", what))?,
+        identity: MachineIdentity::from_base64(ecid).map_err(|what| invalid("config.json/ecid", what))?,
         cpus: config.cpus,
         memory_bytes: config.memory_bytes,
         mac: Some(config.mac),
@@ -78,7 +78,7 @@ pub(super) fn machine(config: &TartConfig) -> Result<Machine> {
 }
 
 /// The configuration of a guest that comes from another layout.
-pub(super) fn config_of(machine: &Machine, mac: Mac) -> TartConfig {
+pub(super) fn config_of(machine: &MacMachine, mac: Mac) -> TartConfig {
     TartConfig {
         os: GuestOs::Macos,
         arch: Arch::Aarch64,
@@ -121,7 +121,7 @@ pub(super) fn rewritten(bytes: &[u8], was: &TartConfig, now: &TartConfig) -> Res
     Ok(format!("{:#}\n", Value::from(config)).into_bytes())
 }
 
-pub(super) fn write(stage: &Stage, config: &[u8], disk: &Path, nvram: &Path) -> Result<()> {
+pub(super) fn write(stage: &ExportStage, config: &[u8], disk: &Path, nvram: &Path) -> Result<()> {
     stage.clone(disk, DISK)?;
     stage.clone(nvram, NVRAM)?;
     stage.write(CONFIG, config)

@@ -52,10 +52,10 @@ impl Fixture {
         dir
     }
 
-    fn request(&self, layout: Layout, path: &Path, name: &str) -> ImportRequest {
+    fn request(&self, layout: TemplateLayout, path: &Path, name: &str) -> ImportRequest {
         ImportRequest {
             layout,
-            from: Place::parse(path.to_str().unwrap()).unwrap(),
+            from: ExportDestination::parse(path.to_str().unwrap()).unwrap(),
             template: NewTemplate::of_disk(name, PathBuf::new()),
             identity: Policy::Keep,
             mac: Policy::Regenerate,
@@ -71,14 +71,14 @@ impl Fixture {
         Ok((self.catalog.register(prepared.template.clone()).await?, prepared.notices))
     }
 
-    async fn import(&self, layout: Layout, path: &Path, name: &str) -> Result<(Template, Vec<Notice>)> {
+    async fn import(&self, layout: TemplateLayout, path: &Path, name: &str) -> Result<(Template, Vec<Notice>)> {
         self.take(self.request(layout, path, name)).await
     }
 
-    async fn export(&self, template: &Template, layout: Layout, to: &Path) -> Result<Exported> {
+    async fn export(&self, template: &Template, layout: TemplateLayout, to: &Path) -> Result<Exported> {
         let request = ExportRequest {
             layout,
-            to: Place::parse(to.to_str().unwrap())?,
+            to: ExportDestination::parse(to.to_str().unwrap())?,
             identity: Policy::Keep,
             mac: Policy::Regenerate,
         };
@@ -125,7 +125,7 @@ async fn a_vm_of_tart_goes_into_the_catalog_as_it_is() {
     config["keyOfTheFuture"] = json!(1);
     let vm = f.tart("vm", &config);
     fs::write(vm.join("notes"), "mine").unwrap();
-    let (template, notices) = f.import(Layout::Tart, &vm, "base").await.unwrap();
+    let (template, notices) = f.import(TemplateLayout::Tart, &vm, "base").await.unwrap();
     assert_eq!(
         (template.driver.as_str(), template.os, template.cpus, template.memory_mib),
         ("tart", GuestOs::Macos, 4, 8192)
@@ -135,7 +135,7 @@ async fn a_vm_of_tart_goes_into_the_catalog_as_it_is() {
     same(&vm.join("disk.img"), &template.files.disk);
 
     let out = f.at("out");
-    f.export(&template, Layout::Tart, &out).await.unwrap();
+    f.export(&template, TemplateLayout::Tart, &out).await.unwrap();
     let written = read_json(&out.join("config.json"));
     assert_ne!(written["macAddress"], config["macAddress"]);
     let mut expected = config.clone();
@@ -151,12 +151,12 @@ async fn a_vm_of_tart_goes_into_the_catalog_as_it_is() {
 async fn to_shoes_vz_and_back() {
     let f = Fixture::new();
     let vm = f.tart("vm", &Fixture::config());
-    let (template, _) = f.import(Layout::Tart, &vm, "base").await.unwrap();
+    let (template, _) = f.import(TemplateLayout::Tart, &vm, "base").await.unwrap();
     let out = f.at("bundle");
-    let exported = f.export(&template, Layout::ShoesVz, &out).await.unwrap();
+    let exported = f.export(&template, TemplateLayout::ShoesVz, &out).await.unwrap();
     assert_eq!(exported.files.len(), 5);
     assert_eq!(read_json(&out.join("HardwareModel.json")), json!({ "hardwareModel": MODEL }));
-    assert_eq!(fs::read(out.join("MachineIdentifier")).unwrap(), Identity::new(0x1122_3344_5566_7788).bytes());
+    assert_eq!(fs::read(out.join("MachineIdentifier")).unwrap(), MachineIdentity::new(0x1122_3344_5566_7788).bytes());
     let metadata = read_json(&out.join("TemplateMetadata.json"));
     assert_eq!(
         (&metadata["name"], &metadata["cpu_count"], &metadata["memory_gb"]),
@@ -169,13 +169,13 @@ async fn to_shoes_vz_and_back() {
         assert!(fields(&exported.notices).contains(&field), "{field}: {:?}", exported.notices);
     }
 
-    let (back, _) = f.import(Layout::ShoesVz, &out, "back").await.unwrap();
+    let (back, _) = f.import(TemplateLayout::ShoesVz, &out, "back").await.unwrap();
     let config = config_of(&back);
     assert_eq!((config.hardware_model.as_deref(), config.ecid.as_deref()), (Some(MODEL), Some(IDENTITY)));
     assert_eq!((config.cpus, config.memory_bytes), (4, 8_589_934_592));
     same(&vm.join("disk.img"), &back.files.disk);
     same(&vm.join("nvram.bin"), back.files.nvram.as_ref().unwrap());
-    let (again, _) = f.import(Layout::ShoesVz, &out, "back").await.unwrap();
+    let (again, _) = f.import(TemplateLayout::ShoesVz, &out, "back").await.unwrap();
     assert_eq!(again.digest, back.digest, "asking again gives the same");
     assert_eq!(f.names(), ["bundle", "templates", "vm"]);
     assert_eq!(f.staged(), 0);
@@ -185,9 +185,9 @@ async fn to_shoes_vz_and_back() {
 async fn to_macosvm_and_back() {
     let f = Fixture::new();
     let vm = f.tart("vm", &Fixture::config());
-    let (template, _) = f.import(Layout::Tart, &vm, "base").await.unwrap();
+    let (template, _) = f.import(TemplateLayout::Tart, &vm, "base").await.unwrap();
     let out = f.at("machine");
-    f.export(&template, Layout::Macosvm, &out).await.unwrap();
+    f.export(&template, TemplateLayout::Macosvm, &out).await.unwrap();
     let description = read_json(&out.join("vm.json"));
     let real = out.canonicalize().unwrap();
     let mac = description["networks"][0]["mac"].clone();
@@ -200,7 +200,7 @@ async fn to_macosvm_and_back() {
                 {"type": "aux", "file": real.join("AuxiliaryStorage"), "readOnly": false}],
             "networks": [{"type": "nat", "mac": mac}], "displays": [{"width": 1024, "height": 768, "dpi": 72}]})
     );
-    let mut request = f.request(Layout::Macosvm, &out.join("vm.json"), "back");
+    let mut request = f.request(TemplateLayout::Macosvm, &out.join("vm.json"), "back");
     request.mac = Policy::Keep;
     let (back, notices) = f.take(request).await.unwrap();
     assert_eq!(fields(&notices), Vec::<&str>::new());
@@ -212,7 +212,7 @@ async fn to_macosvm_and_back() {
     same(&vm.join("nvram.bin"), back.files.nvram.as_ref().unwrap());
 
     // A fresh identity is said, and is another one.
-    let mut request = f.request(Layout::Macosvm, &out, "fresh");
+    let mut request = f.request(TemplateLayout::Macosvm, &out, "fresh");
     request.identity = Policy::Regenerate;
     let (fresh, notices) = f.take(request).await.unwrap();
     assert!(fields(&notices).contains(&"ecid"));
@@ -229,16 +229,16 @@ async fn an_identity_is_found_in_the_auxiliary_storage_or_made_up_once() {
     fs::write(dir.join("AuxiliaryStorage"), &aux).unwrap();
     // The bytes themselves, as older programs have them.
     fs::write(dir.join("HardwareModel"), HardwareModel::from_base64(MODEL).unwrap().bytes()).unwrap();
-    let (made_up, notices) = f.import(Layout::ShoesVz, &dir, "one").await.unwrap();
+    let (made_up, notices) = f.import(TemplateLayout::ShoesVz, &dir, "one").await.unwrap();
     assert_eq!(fields(&notices), ["ecid", "TemplateMetadata.json"]);
     assert_eq!((made_up.cpus, made_up.memory_mib), (2, 4096));
-    assert_eq!(f.import(Layout::ShoesVz, &dir, "one").await.unwrap().0.digest, made_up.digest);
+    assert_eq!(f.import(TemplateLayout::ShoesVz, &dir, "one").await.unwrap().0.digest, made_up.digest);
 
     aux[0x6c804..0x6c804 + 15].copy_from_slice(b"\x04ECID\x02\x08\x11\x22\x33\x44\x55\x66\x77\x88");
     fs::write(dir.join("AuxiliaryStorage"), &aux).unwrap();
     let metadata = json!({"created_at": "$(date -u)", "memory_gb": 6, "cpu_count": 3, "features": []});
     fs::write(dir.join("TemplateMetadata.json"), metadata.to_string()).unwrap();
-    let (found, notices) = f.import(Layout::ShoesVz, &dir, "two").await.unwrap();
+    let (found, notices) = f.import(TemplateLayout::ShoesVz, &dir, "two").await.unwrap();
     assert_eq!(config_of(&found).ecid.as_deref(), Some(IDENTITY));
     assert_eq!((found.cpus, found.memory_mib), (3, 6144));
     assert_eq!(fields(&notices), ["ecid", "TemplateMetadata.json/created_at", "TemplateMetadata.json/features"]);
@@ -293,18 +293,18 @@ async fn sources_that_make_no_template_are_refused_by_name() {
     for (name, config, spoil, code, field) in cases {
         let vm = f.tart(name, &config);
         spoil(&vm);
-        let error = f.import(Layout::Tart, &vm, name).await.unwrap_err();
+        let error = f.import(TemplateLayout::Tart, &vm, name).await.unwrap_err();
         assert_eq!(error.code, code, "{name}: {error}");
         assert!(error.detail.contains(field), "{name}: {error}");
     }
-    let mut request = f.request(Layout::Tart, &f.at("asleep"), "asleep");
+    let mut request = f.request(TemplateLayout::Tart, &f.at("asleep"), "asleep");
     request.discard_memory = true;
     assert_eq!(fields(&f.take(request).await.unwrap().1), ["state.vzvmsave"]);
 
     // Something answers on the socket.
     let vm = f.tart("awake", &base);
     let _listener = std::os::unix::net::UnixListener::bind(vm.join("control.sock")).unwrap();
-    assert_eq!(f.import(Layout::Tart, &vm, "awake").await.unwrap_err().code, Code::SourceRunning);
+    assert_eq!(f.import(TemplateLayout::Tart, &vm, "awake").await.unwrap_err().code, Code::SourceRunning);
     assert_eq!(f.staged(), 0);
 }
 
@@ -318,7 +318,7 @@ async fn a_vm_json_does_not_lead_elsewhere() {
             {"type": "disk", "file": "more.img", "readOnly": true}, {"type": "usb", "file": "u"}]});
     let write = |value: &Value| fs::write(vm.join("vm.json"), value.to_string()).unwrap();
     write(&good);
-    let (_, notices) = f.import(Layout::Macosvm, &vm, "good").await.unwrap();
+    let (_, notices) = f.import(TemplateLayout::Macosvm, &vm, "good").await.unwrap();
     for field in [
         "vm.json/storage/2",
         "vm.json/storage/3",
@@ -348,13 +348,13 @@ async fn a_vm_json_does_not_lead_elsewhere() {
         let mut bad = good.clone();
         *bad.pointer_mut(pointer).unwrap_or_else(|| panic!("{pointer}")) = value;
         write(&bad);
-        let error = f.import(Layout::Macosvm, &vm, "bad").await.unwrap_err();
+        let error = f.import(TemplateLayout::Macosvm, &vm, "bad").await.unwrap_err();
         assert_eq!(error.code, code, "{pointer}: {error}");
         assert!(error.detail.contains(says), "{pointer}: {error}");
     }
     write(&good);
     fs::write(vm.join("vm.pid"), format!("{}\n", std::process::id())).unwrap();
-    assert_eq!(f.import(Layout::Macosvm, &vm, "bad").await.unwrap_err().code, Code::SourceRunning);
+    assert_eq!(f.import(TemplateLayout::Macosvm, &vm, "bad").await.unwrap_err().code, Code::SourceRunning);
 }
 
 #[tokio::test]
@@ -362,35 +362,35 @@ async fn exports_that_cannot_be_leave_nothing() {
     let f = Fixture::new();
     let mut config = Fixture::config();
     config["diskFormat"] = json!("asif");
-    let (asif, _) = f.import(Layout::Tart, &f.tart("a", &config), "asif").await.unwrap();
+    let (asif, _) = f.import(TemplateLayout::Tart, &f.tart("a", &config), "asif").await.unwrap();
     let linux = json!({"version": 1, "os": "linux", "arch": "arm64", "cpuCountMin": 1, "cpuCount": 1, "memorySizeMin": 1 << 29,
         "memorySize": 1 << 29, "macAddress": "7a:65:e4:3f:b2:51"});
-    let (linux, _) = f.import(Layout::Tart, &f.tart("l", &linux), "linux").await.unwrap();
-    let (mac, _) = f.import(Layout::Tart, &f.tart("m", &Fixture::config()), "mac").await.unwrap();
+    let (linux, _) = f.import(TemplateLayout::Tart, &f.tart("l", &linux), "linux").await.unwrap();
+    let (mac, _) = f.import(TemplateLayout::Tart, &f.tart("m", &Fixture::config()), "mac").await.unwrap();
     for (template, layout, code) in [
-        (&asif, Layout::ShoesVz, Code::LayoutDisk),
-        (&asif, Layout::Macosvm, Code::LayoutDisk),
-        (&linux, Layout::ShoesVz, Code::LayoutGuest),
-        (&linux, Layout::Macosvm, Code::LayoutGuest),
-        (&mac, Layout::Qcow2, Code::LayoutGuest),
-        (&mac, Layout::Raw, Code::LayoutGuest),
+        (&asif, TemplateLayout::ShoesVz, Code::LayoutDisk),
+        (&asif, TemplateLayout::Macosvm, Code::LayoutDisk),
+        (&linux, TemplateLayout::ShoesVz, Code::LayoutGuest),
+        (&linux, TemplateLayout::Macosvm, Code::LayoutGuest),
+        (&mac, TemplateLayout::Qcow2, Code::LayoutGuest),
+        (&mac, TemplateLayout::Raw, Code::LayoutGuest),
     ] {
         let error = f.export(template, layout, &f.at("x")).await.unwrap_err();
         assert_eq!(error.code, code, "{error}");
     }
     fs::create_dir(f.at("taken")).unwrap();
-    let error = f.export(&mac, Layout::Tart, &f.at("taken")).await.unwrap_err();
+    let error = f.export(&mac, TemplateLayout::Tart, &f.at("taken")).await.unwrap_err();
     assert_eq!(error.code, Code::DestinationExists);
-    let error = f.export(&mac, Layout::Tart, &f.at("templates/names/x")).await.unwrap_err();
+    let error = f.export(&mac, TemplateLayout::Tart, &f.at("templates/names/x")).await.unwrap_err();
     assert_eq!(error.code, Code::RequestInvalid);
     for path in ["relative", "/a/../b", "s3://bucket", "https://host/path"] {
-        assert_eq!(Place::parse(path).unwrap_err().code, Code::RequestInvalid, "{path}");
+        assert_eq!(ExportDestination::parse(path).unwrap_err().code, Code::RequestInvalid, "{path}");
     }
     // What a crash left is taken away by the next export; what is not ours stays.
     let left = f.at(&format!(".mayfly-export-{}", uuid::Uuid::new_v4()));
     fs::create_dir(&left).unwrap();
     fs::create_dir(f.at(".mayfly-export-mine")).unwrap();
-    f.export(&mac, Layout::Tart, &f.at("out")).await.unwrap();
+    f.export(&mac, TemplateLayout::Tart, &f.at("out")).await.unwrap();
     assert_eq!(f.names(), [".mayfly-export-mine", "a", "l", "m", "out", "taken", "templates"]);
 }
 
@@ -409,17 +409,17 @@ async fn a_layered_image_becomes_one_and_nothing_else_is_followed() {
     fs::write(f.at("outside.raw"), &bytes).unwrap();
     qemu_img(&dir, &["create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "golden.qcow2"]);
     qemu_img(&dir, &["create", "-q", "-f", "qcow2", "-b", "golden.qcow2", "-F", "qcow2", "top.qcow2"]);
-    let (flat, notices) = f.import(Layout::Qcow2, &dir.join("top.qcow2"), "flat").await.unwrap();
+    let (flat, notices) = f.import(TemplateLayout::Qcow2, &dir.join("top.qcow2"), "flat").await.unwrap();
     assert_eq!(fields(&notices), ["disk"]);
-    f.export(&flat, Layout::Raw, &f.at("out.raw")).await.unwrap();
+    f.export(&flat, TemplateLayout::Raw, &f.at("out.raw")).await.unwrap();
     assert!(fs::read(f.at("out.raw")).unwrap() == bytes);
-    f.export(&flat, Layout::Qcow2, &f.at("out.qcow2")).await.unwrap();
+    f.export(&flat, TemplateLayout::Qcow2, &f.at("out.qcow2")).await.unwrap();
     qemu_img(f.dir.path(), &["compare", "-q", "out.qcow2", "out.raw"]);
 
     qemu_img(&dir, &["create", "-q", "-f", "qcow2", "-b", "../outside.raw", "-F", "raw", "leads-out.qcow2"]);
-    let error = f.import(Layout::Qcow2, &dir.join("leads-out.qcow2"), "out").await.unwrap_err();
+    let error = f.import(TemplateLayout::Qcow2, &dir.join("leads-out.qcow2"), "out").await.unwrap_err();
     assert!(error.detail.contains("allow_backing"), "{error}");
-    let mut request = f.request(Layout::Qcow2, &dir.join("leads-out.qcow2"), "out");
+    let mut request = f.request(TemplateLayout::Qcow2, &dir.join("leads-out.qcow2"), "out");
     request.allow_backing = true;
     f.take(request).await.unwrap();
 
@@ -431,7 +431,7 @@ async fn a_layered_image_becomes_one_and_nothing_else_is_followed() {
     ] {
         let name = format!("{name}.qcow2");
         qemu_img(&dir, &["create", "-q", "-f", "qcow2", "-u", "-b", backing, "-F", "raw", &name, "1M"]);
-        let mut request = f.request(Layout::Qcow2, &dir.join(&name), "bad");
+        let mut request = f.request(TemplateLayout::Qcow2, &dir.join(&name), "bad");
         request.allow_backing = true;
         let error = f.take(request).await.unwrap_err();
         assert!(error.detail.contains(says), "{error}");
@@ -439,7 +439,7 @@ async fn a_layered_image_becomes_one_and_nothing_else_is_followed() {
     for (name, below) in [("hen.qcow2", "egg.qcow2"), ("egg.qcow2", "hen.qcow2")] {
         qemu_img(&dir, &["create", "-q", "-f", "qcow2", "-u", "-b", below, "-F", "qcow2", name, "1M"]);
     }
-    let error = f.import(Layout::Qcow2, &dir.join("hen.qcow2"), "bad").await.unwrap_err();
+    let error = f.import(TemplateLayout::Qcow2, &dir.join("hen.qcow2"), "bad").await.unwrap_err();
     assert!(error.detail.contains("its own backing file"), "{error}");
     assert_eq!(f.staged(), 0);
 }

@@ -7,23 +7,23 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Progress, PullError, PullRequest, Puller};
+use super::{PullError, PullProgress, PullRequest, Puller};
 use crate::{
     domain::{Budgets, Result, Template},
-    templates::oci::Reference,
+    registry::oci::Reference,
 };
 
 /// Who waits, and how far their image is.
 #[derive(Default)]
-pub(super) struct Waiting(Mutex<HashMap<String, watch::Receiver<Progress>>>);
+pub(super) struct PullDemand(Mutex<HashMap<String, watch::Receiver<PullProgress>>>);
 
 /// One who waits, for as long as this lives.
-struct Place<'a> {
-    waiting: &'a Waiting,
+struct DemandGuard<'a> {
+    waiting: &'a PullDemand,
     whom: &'a str,
 }
 
-impl Drop for Place<'_> {
+impl Drop for DemandGuard<'_> {
     fn drop(&mut self) {
         self.waiting.0.lock().unwrap_or_else(PoisonError::into_inner).remove(self.whom);
     }
@@ -41,15 +41,15 @@ impl Puller {
     /// The template of an image, pulled where it is not here. `whom` is for asking how far it is. Dropping the future ends the
     /// pull, unless others wait for it, too; what it got is kept for the next one.
     pub async fn obtain(&self, image: &Reference, whom: &str, budgets: &Budgets) -> Result<Template, Arc<PullError>> {
-        let (meter, progress) = watch::channel(Progress::default());
+        let (meter, progress) = watch::channel(PullProgress::default());
         let waiting = &self.shared.waiting;
         waiting.0.lock().unwrap_or_else(PoisonError::into_inner).insert(whom.to_owned(), progress);
-        let _place = Place { waiting, whom };
+        let _place = DemandGuard { waiting, whom };
         self.pull(&PullRequest::of_image(image.clone(), budgets.clone()), &meter).await
     }
 
     /// How far the image is that somebody waits for. `None`: they wait for none.
-    pub fn progress(&self, whom: &str) -> Option<Progress> {
+    pub fn progress(&self, whom: &str) -> Option<PullProgress> {
         let waiting = self.shared.waiting.0.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.get(whom).map(|progress| progress.borrow().clone())
     }

@@ -3,7 +3,7 @@
 use super::PullError;
 use crate::{
     domain::{Code, Error},
-    templates::registry::RegistryError,
+    registry::RegistryError,
 };
 
 impl From<&PullError> for Error {

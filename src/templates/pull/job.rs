@@ -5,27 +5,29 @@ use std::{collections::BTreeMap, fs, io, path::Path, sync::Arc, time::Duration};
 use tokio::task::JoinSet;
 
 use super::{
-    PullError, PullRequest, Shared,
+    PullError, PullRequest, PullerState,
     disk::Disk,
     journal::Journal,
     layer::{LayerError, Site},
-    plan::{self, Source},
+    plan::{self, ChunkSource},
     progress::Meter,
 };
 use crate::{
     domain::Code,
-    templates::{
-        catalog::{
-            Room,
-            pulled::{KnownPieces, Staging},
-        },
-        check::{self, Part},
-        manifest::{FileEntry, Origin, Piece},
+    registry::{
+        RegistryClient,
         oci::{
             self, Digest, Image, Reference,
             manifest::{self, Chunk},
         },
-        registry::Client,
+    },
+    templates::{
+        catalog::{
+            SpaceReservation,
+            pulled::{KnownPieces, Staging},
+        },
+        check::{self, Part},
+        manifest::{FileEntry, Origin, RecordedPiece},
     },
 };
 
@@ -39,18 +41,18 @@ const SPARE: u64 = 64 << 20;
 const SHRINKS: u64 = 4;
 
 /// One pull, of one digest.
-pub(super) struct Job {
-    pub shared: Arc<Shared>,
+pub(super) struct PullTask {
+    pub shared: Arc<PullerState>,
     pub request: PullRequest,
     /// By digest, for messages.
     pub reference: Reference,
     pub digest: Digest,
     pub origin: Origin,
     pub image: Image,
-    pub client: Arc<Client>,
+    pub client: Arc<RegistryClient>,
 }
 
-impl Job {
+impl PullTask {
     pub async fn run(self, meter: Meter) -> Result<(), PullError> {
         let catalog = &self.shared.catalog;
         let staging = loop {
@@ -75,7 +77,7 @@ impl Job {
             let (staging, image) = (staging.clone(), image.clone());
             tokio::task::spawn_blocking(move || prepare(&staging, &image, &known)).await.map_err(io::Error::other)??
         };
-        let Prepared { disk, journal, plan, small } = prepared;
+        let PreparedPull { disk, journal, plan, small } = prepared;
         let room = self.room(&plan, &staging).await?;
         self.announce(&meter, &plan, &small);
         let site = Arc::new(Site { client: self.client.clone(), disk, journal, meter, _staging: staging.clone() });
@@ -93,7 +95,7 @@ impl Job {
 
     /// What the image says of its template, where it does so in a document of its own.
     async fn settings(&self) -> Result<Option<oci::Settings>, PullError> {
-        if self.image.kind != oci::Kind::Mayfly {
+        if self.image.kind != oci::ImageFormat::Mayfly {
             return Ok(None);
         }
         let bytes = self.client.small_blob(self.image.config).await?;
@@ -101,9 +103,14 @@ impl Job {
         oci::Settings::parse(&bytes).map(Some).map_err(wrong)
     }
 
-    async fn chunks(&self, site: &Arc<Site>, plan: Vec<(Chunk, Source)>, room: &Room) -> Result<(), PullError> {
+    async fn chunks(
+        &self,
+        site: &Arc<Site>,
+        plan: Vec<(Chunk, ChunkSource)>,
+        room: &SpaceReservation,
+    ) -> Result<(), PullError> {
         let (twins, others): (Vec<_>, Vec<_>) =
-            plan.into_iter().partition(|(_, source)| matches!(source, Source::Twin { .. }));
+            plan.into_iter().partition(|(_, source)| matches!(source, ChunkSource::Twin { .. }));
         // What is copied from this disk has to be there first.
         for round in [others, twins] {
             let mut tasks = JoinSet::new();
@@ -145,16 +152,17 @@ impl Job {
         }
     }
 
-    fn announce(&self, meter: &Meter, plan: &[(Chunk, Source)], small: &[manifest::File]) {
-        let fetched = plan.iter().filter(|(_, source)| *source == Source::Registry).map(|(chunk, _)| chunk.blob.size);
+    fn announce(&self, meter: &Meter, plan: &[(Chunk, ChunkSource)], small: &[manifest::LayerFile]) {
+        let fetched =
+            plan.iter().filter(|(_, source)| *source == ChunkSource::Registry).map(|(chunk, _)| chunk.blob.size);
         let small = small.iter().map(|file| file.blob.size);
-        let done = plan.iter().filter(|(_, source)| matches!(source, Source::Done | Source::Zeros)).count();
+        let done = plan.iter().filter(|(_, source)| matches!(source, ChunkSource::Done | ChunkSource::Zeros)).count();
         meter.planned(fetched.chain(small).sum(), done, plan.len());
     }
 
     /// Room for what will be written, or the reason why there is none: before hours of work. What is really taken is known at the
     /// end only.
-    async fn room(&self, plan: &[(Chunk, Source)], staging: &Staging) -> Result<Room, PullError> {
+    async fn room(&self, plan: &[(Chunk, ChunkSource)], staging: &Staging) -> Result<SpaceReservation, PullError> {
         let full = |error: crate::domain::Error| match error.code {
             Code::HostFull => PullError::Space { image: Box::new(self.reference.clone()), error: Box::new(error) },
             _ => error.into(),
@@ -176,7 +184,8 @@ impl Job {
     /// Of the template's files, those that came from the registry.
     fn files(&self) -> BTreeMap<String, FileEntry> {
         let Image { files, chunks, .. } = &self.image;
-        let pieces = chunks.iter().map(|c| Piece { sha256: c.content.digest.hex(), size: c.content.size }).collect();
+        let pieces =
+            chunks.iter().map(|c| RecordedPiece { sha256: c.content.digest.hex(), size: c.content.size }).collect();
         let whole = |blob: &manifest::Blob| FileEntry::Whole { sha256: blob.digest.hex(), size: blob.size };
         let files = files.iter().map(|file| (Part::from(file.role), whole(&file.content)));
         let files = files.chain([(Part::Disk, FileEntry::in_pieces(pieces))]);
@@ -185,27 +194,29 @@ impl Job {
 }
 
 /// What a chunk probably takes on disk: one that is mostly zeros takes little.
-fn takes(chunk: &Chunk, source: &Source) -> u64 {
+fn takes(chunk: &Chunk, source: &ChunkSource) -> u64 {
     match source {
-        Source::Done | Source::Zeros | Source::Shared(_) => 0,
-        Source::Known(_) | Source::Registry | Source::Twin { .. } => {
+        ChunkSource::Done | ChunkSource::Zeros | ChunkSource::Shared(_) => 0,
+        ChunkSource::Known(_) | ChunkSource::Registry | ChunkSource::Twin { .. } => {
             chunk.content.size.min(chunk.blob.size.saturating_mul(SHRINKS))
         }
     }
 }
 
-async fn obtain(site: &Arc<Site>, chunk: Chunk, source: Source) -> Result<(), LayerError> {
+async fn obtain(site: &Arc<Site>, chunk: Chunk, source: ChunkSource) -> Result<(), LayerError> {
     let here = match source {
-        Source::Done => return Ok(()),
-        Source::Zeros if site.disk.blank => return Ok(()),
-        Source::Zeros => return site.zero(chunk).await,
-        Source::Registry => {
+        ChunkSource::Done => return Ok(()),
+        ChunkSource::Zeros if site.disk.blank => return Ok(()),
+        ChunkSource::Zeros => return site.zero(chunk).await,
+        ChunkSource::Registry => {
             site.fetch_chunk(chunk).await?;
             true
         }
-        Source::Shared(known) => site.check(chunk).await? || site.copy(chunk, Some(known.disk), known.offset).await?,
-        Source::Known(known) => site.copy(chunk, Some(known.disk), known.offset).await?,
-        Source::Twin { offset } => site.copy(chunk, None, offset).await?,
+        ChunkSource::Shared(known) => {
+            site.check(chunk).await? || site.copy(chunk, Some(known.disk), known.offset).await?
+        }
+        ChunkSource::Known(known) => site.copy(chunk, Some(known.disk), known.offset).await?,
+        ChunkSource::Twin { offset } => site.copy(chunk, None, offset).await?,
     };
     if !here {
         tracing::warn!(image.layer = chunk.layer, "a chunk is not what its template's manifest says, and is fetched");
@@ -216,15 +227,15 @@ async fn obtain(site: &Arc<Site>, chunk: Chunk, source: Source) -> Result<(), La
     Ok(())
 }
 
-struct Prepared {
+struct PreparedPull {
     disk: Disk,
     journal: Journal,
-    plan: Vec<(Chunk, Source)>,
+    plan: Vec<(Chunk, ChunkSource)>,
     /// The layers that are files of their own, where they are not here yet.
-    small: Vec<manifest::File>,
+    small: Vec<manifest::LayerFile>,
 }
 
-fn prepare(staging: &Staging, image: &Image, known: &KnownPieces) -> io::Result<Prepared> {
+fn prepare(staging: &Staging, image: &Image, known: &KnownPieces) -> io::Result<PreparedPull> {
     let contents: Vec<Digest> = image.layers().map(|(_, _, content)| content.digest).collect();
     let (journal, mut done) = Journal::open(&staging.journal(), &contents)?;
     let there = |part, size| fs::metadata(staging.part(part)).is_ok_and(|m| m.len() == size);
@@ -243,7 +254,7 @@ fn prepare(staging: &Staging, image: &Image, known: &KnownPieces) -> io::Result<
     let disk = Disk::open(&path, image.disk_size, plan::base(image, known).as_deref())?;
     let small = image.files.iter().filter(|file| !done.contains(&file.layer)).copied().collect();
     let plan = plan::plan(image, &done, known, disk.blank);
-    Ok(Prepared { disk, journal, plan, small })
+    Ok(PreparedPull { disk, journal, plan, small })
 }
 
 fn remove(path: &Path) -> io::Result<()> {

@@ -9,7 +9,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use crate::templates::oci::Digest;
+use crate::registry::oci::Digest;
 
 const HEADER: &str = "mayfly pull 1";
 

@@ -22,19 +22,19 @@ use super::{
     disk::{self, Disk},
     journal::Journal,
     progress::Meter,
-    sparse::{Buffer, Cutter, Exchange, Place},
+    sparse::{Buffer, BufferExchange, BufferPlacement, Cutter},
 };
-use crate::templates::{
-    catalog::pulled::Staging,
-    oci::{
-        Digest,
-        lz4::{DecodeError, Decoder},
-        manifest::{self, Blob, Chunk},
-    },
+use crate::{
     registry::{
-        Client, RegistryError,
-        client::{FetchError, Piece},
+        RegistryClient, RegistryError,
+        client::{BodyChunk, FetchError},
+        oci::{
+            Digest,
+            lz4::{DecodeError, Decoder},
+            manifest::{self, Blob, Chunk},
+        },
     },
+    templates::catalog::pulled::Staging,
 };
 
 /// Between the network and the thread, for each layer that is under way. A piece has at most some hundred kilobytes.
@@ -69,7 +69,7 @@ impl From<DecodeError> for LayerError {
 
 /// What all layers of a pull share.
 pub(super) struct Site {
-    pub client: Arc<Client>,
+    pub client: Arc<RegistryClient>,
     pub disk: Disk,
     pub journal: Journal,
     pub meter: Meter,
@@ -79,7 +79,7 @@ pub(super) struct Site {
 
 /// Where a layer's content goes.
 #[derive(Clone)]
-enum Target {
+enum LayerTarget {
     /// `content`: what the blob unpacks to, where it is packed.
     File {
         path: PathBuf,
@@ -93,20 +93,20 @@ enum Target {
 }
 
 impl Site {
-    pub async fn fetch_file(self: &Arc<Self>, file: &manifest::File, path: PathBuf) -> Result<(), LayerError> {
+    pub async fn fetch_file(self: &Arc<Self>, file: &manifest::LayerFile, path: PathBuf) -> Result<(), LayerError> {
         let content = file.packed.then_some(file.content);
-        self.fetch(file.layer, file.blob, |_| Target::File { path: path.clone(), content }).await
+        self.fetch(file.layer, file.blob, |_| LayerTarget::File { path: path.clone(), content }).await
     }
 
     pub async fn fetch_chunk(self: &Arc<Self>, chunk: Chunk) -> Result<(), LayerError> {
         let target =
-            |first| Target::Disk { offset: chunk.offset, content: chunk.content, blank: self.disk.blank && first };
+            |first| LayerTarget::Disk { offset: chunk.offset, content: chunk.content, blank: self.disk.blank && first };
         self.fetch(chunk.layer, chunk.blob, target).await
     }
 
     /// After something was written to the chunk's place that did not belong there.
     pub async fn fetch_again(self: &Arc<Self>, chunk: Chunk) -> Result<(), LayerError> {
-        let target = |_| Target::Disk { offset: chunk.offset, content: chunk.content, blank: false };
+        let target = |_| LayerTarget::Disk { offset: chunk.offset, content: chunk.content, blank: false };
         self.fetch(chunk.layer, chunk.blob, target).await
     }
 
@@ -114,7 +114,7 @@ impl Site {
         self: &Arc<Self>,
         layer: usize,
         blob: Blob,
-        target: impl Fn(bool) -> Target,
+        target: impl Fn(bool) -> LayerTarget,
     ) -> Result<(), LayerError> {
         let mut attempt = 1;
         loop {
@@ -149,8 +149,8 @@ impl Site {
         &self,
         layer: usize,
         blob: Blob,
-        target: Target,
-        mut pieces: mpsc::Receiver<Piece>,
+        target: LayerTarget,
+        mut pieces: mpsc::Receiver<BodyChunk>,
     ) -> (u64, Result<(), LayerError>) {
         let mut received = 0;
         let mut next = || {
@@ -160,8 +160,8 @@ impl Site {
             Some(piece)
         };
         let kept = match target {
-            Target::File { path, content } => self.receive_file(layer, blob, content, path, &mut next),
-            Target::Disk { offset, content, blank } => {
+            LayerTarget::File { path, content } => self.receive_file(layer, blob, content, path, &mut next),
+            LayerTarget::Disk { offset, content, blank } => {
                 self.receive_chunk(layer, blob, offset, content, blank, &mut next)
             }
         };
@@ -174,7 +174,7 @@ impl Site {
         blob: Blob,
         content: Option<Blob>,
         path: PathBuf,
-        next: &mut dyn FnMut() -> Option<Piece>,
+        next: &mut dyn FnMut() -> Option<BodyChunk>,
     ) -> Result<(), LayerError> {
         // One that a publishing which did not come to its end has made read-only.
         match fs::remove_file(&path) {
@@ -211,9 +211,9 @@ impl Site {
         offset: u64,
         content: Blob,
         blank: bool,
-        next: &mut dyn FnMut() -> Option<Piece>,
+        next: &mut dyn FnMut() -> Option<BodyChunk>,
     ) -> Result<(), LayerError> {
-        let place = Place::new(&self.disk, offset, content.size, blank);
+        let place = BufferPlacement::new(&self.disk, offset, content.size, blank);
         // Two threads: one checks and unpacks what comes, the other one checks and writes what it unpacks to. So a chunk takes
         // no longer than its slower half, and the last ones of an image, when there are fewer than cores, use all cores.
         let (to, filled) = sync_channel::<Buffer>(AHEAD);
@@ -266,7 +266,7 @@ impl Site {
             return self.check_blocking(chunk);
         }
         let mut hasher = Hasher::default();
-        let place = Place::new(&self.disk, chunk.offset, chunk.content.size, self.disk.blank);
+        let place = BufferPlacement::new(&self.disk, chunk.offset, chunk.content.size, self.disk.blank);
         let mut cutter = Cutter::new(chunk.offset, chunk.content.size);
         let mut unwritten = false;
         let mut full = |buffer: Buffer| place.write(&buffer).map(|()| buffer).inspect_err(|_| unwritten = true);
@@ -327,8 +327,8 @@ fn unpack(
     blob: Blob,
     offset: u64,
     size: u64,
-    next: &mut dyn FnMut() -> Option<Piece>,
-    full: &mut Exchange,
+    next: &mut dyn FnMut() -> Option<BodyChunk>,
+    full: &mut BufferExchange,
 ) -> Result<(), LayerError> {
     let mut compressed = Hasher::default();
     let mut decoder = Decoder::new(size);

@@ -7,9 +7,9 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
-use crate::templates::{
-    catalog::pulled::{Known, KnownPieces},
-    oci::{Digest, Image, manifest::Chunk},
+use crate::{
+    registry::oci::{Digest, Image, manifest::Chunk},
+    templates::catalog::pulled::{CatalogPiece, KnownPieces},
 };
 
 /// Images have chunks of one or two sizes, of half a gigabyte. A manifest that claims many, or huge ones, gets no hours of
@@ -18,16 +18,16 @@ const SIZES_OF_ZEROS: usize = 8;
 const LARGEST_OF_ZEROS: u64 = 1 << 30;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum ChunkSource {
     /// An earlier, interrupted pull has put it in its place.
     Done,
     /// All zeros, which a new file holds anyway.
     Zeros,
     /// A template in the catalog has it at this place of its disk, so this disk has it, too, if it began as that one's clone.
     /// Not believed before it was read: the template was verified when it was published, and disks rot.
-    Shared(Known),
+    Shared(CatalogPiece),
     /// A template in the catalog has it.
-    Known(Known),
+    Known(CatalogPiece),
     /// The registry.
     Registry,
     /// The same bytes come to this place of the same disk first.
@@ -49,37 +49,42 @@ pub(super) fn base(image: &Image, known: &KnownPieces) -> Option<PathBuf> {
 
 /// One source for each chunk, in their order. `blank`: the disk holds zeros where nothing was done. Hashes, so it may take a
 /// moment.
-pub(super) fn plan(image: &Image, done: &BTreeSet<usize>, known: &KnownPieces, blank: bool) -> Vec<(Chunk, Source)> {
+pub(super) fn plan(
+    image: &Image,
+    done: &BTreeSet<usize>,
+    known: &KnownPieces,
+    blank: bool,
+) -> Vec<(Chunk, ChunkSource)> {
     let mut zeros = BTreeMap::new();
     let mut first: HashMap<(Digest, u64), u64> = HashMap::new();
     let source = |chunk: &Chunk| {
         let content = (chunk.content.digest, chunk.content.size);
         if done.contains(&chunk.layer) {
             first.entry(content).or_insert(chunk.offset);
-            return Source::Done;
+            return ChunkSource::Done;
         }
         let may_be_zeros =
             may_be_zeros(chunk) && (zeros.len() < SIZES_OF_ZEROS || zeros.contains_key(&chunk.content.size));
         if may_be_zeros && *zeros.entry(chunk.content.size).or_insert_with_key(|&n| of_zeros(n)) == content.0 {
-            return Source::Zeros;
+            return ChunkSource::Zeros;
         }
         let all = known.get(&content).map(Vec::as_slice).unwrap_or_default();
         // Also where a pull goes on: what it began as is not written down, and reading tells.
         if !blank && let Some(known) = all.iter().find(|k| k.offset == chunk.offset) {
-            return Source::Shared(known.clone());
+            return ChunkSource::Shared(known.clone());
         }
         if let Some(known) = all.first() {
-            return Source::Known(known.clone());
+            return ChunkSource::Known(known.clone());
         }
         match first.get(&content) {
-            Some(&offset) => Source::Twin { offset },
+            Some(&offset) => ChunkSource::Twin { offset },
             None => {
                 first.insert(content, chunk.offset);
-                Source::Registry
+                ChunkSource::Registry
             }
         }
     };
-    let sources: Vec<Source> = image.chunks.iter().map(source).collect();
+    let sources: Vec<ChunkSource> = image.chunks.iter().map(source).collect();
     image.chunks.iter().copied().zip(sources).collect()
 }
 
@@ -104,7 +109,7 @@ fn of_zeros(size: u64) -> Digest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::templates::oci::{Kind, manifest::Blob};
+    use crate::registry::oci::{ImageFormat, manifest::Blob};
 
     fn chunk(layer: usize, offset: u64, content: &[u8]) -> Chunk {
         let size = content.len() as u64;
@@ -123,23 +128,23 @@ mod tests {
             chunk(5, 112, b"new"),
             chunk(6, 115, b"done"),
         ];
-        let image = Image { kind: Kind::Tart, config, files: Vec::new(), disk_size: 119, chunks };
-        let at = |offset| Known { disk: "/templates/a/disk".into(), offset };
+        let image = Image { kind: ImageFormat::Tart, config, files: Vec::new(), disk_size: 119, chunks };
+        let at = |offset| CatalogPiece { disk: "/templates/a/disk".into(), offset };
         let known = KnownPieces::from([((Digest::of(b"known"), 5), vec![at(7), at(104)])]);
-        let sources = |blank| -> Vec<Source> {
+        let sources = |blank| -> Vec<ChunkSource> {
             plan(&image, &BTreeSet::from([1]), &known, blank).into_iter().map(|(_, source)| source).collect()
         };
-        assert_eq!(sources(false)[2], Source::Shared(at(104)));
+        assert_eq!(sources(false)[2], ChunkSource::Shared(at(104)));
         let sources = sources(true);
         assert_eq!(
             sources,
             [
-                Source::Done,
-                Source::Zeros,
-                Source::Known(at(7)),
-                Source::Registry,
-                Source::Twin { offset: 109 },
-                Source::Twin { offset: 0 },
+                ChunkSource::Done,
+                ChunkSource::Zeros,
+                ChunkSource::Known(at(7)),
+                ChunkSource::Registry,
+                ChunkSource::Twin { offset: 109 },
+                ChunkSource::Twin { offset: 0 },
             ]
         );
     }
@@ -148,8 +153,8 @@ mod tests {
     fn the_base_is_the_disk_with_most_at_its_place() {
         let config = Blob { digest: Digest::of(b""), size: 1 };
         let chunks = vec![chunk(1, 0, b"first"), chunk(2, 5, b"second"), chunk(3, 11, b"the third")];
-        let image = Image { kind: Kind::Tart, config, files: Vec::new(), disk_size: 20, chunks };
-        let at = |disk: &str, offset| Known { disk: disk.into(), offset };
+        let image = Image { kind: ImageFormat::Tart, config, files: Vec::new(), disk_size: 20, chunks };
+        let at = |disk: &str, offset| CatalogPiece { disk: disk.into(), offset };
         let piece = |content: &[u8], places| ((Digest::of(content), content.len() as u64), places);
         assert_eq!(base(&image, &KnownPieces::new()), None);
         let moved = KnownPieces::from([piece(b"first", vec![at("/a", 5)]), piece(b"second", vec![at("/a", 0)])]);
@@ -168,9 +173,9 @@ mod tests {
         let claim = |size| Chunk { content: Blob { digest: Digest::of(b"claimed"), size }, ..chunk(1, 0, b"") };
         let mut chunks = vec![claim(1 << 40)];
         chunks.extend((0..10_000).map(|n| claim((1 << 20) + n)));
-        let image = Image { kind: Kind::Tart, config, files: Vec::new(), disk_size: 0, chunks };
+        let image = Image { kind: ImageFormat::Tart, config, files: Vec::new(), disk_size: 0, chunks };
         let sources = plan(&image, &BTreeSet::new(), &KnownPieces::new(), true);
-        assert!(sources.iter().all(|(_, source)| *source == Source::Registry));
+        assert!(sources.iter().all(|(_, source)| *source == ChunkSource::Registry));
     }
 
     #[test]

@@ -7,10 +7,10 @@ use std::{
 
 use tokio::sync::watch;
 
-use crate::templates::oci::Digest;
+use crate::registry::oci::Digest;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
+pub struct PullProgress {
     /// Of the image, once it was looked up.
     pub image: Option<Digest>,
     /// Of what has to come from the registry. What is here already is in neither number.
@@ -31,24 +31,24 @@ const MEMORY: f64 = 10.0;
 
 #[derive(Clone)]
 pub(in crate::templates) struct Meter {
-    to: watch::Sender<Progress>,
-    since: Arc<Mutex<Window>>,
+    to: watch::Sender<PullProgress>,
+    since: Arc<Mutex<RateWindow>>,
 }
 
-struct Window {
+struct RateWindow {
     began: Instant,
     bytes: u64,
     rate: Option<f64>,
 }
 
 impl Meter {
-    pub fn new(to: watch::Sender<Progress>) -> Meter {
-        Meter { to, since: Arc::new(Mutex::new(Window { began: Instant::now(), bytes: 0, rate: None })) }
+    pub fn new(to: watch::Sender<PullProgress>) -> Meter {
+        Meter { to, since: Arc::new(Mutex::new(RateWindow { began: Instant::now(), bytes: 0, rate: None })) }
     }
 
     pub fn planned(&self, bytes_total: u64, chunks_done: usize, chunks_total: usize) {
         self.to.send_modify(|p| {
-            *p = Progress { image: p.image, bytes_total, chunks_done, chunks_total, ..Progress::default() };
+            *p = PullProgress { image: p.image, bytes_total, chunks_done, chunks_total, ..PullProgress::default() };
         });
     }
 
@@ -93,7 +93,7 @@ impl Meter {
         let measured = window.bytes as f64 / passed.as_secs_f64();
         let forget = 1.0 - (-passed.as_secs_f64() / MEMORY).exp();
         let rate = window.rate.map_or(measured, |old| old + forget * (measured - old));
-        *window = Window { began: now, bytes: 0, rate: Some(rate) };
+        *window = RateWindow { began: now, bytes: 0, rate: Some(rate) };
         Some(rate)
     }
 }
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn the_rate_follows_what_comes() {
-        let meter = Meter::new(watch::Sender::new(Progress::default()));
+        let meter = Meter::new(watch::Sender::new(PullProgress::default()));
         let start = Instant::now();
         assert_eq!(meter.rate(1000, start), None);
         let rate = meter.rate(1_000_000, start + Duration::from_secs(1)).unwrap();
@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn what_is_lost_is_not_done() {
-        let meter = Meter::new(watch::Sender::new(Progress::default()));
+        let meter = Meter::new(watch::Sender::new(PullProgress::default()));
         meter.planned(100, 1, 3);
         meter.received(60);
         meter.lost(60);

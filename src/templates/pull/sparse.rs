@@ -49,7 +49,7 @@ impl Buffer {
 }
 
 /// Takes a full buffer, and gives one to be filled next.
-pub(super) type Exchange<'a> = dyn FnMut(Buffer) -> io::Result<Buffer> + 'a;
+pub(super) type BufferExchange<'a> = dyn FnMut(Buffer) -> io::Result<Buffer> + 'a;
 
 /// Cuts a piece into buffers.
 pub(super) struct Cutter {
@@ -65,7 +65,7 @@ impl Cutter {
         Cutter { end: offset + size, buffer }
     }
 
-    pub fn write(&mut self, mut bytes: &[u8], full: &mut Exchange) -> io::Result<()> {
+    pub fn write(&mut self, mut bytes: &[u8], full: &mut BufferExchange) -> io::Result<()> {
         if bytes.len() as u64 > self.end - self.buffer.at - self.buffer.filled as u64 {
             return Err(io::Error::other("more than the piece should hold"));
         }
@@ -81,7 +81,7 @@ impl Cutter {
     }
 
     /// What has not filled its buffer.
-    pub fn flush(&mut self, full: &mut Exchange) -> io::Result<()> {
+    pub fn flush(&mut self, full: &mut BufferExchange) -> io::Result<()> {
         let next = self.buffer.at + self.buffer.filled as u64;
         // The one in between has no room, and needs none.
         let none = Buffer { at: next, room: Vec::new(), start: 0, filled: 0 };
@@ -93,16 +93,16 @@ impl Cutter {
 
 /// Where a piece goes.
 #[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct BufferPlacement<'a> {
     disk: &'a Disk,
     /// It holds zeros already, so that zeros need not be written.
     blank: bool,
 }
 
-impl<'a> Place<'a> {
+impl<'a> BufferPlacement<'a> {
     /// `size` bytes from `offset` on. `blank`: nobody has written there before.
-    pub fn new(disk: &'a Disk, offset: u64, size: u64, blank: bool) -> Place<'a> {
-        Place { disk, blank: blank || disk.punch(offset, size) }
+    pub fn new(disk: &'a Disk, offset: u64, size: u64, blank: bool) -> BufferPlacement<'a> {
+        BufferPlacement { disk, blank: blank || disk.punch(offset, size) }
     }
 
     pub fn write(&self, buffer: &Buffer) -> io::Result<()> {
@@ -145,7 +145,7 @@ mod tests {
     }
 
     fn write(disk: &Disk, offset: u64, piece: &[u8], step: usize, blank: bool) {
-        let place = Place::new(disk, offset, piece.len() as u64, blank);
+        let place = BufferPlacement::new(disk, offset, piece.len() as u64, blank);
         let mut cutter = Cutter::new(offset, piece.len() as u64);
         let mut full = |buffer: Buffer| place.write(&buffer).map(|()| buffer);
         piece.chunks(step).for_each(|bytes| cutter.write(bytes, &mut full).unwrap());

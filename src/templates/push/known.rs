@@ -7,29 +7,32 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use crate::templates::{
-    manifest::Origin,
-    oci::{
-        Digest, Image, Reference,
-        manifest::{self, Blob, Document, ManifestError},
+use crate::{
+    registry::{
+        RegistryClient, RegistryError, RegistryOptions,
+        credentials::CredentialSource,
+        oci::{
+            Digest, Image, Reference,
+            manifest::{self, Blob, Document, ManifestError},
+        },
     },
-    registry::{Client, Options, RegistryError, credentials::CredentialSource},
+    templates::manifest::Origin,
 };
 
 /// How many manifests are asked for, besides that of the tag. Each is some hundred kilobytes.
 const OTHERS: usize = 6;
 
 #[derive(Debug, Default)]
-pub(super) struct Known {
+pub(super) struct KnownBlobs {
     /// By content and its size: where it is packed.
-    packed: HashMap<(Digest, u64), Found>,
+    packed: HashMap<(Digest, u64), ReusableBlob>,
     /// The repository of each blob that is not known to be in the target's.
     mounts: HashMap<Digest, String>,
     target: Option<(Image, Digest)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct ReusableBlob {
     pub blob: Blob,
     /// The repository that it can be taken over from; `None`: it should be where it is needed.
     pub mount: Option<String>,
@@ -42,15 +45,15 @@ pub(super) enum Unusable {
     Tag(String),
 }
 
-impl Known {
+impl KnownBlobs {
     pub async fn gather(
         target: &Reference,
         origin: Option<&Origin>,
         others: Vec<Origin>,
-        options: &Options,
+        options: &RegistryOptions,
         credentials: &Arc<dyn CredentialSource>,
-    ) -> Result<Known, Unusable> {
-        let mut known = Known::default();
+    ) -> Result<KnownBlobs, Unusable> {
+        let mut known = KnownBlobs::default();
         match image(target, options, credentials).await? {
             There::Nothing | There::Unreadable => {}
             There::Image(image, digest) => {
@@ -97,7 +100,7 @@ impl Known {
     fn add(&mut self, image: &Image, mount: Option<&str>) {
         let packed_files = image.files.iter().filter(|file| file.packed).map(|file| (file.blob, file.content));
         for (blob, content) in packed_files.chain(image.chunks.iter().map(|c| (c.blob, c.content))) {
-            let found = Found { blob, mount: mount.map(str::to_owned) };
+            let found = ReusableBlob { blob, mount: mount.map(str::to_owned) };
             self.packed.entry((content.digest, content.size)).or_insert(found);
         }
         if let Some(from) = mount {
@@ -108,7 +111,7 @@ impl Known {
         }
     }
 
-    pub fn packed(&self, content: Blob) -> Option<&Found> {
+    pub fn packed(&self, content: Blob) -> Option<&ReusableBlob> {
         self.packed.get(&(content.digest, content.size))
     }
 
@@ -142,10 +145,10 @@ enum There {
 
 async fn image(
     reference: &Reference,
-    options: &Options,
+    options: &RegistryOptions,
     credentials: &Arc<dyn CredentialSource>,
 ) -> Result<There, Unusable> {
-    let client = Client::new(reference, options, credentials.clone()).map_err(Unusable::Registry)?;
+    let client = RegistryClient::new(reference, options, credentials.clone()).map_err(Unusable::Registry)?;
     let raw = match client.manifest(reference).await {
         Ok(raw) => raw,
         // Some registries say so of a repository that is not there yet. Whether we may push is seen when we do.
@@ -163,9 +166,9 @@ async fn image(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::templates::oci::{
-        Kind, Role,
-        manifest::{Chunk, File},
+    use crate::registry::oci::{
+        ImageFormat, Role,
+        manifest::{Chunk, LayerFile},
     };
 
     fn blob(content: &[u8]) -> Blob {
@@ -174,23 +177,23 @@ mod tests {
 
     fn image(packed: &[u8]) -> Image {
         let file =
-            File { layer: 0, role: Role::Config, blob: blob(b"config"), content: blob(b"config"), packed: false };
+            LayerFile { layer: 0, role: Role::Config, blob: blob(b"config"), content: blob(b"config"), packed: false };
         let chunk = Chunk { layer: 1, blob: blob(packed), offset: 0, content: blob(b"disk") };
-        Image { kind: Kind::Tart, config: blob(b"{}"), files: vec![file], chunks: vec![chunk], disk_size: 4 }
+        Image { kind: ImageFormat::Tart, config: blob(b"{}"), files: vec![file], chunks: vec![chunk], disk_size: 4 }
     }
 
     #[test]
     fn what_is_nearest_counts() {
-        let mut known = Known::default();
+        let mut known = KnownBlobs::default();
         known.add(&image(b"here"), None);
         known.add(&image(b"there"), Some("acme/other"));
-        assert_eq!(known.packed(blob(b"disk")), Some(&Found { blob: blob(b"here"), mount: None }));
+        assert_eq!(known.packed(blob(b"disk")), Some(&ReusableBlob { blob: blob(b"here"), mount: None }));
         // What is no packed layer has its blob for a content.
         assert_eq!(known.packed(blob(b"config")), None);
         assert_eq!(known.mount(blob(b"config")), Some("acme/other"));
         assert_eq!(known.mount(blob(b"there")), Some("acme/other"));
         assert_eq!(known.mount(blob(b"here")), None);
         assert_eq!(known.mounts(), ["acme/other"]);
-        assert_eq!(Known::default().packed(blob(b"disk")), None);
+        assert_eq!(KnownBlobs::default().packed(blob(b"disk")), None);
     }
 }

@@ -11,9 +11,9 @@ use std::{
 use rustix::{fs::SeekFrom, io::Errno};
 use sha2::{Digest as _, Sha256};
 
-use crate::templates::{
-    manifest::FileEntry,
-    oci::{Digest, lz4, manifest::Blob},
+use crate::{
+    registry::oci::{Digest, lz4, manifest::Blob},
+    templates::manifest::FileEntry,
 };
 
 const BUFFER: usize = 1 << 20;
@@ -42,20 +42,20 @@ impl From<io::Error> for Unfit {
 }
 
 /// Reads a piece of a file, and hashes what is read.
-struct Reader<'a> {
+struct PieceReader<'a> {
     file: &'a File,
     at: u64,
     left: u64,
     hasher: Sha256,
 }
 
-impl<'a> Reader<'a> {
-    fn new(file: &'a File, range: Range) -> Reader<'a> {
-        Reader { file, at: range.start, left: range.size, hasher: Sha256::new() }
+impl<'a> PieceReader<'a> {
+    fn new(file: &'a File, range: Range) -> PieceReader<'a> {
+        PieceReader { file, at: range.start, left: range.size, hasher: Sha256::new() }
     }
 }
 
-impl Read for Reader<'_> {
+impl Read for PieceReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let wanted = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         if wanted == 0 {
@@ -78,7 +78,7 @@ pub(super) fn hash(path: &Path, range: Range) -> io::Result<Option<Digest>> {
     if is_hole(&file, range) {
         return Ok(None);
     }
-    let mut reader = Reader::new(&file, range);
+    let mut reader = PieceReader::new(&file, range);
     drain(&mut reader, &AtomicBool::new(false))?;
     Ok(Some(Digest::finish(reader.hasher)))
 }
@@ -108,7 +108,7 @@ fn is_hole(file: &File, range: Range) -> bool {
 /// Packs a piece whose content is known by its digest into a new file. Gives the blob.
 pub(super) fn pack(path: &Path, range: Range, content: Digest, to: &Path) -> Result<Blob, Unfit> {
     let file = File::open(path)?;
-    let mut reader = Reader::new(&file, range);
+    let mut reader = PieceReader::new(&file, range);
     // One that an attempt before this has left.
     let out = File::create(to)?;
     let mut writer = Hashing { to: BufWriter::with_capacity(BUFFER, out), hasher: Sha256::new() };
@@ -143,7 +143,7 @@ pub(super) fn is_sound(path: &Path, entry: &FileEntry, stop: &AtomicBool) -> io:
         return Ok(false);
     }
     let sound = |start, size, sha256: &str| -> io::Result<bool> {
-        let mut reader = Reader::new(&file, Range { start, size });
+        let mut reader = PieceReader::new(&file, Range { start, size });
         drain(&mut reader, stop)?;
         Ok(Digest::finish(reader.hasher).hex() == sha256)
     };
@@ -162,7 +162,7 @@ pub(super) fn is_sound(path: &Path, entry: &FileEntry, stop: &AtomicBool) -> io:
     }
 }
 
-fn drain(reader: &mut Reader<'_>, stop: &AtomicBool) -> io::Result<()> {
+fn drain(reader: &mut PieceReader<'_>, stop: &AtomicBool) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     while reader.read(&mut buffer)? > 0 {
         if stop.load(Ordering::Relaxed) {
@@ -175,7 +175,10 @@ fn drain(reader: &mut Reader<'_>, stop: &AtomicBool) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::templates::{import, manifest::Piece, oci::lz4::Decoder};
+    use crate::{
+        registry::oci::lz4::Decoder,
+        templates::{import, manifest::RecordedPiece},
+    };
 
     fn content() -> Vec<u8> {
         (0..3_000_000_usize).map(|at| if at / 500_000 == 2 { 0 } else { (at % 251) as u8 }).collect()
@@ -235,8 +238,10 @@ mod tests {
         std::fs::write(&path, content()).unwrap();
         let stop = AtomicBool::new(false);
         let whole = FileEntry::Whole { sha256: import::sha256(&content()), size: 3_000_000 };
-        let pieces =
-            content().chunks(700_000).map(|c| Piece { sha256: import::sha256(c), size: c.len() as u64 }).collect();
+        let pieces = content()
+            .chunks(700_000)
+            .map(|c| RecordedPiece { sha256: import::sha256(c), size: c.len() as u64 })
+            .collect();
         let pieces = FileEntry::in_pieces(pieces);
         for entry in [&whole, &pieces] {
             assert!(is_sound(&path, entry, &stop).unwrap());

@@ -7,15 +7,15 @@ use mayfly::{
     domain::{
         Event, VmId,
         host::{Capacity, DriverView},
-        token::Scope,
+        token::TokenScope,
     },
     drivers::{
         fake::{Fake, FakeWorld},
         registry::Registry,
     },
     http::{self, Http},
-    runners::github::Client,
     service::{self, Clock, HostInspector, Service},
+    sources::github::GitHubClient,
     store::{self, Expect, Ledger, Reader, Vault, logs::Logs},
     templates::{Catalog, NewTemplate, pull::Puller},
 };
@@ -133,7 +133,7 @@ pub async fn api_pulling(
 }
 
 /// Of a service that has a way to GitHub.
-pub async fn api_with_github(limits: service::Settings, github: Client) -> Api {
+pub async fn api_with_github(limits: service::Settings, github: GitHubClient) -> Api {
     let settings = http::Settings::default();
     api_of(settings, limits, Clock::system(), crate::support::no_registry, Some(Arc::new(github))).await
 }
@@ -143,7 +143,7 @@ async fn api_of(
     limits: service::Settings,
     clock: Clock,
     puller: impl FnOnce(&Catalog) -> Puller,
-    github: Option<Arc<Client>>,
+    github: Option<Arc<GitHubClient>>,
 ) -> Api {
     let dir = tempfile::tempdir().unwrap();
     let store = store::open(&dir.path().join("mayfly.db")).await.unwrap();
@@ -174,9 +174,9 @@ async fn api_of(
         drivers,
         puller(&catalog),
         crate::support::no_logins(dir.path()),
-        mayfly::templates::s3::S3::new(dir.path().join("s3"), Default::default()),
+        mayfly::registry::s3::S3::new(dir.path().join("s3"), Default::default()),
         github,
-        mayfly::runners::program::Programs::new(dir.path().join("runners"), Default::default()),
+        mayfly::sources::github::runner_archives::RunnerArchives::new(dir.path().join("runners"), Default::default()),
         host.clone(),
         clock,
         limits,
@@ -185,7 +185,7 @@ async fn api_of(
         service.create_token(name.to_owned(), scope).await.unwrap().1.expose_secret().to_owned()
     };
     let (admin, create, read) =
-        (token("a", Scope::Admin).await, token("c", Scope::Create).await, token("r", Scope::Read).await);
+        (token("a", TokenScope::Admin).await, token("c", TokenScope::Create).await, token("r", TokenScope::Read).await);
     let shutdown = CancellationToken::new();
     let waiting = shutdown.child_token();
     let http = Http {

@@ -8,8 +8,8 @@ use mayfly::{
         github::{JobRecord, JobStatus, Registered},
         job::{Heard, Job, News},
     },
-    runners::github::{Client, Options, Server, Source},
     service::{self, vms::VmRequest},
+    sources::github::{CredentialLocation, GitHubClient, GitHubOptions, Server},
 };
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -18,9 +18,9 @@ use super::{Api, Got, api, api_with_github, pointer};
 use crate::support::github::GitHub;
 
 /// A way to GitHub that nobody goes: nothing answers there.
-fn nowhere() -> Client {
+fn nowhere() -> GitHubClient {
     let server = Server::new("https://github.com", Some("http://127.0.0.1:9")).unwrap();
-    Client::new(Options::new(server), Source::Token("ghp_hush-hush".to_owned().into())).unwrap()
+    GitHubClient::new(GitHubOptions::new(server), CredentialLocation::Token("ghp_hush-hush".to_owned().into())).unwrap()
 }
 
 async fn rig() -> Api {

@@ -3,13 +3,15 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use mayfly::{
-    domain::{Event, VmId, event::EndProof, event::ReadyVia, runner::RunnerFact},
-    http,
-    service::{self, Clock, pulls::Settings},
-    templates::{
-        pull::{self, Puller},
-        registry::{Options, Retry, credentials::Chain},
+    domain::{
+        Event, VmId,
+        event::{EndProof, ReadyVia},
+        runner::RunnerFact,
     },
+    http,
+    registry::{RegistryOptions, TransferRetry, credentials::Chain},
+    service::{self, Clock, pulls::Settings},
+    templates::pull::{self, Puller},
 };
 use serde_json::{Value, json};
 
@@ -40,9 +42,12 @@ impl Rig {
         let ca_file = registry.authority.file();
         let limits = service::Settings { pulls, ..Default::default() };
         let mut api = api_pulling(http::Settings::default(), limits, clock, |catalog| {
-            let retry =
-                Retry { attempts: 1, first_pause: Duration::from_millis(1), longest_pause: Duration::from_millis(1) };
-            let registry = Options { ca_file: Some(ca_file), retry, ..Options::default() };
+            let retry = TransferRetry {
+                attempts: 1,
+                first_pause: Duration::from_millis(1),
+                longest_pause: Duration::from_millis(1),
+            };
+            let registry = RegistryOptions { ca_file: Some(ca_file), retry, ..RegistryOptions::default() };
             let settings = pull::Settings { registry, ..Default::default() };
             Puller::new(catalog.clone(), settings, Arc::new(Chain::new(Vec::new())))
         })

@@ -2,7 +2,7 @@
 
 use std::{os::unix::fs::PermissionsExt, path::PathBuf};
 
-use mayfly::config::{Accelerator, Config, ConfigError, Host, LogFormat, keys};
+use mayfly::config::{Accelerator, Config, ConfigError, HostResources, LogFormat, keys};
 
 use super::Mayfly;
 
@@ -22,7 +22,7 @@ fn nothing_given_means_defaults() {
     let config = load("", &[], &[]).unwrap();
     assert_eq!(config, Config::defaults(PathBuf::from("/data")));
     assert_eq!(config.server.listen.to_string(), "127.0.0.1:8470");
-    assert_eq!(config.slots.linux, Host::this().cpus);
+    assert_eq!(config.slots.linux, HostResources::this().cpus);
     assert_eq!(config.default_budgets(), mayfly::domain::Budgets::default());
 }
 

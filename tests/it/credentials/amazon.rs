@@ -19,7 +19,7 @@ use axum::{
     routing::{get, put},
 };
 use jiff::Timestamp;
-use mayfly::templates::registry::credentials::{CredentialSource, Ecr};
+use mayfly::registry::credentials::{CredentialSource, Ecr};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mayfly::templates::registry::credentials::{CredentialSource, DockerConfig, Helpers};
+use mayfly::registry::credentials::{CredentialSource, DockerConfig, Helpers};
 use rustix::process::{Pid, test_kill_process};
 use secrecy::ExposeSecret;
 

@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use jiff::Timestamp;
 use mayfly::{
-    cli::doctor::probe::{Busy, Entry, Kind, LOOK, Probe, Ran, Seen, Space, System, Unseen},
+    cli::doctor::probe::{Busy, FileKind, FileStatus, HostProbe, LOOK, Probed, Ran, Space, System, Unseen},
     drivers::process::CommandLine,
 };
 use serde::Deserialize;
@@ -60,12 +60,12 @@ struct Volume {
 pub struct Played {
     machine: Machine,
     files: PathBuf,
-    answers: BTreeMap<String, Seen<Ran>>,
+    answers: BTreeMap<String, Probed<Ran>>,
     forbidden: BTreeSet<String>,
     run: Mutex<BTreeSet<String>>,
 }
 
-pub fn answer(code: i32, stdout: &str) -> Seen<Ran> {
+pub fn answer(code: i32, stdout: &str) -> Probed<Ran> {
     Ok(Ran { code: Some(code), stdout: stdout.to_owned(), stderr: String::new() })
 }
 
@@ -95,7 +95,7 @@ impl Played {
         self.answers.keys().cloned().collect()
     }
 
-    pub fn set(&mut self, command: &str, answer: Seen<Ran>) {
+    pub fn set(&mut self, command: &str, answer: Probed<Ran>) {
         assert!(self.answers.insert(command.to_owned(), answer).is_some(), "{command}");
     }
 
@@ -136,7 +136,7 @@ impl Played {
     }
 }
 
-fn parse(text: &str) -> Option<(String, Seen<Ran>)> {
+fn parse(text: &str) -> Option<(String, Probed<Ran>)> {
     let (head, rest) = text.split_once("--- stdout\n")?;
     let (stdout, stderr) = rest.split_once("--- stderr\n")?;
     let mut head = head.lines();
@@ -149,7 +149,7 @@ fn parse(text: &str) -> Option<(String, Seen<Ran>)> {
 }
 
 #[async_trait]
-impl Probe for Played {
+impl HostProbe for Played {
     fn system(&self) -> System {
         match self.machine.system.as_str() {
             "macos" => System::Macos,
@@ -174,7 +174,7 @@ impl Probe for Played {
         self.machine.programs.get(program.to_str()?).cloned()
     }
 
-    async fn run(&self, program: &Path, args: &[&str], env: &[(&str, &str)]) -> Seen<Ran> {
+    async fn run(&self, program: &Path, args: &[&str], env: &[(&str, &str)]) -> Probed<Ran> {
         let command = [&[program.to_str().unwrap()], args].concat().join(" ");
         assert!(!self.forbidden.contains(&command), "{command} must not be run here");
         if program.ends_with("tart") && args[0] == "list" {
@@ -187,7 +187,7 @@ impl Probe for Played {
         answer.clone()
     }
 
-    async fn read(&self, path: &Path, limit: usize) -> Seen<Vec<u8>> {
+    async fn read(&self, path: &Path, limit: usize) -> Probed<Vec<u8>> {
         if self.machine.entries.get(path).is_some_and(|at| at.denied) {
             return Err(Unseen::Denied);
         }
@@ -201,13 +201,13 @@ impl Probe for Played {
         Ok(bytes)
     }
 
-    async fn entry(&self, path: &Path) -> Seen<Entry> {
+    async fn entry(&self, path: &Path) -> Probed<FileStatus> {
         let at = self.machine.entries.get(path).ok_or(Unseen::Absent)?;
-        Ok(Entry {
+        Ok(FileStatus {
             kind: match at.kind.as_str() {
-                "directory" => Kind::Directory,
-                "file" => Kind::File,
-                "other" => Kind::Other,
+                "directory" => FileKind::Directory,
+                "file" => FileKind::File,
+                "other" => FileKind::Other,
                 kind => panic!("{kind}"),
             },
             mode: at.mode,
@@ -218,16 +218,16 @@ impl Probe for Played {
         })
     }
 
-    async fn resolve(&self, path: &Path) -> Seen<PathBuf> {
+    async fn resolve(&self, path: &Path) -> Probed<PathBuf> {
         Ok(self.machine.links.get(path).cloned().unwrap_or_else(|| path.to_owned()))
     }
 
-    async fn names(&self, dir: &Path) -> Seen<Vec<String>> {
+    async fn names(&self, dir: &Path) -> Probed<Vec<String>> {
         let entries = fs::read_dir(self.on_disk(dir)).map_err(|error| Unseen::from_io(&error))?;
         Ok(entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect())
     }
 
-    async fn may_read_and_write(&self, path: &Path) -> Seen<()> {
+    async fn may_read_and_write(&self, path: &Path) -> Probed<()> {
         match self.machine.entries.get(path) {
             None => Err(Unseen::Absent),
             Some(at) if at.denied => Err(Unseen::Denied),
@@ -235,7 +235,7 @@ impl Probe for Played {
         }
     }
 
-    async fn space(&self, path: &Path) -> Seen<Space> {
+    async fn space(&self, path: &Path) -> Probed<Space> {
         let volume = self.machine.spaces.get(path).unwrap_or_else(|| panic!("no room at {}", path.display()));
         Ok(Space {
             free: volume.free_gib << 30,
@@ -254,7 +254,7 @@ impl Probe for Played {
         }
     }
 
-    async fn get(&self, url: &str) -> Seen<Vec<u8>> {
+    async fn get(&self, url: &str) -> Probed<Vec<u8>> {
         self.machine.http.get(url).map(|body| body.clone().into_bytes()).ok_or(Unseen::Absent)
     }
 

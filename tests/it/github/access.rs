@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use mayfly::runners::github::{Client, GitHubError, Scope, Source};
+use mayfly::sources::github::{CredentialLocation, GitHubClient, GitHubError, Scope};
 use secrecy::ExposeSecret;
 use serde_json::json;
 
@@ -88,12 +88,12 @@ async fn a_token_may_do_no_more_than_its_call_takes() {
 
     let less = json!({"organization_self_hosted_runners": "read", "metadata": "read"});
     let app = github.app_with(less, json!([])).await;
-    let source = Source::AppKeyFile {
+    let source = CredentialLocation::AppKeyFile {
         app_id: app.id.to_string(),
         installation: Some(app.installation),
         path: app.key_file.clone(),
     };
-    let client = Client::new(github.options(), source).unwrap();
+    let client = GitHubClient::new(github.options(), source).unwrap();
     let error = client.generate_jit_config(&acme(), &runner("vm-1")).await.unwrap_err();
     let GitHubError::MissingPermission { accepted, .. } = &error else { panic!("{error}") };
     assert_eq!(accepted.as_deref(), Some("organization_self_hosted_runners=write"));
@@ -107,8 +107,8 @@ async fn both_forms_of_the_key_and_both_names_of_the_app_are_taken() {
     let pkcs8 = github.dir().join("pkcs8.pem");
     private_file(&pkcs8, &app.pkcs8);
     for (app_id, path) in [(app.client_id.clone(), &pkcs8), (app.id.to_string(), &app.key_file)] {
-        let source = Source::AppKeyFile { app_id, installation: None, path: path.clone() };
-        let client = Client::new(github.options(), source).unwrap();
+        let source = CredentialLocation::AppKeyFile { app_id, installation: None, path: path.clone() };
+        let client = GitHubClient::new(github.options(), source).unwrap();
         assert_eq!(client.app().await.unwrap().id, app.id);
         assert_eq!(client.installations().await.unwrap().len(), 1);
     }
@@ -148,8 +148,8 @@ async fn an_app_that_is_not_there_or_not_ours() {
     let path = github.dir().join("other.pem");
     private_file(&path, key["pkcs1"].as_str().unwrap());
     for (app_id, path) in [(app.client_id.clone(), path.clone()), ("Iv23nobody".to_owned(), path)] {
-        let source = Source::AppKeyFile { app_id, installation: None, path };
-        let error = Client::new(github.options(), source).unwrap().app().await.unwrap_err();
+        let source = CredentialLocation::AppKeyFile { app_id, installation: None, path };
+        let error = GitHubClient::new(github.options(), source).unwrap().app().await.unwrap_err();
         assert!(matches!(error, GitHubError::BadCredentials { .. } | GitHubError::NotVisible { .. }), "{error}");
     }
     github.tell("suspend", json!({"installation": app.installation})).await;
@@ -165,7 +165,7 @@ async fn what_a_personal_token_lacks_is_named() {
         (json!({"fine_grained": {"metadata": "read"}, "sees": ["acme"]}), "organization_self_hosted_runners=write"),
     ] {
         let token = github.tell("tokens", token).await["token"].as_str().unwrap().to_owned();
-        let client = Client::new(github.options(), Source::Token(token.clone().into())).unwrap();
+        let client = GitHubClient::new(github.options(), CredentialLocation::Token(token.clone().into())).unwrap();
         let error = client.generate_jit_config(&acme(), &runner("vm-1")).await.unwrap_err();
         let GitHubError::MissingPermission { accepted: found, .. } = &error else { panic!("{error}") };
         assert_eq!(found.as_deref(), Some(accepted));
@@ -183,7 +183,7 @@ async fn a_token_or_key_that_was_changed_on_disk_needs_no_restart() {
     let (_, new) = github.holder().await;
     let path = github.dir().join("token");
     private_file(&path, &old);
-    let client = Client::new(github.options(), Source::TokenFile(path.clone())).unwrap();
+    let client = GitHubClient::new(github.options(), CredentialLocation::TokenFile(path.clone())).unwrap();
     client.visible(&acme()).await.unwrap();
     github.tell("revoke", json!({"token": old})).await;
     assert!(matches!(client.visible(&acme()).await.unwrap_err(), GitHubError::BadCredentials { .. }));

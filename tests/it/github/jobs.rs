@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use axum::{body::Bytes, http::HeaderMap};
-use mayfly::runners::github::{
-    Client, GitHubError, JobFilter,
+use mayfly::sources::github::{
+    GitHubClient, GitHubError, WorkflowJobFilter,
     model::{Conclusion, JobStatus},
 };
 use secrecy::ExposeSecret;
@@ -46,7 +46,7 @@ async fn next(from: &mut mpsc::UnboundedReceiver<(HeaderMap, Bytes)>) -> Value {
 }
 
 /// Starts a runner's session; gives its configuration, which proves it.
-async fn online(github: &GitHub, client: &Client, name: &str) -> (u64, String) {
+async fn online(github: &GitHub, client: &GitHubClient, name: &str) -> (u64, String) {
     let made = client.generate_jit_config(&acme(), &runner(name)).await.unwrap();
     let jit = made.encoded_jit_config.expose_secret().to_owned();
     github.tell("session/connect", json!({"jit": jit})).await;
@@ -72,14 +72,14 @@ async fn queued_jobs_are_found_in_runs_that_wait_and_in_runs_that_have_begun() {
     let begun = client.job(&app_repository(), first).await.unwrap().unwrap();
     assert_eq!((begun.status, begun.runner_name.as_deref()), (JobStatus::InProgress, Some("vm-1")));
     assert_eq!(client.job(&app_repository(), 1).await.unwrap(), None);
-    assert_eq!(client.jobs_of_run(&app_repository(), run, JobFilter::All).await.unwrap().len(), 2);
+    assert_eq!(client.jobs_of_run(&app_repository(), run, WorkflowJobFilter::All).await.unwrap().len(), 2);
     let error = client.queued_jobs(&acme()).await.unwrap_err();
     assert!(matches!(error, GitHubError::Settings { .. }), "{error}");
 
     // A re-run has a new id and the next attempt, and counts as the latest.
     let again = json!({"repository": "acme/app", "labels": [], "run": run, "attempt": 2});
     github.tell("jobs", again).await;
-    let latest = client.jobs_of_run(&app_repository(), run, JobFilter::Latest).await.unwrap();
+    let latest = client.jobs_of_run(&app_repository(), run, WorkflowJobFilter::Latest).await.unwrap();
     assert_eq!(latest.iter().map(|j| j.run_attempt).collect::<Vec<_>>(), [Some(2)]);
 }
 

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use mayfly::runners::github::{Client, GitHubError, Limit, Source};
+use mayfly::sources::github::{CredentialLocation, GitHubClient, GitHubError, GitHubLimit};
 use serde_json::json;
 
 use super::{count, runner};
 use crate::support::github::{GitHub, acme};
 
-fn limited(error: GitHubError) -> (Limit, jiff::Timestamp) {
+fn limited(error: GitHubError) -> (GitHubLimit, jiff::Timestamp) {
     match error {
         GitHubError::RateLimited { limit, until, .. } => (limit, until),
         other => panic!("{other}"),
@@ -26,7 +26,7 @@ async fn a_spent_primary_limit_is_kept_to_until_it_is_over() {
     client.find_runner_by_name(&acme(), "a").await.unwrap();
     github.requests().await;
     let (limit, until) = limited(client.find_runner_by_name(&acme(), "b").await.unwrap_err());
-    assert_eq!(limit, Limit::Primary);
+    assert_eq!(limit, GitHubLimit::Primary);
     assert!(github.requests().await.is_empty(), "nothing is sent that is known to be refused");
     let view = &client.budgets()[0];
     assert_eq!((view.credential.as_str(), view.resources[0].remaining, view.resources[0].limit), ("token", 0, 2));
@@ -44,11 +44,11 @@ async fn a_spent_primary_limit_is_kept_to_until_it_is_over() {
 async fn a_limit_that_others_spent_is_read_from_the_refusal() {
     let github = GitHub::start().await;
     let (client, token) = github.holder().await;
-    let other = Client::new(github.options(), Source::Token(token.into())).unwrap();
+    let other = GitHubClient::new(github.options(), CredentialLocation::Token(token.into())).unwrap();
     github.tell("knobs", json!({"rate_limit": 1})).await;
     other.visible(&acme()).await.unwrap();
     let (limit, _) = limited(client.visible(&acme()).await.unwrap_err());
-    assert_eq!((limit, client.budgets()[0].limited), (Limit::Primary, 1));
+    assert_eq!((limit, client.budgets()[0].limited), (GitHubLimit::Primary, 1));
 }
 
 #[tokio::test]
@@ -57,7 +57,10 @@ async fn registrations_are_counted_apart() {
     let (client, _) = github.holder().await;
     github.tell("knobs", json!({"registration_limit": 1})).await;
     client.generate_jit_config(&acme(), &runner("vm-1")).await.unwrap();
-    assert_eq!(limited(client.generate_jit_config(&acme(), &runner("vm-2")).await.unwrap_err()).0, Limit::Primary);
+    assert_eq!(
+        limited(client.generate_jit_config(&acme(), &runner("vm-2")).await.unwrap_err()).0,
+        GitHubLimit::Primary
+    );
     assert_eq!(client.list_runners(&acme()).await.unwrap().len(), 1, "looking is still allowed");
     let names: Vec<String> = client.budgets()[0].resources.iter().map(|r| r.resource.clone()).collect();
     assert_eq!(names, ["actions_runner_registration", "core"]);
@@ -70,7 +73,7 @@ async fn a_secondary_limit_stops_everything_for_as_long_as_it_says() {
     let said = json!({"message": "You have exceeded a secondary rate limit. Please wait."});
     let with = json!({"answer": {"status": 403, "headers": {"retry-after": "30"}, "body": said}});
     github.fault("actions/runners", with).await;
-    assert_eq!(limited(client.visible(&acme()).await.unwrap_err()).0, Limit::Secondary);
+    assert_eq!(limited(client.visible(&acme()).await.unwrap_err()).0, GitHubLimit::Secondary);
     github.requests().await;
     limited(client.generate_jit_config(&acme(), &runner("vm-1")).await.unwrap_err());
     assert!(github.requests().await.is_empty());
@@ -96,7 +99,7 @@ async fn a_short_limit_is_waited_for() {
     let (_, token) = github.holder().await;
     let mut options = github.options();
     options.patience = Duration::from_secs(5);
-    let client = Client::new(options, Source::Token(token.into())).unwrap();
+    let client = GitHubClient::new(options, CredentialLocation::Token(token.into())).unwrap();
     let with = json!({"answer": {"status": 429, "headers": {"retry-after": "1"}, "body": {}}});
     github.fault("generate-jitconfig", with.clone()).await;
     client.generate_jit_config(&acme(), &runner("vm-1")).await.unwrap();
@@ -125,7 +128,7 @@ async fn changes_keep_their_distance() {
     let (_, token) = github.holder().await;
     let mut options = github.options();
     options.write_gap = Duration::from_millis(200);
-    let client = Client::new(options, Source::Token(token.into())).unwrap();
+    let client = GitHubClient::new(options, CredentialLocation::Token(token.into())).unwrap();
     let (scope, start) = (acme(), std::time::Instant::now());
     let news = [runner("a"), runner("b"), runner("c")];
     let made = futures_util::future::join_all(news.iter().map(|new| client.generate_jit_config(&scope, new))).await;

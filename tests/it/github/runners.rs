@@ -1,7 +1,7 @@
 //! Registering, looking, removing.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use mayfly::runners::github::{DEFAULT_GROUP, GitHubError, Removed, Scope, model::RunnerStatus};
+use mayfly::sources::github::{DEFAULT_GROUP, GitHubError, Removed, Scope, model::RunnerStatus};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
@@ -164,7 +164,7 @@ async fn all_of_250_runners_are_listed_and_cost_nothing_again() {
     assert_eq!(all.iter().map(|r| r.id).collect::<std::collections::BTreeSet<_>>().len(), 250);
     let pages = github.requests().await;
     assert_eq!(count(&pages, "/actions/runners"), 3);
-    let remaining = |client: &mayfly::runners::github::Client| {
+    let remaining = |client: &mayfly::sources::github::GitHubClient| {
         let budget = client.budgets().into_iter().find(|b| b.credential.starts_with("installation")).unwrap();
         (budget.resources[0].remaining, budget.not_modified)
     };
@@ -234,8 +234,8 @@ async fn an_enterprise_takes_a_classic_token() {
     github.tell("places", json!({"places": ["enterprises/acme-corp"]})).await;
     let told = json!({"classic": "manage_runners:enterprise", "sees": ["acme-corp"]});
     let token = github.tell("tokens", told).await["token"].as_str().unwrap().to_owned();
-    let source = mayfly::runners::github::Source::Token(token.into());
-    let client = mayfly::runners::github::Client::new(github.options(), source).unwrap();
+    let source = mayfly::sources::github::CredentialLocation::Token(token.into());
+    let client = mayfly::sources::github::GitHubClient::new(github.options(), source).unwrap();
     let scope = Scope::enterprise("acme-corp").unwrap();
     let id = client.generate_jit_config(&scope, &runner("vm-1")).await.unwrap().runner.id;
     assert_eq!(client.runner_groups(&scope).await.unwrap().len(), 1);

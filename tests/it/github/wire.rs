@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use mayfly::runners::github::{Client, GitHubError, Removed, Scope, Server, Source};
+use mayfly::sources::github::{CredentialLocation, GitHubClient, GitHubError, Removed, Scope, Server};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -75,7 +75,7 @@ async fn a_token_does_not_go_along_to_another_host() {
     let (_, token) = github.holder().await;
     let mut options = github.options();
     options.ca_file = Some(authority.file());
-    let client = Client::new(options, Source::Token(token.clone().into())).unwrap();
+    let client = GitHubClient::new(options, CredentialLocation::Token(token.clone().into())).unwrap();
     for (answer, refused) in [(NO_RUNNERS, false), (UNAUTHORIZED, true)] {
         let (origin, heads) = elsewhere(&authority, answer).await;
         let then = json!({"answer": {"status": 307, "headers": {"location": format!("{origin}/moved?x=1")}}});
@@ -122,15 +122,15 @@ async fn a_private_authority_is_trusted_when_it_is_named() {
     let authority = Authority::new();
     let (origin, heads) = elsewhere(&authority, NO_RUNNERS).await;
     let mut options = github.options_of(Server::new(&origin, None).unwrap());
-    let source = Source::Token("ghp_x".to_owned().into());
-    let error = Client::new(options.clone(), source.clone()).unwrap().list_runners(&acme()).await.unwrap_err();
+    let source = CredentialLocation::Token("ghp_x".to_owned().into());
+    let error = GitHubClient::new(options.clone(), source.clone()).unwrap().list_runners(&acme()).await.unwrap_err();
     assert!(matches!(error, GitHubError::Unavailable { sent: false, .. }), "{error}");
     options.ca_file = Some(authority.file());
-    let client = Client::new(options.clone(), source.clone()).unwrap();
+    let client = GitHubClient::new(options.clone(), source.clone()).unwrap();
     assert_eq!(client.list_runners(&acme()).await.unwrap(), []);
     assert!(heads.lock().unwrap()[0].starts_with("GET /api/v3/orgs/acme/actions/runners?"));
     options.ca_file = Some(github.dir().join("none.pem"));
-    let error = Client::new(options, source).unwrap_err();
+    let error = GitHubClient::new(options, source).unwrap_err();
     assert!(error.to_string().contains("none.pem"), "{error}");
 }
 
@@ -156,7 +156,7 @@ async fn a_server_in_trouble_is_asked_again_where_that_is_safe() {
     // Where nobody is, nothing was done.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let options = github.options_of(Server::new(&format!("http://127.0.0.1:{port}"), None).unwrap());
-    let nobody = Client::new(options, Source::Token("ghp_x".to_owned().into())).unwrap();
+    let nobody = GitHubClient::new(options, CredentialLocation::Token("ghp_x".to_owned().into())).unwrap();
     let error = nobody.generate_jit_config(&acme(), &runner("vm-1")).await.unwrap_err();
     assert!(matches!(error, GitHubError::Unavailable { sent: false, .. }) && !error.maybe_done(), "{error}");
 }
@@ -184,7 +184,7 @@ async fn an_enterprise_server_has_another_path_and_no_limits() {
     let github = GitHub::start().await;
     github.tell("knobs", json!({"rate_limit": null})).await;
     let app = github.app().await;
-    let client = Client::new(github.enterprise_options(), github.source(&app)).unwrap();
+    let client = GitHubClient::new(github.enterprise_options(), github.source(&app)).unwrap();
     github.tell("runners", json!({"place": "orgs/acme", "count": 150, "prefix": "r", "labels": []})).await;
     assert_eq!(client.list_runners(&acme()).await.unwrap().len(), 150);
     assert_eq!(client.rate_limit(Some(&acme())).await.unwrap(), []);

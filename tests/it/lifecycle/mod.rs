@@ -12,7 +12,7 @@ use mayfly::{
     domain::{
         Arch, BudgetsPatch, Code, EventKind, GuestOs, Handover, InstanceName, State, TokenId, Vm, VmId,
         host::{Capacity, HostView},
-        token::{Caller, Scope},
+        token::{Caller, TokenScope},
     },
     drivers::{
         fake::{Fake, FakeWorld, Guest},
@@ -25,7 +25,7 @@ use mayfly::{
         vms::{Runner, VmRequest},
     },
     store::{self, Ledger, Vault, logs::Logs},
-    templates::{Catalog, Limits, NewTemplate},
+    templates::{Catalog, NewTemplate, SpaceLimits},
 };
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -66,9 +66,9 @@ pub struct Host {
     pub capacity: Capacity,
     pub clock: Clock,
     /// Of the space that templates take, from the next start on.
-    pub limits: Limits,
+    pub limits: SpaceLimits,
     /// Who we are to GitHub, from the next start on.
-    pub github: Option<Arc<mayfly::runners::github::Client>>,
+    pub github: Option<Arc<mayfly::sources::github::GitHubClient>>,
     /// Of the verbs, from the next start on.
     pub settings: service::Settings,
     /// How often it is asked, from the next start on.
@@ -93,7 +93,7 @@ impl Host {
             world: FakeWorld::new(),
             capacity: Capacity { linux_slots: linux, macos_slots: macos, cpus: 64, memory_mib: 65536 },
             clock,
-            limits: Limits::default(),
+            limits: SpaceLimits::default(),
             github: None,
             settings: service::Settings::default(),
             pace: Pace {
@@ -143,7 +143,8 @@ impl Host {
         let clock = self.clock.clone();
         let view = HostInspector::new(drivers.clone(), self.capacity, true, clock.clone());
         let logs = Logs::new(self.at("logs"));
-        let programs = mayfly::runners::program::Programs::new(self.at("runners"), Default::default());
+        let programs =
+            mayfly::sources::github::runner_archives::RunnerArchives::new(self.at("runners"), Default::default());
         let puller = crate::support::no_registry(&catalog);
         let service = Service::new(
             store.ledger.clone(),
@@ -154,7 +155,7 @@ impl Host {
             drivers.clone(),
             puller.clone(),
             crate::support::no_logins(&self.at("")),
-            mayfly::templates::s3::S3::new(self.at("s3"), Default::default()),
+            mayfly::registry::s3::S3::new(self.at("s3"), Default::default()),
             self.github.clone(),
             programs.clone(),
             view.clone(),
@@ -300,7 +301,7 @@ impl Host {
 }
 
 pub fn admin() -> Caller {
-    Caller::Token { id: TokenId(uuid::Uuid::nil()), name: "test".into(), scope: Scope::Admin }
+    Caller::Token { id: TokenId(uuid::Uuid::nil()), name: "test".into(), scope: TokenScope::Admin }
 }
 
 pub fn request(template: &str, runner: Runner) -> VmRequest {

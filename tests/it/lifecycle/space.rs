@@ -1,6 +1,6 @@
 //! A full disk is the host's fault and not the vm's.
 
-use mayfly::templates::Limits;
+use mayfly::templates::SpaceLimits;
 
 use super::prelude::*;
 
@@ -8,7 +8,7 @@ use super::prelude::*;
 async fn a_vm_that_finds_the_disk_full_gives_its_slot_back_and_waits() {
     let mut host = Host::new(1, 0).await;
     host.play_guests();
-    host.limits = Limits { min_free_bytes: u64::MAX, ..Limits::default() };
+    host.limits = SpaceLimits { min_free_bytes: u64::MAX, ..SpaceLimits::default() };
     host.restart().await;
     let id = host.create(request("linux", job())).await;
     let vm = host.until(id, |vm| vm.queue.as_ref().is_some_and(|q| q.reason == QueueReason::Host)).await;
@@ -18,7 +18,7 @@ async fn a_vm_that_finds_the_disk_full_gives_its_slot_back_and_waits() {
     assert!(host.world.snapshot().instances.is_empty());
 
     // Room again: it is tried again by itself.
-    host.limits = Limits::default();
+    host.limits = SpaceLimits::default();
     host.restart().await;
     let vm = host.until_state(id, State::Deleted).await;
     assert_eq!(vm.outcome.unwrap().result, OutcomeResult::Completed);

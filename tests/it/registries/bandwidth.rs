@@ -5,10 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mayfly::templates::{
-    Catalog,
-    pull::{Progress, PullRequest, Puller, Settings},
-    registry::{Limit, Limits, Options, credentials::Chain},
+use mayfly::{
+    registry::{BandwidthLimit, BandwidthLimits, RegistryOptions, credentials::Chain},
+    templates::{
+        Catalog,
+        pull::{PullProgress, PullRequest, Puller, Settings},
+    },
 };
 use tokio::sync::watch;
 
@@ -26,15 +28,15 @@ struct Host {
 }
 
 impl Host {
-    fn new(registry: &Registry, limits: Limits) -> Host {
+    fn new(registry: &Registry, limits: BandwidthLimits) -> Host {
         let dir = tempfile::tempdir().unwrap();
         let catalog = Catalog::open(dir.path().join("templates")).unwrap();
-        let options = Options {
+        let options = RegistryOptions {
             ca_file: Some(registry.authority.file()),
             // Far shorter than what is waited for under the limit.
             idle_timeout: Duration::from_millis(700),
             limits,
-            ..Options::default()
+            ..RegistryOptions::default()
         };
         let settings = Settings { registry: options, ..Settings::default() };
         let puller = Puller::new(catalog, settings, Arc::new(Chain::new(Vec::new())));
@@ -46,7 +48,7 @@ impl Host {
         let reference = format!("{}/acme/{repository}:1", self.address).parse().unwrap();
         let request = PullRequest { background, ..PullRequest::new(reference, repository) };
         tokio::spawn(async move {
-            let progress = watch::Sender::new(Progress::default());
+            let progress = watch::Sender::new(PullProgress::default());
             let start = Instant::now();
             puller.pull(&request, &progress).await.unwrap();
             let bytes = progress.borrow().bytes_done;
@@ -67,8 +69,8 @@ fn least(bytes: u64) -> Duration {
     Duration::from_secs_f64(bytes as f64 / f64::from(RATE) - 0.13)
 }
 
-fn limits(all: u32, background: u32) -> Limits {
-    Limits { all: Limit::of(all), background: Limit::of(background) }
+fn limits(all: u32, background: u32) -> BandwidthLimits {
+    BandwidthLimits { all: BandwidthLimit::of(all), background: BandwidthLimit::of(background) }
 }
 
 #[tokio::test(flavor = "multi_thread")]

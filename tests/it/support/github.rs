@@ -14,7 +14,7 @@ use std::{
 
 use aws_lc_rs::hmac;
 use jiff::{SignedDuration, Timestamp};
-use mayfly::runners::github::{Client, Now, Options, Scope, Server, Source};
+use mayfly::sources::github::{CredentialLocation, GitHubClient, GitHubOptions, Now, Scope, Server};
 use serde_json::{Value, json};
 
 pub struct GitHub {
@@ -150,17 +150,17 @@ impl GitHub {
     }
 
     /// As github.com is spoken to, without waiting for anything.
-    pub fn options(&self) -> Options {
+    pub fn options(&self) -> GitHubOptions {
         self.options_of(Server::new("https://github.com", Some(&self.origin)).unwrap())
     }
 
     /// As an Enterprise Server is spoken to.
-    pub fn enterprise_options(&self) -> Options {
+    pub fn enterprise_options(&self) -> GitHubOptions {
         self.options_of(Server::new(&self.origin, None).unwrap())
     }
 
-    pub fn options_of(&self, server: Server) -> Options {
-        let mut options = Options::new(server);
+    pub fn options_of(&self, server: Server) -> GitHubOptions {
+        let mut options = GitHubOptions::new(server);
         options.retry.first_pause = Duration::from_millis(5);
         options.retry.longest_pause = Duration::from_millis(20);
         options.retry.fresh_token_pause = Duration::from_millis(5);
@@ -171,19 +171,19 @@ impl GitHub {
         options
     }
 
-    pub fn source(&self, app: &App) -> Source {
-        Source::AppKeyFile { app_id: app.client_id.clone(), installation: None, path: app.key_file.clone() }
+    pub fn source(&self, app: &App) -> CredentialLocation {
+        CredentialLocation::AppKeyFile { app_id: app.client_id.clone(), installation: None, path: app.key_file.clone() }
     }
 
-    pub fn client(&self, app: &App) -> Client {
-        Client::new(self.options(), self.source(app)).unwrap()
+    pub fn client(&self, app: &App) -> GitHubClient {
+        GitHubClient::new(self.options(), self.source(app)).unwrap()
     }
 
     /// A personal token that may do everything in `acme`, and a client that has it.
-    pub async fn holder(&self) -> (Client, String) {
+    pub async fn holder(&self) -> (GitHubClient, String) {
         let told = json!({"classic": "repo, admin:org", "sees": ["acme"]});
         let token = self.tell("tokens", told).await["token"].as_str().unwrap().to_owned();
-        (Client::new(self.options(), Source::Token(token.clone().into())).unwrap(), token)
+        (GitHubClient::new(self.options(), CredentialLocation::Token(token.clone().into())).unwrap(), token)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
         doctor::finding::{Check, Finding},
         text,
     },
-    runners::github::{App, GitHubError, Installation, Permissions, RateLimit, ResourceView, Scope},
+    sources::github::{GitHubApp, GitHubError, Installation, Permissions, RateLimit, ResourceView, Scope},
 };
 
 pub(super) const CREDENTIAL: Check =
@@ -59,7 +59,7 @@ pub(super) fn clock(ahead: Option<SignedDuration>, signs: bool) -> Finding {
     CLOCK.ok(if ahead.abs() < SignedDuration::from_secs(3) { "as GitHub's".to_owned() } else { words(ahead) })
 }
 
-pub(super) fn events(app: &App) -> Finding {
+pub(super) fn events(app: &GitHubApp) -> Finding {
     if app.events.iter().any(|event| event == "workflow_job") {
         return EVENTS.ok("workflow_job");
     }
@@ -74,7 +74,7 @@ pub(super) fn account(installation: &Installation) -> &str {
     installation.account.as_ref().map_or("an account without a name", |account| &account.login)
 }
 
-pub(super) fn installations(answer: Result<Vec<Installation>, GitHubError>, app: &App, web: &str) -> Finding {
+pub(super) fn installations(answer: Result<Vec<Installation>, GitHubError>, app: &GitHubApp, web: &str) -> Finding {
     match answer {
         Err(error) => INSTALLATION.could_not_look(error),
         Ok(all) if all.is_empty() => INSTALLATION.fail(

@@ -9,10 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::super::args::{self, Machine};
+use super::super::args::{self, MachineSpec};
 use crate::{
     domain::Arch,
-    drivers::command::{Command, CommandError, Stream, Watch},
+    drivers::command::{Command, CommandError, OutputWatch, Stream},
 };
 
 /// The name of the guest, by which `list` leaves it out.
@@ -26,16 +26,16 @@ const STDERR: usize = 4 << 10;
 const WORDS: usize = 200;
 
 /// A program and what it says.
-pub struct Program {
+pub struct ProbeProgram {
     pub image: &'static [u8],
     /// In the order in which they pass: the letter, and what is done until it is written.
     pub stages: &'static [(u8, &'static str)],
 }
 
-pub fn program(arch: Arch) -> Program {
+pub fn program(arch: Arch) -> ProbeProgram {
     match arch {
-        Arch::X86_64 => Program { image: include_bytes!("x86_64.bin"), stages: X86_64 },
-        Arch::Aarch64 => Program { image: include_bytes!("aarch64.bin"), stages: AARCH64 },
+        Arch::X86_64 => ProbeProgram { image: include_bytes!("x86_64.bin"), stages: X86_64 },
+        Arch::Aarch64 => ProbeProgram { image: include_bytes!("aarch64.bin"), stages: AARCH64 },
     }
 }
 
@@ -69,7 +69,7 @@ const AARCH64: &[(u8, &str)] = &[
 
 /// What a run of the guest showed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
+pub struct ProbeGuestReport {
     /// The time of one round of the work: the median, because a busy host makes single rounds longer, and the next one shorter
     /// when its first mark was read late. `None` when no round ended.
     pub round: Option<Duration>,
@@ -77,13 +77,13 @@ pub struct Report {
 
 /// Why a run was no success.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub struct ProbeGuestFailure {
     pub cause: String,
-    pub kind: FailureKind,
+    pub kind: ProbeGuestFailureKind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailureKind {
+pub enum ProbeGuestFailureKind {
     /// Something went wrong.
     Broken,
     /// Its time was over after some stages had passed.
@@ -161,10 +161,10 @@ impl Transcript {
         }
     }
 
-    fn report(&self) -> Report {
+    fn report(&self) -> ProbeGuestReport {
         let mut rounds = self.rounds.clone();
         rounds.sort_unstable();
-        Report { round: rounds.get(rounds.len() / 2).copied() }
+        ProbeGuestReport { round: rounds.get(rounds.len() / 2).copied() }
     }
 
     /// Where the guest was when it went no further.
@@ -179,12 +179,12 @@ impl Transcript {
 /// Starts the guest and follows it as far as `extent`.
 pub async fn run(
     program: &Path,
-    machine: Machine,
+    machine: MachineSpec,
     scratch: &Path,
     extent: Extent,
     limit: Duration,
-) -> Result<Report, Failure> {
-    let broken = |cause: String| Failure { cause, kind: FailureKind::Broken };
+) -> Result<ProbeGuestReport, ProbeGuestFailure> {
+    let broken = |cause: String| ProbeGuestFailure { cause, kind: ProbeGuestFailureKind::Broken };
     let guest = self::program(machine.arch);
     let image = match machine.arch {
         Arch::X86_64 => boot_disk(guest.image),
@@ -216,7 +216,7 @@ pub async fn run(
                 Stream::Stderr => {}
             }
             let enough = transcript.wrong.is_some() || transcript.has(extent) || is_stopped(&stderr);
-            if enough { Watch::Stop } else { Watch::Continue }
+            if enough { OutputWatch::Stop } else { OutputWatch::Continue }
         })
         .await;
 
@@ -231,11 +231,11 @@ pub async fn run(
         Err(error) => return Err(broken(error.to_string())),
     };
     let kind = match transcript.passed {
-        _ if !out_of_time || words.is_some() || transcript.wrong.is_some() => FailureKind::Broken,
-        0 => FailureKind::Silent,
-        _ => FailureKind::Slow,
+        _ if !out_of_time || words.is_some() || transcript.wrong.is_some() => ProbeGuestFailureKind::Broken,
+        0 => ProbeGuestFailureKind::Silent,
+        _ => ProbeGuestFailureKind::Slow,
     };
-    if kind == FailureKind::Slow && transcript.has(Extent::Stages) {
+    if kind == ProbeGuestFailureKind::Slow && transcript.has(Extent::Stages) {
         // It runs, and its work is not done: how long that may take is for the caller to judge.
         return Ok(transcript.report());
     }
@@ -249,7 +249,7 @@ pub async fn run(
     if let Some(words) = words {
         cause.push_str(&format!("; QEMU wrote \"{words}\""));
     }
-    Err(Failure { cause, kind })
+    Err(ProbeGuestFailure { cause, kind })
 }
 
 /// Whether QEMU says that the hypervisor stopped the guest. It then lives on, with a guest that does nothing any more.

@@ -29,7 +29,7 @@ async fn what_nothing_needs_goes_and_the_rest_says_why_it_stays() {
 
     let dry = PruneRequest { dry_run: true, ..PruneRequest::default() };
     let outlook = f.catalog.prune(&dry).await.unwrap();
-    let digests_of = |held: &[Held]| held.iter().map(|h| h.digest.clone()).collect::<Vec<_>>();
+    let digests_of = |held: &[VersionUsage]| held.iter().map(|h| h.digest.clone()).collect::<Vec<_>>();
     assert_eq!(digests_of(&outlook.removed), [oldest.clone(), older.clone()]);
     assert_eq!(outlook.freed_bytes, outlook.removed.iter().map(|h| h.bytes).sum::<u64>());
     assert!(outlook.freed_bytes >= 2 * 4096 && outlook.total_bytes >= 6 * 4096 && outlook.available_bytes > 0);
@@ -126,7 +126,7 @@ async fn one_takes(f: &Fixture) -> u64 {
 async fn the_budget_is_kept_by_pruning_and_nothing_is_pruned_in_vain() {
     let f = Fixture::new();
     let one = one_takes(&f).await;
-    let limits = Limits { max_bytes: 4 * one, ..Limits::default() };
+    let limits = SpaceLimits { max_bytes: 4 * one, ..SpaceLimits::default() };
     let catalog = Catalog::open_with(f.at("templates"), limits).unwrap();
     catalog.settle(Vms::of(&[]));
     let register = async |name: Option<&str>, cpus: u32| {
@@ -167,7 +167,7 @@ async fn the_budget_is_kept_by_pruning_and_nothing_is_pruned_in_vain() {
 #[tokio::test]
 async fn two_at_once_are_not_promised_the_same_room() {
     let f = Fixture::new();
-    let limits = Limits { max_bytes: 10 << 20, ..Limits::default() };
+    let limits = SpaceLimits { max_bytes: 10 << 20, ..SpaceLimits::default() };
     let catalog = Catalog::open_with(f.at("templates"), limits).unwrap();
     catalog.settle(Vms::of(&[]));
     let all = futures_util::future::join_all((0..8).map(|_| catalog.room_for_pull(4 << 20))).await;
@@ -181,7 +181,7 @@ async fn a_clone_needs_the_low_water_mark() {
     let f = Fixture::new();
     let made = version(&f, 1).await;
     age(&f, &made.digest, 1);
-    let limits = Limits { min_free_bytes: u64::MAX, ..Limits::default() };
+    let limits = SpaceLimits { min_free_bytes: u64::MAX, ..SpaceLimits::default() };
     let catalog = Catalog::open_with(f.at("templates"), limits).unwrap();
     catalog.settle(Vms::of(&[]));
     let error = catalog.may_clone(&made.digest).await.unwrap_err();
@@ -194,7 +194,7 @@ async fn a_clone_needs_the_low_water_mark() {
 #[tokio::test]
 async fn what_was_not_used_for_long_is_tidied_away() {
     let f = Fixture::new();
-    let limits = Limits { keep_unused_days: 1, ..Limits::default() };
+    let limits = SpaceLimits { keep_unused_days: 1, ..SpaceLimits::default() };
     let catalog = Catalog::open_with(f.at("templates"), limits).unwrap();
     catalog.settle(Vms::of(&[]));
     let (old, young) = (version(&f, 5).await, version(&f, 6).await);

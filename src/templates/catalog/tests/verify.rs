@@ -18,7 +18,7 @@ async fn in_pieces(f: &Fixture, name: &str) -> Template {
         let bytes = fs::read(staging.part(part)).unwrap();
         FileEntry::Whole { sha256: import::sha256(&bytes), size: bytes.len() as u64 }
     };
-    let pieces = contents.iter().map(|c| Piece { sha256: import::sha256(c), size: c.len() as u64 }).collect();
+    let pieces = contents.iter().map(|c| RecordedPiece { sha256: import::sha256(c), size: c.len() as u64 }).collect();
     let files = BTreeMap::from([
         ("disk".to_owned(), FileEntry::in_pieces(pieces)),
         ("config".to_owned(), whole(Part::Config)),

@@ -3,8 +3,8 @@
 use mayfly::{
     domain::{RunnerStatus, Scope},
     drivers::Observation,
-    runners::github::NewRunner,
     service::guests::GuestEvent,
+    sources::github::NewRunner,
 };
 use secrecy::{ExposeSecret, SecretString};
 

@@ -4,8 +4,8 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use mayfly::{
     domain::{BudgetsPatch, InstanceName, Vm, VmId, github::runner_name},
-    runners::github::Client,
     service::{Clock, Service, vms::VmRequest},
+    sources::github::GitHubClient,
     store::{Vault, github_runners::RunnerRow},
 };
 use serde_json::{Value, json};
@@ -29,7 +29,7 @@ type Configurations = watch::Sender<HashMap<VmId, String>>;
 pub struct Rig {
     pub host: Host,
     pub github: Arc<GitHub>,
-    pub client: Arc<Client>,
+    pub client: Arc<GitHubClient>,
     given: Configurations,
 }
 

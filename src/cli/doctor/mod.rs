@@ -1,0 +1,145 @@
+//! `mayfly doctor`: looks at what bites people, and says what to do. It needs no service and no token, and changes nothing.
+//!
+//! `probe` sees, the other modules judge: each has facts, gathered all at once, and pure functions from them to findings.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{
+    client::CommandFailure,
+    exit,
+    output::{self, Colour, paint},
+};
+use crate::config;
+
+mod clock;
+mod data;
+pub mod finding;
+mod linux;
+mod mac;
+mod machine;
+mod network;
+pub mod probe;
+mod qemu;
+mod service;
+mod setup;
+pub mod show;
+mod space;
+mod tart;
+
+use finding::{Report, Severity};
+use probe::{HostProbe, System};
+use setup::Setup;
+
+/// Look for what keeps vms from running here, and say what to do
+///
+/// Looks at the machine, the hypervisor, the data directory, the network and the service, whether or not that runs. Needs no
+/// token and changes nothing. Run it as the user that the service runs as, and with the same --data-dir.
+///
+/// Exit code 0: nothing failed (there may be warnings). 1: something failed. 7: nothing that was seen failed, and something
+/// could not be looked at.
+#[derive(Args)]
+pub(super) struct Doctor {
+    /// Start a very small guest, too, to see which accelerator works: seconds, or a minute
+    #[arg(long)]
+    probe: bool,
+}
+
+/// On a wide terminal lines stay short enough to be read.
+const WIDEST: usize = 100;
+const USUAL: usize = 80;
+
+pub(super) fn run(args: &Doctor, data_dir: Option<PathBuf>, json: bool) -> Result<u8, CommandFailure> {
+    let data_dir = config::data_dir_or_default(data_dir).map_err(|error| CommandFailure::Usage(error.to_string()))?;
+    let machine = machine::MachineFacts::new().map_err(CommandFailure::Other)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CommandFailure::Other(format!("cannot start: {error}")))?;
+    let report = runtime.block_on(examine(&machine, data_dir, args.probe));
+    // A file system that does not answer still holds a thread.
+    runtime.shutdown_background();
+    if json {
+        output::json(&show::json(&report, machine.system()))?;
+    } else {
+        print(&report)?;
+    }
+    Ok(exit_code(&report))
+}
+
+pub(super) fn print(report: &Report) -> Result<(), CommandFailure> {
+    let width = output::width().map_or(USUAL, |width| width.min(WIDEST));
+    output::bytes(show::text(report, width, coloured).as_bytes())
+}
+
+fn coloured(severity: Severity, word: &str) -> String {
+    paint(
+        word,
+        match severity {
+            Severity::Ok => Colour::Green,
+            Severity::Warn => Colour::Yellow,
+            Severity::Fail => Colour::Red,
+            Severity::Skip => Colour::Dim,
+        },
+    )
+}
+
+pub fn exit_code(report: &Report) -> u8 {
+    if report.count(Severity::Fail) > 0 {
+        exit::FAILURE
+    } else if report.is_incomplete() {
+        exit::INCOMPLETE
+    } else {
+        exit::OK
+    }
+}
+
+/// Every check of this system, in the order in which it is shown.
+pub async fn examine(probe: &dyn HostProbe, data_dir: PathBuf, boot_guest: bool) -> Report {
+    let (setup, configuration) = Setup::read(probe, data_dir, boot_guest).await;
+    let setup = &setup;
+    let shared = async {
+        tokio::join!(
+            clock::examine(probe, setup),
+            space::examine(probe, setup),
+            data::examine(probe, setup),
+            service::examine(probe, setup),
+        )
+    };
+    let mut findings = Vec::new();
+    match probe.system() {
+        System::Macos => {
+            let ((clock, space, data, service), mac, tart, network, qemu) = tokio::join!(
+                shared,
+                mac::look(probe),
+                tart::look(probe, setup),
+                network::look(probe, setup),
+                qemu::examine(probe, setup),
+            );
+            findings.extend(mac::judge(&mac, setup));
+            findings.push(clock);
+            findings.extend(space);
+            findings.extend(tart::judge(&tart, setup));
+            findings.extend(qemu);
+            findings.extend(network::judge(&network, setup, mac.macos()));
+            findings.push(configuration);
+            findings.extend(data);
+            findings.push(mac::agent(&mac, service.runs));
+            findings.extend(service.findings);
+        }
+        System::Linux => {
+            let ((clock, space, data, service), linux, qemu) =
+                tokio::join!(shared, linux::look(probe), qemu::examine(probe, setup));
+            findings.extend(linux::judge(&linux, setup));
+            findings.push(clock);
+            findings.extend(space);
+            findings.extend(qemu);
+            findings.push(configuration);
+            findings.extend(data);
+            findings.push(linux::unit(&linux, service.runs));
+            findings.extend(service.findings);
+        }
+    }
+    Report { findings }
+}

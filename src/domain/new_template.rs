@@ -1,0 +1,62 @@
+//! A request to register a template.
+
+use std::path::PathBuf;
+
+use crate::domain::{Arch, Budgets, GuestOs, Handover, template::DiskFormat};
+
+/// A template to be registered. Its files are imported and not needed afterwards. What is `None` and not a file is taken from
+/// `config` where that is given, else it has its usual value.
+#[derive(Clone, Debug)]
+pub struct NewTemplate {
+    /// `None`: it can be had by its digest only.
+    pub name: Option<String>,
+    pub driver: Option<String>,
+    pub os: Option<GuestOs>,
+    pub arch: Option<Arch>,
+    pub disk: PathBuf,
+    /// `None`, without `config`: taken from the file, when its name and its content agree.
+    pub disk_format: Option<DiskFormat>,
+    pub kernel: Option<PathBuf>,
+    pub initramfs: Option<PathBuf>,
+    pub firmware: Option<PathBuf>,
+    /// A Tart VM's `config.json`; makes this a template of the `tart` driver.
+    pub config: Option<PathBuf>,
+    /// A Tart VM's `nvram.bin`.
+    pub nvram: Option<PathBuf>,
+    pub ssh_key: Option<PathBuf>,
+    /// A file with the password of `user`; its last line end does not count.
+    pub ssh_password: Option<PathBuf>,
+    pub cmdline: Option<String>,
+    pub cpus: Option<u32>,
+    pub memory_mib: Option<u32>,
+    pub handover: Option<Handover>,
+    pub user: Option<String>,
+    pub budgets: Budgets,
+}
+
+impl NewTemplate {
+    /// One with usual values, from a disk image.
+    pub fn of_disk(name: impl Into<String>, disk: impl Into<PathBuf>) -> Self {
+        Self {
+            name: Some(name.into()),
+            driver: None,
+            os: None,
+            arch: None,
+            disk: disk.into(),
+            disk_format: None,
+            kernel: None,
+            initramfs: None,
+            firmware: None,
+            config: None,
+            nvram: None,
+            ssh_key: None,
+            ssh_password: None,
+            cmdline: None,
+            cpus: None,
+            memory_mib: None,
+            handover: None,
+            user: None,
+            budgets: Budgets::default(),
+        }
+    }
+}

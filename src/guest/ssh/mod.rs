@@ -1,0 +1,365 @@
+//! Delivers a kit over SSH: log in, send one script to a shell, wait until `boot.sh` has the wrapper running.
+//!
+//! - The guest's host key is pinned at first contact: a guest that was made a moment ago has a key that nobody can know yet.
+//!   From then on another key is an error, and so is the absence of the pinned one.
+//! - The script goes through standard input: a command line would show its secrets to every process of the guest.
+//! - Dropping the future closes the connection. What was already started in the guest goes on; delivering again is safe.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use russh::{
+    AlgorithmKind, ChannelMsg, Disconnect, MethodKind,
+    client::{self, AuthResult, Handle, KeyboardInteractiveAuthResponse},
+    keys::{Algorithm, HashAlg, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate},
+};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout, timeout_at},
+};
+
+use super::{
+    install::{self, InstallTarget},
+    kit::Kit,
+    output::{TailBuffer, one_line},
+};
+use crate::domain::Code;
+
+/// Connecting and logging in: a forwarded port that stays silent must not eat the whole budget in one try.
+const LOGIN: Duration = Duration::from_secs(30);
+/// How long the end of the output may trail behind the exit code.
+const TRAILING_OUTPUT: Duration = Duration::from_millis(500);
+
+/// How to log in.
+#[derive(Clone, Debug)]
+pub enum SshLogin {
+    /// Path of an OpenSSH, PKCS#1 or PKCS#8 private key without a passphrase.
+    Key(PathBuf),
+    Password(SecretString),
+}
+
+#[derive(Clone, Debug)]
+pub struct SshTarget {
+    pub host: String,
+    pub port: u16,
+    pub user: String,
+    pub login: SshLogin,
+    /// What an earlier delivery to this guest returned (OpenSSH public key format); `None` at first contact.
+    pub pinned_host_key: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SshDelivery {
+    /// To be pinned: OpenSSH public key format, without a comment.
+    pub host_key: String,
+    /// What `boot.sh` printed; the end of it when it was much.
+    pub boot_log: Vec<u8>,
+}
+
+/// Why it did not work. Each message is one line without secrets.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SshError {
+    /// The guest may not be ready yet, or the network had a moment: trying again may help.
+    #[error("{0}")]
+    Retry(String),
+    /// The guest answered and does not let us in. Guests that make their users while booting may still change their mind.
+    #[error("{0}")]
+    LoginRefused(String),
+    #[error("{0}")]
+    HostKeyChanged(String),
+    /// The script ran and failed in the guest.
+    #[error("the kit's boot script ended with {}", .exit.map_or("a signal".to_owned(), |c| format!("exit code {c}")))]
+    Failed {
+        exit: Option<u32>,
+        /// The end of its output. For the log: it is the guest's word.
+        tail: String,
+    },
+}
+
+impl SshError {
+    pub fn code(&self) -> Code {
+        match self {
+            SshError::Retry(_) => Code::GuestNotReady,
+            SshError::LoginRefused(_) => Code::GuestLoginRefused,
+            SshError::HostKeyChanged(_) => Code::GuestHostKeyChanged,
+            SshError::Failed { .. } => Code::GuestNotConfigured,
+        }
+    }
+}
+
+/// Writes the kit into the guest and starts it: `/opt/mayfly` for root, `~/.mayfly` for others.
+pub async fn deliver(target: &SshTarget, kit: &Kit, deadline: Instant) -> Result<SshDelivery, SshError> {
+    deliver_to(target, &install::script(kit, &InstallTarget::OfUser), deadline).await
+}
+
+/// Tells a guest that was given its kit that its job may start.
+pub async fn start(target: &SshTarget, attempt: u32, deadline: Instant) -> Result<(), SshError> {
+    deliver_to(target, &install::start_script(attempt, &InstallTarget::OfUser), deadline).await.map(drop)
+}
+
+async fn deliver_to(target: &SshTarget, script: &str, deadline: Instant) -> Result<SshDelivery, SshError> {
+    let login_deadline = deadline.min(Instant::now() + LOGIN);
+    let at = format!("{}:{}", target.host, target.port);
+    let mut connection = timeout_at(login_deadline, SshConnection::open(target, &at))
+        .await
+        .map_err(|_| SshError::Retry(format!("{at} did not answer in time while connecting")))??;
+    timeout_at(login_deadline, connection.log_in(target))
+        .await
+        .map_err(|_| SshError::Retry(format!("{at} did not answer in time while logging in")))??;
+    let boot_log = timeout_at(deadline, connection.run(script))
+        .await
+        .map_err(|_| SshError::Retry(format!("the kit's boot script at {at} did not end in time")))??;
+    let host_key = connection.seen.host_key().ok_or_else(|| SshError::Retry(format!("{at} showed no host key")))?;
+    connection.close().await;
+    Ok(SshDelivery { host_key, boot_log })
+}
+
+/// Ends the connection with the future that owns it: russh's own task would keep it.
+struct SshDisconnect(std::net::TcpStream);
+
+impl Drop for SshDisconnect {
+    fn drop(&mut self) {
+        let _ = self.0.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+/// What the server said, noted by russh's task.
+#[derive(Clone, Default)]
+struct ServerNotes(Arc<Mutex<Notes>>);
+
+#[derive(Default)]
+struct Notes {
+    host_key: Option<PublicKey>,
+    banner: String,
+}
+
+impl ServerNotes {
+    fn note(&self, f: impl FnOnce(&mut Notes)) {
+        f(&mut self.0.lock().unwrap_or_else(|e| e.into_inner()));
+    }
+
+    fn host_key(&self) -> Option<String> {
+        let mut key = None;
+        self.note(|n| key.clone_from(&n.host_key));
+        let mut key = key?;
+        key.set_comment("");
+        key.to_openssh().ok().map(|k| k.trim().to_owned())
+    }
+
+    fn banner(&self) -> String {
+        let mut banner = String::new();
+        self.note(|n| banner.clone_from(&n.banner));
+        banner
+    }
+}
+
+struct Watcher {
+    pinned: Option<PublicKey>,
+    seen: ServerNotes,
+}
+
+impl client::Handler for Watcher {
+    type Error = russh::Error;
+
+    async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
+        let key = shown.public_key();
+        let known = self.pinned.as_ref().is_none_or(|p| p.key_data() == key.key_data());
+        self.seen.note(|n| n.host_key = Some(key));
+        Ok(known)
+    }
+
+    async fn auth_banner(&mut self, text: &str, _: &mut client::Session) -> Result<(), Self::Error> {
+        self.seen.note(|n| n.banner.extend(text.chars().take(512)));
+        Ok(())
+    }
+}
+
+struct SshConnection {
+    handle: Handle<Watcher>,
+    seen: ServerNotes,
+    at: String,
+    _cut: SshDisconnect,
+}
+
+impl SshConnection {
+    async fn open(target: &SshTarget, at: &str) -> Result<SshConnection, SshError> {
+        let pinned = match &target.pinned_host_key {
+            Some(text) => Some(PublicKey::from_openssh(text).map_err(|_| {
+                SshError::HostKeyChanged(format!("the host key pinned for {at} is not an OpenSSH public key"))
+            })?),
+            None => None,
+        };
+        let mut config = client::Config {
+            nodelay: true,
+            keepalive_interval: Some(Duration::from_secs(15)),
+            ..client::Config::default()
+        };
+        if let Some(key) = &pinned {
+            // A server with several keys shows the one that the client prefers: without this, an upgrade of our preferences
+            // would look like a changed key.
+            config.preferred.key = algorithms(key).into();
+        }
+
+        let retry = |what: &str, e: &dyn std::fmt::Display| SshError::Retry(format!("{what} {at}: {}", one_line(e)));
+        let stream = TcpStream::connect((target.host.as_str(), target.port))
+            .await
+            .map_err(|e| retry("cannot connect to", &e))?;
+        let stream = stream.into_std().map_err(|e| retry("cannot use the connection to", &e))?;
+        let cut = SshDisconnect(stream.try_clone().map_err(|e| retry("cannot use the connection to", &e))?);
+        let stream = TcpStream::from_std(stream).map_err(|e| retry("cannot use the connection to", &e))?;
+
+        let seen = ServerNotes::default();
+        let watcher = Watcher { pinned, seen: seen.clone() };
+        match client::connect_stream(Arc::new(config), stream, watcher).await {
+            Ok(handle) => Ok(SshConnection { handle, seen, at: at.to_owned(), _cut: cut }),
+            Err(russh::Error::UnknownKey) => {
+                Err(SshError::HostKeyChanged(format!("{at} shows another host key than the one seen first")))
+            }
+            Err(russh::Error::NoCommonAlgo { kind: AlgorithmKind::Key, .. }) if target.pinned_host_key.is_some() => {
+                Err(SshError::HostKeyChanged(format!("{at} no longer has a host key of the kind seen first")))
+            }
+            Err(e) => Err(retry("no SSH session with", &e)),
+        }
+    }
+
+    async fn log_in(&mut self, target: &SshTarget) -> Result<(), SshError> {
+        let user = target.user.as_str();
+        let refused = match &target.login {
+            SshLogin::Key(path) => {
+                let key = load_key(path.clone()).await?;
+                let hash = match key.algorithm() {
+                    // Servers that do not say what they take have taken SHA-2 for a decade.
+                    Algorithm::Rsa { .. } => match self.handle.best_supported_rsa_hash().await {
+                        Ok(hash) => hash.unwrap_or(Some(HashAlg::Sha512)),
+                        Err(e) => return Err(self.lost(&e)),
+                    },
+                    _ => None,
+                };
+                let key = PrivateKeyWithHashAlg::new(Arc::new(key), hash);
+                let result = self.handle.authenticate_publickey(user, key).await;
+                !result.map_err(|e| self.lost(&e))?.success()
+            }
+            SshLogin::Password(password) => {
+                let result = self.handle.authenticate_password(user, password.expose_secret()).await;
+                match result.map_err(|e| self.lost(&e))? {
+                    AuthResult::Success => false,
+                    AuthResult::Failure { remaining_methods, .. }
+                        if remaining_methods.contains(&MethodKind::KeyboardInteractive) =>
+                    {
+                        !self.answer_prompts(user, password).await?
+                    }
+                    AuthResult::Failure { .. } => true,
+                }
+            }
+        };
+        if !refused {
+            return Ok(());
+        }
+        // russh reports a connection that ends here as a refusal.
+        if self.handle.is_closed() {
+            return Err(SshError::Retry(format!("{} closed the connection while logging in", self.at)));
+        }
+        // systemd keeps ordinary users out until the guest is up (pam_nologin).
+        if self.seen.banner().contains("booting up") {
+            return Err(SshError::Retry(format!("{} takes no logins yet: it is still booting", self.at)));
+        }
+        let with = match target.login {
+            SshLogin::Key(_) => "the template's key",
+            SshLogin::Password(_) => "the password",
+        };
+        Err(SshError::LoginRefused(format!("{} refused {with} for user {user}", self.at)))
+    }
+
+    /// Some servers ask for the password only this way.
+    async fn answer_prompts(&mut self, user: &str, password: &SecretString) -> Result<bool, SshError> {
+        let mut response = self.handle.authenticate_keyboard_interactive_start(user, None).await;
+        for _ in 0..4 {
+            match response.map_err(|e| self.lost(&e))? {
+                KeyboardInteractiveAuthResponse::Success => return Ok(true),
+                KeyboardInteractiveAuthResponse::Failure { .. } => return Ok(false),
+                KeyboardInteractiveAuthResponse::InfoRequest { prompts, .. } => {
+                    let answers = prompts.iter().map(|_| password.expose_secret().to_owned()).collect();
+                    response = self.handle.authenticate_keyboard_interactive_respond(answers).await;
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Runs a script in the guest and returns what it printed.
+    async fn run(&mut self, script: &str) -> Result<Vec<u8>, SshError> {
+        let channel = self.handle.channel_open_session().await.map_err(|e| self.lost(&e))?;
+        // Whatever the user's shell is: this command line is the same in all of them.
+        channel.exec(true, "/bin/sh -s").await.map_err(|e| self.lost(&e))?;
+        let (mut from, to) = channel.split();
+        let send = async {
+            // A failure to send is no news: the guest's answer or the end of the connection tells more.
+            if to.data(script.as_bytes()).await.is_ok() {
+                let _ = to.eof().await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let mut output = TailBuffer::default();
+        let mut exit: Option<Option<u32>> = None;
+        let receive = async {
+            loop {
+                let message = match exit {
+                    None => from.wait().await,
+                    // Some server programs hold the channel open as long as any process has it.
+                    Some(_) => timeout(TRAILING_OUTPUT, from.wait()).await.unwrap_or(None),
+                };
+                match message {
+                    Some(ChannelMsg::Data { data } | ChannelMsg::ExtendedData { data, .. }) => output.push(&data),
+                    Some(ChannelMsg::ExitStatus { exit_status }) => exit = Some(Some(exit_status)),
+                    Some(ChannelMsg::ExitSignal { .. }) => exit = Some(None),
+                    Some(ChannelMsg::Failure) => return Err("it refused to run a shell"),
+                    Some(ChannelMsg::Close) | None => return Ok(()),
+                    Some(_) => {}
+                }
+            }
+        };
+        let received = tokio::select! {
+            received = receive => received,
+            () = send => unreachable!("it never ends"),
+        };
+        received.map_err(|why| self.lost(&why))?;
+        match exit {
+            Some(Some(0)) => Ok(output.into_bytes()),
+            Some(exit) => Err(SshError::Failed { exit, tail: output.tail() }),
+            None => Err(self.lost(&"the boot script's end was not seen")),
+        }
+    }
+
+    fn lost(&self, why: &dyn std::fmt::Display) -> SshError {
+        SshError::Retry(format!("the SSH session with {} broke off: {}", self.at, one_line(why)))
+    }
+
+    async fn close(self) {
+        let bye = self.handle.disconnect(Disconnect::ByApplication, "", "");
+        let _ = timeout(TRAILING_OUTPUT, bye).await;
+    }
+}
+
+fn algorithms(key: &PublicKey) -> Vec<Algorithm> {
+    match key.algorithm() {
+        Algorithm::Rsa { .. } => {
+            [HashAlg::Sha512, HashAlg::Sha256].map(|hash| Algorithm::Rsa { hash: Some(hash) }).into()
+        }
+        other => vec![other],
+    }
+}
+
+async fn load_key(path: PathBuf) -> Result<russh::keys::PrivateKey, SshError> {
+    let text = tokio::fs::read_to_string(path)
+        .await
+        .map_err(|e| SshError::LoginRefused(format!("the template's key cannot be read: {}", one_line(&e))))?;
+    russh::keys::decode_secret_key(&text, None)
+        .map_err(|e| SshError::LoginRefused(format!("the template's key cannot be used: {}", one_line(&e))))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,564 @@
+//! Manifests and blobs of one repository, over any number of interruptions.
+//!
+//! Nothing that arrives is believed: a manifest is held against its digest here, a blob by whoever takes its pieces. What is
+//! promised of a blob is that its bytes come in order, each once, and are as many as were asked for.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
+
+use reqwest::{
+    Response, StatusCode, Url,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, RANGE},
+    redirect,
+};
+use tokio::sync::mpsc;
+
+use super::{
+    RegistryError, TransferRetry,
+    auth::Authorizer,
+    credentials::{CredentialSource, registry_name},
+    pace::{BandwidthLimits, TransferPace},
+    retry::{AttemptFailure, verdict},
+};
+use crate::{
+    platform::{
+        error_chain,
+        http::{ClientOptions, Trust, bounded_body, is_loopback, read_certificates},
+    },
+    registry::oci::{
+        Digest, Reference,
+        manifest::{self, Blob},
+    },
+};
+
+/// What hyper gives of a body at a time. Bytes.
+pub type BodyChunk = bytes::Bytes;
+
+/// With that much more of a blob, an attempt was not for nothing. The number of attempts is bounded by the blob's size.
+const HEADWAY: u64 = 1 << 20;
+
+/// How often one request may be refused for its credentials. One more than the two that a new token and a new credential take,
+/// for the token that expired while it was on its way.
+pub(super) const REFUSALS: usize = 3;
+
+#[derive(Clone, Debug)]
+pub struct RegistryOptions {
+    /// PEM certificates of authorities that are trusted besides the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Speak plain HTTP. Refused for registries that are not on this host, unless `plain_http_anywhere`.
+    pub plain_http: bool,
+    pub plain_http_anywhere: bool,
+    pub connect_timeout: Duration,
+    /// For the answer to begin, and between two pieces of it.
+    pub idle_timeout: Duration,
+    pub retry: TransferRetry,
+    /// How fast blobs may come.
+    pub limits: BandwidthLimits,
+    /// What differs for single registries, by the one spelling of their names.
+    pub hosts: BTreeMap<String, HostOptions>,
+}
+
+/// What differs for one registry. What is `None` is as for all.
+#[derive(Clone, Debug, Default)]
+pub struct HostOptions {
+    pub ca_file: Option<PathBuf>,
+    /// Said of one registry, it is allowed wherever that is.
+    pub plain_http: Option<bool>,
+}
+
+impl RegistryOptions {
+    /// What holds for this registry.
+    fn of(&self, registry: &str) -> RegistryOptions {
+        let mut options = RegistryOptions { hosts: BTreeMap::new(), ..self.clone() };
+        if let Some(host) = registry_name(registry).and_then(|name| self.hosts.get(&name)) {
+            options.ca_file = host.ca_file.clone().or(options.ca_file);
+            if let Some(plain) = host.plain_http {
+                options.plain_http = plain;
+                options.plain_http_anywhere = plain;
+            }
+        }
+        options
+    }
+}
+
+impl Default for RegistryOptions {
+    fn default() -> Self {
+        Self {
+            ca_file: None,
+            plain_http: false,
+            plain_http_anywhere: false,
+            connect_timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(60),
+            retry: TransferRetry::default(),
+            limits: BandwidthLimits::default(),
+            hosts: BTreeMap::new(),
+        }
+    }
+}
+
+/// A manifest as it was stored: its digest is of these bytes.
+#[derive(Clone, Debug)]
+pub struct RawManifest {
+    pub bytes: Vec<u8>,
+    pub digest: Digest,
+    pub content_type: Option<String>,
+}
+
+/// Why a blob did not arrive whole.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FetchError {
+    /// Nobody takes the pieces any more, and knows why.
+    #[error("the receiver of the blob is gone")]
+    ReceiverGone,
+    #[error("{error}, after {received} bytes")]
+    Registry { error: RegistryError, received: u64 },
+}
+
+pub struct RegistryClient {
+    pub(super) http: reqwest::Client,
+    pub(super) base: Url,
+    pub(super) registry: String,
+    pub(super) auth: Authorizer,
+    pub(super) retry: TransferRetry,
+    pub(super) pace: TransferPace,
+}
+
+impl fmt::Debug for RegistryClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("base", &self.base.as_str()).finish_non_exhaustive()
+    }
+}
+
+impl RegistryClient {
+    /// For the repository of this reference. Reads the certificates, and connects to nothing.
+    pub fn new(
+        reference: &Reference,
+        options: &RegistryOptions,
+        source: Arc<dyn CredentialSource>,
+    ) -> Result<RegistryClient, RegistryError> {
+        RegistryClient::with(reference, options, source, Some(options.idle_timeout), Vec::new())
+    }
+
+    /// `read_timeout`: for the answer to begin, counted from the request's beginning, and between two pieces of it.
+    /// `scopes`: what tokens are to be good for, besides what is asked for.
+    pub(super) fn with(
+        reference: &Reference,
+        options: &RegistryOptions,
+        source: Arc<dyn CredentialSource>,
+        read_timeout: Option<Duration>,
+        scopes: Vec<String>,
+    ) -> Result<RegistryClient, RegistryError> {
+        let repository = Some(reference.repository());
+        Self::of_registry(reference.registry(), repository, options, source, read_timeout, scopes)
+    }
+
+    /// Goes to a registry's entrance with what the source says, once: who tries passwords too often is locked out.
+    pub async fn knock(
+        registry: &str,
+        options: &RegistryOptions,
+        source: Arc<dyn CredentialSource>,
+    ) -> Result<LoginCheck, RegistryError> {
+        const WHAT: &str = "its entrance, /v2/";
+        let client = Self::of_registry(registry, None, options, source, Some(options.idle_timeout), Vec::new())?;
+        let ask = async |authorization: Option<_>| {
+            let mut request = client.http.get(client.base.clone());
+            if let Some(authorization) = authorization {
+                request = request.header(AUTHORIZATION, authorization);
+            }
+            request.send().await.map_err(|e| describe(registry, WHAT, e))
+        };
+        let first = ask(None).await?;
+        match first.status() {
+            StatusCode::OK => return Ok(LoginCheck::NotAsked),
+            StatusCode::UNAUTHORIZED => {}
+            _ => return Err(client.refused(first, WHAT).await.error),
+        }
+        let (generation, _) = client.auth.current().await;
+        client.auth.renew(&client.http, generation, first.headers(), true).await.map_err(|failure| failure.error)?;
+        let (_, authorization) = client.auth.current().await;
+        let second = ask(authorization).await?;
+        match second.status() {
+            StatusCode::OK => Ok(LoginCheck::LetIn),
+            _ => Err(client.refused(second, WHAT).await.error),
+        }
+    }
+
+    fn of_registry(
+        registry: &str,
+        repository: Option<&str>,
+        options: &RegistryOptions,
+        source: Arc<dyn CredentialSource>,
+        read_timeout: Option<Duration>,
+        scopes: Vec<String>,
+    ) -> Result<RegistryClient, RegistryError> {
+        let registry = registry.to_owned();
+        let options = options.of(&registry);
+        let settings = |what: String| RegistryError::Settings { registry: registry.clone(), what };
+        let scheme = if options.plain_http { "http" } else { "https" };
+        let path = repository.map(|repository| format!("{repository}/")).unwrap_or_default();
+        // What references call docker.io answers elsewhere.
+        let host = if registry == "docker.io" { "registry-1.docker.io" } else { &registry };
+        let base = Url::parse(&format!("{scheme}://{host}/v2/{path}")).map_err(|e| settings(e.to_string()))?;
+        let local = base.host_str().is_some_and(is_loopback);
+        if options.plain_http && !local && !options.plain_http_anywhere {
+            let what = "plain HTTP would show passwords and take images from anybody, allow it expressly if it must be";
+            return Err(settings(what.into()));
+        }
+        let plain_http = options.plain_http;
+        let trust = match &options.ca_file {
+            Some(path) => Trust::SystemAnd(read_certificates(path).map_err(settings)?),
+            None => Trust::System,
+        };
+        let redirects = redirect::Policy::custom(move |attempt| {
+            // `Authorization` is dropped by reqwest where host or port change.
+            if attempt.previous().len() > 5 {
+                attempt.error("too many redirects")
+            } else if attempt.url().scheme() != "https" && !plain_http {
+                attempt.error("it redirects to an address that is not https")
+            } else {
+                attempt.follow()
+            }
+        });
+        let http = ClientOptions {
+            read_timeout,
+            redirects,
+            trust,
+            use_proxy: !local,
+            // One connection per blob moves more than one for all of them.
+            http1_only: true,
+            ..ClientOptions::new(options.connect_timeout)
+        };
+        let http = http.build().map_err(|error| settings(error_chain(&error.without_url())))?;
+        let plain_tokens = options.plain_http && options.plain_http_anywhere;
+        let auth = Authorizer::new(&registry, repository, plain_tokens, source, scopes);
+        let pace = TransferPace::urgent(options.limits.clone());
+        Ok(RegistryClient { http, base, registry, auth, retry: options.retry, pace })
+    }
+
+    /// Keeps to the limits of the background, until its pace is told to hurry.
+    pub fn in_background(mut self, limits: BandwidthLimits) -> RegistryClient {
+        self.pace = TransferPace::background(limits);
+        self
+    }
+
+    pub fn pace(&self) -> &TransferPace {
+        &self.pace
+    }
+
+    /// The manifest that the reference names, verified where it names a digest.
+    pub async fn manifest(&self, reference: &Reference) -> Result<RawManifest, RegistryError> {
+        let mut pauses = self.retry.pauses();
+        loop {
+            match self.manifest_once(reference).await {
+                Ok(manifest) => return Ok(manifest),
+                Err(failure) => failure.pause(&mut pauses).await?,
+            }
+        }
+    }
+
+    async fn manifest_once(&self, reference: &Reference) -> Result<RawManifest, AttemptFailure> {
+        let what = format!("the manifest of {reference}");
+        let url = self.url(&format!("manifests/{}", reference.target()), &what)?;
+        let accepted = manifest::ACCEPTED.join(", ");
+        let response = self.get(&url, &[(ACCEPT, accepted)], &what).await?;
+        if response.status() != StatusCode::OK {
+            return Err(self.refused(response, &what).await);
+        }
+        let text = |name| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let content_type = text(CONTENT_TYPE.as_str());
+        let said_digest = text("docker-content-digest");
+        let body = bounded_body(response, manifest::LARGEST).await;
+        let bytes = body.map_err(|e| AttemptFailure::again(describe(&self.registry, &what, e)))?.ok_or_else(|| {
+            AttemptFailure::last(self.unusable(&what, format!("more than {} bytes", manifest::LARGEST)))
+        })?;
+        let digest = Digest::of(&bytes);
+        // A damaged one may arrive whole the next time.
+        if let Some(wanted) = reference.digest()
+            && wanted != digest
+        {
+            return Err(AttemptFailure::again(self.unusable(&what, format!("one with the digest {digest}"))));
+        }
+        if let Some(said) = said_digest
+            && said.starts_with("sha256:")
+            && said != digest.to_string()
+        {
+            let found = format!("one with the digest {digest}, while its header says {:.100}", said);
+            return Err(AttemptFailure::again(self.unusable(&what, found)));
+        }
+        Ok(RawManifest { bytes, digest, content_type })
+    }
+
+    /// Sends a blob's bytes, in order and each once. What was interrupted is gone on with where it stopped.
+    pub async fn fetch(&self, blob: Blob, to: &mpsc::Sender<BodyChunk>) -> Result<(), FetchError> {
+        let mut pauses = self.retry.pauses();
+        let mut received = 0;
+        let mut headway = 0;
+        loop {
+            let failure = match self.fetch_once(blob, &mut received, to).await {
+                Ok(()) => return Ok(()),
+                Err(Interrupted::ReceiverGone) => return Err(FetchError::ReceiverGone),
+                Err(Interrupted::Failed(failure)) => failure,
+            };
+            if received - headway >= HEADWAY {
+                headway = received;
+                pauses = self.retry.pauses();
+            }
+            failure.pause(&mut pauses).await.map_err(|error| FetchError::Registry { error, received })?;
+        }
+    }
+
+    async fn fetch_once(
+        &self,
+        blob: Blob,
+        received: &mut u64,
+        to: &mpsc::Sender<BodyChunk>,
+    ) -> Result<(), Interrupted> {
+        let what = format!("the blob {}", blob.digest);
+        let url = self.url(&format!("blobs/{}", blob.digest), &what)?;
+        let start = *received;
+        let range = (start > 0).then(|| (RANGE, format!("bytes={start}-")));
+        let mut response = self.get(&url, range.as_slice(), &what).await?;
+        let begins = match (response.status(), start) {
+            // A server that knows no ranges begins at the beginning.
+            (StatusCode::OK, _) => 0,
+            (StatusCode::PARTIAL_CONTENT, 1..) => start,
+            _ => return Err(self.refused(response, &what).await.into()),
+        };
+        check_extent(response.status(), response.headers(), begins, blob.size)
+            .map_err(|found| AttemptFailure::again(self.unusable(&what, found)))?;
+        let mut at = begins;
+        loop {
+            let piece =
+                response.chunk().await.map_err(|e| AttemptFailure::again(describe(&self.registry, &what, e)))?;
+            let Some(mut piece) = piece else { break };
+            // What has come is one piece more than may be here; the next one is not asked for before this one may go on.
+            self.pace.allow(piece.len()).await;
+            let end = at + piece.len() as u64;
+            if end > blob.size {
+                let found = format!("more than the {} bytes it should have", blob.size);
+                return Err(AttemptFailure::again(self.unusable(&what, found)).into());
+            }
+            if end > *received {
+                let known = received.saturating_sub(at) as usize;
+                let new = piece.split_off(known);
+                *received = end;
+                to.send(new).await.map_err(|_| Interrupted::ReceiverGone)?;
+            } else if to.is_closed() {
+                return Err(Interrupted::ReceiverGone);
+            }
+            at = end;
+        }
+        if at < blob.size {
+            let found = format!("{at} of {} bytes and no more", blob.size);
+            return Err(AttemptFailure::again(self.unusable(&what, found)).into());
+        }
+        Ok(())
+    }
+
+    /// A blob that fits in memory, verified.
+    pub async fn small_blob(&self, blob: Blob) -> Result<Vec<u8>, RegistryError> {
+        let mut attempts = self.retry.attempts.max(1);
+        loop {
+            let (to, mut pieces) = mpsc::channel::<BodyChunk>(8);
+            let collect = async move {
+                let mut bytes = Vec::new();
+                while let Some(piece) = pieces.recv().await {
+                    bytes.extend_from_slice(&piece);
+                }
+                bytes
+            };
+            let fetch = async move { self.fetch(blob, &to).await };
+            let (fetched, bytes) = tokio::join!(fetch, collect);
+            if let Err(FetchError::Registry { error, .. }) = fetched {
+                return Err(error);
+            }
+            let found = Digest::of(&bytes);
+            if found == blob.digest {
+                return Ok(bytes);
+            }
+            attempts -= 1;
+            if attempts == 0 {
+                let what = format!("the blob {}", blob.digest);
+                return Err(self.unusable(&what, format!("one with the digest {found}")));
+            }
+        }
+    }
+
+    pub(super) fn url(&self, path: &str, what: &str) -> Result<Url, AttemptFailure> {
+        self.base.join(path).map_err(|e| AttemptFailure::last(self.unusable(what, e.to_string())))
+    }
+
+    pub(super) fn unusable(&self, what: &str, found: String) -> RegistryError {
+        RegistryError::Answer { registry: self.registry.clone(), what: what.to_owned(), found }
+    }
+
+    /// Gives whatever is answered, once the registry is content with who asks.
+    async fn get(
+        &self,
+        url: &Url,
+        headers: &[(reqwest::header::HeaderName, String)],
+        what: &str,
+    ) -> Result<Response, AttemptFailure> {
+        let mut refusals = 0;
+        loop {
+            let (generation, authorization) = self.auth.current().await;
+            let mut request = self.http.get(url.clone());
+            for (name, value) in headers {
+                request = request.header(name, value);
+            }
+            if let Some(authorization) = authorization {
+                request = request.header(AUTHORIZATION, authorization);
+            }
+            let response =
+                request.send().await.map_err(|e| AttemptFailure::again(describe(&self.registry, what, e)))?;
+            // Who the registry sent us to has no say in where our credentials go.
+            let ours = response.url().origin() == self.base.origin();
+            if response.status() != StatusCode::UNAUTHORIZED || !ours {
+                return Ok(response);
+            }
+            if refusals == REFUSALS {
+                return Err(self.refused(response, what).await);
+            }
+            self.auth.renew(&self.http, generation, response.headers(), refusals > 0).await?;
+            refusals += 1;
+        }
+    }
+
+    pub(super) async fn refused(&self, response: Response, what: &str) -> AttemptFailure {
+        let (status, headers) = (response.status(), response.headers().clone());
+        let registry = self.registry.clone();
+        let said = match bounded_body(response, 4096).await {
+            Ok(Some(body)) => said(&body),
+            Ok(None) | Err(_) => String::new(),
+        };
+        let what = what.to_owned();
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                let what = format!("{} for {what}: {said:?}", status.as_u16());
+                AttemptFailure::last(RegistryError::Denied { registry, what })
+            }
+            StatusCode::NOT_FOUND => AttemptFailure::last(RegistryError::NotFound { registry, what }),
+            _ => AttemptFailure {
+                error: RegistryError::Refused { registry, status: status.as_u16(), what, said },
+                // An answer of success that was not asked for is a mistake on the way rather than a refusal.
+                verdict: if status.is_success() {
+                    super::retry::RetryVerdict::Again(Duration::ZERO)
+                } else {
+                    verdict(status, &headers)
+                },
+            },
+        }
+    }
+}
+
+/// What a registry's entrance said to a login.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoginCheck {
+    LetIn,
+    /// Everybody may come as far as that.
+    NotAsked,
+}
+
+enum Interrupted {
+    ReceiverGone,
+    Failed(AttemptFailure),
+}
+
+impl From<AttemptFailure> for Interrupted {
+    fn from(failure: AttemptFailure) -> Self {
+        Interrupted::Failed(failure)
+    }
+}
+
+/// Whether what is announced is what was asked for: the bytes from `begins` to the end.
+fn check_extent(status: StatusCode, headers: &HeaderMap, begins: u64, size: u64) -> Result<(), String> {
+    let text = |name| headers.get(name).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
+    if status == StatusCode::PARTIAL_CONTENT {
+        let says = text(CONTENT_RANGE).unwrap_or_default();
+        let expected = format!("bytes {begins}-{}/", size - 1);
+        let total = says.strip_prefix(&expected);
+        if !total.is_some_and(|total| total == "*" || total == size.to_string()) {
+            return Err(format!("the range {says:.100?}, expected \"{expected}{size}\""));
+        }
+    }
+    if let Some(length) = text(CONTENT_LENGTH)
+        && length.parse() != Ok(size - begins)
+    {
+        return Err(format!("a body of {length:.100} bytes, expected {}", size - begins));
+    }
+    Ok(())
+}
+
+/// `None`: it is longer than it may be.
+/// What a server said, for people: one line of it.
+pub(super) fn said(body: &[u8]) -> String {
+    String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned()
+}
+
+/// An error of the connection, with its causes and without the address.
+pub(super) fn describe(registry: &str, what: &str, error: reqwest::Error) -> RegistryError {
+    let what = format!("{what}: {}", error_chain(&error.without_url()));
+    RegistryError::Unreachable { registry: registry.to_owned(), what }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::registry::credentials::{CredentialError, RegistryCredential};
+
+    struct Nobody;
+
+    #[async_trait]
+    impl CredentialSource for Nobody {
+        async fn get(&self, _: &str, _: bool) -> Result<Option<RegistryCredential>, CredentialError> {
+            Ok(None)
+        }
+    }
+
+    #[test]
+    fn plain_http_is_for_this_host_unless_allowed() {
+        let client = |registry: &str, options: &RegistryOptions| {
+            RegistryClient::new(&format!("{registry}/acme/a:1").parse().unwrap(), options, Arc::new(Nobody))
+        };
+        let plain = RegistryOptions { plain_http: true, ..RegistryOptions::default() };
+        for local in ["localhost:5000", "127.0.0.1:5000"] {
+            assert_eq!(client(local, &plain).unwrap().base.as_str(), format!("http://{local}/v2/acme/a/"));
+        }
+        for remote in ["registry.example.com", "localhost.example.com", "127.0.0.1.example.com", "10.0.0.1:5000"] {
+            assert!(matches!(client(remote, &plain), Err(RegistryError::Settings { .. })), "{remote}");
+            assert_eq!(client(remote, &RegistryOptions::default()).unwrap().base.scheme(), "https");
+        }
+        let anywhere = RegistryOptions { plain_http_anywhere: true, ..plain };
+        assert_eq!(client("registry.example.com", &anywhere).unwrap().base.scheme(), "http");
+        let missing = RegistryOptions { ca_file: Some("/nonexistent/ca.pem".into()), ..RegistryOptions::default() };
+        assert!(client("localhost", &missing).unwrap_err().to_string().contains("/nonexistent/ca.pem"));
+    }
+
+    #[test]
+    fn an_extent_is_what_was_asked_for() {
+        let check = |status: u16, range: Option<&str>, length: Option<&str>, begins| {
+            let mut headers = HeaderMap::new();
+            if let Some(range) = range {
+                headers.insert(CONTENT_RANGE, range.parse().unwrap());
+            }
+            if let Some(length) = length {
+                headers.insert(CONTENT_LENGTH, length.parse().unwrap());
+            }
+            check_extent(StatusCode::from_u16(status).unwrap(), &headers, begins, 100).is_ok()
+        };
+        assert!(check(200, None, None, 0) && check(200, None, Some("100"), 0) && !check(200, None, Some("99"), 0));
+        for (range, ok) in [
+            (Some("bytes 40-99/100"), true),
+            (Some("bytes 40-99/*"), true),
+            (Some("bytes 40-98/100"), false),
+            (Some("bytes 41-99/100"), false),
+            (Some("bytes 40-99/101"), false),
+            (Some("bytes */100"), false),
+            (None, false),
+        ] {
+            assert_eq!(check(206, range, Some("60"), 40), ok, "{range:?}");
+        }
+        assert!(!check(206, Some("bytes 40-99/100"), Some("61"), 40));
+    }
+}

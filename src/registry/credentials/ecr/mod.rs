@@ -1,0 +1,130 @@
+//! Amazon's private registries: a token from `ecr:GetAuthorizationToken`, valid for twelve hours.
+//!
+//! The registry's name says the region to ask in.
+
+mod host;
+
+use std::{fmt::Write, time::Duration};
+
+use async_trait::async_trait;
+use aws_sdk_ecr::{
+    error::{ProvideErrorMetadata, SdkError},
+    operation::get_authorization_token::GetAuthorizationTokenError,
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use jiff::Timestamp;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::time::timeout;
+
+use super::{CredentialError, CredentialSource, RegistryCredential};
+use crate::registry::aws;
+use host::EcrHost;
+
+const TOKEN: Duration = Duration::from_secs(30);
+
+/// Keeps nothing: a new role or profile counts at once, and `Chain` keeps the token.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ecr;
+
+#[async_trait]
+impl CredentialSource for Ecr {
+    async fn get(&self, registry: &str, _renew: bool) -> Result<Option<RegistryCredential>, CredentialError> {
+        let Some(at) = EcrHost::of(registry) else { return Ok(None) };
+        token(&at).await.map(Some).map_err(|what| CredentialError::new(registry, "Amazon ECR", what))
+    }
+}
+
+async fn token(at: &EcrHost) -> Result<RegistryCredential, String> {
+    let late = |d: Duration, what: &str| format!("{what} within {} s", d.as_secs());
+    let (shared, identity) = aws::load(Some(&at.region), Some(Duration::from_secs(10))).await?;
+    let mut config = aws_sdk_ecr::config::Builder::from(&shared).credentials_provider(identity);
+    if at.fips {
+        config = config.use_fips(true);
+    }
+    let answer = timeout(TOKEN, aws_sdk_ecr::Client::from_conf(config.build()).get_authorization_token().send())
+        .await
+        .map_err(|_| late(TOKEN, &format!("ECR in {} did not answer", at.region)))?
+        .map_err(|e| refusal(&e, at))?;
+    let data = answer
+        .authorization_data()
+        .first()
+        .ok_or_else(|| format!("ECR in {} answered without authorization data (expected one token)", at.region))?;
+    let (username, secret) = decode(data.authorization_token().unwrap_or_default())?;
+    let expires_at = data.expires_at().and_then(|t| Timestamp::from_second(t.secs()).ok());
+    // Told to have ended when it was made: the clocks disagree. The registry decides, and its refusal has it renewed.
+    let expires_at = expires_at.filter(|end| {
+        let ahead = *end > Timestamp::now();
+        if !ahead {
+            tracing::warn!(aws.region = at.region, token.expires_at = %end, "a new token of ECR has ended already: is this host's clock right?");
+        }
+        ahead
+    });
+    Ok(RegistryCredential { username, secret, expires_at })
+}
+
+fn refusal(error: &SdkError<GetAuthorizationTokenError>, at: &EcrHost) -> String {
+    let region = &at.region;
+    let Some(refused) = error.as_service_error() else {
+        return format!("ECR in {region}: {}", aws::causes(error));
+    };
+    let status = error.raw_response().map_or(0, |r| r.status().as_u16());
+    let Some(code) = refused.code() else {
+        return format!(
+            "ECR in {region} refused with status {status} and said nothing that can be read (expected JSON with __type)"
+        );
+    };
+    let mut text = format!("ECR in {region} refused: {code}");
+    // Of a wrong signature it goes on with the request as it should have been, session token included.
+    if let Some(line) = refused.message().and_then(|m| m.lines().next()).filter(|l| !l.is_empty()) {
+        let _ = write!(text, ": {}", line.chars().take(300).collect::<String>());
+    }
+    if code.starts_with("AccessDenied") {
+        text.push_str(" (ecr:GetAuthorizationToken has to be allowed)");
+    }
+    text
+}
+
+/// The token is base64 of `user:password`, the form of HTTP Basic.
+fn decode(token: &str) -> Result<(String, SecretString), String> {
+    let wrong = || {
+        format!(
+            "ECR's token is not what it should be (expected base64 of user:password, found {} bytes, not shown)",
+            token.len()
+        )
+    };
+    let bytes = STANDARD.decode(token.trim()).map_err(|_| wrong())?;
+    let text = SecretString::from(String::from_utf8(bytes).map_err(|_| wrong())?);
+    match text.expose_secret().split_once(':') {
+        Some((user, password)) if !user.is_empty() && !password.is_empty() => Ok((user.to_owned(), password.into())),
+        _ => Err(wrong()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_a_user_and_a_password() {
+        let (user, password) = decode(&STANDARD.encode("AWS:eyJ:x")).unwrap();
+        assert_eq!((user.as_str(), password.expose_secret()), ("AWS", "eyJ:x"));
+        for bad in [
+            String::new(),
+            "hunter2!".into(),
+            STANDARD.encode("hunter2"),
+            STANDARD.encode(":hunter2"),
+            STANDARD.encode("AWS:"),
+            STANDARD.encode([0xff, b':', 1]),
+        ] {
+            let error = decode(&bad).unwrap_err();
+            assert!(error.contains("expected base64 of user:password") && !error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn other_registries_are_not_its_business() {
+        for registry in ["ghcr.io", "public.ecr.aws", "localhost:5000"] {
+            assert!(Ecr.get(registry, false).await.unwrap().is_none());
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Which failures are worth another attempt, and when.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use jiff::{Timestamp, fmt::rfc2822};
+use reqwest::{
+    StatusCode,
+    header::{HeaderMap, RETRY_AFTER},
+};
+
+use super::RegistryError;
+
+/// Who asks for a longer pause than this is not waited for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// How often, and with what pauses, something is attempted.
+#[derive(Clone, Copy, Debug)]
+pub struct TransferRetry {
+    /// In a row and without getting anywhere; at least one is made.
+    pub attempts: usize,
+    pub first_pause: Duration,
+    pub longest_pause: Duration,
+}
+
+impl Default for TransferRetry {
+    fn default() -> Self {
+        Self { attempts: 6, first_pause: Duration::from_secs(1), longest_pause: Duration::from_secs(20) }
+    }
+}
+
+impl TransferRetry {
+    /// The pauses between attempts, with jitter, so that hosts that lost one registry together do not come back together.
+    pub(in crate::registry) fn pauses(&self) -> ExponentialBackoff {
+        ExponentialBuilder::default()
+            .with_min_delay(self.first_pause)
+            .with_max_delay(self.longest_pause)
+            .with_max_times(self.attempts.saturating_sub(1))
+            .with_jitter()
+            .build()
+    }
+}
+
+/// An attempt that failed.
+#[derive(Debug)]
+pub(super) struct AttemptFailure {
+    pub error: RegistryError,
+    pub verdict: RetryVerdict,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RetryVerdict {
+    Final,
+    /// Worth another attempt, not sooner than this.
+    Again(Duration),
+}
+
+impl AttemptFailure {
+    pub fn last(error: RegistryError) -> AttemptFailure {
+        AttemptFailure { error, verdict: RetryVerdict::Final }
+    }
+
+    pub fn again(error: RegistryError) -> AttemptFailure {
+        AttemptFailure { error, verdict: RetryVerdict::Again(Duration::ZERO) }
+    }
+
+    /// Waits for the next attempt, or gives the error back when there is none.
+    pub async fn pause(self, pauses: &mut impl Iterator<Item = Duration>) -> Result<(), RegistryError> {
+        let RetryVerdict::Again(at_least) = self.verdict else { return Err(self.error) };
+        if at_least > LONGEST_PAUSE {
+            return Err(self.error);
+        }
+        let Some(pause) = pauses.next() else { return Err(self.error) };
+        let pause = pause.max(at_least);
+        tracing::warn!(error = %self.error, pause_ms = pause.as_millis() as u64, "a registry is asked again");
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+}
+
+/// What a status says about another attempt.
+pub(super) fn verdict(status: StatusCode, headers: &HeaderMap) -> RetryVerdict {
+    let may_pass = status.is_server_error()
+        || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY);
+    if !may_pass || status == StatusCode::NOT_IMPLEMENTED {
+        return RetryVerdict::Final;
+    }
+    let after =
+        headers.get(RETRY_AFTER).and_then(|v| v.to_str().ok()).and_then(|text| retry_after(text, Timestamp::now()));
+    RetryVerdict::Again(after.unwrap_or(Duration::ZERO))
+}
+
+/// Seconds, or a date.
+fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
+    let text = text.trim();
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let at = rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+    Some(Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now: Timestamp = "1994-11-06T08:49:00Z".parse().unwrap();
+        assert_eq!(retry_after("120", now), Some(Duration::from_secs(120)));
+        assert_eq!(retry_after("Sun, 06 Nov 1994 08:49:37 GMT", now), Some(Duration::from_secs(37)));
+        assert_eq!(retry_after("Sun, 06 Nov 1994 08:48:37 GMT", now), Some(Duration::ZERO));
+        assert_eq!(retry_after("soon", now), None);
+    }
+
+    #[test]
+    fn pauses_grow_and_end() {
+        let retry = TransferRetry {
+            attempts: 4,
+            first_pause: Duration::from_millis(100),
+            longest_pause: Duration::from_millis(300),
+        };
+        let pauses: Vec<Duration> = retry.pauses().collect();
+        assert_eq!(pauses.len(), 3);
+        assert!(pauses.iter().all(|p| (100..=600).contains(&p.as_millis())), "{pauses:?}");
+        assert_eq!(TransferRetry { attempts: 0, ..retry }.pauses().count(), 0);
+    }
+
+    #[test]
+    fn what_may_pass_is_asked_again() {
+        let mut headers = HeaderMap::new();
+        for (status, again) in
+            [(429, true), (500, true), (503, true), (408, true), (501, false), (404, false), (403, false)]
+        {
+            let verdict = verdict(StatusCode::from_u16(status).unwrap(), &headers);
+            assert_eq!(verdict != RetryVerdict::Final, again, "{status}");
+        }
+        headers.insert(RETRY_AFTER, "7".parse().unwrap());
+        assert_eq!(verdict(StatusCode::TOO_MANY_REQUESTS, &headers), RetryVerdict::Again(Duration::from_secs(7)));
+    }
+}

@@ -1,0 +1,427 @@
+//! A whole object, in ranges, several at a time, verified.
+//!
+//! What came is noted by ranges, and believed again after a crash as long as the object's ETag and size are what they were.
+//! Each range is asked for under that ETag, so that the file never holds pieces of two objects.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File, OpenOptions},
+    io::{self, BufRead as _, BufReader, Write as _},
+    os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use aws_sdk_s3::{Client, operation::head_object::HeadObjectOutput, types::ChecksumMode};
+use serde::{Deserialize, Serialize};
+use tokio::task::{JoinSet, spawn_blocking};
+
+use super::{
+    BucketClient, Location, S3, S3Error, TransferProgress,
+    error::meaning,
+    verify::{sums, verify},
+};
+use crate::registry::{oci::Digest, pace::TransferPace};
+
+/// Ranges that are under way at the same time.
+const PARALLEL: usize = 4;
+/// Collected of a range before it is written.
+const BUFFER: usize = 1 << 20;
+/// How often it is looked whether another one is done with the same object.
+const OTHERS: Duration = Duration::from_millis(250);
+/// What nobody has gone on with for so long is not gone on with.
+const ABANDONED: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Left free on the file system.
+const SPARE: u64 = 64 << 20;
+
+/// An object that is here, whole. Its file goes when this is dropped.
+#[derive(Debug)]
+pub struct DownloadedObject {
+    dir: PathBuf,
+    /// Nobody else begins while it is used.
+    _lock: File,
+    pub size: u64,
+    pub digest: Digest,
+    /// What the caller should know, in sentences.
+    pub notices: Vec<String>,
+}
+
+impl DownloadedObject {
+    pub fn path(&self) -> PathBuf {
+        self.dir.join(OBJECT)
+    }
+}
+
+impl Drop for DownloadedObject {
+    fn drop(&mut self) {
+        // It is whole, so there is nothing to go on with. The lock's file stays: others may wait for it.
+        let _ = fs::remove_file(self.dir.join(JOURNAL));
+        let _ = fs::remove_file(self.dir.join(OBJECT));
+    }
+}
+
+const OBJECT: &str = "object";
+const JOURNAL: &str = "journal";
+const LOCK: &str = ".lock";
+
+/// Which object it is, as long as all of this stays the same. The first line of the journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct ObjectVersion {
+    etag: String,
+    size: u64,
+    piece: u64,
+}
+
+impl S3 {
+    /// Fetches an object, or what is missing of it.
+    pub async fn fetch(&self, from: &Location, progress: TransferProgress<'_>) -> Result<DownloadedObject, S3Error> {
+        let (connection, head) = self.head(from).await?;
+        let at = from.to_string();
+        let size = head.content_length().and_then(|n| u64::try_from(n).ok()).unwrap_or_default();
+        if size == 0 {
+            return Err(S3Error::Content { at, what: "it is empty".into() });
+        }
+        let Some(etag) = head.e_tag().filter(|e| !e.is_empty()).map(str::to_owned) else {
+            return Err(S3Error::Refused { at, what: "it has no ETag, so that a change could not be noticed".into() });
+        };
+        let identity = ObjectVersion { etag, size, piece: self.piece };
+        let sums = sums(from, &head)?;
+
+        let dir = self.place(from);
+        let lock = self.lock(&dir).await?;
+        let (into, of) = (dir.clone(), identity.clone());
+        let (file, journal, done) = blocking(move || prepare(&into, &of)).await?;
+        let missing: Vec<u64> = (0..size.div_ceil(self.piece)).filter(|n| !done.contains(n)).collect();
+        let length = |n: u64| self.piece.min(size - n * self.piece);
+        let needed = missing.iter().map(|n| length(*n)).sum::<u64>() + SPARE;
+        let stat = rustix::fs::statvfs(&dir).map_err(io::Error::from)?;
+        let available = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if needed > available {
+            return Err(S3Error::Space { at, needed, available });
+        }
+        let transfer = Arc::new(Transfer {
+            client: connection.client.clone(),
+            region: connection.region.clone(),
+            from: from.clone(),
+            identity,
+            file,
+            journal: Mutex::new(journal),
+            pace: TransferPace::urgent(self.limits.clone()),
+            received: AtomicU64::new(size - missing.iter().map(|n| length(*n)).sum::<u64>()),
+            retry: self.retry,
+        });
+        let result = transfer.clone().all(missing, progress).await;
+        if let Err(S3Error::Changed { .. }) = &result {
+            forget(&dir)?;
+        }
+        result?;
+
+        let path = dir.join(OBJECT);
+        let (verified, seen) = (at.clone(), transfer.clone());
+        let checked = blocking(move || Ok(verify(&path, seen.identity.size, &sums, &verified))).await?;
+        match checked {
+            Ok((digest, notices)) => Ok(DownloadedObject { dir, _lock: lock, size, digest, notices }),
+            Err(error) => {
+                // It would be found again, and be wrong again.
+                forget(&dir)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// What is known of an object, and who knows it.
+    pub(super) async fn head(&self, at: &Location) -> Result<(BucketClient, HeadObjectOutput), S3Error> {
+        let mut connection = BucketClient::open(None).await?;
+        let mut pauses = self.retry.pauses();
+        loop {
+            let asked = connection.client.head_object().bucket(at.bucket()).key(at.key());
+            let error = match asked.checksum_mode(ChecksumMode::Enabled).send().await {
+                Ok(head) => return Ok((connection, head)),
+                Err(error) => error,
+            };
+            if let Some(region) = connection.elsewhere(&error) {
+                connection = BucketClient::open(Some(&region)).await?;
+                continue;
+            }
+            let what = meaning(&error, &at.to_string(), at.bucket(), &connection.region);
+            match what {
+                // The answer to HEAD has no body, and says neither what is missing nor what is denied. This one does.
+                S3Error::NoObject { .. } | S3Error::Denied { .. } => {
+                    let asked = connection.client.get_object().bucket(at.bucket()).key(at.key()).range("bytes=0-0");
+                    return Err(match asked.send().await {
+                        Ok(_) => what,
+                        Err(error) => meaning(&error, &at.to_string(), at.bucket(), &connection.region),
+                    });
+                }
+                _ => pause(what, &mut pauses).await?,
+            }
+        }
+    }
+
+    fn place(&self, of: &Location) -> PathBuf {
+        self.dir.join("downloads").join(Digest::of(of.to_string().as_bytes()).hex())
+    }
+
+    /// Waits until nobody else fetches the same, and removes what everybody has left.
+    async fn lock(&self, dir: &Path) -> Result<File, S3Error> {
+        let all = self.dir.join("downloads");
+        let own = dir.to_owned();
+        let file = blocking(move || {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(&own)?;
+            remove_abandoned(&all, &own);
+            OpenOptions::new().create(true).append(true).mode(0o600).open(own.join(LOCK))
+        })
+        .await?;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(fs::TryLockError::WouldBlock) => tokio::time::sleep(OTHERS).await,
+                Err(fs::TryLockError::Error(error)) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// What several ranges share.
+struct Transfer {
+    client: Client,
+    region: String,
+    from: Location,
+    identity: ObjectVersion,
+    file: File,
+    journal: Mutex<File>,
+    pace: TransferPace,
+    received: AtomicU64,
+    retry: crate::registry::TransferRetry,
+}
+
+impl Transfer {
+    async fn all(self: Arc<Self>, missing: Vec<u64>, progress: TransferProgress<'_>) -> Result<(), S3Error> {
+        let mut tasks = JoinSet::new();
+        let mut waiting = missing.into_iter();
+        let mut tick = tokio::time::interval(Duration::from_millis(200));
+        loop {
+            while tasks.len() < PARALLEL
+                && let Some(number) = waiting.next()
+            {
+                let transfer = self.clone();
+                tasks.spawn(async move { transfer.range(number).await });
+            }
+            progress(self.received.load(Ordering::Relaxed), self.identity.size);
+            tokio::select! {
+                ended = tasks.join_next() => match ended {
+                    None => return Ok(()),
+                    // The others are ended by dropping them. What they have finished is in the journal.
+                    Some(ended) => ended.map_err(io::Error::other)??,
+                },
+                _ = tick.tick() => {}
+            }
+        }
+    }
+
+    async fn range(self: Arc<Self>, number: u64) -> Result<(), S3Error> {
+        let begin = number * self.identity.piece;
+        let end = (begin + self.identity.piece).min(self.identity.size);
+        let mut at = begin;
+        let mut pauses = self.retry.pauses();
+        let mut headway = at;
+        while let Err(error) = self.once(&mut at, end).await {
+            if at - headway >= BUFFER as u64 {
+                headway = at;
+                pauses = self.retry.pauses();
+            }
+            pause(error, &mut pauses).await?;
+        }
+        let transfer = self.clone();
+        blocking(move || {
+            // In this order: a line in the journal without its bytes would be believed.
+            transfer.file.sync_data()?;
+            let mut journal = transfer.journal.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = journal.metadata()?.len();
+            let noted = journal.write_all(format!("{number}\n").as_bytes()).and_then(|()| journal.sync_data());
+            if noted.is_err() {
+                // A disk that is full takes half a line: with the next one behind it, that is the number of another range.
+                let _ = journal.set_len(before);
+            }
+            noted
+        })
+        .await
+    }
+
+    /// Goes on from `at`, as far as one answer goes.
+    async fn once(self: &Arc<Self>, at: &mut u64, end: u64) -> Result<(), S3Error> {
+        if *at == end {
+            return Ok(());
+        }
+        let ObjectVersion { etag, size, .. } = &self.identity;
+        let object = self.from.to_string();
+        let broken = |what: String| S3Error::Unavailable { at: object.clone(), what };
+        let asked = self.client.get_object().bucket(self.from.bucket()).key(self.from.key());
+        let asked = asked.range(format!("bytes={at}-{}", end - 1)).if_match(etag);
+        let answer = asked.send().await.map_err(|e| meaning(&e, &object, self.from.bucket(), &self.region))?;
+        let expected = format!("bytes {at}-{}/{size}", end - 1);
+        if answer.content_range() != Some(&*expected) || answer.e_tag() != Some(etag) {
+            let found = answer.content_range().unwrap_or("no range");
+            return Err(broken(format!("it answered {found:.100}, expected {expected}")));
+        }
+        let mut body = answer.body;
+        let mut buffer = Vec::with_capacity(BUFFER);
+        loop {
+            let piece = body.next().await.transpose().map_err(|e| broken(aws_error(&e)));
+            let (piece, ended) = match piece {
+                Ok(Some(piece)) => (piece, None),
+                Ok(None) => (bytes::Bytes::new(), Some(Ok(()))),
+                // What came before is good.
+                Err(error) => (bytes::Bytes::new(), Some(Err(error))),
+            };
+            if *at + (buffer.len() + piece.len()) as u64 > end {
+                return Err(broken("it sent more than was asked for".into()));
+            }
+            self.pace.allow(piece.len()).await;
+            buffer.extend_from_slice(&piece);
+            if buffer.len() >= BUFFER || ended.is_some() && !buffer.is_empty() {
+                let (transfer, offset) = (self.clone(), *at);
+                let (written, back) = blocking(move || {
+                    // Of zeros the file consists already.
+                    if buffer.iter().any(|byte| *byte != 0) {
+                        transfer.file.write_all_at(&buffer, offset)?;
+                    }
+                    let written = buffer.len() as u64;
+                    buffer.clear();
+                    Ok((written, buffer))
+                })
+                .await?;
+                *at += written;
+                self.received.fetch_add(written, Ordering::Relaxed);
+                buffer = back;
+            }
+            match ended {
+                None => {}
+                Some(Err(error)) => return Err(error),
+                Some(Ok(())) if *at < end => return Err(broken(format!("it ended {} bytes too early", end - *at))),
+                Some(Ok(())) => return Ok(()),
+            }
+        }
+    }
+}
+
+fn aws_error(error: &(dyn std::error::Error + 'static)) -> String {
+    crate::registry::aws::causes(error)
+}
+
+/// The file, its journal, and the ranges that are in it.
+fn prepare(dir: &Path, identity: &ObjectVersion) -> io::Result<(File, File, BTreeSet<u64>)> {
+    let known = known(dir, identity);
+    if known.is_none() {
+        forget(dir)?;
+    }
+    let open = |name: &str| {
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(dir.join(name))
+    };
+    let file = open(OBJECT)?;
+    if known.is_none() {
+        file.set_len(identity.size)?;
+        file.sync_all()?;
+        let mut journal = open(JOURNAL)?;
+        journal.write_all(format!("{}\n", serde_json::to_string(identity)?).as_bytes())?;
+        journal.sync_all()?;
+        File::open(dir)?.sync_all()?;
+    }
+    let journal = OpenOptions::new().append(true).open(dir.join(JOURNAL))?;
+    // What follows the last line end was being written when everything stopped. The next line must not become a part of it.
+    let whole = fs::read(dir.join(JOURNAL))?.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    journal.set_len(whole as u64)?;
+    Ok((file, journal, known.unwrap_or_default()))
+}
+
+/// The ranges that an earlier attempt has left of the same object. `None`: there was none, or of another one.
+fn known(dir: &Path, identity: &ObjectVersion) -> Option<BTreeSet<u64>> {
+    if fs::metadata(dir.join(OBJECT)).ok()?.len() != identity.size {
+        return None;
+    }
+    let mut lines = BufReader::new(File::open(dir.join(JOURNAL)).ok()?);
+    let mut line = String::new();
+    let mut next = || {
+        line.clear();
+        // The last line may have been cut off by a crash; its range is fetched again.
+        (lines.read_line(&mut line).is_ok() && line.ends_with('\n')).then(|| line.trim_end().to_owned())
+    };
+    let of: ObjectVersion = serde_json::from_str(&next()?).ok()?;
+    if of != *identity {
+        return None;
+    }
+    let mut done = BTreeSet::new();
+    while let Some(line) = next() {
+        // A line that is no number of a range says nothing.
+        done.extend(line.parse::<u64>().ok().filter(|n| *n < identity.size.div_ceil(identity.piece)));
+    }
+    Some(done)
+}
+
+/// The journal first: it must not speak of a file that is not there.
+fn forget(dir: &Path) -> io::Result<()> {
+    for name in [JOURNAL, OBJECT] {
+        match fs::remove_file(dir.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Best effort: what stays today goes another day.
+fn remove_abandoned(all: &Path, own: &Path) {
+    for entry in fs::read_dir(all).into_iter().flatten().flatten() {
+        let dir = entry.path();
+        let newest =
+            [JOURNAL, OBJECT].iter().filter_map(|name| fs::metadata(dir.join(name)).ok()?.modified().ok()).max();
+        let old = newest.and_then(|at| SystemTime::now().duration_since(at).ok()).is_some_and(|age| age > ABANDONED);
+        if dir == own || !old {
+            continue;
+        }
+        // Whoever holds the lock is at work.
+        if let Ok(lock) = File::open(dir.join(LOCK))
+            && lock.try_lock().is_ok()
+            && forget(&dir).is_ok()
+        {
+            tracing::info!(path = %dir.display(), "an unfinished download that nobody went on with was removed");
+        }
+    }
+}
+
+/// Waits for the next attempt, or gives the error back when there is none.
+pub(super) async fn pause(error: S3Error, pauses: &mut impl Iterator<Item = Duration>) -> Result<(), S3Error> {
+    let Some(pause) = pauses.next().filter(|_| error.may_pass()) else { return Err(error) };
+    tracing::warn!(%error, pause_ms = pause.as_millis() as u64, "S3 is asked again");
+    tokio::time::sleep(pause).await;
+    Ok(())
+}
+
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, S3Error> {
+    Ok(spawn_blocking(work).await.map_err(io::Error::other)??)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_was_cut_off_is_no_part_of_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = ObjectVersion { etag: "e".into(), size: 200, piece: 1 };
+        let (_, mut journal, done) = prepare(dir.path(), &identity).unwrap();
+        assert!(done.is_empty());
+        // The end of a line that says 12.
+        journal.write_all(b"3\n1").unwrap();
+        let (_, mut journal, done) = prepare(dir.path(), &identity).unwrap();
+        assert_eq!(done, BTreeSet::from([3]));
+        journal.write_all(b"7\n").unwrap();
+        assert_eq!(prepare(dir.path(), &identity).unwrap().2, BTreeSet::from([3, 7]), "17 was never fetched");
+    }
+}

@@ -1,0 +1,442 @@
+//! Blobs and a manifest to one repository.
+//!
+//! Every attempt begins with the question whether the blob is there, so what arrived in an attempt whose answer was lost, or in
+//! an earlier push, is not sent again. A blob that was cut off is sent from its beginning: registries keep what they have of an
+//! upload at its end only, and not all of them at all.
+
+use std::{
+    io::{self, SeekFrom},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures_util::TryStreamExt as _;
+use reqwest::{
+    Method, Response, StatusCode, Url,
+    header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, LOCATION, RANGE},
+};
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
+use tokio_util::io::ReaderStream;
+
+use super::{
+    RegistryClient, RegistryError, RegistryOptions,
+    client::{BodyChunk, REFUSALS, describe},
+    credentials::CredentialSource,
+    retry::AttemptFailure,
+};
+use crate::registry::oci::{
+    Digest, Reference,
+    manifest::{self, Blob},
+};
+
+/// Read from a file at a time.
+const BUFFER: usize = 256 << 10;
+
+/// A registry that has all of a blob may hash and move it before it answers: for so many times as long as it may be silent
+/// otherwise.
+const COMMIT: u32 = 5;
+
+/// Where a blob's bytes are.
+#[derive(Clone, Debug)]
+pub enum UploadSource {
+    Bytes(BodyChunk),
+    /// Not changed while it is read.
+    File(PathBuf),
+}
+
+/// How a blob got there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// It was there.
+    There,
+    /// The registry took it over from another repository.
+    Mounted,
+    Sent,
+}
+
+/// Told how many bytes are on their way (or, below zero, were in vain).
+pub type Sent = Arc<dyn Fn(i64) + Send + Sync>;
+
+pub struct Uploader {
+    client: RegistryClient,
+    reference: Reference,
+    idle: Duration,
+    /// Bytes of a request's body at most; `None`: each blob in one request.
+    part_size: Option<u64>,
+}
+
+impl Uploader {
+    /// To the repository of this reference. `mounts`: repositories of the same registry that blobs may be taken over from.
+    pub fn new(
+        reference: &Reference,
+        options: &RegistryOptions,
+        source: Arc<dyn CredentialSource>,
+        mounts: &[String],
+        part_size: Option<u64>,
+    ) -> Result<Uploader, RegistryError> {
+        let mut scopes = vec![format!("repository:{}:pull,push", reference.repository())];
+        scopes.extend(mounts.iter().map(|from| format!("repository:{from}:pull")));
+        // A blob may be on its way for an hour before its answer begins: who is silent is told by its bytes.
+        let client = RegistryClient::with(reference, options, source, None, scopes)?;
+        Ok(Uploader { client, reference: reference.clone(), idle: options.idle_timeout, part_size })
+    }
+
+    /// Makes sure that the repository has a blob whose bytes we do not have. `None`: it has not.
+    pub async fn reuse(&self, blob: Blob, from: Option<&str>) -> Result<Option<Arrival>, RegistryError> {
+        let mut pauses = self.client.retry.pauses();
+        loop {
+            let attempt = async {
+                if self.has(blob).await? {
+                    return Ok(Some(Arrival::There));
+                }
+                match self.begin(blob.digest, from).await? {
+                    None => Ok(Some(Arrival::Mounted)),
+                    Some(session) => {
+                        self.give_up(session).await;
+                        Ok(None)
+                    }
+                }
+            };
+            // Without a place to mount it from there is nothing to begin.
+            let outcome = match from {
+                Some(_) => attempt.await,
+                None => self.has(blob).await.map(|there| there.then_some(Arrival::There)),
+            };
+            match outcome {
+                Ok(outcome) => return Ok(outcome),
+                Err(failure) => failure.pause(&mut pauses).await?,
+            }
+        }
+    }
+
+    /// Makes sure that the repository has this blob.
+    pub async fn put(
+        &self,
+        blob: Blob,
+        source: &UploadSource,
+        from: Option<&str>,
+        sent: &Sent,
+    ) -> Result<Arrival, RegistryError> {
+        let mut pauses = self.client.retry.pauses();
+        loop {
+            let count = Arc::new(Mutex::new(0_i64));
+            let counted: Sent = {
+                let (count, sent) = (count.clone(), sent.clone());
+                Arc::new(move |n| {
+                    *count.lock().unwrap_or_else(PoisonError::into_inner) += n;
+                    sent(n);
+                })
+            };
+            match self.put_once(blob, source, from, &counted).await {
+                Ok(arrival) => return Ok(arrival),
+                Err(failure) => {
+                    sent(-*count.lock().unwrap_or_else(PoisonError::into_inner));
+                    failure.pause(&mut pauses).await?;
+                }
+            }
+        }
+    }
+
+    async fn put_once(
+        &self,
+        blob: Blob,
+        source: &UploadSource,
+        from: Option<&str>,
+        sent: &Sent,
+    ) -> Result<Arrival, AttemptFailure> {
+        if self.has(blob).await? {
+            return Ok(Arrival::There);
+        }
+        let Some(mut session) = self.begin(blob.digest, from).await? else { return Ok(Arrival::Mounted) };
+        let what = self.upload_of(blob.digest);
+        let mut at = 0;
+        while let Some(part) = self.part_size.filter(|part| blob.size - at > *part) {
+            let range = (CONTENT_RANGE, format!("{at}-{}", at + part - 1));
+            let body = Body { source, start: at, size: part, sent };
+            let answer = self.send(Method::PATCH, &session, &[range], Some(&body), &what).await?;
+            // 202 by the specification; Amazon's answers 201.
+            if !matches!(answer.status(), StatusCode::ACCEPTED | StatusCode::CREATED | StatusCode::NO_CONTENT) {
+                return Err(self.failed_session(answer, &what).await);
+            }
+            at += part;
+            let kept = answer.headers().get(RANGE).and_then(|v| v.to_str().ok());
+            if let Some(end) = kept.and_then(|kept| kept.trim_start_matches("bytes=").strip_prefix("0-"))
+                && end.parse() != Ok(at - 1)
+            {
+                let found = format!("that it has the bytes to {end:.40}, after {at} of them");
+                return Err(AttemptFailure::again(self.client.unusable(&what, found)));
+            }
+            if answer.headers().contains_key(LOCATION) {
+                session = self.location(&answer, &what)?;
+            }
+        }
+        session.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
+        let body = Body { source, start: at, size: blob.size - at, sent };
+        let answer = self.send(Method::PUT, &session, &[], Some(&body), &what).await?;
+        match answer.status() {
+            StatusCode::CREATED => Ok(Arrival::Sent),
+            // Amazon's may answer 202 here, too. What it means is seen when the blob is there.
+            StatusCode::OK | StatusCode::ACCEPTED | StatusCode::NO_CONTENT if self.has(blob).await? => {
+                Ok(Arrival::Sent)
+            }
+            _ => Err(self.failed_session(answer, &what).await),
+        }
+    }
+
+    /// Whether the repository has the blob.
+    async fn has(&self, blob: Blob) -> Result<bool, AttemptFailure> {
+        let what = format!("the blob {} in {}", blob.digest, self.reference.repository());
+        let url = self.client.url(&format!("blobs/{}", blob.digest), &what)?;
+        let answer = self.send(Method::HEAD, &url, &[], None, &what).await?;
+        match answer.status() {
+            StatusCode::OK => {
+                let length = answer.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok());
+                // One of another size is not it, whatever it is called.
+                Ok(length.is_none_or(|length| length.parse() == Ok(blob.size)))
+            }
+            StatusCode::NOT_FOUND => Ok(false),
+            // Storage that a registry sends its clients to may take signed addresses for reading only.
+            _ if answer.url().origin() != self.client.base.origin() => Ok(false),
+            _ => Err(self.failed(answer, &what).await),
+        }
+    }
+
+    /// Begins an upload. `None`: the blob was mounted, and there is nothing to upload.
+    async fn begin(&self, digest: Digest, from: Option<&str>) -> Result<Option<Url>, AttemptFailure> {
+        let what = self.upload_of(digest);
+        let mut url = self.client.url("blobs/uploads/", &what)?;
+        if let Some(from) = from {
+            url.query_pairs_mut().append_pair("mount", &digest.to_string()).append_pair("from", from);
+        }
+        let answer = self.send(Method::POST, &url, &[], None, &what).await;
+        // Who may not read there may still write here.
+        let may_not_mount = match &answer {
+            Ok(answer) => {
+                matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND)
+            }
+            Err(failure) => matches!(failure.error, RegistryError::Denied { .. }),
+        };
+        if from.is_some() && may_not_mount {
+            return Box::pin(self.begin(digest, None)).await;
+        }
+        let answer = answer?;
+        match answer.status() {
+            StatusCode::CREATED if from.is_some() => Ok(None),
+            StatusCode::ACCEPTED => self.location(&answer, &what).map(Some),
+            _ => Err(self.failed(answer, &what).await),
+        }
+    }
+
+    /// An upload that nothing will come of. Registries that are not told throw it away one day.
+    async fn give_up(&self, session: Url) {
+        let answer = self.send(Method::DELETE, &session, &[], None, "an upload that is given up").await;
+        if let Err(failure) = answer {
+            tracing::debug!(error = %failure.error, "an upload is left to the registry");
+        }
+    }
+
+    /// Makes the manifest what the reference names. All that it names has to be there.
+    pub async fn put_manifest(&self, bytes: &[u8]) -> Result<Digest, RegistryError> {
+        let mut pauses = self.client.retry.pauses();
+        loop {
+            match self.put_manifest_once(bytes).await {
+                Ok(digest) => return Ok(digest),
+                Err(failure) => failure.pause(&mut pauses).await?,
+            }
+        }
+    }
+
+    async fn put_manifest_once(&self, bytes: &[u8]) -> Result<Digest, AttemptFailure> {
+        let what = format!("the manifest of {}", self.reference);
+        let digest = Digest::of(bytes);
+        let url = self.client.url(&format!("manifests/{}", self.reference.target()), &what)?;
+        let source = UploadSource::Bytes(BodyChunk::copy_from_slice(bytes));
+        let nobody: Sent = Arc::new(|_| {});
+        let body = Body { source: &source, start: 0, size: bytes.len() as u64, sent: &nobody };
+        let content_type = (CONTENT_TYPE, manifest::MEDIA_TYPE.to_owned());
+        let answer = self.send(Method::PUT, &url, &[content_type], Some(&body), &what).await?;
+        if !matches!(answer.status(), StatusCode::CREATED | StatusCode::OK | StatusCode::ACCEPTED) {
+            return Err(self.failed(answer, &what).await);
+        }
+        let said = answer.headers().get("docker-content-digest").and_then(|v| v.to_str().ok());
+        let kept = match said {
+            Some(said) => said.to_owned(),
+            // Not every registry says it: then what it gives is what it has.
+            None => {
+                let read = tokio::time::timeout(self.idle * COMMIT, self.client.manifest(&self.reference)).await;
+                let silent = || AttemptFailure::again(self.silent(&what));
+                read.map_err(|_| silent())?.map_err(AttemptFailure::last)?.digest.to_string()
+            }
+        };
+        if kept != digest.to_string() {
+            let found = format!("that it keeps it as {kept:.100}, and it is {digest}");
+            return Err(AttemptFailure::again(self.client.unusable(&what, found)));
+        }
+        Ok(digest)
+    }
+
+    fn upload_of(&self, digest: Digest) -> String {
+        format!("an upload to {} ({digest})", self.reference.repository())
+    }
+
+    /// Where the registry wants to have it.
+    fn location(&self, answer: &Response, what: &str) -> Result<Url, AttemptFailure> {
+        let location = answer.headers().get(LOCATION).and_then(|v| v.to_str().ok());
+        let url = location.and_then(|location| answer.url().join(location).ok());
+        match url {
+            // Signed addresses in a bucket are elsewhere; in plain text our disks go nowhere but where we were sent by hand.
+            Some(url) if url.scheme() == "https" || url.origin() == self.client.base.origin() => Ok(url),
+            Some(_) => Err(AttemptFailure::last(self.client.unusable(what, "an address that is not https".into()))),
+            None => Err(AttemptFailure::again(self.client.unusable(what, "no address to upload to".into()))),
+        }
+    }
+
+    /// Of an upload that was begun: what the registry has forgotten, or has otherwise, is begun anew.
+    async fn failed_session(&self, answer: Response, what: &str) -> AttemptFailure {
+        let status = answer.status();
+        let failure = self.failed(answer, what).await;
+        match status {
+            StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE => {
+                AttemptFailure::again(failure.error)
+            }
+            _ => failure,
+        }
+    }
+
+    async fn failed(&self, answer: Response, what: &str) -> AttemptFailure {
+        let told = tokio::time::timeout(self.idle, self.client.refused(answer, what)).await;
+        told.unwrap_or_else(|_| AttemptFailure::again(self.silent(what)))
+    }
+
+    fn silent(&self, what: &str) -> RegistryError {
+        let registry = self.client.registry.clone();
+        RegistryError::Unreachable { registry, what: format!("{what}: nothing moves any more") }
+    }
+
+    /// Gives whatever is answered, once the registry is content with who asks.
+    async fn send(
+        &self,
+        method: Method,
+        url: &Url,
+        headers: &[(HeaderName, String)],
+        body: Option<&Body<'_>>,
+        what: &str,
+    ) -> Result<Response, AttemptFailure> {
+        let RegistryClient { http, base, registry, auth, .. } = &self.client;
+        // Who the registry sends us to has no say in where our credentials go.
+        let ours = url.origin() == base.origin();
+        let mut refusals = 0;
+        loop {
+            let (generation, authorization) = auth.current().await;
+            let pulse = Arc::new(Pulse::new());
+            let mut request = http.request(method.clone(), url.clone());
+            if let Some(authorization) = authorization.filter(|_| ours) {
+                request = request.header(AUTHORIZATION, authorization);
+            }
+            if body.is_some() && !headers.iter().any(|(name, _)| *name == CONTENT_TYPE) {
+                request = request.header(CONTENT_TYPE, "application/octet-stream");
+            }
+            for (name, value) in headers {
+                request = request.header(name, value);
+            }
+            request = match body {
+                Some(body) => {
+                    let stream = body.stream(pulse.clone()).await;
+                    let stream = stream.map_err(|e| AttemptFailure::last(self.client.unusable(what, e.to_string())))?;
+                    request.header(CONTENT_LENGTH, body.size).body(stream)
+                }
+                // Some servers want to be told that nothing comes.
+                None if method == Method::POST => {
+                    pulse.all_sent();
+                    request.header(CONTENT_LENGTH, 0)
+                }
+                None => request,
+            };
+            let response = tokio::select! {
+                response = request.send() => response.map_err(|e| AttemptFailure::again(describe(registry, what, e)))?,
+                () = pulse.stops(self.idle) => return Err(AttemptFailure::again(self.silent(what))),
+            };
+            if response.status() != StatusCode::UNAUTHORIZED || !ours || refusals == REFUSALS {
+                return Ok(response);
+            }
+            if let Some(body) = body {
+                (body.sent)(-pulse.taken());
+            }
+            auth.renew(http, generation, response.headers(), refusals > 0).await?;
+            refusals += 1;
+        }
+    }
+}
+
+/// A part of a blob, as often as it has to be sent.
+struct Body<'a> {
+    source: &'a UploadSource,
+    start: u64,
+    size: u64,
+    sent: &'a Sent,
+}
+
+impl Body<'_> {
+    async fn stream(&self, pulse: Arc<Pulse>) -> io::Result<reqwest::Body> {
+        let (sent, size) = (self.sent.clone(), self.size);
+        let note = move |piece: &BodyChunk| {
+            sent(piece.len() as i64);
+            pulse.beat(piece.len() as u64, size);
+        };
+        match self.source {
+            UploadSource::Bytes(bytes) => {
+                let whole = bytes.slice(self.start as usize..(self.start + self.size) as usize);
+                let stream = futures_util::stream::iter([Ok::<_, io::Error>(whole)]).inspect_ok(note);
+                Ok(reqwest::Body::wrap_stream(stream))
+            }
+            UploadSource::File(path) => {
+                let mut file = tokio::fs::File::open(path).await?;
+                file.seek(SeekFrom::Start(self.start)).await?;
+                let stream = ReaderStream::with_capacity(file.take(self.size), BUFFER).inspect_ok(note);
+                Ok(reqwest::Body::wrap_stream(stream))
+            }
+        }
+    }
+}
+
+/// When something moved last.
+struct Pulse {
+    last: Mutex<(Instant, u64)>,
+    all_sent: AtomicBool,
+}
+
+impl Pulse {
+    fn new() -> Pulse {
+        Pulse { last: Mutex::new((Instant::now(), 0)), all_sent: AtomicBool::new(false) }
+    }
+
+    fn beat(&self, bytes: u64, of: u64) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = (Instant::now(), last.1 + bytes);
+        if last.1 >= of {
+            self.all_sent();
+        }
+    }
+
+    fn all_sent(&self) {
+        self.all_sent.store(true, Ordering::Relaxed);
+    }
+
+    fn taken(&self) -> i64 {
+        i64::try_from(self.last.lock().unwrap_or_else(PoisonError::into_inner).1).unwrap_or(i64::MAX)
+    }
+
+    /// Ends when nothing has moved for so long.
+    async fn stops(&self, idle: Duration) {
+        loop {
+            let quiet = self.last.lock().unwrap_or_else(PoisonError::into_inner).0.elapsed();
+            let allowed = if self.all_sent.load(Ordering::Relaxed) { idle * COMMIT } else { idle };
+            let Some(left) = allowed.checked_sub(quiet).filter(|left| !left.is_zero()) else { return };
+            tokio::time::sleep(left).await;
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! One call over the wire, in a given name: redirects, another attempt where that is safe, limits.
+
+use std::{sync::Arc, time::Duration};
+
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use jiff::fmt::rfc2822;
+use reqwest::{
+    Method, Response, StatusCode, Url,
+    header::{ACCEPT, AUTHORIZATION, DATE, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION},
+};
+use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
+use serde_json::Value;
+use tokio::sync::{Mutex, Semaphore};
+
+use super::{
+    ApiRetry, GitHubError, GitHubOptions,
+    budget::{Class, RateLimiter},
+    client::Observed,
+    refusal,
+};
+use crate::platform::{
+    error_chain,
+    http::{ClientOptions, Trust, read_certificates},
+};
+
+/// GitHub allows a hundred at once, to everybody who uses the credential.
+const AT_ONCE: usize = 20;
+const REDIRECTS: usize = 5;
+/// More is no answer of this API. A page of a hundred runners with many labels stays below 1 MiB, a delivery below 25.
+const LARGEST: usize = 32 << 20;
+/// How often one call waits for a limit to end.
+const WAITS: usize = 2;
+
+/// What is to be sent.
+#[derive(Clone, Debug)]
+pub(super) struct Call {
+    pub method: Method,
+    pub url: Url,
+    pub body: Option<Value>,
+    /// For people: what was asked for.
+    pub what: String,
+    pub class: Class,
+    /// Whether doing it twice does no more than doing it once.
+    pub repeatable: bool,
+    /// Whether the answer holds a secret, and is never shown.
+    pub secret: bool,
+    pub if_none_match: Option<String>,
+}
+
+/// What came back, whole. Overwritten when it is dropped, because some answers are secrets.
+pub(super) struct ApiResponse {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Zeroizing<Vec<u8>>,
+    /// Whether it is from the server that our credentials are for.
+    pub ours: bool,
+}
+
+pub(super) struct ApiExchange {
+    http: reqwest::Client,
+    options: GitHubOptions,
+    at_once: Semaphore,
+    /// Changes are made one after the other; when the last one was begun.
+    writes: Mutex<Option<tokio::time::Instant>>,
+    observed: std::sync::Mutex<Observed>,
+}
+
+/// An attempt without an answer.
+struct Broken {
+    cause: String,
+    sent: bool,
+}
+
+impl ApiExchange {
+    /// Reads the certificates, and connects to nothing.
+    pub fn new(options: GitHubOptions) -> Result<ApiExchange, GitHubError> {
+        let settings = |what: String| GitHubError::Settings { what };
+        let trust = match &options.ca_file {
+            Some(path) => Trust::SystemAnd(read_certificates(path).map_err(settings)?),
+            None => Trust::System,
+        };
+        // Redirects are followed by `send`: reqwest would turn a changing request into a GET on the way.
+        let http = ClientOptions {
+            total_timeout: Some(options.timeout),
+            trust,
+            use_proxy: !options.server.is_loopback(),
+            ..ClientOptions::new(options.connect_timeout)
+        };
+        let http = http.build().map_err(|error| settings(error_chain(&error.without_url())))?;
+        Ok(ApiExchange {
+            http,
+            options,
+            at_once: Semaphore::new(AT_ONCE),
+            writes: Mutex::new(None),
+            observed: std::sync::Mutex::default(),
+        })
+    }
+
+    pub fn options(&self) -> &GitHubOptions {
+        &self.options
+    }
+
+    pub fn observed(&self) -> Observed {
+        self.observed.lock().expect("no code panics with it").clone()
+    }
+
+    pub fn server(&self) -> String {
+        self.options.server.name()
+    }
+
+    /// Gives whatever is answered, unless that is a limit or no answer at all. Attempts are made again where that is safe.
+    pub async fn send(
+        &self,
+        call: &Call,
+        token: &SecretString,
+        budget: &Arc<RateLimiter>,
+    ) -> Result<ApiResponse, GitHubError> {
+        let mut pauses = pauses(&self.options.retry);
+        let mut waits = 0;
+        loop {
+            let now = self.options.now.get();
+            let limited = match budget.admit(call.class, now) {
+                Err(limited) => Some(limited),
+                Ok(()) => match self.once(call, token, budget).await {
+                    Ok(answer) if again(answer.status) && call.repeatable => {
+                        let Some(pause) = pauses.next() else { return Ok(answer) };
+                        let status = answer.status.as_u16();
+                        tracing::warn!(asked = %call.what, status, pause_ms = millis(pause), "GitHub is asked again");
+                        drop(answer);
+                        tokio::time::sleep(pause).await;
+                        continue;
+                    }
+                    Ok(answer) => {
+                        let said = refusal::said(&answer.body);
+                        let now = self.options.now.get();
+                        match budget.refused(answer.status, &answer.headers, &said, now) {
+                            None => return Ok(answer),
+                            limited => limited,
+                        }
+                    }
+                    Err(broken) => {
+                        let pause = if call.repeatable || !broken.sent { pauses.next() } else { None };
+                        let Some(pause) = pause else {
+                            return Err(GitHubError::Unavailable {
+                                server: self.server(),
+                                what: call.what.clone(),
+                                cause: broken.cause,
+                                sent: broken.sent,
+                            });
+                        };
+                        tracing::warn!(asked = %call.what, error = %broken.cause, pause_ms = millis(pause), "GitHub is asked again");
+                        tokio::time::sleep(pause).await;
+                        continue;
+                    }
+                },
+            };
+            let Some((limit, until)) = limited else { continue };
+            // Who was limited was not heard: waiting for a moment and asking again is safe for every call.
+            let rest = Duration::try_from(until.duration_since(self.options.now.get())).unwrap_or_default();
+            if waits == WAITS || rest > self.options.patience {
+                let (server, what) = (self.server(), call.what.clone());
+                return Err(GitHubError::RateLimited { server, what, limit, until });
+            }
+            waits += 1;
+            tokio::time::sleep(rest).await;
+        }
+    }
+
+    async fn once(&self, call: &Call, token: &SecretString, budget: &RateLimiter) -> Result<ApiResponse, Broken> {
+        let changes = !call.method.is_safe() && call.class != Class::Access;
+        // In this order: changes that wait for each other take no place from those who only look.
+        let _turn = if changes { Some(self.turn().await) } else { None };
+        let _place = self.at_once.acquire().await.expect("it is never closed");
+        let base = &self.options.server;
+        let mut url = call.url.clone();
+        let mut redirects = 0;
+        loop {
+            let ours = url.origin() == base.api().origin();
+            let mut request = self
+                .http
+                .request(call.method.clone(), url.clone())
+                .header(ACCEPT, "application/vnd.github+json")
+                .header("x-github-api-version", &self.options.api_version);
+            if ours {
+                request = request.header(AUTHORIZATION, bearer(token)?);
+            }
+            if let Some(tag) = &call.if_none_match {
+                request = request.header(IF_NONE_MATCH, tag);
+            }
+            if let Some(body) = &call.body {
+                request = request.json(body);
+            }
+            let response = request.send().await.map_err(broken)?;
+            if ours {
+                self.observe(&response);
+                budget.note(call.class, response.status(), response.headers());
+            }
+            let Some(next) = redirected(&call.method, &response) else { return whole(response, ours).await };
+            let not_followed = |cause: String| Err(Broken { cause, sent: true });
+            redirects += 1;
+            if redirects > REDIRECTS {
+                return not_followed("too many redirects".to_owned());
+            }
+            url = match url.join(&next) {
+                Ok(next) if next.scheme() == "https" || next.origin() == base.api().origin() => next,
+                _ => return not_followed("it redirects to an address that is not https".to_owned()),
+            };
+        }
+    }
+
+    /// Waits until a change may be made; the next one waits until this is dropped, and a moment longer.
+    async fn turn(&self) -> tokio::sync::MutexGuard<'_, Option<tokio::time::Instant>> {
+        let mut last = self.writes.lock().await;
+        if let Some(at) = *last {
+            tokio::time::sleep_until(at + self.options.write_gap).await;
+        }
+        *last = Some(tokio::time::Instant::now());
+        last
+    }
+
+    fn observe(&self, response: &Response) {
+        let text = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let date = text(DATE.as_str()).and_then(|t| rfc2822::DateTimeParser::new().parse_timestamp(t.trim()).ok());
+        let mut observed = self.observed.lock().expect("no code panics with it");
+        if let Some(date) = date {
+            observed.clock_ahead = Some(self.options.now.get().duration_since(date));
+        }
+        observed.enterprise_version = text("x-github-enterprise-version").or(observed.enterprise_version.take());
+        observed.token_scopes = text("x-oauth-scopes").or(observed.token_scopes.take());
+        observed.token_expires = text("github-authentication-token-expiration").or(observed.token_expires.take());
+        observed.api_version = text("x-github-api-version-selected").or(observed.api_version.take());
+    }
+}
+
+fn bearer(token: &SecretString) -> Result<HeaderValue, Broken> {
+    let text = Zeroizing::new(format!("Bearer {}", token.expose_secret()));
+    let mut value = HeaderValue::from_str(&text)
+        .map_err(|_| Broken { cause: "the token cannot stand in a header".to_owned(), sent: false })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// Where to, for the redirects that keep what was asked for. Others are refusals, because a change that was turned into a look
+/// would be taken for done.
+fn redirected(method: &Method, response: &Response) -> Option<String> {
+    let keeps = match response.status() {
+        StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT => true,
+        StatusCode::MOVED_PERMANENTLY | StatusCode::FOUND => method.is_safe(),
+        _ => false,
+    };
+    let to = response.headers().get(LOCATION)?.to_str().ok()?;
+    keeps.then(|| to.to_owned())
+}
+
+async fn whole(mut response: Response, ours: bool) -> Result<ApiResponse, Broken> {
+    let (status, headers) = (response.status(), response.headers().clone());
+    let mut body = Zeroizing::new(Vec::new());
+    while let Some(piece) = response.chunk().await.map_err(broken)? {
+        if body.len() + piece.len() > LARGEST {
+            return Err(Broken { cause: format!("the answer is larger than {} MiB", LARGEST >> 20), sent: true });
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(ApiResponse { status, headers, body, ours })
+}
+
+/// An error of the connection, with its causes and without the address.
+fn broken(error: reqwest::Error) -> Broken {
+    let sent = !error.is_connect() && !error.is_builder();
+    Broken { cause: error_chain(&error.without_url()), sent }
+}
+
+/// The server had a bad moment.
+fn again(status: StatusCode) -> bool {
+    status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
+        || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY)
+}
+
+fn pauses(retry: &ApiRetry) -> ExponentialBackoff {
+    ExponentialBuilder::default()
+        .with_min_delay(retry.first_pause)
+        .with_max_delay(retry.longest_pause)
+        .with_max_times(retry.attempts.saturating_sub(1))
+        .with_jitter()
+        .build()
+}
+
+fn millis(pause: Duration) -> u64 {
+    u64::try_from(pause.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A header by its name, as text.
+pub(super) fn header(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name).and_then(|v| v.to_str().ok())
+}

@@ -1,0 +1,139 @@
+//! GitHub's REST API, as far as runners need it. Knows nothing of vms.
+//!
+//! ```text
+//! runners, jobs, deliveries, access   one function per call, and what its refusals mean
+//!   pages         lists in pages, conditional requests
+//!     cache       answers that need not be given again
+//!   client        whose name a call is made in
+//!     auth        App or token; installations and their tokens, renewed in time
+//!     exchange    one call over the wire: redirects, another attempt, rate limits
+//!       budget    what GitHub still allows, per credential
+//!       refusal   what an answer that is no success means
+//! jit                                 whose a configuration is
+//! credentials, secret, jwt            who we are
+//! server, model, error         plain types
+//! ```
+//!
+//! What GitHub answers decides about other people's jobs, so nothing is guessed: what was not understood is an error, a
+//! runner counts as gone only while the place it was in can be seen, and a call that may have been carried out says so.
+
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+
+mod access;
+mod auth;
+mod budget;
+mod cache;
+mod client;
+mod credentials;
+mod deliveries;
+mod error;
+mod exchange;
+mod jit;
+mod jobs;
+mod jwt;
+pub mod model;
+mod pages;
+mod refusal;
+pub mod runner_archives;
+mod runners;
+mod secret;
+mod server;
+
+pub use access::{Account, GitHubApp, Installation, Permissions, RateLimit};
+pub use budget::{BudgetView, GitHubLimit, ResourceView};
+pub use client::{GitHubClient, Observed};
+pub use credentials::{CredentialLocation, GitHubCredential, KEY_VARIABLE, TOKEN_VARIABLE};
+pub use deliveries::{Delivery, DeliveryContent, SentRequest};
+pub use error::GitHubError;
+pub use jit::runner_of;
+pub use jobs::{WorkflowJobFilter, WorkflowRun};
+pub use runners::{DEFAULT_GROUP, JitConfig, NewRunner, RegistrationToken, Removed, RunnerGroup};
+pub use secret::read as read_secret;
+pub use server::Server;
+
+pub use crate::domain::Scope;
+
+/// The version of the API that is asked for where nobody chose one.
+pub const API_VERSION: &str = "2022-11-28";
+
+/// Who reads the clock for us, so that tests can turn its hands.
+#[derive(Clone)]
+pub struct Now(Arc<dyn Fn() -> Timestamp + Send + Sync>);
+
+impl Now {
+    pub fn new(read: impl Fn() -> Timestamp + Send + Sync + 'static) -> Now {
+        Now(Arc::new(read))
+    }
+
+    pub fn system() -> Now {
+        Now::new(Timestamp::now)
+    }
+
+    fn get(&self) -> Timestamp {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Now {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Now")
+    }
+}
+
+/// How one GitHub is spoken to.
+#[derive(Clone, Debug)]
+pub struct GitHubOptions {
+    pub server: Server,
+    pub api_version: String,
+    /// PEM certificates of authorities that are trusted besides the system's.
+    pub ca_file: Option<PathBuf>,
+    pub connect_timeout: Duration,
+    /// For one answer, whole.
+    pub timeout: Duration,
+    pub retry: ApiRetry,
+    /// Limits that end within this are waited for; of longer ones the caller is told.
+    pub patience: Duration,
+    /// From one change to the next. GitHub asks for a second, and for one change at a time.
+    pub write_gap: Duration,
+    pub now: Now,
+}
+
+impl GitHubOptions {
+    pub fn new(server: Server) -> GitHubOptions {
+        GitHubOptions {
+            server,
+            api_version: API_VERSION.to_owned(),
+            ca_file: None,
+            connect_timeout: Duration::from_secs(15),
+            timeout: Duration::from_secs(60),
+            retry: ApiRetry::default(),
+            patience: Duration::from_secs(3),
+            write_gap: Duration::from_secs(1),
+            now: Now::system(),
+        }
+    }
+}
+
+/// How often, and with what pauses, a call is attempted that may be made twice.
+#[derive(Clone, Copy, Debug)]
+pub struct ApiRetry {
+    /// At least one is made.
+    pub attempts: usize,
+    pub first_pause: Duration,
+    pub longest_pause: Duration,
+    /// A token that was made a moment ago may not be known everywhere yet.
+    pub fresh_token_pause: Duration,
+}
+
+impl Default for ApiRetry {
+    fn default() -> Self {
+        Self {
+            attempts: 4,
+            first_pause: Duration::from_millis(500),
+            longest_pause: Duration::from_secs(5),
+            fresh_token_pause: Duration::from_secs(1),
+        }
+    }
+}

@@ -1,0 +1,553 @@
+//! Names, digests, publishing and removing.
+//!
+//! Changes take turns by a lock file, so two services on one directory are as safe as two requests. What a crash leaves is
+//! in `staging/` and is swept at the next start; a directory there that somebody still works on is locked and left alone, and
+//! so is a pull that was interrupted not long ago.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::AtomicU64},
+};
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::{
+    DriverRequirements, NewTemplate,
+    check::{self, CheckedTemplate, ImportSource, Part},
+    import::{self, Imported},
+    manifest::{self, FileEntry, Origin, TemplateManifest},
+};
+use crate::domain::{Code, Error, Result, Template, template::TemplateFiles, version::VersionStatus};
+use crate::registry::oci::Settings;
+
+#[derive(Clone, Debug)]
+pub struct Catalog {
+    root: Arc<Root>,
+}
+
+struct Root {
+    dir: PathBuf,
+    /// By name: what was loaded last, as long as the files say that it would be loaded the same again.
+    loaded: Mutex<HashMap<String, Loaded>>,
+    limits: SpaceLimits,
+    surroundings: OnceLock<Arc<dyn TemplateUsage>>,
+    /// Room that was promised and is not written yet.
+    promised: AtomicU64,
+    /// Whoever decides about room.
+    room: tokio::sync::Mutex<()>,
+    /// Whoever reads a version to verify it.
+    verifying: tokio::sync::Mutex<()>,
+}
+
+impl fmt::Debug for Root {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Root").field("dir", &self.dir).field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct Loaded {
+    template: Template,
+    files: Vec<(PathBuf, Stamp)>,
+}
+
+/// A file that was replaced, written to or cut has another one.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Stamp> {
+        let m = fs::metadata(path).ok()?;
+        Some(Stamp { inode: m.ino(), size: m.len(), changed: (m.ctime(), m.ctime_nsec()) })
+    }
+}
+
+impl Catalog {
+    /// Opens the catalog in this directory, makes it where it is not there, and sweeps what a crash left.
+    pub fn open(dir: PathBuf) -> Result<Catalog> {
+        Self::open_with(dir, SpaceLimits::default())
+    }
+
+    /// The same, with limits to the space that is taken.
+    pub fn open_with(dir: PathBuf, limits: SpaceLimits) -> Result<Catalog> {
+        let root = Root {
+            dir,
+            loaded: Mutex::default(),
+            limits,
+            surroundings: OnceLock::new(),
+            promised: AtomicU64::new(0),
+            room: tokio::sync::Mutex::default(),
+            verifying: tokio::sync::Mutex::default(),
+        };
+        root.prepare().map_err(Error::internal)?;
+        Ok(Catalog { root: Arc::new(root) })
+    }
+
+    /// Imports and publishes a template. The same name and content again give the same template; a name that has another
+    /// content is refused. Dropping the future does not stop the import: it ends by itself, and asking again finds it.
+    pub async fn register(&self, new: NewTemplate) -> Result<Template> {
+        let room = self.room_for_import(&new).await?;
+        self.blocking(move |root| {
+            let _room = room;
+            root.register(&new)
+        })
+        .await
+    }
+
+    /// What would be registered, without registering it: looks at the files and copies nothing.
+    pub async fn outline(&self, new: NewTemplate) -> Result<DriverRequirements> {
+        self.blocking(move |_| {
+            check::check(&new).map(|c| DriverRequirements { driver: c.driver, os: c.os, handover: c.handover })
+        })
+        .await
+    }
+
+    /// Every named template, by name. One that was damaged on disk is left out and logged.
+    pub async fn list(&self) -> Result<Vec<Template>> {
+        self.blocking(Root::list).await
+    }
+
+    /// The same, each with what is known of it beside its content.
+    pub async fn list_with_standing(&self) -> Result<Vec<(Template, VersionStatus)>> {
+        self.blocking(Root::list_with_standing).await
+    }
+
+    /// A template by its name, or by its digest (`sha256:…`).
+    pub async fn get(&self, name_or_digest: &str) -> Result<Template> {
+        // A few `stat` of files that were stat'ed a moment ago: less than handing them to another thread takes.
+        if let Some(template) = self.root.loaded(name_or_digest) {
+            return Ok(template);
+        }
+        let wanted = name_or_digest.to_owned();
+        self.blocking(move |root| root.get(&wanted)).await
+    }
+
+    /// Takes a name away, and the template with it when that was its last name and no pin or other name's history needs it.
+    /// A digest takes away a template that has no name. Refused while somebody holds a shared lock on its disk; whether vms
+    /// still need it is the caller's question.
+    pub async fn remove(&self, name: &str) -> Result<()> {
+        let name = name.to_owned();
+        self.blocking(move |root| root.remove(&name)).await
+    }
+
+    async fn blocking<T: Send + 'static>(&self, f: impl FnOnce(&Root) -> Result<T> + Send + 'static) -> Result<T> {
+        let root = self.root.clone();
+        tokio::task::spawn_blocking(move || f(&root)).await.map_err(Error::internal)?
+    }
+}
+
+/// A directory in `staging/`: locked as long as it is worked on, removed when it was not published.
+#[derive(Debug)]
+struct Staged {
+    path: PathBuf,
+    _lock: File,
+    published: bool,
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if !self.published {
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+impl Root {
+    fn names(&self) -> PathBuf {
+        self.dir.join("names")
+    }
+
+    fn staging(&self) -> PathBuf {
+        self.dir.join("staging")
+    }
+
+    fn prepare(&self) -> io::Result<()> {
+        for dir in [self.dir.clone(), self.names(), self.staging()] {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        }
+        let _turn = self.lock()?;
+        for entry in fs::read_dir(self.staging())? {
+            let path = entry?.path();
+            let Ok(file) = File::open(&path) else { continue };
+            if file.try_lock().is_ok() && !pulled::may_go_on(&path) {
+                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                if let Err(e) = removed {
+                    tracing::warn!(path = %path.display(), error = %e, "cannot sweep a leftover of the template catalog");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> io::Result<File> {
+        let file = OpenOptions::new().create(true).append(true).open(self.dir.join(".lock"))?;
+        file.lock()?;
+        Ok(file)
+    }
+
+    fn stage(&self) -> io::Result<Staged> {
+        // In turn with the sweep, which must not meet a directory that is not locked yet.
+        let _turn = self.lock()?;
+        let path = self.staging().join(Uuid::new_v4().to_string());
+        fs::DirBuilder::new().mode(0o700).create(&path)?;
+        let lock = File::open(&path)?;
+        lock.lock()?;
+        Ok(Staged { path, _lock: lock, published: false })
+    }
+
+    fn register(&self, new: &NewTemplate) -> Result<Template> {
+        let checked = check::check(new)?;
+        let mut staged = self.stage().map_err(storage)?;
+        let (files, disk_virtual_bytes) = take_in(&checked, &staged.path, BTreeMap::new())?;
+        let manifest = describe(new, checked, disk_virtual_bytes, None, None, files);
+        let bytes = manifest.to_bytes().map_err(Error::internal)?;
+        write_synced(&staged.path.join(manifest::FILE_NAME), &bytes).map_err(storage)?;
+        sync_dir(&staged.path).map_err(storage)?;
+        let _turn = self.lock().map_err(storage)?;
+        let (template, published) = self.publish(&staged.path, &manifest::digest(&bytes), new.name.as_deref(), None)?;
+        staged.published = published;
+        Ok(template)
+    }
+
+    /// Gives a staged template its place, unless it is there already, and its name, if it is to have one. Only in turn. Says whether the directory
+    /// is gone from where it was.
+    fn publish(
+        &self,
+        staged: &Path,
+        digest: &str,
+        name: Option<&str>,
+        image: Option<&Origin>,
+    ) -> Result<(Template, bool)> {
+        let place = self.place(digest)?;
+        if let Some(name) = name {
+            self.may_name(name, digest, image)?;
+        }
+        let shown = name.unwrap_or(digest);
+        // Everything that needs space comes before the first step that can be seen.
+        let why = match image {
+            Some(Origin { repository, digest }) => format!("pulled {repository}@{digest}"),
+            None => "registered".to_owned(),
+        };
+        let staged_name = match name {
+            Some(name) => self.stage_name(name, digest, &why).map_err(storage)?.1,
+            None => None,
+        };
+        let mut published = false;
+        if self.sound(digest, shown).is_err() {
+            if place.exists() {
+                // Damaged on disk: this is the way to mend it. Its bytes are known, so whoever uses it loses nothing.
+                self.carry_over(&place, staged).map_err(storage)?;
+                self.discard(&place).map_err(storage)?;
+            }
+            fs::rename(staged, &place).map_err(storage)?;
+            published = true;
+            sync_dir(&self.dir).map_err(storage)?;
+        }
+        if let Some(staged_name) = staged_name {
+            staged_name.commit().map_err(storage)?;
+        }
+        Ok((self.load(digest, shown)?, published))
+    }
+
+    fn list(&self) -> Result<Vec<Template>> {
+        let mut templates = Vec::new();
+        for (name, digest) in self.all_names().map_err(Error::internal)? {
+            match self.load(&digest, &name) {
+                Ok(template) => templates.push(template),
+                Err(e) => tracing::warn!(template.name = name, template.digest = digest, error = %e, "left out"),
+            }
+        }
+        Ok(templates)
+    }
+
+    fn list_with_standing(&self) -> Result<Vec<(Template, VersionStatus)>> {
+        let histories = self.histories().map_err(Error::internal)?;
+        let standing = |t: Template| Ok((self.standing_in(&histories, &t.name)?, t));
+        // One that has gone since it was listed is left out.
+        let all = self.list()?.into_iter().map(standing).filter_map(|s: Result<_>| s.ok());
+        Ok(all.map(|(standing, template)| (template, standing)).collect())
+    }
+
+    fn get(&self, wanted: &str) -> Result<Template> {
+        let not_found = || Error::new(Code::TemplateNotFound, format!("there is no template {wanted}"));
+        if manifest::directory(wanted).is_some() {
+            // What cannot be looked at is not known to be gone.
+            if !self.place(wanted)?.try_exists().map_err(Error::internal)? {
+                return Err(not_found());
+            }
+            let names = self.all_names().map_err(Error::internal)?;
+            let name = names.iter().find(|(_, digest)| *digest == wanted).map_or(wanted, |(name, _)| name);
+            return self.load(wanted, name);
+        }
+        if !check::is_name(wanted) {
+            return Err(not_found());
+        }
+        let pointer = self.names().join(wanted);
+        // Before it is read: whoever changes it meanwhile makes this stamp an old one.
+        let pointed = Stamp::of(&pointer);
+        let digest = self.pointed_at(wanted).map_err(Error::internal)?.ok_or_else(not_found)?;
+        let template = self.load(&digest, wanted)?;
+        let manifest = self.place(&digest)?.join(manifest::FILE_NAME);
+        let TemplateFiles { disk, kernel, initramfs, firmware, config, nvram, ssh_key, ssh_password } =
+            template.files.clone();
+        let files = [Some(manifest), Some(disk), kernel, initramfs, firmware, config, nvram, ssh_key, ssh_password]
+            .into_iter()
+            .flatten();
+        let stamps = files.map(|path| (Stamp::of(&path), path)).chain([(pointed, pointer)]);
+        if let Some(files) = stamps.map(|(stamp, path)| Some((path, stamp?))).collect() {
+            let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+            loaded.insert(wanted.to_owned(), Loaded { template: template.clone(), files });
+        }
+        Ok(template)
+    }
+
+    fn loaded(&self, name: &str) -> Option<Template> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = loaded.get(name)?;
+        if found.files.iter().all(|(path, stamp)| Stamp::of(path).as_ref() == Some(stamp)) {
+            return Some(found.template.clone());
+        }
+        loaded.remove(name);
+        None
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        let not_found = || Error::new(Code::TemplateNotFound, format!("there is no template {name}"));
+        if manifest::directory(name).is_some() {
+            return self.remove_unnamed(name);
+        }
+        if !check::is_name(name) {
+            return Err(not_found());
+        }
+        let _turn = self.lock().map_err(Error::internal)?;
+        let mut others = self.histories().map_err(Error::internal)?;
+        let digest = others.remove(name).ok_or_else(not_found)?.now.digest;
+        let needed = others.values().any(|h| h.now.digest == digest || h.before.iter().any(|t| t.digest == digest));
+        let stays = needed || self.pinned(&digest).is_some();
+        let place = self.place(&digest).ok().filter(|p| !stays && p.exists());
+        let _exclusive = match &place {
+            Some(place) => lock_disk(place)?,
+            None => None,
+        };
+        // The name goes first: a crash after it leaves a template that nobody finds and `prune` takes.
+        fs::remove_file(self.names().join(name)).map_err(Error::internal)?;
+        sync_dir(&self.names()).map_err(Error::internal)?;
+        match place {
+            Some(place) => self.discard(&place).map_err(Error::internal),
+            None => Ok(()),
+        }
+    }
+
+    fn remove_unnamed(&self, digest: &str) -> Result<()> {
+        let _turn = self.lock().map_err(Error::internal)?;
+        let place = self.place(digest)?;
+        if !place.exists() {
+            return Err(Error::new(Code::TemplateNotFound, format!("there is no template {digest}")));
+        }
+        let names = self.all_names().map_err(Error::internal)?;
+        if let Some((name, _)) = names.iter().find(|(_, d)| *d == digest) {
+            return Err(Error::new(Code::TemplateInUse, format!("the name {name} points at it: delete the name")));
+        }
+        if let Some(pin) = self.pinned(digest) {
+            return Err(Error::new(Code::TemplateInUse, format!("it is pinned ({}): unpin it first", pin.why)));
+        }
+        let _exclusive = lock_disk(&place)?;
+        self.discard(&place).map_err(Error::internal)
+    }
+
+    /// Where the template of this digest is, whether it is there or not.
+    fn place(&self, digest: &str) -> Result<PathBuf> {
+        let directory = manifest::directory(digest)
+            .ok_or_else(|| Error::internal(format!("{digest:?} in the template catalog is no digest")))?;
+        Ok(self.dir.join(directory))
+    }
+
+    /// Takes a directory out of sight at once, and away.
+    fn discard(&self, place: &Path) -> io::Result<()> {
+        let grave = self.staging().join(Uuid::new_v4().to_string());
+        fs::rename(place, &grave)?;
+        sync_dir(&self.dir)?;
+        if let Err(e) = fs::remove_dir_all(&grave) {
+            tracing::warn!(path = %grave.display(), error = %e, "a removed template is left for the next sweep");
+        }
+        Ok(())
+    }
+
+    /// The manifest of this digest, or what is wrong with it.
+    fn manifest(&self, digest: &str) -> Result<TemplateManifest, String> {
+        let place = self.place(digest).map_err(|e| e.to_string())?;
+        let bytes = fs::read(place.join(manifest::FILE_NAME))
+            .map_err(|e| format!("the manifest cannot be read: {}", e.kind()))?;
+        if manifest::digest(&bytes) != digest {
+            return Err("the manifest is another one".into());
+        }
+        TemplateManifest::from_bytes(&bytes).map_err(|e| format!("the manifest: {e}"))
+    }
+
+    /// Reads a template and makes sure that its manifest is the one of its digest and its files are those of its manifest, as
+    /// far as their sizes tell.
+    fn load(&self, digest: &str, name: &str) -> Result<Template> {
+        let place = self.place(digest)?;
+        let damaged = |what: String| {
+            Error::new(
+                Code::TemplateInvalid,
+                format!("the files of template {name} were changed on disk: {what}; register it again"),
+            )
+        };
+        let path = place.join(manifest::FILE_NAME);
+        let manifest = self.manifest(digest).map_err(damaged)?;
+        let mut size_bytes = 0;
+        for (file, entry) in &manifest.files {
+            let metadata =
+                fs::metadata(place.join(file)).map_err(|e| damaged(format!("{file} cannot be read: {}", e.kind())))?;
+            if metadata.len() != entry.size() {
+                return Err(damaged(format!("{file} has {} bytes and should have {}", metadata.len(), entry.size())));
+            }
+            size_bytes += metadata.blocks() * 512;
+        }
+        let created = fs::metadata(&path).and_then(|m| m.modified()).map_err(Error::internal)?;
+        let file = |part: Part| manifest.files.contains_key(part.name()).then(|| place.join(part.name()));
+        Ok(Template {
+            name: name.to_owned(),
+            digest: digest.to_owned(),
+            files: TemplateFiles {
+                disk: file(Part::Disk).ok_or_else(|| damaged("it has no disk".into()))?,
+                kernel: file(Part::Kernel),
+                initramfs: file(Part::Initramfs),
+                firmware: file(Part::Firmware),
+                config: file(Part::Config),
+                nvram: file(Part::Nvram),
+                ssh_key: file(Part::SshKey),
+                ssh_password: file(Part::SshPassword),
+            },
+            driver: manifest.driver,
+            os: manifest.os,
+            arch: manifest.arch,
+            disk_format: manifest.disk_format,
+            disk_virtual_bytes: manifest.disk_virtual_bytes,
+            size_bytes,
+            cpus: manifest.cpus,
+            memory_mib: manifest.memory_mib,
+            cmdline: manifest.cmdline,
+            handover: manifest.handover,
+            user: manifest.user,
+            budgets: manifest.budgets,
+            created_at: Timestamp::try_from(created).map_err(Error::internal)?,
+        })
+    }
+}
+
+/// Brings the sources into a directory. `there` are those that are in it already, with what is known of them. Gives all
+/// files, and the disk's size as its guest sees it.
+fn take_in(
+    checked: &CheckedTemplate,
+    dir: &Path,
+    there: BTreeMap<String, FileEntry>,
+) -> Result<(BTreeMap<String, FileEntry>, u64)> {
+    let mut files = there;
+    let mut disk_virtual_bytes = 0;
+    for ImportSource { part, file } in &checked.sources {
+        let path = dir.join(part.name());
+        if !files.contains_key(part.name()) {
+            let Imported { sha256, size } = import::import(file, &path, part.mode()).map_err(|e| match e.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => storage(e),
+                _ => check::fault(*part, format!("cannot be imported: {e}")),
+            })?;
+            files.insert(part.name().to_owned(), FileEntry::Whole { sha256, size });
+        }
+        // The copy is what counts: the file may have changed since it was checked.
+        let copy = File::open(&path).map_err(storage)?;
+        let content = check::content(*part, checked.disk_format, &copy);
+        if let Some(bytes) = content.map_err(|what| check::fault(*part, what))? {
+            disk_virtual_bytes = bytes;
+        }
+    }
+    Ok((files, disk_virtual_bytes))
+}
+
+fn describe(
+    new: &NewTemplate,
+    checked: CheckedTemplate,
+    disk_virtual_bytes: u64,
+    image: Option<Origin>,
+    settings: Option<Settings>,
+    files: BTreeMap<String, FileEntry>,
+) -> TemplateManifest {
+    TemplateManifest {
+        version: if image.is_some() { manifest::VERSION_PULLED } else { manifest::VERSION },
+        driver: checked.driver,
+        os: checked.os,
+        arch: checked.arch,
+        disk_format: checked.disk_format,
+        disk_virtual_bytes,
+        cpus: checked.cpus,
+        memory_mib: checked.memory_mib,
+        cmdline: new.cmdline.clone(),
+        handover: checked.handover,
+        user: checked.user,
+        budgets: new.budgets.clone(),
+        image,
+        settings,
+        files,
+    }
+}
+
+/// Nobody clones from this template while the lock is held. `None`: it has no disk to lock.
+fn lock_disk(place: &Path) -> Result<Option<File>> {
+    let Ok(disk) = File::open(place.join(Part::Disk.name())) else { return Ok(None) };
+    match disk.try_lock() {
+        Ok(()) => Ok(Some(disk)),
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::new(Code::TemplateInUse, "its disk is being cloned").retry_after(5))
+        }
+        Err(TryLockError::Error(e)) => Err(Error::internal(e)),
+    }
+}
+
+fn storage(e: io::Error) -> Error {
+    match e.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Error::new(Code::HostFull, "no space is left where the templates are, free some and try again").cause(e)
+        }
+        _ => Error::internal(e),
+    }
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create_new(path)?;
+    file.write_all(bytes)?;
+    let mut permissions = file.metadata()?.permissions();
+    permissions.set_readonly(true);
+    file.set_permissions(permissions)?;
+    file.sync_all()
+}
+
+fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod full_disk;
+mod marks;
+mod names;
+mod prune;
+pub(super) mod pulled;
+pub(super) mod pushed;
+mod space;
+#[cfg(test)]
+mod tests;
+mod verify;
+
+pub use marks::TemplateLease;
+pub use space::{SpaceLimits, SpaceReservation, TemplateUsage};
+pub(super) mod work;
