@@ -12,6 +12,7 @@
 //! same journal and `synchronous=FULL`, into an empty database on the same file system. It is taken in turns with the
 //! requests, twice: between them, one request and one insert, and in a tight loop after each round of requests.
 
+#![allow(clippy::disallowed_methods, reason = "a measurement has a clock of its own")]
 #![expect(clippy::print_stdout, reason = "a table on the terminal is what it is for")]
 
 use std::{

@@ -29,6 +29,7 @@ use crate::{
         tart::{self, Tart},
     },
     http::{self, Http},
+    platform::Clock,
     reconcile::{self, Reconciler},
     registry::{
         self, BandwidthLimit, BandwidthLimits, HostOptions,
@@ -36,7 +37,7 @@ use crate::{
         logins::Logins,
         s3::S3,
     },
-    service::{self, Clock, HostInspector, Service},
+    service::{self, HostInspector, Service},
     sources::github::{GitHubClient, runner_archives::RunnerArchives},
     store::{self, Vault, logs::Logs, vault},
     telemetry,

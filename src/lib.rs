@@ -12,6 +12,8 @@
 //! domain                     plain types and the table; no I/O, no clock
 //! ```
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "unit tests measure and start programs as they like"))]
+
 pub mod app;
 pub mod cli;
 pub mod config;

@@ -1,10 +1,11 @@
 //! Watching one vm: long polls until something is reached, with its timeline as it grows.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::{
     client::{ApiClient, CommandFailure},
@@ -13,6 +14,7 @@ use super::{
     text,
     views::{FaultView, VmView},
 };
+use crate::platform::clock;
 
 /// One long poll, in seconds.
 const POLL: u64 = 30;
@@ -33,18 +35,18 @@ pub(super) async fn watch(
     mut seen: impl FnMut(&VmView) -> Result<(), CommandFailure>,
     reached: impl Fn(&VmView) -> bool,
 ) -> Result<(Value, VmView), CommandFailure> {
-    let end = timeout.map(|t| Instant::now() + t);
+    let end = timeout.map(|t| clock::monotonic() + t);
     let mut generation = from;
     let mut silent_since: Option<Instant> = None;
     let mut pulls = false;
     loop {
-        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+        let left = end.map(|end| end.saturating_duration_since(clock::monotonic()));
         let longest = if pulls { POLL_PULL } else { POLL };
         let poll = left.map_or(longest, |left| left.as_secs_f64().ceil().min(longest as f64) as u64);
         let (wait, poll) = (generation.unwrap_or(0).to_string(), poll.to_string());
         let query = [("wait_generation", wait.as_str()), ("timeout_seconds", poll.as_str())];
         let query: &[(&str, &str)] = if generation.is_some() { &query } else { &[] };
-        let asked = Instant::now();
+        let asked = clock::monotonic();
         match client.get(&["vms", id], query).await {
             Ok(value) => {
                 silent_since = None;
@@ -59,21 +61,21 @@ pub(super) async fn watch(
                     return Ok((value, vm));
                 }
                 // Something in between that does not wait must not make us ask without a pause.
-                if !news && asked.elapsed() < PAUSE {
+                if !news && clock::elapsed(asked) < PAUSE {
                     tokio::time::sleep(PAUSE).await;
                 }
             }
             // The vm does not depend on the service that watches over it, so neither does watching.
             Err(failure) if failure.passes() && generation.is_some() => {
-                let since = *silent_since.get_or_insert_with(Instant::now);
-                if since.elapsed() > PATIENCE {
+                let since = *silent_since.get_or_insert_with(clock::monotonic);
+                if clock::elapsed(since) > PATIENCE {
                     return Err(failure);
                 }
                 tokio::time::sleep(PAUSE).await;
             }
             Err(failure) => return Err(failure),
         }
-        if end.is_some_and(|end| Instant::now() >= end) {
+        if end.is_some_and(|end| clock::monotonic() >= end) {
             return Err(CommandFailure::TimedOut(format!(
                 "the time given with --timeout is over; `mayfly vm show {id}` says more"
             )));

@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use jiff::{SignedDuration, Timestamp};
 
+use crate::platform::clock;
+
 /// Text from elsewhere without the characters that drive a terminal.
 pub(super) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
@@ -22,7 +24,7 @@ pub(super) fn duration(d: SignedDuration) -> String {
 
 /// `12s`, `5m`, `3h`, `4d`: how long ago.
 pub(super) fn age(since: Timestamp) -> String {
-    let seconds = Timestamp::now().duration_since(since).as_secs().max(0);
+    let seconds = clock::now().duration_since(since).as_secs().max(0);
     match seconds {
         0..60 => format!("{seconds}s"),
         60..3600 => format!("{}m", seconds / 60),

@@ -21,8 +21,10 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     process::Child,
-    time::{Instant, timeout, timeout_at},
+    time::{timeout, timeout_at},
 };
+
+use crate::platform::clock;
 
 /// More output than this is not an answer but a flood.
 const STDOUT_LIMIT: usize = 8 << 20;
@@ -177,7 +179,7 @@ impl Command {
         mut self,
         watch: impl FnMut(Stream, &[u8]) -> OutputWatch + Send,
     ) -> Result<ProgramOutput, CommandError> {
-        let ends = Instant::now() + self.deadline;
+        let ends = clock::monotonic() + self.deadline;
         let supervisor = SUPERVISOR.get().filter(|_| self.supervised);
         let mut command = self.prepared(supervisor.map(PathBuf::as_path));
         command

@@ -152,14 +152,15 @@ impl Process {
     /// time would keep a core busy: a signal that is none costs nothing, and `ps` is asked now and then.
     #[cfg(not(target_os = "linux"))]
     async fn pid_free(&self) -> bool {
+        use crate::platform::clock;
         const CERTAIN: Duration = Duration::from_secs(5);
-        let mut asked = std::time::Instant::now();
+        let mut asked = clock::monotonic();
         while rustix::process::test_kill_process(self.pid) != Err(rustix::io::Errno::SRCH) {
-            if asked.elapsed() > CERTAIN {
+            if clock::elapsed(asked) > CERTAIN {
                 if matches!(self.is_running().await, Ok(false)) {
                     return true;
                 }
-                asked = std::time::Instant::now();
+                asked = clock::monotonic();
             }
             tokio::time::sleep(POLL).await;
         }

@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::ssh::SshError;
+use crate::platform::clock;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(300);
 const LONGEST_PAUSE: Duration = Duration::from_millis(1500);
@@ -42,7 +43,7 @@ where
 {
     let mut probes = FuturesUnordered::new();
     let mut pause = FIRST_PAUSE;
-    let mut next = Instant::now();
+    let mut next = clock::monotonic();
     let mut last = None;
     loop {
         tokio::select! {
@@ -54,7 +55,7 @@ where
             () = sleep_until(deadline) => return Err(last),
             () = sleep_until(next), if probes.len() < at_once => {
                 probes.push(probe());
-                next = Instant::now() + pause;
+                next = clock::monotonic() + pause;
                 pause = pause.mul_f64(GROWTH).min(LONGEST_PAUSE);
             }
         }

@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     domain::{Code, Error, VmId},
+    platform::clock,
     service::Service,
 };
 
@@ -138,7 +139,7 @@ pub fn framed<S: Clone + Send + Sync + 'static>(router: Router<S>, frame: Frame)
 }
 
 async fn around(State(frame): State<Frame>, mut request: Request, next: Next) -> Response {
-    let started = std::time::Instant::now();
+    let started = clock::monotonic();
     let id = request_id(request.headers());
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
@@ -190,7 +191,7 @@ async fn around(State(frame): State<Frame>, mut request: Request, next: Next) ->
         }
     };
     let response = finish(response, &id, &path);
-    let (took, status) = (started.elapsed().as_secs_f64(), response.status().as_u16());
+    let (took, status) = (clock::elapsed(started).as_secs_f64(), response.status().as_u16());
     // The route and not the path, and no method of a client's invention: each label value is a time series for ever.
     let route = route.unwrap_or_else(|| "(none)".to_owned());
     let known =

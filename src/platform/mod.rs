@@ -1,6 +1,7 @@
 //! What every part needs of the operating system, the network and the runtime, written once.
 //!
 //! ```text
+//! clock        the time of day and the monotonic clock; a clock that tests can set
 //! error_chain  an error and its causes as one line of text
 //! http         outbound HTTP clients: certificates, redirects, proxies, bodies of bounded size
 //! tasks        background tasks that start again after a panic
@@ -8,8 +9,10 @@
 //!
 //! This layer lies between `domain` and the parts that know one outside system each. It knows nothing of vms.
 
+pub mod clock;
 pub mod error_chain;
 pub mod http;
 pub mod tasks;
 
+pub use clock::Clock;
 pub use error_chain::error_chain;

@@ -24,6 +24,7 @@ use crate::{
         self, Kit, KitInput,
         kit::{GitHubKit, RunnerArchive, RunnerProgram},
     },
+    platform::clock,
     sources::github::runner_of,
     store::{Expect, logs::LogSource},
 };
@@ -100,7 +101,7 @@ impl Reconciler {
             let now = self.reader.vm(vm.id()).await?;
             let still = |now: &Vm| now.state == State::Running && now.attempt == vm.attempt && now.start_unconfirmed;
             let Some(now) = now.filter(still) else { return Ok(()) };
-            let until = tokio::time::Instant::now() + START_IS_TOLD_WITHIN;
+            let until = clock::monotonic() + START_IS_TOLD_WITHIN;
             let told: Result<(), Failure> = async {
                 match handover {
                     Handover::Seed => Ok(()),
@@ -258,7 +259,7 @@ impl Reconciler {
     /// its task; this one only has to be no sooner.
     fn step_ends(&self, vm: &Vm) -> tokio::time::Instant {
         let left = vm.deadline().map_or(SignedDuration::from_hours(1), |(_, at)| at.duration_since(self.clock.now()));
-        tokio::time::Instant::now() + Duration::try_from(left).unwrap_or_default() + Duration::from_secs(5)
+        clock::monotonic() + Duration::try_from(left).unwrap_or_default() + Duration::from_secs(5)
     }
 }
 

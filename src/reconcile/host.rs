@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::Reconciler;
 use crate::{
     domain::{
@@ -11,6 +9,7 @@ use crate::{
         host::{DriverView, HostView},
     },
     drivers::{DriverError, DriverProbe},
+    platform::clock,
     service::hosts::inspector::PATIENT,
 };
 
@@ -53,7 +52,7 @@ impl Reconciler {
 
     /// The host as it is now.
     pub(super) async fn look_at_host(&self) -> HostView {
-        self.host.look(Instant::now(), PATIENT).await
+        self.host.look(clock::monotonic(), PATIENT).await
     }
 
     /// A driver that does not work is asked again every few seconds while vms wait for it: what is known is not said again. Which

@@ -24,8 +24,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     domain::{Budgets, State, Vm, VmId, host::Capacity},
     drivers::registry::Registry,
-    platform::tasks,
-    service::{Clock, hosts::HostInspector},
+    platform::{Clock, tasks},
+    service::hosts::HostInspector,
     sources::github::{GitHubClient, runner_archives::RunnerArchives},
     store::{Ledger, Reader, Vault, logs::Logs},
     templates::{Catalog, pull::Puller},

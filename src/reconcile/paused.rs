@@ -12,6 +12,7 @@ use super::{Reconciler, steps::Failure};
 use crate::{
     domain::{Code, Event, Fault, Vm, event::GoneCause},
     drivers::Driver,
+    platform::clock,
     store::{Expect, logs::LogSource},
 };
 
@@ -30,7 +31,7 @@ impl Reconciler {
             if cause != GoneCause::HostDiskFull {
                 return Ok(cause);
             }
-            let now = Instant::now();
+            let now = clock::monotonic();
             let known = trouble.filter(|t| t.resumed.is_none_or(|at| now.duration_since(at) < RECOVERED));
             let began = match known {
                 Some(Trouble { began, resumed: Some(_) }) => {
@@ -49,10 +50,10 @@ impl Reconciler {
             let resumed = match driver.resume(&name).await {
                 Ok(()) => {
                     self.note(vm, "there is room: the guest goes on").await;
-                    tracing::info!(vm.id = %vm.id(), paused_seconds = began.elapsed().as_secs_f64(), "a paused guest goes on");
-                    Some(Instant::now())
+                    tracing::info!(vm.id = %vm.id(), paused_seconds = clock::elapsed(began).as_secs_f64(), "a paused guest goes on");
+                    Some(clock::monotonic())
                 }
-                Err(error) if began.elapsed() >= self.settings.disk_full => {
+                Err(error) if clock::elapsed(began) >= self.settings.disk_full => {
                     let waited = self.settings.disk_full.as_secs();
                     self.note(vm, &format!("no room for {waited} s, the guest is given up: {error}")).await;
                     return Ok(cause);

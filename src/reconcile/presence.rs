@@ -16,11 +16,12 @@ use std::{
 
 use futures_util::future::try_join_all;
 use jiff::Timestamp;
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 
 use super::Reconciler;
 use crate::{
     domain::{Event, State, Vm},
+    platform::clock,
     store::{Expect, StoreError},
 };
 
@@ -55,17 +56,17 @@ impl Reconciler {
 
     pub(super) async fn beat_forever(self: Arc<Self>) {
         let mut file = None;
-        let (mut at, mut beat) = (self.clock.now(), Instant::now());
+        let (mut at, mut beat) = (self.clock.now(), clock::monotonic());
         loop {
             let now = self.clock.now();
             // The wall clock may have been set, so it is believed as far as the other one agrees.
-            let gap = now.duration_since(at).min(beat.elapsed().try_into().unwrap_or_default());
+            let gap = now.duration_since(at).min(clock::elapsed(beat).try_into().unwrap_or_default());
             if gap > LATE.try_into().unwrap_or_default()
                 && let Err(error) = self.note_away(now - gap, now).await
             {
                 tracing::error!(error = %error, "cannot note how long the service stood still; trying again");
             } else {
-                (at, beat) = (now, Instant::now());
+                (at, beat) = (now, clock::monotonic());
                 if let Err(error) = write(&mut file, &self.settings.heartbeat, now) {
                     tracing::warn!(error = %error, path = %self.settings.heartbeat.display(), "the heartbeat cannot be written: if the service ends, budgets go on meanwhile");
                 }

@@ -22,6 +22,7 @@ use crate::{
         host::{Capacity, HostView, Usage},
     },
     drivers::Driver,
+    platform::clock,
     service::hosts::inspector::PATIENT,
     store::placement::SlotLease,
 };
@@ -54,7 +55,7 @@ pub(super) struct StartPermit<'a> {
 impl Drop for StartPermit<'_> {
     fn drop(&mut self) {
         if let Some(start) = self.starts.lock().get_mut(&self.vm) {
-            start.ended = Some(Instant::now());
+            start.ended = Some(clock::monotonic());
         }
     }
 }
@@ -77,7 +78,7 @@ impl Starts {
     ) -> Result<StartPermit<'_>, Usage> {
         let mut starts = self.lock();
         // No look is used that began longer ago.
-        starts.retain(|_, start| start.ended.is_none_or(|ended| ended.elapsed() < 2 * PATIENT));
+        starts.retain(|_, start| start.ended.is_none_or(|ended| clock::elapsed(ended) < 2 * PATIENT));
         let unseen: HashMap<VmId, Start> = starts
             .iter()
             .filter(|(_, s)| s.ended.is_none_or(|ended| ended >= since))
@@ -136,14 +137,14 @@ impl Reconciler {
             return Ok(None);
         }
         let spec = spec_of(vm)?;
-        let give_up = Instant::now() + UNKNOWN_FOR;
+        let give_up = clock::monotonic() + UNKNOWN_FOR;
         let mut refused = false;
         loop {
             let leases = self.reader.lease_holders().await?;
-            let since = Instant::now();
+            let since = clock::monotonic();
             let view = self.host.look(since, PATIENT).await;
             if let Some(fault) = view.unlisted(spec.os, &spec.driver) {
-                if Instant::now() >= give_up {
+                if clock::monotonic() >= give_up {
                     return Err(Failure::new(FailureKind::Host, fault.code, fault.detail.clone()));
                 }
                 tokio::time::sleep(LOOK_AGAIN).await;

@@ -13,6 +13,7 @@ use super::{
         Chain, CredentialError, CredentialSource, LoginStore, RegistryCredential, StoredError, registry_name,
     },
 };
+use crate::platform::clock;
 
 /// One registry that we are somebody to, without the secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,7 +121,7 @@ impl Logins {
         let known = SavedLogin {
             registry,
             username: username.to_owned(),
-            origin: LoginOrigin::Login { saved_at: Timestamp::now() },
+            origin: LoginOrigin::Login { saved_at: clock::now() },
         };
         Ok(LoggedIn { known, checked, notices })
     }

@@ -10,6 +10,7 @@ use reqwest::{
 };
 
 use super::RegistryError;
+use crate::platform::clock;
 
 /// Who asks for a longer pause than this is not waited for.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
@@ -85,8 +86,7 @@ pub(super) fn verdict(status: StatusCode, headers: &HeaderMap) -> RetryVerdict {
     if !may_pass || status == StatusCode::NOT_IMPLEMENTED {
         return RetryVerdict::Final;
     }
-    let after =
-        headers.get(RETRY_AFTER).and_then(|v| v.to_str().ok()).and_then(|text| retry_after(text, Timestamp::now()));
+    let after = headers.get(RETRY_AFTER).and_then(|v| v.to_str().ok()).and_then(|text| retry_after(text, clock::now()));
     RetryVerdict::Again(after.unwrap_or(Duration::ZERO))
 }
 

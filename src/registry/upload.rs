@@ -11,7 +11,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::TryStreamExt as _;
@@ -19,7 +19,10 @@ use reqwest::{
     Method, Response, StatusCode, Url,
     header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, LOCATION, RANGE},
 };
-use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncSeekExt as _},
+    time::Instant,
+};
 use tokio_util::io::ReaderStream;
 
 use super::{
@@ -28,9 +31,12 @@ use super::{
     credentials::CredentialSource,
     retry::AttemptFailure,
 };
-use crate::registry::oci::{
-    Digest, Reference,
-    manifest::{self, Blob},
+use crate::{
+    platform::clock,
+    registry::oci::{
+        Digest, Reference,
+        manifest::{self, Blob},
+    },
 };
 
 /// Read from a file at a time.
@@ -411,12 +417,12 @@ struct Pulse {
 
 impl Pulse {
     fn new() -> Pulse {
-        Pulse { last: Mutex::new((Instant::now(), 0)), all_sent: AtomicBool::new(false) }
+        Pulse { last: Mutex::new((clock::monotonic(), 0)), all_sent: AtomicBool::new(false) }
     }
 
     fn beat(&self, bytes: u64, of: u64) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        *last = (Instant::now(), last.1 + bytes);
+        *last = (clock::monotonic(), last.1 + bytes);
         if last.1 >= of {
             self.all_sent();
         }
@@ -433,7 +439,7 @@ impl Pulse {
     /// Ends when nothing has moved for so long.
     async fn stops(&self, idle: Duration) {
         loop {
-            let quiet = self.last.lock().unwrap_or_else(PoisonError::into_inner).0.elapsed();
+            let quiet = clock::elapsed(self.last.lock().unwrap_or_else(PoisonError::into_inner).0);
             let allowed = if self.all_sent.load(Ordering::Relaxed) { idle * COMMIT } else { idle };
             let Some(left) = allowed.checked_sub(quiet).filter(|left| !left.is_zero()) else { return };
             tokio::time::sleep(left).await;

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::time::Instant;
 
 use super::Service;
 use crate::{
@@ -11,6 +10,7 @@ use crate::{
         Code, Error, GuestOs, QueueReason, Result, Spec, State,
         host::{Difference, HostView, Usage, difference},
     },
+    platform::clock,
     store::placement::{Demand, HostOffer},
 };
 
@@ -130,7 +130,7 @@ impl Service {
 
     /// The room that there is for a vm which does not wait.
     pub(super) async fn room_now(&self, spec: &Spec, before: Demand) -> Result<HostOffer> {
-        let view = self.host.look(Instant::now(), ANSWER_WITHIN).await;
+        let view = self.host.look(clock::monotonic(), ANSWER_WITHIN).await;
         let unavailable = |detail: String| Err(Error::new(Code::HostUnavailable, detail).retry_after(5));
         if !view.observed {
             return unavailable("the host's drivers are still being probed".to_owned());
@@ -152,7 +152,7 @@ impl Service {
     /// Rows against instances, without acting on it.
     pub async fn difference(&self) -> Result<Difference> {
         let before = self.reader.live_vms().await?;
-        let view = self.host.look(Instant::now(), ANSWER_WITHIN).await;
+        let view = self.host.look(clock::monotonic(), ANSWER_WITHIN).await;
         let after = self.reader.live_vms().await?;
         let runners = self.reader.ghosts().await?.iter().map(|(row, _)| row.ghost()).collect();
         Ok(Difference { runners, ..difference(&before, &view, &after) })

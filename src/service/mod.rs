@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use crate::{
     domain::{Budgets, Pool},
+    platform::Clock,
     registry::{logins::Logins, s3::S3},
     sources::github::{self, runner_archives::RunnerArchives},
     store::{Ledger, Reader, Vault, logs::Logs},
     templates::{Catalog, layouts::Tools, pull::Puller},
 };
 
-pub mod clock;
 pub mod guests;
 pub mod hosts;
 pub mod jobs;
@@ -27,7 +27,6 @@ pub mod vms;
 pub mod watches;
 pub mod webhooks;
 
-pub use clock::Clock;
 pub use hosts::HostInspector;
 
 /// Limits and defaults of the verbs.

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 
-use super::{Clock, Service};
+use super::Service;
 use crate::{
     domain::{
         Code, Error, Result, Template, TemplateEvent,
         version::{Moved, PruneRequest, Pruned, Verified, VersionStatus, VersionUsage},
     },
+    platform::Clock,
     store::{Ledger, Reader},
     templates::TemplateUsage,
 };

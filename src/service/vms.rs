@@ -18,6 +18,7 @@ use crate::{
         token::Caller,
         vm::{Draft, RunnerKind},
     },
+    platform::clock,
     registry::oci::reference::{Reference, ReferenceError},
     store::{
         Expect,
@@ -335,7 +336,7 @@ impl Service {
         let mut changes = self.changes().of(id);
         let gone = || Error::new(Code::VmNotFound, format!("no vm has the id {id}"));
         let mut vm = self.reader.vm(id).await?.ok_or_else(gone)?;
-        let deadline = tokio::time::Instant::now() + timeout;
+        let deadline = clock::monotonic() + timeout;
         while vm.generation <= generation && vm.state != State::Deleted {
             match tokio::time::timeout_at(deadline, changes.changed()).await {
                 Ok(Ok(())) => {

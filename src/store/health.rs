@@ -16,6 +16,8 @@ use tokio::{
     time::Instant,
 };
 
+use crate::platform::clock;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultKind {
     /// Writes fail for a reason that may pass. They are tried again until they succeed.
@@ -114,7 +116,7 @@ impl StoreHealth {
         let mut fault = self.changes();
         while fault.wait_for(Option::is_none).await.is_ok() {
             let recovered = *self.0.recovered.lock().unwrap_or_else(PoisonError::into_inner);
-            match recovered.filter(|at| at.elapsed() < grace) {
+            match recovered.filter(|at| clock::elapsed(*at) < grace) {
                 Some(at) => tokio::time::sleep_until(at + grace).await,
                 None => return,
             }
@@ -130,7 +132,7 @@ impl StoreHealth {
         let recovered = self.0.fault.send_if_modified(|fault| match fault {
             Some(StoreFault { kind: FaultKind::Unwritable | FaultKind::Replaced, .. }) => {
                 *fault = None;
-                *self.0.recovered.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                *self.0.recovered.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock::monotonic());
                 true
             }
             Some(StoreFault { kind: FaultKind::Damaged, .. }) | None => false,

@@ -1,13 +1,11 @@
 //! Reads every page of the database before it is trusted.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{path::Path, time::Duration};
 
 use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 
 use super::{OpenError, explain_open, health::beside};
+use crate::platform::clock;
 
 /// How much is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,8 +97,8 @@ async fn check(
     limit: Option<Duration>,
 ) -> Result<IntegrityCheck, CheckError> {
     if let Some(limit) = limit {
-        let end = Instant::now() + limit;
-        connection.lock_handle().await?.set_progress_handler(100_000, move || Instant::now() < end);
+        let end = clock::monotonic() + limit;
+        connection.lock_handle().await?.set_progress_handler(100_000, move || clock::monotonic() < end);
     }
     let sql = match depth {
         Depth::Pages => "PRAGMA quick_check(1)",

@@ -28,6 +28,7 @@ use super::{
     health::{Compared, DatabaseFiles, FaultKind, FilesSnapshot, Meaning, StoreFault, StoreHealth, meaning},
     integrity::{self, CheckError, Depth},
 };
+use crate::platform::clock;
 
 /// Enough to make the fsync cheap, small enough that one transaction stays short.
 const BATCH: usize = 64;
@@ -155,7 +156,7 @@ pub(super) async fn start(
         health: health.clone(),
         suspect: false,
         pause: FIRST_PAUSE,
-        try_at: Instant::now(),
+        try_at: clock::monotonic(),
         since_look: 0,
         checking: None,
     };
@@ -201,7 +202,7 @@ impl Writer {
     pub(super) async fn prove(&self) -> Result<(), StoreFault> {
         let mut proof = self.proof.lock().await;
         if let Some((at, result)) = &*proof
-            && at.elapsed() < PROOF_LASTS
+            && clock::elapsed(*at) < PROOF_LASTS
         {
             return result.clone();
         }
@@ -213,7 +214,7 @@ impl Writer {
             Ok(Err(error)) => Err(self.health.unwritable(error.to_string())),
             Err(_) => Err(self.health.too_slow(PROOF_WITHIN)),
         };
-        *proof = Some((Instant::now(), result.clone()));
+        *proof = Some((clock::monotonic(), result.clone()));
         result
     }
 }
@@ -353,7 +354,7 @@ impl Task {
 
     /// Notes the fault and returns the one that holds. The next try waits a little.
     fn failed(&mut self, fault: StoreFault) -> StoreFault {
-        self.try_at = Instant::now() + self.pause;
+        self.try_at = clock::monotonic() + self.pause;
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         self.health.fails(fault)
     }

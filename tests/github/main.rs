@@ -4,6 +4,8 @@
 //! key alone. Tests tell it what there is, and what goes wrong, under `/_double/`, see `control.rs`; time is the system's plus
 //! what tests add to it. It says on standard output where it listens, and ends when standard input does.
 
+#![allow(clippy::disallowed_methods, reason = "it shares no code with the service")]
+
 mod api;
 mod auth;
 mod control;

@@ -15,21 +15,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("templates", &["registry", "platform", "domain"]),
     ("sources", &["platform", "domain"]),
     ("service", &["store", "drivers", "guest", "registry", "templates", "sources", "platform", "domain"]),
-    // Of `service`, `reconcile` takes the clock and the plain sum of a host's room; it calls no verb.
+    // Of `service`, `reconcile` takes the plain sum of a host's room; it calls no verb.
     (
         "reconcile",
-        &[
-            "store",
-            "drivers",
-            "guest",
-            "registry",
-            "templates",
-            "sources",
-            "platform",
-            "domain",
-            "service::Clock",
-            "service::hosts",
-        ],
+        &["store", "drivers", "guest", "registry", "templates", "sources", "platform", "domain", "service::hosts"],
     ),
     (
         "http",
@@ -139,8 +128,8 @@ fn imports_point_downwards_only() {
 
 #[test]
 fn the_reader_of_imports_reads_imports() {
-    let text = "use crate::{\n    domain::{Vm, State},\n    store::logs::LogSource,\n    http,\n};\nlet x = crate::service::Clock::system();";
-    assert_eq!(uses(text), ["domain::Vm", "domain::State", "store::logs", "http", "service::Clock"]);
+    let text = "use crate::{\n    domain::{Vm, State},\n    store::logs::LogSource,\n    http,\n};\nlet x = crate::platform::Clock::system();";
+    assert_eq!(uses(text), ["domain::Vm", "domain::State", "store::logs", "http", "platform::Clock"]);
 }
 
 /// What a driver says of an instance has more answers than "it runs". One module of the reconciler looks at an instance, and it

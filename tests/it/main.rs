@@ -1,5 +1,7 @@
 //! Everything that is not a unit test, in one binary.
 
+#![allow(clippy::disallowed_methods, reason = "tests measure and start programs as they like")]
+
 mod api;
 mod cli;
 mod credentials;

@@ -6,6 +6,8 @@
 //!
 //! What it keeps for itself is under `$TART_HOME/double/`, which real Tart would not look at either.
 
+#![allow(clippy::disallowed_methods, reason = "it shares no code with the service")]
+
 mod cli;
 mod clone;
 mod commands;

@@ -21,7 +21,7 @@ use crate::{
         qemu,
     },
     platform::{
-        error_chain,
+        clock, error_chain,
         http::{ClientOptions, Trust},
     },
 };
@@ -68,7 +68,7 @@ impl HostProbe for MachineFacts {
     }
 
     fn now(&self) -> Timestamp {
-        Timestamp::now()
+        clock::now()
     }
 
     fn env(&self) -> Vec<(String, String)> {

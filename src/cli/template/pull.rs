@@ -2,8 +2,10 @@
 
 use std::{
     io::{self, IsTerminal},
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+use tokio::time::Instant;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -18,7 +20,7 @@ use super::{
     },
     settings::{Settings, Smoke},
 };
-use crate::domain::Code;
+use crate::{domain::Code, platform::clock};
 
 /// So often it is asked how far it is.
 const ASK: &str = "1";
@@ -129,20 +131,20 @@ async fn follow(client: &ApiClient, mut pull: PullView, mut value: Value) -> Res
             return Ok((value, pull));
         }
         let generation = pull.generation.to_string();
-        let asked = Instant::now();
+        let asked = clock::monotonic();
         match client.get(&["pulls", &pull.id], &[("timeout_seconds", ASK), ("wait_generation", &generation)]).await {
             Ok(answer) => {
                 silent_since = None;
                 let before = pull.generation;
                 (pull, value) = (client.view(&answer)?, answer);
                 // Something in between that does not wait must not make us ask without a pause.
-                if pull.generation == before && asked.elapsed() < PAUSE / 2 {
+                if pull.generation == before && clock::elapsed(asked) < PAUSE / 2 {
                     tokio::time::sleep(PAUSE).await;
                 }
             }
             // The pull goes on when the service is back.
             Err(failure) if failure.passes() => {
-                if silent_since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+                if clock::elapsed(*silent_since.get_or_insert_with(clock::monotonic)) > PATIENCE {
                     return Err(failure);
                 }
                 tokio::time::sleep(PAUSE).await;
@@ -207,11 +209,11 @@ impl Teller {
             return;
         }
         let Some(percent) = progress.percent() else { return };
-        let due = self.said.is_none_or(|(at, said)| at.elapsed() >= LINE_EVERY || percent >= said + LINE_PERCENT);
+        let due = self.said.is_none_or(|(at, said)| clock::elapsed(at) >= LINE_EVERY || percent >= said + LINE_PERCENT);
         let whole = percent == 100 && self.said.is_some_and(|(_, said)| said < 100);
         if (due && pull.state == "pulling" && self.said.is_none_or(|(_, said)| said < 100)) || whole {
             output::note(&format!("{percent:>3} %  {words}"));
-            self.said = Some((Instant::now(), percent));
+            self.said = Some((clock::monotonic(), percent));
         }
     }
 

@@ -10,6 +10,7 @@ use super::{
     },
     resolve,
 };
+use crate::platform::clock;
 
 pub(super) async fn run(vm: &str, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     let id = resolve(vm, client).await?;
@@ -94,10 +95,7 @@ pub(super) async fn run(vm: &str, client: &ApiClient, json: bool) -> Result<u8, 
         let took = match vm.timeline.get(n + 1) {
             Some(next) => text::duration(next.at.duration_since(entry.at)),
             None if vm.is_deleted() => String::new(),
-            None => paint(
-                &format!("{} so far", text::duration(jiff::Timestamp::now().duration_since(entry.at))),
-                Colour::Dim,
-            ),
+            None => paint(&format!("{} so far", text::duration(clock::now().duration_since(entry.at))), Colour::Dim),
         };
         output::line(format!("{}  {:<11}  {took}", text::time(entry.at), entry.state).trim_end())?;
     }

@@ -24,10 +24,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::{
-    sync::Mutex,
-    time::{Instant, timeout},
-};
+use tokio::{sync::Mutex, time::timeout};
 
 use self::{
     args::{Accelerator, MachineSpec},
@@ -41,10 +38,13 @@ use super::{
     command::{Command, find_program},
     process::{self, Process},
 };
-use crate::domain::{Arch, Code, GuestOs, InstanceName, event::GoneCause, vm::Endpoint};
-use crate::drivers::{
-    failure::{self, absent_is_fine},
-    last_resort,
+use crate::{
+    domain::{Arch, Code, GuestOs, InstanceName, event::GoneCause, vm::Endpoint},
+    drivers::{
+        failure::{self, absent_is_fine},
+        last_resort,
+    },
+    platform::clock,
 };
 
 pub mod args;
@@ -230,7 +230,7 @@ impl Qemu {
     /// Whether the instance runs and answers. One that does not answer may be on its way up or down (an earlier start was
     /// cut short), so it is given a moment to become one or the other.
     async fn settled(&self, paths: &QemuPaths, name: &InstanceName) -> Result<bool> {
-        let patience = Instant::now() + SETTLE;
+        let patience = clock::monotonic() + SETTLE;
         while let Some(process) = self.running(paths, name).await? {
             match instance::answers_as(paths, name).await {
                 Ok(true) => return Ok(true),
@@ -238,7 +238,7 @@ impl Qemu {
                     let summary = format!("another guest answers on the socket of {name}");
                     return Err(DriverError::new(ErrorKind::Permanent, Code::BootFailed, summary));
                 }
-                Err(error) if Instant::now() > patience => {
+                Err(error) if clock::monotonic() > patience => {
                     return Err(fault::qmp(error, "QEMU runs and does not answer"));
                 }
                 Err(_) => drop(timeout(LOOK_AGAIN, process.ended()).await),
@@ -294,7 +294,7 @@ impl Qemu {
     /// Lets a guest run that was started and not yet let go. It stands still until QEMU writes down how it ends, so no guest ends
     /// without a word because this service died at the wrong moment.
     async fn let_run(&self, paths: &QemuPaths, name: &InstanceName) -> Result<()> {
-        let patience = Instant::now() + SETTLE;
+        let patience = clock::monotonic() + SETTLE;
         loop {
             let error = match instance::arm_watch(paths).await {
                 Ok(()) => {
@@ -314,7 +314,7 @@ impl Qemu {
             match self.running(paths, name).await? {
                 // It has ended, and how is on record.
                 None => return Ok(()),
-                Some(_) if Instant::now() > patience => {
+                Some(_) if clock::monotonic() > patience => {
                     return Err(fault::qmp(error, "QEMU runs and does not answer"));
                 }
                 Some(process) => drop(timeout(LOOK_AGAIN, process.ended()).await),

@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use crate::domain::event::GoneCause;
+use crate::{domain::event::GoneCause, platform::clock};
 
 /// No reply that we ask for comes near this.
 const LINE_LIMIT: usize = 1 << 20;
@@ -96,7 +96,7 @@ pub struct QmpClient<S> {
 impl QmpClient<UnixStream> {
     /// Connects, waits for its turn and negotiates, all within `patience`; so are the commands that follow.
     pub async fn connect(socket: &Path, patience: Duration) -> Result<Self, QmpError> {
-        let deadline = Instant::now() + patience;
+        let deadline = clock::monotonic() + patience;
         let stream = timeout_at(deadline, queue_up(socket)).await.map_err(|_| QmpError::Deadline)??;
         Self::negotiate(stream, deadline).await
     }
@@ -151,7 +151,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> QmpClient<S> {
 
     /// The next event, if one comes within `patience`.
     pub async fn event(&mut self, patience: Duration) -> Result<Option<QmpEvent>, QmpError> {
-        self.deadline = Instant::now() + patience;
+        self.deadline = clock::monotonic() + patience;
         loop {
             match self.next().await {
                 Ok(Some(Message::Event(event))) => return Ok(Some(event)),
@@ -165,7 +165,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> QmpClient<S> {
 
     /// The state of the guest, as in `running`, `paused`, `internal-error`.
     pub async fn run_state(&mut self, patience: Duration) -> Result<String, QmpError> {
-        self.deadline = Instant::now() + patience;
+        self.deadline = clock::monotonic() + patience;
         let status = self.execute("query-status", None).await?;
         Ok(status.get("status").and_then(Value::as_str).unwrap_or_default().to_owned())
     }

@@ -13,7 +13,7 @@ use super::{
     paths::QemuPaths,
     qmp::{QmpClient, QmpError},
 };
-use crate::domain::event::GoneCause;
+use crate::{domain::event::GoneCause, platform::clock};
 
 /// Between two questions for the guest's state while no event comes.
 const ASK_EVERY: Duration = Duration::from_secs(5);
@@ -91,9 +91,9 @@ where
         if let Some(cause) = judge(&state, paths, leaving) {
             return Ok(cause);
         }
-        let ask_at = Instant::now() + ASK_EVERY;
+        let ask_at = clock::monotonic() + ASK_EVERY;
         loop {
-            let patience = ask_at.saturating_duration_since(Instant::now());
+            let patience = ask_at.saturating_duration_since(clock::monotonic());
             match client.event(patience).await? {
                 Some(event) if TELLING.contains(&event.name.as_str()) => break,
                 Some(_) => {}
@@ -112,8 +112,8 @@ fn judge(state: &str, paths: &QemuPaths, leaving: &mut Option<Instant>) -> Optio
         }
         Condition::Stopped(cause) => Some(cause),
         Condition::Leaving => {
-            let since = *leaving.get_or_insert_with(Instant::now);
-            if since.elapsed() < LEAVE {
+            let since = *leaving.get_or_insert_with(clock::monotonic);
+            if clock::elapsed(since) < LEAVE {
                 return None;
             }
             // What cannot be read now is read at the next look.

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use super::{args::Accelerator, paths::QemuPaths, probe::ProbeInputs};
-use crate::drivers::failure::absent_is_fine;
+use crate::{drivers::failure::absent_is_fine, platform::clock};
 
 /// What is remembered of an accelerator, in the file beside the probe's answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,7 +181,7 @@ impl Trials {
 
     fn watched_since(&self, paths: &QemuPaths) -> Instant {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        *watched.entry(paths.dir.clone()).or_insert_with(Instant::now)
+        *watched.entry(paths.dir.clone()).or_insert_with(clock::monotonic)
     }
 
     fn forget(&self, paths: &QemuPaths) {
@@ -197,7 +197,7 @@ impl Trials {
         let mut judged = None;
         self.standing.send_if_modified(|standing| match standing {
             TrialState::Untried(basis, on_trial) if *on_trial == accelerator => {
-                let experience = Experience { basis: basis.clone(), accelerator, at: Timestamp::now(), verdict };
+                let experience = Experience { basis: basis.clone(), accelerator, at: clock::now(), verdict };
                 judged = Some(experience.clone());
                 *standing = TrialState::Judged(experience);
                 true

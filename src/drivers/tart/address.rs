@@ -1,11 +1,7 @@
 //! Where a guest is reached. Its Ethernet address is its own on this host, so whatever the host's tables say of that address is
 //! said of this guest and no other.
 
-use std::{
-    io,
-    net::Ipv4Addr,
-    time::{Duration, SystemTime},
-};
+use std::{io, net::Ipv4Addr, time::Duration};
 
 use super::{
     arp,
@@ -17,6 +13,7 @@ use super::{
 use crate::{
     domain::{Code, InstanceName, mac::Mac},
     drivers::{DriverError, ErrorKind, Result, command::Command, failure},
+    platform::clock,
 };
 
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -45,7 +42,7 @@ pub async fn find(
 }
 
 fn now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+    u64::try_from(clock::now().as_second()).unwrap_or_default()
 }
 
 fn lease_file(settings: &Settings) -> Result<Vec<leases::DhcpLease>> {
@@ -128,7 +125,7 @@ async fn by_arp(settings: &Settings, mac: Mac) -> Result<Option<Ipv4Addr>> {
 /// when the guest starts.
 fn agent_is_due(settings: &Settings, paths: &TartPaths) -> bool {
     let Ok(started) = paths.control_sock().metadata().and_then(|socket| socket.modified()) else { return false };
-    settings.resolver == Resolver::Agent || started.elapsed().unwrap_or_default() >= settings.agent_after
+    settings.resolver == Resolver::Agent || clock::age(started) >= settings.agent_after
 }
 
 async fn by_agent(name: &InstanceName, tart: Command) -> Result<Option<Ipv4Addr>> {

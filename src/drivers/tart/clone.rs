@@ -16,7 +16,6 @@ use std::{
 };
 
 use rustix::{fs::SeekFrom, io::Errno};
-use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
@@ -30,6 +29,7 @@ use crate::{
         failure::{self, absent_is_fine},
         keep::lock_shared,
     },
+    platform::clock,
 };
 
 /// Tart holds its home for the moment between a VM's check and its lock, or while it clones in full.
@@ -175,12 +175,12 @@ pub fn discard(dir: &Path) {
 pub async fn lock_home(tart_home: &Path) -> Result<File> {
     let failed = |error| failure::io(error, Code::HostUnavailable, "Tart's home cannot be locked");
     let home = File::open(tart_home).map_err(failed)?;
-    let patience = Instant::now() + HOME_BUSY;
+    let patience = clock::monotonic() + HOME_BUSY;
     loop {
         match home.try_lock() {
             Ok(()) => return Ok(home),
             Err(TryLockError::Error(error)) => return Err(failed(error)),
-            Err(TryLockError::WouldBlock) if Instant::now() > patience => {
+            Err(TryLockError::WouldBlock) if clock::monotonic() > patience => {
                 let summary =
                     format!("a command of Tart holds {} for more than {} s", tart_home.display(), HOME_BUSY.as_secs());
                 return Err(DriverError::new(ErrorKind::Retry, Code::HostUnavailable, summary));

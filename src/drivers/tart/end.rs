@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rustix::process::Signal;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::{Tart, clone, fault::shown, instance::TartPresence, paths::TartPaths, run};
 use crate::{
@@ -14,6 +14,7 @@ use crate::{
         last_resort,
         process::Process,
     },
+    platform::clock,
 };
 
 /// A guest that is not wholly up yet does not hear the first press of its power button, and Tart loses an interrupt that comes
@@ -58,7 +59,7 @@ impl Tart {
     /// Deletes a VM that does not run, and sees to it that it is gone. Absence is success.
     pub(super) async fn remove(&self, name: &InstanceName) -> Result<()> {
         let paths = self.paths(name);
-        let patience = Instant::now() + LET_GO;
+        let patience = clock::monotonic() + LET_GO;
         while exists(&paths)? {
             let output = self
                 .command(DELETE)?
@@ -73,7 +74,7 @@ impl Tart {
             if said.contains(" is running") {
                 // It was started by somebody else meanwhile, or its lock outlives its process for a moment.
                 self.halt(name, Duration::ZERO).await?;
-                if Instant::now() > patience {
+                if clock::monotonic() > patience {
                     let holder = match self.find(&paths, name).await? {
                         TartPresence::Busy { holder } => holder,
                         TartPresence::Running(process) => Some(process.pid()),

@@ -21,8 +21,10 @@
 use std::{
     path::PathBuf,
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+use tokio::time::Instant;
 
 use async_trait::async_trait;
 
@@ -38,16 +40,19 @@ use super::{
     Capabilities, Driver, DriverError, DriverProbe, ErrorKind, InstanceSpec, Listed, Observation, Result,
     command::{Command, find_program},
 };
-use crate::domain::{
-    Arch, Code, GuestOs, InstanceName,
-    event::GoneCause,
-    tart_config::{Display, TartConfig},
-    template::DiskFormat,
-    vm::Endpoint,
-};
 use crate::drivers::{
     failure::{self, absent_is_fine},
     lock::{self, LockHolder},
+};
+use crate::{
+    domain::{
+        Arch, Code, GuestOs, InstanceName,
+        event::GoneCause,
+        tart_config::{Display, TartConfig},
+        template::DiskFormat,
+        vm::Endpoint,
+    },
+    platform::clock,
 };
 
 mod address;
@@ -230,7 +235,7 @@ impl Tart {
     async fn foreign(&self, own: &[InstanceName]) -> Result<Vec<Listed>> {
         let is_own = |name: &str| own.iter().any(|own| own.as_str() == name);
         let known = self.list_fails.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if known.as_ref().is_none_or(|fails| fails.since_asked.elapsed() >= ASK_AGAIN) {
+        if known.as_ref().is_none_or(|fails| clock::elapsed(fails.since_asked) >= ASK_AGAIN) {
             match self.ask_for_list().await {
                 Ok(entries) => {
                     if self.list_fails.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
@@ -245,7 +250,7 @@ impl Tart {
                     if known.is_none() {
                         tracing::warn!(%error, tail = error.tail.as_deref().unwrap_or_default(), "`tart list` fails: VMs are looked at one by one");
                     }
-                    let fails = ListFails { since_asked: Instant::now(), why: error.summary };
+                    let fails = ListFails { since_asked: clock::monotonic(), why: error.summary };
                     *self.list_fails.lock().unwrap_or_else(PoisonError::into_inner) = Some(fails);
                 }
             }

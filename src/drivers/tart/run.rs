@@ -12,10 +12,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::oneshot,
-    time::{Instant, timeout},
-};
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     Tart, address, args, config,
@@ -34,6 +31,7 @@ use crate::{
         process::Process,
         record,
     },
+    platform::clock,
 };
 
 /// Until the lock is held, Tart may wait for another command that has its home.
@@ -164,15 +162,15 @@ impl Tart {
     }
 
     async fn settle(&self, paths: &TartPaths, run: &mut TartRun) -> Result<Settled> {
-        let patience = Instant::now() + START;
+        let patience = clock::monotonic() + START;
         let mut held_since = None;
         loop {
             if self.holds(paths, run.pid())? {
-                let held = held_since.get_or_insert_with(Instant::now).elapsed();
+                let held = clock::elapsed(*held_since.get_or_insert_with(clock::monotonic));
                 if paths.control_sock().exists() || held >= self.settings.settle {
                     return Ok(Settled::Up);
                 }
-            } else if Instant::now() > patience {
+            } else if clock::monotonic() > patience {
                 return Ok(Settled::Stuck);
             }
             if let Ok(ending) = timeout(LOOK_AGAIN, run.ended()).await {

@@ -24,7 +24,7 @@ use super::{
     kit::Kit,
     readiness,
 };
-use crate::domain::Code;
+use crate::{domain::Code, platform::clock};
 
 /// One command that does nothing. An emulated guest needs seconds for it.
 const PROBE: Duration = Duration::from_secs(10);
@@ -99,7 +99,7 @@ async fn run_script(socket: &Path, script: &str, until: Instant) -> Result<Agent
         answers(&agent).await?;
         Ok::<_, Error>(agent)
     };
-    let agent = timeout_at(until.min(Instant::now() + ANSWER), first_word)
+    let agent = timeout_at(until.min(clock::monotonic() + ANSWER), first_word)
         .await
         .map_err(|_| slow("did not answer in time"))??;
     let Ended { exit, output } = timeout_at(until, agent.run(script.as_bytes()))

@@ -27,7 +27,7 @@ use super::{
     kit::Kit,
     output::{TailBuffer, one_line},
 };
-use crate::domain::Code;
+use crate::{domain::Code, platform::clock};
 
 /// Connecting and logging in: a forwarded port that stays silent must not eat the whole budget in one try.
 const LOGIN: Duration = Duration::from_secs(30);
@@ -102,7 +102,7 @@ pub async fn start(target: &SshTarget, attempt: u32, deadline: Instant) -> Resul
 }
 
 async fn deliver_to(target: &SshTarget, script: &str, deadline: Instant) -> Result<SshDelivery, SshError> {
-    let login_deadline = deadline.min(Instant::now() + LOGIN);
+    let login_deadline = deadline.min(clock::monotonic() + LOGIN);
     let at = format!("{}:{}", target.host, target.port);
     let mut connection = timeout_at(login_deadline, SshConnection::open(target, &at))
         .await

@@ -9,6 +9,7 @@ use tokio::{sync::broadcast::error::RecvError, time::Instant};
 use super::{Reconciler, leave::count_removal};
 use crate::{
     domain::{RunnerStatus, State, Vm, github::is_over},
+    platform::clock,
     sources::github::{GitHubClient, model},
     store::{Change, StoreError, github_runners::RunnerRow},
 };
@@ -49,7 +50,7 @@ impl Reconciler {
                 Ok(next) => next,
                 Err(error) => {
                     tracing::error!(error = %error, "runners that outlived their vms cannot be looked for; trying again");
-                    Instant::now() + self.settings.github.first_retry
+                    clock::monotonic() + self.settings.github.first_retry
                 }
             };
             let news = async {
@@ -79,7 +80,7 @@ impl Reconciler {
         let ghosts = self.reader.ghosts().await?;
         trying.retain(|name, _| ghosts.iter().any(|(row, _)| row.name == *name));
         metrics::gauge!("mayfly_github_ghosts").set(ghosts.len() as f64);
-        let now = Instant::now();
+        let now = clock::monotonic();
         let due = ghosts
             .into_iter()
             .filter(|(row, _)| trying.get(&row.name).is_none_or(|t| t.next <= now) && !self.reach.is_away(&row.scope));
@@ -101,16 +102,16 @@ impl Reconciler {
             }
         }
         let soonest = trying.values().map(|t| t.next).min();
-        Ok(soonest.map_or(Instant::now() + LOOK_EVERY, |next| next.min(Instant::now() + LOOK_EVERY)))
+        Ok(soonest.map_or(clock::monotonic() + LOOK_EVERY, |next| next.min(clock::monotonic() + LOOK_EVERY)))
     }
 
     fn again(&self, trying: &mut HashMap<String, Trying>, row: &RunnerRow, why: &str) {
         let (pace, now) = (&self.settings.github, self.clock.now());
         let t = trying.entry(row.name.clone()).or_insert_with(|| {
             tracing::info!(vm.id = %row.vm_id, runner.name = %row.name, why, "the runner of a vm that is gone stays for now");
-            Trying { since: now, next: Instant::now(), pause: pace.first_retry, warned: false }
+            Trying { since: now, next: clock::monotonic(), pause: pace.first_retry, warned: false }
         });
-        t.next = Instant::now() + t.pause;
+        t.next = clock::monotonic() + t.pause;
         t.pause = if t.warned { (t.pause * 2).min(SELDOM) } else { pace.longer(t.pause) };
         if !t.warned && now.duration_since(t.since) >= PATIENCE {
             t.warned = true;

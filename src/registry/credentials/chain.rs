@@ -16,6 +16,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Mutex;
 
 use super::{CredentialError, CredentialSource, RegistryCredential, host};
+use crate::platform::Clock;
 
 /// An answer is dropped this long before its end, so that a request made with it arrives in time …
 const MARGIN: SignedDuration = SignedDuration::from_mins(5);
@@ -29,7 +30,7 @@ type CredentialResult = Result<Option<RegistryCredential>, CredentialError>;
 pub struct Chain {
     sources: Vec<Box<dyn CredentialSource>>,
     slots: SyncMutex<HashMap<String, Arc<CachedCredential>>>,
-    now: Box<dyn Fn() -> Timestamp + Send + Sync>,
+    clock: Clock,
 }
 
 #[derive(Default)]
@@ -54,7 +55,7 @@ impl CachedAnswer {
 
 impl Chain {
     pub fn new(sources: Vec<Box<dyn CredentialSource>>) -> Self {
-        Self { sources, slots: SyncMutex::default(), now: Box::new(Timestamp::now) }
+        Self { sources, slots: SyncMutex::default(), clock: Clock::system() }
     }
 
     /// What this registry was answered with before counts no more.
@@ -71,7 +72,7 @@ impl Chain {
             return slot.clone();
         }
         // Registries are named by users; those of which nothing is known are not kept for ever.
-        let now = (self.now)();
+        let now = self.clock.now();
         slots.retain(|_, slot| {
             Arc::strong_count(slot) > 1
                 || slot.last.try_lock().map_or(true, |last| last.as_ref().is_some_and(|k| k.is_fresh(now)))
@@ -103,7 +104,7 @@ impl Chain {
 
     fn until(&self, answer: &CredentialResult) -> Option<Timestamp> {
         let Ok(Some(credential)) = answer else { return None };
-        let now = (self.now)();
+        let now = self.clock.now();
         let Some(end) = credential.expires_at else { return now.checked_add(UNSAID).ok() };
         // What has ended already is for nobody else: asked for again each time, it costs, but it does not mislead.
         let left = end.duration_since(now);
@@ -125,7 +126,7 @@ impl CredentialSource for Chain {
             // Whoever waited joined a question that was asked after he came, or while: also if he wanted a renewal, the
             // refused credential was not the one that came now.
             let joined = slot.asked.load(Ordering::Acquire) != seen;
-            if joined || (!renew && kept.is_fresh((self.now)())) {
+            if joined || (!renew && kept.is_fresh(self.clock.now())) {
                 return kept.answer.clone();
             }
         }
@@ -190,13 +191,16 @@ mod tests {
     }
 
     /// A chain whose clock stands until it is set.
-    fn chain(sources: &[&Source]) -> (Arc<Chain>, Arc<SyncMutex<Timestamp>>) {
-        let clock = Arc::new(SyncMutex::new(start()));
+    fn chain(sources: &[&Source]) -> (Arc<Chain>, Clock) {
+        let clock = Clock::manual(start());
         let mut chain =
             Chain::new(sources.iter().map(|s| Box::new((*s).clone()) as Box<dyn CredentialSource>).collect());
-        let read = clock.clone();
-        chain.now = Box::new(move || *read.lock().unwrap());
+        chain.clock = clock.clone();
         (Arc::new(chain), clock)
+    }
+
+    fn set(clock: &Clock, at: Timestamp) {
+        clock.shift(at.duration_since(clock.now()));
     }
 
     fn source(inner: Inner) -> Source {
@@ -237,9 +241,9 @@ mod tests {
         let source = source(Inner { name: "s", life: Some(SignedDuration::from_hours(12)), ..Inner::default() });
         let (chain, clock) = chain(&[&source]);
         assert_eq!(secret(&chain, false).await, "s 1");
-        *clock.lock().unwrap() = start() + SignedDuration::from_mins(12 * 60 - 6);
+        set(&clock, start() + SignedDuration::from_mins(12 * 60 - 6));
         assert_eq!(secret(&chain, false).await, "s 1");
-        *clock.lock().unwrap() = start() + SignedDuration::from_mins(12 * 60 - 5);
+        set(&clock, start() + SignedDuration::from_mins(12 * 60 - 5));
         assert_eq!(secret(&chain, false).await, "s 2");
     }
 
@@ -248,9 +252,9 @@ mod tests {
         let source = source(Inner { name: "s", life: Some(SignedDuration::from_secs(60)), ..Inner::default() });
         let (chain, clock) = chain(&[&source]);
         assert_eq!(secret(&chain, false).await, "s 1");
-        *clock.lock().unwrap() = start() + SignedDuration::from_secs(53);
+        set(&clock, start() + SignedDuration::from_secs(53));
         assert_eq!(secret(&chain, false).await, "s 1");
-        *clock.lock().unwrap() = start() + SignedDuration::from_secs(54);
+        set(&clock, start() + SignedDuration::from_secs(54));
         assert_eq!(secret(&chain, false).await, "s 2");
     }
 
@@ -267,9 +271,9 @@ mod tests {
         let source = source(Inner { name: "s", ..Inner::default() });
         let (chain, clock) = chain(&[&source]);
         assert_eq!(secret(&chain, false).await, "s 1");
-        *clock.lock().unwrap() = start() + SignedDuration::from_secs(299);
+        set(&clock, start() + SignedDuration::from_secs(299));
         assert_eq!(secret(&chain, false).await, "s 1");
-        *clock.lock().unwrap() = start() + SignedDuration::from_secs(300);
+        set(&clock, start() + SignedDuration::from_secs(300));
         assert_eq!(secret(&chain, false).await, "s 2");
     }
 

@@ -20,6 +20,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::{CredentialError, CredentialSource, RegistryCredential, host, private};
+use crate::platform::clock;
 
 #[derive(Clone, Debug)]
 pub struct LoginStore {
@@ -75,7 +76,7 @@ impl LoginStore {
         let registry = named(registry)?;
         Self::may_save(username, secret)?;
         let written =
-            LoginRecord { registry: &registry, username, secret: secret.expose_secret(), saved_at: Timestamp::now() };
+            LoginRecord { registry: &registry, username, secret: secret.expose_secret(), saved_at: clock::now() };
         let bytes = serde_json::to_vec_pretty(&written).expect("strings and a time are JSON");
 
         let failed = |path: &Path| {

@@ -13,7 +13,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use aws_sdk_s3::{Client, operation::head_object::HeadObjectOutput, types::ChecksumMode};
@@ -25,7 +25,10 @@ use super::{
     error::meaning,
     verify::{sums, verify},
 };
-use crate::registry::{oci::Digest, pace::TransferPace};
+use crate::{
+    platform::clock,
+    registry::{oci::Digest, pace::TransferPace},
+};
 
 /// Ranges that are under way at the same time.
 const PARALLEL: usize = 4;
@@ -379,7 +382,7 @@ fn remove_abandoned(all: &Path, own: &Path) {
         let dir = entry.path();
         let newest =
             [JOURNAL, OBJECT].iter().filter_map(|name| fs::metadata(dir.join(name)).ok()?.modified().ok()).max();
-        let old = newest.and_then(|at| SystemTime::now().duration_since(at).ok()).is_some_and(|age| age > ABANDONED);
+        let old = newest.is_some_and(|at| clock::age(at) > ABANDONED);
         if dir == own || !old {
             continue;
         }

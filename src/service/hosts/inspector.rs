@@ -18,7 +18,7 @@ use crate::{
         host::{Capacity, HostView, Instance, Listing},
     },
     drivers::{Driver, DriverError, ErrorKind, Listed, registry::Registry},
-    service::Clock,
+    platform::clock::{self, Clock},
 };
 
 /// A hypervisor that does not list its instances within this does not answer.
@@ -103,7 +103,7 @@ impl HostInspector {
     /// The host as a look shows it that began at `since` or later. What a driver runs that does not answer `within` that time
     /// is what it ran when it answered last, and its listing in the answer has a fault.
     pub async fn look(&self, since: Instant, within: Duration) -> HostView {
-        let deadline = Instant::now() + within;
+        let deadline = clock::monotonic() + within;
         let mut ended = self.inner.ended.subscribe();
         while let Some(until) = self.inner.begin(since, deadline) {
             if tokio::time::timeout_at(until, ended.changed()).await.is_err() {
@@ -115,7 +115,7 @@ impl HostInspector {
 
     /// As `look`, with one that is not older than this.
     pub async fn look_at_most(&self, age: Duration, within: Duration) -> HostView {
-        let now = Instant::now();
+        let now = clock::monotonic();
         self.look(now.checked_sub(age).unwrap_or(now), within).await
     }
 }
@@ -128,7 +128,7 @@ impl Inner {
     /// Begins the lists that are missing where none is under way. Until when it makes sense to wait for those that are; `None`:
     /// nothing is missing that could still come.
     fn begin(self: &Arc<Self>, since: Instant, deadline: Instant) -> Option<Instant> {
-        let now = Instant::now();
+        let now = clock::monotonic();
         let (mut missing, mut until) = (Vec::new(), None);
         let mut lists = self.lists();
         for (name, driver) in self.drivers.iter() {
@@ -162,7 +162,7 @@ impl Inner {
             if progress.ended.is_some_and(|began| began >= since) || listing.fault.is_some() {
                 continue;
             }
-            let lasts = progress.running.map(|began| began.elapsed()).unwrap_or_default();
+            let lasts = progress.running.map(clock::elapsed).unwrap_or_default();
             let detail = format!("{} has not listed its instances for {:.1} s", listing.driver, lasts.as_secs_f64());
             listing.fault = Some(Fault { code: Code::HostUnavailable, detail, at: self.clock.now() });
         }

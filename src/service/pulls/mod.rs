@@ -22,6 +22,7 @@ use crate::{
         Budgets, Code, Error, PullId, Result, TemplateEvent,
         pull::{Canary, FetchProgress, Pull, PullSpec, PullState},
     },
+    platform::clock,
     store::pulls::no_pull,
     templates::pull::{PullProgress, PullRequest},
 };
@@ -188,7 +189,7 @@ impl Service {
         let mut changes = self.changes().subscribe_pulls();
         let mut pull = self.get_pull(id).await?;
         let seen = generation.unwrap_or(pull.generation);
-        let deadline = tokio::time::Instant::now() + timeout;
+        let deadline = clock::monotonic() + timeout;
         while pull.generation <= seen && !pull.state.is_ended() {
             match tokio::time::timeout_at(deadline, changes.recv()).await {
                 Ok(Ok(changed)) if changed.id != id => {}

@@ -107,7 +107,7 @@ impl GitHubClient {
     }
 
     pub(super) fn now(&self) -> Timestamp {
-        self.exchange.options().now.get()
+        self.exchange.options().clock.now()
     }
 
     pub(super) fn server(&self) -> String {

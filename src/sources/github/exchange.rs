@@ -19,7 +19,7 @@ use super::{
     refusal,
 };
 use crate::platform::{
-    error_chain,
+    clock, error_chain,
     http::{ClientOptions, Trust, read_certificates},
 };
 
@@ -118,7 +118,7 @@ impl ApiExchange {
         let mut pauses = pauses(&self.options.retry);
         let mut waits = 0;
         loop {
-            let now = self.options.now.get();
+            let now = self.options.clock.now();
             let limited = match budget.admit(call.class, now) {
                 Err(limited) => Some(limited),
                 Ok(()) => match self.once(call, token, budget).await {
@@ -132,7 +132,7 @@ impl ApiExchange {
                     }
                     Ok(answer) => {
                         let said = refusal::said(&answer.body);
-                        let now = self.options.now.get();
+                        let now = self.options.clock.now();
                         match budget.refused(answer.status, &answer.headers, &said, now) {
                             None => return Ok(answer),
                             limited => limited,
@@ -156,7 +156,7 @@ impl ApiExchange {
             };
             let Some((limit, until)) = limited else { continue };
             // Who was limited was not heard: waiting for a moment and asking again is safe for every call.
-            let rest = Duration::try_from(until.duration_since(self.options.now.get())).unwrap_or_default();
+            let rest = Duration::try_from(until.duration_since(self.options.clock.now())).unwrap_or_default();
             if waits == WAITS || rest > self.options.patience {
                 let (server, what) = (self.server(), call.what.clone());
                 return Err(GitHubError::RateLimited { server, what, limit, until });
@@ -214,7 +214,7 @@ impl ApiExchange {
         if let Some(at) = *last {
             tokio::time::sleep_until(at + self.options.write_gap).await;
         }
-        *last = Some(tokio::time::Instant::now());
+        *last = Some(clock::monotonic());
         last
     }
 
@@ -223,7 +223,7 @@ impl ApiExchange {
         let date = text(DATE.as_str()).and_then(|t| rfc2822::DateTimeParser::new().parse_timestamp(t.trim()).ok());
         let mut observed = self.observed.lock().expect("no code panics with it");
         if let Some(date) = date {
-            observed.clock_ahead = Some(self.options.now.get().duration_since(date));
+            observed.clock_ahead = Some(self.options.clock.now().duration_since(date));
         }
         observed.enterprise_version = text("x-github-enterprise-version").or(observed.enterprise_version.take());
         observed.token_scopes = text("x-oauth-scopes").or(observed.token_scopes.take());

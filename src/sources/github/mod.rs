@@ -17,9 +17,9 @@
 //! What GitHub answers decides about other people's jobs, so nothing is guessed: what was not understood is an error, a
 //! runner counts as gone only while the place it was in can be seen, and a call that may have been carried out says so.
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
-use jiff::Timestamp;
+use crate::platform::Clock;
 
 mod access;
 mod auth;
@@ -58,30 +58,6 @@ pub use crate::domain::Scope;
 /// The version of the API that is asked for where nobody chose one.
 pub const API_VERSION: &str = "2022-11-28";
 
-/// Who reads the clock for us, so that tests can turn its hands.
-#[derive(Clone)]
-pub struct Now(Arc<dyn Fn() -> Timestamp + Send + Sync>);
-
-impl Now {
-    pub fn new(read: impl Fn() -> Timestamp + Send + Sync + 'static) -> Now {
-        Now(Arc::new(read))
-    }
-
-    pub fn system() -> Now {
-        Now::new(Timestamp::now)
-    }
-
-    fn get(&self) -> Timestamp {
-        (self.0)()
-    }
-}
-
-impl fmt::Debug for Now {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Now")
-    }
-}
-
 /// How one GitHub is spoken to.
 #[derive(Clone, Debug)]
 pub struct GitHubOptions {
@@ -97,7 +73,7 @@ pub struct GitHubOptions {
     pub patience: Duration,
     /// From one change to the next. GitHub asks for a second, and for one change at a time.
     pub write_gap: Duration,
-    pub now: Now,
+    pub clock: Clock,
 }
 
 impl GitHubOptions {
@@ -111,7 +87,7 @@ impl GitHubOptions {
             retry: ApiRetry::default(),
             patience: Duration::from_secs(3),
             write_gap: Duration::from_secs(1),
-            now: Now::system(),
+            clock: Clock::system(),
         }
     }
 }

@@ -12,7 +12,6 @@ use std::{
     fs::{self, File, FileTimes},
     io,
     path::Path,
-    time::SystemTime,
 };
 
 use jiff::Timestamp;
@@ -25,6 +24,7 @@ use crate::{
         Code, Error, Result, Template,
         version::{Damage, Pin, VersionStatus},
     },
+    platform::clock,
     templates::manifest,
 };
 
@@ -136,7 +136,7 @@ impl Root {
         let place = self.place(&digest)?;
         match why {
             Some(why) => {
-                let pin = Pin { why: super::names::plain(why), at: Timestamp::now() };
+                let pin = Pin { why: super::names::plain(why), at: clock::now() };
                 self.note(&place, PINNED, &pin).map_err(storage)?;
             }
             None => forget(&place, PINNED).map_err(storage)?,
@@ -221,7 +221,7 @@ fn forget(place: &Path, name: &str) -> io::Result<()> {
 /// Its time of change is now. Not flushed: a crash makes it an older one, and no more.
 fn touch(path: &Path) -> io::Result<()> {
     let file = File::options().create(true).write(true).truncate(false).open(path)?;
-    file.set_times(FileTimes::new().set_modified(SystemTime::now()))
+    file.set_times(FileTimes::new().set_modified(clock::now().into()))
 }
 
 fn changed(path: &Path) -> Option<Timestamp> {

@@ -23,6 +23,7 @@ use crate::{
         Code, Error, Result, Template,
         version::{AliasTarget, Moved},
     },
+    platform::clock,
     templates::{
         check,
         manifest::{self, Origin},
@@ -232,7 +233,7 @@ impl Root {
         if !moved.changed() {
             return Ok((moved, None));
         }
-        let to = AliasTarget { digest: digest.to_owned(), since: Some(Timestamp::now()), why: Some(why) };
+        let to = AliasTarget { digest: digest.to_owned(), since: Some(clock::now()), why: Some(why) };
         // A target that was no digest was put there by hand, and is nothing to go back to.
         let old = old.filter(|h| manifest::directory(&h.now.digest).is_some());
         let staged =

@@ -21,6 +21,7 @@ use crate::{
         Error, Result,
         version::{HeldKind, PruneRequest, Pruned, VersionUsage},
     },
+    platform::clock,
     templates::manifest,
 };
 
@@ -146,7 +147,7 @@ impl Catalog {
         let vms = self.surroundings()?.needed().await?;
         let planned = {
             let (vms, request) = (vms.clone(), request.clone());
-            self.blocking(move |root| Ok(plan(root.items()?, &vms, &request, free, Timestamp::now()))).await?
+            self.blocking(move |root| Ok(plan(root.items()?, &vms, &request, free, clock::now()))).await?
         };
         let PrunePlan { go, mut stay, total } = planned;
         let mut removed = Vec::new();
@@ -205,7 +206,7 @@ impl Root {
         let _turn = self.lock().map_err(storage)?;
         let histories = self.histories().map_err(storage)?;
         let Some(now) = self.template_item(&item.digest, &histories, &self.here(&histories)) else { return Ok(None) };
-        if let Some(why) = now.needed(vms, request, Timestamp::now()) {
+        if let Some(why) = now.needed(vms, request, clock::now()) {
             return Ok(Some(why));
         }
         self.discard(&item.place).map_err(storage)?;

@@ -19,6 +19,7 @@ use std::{
 use super::{Catalog, Root, describe, storage, sync_dir, take_in, write_synced};
 use crate::{
     domain::{Code, Error, Result, Template},
+    platform::clock,
     registry::oci::{Digest, Settings},
     templates::{
         NewTemplate,
@@ -37,7 +38,7 @@ const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Whether this is a pull that was interrupted not long ago.
 pub(super) fn may_go_on(path: &Path) -> bool {
-    image_of(path).is_some() && changed(path).is_some_and(|at| at.elapsed().unwrap_or_default() < KEPT)
+    image_of(path).is_some() && changed(path).is_some_and(|at| clock::age(at) < KEPT)
 }
 
 /// The digest of the image that is pulled there. `None`: it is no pull.

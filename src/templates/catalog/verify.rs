@@ -16,7 +16,6 @@ use std::{
     },
 };
 
-use jiff::Timestamp;
 use rustix::{fs::SeekFrom, io::Errno};
 use sha2::{Digest as _, Sha256};
 
@@ -26,6 +25,7 @@ use crate::{
         Code, Error, Result,
         version::{Damage, FileFault, Verified},
     },
+    platform::clock,
     templates::{
         check::Part,
         manifest::{self, FileEntry, TemplateManifest},
@@ -92,7 +92,7 @@ impl Root {
         }
         let damage = (!faults.is_empty()).then(|| {
             let named = faults.iter().take(NAMED).cloned().collect();
-            Damage { at: Timestamp::now(), faults: named }
+            Damage { at: clock::now(), faults: named }
         });
         self.note_verified(&place, damage.as_ref()).map_err(storage)?;
         Ok(Verified { name: wanted.to_owned(), digest, bytes, bytes_read, faults })

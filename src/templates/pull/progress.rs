@@ -2,12 +2,12 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
-use crate::registry::oci::Digest;
+use crate::{platform::clock, registry::oci::Digest};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PullProgress {
@@ -43,7 +43,7 @@ struct RateWindow {
 
 impl Meter {
     pub fn new(to: watch::Sender<PullProgress>) -> Meter {
-        Meter { to, since: Arc::new(Mutex::new(RateWindow { began: Instant::now(), bytes: 0, rate: None })) }
+        Meter { to, since: Arc::new(Mutex::new(RateWindow { began: clock::monotonic(), bytes: 0, rate: None })) }
     }
 
     pub fn planned(&self, bytes_total: u64, chunks_done: usize, chunks_total: usize) {
@@ -53,7 +53,7 @@ impl Meter {
     }
 
     pub fn received(&self, bytes: u64) {
-        let rate = self.rate(bytes, Instant::now());
+        let rate = self.rate(bytes, clock::monotonic());
         self.to.send_modify(|p| {
             p.bytes_done += bytes;
             if let Some(rate) = rate {

@@ -42,17 +42,20 @@ use super::{
     manifest::FileEntry,
     pull::{PullProgress, progress::Meter},
 };
-use crate::domain::{Arch, GuestOs};
-use crate::registry::{
-    self, RegistryError,
-    credentials::CredentialSource,
-    oci::{
-        self, Digest, Image, ImageFormat, Reference, Role, document,
-        form::{Holds, TART_DISK_FORMAT},
-        manifest::{Blob, Chunk, LayerFile},
-        reference::ReferenceTarget,
+use crate::{
+    domain::{Arch, GuestOs},
+    platform::clock,
+    registry::{
+        self, RegistryError,
+        credentials::CredentialSource,
+        oci::{
+            self, Digest, Image, ImageFormat, Reference, Role, document,
+            form::{Holds, TART_DISK_FORMAT},
+            manifest::{Blob, Chunk, LayerFile},
+            reference::ReferenceTarget,
+        },
+        upload::{Arrival, Sent, UploadSource, Uploader},
     },
-    upload::{Arrival, Sent, UploadSource, Uploader},
 };
 
 /// As Tart cuts its disks: the same content at the same place is then the same piece, whoever pushed it.
@@ -512,7 +515,7 @@ impl PushTask {
         {
             return Ok(digest);
         }
-        let now = Timestamp::from_second(Timestamp::now().as_second()).map_err(io::Error::other)?;
+        let now = Timestamp::from_second(clock::now().as_second()).map_err(io::Error::other)?;
         let bytes = image.to_bytes(&now.to_string()).map_err(io::Error::other)?;
         // Nobody is sent away with an image that we would not take ourselves.
         match oci::manifest::parse(&bytes, None) {

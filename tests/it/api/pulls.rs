@@ -9,8 +9,9 @@ use mayfly::{
         runner::RunnerFact,
     },
     http,
+    platform::Clock,
     registry::{RegistryOptions, TransferRetry, credentials::Chain},
-    service::{self, Clock, pulls::Settings},
+    service::{self, pulls::Settings},
     templates::pull::{self, Puller},
 };
 use serde_json::{Value, json};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use mayfly::service::Clock;
+use mayfly::platform::Clock;
 use serde_json::{Value, json};
 
 use super::{

@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use mayfly::{
     domain::{RunnerStatus, VmId, runner::RunnerStarted},
     drivers::Observation,
-    service::{Clock, guests::GuestEvent},
+    platform::Clock,
+    service::guests::GuestEvent,
 };
 use tokio::sync::watch;
 

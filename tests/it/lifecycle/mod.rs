@@ -18,9 +18,10 @@ use mayfly::{
         fake::{Fake, FakeWorld, Guest},
         registry::Registry,
     },
+    platform::Clock,
     reconcile::{self, Pace, Reconciler},
     service::{
-        self, Clock, HostInspector, Service,
+        self, HostInspector, Service,
         guests::GuestEvent,
         vms::{Runner, VmRequest},
     },

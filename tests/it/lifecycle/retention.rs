@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{KEEP_DELETED, prelude::*};
 use mayfly::{
     domain::VmId,
-    service::Clock,
+    platform::Clock,
     store::logs::{LogSource, Logs},
 };
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use mayfly::{
     domain::{BudgetsPatch, Error, VmId},
-    service::Clock,
+    platform::Clock,
 };
 
 use super::prelude::*;

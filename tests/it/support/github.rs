@@ -5,23 +5,22 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
     time::Duration,
 };
 
 use aws_lc_rs::hmac;
-use jiff::{SignedDuration, Timestamp};
-use mayfly::sources::github::{CredentialLocation, GitHubClient, GitHubOptions, Now, Scope, Server};
+use jiff::SignedDuration;
+use mayfly::{
+    platform::Clock,
+    sources::github::{CredentialLocation, GitHubClient, GitHubOptions, Now, Scope, Server},
+};
 use serde_json::{Value, json};
 
 pub struct GitHub {
     child: Child,
     pub origin: String,
     http: reqwest::Client,
-    ahead: Arc<AtomicI64>,
+    clock: Clock,
     dir: tempfile::TempDir,
 }
 
@@ -84,7 +83,7 @@ impl GitHub {
             child,
             origin: origin.trim().to_owned(),
             http,
-            ahead: Arc::default(),
+            clock: Clock::adjustable(),
             dir: tempfile::tempdir().unwrap(),
         };
         github.tell("places", json!({"places": ["orgs/acme", "repos/acme/app"]})).await;
@@ -116,13 +115,13 @@ impl GitHub {
 
     /// Later, for both sides.
     pub async fn advance(&self, seconds: i64) {
-        self.ahead.fetch_add(seconds, Ordering::SeqCst);
+        self.clock.shift(SignedDuration::from_secs(seconds));
         self.tell("clock", json!({"seconds": seconds})).await;
     }
 
     /// Our own clock alone.
     pub fn skew(&self, seconds: i64) {
-        self.ahead.fetch_add(seconds, Ordering::SeqCst);
+        self.clock.shift(SignedDuration::from_secs(seconds));
     }
 
     pub fn dir(&self) -> &Path {
@@ -166,8 +165,7 @@ impl GitHub {
         options.retry.fresh_token_pause = Duration::from_millis(5);
         options.patience = Duration::ZERO;
         options.write_gap = Duration::ZERO;
-        let ahead = self.ahead.clone();
-        options.now = Now::new(move || Timestamp::now() + SignedDuration::from_secs(ahead.load(Ordering::SeqCst)));
+        options.clock = self.clock.clone();
         options
     }
 

@@ -6,13 +6,16 @@
 
 use std::{
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+use tokio::time::Instant;
 
 use super::super::args::{self, MachineSpec};
 use crate::{
     domain::Arch,
     drivers::command::{Command, CommandError, OutputWatch, Stream},
+    platform::clock,
 };
 
 /// The name of the guest, by which `list` leaves it out.
@@ -211,7 +214,7 @@ pub async fn run(
     let ran = command
         .run_watched(|stream, piece| {
             match stream {
-                Stream::Stdout => transcript.feed(piece, Instant::now()),
+                Stream::Stdout => transcript.feed(piece, clock::monotonic()),
                 Stream::Stderr if stderr.len() < STDERR => stderr.push_str(&String::from_utf8_lossy(piece)),
                 Stream::Stderr => {}
             }

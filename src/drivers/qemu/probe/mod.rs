@@ -6,19 +6,20 @@
 
 use std::{
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-pub use self::guest::{PROBE_NAME, boot_disk};
 use self::{
     device::Refused,
     guest::{Extent, ProbeGuestFailureKind},
 };
 use super::args::{Accelerator, MachineSpec};
-use crate::domain::Arch;
+use crate::{domain::Arch, platform::clock};
+
+pub use self::guest::{PROBE_NAME, boot_disk};
 
 pub mod device;
 pub mod guest;
@@ -143,7 +144,7 @@ pub async fn choose(
 /// Whether a guest passes every stage under this accelerator and does its work clearly faster than under the emulator.
 async fn proven(program: &Path, machine: MachineSpec, scratch: &Path) -> Result<(), String> {
     let emulated = MachineSpec { accelerator: Accelerator::Tcg, ..machine };
-    let began = Instant::now();
+    let began = clock::monotonic();
     let mut repeated = false;
     loop {
         let report = guest::run(program, machine, scratch, Extent::Work, ACCELERATED).await.map_err(|f| f.cause)?;
@@ -157,7 +158,7 @@ async fn proven(program: &Path, machine: MachineSpec, scratch: &Path) -> Result<
         if accelerated * RATIO <= emulator {
             return Ok(());
         }
-        if began.elapsed() > AGAIN || repeated {
+        if clock::elapsed(began) > AGAIN || repeated {
             return Err(format!(
                 "the same work took {} ms with it and {} ms with the emulator",
                 accelerated.as_millis(),

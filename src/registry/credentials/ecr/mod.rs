@@ -12,13 +12,13 @@ use aws_sdk_ecr::{
     operation::get_authorization_token::GetAuthorizationTokenError,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
+use host::EcrHost;
 use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::timeout;
 
 use super::{CredentialError, CredentialSource, RegistryCredential};
-use crate::registry::aws;
-use host::EcrHost;
+use crate::{platform::clock, registry::aws};
 
 const TOKEN: Duration = Duration::from_secs(30);
 
@@ -53,7 +53,7 @@ async fn token(at: &EcrHost) -> Result<RegistryCredential, String> {
     let expires_at = data.expires_at().and_then(|t| Timestamp::from_second(t.secs()).ok());
     // Told to have ended when it was made: the clocks disagree. The registry decides, and its refusal has it renewed.
     let expires_at = expires_at.filter(|end| {
-        let ahead = *end > Timestamp::now();
+        let ahead = *end > clock::now();
         if !ahead {
             tracing::warn!(aws.region = at.region, token.expires_at = %end, "a new token of ECR has ended already: is this host's clock right?");
         }

@@ -4,7 +4,8 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use mayfly::{
     domain::{BudgetsPatch, InstanceName, Vm, VmId, github::runner_name},
-    service::{Clock, Service, vms::VmRequest},
+    platform::Clock,
+    service::{Service, vms::VmRequest},
     sources::github::GitHubClient,
     store::{Vault, github_runners::RunnerRow},
 };
