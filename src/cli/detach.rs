@@ -4,14 +4,13 @@
 //! its process group reaches the guests. A session can only be made by the process that is to have it, between its start and
 //! the program that it becomes. The same goes for the note of what process it is, which must be there before the program is.
 
-use std::{ffi::OsString, io, os::unix::process::CommandExt, path::Path, process::Command};
+use std::{ffi::OsString, io, path::Path};
 
 use super::exit;
-use crate::drivers::record;
-
-/// As of a shell that finds a program, or not, and cannot run it.
-const CANNOT_RUN: u8 = 126;
-const NOT_FOUND: u8 = 127;
+use crate::{
+    drivers::record,
+    platform::process::{self, CANNOT_RUN, NOT_FOUND},
+};
 
 /// Returns only when it failed.
 pub(super) fn run(command: &[OsString]) -> u8 {
@@ -20,7 +19,7 @@ pub(super) fn run(command: &[OsString]) -> u8 {
         eprintln!("mayfly detach: which program is to be run?");
         return exit::USAGE;
     };
-    if let Err(error) = rustix::process::setsid() {
+    if let Err(error) = process::new_session() {
         eprintln!("mayfly detach: cannot make a session: {error}");
         return CANNOT_RUN;
     }
@@ -30,7 +29,7 @@ pub(super) fn run(command: &[OsString]) -> u8 {
         eprintln!("mayfly detach: cannot note this process in {}: {error}", dir.display());
         return CANNOT_RUN;
     }
-    let error = Command::new(program).args(args).env_remove(record::DIRECTORY).exec();
+    let error = process::become_program(program, args, record::DIRECTORY);
     eprintln!("mayfly detach: cannot run {}: {error}", program.display());
     if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { CANNOT_RUN }
 }

@@ -10,7 +10,7 @@ use super::{client::CommandFailure, exit, output};
 use crate::{
     app,
     config::{self, Config, Overrides},
-    drivers::command,
+    platform::process,
     telemetry,
 };
 
@@ -63,7 +63,7 @@ pub(super) fn run(args: Serve, data_dir: Option<PathBuf>) -> Result<u8, CommandF
     let own_path = std::env::current_exe().map_err(|error| {
         CommandFailure::Other(format!("cannot start: this program's own path is not known: {error}"))
     })?;
-    command::die_with_this_process(&own_path);
+    process::set_supervisor(&own_path);
     telemetry::start_logging(&config.log).map_err(|error| CommandFailure::Usage(error.to_string()))?;
     telemetry::start_metrics();
     let runtime = tokio::runtime::Builder::new_multi_thread()

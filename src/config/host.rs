@@ -1,6 +1,8 @@
 //! What this machine has, as the defaults need it.
 
-use std::sync::OnceLock;
+use std::{sync::OnceLock, time::Duration};
+
+use crate::platform::process::Command;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostResources {
@@ -10,6 +12,8 @@ pub struct HostResources {
 
 /// Taken when the host does not say: enough for one small guest, too little to hurt.
 const UNKNOWN_MEMORY_MIB: u32 = 4096;
+/// It answers at once, and is asked once.
+const SYSCTL: Duration = Duration::from_secs(5);
 /// Left to the host itself.
 const RESERVED_MIB: u32 = 1024;
 
@@ -35,8 +39,7 @@ impl HostResources {
 
 fn memory_mib() -> Option<u32> {
     if cfg!(target_os = "macos") {
-        // Asked once, at start, with nothing in the command that comes from outside.
-        let output = std::process::Command::new("/usr/sbin/sysctl").args(["-n", "hw.memsize"]).output().ok()?;
+        let output = Command::new("/usr/sbin/sysctl", SYSCTL).args(["-n", "hw.memsize"]).run_blocking().ok()?;
         of_memsize(&String::from_utf8(output.stdout).ok()?)
     } else {
         of_meminfo(&std::fs::read_to_string("/proc/meminfo").ok()?)

@@ -2,8 +2,8 @@
 
 use std::io;
 
-use super::{DriverError, ErrorKind, command::CommandError};
-use crate::domain::Code;
+use super::{DriverError, ErrorKind};
+use crate::{domain::Code, platform::process::CommandError};
 
 pub fn io(error: io::Error, code: Code, what: &str) -> DriverError {
     let kind = match error.kind() {

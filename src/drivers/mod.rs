@@ -19,7 +19,6 @@ use crate::domain::{
     vm::Endpoint,
 };
 
-pub mod command;
 mod failure;
 pub mod fake;
 mod keep;

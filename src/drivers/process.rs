@@ -351,7 +351,7 @@ mod system {
     use std::{io, path::Path, time::Duration};
 
     use super::{CommandLine, Pid, ProcessStatus, not_understood};
-    use crate::drivers::command::Command;
+    use crate::platform::process::Command;
 
     /// `None`: there is no such process. One keyword per `-o`: to the `ps` of BSD, whatever follows a `=` is that column's
     /// title, commas included.

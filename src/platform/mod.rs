@@ -4,6 +4,7 @@
 //! clock        the time of day and the monotonic clock; a clock that tests can set
 //! error_chain  an error and its causes as one line of text
 //! http         outbound HTTP clients: certificates, redirects, proxies, bodies of bounded size
+//! process      child processes: deadline, bounded output, a small environment, killed with the service
 //! tasks        background tasks that start again after a panic
 //! ```
 //!
@@ -12,6 +13,7 @@
 pub mod clock;
 pub mod error_chain;
 pub mod http;
+pub mod process;
 pub mod tasks;
 
 pub use clock::Clock;

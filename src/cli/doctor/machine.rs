@@ -16,13 +16,13 @@ use super::probe::{Busy, FileKind, FileStatus, HostProbe, LOOK, Probed, Ran, Spa
 use crate::{
     domain::Arch,
     drivers::{
-        command::{Command, CommandError, find_program},
         process::{self, CommandLine},
         qemu,
     },
     platform::{
         clock, error_chain,
         http::{ClientOptions, Trust},
+        process::{Command, CommandError, find_program},
     },
 };
 

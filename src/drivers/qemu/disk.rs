@@ -13,7 +13,8 @@ use serde::Deserialize;
 use super::fault;
 use crate::{
     domain::{Code, template::DiskFormat},
-    drivers::{DriverError, ErrorKind, Result, command::Command, failure, keep::lock_shared},
+    drivers::{DriverError, ErrorKind, Result, failure, keep::lock_shared},
+    platform::process::Command,
 };
 
 const DEADLINE: Duration = Duration::from_secs(60);

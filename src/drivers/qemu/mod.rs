@@ -35,7 +35,6 @@ use self::{
 };
 use super::{
     Capabilities, Driver, DriverError, DriverProbe, ErrorKind, InstanceSpec, Listed, Observation, Result,
-    command::{Command, find_program},
     process::{self, Process},
 };
 use crate::{
@@ -44,7 +43,10 @@ use crate::{
         failure::{self, absent_is_fine},
         last_resort,
     },
-    platform::clock,
+    platform::{
+        clock,
+        process::{Command, find_program},
+    },
 };
 
 pub mod args;

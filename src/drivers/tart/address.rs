@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     domain::{Code, InstanceName, mac::Mac},
-    drivers::{DriverError, ErrorKind, Result, command::Command, failure},
-    platform::clock,
+    drivers::{DriverError, ErrorKind, Result, failure},
+    platform::{clock, process::Command},
 };
 
 const DEADLINE: Duration = Duration::from_secs(5);

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use super::settings::{Network, Settings};
 use crate::{
     domain::{GuestOs, InstanceName},
-    drivers::command::Command,
+    platform::process::Command,
 };
 
 /// Where Tart looks for `softnet`, `sudo` and `diskutil`. launchd's own PATH lacks some of it.

@@ -24,9 +24,8 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
-
 use async_trait::async_trait;
+use tokio::time::Instant;
 
 use self::{
     clone::{CloneStage, ShapeRequest},
@@ -36,14 +35,7 @@ use self::{
     paths::TartPaths,
     probe::Version,
 };
-use super::{
-    Capabilities, Driver, DriverError, DriverProbe, ErrorKind, InstanceSpec, Listed, Observation, Result,
-    command::{Command, find_program},
-};
-use crate::drivers::{
-    failure::{self, absent_is_fine},
-    lock::{self, LockHolder},
-};
+use super::{Capabilities, Driver, DriverError, DriverProbe, ErrorKind, InstanceSpec, Listed, Observation, Result};
 use crate::{
     domain::{
         Arch, Code, GuestOs, InstanceName,
@@ -52,7 +44,14 @@ use crate::{
         template::DiskFormat,
         vm::Endpoint,
     },
-    platform::clock,
+    drivers::{
+        failure::{self, absent_is_fine},
+        lock::{self, LockHolder},
+    },
+    platform::{
+        clock,
+        process::{Command, find_program},
+    },
 };
 
 mod address;

@@ -3,7 +3,7 @@
 use std::{fmt, path::Path, time::Duration};
 
 use super::fault::shown;
-use crate::drivers::command::Command;
+use crate::platform::process::Command;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 

@@ -25,13 +25,12 @@ use crate::{
     domain::{Code, InstanceName, tart_config::TartConfig},
     drivers::{
         DriverError, ErrorKind, InstanceSpec, Result,
-        command::Command,
         failure::{self, absent_is_fine},
         lock::LockHolder,
         process::Process,
         record,
     },
-    platform::clock,
+    platform::{clock, process::Command},
 };
 
 /// Until the lock is held, Tart may wait for another command that has its home.
@@ -147,7 +146,7 @@ impl Tart {
             .args(args::run(&spec.name, config.os, &self.settings))
             .env(record::DIRECTORY, &paths.run);
         let mut child = args::environment(command, &self.settings)
-            .let_go(out, err)
+            .start(out, err)
             .map_err(|error| failure::command(error, Code::BootFailed))?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
         let (told, status) = oneshot::channel();

@@ -1,29 +1,21 @@
-//! RunnerArchives that keep credentials: `docker-credential-NAME get`, told the server on standard input, answering with JSON.
+//! Programs that keep credentials: `docker-credential-NAME get`, told the server on standard input, answering with JSON.
 //!
 //! They come from elsewhere. So: a time limit, a limit on what is read, only standard output is believed, and standard error,
 //! which some write their secrets to when they are asked to be verbose, is not read at all.
 
 use std::{
-    io,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Stdio,
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process_group};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    process::Command,
-    time::timeout,
-};
 
 use super::RegistryCredential;
+use crate::platform::process::{Command, CommandError, is_executable, search_path};
 
 /// A token is a few KiB.
-const LIMIT: u64 = 64 << 10;
+const LIMIT: usize = 64 << 10;
 /// Some ask a cloud, over a slow link; nobody sits there to answer a dialogue.
 const DEADLINE: Duration = Duration::from_secs(20);
 /// By the helpers' common library this is "I do not know", with a status that says failure.
@@ -64,14 +56,9 @@ pub struct Helpers {
 }
 
 impl Helpers {
-    /// `PATH`, and where Homebrew puts programs: that is missing from the `PATH` that launchd gives a service.
     pub fn usual() -> Self {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let dirs = std::env::split_paths(&path)
-            .chain(["/opt/homebrew/bin", "/usr/local/bin", "/usr/bin"].map(PathBuf::from))
-            // A relative one would be looked for wherever this process happens to stand.
-            .filter(|d| d.is_absolute())
-            .collect();
+        // A relative one would be looked for wherever this process happens to stand.
+        let dirs = search_path().into_iter().filter(|dir| dir.is_absolute()).collect();
         Self { dirs, deadline: DEADLINE }
     }
 
@@ -88,14 +75,14 @@ impl Helpers {
         let Some(path) = self.dirs.iter().map(|d| d.join(&program)).find(|p| is_executable(p)) else {
             return Err(format!("{program} is not installed here"));
         };
-        let (code, stdout) = match timeout(self.deadline, run(&path, server)).await {
-            Err(_) => return Err(format!("{program} did not finish within {} s", self.deadline.as_secs_f32())),
-            Ok(Err(e)) => return Err(format!("{program} could not be run: {e}")),
-            Ok(Ok(ended)) => ended,
+        let (code, stdout) = match run(&path, server, self.deadline).await {
+            Ok(ended) => ended,
+            Err(CommandError::Spawn { source, .. } | CommandError::Io { source, .. }) => {
+                return Err(format!("{program} could not be run: {source}"));
+            }
+            // What it wrote, which this error may hold, is not shown.
+            Err(error) => return Err(error.to_string()),
         };
-        if stdout.expose_secret().len() as u64 > LIMIT {
-            return Err(format!("{program} wrote more than {} KiB", LIMIT >> 10));
-        }
         match code {
             Some(0) => parse(stdout.expose_secret()).map_err(|what| format!("{program}: {what}")),
             code => match reason(stdout.expose_secret()) {
@@ -112,66 +99,21 @@ impl Helpers {
     }
 }
 
-fn is_executable(path: &Path) -> bool {
-    path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
-}
-
-/// Its status (`None`: a signal) and what it wrote, up to one byte more than it may.
-async fn run(program: &Path, server: &str) -> io::Result<(Option<i32>, SecretBytes)> {
-    let kept = std::env::vars_os().filter(|(name, _)| {
-        name.to_str().is_some_and(|n| KEPT_ENV.contains(&n) || KEPT_ENV_OF_CLOUDS.iter().any(|c| n.starts_with(c)))
-    });
-    let mut child = Command::new(program)
+/// Its status (`None`: a signal) and what it wrote.
+async fn run(program: &Path, server: &str, deadline: Duration) -> Result<(Option<i32>, SecretBytes), CommandError> {
+    let output = Command::new(program, deadline)
         .arg("get")
-        .env_clear()
-        .envs(kept)
-        .env("LC_ALL", "C")
+        .keep_env(|name| KEPT_ENV.contains(&name) || KEPT_ENV_OF_CLOUDS.iter().any(|cloud| name.starts_with(cloud)))
         .current_dir("/")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()?;
-    let mut group = HelperGroup(child.id().and_then(|id| Pid::from_raw(id as i32)));
-    let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-    let feed = async {
-        if let Some(mut stdin) = stdin {
-            // One that does not want its input says so by its status, not by this broken pipe.
-            let _ = stdin.write_all(server.as_bytes()).await;
-        }
-    };
-    let read = async {
-        let mut all = Vec::new();
-        if let Some(stdout) = stdout {
-            stdout.take(LIMIT + 1).read_to_end(&mut all).await?;
-        }
-        io::Result::Ok(all)
-    };
-    let ((), read) = tokio::join!(feed, read);
-    let read = SecretBytes::new(Box::new(read?));
-    if read.expose_secret().len() as u64 > LIMIT {
-        // It may write on for ever; the group dies with this future.
-        return Ok((None, read));
-    }
-    let status = child.wait().await?;
-    // Reaped: the group's id may soon belong to strangers.
-    group.0 = None;
-    Ok((status.code(), read))
+        .stdin(server.as_bytes().to_vec())
+        .stdout_limit(LIMIT)
+        .ignore_stderr()
+        .run()
+        .await?;
+    Ok((output.status.code(), SecretBytes::new(Box::new(output.stdout))))
 }
 
 type SecretBytes = secrecy::SecretBox<Vec<u8>>;
-
-/// Kills the helper and what it started, when it is not waited for any longer.
-struct HelperGroup(Option<Pid>);
-
-impl Drop for HelperGroup {
-    fn drop(&mut self) {
-        if let Some(pid) = self.0.take() {
-            let _ = kill_process_group(pid, Signal::KILL);
-        }
-    }
-}
 
 /// What a failed helper wrote, where that can be a message: one short line of text that is no JSON.
 fn reason(stdout: &[u8]) -> Option<&str> {

@@ -2,14 +2,14 @@
 //!
 //! It follows whatever an image names. It is therefore run only on images whose names were looked at before.
 
-use std::{ffi::OsStr, io, path::Path, process::Stdio};
-
-use tokio::process::Command;
+use std::{ffi::OsStr, path::Path};
 
 use super::Tools;
-use crate::domain::{Code, Error, Result, template::DiskFormat};
+use crate::{
+    domain::{Code, Error, Result, template::DiskFormat},
+    platform::process::{Command, CommandError},
+};
 
-const KEPT_ENV: &[&str] = &["PATH", "HOME", "TMPDIR"];
 const SHOWN: usize = 500;
 
 /// Makes `to`, which is not there, with everything in it that `from` and its backing files have.
@@ -51,28 +51,16 @@ pub(super) async fn compare(tools: &Tools, one: (&Path, DiskFormat), other: (&Pa
 
 /// Its status (`None`: a signal), and the end of what it wrote to standard error.
 async fn run(tools: &Tools, args: &[&OsStr]) -> Result<(Option<i32>, String)> {
-    let mut command = Command::new(&tools.qemu_img);
-    command
-        .args(args)
-        .env_clear()
-        .envs(KEPT_ENV.iter().filter_map(|key| Some((key, std::env::var_os(key)?))))
-        .env("LC_ALL", "C")
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        // A caller who hangs up wants no image any more.
-        .kill_on_drop(true);
-    let output = match command.output().await {
+    // How long it takes depends on the image; a caller who hangs up ends it.
+    let output = match Command::without_deadline(&tools.qemu_img).args(args).current_dir("/").run().await {
         Ok(output) => output,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        Err(error @ CommandError::Missing { .. }) => {
             let detail = "qemu-img is needed for this and is not installed on the service's host";
             return Err(Error::new(Code::HostUnavailable, detail).cause(error));
         }
         Err(error) => return Err(Error::internal(error)),
     };
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.trim();
+    let said = &output.stderr_tail;
     let start = said.char_indices().rev().nth(SHOWN).map_or(0, |(at, _)| at);
     Ok((output.status.code(), said[start..].to_owned()))
 }

@@ -9,17 +9,15 @@ use std::{
 
 use mayfly::{
     domain::Arch,
-    drivers::{
-        command::find_program,
-        qemu::{
-            args::{Accelerator, MachineSpec},
-            probe::{
-                self,
-                device::Refused,
-                guest::{self, Extent},
-            },
+    drivers::qemu::{
+        args::{Accelerator, MachineSpec},
+        probe::{
+            self,
+            device::Refused,
+            guest::{self, Extent},
         },
     },
+    platform::process::find_program,
 };
 
 const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/drivers/qemu/probe");

@@ -14,8 +14,10 @@ use tokio::time::Instant;
 use super::super::args::{self, MachineSpec};
 use crate::{
     domain::Arch,
-    drivers::command::{Command, CommandError, OutputWatch, Stream},
-    platform::clock,
+    platform::{
+        clock,
+        process::{Command, CommandError, OutputWatch, Stream},
+    },
 };
 
 /// The name of the guest, by which `list` leaves it out.

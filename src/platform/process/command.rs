@@ -1,19 +1,14 @@
-//! Child processes: the only place of the driver layer that starts any.
-//!
-//! A command has a deadline, and its output is captured and bounded. It sees a small environment of its own, because this
-//! process's one may hold tokens and cloud credentials that no hypervisor needs. Arguments are visible to every user of the
-//! host, so a secret goes in through standard input or a file, never through them.
-//!
-//! When a command is dropped, or its deadline passes, its whole process group is killed. What has made itself a session of
-//! its own (a daemonized hypervisor) is no longer in that group and lives on. So does what was let go of. Once the service has
-//! said which program supervises its commands, they also die with the service, however that ends.
+//! One program that is run or started. See the module above for what holds for all of them.
 
 use std::{
     ffi::{OsStr, OsString},
     io,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    sync::{Mutex, OnceLock},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,36 +19,29 @@ use tokio::{
     time::{timeout, timeout_at},
 };
 
+use super::supervise::{self, CANNOT_SUPERVISE, NOT_FOUND};
 use crate::platform::clock;
 
-/// More output than this is not an answer but a flood.
+/// More output than this is no answer, where the caller does not say otherwise.
 const STDOUT_LIMIT: usize = 8 << 20;
 const STDERR_TAIL: usize = 4 << 10;
 /// How long output is still read after the program is gone: a descendant may hold the pipe open for ever.
 const LINGER: Duration = Duration::from_millis(500);
-/// What of our environment a child may see.
+/// What a program sees of this process's environment, where the caller does not say otherwise.
 const KEPT_ENV: &[&str] = &["PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "XDG_RUNTIME_DIR"];
-
-/// How `mayfly supervise` says that it could not run a program, and with which status.
-pub const CANNOT_SUPERVISE: &str = "mayfly supervise: cannot run ";
-pub const CANNOT_RUN: u8 = 126;
-pub const NOT_FOUND: u8 = 127;
-
-/// The program that supervises the commands of this process.
-static SUPERVISOR: OnceLock<PathBuf> = OnceLock::new();
-
-/// From now on, no command outlives this process. `mayfly`: this program.
-pub fn die_with_this_process(mayfly: &Path) {
-    let _ = SUPERVISOR.set(mayfly.to_owned());
-}
 
 #[derive(Debug)]
 pub struct Command {
     program: PathBuf,
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
+    keeps_env: fn(&str) -> bool,
+    dir: Option<PathBuf>,
     stdin: Option<Vec<u8>>,
-    deadline: Duration,
+    stdout_limit: usize,
+    reads_stderr: bool,
+    /// `None`: as long as the caller waits.
+    deadline: Option<Duration>,
     redact: Vec<String>,
     supervised: bool,
 }
@@ -75,8 +63,8 @@ pub enum CommandError {
     Spawn { program: String, source: io::Error },
     #[error("{program} did not finish within {seconds} s")]
     Deadline { program: String, seconds: u64, stdout: Vec<u8>, stderr_tail: String },
-    #[error("{program} wrote more than {} MiB", STDOUT_LIMIT >> 20)]
-    Flood { program: String },
+    #[error("{program} wrote more than {} KiB", limit >> 10)]
+    Flood { program: String, limit: usize },
     #[error("{program} could not be followed")]
     Io { program: String, source: io::Error },
 }
@@ -89,12 +77,21 @@ impl ProgramOutput {
 
 impl Command {
     pub fn new(program: impl Into<PathBuf>, deadline: Duration) -> Self {
+        Self { deadline: Some(deadline), ..Self::without_deadline(program) }
+    }
+
+    /// For work whose length is not known beforehand. It ends with the future that waits for it.
+    pub fn without_deadline(program: impl Into<PathBuf>) -> Self {
         Self {
             program: program.into(),
             args: Vec::new(),
             env: Vec::new(),
+            keeps_env: |name| KEPT_ENV.contains(&name),
+            dir: None,
             stdin: None,
-            deadline,
+            stdout_limit: STDOUT_LIMIT,
+            reads_stderr: true,
+            deadline: None,
             redact: Vec::new(),
             supervised: true,
         }
@@ -115,12 +112,36 @@ impl Command {
         self
     }
 
+    /// Which variables of this process's environment the program sees, in place of the few that all programs see.
+    pub fn keep_env(mut self, keeps: fn(&str) -> bool) -> Self {
+        self.keeps_env = keeps;
+        self
+    }
+
+    /// Without this, the program works in this process's working directory.
+    pub fn current_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.dir = Some(dir.into());
+        self
+    }
+
+    /// A program that writes more to its standard output is killed.
+    pub fn stdout_limit(mut self, bytes: usize) -> Self {
+        self.stdout_limit = bytes;
+        self
+    }
+
+    /// For a program that may write secrets to its standard error. It has no supervisor, which would report errors there.
+    pub fn ignore_stderr(mut self) -> Self {
+        self.reads_stderr = false;
+        self.unsupervised()
+    }
+
     pub fn stdin(mut self, bytes: Vec<u8>) -> Self {
         self.stdin = Some(bytes);
         self
     }
 
-    /// A word that is blotted out of the captured standard error, should the program repeat what it was given.
+    /// A word that is replaced in the captured standard error, should the program repeat it, and in logged arguments.
     pub fn redact(mut self, secret: impl Into<String>) -> Self {
         self.redact.push(secret.into());
         self
@@ -136,15 +157,19 @@ impl Command {
         self.program.file_name().unwrap_or(self.program.as_os_str()).to_string_lossy().into_owned()
     }
 
+    #[expect(clippy::disallowed_methods, reason = "all programs are prepared here")]
     fn prepared(&self, supervisor: Option<&Path>) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(supervisor.unwrap_or(&self.program));
         if supervisor.is_some() {
             command.arg("supervise").arg(std::process::id().to_string()).arg("--").arg(&self.program);
         }
+        if let Some(dir) = &self.dir {
+            command.current_dir(dir);
+        }
         command
             .args(&self.args)
             .env_clear()
-            .envs(KEPT_ENV.iter().filter_map(|k| Some((k, std::env::var_os(k)?))))
+            .envs(std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(self.keeps_env)))
             // Error texts are read by programs.
             .env("LC_ALL", "C")
             .envs(self.env.iter().map(|(k, v)| (k, v)));
@@ -152,20 +177,34 @@ impl Command {
     }
 
     fn spawn(&self, command: &mut tokio::process::Command) -> Result<Child, CommandError> {
-        tracing::debug!(program = %self.program.display(), args = ?self.args, "starting a program");
+        let args: Vec<String> = self.args.iter().map(|arg| self.redacted(&arg.to_string_lossy())).collect();
+        tracing::debug!(program = %self.program.display(), ?args, "starting a program");
         command.spawn().map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => CommandError::Missing { program: self.name() },
             _ => CommandError::Spawn { program: self.name(), source },
         })
     }
 
-    /// Starts it and lets go of it: what it says goes to two files, it lives on when the returned value is dropped, and the
-    /// deadline plays no part. It is in this process's own session and group; a program that is to outlive us has to leave both.
-    pub fn let_go(self, stdout: std::fs::File, stderr: std::fs::File) -> Result<Child, CommandError> {
+    /// Starts a program that lives long. Its output goes to two files, it lives on when the returned value is dropped, and it has
+    /// no deadline. It is in this process's session and group; a program that is to outlive this process has to leave both.
+    pub fn start(self, stdout: std::fs::File, stderr: std::fs::File) -> Result<Child, CommandError> {
         let mut command = self.prepared(None);
-        // Not ours: a service that lives on in a directory would keep its volume from being unmounted.
+        // A program that lives on in this process's directory would keep its volume from being unmounted.
         command.current_dir("/").stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         self.spawn(&mut command)
+    }
+
+    /// As `run`, for callers outside of the runtime.
+    pub fn run_blocking(self) -> Result<ProgramOutput, CommandError> {
+        let program = self.name();
+        let run = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.map(|runtime| runtime.block_on(self.run()))
+        };
+        // A runtime cannot be driven on a thread that drives another one.
+        let ran = std::thread::scope(|scope| scope.spawn(run).join());
+        ran.unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+            .unwrap_or_else(|source| Err(CommandError::Spawn { program, source }))
     }
 
     /// Runs it to its end. An exit status other than 0 is no error here: the caller knows what it means.
@@ -179,13 +218,13 @@ impl Command {
         mut self,
         watch: impl FnMut(Stream, &[u8]) -> OutputWatch + Send,
     ) -> Result<ProgramOutput, CommandError> {
-        let ends = clock::monotonic() + self.deadline;
-        let supervisor = SUPERVISOR.get().filter(|_| self.supervised);
-        let mut command = self.prepared(supervisor.map(PathBuf::as_path));
+        let ends = self.deadline.map(|deadline| clock::monotonic() + deadline);
+        let supervisor = supervise::supervisor().filter(|_| self.supervised);
+        let mut command = self.prepared(supervisor);
         command
             .stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stderr(if self.reads_stderr { Stdio::piped() } else { Stdio::null() })
             .process_group(0)
             .kill_on_drop(true);
         let mut child = self.spawn(&mut command)?;
@@ -193,12 +232,17 @@ impl Command {
 
         let mut stdout = Vec::new();
         let mut stderr = Vec::new();
-        let mut flood = false;
         let stop = tokio::sync::Notify::new();
         let watch = Mutex::new(watch);
+        let limit = self.stdout_limit;
+        let written = AtomicUsize::new(0);
         let show = |stream, piece: &[u8]| {
             let mut watch = watch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if watch(stream, piece) == OutputWatch::Stop {
+            let total = match stream {
+                Stream::Stdout => written.fetch_add(piece.len(), Ordering::Relaxed) + piece.len(),
+                Stream::Stderr => 0,
+            };
+            if watch(stream, piece) == OutputWatch::Stop || total > limit {
                 stop.notify_one();
             }
         };
@@ -206,7 +250,7 @@ impl Command {
         let input = self.stdin.take().zip(child.stdin.take());
         let pipes = {
             let (out, err) = (child.stdout.take(), child.stderr.take());
-            let (stdout, stderr, flood) = (&mut stdout, &mut stderr, &mut flood);
+            let (stdout, stderr) = (&mut stdout, &mut stderr);
             async move {
                 let feed = async {
                     if let Some((bytes, mut pipe)) = input {
@@ -214,18 +258,17 @@ impl Command {
                         let _ = pipe.write_all(&bytes).await;
                     }
                 };
-                let mut cut = false;
                 tokio::join!(
                     feed,
-                    collect(out, stdout, Keep::Head, flood, |piece| show(Stream::Stdout, piece)),
-                    collect(err, stderr, Keep::Tail, &mut cut, |piece| show(Stream::Stderr, piece)),
+                    collect(out, stdout, Keep::Head(limit), |piece| show(Stream::Stdout, piece)),
+                    collect(err, stderr, Keep::Tail(STDERR_TAIL), |piece| show(Stream::Stderr, piece)),
                 );
             }
         };
         let waited = {
             tokio::pin!(pipes);
             let mut drained = false;
-            let waited = timeout_at(ends, async {
+            let ended = async {
                 loop {
                     tokio::select! {
                         status = child.wait() => break status,
@@ -233,8 +276,11 @@ impl Command {
                         () = stop.notified() => group.kill(),
                     }
                 }
-            })
-            .await;
+            };
+            let waited = match ends {
+                Some(ends) => timeout_at(ends, ended).await,
+                None => Ok(ended.await),
+            };
             if waited.is_err() {
                 group.kill();
             } else if !drained {
@@ -242,17 +288,18 @@ impl Command {
             }
             waited
         };
-        let stderr_tail = self.tail_text(&stderr);
+        let stderr_tail = self.redacted(String::from_utf8_lossy(&stderr).trim());
+        let flooded = written.into_inner() > limit;
         match waited {
             Err(_) => {
                 // Reaps it; the signal is on its way.
                 let _ = timeout(LINGER, child.wait()).await;
                 group.forget();
-                let seconds = self.deadline.as_secs();
+                let seconds = self.deadline.unwrap_or_default().as_secs();
                 Err(CommandError::Deadline { program: self.name(), seconds, stdout, stderr_tail })
             }
             Ok(Err(source)) => Err(CommandError::Io { program: self.name(), source }),
-            Ok(Ok(_)) if flood => Err(CommandError::Flood { program: self.name() }),
+            Ok(Ok(_)) if flooded => Err(CommandError::Flood { program: self.name(), limit }),
             Ok(Ok(status)) if supervisor.is_some() && stderr_tail.starts_with(CANNOT_SUPERVISE) => {
                 group.forget();
                 let program = self.name();
@@ -269,8 +316,8 @@ impl Command {
         }
     }
 
-    fn tail_text(&self, stderr: &[u8]) -> String {
-        let mut text = String::from_utf8_lossy(stderr).trim().to_owned();
+    fn redacted(&self, text: &str) -> String {
+        let mut text = text.to_owned();
         for secret in self.redact.iter().filter(|s| !s.is_empty()) {
             text = text.replace(secret, "[redacted]");
         }
@@ -312,52 +359,30 @@ pub enum OutputWatch {
     Stop,
 }
 
+/// Which part of a stream is kept, and how much of it.
 enum Keep {
-    Head,
-    Tail,
+    Head(usize),
+    Tail(usize),
 }
 
 /// Reads to the end whatever comes, so that the writer never blocks, and keeps a bounded part of it.
-async fn collect(
-    from: Option<impl AsyncRead + Unpin>,
-    into: &mut Vec<u8>,
-    keep: Keep,
-    overflow: &mut bool,
-    show: impl Fn(&[u8]),
-) {
+async fn collect(from: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>, keep: Keep, show: impl Fn(&[u8])) {
     let Some(mut from) = from else { return };
     let mut chunk = [0u8; 8192];
     while let Ok(n @ 1..) = from.read(&mut chunk).await {
         show(&chunk[..n]);
         match keep {
-            Keep::Head => {
-                let room = STDOUT_LIMIT.saturating_sub(into.len());
-                *overflow |= n > room;
+            Keep::Head(limit) => {
+                let room = limit.saturating_sub(into.len());
                 into.extend_from_slice(&chunk[..n.min(room)]);
             }
-            Keep::Tail => {
+            Keep::Tail(limit) => {
                 into.extend_from_slice(&chunk[..n]);
-                let excess = into.len().saturating_sub(STDERR_TAIL);
+                let excess = into.len().saturating_sub(limit);
                 into.drain(..excess);
             }
         }
     }
-}
-
-/// Where a program is: as given when that is a path, else the first executable file of that name on `PATH`.
-pub fn find_program(program: &Path) -> Option<PathBuf> {
-    if program.components().count() > 1 {
-        return is_executable(program).then(|| program.to_owned());
-    }
-    let path = std::env::var_os("PATH")?;
-    // Homebrew's directories are missing from the PATH that launchd gives a service.
-    let usual = ["/opt/homebrew/bin", "/usr/local/bin", "/usr/bin"].map(PathBuf::from);
-    std::env::split_paths(&path).chain(usual).map(|dir| dir.join(program)).find(|p| is_executable(p))
-}
-
-fn is_executable(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
 }
 
 #[cfg(test)]
@@ -390,6 +415,25 @@ mod tests {
     async fn input_that_nobody_reads_is_no_error() {
         let out = sh("exit 0", SOON).stdin(vec![0; 1 << 20]).run().await.unwrap();
         assert!(out.status.success());
+    }
+
+    #[tokio::test]
+    async fn a_program_that_writes_too_much_is_killed() {
+        let error = sh("while :; do echo more; done", SOON).stdout_limit(64 << 10).run().await.unwrap_err();
+        assert_eq!(error.to_string(), "sh wrote more than 64 KiB");
+        let out = sh("printf 12345", SOON).stdout_limit(5).run().await.unwrap();
+        assert_eq!(out.stdout, b"12345");
+    }
+
+    #[tokio::test]
+    async fn standard_error_can_be_ignored() {
+        let out = sh("echo secret >&2; pwd", SOON).ignore_stderr().current_dir("/").run().await.unwrap();
+        assert_eq!((out.stdout_text().as_str(), out.stderr_tail.as_str()), ("/\n", ""));
+    }
+
+    #[test]
+    fn a_program_can_be_waited_for_without_a_runtime() {
+        assert_eq!(Command::without_deadline("echo").arg("hi").run_blocking().unwrap().stdout, b"hi\n");
     }
 
     #[tokio::test]

@@ -1,0 +1,35 @@
+//! Child processes. No other module starts any.
+//!
+//! A command has a deadline, and its output is captured and bounded. It sees a small environment of its own, because this
+//! process's one may hold tokens and cloud credentials that no program needs. Arguments are visible to every user of the
+//! host, so a secret goes in through standard input or a file, never through them.
+//!
+//! When a command is dropped, or its deadline passes, its whole process group is killed. What has made itself a session of
+//! its own (a daemonized hypervisor) is no longer in that group and lives on; so does what was started to live long
+//! ([`Command::start`]). Once [`set_supervisor`] was called, commands also die with this process, however that ends.
+
+use std::{
+    ffi::{OsStr, OsString},
+    io,
+    os::unix::process::CommandExt,
+};
+
+mod command;
+mod find;
+mod supervise;
+
+pub use command::{Command, CommandError, OutputWatch, ProgramOutput, Stream};
+pub use find::{find_program, is_executable, search_path};
+pub use supervise::{CANNOT_RUN, CANNOT_SUPERVISE, NOT_FOUND, set_supervisor, supervise};
+
+/// Makes this process the first one of a new session.
+pub fn new_session() -> io::Result<()> {
+    rustix::process::setsid()?;
+    Ok(())
+}
+
+/// Becomes the program, which keeps the process id and the environment but for one variable. Returns only when that failed.
+#[expect(clippy::disallowed_methods, reason = "no process is started")]
+pub fn become_program(program: &OsStr, args: &[OsString], without: &str) -> io::Error {
+    std::process::Command::new(program).args(args).env_remove(without).exec()
+}
