@@ -5,7 +5,7 @@ use std::{
     fs::{File, Permissions},
     io::{self, Write as _},
     net::SocketAddr,
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -29,7 +29,7 @@ use crate::{
         tart::{self, Tart},
     },
     http::{self, Http},
-    platform::Clock,
+    platform::{Clock, files},
     reconcile::{self, Reconciler},
     registry::{
         self, BandwidthLimit, BandwidthLimits, HostOptions,
@@ -322,11 +322,10 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), St
 /// One service per data directory. The lock is the kernel's: it goes with the process, however that ends.
 fn lock(layout: &Layout) -> Result<File, StartError> {
     let dir = || layout.dir.display().to_string();
-    let file = std::fs::OpenOptions::new()
+    let file = files::private()
         .write(true)
         .create(true)
         .truncate(false)
-        .mode(0o600)
         .open(layout.at("serve.lock"))
         .map_err(|cause| StartError::DataDir { dir: dir(), cause })?;
     match file.try_lock() {
@@ -597,7 +596,7 @@ async fn admin_token(service: &Service, path: &Path) -> Result<(), StartError> {
     let (_, secret) = service.create_token(LOCAL_ADMIN.to_owned(), TokenScope::Admin).await.map_err(|e| failed(&e))?;
     let mut text = secret.expose_secret().to_owned();
     text.push('\n');
-    vault::write_private(path, text.as_bytes()).map_err(|e| failed(&e))?;
+    files::replace(path, text.as_bytes()).map_err(|e| failed(&e))?;
     tracing::info!(path = %path.display(), "wrote an admin token");
     // Said on standard error too, so that it is seen whatever the log's format and level are.
     let _ = writeln!(io::stderr(), "admin token written to {}", path.display());

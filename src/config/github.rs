@@ -1,16 +1,19 @@
 //! `[github]` as the client takes it.
 
-use super::{
-    Config, GitHub,
-    source::{GivenSettings, named},
-};
 use std::collections::BTreeMap;
 
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::sources::github::{
-    self, CredentialLocation, GitHubOptions, Server,
-    runner_archives::{RunnerArchive, at_least},
+use super::{
+    Config, GitHub,
+    source::{GivenSettings, named},
+};
+use crate::{
+    platform::files::read_secret,
+    sources::github::{
+        self, CredentialLocation, GitHubOptions, Server,
+        runner_archives::{RunnerArchive, at_least},
+    },
 };
 
 /// Secrets of the webhook, where files are no way.
@@ -65,7 +68,7 @@ impl GitHub {
     pub fn webhook_secrets(&self, env: impl Fn(&str) -> Option<String>) -> Result<Vec<SecretString>, String> {
         let mut secrets = Vec::new();
         for file in &self.webhook_secret_files {
-            let text = github::read_secret(file)?;
+            let text = read_secret(file)?;
             let secret = text.expose_secret().trim();
             if secret.is_empty() {
                 return Err(format!("{} holds no secret", file.display()));

@@ -11,12 +11,15 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::SocketAddr,
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
+use source::GivenSettings;
+
 use crate::{
     domain::{self, host::MACOS_GUESTS_PER_HOST},
+    platform::files,
     registry::{
         credentials::{password_in, registry_name},
         pace::LEAST as LEAST_RATE,
@@ -37,7 +40,6 @@ pub use keys::{
     Queue, Registry, RegistryHost, Retention, RunnerArchive, Section, Server, Slots, TartDriver, TartNetwork,
     TartResolver, Templates,
 };
-use source::GivenSettings;
 
 /// Name of the optional file in the data directory.
 pub const FILE: &str = "mayfly.toml";
@@ -473,11 +475,7 @@ fn prepare_data_dir(dir: &Path) -> Result<(), ConfigError> {
     let meta = match std::fs::metadata(dir) {
         Ok(meta) => meta,
         Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => {
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(dir)
-                .map_err(|cause| ConfigError::CannotCreate { path: path.clone(), cause })?;
+            files::ensure_private_dir(dir).map_err(|cause| ConfigError::CannotCreate { path: path.clone(), cause })?;
             std::fs::metadata(dir).map_err(|cause| ConfigError::CannotUse { path: path.clone(), cause })?
         }
         Err(cause) => return Err(ConfigError::CannotUse { path, cause }),

@@ -47,11 +47,3 @@ pub fn command(error: CommandError, code: Code) -> DriverError {
     }
     .source(error)
 }
-
-/// A directory or a file that may be gone already.
-pub fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}

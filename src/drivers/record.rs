@@ -3,13 +3,10 @@
 //!
 //! A record that cannot be read as one says nothing; what else is known of the instance still counts.
 
-use std::{
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
-};
+use std::{io, path::Path};
 
 use super::process::{Process, ProcessId};
+use crate::platform::files;
 
 /// Of a file that is a record.
 pub const EXTENSION: &str = "process";
@@ -20,20 +17,7 @@ const LIMIT: u64 = 4 << 10;
 
 /// Complete or not there, and for this user alone.
 pub fn write(path: &Path, id: &ProcessId) -> io::Result<()> {
-    let unfinished = path.with_extension(format!("{}.tmp", std::process::id()));
-    let bytes = serde_json::to_vec(id).map_err(io::Error::other)?;
-    let written = std::fs::File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&unfinished)
-        .and_then(|mut file| file.write_all(&bytes))
-        .and_then(|()| std::fs::rename(&unfinished, path));
-    if written.is_err() {
-        let _ = std::fs::remove_file(&unfinished);
-    }
-    written
+    files::replace_unsynced(path, &serde_json::to_vec(id).map_err(io::Error::other)?)
 }
 
 /// Notes what process this is, under its pid.

@@ -3,6 +3,7 @@
 //! ```text
 //! clock        the time of day and the monotonic clock; a clock that tests can set
 //! error_chain  an error and its causes as one line of text
+//! files        private files and directories, files that are replaced as a whole, secrets in files
 //! http         outbound HTTP clients: certificates, redirects, proxies, bodies of bounded size
 //! process      child processes: deadline, bounded output, a small environment, killed with the service
 //! tasks        background tasks that start again after a panic
@@ -12,6 +13,7 @@
 
 pub mod clock;
 pub mod error_chain;
+pub mod files;
 pub mod http;
 pub mod process;
 pub mod tasks;

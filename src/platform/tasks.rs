@@ -1,7 +1,7 @@
 //! Tasks that live as long as the service. One that panics is logged and started again: without that, the service would go on
 //! answering while a part of it stands still for ever.
 
-use std::{any::Any, future::Future, panic::AssertUnwindSafe, time::Duration};
+use std::{any::Any, future::Future, io, panic::AssertUnwindSafe, time::Duration};
 
 use futures_util::FutureExt;
 
@@ -23,6 +23,11 @@ pub async fn survived<T>(name: &'static str, work: impl Future<Output = T>) -> O
             None
         }
     }
+}
+
+/// Runs what waits for the disk on a thread where it keeps nothing else waiting. It runs to its end even if this is dropped.
+pub async fn blocking_io<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 fn message(panic: &(dyn Any + Send)) -> &str {

@@ -5,14 +5,7 @@
 //! reads it and notes in each vm's log how long nobody listened ([`Event::ServiceAway`]), before any budget is looked at. A
 //! process that stood still (stopped, starved) finds its own gap in the same way.
 
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path, sync::Arc, time::Duration};
 
 use futures_util::future::try_join_all;
 use jiff::Timestamp;
@@ -21,7 +14,7 @@ use tokio::sync::watch;
 use super::Reconciler;
 use crate::{
     domain::{Event, State, Vm},
-    platform::clock,
+    platform::{clock, files},
     store::{Expect, StoreError},
 };
 
@@ -104,9 +97,7 @@ fn last_beat(path: &Path) -> Option<Timestamp> {
 fn write(file: &mut Option<File>, path: &Path, now: Timestamp) -> io::Result<()> {
     let file = match file {
         Some(file) => file,
-        None => {
-            file.insert(std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?)
-        }
+        None => file.insert(files::private().write(true).create(true).truncate(false).open(path)?),
     };
     file.write_all_at(format!("{:020}\n", now.as_millisecond()).as_bytes(), 0)
 }

@@ -2,11 +2,13 @@
 
 use std::{
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
-use crate::domain::VmId;
+use crate::{
+    domain::VmId,
+    platform::{files, tasks::blocking_io},
+};
 
 /// No log of one vm grows beyond this, in bytes.
 pub const CAP: u64 = 1024 * 1024;
@@ -58,9 +60,9 @@ impl Logs {
     /// Appends as far as the cap allows. What does not fit is dropped, and the log says so once.
     pub async fn append(&self, vm: VmId, source: LogSource, bytes: Vec<u8>) -> io::Result<()> {
         let (dir, path) = (self.of(vm), self.path(vm, source));
-        blocking(move || {
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-            let mut file = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+        blocking_io(move || {
+            files::ensure_private_dir(&dir)?;
+            let mut file = files::private().append(true).create(true).open(&path)?;
             let room = CAP.saturating_sub(file.metadata()?.len());
             if room == 0 {
                 return Ok(());
@@ -78,7 +80,7 @@ impl Logs {
     /// Keeps the end of a file that is about to go. Replaces what was kept before: a retry boots from the start.
     pub async fn keep_tail(&self, vm: VmId, source: LogSource, from: &Path) -> io::Result<()> {
         let (dir, path, from) = (self.of(vm), self.path(vm, source), from.to_owned());
-        blocking(move || {
+        blocking_io(move || {
             use std::io::{Read, Seek, SeekFrom};
             let mut file = match std::fs::File::open(&from) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -88,12 +90,8 @@ impl Logs {
             file.seek(SeekFrom::Start(len.saturating_sub(CAP)))?;
             let mut tail = Vec::new();
             file.take(CAP).read_to_end(&mut tail)?;
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-            let staged = path.with_extension("new");
-            let mut out =
-                std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&staged)?;
-            out.write_all(&tail)?;
-            std::fs::rename(&staged, &path)
+            files::ensure_private_dir(&dir)?;
+            files::replace_unsynced(&path, &tail)
         })
         .await
     }
@@ -101,7 +99,7 @@ impl Logs {
     /// Adds the end of another program's log, below a heading. A log that is empty or not there adds nothing.
     pub async fn append_tail(&self, vm: VmId, source: LogSource, heading: String, from: &Path) -> io::Result<()> {
         let from = from.to_owned();
-        let tail = blocking(move || {
+        let tail = blocking_io(move || {
             use std::io::{Read, Seek, SeekFrom};
             let mut file = match std::fs::File::open(&from) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -131,7 +129,7 @@ impl Logs {
     /// The vms that have logs here.
     pub async fn vms(&self) -> io::Result<Vec<VmId>> {
         let dir = self.dir.clone();
-        blocking(move || {
+        blocking_io(move || {
             let entries = match std::fs::read_dir(&dir) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
                 other => other?,
@@ -148,16 +146,12 @@ impl Logs {
 
     pub async fn remove(&self, vm: VmId) -> io::Result<()> {
         let dir = self.of(vm);
-        blocking(move || match std::fs::remove_dir_all(&dir) {
+        blocking_io(move || match std::fs::remove_dir_all(&dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
         })
         .await
     }
-}
-
-async fn blocking<T: Send + 'static>(f: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(f).await.map_err(io::Error::other)?
 }
 
 #[cfg(test)]

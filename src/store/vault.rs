@@ -5,8 +5,8 @@
 //! in no table and in no backup of one, and can still be handed to a guest that boots after a restart.
 
 use std::{
-    io::{self, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
     path::Path,
 };
 
@@ -18,7 +18,7 @@ use aws_lc_rs::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::domain::VmId;
+use crate::{domain::VmId, platform::files};
 
 const VM_TOKEN_PREFIX: &str = "mfv_";
 const API_TOKEN_PREFIX: &str = "mfa_";
@@ -57,7 +57,7 @@ impl Vault {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 bytes = random::<32>().to_vec();
-                write_private(path, &bytes).map_err(io)?;
+                files::replace(path, &bytes).map_err(io)?;
             }
             Err(error) => return Err(io(error)),
         }
@@ -143,19 +143,6 @@ pub fn hash_token(token: &SecretString) -> [u8; 32] {
 
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     digest::digest(&digest::SHA256, bytes).as_ref().try_into().expect("SHA-256 gives 32 bytes")
-}
-
-/// Writes a file that only its owner can read, whole or not at all.
-pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let staged = path.with_extension("new");
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&staged)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&staged, path)?;
-    if let Some(parent) = path.parent() {
-        std::fs::File::open(parent)?.sync_all()?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

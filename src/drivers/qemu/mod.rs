@@ -39,13 +39,12 @@ use super::{
 };
 use crate::{
     domain::{Arch, Code, GuestOs, InstanceName, event::GoneCause, vm::Endpoint},
-    drivers::{
-        failure::{self, absent_is_fine},
-        last_resort,
-    },
+    drivers::{failure, last_resort},
     platform::{
         clock,
+        files::{self, absent_is_fine},
         process::{Command, find_program},
+        tasks::blocking_io,
     },
 };
 
@@ -93,10 +92,9 @@ impl Qemu {
 
     /// Makes the instances directory. Whether QEMU itself is here is for `probe` to say.
     pub fn new(mut settings: Settings) -> Result<Self> {
-        use std::os::unix::fs::DirBuilderExt;
         let dir = &settings.instances_dir;
         paths::check(dir)?;
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).and_then(|()| dir.canonicalize());
+        let made = files::ensure_private_dir(dir).and_then(|()| dir.canonicalize());
         settings.instances_dir =
             made.map_err(|error| failure::io(error, Code::HostUnavailable, "the instances directory cannot be made"))?;
         // Where links lead is what the sockets' paths are made from.
@@ -396,7 +394,7 @@ impl Driver for Qemu {
         // What an interrupted attempt or an earlier run left is not worth telling apart from a good clone: a new one is cheap.
         let fresh = async {
             absent_is_fine(tokio::fs::remove_dir_all(&paths.dir).await)?;
-            tokio::fs::DirBuilder::new().mode(0o700).recursive(true).create(&paths.dir).await
+            files::ensure_private_dir(&paths.dir)
         };
         fresh
             .await
@@ -427,7 +425,8 @@ impl Driver for Qemu {
             DriverError::new(ErrorKind::Permanent, Code::TemplateInvalid, summary)
         })?;
         if let Some(seed) = &spec.seed {
-            write_private(&paths.seed(), &seed.volume)
+            let (path, volume) = (paths.seed(), seed.volume.clone());
+            blocking_io(move || files::replace_unsynced(&path, &volume))
                 .await
                 .map_err(|error| failure::io(error, Code::BootFailed, "the seed volume cannot be written"))?;
         }
@@ -606,15 +605,4 @@ async fn ask_to_power_down(paths: &QemuPaths, process: &Process) {
             return;
         }
     }
-}
-
-/// A file that only we may read, complete or not there.
-async fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    use tokio::io::AsyncWriteExt;
-    let unfinished = path.with_extension("tmp");
-    absent_is_fine(tokio::fs::remove_file(&unfinished).await)?;
-    let mut file = tokio::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished).await?;
-    file.write_all(bytes).await?;
-    file.flush().await?;
-    tokio::fs::rename(&unfinished, path).await
 }

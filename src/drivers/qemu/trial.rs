@@ -22,7 +22,10 @@ use tokio::{
 };
 
 use super::{args::Accelerator, paths::QemuPaths, probe::ProbeInputs};
-use crate::{drivers::failure::absent_is_fine, platform::clock};
+use crate::platform::{
+    clock,
+    files::{self, absent_is_fine},
+};
 
 /// What is remembered of an accelerator, in the file beside the probe's answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -205,11 +208,9 @@ impl Trials {
             TrialState::None | TrialState::Untried(..) | TrialState::Judged(_) => false,
         });
         let Some(experience) = judged else { return false };
-        let written = serde_json::to_vec_pretty(&experience).map_err(io::Error::other).and_then(|json| {
-            let unfinished = self.file.with_extension("tmp");
-            std::fs::write(&unfinished, json)?;
-            std::fs::rename(&unfinished, &self.file)
-        });
+        let written = serde_json::to_vec_pretty(&experience)
+            .map_err(io::Error::other)
+            .and_then(|json| files::replace_unsynced(&self.file, &json));
         if let Err(error) = written {
             // The next start of the service finds it out again.
             tracing::warn!(%error, file = %self.file.display(), "what was learnt of the accelerator could not be remembered");

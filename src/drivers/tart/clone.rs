@@ -6,7 +6,7 @@
 use std::{
     fs::{self, File, Permissions, TryLockError},
     io,
-    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{FileExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -24,12 +24,11 @@ use super::{
 };
 use crate::{
     domain::{Code, InstanceName, mac::Mac, tart_config::Display, template::TemplateFiles},
-    drivers::{
-        DriverError, ErrorKind, Result,
-        failure::{self, absent_is_fine},
-        keep::lock_shared,
+    drivers::{DriverError, ErrorKind, Result, failure, keep::lock_shared},
+    platform::{
+        clock,
+        files::{self, absent_is_fine},
     },
-    platform::clock,
 };
 
 /// Tart holds its home for the moment between a VM's check and its lock, or while it clones in full.
@@ -56,9 +55,9 @@ pub enum Method {
 impl CloneStage {
     pub fn new(tart_home: &Path, name: &InstanceName) -> io::Result<CloneStage> {
         let staging = paths::staging(tart_home);
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&staging)?;
+        files::ensure_private_dir(&staging)?;
         let dir = staging.join(format!("{name}-{}", Uuid::new_v4()));
-        fs::DirBuilder::new().mode(0o700).create(&dir)?;
+        files::create_private_dir(&dir)?;
         Ok(CloneStage { dir, given_up: Arc::default() })
     }
 
@@ -89,7 +88,7 @@ impl CloneStage {
             })?;
             let write = || -> io::Result<()> {
                 use io::Write;
-                let mut file = File::options().write(true).create_new(true).mode(0o600).open(dir.join(CONFIG))?;
+                let mut file = files::create_private(&dir.join(CONFIG))?;
                 file.write_all(&config)
             };
             write().map_err(|e| failure::io(e, Code::CloneFailed, "the clone's configuration cannot be written"))?;
@@ -254,7 +253,7 @@ fn cannot_clone(error: &io::Error) -> bool {
 /// Copies what is not a hole. A disk of a hundred gigabytes usually has a few in it.
 fn sparse_copy(from: &Path, to: &Path, given_up: &AtomicBool) -> io::Result<()> {
     let source = File::open(from)?;
-    let target = File::options().write(true).create_new(true).mode(0o600).open(to)?;
+    let target = files::create_private(to)?;
     let length = source.metadata()?.len();
     target.set_len(length)?;
     let mut buffer = vec![0; CHUNK];

@@ -8,13 +8,8 @@ use tokio::time::timeout;
 use super::{Tart, clone, fault::shown, instance::TartPresence, paths::TartPaths, run};
 use crate::{
     domain::{Code, GuestOs, InstanceName},
-    drivers::{
-        DriverError, ErrorKind, Result,
-        failure::{self, absent_is_fine},
-        last_resort,
-        process::Process,
-    },
-    platform::clock,
+    drivers::{DriverError, ErrorKind, Result, failure, last_resort, process::Process},
+    platform::{clock, files::absent_is_fine},
 };
 
 /// A guest that is not wholly up yet does not hear the first press of its power button, and Tart loses an interrupt that comes

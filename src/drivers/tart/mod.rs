@@ -45,11 +45,12 @@ use crate::{
         vm::Endpoint,
     },
     drivers::{
-        failure::{self, absent_is_fine},
+        failure,
         lock::{self, LockHolder},
     },
     platform::{
         clock,
+        files::absent_is_fine,
         process::{Command, find_program},
     },
 };

@@ -3,14 +3,7 @@
 //! Nothing is printed when a VM has started. What can be seen is, in this order: the process lives, it holds the VM's lock, its
 //! control socket appears (macOS 14 and later). A failure ends the process, with a text.
 
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::Path,
-    process::ExitStatus,
-    time::Duration,
-};
+use std::{fs::File, io, path::Path, process::ExitStatus, time::Duration};
 
 use tokio::{sync::oneshot, time::timeout};
 
@@ -23,14 +16,12 @@ use super::{
 };
 use crate::{
     domain::{Code, InstanceName, tart_config::TartConfig},
-    drivers::{
-        DriverError, ErrorKind, InstanceSpec, Result,
-        failure::{self, absent_is_fine},
-        lock::LockHolder,
-        process::Process,
-        record,
+    drivers::{DriverError, ErrorKind, InstanceSpec, Result, failure, lock::LockHolder, process::Process, record},
+    platform::{
+        clock,
+        files::{self, absent_is_fine},
+        process::Command,
     },
-    platform::{clock, process::Command},
 };
 
 /// Until the lock is held, Tart may wait for another command that has its home.
@@ -213,12 +204,12 @@ pub(super) fn read_config(paths: &TartPaths) -> Result<TartConfig> {
 }
 
 pub(super) fn make_run_dir(dir: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+    files::ensure_private_dir(dir)
 }
 
 /// Empty, and written to at its end by whoever has it open: two runs that are in each other's way overwrite nothing.
 fn log(path: &Path) -> io::Result<File> {
-    let file = File::options().append(true).create(true).mode(0o600).open(path)?;
+    let file = files::private().append(true).create(true).open(path)?;
     file.set_len(0)?;
     Ok(file)
 }

@@ -5,12 +5,14 @@
 
 use std::{
     fs, io,
-    os::unix::{ffi::OsStrExt as _, fs::DirBuilderExt as _},
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
 };
 
 use tokio::net::UnixStream;
 use uuid::Uuid;
+
+use crate::platform::files;
 
 /// What fits everywhere, with the byte of zero at its end.
 const LONGEST: usize = 103;
@@ -45,7 +47,7 @@ impl Detour {
                 continue;
             }
             // Fails when something is there already, so what is in it is ours.
-            match fs::DirBuilder::new().mode(0o700).create(&dir) {
+            match files::create_private_dir(&dir) {
                 Ok(()) => {
                     let detour = Detour { dir, link, socket };
                     std::os::unix::fs::symlink(&target, &detour.link)?;

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{CredentialError, CredentialSource, RegistryCredential, host, private};
+use super::{CredentialError, CredentialSource, RegistryCredential, host};
+use crate::platform::files;
 
 /// The file is read each time, so that a new password needs no restart.
 #[derive(Debug, Default)]
@@ -50,7 +51,7 @@ impl CredentialSource for Static {
 
 /// What a password's file holds, if only its owner may read it.
 pub fn password_in(path: &Path) -> Result<SecretString, String> {
-    let Some(text) = private::read(path)? else { return Err(format!("there is no {}", path.display())) };
+    let text = files::read_secret(path)?;
     let secret = without_line_end(&text);
     if secret.expose_secret().is_empty() {
         return Err(format!("{} is empty", path.display()));

@@ -19,7 +19,6 @@ mod ecr;
 mod environment;
 mod helper;
 mod host;
-mod private;
 mod stored;
 
 use async_trait::async_trait;

@@ -9,8 +9,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -19,8 +18,8 @@ use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
-use super::{CredentialError, CredentialSource, RegistryCredential, host, private};
-use crate::platform::clock;
+use super::{CredentialError, CredentialSource, RegistryCredential, host};
+use crate::platform::{clock, files};
 
 #[derive(Clone, Debug)]
 pub struct LoginStore {
@@ -83,28 +82,10 @@ impl LoginStore {
             let path = path.to_owned();
             move |source| StoredError::Io { path, source }
         };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(failed(&self.dir))?;
+        files::ensure_private_dir(&self.dir).map_err(failed(&self.dir))?;
         let _lock = self.lock()?;
         let path = self.path(&registry);
-        let staged = self.dir.join(format!(".{}.new", file_name(&registry)));
-        // One that a crash left behind may have any mode; a new file has ours.
-        match fs::remove_file(&staged) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(&staged)(e)),
-            _ => {}
-        }
-        let done = (|| {
-            let mut file = File::options().write(true).create_new(true).mode(0o600).open(&staged)?;
-            // Whatever the umask is.
-            file.set_permissions(fs::Permissions::from_mode(0o600))?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            fs::rename(&staged, &path)?;
-            File::open(&self.dir)?.sync_all()
-        })();
-        done.map_err(|e| {
-            let _ = fs::remove_file(&staged);
-            failed(&path)(e)
-        })
+        files::replace(&path, &bytes).map_err(failed(&path))
     }
 
     /// Whether this can be a login at all.
@@ -156,7 +137,7 @@ impl LoginStore {
             return Ok(false);
         }
         let _lock = self.lock()?;
-        match fs::remove_file(&path).and_then(|()| File::open(&self.dir)?.sync_all()) {
+        match fs::remove_file(&path).and_then(|()| files::sync_dir(&self.dir)) {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(source) => Err(StoredError::Io { path, source }),
@@ -171,7 +152,7 @@ impl LoginStore {
     fn lock(&self) -> Result<File, StoredError> {
         let path = self.dir.join(".lock");
         let locked = (|| {
-            let file = File::options().create(true).append(true).mode(0o600).open(&path)?;
+            let file = files::private().create(true).append(true).open(&path)?;
             file.lock()?;
             Ok(file)
         })();
@@ -189,7 +170,7 @@ fn file_name(normal: &str) -> String {
 }
 
 fn open(path: &Path) -> Result<Option<StoredLoginFile>, String> {
-    let Some(text) = private::read(path)? else { return Ok(None) };
+    let Some(text) = files::read_secret_if_present(path)? else { return Ok(None) };
     let read: StoredLoginFile = serde_json::from_str(text.expose_secret()).map_err(|e| {
         format!(
             "{} is not what was written there (expected JSON with registry, username, secret and saved_at; line {}, column {})",
@@ -222,6 +203,8 @@ impl CredentialSource for LoginStore {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn secret(text: &str) -> SecretString {

@@ -7,7 +7,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io::{self, BufRead as _, BufReader, Write as _},
-    os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -18,7 +18,7 @@ use std::{
 
 use aws_sdk_s3::{Client, operation::head_object::HeadObjectOutput, types::ChecksumMode};
 use serde::{Deserialize, Serialize};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::JoinSet;
 
 use super::{
     BucketClient, Location, S3, S3Error, TransferProgress,
@@ -26,7 +26,7 @@ use super::{
     verify::{sums, verify},
 };
 use crate::{
-    platform::clock,
+    platform::{clock, files, tasks::blocking_io},
     registry::{oci::Digest, pace::TransferPace},
 };
 
@@ -174,9 +174,9 @@ impl S3 {
         let all = self.dir.join("downloads");
         let own = dir.to_owned();
         let file = blocking(move || {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(&own)?;
+            files::ensure_private_dir(&own)?;
             remove_abandoned(&all, &own);
-            OpenOptions::new().create(true).append(true).mode(0o600).open(own.join(LOCK))
+            files::private().create(true).append(true).open(own.join(LOCK))
         })
         .await?;
         loop {
@@ -322,9 +322,7 @@ fn prepare(dir: &Path, identity: &ObjectVersion) -> io::Result<(File, File, BTre
     if known.is_none() {
         forget(dir)?;
     }
-    let open = |name: &str| {
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(dir.join(name))
-    };
+    let open = |name: &str| files::private().read(true).write(true).create(true).truncate(false).open(dir.join(name));
     let file = open(OBJECT)?;
     if known.is_none() {
         file.set_len(identity.size)?;
@@ -332,7 +330,7 @@ fn prepare(dir: &Path, identity: &ObjectVersion) -> io::Result<(File, File, BTre
         let mut journal = open(JOURNAL)?;
         journal.write_all(format!("{}\n", serde_json::to_string(identity)?).as_bytes())?;
         journal.sync_all()?;
-        File::open(dir)?.sync_all()?;
+        files::sync_dir(dir)?;
     }
     let journal = OpenOptions::new().append(true).open(dir.join(JOURNAL))?;
     // What follows the last line end was being written when everything stopped. The next line must not become a part of it.
@@ -368,10 +366,7 @@ fn known(dir: &Path, identity: &ObjectVersion) -> Option<BTreeSet<u64>> {
 /// The journal first: it must not speak of a file that is not there.
 fn forget(dir: &Path) -> io::Result<()> {
     for name in [JOURNAL, OBJECT] {
-        match fs::remove_file(dir.join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        files::absent_is_fine(fs::remove_file(dir.join(name)))?;
     }
     Ok(())
 }
@@ -407,7 +402,7 @@ pub(super) async fn pause(error: S3Error, pauses: &mut impl Iterator<Item = Dura
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, S3Error> {
-    Ok(spawn_blocking(work).await.map_err(io::Error::other)??)
+    Ok(blocking_io(work).await?)
 }
 
 #[cfg(test)]

@@ -26,7 +26,6 @@ mod verify;
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -38,14 +37,18 @@ use aws_sdk_s3::{
     config::{RequestChecksumCalculation, ResponseChecksumValidation},
 };
 
+use super::aws;
+use crate::{
+    platform::files,
+    registry::{BandwidthLimits, TransferRetry},
+};
+
 pub use self::{
     download::DownloadedObject,
     error::S3Error,
     location::{Location, LocationError},
     upload::UploadedObject,
 };
-use super::aws;
-use crate::registry::{BandwidthLimits, TransferRetry};
 
 /// Where buckets are asked for when nobody says a region. It answers with the right one.
 const REGION: &str = "us-east-1";
@@ -101,7 +104,7 @@ impl S3 {
         download::blocking(move || {
             // One that is made now must not be taken for one that was left.
             let _making = making.lock().unwrap_or_else(PoisonError::into_inner);
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(&all)?;
+            files::ensure_private_dir(&all)?;
             for entry in fs::read_dir(&all)? {
                 let left = entry?.path();
                 // A directory's lock is its maker's, for as long as that lives.
@@ -110,7 +113,7 @@ impl S3 {
                 }
             }
             let dir = all.join(uuid::Uuid::new_v4().to_string());
-            fs::DirBuilder::new().mode(0o700).create(&dir)?;
+            files::create_private_dir(&dir)?;
             let lock = File::open(&dir)?;
             lock.try_lock().map_err(io::Error::other)?;
             Ok(UploadWorkspace { dir, _lock: lock })

@@ -4,9 +4,9 @@
 //! whoever comes next ends those that nobody is at work with.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -27,7 +27,7 @@ use super::{
     download::{blocking, pause},
     error::{Sdk, meaning},
 };
-use crate::registry::oci::Digest;
+use crate::{platform::files, registry::oci::Digest};
 
 /// Held in memory by all parts together that are under way.
 const MEMORY: u64 = 128 << 20;
@@ -365,12 +365,12 @@ impl Guard {
         let (dir, at) = (self.dir.clone(), path.clone());
         let bytes = serde_json::to_vec(self.note()).map_err(io::Error::other)?;
         let file = blocking(move || {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&at)?;
+            files::ensure_private_dir(&dir)?;
+            let mut file = files::create_private(&at)?;
             file.lock()?;
             file.write_all(&bytes)?;
             file.sync_all()?;
-            File::open(&dir)?.sync_all()?;
+            files::sync_dir(&dir)?;
             Ok(file)
         })
         .await?;

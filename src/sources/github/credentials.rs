@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{jwt, secret};
+use super::jwt;
+use crate::platform::files::read_secret;
 
 /// Environment variable with an App's private key, where no file is named.
 pub const KEY_VARIABLE: &str = "MAYFLY_GITHUB_PRIVATE_KEY";
@@ -59,7 +60,7 @@ impl CredentialLocation {
     pub fn load(&self) -> Result<GitHubCredential, String> {
         match self {
             CredentialLocation::AppKeyFile { app_id, installation, path } => {
-                let pem = secret::read(path)?;
+                let pem = read_secret(path)?;
                 let signer = jwt::Signer::new(app_id, &pem).map_err(|why| format!("{}: {why}", path.display()))?;
                 Ok(GitHubCredential::App { signer, installation: *installation })
             }
@@ -68,7 +69,7 @@ impl CredentialLocation {
                 Ok(GitHubCredential::App { signer, installation: *installation })
             }
             CredentialLocation::TokenFile(path) => {
-                token(&secret::read(path)?).map_err(|why| format!("{}: {why}", path.display()))
+                token(&read_secret(path)?).map_err(|why| format!("{}: {why}", path.display()))
             }
             CredentialLocation::Token(text) => token(text).map_err(|why| format!("{TOKEN_VARIABLE}: {why}")),
         }

@@ -10,7 +10,7 @@
 //!       budget    what GitHub still allows, per credential
 //!       refusal   what an answer that is no success means
 //! jit                                 whose a configuration is
-//! credentials, secret, jwt            who we are
+//! credentials, jwt                    who we are
 //! server, model, error         plain types
 //! ```
 //!
@@ -38,7 +38,6 @@ mod pages;
 mod refusal;
 pub mod runner_archives;
 mod runners;
-mod secret;
 mod server;
 
 pub use access::{Account, GitHubApp, Installation, Permissions, RateLimit};
@@ -50,7 +49,6 @@ pub use error::GitHubError;
 pub use jit::runner_of;
 pub use jobs::{WorkflowJobFilter, WorkflowRun};
 pub use runners::{DEFAULT_GROUP, JitConfig, NewRunner, RegistrationToken, Removed, RunnerGroup};
-pub use secret::read as read_secret;
 pub use server::Server;
 
 pub use crate::domain::Scope;

@@ -18,7 +18,7 @@ use tokio::{io::AsyncWriteExt as _, sync::Mutex};
 
 use crate::{
     domain::{Arch, Code, Error, GuestOs, Result},
-    platform::http::ClientOptions,
+    platform::{files, http::ClientOptions, tasks::blocking_io},
 };
 
 /// Between two parts of a download: a server that stalls is given up, a slow one is not.
@@ -128,10 +128,8 @@ impl RunnerArchives {
 
 async fn publish(part: &Path, path: &Path) -> io::Result<()> {
     tokio::fs::rename(part, path).await?;
-    if let Some(dir) = path.parent() {
-        tokio::fs::File::open(dir).await?.sync_all().await?;
-    }
-    Ok(())
+    let dir = path.parent().map(Path::to_owned);
+    blocking_io(move || dir.map_or(Ok(()), |dir| files::sync_dir(&dir))).await
 }
 
 #[cfg(test)]

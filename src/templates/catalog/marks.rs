@@ -18,13 +18,13 @@ use jiff::Timestamp;
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use super::{Catalog, Root, names::History, storage, sync_dir, write_synced};
+use super::{Catalog, Root, names::History, storage, write_synced};
 use crate::{
     domain::{
         Code, Error, Result, Template,
         version::{Damage, Pin, VersionStatus},
     },
-    platform::clock,
+    platform::{clock, files::sync_dir},
     templates::manifest,
 };
 

@@ -9,7 +9,7 @@ use std::{
     fmt,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, PoisonError, atomic::AtomicU64},
 };
@@ -23,8 +23,11 @@ use super::{
     import::{self, Imported},
     manifest::{self, FileEntry, Origin, TemplateManifest},
 };
-use crate::domain::{Code, Error, Result, Template, template::TemplateFiles, version::VersionStatus};
-use crate::registry::oci::Settings;
+use crate::{
+    domain::{Code, Error, Result, Template, template::TemplateFiles, version::VersionStatus},
+    platform::files,
+    registry::oci::Settings,
+};
 
 #[derive(Clone, Debug)]
 pub struct Catalog {
@@ -173,7 +176,7 @@ impl Root {
 
     fn prepare(&self) -> io::Result<()> {
         for dir in [self.dir.clone(), self.names(), self.staging()] {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            files::ensure_private_dir(&dir)?;
         }
         let _turn = self.lock()?;
         for entry in fs::read_dir(self.staging())? {
@@ -199,7 +202,7 @@ impl Root {
         // In turn with the sweep, which must not meet a directory that is not locked yet.
         let _turn = self.lock()?;
         let path = self.staging().join(Uuid::new_v4().to_string());
-        fs::DirBuilder::new().mode(0o700).create(&path)?;
+        files::create_private_dir(&path)?;
         let lock = File::open(&path)?;
         lock.lock()?;
         Ok(Staged { path, _lock: lock, published: false })
@@ -212,7 +215,7 @@ impl Root {
         let manifest = describe(new, checked, disk_virtual_bytes, None, None, files);
         let bytes = manifest.to_bytes().map_err(Error::internal)?;
         write_synced(&staged.path.join(manifest::FILE_NAME), &bytes).map_err(storage)?;
-        sync_dir(&staged.path).map_err(storage)?;
+        files::sync_dir(&staged.path).map_err(storage)?;
         let _turn = self.lock().map_err(storage)?;
         let (template, published) = self.publish(&staged.path, &manifest::digest(&bytes), new.name.as_deref(), None)?;
         staged.published = published;
@@ -251,7 +254,7 @@ impl Root {
             }
             fs::rename(staged, &place).map_err(storage)?;
             published = true;
-            sync_dir(&self.dir).map_err(storage)?;
+            files::sync_dir(&self.dir).map_err(storage)?;
         }
         if let Some(staged_name) = staged_name {
             staged_name.commit().map_err(storage)?;
@@ -341,7 +344,7 @@ impl Root {
         };
         // The name goes first: a crash after it leaves a template that nobody finds and `prune` takes.
         fs::remove_file(self.names().join(name)).map_err(Error::internal)?;
-        sync_dir(&self.names()).map_err(Error::internal)?;
+        files::sync_dir(&self.names()).map_err(Error::internal)?;
         match place {
             Some(place) => self.discard(&place).map_err(Error::internal),
             None => Ok(()),
@@ -376,7 +379,7 @@ impl Root {
     fn discard(&self, place: &Path) -> io::Result<()> {
         let grave = self.staging().join(Uuid::new_v4().to_string());
         fs::rename(place, &grave)?;
-        sync_dir(&self.dir)?;
+        files::sync_dir(&self.dir)?;
         if let Err(e) = fs::remove_dir_all(&grave) {
             tracing::warn!(path = %grave.display(), error = %e, "a removed template is left for the next sweep");
         }
@@ -530,10 +533,6 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     permissions.set_readonly(true);
     file.set_permissions(permissions)?;
     file.sync_all()
-}
-
-fn sync_dir(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
 }
 
 #[cfg(test)]

@@ -17,13 +17,13 @@ use std::{
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Catalog, Root, storage, sync_dir, write_synced};
+use super::{Catalog, Root, storage, write_synced};
 use crate::{
     domain::{
         Code, Error, Result, Template,
         version::{AliasTarget, Moved},
     },
-    platform::clock,
+    platform::{clock, files::sync_dir},
     templates::{
         check,
         manifest::{self, Origin},

@@ -10,16 +10,19 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs::{self, File, TryLockError},
     io::{self, Read as _, Seek as _, SeekFrom},
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use super::{Catalog, Root, describe, storage, sync_dir, take_in, write_synced};
+use super::{Catalog, Root, describe, storage, take_in, write_synced};
 use crate::{
     domain::{Code, Error, Result, Template},
-    platform::clock,
+    platform::{
+        clock,
+        files::{self, sync_dir},
+    },
     registry::oci::{Digest, Settings},
     templates::{
         NewTemplate,
@@ -143,14 +146,14 @@ impl Root {
         // In turn with the sweep and with whoever has just published it, so that what is locked is what is there.
         let _turn = self.lock()?;
         let dir = self.staging().join(format!("{PREFIX}{}", image.hex()));
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        files::ensure_private_dir(&dir)?;
         let lock = File::open(&dir)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(e)) => return Err(e),
         }
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir.join(TEMPLATE))?;
+        files::ensure_private_dir(&dir.join(TEMPLATE))?;
         Ok(Some(Staging { dir, _lock: lock }))
     }
 

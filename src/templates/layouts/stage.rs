@@ -4,9 +4,9 @@
 //! directory takes away what nobody works on any more.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     domain::{Code, Error, Result},
+    platform::files,
     templates::Catalog,
 };
 
@@ -54,7 +55,7 @@ impl ExportStage {
         let failed = |error| failure(&parent, error);
         sweep(&parent).map_err(failed)?;
         let dir = parent.join(format!("{PREFIX}{}", Uuid::new_v4()));
-        DirBuilder::new().mode(0o700).create(&dir).map_err(failed)?;
+        files::create_private_dir(&dir).map_err(failed)?;
         let lock = File::open(&dir).and_then(|lock| lock.lock().map(|()| lock));
         match lock {
             Ok(lock) => Ok(ExportStage { dir, target, parent, _lock: lock }),
@@ -76,7 +77,7 @@ impl ExportStage {
 
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let write = || {
-            let mut file = create(&self.path(name))?;
+            let mut file = files::create_private(&self.path(name))?;
             file.write_all(bytes)?;
             file.sync_all()
         };
@@ -93,7 +94,7 @@ impl ExportStage {
             if reflink_copy::reflink(from, &to).is_err() {
                 // A clone that was refused may have left its empty target.
                 let _ = fs::remove_file(&to);
-                copy_sparse(&source, &create(&to)?)?;
+                copy_sparse(&source, &files::create_private(&to)?)?;
             }
             let file = File::open(&to)?;
             file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
@@ -111,9 +112,9 @@ impl ExportStage {
                 written.push(WrittenFile { path: self.target.join(entry.file_name()), bytes: entry.metadata()?.len() });
             }
             written.sort_by(|a, b| a.path.cmp(&b.path));
-            File::open(&self.dir)?.sync_all()?;
+            files::sync_dir(&self.dir)?;
             put(&self.dir, &self.target)?;
-            File::open(&self.parent)?.sync_all()?;
+            files::sync_dir(&self.parent)?;
             Ok(written)
         };
         publish().map_err(|error| placed(&self.target, error))
@@ -140,7 +141,7 @@ impl ExportStage {
             };
             written.push(publish().map_err(|error| placed(&to, error))?);
         }
-        File::open(&self.parent).and_then(|dir| dir.sync_all()).map_err(|error| failure(&self.parent, error))?;
+        files::sync_dir(&self.parent).map_err(|error| failure(&self.parent, error))?;
         written.reverse();
         Ok(written)
     }
@@ -214,10 +215,6 @@ fn sweep(parent: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-fn create(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 fn same(one: &Path, other: &Path) -> io::Result<bool> {

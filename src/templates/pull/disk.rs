@@ -10,10 +10,12 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{FileExt as _, PermissionsExt as _},
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
 };
+
+use crate::platform::files;
 
 /// Of memory that is written past the cache: no disk has larger sectors.
 pub(super) const ALIGNMENT: usize = 4096;
@@ -45,8 +47,8 @@ impl Disk {
             // As templates are, and as a publishing that did not come to its end leaves it: read-only.
             fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         }
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let mut options = files::private();
+        options.read(true).write(true).create(true).truncate(false);
         let file = options.open(path)?;
         file.set_len(size)?;
         file.sync_all()?;

@@ -25,6 +25,7 @@ use super::{
     sparse::{Buffer, BufferExchange, BufferPlacement, Cutter},
 };
 use crate::{
+    platform::files,
     registry::{
         RegistryClient, RegistryError,
         client::{BodyChunk, FetchError},
@@ -177,10 +178,7 @@ impl Site {
         next: &mut dyn FnMut() -> Option<BodyChunk>,
     ) -> Result<(), LayerError> {
         // One that a publishing which did not come to its end has made read-only.
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
-            _ => {}
-        }
+        files::absent_is_fine(fs::remove_file(&path))?;
         let mut file = File::create_new(&path)?;
         let (mut hasher, mut plain) = (Hasher::default(), Hasher::default());
         let mut decoder = content.map(|content| Decoder::new(content.size));

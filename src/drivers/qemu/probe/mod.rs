@@ -17,7 +17,10 @@ use self::{
     guest::{Extent, ProbeGuestFailureKind},
 };
 use super::args::{Accelerator, MachineSpec};
-use crate::{domain::Arch, platform::clock};
+use crate::{
+    domain::Arch,
+    platform::{clock, files},
+};
 
 pub use self::guest::{PROBE_NAME, boot_disk};
 
@@ -199,9 +202,7 @@ pub fn remember(file: &Path, remembered: &Remembered) {
         if let Some(dir) = file.parent() {
             std::fs::create_dir_all(dir)?;
         }
-        let unfinished = file.with_extension("tmp");
-        std::fs::write(&unfinished, json)?;
-        std::fs::rename(&unfinished, file)
+        files::replace_unsynced(file, &json)
     });
     if let Err(error) = written {
         tracing::warn!(%error, file = %file.display(), "the accelerator probe could not be remembered");
