@@ -6,6 +6,7 @@
 //! files        private files and directories, files that are replaced as a whole, secrets in files
 //! http         outbound HTTP clients: certificates, redirects, proxies, bodies of bounded size
 //! process      child processes: deadline, bounded output, a small environment, killed with the service
+//! retry        pauses between attempts
 //! tasks        background tasks that start again after a panic
 //! ```
 //!
@@ -16,6 +17,7 @@ pub mod error_chain;
 pub mod files;
 pub mod http;
 pub mod process;
+pub mod retry;
 pub mod tasks;
 
 pub use clock::Clock;

@@ -13,7 +13,7 @@ use reqwest::{
 use tokio::sync::mpsc;
 
 use super::{
-    RegistryError, TransferRetry,
+    RegistryError,
     auth::Authorizer,
     credentials::{CredentialSource, registry_name},
     pace::{BandwidthLimits, TransferPace},
@@ -23,6 +23,7 @@ use crate::{
     platform::{
         error_chain,
         http::{ClientOptions, Trust, bounded_body, is_loopback, read_certificates},
+        retry::Retry,
     },
     registry::oci::{
         Digest, Reference,
@@ -50,7 +51,7 @@ pub struct RegistryOptions {
     pub connect_timeout: Duration,
     /// For the answer to begin, and between two pieces of it.
     pub idle_timeout: Duration,
-    pub retry: TransferRetry,
+    pub retry: Retry,
     /// How fast blobs may come.
     pub limits: BandwidthLimits,
     /// What differs for single registries, by the one spelling of their names.
@@ -88,7 +89,7 @@ impl Default for RegistryOptions {
             plain_http_anywhere: false,
             connect_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(60),
-            retry: TransferRetry::default(),
+            retry: Retry::TRANSFERS,
             limits: BandwidthLimits::default(),
             hosts: BTreeMap::new(),
         }
@@ -118,7 +119,7 @@ pub struct RegistryClient {
     pub(super) base: Url,
     pub(super) registry: String,
     pub(super) auth: Authorizer,
-    pub(super) retry: TransferRetry,
+    pub(super) retry: Retry,
     pub(super) pace: TransferPace,
 }
 

@@ -26,7 +26,6 @@ pub mod upload;
 
 pub use client::{HostOptions, RegistryClient, RegistryOptions};
 pub use pace::{BandwidthLimit, BandwidthLimits};
-pub use retry::TransferRetry;
 
 /// Why a registry did not give what was asked for. Never holds an address: what a registry redirects to is signed with secrets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use jiff::{Timestamp, fmt::rfc2822};
 use reqwest::{
     StatusCode,
@@ -14,33 +13,6 @@ use crate::platform::clock;
 
 /// Who asks for a longer pause than this is not waited for.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-
-/// How often, and with what pauses, something is attempted.
-#[derive(Clone, Copy, Debug)]
-pub struct TransferRetry {
-    /// In a row and without getting anywhere; at least one is made.
-    pub attempts: usize,
-    pub first_pause: Duration,
-    pub longest_pause: Duration,
-}
-
-impl Default for TransferRetry {
-    fn default() -> Self {
-        Self { attempts: 6, first_pause: Duration::from_secs(1), longest_pause: Duration::from_secs(20) }
-    }
-}
-
-impl TransferRetry {
-    /// The pauses between attempts, with jitter, so that hosts that lost one registry together do not come back together.
-    pub(in crate::registry) fn pauses(&self) -> ExponentialBackoff {
-        ExponentialBuilder::default()
-            .with_min_delay(self.first_pause)
-            .with_max_delay(self.longest_pause)
-            .with_max_times(self.attempts.saturating_sub(1))
-            .with_jitter()
-            .build()
-    }
-}
 
 /// An attempt that failed.
 #[derive(Debug)]
@@ -111,19 +83,6 @@ mod tests {
         assert_eq!(retry_after("Sun, 06 Nov 1994 08:49:37 GMT", now), Some(Duration::from_secs(37)));
         assert_eq!(retry_after("Sun, 06 Nov 1994 08:48:37 GMT", now), Some(Duration::ZERO));
         assert_eq!(retry_after("soon", now), None);
-    }
-
-    #[test]
-    fn pauses_grow_and_end() {
-        let retry = TransferRetry {
-            attempts: 4,
-            first_pause: Duration::from_millis(100),
-            longest_pause: Duration::from_millis(300),
-        };
-        let pauses: Vec<Duration> = retry.pauses().collect();
-        assert_eq!(pauses.len(), 3);
-        assert!(pauses.iter().all(|p| (100..=600).contains(&p.as_millis())), "{pauses:?}");
-        assert_eq!(TransferRetry { attempts: 0, ..retry }.pauses().count(), 0);
     }
 
     #[test]

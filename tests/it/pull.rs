@@ -19,8 +19,9 @@ use std::{
 use async_trait::async_trait;
 use mayfly::{
     domain::{Code, GuestOs, Handover, Template},
+    platform::retry::Retry,
     registry::{
-        RegistryError, RegistryOptions, TransferRetry,
+        RegistryError, RegistryOptions,
         credentials::{CredentialError, CredentialSource, RegistryCredential},
     },
     templates::{
@@ -86,7 +87,7 @@ fn settings(ca_file: PathBuf) -> Settings {
         registry: RegistryOptions {
             ca_file: Some(ca_file),
             idle_timeout: Duration::from_secs(2),
-            retry: TransferRetry {
+            retry: Retry {
                 attempts: 4,
                 first_pause: Duration::from_millis(5),
                 longest_pause: Duration::from_millis(50),

@@ -13,8 +13,9 @@ use std::{
 use async_trait::async_trait;
 use mayfly::{
     domain::{Arch, Budgets, BudgetsPatch, Code, Handover, Template, template::DiskFormat},
+    platform::retry::Retry,
     registry::{
-        RegistryError, RegistryOptions, TransferRetry,
+        RegistryError, RegistryOptions,
         credentials::{CredentialError, CredentialSource, RegistryCredential},
     },
     templates::{
@@ -82,7 +83,7 @@ impl Host {
         let options = RegistryOptions {
             ca_file: Some(registry.authority.file()),
             idle_timeout: Duration::from_secs(2),
-            retry: TransferRetry {
+            retry: Retry {
                 attempts: 4,
                 first_pause: Duration::from_millis(5),
                 longest_pause: Duration::from_millis(50),

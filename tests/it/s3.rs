@@ -17,9 +17,12 @@ use std::{
     time::Duration,
 };
 
-use mayfly::registry::{
-    BandwidthLimits, TransferRetry,
-    s3::{Location, S3},
+use mayfly::{
+    platform::retry::Retry,
+    registry::{
+        BandwidthLimits,
+        s3::{Location, S3},
+    },
 };
 use relay::{Fault, Relay};
 use serde_json::{Value, json};
@@ -124,8 +127,7 @@ async fn does_what_it_is_told() {
     let variable = |name: &str| std::env::var(name).expect("started by another test");
     let dir = PathBuf::from(variable("MAYFLY_TEST_DIR"));
     let task: Value = serde_json::from_str(&variable("MAYFLY_TEST_TASK")).unwrap();
-    let retry =
-        TransferRetry { attempts: 4, first_pause: Duration::from_millis(5), longest_pause: Duration::from_millis(50) };
+    let retry = Retry { attempts: 4, first_pause: Duration::from_millis(5), longest_pause: Duration::from_millis(50) };
     let s3 = S3::new(dir.join("s3"), BandwidthLimits::default()).with(retry, PIECE as u64);
     let done = Arc::new(AtomicU64::new(0));
     let progress = {

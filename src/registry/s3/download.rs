@@ -26,7 +26,7 @@ use super::{
     verify::{sums, verify},
 };
 use crate::{
-    platform::{clock, files, tasks::blocking_io},
+    platform::{clock, files, retry::Retry, tasks::blocking_io},
     registry::{oci::Digest, pace::TransferPace},
 };
 
@@ -199,7 +199,7 @@ struct Transfer {
     journal: Mutex<File>,
     pace: TransferPace,
     received: AtomicU64,
-    retry: crate::registry::TransferRetry,
+    retry: Retry,
 }
 
 impl Transfer {

@@ -39,8 +39,8 @@ use aws_sdk_s3::{
 
 use super::aws;
 use crate::{
-    platform::files,
-    registry::{BandwidthLimits, TransferRetry},
+    platform::{files, retry::Retry},
+    registry::BandwidthLimits,
 };
 
 pub use self::{
@@ -60,7 +60,7 @@ pub type TransferProgress<'a> = &'a (dyn Fn(u64, u64) + Send + Sync);
 pub struct S3 {
     dir: PathBuf,
     limits: BandwidthLimits,
-    retry: TransferRetry,
+    retry: Retry,
     /// Bytes of a range, and of a part unless a file needs larger ones.
     piece: u64,
     making: Arc<Mutex<()>>,
@@ -69,11 +69,11 @@ pub struct S3 {
 impl S3 {
     /// `dir` is where unfinished transfers are remembered. Connects to nothing.
     pub fn new(dir: PathBuf, limits: BandwidthLimits) -> S3 {
-        S3 { dir, limits, retry: TransferRetry::default(), piece: 16 << 20, making: Arc::default() }
+        S3 { dir, limits, retry: Retry::TRANSFERS, piece: 16 << 20, making: Arc::default() }
     }
 
     /// With other pauses between attempts, and smaller pieces (at least 5 MiB, by S3's own rule).
-    pub fn with(self, retry: TransferRetry, piece: u64) -> S3 {
+    pub fn with(self, retry: Retry, piece: u64) -> S3 {
         S3 { retry, piece: piece.max(5 << 20), ..self }
     }
 }

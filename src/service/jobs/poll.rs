@@ -17,6 +17,7 @@ use crate::{
         github::JobStatus,
         job::{Heard, Job, News},
     },
+    platform::retry::jittered,
     service::Service,
     sources::github::{Delivery, GitHubClient, GitHubError, model},
 };
@@ -143,8 +144,7 @@ impl JobSource for Poll {
             // What happened while nobody served is asked for at once.
             if !std::mem::take(&mut self.first) {
                 // Hosts that share a GitHub need not all ask at the same moment.
-                let jitter = 0.9 + f64::from(uuid::Uuid::new_v4().as_fields().0) / f64::from(u32::MAX) * 0.2;
-                tokio::time::sleep((self.every * self.slowness).mul_f64(jitter)).await;
+                tokio::time::sleep(jittered(self.every * self.slowness, 0.9..1.1)).await;
             }
             self.look(service).await
         })

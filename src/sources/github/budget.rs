@@ -12,6 +12,8 @@ use reqwest::{
 };
 use serde::Serialize;
 
+use crate::platform::retry::jittered;
+
 /// Clocks differ by a moment.
 const SKEW: SignedDuration = SignedDuration::from_secs(2);
 /// Secondary limits that do not say when they end.
@@ -157,9 +159,8 @@ impl RateLimiter {
         } else if status == StatusCode::TOO_MANY_REQUESTS || message.to_lowercase().contains("secondary rate limit") {
             let pause = SECONDARY.saturating_mul(1 << state.strikes.min(10)).min(LONGEST_SECONDARY);
             // Jitter, so that hosts that were limited together do not come back together.
-            let jitter = f64::from(uuid::Uuid::new_v4().as_fields().0) / f64::from(u32::MAX) * 0.2;
             state.strikes += 1;
-            (GitHubLimit::Secondary, now + pause.mul_f64(1.0 + jitter))
+            (GitHubLimit::Secondary, now + jittered(pause, 1.0..1.2))
         } else {
             return None;
         };

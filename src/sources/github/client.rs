@@ -256,7 +256,7 @@ impl GitHubClient {
         if let Some((slot, number)) = &proof.slot {
             if proof.fresh {
                 // Not every part of GitHub may know it yet.
-                tokio::time::sleep(self.exchange.options().retry.fresh_token_pause).await;
+                tokio::time::sleep(self.exchange.options().fresh_token_pause).await;
                 return true;
             }
             let mut held = slot.lock().await;

@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use jiff::fmt::rfc2822;
 use reqwest::{
     Method, Response, StatusCode, Url,
@@ -13,7 +12,7 @@ use serde_json::Value;
 use tokio::sync::{Mutex, Semaphore};
 
 use super::{
-    ApiRetry, GitHubError, GitHubOptions,
+    GitHubError, GitHubOptions,
     budget::{Class, RateLimiter},
     client::Observed,
     refusal,
@@ -115,7 +114,7 @@ impl ApiExchange {
         token: &SecretString,
         budget: &Arc<RateLimiter>,
     ) -> Result<ApiResponse, GitHubError> {
-        let mut pauses = pauses(&self.options.retry);
+        let mut pauses = self.options.retry.pauses();
         let mut waits = 0;
         loop {
             let now = self.options.clock.now();
@@ -274,15 +273,6 @@ fn broken(error: reqwest::Error) -> Broken {
 fn again(status: StatusCode) -> bool {
     status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
         || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY)
-}
-
-fn pauses(retry: &ApiRetry) -> ExponentialBackoff {
-    ExponentialBuilder::default()
-        .with_min_delay(retry.first_pause)
-        .with_max_delay(retry.longest_pause)
-        .with_max_times(retry.attempts.saturating_sub(1))
-        .with_jitter()
-        .build()
 }
 
 fn millis(pause: Duration) -> u64 {

@@ -19,7 +19,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::platform::Clock;
+use crate::platform::{Clock, retry::Retry};
 
 mod access;
 mod auth;
@@ -66,7 +66,10 @@ pub struct GitHubOptions {
     pub connect_timeout: Duration,
     /// For one answer, whole.
     pub timeout: Duration,
-    pub retry: ApiRetry,
+    /// For calls that may be made twice.
+    pub retry: Retry,
+    /// A token that was made a moment ago may not be known everywhere yet.
+    pub fresh_token_pause: Duration,
     /// Limits that end within this are waited for; of longer ones the caller is told.
     pub patience: Duration,
     /// From one change to the next. GitHub asks for a second, and for one change at a time.
@@ -82,32 +85,15 @@ impl GitHubOptions {
             ca_file: None,
             connect_timeout: Duration::from_secs(15),
             timeout: Duration::from_secs(60),
-            retry: ApiRetry::default(),
+            retry: Retry {
+                attempts: 4,
+                first_pause: Duration::from_millis(500),
+                longest_pause: Duration::from_secs(5),
+            },
+            fresh_token_pause: Duration::from_secs(1),
             patience: Duration::from_secs(3),
             write_gap: Duration::from_secs(1),
             clock: Clock::system(),
-        }
-    }
-}
-
-/// How often, and with what pauses, a call is attempted that may be made twice.
-#[derive(Clone, Copy, Debug)]
-pub struct ApiRetry {
-    /// At least one is made.
-    pub attempts: usize,
-    pub first_pause: Duration,
-    pub longest_pause: Duration,
-    /// A token that was made a moment ago may not be known everywhere yet.
-    pub fresh_token_pause: Duration,
-}
-
-impl Default for ApiRetry {
-    fn default() -> Self {
-        Self {
-            attempts: 4,
-            first_pause: Duration::from_millis(500),
-            longest_pause: Duration::from_secs(5),
-            fresh_token_pause: Duration::from_secs(1),
         }
     }
 }

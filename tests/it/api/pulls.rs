@@ -9,8 +9,8 @@ use mayfly::{
         runner::RunnerFact,
     },
     http,
-    platform::Clock,
-    registry::{RegistryOptions, TransferRetry, credentials::Chain},
+    platform::{Clock, retry::Retry},
+    registry::{RegistryOptions, credentials::Chain},
     service::{self, pulls::Settings},
     templates::pull::{self, Puller},
 };
@@ -43,11 +43,8 @@ impl Rig {
         let ca_file = registry.authority.file();
         let limits = service::Settings { pulls, ..Default::default() };
         let mut api = api_pulling(http::Settings::default(), limits, clock, |catalog| {
-            let retry = TransferRetry {
-                attempts: 1,
-                first_pause: Duration::from_millis(1),
-                longest_pause: Duration::from_millis(1),
-            };
+            let retry =
+                Retry { attempts: 1, first_pause: Duration::from_millis(1), longest_pause: Duration::from_millis(1) };
             let registry = RegistryOptions { ca_file: Some(ca_file), retry, ..RegistryOptions::default() };
             let settings = pull::Settings { registry, ..Default::default() };
             Puller::new(catalog.clone(), settings, Arc::new(Chain::new(Vec::new())))

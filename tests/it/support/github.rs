@@ -162,7 +162,7 @@ impl GitHub {
         let mut options = GitHubOptions::new(server);
         options.retry.first_pause = Duration::from_millis(5);
         options.retry.longest_pause = Duration::from_millis(20);
-        options.retry.fresh_token_pause = Duration::from_millis(5);
+        options.fresh_token_pause = Duration::from_millis(5);
         options.patience = Duration::ZERO;
         options.write_gap = Duration::ZERO;
         options.clock = self.clock.clone();
