@@ -8,10 +8,9 @@ use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     Json as Answer,
-    body::{Body, Bytes},
     extract::State as FromState,
     http::{HeaderMap, HeaderName, header},
-    response::{IntoResponse, Response},
+    response::{IntoResponse, Response, Sse, sse},
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast::error::RecvError, mpsc};
@@ -37,6 +36,8 @@ use crate::{
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// So often something is sent, and the database is looked at whatever the bell says.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// After which a client that lost the stream comes back.
+const RECONNECT: Duration = Duration::from_secs(1);
 /// Events read from the database at once.
 const PAGE: u32 = 256;
 
@@ -285,7 +286,7 @@ pub async fn stream_events(
         // Proxies in the manner of nginx would hold events back to fill a buffer.
         (HeaderName::from_static("x-accel-buffering"), "no"),
     ];
-    Ok((headers, Body::from_stream(ReceiverStream::new(body))).into_response())
+    Ok((headers, Sse::new(ReceiverStream::new(body))).into_response())
 }
 
 struct EventStream {
@@ -294,7 +295,7 @@ struct EventStream {
     /// Every event up to this position was sent, or is not asked for.
     sent: i64,
     names: HashMap<VmId, String>,
-    out: mpsc::Sender<Result<Bytes, Infallible>>,
+    out: mpsc::Sender<Result<sse::Event, Infallible>>,
 }
 
 /// The client is gone, or the database is: either way the stream is over, and the client resumes where it was.
@@ -317,7 +318,7 @@ impl EventStream {
         let mut templates = self.http.service.changes().subscribe_templates();
         let mut pulls = self.http.service.follow_pulls();
         let result: Result<Infallible, Over> = async {
-            self.send("retry: 1000\n\n".into()).await?;
+            self.send(sse::Event::default().retry(RECONNECT)).await?;
             self.catch_up().await?;
             loop {
                 tokio::select! {
@@ -338,11 +339,11 @@ impl EventStream {
                     },
                     // Without a position: what is said here is old news in a second, and nobody resumes after it.
                     told = pulls.recv() => if let (Ok(told), None) = (&told, self.only) {
-                        let data = serde_json::to_string(&PullProgressEvent::new(told)).map_err(|_| Over)?;
-                        self.send(format!("event: {}\ndata: {data}\n\n", PullProgressEvent::KIND)).await?;
+                        let event = sse::Event::default().event(PullProgressEvent::KIND);
+                        self.send(event.json_data(PullProgressEvent::new(told)).map_err(|_| Over)?).await?;
                     },
                     () = tokio::time::sleep(KEEP_ALIVE) => {
-                        self.send(": keep-alive\n\n".into()).await?;
+                        self.send(sse::Event::default().comment("keep-alive")).await?;
                         self.catch_up().await?;
                     }
                 }
@@ -390,8 +391,7 @@ impl EventStream {
             None => self.name_of(recorded).await?,
         };
         let view = EventView::new(recorded, name).map_err(|_| Over)?;
-        let data = serde_json::to_string(&view).map_err(|_| Over)?;
-        self.send(format!("id: {}\nevent: {}\ndata: {data}\n\n", view.seq, view.kind)).await
+        self.send(message(view.seq, view.kind, &view)?).await
     }
 
     async fn pass_on_template(&mut self, recorded: &RecordedOfTemplate) -> Result<(), Over> {
@@ -400,8 +400,7 @@ impl EventStream {
             return Ok(());
         }
         let view = TemplateEventView::new(recorded).map_err(|_| Over)?;
-        let data = serde_json::to_string(&view).map_err(|_| Over)?;
-        self.send(format!("id: {}\nevent: {}\ndata: {data}\n\n", view.seq, view.kind)).await
+        self.send(message(view.seq, view.kind, &view)?).await
     }
 
     async fn name_of(&mut self, recorded: &Recorded) -> Result<String, Over> {
@@ -420,9 +419,13 @@ impl EventStream {
         Ok(name)
     }
 
-    async fn send(&self, text: String) -> Result<(), Over> {
-        self.out.send(Ok(text.into())).await.map_err(|_| Over)
+    async fn send(&self, message: sse::Event) -> Result<(), Over> {
+        self.out.send(Ok(message)).await.map_err(|_| Over)
     }
+}
+
+fn message(position: i64, kind: &str, event: &impl Serialize) -> Result<sse::Event, Over> {
+    sse::Event::default().id(position.to_string()).event(kind).json_data(event).map_err(|_| Over)
 }
 
 fn failed(error: &dyn std::error::Error) -> Over {
