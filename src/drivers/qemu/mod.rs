@@ -18,7 +18,6 @@
 //! ```
 
 use std::{
-    io,
     path::{Path, PathBuf},
     time::Duration,
 };
