@@ -4,8 +4,17 @@ use std::collections::BTreeMap;
 
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::{platform::files::read_secret, sources::github::{self, CredentialLocation, GitHubOptions, Server, runner_archives::{RunnerArchive, at_least}}};
-use super::{Config, GitHub, source::{GivenSettings, named}};
+use super::{
+    Config, GitHub,
+    source::{GivenSettings, named},
+};
+use crate::{
+    platform::files::read_secret,
+    sources::github::{
+        CredentialLocation, GitHubOptions, Server,
+        runner_archives::{RunnerArchive, at_least},
+    },
+};
 
 /// Secrets of the webhook, where files are no way.
 const WEBHOOK_VARIABLE: &str = "MAYFLY_GITHUB_WEBHOOK_SECRET";

@@ -12,7 +12,7 @@ use aws_lc_rs::hmac;
 use jiff::SignedDuration;
 use mayfly::{
     platform::Clock,
-    sources::github::{CredentialLocation, GitHubClient, GitHubOptions, Now, Scope, Server},
+    sources::github::{CredentialLocation, GitHubClient, GitHubOptions, Scope, Server},
 };
 use serde_json::{Value, json};
 
