@@ -4,7 +4,7 @@
 use std::{
     any::Any,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -17,6 +17,7 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
 use tracing::{Instrument, Span};
@@ -95,7 +96,7 @@ impl Seat {
     pub fn wait(&self) -> Result<OwnedSemaphorePermit, Problem> {
         let place = self.waiters.clone().try_acquire_owned().map_err(|_| overloaded())?;
         self.unhurried();
-        *self.taken.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+        *self.taken.lock() = None;
         Ok(place)
     }
 

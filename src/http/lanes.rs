@@ -4,12 +4,10 @@
 //! Only the rest, and calls without a vm's token, go on to compete for the listener's places: a report is served whatever all
 //! others do.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use axum::http::Method;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::domain::VmId;
@@ -59,7 +57,7 @@ impl Lanes {
             return Some(Place { is_report: false, _permit: permit });
         };
         let is_report = matches!(*method, Method::POST | Method::DELETE);
-        let mut vms = self.vms.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut vms = self.vms.lock();
         if vms.len() >= REMEMBERED {
             vms.retain(|_, places| !places.unused());
         }
@@ -90,7 +88,7 @@ mod tests {
         for _ in 0..3 * REMEMBERED {
             lanes.enter(Some(VmId::mint()), &Method::POST).unwrap();
         }
-        assert!(lanes.vms.lock().unwrap().len() <= REMEMBERED);
+        assert!(lanes.vms.lock().len() <= REMEMBERED);
         let strangers: Vec<_> = (0..STRANGERS).map(|_| lanes.enter(None, &Method::POST).unwrap()).collect();
         assert!(!strangers[0].is_report && lanes.enter(None, &Method::GET).is_none());
     }

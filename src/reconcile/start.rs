@@ -5,10 +5,11 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::{
@@ -62,7 +63,7 @@ impl Drop for StartPermit<'_> {
 
 impl Starts {
     fn lock(&self) -> MutexGuard<'_, HashMap<VmId, Start>> {
-        self.starts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.starts.lock()
     }
 
     /// Lets the vm start if it fits beside what comes before it, by a look that began at `since` or later and leases that were

@@ -8,13 +8,14 @@ use std::{
     io::{self, SeekFrom},
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use futures_util::TryStreamExt as _;
+use parking_lot::Mutex;
 use reqwest::{
     Method, Response, StatusCode, Url,
     header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, LOCATION, RANGE},
@@ -133,14 +134,14 @@ impl Uploader {
             let counted: Sent = {
                 let (count, sent) = (count.clone(), sent.clone());
                 Arc::new(move |n| {
-                    *count.lock().unwrap_or_else(PoisonError::into_inner) += n;
+                    *count.lock() += n;
                     sent(n);
                 })
             };
             match self.put_once(blob, source, from, &counted).await {
                 Ok(arrival) => return Ok(arrival),
                 Err(failure) => {
-                    sent(-*count.lock().unwrap_or_else(PoisonError::into_inner));
+                    sent(-*count.lock());
                     failure.pause(&mut pauses).await?;
                 }
             }
@@ -421,7 +422,7 @@ impl Pulse {
     }
 
     fn beat(&self, bytes: u64, of: u64) {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock();
         *last = (clock::monotonic(), last.1 + bytes);
         if last.1 >= of {
             self.all_sent();
@@ -433,13 +434,13 @@ impl Pulse {
     }
 
     fn taken(&self) -> i64 {
-        i64::try_from(self.last.lock().unwrap_or_else(PoisonError::into_inner).1).unwrap_or(i64::MAX)
+        i64::try_from(self.last.lock().1).unwrap_or(i64::MAX)
     }
 
     /// Ends when nothing has moved for so long.
     async fn stops(&self, idle: Duration) {
         loop {
-            let quiet = clock::elapsed(self.last.lock().unwrap_or_else(PoisonError::into_inner).0);
+            let quiet = clock::elapsed(self.last.lock().0);
             let allowed = if self.all_sent.load(Ordering::Relaxed) { idle * COMMIT } else { idle };
             let Some(left) = allowed.checked_sub(quiet).filter(|left| !left.is_zero()) else { return };
             tokio::time::sleep(left).await;

@@ -1,11 +1,9 @@
 //! Pools: those of the configuration, which are read at the start, and those that were made through the API.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, PoisonError},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{
@@ -30,8 +28,8 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    fn refused(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Fault>> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    fn refused(&self) -> parking_lot::MutexGuard<'_, BTreeMap<String, Fault>> {
+        self.refused.lock()
     }
 
     /// What came of asking for a vm of this pool.
@@ -131,7 +129,7 @@ impl Service {
         let vms = self.reader.vms_by_pool().await?;
         let waiting = self.reader.jobs_waiting_by_pool().await?;
         let pools: BTreeMap<String, u32> = self.pools().await?.into_iter().map(|p| (p.name, p.max_vms)).collect();
-        let mut measured = self.pool_board.measured.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut measured = self.pool_board.measured.lock();
         measured.extend(vms.keys().chain(pools.keys()).cloned());
         for pool in measured.iter() {
             let PoolVms { queued, live } = vms.get(pool).copied().unwrap_or_default();

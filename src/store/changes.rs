@@ -3,11 +3,12 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicI64, Ordering},
     },
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{broadcast, watch};
 
 use crate::domain::{Vm, VmId, event::Recorded, pull::Pull, template_event::RecordedOfTemplate};
@@ -70,7 +71,7 @@ impl Changes {
     }
 
     fn vms(&self) -> MutexGuard<'_, HashMap<VmId, Bell>> {
-        self.vms.lock().unwrap_or_else(PoisonError::into_inner)
+        self.vms.lock()
     }
 
     pub fn last_seq(&self) -> i64 {

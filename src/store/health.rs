@@ -7,10 +7,11 @@ use std::{
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -115,7 +116,7 @@ impl StoreHealth {
     pub async fn steady(&self, grace: Duration) {
         let mut fault = self.changes();
         while fault.wait_for(Option::is_none).await.is_ok() {
-            let recovered = *self.0.recovered.lock().unwrap_or_else(PoisonError::into_inner);
+            let recovered = *self.0.recovered.lock();
             match recovered.filter(|at| clock::elapsed(*at) < grace) {
                 Some(at) => tokio::time::sleep_until(at + grace).await,
                 None => return,
@@ -132,7 +133,7 @@ impl StoreHealth {
         let recovered = self.0.fault.send_if_modified(|fault| match fault {
             Some(StoreFault { kind: FaultKind::Unwritable | FaultKind::Replaced, .. }) => {
                 *fault = None;
-                *self.0.recovered.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock::monotonic());
+                *self.0.recovered.lock() = Some(clock::monotonic());
                 true
             }
             Some(StoreFault { kind: FaultKind::Damaged, .. }) | None => false,

@@ -10,11 +10,11 @@ use std::{
     collections::HashMap,
     io,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::watch,
@@ -183,12 +183,12 @@ impl Trials {
     }
 
     fn watched_since(&self, paths: &QemuPaths) -> Instant {
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = self.watched.lock();
         *watched.entry(paths.dir.clone()).or_insert_with(clock::monotonic)
     }
 
     fn forget(&self, paths: &QemuPaths) {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(&paths.dir);
+        self.watched.lock().remove(&paths.dir);
     }
 
     fn is_set_aside(&self, accelerator: Accelerator) -> bool {

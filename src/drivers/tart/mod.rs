@@ -18,13 +18,10 @@
 //! Tart's own words for an end and for a failure are matched exactly. What it says otherwise is shown and never guessed at, and
 //! nothing is destroyed because of it.
 
-use std::{
-    path::PathBuf,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use self::{
@@ -234,11 +231,11 @@ impl Tart {
     /// the VMs that its home holds are looked at one by one, as Tart itself would.
     async fn foreign(&self, own: &[InstanceName]) -> Result<Vec<Listed>> {
         let is_own = |name: &str| own.iter().any(|own| own.as_str() == name);
-        let known = self.list_fails.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = self.list_fails.lock().clone();
         if known.as_ref().is_none_or(|fails| clock::elapsed(fails.since_asked) >= ASK_AGAIN) {
             match self.ask_for_list().await {
                 Ok(entries) => {
-                    if self.list_fails.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+                    if self.list_fails.lock().take().is_some() {
                         tracing::info!("`tart list` works again");
                     }
                     let foreign = entries.into_iter().filter(|entry| !is_own(&entry.name));
@@ -251,7 +248,7 @@ impl Tart {
                         tracing::warn!(%error, tail = error.tail.as_deref().unwrap_or_default(), "`tart list` fails: VMs are looked at one by one");
                     }
                     let fails = ListFails { since_asked: clock::monotonic(), why: error.summary };
-                    *self.list_fails.lock().unwrap_or_else(PoisonError::into_inner) = Some(fails);
+                    *self.list_fails.lock() = Some(fails);
                 }
             }
         }
@@ -396,7 +393,7 @@ impl Driver for Tart {
         if arch != Arch::Aarch64 {
             notes.push("on this processor Tart runs Linux guests only".to_owned());
         }
-        if let Some(fails) = &*self.list_fails.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(fails) = &*self.list_fails.lock() {
             notes.push(format!("VMs are counted by their locks, because Tart does not list them: {}", fails.why));
         }
         let note = (!notes.is_empty()).then(|| notes.join("; "));

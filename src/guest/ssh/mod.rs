@@ -5,12 +5,9 @@
 //! - The script goes through standard input: a command line would show its secrets to every process of the guest.
 //! - Dropping the future closes the connection. What was already started in the guest goes on; delivering again is safe.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use russh::{
     AlgorithmKind, ChannelMsg, Disconnect, MethodKind,
     client::{self, AuthResult, Handle, KeyboardInteractiveAuthResponse},
@@ -139,7 +136,7 @@ struct Notes {
 
 impl ServerNotes {
     fn note(&self, f: impl FnOnce(&mut Notes)) {
-        f(&mut self.0.lock().unwrap_or_else(|e| e.into_inner()));
+        f(&mut self.0.lock());
     }
 
     fn host_key(&self) -> Option<String> {

@@ -204,7 +204,7 @@ async fn the_real_kit_runs_its_job() {
         let done = deliver_to(&target, &script, soon(30)).await.unwrap();
         assert!(String::from_utf8_lossy(&done.boot_log).contains("wrapper started"));
         let finished = |calls: &Vec<String>| calls.iter().any(|c| c.contains("runner_finished"));
-        while !finished(&calls.lock().unwrap()) {
+        while !finished(&calls.lock()) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
@@ -213,7 +213,7 @@ async fn the_real_kit_runs_its_job() {
         () = server => unreachable!(),
     }
     assert_eq!(fs::read_to_string(place.join("run/greeting")).unwrap(), value);
-    let calls = calls.lock().unwrap();
+    let calls = calls.lock();
     let position =
         |what: &str| calls.iter().position(|c| c.contains(what)).unwrap_or_else(|| panic!("{what}: {calls:#?}"));
     let order = ["guest_ready", "guest_configured", "job_started", "DELETE /vms/", r#""exit_code":3"#].map(position);
@@ -234,7 +234,7 @@ async fn serve_api(listener: TcpListener, calls: Arc<Mutex<Vec<String>>>) {
                 let headers = headers.to_ascii_lowercase();
                 let length = headers.lines().find_map(|l| l.strip_prefix("content-length: ")?.parse().ok());
                 if body.len() >= length.unwrap_or(0) {
-                    calls.lock().unwrap().push(format!("{line}\n{headers}\n{body}"));
+                    calls.lock().push(format!("{line}\n{headers}\n{body}"));
                     break;
                 }
             }
@@ -361,7 +361,7 @@ impl server::Handler for Server {
     }
 
     async fn data(&mut self, _: ChannelId, data: &[u8], _: &mut Session) -> Result<(), Self::Error> {
-        self.got.lock().unwrap().extend_from_slice(data);
+        self.got.lock().extend_from_slice(data);
         Ok(())
     }
 
@@ -414,7 +414,7 @@ async fn the_script_goes_through_standard_input() {
     let kit = Kit::new(input()).unwrap();
     let done = deliver(&target(port, password("right")), &kit, soon(10)).await.unwrap();
     assert_eq!(done.host_key, key.public_key().to_openssh().unwrap().trim());
-    assert_eq!(*got.lock().unwrap(), install::script(&kit, &InstallTarget::OfUser).as_bytes());
+    assert_eq!(*got.lock(), install::script(&kit, &InstallTarget::OfUser).as_bytes());
 }
 
 #[tokio::test]
@@ -425,7 +425,7 @@ async fn another_host_key_is_an_error_before_any_login() {
     let error = deliver_to(&changed, "exit 0", soon(10)).await.unwrap_err();
     assert!(matches!(error, SshError::HostKeyChanged(_)), "{error:?}");
     assert_eq!(error.code(), Code::GuestHostKeyChanged);
-    assert!(got.lock().unwrap().is_empty());
+    assert!(got.lock().is_empty());
 
     let garbage = SshTarget { pinned_host_key: Some("garbage".into()), ..changed };
     assert!(matches!(deliver_to(&garbage, "", soon(10)).await, Err(SshError::HostKeyChanged(_))));

@@ -5,13 +5,11 @@ use std::{
     io,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
@@ -237,7 +235,7 @@ impl Command {
         let limit = self.stdout_limit;
         let written = AtomicUsize::new(0);
         let show = |stream, piece: &[u8]| {
-            let mut watch = watch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut watch = watch.lock();
             let total = match stream {
                 Stream::Stdout => written.fetch_add(piece.len(), Ordering::Relaxed) + piece.len(),
                 Stream::Stderr => 0,

@@ -6,13 +6,14 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex as SyncMutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex as SyncMutex;
 use tokio::sync::Mutex;
 
 use super::{CredentialError, CredentialSource, RegistryCredential, host};
@@ -61,13 +62,13 @@ impl Chain {
     /// What this registry was answered with before counts no more.
     pub fn forget(&self, registry: &str) {
         if let Some(registry) = host::normal(registry) {
-            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut slots = self.slots.lock();
             slots.remove(&registry);
         }
     }
 
     fn slot(&self, registry: &str) -> Arc<CachedCredential> {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.lock();
         if let Some(slot) = slots.get(registry) {
             return slot.clone();
         }
@@ -369,7 +370,7 @@ mod tests {
         for i in 0..100 {
             assert!(chain.get(&format!("r{i}.example"), false).await.unwrap().is_none());
         }
-        assert_eq!(chain.slots.lock().unwrap().len(), 2, "the known one and the last");
+        assert_eq!(chain.slots.lock().len(), 2, "the known one and the last");
     }
 
     #[tokio::test]

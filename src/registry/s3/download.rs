@@ -10,13 +10,14 @@ use std::{
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use aws_sdk_s3::{Client, operation::head_object::HeadObjectOutput, types::ChecksumMode};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
@@ -243,7 +244,7 @@ impl Transfer {
         blocking(move || {
             // In this order: a line in the journal without its bytes would be believed.
             transfer.file.sync_data()?;
-            let mut journal = transfer.journal.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut journal = transfer.journal.lock();
             let before = journal.metadata()?.len();
             let noted = journal.write_all(format!("{number}\n").as_bytes()).and_then(|()| journal.sync_data());
             if noted.is_err() {

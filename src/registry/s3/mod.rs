@@ -27,7 +27,7 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -36,6 +36,7 @@ use aws_sdk_s3::{
     Client,
     config::{RequestChecksumCalculation, ResponseChecksumValidation},
 };
+use parking_lot::Mutex;
 
 use super::aws;
 use crate::{
@@ -103,7 +104,7 @@ impl S3 {
         let (all, making) = (self.dir.join("exports"), self.making.clone());
         download::blocking(move || {
             // One that is made now must not be taken for one that was left.
-            let _making = making.lock().unwrap_or_else(PoisonError::into_inner);
+            let _making = making.lock();
             files::ensure_private_dir(&all)?;
             for entry in fs::read_dir(&all)? {
                 let left = entry?.path();

@@ -4,12 +4,9 @@
 //! what others did meanwhile. So whoever decides says how old the look may be, and waits for it. One list of a driver is
 //! under way at a time and serves everyone who asked before it began.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
@@ -122,7 +119,7 @@ impl HostInspector {
 
 impl Inner {
     fn lists(&self) -> MutexGuard<'_, BTreeMap<&'static str, Progress>> {
-        self.lists.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lists.lock()
     }
 
     /// Begins the lists that are missing where none is under way. Until when it makes sense to wait for those that are; `None`:

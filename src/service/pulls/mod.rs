@@ -7,13 +7,10 @@
 //! progress ──────▶ in memory, for whoever looks
 //! ```
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{broadcast, watch};
 
 use super::Service;
@@ -72,7 +69,7 @@ impl Default for Board {
 
 impl Board {
     fn meters(&self) -> MutexGuard<'_, HashMap<PullId, watch::Receiver<PullProgress>>> {
-        self.meters.lock().unwrap_or_else(PoisonError::into_inner)
+        self.meters.lock()
     }
 
     /// For as long as what is returned lives.

@@ -1,8 +1,9 @@
 //! Whose name a call is made in, and the tokens that prove it.
 
-use std::{collections::HashMap, sync::Arc, sync::Mutex};
+use std::{collections::HashMap, sync::Arc};
 
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 use secrecy::SecretString;
 
 use super::{Scope, budget::RateLimiter};
@@ -84,28 +85,28 @@ pub(super) struct InstallationCache {
 
 impl InstallationCache {
     pub fn slot(&self, key: TokenKey) -> TokenSlot {
-        self.slots.lock().expect("no code panics with it").entry(key).or_default().clone()
+        self.slots.lock().entry(key).or_default().clone()
     }
 
     pub fn installation(&self, scope: &Scope) -> Option<u64> {
-        self.installations.lock().expect("no code panics with it").get(scope).copied()
+        self.installations.lock().get(scope).copied()
     }
 
     pub fn learn_installation(&self, scope: &Scope, id: u64) {
-        self.installations.lock().expect("no code panics with it").insert(scope.clone(), id);
+        self.installations.lock().insert(scope.clone(), id);
     }
 
     /// An App that was installed anew has another installation.
     pub fn forget_installation(&self, scope: &Scope) {
-        self.installations.lock().expect("no code panics with it").remove(scope);
+        self.installations.lock().remove(scope);
     }
 
     pub fn budget(&self, who: &CredentialIdentity) -> Arc<RateLimiter> {
-        self.budgets.lock().expect("no code panics with it").entry(who.clone()).or_default().clone()
+        self.budgets.lock().entry(who.clone()).or_default().clone()
     }
 
     pub fn budgets(&self) -> Vec<(CredentialIdentity, Arc<RateLimiter>)> {
-        let budgets = self.budgets.lock().expect("no code panics with it");
+        let budgets = self.budgets.lock();
         let mut all: Vec<_> = budgets.iter().map(|(who, budget)| (who.clone(), budget.clone())).collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all

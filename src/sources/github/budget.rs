@@ -3,9 +3,10 @@
 //! Whoever goes on asking while limited may be banned, so a limit that was met closes the door here, for every caller that
 //! shares the credential, until it is over.
 
-use std::{collections::BTreeMap, fmt, sync::Mutex, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 use reqwest::{
     StatusCode,
     header::{HeaderMap, RETRY_AFTER},
@@ -95,7 +96,7 @@ struct LimiterState {
 impl RateLimiter {
     /// Whether a call may go out now.
     pub fn admit(&self, class: Class, now: Timestamp) -> Result<(), (GitHubLimit, Timestamp)> {
-        let state = self.state.lock().expect("no code panics with it");
+        let state = self.state.lock();
         if let Some(until) = state.closed_until.filter(|until| *until > now) {
             return Err((GitHubLimit::Secondary, until));
         }
@@ -110,7 +111,7 @@ impl RateLimiter {
 
     /// Takes note of every answer.
     pub fn note(&self, class: Class, status: StatusCode, headers: &HeaderMap) {
-        let mut state = self.state.lock().expect("no code panics with it");
+        let mut state = self.state.lock();
         state.requests += 1;
         if status == StatusCode::NOT_MODIFIED {
             state.not_modified += 1;
@@ -148,7 +149,7 @@ impl RateLimiter {
             return None;
         }
         let text = |name| headers.get(name).and_then(|v| v.to_str().ok()).map(str::trim);
-        let mut state = self.state.lock().expect("no code panics with it");
+        let mut state = self.state.lock();
         let seconds = text(RETRY_AFTER.as_str()).and_then(|t| t.parse::<u32>().ok());
         let (limit, until) = if let Some(seconds) = seconds {
             (GitHubLimit::Secondary, now + SignedDuration::from_secs(i64::from(seconds)))
@@ -172,7 +173,7 @@ impl RateLimiter {
     }
 
     pub fn view(&self, credential: String, now: Timestamp) -> BudgetView {
-        let state = self.state.lock().expect("no code panics with it");
+        let state = self.state.lock();
         BudgetView {
             credential,
             requests: state.requests,

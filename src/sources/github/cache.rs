@@ -1,7 +1,8 @@
 //! Answers that GitHub need not give again: a conditional request that finds nothing new costs nothing.
 
-use std::{collections::HashMap, sync::Mutex};
+use std::collections::HashMap;
 
+use parking_lot::Mutex;
 use reqwest::Url;
 
 use super::auth::CredentialIdentity;
@@ -32,7 +33,7 @@ struct CacheState {
 
 impl Cache {
     pub fn get(&self, who: &CredentialIdentity, url: &Url) -> Option<CachedResponse> {
-        let mut state = self.state.lock().expect("no code panics with it");
+        let mut state = self.state.lock();
         state.uses += 1;
         let uses = state.uses;
         let (used, answer) = state.answers.get_mut(&(who.clone(), url.clone()))?;
@@ -41,7 +42,7 @@ impl Cache {
     }
 
     pub fn put(&self, who: &CredentialIdentity, url: &Url, answer: CachedResponse) {
-        let mut state = self.state.lock().expect("no code panics with it");
+        let mut state = self.state.lock();
         state.uses += 1;
         let uses = state.uses;
         state.bytes += answer.body.len();
@@ -56,7 +57,7 @@ impl Cache {
     }
 
     pub fn forget(&self, who: &CredentialIdentity, url: &Url) {
-        let mut state = self.state.lock().expect("no code panics with it");
+        let mut state = self.state.lock();
         if let Some((_, old)) = state.answers.remove(&(who.clone(), url.clone())) {
             state.bytes -= old.body.len();
         }
@@ -84,6 +85,6 @@ mod tests {
         assert!(cache.get(&CredentialIdentity::App, &url(0)).is_none());
         cache.put(&CredentialIdentity::Token, &url(0), answer(0));
         cache.forget(&CredentialIdentity::Token, &url(4));
-        assert_eq!(cache.state.lock().unwrap().bytes, LARGEST / 2);
+        assert_eq!(cache.state.lock().bytes, LARGEST / 2);
     }
 }

@@ -2,13 +2,11 @@
 
 use std::{
     fmt,
-    sync::{
-        RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::RwLock;
 use reqwest::{Method, StatusCode};
 use secrecy::SecretString;
 use serde::{Deserialize, de::DeserializeOwned};
@@ -115,7 +113,7 @@ impl GitHubClient {
     }
 
     pub(super) fn credential(&self) -> GitHubCredential {
-        self.credential.read().expect("no code panics with it").clone()
+        self.credential.read().clone()
     }
 
     /// A call to this path. Looks may be repeated, removals too; what else may is for the caller to say.
@@ -268,7 +266,7 @@ impl GitHubClient {
         }
         // A key or token that was changed on disk needs no restart.
         let Ok(loaded) = self.source.load() else { return false };
-        let mut credential = self.credential.write().expect("no code panics with it");
+        let mut credential = self.credential.write();
         let changed = !credential.same(&loaded);
         *credential = loaded;
         changed

@@ -61,7 +61,7 @@ pub(super) struct ApiExchange {
     at_once: Semaphore,
     /// Changes are made one after the other; when the last one was begun.
     writes: Mutex<Option<tokio::time::Instant>>,
-    observed: std::sync::Mutex<Observed>,
+    observed: parking_lot::Mutex<Observed>,
 }
 
 /// An attempt without an answer.
@@ -91,7 +91,7 @@ impl ApiExchange {
             options,
             at_once: Semaphore::new(AT_ONCE),
             writes: Mutex::new(None),
-            observed: std::sync::Mutex::default(),
+            observed: parking_lot::Mutex::default(),
         })
     }
 
@@ -100,7 +100,7 @@ impl ApiExchange {
     }
 
     pub fn observed(&self) -> Observed {
-        self.observed.lock().expect("no code panics with it").clone()
+        self.observed.lock().clone()
     }
 
     pub fn server(&self) -> String {
@@ -220,7 +220,7 @@ impl ApiExchange {
     fn observe(&self, response: &Response) {
         let text = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
         let date = text(DATE.as_str()).and_then(|t| rfc2822::DateTimeParser::new().parse_timestamp(t.trim()).ok());
-        let mut observed = self.observed.lock().expect("no code panics with it");
+        let mut observed = self.observed.lock();
         if let Some(date) = date {
             observed.clock_ahead = Some(self.options.clock.now().duration_since(date));
         }

@@ -1,8 +1,9 @@
 //! Runners: registering, looking, removing. And the groups they are in.
 
-use std::{collections::HashMap, sync::Mutex};
+use std::collections::HashMap;
 
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 use reqwest::{Method, StatusCode};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
@@ -211,7 +212,7 @@ impl GitHubClient {
         let pages: Vec<Page> = self.pages(acting(scope), call).await?;
         let groups: Vec<RunnerGroup> = pages.into_iter().flat_map(|page| page.runner_groups).collect();
         let kept = (self.now(), groups.clone());
-        self.groups.lock().expect("no code panics with it").insert(scope.clone(), kept);
+        self.groups.lock().insert(scope.clone(), kept);
         Ok(groups)
     }
 
@@ -222,7 +223,7 @@ impl GitHubClient {
         }
         let id_in = |groups: &[RunnerGroup]| groups.iter().find(|g| g.name.eq_ignore_ascii_case(name)).map(|g| g.id);
         let kept = {
-            let groups = self.groups.lock().expect("no code panics with it");
+            let groups = self.groups.lock();
             groups.get(scope).filter(|(at, _)| self.now().duration_since(*at) < GROUPS_KEPT).map(|(_, g)| id_in(g))
         };
         match kept {

@@ -11,10 +11,11 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::AtomicU64},
+    sync::{Arc, OnceLock, atomic::AtomicU64},
 };
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::{
@@ -308,14 +309,14 @@ impl Root {
             .flatten();
         let stamps = files.map(|path| (Stamp::of(&path), path)).chain([(pointed, pointer)]);
         if let Some(files) = stamps.map(|(stamp, path)| Some((path, stamp?))).collect() {
-            let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut loaded = self.loaded.lock();
             loaded.insert(wanted.to_owned(), Loaded { template: template.clone(), files });
         }
         Ok(template)
     }
 
     fn loaded(&self, name: &str) -> Option<Template> {
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loaded = self.loaded.lock();
         let found = loaded.get(name)?;
         if found.files.iter().all(|(path, stamp)| Stamp::of(path).as_ref() == Some(stamp)) {
             return Some(found.template.clone());

@@ -1,10 +1,8 @@
 //! Images that somebody waits for, without a name of their own and whatever their settings are.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{PullError, PullProgress, PullRequest, Puller};
@@ -25,7 +23,7 @@ struct DemandGuard<'a> {
 
 impl Drop for DemandGuard<'_> {
     fn drop(&mut self) {
-        self.waiting.0.lock().unwrap_or_else(PoisonError::into_inner).remove(self.whom);
+        self.waiting.0.lock().remove(self.whom);
     }
 }
 
@@ -43,14 +41,14 @@ impl Puller {
     pub async fn obtain(&self, image: &Reference, whom: &str, budgets: &Budgets) -> Result<Template, Arc<PullError>> {
         let (meter, progress) = watch::channel(PullProgress::default());
         let waiting = &self.shared.waiting;
-        waiting.0.lock().unwrap_or_else(PoisonError::into_inner).insert(whom.to_owned(), progress);
+        waiting.0.lock().insert(whom.to_owned(), progress);
         let _place = DemandGuard { waiting, whom };
         self.pull(&PullRequest::of_image(image.clone(), budgets.clone()), &meter).await
     }
 
     /// How far the image is that somebody waits for. `None`: they wait for none.
     pub fn progress(&self, whom: &str) -> Option<PullProgress> {
-        let waiting = self.shared.waiting.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = self.shared.waiting.0.lock();
         waiting.get(whom).map(|progress| progress.borrow().clone())
     }
 }

@@ -6,8 +6,9 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Read as _, Write as _},
     path::Path,
-    sync::{Mutex, PoisonError},
 };
+
+use parking_lot::Mutex;
 
 use crate::registry::oci::Digest;
 
@@ -51,12 +52,12 @@ impl Journal {
     /// Forgets everything: what it says was on a disk that is gone. Before there is another one, which must not be believed to
     /// hold it.
     pub fn restart(&self) -> io::Result<()> {
-        begin(&mut self.file.lock().unwrap_or_else(PoisonError::into_inner))
+        begin(&mut self.file.lock())
     }
 
     /// Notes a layer whose bytes are on disk.
     pub fn note(&self, layer: usize, content: Digest) -> io::Result<()> {
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = self.file.lock();
         let before = file.metadata()?.len();
         // One write, so that lines of two layers do not mix.
         let noted = file.write_all(format!("{layer} {content}\n").as_bytes()).and_then(|()| file.sync_data());

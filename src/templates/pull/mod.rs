@@ -31,28 +31,32 @@ use std::{
     collections::HashMap,
     io,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Weak},
 };
 
+use parking_lot::Mutex;
 use tokio::{sync::watch, task::AbortHandle};
 
-pub use self::progress::PullProgress;
 use self::{job::PullTask, progress::Meter};
 use super::{
     Catalog, NewTemplate,
     manifest::Origin,
     push::{self, Pusher},
 };
-use crate::domain::{Budgets, BudgetsPatch, Handover, Template};
-use crate::registry::{
-    self, RegistryClient, RegistryError,
-    credentials::CredentialSource,
-    oci::{
-        self, Digest, Image, Reference,
-        manifest::{self, Document, ManifestError},
+use crate::{
+    domain::{Budgets, BudgetsPatch, Handover, Template},
+    registry::{
+        self, RegistryClient, RegistryError,
+        credentials::CredentialSource,
+        oci::{
+            self, Digest, Image, Reference,
+            manifest::{self, Document, ManifestError},
+        },
+        pace::TransferPace,
     },
-    pace::TransferPace,
 };
+
+pub use self::progress::PullProgress;
 
 /// What is pulled, and what the template is to be. What is `None` and not a file is taken from the VM's configuration in the
 /// image, else it has its usual value.
@@ -312,7 +316,7 @@ impl Puller {
 
     /// The pull of this digest that is under way, or a new one. Says whether it is new.
     fn join(&self, digest: Digest, job: impl FnOnce() -> PullTask) -> (Arc<Running>, bool) {
-        let mut all = self.shared.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.shared.running.lock();
         all.retain(|_, running| running.strong_count() > 0);
         // One that has ended tells what was, and not what is to be done now.
         if let Some(running) = all.get(&digest).and_then(Weak::upgrade)

@@ -1,10 +1,8 @@
 //! How far a pull is.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{platform::clock, registry::oci::Digest};
@@ -84,7 +82,7 @@ impl Meter {
     }
 
     fn rate(&self, bytes: u64, now: Instant) -> Option<f64> {
-        let mut window = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut window = self.since.lock();
         window.bytes += bytes;
         let passed = now.duration_since(window.began);
         if passed < INTERVAL {

@@ -19,12 +19,13 @@ use std::{
     io,
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::{
     sync::{OnceCell, watch},
@@ -393,7 +394,7 @@ impl PushTask {
         };
         let content = Blob { digest, size: piece.range.size };
         let cell = {
-            let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut packed = self.packed.lock();
             packed.entry(digest).or_default().clone()
         };
         let mut ours = false;
@@ -460,7 +461,7 @@ impl PushTask {
     fn metered(&self, blob: Blob, content: Blob) -> Sent {
         let (meter, sent) = (self.meter.clone(), Mutex::new((0_i64, 0_u64)));
         Arc::new(move |bytes| {
-            let mut sent = sent.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut sent = sent.lock();
             sent.0 = (sent.0 + bytes).max(0);
             let done = u128::from(sent.0.unsigned_abs()) * u128::from(content.size) / u128::from(blob.size.max(1));
             let done = (done as u64).min(content.size);
@@ -475,7 +476,7 @@ impl PushTask {
     async fn hash(&self, path: PathBuf, range: Range) -> Result<Digest, PushError> {
         let digest =
             tokio::task::spawn_blocking(move || pack::hash(&path, range)).await.map_err(io::Error::other)??;
-        let mut zeros = self.zeros.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut zeros = self.zeros.lock();
         Ok(digest.unwrap_or_else(|| *zeros.entry(range.size).or_insert_with(|| pack::of_zeros(range.size))))
     }
 

@@ -41,23 +41,23 @@ impl Vms {
     }
 
     fn none(&self) {
-        self.listed.lock().unwrap().clear();
-        self.needed.lock().unwrap().clear();
+        self.listed.lock().clear();
+        self.needed.lock().clear();
     }
 }
 
 #[async_trait::async_trait]
 impl TemplateUsage for Vms {
     async fn needed(&self) -> Result<BTreeSet<String>> {
-        Ok(self.listed.lock().unwrap().clone())
+        Ok(self.listed.lock().clone())
     }
 
     async fn needs(&self, digest: &str) -> Result<bool> {
-        Ok(self.needed.lock().unwrap().contains(digest))
+        Ok(self.needed.lock().contains(digest))
     }
 
     async fn pruned(&self, held: &VersionUsage) {
-        self.told.lock().unwrap().push(held.digest.clone());
+        self.told.lock().push(held.digest.clone());
     }
 }
 

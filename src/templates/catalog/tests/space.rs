@@ -25,7 +25,7 @@ async fn what_nothing_needs_goes_and_the_rest_says_why_it_stays() {
     f.catalog.point_name("n", &before, "first").await.unwrap();
     f.catalog.point_name("n", &now, "then").await.unwrap();
     f.catalog.pin(&pinned, Some("for the audit")).await.unwrap();
-    vms.listed.lock().unwrap().insert(used.clone());
+    vms.listed.lock().insert(used.clone());
 
     let dry = PruneRequest { dry_run: true, ..PruneRequest::default() };
     let outlook = f.catalog.prune(&dry).await.unwrap();
@@ -40,22 +40,22 @@ async fn what_nothing_needs_goes_and_the_rest_says_why_it_stays() {
         (why(&before), why(&now)),
         ("the name n may be rolled back to it".into(), "the name n points at it".into())
     );
-    assert!(vms.told.lock().unwrap().is_empty());
+    assert!(vms.told.lock().is_empty());
     assert!(f.catalog.get(&oldest).await.is_ok());
 
     // Taken since the list was made: the lock, or the row that was written meanwhile, keeps it.
     let (_, kept) = f.catalog.take(&older).await.unwrap();
-    vms.needed.lock().unwrap().insert(oldest.clone());
+    vms.needed.lock().insert(oldest.clone());
     let pruned = f.catalog.prune(&PruneRequest::default()).await.unwrap();
     assert_eq!(pruned.removed, []);
     drop(kept);
-    vms.needed.lock().unwrap().clear();
+    vms.needed.lock().clear();
     age(&f, &older, 98);
     // Named since the list was made.
     let only = PruneRequest { max_bytes: Some(pruned.total_bytes - 1), ..PruneRequest::default() };
     assert_eq!(digests_of(&f.catalog.prune(&only).await.unwrap().removed), slice::from_ref(&oldest));
     assert_eq!(removed(&f.catalog).await, slice::from_ref(&older));
-    assert_eq!(*vms.told.lock().unwrap(), [oldest, older]);
+    assert_eq!(*vms.told.lock(), [oldest, older]);
 
     vms.none();
     f.catalog.pin(&pinned, None).await.unwrap();
