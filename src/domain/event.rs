@@ -40,7 +40,7 @@ pub enum EndProof {
 }
 
 /// How an instance ended without our asking.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::VariantArray)]
 #[serde(rename_all = "snake_case")]
 pub enum GoneCause {
     GuestPowerOff,
@@ -63,18 +63,7 @@ pub enum GoneCause {
 }
 
 impl GoneCause {
-    pub const ALL: [GoneCause; 10] = [
-        GoneCause::GuestPowerOff,
-        GoneCause::GuestReset,
-        GoneCause::GuestPanic,
-        GoneCause::HypervisorError,
-        GoneCause::HostStop,
-        GoneCause::GuestWatchdog,
-        GoneCause::HostPause,
-        GoneCause::HostDiskFull,
-        GoneCause::AcceleratorFailed,
-        GoneCause::Unknown,
-    ];
+    pub const ALL: &'static [GoneCause] = <GoneCause as strum::VariantArray>::VARIANTS;
 
     /// What happened, as a clause.
     pub fn describe(self) -> &'static str {
@@ -118,8 +107,14 @@ pub enum ReadyVia {
     GuestCall,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, strum::EnumDiscriminants)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[strum_discriminants(
+    name(EventKind),
+    doc = "An event without its payload: what the table looks at.",
+    derive(Hash, PartialOrd, Ord, strum::IntoStaticStr, strum::VariantArray),
+    strum(serialize_all = "snake_case")
+)]
 pub enum Event {
     Created {
         draft: Box<Draft>,
@@ -205,138 +200,18 @@ pub enum Event {
     },
 }
 
-/// An event without its payload: what the table looks at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum EventKind {
-    Created,
-    QueueReasonChanged,
-    TemplateReady,
-    SlotTaken,
-    Cloned,
-    EndpointFound,
-    GuestReady,
-    GuestConfigured,
-    RunnerChanged,
-    JobFinished,
-    EndAnnounced,
-    EndProven,
-    EndForced,
-    InstanceGone,
-    RunnerRegistered,
-    JobChanged,
-    BudgetsPaused,
-    BudgetsResumed,
-    ServiceAway,
-    DrainExtended,
-    BudgetSpent,
-    StepFailed,
-    AttemptFailed,
-    HostRefused,
-    GivenUp,
-    InstanceStopped,
-    InstanceAbsent,
-    AttemptCleared,
-}
-
 impl EventKind {
-    pub const ALL: [EventKind; 28] = [
-        EventKind::Created,
-        EventKind::QueueReasonChanged,
-        EventKind::TemplateReady,
-        EventKind::SlotTaken,
-        EventKind::Cloned,
-        EventKind::EndpointFound,
-        EventKind::GuestReady,
-        EventKind::GuestConfigured,
-        EventKind::RunnerChanged,
-        EventKind::JobFinished,
-        EventKind::EndAnnounced,
-        EventKind::EndProven,
-        EventKind::EndForced,
-        EventKind::InstanceGone,
-        EventKind::RunnerRegistered,
-        EventKind::JobChanged,
-        EventKind::BudgetsPaused,
-        EventKind::BudgetsResumed,
-        EventKind::ServiceAway,
-        EventKind::DrainExtended,
-        EventKind::BudgetSpent,
-        EventKind::StepFailed,
-        EventKind::AttemptFailed,
-        EventKind::HostRefused,
-        EventKind::GivenUp,
-        EventKind::InstanceStopped,
-        EventKind::InstanceAbsent,
-        EventKind::AttemptCleared,
-    ];
+    pub const ALL: &'static [EventKind] = <EventKind as strum::VariantArray>::VARIANTS;
 
     /// The name in the event stream and in the database.
     pub fn as_str(self) -> &'static str {
-        match self {
-            EventKind::Created => "created",
-            EventKind::QueueReasonChanged => "queue_reason_changed",
-            EventKind::TemplateReady => "template_ready",
-            EventKind::SlotTaken => "slot_taken",
-            EventKind::Cloned => "cloned",
-            EventKind::EndpointFound => "endpoint_found",
-            EventKind::GuestReady => "guest_ready",
-            EventKind::GuestConfigured => "guest_configured",
-            EventKind::RunnerChanged => "runner_changed",
-            EventKind::JobFinished => "job_finished",
-            EventKind::EndAnnounced => "end_announced",
-            EventKind::EndProven => "end_proven",
-            EventKind::EndForced => "end_forced",
-            EventKind::InstanceGone => "instance_gone",
-            EventKind::RunnerRegistered => "runner_registered",
-            EventKind::JobChanged => "job_changed",
-            EventKind::BudgetsPaused => "budgets_paused",
-            EventKind::BudgetsResumed => "budgets_resumed",
-            EventKind::ServiceAway => "service_away",
-            EventKind::DrainExtended => "drain_extended",
-            EventKind::BudgetSpent => "budget_spent",
-            EventKind::StepFailed => "step_failed",
-            EventKind::AttemptFailed => "attempt_failed",
-            EventKind::HostRefused => "host_refused",
-            EventKind::GivenUp => "given_up",
-            EventKind::InstanceStopped => "instance_stopped",
-            EventKind::InstanceAbsent => "instance_absent",
-            EventKind::AttemptCleared => "attempt_cleared",
-        }
+        self.into()
     }
 }
 
 impl Event {
     pub fn kind(&self) -> EventKind {
-        match self {
-            Event::Created { .. } => EventKind::Created,
-            Event::QueueReasonChanged { .. } => EventKind::QueueReasonChanged,
-            Event::TemplateReady { .. } => EventKind::TemplateReady,
-            Event::SlotTaken => EventKind::SlotTaken,
-            Event::Cloned => EventKind::Cloned,
-            Event::EndpointFound { .. } => EventKind::EndpointFound,
-            Event::GuestReady { .. } => EventKind::GuestReady,
-            Event::GuestConfigured => EventKind::GuestConfigured,
-            Event::RunnerChanged { .. } => EventKind::RunnerChanged,
-            Event::JobFinished { .. } => EventKind::JobFinished,
-            Event::EndAnnounced { .. } => EventKind::EndAnnounced,
-            Event::EndProven { .. } => EventKind::EndProven,
-            Event::EndForced { .. } => EventKind::EndForced,
-            Event::InstanceGone { .. } => EventKind::InstanceGone,
-            Event::RunnerRegistered { .. } => EventKind::RunnerRegistered,
-            Event::JobChanged { .. } => EventKind::JobChanged,
-            Event::BudgetsPaused => EventKind::BudgetsPaused,
-            Event::BudgetsResumed => EventKind::BudgetsResumed,
-            Event::ServiceAway { .. } => EventKind::ServiceAway,
-            Event::DrainExtended { .. } => EventKind::DrainExtended,
-            Event::BudgetSpent { .. } => EventKind::BudgetSpent,
-            Event::StepFailed { .. } => EventKind::StepFailed,
-            Event::AttemptFailed { .. } => EventKind::AttemptFailed,
-            Event::HostRefused { .. } => EventKind::HostRefused,
-            Event::GivenUp { .. } => EventKind::GivenUp,
-            Event::InstanceStopped => EventKind::InstanceStopped,
-            Event::InstanceAbsent => EventKind::InstanceAbsent,
-            Event::AttemptCleared { .. } => EventKind::AttemptCleared,
-        }
+        self.into()
     }
 }
 

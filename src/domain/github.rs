@@ -120,8 +120,24 @@ pub fn is_over(attempt: u32, vm: Option<&Vm>) -> bool {
 }
 
 /// Where a job stands at GitHub. News comes late and in any order: a job never moves backwards.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+    strum::EnumString,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum JobStatus {
     /// Held back by a rule of its environment.
     Waiting,
@@ -131,20 +147,14 @@ pub enum JobStatus {
 }
 
 impl JobStatus {
-    pub const ALL: [JobStatus; 4] =
-        [JobStatus::Waiting, JobStatus::Queued, JobStatus::InProgress, JobStatus::Completed];
+    pub const ALL: &'static [JobStatus] = <JobStatus as strum::VariantArray>::VARIANTS;
 
     pub fn as_str(self) -> &'static str {
-        match self {
-            JobStatus::Waiting => "waiting",
-            JobStatus::Queued => "queued",
-            JobStatus::InProgress => "in_progress",
-            JobStatus::Completed => "completed",
-        }
+        self.into()
     }
 
     pub fn parse(s: &str) -> Option<JobStatus> {
-        Self::ALL.into_iter().find(|status| status.as_str() == s)
+        s.parse().ok()
     }
 }
 

@@ -10,8 +10,9 @@ use super::{
 };
 
 /// By which way something was heard of a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Heard {
     Webhook,
     Poll,
@@ -19,10 +20,7 @@ pub enum Heard {
 
 impl Heard {
     pub fn as_str(self) -> &'static str {
-        match self {
-            Heard::Webhook => "webhook",
-            Heard::Poll => "poll",
-        }
+        self.into()
     }
 }
 
@@ -107,8 +105,21 @@ impl Job {
 }
 
 /// What became of one delivery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+    strum::EnumString,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum DeliveryResult {
     /// Stored, and not looked at yet.
     Pending,
@@ -120,20 +131,14 @@ pub enum DeliveryResult {
 }
 
 impl DeliveryResult {
-    pub const ALL: [DeliveryResult; 4] =
-        [DeliveryResult::Pending, DeliveryResult::Worked, DeliveryResult::Ignored, DeliveryResult::Refused];
+    pub const ALL: &'static [DeliveryResult] = <DeliveryResult as strum::VariantArray>::VARIANTS;
 
     pub fn as_str(self) -> &'static str {
-        match self {
-            DeliveryResult::Pending => "pending",
-            DeliveryResult::Worked => "worked",
-            DeliveryResult::Ignored => "ignored",
-            DeliveryResult::Refused => "refused",
-        }
+        self.into()
     }
 
     pub fn parse(s: &str) -> Option<DeliveryResult> {
-        Self::ALL.into_iter().find(|result| result.as_str() == s)
+        s.parse().ok()
     }
 }
 

@@ -17,8 +17,24 @@ use utoipa::ToSchema;
 use super::event::EventKind;
 
 /// Where a vm stands in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+    strum::EnumString,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum State {
     /// Accepted and stored; see `queue` for what it waits for.
     Queued,
@@ -41,34 +57,14 @@ pub enum State {
 }
 
 impl State {
-    pub const ALL: [State; 9] = [
-        State::Queued,
-        State::Cloning,
-        State::Booting,
-        State::Configuring,
-        State::Running,
-        State::Draining,
-        State::Stopping,
-        State::Deleting,
-        State::Deleted,
-    ];
+    pub const ALL: &'static [State] = <State as strum::VariantArray>::VARIANTS;
 
     pub fn as_str(self) -> &'static str {
-        match self {
-            State::Queued => "queued",
-            State::Cloning => "cloning",
-            State::Booting => "booting",
-            State::Configuring => "configuring",
-            State::Running => "running",
-            State::Draining => "draining",
-            State::Stopping => "stopping",
-            State::Deleting => "deleting",
-            State::Deleted => "deleted",
-        }
+        self.into()
     }
 
     pub fn parse(s: &str) -> Option<State> {
-        Self::ALL.into_iter().find(|state| state.as_str() == s)
+        s.parse().ok()
     }
 
     /// A slot is held from the first byte cloned until the driver says that the instance is gone.
@@ -269,8 +265,8 @@ mod tests {
 
     #[test]
     fn a_slot_is_given_back_only_when_the_driver_says_the_instance_is_gone() {
-        for state in State::ALL.into_iter().filter(|s| s.holds_slot()) {
-            for event in EventKind::ALL {
+        for state in State::ALL.iter().copied().filter(|s| s.holds_slot()) {
+            for &event in EventKind::ALL {
                 if let Move(to) = decide(state, event)
                     && !to.holds_slot()
                 {
@@ -283,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_slot_is_taken_by_one_event_only() {
-        for event in EventKind::ALL {
+        for &event in EventKind::ALL {
             if let Move(to) = decide(S::Queued, event) {
                 assert_eq!(to.holds_slot(), event == E::SlotTaken);
             }
@@ -292,7 +288,7 @@ mod tests {
 
     #[test]
     fn deleted_is_the_only_terminal_state() {
-        for state in State::ALL {
+        for &state in State::ALL {
             let leaves = EventKind::ALL.iter().any(|e| matches!(decide(state, *e), Move(_)));
             assert_eq!(leaves, state != S::Deleted, "{state}");
         }
@@ -300,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_forced_end_is_never_refused() {
-        for state in State::ALL {
+        for &state in State::ALL {
             assert_ne!(decide(state, E::EndForced), Refuse, "{state}");
             assert_ne!(decide(state, E::EndAnnounced), Refuse, "{state}");
             assert_ne!(decide(state, E::EndProven), Refuse, "{state}");
@@ -309,7 +305,7 @@ mod tests {
 
     #[test]
     fn names_round_trip() {
-        for state in State::ALL {
+        for &state in State::ALL {
             assert_eq!(State::parse(state.as_str()), Some(state));
             assert_eq!(serde_json::to_value(state).unwrap(), state.as_str());
         }

@@ -50,8 +50,9 @@ pub struct Pool {
 }
 
 /// Who says that there is this pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum PoolSource {
     /// `mayfly.toml`: changed there, and read at the start.
     Config,
@@ -61,10 +62,7 @@ pub enum PoolSource {
 
 impl PoolSource {
     pub fn as_str(self) -> &'static str {
-        match self {
-            PoolSource::Config => "config",
-            PoolSource::Api => "api",
-        }
+        self.into()
     }
 }
 

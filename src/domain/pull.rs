@@ -9,8 +9,9 @@ use utoipa::ToSchema;
 use super::{BudgetsPatch, Fault, Handover, PullId, VmId};
 
 /// Where a pull stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum PullState {
     /// The image is on its way, or a failure that may pass is waited out.
     Pulling,
@@ -24,13 +25,7 @@ pub enum PullState {
 
 impl PullState {
     pub fn as_str(self) -> &'static str {
-        match self {
-            PullState::Pulling => "pulling",
-            PullState::Testing => "testing",
-            PullState::Done => "done",
-            PullState::Failed => "failed",
-            PullState::Cancelled => "cancelled",
-        }
+        self.into()
     }
 
     pub fn is_ended(self) -> bool {

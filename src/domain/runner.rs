@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 /// What the guest runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum RunnerKind {
     /// One job, with the same hook contract as GitHub's runner: started, job, completed, result upload.
     Command,
@@ -13,6 +14,7 @@ pub enum RunnerKind {
     Script,
     /// GitHub's own runner, registered for one job.
     #[serde(rename = "github")]
+    #[strum(serialize = "github")]
     GitHub,
     /// No runner: the vm lives until it is deleted or its lifetime is spent.
     None,
@@ -20,12 +22,7 @@ pub enum RunnerKind {
 
 impl RunnerKind {
     pub fn as_str(self) -> &'static str {
-        match self {
-            RunnerKind::Command => "command",
-            RunnerKind::Script => "script",
-            RunnerKind::GitHub => "github",
-            RunnerKind::None => "none",
-        }
+        self.into()
     }
 
     /// Whether the runner registers with a CI system, so that the registration and idle budgets apply.
@@ -47,7 +44,7 @@ impl RunnerKind {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema, strum::VariantArray)]
 #[serde(rename_all = "snake_case")]
 pub enum RunnerStatus {
     /// There is no runner, or not yet.
@@ -99,14 +96,7 @@ impl RunnerFact {
 }
 
 impl RunnerStatus {
-    pub const ALL: [RunnerStatus; 6] = [
-        RunnerStatus::None,
-        RunnerStatus::Registering,
-        RunnerStatus::Idle,
-        RunnerStatus::Busy,
-        RunnerStatus::Finished,
-        RunnerStatus::Gone,
-    ];
+    pub const ALL: &'static [RunnerStatus] = <RunnerStatus as strum::VariantArray>::VARIANTS;
 
     /// The status after a fact. Facts arrive late and out of order, so a status never moves backwards.
     pub fn after(self, fact: RunnerFact) -> RunnerStatus {

@@ -8,8 +8,9 @@ use utoipa::ToSchema;
 
 use super::Budgets;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum GuestOs {
     Linux,
     Macos,
@@ -17,15 +18,13 @@ pub enum GuestOs {
 
 impl GuestOs {
     pub fn as_str(self) -> &'static str {
-        match self {
-            GuestOs::Linux => "linux",
-            GuestOs::Macos => "macos",
-        }
+        self.into()
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Arch {
     #[serde(rename = "x86_64")]
     X86_64,
@@ -42,15 +41,13 @@ impl Arch {
     }
 
     pub fn as_str(self) -> &'static str {
-        match self {
-            Arch::X86_64 => "x86_64",
-            Arch::Aarch64 => "aarch64",
-        }
+        self.into()
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum DiskFormat {
     Raw,
     Qcow2,
@@ -60,11 +57,7 @@ pub enum DiskFormat {
 
 impl DiskFormat {
     pub fn as_str(self) -> &'static str {
-        match self {
-            DiskFormat::Raw => "raw",
-            DiskFormat::Qcow2 => "qcow2",
-            DiskFormat::Asif => "asif",
-        }
+        self.into()
     }
 }
 

@@ -7,8 +7,9 @@ use utoipa::ToSchema;
 use super::ids::{TokenId, VmId};
 
 /// What an API token may do. Each scope includes the ones after it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum TokenScope {
     /// Everything, tokens and templates included.
     Admin,
@@ -29,11 +30,7 @@ impl TokenScope {
     }
 
     pub fn as_str(self) -> &'static str {
-        match self {
-            TokenScope::Admin => "admin",
-            TokenScope::Create => "create",
-            TokenScope::Read => "read",
-        }
+        self.into()
     }
 }
 

@@ -23,8 +23,11 @@ pub use super::{
 };
 
 /// Why a vm has not been started yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema, strum::IntoStaticStr, strum::VariantArray,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum QueueReason {
     /// Its template is not here yet.
     Template,
@@ -37,16 +40,10 @@ pub enum QueueReason {
 }
 
 impl QueueReason {
-    pub const ALL: [QueueReason; 4] =
-        [QueueReason::Template, QueueReason::Slot, QueueReason::Host, QueueReason::Backoff];
+    pub const ALL: &'static [QueueReason] = <QueueReason as strum::VariantArray>::VARIANTS;
 
     pub fn as_str(self) -> &'static str {
-        match self {
-            QueueReason::Template => "template",
-            QueueReason::Slot => "slot",
-            QueueReason::Host => "host",
-            QueueReason::Backoff => "backoff",
-        }
+        self.into()
     }
 }
 

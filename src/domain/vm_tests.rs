@@ -174,7 +174,7 @@ fn a_vanished_instance_is_a_loss_only_while_there_was_something_to_lose() {
 
 #[test]
 fn a_lost_vm_says_what_happened_to_its_guest() {
-    for cause in GoneCause::ALL.into_iter().filter(|cause| *cause != GoneCause::GuestPowerOff) {
+    for cause in GoneCause::ALL.iter().copied().filter(|cause| *cause != GoneCause::GuestPowerOff) {
         let lost = live(&with(running(), [Event::InstanceGone { cause }]));
         let outcome = lost.outcome.unwrap();
         assert_eq!((outcome.result, outcome.code), (OutcomeResult::Lost, Some(cause.code())), "{cause:?}");

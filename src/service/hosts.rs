@@ -70,12 +70,12 @@ impl Service {
     /// Sets the gauges that are read off the state of things, for whoever collects metrics now.
     pub async fn measure(&self) -> Result<()> {
         let counts = self.reader.count_by_state().await?;
-        for state in State::ALL.into_iter().filter(|s| *s != State::Deleted) {
+        for state in State::ALL.iter().copied().filter(|s| *s != State::Deleted) {
             metrics::gauge!("mayfly_vms", "state" => state.as_str())
                 .set(counts.get(&state).copied().unwrap_or(0) as f64);
         }
         let waiting = self.reader.queue_by_reason().await?;
-        for reason in QueueReason::ALL {
+        for &reason in QueueReason::ALL {
             let n = waiting.get(&reason).copied().unwrap_or(0);
             metrics::gauge!("mayfly_queue_length", "reason" => reason.as_str()).set(n as f64);
         }

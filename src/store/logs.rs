@@ -15,8 +15,11 @@ pub const CAP: u64 = 1024 * 1024;
 /// Of another program's log, as much is kept for one attempt.
 const TAIL: u64 = 64 * 1024;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema, strum::IntoStaticStr,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum LogSource {
     /// The guest's serial console.
     Console,
@@ -30,12 +33,7 @@ pub enum LogSource {
 
 impl LogSource {
     pub fn as_str(self) -> &'static str {
-        match self {
-            LogSource::Console => "console",
-            LogSource::Boot => "boot",
-            LogSource::Job => "job",
-            LogSource::Hypervisor => "hypervisor",
-        }
+        self.into()
     }
 }
 

@@ -169,7 +169,7 @@ impl Reader {
         .await?
         .into_iter()
         .map(|row| {
-            let reason = QueueReason::ALL.into_iter().find(|r| r.as_str() == row.reason);
+            let reason = QueueReason::ALL.iter().copied().find(|r| r.as_str() == row.reason);
             Ok((reason.ok_or_else(|| unreadable(format!("queue reason {:?}", row.reason)))?, row.n))
         })
         .collect()

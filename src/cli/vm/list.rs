@@ -38,7 +38,7 @@ pub(in crate::cli) struct VmList {
 pub(super) async fn run(args: VmList, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     let labels: Vec<String> = args.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let states: Vec<&str> = match args.all {
-        true => State::ALL.map(State::as_str).to_vec(),
+        true => State::ALL.iter().map(|state| state.as_str()).collect(),
         false => args.states.iter().map(String::as_str).collect(),
     };
     let mut query: Vec<(&str, &str)> = states.into_iter().map(|state| ("state", state)).collect();

@@ -44,7 +44,7 @@ pub(super) enum VmCommand {
 }
 
 fn states() -> clap::builder::PossibleValuesParser {
-    State::ALL.map(State::as_str).into()
+    clap::builder::PossibleValuesParser::new(State::ALL.iter().map(|state| state.as_str()))
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {

@@ -15,8 +15,9 @@ use crate::{
 pub const GUEST_API_ADDRESS: &str = "10.0.2.100";
 pub const GUEST_API_PORT: u16 = 80;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Accelerator {
     Kvm,
     Hvf,
@@ -25,11 +26,7 @@ pub enum Accelerator {
 
 impl Accelerator {
     pub fn as_str(self) -> &'static str {
-        match self {
-            Accelerator::Kvm => "kvm",
-            Accelerator::Hvf => "hvf",
-            Accelerator::Tcg => "tcg",
-        }
+        self.into()
     }
 }
 

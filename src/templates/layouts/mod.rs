@@ -46,12 +46,14 @@ use super::NewTemplate;
 use crate::domain::{Code, Error, Result, mac::Mac, tart_config::Display};
 
 /// What a template looks like outside of the catalog.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
 #[serde(rename_all = "kebab-case")]
+#[strum(serialize_all = "snake_case")]
 pub enum TemplateLayout {
     /// Directory of a VM of Tart.
     Tart,
     /// Template bundle of shoes-vz.
+    #[strum(serialize = "shoes-vz")]
     ShoesVz,
     /// A `vm.json` of macosvm, with the files that it names.
     Macosvm,
@@ -63,13 +65,7 @@ pub enum TemplateLayout {
 
 impl TemplateLayout {
     pub fn as_str(self) -> &'static str {
-        match self {
-            TemplateLayout::Tart => "tart",
-            TemplateLayout::ShoesVz => "shoes-vz",
-            TemplateLayout::Macosvm => "macosvm",
-            TemplateLayout::Qcow2 => "qcow2",
-            TemplateLayout::Raw => "raw",
-        }
+        self.into()
     }
 
     pub fn is_image(self) -> bool {
