@@ -18,13 +18,13 @@ use crate::{
 };
 
 const CONNECT: Duration = Duration::from_secs(5);
-/// Longer than any answer of the service takes, long polls left out.
+/// Longer than any answer of the service takes, except long polls.
 const ANSWER: Duration = Duration::from_secs(90);
 
-/// Why a command did not do what was asked.
+/// Why a command failed.
 #[derive(Debug)]
 pub(super) enum CommandFailure {
-    /// What was given cannot be used.
+    /// Invalid arguments.
     Usage(String),
     /// The service answered with a problem.
     Problem(Box<ApiProblem>, Option<String>),
@@ -32,7 +32,7 @@ pub(super) enum CommandFailure {
     Unreachable(String),
     TimedOut(String),
     Other(String),
-    /// Whoever read our output has left.
+    /// The reader of standard output has closed it.
     OutputClosed,
 }
 
@@ -73,7 +73,7 @@ impl CommandFailure {
         }
     }
 
-    /// Whether the same request may do better in a moment.
+    /// Whether the same request may succeed in a moment.
     pub fn passes(&self) -> bool {
         match self {
             CommandFailure::Unreachable(_) => true,
@@ -125,7 +125,7 @@ pub(super) struct ApiClient {
     http: reqwest::Client,
     base: Url,
     token: Option<SecretString>,
-    /// What to say when the token is not enough.
+    /// Shown if the token is refused.
     token_hint: String,
 }
 
@@ -194,7 +194,7 @@ impl ApiClient {
         self.json(self.request(Method::PUT, path, &[]).timeout(ANSWER).json(body)).await
     }
 
-    /// For what may take as long as it likes.
+    /// For requests without a time limit.
     pub async fn post_patiently(&self, path: &[&str], body: &Value) -> Result<Value, CommandFailure> {
         self.json(self.request(Method::POST, path, &[]).json(body)).await
     }
@@ -203,7 +203,7 @@ impl ApiClient {
         self.json(self.request(Method::PUT, path, &[]).json(body)).await
     }
 
-    /// Refuses to send `what` where others may read it on its way.
+    /// Refuses to send `what` over an unencrypted connection.
     pub fn must_be_private(&self, what: &str) -> Result<(), CommandFailure> {
         if self.base.scheme() == "https" || is_local(&self.base) {
             return Ok(());
@@ -216,7 +216,7 @@ impl ApiClient {
         self.json(self.request(Method::DELETE, path, query).timeout(ANSWER)).await
     }
 
-    /// An answer that may go on for as long as it likes.
+    /// A stream without a time limit.
     pub async fn stream(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Response, CommandFailure> {
         self.send(self.request(Method::GET, path, query)).await
     }
@@ -320,8 +320,8 @@ fn is_local(url: &Url) -> bool {
     url.host_str().is_some_and(is_loopback)
 }
 
-/// The token, and what to say when it is not enough. The admin token of this machine is for services on this machine: it is
-/// not offered to whatever `--url` points at.
+/// The token, and a hint for the case that it is refused. The admin token of this machine is sent to services on
+/// this machine only, and not to any address that `--url` names.
 fn find_token(global: &Global, here: bool) -> Result<(Option<SecretString>, String), CommandFailure> {
     if let Some(path) = given(global.token_file.as_deref()) {
         let token =

@@ -18,11 +18,11 @@ use crate::platform::clock;
 
 /// One long poll, in seconds.
 const POLL: u64 = 30;
-/// The same while an image is pulled: how far it is does not count as a change of the vm.
+/// The same during the pull of an image: its progress does not change the vm's generation.
 const POLL_PULL: u64 = 2;
-/// Between two questions that were answered with nothing.
+/// Pause after a request without an answer.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long a service that does not answer is waited for: long enough for a restart.
+/// How long to wait for a service that does not answer: long enough for a restart.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Reads the vm until `reached` says so; `seen` is called with it as it was read first and after every change. `from` is a
@@ -83,7 +83,7 @@ pub(super) async fn watch(
     }
 }
 
-/// What the end of a vm means for the exit code.
+/// The exit code for the end of a vm.
 pub(super) fn verdict(vm: &VmView) -> u8 {
     match (&vm.outcome, vm.job_exit_code()) {
         (Some(outcome), code) if outcome.result == "completed" => match code {
@@ -94,14 +94,14 @@ pub(super) fn verdict(vm: &VmView) -> u8 {
     }
 }
 
-/// Prints a vm's life as it goes: one line for each state that is over, with the time it took.
+/// Prints a vm's progress: one line for each state that has ended, with its duration.
 pub(super) struct Timeline {
     /// Entries whose line is printed.
     printed: usize,
     fault: Option<FaultView>,
-    /// The stage of waiting that was told last.
+    /// The stage of waiting that was printed last.
     queue: Option<(String, Option<i64>, Option<u64>)>,
-    /// On a terminal: what is going on now.
+    /// On a terminal: the current state.
     spinner: Option<ProgressBar>,
 }
 
@@ -195,7 +195,7 @@ impl Timeline {
 }
 
 trait ReplaceIfNew<T> {
-    /// Takes over what is new, and gives it back.
+    /// Stores a new value, and returns it if it differs.
     fn replace_if_new(&mut self, new: Option<&T>) -> Option<T>;
 }
 

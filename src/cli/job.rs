@@ -14,17 +14,18 @@ use super::{
 pub(super) enum JobCommand {
     /// List GitHub's jobs, newest first
     ///
-    /// Those that webhooks or the poll told of, wanted here or not. Without --all: those that are not over.
+    /// Lists the jobs that webhooks or the poll reported, whether or not a pool takes them. Without --all, jobs
+    /// that have ended are left out.
     #[command(visible_alias = "ls")]
     List(JobList),
 }
 
 #[derive(Args)]
 pub(super) struct JobList {
-    /// Only jobs that this pool wants
+    /// Only jobs that match this pool
     #[arg(long, value_name = "NAME")]
     pool: Option<String>,
-    /// Those that are over, too
+    /// Also jobs that have ended
     #[arg(long, short)]
     all: bool,
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use clap::Command;
 
-/// The command that writes the page anew.
+/// The command that regenerates the page.
 pub const REGENERATE: &str = "cargo run -q -- markdown > docs/cli.md";
 
 const HEAD: &str = "\

@@ -31,14 +31,14 @@ mod webhook;
 
 use client::CommandFailure;
 
-/// What the exit code says.
+/// Exit codes.
 pub mod exit {
     pub const OK: u8 = 0;
-    /// The request was refused or failed, or something else went wrong.
+    /// The request was refused or failed, or another error occurred.
     pub const FAILURE: u8 = 1;
     /// The command line or the configuration is not usable.
     pub const USAGE: u8 = 2;
-    /// The vm ended otherwise than `completed`.
+    /// The vm did not complete.
     pub const VM_NOT_COMPLETED: u8 = 3;
     /// The service cannot be reached.
     pub const UNREACHABLE: u8 = 4;
@@ -46,7 +46,7 @@ pub mod exit {
     pub const UNAUTHORISED: u8 = 5;
     /// The time given with `--timeout` is over.
     pub const TIMEOUT: u8 = 6;
-    /// Something could not be looked at, and nothing that was seen failed (`doctor`, `github check`).
+    /// No check failed, but at least one was not possible (`doctor`, `github check`).
     pub const INCOMPLETE: u8 = 7;
     /// The vm completed, and its job failed.
     pub const JOB_FAILED: u8 = 10;
@@ -54,22 +54,22 @@ pub mod exit {
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0   it worked; with --follow or --wait: the vm completed, and its job (if any)
+  0   success; with --follow or --wait: the vm completed, and its job (if any)
       succeeded
-  1   the request was refused or failed, or something else went wrong
+  1   the request was refused or failed, or another error occurred
   2   the command line or the configuration is not usable
-  3   the vm ended otherwise than `completed` (cancelled, failed or lost)
+  3   the vm did not complete: it was cancelled, failed or was lost
   4   the service cannot be reached
   5   there is no valid token, or it does not allow this
   6   the time given with --timeout is over
-  7   doctor, github check: nothing failed, and something could not be looked at
+  7   doctor, github check: no check failed, but at least one was not possible
   10  the vm completed, and its job failed
 
-A token is taken from --token-file, else from MAYFLY_TOKEN, else (for a service
-on this machine) from admin.token in the data directory. It is never given as an
-argument, which every user of the machine could read.";
+The token is taken from --token-file, else from MAYFLY_TOKEN, else (for a service
+on this machine) from admin.token in the data directory. It cannot be an
+argument, because every user of the machine could read it.";
 
-/// Gives every CI job a fresh virtual machine and takes it away afterwards
+/// Gives every CI job a fresh virtual machine and deletes it afterwards
 #[derive(Parser)]
 #[command(name = "mayfly", version, after_help = EXIT_CODES, disable_help_subcommand = true, max_term_width = 100)]
 struct Cli {
@@ -81,23 +81,23 @@ struct Cli {
 
 #[derive(Args, Clone, Debug)]
 struct Global {
-    /// Service to talk to
+    /// URL of the service
     #[arg(long, global = true, value_name = "URL", env = "MAYFLY_URL", hide_env_values = true)]
     #[arg(default_value = "http://127.0.0.1:8470", help_heading = "Global options")]
     url: String,
-    /// File that holds the API token [else MAYFLY_TOKEN, else <data-dir>/admin.token]
+    /// File with the API token [default: MAYFLY_TOKEN, else <data-dir>/admin.token]
     #[arg(long, global = true, value_name = "FILE", env = "MAYFLY_TOKEN_FILE", hide_env_values = true)]
     #[arg(help_heading = "Global options")]
     token_file: Option<PathBuf>,
-    /// Certificates (PEM) to trust besides the system's, for a service with a certificate of its own
+    /// Certificates (PEM) to trust in addition to the system's, for a service with a private certificate
     #[arg(long, global = true, value_name = "FILE", env = "MAYFLY_CA_FILE", hide_env_values = true)]
     #[arg(help_heading = "Global options")]
     ca_file: Option<PathBuf>,
-    /// Where the service on this machine keeps everything [default: ~/.mayfly]
+    /// Data directory of the service on this machine [default: ~/.mayfly]
     #[arg(long, global = true, value_name = "DIR", env = "MAYFLY_DATA_DIR", hide_env_values = true)]
     #[arg(help_heading = "Global options")]
     data_dir: Option<PathBuf>,
-    /// Print JSON, as the API gives it; errors too, on standard error
+    /// Print the API's answers as JSON; errors too, on standard error
     #[arg(long, global = true, help_heading = "Global options")]
     json: bool,
 }
@@ -108,25 +108,25 @@ enum TopCommand {
     /// Create, watch and end vms
     #[command(subcommand, arg_required_else_help = true)]
     Vm(vm::VmCommand),
-    /// Say which jobs of GitHub's get a vm here
+    /// Manage pools: which of GitHub's jobs get a vm here
     #[command(subcommand, arg_required_else_help = true)]
     Pool(pool::PoolCommand),
-    /// Follow GitHub's jobs
+    /// List GitHub's jobs
     #[command(subcommand, arg_required_else_help = true)]
     Job(job::JobCommand),
-    /// Look at what GitHub's webhook delivered
+    /// List GitHub's webhook deliveries
     #[command(subcommand, arg_required_else_help = true)]
     Webhook(webhook::WebhookCommand),
-    /// Register, show and delete templates
+    /// Manage templates: register, pull, push, version and delete them
     #[command(subcommand, arg_required_else_help = true)]
     Template(template::TemplateCommand),
     /// Create and revoke API tokens
     #[command(subcommand, arg_required_else_help = true)]
     Token(token::TokenCommand),
-    /// Show the host: slots, drivers, and what runs on it
+    /// Show the host: slots, drivers, and running guests
     Host,
     Doctor(doctor::Doctor),
-    /// Look at GitHub with the credentials that are configured
+    /// Check the access to GitHub
     #[command(subcommand, arg_required_else_help = true)]
     Github(github::GithubCommand),
     /// Print the API's OpenAPI document
@@ -135,18 +135,19 @@ enum TopCommand {
     Completions {
         shell: clap_complete::Shell,
     },
-    /// Copy standard input and output to and from a Unix socket: how an isolated guest reaches the guest API
+    /// Copy standard input and output to and from a Unix socket: connects an isolated guest to the guest API
     #[command(hide = true)]
     GuestRelay {
         socket: PathBuf,
     },
-    /// Run a program in place of this one, in a session of its own: how a hypervisor outlives the service
+    /// Run a program in its own session, in place of this one: lets a hypervisor outlive the service
     #[command(hide = true)]
     Detach {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<OsString>,
     },
-    /// Run a program for as long as another process lives: how nothing that the service started acts after its end
+    /// Run a program that is killed when another process ends: no command of the service runs longer than the
+    /// service
     #[command(hide = true)]
     Supervise {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]

@@ -32,7 +32,7 @@ pub(super) fn json_line(value: &Value) -> Result<(), CommandFailure> {
     line(&value.to_string())
 }
 
-/// Nobody is left to tell when standard error is closed.
+/// Errors are ignored: standard error may be closed.
 pub(super) fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
@@ -58,7 +58,7 @@ pub(super) enum Colour {
     Dim,
 }
 
-/// The text in this colour, where colours are wanted.
+/// The text in this colour, if colours are enabled.
 pub(super) fn paint(text: &str, colour: Colour) -> String {
     if !(is_terminal() && wants_colour()) {
         return text.to_owned();
@@ -76,7 +76,7 @@ pub(super) fn is_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
-/// Columns of the terminal; `None` when the output is not for people, and nothing is to be cut.
+/// Columns of the terminal; `None` if the output is not a terminal and lines must not be cut.
 pub(super) fn width() -> Option<usize> {
     if !is_terminal() {
         return None;

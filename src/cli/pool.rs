@@ -20,14 +20,15 @@ pub(super) enum PoolCommand {
     List,
     /// Show one pool
     Show { name: String },
-    /// Make a pool, or replace it
+    /// Create or replace a pool
     ///
-    /// From then on a job of GitHub's that asks for its labels gets a vm of it. Vms that are there keep what they were made
-    /// with. What is not given is as usual again: a pool is replaced as a whole. A pool of mayfly.toml is changed there.
+    /// From then on, GitHub jobs that match the pool get vms from it. Existing vms keep their settings. Replacing
+    /// sets every option that is not given to its default. A pool that is set in mayfly.toml can only be changed
+    /// there.
     Set(Box<Set>),
     /// Remove a pool
     ///
-    /// No job gets a vm of it any more. Vms that are there live on to their ends.
+    /// Jobs get no new vms from it. Existing vms run until they end.
     #[command(visible_alias = "rm")]
     Remove { name: String },
 }
@@ -36,19 +37,19 @@ pub(super) enum PoolCommand {
 pub(super) struct Set {
     /// 1 to 63 letters, digits, '.', '_' or '-'
     name: String,
-    /// Template that each vm is made from: its name or digest, or an image as host/namespace:tag
+    /// Template that each vm is cloned from: its name or digest, or an image as host/namespace:tag
     #[arg(long, short, value_name = "NAME")]
     template: String,
     /// Where its runners are registered: owner/name, an organisation, or enterprises/slug
     #[arg(long, short, value_name = "SCOPE", value_parser = parse_scope)]
     scope: Scope,
-    /// Label that its runners are registered with; may be repeated. A job has to ask for these and no others
+    /// Label of its runners; may be repeated. A job matches if every label that it asks for is among these
     #[arg(long = "runner-label", value_name = "LABEL", required = true)]
     labels: Vec<String>,
-    /// Runner group, of organisations and enterprises [default: GitHub's default group]
+    /// Name of the runner group (organisations and enterprises only) [default: GitHub's default group]
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
-    /// Only jobs of this repository, either part of which may be *; may be repeated [default: all of the scope]
+    /// Only jobs of this repository; either part may be *; may be repeated [default: all of the scope]
     #[arg(long = "repository", value_name = "OWNER/NAME")]
     repositories: Vec<String>,
     /// Live vms at once; further jobs wait [default: 10]
@@ -63,7 +64,7 @@ pub(super) struct Set {
     /// Budget that differs from the template's, such as lifetime_seconds=2h; may be repeated
     #[arg(long = "budget", value_name = "NAME=VALUE", value_parser = budget)]
     budgets: Vec<(String, u32)>,
-    /// Take no jobs until it is set again without this
+    /// Give jobs no new vms until the pool is set again without this option
     #[arg(long)]
     disabled: bool,
 }

@@ -19,7 +19,7 @@ use std::{
 
 use super::exit;
 
-/// How long the guest may go on sending once the service has said its last word.
+/// How long the guest may continue to send after the service has closed its side.
 const LINGER: Duration = Duration::from_secs(5);
 
 pub(super) fn run(socket: &Path) -> u8 {
@@ -51,7 +51,7 @@ fn relay(socket: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Tells the guest that no more will come. Closing is not enough where input and output are one socket.
+/// Signals the end of the output to the guest. Closing is not enough if input and output are one socket.
 fn end_of_output(output: OwnedFd) {
     let _ = UnixStream::from(output).shutdown(Shutdown::Write);
 }

@@ -16,22 +16,22 @@ use crate::{
 
 /// Run the service
 ///
-/// Works without any configuration: keeps everything under the data directory and listens on 127.0.0.1:8470. The first start
-/// writes an admin token to admin.token in the data directory, where the other commands find it.
+/// Works without any configuration: keeps all its files in the data directory and listens on 127.0.0.1:8470. The
+/// first start writes an admin token to admin.token in the data directory, where the other commands find it.
 ///
-/// Every setting can be given in mayfly.toml in the data directory, as an environment variable (MAYFLY_SERVER__LISTEN), or
-/// with --set. All of them are listed in docs/configuration.md.
+/// Every setting can be given in mayfly.toml in the data directory, as an environment variable
+/// (MAYFLY_SERVER__LISTEN), or with --set. docs/configuration.md lists all settings.
 ///
-/// SIGTERM or Ctrl-C stops the service and leaves its vms running; the next start goes on with them.
+/// SIGTERM or Ctrl-C stops the service and leaves its vms running; the next start manages them again.
 #[derive(Args)]
 pub(super) struct Serve {
     /// Address and port of the admin API; the same as --set server.listen=ADDRESS
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
-    /// Give a setting, for example log.format=json
+    /// Override a setting, for example log.format=json; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     settings: Vec<(String, String)>,
-    /// Read and check the configuration, and start nothing
+    /// Check the configuration and exit
     #[arg(long)]
     check: bool,
     /// Print the reference of all settings as Markdown
@@ -81,7 +81,7 @@ pub(super) fn run(args: Serve, data_dir: Option<PathBuf>) -> Result<u8, CommandF
     served.map(|()| exit::OK)
 }
 
-/// The first signal asks for an orderly end; the second one does not ask.
+/// The first signal starts an orderly shutdown; the second one ends the process at once.
 fn watch_signals(shutdown: CancellationToken) -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

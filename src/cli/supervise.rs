@@ -31,7 +31,7 @@ pub(super) fn run(args: &[OsString]) -> u8 {
     }
 }
 
-/// Ends as the program did.
+/// Exits in the same way as the program.
 fn pass_on(status: ExitStatus) -> u8 {
     if let Some(signal) = status.signal().and_then(Signal::from_named_raw) {
         // The program has left its core where one was wanted.

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::platform::clock;
 
-/// Text from elsewhere without the characters that drive a terminal.
+/// Removes terminal control characters from text of unknown origin.
 pub(super) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
@@ -33,7 +33,7 @@ pub(super) fn age(since: Timestamp) -> String {
     }
 }
 
-/// To the second; the JSON has the rest.
+/// To the second; the JSON output has more digits.
 pub(super) fn time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
 }
@@ -136,7 +136,7 @@ pub(super) fn folded(pairs: &[(&str, String)], width: Option<usize>) -> String {
     fields(&lines.collect::<Vec<_>>())
 }
 
-/// Takes what drives a terminal out of a stream of text: escape sequences as a whole, and other control characters.
+/// Removes terminal control from a stream of text: whole escape sequences, and other control characters.
 #[derive(Default)]
 pub(super) struct Tamer {
     state: Escape,

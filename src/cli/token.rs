@@ -13,11 +13,11 @@ use super::{
 pub(super) enum TokenCommand {
     /// Create a token
     ///
-    /// Prints its secret, which is shown this once: the service keeps a hash of it only.
+    /// Prints the token. It cannot be shown again: the service stores only a hash of it.
     Create {
-        /// What it is for
+        /// Name of the token, such as the program that uses it
         name: String,
-        /// What it allows; each scope includes those before it
+        /// What the token allows; each scope includes those before it
         #[arg(long, value_enum)]
         scope: TokenScopeArg,
     },
@@ -37,7 +37,7 @@ pub(super) enum TokenScopeArg {
     Read,
     /// Create and end vms
     Create,
-    /// Everything, tokens and templates included
+    /// Everything, including tokens and templates
     Admin,
 }
 

@@ -64,7 +64,7 @@ pub(super) struct GitHubRunnerView {
     pub id: Option<u64>,
 }
 
-/// A job as GitHub has it.
+/// A job as GitHub reports it.
 #[derive(Debug, Deserialize)]
 pub(super) struct JobRecordView {
     pub id: u64,
@@ -188,7 +188,7 @@ impl VmView {
 }
 
 impl QueueView {
-    /// What is worth a line of its own: the same while a pull goes on for another tenth of its way.
+    /// What deserves a new line: a change of reason or position, or another tenth of a pull.
     pub fn stage(&self) -> (String, Option<i64>, Option<u64>) {
         (self.reason.clone(), self.position, self.pull.as_ref().and_then(|pull| Some(pull.percent()? / 10)))
     }
@@ -329,7 +329,7 @@ impl ProgressView {
         }
     }
 
-    /// `None`: it is not known yet what there is to fetch.
+    /// `None`: the size is not known yet.
     pub fn percent(&self) -> Option<u64> {
         let done = u128::from(self.bytes_done.min(self.bytes_total)) * 100;
         let percent = done.checked_div(u128::from(self.bytes_total))?;

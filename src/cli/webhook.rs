@@ -10,9 +10,9 @@ use super::{
 
 #[derive(Subcommand)]
 pub(super) enum WebhookCommand {
-    /// List the newest deliveries of GitHub's webhook, and what became of them
+    /// List the newest deliveries of GitHub's webhook, and their results
     ///
-    /// What came with a wrong signature is not among them: it was not stored. The service's metrics count it.
+    /// Deliveries with a wrong signature are not stored and so not listed; the service's metrics count them.
     #[command(visible_alias = "ls")]
     List,
 }

@@ -9,10 +9,10 @@ use super::{
     template::{GuestOs, Handover, Template},
 };
 
-/// What follows from the template, with what the request changes of it.
+/// Everything that follows from the template, with the changes of the request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
-    /// What the name or the image stood for: `sha256:…`.
+    /// The version that the name or the image reference was resolved to: `sha256:…`.
     pub template_digest: String,
     pub driver: String,
     pub os: GuestOs,
@@ -21,17 +21,17 @@ pub struct Spec {
     pub memory_mib: u32,
 }
 
-/// What a request says of the vm's size and budgets, kept until there is a template to apply it to.
+/// The size and budgets of a request, kept until the template is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Asked {
     pub cpus: Option<u32>,
     pub memory_mib: Option<u32>,
     pub budgets: BudgetsPatch,
-    /// Of the request, or what is usual here.
+    /// From the request, or the defaults.
     pub queue_seconds: u32,
 }
 
-/// Either all of it is known, or it waits for an image. In a record the two are told apart by their fields.
+/// Either everything is known, or the vm waits for an image. In a record the two are distinguished by their fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Basis {
@@ -40,7 +40,7 @@ pub enum Basis {
 }
 
 impl Asked {
-    /// What a vm of this template is then, if a host of this capacity can ever run it.
+    /// The resolved values for a vm of this template, if a host of this capacity can ever run it.
     pub fn of(&self, template: &Template, capacity: &Capacity) -> Result<(Spec, Budgets)> {
         let cpus = self.cpus.unwrap_or(template.cpus);
         let memory_mib = self.memory_mib.unwrap_or(template.memory_mib);
@@ -56,7 +56,8 @@ impl Asked {
         Ok((spec, self.budgets(&template.budgets)?))
     }
 
-    /// What is wrong with it whatever the template will be, and the budgets until there is one.
+    /// Validates what does not depend on the template, and returns the budgets that apply until the template is
+    /// known.
     pub fn before(&self, usual: &Budgets, capacity: &Capacity) -> Result<Budgets> {
         fits(capacity, self.cpus.unwrap_or(1), self.memory_mib.unwrap_or(LEAST_MEMORY_MIB))?;
         self.budgets(usual)

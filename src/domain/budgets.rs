@@ -5,16 +5,17 @@ use utoipa::ToSchema;
 
 use super::error::{Code, Error, Result};
 
-/// A budget longer than this is a mistake of units.
+/// Longest budget; a longer one is a mistake of units.
 pub const MAX_BUDGET_SECONDS: u32 = 30 * 24 * 3600;
 
 macro_rules! budgets {
     ($( $(#[doc = $doc:literal])+ $name:ident = $usual:literal, $least:tt to $most:tt; )+) => {
-        /// How long each part of a life may take. A spent budget ends the vm (or the attempt) and is named in its record.
+        /// How long each part of a vm's life may take. A spent budget ends the vm (or the attempt) and is named in
+        /// its record.
         #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
         #[serde(default, deny_unknown_fields)]
         pub struct Budgets {
-            /// Longest wait for a slot, in seconds. 0: start now or refuse.
+            /// Longest wait for a slot, in seconds. 0: start at once or refuse.
             pub queue_seconds: u32,
             $( $(#[doc = $doc])+ pub $name: u32, )+
         }
@@ -25,7 +26,7 @@ macro_rules! budgets {
             }
         }
 
-        /// Budgets that differ from the usual ones; all in seconds but `max_attempts`.
+        /// Budgets that differ from the defaults; all in seconds except `max_attempts`.
         #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
         #[serde(default, deny_unknown_fields)]
         pub struct BudgetsPatch {
@@ -38,7 +39,7 @@ macro_rules! budgets {
         }
 
         impl BudgetsPatch {
-            /// What can be said of, by name.
+            /// The names of all budgets.
             pub const NAMES: &'static [&'static str] = &[$( stringify!($name), )+];
 
             /// The name of the first one that is out of its range, and the range.
@@ -51,7 +52,7 @@ macro_rules! budgets {
                 None
             }
 
-            /// These, and of `others` those that are not said here.
+            /// These, and those of `others` that are not set here.
             pub fn or(&self, others: &BudgetsPatch) -> BudgetsPatch {
                 BudgetsPatch { $( $name: self.$name.or(others.$name), )+ }
             }
@@ -61,12 +62,12 @@ macro_rules! budgets {
                 Budgets { queue_seconds: base.queue_seconds, $( $name: self.$name.unwrap_or(base.$name), )+ }
             }
 
-            /// All of them, as they are.
+            /// All budgets with their values.
             pub fn all(budgets: &Budgets) -> BudgetsPatch {
                 BudgetsPatch { $( $name: Some(budgets.$name), )+ }
             }
 
-            /// Those of `budgets` that are not as in `usual`.
+            /// Those of `budgets` that differ from `usual`.
             pub fn differing(budgets: &Budgets, usual: &Budgets) -> BudgetsPatch {
                 BudgetsPatch { $( $name: (budgets.$name != usual.$name).then_some(budgets.$name), )+ }
             }
@@ -77,25 +78,27 @@ macro_rules! budgets {
 budgets! {
     /// Cloning the template, in seconds.
     clone_seconds = 600, 1 to 2592000;
-    /// From starting the hypervisor to an answering guest, in seconds.
+    /// From the start of the hypervisor until the guest answers, in seconds.
     boot_seconds = 300, 1 to 2592000;
-    /// Handing over the runner, in seconds.
+    /// Provisioning the guest and configuring its runner, in seconds.
     configure_seconds = 120, 1 to 2592000;
-    /// From configured to seen online by the CI system, in seconds (runner kinds that register).
+    /// From the configured guest until the CI system reports the runner online, in seconds (for runner kinds that
+    /// register).
     registration_seconds = 300, 1 to 2592000;
-    /// Online without a job, in seconds (runner kinds that wait for jobs).
+    /// How long a runner may be online without a job, in seconds (for runner kinds that wait for jobs).
     idle_seconds = 3600, 1 to 2592000;
-    /// From configured to the end, in seconds: a job that hangs ends here.
+    /// From the configured guest to the end of the vm, in seconds: a job that hangs ends here.
     lifetime_seconds = 21600, 1 to 2592000;
-    /// From the announced end to the proof that the runner is done, in seconds.
+    /// From the announced end to the proof that the runner has finished, in seconds.
     drain_seconds = 300, 1 to 2592000;
-    /// The longest that `drain_seconds` is extended to while GitHub says that the runner is at work, in seconds.
+    /// Upper limit to which `drain_seconds` is extended while GitHub reports the runner as busy, in seconds.
     drain_cap_seconds = 900, 1 to 2592000;
-    /// From GitHub's word that the runner is done to the end of its guest, in seconds: the runner's last steps.
+    /// From GitHub's report that the runner has finished to the end of its guest, in seconds: time for the runner's
+    /// last steps.
     settle_seconds = 10, 1 to 2592000;
-    /// How long a guest whose work is not known to be done may take to power down, in seconds, before it is forced.
+    /// How long a guest may take to power down if its work may be unfinished, in seconds, before it is forced.
     stop_grace_seconds = 10, 0 to 600;
-    /// How often a vm is booted, on a fresh clone each time, before it is given up.
+    /// How often a vm is booted, each time from a fresh clone, before it is given up.
     max_attempts = 3, 1 to 10;
 }
 
@@ -171,7 +174,7 @@ mod tests {
         );
     }
 
-    /// Whatever a vm may be given a budget for can be said by those who ask for one.
+    /// Every budget of a vm can be set by a request.
     #[test]
     fn every_budget_can_be_asked_for_but_the_wait() {
         let all = serde_json::to_value(Budgets::default()).unwrap();

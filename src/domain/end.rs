@@ -5,25 +5,25 @@ use utoipa::ToSchema;
 
 use super::{Budget, Code};
 
-/// The first thing that told us that this vm is done.
+/// The first signal that proved the end of a vm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EndSignal {
     /// The wrapper in the guest saw the runner program return.
     RunnerFinished,
-    /// GitHub, which had known the runner, does not know it any more.
+    /// GitHub no longer lists the runner, which it had listed before.
     RunnerGone,
     /// GitHub has the result of the runner's job.
     JobCompleted,
-    /// The hook's call ended a vm that had nothing left to drain.
+    /// The hook's DELETE ended a vm that had nothing left to drain.
     Hook,
-    /// There was no job for it any more.
+    /// There was no job left for it.
     Pool,
-    /// An operator's or a client's DELETE.
+    /// A DELETE of an operator or a client.
     Admin,
     /// The guest powered itself off.
     GuestPowerOff,
-    /// The hypervisor ended without our asking and not by the guest's power-off.
+    /// The hypervisor ended although neither Mayfly nor the guest ended it.
     InstanceGone,
     QueueBudget,
     CloneBudget,
@@ -33,7 +33,7 @@ pub enum EndSignal {
     IdleBudget,
     LifetimeBudget,
     DrainBudget,
-    /// Every attempt to bring the guest up failed.
+    /// Every attempt to boot the guest failed.
     GivenUp,
 }
 
@@ -55,21 +55,21 @@ impl From<Budget> for EndSignal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OutcomeResult {
-    /// The runner did its work and ended. Whether the job was green is the job's business (see `job`).
+    /// The runner did its work and ended. Whether the job succeeded is in `job`.
     Completed,
-    /// Somebody ended it before its runner was done.
+    /// It was ended before its runner had finished.
     Cancelled,
-    /// It could not be brought up, or a budget was spent.
+    /// It could not be booted, or a budget was spent.
     Failed,
-    /// The instance vanished under the runner.
+    /// The instance disappeared while the runner was working.
     Lost,
 }
 
-/// How it went; set once, by the first event that ends the vm.
+/// How the vm ended; set once, by the first event that ends it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Outcome {
     pub result: OutcomeResult,
-    /// Why, for results other than `completed` (and for a `completed` that was never confirmed).
+    /// The reason, for results other than `completed` (and for a `completed` that was never confirmed).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<Code>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

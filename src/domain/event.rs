@@ -13,52 +13,52 @@ use super::{
     vm::{Draft, Endpoint, QueueReason},
 };
 
-/// Who said that a vm is to end.
+/// What announced the end of a vm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Announcer {
     /// The job-completed hook in the guest, with the vm's own token.
     Hook,
-    /// Somebody with an admin or create token.
+    /// A client with an admin or create token.
     Admin,
-    /// The pool it was made for: there is no job for it any more.
+    /// The pool that it was made for: there is no job left for it.
     Pool,
 }
 
-/// What proved that the runner is done.
+/// What proved that the runner has finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EndProof {
     /// The wrapper in the guest saw the runner program return.
     RunnerFinished,
-    /// GitHub has taken the idle runner away because we asked: no job can reach it any more.
+    /// Mayfly deregistered the idle runner at GitHub: it can get no job any more.
     Deregistered,
-    /// GitHub, which had known the runner, does not know it any more.
+    /// GitHub no longer lists the runner, which it had listed before.
     RunnerGone,
     /// GitHub has the result of the job that this runner was given.
     JobCompleted,
 }
 
-/// How an instance ended without our asking.
+/// How an instance ended, if Mayfly did not end it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::VariantArray)]
 #[serde(rename_all = "snake_case")]
 pub enum GoneCause {
     GuestPowerOff,
     GuestReset,
     GuestPanic,
-    /// The hypervisor gave the guest up: an error of its own, a lost network attachment.
+    /// The hypervisor gave the guest up: an internal error, a lost network attachment.
     HypervisorError,
-    /// Somebody on the host ended the hypervisor with a signal or a command.
+    /// A person or program on the host ended the hypervisor with a signal or a command.
     HostStop,
     /// The guest's watchdog device expired, and the hypervisor stopped the guest.
     GuestWatchdog,
     /// Another program on the host paused or suspended the guest.
     HostPause,
-    /// The hypervisor paused the guest because the host's disk is full, and no room was made in time.
+    /// The hypervisor paused the guest because the host's disk is full, and no space was freed in time.
     HostDiskFull,
     /// The guest was the first one under an accelerator and did not run there. Later guests are emulated.
     AcceleratorFailed,
-    /// The hypervisor is gone and left no word (killed, crashed, or it ended while Mayfly was away).
+    /// The hypervisor ended without a reason (killed, crashed, or it ended while the service was down).
     Unknown,
 }
 
@@ -83,7 +83,7 @@ impl GoneCause {
         }
     }
 
-    /// What the end of a vm that was lost by this is called.
+    /// The code of a vm that was lost because of this.
     pub fn code(self) -> Code {
         match self {
             GoneCause::GuestPowerOff | GoneCause::GuestReset | GoneCause::HostStop | GoneCause::Unknown => {
@@ -122,7 +122,7 @@ pub enum Event {
     QueueReasonChanged {
         reason: QueueReason,
     },
-    /// What it was to be made from is here.
+    /// The template of the vm is on this host now.
     TemplateReady {
         spec: Spec,
         budgets: Budgets,
@@ -158,22 +158,23 @@ pub enum Event {
     InstanceGone {
         cause: GoneCause,
     },
-    /// GitHub made a runner known for this attempt.
+    /// A runner was registered at GitHub for this attempt.
     RunnerRegistered {
         runner: Registered,
     },
-    /// News of a job that this vm's runner was given.
+    /// An update of a job that this vm's runner was given.
     JobChanged {
         job: JobRecord,
     },
-    /// GitHub, without which this vm cannot go on, does not answer: waiting for it costs no budget.
+    /// GitHub does not answer, and this vm needs it for its next step: the wait counts against no budget.
     BudgetsPaused,
     BudgetsResumed,
-    /// The service was not there to listen to the guest: that time costs none of the budgets that it ends by reporting.
+    /// The service was down and could not receive the guest's reports: that time counts against none of the budgets
+    /// that end with a report.
     ServiceAway {
         milliseconds: i64,
     },
-    /// GitHub says that the runner is still at work: its result is waited for until then, within the cap.
+    /// GitHub reports the runner as busy: its result is awaited until then, within the cap.
     DrainExtended {
         until: Timestamp,
     },
@@ -215,10 +216,10 @@ impl Event {
     }
 }
 
-/// An event as the ledger keeps it.
+/// An event as stored in the ledger.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recorded {
-    /// Position in the ledger of this service: grows with every event of every vm. The SSE event id.
+    /// Position in the ledger: grows with every event of every vm. Used as the SSE event id.
     pub seq: i64,
     pub vm_id: super::VmId,
     /// The vm's generation after this event.

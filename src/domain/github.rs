@@ -6,12 +6,12 @@ use utoipa::ToSchema;
 
 use super::{Code, Error, Result, Scope, State, Vm, VmId};
 
-/// How a runner of GitHub's comes to be. No secrets.
+/// How a GitHub runner is registered. No secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GitHubRunner {
     /// Where it is registered.
     pub scope: Scope,
-    /// Exactly those that it is registered with: none is added.
+    /// Exactly the labels that it is registered with: none is added.
     pub labels: Vec<String>,
     /// By name. `None`: the default group.
     pub group: Option<String>,
@@ -19,7 +19,7 @@ pub struct GitHubRunner {
 }
 
 impl GitHubRunner {
-    /// What GitHub would refuse; pointers are relative to the object that says it.
+    /// Errors that GitHub would report; pointers are relative to this object.
     pub fn check(&self, pointer: &str) -> Result<()> {
         let invalid = |field: &str, what: &str| {
             Err(Error::new(Code::RequestInvalid, "GitHub takes no such runner")
@@ -48,7 +48,7 @@ impl GitHubRunner {
         Ok(())
     }
 
-    /// Whether a job that asks for these labels may be given to this runner: case does not matter to GitHub.
+    /// Whether a job that asks for these labels may be given to this runner: GitHub ignores case.
     pub fn takes(&self, wanted: &[String]) -> bool {
         let fold = |label: &String| label.to_lowercase();
         let mine: Vec<String> = self.labels.iter().map(fold).collect();
@@ -56,15 +56,15 @@ impl GitHubRunner {
     }
 }
 
-/// Most labels that GitHub takes for one runner.
+/// Largest number of labels that GitHub accepts for one runner.
 const MAX_LABELS: usize = 100;
 const MAX_LABEL: usize = 256;
 
-/// Who makes the runner known to GitHub.
+/// How the runner is registered at GitHub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Registration {
-    /// Mayfly asks GitHub for a just-in-time configuration when the guest is about to need it.
+    /// Mayfly requests a just-in-time configuration from GitHub shortly before the guest needs it.
     Managed,
     /// The caller brought a just-in-time configuration.
     JitConfig,
@@ -72,11 +72,11 @@ pub enum Registration {
     Token,
 }
 
-/// Longest name that GitHub is given for a runner.
+/// Longest name of a runner at GitHub.
 const MAX_RUNNER_NAME: usize = 64;
 
-/// What the runner of this attempt is called at GitHub: a new name for each, because GitHub takes a name once. Unique among
-/// all hosts that share a place there, by the end of the vm's id.
+/// The name of this attempt's runner at GitHub: a new one for each attempt, because GitHub accepts a name once. The
+/// end of the vm's id makes it unique among all hosts that share a scope.
 pub fn runner_name(vm_name: &str, id: VmId, attempt: u32) -> String {
     let id = id.0.simple().to_string();
     let end = &id[20..];
@@ -86,31 +86,32 @@ pub fn runner_name(vm_name: &str, id: VmId, attempt: u32) -> String {
     format!("{kept}{tail}")
 }
 
-/// A runner that GitHub knows by this number and name.
+/// A runner at GitHub, with its id and name there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Registered {
-    /// Null of a runner that registers itself in its guest, with a token that the caller brought.
+    /// Null for a runner that registers itself in its guest, with a token of the caller.
     pub runner_id: Option<u64>,
     pub name: String,
 }
 
-/// A runner of ours at GitHub, or perhaps there, that no vm needs any more. The sweep removes it there.
+/// A runner that Mayfly registered (or tried to register) at GitHub and that no vm needs any more. The sweep
+/// removes it there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Ghost {
     pub name: String,
     #[schema(value_type = String, example = "acme")]
     pub scope: Scope,
-    /// Null where GitHub's answer was lost: it is looked for by its name.
+    /// Null if GitHub's answer was lost: the runner is looked up by its name.
     pub runner_id: Option<u64>,
-    /// Whose it was.
+    /// The vm that it belonged to.
     #[schema(value_type = String)]
     pub vm_id: VmId,
-    /// When GitHub was asked for it.
+    /// When its registration was requested.
     #[schema(value_type = String, format = DateTime)]
     pub asked_at: Timestamp,
 }
 
-/// Whether nobody needs the runner of this attempt any more. `None`: the vm's record is gone as well.
+/// Whether the runner of this attempt is no longer needed. `None`: the vm's record is gone as well.
 pub fn is_over(attempt: u32, vm: Option<&Vm>) -> bool {
     let ended = |state| match state {
         State::Queued | State::Stopping | State::Deleting | State::Deleted => true,
@@ -119,7 +120,7 @@ pub fn is_over(attempt: u32, vm: Option<&Vm>) -> bool {
     vm.is_none_or(|vm| vm.attempt != attempt || ended(vm.state))
 }
 
-/// Where a job stands at GitHub. News comes late and in any order: a job never moves backwards.
+/// The status of a job at GitHub. Updates arrive late and in any order: a job never moves backwards.
 #[derive(
     Clone,
     Copy,
@@ -161,7 +162,7 @@ impl JobStatus {
 /// A job that a vm's runner was given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JobRecord {
-    /// GitHub's number of this job and attempt: a job that is run again has another one.
+    /// GitHub's id of this job and attempt: a job that is run again has another id.
     pub id: u64,
     /// `owner/name`.
     pub repository: String,
@@ -171,10 +172,10 @@ pub struct JobRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workflow: Option<String>,
     pub status: JobStatus,
-    /// As GitHub says it (`success`, `failure`, `cancelled`, …), once it is completed.
+    /// As reported by GitHub (`success`, `failure`, `cancelled`, …), when the job is completed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conclusion: Option<String>,
-    /// The page that people look at.
+    /// The address of the job's page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -186,7 +187,7 @@ pub struct JobRecord {
 }
 
 impl JobRecord {
-    /// Takes over what is newer in `news` of the same job; what is known is never lost again.
+    /// Merges a newer update of the same job; known values are never lost.
     pub fn learn(&mut self, news: &JobRecord) {
         if news.status < self.status {
             return;

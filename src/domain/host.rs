@@ -20,18 +20,18 @@ use super::{
 /// raise it. (macOS Software License Agreement, section 2B(iii).)
 pub const MACOS_GUESTS_PER_HOST: u32 = 2;
 
-/// The limits of this host. Every one of them holds at the same time.
+/// The limits of this host. All apply together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Capacity {
     pub macos_slots: u32,
     pub linux_slots: u32,
-    /// Cores that all guests together may be given.
+    /// Cores of all guests together.
     pub cpus: u32,
-    /// Memory that all guests together may be given, in MiB.
+    /// Memory of all guests together, in MiB.
     pub memory_mib: u32,
 }
 
-/// What vms hold, ours or foreign.
+/// Resources used by vms, Mayfly's or foreign ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Usage {
     pub macos: u32,
@@ -75,7 +75,7 @@ impl Capacity {
         }
     }
 
-    /// Whether one more vm of this shape fits beside what is held.
+    /// Whether one more vm of this size fits beside the current usage.
     pub fn fits(&self, held: &Usage, os: GuestOs, cpus: u32, memory_mib: u32) -> bool {
         held.guests(os) < self.slots(os)
             && held.cpus.saturating_add(cpus) <= self.cpus
@@ -90,7 +90,7 @@ pub struct Instance {
     pub driver: String,
     /// The hypervisor's name for it.
     pub name: String,
-    /// The vm it belongs to, when it is one of ours.
+    /// The vm that it belongs to, if it is one of Mayfly's.
     #[schema(value_type = Option<String>, format = "uuid")]
     pub vm_id: Option<VmId>,
     pub running: bool,
@@ -99,7 +99,7 @@ pub struct Instance {
     pub memory_mib: u32,
 }
 
-/// A driver as this host has it.
+/// A driver on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DriverView {
     pub name: String,
@@ -115,59 +115,60 @@ pub struct DriverView {
     /// Why a better accelerator is not used, what that means for speed, and what to do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// Why it cannot run guests; it is asked again from time to time.
+    /// Why it cannot run guests; this is checked again periodically.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
 }
 
-/// The newest list of the instances that a driver shows.
+/// The newest list of a driver's instances.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listing {
     pub driver: String,
     /// The kinds of guest that the driver can run.
     pub guests: Vec<GuestOs>,
-    /// When the list was asked for. `None`: there is none yet.
+    /// When the list was requested. `None`: there is none yet.
     pub at: Option<Timestamp>,
-    /// Why there is no newer one. The instances that are shown are then those of the last list.
+    /// Why there is no newer list. The instances shown are then those of the last one.
     pub fault: Option<Fault>,
 }
 
-/// The system refused to run as many guests of a kind as there are slots for: guests that nobody shows us hold them, or the
-/// system lost count. Until it runs more again, no more than these are started, but for one vm now and then that finds out.
+/// The system refused to run as many guests of a kind as there are slots: guests that no driver lists use the
+/// slots, or the system failed to release one. Until it runs more again, no more than `guests` are started, except
+/// one vm from time to time as a test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ceiling {
     pub os: GuestOs,
-    /// How many ran when it refused.
+    /// Number of guests that ran when it refused.
     pub admits: u32,
-    /// The first refusal: what was said, and since when.
+    /// The first refusal: its message and time.
     pub fault: Fault,
     pub last_at: Timestamp,
-    /// From then on one more is tried.
+    /// When one more is tried.
     pub retry_at: Timestamp,
     pub refusals: u32,
 }
 
 impl Ceiling {
-    /// How many guests of this kind may be had now.
+    /// Number of guests of this kind that may run now.
     pub fn now(&self, now: Timestamp) -> u32 {
         self.admits.saturating_add(u32::from(now >= self.retry_at))
     }
 }
 
-/// The host as last looked at.
+/// The host at its last inspection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostView {
     pub capacity: Capacity,
     pub drivers: Vec<DriverView>,
-    /// How old what `instances` shows of each driver is.
+    /// The age of each driver's part of `instances`.
     pub listings: Vec<Listing>,
-    /// Everything that runs here, ours and foreign.
+    /// Everything that runs on this host, Mayfly's and foreign.
     pub instances: Vec<Instance>,
     /// At most one for each kind of guest.
     pub ceilings: Vec<Ceiling>,
     /// When the oldest of the listings was asked for.
     pub observed_at: Timestamp,
-    /// `false` until the first look at the host is done.
+    /// `false` until the first inspection of the host is complete.
     pub observed: bool,
 }
 
@@ -180,13 +181,13 @@ impl HostView {
         self.listings.iter().find(|l| l.driver == driver)
     }
 
-    /// Whether guests may be started by this driver: it works, and what it runs already is known.
+    /// Whether this driver may start guests: it works, and its running guests are known.
     pub fn can_start(&self, driver: &str) -> bool {
         self.driver(driver).is_some_and(|d| d.usable)
             && self.listing(driver).is_some_and(|l| l.at.is_some() && l.fault.is_none())
     }
 
-    /// Why it is not known how many guests run beside one of this kind and driver.
+    /// Why the number of running guests is unknown for this kind and driver.
     pub fn unlisted(&self, os: GuestOs, driver: &str) -> Option<&Fault> {
         let counts = |l: &&Listing| {
             // Two macOS guests per host is a licence's term: what another driver runs counts, and a guess is not good enough.
@@ -197,7 +198,7 @@ impl HostView {
         self.listings.iter().filter(counts).find_map(|l| l.fault.as_ref())
     }
 
-    /// The kinds of guest of which it is not known how many run, whatever the driver.
+    /// The kinds of guest whose number of running guests is unknown, for all drivers together.
     pub fn uncounted(&self) -> Vec<GuestOs> {
         [GuestOs::Macos, GuestOs::Linux].into_iter().filter(|os| self.unlisted(*os, "").is_some()).collect()
     }
@@ -207,7 +208,7 @@ impl HostView {
         self.instances.iter().any(|i| i.running && i.vm_id == Some(vm))
     }
 
-    /// How many guests of a kind run, ours and foreign, without this one.
+    /// How many guests of a kind run, Mayfly's and foreign, without this one.
     pub fn running_beside(&self, os: GuestOs, vm: VmId) -> u32 {
         let others = self.instances.iter().filter(|i| i.running && i.os == os && i.vm_id != Some(vm));
         u32::try_from(others.count()).unwrap_or(u32::MAX)
@@ -233,13 +234,13 @@ impl HostView {
         self.ceilings.push(ceiling);
     }
 
-    /// So many guests of a kind run now. Returns the ceiling that this lifts.
+    /// Records that this many guests of a kind run now. Returns the ceiling that this removes.
     pub fn admitted(&mut self, os: GuestOs, running: u32) -> Option<Ceiling> {
         let lifted = self.ceilings.iter().position(|c| c.os == os && running > c.admits)?;
         Some(self.ceilings.swap_remove(lifted))
     }
 
-    /// What foreign instances hold.
+    /// Resources used by foreign instances.
     pub fn foreign(&self) -> Usage {
         let mut held = Usage::default();
         for i in self.instances.iter().filter(|i| i.vm_id.is_none() && i.running) {
@@ -249,30 +250,30 @@ impl HostView {
     }
 }
 
-/// Where the database and the hypervisor disagree, and what the next sweep does about it.
+/// Differences between the database and the hypervisor, and what the next sweep does about them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Difference {
     /// When the instances were listed; of several drivers, the oldest list.
     #[schema(value_type = String, format = DateTime)]
     pub observed_at: Timestamp,
-    /// The drivers that do not list their instances now. Nothing of theirs is compared.
+    /// The drivers that cannot list their instances now. Their instances are not compared.
     pub unlisted: Vec<String>,
-    /// Ours and known: nothing to do.
+    /// Mayfly's and known: nothing to do.
     #[schema(value_type = Vec<String>)]
     pub known: Vec<VmId>,
-    /// Ours by name and place, and no live vm has them, or only had them in an earlier attempt: they are destroyed.
+    /// Mayfly's by name and place, but of no live vm, or of an earlier attempt: they are destroyed.
     pub strays: Vec<Instance>,
-    /// Vms that ought to have an instance and have none: their own step finds out and ends or retries them.
+    /// Vms that should have an instance and have none: their next step notices it and ends or retries them.
     #[schema(value_type = Vec<String>)]
     pub missing: Vec<VmId>,
-    /// Not ours: counted, never touched.
+    /// Foreign: counted, never touched.
     pub foreign: Vec<Instance>,
-    /// Runners of ours at GitHub whose vm is over: they are removed there.
+    /// Mayfly's runners at GitHub whose vm has ended: they are removed there.
     pub runners: Vec<Ghost>,
 }
 
-/// Compares rows with instances. The rows were read before the host was looked at, and again after it: what has an instance
-/// or lacks one because it changed meanwhile is not a difference. Pure, so that looking and acting cannot disagree.
+/// Compares rows with instances. The rows are read before and after the inspection of the host, so that changes in
+/// between do not count as differences. A pure function, so that showing and acting cannot disagree.
 pub fn difference(before: &[Vm], view: &HostView, after: &[Vm]) -> Difference {
     let listed = |driver: &str| view.listing(driver).is_some_and(|l| l.at.is_some() && l.fault.is_none());
     let unlisted = view.listings.iter().filter(|l| !listed(&l.driver)).map(|l| l.driver.clone()).collect();

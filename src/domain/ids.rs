@@ -11,7 +11,7 @@ use uuid::Uuid;
 pub struct VmId(pub Uuid);
 
 impl VmId {
-    /// Mints a new id. The only identifier made from the clock and randomness; called by `service` alone.
+    /// Creates a new id, from the clock and random bits. Called by `service` only.
     pub fn mint() -> Self {
         Self(Uuid::now_v7())
     }
@@ -21,8 +21,8 @@ impl VmId {
         InstanceName(format!("{}{}", InstanceName::PREFIX, self.0))
     }
 
-    /// The instance of an attempt. Each has a name of its own, so a command that was meant for an earlier attempt and comes late
-    /// never meets this one.
+    /// The instance of an attempt. Each attempt has its own name, so that a late command for an earlier attempt
+    /// cannot affect this one.
     pub fn instance_of(self, attempt: u32) -> InstanceName {
         match attempt {
             0 | 1 => self.instance(),
@@ -44,8 +44,8 @@ impl FromStr for VmId {
     }
 }
 
-/// What the hypervisor calls the instance of a vm: `mayfly-<vm id>` for its first attempt, `mayfly-<vm id>-<attempt>` for the
-/// later ones.
+/// The hypervisor's name for the instance of a vm: `mayfly-<vm id>` for its first attempt, `mayfly-<vm
+/// id>-<attempt>` for later ones.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct InstanceName(String);
 
@@ -58,13 +58,13 @@ impl InstanceName {
         &self.0
     }
 
-    /// The vm that this name belongs to, or `None` when it is not one of ours.
+    /// The vm that this name belongs to, or `None` if it is not one of Mayfly's.
     pub fn parse(name: &str) -> Option<VmId> {
         Some(Self::read(name)?.vm_id())
     }
 
-    /// The name itself, or `None` when it is not one of ours. Only the canonical spelling is: `MAYFLY-…` or an id in braces was
-    /// made by another program.
+    /// Parses a name; `None` if it is not one of Mayfly's. Only the canonical spelling is accepted: another program
+    /// made `MAYFLY-…` or an id in braces.
     pub fn read(name: &str) -> Option<InstanceName> {
         let rest = name.strip_prefix(Self::PREFIX)?;
         let (id, attempt) = rest.split_at_checked(Self::ID)?;
@@ -81,7 +81,7 @@ impl InstanceName {
         VmId(Uuid::try_parse(&self.0[Self::PREFIX.len()..][..Self::ID]).unwrap_or_default())
     }
 
-    /// Whether it is of a later attempt than the first.
+    /// Whether it belongs to a later attempt than the first.
     pub fn is_retry(&self) -> bool {
         self.0.len() > Self::PREFIX.len() + Self::ID
     }
@@ -116,7 +116,7 @@ impl FromStr for TokenId {
 pub struct PullId(pub Uuid);
 
 impl PullId {
-    /// Called by `service` alone.
+    /// Called by `service` only.
     pub fn mint() -> Self {
         Self(Uuid::now_v7())
     }

@@ -9,7 +9,7 @@ use super::{
     github::{JobRecord, JobStatus},
 };
 
-/// By which way something was heard of a job.
+/// How a job update was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
@@ -24,17 +24,17 @@ impl Heard {
     }
 }
 
-/// What was heard of a job. It may be late, doubled, or older than what is known.
+/// An update of a job. It may be late, repeated, or older than the known state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct News {
     pub record: JobRecord,
-    /// What it asks of its runner.
+    /// The labels that it asks for.
     pub labels: Vec<String>,
     pub runner_name: Option<String>,
     pub heard: Heard,
 }
 
-/// A job and what was done about it.
+/// A job and the vms that were made for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
     #[serde(flatten)]
@@ -42,7 +42,7 @@ pub struct Job {
     pub labels: Vec<String>,
     #[serde(default)]
     pub runner_name: Option<String>,
-    /// Who wants it.
+    /// The pool that it matches.
     #[serde(default)]
     pub pool: Option<String>,
     /// The vm that was made for it. GitHub may give that vm another job, and this job another vm.
@@ -54,7 +54,7 @@ pub struct Job {
     /// How many vms were made for it.
     #[serde(default)]
     pub tries: u32,
-    /// No other vm is made for it before.
+    /// No other vm is made for it before this time.
     #[serde(default)]
     pub not_before: Option<Timestamp>,
     pub first_heard: Heard,
@@ -79,7 +79,7 @@ impl Job {
         }
     }
 
-    /// Whether there was anything new in it.
+    /// Whether the update contained anything new.
     pub fn learn(&mut self, news: &News, at: Timestamp) -> bool {
         let before = self.clone();
         self.record.learn(&news.record);
@@ -94,7 +94,7 @@ impl Job {
         true
     }
 
-    /// Whether it still has to be given to a runner.
+    /// Whether the job still waits for a runner.
     pub fn waits(&self) -> bool {
         self.record.status == JobStatus::Queued
     }
@@ -104,7 +104,7 @@ impl Job {
     }
 }
 
-/// What became of one delivery.
+/// The result of one delivery.
 #[derive(
     Clone,
     Copy,
@@ -121,12 +121,12 @@ impl Job {
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum DeliveryResult {
-    /// Stored, and not looked at yet.
+    /// Stored, and not processed yet.
     Pending,
     Worked,
-    /// It says nothing of a job.
+    /// It is not about a job.
     Ignored,
-    /// It could not be understood.
+    /// It could not be parsed.
     Refused,
 }
 

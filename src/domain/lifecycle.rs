@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 
 use super::event::EventKind;
 
-/// Where a vm stands in its life.
+/// The state of a vm.
 #[derive(
     Clone,
     Copy,
@@ -50,9 +50,9 @@ pub enum State {
     Draining,
     /// The hypervisor was asked to stop, is being forced, then killed.
     Stopping,
-    /// Disk and leftovers are being removed; the driver has yet to confirm that the instance is gone.
+    /// Disk and leftovers are being removed; the driver has not confirmed yet that the instance is gone.
     Deleting,
-    /// The end. The record stays until retention removes it.
+    /// The end. The record is kept until its retention ends.
     Deleted,
 }
 
@@ -67,12 +67,12 @@ impl State {
         s.parse().ok()
     }
 
-    /// A slot is held from the first byte cloned until the driver says that the instance is gone.
+    /// A slot is held from the start of cloning until the driver confirms that the instance is gone.
     pub fn holds_slot(self) -> bool {
         !matches!(self, State::Queued | State::Deleted)
     }
 
-    /// What this state owes: one idempotent step, run again after a restart.
+    /// The next step of this state: one idempotent action, repeated after a restart.
     pub fn owes(self) -> Step {
         match self {
             State::Queued => Step::AwaitSlot,
@@ -105,16 +105,16 @@ pub enum Step {
     Nothing,
 }
 
-/// What the table says of an event.
+/// The table's verdict on an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The vm enters this state.
     Move(State),
     /// Recorded; the vm stays where it is. A note that changes nothing of the vm is treated as `Ignore`.
     Note,
-    /// A harmless repeat, or news that came too late. Nothing is written.
+    /// A harmless repetition, or an event that came too late. Nothing is written.
     Ignore,
-    /// The event cannot be true here: a fault in Mayfly, never in its caller.
+    /// The event is impossible in this state: an error in Mayfly, never in its caller.
     Refuse,
 }
 

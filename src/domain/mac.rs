@@ -22,7 +22,7 @@ impl Mac {
         parts.next().is_none().then_some(Mac(octets))
     }
 
-    /// A locally administered unicast address, as far from any other as 46 random bits are.
+    /// A locally administered unicast address with 46 random bits.
     pub fn random() -> Mac {
         // The first six octets of such an id are nothing but the operating system's randomness.
         let [a, b, c, d, e, f, ..] = Uuid::new_v4().into_bytes();

@@ -1,6 +1,6 @@
 //! Names that people give: they stand in paths, labels, metrics and runners' names.
 
-/// What a name has to be, in words.
+/// The rule for names, as text.
 pub const NAME_RULE: &str = "1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit";
 
 pub fn is_name(name: &str) -> bool {

@@ -11,32 +11,32 @@ use super::{
     scope::same,
 };
 
-/// Most vms that one pool may be allowed at once: beyond it somebody mistyped.
+/// Upper limit of a pool's `max_vms`; a larger number is a typing error.
 pub const MOST_VMS: u32 = 10_000;
-/// Vms at once of a pool that does not say.
+/// Default of `max_vms`.
 pub const USUAL_VMS: u32 = 10;
-/// Most repositories that a pool may list.
+/// Largest number of repositories that a pool may list.
 const MOST_REPOSITORIES: usize = 1000;
 
-/// One kind of runner, made as jobs ask for it.
+/// One kind of runner, created for jobs that ask for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pool {
     pub name: String,
     /// Name or digest of a template, or an image in a registry.
     pub template: String,
-    /// Where its runners are registered, and with that, whose jobs can reach them.
+    /// Where its runners are registered, which decides whose jobs they can get.
     pub scope: Scope,
-    /// What its runners are registered with: a job has to ask for some of these and for nothing else.
+    /// Labels of its runners: a job must ask for at least one of these and for no others.
     pub labels: Vec<String>,
     /// Runner group, by name. `None`: the default group.
     #[serde(default)]
     pub group: Option<String>,
-    /// Of what the scope covers, only these: `owner/name`, either part may be `*`. Empty: all of it.
+    /// Only these repositories of the scope: `owner/name`, either part may be `*`. Empty: all of them.
     #[serde(default)]
     pub repositories: Vec<String>,
     /// Live vms at once.
     pub max_vms: u32,
-    /// Vms that are booted ahead of jobs.
+    /// Vms booted ahead of jobs.
     #[serde(default)]
     pub warm: u32,
     #[serde(default)]
@@ -45,11 +45,11 @@ pub struct Pool {
     pub memory_mib: Option<u32>,
     #[serde(default)]
     pub budgets: BudgetsPatch,
-    /// `false`: no job gets a vm here any more; those that have one keep it.
+    /// `false`: jobs get no new vms from this pool; existing vms keep their jobs.
     pub enabled: bool,
 }
 
-/// Who says that there is this pool.
+/// Where a pool is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
@@ -67,7 +67,7 @@ impl PoolSource {
 }
 
 impl Pool {
-    /// What can be said against it without looking at this host. Pointers are relative to the pool.
+    /// Errors that do not depend on this host. Pointers are relative to the pool.
     pub fn check(&self) -> Result<()> {
         let invalid = |pointer: &str, what: String| {
             Err(Error::new(Code::RequestInvalid, "there can be no such pool").field(pointer, what))
@@ -116,7 +116,7 @@ impl Pool {
         self.budgets.over(&Budgets::default()).map(drop)
     }
 
-    /// What each of its vms registers as.
+    /// The runner that each of its vms registers.
     pub fn runner(&self) -> GitHubRunner {
         GitHubRunner {
             scope: self.scope.clone(),
@@ -126,7 +126,7 @@ impl Pool {
         }
     }
 
-    /// Whether a job of this repository (`owner/name`) that asks for these labels is to get a vm here.
+    /// Whether a job of this repository (`owner/name`) that asks for these labels matches this pool.
     pub fn wants(&self, repository: &str, labels: &[String]) -> bool {
         // A job that asks for nothing would be anybody's: GitHub gives such a job to no runner of one's own.
         self.enabled && !labels.is_empty() && self.allows(repository) && self.runner().takes(labels)

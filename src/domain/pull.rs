@@ -8,16 +8,16 @@ use utoipa::ToSchema;
 
 use super::{BudgetsPatch, Fault, Handover, PullId, VmId};
 
-/// Where a pull stands.
+/// The state of a pull.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum PullState {
-    /// The image is on its way, or a failure that may pass is waited out.
+    /// The image is being downloaded, or a retry is due after a temporary failure.
     Pulling,
     /// A vm of the new version runs its test; the name has not moved yet.
     Testing,
-    /// It is a template of this host, under its name.
+    /// The image is a template of this host, under its name.
     Done,
     Failed,
     Cancelled,
@@ -36,14 +36,14 @@ impl PullState {
     }
 }
 
-/// A new version's test: a script that a vm made of it runs before the name moves.
+/// The test of a new version: a script that a vm of it runs before the name moves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Canary {
-    /// A script with its own `#!` line, or text for `sh`. Kept in clear, so it must hold no secrets.
+    /// A script with its own `#!` line, or text for `sh`. Stored unencrypted, so it must not contain secrets.
     #[schema(example = "xcodebuild -version && brew --version", min_length = 1)]
     pub command: String,
-    /// Longest time for it, from the guest being ready.
+    /// Longest time for the script, counted from the ready guest.
     #[serde(default = "Canary::usual_timeout")]
     #[schema(minimum = 1, maximum = 86400, default = 900)]
     pub timeout_seconds: u32,
@@ -58,10 +58,10 @@ impl Canary {
     }
 }
 
-/// What is pulled, and what the template is to be. Secrets are files; their paths are no secrets.
+/// The image to pull, and the settings of the future template. Secrets are files; their paths are not secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PullSpec {
-    /// As it was asked for.
+    /// As in the request.
     pub image: String,
     pub name: String,
     pub cpus: Option<u32>,
@@ -70,14 +70,14 @@ pub struct PullSpec {
     pub user: Option<String>,
     pub ssh_key: Option<PathBuf>,
     pub ssh_password: Option<PathBuf>,
-    /// Those that were asked for: of the others, those count that the image names.
+    /// Budgets of the request; others are taken from the image.
     pub budgets: BudgetsPatch,
     pub canary: Option<Canary>,
-    /// Nobody waits for it.
+    /// No vm and no person waits for it.
     pub background: bool,
 }
 
-/// How far a pull is or was.
+/// Progress of a pull.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FetchProgress {
     pub bytes_done: u64,
@@ -86,7 +86,7 @@ pub struct FetchProgress {
     pub chunks_total: u64,
 }
 
-/// One pull: what was asked for, and what became of it so far.
+/// One pull: its request and its current state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pull {
     pub id: PullId,
@@ -94,25 +94,26 @@ pub struct Pull {
     pub state: PullState,
     /// Grows with every change.
     pub generation: i64,
-    /// What the name pointed at when the pull was asked for.
+    /// The version that the name pointed at when the pull was requested.
     pub previous: Option<String>,
-    /// Of the image, once it was looked up: from then on the pull is about this one, wherever the tag goes.
+    /// Digest of the image, after the reference was resolved: from then on the pull is about this image, even if
+    /// the tag moves.
     pub image_digest: Option<String>,
-    /// Of the template.
+    /// Digest of the template.
     pub digest: Option<String>,
-    /// As far as it had come when it was last interrupted, or ended.
+    /// Progress when it was last interrupted, or when it ended.
     pub fetched: FetchProgress,
-    /// Failures in a row.
+    /// Consecutive failures.
     pub failures: u32,
-    /// What went wrong last, overcome or not.
+    /// The most recent fault, whether or not a retry succeeded.
     pub fault: Option<Fault>,
-    /// When it is tried again.
+    /// Time of the next retry.
     pub retry_at: Option<Timestamp>,
-    /// Failures are not waited out beyond this.
+    /// No retry after this time.
     pub deadline: Timestamp,
     /// The vm that runs the test.
     pub vm: Option<VmId>,
-    /// What was fetched and not published was removed.
+    /// Downloaded data that was not published was removed.
     pub discarded: bool,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
@@ -158,15 +159,15 @@ pub struct Watch {
     pub every_seconds: u32,
     pub canary: Option<Canary>,
     pub created_at: Timestamp,
-    /// When the registry was last asked.
+    /// When the tag was last checked.
     pub looked_at: Option<Timestamp>,
     pub next_look_at: Timestamp,
-    /// The image that the tag last pointed at, when that was acted on.
+    /// The image of the tag's last move that led to a pull.
     pub image_digest: Option<String>,
-    /// The pull that this led to.
+    /// The pull that this started.
     pub pull: Option<PullId>,
-    /// Looks that failed in a row.
+    /// Consecutive failed checks.
     pub failures: u32,
-    /// Why the last look failed.
+    /// Why the last check failed.
     pub fault: Option<Fault>,
 }

@@ -10,13 +10,13 @@ use utoipa::ToSchema;
 pub enum RunnerKind {
     /// One job, with the same hook contract as GitHub's runner: started, job, completed, result upload.
     Command,
-    /// A set-up script run in the guest; the vm ends when it returns.
+    /// A setup script run in the guest; the vm ends when it returns.
     Script,
     /// GitHub's own runner, registered for one job.
     #[serde(rename = "github")]
     #[strum(serialize = "github")]
     GitHub,
-    /// No runner: the vm lives until it is deleted or its lifetime is spent.
+    /// No runner: the vm runs until it is deleted or its lifetime is spent.
     None,
 }
 
@@ -33,7 +33,7 @@ impl RunnerKind {
         }
     }
 
-    /// What is known of the runner at the moment it was handed over.
+    /// The runner's status when the guest was provisioned.
     pub(super) fn when_handed_over(self) -> Option<RunnerFact> {
         match self {
             RunnerKind::Command | RunnerKind::GitHub => Some(RunnerFact::HandedOver),
@@ -49,7 +49,7 @@ impl RunnerKind {
 pub enum RunnerStatus {
     /// There is no runner, or not yet.
     None,
-    /// The runner was handed over and has not yet been seen by its CI system.
+    /// The guest was provisioned, and the CI system has not seen the runner yet.
     Registering,
     /// It waits for a job.
     Idle,
@@ -57,16 +57,16 @@ pub enum RunnerStatus {
     Busy,
     /// The runner program has ended.
     Finished,
-    /// Its CI system no longer knows it.
+    /// Its CI system no longer lists it.
     Gone,
 }
 
-/// Facts about the runner, whoever tells them: the guest, the CI system, or the kind of runner itself.
+/// Facts about the runner, reported by the guest or the CI system, or implied by the kind of runner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunnerFact {
     HandedOver,
-    /// The guest was allowed to start the runner's program, and has done so.
+    /// The guest was allowed to start the runner program, and has started it.
     ProgramStarted,
     Online,
     JobStarted,
@@ -74,19 +74,19 @@ pub enum RunnerFact {
     Deregistered,
 }
 
-/// Whether the runner's program was started. It decides whether a guest that ended may be replaced by another one.
+/// Whether the runner program was started. It decides whether a guest that ended may be replaced by another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RunnerStarted {
     /// Certainly not: no guest of this vm was allowed to start it, or there is none.
     No,
-    /// The guest was allowed to start it, and nothing has been heard since that shows that it did.
+    /// The guest was allowed to start it, and no report since shows that it did.
     Maybe,
     Yes,
 }
 
 impl RunnerFact {
-    /// Whether this can only be said of a runner whose program was started.
+    /// Whether this fact implies that the runner program was started.
     pub fn shows_a_start(self) -> bool {
         match self {
             RunnerFact::HandedOver | RunnerFact::Deregistered => false,
@@ -141,7 +141,7 @@ impl RunnerStatus {
         }
     }
 
-    /// Whether ending the vm now could cost somebody the result of a job.
+    /// Whether ending the vm now could lose the result of a job.
     pub fn may_hold_a_job(self) -> bool {
         matches!(self, RunnerStatus::Busy)
     }

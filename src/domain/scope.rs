@@ -4,7 +4,8 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// Checked when made, so that a name never becomes another path. Written `owner/name`, `login` or `enterprises/slug`.
+/// Validated when created, so that a name cannot become another API path. Written as `owner/name`, `login` or
+/// `enterprises/slug`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Scope {
@@ -40,7 +41,7 @@ impl Scope {
         Ok(Scope::Enterprise(slug.to_owned()))
     }
 
-    /// What every path of this scope begins with.
+    /// The beginning of every API path of this scope.
     pub fn prefix(&self) -> Vec<&str> {
         match self {
             Scope::Repository { owner, name } => vec!["repos", owner, name],
@@ -63,8 +64,8 @@ impl Scope {
         }
     }
 
-    /// Whether runners of this scope may be given jobs of a repository. Which organisations an enterprise has is known to GitHub
-    /// alone: any may be its own.
+    /// Whether runners of this scope may be given jobs of a repository. Only GitHub knows the organisations of an
+    /// enterprise, so any repository may belong to one.
     pub fn covers(&self, owner: &str, name: &str) -> bool {
         match self {
             Scope::Repository { owner: o, name: n } => same(o, owner) && same(n, name),
@@ -73,7 +74,7 @@ impl Scope {
         }
     }
 
-    /// The permission that managing its runners takes, as GitHub's Apps name it. Enterprises have none that is documented.
+    /// The permission of a GitHub App that managing its runners requires. For enterprises none is documented.
     pub fn runner_permission(&self) -> Option<&'static str> {
         match self {
             Scope::Repository { .. } => Some("administration"),
@@ -82,7 +83,7 @@ impl Scope {
         }
     }
 
-    /// The scope of a classic token that managing its runners takes.
+    /// The scope of a classic token that managing its runners requires.
     pub fn token_scope(&self) -> &'static str {
         match self {
             Scope::Repository { .. } => "repo",
@@ -129,12 +130,12 @@ impl From<Scope> for String {
     }
 }
 
-/// GitHub's names differ by more than case, or they are the same.
+/// GitHub's names are equal regardless of case.
 pub fn same(a: &str, b: &str) -> bool {
     a.eq_ignore_ascii_case(b)
 }
 
-/// Letters, digits and dashes; of managed users an underscore, too.
+/// Letters, digits and dashes; names of managed users also contain an underscore.
 fn is_login(text: &str) -> bool {
     !text.is_empty() && text.len() <= 100 && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
 }

@@ -14,7 +14,7 @@ use super::{
     template::{Arch, DiskFormat, GuestOs},
 };
 
-/// No VM's configuration comes near it.
+/// Far larger than any VM's configuration.
 pub const LARGEST: u64 = 1 << 20;
 const MIB: u64 = 1 << 20;
 
@@ -34,11 +34,11 @@ pub struct TartConfig {
     pub hardware_model: Option<String>,
     pub display: Option<Display>,
     pub display_refit: Option<bool>,
-    /// Keys that are not known here, in order. Tart drops them when it writes the file again.
+    /// Unknown keys, in order. Tart drops them when it writes the file.
     pub unknown: Vec<String>,
 }
 
-/// The guest's screen: `1920x1080`, with `pt` or `px` behind it when the unit matters.
+/// The guest's screen: `1920x1080`, followed by `pt` or `px` if the unit matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Display {
     pub width: u32,
@@ -99,7 +99,7 @@ struct RawDisplay {
 }
 
 impl TartConfig {
-    /// The error says what was expected, and shows no more of the content than the value that is wrong.
+    /// The error states what was expected, and shows only the wrong value of the content.
     pub fn parse(bytes: &[u8]) -> Result<TartConfig, String> {
         if bytes.len() as u64 > LARGEST {
             return Err(format!("expected a VM's configuration, which has no {} bytes", bytes.len()));
@@ -158,7 +158,7 @@ impl TartConfig {
         })
     }
 
-    /// As Tart writes it, without what is not known here.
+    /// As Tart writes it, without unknown keys.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut config = json!({
             "version": 1,
@@ -189,8 +189,8 @@ impl TartConfig {
         u32::try_from(self.memory_bytes.div_ceil(MIB)).unwrap_or(u32::MAX)
     }
 
-    /// Why no guest of this template can be as small as that. A macOS guest has less than its image's minimum never; for Linux
-    /// guests Tart writes down a minimum and holds nobody to it.
+    /// Why guests of this template cannot be this small. The minimum of an image is enforced for macOS guests; for
+    /// Linux guests Tart records a minimum but does not enforce it.
     pub fn too_small(&self, cpus: u32, memory_mib: u32) -> Option<String> {
         if self.os != GuestOs::Macos {
             return None;
@@ -311,7 +311,7 @@ mod tests {
         }
     }
 
-    /// What the fuzzer has tried is tried by each run of the tests.
+    /// Every test run repeats the inputs of the fuzzer.
     #[test]
     fn the_fuzzers_corpus() {
         let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/tart_config");

@@ -61,15 +61,15 @@ impl DiskFormat {
     }
 }
 
-/// How the guest is given its runner.
+/// How the guest is provisioned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Handover {
     /// A NoCloud volume labelled `cidata`, read by cloud-init (or a subset of it) while the guest boots.
     Seed,
-    /// Upload and start over SSH once the guest answers.
+    /// Upload and start over SSH when the guest answers.
     Ssh,
-    /// Upload and start through the guest agent that the hypervisor has a channel to. Needs no network.
+    /// Upload and start through the guest agent, over the hypervisor's own channel. Needs no network.
     Agent,
 }
 
@@ -86,7 +86,7 @@ pub struct TemplateFiles {
     /// The firmware's variables (Tart's `nvram.bin`).
     pub nvram: Option<PathBuf>,
     pub ssh_key: Option<PathBuf>,
-    /// Holds the password that SSH logs in with, where there is no key.
+    /// File with the password for the SSH login, if there is no key.
     pub ssh_password: Option<PathBuf>,
 }
 
@@ -108,7 +108,7 @@ pub struct Template {
     /// Kernel command line; only with a kernel.
     pub cmdline: Option<String>,
     pub handover: Handover,
-    /// The user that runs the runner in the guest, and that SSH logs in as.
+    /// The user that runs the runner in the guest, also for the SSH login.
     pub user: String,
     pub budgets: Budgets,
     pub files: TemplateFiles,

@@ -16,12 +16,12 @@ pub enum TemplateEvent {
         pull: PullId,
         image: String,
     },
-    /// The image is a template of this host now, or was one before.
+    /// The image is now a template of this host (or was one already).
     Pulled {
         pull: PullId,
         image: String,
         digest: String,
-        /// What came from the registry.
+        /// Bytes downloaded from the registry.
         bytes: u64,
         seconds: u64,
     },
@@ -35,7 +35,7 @@ pub enum TemplateEvent {
         pull: PullId,
         image: String,
     },
-    /// A name points at another template than before. `from` is missing for a new name, `to` for one that was taken away.
+    /// A name points at another template than before. `from` is missing for a new name, `to` for a deleted one.
     NameMoved {
         name: String,
         from: Option<String>,
@@ -43,7 +43,7 @@ pub enum TemplateEvent {
         /// In one line.
         why: String,
     },
-    /// Kept from being pruned.
+    /// The version was pinned.
     Pinned {
         digest: String,
         why: String,
@@ -61,7 +61,7 @@ pub enum TemplateEvent {
     },
     Verified {
         digest: String,
-        /// How many parts of its files are not what they were.
+        /// Number of damaged parts of its files.
         faults: u32,
     },
     /// The new version did not pass its test, and the name stays where it was.
@@ -83,7 +83,7 @@ pub enum TemplateEvent {
         image: String,
         digest: String,
     },
-    /// The tag that a template follows could not be looked up. Said once for each cause, and not at every look.
+    /// The tag that a template follows could not be checked. Recorded once for each cause, and not at every check.
     WatchFailed {
         image: String,
         code: Code,
@@ -115,10 +115,10 @@ impl TemplateEvent {
     }
 }
 
-/// An event as the ledger keeps it.
+/// An event as stored in the ledger.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RecordedOfTemplate {
-    /// Position among all events of this service, vms' events too.
+    /// Position among all events of this service, including those of vms.
     pub seq: i64,
     /// Name of the template, or its digest where it has no name.
     pub template: String,

@@ -11,7 +11,7 @@ use super::ids::{TokenId, VmId};
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum TokenScope {
-    /// Everything, tokens and templates included.
+    /// Everything, including tokens and templates.
     Admin,
     /// Create and end vms, and read.
     Create,
@@ -34,7 +34,7 @@ impl TokenScope {
     }
 }
 
-/// An API token as stored: its secret is known to its owner alone.
+/// An API token as stored, without its secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiToken {
     pub id: TokenId,
@@ -44,7 +44,7 @@ pub struct ApiToken {
     pub revoked_at: Option<Timestamp>,
 }
 
-/// Who is calling, once its token was checked.
+/// The caller, after its token was checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caller {
     Token {

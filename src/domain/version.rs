@@ -3,11 +3,11 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// What a name points at, or pointed at before.
+/// A version that a name points at, or pointed at before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AliasTarget {
     pub digest: String,
-    /// When the name was pointed there. `None`: it was before that was written down.
+    /// When the name was pointed at it. `None`: before these times were recorded.
     pub since: Option<Timestamp>,
     pub why: Option<String>,
 }
@@ -35,37 +35,37 @@ pub struct Pin {
     pub at: Timestamp,
 }
 
-/// What is known of a version beside its content.
+/// The state of a version, apart from its content.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VersionStatus {
     /// All names that point at it.
     pub names: Vec<String>,
-    /// Since when the name that was asked for points at it, and why.
+    /// Since when and why the requested name points at it.
     pub since: Option<Timestamp>,
     pub why: Option<String>,
-    /// What the name that was asked for pointed at before and is still here, newest first.
+    /// Previous versions of the requested name that are on this host, newest first.
     pub previous: Vec<AliasTarget>,
     pub pin: Option<Pin>,
-    /// When a vm was last made from it, or when it came.
+    /// When a vm was last cloned from it, or when it was registered or pulled.
     pub last_used_at: Option<Timestamp>,
-    /// When every byte of it was last read and found to be as it should.
+    /// When it was last verified without damage.
     pub verified_at: Option<Timestamp>,
     pub damage: Option<Damage>,
 }
 
-/// What reading every byte found, where that was not what it should be. No vm is made from such a version.
+/// Damage that a verification found. No vm is made from such a version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Damage {
     pub at: Timestamp,
     pub faults: Vec<FileFault>,
 }
 
-/// A part of a file that is not what the manifest says.
+/// A part of a file that does not match its digest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct FileFault {
-    /// Its name in the template.
+    /// Name of the file in the template.
     pub file: String,
-    /// The first byte of the part whose digest is known and differs.
+    /// Offset of the part.
     pub offset: u64,
     pub bytes: u64,
     pub what: String,
@@ -74,15 +74,15 @@ pub struct FileFault {
 /// What may be pruned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PruneRequest {
-    /// Say what would be removed, and remove nothing.
+    /// Show what would be removed, and remove nothing.
     pub dry_run: bool,
-    /// Only what was not used for so long, in seconds.
+    /// Only versions that were not used for this long, in seconds.
     pub older_than_seconds: u64,
-    /// How many of the versions that a name pointed at before are kept for it.
+    /// How many previous versions are kept for each name.
     pub keep_previous: usize,
-    /// Only as much as is needed to come down to this size, all together.
+    /// Remove only until all templates together are no larger than this.
     pub max_bytes: Option<u64>,
-    /// Interrupted pulls, too, if nobody has gone on with them for so long, in seconds.
+    /// Also interrupted pulls that were not continued for this long, in seconds.
     pub partial_older_than_seconds: Option<u64>,
 }
 
@@ -103,18 +103,19 @@ impl Default for PruneRequest {
 pub enum HeldKind {
     /// A version of a template.
     Template,
-    /// An image that was not pulled to its end; its digest is that of the image.
+    /// An interrupted pull; its digest is that of the image.
     PartialPull,
 }
 
-/// Something in the catalog that takes space, and why it goes or stays.
+/// A version or interrupted pull in the catalog, and why it is removed or kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VersionUsage {
     pub kind: HeldKind,
     pub digest: String,
-    /// That point at it, or pointed at it before.
+    /// Names that point at it, or pointed at it before.
     pub names: Vec<String>,
-    /// On disk. What it shares with other files is in it, so this is the most that removing it can free.
+    /// Size on disk, including blocks that are shared with other files, so this is the most that removing it can
+    /// free.
     pub bytes: u64,
     pub last_used_at: Timestamp,
     pub why: String,
@@ -126,22 +127,22 @@ pub struct Pruned {
     pub dry_run: bool,
     pub removed: Vec<VersionUsage>,
     pub kept: Vec<VersionUsage>,
-    /// Of all that was removed.
+    /// Size of everything that was removed.
     pub freed_bytes: u64,
-    /// Of all templates and pulls, before.
+    /// Size of all templates and pulls before.
     pub total_bytes: u64,
-    /// Free on the file system, after.
+    /// Free space on the file system afterwards.
     pub available_bytes: u64,
 }
 
-/// What reading every byte of a version found.
+/// The result of verifying a version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
     pub name: String,
     pub digest: String,
     /// Of all its files.
     pub bytes: u64,
-    /// Of these, what is on disk and was read; the rest are holes, which are zeros.
+    /// Part of it that is on disk and was read; the rest are holes, which are zeros.
     pub bytes_read: u64,
     pub faults: Vec<FileFault>,
 }

@@ -29,13 +29,13 @@ pub use super::{
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum QueueReason {
-    /// Its template is not here yet.
+    /// Its template is not on this host yet.
     Template,
     /// All slots that it fits in are taken.
     Slot,
-    /// The host cannot run it now (a fault of the host, not of this vm).
+    /// The host cannot run it now (a fault of the host, not of the vm).
     Host,
-    /// An attempt failed; the next one waits a moment.
+    /// An attempt failed; the next one follows after a pause.
     Backoff,
 }
 
@@ -47,45 +47,46 @@ impl QueueReason {
     }
 }
 
-/// What GitHub's runner returns when GitHub does not take its version any more.
+/// Exit code of GitHub's runner if GitHub no longer accepts its version.
 pub const RUNNER_TOO_OLD: i32 = 7;
-/// What is returned in its stead when it could not be started at all.
+/// Exit code if the runner could not be started at all.
 pub const RUNNER_MISSING: i32 = 126;
 
-/// Where a port of the guest can be reached from the host.
+/// Address of a port of the guest, as seen from the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Endpoint {
     pub host: String,
     pub port: u16,
 }
 
-/// What was asked for, complete: defaults of the template and of the configuration are already in it. No secrets.
+/// The complete request, including the defaults of the template and of the configuration. No secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Draft {
     pub id: VmId,
     pub name: String,
-    /// The name or the image as asked for.
+    /// The name or the image reference of the request.
     pub template: String,
     #[serde(flatten)]
     pub basis: Basis,
     pub runner: RunnerKind,
-    /// Of a runner of GitHub's.
+    /// For a GitHub runner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub github: Option<GitHubRunner>,
-    /// The pool that it was made for.
+    /// The pool that the vm was made for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
     pub labels: BTreeMap<String, String>,
-    /// Those that are usual here while the template is awaited, then the template's, with what was asked for.
+    /// The defaults while the vm waits for its template, then the template's; in both cases with the changes of the
+    /// request.
     pub budgets: Budgets,
-    /// Whether each attempt has an instance name of its own. The attempts of a vm from before there were such names share one,
-    /// and its instance may be running.
+    /// Whether each attempt has its own instance name. Vms from before such names share one name for all attempts,
+    /// and their instance may be running.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub instance_per_attempt: bool,
 }
 
 impl Draft {
-    /// What follows from the template, once that is here: whatever holds a slot has it.
+    /// Everything that follows from the template, if it is known. Every vm that holds a slot has it.
     pub fn spec(&self) -> Option<&Spec> {
         match &self.basis {
             Basis::Known(spec) => Some(spec),
@@ -93,7 +94,7 @@ impl Draft {
         }
     }
 
-    /// The runner that Mayfly itself registers, watches and takes away again at GitHub.
+    /// The runner that Mayfly itself registers, observes and deregisters at GitHub.
     pub fn managed(&self) -> Option<&GitHubRunner> {
         self.github.as_ref().filter(|github| github.registration == Registration::Managed)
     }
@@ -125,7 +126,7 @@ pub struct Vm {
     pub timeline: Vec<TimelineEntry>,
     /// Only while queued.
     pub queue: Option<Queue>,
-    /// How often a slot was taken for it.
+    /// Number of attempts: how often the vm got a slot.
     pub attempt: u32,
     pub failed_attempts: u32,
     pub ssh: Option<Endpoint>,
@@ -137,35 +138,36 @@ pub struct Vm {
     pub announced_at: Option<Timestamp>,
     pub end_signal: Option<EndSignal>,
     pub outcome: Option<Outcome>,
-    /// The most recent thing that went wrong, whether or not it was overcome.
+    /// The most recent fault, whether or not a retry succeeded.
     pub last_fault: Option<Fault>,
-    /// Set while an attempt is cleared away because of the host and not of this vm.
+    /// Set while an attempt is cleaned up because of a fault of the host and not of this vm.
     pub host_refused: bool,
-    /// The host refused it because other guests took its slot: it is placed again as soon as a slot is free.
+    /// Other guests took its slot: it is placed again as soon as a slot is free.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub slot_taken: bool,
-    /// What GitHub knows the runner of this attempt as.
+    /// The registration of this attempt's runner at GitHub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registered: Option<Registered>,
-    /// The jobs that its runner was given; of a runner for one job at most one, but GitHub decides.
+    /// The jobs that its runner was given; usually at most one, but GitHub decides.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub jobs: Vec<JobRecord>,
-    /// GitHub's word that the runner is done, and when it came.
+    /// GitHub's report that the runner has finished, and its time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub done: Option<(EndProof, Timestamp)>,
-    /// Since when budgets that wait for GitHub stand still.
+    /// Since when budgets that wait for GitHub are paused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_at: Option<Timestamp>,
-    /// How long the service was away since this state was entered, in milliseconds.
+    /// How long the service was down since this state was entered, in milliseconds.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub away_ms: i64,
-    /// How long they stood still since what they count from, in milliseconds; the service's absence is part of it.
+    /// How long these budgets were paused since their start, in milliseconds; includes the time in which the
+    /// service was down.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub paused_ms: i64,
-    /// Until when the end is waited for because the runner is still at work.
+    /// Until when draining is extended because the runner is busy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain_until: Option<Timestamp>,
-    /// The guest may start its runner, and nothing has been heard since that shows that it did.
+    /// The guest may start its runner, and no report since shows that it did.
     #[serde(default, skip_serializing_if = "is_false")]
     pub start_unconfirmed: bool,
 }
@@ -187,12 +189,12 @@ impl Vm {
         self.draft.id
     }
 
-    /// The instance of the current attempt; of a queued vm, that of the latest one.
+    /// The instance of the current attempt; for a queued vm, that of the latest attempt.
     pub fn instance(&self) -> InstanceName {
         if self.draft.instance_per_attempt { self.id().instance_of(self.attempt) } else { self.id().instance() }
     }
 
-    /// The vm that its first event makes.
+    /// Creates the vm from its first event.
     pub fn created(draft: Draft, at: Timestamp) -> Vm {
         Vm {
             generation: 1,
@@ -235,7 +237,8 @@ impl Vm {
         }
     }
 
-    /// A vm from its whole log. `None` when the log is empty, does not begin with `created`, or could not have happened.
+    /// Replays a vm from all its events. `None` if there are none, if they do not begin with `created`, or if they
+    /// are impossible.
     pub fn replay<'a>(log: impl IntoIterator<Item = (&'a Event, Timestamp)>) -> Option<Vm> {
         let mut log = log.into_iter();
         let mut vm = match log.next() {
@@ -272,7 +275,7 @@ impl Vm {
         verdict
     }
 
-    /// What the event says of everything but the state.
+    /// Applies everything of the event except the state.
     fn fold(&mut self, event: &Event, at: Timestamp) {
         match event {
             Event::Created { .. } | Event::SlotTaken | Event::Cloned => {}
@@ -525,7 +528,7 @@ impl Vm {
         }
     }
 
-    /// A budget that begins now has not stood still yet.
+    /// Resets the paused time of a budget that begins now.
     fn count_anew(&mut self, at: Timestamp) {
         self.paused_ms = 0;
         if self.paused_at.is_some() {
@@ -540,13 +543,13 @@ impl Vm {
         }
     }
 
-    /// How long it has been in the queue until now, while it is elsewhere.
+    /// How long it was in the queue, after it left the queue.
     fn waited(&self) -> SignedDuration {
         let spells = self.timeline.windows(2).filter(|pair| pair[0].state == State::Queued);
         spells.fold(SignedDuration::ZERO, |sum, pair| sum + pair[1].at.duration_since(pair[0].at))
     }
 
-    /// When GitHub's word that the runner is done becomes the end of the guest.
+    /// When GitHub's report that the runner has finished becomes the end of the guest.
     pub fn settled(&self) -> Option<(EndProof, Timestamp)> {
         let (proof, at) = self.done?;
         let waits = matches!(self.state, State::Booting | State::Configuring | State::Running | State::Draining);
@@ -593,7 +596,7 @@ impl Vm {
         }
     }
 
-    /// Until when at most the end is waited for while the runner is at work.
+    /// Upper limit for extended draining while the runner is busy.
     pub fn drain_cap(&self) -> Timestamp {
         let b = &self.draft.budgets;
         self.entered_at
@@ -610,8 +613,8 @@ impl Vm {
         self.entered_at + seconds(self.draft.budgets.lifetime_seconds)
     }
 
-    /// Whether a runner's program was started by a guest of this vm. A guest starts it after `running` was entered, and no
-    /// attempt that came so far is followed by another one.
+    /// Whether a guest of this vm started the runner program. A guest starts it only after `running` was entered,
+    /// and after that there is no further attempt.
     pub fn started(&self) -> RunnerStarted {
         if self.draft.runner == RunnerKind::None {
             return RunnerStarted::No;
@@ -630,7 +633,7 @@ impl Vm {
         }
     }
 
-    /// Whether the attempt that is being cleared away is followed by another one.
+    /// Whether another attempt follows the one that is being cleaned up.
     pub fn retries(&self) -> bool {
         self.outcome.is_none()
     }
@@ -640,8 +643,8 @@ impl Vm {
         self.failed_attempts + 1 < self.draft.budgets.max_attempts
     }
 
-    /// How long the guest is asked politely before it is forced off. A guest whose runner is done, or whose owner said
-    /// `force`, has nothing left to save.
+    /// How long the guest may take to power down before it is forced. Zero if the runner has finished, or if the
+    /// deletion was requested with `force`: there is nothing left to save.
     pub fn stop_grace(&self) -> SignedDuration {
         match self.end_signal {
             Some(EndSignal::LifetimeBudget | EndSignal::IdleBudget | EndSignal::RegistrationBudget) => {

@@ -15,7 +15,7 @@ use crate::domain::{
     token::{Caller, TokenScope},
 };
 
-/// What a handler asks of an API token.
+/// The scope that a handler requires of an API token.
 pub trait Needs: Send + 'static {
     const SCOPE: TokenScope;
 }
@@ -32,10 +32,10 @@ impl Needs for Admin {
     const SCOPE: TokenScope = TokenScope::Admin;
 }
 
-/// The caller has an API token with this scope. A vm's own token never has.
+/// The caller has an API token with this scope. A vm's own token is never accepted.
 pub struct Allowed<N>(PhantomData<N>);
 
-/// The vm in the path, and a caller who may ask for it: an API token with this scope, or that vm's own token.
+/// The vm in the path, and a caller with access to it: an API token with this scope, or that vm's own token.
 pub struct OfVm<N> {
     pub id: VmId,
     pub caller: Caller,
@@ -45,7 +45,7 @@ pub struct OfVm<N> {
 /// The vm in the path, called by its own token.
 pub struct OwnVm(pub VmId);
 
-/// The vm in the path, for handlers that have asked for an API token already.
+/// The vm in the path, for handlers that have already required an API token.
 pub struct PathVm(pub VmId);
 
 impl FromRequestParts<Arc<Http>> for PathVm {
@@ -108,7 +108,7 @@ fn foreign() -> Problem {
     Problem::new(Code::AuthScopeMissing, "a vm's own token reads, reports and ends that vm, and nothing else")
 }
 
-/// The id in the path. What is no id at all names no vm either.
+/// The id in the path. Text that is not an id is answered like an unknown vm.
 async fn path_id(parts: &mut Parts, http: &Arc<Http>) -> Result<VmId, Problem> {
     let no_vm = |what: &str| Problem::new(Code::VmNotFound, format!("no vm has the id {what}"));
     match Path::<String>::from_request_parts(parts, http).await {

@@ -34,14 +34,14 @@ use crate::{
 };
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
-/// So often something is sent, and the database is looked at whatever the bell says.
+/// How often a comment is sent, and how often the database is read even without a change signal.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// After which a client that lost the stream comes back.
 const RECONNECT: Duration = Duration::from_secs(1);
 /// Events read from the database at once.
 const PAGE: u32 = 256;
 
-/// One fact in a vm's life. What belongs to its type stands beside the fields named here.
+/// One event of a vm. The fields of its type are beside the fields listed here.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Event)]
 pub struct EventView {
@@ -67,17 +67,17 @@ pub struct EventView {
 pub struct EventList {
     /// Oldest first.
     pub items: Vec<EventView>,
-    /// Give it back as `after` for what comes next; null when there was nothing more.
+    /// Pass it as `after` to get the next events; null if there were no more.
     pub next_after: Option<i64>,
 }
 
-/// Something that happened to a template. What belongs to its type stands beside the fields named here.
+/// One event of a template. The fields of its type are beside the fields listed here.
 #[derive(Serialize, ToSchema)]
 #[schema(as = TemplateEvent)]
 pub struct TemplateEventView {
     /// Position in the ledger: grows with every event of every vm and template.
     pub seq: i64,
-    /// Its name, or its digest where it has none.
+    /// The template's name, or its digest if it has no name.
     pub template: String,
     pub at: Time,
     /// What happened, for example `registered`, `pulled`, `pull_failed`, `name_moved`, `deleted`.
@@ -92,7 +92,7 @@ pub struct TemplateEventView {
 pub struct TemplateEventList {
     /// Oldest first.
     pub items: Vec<TemplateEventView>,
-    /// Give it back as `after` for what comes next; null when there was nothing more.
+    /// Pass it as `after` to get the next events; null if there were no more.
     pub next_after: Option<i64>,
 }
 
@@ -108,7 +108,7 @@ impl TemplateEventView {
     }
 }
 
-/// An event's fields without its type, which has a field of its own.
+/// An event's fields without its type, which is a separate field.
 fn payload(event: &impl Serialize) -> Result<serde_json::Map<String, serde_json::Value>, Problem> {
     let mut payload = match serde_json::to_value(event).map_err(crate::domain::Error::internal)? {
         serde_json::Value::Object(fields) => fields,
@@ -149,7 +149,7 @@ pub struct ListEvents {
 #[utoipa::path(
     get, path = "/vms/{id}/events", tag = "vms",
     params(("id" = String, Path, format = "uuid"), ListEvents),
-    responses((status = 200, description = "Its log, oldest first", body = EventList, example = json!({"items": [examples::event()], "next_after": null}))),
+    responses((status = 200, description = "Its events, oldest first", body = EventList, example = json!({"items": [examples::event()], "next_after": null}))),
     security(("token" = ["read"])),
 )]
 pub async fn list_vm_events(
@@ -173,12 +173,12 @@ pub async fn list_vm_events(
 
 /// List a template's events
 ///
-/// Also of one that is gone, as long as its events are kept. With a name: what happened under this name, and to the template
-/// that it points at.
+/// Also of a deleted template, as long as its events are kept. With a name: the events under this name, and those
+/// of the template that it points at.
 #[utoipa::path(
     get, path = "/templates/{name}/events", tag = "templates",
     params(("name" = String, Path, description = "Name or digest", example = "micro"), ListEvents),
-    responses((status = 200, description = "Its log, oldest first", body = TemplateEventList, example = json!({"items": [examples::template_event()], "next_after": null}))),
+    responses((status = 200, description = "Its events, oldest first", body = TemplateEventList, example = json!({"items": [examples::template_event()], "next_after": null}))),
     security(("token" = ["read"])),
 )]
 pub async fn list_template_events(
@@ -219,10 +219,10 @@ fn position(after: Option<i64>) -> Result<Option<i64>, Problem> {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct StreamEvents {
-    /// Begin after this position. Without it and without `Last-Event-ID`: from now on.
+    /// Begin after this position. Without it and without `Last-Event-ID`, the stream begins now.
     #[param(minimum = 0)]
     after: Option<i64>,
-    /// Only events of this vm, and none of templates.
+    /// Only events of this vm, and no template events.
     #[param(value_type = Option<String>, format = "uuid")]
     vm_id: Option<VmId>,
 }
@@ -244,14 +244,15 @@ pub struct StreamedEvent {
 
 /// Stream events
 ///
-/// Server-sent events of all vms and templates: `id` is the position, `event` the type, `data` an event as JSON, which has
-/// `vm_id` when it is about a vm and `template` when it is about a template. Resumes by `Last-Event-ID` without loss and
-/// without repetition. While an image is pulled, `pull_progress` says once a second how far it is; such messages have no `id`,
-/// and none of a filter's vm. A comment every 15 seconds keeps the connection alive.
+/// Server-sent events of all vms and templates: `id` is the position, `event` the type, `data` an event as JSON,
+/// which has `vm_id` if it is about a vm and `template` if it is about a template. `Last-Event-ID` resumes without
+/// loss and without repetition. During the pull of an image, `pull_progress` reports the progress once a second;
+/// these messages have no `id`, and are left out if the stream is filtered by vm. A comment every 15 seconds keeps
+/// the connection alive.
 #[utoipa::path(
     get, path = "/events", tag = "events",
-    params(StreamEvents, ("Last-Event-ID" = Option<i64>, Header, description = "Begin after this position; wins over `after`", minimum = 0)),
-    responses((status = 200, description = "Events as they happen, until the client goes or the service ends", body = StreamedEvent, content_type = "text/event-stream",
+    params(StreamEvents, ("Last-Event-ID" = Option<i64>, Header, description = "Begin after this position; takes precedence over `after`", minimum = 0)),
+    responses((status = 200, description = "Events as they happen, until the client disconnects or the service ends", body = StreamedEvent, content_type = "text/event-stream",
         example = json!(examples::stream()))),
     security(("token" = ["read"])),
 )]
@@ -292,13 +293,13 @@ pub async fn stream_events(
 struct EventStream {
     http: Arc<Http>,
     only: Option<VmId>,
-    /// Every event up to this position was sent, or is not asked for.
+    /// Every event up to this position was sent or is filtered out.
     sent: i64,
     names: HashMap<VmId, String>,
     out: mpsc::Sender<Result<sse::Event, Infallible>>,
 }
 
-/// The client is gone, or the database is: either way the stream is over, and the client resumes where it was.
+/// The client or the database is gone. In both cases the stream ends, and the client can resume.
 struct Over;
 
 impl EventStream {
@@ -355,7 +356,7 @@ impl EventStream {
         }
     }
 
-    /// Everything that is committed and was not sent.
+    /// Everything that is committed and was not sent yet.
     async fn catch_up(&mut self) -> Result<(), Over> {
         let reader = self.http.service.reader().clone();
         // Read first: what is committed later is not part of this turn. Commits come in the order of their positions.

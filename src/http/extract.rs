@@ -17,7 +17,7 @@ use crate::domain::{Code, Error};
 /// A JSON body.
 pub struct Json<T>(pub T);
 
-/// The query string. A name that the operation does not know is refused: a misspelt filter must not widen a listing.
+/// The query string. Unknown parameters are refused, because a misspelt filter must not widen a listing.
 pub struct Query<T>(pub T);
 
 /// The one name in the path, decoded.
@@ -78,7 +78,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     Ok(value)
 }
 
-/// RFC 6901. A field that is missing or not known is part of the pointer even where serde stops at its parent.
+/// A JSON pointer (RFC 6901). It includes a missing or unknown field, although serde reports only its parent.
 fn pointer(path: &Path, message: &str) -> String {
     let mut segments = segments(path);
     if let Some(field) = named_field(message)

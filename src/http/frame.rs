@@ -35,14 +35,14 @@ use crate::{
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Which listener a request came in by.
+/// The listener that received a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Surface {
     Admin,
     Guest,
 }
 
-/// Largest body that this listener takes, in bytes.
+/// Largest body that this listener accepts, in bytes.
 #[derive(Clone, Copy)]
 pub struct BodyLimit(pub usize);
 
@@ -52,7 +52,7 @@ pub struct Frame {
     surface: Surface,
     body_limit: usize,
     timeout: Duration,
-    /// Of the guest API: who tells whose a token is, and the places that each vm has.
+    /// For the guest API: verifies vm tokens and limits the concurrent requests of each vm.
     guests: Option<(Service, Lanes)>,
     requests: Arc<Semaphore>,
     waiters: Arc<Semaphore>,
@@ -70,20 +70,20 @@ impl Frame {
         }
     }
 
-    /// Each vm has places of its own.
+    /// The concurrent requests of each vm.
     pub fn for_guests(mut self, service: Service) -> Self {
         self.guests = Some((service, Lanes::new()));
         self
     }
 
-    /// The vm whose token this is, without a look at the database.
+    /// The vm of this token, without reading the database.
     fn vm_of(service: &Service, headers: &HeaderMap) -> Option<VmId> {
         service.vm_of_token(&auth::bearer(headers).ok()?)
     }
 }
 
-/// A request's place among those that are served at once. A request that waits for something to happen (long poll, stream)
-/// moves to the waiting room, so that a thousand clients who wait cannot keep a hook's DELETE out.
+/// A request's permit among the requests that are served at once. A request that only waits (long poll, stream)
+/// exchanges it for one of a separate limit, so that a thousand waiting clients cannot block a hook's DELETE.
 #[derive(Clone)]
 pub struct Seat {
     taken: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
@@ -92,7 +92,8 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// Leaves the request's seat and its time limit behind. The place in the waiting room is held by the returned value.
+    /// Gives up the request's permit and disables its time limit. The returned value holds the permit for waiting
+    /// requests.
     pub fn wait(&self) -> Result<OwnedSemaphorePermit, Problem> {
         let place = self.waiters.clone().try_acquire_owned().map_err(|_| overloaded())?;
         self.unhurried();
@@ -100,7 +101,7 @@ impl Seat {
         Ok(place)
     }
 
-    /// Leaves the time limit behind, for work that is long and not idle.
+    /// Disables the time limit, for requests that work for a long time.
     pub fn unhurried(&self) {
         self.waiting.store(true, Ordering::Release);
     }
@@ -122,7 +123,7 @@ fn crowded() -> Problem {
     error.retry_after(1).into()
 }
 
-/// Puts a frame around every route.
+/// Adds the middleware to every route.
 pub fn framed<S: Clone + Send + Sync + 'static>(router: Router<S>, frame: Frame) -> Router<S> {
     let always = SetResponseHeaderLayer::overriding;
     let unless_set = SetResponseHeaderLayer::if_not_present;
@@ -212,8 +213,8 @@ async fn around(State(frame): State<Frame>, mut request: Request, next: Next) ->
     response
 }
 
-/// Runs the handler. What changes something is run to its end even when its client goes away in the middle: the commit would
-/// stand, and nobody would have been told of it.
+/// Runs the handler. A request that changes something runs to its end even if the client disconnects: otherwise its
+/// commit could stand without the notifications that follow it.
 async fn answer(next: Next, request: Request, span: Span) -> Response {
     if request.method().is_safe() {
         return next.run(request).instrument(span).await;
@@ -222,7 +223,7 @@ async fn answer(next: Next, request: Request, span: Span) -> Response {
     run.await.unwrap_or_else(|_| Problem::new(Code::ShuttingDown, "the service is ending").into_response())
 }
 
-/// Renders problems, whoever made them, and says which request this answers.
+/// Renders problems of all origins, and adds the request id.
 fn finish(mut response: Response, id: &str, path: &str) -> Response {
     let unrendered = response.extensions_mut().remove::<Unrendered>().or_else(|| by_status(response.status()));
     if let Some(unrendered) = unrendered {
@@ -234,7 +235,7 @@ fn finish(mut response: Response, id: &str, path: &str) -> Response {
     response
 }
 
-/// A failure that came from a library and not from a handler of ours.
+/// An error of a library and not of a handler.
 fn by_status(status: StatusCode) -> Option<Unrendered> {
     let problem = match status {
         StatusCode::NOT_FOUND => Problem::new(Code::NotFound, "no resource has this path"),
@@ -258,7 +259,7 @@ fn panicked(panic: Box<dyn Any + Send>) -> Response {
     Problem::from(Error::internal(format!("a handler panicked: {said}"))).into_response()
 }
 
-/// The caller's own id when it cannot do harm in a log or a header, else a new one.
+/// The caller's own request id if it is safe in a log and a header, otherwise a new one.
 fn request_id(headers: &HeaderMap) -> String {
     headers
         .get(REQUEST_ID)

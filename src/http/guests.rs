@@ -16,7 +16,8 @@ use crate::{domain::Error, service::guests::GuestEvent};
 
 /// Report an event from inside the guest
 ///
-/// For the kit in the guest, with the vm's own token. Reports may come late, doubled or out of order.
+/// For the bootstrap bundle in the guest, with the vm's own token. Reports may arrive late, repeated or out of
+/// order.
 #[utoipa::path(
     post, path = "/vms/{id}/events", tag = "guest",
     params(("id" = String, Path, format = "uuid")),
@@ -26,7 +27,7 @@ use crate::{domain::Error, service::guests::GuestEvent};
         ("result" = (value = json!({"type": "job_result", "exit_code": 0}))),
         ("log" = (value = json!({"type": "log", "source": "job", "data_base64": "aGVsbG8K"})))
     )),
-    responses((status = 202, description = "Taken note of; of `guest_configured`: the runner may be started")),
+    responses((status = 202, description = "Accepted; for `guest_configured`: the runner may be started")),
     security(("vm_token" = [])),
 )]
 pub async fn report_guest_event(
@@ -38,11 +39,11 @@ pub async fn report_guest_event(
     Ok(StatusCode::ACCEPTED)
 }
 
-/// Fetch what GitHub's runner registers with
+/// Get the registration of GitHub's runner
 ///
-/// For the guest of a vm with a runner of kind `github` that was not handed it: a volume that the guest can read as long as it
-/// lives is no place for it. Given out until the guest may start its runner (`guest_configured` was answered with 202), and
-/// refused with 410 from then on.
+/// For the guest of a vm with a runner of kind `github` that is provisioned by a seed: the seed does not contain
+/// the registration, because the guest can read the seed as long as it runs. Available until the guest may start
+/// its runner (`guest_configured` was answered with 202), and refused with 410 afterwards.
 #[utoipa::path(
     get, path = "/vms/{id}/registration", tag = "guest",
     params(("id" = String, Path, format = "uuid")),
@@ -57,10 +58,10 @@ pub async fn get_runner_registration(
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=us-ascii")], secret.expose_secret().to_owned()))
 }
 
-/// Fetch GitHub's runner
+/// Download GitHub's runner
 ///
-/// For the guest of a vm with a runner of kind `github` whose template has no runner that will do: the archive that the
-/// configuration names for its platform. The first time it is fetched by the host, which may take a while.
+/// For the guest of a vm with a runner of kind `github` whose template contains no usable runner: the archive that
+/// the configuration names for its platform. At the first request the host downloads it, which may take a while.
 #[utoipa::path(
     get, path = "/vms/{id}/runner", tag = "guest",
     params(("id" = String, Path, format = "uuid")),

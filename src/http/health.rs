@@ -31,30 +31,30 @@ const OK: Answer<Health> = Answer(Health { status: "ok" });
 pub struct Readiness {
     #[schema(example = "ok")]
     status: &'static str,
-    /// When what runs on the host was listed last; of several drivers, the oldest list.
+    /// When the instances on the host were last listed; of several drivers, the oldest list.
     host_observed_at: Time,
-    /// Since then, in seconds.
+    /// Age of that, in seconds.
     host_observed_age_seconds: u64,
 }
 
 /// Whether the service runs
 ///
-/// Looks at nothing else: a service that is up and cannot reach its database is not helped by a restart.
+/// Checks nothing else: a restart does not help a service that cannot reach its database.
 #[utoipa::path(
     get, path = "/healthz", tag = "health",
-    responses((status = 200, description = "It runs", body = Health, example = json!({"status": "ok"}))),
+    responses((status = 200, description = "The service runs", body = Health, example = json!({"status": "ok"}))),
     security(()),
 )]
 pub async fn get_health() -> Answer<Health> {
     OK
 }
 
-/// Whether new vms can be served
+/// Whether new vms can be accepted
 ///
-/// Writes to the database to find out, at most once a second, and looks whether its files are still the ones that are open.
+/// Writes to the database as a test, at most once a second, and checks that its files have not been replaced.
 #[utoipa::path(
     get, path = "/readyz", tag = "health",
-    responses((status = 200, description = "The database takes writes and the host was looked at", body = Readiness,
+    responses((status = 200, description = "The database accepts writes and the host was inspected", body = Readiness,
         example = json!({"status": "ok", "host_observed_at": "2026-11-20T09:00:00.000Z", "host_observed_age_seconds": 12}))),
     security(()),
 )]

@@ -23,29 +23,29 @@ use crate::{
     service::hosts::HostStatus,
 };
 
-/// The host. Its instances are listed anew for the request, unless that was done within the last second; what is leased and queued
-/// was read after that.
+/// The host. Its instances are listed for this request, unless that was done within the last second; leases and
+/// queue are read afterwards.
 #[derive(Serialize, ToSchema)]
 pub struct Host {
-    /// `false` until the first look at the host is done; nothing is started before.
+    /// `false` until the first inspection of the host is complete; no vm is started before.
     observed: bool,
     /// When the instances were listed; of several drivers, the oldest list.
     observed_at: Time,
-    /// Since then, in seconds.
+    /// Age of that, in seconds.
     observed_age_seconds: u64,
-    /// The limits; all of them hold at the same time.
+    /// The limits; all apply together.
     capacity: Capacity,
-    /// What vms of this service hold.
+    /// What the vms of this service use.
     leased: Usage,
-    /// What instances hold that this service did not start. They count.
+    /// What instances use that this service did not start. They count against the limits.
     foreign: Usage,
     slots: Slots,
-    /// How many vms wait.
+    /// Number of queued vms.
     queued: i64,
     drivers: Vec<Driver>,
-    /// What is wrong with the host itself, oldest first. Empty: nothing that we know of.
+    /// Faults of the host itself, oldest first. Empty if none is known.
     faults: Vec<HostFault>,
-    /// Everything that the hypervisors show.
+    /// All instances that the hypervisors report.
     instances: Vec<Instance>,
 }
 
@@ -55,24 +55,24 @@ pub struct Slots {
     linux: SlotCount,
 }
 
-/// The system runs fewer guests of a kind than there are slots. No more are started than it runs, but for one vm now and then
-/// that finds out whether it does again; then this goes by itself.
+/// The system runs fewer guests of a kind than there are slots. Mayfly starts no more than that, except one vm from
+/// time to time as a test; when the test succeeds, the fault disappears.
 #[derive(Serialize, ToSchema)]
 pub struct HostFault {
     code: Code,
-    /// What the hypervisor said.
+    /// The hypervisor's message.
     detail: String,
     os: GuestOs,
-    /// Guests of this kind that the system runs.
+    /// Number of guests of this kind that the system runs.
     admits: u32,
-    /// Guests of this kind that there are slots for.
+    /// Number of slots for guests of this kind.
     slots: u32,
     since: Time,
-    /// Since then, in seconds.
+    /// Age of that, in seconds.
     age_seconds: u64,
-    /// When it was met last.
+    /// When it last occurred.
     last_seen: Time,
-    /// From when on one more guest is tried, if a vm waits.
+    /// When one more guest is tried, if a vm waits.
     retry_at: Time,
     remedy: &'static str,
 }
@@ -92,7 +92,7 @@ impl SlotCount {
     }
 }
 
-/// A driver as this host has it.
+/// A driver on this host.
 #[derive(Serialize, ToSchema)]
 pub struct Driver {
     name: String,
@@ -104,11 +104,11 @@ pub struct Driver {
     accelerator: Option<String>,
     /// Why a better accelerator is not used, what that means for speed, and what to do about it.
     note: Option<String>,
-    /// Why it cannot run guests; it is asked again from time to time.
+    /// Why it cannot run guests; this is checked again periodically.
     fault: Option<FaultView>,
     /// What to do about the fault.
     remedy: Option<&'static str>,
-    /// When its instances were listed last; while it does not list them, they are shown as they were then.
+    /// When its instances were last listed; while listing fails, the last list is shown.
     listed_at: Option<Time>,
 }
 
@@ -178,7 +178,7 @@ impl From<HostStatus> for Host {
 
 /// Read the host
 ///
-/// Its limits, what is held of them and by whom, and which drivers work.
+/// Its limits, how much of them is used and by what, and which drivers work.
 #[utoipa::path(
     get, path = "/host", tag = "host",
     responses((status = 200, description = "The host", body = Host, example = json!(examples::host()))),
@@ -190,10 +190,10 @@ pub async fn get_host(FromState(http): FromState<Arc<Http>>, _: Allowed<Read>) -
 
 /// Compare the database with the hypervisor, and with GitHub
 ///
-/// What the next sweep would act on. The instances are listed anew for the request. Looking changes nothing.
+/// Shows what the next sweep will act on. The instances are listed for this request. Nothing is changed.
 #[utoipa::path(
     get, path = "/reconcile", tag = "host",
-    responses((status = 200, description = "Where they agree and where not", body = Difference,
+    responses((status = 200, description = "Agreements and differences", body = Difference,
         example = json!({"observed_at": "2026-11-20T09:00:00.000Z", "unlisted": [], "known": [], "strays": [], "missing": [], "foreign": [], "runners": []}))),
     security(("token" = ["read"])),
 )]

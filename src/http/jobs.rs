@@ -24,28 +24,28 @@ use crate::{
     store::jobs::JobFilter,
 };
 
-/// A job of GitHub's.
+/// A GitHub job.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Job)]
 pub struct JobView {
     #[serde(flatten)]
     record: JobRecord,
-    /// What it asks of its runner.
+    /// The labels that it asks for.
     labels: Vec<String>,
-    /// The pool that wants it; null: nobody here does.
+    /// The pool that it matches; null if it matches none.
     pool: Option<String>,
     /// The vm whose runner has it.
     #[schema(value_type = Option<String>, format = "uuid")]
     vm_id: Option<VmId>,
-    /// The vm that was made for it last. GitHub may have given it another one.
+    /// The last vm that was made for it. GitHub may have given the job to another one.
     #[schema(value_type = Option<String>, format = "uuid")]
     made_vm_id: Option<VmId>,
     runner_name: Option<String>,
     /// How many vms were made for it.
     tries: u32,
-    /// No other vm is made for it before.
+    /// No other vm is made for it before this time.
     not_before: Option<Time>,
-    /// By which way it was heard of first.
+    /// How it was first reported.
     heard: Heard,
     seen_at: Time,
     updated_at: Time,
@@ -71,9 +71,9 @@ impl From<Job> for JobView {
 
 #[derive(Serialize, ToSchema)]
 pub struct JobPage {
-    /// Newest first, by GitHub's numbers.
+    /// Newest first, by GitHub's job number.
     items: Vec<JobView>,
-    /// Give it back as `cursor` for the next page; null on the last one.
+    /// Pass it as `cursor` to get the next page; null on the last page.
     next_cursor: Option<String>,
 }
 
@@ -81,14 +81,14 @@ pub struct JobPage {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListJobs {
-    /// Only these; repeatable.
+    /// Only these states; repeatable.
     #[serde(default)]
     #[param(explode)]
     status: Vec<JobStatus>,
-    /// Only jobs that this pool wants.
+    /// Only jobs that match this pool.
     #[param(min_length = 1)]
     pool: Option<String>,
-    /// `next_cursor` of the page before.
+    /// `next_cursor` of the previous page.
     #[param(pattern = "^[0-9]{1,19}$")]
     cursor: Option<String>,
     /// Largest number of jobs in the answer.
@@ -96,9 +96,10 @@ pub struct ListJobs {
     limit: Option<u32>,
 }
 
-/// List jobs of GitHub's
+/// List GitHub jobs
 ///
-/// Those that webhooks or the poll told of, wanted here or not. Jobs that are over are kept for a week.
+/// The jobs that webhooks or the poll reported, whether or not they match a pool. Completed jobs are kept for a
+/// week.
 #[utoipa::path(
     get, path = "/jobs", tag = "github", params(ListJobs),
     responses((status = 200, description = "One page", body = JobPage, example = json!(examples::jobs()))),

@@ -12,13 +12,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::domain::VmId;
 
-/// Reports of one vm at once. Its wrapper and its hooks need two or three.
+/// Concurrent reports of one vm. Its wrapper and its hooks need two or three.
 const REPORTS: usize = 8;
-/// Other requests of one vm at once.
+/// Concurrent other requests of one vm.
 const OTHERS: usize = 8;
-/// Requests at once whose token is missing or wrong.
+/// Concurrent requests whose token is missing or wrong.
 const STRANGERS: usize = 64;
-/// From this number of vms on, those without a request are forgotten.
+/// Above this number of vms, those without a request are removed.
 const REMEMBERED: usize = 256;
 
 #[derive(Clone)]
@@ -38,9 +38,9 @@ impl Places {
     }
 }
 
-/// A request that was let in, until it is dropped.
+/// The permit of an admitted request, until it is dropped.
 pub struct Place {
-    /// It has its own place, and needs none of the listener's.
+    /// It has its vm's own permit, and needs none of the listener's.
     pub is_report: bool,
     _permit: OwnedSemaphorePermit,
 }
@@ -50,7 +50,8 @@ impl Lanes {
         Self { vms: Arc::default(), strangers: Arc::new(Semaphore::new(STRANGERS)) }
     }
 
-    /// A place for a request with this vm's token, or without a vm's token. `None`: all of that caller's are taken.
+    /// A permit for a request with this vm's token, or without a vm's token. `None`: all permits of that caller are
+    /// in use.
     pub fn enter(&self, vm: Option<VmId>, method: &Method) -> Option<Place> {
         let Some(vm) = vm else {
             let permit = self.strangers.clone().try_acquire_owned().ok()?;

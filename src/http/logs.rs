@@ -34,28 +34,28 @@ use crate::{
     store::logs::{CAP, LogSource},
 };
 
-/// What one response sends at most, followed or not.
+/// Largest response, followed or not.
 const FOLLOW_CAP: u64 = 64 * 1024 * 1024;
-/// How often a followed file is looked at.
+/// How often a followed file is checked.
 const LOOK: Duration = Duration::from_millis(300);
 
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct GetVmLog {
-    /// Which log: `console` when missing.
+    /// Which log; default: `console`.
     source: Option<LogSource>,
-    /// Go on until the vm is deleted.
+    /// Continue until the vm is deleted.
     #[serde(default)]
     follow: bool,
-    /// Begin this many bytes before the end; the last mebibyte when missing.
+    /// Begin this many bytes before the end; default: one mebibyte.
     #[param(minimum = 0, maximum = 1048576)]
     tail_bytes: Option<u64>,
 }
 
 /// Read or follow a vm's log
 ///
-/// Empty while there is nothing. Kept as long as the vm's record.
+/// Empty if nothing was logged. Kept as long as the vm's record.
 #[utoipa::path(
     get, path = "/vms/{id}/logs", tag = "vms",
     params(("id" = String, Path, format = "uuid"), GetVmLog),
@@ -98,7 +98,7 @@ pub async fn get_vm_log(
     Ok((headers, Body::from_stream(ReceiverStream::new(body))).into_response())
 }
 
-/// At `tail` bytes before its end. `None`: there is no such file (yet).
+/// Opened `tail` bytes before its end. `None`: the file does not exist (yet).
 async fn open(path: &std::path::Path, tail: u64) -> io::Result<Option<File>> {
     let mut file = match File::open(path).await {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -143,7 +143,7 @@ impl Follower {
         }
     }
 
-    /// Sends what there is. `false`: there will be no more.
+    /// Sends the available bytes. `false`: there will be no more.
     async fn drain(&mut self) -> io::Result<bool> {
         let Some(file) = &mut self.file else { return Ok(true) };
         let mut buffer = vec![0; 32 * 1024];

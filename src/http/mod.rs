@@ -41,18 +41,18 @@ mod webhooks;
 
 pub use serve::{serve_tcp, serve_unix};
 
-/// How long a guest may take for one request, its body included; a runner that is downloaded is exempt.
+/// Longest time for one request of a guest, including its body; the download of a runner is exempt.
 const GUEST_REQUEST: Duration = Duration::from_secs(10);
-/// Largest body that the guest API takes: one report with 32 KiB of log in Base64 fits.
+/// Largest body that the guest API accepts: one report with 32 KiB of log in Base64 fits.
 const GUEST_BODY_BYTES: usize = 64 * 1024;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Largest body that the admin API takes.
+    /// Largest body that the admin API accepts.
     pub max_body_bytes: usize,
     /// From the last header to the answer; long polls and streams are exempt.
     pub request_timeout: Duration,
-    /// Requests served at once, per listener. As many again may wait in long polls and streams.
+    /// Concurrent requests per listener. The same number may additionally wait in long polls and streams.
     pub max_concurrent: usize,
 }
 
@@ -62,7 +62,7 @@ impl Default for Settings {
     }
 }
 
-/// What the handlers stand on.
+/// The dependencies of the handlers.
 #[derive(Clone)]
 pub struct Http {
     pub service: Service,
@@ -124,7 +124,7 @@ fn guest_routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(health::get_health))
 }
 
-/// Everything: for people, programs and the command line.
+/// All routes: for people, programs and the command line.
 pub fn admin_router(http: &Http) -> Router {
     let (router, _) = admin_routes().split_for_parts();
     let settings = &http.settings;
@@ -133,7 +133,7 @@ pub fn admin_router(http: &Http) -> Router {
     framed(router.merge(pages::docs()), http, frame)
 }
 
-/// What a guest may do with its own vm.
+/// The routes for guests, each limited to the guest's own vm.
 pub fn guest_router(http: &Http) -> Router {
     let (router, _) = guest_routes().split_for_parts();
     let settings = &http.settings;
@@ -156,7 +156,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
     openapi::complete(admin_routes().into_openapi())
 }
 
-/// The document as it is committed and served: the same bytes for the same code.
+/// The document as it is committed and served: the same code gives the same bytes.
 pub fn openapi_json() -> String {
     let mut json = serde_json::to_string_pretty(&openapi()).expect("a document of strings serialises");
     json.push('\n');

@@ -23,21 +23,21 @@ pub mod examples;
 #[openapi(
     info(
         title = "Mayfly",
-        description = "Gives every CI job a fresh virtual machine and takes it away afterwards.\n\nErrors are problem documents (RFC 9457) with a stable `code`; each code has a page under `/problems`. Every answer carries `x-request-id`: the caller's own, if it sent a sane one.",
+        description = "Gives every CI job a fresh virtual machine and deletes it afterwards.\n\nErrors are problem documents (RFC 9457) with a stable `code`; each code has a page under `/problems`. Every answer carries `x-request-id`: the caller's own if it sent a valid one, otherwise a new one.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     servers((url = "/", description = "This service")),
     tags(
         (name = "vms", description = "Creating, watching and ending vms"),
-        (name = "guest", description = "What a guest says of its own vm"),
-        (name = "events", description = "Everything that happens, as it happens"),
-        (name = "pools", description = "Which jobs of GitHub's get a vm"),
-        (name = "templates", description = "Bootable images, ready to clone"),
-        (name = "registries", description = "Who we are where images come from"),
-        (name = "host", description = "Limits, drivers, and what runs"),
-        (name = "tokens", description = "Who may call"),
-        (name = "health", description = "For probes and metrics"),
-        (name = "pages", description = "For people"),
+        (name = "guest", description = "Requests of a guest about its own vm"),
+        (name = "events", description = "The events of vms and templates"),
+        (name = "pools", description = "Which GitHub jobs get a vm"),
+        (name = "templates", description = "Bootable images to clone vms from"),
+        (name = "registries", description = "Registry credentials"),
+        (name = "host", description = "Limits, drivers, and running guests"),
+        (name = "tokens", description = "API tokens"),
+        (name = "health", description = "Probes and metrics"),
+        (name = "pages", description = "Pages for people"),
     ),
     components(schemas(Body9457, LogSource, super::events::TemplateEventView, super::pulls::PullProgressEvent)),
 )]
@@ -48,7 +48,7 @@ pub fn base() -> Document {
     Base::openapi()
 }
 
-/// The errors that an operation can give, beyond those that every operation can.
+/// The errors of an operation, in addition to those of every operation.
 fn own_errors(operation: &str) -> &'static [Code] {
     use Code as C;
     match operation {
@@ -140,7 +140,7 @@ fn errors(operation: &Operation) -> Vec<Code> {
     codes
 }
 
-/// Adds what follows from the routes: errors from the catalogue, security schemes.
+/// Adds the parts that follow from the routes: errors from the catalogue, security schemes.
 pub fn complete(mut document: Document) -> Document {
     document.info.version = env!("CARGO_PKG_VERSION").to_owned();
     let mut shared = BTreeMap::new();
@@ -163,7 +163,7 @@ pub fn complete(mut document: Document) -> Document {
     let code = ObjectBuilder::new()
         .schema_type(Type::String)
         .description(Some(
-            "Why something was refused or failed. Stable: codes are added and never renamed. See `/problems`.",
+            "Why a request was refused or failed. Stable: codes are added and never renamed. See `/problems`.",
         ))
         .enum_values(Some(Code::ALL.iter().map(|code| code.slug())));
     components.schemas.insert("Code".to_owned(), code.into());
@@ -181,7 +181,7 @@ pub fn complete(mut document: Document) -> Document {
     );
     components.add_security_scheme(
         "vm_token",
-        bearer("A vm's own token, for the guest: it reads, reports and ends that vm, and nothing else."),
+        bearer("A vm's own token, for the guest: allows reading, reporting and ending that vm, and nothing else."),
     );
     document
 }
@@ -226,7 +226,7 @@ mod tests {
         for operation in document.paths.paths.values_mut().flat_map(operations) {
             let id = operation.operation_id.clone().expect("every operation has an id");
             assert!(operation.responses.responses.contains_key("500"), "{id}");
-            assert!(operation.security.is_some(), "{id} says nothing about tokens");
+            assert!(operation.security.is_some(), "{id} does not declare its tokens");
             assert!(operation.summary.is_some(), "{id} has no summary");
             ids.push(id);
         }

@@ -22,7 +22,7 @@ const STATUS_SCRIPT: &str = include_str!("pages/status.js");
 
 type Page = ([(HeaderName, String); 3], String);
 
-/// A whole page. Its policy allows the style and the script that are written here, by their hashes, and nothing else.
+/// A whole page. Its content security policy allows only this style and script, by their hashes.
 fn page(title: &str, styles: &[&str], body: &str, script: Option<&str>) -> Page {
     let style = styles.concat();
     let hash = |text: &str| format!("'sha256-{}'", BASE64.encode(Sha256::digest(text)));
@@ -62,7 +62,7 @@ fn escape(text: &str) -> String {
     out
 }
 
-/// Text of the catalogue, where back-ticks mark what is to be typed.
+/// Text of the catalogue, in which back-ticks mark code.
 fn prose(text: &str) -> String {
     let mut out = String::new();
     for (n, part) in text.split('`').enumerate() {
@@ -77,7 +77,7 @@ fn prose(text: &str) -> String {
 
 /// Status page
 ///
-/// Host, queue and vms, live. It asks for a token and keeps it for the browser tab.
+/// Host, queue and vms, live. It prompts for a token and keeps it for the browser tab.
 #[utoipa::path(
     get, path = "/", tag = "pages",
     responses((status = 200, description = "The page", body = String, content_type = "text/html", example = json!("<!doctype html>…"))),

@@ -23,47 +23,48 @@ use crate::{
     service::pools::PoolState,
 };
 
-/// A pool as it is to be.
+/// The settings of a pool.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PoolRequest {
-    /// What each vm is made from: name or digest of a template, or an image in a registry, which is pulled when the first job
-    /// needs it.
+    /// Template that each vm is cloned from: name or digest of a template, or an image in a registry, which is
+    /// pulled when the first job needs it.
     #[schema(example = "macos-tahoe")]
     template: String,
-    /// Where its runners are registered, and with that, whose jobs can reach them: `owner/name`, an organisation's login, or
-    /// `enterprises/slug`.
+    /// Where its runners are registered, which decides whose jobs they can get: `owner/name`, an organisation's
+    /// login, or `enterprises/slug`.
     #[schema(value_type = String, example = "acme")]
     scope: Scope,
-    /// What its runners are registered with, 1 to 100. A job gets a vm here when every label that it asks for is among these,
-    /// whatever their case. GitHub adds none, not even `self-hosted`.
+    /// Labels of its runners, 1 to 100. A job matches the pool if every label that it asks for is among these,
+    /// regardless of case. GitHub adds no labels, not even `self-hosted`.
     labels: Vec<String>,
-    /// Runner group, by name, of organisations and enterprises; the default group when missing.
+    /// Name of the runner group (organisations and enterprises only); default: GitHub's default group.
     #[serde(default)]
     group: Option<String>,
-    /// Only jobs of these repositories: `owner/name`, where either part may be `*`. All that the scope covers when missing.
+    /// Only jobs of these repositories: `owner/name`, where either part may be `*`. Default: all that the scope
+    /// covers.
     #[serde(default)]
     repositories: Vec<String>,
-    /// Live vms at once; jobs beyond that wait.
+    /// Live vms at once; further jobs wait.
     #[serde(default = "usual_vms")]
     #[schema(minimum = 1, maximum = 10000, default = 10)]
     max_vms: u32,
-    /// Vms that are booted ahead of jobs. Not possible yet.
+    /// Vms booted ahead of jobs. Not possible yet.
     #[serde(default)]
     #[schema(minimum = 0, maximum = 0, default = 0)]
     warm: u32,
-    /// Cores of each vm; the template's default when missing.
+    /// Cores of each vm; default: the template's.
     #[serde(default)]
     #[schema(minimum = 1)]
     cpus: Option<u32>,
-    /// Memory of each vm in MiB; the template's default when missing.
+    /// Memory of each vm in MiB; default: the template's.
     #[serde(default)]
     #[schema(minimum = 32)]
     memory_mib: Option<u32>,
     /// Budgets that differ from the template's.
     #[serde(default)]
     budgets: BudgetsPatch,
-    /// `false`: no job gets a vm here any more; those that have one keep it.
+    /// `false`: jobs get no new vms from this pool; existing vms keep their jobs.
     #[serde(default = "yes")]
     #[schema(default = true)]
     enabled: bool,
@@ -96,12 +97,12 @@ impl PoolRequest {
     }
 }
 
-/// A pool and how it is doing.
+/// A pool and its current state.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Pool)]
 pub struct PoolView {
     name: String,
-    /// Where it is set: a pool of the configuration is changed there.
+    /// Where it is set: a pool in the configuration can only be changed there.
     source: PoolSource,
     template: String,
     #[schema(value_type = String, example = "acme")]
@@ -121,11 +122,11 @@ pub struct PoolView {
     budgets: BudgetsPatch,
     enabled: bool,
     vms: PoolVmsView,
-    /// Jobs that it wants and that have no runner yet; `GET /jobs?pool=` lists them.
+    /// Jobs that match it and have no runner yet; `GET /jobs?pool=` lists them.
     jobs_waiting: u32,
-    /// The newest vm of it that failed or was refused, as long as that is remembered.
+    /// Why the pool's most recent failed vm failed or was refused, as long as that is kept.
     last_error: Option<FaultView>,
-    /// Null of pools of the configuration.
+    /// Null for pools in the configuration.
     created_at: Option<Time>,
     updated_at: Option<Time>,
 }
@@ -133,9 +134,9 @@ pub struct PoolView {
 /// Vms of a pool that have not reached their end.
 #[derive(Serialize, ToSchema)]
 pub struct PoolVmsView {
-    /// They wait for a slot or for their image.
+    /// Vms that wait for a slot or for their image.
     queued: u32,
-    /// All of them, the queued ones included.
+    /// All live vms, including queued ones.
     live: u32,
 }
 
@@ -174,7 +175,7 @@ pub struct PoolList {
 /// List pools
 #[utoipa::path(
     get, path = "/pools", tag = "pools",
-    responses((status = 200, description = "All pools, those of the configuration included", body = PoolList, example = json!({"items": [examples::pool()]}))),
+    responses((status = 200, description = "All pools, including those in the configuration", body = PoolList, example = json!({"items": [examples::pool()]}))),
     security(("token" = ["read"])),
 )]
 pub async fn list_pools(FromState(http): FromState<Arc<Http>>, _: Allowed<Read>) -> Result<Answer<PoolList>, Problem> {
@@ -197,17 +198,17 @@ pub async fn get_pool(
     Ok(Answer(http.service.get_pool(&name).await?.into()))
 }
 
-/// Make or replace a pool
+/// Create or replace a pool
 ///
-/// From then on a job that asks for its labels gets a vm of it. Vms that are there keep what they were made with. A pool of the
-/// configuration is not changed here.
+/// From then on, jobs that match it get vms from it. Existing vms keep their settings. A pool in the configuration
+/// cannot be changed here.
 #[utoipa::path(
     put, path = "/pools/{name}", tag = "pools",
     params(("name" = String, Path, description = "1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", example = "macos")),
     request_body(content = PoolRequest, example = json!(examples::pool_request())),
     responses(
-        (status = 200, description = "The pool was there and is like this now", body = PoolView, example = json!(examples::pool())),
-        (status = 201, description = "The pool is new", body = PoolView, example = json!(examples::pool())),
+        (status = 200, description = "The pool was replaced", body = PoolView, example = json!(examples::pool())),
+        (status = 201, description = "The pool was created", body = PoolView, example = json!(examples::pool())),
     ),
     security(("token" = ["admin"])),
 )]
@@ -224,11 +225,11 @@ pub async fn set_pool(
 
 /// Remove a pool
 ///
-/// No job gets a vm of it any more. Vms that are there live on to their ends.
+/// Jobs get no new vms from it. Existing vms run until they end.
 #[utoipa::path(
     delete, path = "/pools/{name}", tag = "pools",
     params(("name" = String, Path, description = "Name", example = "macos")),
-    responses((status = 204, description = "It is gone")),
+    responses((status = 204, description = "The pool was removed")),
     security(("token" = ["admin"])),
 )]
 pub async fn remove_pool(

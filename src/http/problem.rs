@@ -40,7 +40,7 @@ impl Problem {
     }
 }
 
-/// What a response carries until the frame renders it.
+/// Attached to a response until the middleware renders it.
 #[derive(Clone)]
 pub struct Unrendered(Arc<Error>);
 
@@ -72,18 +72,18 @@ pub struct Body9457<'a> {
     title: &'a str,
     #[schema(example = 404)]
     status: u16,
-    /// What happened this time.
+    /// What happened in this case.
     detail: &'a str,
-    /// The path that was asked for.
+    /// The path of the request.
     #[schema(format = "uri-reference")]
     instance: &'a str,
-    /// Stable: switch on this one.
+    /// Stable: programs branch on this one.
     code: Code,
     /// Also in the `x-request-id` header and in the service's log.
     request_id: &'a str,
     /// Whether the same request may succeed later without being changed.
     retryable: bool,
-    /// The fields that were not accepted, for faults of input.
+    /// The fields that were not accepted, for invalid input.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     #[schema(value_type = Vec<FieldError>, required = false)]
     errors: &'a [FieldError],
@@ -126,7 +126,7 @@ pub fn render(problem: &Unrendered, request_id: &str, path: &str, headers: &Head
     response
 }
 
-/// A caller's fault is the caller's to read; ours is for whoever runs the service.
+/// Logs errors of the service. An error of the caller is not logged: the answer describes it.
 fn log(error: &Error, request_id: &str) {
     let cause = error.cause.as_deref().map(|cause| error_chain(cause)).unwrap_or_default();
     if error.code == Code::Internal || (error.cause.is_some() && error.code.status() >= 500) {

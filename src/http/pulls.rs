@@ -31,27 +31,27 @@ use crate::{
 
 const LONGEST_WAIT: u32 = 60;
 
-/// How far a pull is.
+/// Progress of a pull.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = PullProgress)]
 pub struct ProgressView {
-    /// Of what has to come from the registry; null until it is known what that is.
+    /// Bytes to download from the registry; null until that is known.
     #[schema(minimum = 0, maximum = 100)]
     pub percent: Option<u8>,
-    /// Of what has to come from the registry. What is here already is in neither number.
+    /// Bytes downloaded from the registry. Content that is on the host already is in neither number.
     pub bytes_done: u64,
-    /// 0 until it is known what has to come.
+    /// 0 until the size is known.
     pub bytes_total: u64,
-    /// Pieces of the disk, wherever they come from.
+    /// Chunks of the disk, from the registry or from the host.
     pub chunks_done: u64,
     pub chunks_total: u64,
-    /// Of late; null when no bytes come.
+    /// Current rate; null if no data is being transferred.
     pub bytes_per_second: Option<u64>,
-    /// At this rate; null when it cannot be said.
+    /// Remaining time at the current rate; null if unknown.
     pub eta_seconds: Option<u64>,
 }
 
-/// `None`: nothing has to come, or it is not known yet what.
+/// `None`: nothing has to be downloaded, or the size is not known yet.
 fn percent(done: u64, total: u64) -> Option<u8> {
     let percent = (u128::from(done.min(total)) * 100).checked_div(u128::from(total))?;
     u8::try_from(percent).ok()
@@ -79,42 +79,42 @@ impl ProgressView {
     }
 }
 
-/// An image on its way to becoming a template.
+/// A pull: an image that is being downloaded to become a template.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Pull)]
 pub struct PullView {
     #[schema(value_type = String, format = "uuid")]
     id: PullId,
-    /// The image, as it was asked for.
+    /// The image reference of the request.
     image: String,
-    /// What the template will be called.
+    /// The template's future name.
     name: String,
     state: PullState,
-    /// Grows with every change but progress.
+    /// Grows with every change except progress.
     generation: i64,
-    /// Nobody waits for it: it was started by a watch.
+    /// No vm and no person waits for it: a watch started it.
     background: bool,
-    /// Whether a vm of the new version has to pass a test before the name moves.
+    /// Whether a vm of the new version must pass a test before the name moves.
     canary: bool,
-    /// What the name pointed at when the pull began.
+    /// The version that the name pointed at when the pull began.
     previous_digest: Option<String>,
-    /// What the reference stands for, once the registry has said so. The pull is about this image from then on.
+    /// The image's digest, after the reference was resolved. From then on the pull is about this image.
     image_digest: Option<String>,
-    /// The template's, once it is here.
+    /// The template's digest, when it is complete.
     digest: Option<String>,
     /// The vm that runs the test.
     #[schema(value_type = Option<String>, format = "uuid")]
     vm_id: Option<VmId>,
     progress: ProgressView,
-    /// What went wrong: for good when the pull has failed, else it is tried again.
+    /// The most recent error. Unless the pull has failed, it is retried.
     error: Option<Fault>,
-    /// Failures in a row.
+    /// Consecutive failures.
     failures: u32,
-    /// When it is tried again.
+    /// Time of the next retry.
     retry_at: Option<Time>,
-    /// Failures are not waited out beyond this.
+    /// No retry after this time.
     deadline: Time,
-    /// What was fetched and did not become a template was removed.
+    /// Downloaded data that did not become a template was removed.
     discarded: bool,
     created_at: Time,
     updated_at: Time,
@@ -152,7 +152,8 @@ impl PullView {
     }
 }
 
-/// What the event stream says of a pull about once a second while its bytes come. It has no position and is not kept.
+/// Progress of a pull in the event stream, about once a second during the transfer. It has no position and is not
+/// stored.
 #[derive(Serialize, ToSchema)]
 pub struct PullProgressEvent {
     #[serde(rename = "type")]
@@ -180,7 +181,7 @@ impl PullProgressEvent {
     }
 }
 
-/// The pull in the path. What is no id at all names no pull either.
+/// The pull in the path. Text that is not an id is answered like an unknown pull.
 pub struct PathPull(PullId);
 
 impl FromRequestParts<Arc<Http>> for PathPull {
@@ -201,7 +202,7 @@ pub struct ListPulls {
     /// Largest number of pulls in the answer.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<u32>,
-    /// `next_cursor` of the page before.
+    /// `next_cursor` of the previous page.
     #[param(pattern = "^[0-9a-f]{32}$")]
     cursor: Option<String>,
 }
@@ -209,7 +210,7 @@ pub struct ListPulls {
 #[derive(Serialize, ToSchema)]
 pub struct PullPage {
     items: Vec<PullView>,
-    /// Give it back as `cursor` for the next page; null on the last one.
+    /// Pass it as `cursor` to get the next page; null on the last page.
     next_cursor: Option<String>,
 }
 
@@ -248,10 +249,11 @@ pub async fn list_pulls(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct GetPull {
-    /// Answer once the pull has changed or ended, or when this time is over. Progress is no change. Without it: at once.
+    /// Answer when the pull has changed or ended, or after this time. Progress is not a change. Without it, the
+    /// answer comes at once.
     #[param(minimum = 0, maximum = 60)]
     timeout_seconds: Option<u32>,
-    /// What counts as changed: a generation greater than this. The one that it has now, when missing.
+    /// The pull has changed if its generation is greater than this; default: the current one.
     #[param(minimum = 0)]
     wait_generation: Option<i64>,
 }
@@ -294,18 +296,19 @@ pub async fn get_pull(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct CancelPull {
-    /// Remove what was fetched, too, unless another pull needs it. Else it is kept for a week, for the next try.
+    /// Also remove the downloaded data, unless another pull needs it. Otherwise it is kept for a week, for the next
+    /// attempt.
     #[serde(default)]
     discard: bool,
 }
 
 /// Cancel a pull
 ///
-/// Answers with the pull as it is then. One that has ended stays as it is; `discard` removes what is left of it.
+/// Answers with the pull after the request. An ended pull does not change; `discard` removes its remaining data.
 #[utoipa::path(
     delete, path = "/pulls/{id}", tag = "templates",
     params(("id" = String, Path, format = "uuid"), CancelPull),
-    responses((status = 200, description = "It has ended", body = PullView, example = json!(examples::cancelled_pull()))),
+    responses((status = 200, description = "The pull has ended", body = PullView, example = json!(examples::cancelled_pull()))),
     security(("token" = ["admin"])),
 )]
 pub async fn cancel_pull(

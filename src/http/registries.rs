@@ -21,14 +21,14 @@ use crate::service::registries::{LoggedIn, LoginOrigin, SavedLogin};
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoginRequest {
-    /// `AWS` for Amazon ECR, which needs no login where the host has a role.
+    /// `AWS` for Amazon ECR, which needs no login if the host has a role.
     #[schema(example = "ci", min_length = 1)]
     username: String,
-    /// Password or token. It is kept in a file that only the service may read, and shown to nobody.
+    /// Password or token. It is stored in a file that only the service can read, and never shown.
     #[schema(value_type = String, format = "password", write_only, min_length = 1)]
     #[serde(deserialize_with = "secret")]
     password: SecretString,
-    /// Ask the registry first, and keep nothing that it refuses.
+    /// Test the login at the registry, and store it only if the registry accepts it.
     #[serde(default = "yes")]
     #[schema(default = true)]
     check: bool,
@@ -38,7 +38,7 @@ fn yes() -> bool {
     true
 }
 
-/// Serde would quote what it did not expect, and that may be the password.
+/// Serde would quote the unexpected value, which may be the password.
 fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SecretString, D::Error> {
     struct Text;
     impl de::Visitor<'_> for Text {
@@ -69,7 +69,7 @@ fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SecretString, D:
 #[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LoginSource {
-    /// `password_file` in the configuration, which counts before a login.
+    /// `password_file` in the configuration, which takes precedence over a login.
     Configuration,
     /// This operation.
     Login,
@@ -82,7 +82,7 @@ pub struct LoginView {
     registry: String,
     username: String,
     source: LoginSource,
-    /// Null for what the configuration says.
+    /// Null for a login in the configuration.
     saved_at: Option<Time>,
 }
 
@@ -100,9 +100,9 @@ impl From<SavedLogin> for LoginView {
 pub struct KeptLogin {
     #[serde(flatten)]
     login: LoginView,
-    /// Whether the registry was asked and took it.
+    /// Whether the registry was asked and accepted it.
     checked: bool,
-    /// What the caller should know, in sentences.
+    /// Notes for the caller, as sentences.
     notices: Vec<String>,
 }
 
@@ -119,13 +119,13 @@ pub struct LoginList {
 
 /// Log in to a registry
 ///
-/// For pulling and pushing images. The registry is asked first, and a login that it refuses is not kept. One that was kept
-/// before is replaced.
+/// For pulling and pushing images. The login is tested at the registry and stored only if the registry accepts it.
+/// It replaces an earlier login.
 #[utoipa::path(
     put, path = "/registries/{host}/login", tag = "registries",
     params(("host" = String, Path, description = "`host[:port]`, as in image references", example = "registry.example.com:5000")),
     request_body(content = LoginRequest, example = json!({"username": "ci", "password": "…"})),
-    responses((status = 200, description = "It is kept", body = KeptLogin, example = json!(examples::kept_login()))),
+    responses((status = 200, description = "The login is stored", body = KeptLogin, example = json!(examples::kept_login()))),
     security(("token" = ["admin"])),
 )]
 pub async fn log_in_to_registry(
@@ -143,11 +143,11 @@ pub async fn log_in_to_registry(
 
 /// Log out of a registry
 ///
-/// What the configuration says of it stays.
+/// Credentials in the configuration are kept.
 #[utoipa::path(
     delete, path = "/registries/{host}/login", tag = "registries",
     params(("host" = String, Path, description = "`host[:port]`, as in image references", example = "registry.example.com:5000")),
-    responses((status = 204, description = "The login is gone")),
+    responses((status = 204, description = "The login was deleted")),
     security(("token" = ["admin"])),
 )]
 pub async fn log_out_of_registry(
@@ -161,8 +161,8 @@ pub async fn log_out_of_registry(
 
 /// List logins to registries
 ///
-/// Those that were kept, and those of the configuration. Docker's configuration, the environment and Amazon ECR are asked when
-/// something is pulled, and not listed.
+/// Stored logins, and those in the configuration. Credentials from Docker's configuration, the environment and
+/// Amazon ECR are looked up at each pull, and not listed.
 #[utoipa::path(
     get, path = "/registries", tag = "registries",
     responses((status = 200, description = "All logins, without their passwords", body = LoginList, example = json!({"items": [examples::login()]}))),

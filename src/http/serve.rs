@@ -22,11 +22,11 @@ use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-/// How long requests may take to finish once the service is ending.
+/// How long requests may take to finish when the service shuts down.
 const GRACE: Duration = Duration::from_secs(10);
-/// A client that takes longer to send its headers is cut.
+/// A client that takes longer to send its headers is disconnected.
 const HEADERS_WITHIN: Duration = Duration::from_secs(10);
-/// Connections at once, per listener. Beyond it, clients wait in the system's queue.
+/// Concurrent connections per listener. Further clients wait in the system's queue.
 const MAX_CONNECTIONS: usize = 4096;
 
 pub async fn serve_tcp(
@@ -58,12 +58,12 @@ pub async fn serve_unix(listener: UnixListener, router: Router, shutdown: Cancel
     serve(accept, plain, router, shutdown).await;
 }
 
-/// A connection that needs no greeting.
+/// A connection that needs no handshake.
 async fn plain<I>(stream: I) -> io::Result<I> {
     Ok(stream)
 }
 
-/// `greet` is what a connection has to go through before the first request, such as TLS; it does not hold up accepting.
+/// `greet` is the handshake before the first request, such as TLS; it does not block accepting other connections.
 async fn serve<A, I, G>(
     accept: impl AsyncFn() -> io::Result<A>,
     greet: impl Fn(A) -> G,

@@ -37,7 +37,7 @@ pub struct TokenView {
     name: String,
     scope: TokenScope,
     created_at: Time,
-    /// Null while it may be used.
+    /// Null while the token is valid.
     revoked_at: Option<Time>,
 }
 
@@ -70,7 +70,7 @@ pub struct TokenList {
 #[utoipa::path(
     post, path = "/tokens", tag = "tokens",
     request_body(content = TokenRequest, example = json!({"name": "autoscaler", "scope": "create"})),
-    responses((status = 201, description = "The token and, this once, its secret", body = CreatedToken, example = json!(examples::created_token()))),
+    responses((status = 201, description = "The token and its secret, which is shown only this once", body = CreatedToken, example = json!(examples::created_token()))),
     security(("token" = ["admin"])),
 )]
 pub async fn create_token(
@@ -86,7 +86,7 @@ pub async fn create_token(
 /// List tokens
 #[utoipa::path(
     get, path = "/tokens", tag = "tokens",
-    responses((status = 200, description = "All tokens, revoked ones included", body = TokenList, example = json!({"items": [examples::token()]}))),
+    responses((status = 200, description = "All tokens, including revoked ones", body = TokenList, example = json!({"items": [examples::token()]}))),
     security(("token" = ["admin"])),
 )]
 pub async fn list_tokens(
@@ -99,7 +99,7 @@ pub async fn list_tokens(
 
 /// Revoke a token
 ///
-/// At once and for good. Asking again changes nothing.
+/// Takes effect at once and is final. Repeating it changes nothing.
 #[utoipa::path(
     delete, path = "/tokens/{id}", tag = "tokens",
     params(("id" = String, Path, format = "uuid")),

@@ -51,44 +51,44 @@ pub struct VmView {
     pub state: State,
     /// Grows by one with every event of this vm; see `wait_generation`.
     pub generation: i64,
-    /// The template's name, or the image that was asked for.
+    /// The template's name, or the image reference of the request.
     pub template: String,
-    /// What it stood for when the vm was created, or its image was found.
-    /// Null, as all that follows from the template, while that is awaited (`queue.reason` is `template`).
+    /// The version that it pointed at when the vm was created or its image was pulled. Null, like everything that
+    /// follows from the template, while the vm waits for its image (`queue.reason` is `template`).
     pub template_digest: Option<String>,
     pub driver: Option<String>,
     pub os: Option<GuestOs>,
     pub cpus: Option<u32>,
     pub memory_mib: Option<u32>,
     pub labels: BTreeMap<String, String>,
-    /// The pool that it was made for.
+    /// The pool that the vm was made for.
     pub pool: Option<String>,
     pub runner: RunnerView,
-    /// What it waits for; null unless queued.
+    /// What the vm waits for; null unless it is queued.
     pub queue: Option<QueueView>,
-    /// The next moment at which time alone ends something.
+    /// The budget that is running, and when it is spent.
     pub deadline: Option<DeadlineView>,
-    /// Since when budgets that wait for GitHub stand still, because it does not answer; null usually.
+    /// Since when the budgets that wait for GitHub are paused, because GitHub does not answer; usually null.
     pub paused_since: Option<Time>,
     pub budgets: Budgets,
-    /// How often a slot was taken for it: more than 1 after failed boots.
+    /// Number of attempts: how often the vm got a slot; more than 1 after failed boots.
     pub attempt: u32,
-    /// Where the guest's SSH port is reached from the host.
+    /// Address of the guest's SSH port, as seen from the host.
     pub ssh: Option<Endpoint>,
-    /// Who said first that it is to end.
+    /// What announced the end first.
     pub announced_by: Option<Announcer>,
     pub announced_at: Option<Time>,
-    /// The first thing that told us that it is done.
+    /// The first signal that proved the end.
     pub end_signal: Option<EndSignal>,
-    /// How it went; set once.
+    /// How the vm ended; set once.
     pub outcome: Option<Outcome>,
-    /// How the job ended, where the guest said so.
+    /// How the job ended, if the guest reported it.
     pub job: Option<JobView>,
-    /// The jobs of GitHub's that its runner was given.
+    /// The GitHub jobs that its runner was given.
     pub jobs: Vec<JobRecord>,
-    /// The most recent thing that went wrong, whether or not it was overcome.
+    /// The most recent fault, whether or not a retry succeeded.
     pub last_fault: Option<FaultView>,
-    /// Every state so far and when it was entered.
+    /// All states so far, each with the time at which it was entered.
     pub timeline: Vec<TimelineView>,
     pub created_at: Time,
     pub updated_at: Time,
@@ -99,13 +99,13 @@ pub struct VmView {
 pub struct RunnerView {
     pub kind: RunnerKind,
     pub status: RunnerStatus,
-    /// Whether its program was started. A vm whose guest ended is given another one only while this is `no`.
+    /// Whether the runner program was started. A vm whose guest ended gets another guest only while this is `no`.
     pub started: RunnerStarted,
-    /// Of a runner of GitHub's.
+    /// For a GitHub runner.
     pub github: Option<GitHubRunnerView>,
 }
 
-/// A runner as GitHub has it.
+/// A runner as registered at GitHub.
 #[derive(Serialize, ToSchema)]
 pub struct GitHubRunnerView {
     /// Where it is registered: `owner/name`, an organisation's login, or `enterprises/slug`.
@@ -115,9 +115,9 @@ pub struct GitHubRunnerView {
     /// Null: the default group.
     pub group: Option<String>,
     pub registration: Registration,
-    /// The name that GitHub knows it by; null until its guest is about to be given it, and of a `jit_config` that does not say.
+    /// Its name at GitHub; null until it is registered, and for a `jit_config` that contains no name.
     pub name: Option<String>,
-    /// GitHub's number of it; null of a runner that registers itself with a `registration_token`.
+    /// Its id at GitHub; null for a runner that registers itself with a `registration_token`.
     pub id: Option<u64>,
 }
 
@@ -136,9 +136,9 @@ pub struct QueueView {
     /// 1: it is next.
     #[schema(minimum = 1)]
     pub position: i64,
-    /// When it gives up waiting.
+    /// When the vm stops waiting and fails.
     pub deadline: Time,
-    /// How far its image is; null unless that is pulled now.
+    /// Progress of its image; null unless the image is being pulled.
     pub pull: Option<ProgressView>,
 }
 
@@ -173,12 +173,13 @@ pub struct TimelineView {
     pub at: Time,
 }
 
-/// A vm and its own token.
+/// A vm and its token.
 #[derive(Serialize, ToSchema)]
 pub struct CreatedVm {
     #[serde(flatten)]
     pub vm: VmView,
-    /// For the guest alone: it reads, reports and ends this vm, and nothing else. Shown by `POST /vms` only.
+    /// For the guest only: it allows reading, reporting and ending this vm, and nothing else. Shown by `POST /vms`
+    /// only.
     pub callback_token: String,
 }
 
@@ -186,7 +187,7 @@ pub struct CreatedVm {
 pub struct VmPage {
     /// Newest first.
     pub items: Vec<VmView>,
-    /// Give it back as `cursor` for the next page; null on the last one.
+    /// Pass it as `cursor` to get the next page; null on the last page.
     pub next_cursor: Option<String>,
 }
 
@@ -253,14 +254,15 @@ pub fn no_vm(id: VmId) -> Error {
 
 /// Create a vm
 ///
-/// The vm is stored before it is answered and survives a crash from then on. Without a free slot it waits, with a reason, a
-/// position and a deadline; without its image, too. Repeating an equal request, by `Idempotency-Key` or by `name`, answers 200 with the same vm.
+/// The vm is stored before the answer and survives a crash from then on. Without a free slot, or without its image,
+/// it waits in the queue with a reason, a position and a deadline. Repeating the same request, by `Idempotency-Key`
+/// or by `name`, answers 200 with the same vm.
 #[utoipa::path(
     post, path = "/vms", tag = "vms",
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters; kept as long as the vm's record", min_length = 1, max_length = 255, pattern = "^[!-~]+$", example = "run-4711-attempt-1")),
     request_body(content = VmRequest, examples(
         ("command" = (summary = "One job", value = json!(examples::vm_request()))),
-        ("github" = (summary = "A runner of GitHub's", value = json!(examples::github_vm_request()))),
+        ("github" = (summary = "A GitHub runner", value = json!(examples::github_vm_request()))),
         ("smallest" = (summary = "A vm without a runner", value = json!({"template": "micro"})))
     )),
     responses(
@@ -314,12 +316,12 @@ pub struct ListVms {
     /// Only vms that were made for this pool.
     #[param(min_length = 1)]
     pool: Option<String>,
-    /// Only vms whose runner was given this job: GitHub's number of it, as in the address of the job's page.
+    /// Only vms whose runner was given this job: the number in the address of the job's page at GitHub.
     job_id: Option<u64>,
     /// Largest number of vms in the answer.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<u32>,
-    /// `next_cursor` of the page before.
+    /// `next_cursor` of the previous page.
     #[param(pattern = "^[0-9a-f]{32}$")]
     cursor: Option<String>,
 }
@@ -402,7 +404,8 @@ pub async fn list_vms(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct GetVm {
-    /// Answer once the vm's generation is greater than this, or when the wait is over, or when the vm is deleted.
+    /// Answer when the vm's generation is greater than this, when the vm is deleted, or when `timeout_seconds` have
+    /// passed.
     #[param(minimum = 0)]
     wait_generation: Option<i64>,
     /// How long to wait; only with `wait_generation`.
@@ -455,14 +458,14 @@ pub struct EndVm {
 
 /// End a vm
 ///
-/// Answers at once. A vm whose runner has a job drains first: it is destroyed when its runner is done, or when the drain
-/// budget is spent. Asking again changes nothing.
+/// Answers at once. A vm whose runner has a job drains first: it is destroyed when its runner has finished, or when
+/// the drain budget is spent. Repeating it changes nothing.
 #[utoipa::path(
     delete, path = "/vms/{id}", tag = "vms",
     params(("id" = String, Path, format = "uuid"), EndVm),
     responses(
-        (status = 202, description = "It is ending", body = VmView, example = json!(examples::vm())),
-        (status = 200, description = "It had ended before: the final record", body = VmView, example = json!(examples::deleted_vm())),
+        (status = 202, description = "The vm is ending", body = VmView, example = json!(examples::vm())),
+        (status = 200, description = "The vm had ended before: the final record", body = VmView, example = json!(examples::deleted_vm())),
     ),
     security(("token" = ["create"]), ("vm_token" = [])),
 )]

@@ -27,28 +27,28 @@ use crate::{
     store::deliveries::DeliveryRow,
 };
 
-/// Large bodies read at once: each may be 25 MB, and whose it is is known only when all of it is here.
+/// Large bodies read at once: each may be 25 MB, and its signature can be checked only when it is complete.
 const AT_ONCE: usize = 4;
 static READING: Semaphore = Semaphore::const_new(AT_ONCE);
-/// What announces itself as no larger than this waits for nobody: news of a job has about 30 KB.
+/// Bodies with a declared size of at most this do not wait for a permit: a job update has about 30 KB.
 const SMALL: u64 = 1 << 20;
-/// GitHub itself gives up after ten seconds. Without this, whoever sends slowly would keep others waiting for longer.
+/// GitHub itself gives up after ten seconds. Without this limit, a slow sender would block others for longer.
 const READ_WITHIN: Duration = Duration::from_secs(10);
 
-/// Take a webhook of GitHub's
+/// Receive a GitHub webhook
 ///
-/// For GitHub. The signature (`X-Hub-Signature-256`) is checked over the body as it came, against every secret that is
-/// configured; the delivery is stored, and answered then. What it means is worked later. The same delivery may come as often
-/// as it likes.
+/// For GitHub. The signature (`X-Hub-Signature-256`) of the unchanged body is checked against every configured
+/// secret; the delivery is stored, and then answered. It is processed later. The same delivery may be sent any
+/// number of times.
 #[utoipa::path(
     post, path = "/webhooks/github", tag = "github",
     params(
         ("X-Hub-Signature-256" = String, Header, description = "`sha256=` and the HMAC of the body in hexadecimal digits"),
-        ("X-GitHub-Event" = String, Header, description = "`workflow_job`, `ping`; others are taken and ignored"),
-        ("X-GitHub-Delivery" = String, Header, description = "Names the delivery; the same when it is sent again"),
+        ("X-GitHub-Event" = String, Header, description = "`workflow_job`, `ping`; others are accepted and ignored"),
+        ("X-GitHub-Delivery" = String, Header, description = "Id of the delivery; the same when it is sent again"),
     ),
     request_body(content = String, content_type = "application/json", description = "The payload, at most 25 MB"),
-    responses((status = 202, description = "Taken note of")),
+    responses((status = 202, description = "Accepted")),
     security(()),
 )]
 pub async fn take_github_webhook(
@@ -89,7 +89,7 @@ async fn read(body: Body) -> Result<Bytes, Problem> {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Delivery)]
 pub struct DeliveryView {
-    /// GitHub's name for it, as in the App's list of recent deliveries.
+    /// Its id, as in the App's list of recent deliveries.
     guid: String,
     event: String,
     action: Option<String>,
@@ -129,12 +129,12 @@ pub struct ListDeliveries {
     limit: Option<u32>,
 }
 
-/// List what GitHub's webhook delivered
+/// List GitHub's webhook deliveries
 ///
-/// Kept for a week. What was sent with a wrong signature was never stored; `mayfly_webhooks_total` counts it.
+/// Kept for a week. Deliveries with a wrong signature are not stored; `mayfly_webhooks_total` counts them.
 #[utoipa::path(
     get, path = "/webhooks/github/deliveries", tag = "github", params(ListDeliveries),
-    responses((status = 200, description = "The newest ones", body = DeliveryList, example = json!(examples::deliveries()))),
+    responses((status = 200, description = "The newest deliveries", body = DeliveryList, example = json!(examples::deliveries()))),
     security(("token" = ["read"])),
 )]
 pub async fn list_deliveries(

@@ -19,21 +19,22 @@ use crate::{
     store::{Expect, logs::LogSource},
 };
 
-/// A guest's report about itself, sent with the vm's own token.
+/// A report of a guest about its own vm, sent with the vm's own token.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum GuestEvent {
-    /// The guest is up and can reach Mayfly.
+    /// The guest has booted and can reach Mayfly.
     GuestReady {},
-    /// Runner and hooks are in place, and the wrapper asks whether it may start the runner. The answer 202 allows it, once and
-    /// for good: from then on no other guest is made for this vm. 409: this guest must not start it. 503: not yet.
+    /// Runner and hooks are in place, and the wrapper asks for the permission to start the runner. 202 grants it,
+    /// and is final: from then on no other guest is made for this vm. 409: this guest must not start it. 503: not
+    /// yet.
     GuestConfigured {
         /// The attempt that this guest was made for (`MAYFLY_ATTEMPT`). Absent from guests of older versions, which start
         /// their runner without an answer.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         attempt: Option<u32>,
     },
-    /// The runner's program was started.
+    /// The runner program was started.
     RunnerStarted {},
     /// The runner waits for a job.
     RunnerOnline {},
@@ -41,9 +42,9 @@ pub enum GuestEvent {
     JobStarted {},
     /// The job ended with this exit code.
     JobResult { exit_code: i32 },
-    /// The runner program has returned: its results are uploaded, nothing is left to do in the guest.
+    /// The runner program has returned: its results are uploaded, and nothing is left to do in the guest.
     RunnerFinished { exit_code: i32 },
-    /// More of a log.
+    /// A part of a log.
     Log {
         source: GuestLog,
         /// Base64 (RFC 4648 §4) of at most 32 KiB.

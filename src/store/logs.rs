@@ -23,11 +23,11 @@ const TAIL: u64 = 64 * 1024;
 pub enum LogSource {
     /// The guest's serial console.
     Console,
-    /// What the boot script said while the runner was handed over.
+    /// The output of the bootstrap scripts while the guest is provisioned.
     Boot,
-    /// What the job or set-up script said.
+    /// The output of the job or setup script.
     Job,
-    /// What the guest's hypervisor wrote itself, and when it was paused.
+    /// The hypervisor's own messages, and when it was paused.
     Hypervisor,
 }
 

@@ -32,21 +32,21 @@ use finding::{Report, Severity};
 use probe::{HostProbe, System};
 use setup::Setup;
 
-/// Look for what keeps vms from running here, and say what to do
+/// Find problems that prevent vms from running on this machine, and show what to do
 ///
-/// Looks at the machine, the hypervisor, the data directory, the network and the service, whether or not that runs. Needs no
-/// token and changes nothing. Run it as the user that the service runs as, and with the same --data-dir.
+/// Checks the machine, the hypervisor, the data directory, the network and, if it runs, the service. Needs no token
+/// and changes nothing. Run it as the user that the service runs as, and with the same --data-dir.
 ///
-/// Exit code 0: nothing failed (there may be warnings). 1: something failed. 7: nothing that was seen failed, and something
-/// could not be looked at.
+/// Exit code 0: nothing failed (there may be warnings). 1: something failed. 7: no check failed, but at least one
+/// was not possible.
 #[derive(Args)]
 pub(super) struct Doctor {
-    /// Start a very small guest, too, to see which accelerator works: seconds, or a minute
+    /// Also start a very small guest to find out which accelerator works; takes seconds, at most a minute
     #[arg(long)]
     probe: bool,
 }
 
-/// On a wide terminal lines stay short enough to be read.
+/// Longest line, so that text stays readable on a wide terminal.
 const WIDEST: usize = 100;
 const USUAL: usize = 80;
 

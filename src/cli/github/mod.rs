@@ -22,24 +22,25 @@ pub(super) enum GithubCommand {
     Check(GitHubCheckArgs),
 }
 
-/// Look whether GitHub can be used with what is configured, and say what is missing
+/// Check whether GitHub can be used with the configured credentials, and show what is missing
 ///
-/// Tries the credentials in the section `github` of the configuration: whether the key or token is safe and accepted, which
-/// permissions it has, whether runners may be registered, and what the rate limit leaves. Needs no service and no token of
-/// Mayfly, and changes nothing at GitHub. Run it as the user that the service runs as, and with the same --data-dir.
+/// Tests the credentials in the section `github` of the configuration: whether the key or token is safe and
+/// accepted, which permissions it has, whether runners may be registered, and how much of the rate limit is left.
+/// Needs neither a running service nor a Mayfly token, and changes nothing at GitHub. Run it as the user that the
+/// service runs as, and with the same --data-dir.
 ///
-/// Exit code 0: nothing failed (there may be warnings). 1: something failed. 2: the configuration is not usable. 7: nothing
-/// that was seen failed, and something could not be looked at.
+/// Exit code 0: nothing failed (there may be warnings). 1: something failed. 2: the configuration is not usable. 7:
+/// no check failed, but at least one was not possible.
 #[derive(Args)]
 #[group(multiple = false)]
 pub(super) struct GitHubCheckArgs {
-    /// Repository whose jobs are to be run
+    /// Repository whose jobs will run here
     #[arg(long, value_name = "OWNER/NAME", value_parser = Scope::repository)]
     repo: Option<Scope>,
-    /// Organisation whose jobs are to be run
+    /// Organisation whose jobs will run here
     #[arg(long, value_name = "NAME", value_parser = Scope::organization)]
     org: Option<Scope>,
-    /// Enterprise whose jobs are to be run
+    /// Enterprise whose jobs will run here
     #[arg(long, value_name = "NAME", value_parser = Scope::enterprise)]
     enterprise: Option<Scope>,
 }
@@ -77,7 +78,7 @@ pub(super) fn run(command: GithubCommand, data_dir: Option<PathBuf>, json: bool)
     Ok(doctor::exit_code(&report))
 }
 
-/// As `serve` would read it, without making anything that is not there.
+/// Read as by `serve`, but without creating any file.
 fn configuration(data_dir: Option<PathBuf>) -> Result<Config, String> {
     let data_dir = config::data_dir_or_default(data_dir).map_err(|error| error.to_string())?;
     let path = data_dir.join(config::FILE);

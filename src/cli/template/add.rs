@@ -16,7 +16,7 @@ use super::{
 
 #[derive(Args)]
 pub(in crate::cli) struct Add {
-    /// Name to create vms from it with
+    /// Name of the template
     name: String,
     /// A template.json, or a directory with one; its paths are relative to it
     #[arg(long, value_name = "PATH", required_unless_present_any = ["disk", "vm_dir"])]
@@ -24,10 +24,10 @@ pub(in crate::cli) struct Add {
     /// Disk image, raw or qcow2
     #[arg(long, value_name = "FILE")]
     disk: Option<PathBuf>,
-    /// Directory of a VM of Tart, such as ~/.tart/vms/base
+    /// Directory of a Tart VM, such as ~/.tart/vms/base
     #[arg(long, value_name = "DIR", conflicts_with_all = ["disk", "kernel", "initramfs", "firmware"])]
     vm_dir: Option<PathBuf>,
-    /// Format of the disk image [default: looked at]
+    /// Format of the disk image [default: detected]
     #[arg(long, value_parser = ["raw", "qcow2", "asif"])]
     disk_format: Option<String>,
     /// Kernel to boot instead of the disk's boot loader
@@ -42,20 +42,20 @@ pub(in crate::cli) struct Add {
     /// UEFI firmware image
     #[arg(long, value_name = "FILE")]
     firmware: Option<PathBuf>,
-    /// Hypervisor that runs it [default: tart for a VM of Tart and for macOS, else qemu]
+    /// Driver that runs it [default: tart for Tart VMs and for macOS, else qemu]
     #[arg(long)]
     driver: Option<String>,
-    /// Guest system [default: what the VM of Tart says, else linux]
+    /// Operating system of the guest [default: that of the Tart VM, else linux]
     #[arg(long, value_parser = ["linux", "macos"])]
     os: Option<String>,
-    /// Architecture [default: what the VM of Tart says, else the service's machine's]
+    /// Architecture [default: that of the Tart VM, else that of the service's machine]
     #[arg(long, value_parser = ["x86_64", "aarch64"])]
     arch: Option<String>,
     #[command(flatten)]
     settings: Settings,
 }
 
-/// What image builds write beside a disk.
+/// The description file that image builds write beside a disk.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct BuildManifest {

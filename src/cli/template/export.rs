@@ -15,18 +15,19 @@ use super::{
 pub(in crate::cli) struct Export {
     /// The template
     name: String,
-    /// Where it is to be, on the service's machine: a directory, or an image for qcow2 and raw; these also to s3://bucket/key
+    /// Destination on the service's machine: a directory, or an image file for qcow2 and raw; an image also to
+    /// s3://bucket/key
     path: String,
     /// Layout to write
     #[arg(long, value_parser = ["tart", "shoes-vz", "macosvm", "qcow2", "raw"])]
     layout: String,
-    /// Whether the machine's identity goes along [default: keep]
+    /// Whether the export keeps the machine's identity [default: keep]
     #[arg(long, value_parser = ["keep", "regenerate"])]
     identity: Option<String>,
-    /// Whether the Ethernet address goes along [default: regenerate]
+    /// Whether the export keeps the Ethernet address [default: regenerate]
     #[arg(long, value_parser = ["keep", "regenerate"])]
     mac: Option<String>,
-    /// Replace what is there, in S3
+    /// Replace an existing object in S3
     #[arg(long)]
     overwrite: bool,
 }

@@ -14,67 +14,68 @@ use super::super::{
 pub(in crate::cli) struct Import {
     /// The VM's directory, the vm.json, or the image, on the service's machine; an image also as s3://bucket/key
     path: String,
-    /// Layout of what is there
+    /// Layout of the source
     #[arg(long, value_parser = ["tart", "shoes-vz", "macosvm", "qcow2", "raw"])]
     layout: String,
-    /// Name to create vms from it with
+    /// Name of the template
     #[arg(long = "as", value_name = "NAME")]
     name: String,
-    /// Whether the machine's identity is taken over (shoes-vz, macosvm) [default: keep]
+    /// Whether the template keeps the machine's identity (shoes-vz, macosvm) [default: keep]
     #[arg(long, value_parser = ["keep", "regenerate"])]
     identity: Option<String>,
-    /// Whether the Ethernet address is taken over (macosvm) [default: regenerate]
+    /// Whether the template keeps the Ethernet address (macosvm) [default: regenerate]
     #[arg(long, value_parser = ["keep", "regenerate"])]
     mac: Option<String>,
-    /// Take a suspended VM without its memory (tart)
+    /// Import a suspended VM without its saved memory (tart)
     #[arg(long)]
     discard_memory: bool,
-    /// Take files from outside of the vm.json's directory (macosvm)
+    /// Accept files outside of the vm.json's directory (macosvm)
     #[arg(long)]
     allow_outside: bool,
-    /// Take backing files from outside of the image's directory (qcow2)
+    /// Accept backing files outside of the image's directory (qcow2)
     #[arg(long)]
     allow_backing: bool,
-    /// Take the newest kernel and its initramfs out of the disk (qcow2, raw)
+    /// Extract the newest kernel and its initramfs from the disk (qcow2, raw)
     #[arg(long, conflicts_with_all = ["kernel", "initramfs", "firmware"])]
     extract_kernel: bool,
-    /// Kernel to boot instead of the disk's boot loader [default: PATH.kernel, if it is there]
+    /// Kernel to boot instead of the disk's boot loader [default: PATH.kernel, if it exists]
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
-    /// Initial ramdisk of that kernel [default: PATH.initramfs, if it is there]
+    /// Initial ramdisk of that kernel [default: PATH.initramfs, if it exists]
     #[arg(long, value_name = "FILE")]
     initramfs: Option<PathBuf>,
-    /// UEFI firmware image [default: PATH.firmware, if it is there]
+    /// UEFI firmware image [default: PATH.firmware, if it exists]
     #[arg(long, value_name = "FILE")]
     firmware: Option<PathBuf>,
-    /// Command line of the kernel [default with --extract-kernel: the root that was found, and a console]
+    /// Command line of the kernel [default with --extract-kernel: the root file system that was found, and a
+    /// console]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     cmdline: Option<String>,
-    /// Hypervisor that runs an image [default: qemu]
+    /// Driver that runs an image [default: qemu]
     #[arg(long)]
     driver: Option<String>,
-    /// Guest system of an image [default: linux]
+    /// Operating system of an image [default: linux]
     #[arg(long, value_parser = ["linux", "macos"])]
     os: Option<String>,
-    /// Architecture of an image [default: the service's machine's]
+    /// Architecture of an image [default: that of the service's machine]
     #[arg(long, value_parser = ["x86_64", "aarch64"])]
     arch: Option<String>,
-    /// Cores of a vm that does not say [default: what the source says]
+    /// Default number of cores of vms [default: that of the source]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     cpus: Option<u32>,
-    /// Memory of a vm that does not say, in MiB [default: what the source says]
+    /// Default memory of vms, in MiB [default: that of the source]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(32..))]
     memory_mib: Option<u32>,
-    /// How guests get their runner [default: agent for a Mac's guest, else seed]
+    /// How guests are provisioned [default: agent for macOS layouts, else seed]
     #[arg(long, value_parser = ["seed", "ssh", "agent"])]
     handover: Option<String>,
-    /// User that runs the runner in the guest [default: admin for a Mac's guest, else runner]
+    /// User that runs the runner in the guest [default: admin for macOS layouts, else runner]
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
-    /// Private key that SSH logs in with
+    /// File with the private key for the SSH login
     #[arg(long, value_name = "FILE")]
     ssh_key: Option<PathBuf>,
-    /// File with the password that SSH logs in with where there is no key; only its owner may read it
+    /// File with the password for the SSH login, if there is no key; must be readable by its owner only
     #[arg(long, value_name = "FILE")]
     ssh_password_file: Option<PathBuf>,
 }
@@ -89,7 +90,7 @@ pub(super) async fn run(args: Import, client: &ApiClient, json: bool) -> Result<
     output::line(format!("{}  {}", text("name"), text("digest")).trim_end())
 }
 
-/// Beside the result, so that a script that reads that does not stumble over them.
+/// On standard error, so that scripts that read the result are not disturbed.
 pub(super) fn notices(value: &Value) {
     for notice in value["notices"].as_array().into_iter().flatten() {
         let text = |key: &str| notice[key].as_str().unwrap_or_default().to_owned();
@@ -97,7 +98,7 @@ pub(super) fn notices(value: &Value) {
     }
 }
 
-/// The service has another working directory; what is a URL is none of this machine's paths.
+/// Makes a path absolute, because the service has another working directory. URLs stay as they are.
 pub(super) fn place(path: &str) -> String {
     if path.contains("://") {
         return path.to_owned();

@@ -12,20 +12,20 @@ use super::super::{
     views::LoginView,
 };
 
-/// Longer than any password or token; more is a mistake in what was piped.
+/// Longer than any password or token; longer input is a mistake.
 const LONGEST: u64 = 64 << 10;
 
 #[derive(Args)]
 pub(in crate::cli) struct LoginArgs {
     /// The registry, as host or host:port in image references
     host: String,
-    /// User name [default: asked for]
+    /// User name [default: prompts for it]
     #[arg(long, short, value_name = "NAME")]
     username: Option<String>,
-    /// Read the password or token from standard input [default: asked for]
+    /// Read the password or token from standard input [default: prompts for it]
     #[arg(long, requires = "username")]
     password_stdin: bool,
-    /// Keep it without asking the registry whether it takes it
+    /// Store the login without testing it at the registry
     #[arg(long)]
     no_check: bool,
 }

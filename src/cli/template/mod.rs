@@ -25,41 +25,42 @@ use super::{
 pub(super) enum TemplateCommand {
     /// Register a template from files on the service's machine
     ///
-    /// The files are copied; they may go afterwards. What is given here counts more than what --from says.
+    /// The files are copied; they may be deleted afterwards. Options given here override those of the --from file.
     Add(Box<add::Add>),
     /// Pull a template from a registry
     ///
-    /// An image in Tart's format, or one that `template push` made. Every byte is verified. The service pulls; this command watches, and may be ended. A pull that
-    /// was cut off goes on where it stopped; an image that is here already is not pulled again.
+    /// The image is in Tart's format, or one that `template push` made. Every byte is verified. The service pulls;
+    /// this command only follows the pull, and ending it does not end the pull. An interrupted pull continues where
+    /// it stopped. An image that is on the host is not pulled again.
     Pull(Box<pull::PullArgs>),
     /// List pulls, newest first
     Pulls,
     /// Cancel a pull
     PullCancel {
         id: String,
-        /// Remove what was fetched, too, unless another pull needs it
+        /// Also remove the downloaded data, unless another pull needs it
         #[arg(long)]
         discard: bool,
     },
-    /// Let a template follow a tag
+    /// Make a template follow a tag
     ///
-    /// The service looks the tag up from time to time. When it has moved, the new version is pulled in the background, and the
-    /// name moves to it.
+    /// The service checks the tag regularly. When the tag has moved, the new version is pulled in the background,
+    /// and the template's name moves to it.
     Watch(Box<watch::WatchArgs>),
-    /// Let a template follow nothing any more
+    /// Stop following a tag
     Unwatch { name: String },
     /// Push a template to a registry
     ///
-    /// A template of the driver tart becomes an image that Tart itself can pull; one of any other driver becomes an image of
-    /// Mayfly's. Keys and passwords are never part of it. What the registry has already is not uploaded, so a push that was cut
-    /// off goes on where it stopped.
+    /// A template of the driver tart is pushed in Tart's format, so Tart can pull it too; templates of other
+    /// drivers are pushed in Mayfly's format. Keys and passwords are never part of the image. Content that the
+    /// registry has is not uploaded again, so a repeated push continues where the last one stopped.
     Push(push::Push),
     /// Log in to a registry, for pulling and pushing
     ///
-    /// The registry is asked first, and a login that it refuses is not kept. The service keeps it in a file that nobody else may
-    /// read. Amazon ECR needs no login where the host has a role or a profile.
+    /// The service tests the login at the registry, and stores it only if the registry accepts it, in a file that
+    /// only its own user can read. Amazon ECR needs no login if the host has a role or a profile.
     Login(login::LoginArgs),
-    /// Forget the login to a registry
+    /// Delete the login to a registry
     Logout {
         /// The registry, as host or host:port in image references
         host: String,
@@ -68,41 +69,42 @@ pub(super) enum TemplateCommand {
     Logins,
     /// Import a template from another program's layout
     ///
-    /// A VM of Tart, a template bundle of shoes-vz, a vm.json of macosvm, or a disk image. What has no place in a template is
-    /// said. The source is not changed.
+    /// Imports a Tart VM, a template bundle of shoes-vz, a vm.json of macosvm, or a disk image. Settings that a
+    /// template cannot hold are listed. The source is not changed.
     Import(Box<import::Import>),
     /// Export a template into another program's layout
     ///
-    /// Nothing is overwritten: PATH must not be there yet.
+    /// Nothing is overwritten: PATH must not exist.
     Export(export::Export),
     /// List templates
     #[command(visible_alias = "ls")]
     List,
     /// Show one template
     Show { name: String },
-    /// Point a name at a version, such as an alias at what another name points at
+    /// Point a name at a version, for example to make an alias of another name
     ///
-    /// The name moves in one step: a new vm gets the one version or the other, and running vms keep theirs.
+    /// The name moves in one step: a new vm gets either the old or the new version, and running vms keep theirs.
     Point(names::Point),
-    /// Point a name back at the version before, in one step
+    /// Point a name at its previous version again
     ///
-    /// Doing it twice is where it began.
+    /// A second rollback undoes the first.
     Rollback(names::Rollback),
     /// Keep a version from being pruned
     Pin(names::PinArgs),
-    /// Let a pinned version be pruned again
+    /// Allow a pinned version to be pruned again
     Unpin {
         /// Name or digest
         version: String,
     },
     /// Remove the versions that no name, vm or pin needs
     ///
-    /// The longest unused go first. The newest previous version of each name is kept, so that the name can be rolled back.
+    /// Removes those first that were unused for the longest time. The newest previous version of each name is kept
+    /// for a rollback.
     Prune(prune::Prune),
     /// Read every byte of templates and compare it with their digests
     ///
-    /// Nothing is repaired: a damaged template is marked, and no vm is made from it until it was pulled or registered again.
-    /// The exit code is 1 when something is damaged.
+    /// Nothing is repaired: a damaged template is marked, and no vm is made from it until it is pulled or
+    /// registered again. The exit code is 1 if something is damaged.
     Verify(verify::Verify),
     /// Delete a template that no vm needs
     #[command(visible_alias = "rm")]
@@ -164,7 +166,7 @@ async fn list(client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     output::bytes(text::table(&head, &rows, output::width(), 0).as_bytes())
 }
 
-/// Enough to tell versions apart; the JSON has the whole.
+/// Enough to distinguish versions; the JSON output has the whole digest.
 fn short_digest(digest: &str) -> String {
     digest.trim_start_matches("sha256:").chars().take(12).collect()
 }

@@ -14,11 +14,11 @@ use super::{
 
 #[derive(Args)]
 pub(in crate::cli) struct Point {
-    /// Name, new or not
+    /// New or existing name
     name: String,
-    /// Digest of a version that is here, or a name that points at it
+    /// Digest of a version on this host, or a name that points at it
     version: String,
-    /// Why, for the name's history
+    /// Reason, for the name's history
     #[arg(long, value_name = "TEXT")]
     why: Option<String>,
 }
@@ -26,16 +26,16 @@ pub(in crate::cli) struct Point {
 #[derive(Args)]
 pub(in crate::cli) struct Rollback {
     name: String,
-    /// One of the versions that `mayfly template show` lists as previous [default: the newest of them]
+    /// Digest of a previous version, as listed by `mayfly template show` [default: the newest of them]
     #[arg(long, value_name = "DIGEST")]
     to: Option<String>,
 }
 
 #[derive(Args)]
 pub(in crate::cli) struct PinArgs {
-    /// Name or digest; of a name, the version that it points at now
+    /// Digest, or a name for the version that it points at now
     version: String,
-    /// Why it is kept
+    /// Reason for keeping it
     #[arg(long, value_name = "TEXT")]
     why: String,
 }
@@ -63,7 +63,7 @@ pub(super) async fn roll_back(args: Rollback, client: &ApiClient, json: bool) ->
     say(&client.post(&["templates", &args.name, "rollback"], &body, &[]).await?, client, json)
 }
 
-/// What `template show` prints of a digest is enough to name it.
+/// Accepts the shortened digests that `template show` prints.
 async fn whole_digest(name: &str, given: String, client: &ApiClient) -> Result<String, CommandFailure> {
     let hex = given.strip_prefix("sha256:").unwrap_or(&given);
     if hex.len() == 64 {
@@ -103,7 +103,7 @@ fn say(value: &Value, client: &ApiClient, json: bool) -> Result<(), CommandFailu
     output::line(&format!("{}  {}", t.name, t.digest))
 }
 
-/// What `template show` says of versions, below the template's own lines.
+/// The lines of `template show` about versions, below the template's own.
 pub(super) fn lines(t: &TemplateView) -> Vec<(&'static str, String)> {
     let mut pairs = Vec::new();
     let others: Vec<&str> = t.names.iter().filter(|n| **n != t.name).map(String::as_str).collect();

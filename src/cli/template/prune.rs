@@ -15,19 +15,19 @@ use super::{
 
 #[derive(Args)]
 pub(in crate::cli) struct Prune {
-    /// Say what would be removed, and remove nothing
+    /// Show what would be removed, and remove nothing
     #[arg(long)]
     dry_run: bool,
-    /// Only what was not used for so long: seconds, or a duration such as 12h or 7d
+    /// Only versions that were not used for this long: seconds, or a duration such as 12h or 7d
     #[arg(long, value_name = "TIME", value_parser = age)]
     older_than: Option<u64>,
-    /// Versions that a name pointed at before, kept for it
+    /// How many previous versions to keep for each name
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(..=10))]
     keep_previous: u32,
-    /// Only until all that is here takes no more than this, such as 100GiB
+    /// Remove only until all templates together are no larger than this, such as 100GiB
     #[arg(long, value_name = "SIZE", value_parser = size)]
     max_bytes: Option<u64>,
-    /// Interrupted pulls, too, if nobody is at them
+    /// Also remove interrupted pulls that are not in progress
     #[arg(long)]
     partial: bool,
 }

@@ -22,23 +22,23 @@ use super::{
 };
 use crate::{domain::Code, platform::clock};
 
-/// So often it is asked how far it is.
+/// How often the progress is requested, in seconds.
 const ASK: &str = "1";
-/// Between two questions that were answered with nothing.
+/// Pause after a request without an answer.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long a service that does not answer is waited for: long enough for a restart.
+/// How long to wait for a service that does not answer: long enough for a restart.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Where nobody watches a bar: a line this often, or when so many percent more are done.
+/// Without a terminal: a line is printed this often, or after this many more percent.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 const LINE_PERCENT: u64 = 10;
-/// What a shell says of a program that Ctrl-C ended.
+/// The exit code of a program that Ctrl-C ended.
 const INTERRUPTED: u8 = 130;
 
 #[derive(Args)]
 pub(in crate::cli) struct PullArgs {
     /// The image, as host/namespace:tag or host/namespace@sha256:...
     image: String,
-    /// Name to create vms from it with [default: the last part of the namespace]
+    /// Name of the template [default: the last part of the namespace]
     #[arg(long = "as", value_name = "NAME")]
     name: Option<String>,
     #[command(flatten)]
@@ -102,7 +102,7 @@ fn body(args: PullArgs) -> Result<Value, CommandFailure> {
     Ok(body.into())
 }
 
-/// The problem that a pull ended with, as if the service had answered with it.
+/// The error of a failed pull, as an API problem.
 fn failed(pull: &PullView) -> CommandFailure {
     let (code, detail) = match &pull.error {
         Some(error) => (error.code.clone(), error.detail.clone()),
@@ -154,7 +154,7 @@ async fn follow(client: &ApiClient, mut pull: PullView, mut value: Value) -> Res
     }
 }
 
-/// Says on standard error how far a pull is: a bar for people, a line now and then for logs.
+/// Shows the progress of a pull on standard error: a bar on a terminal, otherwise a line from time to time.
 struct Teller {
     bar: Option<ProgressBar>,
     said: Option<(Instant, u64)>,

@@ -12,9 +12,9 @@ use super::super::{
 pub(in crate::cli) struct Push {
     /// Name or digest of the template
     name: String,
-    /// Where to, as host/namespace:tag
+    /// Destination, as host/namespace:tag
     image: String,
-    /// Upload in parts of so many megabytes [default: each layer in one request]
+    /// Upload in parts of this many megabytes [default: each layer in one request]
     #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     chunk_size: Option<u64>,
 }

@@ -9,28 +9,29 @@ use super::super::{client::CommandFailure, text::parse_seconds};
 
 #[derive(Args, Default)]
 pub(super) struct Settings {
-    /// Cores of a vm that does not say [default: what the image or the VM of Tart says, else 2]
+    /// Default number of cores of vms [default: that of the image or Tart VM, else 2]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub cpus: Option<u32>,
-    /// Memory of a vm that does not say, in MiB [default: what the image or the VM of Tart says, else 2048]
+    /// Default memory of vms, in MiB [default: that of the image or Tart VM, else 2048]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(32..))]
     pub memory_mib: Option<u32>,
-    /// How guests get their runner: a NoCloud volume read at boot, SSH, or Tart's guest agent [default: agent for Tart, else seed]
+    /// How guests are provisioned: by a NoCloud volume read at boot, over SSH, or through Tart's guest agent
+    /// [default: agent for Tart, else seed]
     #[arg(long, value_parser = ["seed", "ssh", "agent"])]
     pub handover: Option<String>,
-    /// User that runs the runner in the guest, and that SSH logs in as [default: admin for Tart, else runner]
+    /// User that runs the runner in the guest, also for the SSH login [default: admin for Tart, else runner]
     #[arg(long, value_name = "NAME")]
     pub user: Option<String>,
-    /// Private key that SSH logs in with
+    /// File with the private key for the SSH login
     #[arg(long, value_name = "FILE")]
     pub ssh_key: Option<PathBuf>,
-    /// File with the password that SSH logs in with where there is no key; only its owner may read it
+    /// File with the password for the SSH login, if there is no key; must be readable by its owner only
     #[arg(long, value_name = "FILE")]
     pub ssh_password_file: Option<PathBuf>,
 }
 
 impl Settings {
-    /// As the API takes them. What is not given is left to the service, which knows its host.
+    /// In the API's form. Options that are not given are left to the service, which knows its host.
     pub fn put(self, body: &mut Map<String, Value>) {
         let path = |p: Option<PathBuf>| p.map(absolute);
         let fields = [
@@ -45,14 +46,14 @@ impl Settings {
     }
 }
 
-/// The service reads the files, and it has another working directory.
+/// Absolute, because the service reads the files and has another working directory.
 pub(super) fn absolute(path: PathBuf) -> Value {
     Value::from(std::path::absolute(&path).unwrap_or(path).to_string_lossy().into_owned())
 }
 
 #[derive(Args)]
 pub(super) struct Smoke {
-    /// A script that a vm of the new version has to run with success before the name moves to it
+    /// Script that must succeed in a vm of the new version before the name moves to it
     #[arg(long, value_name = "FILE")]
     smoke: Option<PathBuf>,
     /// Longest time for that script, as seconds or a duration such as 15m [default: 15m]

@@ -17,7 +17,7 @@ pub(in crate::cli) struct Verify {
     /// Names or digests
     #[arg(value_name = "NAME", required_unless_present = "all")]
     names: Vec<String>,
-    /// Every template, and the previous versions that are still here
+    /// Every template, and the previous versions that are on this host
     #[arg(long, conflicts_with = "names")]
     all: bool,
 }

@@ -15,11 +15,11 @@ use super::{
 
 #[derive(Args)]
 pub(in crate::cli) struct WatchArgs {
-    /// The template that is to follow the tag
+    /// Template that follows the tag
     name: String,
     /// The image, as host/namespace:tag
     image: String,
-    /// How often the registry is asked, as seconds or a duration such as 30m [default: 1h]
+    /// How often the tag is checked, as seconds or a duration such as 30m [default: 1h]
     #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
     every: Option<u32>,
     #[command(flatten)]
@@ -49,7 +49,7 @@ pub(super) async fn remove(name: &str, client: &ApiClient, json: bool) -> Result
     output::line(&format!("{name}  follows no tag"))
 }
 
-/// `None`: the template follows no tag, or the service knows nothing of that.
+/// `None`: the template follows no tag, or the service does not support it.
 pub(super) async fn of(name: &str, client: &ApiClient) -> Result<Option<Value>, CommandFailure> {
     match client.get(&["templates", name, "watch"], &[]).await {
         Ok(watch) => Ok(Some(watch)),

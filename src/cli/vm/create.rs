@@ -24,7 +24,7 @@ pub(in crate::cli) struct CreateArgs {
     /// Template to clone
     #[arg(long, short, value_name = "NAME")]
     template: String,
-    /// Name of the vm, unique among live ones [default: made up]
+    /// Name of the vm, unique among live vms [default: generated]
     #[arg(long)]
     name: Option<String>,
     #[command(flatten)]
@@ -46,16 +46,17 @@ pub(in crate::cli) struct CreateArgs {
     /// Budget that differs from the template's, such as lifetime_seconds=600 or boot_seconds=2m; may be repeated
     #[arg(long = "budget", value_name = "NAME=VALUE", value_parser = budget)]
     budgets: Vec<(String, u32)>,
-    /// Longest wait for a slot: seconds, or a duration such as 5m; 0 means now or not at all [default: the service's]
+    /// Longest wait for a slot: seconds, or a duration such as 5m; 0: start at once or fail [default: the
+    /// service's]
     #[arg(long, value_name = "DURATION", value_parser = text::parse_seconds)]
     queue_timeout: Option<u32>,
-    /// Repeating a request with the same key gives the same vm
+    /// A repeated request with the same key returns the same vm
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
     /// Wait until the vm is deleted; prints nothing but its id
     #[arg(long)]
     wait: bool,
-    /// Show its timeline until it is deleted
+    /// Show the vm's timeline until it is deleted
     #[arg(long, short)]
     follow: bool,
 }
@@ -69,32 +70,33 @@ struct RunnerArgs {
     /// Job: a file with a script; - for standard input
     #[arg(long, value_name = "FILE", help_heading = "What the guest runs")]
     command_file: Option<PathBuf>,
-    /// Set-up script that may install and run a runner of any CI system; - for standard input
+    /// Setup script that may install and run the runner of any CI system; - for standard input
     #[arg(long, value_name = "FILE", help_heading = "What the guest runs")]
     script_file: Option<PathBuf>,
     /// GitHub's own runner, for one job, registered at owner/name, an organisation, or enterprises/slug
     #[arg(long, value_name = "SCOPE", value_parser = parse_scope, requires = "runner_labels")]
     #[arg(help_heading = "What the guest runs")]
     github_scope: Option<Scope>,
-    /// Nothing: the vm lives until it is deleted or its lifetime is spent
+    /// Nothing: the vm runs until it is deleted or its lifetime is spent
     #[arg(long, help_heading = "What the guest runs")]
     none: bool,
 }
 
 #[derive(Args)]
 struct GitHubArgs {
-    /// Label that GitHub's runner is registered with; may be repeated. GitHub adds none, not even self-hosted
+    /// Label of GitHub's runner; may be repeated. GitHub adds no labels, not even self-hosted
     #[arg(long = "runner-label", value_name = "LABEL")]
     #[arg(help_heading = "What the guest runs")]
     runner_labels: Vec<String>,
-    /// Runner group, of organisations and enterprises [default: GitHub's default group]
+    /// Name of the runner group (organisations and enterprises only) [default: GitHub's default group]
     #[arg(long, value_name = "NAME", help_heading = "What the guest runs")]
     group: Option<String>,
-    /// Just-in-time configuration that you got from GitHub; - for standard input [default: the service gets one]
+    /// Just-in-time configuration that you requested from GitHub; - for standard input [default: the service
+    /// requests one]
     #[arg(long, value_name = "FILE", conflicts_with = "registration_token_file")]
     #[arg(help_heading = "What the guest runs")]
     jit_config_file: Option<PathBuf>,
-    /// Registration token that you got from GitHub, valid for an hour; - for standard input
+    /// Registration token that you requested from GitHub, valid for an hour; - for standard input
     #[arg(long, value_name = "FILE", help_heading = "What the guest runs")]
     registration_token_file: Option<PathBuf>,
 }
@@ -226,7 +228,8 @@ fn read_text(path: &Path, option: &str) -> Result<String, CommandFailure> {
     std::fs::read_to_string(path).map_err(wrong)
 }
 
-/// Values are taken as they are, quotes included. Messages name lines and never repeat them: they hold secrets.
+/// Values are used as they are, including quotes. Error messages give line numbers and never the text, because it
+/// contains secrets.
 fn read_env(path: &Path) -> Result<BTreeMap<String, String>, CommandFailure> {
     let text = read_text(path, "--env-file")?;
     let mut env = BTreeMap::new();

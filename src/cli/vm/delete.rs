@@ -15,10 +15,10 @@ use super::{
 pub(in crate::cli) struct Delete {
     /// Id or name
     vm: String,
-    /// Do not wait for a runner at work: its job is lost
+    /// Do not wait for a working runner: its job is lost
     #[arg(long)]
     force: bool,
-    /// Wait until it is gone
+    /// Wait until the vm is deleted
     #[arg(long)]
     wait: bool,
 }

@@ -16,7 +16,7 @@ use super::{
 pub(in crate::cli) struct Events {
     /// Id or name
     vm: String,
-    /// Go on until the vm is deleted
+    /// Continue until the vm is deleted
     #[arg(long, short)]
     follow: bool,
 }
@@ -96,7 +96,7 @@ fn event_line(event: &Value) -> String {
     cut(&line)
 }
 
-/// What GitHub has to do with it, in words that fit into a line.
+/// Describes the GitHub part of an event in one short line.
 fn of_github(event: &Value) -> Option<String> {
     let said = match event["type"].as_str()? {
         "runner_registered" => format!("as {}", event["runner"]["name"].as_str()?),
@@ -118,7 +118,7 @@ fn of_github(event: &Value) -> Option<String> {
     Some(said)
 }
 
-/// One line, and no longer than the terminal is wide.
+/// One line, cut to the width of the terminal.
 fn cut(line: &str) -> String {
     let line = text::plain(line).replace('\n', " ");
     match output::width() {

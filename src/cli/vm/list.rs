@@ -24,10 +24,11 @@ pub(in crate::cli) struct VmList {
     /// Only vms that were made for this pool
     #[arg(long, value_name = "NAME")]
     pool: Option<String>,
-    /// Only vms whose runner was given this job, deleted ones included: GitHub's number of it, as in its page's address
+    /// Only vms whose runner was given this job, including deleted vms; the number is in the address of the job's
+    /// page at GitHub
     #[arg(long, value_name = "ID")]
     job: Option<u64>,
-    /// Deleted vms, too, as long as their records are kept
+    /// Also deleted vms whose records are still kept
     #[arg(long, short, conflicts_with = "states")]
     all: bool,
     /// Print ids only
@@ -81,7 +82,7 @@ pub(super) async fn run(args: VmList, client: &ApiClient, json: bool) -> Result<
     Ok(exit::OK)
 }
 
-/// The one thing worth knowing about a vm in a list.
+/// The most important fact about a vm, for a list.
 fn remark(vm: &VmView) -> String {
     if let Some(queue) = &vm.queue {
         let percent = queue.pull.as_ref().and_then(ProgressView::percent);

@@ -15,11 +15,11 @@ use super::{
 enum LogSelector {
     /// The guest's serial console
     Console,
-    /// The boot script's output while the runner is handed over
+    /// The output of the bootstrap scripts while the guest is provisioned
     Boot,
-    /// The job's or set-up script's output
+    /// The output of the job or setup script
     Job,
-    /// What the hypervisor wrote itself, and when it was paused
+    /// The hypervisor's own messages, and when it was paused
     Hypervisor,
 }
 
@@ -30,10 +30,10 @@ pub(in crate::cli) struct LogsArgs {
     /// Which log
     #[arg(long, value_enum, default_value = "console")]
     source: LogSelector,
-    /// Go on until the vm is deleted
+    /// Continue until the vm is deleted
     #[arg(long, short)]
     follow: bool,
-    /// On a terminal: pass on what the guest sent as it is, escape sequences included
+    /// On a terminal: print the guest's output unchanged, including escape sequences
     #[arg(long)]
     raw: bool,
 }

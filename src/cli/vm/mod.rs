@@ -19,8 +19,8 @@ pub(super) use create::budget;
 pub(super) enum VmCommand {
     /// Create a vm
     ///
-    /// Prints its id. A vm that finds no free slot is queued; that is not an error. With --follow or --wait the exit code is
-    /// 0 only if the vm completed and its job (if it had one) succeeded.
+    /// Prints its id. If there is no free slot, the vm is queued; that is not an error. With --follow or --wait the
+    /// exit code is 0 only if the vm completed and its job (if it had one) succeeded.
     Create(Box<create::CreateArgs>),
     /// List vms
     #[command(visible_alias = "ls")]
@@ -29,17 +29,18 @@ pub(super) enum VmCommand {
     Show { vm: String },
     /// End a vm
     ///
-    /// A vm that is at work is ended when its runner is done; --force does not wait for that. Ending a vm twice is harmless.
+    /// A vm with a working runner is ended when the runner has finished; --force does not wait for that. Ending a
+    /// vm twice is harmless.
     #[command(visible_alias = "rm")]
     Delete(delete::Delete),
     /// Print a vm's logs
     Logs(logs::LogsArgs),
-    /// Print what happened to a vm
+    /// Print a vm's events
     Events(events::Events),
     /// Wait until a vm reaches a state
     ///
-    /// A state that the vm has been in before counts. Exits with 3 if the vm is deleted and can no longer reach the state,
-    /// with 6 when the time is over.
+    /// Returns at once if the vm has been in that state before. Exits with 3 if the vm is deleted and can no longer
+    /// reach the state, with 6 when the time is over.
     Wait(wait::Wait),
 }
 
@@ -58,7 +59,7 @@ pub(super) fn parse_scope(text: &str) -> Result<Scope, String> {
     text.parse()
 }
 
-/// The largest page there is: fewer questions.
+/// The largest page size: fewest requests.
 const PAGE: &str = "200";
 
 pub(super) async fn run(command: VmCommand, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {

@@ -31,28 +31,30 @@ use crate::{
     templates::NewTemplate,
 };
 
-/// A template made from files on this host. All paths are absolute; the files are copied, by reference where the file system
-/// can. Give `disk`, or `vm_dir` for a VM of Tart, or `image` for one in a registry.
+/// A template made from files on this host or from an image. All paths are absolute; the files are copied (as
+/// clones if the file system supports it). Set `disk`, or `vm_dir` for a Tart VM, or `image` for an image in a
+/// registry.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TemplateRequest {
     #[schema(example = "micro")]
     name: String,
-    /// `tart` for a VM of Tart and for macOS, else `qemu`, when missing.
+    /// Default: `tart` for Tart VMs and for macOS, else `qemu`.
     driver: Option<String>,
-    /// What the VM of Tart says, else `linux`, when missing.
+    /// Default: that of the Tart VM, else `linux`.
     os: Option<GuestOs>,
-    /// What the VM of Tart says, else this host's own, when missing.
+    /// Default: that of the Tart VM, else that of this host.
     arch: Option<Arch>,
     #[schema(value_type = Option<String>, example = "/var/lib/images/micro.qcow2")]
     disk: Option<PathBuf>,
-    /// Directory of a VM of Tart, with `config.json`, `disk.img` and `nvram.bin`.
+    /// Directory of a Tart VM, with `config.json`, `disk.img` and `nvram.bin`.
     #[schema(value_type = Option<String>, example = json!(null))]
     vm_dir: Option<PathBuf>,
-    /// Image in a registry, in Tart's format or Mayfly's: `host/namespace:tag` or `host/namespace@sha256:…`. It says itself what it is.
+    /// Image in a registry, in Tart's or Mayfly's format: `host/namespace:tag` or `host/namespace@sha256:…`. Its
+    /// format is detected.
     #[schema(example = json!(null))]
     image: Option<String>,
-    /// Found out from the disk, or what the VM of Tart says, when missing.
+    /// Default: detected from the disk, or that of the Tart VM.
     disk_format: Option<DiskFormat>,
     #[schema(value_type = Option<String>)]
     kernel: Option<PathBuf>,
@@ -64,25 +66,25 @@ pub struct TemplateRequest {
     /// Private key that the guest's user accepts; `handover: ssh` needs this or the password.
     #[schema(value_type = Option<String>)]
     ssh_key: Option<PathBuf>,
-    /// A file that only its owner may read, with the password of the guest's user.
+    /// File with the password of the guest's user, readable by its owner only.
     #[schema(value_type = Option<String>)]
     ssh_password_file: Option<PathBuf>,
     /// Kernel command line; only with a kernel.
     cmdline: Option<String>,
-    /// What the VM of Tart says, else 2, when missing.
+    /// Default: that of the Tart VM, else 2.
     #[schema(minimum = 1)]
     cpus: Option<u32>,
-    /// What the VM of Tart says, else 2048, when missing.
+    /// Default: that of the Tart VM, else 2048.
     #[schema(minimum = 32)]
     memory_mib: Option<u32>,
-    /// `agent` for Tart, else `seed`, when missing.
+    /// How guests are provisioned. Default: `agent` for Tart, else `seed`.
     handover: Option<Handover>,
-    /// The user that runs the runner in the guest; `admin` for Tart, else `runner`, when missing.
+    /// The user that runs the runner in the guest. Default: `admin` for Tart, else `runner`.
     user: Option<String>,
-    /// Budgets that differ from the usual ones.
+    /// Budgets that differ from the defaults.
     #[serde(default)]
     budgets: BudgetsPatch,
-    /// What a vm of the new version has to pass before the name points at it; only with `image`.
+    /// Test that a vm of the new version must pass before the name points at it; only with `image`.
     canary: Option<Canary>,
 }
 
@@ -166,7 +168,7 @@ impl TemplateRequest {
     }
 }
 
-/// What came of it: a template, or a pull that will make one.
+/// The result: a template, or a pull that will make one.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 pub enum Registered {
@@ -176,10 +178,11 @@ pub enum Registered {
 
 /// Register a template
 ///
-/// From files on the service's host: it is ready when this answers. Large disks take their time, because they are read once, to
-/// know their digest. From an image in a registry: this answers at once with a pull, which goes on in the background, over
-/// restarts of the service too; `GET /pulls/{id}` says how far it is. Repeating a request with the same content answers 200,
-/// with the template or with the pull under way.
+/// From files on the service's host: the template is ready when the request is answered. Large disks take some
+/// time, because they are read once to compute their digest. From an image in a registry: the request is answered
+/// at once with a pull, which continues in the background, also after restarts of the service; `GET /pulls/{id}`
+/// shows its progress. Repeating a request with the same content answers 200, with the template or with the pull in
+/// progress.
 #[utoipa::path(
     post, path = "/templates", tag = "templates",
     request_body(content = TemplateRequest, examples(
@@ -187,11 +190,11 @@ pub enum Registered {
         ("image" = (summary = "From a registry, with a test", value = json!(examples::pull_request())))
     )),
     responses(
-        (status = 201, description = "It is ready to clone", body = TemplateView,
+        (status = 201, description = "The template is ready", body = TemplateView,
             headers(("Location" = String, description = "`/templates/{name}`")), example = json!(examples::template())),
         (status = 202, description = "The image is being pulled", body = PullView,
             headers(("Location" = String, description = "`/pulls/{id}`")), example = json!(examples::pull())),
-        (status = 200, description = "The template was here already, the same; or the same pull is under way", body = Registered,
+        (status = 200, description = "The same template exists already, or the same pull is in progress", body = Registered,
             headers(("Location" = String, description = "`/templates/{name}` or `/pulls/{id}`")), example = json!(examples::template())),
     ),
     security(("token" = ["admin"])),

@@ -16,21 +16,22 @@ use super::super::{
 };
 use crate::templates::layouts::{ExportDestination, ExportRequest, Notice, Policy, TemplateLayout, WrittenFile};
 
-/// Where a template is to be written, and how.
+/// Destination and format of an export.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = ExportRequest)]
 pub struct ExportBody {
     layout: TemplateLayout,
-    /// Absolute, and not there yet. It becomes a directory for `tart`, `shoes-vz` and `macosvm`, else an image. `qcow2` and `raw`
-    /// also go to S3, as `s3://bucket/key`.
+    /// Absolute path that must not exist. It becomes a directory for `tart`, `shoes-vz` and `macosvm`, else an
+    /// image. `qcow2` and `raw` can also be written to S3: `s3://bucket/key`.
     #[schema(example = "/Users/ci/vms/sequoia")]
     path: String,
-    /// Whether the machine's identity goes along; `keep` when missing. A new one changes the guest's serial number.
+    /// Whether the export keeps the machine's identity; default: `keep`. A new identity changes the guest's serial
+    /// number.
     identity: Option<Policy>,
-    /// Whether the Ethernet address goes along; `regenerate` when missing.
+    /// Whether the export keeps the Ethernet address; default: `regenerate`.
     mac: Option<Policy>,
-    /// In S3: replace what is there. On the host, nothing is ever overwritten.
+    /// In S3: replace an existing object. On the host, nothing is ever overwritten.
     #[serde(default)]
     overwrite: bool,
 }
@@ -61,19 +62,20 @@ pub struct ExportedFile {
 #[derive(Serialize, ToSchema)]
 pub struct ExportedTemplate {
     files: Vec<ExportedFile>,
-    /// What did not go along as it was.
+    /// Settings that were changed or left out.
     notices: Vec<Notice>,
 }
 
 /// Export a template
 ///
-/// Into the layout of Tart, shoes-vz or macosvm, or as a disk image, on the service's host, or as a disk image in S3. It appears
-/// complete or not at all, and nothing is overwritten but by `overwrite`. Only the service's user may read what was written.
+/// Into the layout of Tart, shoes-vz or macosvm, or as a disk image, on the service's host, or as a disk image in
+/// S3. The export appears only when it is complete, and overwrites nothing unless `overwrite` is set. Only the
+/// service's user may read the files.
 #[utoipa::path(
     post, path = "/templates/{name}/export", tag = "templates",
     params(("name" = String, Path, description = "Name or digest", example = "micro")),
     request_body(content = ExportBody, example = json!(examples::export_request())),
-    responses((status = 200, description = "It is written", body = ExportedTemplate, example = json!(examples::exported()))),
+    responses((status = 200, description = "The export is complete", body = ExportedTemplate, example = json!(examples::exported()))),
     security(("token" = ["admin"])),
 )]
 pub async fn export_template(

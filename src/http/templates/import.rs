@@ -29,8 +29,8 @@ use crate::{
     },
 };
 
-/// A template that lies on this host in another program's layout. The files are copied, by reference where the file system can,
-/// and not changed.
+/// A template on this host in another program's layout. The files are copied (as clones if the file system supports
+/// it), and not changed.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = ImportRequest)]
@@ -38,61 +38,63 @@ pub struct ImportBody {
     #[schema(example = "sequoia")]
     name: String,
     layout: TemplateLayout,
-    /// Absolute. A directory for `tart`, `shoes-vz` and `macosvm` (there also the `vm.json` itself), else the image, which may be
-    /// in S3, too: `s3://bucket/key`, with `#sha256=…` behind it if its content is known.
+    /// Absolute path. A directory for `tart`, `shoes-vz` and `macosvm` (for `macosvm` also the `vm.json` itself),
+    /// else the image, which may also be in S3: `s3://bucket/key`, followed by `#sha256=…` if its content is known.
     #[schema(example = "/opt/myshoes/vz/templates/macos-15")]
     path: String,
-    /// For `shoes-vz` and `macosvm`: whether the machine's identity is taken over; `keep` when missing. A VM of Tart is taken
-    /// as it is.
+    /// For `shoes-vz` and `macosvm`: whether the template keeps the machine's identity; default: `keep`. A Tart VM
+    /// always keeps it.
     identity: Option<Policy>,
-    /// For `macosvm`: whether the Ethernet address is taken over; `regenerate` when missing. Clones always have their own.
+    /// For `macosvm`: whether the template keeps the Ethernet address; default: `regenerate`. Clones always get
+    /// their own.
     mac: Option<Policy>,
-    /// For `tart`: take a suspended VM without its memory.
+    /// For `tart`: import a suspended VM without its saved memory.
     #[serde(default)]
     discard_memory: bool,
-    /// For `macosvm`: take files from outside of the `vm.json`'s directory.
+    /// For `macosvm`: accept files outside of the `vm.json`'s directory.
     #[serde(default)]
     allow_outside: bool,
-    /// For `qcow2`: take backing files from outside of the image's directory. Devices and URLs are never followed.
+    /// For `qcow2`: accept backing files outside of the image's directory. Devices and URLs are never followed.
     #[serde(default)]
     allow_backing: bool,
-    /// For `qcow2` and `raw`: take the newest kernel and its initramfs out of the disk.
+    /// For `qcow2` and `raw`: extract the newest kernel and its initramfs from the disk.
     #[serde(default)]
     extract_kernel: bool,
-    /// Of an image; `qemu` when missing.
+    /// For an image; default: `qemu`.
     driver: Option<String>,
-    /// Of an image; `linux` when missing.
+    /// For an image; default: `linux`.
     os: Option<GuestOs>,
-    /// Of an image; this host's own when missing.
+    /// For an image; default: that of this host.
     arch: Option<Arch>,
-    /// Of an image; `PATH.kernel` when missing and there.
+    /// For an image; default: `PATH.kernel` if it exists.
     #[schema(value_type = Option<String>)]
     kernel: Option<PathBuf>,
-    /// Of an image; `PATH.initramfs` when missing and there.
+    /// For an image; default: `PATH.initramfs` if it exists.
     #[schema(value_type = Option<String>)]
     initramfs: Option<PathBuf>,
-    /// Of an image; `PATH.firmware` when missing and there.
+    /// For an image; default: `PATH.firmware` if it exists.
     #[schema(value_type = Option<String>)]
     firmware: Option<PathBuf>,
-    /// Kernel command line of an image. With `extract_kernel`, one that finds the root and the console is made when missing.
+    /// Kernel command line of an image. Default with `extract_kernel`: one with the root file system that was
+    /// found, and a console.
     cmdline: Option<String>,
-    /// What the source says when missing.
+    /// Default: that of the source.
     #[schema(minimum = 1)]
     cpus: Option<u32>,
-    /// What the source says when missing.
+    /// Default: that of the source.
     #[schema(minimum = 32)]
     memory_mib: Option<u32>,
-    /// `agent` for a Mac's guest, else `seed`, when missing.
+    /// How guests are provisioned. Default: `agent` for macOS layouts, else `seed`.
     handover: Option<Handover>,
-    /// The user that runs the runner in the guest; `admin` for a Mac's guest, else `runner`, when missing.
+    /// The user that runs the runner in the guest. Default: `admin` for macOS layouts, else `runner`.
     user: Option<String>,
     /// Private key that the guest's user accepts.
     #[schema(value_type = Option<String>)]
     ssh_key: Option<PathBuf>,
-    /// A file that only its owner may read, with the password of the guest's user.
+    /// File with the password of the guest's user, readable by its owner only.
     #[schema(value_type = Option<String>)]
     ssh_password_file: Option<PathBuf>,
-    /// Budgets that differ from the usual ones.
+    /// Budgets that differ from the defaults.
     #[serde(default)]
     budgets: BudgetsPatch,
 }
@@ -164,22 +166,22 @@ impl ImportBody {
 #[derive(Serialize, ToSchema)]
 pub struct ImportedTemplate {
     template: TemplateView,
-    /// What did not go along as it was.
+    /// Settings that were changed or left out.
     notices: Vec<Notice>,
 }
 
 /// Import a template
 ///
-/// From a VM of Tart, a template bundle of shoes-vz, a `vm.json` of macosvm, or a disk image on the service's host. Repeating it
-/// with the same content answers 200. Refused are sources that run, and those that a template cannot hold; what merely has no
-/// counterpart is named in `notices`.
+/// From a Tart VM, a template bundle of shoes-vz, a `vm.json` of macosvm, or a disk image on the service's host.
+/// Repeating it with the same content answers 200. Running VMs are refused, and so are VMs that a template cannot
+/// represent. Settings without a counterpart are listed in `notices`.
 #[utoipa::path(
     post, path = "/templates/import", tag = "templates",
     request_body(content = ImportBody, example = json!(examples::import_request())),
     responses(
-        (status = 201, description = "It is ready to clone", body = ImportedTemplate,
+        (status = 201, description = "The template is ready", body = ImportedTemplate,
             headers(("Location" = String, description = "`/templates/{name}`")), example = json!(examples::imported())),
-        (status = 200, description = "It was here already, the same", body = ImportedTemplate,
+        (status = 200, description = "The same template exists already", body = ImportedTemplate,
             headers(("Location" = String, description = "`/templates/{name}`")), example = json!(examples::imported())),
     ),
     security(("token" = ["admin"])),

@@ -27,13 +27,13 @@ pub mod watch;
 
 pub use view::TemplateView;
 
-/// A template as it stands now.
+/// The current state of a template.
 async fn shown(http: &Http, name: &str) -> Result<TemplateView, Problem> {
     let (template, standing) = http.service.template_with_standing(name).await?;
     Ok(TemplateView::new(template, standing))
 }
 
-/// Relative to what? The service's directory is not the caller's.
+/// Refuses relative paths, because the service's working directory is not the caller's.
 fn absolute(paths: &[(&str, Option<&PathBuf>)]) -> Result<(), Problem> {
     for (pointer, path) in paths {
         if path.is_some_and(|path| !path.is_absolute() || path.as_os_str().as_encoded_bytes().contains(&0)) {
@@ -81,12 +81,13 @@ pub async fn get_template(
 
 /// Delete a template
 ///
-/// Refused while a live vm needs it. With the name goes what is remembered of it; the files go, too, unless another name points
-/// at them or may be rolled back to them, or a pin keeps them. A digest deletes a version that has no name.
+/// Refused while a live vm uses it. Deletes the name with its history, and also the files, unless another name
+/// points at them or may be rolled back to them, or a pin keeps them. With a digest, a version without a name is
+/// deleted.
 #[utoipa::path(
     delete, path = "/templates/{name}", tag = "templates",
     params(("name" = String, Path, description = "Name or digest", example = "micro")),
-    responses((status = 204, description = "It is gone")),
+    responses((status = 204, description = "The template was deleted")),
     security(("token" = ["admin"])),
 )]
 pub async fn delete_template(

@@ -17,11 +17,11 @@ use super::{
     TemplateView, shown,
 };
 
-/// Where a name is to point.
+/// The version that a name will point at.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PointRequest {
-    /// `sha256:…` of a version that is here.
+    /// `sha256:…` of a version on this host.
     digest: String,
     /// Shown in the name's history.
     why: Option<String>,
@@ -29,15 +29,15 @@ pub struct PointRequest {
 
 /// Point a name at a version
 ///
-/// The name may be new: an alias, such as `macos-latest`. It moves in one step; a new vm gets the one version or the other, and
-/// vms that are there keep theirs. What the name pointed at before is remembered, see the rollback.
+/// The name may be new: an alias, such as `macos-latest`. It moves in one step: a new vm gets either the old or the
+/// new version, and existing vms keep theirs. The previous version is kept in the name's history for a rollback.
 #[utoipa::path(
     put, path = "/templates/{name}", tag = "templates",
     params(("name" = String, Path, description = "Name", example = "micro-latest")),
     request_body(content = PointRequest, example = json!(examples::point_request())),
     responses(
-        (status = 200, description = "The name points there", body = TemplateView, example = json!(examples::template())),
-        (status = 201, description = "The name is new and points there", body = TemplateView, example = json!(examples::template())),
+        (status = 200, description = "The name points at the version", body = TemplateView, example = json!(examples::template())),
+        (status = 201, description = "The name was created and points at the version", body = TemplateView, example = json!(examples::template())),
     ),
     security(("token" = ["admin"])),
 )]
@@ -52,23 +52,23 @@ pub async fn point_template(
     Ok((status, Answer(shown(&http, &name).await?)))
 }
 
-/// Which version to go back to.
+/// The version to roll back to.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RollbackRequest {
-    /// One of the name's `previous` versions. The newest that is still here and undamaged, when missing.
+    /// One of the name's `previous` versions. Default: the newest that is on this host and undamaged.
     to: Option<String>,
 }
 
-/// Go back to a previous version
+/// Roll back to a previous version
 ///
-/// The name moves back in one step, and what it pointed at until now becomes the newest of its previous versions: going back
-/// twice is where it began. To go back further, say to which version.
+/// The name moves back in one step, and the version that it leaves becomes the newest of its previous versions, so
+/// a second rollback undoes the first. Set `to` for an older version.
 #[utoipa::path(
     post, path = "/templates/{name}/rollback", tag = "templates",
     params(("name" = String, Path, description = "Name", example = "micro")),
     request_body(content = RollbackRequest, example = json!({})),
-    responses((status = 200, description = "What the name points at now", body = TemplateView, example = json!(examples::template()))),
+    responses((status = 200, description = "The version that the name points at now", body = TemplateView, example = json!(examples::template()))),
     security(("token" = ["admin"])),
 )]
 pub async fn roll_back_template(
@@ -90,7 +90,7 @@ pub struct PinRequest {
 
 /// Keep a version from being pruned
 ///
-/// Of a name, the version that it points at now is meant. Pinning again replaces the reason.
+/// With a name, the version is pinned that the name points at now. Pinning again replaces the reason.
 #[utoipa::path(
     put, path = "/templates/{name}/pin", tag = "templates",
     params(("name" = String, Path, description = "Name or digest", example = "micro")),
@@ -108,11 +108,11 @@ pub async fn pin_template(
     Ok(Answer(shown(&http, &name).await?))
 }
 
-/// Let a version be pruned again
+/// Allow a version to be pruned again
 #[utoipa::path(
     delete, path = "/templates/{name}/pin", tag = "templates",
     params(("name" = String, Path, description = "Name or digest", example = "micro")),
-    responses((status = 204, description = "It is not pinned")),
+    responses((status = 204, description = "The version is not pinned")),
     security(("token" = ["admin"])),
 )]
 pub async fn unpin_template(

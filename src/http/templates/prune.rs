@@ -17,39 +17,42 @@ use super::super::{
 };
 use crate::domain::version::{self, HeldKind, Pruned};
 
-/// What may go. Whatever is said here, a version that a name points at, that a live vm was made from or that is pinned stays.
+/// What may be removed. A version that a name points at, that a live vm was cloned from or that is pinned is always
+/// kept.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PruneRequest {
-    /// Say what would be removed, and remove nothing.
+    /// Show what would be removed, and remove nothing.
     #[serde(default)]
     dry_run: bool,
-    /// Only what was not used for so long.
+    /// Only versions that were not used for this long.
     #[serde(default)]
     older_than_seconds: u64,
-    /// How many of the versions that a name pointed at before are kept for it: 1, when missing, so that it can be rolled back.
+    /// How many previous versions of each name are kept for a rollback; default: 1.
     #[schema(minimum = 0, maximum = 10)]
     keep_previous: Option<u32>,
-    /// Only until all that is here takes no more than this, the longest unused first. Everything that may go, when missing.
+    /// Remove only until all templates together are no larger than this, longest unused first. Default: remove
+    /// everything that may be removed.
     max_bytes: Option<u64>,
-    /// Interrupted pulls, too, if nobody is at them.
+    /// Also interrupted pulls that are not in progress.
     #[serde(default)]
     partial: bool,
 }
 
-/// Something that takes space.
+/// A version or an interrupted pull.
 #[derive(Serialize, ToSchema)]
 #[schema(as = PruneItem)]
 pub struct HeldView {
     kind: HeldKind,
-    /// Of the version; of an interrupted pull: of its image.
+    /// Digest of the version, or of the image of an interrupted pull.
     digest: String,
-    /// That point at it, or pointed at it before.
+    /// Names that point at it, or pointed at it before.
     names: Vec<String>,
-    /// Its blocks on disk. Blocks may be shared with other files by copy-on-write, so this is the most that removing it frees.
+    /// Its size on disk. Blocks may be shared with other files by copy-on-write, so this is the most that removing
+    /// it frees.
     bytes: u64,
     last_used_at: Time,
-    /// Why it goes, or why it stays.
+    /// Why it is removed or kept.
     why: String,
 }
 
@@ -58,14 +61,14 @@ pub struct HeldView {
 pub struct PrunedView {
     /// `true`: nothing was removed.
     dry_run: bool,
-    /// The longest unused first.
+    /// Longest unused first.
     removed: Vec<HeldView>,
     kept: Vec<HeldView>,
-    /// Sum of what was removed: an upper bound, see `bytes`.
+    /// Size of everything that was removed: an upper bound, see `bytes`.
     freed_bytes: u64,
-    /// What all of it took before.
+    /// Size of all templates and pulls before.
     total_bytes: u64,
-    /// What is free now where templates are.
+    /// Free space afterwards on the disk with the templates.
     available_bytes: u64,
 }
 
@@ -96,10 +99,11 @@ impl From<Pruned> for PrunedView {
     }
 }
 
-/// Remove what nothing needs
+/// Remove versions that nothing needs
 ///
-/// A version stays as long as a name points at it, a live vm was made from it, a pin keeps it, or a name may be rolled back to
-/// it. Of the others, the longest unused goes first. The answer says of everything why it went or stays.
+/// A version is kept as long as a name points at it, a live vm was cloned from it, a pin keeps it, or a name may be
+/// rolled back to it. Of the others, the longest unused are removed first. The answer gives the reason for each
+/// version.
 #[utoipa::path(
     post, path = "/templates/prune", tag = "templates",
     request_body(content = PruneRequest, example = json!({ "dry_run": true, "older_than_seconds": 604800 })),

@@ -19,10 +19,10 @@ use crate::{
     templates::push::{PushRequest, Pushed},
 };
 
-/// More than any registry takes in one request.
+/// More than any registry accepts in one request.
 const LARGEST_PART_MB: u64 = 100_000;
 
-/// Where a template is pushed to.
+/// The destination of a push.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = PushRequest)]
@@ -30,22 +30,22 @@ pub struct PushTemplateRequest {
     /// The image, with a tag: `host/namespace:tag`.
     #[schema(example = "registry.example.com/ci/micro:1")]
     image: String,
-    /// Upload in parts of so many megabytes (1,000,000 bytes), for registries that do not take large requests. Each blob is one
-    /// request when missing.
+    /// Upload in parts of this many megabytes (1,000,000 bytes), for registries that do not accept large requests.
+    /// Default: each blob is one request.
     #[schema(minimum = 1, maximum = 100000, example = json!(null))]
     chunk_size_mb: Option<u64>,
 }
 
-/// An image as it was pushed.
+/// A pushed image.
 #[derive(Serialize, ToSchema)]
 #[schema(as = PushedImage)]
 pub struct PushedView {
     /// With its tag.
     image: String,
-    /// `sha256:…` of the image's manifest: pulls the same bytes wherever the tag moves.
+    /// `sha256:…` of the image's manifest: pulling by it always gives the same bytes, even if the tag moves.
     digest: String,
     bytes_uploaded: u64,
-    /// Of layers that the registry had already, or took over from another repository.
+    /// Layers that the registry had already, or copied from another repository.
     bytes_reused: u64,
     layers: usize,
 }
@@ -64,10 +64,10 @@ impl From<Pushed> for PushedView {
 
 /// Push a template
 ///
-/// A template of the driver tart becomes an image that Tart itself can pull; one of any other driver becomes an image of
-/// Mayfly's. Keys and passwords are never part of it. What the registry has already is not uploaded, so a push that was cut off
-/// goes on where it stopped when it is asked for again, and one of the same content changes nothing. The answer comes when the
-/// image is there.
+/// A template of the driver tart is pushed in Tart's format, so Tart can pull it too; templates of other drivers
+/// are pushed in Mayfly's format. Keys and passwords are never part of the image. Content that the registry has is
+/// not uploaded again, so a repeated request continues an interrupted push, and changes nothing if the content is
+/// the same. The answer comes when the image is complete in the registry.
 #[utoipa::path(
     post, path = "/templates/{name}/push", tag = "templates",
     params(("name" = String, Path, description = "Name or digest", example = "micro")),

@@ -16,21 +16,21 @@ use super::super::{
 };
 use crate::domain::version::{FileFault, Verified};
 
-/// What reading every byte found.
+/// The result of a verification.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Verified)]
 pub struct VerifiedView {
     name: String,
     digest: String,
-    /// Every byte is what it should be.
+    /// Every byte matches its digest.
     sound: bool,
     /// Of all its files.
     bytes: u64,
-    /// Of these, what is on disk; the rest are holes, which are zeros and cost little.
+    /// Part of it that is on disk; the rest are holes, which are zeros and need not be read.
     bytes_read: u64,
-    /// The parts that are not what their digests say.
+    /// The parts that do not match their digests.
     faults: Vec<FileFault>,
-    /// What to do now, if something is wrong.
+    /// What to do, if there is damage.
     next: Option<String>,
 }
 
@@ -55,14 +55,14 @@ impl From<Verified> for VerifiedView {
 
 /// Verify a template
 ///
-/// Reads every byte of its files from the disk and compares it with the digests it was published with; one template at a time,
-/// so it may wait its turn and takes as long as the disk needs. Nothing is repaired. A damaged template is marked: no vm is made
-/// from it and no pull takes anything from it until it was pulled or registered again, or found to be sound after all. Closing
-/// the connection stops it.
+/// Reads every byte of its files from the disk and compares them with the digests of its publication. Only one
+/// template is verified at a time, so the request may have to wait, and takes as long as the disk needs. Nothing is
+/// repaired. A damaged template is marked: no vm is made from it and no pull reuses its content until it is pulled
+/// or registered again, or a later verification finds no damage. Closing the connection stops the verification.
 #[utoipa::path(
     post, path = "/templates/{name}/verify", tag = "templates",
     params(("name" = String, Path, description = "Name or digest", example = "micro")),
-    responses((status = 200, description = "What was found", body = VerifiedView, example = json!(examples::verified()))),
+    responses((status = 200, description = "The result", body = VerifiedView, example = json!(examples::verified()))),
     security(("token" = ["admin"])),
 )]
 pub async fn verify_template(

@@ -15,7 +15,7 @@ use crate::domain::{
 #[schema(as = Template)]
 pub struct TemplateView {
     name: String,
-    /// `sha256:…` over everything in it.
+    /// `sha256:…` over its whole content.
     digest: String,
     driver: String,
     os: GuestOs,
@@ -40,18 +40,18 @@ pub struct TemplateView {
     created_at: Time,
     /// All names that point at this version.
     names: Vec<String>,
-    /// Since when the name points at this version, and why.
+    /// Since when and why the name points at this version.
     since: Option<Time>,
     why: Option<String>,
-    /// What the name pointed at before and is still here, newest first.
+    /// Previous versions of the name that are on this host, newest first.
     previous: Vec<PreviousVersion>,
     /// Keeps this version from being pruned.
     pin: Option<PinView>,
-    /// When a vm was last made from it, or when it came.
+    /// When a vm was last cloned from it, or when it was registered or pulled.
     last_used_at: Option<Time>,
-    /// When every byte of it was last read and found to be right.
+    /// When it was last verified without damage.
     verified_at: Option<Time>,
-    /// What is wrong with its files. No vm is made from a damaged version.
+    /// Damage of its files. No vm is made from a damaged version.
     damage: Option<DamageView>,
 }
 
@@ -59,7 +59,7 @@ pub struct TemplateView {
 #[derive(Serialize, ToSchema)]
 pub struct PreviousVersion {
     digest: String,
-    /// When the name was pointed there, and why.
+    /// When and why the name was pointed at it.
     since: Option<Time>,
     why: Option<String>,
 }

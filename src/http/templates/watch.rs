@@ -19,18 +19,18 @@ use crate::domain::{
     pull::{Canary, Watch},
 };
 
-/// Which tag a template is to follow.
+/// The tag that a template follows.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WatchRequest {
-    /// An image with a tag: `host/namespace:tag`. Of the repository that the template comes from.
+    /// Image with a tag: `host/namespace:tag`, from the repository that the template comes from.
     #[schema(example = "ghcr.io/cirruslabs/macos-tahoe-base:latest")]
     image: String,
-    /// How often the registry is asked, give or take a tenth; less often while it does not answer.
+    /// How often the tag is checked, varied by up to a tenth; less often while the registry does not answer.
     #[serde(default = "hourly")]
     #[schema(minimum = 60, maximum = 2592000, default = 3600)]
     every_seconds: u32,
-    /// What a vm of a new version has to pass before the name moves.
+    /// Test that a vm of a new version must pass before the name moves.
     canary: Option<Canary>,
 }
 
@@ -47,17 +47,17 @@ pub struct WatchView {
     every_seconds: u32,
     canary: Option<Canary>,
     created_at: Time,
-    /// When the registry was last asked.
+    /// When the tag was last checked.
     looked_at: Option<Time>,
     next_look_at: Time,
-    /// The image that the tag pointed at when it was last acted on; null while it has not moved.
+    /// The image of the tag's last move that led to a pull; null if the tag has not moved yet.
     image_digest: Option<String>,
-    /// The pull that this led to.
+    /// The pull that this started.
     #[schema(value_type = Option<String>, format = "uuid")]
     pull: Option<PullId>,
-    /// Why the last look failed.
+    /// Why the last check failed.
     error: Option<Fault>,
-    /// Looks that failed in a row.
+    /// Consecutive failed checks.
     failures: u32,
 }
 
@@ -79,16 +79,16 @@ impl From<Watch> for WatchView {
     }
 }
 
-/// Let a template follow a tag
+/// Make a template follow a tag
 ///
-/// The tag is looked up from time to time; when it has moved, the new version is pulled in the background, with
-/// the settings of the present one, and the name moves to it. Replaces what it followed before. The template may be missing:
-/// it is pulled then.
+/// The tag is checked regularly. When it has moved, the new version is pulled in the background, with the settings
+/// of the current one, and the name moves to it. Replaces an earlier watch of this template. If the template does
+/// not exist, it is pulled.
 #[utoipa::path(
     put, path = "/templates/{name}/watch", tag = "templates",
     params(("name" = String, Path, description = "Name", example = "macos")),
     request_body(content = WatchRequest, example = json!(examples::watch_request())),
-    responses((status = 200, description = "It follows the tag", body = WatchView, example = json!(examples::watch()))),
+    responses((status = 200, description = "The template follows the tag", body = WatchView, example = json!(examples::watch()))),
     security(("token" = ["admin"])),
 )]
 pub async fn set_watch(
@@ -105,7 +105,7 @@ pub async fn set_watch(
 #[utoipa::path(
     get, path = "/templates/{name}/watch", tag = "templates",
     params(("name" = String, Path, description = "Name", example = "macos")),
-    responses((status = 200, description = "What it follows, and what came of it", body = WatchView, example = json!(examples::watch()))),
+    responses((status = 200, description = "The watch and its result", body = WatchView, example = json!(examples::watch()))),
     security(("token" = ["read"])),
 )]
 pub async fn get_watch(
@@ -116,11 +116,11 @@ pub async fn get_watch(
     Ok(Answer(http.service.get_watch(&name).await?.into()))
 }
 
-/// Let a template follow nothing any more
+/// Stop following a tag
 #[utoipa::path(
     delete, path = "/templates/{name}/watch", tag = "templates",
     params(("name" = String, Path, description = "Name", example = "macos")),
-    responses((status = 204, description = "It stays as it is. A pull under way goes on.")),
+    responses((status = 204, description = "The template no longer follows a tag. A pull in progress continues.")),
     security(("token" = ["admin"])),
 )]
 pub async fn remove_watch(

@@ -31,17 +31,18 @@ pub(super) const GROUPS: Check =
     Check::new("github.runner_groups", "Runner groups", "can be listed, so that names can be used");
 pub(super) const LIMIT: Check = Check::new("github.rate_limit", "Rate limit", "more than a tenth of it is left");
 
-/// What is said of differences of clocks, and when they bite: a signed token is made 60 seconds back and for nine minutes.
+/// Clock differences that are reported, and those that break authentication: a signed token is issued 60 seconds in
+/// the past and is valid for nine minutes.
 const NOTICED: SignedDuration = SignedDuration::from_secs(30);
 const TOO_FAST: SignedDuration = SignedDuration::from_secs(55);
 const TOO_SLOW: SignedDuration = SignedDuration::from_mins(8);
 
-/// The one finding that stands for all that is asked of a place, where none was named.
+/// The finding that replaces all checks of a scope if none was given.
 pub(super) const PLACE: Check =
     Check::new("github.place", "Runners and jobs", "a repository, organisation or enterprise whose jobs are to be run");
 pub(super) const NO_PLACE: &str = "not asked: name a place with --repo, --org or --enterprise";
 
-/// `signs`: an App signs its tokens with the time in them; the holder of a token does not.
+/// `signs`: an App signs tokens that contain the time; a personal access token does not.
 pub(super) fn clock(ahead: Option<SignedDuration>, signs: bool) -> Finding {
     const REMEDY: &str = "let the system keep its clock right; `mayfly doctor` says how";
     let Some(ahead) = ahead else { return CLOCK.could_not_look("the answer has no date") };
@@ -134,7 +135,7 @@ pub(super) fn visible(scope: &Scope, read: &Result<(), GitHubError>) -> Finding 
     }
 }
 
-/// What the admin is to grant, in GitHub's words.
+/// The permission that an administrator must grant, in GitHub's terms.
 fn wanted(scope: &Scope) -> String {
     match scope.runner_permission() {
         Some(name) => format!("{name}=write (classic tokens: {})", scope.token_scope()),

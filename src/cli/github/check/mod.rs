@@ -59,8 +59,8 @@ impl Look {
         self.findings.push(finding);
     }
 
-    /// Judges the first answer: whether it is GitHub that answers, and how our clocks stand to each other. `false`: there is
-    /// nothing more to ask.
+    /// Evaluates the first answer: whether it comes from GitHub, and how much the clocks differ. `false`: further
+    /// requests are useless.
     fn reached<T>(&mut self, client: &GitHubClient, answer: &Result<T, GitHubError>) -> bool {
         match answer {
             Err(error @ GitHubError::Unavailable { .. }) => {
