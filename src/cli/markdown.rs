@@ -10,9 +10,10 @@ pub const REGENERATE: &str = "cargo run -q -- markdown > docs/cli.md";
 const HEAD: &str = "\
 # Command line
 
-`mayfly serve` runs the service, `mayfly doctor` looks at the machine; every other command talks to a service over HTTP. Data
-goes to standard output, everything else to standard error. `--json` prints what the API answered; with `--follow`, `vm events` and `vm logs` print one JSON object per line,
-and `vm create` prints the vm once it is deleted. The global options go with every command.
+`mayfly serve` runs the service; `mayfly doctor` and `mayfly github check` check the machine and the access to GitHub. Every other
+command talks to a service over HTTP. Results go to standard output, everything else to standard error. `--json` prints the API's
+answer. With `--json --follow`, `vm events` and `vm logs` print one JSON object per line, and `vm create` prints the vm once it is
+deleted. The global options can be used with every command.
 ";
 
 const GLOBAL_HEADING: &str = "Global options:";
