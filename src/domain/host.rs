@@ -33,6 +33,7 @@ pub struct Capacity {
 
 /// Resources used by vms, Mayfly's or foreign ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Held)]
 pub struct Usage {
     pub macos: u32,
     pub linux: u32,

@@ -10,6 +10,7 @@ use super::ids::{TokenId, VmId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
+#[schema(as = Scope)]
 pub enum TokenScope {
     /// Everything, including tokens and templates.
     Admin,

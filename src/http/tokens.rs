@@ -30,7 +30,7 @@ pub struct TokenRequest {
 }
 
 #[derive(Serialize, ToSchema)]
-#[schema(as = ApiToken)]
+#[schema(as = Token)]
 pub struct TokenView {
     #[schema(value_type = String, format = "uuid")]
     id: TokenId,

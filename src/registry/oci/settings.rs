@@ -8,9 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::document;
-use crate::{
-    domain::{Arch, Budgets, BudgetsPatch, GuestOs, Handover, Template, template::DiskFormat},
-    templates::NewTemplate,
+use crate::domain::{
+    Arch, Budgets, BudgetsPatch, GuestOs, Handover, Template, new_template::NewTemplate, template::DiskFormat,
 };
 
 const VERSION: u64 = 1;

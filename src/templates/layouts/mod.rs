@@ -49,6 +49,7 @@ use crate::domain::{Code, Error, Result, mac::Mac, tart_config::Display};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
 #[serde(rename_all = "kebab-case")]
 #[strum(serialize_all = "snake_case")]
+#[schema(as = Layout)]
 pub enum TemplateLayout {
     /// Directory of a VM of Tart.
     Tart,
