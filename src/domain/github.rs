@@ -108,6 +108,7 @@ pub struct Ghost {
     pub vm_id: VmId,
     /// When its registration was requested.
     #[schema(value_type = String, format = DateTime)]
+    #[serde(serialize_with = "super::time::with_milliseconds")]
     pub asked_at: Timestamp,
 }
 

@@ -256,6 +256,7 @@ impl HostView {
 pub struct Difference {
     /// When the instances were listed; of several drivers, the oldest list.
     #[schema(value_type = String, format = DateTime)]
+    #[serde(serialize_with = "super::time::with_milliseconds")]
     pub observed_at: Timestamp,
     /// The drivers that cannot list their instances now. Their instances are not compared.
     pub unlisted: Vec<String>,

@@ -23,6 +23,7 @@ pub mod scope;
 pub mod tart_config;
 pub mod template;
 pub mod template_event;
+pub mod time;
 pub mod token;
 pub mod version;
 pub mod vm;

@@ -7,6 +7,8 @@ use utoipa::{
     openapi::{KnownFormat, ObjectBuilder, RefOr, Schema, SchemaFormat, schema::Type},
 };
 
+use crate::domain::time::with_milliseconds;
+
 #[derive(Clone, Copy, Debug)]
 pub struct Time(pub Timestamp);
 
@@ -18,7 +20,7 @@ impl From<Timestamp> for Time {
 
 impl Serialize for Time {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{:.3}", self.0))
+        with_milliseconds(&self.0, serializer)
     }
 }
 

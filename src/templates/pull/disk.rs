@@ -10,7 +10,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{FileExt as _, PermissionsExt as _},
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -157,6 +157,8 @@ fn clone(base: &Path, to: &Path) -> io::Result<()> {
 
 #[cfg(target_os = "linux")]
 fn direct(options: &mut OpenOptions, path: &Path) -> Option<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+
     options.custom_flags(rustix::fs::OFlags::DIRECT.bits() as i32).open(path).ok()
 }
 
