@@ -524,19 +524,22 @@ async fn those_who_pull_the_same_at_the_same_time_share_it() {
         puller: Puller::new(host.catalog.clone(), self::settings(registry.authority.file()), Keys::none()),
         dir: tempfile::tempdir().unwrap(),
     };
+    // The blob is held until the first one has left.
+    let left = tokio::sync::Notify::new();
     let meddle = async {
         proxy
             .until("a blob is held and all have asked", |all| {
                 manifests(all) >= 5 && all.iter().any(|s| s.path.ends_with(&big) && s.sent == 1000)
             })
             .await;
+        left.notified().await;
         proxy.release();
     };
     // Who goes away takes nothing from the others, even when it was the first.
     let leaves = async {
         tokio::select! {
             pulled = host.pull(&gone, "gone") => panic!("{pulled:?}"),
-            () = proxy.until("four have asked", |all| manifests(all) >= 4) => {}
+            () = proxy.until("all have asked", |all| manifests(all) >= 5) => left.notify_one(),
         }
     };
     let ((), a, b, c, d, ()) = tokio::join!(
