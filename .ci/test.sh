@@ -16,6 +16,8 @@ lint() {
     git ls-files | xargs awk 'FNR == 1 { if (/^#!\/(bin\/sh|usr\/bin\/env bash)/) print FILENAME; nextfile }' | xargs shellcheck
     part 'clippy'
     cargo clippy --quiet --locked --all-targets -- --deny warnings
+    part 'type check of the fuzz targets, which compile sources of this crate'
+    cargo check --quiet --locked --manifest-path fuzz/Cargo.toml
 }
 
 macos() {

@@ -5,23 +5,23 @@
 use std::io::Cursor;
 
 use libfuzzer_sys::fuzz_target;
-use mayfly_fuzz::payload::{HardwareModel, Identity, LARGEST, aux};
+use mayfly_fuzz::payload::{HardwareModel, LARGEST, MachineIdentity, aux};
 
 fuzz_target!(|input: &[u8]| {
-    if let Ok(identity) = Identity::from_bytes(input.to_vec()) {
+    if let Ok(identity) = MachineIdentity::from_bytes(input.to_vec()) {
         assert!(input.len() <= LARGEST);
         assert_eq!(identity.bytes(), input);
         assert_ne!(identity.ecid(), 0);
-        assert_eq!(Identity::from_base64(&identity.to_base64()).as_ref(), Ok(&identity));
-        let plain = Identity::new(identity.ecid());
-        assert_eq!(Identity::from_bytes(plain.bytes().to_vec()), Ok(plain));
+        assert_eq!(MachineIdentity::from_base64(&identity.to_base64()).as_ref(), Ok(&identity));
+        let plain = MachineIdentity::new(identity.ecid());
+        assert_eq!(MachineIdentity::from_bytes(plain.bytes().to_vec()), Ok(plain));
     }
     if let Ok(model) = HardwareModel::from_bytes(input.to_vec()) {
         assert_eq!(model.bytes(), input);
         assert_eq!(HardwareModel::from_base64(model.as_base64()), Ok(model));
     }
     if let Ok(text) = std::str::from_utf8(input)
-        && let Ok(identity) = Identity::from_base64(text)
+        && let Ok(identity) = MachineIdentity::from_base64(text)
     {
         assert_eq!(identity.to_base64(), text);
     }

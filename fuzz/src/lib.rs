@@ -9,7 +9,7 @@ pub mod oci {
     pub mod lz4;
     pub mod manifest;
     pub use digest::Digest;
-    pub use form::{Kind, Role};
+    pub use form::{ImageFormat, Role};
     pub use index::Index;
     pub use manifest::Image;
 
