@@ -18,7 +18,7 @@ use super::{
     openapi::examples,
     problem::Problem,
     time::Time,
-    vms::page_size,
+    vms::{FaultView, page_size},
 };
 use crate::{
     domain::{
@@ -107,7 +107,8 @@ pub struct PullView {
     vm_id: Option<VmId>,
     progress: ProgressView,
     /// The most recent error. Unless the pull has failed, it is retried.
-    error: Option<Fault>,
+    #[schema(value_type = Option<Fault>)]
+    error: Option<FaultView>,
     /// Consecutive failures.
     failures: u32,
     /// Time of the next retry.
@@ -140,7 +141,7 @@ impl PullView {
             digest: pull.digest.clone(),
             vm_id: pull.vm,
             progress,
-            error: pull.fault.clone(),
+            error: pull.fault.as_ref().map(FaultView::from),
             failures: pull.failures,
             retry_at: pull.retry_at.map(Time),
             deadline: pull.deadline.into(),

@@ -13,6 +13,7 @@ use super::super::{
     openapi::examples,
     problem::Problem,
     time::Time,
+    vms::FaultView,
 };
 use crate::domain::{
     Fault, PullId,
@@ -56,7 +57,8 @@ pub struct WatchView {
     #[schema(value_type = Option<String>, format = "uuid")]
     pull: Option<PullId>,
     /// Why the last check failed.
-    error: Option<Fault>,
+    #[schema(value_type = Option<Fault>)]
+    error: Option<FaultView>,
     /// Consecutive failed checks.
     failures: u32,
 }
@@ -73,7 +75,7 @@ impl From<Watch> for WatchView {
             next_look_at: w.next_look_at.into(),
             image_digest: w.image_digest,
             pull: w.pull,
-            error: w.fault,
+            error: w.fault.as_ref().map(FaultView::from),
             failures: w.failures,
         }
     }
