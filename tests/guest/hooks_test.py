@@ -427,10 +427,14 @@ def not_twice():
                 check(w.api.news.wait_for(lambda: b"ran" in w.api.log(), 30), "it does not run")
             # All of it: the session of the wrapper and that of the payload. Some end by themselves after they were listed,
             # and some were started since.
-            while left := w.processes():
+            for _ in range(100):
+                left = w.processes()
+                if not left:
+                    break
                 for pid, _ in left:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
+            check(not left, left)
             code, output = boot(kit, shell)
             check(code != 0 and "not started again" in output, output)
             check(w.api.log().count(b"ran") == 1, w.api.log())
