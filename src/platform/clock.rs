@@ -1,7 +1,7 @@
 //! The only place that reads a clock.
 //!
-//! Whatever depends on the time of day in a way that a test must control has a [`Clock`] of its own. [`now`] is for what is only
-//! noted or shown. Deadlines and durations are measured by [`monotonic`], which does not change when the system's time is set.
+//! Code whose behaviour depends on the time of day has a [`Clock`], which tests replace. [`now`] is for times that are only recorded
+//! or shown. Deadlines and durations use [`monotonic`], which does not change when the system's time is set.
 #![expect(clippy::disallowed_methods, reason = "all other code reads the clocks through this module")]
 
 use std::time::{Duration, SystemTime};
@@ -19,7 +19,7 @@ pub fn monotonic() -> Instant {
     Instant::now()
 }
 
-/// How long ago that was.
+/// The time since `since`.
 pub fn elapsed(since: Instant) -> Duration {
     since.elapsed()
 }
@@ -36,7 +36,7 @@ pub struct Clock(Source);
 #[derive(Clone, Debug)]
 enum Source {
     System,
-    /// So far ahead of the system's clock.
+    /// The system's clock plus this offset.
     Ahead(watch::Sender<SignedDuration>),
     Manual(watch::Sender<Timestamp>),
 }

@@ -1,23 +1,19 @@
-//! When something that failed is attempted again.
+//! How often a failed request is retried, and with which pauses.
 
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 
-/// How often, and with what pauses, something is attempted.
+/// A limit of attempts, and the pauses between them.
 #[derive(Clone, Copy, Debug)]
 pub struct Retry {
-    /// In a row and without getting anywhere; at least one is made.
+    /// Attempts in a row without progress; at least one is made.
     pub attempts: usize,
     pub first_pause: Duration,
     pub longest_pause: Duration,
 }
 
 impl Retry {
-    /// For transfers of large files: a server that restarts is waited for.
-    pub const TRANSFERS: Retry =
-        Retry { attempts: 6, first_pause: Duration::from_secs(1), longest_pause: Duration::from_secs(20) };
-
     /// The pauses between attempts, with jitter, so that hosts that lost one server together do not come back together.
     pub fn pauses(&self) -> ExponentialBackoff {
         ExponentialBuilder::default()

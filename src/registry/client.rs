@@ -89,7 +89,7 @@ impl Default for RegistryOptions {
             plain_http_anywhere: false,
             connect_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(60),
-            retry: Retry::TRANSFERS,
+            retry: crate::registry::retry::TRANSFERS,
             limits: BandwidthLimits::default(),
             hosts: BTreeMap::new(),
         }

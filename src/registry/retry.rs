@@ -1,4 +1,4 @@
-//! Which failures are worth another attempt, and when.
+//! Which failures of a registry or of S3 are retried, and when.
 
 use std::time::Duration;
 
@@ -9,9 +9,13 @@ use reqwest::{
 };
 
 use super::RegistryError;
-use crate::platform::clock;
+use crate::platform::{clock, retry::Retry};
 
-/// Who asks for a longer pause than this is not waited for.
+/// For transfers of blobs and objects: long enough for a server that restarts.
+pub const TRANSFERS: Retry =
+    Retry { attempts: 6, first_pause: Duration::from_secs(1), longest_pause: Duration::from_secs(20) };
+
+/// A server that asks for a longer pause than this is not retried.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 /// An attempt that failed.

@@ -102,7 +102,7 @@ impl Service {
         settings: Settings,
     ) -> Self {
         let vms = versions::Vms { reader: reader.clone(), ledger: ledger.clone(), clock: clock.clone() };
-        catalog.settle(Arc::new(vms));
+        catalog.set_template_usage(Arc::new(vms));
         let pulls = Arc::default();
         let pool_board = Arc::default();
         Self {

@@ -132,6 +132,46 @@ fn the_reader_of_imports_reads_imports() {
     assert_eq!(uses(text), ["domain::Vm", "domain::State", "store::logs", "http", "platform::Clock"]);
 }
 
+/// The page for contributors names files, and in its glossary the types that carry a term. Each of them exists.
+#[test]
+fn the_page_for_contributors_names_what_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/contributing.md")).unwrap();
+    let quoted: Vec<&str> = page.lines().flat_map(|line| line.split('`').skip(1).step_by(2)).collect();
+    let file = |name: &&&str| {
+        ["src/", "tests/", "docs/", "hooks/", "migrations/"].iter().any(|dir| name.starts_with(dir))
+            && !name.contains(['<', '*', ' '])
+    };
+    let mut missing: Vec<String> = Vec::new();
+    missing.extend(quoted.iter().filter(file).filter(|name| !root.join(name).exists()).map(|name| (**name).to_owned()));
+    let glossary =
+        page.lines().filter(|line| line.starts_with("| ")).flat_map(|line| line.split('`').skip(1).step_by(2));
+    let mut paths = 0;
+    for path in glossary.filter(|path| path.contains("::")) {
+        paths += 1;
+        let (module, items) = path.rsplit_once("::").unwrap();
+        let module_dir = root.join("src").join(module.replace("::", "/"));
+        for item in items.trim_matches(['{', '}']).split(", ") {
+            let is_module = module_dir.join(format!("{item}.rs")).exists() || module_dir.join(item).is_dir();
+            let mut files = Vec::new();
+            // The item may be re-exported from any file of its layer.
+            sources(&root.join("src").join(module.split("::").next().unwrap()), &mut files);
+            let defines = |text: &str| {
+                ["struct", "enum", "trait", "type", "fn"].iter().any(|kind| {
+                    text.match_indices(&format!("{kind} {item}")).any(|(at, found)| {
+                        !text[at + found.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '_')
+                    })
+                })
+            };
+            if !is_module && !files.iter().any(|file| defines(&fs::read_to_string(file).unwrap())) {
+                missing.push(path.to_owned());
+            }
+        }
+    }
+    assert!(paths > 30, "the glossary was not found");
+    assert!(missing.is_empty(), "docs/contributing.md names what does not exist: {missing:?}");
+}
+
 /// What a driver says of an instance has more answers than "it runs". One module of the reconciler looks at an instance, and it
 /// names every answer; others ask its functions.
 #[test]

@@ -41,7 +41,7 @@ use crate::{
     drivers::{failure, last_resort},
     platform::{
         clock,
-        files::{self, absent_is_fine},
+        files::{self, ignore_not_found},
         process::{Command, find_program},
         tasks::blocking_io,
     },
@@ -285,7 +285,7 @@ impl Qemu {
                     names.extend(entry.file_name().to_str().and_then(InstanceName::read));
                 }
             }
-            Err(error) => absent_is_fine(Err(error)).map_err(unseen)?,
+            Err(error) => ignore_not_found(Err(error)).map_err(unseen)?,
         }
         Ok(names)
     }
@@ -392,7 +392,7 @@ impl Driver for Qemu {
         }
         // What an interrupted attempt or an earlier run left is not worth telling apart from a good clone: a new one is cheap.
         let fresh = async {
-            absent_is_fine(tokio::fs::remove_dir_all(&paths.dir).await)?;
+            ignore_not_found(tokio::fs::remove_dir_all(&paths.dir).await)?;
             files::ensure_private_dir(&paths.dir)
         };
         fresh
@@ -465,7 +465,7 @@ impl Driver for Qemu {
     async fn destroy(&self, name: &InstanceName) -> Result<()> {
         self.stop(name, Duration::ZERO).await?;
         let paths = self.paths(name);
-        absent_is_fine(tokio::fs::remove_dir_all(&paths.dir).await)
+        ignore_not_found(tokio::fs::remove_dir_all(&paths.dir).await)
             .map_err(|error| failure::io(error, Code::HostUnavailable, "the instance's directory cannot be removed"))?;
         match self.inspect(name).await? {
             Observation::Absent => Ok(()),

@@ -24,7 +24,7 @@ use tokio::{
 use super::{args::Accelerator, paths::QemuPaths, probe::ProbeInputs};
 use crate::platform::{
     clock,
-    files::{self, absent_is_fine},
+    files::{self, ignore_not_found},
 };
 
 /// What is remembered of an accelerator, in the file beside the probe's answer.
@@ -120,7 +120,7 @@ impl Trials {
     pub fn mark(&self, paths: &QemuPaths, accelerator: Accelerator) -> io::Result<()> {
         let untried = matches!(&*self.standing.borrow(), TrialState::Untried(_, on_trial) if *on_trial == accelerator);
         if !untried {
-            return absent_is_fine(std::fs::remove_file(paths.trial()));
+            return ignore_not_found(std::fs::remove_file(paths.trial()));
         }
         self.forget(paths);
         std::fs::write(paths.trial(), serde_json::to_vec(&Mark { accelerator }).map_err(io::Error::other)?)
@@ -136,7 +136,7 @@ impl Trials {
             );
         }
         self.forget(paths);
-        if let Err(error) = absent_is_fine(std::fs::remove_file(paths.trial())) {
+        if let Err(error) = ignore_not_found(std::fs::remove_file(paths.trial())) {
             tracing::debug!(%error, dir = %paths.dir.display(), "the mark of a trial that is over stays");
         }
     }

@@ -27,7 +27,7 @@ use crate::{
     drivers::{DriverError, ErrorKind, Result, failure, keep::lock_shared},
     platform::{
         clock,
-        files::{self, absent_is_fine},
+        files::{self, ignore_not_found},
     },
 };
 
@@ -165,7 +165,7 @@ pub fn discard(dir: &Path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return,
         Err(error) => return tracing::warn!(%error, dir = %dir.display(), "what a clone left cannot be removed"),
     }
-    if let Err(error) = absent_is_fine(fs::remove_dir_all(&trash)) {
+    if let Err(error) = ignore_not_found(fs::remove_dir_all(&trash)) {
         tracing::warn!(%error, dir = %trash.display(), "what a clone left cannot be removed");
     }
 }

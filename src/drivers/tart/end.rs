@@ -9,7 +9,7 @@ use super::{Tart, clone, fault::shown, instance::TartPresence, paths::TartPaths,
 use crate::{
     domain::{Code, GuestOs, InstanceName},
     drivers::{DriverError, ErrorKind, Result, failure, last_resort, process::Process},
-    platform::{clock, files::absent_is_fine},
+    platform::{clock, files::ignore_not_found},
 };
 
 /// A guest that is not wholly up yet does not hear the first press of its power button, and Tart loses an interrupt that comes
@@ -105,7 +105,7 @@ impl Tart {
         }
         let _home = clone::lock_home(&self.settings.tart_home).await?;
         let removed = tokio::fs::remove_dir_all(&paths.vm).await;
-        absent_is_fine(removed)
+        ignore_not_found(removed)
             .map_err(|error| failure::io(error, Code::HostUnavailable, "the VM's directory cannot be removed"))
     }
 }

@@ -47,7 +47,7 @@ use crate::{
     },
     platform::{
         clock,
-        files::absent_is_fine,
+        files::ignore_not_found,
         process::{Command, find_program},
     },
 };
@@ -414,7 +414,7 @@ impl Driver for Tart {
         clone::clear(home, name).map_err(failed)?;
         // What an interrupted attempt or an earlier run left is not worth telling apart from a good clone: a new one is cheap.
         self.remove(name).await?;
-        absent_is_fine(tokio::fs::remove_dir_all(&paths.run).await).map_err(failed)?;
+        ignore_not_found(tokio::fs::remove_dir_all(&paths.run).await).map_err(failed)?;
         // From here on the VM is ours, should it come to be.
         run::make_run_dir(&paths.run).map_err(failed)?;
         let stage = CloneStage::new(home, name).map_err(failed)?;
@@ -454,7 +454,7 @@ impl Driver for Tart {
             TartPresence::Running(process) => return Err(run::busy(name, Some(process.pid()))),
             TartPresence::Busy { holder } => return Err(run::busy(name, holder)),
         }
-        absent_is_fine(tokio::fs::remove_dir_all(&paths.run).await).map_err(failed)
+        ignore_not_found(tokio::fs::remove_dir_all(&paths.run).await).map_err(failed)
     }
 
     async fn inspect(&self, name: &InstanceName) -> Result<Observation> {

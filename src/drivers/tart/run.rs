@@ -19,7 +19,7 @@ use crate::{
     drivers::{DriverError, ErrorKind, InstanceSpec, Result, failure, lock::LockHolder, process::Process, record},
     platform::{
         clock,
-        files::{self, absent_is_fine},
+        files::{self, ignore_not_found},
         process::Command,
     },
 };
@@ -125,7 +125,7 @@ impl Tart {
         // What a run that was killed left would be taken for the sign that this one is up. If another start was faster by a
         // moment, the socket may be its guest's.
         if instance::holder(&paths.config()).map_err(failed)? == LockHolder::Nobody {
-            absent_is_fine(std::fs::remove_file(paths.control_sock())).map_err(failed)?;
+            ignore_not_found(std::fs::remove_file(paths.control_sock())).map_err(failed)?;
         }
         let (out, err) = (log(&paths.out()).map_err(failed)?, log(&paths.err()).map_err(failed)?);
         let [launcher, before @ ..] = self.settings.launcher.as_slice() else {

@@ -1,4 +1,4 @@
-//! Files and directories that belong to this user alone, and files that are replaced as a whole.
+//! Private files and directories, and atomic replacement of files.
 
 use std::{
     fs::{DirBuilder, File, OpenOptions, Permissions},
@@ -11,36 +11,36 @@ mod secret;
 
 pub use secret::{read_secret, read_secret_if_present};
 
-/// Options for a file that, if it is made, only its owner can read and write.
+/// Options that create a file with mode 0600.
 pub fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.mode(0o600);
     options
 }
 
-/// Makes a file that is not there yet and that only its owner can read and write.
+/// Creates a file with mode 0600. Fails if it exists.
 pub fn create_private(path: &Path) -> io::Result<File> {
     private().write(true).create_new(true).open(path)
 }
 
-/// Makes a directory that is not there yet and that only its owner can enter.
+/// Creates a directory with mode 0700. Fails if it exists.
 pub fn create_private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(path)
 }
 
-/// Makes a directory, and those above it, where they are missing. Those that are made only their owner can enter.
+/// Creates a directory and its missing parents with mode 0700. Existing ones keep their mode.
 pub fn ensure_private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Replaces a file that only its owner can read. It is there whole, or as it was before, and after a crash of the host as well.
+/// Replaces a file atomically and durably, with mode 0600: after a crash of the host it has either its old or its new content.
 ///
 /// Only one caller may replace the same file at a time.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     put(path, bytes, true)
 }
 
-/// As [`replace`], for what may be lost when the host crashes.
+/// Like [`replace`], without flushing to disk: a crash of the host may lose the new content.
 pub fn replace_unsynced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     put(path, bytes, false)
 }
@@ -55,11 +55,11 @@ fn put(path: &Path, bytes: &[u8], synced: bool) -> io::Result<()> {
     staged_name.push(name);
     staged_name.push(".new");
     let staged = dir.join(staged_name);
-    // What a crash left may have any mode; a new file has ours.
-    absent_is_fine(std::fs::remove_file(&staged))?;
+    // A file that a crash left may have any mode.
+    ignore_not_found(std::fs::remove_file(&staged))?;
     let write = || {
         let mut file = create_private(&staged)?;
-        // Whatever the umask is.
+        // The umask may have removed bits.
         file.set_permissions(Permissions::from_mode(0o600))?;
         file.write_all(bytes)?;
         if synced {
@@ -75,13 +75,13 @@ fn put(path: &Path, bytes: &[u8], synced: bool) -> io::Result<()> {
     written
 }
 
-/// Makes what was created, renamed or removed in a directory survive a crash of the host.
+/// Flushes a directory, so that files created, renamed or removed in it survive a crash of the host.
 pub fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// A directory or a file that may be gone already.
-pub fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+/// Turns the error for a file or directory that does not exist into success.
+pub fn ignore_not_found(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,

@@ -1,4 +1,4 @@
-//! Files that hold secrets: read only when nobody else can.
+//! Reads files that hold secrets, and refuses files that other users can read or replace.
 
 use std::{
     fs::{self, File},
@@ -9,11 +9,11 @@ use std::{
 
 use secrecy::SecretString;
 
-/// A key, a password or a token; more is a mistake in the path.
+/// Far more than a key, password or token needs: a larger file is a mistake in the path.
 const LIMIT: u64 = 64 << 10;
 
-/// The text of a file that is its owner's alone. Links are followed, because services are handed their secrets through them;
-/// what counts is the file at the end.
+/// Reads a file whose mode and owner keep other users out. Symbolic links are followed, because service managers provide secrets
+/// through them; mode and owner of the target count.
 pub fn read_secret(path: &Path) -> Result<SecretString, String> {
     read_secret_if_present(path)?.ok_or_else(|| format!("there is no {}", path.display()))
 }
@@ -22,7 +22,7 @@ pub fn read_secret(path: &Path) -> Result<SecretString, String> {
 pub fn read_secret_if_present(path: &Path) -> Result<Option<SecretString>, String> {
     let shown = path.display();
     let failed = |e: std::io::Error| format!("{shown} cannot be read: {e}");
-    // Before it is opened: opening a pipe waits for somebody to write.
+    // Checked before it is opened: opening a named pipe blocks until it has a writer.
     match fs::metadata(path) {
         Ok(found) if !found.is_file() => return Err(format!("{shown} is not a file")),
         Ok(_) => {}
@@ -30,7 +30,7 @@ pub fn read_secret_if_present(path: &Path) -> Result<Option<SecretString>, Strin
         Err(e) => return Err(failed(e)),
     }
     let file = File::open(path).map_err(failed)?;
-    // Of the opened file, so that no other one can be put in between.
+    // Checked on the open file, so that it cannot be exchanged between the check and the read.
     let found = file.metadata().map_err(failed)?;
     if found.mode() & 0o077 != 0 {
         let mode = found.mode() & 0o7777;
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_ones_own_is_read_also_through_a_link() {
+    fn a_private_file_is_read_directly_and_through_a_link() {
         let dir = tempfile::tempdir().unwrap();
         let path = put(dir.path(), 0o600);
         assert_eq!(read_secret_if_present(&path).unwrap().unwrap().expose_secret(), "hunter2\n");
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_nothing_and_what_is_no_file_is_an_error() {
+    fn a_missing_file_is_none_and_a_directory_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         assert!(read_secret_if_present(&dir.path().join("none")).unwrap().is_none());
         assert!(read_secret_if_present(dir.path()).unwrap_err().contains("is not a file"));
@@ -96,7 +96,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_pipe_does_not_make_us_wait() {
+    fn a_named_pipe_does_not_block() {
         let dir = tempfile::tempdir().unwrap();
         let pipe = dir.path().join("pipe");
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_image_is_no_secret() {
+    fn a_file_that_is_too_large_or_not_text_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = put(dir.path(), 0o600);
         fs::write(&path, vec![b'x'; LIMIT as usize + 1]).unwrap();
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_has_to_be_there_is_an_error_when_it_is_not() {
+    fn a_required_secret_that_is_missing_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         assert!(read_secret(&dir.path().join("none")).unwrap_err().contains("there is no"));
     }

@@ -1,4 +1,4 @@
-//! Where programs are.
+//! Finds programs on the search path.
 
 use std::{
     os::unix::fs::PermissionsExt,

@@ -1,7 +1,7 @@
-//! Child processes. No other module starts any.
+//! Starts child processes; no other module does.
 //!
-//! A command has a deadline, and its output is captured and bounded. It sees a small environment of its own, because this
-//! process's one may hold tokens and cloud credentials that no program needs. Arguments are visible to every user of the
+//! A command has a deadline, and its output is captured and bounded. It gets a few environment variables only, because the
+//! service's environment may hold tokens and cloud credentials. Arguments are visible to every user of the
 //! host, so a secret goes in through standard input or a file, never through them.
 //!
 //! When a command is dropped, or its deadline passes, its whole process group is killed. What has made itself a session of
@@ -22,13 +22,13 @@ pub use command::{Command, CommandError, OutputWatch, ProgramOutput, Stream};
 pub use find::{find_program, is_executable, search_path};
 pub use supervise::{CANNOT_RUN, CANNOT_SUPERVISE, NOT_FOUND, set_supervisor, supervise};
 
-/// Makes this process the first one of a new session.
+/// Makes this process the leader of a new session (`setsid`).
 pub fn new_session() -> io::Result<()> {
     rustix::process::setsid()?;
     Ok(())
 }
 
-/// Becomes the program, which keeps the process id and the environment but for one variable. Returns only when that failed.
+/// Replaces this process by the program (`exec`), with the environment less one variable. Returns only on failure.
 #[expect(clippy::disallowed_methods, reason = "no process is started")]
 pub fn become_program(program: &OsStr, args: &[OsString], without: &str) -> io::Error {
     std::process::Command::new(program).args(args).env_remove(without).exec()

@@ -46,7 +46,7 @@ pub fn supervise(parent: Pid, program: &OsStr, args: &[OsString]) -> io::Result<
     command.args(args);
     let own_group = getpgrp() == getpid();
     if !own_group {
-        // This process's group belongs to somebody else and must not be killed.
+        // Another process leads this group, so the group must not be killed.
         command.process_group(0);
     }
     let mut child = command.spawn()?;

@@ -367,7 +367,7 @@ fn known(dir: &Path, identity: &ObjectVersion) -> Option<BTreeSet<u64>> {
 /// The journal first: it must not speak of a file that is not there.
 fn forget(dir: &Path) -> io::Result<()> {
     for name in [JOURNAL, OBJECT] {
-        files::absent_is_fine(fs::remove_file(dir.join(name)))?;
+        files::ignore_not_found(fs::remove_file(dir.join(name)))?;
     }
     Ok(())
 }

@@ -70,7 +70,7 @@ pub struct S3 {
 impl S3 {
     /// `dir` is where unfinished transfers are remembered. Connects to nothing.
     pub fn new(dir: PathBuf, limits: BandwidthLimits) -> S3 {
-        S3 { dir, limits, retry: Retry::TRANSFERS, piece: 16 << 20, making: Arc::default() }
+        S3 { dir, limits, retry: crate::registry::retry::TRANSFERS, piece: 16 << 20, making: Arc::default() }
     }
 
     /// With other pauses between attempts, and smaller pieces (at least 5 MiB, by S3's own rule).

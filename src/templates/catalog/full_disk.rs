@@ -94,7 +94,7 @@ async fn a_name_on_a_full_disk_stays_where_it_points() {
     assert_eq!((here(&catalog), catalog.get("a").await.unwrap()), (before, one.clone()));
     // What frees space needs none, and a vm is not refused for want of a note.
     catalog.take("b").await.unwrap();
-    catalog.settle(Vms::of(&[]));
+    catalog.set_template_usage(Vms::of(&[]));
     catalog.remove("b").await.unwrap();
     assert_eq!(here(&catalog).0, [one.digest]);
 }
@@ -109,7 +109,7 @@ async fn what_does_not_fit_is_refused_before_it_begins_and_a_clone_makes_room() 
     let limits = SpaceLimits { min_free_bytes: low_water, ..SpaceLimits::default() };
     let catalog = Catalog::open_with(disk.join("templates"), limits).unwrap();
     let vms = Vms::of(&[]);
-    catalog.settle(vms.clone());
+    catalog.set_template_usage(vms.clone());
     let named = catalog.register(new(sources.path(), "a", 1)).await.unwrap();
     let unnamed = NewTemplate { name: None, ..new(sources.path(), "", 2) };
     let idle = catalog.register(unnamed).await.unwrap();

@@ -40,7 +40,7 @@ struct Root {
     /// By name: what was loaded last, as long as the files say that it would be loaded the same again.
     loaded: Mutex<HashMap<String, Loaded>>,
     limits: SpaceLimits,
-    surroundings: OnceLock<Arc<dyn TemplateUsage>>,
+    template_usage: OnceLock<Arc<dyn TemplateUsage>>,
     /// Room that was promised and is not written yet.
     promised: AtomicU64,
     /// Whoever decides about room.
@@ -88,7 +88,7 @@ impl Catalog {
             dir,
             loaded: Mutex::default(),
             limits,
-            surroundings: OnceLock::new(),
+            template_usage: OnceLock::new(),
             promised: AtomicU64::new(0),
             room: tokio::sync::Mutex::default(),
             verifying: tokio::sync::Mutex::default(),

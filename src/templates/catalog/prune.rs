@@ -144,7 +144,7 @@ impl Catalog {
     }
 
     pub(super) async fn prune_to_free(&self, request: &PruneRequest, free: Option<u64>) -> Result<Pruned> {
-        let vms = self.surroundings()?.needed().await?;
+        let vms = self.template_usage()?.needed().await?;
         let planned = {
             let (vms, request) = (vms.clone(), request.clone());
             self.blocking(move |root| Ok(plan(root.items()?, &vms, &request, free, clock::now()))).await?
@@ -159,7 +159,7 @@ impl Catalog {
             match self.remove_item(&item, request).await {
                 Ok(None) => {
                     let held = item.held(why);
-                    self.surroundings()?.pruned(&held).await;
+                    self.template_usage()?.pruned(&held).await;
                     removed.push(held);
                 }
                 Ok(Some(needed)) => stay.push((item, needed)),
@@ -186,7 +186,7 @@ impl Catalog {
         let locked = self.blocking(move |_| Ok(lock_disk(&place).ok())).await?;
         let Some(exclusive) = locked else { return Ok(Some("it is being cloned, read or removed".into())) };
         // From here on nobody takes it for a new vm.
-        let vms = match self.surroundings()?.needs(&item.digest).await? {
+        let vms = match self.template_usage()?.needs(&item.digest).await? {
             true => BTreeSet::from([item.digest.clone()]),
             false => BTreeSet::new(),
         };

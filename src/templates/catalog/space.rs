@@ -122,13 +122,16 @@ impl Measure {
 
 impl Catalog {
     /// Says whom to ask. Only the first call counts: what is known of vms does not change hands.
-    pub fn settle(&self, surroundings: Arc<dyn TemplateUsage>) {
-        let _ = self.root.surroundings.set(surroundings);
+    pub fn set_template_usage(&self, template_usage: Arc<dyn TemplateUsage>) {
+        let _ = self.root.template_usage.set(template_usage);
     }
 
-    pub(super) fn surroundings(&self) -> Result<&Arc<dyn TemplateUsage>> {
+    pub(super) fn template_usage(&self) -> Result<&Arc<dyn TemplateUsage>> {
         // Without somebody who knows the vms, anything may be needed.
-        self.root.surroundings.get().ok_or_else(|| Error::internal("nobody has said which templates vms need"))
+        self.root
+            .template_usage
+            .get()
+            .ok_or_else(|| Error::internal("the catalog does not know yet which templates vms use"))
     }
 
     /// Room for a pull of so many bytes.
@@ -167,7 +170,7 @@ impl Catalog {
     /// full. Less than that helps it, too: it does not ask for a promise.
     pub async fn room_for_paused_guest(&self) -> Result<()> {
         let _turn = self.root.room.lock().await;
-        if self.root.surroundings.get().is_none() {
+        if self.root.template_usage.get().is_none() {
             return Ok(());
         }
         let need = Need { what: "a paused guest", write: PAUSED_GUEST_BYTES, add: 0, beside_promises: false };
@@ -181,7 +184,7 @@ impl Catalog {
     /// Removes what has not been used for long, and what is too much by now.
     pub async fn tidy(&self) -> Result<()> {
         let limits = self.root.limits;
-        if self.root.surroundings.get().is_none() {
+        if self.root.template_usage.get().is_none() {
             return Ok(());
         }
         if limits.keep_unused_days > 0 {
@@ -221,7 +224,7 @@ impl Catalog {
         if missing == 0 {
             return Ok(promise(&self.root));
         }
-        if self.root.surroundings.get().is_none() {
+        if self.root.template_usage.get().is_none() {
             return Err(full(need, measure, missing, None));
         }
         let dry = PruneRequest { dry_run: true, ..for_room() };

@@ -178,7 +178,7 @@ impl Site {
         next: &mut dyn FnMut() -> Option<BodyChunk>,
     ) -> Result<(), LayerError> {
         // One that a publishing which did not come to its end has made read-only.
-        files::absent_is_fine(fs::remove_file(&path))?;
+        files::ignore_not_found(fs::remove_file(&path))?;
         let mut file = File::create_new(&path)?;
         let (mut hasher, mut plain) = (Hasher::default(), Hasher::default());
         let mut decoder = content.map(|content| Decoder::new(content.size));

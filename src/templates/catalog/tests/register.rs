@@ -227,7 +227,7 @@ async fn what_a_crash_leaves_is_never_seen_and_swept() {
     assert_eq!(again.list().await.unwrap(), []);
     assert_eq!(again.get(&made.digest).await.unwrap().name, made.digest);
     let vms = Vms::of(&[&made.digest]);
-    again.settle(vms.clone());
+    again.set_template_usage(vms.clone());
     assert_eq!(removed(&again).await, [""; 0]);
     vms.none();
     let clone = File::open(&made.files.disk).unwrap();

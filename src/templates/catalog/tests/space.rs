@@ -14,7 +14,7 @@ fn age(f: &Fixture, digest: &str, hours: u64) {
 async fn what_nothing_needs_goes_and_the_rest_says_why_it_stays() {
     let f = Fixture::new();
     let vms = Vms::of(&[]);
-    f.catalog.settle(vms.clone());
+    f.catalog.set_template_usage(vms.clone());
     let mut digests = Vec::new();
     for cpus in 1..=6 {
         let digest = version(&f, cpus).await.digest;
@@ -90,7 +90,7 @@ async fn a_pruning_that_was_cut_off_is_finished_by_the_next_start() {
 #[tokio::test]
 async fn interrupted_pulls_are_removed_when_nobody_is_at_them() {
     let f = Fixture::new();
-    f.catalog.settle(Vms::of(&[]));
+    f.catalog.set_template_usage(Vms::of(&[]));
     let [idle, busy] = [b"idle", b"busy"].map(|image| oci::Digest::of(image));
     for image in [idle, busy] {
         let staging = f.catalog.staging(image).await.unwrap().unwrap();
@@ -116,7 +116,7 @@ async fn interrupted_pulls_are_removed_when_nobody_is_at_them() {
 async fn one_takes(f: &Fixture) -> u64 {
     let made = version(f, 90).await;
     let dry = PruneRequest { dry_run: true, ..PruneRequest::default() };
-    f.catalog.settle(Vms::of(&[]));
+    f.catalog.set_template_usage(Vms::of(&[]));
     let held = f.catalog.prune(&dry).await.unwrap().removed;
     f.catalog.remove(&made.digest).await.unwrap();
     held[0].bytes
@@ -128,7 +128,7 @@ async fn the_budget_is_kept_by_pruning_and_nothing_is_pruned_in_vain() {
     let one = one_takes(&f).await;
     let limits = SpaceLimits { max_bytes: 4 * one, ..SpaceLimits::default() };
     let catalog = Catalog::open_with(f.at("templates"), limits).unwrap();
-    catalog.settle(Vms::of(&[]));
+    catalog.set_template_usage(Vms::of(&[]));
     let register = async |name: Option<&str>, cpus: u32| {
         let new = NewTemplate { name: name.map(str::to_owned), cpus: Some(cpus), ..f.template("") };
         catalog.register(new).await
@@ -169,7 +169,7 @@ async fn two_at_once_are_not_promised_the_same_room() {
     let f = Fixture::new();
     let limits = SpaceLimits { max_bytes: 10 << 20, ..SpaceLimits::default() };
     let catalog = Catalog::open_with(f.at("templates"), limits).unwrap();
-    catalog.settle(Vms::of(&[]));
+    catalog.set_template_usage(Vms::of(&[]));
     let all = futures_util::future::join_all((0..8).map(|_| catalog.room_for_pull(4 << 20))).await;
     assert_eq!(all.iter().filter(|r| r.is_ok()).count(), 2);
     drop(all);
@@ -183,7 +183,7 @@ async fn a_clone_needs_the_low_water_mark() {
     age(&f, &made.digest, 1);
     let limits = SpaceLimits { min_free_bytes: u64::MAX, ..SpaceLimits::default() };
     let catalog = Catalog::open_with(f.at("templates"), limits).unwrap();
-    catalog.settle(Vms::of(&[]));
+    catalog.set_template_usage(Vms::of(&[]));
     let error = catalog.may_clone(&made.digest).await.unwrap_err();
     assert_eq!((error.code, error.retry_after), (Code::HostFull, Some(60)));
     assert!(error.detail.starts_with("a clone needs ") && error.detail.contains("frees"), "{}", error.detail);
@@ -196,7 +196,7 @@ async fn what_was_not_used_for_long_is_tidied_away() {
     let f = Fixture::new();
     let limits = SpaceLimits { keep_unused_days: 1, ..SpaceLimits::default() };
     let catalog = Catalog::open_with(f.at("templates"), limits).unwrap();
-    catalog.settle(Vms::of(&[]));
+    catalog.set_template_usage(Vms::of(&[]));
     let (old, young) = (version(&f, 5).await, version(&f, 6).await);
     age(&f, &old.digest, 25);
     age(&f, &young.digest, 23);

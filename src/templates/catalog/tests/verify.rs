@@ -163,7 +163,7 @@ async fn a_damaged_version_is_not_gone_back_to() {
     assert_eq!(error.code, Code::TemplateNoPrevious);
     assert!(error.detail.contains("damaged"), "{}", error.detail);
     // What it can go back to is kept, and not what is damaged.
-    f.catalog.settle(Vms::of(&[]));
+    f.catalog.set_template_usage(Vms::of(&[]));
     assert_eq!(removed(&f.catalog).await, slice::from_ref(&second.digest));
     assert_eq!(f.catalog.roll_back("a", None).await.unwrap().1.digest, first.digest);
 }
