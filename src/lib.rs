@@ -14,6 +14,7 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "unit tests measure and start programs as they like"))]
 
+pub mod admission;
 pub mod app;
 pub mod cli;
 pub mod config;
@@ -21,6 +22,7 @@ pub mod domain;
 pub mod drivers;
 pub mod guest;
 pub mod http;
+pub mod parts;
 pub mod platform;
 pub mod reconcile;
 pub mod registry;

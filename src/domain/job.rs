@@ -1,4 +1,4 @@
-//! Jobs of GitHub's as Mayfly follows them: what is heard of them, and what was done about them.
+//! Jobs of GitHub's as Mayfly follows them: what their sources say of them, and what was done about them.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -13,12 +13,13 @@ use super::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
-pub enum Heard {
+#[schema(as = Heard)]
+pub enum UpdateSource {
     Webhook,
     Poll,
 }
 
-impl Heard {
+impl UpdateSource {
     pub fn as_str(self) -> &'static str {
         self.into()
     }
@@ -26,12 +27,12 @@ impl Heard {
 
 /// An update of a job. It may be late, repeated, or older than the known state.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct News {
+pub struct JobUpdate {
     pub record: JobRecord,
     /// The labels that it asks for.
     pub labels: Vec<String>,
     pub runner_name: Option<String>,
-    pub heard: Heard,
+    pub source: UpdateSource,
 }
 
 /// A job and the vms that were made for it.
@@ -57,35 +58,35 @@ pub struct Job {
     /// No other vm is made for it before this time.
     #[serde(default)]
     pub not_before: Option<Timestamp>,
-    pub first_heard: Heard,
+    pub first_heard: UpdateSource,
     pub seen_at: Timestamp,
     pub updated_at: Timestamp,
 }
 
 impl Job {
-    pub fn new(news: News, at: Timestamp) -> Job {
+    pub fn new(update: JobUpdate, at: Timestamp) -> Job {
         Job {
-            record: news.record,
-            labels: news.labels,
-            runner_name: news.runner_name,
+            record: update.record,
+            labels: update.labels,
+            runner_name: update.runner_name,
             pool: None,
             made: None,
             vm: None,
             tries: 0,
             not_before: None,
-            first_heard: news.heard,
+            first_heard: update.source,
             seen_at: at,
             updated_at: at,
         }
     }
 
     /// Whether the update contained anything new.
-    pub fn learn(&mut self, news: &News, at: Timestamp) -> bool {
+    pub fn apply_update(&mut self, update: &JobUpdate, at: Timestamp) -> bool {
         let before = self.clone();
-        self.record.learn(&news.record);
+        self.record.learn(&update.record);
         // GitHub may take a job from one runner and give it to another.
-        if self.record.status == news.record.status && news.runner_name.is_some() {
-            self.runner_name.clone_from(&news.runner_name);
+        if self.record.status == update.record.status && update.runner_name.is_some() {
+            self.runner_name.clone_from(&update.runner_name);
         }
         if *self == before {
             return false;
@@ -146,8 +147,8 @@ impl DeliveryResult {
 mod tests {
     use super::*;
 
-    fn news(status: JobStatus, runner: Option<&str>) -> News {
-        News {
+    fn update(status: JobStatus, runner: Option<&str>) -> JobUpdate {
+        JobUpdate {
             record: JobRecord {
                 id: 9001,
                 repository: "acme/app".into(),
@@ -163,23 +164,23 @@ mod tests {
             },
             labels: vec!["macos".into()],
             runner_name: runner.map(str::to_owned),
-            heard: Heard::Webhook,
+            source: UpdateSource::Webhook,
         }
     }
 
     #[test]
     fn whatever_order_news_come_in_the_job_ends_the_same() {
         let all = [
-            news(JobStatus::Waiting, None),
-            news(JobStatus::Queued, None),
-            news(JobStatus::InProgress, Some("vm-1")),
-            news(JobStatus::Completed, Some("vm-1")),
+            update(JobStatus::Waiting, None),
+            update(JobStatus::Queued, None),
+            update(JobStatus::InProgress, Some("vm-1")),
+            update(JobStatus::Completed, Some("vm-1")),
         ];
         let at = Timestamp::UNIX_EPOCH;
         let end = |order: &[usize]| {
             let mut job = Job::new(all[order[0]].clone(), at);
             for n in &order[1..] {
-                job.learn(&all[*n], at);
+                job.apply_update(&all[*n], at);
             }
             (job.record, job.runner_name)
         };
@@ -189,6 +190,6 @@ mod tests {
             assert_eq!(end(&order), expected, "{order:?}");
         }
         let mut job = Job::new(all[3].clone(), at);
-        assert!(!job.learn(&all[1], at) && job.is_over() && !job.waits());
+        assert!(!job.apply_update(&all[1], at) && job.is_over() && !job.waits());
     }
 }

@@ -27,6 +27,7 @@ pub mod time;
 pub mod token;
 pub mod version;
 pub mod vm;
+pub mod vm_request;
 
 pub use basis::{Asked, Basis, Spec};
 pub use budgets::{Budget, Budgets, BudgetsPatch};
@@ -41,3 +42,4 @@ pub use scope::Scope;
 pub use template::{Arch, GuestOs, Handover, Template};
 pub use template_event::TemplateEvent;
 pub use vm::{QueueReason, Vm};
+pub use vm_request::{RunnerRequest, VmRequest};

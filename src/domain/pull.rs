@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{BudgetsPatch, Fault, Handover, PullId, VmId};
+use super::{BudgetsPatch, Code, Error, Fault, Handover, PullId, Result, VmId};
 
 /// The state of a pull.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
@@ -55,6 +55,21 @@ impl Canary {
 
     pub fn usual_timeout() -> u32 {
         900
+    }
+
+    /// Pointers are those of a request with a `canary`.
+    pub fn check(&self) -> Result<()> {
+        let invalid = |field: &str, what: String| {
+            Err(Error::new(Code::RequestInvalid, "the test cannot be run").field(format!("/canary/{field}"), what))
+        };
+        let length = self.command.len();
+        if self.command.trim().is_empty() || length > Canary::LARGEST_COMMAND || self.command.contains('\0') {
+            return invalid("command", format!("1 to {} bytes of text", Canary::LARGEST_COMMAND));
+        }
+        if !(1..=Canary::LONGEST_TIMEOUT).contains(&self.timeout_seconds) {
+            return invalid("timeout_seconds", format!("1 to {}", Canary::LONGEST_TIMEOUT));
+        }
+        Ok(())
     }
 }
 

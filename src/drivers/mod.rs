@@ -21,6 +21,7 @@ use crate::domain::{
 
 mod failure;
 pub mod fake;
+pub mod inspector;
 mod keep;
 mod last_resort;
 mod lock;

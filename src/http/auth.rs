@@ -9,7 +9,7 @@ use axum::{
 };
 use secrecy::SecretString;
 
-use super::{Http, frame::Surface, problem::Problem};
+use super::{Http, middleware::Surface, problem::Problem};
 use crate::domain::{
     Code, VmId,
     token::{Caller, TokenScope},
@@ -119,7 +119,7 @@ async fn path_id(parts: &mut Parts, http: &Arc<Http>) -> Result<VmId, Problem> {
 
 async fn caller(parts: &Parts, http: &Http) -> Result<Caller, Problem> {
     let token = bearer(&parts.headers)?;
-    let caller = http.service.authenticate(&token).await?;
+    let caller = http.services.tokens.authenticate(&token).await?;
     match (&caller, parts.extensions.get::<Surface>()) {
         (Caller::Guest(_), _) | (_, Some(Surface::Admin)) => Ok(caller),
         // The guest listener is within reach of every guest: an API token has no business there, and none is honoured.

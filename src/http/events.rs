@@ -21,16 +21,16 @@ use super::{
     Http,
     auth::{Allowed, PathVm, Read},
     extract::{Name, Query},
-    frame::Seat,
+    middleware::RequestPermit,
     openapi::examples,
     problem::Problem,
     pulls::PullProgressEvent,
     time::Time,
-    vms::{no_vm, page_size},
+    vms::page_size,
 };
 use crate::{
     domain::{Code, Event, State, VmId, event::Recorded, template_event::RecordedOfTemplate},
-    store::Entry,
+    service::events::Entry,
 };
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -161,9 +161,8 @@ pub async fn list_vm_events(
 ) -> Result<Answer<EventList>, Problem> {
     let limit = page_size(asked.limit)?;
     let after = position(asked.after)?.unwrap_or(0);
-    let reader = http.service.reader();
-    let vm = reader.vm(id).await?.ok_or_else(|| no_vm(id))?;
-    let mut events = reader.events(Some(id), after, limit + 1).await?;
+    let vm = http.services.vms.get(id).await?;
+    let mut events = http.services.events.of_vm(id, after, limit + 1).await?;
     let more = events.len() > limit as usize;
     events.truncate(limit as usize);
     let next_after = events.last().filter(|_| more).map(|last| last.seq);
@@ -189,16 +188,16 @@ pub async fn list_template_events(
 ) -> Result<Answer<TemplateEventList>, Problem> {
     let limit = page_size(asked.limit)?;
     let after = position(asked.after)?.unwrap_or(0);
-    let template = match http.service.get_template(&name).await {
+    let template = match http.services.templates.get(&name).await {
         Ok(template) => Some(template),
         Err(error) if error.code == Code::TemplateNotFound => None,
         Err(error) => return Err(error.into()),
     };
     let digest = template.as_ref().map_or(name.as_str(), |t| &t.digest);
-    let reader = http.service.reader();
-    let mut events = reader.template_events([&name, digest], after, limit + 1).await?;
+    let stored = &http.services.events;
+    let mut events = stored.of_template([&name, digest], after, limit + 1).await?;
     // That there is nothing more is an answer; that there never was anything is a mistake of who asks.
-    if events.is_empty() && template.is_none() && reader.template_events([&name, digest], 0, 1).await?.is_empty() {
+    if events.is_empty() && template.is_none() && stored.of_template([&name, digest], 0, 1).await?.is_empty() {
         return Err(Problem::new(Code::TemplateNotFound, format!("there is no template {name}")));
     }
     let more = events.len() > limit as usize;
@@ -261,7 +260,7 @@ pub async fn stream_events(
     _: Allowed<Read>,
     Query(asked): Query<StreamEvents>,
     headers: HeaderMap,
-    seat: Seat,
+    permit: RequestPermit,
 ) -> Result<Response, Problem> {
     let resumed = match headers.get(LAST_EVENT_ID) {
         None => None,
@@ -271,8 +270,8 @@ pub async fn stream_events(
         }
     };
     let asked_after = position(asked.after)?;
-    let place = seat.wait()?;
-    let newest = http.service.reader().last_seq().await?;
+    let place = permit.wait()?;
+    let newest = http.services.events.newest().await?;
     // A position from the future is one of another database: there is nothing to resume from.
     let sent = resumed.or(asked_after).unwrap_or(newest).min(newest);
     let (out, body) = mpsc::channel(64);
@@ -315,9 +314,9 @@ impl EventStream {
 
     async fn follow(&mut self) -> Over {
         // Before the first look at the database: what is committed in between rings, and is seen by it.
-        let mut bell = self.http.service.changes().subscribe();
-        let mut templates = self.http.service.changes().subscribe_templates();
-        let mut pulls = self.http.service.follow_pulls();
+        let mut bell = self.http.services.events.subscribe_vms();
+        let mut templates = self.http.services.events.subscribe_templates();
+        let mut pulls = self.http.services.events.subscribe_pull_progress();
         let result: Result<Infallible, Over> = async {
             self.send(sse::Event::default().retry(RECONNECT)).await?;
             self.catch_up().await?;
@@ -339,9 +338,9 @@ impl EventStream {
                         Err(RecvError::Closed) => return Err(Over),
                     },
                     // Without a position: what is said here is old news in a second, and nobody resumes after it.
-                    told = pulls.recv() => if let (Ok(told), None) = (&told, self.only) {
+                    update = pulls.recv() => if let (Ok(update), None) = (&update, self.only) {
                         let event = sse::Event::default().event(PullProgressEvent::KIND);
-                        self.send(event.json_data(PullProgressEvent::new(told)).map_err(|_| Over)?).await?;
+                        self.send(event.json_data(PullProgressEvent::new(update)).map_err(|_| Over)?).await?;
                     },
                     () = tokio::time::sleep(KEEP_ALIVE) => {
                         self.send(sse::Event::default().comment("keep-alive")).await?;
@@ -358,15 +357,13 @@ impl EventStream {
 
     /// Everything that is committed and was not sent yet.
     async fn catch_up(&mut self) -> Result<(), Over> {
-        let reader = self.http.service.reader().clone();
+        let stored = self.http.services.events.clone();
         // Read first: what is committed later is not part of this turn. Commits come in the order of their positions.
-        let newest = reader.last_seq().await.map_err(|e| failed(&e))?;
+        let newest = stored.newest().await.map_err(|e| failed(&e))?;
         while self.sent < newest {
             let page = match self.only {
-                Some(id) => {
-                    reader.events(Some(id), self.sent, PAGE).await.map(|p| p.into_iter().map(Entry::Vm).collect())
-                }
-                None => reader.entries(self.sent, PAGE).await,
+                Some(id) => stored.of_vm(id, self.sent, PAGE).await.map(|p| p.into_iter().map(Entry::Vm).collect()),
+                None => stored.all(self.sent, PAGE).await,
             };
             let page: Vec<Entry> = page.map_err(|e| failed(&e))?;
             for entry in &page {
@@ -411,7 +408,7 @@ impl EventStream {
         if let Some(name) = self.names.get(&recorded.vm_id) {
             return Ok(name.clone());
         }
-        let vm = self.http.service.reader().vm(recorded.vm_id).await.map_err(|e| failed(&e))?;
+        let vm = self.http.services.vms.find(recorded.vm_id).await.map_err(|e| failed(&e))?;
         let name = vm.map(|vm| vm.draft.name).unwrap_or_default();
         if self.names.len() >= 1024 {
             self.names.clear();

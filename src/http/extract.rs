@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use serde_path_to_error::{Path, Segment};
 
-use super::{Http, frame::BodyLimit, problem::Problem};
+use super::{Http, middleware::BodyLimit, problem::Problem};
 use crate::domain::{Code, Error};
 
 /// A JSON body.

@@ -11,7 +11,7 @@ use axum::{
 use secrecy::ExposeSecret as _;
 use tokio_util::io::ReaderStream;
 
-use super::{Http, auth::OwnVm, extract::Json, frame::Seat, problem::Problem};
+use super::{Http, auth::OwnVm, extract::Json, middleware::RequestPermit, problem::Problem};
 use crate::{domain::Error, service::guests::GuestEvent};
 
 /// Report an event from inside the guest
@@ -35,7 +35,7 @@ pub async fn report_guest_event(
     OwnVm(id): OwnVm,
     Json(report): Json<GuestEvent>,
 ) -> Result<StatusCode, Problem> {
-    http.service.report_guest_event(id, report).await?;
+    http.services.guests.report(id, report).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -54,7 +54,7 @@ pub async fn get_runner_registration(
     State(http): State<Arc<Http>>,
     OwnVm(id): OwnVm,
 ) -> Result<([(header::HeaderName, &'static str); 1], String), Problem> {
-    let secret = http.service.runner_registration(id).await?;
+    let secret = http.services.guests.runner_registration(id).await?;
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=us-ascii")], secret.expose_secret().to_owned()))
 }
 
@@ -71,10 +71,10 @@ pub async fn get_runner_registration(
 pub async fn get_runner_program(
     State(http): State<Arc<Http>>,
     OwnVm(id): OwnVm,
-    seat: Seat,
+    permit: RequestPermit,
 ) -> Result<Response, Problem> {
-    seat.unhurried();
-    let path = http.service.runner_program(id).await?;
+    permit.disable_timeout();
+    let path = http.services.guests.runner_program(id).await?;
     let file = tokio::fs::File::open(&path).await.map_err(Error::internal)?;
     let length = file.metadata().await.map_err(Error::internal)?.len();
     let headers = [(header::CONTENT_TYPE, "application/gzip".to_owned()), (header::CONTENT_LENGTH, length.to_string())];

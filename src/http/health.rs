@@ -62,9 +62,9 @@ pub async fn get_readiness(FromState(http): FromState<Arc<Http>>) -> Result<Answ
     if http.shutdown.is_cancelled() {
         return Err(Problem::new(Code::ShuttingDown, "the service is finishing its requests"));
     }
-    http.service.ready().await?;
-    let at = http.service.host_observed_at();
-    let age = age_seconds(at, http.service.now());
+    http.services.hosts.ready().await?;
+    let at = http.services.hosts.observed_at();
+    let age = age_seconds(at, http.services.hosts.now());
     Ok(Answer(Readiness { status: "ok", host_observed_at: at.into(), host_observed_age_seconds: age }))
 }
 
@@ -80,6 +80,6 @@ pub async fn get_metrics(
     FromState(http): FromState<Arc<Http>>,
     _: Allowed<Read>,
 ) -> Result<([(HeaderName, &'static str); 1], String), Problem> {
-    http.service.measure().await?;
+    http.services.metrics.measure().await?;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], (http.metrics)()))
 }

@@ -185,7 +185,7 @@ impl From<HostStatus> for Host {
     security(("token" = ["read"])),
 )]
 pub async fn get_host(FromState(http): FromState<Arc<Http>>, _: Allowed<Read>) -> Result<Answer<Host>, Problem> {
-    Ok(Answer(http.service.host_status().await?.into()))
+    Ok(Answer(http.services.hosts.status().await?.into()))
 }
 
 /// Compare the database with the hypervisor, and with GitHub
@@ -201,5 +201,5 @@ pub async fn get_difference(
     FromState(http): FromState<Arc<Http>>,
     _: Allowed<Read>,
 ) -> Result<Answer<Difference>, Problem> {
-    Ok(Answer(http.service.difference().await?))
+    Ok(Answer(http.services.hosts.difference().await?))
 }

@@ -19,9 +19,9 @@ use crate::{
     domain::{
         VmId,
         github::{JobRecord, JobStatus},
-        job::{Heard, Job},
+        job::{Job, UpdateSource},
     },
-    store::jobs::JobFilter,
+    service::jobs::JobFilter,
 };
 
 /// A GitHub job.
@@ -46,7 +46,7 @@ pub struct JobView {
     /// No other vm is made for it before this time.
     not_before: Option<Time>,
     /// How it was first reported.
-    heard: Heard,
+    heard: UpdateSource,
     seen_at: Time,
     updated_at: Time,
 }
@@ -117,7 +117,7 @@ pub async fn list_jobs(
     };
     let before = asked.cursor.map(cursor).transpose()?;
     let filter = JobFilter { statuses: asked.status, pool: asked.pool, before, limit: limit + 1 };
-    let mut jobs = http.service.reader().jobs(&filter).await?;
+    let mut jobs = http.services.jobs.list(&filter).await?;
     let more = jobs.len() > limit as usize;
     jobs.truncate(limit as usize);
     let next_cursor = jobs.last().filter(|_| more).map(|job| job.record.id.to_string());

@@ -25,13 +25,13 @@ use super::{
     Http,
     auth::{Allowed, PathVm, Read},
     extract::Query,
-    frame::Seat,
+    middleware::RequestPermit,
     problem::Problem,
     vms::no_vm,
 };
 use crate::{
     domain::{Error, State, VmId},
-    store::logs::{CAP, LogSource},
+    service::vms::{LOG_CAP, LogSource},
 };
 
 /// Largest response, followed or not.
@@ -67,17 +67,17 @@ pub async fn get_vm_log(
     _: Allowed<Read>,
     PathVm(id): PathVm,
     Query(asked): Query<GetVmLog>,
-    seat: Seat,
+    permit: RequestPermit,
 ) -> Result<Response, Problem> {
-    let tail = asked.tail_bytes.unwrap_or(CAP);
-    if tail > CAP {
-        return Err(Problem::invalid("query:tail_bytes", format!("0 to {CAP}")));
+    let tail = asked.tail_bytes.unwrap_or(LOG_CAP);
+    if tail > LOG_CAP {
+        return Err(Problem::invalid("query:tail_bytes", format!("0 to {LOG_CAP}")));
     }
     let source = asked.source.unwrap_or(LogSource::Console);
     // Its error says whether the vm exists; the file need not.
-    let path = http.service.vm_log(id, source).await?;
+    let path = http.services.vms.log_file(id, source).await?;
     let file = open(&path, tail).await.map_err(Error::internal)?;
-    let place = seat.wait()?;
+    let place = permit.wait()?;
     let (out, body) = mpsc::channel(16);
     let mut follower = Follower { http, id, source, file, attempt: None, left: FOLLOW_CAP, out };
     tokio::spawn(async move {
@@ -124,7 +124,7 @@ impl Follower {
     async fn run(&mut self, follow: bool) -> io::Result<()> {
         loop {
             // Looked at before reading: what is written until the vm is deleted is there to be read afterwards.
-            let vm = self.http.service.reader().vm(self.id).await.map_err(io::Error::other)?;
+            let vm = self.http.services.vms.find(self.id).await.map_err(io::Error::other)?;
             if !self.drain().await? || !follow {
                 return Ok(());
             }
@@ -133,7 +133,7 @@ impl Follower {
                 self.file = None;
             }
             if self.file.is_none() {
-                let path = self.http.service.vm_log(self.id, self.source).await.map_err(|e| match e.cause {
+                let path = self.http.services.vms.log_file(self.id, self.source).await.map_err(|e| match e.cause {
                     Some(cause) => io::Error::other(cause),
                     None => io::Error::other(no_vm(self.id)),
                 })?;

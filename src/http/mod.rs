@@ -1,11 +1,11 @@
 //! The HTTP API: routes, and nothing that decides.
 //!
 //! ```text
-//! serve ─▶ frame (id, seat, time limit, problems) ─▶ router ─▶ auth ─▶ extract ─▶ handler ─▶ service / store::Reader
+//! serve ─▶ middleware (id, permit, time limit, problems) ─▶ router ─▶ auth ─▶ extract ─▶ handler ─▶ service
 //! ```
 //!
 //! Two routers, for two listeners: the admin API has everything; the guest API has what a guest may do with its own vm, and
-//! takes that vm's token only. No handler writes except through a verb of `service`; reads may go straight to the `Reader`.
+//! takes that vm's token only. Handlers read and write through `service` only.
 //! Routes are listed once, below, and the OpenAPI document is made from the same list, so the two cannot differ.
 
 use std::{sync::Arc, time::Duration};
@@ -14,18 +14,18 @@ use axum::Router;
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{domain::Code, service::Service};
+use crate::{domain::Code, service::Services};
 
 mod auth;
 mod events;
 mod extract;
-mod frame;
 mod guests;
 mod health;
 mod host;
 mod jobs;
 mod lanes;
 mod logs;
+mod middleware;
 mod openapi;
 mod pages;
 mod pools;
@@ -65,7 +65,7 @@ impl Default for Settings {
 /// The dependencies of the handlers.
 #[derive(Clone)]
 pub struct Http {
-    pub service: Service,
+    pub services: Services,
     pub settings: Settings,
     /// Renders the metrics as Prometheus text.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
@@ -129,8 +129,8 @@ pub fn admin_router(http: &Http) -> Router {
     let (router, _) = admin_routes().split_for_parts();
     let settings = &http.settings;
     let (limit, timeout) = (settings.max_body_bytes, settings.request_timeout);
-    let frame = frame::Frame::new(frame::Surface::Admin, limit, timeout, settings.max_concurrent);
-    framed(router.merge(pages::docs()), http, frame)
+    let limits = middleware::Middleware::new(middleware::Surface::Admin, limit, timeout, settings.max_concurrent);
+    with_middleware(router.merge(pages::docs()), http, limits)
 }
 
 /// The routes for guests, each limited to the guest's own vm.
@@ -139,12 +139,12 @@ pub fn guest_router(http: &Http) -> Router {
     let settings = &http.settings;
     let body_limit = GUEST_BODY_BYTES.min(settings.max_body_bytes);
     let timeout = GUEST_REQUEST.min(settings.request_timeout);
-    let frame = frame::Frame::new(frame::Surface::Guest, body_limit, timeout, settings.max_concurrent);
-    framed(router, http, frame.for_guests(http.service.clone()))
+    let limits = middleware::Middleware::new(middleware::Surface::Guest, body_limit, timeout, settings.max_concurrent);
+    with_middleware(router, http, limits.for_guests(http.services.tokens.clone()))
 }
 
-fn framed(router: Router<Arc<Http>>, http: &Http, frame: frame::Frame) -> Router {
-    frame::framed(router.fallback(no_such_path), frame).with_state(Arc::new(http.clone()))
+fn with_middleware(router: Router<Arc<Http>>, http: &Http, limits: middleware::Middleware) -> Router {
+    middleware::with_middleware(router.fallback(no_such_path), limits).with_state(Arc::new(http.clone()))
 }
 
 async fn no_such_path() -> problem::Problem {

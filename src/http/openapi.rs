@@ -15,7 +15,7 @@ use utoipa::{
 };
 
 use super::problem::{self, Body9457};
-use crate::{domain::Code, store::logs::LogSource};
+use crate::{domain::Code, service::vms::LogSource};
 
 pub mod examples;
 

@@ -179,7 +179,7 @@ pub struct PoolList {
     security(("token" = ["read"])),
 )]
 pub async fn list_pools(FromState(http): FromState<Arc<Http>>, _: Allowed<Read>) -> Result<Answer<PoolList>, Problem> {
-    let items = http.service.list_pools().await?.into_iter().map(PoolView::from).collect();
+    let items = http.services.pools.list().await?.into_iter().map(PoolView::from).collect();
     Ok(Answer(PoolList { items }))
 }
 
@@ -195,7 +195,7 @@ pub async fn get_pool(
     _: Allowed<Read>,
     Name(name): Name,
 ) -> Result<Answer<PoolView>, Problem> {
-    Ok(Answer(http.service.get_pool(&name).await?.into()))
+    Ok(Answer(http.services.pools.get(&name).await?.into()))
 }
 
 /// Create or replace a pool
@@ -218,9 +218,9 @@ pub async fn set_pool(
     Name(name): Name,
     Json(request): Json<PoolRequest>,
 ) -> Result<(StatusCode, Answer<PoolView>), Problem> {
-    let new = http.service.set_pool(request.named(name.clone())).await?;
+    let new = http.services.pools.set(request.named(name.clone())).await?;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Answer(http.service.get_pool(&name).await?.into())))
+    Ok((status, Answer(http.services.pools.get(&name).await?.into())))
 }
 
 /// Remove a pool
@@ -237,6 +237,6 @@ pub async fn remove_pool(
     _: Allowed<Admin>,
     Name(name): Name,
 ) -> Result<StatusCode, Problem> {
-    http.service.remove_pool(&name).await?;
+    http.services.pools.remove(&name).await?;
     Ok(StatusCode::NO_CONTENT)
 }

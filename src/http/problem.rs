@@ -1,6 +1,6 @@
 //! The only place where an error becomes a response: `application/problem+json` (RFC 9457).
 //!
-//! A handler returns a [`Problem`], which knows what went wrong but not who asked. The frame around every request adds the
+//! A handler returns a [`Problem`], which knows what went wrong but not who asked. The middleware around every request adds the
 //! request id and the path, and calls [`render`]. There the private cause is logged, once, and goes no further.
 
 use std::sync::Arc;

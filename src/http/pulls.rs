@@ -14,7 +14,7 @@ use super::{
     Http,
     auth::{Admin, Allowed, Read},
     extract::Query,
-    frame::Seat,
+    middleware::RequestPermit,
     openapi::examples,
     problem::Problem,
     time::Time,
@@ -25,8 +25,10 @@ use crate::{
         Code, Fault, PullId, VmId,
         pull::{FetchProgress, Pull, PullState},
     },
-    service::Service,
-    templates::pull::PullProgress,
+    service::{
+        Services,
+        pulls::{ProgressUpdate, PullProgress},
+    },
 };
 
 const LONGEST_WAIT: u32 = 60;
@@ -123,8 +125,8 @@ pub struct PullView {
 }
 
 impl PullView {
-    pub fn of(pull: &Pull, service: &Service) -> Self {
-        let progress = match service.pull_progress(pull.id) {
+    pub fn of(pull: &Pull, services: &Services) -> Self {
+        let progress = match services.pulls.progress(pull.id) {
             Some(progress) if !pull.state.is_ended() && pull.retry_at.is_none() => ProgressView::moving(&progress),
             _ => ProgressView::still(pull.fetched),
         };
@@ -171,13 +173,13 @@ pub struct PullProgressEvent {
 impl PullProgressEvent {
     pub const KIND: &str = "pull_progress";
 
-    pub fn new(told: &crate::service::pulls::Told) -> Self {
+    pub fn new(update: &ProgressUpdate) -> Self {
         Self {
             kind: Self::KIND,
-            pull: told.pull.id,
-            template: told.pull.spec.name.clone(),
-            image: told.pull.spec.image.clone(),
-            progress: ProgressView::moving(&told.progress),
+            pull: update.pull.id,
+            template: update.pull.spec.name.clone(),
+            image: update.pull.spec.image.clone(),
+            progress: ProgressView::moving(&update.progress),
         }
     }
 }
@@ -238,11 +240,11 @@ pub async fn list_pulls(
             Some(id.ok_or_else(|| Problem::invalid("query:cursor", "not a cursor of this listing"))?)
         }
     };
-    let mut pulls = http.service.reader().pulls(before, limit + 1).await?;
+    let mut pulls = http.services.pulls.list(before, limit + 1).await?;
     let more = pulls.len() > limit as usize;
     pulls.truncate(limit as usize);
     let next_cursor = pulls.last().filter(|_| more).map(|pull| cursor(pull.id));
-    let items = pulls.iter().map(|pull| PullView::of(pull, &http.service)).collect();
+    let items = pulls.iter().map(|pull| PullView::of(pull, &http.services)).collect();
     Ok(Answer(PullPage { items, next_cursor }))
 }
 
@@ -271,7 +273,7 @@ pub async fn get_pull(
     _: Allowed<Read>,
     PathPull(id): PathPull,
     Query(asked): Query<GetPull>,
-    seat: Seat,
+    permit: RequestPermit,
 ) -> Result<Answer<PullView>, Problem> {
     if asked.timeout_seconds.is_some_and(|timeout| timeout > LONGEST_WAIT) {
         return Err(Problem::invalid("query:timeout_seconds", format!("0 to {LONGEST_WAIT}")));
@@ -281,16 +283,16 @@ pub async fn get_pull(
     }
     if asked.timeout_seconds.is_some() || asked.wait_generation.is_some() {
         let timeout = Duration::from_secs(asked.timeout_seconds.unwrap_or(30).into());
-        let _place = seat.wait()?;
+        let _place = permit.wait()?;
         tokio::select! {
             // A service that ends answers with what is known; the client asks again.
             () = http.shutdown.cancelled() => {}
-            pull = http.service.wait_pull(id, asked.wait_generation, timeout) => {
-                return Ok(Answer(PullView::of(&pull?, &http.service)));
+            pull = http.services.pulls.wait(id, asked.wait_generation, timeout) => {
+                return Ok(Answer(PullView::of(&pull?, &http.services)));
             }
         }
     }
-    Ok(Answer(PullView::of(&http.service.get_pull(id).await?, &http.service)))
+    Ok(Answer(PullView::of(&http.services.pulls.get(id).await?, &http.services)))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -318,6 +320,6 @@ pub async fn cancel_pull(
     PathPull(id): PathPull,
     Query(asked): Query<CancelPull>,
 ) -> Result<Answer<PullView>, Problem> {
-    let pull = http.service.cancel_pull(id, asked.discard).await?;
-    Ok(Answer(PullView::of(&pull, &http.service)))
+    let pull = http.services.pulls.cancel(id, asked.discard).await?;
+    Ok(Answer(PullView::of(&pull, &http.services)))
 }

@@ -11,7 +11,7 @@ use super::{
     Http,
     auth::{Admin, Allowed},
     extract::{Json, Name},
-    frame::Seat,
+    middleware::RequestPermit,
     openapi::examples,
     problem::Problem,
     time::Time,
@@ -131,14 +131,14 @@ pub struct LoginList {
 pub async fn log_in_to_registry(
     FromState(http): FromState<Arc<Http>>,
     _: Allowed<Admin>,
-    seat: Seat,
+    permit: RequestPermit,
     Name(host): Name,
     Json(request): Json<LoginRequest>,
 ) -> Result<Answer<KeptLogin>, Problem> {
     // A registry may take longer to refuse a connection than a request may take.
-    seat.unhurried();
+    permit.disable_timeout();
     let LoginRequest { username, password, check } = request;
-    Ok(Answer(http.service.log_in(&host, &username, password, check).await?.into()))
+    Ok(Answer(http.services.registries.log_in(&host, &username, password, check).await?.into()))
 }
 
 /// Log out of a registry
@@ -155,7 +155,7 @@ pub async fn log_out_of_registry(
     _: Allowed<Admin>,
     Name(host): Name,
 ) -> Result<StatusCode, Problem> {
-    http.service.log_out(&host).await?;
+    http.services.registries.log_out(&host).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -172,7 +172,7 @@ pub async fn list_registries(
     FromState(http): FromState<Arc<Http>>,
     _: Allowed<Admin>,
 ) -> Result<Answer<LoginList>, Problem> {
-    let items = http.service.list_logins().await?.into_iter().map(LoginView::from).collect();
+    let items = http.services.registries.list_logins().await?.into_iter().map(LoginView::from).collect();
     Ok(Answer(LoginList { items }))
 }
 

@@ -78,7 +78,7 @@ pub async fn create_token(
     _: Allowed<Admin>,
     Json(request): Json<TokenRequest>,
 ) -> Result<(StatusCode, Answer<CreatedToken>), Problem> {
-    let (token, secret) = http.service.create_token(request.name, request.scope).await?;
+    let (token, secret) = http.services.tokens.create(request.name, request.scope).await?;
     let answer = CreatedToken { record: token.into(), token: secret.expose_secret().to_owned() };
     Ok((StatusCode::CREATED, Answer(answer)))
 }
@@ -93,7 +93,7 @@ pub async fn list_tokens(
     FromState(http): FromState<Arc<Http>>,
     _: Allowed<Admin>,
 ) -> Result<Answer<TokenList>, Problem> {
-    let items = http.service.list_tokens().await?.into_iter().map(TokenView::from).collect();
+    let items = http.services.tokens.list().await?.into_iter().map(TokenView::from).collect();
     Ok(Answer(TokenList { items }))
 }
 
@@ -114,5 +114,5 @@ pub async fn revoke_token(
     let id: TokenId = id
         .parse()
         .map_err(|_| Problem::new(Code::TokenNotFound, format!("no token has the id {id:?} (ids are UUIDs)")))?;
-    Ok(Answer(http.service.revoke_token(id).await?.into()))
+    Ok(Answer(http.services.tokens.revoke(id).await?.into()))
 }

@@ -15,7 +15,7 @@ use super::{
     Http,
     auth::{Allowed, Create, OfVm, Read},
     extract::{Json, Query},
-    frame::Seat,
+    middleware::RequestPermit,
     openapi::examples,
     problem::Problem,
     pulls::ProgressView,
@@ -24,14 +24,15 @@ use super::{
 use crate::{
     domain::{
         Announcer, Budget, Budgets, Code, EndSignal, Error, Fault, GuestOs, Outcome, QueueReason, RunnerStatus, Scope,
-        State, Vm, VmId,
+        State, Vm, VmId, VmRequest,
         github::{GitHubRunner, JobRecord, Registration},
         runner::RunnerStarted,
         vm::{Endpoint, RunnerKind},
     },
-    service::{Service, vms::VmRequest},
-    store::vms::Filter,
-    templates::pull::PullProgress,
+    service::{
+        Services,
+        vms::{PullProgress, VmFilter},
+    },
 };
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -241,10 +242,9 @@ impl VmView {
         }
     }
 
-    pub async fn of(vm: &Vm, service: &Service) -> Result<Self, Problem> {
-        let queued = vm.state == State::Queued;
-        let position = if queued { service.reader().queue_position(vm.id()).await? } else { 0 };
-        Ok(Self::new(vm, position, service.image_progress(vm)))
+    pub async fn of(vm: &Vm, services: &Services) -> Result<Self, Problem> {
+        let position = services.vms.queue_position(vm).await?;
+        Ok(Self::new(vm, position, services.vms.image_progress(vm)))
     }
 }
 
@@ -287,10 +287,10 @@ pub async fn create_vm(
                 .to_owned(),
         ),
     };
-    let created = http.service.create_vm(request, key).await?;
+    let created = http.services.admission.create(request, key).await?;
     let status = if created.new { StatusCode::CREATED } else { StatusCode::OK };
     let location = format!("/vms/{}", created.vm.id());
-    let vm = VmView::of(&created.vm, &http.service).await?;
+    let vm = VmView::of(&created.vm, &http.services).await?;
     let callback_token = created.token.expose_secret().to_owned();
     Ok((status, [(header::LOCATION, location)], Answer(CreatedVm { vm, callback_token })))
 }
@@ -327,7 +327,7 @@ pub struct ListVms {
 }
 
 impl ListVms {
-    fn filter(self) -> Result<(Filter, u32), Problem> {
+    fn filter(self) -> Result<(VmFilter, u32), Problem> {
         let limit = page_size(self.limit)?;
         let labels = self.label.iter().map(|label| split_label(label)).collect::<Result<_, _>>()?;
         let before = self.cursor.as_deref().map(parse_cursor).transpose()?;
@@ -335,7 +335,7 @@ impl ListVms {
             return Err(Problem::invalid("query:job_id", format!("0 to {}", i64::MAX)));
         }
         // One more than asked for tells whether there is a next page.
-        let filter = Filter {
+        let filter = VmFilter {
             states: self.state,
             name: self.name,
             template: self.template,
@@ -387,15 +387,14 @@ pub async fn list_vms(
     _: Allowed<Read>,
     Query(asked): Query<ListVms>,
 ) -> Result<Answer<VmPage>, Problem> {
-    let reader = http.service.reader();
     let (filter, limit) = asked.filter()?;
-    let mut vms = reader.vms(&filter).await?;
+    let mut vms = http.services.vms.list(&filter).await?;
     let more = vms.len() > limit as usize;
     vms.truncate(limit as usize);
     let next_cursor = vms.last().filter(|_| more).map(|vm| cursor(vm.id()));
     let mut items = Vec::with_capacity(vms.len());
     for vm in &vms {
-        items.push(VmView::of(vm, &http.service).await?);
+        items.push(VmView::of(vm, &http.services).await?);
     }
     Ok(Answer(VmPage { items, next_cursor }))
 }
@@ -424,7 +423,7 @@ pub async fn get_vm(
     FromState(http): FromState<Arc<Http>>,
     OfVm { id, .. }: OfVm<Read>,
     Query(asked): Query<GetVm>,
-    seat: Seat,
+    permit: RequestPermit,
 ) -> Result<Answer<VmView>, Problem> {
     let timeout = asked.timeout_seconds.unwrap_or(30);
     if timeout > MAX_WAIT_SECONDS {
@@ -433,18 +432,17 @@ pub async fn get_vm(
     if asked.wait_generation.is_some_and(|generation| generation < 0) {
         return Err(Problem::invalid("query:wait_generation", "must not be negative"));
     }
-    let reader = http.service.reader();
     if let Some(generation) = asked.wait_generation {
-        let _place = seat.wait()?;
-        let waited = http.service.wait_vm(id, generation, Duration::from_secs(timeout.into()));
+        let _place = permit.wait()?;
+        let waited = http.services.vms.wait(id, generation, Duration::from_secs(timeout.into()));
         tokio::select! {
             // A service that ends answers with what is known; the client asks again.
             () = http.shutdown.cancelled() => {}
-            vm = waited => return Ok(Answer(VmView::of(&vm?, &http.service).await?)),
+            vm = waited => return Ok(Answer(VmView::of(&vm?, &http.services).await?)),
         }
     }
-    let vm = reader.vm(id).await?.ok_or_else(|| no_vm(id))?;
-    Ok(Answer(VmView::of(&vm, &http.service).await?))
+    let vm = http.services.vms.get(id).await?;
+    Ok(Answer(VmView::of(&vm, &http.services).await?))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -474,9 +472,9 @@ pub async fn end_vm(
     OfVm { id, caller, .. }: OfVm<Create>,
     Query(asked): Query<EndVm>,
 ) -> Result<(StatusCode, Answer<VmView>), Problem> {
-    let ended = http.service.end_vm(id, &caller, asked.force).await?;
+    let ended = http.services.vms.end(id, &caller, asked.force).await?;
     let status = if ended.was_deleted { StatusCode::OK } else { StatusCode::ACCEPTED };
-    Ok((status, Answer(VmView::of(&ended.vm, &http.service).await?)))
+    Ok((status, Answer(VmView::of(&ended.vm, &http.services).await?)))
 }
 
 #[cfg(test)]

@@ -23,8 +23,7 @@ use super::{
 };
 use crate::{
     domain::{Code, Error, job::DeliveryResult},
-    service::webhooks::{LARGEST_BODY, Webhook},
-    store::deliveries::DeliveryRow,
+    service::webhooks::{DeliveryRow, LARGEST_BODY, Webhook},
 };
 
 /// Large bodies read at once: each may be 25 MB, and its signature can be checked only when it is complete.
@@ -71,7 +70,7 @@ pub async fn take_github_webhook(
             .eq_ignore_ascii_case("application/x-www-form-urlencoded"),
         body: &body,
     };
-    http.service.receive_webhook(webhook).await?;
+    http.services.webhooks.receive(webhook).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -142,6 +141,6 @@ pub async fn list_deliveries(
     _: Allowed<Read>,
     Query(asked): Query<ListDeliveries>,
 ) -> Result<Answer<DeliveryList>, Problem> {
-    let items = http.service.list_deliveries(page_size(asked.limit)?).await?;
+    let items = http.services.webhooks.list_deliveries(page_size(asked.limit)?).await?;
     Ok(Answer(DeliveryList { items: items.into_iter().map(DeliveryView::from).collect() }))
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! clock        the time of day and the monotonic clock; a clock that tests can set
+//! data_dir     the names of everything below the data directory
 //! error_chain  an error and its causes as one line of text
 //! files        private files and directories, files that are replaced as a whole, secrets in files
 //! http         outbound HTTP clients: certificates, redirects, proxies, bodies of bounded size
@@ -13,6 +14,7 @@
 //! This layer lies between `domain` and the parts that know one outside system each. It knows nothing of vms.
 
 pub mod clock;
+pub mod data_dir;
 pub mod error_chain;
 pub mod files;
 pub mod http;

@@ -1,24 +1,46 @@
 //! Looking at the host: which drivers work, and what runs.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use super::Reconciler;
 use crate::{
     domain::{
         Fault, Spec, Vm,
         host::{DriverView, HostView},
     },
-    drivers::{DriverError, DriverProbe},
-    platform::clock,
-    service::hosts::inspector::PATIENT,
+    drivers::{
+        DriverError, DriverProbe,
+        inspector::{HostInspector, PATIENT},
+        registry::Registry,
+    },
+    parts::Parts,
+    platform::{Clock, clock},
 };
 
 /// While the system refuses guests, one vm finds out this often whether it still does.
 const LONGEST_LIMIT_PAUSE: Duration = Duration::from_secs(60);
 
-impl Reconciler {
+#[derive(Clone)]
+pub(super) struct HostObserver {
+    drivers: Arc<Registry>,
+    host: HostInspector,
+    clock: Clock,
+    /// The first pause of a ceiling that the system's refusal sets.
+    limit_pause: Duration,
+}
+
+impl HostObserver {
+    pub fn new(parts: &Parts, limit_pause: Duration) -> Self {
+        let Parts { drivers, host, clock, .. } = parts.clone();
+        Self { drivers, host, clock, limit_pause }
+    }
+
+    /// The host as it was last looked at.
+    pub fn last(&self) -> HostView {
+        self.host.last()
+    }
+
     /// Probes every driver. Slow the first time: a probe may boot a guest to see whether an accelerator works.
-    pub(super) async fn look_at_drivers(&self, fresh: bool) {
+    pub async fn look_at_drivers(&self, fresh: bool) {
         let mut views = Vec::new();
         for (name, driver) in self.drivers.iter() {
             let name = name.to_owned();
@@ -46,12 +68,12 @@ impl Reconciler {
             });
         }
         self.host.update(|view| view.drivers = views);
-        self.look_at_host().await;
+        self.look().await;
         self.host.update(|view| view.observed = true);
     }
 
     /// The host as it is now.
-    pub(super) async fn look_at_host(&self) -> HostView {
+    pub async fn look(&self) -> HostView {
         self.host.look(clock::monotonic(), PATIENT).await
     }
 
@@ -80,27 +102,27 @@ impl Reconciler {
     }
 
     /// The system refused to run this vm's guest because so many run already, it says.
-    pub(super) async fn limit_met(&self, vm: &Vm, fault: Fault) {
+    pub async fn limit_met(&self, vm: &Vm, fault: Fault) {
         let Some(&Spec { os, .. }) = vm.draft.spec() else { return };
-        let running = self.look_at_host().await.running_beside(os, vm.id());
+        let running = self.look().await.running_beside(os, vm.id());
         self.host.update(|view| {
-            view.refused(os, running, fault, self.settings.retry_backoff, LONGEST_LIMIT_PAUSE);
+            view.refused(os, running, fault, self.limit_pause, LONGEST_LIMIT_PAUSE);
         });
         if let Some(c) = self.host.last().ceilings.iter().find(|c| c.os == os) {
             tracing::warn!(
-                os = os.as_str(), running, slots = self.settings.capacity.slots(os), since = %c.fault.at, refusals = c.refusals,
+                os = os.as_str(), running, slots = self.host.capacity().slots(os), since = %c.fault.at, refusals = c.refusals,
                 detail = %c.fault.detail, "the system refuses guests although slots are free"
             );
         }
     }
 
     /// This vm's guest runs.
-    pub(super) async fn limit_passed(&self, vm: &Vm) {
+    pub async fn limit_passed(&self, vm: &Vm) {
         let Some(&Spec { os, .. }) = vm.draft.spec() else { return };
         if !self.host.last().ceilings.iter().any(|c| c.os == os) {
             return;
         }
-        let running = self.look_at_host().await.running_beside(os, vm.id()) + 1;
+        let running = self.look().await.running_beside(os, vm.id()) + 1;
         if let Some(lifted) = self.host.update(|view| view.admitted(os, running)) {
             tracing::info!(os = os.as_str(), running, since = %lifted.fault.at, "the system runs as many guests as there are slots again");
         }

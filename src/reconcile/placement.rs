@@ -1,24 +1,39 @@
 //! Who gets the free slot: the oldest vm that fits. The sum is taken inside the ledger's transaction; this loop only says when.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tokio::sync::broadcast::error::RecvError;
 
-use super::Reconciler;
+use super::host::HostObserver;
 use crate::{
     domain::{
         EventKind, Spec,
-        host::{HostView, Usage},
+        host::{Capacity, HostView, Usage},
     },
-    service::hosts,
-    store::{Change, ledger::Placed},
+    parts::Parts,
+    platform::Clock,
+    store::{Change, Ledger, Reader, ledger::Placed, placement::HostOffer},
 };
 
 /// While vms wait, foreign instances may leave without telling us.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-impl Reconciler {
-    pub(super) async fn place_forever(self: Arc<Self>) {
+#[derive(Clone)]
+pub(super) struct Placement {
+    ledger: Ledger,
+    reader: Reader,
+    host: HostObserver,
+    clock: Clock,
+    capacity: Capacity,
+}
+
+impl Placement {
+    pub fn new(parts: &Parts, host: HostObserver, capacity: Capacity) -> Self {
+        let Parts { ledger, reader, clock, .. } = parts.clone();
+        Self { ledger, reader, host, clock, capacity }
+    }
+
+    pub async fn place_forever(self) {
         let mut changes = self.ledger.changes().subscribe();
         loop {
             let placed = if self.reader.queue_length().await.unwrap_or(1) > 0 { self.place().await } else { None };
@@ -59,13 +74,13 @@ impl Reconciler {
                 return None;
             }
         };
-        let mut view = self.look_at_host().await;
+        let mut view = self.host.look().await;
         if self.waited_for(&view).await {
-            self.look_at_drivers(false).await;
-            view = self.look_at_host().await;
+            self.host.look_at_drivers(false).await;
+            view = self.host.look().await;
         }
         let now = self.clock.now();
-        match self.ledger.place(hosts::room(&view, before, now), now).await {
+        match self.ledger.place(HostOffer::new(&view, before, now), now).await {
             Ok(placed) => Some(placed),
             Err(error) => {
                 // A fault of the database is said once, where it is found.
@@ -90,7 +105,7 @@ impl Reconciler {
         let d = &change.vm.draft;
         match change.recorded.event.kind() {
             EventKind::Created | EventKind::TemplateReady => {
-                let fits = |s: &Spec| held.is_none_or(|h| self.settings.capacity.fits(&h, s.os, s.cpus, s.memory_mib));
+                let fits = |s: &Spec| held.is_none_or(|h| self.capacity.fits(&h, s.os, s.cpus, s.memory_mib));
                 d.spec().is_some_and(fits)
             }
             EventKind::InstanceAbsent | EventKind::AttemptCleared | EventKind::BudgetSpent => true,

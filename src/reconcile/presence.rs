@@ -5,17 +5,23 @@
 //! reads it and notes in each vm's log how long nobody listened ([`Event::ServiceAway`]), before any budget is looked at. A
 //! process that stood still (stopped, starved) finds its own gap in the same way.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use futures_util::future::try_join_all;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::Reconciler;
 use crate::{
     domain::{Event, State, Vm},
-    platform::{clock, files},
-    store::{Expect, StoreError},
+    parts::Parts,
+    platform::{Clock, clock, files},
+    store::{Expect, Ledger, Reader, StoreError},
 };
 
 /// What is shorter is not worth an event.
@@ -25,29 +31,45 @@ const LATE: Duration = Duration::from_secs(5);
 
 /// Beats of this process so far.
 #[derive(Clone, Debug, Default)]
-pub struct Presence(watch::Sender<u64>);
+pub(super) struct Presence(watch::Sender<u64>);
 
 impl Presence {
     /// Returns when it is certain that the service was here until now: with the next beat.
-    pub(super) async fn confirmed(&self) {
+    pub async fn confirmed(&self) {
         let mut beats = self.0.subscribe();
         // The sender is in `self`.
         let _ = beats.changed().await;
     }
 }
 
-impl Reconciler {
+/// Writes the time to a file, and notes gaps in it.
+#[derive(Clone)]
+pub(super) struct Heartbeat {
+    ledger: Ledger,
+    reader: Reader,
+    presence: Presence,
+    clock: Clock,
+    path: PathBuf,
+    every: Duration,
+}
+
+impl Heartbeat {
+    pub fn new(parts: &Parts, presence: Presence, path: PathBuf, every: Duration) -> Self {
+        let Parts { ledger, reader, clock, .. } = parts.clone();
+        Self { ledger, reader, presence, clock, path, every }
+    }
+
     /// Notes how long the service was away. Before any vm is driven.
-    pub(super) async fn note_absence(&self) {
+    pub async fn note_absence(&self) {
         let until = self.clock.now();
-        let Some(since) = last_beat(&self.settings.heartbeat) else { return };
+        let Some(since) = last_beat(&self.path) else { return };
         while let Err(error) = self.note_away(since, until).await {
             tracing::error!(error = %error, "cannot note how long the service was away; trying again");
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 
-    pub(super) async fn beat_forever(self: Arc<Self>) {
+    pub async fn beat_forever(self) {
         let mut file = None;
         let (mut at, mut beat) = (self.clock.now(), clock::monotonic());
         loop {
@@ -60,12 +82,12 @@ impl Reconciler {
                 tracing::error!(error = %error, "cannot note how long the service stood still; trying again");
             } else {
                 (at, beat) = (now, clock::monotonic());
-                if let Err(error) = write(&mut file, &self.settings.heartbeat, now) {
-                    tracing::warn!(error = %error, path = %self.settings.heartbeat.display(), "the heartbeat cannot be written: if the service ends, budgets go on meanwhile");
+                if let Err(error) = write(&mut file, &self.path, now) {
+                    tracing::warn!(error = %error, path = %self.path.display(), "the heartbeat cannot be written: if the service ends, budgets go on meanwhile");
                 }
                 self.presence.0.send_modify(|beats| *beats += 1);
             }
-            tokio::time::sleep(self.settings.beat_every).await;
+            tokio::time::sleep(self.every).await;
         }
     }
 

@@ -2,31 +2,46 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::Reconciler;
+use super::host::HostObserver;
 use crate::{
     domain::{InstanceName, host::difference},
-    store::StoreError,
+    drivers::registry::Registry,
+    parts::Parts,
+    store::{Reader, StoreError},
 };
 
 /// Between two looks at the host while one of its drivers does not work.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
-impl Reconciler {
-    pub(super) async fn sweep_forever(self: Arc<Self>) {
+#[derive(Clone)]
+pub(super) struct Sweep {
+    reader: Reader,
+    drivers: Arc<Registry>,
+    host: HostObserver,
+    every: Duration,
+}
+
+impl Sweep {
+    pub fn new(parts: &Parts, host: HostObserver, every: Duration) -> Self {
+        let Parts { reader, drivers, .. } = parts.clone();
+        Self { reader, drivers, host, every }
+    }
+
+    pub async fn sweep_forever(self) {
         loop {
             self.sweep().await;
             // Somebody may be about to mend what is broken, and looks at the host to see whether it is.
             let broken = self.host.last().drivers.iter().any(|d| !d.usable);
-            let wait = self.settings.sweep_every;
+            let wait = self.every;
             tokio::time::sleep(if broken { wait.min(LOOK_AGAIN) } else { wait }).await;
-            self.look_at_drivers(false).await;
+            self.host.look_at_drivers(false).await;
         }
     }
 
     async fn sweep(&self) {
         let found = async {
             let before = self.reader.live_vms().await?;
-            let view = self.look_at_host().await;
+            let view = self.host.look().await;
             Ok::<_, StoreError>(difference(&before, &view, &self.reader.live_vms().await?))
         };
         let found = match found.await {

@@ -1,13 +1,12 @@
 //! What a guest may say of itself.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::Service;
 use crate::{
     domain::{
         Code, EndProof, Error, Event, Handover, Result, State, Vm, VmId,
@@ -16,7 +15,14 @@ use crate::{
         runner::RunnerFact,
         runner_secrets::RunnerSecrets,
     },
-    store::{Expect, logs::LogSource},
+    parts::Parts,
+    platform::Clock,
+    sources::github::runner_archives::RunnerArchives,
+    store::{
+        Expect, Ledger, Reader, Vault,
+        logs::{LogSource, Logs},
+    },
+    templates::Catalog,
 };
 
 /// A report of a guest about its own vm, sent with the vm's own token.
@@ -62,8 +68,25 @@ pub enum GuestLog {
 /// Each turn needs a commit of somebody else, and a vm has a bounded number of states.
 const TURNS: usize = 64;
 
-impl Service {
-    pub async fn report_guest_event(&self, id: VmId, report: GuestEvent) -> Result<()> {
+/// What guests ask for and report.
+#[derive(Clone)]
+pub struct Guests {
+    ledger: Ledger,
+    reader: Reader,
+    vault: Arc<Vault>,
+    logs: Logs,
+    catalog: Arc<Catalog>,
+    archives: RunnerArchives,
+    clock: Clock,
+}
+
+impl Guests {
+    pub fn new(parts: &Parts) -> Self {
+        let Parts { ledger, reader, vault, logs, catalog, runner_archives: archives, clock, .. } = parts.clone();
+        Self { ledger, reader, vault, logs, catalog, archives, clock }
+    }
+
+    pub async fn report(&self, id: VmId, report: GuestEvent) -> Result<()> {
         self.note_signs_of_life(id, &report).await?;
         let event = match report {
             GuestEvent::GuestConfigured { attempt } => return self.allow_start(id, attempt).await,
@@ -188,7 +211,7 @@ impl Service {
         let none = || Error::new(Code::NotFound, "this host keeps no runner program for this vm");
         let spec = vm.draft.spec().filter(|_| vm.draft.github.is_some()).ok_or_else(none)?;
         let arch = self.catalog.get(&spec.template_digest).await?.arch;
-        self.programs.obtain(self.programs.archive(spec.os, arch).ok_or_else(none)?).await
+        self.archives.obtain(self.archives.archive(spec.os, arch).ok_or_else(none)?).await
     }
 
     async fn live(&self, id: VmId) -> Result<Vm> {

@@ -1,146 +1,99 @@
-//! The verbs that change things. Each checks, writes one transaction to the ledger and answers; what follows from it is done
-//! by `reconcile`, which reads the ledger. The two never call each other.
+//! The verbs of the API: small structs, each with the parts that it needs. A verb checks, writes one transaction to the ledger and
+//! answers; what follows from it is done by the loops of `reconcile`, which read the ledger. The two never call each other.
+//!
+//! Vms and pulls are created by `admission`, which the loops use as well.
 
 use std::sync::Arc;
 
-use crate::{
-    domain::{Budgets, Pool},
-    platform::Clock,
-    registry::{logins::Logins, s3::S3},
-    sources::github::{self, runner_archives::RunnerArchives},
-    store::{Ledger, Reader, Vault, logs::Logs},
-    templates::{Catalog, layouts::Tools, pull::Puller},
-};
+use secrecy::SecretString;
 
+pub use crate::admission::{PullAdmission, VmAdmission};
+use crate::{admission, domain::Pool, parts::Parts, templates::layouts::Tools};
+
+pub mod events;
 pub mod guests;
 pub mod hosts;
 pub mod jobs;
-pub mod layouts;
-pub mod objects;
+pub mod metrics;
+mod objects;
 pub mod pools;
 pub mod pulls;
 pub mod registries;
+mod template_usage;
 pub mod templates;
 pub mod tokens;
-pub mod versions;
+pub mod transfers;
 pub mod vms;
 pub mod watches;
 pub mod webhooks;
 
-pub use hosts::HostInspector;
+use self::{
+    events::Events, guests::Guests, hosts::Hosts, jobs::Jobs, metrics::Metrics, pools::Pools, pulls::Pulls,
+    registries::Registries, templates::Templates, tokens::Tokens, transfers::Transfers, vms::Vms, watches::Watches,
+    webhooks::Webhooks,
+};
+pub use template_usage::StoredTemplateUsage;
 
 /// Limits and defaults of the verbs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default)]
 pub struct Settings {
-    /// How many vms may wait at once.
-    pub max_queued: u32,
-    /// Wait for a slot when the request does not say, in seconds.
-    pub queue_timeout_seconds: u32,
-    /// Budgets of a template that does not say otherwise.
-    pub budgets: Budgets,
-    pub pulls: pulls::Settings,
-    pub jobs: jobs::Settings,
+    pub vms: admission::vms::Settings,
+    pub pulls: admission::pulls::Settings,
     /// Pools of the configuration: checked, and each name once.
     pub pools: Vec<Pool>,
-    /// RunnerArchives that conversions of templates need.
+    /// Of GitHub's webhook. Several, so that one can be replaced without a gap.
+    pub webhook_secrets: Vec<SecretString>,
+    /// Programs that conversions of templates need.
     pub tools: Tools,
 }
 
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            max_queued: 1000,
-            queue_timeout_seconds: 3600,
-            budgets: Budgets::default(),
-            pulls: Default::default(),
-            jobs: Default::default(),
-            pools: Vec::new(),
-            tools: Tools::default(),
-        }
-    }
-}
-
+/// All of them. Cheap to clone.
 #[derive(Clone)]
-pub struct Service {
-    pub(crate) ledger: Ledger,
-    pub(crate) reader: Reader,
-    pub(crate) vault: Arc<Vault>,
-    pub(crate) logs: Logs,
-    pub(crate) catalog: Arc<Catalog>,
-    pub(crate) host: HostInspector,
-    pub(crate) clock: Clock,
-    pub(crate) settings: Settings,
-    /// The drivers that this service was started with, by name.
-    pub(crate) drivers: Arc<crate::drivers::registry::Registry>,
-    pub(crate) puller: Puller,
-    pub(crate) pulls: Arc<pulls::Board>,
-    pub(crate) logins: Logins,
-    pub(crate) s3: S3,
-    /// Who we are to GitHub, where somebody said.
-    pub(crate) github: Option<Arc<github::GitHubClient>>,
-    pub(crate) programs: RunnerArchives,
-    pub(crate) pool_board: Arc<pools::Board>,
-    pub(crate) job_board: Arc<jobs::Board>,
+pub struct Services {
+    pub admission: VmAdmission,
+    pub pull_admission: PullAdmission,
+    pub vms: Vms,
+    pub guests: Guests,
+    pub events: Events,
+    pub templates: Templates,
+    pub transfers: Transfers,
+    pub pulls: Pulls,
+    pub watches: Watches,
+    pub jobs: Jobs,
+    pub pools: Pools,
+    pub tokens: Tokens,
+    pub webhooks: Webhooks,
+    pub registries: Registries,
+    pub hosts: Hosts,
+    pub metrics: Metrics,
 }
 
-#[expect(clippy::too_many_arguments, reason = "called once, where everything is wired")]
-impl Service {
-    pub fn new(
-        ledger: Ledger,
-        reader: Reader,
-        vault: Arc<Vault>,
-        logs: Logs,
-        catalog: Arc<Catalog>,
-        drivers: Arc<crate::drivers::registry::Registry>,
-        puller: Puller,
-        logins: Logins,
-        s3: S3,
-        github: Option<Arc<github::GitHubClient>>,
-        programs: RunnerArchives,
-        host: HostInspector,
-        clock: Clock,
-        settings: Settings,
-    ) -> Self {
-        let vms = versions::Vms { reader: reader.clone(), ledger: ledger.clone(), clock: clock.clone() };
-        catalog.set_template_usage(Arc::new(vms));
-        let pulls = Arc::default();
-        let pool_board = Arc::default();
+impl Services {
+    pub fn new(parts: &Parts, settings: Settings) -> Self {
+        let configured: Arc<[Pool]> = settings.pools.into();
+        let pools = pools::Settings {
+            configured: configured.clone(),
+            queue_timeout_seconds: settings.vms.queue_timeout_seconds,
+            budgets: settings.vms.budgets.clone(),
+        };
+        let templates = Templates::new(parts, settings.vms.budgets.clone());
         Self {
-            ledger,
-            reader,
-            vault,
-            logs,
-            catalog,
-            host,
-            clock,
-            settings,
-            drivers,
-            puller,
-            pulls,
-            logins,
-            s3,
-            github,
-            programs,
-            pool_board,
-            job_board: Arc::default(),
+            vms: Vms::new(parts),
+            guests: Guests::new(parts),
+            events: Events::new(parts),
+            transfers: Transfers::new(parts, templates.clone(), settings.tools),
+            templates,
+            pulls: Pulls::new(parts),
+            watches: Watches::new(parts),
+            jobs: Jobs::new(parts.reader.clone()),
+            pools: Pools::new(parts, pools),
+            tokens: Tokens::new(parts),
+            webhooks: Webhooks::new(parts, settings.webhook_secrets),
+            registries: Registries::new(parts.logins.clone()),
+            hosts: Hosts::new(parts),
+            metrics: Metrics::new(parts, configured),
+            admission: VmAdmission::new(parts, settings.vms),
+            pull_admission: PullAdmission::new(parts, settings.pulls),
         }
-    }
-}
-
-impl Service {
-    pub fn reader(&self) -> &Reader {
-        &self.reader
-    }
-
-    pub fn changes(&self) -> &crate::store::Changes {
-        self.ledger.changes()
-    }
-
-    pub fn default_budgets(&self) -> &Budgets {
-        &self.settings.budgets
-    }
-
-    pub fn now(&self) -> jiff::Timestamp {
-        self.clock.now()
     }
 }

@@ -1,13 +1,16 @@
 //! Disk images in S3: fetched for an import, made by an export.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
-use super::Service;
 use crate::{
     domain::{Code, Error, Result, Template},
-    registry::s3::{DownloadedObject, Location, S3Error},
-    templates::layouts::{
-        self, ExportDestination, ExportRequest, Exported, ImportRequest, Notice, TemplateLayout, Tools, WrittenFile,
+    parts::Parts,
+    registry::s3::{DownloadedObject, Location, S3, S3Error},
+    templates::{
+        Catalog,
+        layouts::{
+            self, ExportDestination, ExportRequest, Exported, ImportRequest, Notice, TemplateLayout, Tools, WrittenFile,
+        },
     },
 };
 
@@ -20,9 +23,20 @@ pub(super) struct Source {
     _fetched: DownloadedObject,
 }
 
-impl Service {
+#[derive(Clone)]
+pub(super) struct Objects {
+    catalog: Arc<Catalog>,
+    s3: S3,
+}
+
+impl Objects {
+    pub fn new(parts: &Parts) -> Self {
+        let Parts { catalog, s3, .. } = parts.clone();
+        Self { catalog, s3 }
+    }
+
     /// Fetches what an import takes from S3, and lets the request point to it. Nothing for a source on the host.
-    pub(super) async fn fetch_source(&self, request: &mut ImportRequest) -> Result<Vec<Source>> {
+    pub async fn fetch_source(&self, request: &mut ImportRequest) -> Result<Vec<Source>> {
         let ExportDestination::Object { at, .. } = &request.from else { return Ok(Vec::new()) };
         let at = at.clone();
         one_file(request.layout)?;
@@ -68,7 +82,7 @@ impl Service {
     }
 
     /// Makes the image here, and takes it there. What is found under the image's own key is complete, with all that is beside it.
-    pub(super) async fn export_object(
+    pub async fn export(
         &self,
         template: Template,
         request: ExportRequest,

@@ -3,13 +3,24 @@
 pub use crate::registry::logins::{LoggedIn, LoginOrigin, SavedLogin};
 use secrecy::SecretString;
 
-use super::Service;
 use crate::{
     domain::{Code, Error, Result},
-    registry::{RegistryError, logins::LoginError},
+    registry::{
+        RegistryError,
+        logins::{LoginError, Logins},
+    },
 };
 
-impl Service {
+#[derive(Clone)]
+pub struct Registries {
+    logins: Logins,
+}
+
+impl Registries {
+    pub fn new(logins: Logins) -> Self {
+        Self { logins }
+    }
+
     /// Keeps a login, if the registry does not refuse it; with `check` false it is not asked.
     pub async fn log_in(&self, registry: &str, username: &str, secret: SecretString, check: bool) -> Result<LoggedIn> {
         let done = self.logins.login(registry, username, secret, check).await.map_err(failed)?;

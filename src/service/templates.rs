@@ -1,21 +1,53 @@
-//! Templates: registering, showing, deleting.
+//! Templates: registering, showing and deleting them; where names point, what is pinned, what is pruned, what is sound.
 
 use std::sync::Arc;
 
-use super::Service;
+pub use crate::domain::new_template::NewTemplate;
 use crate::{
-    domain::{Code, Error, Handover, Result, Template, TemplateEvent},
-    drivers::Driver,
-    registry::RegistryError,
-    templates::{
-        NewTemplate,
-        pull::PullProgress,
-        push::{PushError, PushRequest, Pushed},
+    domain::{
+        Budgets, Code, Error, Handover, Result, Template, TemplateEvent,
+        version::{Moved, PruneRequest, Pruned, Verified, VersionStatus},
     },
+    drivers::{Driver, registry::Registry},
+    parts::Parts,
+    platform::Clock,
+    store::{Ledger, Reader},
+    templates::Catalog,
 };
 
-impl Service {
-    pub async fn register_template(&self, new: NewTemplate) -> Result<Template> {
+/// A reason is one line in listings.
+const LONGEST_WHY: usize = 200;
+
+fn fits(why: &str) -> Result<()> {
+    if why.chars().count() > LONGEST_WHY || why.chars().any(char::is_control) {
+        return Err(Error::new(Code::RequestInvalid, "the reason is not usable")
+            .field("/why", format!("must be one line of at most {LONGEST_WHY} characters")));
+    }
+    Ok(())
+}
+
+#[derive(Clone)]
+pub struct Templates {
+    ledger: Ledger,
+    reader: Reader,
+    catalog: Arc<Catalog>,
+    drivers: Arc<Registry>,
+    clock: Clock,
+    budgets: Budgets,
+}
+
+impl Templates {
+    pub fn new(parts: &Parts, budgets: Budgets) -> Self {
+        let Parts { ledger, reader, catalog, drivers, clock, .. } = parts.clone();
+        Self { ledger, reader, catalog, drivers, clock, budgets }
+    }
+
+    /// Of a template that does not say otherwise.
+    pub fn default_budgets(&self) -> &Budgets {
+        &self.budgets
+    }
+
+    pub async fn register(&self, new: NewTemplate) -> Result<Template> {
         if let Some(name) = &new.driver {
             self.driver_named(name)?;
         }
@@ -48,22 +80,6 @@ impl Service {
         Ok(template)
     }
 
-    /// Pushes a template to a registry. Asking again after a failure goes on where it stopped.
-    pub async fn push_template(&self, request: PushRequest) -> Result<Pushed> {
-        let image = request.image.to_string();
-        let (meter, _) = tokio::sync::watch::channel(PullProgress::default());
-        tracing::info!(image, template.name = request.template, "pushing a template");
-        let pushed = self.puller.pusher().push(&request, &meter).await.map_err(|error| push_failed(&error))?;
-        tracing::info!(
-            image,
-            template.name = request.template,
-            image.digest = %pushed.digest,
-            bytes = pushed.bytes_uploaded,
-            "template pushed"
-        );
-        Ok(pushed)
-    }
-
     fn driver_named(&self, name: &str) -> Result<&Arc<dyn Driver>> {
         self.drivers.get(name).ok_or_else(|| {
             Error::new(Code::DriverUnsupported, format!("this service has no driver {name:?}"))
@@ -71,16 +87,16 @@ impl Service {
         })
     }
 
-    pub async fn list_templates(&self) -> Result<Vec<Template>> {
+    pub async fn list(&self) -> Result<Vec<Template>> {
         self.catalog.list().await
     }
 
-    pub async fn get_template(&self, name: &str) -> Result<Template> {
+    pub async fn get(&self, name: &str) -> Result<Template> {
         self.catalog.get(name).await
     }
 
-    pub async fn delete_template(&self, name: &str) -> Result<()> {
-        let template = self.get_template(name).await?;
+    pub async fn delete(&self, name: &str) -> Result<()> {
+        let template = self.get(name).await?;
         if let Some(vm) = self.reader.template_in_use(&template.digest).await? {
             return Err(Error::new(Code::TemplateInUse, format!("the vm {vm} needs it")).retry_after(60));
         }
@@ -92,63 +108,90 @@ impl Service {
         tracing::info!(template.name = %name, template.digest = %template.digest, "template deleted");
         Ok(())
     }
-}
 
-fn push_failed(error: &PushError) -> Error {
-    let code = match error {
-        PushError::Template(error) => {
-            return Error {
-                fields: error.fields.clone(),
-                retry_after: error.retry_after,
-                ..Error::new(error.code, error.detail.clone())
-            };
-        }
-        PushError::Damaged { .. } | PushError::Unfit { .. } => {
-            return Error::new(Code::TemplateInvalid, error.to_string());
-        }
-        PushError::Storage(_) => return Error::new(Code::HostUnavailable, error.to_string()),
-        PushError::Target { .. } => Code::ImagePushRefused,
-        PushError::Registry { error, .. } => match error {
-            RegistryError::Unreachable { .. } | RegistryError::Answer { .. } => Code::ImagePushFailed,
-            RegistryError::Refused { status: 429 | 500.., .. } => Code::ImagePushFailed,
-            RegistryError::Refused { .. }
-            | RegistryError::Settings { .. }
-            | RegistryError::Credentials(_)
-            | RegistryError::Denied { .. }
-            | RegistryError::NotFound { .. } => Code::ImagePushRefused,
-        },
-    };
-    Error::new(code, error.to_string()).field("/image", "could not be pushed")
-}
+    /// A template with what is known of it beside its content.
+    pub async fn get_with_standing(&self, name: &str) -> Result<(Template, VersionStatus)> {
+        let template = self.catalog.get(name).await?;
+        let standing = self.catalog.standing(name).await?;
+        Ok((template, standing))
+    }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    pub async fn list_with_standing(&self) -> Result<Vec<(Template, VersionStatus)>> {
+        self.catalog.list_with_standing().await
+    }
 
-    #[test]
-    fn a_push_that_failed_says_whose_turn_it_is() {
-        let refused = |status| RegistryError::Refused {
-            registry: "registry.example.com".into(),
-            status,
-            what: "an upload".into(),
-            said: String::new(),
-        };
-        let (registry, what) = ("registry.example.com".to_owned(), "it".to_owned());
-        for (error, code) in [
-            (refused(503), Code::ImagePushFailed),
-            (refused(429), Code::ImagePushFailed),
-            (refused(413), Code::ImagePushRefused),
-            (RegistryError::Denied { registry: registry.clone(), what: what.clone() }, Code::ImagePushRefused),
-            (RegistryError::Unreachable { registry, what }, Code::ImagePushFailed),
-        ] {
-            let image = "registry.example.com/ci/a:1".parse().unwrap();
-            let request = Box::new(PushRequest { template: "a".into(), image, part_size: None });
-            let failed = PushError::Registry { request, error, hint: "" };
-            let error = push_failed(&failed);
-            assert_eq!(error.code, code, "{failed}");
-            assert_eq!(error.fields[0].pointer, "/image");
+    /// Points a name, new or not, at a version that is here.
+    pub async fn point_name(&self, name: &str, digest: &str, why: Option<String>) -> Result<Moved> {
+        let why = why.unwrap_or_else(|| "pointed there by hand".to_owned());
+        fits(&why)?;
+        let moved = self.catalog.point_name(name, digest, &why).await?;
+        self.name_moved(&moved).await?;
+        Ok(moved)
+    }
+
+    /// Points a name back at what it pointed at before.
+    pub async fn roll_back(&self, name: &str, to: Option<&str>) -> Result<Moved> {
+        let (moved, _) = self.catalog.roll_back(name, to).await?;
+        self.name_moved(&moved).await?;
+        Ok(moved)
+    }
+
+    /// Keeps a version from being pruned.
+    pub async fn pin(&self, name: &str, why: &str) -> Result<()> {
+        if why.trim().is_empty() {
+            return Err(Error::new(Code::RequestInvalid, "a pin needs a reason")
+                .field("/why", "must say why the version is kept, for whoever wonders later"));
         }
-        let gone = PushError::Template(Error::new(Code::TemplateInUse, "x").retry_after(5));
-        assert_eq!(push_failed(&gone).retry_after, Some(5));
+        fits(why)?;
+        let digest = self.catalog.pin(name, Some(why)).await?;
+        tracing::info!(template.name = name, template.digest = digest, why, "template pinned");
+        let event = TemplateEvent::Pinned { digest, why: why.to_owned() };
+        self.ledger.record_template(name, event, self.clock.now()).await?;
+        Ok(())
+    }
+
+    pub async fn unpin(&self, name: &str) -> Result<()> {
+        let digest = self.catalog.pin(name, None).await?;
+        tracing::info!(template.name = name, template.digest = digest, "template unpinned");
+        self.ledger.record_template(name, TemplateEvent::Unpinned { digest }, self.clock.now()).await?;
+        Ok(())
+    }
+
+    async fn name_moved(&self, moved: &Moved) -> Result<()> {
+        if !moved.changed() {
+            return Ok(());
+        }
+        let Moved { name, from, to, why } = moved.clone();
+        tracing::info!(template.name = name, template.digest = to, from, why, "name moved");
+        let event = TemplateEvent::NameMoved { name: name.clone(), from, to: Some(to), why };
+        self.ledger.record_template(name, event, self.clock.now()).await?;
+        Ok(())
+    }
+
+    /// Removes what no vm, name or pin needs, as far as it is asked for.
+    pub async fn prune(&self, request: &PruneRequest) -> Result<Pruned> {
+        self.catalog.prune(request).await
+    }
+
+    /// Reads every byte of a version. What is wrong is marked, and not repaired.
+    pub async fn verify(&self, name: &str) -> Result<Verified> {
+        let verified = self.catalog.verify(name).await?;
+        let Verified { digest, bytes, faults, .. } = &verified;
+        match faults.first() {
+            None => tracing::info!(template.name = name, template.digest = digest, bytes, "template verified"),
+            Some(first) => tracing::error!(
+                template.name = name,
+                template.digest = digest,
+                faults = faults.len(),
+                file = first.file,
+                offset = first.offset,
+                what = first.what,
+                "the template is damaged: pull or register it again"
+            ),
+        }
+        let event =
+            TemplateEvent::Verified { digest: digest.clone(), faults: u32::try_from(faults.len()).unwrap_or(u32::MAX) };
+        self.ledger.record_template(name, event, self.clock.now()).await?;
+        Ok(verified)
     }
 }

@@ -1,18 +1,34 @@
 //! Who calls, and the tokens they call with.
 
+use std::sync::Arc;
+
 use secrecy::SecretString;
 use uuid::Uuid;
 
-use super::Service;
 use crate::{
     domain::{
         Code, Error, Result, TokenId, VmId,
         token::{ApiToken, Caller, TokenScope},
     },
-    store::vault,
+    parts::Parts,
+    platform::Clock,
+    store::{Ledger, Reader, Vault, vault},
 };
 
-impl Service {
+#[derive(Clone)]
+pub struct Tokens {
+    ledger: Ledger,
+    reader: Reader,
+    vault: Arc<Vault>,
+    clock: Clock,
+}
+
+impl Tokens {
+    pub fn new(parts: &Parts) -> Self {
+        let Parts { ledger, reader, vault, clock, .. } = parts.clone();
+        Self { ledger, reader, vault, clock }
+    }
+
     /// Whose token this is. Every wrong token gets the same answer.
     pub async fn authenticate(&self, token: &SecretString) -> Result<Caller> {
         if let Some(vm) = self.vault.vm_of_token(token) {
@@ -30,7 +46,7 @@ impl Service {
     }
 
     /// A new token and its secret, which is shown this once.
-    pub async fn create_token(&self, name: String, scope: TokenScope) -> Result<(ApiToken, SecretString)> {
+    pub async fn create(&self, name: String, scope: TokenScope) -> Result<(ApiToken, SecretString)> {
         let plain = name.len() <= 63 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
         if name.is_empty() || !plain {
             return Err(Error::new(Code::RequestInvalid, "the token's name is not usable")
@@ -44,11 +60,11 @@ impl Service {
         Ok((token, secret))
     }
 
-    pub async fn list_tokens(&self) -> Result<Vec<ApiToken>> {
+    pub async fn list(&self) -> Result<Vec<ApiToken>> {
         Ok(self.reader.tokens().await?)
     }
 
-    pub async fn revoke_token(&self, id: TokenId) -> Result<ApiToken> {
+    pub async fn revoke(&self, id: TokenId) -> Result<ApiToken> {
         let token = self.ledger.revoke_token(id, self.clock.now()).await?;
         tracing::info!(token.id = %token.id, token.name = %token.name, "token revoked");
         Ok(token)

@@ -1,37 +1,36 @@
-//! Templates that follow a tag: its registry is asked from time to time, and a tag that moved is pulled in the background,
-//! outside of any slot.
+//! Templates that follow a tag: setting, showing and removing watches. Looking at the tags is `reconcile::pulls::watches`.
 
-use std::time::Duration;
-
-use futures_util::StreamExt as _;
-use jiff::{SignedDuration, Timestamp};
-
-use super::{Service, pulls::check_canary};
 use crate::{
     domain::{
-        BudgetsPatch, Code, Error, Fault, Result, TemplateEvent,
-        pull::{Canary, PullSpec, Watch},
+        Code, Error, Result,
+        pull::{Canary, Watch},
     },
-    registry::oci::{Digest, Reference, reference::ReferenceError},
-    store::vault,
-    templates::pull::PullRequest,
+    parts::Parts,
+    platform::Clock,
+    registry::oci::{Reference, reference::ReferenceError},
+    store::{Ledger, Reader},
+    templates::pull::{PullRequest, Puller},
 };
 
 pub const MOST_OFTEN: u32 = 60;
 pub const LEAST_OFTEN: u32 = 30 * 24 * 3600;
 
-/// Registries that are asked at the same time.
-const AT_ONCE: usize = 4;
-/// Failures make the next look later, up to so many times as long.
-const SLOWEST: u32 = 16;
-/// However it fails, the registry is asked again after this long.
-const LONGEST: u32 = 24 * 3600;
-/// A database that does not answer is asked again after this.
-const AGAIN: Duration = Duration::from_secs(5);
+#[derive(Clone)]
+pub struct Watches {
+    ledger: Ledger,
+    reader: Reader,
+    puller: Puller,
+    clock: Clock,
+}
 
-impl Service {
+impl Watches {
+    pub fn new(parts: &Parts) -> Self {
+        let Parts { ledger, reader, puller, clock, .. } = parts.clone();
+        Self { ledger, reader, puller, clock }
+    }
+
     /// Lets a template follow a tag from now on; the template may be missing, and is pulled then.
-    pub async fn set_watch(
+    pub async fn set(
         &self,
         template: String,
         image: String,
@@ -49,7 +48,7 @@ impl Service {
             return Err(invalid("/every_seconds", format!("{MOST_OFTEN} to {LEAST_OFTEN}")));
         }
         if let Some(canary) = &canary {
-            check_canary(canary)?;
+            canary.check()?;
         }
         let request = PullRequest::new(reference, template.clone());
         self.puller.check(&request).await.map_err(|error| Error::from(&error))?;
@@ -68,193 +67,21 @@ impl Service {
             fault: None,
         };
         self.ledger.put_watch(watch.clone(), now).await?;
-        self.pulls.watches.notify_one();
         Ok(watch)
     }
 
-    pub async fn get_watch(&self, template: &str) -> Result<Watch> {
+    pub async fn get(&self, template: &str) -> Result<Watch> {
         self.reader.watch(template).await?.ok_or_else(|| no_watch(template))
     }
 
-    pub async fn remove_watch(&self, template: &str) -> Result<()> {
+    pub async fn remove(&self, template: &str) -> Result<()> {
         if !self.ledger.remove_watch(template, self.clock.now()).await? {
             return Err(no_watch(template));
         }
-        self.pulls.watches.notify_one();
         Ok(())
-    }
-
-    pub(super) async fn watch_forever(self) {
-        loop {
-            let watches = match self.reader.watches().await {
-                Ok(watches) => watches,
-                Err(error) => {
-                    tracing::error!(%error, "cannot read what is watched; trying again");
-                    tokio::time::sleep(AGAIN).await;
-                    continue;
-                }
-            };
-            let now = self.clock.now();
-            let (due, later): (Vec<_>, Vec<_>) = watches.into_iter().partition(|watch| watch.next_look_at <= now);
-            if due.is_empty() {
-                let next = later.iter().map(|watch| watch.next_look_at).min();
-                let sleep = async {
-                    match next {
-                        Some(at) => self.clock.sleep_until(at).await,
-                        None => std::future::pending().await,
-                    }
-                };
-                tokio::select! {
-                    () = sleep => {}
-                    () = self.pulls.watches.notified() => {}
-                }
-                continue;
-            }
-            let this = &self;
-            let looks = futures_util::stream::iter(due).for_each_concurrent(AT_ONCE, |watch| async move {
-                if let Err(error) = this.look(&watch).await {
-                    tracing::error!(template.name = watch.template, %error, "cannot write down what a watch saw");
-                    tokio::time::sleep(AGAIN).await;
-                }
-            });
-            looks.await;
-        }
-    }
-
-    /// Asks the registry once, and acts on its answer. An error is one of ours.
-    async fn look(&self, watch: &Watch) -> Result<()> {
-        let reference: Reference = watch.image.parse().map_err(Error::internal)?;
-        let resolved = self.puller.resolve(&reference).await;
-        let now = self.clock.now();
-        let mut after = Watch { looked_at: Some(now), ..watch.clone() };
-        let started = match resolved {
-            Ok(digest) => self.follow_tag(watch, &reference, digest).await,
-            Err(error) => Err(Error::from(&error)),
-        };
-        let event = match started {
-            Ok(started) => {
-                after.failures = 0;
-                after.fault = None;
-                started.map(|(digest, pull)| {
-                    after.image_digest = Some(digest.clone());
-                    after.pull = Some(pull);
-                    TemplateEvent::TagMoved { image: watch.image.clone(), digest }
-                })
-            }
-            Err(error) if matches!(error.code, Code::Internal | Code::StoreUnavailable) => return Err(error),
-            Err(error) => {
-                after.failures = after.failures.saturating_add(1);
-                // Once for each cause: a registry that is away for a night is one event.
-                let new = watch.fault.as_ref().is_none_or(|f| f.code != error.code);
-                let event = TemplateEvent::WatchFailed {
-                    image: watch.image.clone(),
-                    code: error.code,
-                    detail: error.detail.clone(),
-                };
-                tracing::debug!(template.name = watch.template, error = %error, "a tag could not be looked up");
-                after.fault = Some(Fault { code: error.code, detail: error.detail, at: now });
-                new.then_some(event)
-            }
-        };
-        after.next_look_at = now.checked_add(pause(&after, now)).unwrap_or(Timestamp::MAX);
-        // Somebody may have set or removed it meanwhile; then what was seen is of no interest.
-        self.ledger.save_watch(watch, after, event, now).await?;
-        Ok(())
-    }
-
-    /// Starts a pull when the tag points at something that was not acted on yet.
-    async fn follow_tag(
-        &self,
-        watch: &Watch,
-        reference: &Reference,
-        digest: Digest,
-    ) -> Result<Option<(String, crate::domain::PullId)>> {
-        let shown = digest.to_string();
-        if watch.image_digest.as_ref() == Some(&shown) && !self.failed_for_now(watch).await? {
-            return Ok(None);
-        }
-        let current = match self.catalog.get(&watch.template).await {
-            Ok(template) => Some(template),
-            Err(error) if error.code == Code::TemplateNotFound => None,
-            Err(error) => return Err(error),
-        };
-        if let Some(current) = &current
-            && let Some(here) = self.puller.here(&reference.pinned(digest)).await?
-            && here.digest == current.digest
-        {
-            return Ok(None);
-        }
-        // A new version is like the one before it: what was given by hand then is not in the image.
-        let spec = PullSpec {
-            image: reference.pinned(digest).to_string(),
-            name: watch.template.clone(),
-            cpus: current.as_ref().map(|t| t.cpus),
-            memory_mib: current.as_ref().map(|t| t.memory_mib),
-            handover: current.as_ref().map(|t| t.handover),
-            user: current.as_ref().map(|t| t.user.clone()),
-            ssh_key: current.as_ref().and_then(|t| t.files.ssh_key.clone()),
-            ssh_password: current.as_ref().and_then(|t| t.files.ssh_password.clone()),
-            budgets: current.map_or_else(BudgetsPatch::default, |t| BudgetsPatch::all(&t.budgets)),
-            canary: watch.canary.clone(),
-            background: true,
-        };
-        let (pull, _) = self.start_pull(spec).await?;
-        Ok(Some((shown, pull.id)))
-    }
-
-    /// Whether the pull that this led to failed for a cause that may have passed.
-    async fn failed_for_now(&self, watch: &Watch) -> Result<bool> {
-        let Some(id) = watch.pull else { return Ok(false) };
-        let fault = self.reader.pull(id).await?.filter(|p| p.state == crate::domain::pull::PullState::Failed);
-        let fault = fault.and_then(|pull| pull.fault);
-        Ok(fault.is_some_and(|f| matches!(f.code, Code::ImageUnavailable | Code::HostUnavailable)))
     }
 }
 
 fn no_watch(template: &str) -> Error {
     Error::new(Code::WatchNotFound, format!("the template {template} follows no tag"))
-}
-
-/// Until the next look: a tenth more or less than was asked for, so that hosts that were set up together do not ask together,
-/// and longer the more looks have failed.
-fn pause(watch: &Watch, now: Timestamp) -> SignedDuration {
-    let slower = (1 << watch.failures.min(5)).min(SLOWEST);
-    let seconds = watch.every_seconds.saturating_mul(slower).min(watch.every_seconds.max(LONGEST));
-    let seed = vault::sha256(format!("{} {now}", watch.template).as_bytes());
-    let spread = i64::from(u16::from_be_bytes([seed[0], seed[1]]));
-    let millis = i64::from(seconds) * 1000;
-    SignedDuration::from_millis(millis - millis / 10 + millis / 5 * spread / i64::from(u16::MAX))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn looks_are_spread_and_failures_make_them_rarer() {
-        let at = |n: i64| Timestamp::from_second(1_700_000_000 + n).unwrap();
-        let mut watch = Watch {
-            template: "t".into(),
-            image: "r/x:y".into(),
-            every_seconds: 3600,
-            canary: None,
-            created_at: at(0),
-            looked_at: None,
-            next_look_at: at(0),
-            image_digest: None,
-            pull: None,
-            failures: 0,
-            fault: None,
-        };
-        let pauses: Vec<_> = (0..200).map(|n| pause(&watch, at(n)).as_secs()).collect();
-        assert!(pauses.iter().all(|s| (3240..=3960).contains(s)), "{pauses:?}");
-        assert!(pauses.iter().any(|s| *s < 3400) && pauses.iter().any(|s| *s > 3800), "{pauses:?}");
-        for (failures, hours) in [(1, 2), (2, 4), (4, 16), (5, 16), (1000, 16)] {
-            watch.failures = failures;
-            let hour = pause(&watch, at(0)).as_secs_f64() / 3600.0;
-            assert!((hour / f64::from(hours) - 1.0).abs() <= 0.1, "{failures}: {hour}");
-        }
-        watch.every_seconds = LEAST_OFTEN;
-        assert!(pause(&watch, at(0)).as_secs() < i64::from(LEAST_OFTEN) * 11 / 10 + 1);
-    }
 }

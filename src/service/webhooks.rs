@@ -1,13 +1,15 @@
 //! GitHub's webhook: who sent it is proven, it is stored, and only then answered. What it means is found out later.
 
 use aws_lc_rs::hmac;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::Service;
+pub use crate::store::deliveries::DeliveryRow;
 use crate::{
     domain::{Code, Error, Result},
-    store::deliveries::{DeliveryRow, NewDelivery},
+    parts::Parts,
+    platform::Clock,
+    store::{Ledger, Reader, deliveries::NewDelivery},
 };
 
 /// GitHub sends nothing larger.
@@ -37,10 +39,24 @@ struct Outline {
     action: Option<String>,
 }
 
-impl Service {
+#[derive(Clone)]
+pub struct Webhooks {
+    ledger: Ledger,
+    reader: Reader,
+    clock: Clock,
+    /// Several, so that one can be replaced without a gap.
+    secrets: Vec<SecretString>,
+}
+
+impl Webhooks {
+    pub fn new(parts: &Parts, secrets: Vec<SecretString>) -> Self {
+        let Parts { ledger, reader, clock, .. } = parts.clone();
+        Self { ledger, reader, clock, secrets }
+    }
+
     /// Takes a delivery: on `Ok` it is stored, was stored before, or is of no interest.
-    pub async fn receive_webhook(&self, webhook: Webhook<'_>) -> Result<()> {
-        let taken = self.take_webhook(&webhook).await;
+    pub async fn receive(&self, webhook: Webhook<'_>) -> Result<()> {
+        let taken = self.take(&webhook).await;
         let known = matches!(webhook.event, Some(WORKFLOW_JOB | "ping"));
         // Of what others invent, no label: each value is a time series for ever. Before the proof, everybody is "others".
         let event = match (&taken, webhook.event) {
@@ -55,7 +71,7 @@ impl Service {
         taken.map(drop)
     }
 
-    async fn take_webhook(&self, webhook: &Webhook<'_>) -> Result<&'static str> {
+    async fn take(&self, webhook: &Webhook<'_>) -> Result<&'static str> {
         self.proven(webhook)?;
         let header = |name: &str, value: Option<&str>| {
             value.map(str::to_owned).ok_or_else(|| {
@@ -87,14 +103,12 @@ impl Service {
         if !self.ledger.take_delivery(new, self.clock.now()).await? {
             return Ok("known");
         }
-        self.job_board.delivered.notify_one();
         Ok(if ping { "ignored" } else { "stored" })
     }
 
     /// That it was sent by somebody who knows one of our secrets. The whole body is hashed as it came, before any of it is read.
     fn proven(&self, webhook: &Webhook<'_>) -> Result<()> {
-        let secrets = &self.settings.jobs.webhook_secrets;
-        if secrets.is_empty() {
+        if self.secrets.is_empty() {
             return Err(Error::new(Code::WebhookNotConfigured, "this service knows no secret of GitHub's webhook"));
         }
         let wrong = |what: &str| Err(Error::new(Code::WebhookUnproven, what.to_owned()));
@@ -103,11 +117,11 @@ impl Service {
             return wrong("X-Hub-Signature-256 is not sha256= and 64 hexadecimal digits");
         };
         // Compares in constant time. How many secrets there are is no secret.
-        let fits = |secret: &secrecy::SecretString| {
+        let fits = |secret: &SecretString| {
             let key = hmac::Key::new(hmac::HMAC_SHA256, secret.expose_secret().as_bytes());
             hmac::verify(&key, webhook.body, &given).is_ok()
         };
-        if secrets.iter().any(fits) {
+        if self.secrets.iter().any(fits) {
             Ok(())
         } else {
             wrong("the signature is not of this body and a secret that is known here")

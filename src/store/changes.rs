@@ -6,12 +6,17 @@ use std::{
         Arc,
         atomic::{AtomicI64, Ordering},
     },
+    time::Duration,
 };
 
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Notify, broadcast, watch};
 
-use crate::domain::{Vm, VmId, event::Recorded, pull::Pull, template_event::RecordedOfTemplate};
+use super::{Reader, Result};
+use crate::{
+    domain::{State, Vm, VmId, event::Recorded, pull::Pull, template_event::RecordedOfTemplate},
+    platform::clock,
+};
 
 /// One committed event and the vm as it stands after it.
 #[derive(Clone, Debug)]
@@ -35,6 +40,15 @@ pub struct Changes {
     /// One bell for each vm that somebody watches: a thousand who wait for a thousand vms are not all woken by each event.
     vms: Arc<Mutex<HashMap<VmId, Bell>>>,
     last_seq: Arc<AtomicI64>,
+    signals: Arc<Signals>,
+}
+
+/// Tables with one listener each, which reads all of the table again. A signal that comes while it is busy is kept for it.
+#[derive(Default)]
+struct Signals {
+    deliveries: Notify,
+    pools: Notify,
+    watches: Notify,
 }
 
 impl Changes {
@@ -45,6 +59,7 @@ impl Changes {
             pulls: broadcast::channel(64).0,
             vms: Arc::default(),
             last_seq: Arc::new(AtomicI64::new(last_seq)),
+            signals: Arc::default(),
         }
     }
 
@@ -68,6 +83,54 @@ impl Changes {
         let mut vms = self.vms();
         vms.retain(|_, bell| bell.receiver_count() > 0);
         vms.entry(id).or_insert_with(|| watch::Sender::new(None)).subscribe()
+    }
+
+    /// Returns when a webhook's delivery was stored since the last call. For one listener, as the two that follow.
+    pub async fn delivery_stored(&self) {
+        self.signals.deliveries.notified().await;
+    }
+
+    /// Returns when a pool of the API was set or removed since the last call.
+    pub async fn pools_changed(&self) {
+        self.signals.pools.notified().await;
+    }
+
+    /// Returns when a watch was set or removed since the last call.
+    pub async fn watches_changed(&self) {
+        self.signals.watches.notified().await;
+    }
+
+    pub(super) fn signal_delivery(&self) {
+        self.signals.deliveries.notify_one();
+    }
+
+    pub(super) fn signal_pools(&self) {
+        self.signals.pools.notify_one();
+    }
+
+    pub(super) fn signal_watches(&self) {
+        self.signals.watches.notify_one();
+    }
+
+    /// The vm once its generation is greater than `generation` or it is deleted, or as it is when `timeout` has passed.
+    /// `None`: there is no such vm.
+    pub async fn wait_vm(&self, reader: &Reader, id: VmId, generation: i64, timeout: Duration) -> Result<Option<Vm>> {
+        let mut changes = self.of(id);
+        let Some(mut vm) = reader.vm(id).await? else { return Ok(None) };
+        let deadline = clock::monotonic() + timeout;
+        while vm.generation <= generation && vm.state != State::Deleted {
+            match tokio::time::timeout_at(deadline, changes.changed()).await {
+                Ok(Ok(())) => {
+                    if let Some(now) = changes.borrow_and_update().as_deref()
+                        && now.generation > vm.generation
+                    {
+                        vm = now.clone();
+                    }
+                }
+                Ok(Err(_)) | Err(_) => break,
+            }
+        }
+        Ok(Some(vm))
     }
 
     fn vms(&self) -> MutexGuard<'_, HashMap<VmId, Bell>> {

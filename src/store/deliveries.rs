@@ -41,25 +41,33 @@ impl Ledger {
     pub async fn take_delivery(&self, new: NewDelivery, at: Timestamp) -> Result<bool> {
         let result = if new.body.is_some() { DeliveryResult::Pending } else { DeliveryResult::Ignored };
         let (result, at) = (result.as_str(), at.as_millisecond());
+        let changes = self.changes().clone();
         self.writer
-            .write(move |db| {
-                Box::pin(async move {
-                    let made = sqlx::query!(
-                        "INSERT INTO webhook_deliveries (guid, event, action, received_at, result, detail, body)
+            .write_and_tell(
+                move |db| {
+                    Box::pin(async move {
+                        let made = sqlx::query!(
+                            "INSERT INTO webhook_deliveries (guid, event, action, received_at, result, detail, body)
                          VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (guid) DO NOTHING",
-                        new.guid,
-                        new.event,
-                        new.action,
-                        at,
-                        result,
-                        new.detail,
-                        new.body
-                    )
-                    .execute(&mut *db)
-                    .await?;
-                    Ok(made.rows_affected() > 0)
-                })
-            })
+                            new.guid,
+                            new.event,
+                            new.action,
+                            at,
+                            result,
+                            new.detail,
+                            new.body
+                        )
+                        .execute(&mut *db)
+                        .await?;
+                        Ok(made.rows_affected() > 0)
+                    })
+                },
+                move |new: &bool| {
+                    if *new {
+                        changes.signal_delivery();
+                    }
+                },
+            )
             .await
     }
 

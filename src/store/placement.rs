@@ -11,7 +11,7 @@ use super::{
 };
 use crate::domain::{
     GuestOs, QueueReason, State, VmId,
-    host::{Capacity, Usage},
+    host::{Capacity, HostView, Usage},
 };
 
 /// A vm that holds a slot.
@@ -84,6 +84,26 @@ pub struct HostOffer {
 }
 
 impl HostOffer {
+    /// `before` was read before the host was looked at.
+    pub fn new(view: &HostView, before: Demand, now: Timestamp) -> HostOffer {
+        let able = view.drivers.iter().filter(|d| view.observed && view.can_start(&d.name));
+        let running = view.instances.iter().filter(|i| i.running);
+        let running = running.filter_map(|i| Some((i.vm_id?, i.os, i.cpus, i.memory_mib)));
+        let mut ours: Vec<_> = running.collect();
+        // While one starts, a hypervisor may show it twice; and what is leased is what counts of one that has a lease.
+        ours.retain(|(id, ..)| !before.leases.iter().any(|lease| lease.vm == *id));
+        ours.extend(before.leases.into_iter().map(|lease| (lease.vm, lease.os, lease.cpus, lease.memory_mib)));
+        HostOffer {
+            capacity: view.capacity,
+            ceilings: view.ceilings.iter().map(|c| (c.os, c.now(now))).collect(),
+            uncounted: view.uncounted(),
+            drivers: able.map(|d| d.name.clone()).collect(),
+            foreign: view.foreign(),
+            ours,
+            queued: Some(before.queued),
+        }
+    }
+
     /// Whether a vm of this shape may be started beside what is held; if not, what it waits for.
     pub fn admits(
         &self,

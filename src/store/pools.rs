@@ -1,15 +1,16 @@
 //! Pools made through the API: one row each. And what of the vms' rows is counted by pool.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard};
 use sqlx::SqliteConnection;
 
 use super::{
     Ledger, Reader, Result,
     ledger::{parse_vm, unreadable},
 };
-use crate::domain::{Code, Error, Pool, State, Vm};
+use crate::domain::{Code, Error, Fault, Pool, State, Vm, pool::PoolSource};
 
 /// Most pools that are kept: each of them is looked at for each job.
 pub const MOST_POOLS: i64 = 1000;
@@ -20,6 +21,38 @@ pub struct StoredPool {
     pub pool: Pool,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
+}
+
+/// A pool, and where it was set.
+#[derive(Clone, Debug)]
+pub struct KnownPool {
+    pub pool: Pool,
+    pub source: PoolSource,
+    /// Of pools of the API.
+    pub stored: Option<StoredPool>,
+}
+
+/// Why the newest vm of a pool was not accepted, by the pool's name. In memory only: what still fails after a start fails
+/// again.
+#[derive(Clone, Debug, Default)]
+pub struct PoolFaults(Arc<Mutex<BTreeMap<String, Fault>>>);
+
+impl PoolFaults {
+    fn faults(&self) -> MutexGuard<'_, BTreeMap<String, Fault>> {
+        self.0.lock()
+    }
+
+    pub fn of(&self, pool: &str) -> Option<Fault> {
+        self.faults().get(pool).cloned()
+    }
+
+    pub fn clear(&self, pool: &str) {
+        self.faults().remove(pool);
+    }
+
+    pub fn set(&self, pool: &str, error: &Error, at: Timestamp) {
+        self.faults().insert(pool.to_owned(), Fault { code: error.code, detail: error.detail.clone(), at });
+    }
 }
 
 /// Vms of one pool that have not reached their end.
@@ -33,19 +66,29 @@ pub struct PoolVms {
 impl Ledger {
     /// Makes the pool, or replaces it. Whether it is new.
     pub async fn put_pool(&self, pool: Pool, at: Timestamp) -> Result<bool> {
-        self.writer.write(move |db| Box::pin(async move { put(db, &pool, at).await })).await
+        let changes = self.changes().clone();
+        self.writer
+            .write_and_tell(
+                move |db| Box::pin(async move { put(db, &pool, at).await }),
+                move |_: &bool| changes.signal_pools(),
+            )
+            .await
     }
 
     /// Whether there was one.
     pub async fn remove_pool(&self, name: &str) -> Result<bool> {
         let name = name.to_owned();
+        let changes = self.changes().clone();
         self.writer
-            .write(move |db| {
-                Box::pin(async move {
-                    let gone = sqlx::query!("DELETE FROM pools WHERE name = ?", name).execute(&mut *db).await?;
-                    Ok(gone.rows_affected() > 0)
-                })
-            })
+            .write_and_tell(
+                move |db| {
+                    Box::pin(async move {
+                        let gone = sqlx::query!("DELETE FROM pools WHERE name = ?", name).execute(&mut *db).await?;
+                        Ok(gone.rows_affected() > 0)
+                    })
+                },
+                move |_: &bool| changes.signal_pools(),
+            )
             .await
     }
 }
@@ -102,6 +145,18 @@ impl Reader {
             .iter()
             .map(|row| parse(&row.record, row.created_at, row.updated_at))
             .collect()
+    }
+
+    /// Every pool, by name: a pool of the configuration hides one of the API with the same name.
+    pub async fn known_pools(&self, configured: &[Pool]) -> Result<BTreeMap<String, KnownPool>> {
+        let stored = self.pools().await?.into_iter().map(|stored| {
+            let pool = stored.pool.clone();
+            KnownPool { pool, source: PoolSource::Api, stored: Some(stored) }
+        });
+        let configured =
+            configured.iter().map(|pool| KnownPool { pool: pool.clone(), source: PoolSource::Config, stored: None });
+        // The later one of two with the same name stays.
+        Ok(stored.chain(configured).map(|known| (known.pool.name.clone(), known)).collect())
     }
 
     /// Of every pool that has live vms, those that are gone from the list of pools included.

@@ -12,13 +12,13 @@ use crate::domain::{TemplateEvent, pull::Watch, template_event::RecordedOfTempla
 impl Ledger {
     /// Replaces the template's watch, if it has one.
     pub async fn put_watch(&self, watch: Watch, at: Timestamp) -> Result<()> {
-        self.write_watch(move |db| Box::pin(async move { put(db, watch, at).await })).await.map(drop)
+        self.write_watch(true, move |db| Box::pin(async move { put(db, watch, at).await })).await.map(drop)
     }
 
     /// Whether there was one.
     pub async fn remove_watch(&self, template: &str, at: Timestamp) -> Result<bool> {
         let template = template.to_owned();
-        self.write_watch(move |db| Box::pin(async move { remove(db, &template, at).await })).await
+        self.write_watch(true, move |db| Box::pin(async move { remove(db, &template, at).await })).await
     }
 
     /// Replaces a watch by what came of a look, with the event that says so. `false`: it is another one by now, or gone, and
@@ -31,18 +31,21 @@ impl Ledger {
         at: Timestamp,
     ) -> Result<bool> {
         let before = json(before)?;
-        self.write_watch(move |db| Box::pin(async move { save(db, &before, after, event, at).await })).await
+        self.write_watch(false, move |db| Box::pin(async move { save(db, &before, after, event, at).await })).await
     }
 
-    /// Whether something was changed.
-    async fn write_watch<F>(&self, work: F) -> Result<bool>
+    /// Whether something was changed. `signal`: the loop that looks at tags has to read its watches again.
+    async fn write_watch<F>(&self, signal: bool, work: F) -> Result<bool>
     where
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<WatchChange>> + Send + 'static,
     {
         let changes = self.changes().clone();
-        let tell = move |(_, event): &WatchChange| {
+        let tell = move |(changed, event): &WatchChange| {
             if let Some(event) = event {
                 changes.publish_template(event);
+            }
+            if signal && *changed {
+                changes.signal_watches();
             }
         };
         self.writer.write_and_tell(work, tell).await.map(|(changed, _)| changed)

@@ -14,33 +14,17 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Pulls and pushes move images between the catalog and a registry.
     ("templates", &["registry", "platform", "domain"]),
     ("sources", &["platform", "domain"]),
-    ("service", &["store", "drivers", "guest", "registry", "templates", "sources", "platform", "domain"]),
-    // Of `service`, `reconcile` takes the plain sum of a host's room; it calls no verb.
+    ("parts", &["store", "drivers", "registry", "templates", "sources", "platform"]),
+    ("admission", &["parts", "store", "drivers", "guest", "registry", "templates", "sources", "platform", "domain"]),
+    (
+        "service",
+        &["admission", "parts", "store", "drivers", "guest", "registry", "templates", "sources", "platform", "domain"],
+    ),
     (
         "reconcile",
-        &["store", "drivers", "guest", "registry", "templates", "sources", "platform", "domain", "service::hosts"],
+        &["admission", "parts", "store", "drivers", "guest", "registry", "templates", "sources", "platform", "domain"],
     ),
-    (
-        "http",
-        &[
-            "service",
-            "domain",
-            "platform",
-            "store::Reader",
-            "store::Entry",
-            "store::Change",
-            "store::Changes",
-            "store::vms",
-            "store::jobs",
-            "store::deliveries",
-            "store::logs",
-            "templates::NewTemplate",
-            "templates::layouts",
-            "registry::oci",
-            "templates::pull",
-            "templates::push",
-        ],
-    ),
+    ("http", &["service", "platform", "domain"]),
 ];
 
 fn sources(dir: &Path, into: &mut Vec<std::path::PathBuf>) {
@@ -185,5 +169,22 @@ fn an_instance_is_looked_at_in_one_place() {
         .filter(|file| !file.starts_with(root.join("drivers")) && looks(file))
         .map(|file| file.strip_prefix(&root).unwrap().display().to_string())
         .collect();
-    assert_eq!(found, ["reconcile/observe.rs"]);
+    assert_eq!(found, ["reconcile/vms/observe.rs"]);
+}
+
+/// What runs by itself is in `reconcile`: a verb starts no task and no loop that waits.
+#[test]
+fn verbs_start_no_tasks() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for module in ["service", "admission"] {
+        let mut files = Vec::new();
+        sources(&root.join(module), &mut files);
+        assert!(!files.is_empty(), "the sources of {module} were not found");
+        for file in files {
+            let text = fs::read_to_string(&file).unwrap();
+            for forbidden in ["tokio::spawn", "spawn(", "_forever", "keep_running"] {
+                assert!(!text.contains(forbidden), "{} has {forbidden}", file.display());
+            }
+        }
+    }
 }

@@ -15,7 +15,7 @@ use super::{
         Http,
         auth::{Admin, Allowed},
         extract::Json,
-        frame::Seat,
+        middleware::RequestPermit,
         openapi::examples,
         problem::Problem,
         pulls::PullView,
@@ -28,7 +28,7 @@ use crate::{
         pull::{Canary, PullSpec},
         template::DiskFormat,
     },
-    templates::NewTemplate,
+    service::templates::NewTemplate,
 };
 
 /// A template made from files on this host or from an image. All paths are absolute; the files are copied (as
@@ -202,25 +202,25 @@ pub enum Registered {
 pub async fn create_template(
     FromState(http): FromState<Arc<Http>>,
     _: Allowed<Admin>,
-    seat: Seat,
+    permit: RequestPermit,
     Json(request): Json<TemplateRequest>,
 ) -> Result<(StatusCode, [(HeaderName, String); 1], Answer<Registered>), Problem> {
-    let base = http.service.default_budgets();
+    let base = http.services.templates.default_budgets();
     if request.image.is_some() {
-        let (pull, new) = http.service.start_pull(request.into_pull()?).await?;
+        let (pull, new) = http.services.pull_admission.start(request.into_pull()?).await?;
         let status = if new { StatusCode::ACCEPTED } else { StatusCode::OK };
         let location = [(header::LOCATION, format!("/pulls/{}", pull.id))];
-        let view = PullView::of(&pull, &http.service);
+        let view = PullView::of(&pull, &http.services);
         return Ok((status, location, Answer(Registered::Pull(Box::new(view)))));
     }
-    seat.unhurried();
+    permit.disable_timeout();
     let new = request.into_new(base)?;
-    let before = match http.service.get_template(new.name.as_deref().unwrap_or_default()).await {
+    let before = match http.services.templates.get(new.name.as_deref().unwrap_or_default()).await {
         Ok(template) => Some(template.digest),
         Err(error) if error.code == Code::TemplateNotFound => None,
         Err(error) => return Err(error.into()),
     };
-    let template = http.service.register_template(new).await?;
+    let template = http.services.templates.register(new).await?;
     let status = if before.as_ref() == Some(&template.digest) { StatusCode::OK } else { StatusCode::CREATED };
     let location = [(header::LOCATION, format!("/templates/{}", template.name))];
     Ok((status, location, Answer(Registered::Template(Box::new(shown(&http, &template.name).await?)))))

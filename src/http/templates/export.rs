@@ -10,11 +10,11 @@ use super::super::{
     Http,
     auth::{Admin, Allowed},
     extract::{Json, Name},
-    frame::Seat,
+    middleware::RequestPermit,
     openapi::examples,
     problem::Problem,
 };
-use crate::templates::layouts::{ExportDestination, ExportRequest, Notice, Policy, TemplateLayout, WrittenFile};
+use crate::service::transfers::{ExportDestination, ExportRequest, Notice, Policy, TemplateLayout, WrittenFile};
 
 /// Destination and format of an export.
 #[derive(Deserialize, ToSchema)]
@@ -81,12 +81,12 @@ pub struct ExportedTemplate {
 pub async fn export_template(
     FromState(http): FromState<Arc<Http>>,
     _: Allowed<Admin>,
-    seat: Seat,
+    permit: RequestPermit,
     Name(name): Name,
     Json(body): Json<ExportBody>,
 ) -> Result<Answer<ExportedTemplate>, Problem> {
-    seat.unhurried();
-    let exported = http.service.export_template(&name, body.into_request()?).await?;
+    permit.disable_timeout();
+    let exported = http.services.transfers.export(&name, body.into_request()?).await?;
     let file = |WrittenFile { path, bytes }| ExportedFile { path: path.to_string_lossy().into_owned(), bytes };
     Ok(Answer(ExportedTemplate { files: exported.files.into_iter().map(file).collect(), notices: exported.notices }))
 }

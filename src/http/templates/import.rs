@@ -15,7 +15,7 @@ use super::{
         Http,
         auth::{Admin, Allowed},
         extract::Json,
-        frame::Seat,
+        middleware::RequestPermit,
         openapi::examples,
         problem::Problem,
     },
@@ -23,9 +23,9 @@ use super::{
 };
 use crate::{
     domain::{Arch, Budgets, BudgetsPatch, Code, GuestOs, Handover},
-    templates::{
-        NewTemplate,
-        layouts::{ExportDestination, ImportRequest, Notice, Policy, TemplateLayout},
+    service::{
+        templates::NewTemplate,
+        transfers::{ExportDestination, ImportRequest, Notice, Policy, TemplateLayout},
     },
 };
 
@@ -189,18 +189,18 @@ pub struct ImportedTemplate {
 pub async fn import_template(
     FromState(http): FromState<Arc<Http>>,
     _: Allowed<Admin>,
-    seat: Seat,
+    permit: RequestPermit,
     Json(body): Json<ImportBody>,
 ) -> Result<(StatusCode, [(HeaderName, String); 1], Answer<ImportedTemplate>), Problem> {
-    seat.unhurried();
+    permit.disable_timeout();
     let name = body.name.clone();
-    let request = body.into_request(http.service.default_budgets())?;
-    let before = match http.service.get_template(&name).await {
+    let request = body.into_request(http.services.templates.default_budgets())?;
+    let before = match http.services.templates.get(&name).await {
         Ok(template) => Some(template.digest),
         Err(error) if error.code == Code::TemplateNotFound => None,
         Err(error) => return Err(error.into()),
     };
-    let (template, notices) = http.service.import_template(request).await?;
+    let (template, notices) = http.services.transfers.import(request).await?;
     let status = if before.as_ref() == Some(&template.digest) { StatusCode::OK } else { StatusCode::CREATED };
     let location = format!("/templates/{}", template.name);
     Ok((

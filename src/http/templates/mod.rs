@@ -29,7 +29,7 @@ pub use view::TemplateView;
 
 /// The current state of a template.
 async fn shown(http: &Http, name: &str) -> Result<TemplateView, Problem> {
-    let (template, standing) = http.service.template_with_standing(name).await?;
+    let (template, standing) = http.services.templates.get_with_standing(name).await?;
     Ok(TemplateView::new(template, standing))
 }
 
@@ -58,7 +58,7 @@ pub async fn list_templates(
     FromState(http): FromState<Arc<Http>>,
     _: Allowed<Read>,
 ) -> Result<Answer<TemplateList>, Problem> {
-    let templates = http.service.templates_with_standing().await?;
+    let templates = http.services.templates.list_with_standing().await?;
     Ok(Answer(TemplateList {
         items: templates.into_iter().map(|(t, standing)| TemplateView::new(t, standing)).collect(),
     }))
@@ -95,6 +95,6 @@ pub async fn delete_template(
     _: Allowed<Admin>,
     Name(name): Name,
 ) -> Result<StatusCode, Problem> {
-    http.service.delete_template(&name).await?;
+    http.services.templates.delete(&name).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -47,7 +47,7 @@ pub async fn point_template(
     Name(name): Name,
     Json(request): Json<PointRequest>,
 ) -> Result<(StatusCode, Answer<TemplateView>), Problem> {
-    let moved = http.service.point_name(&name, &request.digest, request.why).await?;
+    let moved = http.services.templates.point_name(&name, &request.digest, request.why).await?;
     let status = if moved.from.is_none() { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Answer(shown(&http, &name).await?)))
 }
@@ -77,7 +77,7 @@ pub async fn roll_back_template(
     Name(name): Name,
     Json(request): Json<RollbackRequest>,
 ) -> Result<Answer<TemplateView>, Problem> {
-    http.service.roll_back_template(&name, request.to.as_deref()).await?;
+    http.services.templates.roll_back(&name, request.to.as_deref()).await?;
     Ok(Answer(shown(&http, &name).await?))
 }
 
@@ -104,7 +104,7 @@ pub async fn pin_template(
     Name(name): Name,
     Json(request): Json<PinRequest>,
 ) -> Result<Answer<TemplateView>, Problem> {
-    http.service.pin_template(&name, &request.why).await?;
+    http.services.templates.pin(&name, &request.why).await?;
     Ok(Answer(shown(&http, &name).await?))
 }
 
@@ -120,6 +120,6 @@ pub async fn unpin_template(
     _: Allowed<Admin>,
     Name(name): Name,
 ) -> Result<StatusCode, Problem> {
-    http.service.unpin_template(&name).await?;
+    http.services.templates.unpin(&name).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -10,7 +10,7 @@ use super::super::{
     Http,
     auth::{Admin, Allowed},
     extract::Json,
-    frame::Seat,
+    middleware::RequestPermit,
     openapi::examples,
     problem::Problem,
     time::Time,
@@ -113,10 +113,10 @@ impl From<Pruned> for PrunedView {
 pub async fn prune_templates(
     FromState(http): FromState<Arc<Http>>,
     _: Allowed<Admin>,
-    seat: Seat,
+    permit: RequestPermit,
     Json(request): Json<PruneRequest>,
 ) -> Result<Answer<PrunedView>, Problem> {
-    seat.unhurried();
+    permit.disable_timeout();
     for (pointer, given) in
         [("/max_bytes", request.max_bytes), ("/older_than_seconds", Some(request.older_than_seconds))]
     {
@@ -135,5 +135,5 @@ pub async fn prune_templates(
         max_bytes: request.max_bytes,
         partial_older_than_seconds: request.partial.then_some(0),
     };
-    Ok(Answer(http.service.prune_templates(&request).await?.into()))
+    Ok(Answer(http.services.templates.prune(&request).await?.into()))
 }

@@ -10,14 +10,11 @@ use super::super::{
     Http,
     auth::{Admin, Allowed},
     extract::{Json, Name},
-    frame::Seat,
+    middleware::RequestPermit,
     openapi::examples,
     problem::Problem,
 };
-use crate::{
-    registry::oci::reference::ReferenceError,
-    templates::push::{PushRequest, Pushed},
-};
+use crate::service::transfers::{PushRequest, Pushed, ReferenceError};
 
 /// More than any registry accepts in one request.
 const LARGEST_PART_MB: u64 = 100_000;
@@ -78,16 +75,16 @@ impl From<Pushed> for PushedView {
 pub async fn push_template(
     FromState(http): FromState<Arc<Http>>,
     _: Allowed<Admin>,
-    seat: Seat,
+    permit: RequestPermit,
     Name(name): Name,
     Json(request): Json<PushTemplateRequest>,
 ) -> Result<Answer<PushedView>, Problem> {
-    seat.unhurried();
+    permit.disable_timeout();
     let image = request.image.parse();
     let image = image.map_err(|error: ReferenceError| Problem::invalid("/image", error.to_string()))?;
     if request.chunk_size_mb.is_some_and(|mb| !(1..=LARGEST_PART_MB).contains(&mb)) {
         return Err(Problem::invalid("/chunk_size_mb", format!("must be 1 to {LARGEST_PART_MB}")));
     }
     let part_size = request.chunk_size_mb.map(|mb| mb * 1_000_000);
-    Ok(Answer(http.service.push_template(PushRequest { template: name, image, part_size }).await?.into()))
+    Ok(Answer(http.services.transfers.push(PushRequest { template: name, image, part_size }).await?.into()))
 }

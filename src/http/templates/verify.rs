@@ -10,7 +10,7 @@ use super::super::{
     Http,
     auth::{Admin, Allowed},
     extract::Name,
-    frame::Seat,
+    middleware::RequestPermit,
     openapi::examples,
     problem::Problem,
 };
@@ -68,9 +68,9 @@ impl From<Verified> for VerifiedView {
 pub async fn verify_template(
     FromState(http): FromState<Arc<Http>>,
     _: Allowed<Admin>,
-    seat: Seat,
+    permit: RequestPermit,
     Name(name): Name,
 ) -> Result<Answer<VerifiedView>, Problem> {
-    seat.unhurried();
-    Ok(Answer(http.service.verify_template(&name).await?.into()))
+    permit.disable_timeout();
+    Ok(Answer(http.services.templates.verify(&name).await?.into()))
 }

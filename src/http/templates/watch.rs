@@ -99,7 +99,7 @@ pub async fn set_watch(
     Name(name): Name,
     Json(asked): Json<WatchRequest>,
 ) -> Result<Answer<WatchView>, Problem> {
-    let watch = http.service.set_watch(name, asked.image, asked.every_seconds, asked.canary).await?;
+    let watch = http.services.watches.set(name, asked.image, asked.every_seconds, asked.canary).await?;
     Ok(Answer(watch.into()))
 }
 
@@ -115,7 +115,7 @@ pub async fn get_watch(
     _: Allowed<Read>,
     Name(name): Name,
 ) -> Result<Answer<WatchView>, Problem> {
-    Ok(Answer(http.service.get_watch(&name).await?.into()))
+    Ok(Answer(http.services.watches.get(&name).await?.into()))
 }
 
 /// Stop following a tag
@@ -130,6 +130,6 @@ pub async fn remove_watch(
     _: Allowed<Admin>,
     Name(name): Name,
 ) -> Result<StatusCode, Problem> {
-    http.service.remove_watch(&name).await?;
+    http.services.watches.remove(&name).await?;
     Ok(StatusCode::NO_CONTENT)
 }

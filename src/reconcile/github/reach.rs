@@ -1,20 +1,11 @@
-//! Whether GitHub answers, scope by scope, and the budgets that stand still while it does not.
+//! Whether GitHub answers, scope by scope.
 
-use std::{
-    collections::{HashMap, HashSet},
-    future::pending,
-    sync::Arc,
-};
+use std::{collections::HashMap, future::pending};
 
 use jiff::Timestamp;
-use tokio::sync::{broadcast::error::RecvError, watch};
+use tokio::sync::watch;
 
-use super::Reconciler;
-use crate::{
-    domain::{Event, RunnerStatus, Scope, State, Vm},
-    sources::github::GitHubError,
-    store::{Expect, StoreError},
-};
+use crate::{domain::Scope, sources::github::GitHubError};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Link {
@@ -28,8 +19,8 @@ pub(super) enum Link {
 pub(super) type Links = HashMap<Scope, Link>;
 
 /// What the last answers said of GitHub: limits, permissions and repositories differ by scope.
-#[derive(Debug, Default)]
-pub struct Reach {
+#[derive(Clone, Debug, Default)]
+pub(in crate::reconcile) struct Reach {
     links: watch::Sender<Links>,
 }
 
@@ -77,7 +68,7 @@ impl Reach {
     }
 
     /// Budgets stood still when the service ended: so they do until GitHub answers.
-    fn doubt(&self, scope: &Scope) {
+    pub(super) fn doubt(&self, scope: &Scope) {
         self.links.send_if_modified(|links| {
             let new = !links.contains_key(scope);
             if new {
@@ -101,117 +92,6 @@ impl Reach {
         let answers = |links: &Links| !matches!(links.get(scope), Some(Link::Away { .. }));
         if links.wait_for(answers).await.is_err() {
             pending().await
-        }
-    }
-}
-
-/// Whether the vm is in a part of its life that only GitHub can end well.
-fn waits(vm: &Vm) -> bool {
-    match vm.state {
-        State::Queued | State::Cloning | State::Configuring => true,
-        State::Running => {
-            matches!(vm.runner_status, RunnerStatus::None | RunnerStatus::Registering | RunnerStatus::Idle)
-        }
-        State::Booting | State::Draining | State::Stopping | State::Deleting | State::Deleted => false,
-    }
-}
-
-impl Reconciler {
-    /// Stops the budgets of vms that wait for GitHub while it is away, and lets them run again.
-    pub(in crate::reconcile) async fn pause_forever(self: Arc<Self>) {
-        let mut links = self.reach.subscribe();
-        // Subscribed before the rows are read, so that no vm falls between the two.
-        let mut changes = self.ledger.changes().subscribe();
-        let mut first = true;
-        loop {
-            let known = links.borrow_and_update().clone();
-            // What could not be written down is written down later: nothing else would bring it up again.
-            let mut redo = false;
-            match self.reader.live_vms().await {
-                Ok(live) => {
-                    for vm in &live {
-                        if let (true, Some(runner), Some(_)) = (first, vm.draft.managed(), vm.paused_at) {
-                            self.reach.doubt(&runner.scope);
-                        }
-                        redo |= !self.pause_or_resume(vm, &known).await;
-                    }
-                    first = false;
-                }
-                Err(error) => {
-                    tracing::error!(error = %error, "cannot read the live vms; trying again");
-                    tokio::time::sleep(self.settings.github.first_retry).await;
-                    continue;
-                }
-            }
-            loop {
-                tokio::select! {
-                    changed = links.changed() => match changed {
-                        Ok(()) => break,
-                        Err(_) => return pending().await,
-                    },
-                    change = changes.recv() => match change {
-                        Ok(change) => redo |= !self.pause_or_resume(&change.vm, &known).await,
-                        Err(RecvError::Lagged(_)) => break,
-                        Err(RecvError::Closed) => return pending().await,
-                    },
-                    () = tokio::time::sleep(self.settings.github.first_retry), if redo => break,
-                }
-            }
-        }
-    }
-
-    /// `false`: it could not be written down.
-    async fn pause_or_resume(&self, vm: &Vm, links: &Links) -> bool {
-        let Some(runner) = vm.draft.managed() else { return true };
-        // Without a way to GitHub there is nothing to wait for.
-        let link = if self.github.is_some() { links.get(&runner.scope).copied() } else { Some(Link::Up) };
-        let event = match (link, vm.paused_at) {
-            (Some(Link::Away { .. }), None) if waits(vm) => Event::BudgetsPaused,
-            (Some(Link::Up), Some(_)) if vm.state != State::Deleted => Event::BudgetsResumed,
-            _ => return true,
-        };
-        // If it changed meanwhile, that change is still before us.
-        let expect = Expect::Generation(vm.generation);
-        match self.ledger.apply(vm.id(), expect, event, self.clock.now()).await {
-            Ok(_) => true,
-            Err(error) => {
-                tracing::error!(vm.id = %vm.id(), error = %error, "cannot note whether the vm waits for GitHub");
-                // A vm that is gone, or that the table refuses this to, will not take it later either.
-                matches!(error, StoreError::Refused(_))
-            }
-        }
-    }
-
-    /// Asks GitHub whether it is back, where it was away.
-    pub(in crate::reconcile) async fn probe_forever(self: Arc<Self>) {
-        let Some(github) = &self.github else { return pending().await };
-        let mut links = self.reach.subscribe();
-        let mut pause = self.settings.github.first_retry;
-        loop {
-            let away: HashSet<(Scope, Option<Timestamp>)> = links
-                .borrow_and_update()
-                .iter()
-                .filter_map(|(scope, link)| match link {
-                    Link::Away { until } => Some((scope.clone(), *until)),
-                    Link::Up => None,
-                })
-                .collect();
-            metrics::gauge!("mayfly_github_scopes_away").set(away.len() as f64);
-            if away.is_empty() {
-                pause = self.settings.github.first_retry;
-                if links.changed().await.is_err() {
-                    return pending().await;
-                }
-                continue;
-            }
-            tokio::time::sleep(pause).await;
-            pause = self.settings.github.longer(pause);
-            for (scope, until) in away {
-                if until.is_none_or(|until| until <= self.clock.now()) {
-                    let visible = github.visible(&scope).await;
-                    self.reach.note(&scope, &visible, self.clock.now());
-                }
-            }
         }
     }
 }

@@ -1,27 +1,53 @@
-//! A runner is made known at GitHub at the moment that its guest is about to be given it, and not while its vm waits.
+//! A runner is registered at GitHub when its guest is about to get it, and not while its vm waits.
+
+use std::sync::Arc;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Failure, FailureKind, Reconciler, failure, runner_name};
+use super::{
+    reach::Reach,
+    record::{record, runner_name},
+};
 use crate::{
     domain::{
         Code, Event, Scope, Vm,
         github::{GitHubRunner, Registered},
     },
+    parts::Parts,
+    platform::Clock,
+    reconcile::failure::{Failure, FailureKind},
     sources::github::{DEFAULT_GROUP, GitHubClient, GitHubError, JitConfig, NewRunner, model::RunnerStatus},
-    store::github_runners::RunnerRow,
+    store::{Ledger, Reader, StoreError, Vault, github_runners::RunnerRow},
 };
 
-impl Reconciler {
+pub(in crate::reconcile) struct Registrar {
+    ledger: Ledger,
+    reader: Reader,
+    vault: Arc<Vault>,
+    client: Option<Arc<GitHubClient>>,
+    reach: Reach,
+    clock: Clock,
+}
+
+impl Registrar {
+    pub fn new(parts: &Parts, reach: Reach) -> Self {
+        let Parts { ledger, reader, vault, github: client, clock, .. } = parts.clone();
+        Self { ledger, reader, vault, client, reach, clock }
+    }
+
+    async fn note(&self, vm: &Vm, runner: Registered) -> Result<(), StoreError> {
+        record(&self.ledger, &self.clock, vm, Event::RunnerRegistered { runner }).await.map(drop)
+    }
+
     /// The just-in-time configuration of this attempt's runner, made when it is first asked for. Asked again, the same one: a
     /// runner may have begun with it.
-    pub(in crate::reconcile) async fn registration(&self, vm: &Vm) -> Result<SecretString, Failure> {
+    pub async fn registration(&self, vm: &Vm) -> Result<SecretString, Failure> {
         let no_way = || {
             let detail =
                 format!("the runner of {} cannot be registered: this service has no way to GitHub", vm.draft.name);
             Failure::new(FailureKind::Permanent, Code::GitHubNotConfigured, detail)
         };
-        let (Some(github), Some(runner)) = (&self.github, vm.draft.managed()) else { return Err(no_way()) };
+        let (Some(github), Some(runner)) = (&self.client, vm.draft.managed()) else { return Err(no_way()) };
         let name = runner_name(vm);
         let known = self.reader.github_runner(&name).await?;
         if let Some(RunnerRow { runner_id: Some(id), sealed, .. }) = &known {
@@ -33,7 +59,7 @@ impl Reconciler {
             let config = self.opened(vm, sealed)?;
             let runner = Registered { runner_id: Some(*id), name };
             if vm.registered.as_ref() != Some(&runner) {
-                self.tell(vm, Event::RunnerRegistered { runner }).await?;
+                self.note(vm, runner).await?;
             }
             return Ok(config);
         }
@@ -61,13 +87,13 @@ impl Reconciler {
         let made = made.map_err(|error| match error {
             // A fresh clone comes with a fresh name.
             GitHubError::NameTaken { .. } => Failure::new(FailureKind::Attempt, Code::GitHubRefused, error.to_string()),
-            error => failure(&error),
+            error => Failure::from(&error),
         })?;
         let config = made.encoded_jit_config;
         let sealed = self.vault.seal(vm.id(), config.expose_secret().as_bytes());
         self.ledger.runner_registered(&name, made.runner.id, sealed).await?;
         tracing::info!(vm.id = %vm.id(), runner.id = made.runner.id, runner.name = %name, scope = %runner.scope.slug(), "runner registered");
-        self.tell(vm, Event::RunnerRegistered { runner: Registered { runner_id: Some(made.runner.id), name } }).await?;
+        self.note(vm, Registered { runner_id: Some(made.runner.id), name }).await?;
         Ok(config)
     }
 
@@ -75,7 +101,7 @@ impl Reconciler {
         let Some(name) = &runner.group else { return Ok(DEFAULT_GROUP) };
         let found = github.runner_group_id(&runner.scope, name).await;
         self.reach.note(&runner.scope, &found, self.clock.now());
-        found.map_err(|error| failure(&error))?.ok_or_else(|| {
+        found.map_err(|error| Failure::from(&error))?.ok_or_else(|| {
             let detail = format!("{} has no runner group {name:?} that these credentials may see", runner.scope);
             Failure::new(FailureKind::Permanent, Code::GitHubRefused, detail)
         })
@@ -106,7 +132,7 @@ impl Reconciler {
     async fn clear_name(&self, github: &GitHubClient, scope: &Scope, name: &str) -> Result<(), Failure> {
         let found = github.find_runner_by_name(scope, name).await;
         self.reach.note(scope, &found, self.clock.now());
-        let Some(found) = found.map_err(|error| failure(&error))? else { return Ok(()) };
+        let Some(found) = found.map_err(|error| Failure::from(&error))? else { return Ok(()) };
         let at_work = || {
             let detail = format!("{scope} has a runner {name} that is at work, and it was not started from here");
             Failure::new(FailureKind::Attempt, Code::GitHubRefused, detail)
@@ -122,7 +148,7 @@ impl Reconciler {
                 Ok(())
             }
             Err(GitHubError::RunnerBusy { .. }) => Err(at_work()),
-            Err(error) => Err(failure(&error)),
+            Err(error) => Err(Failure::from(&error)),
         }
     }
 

@@ -17,6 +17,7 @@
 //!   progress  how far it is
 //! ```
 
+mod board;
 mod demand;
 mod disk;
 mod fault;
@@ -26,6 +27,7 @@ mod layer;
 mod plan;
 pub(in crate::templates) mod progress;
 mod sparse;
+mod spec;
 
 use std::{
     collections::HashMap,
@@ -37,6 +39,10 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{sync::watch, task::AbortHandle};
 
+pub use self::{
+    board::{ProgressBoard, ProgressUpdate},
+    progress::PullProgress,
+};
 use self::{job::PullTask, progress::Meter};
 use super::{
     Catalog, NewTemplate,
@@ -55,8 +61,6 @@ use crate::{
         pace::TransferPace,
     },
 };
-
-pub use self::progress::PullProgress;
 
 /// What is pulled, and what the template is to be. What is `None` and not a file is taken from the VM's configuration in the
 /// image, else it has its usual value.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
 
-use crate::{platform::clock, registry::oci::Digest};
+use crate::{domain::pull::FetchProgress, platform::clock, registry::oci::Digest};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PullProgress {
@@ -21,6 +21,17 @@ pub struct PullProgress {
     /// Bytes per second, of late.
     pub rate: u64,
     pub eta: Option<Duration>,
+}
+
+impl From<&PullProgress> for FetchProgress {
+    fn from(p: &PullProgress) -> Self {
+        FetchProgress {
+            bytes_done: p.bytes_done,
+            bytes_total: p.bytes_total,
+            chunks_done: p.chunks_done as u64,
+            chunks_total: p.chunks_total as u64,
+        }
+    }
 }
 
 /// The rate is measured this often, and forgets what was half a minute ago.

@@ -90,12 +90,12 @@ async fn a_resumed_stream_loses_and_repeats_nothing() {
     let (id, _) = api.vm("busy").await;
     let writer = {
         let ledger = api.ledger.clone();
-        let service = api.service.clone();
+        let services = api.services.clone();
         tokio::spawn(async move {
             for n in 0..1500 {
                 let reason = if n % 2 == 0 { QueueReason::Host } else { QueueReason::Slot };
                 let event = Event::QueueReasonChanged { reason };
-                ledger.apply(id, mayfly::store::Expect::Anything, event, service.now()).await.unwrap();
+                ledger.apply(id, mayfly::store::Expect::Anything, event, services.hosts.now()).await.unwrap();
             }
         })
     };
@@ -117,7 +117,7 @@ async fn a_resumed_stream_loses_and_repeats_nothing() {
 /// Something that happened to a template; its digest tells which one it was.
 async fn note(api: &Api, template: &str, n: usize) -> i64 {
     let event = TemplateEvent::Registered { digest: n.to_string() };
-    api.ledger.record_template(template, event, api.service.now()).await.unwrap()
+    api.ledger.record_template(template, event, api.services.hosts.now()).await.unwrap()
 }
 
 #[tokio::test]
@@ -148,17 +148,17 @@ async fn a_stream_of_both_resumes_without_loss_or_repetition() {
     let api = api().await;
     let (id, _) = api.vm("busy").await;
     let writer = {
-        let (ledger, service) = (api.ledger.clone(), api.service.clone());
+        let (ledger, services) = (api.ledger.clone(), api.services.clone());
         tokio::spawn(async move {
             let mut made = Vec::new();
             for n in 0..900 {
                 if n % 3 == 0 {
                     let event = TemplateEvent::Registered { digest: n.to_string() };
-                    made.push(ledger.record_template("micro", event, service.now()).await.unwrap());
+                    made.push(ledger.record_template("micro", event, services.hosts.now()).await.unwrap());
                 } else {
                     let reason = if n % 3 == 1 { QueueReason::Host } else { QueueReason::Slot };
                     let event = Event::QueueReasonChanged { reason };
-                    ledger.apply(id, mayfly::store::Expect::Anything, event, service.now()).await.unwrap();
+                    ledger.apply(id, mayfly::store::Expect::Anything, event, services.hosts.now()).await.unwrap();
                 }
             }
             made

@@ -62,8 +62,8 @@ async fn schemathesis(api: &Api, token: Option<&str>) {
 async fn generated_requests_get_documented_answers() {
     for with_token in [true, false] {
         // With a secret, so that what is not signed is refused as it would be.
-        let jobs = service::jobs::Settings { webhook_secrets: vec!["not told".into()], ..Default::default() };
-        let api = api_with(Default::default(), service::Settings { jobs, ..Default::default() }).await;
+        let webhook_secrets = vec!["not told".into()];
+        let api = api_with(Default::default(), service::Settings { webhook_secrets, ..Default::default() }).await;
         // Something to find.
         api.running("running").await;
         api.post("/vms", &api.create, json!({"template": "micro", "name": "queued"})).await.ok(201);

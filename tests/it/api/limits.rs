@@ -117,7 +117,7 @@ async fn readiness_follows_the_host_and_the_shutdown() {
 #[tokio::test]
 async fn a_client_that_goes_away_does_not_take_its_change_with_it() {
     let api = api().await;
-    let mut bell = api.service.changes().subscribe();
+    let mut bell = api.ledger.changes().subscribe();
     let (ids, mut heard) = (50, 0);
     for n in 0..ids {
         let body = format!(r#"{{"template":"micro","name":"v{n}"}}"#);

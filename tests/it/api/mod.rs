@@ -4,6 +4,7 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use mayfly::{
+    app::{Built, Setup, build},
     domain::{
         Event, VmId,
         host::{Capacity, DriverView},
@@ -11,14 +12,17 @@ use mayfly::{
     },
     drivers::{
         fake::{Fake, FakeWorld},
+        inspector::HostInspector,
         registry::Registry,
     },
     http::{self, Http},
-    platform::Clock,
-    service::{self, HostInspector, Service},
+    parts::Parts,
+    platform::data_dir::DataDir,
+    reconcile::{JobLoops, PullLoops, jobs, pulls as pull_loops},
+    service::{self, Services},
     sources::github::GitHubClient,
-    store::{self, Expect, Ledger, Reader, Vault, logs::Logs},
-    templates::{Catalog, NewTemplate, pull::Puller},
+    store::{Expect, Ledger, Reader},
+    templates::NewTemplate,
 };
 use reqwest::{Method, StatusCode, header};
 use secrecy::ExposeSecret;
@@ -53,7 +57,8 @@ pub struct Api {
     pub url: String,
     pub guest_url: String,
     pub address: SocketAddr,
-    pub service: Service,
+    pub services: Services,
+    pub parts: Parts,
     pub ledger: Ledger,
     pub reader: Reader,
     pub host: HostInspector,
@@ -62,6 +67,7 @@ pub struct Api {
     pub shutdown: CancellationToken,
     /// Ends those who wait.
     pub waiting: CancellationToken,
+    pull_settings: pull_loops::Settings,
     client: reqwest::Client,
     servers: Vec<JoinHandle<()>>,
 }
@@ -120,38 +126,28 @@ pub async fn api() -> Api {
 }
 
 pub async fn api_with(settings: http::Settings, limits: service::Settings) -> Api {
-    api_pulling(settings, limits, Clock::system(), crate::support::no_registry).await
-}
-
-/// With a puller and a clock of the caller's. Nobody does what pulls owe until `Api::pull` is called.
-pub async fn api_pulling(
-    settings: http::Settings,
-    limits: service::Settings,
-    clock: Clock,
-    puller: impl FnOnce(&Catalog) -> Puller,
-) -> Api {
-    api_of(settings, limits, clock, puller, None).await
+    api_of(settings, |setup| setup.service = limits).await
 }
 
 /// Of a service that has a way to GitHub.
 pub async fn api_with_github(limits: service::Settings, github: GitHubClient) -> Api {
-    let settings = http::Settings::default();
-    api_of(settings, limits, Clock::system(), crate::support::no_registry, Some(Arc::new(github))).await
+    let change = |setup: &mut Setup| {
+        setup.service = limits;
+        setup.github = Some(Arc::new(github));
+    };
+    api_of(http::Settings::default(), change).await
 }
 
-async fn api_of(
-    settings: http::Settings,
-    limits: service::Settings,
-    clock: Clock,
-    puller: impl FnOnce(&Catalog) -> Puller,
-    github: Option<Arc<GitHubClient>>,
-) -> Api {
+/// With what the caller changes of a usual service. Nothing is done about pulls and watches until `Api::pull` is called.
+pub async fn api_of(settings: http::Settings, change: impl FnOnce(&mut Setup)) -> Api {
     let dir = tempfile::tempdir().unwrap();
-    let store = store::open(&dir.path().join("mayfly.db")).await.unwrap();
     let capacity = Capacity { macos_slots: 2, linux_slots: 2, cpus: 8, memory_mib: 8192 };
-    let drivers = Arc::new(Registry::default().with(Arc::new(Fake::new(FakeWorld::new()))));
-    let host = HostInspector::new(drivers.clone(), capacity, true, clock.clone());
-    host.update(|view| {
+    let drivers = Registry::default().with(Arc::new(Fake::new(FakeWorld::new())));
+    let mut setup = Setup::new(DataDir::new(dir.path()), drivers, capacity);
+    change(&mut setup);
+    let pull_settings = setup.reconcile.pulls.clone();
+    let Built { parts, services, .. } = build(setup).await.unwrap();
+    parts.host.update(|view| {
         view.observed = true;
         view.drivers = vec![DriverView {
             name: Fake::NAME.to_owned(),
@@ -163,34 +159,17 @@ async fn api_of(
             fault: None,
         }];
     });
-    let catalog = Catalog::open(dir.path().join("templates")).unwrap();
     let disk = disk(&dir, "disk.raw", 1);
-    catalog.register(new_template("micro", disk)).await.unwrap();
-    let service = Service::new(
-        store.ledger.clone(),
-        store.reader.clone(),
-        Arc::new(Vault::from_key(&[7; 32])),
-        Logs::new(dir.path().join("logs")),
-        Arc::new(catalog.clone()),
-        drivers,
-        puller(&catalog),
-        crate::support::no_logins(dir.path()),
-        mayfly::registry::s3::S3::new(dir.path().join("s3"), Default::default()),
-        github,
-        mayfly::sources::github::runner_archives::RunnerArchives::new(dir.path().join("runners"), Default::default()),
-        host.clone(),
-        clock,
-        limits,
-    );
+    parts.catalog.register(new_template("micro", disk)).await.unwrap();
     let token = async |name: &str, scope| {
-        service.create_token(name.to_owned(), scope).await.unwrap().1.expose_secret().to_owned()
+        services.tokens.create(name.to_owned(), scope).await.unwrap().1.expose_secret().to_owned()
     };
     let (admin, create, read) =
         (token("a", TokenScope::Admin).await, token("c", TokenScope::Create).await, token("r", TokenScope::Read).await);
     let shutdown = CancellationToken::new();
     let waiting = shutdown.child_token();
     let http = Http {
-        service: service.clone(),
+        services: services.clone(),
         settings,
         metrics: Arc::new(|| "# TYPE mayfly_up gauge\nmayfly_up 1\n".to_owned()),
         shutdown: waiting.clone(),
@@ -216,10 +195,12 @@ async fn api_of(
         url,
         guest_url,
         address,
-        service,
-        ledger: store.ledger,
-        reader: store.reader,
-        host,
+        services,
+        ledger: parts.ledger.clone(),
+        reader: parts.reader.clone(),
+        host: parts.host.clone(),
+        parts,
+        pull_settings,
         dir,
         shutdown,
         waiting,
@@ -304,14 +285,19 @@ impl Api {
     }
 
     pub async fn apply(&self, id: VmId, event: Event) {
-        let applied = self.ledger.apply(id, Expect::Anything, event.clone(), self.service.now()).await.unwrap();
+        let applied = self.ledger.apply(id, Expect::Anything, event.clone(), self.services.hosts.now()).await.unwrap();
         assert!(applied.changed(), "{event:?} did nothing");
     }
 
     /// From wherever it is to its end.
     pub async fn finish(&self, id: VmId) {
         self.ledger
-            .apply(id, Expect::Anything, Event::EndForced { by: mayfly::domain::Announcer::Admin }, self.service.now())
+            .apply(
+                id,
+                Expect::Anything,
+                Event::EndForced { by: mayfly::domain::Announcer::Admin },
+                self.services.hosts.now(),
+            )
             .await
             .unwrap();
         while let Some(vm) = self.reader.vm(id).await.unwrap() {
@@ -329,9 +315,18 @@ impl Api {
         Got::of(self.request(Method::PUT, path, token).json(&body).send().await.unwrap()).await
     }
 
-    /// From now on, what pulls and watches owe is done.
+    pub fn pull_loops(&self) -> PullLoops {
+        let (vms, pulls) = (self.services.admission.clone(), self.services.pull_admission.clone());
+        PullLoops::new(&self.parts, vms, pulls, self.pull_settings.clone())
+    }
+
+    pub fn job_loops(&self) -> JobLoops {
+        JobLoops::new(&self.parts, self.services.admission.clone(), jobs::Settings::default())
+    }
+
+    /// From now on, pulls and watches are worked on.
     pub fn pull(&mut self) {
-        self.servers.push(tokio::spawn(self.service.clone().run_pulls(self.shutdown.clone())));
+        self.servers.push(tokio::spawn(self.pull_loops().run(self.shutdown.clone())));
     }
 
     /// Follows a pull by its generations until `done`.

@@ -6,9 +6,9 @@ use mayfly::{
         Announcer, BudgetsPatch, EndProof, Event, Pool,
         event::ReadyVia,
         github::{JobRecord, JobStatus, Registered},
-        job::{Heard, Job, News},
+        job::{Job, JobUpdate, UpdateSource},
     },
-    service::{self, vms::VmRequest},
+    service,
     sources::github::{CredentialLocation, GitHubClient, GitHubOptions, Server},
 };
 use reqwest::Method;
@@ -48,9 +48,8 @@ impl Api {
 
     /// As a queued job of the pool makes one.
     async fn pool_vm(&self, name: &str, job: &str) -> mayfly::domain::Result<mayfly::domain::VmId> {
-        let pools = self.service.pools().await?;
-        let pool = pools.iter().find(|p| p.name == name).expect("there is such a pool");
-        let created = self.service.create_pool_vm(name, VmRequest::from(pool), job.to_owned()).await?;
+        let pool = self.services.pools.get(name).await?.pool;
+        let created = self.services.admission.create_for_pool(&pool, job.to_owned()).await?;
         Ok(created.vm.id())
     }
 
@@ -191,9 +190,9 @@ async fn a_pool_of_the_configuration_is_changed_there() {
     }
     // One that was made through the API before is hidden, and not lost.
     let stored = Pool { max_vms: 7, ..pool };
-    api.ledger.put_pool(stored, api.service.now()).await.unwrap();
+    api.ledger.put_pool(stored, api.services.hosts.now()).await.unwrap();
     assert_eq!(api.pool("linux").await, shown);
-    assert_eq!(api.service.pools().await.unwrap().len(), 1);
+    assert_eq!(api.services.pools.list().await.unwrap().len(), 1);
 }
 
 fn job(status: JobStatus) -> JobRecord {
@@ -250,7 +249,7 @@ async fn vms_of_a_pool_say_so_and_are_found_by_it_and_by_their_jobs() {
     let vm = api.get(&format!("/vms/{first}"), &api.read).await.ok(200);
     assert_eq!((&vm["runner"]["github"]["name"], &vm["runner"]["github"]["id"]), (&json!("mayfly-1"), &json!(8123)));
     let paused: Timestamp = vm["paused_since"].as_str().unwrap().parse().unwrap();
-    assert!(paused <= api.service.now());
+    assert!(paused <= api.services.hosts.now());
     assert_eq!((&vm["jobs"][0]["id"], &vm["jobs"][0]["status"]), (&json!(9001), &json!("in_progress")));
     assert_eq!(api.pool("linux").await["vms"], json!({"queued": 1, "live": 2}));
     assert_eq!(api.ids("job_id=9001").await, [first.to_string()]);
@@ -273,7 +272,7 @@ async fn vms_of_a_pool_say_so_and_are_found_by_it_and_by_their_jobs() {
         api.finish(id).await;
     }
     // What is forgotten is found no more.
-    let later = api.service.now() + jiff::SignedDuration::from_secs(60);
+    let later = api.services.hosts.now() + jiff::SignedDuration::from_secs(60);
     while api.ledger.forget_deleted_before(later).await.unwrap() > 0 {}
     assert_eq!(api.ids("job_id=9001").await, [""; 0]);
 }
@@ -282,7 +281,7 @@ async fn vms_of_a_pool_say_so_and_are_found_by_it_and_by_their_jobs() {
 async fn jobs_that_wait_are_counted_by_the_pool_that_wants_them() {
     let api = rig().await;
     api.set_pool("linux", body()).await.ok(201);
-    let now = api.service.now();
+    let now = api.services.hosts.now();
     for (id, status, pool) in [
         (1, JobStatus::Queued, Some("linux")),
         (2, JobStatus::Queued, Some("linux")),
@@ -292,8 +291,9 @@ async fn jobs_that_wait_are_counted_by_the_pool_that_wants_them() {
         (6, JobStatus::Queued, None),
     ] {
         let record = JobRecord { id, ..job(status) };
-        let news = News { record, labels: vec!["linux".into()], runner_name: None, heard: Heard::Webhook };
-        let job = Job { pool: pool.map(str::to_owned), ..Job::new(news, now) };
+        let labels = vec!["linux".into()];
+        let update = JobUpdate { record, labels, runner_name: None, source: UpdateSource::Webhook };
+        let job = Job { pool: pool.map(str::to_owned), ..Job::new(update, now) };
         api.ledger.put_job(job).await.unwrap();
     }
     assert_eq!(api.pool("linux").await["jobs_waiting"], 2);
@@ -309,7 +309,7 @@ async fn why_a_pool_gets_nowhere_is_shown_with_it() {
     let fault = mayfly::domain::Fault {
         code: mayfly::domain::Code::BootFailed,
         detail: "the hypervisor left".into(),
-        at: api.service.now(),
+        at: api.services.hosts.now(),
     };
     api.apply(vm, Event::GivenUp { fault }).await;
     let error = api.pool("linux").await["last_error"].clone();
@@ -333,10 +333,10 @@ async fn why_a_pool_gets_nowhere_is_shown_with_it() {
 #[tokio::test]
 async fn whoever_works_for_pools_hears_of_changes() {
     let api = rig().await;
-    let service = api.service.clone();
+    let changes = api.ledger.changes().clone();
     api.set_pool("linux", body()).await.ok(201);
-    service.pools_changed().await;
-    let waits = tokio::spawn(async move { service.pools_changed().await });
+    changes.pools_changed().await;
+    let waits = tokio::spawn(async move { changes.pools_changed().await });
     api.delete("/pools/linux", &api.admin).await.ok(204);
     tokio::time::timeout(std::time::Duration::from_secs(20), waits).await.expect("it is told").unwrap();
 }

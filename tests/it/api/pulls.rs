@@ -1,6 +1,6 @@
 //! Pulls as operations: started, followed, joined, waited out, cancelled, and tested before their name moves.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use mayfly::{
     domain::{
@@ -10,13 +10,12 @@ use mayfly::{
     },
     http,
     platform::{Clock, retry::Retry},
-    registry::{RegistryOptions, credentials::Chain},
-    service::{self, pulls::Settings},
-    templates::pull::{self, Puller},
+    reconcile::pulls::Settings,
+    registry::RegistryOptions,
 };
 use serde_json::{Value, json};
 
-use super::{Api, api_pulling, events::Stream, pointer};
+use super::{Api, api_of, events::Stream, pointer};
 use crate::support::{
     proxy::{Fault, Proxy, Rule},
     registry::Registry,
@@ -30,24 +29,34 @@ pub struct Rig {
     pub api: Api,
 }
 
-pub const QUICK: Settings = Settings {
+/// How long failures are waited out, and the pauses between attempts.
+#[derive(Clone, Copy)]
+pub struct Patience {
+    pub deadline: Duration,
+    pub first_pause: Duration,
+    pub longest_pause: Duration,
+}
+
+pub const QUICK: Patience = Patience {
     deadline: Duration::from_secs(3600),
     first_pause: Duration::from_millis(50),
     longest_pause: Duration::from_millis(200),
 };
 
 impl Rig {
-    pub async fn new(pulls: Settings, clock: Clock) -> Rig {
+    pub async fn new(patience: Patience, clock: Clock) -> Rig {
         let registry = Registry::open().await;
         let proxy = Proxy::before(&registry).start().await;
         let ca_file = registry.authority.file();
-        let limits = service::Settings { pulls, ..Default::default() };
-        let mut api = api_pulling(http::Settings::default(), limits, clock, |catalog| {
+        let Patience { deadline, first_pause, longest_pause } = patience;
+        let mut api = api_of(http::Settings::default(), |setup| {
             let retry =
                 Retry { attempts: 1, first_pause: Duration::from_millis(1), longest_pause: Duration::from_millis(1) };
-            let registry = RegistryOptions { ca_file: Some(ca_file), retry, ..RegistryOptions::default() };
-            let settings = pull::Settings { registry, ..Default::default() };
-            Puller::new(catalog.clone(), settings, Arc::new(Chain::new(Vec::new())))
+            setup.registries.pull.registry =
+                RegistryOptions { ca_file: Some(ca_file), retry, ..RegistryOptions::default() };
+            setup.clock = clock;
+            setup.service.pulls.deadline = deadline;
+            setup.reconcile.pulls = Settings { first_pause, longest_pause, ..Settings::default() };
         })
         .await;
         api.pull();
@@ -226,7 +235,7 @@ async fn an_outage_is_waited_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_is_not_waited_out_for_ever() {
-    let rig = Rig::new(Settings { deadline: Duration::from_millis(400), ..QUICK }, Clock::system()).await;
+    let rig = Rig::new(Patience { deadline: Duration::from_millis(400), ..QUICK }, Clock::system()).await;
     rig.proxy.on(Rule::get("*", Fault::status(503)));
     let pull = rig.start("v1", json!({})).await;
     let failed = rig.api.pull_ended(id(&pull), "failed").await;
@@ -397,16 +406,16 @@ async fn a_test_is_gone_on_with_after_a_restart() {
     rig.api.stop().await;
     play(&rig.api, vm, 0).await;
     let shutdown = tokio_util::sync::CancellationToken::new();
-    let driving = tokio::spawn(rig.api.service.clone().run_pulls(shutdown.clone()));
+    let driving = tokio::spawn(rig.api.pull_loops().run(shutdown.clone()));
     let id = id(&pull).parse().unwrap();
     let done = loop {
-        let pull = rig.api.service.wait_pull(id, None, Duration::from_secs(1)).await.unwrap();
+        let pull = rig.api.services.pulls.wait(id, None, Duration::from_secs(1)).await.unwrap();
         if pull.state.is_ended() {
             break pull;
         }
     };
     assert_eq!((done.state.as_str(), done.vm), ("done", Some(vm)));
-    assert_eq!(rig.api.service.get_template("base").await.unwrap().digest, done.digest.unwrap());
+    assert_eq!(rig.api.services.templates.get("base").await.unwrap().digest, done.digest.unwrap());
     assert_eq!(rig.api.reader.live_vms().await.unwrap(), vec![]);
     shutdown.cancel();
     driving.await.unwrap();

@@ -1,6 +1,7 @@
 use std::time::{Duration, Instant};
 
 use mayfly::{
+    admission::vms::Settings,
     domain::{Event, State, VmId},
     service,
 };
@@ -86,7 +87,11 @@ async fn a_repeated_request_gives_the_same_vm() {
 
 #[tokio::test]
 async fn what_cannot_be_served_says_why() {
-    let api = api_with(Default::default(), service::Settings { max_queued: 2, ..Default::default() }).await;
+    let api = api_with(
+        Default::default(),
+        service::Settings { vms: Settings { max_queued: 2, ..Default::default() }, ..Default::default() },
+    )
+    .await;
     let unknown = api.post("/vms", &api.create, json!({"template": "nope"})).await.problem(422, "template.unknown");
     assert_eq!(pointer(&unknown), "/template");
     let large = json!({"template": "micro", "cpus": 99});

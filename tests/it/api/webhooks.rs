@@ -1,6 +1,6 @@
 //! GitHub's webhook as it arrives, and what is shown of jobs.
 
-use mayfly::service::{self, jobs};
+use mayfly::service;
 use reqwest::{Client, StatusCode, header::CONTENT_TYPE};
 use serde_json::{Value, json};
 
@@ -10,8 +10,8 @@ use crate::support::github::signature;
 const SECRETS: [&str; 2] = ["the old one", "It's a Secret to Everybody"];
 
 async fn api() -> Api {
-    let jobs = jobs::Settings { webhook_secrets: SECRETS.map(Into::into).to_vec(), ..Default::default() };
-    api_with(Default::default(), service::Settings { jobs, ..Default::default() }).await
+    let webhook_secrets = SECRETS.map(Into::into).to_vec();
+    api_with(Default::default(), service::Settings { webhook_secrets, ..Default::default() }).await
 }
 
 /// What is sent of a webhook.
@@ -140,7 +140,7 @@ async fn without_a_secret_nothing_is_taken() {
 #[tokio::test]
 async fn a_delivery_that_makes_no_sense_is_marked_and_left_and_the_next_is_worked() {
     let api = api().await;
-    let jobs = tokio::spawn(api.service.clone().run_jobs(api.shutdown.clone()));
+    let jobs = tokio::spawn(api.job_loops().run(api.shutdown.clone()));
     for (guid, body) in [
         ("g-1", br#"{"action":"queued"}"#.to_vec()),
         ("g-2", String::from_utf8(queued()).unwrap().replace("\"queued\",\"repo", "\"postponed\",\"repo").into_bytes()),

@@ -120,7 +120,7 @@ async fn a_guest_that_ended_while_nobody_listened_is_not_booted_again() {
 
 async fn reports(host: &Host, id: VmId, attempt: u32) -> Result<(), Code> {
     let report = GuestEvent::GuestConfigured { attempt: Some(attempt) };
-    host.service().report_guest_event(id, report).await.map_err(|error| error.code)
+    host.services().guests.report(id, report).await.map_err(|error| error.code)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -175,7 +175,7 @@ async fn a_guest_that_ended_after_it_might_have_started_is_not_replaced_and_the_
             // What it says of its log shows as much as what it says of itself.
             let log =
                 GuestEvent::Log { source: mayfly::service::guests::GuestLog::Job, data_base64: "aGVsbG8K".into() };
-            host.service().report_guest_event(id, log).await.unwrap();
+            host.services().guests.report(id, log).await.unwrap();
         }
         host.crash().await;
         host.world.end(&id.instance(), GoneCause::GuestPowerOff);
@@ -201,7 +201,7 @@ async fn whatever_a_guest_says_shows_that_it_is_there() {
     ] {
         let id = host.create(request("linux", job())).await;
         boots(&host, id).await;
-        host.service().report_guest_event(id, report.clone()).await.unwrap();
+        host.services().guests.report(id, report.clone()).await.unwrap();
         let vm = host.vm(id).await;
         assert_eq!((vm.state, vm.runner_status), (state, status), "{report:?}");
         host.delete(id, true).await;
@@ -209,7 +209,7 @@ async fn whatever_a_guest_says_shows_that_it_is_there() {
     }
     let id = host.create(request("linux", job())).await;
     boots(&host, id).await;
-    host.service().end_vm(id, &mayfly::domain::token::Caller::Guest(id), false).await.unwrap();
+    host.services().vms.end(id, &mayfly::domain::token::Caller::Guest(id), false).await.unwrap();
     let vm = host.vm(id).await;
     assert_eq!((vm.state, vm.announced_by), (State::Draining, Some(mayfly::domain::Announcer::Hook)));
     assert!(vm.timeline.iter().any(|entry| entry.state == State::Running), "{vm:#?}");

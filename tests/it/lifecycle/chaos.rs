@@ -17,7 +17,7 @@ async fn any_interleaving_ends_clean_and_never_exceeds_the_limit() {
         for _ in 0..60 {
             match dice.roll(10) {
                 0..=3 => ids.push(host.create(request("linux", job())).await),
-                4 => ids.push(host.create(request("macos", Runner::None)).await),
+                4 => ids.push(host.create(request("macos", RunnerRequest::None)).await),
                 5 if !ids.is_empty() => {
                     let id = ids[dice.roll(ids.len() as u64) as usize];
                     host.delete(id, dice.roll(2) == 0).await;

@@ -9,8 +9,10 @@ use std::{
 };
 
 use mayfly::{
+    app::{Built, Setup, build},
     domain::{
-        Arch, BudgetsPatch, Code, EventKind, GuestOs, Handover, InstanceName, State, TokenId, Vm, VmId,
+        Arch, BudgetsPatch, Code, EventKind, GuestOs, Handover, InstanceName, RunnerRequest, State, TokenId, Vm, VmId,
+        VmRequest,
         host::{Capacity, HostView},
         token::{Caller, TokenScope},
     },
@@ -18,15 +20,12 @@ use mayfly::{
         fake::{Fake, FakeWorld, Guest},
         registry::Registry,
     },
-    platform::Clock,
-    reconcile::{self, Pace, Reconciler},
-    service::{
-        self, HostInspector, Service,
-        guests::GuestEvent,
-        vms::{Runner, VmRequest},
-    },
-    store::{self, Ledger, Vault, logs::Logs},
-    templates::{Catalog, NewTemplate, SpaceLimits},
+    parts::Parts,
+    platform::{clock::Clock, data_dir::DataDir},
+    reconcile::{self, Pace, jobs},
+    service::{self, Services, guests::GuestEvent},
+    store::Reader,
+    templates::{NewTemplate, SpaceLimits},
 };
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -47,12 +46,18 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const KEEP_DELETED: Duration = Duration::from_secs(3600);
 
 /// Who serves at the moment, if anybody does.
-pub type Serving = watch::Sender<Option<Service>>;
+pub type Serving = watch::Sender<Option<Served>>;
+
+#[derive(Clone)]
+pub struct Served {
+    pub services: Services,
+    pub reader: Reader,
+}
 
 pub struct Running {
-    pub service: Service,
+    pub services: Services,
     /// For what comes from elsewhere in the real service.
-    pub ledger: Ledger,
+    pub parts: Parts,
     board: watch::Receiver<HostView>,
     shutdown: CancellationToken,
     reconciling: JoinHandle<()>,
@@ -72,6 +77,8 @@ pub struct Host {
     pub github: Option<Arc<mayfly::sources::github::GitHubClient>>,
     /// Of the verbs, from the next start on.
     pub settings: service::Settings,
+    /// Of GitHub's jobs, from the next start on.
+    pub jobs: jobs::Settings,
     /// How often it is asked, from the next start on.
     pub pace: Pace,
     /// How long a guest stays paused for a full disk, from the next start on.
@@ -97,6 +104,7 @@ impl Host {
             limits: SpaceLimits::default(),
             github: None,
             settings: service::Settings::default(),
+            jobs: jobs::Settings::default(),
             pace: Pace {
                 soon: Duration::from_millis(20),
                 calm: Duration::from_millis(50),
@@ -132,87 +140,49 @@ impl Host {
             handover: Some(handover),
             ..NewTemplate::of_disk(name, self.at("disk.img"))
         };
-        self.service().register_template(new).await.unwrap();
+        self.services().templates.register(new).await.unwrap();
     }
 
     pub async fn start(&mut self) {
         assert!(self.running.is_none());
-        let vault = Arc::new(Vault::open(&self.at("secret.key")).unwrap());
-        let store = store::open(&self.at("mayfly.db")).await.unwrap();
-        let catalog = Arc::new(Catalog::open_with(self.at("templates"), self.limits).unwrap());
-        let drivers = Arc::new(Registry::default().with(Arc::new(Fake::new(self.world.clone()))));
-        let clock = self.clock.clone();
-        let view = HostInspector::new(drivers.clone(), self.capacity, true, clock.clone());
-        let logs = Logs::new(self.at("logs"));
-        let programs =
-            mayfly::sources::github::runner_archives::RunnerArchives::new(self.at("runners"), Default::default());
-        let puller = crate::support::no_registry(&catalog);
-        let service = Service::new(
-            store.ledger.clone(),
-            store.reader.clone(),
-            vault.clone(),
-            logs.clone(),
-            catalog.clone(),
-            drivers.clone(),
-            puller.clone(),
-            crate::support::no_logins(&self.at("")),
-            mayfly::registry::s3::S3::new(self.at("s3"), Default::default()),
-            self.github.clone(),
-            programs.clone(),
-            view.clone(),
-            clock.clone(),
-            self.settings.clone(),
-        );
-        let seen = view.subscribe();
-        let ledger = store.ledger.clone();
-        let reconciler = Arc::new(Reconciler {
-            ledger: store.ledger,
-            reader: store.reader,
-            vault,
-            logs,
-            catalog,
-            puller,
-            drivers,
-            programs,
+        let data = DataDir::new(self.dir.path());
+        let drivers = Registry::default().with(Arc::new(Fake::new(self.world.clone())));
+        let usual = Setup::new(data, drivers, self.capacity);
+        let setup = Setup {
+            clock: self.clock.clone(),
+            template_limits: self.limits,
             github: self.github.clone(),
-            reach: Default::default(),
-            presence: Default::default(),
-            clock,
-            host: view,
-            starts: Default::default(),
-            settings: reconcile::Settings {
-                capacity: self.capacity,
-                guest_socket: self.at("guest.sock"),
-                relay: vec!["/bin/false".into()],
+            service: self.settings.clone(),
+            reconcile: reconcile::Settings {
                 guest_urls: [(Fake::NAME.to_owned(), "http://10.0.2.100".to_owned())].into(),
-                isolated: true,
                 retry_backoff: Duration::from_millis(1),
                 disk_full: self.disk_full,
-                sweep_every: Duration::from_secs(60),
-                heartbeat: self.at("heartbeat"),
                 beat_every: Duration::from_millis(20),
                 keep_deleted: KEEP_DELETED,
-                budgets: Default::default(),
-                runner: Default::default(),
                 github: self.pace,
+                jobs: self.jobs.clone(),
+                ..usual.reconcile
             },
-        });
+            ..usual
+        };
+        let Built { parts, services, reconciler, jobs, store_closed: closed, .. } = build(setup).await.unwrap();
         let shutdown = CancellationToken::new();
-        self.serving.send_replace(Some(service.clone()));
+        let served = Served { services: services.clone(), reader: parts.reader.clone() };
+        self.serving.send_replace(Some(served));
         let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));
-        let jobs = tokio::spawn(service.clone().run_jobs(shutdown.clone()));
-        self.running =
-            Some(Running { service, ledger, board: seen, reconciling, jobs, shutdown, closed: store.closed });
+        let jobs = tokio::spawn(jobs.run(shutdown.clone()));
+        let board = parts.host.subscribe();
+        self.running = Some(Running { services, parts, board, reconciling, jobs, shutdown, closed });
     }
 
     /// Everything that Mayfly was doing stops where it stands; nothing is put in order.
     pub async fn crash(&mut self) {
         self.serving.send_replace(None);
-        let Running { service, shutdown, reconciling, jobs, closed, .. } = self.running.take().unwrap();
+        let Running { services, parts, shutdown, reconciling, jobs, closed, .. } = self.running.take().unwrap();
         shutdown.cancel();
         reconciling.await.unwrap();
         jobs.await.unwrap();
-        drop(service);
+        drop((services, parts));
         // A write that was on its way is on disk or is not; it must not come after the next start.
         tokio::time::timeout(PATIENCE, closed).await.expect("somebody holds on to the dead service").unwrap();
     }
@@ -222,8 +192,12 @@ impl Host {
         self.start().await;
     }
 
-    pub fn service(&self) -> &Service {
-        &self.running.as_ref().unwrap().service
+    pub fn services(&self) -> &Services {
+        &self.running.as_ref().unwrap().services
+    }
+
+    pub fn reader(&self) -> &Reader {
+        &self.running.as_ref().unwrap().parts.reader
     }
 
     /// From now on, guests that boot are played: they report, run their job, call their hook, upload and finish.
@@ -235,11 +209,11 @@ impl Host {
     }
 
     pub async fn create(&self, request: VmRequest) -> VmId {
-        self.service().create_vm(request, None).await.unwrap().vm.id()
+        self.services().admission.create(request, None).await.unwrap().vm.id()
     }
 
     pub async fn vm(&self, id: VmId) -> Vm {
-        self.service().reader().vm(id).await.unwrap().unwrap()
+        self.reader().vm(id).await.unwrap().unwrap()
     }
 
     /// Follows the vm until `done`; the panic says where it is stuck.
@@ -249,7 +223,7 @@ impl Host {
         while !done(&vm) {
             assert!(tokio::time::Instant::now() < end, "stuck: {vm:#?}");
             assert_ne!(vm.state, State::Deleted, "ended otherwise: {vm:#?}");
-            vm = self.service().wait_vm(id, vm.generation, Duration::from_secs(5)).await.unwrap();
+            vm = self.services().vms.wait(id, vm.generation, Duration::from_secs(5)).await.unwrap();
         }
         vm
     }
@@ -271,7 +245,7 @@ impl Host {
 
     /// What the vm's newest commit was, and the state after it.
     pub async fn last_commit(&self, vm: &Vm) -> (State, EventKind) {
-        let log = self.service().reader().events(Some(vm.id()), 0, 10_000).await.unwrap();
+        let log = self.reader().events(Some(vm.id()), 0, 10_000).await.unwrap();
         let last = log.iter().rfind(|recorded| recorded.generation <= vm.generation).unwrap();
         (last.state, last.event.kind())
     }
@@ -281,12 +255,12 @@ impl Host {
     }
 
     pub async fn delete(&self, id: VmId, force: bool) {
-        self.service().end_vm(id, &admin(), force).await.unwrap();
+        self.services().vms.end(id, &admin(), force).await.unwrap();
     }
 
     /// No instance, no lease, no live row, no secret; and every log replays to its row.
     pub async fn assert_clean(&self, ids: &[VmId]) {
-        let reader = self.service().reader();
+        let reader = self.reader();
         assert_eq!(reader.live_vms().await.unwrap(), vec![]);
         assert_eq!(reader.leases().await.unwrap(), vec![]);
         let snapshot = self.world.snapshot();
@@ -305,7 +279,7 @@ pub fn admin() -> Caller {
     Caller::Token { id: TokenId(uuid::Uuid::nil()), name: "test".into(), scope: TokenScope::Admin }
 }
 
-pub fn request(template: &str, runner: Runner) -> VmRequest {
+pub fn request(template: &str, runner: RunnerRequest) -> VmRequest {
     VmRequest {
         template: template.into(),
         name: None,
@@ -318,8 +292,8 @@ pub fn request(template: &str, runner: Runner) -> VmRequest {
     }
 }
 
-pub fn job() -> Runner {
-    Runner::Command { command: "true".into(), env: BTreeMap::new() }
+pub fn job() -> RunnerRequest {
+    RunnerRequest::Command { command: "true".into(), env: BTreeMap::new() }
 }
 
 /// Which attempt a guest was made for, as its seed says.
@@ -368,11 +342,11 @@ enum Report {
 async fn tell(serving: &Serving, id: VmId, report: Report) -> bool {
     let mut serving = serving.subscribe();
     loop {
-        let service = serving.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+        let Served { services, .. } = serving.wait_for(Option::is_some).await.unwrap().clone().unwrap();
         let call = async {
             match report.clone() {
-                Report::Event(event) => service.report_guest_event(id, event).await.map(drop),
-                Report::Delete => service.end_vm(id, &Caller::Guest(id), false).await.map(drop),
+                Report::Event(event) => services.guests.report(id, event).await.map(drop),
+                Report::Delete => services.vms.end(id, &Caller::Guest(id), false).await.map(drop),
             }
         };
         tokio::select! {
@@ -403,9 +377,9 @@ async fn known(serving: &Serving, id: VmId, mut is_so: impl FnMut(&Vm) -> bool) 
     let mut serving = serving.subscribe();
     let mut generation = 0;
     loop {
-        let service = serving.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+        let Served { services, .. } = serving.wait_for(Option::is_some).await.unwrap().clone().unwrap();
         tokio::select! {
-            vm = service.wait_vm(id, generation, Duration::from_secs(5)) => if let Ok(vm) = vm {
+            vm = services.vms.wait(id, generation, Duration::from_secs(5)) => if let Ok(vm) = vm {
                 if is_so(&vm) {
                     return;
                 }
@@ -438,11 +412,11 @@ impl Stops {
 mod prelude {
     pub use super::{Host, job, request};
     pub use mayfly::{
+        domain::RunnerRequest,
         domain::{Code, EndSignal, EventKind, GuestOs, OutcomeResult, QueueReason, State, event::GoneCause},
         drivers::{
             ErrorKind,
             fake::{Crash, Verb},
         },
-        service::vms::Runner,
     };
 }

@@ -11,7 +11,7 @@ use mayfly::{
 
 /// A vm that lived and ended, and left a log.
 async fn ended(host: &Host, key: &str) -> VmId {
-    let created = host.service().create_vm(request("linux", job()), Some(key.to_owned())).await.unwrap();
+    let created = host.services().admission.create(request("linux", job()), Some(key.to_owned())).await.unwrap();
     assert!(created.new);
     let id = created.vm.id();
     host.until_state(id, State::Deleted).await;
@@ -20,11 +20,11 @@ async fn ended(host: &Host, key: &str) -> VmId {
 }
 
 async fn assert_kept(host: &Host, id: VmId, key: &str) {
-    let reader = host.service().reader();
+    let reader = host.reader();
     assert_eq!(reader.vm(id).await.unwrap().unwrap().state, State::Deleted);
     assert!(!reader.events(Some(id), 0, 100).await.unwrap().is_empty());
     assert!(host.at("logs").join(id.to_string()).join("job.log").exists());
-    let again = host.service().create_vm(request("linux", job()), Some(key.to_owned())).await.unwrap();
+    let again = host.services().admission.create(request("linux", job()), Some(key.to_owned())).await.unwrap();
     assert_eq!((again.vm.id(), again.new), (id, false));
 }
 
@@ -52,7 +52,7 @@ async fn records_are_forgotten_once_they_are_old_and_not_before() {
     clock.advance(Duration::from_millis(1));
     host.restart().await;
     wait_until(async || !host.at("logs").join(old.to_string()).exists()).await;
-    let reader = host.service().reader();
+    let reader = host.reader();
     assert_eq!(reader.vm(old).await.unwrap(), None);
     assert_eq!(reader.events(Some(old), 0, 100).await.unwrap(), vec![]);
     assert!(reader.events(None, 0, 1000).await.unwrap().iter().all(|e| e.vm_id == young));
@@ -62,7 +62,7 @@ async fn records_are_forgotten_once_they_are_old_and_not_before() {
     // The key is free again, for whatever is asked with it.
     let mut other = request("linux", job());
     other.cpus = Some(2);
-    let reused = host.service().create_vm(other, Some("old".to_owned())).await.unwrap();
+    let reused = host.services().admission.create(other, Some("old".to_owned())).await.unwrap();
     assert!(reused.new && reused.vm.id() != old);
     host.until_state(reused.vm.id(), State::Deleted).await;
 
@@ -70,7 +70,7 @@ async fn records_are_forgotten_once_they_are_old_and_not_before() {
     clock.advance(KEEP_DELETED * 2);
     host.restart().await;
     wait_until(async || !host.at("logs").join(young.to_string()).exists()).await;
-    let left = host.service().reader().events(None, 0, 1000).await.unwrap();
+    let left = host.reader().events(None, 0, 1000).await.unwrap();
     assert_eq!(left, vec![], "all of them are old by now");
     host.assert_clean(&[]).await;
 }

@@ -74,9 +74,9 @@ async fn a_host_at_its_limit_is_not_the_vms_fault() {
 async fn a_leaked_slot_is_shown_and_heals() {
     let host = Host::new(4, 2).await;
     host.world.limit(GuestOs::Macos, Some(1));
-    let runs = host.create(request("macos", Runner::None)).await;
+    let runs = host.create(request("macos", RunnerRequest::None)).await;
     host.until_state(runs, State::Booting).await;
-    let waits = host.create(request("macos", Runner::None)).await;
+    let waits = host.create(request("macos", RunnerRequest::None)).await;
     let vm = host.until(waits, |vm| vm.queue.as_ref().is_some_and(|q| q.reason == QueueReason::Host)).await;
     assert_eq!((vm.failed_attempts, vm.last_fault.unwrap().code), (0, Code::HostLimit));
     let shown = host.until_host(|view| !view.ceilings.is_empty()).await.ceilings;
@@ -88,7 +88,7 @@ async fn a_leaked_slot_is_shown_and_heals() {
     assert!(later[0].last_at > fault.last_at);
     assert_eq!(host.vm(runs).await.attempt, 1, "what runs is left alone");
     // A guest of the other kind has its own limit.
-    let linux = host.create(request("linux", Runner::None)).await;
+    let linux = host.create(request("linux", RunnerRequest::None)).await;
     host.until_state(linux, State::Booting).await;
 
     host.world.limit(GuestOs::Macos, Some(2));
@@ -108,9 +108,9 @@ async fn a_host_without_a_slot_left_admits_nothing() {
     let host = Host::new(4, 2).await;
     host.world.limit(GuestOs::Macos, Some(0));
     let ids = [
-        host.create(request("macos", Runner::None)).await,
-        host.create(request("macos", Runner::None)).await,
-        host.create(request("macos", Runner::None)).await,
+        host.create(request("macos", RunnerRequest::None)).await,
+        host.create(request("macos", RunnerRequest::None)).await,
+        host.create(request("macos", RunnerRequest::None)).await,
     ];
     let view = host.until_host(|view| view.ceilings.first().is_some_and(|c| c.admits == 0 && c.refusals >= 4)).await;
     assert_eq!(view.ceilings.len(), 1);
@@ -134,7 +134,7 @@ async fn foreign_vms_take_slots_and_are_never_touched() {
     host.play_guests();
     host.world.add_foreign("somebody's mac", GuestOs::Macos, 2, 4096);
     host.world.add_foreign("another mac", GuestOs::Macos, 2, 4096);
-    let mac = host.create(request("macos", Runner::None)).await;
+    let mac = host.create(request("macos", RunnerRequest::None)).await;
     let linux = host.create(request("linux", job())).await;
     host.until_state(linux, State::Deleted).await;
     let waiting = host.vm(mac).await;
@@ -150,7 +150,7 @@ async fn foreign_vms_take_slots_and_are_never_touched() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_bears_our_name_and_has_no_row_is_swept() {
     let mut host = Host::new(2, 2).await;
-    let id = host.create(request("linux", Runner::None)).await;
+    let id = host.create(request("linux", RunnerRequest::None)).await;
     host.until_state(id, State::Booting).await;
     tokio::time::timeout(super::PATIENCE, host.world.until(|s| s.running() == 1)).await.unwrap();
     host.world.add_foreign("not ours", GuestOs::Linux, 1, 64);
@@ -163,7 +163,7 @@ async fn what_bears_our_name_and_has_no_row_is_swept() {
     host.start().await;
     tokio::time::timeout(super::PATIENCE, host.world.until(|s| s.instances.is_empty())).await.unwrap();
     assert_eq!(host.world.violations(), Vec::<String>::new());
-    let difference = host.service().difference().await.unwrap();
+    let difference = host.services().hosts.difference().await.unwrap();
     assert_eq!(difference.foreign.len(), 1);
 }
 
@@ -207,8 +207,10 @@ async fn deletes_end_what_is_idle_at_once_and_what_works_when_it_is_done() {
     assert_eq!(vm.end_signal, Some(EndSignal::DrainBudget));
 
     // Queued vms go at once, and never had an instance.
-    let fillers =
-        [host.create(request("linux", Runner::None)).await, host.create(request("linux", Runner::None)).await];
+    let fillers = [
+        host.create(request("linux", RunnerRequest::None)).await,
+        host.create(request("linux", RunnerRequest::None)).await,
+    ];
     let c = host.create(request("linux", job())).await;
     host.until(c, |vm| vm.state == State::Queued).await;
     host.delete(c, false).await;

@@ -11,9 +11,9 @@ use super::prelude::*;
 use crate::support::dice::Dice;
 
 async fn now(host: &Host, template: &str) -> Result<VmId, Error> {
-    let mut request = request(template, Runner::None);
+    let mut request = request(template, RunnerRequest::None);
     request.queue_timeout_seconds = Some(0);
-    host.service().create_vm(request, None).await.map(|created| created.vm.id())
+    host.services().admission.create(request, None).await.map(|created| created.vm.id())
 }
 
 fn waits_for(reason: QueueReason) -> impl Fn(&mayfly::domain::Vm) -> bool {
@@ -63,7 +63,7 @@ async fn a_look_that_began_before_the_demand_decides_nothing() {
     let host = Host::new(0, 1).await;
     observed(&host).await;
     // It waits for ever, so the host is looked at again and again.
-    let waits = host.create(request("linux", Runner::None)).await;
+    let waits = host.create(request("linux", RunnerRequest::None)).await;
     host.until(waits, waits_for(QueueReason::Slot)).await;
     let lists = host.world.snapshot().calls(Verb::List);
     let (looked, has_looked) = tokio::sync::oneshot::channel();
@@ -73,7 +73,7 @@ async fn a_look_that_began_before_the_demand_decides_nothing() {
         let _ = looked.send(());
     });
     tokio::time::timeout(super::PATIENCE, has_looked).await.unwrap().unwrap();
-    let queued = host.create(request("macos", Runner::None)).await;
+    let queued = host.create(request("macos", RunnerRequest::None)).await;
     host.world.answer_late(Verb::List, false);
     tokio::time::timeout(super::PATIENCE, host.world.until(|s| s.calls(Verb::List) >= lists + 3)).await.unwrap();
     let vm = host.vm(queued).await;
@@ -95,13 +95,13 @@ async fn a_foreign_guest_that_starts_meanwhile_is_found_before_ours_is_started()
         let first = if now_or_never {
             now(&host, "macos").await.unwrap()
         } else {
-            host.create(request("macos", Runner::None)).await
+            host.create(request("macos", RunnerRequest::None)).await
         };
         let vm = host.until(first, |vm| vm.state == State::Queued && vm.attempt == 1).await;
         assert_eq!(vm.queue.as_ref().unwrap().reason, QueueReason::Slot, "{vm:#?}");
         assert_eq!((vm.failed_attempts, vm.last_fault.as_ref().unwrap().code), (0, Code::SlotTaken), "{vm:#?}");
         assert_eq!(host.world.snapshot().starts, 0);
-        let younger = host.create(request("macos", Runner::None)).await;
+        let younger = host.create(request("macos", RunnerRequest::None)).await;
         assert_eq!(now(&host, "macos").await.unwrap_err().code, Code::SlotUnavailable);
 
         host.world.remove_foreign("foreign");
@@ -122,8 +122,10 @@ async fn of_two_that_start_one_gives_way_to_a_foreign_guest() {
         let host = Host::new(4, 2).await;
         host.world.note_above(GuestOs::Macos, 2);
         host.world.answer_late(Verb::Create, true);
-        let ids =
-            [host.create(request("macos", Runner::None)).await, host.create(request("macos", Runner::None)).await];
+        let ids = [
+            host.create(request("macos", RunnerRequest::None)).await,
+            host.create(request("macos", RunnerRequest::None)).await,
+        ];
         let cloned = host.world.until(|s| s.instances.len() == 2);
         tokio::time::timeout(super::PATIENCE, cloned).await.unwrap();
         host.world.add_foreign("foreign", GuestOs::Macos, 1, 64);
@@ -145,7 +147,7 @@ async fn a_slot_that_is_taken_again_and_again_makes_the_wait_no_longer() {
     let clock = Clock::manual(jiff::Timestamp::from_second(1_700_000_000).unwrap());
     let host = Host::with_clock(4, 1, clock.clone()).await;
     observed(&host).await;
-    let mut request = request("macos", Runner::None);
+    let mut request = request("macos", RunnerRequest::None);
     request.queue_timeout_seconds = Some(0);
     request.budgets = BudgetsPatch { boot_seconds: Some(10), ..BudgetsPatch::default() };
     let taken = |host: &Host| {
@@ -173,19 +175,19 @@ async fn a_slot_that_is_taken_again_and_again_makes_the_wait_no_longer() {
 async fn what_is_shown_is_looked_at_anew_and_says_its_age() {
     let host = Host::new(2, 2).await;
     observed(&host).await;
-    let id = host.create(request("linux", Runner::None)).await;
+    let id = host.create(request("linux", RunnerRequest::None)).await;
     host.until_state(id, State::Booting).await;
     tokio::time::timeout(super::PATIENCE, host.world.until(|s| s.running() == 1)).await.unwrap();
     host.world.add_foreign("foreign", GuestOs::Macos, 1, 64);
     let before = host.clock.now();
-    let difference = host.service().difference().await.unwrap();
+    let difference = host.services().hosts.difference().await.unwrap();
     assert_eq!((difference.foreign.len(), difference.known), (1, vec![id]), "it came a moment ago");
     assert!(difference.observed_at >= before && difference.unlisted.is_empty());
     assert_eq!((difference.strays, difference.missing), (vec![], vec![]));
 
     host.world.fail_next(Verb::List, 1, ErrorKind::Host, Code::HostUnavailable, "cannot list");
     host.world.remove_foreign("foreign");
-    let blind = host.service().difference().await.unwrap();
+    let blind = host.services().hosts.difference().await.unwrap();
     assert_eq!((blind.unlisted, blind.observed_at), (vec!["fake".to_owned()], difference.observed_at));
     assert_eq!((blind.foreign, blind.strays, blind.missing), (vec![], vec![], vec![]), "nothing is known of it now");
     finish(&host, &[id]).await;
@@ -203,7 +205,7 @@ async fn a_hypervisor_that_does_not_answer_is_no_free_slot() {
         assert!(error.detail.contains("has not listed its instances"), "{error}");
         assert!(error.retry_after.is_some() && began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     }
-    let queued = host.create(request("linux", Runner::None)).await;
+    let queued = host.create(request("linux", RunnerRequest::None)).await;
     host.world.hang(Verb::List, false);
     host.until_state(queued, State::Booting).await;
     let at_once = now(&host, "macos").await.unwrap();
@@ -239,7 +241,7 @@ async fn foreign_guests_come_and_go_and_the_host_is_never_overbooked() {
             let (template, os) = if dice.roll(3) == 0 { ("linux", GuestOs::Linux) } else { ("macos", GuestOs::Macos) };
             let foreign = format!("foreign {template} {}", dice.roll(2));
             match dice.roll(9) {
-                0..=1 => ids.push(host.create(request(template, Runner::None)).await),
+                0..=1 => ids.push(host.create(request(template, RunnerRequest::None)).await),
                 2..=3 => match now(&host, template).await {
                     Ok(id) => ids.push(id),
                     Err(error) => assert_eq!(error.code, Code::SlotUnavailable, "{error}"),

@@ -23,10 +23,10 @@ const SOON: Duration = Duration::from_secs(10);
 
 /// A vm whose guest runs and has its runner.
 async fn running(host: &Host) -> VmId {
-    let id = host.create(request("linux", Runner::None)).await;
+    let id = host.create(request("linux", RunnerRequest::None)).await;
     host.until_state(id, State::Booting).await;
     host.world.until(|world| world.running() > 0).await;
-    host.service().report_guest_event(id, GuestEvent::GuestConfigured { attempt: None }).await.unwrap();
+    host.services().guests.report(id, GuestEvent::GuestConfigured { attempt: None }).await.unwrap();
     host.until_state(id, State::Running).await;
     id
 }

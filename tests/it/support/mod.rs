@@ -31,18 +31,6 @@ pub mod small_disk;
 pub mod tart;
 pub mod tart_image;
 
-/// A puller that is nobody to any registry.
-pub fn no_registry(catalog: &mayfly::templates::Catalog) -> mayfly::templates::pull::Puller {
-    let nobody = mayfly::registry::credentials::Chain::new(Vec::new());
-    mayfly::templates::pull::Puller::new(catalog.clone(), Default::default(), std::sync::Arc::new(nobody))
-}
-
-/// Logins of a service that has none, kept in this directory.
-pub fn no_logins(dir: &Path) -> mayfly::registry::logins::Logins {
-    let nobody = mayfly::registry::credentials::Chain::new(Vec::new());
-    mayfly::registry::logins::Logins::new(dir.to_owned(), Default::default(), Vec::new(), std::sync::Arc::new(nobody))
-}
-
 pub struct Serve {
     child: Option<Child>,
     /// Lines of standard error so far.

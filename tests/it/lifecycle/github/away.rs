@@ -41,7 +41,7 @@ async fn budgets_that_wait_for_github_stand_still() {
     comes_back(&rig).await;
     let ids = [working, idle, waiting];
     for id in [idle, waiting] {
-        let log = async || rig.host.service().reader().events(Some(id), 0, 1000).await.unwrap();
+        let log = async || rig.host.reader().events(Some(id), 0, 1000).await.unwrap();
         rig.until("budgets run again", async || {
             log().await.iter().any(|r| r.event.kind() == EventKind::BudgetsResumed)
         })
@@ -86,7 +86,7 @@ async fn a_result_is_waited_for_that_github_cannot_take_yet() {
     let id = rig.host.create(wanted(budgets)).await;
     let (_, jit, job) = rig.busy(id).await;
     goes_down(&rig).await;
-    rig.host.service().end_vm(id, &mayfly::domain::token::Caller::Guest(id), false).await.unwrap();
+    rig.host.services().vms.end(id, &mayfly::domain::token::Caller::Guest(id), false).await.unwrap();
     let vm = rig.host.until(id, |vm| vm.drain_until.is_some()).await;
     rig.host.clock.sleep_until(vm.entered_at + jiff::SignedDuration::from_secs(2)).await;
     rig.host.restart().await;
@@ -118,7 +118,7 @@ async fn a_limit_is_waited_for_until_it_ends() {
     later(1800).await;
     assert_eq!(rig.runners().await.len(), 1, "other questions are answered");
     // Something that comes after it has happened.
-    let other = rig.host.create(request("linux", Runner::None)).await;
+    let other = rig.host.create(request("linux", RunnerRequest::None)).await;
     rig.host.until_state(other, State::Booting).await;
     let vm = rig.host.vm(second).await;
     assert_eq!((vm.state, vm.attempt, vm.paused_at.is_some()), (State::Cloning, 1, true));
@@ -137,7 +137,7 @@ async fn a_limit_is_waited_for_until_it_ends() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_way_to_github_nothing_waits_for_it() {
     let mut rig = Rig::new(1).await;
-    let first = rig.host.create(request("linux", Runner::None)).await;
+    let first = rig.host.create(request("linux", RunnerRequest::None)).await;
     rig.host.until(first, |vm| vm.state.holds_slot()).await;
     goes_down(&rig).await;
     let asked = || VmRequest { queue_timeout_seconds: Some(2), ..wanted(patient()) };

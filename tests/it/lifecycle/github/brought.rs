@@ -20,7 +20,7 @@ async fn running(
     registration_token: Option<SecretString>,
 ) -> Vm {
     let secret = jit_config.clone().or(registration_token.clone()).unwrap();
-    let runner = Runner::GitHub {
+    let runner = RunnerRequest::GitHub {
         scope,
         labels: vec![LABEL.to_owned()],
         group: None,
@@ -35,14 +35,14 @@ async fn running(
     };
     rig.until("the guest boots", async || runs()).await;
     // The seed stays where the job can read it, so the guest asks for the secret, and in time.
-    let service = rig.host.service();
+    let services = rig.host.services();
     let seed = rig.host.world.spec(&id.instance()).unwrap().seed.unwrap().volume;
     let in_seed = |text: &str| seed.windows(text.len()).any(|part| part == text.as_bytes());
     assert!(in_seed("MAYFLY_GITHUB_REGISTRATION") && !in_seed(secret.expose_secret()));
-    let given = service.runner_registration(id).await.unwrap();
+    let given = services.guests.runner_registration(id).await.unwrap();
     assert_eq!(given.expose_secret(), secret.expose_secret());
-    service.report_guest_event(id, GuestEvent::GuestConfigured { attempt: Some(1) }).await.unwrap();
-    let refused = service.runner_registration(id).await.unwrap_err();
+    services.guests.report(id, GuestEvent::GuestConfigured { attempt: Some(1) }).await.unwrap();
+    let refused = services.guests.runner_registration(id).await.unwrap_err();
     assert_eq!(refused.code, mayfly::domain::Code::RegistrationClosed);
     rig.host.until_state(id, State::Running).await
 }

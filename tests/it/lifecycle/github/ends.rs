@@ -8,7 +8,7 @@ use mayfly::{
 use super::*;
 
 async fn kinds(rig: &Rig, id: VmId) -> Vec<EventKind> {
-    let log = rig.host.service().reader().events(Some(id), 0, 1000).await.unwrap();
+    let log = rig.host.reader().events(Some(id), 0, 1000).await.unwrap();
     log.iter().map(|r| r.event.kind()).collect()
 }
 
@@ -52,7 +52,7 @@ async fn a_runner_that_was_never_there_is_not_gone() {
     rig.until("GitHub is asked again", async || asks(&rig.github.requests().await) >= 2).await;
     assert_eq!(rig.host.vm(id).await.state, State::Booting);
     let configured = mayfly::service::guests::GuestEvent::GuestConfigured { attempt: None };
-    rig.host.service().report_guest_event(id, configured).await.unwrap();
+    rig.host.services().guests.report(id, configured).await.unwrap();
     let vm = ends_idle(&rig, id, EndSignal::RegistrationBudget).await;
     assert_eq!(vm.outcome.unwrap().code, Some(Code::RunnerNotRegistered));
 }
@@ -159,7 +159,7 @@ async fn a_delete_waits_for_github() {
 }
 
 async fn pool_lets_go(rig: &Rig, id: VmId) {
-    let ledger = &rig.host.running.as_ref().unwrap().ledger;
+    let ledger = &rig.host.running.as_ref().unwrap().parts.ledger;
     let announced = Event::EndAnnounced { by: Announcer::Pool };
     ledger.apply(id, Expect::Anything, announced, rig.host.clock.now()).await.unwrap();
 }
@@ -193,7 +193,7 @@ async fn a_runner_at_work_is_given_time_to_upload_and_not_more() {
     let budgets = BudgetsPatch { drain_seconds: Some(1), drain_cap_seconds: Some(5), ..patient() };
     let id = rig.host.create(wanted(budgets)).await;
     let (_, jit, job) = rig.busy(id).await;
-    rig.host.service().end_vm(id, &Caller::Guest(id), false).await.unwrap();
+    rig.host.services().vms.end(id, &Caller::Guest(id), false).await.unwrap();
     let draining = rig.host.until_state(id, State::Draining).await;
     rig.host.clock.sleep_until(draining.entered_at + jiff::SignedDuration::from_secs(2)).await;
     assert_eq!(rig.host.vm(id).await.state, State::Draining);

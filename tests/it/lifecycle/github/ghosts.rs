@@ -17,7 +17,7 @@ async fn a_killed_runner_is_removed_once_github_lets_go_of_it() {
     rig.until("it is asked again", async || asks(&rig.github.requests().await) >= 1).await;
     let row = rig.rows().await.remove(0);
     assert_eq!((row.runner_id, row.sealed), (vm.registered.unwrap().runner_id, None));
-    let left = rig.host.service().difference().await.unwrap().runners;
+    let left = rig.host.services().hosts.difference().await.unwrap().runners;
     assert_eq!(
         left.iter().map(|r| (r.vm_id, &r.scope, r.runner_id)).collect::<Vec<_>>(),
         [(id, &acme(), row.runner_id)]
@@ -30,7 +30,7 @@ async fn a_killed_runner_is_removed_once_github_lets_go_of_it() {
     rig.until("the row goes", async || rig.rows().await.is_empty()).await;
     assert_eq!(rig.conclusion(job).await, "failure");
     assert_eq!(rig.runners().await, theirs);
-    assert_eq!(rig.host.service().difference().await.unwrap().runners, []);
+    assert_eq!(rig.host.services().hosts.difference().await.unwrap().runners, []);
     rig.host.assert_clean(&[id]).await;
 }
 

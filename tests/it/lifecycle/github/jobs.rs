@@ -17,7 +17,10 @@ use mayfly::{
 use serde_json::{Value, json};
 
 use super::{super::prelude::*, LABEL, Rig, acme, patient};
-use crate::{lifecycle::Serving, support::github::signature};
+use crate::{
+    lifecycle::{Served, Serving},
+    support::github::signature,
+};
 
 const SECRET: &str = "It's a Secret to Everybody";
 /// Far more than any test takes: the poll has no part in it.
@@ -43,7 +46,7 @@ fn pool(max_vms: u32) -> Pool {
 /// A webhook's receiver that lives as long as the test, whoever serves.
 async fn receiver(serving: Serving) -> String {
     async fn take(FromState(serving): FromState<Serving>, headers: HeaderMap, body: Bytes) -> StatusCode {
-        let Some(service) = serving.borrow().clone() else { return StatusCode::BAD_GATEWAY };
+        let Some(Served { services, .. }) = serving.borrow().clone() else { return StatusCode::BAD_GATEWAY };
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let webhook = Webhook {
             event: text("x-github-event"),
@@ -52,7 +55,7 @@ async fn receiver(serving: Serving) -> String {
             form: false,
             body: &body,
         };
-        match service.receive_webhook(webhook).await {
+        match services.webhooks.receive(webhook).await {
             Ok(()) => StatusCode::ACCEPTED,
             Err(error) => StatusCode::from_u16(error.code.status()).unwrap(),
         }
@@ -69,9 +72,9 @@ impl Rig {
     pub async fn with_pool(linux: u32, max_vms: u32, poll: Duration) -> Rig {
         let mut rig = Rig::new(linux).await;
         rig.host.settings.pools = vec![pool(max_vms)];
-        rig.host.settings.jobs.webhook_secrets = vec!["the next one".into(), SECRET.into()];
-        rig.host.settings.jobs.poll_every = Some(poll);
-        rig.host.settings.jobs.first_pause = Duration::from_millis(50);
+        rig.host.settings.webhook_secrets = vec!["the next one".into(), SECRET.into()];
+        rig.host.jobs.poll_every = Some(poll);
+        rig.host.jobs.first_pause = Duration::from_millis(50);
         rig.host.restart().await;
         let url = receiver(rig.host.serving.clone()).await;
         rig.github.tell("hooks", json!({"url": url, "secret": SECRET})).await;
@@ -85,16 +88,16 @@ impl Rig {
 
     async fn jobs(&self) -> Vec<Job> {
         let all = JobFilter { limit: 100, ..JobFilter::default() };
-        self.host.service().reader().jobs(&all).await.unwrap()
+        self.host.reader().jobs(&all).await.unwrap()
     }
 
     async fn known(&self, id: u64) -> Option<Job> {
-        self.host.service().reader().job(id).await.unwrap()
+        self.host.reader().job(id).await.unwrap()
     }
 
     async fn vms(&self) -> Vec<Vm> {
         let all = Filter { states: State::ALL.to_vec(), limit: 100, ..Filter::default() };
-        self.host.service().reader().vms(&all).await.unwrap()
+        self.host.reader().vms(&all).await.unwrap()
     }
 
     /// The vm that was made for this job.
@@ -140,7 +143,7 @@ async fn a_job_gets_a_vm_and_the_vm_knows_its_job() {
     // Its record says all that GitHub said.
     assert_eq!(vm.jobs, std::slice::from_ref(&known.record));
     assert_eq!((known.record.conclusion.as_deref(), known.record.repository.as_str()), (Some("success"), "acme/app"));
-    let of_job = rig.host.service().reader();
+    let of_job = rig.host.reader();
     let found =
         of_job.vms(&Filter { job: Some(job), states: State::ALL.to_vec(), limit: 10, ..Filter::default() }).await;
     assert_eq!(found.unwrap().iter().map(Vm::id).collect::<Vec<_>>(), [id]);
@@ -154,8 +157,9 @@ async fn what_webhooks_lose_is_asked_for() {
     rig.github.tell("hook", json!({"drop": 1000})).await;
     // Nothing was heard of this repository yet: the pool names it.
     rig.host
-        .service()
-        .set_pool(Pool { name: "zz".into(), repositories: vec!["acme/app".into()], ..pool(10) })
+        .services()
+        .pools
+        .set(Pool { name: "zz".into(), repositories: vec!["acme/app".into()], ..pool(10) })
         .await
         .unwrap();
     let job = rig.queue(&[LABEL]).await;
@@ -172,8 +176,9 @@ async fn what_webhooks_lose_is_asked_for() {
 async fn a_missed_webhook_is_sent_again_because_we_ask_for_it() {
     let rig = Rig::with_pool(2, 10, Duration::from_millis(100)).await;
     rig.host
-        .service()
-        .set_pool(Pool { name: "not-there".into(), repositories: vec!["acme/other".into()], ..pool(1) })
+        .services()
+        .pools
+        .set(Pool { name: "not-there".into(), repositories: vec!["acme/other".into()], ..pool(1) })
         .await
         .unwrap();
     let first = rig.queue(&["somebody-elses"]).await;
@@ -181,7 +186,7 @@ async fn a_missed_webhook_is_sent_again_because_we_ask_for_it() {
     rig.github.tell("hook", json!({"drop": 1})).await;
     let lost = rig.queue(&["somebody-elses", "too"]).await;
     rig.until("it is sent again", async || {
-        let deliveries = rig.host.service().list_deliveries(50).await.unwrap();
+        let deliveries = rig.host.services().webhooks.list_deliveries(50).await.unwrap();
         deliveries.len() == 2 && rig.known(lost).await.is_some()
     })
     .await;
@@ -256,7 +261,7 @@ async fn what_no_pool_wants_is_remembered_and_left_alone() {
     assert_eq!(rig.vms().await.len(), 1);
     // Until there is a pool for it.
     let wider = Pool { name: "gpus".into(), labels: vec![LABEL.into(), "gpu".into()], ..pool(1) };
-    rig.host.service().set_pool(wider).await.unwrap();
+    rig.host.services().pools.set(wider).await.unwrap();
     let id = rig.made(other.record.id).await;
     assert_eq!(rig.host.vm(id).await.draft.pool.as_deref(), Some("gpus"));
 }
@@ -336,7 +341,7 @@ pub async fn delivered(rig: &Rig, repository: &str, action: &str, job: u64, runn
         form: false,
         body: &body,
     };
-    rig.host.service().receive_webhook(webhook).await.unwrap();
+    rig.host.services().webhooks.receive(webhook).await.unwrap();
 }
 
 /// GitHub takes a job back that its runner does not begin with. What becomes of the job then is nothing of that runner's.

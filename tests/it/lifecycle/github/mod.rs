@@ -3,16 +3,15 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use mayfly::{
-    domain::{BudgetsPatch, InstanceName, Vm, VmId, github::runner_name},
+    domain::{BudgetsPatch, InstanceName, Vm, VmId, VmRequest, github::runner_name},
     platform::Clock,
-    service::{Service, vms::VmRequest},
     sources::github::GitHubClient,
     store::{Vault, github_runners::RunnerRow},
 };
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::{Host, PATIENCE, Serving, Stops, known, may_speak, prelude::*};
+use super::{Host, PATIENCE, Served, Serving, Stops, known, may_speak, prelude::*};
 use crate::support::github::{GitHub, acme};
 
 mod away;
@@ -34,8 +33,8 @@ pub struct Rig {
     given: Configurations,
 }
 
-pub fn runner() -> Runner {
-    Runner::GitHub {
+pub fn runner() -> RunnerRequest {
+    RunnerRequest::GitHub {
         scope: acme(),
         labels: vec![LABEL.to_owned()],
         group: None,
@@ -116,7 +115,7 @@ impl Rig {
     }
 
     pub async fn rows(&self) -> Vec<RunnerRow> {
-        self.host.service().reader().github_runners().await.unwrap()
+        self.host.reader().github_runners().await.unwrap()
     }
 
     /// Names of the runners that GitHub has.
@@ -151,10 +150,10 @@ impl Rig {
 /// Read from where the kit reads it, so that it is the one that is kept. `None`: the caller brought it.
 async fn configuration(serving: &Serving, id: VmId, vault: &Vault) -> Option<String> {
     let mut serving = serving.subscribe();
-    let service: Service = serving.wait_for(Option::is_some).await.unwrap().clone().unwrap();
-    let vm = service.reader().vm(id).await.unwrap().unwrap();
+    let Served { reader, .. } = serving.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+    let vm = reader.vm(id).await.unwrap().unwrap();
     vm.draft.managed()?;
     let name = runner_name(&vm.draft.name, id, vm.attempt);
-    let row = service.reader().github_runner(&name).await.unwrap().expect("there is a row before there is a guest");
+    let row = reader.github_runner(&name).await.unwrap().expect("there is a row before there is a guest");
     Some(String::from_utf8(vault.unseal(id, &row.sealed.unwrap()).unwrap()).unwrap())
 }

@@ -18,7 +18,7 @@ async fn github_leads_a_vm_through_its_life() {
 
     let job = rig.job().await;
     rig.host.until(id, |vm| vm.runner_status == RunnerStatus::Busy).await;
-    rig.host.service().end_vm(id, &mayfly::domain::token::Caller::Guest(id), false).await.unwrap();
+    rig.host.services().vms.end(id, &mayfly::domain::token::Caller::Guest(id), false).await.unwrap();
     rig.host.until_state(id, State::Draining).await;
     for what in ["log", "completejob"] {
         assert_eq!(rig.says(&jit, what).await.0, 200);
@@ -68,7 +68,7 @@ async fn a_lost_answer_is_made_good() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_somebody_else_uses_is_left_to_them() {
     let rig = Rig::new(1).await;
-    let first = rig.host.create(request("linux", Runner::None)).await;
+    let first = rig.host.create(request("linux", RunnerRequest::None)).await;
     rig.host.until(first, |vm| vm.state.holds_slot()).await;
     let id = rig.host.create(wanted(patient())).await;
     let theirs = runner_name(&rig.host.vm(id).await.draft.name, id, 1);
@@ -97,7 +97,7 @@ async fn what_github_refuses_ends_the_vm_with_its_words() {
         [("acme/none", None, "shows nothing"), ("acme", Some("blue"), "no runner group \"blue\"")]
     {
         let mut asked = wanted(patient());
-        let Runner::GitHub { scope: at, group: of, .. } = &mut asked.runner else { unreachable!() };
+        let RunnerRequest::GitHub { scope: at, group: of, .. } = &mut asked.runner else { unreachable!() };
         *at = scope.parse().unwrap();
         *of = group.map(str::to_owned);
         let id = rig.host.create(asked).await;

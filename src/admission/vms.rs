@@ -1,0 +1,278 @@
+//! A vm enters: its request is checked, its template is found and kept, and the vm is stored, with a place in the queue or with
+//! a slot.
+
+use std::{sync::Arc, time::Duration};
+
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::{
+    domain::{
+        Asked, Basis, Budgets, Code, Error, Pool, Result, Spec, Vm, VmId, VmRequest,
+        github::Registration,
+        name::{NAME_RULE, is_name},
+        runner_secrets::RunnerSecrets,
+        template::Template,
+        vm::Draft,
+    },
+    drivers::inspector::HostInspector,
+    guest,
+    parts::Parts,
+    platform::{Clock, clock},
+    registry::oci::reference::{Reference, ReferenceError},
+    store::{
+        Ledger, Reader, Vault,
+        ledger::{Admission, NewVm, Opened},
+        placement::{Demand, HostOffer},
+        pools::PoolFaults,
+    },
+    templates::{Catalog, TemplateLease, pull::Puller},
+};
+
+/// How often the host is looked at for a request that does not wait, while slots are given back meanwhile.
+const TRIES_NOW: u32 = 3;
+/// How long a request that does not wait waits for hypervisors to list what they run.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How many vms may wait at once.
+    pub max_queued: u32,
+    /// Wait for a slot when the request does not say, in seconds.
+    pub queue_timeout_seconds: u32,
+    /// Budgets of a template that does not say otherwise.
+    pub budgets: Budgets,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { max_queued: 1000, queue_timeout_seconds: 3600, budgets: Budgets::default() }
+    }
+}
+
+/// The answer to a creation: the vm, its token, and whether it is new.
+pub struct Created {
+    pub vm: Arc<Vm>,
+    pub token: SecretString,
+    pub new: bool,
+}
+
+/// Accepts vms. Cheap to clone.
+#[derive(Clone)]
+pub struct VmAdmission {
+    ledger: Ledger,
+    reader: Reader,
+    pool_faults: PoolFaults,
+    vault: Arc<Vault>,
+    catalog: Arc<Catalog>,
+    puller: Puller,
+    host: HostInspector,
+    clock: Clock,
+    /// Runners can be registered at GitHub.
+    github: bool,
+    settings: Settings,
+}
+
+impl VmAdmission {
+    pub fn new(parts: &Parts, settings: Settings) -> Self {
+        let github = parts.github.is_some();
+        let Parts { ledger, reader, pool_faults, vault, catalog, puller, host, clock, .. } = parts.clone();
+        Self { ledger, reader, pool_faults, vault, catalog, puller, host, clock, github, settings }
+    }
+
+    /// Stores a vm. Asked again with the same key or name and an equal request, it is the same vm.
+    pub async fn create(&self, request: VmRequest, idempotency_key: Option<String>) -> Result<Created> {
+        self.create_of(request, idempotency_key, None).await
+    }
+
+    /// Stores a vm for a job of this pool. Why it was refused is kept as the pool's fault.
+    pub async fn create_for_pool(&self, pool: &Pool, idempotency_key: String) -> Result<Created> {
+        let created = self.create_of(VmRequest::from(pool), Some(idempotency_key), Some(pool.name.clone())).await;
+        match &created {
+            Ok(_) => self.pool_faults.clear(&pool.name),
+            Err(error) => self.pool_faults.set(&pool.name, error, self.clock.now()),
+        }
+        created
+    }
+
+    async fn create_of(
+        &self,
+        request: VmRequest,
+        idempotency_key: Option<String>,
+        pool: Option<String>,
+    ) -> Result<Created> {
+        if let Some(key) = &idempotency_key
+            && (key.is_empty() || key.len() > 255 || !key.bytes().all(|b| b.is_ascii_graphic()))
+        {
+            return Err(Error::new(Code::RequestInvalid, "the Idempotency-Key is not usable")
+                .field("header:Idempotency-Key", "1 to 255 visible ASCII characters"));
+        }
+        let id = VmId::mint();
+        let secrets = checked_secrets(&request)?;
+        let request_hash = self.vault.fingerprint(&request.canonical(secrets.as_ref()));
+        // Kept until the vm is in the database, where whoever removes templates sees that it needs this one.
+        let (draft, _kept) = self.draft(id, &request, pool).await?;
+        let sealed = secrets.map(|s| self.vault.seal(id, &s.to_bytes()));
+        let opened = self
+            .open(|admission| NewVm {
+                draft: draft.clone(),
+                request_hash,
+                idempotency_key: idempotency_key.clone(),
+                sealed: sealed.clone(),
+                admission,
+            })
+            .await?;
+        let vm = opened.vm().clone();
+        let new = matches!(opened, Opened::Created(_));
+        if new {
+            metrics::counter!("mayfly_vms_created_total", "template" => vm.draft.template.clone()).increment(1);
+            tracing::info!(vm.id = %vm.id(), vm.name = %vm.draft.name, template.name = %vm.draft.template, "vm created");
+        }
+        Ok(Created { token: self.vault.vm_token(vm.id()), vm, new })
+    }
+
+    /// Stores the vm, with a place in the queue or with a slot.
+    async fn open(&self, new: impl Fn(Admission) -> NewVm) -> Result<Opened> {
+        let queue = Admission::Queue { max_queued: self.settings.max_queued };
+        let first = new(queue);
+        let spec = match first.draft.spec() {
+            Some(spec) if first.draft.budgets.queue_seconds == 0 => spec.clone(),
+            _ => return Ok(self.ledger.open(first, self.clock.now()).await?),
+        };
+        for tries_left in (0..TRIES_NOW).rev() {
+            let before = self.reader.demand().await?;
+            // A request that was made before is answered as then, whatever the host says now: the error is for a new one.
+            let room = self.room_now(&spec, before.clone()).await.map(Box::new);
+            match self.ledger.open(new(Admission::Slot(room)), self.clock.now()).await.map_err(Error::from) {
+                // A slot that is given back while we look counts as taken, until a look that begins later shows it free.
+                Err(error) if error.code == Code::SlotUnavailable && tries_left > 0 => {
+                    let now = self.reader.lease_holders().await?;
+                    if before.leases.iter().all(|then| now.iter().any(|lease| lease.vm == then.vm)) {
+                        return Err(error);
+                    }
+                }
+                opened => return opened,
+            }
+        }
+        Err(Error::internal("the last try returns"))
+    }
+
+    /// Where the vm's disk is to come from: a template that is here, and kept here, or an image that has to be looked for.
+    async fn basis(&self, wanted: &str, asked: Asked) -> Result<(String, Basis, Budgets, Option<TemplateLease>)> {
+        let capacity = self.host.capacity();
+        let known = |(template, kept): (Template, TemplateLease), shown: Option<String>| {
+            let (spec, budgets) = asked.of(&template, &capacity)?;
+            Ok((shown.unwrap_or(template.name), Basis::Known(spec), budgets, Some(kept)))
+        };
+        if !wanted.contains('/') {
+            let taken = self.catalog.take(wanted).await.map_err(|error| match error.code {
+                // The path exists, what the body names does not: another answer than GET's 404.
+                Code::TemplateNotFound => Error::new(Code::TemplateUnknown, error.detail)
+                    .field("/template", "see GET /templates for what is here, or name an image as host/namespace:tag"),
+                _ => error,
+            })?;
+            return known(taken, None);
+        }
+        let image: Reference = wanted.parse().map_err(|error: ReferenceError| {
+            Error::new(Code::RequestInvalid, "the template is no image that could be pulled")
+                .field("/template", error.to_string())
+        })?;
+        // What a tag stands for today is for its registry to say; a digest stands for one thing for ever.
+        if let Some(template) = self.puller.here(&image).await? {
+            return known(self.catalog.take(&template.digest).await?, Some(image.to_string()));
+        }
+        if asked.queue_seconds == 0 {
+            return Err(Error::new(
+                Code::SlotUnavailable,
+                "queue_timeout_seconds is 0, and the image is not known to be here: pull it first and name the template \
+                 or the digest, or let the vm wait",
+            )
+            .retry_after(60));
+        }
+        let budgets = asked.before(&self.settings.budgets, &capacity)?;
+        Ok((image.to_string(), Basis::Awaited { awaits: asked }, budgets, None))
+    }
+
+    async fn draft(
+        &self,
+        id: VmId,
+        request: &VmRequest,
+        pool: Option<String>,
+    ) -> Result<(Draft, Option<TemplateLease>)> {
+        let name = self.checked_name(id, request)?;
+        let asked = Asked {
+            cpus: request.cpus,
+            memory_mib: request.memory_mib,
+            budgets: request.budgets.clone(),
+            queue_seconds: request.queue_timeout_seconds.unwrap_or(self.settings.queue_timeout_seconds),
+        };
+        let (template, basis, budgets, kept) = self.basis(&request.template, asked).await?;
+        let (runner, github, labels) = (request.runner.kind(), request.runner.github()?, request.labels.clone());
+        if github.as_ref().is_some_and(|g| g.registration == Registration::Managed) && !self.github {
+            return Err(Error::new(Code::GitHubNotConfigured, "this service has no credentials for GitHub")
+                .field("/runner", "needs `[github]` in the configuration, or `jit_config` or `registration_token`"));
+        }
+        Ok((
+            Draft { id, name, template, basis, runner, github, pool, labels, budgets, instance_per_attempt: true },
+            kept,
+        ))
+    }
+
+    fn checked_name(&self, id: VmId, request: &VmRequest) -> Result<String> {
+        let invalid = |what: &str| Error::new(Code::RequestInvalid, what.to_owned());
+        let name = match &request.name {
+            None => format!("vm-{}", &id.0.simple().to_string()[20..]),
+            Some(name) => {
+                if !is_name(name) {
+                    return Err(invalid("the name is not usable").field("/name", NAME_RULE));
+                }
+                name.clone()
+            }
+        };
+        if request.labels.len() > 32 {
+            return Err(invalid("there are too many labels").field("/labels", "at most 32"));
+        }
+        for (key, value) in &request.labels {
+            let plain =
+                |s: &str| s.chars().count() <= 128 && !s.chars().any(|c| c.is_control() || c == '"' || c == '\\');
+            if key.is_empty() || !plain(key) || !plain(value) {
+                return Err(invalid("a label is not usable").field(
+                    "/labels",
+                    "keys and values: at most 128 characters, no quotes, backslashes or control characters",
+                ));
+            }
+        }
+        Ok(name)
+    }
+
+    /// What the host has for a vm that does not wait.
+    async fn room_now(&self, spec: &Spec, before: Demand) -> Result<HostOffer> {
+        let view = self.host.look(clock::monotonic(), ANSWER_WITHIN).await;
+        let unavailable = |detail: String| Err(Error::new(Code::HostUnavailable, detail).retry_after(5));
+        if !view.observed {
+            return unavailable("the host's drivers are still being probed".to_owned());
+        }
+        match view.driver(&spec.driver) {
+            None => return unavailable(format!("the driver {} is not enabled in this service", spec.driver)),
+            Some(driver) if !driver.usable => {
+                let why = driver.fault.as_ref().map(|fault| format!(": {}", fault.detail)).unwrap_or_default();
+                return unavailable(format!("the driver {} cannot run guests now{why}", spec.driver));
+            }
+            Some(_) => {}
+        }
+        if let Some(fault) = view.unlisted(spec.os, &spec.driver) {
+            return unavailable(format!("it is not known whether a slot is free: {}", fault.detail));
+        }
+        Ok(HostOffer::new(&view, before, self.clock.now()))
+    }
+}
+
+/// Names that a guest's shell could not take are refused here, where the caller still hears of it.
+fn checked_secrets(request: &VmRequest) -> Result<Option<RunnerSecrets>> {
+    let Some(secrets) = request.runner.secrets()? else { return Ok(None) };
+    let clear = secrets.env.iter().map(|(k, v)| (k.clone(), v.expose_secret().to_owned())).collect();
+    guest::kit::check_env(&clear).map_err(|refused| {
+        Error::new(Code::RequestInvalid, "the runner cannot be handed to a guest")
+            .field("/runner/env", refused.to_string())
+    })?;
+    Ok(Some(secrets))
+}

@@ -1,0 +1,141 @@
+//! Builds the parts, the services and the loops. Production takes the setup from the configuration; tests make their own, and
+//! share everything else.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use tokio::task::JoinHandle;
+
+use super::{error::StartError, store, templates::RegistryAccess};
+use crate::{
+    domain::{Budgets, Pool, host::Capacity},
+    drivers::{inspector::HostInspector, registry::Registry},
+    parts::Parts,
+    platform::{clock::Clock, data_dir::DataDir},
+    reconcile::{self, JobLoops, PullLoops, Reconciler},
+    registry::{logins::Logins, s3::S3},
+    service::{self, Services, StoredTemplateUsage},
+    sources::github::{
+        GitHubClient,
+        runner_archives::{RunnerArchive, RunnerArchives},
+    },
+    store::{Unchecked, logs::Logs},
+    templates::{self, Catalog, pull::Puller},
+};
+
+/// What a service is built from.
+pub struct Setup {
+    pub data: DataDir,
+    pub clock: Clock,
+    pub drivers: Registry,
+    pub capacity: Capacity,
+    /// Instances that Mayfly did not start count.
+    pub count_foreign: bool,
+    pub template_limits: templates::SpaceLimits,
+    pub registries: RegistryAccess,
+    /// `None`: no GitHub credentials are configured.
+    pub github: Option<Arc<GitHubClient>>,
+    pub runner_archives: BTreeMap<String, RunnerArchive>,
+    /// Of templates that do not say otherwise.
+    pub budgets: Budgets,
+    pub service: service::Settings,
+    pub reconcile: reconcile::Settings,
+}
+
+impl Setup {
+    /// With usual values, and without credentials for anything.
+    pub fn new(data: DataDir, drivers: Registry, capacity: Capacity) -> Setup {
+        Setup {
+            clock: Clock::system(),
+            drivers,
+            capacity,
+            count_foreign: true,
+            template_limits: templates::SpaceLimits::default(),
+            registries: RegistryAccess::default(),
+            github: None,
+            runner_archives: BTreeMap::new(),
+            budgets: Budgets::default(),
+            service: service::Settings::default(),
+            reconcile: reconcile::Settings::new(capacity, &data),
+            data,
+        }
+    }
+}
+
+/// All of the service but its listeners. Nothing runs yet.
+pub struct Built {
+    pub parts: Parts,
+    pub services: Services,
+    pub reconciler: Reconciler,
+    pub jobs: JobLoops,
+    pub pulls: PullLoops,
+    /// Ends once every part is gone, the last write is on disk and the database is closed.
+    pub store_closed: JoinHandle<()>,
+    /// What is still to be checked of the database.
+    pub unchecked: Option<Unchecked>,
+}
+
+pub async fn build(setup: Setup) -> Result<Built, StartError> {
+    let Setup {
+        data,
+        clock,
+        drivers,
+        capacity,
+        count_foreign,
+        template_limits,
+        registries,
+        github,
+        runner_archives,
+        budgets,
+        mut service,
+        mut reconcile,
+    } = setup;
+    let (vault, store) = store::open(&data).await?;
+    let catalog = Catalog::open_with(data.templates(), template_limits)
+        .map_err(|cause| StartError::Templates { dir: data.templates().display().to_string(), cause })?;
+    catalog.set_template_usage(Arc::new(StoredTemplateUsage {
+        reader: store.reader.clone(),
+        ledger: store.ledger.clone(),
+        clock: clock.clone(),
+    }));
+    let RegistryAccess { pull, credentials, users } = registries;
+    let limits = pull.registry.limits.clone();
+    let logins = Logins::new(data.path().to_owned(), pull.registry.clone(), users, credentials.clone());
+    let drivers = Arc::new(drivers);
+    let parts = Parts {
+        ledger: store.ledger,
+        reader: store.reader,
+        vault: Arc::new(vault),
+        logs: Logs::new(data.logs()),
+        pool_faults: Default::default(),
+        host: HostInspector::new(drivers.clone(), capacity, count_foreign, clock.clone()),
+        drivers,
+        puller: Puller::new(catalog.clone(), pull, credentials),
+        catalog: Arc::new(catalog),
+        pull_progress: Default::default(),
+        logins,
+        s3: S3::new(data.s3(), limits),
+        github,
+        runner_archives: RunnerArchives::new(data.runner_archives(), runner_archives),
+        clock,
+    };
+
+    let pools: Arc<[Pool]> = service.pools.clone().into();
+    reconcile.jobs.webhooks = !service.webhook_secrets.is_empty();
+    reconcile.jobs.pools = pools;
+    for of_part in
+        [&mut service.vms.budgets, &mut service.pulls.budgets, &mut reconcile.budgets, &mut reconcile.pulls.budgets]
+    {
+        *of_part = budgets.clone();
+    }
+    let services = Services::new(&parts, service);
+    let (vms, pulls) = (services.admission.clone(), services.pull_admission.clone());
+    Ok(Built {
+        reconciler: Reconciler::new(&parts, &reconcile),
+        jobs: JobLoops::new(&parts, vms.clone(), reconcile.jobs),
+        pulls: PullLoops::new(&parts, vms, pulls, reconcile.pulls),
+        parts,
+        services,
+        store_closed: store.closed,
+        unchecked: store.unchecked,
+    })
+}

@@ -1,0 +1,85 @@
+//! Where the service listens: addresses, the guest API's socket, certificates.
+
+use std::{fs::Permissions, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+
+use tokio::net::{TcpListener, UnixListener};
+
+use super::error::StartError;
+use crate::{
+    config::Config,
+    drivers::qemu::{self, Qemu},
+    platform::data_dir::DataDir,
+};
+
+pub(super) async fn listen(address: std::net::SocketAddr, setting: &'static str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|cause| StartError::Listen {
+        address: address.to_string(),
+        setting,
+        cause,
+    })
+}
+
+pub(super) fn listen_unix(path: &Path) -> Result<UnixListener, StartError> {
+    // We hold the directory's lock, so a socket that is here was left by a process that is gone.
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(StartError::Listen {
+                address: path.display().to_string(),
+                setting: "--data-dir",
+                cause: error,
+            });
+        }
+        _ => {}
+    }
+    let failed = |cause| StartError::Listen { address: path.display().to_string(), setting: "--data-dir", cause };
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// A socket's path has a limit far below that of other paths.
+pub(super) fn check_paths(config: &Config, data: &DataDir) -> Result<(), StartError> {
+    if config.drivers.qemu.enabled {
+        qemu::paths::check(&data.qemu_instances())
+            .map_err(|error| StartError::Driver { driver: Qemu::NAME, cause: error.summary })?;
+    }
+    let length = data.path().as_os_str().len();
+    let limit = qemu::paths::SOCKET_PATH_LIMIT - 1 - DataDir::GUEST_SOCKET.len();
+    if length > limit {
+        return Err(StartError::TooLong { dir: data.path().display().to_string(), length, limit });
+    }
+    Ok(())
+}
+
+pub(super) fn tls(config: &Config) -> Result<Option<Arc<tokio_rustls::rustls::ServerConfig>>, StartError> {
+    use tokio_rustls::rustls::{
+        ServerConfig,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    };
+    let (Some(cert), Some(key)) = (&config.server.tls_cert, &config.server.tls_key) else { return Ok(None) };
+    let explain = |what: &str, setting: &str, path: &Path, cause: &dyn std::fmt::Display| {
+        let path = path.display();
+        StartError::Tls(format!(
+            "{what} in {path} cannot be used: {cause}; `{setting}` must name a PEM file that holds it"
+        ))
+    };
+    let chain = CertificateDer::pem_file_iter(cert)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|e| explain("the certificate", "server.tls_cert", cert, &e))?;
+    if chain.is_empty() {
+        return Err(explain("the certificate", "server.tls_cert", cert, &"there is none in it"));
+    }
+    let private =
+        PrivateKeyDer::from_pem_file(key).map_err(|e| explain("the private key", "server.tls_key", key, &e))?;
+    let mut server =
+        ServerConfig::builder().with_no_client_auth().with_single_cert(chain, private).map_err(|cause| {
+            StartError::Tls(format!(
+                "the certificate in {} and the private key in {} cannot be used: {cause}; `server.tls_cert` and \
+                 `server.tls_key` must belong together",
+                cert.display(),
+                key.display()
+            ))
+        })?;
+    server.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Some(Arc::new(server)))
+}

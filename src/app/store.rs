@@ -1,0 +1,87 @@
+//! What lies in the data directory: its lock, the key, the database, the admin token.
+
+use std::{
+    fs::File,
+    io::{self, Write as _},
+    path::Path,
+    time::Duration,
+};
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::error::StartError;
+use crate::{
+    domain::{Code, token::TokenScope},
+    platform::{data_dir::DataDir, files},
+    service::tokens::Tokens,
+    store::{self, Store, Vault},
+};
+
+/// One service per data directory. The lock is the kernel's: it goes with the process, however that ends.
+pub(super) fn lock(data: &DataDir) -> Result<File, StartError> {
+    let dir = || data.path().display().to_string();
+    let file = files::private()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(data.lock())
+        .map_err(|cause| StartError::DataDir { dir: dir(), cause })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(StartError::InUse { dir: dir() }),
+        Err(std::fs::TryLockError::Error(cause)) => Err(StartError::DataDir { dir: dir(), cause }),
+    }
+}
+
+pub(super) async fn open(data: &DataDir) -> Result<(Vault, Store), StartError> {
+    let (key, database) = (data.secret_key(), data.database());
+    // A new key beside old records would make live vms' scripts unreadable and their guests' tokens worthless, silently.
+    if !key.exists() && std::fs::metadata(&database).is_ok_and(|file| file.len() > 0) {
+        return Err(StartError::KeyLost { key: key.display().to_string(), database: database.display().to_string() });
+    }
+    let vault = Vault::open(&key)?;
+    Ok((vault, store::open(&database).await?))
+}
+
+/// Reads all of a database that is too large to be read at the start.
+pub(super) async fn check_later(unchecked: store::Unchecked) {
+    // Whatever waits for the service after its start comes first.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    unchecked.check().await;
+}
+
+/// On the first start, an admin token for whoever may read the data directory. Made again when the file was removed.
+pub(super) async fn admin_token(tokens: &Tokens, path: &Path) -> Result<(), StartError> {
+    let failed = |what: &dyn std::fmt::Display| StartError::AdminToken(format!("{}: {what}", path.display()));
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            let token: SecretString = text.trim().to_owned().into();
+            return match tokens.authenticate(&token).await {
+                Ok(_) => Ok(()),
+                Err(error) if error.code == Code::AuthRequired => {
+                    tracing::warn!(path = %path.display(), "the token in this file is not valid; remove the file to get a new one at the next start");
+                    Ok(())
+                }
+                Err(error) => Err(failed(&error)),
+            };
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(&error)),
+    }
+    // A start that died between the row and the file left a token that nobody knows.
+    for token in tokens.list().await.map_err(|e| failed(&e))? {
+        if token.name == LOCAL_ADMIN && token.revoked_at.is_none() {
+            tokens.revoke(token.id).await.map_err(|e| failed(&e))?;
+        }
+    }
+    let (_, secret) = tokens.create(LOCAL_ADMIN.to_owned(), TokenScope::Admin).await.map_err(|e| failed(&e))?;
+    let mut text = secret.expose_secret().to_owned();
+    text.push('\n');
+    files::replace(path, text.as_bytes()).map_err(|e| failed(&e))?;
+    tracing::info!(path = %path.display(), "wrote an admin token");
+    // Said on standard error too, so that it is seen whatever the log's format and level are.
+    let _ = writeln!(io::stderr(), "admin token written to {}", path.display());
+    Ok(())
+}
+
+const LOCAL_ADMIN: &str = "local-admin";

@@ -1,0 +1,218 @@
+//! A service that is up: its listeners and its loops, from their start to their end.
+
+use std::{
+    fs::File,
+    io::{self, Write as _},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    build::{Built, Setup, build},
+    drivers,
+    error::StartError,
+    github, listeners, store, templates,
+};
+use crate::{
+    admission,
+    config::Config,
+    http::{self, Http},
+    platform::data_dir::DataDir,
+    reconcile::{self, JobLoops, PullLoops, Reconciler},
+    service, telemetry,
+    templates::layouts::Tools,
+};
+
+/// `run` serves until it is told to stop.
+pub struct App {
+    lock: File,
+    listener: TcpListener,
+    guest_socket: UnixListener,
+    guest_tcp: Option<TcpListener>,
+    http: Http,
+    tls: Option<Arc<tokio_rustls::rustls::ServerConfig>>,
+    reconciler: Reconciler,
+    jobs: JobLoops,
+    pulls: PullLoops,
+    shutdown: CancellationToken,
+    store_closed: JoinHandle<()>,
+    unchecked: Option<crate::store::Unchecked>,
+}
+
+impl App {
+    /// Opens everything. On an error nothing was changed but what is safe to find again: whatever can be refused without
+    /// touching the database is refused before it is touched.
+    pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<App, StartError> {
+        let data = DataDir::new(config.data_dir.clone());
+        listeners::check_paths(config, &data)?;
+        let lock = store::lock(&data)?;
+        // Listening comes before the database: a port in use is the most common trouble, and nothing was touched yet.
+        let listener = listeners::listen(config.server.listen, "server.listen").await?;
+        let guest_tcp = match config.guest_listen() {
+            Some(address) => Some(listeners::listen(address, "guest.listen").await?),
+            None => None,
+        };
+        let tls = listeners::tls(config)?;
+        let own_path = std::env::current_exe().map_err(StartError::OwnPath)?;
+        let Built { parts: _, services, reconciler, jobs, pulls, store_closed, unchecked } =
+            build(setup(config, data.clone(), &own_path)?).await?;
+        let guest_socket = listeners::listen_unix(&data.guest_socket())?;
+        store::admin_token(&services.tokens, &data.admin_token()).await?;
+        let http = Http {
+            services,
+            settings: http::Settings {
+                max_body_bytes: usize::try_from(config.server.max_body_bytes).unwrap_or(usize::MAX),
+                request_timeout: Duration::from_secs(u64::from(config.server.request_timeout_seconds)),
+                max_concurrent: usize::try_from(config.server.max_concurrent_requests).unwrap_or(usize::MAX),
+            },
+            metrics: Arc::new(telemetry::render_metrics),
+            shutdown: shutdown.clone(),
+        };
+        Ok(App {
+            lock,
+            listener,
+            guest_socket,
+            guest_tcp,
+            http,
+            tls,
+            reconciler,
+            jobs,
+            pulls,
+            shutdown,
+            store_closed,
+            unchecked,
+        })
+    }
+
+    pub fn address(&self) -> io::Result<std::net::SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until the token that it was started with is cancelled: no new requests, requests under way are finished, vms keep
+    /// running. An error: a part of it ended by itself, and the whole ended with it.
+    pub async fn run(self) -> Result<(), StartError> {
+        let App {
+            lock,
+            listener,
+            guest_socket,
+            guest_tcp,
+            http,
+            tls,
+            reconciler,
+            jobs,
+            pulls,
+            shutdown,
+            store_closed,
+            unchecked,
+        } = self;
+        let guests = tokio::spawn(http::serve_unix(guest_socket, http::guest_router(&http), shutdown.clone()));
+        let guests_tcp =
+            guest_tcp.map(|l| tokio::spawn(http::serve_tcp(l, None, http::guest_router(&http), shutdown.clone())));
+        let admin = tokio::spawn(http::serve_tcp(listener, tls, http::admin_router(&http), shutdown.clone()));
+        let pulling = tokio::spawn(pulls.run(shutdown.clone()));
+        let jobs = tokio::spawn(jobs.run(shutdown.clone()));
+        let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));
+        if let Some(unchecked) = unchecked {
+            tokio::spawn(shutdown.clone().run_until_cancelled_owned(store::check_later(unchecked)));
+        }
+        drop(http);
+        let parts = [
+            ("guest API", Some(guests)),
+            ("guest API over TCP", guests_tcp),
+            ("admin API", Some(admin)),
+            ("pulls", Some(pulling)),
+            ("jobs", Some(jobs)),
+            ("reconciler", Some(reconciling)),
+        ];
+        let mut parts: FuturesUnordered<_> =
+            parts.into_iter().filter_map(|(name, task)| task.map(|task| async move { (name, task.await) })).collect();
+        let mut broken = Ok(());
+        // In the order in which they end: a part that is gone would otherwise be missed until all the others have ended.
+        while let Some((part, ended)) = parts.next().await {
+            if ended.is_err() || !shutdown.is_cancelled() {
+                let cause = ended.err().map(|error| format!(" ({error})")).unwrap_or_default();
+                tracing::error!(part, "a part of the service ended by itself{cause}: ending, to be started again");
+                broken = Err(StartError::Part { part });
+                shutdown.cancel();
+            }
+        }
+        // Closing brings the write-ahead log into the database file. If something still holds on to the store, the next start
+        // does that.
+        let _ = tokio::time::timeout(Duration::from_secs(2), store_closed).await;
+        drop(lock);
+        broken
+    }
+}
+
+fn setup(config: &Config, data: DataDir, own_path: &Path) -> Result<Setup, StartError> {
+    let drivers = drivers::registry(config, &data, own_path)?;
+    let capacity = config.capacity();
+    let usual = Setup::new(data, drivers, capacity);
+    Ok(Setup {
+        count_foreign: config.slots.count_foreign,
+        template_limits: templates::limits(config),
+        registries: templates::registries(config),
+        github: github::client(config)?,
+        runner_archives: config.runner_archives(),
+        budgets: config.default_budgets(),
+        service: service::Settings {
+            vms: admission::vms::Settings {
+                max_queued: config.queue.max_length,
+                queue_timeout_seconds: config.queue.timeout_seconds,
+                ..Default::default()
+            },
+            pulls: admission::pulls::Settings {
+                deadline: Duration::from_secs(u64::from(config.pulls.deadline_seconds)),
+                ..Default::default()
+            },
+            pools: config.pools.clone(),
+            webhook_secrets: github::webhook_secrets(config)?,
+            tools: Tools { qemu_img: config.drivers.qemu.qemu_img.clone().unwrap_or_else(|| "qemu-img".into()) },
+        },
+        reconcile: reconcile::Settings {
+            relay: vec![own_path.display().to_string(), "guest-relay".to_owned()],
+            guest_urls: drivers::guest_urls(config),
+            isolated: config.drivers.qemu.isolated,
+            disk_full: Duration::from_secs(u64::from(config.drivers.qemu.disk_full_seconds)),
+            keep_deleted: Duration::from_secs(u64::from(config.retention.deleted_vms_days) * 24 * 3600),
+            runner: reconcile::RunnerSettings {
+                github_web: config.github.url.clone(),
+                directory: config.github.runner_directory.clone(),
+                minimum_version: config.github.runner_minimum_version.clone(),
+            },
+            jobs: github::jobs(config),
+            ..usual.reconcile
+        },
+        ..usual
+    })
+}
+
+/// What can be said of a configuration without starting anything or touching the data directory.
+pub fn check(config: &Config) -> Result<(), StartError> {
+    let data = DataDir::new(config.data_dir.clone());
+    listeners::check_paths(config, &data)?;
+    listeners::tls(config).map(drop)
+}
+
+/// Runs the service until `shutdown`.
+pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), StartError> {
+    let app = App::start(&config, shutdown).await?;
+    let scheme = if app.tls.is_some() { "https" } else { "http" };
+    let address = app.address().map_err(|cause| StartError::Listen {
+        address: config.server.listen.to_string(),
+        setting: "server.listen",
+        cause,
+    })?;
+    // Said on standard error whatever the log's format and level are: scripts wait for it, people open it.
+    let _ =
+        writeln!(io::stderr(), "mayfly: listening on {scheme}://{address} with data in {}", config.data_dir.display());
+    app.run().await
+}

@@ -1,0 +1,37 @@
+//! The parts of the layer below `admission`, `service` and `reconcile`, built once by `app`. Each service and each loop takes
+//! from here what it needs, and nothing else.
+
+use std::sync::Arc;
+
+use crate::{
+    drivers::{inspector::HostInspector, registry::Registry},
+    platform::Clock,
+    registry::{logins::Logins, s3::S3},
+    sources::github::{GitHubClient, runner_archives::RunnerArchives},
+    store::{Ledger, Reader, Vault, logs::Logs, pools::PoolFaults},
+    templates::{
+        Catalog,
+        pull::{ProgressBoard, Puller},
+    },
+};
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Parts {
+    pub ledger: Ledger,
+    pub reader: Reader,
+    pub vault: Arc<Vault>,
+    pub logs: Logs,
+    pub pool_faults: PoolFaults,
+    pub drivers: Arc<Registry>,
+    pub host: HostInspector,
+    pub catalog: Arc<Catalog>,
+    pub puller: Puller,
+    pub pull_progress: ProgressBoard,
+    pub logins: Logins,
+    pub s3: S3,
+    /// `None`: no GitHub credentials are configured.
+    pub github: Option<Arc<GitHubClient>>,
+    pub runner_archives: RunnerArchives,
+    pub clock: Clock,
+}

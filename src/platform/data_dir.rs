@@ -1,0 +1,89 @@
+//! The names of everything below the data directory.
+
+use std::path::{Path, PathBuf};
+
+#[derive(Clone, Debug)]
+pub struct DataDir(PathBuf);
+
+impl DataDir {
+    /// The name of the socket of the guest API: the directory's path may be so much shorter than a socket's.
+    pub const GUEST_SOCKET: &str = "guest.sock";
+
+    pub fn new(path: impl Into<PathBuf>) -> DataDir {
+        DataDir(path.into())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// The configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.at("mayfly.toml")
+    }
+
+    /// Locked by the process that serves this directory.
+    pub fn lock(&self) -> PathBuf {
+        self.at("serve.lock")
+    }
+
+    pub fn database(&self) -> PathBuf {
+        self.at("mayfly.db")
+    }
+
+    /// What secrets are encrypted with, and vms' tokens are made with.
+    pub fn secret_key(&self) -> PathBuf {
+        self.at("secret.key")
+    }
+
+    pub fn admin_token(&self) -> PathBuf {
+        self.at("admin.token")
+    }
+
+    pub fn guest_socket(&self) -> PathBuf {
+        self.at(Self::GUEST_SOCKET)
+    }
+
+    /// The time at which the service was there last.
+    pub fn heartbeat(&self) -> PathBuf {
+        self.at("heartbeat")
+    }
+
+    pub fn templates(&self) -> PathBuf {
+        self.at("templates")
+    }
+
+    /// Vms' logs.
+    pub fn logs(&self) -> PathBuf {
+        self.at("logs")
+    }
+
+    /// Archives of GitHub's runner.
+    pub fn runner_archives(&self) -> PathBuf {
+        self.at("runners")
+    }
+
+    /// Work space for objects in S3.
+    pub fn s3(&self) -> PathBuf {
+        self.at("s3")
+    }
+
+    /// QEMU's instances.
+    pub fn qemu_instances(&self) -> PathBuf {
+        self.at("instances")
+    }
+
+    /// What is known of QEMU's accelerators.
+    pub fn qemu_probe(&self) -> PathBuf {
+        self.at("qemu-probe.json")
+    }
+
+    /// What the driver for Tart keeps; also `TART_HOME` where nothing else is configured.
+    pub fn tart(&self) -> PathBuf {
+        self.at("tart")
+    }
+}

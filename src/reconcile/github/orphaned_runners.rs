@@ -1,0 +1,190 @@
+//! Runners at GitHub whose vm, or whose attempt of it, is over. Ours by their row; whose else they are is never touched.
+
+use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, stream};
+use jiff::{SignedDuration, Timestamp};
+use tokio::{sync::broadcast::error::RecvError, time::Instant};
+
+use super::{pace::Pace, reach::Reach, removal::count_removal};
+use crate::{
+    domain::{RunnerStatus, State, Vm, github::is_over},
+    parts::Parts,
+    platform::{Clock, clock},
+    sources::github::{GitHubClient, model},
+    store::{Change, Ledger, Reader, StoreError, github_runners::RunnerRow},
+};
+
+/// Without any news, all rows are looked at this often.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+const AT_ONCE: usize = 4;
+/// GitHub believes for a quarter of an hour that a runner is at work that was killed.
+const PATIENCE: SignedDuration = SignedDuration::from_mins(20);
+/// A call whose answer was lost may be carried out this much later.
+const LATE: SignedDuration = SignedDuration::from_mins(2);
+/// After patience has run out, which takes somebody's hand at GitHub, the pauses grow to this.
+const SELDOM: Duration = Duration::from_secs(3600);
+
+/// How far the removal of one runner is.
+struct Trying {
+    since: Timestamp,
+    next: Instant,
+    pause: Duration,
+    warned: bool,
+}
+
+enum Removal {
+    Gone,
+    /// Asked again in a while; what GitHub said.
+    Stays(String),
+}
+
+#[derive(Clone)]
+pub(in crate::reconcile) struct OrphanedRunners {
+    ledger: Ledger,
+    reader: Reader,
+    client: Option<Arc<GitHubClient>>,
+    reach: Reach,
+    clock: Clock,
+    pace: Pace,
+}
+
+impl OrphanedRunners {
+    pub fn new(parts: &Parts, reach: Reach, pace: Pace) -> Self {
+        let Parts { ledger, reader, github: client, clock, .. } = parts.clone();
+        Self { ledger, reader, client, reach, clock, pace }
+    }
+
+    pub async fn remove_forever(self) {
+        let Some(github) = &self.client else { return pending().await };
+        let mut changes = self.ledger.changes().subscribe();
+        let mut links = self.reach.subscribe();
+        let mut trying: HashMap<String, Trying> = HashMap::new();
+        loop {
+            links.borrow_and_update();
+            let next = match self.remove_due(github, &mut trying).await {
+                Ok(next) => next,
+                Err(error) => {
+                    tracing::error!(error = %error, "runners that outlived their vms cannot be looked for; trying again");
+                    clock::monotonic() + self.pace.first_retry
+                }
+            };
+            let news = async {
+                loop {
+                    match changes.recv().await {
+                        Ok(change) if leaves_a_runner(&change) => return,
+                        Ok(_) => {}
+                        Err(RecvError::Lagged(_)) => return,
+                        Err(RecvError::Closed) => return pending().await,
+                    }
+                }
+            };
+            tokio::select! {
+                () = news => {}
+                Ok(()) = links.changed() => {}
+                () = tokio::time::sleep_until(next) => {}
+            }
+        }
+    }
+
+    /// Removes those that are due; returns when the next ones are.
+    async fn remove_due(
+        &self,
+        github: &GitHubClient,
+        trying: &mut HashMap<String, Trying>,
+    ) -> Result<Instant, StoreError> {
+        let orphans = self.reader.ghosts().await?;
+        trying.retain(|name, _| orphans.iter().any(|(row, _)| row.name == *name));
+        metrics::gauge!("mayfly_github_ghosts").set(orphans.len() as f64);
+        let now = clock::monotonic();
+        let due = orphans
+            .into_iter()
+            .filter(|(row, _)| trying.get(&row.name).is_none_or(|t| t.next <= now) && !self.reach.is_away(&row.scope));
+        let asked: Vec<_> = stream::iter(due)
+            .map(|(row, vm)| async move {
+                let removal = self.remove_one(github, &row, vm.as_ref()).await;
+                (row, removal)
+            })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        for (row, removal) in asked {
+            match removal {
+                Removal::Gone => {
+                    self.ledger.runner_gone(&row.name).await?;
+                    trying.remove(&row.name);
+                }
+                Removal::Stays(why) => self.again(trying, &row, &why),
+            }
+        }
+        let soonest = trying.values().map(|t| t.next).min();
+        Ok(soonest.map_or(clock::monotonic() + LOOK_EVERY, |next| next.min(clock::monotonic() + LOOK_EVERY)))
+    }
+
+    fn again(&self, trying: &mut HashMap<String, Trying>, row: &RunnerRow, why: &str) {
+        let (pace, now) = (&self.pace, self.clock.now());
+        let t = trying.entry(row.name.clone()).or_insert_with(|| {
+            tracing::info!(vm.id = %row.vm_id, runner.name = %row.name, why, "the runner of a vm that is gone stays for now");
+            Trying { since: now, next: clock::monotonic(), pause: pace.first_retry, warned: false }
+        });
+        t.next = clock::monotonic() + t.pause;
+        t.pause = if t.warned { (t.pause * 2).min(SELDOM) } else { pace.longer(t.pause) };
+        if !t.warned && now.duration_since(t.since) >= PATIENCE {
+            t.warned = true;
+            tracing::warn!(
+                vm.id = %row.vm_id, runner.name = %row.name, scope = %row.scope.slug(), since = %t.since, why,
+                "GitHub does not let go of a runner whose vm is gone; it is asked again and again"
+            );
+        }
+    }
+
+    async fn remove_one(&self, github: &GitHubClient, row: &RunnerRow, vm: Option<&Vm>) -> Removal {
+        // GitHub said so already.
+        let said = vm.is_some_and(|vm| {
+            vm.runner_status == RunnerStatus::Gone
+                && vm.registered.as_ref().is_some_and(|r| r.runner_id == row.runner_id && r.name == row.name)
+        });
+        if said {
+            return Removal::Gone;
+        }
+        let id = match row.runner_id {
+            Some(id) => id,
+            None => {
+                let found = github.find_runner_by_name(&row.scope, &row.name).await;
+                self.reach.note(&row.scope, &found, self.clock.now());
+                match found {
+                    Ok(Some(r)) if r.status == model::RunnerStatus::Offline && !r.busy => r.id,
+                    // Nobody was given the configuration of ours.
+                    Ok(Some(r)) => {
+                        tracing::warn!(
+                            vm.id = %row.vm_id, runner.id = r.id, runner.name = %row.name,
+                            "a runner with the name of one of ours is at work and was not started from here; it is left alone"
+                        );
+                        return Removal::Gone;
+                    }
+                    Ok(None) if self.clock.now().duration_since(row.asked_at) > LATE => return Removal::Gone,
+                    Ok(None) => return Removal::Stays("it may come yet".to_owned()),
+                    Err(error) => return Removal::Stays(error.to_string()),
+                }
+            }
+        };
+        let removed = github.delete_runner(&row.scope, id).await;
+        self.reach.note(&row.scope, &removed, self.clock.now());
+        count_removal(&removed);
+        match removed {
+            Ok(removed) => {
+                tracing::info!(vm.id = %row.vm_id, runner.id = id, runner.name = %row.name, ?removed, "no runner of the vm is left at GitHub");
+                Removal::Gone
+            }
+            Err(error) => {
+                tracing::debug!(vm.id = %row.vm_id, runner.id = id, error = %error, "the runner cannot be removed now");
+                Removal::Stays(error.to_string())
+            }
+        }
+    }
+}
+
+fn leaves_a_runner(change: &Change) -> bool {
+    let vm = &change.vm;
+    vm.draft.managed().is_some() && vm.attempt > 0 && is_over(vm.attempt, Some(vm)) && vm.state != State::Deleting
+}

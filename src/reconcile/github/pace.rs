@@ -1,0 +1,30 @@
+use std::time::Duration;
+
+/// How often GitHub is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// For a runner that is about to come or to go.
+    pub soon: Duration,
+    /// For one that waits or works.
+    pub calm: Duration,
+    /// After an answer that was no use; doubles each time.
+    pub first_retry: Duration,
+    pub longest_retry: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            soon: Duration::from_secs(5),
+            calm: Duration::from_secs(30),
+            first_retry: Duration::from_secs(2),
+            longest_retry: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Pace {
+    pub(in crate::reconcile) fn longer(&self, pause: Duration) -> Duration {
+        (pause * 2).min(self.longest_retry)
+    }
+}

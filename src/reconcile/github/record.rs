@@ -1,0 +1,34 @@
+use std::sync::Arc;
+
+use crate::{
+    domain::{Event, State, Vm, github},
+    platform::Clock,
+    store::{Expect, Ledger, StoreError},
+};
+
+/// Of this attempt.
+pub(super) fn runner_name(vm: &Vm) -> String {
+    github::runner_name(&vm.draft.name, vm.id(), vm.attempt)
+}
+
+/// Records what GitHub said of this attempt's runner, however far the vm moved meanwhile. `None`: that attempt is over.
+pub(super) async fn record(
+    ledger: &Ledger,
+    clock: &Clock,
+    vm: &Vm,
+    event: Event,
+) -> Result<Option<Arc<Vm>>, StoreError> {
+    let mut generation = vm.generation;
+    loop {
+        let expect = Expect::Generation(generation);
+        let applied = ledger.apply(vm.id(), expect, event.clone(), clock.now()).await?;
+        if applied.as_expected {
+            return Ok(Some(applied.vm));
+        }
+        let now = applied.vm;
+        if now.attempt != vm.attempt || matches!(now.state, State::Queued | State::Deleted) {
+            return Ok(None);
+        }
+        generation = now.generation;
+    }
+}

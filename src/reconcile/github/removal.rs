@@ -1,0 +1,130 @@
+//! Removing a live vm's runner at GitHub before its guest is destroyed.
+
+use std::sync::Arc;
+
+use super::{
+    pace::Pace,
+    reach::Reach,
+    record::{record, runner_name},
+};
+use crate::{
+    domain::{Announcer, Code, EndProof, Event, RunnerStatus, Vm, runner::RunnerFact},
+    parts::Parts,
+    platform::Clock,
+    sources::github::{GitHubClient, GitHubError, Removed},
+    store::{Ledger, Reader},
+};
+
+/// What came of asking GitHub to remove a runner.
+pub(in crate::reconcile) enum Removal {
+    /// It has none of this vm: no job can reach it.
+    Gone,
+    Busy,
+    /// GitHub did not say.
+    Unknown,
+}
+
+#[derive(Clone)]
+pub(in crate::reconcile) struct RunnerRemoval {
+    ledger: Ledger,
+    reader: Reader,
+    client: Option<Arc<GitHubClient>>,
+    reach: Reach,
+    clock: Clock,
+    pace: Pace,
+}
+
+impl RunnerRemoval {
+    pub fn new(parts: &Parts, reach: Reach, pace: Pace) -> Self {
+        let Parts { ledger, reader, github: client, clock, .. } = parts.clone();
+        Self { ledger, reader, client, reach, clock, pace }
+    }
+
+    /// For a vm that somebody other than its own hook wants gone: returns once GitHub has taken its runner away. Never, if the
+    /// runner has a job: then the vm ends when that does.
+    pub async fn dismissed(&self, vm: &Vm) -> Event {
+        let asked = matches!(vm.announced_by, Some(Announcer::Admin | Announcer::Pool));
+        let done = matches!(vm.runner_status, RunnerStatus::Busy | RunnerStatus::Finished | RunnerStatus::Gone);
+        if !asked || done || vm.draft.managed().is_none() {
+            return std::future::pending().await;
+        }
+        let mut pause = self.pace.first_retry;
+        loop {
+            match self.remove(vm).await {
+                Removal::Gone => return deregistered(),
+                Removal::Busy => {
+                    tracing::info!(vm.id = %vm.id(), "the runner has a job: the vm ends when that does");
+                    match record(&self.ledger, &self.clock, vm, Event::RunnerChanged { fact: RunnerFact::JobStarted })
+                        .await
+                    {
+                        Ok(_) => return std::future::pending().await,
+                        Err(error) => {
+                            tracing::error!(vm.id = %vm.id(), error = %error, "what GitHub says cannot be noted");
+                        }
+                    }
+                }
+                Removal::Unknown => {}
+            }
+            tokio::time::sleep(pause).await;
+            pause = self.pace.longer(pause);
+        }
+    }
+
+    /// Asks GitHub once to remove this attempt's runner.
+    pub async fn remove(&self, vm: &Vm) -> Removal {
+        let Some(runner) = vm.draft.managed() else { return Removal::Gone };
+        let name = runner_name(vm);
+        let id = match self.reader.github_runner(&name).await {
+            Ok(Some(row)) => row.runner_id,
+            Ok(None) => None,
+            Err(error) => {
+                tracing::error!(vm.id = %vm.id(), error = %error, "cannot read the vm's runner");
+                return Removal::Unknown;
+            }
+        };
+        // One whose configuration nobody has takes no job; `orphaned_runners` removes it once the vm is gone.
+        let Some(id) = id else { return Removal::Gone };
+        let Some(github) = &self.client else {
+            tracing::warn!(vm.id = %vm.id(), code = Code::GitHubNotConfigured.slug(), "GitHub cannot be asked to take the runner away");
+            return Removal::Unknown;
+        };
+        let removed = github.delete_runner(&runner.scope, id).await;
+        self.reach.note(&runner.scope, &removed, self.clock.now());
+        count_removal(&removed);
+        match removed {
+            Ok(_) => {
+                tracing::info!(vm.id = %vm.id(), runner.id = id, "GitHub took the runner away");
+                Removal::Gone
+            }
+            Err(GitHubError::RunnerBusy { .. }) => {
+                // Whoever has a job was there: from now on its absence is its end.
+                match self.ledger.runner_seen(&name, self.clock.now()).await {
+                    Ok(()) => Removal::Busy,
+                    Err(error) => {
+                        tracing::error!(vm.id = %vm.id(), error = %error, "what GitHub says cannot be noted");
+                        Removal::Unknown
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::warn!(vm.id = %vm.id(), runner.id = id, error = %error, "GitHub does not say whether the runner has a job");
+                Removal::Unknown
+            }
+        }
+    }
+}
+
+/// GitHub removed the runner, so no job can reach it.
+pub(in crate::reconcile) fn deregistered() -> Event {
+    Event::EndProven { proof: EndProof::Deregistered, exit_code: None }
+}
+
+pub(super) fn count_removal(removed: &Result<Removed, GitHubError>) {
+    let result = match removed {
+        Ok(Removed::Now) => "removed",
+        Ok(Removed::Before) => "absent",
+        Err(GitHubError::RunnerBusy { .. }) => "busy",
+        Err(_) => "failed",
+    };
+    metrics::counter!("mayfly_github_removals_total", "result" => result).increment(1);
+}

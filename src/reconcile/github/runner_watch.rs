@@ -1,0 +1,173 @@
+//! What GitHub says of a live vm's runner. Webhooks tell most of it sooner; this is what no webhook can lose.
+
+use std::{future::pending, sync::Arc, time::Duration};
+
+use super::{pace::Pace, reach::Reach, record::record};
+use crate::{
+    domain::{
+        Event, RunnerStatus, State, Vm, VmId,
+        github::{GitHubRunner, Registered},
+        runner::RunnerFact,
+    },
+    parts::Parts,
+    platform::Clock,
+    reconcile::vms::drain_extension,
+    sources::github::{GitHubClient, model},
+    store::{Ledger, Reader, StoreError},
+};
+
+/// What decides how soon GitHub is asked again: a change of anything else does not put that off.
+fn phase(vm: &Vm) -> (State, u32, RunnerStatus, bool) {
+    (vm.state, vm.attempt, vm.runner_status, vm.registered.is_some())
+}
+
+pub(in crate::reconcile) struct RunnerWatch {
+    ledger: Ledger,
+    reader: Reader,
+    client: Option<Arc<GitHubClient>>,
+    reach: Reach,
+    clock: Clock,
+    pace: Pace,
+}
+
+impl RunnerWatch {
+    pub fn new(parts: &Parts, reach: Reach, pace: Pace) -> Self {
+        let Parts { ledger, reader, github: client, clock, .. } = parts.clone();
+        Self { ledger, reader, client, reach, clock, pace }
+    }
+
+    async fn record(&self, vm: &Vm, event: Event) -> Result<Option<Arc<Vm>>, StoreError> {
+        record(&self.ledger, &self.clock, vm, event).await
+    }
+
+    /// Looks at the vm's runner from its registration to its end. Never returns.
+    pub async fn watch(&self, id: VmId) {
+        let Some(github) = &self.client else { return pending().await };
+        let mut changes = self.ledger.changes().of(id);
+        let mut vm = loop {
+            match self.reader.vm(id).await {
+                Ok(Some(vm)) => break Arc::new(vm),
+                Ok(None) => return pending().await,
+                Err(error) => {
+                    tracing::warn!(vm.id = %id, error = %error, "cannot read the vm; trying again");
+                    tokio::time::sleep(self.pace.first_retry).await;
+                }
+            }
+        };
+        loop {
+            let start = phase(&vm);
+            let due = async {
+                match self.watched(&vm) {
+                    Some((runner, pace)) => {
+                        tokio::time::sleep(pace).await;
+                        self.reach.back(&runner.scope).await;
+                    }
+                    None => pending().await,
+                }
+            };
+            let moved = async {
+                loop {
+                    if changes.changed().await.is_err() {
+                        return pending().await;
+                    }
+                    if let Some(now) = changes.borrow_and_update().clone()
+                        && phase(&now) != start
+                    {
+                        return now;
+                    }
+                }
+            };
+            tokio::select! {
+                biased;
+                now = moved => vm = now,
+                () = due => match self.look(github, &vm).await {
+                    Ok(now) => vm = now,
+                    Err(error) => tracing::error!(vm.id = %id, error = %error, "what GitHub says cannot be noted"),
+                },
+            }
+        }
+    }
+
+    fn watched<'v>(&self, vm: &'v Vm) -> Option<(&'v GitHubRunner, Duration)> {
+        let runner = vm.draft.managed()?;
+        vm.registered.as_ref()?;
+        let pace = &self.pace;
+        let comes_or_goes = matches!(vm.runner_status, RunnerStatus::None | RunnerStatus::Registering);
+        match (vm.state, vm.runner_status) {
+            (_, RunnerStatus::Gone) => None,
+            (State::Booting | State::Configuring | State::Draining, _) => Some((runner, pace.soon)),
+            (State::Running, _) => Some((runner, if comes_or_goes { pace.soon } else { pace.calm })),
+            (State::Queued | State::Cloning | State::Stopping | State::Deleting | State::Deleted, _) => None,
+        }
+    }
+
+    /// Asks GitHub once, and gives the vm as it is then.
+    async fn look(&self, github: &GitHubClient, vm: &Arc<Vm>) -> Result<Arc<Vm>, StoreError> {
+        // As it is now: only its phase was followed.
+        let Some(vm) = self.reader.vm(vm.id()).await?.map(Arc::new) else { return Ok(vm.clone()) };
+        let (Some(runner), Some(registered)) = (vm.draft.managed(), &vm.registered) else { return Ok(vm) };
+        let Some(runner_id) = registered.runner_id else { return Ok(vm) };
+        let found = github.get_runner(&runner.scope, runner_id).await;
+        self.reach.note(&runner.scope, &found, self.clock.now());
+        match found {
+            Ok(Some(seen)) => self.seen(&vm, registered, &seen).await,
+            Ok(None) => self.missed(&vm, registered).await,
+            Err(error) => {
+                tracing::warn!(vm.id = %vm.id(), runner.id = runner_id, error = %error, "the runner cannot be looked at");
+                Ok(vm)
+            }
+        }
+    }
+
+    async fn seen(
+        &self,
+        vm: &Arc<Vm>,
+        registered: &Registered,
+        seen: &model::GitHubApiRunner,
+    ) -> Result<Arc<Vm>, StoreError> {
+        let mut vm = vm.clone();
+        if seen.status != model::RunnerStatus::Online && !seen.busy {
+            return self.extended(vm, false).await;
+        }
+        // Before the facts that follow from it: from now on its absence is its end.
+        if self.reader.github_runner(&registered.name).await?.is_some_and(|row| row.seen_at.is_none()) {
+            self.ledger.runner_seen(&registered.name, self.clock.now()).await?;
+        }
+        // Only the wrapper in a guest that is configured starts a runner, so its word was lost or is late.
+        if matches!(vm.state, State::Booting | State::Configuring) {
+            match self.record(&vm, Event::GuestConfigured).await? {
+                Some(now) => vm = now,
+                None => return Ok(vm),
+            }
+        }
+        // That it is not busy proves nothing: GitHub is late with that, or wrong.
+        let fact = if seen.busy { RunnerFact::JobStarted } else { RunnerFact::Online };
+        if vm.runner_status.after(fact) != vm.runner_status {
+            match self.record(&vm, Event::RunnerChanged { fact }).await? {
+                Some(now) => vm = now,
+                None => return Ok(vm),
+            }
+        }
+        self.extended(vm, seen.busy).await
+    }
+
+    /// A runner for one job is removed by GitHub with its job's result: while it is there, its job is not done.
+    async fn extended(&self, vm: Arc<Vm>, busy: bool) -> Result<Arc<Vm>, StoreError> {
+        match drain_extension(&vm, busy, self.clock.now()) {
+            Some(event) => Ok(self.record(&vm, event).await?.unwrap_or(vm)),
+            None => Ok(vm),
+        }
+    }
+
+    async fn missed(&self, vm: &Arc<Vm>, registered: &Registered) -> Result<Arc<Vm>, StoreError> {
+        let row = self.reader.github_runner(&registered.name).await?;
+        // A runner that was made a moment ago may not be shown yet. One that has a job was there, whoever saw it.
+        let was_there = row.is_some_and(|row| row.seen_at.is_some()) || vm.runner_status == RunnerStatus::Busy;
+        if !was_there {
+            return Ok(vm.clone());
+        }
+        tracing::info!(vm.id = %vm.id(), runner.id = registered.runner_id, "GitHub does not know the runner any more");
+        let gone = Event::RunnerChanged { fact: RunnerFact::Deregistered };
+        Ok(self.record(vm, gone).await?.unwrap_or_else(|| vm.clone()))
+    }
+}

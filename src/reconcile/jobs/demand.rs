@@ -1,0 +1,277 @@
+//! Vms for jobs. Counts and not pairs: GitHub gives a job to any runner that fits, so a pool has as many vms without a job as
+//! there are jobs without a vm, whichever was made for which.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::broadcast::{self, error::RecvError};
+
+use super::{
+    settings::Settings,
+    source::{status_of, update_of},
+    updates::JobUpdates,
+};
+use crate::{
+    admission::VmAdmission,
+    domain::{
+        Announcer, Code, Event, Pool, Result, RunnerStatus, Scope, State, Vm, VmId,
+        job::{Job, UpdateSource},
+    },
+    parts::Parts,
+    platform::Clock,
+    sources::github::GitHubClient,
+    store::{Change, Expect, Ledger, Reader},
+};
+
+/// After a failure of ours (the database), before the same is tried again.
+const PAUSE: Duration = Duration::from_secs(2);
+/// However quiet it is, demand is looked at again after this long.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// Before a vm is asked for again that was refused.
+const REFUSED_PAUSE: SignedDuration = SignedDuration::from_secs(30);
+
+/// What a pool has too much or too little of.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Plan {
+    /// Jobs that get a vm now.
+    make: Vec<u64>,
+    /// Vms that nobody needs, the first ones first.
+    end: Vec<VmId>,
+    /// When a job may get a vm that may not now.
+    look_again: Option<Timestamp>,
+}
+
+/// Brings the vms of pools to what their jobs need.
+#[derive(Clone)]
+pub(super) struct Demand {
+    ledger: Ledger,
+    reader: Reader,
+    github: Option<Arc<GitHubClient>>,
+    clock: Clock,
+    admission: VmAdmission,
+    updates: JobUpdates,
+    settings: Settings,
+}
+
+impl Demand {
+    pub fn new(parts: &Parts, admission: VmAdmission, updates: JobUpdates, settings: Settings) -> Self {
+        let Parts { ledger, reader, github, clock, .. } = parts.clone();
+        Self { ledger, reader, github, clock, admission, updates, settings }
+    }
+
+    pub async fn meet_forever(self) {
+        let mut changes = self.ledger.changes().subscribe();
+        loop {
+            let next = match self.meet().await {
+                Ok(next) => next,
+                Err(error) => {
+                    tracing::error!(error = %error, "vms for jobs could not be made or ended");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            let until = async {
+                match next {
+                    Some(at) => self.clock.sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.updates.changed() => {}
+                () = self.ledger.changes().pools_changed() => {}
+                () = until => {}
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = pool_vm_changed(&mut changes) => {}
+            }
+        }
+    }
+
+    /// Brings every pool to what its jobs need. When a job may get a vm that may not now.
+    async fn meet(&self) -> Result<Option<Timestamp>> {
+        let (mut next, doubtful) = self.meet_certain().await?;
+        for (pool, job) in doubtful {
+            let again = self.make_another(&pool, &job).await?;
+            next = [next, again].into_iter().flatten().min();
+        }
+        Ok(next)
+    }
+
+    /// The same, but for jobs that a vm was made for before: whether they still wait is to be asked for.
+    async fn meet_certain(&self) -> Result<(Option<Timestamp>, Vec<(Pool, Job)>)> {
+        let _alone = self.updates.lock().await;
+        let mut doubtful = Vec::new();
+        let mut jobs = self.reader.open_jobs().await?;
+        let known = self.reader.known_pools(&self.settings.pools).await?;
+        let pools: Vec<Pool> = known.into_values().map(|known| known.pool).collect();
+        let vms = self.reader.live_vms().await?;
+        self.assign(&mut jobs, &pools).await?;
+        let now = self.clock.now();
+        let mut next = None;
+        for pool in &pools {
+            let plan = plan(pool, &jobs, &vms, now);
+            next = [next, plan.look_again].into_iter().flatten().min();
+            for id in plan.end {
+                if let Some(vm) = vms.iter().find(|vm| vm.id() == id) {
+                    tracing::info!(vm.id = %id, pool.name = pool.name, "no job is left for this vm");
+                    let expect = Expect::Generation(vm.generation);
+                    self.ledger.apply(id, expect, Event::EndAnnounced { by: Announcer::Pool }, now).await?;
+                }
+            }
+            for id in plan.make {
+                let Some(job) = jobs.iter().find(|job| job.record.id == id) else { continue };
+                if job.tries > 0 {
+                    doubtful.push((pool.clone(), job.clone()));
+                } else {
+                    let again = self.make_vm(pool, job.clone(), now).await?;
+                    next = [next, again].into_iter().flatten().min();
+                }
+            }
+        }
+        for (status, n) in count(&jobs) {
+            metrics::gauge!("mayfly_jobs", "status" => status).set(n);
+        }
+        Ok((next, doubtful))
+    }
+
+    /// For a job whose vm came to nothing, as far as is known: it may have had the job, and the webhooks that say so may be
+    /// on their way or lost.
+    async fn make_another(&self, pool: &Pool, job: &Job) -> Result<Option<Timestamp>> {
+        let seen = match (&self.github, Scope::repository(&job.record.repository)) {
+            (Some(github), Ok(scope)) => github.job(&scope, job.record.id).await,
+            _ => Ok(None),
+        };
+        match seen {
+            Ok(Some(seen)) => {
+                if let Some(status) = status_of(&seen.status) {
+                    let update = update_of(seen, job.record.repository.clone(), status, UpdateSource::Poll);
+                    self.updates.apply(&update).await?;
+                }
+            }
+            // We may not look at jobs, or it is gone: then no webhook will tell of it, and no runner of ours will get it.
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(job.id = job.record.id, error = %error, "GitHub does not say whether the job still waits");
+                let _alone = self.updates.lock().await;
+                let Some(mut job) = self.reader.job(job.record.id).await? else { return Ok(None) };
+                job.not_before = Some(self.clock.now() + REFUSED_PAUSE);
+                let again = job.not_before;
+                self.ledger.put_job(job).await?;
+                return Ok(again);
+            }
+        }
+        let _alone = self.updates.lock().await;
+        match self.reader.job(job.record.id).await? {
+            Some(job) if job.waits() => self.make_vm(pool, job, self.clock.now()).await,
+            _ => Ok(None),
+        }
+    }
+
+    /// Gives jobs that wait to the first pool that wants them, as pools come, go and change.
+    async fn assign(&self, jobs: &mut [Job], pools: &[Pool]) -> Result<()> {
+        for job in jobs.iter_mut().filter(|job| job.vm.is_none() && !job.is_over()) {
+            let wants = |pool: &&Pool| pool.wants(&job.record.repository, &job.labels);
+            let still = job.pool.as_ref().and_then(|name| pools.iter().find(|pool| pool.name == *name)).filter(wants);
+            let pool = still.or_else(|| pools.iter().find(wants)).map(|pool| pool.name.clone());
+            if pool != job.pool {
+                job.pool = pool;
+                self.ledger.put_job(job.clone()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a vm for a job. When it was refused, the time at which it may be asked for again.
+    async fn make_vm(&self, pool: &Pool, mut job: Job, now: Timestamp) -> Result<Option<Timestamp>> {
+        // Asked for again after a crash, it is the same vm.
+        let key = format!("github-job-{}-{}", job.record.id, job.tries + 1);
+        let again = match self.admission.create_for_pool(pool, key).await {
+            Ok(created) => {
+                tracing::info!(vm.id = %created.vm.id(), job.id = job.record.id, pool.name = pool.name, "a vm for a job");
+                job.made = Some(created.vm.id());
+                job.tries += 1;
+                job.not_before = Some(now + self.pause_after(job.tries));
+                None
+            }
+            // The pool has changed between a crash and now.
+            Err(error) if error.code == Code::IdempotencyMismatch => {
+                job.tries += 1;
+                Some(now)
+            }
+            Err(error) => {
+                tracing::warn!(job.id = job.record.id, pool.name = pool.name, error = %error, "no vm for a job");
+                job.not_before = Some(now + REFUSED_PAUSE);
+                job.not_before
+            }
+        };
+        self.ledger.put_job(job).await?;
+        Ok(again)
+    }
+
+    fn pause_after(&self, tries: u32) -> SignedDuration {
+        let settings = &self.settings;
+        let pause = settings.first_pause.saturating_mul(1 << tries.saturating_sub(1).min(10));
+        SignedDuration::try_from(pause.min(settings.longest_pause)).unwrap_or(SignedDuration::MAX)
+    }
+}
+
+/// What this pool needs, by its own jobs and vms.
+fn plan(pool: &Pool, jobs: &[Job], vms: &[Vm], now: Timestamp) -> Plan {
+    // It takes no more jobs; the vms that are there take those that they were made for.
+    if !pool.enabled {
+        return Plan::default();
+    }
+    let mine: Vec<&Vm> = vms.iter().filter(|vm| vm.draft.pool.as_deref() == Some(pool.name.as_str())).collect();
+    // Those that will take a job, or have one that we have not heard of.
+    let free: Vec<&&Vm> = mine.iter().filter(|vm| is_free(vm)).collect();
+    let waiting: Vec<&Job> = jobs.iter().filter(|job| job.waits() && job.pool.as_deref() == Some(&pool.name)).collect();
+    let mut plan = Plan::default();
+    if free.len() > waiting.len() {
+        let wanted: HashSet<VmId> = waiting.iter().filter_map(|job| job.made).collect();
+        let mut spare: Vec<&&&Vm> = free.iter().filter(|vm| vm.runner_status != RunnerStatus::Busy).collect();
+        // First those whose own job does not wait, of these those that hold no slot, of these the youngest.
+        spare.sort_by_key(|vm| (wanted.contains(&vm.id()), vm.state != State::Queued, std::cmp::Reverse(vm.id())));
+        plan.end = spare.iter().take(free.len() - waiting.len()).map(|vm| vm.id()).collect();
+        return plan;
+    }
+    let room = usize::try_from(pool.max_vms).unwrap_or(usize::MAX).saturating_sub(mine.len());
+    let missing = (waiting.len() - free.len()).min(room);
+    let here: HashSet<VmId> = free.iter().map(|vm| vm.id()).collect();
+    for job in waiting.iter().filter(|job| job.made.is_none_or(|vm| !here.contains(&vm))) {
+        if plan.make.len() == missing {
+            break;
+        }
+        match job.not_before {
+            Some(at) if at > now => plan.look_again = [plan.look_again, Some(at)].into_iter().flatten().min(),
+            _ => plan.make.push(job.record.id),
+        }
+    }
+    plan
+}
+
+fn is_free(vm: &Vm) -> bool {
+    vm.outcome.is_none() && vm.announced_by.is_none() && vm.done.is_none() && vm.jobs.is_empty()
+}
+
+fn count(jobs: &[Job]) -> [(&'static str, u32); 3] {
+    use crate::domain::github::JobStatus as S;
+    [S::Waiting, S::Queued, S::InProgress].map(|status| {
+        let ours = jobs.iter().filter(|job| job.pool.is_some() && job.record.status == status);
+        (status.as_str(), u32::try_from(ours.count()).unwrap_or(u32::MAX))
+    })
+}
+
+/// Returns when a vm of a pool has changed in a way that demand looks at.
+async fn pool_vm_changed(changes: &mut broadcast::Receiver<Change>) {
+    loop {
+        match changes.recv().await {
+            Ok(change) if change.vm.draft.pool.is_some() && (!is_free(&change.vm)) => return,
+            Ok(_) => {}
+            Err(RecvError::Lagged(_)) => return,
+            Err(RecvError::Closed) => return std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "demand_tests.rs"]
+mod tests;

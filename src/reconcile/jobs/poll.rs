@@ -1,0 +1,237 @@
+//! Updates by asking: what webhooks lost. Asks only of repositories whose jobs some pool takes, with conditional requests, which
+//! cost nothing while nothing has changed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use jiff::{SignedDuration, Timestamp};
+
+use super::{
+    settings::Settings,
+    source::{JobSource, ReceivedUpdate, status_of, update_of},
+};
+use crate::{
+    domain::{
+        Pool, Result, Scope,
+        github::JobStatus,
+        job::{Job, JobUpdate, UpdateSource},
+    },
+    parts::Parts,
+    platform::{Clock, retry::jittered},
+    sources::github::{Delivery, GitHubClient, GitHubError},
+    store::Reader,
+};
+
+/// A failing GitHub is asked less often, up to this many times as seldom.
+const SLOWEST: u32 = 8;
+/// GitHub sends again what is not older.
+const DELIVERIES_KEPT: SignedDuration = SignedDuration::from_hours(72);
+/// Deliveries that came at about the time of the last look are looked at twice.
+const OVERLAP: SignedDuration = SignedDuration::from_mins(5);
+
+pub(super) struct Poll {
+    reader: Reader,
+    clock: Clock,
+    /// Of the configuration.
+    pools: Arc<[Pool]>,
+    webhooks: bool,
+    github: Arc<GitHubClient>,
+    every: Duration,
+    /// How many times as long as `every` is waited.
+    slowness: u32,
+    /// Deliveries that we had sent again: once is enough.
+    asked_again: HashSet<String>,
+    looked_at_deliveries: Option<Timestamp>,
+    first: bool,
+}
+
+impl Poll {
+    pub fn new(parts: &Parts, github: Arc<GitHubClient>, every: Duration, settings: &Settings) -> Poll {
+        let Parts { reader, clock, .. } = parts.clone();
+        Poll {
+            reader,
+            clock,
+            pools: settings.pools.clone(),
+            webhooks: settings.webhooks,
+            github,
+            every,
+            slowness: 1,
+            asked_again: HashSet::new(),
+            looked_at_deliveries: None,
+            first: true,
+        }
+    }
+
+    async fn look(&mut self) -> Result<Vec<ReceivedUpdate>> {
+        let open = self.reader.open_jobs().await?;
+        let mut by_repository: BTreeMap<String, Vec<Job>> = BTreeMap::new();
+        for job in open {
+            by_repository.entry(job.record.repository.clone()).or_default().push(job);
+        }
+        let mut received = Vec::new();
+        let mut failed = None;
+        for repository in self.repositories().await? {
+            let jobs = by_repository.remove(&repository).unwrap_or_default();
+            match self.look_at(&repository, &jobs, self.clock.now()).await {
+                Ok(updates) => {
+                    received.extend(updates.into_iter().map(|update| ReceivedUpdate { receipt: None, update }));
+                }
+                Err(error) => {
+                    tracing::warn!(job.repository = repository, error = %error, "GitHub could not be asked for jobs");
+                    failed = Some(error);
+                }
+            }
+        }
+        if let Err(error) = self.look_at_deliveries().await? {
+            tracing::warn!(error = %error, "GitHub could not be asked for missed webhooks");
+            failed = Some(error);
+        }
+        self.slowness = if failed.is_some() { (self.slowness * 2).min(SLOWEST) } else { 1 };
+        let result = if failed.is_some() { "failed" } else { "done" };
+        metrics::counter!("mayfly_github_polls_total", "result" => result).increment(1);
+        Ok(received)
+    }
+
+    /// Jobs that wait there, and what became of those of ours that do not any more.
+    async fn look_at(&self, repository: &str, ours: &[Job], now: Timestamp) -> Result<Vec<JobUpdate>, GitHubError> {
+        let scope = Scope::repository(repository).map_err(|what| GitHubError::Settings { what })?;
+        let mut found = Vec::new();
+        let mut waiting = HashSet::new();
+        for job in self.github.queued_jobs(&scope).await? {
+            waiting.insert(job.id);
+            found.push(update_of(job, repository.to_owned(), JobStatus::Queued, UpdateSource::Poll));
+        }
+        // A webhook that came a moment ago says more than the poll does.
+        let settled = SignedDuration::try_from(self.every / 2).unwrap_or(SignedDuration::ZERO);
+        for job in ours.iter().filter(|job| !waiting.contains(&job.record.id) && job.updated_at + settled <= now) {
+            match self.github.job(&scope, job.record.id).await? {
+                Some(seen) => {
+                    if let Some(status) = status_of(&seen.status) {
+                        found.push(update_of(seen, repository.to_owned(), status, UpdateSource::Poll));
+                    }
+                }
+                // Its run was deleted, or the repository is not ours to see any more: it can reach nobody here.
+                None => {
+                    let mut record = job.record.clone();
+                    record.status = JobStatus::Completed;
+                    found.push(JobUpdate {
+                        record,
+                        labels: job.labels.clone(),
+                        runner_name: None,
+                        source: UpdateSource::Poll,
+                    });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Has GitHub send again what it could not deliver. The inner error is GitHub's.
+    async fn look_at_deliveries(&mut self) -> Result<Result<(), GitHubError>> {
+        if !self.github.is_app() || !self.webhooks {
+            return Ok(Ok(()));
+        }
+        let now = self.clock.now();
+        let oldest = now - DELIVERIES_KEPT;
+        let since = match self.looked_at_deliveries {
+            Some(at) => at - OVERLAP,
+            // After a start: since the last one that came. Before the very first one nobody waited for any.
+            None => self.reader.newest_delivery().await?.unwrap_or(now) - OVERLAP,
+        };
+        let deliveries = match self.github.hook_deliveries(since.max(oldest)).await {
+            Ok(deliveries) => deliveries,
+            Err(error) => return Ok(Err(error)),
+        };
+        for missed in missed(&deliveries) {
+            if self.asked_again.contains(&missed.guid) || self.reader.knows_delivery(&missed.guid).await? {
+                continue;
+            }
+            tracing::info!(delivery.guid = missed.guid, "a webhook was missed; having it sent again");
+            if let Err(error) = self.github.redeliver(missed.id).await {
+                return Ok(Err(error));
+            }
+            metrics::counter!("mayfly_webhooks_redelivered_total").increment(1);
+            self.asked_again.insert(missed.guid.clone());
+        }
+        self.looked_at_deliveries = Some(now);
+        Ok(Ok(()))
+    }
+
+    /// Repositories that are known by name, and whose jobs some pool takes.
+    async fn repositories(&self) -> Result<BTreeSet<String>> {
+        let known = self.reader.known_pools(&self.pools).await?;
+        let pools: Vec<Pool> = known.into_values().map(|known| known.pool).collect();
+        let mut names: BTreeSet<String> = self.reader.job_repositories().await?.into_iter().collect();
+        for pool in &pools {
+            if let Scope::Repository { .. } = pool.scope {
+                names.insert(pool.scope.slug());
+            }
+            names.extend(pool.repositories.iter().filter(|name| !name.contains('*')).cloned());
+        }
+        names.retain(|name| pools.iter().any(|pool| pool.enabled && pool.allows(name)));
+        Ok(names)
+    }
+}
+
+impl JobSource for Poll {
+    fn name(&self) -> &'static str {
+        "poll"
+    }
+
+    fn listen(&mut self) -> BoxFuture<'_, Result<Vec<ReceivedUpdate>>> {
+        Box::pin(async move {
+            // What happened while nobody served is asked for at once.
+            if !std::mem::take(&mut self.first) {
+                // Hosts that share a GitHub need not all ask at the same moment.
+                tokio::time::sleep(jittered(self.every * self.slowness, 0.9..1.1)).await;
+            }
+            self.look().await
+        })
+    }
+
+    fn applied(&mut self, _: ReceivedUpdate) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// One delivery of each group with the same guid of which none arrived.
+fn missed(deliveries: &[Delivery]) -> Vec<&Delivery> {
+    let arrived: HashSet<&str> = deliveries.iter().filter(|d| d.arrived()).map(|d| d.guid.as_str()).collect();
+    let mut seen = HashSet::new();
+    deliveries
+        .iter()
+        .filter(|d| d.event == "workflow_job" && !arrived.contains(d.guid.as_str()) && seen.insert(d.guid.as_str()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_arrived_once_was_not_missed() {
+        let delivery = |id, guid: &str, event: &str, status_code| Delivery {
+            id,
+            guid: guid.into(),
+            delivered_at: Timestamp::UNIX_EPOCH,
+            redelivery: false,
+            status: None,
+            status_code: Some(status_code),
+            event: event.into(),
+            action: None,
+        };
+        let all = [
+            delivery(5, "a", "workflow_job", 500),
+            delivery(4, "b", "workflow_job", 0),
+            delivery(3, "a", "workflow_job", 202),
+            delivery(2, "b", "workflow_job", 502),
+            delivery(1, "c", "push", 0),
+        ];
+        let ids: Vec<u64> = missed(&all).iter().map(|d| d.id).collect();
+        assert_eq!(ids, [4]);
+    }
+}

@@ -1,0 +1,67 @@
+//! Where updates of jobs come from.
+
+use futures_util::future::BoxFuture;
+
+use crate::{
+    domain::{
+        Result,
+        github::{JobRecord, JobStatus},
+        job::{JobUpdate, UpdateSource},
+    },
+    sources::github::model,
+};
+
+/// An update, and what its source knows it by.
+pub(super) struct ReceivedUpdate {
+    pub receipt: Option<i64>,
+    pub update: JobUpdate,
+}
+
+/// What comes behind it does not know which source it was.
+pub(super) trait JobSource: Send {
+    fn name(&self) -> &'static str;
+
+    /// Waits until there are updates. What was returned and not applied is returned again.
+    fn listen(&mut self) -> BoxFuture<'_, Result<Vec<ReceivedUpdate>>>;
+
+    /// The update was applied.
+    fn applied(&mut self, received: ReceivedUpdate) -> BoxFuture<'_, Result<()>>;
+}
+
+pub(super) fn update_of(
+    job: model::WorkflowJob,
+    repository: String,
+    status: JobStatus,
+    source: UpdateSource,
+) -> JobUpdate {
+    JobUpdate {
+        record: JobRecord {
+            id: job.id,
+            repository,
+            run_id: job.run_id,
+            run_attempt: job.run_attempt.unwrap_or(1),
+            name: job.name,
+            workflow: job.workflow_name,
+            status,
+            conclusion: job.conclusion.map(|conclusion| conclusion.as_str().to_owned()),
+            url: job.html_url,
+            // Set already while the job is queued, when it says nothing.
+            started_at: job.started_at.filter(|_| status >= JobStatus::InProgress),
+            completed_at: job.completed_at,
+        },
+        labels: job.labels,
+        runner_name: job.runner_name,
+        source,
+    }
+}
+
+/// `None`: a status that is not known here.
+pub(super) fn status_of(status: &model::JobStatus) -> Option<JobStatus> {
+    match status {
+        model::JobStatus::Queued => Some(JobStatus::Queued),
+        model::JobStatus::InProgress => Some(JobStatus::InProgress),
+        model::JobStatus::Completed => Some(JobStatus::Completed),
+        model::JobStatus::Waiting => Some(JobStatus::Waiting),
+        _ => None,
+    }
+}

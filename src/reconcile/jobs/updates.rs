@@ -1,0 +1,127 @@
+//! What sources say of jobs, applied to the jobs' rows and to the vms whose runners have them.
+
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, MutexGuard, Notify};
+
+use crate::{
+    domain::{
+        Code, Error, Event, Pool, Result, Vm,
+        github::{JobStatus, Registration},
+        job::{Job, JobUpdate},
+    },
+    parts::Parts,
+    platform::Clock,
+    store::{Expect, Ledger, Reader},
+};
+
+#[derive(Debug, Default)]
+struct Board {
+    /// Raised when a job has changed.
+    changed: Notify,
+    /// Held while jobs are changed: what is read stays true until it is written.
+    writing: Mutex<()>,
+}
+
+/// The one place where jobs are changed. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct JobUpdates {
+    ledger: Ledger,
+    reader: Reader,
+    clock: Clock,
+    /// Of the configuration.
+    pools: Arc<[Pool]>,
+    board: Arc<Board>,
+}
+
+impl JobUpdates {
+    pub fn new(parts: &Parts, pools: Arc<[Pool]>) -> Self {
+        let Parts { ledger, reader, clock, .. } = parts.clone();
+        Self { ledger, reader, clock, pools, board: Arc::default() }
+    }
+
+    /// For as long as jobs are read and written together.
+    pub async fn lock(&self) -> MutexGuard<'_, ()> {
+        self.board.writing.lock().await
+    }
+
+    /// Returns when a job has changed since the last call.
+    pub async fn changed(&self) {
+        self.board.changed.notified().await;
+    }
+
+    /// Applies an update to its job, and to the vm whose runner has it.
+    pub async fn apply(&self, update: &JobUpdate) -> Result<()> {
+        let _alone = self.lock().await;
+        let now = self.clock.now();
+        let known = self.reader.job(update.record.id).await?;
+        let new = known.is_none();
+        let mut job = match known {
+            Some(mut job) => {
+                job.apply_update(update, now);
+                job
+            }
+            None => {
+                let mut job = Job::new(update.clone(), now);
+                job.pool = self.pool_of(&job).await?;
+                job
+            }
+        };
+        // Only the runner that this update names: GitHub takes a job back that its runner did not begin with, and gives it to
+        // another one. A name that GitHub leaves empty is nobody's.
+        let named = match update.runner_name.as_deref().filter(|name| !name.is_empty()) {
+            Some(name) if update.record.status == job.record.status => self.reader.vms_of_runner(name).await?,
+            _ => Vec::new(),
+        };
+        // Two places may have runners of one name: those that callers bring are called as they like.
+        let vm = named.iter().find(|vm| may_have(vm, &update.record.repository)).map(Vm::id);
+        job.vm = vm.or(job.vm);
+        if new {
+            let pool = job.pool.as_deref().unwrap_or_default();
+            tracing::info!(
+                job.id = job.record.id, job.repository = %job.record.repository, pool.name = pool,
+                status = job.record.status.as_str(), "heard of a job"
+            );
+            let wanted = if job.pool.is_some() { "yes" } else { "no" };
+            metrics::counter!("mayfly_jobs_heard_total", "source" => update.source.as_str(), "wanted" => wanted)
+                .increment(1);
+        }
+        let record = job.record.clone();
+        self.ledger.put_job(job).await?;
+        // Told again each time, because the last time may have ended right before it; what is known already is ignored.
+        if let Some(vm) = vm
+            && record.status >= JobStatus::InProgress
+        {
+            let event = Event::JobChanged { job: record };
+            let told = self.ledger.apply(vm, Expect::Anything, event, now).await.map_err(Error::from);
+            // Its record may have been forgotten; the job's stays.
+            if let Err(error) = told
+                && error.code != Code::VmNotFound
+            {
+                return Err(error);
+            }
+        }
+        self.board.changed.notify_one();
+        Ok(())
+    }
+
+    /// The first pool, by name, that wants it.
+    async fn pool_of(&self, job: &Job) -> Result<Option<String>> {
+        let wants = |pool: &Pool| pool.wants(&job.record.repository, &job.labels);
+        Ok(self
+            .reader
+            .known_pools(&self.pools)
+            .await?
+            .into_values()
+            .map(|known| known.pool)
+            .find(wants)
+            .map(|pool| pool.name))
+    }
+}
+
+/// Whether GitHub may give jobs of this repository to the vm's runner. A name that we made is nobody else's, even where the
+/// repository is called differently by now.
+fn may_have(vm: &Vm, repository: &str) -> bool {
+    let (Some(runner), Some((owner, name))) = (&vm.draft.github, repository.split_once('/')) else { return false };
+    runner.registration == Registration::Managed || runner.scope.covers(owner, name)
+}

@@ -1,0 +1,150 @@
+//! One pull, from its row to its end.
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use tokio::sync::{
+    broadcast::{self, error::RecvError},
+    watch,
+};
+
+use super::{canary::CanaryTest, results::PullResults};
+use crate::{
+    domain::{
+        Budgets, Error, PullId, Result,
+        pull::{FetchProgress, Pull, PullState},
+    },
+    parts::Parts,
+    platform::Clock,
+    store::{Ledger, Reader},
+    templates::pull::{ProgressBoard, ProgressUpdate, PullProgress, PullRequest, Puller},
+};
+
+/// How often progress is published.
+const TELL: Duration = Duration::from_secs(1);
+
+#[derive(Clone)]
+pub(super) struct PullRun {
+    ledger: Ledger,
+    reader: Reader,
+    puller: Puller,
+    board: ProgressBoard,
+    clock: Clock,
+    budgets: Budgets,
+    results: PullResults,
+    canary: CanaryTest,
+}
+
+impl PullRun {
+    pub fn new(parts: &Parts, budgets: Budgets, results: PullResults, canary: CanaryTest) -> Self {
+        let Parts { ledger, reader, puller, pull_progress: board, clock, .. } = parts.clone();
+        Self { ledger, reader, puller, board, clock, budgets, results, canary }
+    }
+
+    /// Returns when the pull has ended.
+    pub async fn drive(&self, id: PullId) {
+        let mut changes = self.ledger.changes().subscribe_pulls();
+        let mut seen_alive = false;
+        loop {
+            let pull = match self.reader.pull(id).await {
+                Ok(Some(pull)) => pull,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::error!(pull.id = %id, %error, "cannot read the pull; trying again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    continue;
+                }
+            };
+            let step = async {
+                match pull.state {
+                    PullState::Pulling => self.pull(pull.clone()).await,
+                    PullState::Testing => self.canary.test(pull.clone()).await,
+                    PullState::Done | PullState::Failed | PullState::Cancelled => Ok(()),
+                }
+            };
+            tokio::select! {
+                biased;
+                done = step => if let Err(error) = done {
+                    tracing::error!(pull.id = %id, %error, "a pull could not go on; trying again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                },
+                () = ended(&mut changes, id) => {}
+            }
+            if pull.state.is_ended() && seen_alive {
+                let code = pull.fault.as_ref().map(|fault| fault.code.slug()).unwrap_or_default();
+                metrics::counter!("mayfly_template_pulls_total", "state" => pull.state.as_str()).increment(1);
+                tracing::info!(pull.id = %id, image = pull.spec.image, template.name = pull.spec.name, template.digest = pull.digest, pull.state = pull.state.as_str(), code, bytes = pull.fetched.bytes_done, "pull ended");
+            }
+            if pull.state.is_ended() {
+                return;
+            }
+            seen_alive = true;
+        }
+    }
+
+    /// Pulls, and writes down what came of it. Dropped when the pull is cancelled; the puller keeps what it has verified.
+    async fn pull(&self, mut pull: Pull) -> Result<()> {
+        if let Some(at) = pull.retry_at {
+            self.clock.sleep_until(at).await;
+        }
+        let mut asked = PullRequest::of_spec(&pull.spec, pull.image_digest.as_deref(), &self.budgets)?;
+        if pull.spec.canary.is_some() {
+            asked.name = None;
+        }
+        let meter = watch::Sender::new(PullProgress::default());
+        let mut seen = meter.subscribe();
+        let _shown = self.board.show(pull.id, meter.subscribe());
+        let mut pulling = pin!(self.puller.pull(&asked, &meter));
+        let mut tick = tokio::time::interval(TELL);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let pulled = loop {
+            tokio::select! {
+                biased;
+                pulled = &mut pulling => break pulled,
+                _ = tick.tick() => {
+                    if !seen.has_changed().unwrap_or(false) {
+                        continue;
+                    }
+                    let progress = seen.borrow_and_update().clone();
+                    if pull.image_digest.is_none() && let Some(digest) = progress.image {
+                        pull.image_digest = Some(digest.to_string());
+                        match self.ledger.save_pull(pull, Vec::new(), self.clock.now()).await? {
+                            Some(saved) => pull = (*saved).clone(),
+                            None => return Ok(()),
+                        }
+                    }
+                    self.board.publish(ProgressUpdate { pull: Arc::new(pull.clone()), progress });
+                }
+            }
+        };
+        let progress = meter.borrow().clone();
+        pull.fetched = FetchProgress::from(&progress);
+        pull.image_digest = pull.image_digest.or(progress.image.map(|digest| digest.to_string()));
+        match pulled {
+            Ok(template) => {
+                pull.digest = Some(template.digest);
+                pull.fault = None;
+                pull.failures = 0;
+                pull.retry_at = None;
+                if pull.spec.canary.is_some() {
+                    pull.state = PullState::Testing;
+                    self.ledger.save_pull(pull, Vec::new(), self.clock.now()).await?;
+                    return Ok(());
+                }
+                self.results.done(pull, "pulled").await
+            }
+            Err(error) => self.results.retry_later(pull, Error::from(&*error)).await,
+        }
+    }
+}
+
+/// Returns when this pull has ended, or may have.
+async fn ended(changes: &mut broadcast::Receiver<Arc<Pull>>, id: PullId) {
+    loop {
+        match changes.recv().await {
+            Ok(pull) if pull.id == id && pull.state.is_ended() => return,
+            Ok(_) => {}
+            Err(RecvError::Lagged(_)) => return,
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Starts the loops that vms need, and one task per live vm.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{broadcast::error::RecvError, mpsc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    github::{GitHubAway, OrphanedRunners, Reach, Registrar, RunnerRemoval, RunnerWatch},
+    host::HostObserver,
+    placement::Placement,
+    presence::{Heartbeat, Presence},
+    retention::Retention,
+    settings::Settings,
+    sweep::Sweep,
+    vms::{Provisioner, SpentBudgets, Steps, VmDriver},
+};
+use crate::{
+    domain::{State, Vm, VmId},
+    parts::Parts,
+    platform::tasks,
+    store::{Ledger, Reader},
+};
+
+/// Between two tries to read the rows of live vms.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+pub struct Reconciler {
+    ledger: Ledger,
+    reader: Reader,
+    driver: Arc<VmDriver>,
+    host: HostObserver,
+    heartbeat: Heartbeat,
+    placement: Placement,
+    sweep: Sweep,
+    retention: Retention,
+    away: GitHubAway,
+    orphans: OrphanedRunners,
+}
+
+impl Reconciler {
+    pub fn new(parts: &Parts, settings: &Settings) -> Self {
+        let (reach, presence, pace) = (Reach::default(), Presence::default(), settings.github);
+        let host = HostObserver::new(parts, settings.retry_backoff);
+        let provisioner = Provisioner::new(parts, Registrar::new(parts, reach.clone()), settings);
+        let removal = RunnerRemoval::new(parts, reach.clone(), pace);
+        let steps = Steps::new(parts, host.clone(), provisioner, removal.clone(), settings);
+        let budgets = SpentBudgets::new(removal, parts.clock.clone(), pace);
+        let watch = RunnerWatch::new(parts, reach.clone(), pace);
+        Self {
+            ledger: parts.ledger.clone(),
+            reader: parts.reader.clone(),
+            driver: Arc::new(VmDriver::new(parts, presence.clone(), host.clone(), steps, budgets, watch)),
+            heartbeat: Heartbeat::new(parts, presence, settings.heartbeat.clone(), settings.beat_every),
+            placement: Placement::new(parts, host.clone(), settings.capacity),
+            sweep: Sweep::new(parts, host.clone(), settings.sweep_every),
+            retention: Retention::new(parts, settings.keep_deleted),
+            away: GitHubAway::new(parts, reach.clone(), pace),
+            orphans: OrphanedRunners::new(parts, reach, pace),
+            host,
+        }
+    }
+
+    /// Runs until `shutdown`. Vms are left as they are: the next start takes them up.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let tracker = TaskTracker::new();
+        // Subscribed before the rows are read, so that no vm falls between the two.
+        let mut changes = self.ledger.changes().subscribe();
+        let mut faults = self.ledger.health().changes();
+        let mut driven: HashSet<VmId> = HashSet::new();
+        let (ended, mut endings) = mpsc::unbounded_channel();
+        let spawn = |work: BoxFuture<'static, ()>| {
+            let shutdown = shutdown.clone();
+            tracker.spawn(async move { shutdown.run_until_cancelled_owned(work).await });
+        };
+        let take_up = |driven: &mut HashSet<VmId>, vm: Vm| {
+            if vm.state == State::Deleted || !driven.insert(vm.id()) {
+                return;
+            }
+            let (driver, ended) = (self.driver.clone(), ended.clone());
+            spawn(Box::pin(async move {
+                let id = vm.id();
+                // Whatever became of it, the row decides whether the vm is taken up again.
+                tasks::survived("vm", driver.drive(vm)).await;
+                let _ = ended.send(id);
+            }));
+        };
+
+        // Before anything looks at a budget, and while guests can report already.
+        if shutdown.run_until_cancelled(self.heartbeat.note_absence()).await.is_none() {
+            return;
+        }
+        spawn(Box::pin(self.heartbeat.clone().beat_forever()));
+        // A first probe may boot a guest and take its time; being told to stop does not wait for it.
+        if shutdown.run_until_cancelled(self.host.look_at_drivers(false)).await.is_none() {
+            return;
+        }
+        self.keep_loops_running(spawn);
+
+        let mut read_rows = true;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            if read_rows {
+                match self.reader.live_vms().await {
+                    Ok(vms) => {
+                        for vm in vms {
+                            self.ledger.changes().remind(&vm);
+                            take_up(&mut driven, vm);
+                        }
+                        read_rows = false;
+                        pause = FIRST_PAUSE;
+                    }
+                    Err(error) => {
+                        tracing::error!(error = %error, "cannot read the live vms; trying again");
+                        if shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                            break;
+                        }
+                        pause = (pause * 2).min(LONGEST_PAUSE);
+                        continue;
+                    }
+                }
+            }
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                Some(id) = endings.recv() => {
+                    driven.remove(&id);
+                    // Its task may have given it up while its row lives on: look again.
+                    read_rows |= match self.reader.vm(id).await {
+                        Ok(vm) => vm.is_some_and(|vm| vm.state != State::Deleted),
+                        Err(_) => true,
+                    };
+                }
+                // After a write whose fate was in doubt, the rows are the truth, and not what was told of them.
+                Ok(()) = faults.changed() => read_rows = true,
+                change = changes.recv() => match change {
+                    Ok(change) => take_up(&mut driven, (*change.vm).clone()),
+                    Err(RecvError::Lagged(_)) => read_rows = true,
+                    Err(RecvError::Closed) => break,
+                },
+            }
+        }
+        tracker.close();
+        tracker.wait().await;
+    }
+
+    fn keep_loops_running(&self, spawn: impl Fn(BoxFuture<'static, ()>)) {
+        let Self { placement, sweep, retention, away, orphans, .. } = self;
+        let (placement, sweep, retention) = (placement.clone(), sweep.clone(), retention.clone());
+        let (pauses, probe, orphans) = (away.clone(), away.clone(), orphans.clone());
+        spawn(Box::pin(tasks::keep_running("placement", move || placement.clone().place_forever())));
+        spawn(Box::pin(tasks::keep_running("sweep", move || sweep.clone().sweep_forever())));
+        spawn(Box::pin(tasks::keep_running("retention", move || retention.clone().retain_forever())));
+        spawn(Box::pin(tasks::keep_running("pauses", move || pauses.clone().pause_forever())));
+        spawn(Box::pin(tasks::keep_running("probe", move || probe.clone().probe_forever())));
+        spawn(Box::pin(tasks::keep_running("orphaned runners", move || orphans.clone().remove_forever())));
+    }
+}

@@ -1,0 +1,96 @@
+//! Retention: records and logs of vms that ended long ago, versions of templates that nothing needs, and old jobs and webhooks.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::SignedDuration;
+
+use crate::{
+    parts::Parts,
+    platform::Clock,
+    store::{Ledger, Reader, logs::Logs},
+    templates::Catalog,
+};
+
+const EVERY: Duration = Duration::from_secs(3600);
+
+#[derive(Clone)]
+pub(super) struct Retention {
+    ledger: Ledger,
+    reader: Reader,
+    logs: Logs,
+    catalog: Arc<Catalog>,
+    clock: Clock,
+    keep_deleted: Duration,
+}
+
+impl Retention {
+    pub fn new(parts: &Parts, keep_deleted: Duration) -> Self {
+        let Parts { ledger, reader, logs, catalog, clock, .. } = parts.clone();
+        Self { ledger, reader, logs, catalog, clock, keep_deleted }
+    }
+
+    pub async fn retain_forever(self) {
+        loop {
+            if let Err(error) = self.retain().await {
+                tracing::error!(error = %error, "old records could not be removed");
+            }
+            tokio::time::sleep(EVERY).await;
+        }
+    }
+
+    async fn retain(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let keep = SignedDuration::try_from(self.keep_deleted)?;
+        let cutoff = self.clock.now() - keep;
+        let mut forgotten = 0;
+        loop {
+            let bite = self.ledger.forget_deleted_before(cutoff).await?;
+            if bite == 0 {
+                break;
+            }
+            forgotten += bite;
+            // Everybody else's writes come in between.
+            tokio::task::yield_now().await;
+        }
+        for vm in self.logs.vms().await? {
+            if self.reader.vm(vm).await?.is_none() {
+                self.logs.remove(vm).await?;
+            }
+        }
+        self.catalog.tidy().await?;
+        if forgotten > 0 {
+            tracing::info!(records = forgotten, "old records removed");
+        }
+        Ok(())
+    }
+}
+
+/// Of jobs that are over, and of webhooks' deliveries.
+#[derive(Clone)]
+pub(super) struct JobRetention {
+    ledger: Ledger,
+    clock: Clock,
+    keep: Duration,
+}
+
+impl JobRetention {
+    pub fn new(parts: &Parts, keep: Duration) -> Self {
+        let Parts { ledger, clock, .. } = parts.clone();
+        Self { ledger, clock, keep }
+    }
+
+    pub async fn retain_forever(self) {
+        loop {
+            let keep = SignedDuration::try_from(self.keep).unwrap_or(SignedDuration::MAX);
+            if let Ok(before) = self.clock.now().checked_sub(keep) {
+                let result = async {
+                    self.ledger.forget_jobs(before).await?;
+                    self.ledger.forget_deliveries(before).await
+                };
+                if let Err(error) = result.await {
+                    tracing::error!(error = %error, "old jobs could not be forgotten");
+                }
+            }
+            tokio::time::sleep(EVERY).await;
+        }
+    }
+}

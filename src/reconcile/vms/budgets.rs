@@ -1,0 +1,98 @@
+//! What it means that one of a vm's budgets is spent. All such decisions are made here.
+//!
+//! No guest is destroyed whose runner GitHub may be giving a job this moment: GitHub is asked to remove the runner first, and
+//! refuses if it has a job.
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::{
+    domain::{Announcer, Budget, Event, Fault, RunnerStatus, Vm, runner::RunnerFact},
+    platform::Clock,
+    reconcile::{
+        failure::attempt_failed,
+        github::{Pace, Removal, RunnerRemoval, deregistered},
+    },
+};
+
+/// A vm that drains and is still at work this long before its time is over is given more.
+const NEAR: SignedDuration = SignedDuration::from_secs(30);
+const DRAIN_EXTENSION: SignedDuration = SignedDuration::from_secs(60);
+
+/// A runner for one job is removed by GitHub with its job's result: while it is there, its job is not done. So a drain budget that
+/// is nearly spent is extended. `busy`: GitHub says that the runner has a job.
+pub(in crate::reconcile) fn drain_extension(vm: &Vm, busy: bool, now: Timestamp) -> Option<Event> {
+    let at_work = busy || vm.runner_status == RunnerStatus::Busy;
+    match vm.deadline() {
+        Some((Budget::Drain, at)) if at_work && at < now + NEAR => {
+            Some(Event::DrainExtended { until: now + DRAIN_EXTENSION })
+        }
+        _ => None,
+    }
+}
+
+pub(in crate::reconcile) struct SpentBudgets {
+    removal: RunnerRemoval,
+    clock: Clock,
+    pace: Pace,
+}
+
+impl SpentBudgets {
+    pub fn new(removal: RunnerRemoval, clock: Clock, pace: Pace) -> Self {
+        Self { removal, clock, pace }
+    }
+
+    /// What it means that this budget is spent. Where GitHub has to be asked and is away, it is asked until it answers.
+    pub async fn spent(&self, vm: &Vm, budget: Budget) -> Event {
+        let mut pause = self.pace.first_retry;
+        loop {
+            let removal = match budget {
+                // Before there is a guest, and after all patience.
+                Budget::Queue | Budget::Clone | Budget::Lifetime => Removal::Gone,
+                Budget::Boot | Budget::Configure | Budget::Registration | Budget::Idle | Budget::Drain => {
+                    self.removal.remove(vm).await
+                }
+            };
+            let longer = vm.drain_cap() > self.clock.now();
+            match (budget, removal) {
+                (Budget::Drain, Removal::Gone) => {
+                    return match vm.announced_by {
+                        Some(Announcer::Admin | Announcer::Pool) if vm.draft.managed().is_some() => deregistered(),
+                        Some(_) | None => Event::BudgetSpent { budget },
+                    };
+                }
+                (Budget::Drain, Removal::Busy) if longer => return self.extension(),
+                // While GitHub is away, no result can be sent to it; and who had no job may have been given one since.
+                (Budget::Drain, Removal::Unknown)
+                    if longer
+                        && (vm.runner_status == RunnerStatus::Busy || vm.announced_by == Some(Announcer::Pool)) =>
+                {
+                    return self.extension();
+                }
+                (Budget::Drain, Removal::Busy | Removal::Unknown) => return Event::BudgetSpent { budget },
+                (Budget::Boot | Budget::Configure, Removal::Busy) => return Event::GuestConfigured,
+                (Budget::Clone | Budget::Boot | Budget::Configure, Removal::Gone) => {
+                    return self.attempt_spent(vm, budget);
+                }
+                (Budget::Queue | Budget::Registration | Budget::Idle | Budget::Lifetime, Removal::Gone) => {
+                    return Event::BudgetSpent { budget };
+                }
+                (_, Removal::Busy) => return Event::RunnerChanged { fact: RunnerFact::JobStarted },
+                (_, Removal::Unknown) => {}
+            }
+            tokio::time::sleep(pause).await;
+            pause = self.pace.longer(pause);
+        }
+    }
+
+    fn extension(&self) -> Event {
+        Event::DrainExtended { until: self.clock.now() + DRAIN_EXTENSION }
+    }
+
+    fn attempt_spent(&self, vm: &Vm, budget: Budget) -> Event {
+        let detail = match &vm.last_fault {
+            Some(fault) if fault.at >= vm.entered_at => format!("{}; last: {}", budget.code().title(), fault.detail),
+            _ => budget.code().title().to_owned(),
+        };
+        attempt_failed(vm, Fault { code: budget.code(), detail, at: self.clock.now() })
+    }
+}

@@ -1,0 +1,287 @@
+//! One vm's task: runs the step that the vm's state asks for, until the vm is deleted.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+use super::{budgets::SpentBudgets, steps::Steps};
+use crate::{
+    domain::{Code, EndProof, Event, Fault, State, Vm},
+    parts::Parts,
+    platform::Clock,
+    reconcile::{
+        failure::{Failure, failed},
+        github::RunnerWatch,
+        host::HostObserver,
+        presence::Presence,
+    },
+    store::{Expect, Ledger, Reader, StoreError},
+};
+
+/// The vm as it stands after its newest event.
+type Newest = watch::Receiver<Option<Arc<Vm>>>;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// No budget counts as spent sooner than this after a time in which nothing could be written.
+const ONCE_HEARD: Duration = Duration::from_secs(30);
+/// The longest pause after a write that failed while others succeed.
+const ONCE_WRITABLE: Duration = Duration::from_secs(1);
+
+enum Next {
+    /// The step came to its end.
+    Fact(Event),
+    Failed(Failure),
+    /// What came of a budget that is spent.
+    Spent(Event),
+    /// GitHub said that the runner is done, and the time for its last steps is over.
+    Settled(EndProof),
+    /// The vm is no longer in the state that this step belongs to.
+    Moved,
+}
+
+pub(in crate::reconcile) struct VmDriver {
+    ledger: Ledger,
+    reader: Reader,
+    clock: Clock,
+    presence: Presence,
+    host: HostObserver,
+    steps: Steps,
+    budgets: SpentBudgets,
+    runner_watch: RunnerWatch,
+}
+
+impl VmDriver {
+    pub fn new(
+        parts: &Parts,
+        presence: Presence,
+        host: HostObserver,
+        steps: Steps,
+        budgets: SpentBudgets,
+        runner_watch: RunnerWatch,
+    ) -> Self {
+        let Parts { ledger, reader, clock, .. } = parts.clone();
+        Self { ledger, reader, clock, presence, host, steps, budgets, runner_watch }
+    }
+
+    /// Returns when the vm is deleted.
+    pub async fn drive(&self, vm: Vm) {
+        let (id, managed) = (vm.id(), vm.draft.managed().is_some());
+        if managed {
+            tokio::select! {
+                () = self.drive_steps(vm) => {}
+                () = self.runner_watch.watch(id) => {}
+            }
+        } else {
+            self.drive_steps(vm).await;
+        }
+    }
+
+    async fn drive_steps(&self, mut vm: Vm) {
+        let id = vm.id();
+        let mut changes = self.ledger.changes().of(id);
+        let mut pause = FIRST_PAUSE;
+        let mut rest = None;
+        // Subscribed only now: the row may have moved on since it was given to us.
+        match self.reader.vm(id).await {
+            Ok(Some(now)) => vm = now,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::warn!(vm.id = %id, error = %error, "cannot read the vm; going on with what was known")
+            }
+        }
+        while vm.state != State::Deleted {
+            let step_of = (vm.state, vm.attempt);
+            let next = self.until_next(&mut vm, &mut changes, rest.take()).await;
+            let (expect, event, wait) = match next {
+                Next::Moved => {
+                    pause = FIRST_PAUSE;
+                    continue;
+                }
+                Next::Fact(event) => (self.expectation(&vm, &event), event, false),
+                Next::Spent(event) => (Expect::Generation(vm.generation), event, false),
+                Next::Settled(proof) => {
+                    (Expect::Generation(vm.generation), Event::EndProven { proof, exit_code: None }, false)
+                }
+                Next::Failed(failure) => {
+                    tracing::warn!(
+                        vm.id = %id, state = %vm.state, code = %failure.code, detail = %failure.detail,
+                        tail = failure.tail.as_deref().unwrap_or_default(), "a step failed"
+                    );
+                    metrics::counter!("mayfly_step_failures_total", "step" => vm.state.as_str(), "code" => failure.code.slug())
+                        .increment(1);
+                    let fault = Fault { code: failure.code, detail: failure.detail, at: self.clock.now() };
+                    if fault.code == Code::HostLimit {
+                        self.host.limit_met(&vm, fault.clone()).await;
+                    }
+                    if fault.code == Code::AcceleratorFailed {
+                        // Shown on the host at once: its guests are slow from now on.
+                        self.host.look_at_drivers(false).await;
+                    }
+                    let (event, wait) = failed(&vm, failure.kind, fault);
+                    (Expect::Attempt { state: step_of.0, attempt: step_of.1 }, event, wait)
+                }
+            };
+            // The same trouble again is not written down again: a disk that stays full would fill itself with events.
+            let known = matches!((&event, &vm.last_fault), (Event::StepFailed { fault }, Some(last))
+                if fault.code == last.code && fault.detail == last.detail);
+            if !known {
+                match self.ledger.apply(id, expect, event, self.clock.now()).await {
+                    Ok(applied) => {
+                        vm = (*applied.vm).clone();
+                        if applied.changed() && (vm.state, vm.attempt) != step_of {
+                            entered(&vm);
+                            pause = FIRST_PAUSE;
+                        }
+                    }
+                    Err(StoreError::Refused(error)) => {
+                        tracing::error!(vm.id = %id, error = %error, "the table refused what a step found");
+                        match self.reader.vm(id).await {
+                            Ok(Some(now)) => vm = now,
+                            Ok(None) => return,
+                            Err(_) => {}
+                        }
+                        pause = self.rest(pause).await;
+                    }
+                    Err(error) => {
+                        tracing::warn!(vm.id = %id, error = %error, "cannot write to the ledger; trying again");
+                        pause = self.until_writable(pause).await;
+                    }
+                }
+            }
+            if wait && (vm.state, vm.attempt) == step_of {
+                rest = Some(pause);
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+
+    /// Runs the step of the vm's state, after a rest if it failed before, against the vm's deadline and against the vm being moved by somebody
+    /// else.
+    async fn until_next(&self, vm: &mut Vm, changes: &mut Newest, rest: Option<Duration>) -> Next {
+        let step_of = (vm.state, vm.attempt);
+        let start = vm.clone();
+        let begun = AtomicBool::new(false);
+        let step = async {
+            if let Some(rest) = rest {
+                tokio::time::sleep(rest).await;
+            }
+            begun.store(true, Ordering::Relaxed);
+            self.steps.run(&start).await
+        };
+        tokio::pin!(step);
+        loop {
+            let seen = vm.clone();
+            let spent = async {
+                match seen.deadline() {
+                    Some((budget, at)) => {
+                        self.clock.sleep_until(at).await;
+                        // What the guest said while nothing could be written is said again first.
+                        self.ledger.health().steady(ONCE_HEARD).await;
+                        // If the service stood still until now, the budget is longer than it seemed.
+                        self.presence.confirmed().await;
+                        self.budgets.spent(&seen, budget).await
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            let done = vm.settled();
+            let settled = async {
+                match done {
+                    Some((proof, at)) => {
+                        self.clock.sleep_until(at).await;
+                        proof
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = newer(changes, vm) => {
+                    let resumed = seen.paused_at.is_some() && vm.paused_at.is_none() && !begun.load(Ordering::Relaxed);
+                    if (vm.state, vm.attempt) != step_of || resumed {
+                        return Next::Moved;
+                    }
+                }
+                proof = settled => return Next::Settled(proof),
+                fact = &mut step => return match fact {
+                    Ok(event) => Next::Fact(event),
+                    Err(failure) => Next::Failed(failure),
+                },
+                event = spent => return Next::Spent(event),
+            }
+        }
+    }
+
+    /// What must still hold for a step's result to count.
+    fn expectation(&self, vm: &Vm, event: &Event) -> Expect {
+        match event {
+            // Whether another attempt follows was read from the row: an end that was asked for meanwhile changes that.
+            Event::InstanceAbsent | Event::AttemptCleared { .. } => Expect::Generation(vm.generation),
+            _ => Expect::Attempt { state: vm.state, attempt: vm.attempt },
+        }
+    }
+
+    /// As `rest`, but no longer than the database takes no writes: once it does, every vm goes on at once.
+    async fn until_writable(&self, pause: Duration) -> Duration {
+        let mut fault = self.ledger.health().changes();
+        if fault.borrow().is_none() {
+            return self.rest(pause.min(ONCE_WRITABLE)).await;
+        }
+        tokio::select! {
+            pause = self.rest(pause) => pause,
+            Ok(_) = fault.wait_for(Option::is_none) => FIRST_PAUSE,
+        }
+    }
+
+    async fn rest(&self, pause: Duration) -> Duration {
+        tokio::time::sleep(pause).await;
+        (pause * 2).min(LONGEST_PAUSE)
+    }
+}
+
+/// Returns once the vm is newer than this, and brings it up to date.
+async fn newer(changes: &mut Newest, vm: &mut Vm) {
+    loop {
+        if changes.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        if let Some(now) = changes.borrow_and_update().as_deref()
+            && now.generation > vm.generation
+        {
+            *vm = now.clone();
+            return;
+        }
+    }
+}
+
+fn entered(vm: &Vm) {
+    let took = vm
+        .timeline
+        .len()
+        .checked_sub(2)
+        .map(|before| vm.entered_at.duration_since(vm.timeline[before].at).as_secs_f64())
+        .unwrap_or_default();
+    tracing::info!(vm.id = %vm.id(), vm.name = %vm.draft.name, state = %vm.state, previous_seconds = took, "vm moved");
+    if let Some(before) = vm.timeline.len().checked_sub(2) {
+        metrics::histogram!("mayfly_vm_state_seconds", "state" => vm.timeline[before].state.as_str()).record(took);
+    }
+    if vm.state == State::Deleted {
+        let result = vm
+            .outcome
+            .as_ref()
+            .and_then(|o| serde_json::to_value(o.result).ok())
+            .and_then(|v| v.as_str().map(str::to_owned))
+            .unwrap_or_default();
+        metrics::counter!("mayfly_vms_ended_total", "result" => result).increment(1);
+        let signal = vm.end_signal.and_then(|s| serde_json::to_value(s).ok());
+        let signal = signal.as_ref().and_then(|v| v.as_str()).unwrap_or("none").to_owned();
+        metrics::counter!("mayfly_vm_end_signals_total", "signal" => signal).increment(1);
+    }
+}

@@ -1,0 +1,314 @@
+//! How a guest gets its runner: waiting until it listens, and handing over the kit, by each of the three ways.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use jiff::SignedDuration;
+use secrecy::{ExposeSecret, SecretString};
+
+use super::observe::{Ways, ways};
+use crate::{
+    domain::{
+        Code, Event, Handover, State, Vm,
+        event::ReadyVia,
+        github::{Registered, Registration, runner_name},
+        runner_secrets::RunnerSecrets,
+        template::Template,
+        vm::{Endpoint, RunnerKind},
+    },
+    drivers::Driver,
+    guest::{
+        self, Kit, KitInput,
+        kit::{GitHubKit, RunnerArchive, RunnerProgram},
+    },
+    parts::Parts,
+    platform::{Clock, clock},
+    reconcile::{
+        failure::{Failure, FailureKind, spec_of},
+        github::Registrar,
+        settings::{RunnerSettings, Settings},
+    },
+    sources::github::{runner_archives::RunnerArchives, runner_of},
+    store::{
+        Expect, Ledger, Reader, Vault,
+        logs::{LogSource, Logs},
+    },
+    templates::Catalog,
+};
+
+/// How often a way to the guest that the driver does not know yet is asked for.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long a guest that may start its runner has for asking by itself.
+const START_IS_TOLD_AFTER: Duration = Duration::from_secs(10);
+const START_IS_TOLD_WITHIN: Duration = Duration::from_secs(60);
+
+pub(in crate::reconcile) struct Provisioner {
+    ledger: Ledger,
+    reader: Reader,
+    vault: Arc<Vault>,
+    logs: Logs,
+    catalog: Arc<Catalog>,
+    archives: RunnerArchives,
+    clock: Clock,
+    registrar: Registrar,
+    guest_urls: BTreeMap<String, String>,
+    runner: RunnerSettings,
+}
+
+impl Provisioner {
+    pub fn new(parts: &Parts, registrar: Registrar, settings: &Settings) -> Self {
+        let Parts { ledger, reader, vault, logs, catalog, runner_archives: archives, clock, .. } = parts.clone();
+        let (guest_urls, runner) = (settings.guest_urls.clone(), settings.runner.clone());
+        Self { ledger, reader, vault, logs, catalog, archives, clock, registrar, guest_urls, runner }
+    }
+
+    async fn template(&self, vm: &Vm) -> Result<Template, Failure> {
+        Ok(self.catalog.get(&spec_of(vm)?.template_digest).await?)
+    }
+
+    /// Returns once the guest can be handed its runner. Never, where the guest itself says so.
+    pub async fn guest_ready(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<ReadyVia, Failure> {
+        match spec_of(vm)?.handover {
+            Handover::Seed => {
+                // Known at once or never needed.
+                if let Some((Some(ssh), _)) = ways(driver, vm).await? {
+                    self.note_endpoint(vm, ssh, None).await?;
+                }
+                std::future::pending().await
+            }
+            Handover::Ssh => {
+                let ssh = self.endpoint(driver, vm).await?;
+                self.note_endpoint(vm, ssh.clone(), None).await?;
+                guest::readiness::banner(&ssh.host, ssh.port, self.step_ends(vm))
+                    .await
+                    .map_err(|error| Failure::new(FailureKind::Retry, Code::GuestNotReady, error.to_string()))?;
+                Ok(ReadyVia::SshBanner)
+            }
+            Handover::Agent => {
+                let socket = self.agent(driver, vm).await?;
+                guest::agent::ready(&socket, self.step_ends(vm)).await?;
+                Ok(ReadyVia::GuestAgent)
+            }
+        }
+    }
+
+    /// Returns once the guest has its runner. Never, where a seed is at work in the guest, whose word moves the vm.
+    pub async fn provision(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<(), Failure> {
+        let boot_log = match spec_of(vm)?.handover {
+            Handover::Seed => std::future::pending().await,
+            Handover::Ssh => {
+                let template = self.template(vm).await?;
+                let ssh = self.endpoint(driver, vm).await?;
+                let kit = self.kit(vm, &template).await?;
+                let target = ssh_target(vm, &template, &ssh).await?;
+                let delivered = guest::ssh::deliver(&target, &kit, self.step_ends(vm)).await?;
+                self.note_endpoint(vm, ssh, Some(delivered.host_key)).await?;
+                delivered.boot_log
+            }
+            Handover::Agent => {
+                let template = self.template(vm).await?;
+                let socket = self.agent(driver, vm).await?;
+                let kit = self.kit(vm, &template).await?;
+                guest::agent::deliver(&socket, &kit, self.step_ends(vm)).await?.boot_log
+            }
+        };
+        if let Err(error) = self.logs.append(vm.id(), LogSource::Boot, boot_log).await {
+            tracing::warn!(vm.id = %vm.id(), error = %error, "the boot log could not be kept");
+        }
+        Ok(())
+    }
+
+    /// Tells the guest by the way that its kit came that it may start its runner, where it does not ask over the guest API.
+    /// Returns when it was told, or has shown that it knows; the caller commits nothing, so a restart tells it again.
+    pub async fn permit_job(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<(), Failure> {
+        let handover = spec_of(vm)?.handover;
+        if handover == Handover::Seed || vm.state != State::Running || !vm.start_unconfirmed {
+            return Ok(());
+        }
+        let mut pause = START_IS_TOLD_AFTER;
+        loop {
+            tokio::time::sleep(pause).await;
+            let now = self.reader.vm(vm.id()).await?;
+            let still = |now: &Vm| now.state == State::Running && now.attempt == vm.attempt && now.start_unconfirmed;
+            let Some(now) = now.filter(still) else { return Ok(()) };
+            let until = clock::monotonic() + START_IS_TOLD_WITHIN;
+            let told: Result<(), Failure> = async {
+                match handover {
+                    Handover::Seed => Ok(()),
+                    Handover::Ssh => {
+                        let ssh = self.endpoint(driver, &now).await?;
+                        let target = ssh_target(&now, &self.template(&now).await?, &ssh).await?;
+                        Ok(guest::ssh::start(&target, now.attempt, until).await?)
+                    }
+                    Handover::Agent => {
+                        let socket = self.agent(driver, &now).await?;
+                        Ok(guest::agent::start(&socket, now.attempt, until).await?)
+                    }
+                }
+            }
+            .await;
+            match told {
+                Ok(()) => return Ok(()),
+                Err(failure) => {
+                    tracing::warn!(vm.id = %vm.id(), code = %failure.code, detail = failure.detail, "the guest could not be told that it may start");
+                }
+            }
+            pause = (pause * 2).min(Duration::from_secs(60));
+        }
+    }
+
+    pub async fn kit(&self, vm: &Vm, template: &Template) -> Result<Kit, Failure> {
+        let payload = match vm.draft.runner {
+            RunnerKind::None => None,
+            RunnerKind::Command | RunnerKind::Script | RunnerKind::GitHub => {
+                let lost = || {
+                    Failure::new(
+                        FailureKind::Permanent,
+                        Code::Internal,
+                        "the vm's script cannot be decrypted: the key in the data directory is not the one it was stored with",
+                    )
+                };
+                let sealed = self.reader.sealed(vm.id()).await?.ok_or_else(lost)?;
+                let clear = self.vault.unseal(vm.id(), &sealed).ok_or_else(lost)?;
+                Some(RunnerSecrets::from_bytes(&clear).ok_or_else(lost)?)
+            }
+        };
+        let RunnerSecrets { script, registration, env } = payload.unwrap_or_default();
+        let mut github = self.github_kit(vm, template, registration).await?;
+        if spec_of(vm)?.handover == Handover::Seed
+            && let Some(github) = &mut github
+        {
+            // Root in the guest can read the seed's volume while the job runs, so the guest fetches this before.
+            github.secret = None;
+        }
+        let env = env.iter().map(|(k, v)| (k.clone(), v.expose_secret().to_owned())).collect();
+        let payload = script.map(|script| script.expose_secret().to_owned());
+        let driver = &spec_of(vm)?.driver;
+        let url = self.guest_urls.get(driver).cloned().ok_or_else(|| {
+            let detail = format!("guests of the driver {driver} have no way to the guest API");
+            Failure::new(FailureKind::Permanent, Code::GuestNotConfigured, detail)
+        })?;
+        Kit::new(KitInput {
+            vm_id: vm.id(),
+            url,
+            token: self.vault.vm_token(vm.id()),
+            kind: vm.draft.runner,
+            attempt: vm.attempt,
+            start_seconds: vm.draft.budgets.boot_seconds.saturating_add(vm.draft.budgets.configure_seconds),
+            user: template.user.clone(),
+            env,
+            payload,
+            github,
+        })
+        .map_err(|e| Failure::new(FailureKind::Permanent, Code::GuestNotConfigured, e.to_string()))
+    }
+
+    /// What GitHub's runner needs, with the registration that the caller brought, or one that is made now.
+    async fn github_kit(
+        &self,
+        vm: &Vm,
+        template: &Template,
+        brought: Option<SecretString>,
+    ) -> Result<Option<GitHubKit>, Failure> {
+        let Some(github) = &vm.draft.github else { return Ok(None) };
+        let secret = match (github.registration, brought) {
+            (Registration::Managed, _) => self.registrar.registration(vm).await?,
+            (Registration::JitConfig, Some(secret)) => {
+                if let Some(runner) = runner_of(&secret) {
+                    self.note_brought(vm, runner).await?;
+                }
+                secret
+            }
+            (Registration::Token, Some(secret)) => {
+                let name = runner_name(&vm.draft.name, vm.id(), vm.attempt);
+                self.note_brought(vm, Registered { runner_id: None, name }).await?;
+                secret
+            }
+            (Registration::JitConfig | Registration::Token, None) => {
+                let lost = "the registration that came with the request is not there";
+                return Err(Failure::new(FailureKind::Permanent, Code::Internal, lost));
+            }
+        };
+        let settings = &self.runner;
+        let archive = self.archives.archive(spec_of(vm)?.os, template.arch);
+        Ok(Some(GitHubKit {
+            url: format!("{}/{}", settings.github_web.trim_end_matches('/'), github.scope.slug()),
+            name: runner_name(&vm.draft.name, vm.id(), vm.attempt),
+            labels: github.labels.clone(),
+            group: github.group.clone(),
+            registration: github.registration,
+            secret: Some(secret),
+            program: RunnerProgram {
+                directory: settings.directory.clone(),
+                minimum_version: settings.minimum_version.clone(),
+                archive: archive.map(|a| RunnerArchive { version: a.version.clone(), sha256: a.sha256.clone() }),
+            },
+        }))
+    }
+
+    /// Records under which name GitHub has a runner that the caller registers: jobs are bound to the vm by it.
+    async fn note_brought(&self, vm: &Vm, runner: Registered) -> Result<(), Failure> {
+        if vm.registered.as_ref() == Some(&runner) {
+            return Ok(());
+        }
+        let expect = Expect::Attempt { state: vm.state, attempt: vm.attempt };
+        self.ledger.apply(vm.id(), expect, Event::RunnerRegistered { runner }, self.clock.now()).await?;
+        Ok(())
+    }
+
+    async fn endpoint(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<Endpoint, Failure> {
+        self.reached(driver, vm, |(ssh, _)| ssh).await
+    }
+
+    /// The socket that leads to the agent in the guest.
+    async fn agent(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<PathBuf, Failure> {
+        self.reached(driver, vm, |(_, agent)| agent).await
+    }
+
+    async fn reached<T>(
+        &self,
+        driver: &Arc<dyn Driver>,
+        vm: &Vm,
+        choose: impl Fn(Ways) -> Option<T>,
+    ) -> Result<T, Failure> {
+        loop {
+            if let Some(way) = ways(driver, vm).await?.and_then(&choose) {
+                return Ok(way);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn note_endpoint(&self, vm: &Vm, ssh: Endpoint, host_key: Option<String>) -> Result<(), Failure> {
+        let expect = Expect::Attempt { state: vm.state, attempt: vm.attempt };
+        self.ledger.apply(vm.id(), expect, Event::EndpointFound { ssh, host_key }, self.clock.now()).await?;
+        Ok(())
+    }
+
+    /// The deadline of the vm's state on the runtime's clock, for calls that bound themselves. The vm's own deadline is kept by
+    /// its task; this one only has to be no sooner.
+    fn step_ends(&self, vm: &Vm) -> tokio::time::Instant {
+        let left = vm.deadline().map_or(SignedDuration::from_hours(1), |(_, at)| at.duration_since(self.clock.now()));
+        clock::monotonic() + Duration::try_from(left).unwrap_or_default() + Duration::from_secs(5)
+    }
+}
+
+async fn ssh_target(vm: &Vm, template: &Template, ssh: &Endpoint) -> Result<guest::ssh::SshTarget, Failure> {
+    Ok(guest::ssh::SshTarget {
+        host: ssh.host.clone(),
+        port: ssh.port,
+        user: template.user.clone(),
+        login: login(template).await?,
+        pinned_host_key: vm.host_key.clone(),
+    })
+}
+
+async fn login(template: &Template) -> Result<guest::ssh::SshLogin, Failure> {
+    let none = |what: &str| Failure::new(FailureKind::Permanent, Code::GuestLoginRefused, what);
+    if let Some(key) = &template.files.ssh_key {
+        return Ok(guest::ssh::SshLogin::Key(key.clone()));
+    }
+    let file = template.files.ssh_password.as_ref();
+    let file = file.ok_or_else(|| none("the template has neither an SSH key nor a password to log in with"))?;
+    let text = tokio::fs::read_to_string(file).await.map_err(|e| none(&format!("its password cannot be read: {e}")))?;
+    Ok(guest::ssh::SshLogin::Password(text.trim_end_matches(['\r', '\n']).to_owned().into()))
+}

@@ -1,0 +1,189 @@
+//! Right before a guest is started: whether its slot is still there.
+//!
+//! The slot was free when it was given. While the template is cloned, guests may start that Mayfly knows nothing of, so the
+//! host is looked at once more. If they took the slot, the vm gives its lease back and waits for another one.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::{Mutex, MutexGuard};
+use tokio::time::Instant;
+
+use super::observe::was_started;
+use crate::{
+    domain::{
+        Code, GuestOs, Spec, State, Vm, VmId,
+        host::{Capacity, HostView, Usage},
+    },
+    drivers::{
+        Driver,
+        inspector::{HostInspector, PATIENT},
+    },
+    parts::Parts,
+    platform::clock,
+    reconcile::failure::{Failure, FailureKind, spec_of},
+    store::{Reader, placement::SlotLease},
+};
+
+/// How long a driver that does not list its instances is waited for before the vm goes back to the queue.
+const UNKNOWN_FOR: Duration = Duration::from_secs(30);
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// The guests that are being started. A look that began before a start has ended may not show its guest.
+#[derive(Default)]
+struct Starts {
+    starts: Mutex<HashMap<VmId, Start>>,
+}
+
+#[derive(Clone, Copy)]
+struct Start {
+    os: GuestOs,
+    cpus: u32,
+    memory_mib: u32,
+    /// `None`: it goes on.
+    ended: Option<Instant>,
+}
+
+/// Held while the driver starts the guest.
+pub(super) struct StartPermit<'a> {
+    starts: &'a Starts,
+    vm: VmId,
+}
+
+impl Drop for StartPermit<'_> {
+    fn drop(&mut self) {
+        if let Some(start) = self.starts.lock().get_mut(&self.vm) {
+            start.ended = Some(clock::monotonic());
+        }
+    }
+}
+
+impl Starts {
+    fn lock(&self) -> MutexGuard<'_, HashMap<VmId, Start>> {
+        self.starts.lock()
+    }
+
+    /// Lets the vm start if it fits beside what comes before it, by a look that began at `since` or later and leases that were
+    /// read before that. Otherwise what is held. One vm at a time: the next one counts this one.
+    fn permit(
+        &self,
+        vm: VmId,
+        spec: &Spec,
+        capacity: &Capacity,
+        view: &HostView,
+        leases: &[SlotLease],
+        since: Instant,
+    ) -> Result<StartPermit<'_>, Usage> {
+        let mut starts = self.lock();
+        // No look is used that began longer ago.
+        starts.retain(|_, start| start.ended.is_none_or(|ended| clock::elapsed(ended) < 2 * PATIENT));
+        let unseen: HashMap<VmId, Start> = starts
+            .iter()
+            .filter(|(_, s)| s.ended.is_none_or(|ended| ended >= since))
+            .map(|(id, s)| (*id, *s))
+            .collect();
+        let held = held_before(vm, view, leases, &unseen);
+        if !view.runs(vm) && !capacity.fits(&held, spec.os, spec.cpus, spec.memory_mib) {
+            return Err(held);
+        }
+        let &Spec { os, cpus, memory_mib, .. } = spec;
+        starts.insert(vm, Start { os, cpus, memory_mib, ended: None });
+        Ok(StartPermit { starts: self, vm })
+    }
+}
+
+/// What counts before this vm: everything that runs or is being started, and older vms of ours whose guests are still to be
+/// started. So of two that start at the same time, the younger gives way to a foreign guest. The lease that it still holds while
+/// its clone is removed does not count, or the older one would give way as well.
+fn held_before(vm: VmId, view: &HostView, leases: &[SlotLease], starts: &HashMap<VmId, Start>) -> Usage {
+    let mut held = view.foreign();
+    let mut counted = HashSet::from([vm]);
+    for lease in leases {
+        let runs = view.runs(lease.vm) || starts.contains_key(&lease.vm);
+        let counts = match lease.state {
+            State::Cloning | State::Booting => runs || lease.vm < vm,
+            // It is never started again in this attempt, so what the look does not show does not run.
+            State::Stopping | State::Deleting => runs,
+            State::Queued | State::Configuring | State::Running | State::Draining | State::Deleted => true,
+        };
+        if counts && counted.insert(lease.vm) {
+            held.add(lease.os, lease.cpus, lease.memory_mib);
+        }
+    }
+    for (id, start) in starts {
+        if counted.insert(*id) {
+            held.add(start.os, start.cpus, start.memory_mib);
+        }
+    }
+    for instance in view.instances.iter().filter(|i| i.running) {
+        if instance.vm_id.is_some_and(|id| counted.insert(id)) {
+            held.add(instance.os, instance.cpus, instance.memory_mib);
+        }
+    }
+    held
+}
+
+/// Gives the permits to start guests.
+pub(super) struct StartPermits {
+    starts: Starts,
+    reader: Reader,
+    host: HostInspector,
+    capacity: Capacity,
+}
+
+impl StartPermits {
+    pub fn new(parts: &Parts, capacity: Capacity) -> Self {
+        let Parts { reader, host, .. } = parts.clone();
+        Self { starts: Starts::default(), reader, host, capacity }
+    }
+
+    /// Returns when the guest may be started now. `None`: it runs, so there is nothing to decide.
+    pub async fn obtain(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<Option<StartPermit<'_>>, Failure> {
+        // Its job may be running since before this service was: no answer of any list may end it.
+        if was_started(driver, vm).await? {
+            return Ok(None);
+        }
+        let spec = spec_of(vm)?;
+        let give_up = clock::monotonic() + UNKNOWN_FOR;
+        let mut refused = false;
+        loop {
+            let leases = self.reader.lease_holders().await?;
+            let since = clock::monotonic();
+            let view = self.host.look(since, PATIENT).await;
+            if let Some(fault) = view.unlisted(spec.os, &spec.driver) {
+                if clock::monotonic() >= give_up {
+                    return Err(Failure::new(FailureKind::Host, fault.code, fault.detail.clone()));
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+                continue;
+            }
+            match self.starts.permit(vm.id(), spec, &self.capacity, &view, &leases, since) {
+                Ok(permit) => return Ok(Some(permit)),
+                // A guest that has ended meanwhile, or another command that held a guest's lock for a moment.
+                Err(_) if !refused => refused = true,
+                Err(held) => {
+                    return Err(Failure::new(FailureKind::Host, Code::SlotTaken, self.taken(spec, held, &view)));
+                }
+            }
+        }
+    }
+
+    fn taken(&self, spec: &Spec, held: Usage, view: &HostView) -> String {
+        let (capacity, os) = (&self.capacity, spec.os);
+        format!(
+            "guests that were started meanwhile took its slot: {} of {} {} guests ({} of them not Mayfly's), {} of {} cores and \
+             {} of {} MiB are held",
+            held.guests(os),
+            capacity.slots(os),
+            os.as_str(),
+            view.foreign().guests(os),
+            held.cpus,
+            capacity.cpus,
+            held.memory_mib,
+            capacity.memory_mib
+        )
+    }
+}

@@ -1,0 +1,256 @@
+//! One idempotent step per state. Each rests on the vm's row, the template and the settings, and gives the fact that moves
+//! the vm on. Any of them may be run again from its beginning at any moment.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::SignedDuration;
+
+use super::{full_disk::FullDisk, provisioning::Provisioner, start::StartPermits, template::TemplateFetch};
+use crate::{
+    domain::{
+        Code, Event, Handover, QueueReason, Spec, State, Vm,
+        event::{Announcer, GoneCause},
+        lifecycle::Step,
+    },
+    drivers::{Driver, GuestNetwork, InstanceSpec, Seed, registry::Registry},
+    guest,
+    parts::Parts,
+    platform::Clock,
+    reconcile::{
+        failure::{Failure, FailureKind, spec_of},
+        github::RunnerRemoval,
+        host::HostObserver,
+        settings::Settings,
+    },
+    store::logs::{LogSource, Logs},
+    templates::Catalog,
+};
+
+pub(in crate::reconcile) struct Steps {
+    drivers: Arc<Registry>,
+    catalog: Arc<Catalog>,
+    logs: Logs,
+    clock: Clock,
+    host: HostObserver,
+    permits: StartPermits,
+    provisioner: Provisioner,
+    templates: TemplateFetch,
+    full_disk: FullDisk,
+    removal: RunnerRemoval,
+    network: GuestNetwork,
+    retry_backoff: Duration,
+}
+
+impl Steps {
+    pub fn new(
+        parts: &Parts,
+        host: HostObserver,
+        provisioner: Provisioner,
+        removal: RunnerRemoval,
+        settings: &Settings,
+    ) -> Self {
+        let Parts { drivers, catalog, logs, clock, .. } = parts.clone();
+        Self {
+            drivers,
+            catalog,
+            logs,
+            clock,
+            host,
+            permits: StartPermits::new(parts, settings.capacity),
+            provisioner,
+            templates: TemplateFetch::new(parts, settings),
+            full_disk: FullDisk::new(parts, settings.disk_full),
+            removal,
+            network: GuestNetwork {
+                isolated: settings.isolated,
+                guest_api: settings.guest_socket.clone(),
+                relay: settings.relay.clone(),
+            },
+            retry_backoff: settings.retry_backoff,
+        }
+    }
+
+    /// Runs the step of the vm's state.
+    pub async fn run(&self, vm: &Vm) -> Result<Event, Failure> {
+        match vm.state.owes() {
+            // Once its template is here, placement, a deadline or a DELETE moves it.
+            Step::AwaitSlot => {
+                self.templates.obtain(vm).await?;
+                std::future::pending().await
+            }
+            Step::Nothing => std::future::pending().await,
+            Step::Clone => self.clone_template(vm).await,
+            Step::Boot => self.boot(vm).await,
+            Step::Configure => self.configure(vm).await,
+            Step::AwaitEnd => self.await_end(vm).await,
+            Step::Stop => self.stop(vm).await,
+            Step::Destroy => self.destroy(vm).await,
+        }
+    }
+
+    async fn clone_template(&self, vm: &Vm) -> Result<Event, Failure> {
+        let driver = self.driver(vm)?;
+        self.catalog.may_clone(&spec_of(vm)?.template_digest).await.map_err(|error| match error.code {
+            // No other attempt of this vm has more room: it gives its slot back and waits for the host.
+            Code::HostFull => Failure::new(FailureKind::Host, error.code, error.detail),
+            _ => error.into(),
+        })?;
+        let spec = self.spec(vm).await?;
+        driver.create(&spec).await?;
+        Ok(Event::Cloned)
+    }
+
+    async fn boot(&self, vm: &Vm) -> Result<Event, Failure> {
+        let driver = self.driver(vm)?;
+        let spec = self.spec(vm).await?;
+        let permit = self.permits.obtain(&driver, vm).await?;
+        driver.start(&spec).await?;
+        drop(permit);
+        self.host.limit_passed(vm).await;
+        let via = self.while_running(&driver, vm, self.provisioner.guest_ready(&driver, vm)).await?;
+        Ok(Event::GuestReady { via })
+    }
+
+    async fn configure(&self, vm: &Vm) -> Result<Event, Failure> {
+        let driver = self.driver(vm)?;
+        driver.reached(&vm.instance()).await;
+        self.while_running(&driver, vm, self.provisioner.provision(&driver, vm)).await?;
+        Ok(Event::GuestConfigured)
+    }
+
+    async fn await_end(&self, vm: &Vm) -> Result<Event, Failure> {
+        let driver = self.driver(vm)?;
+        if was_reached(vm) {
+            driver.reached(&vm.instance()).await;
+        }
+        let told = async {
+            if let Err(failure) = self.provisioner.permit_job(&driver, vm).await {
+                tracing::warn!(vm.id = %vm.id(), code = %failure.code, detail = failure.detail, "the guest could not be told that it may start");
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            cause = self.full_disk.guest_gone(&driver, vm) => Ok(Event::InstanceGone { cause: cause? }),
+            event = self.removal.dismissed(vm) => Ok(event),
+            never = told => never,
+        }
+    }
+
+    async fn stop(&self, vm: &Vm) -> Result<Event, Failure> {
+        let grace = Duration::try_from(vm.stop_grace()).unwrap_or_default();
+        self.driver(vm)?.stop(&vm.instance(), grace).await?;
+        Ok(Event::InstanceStopped)
+    }
+
+    async fn destroy(&self, vm: &Vm) -> Result<Event, Failure> {
+        let driver = self.driver(vm)?;
+        let name = vm.instance();
+        if let Some(console) = driver.console_log(&name)
+            && let Err(error) = self.logs.keep_tail(vm.id(), LogSource::Console, &console).await
+        {
+            // A log is not worth a leaked disk.
+            tracing::warn!(vm.id = %vm.id(), error = %error, "the console log could not be kept");
+        }
+        for log in driver.hypervisor_logs(&name) {
+            let said = format!("[mayfly: the hypervisor of attempt {} wrote]\n", vm.attempt);
+            if let Err(error) = self.logs.append_tail(vm.id(), LogSource::Hypervisor, said, &log).await {
+                tracing::warn!(vm.id = %vm.id(), error = %error, "the hypervisor's log could not be kept");
+            }
+        }
+        driver.destroy(&name).await?;
+        if !vm.retries() {
+            return Ok(Event::InstanceAbsent);
+        }
+        if vm.slot_taken {
+            // It is placed when a look shows a free slot; until then younger ones must not overtake it.
+            return Ok(Event::AttemptCleared { reason: QueueReason::Slot, not_before: self.clock.now() });
+        }
+        let emulated_now = vm.last_fault.as_ref().is_some_and(|fault| fault.code == Code::AcceleratorFailed);
+        if vm.host_refused && emulated_now {
+            // The next guest runs otherwise than this one did: there is nothing to wait for.
+            return Ok(Event::AttemptCleared { reason: QueueReason::Host, not_before: self.clock.now() });
+        }
+        let (reason, exponent) = if vm.host_refused {
+            (QueueReason::Host, 3)
+        } else {
+            (QueueReason::Backoff, vm.failed_attempts.max(1) - 1)
+        };
+        let wait = self.retry_backoff.saturating_mul(1 << exponent.min(6)).min(Duration::from_secs(60));
+        let wait = SignedDuration::try_from(wait).unwrap_or(SignedDuration::ZERO);
+        Ok(Event::AttemptCleared { reason, not_before: self.clock.now() + wait })
+    }
+
+    fn driver(&self, vm: &Vm) -> Result<Arc<dyn Driver>, Failure> {
+        let name = &spec_of(vm)?.driver;
+        self.drivers.get(name).cloned().ok_or_else(|| {
+            // Enabling the driver again is all that is needed, so the vm waits for it.
+            Failure::new(
+                FailureKind::Retry,
+                Code::DriverUnsupported,
+                format!("the driver {name} is not enabled in this service"),
+            )
+        })
+    }
+
+    async fn spec(&self, vm: &Vm) -> Result<InstanceSpec, Failure> {
+        let template = self.catalog.get(&spec_of(vm)?.template_digest).await?;
+        let &Spec { os, handover, cpus, memory_mib, .. } = spec_of(vm)?;
+        let seed = match handover {
+            Handover::Ssh | Handover::Agent => None,
+            Handover::Seed => {
+                let kit = self.provisioner.kit(vm, &template).await?;
+                let volume = guest::seed::volume(&kit, &vm.draft.name)
+                    .map_err(|e| Failure::new(FailureKind::Permanent, Code::CloneFailed, format!("the seed: {e}")))?;
+                Some(Seed { volume })
+            }
+        };
+        Ok(InstanceSpec {
+            name: vm.instance(),
+            os,
+            arch: template.arch,
+            cpus,
+            memory_mib,
+            disk_format: template.disk_format,
+            files: template.files,
+            cmdline: template.cmdline,
+            seed,
+            network: self.network.clone(),
+        })
+    }
+
+    /// Runs `work` for as long as the instance runs.
+    async fn while_running<T>(
+        &self,
+        driver: &Arc<dyn Driver>,
+        vm: &Vm,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let name = vm.instance();
+        tokio::select! {
+            done = work => done,
+            ended = driver.ended(&name) => Err(ended_early(vm, ended?)),
+        }
+    }
+}
+
+/// Whether the guest of this attempt answered or called. An admin's DELETE may come before either.
+fn was_reached(vm: &Vm) -> bool {
+    let this_attempt = vm.timeline.iter().rev().take_while(|entry| entry.state != State::Cloning);
+    vm.announced_by == Some(Announcer::Hook)
+        || this_attempt.map(|entry| entry.state).any(|state| matches!(state, State::Configuring | State::Running))
+}
+
+/// The guest ended, or was stopped, before it had its runner.
+fn ended_early(vm: &Vm, cause: GoneCause) -> Failure {
+    let (kind, code) = match cause {
+        GoneCause::GuestPowerOff | GoneCause::GuestReset | GoneCause::HostStop | GoneCause::Unknown => {
+            (FailureKind::Attempt, Code::GuestEndedEarly)
+        }
+        GoneCause::GuestPanic | GoneCause::HypervisorError | GoneCause::GuestWatchdog | GoneCause::HostPause => {
+            (FailureKind::Attempt, cause.code())
+        }
+        // Another clone would fare no better.
+        GoneCause::HostDiskFull | GoneCause::AcceleratorFailed => (FailureKind::Host, cause.code()),
+    };
+    Failure::new(kind, code, format!("the guest ended while it was {}: {}", vm.state, cause.describe()))
+}

@@ -1,0 +1,60 @@
+//! A vm that asked for an image which is not here: it is pulled while the vm waits, and no slot is held for it.
+
+use std::sync::Arc;
+
+use crate::{
+    domain::{Basis, Budgets, Code, Error, Event, Vm, host::Capacity},
+    drivers::registry::Registry,
+    parts::Parts,
+    platform::Clock,
+    reconcile::{
+        failure::{Failure, FailureKind},
+        settings::Settings,
+    },
+    registry::oci::{Reference, reference::ReferenceError},
+    store::{Expect, Ledger},
+    templates::{Catalog, pull::Puller},
+};
+
+pub(super) struct TemplateFetch {
+    ledger: Ledger,
+    catalog: Arc<Catalog>,
+    puller: Puller,
+    drivers: Arc<Registry>,
+    clock: Clock,
+    capacity: Capacity,
+    /// Of an image that does not say otherwise.
+    budgets: Budgets,
+}
+
+impl TemplateFetch {
+    pub fn new(parts: &Parts, settings: &Settings) -> Self {
+        let Parts { ledger, catalog, puller, drivers, clock, .. } = parts.clone();
+        Self { ledger, catalog, puller, drivers, clock, capacity: settings.capacity, budgets: settings.budgets.clone() }
+    }
+
+    /// Ends when the vm's image is a template here and its row says so; at once, for a vm that waits for something else.
+    pub async fn obtain(&self, vm: &Vm) -> Result<(), Failure> {
+        let Basis::Awaited { awaits } = &vm.draft.basis else { return Ok(()) };
+        let image: Reference = vm.draft.template.parse().map_err(|error: ReferenceError| {
+            Failure::new(FailureKind::Permanent, Code::Internal, format!("the stored image is none: {error}"))
+        })?;
+        let pulled = self.puller.obtain(&image, &vm.id().to_string(), &self.budgets).await;
+        let template = pulled.map_err(|error| Failure::from(Error::from(&*error)))?;
+        // Nobody needs it yet as far as the database knows, so it is kept until the vm's row says that it does. One that is gone
+        // or was found to be damaged meanwhile is pulled again.
+        let taken = self.catalog.take(&template.digest).await;
+        let (template, _kept) = taken.map_err(|error| Failure { kind: FailureKind::Retry, ..error.into() })?;
+        let (spec, budgets) = awaits.of(&template, &self.capacity)?;
+        if self.drivers.get(&spec.driver).is_none() {
+            let detail = format!(
+                "{} is for the driver {}, which is not enabled in this service",
+                vm.draft.template, spec.driver
+            );
+            return Err(Failure::new(FailureKind::Permanent, Code::DriverUnsupported, detail));
+        }
+        let expect = Expect::Attempt { state: vm.state, attempt: vm.attempt };
+        self.ledger.apply(vm.id(), expect, Event::TemplateReady { spec, budgets }, self.clock.now()).await?;
+        Ok(())
+    }
+}

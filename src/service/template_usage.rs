@@ -1,0 +1,45 @@
+//! What the catalog asks about vms before it removes a version, and the record of what it removed.
+
+use std::collections::BTreeSet;
+
+use async_trait::async_trait;
+
+use crate::{
+    domain::{Result, TemplateEvent, version::VersionUsage},
+    platform::Clock,
+    store::{Ledger, Reader},
+    templates::TemplateUsage,
+};
+
+pub struct StoredTemplateUsage {
+    pub reader: Reader,
+    pub ledger: Ledger,
+    pub clock: Clock,
+}
+
+#[async_trait]
+impl TemplateUsage for StoredTemplateUsage {
+    async fn needed(&self) -> Result<BTreeSet<String>> {
+        let live = self.reader.live_vms().await?;
+        let mut needed: BTreeSet<String> =
+            live.into_iter().filter_map(|vm| Some(vm.draft.spec()?.template_digest.clone())).collect();
+        needed.extend(self.reader.digests_in_test().await?);
+        Ok(needed)
+    }
+
+    async fn needs(&self, digest: &str) -> Result<bool> {
+        Ok(self.reader.template_in_use(digest).await?.is_some()
+            || self.reader.digests_in_test().await?.iter().any(|tested| tested == digest))
+    }
+
+    async fn pruned(&self, held: &VersionUsage) {
+        tracing::info!(template.digest = held.digest, bytes = held.bytes, why = held.why, "pruned");
+        metrics::counter!("mayfly_template_pruned_bytes_total").increment(held.bytes);
+        let VersionUsage { digest, bytes, why, .. } = held.clone();
+        let event = TemplateEvent::Pruned { digest, bytes, why };
+        if let Err(error) = self.ledger.record_template(&held.digest, event, self.clock.now()).await {
+            // It is gone all the same, and whoever waits for the room does not wait for this.
+            tracing::error!(template.digest = held.digest, %error, "that it was pruned could not be written down");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! How far the pulls are that are under way, for callers that know them by their ids. In memory: what is to survive a restart
+//! is in the pull's row.
+
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::{broadcast, watch};
+
+use super::progress::PullProgress;
+use crate::domain::{PullId, pull::Pull};
+
+/// Published about once a second for each pull whose bytes come.
+#[derive(Clone, Debug)]
+pub struct ProgressUpdate {
+    pub pull: Arc<Pull>,
+    pub progress: PullProgress,
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct ProgressBoard {
+    meters: Arc<Mutex<HashMap<PullId, watch::Receiver<PullProgress>>>>,
+    updates: broadcast::Sender<ProgressUpdate>,
+}
+
+impl Default for ProgressBoard {
+    fn default() -> Self {
+        Self { meters: Arc::default(), updates: broadcast::channel(64).0 }
+    }
+}
+
+impl ProgressBoard {
+    fn meters(&self) -> MutexGuard<'_, HashMap<PullId, watch::Receiver<PullProgress>>> {
+        self.meters.lock()
+    }
+
+    /// Shows this pull's progress until the returned value is dropped.
+    pub fn show(&self, id: PullId, meter: watch::Receiver<PullProgress>) -> ShownProgress {
+        self.meters().insert(id, meter);
+        ShownProgress { board: self.clone(), id }
+    }
+
+    /// `None`: no bytes of it come now.
+    pub fn progress(&self, id: PullId) -> Option<PullProgress> {
+        self.meters().get(&id).map(|meter| meter.borrow().clone())
+    }
+
+    pub fn publish(&self, update: ProgressUpdate) {
+        // An error: nobody listens.
+        let _ = self.updates.send(update);
+    }
+
+    pub fn subscribe(&self) -> broadcast::Receiver<ProgressUpdate> {
+        self.updates.subscribe()
+    }
+}
+
+pub struct ShownProgress {
+    board: ProgressBoard,
+    id: PullId,
+}
+
+impl Drop for ShownProgress {
+    fn drop(&mut self) {
+        self.board.meters().remove(&self.id);
+    }
+}

@@ -1,0 +1,32 @@
+//! From a stored pull to what the puller is asked for.
+
+use super::PullRequest;
+use crate::{
+    domain::{Budgets, Code, Error, Result, pull::PullSpec},
+    registry::oci::{Reference, reference::ReferenceError},
+};
+
+impl PullRequest {
+    /// `pinned`: the digest that the image was resolved to before.
+    pub fn of_spec(spec: &PullSpec, pinned: Option<&str>, usual: &Budgets) -> Result<PullRequest> {
+        let image: Reference = spec.image.parse().map_err(|error: ReferenceError| {
+            Error::new(Code::RequestInvalid, "the request is not acceptable").field("/image", error.to_string())
+        })?;
+        let image = match pinned.and_then(|digest| digest.parse().ok()) {
+            Some(digest) => image.pinned(digest),
+            None => image,
+        };
+        Ok(PullRequest {
+            cpus: spec.cpus,
+            memory_mib: spec.memory_mib,
+            handover: spec.handover,
+            user: spec.user.clone(),
+            ssh_key: spec.ssh_key.clone(),
+            ssh_password: spec.ssh_password.clone(),
+            budgets: spec.budgets.clone(),
+            usual: usual.clone(),
+            background: spec.background,
+            ..PullRequest::new(image, spec.name.clone())
+        })
+    }
+}
