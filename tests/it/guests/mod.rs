@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use crate::support::Serve;
 
 mod accelerator;
+mod away;
 mod canary;
 mod crash;
 #[cfg(target_arch = "x86_64")]
