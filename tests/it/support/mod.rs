@@ -96,6 +96,12 @@ impl Serve {
         }
     }
 
+    /// Changes an environment variable of the next start.
+    pub fn set(&mut self, key: &str, value: &str) {
+        self.settings.retain(|(known, _)| known != key);
+        self.settings.push((key.to_owned(), value.to_owned()));
+    }
+
     pub fn command(dir: &Path) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mayfly"));
         for (key, _) in std::env::vars().filter(|(k, _)| k.starts_with("MAYFLY_")) {
