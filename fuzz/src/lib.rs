@@ -8,6 +8,7 @@ pub mod oci {
     pub mod index;
     pub mod lz4;
     pub mod manifest;
+    pub mod manifest_error;
     pub use digest::Digest;
     pub use form::{ImageFormat, Role};
     pub use index::Index;

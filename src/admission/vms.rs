@@ -7,12 +7,12 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
     domain::{
-        Asked, Basis, Budgets, Code, Error, Pool, Result, Spec, Vm, VmId, VmRequest,
+        Budgets, Code, Error, Pool, ResolvedSpec, Result, SizeRequest, TemplateSource, Vm, VmId, VmRequest,
         github::Registration,
         name::{NAME_RULE, is_name},
         runner_secrets::RunnerSecrets,
         template::Template,
-        vm::Draft,
+        vm_spec::Draft,
     },
     drivers::inspector::HostInspector,
     guest,
@@ -79,7 +79,7 @@ impl VmAdmission {
         Self { ledger, reader, pool_faults, vault, catalog, puller, host, clock, github, settings }
     }
 
-    /// Stores a vm. Asked again with the same key or name and an equal request, it is the same vm.
+    /// Stores a vm. SizeRequest again with the same key or name and an equal request, it is the same vm.
     pub async fn create(&self, request: VmRequest, idempotency_key: Option<String>) -> Result<Created> {
         self.create_of(request, idempotency_key, None).await
     }
@@ -157,11 +157,15 @@ impl VmAdmission {
     }
 
     /// Where the vm's disk is to come from: a template that is here, and kept here, or an image that has to be looked for.
-    async fn basis(&self, wanted: &str, asked: Asked) -> Result<(String, Basis, Budgets, Option<TemplateLease>)> {
+    async fn basis(
+        &self,
+        wanted: &str,
+        asked: SizeRequest,
+    ) -> Result<(String, TemplateSource, Budgets, Option<TemplateLease>)> {
         let capacity = self.host.capacity();
         let known = |(template, kept): (Template, TemplateLease), shown: Option<String>| {
             let (spec, budgets) = asked.of(&template, &capacity)?;
-            Ok((shown.unwrap_or(template.name), Basis::Known(spec), budgets, Some(kept)))
+            Ok((shown.unwrap_or(template.name), TemplateSource::Resolved(spec), budgets, Some(kept)))
         };
         if !wanted.contains('/') {
             let taken = self.catalog.take(wanted).await.map_err(|error| match error.code {
@@ -189,7 +193,7 @@ impl VmAdmission {
             .retry_after(60));
         }
         let budgets = asked.before(&self.settings.budgets, &capacity)?;
-        Ok((image.to_string(), Basis::Awaited { awaits: asked }, budgets, None))
+        Ok((image.to_string(), TemplateSource::Pending { awaits: asked }, budgets, None))
     }
 
     async fn draft(
@@ -199,7 +203,7 @@ impl VmAdmission {
         pool: Option<String>,
     ) -> Result<(Draft, Option<TemplateLease>)> {
         let name = self.checked_name(id, request)?;
-        let asked = Asked {
+        let asked = SizeRequest {
             cpus: request.cpus,
             memory_mib: request.memory_mib,
             budgets: request.budgets.clone(),
@@ -245,7 +249,7 @@ impl VmAdmission {
     }
 
     /// What the host has for a vm that does not wait.
-    async fn room_now(&self, spec: &Spec, before: Demand) -> Result<HostOffer> {
+    async fn room_now(&self, spec: &ResolvedSpec, before: Demand) -> Result<HostOffer> {
         let view = self.host.look(clock::monotonic(), ANSWER_WITHIN).await;
         let unavailable = |detail: String| Err(Error::new(Code::HostUnavailable, detail).retry_after(5));
         if !view.observed {

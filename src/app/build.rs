@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 
 use super::{error::StartError, store, templates::RegistryAccess};
 use crate::{
-    domain::{Budgets, Pool, host::Capacity},
+    domain::{Budgets, Pool, capacity::Capacity},
     drivers::{inspector::HostInspector, registry::Registry},
     parts::Parts,
     platform::{clock::Clock, data_dir::DataDir},

@@ -4,13 +4,15 @@ use std::{path::Path, time::Duration};
 
 use reqwest::{Method, Response, StatusCode, Url, header};
 use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Global, exit, output, text::plain};
+use super::{
+    Global,
+    failure::{ApiProblem, CommandFailure},
+    output,
+};
 use crate::{
     config,
-    domain::Code,
     platform::{
         error_chain,
         http::{ClientOptions, Trust, is_loopback, read_certificates},
@@ -20,106 +22,6 @@ use crate::{
 const CONNECT: Duration = Duration::from_secs(5);
 /// Longer than any answer of the service takes, except long polls.
 const ANSWER: Duration = Duration::from_secs(90);
-
-/// Why a command failed.
-#[derive(Debug)]
-pub(super) enum CommandFailure {
-    /// Invalid arguments.
-    Usage(String),
-    /// The service answered with a problem.
-    Problem(Box<ApiProblem>, Option<String>),
-    /// The service did not answer.
-    Unreachable(String),
-    TimedOut(String),
-    Other(String),
-    /// The reader of standard output has closed it.
-    OutputClosed,
-}
-
-/// RFC 9457, with what Mayfly adds.
-#[derive(Clone, Debug, Default, Deserialize, serde::Serialize)]
-#[serde(default)]
-pub(super) struct ApiProblem {
-    #[serde(rename = "type")]
-    pub kind: String,
-    pub title: String,
-    pub status: u16,
-    pub detail: Option<String>,
-    pub code: String,
-    pub request_id: Option<String>,
-    pub retryable: bool,
-    pub errors: Vec<FieldProblem>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize, serde::Serialize)]
-#[serde(default)]
-pub(super) struct FieldProblem {
-    pub pointer: String,
-    pub detail: String,
-}
-
-impl CommandFailure {
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            CommandFailure::Usage(_) => exit::USAGE,
-            CommandFailure::Problem(problem, _) => match problem.status {
-                401 | 403 => exit::UNAUTHORISED,
-                _ => exit::FAILURE,
-            },
-            CommandFailure::Unreachable(_) => exit::UNREACHABLE,
-            CommandFailure::TimedOut(_) => exit::TIMEOUT,
-            CommandFailure::Other(_) => exit::FAILURE,
-            CommandFailure::OutputClosed => exit::OK,
-        }
-    }
-
-    /// Whether the same request may succeed in a moment.
-    pub fn passes(&self) -> bool {
-        match self {
-            CommandFailure::Unreachable(_) => true,
-            // 502 and 504 are a proxy's way of saying that the service is away.
-            CommandFailure::Problem(problem, _) => matches!(problem.status, 502..=504),
-            _ => false,
-        }
-    }
-
-    pub fn report(&self, json: bool) {
-        let message = match self {
-            CommandFailure::OutputClosed => return,
-            CommandFailure::Problem(problem, _) if json => {
-                return output::error_json(&serde_json::to_value(problem).unwrap_or_default());
-            }
-            CommandFailure::Problem(problem, _) => {
-                let what = match &problem.detail {
-                    Some(detail) if !detail.is_empty() => format!("{}: {}", problem.title, detail),
-                    _ => problem.title.clone(),
-                };
-                let code = if problem.code.is_empty() { problem.status.to_string() } else { problem.code.clone() };
-                format!("{} [{code}]", plain(&what))
-            }
-            CommandFailure::Usage(m)
-            | CommandFailure::Unreachable(m)
-            | CommandFailure::TimedOut(m)
-            | CommandFailure::Other(m) => plain(m),
-        };
-        if json {
-            return output::error_json(&serde_json::json!({ "title": message, "exit_code": self.exit_code() }));
-        }
-        output::error(&message);
-        if let CommandFailure::Problem(problem, hint) = self {
-            for field in &problem.errors {
-                output::note(&format!("  {}: {}", plain(&field.pointer), plain(&field.detail)));
-            }
-            let remedy = Code::ALL.iter().find(|c| c.slug() == problem.code).map(|c| c.remedy().to_owned());
-            if let Some(hint) = hint.clone().or(remedy) {
-                output::note(&format!("  {hint}"));
-            }
-            if let Some(id) = problem.request_id.as_deref().filter(|_| problem.status >= 500) {
-                output::note(&format!("  request id: {}", plain(id)));
-            }
-        }
-    }
-}
 
 pub(super) struct ApiClient {
     http: reqwest::Client,

@@ -8,8 +8,9 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{
-    client::{ApiClient, CommandFailure},
+    client::ApiClient,
     exit,
+    failure::CommandFailure,
     output::{self, Colour, paint},
     text,
     views::{FaultView, VmView},

@@ -5,8 +5,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    client::{ApiClient, CommandFailure},
+    client::ApiClient,
     exit,
+    failure::CommandFailure,
     output::{self, Colour, paint},
     text,
     views::FaultView,

@@ -3,12 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{
-    client::{ApiClient, CommandFailure},
-    exit, output, text,
-    views::ListedJobView,
-    vm::shorten,
-};
+use super::{client::ApiClient, exit, failure::CommandFailure, output, text, views::ListedJobView, vm::shorten};
 
 #[derive(Subcommand)]
 pub(super) enum JobCommand {

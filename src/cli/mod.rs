@@ -11,6 +11,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 mod client;
 mod detach;
 pub mod doctor;
+mod failure;
 mod follow;
 pub mod github;
 mod host;
@@ -20,6 +21,7 @@ mod openapi;
 mod output;
 mod pool;
 mod relay;
+mod report;
 mod serve;
 mod supervise;
 mod template;
@@ -29,7 +31,7 @@ mod views;
 mod vm;
 mod webhook;
 
-use client::CommandFailure;
+use failure::CommandFailure;
 
 /// Exit codes.
 pub mod exit {
@@ -195,7 +197,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match dispatch(cli) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            failure.report(json);
+            report::report(&failure, json);
             ExitCode::from(failure.exit_code())
         }
     }

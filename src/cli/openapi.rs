@@ -1,6 +1,6 @@
 //! `mayfly openapi`: the document, without a service.
 
-use super::{client::CommandFailure, exit, output};
+use super::{exit, failure::CommandFailure, output};
 use crate::http;
 
 pub(super) fn run() -> Result<u8, CommandFailure> {

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 
 use serde_json::Value;
 
-use super::client::CommandFailure;
+use super::failure::CommandFailure;
 
 fn closed(error: io::Error) -> CommandFailure {
     match error.kind() {

@@ -6,8 +6,10 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::{
-    client::{ApiClient, CommandFailure},
-    exit, output, text,
+    client::ApiClient,
+    exit,
+    failure::CommandFailure,
+    output, text,
     views::PoolView,
     vm::{budget, parse_scope, shorten},
 };

@@ -6,7 +6,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{client::CommandFailure, exit, output};
+use super::{exit, failure::CommandFailure, output};
 use crate::{
     app,
     config::{self, Config, Overrides},

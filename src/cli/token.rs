@@ -3,11 +3,7 @@
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-use super::{
-    client::{ApiClient, CommandFailure},
-    exit, output, text,
-    views::TokenView,
-};
+use super::{client::ApiClient, exit, failure::CommandFailure, output, text, views::TokenView};
 
 #[derive(Subcommand)]
 pub(super) enum TokenCommand {

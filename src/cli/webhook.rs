@@ -2,11 +2,7 @@
 
 use clap::Subcommand;
 
-use super::{
-    client::{ApiClient, CommandFailure},
-    exit, output, text,
-    views::DeliveryView,
-};
+use super::{client::ApiClient, exit, failure::CommandFailure, output, text, views::DeliveryView};
 
 #[derive(Subcommand)]
 pub(super) enum WebhookCommand {

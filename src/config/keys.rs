@@ -143,7 +143,7 @@ section! {
         /// Linux guests at once.
         linux: u32 = HostResources::this().cpus, shown as "the host's cores";
         /// macOS guests at once: at most 2, because Apple's licence and kernel allow no more on one host.
-        macos: u32 = domain::host::MACOS_GUESTS_PER_HOST;
+        macos: u32 = domain::capacity::MACOS_GUESTS_PER_HOST;
         /// Cores of all guests together.
         cpus: u32 = HostResources::this().guest_cpus(), shown as "the host's cores; twice that on Linux";
         /// Memory of all guests together, in MiB.

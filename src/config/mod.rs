@@ -18,7 +18,7 @@ use std::{
 use source::GivenSettings;
 
 use crate::{
-    domain::{self, host::MACOS_GUESTS_PER_HOST},
+    domain::{self, capacity::MACOS_GUESTS_PER_HOST},
     platform::files,
     registry::{
         credentials::{password_in, registry_name},
@@ -228,8 +228,8 @@ impl Config {
     }
 
     /// The limits of this host.
-    pub fn capacity(&self) -> domain::host::Capacity {
-        domain::host::Capacity {
+    pub fn capacity(&self) -> domain::capacity::Capacity {
+        domain::capacity::Capacity {
             macos_slots: self.slots.macos,
             linux_slots: self.slots.linux,
             cpus: self.slots.cpus,

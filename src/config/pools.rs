@@ -6,7 +6,7 @@ use super::{
     source::GivenSettings,
 };
 use crate::{
-    domain::{Asked, BudgetsPatch, Error, Pool},
+    domain::{BudgetsPatch, Error, Pool, SizeRequest},
     registry::oci::reference::{Reference, ReferenceError},
 };
 
@@ -52,7 +52,7 @@ impl Config {
             let path = super::source::named_path("pools", &pool.name);
             // Missing labels were noted.
             let checked = if pool.labels.is_empty() { Ok(()) } else { pool.check() };
-            let asked = Asked {
+            let asked = SizeRequest {
                 cpus: pool.cpus,
                 memory_mib: pool.memory_mib,
                 budgets: BudgetsPatch::default(),

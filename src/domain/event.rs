@@ -5,12 +5,15 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    basis::Spec,
     budgets::{Budget, Budgets},
+    endpoint::Endpoint,
     error::{Code, Fault},
     github::{JobRecord, Registered},
+    ids::VmId,
+    queue::QueueReason,
     runner::RunnerFact,
-    vm::{Draft, Endpoint, QueueReason},
+    state::State,
+    vm_spec::{Draft, ResolvedSpec},
 };
 
 /// What announced the end of a vm.
@@ -124,7 +127,7 @@ pub enum Event {
     },
     /// The template of the vm is on this host now.
     TemplateReady {
-        spec: Spec,
+        spec: ResolvedSpec,
         budgets: Budgets,
     },
     SlotTaken,
@@ -221,11 +224,11 @@ impl Event {
 pub struct Recorded {
     /// Position in the ledger: grows with every event of every vm. Used as the SSE event id.
     pub seq: i64,
-    pub vm_id: super::VmId,
+    pub vm_id: VmId,
     /// The vm's generation after this event.
     pub generation: i64,
     pub at: Timestamp,
     /// The vm's state after this event.
-    pub state: super::State,
+    pub state: State,
     pub event: Event,
 }

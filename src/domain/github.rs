@@ -4,7 +4,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Code, Error, Result, Scope, State, Vm, VmId};
+use super::{
+    error::{Code, Error, Result},
+    ids::VmId,
+    scope::Scope,
+};
 
 /// How a GitHub runner is registered. No secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,33 +96,6 @@ pub struct Registered {
     /// Null for a runner that registers itself in its guest, with a token of the caller.
     pub runner_id: Option<u64>,
     pub name: String,
-}
-
-/// A runner that Mayfly registered (or tried to register) at GitHub and that no vm needs any more. The sweep
-/// removes it there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Ghost {
-    pub name: String,
-    #[schema(value_type = String, example = "acme")]
-    pub scope: Scope,
-    /// Null if GitHub's answer was lost: the runner is looked up by its name.
-    pub runner_id: Option<u64>,
-    /// The vm that it belonged to.
-    #[schema(value_type = String)]
-    pub vm_id: VmId,
-    /// When its registration was requested.
-    #[schema(value_type = String, format = DateTime)]
-    #[serde(serialize_with = "super::time::with_milliseconds")]
-    pub asked_at: Timestamp,
-}
-
-/// Whether the runner of this attempt is no longer needed. `None`: the vm's record is gone as well.
-pub fn is_over(attempt: u32, vm: Option<&Vm>) -> bool {
-    let ended = |state| match state {
-        State::Queued | State::Stopping | State::Deleting | State::Deleted => true,
-        State::Cloning | State::Booting | State::Configuring | State::Running | State::Draining => false,
-    };
-    vm.is_none_or(|vm| vm.attempt != attempt || ended(vm.state))
 }
 
 /// The status of a job at GitHub. Updates arrive late and in any order: a job never moves backwards.

@@ -1,4 +1,4 @@
-//! What a host can hold, and what is held of it.
+//! The host as last inspected: its drivers, its instances, and the limits that its system enforces.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,81 +8,11 @@ use jiff::Timestamp;
 use utoipa::ToSchema;
 
 use super::{
+    capacity::{Capacity, Usage},
     error::Fault,
-    github::Ghost,
     ids::VmId,
-    lifecycle::State,
     template::{Arch, GuestOs},
-    vm::Vm,
 };
-
-/// Apple's licence allows two macOS guests per host, and the kernel enforces it. Configuration may lower this and never
-/// raise it. (macOS Software License Agreement, section 2B(iii).)
-pub const MACOS_GUESTS_PER_HOST: u32 = 2;
-
-/// The limits of this host. All apply together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Capacity {
-    pub macos_slots: u32,
-    pub linux_slots: u32,
-    /// Cores of all guests together.
-    pub cpus: u32,
-    /// Memory of all guests together, in MiB.
-    pub memory_mib: u32,
-}
-
-/// Resources used by vms, Mayfly's or foreign ones.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[schema(as = Held)]
-pub struct Usage {
-    pub macos: u32,
-    pub linux: u32,
-    pub cpus: u32,
-    pub memory_mib: u32,
-}
-
-impl Usage {
-    pub fn add(&mut self, os: GuestOs, cpus: u32, memory_mib: u32) {
-        match os {
-            GuestOs::Macos => self.macos += 1,
-            GuestOs::Linux => self.linux += 1,
-        }
-        self.cpus = self.cpus.saturating_add(cpus);
-        self.memory_mib = self.memory_mib.saturating_add(memory_mib);
-    }
-
-    pub fn guests(&self, os: GuestOs) -> u32 {
-        match os {
-            GuestOs::Macos => self.macos,
-            GuestOs::Linux => self.linux,
-        }
-    }
-
-    pub fn plus(mut self, other: Usage) -> Usage {
-        self.macos += other.macos;
-        self.linux += other.linux;
-        self.cpus = self.cpus.saturating_add(other.cpus);
-        self.memory_mib = self.memory_mib.saturating_add(other.memory_mib);
-        self
-    }
-}
-
-impl Capacity {
-    /// Guests of this kind at once.
-    pub fn slots(&self, os: GuestOs) -> u32 {
-        match os {
-            GuestOs::Macos => self.macos_slots.min(MACOS_GUESTS_PER_HOST),
-            GuestOs::Linux => self.linux_slots,
-        }
-    }
-
-    /// Whether one more vm of this size fits beside the current usage.
-    pub fn fits(&self, held: &Usage, os: GuestOs, cpus: u32, memory_mib: u32) -> bool {
-        held.guests(os) < self.slots(os)
-            && held.cpus.saturating_add(cpus) <= self.cpus
-            && held.memory_mib.saturating_add(memory_mib) <= self.memory_mib
-    }
-}
 
 /// One instance on the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -251,65 +181,6 @@ impl HostView {
     }
 }
 
-/// Differences between the database and the hypervisor, and what the next sweep does about them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Difference {
-    /// When the instances were listed; of several drivers, the oldest list.
-    #[schema(value_type = String, format = DateTime)]
-    #[serde(serialize_with = "super::time::with_milliseconds")]
-    pub observed_at: Timestamp,
-    /// The drivers that cannot list their instances now. Their instances are not compared.
-    pub unlisted: Vec<String>,
-    /// Mayfly's and known: nothing to do.
-    #[schema(value_type = Vec<String>)]
-    pub known: Vec<VmId>,
-    /// Mayfly's by name and place, but of no live vm, or of an earlier attempt: they are destroyed.
-    pub strays: Vec<Instance>,
-    /// Vms that should have an instance and have none: their next step notices it and ends or retries them.
-    #[schema(value_type = Vec<String>)]
-    pub missing: Vec<VmId>,
-    /// Foreign: counted, never touched.
-    pub foreign: Vec<Instance>,
-    /// Mayfly's runners at GitHub whose vm has ended: they are removed there.
-    pub runners: Vec<Ghost>,
-}
-
-/// Compares rows with instances. The rows are read before and after the inspection of the host, so that changes in
-/// between do not count as differences. A pure function, so that showing and acting cannot disagree.
-pub fn difference(before: &[Vm], view: &HostView, after: &[Vm]) -> Difference {
-    let listed = |driver: &str| view.listing(driver).is_some_and(|l| l.at.is_some() && l.fault.is_none());
-    let unlisted = view.listings.iter().filter(|l| !listed(&l.driver)).map(|l| l.driver.clone()).collect();
-    let mut found = Difference {
-        observed_at: view.observed_at,
-        unlisted,
-        known: Vec::new(),
-        strays: Vec::new(),
-        missing: Vec::new(),
-        foreign: Vec::new(),
-        runners: Vec::new(),
-    };
-    for instance in view.instances.iter().filter(|i| listed(&i.driver)) {
-        match instance.vm_id {
-            None => found.foreign.push(instance.clone()),
-            // Whatever its state, a live vm's own step looks after its instance. Nothing else may touch it. Of an earlier attempt
-            // nothing is needed any more: its slot was given back when it was gone.
-            Some(id) if after.iter().any(|vm| vm.instance().as_str() == instance.name) => found.known.push(id),
-            Some(_) if before.iter().any(|vm| vm.instance().as_str() == instance.name) => {}
-            Some(_) => found.strays.push(instance.clone()),
-        }
-    }
-    for vm in after {
-        let expected = matches!(vm.state, State::Booting | State::Configuring | State::Running | State::Draining)
-            && vm.draft.spec().is_some_and(|spec| listed(&spec.driver))
-            && before.iter().any(|b| b.id() == vm.id() && (b.state, b.attempt) == (vm.state, vm.attempt));
-        let runs = |i: &Instance| i.vm_id.is_some() && i.running && i.name == vm.instance().as_str();
-        if expected && !view.instances.iter().any(runs) {
-            found.missing.push(vm.id());
-        }
-    }
-    found
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -389,15 +260,5 @@ mod tests {
         }
         // Not installed here, and never was.
         assert_eq!(view(false, false).unlisted(GuestOs::Macos, "a"), None);
-    }
-
-    #[test]
-    fn configuration_cannot_raise_the_macos_limit() {
-        let capacity = Capacity { macos_slots: 9, linux_slots: 0, cpus: 64, memory_mib: 65536 };
-        let mut held = Usage::default();
-        for n in 0..9 {
-            assert_eq!(capacity.fits(&held, GuestOs::Macos, 2, 1024), n < MACOS_GUESTS_PER_HOST);
-            held.add(GuestOs::Macos, 2, 1024);
-        }
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! Everything above imports from here; nothing here imports from above. A function that needs the time is given it.
 
-pub mod basis;
 pub mod budgets;
+pub mod capacity;
+pub mod difference;
 pub mod end;
+pub mod endpoint;
 pub mod error;
 pub mod event;
 pub mod github;
@@ -15,11 +17,14 @@ pub mod lifecycle;
 pub mod mac;
 pub mod name;
 pub mod new_template;
+pub mod orphaned_runner;
 pub mod pool;
 pub mod pull;
+pub mod queue;
 pub mod runner;
 pub mod runner_secrets;
 pub mod scope;
+pub mod state;
 pub mod tart_config;
 pub mod template;
 pub mod template_event;
@@ -28,18 +33,21 @@ pub mod token;
 pub mod version;
 pub mod vm;
 pub mod vm_request;
+pub mod vm_spec;
 
-pub use basis::{Asked, Basis, Spec};
 pub use budgets::{Budget, Budgets, BudgetsPatch};
 pub use end::{EndSignal, Outcome, OutcomeResult};
 pub use error::{Code, Error, Fault, Result};
 pub use event::{Announcer, EndProof, Event, EventKind};
 pub use ids::{InstanceName, PullId, TokenId, VmId};
-pub use lifecycle::{State, Verdict};
+pub use lifecycle::{Refusal, Verdict};
 pub use pool::Pool;
+pub use queue::QueueReason;
 pub use runner::RunnerStatus;
 pub use scope::Scope;
+pub use state::State;
 pub use template::{Arch, GuestOs, Handover, Template};
 pub use template_event::TemplateEvent;
-pub use vm::{QueueReason, Vm};
+pub use vm::Vm;
 pub use vm_request::{RunnerRequest, VmRequest};
+pub use vm_spec::{ResolvedSpec, SizeRequest, TemplateSource};

@@ -1,111 +1,28 @@
 //! A vm: the fold of its events.
 
-use std::collections::BTreeMap;
-
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    basis::{Basis, Spec},
-    budgets::{Budget, Budgets},
+    budgets::Budget,
+    end::{EndSignal, Outcome, OutcomeResult},
+    endpoint::Endpoint,
     error::{Code, Fault},
     event::{Announcer, EndProof, Event, GoneCause},
-    github::{GitHubRunner, JobRecord, JobStatus, Registered, Registration},
+    github::{JobRecord, JobStatus, Registered},
     ids::{InstanceName, VmId},
-    lifecycle::{State, Verdict, decide},
-    runner::{RunnerFact, RunnerStarted, RunnerStatus},
+    lifecycle::{Verdict, decide},
+    queue::{Queue, QueueReason},
+    runner::{RunnerFact, RunnerKind, RunnerStarted, RunnerStatus},
+    state::State,
+    vm_spec::{Draft, TemplateSource},
 };
-
-pub use super::{
-    end::{EndSignal, Outcome, OutcomeResult},
-    runner::RunnerKind,
-};
-
-/// Why a vm has not been started yet.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema, strum::IntoStaticStr, strum::VariantArray,
-)]
-#[serde(rename_all = "snake_case")]
-#[strum(serialize_all = "snake_case")]
-pub enum QueueReason {
-    /// Its template is not on this host yet.
-    Template,
-    /// All slots that it fits in are taken.
-    Slot,
-    /// The host cannot run it now (a fault of the host, not of the vm).
-    Host,
-    /// An attempt failed; the next one follows after a pause.
-    Backoff,
-}
-
-impl QueueReason {
-    pub const ALL: &'static [QueueReason] = <QueueReason as strum::VariantArray>::VARIANTS;
-
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
-}
 
 /// Exit code of GitHub's runner if GitHub no longer accepts its version.
 pub const RUNNER_TOO_OLD: i32 = 7;
 /// Exit code if the runner could not be started at all.
 pub const RUNNER_MISSING: i32 = 126;
-
-/// Address of a port of the guest, as seen from the host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Endpoint {
-    pub host: String,
-    pub port: u16,
-}
-
-/// The complete request, including the defaults of the template and of the configuration. No secrets.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Draft {
-    pub id: VmId,
-    pub name: String,
-    /// The name or the image reference of the request.
-    pub template: String,
-    #[serde(flatten)]
-    pub basis: Basis,
-    pub runner: RunnerKind,
-    /// For a GitHub runner.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub github: Option<GitHubRunner>,
-    /// The pool that the vm was made for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pool: Option<String>,
-    pub labels: BTreeMap<String, String>,
-    /// The defaults while the vm waits for its template, then the template's; in both cases with the changes of the
-    /// request.
-    pub budgets: Budgets,
-    /// Whether each attempt has its own instance name. Vms from before such names share one name for all attempts,
-    /// and their instance may be running.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub instance_per_attempt: bool,
-}
-
-impl Draft {
-    /// Everything that follows from the template, if it is known. Every vm that holds a slot has it.
-    pub fn spec(&self) -> Option<&Spec> {
-        match &self.basis {
-            Basis::Known(spec) => Some(spec),
-            Basis::Awaited { .. } => None,
-        }
-    }
-
-    /// The runner that Mayfly itself registers, observes and deregisters at GitHub.
-    pub fn managed(&self) -> Option<&GitHubRunner> {
-        self.github.as_ref().filter(|github| github.registration == Registration::Managed)
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Queue {
-    pub reason: QueueReason,
-    pub deadline: Timestamp,
-    pub not_before: Option<Timestamp>,
-}
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TimelineEntry {
@@ -205,8 +122,8 @@ impl Vm {
             timeline: vec![TimelineEntry { state: State::Queued, at }],
             queue: Some(Queue {
                 reason: match draft.basis {
-                    Basis::Known(_) => QueueReason::Slot,
-                    Basis::Awaited { .. } => QueueReason::Template,
+                    TemplateSource::Resolved(_) => QueueReason::Slot,
+                    TemplateSource::Pending { .. } => QueueReason::Template,
                 },
                 deadline: at + seconds(draft.budgets.queue_seconds),
                 not_before: None,
@@ -257,7 +174,7 @@ impl Vm {
     pub fn apply(&mut self, event: &Event, at: Timestamp) -> Verdict {
         let verdict = decide(self.state, event.kind());
         match verdict {
-            Verdict::Ignore | Verdict::Refuse => return verdict,
+            Verdict::Ignore | Verdict::Refuse(_) => return verdict,
             Verdict::Note => {
                 let before = self.clone();
                 self.fold(event, at);
@@ -285,8 +202,8 @@ impl Vm {
                 }
             }
             Event::TemplateReady { spec, budgets } => {
-                if let Basis::Awaited { .. } = self.draft.basis {
-                    self.draft.basis = Basis::Known(spec.clone());
+                if let TemplateSource::Pending { .. } = self.draft.basis {
+                    self.draft.basis = TemplateSource::Resolved(spec.clone());
                     self.draft.budgets = budgets.clone();
                     if let Some(queue) = &mut self.queue {
                         queue.reason = QueueReason::Slot;

@@ -11,9 +11,9 @@ use super::{
     error::{Code, Error, Result},
     github::{GitHubRunner, Registration},
     pool::Pool,
+    runner::RunnerKind,
     runner_secrets::RunnerSecrets,
     scope::Scope,
-    vm::RunnerKind,
 };
 
 /// A request for a vm.

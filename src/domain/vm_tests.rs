@@ -1,15 +1,19 @@
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 
 use super::*;
 use crate::domain::{
-    basis::Asked,
+    budgets::Budgets,
     error::Code,
     event::ReadyVia,
+    github::{GitHubRunner, Registration},
     template::{GuestOs, Handover},
+    vm_spec::{ResolvedSpec, SizeRequest},
 };
 
-fn spec() -> Spec {
-    Spec {
+fn spec() -> ResolvedSpec {
+    ResolvedSpec {
         template_digest: "sha256:0".into(),
         driver: "fake".into(),
         os: GuestOs::Linux,
@@ -24,7 +28,7 @@ pub fn draft() -> Draft {
         id: VmId::mint(),
         name: "a".into(),
         template: "micro".into(),
-        basis: Basis::Known(spec()),
+        basis: TemplateSource::Resolved(spec()),
         runner: RunnerKind::Command,
         github: None,
         pool: None,
@@ -239,7 +243,7 @@ proptest! {
     /// Whatever happens in whatever order: the laws hold, and the log alone gives the row.
     #[test]
     fn any_sequence_of_events_keeps_the_laws(awaits: bool, events in prop::collection::vec(any_event(), 0..80)) {
-        let basis = if awaits { Basis::Awaited { awaits: Asked::default() } } else { Basis::Known(spec()) };
+        let basis = if awaits { TemplateSource::Pending { awaits: SizeRequest::default() } } else { TemplateSource::Resolved(spec()) };
         let first = Event::Created { draft: Box::new(Draft { basis, ..draft() }) };
         let Event::Created { draft } = &first else { unreachable!() };
         let mut vm = Vm::created((**draft).clone(), at(0));
@@ -248,7 +252,7 @@ proptest! {
             let before = vm.clone();
             let now = at(1 + n as i64);
             match vm.apply(&event, now) {
-                Verdict::Ignore | Verdict::Refuse => prop_assert_eq!(&vm, &before),
+                Verdict::Ignore | Verdict::Refuse(_) => prop_assert_eq!(&vm, &before),
                 Verdict::Move(to) => {
                     prop_assert_eq!(vm.state, to);
                     prop_assert_eq!(vm.generation, before.generation + 1);
@@ -290,8 +294,8 @@ fn a_draft_is_read_as_it_was_always_written() {
     );
     assert_eq!(serde_json::from_value::<Draft>(known.clone()).unwrap(), draft);
 
-    let asked = Asked { cpus: Some(2), queue_seconds: 9, ..Asked::default() };
-    let awaited = Draft { basis: Basis::Awaited { awaits: asked }, ..draft };
+    let asked = SizeRequest { cpus: Some(2), queue_seconds: 9, ..SizeRequest::default() };
+    let awaited = Draft { basis: TemplateSource::Pending { awaits: asked }, ..draft };
     let written = serde_json::to_value(&awaited).unwrap();
     assert!(written.get("os").is_none(), "{written}");
     assert_eq!(serde_json::from_value::<Draft>(written).unwrap(), awaited);

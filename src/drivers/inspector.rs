@@ -12,7 +12,8 @@ use tokio::{sync::watch, time::Instant};
 use crate::{
     domain::{
         Code, Fault, InstanceName,
-        host::{Capacity, HostView, Instance, Listing},
+        capacity::Capacity,
+        host::{HostView, Instance, Listing},
     },
     drivers::{Driver, DriverError, ErrorKind, Listed, registry::Registry},
     platform::clock::{self, Clock},

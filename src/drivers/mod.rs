@@ -14,9 +14,9 @@ use async_trait::async_trait;
 
 use crate::domain::{
     Arch, Code, GuestOs, InstanceName,
+    endpoint::Endpoint,
     event::GoneCause,
     template::{DiskFormat, TemplateFiles},
-    vm::Endpoint,
 };
 
 mod failure;

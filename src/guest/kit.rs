@@ -18,7 +18,7 @@ use std::{collections::BTreeMap, fmt, fmt::Write as _};
 
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::domain::{VmId, github::Registration, vm::RunnerKind};
+use crate::domain::{VmId, github::Registration, runner::RunnerKind};
 
 const SCRIPTS: [(&str, &str); 6] = [
     ("boot.sh", include_str!("../../hooks/boot.sh")),

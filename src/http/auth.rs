@@ -9,7 +9,7 @@ use axum::{
 };
 use secrecy::SecretString;
 
-use super::{Http, middleware::Surface, problem::Problem};
+use super::{Http, problem::Problem, surface::Surface};
 use crate::domain::{
     Code, VmId,
     token::{Caller, TokenScope},

@@ -20,13 +20,12 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     Http,
     auth::{Allowed, PathVm, Read},
-    extract::{Name, Query},
+    extract::{Name, Query, page_size},
     middleware::RequestPermit,
     openapi::examples,
     problem::Problem,
     pulls::PullProgressEvent,
     time::Time,
-    vms::page_size,
 };
 use crate::{
     domain::{Code, Event, State, VmId, event::Recorded, template_event::RecordedOfTemplate},

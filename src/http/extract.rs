@@ -136,6 +136,17 @@ impl FromRequestParts<Arc<Http>> for Name {
     }
 }
 
+/// Largest number of records on one page.
+const MAX_PAGE: u32 = 200;
+
+/// The number of records on a page, from the parameter `limit`.
+pub fn page_size(limit: Option<u32>) -> Result<u32, Problem> {
+    match limit.unwrap_or(50) {
+        limit @ 1..=MAX_PAGE => Ok(limit),
+        _ => Err(Problem::invalid("query:limit", format!("1 to {MAX_PAGE}"))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;

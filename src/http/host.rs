@@ -10,15 +10,17 @@ use utoipa::ToSchema;
 use super::{
     Http,
     auth::{Allowed, Read},
+    fault::FaultView,
     openapi::examples,
     problem::Problem,
     time::Time,
-    vms::FaultView,
 };
 use crate::{
     domain::{
         Arch, Code, GuestOs,
-        host::{Capacity, Difference, DriverView, HostView, Instance, MACOS_GUESTS_PER_HOST, Usage},
+        capacity::{Capacity, MACOS_GUESTS_PER_HOST, Usage},
+        difference::Difference,
+        host::{DriverView, HostView, Instance},
     },
     service::hosts::HostStatus,
 };

@@ -9,11 +9,10 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     Http,
     auth::{Allowed, Read},
-    extract::Query,
+    extract::{Query, page_size},
     openapi::examples,
     problem::Problem,
     time::Time,
-    vms::page_size,
 };
 use crate::{
     domain::{

@@ -26,6 +26,7 @@ use super::{
     auth,
     lanes::Lanes,
     problem::{self, Problem, Unrendered},
+    surface::Surface,
 };
 use crate::{
     domain::{Code, Error, VmId},
@@ -34,13 +35,6 @@ use crate::{
 };
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// The listener that received a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Surface {
-    Admin,
-    Guest,
-}
 
 /// Largest body that this listener accepts, in bytes.
 #[derive(Clone, Copy)]

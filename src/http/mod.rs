@@ -19,6 +19,7 @@ use crate::{domain::Code, service::Services};
 mod auth;
 mod events;
 mod extract;
+mod fault;
 mod guests;
 mod health;
 mod host;
@@ -33,6 +34,7 @@ mod problem;
 mod pulls;
 mod registries;
 mod serve;
+mod surface;
 mod templates;
 mod time;
 mod tokens;
@@ -129,7 +131,7 @@ pub fn admin_router(http: &Http) -> Router {
     let (router, _) = admin_routes().split_for_parts();
     let settings = &http.settings;
     let (limit, timeout) = (settings.max_body_bytes, settings.request_timeout);
-    let limits = middleware::Middleware::new(middleware::Surface::Admin, limit, timeout, settings.max_concurrent);
+    let limits = middleware::Middleware::new(surface::Surface::Admin, limit, timeout, settings.max_concurrent);
     with_middleware(router.merge(pages::docs()), http, limits)
 }
 
@@ -139,7 +141,7 @@ pub fn guest_router(http: &Http) -> Router {
     let settings = &http.settings;
     let body_limit = GUEST_BODY_BYTES.min(settings.max_body_bytes);
     let timeout = GUEST_REQUEST.min(settings.request_timeout);
-    let limits = middleware::Middleware::new(middleware::Surface::Guest, body_limit, timeout, settings.max_concurrent);
+    let limits = middleware::Middleware::new(surface::Surface::Guest, body_limit, timeout, settings.max_concurrent);
     with_middleware(router, http, limits.for_guests(http.services.tokens.clone()))
 }
 

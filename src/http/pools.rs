@@ -10,10 +10,10 @@ use super::{
     Http,
     auth::{Admin, Allowed, Read},
     extract::{Json, Name},
+    fault::FaultView,
     openapi::examples,
     problem::Problem,
     time::Time,
-    vms::FaultView,
 };
 use crate::{
     domain::{

@@ -13,12 +13,12 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     Http,
     auth::{Admin, Allowed, Read},
-    extract::Query,
+    extract::{Query, page_size},
+    fault::FaultView,
     middleware::RequestPermit,
     openapi::examples,
     problem::Problem,
     time::Time,
-    vms::{FaultView, page_size},
 };
 use crate::{
     domain::{

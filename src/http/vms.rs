@@ -14,7 +14,8 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     Http,
     auth::{Allowed, Create, OfVm, Read},
-    extract::{Json, Query},
+    extract::{Json, Query, page_size},
+    fault::FaultView,
     middleware::RequestPermit,
     openapi::examples,
     problem::Problem,
@@ -23,11 +24,11 @@ use super::{
 };
 use crate::{
     domain::{
-        Announcer, Budget, Budgets, Code, EndSignal, Error, Fault, GuestOs, Outcome, QueueReason, RunnerStatus, Scope,
-        State, Vm, VmId, VmRequest,
+        Announcer, Budget, Budgets, Code, EndSignal, Error, GuestOs, Outcome, QueueReason, RunnerStatus, Scope, State,
+        Vm, VmId, VmRequest,
+        endpoint::Endpoint,
         github::{GitHubRunner, JobRecord, Registration},
-        runner::RunnerStarted,
-        vm::{Endpoint, RunnerKind},
+        runner::{RunnerKind, RunnerStarted},
     },
     service::{
         Services,
@@ -38,8 +39,6 @@ use crate::{
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Longest long poll, in seconds.
 const MAX_WAIT_SECONDS: u32 = 60;
-/// Largest page of a listing.
-const MAX_PAGE: u32 = 200;
 
 /// One ephemeral virtual machine.
 #[derive(Serialize, ToSchema)]
@@ -152,20 +151,6 @@ pub struct DeadlineView {
 #[derive(Serialize, ToSchema)]
 pub struct JobView {
     pub exit_code: i32,
-}
-
-/// Something that went wrong.
-#[derive(Serialize, ToSchema)]
-pub struct FaultView {
-    pub code: Code,
-    pub detail: String,
-    pub at: Time,
-}
-
-impl From<&Fault> for FaultView {
-    fn from(fault: &Fault) -> Self {
-        Self { code: fault.code, detail: fault.detail.clone(), at: fault.at.into() }
-    }
 }
 
 #[derive(Serialize, ToSchema)]
@@ -346,13 +331,6 @@ impl ListVms {
             limit: limit + 1,
         };
         Ok((filter, limit))
-    }
-}
-
-pub fn page_size(asked: Option<u32>) -> Result<u32, Problem> {
-    match asked.unwrap_or(50) {
-        limit @ 1..=MAX_PAGE => Ok(limit),
-        _ => Err(Problem::invalid("query:limit", format!("1 to {MAX_PAGE}"))),
     }
 }
 

@@ -15,11 +15,10 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     Http,
     auth::{Allowed, Read},
-    extract::{self, Query},
+    extract::{self, Query, page_size},
     openapi::examples,
     problem::Problem,
     time::Time,
-    vms::page_size,
 };
 use crate::{
     domain::{Code, Error, job::DeliveryResult},

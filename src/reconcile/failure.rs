@@ -1,7 +1,7 @@
 //! Why a step did not come to its end, and what follows from it for the vm.
 
 use crate::{
-    domain::{Code, Error, Event, Fault, Spec, State, Vm},
+    domain::{Code, Error, Event, Fault, ResolvedSpec, State, Vm},
     drivers::{DriverError, ErrorKind},
     guest,
     sources::github::GitHubError,
@@ -64,7 +64,7 @@ impl From<StoreError> for Failure {
 }
 
 /// What a vm that holds a slot is made of.
-pub(super) fn spec_of(vm: &Vm) -> Result<&Spec, Failure> {
+pub(super) fn spec_of(vm: &Vm) -> Result<&ResolvedSpec, Failure> {
     let unknown =
         || Failure::new(FailureKind::Permanent, Code::Internal, "the vm got a slot before its template was here");
     vm.draft.spec().ok_or_else(unknown)

@@ -7,8 +7,9 @@ use tokio::sync::broadcast::error::RecvError;
 use super::host::HostObserver;
 use crate::{
     domain::{
-        EventKind, Spec,
-        host::{Capacity, HostView, Usage},
+        EventKind, ResolvedSpec,
+        capacity::{Capacity, Usage},
+        host::HostView,
     },
     parts::Parts,
     platform::Clock,
@@ -105,7 +106,7 @@ impl Placement {
         let d = &change.vm.draft;
         match change.recorded.event.kind() {
             EventKind::Created | EventKind::TemplateReady => {
-                let fits = |s: &Spec| held.is_none_or(|h| self.capacity.fits(&h, s.os, s.cpus, s.memory_mib));
+                let fits = |s: &ResolvedSpec| held.is_none_or(|h| self.capacity.fits(&h, s.os, s.cpus, s.memory_mib));
                 d.spec().is_some_and(fits)
             }
             EventKind::InstanceAbsent | EventKind::AttemptCleared | EventKind::BudgetSpent => true,

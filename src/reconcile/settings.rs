@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::{github::Pace, jobs, pulls};
 use crate::{
-    domain::{Budgets, host::Capacity},
+    domain::{Budgets, capacity::Capacity},
     platform::data_dir::DataDir,
 };
 

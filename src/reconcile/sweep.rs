@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::host::HostObserver;
 use crate::{
-    domain::{InstanceName, host::difference},
+    domain::{InstanceName, difference::difference},
     drivers::registry::Registry,
     parts::Parts,
     store::{Reader, StoreError},

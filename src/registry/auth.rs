@@ -15,9 +15,8 @@ use serde::Deserialize;
 use tokio::sync::Mutex;
 
 use super::{
-    RegistryError,
-    client::{describe, said},
     credentials::{CredentialSource, RegistryCredential},
+    error::{RegistryError, describe, said},
     retry::{AttemptFailure, verdict},
 };
 use crate::platform::http::{bounded_body, is_loopback};

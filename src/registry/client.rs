@@ -13,9 +13,9 @@ use reqwest::{
 use tokio::sync::mpsc;
 
 use super::{
-    RegistryError,
     auth::Authorizer,
     credentials::{CredentialSource, registry_name},
+    error::{RegistryError, describe, said},
     pace::{BandwidthLimits, TransferPace},
     retry::{AttemptFailure, verdict},
 };
@@ -487,18 +487,6 @@ fn check_extent(status: StatusCode, headers: &HeaderMap, begins: u64, size: u64)
         return Err(format!("a body of {length:.100} bytes, expected {}", size - begins));
     }
     Ok(())
-}
-
-/// `None`: it is longer than it may be.
-/// What a server said, for people: one line of it.
-pub(super) fn said(body: &[u8]) -> String {
-    String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned()
-}
-
-/// An error of the connection, with its causes and without the address.
-pub(super) fn describe(registry: &str, what: &str, error: reqwest::Error) -> RegistryError {
-    let what = format!("{what}: {}", error_chain(&error.without_url()));
-    RegistryError::Unreachable { registry: registry.to_owned(), what }
 }
 
 #[cfg(test)]

@@ -7,11 +7,12 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 
 use super::{
-    RegistryClient, RegistryError, RegistryOptions,
+    RegistryClient, RegistryOptions,
     client::LoginCheck,
     credentials::{
         Chain, CredentialError, CredentialSource, LoginStore, RegistryCredential, StoredError, registry_name,
     },
+    error::RegistryError,
 };
 use crate::platform::clock;
 

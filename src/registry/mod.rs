@@ -5,6 +5,7 @@
 //! client       downloads manifests and blobs of one repository and resumes after interruptions
 //! upload       uploads them
 //!   auth       answers the authentication challenges of a registry
+//!   error      why a registry did not do what was requested
 //!   retry      decides which failures are retried, and when
 //!   pace       limits the transfer rate
 //! credentials  finds the credentials for a registry
@@ -17,6 +18,7 @@ mod auth;
 mod aws;
 pub mod client;
 pub mod credentials;
+mod error;
 pub mod logins;
 pub mod oci;
 pub mod pace;
@@ -25,23 +27,5 @@ pub mod s3;
 pub mod upload;
 
 pub use client::{HostOptions, RegistryClient, RegistryOptions};
+pub use error::RegistryError;
 pub use pace::{BandwidthLimit, BandwidthLimits};
-
-/// Why a registry did not give what was asked for. Never holds an address: what a registry redirects to is signed with secrets.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RegistryError {
-    #[error("the settings for {registry} cannot be used: {what}")]
-    Settings { registry: String, what: String },
-    #[error(transparent)]
-    Credentials(#[from] credentials::CredentialError),
-    #[error("{registry} refuses access: {what}")]
-    Denied { registry: String, what: String },
-    #[error("{registry} does not have {what}")]
-    NotFound { registry: String, what: String },
-    #[error("{registry} cannot be reached: {what}")]
-    Unreachable { registry: String, what: String },
-    #[error("{registry} answered {status} for {what}: {said:?}")]
-    Refused { registry: String, status: u16, what: String, said: String },
-    #[error("{registry} gave an answer that cannot be used for {what}: {found}")]
-    Answer { registry: String, what: String, found: String },
-}

@@ -8,7 +8,7 @@ use reqwest::{
     header::{HeaderMap, RETRY_AFTER},
 };
 
-use super::RegistryError;
+use super::error::RegistryError;
 use crate::platform::{clock, retry::Retry};
 
 /// For transfers of blobs and objects: long enough for a server that restarts.

@@ -27,9 +27,10 @@ use tokio::{
 use tokio_util::io::ReaderStream;
 
 use super::{
-    RegistryClient, RegistryError, RegistryOptions,
-    client::{BodyChunk, REFUSALS, describe},
+    RegistryClient, RegistryOptions,
+    client::{BodyChunk, REFUSALS},
     credentials::CredentialSource,
+    error::{RegistryError, describe},
     retry::AttemptFailure,
 };
 use crate::{

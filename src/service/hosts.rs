@@ -7,7 +7,9 @@ use jiff::Timestamp;
 use crate::{
     domain::{
         Code, Error, Result, State,
-        host::{Difference, HostView, Usage, difference},
+        capacity::Usage,
+        difference::{Difference, difference},
+        host::HostView,
     },
     drivers::inspector::HostInspector,
     parts::Parts,

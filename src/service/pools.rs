@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::{
-    domain::{Asked, Budgets, Code, Error, Fault, Pool, Result, pool::PoolSource},
+    domain::{Budgets, Code, Error, Fault, Pool, Result, SizeRequest, pool::PoolSource},
     drivers::inspector::HostInspector,
     parts::Parts,
     platform::Clock,
@@ -155,7 +155,7 @@ impl Pools {
             )
             .field("/scope", "needs credentials for GitHub"));
         }
-        let asked = Asked {
+        let asked = SizeRequest {
             cpus: pool.cpus,
             memory_mib: pool.memory_mib,
             budgets: pool.budgets.clone(),

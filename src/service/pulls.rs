@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::broadcast;
 
-pub use crate::templates::pull::{ProgressUpdate, PullProgress};
+pub use crate::templates::{progress::PullProgress, pull::ProgressUpdate};
 use crate::{
     domain::{
         Announcer, Error, Event, PullId, Result, State, TemplateEvent,

@@ -7,11 +7,7 @@ use crate::{
     domain::{Code, Error, Result, Template},
     parts::Parts,
     registry::RegistryError,
-    templates::{
-        Catalog, layouts,
-        pull::{PullProgress, Puller},
-        push::PushError,
-    },
+    templates::{Catalog, layouts, progress::PullProgress, pull::Puller, push::PushError},
 };
 pub use crate::{
     registry::oci::reference::ReferenceError,

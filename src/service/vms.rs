@@ -6,10 +6,11 @@ pub use crate::store::{
     logs::{CAP as LOG_CAP, LogSource},
     vms::Filter as VmFilter,
 };
-pub use crate::templates::pull::PullProgress;
+pub use crate::templates::progress::PullProgress;
 use crate::{
     domain::{
-        Announcer, Basis, Code, Error, Event, Result, RunnerStatus, State, Vm, VmId, token::Caller, vm::RunnerKind,
+        Announcer, Code, Error, Event, Result, RunnerStatus, State, TemplateSource, Vm, VmId, runner::RunnerKind,
+        token::Caller,
     },
     drivers::registry::Registry,
     parts::Parts,
@@ -62,8 +63,8 @@ impl Vms {
     /// How far the image is that the vm waits for. `None`: it waits for none, or nothing is known yet.
     pub fn image_progress(&self, vm: &Vm) -> Option<PullProgress> {
         match vm.draft.basis {
-            Basis::Awaited { .. } => self.puller.progress(&vm.id().to_string()),
-            Basis::Known(_) => None,
+            TemplateSource::Pending { .. } => self.puller.progress(&vm.id().to_string()),
+            TemplateSource::Resolved(_) => None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{Ledger, Reader, Result, ledger::unreadable};
+use super::{Ledger, Reader, Result, rows::unreadable};
 use crate::domain::job::DeliveryResult;
 
 /// A delivery that is still to be worked.

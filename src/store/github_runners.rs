@@ -1,15 +1,14 @@
 //! What was registered at GitHub, or was about to be: the list of what may be removed there.
 
 use jiff::Timestamp;
-use sqlx::SqliteConnection;
 
 use super::{
     Ledger, Reader, Result,
-    ledger::{parse_id, unreadable},
+    rows::{parse_id, unreadable},
 };
 use crate::domain::{
-    Scope, State, Vm, VmId,
-    github::{Ghost, is_over},
+    Scope, Vm, VmId,
+    orphaned_runner::{Ghost, is_over},
 };
 
 /// One registration. `Debug` shows no secret: the configuration is encrypted.
@@ -123,16 +122,6 @@ impl Ledger {
     }
 }
 
-/// In the same transaction as the state: nobody will be handed a configuration any more.
-pub(super) async fn drop_configuration(db: &mut SqliteConnection, vm: &str, state: State) -> Result<()> {
-    if !matches!(state, State::Cloning | State::Booting | State::Configuring) {
-        sqlx::query!("UPDATE github_runners SET sealed = NULL WHERE vm_id = ? AND sealed IS NOT NULL", vm)
-            .execute(&mut *db)
-            .await?;
-    }
-    Ok(())
-}
-
 struct GitHubRunnerRow {
     name: String,
     scope: String,
@@ -212,10 +201,11 @@ mod tests {
     use super::*;
     use crate::{
         domain::{
-            Announcer, Basis, Budgets, Event, GuestOs, Handover, Spec,
+            Announcer, Budgets, Event, GuestOs, Handover, ResolvedSpec, TemplateSource,
+            capacity::{Capacity, Usage},
             github::{GitHubRunner, Registration},
-            host::{Capacity, Usage},
-            vm::{Draft, RunnerKind},
+            runner::RunnerKind,
+            vm_spec::Draft,
         },
         store::{
             self, Expect,
@@ -225,7 +215,7 @@ mod tests {
     };
 
     fn asked_for(queue_seconds: u32) -> NewVm {
-        let spec = Spec {
+        let spec = ResolvedSpec {
             template_digest: "sha256:0".into(),
             driver: "fake".into(),
             os: GuestOs::Linux,
@@ -238,7 +228,7 @@ mod tests {
             id,
             name: id.to_string(),
             template: "t".into(),
-            basis: Basis::Known(spec),
+            basis: TemplateSource::Resolved(spec),
             runner: RunnerKind::GitHub,
             github: Some(GitHubRunner {
                 scope: "acme".parse().unwrap(),

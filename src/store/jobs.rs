@@ -5,7 +5,7 @@ use sqlx::{QueryBuilder, Row, Sqlite};
 
 use super::{
     Ledger, Reader, Result,
-    ledger::{parse_vm, unreadable},
+    rows::{parse_vm, unreadable},
 };
 use crate::domain::{Vm, github::JobStatus, job::Job};
 

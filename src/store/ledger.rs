@@ -6,12 +6,14 @@ use jiff::Timestamp;
 use sqlx::SqliteConnection;
 
 use super::{
-    Change, Changes, Result, StoreError, StoreHealth, github_runners,
+    Change, Changes, Result, StoreHealth,
     placement::{self, HostOffer},
+    rows::{parse_id, parse_vm, unreadable},
     writer::Writer,
 };
 use crate::domain::{
-    Code, Error, Event, QueueReason, Spec, State, Verdict, Vm, VmId, event::Recorded, host::Usage, vm::Draft,
+    Code, Error, Event, QueueReason, ResolvedSpec, State, Verdict, Vm, VmId, capacity::Usage, event::Recorded,
+    vm_spec::Draft,
 };
 
 /// What must hold of the row for an event to be applied.
@@ -238,7 +240,7 @@ async fn open(db: &mut SqliteConnection, new: NewVm, at: Timestamp) -> Result<(O
                     held.add(w.os, w.cpus, w.memory_mib);
                 }
             }
-            let admitted = |s: &Spec| room.admits(&held, &s.driver, s.os, s.cpus, s.memory_mib);
+            let admitted = |s: &ResolvedSpec| room.admits(&held, &s.driver, s.os, s.cpus, s.memory_mib);
             let detail = match new.draft.spec().map(admitted) {
                 Some(Ok(())) => None,
                 Some(Err(QueueReason::Host)) => Some(
@@ -289,7 +291,7 @@ async fn open(db: &mut SqliteConnection, new: NewVm, at: Timestamp) -> Result<(O
 }
 
 async fn take_slot(db: &mut SqliteConnection, vm: &mut Vm, at: Timestamp) -> Result<Option<Change>> {
-    let Some(Spec { os, cpus, memory_mib, .. }) = vm.draft.spec().cloned() else { return Ok(None) };
+    let Some(ResolvedSpec { os, cpus, memory_mib, .. }) = vm.draft.spec().cloned() else { return Ok(None) };
     let (_, change) = step(db, vm, Event::SlotTaken, at).await?;
     if change.is_some() {
         let id = vm.id().to_string();
@@ -322,10 +324,10 @@ async fn step(
     let verdict = vm.apply(&event, at);
     match verdict {
         Verdict::Ignore => return Ok((verdict, None)),
-        Verdict::Refuse => {
+        Verdict::Refuse(reason) => {
             return Err(Error::new(
                 Code::VmTransitionRefused,
-                format!("{} cannot happen to a vm that is {before}", event.kind().as_str()),
+                format!("{} cannot happen to a vm that is {before}: {}", event.kind().as_str(), reason.describe()),
             )
             .into());
         }
@@ -369,7 +371,7 @@ async fn step(
         sqlx::query!("DELETE FROM leases WHERE vm_id = ?", id).execute(&mut *db).await?;
     }
     if vm.state != before && vm.draft.managed().is_some() {
-        github_runners::drop_configuration(db, &id, vm.state).await?;
+        drop_runner_configuration(db, &id, vm.state).await?;
     }
     if vm.state == State::Deleted {
         sqlx::query!("DELETE FROM vm_secrets WHERE vm_id = ?", id).execute(&mut *db).await?;
@@ -455,16 +457,14 @@ async fn load(db: &mut SqliteConnection, id: VmId) -> Result<Option<Vm>> {
     row.map(|row| parse_vm(&row.record)).transpose()
 }
 
-pub(super) fn parse_vm(record: &str) -> Result<Vm> {
-    serde_json::from_str(record).map_err(|e| unreadable(format!("a vm's record: {e}")))
-}
-
-pub(super) fn parse_id(id: &str) -> Result<VmId> {
-    id.parse().map_err(|e| unreadable(format!("a vm's id {id:?}: {e}")))
-}
-
-pub(super) fn unreadable(what: impl Into<String>) -> StoreError {
-    StoreError::Unreadable(what.into())
+/// Removes the sealed runner configuration in the transaction that changes the state: no guest may fetch it after that.
+async fn drop_runner_configuration(db: &mut SqliteConnection, vm: &str, state: State) -> Result<()> {
+    if !matches!(state, State::Cloning | State::Booting | State::Configuring) {
+        sqlx::query!("UPDATE github_runners SET sealed = NULL WHERE vm_id = ? AND sealed IS NOT NULL", vm)
+            .execute(&mut *db)
+            .await?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -5,15 +5,15 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     domain::{
-        Announcer, Asked, Basis, Budgets, GuestOs, Handover, QueueReason,
-        host::{Capacity, Usage},
-        vm::RunnerKind,
+        Announcer, Budgets, GuestOs, Handover, QueueReason, SizeRequest, TemplateSource,
+        capacity::{Capacity, Usage},
+        runner::RunnerKind,
     },
-    store,
+    store::{self, StoreError},
 };
 
-fn spec(os: GuestOs) -> Spec {
-    Spec {
+fn spec(os: GuestOs) -> ResolvedSpec {
+    ResolvedSpec {
         template_digest: "sha256:0".into(),
         driver: "fake".into(),
         os,
@@ -28,7 +28,7 @@ fn draft(name: &str, os: GuestOs, queue_seconds: u32) -> Draft {
         id: VmId::mint(),
         name: name.into(),
         template: "t".into(),
-        basis: Basis::Known(spec(os)),
+        basis: TemplateSource::Resolved(spec(os)),
         runner: RunnerKind::None,
         github: None,
         pool: None,
@@ -118,7 +118,8 @@ async fn now_or_never_takes_a_slot_at_once_and_overtakes_nobody() {
 async fn who_waits_for_an_image_takes_no_slot_and_stops_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_store(&dir).await;
-    let awaits = Basis::Awaited { awaits: Asked { cpus: Some(2), queue_seconds: 60, ..Asked::default() } };
+    let awaits =
+        TemplateSource::Pending { awaits: SizeRequest { cpus: Some(2), queue_seconds: 60, ..SizeRequest::default() } };
     let first = Draft { basis: awaits, ..draft("first", GuestOs::Linux, 60) };
     let id = store.ledger.open(new(first, room(1, 0)), now()).await.unwrap().vm().id();
     let held = store.ledger.place(room(1, 0), now()).await.unwrap().held;

@@ -30,6 +30,7 @@ pub mod pools;
 pub mod pulls;
 mod readers;
 pub mod retention;
+mod rows;
 pub mod template_events;
 pub mod tokens;
 pub mod vault;

@@ -7,11 +7,12 @@ use sqlx::SqliteConnection;
 
 use super::{
     Reader, Result,
-    ledger::{parse_id, unreadable},
+    rows::{parse_id, unreadable},
 };
 use crate::domain::{
     GuestOs, QueueReason, State, VmId,
-    host::{Capacity, HostView, Usage},
+    capacity::{Capacity, Usage},
+    host::HostView,
 };
 
 /// A vm that holds a slot.

@@ -8,7 +8,7 @@ use sqlx::SqliteConnection;
 
 use super::{
     Ledger, Reader, Result,
-    ledger::{parse_vm, unreadable},
+    rows::{parse_vm, unreadable},
 };
 use crate::domain::{Code, Error, Fault, Pool, State, Vm, pool::PoolSource};
 

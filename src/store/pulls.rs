@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use sqlx::SqliteConnection;
 
-use super::{Ledger, Reader, Result, ledger::unreadable, template_events};
+use super::{Ledger, Reader, Result, rows::unreadable, template_events};
 use crate::domain::{
     Code, Error, PullId, TemplateEvent,
     pull::{Pull, PullState},

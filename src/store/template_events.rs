@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
     Ledger, Reader, Result,
-    ledger::unreadable,
+    rows::unreadable,
     vms::{VM_EVENT_COLUMNS, vm_event},
 };
 use crate::domain::{

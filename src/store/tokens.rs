@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{Ledger, Reader, Result, ledger::unreadable};
+use super::{Ledger, Reader, Result, rows::unreadable};
 use crate::domain::{
     Code, Error, TokenId,
     token::{ApiToken, TokenScope},

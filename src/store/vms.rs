@@ -6,10 +6,10 @@ use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, sqlite::SqliteRow};
 
 use super::{
     Result,
-    ledger::{parse_id, parse_vm, unreadable},
     readers::Readers,
+    rows::{parse_id, parse_vm, unreadable},
 };
-use crate::domain::{Event, QueueReason, State, Vm, VmId, event::Recorded, host::Usage};
+use crate::domain::{Event, QueueReason, State, Vm, VmId, capacity::Usage, event::Recorded};
 
 /// What a listing is narrowed to.
 #[derive(Clone, Debug, Default)]

@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use sqlx::SqliteConnection;
 
-use super::{Ledger, Reader, Result, ledger::unreadable, template_events};
+use super::{Ledger, Reader, Result, rows::unreadable, template_events};
 use crate::domain::{TemplateEvent, pull::Watch, template_event::RecordedOfTemplate};
 
 impl Ledger {

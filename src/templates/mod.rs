@@ -25,6 +25,7 @@
 //!   verify   reading every byte
 //!   pulled   what a pull needs of the catalog
 //!   pushed   what a push needs of it
+//! progress   how far a transfer is
 //! pull       downloads an image from a registry and publishes it as a template
 //! push       uploads a template to a registry as an image
 //! layouts    reads and writes the VM directories of other programs
@@ -35,6 +36,7 @@ mod check;
 mod import;
 pub mod layouts;
 mod manifest;
+pub mod progress;
 pub mod pull;
 pub mod push;
 mod qcow2;

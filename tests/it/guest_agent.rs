@@ -17,7 +17,7 @@ use std::{
 };
 
 use mayfly::{
-    domain::{Code, VmId, vm::RunnerKind},
+    domain::{Code, VmId, runner::RunnerKind},
     guest::{
         Kit, KitInput,
         agent::{Error, deliver, ready},

@@ -26,7 +26,8 @@ use mayfly::{
     },
     templates::{
         Catalog, NewTemplate,
-        pull::{PullError, PullProgress, PullRequest, Puller, Settings},
+        progress::PullProgress,
+        pull::{PullError, PullRequest, Puller, Settings},
     },
 };
 use tokio::sync::watch;

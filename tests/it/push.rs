@@ -20,7 +20,8 @@ use mayfly::{
     },
     templates::{
         Catalog, NewTemplate,
-        pull::{self, PullError, PullProgress, PullRequest, Puller},
+        progress::PullProgress,
+        pull::{self, PullError, PullRequest, Puller},
         push::{self, PushError, PushRequest, Pushed, Pusher},
     },
 };

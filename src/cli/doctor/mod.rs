@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{
-    client::CommandFailure,
     exit,
+    failure::CommandFailure,
     output::{self, Colour, paint},
 };
 use crate::config;

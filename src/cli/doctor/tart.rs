@@ -11,7 +11,7 @@ use super::{
     setup::Setup,
 };
 use crate::{
-    domain::{InstanceName, host::MACOS_GUESTS_PER_HOST},
+    domain::{InstanceName, capacity::MACOS_GUESTS_PER_HOST},
     drivers::tart::{
         list::{self, TartListEntry},
         probe::OLDEST,

@@ -6,8 +6,8 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{
-    client::CommandFailure,
     doctor::{self, finding::Severity},
+    failure::CommandFailure,
     output,
 };
 use crate::{

@@ -7,10 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{
-    super::{
-        client::{ApiClient, CommandFailure},
-        output,
-    },
+    super::{client::ApiClient, failure::CommandFailure, output},
     settings::Settings,
 };
 

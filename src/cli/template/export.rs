@@ -4,10 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{
-    super::{
-        client::{ApiClient, CommandFailure},
-        output, text,
-    },
+    super::{client::ApiClient, failure::CommandFailure, output, text},
     import::{notices, place},
 };
 

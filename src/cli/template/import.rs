@@ -5,10 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::super::{
-    client::{ApiClient, CommandFailure},
-    output,
-};
+use super::super::{client::ApiClient, failure::CommandFailure, output};
 
 #[derive(Args)]
 pub(in crate::cli) struct Import {

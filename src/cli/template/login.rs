@@ -6,11 +6,7 @@ use clap::Args;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 
-use super::super::{
-    client::{ApiClient, CommandFailure},
-    output, text,
-    views::LoginView,
-};
+use super::super::{client::ApiClient, failure::CommandFailure, output, text, views::LoginView};
 
 /// Longer than any password or token; longer input is a mistake.
 const LONGEST: u64 = 64 << 10;

@@ -16,8 +16,10 @@ mod verify;
 mod watch;
 
 use super::{
-    client::{ApiClient, CommandFailure},
-    exit, output, text,
+    client::ApiClient,
+    exit,
+    failure::CommandFailure,
+    output, text,
     views::{TemplateView, WatchView},
 };
 

@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use super::{
     super::{
-        client::{ApiClient, CommandFailure},
+        client::ApiClient,
+        failure::CommandFailure,
         output, text,
         views::{TemplateView, VersionView},
     },

@@ -6,10 +6,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{
-    super::{
-        client::{ApiClient, CommandFailure},
-        output, text,
-    },
+    super::{client::ApiClient, failure::CommandFailure, output, text},
     short_digest,
 };
 

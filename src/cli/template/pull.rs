@@ -14,8 +14,10 @@ use serde_json::{Map, Value, json};
 
 use super::{
     super::{
-        client::{ApiClient, ApiProblem, CommandFailure},
-        exit, output, text,
+        client::ApiClient,
+        exit,
+        failure::{ApiProblem, CommandFailure},
+        output, text,
         views::PullView,
     },
     settings::{Settings, Smoke},

@@ -3,10 +3,7 @@
 use clap::Args;
 use serde_json::json;
 
-use super::super::{
-    client::{ApiClient, CommandFailure},
-    output, text,
-};
+use super::super::{client::ApiClient, failure::CommandFailure, output, text};
 
 #[derive(Args)]
 pub(in crate::cli) struct Push {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::super::{client::CommandFailure, text::parse_seconds};
+use super::super::{failure::CommandFailure, text::parse_seconds};
 
 #[derive(Args, Default)]
 pub(super) struct Settings {

@@ -7,8 +7,10 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::super::{
-    client::{ApiClient, CommandFailure},
-    exit, output, text,
+    client::ApiClient,
+    exit,
+    failure::CommandFailure,
+    output, text,
     views::{FileFaultView, TemplateView},
 };
 

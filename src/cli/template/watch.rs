@@ -4,12 +4,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::{
-    super::{
-        client::{ApiClient, CommandFailure},
-        output, text,
-        text::parse_seconds,
-        views::WatchView,
-    },
+    super::{client::ApiClient, failure::CommandFailure, output, text, text::parse_seconds, views::WatchView},
     settings::Smoke,
 };
 

@@ -10,11 +10,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::{
-    super::{
-        client::{ApiClient, CommandFailure},
-        exit, follow, output, text,
-        views::VmView,
-    },
+    super::{client::ApiClient, exit, failure::CommandFailure, follow, output, text, views::VmView},
     pair, parse_scope,
 };
 use crate::domain::{BudgetsPatch, Scope};

@@ -3,11 +3,7 @@
 use clap::Args;
 
 use super::{
-    super::{
-        client::{ApiClient, CommandFailure},
-        exit, follow, output,
-        views::VmView,
-    },
+    super::{client::ApiClient, exit, failure::CommandFailure, follow, output, views::VmView},
     resolve,
 };
 

@@ -4,11 +4,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{
-    super::{
-        client::{ApiClient, CommandFailure},
-        exit, follow, output, text,
-        views::VmView,
-    },
+    super::{client::ApiClient, exit, failure::CommandFailure, follow, output, text, views::VmView},
     PAGE, resolve, shorten,
 };
 

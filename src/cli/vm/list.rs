@@ -5,8 +5,10 @@ use serde_json::json;
 
 use super::{
     super::{
-        client::{ApiClient, CommandFailure},
-        exit, output, text,
+        client::ApiClient,
+        exit,
+        failure::CommandFailure,
+        output, text,
         views::{ProgressView, VmView},
     },
     PAGE, pair, shorten, states,

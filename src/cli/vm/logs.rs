@@ -4,10 +4,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::{
-    super::{
-        client::{ApiClient, CommandFailure},
-        exit, output, text,
-    },
+    super::{client::ApiClient, exit, failure::CommandFailure, output, text},
     resolve,
 };
 

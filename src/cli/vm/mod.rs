@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use super::client::{ApiClient, CommandFailure};
+use super::{client::ApiClient, failure::CommandFailure};
 use crate::domain::{Scope, State};
 
 mod create;

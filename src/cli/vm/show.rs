@@ -2,8 +2,9 @@
 
 use super::{
     super::{
-        client::{ApiClient, CommandFailure},
+        client::ApiClient,
         exit,
+        failure::CommandFailure,
         output::{self, Colour, paint},
         text,
         views::{GitHubRunnerView, VmView},

@@ -5,11 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{
-    super::{
-        client::{ApiClient, CommandFailure},
-        exit, follow, output, text,
-        views::VmView,
-    },
+    super::{client::ApiClient, exit, failure::CommandFailure, follow, output, text, views::VmView},
     resolve, states,
 };
 

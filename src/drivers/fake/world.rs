@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::refused;
 use crate::{
-    domain::{Code, GuestOs, InstanceName, event::GoneCause, vm::Endpoint},
+    domain::{Code, GuestOs, InstanceName, endpoint::Endpoint, event::GoneCause},
     drivers::{DriverError, ErrorKind, InstanceSpec, Listed, Observation, Result},
 };
 

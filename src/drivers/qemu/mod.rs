@@ -37,7 +37,7 @@ use super::{
     process::{self, Process},
 };
 use crate::{
-    domain::{Arch, Code, GuestOs, InstanceName, event::GoneCause, vm::Endpoint},
+    domain::{Arch, Code, GuestOs, InstanceName, endpoint::Endpoint, event::GoneCause},
     drivers::{failure, last_resort},
     platform::{
         clock,

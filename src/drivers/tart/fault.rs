@@ -4,7 +4,7 @@ use std::process::ExitStatus;
 
 use super::words::LIMIT;
 use crate::{
-    domain::{Code, host::MACOS_GUESTS_PER_HOST},
+    domain::{Code, capacity::MACOS_GUESTS_PER_HOST},
     drivers::{DriverError, ErrorKind},
 };
 

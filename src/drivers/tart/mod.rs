@@ -36,10 +36,10 @@ use super::{Capabilities, Driver, DriverError, DriverProbe, ErrorKind, InstanceS
 use crate::{
     domain::{
         Arch, Code, GuestOs, InstanceName,
+        endpoint::Endpoint,
         event::GoneCause,
         tart_config::{Display, TartConfig},
         template::DiskFormat,
-        vm::Endpoint,
     },
     drivers::{
         failure,

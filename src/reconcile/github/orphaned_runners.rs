@@ -8,7 +8,7 @@ use tokio::{sync::broadcast::error::RecvError, time::Instant};
 
 use super::{pace::Pace, reach::Reach, removal::count_removal};
 use crate::{
-    domain::{RunnerStatus, State, Vm, github::is_over},
+    domain::{RunnerStatus, State, Vm, orphaned_runner::is_over},
     parts::Parts,
     platform::{Clock, clock},
     sources::github::{GitHubClient, model},

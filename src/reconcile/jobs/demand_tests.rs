@@ -2,11 +2,11 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::domain::{
-    Asked, Basis, Budgets, BudgetsPatch,
+    Budgets, BudgetsPatch, SizeRequest, TemplateSource,
     github::{JobRecord, JobStatus},
     job::{JobUpdate, UpdateSource},
-    runner::RunnerFact,
-    vm::{Draft, RunnerKind},
+    runner::{RunnerFact, RunnerKind},
+    vm_spec::Draft,
 };
 
 fn at(second: i64) -> Timestamp {
@@ -61,7 +61,7 @@ fn vm(pool: Option<&str>) -> Vm {
         id: VmId::mint(),
         name: "a".into(),
         template: "macos".into(),
-        basis: Basis::Awaited { awaits: Asked::default() },
+        basis: TemplateSource::Pending { awaits: SizeRequest::default() },
         runner: RunnerKind::GitHub,
         github: None,
         pool: pool.map(str::to_owned),

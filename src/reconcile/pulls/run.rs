@@ -16,7 +16,10 @@ use crate::{
     parts::Parts,
     platform::Clock,
     store::{Ledger, Reader},
-    templates::pull::{ProgressBoard, ProgressUpdate, PullProgress, PullRequest, Puller},
+    templates::{
+        progress::PullProgress,
+        pull::{ProgressBoard, ProgressUpdate, PullRequest, Puller},
+    },
 };
 
 /// How often progress is published.

@@ -5,7 +5,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use crate::{
-    domain::{Code, Vm, vm::Endpoint},
+    domain::{Code, Vm, endpoint::Endpoint},
     drivers::{Driver, Observation},
     reconcile::failure::{Failure, FailureKind},
 };

@@ -9,11 +9,12 @@ use super::observe::{Ways, ways};
 use crate::{
     domain::{
         Code, Event, Handover, State, Vm,
+        endpoint::Endpoint,
         event::ReadyVia,
         github::{Registered, Registration, runner_name},
+        runner::RunnerKind,
         runner_secrets::RunnerSecrets,
         template::Template,
-        vm::{Endpoint, RunnerKind},
     },
     drivers::Driver,
     guest::{

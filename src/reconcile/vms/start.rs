@@ -15,8 +15,9 @@ use tokio::time::Instant;
 use super::observe::was_started;
 use crate::{
     domain::{
-        Code, GuestOs, Spec, State, Vm, VmId,
-        host::{Capacity, HostView, Usage},
+        Code, GuestOs, ResolvedSpec, State, Vm, VmId,
+        capacity::{Capacity, Usage},
+        host::HostView,
     },
     drivers::{
         Driver,
@@ -71,7 +72,7 @@ impl Starts {
     fn permit(
         &self,
         vm: VmId,
-        spec: &Spec,
+        spec: &ResolvedSpec,
         capacity: &Capacity,
         view: &HostView,
         leases: &[SlotLease],
@@ -89,7 +90,7 @@ impl Starts {
         if !view.runs(vm) && !capacity.fits(&held, spec.os, spec.cpus, spec.memory_mib) {
             return Err(held);
         }
-        let &Spec { os, cpus, memory_mib, .. } = spec;
+        let &ResolvedSpec { os, cpus, memory_mib, .. } = spec;
         starts.insert(vm, Start { os, cpus, memory_mib, ended: None });
         Ok(StartPermit { starts: self, vm })
     }
@@ -171,7 +172,7 @@ impl StartPermits {
         }
     }
 
-    fn taken(&self, spec: &Spec, held: Usage, view: &HostView) -> String {
+    fn taken(&self, spec: &ResolvedSpec, held: Usage, view: &HostView) -> String {
         let (capacity, os) = (&self.capacity, spec.os);
         format!(
             "guests that were started meanwhile took its slot: {} of {} {} guests ({} of them not Mayfly's), {} of {} cores and \

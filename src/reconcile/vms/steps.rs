@@ -8,9 +8,9 @@ use jiff::SignedDuration;
 use super::{full_disk::FullDisk, provisioning::Provisioner, start::StartPermits, template::TemplateFetch};
 use crate::{
     domain::{
-        Code, Event, Handover, QueueReason, Spec, State, Vm,
+        Code, Event, Handover, QueueReason, ResolvedSpec, State, Vm,
         event::{Announcer, GoneCause},
-        lifecycle::Step,
+        state::Step,
     },
     drivers::{Driver, GuestNetwork, InstanceSpec, Seed, registry::Registry},
     guest,
@@ -194,7 +194,7 @@ impl Steps {
 
     async fn spec(&self, vm: &Vm) -> Result<InstanceSpec, Failure> {
         let template = self.catalog.get(&spec_of(vm)?.template_digest).await?;
-        let &Spec { os, handover, cpus, memory_mib, .. } = spec_of(vm)?;
+        let &ResolvedSpec { os, handover, cpus, memory_mib, .. } = spec_of(vm)?;
         let seed = match handover {
             Handover::Ssh | Handover::Agent => None,
             Handover::Seed => {

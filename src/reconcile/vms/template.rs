@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    domain::{Basis, Budgets, Code, Error, Event, Vm, host::Capacity},
+    domain::{Budgets, Code, Error, Event, TemplateSource, Vm, capacity::Capacity},
     drivers::registry::Registry,
     parts::Parts,
     platform::Clock,
@@ -35,7 +35,7 @@ impl TemplateFetch {
 
     /// Ends when the vm's image is a template here and its row says so; at once, for a vm that waits for something else.
     pub async fn obtain(&self, vm: &Vm) -> Result<(), Failure> {
-        let Basis::Awaited { awaits } = &vm.draft.basis else { return Ok(()) };
+        let TemplateSource::Pending { awaits } = &vm.draft.basis else { return Ok(()) };
         let image: Reference = vm.draft.template.parse().map_err(|error: ReferenceError| {
             Failure::new(FailureKind::Permanent, Code::Internal, format!("the stored image is none: {error}"))
         })?;

@@ -4,7 +4,7 @@ use super::{
     Digest,
     digest::DigestError,
     document::{ImageIndexEntry, MANIFEST},
-    manifest::ManifestError,
+    manifest_error::ManifestError,
 };
 
 /// What is shown of a list.

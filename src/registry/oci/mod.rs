@@ -17,6 +17,7 @@ pub mod form;
 pub mod index;
 pub mod lz4;
 pub mod manifest;
+pub mod manifest_error;
 pub mod reference;
 pub mod settings;
 

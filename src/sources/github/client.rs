@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use parking_lot::RwLock;
 use reqwest::{Method, StatusCode};
 use secrecy::SecretString;
@@ -17,22 +17,10 @@ use super::{
     auth::{CredentialIdentity, InstallationCache, InstallationToken, Purpose},
     budget::Class,
     cache::Cache,
-    exchange::{ApiExchange, ApiResponse, Call},
+    exchange::{ApiExchange, ApiResponse, Call, Observed},
     refusal,
+    runner_group::RunnerGroupCache,
 };
-
-/// What answers said of themselves, the last time they did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Observed {
-    /// Our clock less theirs.
-    pub clock_ahead: Option<SignedDuration>,
-    /// Of an Enterprise Server.
-    pub enterprise_version: Option<String>,
-    /// Of a classic token, by GitHub's word.
-    pub token_scopes: Option<String>,
-    pub token_expires: Option<String>,
-    pub api_version: Option<String>,
-}
 
 /// In whose name.
 #[derive(Clone, Copy, Debug)]
@@ -59,7 +47,7 @@ pub struct GitHubClient {
     credential: RwLock<GitHubCredential>,
     pub(super) known: InstallationCache,
     pub(super) cache: Cache,
-    pub(super) groups: super::runners::Groups,
+    pub(super) groups: RunnerGroupCache,
     tokens_made: AtomicU64,
 }
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use jiff::fmt::rfc2822;
+use jiff::{SignedDuration, fmt::rfc2822};
 use reqwest::{
     Method, Response, StatusCode, Url,
     header::{ACCEPT, AUTHORIZATION, DATE, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION},
@@ -14,7 +14,6 @@ use tokio::sync::{Mutex, Semaphore};
 use super::{
     GitHubError, GitHubOptions,
     budget::{Class, RateLimiter},
-    client::Observed,
     refusal,
 };
 use crate::platform::{
@@ -53,6 +52,19 @@ pub(super) struct ApiResponse {
     pub body: Zeroizing<Vec<u8>>,
     /// Whether it is from the server that our credentials are for.
     pub ours: bool,
+}
+
+/// What GitHub's latest answers said about the server and the credential.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Our clock less theirs.
+    pub clock_ahead: Option<SignedDuration>,
+    /// Of an Enterprise Server.
+    pub enterprise_version: Option<String>,
+    /// Of a classic token, by GitHub's word.
+    pub token_scopes: Option<String>,
+    pub token_expires: Option<String>,
+    pub api_version: Option<String>,
 }
 
 pub(super) struct ApiExchange {

@@ -37,18 +37,21 @@ pub mod model;
 mod pages;
 mod refusal;
 pub mod runner_archives;
+mod runner_group;
 mod runners;
 mod server;
 
 pub use access::{Account, GitHubApp, Installation, Permissions, RateLimit};
 pub use budget::{BudgetView, GitHubLimit, ResourceView};
-pub use client::{GitHubClient, Observed};
+pub use client::GitHubClient;
 pub use credentials::{CredentialLocation, GitHubCredential, KEY_VARIABLE, TOKEN_VARIABLE};
 pub use deliveries::{Delivery, DeliveryContent, SentRequest};
 pub use error::GitHubError;
+pub use exchange::Observed;
 pub use jit::runner_of;
 pub use jobs::{WorkflowJobFilter, WorkflowRun};
-pub use runners::{DEFAULT_GROUP, JitConfig, NewRunner, RegistrationToken, Removed, RunnerGroup};
+pub use runner_group::RunnerGroup;
+pub use runners::{DEFAULT_GROUP, JitConfig, NewRunner, RegistrationToken, Removed};
 pub use server::Server;
 
 pub use crate::domain::Scope;

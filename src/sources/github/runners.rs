@@ -1,12 +1,9 @@
 //! Runners: registering, looking, removing. And the groups they are in.
 
-use std::collections::HashMap;
-
 use jiff::{SignedDuration, Timestamp};
-use parking_lot::Mutex;
 use reqwest::{Method, StatusCode};
 use secrecy::SecretString;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::json;
 
 use super::{
@@ -15,6 +12,7 @@ use super::{
     budget::Class,
     client::As,
     model::{GitHubApiRunner, or_default},
+    runner_group::RunnerGroup,
 };
 
 /// The group that every scope has.
@@ -55,23 +53,6 @@ pub enum Removed {
     /// It was gone already, which is as good.
     Before,
 }
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RunnerGroup {
-    pub id: u64,
-    pub name: String,
-    #[serde(default)]
-    pub visibility: Option<String>,
-    #[serde(default)]
-    pub default: bool,
-    #[serde(default)]
-    pub inherited: Option<bool>,
-    #[serde(default)]
-    pub allows_public_repositories: Option<bool>,
-}
-
-/// Groups by scope, for a while.
-pub(super) type Groups = Mutex<HashMap<Scope, (Timestamp, Vec<RunnerGroup>)>>;
 
 fn acting(scope: &Scope) -> As<'_> {
     As::For(scope, Purpose::Runners)

@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use super::{Catalog, Root, names::History, storage, write_synced};
+use super::{Catalog, Root, history::History, storage, write_synced};
 use crate::{
     domain::{
         Code, Error, Result, Template,
@@ -136,7 +136,7 @@ impl Root {
         let place = self.place(&digest)?;
         match why {
             Some(why) => {
-                let pin = Pin { why: super::names::plain(why), at: clock::now() };
+                let pin = Pin { why: super::history::plain(why), at: clock::now() };
                 self.note(&place, PINNED, &pin).map_err(storage)?;
             }
             None => forget(&place, PINNED).map_err(storage)?,

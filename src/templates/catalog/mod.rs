@@ -538,6 +538,7 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod full_disk;
+mod history;
 mod marks;
 mod names;
 mod prune;

@@ -15,7 +15,7 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Catalog, Root, lock_disk, names::History, pulled, storage};
+use super::{Catalog, Root, history::History, lock_disk, pulled, storage};
 use crate::{
     domain::{
         Error, Result,

@@ -5,11 +5,13 @@
 
 use std::{
     fs::File,
+    io::{self, Read as _, Seek as _, SeekFrom},
     path::{Path, PathBuf},
 };
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::{
     MacMachine, Notices, invalid,
@@ -96,7 +98,7 @@ pub(super) fn identity_of(
         notices.add("ecid", format!("was found in {name}: nothing else has it"));
         return Ok(MachineIdentity::new(ecid));
     }
-    let seed = super::import::fingerprint(&mut file, model.bytes()).map_err(cannot)?;
+    let seed = fingerprint(&mut file, model.bytes()).map_err(cannot)?;
     notices.add("ecid", format!("was made up, because {name} has none: macOS may ask to be set up again"));
     // Zero stands for none.
     Ok(MachineIdentity::new(u64::from_be_bytes(*seed.first_chunk().expect("a digest is longer")).max(1)))
@@ -168,4 +170,18 @@ pub(super) fn write(
         "note": "shoes-vz reads none of this; Mayfly takes cores and memory from here",
     });
     stage.write(METADATA, format!("{metadata:#}\n").as_bytes())
+}
+
+/// The SHA-256 of `beside`, followed by the content of the file.
+fn fingerprint(file: &mut File, beside: &[u8]) -> io::Result<Vec<u8>> {
+    let mut hasher = Sha256::new();
+    hasher.update(beside);
+    file.seek(SeekFrom::Start(0))?;
+    let mut block = vec![0; 256 << 10];
+    loop {
+        match file.read(&mut block)? {
+            0 => return Ok(hasher.finalize().to_vec()),
+            n => hasher.update(&block[..n]),
+        }
+    }
 }

@@ -3,10 +3,8 @@
 use std::path::Path;
 
 use super::{
-    ImportRequest, Notices, TemplateLayout, Tools, chain, linux,
-    place::{Finished, with_suffix},
-    qemu_img,
-    stage::ExportStage,
+    ImportRequest, Notices, TemplateLayout, Tools, chain, linux, qemu_img,
+    stage::{ExportStage, Finished, with_suffix},
 };
 use crate::{
     domain::{Arch, Code, Error, Result, Template, template::DiskFormat},

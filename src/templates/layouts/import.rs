@@ -1,10 +1,6 @@
 //! A template from another layout.
 
-use std::{
-    fs::File,
-    io::{self, Read as _, Seek as _, SeekFrom},
-    path::Path,
-};
+use std::path::Path;
 
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use sha2::{Digest as _, Sha256};
@@ -109,18 +105,4 @@ pub(super) fn fresh_identity(notices: &mut Notices) -> MachineIdentity {
 fn mac_of(identity: &MachineIdentity) -> Mac {
     let digest = Sha256::digest([b"mac".as_slice(), &identity.ecid().to_be_bytes()].concat());
     Mac::local(*digest.first_chunk().expect("a digest is longer"))
-}
-
-/// Of a file's content, and of something beside it.
-pub(super) fn fingerprint(file: &mut File, beside: &[u8]) -> io::Result<Vec<u8>> {
-    let mut hasher = Sha256::new();
-    hasher.update(beside);
-    file.seek(SeekFrom::Start(0))?;
-    let mut block = vec![0; 256 << 10];
-    loop {
-        match file.read(&mut block)? {
-            0 => return Ok(hasher.finalize().to_vec()),
-            n => hasher.update(&block[..n]),
-        }
-    }
 }

@@ -3,12 +3,12 @@
 //! Everything that converts works on local files. A place turns what the caller named into one, and takes a finished one to
 //! where the caller wants it; it is the only part that knows of more than this host.
 
-use std::{
-    fs,
-    path::{Component, Path, PathBuf},
-};
+use std::path::{Component, Path, PathBuf};
 
-use super::{WrittenFile, stage::ExportStage};
+use super::{
+    WrittenFile,
+    stage::{ExportStage, Finished},
+};
 use crate::{
     domain::{Code, Error, Result},
     registry::s3::{Location, LocationError},
@@ -91,34 +91,4 @@ impl ExportDestination {
             ExportDestination::Object { at, .. } => Err(not_here(at)),
         }
     }
-}
-
-/// A file in a stage, and what its target's name ends with.
-#[derive(Debug)]
-pub(super) struct Finished {
-    pub name: &'static str,
-    pub suffix: &'static str,
-}
-
-/// The path with something more at its end.
-pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
-
-/// The parent as it really is, and the whole path by it.
-pub(super) fn resolved(path: &Path) -> Result<(PathBuf, PathBuf)> {
-    let wrong = |what: String| Error::new(Code::RequestInvalid, format!("path {what}")).field("/path", what);
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(wrong("names no place in a directory".into()));
-    };
-    let parent = fs::canonicalize(parent).map_err(|error| {
-        wrong(format!("has no directory to lie in, make {} first: {}", parent.display(), error.kind()))
-    })?;
-    if !parent.is_dir() {
-        return Err(wrong(format!("cannot lie in {}, which is no directory", parent.display())));
-    }
-    let path = parent.join(name);
-    Ok((parent, path))
 }

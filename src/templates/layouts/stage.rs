@@ -16,10 +16,7 @@ use rustix::{
 };
 use uuid::Uuid;
 
-use super::{
-    WrittenFile,
-    place::{Finished, resolved, with_suffix},
-};
+use super::WrittenFile;
 use crate::{
     domain::{Code, Error, Result},
     platform::files,
@@ -259,4 +256,34 @@ fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A file in a stage, and what its target's name ends with.
+#[derive(Debug)]
+pub(super) struct Finished {
+    pub name: &'static str,
+    pub suffix: &'static str,
+}
+
+/// The path with something more at its end.
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// The parent as it really is, and the whole path by it.
+pub(super) fn resolved(path: &Path) -> Result<(PathBuf, PathBuf)> {
+    let wrong = |what: String| Error::new(Code::RequestInvalid, format!("path {what}")).field("/path", what);
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(wrong("names no place in a directory".into()));
+    };
+    let parent = fs::canonicalize(parent).map_err(|error| {
+        wrong(format!("has no directory to lie in, make {} first: {}", parent.display(), error.kind()))
+    })?;
+    if !parent.is_dir() {
+        return Err(wrong(format!("cannot lie in {}, which is no directory", parent.display())));
+    }
+    let path = parent.join(name);
+    Ok((parent, path))
 }

@@ -6,8 +6,8 @@ use std::{collections::HashMap, sync::Arc};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{broadcast, watch};
 
-use super::progress::PullProgress;
 use crate::domain::{PullId, pull::Pull};
+use crate::templates::progress::PullProgress;
 
 /// Published about once a second for each pull whose bytes come.
 #[derive(Clone, Debug)]

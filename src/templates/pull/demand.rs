@@ -5,10 +5,13 @@ use std::{collections::HashMap, sync::Arc};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{PullError, PullProgress, PullRequest, Puller};
 use crate::{
     domain::{Budgets, Result, Template},
     registry::oci::Reference,
+};
+use {
+    super::{PullError, PullRequest, Puller},
+    crate::templates::progress::PullProgress,
 };
 
 /// Who waits, and how far their image is.

@@ -10,7 +10,6 @@ use super::{
     journal::Journal,
     layer::{LayerError, Site},
     plan::{self, ChunkSource},
-    progress::Meter,
 };
 use crate::{
     domain::Code,
@@ -28,6 +27,7 @@ use crate::{
         },
         check::{self, Part},
         manifest::{FileEntry, Origin, RecordedPiece},
+        progress::Meter,
     },
 };
 

@@ -21,7 +21,6 @@ use tokio::sync::mpsc;
 use super::{
     disk::{self, Disk},
     journal::Journal,
-    progress::Meter,
     sparse::{Buffer, BufferExchange, BufferPlacement, Cutter},
 };
 use crate::{
@@ -35,7 +34,7 @@ use crate::{
             manifest::{self, Blob, Chunk},
         },
     },
-    templates::catalog::pulled::Staging,
+    templates::{catalog::pulled::Staging, progress::Meter},
 };
 
 /// Between the network and the thread, for each layer that is under way. A piece has at most some hundred kilobytes.

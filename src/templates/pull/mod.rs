@@ -25,7 +25,6 @@ mod job;
 mod journal;
 mod layer;
 mod plan;
-pub(in crate::templates) mod progress;
 mod sparse;
 mod spec;
 
@@ -39,14 +38,12 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{sync::watch, task::AbortHandle};
 
-pub use self::{
-    board::{ProgressBoard, ProgressUpdate},
-    progress::PullProgress,
-};
-use self::{job::PullTask, progress::Meter};
+pub use self::board::{ProgressBoard, ProgressUpdate};
+use self::job::PullTask;
 use super::{
     Catalog, NewTemplate,
     manifest::Origin,
+    progress::{Meter, PullProgress},
     push::{self, Pusher},
 };
 use crate::{
@@ -56,7 +53,8 @@ use crate::{
         credentials::CredentialSource,
         oci::{
             self, Digest, Image, Reference,
-            manifest::{self, Document, ManifestError},
+            manifest::{self, Document},
+            manifest_error::ManifestError,
         },
         pace::TransferPace,
     },
@@ -143,7 +141,7 @@ pub enum PullError {
     #[error(transparent)]
     Registry(#[from] RegistryError),
     #[error("{image} cannot be pulled: {error}")]
-    Manifest { image: Box<Reference>, error: manifest::ManifestError },
+    Manifest { image: Box<Reference>, error: ManifestError },
     #[error("{image} cannot be pulled: its configuration {what}")]
     Settings { image: Box<Reference>, what: String },
     #[error("{image} cannot be pulled: layer {layer}{place}: {what}", place = place(*offset))]

@@ -13,7 +13,8 @@ use crate::{
         credentials::CredentialSource,
         oci::{
             Digest, Image, Reference,
-            manifest::{self, Blob, Document, ManifestError},
+            manifest::{self, Blob, Document},
+            manifest_error::ManifestError,
         },
     },
     templates::manifest::Origin,

@@ -41,7 +41,7 @@ use super::{
     catalog::pushed::{PushLease, Spool},
     check::Part,
     manifest::FileEntry,
-    pull::{PullProgress, progress::Meter},
+    progress::{Meter, PullProgress},
 };
 use crate::{
     domain::{Arch, GuestOs},

@@ -1,7 +1,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::StreamExt;
-use mayfly::domain::{Event, TemplateEvent, VmId, vm::QueueReason};
+use mayfly::domain::{Event, TemplateEvent, VmId, queue::QueueReason};
 use reqwest::Method;
 use serde_json::Value;
 

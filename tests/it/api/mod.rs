@@ -5,11 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use mayfly::{
     app::{Built, Setup, build},
-    domain::{
-        Event, VmId,
-        host::{Capacity, DriverView},
-        token::TokenScope,
-    },
+    domain::{Event, VmId, capacity::Capacity, host::DriverView, token::TokenScope},
     drivers::{
         fake::{Fake, FakeWorld},
         inspector::HostInspector,

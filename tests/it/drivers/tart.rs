@@ -12,9 +12,9 @@ use std::{
 use mayfly::{
     domain::{
         Arch, Code, GuestOs, InstanceName, VmId,
+        endpoint::Endpoint,
         event::GoneCause,
         template::{DiskFormat, TemplateFiles},
-        vm::Endpoint,
     },
     drivers::{
         Driver, DriverError, ErrorKind, GuestNetwork, InstanceSpec, Observation,

@@ -1,6 +1,6 @@
 //! Mayfly dies before, in the middle of and after every side effect: the next start comes to the same end.
 
-use mayfly::domain::{Vm, vm::OutcomeResult::Completed};
+use mayfly::domain::{Vm, end::OutcomeResult::Completed};
 
 use super::prelude::*;
 

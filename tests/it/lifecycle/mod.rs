@@ -13,7 +13,8 @@ use mayfly::{
     domain::{
         Arch, BudgetsPatch, Code, EventKind, GuestOs, Handover, InstanceName, RunnerRequest, State, TokenId, Vm, VmId,
         VmRequest,
-        host::{Capacity, HostView},
+        capacity::Capacity,
+        host::HostView,
         token::{Caller, TokenScope},
     },
     drivers::{

@@ -9,7 +9,8 @@ use mayfly::{
     registry::{BandwidthLimit, BandwidthLimits, RegistryOptions, credentials::Chain},
     templates::{
         Catalog,
-        pull::{PullProgress, PullRequest, Puller, Settings},
+        progress::PullProgress,
+        pull::{PullRequest, Puller, Settings},
     },
 };
 use tokio::sync::watch;

@@ -12,6 +12,7 @@ use super::{
     digest::DigestError,
     document::{self, Annotations, Descriptor, IndexDocument, ManifestDocument},
     form::{self, Form, Holds, LARGEST_CONFIG, LARGEST_DISK, LayerSlot},
+    manifest_error::ManifestError,
 };
 
 /// The biggest image known has some hundred layers, of about 500 bytes each.
@@ -69,29 +70,6 @@ pub struct Chunk {
 pub enum Document {
     Image(Image),
     Index(Index),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ManifestError {
-    #[error("the manifest is no image manifest ({what}); it begins with {found:?}")]
-    NotJson { what: String, found: String },
-    #[error("this is {0}; only a virtual machine's image in Tart's format or Mayfly's can be a template")]
-    Foreign(String),
-    #[error("the image has the disk format {0}, which is no longer supported: push it again with Tart 2.0 or newer")]
-    Legacy(&'static str),
-    #[error(
-        "the image has its disk in layers ({}), which is not supported: push a VM with one flat disk",
-        form::TART_OVERLAY
-    )]
-    Stacked,
-    #[error("layer {layer} of the image {what}")]
-    Layer { layer: usize, what: String },
-    #[error("the image {0}")]
-    Image(String),
-    #[error(
-        "it is a list with {fitting} images for the architecture {wanted}, expected one; pull one by its digest: {there}"
-    )]
-    Platform { wanted: String, fitting: usize, there: String },
 }
 
 #[derive(Deserialize)]

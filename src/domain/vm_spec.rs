@@ -1,17 +1,63 @@
-//! What a vm is made from: a template that is here, or an image that is still to come.
+//! The specification of a vm: what was requested, and what follows from its template once that is on the host.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use super::{
     budgets::{Budgets, BudgetsPatch, MAX_BUDGET_SECONDS},
+    capacity::Capacity,
     error::{Code, Error, Result},
-    host::Capacity,
+    github::{GitHubRunner, Registration},
+    ids::VmId,
+    runner::RunnerKind,
     template::{GuestOs, Handover, Template},
 };
 
+/// The complete request, including the defaults of the template and of the configuration. No secrets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Draft {
+    pub id: VmId,
+    pub name: String,
+    /// The name or the image reference of the request.
+    pub template: String,
+    #[serde(flatten)]
+    pub basis: TemplateSource,
+    pub runner: RunnerKind,
+    /// For a GitHub runner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub github: Option<GitHubRunner>,
+    /// The pool that the vm was made for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    pub labels: BTreeMap<String, String>,
+    /// The defaults while the vm waits for its template, then the template's; in both cases with the changes of the
+    /// request.
+    pub budgets: Budgets,
+    /// Whether each attempt has its own instance name. Vms from before such names share one name for all attempts,
+    /// and their instance may be running.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub instance_per_attempt: bool,
+}
+
+impl Draft {
+    /// Everything that follows from the template, if it is known. Every vm that holds a slot has it.
+    pub fn spec(&self) -> Option<&ResolvedSpec> {
+        match &self.basis {
+            TemplateSource::Resolved(spec) => Some(spec),
+            TemplateSource::Pending { .. } => None,
+        }
+    }
+
+    /// The runner that Mayfly itself registers, observes and deregisters at GitHub.
+    pub fn managed(&self) -> Option<&GitHubRunner> {
+        self.github.as_ref().filter(|github| github.registration == Registration::Managed)
+    }
+}
+
 /// Everything that follows from the template, with the changes of the request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Spec {
+pub struct ResolvedSpec {
     /// The version that the name or the image reference was resolved to: `sha256:…`.
     pub template_digest: String,
     pub driver: String,
@@ -23,7 +69,7 @@ pub struct Spec {
 
 /// The size and budgets of a request, kept until the template is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Asked {
+pub struct SizeRequest {
     pub cpus: Option<u32>,
     pub memory_mib: Option<u32>,
     pub budgets: BudgetsPatch,
@@ -34,18 +80,18 @@ pub struct Asked {
 /// Either everything is known, or the vm waits for an image. In a record the two are distinguished by their fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum Basis {
-    Known(Spec),
-    Awaited { awaits: Asked },
+pub enum TemplateSource {
+    Resolved(ResolvedSpec),
+    Pending { awaits: SizeRequest },
 }
 
-impl Asked {
+impl SizeRequest {
     /// The resolved values for a vm of this template, if a host of this capacity can ever run it.
-    pub fn of(&self, template: &Template, capacity: &Capacity) -> Result<(Spec, Budgets)> {
+    pub fn of(&self, template: &Template, capacity: &Capacity) -> Result<(ResolvedSpec, Budgets)> {
         let cpus = self.cpus.unwrap_or(template.cpus);
         let memory_mib = self.memory_mib.unwrap_or(template.memory_mib);
         fits(capacity, cpus, memory_mib)?;
-        let spec = Spec {
+        let spec = ResolvedSpec {
             template_digest: template.digest.clone(),
             driver: template.driver.clone(),
             os: template.os,

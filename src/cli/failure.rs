@@ -1,0 +1,68 @@
+//! Why a command failed, and its exit code.
+
+use serde::Deserialize;
+
+use super::exit;
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(super) enum CommandFailure {
+    /// Invalid arguments.
+    Usage(String),
+    /// The service answered with a problem.
+    Problem(Box<ApiProblem>, Option<String>),
+    /// The service did not answer.
+    Unreachable(String),
+    TimedOut(String),
+    Other(String),
+    /// The reader of standard output has closed it.
+    OutputClosed,
+}
+
+/// RFC 9457, with what Mayfly adds.
+#[derive(Clone, Debug, Default, Deserialize, serde::Serialize)]
+#[serde(default)]
+pub(super) struct ApiProblem {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub title: String,
+    pub status: u16,
+    pub detail: Option<String>,
+    pub code: String,
+    pub request_id: Option<String>,
+    pub retryable: bool,
+    pub errors: Vec<FieldProblem>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, serde::Serialize)]
+#[serde(default)]
+pub(super) struct FieldProblem {
+    pub pointer: String,
+    pub detail: String,
+}
+
+impl CommandFailure {
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            CommandFailure::Usage(_) => exit::USAGE,
+            CommandFailure::Problem(problem, _) => match problem.status {
+                401 | 403 => exit::UNAUTHORISED,
+                _ => exit::FAILURE,
+            },
+            CommandFailure::Unreachable(_) => exit::UNREACHABLE,
+            CommandFailure::TimedOut(_) => exit::TIMEOUT,
+            CommandFailure::Other(_) => exit::FAILURE,
+            CommandFailure::OutputClosed => exit::OK,
+        }
+    }
+
+    /// Whether the same request may succeed in a moment.
+    pub fn passes(&self) -> bool {
+        match self {
+            CommandFailure::Unreachable(_) => true,
+            // 502 and 504 are a proxy's way of saying that the service is away.
+            CommandFailure::Problem(problem, _) => matches!(problem.status, 502..=504),
+            _ => false,
+        }
+    }
+}

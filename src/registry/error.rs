@@ -1,0 +1,34 @@
+//! Why a registry did not do what was requested.
+
+use super::credentials;
+use crate::platform::error_chain;
+
+/// Why a registry did not give what was asked for. Never holds an address: what a registry redirects to is signed with secrets.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RegistryError {
+    #[error("the settings for {registry} cannot be used: {what}")]
+    Settings { registry: String, what: String },
+    #[error(transparent)]
+    Credentials(#[from] credentials::CredentialError),
+    #[error("{registry} refuses access: {what}")]
+    Denied { registry: String, what: String },
+    #[error("{registry} does not have {what}")]
+    NotFound { registry: String, what: String },
+    #[error("{registry} cannot be reached: {what}")]
+    Unreachable { registry: String, what: String },
+    #[error("{registry} answered {status} for {what}: {said:?}")]
+    Refused { registry: String, status: u16, what: String, said: String },
+    #[error("{registry} gave an answer that cannot be used for {what}: {found}")]
+    Answer { registry: String, what: String, found: String },
+}
+
+/// The beginning of an error body, for error texts.
+pub(super) fn said(body: &[u8]) -> String {
+    String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned()
+}
+
+/// An error of the connection, with its causes and without the address.
+pub(super) fn describe(registry: &str, what: &str, error: reqwest::Error) -> RegistryError {
+    let what = format!("{what}: {}", error_chain(&error.without_url()));
+    RegistryError::Unreachable { registry: registry.to_owned(), what }
+}
