@@ -22,7 +22,7 @@ use crate::{
     store::{
         Ledger, Reader, Vault,
         ledger::{Admission, NewVm, Opened},
-        placement::{Demand, HostOffer},
+        placement::{HostOffer, SlotDemand},
         pools::PoolFaults,
     },
     templates::{Catalog, TemplateLease, pull::Puller},
@@ -249,7 +249,7 @@ impl VmAdmission {
     }
 
     /// What the host has for a vm that does not wait.
-    async fn room_now(&self, spec: &ResolvedSpec, before: Demand) -> Result<HostOffer> {
+    async fn room_now(&self, spec: &ResolvedSpec, before: SlotDemand) -> Result<HostOffer> {
         let view = self.host.look(clock::monotonic(), ANSWER_WITHIN).await;
         let unavailable = |detail: String| Err(Error::new(Code::HostUnavailable, detail).retry_after(5));
         if !view.observed {

@@ -12,8 +12,8 @@ use super::{
     exit,
     failure::CommandFailure,
     output::{self, Colour, paint},
+    responses::{FaultResponse, VmResponse},
     text,
-    views::{FaultView, VmView},
 };
 use crate::platform::clock;
 
@@ -33,9 +33,9 @@ pub(super) async fn watch(
     id: &str,
     timeout: Option<Duration>,
     from: Option<i64>,
-    mut seen: impl FnMut(&VmView) -> Result<(), CommandFailure>,
-    reached: impl Fn(&VmView) -> bool,
-) -> Result<(Value, VmView), CommandFailure> {
+    mut seen: impl FnMut(&VmResponse) -> Result<(), CommandFailure>,
+    reached: impl Fn(&VmResponse) -> bool,
+) -> Result<(Value, VmResponse), CommandFailure> {
     let end = timeout.map(|t| clock::monotonic() + t);
     let mut generation = from;
     let mut silent_since: Option<Instant> = None;
@@ -51,7 +51,7 @@ pub(super) async fn watch(
         match client.get(&["vms", id], query).await {
             Ok(value) => {
                 silent_since = None;
-                let vm: VmView = client.view(&value)?;
+                let vm: VmResponse = client.view(&value)?;
                 pulls = vm.queue.as_ref().is_some_and(|queue| queue.reason == "template");
                 let news = generation != Some(vm.generation) || pulls;
                 if news {
@@ -85,7 +85,7 @@ pub(super) async fn watch(
 }
 
 /// The exit code for the end of a vm.
-pub(super) fn verdict(vm: &VmView) -> u8 {
+pub(super) fn verdict(vm: &VmResponse) -> u8 {
     match (&vm.outcome, vm.job_exit_code()) {
         (Some(outcome), code) if outcome.result == "completed" => match code {
             None | Some(0) => exit::OK,
@@ -99,7 +99,7 @@ pub(super) fn verdict(vm: &VmView) -> u8 {
 pub(super) struct Timeline {
     /// Entries whose line is printed.
     printed: usize,
-    fault: Option<FaultView>,
+    fault: Option<FaultResponse>,
     /// The stage of waiting that was printed last.
     queue: Option<(String, Option<i64>, Option<u64>)>,
     /// On a terminal: the current state.
@@ -118,11 +118,11 @@ impl Timeline {
         Self { printed: 0, fault: None, queue: None, spinner }
     }
 
-    pub fn begin(&self, vm: &VmView) -> Result<(), CommandFailure> {
+    pub fn begin(&self, vm: &VmResponse) -> Result<(), CommandFailure> {
         self.line(&format!("{}  {}  {}", vm.name, vm.id, vm.template))
     }
 
-    pub fn update(&mut self, vm: &VmView) -> Result<(), CommandFailure> {
+    pub fn update(&mut self, vm: &VmResponse) -> Result<(), CommandFailure> {
         let fault_before = self.fault.replace_if_new(vm.last_fault.as_ref());
         let current = vm.timeline.len().saturating_sub(1);
         let entered = self.printed < current;
@@ -158,7 +158,7 @@ impl Timeline {
         Ok(())
     }
 
-    fn end(&self, vm: &VmView) -> Result<(), CommandFailure> {
+    fn end(&self, vm: &VmResponse) -> Result<(), CommandFailure> {
         if let Some(bar) = &self.spinner {
             bar.finish_and_clear();
         }

@@ -9,8 +9,8 @@ use super::{
     exit,
     failure::CommandFailure,
     output::{self, Colour, paint},
+    responses::FaultResponse,
     text,
-    views::FaultView,
 };
 
 #[derive(Default, Deserialize)]
@@ -53,7 +53,7 @@ struct DriverAnswer {
     version: Option<String>,
     accelerator: Option<String>,
     note: Option<String>,
-    fault: Option<FaultView>,
+    fault: Option<FaultResponse>,
     remedy: Option<String>,
 }
 

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{client::ApiClient, exit, failure::CommandFailure, output, text, views::ListedJobView, vm::shorten};
+use super::{client::ApiClient, exit, failure::CommandFailure, output, responses::ListedJobView, text, vm::shorten};
 
 #[derive(Subcommand)]
 pub(super) enum JobCommand {

@@ -22,12 +22,12 @@ mod output;
 mod pool;
 mod relay;
 mod report;
+mod responses;
 mod serve;
 mod supervise;
 mod template;
 mod text;
 mod token;
-mod views;
 mod vm;
 mod webhook;
 

@@ -9,8 +9,9 @@ use super::{
     client::ApiClient,
     exit,
     failure::CommandFailure,
-    output, text,
-    views::PoolView,
+    output,
+    responses::PoolResponse,
+    text,
     vm::{budget, parse_scope, shorten},
 };
 use crate::domain::Scope;
@@ -113,7 +114,7 @@ async fn set(args: Set, client: &ApiClient, json: bool) -> Result<(), CommandFai
     if json {
         return output::json(&value);
     }
-    let pool: PoolView = client.view(&value)?;
+    let pool: PoolResponse = client.view(&value)?;
     let labels = pool.labels.join(", ");
     let takes = if pool.enabled { "takes" } else { "is disabled, and would take" };
     output::line(&text::plain(&format!("{}  {takes} jobs of {} that ask for {labels}", pool.name, pool.scope)))
@@ -130,7 +131,7 @@ async fn list(client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     }
     let mut rows = Vec::new();
     for item in &items {
-        let pool: PoolView = client.view(item)?;
+        let pool: PoolResponse = client.view(item)?;
         let remark = match &pool.last_error {
             _ if !pool.enabled => "disabled".to_owned(),
             Some(fault) => fault.code.clone(),
@@ -149,7 +150,7 @@ async fn list(client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     output::bytes(text::table(&head, &rows, output::width(), 0).as_bytes())
 }
 
-fn show(pool: &PoolView) -> Result<(), CommandFailure> {
+fn show(pool: &PoolResponse) -> Result<(), CommandFailure> {
     let source = match pool.source.as_str() {
         "config" => "mayfly.toml; it is changed there",
         "api" => "the API",

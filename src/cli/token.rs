@@ -3,7 +3,7 @@
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-use super::{client::ApiClient, exit, failure::CommandFailure, output, text, views::TokenView};
+use super::{client::ApiClient, exit, failure::CommandFailure, output, responses::TokenResponse, text};
 
 #[derive(Subcommand)]
 pub(super) enum TokenCommand {
@@ -78,7 +78,7 @@ pub(super) async fn run(command: TokenCommand, client: &ApiClient, json: bool) -
 fn list(client: &ApiClient, items: &[Value]) -> Result<(), CommandFailure> {
     let mut rows = Vec::new();
     for item in items {
-        let t: TokenView = client.view(item)?;
+        let t: TokenResponse = client.view(item)?;
         let state = if t.revoked_at.is_some() { "revoked" } else { "valid" };
         rows.push(vec![t.name, t.scope, state.to_owned(), t.created_at.map(text::age).unwrap_or_default(), t.id]);
     }

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use super::{client::ApiClient, exit, failure::CommandFailure, output, text, views::DeliveryView};
+use super::{client::ApiClient, exit, failure::CommandFailure, output, responses::DeliveryResponse, text};
 
 #[derive(Subcommand)]
 pub(super) enum WebhookCommand {
@@ -28,7 +28,7 @@ pub(super) async fn run(command: WebhookCommand, client: &ApiClient, json: bool)
     }
     let mut rows = Vec::new();
     for item in items {
-        let delivery: DeliveryView = client.view(item)?;
+        let delivery: DeliveryResponse = client.view(item)?;
         let age = delivery.received_at.map(text::age).unwrap_or_default();
         let what = [Some(delivery.event), delivery.action].into_iter().flatten().collect::<Vec<_>>().join(" ");
         let result = match delivery.detail {

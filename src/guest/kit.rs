@@ -97,11 +97,11 @@ pub struct RunnerProgram {
     pub directory: Option<String>,
     pub minimum_version: String,
     /// What the guest API hands out when the guest has none that will do.
-    pub archive: Option<RunnerArchive>,
+    pub archive: Option<KitRunnerArchive>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RunnerArchive {
+pub struct KitRunnerArchive {
     pub version: String,
     /// 64 hexadecimal digits.
     pub sha256: String,

@@ -44,7 +44,7 @@ pub struct Host {
     slots: Slots,
     /// Number of queued vms.
     queued: i64,
-    drivers: Vec<Driver>,
+    drivers: Vec<HostDriver>,
     /// Faults of the host itself, oldest first. Empty if none is known.
     faults: Vec<HostFault>,
     /// All instances that the hypervisors report.
@@ -96,7 +96,8 @@ impl SlotCount {
 
 /// A driver on this host.
 #[derive(Serialize, ToSchema)]
-pub struct Driver {
+#[schema(as = Driver)]
+pub struct HostDriver {
     name: String,
     /// Whether it can run guests here.
     usable: bool,
@@ -114,7 +115,7 @@ pub struct Driver {
     listed_at: Option<Time>,
 }
 
-impl Driver {
+impl HostDriver {
     fn new(view: &HostView, d: &DriverView) -> Self {
         let listing = view.listing(&d.name);
         let fault = d.fault.as_ref().or_else(|| listing?.fault.as_ref());
@@ -141,7 +142,7 @@ impl From<HostStatus> for Host {
     fn from(status: HostStatus) -> Self {
         let HostStatus { view, leased, foreign, queued, now } = status;
         let c = view.capacity;
-        let drivers = view.drivers.iter().map(|d| Driver::new(&view, d)).collect();
+        let drivers = view.drivers.iter().map(|d| HostDriver::new(&view, d)).collect();
         let mut faults: Vec<HostFault> = view
             .ceilings
             .into_iter()

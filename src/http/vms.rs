@@ -83,7 +83,7 @@ pub struct VmView {
     /// How the vm ended; set once.
     pub outcome: Option<Outcome>,
     /// How the job ended, if the guest reported it.
-    pub job: Option<JobView>,
+    pub job: Option<VmJobView>,
     /// The GitHub jobs that its runner was given.
     pub jobs: Vec<JobRecord>,
     /// The most recent fault, whether or not a retry succeeded.
@@ -149,7 +149,8 @@ pub struct DeadlineView {
 }
 
 #[derive(Serialize, ToSchema)]
-pub struct JobView {
+#[schema(as = JobView)]
+pub struct VmJobView {
     pub exit_code: i32,
 }
 
@@ -217,7 +218,7 @@ impl VmView {
             announced_at: vm.announced_at.map(Time),
             end_signal: vm.end_signal,
             outcome: vm.outcome.clone(),
-            job: vm.job_exit_code.map(|exit_code| JobView { exit_code }),
+            job: vm.job_exit_code.map(|exit_code| VmJobView { exit_code }),
             jobs: vm.jobs.clone(),
             last_fault: vm.last_fault.as_ref().map(FaultView::from),
             timeline: vm.timeline.iter().map(|t| TimelineView { state: t.state, at: t.at.into() }).collect(),

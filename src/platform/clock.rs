@@ -31,10 +31,10 @@ pub fn age(of: SystemTime) -> Duration {
 
 /// A source of the time of day that tests can replace.
 #[derive(Clone, Debug)]
-pub struct Clock(Source);
+pub struct Clock(ClockSource);
 
 #[derive(Clone, Debug)]
-enum Source {
+enum ClockSource {
     System,
     /// The system's clock plus this offset.
     Ahead(watch::Sender<SignedDuration>),
@@ -43,25 +43,25 @@ enum Source {
 
 impl Clock {
     pub fn system() -> Self {
-        Self(Source::System)
+        Self(ClockSource::System)
     }
 
     /// A clock that stands still until `advance` or `shift`.
     pub fn manual(start: Timestamp) -> Self {
-        Self(Source::Manual(watch::Sender::new(start)))
+        Self(ClockSource::Manual(watch::Sender::new(start)))
     }
 
     /// A clock that goes like the system's, and that `advance` and `shift` set.
     pub fn adjustable() -> Self {
-        Self(Source::Ahead(watch::Sender::new(SignedDuration::ZERO)))
+        Self(ClockSource::Ahead(watch::Sender::new(SignedDuration::ZERO)))
     }
 
     /// To the millisecond: what the database keeps, so that a replayed log gives the very same row.
     pub fn now(&self) -> Timestamp {
         let now = match &self.0 {
-            Source::System => now(),
-            Source::Ahead(by) => now() + *by.borrow(),
-            Source::Manual(at) => *at.borrow(),
+            ClockSource::System => now(),
+            ClockSource::Ahead(by) => now() + *by.borrow(),
+            ClockSource::Manual(at) => *at.borrow(),
         };
         now.round(jiff::TimestampRound::new().smallest(Unit::Millisecond).mode(jiff::RoundMode::Trunc))
             .expect("truncating to milliseconds stays in range")
@@ -74,17 +74,17 @@ impl Clock {
     /// Sets the clock forward or back.
     pub fn shift(&self, by: SignedDuration) {
         match &self.0 {
-            Source::System => unreachable!("the system's clock cannot be set"),
-            Source::Ahead(ahead) => ahead.send_modify(|ahead| *ahead += by),
-            Source::Manual(at) => at.send_modify(|at| *at += by),
+            ClockSource::System => unreachable!("the system's clock cannot be set"),
+            ClockSource::Ahead(ahead) => ahead.send_modify(|ahead| *ahead += by),
+            ClockSource::Manual(at) => at.send_modify(|at| *at += by),
         }
     }
 
     /// Returns at `at`, at once if that has passed.
     pub async fn sleep_until(&self, at: Timestamp) {
         match &self.0 {
-            Source::System => self.sleep_by_timer(at).await,
-            Source::Ahead(ahead) => {
+            ClockSource::System => self.sleep_by_timer(at).await,
+            ClockSource::Ahead(ahead) => {
                 let mut changes = ahead.subscribe();
                 loop {
                     tokio::select! {
@@ -94,7 +94,7 @@ impl Clock {
                     }
                 }
             }
-            Source::Manual(now) => {
+            ClockSource::Manual(now) => {
                 let _ = now.subscribe().wait_for(|now| *now >= at).await;
             }
         }

@@ -18,7 +18,7 @@ use crate::{
 const BESIDE: [&str; 3] = [".kernel", ".initramfs", ".firmware"];
 
 /// An object that was fetched. Its file goes when this is dropped.
-pub(super) struct Source {
+pub(super) struct ObjectSource {
     pub notices: Vec<Notice>,
     _fetched: DownloadedObject,
 }
@@ -36,7 +36,7 @@ impl Objects {
     }
 
     /// Fetches what an import takes from S3, and lets the request point to it. Nothing for a source on the host.
-    pub async fn fetch_source(&self, request: &mut ImportRequest) -> Result<Vec<Source>> {
+    pub async fn fetch_source(&self, request: &mut ImportRequest) -> Result<Vec<ObjectSource>> {
         let ExportDestination::Object { at, .. } = &request.from else { return Ok(Vec::new()) };
         let at = at.clone();
         one_file(request.layout)?;
@@ -71,14 +71,14 @@ impl Objects {
         &self,
         at: &Location,
         notice: Option<Notice>,
-    ) -> std::result::Result<(Source, PathBuf), S3Error> {
+    ) -> std::result::Result<(ObjectSource, PathBuf), S3Error> {
         let fetched = self.s3.fetch(at, &|_, _| {}).await?;
         tracing::info!(s3.bucket = at.bucket(), s3.key = at.key(), bytes = fetched.size, digest = %fetched.digest, "object fetched");
         let mut notices: Vec<Notice> = notice.into_iter().collect();
         let unverified = fetched.notices.iter().map(|detail| Notice { field: "path".into(), detail: detail.clone() });
         notices.extend(unverified);
         let path = fetched.path();
-        Ok((Source { notices, _fetched: fetched }, path))
+        Ok((ObjectSource { notices, _fetched: fetched }, path))
     }
 
     /// Makes the image here, and takes it there. What is found under the image's own key is complete, with all that is beside it.

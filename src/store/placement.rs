@@ -27,20 +27,20 @@ pub struct SlotLease {
 
 /// Who waits and who holds a slot, read before the host is looked at: what is decided with that look is about them.
 #[derive(Clone, Debug, Default)]
-pub struct Demand {
+pub struct SlotDemand {
     pub queued: HashSet<VmId>,
     pub leases: Vec<SlotLease>,
 }
 
 impl Reader {
-    pub async fn demand(&self) -> Result<Demand> {
+    pub async fn demand(&self) -> Result<SlotDemand> {
         let queued = sqlx::query!("SELECT id FROM vms WHERE state = 'queued'")
             .fetch_all(&self.pool)
             .await?
             .iter()
             .map(|row| parse_id(&row.id))
             .collect::<Result<_>>()?;
-        Ok(Demand { queued, leases: self.lease_holders().await? })
+        Ok(SlotDemand { queued, leases: self.lease_holders().await? })
     }
 
     /// Every vm that holds a slot, and what it holds.
@@ -86,7 +86,7 @@ pub struct HostOffer {
 
 impl HostOffer {
     /// `before` was read before the host was looked at.
-    pub fn new(view: &HostView, before: Demand, now: Timestamp) -> HostOffer {
+    pub fn new(view: &HostView, before: SlotDemand, now: Timestamp) -> HostOffer {
         let able = view.drivers.iter().filter(|d| view.observed && view.can_start(&d.name));
         let running = view.instances.iter().filter(|i| i.running);
         let running = running.filter_map(|i| Some((i.vm_id?, i.os, i.cpus, i.memory_mib)));

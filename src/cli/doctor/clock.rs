@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::{
     finding::{Check, Finding, strange},
     probe::{HostProbe, Probed, Ran, System, Unseen, refusal},
-    setup::Setup,
+    setup::DoctorSetup,
 };
 use crate::{cli::text, config};
 
@@ -33,11 +33,11 @@ enum Keeper {
     Unknown,
 }
 
-pub async fn examine(probe: &dyn HostProbe, setup: &Setup) -> Finding {
+pub async fn examine(probe: &dyn HostProbe, setup: &DoctorSetup) -> Finding {
     judge(&look(probe, setup).await)
 }
 
-async fn look(probe: &dyn HostProbe, setup: &Setup) -> ClockFacts {
+async fn look(probe: &dyn HostProbe, setup: &DoctorSetup) -> ClockFacts {
     let files = ["mayfly.db", "mayfly.db-wal", config::ADMIN_TOKEN_FILE].map(|name| setup.at(name));
     let entries = futures_util::future::join_all(files.iter().map(|path| probe.entry(path))).await;
     let written =

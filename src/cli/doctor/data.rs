@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{
     finding::{Check, Finding},
     probe::{FileKind, FileStatus, HostProbe, Probed, Unseen},
-    setup::Setup,
+    setup::DoctorSetup,
 };
 use crate::{
     config,
@@ -38,11 +38,11 @@ struct File {
     access: Probed<()>,
 }
 
-pub async fn examine(probe: &dyn HostProbe, setup: &Setup) -> Vec<Finding> {
+pub async fn examine(probe: &dyn HostProbe, setup: &DoctorSetup) -> Vec<Finding> {
     judge(&look(probe, setup).await, setup)
 }
 
-async fn look(probe: &dyn HostProbe, setup: &Setup) -> DataDirFacts {
+async fn look(probe: &dyn HostProbe, setup: &DoctorSetup) -> DataDirFacts {
     let file = async |name: &str| {
         let path = setup.at(name);
         let (entry, access) = tokio::join!(probe.entry(&path), probe.may_read_and_write(&path));
@@ -59,7 +59,7 @@ async fn look(probe: &dyn HostProbe, setup: &Setup) -> DataDirFacts {
     DataDirFacts { uid: probe.uid(), directory, token, key, database: db, head }
 }
 
-fn judge(facts: &DataDirFacts, setup: &Setup) -> Vec<Finding> {
+fn judge(facts: &DataDirFacts, setup: &DoctorSetup) -> Vec<Finding> {
     vec![
         directory(facts, &setup.data_dir),
         path_length(&setup.data_dir),

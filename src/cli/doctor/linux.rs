@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use super::{
     finding::{Check, Finding, strange},
     probe::{HostProbe, Probed, Ran, Unseen, refusal},
-    setup::Setup,
+    setup::DoctorSetup,
 };
 
 const SYSTEM: Check = Check::new("host.system", "System", "Linux on x86-64 or arm64");
@@ -36,7 +36,7 @@ pub async fn has_systemd(probe: &dyn HostProbe) -> bool {
     probe.entry(Path::new("/run/systemd/system")).await.is_ok()
 }
 
-pub fn judge(facts: &LinuxFacts, setup: &Setup) -> Vec<Finding> {
+pub fn judge(facts: &LinuxFacts, setup: &DoctorSetup) -> Vec<Finding> {
     vec![system(facts), user(facts.uid), memory(facts, setup)]
 }
 
@@ -100,7 +100,7 @@ fn meminfo(text: &str, name: &str) -> Option<u64> {
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? / 1024)
 }
 
-fn memory(facts: &LinuxFacts, setup: &Setup) -> Finding {
+fn memory(facts: &LinuxFacts, setup: &DoctorSetup) -> Finding {
     let text = match &facts.meminfo {
         Ok(text) => String::from_utf8_lossy(text).into_owned(),
         Err(why) => return MEMORY.could_not_look(format!("/proc/meminfo: {why}")),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{
     finding::{Check, Finding, strange},
     probe::{FileStatus, HostProbe, Probed, Ran, Unseen, line, refusal},
-    setup::Setup,
+    setup::DoctorSetup,
 };
 
 const CHIP: Check = Check::new("host.chip", "Chip", "an Apple chip of a real Mac");
@@ -137,7 +137,7 @@ fn keychain_path(text: &str) -> Option<PathBuf> {
     (path.starts_with('/') && !path.contains('\n')).then(|| path.into())
 }
 
-pub fn judge(facts: &MacFacts, setup: &Setup) -> Vec<Finding> {
+pub fn judge(facts: &MacFacts, setup: &DoctorSetup) -> Vec<Finding> {
     let macos = facts.macos();
     let mut findings = vec![
         chip(facts, setup),
@@ -153,7 +153,7 @@ pub fn judge(facts: &MacFacts, setup: &Setup) -> Vec<Finding> {
     findings
 }
 
-fn chip(facts: &MacFacts, setup: &Setup) -> Finding {
+fn chip(facts: &MacFacts, setup: &DoctorSetup) -> Finding {
     let hardware = match &facts.hardware {
         Ok(ran) => &ran.stdout,
         Err(why) => return CHIP.could_not_look(format!("sysctl: {why}")),
@@ -201,7 +201,7 @@ fn generation(brand: &str) -> Option<u32> {
     rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-fn system(facts: &MacFacts, setup: &Setup, macos: Option<u32>) -> Finding {
+fn system(facts: &MacFacts, setup: &DoctorSetup, macos: Option<u32>) -> Finding {
     let version = match &facts.version {
         Ok(version) => version,
         Err(why) => return SYSTEM.could_not_look(format!("sw_vers: {why}")),

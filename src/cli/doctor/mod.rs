@@ -30,7 +30,7 @@ mod tart;
 
 use finding::{Report, Severity};
 use probe::{HostProbe, System};
-use setup::Setup;
+use setup::DoctorSetup;
 
 /// Find problems that prevent vms from running on this machine, and show what to do
 ///
@@ -97,7 +97,7 @@ pub fn exit_code(report: &Report) -> u8 {
 
 /// Every check of this system, in the order in which it is shown.
 pub async fn examine(probe: &dyn HostProbe, data_dir: PathBuf, boot_guest: bool) -> Report {
-    let (setup, configuration) = Setup::read(probe, data_dir, boot_guest).await;
+    let (setup, configuration) = DoctorSetup::read(probe, data_dir, boot_guest).await;
     let setup = &setup;
     let shared = async {
         tokio::join!(

@@ -9,7 +9,7 @@ use super::{
     finding::{Check, Finding, strange},
     mac::default_setting,
     probe::{HostProbe, Probed, Unseen},
-    setup::Setup,
+    setup::DoctorSetup,
 };
 use crate::{config::TartNetwork, drivers::tart::leases};
 
@@ -53,7 +53,7 @@ pub struct NetworkFacts {
 }
 
 /// `macos`: the major version, where it is known.
-pub fn judge(facts: &NetworkFacts, setup: &Setup, macos: Option<u32>) -> Vec<Finding> {
+pub fn judge(facts: &NetworkFacts, setup: &DoctorSetup, macos: Option<u32>) -> Vec<Finding> {
     if !setup.config.drivers.tart.enabled {
         return Vec::new();
     }
@@ -69,7 +69,7 @@ pub fn judge(facts: &NetworkFacts, setup: &Setup, macos: Option<u32>) -> Vec<Fin
     vec![lease_time(facts, setup), leases(facts, setup), gateway(facts, setup), local_network(facts, setup, macos)]
 }
 
-pub async fn look(probe: &dyn HostProbe, setup: &Setup) -> NetworkFacts {
+pub async fn look(probe: &dyn HostProbe, setup: &DoctorSetup) -> NetworkFacts {
     let leases = &setup.config.drivers.tart.lease_file;
     let (bootpd, leases, root, all, moved) = tokio::join!(
         default_setting(probe, SHARING, "bootpd"),
@@ -82,7 +82,7 @@ pub async fn look(probe: &dyn HostProbe, setup: &Setup) -> NetworkFacts {
     NetworkFacts { now: probe.now().as_second(), uid: probe.uid(), bootpd, leases, allowed, moved }
 }
 
-fn lease_time(facts: &NetworkFacts, setup: &Setup) -> Finding {
+fn lease_time(facts: &NetworkFacts, setup: &DoctorSetup) -> Finding {
     if setup.tart.softnet {
         return LEASE_TIME.ok("600 s, which Softnet sets by itself");
     }
@@ -110,7 +110,7 @@ fn lease_time(facts: &NetworkFacts, setup: &Setup) -> Finding {
     }
 }
 
-fn leases(facts: &NetworkFacts, setup: &Setup) -> Finding {
+fn leases(facts: &NetworkFacts, setup: &DoctorSetup) -> Finding {
     let file = setup.config.drivers.tart.lease_file.display();
     let bytes = match &facts.leases {
         Ok(bytes) => bytes,
@@ -135,7 +135,7 @@ fn leases(facts: &NetworkFacts, setup: &Setup) -> Finding {
 }
 
 /// Guests are told to reach the guest API at this address.
-fn gateway(facts: &NetworkFacts, setup: &Setup) -> Finding {
+fn gateway(facts: &NetworkFacts, setup: &DoctorSetup) -> Finding {
     let ours = setup.config.drivers.tart.gateway;
     let moved = match &facts.moved {
         Ok(None) => DEFAULT_GATEWAY,
@@ -156,7 +156,7 @@ fn gateway(facts: &NetworkFacts, setup: &Setup) -> Finding {
 
 /// The permission itself is shown to no program. What can be seen is whether it is needed, and whether an exception from it is
 /// set where this user may read it; one that root wrote for itself may not be read.
-fn local_network(facts: &NetworkFacts, setup: &Setup, macos: Option<u32>) -> Finding {
+fn local_network(facts: &NetworkFacts, setup: &DoctorSetup, macos: Option<u32>) -> Finding {
     match macos {
         Some(..15) => return LOCAL.not_needed("macOS asks from 15 on"),
         None => return LOCAL.could_not_look("the version of macOS is not known"),

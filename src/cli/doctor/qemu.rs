@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{
     finding::{Check, Finding, strange},
     probe::{FileStatus, HostProbe, Probed, System, Unseen, line},
-    setup::Setup,
+    setup::DoctorSetup,
 };
 use crate::{
     config::Accelerator,
@@ -53,7 +53,7 @@ struct QemuFacts {
     processes: Vec<(i32, CommandLine)>,
 }
 
-pub async fn examine(probe: &dyn HostProbe, setup: &Setup) -> Vec<Finding> {
+pub async fn examine(probe: &dyn HostProbe, setup: &DoctorSetup) -> Vec<Finding> {
     let qemu = &setup.config.drivers.qemu;
     if !qemu.enabled {
         return vec![PROGRAM.not_needed("the driver is switched off (drivers.qemu.enabled)")];
@@ -72,7 +72,7 @@ pub async fn examine(probe: &dyn HostProbe, setup: &Setup) -> Vec<Finding> {
     findings
 }
 
-async fn look(probe: &dyn HostProbe, setup: &Setup) -> QemuFacts {
+async fn look(probe: &dyn HostProbe, setup: &DoctorSetup) -> QemuFacts {
     let qemu = &setup.config.drivers.qemu;
     let usual =
         Arch::of_this_host().map_or_else(|| "qemu-system".into(), |arch| format!("qemu-system-{}", arch.as_str()));
@@ -219,7 +219,7 @@ fn ran_under(accelerator: &str, note: Option<&str>, how: &str) -> Finding {
     }
 }
 
-fn foreign(facts: &QemuFacts, setup: &Setup) -> Finding {
+fn foreign(facts: &QemuFacts, setup: &DoctorSetup) -> Finding {
     // There is at least this process.
     if facts.processes.is_empty() {
         return FOREIGN.could_not_look("no process is visible");

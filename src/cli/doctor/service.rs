@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{
     finding::{Check, Finding},
     probe::{Busy, HostProbe, Probed, Unseen},
-    setup::Setup,
+    setup::DoctorSetup,
 };
 
 const LISTEN: Check = Check::new("service.listen", "Admin API", "Mayfly on its address, or the address free");
@@ -35,12 +35,12 @@ pub struct Examined {
     pub runs: bool,
 }
 
-pub async fn examine(probe: &dyn HostProbe, setup: &Setup) -> Examined {
+pub async fn examine(probe: &dyn HostProbe, setup: &DoctorSetup) -> Examined {
     let facts = look(probe, setup).await;
     Examined { findings: judge(&facts, setup), runs: matches!(facts.admin, Some(PortHolder::Mayfly)) }
 }
 
-async fn look(probe: &dyn HostProbe, setup: &Setup) -> ServiceFacts {
+async fn look(probe: &dyn HostProbe, setup: &DoctorSetup) -> ServiceFacts {
     let server = &setup.config.server;
     let scheme = if server.tls_cert.is_some() { "https" } else { "http" };
     let base = format!("{scheme}://{}", reachable(server.listen));
@@ -103,7 +103,7 @@ async fn version(probe: &dyn HostProbe, base: &str) -> Probed<String> {
     }
 }
 
-fn judge(facts: &ServiceFacts, setup: &Setup) -> Vec<Finding> {
+fn judge(facts: &ServiceFacts, setup: &DoctorSetup) -> Vec<Finding> {
     let listen = setup.config.server.listen;
     let admin = match &facts.admin {
         None => LISTEN.not_needed("any free port is taken (server.listen has port 0)"),

@@ -38,7 +38,7 @@ pub struct TemplateNeeds {
 }
 
 #[derive(Clone, Debug)]
-pub struct Setup {
+pub struct DoctorSetup {
     pub data_dir: PathBuf,
     /// The defaults, where what was given cannot be used.
     pub config: Config,
@@ -49,15 +49,15 @@ pub struct Setup {
     pub boot_guest: bool,
 }
 
-impl Setup {
+impl DoctorSetup {
     /// The settings, and what is to be said of them.
-    pub async fn read(probe: &dyn HostProbe, data_dir: PathBuf, boot_guest: bool) -> (Setup, Finding) {
+    pub async fn read(probe: &dyn HostProbe, data_dir: PathBuf, boot_guest: bool) -> (DoctorSetup, Finding) {
         let file = data_dir.join(config::FILE);
         let text = probe.read(&file, FILE_LIMIT + 1).await;
         let (config, finding) = judge(&data_dir, &file, text, probe.env());
         let tart = tart(&config, &probe.env());
         let templates = templates(probe, &data_dir.join("templates")).await;
-        (Setup { data_dir, config, tart, templates, boot_guest }, finding)
+        (DoctorSetup { data_dir, config, tart, templates, boot_guest }, finding)
     }
 
     pub fn at(&self, name: &str) -> PathBuf {

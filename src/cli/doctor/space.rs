@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{
     finding::{Check, Finding},
     probe::{FileStatus, HostProbe, Probed, Space, System, Unseen},
-    setup::Setup,
+    setup::DoctorSetup,
 };
 use crate::cli::text::bytes;
 
@@ -45,7 +45,7 @@ async fn place(probe: &dyn HostProbe, path: &Path) -> NearestDirectory {
     NearestDirectory { path: path.to_owned(), exists, entry, space, resolved }
 }
 
-pub async fn examine(probe: &dyn HostProbe, setup: &Setup) -> Vec<Finding> {
+pub async fn examine(probe: &dyn HostProbe, setup: &DoctorSetup) -> Vec<Finding> {
     let system = probe.system();
     let tart = async {
         match &setup.tart.home {

@@ -8,7 +8,7 @@ use std::{
 use super::{
     finding::{Check, Finding, strange},
     probe::{self, HostProbe, Probed, Ran, Unseen, line, refusal},
-    setup::Setup,
+    setup::DoctorSetup,
 };
 use crate::{
     domain::{InstanceName, capacity::MACOS_GUESTS_PER_HOST},
@@ -55,7 +55,7 @@ fn running(list: &Option<Probed<Ran>>) -> Vec<TartListEntry> {
     }
 }
 
-pub async fn look(probe: &dyn HostProbe, setup: &Setup) -> TartFacts {
+pub async fn look(probe: &dyn HostProbe, setup: &DoctorSetup) -> TartFacts {
     let tart = &setup.tart;
     let path = probe.find_program(&tart.binary);
     let version = async {
@@ -103,7 +103,7 @@ async fn is_linux(probe: &dyn HostProbe, home: &Path, name: &str) -> bool {
     serde_json::from_slice::<serde_json::Value>(&config).is_ok_and(|config| config["os"] == "linux")
 }
 
-pub fn judge(facts: &TartFacts, setup: &Setup) -> Vec<Finding> {
+pub fn judge(facts: &TartFacts, setup: &DoctorSetup) -> Vec<Finding> {
     if !setup.tart.enabled {
         return vec![PROGRAM.not_needed("the driver is switched off (drivers.tart.enabled)")];
     }
@@ -150,7 +150,7 @@ fn licence(facts: &TartFacts) -> Finding {
     }
 }
 
-fn answers(facts: &TartFacts, setup: &Setup) -> Finding {
+fn answers(facts: &TartFacts, setup: &DoctorSetup) -> Finding {
     const STUCK: &str = "see what holds Tart up (a pull or a guest on a broken disk), and end it:\n    ps -axo pid,etime,command | grep '[t]art'";
     let ran = match &facts.list {
         None if facts.path.is_none() => return ANSWERS.not_needed("there is no Tart to ask"),

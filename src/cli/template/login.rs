@@ -6,7 +6,7 @@ use clap::Args;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 
-use super::super::{client::ApiClient, failure::CommandFailure, output, text, views::LoginView};
+use super::super::{client::ApiClient, failure::CommandFailure, output, responses::LoginResponse, text};
 
 /// Longer than any password or token; longer input is a mistake.
 const LONGEST: u64 = 64 << 10;
@@ -41,7 +41,7 @@ pub(super) async fn login(args: LoginArgs, client: &ApiClient, json: bool) -> Re
     if json {
         return output::json(&value);
     }
-    let kept: LoginView = client.view(&value)?;
+    let kept: LoginResponse = client.view(&value)?;
     output::line(&format!("{}  logged in as {}", kept.registry, kept.username))
 }
 
@@ -64,7 +64,7 @@ pub(super) async fn list(client: &ApiClient, json: bool) -> Result<(), CommandFa
     }
     let mut rows = Vec::new();
     for item in &items {
-        let l: LoginView = client.view(item)?;
+        let l: LoginResponse = client.view(item)?;
         rows.push(vec![l.registry, l.username, l.source, l.saved_at.map(text::age).unwrap_or_default()]);
     }
     output::bytes(text::table(&["REGISTRY", "USER", "SOURCE", "AGE"], &rows, output::width(), 0).as_bytes())

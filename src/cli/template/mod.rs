@@ -19,8 +19,9 @@ use super::{
     client::ApiClient,
     exit,
     failure::CommandFailure,
-    output, text,
-    views::{TemplateView, WatchView},
+    output,
+    responses::{TemplateResponse, WatchResponse},
+    text,
 };
 
 #[derive(Subcommand)]
@@ -151,7 +152,7 @@ async fn list(client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     }
     let mut rows = Vec::new();
     for item in &items {
-        let t: TemplateView = client.view(item)?;
+        let t: TemplateResponse = client.view(item)?;
         let name = if t.damage.is_some() { format!("{} (DAMAGED)", t.name) } else { t.name };
         rows.push(vec![
             name,
@@ -182,7 +183,7 @@ async fn show(name: &str, client: &ApiClient, json: bool) -> Result<(), CommandF
         }
         return output::json(&value);
     }
-    let t: TemplateView = client.view(&value)?;
+    let t: TemplateResponse = client.view(&value)?;
     let versions = names::lines(&t);
     let mut pairs = vec![
         ("name", t.name),
@@ -211,7 +212,7 @@ async fn show(name: &str, client: &ApiClient, json: bool) -> Result<(), CommandF
     }
     pairs.extend(versions);
     if let Some(watch) = watch {
-        pairs.extend(watch::fields(client.view::<WatchView>(&watch)?));
+        pairs.extend(watch::fields(client.view::<WatchResponse>(&watch)?));
     }
     output::bytes(text::fields(&pairs).as_bytes())
 }

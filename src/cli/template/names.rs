@@ -7,8 +7,9 @@ use super::{
     super::{
         client::ApiClient,
         failure::CommandFailure,
-        output, text,
-        views::{TemplateView, VersionView},
+        output,
+        responses::{TemplateResponse, VersionView},
+        text,
     },
     short_digest,
 };
@@ -45,7 +46,7 @@ pub(super) async fn point(args: Point, client: &ApiClient, json: bool) -> Result
     let digest = match args.version.starts_with("sha256:") {
         true => args.version,
         false => {
-            let named: TemplateView = client.view(&client.get(&["templates", &args.version], &[]).await?)?;
+            let named: TemplateResponse = client.view(&client.get(&["templates", &args.version], &[]).await?)?;
             named.digest
         }
     };
@@ -70,7 +71,7 @@ async fn whole_digest(name: &str, given: String, client: &ApiClient) -> Result<S
     if hex.len() == 64 {
         return Ok(format!("sha256:{hex}"));
     }
-    let t: TemplateView = client.view(&client.get(&["templates", name], &[]).await?)?;
+    let t: TemplateResponse = client.view(&client.get(&["templates", name], &[]).await?)?;
     let mut found = t.previous.into_iter().map(|v| v.digest).filter(|d| short_digest(d) == hex);
     match (found.next(), found.next()) {
         (Some(digest), None) => Ok(digest),
@@ -100,12 +101,12 @@ fn say(value: &Value, client: &ApiClient, json: bool) -> Result<(), CommandFailu
     if json {
         return output::json(value);
     }
-    let t: TemplateView = client.view(value)?;
+    let t: TemplateResponse = client.view(value)?;
     output::line(&format!("{}  {}", t.name, t.digest))
 }
 
 /// The lines of `template show` about versions, below the template's own.
-pub(super) fn lines(t: &TemplateView) -> Vec<(&'static str, String)> {
+pub(super) fn lines(t: &TemplateResponse) -> Vec<(&'static str, String)> {
     let mut pairs = Vec::new();
     let others: Vec<&str> = t.names.iter().filter(|n| **n != t.name).map(String::as_str).collect();
     if !others.is_empty() {

@@ -17,8 +17,9 @@ use super::{
         client::ApiClient,
         exit,
         failure::{ApiProblem, CommandFailure},
-        output, text,
-        views::PullView,
+        output,
+        responses::PullResponse,
+        text,
     },
     settings::{Settings, Smoke},
 };
@@ -55,7 +56,7 @@ pub(in crate::cli) struct PullArgs {
 pub(super) async fn run(args: PullArgs, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     let detach = args.detach;
     let value = client.post(&["templates"], &body(args)?, &[]).await?;
-    let pull: PullView = client.view(&value)?;
+    let pull: PullResponse = client.view(&value)?;
     if detach {
         if json {
             output::json(&value)?;
@@ -105,7 +106,7 @@ fn body(args: PullArgs) -> Result<Value, CommandFailure> {
 }
 
 /// The error of a failed pull, as an API problem.
-fn failed(pull: &PullView) -> CommandFailure {
+fn failed(pull: &PullResponse) -> CommandFailure {
     let (code, detail) = match &pull.error {
         Some(error) => (error.code.clone(), error.detail.clone()),
         None => (String::new(), "the service does not say why".to_owned()),
@@ -124,7 +125,11 @@ fn failed(pull: &PullView) -> CommandFailure {
     )
 }
 
-async fn follow(client: &ApiClient, mut pull: PullView, mut value: Value) -> Result<(Value, PullView), CommandFailure> {
+async fn follow(
+    client: &ApiClient,
+    mut pull: PullResponse,
+    mut value: Value,
+) -> Result<(Value, PullResponse), CommandFailure> {
     let mut teller = Teller::new();
     let mut silent_since: Option<Instant> = None;
     loop {
@@ -176,7 +181,7 @@ impl Teller {
         Self { bar, said: None, state: String::new(), failures: 0 }
     }
 
-    fn tell(&mut self, pull: &PullView) {
+    fn tell(&mut self, pull: &PullResponse) {
         if self.state.is_empty() {
             self.note(&format!("pulling {}", text::plain(&pull.image)));
         }
@@ -238,7 +243,7 @@ pub(super) async fn list(client: &ApiClient, json: bool) -> Result<(), CommandFa
     }
     let mut rows = Vec::new();
     for item in &items {
-        let pull: PullView = client.view(item)?;
+        let pull: PullResponse = client.view(item)?;
         let percent = pull.progress.percent().filter(|_| !pull.is_ended()).map(|p| format!("{p} %"));
         rows.push(vec![
             pull.id,
@@ -259,7 +264,7 @@ pub(super) async fn cancel(id: &str, discard: bool, client: &ApiClient, json: bo
     if json {
         return output::json(&value);
     }
-    let pull: PullView = client.view(&value)?;
+    let pull: PullResponse = client.view(&value)?;
     if discard && !pull.discarded && pull.state != "done" {
         output::note("what was fetched stays: another pull needs it, or nothing was fetched");
     }

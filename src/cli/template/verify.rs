@@ -10,8 +10,9 @@ use super::super::{
     client::ApiClient,
     exit,
     failure::CommandFailure,
-    output, text,
-    views::{FileFaultView, TemplateView},
+    output,
+    responses::{FileFaultView, TemplateResponse},
+    text,
 };
 
 #[derive(Args)]
@@ -71,7 +72,7 @@ pub(super) async fn run(args: Verify, client: &ApiClient, json: bool) -> Result<
 async fn everything(client: &ApiClient) -> Result<Vec<String>, CommandFailure> {
     let (mut seen, mut wanted, mut previous) = (BTreeSet::new(), Vec::new(), Vec::new());
     for item in &client.list(&["templates"], &[]).await? {
-        let t: TemplateView = client.view(item)?;
+        let t: TemplateResponse = client.view(item)?;
         previous.extend(t.previous.into_iter().map(|v| v.digest));
         if seen.insert(t.digest) {
             wanted.push(t.name);

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::{
-    super::{client::ApiClient, failure::CommandFailure, output, text, text::parse_seconds, views::WatchView},
+    super::{client::ApiClient, failure::CommandFailure, output, responses::WatchResponse, text, text::parse_seconds},
     settings::Smoke,
 };
 
@@ -32,7 +32,7 @@ pub(super) async fn run(args: WatchArgs, client: &ApiClient, json: bool) -> Resu
     if json {
         return output::json(&value);
     }
-    let watch: WatchView = client.view(&value)?;
+    let watch: WatchResponse = client.view(&value)?;
     output::line(&format!("{}  follows {}", args.name, text::plain(&watch.image)))
 }
 
@@ -54,7 +54,7 @@ pub(super) async fn of(name: &str, client: &ApiClient) -> Result<Option<Value>, 
 }
 
 /// For `template show`.
-pub(super) fn fields(watch: WatchView) -> Vec<(&'static str, String)> {
+pub(super) fn fields(watch: WatchResponse) -> Vec<(&'static str, String)> {
     let every = jiff::SignedDuration::from_secs(watch.every_seconds.into());
     let test = if watch.canary.is_some() { ", with a test" } else { "" };
     let mut fields = vec![("follows", format!("{}, every {}{test}", watch.image, text::duration(every)))];

@@ -10,7 +10,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::{
-    super::{client::ApiClient, exit, failure::CommandFailure, follow, output, text, views::VmView},
+    super::{client::ApiClient, exit, failure::CommandFailure, follow, output, responses::VmResponse, text},
     pair, parse_scope,
 };
 use crate::domain::{BudgetsPatch, Scope};
@@ -163,7 +163,7 @@ pub(super) async fn run(args: CreateArgs, client: &ApiClient, json: bool) -> Res
     if let Some(created) = created.as_object_mut() {
         created.remove("callback_token");
     }
-    let vm: VmView = client.view(&created)?;
+    let vm: VmResponse = client.view(&created)?;
     if !args.wait && !args.follow {
         if json {
             output::json(&created)?
@@ -175,12 +175,12 @@ pub(super) async fn run(args: CreateArgs, client: &ApiClient, json: bool) -> Res
     let (value, ended) = if args.follow && !json {
         let mut timeline = follow::Timeline::new();
         timeline.begin(&vm)?;
-        follow::watch(client, &vm.id, None, None, |vm| timeline.update(vm), VmView::is_deleted).await?
+        follow::watch(client, &vm.id, None, None, |vm| timeline.update(vm), VmResponse::is_deleted).await?
     } else {
         if !json {
             output::line(&vm.id)?;
         }
-        follow::watch(client, &vm.id, None, None, |_| Ok(()), VmView::is_deleted).await?
+        follow::watch(client, &vm.id, None, None, |_| Ok(()), VmResponse::is_deleted).await?
     };
     if json {
         output::json(&value)?;

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::{
-    super::{client::ApiClient, exit, failure::CommandFailure, follow, output, views::VmView},
+    super::{client::ApiClient, exit, failure::CommandFailure, follow, output, responses::VmResponse},
     resolve,
 };
 
@@ -24,12 +24,12 @@ pub(super) async fn run(args: Delete, client: &ApiClient, json: bool) -> Result<
     let query: &[(&str, &str)] = if args.force { &[("force", "true")] } else { &[] };
     let mut value = client.delete(&["vms", &id], query).await?;
     if args.wait {
-        value = follow::watch(client, &id, None, None, |_| Ok(()), VmView::is_deleted).await?.0;
+        value = follow::watch(client, &id, None, None, |_| Ok(()), VmResponse::is_deleted).await?.0;
     }
     if json {
         output::json(&value)?;
     } else {
-        let vm: VmView = client.view(&value)?;
+        let vm: VmResponse = client.view(&value)?;
         output::line(&format!("{}  {}", vm.name, vm.state))?;
     }
     Ok(exit::OK)

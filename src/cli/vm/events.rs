@@ -4,12 +4,12 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{
-    super::{client::ApiClient, exit, failure::CommandFailure, follow, output, text, views::VmView},
+    super::{client::ApiClient, exit, failure::CommandFailure, follow, output, responses::VmResponse, text},
     PAGE, resolve, shorten,
 };
 
 #[derive(Args)]
-pub(in crate::cli) struct Events {
+pub(in crate::cli) struct EventsArgs {
     /// Id or name
     vm: String,
     /// Continue until the vm is deleted
@@ -17,7 +17,7 @@ pub(in crate::cli) struct Events {
     follow: bool,
 }
 
-pub(super) async fn run(args: Events, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
+pub(super) async fn run(args: EventsArgs, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     let id = resolve(&args.vm, client).await?;
     let mut last = 0;
     if json && !args.follow {
@@ -29,7 +29,7 @@ pub(super) async fn run(args: Events, client: &ApiClient, json: bool) -> Result<
     loop {
         // Read before its events, so that the last event of a deleted vm is not missed.
         let deleted = if args.follow {
-            let news = |vm: &VmView| Some(vm.generation) != generation || vm.is_deleted();
+            let news = |vm: &VmResponse| Some(vm.generation) != generation || vm.is_deleted();
             let (_, vm) = follow::watch(client, &id, None, generation, |_| Ok(()), news).await?;
             generation = Some(vm.generation);
             vm.is_deleted()

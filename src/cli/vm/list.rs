@@ -8,8 +8,9 @@ use super::{
         client::ApiClient,
         exit,
         failure::CommandFailure,
-        output, text,
-        views::{ProgressView, VmView},
+        output,
+        responses::{ProgressResponse, VmResponse},
+        text,
     },
     PAGE, pair, shorten, states,
 };
@@ -55,7 +56,7 @@ pub(super) async fn run(args: VmList, client: &ApiClient, json: bool) -> Result<
         output::json(&json!({ "items": items }))?;
         return Ok(exit::OK);
     }
-    let vms: Vec<VmView> = items.iter().map(|vm| client.view(vm)).collect::<Result<_, _>>()?;
+    let vms: Vec<VmResponse> = items.iter().map(|vm| client.view(vm)).collect::<Result<_, _>>()?;
     if args.quiet {
         for vm in &vms {
             output::line(&vm.id)?;
@@ -85,9 +86,9 @@ pub(super) async fn run(args: VmList, client: &ApiClient, json: bool) -> Result<
 }
 
 /// The most important fact about a vm, for a list.
-fn remark(vm: &VmView) -> String {
+fn remark(vm: &VmResponse) -> String {
     if let Some(queue) = &vm.queue {
-        let percent = queue.pull.as_ref().and_then(ProgressView::percent);
+        let percent = queue.pull.as_ref().and_then(ProgressResponse::percent);
         return match queue.position {
             Some(_) if percent.is_some() => format!("{}, {} %", queue.reason, percent.unwrap_or_default()),
             Some(position) => format!("{}, position {position}", queue.reason),

@@ -36,7 +36,7 @@ pub(super) enum VmCommand {
     /// Print a vm's logs
     Logs(logs::LogsArgs),
     /// Print a vm's events
-    Events(events::Events),
+    Events(events::EventsArgs),
     /// Wait until a vm reaches a state
     ///
     /// Returns at once if the vm has been in that state before. Exits with 3 if the vm is deleted and can no longer

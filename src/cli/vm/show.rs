@@ -6,8 +6,8 @@ use super::{
         exit,
         failure::CommandFailure,
         output::{self, Colour, paint},
+        responses::{GitHubRunnerResponse, VmResponse},
         text,
-        views::{GitHubRunnerView, VmView},
     },
     resolve,
 };
@@ -20,7 +20,7 @@ pub(super) async fn run(vm: &str, client: &ApiClient, json: bool) -> Result<u8, 
         output::json(&value)?;
         return Ok(exit::OK);
     }
-    let vm: VmView = client.view(&value)?;
+    let vm: VmResponse = client.view(&value)?;
     let mut pairs = vec![("name", vm.name.clone()), ("id", vm.id.clone()), ("state", vm.state.clone())];
     if let Some(queue) = &vm.queue {
         pairs.push(("queue", queue.text()));
@@ -103,7 +103,7 @@ pub(super) async fn run(vm: &str, client: &ApiClient, json: bool) -> Result<u8, 
     Ok(exit::OK)
 }
 
-fn registration(github: &GitHubRunnerView, pairs: &mut Vec<(&str, String)>) {
+fn registration(github: &GitHubRunnerResponse, pairs: &mut Vec<(&str, String)>) {
     let by = match github.registration.as_str() {
         "jit_config" => ", with a just-in-time configuration of the caller's",
         "token" => ", with a registration token of the caller's",

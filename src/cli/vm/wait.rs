@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{
-    super::{client::ApiClient, exit, failure::CommandFailure, follow, output, text, views::VmView},
+    super::{client::ApiClient, exit, failure::CommandFailure, follow, output, responses::VmResponse, text},
     resolve, states,
 };
 
@@ -24,7 +24,7 @@ pub(in crate::cli) struct Wait {
 pub(super) async fn run(args: Wait, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     let id = resolve(&args.vm, client).await?;
     let timeout = args.timeout.map(|s| Duration::from_secs(s.into()));
-    let over = |vm: &VmView| vm.is_deleted() || vm.has_been(&args.state);
+    let over = |vm: &VmResponse| vm.is_deleted() || vm.has_been(&args.state);
     let (value, vm) = follow::watch(client, &id, timeout, None, |_| Ok(()), over).await?;
     if json {
         output::json(&value)?;

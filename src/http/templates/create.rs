@@ -171,7 +171,8 @@ impl TemplateRequest {
 /// The result: a template, or a pull that will make one.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-pub enum Registered {
+#[schema(as = Registered)]
+pub enum RegisteredTemplate {
     Template(Box<TemplateView>),
     Pull(Box<PullView>),
 }
@@ -194,7 +195,7 @@ pub enum Registered {
             headers(("Location" = String, description = "`/templates/{name}`")), example = json!(examples::template())),
         (status = 202, description = "The image is being pulled", body = PullView,
             headers(("Location" = String, description = "`/pulls/{id}`")), example = json!(examples::pull())),
-        (status = 200, description = "The same template exists already, or the same pull is in progress", body = Registered,
+        (status = 200, description = "The same template exists already, or the same pull is in progress", body = RegisteredTemplate,
             headers(("Location" = String, description = "`/templates/{name}` or `/pulls/{id}`")), example = json!(examples::template())),
     ),
     security(("token" = ["admin"])),
@@ -204,14 +205,14 @@ pub async fn create_template(
     _: Allowed<Admin>,
     permit: RequestPermit,
     Json(request): Json<TemplateRequest>,
-) -> Result<(StatusCode, [(HeaderName, String); 1], Answer<Registered>), Problem> {
+) -> Result<(StatusCode, [(HeaderName, String); 1], Answer<RegisteredTemplate>), Problem> {
     let base = http.services.templates.default_budgets();
     if request.image.is_some() {
         let (pull, new) = http.services.pull_admission.start(request.into_pull()?).await?;
         let status = if new { StatusCode::ACCEPTED } else { StatusCode::OK };
         let location = [(header::LOCATION, format!("/pulls/{}", pull.id))];
         let view = PullView::of(&pull, &http.services);
-        return Ok((status, location, Answer(Registered::Pull(Box::new(view)))));
+        return Ok((status, location, Answer(RegisteredTemplate::Pull(Box::new(view)))));
     }
     permit.disable_timeout();
     let new = request.into_new(base)?;
@@ -223,5 +224,5 @@ pub async fn create_template(
     let template = http.services.templates.register(new).await?;
     let status = if before.as_ref() == Some(&template.digest) { StatusCode::OK } else { StatusCode::CREATED };
     let location = [(header::LOCATION, format!("/templates/{}", template.name))];
-    Ok((status, location, Answer(Registered::Template(Box::new(shown(&http, &template.name).await?)))))
+    Ok((status, location, Answer(RegisteredTemplate::Template(Box::new(shown(&http, &template.name).await?)))))
 }

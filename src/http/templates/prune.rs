@@ -21,7 +21,8 @@ use crate::domain::version::{self, HeldKind, Pruned};
 /// kept.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct PruneRequest {
+#[schema(as = PruneRequest)]
+pub struct PruneTemplatesRequest {
     /// Show what would be removed, and remove nothing.
     #[serde(default)]
     dry_run: bool,
@@ -106,7 +107,7 @@ impl From<Pruned> for PrunedView {
 /// version.
 #[utoipa::path(
     post, path = "/templates/prune", tag = "templates",
-    request_body(content = PruneRequest, example = json!({ "dry_run": true, "older_than_seconds": 604800 })),
+    request_body(content = PruneTemplatesRequest, example = json!({ "dry_run": true, "older_than_seconds": 604800 })),
     responses((status = 200, description = "What was removed, or would be", body = PrunedView, example = json!(examples::pruned()))),
     security(("token" = ["admin"])),
 )]
@@ -114,7 +115,7 @@ pub async fn prune_templates(
     FromState(http): FromState<Arc<Http>>,
     _: Allowed<Admin>,
     permit: RequestPermit,
-    Json(request): Json<PruneRequest>,
+    Json(request): Json<PruneTemplatesRequest>,
 ) -> Result<Answer<PrunedView>, Problem> {
     permit.disable_timeout();
     for (pointer, given) in

@@ -33,7 +33,7 @@ struct Trying {
     warned: bool,
 }
 
-enum Removal {
+enum RemovalAttempt {
     Gone,
     /// Asked again in a while; what GitHub said.
     Stays(String),
@@ -110,11 +110,11 @@ impl OrphanedRunners {
             .await;
         for (row, removal) in asked {
             match removal {
-                Removal::Gone => {
+                RemovalAttempt::Gone => {
                     self.ledger.runner_gone(&row.name).await?;
                     trying.remove(&row.name);
                 }
-                Removal::Stays(why) => self.again(trying, &row, &why),
+                RemovalAttempt::Stays(why) => self.again(trying, &row, &why),
             }
         }
         let soonest = trying.values().map(|t| t.next).min();
@@ -138,14 +138,14 @@ impl OrphanedRunners {
         }
     }
 
-    async fn remove_one(&self, github: &GitHubClient, row: &RunnerRow, vm: Option<&Vm>) -> Removal {
+    async fn remove_one(&self, github: &GitHubClient, row: &RunnerRow, vm: Option<&Vm>) -> RemovalAttempt {
         // GitHub said so already.
         let said = vm.is_some_and(|vm| {
             vm.runner_status == RunnerStatus::Gone
                 && vm.registered.as_ref().is_some_and(|r| r.runner_id == row.runner_id && r.name == row.name)
         });
         if said {
-            return Removal::Gone;
+            return RemovalAttempt::Gone;
         }
         let id = match row.runner_id {
             Some(id) => id,
@@ -160,11 +160,11 @@ impl OrphanedRunners {
                             vm.id = %row.vm_id, runner.id = r.id, runner.name = %row.name,
                             "a runner with the name of one of ours is at work and was not started from here; it is left alone"
                         );
-                        return Removal::Gone;
+                        return RemovalAttempt::Gone;
                     }
-                    Ok(None) if self.clock.now().duration_since(row.asked_at) > LATE => return Removal::Gone,
-                    Ok(None) => return Removal::Stays("it may come yet".to_owned()),
-                    Err(error) => return Removal::Stays(error.to_string()),
+                    Ok(None) if self.clock.now().duration_since(row.asked_at) > LATE => return RemovalAttempt::Gone,
+                    Ok(None) => return RemovalAttempt::Stays("it may come yet".to_owned()),
+                    Err(error) => return RemovalAttempt::Stays(error.to_string()),
                 }
             }
         };
@@ -174,11 +174,11 @@ impl OrphanedRunners {
         match removed {
             Ok(removed) => {
                 tracing::info!(vm.id = %row.vm_id, runner.id = id, runner.name = %row.name, ?removed, "no runner of the vm is left at GitHub");
-                Removal::Gone
+                RemovalAttempt::Gone
             }
             Err(error) => {
                 tracing::debug!(vm.id = %row.vm_id, runner.id = id, error = %error, "the runner cannot be removed now");
-                Removal::Stays(error.to_string())
+                RemovalAttempt::Stays(error.to_string())
             }
         }
     }

@@ -43,7 +43,7 @@ struct Plan {
 
 /// Brings the vms of pools to what their jobs need.
 #[derive(Clone)]
-pub(super) struct Demand {
+pub(super) struct PoolDemand {
     ledger: Ledger,
     reader: Reader,
     github: Option<Arc<GitHubClient>>,
@@ -53,7 +53,7 @@ pub(super) struct Demand {
     settings: Settings,
 }
 
-impl Demand {
+impl PoolDemand {
     pub fn new(parts: &Parts, admission: VmAdmission, updates: JobUpdates, settings: Settings) -> Self {
         let Parts { ledger, reader, github, clock, .. } = parts.clone();
         Self { ledger, reader, github, clock, admission, updates, settings }

@@ -4,7 +4,7 @@ use futures_util::future::BoxFuture;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    demand::Demand, poll::Poll, settings::Settings, source::JobSource, updates::JobUpdates, webhooks::Deliveries,
+    demand::PoolDemand, poll::Poll, settings::Settings, source::JobSource, updates::JobUpdates, webhooks::Deliveries,
 };
 use crate::{admission::VmAdmission, domain::Error, parts::Parts, platform::tasks, reconcile::retention::JobRetention};
 
@@ -15,7 +15,7 @@ const PAUSE: Duration = Duration::from_secs(2);
 pub struct JobLoops {
     sources: Vec<Box<dyn JobSource>>,
     updates: JobUpdates,
-    demand: Demand,
+    demand: PoolDemand,
     retention: JobRetention,
 }
 
@@ -27,7 +27,7 @@ impl JobLoops {
             sources.push(Box::new(Poll::new(parts, github.clone(), every, &settings)));
         }
         let retention = JobRetention::new(parts, settings.keep);
-        let demand = Demand::new(parts, admission, updates.clone(), settings);
+        let demand = PoolDemand::new(parts, admission, updates.clone(), settings);
         Self { sources, updates, demand, retention }
     }
 

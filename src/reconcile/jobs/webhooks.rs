@@ -33,7 +33,7 @@ struct Repository {
 
 /// What a delivery turned out to be.
 #[derive(Debug)]
-enum Read {
+enum ParsedDelivery {
     Update(Box<JobUpdate>),
     Ignored(String),
     Refused(String),
@@ -74,13 +74,13 @@ impl JobSource for Deliveries {
                 let mut received = Vec::new();
                 for delivery in pending {
                     match read(&delivery.body) {
-                        Read::Update(update) => {
+                        ParsedDelivery::Update(update) => {
                             received.push(ReceivedUpdate { receipt: Some(delivery.seq), update: *update });
                         }
-                        Read::Ignored(why) => {
+                        ParsedDelivery::Ignored(why) => {
                             self.processed(delivery.seq, DeliveryResult::Ignored, Some(why)).await?;
                         }
-                        Read::Refused(why) => {
+                        ParsedDelivery::Refused(why) => {
                             tracing::warn!(delivery.guid = delivery.guid, why, "a webhook could not be understood");
                             self.processed(delivery.seq, DeliveryResult::Refused, Some(why)).await?;
                         }
@@ -103,13 +103,13 @@ impl JobSource for Deliveries {
     }
 }
 
-fn read(body: &[u8]) -> Read {
+fn read(body: &[u8]) -> ParsedDelivery {
     let payload: Payload = match serde_json::from_slice(body) {
         Ok(payload) => payload,
-        Err(error) => return Read::Refused(format!("not a workflow_job as it is known here: {error}")),
+        Err(error) => return ParsedDelivery::Refused(format!("not a workflow_job as it is known here: {error}")),
     };
     if let Err(error) = Scope::repository(&payload.repository.full_name) {
-        return Read::Refused(format!("not a repository: {error}"));
+        return ParsedDelivery::Refused(format!("not a repository: {error}"));
     }
     let status = match (payload.action.as_str(), &payload.workflow_job.status) {
         // Held back by a rule of its environment, and said to be queued all the same.
@@ -118,9 +118,14 @@ fn read(body: &[u8]) -> Read {
         // Its status may still say queued then.
         ("in_progress", _) => JobStatus::InProgress,
         ("completed", _) => JobStatus::Completed,
-        (other, _) => return Read::Ignored(format!("the action {other:.50?} is not known here")),
+        (other, _) => return ParsedDelivery::Ignored(format!("the action {other:.50?} is not known here")),
     };
-    Read::Update(Box::new(update_of(payload.workflow_job, payload.repository.full_name, status, UpdateSource::Webhook)))
+    ParsedDelivery::Update(Box::new(update_of(
+        payload.workflow_job,
+        payload.repository.full_name,
+        status,
+        UpdateSource::Webhook,
+    )))
 }
 
 #[cfg(test)]
@@ -148,8 +153,8 @@ mod tests {
 
     fn status(action: &str, status: &str) -> Option<JobStatus> {
         match read(&payload(action, status, json!({}))) {
-            Read::Update(update) => Some(update.record.status),
-            Read::Ignored(_) | Read::Refused(_) => None,
+            ParsedDelivery::Update(update) => Some(update.record.status),
+            ParsedDelivery::Ignored(_) | ParsedDelivery::Refused(_) => None,
         }
     }
 
@@ -160,10 +165,10 @@ mod tests {
         assert_eq!(status("waiting", "waiting"), Some(JobStatus::Waiting));
         assert_eq!(status("in_progress", "queued"), Some(JobStatus::InProgress));
         assert_eq!(status("completed", "completed"), Some(JobStatus::Completed));
-        assert!(matches!(read(&payload("postponed", "queued", json!({}))), Read::Ignored(_)));
-        assert!(matches!(read(b"{\"action\":\"queued\"}"), Read::Refused(_)));
+        assert!(matches!(read(&payload("postponed", "queued", json!({}))), ParsedDelivery::Ignored(_)));
+        assert!(matches!(read(b"{\"action\":\"queued\"}"), ParsedDelivery::Refused(_)));
         for id in [json!("9001"), json!(-1), json!(u64::MAX)] {
-            assert!(matches!(read(&payload("queued", "queued", json!({"id": id}))), Read::Refused(_)));
+            assert!(matches!(read(&payload("queued", "queued", json!({"id": id}))), ParsedDelivery::Refused(_)));
         }
     }
 
@@ -175,7 +180,7 @@ mod tests {
                 "completed",
                 json!({"runner_id": id, "runner_name": name, "conclusion": "cancelled"}),
             );
-            let Read::Update(update) = read(&body) else { panic!("refused") };
+            let ParsedDelivery::Update(update) = read(&body) else { panic!("refused") };
             assert_eq!((update.runner_name, update.record.conclusion.as_deref()), (None, Some("cancelled")));
             assert_eq!((update.record.run_attempt, update.record.repository.as_str()), (2, "acme/app"));
         }

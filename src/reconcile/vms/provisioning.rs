@@ -19,7 +19,7 @@ use crate::{
     drivers::Driver,
     guest::{
         self, Kit, KitInput,
-        kit::{GitHubKit, RunnerArchive, RunnerProgram},
+        kit::{GitHubKit, KitRunnerArchive, RunnerProgram},
     },
     parts::Parts,
     platform::{Clock, clock},
@@ -241,7 +241,7 @@ impl Provisioner {
             program: RunnerProgram {
                 directory: settings.directory.clone(),
                 minimum_version: settings.minimum_version.clone(),
-                archive: archive.map(|a| RunnerArchive { version: a.version.clone(), sha256: a.sha256.clone() }),
+                archive: archive.map(|a| KitRunnerArchive { version: a.version.clone(), sha256: a.sha256.clone() }),
             },
         }))
     }

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::text;
 
 #[derive(Debug, Deserialize)]
-pub(super) struct VmView {
+pub(super) struct VmResponse {
     pub id: String,
     pub name: String,
     pub state: String,
@@ -23,9 +23,9 @@ pub(super) struct VmView {
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     pub pool: Option<String>,
-    pub runner: Option<RunnerView>,
-    pub queue: Option<QueueView>,
-    pub deadline: Option<DeadlineView>,
+    pub runner: Option<RunnerResponse>,
+    pub queue: Option<QueueResponse>,
+    pub deadline: Option<DeadlineResponse>,
     pub paused_since: Option<Timestamp>,
     #[serde(default)]
     pub attempt: u32,
@@ -34,10 +34,10 @@ pub(super) struct VmView {
     pub announced_at: Option<Timestamp>,
     pub end_signal: Option<String>,
     pub outcome: Option<OutcomeView>,
-    pub job: Option<JobView>,
+    pub job: Option<JobResponse>,
     #[serde(default)]
     pub jobs: Vec<JobRecordView>,
-    pub last_fault: Option<FaultView>,
+    pub last_fault: Option<FaultResponse>,
     #[serde(default)]
     pub timeline: Vec<StateEntryView>,
     pub created_at: Timestamp,
@@ -45,15 +45,15 @@ pub(super) struct VmView {
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct RunnerView {
+pub(super) struct RunnerResponse {
     pub kind: String,
     #[serde(default)]
     pub status: String,
-    pub github: Option<GitHubRunnerView>,
+    pub github: Option<GitHubRunnerResponse>,
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct GitHubRunnerView {
+pub(super) struct GitHubRunnerResponse {
     pub scope: String,
     #[serde(default)]
     pub labels: Vec<String>,
@@ -92,7 +92,7 @@ impl JobRecordView {
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct PoolView {
+pub(super) struct PoolResponse {
     pub name: String,
     #[serde(default)]
     pub source: String,
@@ -113,30 +113,30 @@ pub(super) struct PoolView {
     pub budgets: BTreeMap<String, Option<u32>>,
     pub enabled: bool,
     #[serde(default)]
-    pub vms: PoolVmsView,
+    pub vms: PoolVmsResponse,
     #[serde(default)]
     pub jobs_waiting: u32,
-    pub last_error: Option<FaultView>,
+    pub last_error: Option<FaultResponse>,
     pub updated_at: Option<Timestamp>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct PoolVmsView {
+pub(super) struct PoolVmsResponse {
     pub queued: u32,
     pub live: u32,
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct QueueView {
+pub(super) struct QueueResponse {
     pub reason: String,
     pub position: Option<i64>,
     pub deadline: Option<Timestamp>,
-    pub pull: Option<ProgressView>,
+    pub pull: Option<ProgressResponse>,
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct DeadlineView {
+pub(super) struct DeadlineResponse {
     pub budget: String,
     pub at: Timestamp,
 }
@@ -155,12 +155,12 @@ pub(super) struct OutcomeView {
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct JobView {
+pub(super) struct JobResponse {
     pub exit_code: Option<i32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-pub(super) struct FaultView {
+pub(super) struct FaultResponse {
     pub code: String,
     #[serde(default)]
     pub detail: String,
@@ -173,7 +173,7 @@ pub(super) struct StateEntryView {
     pub at: Timestamp,
 }
 
-impl VmView {
+impl VmResponse {
     pub fn is_deleted(&self) -> bool {
         self.state == "deleted"
     }
@@ -187,7 +187,7 @@ impl VmView {
     }
 }
 
-impl QueueView {
+impl QueueResponse {
     /// What deserves a new line: a change of reason or position, or another tenth of a pull.
     pub fn stage(&self) -> (String, Option<i64>, Option<u64>) {
         (self.reason.clone(), self.position, self.pull.as_ref().and_then(|pull| Some(pull.percent()? / 10)))
@@ -202,7 +202,7 @@ impl QueueView {
             "backoff" => "waits before the next attempt",
             other => other,
         };
-        let pulled = self.pull.as_ref().map(ProgressView::text).unwrap_or_default();
+        let pulled = self.pull.as_ref().map(ProgressResponse::text).unwrap_or_default();
         match self.position {
             Some(position) => format!("{reason}{pulled}, position {position}"),
             None => format!("{reason}{pulled}"),
@@ -224,7 +224,7 @@ impl OutcomeView {
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct TemplateView {
+pub(super) struct TemplateResponse {
     pub name: String,
     #[serde(default)]
     pub digest: String,
@@ -250,10 +250,10 @@ pub(super) struct TemplateView {
     pub why: Option<String>,
     #[serde(default)]
     pub previous: Vec<VersionView>,
-    pub pin: Option<PinView>,
+    pub pin: Option<PinResponse>,
     pub last_used_at: Option<Timestamp>,
     pub verified_at: Option<Timestamp>,
-    pub damage: Option<DamageView>,
+    pub damage: Option<DamageResponse>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -264,12 +264,12 @@ pub(super) struct VersionView {
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct PinView {
+pub(super) struct PinResponse {
     pub why: String,
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct DamageView {
+pub(super) struct DamageResponse {
     pub faults: Vec<FileFaultView>,
 }
 
@@ -282,7 +282,7 @@ pub(super) struct FileFaultView {
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct PullView {
+pub(super) struct PullResponse {
     pub id: String,
     #[serde(default)]
     pub image: String,
@@ -293,8 +293,8 @@ pub(super) struct PullView {
     pub generation: i64,
     pub digest: Option<String>,
     #[serde(default)]
-    pub progress: ProgressView,
-    pub error: Option<FaultView>,
+    pub progress: ProgressResponse,
+    pub error: Option<FaultResponse>,
     #[serde(default)]
     pub failures: u32,
     pub retry_at: Option<Timestamp>,
@@ -303,7 +303,7 @@ pub(super) struct PullView {
     pub created_at: Timestamp,
 }
 
-impl PullView {
+impl PullResponse {
     pub fn is_ended(&self) -> bool {
         matches!(self.state.as_str(), "done" | "failed" | "cancelled")
     }
@@ -311,14 +311,14 @@ impl PullView {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct ProgressView {
+pub(super) struct ProgressResponse {
     pub bytes_done: u64,
     pub bytes_total: u64,
     pub bytes_per_second: Option<u64>,
     pub eta_seconds: Option<u64>,
 }
 
-impl ProgressView {
+impl ProgressResponse {
     /// ` (42 %, 3m05s left)`, or nothing while nothing is known.
     fn text(&self) -> String {
         let left = |eta: u64| text::duration(jiff::SignedDuration::from_secs(i64::try_from(eta).unwrap_or(i64::MAX)));
@@ -338,17 +338,17 @@ impl ProgressView {
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct WatchView {
+pub(super) struct WatchResponse {
     pub image: String,
     #[serde(default)]
     pub every_seconds: u32,
     pub canary: Option<serde_json::Value>,
     pub looked_at: Option<Timestamp>,
-    pub error: Option<FaultView>,
+    pub error: Option<FaultResponse>,
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct LoginView {
+pub(super) struct LoginResponse {
     pub registry: String,
     #[serde(default)]
     pub username: String,
@@ -358,7 +358,7 @@ pub(super) struct LoginView {
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct TokenView {
+pub(super) struct TokenResponse {
     pub id: String,
     pub name: String,
     pub scope: String,
@@ -383,7 +383,7 @@ pub(super) struct ListedJobView {
 }
 
 #[derive(Deserialize)]
-pub(super) struct DeliveryView {
+pub(super) struct DeliveryResponse {
     pub guid: String,
     #[serde(default)]
     pub event: String,
