@@ -119,7 +119,7 @@ pub fn start_metrics() {
             .set_buckets_for_metric(Matcher::Full("mayfly_http_request_duration_seconds".into()), REQUEST_BUCKETS)
             .and_then(|b| b.set_buckets_for_metric(Matcher::Full("mayfly_vm_state_seconds".into()), STATE_BUCKETS))
             .and_then(PrometheusBuilder::install_recorder)
-            .map_err(|error| tracing::error!(%error, "metrics are not collected"))
+            .map_err(|error| tracing::error!(%error, "cannot collect metrics"))
             .ok()?;
         for metric in METRICS {
             match metric.kind {

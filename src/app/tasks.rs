@@ -139,7 +139,7 @@ impl App {
         while let Some((part, ended)) = parts.next().await {
             if ended.is_err() || !shutdown.is_cancelled() {
                 let cause = ended.err().map(|error| format!(" ({error})")).unwrap_or_default();
-                tracing::error!(part, "a part of the service ended by itself{cause}: ending, to be started again");
+                tracing::error!(part, "a part of the service ended unexpectedly{cause}; shutting down for a restart");
                 broken = Err(StartError::Part { part });
                 shutdown.cancel();
             }

@@ -96,7 +96,7 @@ fn watch_signals(shutdown: CancellationToken) -> std::io::Result<()> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        tracing::warn!("asked twice: ending at once");
+        tracing::warn!("second signal: exiting at once");
         std::process::exit(i32::from(exit::FAILURE));
     });
     Ok(())

@@ -181,7 +181,7 @@ impl Inner {
         match listed {
             Ok(listed) => {
                 if listing.fault.take().is_some() {
-                    tracing::info!(driver = name, "the driver lists its instances again");
+                    tracing::info!(driver = name, "the driver can list its instances again");
                 }
                 listing.at = Some(list.at);
                 let shown = listed.into_iter().map(|l| Instance {
@@ -202,7 +202,7 @@ impl Inner {
             Err(error) => {
                 let known = listing.fault.as_ref().filter(|fault| fault.detail == error.summary);
                 if known.is_none() {
-                    tracing::warn!(driver = name, error = %error, "instances could not be listed");
+                    tracing::warn!(driver = name, error = %error, "cannot list the driver's instances");
                 }
                 let at = known.map_or_else(|| self.clock.now(), |fault| fault.at);
                 listing.fault = Some(Fault { code: error.code, detail: error.summary, at });

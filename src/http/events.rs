@@ -426,6 +426,6 @@ fn message(position: i64, kind: &str, event: &impl Serialize) -> Result<sse::Eve
 }
 
 fn failed(error: &dyn std::error::Error) -> Over {
-    tracing::error!(%error, "an event stream could not read the database and was ended");
+    tracing::error!(%error, "cannot read the database for an event stream; closed the stream");
     Over
 }

@@ -88,7 +88,7 @@ pub async fn get_vm_log(
             () = gone.closed() => {}
             result = follower.run(asked.follow) => {
                 if let Err(error) = result {
-                    tracing::warn!(vm.id = %id, %error, "a log could not be read to its end");
+                    tracing::warn!(vm.id = %id, %error, "cannot read a log to its end");
                 }
             }
         }

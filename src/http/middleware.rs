@@ -206,7 +206,7 @@ async fn around(State(limits): State<Middleware>, mut request: Request, next: Ne
         http.route = route,
         http.status = status,
         duration_ms = took * 1000.0,
-        "answered"
+        "request answered"
     );
     response
 }

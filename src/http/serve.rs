@@ -91,7 +91,7 @@ async fn serve<A, I, G>(
             Ok(io) => io,
             Err(error) => {
                 // Out of descriptors, or a client that left before it was accepted. Neither ends the listener.
-                tracing::warn!(%error, "a connection was not accepted");
+                tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
@@ -111,11 +111,11 @@ async fn serve<A, I, G>(
                         .serve_connection(TokioIo::new(io), TowerToHyperService::new(service));
                     // A client that goes away in the middle is no event worth a line.
                     if let Err(error) = watcher.watch(connection).await {
-                        tracing::trace!(%error, "a connection ended badly");
+                        tracing::trace!(%error, "a connection ended with an error");
                     }
                 }
-                Ok(Err(error)) => tracing::debug!(%error, "a connection was not greeted"),
-                Err(_) => tracing::debug!("a connection took too long to greet"),
+                Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
+                Err(_) => tracing::debug!("TLS handshake timed out"),
             }
             drop(place);
         });
@@ -123,7 +123,7 @@ async fn serve<A, I, G>(
     // Closes the socket: who comes now is refused at once instead of waiting in vain.
     drop(accept);
     if tokio::time::timeout(GRACE, graceful.shutdown()).await.is_err() {
-        tracing::warn!("requests were cut that had not finished {} s after the shutdown began", GRACE.as_secs());
+        tracing::warn!("aborted requests that had not finished {} s after the shutdown began", GRACE.as_secs());
     }
     connections.shutdown().await;
 }

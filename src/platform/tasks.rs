@@ -18,7 +18,7 @@ pub async fn survived<T>(name: &'static str, work: impl Future<Output = T>) -> O
     match AssertUnwindSafe(work).catch_unwind().await {
         Ok(done) => Some(done),
         Err(panic) => {
-            tracing::error!(task = name, "a task panicked ({}) and is started again", message(&*panic));
+            tracing::error!(task = name, "a task panicked ({}); restarting it", message(&*panic));
             tokio::time::sleep(PAUSE).await;
             None
         }

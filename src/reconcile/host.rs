@@ -111,7 +111,7 @@ impl HostObserver {
         if let Some(c) = self.host.last().ceilings.iter().find(|c| c.os == os) {
             tracing::warn!(
                 os = os.as_str(), running, slots = self.host.capacity().slots(os), since = %c.fault.at, refusals = c.refusals,
-                detail = %c.fault.detail, "the system refuses guests although slots are free"
+                detail = %c.fault.detail, "the host's system refuses to start guests although slots are free"
             );
         }
     }
@@ -124,7 +124,7 @@ impl HostObserver {
         }
         let running = self.look().await.running_beside(os, vm.id()) + 1;
         if let Some(lifted) = self.host.update(|view| view.admitted(os, running)) {
-            tracing::info!(os = os.as_str(), running, since = %lifted.fault.at, "the system runs as many guests as there are slots again");
+            tracing::info!(os = os.as_str(), running, since = %lifted.fault.at, "the host's system runs as many guests as there are slots again");
         }
     }
 

@@ -71,7 +71,7 @@ impl Placement {
         let before = match self.reader.demand().await {
             Ok(demand) => demand,
             Err(error) => {
-                tracing::error!(error = %error, "cannot read the queue; trying again");
+                tracing::error!(error = %error, "cannot read the queue of vms; retrying");
                 return None;
             }
         };
@@ -86,7 +86,7 @@ impl Placement {
             Err(error) => {
                 // A fault of the database is said once, where it is found.
                 if self.ledger.health().fault().is_none() {
-                    tracing::error!(error = %error, "placing failed; trying again");
+                    tracing::error!(error = %error, "cannot place vms; retrying");
                 }
                 None
             }

@@ -64,7 +64,7 @@ impl Heartbeat {
         let until = self.clock.now();
         let Some(since) = last_beat(&self.path) else { return };
         while let Err(error) = self.note_away(since, until).await {
-            tracing::error!(error = %error, "cannot note how long the service was away; trying again");
+            tracing::error!(error = %error, "cannot record how long the service was down; retrying");
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
@@ -79,11 +79,11 @@ impl Heartbeat {
             if gap > LATE.try_into().unwrap_or_default()
                 && let Err(error) = self.note_away(now - gap, now).await
             {
-                tracing::error!(error = %error, "cannot note how long the service stood still; trying again");
+                tracing::error!(error = %error, "cannot record how long the service was suspended; retrying");
             } else {
                 (at, beat) = (now, clock::monotonic());
                 if let Err(error) = write(&mut file, &self.path, now) {
-                    tracing::warn!(error = %error, path = %self.path.display(), "the heartbeat cannot be written: if the service ends, budgets go on meanwhile");
+                    tracing::warn!(error = %error, path = %self.path.display(), "cannot write the heartbeat; if the service ends now, its downtime counts against budgets");
                 }
                 self.presence.0.send_modify(|beats| *beats += 1);
             }
@@ -94,7 +94,7 @@ impl Heartbeat {
     async fn note_away(&self, since: Timestamp, until: Timestamp) -> Result<(), StoreError> {
         let waiting = self.reader.live_vms().await?.into_iter().filter_map(|vm| {
             let away = away(&vm, since, until)?;
-            tracing::info!(vm.id = %vm.id(), away_ms = away, "the service was away: it costs no budget of this vm");
+            tracing::info!(vm.id = %vm.id(), away_ms = away, "the service was down or suspended; the vm's budgets are extended by that time");
             let event = Event::ServiceAway { milliseconds: away };
             Some(self.ledger.apply(vm.id(), Expect::Anything, event, until))
         });

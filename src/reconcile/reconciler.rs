@@ -113,7 +113,7 @@ impl Reconciler {
                         pause = FIRST_PAUSE;
                     }
                     Err(error) => {
-                        tracing::error!(error = %error, "cannot read the live vms; trying again");
+                        tracing::error!(error = %error, "cannot read the live vms; retrying");
                         if shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                             break;
                         }

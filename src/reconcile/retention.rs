@@ -32,7 +32,7 @@ impl Retention {
     pub async fn retain_forever(self) {
         loop {
             if let Err(error) = self.retain().await {
-                tracing::error!(error = %error, "old records could not be removed");
+                tracing::error!(error = %error, "cannot remove old records");
             }
             tokio::time::sleep(EVERY).await;
         }
@@ -58,7 +58,7 @@ impl Retention {
         }
         self.catalog.tidy().await?;
         if forgotten > 0 {
-            tracing::info!(records = forgotten, "old records removed");
+            tracing::info!(records = forgotten, "removed old records");
         }
         Ok(())
     }
@@ -87,7 +87,7 @@ impl JobRetention {
                     self.ledger.forget_deliveries(before).await
                 };
                 if let Err(error) = result.await {
-                    tracing::error!(error = %error, "old jobs could not be forgotten");
+                    tracing::error!(error = %error, "cannot remove old jobs");
                 }
             }
             tokio::time::sleep(EVERY).await;

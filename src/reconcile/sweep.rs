@@ -47,7 +47,7 @@ impl Sweep {
         let found = match found.await {
             Ok(found) => found,
             Err(error) => {
-                tracing::error!(error = %error, "the sweep cannot read the live vms");
+                tracing::error!(error = %error, "cannot read the live vms for the sweep");
                 return;
             }
         };
@@ -62,7 +62,7 @@ impl Sweep {
                     metrics::counter!("mayfly_strays_destroyed_total").increment(1);
                 }
                 Err(error) => {
-                    tracing::error!(vm.id = %id, instance = %name, error = %error, "a stray instance could not be destroyed");
+                    tracing::error!(vm.id = %id, instance = %name, error = %error, "cannot destroy a stray instance");
                 }
             }
         }

@@ -49,7 +49,7 @@ impl AttemptFailure {
         }
         let Some(pause) = pauses.next() else { return Err(self.error) };
         let pause = pause.max(at_least);
-        tracing::warn!(error = %self.error, pause_ms = pause.as_millis() as u64, "a registry is asked again");
+        tracing::warn!(error = %self.error, pause_ms = pause.as_millis() as u64, "retrying a request to a registry");
         tokio::time::sleep(pause).await;
         Ok(())
     }

@@ -243,7 +243,7 @@ impl Uploader {
     async fn give_up(&self, session: Url) {
         let answer = self.send(Method::DELETE, &session, &[], None, "an upload that is given up").await;
         if let Err(failure) = answer {
-            tracing::debug!(error = %failure.error, "an upload is left to the registry");
+            tracing::debug!(error = %failure.error, "cannot cancel a blob upload; it is left to the registry");
         }
     }
 

@@ -39,7 +39,7 @@ impl TemplateUsage for StoredTemplateUsage {
         let event = TemplateEvent::Pruned { digest, bytes, why };
         if let Err(error) = self.ledger.record_template(&held.digest, event, self.clock.now()).await {
             // It is gone all the same, and whoever waits for the room does not wait for this.
-            tracing::error!(template.digest = held.digest, %error, "that it was pruned could not be written down");
+            tracing::error!(template.digest = held.digest, %error, "cannot record that a template was pruned");
         }
     }
 }

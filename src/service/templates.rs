@@ -162,7 +162,7 @@ impl Templates {
             return Ok(());
         }
         let Moved { name, from, to, why } = moved.clone();
-        tracing::info!(template.name = name, template.digest = to, from, why, "name moved");
+        tracing::info!(template.name = name, template.digest = to, from, why, "template name moved");
         let event = TemplateEvent::NameMoved { name: name.clone(), from, to: Some(to), why };
         self.ledger.record_template(name, event, self.clock.now()).await?;
         Ok(())
@@ -186,7 +186,7 @@ impl Templates {
                 file = first.file,
                 offset = first.offset,
                 what = first.what,
-                "the template is damaged: pull or register it again"
+                "the template is damaged; pull or register it again"
             ),
         }
         let event =

@@ -139,7 +139,7 @@ impl StoreHealth {
             Some(StoreFault { kind: FaultKind::Damaged, .. }) | None => false,
         });
         if recovered {
-            tracing::info!(path = %self.0.path.display(), "the database can be written again");
+            tracing::info!(path = %self.0.path.display(), "the database is writable again");
         }
     }
 

@@ -48,7 +48,7 @@ pub(super) async fn check_at_start(path: &Path, shown: &str) -> Result<Integrity
         (true, true) => check(&mut connection, Depth::Pages, None).await,
         (true, false) => Ok(IntegrityCheck::Later(Depth::Pages)),
         (false, _) => {
-            tracing::debug!(path = shown, "the database was not closed in order: checking all of it");
+            tracing::debug!(path = shown, "the database was not closed cleanly; checking all of it");
             check(&mut connection, Depth::PagesAndIndexes, Some(AT_START)).await
         }
     };

@@ -306,7 +306,7 @@ impl Task {
             None => {
                 let mark = sqlx::query("UPDATE store_state SET closed_cleanly = 1 WHERE id = 1");
                 if let Err(error) = mark.execute(&mut connection).await {
-                    tracing::warn!(%error, "the database is not marked as closed in order: the next start checks all of it");
+                    tracing::warn!(%error, "cannot mark the database as cleanly closed; the next start checks all of it");
                 }
             }
         }
@@ -334,7 +334,7 @@ impl Task {
         for f in finish {
             let outcome = outcome.clone();
             if std::panic::catch_unwind(AssertUnwindSafe(move || f(outcome))).is_err() {
-                tracing::error!("what follows a commit panicked");
+                tracing::error!("a callback after a commit panicked");
             }
         }
         match outcome {
@@ -389,7 +389,7 @@ impl Task {
         let opened = timeout(OPEN_WITHIN, self.options.clone().create_if_missing(false).connect()).await;
         let connection =
             opened.map_err(|_| self.health.too_slow(OPEN_WITHIN))?.map_err(|error| self.health.fault_of(&error))?;
-        tracing::debug!("the connection that writes was opened again");
+        tracing::debug!("reopened the database connection for writes");
         Ok(connection)
     }
 
@@ -404,7 +404,7 @@ impl Task {
                 Ok(wrote)
             }
             Ok(Compared::Written(now)) => {
-                tracing::warn!(path = %self.path.display(), "another program has written to the database: checking it");
+                tracing::warn!(path = %self.path.display(), "another program has written to the database; checking it");
                 self.check(now).await?;
                 Ok(false)
             }
@@ -448,7 +448,7 @@ impl Task {
         match log_length(connection, "PRAGMA wal_checkpoint(NOOP)").await {
             Ok(waiting) if waiting < CHECKPOINT => return,
             Ok(_) => {}
-            Err(error) => return tracing::warn!(%error, "the length of the database's log is not known"),
+            Err(error) => return tracing::warn!(%error, "cannot read the length of the database's write-ahead log"),
         }
         let made = log_length(connection, "PRAGMA wal_checkpoint(PASSIVE)").await;
         if let Ok((size, modified)) = self.files.main().await {
@@ -456,7 +456,7 @@ impl Task {
         }
         if let Err(error) = made {
             self.suspect |= matches!(meaning(&error), Meaning::Io | Meaning::Corrupt);
-            tracing::warn!(%error, "the database's log could not be brought into the database: it grows until that works");
+            tracing::warn!(%error, "cannot checkpoint the database's write-ahead log; it grows until a checkpoint succeeds");
         }
     }
 }
@@ -526,10 +526,10 @@ fn give_up(failure: WriteFailure, rolled_back: sqlx::Result<()>, health: &StoreH
 /// Checks a database that is too large to be checked while somebody waits.
 pub(super) async fn check_later(path: PathBuf, depth: Depth, health: StoreHealth) {
     match integrity::check_beside(&path, depth).await {
-        Ok(()) => tracing::debug!("every page of the database is sound"),
+        Ok(()) => tracing::debug!("the check of the whole database found no damage"),
         Err(error) => match found(&health, error) {
             fault if fault.kind == FaultKind::Damaged => drop(health.fails(fault)),
-            fault => tracing::warn!("the database could not be checked: {}", fault.detail),
+            fault => tracing::warn!("cannot check the database: {}", fault.detail),
         },
     }
 }

@@ -156,7 +156,7 @@ async fn after_the_disk_was_full_the_service_finds_by_itself_that_it_can_write()
     template(&serve).await;
     fill_up(&disk);
     until_full(&serve).await;
-    let again = "the database can be written again";
+    let again = "the database is writable again";
     assert!(!serve.log().contains(again), "{}", serve.log());
     empty(&disk);
     let end = Instant::now() + WITHIN;
@@ -411,11 +411,11 @@ async fn after_an_orderly_end_the_pages_are_checked() {
     serve.create(job()).await;
     assert_eq!(serve.stop(), Some(0));
     assert!(!serve.dir.join("mayfly.db-wal").exists());
-    let before = serve.log().matches("not closed in order").count();
+    let before = serve.log().matches("not closed cleanly").count();
     serve.spawn().await;
-    assert_eq!(serve.log().matches("not closed in order").count(), before, "{}", serve.log());
+    assert_eq!(serve.log().matches("not closed cleanly").count(), before, "{}", serve.log());
     serve.kill();
     serve.spawn().await;
-    assert_eq!(serve.log().matches("not closed in order").count(), before + 1, "{}", serve.log());
+    assert_eq!(serve.log().matches("not closed cleanly").count(), before + 1, "{}", serve.log());
     assert_eq!(serve.stop(), Some(0));
 }

@@ -101,7 +101,7 @@ fn note(paths: &QemuPaths, process: &Process) -> io::Result<()> {
     }
     if let Err(error) = record::write(&paths.process(), &process.id()) {
         // Its lock tells as much for as long as its pid file is there.
-        tracing::debug!(%error, dir = %paths.dir.display(), "the process of an instance could not be noted");
+        tracing::debug!(%error, dir = %paths.dir.display(), "cannot record the process of an instance");
     }
     Ok(())
 }

@@ -46,7 +46,7 @@ pub async fn own(
             // Nothing but a command line.
             Ok(QemuPresence::Nothing) => continue,
             Err(error) => {
-                tracing::debug!(instance = %name, %error, "an instance cannot be looked at: it counts as running");
+                tracing::debug!(instance = %name, %error, "cannot inspect an instance; it counts as running");
                 found.push(entry(text, true, true, (0, 0)));
                 continue;
             }

@@ -238,7 +238,7 @@ impl Qemu {
                     return Err(DriverError::new(ErrorKind::Permanent, Code::BootFailed, summary));
                 }
                 Err(error) if clock::monotonic() > patience => {
-                    return Err(fault::qmp(error, "QEMU runs and does not answer"));
+                    return Err(fault::qmp(error, "QEMU is running but does not answer"));
                 }
                 Err(_) => drop(timeout(LOOK_AGAIN, process.ended()).await),
             }
@@ -314,7 +314,7 @@ impl Qemu {
                 // It has ended, and how is on record.
                 None => return Ok(()),
                 Some(_) if clock::monotonic() > patience => {
-                    return Err(fault::qmp(error, "QEMU runs and does not answer"));
+                    return Err(fault::qmp(error, "QEMU is running but does not answer"));
                 }
                 Some(process) => drop(timeout(LOOK_AGAIN, process.ended()).await),
             }
@@ -494,7 +494,7 @@ impl Driver for Qemu {
                     },
                     // It is on its way up or down, or busy; that it runs is certain.
                     Err(error) => {
-                        tracing::debug!(%error, instance = %name, "QEMU runs and does not answer");
+                        tracing::debug!(%error, instance = %name, "QEMU is running but does not answer");
                         Ok(Observation::Running { ssh: None, agent: None })
                     }
                 }
@@ -578,7 +578,7 @@ async fn hears_its_button(paths: &QemuPaths) -> bool {
 /// Sees to it that the guest's end will be on record.
 async fn keep_armed(paths: &QemuPaths, name: &InstanceName) -> std::convert::Infallible {
     while let Err(error) = instance::arm_watch(paths).await {
-        tracing::debug!(%error, instance = %name, "the watch socket could not be opened yet");
+        tracing::debug!(%error, instance = %name, "cannot connect to the QMP socket for events yet");
         tokio::time::sleep(ASK_AGAIN).await;
     }
     std::future::pending().await
@@ -588,8 +588,10 @@ async fn keep_armed(paths: &QemuPaths, name: &InstanceName) -> std::convert::Inf
 async fn force(paths: &QemuPaths, name: &InstanceName, process: &Process) -> Result<()> {
     match instance::quit(paths).await {
         Ok(()) if timeout(QUIT, process.ended()).await.is_ok() => return Ok(()),
-        Ok(()) => tracing::warn!(instance = %name, pid = process.pid(), "QEMU did not quit: killing it"),
-        Err(error) => tracing::warn!(%error, instance = %name, pid = process.pid(), "QEMU does not answer: killing it"),
+        Ok(()) => tracing::warn!(instance = %name, pid = process.pid(), "QEMU did not quit; killing it"),
+        Err(error) => {
+            tracing::warn!(%error, instance = %name, pid = process.pid(), "QEMU does not answer on QMP; killing it")
+        }
     }
     last_resort::kill(process, name).await
 }
@@ -598,7 +600,7 @@ async fn force(paths: &QemuPaths, name: &InstanceName, process: &Process) -> Res
 async fn ask_to_power_down(paths: &QemuPaths, process: &Process) {
     loop {
         if let Err(error) = instance::power_down(paths).await {
-            tracing::debug!(%error, pid = process.pid(), "the guest could not be asked to power down");
+            tracing::debug!(%error, pid = process.pid(), "cannot ask the guest to power down");
         }
         if timeout(ASK_AGAIN, process.ended()).await.is_ok() {
             return;

@@ -64,7 +64,7 @@ pub async fn stopped(paths: &QemuPaths) -> GoneCause {
             Ok(Some(cause)) => return cause,
             Ok(None) => {}
             Err(error) => {
-                tracing::debug!(%error, dir = %paths.dir.display(), "the guest's state could not be asked for")
+                tracing::debug!(%error, dir = %paths.dir.display(), "cannot query the guest's state")
             }
         }
         keep_bounded(paths);
@@ -130,7 +130,7 @@ pub fn keep_bounded(paths: &QemuPaths) {
         if std::fs::metadata(&path).is_ok_and(|file| file.blocks().saturating_mul(512) > limit)
             && let Err(error) = std::fs::File::options().write(true).open(&path).and_then(|file| file.set_len(0))
         {
-            tracing::warn!(%error, file = %path.display(), "a log that has grown too long could not be cut");
+            tracing::warn!(%error, file = %path.display(), "cannot truncate a log that exceeds its limit");
         }
     }
 }

@@ -132,12 +132,12 @@ impl Trials {
         if self.judge(mark.accelerator, TrialVerdict::Proven) {
             tracing::info!(
                 accelerator = mark.accelerator.as_str(),
-                "a guest was reached under the accelerator: it is trusted"
+                "a guest under the accelerator was reached; the accelerator's trial is over"
             );
         }
         self.forget(paths);
         if let Err(error) = ignore_not_found(std::fs::remove_file(paths.trial())) {
-            tracing::debug!(%error, dir = %paths.dir.display(), "the mark of a trial that is over stays");
+            tracing::debug!(%error, dir = %paths.dir.display(), "cannot remove the trial file of an instance");
         }
     }
 
@@ -147,7 +147,7 @@ impl Trials {
         if self.judge(mark.accelerator, TrialVerdict::SetAside { why: why.to_owned() }) {
             tracing::warn!(
                 accelerator = mark.accelerator.as_str(), why, file = %self.file.display(),
-                "the accelerator is set aside, and guests are emulated: see `mayfly doctor`"
+                "the accelerator is disabled and guests are emulated; see `mayfly doctor`"
             );
         }
         self.forget(paths);
@@ -213,7 +213,7 @@ impl Trials {
             .and_then(|json| files::replace_unsynced(&self.file, &json));
         if let Err(error) = written {
             // The next start of the service finds it out again.
-            tracing::warn!(%error, file = %self.file.display(), "what was learnt of the accelerator could not be remembered");
+            tracing::warn!(%error, file = %self.file.display(), "cannot save the result of the accelerator's trial");
         }
         true
     }

@@ -78,7 +78,7 @@ fn by_lease(settings: &Settings, paths: &TartPaths, mac: Mac) -> Result<Option<I
 pub fn note_leases(settings: &Settings, paths: &TartPaths, mac: Mac) -> io::Result<()> {
     let leases = lease_file(settings).unwrap_or_else(|fault| {
         // Whoever needs an address is told; a guest may also be reached without one.
-        tracing::warn!(error = %fault, "the host's DHCP leases cannot be noted before a start");
+        tracing::warn!(error = %fault, "cannot record the host's DHCP leases before a start");
         Vec::new()
     });
     match leases::newest(&leases, mac) {
@@ -132,12 +132,12 @@ async fn by_agent(name: &InstanceName, tart: Command) -> Result<Option<Ipv4Addr>
     let output = match tart.args(["ip", name.as_str(), "--resolver=agent"]).run().await {
         Ok(output) => output,
         Err(error) => {
-            tracing::debug!(%error, instance = %name, "the guest agent gave no address");
+            tracing::debug!(%error, instance = %name, "the guest agent returned no address");
             return Ok(None);
         }
     };
     if !output.status.success() {
-        tracing::debug!(instance = %name, error = output.stderr_tail, "the guest agent gave no address");
+        tracing::debug!(instance = %name, error = output.stderr_tail, "the guest agent returned no address");
         return Ok(None);
     }
     match output.stdout_text().trim().parse() {

@@ -163,10 +163,10 @@ pub fn discard(dir: &Path) {
     match fs::rename(dir, &trash) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return,
-        Err(error) => return tracing::warn!(%error, dir = %dir.display(), "what a clone left cannot be removed"),
+        Err(error) => return tracing::warn!(%error, dir = %dir.display(), "cannot remove the files of a failed clone"),
     }
     if let Err(error) = ignore_not_found(fs::remove_dir_all(&trash)) {
-        tracing::warn!(%error, dir = %trash.display(), "what a clone left cannot be removed");
+        tracing::warn!(%error, dir = %trash.display(), "cannot remove the files of a failed clone");
     }
 }
 
@@ -210,7 +210,7 @@ fn unused_mac(vms: &Path) -> Mac {
 fn clone_disk(from: &Path, to: &Path, copy: bool, given_up: &AtomicBool) -> Result<Method> {
     match clone_file(from, to, copy, given_up) {
         Ok(Method::Copy) => {
-            tracing::debug!(from = %from.display(), to = %to.display(), "the disk was copied: its file system cannot clone");
+            tracing::debug!(from = %from.display(), to = %to.display(), "copied the disk, because its file system does not support clones");
             Ok(Method::Copy)
         }
         Ok(method) => Ok(method),

@@ -40,14 +40,14 @@ impl Tart {
         for _ in 0..INTERRUPTS {
             // An interrupt lets Tart tell its framework and softnet to stop; a kill leaves that to them.
             if let Err(error) = process.signal(Signal::INT).await {
-                tracing::warn!(%error, instance = %name, pid = process.pid(), "tart could not be interrupted");
+                tracing::warn!(%error, instance = %name, pid = process.pid(), "cannot interrupt tart");
                 break;
             }
             if timeout(ASK_AGAIN, process.ended()).await.is_ok() {
                 return Ok(());
             }
         }
-        tracing::warn!(instance = %name, pid = process.pid(), "tart does not stop: killing it");
+        tracing::warn!(instance = %name, pid = process.pid(), "tart does not stop; killing it");
         last_resort::kill(process, name).await
     }
 
@@ -119,7 +119,7 @@ fn hears_its_button(paths: &TartPaths) -> bool {
 async fn ask(process: &Process) {
     loop {
         if let Err(error) = process.signal(Signal::USR2).await {
-            tracing::debug!(%error, pid = process.pid(), "the guest could not be asked to power down");
+            tracing::debug!(%error, pid = process.pid(), "cannot ask the guest to power down");
         }
         if timeout(ASK_AGAIN, process.ended()).await.is_ok() {
             return;

@@ -236,7 +236,7 @@ impl Tart {
             match self.ask_for_list().await {
                 Ok(entries) => {
                     if self.list_fails.lock().take().is_some() {
-                        tracing::info!("`tart list` works again");
+                        tracing::info!("`tart list` succeeds again");
                     }
                     let foreign = entries.into_iter().filter(|entry| !is_own(&entry.name));
                     let listed =
@@ -245,7 +245,7 @@ impl Tart {
                 }
                 Err(error) => {
                     if known.is_none() {
-                        tracing::warn!(%error, tail = error.tail.as_deref().unwrap_or_default(), "`tart list` fails: VMs are looked at one by one");
+                        tracing::warn!(%error, tail = error.tail.as_deref().unwrap_or_default(), "`tart list` failed; inspecting VMs one by one");
                     }
                     let fails = ListFails { since_asked: clock::monotonic(), why: error.summary };
                     *self.list_fails.lock() = Some(fails);
@@ -328,7 +328,7 @@ impl Tart {
             Ok((false, false)) => return None,
             Ok((running, _)) => running,
             Err(error) => {
-                tracing::debug!(instance = %name, %error, "an instance cannot be looked at: it counts as running");
+                tracing::debug!(instance = %name, %error, "cannot inspect an instance; it counts as running");
                 true
             }
         };
@@ -343,7 +343,7 @@ fn shape_of(name: &str, config: std::result::Result<TartConfig, String>) -> Rese
     match config {
         Ok(config) => (config.os, config.cpus, config.memory_mib()),
         Err(why) => {
-            tracing::debug!(vm = name, why, "a VM's configuration cannot be read: it counts as a macOS guest");
+            tracing::debug!(vm = name, why, "cannot read a VM's configuration; it counts as a macOS guest");
             UNKNOWN_SHAPE
         }
     }
@@ -489,11 +489,11 @@ impl Driver for Tart {
             return Err(fault);
         }
         if let Some(fault) = fault::host(&err, ours) {
-            tracing::warn!(instance = %name, error = %fault, "tart gave its guest up");
+            tracing::warn!(instance = %name, error = %fault, "tart ended because of an error on the host");
             return Ok(GoneCause::HypervisorError);
         }
         if !err.trim().is_empty() {
-            tracing::warn!(instance = %name, said = shown(err.trim().as_bytes()), "tart ended with words that say nothing of its guest");
+            tracing::warn!(instance = %name, stderr = shown(err.trim().as_bytes()), "tart ended with an unknown message on stderr");
         }
         Ok(GoneCause::Unknown)
     }

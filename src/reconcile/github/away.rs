@@ -65,7 +65,7 @@ impl GitHubAway {
                     first = false;
                 }
                 Err(error) => {
-                    tracing::error!(error = %error, "cannot read the live vms; trying again");
+                    tracing::error!(error = %error, "cannot read the live vms; retrying");
                     tokio::time::sleep(self.pace.first_retry).await;
                     continue;
                 }
@@ -102,7 +102,7 @@ impl GitHubAway {
         match self.ledger.apply(vm.id(), expect, event, self.clock.now()).await {
             Ok(_) => true,
             Err(error) => {
-                tracing::error!(vm.id = %vm.id(), error = %error, "cannot note whether the vm waits for GitHub");
+                tracing::error!(vm.id = %vm.id(), error = %error, "cannot record whether the vm waits for GitHub");
                 // A vm that is gone, or that the table refuses this to, will not take it later either.
                 matches!(error, StoreError::Refused(_))
             }

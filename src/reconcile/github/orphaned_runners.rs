@@ -65,7 +65,7 @@ impl OrphanedRunners {
             let next = match self.remove_due(github, &mut trying).await {
                 Ok(next) => next,
                 Err(error) => {
-                    tracing::error!(error = %error, "runners that outlived their vms cannot be looked for; trying again");
+                    tracing::error!(error = %error, "cannot remove orphaned runners; retrying");
                     clock::monotonic() + self.pace.first_retry
                 }
             };
@@ -124,7 +124,7 @@ impl OrphanedRunners {
     fn again(&self, trying: &mut HashMap<String, Trying>, row: &RunnerRow, why: &str) {
         let (pace, now) = (&self.pace, self.clock.now());
         let t = trying.entry(row.name.clone()).or_insert_with(|| {
-            tracing::info!(vm.id = %row.vm_id, runner.name = %row.name, why, "the runner of a vm that is gone stays for now");
+            tracing::info!(vm.id = %row.vm_id, runner.name = %row.name, why, "cannot remove an orphaned runner yet; retrying");
             Trying { since: now, next: clock::monotonic(), pause: pace.first_retry, warned: false }
         });
         t.next = clock::monotonic() + t.pause;
@@ -133,7 +133,7 @@ impl OrphanedRunners {
             t.warned = true;
             tracing::warn!(
                 vm.id = %row.vm_id, runner.name = %row.name, scope = %row.scope.slug(), since = %t.since, why,
-                "GitHub does not let go of a runner whose vm is gone; it is asked again and again"
+                "an orphaned runner could not be removed from GitHub for a long time; retrying"
             );
         }
     }
@@ -158,7 +158,7 @@ impl OrphanedRunners {
                     Ok(Some(r)) => {
                         tracing::warn!(
                             vm.id = %row.vm_id, runner.id = r.id, runner.name = %row.name,
-                            "a runner with the name of one of ours is at work and was not started from here; it is left alone"
+                            "a runner with the name of an orphaned runner is online or busy, and Mayfly did not start it; leaving it"
                         );
                         return RemovalAttempt::Gone;
                     }
@@ -173,11 +173,11 @@ impl OrphanedRunners {
         count_removal(&removed);
         match removed {
             Ok(removed) => {
-                tracing::info!(vm.id = %row.vm_id, runner.id = id, runner.name = %row.name, ?removed, "no runner of the vm is left at GitHub");
+                tracing::info!(vm.id = %row.vm_id, runner.id = id, runner.name = %row.name, ?removed, "removed an orphaned runner");
                 RemovalAttempt::Gone
             }
             Err(error) => {
-                tracing::debug!(vm.id = %row.vm_id, runner.id = id, error = %error, "the runner cannot be removed now");
+                tracing::debug!(vm.id = %row.vm_id, runner.id = id, error = %error, "cannot remove an orphaned runner now");
                 RemovalAttempt::Stays(error.to_string())
             }
         }

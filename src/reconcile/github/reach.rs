@@ -56,9 +56,9 @@ impl Reach {
             }
             let scope_name = scope.slug();
             match (known, next, result) {
-                (Some(Link::Away { .. }), Link::Up, _) => tracing::info!(scope = %scope_name, "GitHub answers again"),
+                (Some(Link::Away { .. }), Link::Up, _) => tracing::info!(scope = %scope_name, "GitHub can be reached again"),
                 (None | Some(Link::Up), Link::Away { .. }, Err(error)) => {
-                    tracing::warn!(scope = %scope_name, error = %error, "GitHub is away: budgets that wait for it stand still");
+                    tracing::warn!(scope = %scope_name, error = %error, "cannot reach GitHub; budgets that wait for it are paused");
                 }
                 _ => {}
             }

@@ -144,7 +144,7 @@ impl Registrar {
         self.reach.note(scope, &removed, self.clock.now());
         match removed {
             Ok(_) => {
-                tracing::info!(runner.id = found.id, runner.name = %name, "removed a runner whose configuration was lost");
+                tracing::info!(runner.id = found.id, runner.name = %name, "removed a runner whose configuration (JIT) was lost");
                 Ok(())
             }
             Err(GitHubError::RunnerBusy { .. }) => Err(at_work()),

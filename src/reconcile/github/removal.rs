@@ -53,13 +53,13 @@ impl RunnerRemoval {
             match self.remove(vm).await {
                 Removal::Gone => return deregistered(),
                 Removal::Busy => {
-                    tracing::info!(vm.id = %vm.id(), "the runner has a job: the vm ends when that does");
+                    tracing::info!(vm.id = %vm.id(), "the runner has a job; the vm ends after the job");
                     match record(&self.ledger, &self.clock, vm, Event::RunnerChanged { fact: RunnerFact::JobStarted })
                         .await
                     {
                         Ok(_) => return std::future::pending().await,
                         Err(error) => {
-                            tracing::error!(vm.id = %vm.id(), error = %error, "what GitHub says cannot be noted");
+                            tracing::error!(vm.id = %vm.id(), error = %error, "cannot record the runner's state");
                         }
                     }
                 }
@@ -78,14 +78,14 @@ impl RunnerRemoval {
             Ok(Some(row)) => row.runner_id,
             Ok(None) => None,
             Err(error) => {
-                tracing::error!(vm.id = %vm.id(), error = %error, "cannot read the vm's runner");
+                tracing::error!(vm.id = %vm.id(), error = %error, "cannot read the vm's runner from the database");
                 return Removal::Unknown;
             }
         };
         // One whose configuration nobody has takes no job; `orphaned_runners` removes it once the vm is gone.
         let Some(id) = id else { return Removal::Gone };
         let Some(github) = &self.client else {
-            tracing::warn!(vm.id = %vm.id(), code = Code::GitHubNotConfigured.slug(), "GitHub cannot be asked to take the runner away");
+            tracing::warn!(vm.id = %vm.id(), code = Code::GitHubNotConfigured.slug(), "cannot remove the runner from GitHub: no GitHub credentials are configured");
             return Removal::Unknown;
         };
         let removed = github.delete_runner(&runner.scope, id).await;
@@ -93,7 +93,7 @@ impl RunnerRemoval {
         count_removal(&removed);
         match removed {
             Ok(_) => {
-                tracing::info!(vm.id = %vm.id(), runner.id = id, "GitHub took the runner away");
+                tracing::info!(vm.id = %vm.id(), runner.id = id, "removed the runner from GitHub");
                 Removal::Gone
             }
             Err(GitHubError::RunnerBusy { .. }) => {
@@ -101,13 +101,13 @@ impl RunnerRemoval {
                 match self.ledger.runner_seen(&name, self.clock.now()).await {
                     Ok(()) => Removal::Busy,
                     Err(error) => {
-                        tracing::error!(vm.id = %vm.id(), error = %error, "what GitHub says cannot be noted");
+                        tracing::error!(vm.id = %vm.id(), error = %error, "cannot record the runner's state");
                         Removal::Unknown
                     }
                 }
             }
             Err(error) => {
-                tracing::warn!(vm.id = %vm.id(), runner.id = id, error = %error, "GitHub does not say whether the runner has a job");
+                tracing::warn!(vm.id = %vm.id(), runner.id = id, error = %error, "cannot remove the runner from GitHub, or find out whether it has a job");
                 Removal::Unknown
             }
         }

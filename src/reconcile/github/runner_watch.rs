@@ -49,7 +49,7 @@ impl RunnerWatch {
                 Ok(Some(vm)) => break Arc::new(vm),
                 Ok(None) => return pending().await,
                 Err(error) => {
-                    tracing::warn!(vm.id = %id, error = %error, "cannot read the vm; trying again");
+                    tracing::warn!(vm.id = %id, error = %error, "cannot read the vm; retrying");
                     tokio::time::sleep(self.pace.first_retry).await;
                 }
             }
@@ -82,7 +82,7 @@ impl RunnerWatch {
                 now = moved => vm = now,
                 () = due => match self.look(github, &vm).await {
                     Ok(now) => vm = now,
-                    Err(error) => tracing::error!(vm.id = %id, error = %error, "what GitHub says cannot be noted"),
+                    Err(error) => tracing::error!(vm.id = %id, error = %error, "cannot record the runner's state"),
                 },
             }
         }
@@ -113,7 +113,7 @@ impl RunnerWatch {
             Ok(Some(seen)) => self.seen(&vm, registered, &seen).await,
             Ok(None) => self.missed(&vm, registered).await,
             Err(error) => {
-                tracing::warn!(vm.id = %vm.id(), runner.id = runner_id, error = %error, "the runner cannot be looked at");
+                tracing::warn!(vm.id = %vm.id(), runner.id = runner_id, error = %error, "cannot query the runner at GitHub");
                 Ok(vm)
             }
         }
@@ -166,7 +166,7 @@ impl RunnerWatch {
         if !was_there {
             return Ok(vm.clone());
         }
-        tracing::info!(vm.id = %vm.id(), runner.id = registered.runner_id, "GitHub does not know the runner any more");
+        tracing::info!(vm.id = %vm.id(), runner.id = registered.runner_id, "the runner is no longer registered at GitHub");
         let gone = Event::RunnerChanged { fact: RunnerFact::Deregistered };
         Ok(self.record(vm, gone).await?.unwrap_or_else(|| vm.clone()))
     }

@@ -65,7 +65,7 @@ impl PoolDemand {
             let next = match self.meet().await {
                 Ok(next) => next,
                 Err(error) => {
-                    tracing::error!(error = %error, "vms for jobs could not be made or ended");
+                    tracing::error!(error = %error, "cannot create or end vms for jobs");
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }
@@ -112,7 +112,7 @@ impl PoolDemand {
             next = [next, plan.look_again].into_iter().flatten().min();
             for id in plan.end {
                 if let Some(vm) = vms.iter().find(|vm| vm.id() == id) {
-                    tracing::info!(vm.id = %id, pool.name = pool.name, "no job is left for this vm");
+                    tracing::info!(vm.id = %id, pool.name = pool.name, "ending a vm that no job needs any more");
                     let expect = Expect::Generation(vm.generation);
                     self.ledger.apply(id, expect, Event::EndAnnounced { by: Announcer::Pool }, now).await?;
                 }
@@ -150,7 +150,7 @@ impl PoolDemand {
             // We may not look at jobs, or it is gone: then no webhook will tell of it, and no runner of ours will get it.
             Ok(None) => {}
             Err(error) => {
-                tracing::warn!(job.id = job.record.id, error = %error, "GitHub does not say whether the job still waits");
+                tracing::warn!(job.id = job.record.id, error = %error, "cannot query GitHub whether the job is still queued");
                 let _alone = self.updates.lock().await;
                 let Some(mut job) = self.reader.job(job.record.id).await? else { return Ok(None) };
                 job.not_before = Some(self.clock.now() + REFUSED_PAUSE);
@@ -186,7 +186,7 @@ impl PoolDemand {
         let key = format!("github-job-{}-{}", job.record.id, job.tries + 1);
         let again = match self.admission.create_for_pool(pool, key).await {
             Ok(created) => {
-                tracing::info!(vm.id = %created.vm.id(), job.id = job.record.id, pool.name = pool.name, "a vm for a job");
+                tracing::info!(vm.id = %created.vm.id(), job.id = job.record.id, pool.name = pool.name, "created a vm for a job");
                 job.made = Some(created.vm.id());
                 job.tries += 1;
                 job.not_before = Some(now + self.pause_after(job.tries));
@@ -198,7 +198,7 @@ impl PoolDemand {
                 Some(now)
             }
             Err(error) => {
-                tracing::warn!(job.id = job.record.id, pool.name = pool.name, error = %error, "no vm for a job");
+                tracing::warn!(job.id = job.record.id, pool.name = pool.name, error = %error, "cannot create a vm for a job");
                 job.not_before = Some(now + REFUSED_PAUSE);
                 job.not_before
             }

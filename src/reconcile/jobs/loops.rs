@@ -62,7 +62,7 @@ async fn follow_once(source: &mut dyn JobSource, updates: &JobUpdates) {
             Ok::<_, Error>(())
         };
         if let Err(error) = result.await {
-            tracing::error!(source = source.name(), error = %error, "updates of jobs could not be applied");
+            tracing::error!(source = source.name(), error = %error, "cannot apply job updates");
             tokio::time::sleep(PAUSE).await;
         }
     }

@@ -81,13 +81,13 @@ impl Poll {
                     received.extend(updates.into_iter().map(|update| ReceivedUpdate { receipt: None, update }));
                 }
                 Err(error) => {
-                    tracing::warn!(job.repository = repository, error = %error, "GitHub could not be asked for jobs");
+                    tracing::warn!(job.repository = repository, error = %error, "cannot query GitHub for jobs");
                     failed = Some(error);
                 }
             }
         }
         if let Err(error) = self.look_at_deliveries().await? {
-            tracing::warn!(error = %error, "GitHub could not be asked for missed webhooks");
+            tracing::warn!(error = %error, "cannot query GitHub for missed webhooks");
             failed = Some(error);
         }
         self.slowness = if failed.is_some() { (self.slowness * 2).min(SLOWEST) } else { 1 };
@@ -150,7 +150,7 @@ impl Poll {
             if self.asked_again.contains(&missed.guid) || self.reader.knows_delivery(&missed.guid).await? {
                 continue;
             }
-            tracing::info!(delivery.guid = missed.guid, "a webhook was missed; having it sent again");
+            tracing::info!(delivery.guid = missed.guid, "asking GitHub to redeliver a missed webhook");
             if let Err(error) = self.github.redeliver(missed.id).await {
                 return Ok(Err(error));
             }

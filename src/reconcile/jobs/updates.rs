@@ -80,7 +80,7 @@ impl JobUpdates {
             let pool = job.pool.as_deref().unwrap_or_default();
             tracing::info!(
                 job.id = job.record.id, job.repository = %job.record.repository, pool.name = pool,
-                status = job.record.status.as_str(), "heard of a job"
+                status = job.record.status.as_str(), "job updated"
             );
             let wanted = if job.pool.is_some() { "yes" } else { "no" };
             metrics::counter!("mayfly_jobs_heard_total", "source" => update.source.as_str(), "wanted" => wanted)

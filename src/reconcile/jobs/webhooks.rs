@@ -81,7 +81,7 @@ impl JobSource for Deliveries {
                             self.processed(delivery.seq, DeliveryResult::Ignored, Some(why)).await?;
                         }
                         ParsedDelivery::Refused(why) => {
-                            tracing::warn!(delivery.guid = delivery.guid, why, "a webhook could not be understood");
+                            tracing::warn!(delivery.guid = delivery.guid, why, "cannot parse a webhook");
                             self.processed(delivery.seq, DeliveryResult::Refused, Some(why)).await?;
                         }
                     }

@@ -60,7 +60,7 @@ impl PullLoops {
                         read_rows = false;
                     }
                     Err(error) => {
-                        tracing::error!(error = %error, "cannot read the pulls under way; trying again");
+                        tracing::error!(error = %error, "cannot read the unfinished pulls; retrying");
                         if shutdown.run_until_cancelled(tokio::time::sleep(Duration::from_secs(1))).await.is_none() {
                             break;
                         }

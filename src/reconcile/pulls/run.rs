@@ -52,7 +52,7 @@ impl PullRun {
                 Ok(Some(pull)) => pull,
                 Ok(None) => return,
                 Err(error) => {
-                    tracing::error!(pull.id = %id, %error, "cannot read the pull; trying again");
+                    tracing::error!(pull.id = %id, %error, "cannot read the pull; retrying");
                     tokio::time::sleep(Duration::from_secs(1)).await;
                     continue;
                 }
@@ -67,7 +67,7 @@ impl PullRun {
             tokio::select! {
                 biased;
                 done = step => if let Err(error) = done {
-                    tracing::error!(pull.id = %id, %error, "a pull could not go on; trying again");
+                    tracing::error!(pull.id = %id, %error, "cannot continue a pull; retrying");
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 },
                 () = ended(&mut changes, id) => {}

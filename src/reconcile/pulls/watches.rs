@@ -49,7 +49,7 @@ impl TagWatches {
             let watches = match self.reader.watches().await {
                 Ok(watches) => watches,
                 Err(error) => {
-                    tracing::error!(%error, "cannot read what is watched; trying again");
+                    tracing::error!(%error, "cannot read the watches; retrying");
                     tokio::time::sleep(AGAIN).await;
                     continue;
                 }
@@ -73,7 +73,7 @@ impl TagWatches {
             let this = &self;
             let looks = futures_util::stream::iter(due).for_each_concurrent(AT_ONCE, |watch| async move {
                 if let Err(error) = this.look(&watch).await {
-                    tracing::error!(template.name = watch.template, %error, "cannot write down what a watch saw");
+                    tracing::error!(template.name = watch.template, %error, "cannot record the result of a watch");
                     tokio::time::sleep(AGAIN).await;
                 }
             });
@@ -111,7 +111,7 @@ impl TagWatches {
                     code: error.code,
                     detail: error.detail.clone(),
                 };
-                tracing::debug!(template.name = watch.template, error = %error, "a tag could not be looked up");
+                tracing::debug!(template.name = watch.template, error = %error, "cannot resolve a watched tag");
                 after.fault = Some(Fault { code: error.code, detail: error.detail, at: now });
                 new.then_some(event)
             }

@@ -93,7 +93,7 @@ impl VmDriver {
             Ok(Some(now)) => vm = now,
             Ok(None) => return,
             Err(error) => {
-                tracing::warn!(vm.id = %id, error = %error, "cannot read the vm; going on with what was known")
+                tracing::warn!(vm.id = %id, error = %error, "cannot read the vm; continuing with the last known state")
             }
         }
         while vm.state != State::Deleted {
@@ -141,7 +141,7 @@ impl VmDriver {
                         }
                     }
                     Err(StoreError::Refused(error)) => {
-                        tracing::error!(vm.id = %id, error = %error, "the table refused what a step found");
+                        tracing::error!(vm.id = %id, error = %error, "the lifecycle table refused the event of a step");
                         match self.reader.vm(id).await {
                             Ok(Some(now)) => vm = now,
                             Ok(None) => return,
@@ -150,7 +150,7 @@ impl VmDriver {
                         pause = self.rest(pause).await;
                     }
                     Err(error) => {
-                        tracing::warn!(vm.id = %id, error = %error, "cannot write to the ledger; trying again");
+                        tracing::warn!(vm.id = %id, error = %error, "cannot write to the ledger; retrying");
                         pause = self.until_writable(pause).await;
                     }
                 }

@@ -64,12 +64,12 @@ impl FullDisk {
                 }
             };
             if let Err(error) = self.catalog.room_for_paused_guest().await {
-                tracing::debug!(vm.id = %vm.id(), error = %error, "no room could be made for a paused guest");
+                tracing::debug!(vm.id = %vm.id(), error = %error, "cannot free disk space for a paused guest");
             }
             let resumed = match driver.resume(&name).await {
                 Ok(()) => {
                     self.note(vm, "there is room: the guest goes on").await;
-                    tracing::info!(vm.id = %vm.id(), paused_seconds = clock::elapsed(began).as_secs_f64(), "a paused guest goes on");
+                    tracing::info!(vm.id = %vm.id(), paused_seconds = clock::elapsed(began).as_secs_f64(), "resumed a paused guest");
                     Some(clock::monotonic())
                 }
                 Err(error) if clock::elapsed(began) >= self.give_up_after => {
@@ -78,7 +78,7 @@ impl FullDisk {
                     return Ok(cause);
                 }
                 Err(error) => {
-                    tracing::debug!(vm.id = %vm.id(), error = %error, "the guest stays paused");
+                    tracing::debug!(vm.id = %vm.id(), error = %error, "cannot resume a paused guest yet");
                     None
                 }
             };
@@ -95,7 +95,7 @@ impl FullDisk {
         let expect = Expect::Attempt { state: vm.state, attempt: vm.attempt };
         // Where the disk is full, the database may have no room either.
         if let Err(error) = self.ledger.apply(vm.id(), expect, Event::StepFailed { fault }, self.clock.now()).await {
-            tracing::warn!(vm.id = %vm.id(), error = %error, "the pause could not be recorded");
+            tracing::warn!(vm.id = %vm.id(), error = %error, "cannot record that the guest is paused");
         }
     }
 
@@ -103,7 +103,7 @@ impl FullDisk {
     async fn note(&self, vm: &Vm, text: &str) {
         let line = format!("[mayfly: {} {text}]\n", self.clock.now());
         if let Err(error) = self.logs.append(vm.id(), LogSource::Hypervisor, line.into_bytes()).await {
-            tracing::warn!(vm.id = %vm.id(), error = %error, "the vm's log could not be written");
+            tracing::warn!(vm.id = %vm.id(), error = %error, "cannot write the vm's log");
         }
     }
 }

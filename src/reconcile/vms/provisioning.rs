@@ -113,7 +113,7 @@ impl Provisioner {
             }
         };
         if let Err(error) = self.logs.append(vm.id(), LogSource::Boot, boot_log).await {
-            tracing::warn!(vm.id = %vm.id(), error = %error, "the boot log could not be kept");
+            tracing::warn!(vm.id = %vm.id(), error = %error, "cannot store the boot log");
         }
         Ok(())
     }
@@ -150,7 +150,7 @@ impl Provisioner {
             match told {
                 Ok(()) => return Ok(()),
                 Err(failure) => {
-                    tracing::warn!(vm.id = %vm.id(), code = %failure.code, detail = failure.detail, "the guest could not be told that it may start");
+                    tracing::warn!(vm.id = %vm.id(), code = %failure.code, detail = failure.detail, "cannot tell the guest that it may start its job");
                 }
             }
             pause = (pause * 2).min(Duration::from_secs(60));

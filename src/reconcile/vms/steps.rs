@@ -125,7 +125,7 @@ impl Steps {
         }
         let told = async {
             if let Err(failure) = self.provisioner.permit_job(&driver, vm).await {
-                tracing::warn!(vm.id = %vm.id(), code = %failure.code, detail = failure.detail, "the guest could not be told that it may start");
+                tracing::warn!(vm.id = %vm.id(), code = %failure.code, detail = failure.detail, "cannot tell the guest that it may start its job");
             }
             std::future::pending().await
         };
@@ -149,12 +149,12 @@ impl Steps {
             && let Err(error) = self.logs.keep_tail(vm.id(), LogSource::Console, &console).await
         {
             // A log is not worth a leaked disk.
-            tracing::warn!(vm.id = %vm.id(), error = %error, "the console log could not be kept");
+            tracing::warn!(vm.id = %vm.id(), error = %error, "cannot store the console log");
         }
         for log in driver.hypervisor_logs(&name) {
             let said = format!("[mayfly: the hypervisor of attempt {} wrote]\n", vm.attempt);
             if let Err(error) = self.logs.append_tail(vm.id(), LogSource::Hypervisor, said, &log).await {
-                tracing::warn!(vm.id = %vm.id(), error = %error, "the hypervisor's log could not be kept");
+                tracing::warn!(vm.id = %vm.id(), error = %error, "cannot store the hypervisor's log");
             }
         }
         driver.destroy(&name).await?;

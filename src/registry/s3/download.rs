@@ -387,7 +387,7 @@ fn remove_abandoned(all: &Path, own: &Path) {
             && lock.try_lock().is_ok()
             && forget(&dir).is_ok()
         {
-            tracing::info!(path = %dir.display(), "an unfinished download that nobody went on with was removed");
+            tracing::info!(path = %dir.display(), "removed an unfinished download that was not resumed");
         }
     }
 }
@@ -395,7 +395,7 @@ fn remove_abandoned(all: &Path, own: &Path) {
 /// Waits for the next attempt, or gives the error back when there is none.
 pub(super) async fn pause(error: S3Error, pauses: &mut impl Iterator<Item = Duration>) -> Result<(), S3Error> {
     let Some(pause) = pauses.next().filter(|_| error.may_pass()) else { return Err(error) };
-    tracing::warn!(%error, pause_ms = pause.as_millis() as u64, "S3 is asked again");
+    tracing::warn!(%error, pause_ms = pause.as_millis() as u64, "retrying a request to S3");
     tokio::time::sleep(pause).await;
     Ok(())
 }

@@ -136,10 +136,14 @@ impl S3 {
             match ended.await {
                 Ok(()) => {
                     let _ = fs::remove_file(&path);
-                    tracing::info!(s3.bucket = note.bucket, s3.key = note.key, "an unfinished upload was ended");
+                    tracing::info!(
+                        s3.bucket = note.bucket,
+                        s3.key = note.key,
+                        "aborted an unfinished multipart upload"
+                    );
                 }
                 Err(error) => {
-                    tracing::warn!(%error, s3.bucket = note.bucket, s3.key = note.key, "an unfinished upload could not be ended")
+                    tracing::warn!(%error, s3.bucket = note.bucket, s3.key = note.key, "cannot abort an unfinished multipart upload")
                 }
             }
         }
@@ -389,7 +393,7 @@ impl Guard {
 /// Without a word from S3 that it is ended, the note stays.
 async fn ended(client: &Client, note: Note, file: Option<(PathBuf, File)>, done: bool) {
     if !done && let Err(error) = end(client, &note).await {
-        tracing::warn!(%error, s3.bucket = note.bucket, s3.key = note.key, "an upload that failed could not be ended");
+        tracing::warn!(%error, s3.bucket = note.bucket, s3.key = note.key, "cannot abort a failed multipart upload");
         return;
     }
     if let Some((path, _lock)) = file {

@@ -136,7 +136,7 @@ impl ApiExchange {
                     Ok(answer) if again(answer.status) && call.repeatable => {
                         let Some(pause) = pauses.next() else { return Ok(answer) };
                         let status = answer.status.as_u16();
-                        tracing::warn!(asked = %call.what, status, pause_ms = millis(pause), "GitHub is asked again");
+                        tracing::warn!(request = %call.what, status, pause_ms = millis(pause), "retrying a request to GitHub");
                         drop(answer);
                         tokio::time::sleep(pause).await;
                         continue;
@@ -159,7 +159,7 @@ impl ApiExchange {
                                 sent: broken.sent,
                             });
                         };
-                        tracing::warn!(asked = %call.what, error = %broken.cause, pause_ms = millis(pause), "GitHub is asked again");
+                        tracing::warn!(request = %call.what, error = %broken.cause, pause_ms = millis(pause), "retrying a request to GitHub");
                         tokio::time::sleep(pause).await;
                         continue;
                     }

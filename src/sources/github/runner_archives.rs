@@ -93,7 +93,7 @@ impl RunnerArchives {
         let part = path.with_extension("part");
         self.fetch(archive, &part).await.map_err(unavailable)?;
         publish(&part, &path).await.map_err(|error| unavailable(error.to_string()))?;
-        tracing::info!(version = archive.version, url = %archive.url, "fetched GitHub's runner");
+        tracing::info!(version = archive.version, url = %archive.url, "downloaded GitHub's runner");
         Ok(path)
     }
 

@@ -97,7 +97,7 @@ impl Root {
         }
         if let Err(error) = touch(&place.join(USED)) {
             // Pruned somewhat sooner than it should be, and that is all.
-            tracing::warn!(template.digest = %template.digest, %error, "cannot note that a template was used");
+            tracing::warn!(template.digest = %template.digest, %error, "cannot record that a template was used");
         }
         Ok(Some(TemplateLease { _disk: disk }))
     }

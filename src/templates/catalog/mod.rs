@@ -186,7 +186,7 @@ impl Root {
             if file.try_lock().is_ok() && !pulled::may_go_on(&path) {
                 let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
                 if let Err(e) = removed {
-                    tracing::warn!(path = %path.display(), error = %e, "cannot sweep a leftover of the template catalog");
+                    tracing::warn!(path = %path.display(), error = %e, "cannot remove leftover files of the template catalog");
                 }
             }
         }
@@ -268,7 +268,9 @@ impl Root {
         for (name, digest) in self.all_names().map_err(Error::internal)? {
             match self.load(&digest, &name) {
                 Ok(template) => templates.push(template),
-                Err(e) => tracing::warn!(template.name = name, template.digest = digest, error = %e, "left out"),
+                Err(e) => {
+                    tracing::warn!(template.name = name, template.digest = digest, error = %e, "cannot load a template; leaving it out of the list")
+                }
             }
         }
         Ok(templates)
@@ -382,7 +384,7 @@ impl Root {
         fs::rename(place, &grave)?;
         files::sync_dir(&self.dir)?;
         if let Err(e) = fs::remove_dir_all(&grave) {
-            tracing::warn!(path = %grave.display(), error = %e, "a removed template is left for the next sweep");
+            tracing::warn!(path = %grave.display(), error = %e, "cannot delete the files of a removed template; the next sweep tries again");
         }
         Ok(())
     }

@@ -165,7 +165,7 @@ impl Catalog {
                 Ok(Some(needed)) => stay.push((item, needed)),
                 // The others may be removable all the same.
                 Err(error) => {
-                    tracing::error!(template.digest = item.digest, %error, cause = error.cause.as_ref().map(tracing::field::display), "cannot prune");
+                    tracing::error!(template.digest = item.digest, %error, cause = error.cause.as_ref().map(tracing::field::display), "cannot prune a template");
                     stay.push((item, format!("it could not be removed: {}", error.detail)));
                 }
             }

@@ -287,7 +287,7 @@ impl Root {
         let (template, _) =
             self.publish(&dir, &manifest::digest(&bytes), new.name.as_deref(), manifest.image.as_ref())?;
         if let Err(e) = fs::remove_dir_all(&staging.dir) {
-            tracing::warn!(path = %staging.dir.display(), error = %e, "what a pull left cannot be removed");
+            tracing::warn!(path = %staging.dir.display(), error = %e, "cannot remove the files of a pull");
         }
         Ok(template)
     }

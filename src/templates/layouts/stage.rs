@@ -208,7 +208,7 @@ fn sweep(parent: &Path) -> io::Result<()> {
             && lock.try_lock().is_ok()
             && let Err(error) = fs::remove_dir_all(&path)
         {
-            tracing::warn!(path = %path.display(), %error, "what an export left cannot be removed");
+            tracing::warn!(path = %path.display(), %error, "cannot remove the files of a failed export");
         }
     }
     Ok(())

@@ -219,7 +219,10 @@ async fn obtain(site: &Arc<Site>, chunk: Chunk, source: ChunkSource) -> Result<(
         ChunkSource::Twin { offset } => site.copy(chunk, None, offset).await?,
     };
     if !here {
-        tracing::warn!(image.layer = chunk.layer, "a chunk is not what its template's manifest says, and is fetched");
+        tracing::warn!(
+            image.layer = chunk.layer,
+            "a reused chunk does not match the manifest; fetching it from the registry"
+        );
         site.meter.also(chunk.blob.size);
         site.fetch_again(chunk).await?;
     }

@@ -139,7 +139,7 @@ impl Site {
             if attempt == ATTEMPTS || matches!(error, LayerError::Storage(_)) {
                 return Err(error);
             }
-            tracing::warn!(image.layer = layer, %error, "a layer is fetched again");
+            tracing::warn!(image.layer = layer, %error, "retrying a layer");
             attempt += 1;
         }
     }

@@ -89,7 +89,7 @@ impl KnownBlobs {
                 Ok(_) => {}
                 // The tag was read a moment ago: this one repository is closed to us, or away.
                 Err(Unusable::Registry(error)) => {
-                    tracing::debug!(image = %reference, %error, "what this image has cannot be reused");
+                    tracing::debug!(image = %reference, %error, "cannot reuse the blobs of this image");
                 }
                 Err(Unusable::Tag(_)) => {}
             }

@@ -235,7 +235,7 @@ async fn nothing_secret_is_logged_at_any_level() {
     let jit = client.generate_jit_config(&acme(), &runner("vm-1")).await.unwrap().encoded_jit_config;
     let registration = client.registration_token(&acme()).await.unwrap().token;
     let log = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();
-    assert!(log.contains("GitHub is asked again"), "{log}");
+    assert!(log.contains("retrying a request to GitHub"), "{log}");
     let key = std::fs::read_to_string(&app.key_file).unwrap();
     for secret in
         ["ghs_", "eyJ", &token, jit.expose_secret(), registration.expose_secret(), key.lines().nth(1).unwrap()]

@@ -157,7 +157,7 @@ async fn proven(program: &Path, machine: MachineSpec, scratch: &Path) -> Result<
         // A broken emulator takes nothing from an accelerator that works, and one that is not done yet is slow.
         let emulator = guest::run(program, emulated, scratch, Extent::Work, EMULATED).await.ok();
         let Some(emulator) = emulator.and_then(|report| report.round) else { return Ok(()) };
-        tracing::debug!(?accelerated, ?emulator, "the test guest's work was compared");
+        tracing::debug!(?accelerated, ?emulator, "measured the test guest with and without acceleration");
         if accelerated * RATIO <= emulator {
             return Ok(());
         }
@@ -205,7 +205,7 @@ pub fn remember(file: &Path, remembered: &Remembered) {
         files::replace_unsynced(file, &json)
     });
     if let Err(error) = written {
-        tracing::warn!(%error, file = %file.display(), "the accelerator probe could not be remembered");
+        tracing::warn!(%error, file = %file.display(), "cannot save the result of the accelerator probe");
     }
 }
 

@@ -55,7 +55,7 @@ async fn token(at: &EcrHost) -> Result<RegistryCredential, String> {
     let expires_at = expires_at.filter(|end| {
         let ahead = *end > clock::now();
         if !ahead {
-            tracing::warn!(aws.region = at.region, token.expires_at = %end, "a new token of ECR has ended already: is this host's clock right?");
+            tracing::warn!(aws.region = at.region, token.expires_at = %end, "a new ECR token has already expired; check this host's clock");
         }
         ahead
     });
