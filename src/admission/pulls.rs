@@ -65,7 +65,7 @@ impl PullAdmission {
         let now = self.clock.now();
         let deadline = SignedDuration::try_from(self.settings.deadline).unwrap_or(SignedDuration::MAX);
         let deadline = now.checked_add(deadline).unwrap_or(Timestamp::MAX);
-        let pull = Pull::asked_for(PullId::mint(), spec, previous, deadline, now);
+        let pull = Pull::requested(PullId::mint(), spec, previous, deadline, now);
         let (pull, new) = self.ledger.open_pull(pull, self.vault.fingerprint(&canonical)).await?;
         if new {
             tracing::info!(pull.id = %pull.id, image = pull.spec.image, template.name = pull.spec.name, "pull started");

@@ -12,7 +12,7 @@ use crate::{
         name::{NAME_RULE, is_name},
         runner_secrets::RunnerSecrets,
         template::Template,
-        vm_spec::Draft,
+        vm_spec::VmSpec,
     },
     drivers::inspector::HostInspector,
     guest,
@@ -110,11 +110,11 @@ impl VmAdmission {
         let secrets = checked_secrets(&request)?;
         let request_hash = self.vault.fingerprint(&request.canonical(secrets.as_ref()));
         // Kept until the vm is in the database, where whoever removes templates sees that it needs this one.
-        let (draft, _kept) = self.draft(id, &request, pool).await?;
+        let (spec, _kept) = self.vm_spec(id, &request, pool).await?;
         let sealed = secrets.map(|s| self.vault.seal(id, &s.to_bytes()));
         let opened = self
             .open(|admission| NewVm {
-                draft: draft.clone(),
+                spec: spec.clone(),
                 request_hash,
                 idempotency_key: idempotency_key.clone(),
                 sealed: sealed.clone(),
@@ -124,8 +124,8 @@ impl VmAdmission {
         let vm = opened.vm().clone();
         let new = matches!(opened, Opened::Created(_));
         if new {
-            metrics::counter!("mayfly_vms_created_total", "template" => vm.draft.template.clone()).increment(1);
-            tracing::info!(vm.id = %vm.id(), vm.name = %vm.draft.name, template.name = %vm.draft.template, "vm created");
+            metrics::counter!("mayfly_vms_created_total", "template" => vm.spec.template.clone()).increment(1);
+            tracing::info!(vm.id = %vm.id(), vm.name = %vm.spec.name, template.name = %vm.spec.template, "vm created");
         }
         Ok(Created { token: self.vault.vm_token(vm.id()), vm, new })
     }
@@ -134,8 +134,8 @@ impl VmAdmission {
     async fn open(&self, new: impl Fn(Admission) -> NewVm) -> Result<Opened> {
         let queue = Admission::Queue { max_queued: self.settings.max_queued };
         let first = new(queue);
-        let spec = match first.draft.spec() {
-            Some(spec) if first.draft.budgets.queue_seconds == 0 => spec.clone(),
+        let spec = match first.spec.resolved() {
+            Some(spec) if first.spec.budgets.queue_seconds == 0 => spec.clone(),
             _ => return Ok(self.ledger.open(first, self.clock.now()).await?),
         };
         for tries_left in (0..TRIES_NOW).rev() {
@@ -157,7 +157,7 @@ impl VmAdmission {
     }
 
     /// Where the vm's disk is to come from: a template that is here, and kept here, or an image that has to be looked for.
-    async fn basis(
+    async fn template_source(
         &self,
         wanted: &str,
         asked: SizeRequest,
@@ -193,15 +193,15 @@ impl VmAdmission {
             .retry_after(60));
         }
         let budgets = asked.before(&self.settings.budgets, &capacity)?;
-        Ok((image.to_string(), TemplateSource::Pending { awaits: asked }, budgets, None))
+        Ok((image.to_string(), TemplateSource::Awaited { awaits: asked }, budgets, None))
     }
 
-    async fn draft(
+    async fn vm_spec(
         &self,
         id: VmId,
         request: &VmRequest,
         pool: Option<String>,
-    ) -> Result<(Draft, Option<TemplateLease>)> {
+    ) -> Result<(VmSpec, Option<TemplateLease>)> {
         let name = self.checked_name(id, request)?;
         let asked = SizeRequest {
             cpus: request.cpus,
@@ -209,14 +209,14 @@ impl VmAdmission {
             budgets: request.budgets.clone(),
             queue_seconds: request.queue_timeout_seconds.unwrap_or(self.settings.queue_timeout_seconds),
         };
-        let (template, basis, budgets, kept) = self.basis(&request.template, asked).await?;
+        let (template, source, budgets, kept) = self.template_source(&request.template, asked).await?;
         let (runner, github, labels) = (request.runner.kind(), request.runner.github()?, request.labels.clone());
         if github.as_ref().is_some_and(|g| g.registration == Registration::Managed) && !self.github {
             return Err(Error::new(Code::GitHubNotConfigured, "this service has no credentials for GitHub")
                 .field("/runner", "needs `[github]` in the configuration, or `jit_config` or `registration_token`"));
         }
         Ok((
-            Draft { id, name, template, basis, runner, github, pool, labels, budgets, instance_per_attempt: true },
+            VmSpec { id, name, template, source, runner, github, pool, labels, budgets, instance_per_attempt: true },
             kept,
         ))
     }

@@ -138,7 +138,7 @@ pub(super) fn folded(pairs: &[(&str, String)], width: Option<usize>) -> String {
 
 /// Removes terminal control from a stream of text: whole escape sequences, and other control characters.
 #[derive(Default)]
-pub(super) struct Tamer {
+pub(super) struct ControlFilter {
     state: Escape,
 }
 
@@ -156,8 +156,8 @@ enum Escape {
     Beyond,
 }
 
-impl Tamer {
-    pub fn tame(&mut self, bytes: &[u8]) -> Vec<u8> {
+impl ControlFilter {
+    pub fn filter(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut kept = Vec::with_capacity(bytes.len());
         for &byte in bytes {
             self.state = match (self.state, byte) {
@@ -255,9 +255,9 @@ mod tests {
 
     #[test]
     fn a_guest_cannot_drive_the_terminal() {
-        let mut tamer = Tamer::default();
-        let mut shown = tamer.tame(b"\x1b[31mred\x1b[0m \x1b]0;title\x07 \x1b]8;;http://x\x1b\\link\x1b[");
-        shown.extend(tamer.tame(b"2J\r\nend \x1b(Bx\x08\xc2\x9b \xc2\xb5\n"));
+        let mut filter = ControlFilter::default();
+        let mut shown = filter.filter(b"\x1b[31mred\x1b[0m \x1b]0;title\x07 \x1b]8;;http://x\x1b\\link\x1b[");
+        shown.extend(filter.filter(b"2J\r\nend \x1b(Bx\x08\xc2\x9b \xc2\xb5\n"));
         assert_eq!(String::from_utf8(shown).unwrap(), "red  link\nend x µ\n");
         assert_eq!(plain("a\x1b[31mb"), "a\u{fffd}[31mb");
     }

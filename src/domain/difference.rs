@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use super::{
     host::{HostView, Instance},
     ids::VmId,
-    orphaned_runner::Ghost,
+    orphaned_runner::OrphanedRunner,
     state::State,
     vm::Vm,
 };
@@ -32,7 +32,7 @@ pub struct Difference {
     /// Foreign: counted, never touched.
     pub foreign: Vec<Instance>,
     /// Mayfly's runners at GitHub whose vm has ended: they are removed there.
-    pub runners: Vec<Ghost>,
+    pub runners: Vec<OrphanedRunner>,
 }
 
 /// Compares rows with instances. The rows are read before and after the inspection of the host, so that changes in
@@ -61,7 +61,7 @@ pub fn difference(before: &[Vm], view: &HostView, after: &[Vm]) -> Difference {
     }
     for vm in after {
         let expected = matches!(vm.state, State::Booting | State::Configuring | State::Running | State::Draining)
-            && vm.draft.spec().is_some_and(|spec| listed(&spec.driver))
+            && vm.spec.resolved().is_some_and(|spec| listed(&spec.driver))
             && before.iter().any(|b| b.id() == vm.id() && (b.state, b.attempt) == (vm.state, vm.attempt));
         let runs = |i: &Instance| i.vm_id.is_some() && i.running && i.name == vm.instance().as_str();
         if expected && !view.instances.iter().any(runs) {

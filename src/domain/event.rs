@@ -13,7 +13,7 @@ use super::{
     queue::QueueReason,
     runner::RunnerFact,
     state::State,
-    vm_spec::{Draft, ResolvedSpec},
+    vm_spec::{ResolvedSpec, VmSpec},
 };
 
 /// What announced the end of a vm.
@@ -120,7 +120,8 @@ pub enum ReadyVia {
 )]
 pub enum Event {
     Created {
-        draft: Box<Draft>,
+        #[serde(rename = "draft")]
+        spec: Box<VmSpec>,
     },
     QueueReasonChanged {
         reason: QueueReason,

@@ -9,7 +9,8 @@ use super::{ids::VmId, scope::Scope, state::State, vm::Vm};
 /// A runner that Mayfly registered (or tried to register) at GitHub and that no vm needs any more. The sweep
 /// removes it there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, serde::Deserialize, ToSchema)]
-pub struct Ghost {
+#[schema(as = Ghost)]
+pub struct OrphanedRunner {
     pub name: String,
     #[schema(value_type = String, example = "acme")]
     pub scope: Scope,

@@ -136,7 +136,7 @@ pub struct Pull {
 }
 
 impl Pull {
-    pub fn asked_for(id: PullId, spec: PullSpec, previous: Option<String>, deadline: Timestamp, at: Timestamp) -> Pull {
+    pub fn requested(id: PullId, spec: PullSpec, previous: Option<String>, deadline: Timestamp, at: Timestamp) -> Pull {
         Pull {
             id,
             spec,

@@ -60,7 +60,7 @@ impl State {
     }
 
     /// The next step of this state: one idempotent action, repeated after a restart.
-    pub fn owes(self) -> Step {
+    pub fn next_step(self) -> Step {
         match self {
             State::Queued => Step::AwaitSlot,
             State::Cloning => Step::Clone,

@@ -16,7 +16,7 @@ use super::{
     queue::{Queue, QueueReason},
     runner::{RunnerFact, RunnerKind, RunnerStarted, RunnerStatus},
     state::State,
-    vm_spec::{Draft, TemplateSource},
+    vm_spec::{TemplateSource, VmSpec},
 };
 
 /// Exit code of GitHub's runner if GitHub no longer accepts its version.
@@ -33,7 +33,8 @@ pub struct TimelineEntry {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Vm {
-    pub draft: Draft,
+    #[serde(rename = "draft")]
+    pub spec: VmSpec,
     /// Grows by one with every recorded event of this vm.
     pub generation: i64,
     pub state: State,
@@ -103,16 +104,16 @@ fn seconds(n: u32) -> SignedDuration {
 
 impl Vm {
     pub fn id(&self) -> VmId {
-        self.draft.id
+        self.spec.id
     }
 
     /// The instance of the current attempt; for a queued vm, that of the latest attempt.
     pub fn instance(&self) -> InstanceName {
-        if self.draft.instance_per_attempt { self.id().instance_of(self.attempt) } else { self.id().instance() }
+        if self.spec.instance_per_attempt { self.id().instance_of(self.attempt) } else { self.id().instance() }
     }
 
     /// Creates the vm from its first event.
-    pub fn created(draft: Draft, at: Timestamp) -> Vm {
+    pub fn created(spec: VmSpec, at: Timestamp) -> Vm {
         Vm {
             generation: 1,
             state: State::Queued,
@@ -121,11 +122,11 @@ impl Vm {
             entered_at: at,
             timeline: vec![TimelineEntry { state: State::Queued, at }],
             queue: Some(Queue {
-                reason: match draft.basis {
+                reason: match spec.source {
                     TemplateSource::Resolved(_) => QueueReason::Slot,
-                    TemplateSource::Pending { .. } => QueueReason::Template,
+                    TemplateSource::Awaited { .. } => QueueReason::Template,
                 },
-                deadline: at + seconds(draft.budgets.queue_seconds),
+                deadline: at + seconds(spec.budgets.queue_seconds),
                 not_before: None,
             }),
             attempt: 0,
@@ -150,7 +151,7 @@ impl Vm {
             away_ms: 0,
             drain_until: None,
             start_unconfirmed: false,
-            draft,
+            spec,
         }
     }
 
@@ -159,7 +160,7 @@ impl Vm {
     pub fn replay<'a>(log: impl IntoIterator<Item = (&'a Event, Timestamp)>) -> Option<Vm> {
         let mut log = log.into_iter();
         let mut vm = match log.next() {
-            Some((Event::Created { draft }, at)) => Vm::created((**draft).clone(), at),
+            Some((Event::Created { spec }, at)) => Vm::created((**spec).clone(), at),
             _ => return None,
         };
         for (event, at) in log {
@@ -202,9 +203,9 @@ impl Vm {
                 }
             }
             Event::TemplateReady { spec, budgets } => {
-                if let TemplateSource::Pending { .. } = self.draft.basis {
-                    self.draft.basis = TemplateSource::Resolved(spec.clone());
-                    self.draft.budgets = budgets.clone();
+                if let TemplateSource::Awaited { .. } = self.spec.source {
+                    self.spec.source = TemplateSource::Resolved(spec.clone());
+                    self.spec.budgets = budgets.clone();
                     if let Some(queue) = &mut self.queue {
                         queue.reason = QueueReason::Slot;
                     }
@@ -219,10 +220,10 @@ impl Vm {
             }
             Event::GuestReady { .. } | Event::InstanceStopped | Event::InstanceAbsent => {}
             Event::GuestConfigured => {
-                if let Some(fact) = self.draft.runner.when_handed_over() {
+                if let Some(fact) = self.spec.runner.when_handed_over() {
                     self.runner(fact, at);
                 }
-                self.start_unconfirmed = self.draft.runner != RunnerKind::None;
+                self.start_unconfirmed = self.spec.runner != RunnerKind::None;
             }
             Event::RunnerChanged { fact } => self.runner(*fact, at),
             Event::JobFinished { exit_code } => {
@@ -346,7 +347,7 @@ impl Vm {
                 self.end(EndSignal::GivenUp, OutcomeResult::Failed, Some(fault.code), Some(fault.detail.clone()));
             }
             Event::AttemptCleared { reason, not_before } => {
-                let mut waits = seconds(self.draft.budgets.queue_seconds.max(self.draft.budgets.boot_seconds));
+                let mut waits = seconds(self.spec.budgets.queue_seconds.max(self.spec.budgets.boot_seconds));
                 if self.host_refused {
                     // The same wait goes on: a host that refuses again and again does not make it longer.
                     waits = (waits - self.waited()).max(SignedDuration::ZERO);
@@ -375,10 +376,10 @@ impl Vm {
             EndProof::RunnerFinished => {
                 self.runner(RunnerFact::ProgramEnded, at);
                 // What GitHub's runner program returns says nothing of its job.
-                if self.draft.runner != RunnerKind::GitHub && self.job_exit_code.is_none() {
+                if self.spec.runner != RunnerKind::GitHub && self.job_exit_code.is_none() {
                     self.job_exit_code = exit_code;
                 }
-                let failed = match (self.draft.runner, exit_code) {
+                let failed = match (self.spec.runner, exit_code) {
                     (RunnerKind::GitHub, Some(RUNNER_TOO_OLD)) => Some(Code::RunnerTooOld),
                     (RunnerKind::GitHub, Some(RUNNER_MISSING)) => Some(Code::RunnerMissing),
                     _ => None,
@@ -467,15 +468,15 @@ impl Vm {
     }
 
     /// When GitHub's report that the runner has finished becomes the end of the guest.
-    pub fn settled(&self) -> Option<(EndProof, Timestamp)> {
+    pub fn settle_deadline(&self) -> Option<(EndProof, Timestamp)> {
         let (proof, at) = self.done?;
         let waits = matches!(self.state, State::Booting | State::Configuring | State::Running | State::Draining);
-        waits.then(|| (proof, at + seconds(self.draft.budgets.settle_seconds)))
+        waits.then(|| (proof, at + seconds(self.spec.budgets.settle_seconds)))
     }
 
     /// The next moment at which a budget is spent, and which one it is.
     pub fn deadline(&self) -> Option<(Budget, Timestamp)> {
-        let b = &self.draft.budgets;
+        let b = &self.spec.budgets;
         let away = SignedDuration::from_millis(self.away_ms);
         let since = |budget, limit| Some((budget, self.entered_at + seconds(limit) + away));
         // Of a budget that only GitHub can end: never while GitHub is away, and later by as long as it was away.
@@ -490,8 +491,8 @@ impl Vm {
             State::Configuring => waiting(Budget::Configure, self.entered_at + seconds(b.configure_seconds)),
             State::Running => {
                 let lifetime = (Budget::Lifetime, self.lifetime_ends());
-                let watched = self.draft.managed().is_some();
-                let waits = match (self.draft.runner.registers(), self.runner_status, self.runner_changed_at) {
+                let watched = self.spec.managed().is_some();
+                let waits = match (self.spec.runner.registers(), self.runner_status, self.runner_changed_at) {
                     // Nobody tells us when a runner is online that its owner registered: it may be waiting for its job already.
                     (true, RunnerStatus::Registering, Some(at)) if !watched => {
                         waiting(Budget::Idle, at + seconds(b.idle_seconds))
@@ -515,7 +516,7 @@ impl Vm {
 
     /// Upper limit for extended draining while the runner is busy.
     pub fn drain_cap(&self) -> Timestamp {
-        let b = &self.draft.budgets;
+        let b = &self.spec.budgets;
         self.entered_at
             + SignedDuration::from_millis(self.away_ms)
             + seconds(match self.announced_by {
@@ -527,13 +528,13 @@ impl Vm {
     }
 
     fn lifetime_ends(&self) -> Timestamp {
-        self.entered_at + seconds(self.draft.budgets.lifetime_seconds)
+        self.entered_at + seconds(self.spec.budgets.lifetime_seconds)
     }
 
     /// Whether a guest of this vm started the runner program. A guest starts it only after `running` was entered,
     /// and after that there is no further attempt.
     pub fn started(&self) -> RunnerStarted {
-        if self.draft.runner == RunnerKind::None {
+        if self.spec.runner == RunnerKind::None {
             return RunnerStarted::No;
         }
         if self.start_unconfirmed {
@@ -557,7 +558,7 @@ impl Vm {
 
     /// Whether another fresh clone may be tried after one more failed attempt.
     pub fn has_attempts_left(&self) -> bool {
-        self.failed_attempts + 1 < self.draft.budgets.max_attempts
+        self.failed_attempts + 1 < self.spec.budgets.max_attempts
     }
 
     /// How long the guest may take to power down before it is forced. Zero if the runner has finished, or if the
@@ -565,7 +566,7 @@ impl Vm {
     pub fn stop_grace(&self) -> SignedDuration {
         match self.end_signal {
             Some(EndSignal::LifetimeBudget | EndSignal::IdleBudget | EndSignal::RegistrationBudget) => {
-                seconds(self.draft.budgets.stop_grace_seconds)
+                seconds(self.spec.budgets.stop_grace_seconds)
             }
             _ => SignedDuration::ZERO,
         }

@@ -16,13 +16,13 @@ use super::{
 
 /// The complete request, including the defaults of the template and of the configuration. No secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Draft {
+pub struct VmSpec {
     pub id: VmId,
     pub name: String,
     /// The name or the image reference of the request.
     pub template: String,
     #[serde(flatten)]
-    pub basis: TemplateSource,
+    pub source: TemplateSource,
     pub runner: RunnerKind,
     /// For a GitHub runner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -40,12 +40,12 @@ pub struct Draft {
     pub instance_per_attempt: bool,
 }
 
-impl Draft {
+impl VmSpec {
     /// Everything that follows from the template, if it is known. Every vm that holds a slot has it.
-    pub fn spec(&self) -> Option<&ResolvedSpec> {
-        match &self.basis {
+    pub fn resolved(&self) -> Option<&ResolvedSpec> {
+        match &self.source {
             TemplateSource::Resolved(spec) => Some(spec),
-            TemplateSource::Pending { .. } => None,
+            TemplateSource::Awaited { .. } => None,
         }
     }
 
@@ -82,7 +82,7 @@ pub struct SizeRequest {
 #[serde(untagged)]
 pub enum TemplateSource {
     Resolved(ResolvedSpec),
-    Pending { awaits: SizeRequest },
+    Awaited { awaits: SizeRequest },
 }
 
 impl SizeRequest {

@@ -23,12 +23,12 @@ fn spec() -> ResolvedSpec {
     }
 }
 
-pub fn draft() -> Draft {
-    Draft {
+pub fn vm_spec() -> VmSpec {
+    VmSpec {
         id: VmId::mint(),
         name: "a".into(),
         template: "micro".into(),
-        basis: TemplateSource::Resolved(spec()),
+        source: TemplateSource::Resolved(spec()),
         runner: RunnerKind::Command,
         github: None,
         pool: None,
@@ -47,7 +47,7 @@ fn fault() -> Fault {
 }
 
 fn live(events: &[Event]) -> Vm {
-    let mut vm = Vm::created(draft(), at(0));
+    let mut vm = Vm::created(vm_spec(), at(0));
     for (n, event) in events.iter().enumerate() {
         assert!(
             matches!(vm.apply(event, at(1 + n as i64)), Verdict::Move(_) | Verdict::Note),
@@ -243,10 +243,10 @@ proptest! {
     /// Whatever happens in whatever order: the laws hold, and the log alone gives the row.
     #[test]
     fn any_sequence_of_events_keeps_the_laws(awaits: bool, events in prop::collection::vec(any_event(), 0..80)) {
-        let basis = if awaits { TemplateSource::Pending { awaits: SizeRequest::default() } } else { TemplateSource::Resolved(spec()) };
-        let first = Event::Created { draft: Box::new(Draft { basis, ..draft() }) };
-        let Event::Created { draft } = &first else { unreachable!() };
-        let mut vm = Vm::created((**draft).clone(), at(0));
+        let source = if awaits { TemplateSource::Awaited { awaits: SizeRequest::default() } } else { TemplateSource::Resolved(spec()) };
+        let first = Event::Created { spec: Box::new(VmSpec { source, ..vm_spec() }) };
+        let Event::Created { spec } = &first else { unreachable!() };
+        let mut vm = Vm::created((**spec).clone(), at(0));
         let mut log = vec![(first.clone(), at(0))];
         for (n, event) in events.into_iter().enumerate() {
             let before = vm.clone();
@@ -286,32 +286,32 @@ proptest! {
 
 #[test]
 fn a_draft_is_read_as_it_was_always_written() {
-    let draft = draft();
-    let known = serde_json::to_value(&draft).unwrap();
+    let spec = vm_spec();
+    let known = serde_json::to_value(&spec).unwrap();
     assert_eq!(
         (&known["os"], &known["cpus"], &known["template_digest"]),
         (&"linux".into(), &1.into(), &"sha256:0".into())
     );
-    assert_eq!(serde_json::from_value::<Draft>(known.clone()).unwrap(), draft);
+    assert_eq!(serde_json::from_value::<VmSpec>(known.clone()).unwrap(), spec);
 
     let asked = SizeRequest { cpus: Some(2), queue_seconds: 9, ..SizeRequest::default() };
-    let awaited = Draft { basis: TemplateSource::Pending { awaits: asked }, ..draft };
+    let awaited = VmSpec { source: TemplateSource::Awaited { awaits: asked }, ..spec };
     let written = serde_json::to_value(&awaited).unwrap();
     assert!(written.get("os").is_none(), "{written}");
-    assert_eq!(serde_json::from_value::<Draft>(written).unwrap(), awaited);
+    assert_eq!(serde_json::from_value::<VmSpec>(written).unwrap(), awaited);
 
     // Neither the one nor the other: not to be taken for a vm that waits.
     for lost in ["os", "cpus", "template_digest"] {
         let mut damaged = known.clone();
         damaged.as_object_mut().unwrap().remove(lost);
-        assert!(serde_json::from_value::<Draft>(damaged).is_err(), "{lost}");
+        assert!(serde_json::from_value::<VmSpec>(damaged).is_err(), "{lost}");
     }
 }
 
 fn github(registration: Registration) -> Vm {
     let runner =
         GitHubRunner { scope: "acme/app".parse().unwrap(), labels: vec!["macos".into()], group: None, registration };
-    Vm::created(Draft { runner: RunnerKind::GitHub, github: Some(runner), ..draft() }, at(0))
+    Vm::created(VmSpec { runner: RunnerKind::GitHub, github: Some(runner), ..vm_spec() }, at(0))
 }
 
 fn job(status: JobStatus) -> JobRecord {
@@ -346,15 +346,15 @@ fn github_running() -> Vm {
 #[test]
 fn githubs_word_that_a_job_is_completed_ends_its_guest_a_moment_later() {
     let mut vm = github_running();
-    assert_eq!(vm.settled(), None);
+    assert_eq!(vm.settle_deadline(), None);
     go(&mut vm, [(Event::JobChanged { job: job(JobStatus::InProgress) }, 10)]);
-    assert_eq!((vm.runner_status, vm.settled()), (RunnerStatus::Busy, None));
+    assert_eq!((vm.runner_status, vm.settle_deadline()), (RunnerStatus::Busy, None));
     go(&mut vm, [(Event::JobChanged { job: job(JobStatus::Completed) }, 20)]);
-    assert_eq!(vm.settled(), Some((EndProof::JobCompleted, at(30))));
+    assert_eq!(vm.settle_deadline(), Some((EndProof::JobCompleted, at(30))));
     assert_eq!(vm.apply(&Event::JobChanged { job: job(JobStatus::InProgress) }, at(21)), Verdict::Ignore);
     // What comes first counts; the word of the other stays for the record.
     go(&mut vm, [(Event::EndProven { proof: EndProof::RunnerFinished, exit_code: Some(0) }, 22)]);
-    assert_eq!((vm.end_signal, vm.settled(), vm.job_exit_code), (Some(EndSignal::RunnerFinished), None, None));
+    assert_eq!((vm.end_signal, vm.settle_deadline(), vm.job_exit_code), (Some(EndSignal::RunnerFinished), None, None));
 }
 
 #[test]

@@ -165,7 +165,7 @@ pub async fn list_vm_events(
     let more = events.len() > limit as usize;
     events.truncate(limit as usize);
     let next_after = events.last().filter(|_| more).map(|last| last.seq);
-    let items = events.iter().map(|e| EventView::new(e, vm.draft.name.clone())).collect::<Result<_, _>>()?;
+    let items = events.iter().map(|e| EventView::new(e, vm.spec.name.clone())).collect::<Result<_, _>>()?;
     Ok(Answer(EventList { items, next_after }))
 }
 
@@ -324,7 +324,7 @@ impl EventStream {
                     change = bell.recv() => match change {
                         Ok(change) if change.recorded.seq <= self.sent => {}
                         Ok(change) if change.recorded.seq == self.sent + 1 => {
-                            self.pass_on(&change.recorded, Some(&change.vm.draft.name)).await?;
+                            self.pass_on(&change.recorded, Some(&change.vm.spec.name)).await?;
                         }
                         Ok(_) | Err(RecvError::Lagged(_)) => self.catch_up().await?,
                         Err(RecvError::Closed) => return Err(Over),
@@ -401,14 +401,14 @@ impl EventStream {
     }
 
     async fn name_of(&mut self, recorded: &Recorded) -> Result<String, Over> {
-        if let Event::Created { draft } = &recorded.event {
-            return Ok(draft.name.clone());
+        if let Event::Created { spec } = &recorded.event {
+            return Ok(spec.name.clone());
         }
         if let Some(name) = self.names.get(&recorded.vm_id) {
             return Ok(name.clone());
         }
         let vm = self.http.services.vms.find(recorded.vm_id).await.map_err(|e| failed(&e))?;
-        let name = vm.map(|vm| vm.draft.name).unwrap_or_default();
+        let name = vm.map(|vm| vm.spec.name).unwrap_or_default();
         if self.names.len() >= 1024 {
             self.names.clear();
         }

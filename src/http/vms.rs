@@ -123,7 +123,7 @@ pub struct GitHubRunnerView {
 
 impl GitHubRunnerView {
     fn new(vm: &Vm) -> Option<Self> {
-        let GitHubRunner { scope, labels, group, registration } = vm.draft.github.clone()?;
+        let GitHubRunner { scope, labels, group, registration } = vm.spec.github.clone()?;
         let registered = vm.registered.as_ref();
         let (name, id) = (registered.map(|r| r.name.clone()), registered.and_then(|r| r.runner_id));
         Some(Self { scope, labels, group, registration, name, id })
@@ -181,8 +181,8 @@ pub struct VmPage {
 impl VmView {
     /// `position` is used while the vm is queued.
     fn new(vm: &Vm, position: i64, pull: Option<PullProgress>) -> Self {
-        let d = &vm.draft;
-        let spec = d.spec();
+        let d = &vm.spec;
+        let spec = d.resolved();
         Self {
             id: d.id,
             name: d.name.clone(),

@@ -67,7 +67,7 @@ impl From<StoreError> for Failure {
 pub(super) fn spec_of(vm: &Vm) -> Result<&ResolvedSpec, Failure> {
     let unknown =
         || Failure::new(FailureKind::Permanent, Code::Internal, "the vm got a slot before its template was here");
-    vm.draft.spec().ok_or_else(unknown)
+    vm.spec.resolved().ok_or_else(unknown)
 }
 
 impl From<guest::agent::Error> for Failure {

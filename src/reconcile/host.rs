@@ -103,7 +103,7 @@ impl HostObserver {
 
     /// The system refused to run this vm's guest because so many run already, it says.
     pub async fn limit_met(&self, vm: &Vm, fault: Fault) {
-        let Some(&ResolvedSpec { os, .. }) = vm.draft.spec() else { return };
+        let Some(&ResolvedSpec { os, .. }) = vm.spec.resolved() else { return };
         let running = self.look().await.running_beside(os, vm.id());
         self.host.update(|view| {
             view.refused(os, running, fault, self.limit_pause, LONGEST_LIMIT_PAUSE);
@@ -118,7 +118,7 @@ impl HostObserver {
 
     /// This vm's guest runs.
     pub async fn limit_passed(&self, vm: &Vm) {
-        let Some(&ResolvedSpec { os, .. }) = vm.draft.spec() else { return };
+        let Some(&ResolvedSpec { os, .. }) = vm.spec.resolved() else { return };
         if !self.host.last().ceilings.iter().any(|c| c.os == os) {
             return;
         }

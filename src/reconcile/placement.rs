@@ -103,11 +103,11 @@ impl Placement {
     /// Whether this event may let somebody in: a vm came into the queue or got its template, or what it held was given back. A new vm that does not
     /// fit beside what is held changes nothing: it waits for a slot, and its row says so from the beginning.
     fn concerns(&self, change: &Change, held: Option<Usage>) -> bool {
-        let d = &change.vm.draft;
+        let d = &change.vm.spec;
         match change.recorded.event.kind() {
             EventKind::Created | EventKind::TemplateReady => {
                 let fits = |s: &ResolvedSpec| held.is_none_or(|h| self.capacity.fits(&h, s.os, s.cpus, s.memory_mib));
-                d.spec().is_some_and(fits)
+                d.resolved().is_some_and(fits)
             }
             EventKind::InstanceAbsent | EventKind::AttemptCleared | EventKind::BudgetSpent => true,
             _ => false,

@@ -496,10 +496,10 @@ mod tests {
     use super::*;
     use crate::registry::credentials::{CredentialError, RegistryCredential};
 
-    struct Nobody;
+    struct NoCredentials;
 
     #[async_trait]
-    impl CredentialSource for Nobody {
+    impl CredentialSource for NoCredentials {
         async fn get(&self, _: &str, _: bool) -> Result<Option<RegistryCredential>, CredentialError> {
             Ok(None)
         }
@@ -508,7 +508,7 @@ mod tests {
     #[test]
     fn plain_http_is_for_this_host_unless_allowed() {
         let client = |registry: &str, options: &RegistryOptions| {
-            RegistryClient::new(&format!("{registry}/acme/a:1").parse().unwrap(), options, Arc::new(Nobody))
+            RegistryClient::new(&format!("{registry}/acme/a:1").parse().unwrap(), options, Arc::new(NoCredentials))
         };
         let plain = RegistryOptions { plain_http: true, ..RegistryOptions::default() };
         for local in ["localhost:5000", "127.0.0.1:5000"] {

@@ -184,7 +184,7 @@ impl Guests {
     pub async fn runner_registration(&self, id: VmId) -> Result<SecretString> {
         let vm = self.live(id).await?;
         let none = || Error::new(Code::NotFound, "the runner of this vm registers nowhere");
-        let github = vm.draft.github.as_ref().ok_or_else(none)?;
+        let github = vm.spec.github.as_ref().ok_or_else(none)?;
         if !matches!(vm.state, State::Booting | State::Configuring) {
             return Err(Error::new(Code::RegistrationClosed, format!("the vm is {}", vm.state)));
         }
@@ -192,7 +192,7 @@ impl Guests {
         let unseal = |sealed: Vec<u8>| self.vault.unseal(id, &sealed).ok_or_else(unreadable);
         match github.registration {
             Registration::Managed => {
-                let name = runner_name(&vm.draft.name, id, vm.attempt);
+                let name = runner_name(&vm.spec.name, id, vm.attempt);
                 let row = self.reader.github_runner(&name).await?;
                 let missing = || Error::new(Code::StartTooEarly, "the runner is not registered yet").retry_after(1);
                 let clear = unseal(row.and_then(|row| row.sealed).ok_or_else(missing)?)?;
@@ -209,7 +209,7 @@ impl Guests {
     pub async fn runner_program(&self, id: VmId) -> Result<PathBuf> {
         let vm = self.live(id).await?;
         let none = || Error::new(Code::NotFound, "this host keeps no runner program for this vm");
-        let spec = vm.draft.spec().filter(|_| vm.draft.github.is_some()).ok_or_else(none)?;
+        let spec = vm.spec.resolved().filter(|_| vm.spec.github.is_some()).ok_or_else(none)?;
         let arch = self.catalog.get(&spec.template_digest).await?.arch;
         self.archives.obtain(self.archives.archive(spec.os, arch).ok_or_else(none)?).await
     }
@@ -221,5 +221,5 @@ impl Guests {
 
 /// The guest was given everything before it booted: its own word is all that we hear of it.
 fn is_seeded(vm: &Vm) -> bool {
-    vm.draft.spec().is_some_and(|spec| spec.handover == Handover::Seed)
+    vm.spec.resolved().is_some_and(|spec| spec.handover == Handover::Seed)
 }

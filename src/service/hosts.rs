@@ -66,7 +66,7 @@ impl Hosts {
         let before = self.reader.live_vms().await?;
         let view = self.host.look(clock::monotonic(), ANSWER_WITHIN).await;
         let after = self.reader.live_vms().await?;
-        let runners = self.reader.ghosts().await?.iter().map(|(row, _)| row.ghost()).collect();
+        let runners = self.reader.orphaned_runners().await?.iter().map(|(row, _)| row.orphaned_runner()).collect();
         Ok(Difference { runners, ..difference(&before, &view, &after) })
     }
 

@@ -96,7 +96,7 @@ impl Pools {
         let refused = self.faults.of(&pool.name);
         let failed = self.reader.newest_failed_of_pool(&pool.name).await?.and_then(|vm| {
             let outcome = vm.outcome.as_ref()?;
-            let spoken = |detail: &String| format!("vm {}: {detail}", vm.draft.name);
+            let spoken = |detail: &String| format!("vm {}: {detail}", vm.spec.name);
             let code = outcome.code?;
             let detail = outcome.detail.as_ref().map_or_else(|| spoken(&code.title().to_owned()), spoken);
             // A vm's outcome is set where its end begins; what follows is cleaning up.

@@ -22,7 +22,7 @@ impl TemplateUsage for StoredTemplateUsage {
     async fn needed(&self) -> Result<BTreeSet<String>> {
         let live = self.reader.live_vms().await?;
         let mut needed: BTreeSet<String> =
-            live.into_iter().filter_map(|vm| Some(vm.draft.spec()?.template_digest.clone())).collect();
+            live.into_iter().filter_map(|vm| Some(vm.spec.resolved()?.template_digest.clone())).collect();
         needed.extend(self.reader.digests_in_test().await?);
         Ok(needed)
     }

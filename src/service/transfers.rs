@@ -99,7 +99,7 @@ fn push_failed(error: &PushError) -> Error {
                 ..Error::new(error.code, error.detail.clone())
             };
         }
-        PushError::Damaged { .. } | PushError::Unfit { .. } => {
+        PushError::Damaged { .. } | PushError::NotPushable { .. } => {
             return Error::new(Code::TemplateInvalid, error.to_string());
         }
         PushError::Storage(_) => return Error::new(Code::HostUnavailable, error.to_string()),

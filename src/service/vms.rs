@@ -62,8 +62,8 @@ impl Vms {
 
     /// How far the image is that the vm waits for. `None`: it waits for none, or nothing is known yet.
     pub fn image_progress(&self, vm: &Vm) -> Option<PullProgress> {
-        match vm.draft.basis {
-            TemplateSource::Pending { .. } => self.puller.progress(&vm.id().to_string()),
+        match vm.spec.source {
+            TemplateSource::Awaited { .. } => self.puller.progress(&vm.id().to_string()),
             TemplateSource::Resolved(_) => None,
         }
     }
@@ -102,7 +102,7 @@ impl Vms {
         let vm = self.get(id).await?;
         if source == LogSource::Console
             && vm.state.holds_slot()
-            && let Some(spec) = vm.draft.spec()
+            && let Some(spec) = vm.spec.resolved()
             && let Some(driver) = self.drivers.get(&spec.driver)
             && let Some(live) = driver.console_log(&vm.instance())
             && tokio::fs::try_exists(&live).await.unwrap_or(false)
@@ -135,9 +135,9 @@ fn ending(vm: &Vm, caller: &Caller, force: bool) -> Option<Event> {
             }
             let up = matches!(vm.state, State::Booting | State::Configuring | State::Running);
             // A command begins as soon as its guest may start it, and says so a moment later.
-            let begins = vm.draft.runner == RunnerKind::Command && vm.runner_status == RunnerStatus::Registering;
+            let begins = vm.spec.runner == RunnerKind::Command && vm.runner_status == RunnerStatus::Registering;
             // A runner that GitHub may be giving a job this moment is taken away there first.
-            let at_work = up && (vm.runner_status.may_hold_a_job() || begins || vm.draft.managed().is_some());
+            let at_work = up && (vm.runner_status.may_hold_a_job() || begins || vm.spec.managed().is_some());
             Some(if at_work {
                 Event::EndAnnounced { by: Announcer::Admin }
             } else {

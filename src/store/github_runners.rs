@@ -8,7 +8,7 @@ use super::{
 };
 use crate::domain::{
     Scope, Vm, VmId,
-    orphaned_runner::{Ghost, is_over},
+    orphaned_runner::{OrphanedRunner, is_over},
 };
 
 /// One registration. `Debug` shows no secret: the configuration is encrypted.
@@ -26,8 +26,8 @@ pub struct RunnerRow {
 }
 
 impl RunnerRow {
-    pub fn ghost(&self) -> Ghost {
-        Ghost {
+    pub fn orphaned_runner(&self) -> OrphanedRunner {
+        OrphanedRunner {
             name: self.name.clone(),
             scope: self.scope.clone(),
             runner_id: self.runner_id,
@@ -39,7 +39,7 @@ impl RunnerRow {
 
 impl Ledger {
     /// Right before GitHub is asked for this runner, each time.
-    pub async fn runner_asked(
+    pub async fn registration_requested(
         &self,
         name: &str,
         scope: &Scope,
@@ -182,15 +182,15 @@ impl Reader {
 
 impl Reader {
     /// Runners whose vm, or whose attempt of it, is over, with that vm as far as it is known. Oldest first.
-    pub async fn ghosts(&self) -> Result<Vec<(RunnerRow, Option<Vm>)>> {
-        let mut ghosts = Vec::new();
+    pub async fn orphaned_runners(&self) -> Result<Vec<(RunnerRow, Option<Vm>)>> {
+        let mut orphans = Vec::new();
         for row in self.github_runners().await? {
             let vm = self.vm(row.vm_id).await?;
             if is_over(row.attempt, vm.as_ref()) {
-                ghosts.push((row, vm));
+                orphans.push((row, vm));
             }
         }
-        Ok(ghosts)
+        Ok(orphans)
     }
 }
 
@@ -205,7 +205,7 @@ mod tests {
             capacity::{Capacity, Usage},
             github::{GitHubRunner, Registration},
             runner::RunnerKind,
-            vm_spec::Draft,
+            vm_spec::VmSpec,
         },
         store::{
             self, Expect,
@@ -224,11 +224,11 @@ mod tests {
             memory_mib: 100,
         };
         let id = VmId::mint();
-        let draft = Draft {
+        let spec = VmSpec {
             id,
             name: id.to_string(),
             template: "t".into(),
-            basis: TemplateSource::Resolved(spec),
+            source: TemplateSource::Resolved(spec),
             runner: RunnerKind::GitHub,
             github: Some(GitHubRunner {
                 scope: "acme".parse().unwrap(),
@@ -254,13 +254,13 @@ mod tests {
             0 => Admission::Slot(Ok(Box::new(room))),
             _ => Admission::Queue { max_queued: 5 },
         };
-        NewVm { draft, request_hash: [1; 32], idempotency_key: None, sealed: None, admission }
+        NewVm { spec, request_hash: [1; 32], idempotency_key: None, sealed: None, admission }
     }
 
     /// Registers a runner of this attempt, and gives what is known of it then.
     async fn registered(store: &store::Store, vm: VmId, at: Timestamp) -> RunnerRow {
         let name = format!("{vm}-1");
-        store.ledger.runner_asked(&name, &"acme".parse().unwrap(), vm, 1, at).await.unwrap();
+        store.ledger.registration_requested(&name, &"acme".parse().unwrap(), vm, 1, at).await.unwrap();
         store.ledger.runner_registered(&name, u64::from(u32::MAX) + 7, vec![1, 2]).await.unwrap();
         store.reader.github_runner(&name).await.unwrap().unwrap()
     }
@@ -278,8 +278,8 @@ mod tests {
         store.ledger.apply(vm, Expect::Anything, forced, at).await.unwrap();
         let row = store.reader.github_runners().await.unwrap().remove(0);
         assert_eq!((&row.sealed, row.runner_id.is_some()), (&None, true));
-        let ghosts = store.reader.ghosts().await.unwrap();
-        assert_eq!(ghosts.iter().map(|(row, vm)| (row, vm.is_some())).collect::<Vec<_>>(), [(&row, true)]);
+        let orphans = store.reader.orphaned_runners().await.unwrap();
+        assert_eq!(orphans.iter().map(|(row, vm)| (row, vm.is_some())).collect::<Vec<_>>(), [(&row, true)]);
         // The answer came after the vm had moved on.
         assert_eq!(registered(&store, vm, at).await.sealed, None);
 

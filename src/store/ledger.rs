@@ -13,7 +13,7 @@ use super::{
 };
 use crate::domain::{
     Code, Error, Event, QueueReason, ResolvedSpec, State, Verdict, Vm, VmId, capacity::Usage, event::Recorded,
-    vm_spec::Draft,
+    vm_spec::VmSpec,
 };
 
 /// What must hold of the row for an event to be applied.
@@ -43,7 +43,7 @@ impl Applied {
 
 /// A vm as asked for.
 pub struct NewVm {
-    pub draft: Draft,
+    pub spec: VmSpec,
     pub request_hash: [u8; 32],
     pub idempotency_key: Option<String>,
     /// What only the guest may see, encrypted.
@@ -172,7 +172,7 @@ async fn apply(
 
 async fn place(db: &mut SqliteConnection, room: &HostOffer, at: Timestamp) -> Result<(Placed, Vec<Change>)> {
     let mut made = Vec::new();
-    let mut held = placement::held(db, room).await?;
+    let mut held = placement::usage(db, room).await?;
     let mut kept = Usage::default();
     for w in placement::waiting(db, at).await? {
         let admitted = room.admits(&held.plus(kept), &w.driver, w.os, w.cpus, w.memory_mib);
@@ -213,7 +213,7 @@ async fn open(db: &mut SqliteConnection, new: NewVm, at: Timestamp) -> Result<(O
             return Ok((Opened::Existing(Arc::new(vm)), Vec::new()));
         }
     }
-    let named = sqlx::query!("SELECT id, request_hash FROM vms WHERE name = ? AND deleted_at IS NULL", new.draft.name)
+    let named = sqlx::query!("SELECT id, request_hash FROM vms WHERE name = ? AND deleted_at IS NULL", new.spec.name)
         .fetch_optional(&mut *db)
         .await?;
     if let Some(named) = named {
@@ -234,14 +234,14 @@ async fn open(db: &mut SqliteConnection, new: NewVm, at: Timestamp) -> Result<(O
         Admission::Slot(room) => {
             let room = room?;
             // Capacity is reserved for queued vms first.
-            let mut held = placement::held(db, &room).await?;
+            let mut held = placement::usage(db, &room).await?;
             for w in placement::waiting(db, Timestamp::MAX).await? {
                 if room.admits(&held, &w.driver, w.os, w.cpus, w.memory_mib).is_ok() {
                     held.add(w.os, w.cpus, w.memory_mib);
                 }
             }
             let admitted = |s: &ResolvedSpec| room.admits(&held, &s.driver, s.os, s.cpus, s.memory_mib);
-            let detail = match new.draft.spec().map(admitted) {
+            let detail = match new.spec.resolved().map(admitted) {
                 Some(Ok(())) => None,
                 Some(Err(QueueReason::Host)) => Some(
                     "the system refuses more guests of this kind now and queue_timeout_seconds is 0; see GET /host",
@@ -264,9 +264,9 @@ async fn open(db: &mut SqliteConnection, new: NewVm, at: Timestamp) -> Result<(O
         }
     };
 
-    let mut vm = Vm::created(new.draft.clone(), at);
+    let mut vm = Vm::created(new.spec.clone(), at);
     insert(db, &vm, &new.request_hash).await?;
-    let mut made = vec![record(db, &vm, Event::Created { draft: Box::new(new.draft) }, at).await?];
+    let mut made = vec![record(db, &vm, Event::Created { spec: Box::new(new.spec) }, at).await?];
     let id = vm.id().to_string();
     if let Some(sealed) = &new.sealed {
         sqlx::query!("INSERT INTO vm_secrets (vm_id, sealed) VALUES (?, ?)", id, sealed).execute(&mut *db).await?;
@@ -291,7 +291,7 @@ async fn open(db: &mut SqliteConnection, new: NewVm, at: Timestamp) -> Result<(O
 }
 
 async fn take_slot(db: &mut SqliteConnection, vm: &mut Vm, at: Timestamp) -> Result<Option<Change>> {
-    let Some(ResolvedSpec { os, cpus, memory_mib, .. }) = vm.draft.spec().cloned() else { return Ok(None) };
+    let Some(ResolvedSpec { os, cpus, memory_mib, .. }) = vm.spec.resolved().cloned() else { return Ok(None) };
     let (_, change) = step(db, vm, Event::SlotTaken, at).await?;
     if change.is_some() {
         let id = vm.id().to_string();
@@ -370,7 +370,7 @@ async fn step(
     if before.holds_slot() && !vm.state.holds_slot() {
         sqlx::query!("DELETE FROM leases WHERE vm_id = ?", id).execute(&mut *db).await?;
     }
-    if vm.state != before && vm.draft.managed().is_some() {
+    if vm.state != before && vm.spec.managed().is_some() {
         drop_runner_configuration(db, &id, vm.state).await?;
     }
     if vm.state == State::Deleted {
@@ -391,7 +391,7 @@ struct TemplateShape<'a> {
 
 impl TemplateShape<'_> {
     fn of(vm: &Vm) -> TemplateShape<'_> {
-        let spec = vm.draft.spec();
+        let spec = vm.spec.resolved();
         TemplateShape {
             digest: spec.map(|s| s.template_digest.as_str()),
             driver: spec.map(|s| s.driver.as_str()),
@@ -413,10 +413,10 @@ async fn insert(db: &mut SqliteConnection, vm: &Vm, request_hash: &[u8; 32]) -> 
         "INSERT INTO vms (id, name, state, generation, template, template_digest, driver, os, cpus, memory_mib, request_hash, created_at, record)
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         id,
-        vm.draft.name,
+        vm.spec.name,
         state,
         vm.generation,
-        vm.draft.template,
+        vm.spec.template,
         digest,
         driver,
         os,

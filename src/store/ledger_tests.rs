@@ -23,12 +23,12 @@ fn spec(os: GuestOs) -> ResolvedSpec {
     }
 }
 
-fn draft(name: &str, os: GuestOs, queue_seconds: u32) -> Draft {
-    Draft {
+fn vm_spec(name: &str, os: GuestOs, queue_seconds: u32) -> VmSpec {
+    VmSpec {
         id: VmId::mint(),
         name: name.into(),
         template: "t".into(),
-        basis: TemplateSource::Resolved(spec(os)),
+        source: TemplateSource::Resolved(spec(os)),
         runner: RunnerKind::None,
         github: None,
         pool: None,
@@ -50,12 +50,12 @@ fn room(macos: u32, foreign: u32) -> HostOffer {
     }
 }
 
-fn new(draft: Draft, room: HostOffer) -> NewVm {
-    let admission = match draft.budgets.queue_seconds {
+fn new(spec: VmSpec, room: HostOffer) -> NewVm {
+    let admission = match spec.budgets.queue_seconds {
         0 => Admission::Slot(Ok(Box::new(room))),
         _ => Admission::Queue { max_queued: 5 },
     };
-    NewVm { draft, request_hash: [1; 32], idempotency_key: None, sealed: Some(vec![1]), admission }
+    NewVm { spec, request_hash: [1; 32], idempotency_key: None, sealed: Some(vec![1]), admission }
 }
 
 async fn open_store(dir: &tempfile::TempDir) -> store::Store {
@@ -78,7 +78,7 @@ async fn equal_requests_find_the_same_vm_and_different_ones_are_told_so() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_store(&dir).await;
     let keyed = |name: &str, key: &str, hash: u8| {
-        let mut n = new(draft(name, GuestOs::Linux, 60), room(2, 0));
+        let mut n = new(vm_spec(name, GuestOs::Linux, 60), room(2, 0));
         n.idempotency_key = Some(key.into());
         n.request_hash = [hash; 32];
         n
@@ -105,12 +105,12 @@ async fn equal_requests_find_the_same_vm_and_different_ones_are_told_so() {
 async fn now_or_never_takes_a_slot_at_once_and_overtakes_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_store(&dir).await;
-    let first = store.ledger.open(new(draft("a", GuestOs::Macos, 0), room(2, 0)), now()).await.unwrap();
+    let first = store.ledger.open(new(vm_spec("a", GuestOs::Macos, 0), room(2, 0)), now()).await.unwrap();
     assert_eq!(first.vm().state, State::Cloning);
-    store.ledger.open(new(draft("b", GuestOs::Macos, 60), room(2, 0)), now()).await.unwrap();
-    let refused = store.ledger.open(new(draft("c", GuestOs::Macos, 0), room(2, 0)), now()).await;
+    store.ledger.open(new(vm_spec("b", GuestOs::Macos, 60), room(2, 0)), now()).await.unwrap();
+    let refused = store.ledger.open(new(vm_spec("c", GuestOs::Macos, 0), room(2, 0)), now()).await;
     assert_eq!(code(refused), Code::SlotUnavailable, "the second slot is b's");
-    let linux = store.ledger.open(new(draft("d", GuestOs::Linux, 0), room(2, 0)), now()).await.unwrap();
+    let linux = store.ledger.open(new(vm_spec("d", GuestOs::Linux, 0), room(2, 0)), now()).await.unwrap();
     assert_eq!(linux.vm().state, State::Cloning, "Linux guests do not count against the macOS slots");
 }
 
@@ -119,8 +119,8 @@ async fn who_waits_for_an_image_takes_no_slot_and_stops_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_store(&dir).await;
     let awaits =
-        TemplateSource::Pending { awaits: SizeRequest { cpus: Some(2), queue_seconds: 60, ..SizeRequest::default() } };
-    let first = Draft { basis: awaits, ..draft("first", GuestOs::Linux, 60) };
+        TemplateSource::Awaited { awaits: SizeRequest { cpus: Some(2), queue_seconds: 60, ..SizeRequest::default() } };
+    let first = VmSpec { source: awaits, ..vm_spec("first", GuestOs::Linux, 60) };
     let id = store.ledger.open(new(first, room(1, 0)), now()).await.unwrap().vm().id();
     let held = store.ledger.place(room(1, 0), now()).await.unwrap().held;
     assert_eq!(held, Usage::default());
@@ -129,13 +129,16 @@ async fn who_waits_for_an_image_takes_no_slot_and_stops_nobody() {
     assert_eq!(store.reader.drivers_waited_for().await.unwrap(), Vec::<String>::new());
 
     // Who came later and has its template does not wait for it, not even one who does not wait at all.
-    let second = store.ledger.open(new(draft("second", GuestOs::Macos, 0), room(1, 0)), now()).await.unwrap();
+    let second = store.ledger.open(new(vm_spec("second", GuestOs::Macos, 0), room(1, 0)), now()).await.unwrap();
     assert_eq!(second.vm().state, State::Cloning);
 
     let ready = Event::TemplateReady { spec: spec(GuestOs::Macos), budgets: Budgets::default() };
     let expect = Expect::Attempt { state: State::Queued, attempt: 0 };
     let vm = store.ledger.apply(id, expect, ready.clone(), now()).await.unwrap().vm;
-    assert_eq!((vm.draft.spec(), vm.queue.as_ref().unwrap().reason), (Some(&spec(GuestOs::Macos)), QueueReason::Slot));
+    assert_eq!(
+        (vm.spec.resolved(), vm.queue.as_ref().unwrap().reason),
+        (Some(&spec(GuestOs::Macos)), QueueReason::Slot)
+    );
     let again = store.ledger.apply(id, expect, ready, now()).await.unwrap();
     assert!(!again.changed(), "it is here once");
     assert_eq!(store.reader.template_in_use("sha256:0").await.unwrap(), Some(id));
@@ -158,7 +161,7 @@ async fn vms_of_an_older_version_keep_what_they_are_made_of() {
         ..sqlx::migrate::Migrator::DEFAULT
     };
     before.run(&mut db).await.unwrap();
-    let vm = Vm::created(draft("old", GuestOs::Macos, 60), now());
+    let vm = Vm::created(vm_spec("old", GuestOs::Macos, 60), now());
     let id = vm.id().to_string();
     sqlx::query(
         "INSERT INTO vms (id, name, state, generation, template, template_digest, os, cpus, memory_mib, request_hash,
@@ -183,9 +186,12 @@ async fn the_queue_is_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_store(&dir).await;
     for n in 0..5 {
-        store.ledger.open(new(draft(&format!("v{n}"), GuestOs::Macos, 60), room(0, 0)), now()).await.unwrap();
+        store.ledger.open(new(vm_spec(&format!("v{n}"), GuestOs::Macos, 60), room(0, 0)), now()).await.unwrap();
     }
-    assert_eq!(code(store.ledger.open(new(draft("x", GuestOs::Macos, 60), room(0, 0)), now()).await), Code::QueueFull);
+    assert_eq!(
+        code(store.ledger.open(new(vm_spec("x", GuestOs::Macos, 60), room(0, 0)), now()).await),
+        Code::QueueFull
+    );
     let filter = store::vms::Filter {
         labels: vec![("team.x/y".into(), "a b".into())],
         states: vec![State::Queued],
@@ -193,7 +199,7 @@ async fn the_queue_is_bounded() {
         ..Default::default()
     };
     let page = store.reader.vms(&filter).await.unwrap();
-    assert_eq!(page.iter().map(|v| v.draft.name.as_str()).collect::<Vec<_>>(), ["v4", "v3", "v2"]);
+    assert_eq!(page.iter().map(|v| v.spec.name.as_str()).collect::<Vec<_>>(), ["v4", "v3", "v2"]);
     let rest = store.reader.vms(&store::vms::Filter { before: Some(page[2].id()), ..filter }).await.unwrap();
     assert_eq!(rest.len(), 2);
     assert_eq!(store.reader.queue_position(rest[1].id()).await.unwrap(), 1);
@@ -205,7 +211,7 @@ async fn a_write_that_fails_leaves_nothing_and_its_neighbours_stand() {
     let store = open_store(&dir).await;
     // Many at once share a commit; every other one repeats a name with another body and is refused.
     let all = futures_util::future::join_all((0..40u8).map(|n| {
-        let mut new = new(draft(&format!("v{}", n / 2), GuestOs::Macos, 60), room(0, 0));
+        let mut new = new(vm_spec(&format!("v{}", n / 2), GuestOs::Macos, 60), room(0, 0));
         new.request_hash = [n; 32];
         new.admission = Admission::Queue { max_queued: 100 };
         store.ledger.open(new, now())
@@ -283,7 +289,7 @@ proptest! {
                     Act::Create { macos, now_or_never } => {
                         n += 1;
                         let os = if macos { GuestOs::Macos } else { GuestOs::Linux };
-                        let mut new = new(draft(&format!("v{n}"), os, if now_or_never { 0 } else { 60 }), room(2, 0));
+                        let mut new = new(vm_spec(&format!("v{n}"), os, if now_or_never { 0 } else { 60 }), room(2, 0));
                         if let Admission::Queue { max_queued } = &mut new.admission {
                             *max_queued = 1000;
                         }
@@ -293,7 +299,7 @@ proptest! {
                     }
                     Act::Place { foreign, ceiling, works } => {
                         let count = |vms: &[Vm], os| {
-                            vms.iter().filter(|v| v.state.holds_slot() && v.draft.spec().unwrap().os == os).count() as u32
+                            vms.iter().filter(|v| v.state.holds_slot() && v.spec.resolved().unwrap().os == os).count() as u32
                         };
                         let before = count(&live, GuestOs::Macos);
                         let mut room = room(2, foreign);
@@ -303,7 +309,7 @@ proptest! {
                         }
                         store.ledger.place(room, now()).await.unwrap();
                         let live = store.reader.live_vms().await.unwrap();
-                        let waits = |os| live.iter().filter(move |v| v.state == State::Queued && v.draft.spec().unwrap().os == os);
+                        let waits = |os| live.iter().filter(move |v| v.state == State::Queued && v.spec.resolved().unwrap().os == os);
                         let reason = |vm: &Vm| vm.queue.as_ref().unwrap().reason;
                         let (macs, linux) = (count(&live, GuestOs::Macos), count(&live, GuestOs::Linux));
                         if works {
@@ -337,7 +343,7 @@ proptest! {
                 let live = store.reader.live_vms().await.unwrap();
                 let holders: Vec<_> = live.iter().filter(|v| v.state.holds_slot()).map(Vm::id).collect();
                 assert_eq!(store.reader.leases().await.unwrap(), holders);
-                let held = |os| live.iter().filter(|v| v.state.holds_slot() && v.draft.spec().unwrap().os == os).count();
+                let held = |os| live.iter().filter(|v| v.state.holds_slot() && v.spec.resolved().unwrap().os == os).count();
                 assert!(held(GuestOs::Macos) <= 2 && held(GuestOs::Linux) <= 3);
             }
             for id in ids {

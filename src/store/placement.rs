@@ -152,7 +152,7 @@ fn size(value: i64) -> Result<u32> {
 }
 
 /// Everything that counts against the capacity: leases, foreign instances, strays.
-pub(super) async fn held(db: &mut SqliteConnection, room: &HostOffer) -> Result<Usage> {
+pub(super) async fn usage(db: &mut SqliteConnection, room: &HostOffer) -> Result<Usage> {
     let mut held = room.foreign;
     let mut leased = HashSet::new();
     for lease in sqlx::query!("SELECT vm_id, os, cpus, memory_mib FROM leases").fetch_all(&mut *db).await? {

@@ -22,7 +22,7 @@ fn pull(name: &str) -> Pull {
         canary: None,
         background: false,
     };
-    Pull::asked_for(PullId::mint(), spec, None, at(100), at(0))
+    Pull::requested(PullId::mint(), spec, None, at(100), at(0))
 }
 
 async fn open_store(dir: &tempfile::TempDir) -> store::Store {

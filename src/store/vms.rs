@@ -179,7 +179,7 @@ impl Reader {
     pub async fn leased(&self) -> Result<Usage> {
         let mut held = Usage::default();
         for vm in self.live_vms().await?.iter().filter(|vm| vm.state.holds_slot()) {
-            if let Some(spec) = vm.draft.spec() {
+            if let Some(spec) = vm.spec.resolved() {
                 held.add(spec.os, spec.cpus, spec.memory_mib);
             }
         }

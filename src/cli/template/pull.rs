@@ -130,10 +130,10 @@ async fn follow(
     mut pull: PullResponse,
     mut value: Value,
 ) -> Result<(Value, PullResponse), CommandFailure> {
-    let mut teller = Teller::new();
+    let mut reporter = ProgressReporter::new();
     let mut silent_since: Option<Instant> = None;
     loop {
-        teller.tell(&pull);
+        reporter.report(&pull);
         if pull.is_ended() {
             return Ok((value, pull));
         }
@@ -162,14 +162,14 @@ async fn follow(
 }
 
 /// Shows the progress of a pull on standard error: a bar on a terminal, otherwise a line from time to time.
-struct Teller {
+struct ProgressReporter {
     bar: Option<ProgressBar>,
     said: Option<(Instant, u64)>,
     state: String,
     failures: u32,
 }
 
-impl Teller {
+impl ProgressReporter {
     fn new() -> Self {
         let bar = io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(0);
@@ -181,7 +181,7 @@ impl Teller {
         Self { bar, said: None, state: String::new(), failures: 0 }
     }
 
-    fn tell(&mut self, pull: &PullResponse) {
+    fn report(&mut self, pull: &PullResponse) {
         if self.state.is_empty() {
             self.note(&format!("pulling {}", text::plain(&pull.image)));
         }

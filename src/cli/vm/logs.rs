@@ -48,7 +48,7 @@ pub(super) async fn run(args: LogsArgs, client: &ApiClient, json: bool) -> Resul
         query.push(("follow", "true"));
     }
     let mut response = client.stream(&["vms", &id, "logs"], &query).await?;
-    let mut tamer = (output::is_terminal() && !args.raw && !json).then(text::Tamer::default);
+    let mut filter = (output::is_terminal() && !args.raw && !json).then(text::ControlFilter::default);
     let mut whole = Vec::new();
     loop {
         let chunk = response
@@ -56,12 +56,12 @@ pub(super) async fn run(args: LogsArgs, client: &ApiClient, json: bool) -> Resul
             .await
             .map_err(|error| CommandFailure::Unreachable(format!("the log broke off: {error}")))?;
         let Some(chunk) = chunk else { break };
-        match &mut tamer {
+        match &mut filter {
             _ if json && args.follow => {
                 output::json_line(&json!({ "vm_id": id, "source": source, "text": String::from_utf8_lossy(&chunk) }))?;
             }
             _ if json => whole.extend_from_slice(&chunk),
-            Some(tamer) => output::bytes(&tamer.tame(&chunk))?,
+            Some(filter) => output::bytes(&filter.filter(&chunk))?,
             None => output::bytes(&chunk)?,
         }
     }

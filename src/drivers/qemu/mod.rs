@@ -228,7 +228,7 @@ impl Qemu {
 
     /// Whether the instance runs and answers. One that does not answer may be on its way up or down (an earlier start was
     /// cut short), so it is given a moment to become one or the other.
-    async fn settled(&self, paths: &QemuPaths, name: &InstanceName) -> Result<bool> {
+    async fn wait_until_responsive(&self, paths: &QemuPaths, name: &InstanceName) -> Result<bool> {
         let patience = clock::monotonic() + SETTLE;
         while let Some(process) = self.running(paths, name).await? {
             match instance::answers_as(paths, name).await {
@@ -405,7 +405,7 @@ impl Driver for Qemu {
         self.supported(spec)?;
         let name = &spec.name;
         let paths = self.paths(name);
-        if self.settled(&paths, name).await? {
+        if self.wait_until_responsive(&paths, name).await? {
             return self.let_run(&paths, name).await;
         }
         if exists(&paths.started())? {
@@ -436,7 +436,7 @@ impl Driver for Qemu {
             if !fault::is_busy(&refused) {
                 return Err(refused);
             }
-            if self.settled(&paths, name).await? {
+            if self.wait_until_responsive(&paths, name).await? {
                 break;
             }
             again -= 1;

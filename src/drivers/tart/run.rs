@@ -33,7 +33,7 @@ const LAUNCHES: u32 = 3;
 const OUTPUT: u64 = 256 << 10;
 
 /// How a run that was waited for turned out.
-enum Settled {
+enum StartWait {
     Up,
     Ended(Ending),
     Stuck,
@@ -91,17 +91,17 @@ impl Tart {
                 TartPresence::Nothing if was_started()? => return Ok(()),
                 TartPresence::Nothing => self.launch(spec, &paths).await?,
             };
-            match self.settle(&paths, &mut run).await? {
-                Settled::Up => return started(),
-                Settled::Stuck => {
+            match self.wait_until_up(&paths, &mut run).await? {
+                StartWait::Up => return started(),
+                StartWait::Stuck => {
                     self.halt(name, Duration::ZERO).await?;
                     let summary =
                         format!("`tart run` of {name} did not get hold of its VM within {} s", START.as_secs());
                     return Err(DriverError::new(ErrorKind::Retry, Code::BootFailed, summary));
                 }
                 // Whatever made it end while it was looked at, this is a new start.
-                Settled::Ended(Ending::Another) => {}
-                Settled::Ended(Ending::Ours(status)) => match self.why_ended(&paths, status)? {
+                StartWait::Ended(Ending::Another) => {}
+                StartWait::Ended(Ending::Ours(status)) => match self.why_ended(&paths, status)? {
                     None => return started(),
                     // Another start was faster by a moment. If that one comes up, there is what was asked for.
                     Some(StartFailure::AlreadyRunning) => {}
@@ -151,20 +151,20 @@ impl Tart {
         Ok(TartRun::Launched { pid, status })
     }
 
-    async fn settle(&self, paths: &TartPaths, run: &mut TartRun) -> Result<Settled> {
+    async fn wait_until_up(&self, paths: &TartPaths, run: &mut TartRun) -> Result<StartWait> {
         let patience = clock::monotonic() + START;
         let mut held_since = None;
         loop {
             if self.holds(paths, run.pid())? {
                 let held = clock::elapsed(*held_since.get_or_insert_with(clock::monotonic));
                 if paths.control_sock().exists() || held >= self.settings.settle {
-                    return Ok(Settled::Up);
+                    return Ok(StartWait::Up);
                 }
             } else if clock::monotonic() > patience {
-                return Ok(Settled::Stuck);
+                return Ok(StartWait::Stuck);
             }
             if let Ok(ending) = timeout(LOOK_AGAIN, run.ended()).await {
-                return Ok(Settled::Ended(ending));
+                return Ok(StartWait::Ended(ending));
             }
         }
     }

@@ -57,7 +57,7 @@ impl GitHubAway {
             match self.reader.live_vms().await {
                 Ok(live) => {
                     for vm in &live {
-                        if let (true, Some(runner), Some(_)) = (first, vm.draft.managed(), vm.paused_at) {
+                        if let (true, Some(runner), Some(_)) = (first, vm.spec.managed(), vm.paused_at) {
                             self.reach.doubt(&runner.scope);
                         }
                         redo |= !self.pause_or_resume(vm, &known).await;
@@ -89,7 +89,7 @@ impl GitHubAway {
 
     /// `false`: it could not be written down.
     async fn pause_or_resume(&self, vm: &Vm, links: &Links) -> bool {
-        let Some(runner) = vm.draft.managed() else { return true };
+        let Some(runner) = vm.spec.managed() else { return true };
         // Without a way to GitHub there is nothing to wait for.
         let link = if self.client.is_some() { links.get(&runner.scope).copied() } else { Some(Link::Up) };
         let event = match (link, vm.paused_at) {

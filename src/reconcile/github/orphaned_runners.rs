@@ -93,7 +93,7 @@ impl OrphanedRunners {
         github: &GitHubClient,
         trying: &mut HashMap<String, Trying>,
     ) -> Result<Instant, StoreError> {
-        let orphans = self.reader.ghosts().await?;
+        let orphans = self.reader.orphaned_runners().await?;
         trying.retain(|name, _| orphans.iter().any(|(row, _)| row.name == *name));
         metrics::gauge!("mayfly_github_ghosts").set(orphans.len() as f64);
         let now = clock::monotonic();
@@ -186,5 +186,5 @@ impl OrphanedRunners {
 
 fn leaves_a_runner(change: &Change) -> bool {
     let vm = &change.vm;
-    vm.draft.managed().is_some() && vm.attempt > 0 && is_over(vm.attempt, Some(vm)) && vm.state != State::Deleting
+    vm.spec.managed().is_some() && vm.attempt > 0 && is_over(vm.attempt, Some(vm)) && vm.state != State::Deleting
 }

@@ -8,7 +8,7 @@ use crate::{
 
 /// Of this attempt.
 pub(super) fn runner_name(vm: &Vm) -> String {
-    github::runner_name(&vm.draft.name, vm.id(), vm.attempt)
+    github::runner_name(&vm.spec.name, vm.id(), vm.attempt)
 }
 
 /// Records what GitHub said of this attempt's runner, however far the vm moved meanwhile. `None`: that attempt is over.

@@ -44,10 +44,10 @@ impl Registrar {
     pub async fn registration(&self, vm: &Vm) -> Result<SecretString, Failure> {
         let no_way = || {
             let detail =
-                format!("the runner of {} cannot be registered: this service has no way to GitHub", vm.draft.name);
+                format!("the runner of {} cannot be registered: this service has no way to GitHub", vm.spec.name);
             Failure::new(FailureKind::Permanent, Code::GitHubNotConfigured, detail)
         };
-        let (Some(github), Some(runner)) = (&self.client, vm.draft.managed()) else { return Err(no_way()) };
+        let (Some(github), Some(runner)) = (&self.client, vm.spec.managed()) else { return Err(no_way()) };
         let name = runner_name(vm);
         let known = self.reader.github_runner(&name).await?;
         if let Some(RunnerRow { runner_id: Some(id), sealed, .. }) = &known {
@@ -64,7 +64,7 @@ impl Registrar {
             return Ok(config);
         }
         let group = self.group_id(github, runner).await?;
-        self.ledger.runner_asked(&name, &runner.scope, vm.id(), vm.attempt, self.clock.now()).await?;
+        self.ledger.registration_requested(&name, &runner.scope, vm.id(), vm.attempt, self.clock.now()).await?;
         if known.is_some() {
             // GitHub was asked before, and the answer was lost.
             self.clear_name(github, &runner.scope, &name).await?;

@@ -45,7 +45,7 @@ impl RunnerRemoval {
     pub async fn dismissed(&self, vm: &Vm) -> Event {
         let asked = matches!(vm.announced_by, Some(Announcer::Admin | Announcer::Pool));
         let done = matches!(vm.runner_status, RunnerStatus::Busy | RunnerStatus::Finished | RunnerStatus::Gone);
-        if !asked || done || vm.draft.managed().is_none() {
+        if !asked || done || vm.spec.managed().is_none() {
             return std::future::pending().await;
         }
         let mut pause = self.pace.first_retry;
@@ -72,7 +72,7 @@ impl RunnerRemoval {
 
     /// Asks GitHub once to remove this attempt's runner.
     pub async fn remove(&self, vm: &Vm) -> Removal {
-        let Some(runner) = vm.draft.managed() else { return Removal::Gone };
+        let Some(runner) = vm.spec.managed() else { return Removal::Gone };
         let name = runner_name(vm);
         let id = match self.reader.github_runner(&name).await {
             Ok(Some(row)) => row.runner_id,

@@ -89,7 +89,7 @@ impl RunnerWatch {
     }
 
     fn watched<'v>(&self, vm: &'v Vm) -> Option<(&'v GitHubRunner, Duration)> {
-        let runner = vm.draft.managed()?;
+        let runner = vm.spec.managed()?;
         vm.registered.as_ref()?;
         let pace = &self.pace;
         let comes_or_goes = matches!(vm.runner_status, RunnerStatus::None | RunnerStatus::Registering);
@@ -105,7 +105,7 @@ impl RunnerWatch {
     async fn look(&self, github: &GitHubClient, vm: &Arc<Vm>) -> Result<Arc<Vm>, StoreError> {
         // As it is now: only its phase was followed.
         let Some(vm) = self.reader.vm(vm.id()).await?.map(Arc::new) else { return Ok(vm.clone()) };
-        let (Some(runner), Some(registered)) = (vm.draft.managed(), &vm.registered) else { return Ok(vm) };
+        let (Some(runner), Some(registered)) = (vm.spec.managed(), &vm.registered) else { return Ok(vm) };
         let Some(runner_id) = registered.runner_id else { return Ok(vm) };
         let found = github.get_runner(&runner.scope, runner_id).await;
         self.reach.note(&runner.scope, &found, self.clock.now());

@@ -220,7 +220,7 @@ fn plan(pool: &Pool, jobs: &[Job], vms: &[Vm], now: Timestamp) -> Plan {
     if !pool.enabled {
         return Plan::default();
     }
-    let mine: Vec<&Vm> = vms.iter().filter(|vm| vm.draft.pool.as_deref() == Some(pool.name.as_str())).collect();
+    let mine: Vec<&Vm> = vms.iter().filter(|vm| vm.spec.pool.as_deref() == Some(pool.name.as_str())).collect();
     // Those that will take a job, or have one that we have not heard of.
     let free: Vec<&&Vm> = mine.iter().filter(|vm| is_free(vm)).collect();
     let waiting: Vec<&Job> = jobs.iter().filter(|job| job.waits() && job.pool.as_deref() == Some(&pool.name)).collect();
@@ -264,7 +264,7 @@ fn count(jobs: &[Job]) -> [(&'static str, u32); 3] {
 async fn pool_vm_changed(changes: &mut broadcast::Receiver<Change>) {
     loop {
         match changes.recv().await {
-            Ok(change) if change.vm.draft.pool.is_some() && (!is_free(&change.vm)) => return,
+            Ok(change) if change.vm.spec.pool.is_some() && (!is_free(&change.vm)) => return,
             Ok(_) => {}
             Err(RecvError::Lagged(_)) => return,
             Err(RecvError::Closed) => return std::future::pending().await,

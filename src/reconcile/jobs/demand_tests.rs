@@ -6,7 +6,7 @@ use crate::domain::{
     github::{JobRecord, JobStatus},
     job::{JobUpdate, UpdateSource},
     runner::{RunnerFact, RunnerKind},
-    vm_spec::Draft,
+    vm_spec::VmSpec,
 };
 
 fn at(second: i64) -> Timestamp {
@@ -57,11 +57,11 @@ fn job(id: u64, status: JobStatus, made: Option<&Vm>) -> Job {
 }
 
 fn vm(pool: Option<&str>) -> Vm {
-    let draft = Draft {
+    let spec = VmSpec {
         id: VmId::mint(),
         name: "a".into(),
         template: "macos".into(),
-        basis: TemplateSource::Pending { awaits: SizeRequest::default() },
+        source: TemplateSource::Awaited { awaits: SizeRequest::default() },
         runner: RunnerKind::GitHub,
         github: None,
         pool: pool.map(str::to_owned),
@@ -69,7 +69,7 @@ fn vm(pool: Option<&str>) -> Vm {
         budgets: Budgets::default(),
         instance_per_attempt: true,
     };
-    Vm::created(draft, at(0))
+    Vm::created(spec, at(0))
 }
 
 fn mine() -> Vm {

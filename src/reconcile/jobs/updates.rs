@@ -122,6 +122,6 @@ impl JobUpdates {
 /// Whether GitHub may give jobs of this repository to the vm's runner. A name that we made is nobody else's, even where the
 /// repository is called differently by now.
 fn may_have(vm: &Vm, repository: &str) -> bool {
-    let (Some(runner), Some((owner, name))) = (&vm.draft.github, repository.split_once('/')) else { return false };
+    let (Some(runner), Some((owner, name))) = (&vm.spec.github, repository.split_once('/')) else { return false };
     runner.registration == Registration::Managed || runner.scope.covers(owner, name)
 }

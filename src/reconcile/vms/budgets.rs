@@ -56,7 +56,7 @@ impl SpentBudgets {
             match (budget, removal) {
                 (Budget::Drain, Removal::Gone) => {
                     return match vm.announced_by {
-                        Some(Announcer::Admin | Announcer::Pool) if vm.draft.managed().is_some() => deregistered(),
+                        Some(Announcer::Admin | Announcer::Pool) if vm.spec.managed().is_some() => deregistered(),
                         Some(_) | None => Event::BudgetSpent { budget },
                     };
                 }

@@ -72,7 +72,7 @@ impl VmDriver {
 
     /// Returns when the vm is deleted.
     pub async fn drive(&self, vm: Vm) {
-        let (id, managed) = (vm.id(), vm.draft.managed().is_some());
+        let (id, managed) = (vm.id(), vm.spec.managed().is_some());
         if managed {
             tokio::select! {
                 () = self.drive_steps(vm) => {}
@@ -191,7 +191,7 @@ impl VmDriver {
                     None => std::future::pending().await,
                 }
             };
-            let done = vm.settled();
+            let done = vm.settle_deadline();
             let settled = async {
                 match done {
                     Some((proof, at)) => {
@@ -268,7 +268,7 @@ fn entered(vm: &Vm) {
         .checked_sub(2)
         .map(|before| vm.entered_at.duration_since(vm.timeline[before].at).as_secs_f64())
         .unwrap_or_default();
-    tracing::info!(vm.id = %vm.id(), vm.name = %vm.draft.name, state = %vm.state, previous_seconds = took, "vm moved");
+    tracing::info!(vm.id = %vm.id(), vm.name = %vm.spec.name, state = %vm.state, previous_seconds = took, "vm moved");
     if let Some(before) = vm.timeline.len().checked_sub(2) {
         metrics::histogram!("mayfly_vm_state_seconds", "state" => vm.timeline[before].state.as_str()).record(took);
     }

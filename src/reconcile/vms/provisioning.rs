@@ -158,7 +158,7 @@ impl Provisioner {
     }
 
     pub async fn kit(&self, vm: &Vm, template: &Template) -> Result<Kit, Failure> {
-        let payload = match vm.draft.runner {
+        let payload = match vm.spec.runner {
             RunnerKind::None => None,
             RunnerKind::Command | RunnerKind::Script | RunnerKind::GitHub => {
                 let lost = || {
@@ -192,9 +192,9 @@ impl Provisioner {
             vm_id: vm.id(),
             url,
             token: self.vault.vm_token(vm.id()),
-            kind: vm.draft.runner,
+            kind: vm.spec.runner,
             attempt: vm.attempt,
-            start_seconds: vm.draft.budgets.boot_seconds.saturating_add(vm.draft.budgets.configure_seconds),
+            start_seconds: vm.spec.budgets.boot_seconds.saturating_add(vm.spec.budgets.configure_seconds),
             user: template.user.clone(),
             env,
             payload,
@@ -210,7 +210,7 @@ impl Provisioner {
         template: &Template,
         brought: Option<SecretString>,
     ) -> Result<Option<GitHubKit>, Failure> {
-        let Some(github) = &vm.draft.github else { return Ok(None) };
+        let Some(github) = &vm.spec.github else { return Ok(None) };
         let secret = match (github.registration, brought) {
             (Registration::Managed, _) => self.registrar.registration(vm).await?,
             (Registration::JitConfig, Some(secret)) => {
@@ -220,7 +220,7 @@ impl Provisioner {
                 secret
             }
             (Registration::Token, Some(secret)) => {
-                let name = runner_name(&vm.draft.name, vm.id(), vm.attempt);
+                let name = runner_name(&vm.spec.name, vm.id(), vm.attempt);
                 self.note_brought(vm, Registered { runner_id: None, name }).await?;
                 secret
             }
@@ -233,7 +233,7 @@ impl Provisioner {
         let archive = self.archives.archive(spec_of(vm)?.os, template.arch);
         Ok(Some(GitHubKit {
             url: format!("{}/{}", settings.github_web.trim_end_matches('/'), github.scope.slug()),
-            name: runner_name(&vm.draft.name, vm.id(), vm.attempt),
+            name: runner_name(&vm.spec.name, vm.id(), vm.attempt),
             labels: github.labels.clone(),
             group: github.group.clone(),
             registration: github.registration,

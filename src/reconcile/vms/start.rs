@@ -86,7 +86,7 @@ impl Starts {
             .filter(|(_, s)| s.ended.is_none_or(|ended| ended >= since))
             .map(|(id, s)| (*id, *s))
             .collect();
-        let held = held_before(vm, view, leases, &unseen);
+        let held = usage_before(vm, view, leases, &unseen);
         if !view.runs(vm) && !capacity.fits(&held, spec.os, spec.cpus, spec.memory_mib) {
             return Err(held);
         }
@@ -99,7 +99,7 @@ impl Starts {
 /// What counts before this vm: everything that runs or is being started, and older vms of ours whose guests are still to be
 /// started. So of two that start at the same time, the younger gives way to a foreign guest. The lease that it still holds while
 /// its clone is removed does not count, or the older one would give way as well.
-fn held_before(vm: VmId, view: &HostView, leases: &[SlotLease], starts: &HashMap<VmId, Start>) -> Usage {
+fn usage_before(vm: VmId, view: &HostView, leases: &[SlotLease], starts: &HashMap<VmId, Start>) -> Usage {
     let mut held = view.foreign();
     let mut counted = HashSet::from([vm]);
     for lease in leases {

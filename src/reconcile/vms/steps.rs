@@ -72,7 +72,7 @@ impl Steps {
 
     /// Runs the step of the vm's state.
     pub async fn run(&self, vm: &Vm) -> Result<Event, Failure> {
-        match vm.state.owes() {
+        match vm.state.next_step() {
             // Once its template is here, placement, a deadline or a DELETE moves it.
             Step::AwaitSlot => {
                 self.templates.obtain(vm).await?;
@@ -199,7 +199,7 @@ impl Steps {
             Handover::Ssh | Handover::Agent => None,
             Handover::Seed => {
                 let kit = self.provisioner.kit(vm, &template).await?;
-                let volume = guest::seed::volume(&kit, &vm.draft.name)
+                let volume = guest::seed::volume(&kit, &vm.spec.name)
                     .map_err(|e| Failure::new(FailureKind::Permanent, Code::CloneFailed, format!("the seed: {e}")))?;
                 Some(Seed { volume })
             }

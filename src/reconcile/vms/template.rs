@@ -35,8 +35,8 @@ impl TemplateFetch {
 
     /// Ends when the vm's image is a template here and its row says so; at once, for a vm that waits for something else.
     pub async fn obtain(&self, vm: &Vm) -> Result<(), Failure> {
-        let TemplateSource::Pending { awaits } = &vm.draft.basis else { return Ok(()) };
-        let image: Reference = vm.draft.template.parse().map_err(|error: ReferenceError| {
+        let TemplateSource::Awaited { awaits } = &vm.spec.source else { return Ok(()) };
+        let image: Reference = vm.spec.template.parse().map_err(|error: ReferenceError| {
             Failure::new(FailureKind::Permanent, Code::Internal, format!("the stored image is none: {error}"))
         })?;
         let pulled = self.puller.obtain(&image, &vm.id().to_string(), &self.budgets).await;
@@ -47,10 +47,8 @@ impl TemplateFetch {
         let (template, _kept) = taken.map_err(|error| Failure { kind: FailureKind::Retry, ..error.into() })?;
         let (spec, budgets) = awaits.of(&template, &self.capacity)?;
         if self.drivers.get(&spec.driver).is_none() {
-            let detail = format!(
-                "{} is for the driver {}, which is not enabled in this service",
-                vm.draft.template, spec.driver
-            );
+            let detail =
+                format!("{} is for the driver {}, which is not enabled in this service", vm.spec.template, spec.driver);
             return Err(Failure::new(FailureKind::Permanent, Code::DriverUnsupported, detail));
         }
         let expect = Expect::Attempt { state: vm.state, attempt: vm.attempt };

@@ -34,7 +34,7 @@ use tokio::{
 
 use self::{
     known::KnownBlobs,
-    pack::{Range, Unfit},
+    pack::{PackError, Range},
 };
 use super::{
     Catalog,
@@ -113,7 +113,7 @@ pub enum PushError {
     #[error("{template} cannot be pushed: {file} was changed on disk; register or pull it again")]
     Damaged { template: String, file: &'static str },
     #[error("{template} cannot be pushed: {what}")]
-    Unfit { template: String, what: String },
+    NotPushable { template: String, what: String },
     #[error("the image cannot be put together: {0}")]
     Storage(#[from] io::Error),
 }
@@ -259,8 +259,8 @@ impl PushTask {
         PushError::Damaged { template: self.request.template.clone(), file: part.name() }
     }
 
-    fn unfit(&self, what: impl Into<String>) -> PushError {
-        PushError::Unfit { template: self.request.template.clone(), what: what.into() }
+    fn not_pushable(&self, what: impl Into<String>) -> PushError {
+        PushError::NotPushable { template: self.request.template.clone(), what: what.into() }
     }
 
     /// The files of the template that have a place in this kind of image, and how each is held there.
@@ -277,12 +277,12 @@ impl PushTask {
             places.push(part);
             let Some(entry) = self.held.entry(part) else {
                 if slot.needed {
-                    return Err(self.unfit(format!("it has no {}", part.name())));
+                    return Err(self.not_pushable(format!("it has no {}", part.name())));
                 }
                 continue;
             };
             if !(1..=slot.largest).contains(&entry.size()) {
-                return Err(self.unfit(format!("its {} has {} bytes", part.name(), entry.size())));
+                return Err(self.not_pushable(format!("its {} has {} bytes", part.name(), entry.size())));
             }
             files.push((part, role, packed));
         }
@@ -291,7 +291,7 @@ impl PushTask {
             .into_iter()
             .find(|part| *part != Part::Disk && self.held.entry(*part).is_some() && !places.contains(part));
         match left {
-            Some(part) => Err(self.unfit(format!("its {} has no place in an image", part.name()))),
+            Some(part) => Err(self.not_pushable(format!("its {} has no place in an image", part.name()))),
             None => Ok(files),
         }
     }
@@ -303,7 +303,7 @@ impl PushTask {
             let range = Range { start: 0, size: entry.size() };
             pieces.push(LayerPiece { part, role: Some(role), range, content: whole(entry) });
         }
-        let disk = self.held.entry(Part::Disk).ok_or_else(|| self.unfit("it has no disk"))?;
+        let disk = self.held.entry(Part::Disk).ok_or_else(|| self.not_pushable("it has no disk"))?;
         let cut = cut(disk.size(), self.settings.piece_size);
         let contents = contents(disk, &cut);
         pieces.extend(cut.into_iter().enumerate().map(|(at, range)| {
@@ -433,9 +433,9 @@ impl PushTask {
             }
         };
         let packed = tokio::task::spawn_blocking(job).await.map_err(io::Error::other)?;
-        let blob = packed.map_err(|unfit| match unfit {
-            Unfit::Changed => self.damaged(piece.part),
-            Unfit::Storage(e) => e.into(),
+        let blob = packed.map_err(|error| match error {
+            PackError::Changed => self.damaged(piece.part),
+            PackError::Storage(e) => e.into(),
         })?;
         let arrival = self.put(blob, UploadSource::File(to.clone()), self.metered(blob, content)).await?;
         if arrival != Arrival::Sent {
@@ -521,7 +521,7 @@ impl PushTask {
         // Nobody is sent away with an image that we would not take ourselves.
         match oci::manifest::parse(&bytes, None) {
             Ok(oci::manifest::Document::Image(read)) if read == *image => {}
-            other => return Err(self.unfit(format!("its manifest would not be read: {other:.300?}"))),
+            other => return Err(self.not_pushable(format!("its manifest would not be read: {other:.300?}"))),
         }
         self.uploader.put_manifest(&bytes).await.map_err(|e| self.registry(e))
     }

@@ -26,17 +26,17 @@ pub(super) struct Range {
 
 /// Why a piece could not be packed.
 #[derive(Debug)]
-pub(super) enum Unfit {
+pub(super) enum PackError {
     /// It is not what it was when the template was made.
     Changed,
     Storage(io::Error),
 }
 
-impl From<io::Error> for Unfit {
+impl From<io::Error> for PackError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::UnexpectedEof => Unfit::Changed,
-            _ => Unfit::Storage(error),
+            io::ErrorKind::UnexpectedEof => PackError::Changed,
+            _ => PackError::Storage(error),
         }
     }
 }
@@ -106,7 +106,7 @@ fn is_hole(file: &File, range: Range) -> bool {
 }
 
 /// Packs a piece whose content is known by its digest into a new file. Gives the blob.
-pub(super) fn pack(path: &Path, range: Range, content: Digest, to: &Path) -> Result<Blob, Unfit> {
+pub(super) fn pack(path: &Path, range: Range, content: Digest, to: &Path) -> Result<Blob, PackError> {
     let file = File::open(path)?;
     let mut reader = PieceReader::new(&file, range);
     // One that an attempt before this has left.
@@ -114,7 +114,7 @@ pub(super) fn pack(path: &Path, range: Range, content: Digest, to: &Path) -> Res
     let mut writer = Hashing { to: BufWriter::with_capacity(BUFFER, out), hasher: Sha256::new() };
     let encoded = lz4::encode(&mut reader, &mut writer)?;
     if reader.left != 0 || Digest::finish(reader.hasher) != content {
-        return Err(Unfit::Changed);
+        return Err(PackError::Changed);
     }
     Ok(Blob { digest: Digest::finish(writer.hasher), size: encoded.compressed })
 }
@@ -208,9 +208,9 @@ mod tests {
         assert!(unpacked == plain);
         // Again into the same place, and always the same.
         assert_eq!(pack(&path, range, digest, &to).unwrap(), blob);
-        assert!(matches!(pack(&path, range, Digest::of(b""), &to), Err(Unfit::Changed)));
+        assert!(matches!(pack(&path, range, Digest::of(b""), &to), Err(PackError::Changed)));
         let beyond = Range { start: 2_900_000, size: 200_000 };
-        assert!(matches!(pack(&path, beyond, digest, &to), Err(Unfit::Changed)));
+        assert!(matches!(pack(&path, beyond, digest, &to), Err(PackError::Changed)));
         assert!(hash(&path, beyond).is_err());
     }
 

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 pub const ID: &str = "019aa6d2-0000-7000-8000-00000000000a";
 
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct SizeRequest {
     pub method: Method,
     pub path: String,
     pub query: String,
@@ -28,7 +28,7 @@ pub struct Asked {
 
 #[derive(Default)]
 struct Inner {
-    asked: Vec<Asked>,
+    asked: Vec<SizeRequest>,
     /// By method and path.
     answers: HashMap<String, (StatusCode, &'static str, Vec<u8>)>,
     /// The states of one vm's record, by generation from 1 on.
@@ -91,11 +91,11 @@ impl Double {
         self
     }
 
-    pub fn asked(&self) -> Vec<Asked> {
+    pub fn asked(&self) -> Vec<SizeRequest> {
         self.inner().asked.clone()
     }
 
-    pub fn last(&self) -> Asked {
+    pub fn last(&self) -> SizeRequest {
         self.asked().pop().expect("it was asked something")
     }
 }
@@ -108,7 +108,7 @@ async fn answer(State(double): State<Double>, request: Request) -> Response {
     let what = format!("{} {path}", parts.method);
     let (known, life) = {
         let mut inner = double.inner();
-        inner.asked.push(Asked {
+        inner.asked.push(SizeRequest {
             method: parts.method,
             path,
             query: query.clone(),

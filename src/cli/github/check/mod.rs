@@ -157,7 +157,7 @@ impl Look {
         let read = client.visible(scope).await;
         self.add(visible(scope, &read));
         self.add(registering(scope, &installation.permissions));
-        self.asked_of_the_scope(client, scope, read.is_ok(), installation.permissions.get("actions")).await;
+        self.check_scope_permissions(client, scope, read.is_ok(), installation.permissions.get("actions")).await;
     }
 
     async fn token(&mut self, client: &GitHubClient, scope: Option<&Scope>) {
@@ -181,10 +181,10 @@ impl Look {
         let read = client.visible(scope).await;
         self.add(visible(scope, &read));
         self.add(token_scopes(scope, observed.token_scopes.as_deref()));
-        self.asked_of_the_scope(client, scope, read.is_ok(), None).await;
+        self.check_scope_permissions(client, scope, read.is_ok(), None).await;
     }
 
-    async fn asked_of_the_scope(
+    async fn check_scope_permissions(
         &mut self,
         client: &GitHubClient,
         scope: &Scope,

@@ -62,13 +62,13 @@ async fn their_jobs_are_known_and_a_jobs_end_is_the_vms() {
     assert_eq!((registered.runner_id, registered.name.as_str()), (Some(number), "mine"));
     let by_token = running(&rig, acme(), None, Some("AAATOKEN".into())).await;
     let registered = by_token.registered.clone().unwrap();
-    assert_eq!((registered.runner_id, &registered.name), (None, &runner_name(&by_token.draft.name, by_token.id(), 1)));
+    assert_eq!((registered.runner_id, &registered.name), (None, &runner_name(&by_token.spec.name, by_token.id(), 1)));
 
     // Somewhere else there is a runner of that name, too, and a newer one.
     let elsewhere = running(&rig, Scope::organization("other").unwrap(), Some(jit), None).await;
     rig.github.requests().await;
     for (job, vm) in [(2, &by_jit), (3, &by_token), (4, &elsewhere)] {
-        let repository = format!("{}/app", vm.draft.github.as_ref().unwrap().scope.slug());
+        let repository = format!("{}/app", vm.spec.github.as_ref().unwrap().scope.slug());
         let name = vm.registered.as_ref().unwrap().name.clone();
         delivered(&rig, &repository, "in_progress", job, &name).await;
         let busy = rig.host.until(vm.id(), |vm| !vm.jobs.is_empty()).await;

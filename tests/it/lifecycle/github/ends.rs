@@ -109,7 +109,7 @@ async fn a_boot_budget_does_not_end_a_runner_with_a_job() {
     let id = rig.host.create(wanted(budgets())).await;
     rig.given(id).await;
     let vm = rig.host.until(id, |vm| vm.attempt == 2 && vm.registered.is_some()).await;
-    assert!(!rig.runners().await.contains(&runner_name(&vm.draft.name, id, 1)));
+    assert!(!rig.runners().await.contains(&runner_name(&vm.spec.name, id, 1)));
     rig.host.delete(id, true).await;
     rig.host.until_state(id, State::Deleted).await;
     rig.assert_clean(&[id]).await;

@@ -123,7 +123,7 @@ async fn one_life(rig: &Rig, job: u64) -> VmId {
     let (_, jit) = rig.idle(id).await;
     rig.dispatch().await;
     let vm = rig.host.until(id, |vm| vm.runner_status == RunnerStatus::Busy).await;
-    assert_eq!(vm.draft.pool.as_deref(), Some("linux"));
+    assert_eq!(vm.spec.pool.as_deref(), Some("linux"));
     rig.completes(&jit).await;
     let end = rig.host.until_state(id, State::Deleted).await;
     assert_eq!(end.outcome.as_ref().unwrap().result, OutcomeResult::Completed, "{end:#?}");
@@ -263,7 +263,7 @@ async fn what_no_pool_wants_is_remembered_and_left_alone() {
     let wider = Pool { name: "gpus".into(), labels: vec![LABEL.into(), "gpu".into()], ..pool(1) };
     rig.host.services().pools.set(wider).await.unwrap();
     let id = rig.made(other.record.id).await;
-    assert_eq!(rig.host.vm(id).await.draft.pool.as_deref(), Some("gpus"));
+    assert_eq!(rig.host.vm(id).await.spec.pool.as_deref(), Some("gpus"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,8 +17,8 @@ use crate::support::github::{GitHub, acme};
 mod away;
 mod brought;
 mod ends;
-mod ghosts;
 mod jobs;
+mod orphaned_runners;
 mod road;
 
 const LABEL: &str = "mayfly";
@@ -152,8 +152,8 @@ async fn configuration(serving: &Serving, id: VmId, vault: &Vault) -> Option<Str
     let mut serving = serving.subscribe();
     let Served { reader, .. } = serving.wait_for(Option::is_some).await.unwrap().clone().unwrap();
     let vm = reader.vm(id).await.unwrap().unwrap();
-    vm.draft.managed()?;
-    let name = runner_name(&vm.draft.name, id, vm.attempt);
+    vm.spec.managed()?;
+    let name = runner_name(&vm.spec.name, id, vm.attempt);
     let row = reader.github_runner(&name).await.unwrap().expect("there is a row before there is a guest");
     Some(String::from_utf8(vault.unseal(id, &row.sealed.unwrap()).unwrap()).unwrap())
 }

@@ -71,7 +71,7 @@ async fn a_name_that_somebody_else_uses_is_left_to_them() {
     let first = rig.host.create(request("linux", RunnerRequest::None)).await;
     rig.host.until(first, |vm| vm.state.holds_slot()).await;
     let id = rig.host.create(wanted(patient())).await;
-    let theirs = runner_name(&rig.host.vm(id).await.draft.name, id, 1);
+    let theirs = runner_name(&rig.host.vm(id).await.spec.name, id, 1);
     // The last digit is the double's.
     let prefix = theirs.strip_suffix('1').unwrap();
     rig.github.tell("runners", json!({"place": "orgs/acme", "count": 2, "prefix": prefix})).await;

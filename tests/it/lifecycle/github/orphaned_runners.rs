@@ -63,7 +63,7 @@ async fn each_attempt_leaves_nothing() {
     rig.host.until(id, |vm| vm.attempt == 2 && vm.registered.is_some()).await;
     rig.until("the first one goes", async || rig.rows().await.len() == 1).await;
     let vm = rig.host.vm(id).await;
-    assert_eq!(rig.runners().await, [runner_name(&vm.draft.name, id, 2)]);
+    assert_eq!(rig.runners().await, [runner_name(&vm.spec.name, id, 2)]);
     rig.host.delete(id, true).await;
     rig.host.until_state(id, State::Deleted).await;
     rig.assert_clean(&[id]).await;
