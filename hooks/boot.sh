@@ -1,24 +1,25 @@
 #!/bin/sh
-# Entry point of the kit in the guest: called by the seed (as root) or over SSH.
+# Entry point of the bootstrap bundle in the guest: called by the seed (as root), over
+# SSH, or through the agent.
 #
-# Says "guest ready", hands the kit to the runner's user, starts wrapper.sh detached
-# from this session and returns. Exit 0 means the wrapper is (or was) running; it is
-# the wrapper that says "guest configured" and starts the job once that was acknowledged.
+# Reports "guest ready", gives the bundle to the runner's user, starts wrapper.sh detached
+# from this session and returns. Exit 0 means that the wrapper is (or was) running. The
+# wrapper reports "guest configured", and starts the job once that was acknowledged.
 #
-#   kit/                    this script's directory
+#   kit/                    the bundle: this script's directory
 #     boot.sh wrapper.sh tell.sh power-off.sh job-started.sh job-completed.sh
 #     mayfly.env curlrc runner.env payload                   settings, secrets, the job
-#     github.env registration                                of GitHub's runner
-#     run/                  what the scripts write: pid, exit code, logs; the
+#     github.env registration                                settings of GitHub's runner
+#     run/                  files that the scripts write: pid, exit code, logs; the
 #                           registration is moved here, where the runner's user can
 #                           remove it
 #
-# Calling it again is safe: one kit runs one wrapper, once.
+# Calling it again is safe: one bundle runs one wrapper, once.
 #
-# Guests are Linux and macOS: a POSIX shell (bash 3.2 there) and the tools that both
-# have, with the options that both know.
+# Guests are Linux and macOS: this needs a POSIX shell (bash 3.2 on macOS) and tools that
+# both systems have, with options that both support.
 
-# The payload gets the PATH that this script was given; the scripts use the system's.
+# The payload gets the PATH of this script's caller; the scripts use the system's.
 MAYFLY_PATH=$PATH
 PATH=/usr/bin:/bin:/usr/sbin:/sbin
 export PATH MAYFLY_PATH
@@ -67,29 +68,28 @@ short_sleep() {
     sleep 0.1 2>/dev/null || sleep 1
 }
 
-# The wrapper writes its pid first of all; a dead pid without an exit code is a
-# wrapper that a reboot or a crash took away, and may be started again unless it had
-# started the job.
+# The wrapper writes its pid first. A dead pid without an exit code means that a reboot
+# or a crash ended the wrapper: it may be started again unless it had started the job.
 wrapper_pid=''
 wrapper_seen() {
     [ -s "$run/wrapper.exit" ] && return 0
     [ -s "$run/wrapper.pid" ] || return 1
     wrapper_pid=$(cat "$run/wrapper.pid" 2>/dev/null) || return 1
-    # One that has ended and that its parent has not looked after yet has no command line.
+    # A zombie has no command line.
     if [ -r "/proc/$wrapper_pid/cmdline" ] && [ -z "$(tr -d '\0' <"/proc/$wrapper_pid/cmdline")" ]; then
         return 1
     fi
     kill -0 "$wrapper_pid" 2>/dev/null
 }
 
-# detached COMMAND...: becomes COMMAND in a session of its own, which outlives the login
-# or the call that started it. For use in the background only.
+# detached COMMAND...: executes COMMAND in a new session, so that it survives the end of
+# the login or call that started it. For use in the background only.
 detached() {
     if command -v setsid >/dev/null 2>&1; then
         exec setsid "$@"
     fi
-    # macOS has no setsid(1). Its nohup would leave more than the terminal: the login
-    # session, too.
+    # macOS has no setsid(1), and its nohup leaves not only the terminal but also the
+    # login session.
     if command -v perl >/dev/null 2>&1; then
         exec perl -e 'use POSIX (); exit 0 if getpgrp() == $$ && fork(); POSIX::setsid(); exec { $ARGV[0] } @ARGV; exit 127' \
             -- "$@"
@@ -97,10 +97,10 @@ detached() {
     exec nohup "$@"
 }
 
-# Where the job will run, for wrapper.sh. On a Mac only the session of a user who is
-# logged in at the screen has the keychain unlocked, simulators and a window server. It
-# comes some time after the SSH server, so where somebody is logged in by itself after
-# boot we wait for it.
+# Finds the session in which wrapper.sh runs the job. On a Mac, only the session of a
+# user who is logged in on the screen has an unlocked keychain, simulators and a window
+# server. It starts some time after the SSH server, so this waits for it if automatic
+# login is on.
 find_session() {
     rm -f "$run/session"
     [ "$(uname -s)" = Darwin ] && command -v launchctl >/dev/null 2>&1 || return 0
@@ -120,8 +120,8 @@ find_session() {
     say "the job runs in the login session of $user"
 }
 
-# Becomes the wrapper's parent, as root: the wrapper's user may not be able to power the
-# guest off.
+# Runs as root as the wrapper's parent, because the wrapper's user may not have the
+# permission to power the guest off.
 if [ "${1:-}" = supervise ]; then
     su - "$2" -c "exec $sh '$kit/wrapper.sh' supervised"
     if [ -e "$run/not-started" ]; then
@@ -137,10 +137,10 @@ for file in mayfly.env curlrc wrapper.sh tell.sh; do
         die "no $file in $kit"
     fi
 done
-# A trial run in a subshell first: a broken file would end this shell without a word.
+# Read in a subshell first: a broken file would end this shell without a message.
 # shellcheck source=/dev/null
 if ! (. "$kit/mayfly.env") >/dev/null 2>&1; then
-    die "mayfly.env in $kit does not read"
+    die "cannot read mayfly.env in $kit"
 fi
 # shellcheck source=/dev/null
 . "$kit/mayfly.env"
@@ -150,13 +150,13 @@ echo "$ready" | tell 2
 case $? in
 0) ;;
 1)
-    say "guest_ready was not taken yet; it is repeated"
+    say "guest_ready was not accepted yet; it is repeated"
     echo "$ready" | tell later
     ;;
-*) say "guest_ready cannot be told" ;;
+*) say "cannot report guest_ready" ;;
 esac
 
-# Two calls at once, by the seed and over SSH: the second waits for what the first does.
+# Two concurrent calls, by the seed and over SSH: the second waits for the first.
 tries=0
 until wrapper_seen || (set -C && echo "$$" >"$run/boot.lock") 2>/dev/null; do
     other=$(cat "$run/boot.lock" 2>/dev/null)
@@ -165,7 +165,7 @@ until wrapper_seen || (set -C && echo "$$" >"$run/boot.lock") 2>/dev/null; do
     fi
     tries=$((tries + 1))
     if [ "$tries" -gt 900 ]; then
-        die "another boot.sh does not come to an end"
+        die "another boot.sh does not end"
     fi
     short_sleep
 done
@@ -173,11 +173,11 @@ if [ "$(cat "$run/boot.lock" 2>/dev/null)" = "$$" ]; then
     trap 'rm -f "$run/boot.lock"' EXIT
 fi
 if wrapper_seen; then
-    say "wrapper already started, nothing to do"
+    say "the wrapper was already started, nothing to do"
     exit 0
 fi
 if [ -e "$run/payload.started" ]; then
-    die "the job was started before, and what became of it is not known: it is not started again"
+    die "the job was started before and its result is not known: it is not started again"
 fi
 rm -f "$run/wrapper.pid" "$run/wrapper.started"
 
@@ -185,7 +185,7 @@ me=$(id -un)
 user=$me
 if [ -n "$MAYFLY_RUNNER_USER" ] && [ "$MAYFLY_RUNNER_USER" != "$me" ]; then
     if [ "$(id -u)" != 0 ]; then
-        say "not root: staying $me instead of $MAYFLY_RUNNER_USER"
+        say "not root: running as $me instead of $MAYFLY_RUNNER_USER"
     elif id -u "$MAYFLY_RUNNER_USER" >/dev/null 2>&1; then
         user=$MAYFLY_RUNNER_USER
     else
@@ -193,15 +193,15 @@ if [ -n "$MAYFLY_RUNNER_USER" ] && [ "$MAYFLY_RUNNER_USER" != "$me" ]; then
     fi
 fi
 
-# The scripts stay root's, in a directory that is root's, so that a job cannot replace
-# its own hooks; what they read and write belongs to the user they run as.
+# The scripts and their directory stay root's, so that a job cannot replace its own
+# hooks; the files that they read and write belong to the user that they run as.
 chmod 0755 "$kit" "$kit"/*.sh
 for file in mayfly.env curlrc runner.env github.env registration; do
     if [ -f "$kit/$file" ]; then
         chmod 0600 "$kit/$file"
     fi
 done
-# Removing a file needs the directory, not the file: this one is the runner's user's own.
+# Removing a file needs write access to its directory: $run belongs to the runner's user.
 if [ -f "$kit/registration" ]; then
     mv -f "$kit/registration" "$run/registration" || die "cannot move the registration into $run"
 fi
@@ -217,7 +217,7 @@ if [ "$user" != "$me" ]; then
     done
 fi
 
-# All three streams leave this session, or an SSH client would wait for them.
+# All three streams are redirected, otherwise an SSH client would wait for them.
 if [ "$user" != "$me" ]; then
     # shellcheck disable=SC2086
     detached $sh "$kit/boot.sh" supervise "$user" </dev/null >>"$run/wrapper.log" 2>&1 &
@@ -231,7 +231,7 @@ while [ ! -s "$run/wrapper.started" ]; do
     tries=$((tries + 1))
     if [ "$tries" -gt 100 ]; then
         tail -c 4096 "$run/wrapper.log" >>"$run/boot.log" 2>/dev/null
-        die "wrapper did not start"
+        die "the wrapper did not start"
     fi
     short_sleep
 done

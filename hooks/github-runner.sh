@@ -3,14 +3,14 @@
 #
 # wrapper.sh runs this like any other payload; the exit code is the runner's:
 #
-#   7     this runner is too old for GitHub (GitHub said so, or it is below the minimum)
-#   126   there is no runner in this guest, or it could not be fetched
-#   else  what run.sh returned, which says nothing of the job
+#   7     this runner is too old (GitHub refused it, or it is below the minimum)
+#   126   there is no runner in this guest, or it could not be downloaded
+#   else  the exit code of run.sh, which is not the result of the job
 #
 # The registration (a just-in-time configuration or a registration token) is a file or a
-# pipe that this script reads and removes: while it is there, no runner is started. It
-# reaches the runner in its environment, from which the runner removes it: never as an
-# argument, which every process of the guest can read.
+# pipe that this script reads and removes before it starts the runner. It is passed to the
+# runner in its environment, from which the runner removes it: never as an argument, which
+# every process of the guest can read.
 
 kit=$MAYFLY_HOME
 case $0 in
@@ -26,7 +26,7 @@ say() {
     echo "mayfly: $*"
 }
 
-# The version of the runner in directory $1; fails when it does not say.
+# Prints the version of the runner in directory $1; fails if the runner does not report it.
 version_of() {
     "$1/bin/Runner.Listener" --version 2>/dev/null | tr -d '\r' | grep -E '^[0-9]+(\.[0-9]+)+$' | head -n 1 | grep .
 }
@@ -43,16 +43,16 @@ at_least() {
     }'
 }
 
-# Whether the runner in directory $1 is one that GitHub takes. One that does not say its
-# version is given a chance: GitHub has the last word.
+# Whether GitHub accepts the runner in directory $1. A runner that does not report its
+# version is tried: GitHub decides.
 usable() {
     [ -f "$1/run.sh" ] || return 1
     if ! version=$(version_of "$1"); then
-        say "the runner in $1 does not say its version"
+        say "the runner in $1 does not report its version"
         return 0
     fi
     if [ -n "$MAYFLY_RUNNER_MINIMUM" ] && ! at_least "$version" "$MAYFLY_RUNNER_MINIMUM"; then
-        say "the runner in $1 is version $version, and at least $MAYFLY_RUNNER_MINIMUM is needed"
+        say "the runner in $1 is version $version, but at least $MAYFLY_RUNNER_MINIMUM is required"
         too_old=1
         return 1
     fi
@@ -77,19 +77,19 @@ sha256_of() {
     fi
 }
 
-# Fetches the runner that this host keeps, over the guest API, into directory $1.
+# Downloads the runner from this host over the guest API into directory $1.
 fetch() {
     curl=$(find_curl) || return 1
     archive=$kit/run/runner.tar.gz
-    say "fetching runner $MAYFLY_RUNNER_VERSION from this host"
+    say "downloading runner $MAYFLY_RUNNER_VERSION from this host"
     if ! "$curl" -q -K "$kit/curlrc" --silent --show-error --fail --noproxy '*' --connect-timeout 5 \
         --retry 5 --retry-delay 1 --retry-connrefused --output "$archive" \
         "$MAYFLY_URL/vms/$MAYFLY_VM_ID/runner"; then
-        say "the runner could not be fetched"
+        say "cannot download the runner"
         return 1
     fi
     if [ "$(sha256_of "$archive")" != "$MAYFLY_RUNNER_SHA256" ]; then
-        say "what was fetched is not the runner with the checksum $MAYFLY_RUNNER_SHA256"
+        say "the downloaded runner does not have the checksum $MAYFLY_RUNNER_SHA256"
         return 1
     fi
     mkdir -p "$1" && tar -xzf "$archive" -C "$1" || return 1
@@ -118,13 +118,13 @@ if [ -z "$runner" ]; then
     if [ -n "$too_old" ]; then
         exit 7
     fi
-    say "there is no runner in this guest ($*), and none could be had"
+    say "there is no runner in this guest ($*), and none could be downloaded"
     exit 126
 fi
 cd "$runner" || exit 126
 
-# The runner reads .env at every start, and what is in it comes before its environment: a
-# line that the template was made with would lead to hooks that are not there any more.
+# The runner reads .env at every start, and .env takes precedence over its environment: an
+# old line in the template would refer to hooks that do not exist any more.
 # One KEY=VALUE per line, nothing quoted.
 {
     if [ -f .env ]; then
@@ -137,23 +137,23 @@ cd "$runner" || exit 126
     echo "MAYFLY_HOME=$kit"
 } >"$kit/run/runner.dotenv"
 if ! cat "$kit/run/runner.dotenv" >.env; then
-    say "cannot write $runner/.env: the runner's user must be able to write its directory"
+    say "cannot write $runner/.env: the runner's user needs write access to its directory"
     exit 126
 fi
 ACTIONS_RUNNER_HOOK_JOB_STARTED=$kit/job-started.sh
 ACTIONS_RUNNER_HOOK_JOB_COMPLETED=$kit/job-completed.sh
-# Otherwise a runner that is too old ends as if all were well.
+# Otherwise a runner that is too old exits with 0.
 ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE=1
 export ACTIONS_RUNNER_HOOK_JOB_STARTED ACTIONS_RUNNER_HOOK_JOB_COMPLETED
 export ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE
 
 secret=$(cat "$kit/run/registration") || {
-    say "there is no registration in $kit/run: it is used once"
+    say "there is no registration in $kit/run: it can be used only once"
     exit 126
 }
 rm -f "$kit/run/registration"
 if [ -e "$kit/run/registration" ] || [ -e "$kit/registration" ]; then
-    say "the registration cannot be removed, and the job could read it"
+    say "cannot remove the registration, which the job could read"
     exit 126
 fi
 case $MAYFLY_GITHUB_REGISTRATION in
@@ -178,13 +178,13 @@ token)
         fi
         exec ./config.sh
     ) || {
-        say "the runner could not be registered"
+        say "cannot register the runner"
         exit 126
     }
     exec ./run.sh
     ;;
 *)
-    say "this kit does not know the registration '$MAYFLY_GITHUB_REGISTRATION'"
+    say "unknown kind of registration: '$MAYFLY_GITHUB_REGISTRATION'"
     exit 126
     ;;
 esac

@@ -1,14 +1,14 @@
 #!/bin/sh
 # Job-completed hook: one short call that announces the end of the job.
 #
-# The runner waits for this script and fails the job if it fails, and it has not
-# uploaded the job's result yet. So: at most about 10 seconds, always exit 0, and
-# never a call that waits until the VM is gone. What was not taken by then is repeated
-# in the background; the other end signals (wrapper, power-off, the job source) end the
-# VM all the same.
+# The runner waits for this script, fails the job if it fails, and uploads the job's
+# result only afterwards. So it takes at most about 10 seconds, always exits with 0, and
+# never waits until the VM is gone. An announcement that was not accepted by then is
+# repeated in the background; other end signals (wrapper, power-off, the job source) end
+# the VM in any case.
 #
-# Runs as `bash -e /abs/job-completed.sh` or `sh -e …` in whatever environment the
-# job left behind: PATH, curl's own settings and proxies are not to be trusted.
+# Runs as `bash -e /abs/job-completed.sh` or `sh -e …` in the environment that the job
+# left: PATH, curl's own settings and proxies cannot be trusted.
 
 PATH=/usr/bin:/bin:/usr/sbin:/sbin
 export PATH
@@ -32,8 +32,8 @@ case $result in
 0) echo "mayfly: end of the job announced" ;;
 1)
     later
-    echo "mayfly: the service did not take the announcement yet; it is repeated"
+    echo "mayfly: the service has not accepted the announcement yet; it is repeated"
     ;;
-*) echo "mayfly: the end of the job is not announced" ;;
+*) echo "mayfly: cannot announce the end of the job" ;;
 esac
 exit 0

@@ -1,9 +1,9 @@
 #!/bin/sh
 # Job-started hook: tells Mayfly that the runner has taken a job.
 #
-# Same rules as job-completed.sh: short, always exit 0, no trust in the environment.
-# What was not taken is repeated in the background: a runner that is thought to be idle
-# is taken away after a while.
+# Same rules as job-completed.sh: short, always exits with 0, does not trust the
+# environment. A report that was not accepted is repeated in the background: otherwise the
+# runner counts as idle and is removed after a while.
 
 PATH=/usr/bin:/bin:/usr/sbin:/sbin
 export PATH
@@ -28,8 +28,8 @@ case $result in
 0) ;;
 1)
     later
-    echo "mayfly: the service did not take the start of the job yet; it is repeated"
+    echo "mayfly: the service has not accepted the report of the job's start yet; it is repeated"
     ;;
-*) echo "mayfly: the start of the job is not announced" ;;
+*) echo "mayfly: cannot report the start of the job" ;;
 esac
 exit 0

@@ -1,8 +1,7 @@
 #!/bin/sh
-# Powers the guest off, as far as the user who runs this may. Fails when that is not far
-# enough.
+# Powers the guest off. Fails if the user who runs this has no permission to do so.
 
-# Where the guest is a directory of a machine that is to stay on, as in tests.
+# For tests, in which the "guest" is a directory of a machine that must stay on.
 if [ -n "${MAYFLY_NO_POWER_OFF:-}" ]; then
     exit 0
 fi

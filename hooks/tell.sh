@@ -1,18 +1,19 @@
 #!/bin/sh
-# Sends one report to Mayfly and repeats it until it is answered.
+# Sends one request to Mayfly and repeats it until it is answered.
 #
 #   tell.sh SECONDS event        POST the event on standard input
 #   tell.sh SECONDS end          DELETE this vm: announces the end of its job
-#   tell.sh SECONDS get NAME     GET what the guest API has under NAME; prints it
-#   tell.sh later event|end      returns at once; a process of its own goes on for long
+#   tell.sh SECONDS get NAME     GET the resource NAME of this vm; prints it
+#   tell.sh later event|end      returns at once; a background process repeats it for `long`
 #
-# SECONDS is the longest time to spend; `long` is MAYFLY_FINISH_SECONDS (a day). A call
-# that got no answer is repeated whatever curl's exit code is: a service that is killed,
-# or a relay in front of one that is away, ends a connection in any way there is. So
-# every report may arrive twice, and the service takes it once.
+# SECONDS is the longest time to spend; `long` is MAYFLY_FINISH_SECONDS (a day). A request
+# without an answer is repeated whatever curl's exit code is, because a killed service, or
+# a relay in front of a stopped one, may end a connection in any way. So every report may
+# arrive twice; the service ignores repetitions.
 #
-# Exit code: 0 taken; 1 no final answer in time; 2 refused for good (4xx but 408, 425 and
-# 429); 3 there is nothing to send it with. `event` and `end` print the last HTTP status.
+# Exit code: 0 accepted; 1 no final answer in time; 2 refused permanently (4xx except 408,
+# 425 and 429); 3 curl or settings are missing. `event` and `end` print the last HTTP
+# status.
 
 PATH=/usr/bin:/bin:/usr/sbin:/sbin
 export PATH
@@ -28,8 +29,8 @@ patience=$1
 verb=$2
 name=${3:-}
 
-# becomes COMMAND in a session of its own, which outlives the login or the call that
-# started it. For use in the background only.
+# detached COMMAND...: executes COMMAND in a new session, so that it survives the end of
+# the login or call that started it. For use in the background only.
 detached() {
     if command -v setsid >/dev/null 2>&1; then
         exec setsid "$@"
@@ -53,7 +54,7 @@ fi
 
 MAYFLY_URL='' MAYFLY_VM_ID='' MAYFLY_FINISH_SECONDS=86400
 if [ ! -r "$kit/mayfly.env" ] || [ ! -r "$kit/curlrc" ]; then
-    echo "mayfly: no kit beside $0" >&2
+    echo "mayfly: no mayfly.env or curlrc beside $0" >&2
     exit 3
 fi
 # shellcheck source=/dev/null
@@ -67,7 +68,7 @@ for candidate in /usr/bin/curl /opt/homebrew/bin/curl /usr/local/bin/curl; do
     fi
 done
 if [ -z "$curl" ] || [ -z "$MAYFLY_URL" ] || [ -z "$MAYFLY_VM_ID" ]; then
-    echo "mayfly: curl or settings missing" >&2
+    echo "mayfly: curl or settings are missing" >&2
     exit 3
 fi
 
@@ -86,8 +87,8 @@ if [ "$patience" = long ]; then
     patience=$MAYFLY_FINISH_SECONDS
 fi
 
-# Seconds since some moment. Not the time of day where that can be helped: a guest sets
-# its clock while it boots.
+# A clock in seconds. Not the time of day if possible, because a guest sets its clock
+# while it boots.
 now() {
     if read -r up _ 2>/dev/null </proc/uptime; then
         echo "${up%%.*}"
@@ -96,8 +97,8 @@ now() {
     fi
 }
 
-# send PREFIX ARGUMENTS...: what was answered, and the status on the last line. -q comes
-# first: the job may have left a ~/.curlrc. -K: the token stays out of argv.
+# send PREFIX ARGUMENTS...: prints the answer, and the status on the last line. -q has to
+# be first, because the job may have left a ~/.curlrc. -K keeps the token out of argv.
 send() {
     prefix=$1
     shift
@@ -114,8 +115,8 @@ pause=0.2
 while :; do
     answer=$(send '' "$@")
     result=$?
-    # 7: no connection. Since macOS 15 that may be for want of a permission, which root
-    # does not need and most images let their user be root.
+    # 7: no connection. Since macOS 15 the Local Network permission may be missing. Root
+    # does not need it, and most images let their user become root without a password.
     if [ "$result" = 7 ] && [ "$system" = Darwin ] && sudo -n true 2>/dev/null; then
         answer=$(send 'sudo -n' "$@")
     fi

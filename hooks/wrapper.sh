@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the guest's one piece of work and tells Mayfly how it ended.
+# Runs the guest's job and reports its end to Mayfly.
 #
 # Started once, detached, by boot.sh. What it does depends on MAYFLY_RUNNER_KIND:
 #
@@ -7,17 +7,16 @@
 #             then the upload of log and result, then runner_finished
 #   script    the payload sets up and runs a runner itself; then runner_finished
 #   github    the payload is github-runner.sh, and GitHub's runner calls the hooks
-#   none      says that the guest is configured, nothing else
+#   none      reports that the guest is configured, nothing else
 #
-# The job is started only when Mayfly has acknowledged that it may be: until then this
-# attempt may be given up and made again on a fresh clone, afterwards it may not. Without
-# that word the guest waits for MAYFLY_START_SECONDS and powers off.
+# The job is started only after Mayfly has permitted it: until then Mayfly may give this
+# attempt up and repeat it on a fresh clone, afterwards it may not. Without the permission
+# the guest powers off after MAYFLY_START_SECONDS.
 #
-# runner_finished is the signal on which the VM is destroyed: it comes last and is
-# repeated for a day.
+# Mayfly destroys the VM after runner_finished: it is sent last, and is repeated for a day.
 #
-# On a Mac with somebody logged in at the screen the payload alone moves to that session
-# (see payload_in_session); the wrapper stays where it is.
+# On a Mac with a user logged in on the screen, only the payload runs in that session
+# (see payload_in_session); the wrapper stays in its own.
 
 payload_path=${MAYFLY_PATH:-$PATH}
 PATH=/usr/bin:/bin:/usr/sbin:/sbin
@@ -33,13 +32,13 @@ kit=$(cd "$kit" && pwd -P) || exit 1
 run=$kit/run
 log=$run/job.log
 
-chunk=32768         # bytes of log in one call
-log_cap=1048576     # bytes of log in all
-tail_part=65536     # of these, kept for the end of a log that is too long
-log_interval=2      # seconds between looks at a growing log
+chunk=32768         # bytes of log per request
+log_cap=1048576     # bytes of log in total
+tail_part=65536     # bytes of these for the end of a log that is too long
+log_interval=2      # seconds between two checks of a growing log
 patience=10         # seconds for one part of a log while the job runs
-supervised=''       # 1: somebody else powers the guest off
-MAYFLY_START_SECONDS=420      # how long the job waits for the word that it may start
+supervised=''       # 1: boot.sh powers the guest off
+MAYFLY_START_SECONDS=420      # how long to wait for the permission to start the job
 
 MAYFLY_URL='' MAYFLY_VM_ID='' MAYFLY_RUNNER_KIND='' MAYFLY_ATTEMPT=''
 sh=/bin/sh
@@ -48,7 +47,7 @@ if [ "${1:-}" = supervised ]; then
     supervised=1
 fi
 
-# Creation with noclobber is the lock: of two wrappers, one goes on.
+# Creation with noclobber is the lock: of two wrappers, only one continues.
 mkdir -p "$run" || exit 1
 if [ "${1:-}" != payload ]; then
     if ! (set -C && echo "$$" >"$run/wrapper.pid") 2>/dev/null; then
@@ -67,17 +66,18 @@ tell() {
     $sh "$kit/tell.sh" "$1" event >/dev/null
 }
 
-# event JSON [SECONDS]: what is not taken at once is repeated in the background.
+# event JSON [SECONDS]: posts an event; one that is not accepted at once is repeated in
+# the background.
 event() {
     echo "$1" | tell "${2:-3}" && return 0
     if [ "$?" = 1 ]; then
         echo "$1" | tell later
     else
-        echo "not taken: $1"
+        echo "not accepted: $1"
     fi
 }
 
-# send_bytes OFFSET COUNT: one log call. The offset counts from 0.
+# send_bytes OFFSET COUNT: sends a part of the log. The offset counts from 0.
 send_bytes() {
     {
         printf '{"type":"log","source":"job","data_base64":"'
@@ -90,8 +90,8 @@ log_size() {
     echo $(($(wc -c <"$log")))
 }
 
-# Sends what is new in the log, up to $1 bytes of it in all. $sent moves only past
-# what was taken, so that a lost call is made good by the next.
+# Sends the new part of the log, up to $1 bytes in total. $sent advances only past
+# accepted parts, so that the next request repeats a lost one.
 sent=0
 send_new() {
     upto=$(log_size)
@@ -109,10 +109,10 @@ send_new() {
     done
 }
 
-# Runs beside the job until told to stop, by a file. The signal only breaks the pause: a
-# call that is under way goes on, so no part of the log is sent twice. Nothing may depend
-# on its trap: bash 5.2 loses one that comes while it reads a "$(…)" ("unexpected EOF
-# while looking for matching ')'"), and whoever started us may have had it ignored.
+# Runs beside the job until the stop file exists. The signal only ends the pause: a
+# request that is under way continues, so no part of the log is sent twice. Nothing may
+# depend on the signal's trap: bash 5.2 loses a signal that arrives while it reads a "$(…)"
+# ("unexpected EOF while looking for matching ')'"), and the caller may have ignored it.
 stream_log() {
     online=''
     trap : TERM
@@ -122,7 +122,7 @@ stream_log() {
         if told_to_stop || ! wait "$pause"; then
             kill "$pause" 2>/dev/null
         fi
-        # GitHub's runner says on its output that it is idle. A lost word costs nothing.
+        # GitHub's runner prints that it is idle. A lost report does no harm.
         if [ "$MAYFLY_RUNNER_KIND" = github ] && [ -z "$online" ] && grep -q 'Listening for Jobs' "$log"; then
             online=1
             event '{"type":"runner_online"}'
@@ -139,9 +139,9 @@ told_to_stop() {
 send_rest() {
     command -v base64 >/dev/null 2>&1 || return 0
     sent=$(cat "$run/job.log.sent" 2>/dev/null) || sent=0
-    # Nothing comes after it but the end, which has to wait for the service, too.
+    # Only the end is reported after this, and it has to wait for the service, too.
     patience=120
-    # Fixed now: what the job left running in the background may still write.
+    # Fixed now, because background processes of the job may still write.
     size=$(log_size)
     if [ "$size" -gt "$log_cap" ]; then
         send_new $((log_cap - tail_part)) || return 1
@@ -168,10 +168,9 @@ short_sleep() {
 
 # --- macOS: the environment of a login shell ------------------------------------
 
-# Over SSH and under launchd nothing has read ~/.zprofile, where Homebrew and the tools
-# of typical images put themselves on the PATH. So a login shell is asked for all that
-# it exports, and what it says on the way is thrown away. It has a time limit: nobody
-# would see what it waits for.
+# Over SSH and under launchd nothing has read ~/.zprofile, in which Homebrew and the tools
+# of typical images extend the PATH. So this starts a login shell and takes what it
+# exports; its output is discarded. It has a time limit, because it may wait for input.
 read_login_environment() {
     rm -f "$run/login.env"
     command -v perl >/dev/null 2>&1 || return 0
@@ -184,16 +183,16 @@ read_login_environment() {
     MAYFLY_VM_ID=$MAYFLY_VM_ID perl -e 'alarm shift; exec { $ARGV[0] } @ARGV; exit 127' -- 20 \
         "$login_shell" -l -c 'exec /bin/sh -c "$1" sh "$2"' mayfly 'export -p >"$1"' "$run/login.env" \
         </dev/null >/dev/null 2>&1
-    # Read in a subshell first: what does not read would end this shell without a word.
+    # Read in a subshell first: a broken file would end this shell without a message.
     # shellcheck source=/dev/null
     if [ ! -s "$run/login.env" ] || ! (. "$run/login.env") >/dev/null 2>&1; then
-        echo "the login shell $login_shell gave no environment within its time"
+        echo "the login shell $login_shell did not return its environment in time"
         rm -f "$run/login.env"
     fi
 }
 
-# The PATH of a job, when a login shell has $1 and this script was given $2: the first,
-# and what it lacks.
+# The PATH of a job: the PATH of the login shell ($1), extended by the missing entries of
+# the PATH of this script's caller ($2).
 job_path() (
     all=$1
     set -f
@@ -215,9 +214,9 @@ quoted() {
     printf "'%s'" "$(printf '%s' "$1" | sed "s/'/'\\\\''/g")"
 }
 
-# ~/.zshenv is read by every zsh, so what is started in this guest past us (ssh, launchd)
-# gets the job's variables from there. What descends from us has them already, changed
-# by the job perhaps, and must keep them. The job's own values stay in runner.env.
+# Every zsh reads ~/.zshenv, so processes that this script does not start (ssh, launchd)
+# get the job's variables from there. Descendants of this script have them already,
+# perhaps changed by the job, and must keep them. The job's own values stay in runner.env.
 zshenv_block() {
     echo '# >>> mayfly >>>'
     echo "if [ \"\${MAYFLY_VM_ID:-}\" != $(quoted "$MAYFLY_VM_ID") ]; then"
@@ -246,8 +245,8 @@ login_path() (
     job_path "$PATH" "$1"
 )
 
-# Replaces our block and leaves all else, the file's mode too, as it is. A block without
-# its last line is not ours any more.
+# Replaces Mayfly's block and changes nothing else, not even the file's mode. A block
+# without its last line is not Mayfly's any more.
 write_zshenv() {
     zshenv=${HOME:-/nonexistent}/.zshenv
     {
@@ -267,15 +266,15 @@ write_zshenv() {
 
 # --- the payload ----------------------------------------------------------------
 
-# The payload gets its own session where that is to be had: a job that signals its
-# process group must not take the wrapper with it.
+# The payload gets its own session if possible: a job that signals its process group must
+# not end the wrapper.
 run_payload() {
     if [ ! -f "$kit/payload" ]; then
         echo "mayfly: no payload in $kit" >>"$log"
         return 127
     fi
     chmod u+x "$kit/payload" 2>/dev/null
-    # From here on in arguments: what is read below may set any variable.
+    # From here on in arguments, because the files that are read below may set any variable.
     set -- "$kit/payload"
     if [ "$(head -c 2 "$kit/payload" | tr -d '\0')" != '#!' ]; then
         set -- /bin/sh "$@"
@@ -283,7 +282,7 @@ run_payload() {
     if command -v setsid >/dev/null 2>&1; then
         set -- "$(command -v setsid)" "$@"
     elif command -v perl >/dev/null 2>&1; then
-        # With the job's locale, perl would begin by complaining about it in the job's log.
+        # Without PERL_BADLANG, perl may print a warning about the job's locale into its log.
         # shellcheck disable=SC2016  # perl expands it
         set -- "$(command -v env)" PERL_BADLANG=0 "$(command -v perl)" -e \
             'use POSIX (); delete $ENV{PERL_BADLANG}; POSIX::setsid(); exec { $ARGV[0] } @ARGV; exit 127' -- "$@"
@@ -317,13 +316,13 @@ run_payload() {
     ) </dev/null >>"$log" 2>&1 9>&-
 }
 
-# The payload in the session of the user who is logged in at the screen: a one-shot
-# agent of launchd runs this script again with the argument "payload". Sets
-# $code, or fails when nothing was started.
+# Runs the payload in the session of the user who is logged in on the screen: a one-shot
+# agent of launchd runs this script again with the argument "payload". Sets $code, or
+# fails if nothing was started.
 #
-# Why not the whole wrapper: macOS asks the person at the screen before something in
-# that session may talk to the local network, and nobody is there to answer. What came
-# in over SSH is not asked, so the last word to Mayfly is safe here.
+# The wrapper itself stays outside: macOS asks the user on the screen before a program in
+# that session may use the local network, and there is no user to answer. Programs that
+# were started over SSH need no permission, so the final report can be sent from here.
 payload_in_session() {
     domain=$(cat "$run/session" 2>/dev/null)
     case $domain in
@@ -337,7 +336,7 @@ payload_in_session() {
     if ! launchctl bootstrap "$domain" "$run/mayfly.payload.plist"; then
         return 1
     fi
-    # Who writes payload.pid first decides: the payload, or this, when it never comes.
+    # The first writer of payload.pid decides: the payload, or this if it is not started.
     (
         tries=0
         while [ ! -e "$run/payload.pid" ]; do
@@ -348,9 +347,9 @@ payload_in_session() {
             short_sleep
         done
     ) &
-    # The end of the file without a word: it was killed.
+    # End of file without a code: the payload was killed.
     IFS= read -r code <"$run/payload.end" || code=137
-    # Where that file is, it has ended or is about to; its number may be another's by now.
+    # If the file exists, the subshell has ended or is about to, and its pid may be reused.
     [ -e "$run/payload.pid" ] || kill "$!" 2>/dev/null
     wait "$!" 2>/dev/null
     if [ "$code" = none ] || [ ! -e "$run/payload.pid" ]; then
@@ -372,7 +371,7 @@ xml() {
     printf '%s' "$1" | sed 's/&/\&amp;/g; s/</\&lt;/g; s/>/\&gt;/g'
 }
 
-# Interactive, or launchd would hold back the job's processor and disk.
+# Interactive, because launchd throttles processor and disk of other agents.
 launch_agent() {
     cat <<END
 <?xml version="1.0" encoding="UTF-8"?>
@@ -401,11 +400,11 @@ launch_agent() {
 END
 }
 
-# The primary end signal: tried until it is taken, the vm is known to be gone, or the
-# time is up.
+# The primary end signal: repeated until it is accepted, refused permanently, or the time
+# is over.
 finish() {
     echo "$1" >"$run/wrapper.exit"
-    echo '{"type":"runner_finished","exit_code":'"$1"'}' | tell long || echo "runner_finished was never taken"
+    echo '{"type":"runner_finished","exit_code":'"$1"'}' | tell long || echo "runner_finished was not accepted"
 }
 
 # --- the start ------------------------------------------------------------------
@@ -420,12 +419,12 @@ now() {
     fi
 }
 
-# Repeats a question until it is answered: `ask COMMAND...` fails at the end of $deadline
-# and when it is refused for good, and says why in $why.
+# ask COMMAND...: repeats a request until it is answered. Fails at $deadline or when it is
+# refused permanently, and sets $why.
 refused="Mayfly refused it: this attempt is over, or the vm is ending"
 ask() {
     while :; do
-        # Mayfly may have said so by the way that the kit came, where its API is out of reach.
+        # If the guest cannot reach its API, Mayfly gives the permission over SSH or the agent.
         if [ "$(cat "$run/start" 2>/dev/null)" = "${MAYFLY_ATTEMPT:-none}" ]; then
             return 0
         fi
@@ -439,7 +438,7 @@ ask() {
         3) sleep 1 ;;
         esac
         if [ "$(now)" -ge "$deadline" ]; then
-            why="Mayfly did not allow it within $MAYFLY_START_SECONDS seconds"
+            why="Mayfly did not permit it within $MAYFLY_START_SECONDS seconds"
             return 1
         fi
     done
@@ -449,10 +448,10 @@ configured() {
     echo '{"type":"guest_configured","attempt":'"${MAYFLY_ATTEMPT:-null}"'}' | tell 3
 }
 
-# Of GitHub's runner, where it is not in the kit: what is on the seed's volume stays
-# there, and root can read it. From the start of the job on it is refused. The process
-# that fetches it holds it until github-runner.sh reads the pipe, and ends; so neither a
-# file nor this shell's memory has it while a job runs.
+# Fetches the registration of GitHub's runner if it is not in the bundle: the seed's volume
+# cannot be cleared, and root can read it. From the start of the job on, Mayfly refuses
+# the request. The process that fetched it keeps it until github-runner.sh reads the pipe,
+# then ends; so neither a file nor this shell's memory contains it while a job runs.
 fetch_registration() {
     rm -f "$run/registration" "$run/registration.fetched"
     mkfifo -m 600 "$run/registration"
@@ -471,8 +470,8 @@ fetch_registration() {
     return "$fetched"
 }
 
-# Without an answer nothing was started and nothing will be: the next attempt is made on
-# a fresh clone.
+# Without the permission, nothing was started and nothing will be: the next attempt runs
+# on a fresh clone.
 not_started() {
     echo "mayfly: the job was not started: $why" | tee -a "$run/boot.log"
     { echo "mayfly: the job was not started: $why" >/dev/console; } 2>/dev/null
@@ -488,8 +487,8 @@ not_started() {
     [ "$supervised" = 1 ] || $sh "$kit/power-off.sh"
 }
 
-# Returns when the job may start. A guest that cannot power itself off goes on asking:
-# it may have been allowed by now, and the answer was lost.
+# Returns when the job may start. A guest that cannot power itself off continues to ask:
+# the permission may have been given and its answer lost.
 wait_for_start() {
     fetched=''
     holder=''
@@ -513,7 +512,7 @@ wait_for_start() {
 }
 
 if [ "${1:-}" = payload ]; then
-    # Opened first: from then on our end is seen, however it comes.
+    # Opened first: from then on the end of this process is noticed, however it ends.
     exec 9>"$run/payload.end" || exit 1
     (set -C && echo "$$" >"$run/payload.pid") 2>/dev/null || exit 0
     read_login_environment 9>&-
@@ -523,14 +522,14 @@ if [ "${1:-}" = payload ]; then
 fi
 if [ "$system" = Darwin ]; then
     read_login_environment
-    write_zshenv || echo ".zshenv could not be written"
+    write_zshenv || echo "cannot write .zshenv"
 fi
 
 wait_for_start
 if [ "$MAYFLY_RUNNER_KIND" = none ]; then
     exit 0
 fi
-# Before anything of the job: whoever comes later does not start it again.
+# Written before the job starts, so that a later wrapper does not start it again.
 : >"$run/payload.started"
 case $MAYFLY_RUNNER_KIND in
 command) ;;
@@ -539,7 +538,7 @@ script | github)
     ;;
 *)
     : >"$log"
-    echo "mayfly: this kit cannot run a runner of kind '$MAYFLY_RUNNER_KIND'" >>"$log"
+    echo "mayfly: unknown runner kind '$MAYFLY_RUNNER_KIND'" >>"$log"
     send_rest
     finish 127
     exit 0
@@ -572,9 +571,9 @@ if [ -n "$streamer" ]; then
 fi
 if [ "$MAYFLY_RUNNER_KIND" = command ]; then
     run_hook job-completed.sh
-    send_rest || echo "the rest of the log was not taken"
+    send_rest || echo "the rest of the log was not accepted"
     event '{"type":"job_result","exit_code":'"$code"'}' 10
 else
-    send_rest || echo "the rest of the log was not taken"
+    send_rest || echo "the rest of the log was not accepted"
 fi
 finish "$code"

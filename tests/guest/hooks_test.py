@@ -697,11 +697,11 @@ def github_wrong_runners():
     def one(shell):
         cases = (
             # What is in the guest, how the wrapper ends, what the log says.
-            (dict(version="2.99.0"), {}, 7, "version 2.99.0, and at least 2.329.0 is needed"),
+            (dict(version="2.99.0"), {}, 7, "version 2.99.0, but at least 2.329.0 is required"),
             (dict(code=7), {}, 7, "is version 2.336.0"),
             (None, {}, 126, "there is no runner in this guest"),
-            (dict(config="exit 1"), {"registration": "token"}, 126, "could not be registered"),
-            (dict(version="'who knows'"), {}, 0, "does not say its version"),
+            (dict(config="exit 1"), {"registration": "token"}, 126, "cannot register the runner"),
+            (dict(version="'who knows'"), {}, 0, "does not report its version"),
         )
         for runner, more, code, said in cases:
             with Workspace() as w:
@@ -724,7 +724,7 @@ def github_runner_from_the_host():
         subprocess.run(["tar", "-czf", str(archive), "-C", str(w.dir / "made"), "."], check=True, timeout=60)
         content = archive.read_bytes()
         checksum = hashlib.sha256(content).hexdigest()
-        for given, code, said in ((checksum, 0, "is version 2.336.0"), ("0" * 64, 126, "is not the runner with the checksum")):
+        for given, code, said in ((checksum, 0, "is version 2.336.0"), ("0" * 64, 126, "does not have the checksum")):
             with Workspace() as v:
                 v.api.bodies["/vms/%s/runner" % VM_ID] = content
                 files = github_files(v.api.url, v.dir / "none", archive=("2.336.0", given))
