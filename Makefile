@@ -1,4 +1,4 @@
-# `make run` shows one real vm live and die for one job; `make test` is everything that CI runs.
+# `make run` shows a real vm from creation to deletion, for one job; `make test` is everything that CI runs.
 # Each target says what it does: make help
 
 SHELL := /bin/sh
@@ -7,7 +7,7 @@ export CARGO_TARGET_DIR
 # Checked queries are verified against .sqlx, so building needs no database.
 export SQLX_OFFLINE = true
 
-# Caches may be removed at any time; everything in them is made again.
+# Caches may be removed at any time; everything in them is rebuilt.
 CACHE := $(or $(MAYFLY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mayfly)
 export MAYFLY_CACHE := $(CACHE)
 TOOLS := $(CACHE)/tools/bin

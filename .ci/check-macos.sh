@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Type-checks and lints everything (library, binary, tests, examples, benches) for Macs with Apple Silicon, without a Mac.
 #
-# C libraries are compiled for real, by zig, which brings the headers of macOS with it. Nothing is linked: Apple's frameworks
-# are not here. So this shows that the code compiles there, not that it runs.
+# C code is compiled by zig, which includes the headers of macOS. Nothing is linked, because Apple's frameworks are not
+# available. So this shows that the code compiles on macOS, not that it runs.
 #
-# The Rust side is found in one of two ways; MAYFLY_CHECK_MACOS=rustup or =chroot insists on one of them.
-#   rustup   the target's standard library, for the toolchain that everything else is built with
-#   chroot   where rustup is missing or cannot fetch it: Debian's compiler in a directory of its own, and the standard library
-#            compiled from its sources
-# Everything is kept in the cache and made again when what it is made of changes. What cannot be checked fails.
+# The Rust standard library comes from one of two sources; MAYFLY_CHECK_MACOS=rustup or =chroot selects one of them.
+#   rustup   the target's standard library, for the toolchain that builds everything else
+#   chroot   if rustup is missing or cannot download it: Debian's compiler in a chroot, and the standard library compiled
+#            from its sources
+# All of it is cached, and rebuilt when its inputs change. If the check is not possible, the script fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tree=$PWD
@@ -23,7 +23,7 @@ give_up() {
 }
 key() { printf '%s\n' "$@" | sha256sum | cut -c1-12; }
 
-# The same in both ways, and all faults in one run.
+# The same for both sources, and all faults in one run.
 check=(clippy --locked --quiet --keep-going --target "$target" --all-targets)
 deny=(-- --deny warnings)
 
@@ -32,13 +32,13 @@ if [ "$(uname -s)" = Darwin ]; then
 fi
 
 mkdir -p "$cache"
-# One run at a time: what is outdated is removed, and nobody may be at work in it.
+# One run at a time: outdated files are removed, so no other run may be using them.
 exec 9>"$cache/lock"
 if ! flock --nonblock 9; then
     say "waiting for another check to end"
     flock 9
 fi
-# Left behind by a run that was killed.
+# Left over from a run that was killed.
 rm -rf "$cache"/*.new
 
 pins=(cargo-zigbuild==0.24.0 ziglang==0.17.0)
@@ -79,14 +79,14 @@ check_by_rustup() {
         "$tools/bin/cargo-zigbuild" "${check[@]}" "${deny[@]}"
 }
 
-# Debian testing is the oldest suite whose compiler is new enough. What it is made of includes the version that the project
-# asks for, so that a chroot whose compiler has become too old is replaced.
+# Debian testing is the oldest suite with a new enough compiler. The key includes the version that the project requires, so
+# that a chroot with a compiler that has become too old is replaced.
 suite=forky
 packages=rustc,cargo,rust-src,rust-clippy,gcc,libc6-dev,ca-certificates
 rust_version=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 chroot=$cache/chroot-$(key "$suite" "$packages" "$rust_version")
 
-# Mounts are made where only this command sees them. Without root, in a user namespace.
+# Mounts are visible only to this command. Without root, they are made in a user namespace.
 apart=(unshare --mount)
 [ "$(id -u)" = 0 ] || apart+=(--map-root-user)
 
@@ -96,7 +96,7 @@ make_chroot() {
     say "$why"
     say "making a chroot of Debian $suite with its Rust compiler (once, about a minute)"
     rm -rf "$cache"/chroot-* "$cache/target-chroot"
-    # Unpacked by tar and not by mmdebstrap itself, so that every file belongs to who runs this and can be removed by them.
+    # Unpacked by tar and not by mmdebstrap itself, so that every file belongs to the calling user, who can remove it.
     mkdir "$chroot.new"
     mmdebstrap --quiet --variant=minbase --include="$packages" \
         --aptopt='Acquire::Check-Valid-Until "false"' --dpkgopt='path-exclude=/usr/share/doc/*' \
@@ -110,8 +110,8 @@ check_in_chroot() {
     local registry=${CARGO_HOME:-$HOME/.cargo}/registry
     "${apart[@]}" true 2>"$cache/log" || give_up "$why, and a chroot may not be used here: $(tail -n 1 "$cache/log")"
     mkdir -p "$cache/target-chroot" "$cache/zig-chroot" "$registry"
-    # The tree is mounted where it is: Cargo tells two trees apart by their paths, and one outdates the other's results only
-    # by times of change.
+    # The tree is mounted at its own path: Cargo distinguishes trees by their paths, and uses modification times to decide
+    # whether results of one tree are outdated for another.
     # shellcheck disable=SC2016 # expanded by the inner shell
     "${apart[@]}" sh -euc '
         root=$1 tree=$2 tools=$3 registry=$4 work=$5
@@ -125,7 +125,7 @@ check_in_chroot() {
         into "$registry" /check/cargo/registry
         into "$work/target-chroot" /check/target
         into "$work/zig-chroot" /check/zig
-        # For names and certificates of this site, when the registry is asked.
+        # For names and certificates of the local site, for access to the registry.
         file /etc/resolv.conf
         file /etc/hosts
         into /etc/ssl/certs /etc/ssl/certs

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# What `make run` shows: a real service, a real guest, one job, and the vm deleted because the hook inside the guest said so.
+# What `make run` does: runs a real service, a real guest and one job; the hook in the guest causes the vm's deletion.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 binary=${CARGO_TARGET_DIR:-target}/release/mayfly
 cache=${MAYFLY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mayfly}
 image=${MAYFLY_TEST_IMAGE:-$cache/images/micro}
 data=${MAYFLY_DEMO_DIR:-$cache/demo}
-# A shell that uses Mayfly elsewhere must not lead this one there.
+# Settings of this shell for another Mayfly must not apply here.
 unset MAYFLY_URL MAYFLY_TOKEN
 begun=$(date +%s)
 
@@ -17,7 +17,7 @@ chmod 700 "$data"
 log=$data/serve.log
 say "Starting the service (data in $data, log in $log)"
 : >"$log"
-# Guests that somebody else runs on this machine take slots; this one vm does not wait for them.
+# Foreign guests on this machine take slots; this one vm does not wait for them.
 "$binary" --data-dir "$data" serve --listen 127.0.0.1:0 --set slots.count_foreign=false 2>>"$log" &
 service=$!
 finish() {
@@ -53,7 +53,7 @@ for driver in json.load(sys.stdin)["drivers"]:
 '
 
 say "The template, made of $image"
-# The image may have been built anew since the last time.
+# The image may have been rebuilt since the last run.
 if ! mayfly template add micro --from "$image" 2>/dev/null; then
     mayfly template delete micro
     mayfly template add micro --from "$image"
@@ -66,10 +66,10 @@ name=demo-$(date +%s)
 mayfly vm create --template micro --name "$name" --follow \
     --command 'echo "hello from $(hostname), a fresh vm that lives for this job"; uname -sr; sleep 1'
 
-say "What the job said"
+say "The log of the job"
 mayfly vm logs "$name" --source job
 
-say "How it ended"
+say "The end of the vm"
 mayfly --json vm show "$name" >"$data/last.json"
 python3 - "$data/last.json" <<'PY'
 import json, sys

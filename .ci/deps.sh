@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Installs what is missing, and says what it installs.
+# Installs missing packages, and prints what it installs.
 #
-#   deps.sh run     what `make run` needs: QEMU, a C compiler for SQLite and the TLS library, tools to build the guest image
-#   deps.sh test    that, and what the tests need
-#   deps.sh fuzz    what `make fuzz` needs
-#   deps.sh bench   what `make bench-pull` needs
+#   deps.sh run     for `make run`: QEMU, a C compiler for SQLite and the TLS library, tools to build the guest image
+#   deps.sh test    that, and the needs of the tests
+#   deps.sh fuzz    for `make fuzz`
+#   deps.sh bench   for `make bench-pull`
 #
-# As root it asks for nothing. Otherwise it prints the one command that is needed and stops.
+# As root it installs them without questions. Otherwise it prints the required command and stops.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what=${1:-run}
@@ -17,7 +17,7 @@ if ! command -v cargo >/dev/null; then
     if [ -x "$HOME/.cargo/bin/cargo" ]; then
         PATH=$HOME/.cargo/bin:$PATH
     else
-        say "there is no Rust toolchain; install one from https://rustup.rs and come back"
+        say "no Rust toolchain found; install one from https://rustup.rs and run this again"
         exit 1
     fi
 fi
@@ -45,7 +45,7 @@ case $(uname -m) in
 x86_64) emulator=qemu-system-x86 binary=qemu-system-x86_64 ;;
 aarch64) emulator=qemu-system-arm binary=qemu-system-aarch64 ;;
 *)
-    say "no guests for $(uname -m) hosts, only for x86_64 and aarch64"
+    say "unsupported host architecture $(uname -m): guests need x86_64 or aarch64"
     exit 1
     ;;
 esac
@@ -82,7 +82,8 @@ if [ ${#missing[@]} -gt 0 ]; then
     say "installing: ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
-    # QEMU and its tools have to be of one version; a newer qemu-utils from elsewhere steps back to the release's own.
+    # QEMU and its tools must have the same version; a newer qemu-utils from another source is downgraded to the release's
+    # version.
     if ! apt-get install -y -qq --no-install-recommends "${missing[@]}" >/tmp/mayfly-deps.$$ 2>&1; then
         # shellcheck source=/dev/null
         release=$(. /etc/os-release && echo "$VERSION_CODENAME")
@@ -96,7 +97,7 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 if [ "$what" != run ] && [ "$what" != bench ]; then
-    # Built from source once, then kept in the cache.
+    # Built from source once, then cached.
     tools=${MAYFLY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mayfly}/tools
     tool() { # name version arguments…
         local name=$1 version=$2
@@ -112,7 +113,7 @@ if [ "$what" != run ] && [ "$what" != bench ]; then
         tool cargo-nextest 0.9.151 --no-default-features --features default-no-update
         tool cargo-deny 0.20.2
 
-        # Plays Amazon's registry and roles. In an environment of its own, and made anew when the version changes.
+        # Plays Amazon's registry and roles. In its own environment, rebuilt when the version changes.
         venv=${MAYFLY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mayfly}/moto-venv
         pin='moto[server,ecr,sts]==5.2.5'
         if [ "$(cat "$venv/pin" 2>/dev/null)" != "$pin" ]; then

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the documentation site (guides and the API reference) into the directory named by $1 (default: target/docs).
-# MkDocs and its Swagger UI come from PyPI into a virtual environment in the cache; the site itself loads nothing from elsewhere.
+# MkDocs and its Swagger UI come from PyPI into a virtual environment in the cache; the site itself loads nothing from other
+# servers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-target/docs}
@@ -21,9 +22,9 @@ cp ARCHITECTURE.md "$stage/docs/architecture.md"
 cp CHANGELOG.md "$stage/docs/changelog.md"
 mv "$stage/docs/mkdocs.yml" "$stage/mkdocs.yml"
 "$venv/bin/mkdocs" --quiet build --strict --config-file "$stage/mkdocs.yml" --site-dir "$stage/site"
-# Nothing may be fetched by a reader's browser: the site is read where there is no internet.
+# A reader's browser must load nothing from other servers: the site is read in networks without internet access.
 if grep -rhoE '(src|href)="(https?:)?//[^"]+\.(js|css|woff2?)[^"]*"' "$stage/site" --include='*.html' | sort -u | grep .; then
-    echo "docs.sh: the pages above load something from elsewhere" >&2
+    echo "docs.sh: the pages above load resources from other servers" >&2
     exit 1
 fi
 rm -rf "$out"

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Writes the checked queries' data into the directory named by $1 (default: .sqlx), from a database made of the migrations.
-# The same as `cargo sqlx prepare`, without having to build that tool.
+# Writes the checked queries' data into the directory $1 (default: .sqlx), from a database that is created by the
+# migrations.
+# Equivalent to `cargo sqlx prepare`, without building that tool.
 set -eu
 cd "$(dirname "$0")/.."
 out=${1:-.sqlx}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that CI runs, in the order in which a mistake is found soonest. One argument runs one part of it.
+# Everything that CI runs, in an order that finds mistakes early. One argument runs one part of it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${MAYFLY_TEST_IMAGE:=${MAYFLY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mayfly}/images/micro}"
@@ -12,7 +12,7 @@ lint() {
     part 'format'
     cargo fmt --check
     part 'shell scripts'
-    # By their first line: a guide may show a script.
+    # Shell scripts are found by their first line, because a guide may show a script.
     git ls-files | xargs awk 'FNR == 1 { if (/^#!\/(bin\/sh|usr\/bin\/env bash)/) print FILENAME; nextfile }' | xargs shellcheck
     part 'clippy'
     cargo clippy --quiet --locked --all-targets -- --deny warnings
@@ -52,7 +52,7 @@ guests() {
     python3 -B tests/campaign/observer_test.py
 }
 
-# The seed is one whose plan has everything in it: a service that is away for longer than the boot budget, a full disk, few
+# The plan of this seed has everything in it: a service that is down for longer than the boot budget, a full disk, few
 # descriptors, a clock step, a stall, and a DELETE of a job that is longer than the boot budget.
 campaign() {
     part 'a few kills of make campaign'
@@ -85,7 +85,7 @@ deny() {
     part 'dependencies: licences, sources, bans'
     cargo deny --config .deny.toml --all-features --log-level error check --hide-inclusion-graph bans licenses sources
     part 'dependencies: known vulnerabilities'
-    # The advisory database is fetched from the network. Where that cannot be reached this says so; it never claims a pass.
+    # The advisory database is downloaded. If it cannot be, this prints NOT CHECKED; it never reports a pass.
     if cargo deny --config .deny.toml fetch db 2>/dev/null; then
         cargo deny --config .deny.toml check --hide-inclusion-graph advisories
     else
@@ -113,7 +113,7 @@ all)
     part 'all parts passed'
     ;;
 *)
-    echo "test.sh: no part is called $1" >&2
+    echo "test.sh: unknown part: $1" >&2
     exit 2
     ;;
 esac

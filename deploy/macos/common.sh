@@ -1,7 +1,7 @@
 #!/bin/sh
-# What install.sh and uninstall.sh share. Read by them, not run.
+# Functions of install.sh and uninstall.sh, which source this file.
 #
-# For the /bin/sh of macOS, and with no option that its tools lack.
+# For the /bin/sh of macOS, with options that its tools support.
 # shellcheck disable=SC2034,SC2154 # some of this is used, and some of what is used is set, in those two
 
 label=dev.mayfly.agent
@@ -19,7 +19,7 @@ fail() {
     exit 1
 }
 
-# Runs a command that changes something, or says that it would.
+# Runs a command that changes something; with --dry-run, only prints it.
 run() {
     if [ "$dry_run" = yes ]; then
         printf 'would run: %s\n' "$*"
@@ -28,7 +28,7 @@ run() {
     fi
 }
 
-# An absolute path of an option's value, which need not exist.
+# Makes the path of an option absolute; it need not exist.
 absolute() {
     case $1 in
     /*) printf '%s\n' "$1" ;;
@@ -36,12 +36,12 @@ absolute() {
     esac
 }
 
-# One value of the installed agent: how it was installed is not asked for again.
+# Reads one value of the installed agent, so that options of the installation need not be repeated.
 installed() { # key path
     [ -f "$plist" ] && plutil -extract "$1" raw -o - "$plist" 2>/dev/null
 }
 
-# Where things are: as asked for, else as installed, else as usual.
+# Paths: as given, else as installed, else the defaults.
 locate() {
     if [ -z "$prefix" ]; then
         prefix=$(installed ProgramArguments.0) || prefix=''
@@ -59,21 +59,22 @@ locate() {
 
 is_loaded() { launchctl print "$domain/$1" >/dev/null 2>&1; }
 
-# The service's process, or nothing while launchd has none.
+# Prints the service's process id, or nothing while launchd has none.
 pid() { launchctl print "$domain/$label" 2>/dev/null | sed -n 's/^[[:space:]]*pid = \([0-9][0-9]*\)$/\1/p' | head -n 1; }
 
 is_healthy() { curl --fail --silent --output /dev/null --max-time 2 "$url/healthz"; }
 
-# Takes an agent out of launchd, and comes back when it is out: launchctl does not wait, and refuses to load it meanwhile.
+# Removes an agent from launchd, and waits until it is gone: launchctl does not wait, and refuses to load the agent
+# meanwhile.
 boot_out() { # label
     is_loaded "$1" || return 0
-    # Its exit code says "in progress" as well; what counts is whether the agent is gone.
+    # Its exit code may also mean "in progress"; only the absence of the agent counts.
     run launchctl bootout "$domain/$1" || :
     [ "$dry_run" = no ] || return 0
     tries=0
     while is_loaded "$1"; do
         tries=$((tries + 1))
-        [ "$tries" -le 60 ] || fail "launchd does not let go of $1; see: launchctl print $domain/$1"
+        [ "$tries" -le 60 ] || fail "launchd does not remove $1; see: launchctl print $domain/$1"
         sleep 1
     done
 }

@@ -1,17 +1,17 @@
 #!/bin/sh
-# Installs Mayfly on a Mac as an agent of the user who is logged in; run again, it upgrades. Nothing needs root.
-# Looks first, and changes nothing when something is missing. Running vms and their jobs go on.
+# Installs Mayfly on a Mac as an agent of the user who is logged in; run again, it upgrades. Needs no root.
+# Checks first, and changes nothing if something is missing. Running vms and their jobs continue.
 set -eu
 
 usage() {
     cat <<'END'
 Usage: install.sh [-n] [--binary FILE] [--prefix DIR] [--data-dir DIR] [--url URL]
 
-  -n, --dry-run     say what would be done, and do nothing
+  -n, --dry-run     print what would be done, and change nothing
   --binary FILE     the mayfly to install [beside this script, else target/release/mayfly]
-  --prefix DIR      where it goes: DIR/bin/mayfly [as before, else ~/.local]
-  --data-dir DIR    what Mayfly keeps [as before, else ~/.mayfly]
-  --url URL         where the service will answer, if mayfly.toml says otherwise
+  --prefix DIR      installs to DIR/bin/mayfly [as before, else ~/.local]
+  --data-dir DIR    data directory [as before, else ~/.mayfly]
+  --url URL         address of the service, if mayfly.toml changes it
                     than http://127.0.0.1:8470
 END
 }
@@ -57,7 +57,7 @@ problem() {
 [ "$(uname -s)" = Darwin ] || fail "this is not macOS; on Linux: deploy/systemd/mayfly.service"
 [ "$(id -u)" != 0 ] || fail "run this as the user who is logged in, without sudo: root has no login keychain, and macOS guests need one"
 
-# Not uname -m: a shell under Rosetta says x86_64.
+# Not uname -m: a shell under Rosetta prints x86_64.
 [ "$(sysctl -n hw.optional.arm64 2>/dev/null)" = 1 ] || problem "this Mac has no Apple chip; Mayfly runs on Apple Silicon only"
 
 macos=$(sw_vers -productVersion)
@@ -66,14 +66,14 @@ case ${macos%%.*} in
 *) [ "${macos%%.*}" -ge 13 ] || problem "macOS 13 or later is needed; this is $macos" ;;
 esac
 
-# What the service will have: Homebrew's directories, and the one in which tart is found now.
+# The service's PATH: Homebrew's directories, and the directory in which tart is found now.
 path=/opt/homebrew/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin
 if tart=$(PATH=$path:$PATH command -v tart); then
     case :$path: in
     *:"${tart%/*}":*) ;;
     *) path=${tart%/*}:$path ;;
     esac
-    version=$("$tart" --version 2>&1) || version="nothing usable: $version"
+    version=$("$tart" --version 2>&1) || version="no version: $version"
     case $version in
     SNAPSHOT) ;;
     *[!0-9.]* | '' | .* | *..* | *.) problem "expected a version from $tart --version, found: $(printf '%.200s' "$version")" ;;
@@ -109,7 +109,7 @@ if [ -z "$binary" ]; then
     done
 fi
 if [ ! -f "$binary" ]; then
-    problem "there is no $binary: build it with make build, or name one with --binary"
+    problem "$binary does not exist: build it with make build, or name one with --binary"
 elif ! wanted=$("$binary" --version 2>&1); then
     problem "$binary does not run: $(printf '%.200s' "$wanted"); if it came through a browser: xattr -d com.apple.quarantine '$binary'"
 else
@@ -117,18 +117,18 @@ else
     'mayfly '*) ;;
     *) problem "expected a version of mayfly from $binary --version, found: $(printf '%.200s' "$wanted")" ;;
     esac
-    # A configuration that the new one refuses would leave the Mac without a service.
+    # If the new version refused the configuration, the Mac would be without a service.
     refused=$("$binary" serve --check --data-dir "$data_dir" 2>&1) || problem "this version refuses the configuration in $data_dir: $refused"
 fi
 
 if ! is_loaded "$label" && is_healthy; then
-    problem "something answers at $url already and is not the agent; end it first, or give this one's address with --url"
+    problem "another service answers at $url; end it first, or set the address of this one with --url"
 fi
 
 [ "$problems" = 0 ] || fail "nothing was changed"
 
 if [ -n "${TART_HOME:-}" ]; then
-    say "note: the agent does not see your TART_HOME; give it in $data_dir/mayfly.toml as home in [drivers.tart]"
+    say "note: the agent does not see your TART_HOME; set it in $data_dir/mayfly.toml as home in [drivers.tart]"
 fi
 
 # ---- What is done ----
@@ -136,8 +136,8 @@ fi
 umask 077
 run mkdir -p "$prefix/bin" "$prefix/libexec/mayfly" "$agents" "$log_dir"
 
-# A new file under the old name, in one step. To write into the old one would be the end of it: macOS kills a program whose
-# file changes under its signature.
+# Replaces a file by a new one under the same name, in one step. Overwriting the old one would kill the service: macOS kills
+# a program whose signed file changes.
 put() { # source target mode
     run cp "$1" "$2.new"
     run chmod "$3" "$2.new"
@@ -156,13 +156,13 @@ if ! cmp -s "$here/rotate-logs.sh" "$rotate"; then
     put "$here/rotate-logs.sh" "$rotate" 755
 fi
 
-# A value as text in XML, on the right side of a substitution.
+# Escapes a value for XML, and for the right side of a substitution.
 value() {
     printf '%s' "$1" |
         sed -e 's/&/\&amp;/g' -e 's/</\&lt;/g' -e 's/>/\&gt;/g' -e 's/[\\&|]/\\&/g'
 }
 
-# Renders a plist into $2 if it differs from what is there. Afterwards $changed says which it was.
+# Renders a plist into $2 if it differs from the existing one. Sets $changed.
 render() { # template target
     rendered=$(sed -e "s|@BINARY@|$(value "$target")|g" -e "s|@DATA_DIR@|$(value "$data_dir")|g" \
         -e "s|@PATH@|$(value "$path")|g" -e "s|@LOG_DIR@|$(value "$log_dir")|g" -e "s|@ROTATE@|$(value "$rotate")|g" "$1")
@@ -178,31 +178,31 @@ render() { # template target
     printf '%s\n' "$rendered" >"$2.new"
     if ! plutil -lint "$2.new" >/dev/null; then
         rm -f "$2.new"
-        fail "$2 was left as it is: its new text is no property list, perhaps because of a path in it"
+        fail "$2 was not changed: its new content is not a property list, perhaps because of a path in it"
     fi
     chmod 644 "$2.new"
     mv -f "$2.new" "$2"
 }
 
-# Makes launchd run what the plist says, as it is now.
+# Makes launchd run the current plist.
 load() { # label plist
     if [ "$changed" = yes ]; then
         boot_out "$1"
     elif is_loaded "$1"; then
         return 0
     fi
-    # An agent that was disabled once would be refused.
+    # launchd refuses to load an agent that was disabled.
     run launchctl enable "$domain/$1"
     tries=0
-    # For a moment after an agent is gone, launchd still refuses it.
+    # launchd refuses an agent for a moment after it was removed.
     until run launchctl bootstrap "$domain" "$2"; do
         tries=$((tries + 1))
-        [ "$tries" -lt 5 ] || fail "launchd does not take $2; see: launchctl print $domain/$1"
+        [ "$tries" -lt 5 ] || fail "launchd refuses to load $2; see: launchctl print $domain/$1"
         sleep 1
     done
 }
 
-# Whoever answers afterwards has to be another process than this.
+# After the restart, the service must be another process than this one.
 old=''
 render "$here/$label.plist" "$plist"
 if [ "$changed" = no ] && is_loaded "$label"; then
@@ -225,7 +225,7 @@ until now=$(pid) && [ -n "$now" ] && [ "$now" != "$old" ] && is_healthy; do
         say "the service does not answer at $url/healthz; the end of $log_dir/mayfly.log:"
         tail -n 20 "$log_dir/mayfly.log" >&2 || :
         if [ "$new_binary" = yes ] && [ -f "$target.previous" ]; then
-            say "the version before: mv -f '$target.previous' '$target' && launchctl kickstart -k $domain/$label"
+            say "to restore the previous version: mv -f '$target.previous' '$target' && launchctl kickstart -k $domain/$label"
         fi
         exit 1
     fi
@@ -234,9 +234,9 @@ done
 say "$wanted answers at $url, with data in $data_dir and its log in $log_dir"
 case :$PATH: in
 *:"$prefix/bin":*) ;;
-*) say "for the command line: add $prefix/bin to PATH in ~/.zprofile" ;;
+*) say "to use the command line, add $prefix/bin to PATH in ~/.zprofile" ;;
 esac
 
 if "$target" doctor --help >/dev/null 2>&1; then
-    "$target" doctor --data-dir "$data_dir" || say "the service runs; what doctor found needs a look before jobs do"
+    "$target" doctor --data-dir "$data_dir" || say "the service runs; resolve the findings of doctor before running jobs"
 fi

@@ -1,16 +1,16 @@
 #!/bin/sh
-# Keeps the logs in a directory small: rotate-logs.sh DIRECTORY [BYTES [NUMBER]]
+# Limits the size of the logs in a directory: rotate-logs.sh DIRECTORY [BYTES [NUMBER]]
 #
-# A log that has grown beyond BYTES (16 MiB) is copied and emptied, and NUMBER (5) compressed copies are kept. Emptied and not
-# renamed, because launchd opened it for the service and goes on writing to the same file, always at its end. A line that
-# comes between the copy and the emptying is lost.
+# A log larger than BYTES (16 MiB) is copied and truncated, and NUMBER (5) compressed copies are kept. It is truncated and
+# not renamed, because launchd opened it for the service and continues to append to the same file. A line that is written
+# between the copy and the truncation is lost.
 set -eu
 umask 077
 directory=$1 bytes=${2:-16777216} number=${3:-5}
 
 for log in "$directory"/*.log; do
     if ! [ -f "$log" ] || [ "$(($(wc -c <"$log")))" -le "$bytes" ]; then continue; fi
-    # Before anything is moved: where there is no room for the copy, the log and all older ones stay as they are.
+    # Before any file is moved: if there is no space for the copy, the log and all older copies stay as they are.
     cp "$log" "$log.copy"
     gzip -f "$log.copy"
     n=$number

@@ -1,17 +1,17 @@
 #!/bin/sh
-# Takes away what install.sh made. Vms, templates and records stay unless they are asked for.
+# Removes what install.sh installed. Vms, templates and records stay unless their removal is requested.
 set -eu
 
 usage() {
     cat <<'END'
 Usage: uninstall.sh [-n] [--force] [--purge] [--prefix DIR] [--data-dir DIR] [--url URL]
 
-  -n, --dry-run     say what would be done, and do nothing
-  --force           end Mayfly's vms first; without it, their presence stops the uninstallation
+  -n, --dry-run     print what would be done, and change nothing
+  --force           end Mayfly's vms first; without this option, live vms prevent the uninstallation
   --purge           remove the data directory (templates, records, keys) and the logs, too
-  --prefix DIR      where it was installed [as the agent says, else ~/.local]
-  --data-dir DIR    what it keeps [as the agent says, else ~/.mayfly]
-  --url URL         where the service answers, if not at http://127.0.0.1:8470
+  --prefix DIR      where it was installed [as installed, else ~/.local]
+  --data-dir DIR    data directory [as installed, else ~/.mayfly]
+  --url URL         address of the service, if not http://127.0.0.1:8470
 END
 }
 
@@ -55,37 +55,37 @@ locate
 
 uuid='[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}'
 
-# Names of instances that Mayfly started and that run now, one per line. Where this cannot be seen, nothing is removed.
+# Prints the names of Mayfly's running instances, one per line. If they cannot be listed, nothing is removed.
 running() {
-    processes=$(ps -axww -o command=) || fail "ps does not show what runs here"
+    processes=$(ps -axww -o command=) || fail "cannot list processes with ps"
     printf '%s\n' "$processes" | grep -Eo "mayfly-$uuid" | sort -u
 }
 
-# Ids of vms that the service has, one per line.
+# Prints the ids of the service's vms, one per line.
 known() { "$target" vm list --quiet --url "$url" --data-dir "$data_dir"; }
 
 if [ "$purge" = yes ]; then
     case $data_dir in
-    / | "$HOME" | "$HOME"/ | *..*) fail "$data_dir is not removed: it is not a data directory of Mayfly's own" ;;
+    / | "$HOME" | "$HOME"/ | *..*) fail "$data_dir is not removed: it is not a directory of Mayfly alone" ;;
     esac
     if [ -d "$data_dir" ] && [ ! -f "$data_dir/mayfly.db" ]; then
         fail "$data_dir is not removed: it holds no mayfly.db, so it is not Mayfly's data directory"
     fi
-    # Tart's directory may have been put into it.
+    # Tart's directory may be in it.
     strangers=$(find "$data_dir" -path '*/vms/*/config.json' 2>/dev/null | grep -Ev "/vms/mayfly-$uuid/config\\.json\$") || strangers=''
     [ -z "$strangers" ] || fail "$data_dir is not removed: it holds VMs that are not Mayfly's: $strangers"
 fi
 
 if is_healthy; then
-    ids=$(known) || fail "the service answers at $url and does not say which vms it has; nothing was changed"
+    ids=$(known) || fail "the service at $url does not list its vms; nothing was changed"
     if [ -n "$ids" ] && [ "$force" = no ]; then
-        say "these vms live or wait; end them first (mayfly vm delete ID), or give --force:"
+        say "these vms are live or queued; end them first (mayfly vm delete ID), or use --force:"
         printf '%s\n' "$ids" >&2
         exit 1
     fi
     tries=0
     while [ -n "$ids" ]; do
-        # Every time, because new ones may come as long as the service runs.
+        # Repeated, because new vms may be created while the service runs.
         for id in $ids; do
             run "$target" vm delete --force --url "$url" --data-dir "$data_dir" "$id"
         done
@@ -93,12 +93,12 @@ if is_healthy; then
         tries=$((tries + 1))
         [ "$tries" -le 120 ] || fail "these vms do not end; nothing was removed: $ids"
         sleep 1
-        ids=$(known) || fail "the service no longer says which vms it has; nothing was removed"
+        ids=$(known) || fail "the service no longer lists its vms; nothing was removed"
     done
 else
     names=$(running)
     if [ -n "$names" ] && [ "$force" = no ]; then
-        say "the service does not answer at $url, and these vms run; start it and end them, or give --force to leave them running:"
+        say "the service does not answer at $url, and these vms are running; start it and end them, or use --force to leave them running:"
         printf '%s\n' "$names" >&2
         exit 1
     fi
@@ -109,11 +109,11 @@ fi
 boot_out "$logs_label"
 boot_out "$label"
 
-# A vm may have come between the question and the end of the service, or was left running on purpose.
+# A vm may have been created before the service ended, or was left running on request.
 names=$(running)
 [ "$dry_run" = no ] || names=''
 if [ -n "$names" ]; then
-    say "these vms run on, and nobody ends them now; for each: tart stop NAME; tart delete NAME"
+    say "these vms keep running, and no service ends them; for each: tart stop NAME; tart delete NAME"
     printf '%s\n' "$names" >&2
 fi
 
@@ -121,8 +121,8 @@ run rm -f "$plist" "$logs_plist" "$target" "$target.previous" "$rotate"
 [ ! -d "$prefix/libexec/mayfly" ] || run rmdir "$prefix/libexec/mayfly" || :
 
 if [ "$purge" = yes ]; then
-    [ -z "$names" ] || fail "$data_dir stays, because vms run that may use it"
+    [ -z "$names" ] || fail "$data_dir is not removed, because running vms may use it"
     run rm -rf "$data_dir" "$log_dir"
 elif [ "$dry_run" = no ]; then
-    say "Mayfly is uninstalled; $data_dir and $log_dir stay (--purge removes them)"
+    say "Mayfly is uninstalled; $data_dir and $log_dir were kept (--purge removes them)"
 fi

@@ -47,7 +47,7 @@ fi
 
 machine=$(uname -m)
 case $machine in
-# no_timer_check: the kernel tests the timer within a few of its ticks, and panics when the
+# no_timer_check: the kernel tests the timer within a few of its ticks, and panics if the
 # host gave an emulated guest no processor time in that moment.
 x86_64) deb_arch=amd64 cmdline="console=ttyS0 quiet panic=-1 no_timer_check" ;;
 aarch64) deb_arch=arm64 cmdline="console=ttyAMA0 quiet panic=-1" ;;
@@ -56,8 +56,9 @@ esac
 
 # --- is there anything to do? -------------------------------------------------
 
-# Asking apt for versions takes most of a second, so first a quick look: as long as apt's
-# lists, the installed packages and our own files are the same, so is the answer.
+# Querying apt for versions takes most of a second, so a quick check comes first: if apt's
+# lists, the installed packages and the files in this directory are unchanged, the image
+# is up to date.
 own_files() {
     (cd "$here" && find . -type f | sort | xargs sha256sum)
 }
@@ -93,7 +94,8 @@ if [ -n "$missing" ]; then
 fi
 PATH=$PATH:/usr/sbin:/sbin
 
-# The kernel's meta package depends on the real one, Ubuntu's on one for modules too.
+# The kernel's meta package depends on the real one, and on Ubuntu also on a package of
+# modules.
 kernel_packages() {
     local meta real
     for meta in "linux-image-cloud-$deb_arch" linux-image-virtual; do
@@ -135,7 +137,7 @@ fi
 # --- packages -----------------------------------------------------------------
 
 mkdir -p "$(dirname "$out")"
-# Of two builds at once the second waits and then finds nothing to do.
+# Of two concurrent builds, the second one waits and then finds the image up to date.
 exec 9>"$out.lock"
 flock 9
 if [ -z "$force" ] && complete && [ "$(cat "$out/.key" 2>/dev/null)" = "$key" ]; then
@@ -150,7 +152,7 @@ mkdir "$work/deb" "$work/pkg" "$work/root" "$work/ram" "$work/out"
 (cd "$work/deb" && apt-get -qq -o APT::Sandbox::User=root download "${packages[@]}") >&2 ||
     die "download failed: run apt-get update and try again"
 for deb in "$work"/deb/*.deb; do
-    # Documentation and the thousands of drivers for real hardware are left packed.
+    # Documentation and the many drivers for real hardware are not unpacked.
     dpkg-deb --fsys-tarfile "$deb" | tar -C "$work/pkg" -x --no-same-owner \
         --exclude='./usr/share/*' --exclude='*/kernel/sound/*' --exclude='*/kernel/drivers/gpu/*' \
         --exclude='*/kernel/drivers/infiniband/*' --exclude='*/kernel/drivers/media/*' \
@@ -169,8 +171,9 @@ fi
 find "$modules" -name '*.ko*' -type f >"$work/modules.list"
 release=$(basename "$(dirname "$modules")")
 
-# add_modules ROOT NAME...: puts the modules and what they depend on, unpacked, where the
-# guest's modprobe looks for them. One that the kernel has built in is not there to copy.
+# add_modules ROOT NAME...: copies the modules and their dependencies, uncompressed, to
+# where the guest's modprobe finds them. Modules that are built into the kernel need no
+# copy.
 add_modules() {
     local dir=$1/lib/modules/$release name file dependency
     shift
@@ -208,7 +211,7 @@ done
 mkdir -p "$work"/ram/{bin,dev,newroot}
 cp "$busybox" "$work/ram/bin/busybox"
 install -m 0755 "$here/init" "$work/ram/init"
-# Not compressed: unpacking costs an emulated guest more than reading does.
+# Not compressed: for an emulated guest, decompression is slower than reading.
 (cd "$work/ram" && find . | "$busybox" cpio -o -H newc -R 0:0 2>/dev/null) >"$work/out/initramfs.img"
 
 # --- root file system ---------------------------------------------------------
@@ -225,7 +228,7 @@ install -m 0755 "$busybox" "$root/usr/bin/busybox"
     esac
 done
 
-# copy_program FILE DEST: the program and every library it is linked against, at the same
+# copy_program FILE DEST: the program and all libraries it is linked against, at the same
 # paths as here.
 copy_program() {
     local library
@@ -253,7 +256,7 @@ chmod 1777 "$root/tmp"
 truncate -s 128M "$work/disk.raw"
 mkfs.ext4 -q -F -b 4096 -L mayfly-micro -m 0 -N 8192 -O ^has_journal,^resize_inode \
     -E lazy_itable_init=0,nodiscard,root_owner=0:0 -d "$root" "$work/disk.raw"
-# mkfs took over the owner of every file; without root that is whoever builds.
+# mkfs copied the owner of every file; without root that is the building user.
 (cd "$root" && find . -mindepth 1 -printf '%P\n') | while read -r path; do
     owner=0
     case $path in
