@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures Mayfly against an anchor, both in the same run, with real guests.
+"""Measures Mayfly against a reference, both in the same run, with real guests.
 
     [BENCH_ROUNDS=3] bench.py turnaround|destroy|footprint [--quick]
 
@@ -36,7 +36,7 @@ IMAGE = pathlib.Path(os.environ.get("MAYFLY_TEST_IMAGE", pathlib.Path.home() / "
 
 
 class Serve:
-    """A real service with a data directory of its own."""
+    """A real service with its own data directory."""
 
     def __init__(self, slots=2, directory=None, settings=None):
         self.settings = settings or {}
@@ -104,7 +104,7 @@ class Serve:
             if now["state"] == "deleted":
                 raise SystemExit(f"the vm ended early: {json.dumps(now, indent=1)}")
             generation = now["generation"]
-        raise SystemExit("the vm never got there")
+        raise SystemExit("the vm did not reach the state in time")
 
     def pid_of(self, vm):
         return int((self.dir / "instances" / f"mayfly-{vm}" / "qemu.pid").read_text())
@@ -124,7 +124,7 @@ class Serve:
 
 
 def gone(pid, within=30):
-    """Returns the moment at which the process has ended."""
+    """Returns the time at which the process has ended."""
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -160,7 +160,7 @@ JOB = "sleep 1"
 
 
 class Loop:
-    """Two of the shell loop at once. `hooks`: the guest runs the same kit, which calls a server that only says 202."""
+    """Two shell loops at once. `hooks`: the guest runs the same bundle, which calls a server that always answers 202."""
 
     def __init__(self, hooks):
         self.hooks = hooks
@@ -204,7 +204,7 @@ class Loop:
         """Writes a line for each runner that has finished."""
         def follow():
             seen = 0
-            # Opened for both: the pipe keeps what is written while no worker reads.
+            # Opened for both directions, so that the pipe keeps its data while no worker reads.
             with os.fdopen(os.open(fifo, os.O_RDWR), "w", buffering=1) as out:
                 while True:
                     with api.news:
@@ -241,7 +241,7 @@ def turnaround(quick):
     count, rounds = (4, 1) if quick else (20, int(os.environ.get("BENCH_ROUNDS", "3")))
     mayfly, hooked, bare = [], [], []
     for n in range(rounds):
-        # Taken in turns, so that whatever else the machine does hits all of them alike.
+        # Measured in turns, so that other load of the machine affects all of them equally.
         hooked.append(Loop(True).run(count))
         mayfly.append(mayfly_turnaround(count))
         bare.append(Loop(False).run(count))
@@ -260,7 +260,7 @@ def turnaround(quick):
 
 
 def quit_by_qmp(path):
-    """The shortest way there is: QMP `quit`. Returns the moment at which it was sent."""
+    """The fastest possible end: QMP `quit`. Returns the time at which it was sent."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(str(path))
     lines = connection.makefile("rb")
@@ -351,7 +351,7 @@ def footprint(quick):
             if len(ready) < (3 if quick else 9):
                 serve.process.send_signal(signal.SIGTERM)
                 serve.process.wait(20)
-        # After some use, not just after the start.
+        # After some use, not directly after the start.
         for _ in range(200):
             serve.call("GET", "/vms?state=deleted&limit=200")
             serve.call("GET", "/host")
@@ -369,7 +369,7 @@ def footprint(quick):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=["turnaround", "destroy", "footprint"])
-    parser.add_argument("--quick", action="store_true", help="fewer samples: does it work at all?")
+    parser.add_argument("--quick", action="store_true", help="fewer samples, to test that the measurement works")
     arguments = parser.parse_args()
     globals()[arguments.name](arguments.quick)
 

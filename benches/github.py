@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""No result ever lost: jobs of GitHub's over real VMs, while everything around them goes wrong.
+"""Runs GitHub jobs in real VMs while faults are injected, and checks that no result is lost.
 
     [E2E_JOBS=50] [E2E_PATTERNS=a,b] [E2E_SLOTS=2] [E2E_SEED=1] [E2E_NAME=github-jobs] github.py [--list]
 
-For each fault pattern: a GitHub (the double of the tests, in real time), the real service with a pool, its webhooks, and a
-guest in which a stand-in for GitHub's runner does one job and ends it in the order of the real one: the completed hook comes
-first, then the upload of the log, which takes seconds, and last the result. A job counts as complete when its result arrived
-and the log there has the checksum that the runner gave it.
+For each fault pattern it starts a GitHub (the double of the tests, in real time) and the real service with a pool and
+webhooks. In each guest, a stand-in for GitHub's runner does one job and ends it in the order of the real one: first the
+completed hook, then the upload of the log, which takes seconds, and last the result. A job counts as complete if its result
+arrived and the uploaded log has the checksum that the runner computed.
 
-Prints a table, writes target/bench/<E2E_NAME>.json, and exits with 1 when a job, a runner or a vm is left or lost. The last
-pattern is the counter-proof: a hook that kills its vm, which has to lose results here, or else all the others prove nothing.
+Prints a table, writes target/bench/<E2E_NAME>.json, and exits with 1 if a job, a runner or a vm is left over or lost. The
+last pattern is the control: a hook that kills its vm. It has to lose results, otherwise the other patterns prove nothing.
 """
 
 import argparse
@@ -42,16 +42,16 @@ SEED = os.environ.get("E2E_SEED", "1")
 RUNNER = bench.ROOT / "tests" / "github" / "runner"
 DOUBLE = bench.BINARY.parent / "examples" / "github-double"
 SECRET = "It's a Secret to Everybody"
-# A job whose runner is silent for so long is lost: ten minutes there. The runner renews each 5 s.
+# A job whose runner is silent for this long is lost (at GitHub: ten minutes). The runner renews its lease every 5 s.
 LEASE_SECONDS = 30
-# Without a job done for so long, something is stuck.
+# If no job ends for this long, something is stuck.
 STUCK_SECONDS = 300
-# For what is left when the last job is done: ghosts wait for the end of a lease, and for the look after it.
+# Time for the cleanup after the last job: orphaned runners can be removed only after their lease has ended.
 SETTLE_SECONDS = 180
 
 
 class Pattern:
-    """`happened` looks at the row: a fault that was not there proves nothing."""
+    """`happened` checks in the result row that the fault occurred; otherwise the pattern proves nothing."""
 
     def __init__(self, name, what, delete="", finish="", hook=None, kill=None, loses=False, late_delete=False, happened=None):
         self.name, self.what, self.delete, self.finish = name, what, delete, finish
@@ -94,7 +94,7 @@ class GitHub:
         self.process = subprocess.Popen([DOUBLE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={})
         self.origin = self.process.stdout.readline().strip()
         if not self.origin:
-            raise SystemExit("the double of GitHub does not start")
+            raise SystemExit("the GitHub double does not start")
         self.port = int(self.origin.rsplit(":", 1)[1])
 
     def tell(self, path, **what):
@@ -108,7 +108,7 @@ class GitHub:
 
 
 def free_port():
-    """Below the range from which systems take ports of their own accord: a service that is killed gets it again."""
+    """A port below the range of ephemeral ports, so that a restarted service can use it again."""
     while True:
         port = random.randrange(20000, 30000)
         with contextlib.closing(socket.socket()) as attempt:
@@ -118,32 +118,32 @@ def free_port():
 
 
 def make_image(work):
-    """The micro guest with the stand-in runner in it, and its curl behind a script that can lose calls."""
+    """The micro guest with the stand-in runner, and with a wrapper around curl that can lose requests."""
     raw, disk = work / "disk.raw", work / "disk.qcow2"
     subprocess.run(["qemu-img", "convert", "-q", "-O", "raw", bench.IMAGE / "disk.qcow2", raw], check=True)
     home = "/opt/actions-runner"
-    # Links and names alone: debugfs leaves the count of links as it is in both, and so it is right again.
+    # Only links and names: debugfs does not update the link count in either step, so the final count is right.
     commands = ["ln /usr/bin/curl /usr/bin/curl-program", "unlink /usr/bin/curl", f"write {RUNNER}/curl /usr/bin/curl",
                 f"mkdir {home}", f"mkdir {home}/bin", f"write {RUNNER}/run.sh {home}/run.sh",
                 f"write {RUNNER}/bin/Runner.Listener {home}/bin/Runner.Listener"]
     for path in ("/usr/bin/curl", f"{home}/run.sh", f"{home}/bin/Runner.Listener"):
         commands += [f"sif {path} mode 0100755", f"sif {path} uid 0", f"sif {path} gid 0"]
     for path in (home, f"{home}/bin"):
-        # The runner writes into its directory, as the user runner.
+        # The runner writes to its directory, as the user runner.
         commands += [f"sif {path} mode 040755", f"sif {path} uid 1000", f"sif {path} gid 1000"]
     path = os.environ["PATH"] + ":/usr/sbin:/sbin"
     ran = subprocess.run(["debugfs", "-w", "-f", "-", raw], input="\n".join(commands), env={**os.environ, "PATH": path},
                          text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=True)
     complaints = [line for line in ran.stderr.splitlines() if not line.startswith("debugfs ")]
     if complaints:
-        raise SystemExit("the guest image could not be made: " + "; ".join(complaints))
+        raise SystemExit("cannot build the guest image: " + "; ".join(complaints))
     subprocess.run(["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", raw, disk], check=True)
     raw.unlink()
     return disk
 
 
 class Run:
-    """One pattern: its own GitHub, its own service."""
+    """One pattern, with its own GitHub and its own service."""
 
     def __init__(self, pattern, work, disk):
         self.pattern, self.disk = pattern, disk
@@ -153,7 +153,7 @@ class Run:
         port = free_port()
         self.serve = bench.Serve(slots=SLOTS, directory=self.dir, settings={
             "MAYFLY_SERVER__LISTEN": f"127.0.0.1:{port}",
-            # Guests reach the double on this host's loopback. All else is as on a real host.
+            # Guests reach the double on this host's loopback. Everything else is as on a real host.
             "MAYFLY_DRIVERS__QEMU__ISOLATED": "false",
         })
         self.admin = f"http://10.0.2.2:{port}"
@@ -216,7 +216,7 @@ max_vms = {2 * SLOTS + 2}
         self.github.tell("jobs", repository="acme/app", labels=["self-hosted", "e2e"], name="build")
 
     def work(self, count):
-        """As many jobs at once as there are slots, so that what is measured is not the wait for a slot."""
+        """As many concurrent jobs as slots, so that the wait for a slot is not measured."""
         asked, last, moved = 0, 0, time.monotonic()
         kill_at = self.next_kill()
         while True:
@@ -227,7 +227,7 @@ max_vms = {2 * SLOTS + 2}
             if done == count:
                 return
             if time.monotonic() - moved > STUCK_SECONDS:
-                print(f"{self.pattern.name}: nothing has moved for {STUCK_SECONDS} s", file=sys.stderr)
+                print(f"{self.pattern.name}: no progress for {STUCK_SECONDS} s", file=sys.stderr)
                 return
             while asked < count and asked - done < SLOTS:
                 self.queue()
@@ -248,7 +248,7 @@ max_vms = {2 * SLOTS + 2}
         self.serve.start()
 
     def vms(self, which=""):
-        """Those that live, or those in a state."""
+        """The live vms, or those in a state."""
         vms, query = [], f"/vms?limit=200{which}"
         cursor = ""
         while True:
@@ -272,7 +272,7 @@ max_vms = {2 * SLOTS + 2}
         return left
 
     def late_deletes(self):
-        """A DELETE may come when the vm is long gone. How many were not answered with its record."""
+        """A DELETE may arrive long after the vm has ended. Returns how many were not answered with its record."""
         refused = 0
         for vm in self.vms("&state=deleted"):
             try:
@@ -282,14 +282,14 @@ max_vms = {2 * SLOTS + 2}
         return refused
 
     def overtaken(self, deliveries):
-        """How many of the newest deliveries came right after one that GitHub sent later."""
+        """Number of deliveries that arrived right after one that GitHub had sent later."""
         sent = {d["guid"]: n for n, d in enumerate(deliveries)}
         came = [d["guid"] for d in self.serve.call("GET", "/webhooks/github/deliveries?limit=200")["items"]]
         order = [sent[guid] for guid in reversed(came) if guid in sent]
         return sum(a > b for a, b in zip(order, order[1:]))
 
     def known_before(self):
-        """Deliveries that came again, as the service that runs now counted them."""
+        """Repeated deliveries, as counted by the current service process."""
         found = re.search(r'^mayfly_webhooks_total\{[^}]*result="known"[^}]*\} (\d+)', self.serve.call("GET", "/metrics").decode(), re.M)
         return int(found[1]) if found else 0
 
@@ -332,7 +332,7 @@ max_vms = {2 * SLOTS + 2}
         finally:
             self.serve.stop()
             self.github.stop()
-            # What the service said stays, for whoever asks why.
+            # The service's log is kept for the analysis of failures.
             to = bench.TARGET / "bench" / NAME
             to.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
@@ -345,7 +345,7 @@ def seconds(text):
 
 
 def complete(job):
-    """The result arrived, and the whole log before it, as the runner had it."""
+    """The result arrived, and before it the complete log of the runner."""
     return (job["status"] == "completed" and job["conclusion"] == "success" and not job["lost"]
             and job["log"].startswith(f"job {job['id']} on ")
             and hashlib.sha256(job["log"].encode()).hexdigest() == job["outputs"].get("log_sha256"))
@@ -356,7 +356,7 @@ def good(row):
         return False
     if not row["fault_happened"]:
         return False
-    # The counter-proof is one when a runner fell silent, and not when some other thing failed.
+    # The control counts only if a runner fell silent, not if something else failed.
     if row["expected_to_lose"] and not any(job["lost"] for job in row["lost_jobs"]):
         return False
     return (row["lost"] > 0) == row["expected_to_lose"]
@@ -388,10 +388,10 @@ def main():
         return
     wanted = [name for name in os.environ.get("E2E_PATTERNS", "").replace(",", " ").split()]
     if unknown := set(wanted) - {p.name for p in PATTERNS}:
-        raise SystemExit(f"there is no pattern {', '.join(sorted(unknown))}: see --list")
+        raise SystemExit(f"unknown pattern: {', '.join(sorted(unknown))}; see --list")
     if JOBS < 1 or SLOTS < 1:
-        raise SystemExit("E2E_JOBS and E2E_SLOTS are 1 or more")
-    # A terminal that is closed, and a CI job that is cancelled, are ends like any other.
+        raise SystemExit("E2E_JOBS and E2E_SLOTS must be at least 1")
+    # Also clean up when the terminal is closed or a CI job is cancelled.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit("ended by a signal"))
     work = pathlib.Path(tempfile.mkdtemp(prefix="mf", dir="/tmp"))

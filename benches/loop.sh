@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The anchor of `turnaround`: what somebody would write instead of Mayfly. One worker clones, boots, waits for the job's end and
+# The reference of `turnaround`: a simple script instead of Mayfly. One worker clones, boots, waits for the end of the job and
 # kills, COUNT times.
 #
 #   loop.sh WORKDIR IMAGE SEED COUNT WAIT
 #
-# WAIT is a command that returns when the guest that was just started is done; it is given the instance's directory.
+# WAIT is a command that returns when the new guest has finished; its argument is the instance's directory.
 set -euo pipefail
 work=$1 image=$2 seed=$3 count=$4 wait=$5
 relay=${RELAY:-}

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Measures how fast an image becomes a template, against `skopeo copy` and against what this machine can do at most.
+"""Measures how fast an image becomes a template, compared with `skopeo copy` and with the limits of this machine.
 
     [BENCH_GIB=8] [BENCH_ROUNDS=3] [BENCH_SPARE_GIB=10] [BENCH_DIR=…] pull.py [pull|update|memory …]
 
-A real registry on loopback serves an image of BENCH_GIB in 16 chunks. Taken in turns: curl of all its blobs to nowhere,
+A real registry on loopback serves an image of BENCH_GIB in 16 chunks. Measured in turns: curl of all its blobs to /dev/null,
 `skopeo copy` to a directory (which unpacks nothing), and a pull by a fresh service. Then each part of a pull alone: hashing,
-decoding, writing. Bytes over the wire are counted by the registry's log. Prints tables and writes
+decoding, writing. Transferred bytes are counted from the registry's log. Prints tables and writes
 target/bench/{pull,update,memory}.json.
 
-The registry's storage is kept in BENCH_DIR (the cache directory's `bench-pull`), because making it takes minutes; all else is
-removed at the end. Nothing starts when that would leave less than BENCH_SPARE_GIB free.
+The registry's storage is kept in BENCH_DIR (the cache directory's `bench-pull`), because building it takes minutes;
+everything else is removed at the end. Refuses to start if less than BENCH_SPARE_GIB would stay free.
 """
 
 import argparse
@@ -35,17 +35,17 @@ HELPER = bench.BINARY.parent / "examples" / "bench-pull"
 GIB = int(os.environ.get("BENCH_GIB", "8"))
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 SPARE = float(os.environ.get("BENCH_SPARE_GIB", "10"))
-# Another content needs another number: what is cached is not looked at.
+# Increase this number when the content changes: the cached content is not checked.
 CONTENT = 2
 
 
 def removed(path):
-    """Also where templates are in it, which are read-only."""
+    """Also removes templates, which are read-only."""
     shutil.rmtree(path, ignore_errors=True)
 
 
 class Registry:
-    """The distribution's own, without TLS, as loopback registries are."""
+    """The distribution's registry, without TLS, as is usual on loopback."""
 
     def __init__(self, storage, work):
         self.log = work / "registry.log"
@@ -55,7 +55,7 @@ class Registry:
             "storage": {"filesystem": {"rootdirectory": str(storage)}},
             "http": {"addr": "127.0.0.1:0"},
         }
-        # JSON is YAML too.
+        # JSON is valid YAML.
         (work / "registry.yml").write_text(json.dumps(config))
         # Without the caller's environment: REGISTRY_* would change the configuration.
         self.process = subprocess.Popen(
@@ -71,14 +71,14 @@ class Registry:
             time.sleep(0.02)
         if self.address is None:
             self.stop()
-            raise SystemExit("the registry does not say where it listens:\n" + self.log.read_text())
+            raise SystemExit("the registry does not report its address:\n" + self.log.read_text())
 
     def seen(self):
-        """How much of the log there is by now, to be read from there later."""
+        """The current length of the log, from which it is read later."""
         return self.log.stat().st_size
 
     def served(self, since):
-        """(bytes of all answers, digest → bytes of the blobs) since then."""
+        """(bytes of all answers, digest → bytes of the blobs) since that position."""
         total, blobs = 0, {}
         with open(self.log, "rb") as log:
             log.seek(since)
@@ -122,7 +122,7 @@ class Service(bench.Serve):
         removed(self.dir)
 
     def pull(self, reference):
-        """Seconds, and what came of it."""
+        """Returns seconds, and the result."""
         env = {k: v for k, v in os.environ.items() if not k.startswith("MAYFLY_")}
         env.update(MAYFLY_URL=self.url, MAYFLY_TOKEN=self.token)
         begun = time.monotonic()
@@ -140,7 +140,7 @@ class Service(bench.Serve):
         return None
 
     def peak_mib(self):
-        """The most that was ever resident."""
+        """Peak resident memory."""
         return self.status("VmHWM")
 
     def cpu_seconds(self):
@@ -150,10 +150,10 @@ class Service(bench.Serve):
 
 @contextlib.contextmanager
 def prepared():
-    """The place to work, the registry with its images, and what they are. Everything ends and goes, whatever happens."""
+    """The working directory, the registry and its images. Everything is stopped and removed at the end, also after errors."""
     home = pathlib.Path(os.environ.get("BENCH_DIR", CACHE / "bench-pull"))
     home.mkdir(parents=True, exist_ok=True)
-    # A terminal that is closed, and a CI job that is cancelled, are ends like any other.
+    # Also clean up when the terminal is closed or a CI job is cancelled.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit("ended by a signal"))
     with open(home / ".lock", "w") as lock:
@@ -161,7 +161,7 @@ def prepared():
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SystemExit(f"another run of this measurement uses {home}")
-        # Whatever a run left that was killed: nobody else has the lock.
+        # Left over from a killed run: this process holds the lock.
         for left in [*home.glob("work-*"), *home.glob("new-*")]:
             removed(left)
         stored = home / f"{CONTENT}-{GIB}"
@@ -181,16 +181,16 @@ def prepared():
 
 
 def enough_space(home, stored):
-    # Of each GiB: the registry's 0.5 (once), and at most the template, the one that it is updated to, and their difference.
+    # Per GiB: the registry's 0.5 (once), and at most the template, its update, and their difference.
     needed = GIB * (1.6 + (0 if (stored / "images.json").exists() else 0.6)) + 1
     free = shutil.disk_usage(home).free / 2**30
     if free < needed + SPARE:
-        raise SystemExit(f"{home} has {free:.1f} GiB free; {needed:.1f} are needed, and {SPARE:.1f} are to stay free. "
+        raise SystemExit(f"{home} has {free:.1f} GiB free; {needed:.1f} are needed, and {SPARE:.1f} must stay free. "
                          "BENCH_GIB, BENCH_SPARE_GIB and BENCH_DIR change that.")
 
 
 def make(home, stored, work):
-    print(f"making the images in {stored} (once)", flush=True)
+    print(f"building the images in {stored} (once)", flush=True)
     new = pathlib.Path(tempfile.mkdtemp(prefix="new-", dir=home))
     try:
         registry = Registry(new / "storage", work)
@@ -207,7 +207,7 @@ def make(home, stored, work):
 
 
 def curl(registry, image):
-    """All blobs to nowhere, four at a time."""
+    """All blobs to /dev/null, four at a time."""
     urls = [f"http://{registry.address}/v2/bench/pull/blobs/{digest}"
             for digest in {c["digest"]: None for c in image["chunks"]}]
     one = lambda url: subprocess.run(["curl", "--silent", "--show-error", "--fail", "--output", os.devnull, url], check=True)
@@ -218,7 +218,7 @@ def curl(registry, image):
 
 
 def skopeo(registry, image, work):
-    """(seconds of the copy, and with all of it on disk)"""
+    """(seconds of the copy, and until all of it is on disk)"""
     to = work / "skopeo"
     try:
         begun = time.monotonic()
@@ -232,7 +232,7 @@ def skopeo(registry, image, work):
 
 
 def settled():
-    """What the last one left to write must not slow down the next one."""
+    """Pending writes of one measurement must not slow down the next one."""
     subprocess.run(["sync"], check=True)
 
 
@@ -276,7 +276,7 @@ def pull(work, registry, stored, images):
         ratio_on_disk=round(statistics.median(rows["skopeo copy, and on disk"]) / took, 2),
         of_tightest_limit=round(alone[tightest] / took, 2),
         tightest_limit=tightest,
-        # All parts in turn, each with all cores: a program that wastes nothing and cannot overlap more than the cores let it.
+        # All parts in turn, each with all cores: the lower bound for a program that wastes no time.
         of_all_limits_in_sum=round(sum(alone.values()) / took, 2),
         peak_mib=round(max(peaks), 1),
         cpu_seconds=round(statistics.median(cpus), 2),
@@ -288,7 +288,7 @@ def pull(work, registry, stored, images):
 
 
 def verify(service, image):
-    """What was pulled is the image: the chunks' digests, taken by another program than the one that is measured."""
+    """Checks that the pulled disk is the image, with digests that another program computes."""
     [disk] = service.dir.glob("templates/sha256-*/disk")
     with open(disk, "rb") as file:
         for n, chunk in enumerate(image["chunks"]):
@@ -307,7 +307,7 @@ def update(work, registry, _, images):
     old, new = images["image"], images["update"]
     before = {c["digest"] for c in old["chunks"]}
     changed = {c["digest"]: c["size"] for c in new["chunks"] if c["digest"] not in before}
-    # Two templates: both are there at the same time.
+    # Two templates exist at the same time.
     with Service(work) as service:
         first = service.pull(registry.address + old["reference"])
         settled()

@@ -1,24 +1,24 @@
-"""Does to the service what the plan says, and writes down when."""
+"""Carries out the plan's faults on the service, and records their times."""
 
 import signal
 import socket
 import statistics
 import time
 
-# A moment that does not come is not waited for longer than this.
+# Longest wait for the planned moment.
 PATIENCE = 60
-# What is given to the service to come up again, with nothing wrong any more.
+# Time for the service to start again without faults.
 UP_SECONDS = 60
-# So often it may fail to, before the campaign gives up.
+# Number of failed starts after which the campaign gives up.
 UP_TRIES = 3
-# The descriptors of a life that has few: enough to start, not enough for much more.
+# File descriptors of a process with few: enough to start, but not for much more.
 FEW_DESCRIPTORS = 64
-# Connections that take what of them is left.
+# Connections that use up the remaining ones.
 IDLE_CONNECTIONS = 48
 
 
 class Entry:
-    """One thing that was done, from when to when."""
+    """One fault, with its start and end."""
 
     def __init__(self, what, began, ended=None, detail=""):
         self.what, self.began, self.ended, self.detail = what, began, ended, detail
@@ -50,11 +50,11 @@ class Disturber:
     # --- the moments ----------------------------------------------------------------
 
     def coming_up(self):
-        """Guests whose hypervisor runs and whose job has not begun, as the observer knows it."""
+        """Guests whose hypervisor runs and whose job has not started, according to the observer."""
         return self.lane.coming_up()
 
     def time_to_start(self):
-        """Seconds from a hypervisor's start to its job's start, as they were so far."""
+        """Observed seconds from a hypervisor's start to its job's start."""
         known = self.lane.start_times()
         return statistics.median(known[-20:]) if known else 5.0
 
@@ -98,7 +98,7 @@ class Disturber:
         self.service.kill()
 
     def bring_up(self):
-        """Nothing is wrong any more: it has to come up."""
+        """Without faults, the service has to start."""
         for _ in range(UP_TRIES):
             until = time.monotonic() + UP_SECONDS
             while time.monotonic() < until and not self.stop.is_set():
@@ -132,7 +132,7 @@ class Disturber:
     def with_clock(self, step):
         if self.lane.clock is None:
             return self.with_nothing(step)
-        # Not further than an hour from the machine's clock.
+        # At most an hour from the machine's clock.
         by = step.extent if abs(self.lane.clock.offset + step.extent) <= 3600 else -step.extent
         self.end(self.begin("clock", f"{by:+} s"))
         if step.within:
@@ -159,7 +159,7 @@ class Disturber:
             filler.free()
             self.end(entry)
         if not step.within:
-            # It has to go on by itself, which takes a moment to see.
+            # It has to continue by itself, which takes a moment to detect.
             self.pause(step.fraction * 5)
             self.kill_and_return(step)
         self.bring_up()

@@ -1,4 +1,4 @@
-"""What runs on the host, by the host's own word: hypervisors, read from /proc. Neither the service nor its records are asked."""
+"""Observes the hypervisors on the host from /proc, independently of the service and its records."""
 
 import contextlib
 import os
@@ -7,10 +7,10 @@ import threading
 import time
 
 EVERY = 0.05
-# A process that is new may still become another program.
+# A new process may still execute another program.
 YOUNG = 1.0
 RECHECK = 1.0
-# QEMU that daemonizes is two processes for a moment. More than one for longer is a second hypervisor on one disk.
+# A daemonizing QEMU briefly has two processes. Two for longer are a second hypervisor on one disk.
 DOUBLE_SECONDS = 15
 CONSOLE_LIMIT = 1 << 20
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -18,7 +18,7 @@ CONSOLE_START = re.compile(r"CAMPAIGN-START (\S+) (\S+)")
 
 
 def start_time(pid):
-    """When the process started, in ticks of the kernel: with the pid, its identity. None when it is gone or a zombie."""
+    """The start time of the process in kernel ticks; with the pid, its identity. None if it has ended or is a zombie."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
@@ -47,11 +47,11 @@ class Guest:
         return start_time(self.pid) == self.started
 
     def lasted(self):
-        """Not one of those that QEMU is for a moment, while it becomes a daemon."""
+        """Whether it is not one of the short-lived processes of a daemonizing QEMU."""
         return self.last_seen - self.first_seen > 1
 
     def open_console(self):
-        """Kept open: what the guest wrote can be read after the service has removed the file."""
+        """Kept open, so that the output can be read after the service has removed the file."""
         if self.console is None:
             with contextlib.suppress(OSError):
                 self.console = open(os.path.join(self.instance, "console.log"), "rb")
@@ -70,7 +70,7 @@ class Guest:
 
 
 class Host:
-    """The hypervisors of one data directory: those that run, and all that ever ran."""
+    """The hypervisors of one data directory: the running ones, and all that ever ran."""
 
     def __init__(self, data, cap):
         self.instances = str(data / "instances") + "/"
@@ -84,7 +84,7 @@ class Host:
 
 
 class Watch(threading.Thread):
-    """Looks through /proc all the time, for every host that was added."""
+    """Scans /proc continuously, for every host that was added."""
 
     def __init__(self):
         super().__init__(name="watch", daemon=True)
@@ -120,7 +120,7 @@ class Watch(threading.Thread):
                 first, next_look = self.known.get(pid, (now, now))
                 if now >= next_look:
                     self.examine(pid, now)
-                    # An old process is looked at again now and then: its number may be that of another one by now.
+                    # A known process is checked again now and then, because its pid may have been reused.
                     next_look = now if now - first < YOUNG else now + RECHECK
                 self.known[pid] = (first, next_look)
             for host in self.hosts:

@@ -1,4 +1,4 @@
-"""The jobs, and a client that posts them as an autoscaler does: with a key, again and again until it has an answer."""
+"""The jobs, and a client that posts them like an autoscaler: with an idempotency key, repeated until there is an answer."""
 
 import random
 import threading
@@ -8,12 +8,12 @@ from typing import Optional
 
 from service import NotAnswered, Refused
 
-# How many jobs wait for a slot beside those that have one.
+# Number of queued jobs beside those with a slot.
 WAITING = 2
 EVERY = 0.5
-# A share of the jobs is ended by a DELETE without force while they run. They have to run to their end all the same.
+# Fraction of jobs that get a DELETE without force while they run. They have to run to their end nevertheless.
 ANNOUNCED = 0.1
-# A share of the POSTs is repeated although it was answered.
+# Fraction of POSTs that are repeated although they were answered.
 REPEATED = 0.2
 ANSWER_SECONDS = 400
 
@@ -29,7 +29,7 @@ class Job:
     posted: float = 0.0
     vm: Optional[str] = None
     delete_answered: bool = False
-    # When it was seen as deleted, and what the service says of it.
+    # When it was seen as deleted, and the service's record of it.
     done: Optional[float] = None
     record: Optional[dict] = None
     log_from: int = 0
@@ -71,7 +71,7 @@ class Client(threading.Thread):
                 if not self.posting.is_set() and all(job.done is not None for job in self.jobs if job.vm):
                     self.idle.set()
                 self.stop.wait(EVERY)
-        except Exception as error:  # a fault of the campaign itself, which must not look like a pass
+        except Exception as error:  # an error of the campaign itself, which must not count as a pass
             self.broken = error
             self.idle.set()
             raise
@@ -109,7 +109,7 @@ class Client(threading.Thread):
         except NotAnswered:
             return
         except Refused as error:
-            # A vm that was promised is there until its record's time is over.
+            # An accepted vm exists until its record's retention ends.
             if str(error) not in job.complaints:
                 job.complaints.append(str(error))
             return
@@ -123,6 +123,6 @@ class Client(threading.Thread):
         return self.witness.runs("start", job.nonce) and not self.witness.runs("end", job.nonce)
 
     def finish(self, seconds):
-        """No more jobs; True when all have ended within that time."""
+        """Starts no more jobs; True if all have ended within that time."""
         self.posting.clear()
         return self.idle.wait(seconds) and self.broken is None

@@ -1,4 +1,4 @@
-"""One service with its own data directory, jobs, observer and disturbances. Several run side by side and share nothing."""
+"""One service with its own data directory, jobs, observer and disturbances. Lanes run concurrently and share nothing."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ import settings as places
 import tools
 from service import Service
 
-# Room on the file system that is filled, beside what templates take.
+# Size of the file system that is filled, in addition to the templates.
 SPARE_MIB = 256
 MIN_FREE_BYTES = 16 << 20
 
@@ -27,7 +27,7 @@ class Lane:
         self.watch, self.witness, self.mounts = watch, witness, mounts
         self.stop = threading.Event()
         self.dir = work / str(number)
-        # Short: sockets are in it, and systems limit the path of a socket.
+        # Short, because it contains sockets, and systems limit the length of their paths.
         self.data = self.dir / "d"
         self.data.mkdir(parents=True, mode=0o700)
         self.scratch = self.dir / "tmp"
@@ -52,13 +52,13 @@ class Lane:
             "TMPDIR": str(self.scratch),
             "MAYFLY_SLOTS__LINUX": str(settings.slots),
             "MAYFLY_SLOTS__CPUS": str(settings.slots),
-            # Guests of other lanes, and of whoever else uses this machine, are none of this lane's business.
+            # Guests of other lanes and of other programs on this machine do not count.
             "MAYFLY_SLOTS__COUNT_FOREIGN": "false",
             "MAYFLY_DRIVERS__QEMU__ACCELERATOR": settings.accelerator,
             # Jobs report to the observer, which listens on this host's loopback.
             "MAYFLY_DRIVERS__QEMU__ISOLATED": "false",
             "MAYFLY_TEMPLATES__MIN_FREE_BYTES": str(MIN_FREE_BYTES),
-            # Longer than a clock step takes away.
+            # Longer than the largest clock step.
             "MAYFLY_QUEUE__TIMEOUT_SECONDS": str(6 * 3600),
             "MAYFLY_BUDGETS__BOOT_SECONDS": str(settings.boot_seconds),
             "MAYFLY_BUDGETS__CONFIGURE_SECONDS": str(settings.configure_seconds),
@@ -93,7 +93,7 @@ class Lane:
         self.baseline = leftovers.files(self.data)
 
     def settle(self):
-        """Nothing is wrong any more: all jobs have to come to their end, and nothing may be left."""
+        """Without faults, all jobs have to reach their end, and nothing may be left over."""
         self.disturber.bring_up()
         # The longest life that is left: three attempts, a job until its lifetime is over, and some for a busy machine.
         limit = 3 * (self.settings.boot_seconds + self.settings.configure_seconds) + 2 * self.settings.lifetime_seconds + 120
@@ -128,7 +128,7 @@ class Lane:
     # --- what the observer knows ----------------------------------------------------
 
     def coming_up(self):
-        """Names of the guests whose hypervisor runs and whose job has not begun."""
+        """Names of the guests whose hypervisor runs and whose job has not started."""
         found = set()
         for guest in self.watch.running(self.host):
             job = self.client.by_vm.get(guest.vm)
@@ -149,7 +149,7 @@ class Lane:
     # --- the end --------------------------------------------------------------------
 
     def answer_again(self):
-        """For the evidence: what the service says of its vms."""
+        """For the evidence: the service's records of its vms."""
         self.service.signal(signal.SIGCONT)
         if not self.service.alive():
             self.service.start()

@@ -1,4 +1,4 @@
-"""What is left when every job is over: processes, files, rows. Each function returns sentences, one for each thing."""
+"""Finds leftovers after all jobs have ended: processes, files, rows. Each function returns one sentence per leftover."""
 
 import json
 import pathlib
@@ -11,7 +11,7 @@ import time
 
 from guests import UUID, processes_naming
 
-# What a service that runs may have beside what it had before the first job: a template's mark of its last use, too.
+# Files that a running service may have in addition to those before the first job, such as a template's mark of its last use.
 MAY_BE = re.compile(r"^(logs|logs/.*|mayfly\.db(-wal|-shm|-journal)?|admin\.token|templates/[^/]+/used)$")
 MENTIONED = 10
 
@@ -30,7 +30,7 @@ def left_files(directory, baseline):
 
 
 def left_logs(directory, vms):
-    """Logs are kept with their vms' records, and no others."""
+    """Only logs of vms with a record may exist."""
     logs = pathlib.Path(directory) / "logs"
     names = [path.name for path in logs.iterdir()] if logs.exists() else []
     strange = [name for name in names if (match := UUID.search(name)) and match[0] not in vms]
@@ -38,7 +38,7 @@ def left_logs(directory, vms):
 
 
 def left_processes(data, besides, seconds):
-    """Waits for them: the last guest may be going this moment."""
+    """Waits, because the last guest may just be ending."""
     until = time.monotonic() + seconds
     while (left := processes_naming(data, besides)) and time.monotonic() < until:
         time.sleep(0.1)
@@ -46,7 +46,7 @@ def left_processes(data, besides, seconds):
 
 
 def left_rows(database, jobs):
-    """The service is stopped: what the file says by itself."""
+    """Checks the database file while the service is stopped."""
     found = []
     connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
     try:
@@ -73,7 +73,7 @@ def left_rows(database, jobs):
 
 
 def replayed(program, database):
-    """Each vm's events, applied in order, give its row: the library's own fold, on a copy of the file."""
+    """Each vm's events, applied in order, have to give its row; computed by Mayfly's library on a copy of the file."""
     with tempfile.TemporaryDirectory(prefix="mfr") as directory:
         for path in pathlib.Path(database).parent.glob("mayfly.db*"):
             shutil.copy(path, directory)
@@ -84,7 +84,7 @@ def replayed(program, database):
 
 
 def changed_records(service, jobs):
-    """A service that is started anew says of each vm what the one before said."""
+    """A restarted service has to return the same records of vms."""
     found = []
     for job in jobs:
         if job.done is None:

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""A kill campaign: the service is killed again and again, and everything else goes wrong too, while jobs run in real guests.
+"""A kill campaign: kills the service repeatedly and injects other faults, while jobs run in real guests.
 
     [KILLS=500] [SEED=1] [CAMPAIGN_LANES=1] [CAMPAIGN_BOOT_SECONDS=30] [CAMPAIGN_NAME=campaign] main.py
 
-An observer that believes neither the service nor its records counts the hypervisors on the host and the starts of each job
-inside the guests. Every job has to start at most once, 99 of a hundred have to run to their end and be recorded as that, no
-more guests than slots may run, and nothing may be left. Prints tables, writes target/bench/<CAMPAIGN_NAME>.json, keeps the
-evidence for what went wrong in target/bench/<CAMPAIGN_NAME>/, and exits with 1 when one of these was not so.
+An observer that does not depend on the service and its records counts the hypervisors on the host and the starts of each job
+in the guests. Every job has to start at most once, 99 of a hundred have to run to their end and be recorded as such, no more
+guests than slots may run, and nothing may be left over. Prints tables, writes target/bench/<CAMPAIGN_NAME>.json, keeps
+evidence of failures in target/bench/<CAMPAIGN_NAME>/, and exits with 1 if one of these conditions was violated.
 """
 
 import pathlib
@@ -25,7 +25,7 @@ import verdict
 import witness
 from lane import Lane
 
-# One kill, with the longest wait for its moment, the longest time away, and all that goes with it.
+# Time limit of one kill: the longest wait for its moment, the longest downtime, and everything else.
 SECONDS_FOR_ONE_KILL = 120
 
 
@@ -36,17 +36,17 @@ def shares(kills, lanes):
 def prepare(settings):
     for path in (settings.binary, settings.replay, parameters.IMAGE / "template.json"):
         if not path.exists():
-            raise SystemExit(f"campaign: there is no {path}: use `make campaign`, which builds what is needed")
+            raise SystemExit(f"campaign: {path} does not exist: use `make campaign`, which builds it")
     mounts = tools.Mounts()
     if "disk" in settings.extras and not mounts.possible:
-        print(f"campaign: full disks are left out: {mounts.reason}", flush=True)
+        print(f"campaign: without full disks: {mounts.reason}", flush=True)
     if "descriptors" in settings.extras and not shutil.which("prlimit"):
-        raise SystemExit("campaign: there is no prlimit (package util-linux)")
+        raise SystemExit("campaign: prlimit is missing (package util-linux)")
     return mounts
 
 
 def run(settings, lanes, watch):
-    """To the end of every lane, or to the time that is far more than any needs."""
+    """Runs until every lane has ended, or until a generous time limit."""
     watch.start()
     threads = [threading.Thread(target=lane.run, name=f"lane-{lane.number}", daemon=True) for lane in lanes]
     for thread in threads:
@@ -60,7 +60,7 @@ def run(settings, lanes, watch):
 
 def main():
     settings = parameters.from_environment()
-    # Ctrl-C (which a shell may have had ignored), a closed terminal and a cancelled CI job are ends like any other.
+    # Also clean up after Ctrl-C (which a shell may have ignored), when the terminal is closed or a CI job is cancelled.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit("ended by a signal"))
     mounts = prepare(settings)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The observer sees what it is there to see: more guests than slots, a job that starts twice, things that are left.
+"""Tests that the observer detects violations: more guests than slots, a job that starts twice, leftovers.
 
-Needs QEMU, and no service: its processes here never run an instruction."""
+Needs QEMU but no service: the QEMU processes of these tests never run an instruction."""
 
 import os
 import pathlib

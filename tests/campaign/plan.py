@@ -1,4 +1,4 @@
-"""What is going to be done to the service: a list that follows from the seed and the number of kills alone."""
+"""The plan of faults: a list that depends only on the seed and the number of kills."""
 
 import random
 from dataclasses import dataclass
@@ -6,26 +6,26 @@ from typing import Optional
 
 import settings
 
-# Shares of the kills by the moment they come at.
+# Fractions of kills by their moment.
 COMING_UP, STARTING = 0.75, 0.08
 
 
 @dataclass
 class Step:
-    """One kill and what goes with it."""
+    """One kill, with an additional fault."""
 
     number: int
     # coming_up: while a guest comes up; starting: right after the service was started; any: at any moment.
     moment: str
     # Where in the wait for that moment, 0 to 1.
     fraction: float
-    # How long the service stays away, in seconds.
+    # How long the service stays down, in seconds.
     away: float
     # disk, descriptors, clock, stall, or nothing more.
     extra: Optional[str]
     # How long that lasts, in seconds; of a clock step: by how much.
     extent: float
-    # Whether the kill comes while that lasts.
+    # Whether the kill happens during that fault.
     within: bool
 
 

@@ -1,4 +1,4 @@
-"""The tables, the JSON, and the evidence for every job that did not go well."""
+"""Prints tables, and writes the JSON and the evidence for every failed job."""
 
 import collections
 import json
@@ -106,7 +106,7 @@ def write(result, settings):
 
 
 def keep_evidence(lanes, verdicts, settings):
-    """The service still answers when this is called; what it does not say is left out. Returns the directory, if there is any."""
+    """Collects evidence while the service still runs; missing answers are left out. Returns the directory, if there is any."""
     shutil.rmtree(settings.evidence, ignore_errors=True)
     suspects = [(lane, verdict) for lane, of_lane in zip(lanes, verdicts) for verdict in of_lane
                 if verdict.result != "well" or verdict.violations]

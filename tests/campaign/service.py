@@ -1,4 +1,4 @@
-"""The service under test: started, killed, stalled, and spoken to as any client does."""
+"""The service under test: starts, kills and stalls it, and is its client."""
 
 import contextlib
 import http.client
@@ -15,7 +15,7 @@ import urllib.request
 
 
 class NotAnswered(Exception):
-    """No answer came, or one that says: later."""
+    """There was no answer, or one that asks for a retry."""
 
 
 class Refused(Exception):
@@ -25,7 +25,7 @@ class Refused(Exception):
 
 
 def free_port():
-    """Below the range from which systems take ports by themselves: a service that is started again gets it again."""
+    """A port below the range of ephemeral ports, so that a restarted service can use it again."""
     for _ in range(1000):
         port = random.randrange(20000, 30000)
         with contextlib.closing(socket.socket()) as attempt, contextlib.suppress(OSError):
@@ -56,7 +56,7 @@ class Service:
         return self.process is not None and self.process.poll() is None
 
     def await_answer(self, seconds):
-        """True once it answers; False when it ended or the time is up."""
+        """True once it answers; False if it ended or the time is over."""
         until = time.monotonic() + seconds
         while time.monotonic() < until and self.alive():
             with contextlib.suppress(NotAnswered, Refused):
@@ -76,7 +76,7 @@ class Service:
             self.process.send_signal(number)
 
     def stop(self, seconds=30):
-        """Its exit status, or None when it did not end by itself."""
+        """Its exit status, or None if it did not end by itself."""
         if not self.process:
             return None
         self.signal(signal.SIGTERM)
@@ -115,7 +115,7 @@ class Service:
             raise NotAnswered("the answer was cut off") from None
 
     def insist(self, method, path, body=None, key=None, seconds=300, stop=None):
-        """Repeats until there is an answer, as an autoscaler does."""
+        """Repeats the request until there is an answer, like an autoscaler."""
         until = time.monotonic() + seconds
         while True:
             try:

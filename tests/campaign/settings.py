@@ -1,4 +1,4 @@
-"""Parameters of a campaign, all from the environment, and where things are."""
+"""Parameters of a campaign from the environment, and paths."""
 
 import os
 import pathlib
@@ -8,8 +8,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
 IMAGE = pathlib.Path(os.environ.get("MAYFLY_TEST_IMAGE", pathlib.Path.home() / ".cache/mayfly/images/micro"))
 
-# Rates of the disturbances beside kills, as shares of the kills. Where a rate gives less than one, it is one, so that a short
-# campaign has each of them.
+# Rates of the other disturbances, as fractions of the kills. Each occurs at least once, so that a short campaign has all of
+# them.
 EXTRAS = {"disk": 0.08, "descriptors": 0.06, "clock": 0.10, "stall": 0.10}
 
 
@@ -18,9 +18,9 @@ def number(name, default, least=0, most=1_000_000):
     try:
         value = int(text or default)
     except ValueError:
-        raise SystemExit(f"{name} is {text!r}, and has to be a whole number")
+        raise SystemExit(f"{name} is {text!r}, but must be a whole number")
     if not least <= value <= most:
-        raise SystemExit(f"{name} is {value}, and has to be from {least} to {most}")
+        raise SystemExit(f"{name} is {value}, but must be from {least} to {most}")
     return value
 
 
@@ -61,7 +61,7 @@ def from_environment():
     boot = number("CAMPAIGN_BOOT_SECONDS", 30, 5, 600)
     wanted = os.environ.get("CAMPAIGN_EXTRAS", ",".join(EXTRAS)).replace(",", " ").split()
     if unknown := set(wanted) - set(EXTRAS):
-        raise SystemExit(f"CAMPAIGN_EXTRAS: there is no {', '.join(sorted(unknown))}, only {', '.join(EXTRAS)}")
+        raise SystemExit(f"CAMPAIGN_EXTRAS: unknown: {', '.join(sorted(unknown))}; expected: {', '.join(EXTRAS)}")
     kills = number("KILLS", 500, 1)
     return Settings(
         kills=kills,

@@ -1,4 +1,4 @@
-"""What disturbances need of the machine: a clock of the service's own, and a file system that can be filled."""
+"""Tools for disturbances: a separate clock for the service, and a file system that can be filled."""
 
 import ctypes
 import errno
@@ -32,17 +32,17 @@ class Clock:
 
 
 def build_clock(directory):
-    """The library that is preloaded, or None with a message where it cannot be built."""
+    """The preloaded library, or None with a message if it cannot be built."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if sys.platform != "linux" or not compiler:
-        print("campaign: no C compiler here: clock steps are left out", flush=True)
+        print("campaign: without clock steps: no C compiler found", flush=True)
         return None
     library = directory / "clock.so"
     source = settings.ROOT / "tests" / "campaign" / "clock.c"
     built = subprocess.run([compiler, "-O2", "-Wall", "-shared", "-fPIC", "-o", library, source, "-ldl"],
                            capture_output=True, text=True, timeout=60)
     if built.returncode != 0:
-        print(f"campaign: clock steps are left out, clock.c does not compile: {built.stderr.strip()}", flush=True)
+        print(f"campaign: without clock steps: clock.c does not compile: {built.stderr.strip()}", flush=True)
         return None
     return library
 
@@ -51,7 +51,7 @@ CLONE_NEWNS, MS_REC, MS_PRIVATE, MNT_DETACH = 0x20000, 0x4000, 1 << 18, 2
 
 
 class Mounts:
-    """A mount namespace of this process and its children: what is mounted in it is gone with them. Linux, as root."""
+    """A mount namespace of this process and its children: its mounts end with them. Linux, as root."""
 
     def __init__(self):
         self.libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -77,7 +77,7 @@ class Mounts:
 
 
 class Filler:
-    """A file that takes what is free on a file system, and is removed again."""
+    """A file that uses up the free space of a file system, and is removed again."""
 
     def __init__(self, directory):
         self.path = directory / "filler"

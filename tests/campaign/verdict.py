@@ -1,4 +1,4 @@
-"""One job, seen from both sides: by what its guest said past the service, and by the service's record."""
+"""Compares the two views of one job: the guest's reports that bypass the service, and the service's record."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ class Verdict:
     consoles: int
     # well, twice, cut short, never ran, wrong record, no answer
     result: str
-    # What was done to the service while it lived, the strongest first.
+    # The faults during its life, the strongest first.
     cause: str
     recorded: str
     violations: list
@@ -41,7 +41,7 @@ def judge(job, lane):
 
 
 def lies(job, starts):
-    """What a record may never say, whatever was done to the service."""
+    """Contents that a record must never have, whatever faults occurred."""
     record = job.record or {}
     code = (record.get("job") or {}).get("exit_code")
     if code is not None and code != job.code:

@@ -1,14 +1,14 @@
-"""What happens inside the guests, by their own word: each job reports its start and its end to this server, past the service.
+"""Observes jobs inside the guests: each job reports its start and its end to this server, bypassing the service.
 
-A guest reaches it at 10.0.2.2, which is this host's loopback. A run of a job is known by a number that the run makes when it
-begins, so a report that is repeated counts once and a job that begins again counts twice."""
+Guests reach it at 10.0.2.2, which is this host's loopback. Each run of a job generates a number when it starts, so a
+repeated report counts once and a job that starts again counts twice."""
 
 import http.server
 import threading
 import time
 
-# The first thing that a job does is to report its start, and it goes on only when that was taken. The console is the second
-# witness. A report is repeated for ten minutes.
+# A job first reports its start, and continues only after that was accepted. The console is a second record. A report is
+# repeated for ten minutes.
 SCRIPT = """\
 #!/bin/sh
 run=$(cat /proc/sys/kernel/random/uuid)
