@@ -61,9 +61,9 @@ LAYOUTS = {
     "src/platform/mod.rs": {
         "domain": ["src/domain/*"],
         "platform": ["src/platform/*"],
-        "middleware": ["src/http/middleware.rs", "src/http/lanes.rs", "src/http/serve.rs", "src/http/mod.rs", "src/telemetry.rs"],
+        "middleware": ["src/http/middleware.rs", "src/http/lanes.rs", "src/http/serve.rs", "src/http/surface.rs", "src/http/mod.rs", "src/telemetry.rs"],
         "authentication": ["src/http/auth.rs", "src/service/tokens.rs", "src/store/tokens.rs"],
-        "error rendering": ["src/http/problem.rs"],
+        "error rendering": ["src/http/problem.rs", "src/http/fault.rs"],
         "behind the driver contract": ["src/drivers/fake/*"],
     },
     # Commit b1759f2, which has no platform layer: its later contents were beside their first users.

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::{
+    domain::capacity::Capacity,
     drivers::{inspector::HostInspector, registry::Registry},
     platform::Clock,
     registry::{logins::Logins, s3::S3},
@@ -25,6 +26,7 @@ pub struct Parts {
     pub pool_faults: PoolFaults,
     pub drivers: Arc<Registry>,
     pub host: HostInspector,
+    pub capacity: Capacity,
     pub catalog: Arc<Catalog>,
     pub puller: Puller,
     pub pull_progress: ProgressBoard,

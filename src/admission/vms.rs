@@ -8,14 +8,15 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::{
     domain::{
         Budgets, Code, Error, Pool, ResolvedSpec, Result, SizeRequest, TemplateSource, Vm, VmId, VmRequest,
+        capacity::Capacity,
         github::Registration,
+        job_env::check_env,
         name::{NAME_RULE, is_name},
         runner_secrets::RunnerSecrets,
         template::Template,
         vm_spec::VmSpec,
     },
     drivers::inspector::HostInspector,
-    guest,
     parts::Parts,
     platform::{Clock, clock},
     registry::oci::reference::{Reference, ReferenceError},
@@ -66,6 +67,7 @@ pub struct VmAdmission {
     catalog: Arc<Catalog>,
     puller: Puller,
     host: HostInspector,
+    capacity: Capacity,
     clock: Clock,
     /// Runners can be registered at GitHub.
     github: bool,
@@ -75,11 +77,11 @@ pub struct VmAdmission {
 impl VmAdmission {
     pub fn new(parts: &Parts, settings: Settings) -> Self {
         let github = parts.github.is_some();
-        let Parts { ledger, reader, pool_faults, vault, catalog, puller, host, clock, .. } = parts.clone();
-        Self { ledger, reader, pool_faults, vault, catalog, puller, host, clock, github, settings }
+        let Parts { ledger, reader, pool_faults, vault, catalog, puller, host, capacity, clock, .. } = parts.clone();
+        Self { ledger, reader, pool_faults, vault, catalog, puller, host, capacity, clock, github, settings }
     }
 
-    /// Stores a vm. SizeRequest again with the same key or name and an equal request, it is the same vm.
+    /// Stores a vm. An equal request with the same key or name returns the stored vm.
     pub async fn create(&self, request: VmRequest, idempotency_key: Option<String>) -> Result<Created> {
         self.create_of(request, idempotency_key, None).await
     }
@@ -162,7 +164,7 @@ impl VmAdmission {
         wanted: &str,
         asked: SizeRequest,
     ) -> Result<(String, TemplateSource, Budgets, Option<TemplateLease>)> {
-        let capacity = self.host.capacity();
+        let capacity = self.capacity;
         let known = |(template, kept): (Template, TemplateLease), shown: Option<String>| {
             let (spec, budgets) = asked.of(&template, &capacity)?;
             Ok((shown.unwrap_or(template.name), TemplateSource::Resolved(spec), budgets, Some(kept)))
@@ -274,7 +276,7 @@ impl VmAdmission {
 fn checked_secrets(request: &VmRequest) -> Result<Option<RunnerSecrets>> {
     let Some(secrets) = request.runner.secrets()? else { return Ok(None) };
     let clear = secrets.env.iter().map(|(k, v)| (k.clone(), v.expose_secret().to_owned())).collect();
-    guest::kit::check_env(&clear).map_err(|refused| {
+    check_env(&clear).map_err(|refused| {
         Error::new(Code::RequestInvalid, "the runner cannot be handed to a guest")
             .field("/runner/env", refused.to_string())
     })?;

@@ -107,6 +107,7 @@ pub async fn build(setup: Setup) -> Result<Built, StartError> {
         vault: Arc::new(vault),
         logs: Logs::new(data.logs()),
         pool_faults: Default::default(),
+        capacity,
         host: HostInspector::new(drivers.clone(), capacity, count_foreign, clock.clone()),
         drivers,
         puller: Puller::new(catalog.clone(), pull, credentials),

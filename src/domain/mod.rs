@@ -13,6 +13,7 @@ pub mod github;
 pub mod host;
 pub mod ids;
 pub mod job;
+pub mod job_env;
 pub mod lifecycle;
 pub mod mac;
 pub mod name;

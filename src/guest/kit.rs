@@ -18,7 +18,12 @@ use std::{collections::BTreeMap, fmt, fmt::Write as _};
 
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::domain::{VmId, github::Registration, runner::RunnerKind};
+use crate::domain::{
+    VmId,
+    github::Registration,
+    job_env::{JobEnvError, check_env},
+    runner::RunnerKind,
+};
 
 const SCRIPTS: [(&str, &str); 6] = [
     ("boot.sh", include_str!("../../hooks/boot.sh")),
@@ -31,31 +36,6 @@ const SCRIPTS: [(&str, &str); 6] = [
 
 /// The payload of GitHub's runner.
 const GITHUB_RUNNER: &str = include_str!("../../hooks/github-runner.sh");
-
-/// Names that the wrapper needs for itself, or that some shell does not simply assign: it refuses and ends (`UID`), takes the
-/// value for an arithmetic expression, which may hold a command (`RANDOM`), or forgets it.
-const RESERVED: [&str; 19] = [
-    "BASHOPTS",
-    "BASH_COMPAT",
-    "BASH_VERSINFO",
-    "BASH_XTRACEFD",
-    "EUID",
-    "GROUPS",
-    "HISTCMD",
-    "IFS",
-    "LINENO",
-    "OPTIND",
-    "PPID",
-    "RANDOM",
-    "SECONDS",
-    "SHELLOPTS",
-    "SRANDOM",
-    "UID",
-    "interpreter",
-    "kit",
-    "new_session",
-];
-const RESERVED_PREFIXES: [&str; 3] = ["MAYFLY_", "ACTIONS_RUNNER_HOOK_", "ACTIONS_RUNNER_INPUT_"];
 
 /// What a kit is made of.
 pub struct KitInput {
@@ -136,12 +116,8 @@ impl fmt::Debug for Kit {
 /// Why no kit can be made. Names fields, never shows values.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KitError {
-    #[error("environment variable name {key:?} must match [A-Za-z_][A-Za-z0-9_]*")]
-    EnvName { key: String },
-    #[error("environment variable {key} is reserved, choose another name")]
-    EnvReserved { key: String },
-    #[error("the value of environment variable {key} holds a NUL byte")]
-    EnvValue { key: String },
+    #[error(transparent)]
+    Env(#[from] JobEnvError),
     #[error("the payload holds a NUL byte, it must be a script")]
     Payload,
     #[error("the guest API's address is empty or holds white space or control characters")]
@@ -239,23 +215,6 @@ impl GitHubKit {
         }
         Ok(assignments("", pairs))
     }
-}
-
-/// Whether a job's environment can be handed to a guest. For callers that want to refuse a request early.
-pub fn check_env(env: &BTreeMap<String, String>) -> Result<(), KitError> {
-    for (key, value) in env {
-        let starts_well = key.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-        if !starts_well || !key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
-            return Err(KitError::EnvName { key: key.clone() });
-        }
-        if RESERVED.contains(&key.as_str()) || RESERVED_PREFIXES.iter().any(|p| key.starts_with(p)) {
-            return Err(KitError::EnvReserved { key: key.clone() });
-        }
-        if value.contains('\0') {
-            return Err(KitError::EnvValue { key: key.clone() });
-        }
-    }
-    Ok(())
 }
 
 fn is_user_name(name: &str) -> bool {
@@ -384,7 +343,7 @@ pub(super) mod tests {
     #[test]
     fn what_a_shell_could_stumble_over_is_refused() {
         for key in ["", "1A", "A-B", "A B", "A=B", "Ä", "A\n", "$(id)"] {
-            assert_eq!(with_env(key, ""), Err(KitError::EnvName { key: key.into() }));
+            assert_eq!(with_env(key, ""), Err(JobEnvError::Name { key: key.into() }.into()));
         }
         for key in [
             "UID",
@@ -395,9 +354,9 @@ pub(super) mod tests {
             "ACTIONS_RUNNER_HOOK_JOB_COMPLETED",
             "ACTIONS_RUNNER_INPUT_TOKEN",
         ] {
-            assert_eq!(with_env(key, "1"), Err(KitError::EnvReserved { key: key.into() }));
+            assert_eq!(with_env(key, "1"), Err(JobEnvError::Reserved { key: key.into() }.into()));
         }
-        assert_eq!(with_env("A", "x\0y"), Err(KitError::EnvValue { key: "A".into() }));
+        assert_eq!(with_env("A", "x\0y"), Err(JobEnvError::Value { key: "A".into() }.into()));
         for token in ["", "a b", "a\"b", "a\\b", "a\nb", "ä"] {
             assert_eq!(Kit::new(KitInput { token: SecretString::from(token), ..input() }), Err(KitError::Token));
         }

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::{
-    domain::{Budgets, Code, Error, Fault, Pool, Result, SizeRequest, pool::PoolSource},
-    drivers::inspector::HostInspector,
+    domain::{Budgets, Code, Error, Fault, Pool, Result, SizeRequest, capacity::Capacity, pool::PoolSource},
     parts::Parts,
     platform::Clock,
     registry::oci::reference::{Reference, ReferenceError},
@@ -46,7 +45,7 @@ pub struct Pools {
     ledger: Ledger,
     reader: Reader,
     catalog: Arc<Catalog>,
-    host: HostInspector,
+    capacity: Capacity,
     faults: PoolFaults,
     clock: Clock,
     /// Runners can be registered at GitHub.
@@ -57,8 +56,8 @@ pub struct Pools {
 impl Pools {
     pub fn new(parts: &Parts, settings: Settings) -> Self {
         let github = parts.github.is_some();
-        let Parts { ledger, reader, catalog, host, pool_faults: faults, clock, .. } = parts.clone();
-        Self { ledger, reader, catalog, host, faults, clock, github, settings }
+        let Parts { ledger, reader, catalog, capacity, pool_faults: faults, clock, .. } = parts.clone();
+        Self { ledger, reader, catalog, capacity, faults, clock, github, settings }
     }
 
     pub async fn list(&self) -> Result<Vec<PoolState>> {
@@ -161,7 +160,7 @@ impl Pools {
             budgets: pool.budgets.clone(),
             queue_seconds: self.settings.queue_timeout_seconds,
         };
-        let capacity = self.host.capacity();
+        let capacity = self.capacity;
         asked.before(&self.settings.budgets, &capacity)?;
         if pool.template.contains('/') {
             // An image is pulled when the first job needs it.

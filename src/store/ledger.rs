@@ -254,7 +254,7 @@ async fn open(db: &mut SqliteConnection, new: NewVm, at: Timestamp) -> Result<(O
             true
         }
         Admission::Queue { max_queued } => {
-            let waiting = placement::queue_length(db).await?;
+            let waiting = queue_length(db).await?;
             if waiting >= i64::from(max_queued) {
                 return Err(Error::new(Code::QueueFull, format!("{waiting} vms are waiting already"))
                     .retry_after(30)
@@ -465,6 +465,11 @@ async fn drop_runner_configuration(db: &mut SqliteConnection, vm: &str, state: S
             .await?;
     }
     Ok(())
+}
+
+async fn queue_length(db: &mut SqliteConnection) -> Result<i64> {
+    let row = sqlx::query!(r#"SELECT COUNT(*) AS "n!: i64" FROM vms WHERE state = 'queued'"#).fetch_one(db).await?;
+    Ok(row.n)
 }
 
 #[cfg(test)]

@@ -167,11 +167,6 @@ pub(super) async fn usage(db: &mut SqliteConnection, room: &HostOffer) -> Result
     Ok(held)
 }
 
-pub(super) async fn queue_length(db: &mut SqliteConnection) -> Result<i64> {
-    let row = sqlx::query!(r#"SELECT COUNT(*) AS "n!: i64" FROM vms WHERE state = 'queued'"#).fetch_one(db).await?;
-    Ok(row.n)
-}
-
 /// The queue, oldest first: ids sort by age, and a vm that failed an attempt keeps its place. Without those whose template is
 /// not here yet: nobody knows what they will need.
 pub(super) async fn waiting(db: &mut SqliteConnection, at: Timestamp) -> Result<Vec<QueuedVm>> {

@@ -14,7 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Pulls and pushes move images between the catalog and a registry.
     ("templates", &["registry", "platform", "domain"]),
     ("sources", &["platform", "domain"]),
-    ("parts", &["store", "drivers", "registry", "templates", "sources", "platform"]),
+    ("parts", &["store", "drivers", "registry", "templates", "sources", "platform", "domain"]),
     ("admission", &["parts", "store", "drivers", "guest", "registry", "templates", "sources", "platform", "domain"]),
     (
         "service",
