@@ -106,7 +106,7 @@ impl ApiClient {
     }
 
     /// Refuses to send `what` over an unencrypted connection.
-    pub fn must_be_private(&self, what: &str) -> Result<(), CommandFailure> {
+    pub fn refuse_cleartext(&self, what: &str) -> Result<(), CommandFailure> {
         if self.base.scheme() == "https" || is_local(&self.base) {
             return Ok(());
         }

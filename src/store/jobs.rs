@@ -1,5 +1,7 @@
 //! GitHub's jobs: one row each. One task changes them, so they are written whole.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use sqlx::{QueryBuilder, Row, Sqlite};
 
@@ -75,6 +77,17 @@ impl Ledger {
 }
 
 impl Reader {
+    /// The number of jobs that wait for a runner, for each pool that has any.
+    pub async fn jobs_waiting_by_pool(&self) -> Result<BTreeMap<String, u32>> {
+        let rows = sqlx::query!(
+            r#"SELECT pool AS "pool!: String", COUNT(*) AS "n!: u32" FROM jobs
+               WHERE pool IS NOT NULL AND completed_at IS NULL AND status = 'queued' GROUP BY 1"#
+        )
+        .fetch_all(self.pool())
+        .await?;
+        Ok(rows.into_iter().map(|row| (row.pool, row.n)).collect())
+    }
+
     pub async fn job(&self, id: u64) -> Result<Option<Job>> {
         let Ok(id) = i64::try_from(id) else { return Ok(None) };
         let row = sqlx::query!("SELECT record FROM jobs WHERE id = ?", id).fetch_optional(self.pool()).await?;

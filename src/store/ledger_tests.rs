@@ -89,7 +89,7 @@ async fn equal_requests_find_the_same_vm_and_different_ones_are_told_so() {
     assert_eq!(first.vm().id(), again.vm().id());
     assert_eq!(code(store.ledger.open(keyed("a", "k", 2), now()).await), Code::IdempotencyMismatch);
     assert_eq!(code(store.ledger.open(keyed("a", "other", 2), now()).await), Code::VmNameInUse);
-    assert_eq!(store.reader.vms(&store::vms::Filter { limit: 9, ..Default::default() }).await.unwrap().len(), 1);
+    assert_eq!(store.reader.vms(&store::vm_queries::Filter { limit: 9, ..Default::default() }).await.unwrap().len(), 1);
 
     // The key outlives the vm: a retry that comes late must not make a second one. The name does not.
     let id = first.vm().id();
@@ -192,7 +192,7 @@ async fn the_queue_is_bounded() {
         code(store.ledger.open(new(vm_spec("x", GuestOs::Macos, 60), room(0, 0)), now()).await),
         Code::QueueFull
     );
-    let filter = store::vms::Filter {
+    let filter = store::vm_queries::Filter {
         labels: vec![("team.x/y".into(), "a b".into())],
         states: vec![State::Queued],
         limit: 3,
@@ -200,7 +200,7 @@ async fn the_queue_is_bounded() {
     };
     let page = store.reader.vms(&filter).await.unwrap();
     assert_eq!(page.iter().map(|v| v.spec.name.as_str()).collect::<Vec<_>>(), ["v4", "v3", "v2"]);
-    let rest = store.reader.vms(&store::vms::Filter { before: Some(page[2].id()), ..filter }).await.unwrap();
+    let rest = store.reader.vms(&store::vm_queries::Filter { before: Some(page[2].id()), ..filter }).await.unwrap();
     assert_eq!(rest.len(), 2);
     assert_eq!(store.reader.queue_position(rest[1].id()).await.unwrap(), 1);
 }

@@ -34,7 +34,7 @@ mod rows;
 pub mod template_events;
 pub mod tokens;
 pub mod vault;
-pub mod vms;
+pub mod vm_queries;
 pub mod watches;
 mod writer;
 
@@ -44,7 +44,7 @@ pub use ledger::{Expect, Ledger};
 use readers::Readers;
 pub use template_events::Entry;
 pub use vault::Vault;
-pub use vms::Reader;
+pub use vm_queries::Reader;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {

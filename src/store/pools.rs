@@ -178,17 +178,6 @@ impl Reader {
         Ok(pools)
     }
 
-    /// Jobs that wait for a runner, of every pool that has such.
-    pub async fn jobs_waiting_by_pool(&self) -> Result<BTreeMap<String, u32>> {
-        let rows = sqlx::query!(
-            r#"SELECT pool AS "pool!: String", COUNT(*) AS "n!: u32" FROM jobs
-               WHERE pool IS NOT NULL AND completed_at IS NULL AND status = 'queued' GROUP BY 1"#
-        )
-        .fetch_all(self.pool())
-        .await?;
-        Ok(rows.into_iter().map(|row| (row.pool, row.n)).collect())
-    }
-
     /// The pool's newest vm that did not come to the end that it was made for, of those that are remembered.
     pub async fn newest_failed_of_pool(&self, pool: &str) -> Result<Option<Vm>> {
         let row = sqlx::query!(

@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, Row, SqliteConnection, sqlite::SqliteRow};
 use super::{
     Ledger, Reader, Result,
     rows::unreadable,
-    vms::{VM_EVENT_COLUMNS, vm_event},
+    vm_queries::{VM_EVENT_COLUMNS, vm_event},
 };
 use crate::domain::{
     event::Recorded,

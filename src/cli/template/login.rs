@@ -27,7 +27,7 @@ pub(in crate::cli) struct LoginArgs {
 }
 
 pub(super) async fn login(args: LoginArgs, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
-    client.must_be_private("the password")?;
+    client.refuse_cleartext("the password")?;
     let username = match args.username {
         Some(username) => username,
         None => ask_username()?,

@@ -203,7 +203,7 @@ fn github(
         ("registration_token", args.registration_token_file, "--registration-token-file"),
     ] {
         let Some(file) = file else { continue };
-        client.must_be_private("the runner's registration")?;
+        client.refuse_cleartext("the runner's registration")?;
         let text = read_text(&file, option)?;
         let secret = text.trim();
         if secret.is_empty() {

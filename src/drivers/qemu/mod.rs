@@ -26,11 +26,11 @@ use async_trait::async_trait;
 use tokio::{sync::Mutex, time::timeout};
 
 use self::{
+    accelerator_trial::Trials,
     args::{Accelerator, MachineSpec},
     instance::QemuPresence,
     paths::QemuPaths,
     stops::Condition,
-    trial::Trials,
 };
 use super::{
     Capabilities, Driver, DriverError, DriverProbe, ErrorKind, InstanceSpec, Listed, Observation, Result,
@@ -47,6 +47,7 @@ use crate::{
     },
 };
 
+pub mod accelerator_trial;
 pub mod args;
 pub mod disk;
 mod fault;
@@ -57,7 +58,6 @@ pub mod probe;
 mod qmp;
 mod settings;
 mod stops;
-pub mod trial;
 mod usernet;
 
 pub use settings::{AcceleratorChoice, Settings};

@@ -12,7 +12,7 @@ use axum::{
 use mayfly::{
     domain::{Announcer, Pool, RunnerStatus, Vm, VmId, github::JobStatus, job::Job},
     service::webhooks::Webhook,
-    store::{jobs::JobFilter, vms::Filter},
+    store::{jobs::JobFilter, vm_queries::Filter},
 };
 use serde_json::{Value, json};
 
