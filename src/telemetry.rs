@@ -6,9 +6,32 @@
 use std::{io::IsTerminal, sync::OnceLock, time::Duration};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Log, LogFormat};
+use crate::platform::settings::{SettingType, section};
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl SettingType for LogFormat {
+    const KIND: &'static str = "`text` or `json`";
+}
+
+section! {
+    /// The service's log, on standard error.
+    pub struct LogSection {
+        /// Lowest level that is written, or a filter by module such as `info,mayfly::http=debug`.
+        level: String = "info".to_owned();
+        /// `text` for people, `json` for machines (one object per line).
+        format: LogFormat = LogFormat::Text;
+    }
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
@@ -19,7 +42,7 @@ pub enum TelemetryError {
 }
 
 /// Starts logging. Once per process, before anything that has something to say.
-pub fn start_logging(log: &Log) -> Result<(), TelemetryError> {
+pub fn start_logging(log: &LogSection) -> Result<(), TelemetryError> {
     let filter = EnvFilter::try_new(&log.level)
         .map_err(|cause| TelemetryError::Filter { filter: log.level.clone(), cause: cause.to_string() })?;
     let lines = tracing_subscriber::fmt()

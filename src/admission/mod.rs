@@ -4,7 +4,9 @@
 //! Nothing is done about what was stored: the loops of `reconcile` read the rows.
 
 pub mod pulls;
+mod section;
 pub mod vms;
 
 pub use pulls::PullAdmission;
+pub use section::{PullsSection, QueueSection};
 pub use vms::VmAdmission;

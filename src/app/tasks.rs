@@ -68,11 +68,7 @@ impl App {
         store::admin_token(&services.tokens, &data.admin_token()).await?;
         let http = Http {
             services,
-            settings: http::Settings {
-                max_body_bytes: usize::try_from(config.server.max_body_bytes).unwrap_or(usize::MAX),
-                request_timeout: Duration::from_secs(u64::from(config.server.request_timeout_seconds)),
-                max_concurrent: usize::try_from(config.server.max_concurrent_requests).unwrap_or(usize::MAX),
-            },
+            settings: http::Settings::from(&config.server),
             metrics: Arc::new(telemetry::render_metrics),
             shutdown: shutdown.clone(),
         };
@@ -154,11 +150,11 @@ impl App {
 
 fn setup(config: &Config, data: DataDir, own_path: &Path) -> Result<Setup, StartError> {
     let drivers = drivers::registry(config, &data, own_path)?;
-    let capacity = config.capacity();
+    let capacity = config.slots.capacity();
     let usual = Setup::new(data, drivers, capacity);
     Ok(Setup {
         count_foreign: config.slots.count_foreign,
-        template_limits: templates::limits(config),
+        template_limits: config.templates.limits(),
         registries: templates::registries(config),
         github: github::client(config)?,
         runner_archives: config.runner_archives(),

@@ -1,8 +1,8 @@
-//! `docs/configuration.md`, from the list of keys.
+//! `docs/configuration.md`, from the schemas of the sections.
 
 use std::fmt::Write;
 
-use super::keys;
+use super::sections::SECTIONS;
 
 /// The command that writes the page anew.
 pub const REGENERATE: &str = "cargo run -q -- serve --print-config-docs > docs/configuration.md";
@@ -54,13 +54,13 @@ const TAIL: &str = "
 /// The page.
 pub fn markdown() -> String {
     let mut page = String::from(HEAD);
-    for section in keys::SECTIONS.iter().flat_map(with_named) {
-        let about = tidy(section.about);
-        let _ = write!(page, "\n## `[{}]`\n\n{about}\n\n", section.path);
+    for section in SECTIONS {
+        let description = one_line(section.schema.description);
+        let _ = write!(page, "\n## `[{}]`\n\n{description}\n\n", section.path);
         page.push_str("| Key | Takes | Default | Meaning |\n|---|---|---|---|\n");
-        for key in section.keys {
-            let name = key.path.rsplit('.').next().unwrap_or(key.path);
-            let _ = writeln!(page, "| `{name}` | {} | {} | {} |", key.kind, (key.default)(), tidy(key.meaning));
+        for key in section.schema.keys {
+            let (name, kind, default) = (key.name, key.kind, (key.default)());
+            let _ = writeln!(page, "| `{name}` | {kind} | {default} | {} |", one_line(key.description));
         }
     }
     page.push_str(TAIL);
@@ -68,14 +68,7 @@ pub fn markdown() -> String {
     page
 }
 
-/// A section, and the named tables whose defaults it has.
-fn with_named(section: &'static keys::Section) -> impl Iterator<Item = &'static keys::Section> {
-    let named = keys::NAMED.iter().filter(|n| section.path == n.after);
-    let tables = named.flat_map(|n| std::iter::once(&n.section).chain(n.inner.as_ref().map(|inner| &inner.section)));
-    std::iter::once(section).chain(tables)
-}
-
 /// Doc comments come with the space after `///`.
-fn tidy(text: &str) -> String {
+fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
 }

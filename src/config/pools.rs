@@ -1,29 +1,26 @@
-//! `[pools.<name>]` as the service takes them.
+//! `[pools."<name>"]` as the domain takes it.
 
-use super::{
-    Config,
-    keys::{PoolBudgets, PoolTable},
-    source::GivenSettings,
-};
+use std::collections::BTreeMap;
+
+use super::{domain_sections::PoolTable, given::GivenSettings};
 use crate::{
-    domain::{BudgetsPatch, Error, Pool, SizeRequest},
+    domain::{Budgets, BudgetsPatch, Error, Pool, SizeRequest, capacity::Capacity},
     registry::oci::reference::{Reference, ReferenceError},
 };
 
-/// Those that can be; what is wrong with the others is noted.
-pub(super) fn read(found: &mut GivenSettings) -> Vec<Pool> {
+/// The pools that are complete; what is wrong with the others is noted.
+pub(super) fn complete(tables: BTreeMap<String, PoolTable>, given: &mut GivenSettings) -> Vec<Pool> {
     let mut pools = Vec::new();
-    for (name, path) in found.names("pools") {
-        let table = PoolTable::read(&path, found);
-        let budgets = PoolBudgets::read(&format!("{path}.budgets"), found).into();
+    for (name, PoolTable { section: table, budgets }) in tables {
+        let path = path(&name);
         for (field, missing) in [
             ("template", table.template.is_none()),
             ("scope", table.scope.is_none()),
             ("labels", table.labels.is_empty()),
         ] {
-            // One that was given and cannot be used was noted when it was read.
-            if missing && !found.given(&format!("{path}.{field}")) {
-                found.refuse_table(&path, format!("needs `{field}`"));
+            // One that was given and cannot be used was noted already.
+            if missing && !given.given(&format!("{path}.{field}")) {
+                given.refuse(&path, format!("needs `{field}`"));
             }
         }
         let (Some(template), Some(scope)) = (table.template, table.scope) else { continue };
@@ -45,64 +42,48 @@ pub(super) fn read(found: &mut GivenSettings) -> Vec<Pool> {
     pools
 }
 
-impl Config {
-    pub(super) fn check_pools(&self, found: &mut GivenSettings) {
-        let (usual, capacity) = (self.default_budgets(), self.capacity());
-        for pool in &self.pools {
-            let path = super::source::named_path("pools", &pool.name);
-            // Missing labels were noted.
-            let checked = if pool.labels.is_empty() { Ok(()) } else { pool.check() };
-            let asked = SizeRequest {
-                cpus: pool.cpus,
-                memory_mib: pool.memory_mib,
-                budgets: BudgetsPatch::default(),
-                queue_seconds: usual.queue_seconds,
-            };
-            let fits = asked.before(&usual, &capacity).map(drop);
-            for error in [checked, fits].into_iter().filter_map(Result::err) {
-                refuse(found, &path, &error);
-            }
-            if pool.template.contains('/')
-                && let Err(error) = pool.template.parse::<Reference>()
-            {
-                let error: ReferenceError = error;
-                found.refuse(&format!("{path}.template"), error.to_string());
-            }
+pub(super) fn check(pools: &[Pool], usual: &Budgets, capacity: &Capacity, given: &mut GivenSettings) {
+    for pool in pools {
+        let path = path(&pool.name);
+        // Missing labels were noted.
+        let checked = if pool.labels.is_empty() { Ok(()) } else { pool.check() };
+        let asked = SizeRequest {
+            cpus: pool.cpus,
+            memory_mib: pool.memory_mib,
+            budgets: BudgetsPatch::default(),
+            queue_seconds: usual.queue_seconds,
+        };
+        let fits = asked.before(usual, capacity).map(drop);
+        for error in [checked, fits].into_iter().filter_map(Result::err) {
+            refuse(given, &path, &error);
+        }
+        if pool.template.contains('/')
+            && let Err(error) = pool.template.parse::<Reference>()
+        {
+            let error: ReferenceError = error;
+            given.refuse(&format!("{path}.template"), error.to_string());
         }
     }
 }
 
+/// As it is written in the file.
+fn path(name: &str) -> String {
+    format!("pools.\"{name}\"")
+}
+
 /// What is said of a request's field is said of the key that stands for it.
-fn refuse(found: &mut GivenSettings, path: &str, error: &Error) {
+fn refuse(given: &mut GivenSettings, path: &str, error: &Error) {
     if error.fields.is_empty() {
-        found.refuse_table(path, error.detail.clone());
+        given.refuse(path, error.detail.clone());
     }
     for field in &error.fields {
         // Whatever follows the number of an entry is in the list.
         let parts = field.pointer.split('/').skip(1).take_while(|part| part.parse::<usize>().is_err());
         let key = format!("{path}.{}", parts.collect::<Vec<_>>().join("."));
-        if found.given(&key) {
-            found.refuse(&key, field.detail.clone());
+        if given.given(&key) {
+            given.refuse(&key, field.detail.clone());
         } else {
-            found.refuse_table(path, field.detail.clone());
-        }
-    }
-}
-
-impl From<PoolBudgets> for BudgetsPatch {
-    fn from(b: PoolBudgets) -> Self {
-        Self {
-            clone_seconds: b.clone_seconds,
-            boot_seconds: b.boot_seconds,
-            configure_seconds: b.configure_seconds,
-            registration_seconds: b.registration_seconds,
-            idle_seconds: b.idle_seconds,
-            lifetime_seconds: b.lifetime_seconds,
-            drain_seconds: b.drain_seconds,
-            drain_cap_seconds: b.drain_cap_seconds,
-            settle_seconds: b.settle_seconds,
-            stop_grace_seconds: b.stop_grace_seconds,
-            max_attempts: b.max_attempts,
+            given.refuse(path, field.detail.clone());
         }
     }
 }
@@ -154,6 +135,8 @@ mod tests {
         let sets = [("pools.\"macos\".max_vms", "2"), ("pools.\"macos\".budgets.idle_seconds", "60")];
         let pool = config(LEAST, &sets).unwrap().pools.remove(0);
         assert_eq!((pool.max_vms, pool.budgets.idle_seconds), (2, Some(60)));
+        // Shells remove the quotes, and this name does not need them.
+        assert_eq!(config(LEAST, &[("pools.macos.max_vms", "3")]).unwrap().pools[0].max_vms, 3);
     }
 
     #[test]

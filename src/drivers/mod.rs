@@ -29,7 +29,10 @@ pub mod process;
 pub mod qemu;
 pub mod record;
 pub mod registry;
+mod section;
 pub mod tart;
+
+pub use section::{FakeSection, SlotsSection};
 
 /// What a driver can do at all, whatever the host.
 #[derive(Clone, Debug, PartialEq, Eq)]

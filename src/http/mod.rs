@@ -33,6 +33,7 @@ mod pools;
 mod problem;
 mod pulls;
 mod registries;
+mod section;
 mod serve;
 mod surface;
 mod templates;
@@ -41,6 +42,7 @@ mod tokens;
 mod vms;
 mod webhooks;
 
+pub use section::{GuestSection, ServerSection};
 pub use serve::{serve_tcp, serve_unix};
 
 /// Longest time for one request of a guest, including its body; the download of a runner is exempt.
@@ -61,6 +63,16 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self { max_body_bytes: 1024 * 1024, request_timeout: Duration::from_secs(30), max_concurrent: 1024 }
+    }
+}
+
+impl From<&ServerSection> for Settings {
+    fn from(section: &ServerSection) -> Self {
+        Self {
+            max_body_bytes: usize::try_from(section.max_body_bytes).unwrap_or(usize::MAX),
+            request_timeout: Duration::from_secs(section.request_timeout_seconds.into()),
+            max_concurrent: usize::try_from(section.max_concurrent_requests).unwrap_or(usize::MAX),
+        }
     }
 }
 

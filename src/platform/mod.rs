@@ -1,14 +1,16 @@
 //! What every part needs of the operating system, the network and the runtime, written once.
 //!
 //! ```text
-//! clock        the time of day and the monotonic clock; a clock that tests can set
-//! data_dir     the names of everything below the data directory
-//! error_chain  an error and its causes as one line of text
-//! files        private files and directories, files that are replaced as a whole, secrets in files
-//! http         outbound HTTP clients: certificates, redirects, proxies, bodies of bounded size
-//! process      child processes: deadline, bounded output, a small environment, killed with the service
-//! retry        pauses between attempts
-//! tasks        background tasks that start again after a panic
+//! clock           the time of day and the monotonic clock; a clock that tests can set
+//! data_dir        the names of everything below the data directory
+//! error_chain     an error and its causes as one line of text
+//! files           private files and directories, files that are replaced as a whole, secrets in files
+//! host_resources  what this machine has
+//! http            outbound HTTP clients: certificates, redirects, proxies, bodies of bounded size
+//! process         child processes: deadline, bounded output, a small environment, killed with the service
+//! retry           pauses between attempts
+//! settings        how a part declares its section of the configuration
+//! tasks           background tasks that start again after a panic
 //! ```
 //!
 //! This layer lies between `domain` and the parts that know one outside system each. It knows nothing of vms.
@@ -17,9 +19,11 @@ pub mod clock;
 pub mod data_dir;
 pub mod error_chain;
 pub mod files;
+pub mod host_resources;
 pub mod http;
 pub mod process;
 pub mod retry;
+pub mod settings;
 pub mod tasks;
 
 pub use clock::Clock;

@@ -12,6 +12,7 @@
 //! logins       checks and stores the credentials of `mayfly registry login`
 //! s3           downloads and uploads disk images in S3
 //! aws          loads the AWS configuration
+//! section      what can be configured
 //! ```
 
 mod auth;
@@ -24,8 +25,10 @@ pub mod oci;
 pub mod pace;
 mod retry;
 pub mod s3;
+mod section;
 pub mod upload;
 
 pub use client::{HostOptions, RegistryClient, RegistryOptions};
 pub use error::RegistryError;
 pub use pace::{BandwidthLimit, BandwidthLimits};
+pub use section::{RegistryHostSection, RegistrySection};

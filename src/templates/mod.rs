@@ -28,6 +28,7 @@
 //! progress   how far a transfer is
 //! pull       downloads an image from a registry and publishes it as a template
 //! push       uploads a template to a registry as an image
+//! section    what can be configured
 //! layouts    reads and writes the VM directories of other programs
 //! ```
 
@@ -40,9 +41,11 @@ pub mod progress;
 pub mod pull;
 pub mod push;
 mod qcow2;
+mod section;
 
 pub use catalog::{Catalog, SpaceLimits, TemplateLease, TemplateUsage};
 pub use check::is_name;
+pub use section::TemplatesSection;
 
 pub use crate::domain::new_template::NewTemplate;
 use crate::domain::{GuestOs, Handover};

@@ -11,7 +11,7 @@ use super::{
     probe::{HostProbe, Probed, Unseen},
     setup::DoctorSetup,
 };
-use crate::{config::TartNetwork, drivers::tart::leases};
+use crate::drivers::tart::{NetworkKind, leases};
 
 const LEASE_TIME: Check = Check::new("network.lease_time", "DHCP lease time", "at most an hour; 600 s are well tried");
 const LEASES: Check = Check::new("network.leases", "DHCP leases", "addresses left for new guests");
@@ -57,7 +57,7 @@ pub fn judge(facts: &NetworkFacts, setup: &DoctorSetup, macos: Option<u32>) -> V
     if !setup.config.drivers.tart.enabled {
         return Vec::new();
     }
-    if setup.config.drivers.tart.network == TartNetwork::Bridged {
+    if setup.config.drivers.tart.network == NetworkKind::Bridged {
         const ELSEWHERE: &str = "bridged guests get their addresses from the local network";
         return vec![
             LEASE_TIME.not_needed(ELSEWHERE),

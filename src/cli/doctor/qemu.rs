@@ -8,12 +8,11 @@ use super::{
     setup::DoctorSetup,
 };
 use crate::{
-    config::Accelerator,
     domain::Arch,
     drivers::{
         process::CommandLine,
         qemu::{
-            list,
+            AcceleratorChoice, list,
             probe::{FOR_SPEED, Remembered},
             trial::{self, Experience, TrialVerdict},
         },
@@ -136,14 +135,18 @@ fn program(tool: &Tool, check: Check, says: &str) -> Finding {
     }
 }
 
-fn kvm(facts: &QemuFacts, choice: Accelerator) -> Finding {
-    if choice == Accelerator::Tcg {
+fn kvm(facts: &QemuFacts, choice: AcceleratorChoice) -> Finding {
+    if choice == AcceleratorChoice::Tcg {
         return KVM.not_needed("emulation was asked for (drivers.qemu.accelerator)");
     }
     const SLOW: &str = "guests are emulated, which is ten to thirty times slower";
     let say = |found: String, remedy: &str| {
         // Without being asked for, emulation takes its place.
-        if choice == Accelerator::Kvm { KVM.fail(found, remedy) } else { KVM.warn(format!("{found}: {SLOW}"), remedy) }
+        if choice == AcceleratorChoice::Kvm {
+            KVM.fail(found, remedy)
+        } else {
+            KVM.warn(format!("{found}: {SLOW}"), remedy)
+        }
     };
     match (&facts.device, &facts.access) {
         (Ok(_), Ok(())) => KVM.ok("there, and this user may use it"),
@@ -160,8 +163,8 @@ fn kvm(facts: &QemuFacts, choice: Accelerator) -> Finding {
     }
 }
 
-fn accelerator(facts: &QemuFacts, choice: Accelerator) -> Finding {
-    if choice != Accelerator::Auto {
+fn accelerator(facts: &QemuFacts, choice: AcceleratorChoice) -> Finding {
+    if choice != AcceleratorChoice::Auto {
         return ACCELERATOR.ok(format!("{}, as the configuration says", choice.as_str()));
     }
     match &facts.booted {

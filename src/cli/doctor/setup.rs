@@ -10,7 +10,8 @@ use super::{
 };
 use crate::{
     app,
-    config::{self, Config, TartNetwork},
+    config::{self, Config},
+    drivers::tart::NetworkKind,
 };
 
 /// A configuration larger than this is none, in bytes.
@@ -109,7 +110,7 @@ fn tart(config: &Config, env: &[(String, String)]) -> TartSetup {
         enabled: tart.enabled,
         binary: tart.binary.clone().unwrap_or_else(|| "tart".into()),
         home: tart.home.clone().or_else(|| var("TART_HOME")).or_else(|| var("HOME").map(|home| home.join(".tart"))),
-        softnet: tart.network == TartNetwork::Softnet,
+        softnet: tart.network == NetworkKind::Softnet,
     }
 }
 

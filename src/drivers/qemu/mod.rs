@@ -56,11 +56,13 @@ pub mod list;
 pub mod paths;
 pub mod probe;
 mod qmp;
+mod section;
 mod settings;
 mod stops;
 mod usernet;
 
-pub use settings::{AcceleratorChoice, Settings};
+pub use section::{AcceleratorChoice, QemuSection};
+pub use settings::Settings;
 
 /// Initialisation takes a tenth of a second; on a host that swaps, longer.
 const START: Duration = Duration::from_secs(60);

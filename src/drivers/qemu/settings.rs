@@ -1,21 +1,9 @@
-//! What the configuration says of QEMU.
+//! What the driver is made with.
 
 use std::{path::PathBuf, time::Duration};
 
-use serde::Deserialize;
-
+use super::section::{AcceleratorChoice, QemuSection};
 use crate::domain::Arch;
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AcceleratorChoice {
-    /// The best one that a guest really runs under.
-    #[default]
-    Auto,
-    Kvm,
-    Hvf,
-    Tcg,
-}
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -46,6 +34,17 @@ impl Settings {
             first_guest: Duration::from_secs(45),
             arch: None,
             count_foreign: true,
+        }
+    }
+
+    /// With what the section says.
+    pub fn with(self, section: &QemuSection) -> Settings {
+        Settings {
+            binary: section.binary.clone(),
+            qemu_img: section.qemu_img.clone(),
+            accelerator: section.accelerator,
+            first_guest: Duration::from_secs(section.first_guest_seconds.into()),
+            ..self
         }
     }
 }

@@ -8,7 +8,8 @@ use super::{
     fault::shown,
     leases::{self, LeaseLookup},
     paths::TartPaths,
-    settings::{Network, Resolver, Settings},
+    section::Resolver,
+    settings::{Network, Settings},
 };
 use crate::{
     domain::{Code, InstanceName, mac::Mac},

@@ -65,10 +65,12 @@ pub mod list;
 mod paths;
 pub mod probe;
 mod run;
+mod section;
 mod settings;
 mod words;
 
-pub use settings::{Network, Resolver, Settings};
+pub use section::{NetworkKind, Resolver, TartSection};
+pub use settings::{Network, Settings};
 
 const VERSION: Duration = Duration::from_secs(10);
 const LIST: Duration = Duration::from_secs(10);

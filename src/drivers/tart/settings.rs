@@ -1,7 +1,8 @@
-//! What the configuration says of Tart.
+//! What the driver is made with.
 
 use std::{path::PathBuf, time::Duration};
 
+use super::section::{NetworkKind, Resolver, TartSection};
 use crate::{
     domain::{Arch, Code, tart_config::Display},
     drivers::{DriverError, ErrorKind, Result},
@@ -18,16 +19,6 @@ pub enum Network {
     Softnet { allow: Vec<String>, block: Vec<String> },
     /// Interfaces of the host, by identifier or display name.
     Bridged { interfaces: Vec<String> },
-}
-
-/// Where a guest's address is looked up. When the first two know nothing for long, the guest agent is asked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Resolver {
-    /// The host's lease file. It knows nothing of guests behind a bridge, so for those the ARP table is read instead.
-    #[default]
-    Dhcp,
-    Arp,
-    Agent,
 }
 
 #[derive(Clone, Debug)]
@@ -97,6 +88,31 @@ impl Settings {
             settle: Duration::from_secs(5),
             agent_after: Duration::from_secs(20),
             arch: None,
+        }
+    }
+
+    /// With what the section says.
+    pub fn with(self, section: &TartSection) -> Settings {
+        let section = section.clone();
+        Settings {
+            binary: section.binary,
+            arch: section.arch,
+            lease_file: section.lease_file,
+            ssh_port: section.ssh_port,
+            resolver: section.resolver,
+            network: match section.network {
+                NetworkKind::Nat => Network::Nat,
+                NetworkKind::Softnet => Network::Softnet { allow: section.softnet_allow, block: section.softnet_block },
+                NetworkKind::Bridged => Network::Bridged { interfaces: section.bridged_interfaces },
+            },
+            dirs: section.dirs,
+            rosetta: section.rosetta,
+            nested: section.nested,
+            suspendable: section.suspendable,
+            root_disk_opts: section.root_disk_opts,
+            display: section.display,
+            copy_across_volumes: section.copy_across_volumes,
+            ..self
         }
     }
 

@@ -39,6 +39,7 @@ mod refusal;
 pub mod runner_archives;
 mod runner_group;
 mod runners;
+mod section;
 mod server;
 
 pub use access::{Account, GitHubApp, Installation, Permissions, RateLimit};
@@ -52,6 +53,7 @@ pub use jit::runner_of;
 pub use jobs::{WorkflowJobFilter, WorkflowRun};
 pub use runner_group::RunnerGroup;
 pub use runners::{DEFAULT_GROUP, JitConfig, NewRunner, RegistrationToken, Removed};
+pub use section::{AppId, GitHubSection, RunnerArchiveSection};
 pub use server::Server;
 
 pub use crate::domain::Scope;

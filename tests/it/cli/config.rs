@@ -2,7 +2,12 @@
 
 use std::{os::unix::fs::PermissionsExt, path::PathBuf};
 
-use mayfly::config::{Accelerator, Config, ConfigError, HostResources, LogFormat, keys};
+use mayfly::{
+    config::{self, Config, ConfigError},
+    drivers::qemu::AcceleratorChoice,
+    platform::host_resources::HostResources,
+    telemetry::LogFormat,
+};
 
 use super::Mayfly;
 
@@ -33,15 +38,46 @@ fn command_line_beats_environment_beats_file() {
         [("MAYFLY_QUEUE__MAX_LENGTH", "2"), ("MAYFLY_QUEUE__TIMEOUT_SECONDS", "2"), ("MAYFLY_LOG__FORMAT", "json")];
     let config = load(text, &env, &[("queue.max_length", "3")]).unwrap();
     assert_eq!((config.queue.max_length, config.queue.timeout_seconds, config.retention.deleted_vms_days), (3, 2, 1));
-    assert_eq!((config.drivers.qemu.accelerator, config.log.format), (Accelerator::Tcg, LogFormat::Json));
+    assert_eq!((config.drivers.qemu.accelerator, config.log.format), (AcceleratorChoice::Tcg, LogFormat::Json));
 }
 
 #[test]
 fn every_key_can_be_set_in_the_environment_and_an_empty_one_is_not_set() {
-    for key in keys::all() {
+    for key in config::keys() {
         assert_eq!(load("", &[(&key.env(), "")], &[]).unwrap(), Config::defaults("/data".into()), "{}", key.path);
     }
     assert!(!load("", &[("MAYFLY_DRIVERS__QEMU__ISOLATED", "false")], &[]).unwrap().drivers.qemu.isolated);
+    // What the documentation shows as a default is that, and can be given.
+    for key in config::keys() {
+        let shown = (key.key.default)();
+        let plain = shown.trim_matches('`');
+        if shown.bytes().all(|b| b.is_ascii_digit())
+            || (!plain.contains([' ', '`', '<']) && plain.len() + 2 == shown.len())
+        {
+            let config = load("", &[(&key.env(), plain)], &[]).unwrap_or_else(|error| panic!("{}: {error}", key.path));
+            if !["drivers.qemu.qemu_img", "drivers.tart.binary"].contains(&key.path.as_str()) {
+                assert_eq!(config, Config::defaults("/data".into()), "{}", key.path);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_text_of_the_environment_has_the_type_of_its_key() {
+    let env = [
+        ("MAYFLY_QUEUE__MAX_LENGTH", " 7 "),
+        ("MAYFLY_LOG__LEVEL", "info,mayfly=debug"),
+        ("MAYFLY_GITHUB__APP_ID", "12345"),
+        ("MAYFLY_DRIVERS__TART__DIRS", "a:/a:ro, /b"),
+        ("MAYFLY_DRIVERS__TART__ROSETTA", "true"),
+    ];
+    let config = load("[github]\napp_id = 3", &env, &[]).unwrap();
+    assert_eq!((config.queue.max_length, config.log.level.as_str()), (7, "info,mayfly=debug"));
+    assert_eq!(config.github.app_id.map(|id| id.0).as_deref(), Some("12345"));
+    assert_eq!(config.drivers.tart.dirs, ["a:/a:ro", "/b"]);
+    assert_eq!(config.drivers.tart.rosetta.as_deref(), Some("true"));
+    assert_eq!(load("[github]\napp_id = 3", &[], &[]).unwrap().github.app_id.map(|id| id.0).as_deref(), Some("3"));
+    assert!(refused("[github]\napp_id = 0", &[]).contains("expected client id or number, found the number 0"));
 }
 
 #[test]
@@ -50,6 +86,9 @@ fn relative_paths_start_at_the_data_directory_and_programs_are_looked_up() {
     assert_eq!(config.drivers.qemu.binary, Some("qemu-kvm".into()));
     assert_eq!(config.drivers.qemu.qemu_img, Some("/data/bin/qemu-img".into()));
     assert!(refused("[drivers.qemu]\nbinary = \"~/qemu\"", &[]).contains("`~` is not expanded"));
+    assert!(refused("[github]\ntoken_file = \"\"", &[]).contains("expected path, found the text \"\""));
+    let config = load("[drivers.tart]\nlease_file = \"leases\"", &[], &[]).unwrap();
+    assert_eq!(config.drivers.tart.lease_file, PathBuf::from("/data/leases"));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::{sync::OnceLock, time::Duration};
 
-use crate::platform::process::Command;
+use super::process::Command;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostResources {

@@ -1,0 +1,105 @@
+//! The sections whose values are types of the domain, which knows no configuration: budgets and pools.
+
+use serde::Deserialize;
+
+use crate::{
+    domain::{Budgets, BudgetsPatch, Scope, pool::USUAL_VMS},
+    platform::settings::{Schema, SettingType, schema, section},
+};
+
+pub(super) const BUDGETS: Schema = schema! {
+    /// How long each part of a vm's life may take, unless the template sets it. Seconds: 1 to 2592000.
+    {
+        /// Cloning the template, in seconds.
+        clone_seconds: u32 = Budgets::default().clone_seconds, in 1..=2_592_000;
+        /// From the start of the hypervisor until the guest answers, in seconds.
+        boot_seconds: u32 = Budgets::default().boot_seconds, in 1..=2_592_000;
+        /// Provisioning the guest and configuring its runner, in seconds.
+        configure_seconds: u32 = Budgets::default().configure_seconds, in 1..=2_592_000;
+        /// From the configured guest until the CI system reports the runner online, in seconds (for runner kinds that
+        /// register).
+        registration_seconds: u32 = Budgets::default().registration_seconds, in 1..=2_592_000;
+        /// How long a runner may be online without a job, in seconds (for runner kinds that wait for jobs).
+        idle_seconds: u32 = Budgets::default().idle_seconds, in 1..=2_592_000;
+        /// From the configured guest to the end of the vm, in seconds: a job that hangs ends here.
+        lifetime_seconds: u32 = Budgets::default().lifetime_seconds, in 1..=2_592_000;
+        /// From the announced end to the proof that the runner has finished, in seconds.
+        drain_seconds: u32 = Budgets::default().drain_seconds, in 1..=2_592_000;
+        /// Upper limit to which `drain_seconds` is extended while GitHub reports the runner as busy, in seconds.
+        drain_cap_seconds: u32 = Budgets::default().drain_cap_seconds, in 1..=2_592_000;
+        /// From GitHub's report that the runner has finished to the end of its guest, in seconds: time for the runner's
+        /// last steps.
+        settle_seconds: u32 = Budgets::default().settle_seconds, in 1..=2_592_000;
+        /// How long a guest may take to power down if its work may be unfinished, in seconds (0 to 600).
+        stop_grace_seconds: u32 = Budgets::default().stop_grace_seconds, in 0..=600;
+        /// How often a vm is booted (1 to 10), each time from a fresh clone, before it is given up.
+        max_attempts: u32 = Budgets::default().max_attempts, in 1..=10;
+    }
+};
+
+pub(super) const POOL_BUDGETS: Schema = schema! {
+    /// Budgets of a pool's vms that differ from the template's. Seconds: 1 to 2592000.
+    {
+        /// Cloning the template, in seconds.
+        clone_seconds: Option<u32> = None, shown as "the template's";
+        /// From the start of the hypervisor until the guest answers, in seconds.
+        boot_seconds: Option<u32> = None, shown as "the template's";
+        /// Provisioning the guest and configuring its runner, in seconds.
+        configure_seconds: Option<u32> = None, shown as "the template's";
+        /// From the configured guest until GitHub reports the runner online, in seconds.
+        registration_seconds: Option<u32> = None, shown as "the template's";
+        /// How long a runner may be online without a job, in seconds.
+        idle_seconds: Option<u32> = None, shown as "the template's";
+        /// From the configured guest to the end of the vm, in seconds: a job that hangs ends here.
+        lifetime_seconds: Option<u32> = None, shown as "the template's";
+        /// From the announced end to the proof that the runner has finished, in seconds.
+        drain_seconds: Option<u32> = None, shown as "the template's";
+        /// Upper limit to which `drain_seconds` is extended while GitHub reports the runner as busy, in seconds.
+        drain_cap_seconds: Option<u32> = None, shown as "the template's";
+        /// From GitHub's report that the runner has finished to the end of its guest, in seconds.
+        settle_seconds: Option<u32> = None, shown as "the template's";
+        /// How long a guest may take to power down if its work may be unfinished, in seconds (0 to 600).
+        stop_grace_seconds: Option<u32> = None, shown as "the template's";
+        /// How often a vm is booted (1 to 10), each time from a fresh clone, before it is given up.
+        max_attempts: Option<u32> = None, shown as "the template's";
+    }
+};
+
+section! {
+    /// One pool: which of GitHub's jobs get a vm on this host, and what that vm is like. Pools can also be made through
+    /// the API. These tables can be set in the file or on the command line, but not in the environment.
+    pub struct PoolSection {
+        /// Template that each vm is cloned from: name or digest of a template, or an image in a registry.
+        template: Option<String> = None, shown as "none; required";
+        /// Where its runners are registered. This decides whose jobs they can get.
+        scope: Option<Scope> = None, shown as "none; required";
+        /// Labels of its runners. A job matches the pool if every label that it asks for is among these.
+        labels: Vec<String> = Vec::new(), shown as "none; required";
+        /// Name of the runner group (organisations and enterprises only).
+        group: Option<String> = None, shown as "the default group";
+        /// Repositories whose jobs the pool takes: `owner/name`, where either part may be `*`.
+        repositories: Vec<String> = Vec::new(), shown as "all that the scope covers";
+        /// Live vms at once (1 to 10000).
+        max_vms: u32 = USUAL_VMS;
+        /// Vms booted ahead of jobs. Not possible yet: must be 0.
+        warm: u32 = 0;
+        /// Cores of each vm.
+        cpus: Option<u32> = None, shown as "the template's";
+        /// Memory of each vm, in MiB.
+        memory_mib: Option<u32> = None, shown as "the template's";
+        /// `false`: jobs get no new vms from this pool; existing vms keep their jobs.
+        enabled: bool = true;
+    }
+}
+
+impl SettingType for Scope {
+    const KIND: &'static str = "`owner/name`, an organisation or `enterprises/slug`";
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub(super) struct PoolTable {
+    #[serde(flatten)]
+    pub section: PoolSection,
+    #[serde(default)]
+    pub budgets: BudgetsPatch,
+}

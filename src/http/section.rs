@@ -1,0 +1,39 @@
+//! The sections `[server]` and `[guest]`.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use crate::platform::settings::section;
+
+section! {
+    /// The admin API.
+    pub struct ServerSection {
+        /// Address and port of the admin API. An address that other machines can reach needs TLS, here or in a proxy.
+        /// Port 0: any free port.
+        listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8470));
+        /// Certificate chain (PEM) for TLS. Set both `tls_cert` and `tls_key`, or neither.
+        tls_cert: Option<PathBuf> = None;
+        /// Private key (PEM) of that certificate.
+        tls_key: Option<PathBuf> = None;
+        /// A proxy in front of Mayfly terminates TLS. Allows `listen` to be an address that other machines can reach,
+        /// without TLS here.
+        behind_proxy: bool = false;
+        /// Largest request body, in bytes (1024 to 67108864).
+        max_body_bytes: u64 = 1024 * 1024, in 1024..=64 << 20;
+        /// Longest time for one request, in seconds (1 to 3600). Long polls and streams have their own limits.
+        request_timeout_seconds: u32 = 30, in 1..=3600;
+        /// Requests handled at once (1 to 65536); more are refused with 503.
+        max_concurrent_requests: u32 = 1024, in 1..=65_536;
+    }
+}
+
+section! {
+    /// How guests reach the guest API. QEMU guests need no setting here: each has its own forwarded address.
+    pub struct GuestSection {
+        /// Address and port of the guest API, for guests without a forwarded address. With the `tart` driver the
+        /// default is all addresses, because the address that guests reach exists only while a guest runs; each request
+        /// needs the token of its vm.
+        listen: Option<SocketAddr> = None, shown as "none; `0.0.0.0:8471` with the `tart` driver";
+        /// The guest API's URL as guests see it, if they cannot use the address in `listen`.
+        advertise_url: Option<String> = None;
+    }
+}
