@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests measure and start programs as they like")]
 
 mod api;
+mod circles;
 mod cli;
 mod credentials;
 mod database;
