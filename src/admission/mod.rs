@@ -1,7 +1,7 @@
-//! What enters the service: vms and pulls. Requests come from the API and from loops (a vm for a job, a test of a new version, a
-//! tag that moved); all of them are checked, resolved and stored here, so that they cannot differ.
+//! Creates vms and pulls, for the API and for loops (a vm for a job, a test of a new version, a tag that moved). All
+//! requests are validated, resolved and stored here, so that they cannot differ.
 //!
-//! Nothing is done about what was stored: the loops of `reconcile` read the rows.
+//! The loops of `reconcile` act on the stored rows.
 
 pub mod pulls;
 mod section;

@@ -1,4 +1,4 @@
-//! A pull enters: its request is checked and stored; the loop that pulls takes it up from its row.
+//! Validates and stores pulls. `reconcile::pulls` carries them out.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,9 +20,9 @@ use crate::{
 
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Failures that may pass are waited out this long.
+    /// How long temporary failures are retried.
     pub deadline: Duration,
-    /// Of an image that does not say otherwise.
+    /// Budgets of images that do not define any.
     pub budgets: Budgets,
 }
 
@@ -32,7 +32,7 @@ impl Default for Settings {
     }
 }
 
-/// Accepts pulls. Cheap to clone.
+/// Creates pulls. Cheap to clone.
 #[derive(Clone)]
 pub struct PullAdmission {
     ledger: Ledger,
@@ -49,7 +49,8 @@ impl PullAdmission {
         Self { ledger, vault, catalog, puller, clock, settings }
     }
 
-    /// Stores a pull, which is then done in the background. Says whether it is new: an equal one that is under way is joined.
+    /// Stores a pull, which is then carried out in the background. Returns whether it is new: an equal unfinished
+    /// pull is joined.
     pub async fn start(&self, spec: PullSpec) -> Result<(Arc<Pull>, bool)> {
         if let Some(canary) = &spec.canary {
             canary.check()?;

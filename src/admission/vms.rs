@@ -1,5 +1,5 @@
-//! A vm enters: its request is checked, its template is found and kept, and the vm is stored, with a place in the queue or with
-//! a slot.
+//! Validates requests for vms, resolves and leases their templates, and stores them with a slot or a place in the
+//! queue. `reconcile` does the rest.
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,18 +29,18 @@ use crate::{
     templates::{Catalog, TemplateLease, pull::Puller},
 };
 
-/// How often the host is looked at for a request that does not wait, while slots are given back meanwhile.
+/// How often the host is inspected for a request that does not wait, while slots are being released.
 const TRIES_NOW: u32 = 3;
-/// How long a request that does not wait waits for hypervisors to list what they run.
+/// How long a request that does not wait waits for hypervisors to list their instances.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// How many vms may wait at once.
+    /// How many vms may be queued at once.
     pub max_queued: u32,
-    /// Wait for a slot when the request does not say, in seconds.
+    /// Longest wait for a slot if the request does not set it, in seconds.
     pub queue_timeout_seconds: u32,
-    /// Budgets of a template that does not say otherwise.
+    /// Budgets of templates that do not define any.
     pub budgets: Budgets,
 }
 
@@ -50,14 +50,14 @@ impl Default for Settings {
     }
 }
 
-/// The answer to a creation: the vm, its token, and whether it is new.
+/// The result of a creation: the vm, its token, and whether it is new.
 pub struct Created {
     pub vm: Arc<Vm>,
     pub token: SecretString,
     pub new: bool,
 }
 
-/// Accepts vms. Cheap to clone.
+/// Creates vms. Cheap to clone.
 #[derive(Clone)]
 pub struct VmAdmission {
     ledger: Ledger,
@@ -69,7 +69,7 @@ pub struct VmAdmission {
     host: HostInspector,
     capacity: Capacity,
     clock: Clock,
-    /// Runners can be registered at GitHub.
+    /// Whether runners can be registered at GitHub.
     github: bool,
     settings: Settings,
 }
@@ -81,12 +81,12 @@ impl VmAdmission {
         Self { ledger, reader, pool_faults, vault, catalog, puller, host, capacity, clock, github, settings }
     }
 
-    /// Stores a vm. An equal request with the same key or name returns the stored vm.
+    /// Stores a vm. A repeated request with the same idempotency key or name and equal content returns the same vm.
     pub async fn create(&self, request: VmRequest, idempotency_key: Option<String>) -> Result<Created> {
         self.create_of(request, idempotency_key, None).await
     }
 
-    /// Stores a vm for a job of this pool. Why it was refused is kept as the pool's fault.
+    /// Stores a vm for a job of this pool. An error is recorded as the pool's fault.
     pub async fn create_for_pool(&self, pool: &Pool, idempotency_key: String) -> Result<Created> {
         let created = self.create_of(VmRequest::from(pool), Some(idempotency_key), Some(pool.name.clone())).await;
         match &created {
@@ -111,7 +111,7 @@ impl VmAdmission {
         let id = VmId::mint();
         let secrets = checked_secrets(&request)?;
         let request_hash = self.vault.fingerprint(&request.canonical(secrets.as_ref()));
-        // Kept until the vm is in the database, where whoever removes templates sees that it needs this one.
+        // The lease lasts until the vm is in the database, from where pruning learns that the template is needed.
         let (spec, _kept) = self.vm_spec(id, &request, pool).await?;
         let sealed = secrets.map(|s| self.vault.seal(id, &s.to_bytes()));
         let opened = self
@@ -132,7 +132,7 @@ impl VmAdmission {
         Ok(Created { token: self.vault.vm_token(vm.id()), vm, new })
     }
 
-    /// Stores the vm, with a place in the queue or with a slot.
+    /// Stores the vm, with a slot or a place in the queue.
     async fn open(&self, new: impl Fn(Admission) -> NewVm) -> Result<Opened> {
         let queue = Admission::Queue { max_queued: self.settings.max_queued };
         let first = new(queue);
@@ -142,10 +142,11 @@ impl VmAdmission {
         };
         for tries_left in (0..TRIES_NOW).rev() {
             let before = self.reader.demand().await?;
-            // A request that was made before is answered as then, whatever the host says now: the error is for a new one.
+            // A repeated request gets its earlier answer, so an error of the inspection counts only for a new one.
             let room = self.room_now(&spec, before.clone()).await.map(Box::new);
             match self.ledger.open(new(Admission::Slot(room)), self.clock.now()).await.map_err(Error::from) {
-                // A slot that is given back while we look counts as taken, until a look that begins later shows it free.
+                // A slot that was released during the inspection counts as taken, until a later inspection shows that
+                // it is free.
                 Err(error) if error.code == Code::SlotUnavailable && tries_left > 0 => {
                     let now = self.reader.lease_holders().await?;
                     if before.leases.iter().all(|then| now.iter().any(|lease| lease.vm == then.vm)) {
@@ -158,7 +159,7 @@ impl VmAdmission {
         Err(Error::internal("the last try returns"))
     }
 
-    /// Where the vm's disk is to come from: a template that is here, and kept here, or an image that has to be looked for.
+    /// Resolves the template: one in the catalog, with a lease, or an image that has to be pulled.
     async fn template_source(
         &self,
         wanted: &str,
@@ -171,7 +172,7 @@ impl VmAdmission {
         };
         if !wanted.contains('/') {
             let taken = self.catalog.take(wanted).await.map_err(|error| match error.code {
-                // The path exists, what the body names does not: another answer than GET's 404.
+                // A 404 would refer to the path of the request, so an unknown template in its body has its own code.
                 Code::TemplateNotFound => Error::new(Code::TemplateUnknown, error.detail)
                     .field("/template", "see GET /templates for what is here, or name an image as host/namespace:tag"),
                 _ => error,
@@ -179,10 +180,10 @@ impl VmAdmission {
             return known(taken, None);
         }
         let image: Reference = wanted.parse().map_err(|error: ReferenceError| {
-            Error::new(Code::RequestInvalid, "the template is no image that could be pulled")
+            Error::new(Code::RequestInvalid, "the template is not an image reference")
                 .field("/template", error.to_string())
         })?;
-        // What a tag stands for today is for its registry to say; a digest stands for one thing for ever.
+        // Only the registry knows where a tag points now; a digest always names the same image.
         if let Some(template) = self.puller.here(&image).await? {
             return known(self.catalog.take(&template.digest).await?, Some(image.to_string()));
         }
@@ -250,7 +251,7 @@ impl VmAdmission {
         Ok(name)
     }
 
-    /// What the host has for a vm that does not wait.
+    /// The capacity that the host offers to a vm that does not wait.
     async fn room_now(&self, spec: &ResolvedSpec, before: SlotDemand) -> Result<HostOffer> {
         let view = self.host.look(clock::monotonic(), ANSWER_WITHIN).await;
         let unavailable = |detail: String| Err(Error::new(Code::HostUnavailable, detail).retry_after(5));
@@ -272,12 +273,12 @@ impl VmAdmission {
     }
 }
 
-/// Names that a guest's shell could not take are refused here, where the caller still hears of it.
+/// Refuses names that a guest's shell cannot hold while the caller can still be told.
 fn checked_secrets(request: &VmRequest) -> Result<Option<RunnerSecrets>> {
     let Some(secrets) = request.runner.secrets()? else { return Ok(None) };
     let clear = secrets.env.iter().map(|(k, v)| (k.clone(), v.expose_secret().to_owned())).collect();
     check_env(&clear).map_err(|refused| {
-        Error::new(Code::RequestInvalid, "the runner cannot be handed to a guest")
+        Error::new(Code::RequestInvalid, "the runner cannot be passed to a guest")
             .field("/runner/env", refused.to_string())
     })?;
     Ok(Some(secrets))

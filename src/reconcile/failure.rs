@@ -1,4 +1,4 @@
-//! Why a step did not come to its end, and what follows from it for the vm.
+//! Failures of a vm's step: their kinds, and the event that each of them causes. `vms::drive` applies the event.
 
 use crate::{
     domain::{Code, Error, Event, Fault, ResolvedSpec, State, Vm},
@@ -10,13 +10,13 @@ use crate::{
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FailureKind {
-    /// The same step may work in a moment.
+    /// The same step may succeed shortly.
     Retry,
-    /// This clone is lost; a fresh one may work.
+    /// This clone is lost; a fresh clone may work.
     Attempt,
-    /// Nothing will help this vm.
+    /// No further attempt can help this vm.
     Permanent,
-    /// The host is at fault, not this vm.
+    /// The cause is the host, not this vm.
     Host,
 }
 
@@ -49,7 +49,7 @@ impl From<DriverError> for Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        // Of something that went wrong in here (a file or a row that could not be read) nothing follows for the vm.
+        // An internal error (a file or a row that cannot be read) says nothing about the vm, so the step is retried.
         let passes = error.code.retryable() || error.code == Code::Internal;
         let kind = if passes { FailureKind::Retry } else { FailureKind::Permanent };
         let tail = error.cause.as_ref().map(ToString::to_string);
@@ -63,7 +63,7 @@ impl From<StoreError> for Failure {
     }
 }
 
-/// What a vm that holds a slot is made of.
+/// The resolved spec of a vm that holds a slot.
 pub(super) fn spec_of(vm: &Vm) -> Result<&ResolvedSpec, Failure> {
     let unknown =
         || Failure::new(FailureKind::Permanent, Code::Internal, "the vm got a slot before its template was here");
@@ -88,7 +88,8 @@ impl From<guest::agent::Error> for Failure {
 impl From<guest::SshError> for Failure {
     fn from(error: guest::SshError) -> Self {
         let kind = match &error {
-            // A guest that makes its users while it boots refuses at first: the budget decides how long that is believed.
+            // A guest that creates its users while it boots refuses logins at first. The budget limits how long this
+            // is retried.
             guest::SshError::Retry(_) | guest::SshError::LoginRefused(_) => FailureKind::Retry,
             guest::SshError::HostKeyChanged(_) | guest::SshError::Failed { .. } => FailureKind::Attempt,
         };
@@ -102,7 +103,7 @@ impl From<guest::SshError> for Failure {
 
 impl From<&GitHubError> for Failure {
     fn from(error: &GitHubError) -> Self {
-        // What came in the place of an answer was not GitHub's, and may be gone in a moment.
+        // An unparsable answer did not come from GitHub itself (for example from a proxy) and may be temporary.
         if error.passes() || matches!(error, GitHubError::Unparsable { .. }) {
             Failure::new(FailureKind::Retry, Code::GitHubUnavailable, error.to_string())
         } else {
@@ -111,13 +112,13 @@ impl From<&GitHubError> for Failure {
     }
 }
 
-/// What a failed step means, and whether the same step is tried again after a rest.
+/// The event for a failed step, and whether the same step is retried after a pause.
 pub(super) fn failed(vm: &Vm, kind: FailureKind, fault: Fault) -> (Event, bool) {
     let coming_up = matches!(vm.state, State::Cloning | State::Booting | State::Configuring);
     match kind {
-        // Its template could not be had. It has no instance, so there is nothing but the vm itself to be given up.
+        // The template could not be pulled. A queued vm has no instance, so only the vm itself is given up.
         FailureKind::Permanent if vm.state == State::Queued => (Event::GivenUp { fault }, false),
-        // Cleaning up is tried until it works: giving up would leak what is to be cleaned.
+        // Cleanup is retried until it succeeds: giving up would leak the instance.
         _ if !coming_up => (Event::StepFailed { fault }, true),
         FailureKind::Retry => (Event::StepFailed { fault }, true),
         FailureKind::Attempt => (attempt_failed(vm, fault), false),

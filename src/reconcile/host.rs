@@ -1,4 +1,4 @@
-//! Looking at the host: which drivers work, and what runs.
+//! Inspects the host: which drivers work, and which instances run.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::{
     platform::{Clock, clock},
 };
 
-/// While the system refuses guests, one vm finds out this often whether it still does.
+/// Longest pause between two test starts while the host's system refuses guests.
 const LONGEST_LIMIT_PAUSE: Duration = Duration::from_secs(60);
 
 #[derive(Clone)]
@@ -24,7 +24,7 @@ pub(super) struct HostObserver {
     drivers: Arc<Registry>,
     host: HostInspector,
     clock: Clock,
-    /// The first pause of a ceiling that the system's refusal sets.
+    /// First pause of a ceiling after the host's system refused a guest.
     limit_pause: Duration,
 }
 
@@ -34,12 +34,12 @@ impl HostObserver {
         Self { drivers, host, clock, limit_pause }
     }
 
-    /// The host as it was last looked at.
+    /// The latest inspection of the host.
     pub fn last(&self) -> HostView {
         self.host.last()
     }
 
-    /// Probes every driver. Slow the first time: a probe may boot a guest to see whether an accelerator works.
+    /// Probes every driver. The first probe is slow: it may boot a guest to test an accelerator.
     pub async fn look_at_drivers(&self, fresh: bool) {
         let mut views = Vec::new();
         for (name, driver) in self.drivers.iter() {
@@ -72,13 +72,13 @@ impl HostObserver {
         self.host.update(|view| view.observed = true);
     }
 
-    /// The host as it is now.
+    /// A new inspection of the host.
     pub async fn look(&self) -> HostView {
         self.host.look(clock::monotonic(), PATIENT).await
     }
 
-    /// A driver that does not work is asked again every few seconds while vms wait for it: what is known is not said again. Which
-    /// accelerator runs guests is said at the start, and when it changes.
+    /// Logs changes only: a broken driver is probed every few seconds while vms wait for it. The accelerator is
+    /// logged at the start and when it changes.
     fn say_what_is_new(&self, name: &str, probed: &Result<DriverProbe, DriverError>) {
         let board = self.host.last();
         let known = board.drivers.iter().find(|d| d.name == name);
@@ -101,7 +101,7 @@ impl HostObserver {
         }
     }
 
-    /// The system refused to run this vm's guest because so many run already, it says.
+    /// The host's system refused to start this vm's guest because of the number of running guests.
     pub async fn limit_met(&self, vm: &Vm, fault: Fault) {
         let Some(&ResolvedSpec { os, .. }) = vm.spec.resolved() else { return };
         let running = self.look().await.running_beside(os, vm.id());
@@ -116,7 +116,7 @@ impl HostObserver {
         }
     }
 
-    /// This vm's guest runs.
+    /// The guest of this vm was started.
     pub async fn limit_passed(&self, vm: &Vm) {
         let Some(&ResolvedSpec { os, .. }) = vm.spec.resolved() else { return };
         if !self.host.last().ceilings.iter().any(|c| c.os == os) {

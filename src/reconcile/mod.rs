@@ -1,16 +1,17 @@
-//! Every loop: what runs by itself, from stored state.
+//! The loops of the service. Each runs in the background and works from stored state; `service` writes what they act
+//! on.
 //!
 //! ```text
-//! ledger ──change──▶ vms        one task per live vm: load the row, run the step of its state, apply the event that came of it
-//!        ──change──▶ placement  free slots to those who waited longest
-//!        ──change──▶ jobs       webhooks and polls become jobs, and jobs get vms
-//!        ──change──▶ pulls      one task per live pull; tags that are watched; tests of new versions
-//! timer  ─────────▶ sweep (instances against rows) · retention · host (a look at the drivers) · presence (heartbeat)
-//! GitHub ─────────▶ github     what its runners do · runners that outlived their vms · whether it answers
+//! ledger ──change──▶ vms        one task per live vm: runs the step of its state, applies the resulting event
+//!        ──change──▶ placement  gives free slots to queued vms, oldest first
+//!        ──change──▶ jobs       turns webhooks and polls into jobs, and creates vms for jobs
+//!        ──change──▶ pulls      one task per live pull; watches tags; tests new versions
+//! timer  ─────────▶ sweep (compares instances with rows) · retention · host (drivers) · presence (heartbeat)
+//! GitHub ─────────▶ github     polls runners · removes orphaned runners · observes whether GitHub can be reached
 //! ```
 //!
-//! Every step is idempotent and rests on the row alone, so there is no recovery code: a restart starts the same tasks on the
-//! same rows. A step whose vm moved on is dropped where it stands; what it had begun is found by the next step.
+//! Every step is idempotent and depends only on the row, so there is no recovery code: a restart starts the same
+//! tasks on the same rows. The step of a vm whose state changed is cancelled; the next step finds what it has begun.
 
 mod failure;
 mod github;

@@ -1,4 +1,5 @@
-//! Who gets the free slot: the oldest vm that fits. The sum is taken inside the ledger's transaction; this loop only says when.
+//! Gives free slots to queued vms, oldest first. The ledger checks the capacity in its transaction; this loop decides
+//! when to try.
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::{
     store::{Change, Ledger, Reader, ledger::Placed, placement::HostOffer},
 };
 
-/// While vms wait, foreign instances may leave without telling us.
+/// While vms are queued, the host is inspected at this interval: foreign instances end without an event.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 #[derive(Clone)]
@@ -42,7 +43,7 @@ impl Placement {
                 continue;
             }
             let held = placed.map(|placed| placed.held);
-            // Everything that came in while we placed is behind us in the channel and is looked at now.
+            // Changes that came during placement are still in the channel and are handled now.
             let wait = async {
                 loop {
                     match changes.recv().await {
@@ -84,7 +85,7 @@ impl Placement {
         match self.ledger.place(HostOffer::new(&view, before, now), now).await {
             Ok(placed) => Some(placed),
             Err(error) => {
-                // A fault of the database is said once, where it is found.
+                // The store logs its own faults once.
                 if self.ledger.health().fault().is_none() {
                     tracing::error!(error = %error, "cannot place vms; retrying");
                 }
@@ -93,15 +94,16 @@ impl Placement {
         }
     }
 
-    /// Whether a vm waits for a driver that did not work when it was last looked at.
+    /// Whether a vm waits for a driver that did not work at the last inspection.
     async fn waited_for(&self, view: &HostView) -> bool {
         let broken = |name: &String| view.driver(name).is_some_and(|d| !d.usable);
         view.drivers.iter().any(|d| !d.usable)
             && self.reader.drivers_waited_for().await.is_ok_and(|names| names.iter().any(broken))
     }
 
-    /// Whether this event may let somebody in: a vm came into the queue or got its template, or what it held was given back. A new vm that does not
-    /// fit beside what is held changes nothing: it waits for a slot, and its row says so from the beginning.
+    /// Whether this event may allow another placement: a vm was queued or got its template, or capacity was released.
+    /// A new vm that does not fit beside the held capacity changes nothing: its row records from the beginning that
+    /// it waits for a slot.
     fn concerns(&self, change: &Change, held: Option<Usage>) -> bool {
         let d = &change.vm.spec;
         match change.recorded.event.kind() {

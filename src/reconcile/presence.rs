@@ -1,9 +1,9 @@
-//! Whether the service was here. Guests come up and runners work while it is away, and cannot say so: that time costs none of
-//! the budgets that they have for saying it.
+//! Records how long the service was down or suspended. Guests boot and runners work meanwhile, but cannot report it,
+//! so that time is added to the budgets within which they have to report.
 //!
-//! The time is written to a file every second; it needs no fsync, because a crash of the host ends its guests, too. A start
-//! reads it and notes in each vm's log how long nobody listened ([`Event::ServiceAway`]), before any budget is looked at. A
-//! process that stood still (stopped, starved) finds its own gap in the same way.
+//! The time is written to a file every second, without fsync, because a crash of the host ends its guests, too. A
+//! start reads the file and applies the gap to each vm as [`Event::ServiceAway`], before any budget is checked. A
+//! suspended or starved process finds its own gaps in the same way.
 
 use std::{
     fs::File,
@@ -24,25 +24,25 @@ use crate::{
     store::{Expect, Ledger, Reader, StoreError},
 };
 
-/// What is shorter is not worth an event.
+/// Shorter gaps are not recorded.
 const SHORTEST: Duration = Duration::from_secs(1);
-/// A process that is this late with a beat stood still.
+/// A process whose heartbeat is this late was suspended or starved.
 const LATE: Duration = Duration::from_secs(5);
 
-/// Beats of this process so far.
+/// Number of heartbeats of this process.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Presence(watch::Sender<u64>);
 
 impl Presence {
-    /// Returns when it is certain that the service was here until now: with the next beat.
+    /// Returns with the next heartbeat, which proves that the service was not suspended until now.
     pub async fn confirmed(&self) {
         let mut beats = self.0.subscribe();
-        // The sender is in `self`.
+        // Cannot fail: `self` owns the sender.
         let _ = beats.changed().await;
     }
 }
 
-/// Writes the time to a file, and notes gaps in it.
+/// Writes the time to a file, and records gaps.
 #[derive(Clone)]
 pub(super) struct Heartbeat {
     ledger: Ledger,
@@ -59,7 +59,7 @@ impl Heartbeat {
         Self { ledger, reader, presence, clock, path, every }
     }
 
-    /// Notes how long the service was away. Before any vm is driven.
+    /// Records how long the service was down. Has to run before any vm is driven.
     pub async fn note_absence(&self) {
         let until = self.clock.now();
         let Some(since) = last_beat(&self.path) else { return };
@@ -74,7 +74,7 @@ impl Heartbeat {
         let (mut at, mut beat) = (self.clock.now(), clock::monotonic());
         loop {
             let now = self.clock.now();
-            // The wall clock may have been set, so it is believed as far as the other one agrees.
+            // The wall clock may have been set, so the gap is at most what the monotonic clock shows.
             let gap = now.duration_since(at).min(clock::elapsed(beat).try_into().unwrap_or_default());
             if gap > LATE.try_into().unwrap_or_default()
                 && let Err(error) = self.note_away(now - gap, now).await
@@ -102,7 +102,8 @@ impl Heartbeat {
     }
 }
 
-/// How long nobody listened to this vm's guest. Each of its events says that somebody was there at that moment.
+/// For how long the service did not listen to the guest of this vm. Each event of the vm shows that the service was
+/// running at that time.
 fn away(vm: &Vm, since: Timestamp, until: Timestamp) -> Option<i64> {
     let guest =
         matches!(vm.state, State::Cloning | State::Booting | State::Configuring | State::Running | State::Draining);
@@ -115,7 +116,7 @@ fn last_beat(path: &Path) -> Option<Timestamp> {
     Timestamp::from_millisecond(text.trim().parse().ok()?).ok()
 }
 
-/// In place and always of the same length: a process that dies while it writes leaves the one or the other.
+/// Overwrites in place with a constant length, so that a process that dies meanwhile leaves the old or the new time.
 fn write(file: &mut Option<File>, path: &Path, now: Timestamp) -> io::Result<()> {
     let file = match file {
         Some(file) => file,

@@ -1,4 +1,4 @@
-//! Starts the loops that vms need, and one task per live vm.
+//! Starts and supervises the loops that vms need, and one task per live vm.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{
     store::{Ledger, Reader},
 };
 
-/// Between two tries to read the rows of live vms.
+/// First pause after a failed read of the live vms.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -63,10 +63,10 @@ impl Reconciler {
         }
     }
 
-    /// Runs until `shutdown`. Vms are left as they are: the next start takes them up.
+    /// Runs until `shutdown`. Vms keep their state: the next start continues with them.
     pub async fn run(self, shutdown: CancellationToken) {
         let tracker = TaskTracker::new();
-        // Subscribed before the rows are read, so that no vm falls between the two.
+        // Subscribes before it reads the rows, so that no vm between the two is missed.
         let mut changes = self.ledger.changes().subscribe();
         let mut faults = self.ledger.health().changes();
         let mut driven: HashSet<VmId> = HashSet::new();
@@ -82,18 +82,18 @@ impl Reconciler {
             let (driver, ended) = (self.driver.clone(), ended.clone());
             spawn(Box::pin(async move {
                 let id = vm.id();
-                // Whatever became of it, the row decides whether the vm is taken up again.
+                // However the task ended, the row decides whether the vm is driven again.
                 tasks::survived("vm", driver.drive(vm)).await;
                 let _ = ended.send(id);
             }));
         };
 
-        // Before anything looks at a budget, and while guests can report already.
+        // Before any budget is checked, and while guests can already report.
         if shutdown.run_until_cancelled(self.heartbeat.note_absence()).await.is_none() {
             return;
         }
         spawn(Box::pin(self.heartbeat.clone().beat_forever()));
-        // A first probe may boot a guest and take its time; being told to stop does not wait for it.
+        // The first probe may boot a guest and be slow; shutdown does not wait for it.
         if shutdown.run_until_cancelled(self.host.look_at_drivers(false)).await.is_none() {
             return;
         }
@@ -127,13 +127,13 @@ impl Reconciler {
                 () = shutdown.cancelled() => break,
                 Some(id) = endings.recv() => {
                     driven.remove(&id);
-                    // Its task may have given it up while its row lives on: look again.
+                    // The task may have ended although the vm is still live, so the rows are read again.
                     read_rows |= match self.reader.vm(id).await {
                         Ok(vm) => vm.is_some_and(|vm| vm.state != State::Deleted),
                         Err(_) => true,
                     };
                 }
-                // After a write whose fate was in doubt, the rows are the truth, and not what was told of them.
+                // After a write with an unknown result, events may be wrong or missing; only the rows are reliable.
                 Ok(()) = faults.changed() => read_rows = true,
                 change = changes.recv() => match change {
                     Ok(change) => take_up(&mut driven, (*change.vm).clone()),

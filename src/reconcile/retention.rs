@@ -1,4 +1,5 @@
-//! Retention: records and logs of vms that ended long ago, versions of templates that nothing needs, and old jobs and webhooks.
+//! Deletes old records: vms and logs that ended long ago, template versions that nothing needs, and old jobs and
+//! webhooks.
 
 use std::{sync::Arc, time::Duration};
 
@@ -48,7 +49,7 @@ impl Retention {
                 break;
             }
             forgotten += bite;
-            // Everybody else's writes come in between.
+            // A pause between batches lets other writes in.
             tokio::task::yield_now().await;
         }
         for vm in self.logs.vms().await? {
@@ -64,7 +65,7 @@ impl Retention {
     }
 }
 
-/// Of jobs that are over, and of webhooks' deliveries.
+/// For ended jobs, and for webhook deliveries.
 #[derive(Clone)]
 pub(super) struct JobRetention {
     ledger: Ledger,

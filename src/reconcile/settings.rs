@@ -9,26 +9,26 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub capacity: Capacity,
-    /// Unix socket of the guest API, where a driver relays to it.
+    /// Unix socket of the guest API, for drivers that relay to it.
     pub guest_socket: PathBuf,
-    /// The program that relays standard input and output to that socket; the path is appended.
+    /// Program that relays standard input and output to that socket; the path is appended.
     pub relay: Vec<String>,
-    /// Driver → base address of the guest API as its guests see it.
+    /// Driver → base URL of the guest API as its guests reach it.
     pub guest_urls: BTreeMap<String, String>,
-    /// Guests reach the guest API and nothing else.
+    /// Guests can reach nothing but the guest API.
     pub isolated: bool,
-    /// First wait before a failed attempt is repeated; doubles each time, up to a minute.
+    /// Pause before a failed attempt is repeated; doubles each time, up to a minute.
     pub retry_backoff: Duration,
-    /// How long a guest with a runner may stay paused for a full disk before it is given up.
+    /// How long a guest with a runner may stay paused because of a full disk.
     pub disk_full: Duration,
     pub sweep_every: Duration,
-    /// The file that says when the service was there last, and how often it is written.
+    /// The heartbeat file, and the interval at which it is written.
     pub heartbeat: PathBuf,
     pub beat_every: Duration,
     pub keep_deleted: Duration,
-    /// Of templates that do not say otherwise.
+    /// Budgets of templates that do not define any.
     pub budgets: Budgets,
-    /// How often GitHub is asked about a runner.
+    /// Intervals of requests about runners to GitHub.
     pub github: Pace,
     pub runner: RunnerSettings,
     pub jobs: jobs::Settings,
@@ -36,7 +36,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// With usual values. No guest finds its way to the guest API yet.
+    /// Usual values. No driver has a base URL of the guest API yet.
     pub fn new(capacity: Capacity, data: &DataDir) -> Settings {
         Settings {
             capacity,
@@ -59,12 +59,12 @@ impl Settings {
     }
 }
 
-/// GitHub's runner in the guests.
+/// Settings of GitHub's runner in guests.
 #[derive(Clone, Debug, Default)]
 pub struct RunnerSettings {
-    /// Where people use GitHub.
+    /// Base URL of GitHub's web pages.
     pub github_web: String,
-    /// `None`: in the usual places.
+    /// `None`: the usual directories are searched.
     pub directory: Option<String>,
     pub minimum_version: String,
 }

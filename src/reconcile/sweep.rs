@@ -1,4 +1,5 @@
-//! Rows against instances: what bears our name and belongs to no live vm is destroyed; what is not ours is never touched.
+//! Compares instances with rows: destroys instances that have Mayfly's prefix but belong to no live vm. Foreign
+//! instances are never touched.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,7 +11,7 @@ use crate::{
     store::{Reader, StoreError},
 };
 
-/// Between two looks at the host while one of its drivers does not work.
+/// Interval of inspections while one of the host's drivers does not work.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
@@ -30,7 +31,7 @@ impl Sweep {
     pub async fn sweep_forever(self) {
         loop {
             self.sweep().await;
-            // Somebody may be about to mend what is broken, and looks at the host to see whether it is.
+            // Short, because an administrator who repairs a driver watches `GET /host` for the result.
             let broken = self.host.last().drivers.iter().any(|d| !d.usable);
             let wait = self.every;
             tokio::time::sleep(if broken { wait.min(LOOK_AGAIN) } else { wait }).await;

@@ -1,4 +1,4 @@
-//! What happened to vms and templates: stored events by their positions, and new ones as they are committed.
+//! Reads events of vms and templates: stored ones by their positions, and new ones as they are committed.
 
 use std::sync::Arc;
 
@@ -25,12 +25,12 @@ impl Events {
         Self { ledger, reader, pull_progress }
     }
 
-    /// Of one vm, oldest first, those after a position.
+    /// Events of one vm after a position, oldest first.
     pub async fn of_vm(&self, id: VmId, after: i64, limit: u32) -> Result<Vec<Recorded>> {
         Ok(self.reader.events(Some(id), after, limit).await?)
     }
 
-    /// Of one template: what happened under its name, and to the version with this digest.
+    /// Events of one template: those under its name, and those of the version with this digest.
     pub async fn of_template(
         &self,
         name_and_digest: [&str; 2],
@@ -40,27 +40,27 @@ impl Events {
         Ok(self.reader.template_events(name_and_digest, after, limit).await?)
     }
 
-    /// Of all vms and templates, oldest first, those after a position.
+    /// Events of all vms and templates after a position, oldest first.
     pub async fn all(&self, after: i64, limit: u32) -> Result<Vec<Entry>> {
         Ok(self.reader.entries(after, limit).await?)
     }
 
-    /// The position of the newest one.
+    /// The position of the newest event.
     pub async fn newest(&self) -> Result<i64> {
         Ok(self.reader.last_seq().await?)
     }
 
-    /// Of vms, from now on. Subscribe before reading what is stored, or a change in between is missed.
+    /// Future changes of vms. Subscribe before reading stored events, otherwise a change in between is missed.
     pub fn subscribe_vms(&self) -> broadcast::Receiver<Change> {
         self.ledger.changes().subscribe()
     }
 
-    /// Of templates, from now on.
+    /// Future changes of templates.
     pub fn subscribe_templates(&self) -> broadcast::Receiver<Arc<RecordedOfTemplate>> {
         self.ledger.changes().subscribe_templates()
     }
 
-    /// Of all pulls, about once a second each, while bytes come.
+    /// Progress of all pulls, about once a second each while data is transferred.
     pub fn subscribe_pull_progress(&self) -> broadcast::Receiver<ProgressUpdate> {
         self.pull_progress.subscribe()
     }

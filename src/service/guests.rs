@@ -1,4 +1,4 @@
-//! What a guest may say of itself.
+//! Handles the requests of guests: reports, the permission to start the runner, and what the guest downloads for it.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -65,10 +65,10 @@ pub enum GuestLog {
     Job,
 }
 
-/// Each turn needs a commit of somebody else, and a vm has a bounded number of states.
+/// Limit of retries. Each retry needs another commit for the same vm, and a vm has a bounded number of states.
 const TURNS: usize = 64;
 
-/// What guests ask for and report.
+/// Requests and reports of guests.
 #[derive(Clone)]
 pub struct Guests {
     ledger: Ledger,
@@ -90,7 +90,7 @@ impl Guests {
         self.note_signs_of_life(id, &report).await?;
         let event = match report {
             GuestEvent::GuestConfigured { attempt } => return self.allow_start(id, attempt).await,
-            // Over SSH it is our own login that shows that the guest is ready, and the guest's word adds nothing.
+            // Over SSH, Mayfly's own login shows that the guest is ready; the guest's report is not needed.
             GuestEvent::GuestReady {} if !is_seeded(&self.live(id).await?) => return Ok(()),
             GuestEvent::GuestReady {} => Event::GuestReady { via: ReadyVia::GuestCall },
             GuestEvent::RunnerStarted {} => Event::RunnerChanged { fact: RunnerFact::ProgramStarted },
@@ -116,8 +116,8 @@ impl Guests {
         Ok(())
     }
 
-    /// Whether the guest of this attempt may start its runner. The answer is given when it is durable: from `running` on, no
-    /// other guest is made for this vm, and before it, no guest has started anything.
+    /// Whether the guest of this attempt may start its runner. The permission is durable before it is given: from
+    /// `running` on, no other guest is created for this vm, and before that, no guest has started a runner.
     async fn allow_start(&self, id: VmId, attempt: Option<u32>) -> Result<()> {
         for _ in 0..TURNS {
             let vm = self.live(id).await?;
@@ -130,12 +130,13 @@ impl Guests {
                         return Ok(());
                     }
                 }
-                // The hand-over is still under way: its end moves the vm, and what it learnt of the guest is needed later.
+                // Provisioning is still under way. Its end moves the vm, because it also returns facts about the
+                // guest that are needed later.
                 State::Booting | State::Configuring if this_guest == vm.attempt && attempt.is_some() => {
-                    let detail = "the runner is still being handed over";
+                    let detail = "the guest is still being provisioned";
                     return Err(Error::new(Code::StartTooEarly, detail).retry_after(1));
                 }
-                // A guest of an older version has started its runner already.
+                // A guest of an older version has already started its runner.
                 _ if attempt.is_none() => return Ok(()),
                 state => {
                     let detail = format!(
@@ -149,7 +150,8 @@ impl Guests {
         Err(Error::new(Code::StoreUnavailable, "the vm changed faster than its guest could be answered").retry_after(1))
     }
 
-    /// What a report shows beside what it says. A guest whose earlier report was lost is not taken for one that never came.
+    /// Records what a report implies in addition to its content, so that a guest whose earlier report was lost does
+    /// not count as one that never reported.
     async fn note_signs_of_life(&self, id: VmId, report: &GuestEvent) -> Result<()> {
         let (ready, started) = match report {
             GuestEvent::GuestReady {} | GuestEvent::GuestConfigured { .. } => return Ok(()),
@@ -180,7 +182,7 @@ impl Guests {
         Ok(())
     }
 
-    /// What GitHub's runner registers with, for the guest of this vm, until it may start that runner.
+    /// The registration secret of GitHub's runner, for the guest of this vm, until it may start the runner.
     pub async fn runner_registration(&self, id: VmId) -> Result<SecretString> {
         let vm = self.live(id).await?;
         let none = || Error::new(Code::NotFound, "the runner of this vm registers nowhere");
@@ -205,7 +207,7 @@ impl Guests {
         }
     }
 
-    /// GitHub's runner for this vm's guest: the archive's file, fetched if it is not here yet.
+    /// The archive of GitHub's runner for this vm's guest, downloaded if it is not cached.
     pub async fn runner_program(&self, id: VmId) -> Result<PathBuf> {
         let vm = self.live(id).await?;
         let none = || Error::new(Code::NotFound, "this host keeps no runner program for this vm");
@@ -219,7 +221,7 @@ impl Guests {
     }
 }
 
-/// The guest was given everything before it booted: its own word is all that we hear of it.
+/// Whether the guest was provisioned by a seed: then Mayfly learns its state only from its own reports.
 fn is_seeded(vm: &Vm) -> bool {
     vm.spec.resolved().is_some_and(|spec| spec.handover == Handover::Seed)
 }

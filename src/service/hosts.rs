@@ -1,4 +1,4 @@
-//! The host as the API shows it, and whether it can take vms.
+//! The host as the API shows it, and whether the service can take vms.
 
 use std::time::Duration;
 
@@ -17,22 +17,22 @@ use crate::{
     store::{Ledger, Reader},
 };
 
-/// How long a request waits for hypervisors to say what they run.
+/// How long a request waits for hypervisors to list their instances.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-/// What is only shown may be a little old: whoever asks again and again is answered by one look.
+/// Answers may use an inspection of this age, so that frequent requests do not cause one each.
 const SHOWN_AGE: Duration = Duration::from_secs(1);
 const SHOWN_WITHIN: Duration = Duration::from_secs(2);
 
-/// The host and what is held of it.
+/// The host and its usage.
 #[derive(Clone, Debug)]
 pub struct HostStatus {
     pub view: HostView,
-    /// What our own vms hold.
+    /// Usage of Mayfly's own vms.
     pub leased: Usage,
-    /// What instances hold that Mayfly did not start.
+    /// Usage of foreign instances.
     pub foreign: Usage,
     pub queued: i64,
-    /// When this was put together.
+    /// When this status was taken.
     pub now: Timestamp,
 }
 
@@ -61,7 +61,7 @@ impl Hosts {
         Ok(HostStatus { leased, foreign: view.foreign(), view, queued, now: self.clock.now() })
     }
 
-    /// Rows against instances, without acting on it.
+    /// Compares rows with instances, without acting on the differences.
     pub async fn difference(&self) -> Result<Difference> {
         let before = self.reader.live_vms().await?;
         let view = self.host.look(clock::monotonic(), ANSWER_WITHIN).await;
@@ -70,12 +70,12 @@ impl Hosts {
         Ok(Difference { runners, ..difference(&before, &view, &after) })
     }
 
-    /// When what runs on the host was listed last.
+    /// When the instances on the host were last listed.
     pub fn observed_at(&self) -> Timestamp {
         self.host.last().observed_at
     }
 
-    /// Whether new vms can be served: a write reached the disk, the database answers and the host was looked at.
+    /// Whether new vms can be served: a write reached the disk, the database answers and the host was inspected.
     pub async fn ready(&self) -> Result<()> {
         self.ledger.prove_write().await?;
         self.reader.ping().await?;

@@ -1,4 +1,4 @@
-//! GitHub's jobs as Mayfly follows them: showing them. Following them is `reconcile::jobs`.
+//! Shows GitHub's jobs. `reconcile::jobs` follows them.
 
 pub use crate::store::jobs::JobFilter;
 use crate::{
@@ -16,7 +16,7 @@ impl Jobs {
         Self { reader }
     }
 
-    /// Newest first, by GitHub's numbers.
+    /// Newest first, by GitHub's ids.
     pub async fn list(&self, filter: &JobFilter) -> Result<Vec<Job>> {
         Ok(self.reader.jobs(filter).await?)
     }

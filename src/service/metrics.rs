@@ -1,4 +1,4 @@
-//! The gauges that are read off the state of things when metrics are collected.
+//! Gauges that are computed from the current state when metrics are collected.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +18,7 @@ use crate::{
     store::{Ledger, Reader, pools::PoolVms},
 };
 
-/// What is measured may be a little old: collectors that ask again and again are answered by one look.
+/// Measurements may have this age, so that frequent collectors do not cause one each.
 const MEASURED_AGE: Duration = Duration::from_secs(5);
 const SHOWN_WITHIN: Duration = Duration::from_secs(2);
 
@@ -40,7 +40,7 @@ impl Metrics {
         Self { ledger, reader, host, github, clock, configured, measured: Arc::default() }
     }
 
-    /// Sets the gauges that are read off the state of things, for whoever collects metrics now.
+    /// Sets the gauges that are computed from the current state. Called when metrics are collected.
     pub async fn measure(&self) -> Result<()> {
         let counts = self.reader.count_by_state().await?;
         for state in State::ALL.iter().copied().filter(|s| *s != State::Deleted) {
@@ -80,7 +80,7 @@ impl Metrics {
         Ok(())
     }
 
-    /// What GitHub still allows each of our credentials.
+    /// Rate limits of each GitHub credential.
     fn measure_github(&self) {
         let Some(github) = &self.github else { return };
         for budget in github.budgets() {
@@ -101,7 +101,7 @@ impl Metrics {
         }
     }
 
-    /// Sets the gauges of pools. One that is gone shows 0 until the service ends: a gauge that was set is not taken back.
+    /// Sets the gauges of pools. A removed pool shows 0 until the service ends, because a gauge cannot be removed.
     async fn measure_pools(&self) -> Result<()> {
         let vms = self.reader.vms_by_pool().await?;
         let waiting = self.reader.jobs_waiting_by_pool().await?;

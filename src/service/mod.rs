@@ -1,7 +1,7 @@
-//! The verbs of the API: small structs, each with the parts that it needs. A verb checks, writes one transaction to the ledger and
-//! answers; what follows from it is done by the loops of `reconcile`, which read the ledger. The two never call each other.
+//! The verbs of the API: small structs, each with the parts that it needs. A verb validates, writes one transaction
+//! to the ledger and answers. The loops of `reconcile` read the ledger and do the rest; neither calls the other.
 //!
-//! Vms and pulls are created by `admission`, which the loops use as well.
+//! Vms and pulls are created by `admission`, which the loops also use.
 
 use std::sync::Arc;
 
@@ -39,15 +39,15 @@ pub use template_usage::StoredTemplateUsage;
 pub struct Settings {
     pub vms: admission::vms::Settings,
     pub pulls: admission::pulls::Settings,
-    /// Pools of the configuration: checked, and each name once.
+    /// Pools of the configuration, validated, with unique names.
     pub pools: Vec<Pool>,
-    /// Of GitHub's webhook. Several, so that one can be replaced without a gap.
+    /// Secrets of GitHub's webhook. Several, so that one can be replaced without a gap.
     pub webhook_secrets: Vec<SecretString>,
-    /// Programs that conversions of templates need.
+    /// Programs that template conversions need.
     pub tools: Tools,
 }
 
-/// All of them. Cheap to clone.
+/// All verbs. Cheap to clone.
 #[derive(Clone)]
 pub struct Services {
     pub admission: VmAdmission,

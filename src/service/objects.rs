@@ -1,4 +1,4 @@
-//! Disk images in S3: fetched for an import, made by an export.
+//! Disk images in S3: downloads them for imports, uploads exports.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -14,10 +14,10 @@ use crate::{
     },
 };
 
-/// What may lie beside an image, as it does beside one on the host.
+/// Suffixes of files that may be beside an image, as on the host's disk.
 const BESIDE: [&str; 3] = [".kernel", ".initramfs", ".firmware"];
 
-/// An object that was fetched. Its file goes when this is dropped.
+/// A downloaded object. Its file is deleted when this is dropped.
 pub(super) struct ObjectSource {
     pub notices: Vec<Notice>,
     _fetched: DownloadedObject,
@@ -35,7 +35,8 @@ impl Objects {
         Self { catalog, s3 }
     }
 
-    /// Fetches what an import takes from S3, and lets the request point to it. Nothing for a source on the host.
+    /// Downloads the source of an import from S3, and changes the request to the local file. Does nothing for a
+    /// source on the host.
     pub async fn fetch_source(&self, request: &mut ImportRequest) -> Result<Vec<ObjectSource>> {
         let ExportDestination::Object { at, .. } = &request.from else { return Ok(Vec::new()) };
         let at = at.clone();
@@ -57,7 +58,7 @@ impl Objects {
                         *file = Some(path);
                         sources.push(source);
                     }
-                    // Denied is what S3 says of what is not there, too.
+                    // S3 also answers "access denied" for a missing object.
                     Err(S3Error::NoObject { .. } | S3Error::Denied { .. }) => {}
                     Err(error) => return Err(failed(error)),
                 }
@@ -66,7 +67,7 @@ impl Objects {
         Ok(sources)
     }
 
-    /// `notice` is told when it is there.
+    /// `notice` is added if the object exists.
     async fn fetch_object(
         &self,
         at: &Location,
@@ -81,7 +82,8 @@ impl Objects {
         Ok((ObjectSource { notices, _fetched: fetched }, path))
     }
 
-    /// Makes the image here, and takes it there. What is found under the image's own key is complete, with all that is beside it.
+    /// Creates the image locally and uploads it. The image itself is uploaded last, so an object under its key is
+    /// complete, with all files beside it.
     pub async fn export(
         &self,
         template: Template,
@@ -91,13 +93,13 @@ impl Objects {
     ) -> Result<Exported> {
         const IMAGE: &str = "image";
         one_file(request.layout)?;
-        // Converting takes a while; what can be refused is refused before.
+        // Checks first, because the conversion is slow.
         self.s3.may_store(at, overwrite).await.map_err(failed)?;
         let work = self.s3.workspace().await.map_err(failed)?;
         let to = ExportDestination::File(work.path().join(IMAGE));
         let made = layouts::export(&self.catalog, &Tools::default(), template, ExportRequest { to, ..request }).await?;
         let mut files = Vec::new();
-        // The image itself is the first of them.
+        // `made.files` begins with the image itself, so it is uploaded last.
         for file in made.files.iter().rev() {
             let name = file.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let to = match name.strip_prefix(IMAGE).unwrap_or_default() {

@@ -1,4 +1,4 @@
-//! Pools: those of the configuration, which are read at the start, and those that were made through the API.
+//! Pools: those of the configuration, which are read at the start, and those that were created over the API.
 
 use std::sync::Arc;
 
@@ -16,27 +16,27 @@ use crate::{
     templates::Catalog,
 };
 
-/// A pool and how it is doing.
+/// A pool and its current state.
 #[derive(Clone, Debug)]
 pub struct PoolState {
     pub pool: Pool,
     pub source: PoolSource,
-    /// Null of those of the configuration.
+    /// Null for pools of the configuration.
     pub created_at: Option<Timestamp>,
     pub updated_at: Option<Timestamp>,
     pub vms: PoolVms,
-    /// Jobs that it wants and that have no runner yet.
+    /// Jobs that it takes and that have no runner yet.
     pub jobs_waiting: u32,
-    /// The newest vm that failed or was refused.
+    /// Fault of the newest vm that failed or was refused.
     pub last_error: Option<Fault>,
 }
 
 #[derive(Clone)]
 pub struct Settings {
-    /// Pools of the configuration: checked, and each name once.
+    /// Pools of the configuration, validated, with unique names.
     pub configured: Arc<[Pool]>,
     pub queue_timeout_seconds: u32,
-    /// Of a template that does not say otherwise.
+    /// Budgets of templates that do not define any.
     pub budgets: Budgets,
 }
 
@@ -48,7 +48,7 @@ pub struct Pools {
     capacity: Capacity,
     faults: PoolFaults,
     clock: Clock,
-    /// Runners can be registered at GitHub.
+    /// Whether runners can be registered at GitHub.
     github: bool,
     settings: Settings,
 }
@@ -98,7 +98,7 @@ impl Pools {
             let spoken = |detail: &String| format!("vm {}: {detail}", vm.spec.name);
             let code = outcome.code?;
             let detail = outcome.detail.as_ref().map_or_else(|| spoken(&code.title().to_owned()), spoken);
-            // A vm's outcome is set where its end begins; what follows is cleaning up.
+            // The outcome of a vm is set when its end begins; cleanup follows.
             Some(Fault { code, detail, at: vm.deleted_at().unwrap_or(vm.updated_at) })
         });
         let last_error = [refused, failed].into_iter().flatten().max_by_key(|fault| fault.at);
@@ -110,7 +110,7 @@ impl Pools {
         self.settings.configured.iter().find(|pool| pool.name == name)
     }
 
-    /// Makes the pool, or replaces it: its vms keep what they were made with. Whether it is new.
+    /// Creates or replaces the pool. Existing vms keep their settings. Returns whether it is new.
     pub async fn set(&self, pool: Pool) -> Result<bool> {
         self.own(&pool.name)?;
         pool.check()?;
@@ -122,7 +122,7 @@ impl Pools {
         Ok(new)
     }
 
-    /// No job gets a vm of it any more; those that are there live on to their ends.
+    /// Removes the pool: no job gets a vm from it any more; existing vms continue to their ends.
     pub async fn remove(&self, name: &str) -> Result<()> {
         self.own(name)?;
         if !self.ledger.remove_pool(name).await? {
@@ -145,7 +145,7 @@ impl Pools {
         }
     }
 
-    /// What this host and this service say against it.
+    /// Checks the pool against this host and the service's configuration.
     async fn pool_fits(&self, pool: &Pool) -> Result<()> {
         if !self.github {
             return Err(Error::new(
@@ -165,7 +165,7 @@ impl Pools {
         if pool.template.contains('/') {
             // An image is pulled when the first job needs it.
             return pool.template.parse::<Reference>().map(drop).map_err(|error: ReferenceError| {
-                Error::new(Code::RequestInvalid, "the template is no image that could be pulled")
+                Error::new(Code::RequestInvalid, "the template is not an image reference")
                     .field("/template", error.to_string())
             });
         }

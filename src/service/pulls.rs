@@ -1,5 +1,4 @@
-//! Pulls as operations: looked at, waited for and cancelled by their ids. Starting one is `admission::pulls`; the loop of
-//! `reconcile::pulls` does what is stored.
+//! Shows, awaits and cancels pulls. `admission::pulls` creates them; `reconcile::pulls` carries them out.
 
 use std::time::Duration;
 
@@ -41,13 +40,13 @@ impl Pulls {
         self.reader.pull(id).await?.ok_or_else(|| no_pull(id))
     }
 
-    /// How far it is, while bytes come.
+    /// The progress of the pull, while data is transferred.
     pub fn progress(&self, id: PullId) -> Option<PullProgress> {
         self.board.progress(id)
     }
 
-    /// The pull once its generation is greater than `generation`, or it has ended, or `timeout` has passed. `None`: greater than
-    /// the one it has now.
+    /// Returns the pull once its generation is greater than `generation`, it has ended, or `timeout` has passed.
+    /// `None`: greater than its current generation.
     pub async fn wait(&self, id: PullId, generation: Option<i64>, timeout: Duration) -> Result<Pull> {
         let mut changes = self.ledger.changes().subscribe_pulls();
         let mut pull = self.get(id).await?;
@@ -65,8 +64,8 @@ impl Pulls {
         Ok(pull)
     }
 
-    /// Ends a pull. What was fetched is kept for the next one that needs it, unless it is to be discarded and nobody else pulls
-    /// the same image. One that has ended stays as it is; discarding is done for it, too.
+    /// Cancels a pull. Downloaded data is kept for the next pull of the image, unless it is to be discarded and no
+    /// other pull uses it. An ended pull keeps its state; discarding works for it, too.
     pub async fn cancel(&self, id: PullId, discard: bool) -> Result<Pull> {
         let pull = loop {
             let mut pull = self.get(id).await?;
@@ -81,7 +80,7 @@ impl Pulls {
             pull.ended(PullState::Cancelled, now);
             let event = TemplateEvent::PullCancelled { pull: id, image: pull.spec.image.clone() };
             let events = vec![(pull.spec.name.clone(), event)];
-            // Each turn of this loop needs a commit of somebody else, and a pull has few of them.
+            // Each iteration needs another commit for this pull, and a pull has few of them.
             if let Some(saved) = self.ledger.save_pull(pull, events, now).await? {
                 break (*saved).clone();
             }
@@ -97,7 +96,7 @@ impl Pulls {
 
     async fn discard_fetched(&self, mut pull: Pull) -> Result<Pull> {
         let Some(image) = pull.image_digest.as_deref().and_then(|d| d.parse().ok()) else { return Ok(pull) };
-        // The task that pulled it lets go of it when it hears of the end; the pieces that it was writing are written first.
+        // The task of the pull releases the data when it sees the end; it finishes its current writes first.
         for _ in 0..100 {
             let others = self.reader.live_pulls().await?;
             if others.iter().any(|other| other.image_digest == pull.image_digest) {
@@ -117,7 +116,7 @@ impl Pulls {
         Ok(pull)
     }
 
-    /// Of a pull that was cancelled. A vm that is missed here ends by its lifetime.
+    /// Ends the test vm of a cancelled pull. A vm that is missed here ends by its lifetime.
     async fn end_canary(&self, pull: &Pull) -> Result<()> {
         let Some(id) = pull.vm else { return Ok(()) };
         match self.reader.vm(id).await? {

@@ -1,4 +1,4 @@
-//! Registries: logging in, logging out, who we are where.
+//! Logins of registries: logging in and out, and listing them.
 
 pub use crate::registry::logins::{LoggedIn, LoginOrigin, SavedLogin};
 use secrecy::SecretString;
@@ -21,7 +21,7 @@ impl Registries {
         Self { logins }
     }
 
-    /// Keeps a login, if the registry does not refuse it; with `check` false it is not asked.
+    /// Stores a login, unless the registry refuses it. With `check` false, the registry is not asked.
     pub async fn log_in(&self, registry: &str, username: &str, secret: SecretString, check: bool) -> Result<LoggedIn> {
         let done = self.logins.login(registry, username, secret, check).await.map_err(failed)?;
         let known = &done.known;
@@ -29,11 +29,11 @@ impl Registries {
         Ok(done)
     }
 
-    /// Absence is told, because somebody may have meant another registry.
+    /// A missing login is an error, because the caller may have mistyped the registry.
     pub async fn log_out(&self, registry: &str) -> Result<()> {
         if !self.logins.logout(registry).await.map_err(failed)? {
             let shown: String = registry.chars().take(200).collect();
-            return Err(Error::new(Code::LoginNotFound, format!("no login is kept for {shown:?}")));
+            return Err(Error::new(Code::LoginNotFound, format!("no login is stored for {shown:?}")));
         }
         tracing::info!(registry.host = registry, "logged out");
         Ok(())

@@ -1,4 +1,4 @@
-//! What the catalog asks about vms before it removes a version, and the record of what it removed.
+//! Tells the catalog which versions vms use before it removes one, and records what it removed.
 
 use std::collections::BTreeSet;
 
@@ -38,7 +38,8 @@ impl TemplateUsage for StoredTemplateUsage {
         let VersionUsage { digest, bytes, why, .. } = held.clone();
         let event = TemplateEvent::Pruned { digest, bytes, why };
         if let Err(error) = self.ledger.record_template(&held.digest, event, self.clock.now()).await {
-            // It is gone all the same, and whoever waits for the room does not wait for this.
+            // The version is removed in any case, so a failure to record it must not fail the operation that needs
+            // the space.
             tracing::error!(template.digest = held.digest, %error, "cannot record that a template was pruned");
         }
     }

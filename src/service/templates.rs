@@ -1,4 +1,4 @@
-//! Templates: registering, showing and deleting them; where names point, what is pinned, what is pruned, what is sound.
+//! Templates: registering, showing and deleting them, moving names, pinning, pruning and verifying versions.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::{
     templates::Catalog,
 };
 
-/// A reason is one line in listings.
+/// Limit of a reason, which is one line in listings.
 const LONGEST_WHY: usize = 200;
 
 fn fits(why: &str) -> Result<()> {
@@ -42,7 +42,7 @@ impl Templates {
         Self { ledger, reader, catalog, drivers, clock, budgets }
     }
 
-    /// Of a template that does not say otherwise.
+    /// Budgets of templates that do not define any.
     pub fn default_budgets(&self) -> &Budgets {
         &self.budgets
     }
@@ -103,13 +103,13 @@ impl Templates {
         self.catalog.remove(name).await?;
         let event = TemplateEvent::Deleted { digest: template.digest.clone() };
         self.ledger.record_template(name, event, self.clock.now()).await?;
-        // Following the tag would bring it back.
+        // A watch would pull the template again.
         self.ledger.remove_watch(name, self.clock.now()).await?;
         tracing::info!(template.name = %name, template.digest = %template.digest, "template deleted");
         Ok(())
     }
 
-    /// A template with what is known of it beside its content.
+    /// A template with its version metadata.
     pub async fn get_with_standing(&self, name: &str) -> Result<(Template, VersionStatus)> {
         let template = self.catalog.get(name).await?;
         let standing = self.catalog.standing(name).await?;
@@ -120,7 +120,7 @@ impl Templates {
         self.catalog.list_with_standing().await
     }
 
-    /// Points a name, new or not, at a version that is here.
+    /// Points a name, new or existing, at a version in the catalog.
     pub async fn point_name(&self, name: &str, digest: &str, why: Option<String>) -> Result<Moved> {
         let why = why.unwrap_or_else(|| "pointed there by hand".to_owned());
         fits(&why)?;
@@ -129,18 +129,18 @@ impl Templates {
         Ok(moved)
     }
 
-    /// Points a name back at what it pointed at before.
+    /// Points a name at its previous version.
     pub async fn roll_back(&self, name: &str, to: Option<&str>) -> Result<Moved> {
         let (moved, _) = self.catalog.roll_back(name, to).await?;
         self.name_moved(&moved).await?;
         Ok(moved)
     }
 
-    /// Keeps a version from being pruned.
+    /// Protects a version from pruning.
     pub async fn pin(&self, name: &str, why: &str) -> Result<()> {
         if why.trim().is_empty() {
             return Err(Error::new(Code::RequestInvalid, "a pin needs a reason")
-                .field("/why", "must say why the version is kept, for whoever wonders later"));
+                .field("/why", "must say why the version is kept"));
         }
         fits(why)?;
         let digest = self.catalog.pin(name, Some(why)).await?;
@@ -168,12 +168,12 @@ impl Templates {
         Ok(())
     }
 
-    /// Removes what no vm, name or pin needs, as far as it is asked for.
+    /// Removes versions that no vm, name or pin needs, as requested.
     pub async fn prune(&self, request: &PruneRequest) -> Result<Pruned> {
         self.catalog.prune(request).await
     }
 
-    /// Reads every byte of a version. What is wrong is marked, and not repaired.
+    /// Reads and checks every byte of a version. Damage is recorded, not repaired.
     pub async fn verify(&self, name: &str) -> Result<Verified> {
         let verified = self.catalog.verify(name).await?;
         let Verified { digest, bytes, faults, .. } = &verified;

@@ -1,4 +1,4 @@
-//! Who calls, and the tokens they call with.
+//! Authenticates callers, and manages API tokens.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ impl Tokens {
         Self { ledger, reader, vault, clock }
     }
 
-    /// Whose token this is. Every wrong token gets the same answer.
+    /// The caller that this token belongs to. Every invalid token gets the same answer.
     pub async fn authenticate(&self, token: &SecretString) -> Result<Caller> {
         if let Some(vm) = self.vault.vm_of_token(token) {
             return Ok(Caller::Guest(vm));
@@ -40,12 +40,12 @@ impl Tokens {
         }
     }
 
-    /// The vm whose own token this is, as far as the token itself shows it.
+    /// The vm that this token was made for, from the token alone.
     pub fn vm_of_token(&self, token: &SecretString) -> Option<VmId> {
         self.vault.vm_of_token(token)
     }
 
-    /// A new token and its secret, which is shown this once.
+    /// A new token and its secret, which cannot be read again.
     pub async fn create(&self, name: String, scope: TokenScope) -> Result<(ApiToken, SecretString)> {
         let plain = name.len() <= 63 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
         if name.is_empty() || !plain {

@@ -1,4 +1,4 @@
-//! Templates on their way in from other layouts, and out to them or to a registry.
+//! Imports templates from other layouts, exports them, and pushes them to registries.
 
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ impl Transfers {
         Self { catalog, puller, templates, objects: Objects::new(parts), tools }
     }
 
-    /// Pushes a template to a registry. Asking again after a failure goes on where it stopped.
+    /// Pushes a template to a registry. A repeated call continues where the last one stopped.
     pub async fn push(&self, request: PushRequest) -> Result<Pushed> {
         let image = request.image.to_string();
         let (meter, _) = tokio::sync::watch::channel(PullProgress::default());
@@ -51,11 +51,11 @@ impl Transfers {
         Ok(pushed)
     }
 
-    /// Imports a template. A VM is taken whether or not this host has a driver for it: it may be here to be converted or to be
-    /// pushed.
+    /// Imports a template. A VM is accepted whether or not this host has a driver for it: it may be imported only to
+    /// be converted or pushed.
     pub async fn import(&self, mut request: ImportRequest) -> Result<(Template, Vec<Notice>)> {
         let layout = request.layout;
-        // Their files go when these are dropped, which is after they were registered.
+        // Deletes the downloaded files when dropped, after the template was registered.
         let objects = self.objects.fetch_source(&mut request).await?;
         let prepared = layouts::import(&self.catalog, &self.tools, request).await?;
         let new = prepared.template.clone();

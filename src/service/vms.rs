@@ -1,4 +1,4 @@
-//! Reading vms, ending them, waiting for them, and their logs. Creating them is `admission::vms`.
+//! Shows, ends and awaits vms, and finds their logs. `admission::vms` creates them.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -19,10 +19,10 @@ use crate::{
     templates::pull::Puller,
 };
 
-/// The answer to a DELETE.
+/// The result of a DELETE.
 pub struct EndRequested {
     pub vm: Arc<Vm>,
-    /// `true`: the vm had ended before.
+    /// `true`: the vm had already ended.
     pub was_deleted: bool,
 }
 
@@ -55,12 +55,12 @@ impl Vms {
         Ok(self.reader.vms(filter).await?)
     }
 
-    /// 1: it is next. 0: it is not in the queue.
+    /// Position in the queue. 1: next. 0: not queued.
     pub async fn queue_position(&self, vm: &Vm) -> Result<i64> {
         if vm.state == State::Queued { Ok(self.reader.queue_position(vm.id()).await?) } else { Ok(0) }
     }
 
-    /// How far the image is that the vm waits for. `None`: it waits for none, or nothing is known yet.
+    /// Progress of the image that the vm waits for. `None`: it does not wait for one, or nothing is known yet.
     pub fn image_progress(&self, vm: &Vm) -> Option<PullProgress> {
         match vm.spec.source {
             TemplateSource::Awaited { .. } => self.puller.progress(&vm.id().to_string()),
@@ -68,10 +68,10 @@ impl Vms {
         }
     }
 
-    /// Ends a vm, now or when its runner is done. See *DELETE, exactly* in the API guide.
+    /// Ends a vm, at once or when its runner has finished. See *DELETE, exactly* in the API guide.
     pub async fn end(&self, id: VmId, caller: &Caller, force: bool) -> Result<EndRequested> {
-        // Its decision rests on the whole row, so it is made again if the row changed meanwhile. A vm has a bounded number of
-        // states, and each turn of this loop needs a commit of somebody else.
+        // The decision depends on the whole row, so it is repeated if the row changed meanwhile. Each iteration needs
+        // another commit for this vm, and a vm has a bounded number of states.
         for _ in 0..64 {
             let vm = self.get(id).await?;
             let generation = vm.generation;
@@ -81,7 +81,7 @@ impl Vms {
             let Some(event) = ending(&vm, caller, force) else {
                 return Ok(EndRequested { vm: Arc::new(vm), was_deleted: false });
             };
-            // Its job has ended, so its guest was configured: that report was lost.
+            // The guest's job has ended, so the guest was configured: that report was lost.
             let only_a_sign_of_life = matches!(event, Event::GuestConfigured);
             let applied = self.ledger.apply(id, Expect::Generation(generation), event, self.clock.now()).await?;
             if applied.as_expected && !only_a_sign_of_life {
@@ -91,13 +91,13 @@ impl Vms {
         Err(Error::new(Code::StoreUnavailable, "the vm changed faster than it could be ended").retry_after(1))
     }
 
-    /// The vm once its generation is greater than `generation`, or as it is when `timeout` has passed.
+    /// The vm once its generation is greater than `generation`, or its current state when `timeout` has passed.
     pub async fn wait(&self, id: VmId, generation: i64, timeout: Duration) -> Result<Vm> {
         let waited = self.ledger.changes().wait_vm(&self.reader, id, generation, timeout).await?;
         waited.ok_or_else(|| no_vm(id))
     }
 
-    /// The file that a vm's log is in; it may not exist (yet).
+    /// The file of a vm's log; it may not exist (yet).
     pub async fn log_file(&self, id: VmId, source: LogSource) -> Result<PathBuf> {
         let vm = self.get(id).await?;
         if source == LogSource::Console
@@ -117,7 +117,7 @@ fn no_vm(id: VmId) -> Error {
     Error::new(Code::VmNotFound, format!("no vm has the id {id}"))
 }
 
-/// What a DELETE means for this vm; `None` when it is ending already and the call adds nothing.
+/// The event that a DELETE causes for this vm; `None` if the vm is already ending and the call changes nothing.
 fn ending(vm: &Vm, caller: &Caller, force: bool) -> Option<Event> {
     if vm.outcome.is_some() {
         return None;
@@ -134,9 +134,9 @@ fn ending(vm: &Vm, caller: &Caller, force: bool) -> Option<Event> {
                 return None;
             }
             let up = matches!(vm.state, State::Booting | State::Configuring | State::Running);
-            // A command begins as soon as its guest may start it, and says so a moment later.
+            // A command starts as soon as its guest is permitted to, and its report arrives a moment later.
             let begins = vm.spec.runner == RunnerKind::Command && vm.runner_status == RunnerStatus::Registering;
-            // A runner that GitHub may be giving a job this moment is taken away there first.
+            // A managed runner may be getting a job at this moment, so it is removed from GitHub first.
             let at_work = up && (vm.runner_status.may_hold_a_job() || begins || vm.spec.managed().is_some());
             Some(if at_work {
                 Event::EndAnnounced { by: Announcer::Admin }

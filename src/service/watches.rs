@@ -1,4 +1,4 @@
-//! Templates that follow a tag: setting, showing and removing watches. Looking at the tags is `reconcile::pulls::watches`.
+//! Sets, shows and removes watches of tags. `reconcile::pulls::watches` resolves the tags.
 
 use crate::{
     domain::{
@@ -29,7 +29,7 @@ impl Watches {
         Self { ledger, reader, puller, clock }
     }
 
-    /// Lets a template follow a tag from now on; the template may be missing, and is pulled then.
+    /// Sets a watch. If the template does not exist, it is pulled.
     pub async fn set(
         &self,
         template: String,

@@ -1,4 +1,5 @@
-//! GitHub's webhook: who sent it is proven, it is stored, and only then answered. What it means is found out later.
+//! Receives GitHub's webhooks: verifies the sender and stores the delivery before it answers. `reconcile::jobs`
+//! interprets it later.
 
 use aws_lc_rs::hmac;
 use secrecy::{ExposeSecret, SecretString};
@@ -12,14 +13,14 @@ use crate::{
     store::{Ledger, Reader, deliveries::NewDelivery},
 };
 
-/// GitHub sends nothing larger.
+/// GitHub's limit for payloads.
 pub const LARGEST_BODY: usize = 25 * 1000 * 1000;
-/// The one event that is about jobs.
+/// The only event about jobs.
 const WORKFLOW_JOB: &str = "workflow_job";
-/// GitHub's are UUIDs.
+/// GitHub's delivery ids are UUIDs.
 const LONGEST_GUID: usize = 100;
 
-/// A webhook as it came in.
+/// A webhook request.
 pub struct Webhook<'a> {
     /// `X-GitHub-Event`
     pub event: Option<&'a str>,
@@ -27,12 +28,12 @@ pub struct Webhook<'a> {
     pub guid: Option<&'a str>,
     /// `X-Hub-Signature-256`
     pub signature: Option<&'a str>,
-    /// Whether the body is a form with the field `payload`, as hooks send it that nobody told otherwise.
+    /// Whether the body is a form with the field `payload`, GitHub's default content type.
     pub form: bool,
     pub body: &'a [u8],
 }
 
-/// What a payload has of general interest.
+/// The general fields of a payload.
 #[derive(Deserialize)]
 struct Outline {
     #[serde(default)]
@@ -54,11 +55,11 @@ impl Webhooks {
         Self { ledger, reader, clock, secrets }
     }
 
-    /// Takes a delivery: on `Ok` it is stored, was stored before, or is of no interest.
+    /// Receives a delivery: `Ok` means that it is stored, was stored before, or is ignored.
     pub async fn receive(&self, webhook: Webhook<'_>) -> Result<()> {
         let taken = self.take(&webhook).await;
         let known = matches!(webhook.event, Some(WORKFLOW_JOB | "ping"));
-        // Of what others invent, no label: each value is a time series for ever. Before the proof, everybody is "others".
+        // Only known and authenticated events become labels: each label value is a permanent time series.
         let event = match (&taken, webhook.event) {
             (Ok(_), Some(event)) if known => event.to_owned(),
             _ => "(other)".to_owned(),
@@ -75,14 +76,14 @@ impl Webhooks {
         self.proven(webhook)?;
         let header = |name: &str, value: Option<&str>| {
             value.map(str::to_owned).ok_or_else(|| {
-                Error::new(Code::RequestInvalid, "this is no delivery of GitHub's")
+                Error::new(Code::RequestInvalid, format!("the header {name} is missing"))
                     .field(format!("header:{name}"), "is missing")
             })
         };
         let event = header("X-GitHub-Event", webhook.event)?;
         let guid = header("X-GitHub-Delivery", webhook.guid)?;
         if guid.is_empty() || guid.len() > LONGEST_GUID || !guid.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(Error::new(Code::RequestInvalid, "this is no delivery of GitHub's")
+            return Err(Error::new(Code::RequestInvalid, "the header X-GitHub-Delivery is invalid")
                 .field("header:X-GitHub-Delivery", "expected a UUID"));
         }
         if event != WORKFLOW_JOB && event != "ping" {
@@ -90,14 +91,14 @@ impl Webhooks {
         }
         let payload = payload(webhook)?;
         let outline: Outline = serde_json::from_slice(&payload).map_err(|error| {
-            Error::new(Code::RequestInvalid, "the payload is no JSON object").field("", error.to_string())
+            Error::new(Code::RequestInvalid, "the payload is not a JSON object").field("", error.to_string())
         })?;
         let ping = event == "ping";
         let new = NewDelivery {
             guid,
             action: outline.action.map(|action| action.chars().take(50).collect()),
             body: (!ping).then_some(payload),
-            detail: ping.then(|| "GitHub tries out whether this address answers".to_owned()),
+            detail: ping.then(|| "GitHub tests whether this address answers".to_owned()),
             event,
         };
         if !self.ledger.take_delivery(new, self.clock.now()).await? {
@@ -106,17 +107,18 @@ impl Webhooks {
         Ok(if ping { "ignored" } else { "stored" })
     }
 
-    /// That it was sent by somebody who knows one of our secrets. The whole body is hashed as it came, before any of it is read.
+    /// Verifies that the sender knows one of the secrets. The whole body is hashed as received, before any of it is
+    /// parsed.
     fn proven(&self, webhook: &Webhook<'_>) -> Result<()> {
         if self.secrets.is_empty() {
-            return Err(Error::new(Code::WebhookNotConfigured, "this service knows no secret of GitHub's webhook"));
+            return Err(Error::new(Code::WebhookNotConfigured, "no secret for GitHub's webhook is configured"));
         }
         let wrong = |what: &str| Err(Error::new(Code::WebhookUnproven, what.to_owned()));
         let Some(given) = webhook.signature else { return wrong("there is no X-Hub-Signature-256") };
         let Some(given) = given.strip_prefix("sha256=").and_then(signature) else {
             return wrong("X-Hub-Signature-256 is not sha256= and 64 hexadecimal digits");
         };
-        // Compares in constant time. How many secrets there are is no secret.
+        // Each comparison takes constant time. The number of secrets is not confidential.
         let fits = |secret: &SecretString| {
             let key = hmac::Key::new(hmac::HMAC_SHA256, secret.expose_secret().as_bytes());
             hmac::verify(&key, webhook.body, &given).is_ok()
@@ -124,7 +126,7 @@ impl Webhooks {
         if self.secrets.iter().any(fits) {
             Ok(())
         } else {
-            wrong("the signature is not of this body and a secret that is known here")
+            wrong("the signature does not match this body with any configured secret")
         }
     }
 

@@ -1,4 +1,5 @@
-//! Budgets that wait for GitHub stand still while it does not answer; and asking it whether it answers again.
+//! Pauses the budgets of vms that wait for GitHub while GitHub cannot be reached, and probes GitHub until it answers
+//! again. `reach` decides whether it can be reached.
 
 use std::{collections::HashSet, future::pending, sync::Arc};
 
@@ -17,7 +18,7 @@ use crate::{
     store::{Expect, Ledger, Reader, StoreError},
 };
 
-/// Whether the vm is in a part of its life that only GitHub can end well.
+/// Whether the progress of the vm depends on GitHub in its current state.
 fn waits(vm: &Vm) -> bool {
     match vm.state {
         State::Queued | State::Cloning | State::Configuring => true,
@@ -44,15 +45,15 @@ impl GitHubAway {
         Self { ledger, reader, client, reach, clock, pace }
     }
 
-    /// Stops the budgets of vms that wait for GitHub while it is away, and lets them run again.
+    /// Pauses the budgets of vms that wait for GitHub while it cannot be reached, and resumes them afterwards.
     pub async fn pause_forever(self) {
         let mut links = self.reach.subscribe();
-        // Subscribed before the rows are read, so that no vm falls between the two.
+        // Subscribes before it reads the rows, so that no change between the two is missed.
         let mut changes = self.ledger.changes().subscribe();
         let mut first = true;
         loop {
             let known = links.borrow_and_update().clone();
-            // What could not be written down is written down later: nothing else would bring it up again.
+            // A failed write is retried: no other event would trigger it again.
             let mut redo = false;
             match self.reader.live_vms().await {
                 Ok(live) => {
@@ -87,29 +88,29 @@ impl GitHubAway {
         }
     }
 
-    /// `false`: it could not be written down.
+    /// `false`: the event could not be written.
     async fn pause_or_resume(&self, vm: &Vm, links: &Links) -> bool {
         let Some(runner) = vm.spec.managed() else { return true };
-        // Without a way to GitHub there is nothing to wait for.
+        // Without GitHub credentials there is nothing to wait for.
         let link = if self.client.is_some() { links.get(&runner.scope).copied() } else { Some(Link::Up) };
         let event = match (link, vm.paused_at) {
             (Some(Link::Away { .. }), None) if waits(vm) => Event::BudgetsPaused,
             (Some(Link::Up), Some(_)) if vm.state != State::Deleted => Event::BudgetsResumed,
             _ => return true,
         };
-        // If it changed meanwhile, that change is still before us.
+        // If the vm changed meanwhile, its change is still in the channel and is handled next.
         let expect = Expect::Generation(vm.generation);
         match self.ledger.apply(vm.id(), expect, event, self.clock.now()).await {
             Ok(_) => true,
             Err(error) => {
                 tracing::error!(vm.id = %vm.id(), error = %error, "cannot record whether the vm waits for GitHub");
-                // A vm that is gone, or that the table refuses this to, will not take it later either.
+                // An event that the lifecycle table refuses now will also be refused later.
                 matches!(error, StoreError::Refused(_))
             }
         }
     }
 
-    /// Asks GitHub whether it is back, where it was away.
+    /// Probes the scopes that could not be reached, until they answer.
     pub async fn probe_forever(self) {
         let Some(github) = &self.client else { return pending().await };
         let mut links = self.reach.subscribe();

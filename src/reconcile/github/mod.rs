@@ -1,17 +1,17 @@
-//! GitHub's part in a vm's life.
+//! GitHub runners of vms.
 //!
 //! ```text
-//! register          a runner is registered just in time: when its guest is about to get it
-//! runner_watch      what GitHub says of a live vm's runner becomes events of the vm
-//! removal           a runner is removed at GitHub before its guest is destroyed
-//! orphaned_runners  runners that outlived their vm, or its attempt, are removed as well
-//! reach             whether GitHub answers, scope by scope
-//! away              while GitHub does not answer, the budgets that wait for it stand still
+//! register          registers a runner just in time, when its guest is about to be provisioned
+//! runner_watch      polls the runner of a live vm and turns its state into events of the vm
+//! removal           removes a runner from GitHub before its guest is destroyed
+//! orphaned_runners  removes runners whose vm, or whose attempt, has ended
+//! reach             whether GitHub can be reached, for each scope
+//! away              pauses budgets that wait for GitHub while it cannot be reached
 //! ```
 //!
-//! What is ours at GitHub is what has a row in `github_runners`, and nothing else there is ever touched. A row is written
-//! before GitHub is asked and goes when GitHub has said that the runner is gone, so each of these may die at any moment and
-//! is taken up again from the row.
+//! Mayfly touches only the runners at GitHub that have a row in `github_runners`. The row is written before GitHub is
+//! asked to register the runner, and is deleted only after GitHub has confirmed that the runner is gone. So each of
+//! these modules can be interrupted at any moment, and continues from the row.
 
 mod away;
 mod orphaned_runners;

@@ -1,4 +1,5 @@
-//! Runners at GitHub whose vm, or whose attempt of it, is over. Ours by their row; whose else they are is never touched.
+//! Removes runners at GitHub whose vm, or whose attempt of it, has ended. Only runners with a row in `github_runners`
+//! are touched.
 
 use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
 
@@ -15,17 +16,17 @@ use crate::{
     store::{Change, Ledger, Reader, StoreError, github_runners::RunnerRow},
 };
 
-/// Without any news, all rows are looked at this often.
+/// Without any change, all rows are checked at this interval.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 const AT_ONCE: usize = 4;
-/// GitHub believes for a quarter of an hour that a runner is at work that was killed.
+/// GitHub may report a killed runner as busy for 15 minutes, and refuses to remove it until then.
 const PATIENCE: SignedDuration = SignedDuration::from_mins(20);
-/// A call whose answer was lost may be carried out this much later.
+/// GitHub may still carry out a request whose answer was lost this much later.
 const LATE: SignedDuration = SignedDuration::from_mins(2);
-/// After patience has run out, which takes somebody's hand at GitHub, the pauses grow to this.
+/// Longest pause between two tries after `PATIENCE`: from then on an administrator has to act at GitHub.
 const SELDOM: Duration = Duration::from_secs(3600);
 
-/// How far the removal of one runner is.
+/// Retry state of the removal of one runner.
 struct Trying {
     since: Timestamp,
     next: Instant,
@@ -35,7 +36,7 @@ struct Trying {
 
 enum RemovalAttempt {
     Gone,
-    /// Asked again in a while; what GitHub said.
+    /// To be retried later, with GitHub's answer as the reason.
     Stays(String),
 }
 
@@ -87,7 +88,7 @@ impl OrphanedRunners {
         }
     }
 
-    /// Removes those that are due; returns when the next ones are.
+    /// Removes the runners that are due; returns when the next ones are due.
     async fn remove_due(
         &self,
         github: &GitHubClient,
@@ -139,7 +140,7 @@ impl OrphanedRunners {
     }
 
     async fn remove_one(&self, github: &GitHubClient, row: &RunnerRow, vm: Option<&Vm>) -> RemovalAttempt {
-        // GitHub said so already.
+        // GitHub has already reported that the runner is gone.
         let said = vm.is_some_and(|vm| {
             vm.runner_status == RunnerStatus::Gone
                 && vm.registered.as_ref().is_some_and(|r| r.runner_id == row.runner_id && r.name == row.name)
@@ -154,7 +155,8 @@ impl OrphanedRunners {
                 self.reach.note(&row.scope, &found, self.clock.now());
                 match found {
                     Ok(Some(r)) if r.status == model::RunnerStatus::Offline && !r.busy => r.id,
-                    // Nobody was given the configuration of ours.
+                    // No guest received the configuration of Mayfly's runner, so a runner that is online or busy is
+                    // another one.
                     Ok(Some(r)) => {
                         tracing::warn!(
                             vm.id = %row.vm_id, runner.id = r.id, runner.name = %row.name,

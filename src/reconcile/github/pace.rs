@@ -1,13 +1,13 @@
 use std::time::Duration;
 
-/// How often GitHub is asked.
+/// Intervals of requests to GitHub.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// For a runner that is about to come or to go.
+    /// For a runner that is about to appear or disappear.
     pub soon: Duration,
-    /// For one that waits or works.
+    /// For a runner that is idle or busy.
     pub calm: Duration,
-    /// After an answer that was no use; doubles each time.
+    /// After an unsuccessful request; doubles each time.
     pub first_retry: Duration,
     pub longest_retry: Duration,
 }

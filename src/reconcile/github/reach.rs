@@ -1,4 +1,4 @@
-//! Whether GitHub answers, scope by scope.
+//! Whether GitHub can be reached, for each scope, as seen from the results of requests.
 
 use std::{collections::HashMap, future::pending};
 
@@ -10,7 +10,8 @@ use crate::{domain::Scope, sources::github::GitHubError};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Link {
     Up,
-    /// `until`: a limit was met that ends then. Other calls may have limits of their own and go well meanwhile.
+    /// `until`: when the rate limit that was hit ends. Other requests have limits of their own and may succeed before
+    /// that.
     Away {
         until: Option<Timestamp>,
     },
@@ -18,22 +19,22 @@ pub(super) enum Link {
 
 pub(super) type Links = HashMap<Scope, Link>;
 
-/// What the last answers said of GitHub: limits, permissions and repositories differ by scope.
+/// The results of the latest requests by scope: limits, permissions and repositories differ between scopes.
 #[derive(Clone, Debug, Default)]
 pub(in crate::reconcile) struct Reach {
     links: watch::Sender<Links>,
 }
 
 impl Reach {
-    /// Takes note of how a call ended.
+    /// Records the result of a request.
     pub(super) fn note<T>(&self, scope: &Scope, result: &Result<T, GitHubError>, now: Timestamp) {
         let link = match result {
             Err(GitHubError::RateLimited { until, .. }) => Link::Away { until: Some(*until) },
-            // What cannot be read was said by something in GitHub's place.
+            // An unparsable answer came from something in front of GitHub, such as a proxy.
             Err(GitHubError::Unavailable { .. } | GitHubError::Unparsable { .. }) => Link::Away { until: None },
-            // Nothing was sent.
+            // No request was sent.
             Err(GitHubError::Settings { .. }) => return,
-            // A refusal is an answer.
+            // A refusal shows that GitHub answers.
             Ok(_)
             | Err(
                 GitHubError::BadCredentials { .. }
@@ -67,7 +68,7 @@ impl Reach {
         });
     }
 
-    /// Budgets stood still when the service ended: so they do until GitHub answers.
+    /// Treats the scope as unreachable until GitHub answers. For budgets that were paused when the service ended.
     pub(super) fn doubt(&self, scope: &Scope) {
         self.links.send_if_modified(|links| {
             let new = !links.contains_key(scope);
@@ -86,7 +87,7 @@ impl Reach {
         matches!(self.links.borrow().get(scope), Some(Link::Away { .. }))
     }
 
-    /// Returns once GitHub answers for this scope, as far as is known.
+    /// Returns once GitHub can be reached for this scope, according to the latest requests.
     pub(super) async fn back(&self, scope: &Scope) {
         let mut links = self.subscribe();
         let answers = |links: &Links| !matches!(links.get(scope), Some(Link::Away { .. }));

@@ -6,12 +6,13 @@ use crate::{
     store::{Expect, Ledger, StoreError},
 };
 
-/// Of this attempt.
+/// The name of the runner of the vm's current attempt.
 pub(super) fn runner_name(vm: &Vm) -> String {
     github::runner_name(&vm.spec.name, vm.id(), vm.attempt)
 }
 
-/// Records what GitHub said of this attempt's runner, however far the vm moved meanwhile. `None`: that attempt is over.
+/// Applies an event about the runner of this attempt, even if the vm has changed meanwhile. `None`: that attempt has
+/// ended.
 pub(super) async fn record(
     ledger: &Ledger,
     clock: &Clock,

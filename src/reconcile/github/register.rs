@@ -1,4 +1,4 @@
-//! A runner is registered at GitHub when its guest is about to get it, and not while its vm waits.
+//! Registers a vm's runner at GitHub when its guest is about to be provisioned, and not while the vm is queued.
 
 use std::sync::Arc;
 
@@ -39,12 +39,12 @@ impl Registrar {
         record(&self.ledger, &self.clock, vm, Event::RunnerRegistered { runner }).await.map(drop)
     }
 
-    /// The just-in-time configuration of this attempt's runner, made when it is first asked for. Asked again, the same one: a
-    /// runner may have begun with it.
+    /// The just-in-time configuration of this attempt's runner, registered on the first call. Later calls return the
+    /// same configuration, because a guest may already have started with it.
     pub async fn registration(&self, vm: &Vm) -> Result<SecretString, Failure> {
         let no_way = || {
             let detail =
-                format!("the runner of {} cannot be registered: this service has no way to GitHub", vm.spec.name);
+                format!("the runner of {} cannot be registered: no GitHub credentials are configured", vm.spec.name);
             Failure::new(FailureKind::Permanent, Code::GitHubNotConfigured, detail)
         };
         let (Some(github), Some(runner)) = (&self.client, vm.spec.managed()) else { return Err(no_way()) };
@@ -52,8 +52,8 @@ impl Registrar {
         let known = self.reader.github_runner(&name).await?;
         if let Some(RunnerRow { runner_id: Some(id), sealed, .. }) = &known {
             let Some(sealed) = sealed else {
-                // Its vm moved on a moment ago, and this step is about to be dropped.
-                let detail = format!("the runner {name} was handed over already");
+                // The vm has just left this state, and this step is about to be cancelled.
+                let detail = format!("the configuration of the runner {name} was already passed to a guest");
                 return Err(Failure::new(FailureKind::Retry, Code::GuestNotConfigured, detail));
             };
             let config = self.opened(vm, sealed)?;
@@ -66,7 +66,7 @@ impl Registrar {
         let group = self.group_id(github, runner).await?;
         self.ledger.registration_requested(&name, &runner.scope, vm.id(), vm.attempt, self.clock.now()).await?;
         if known.is_some() {
-            // GitHub was asked before, and the answer was lost.
+            // GitHub was asked before, but its answer was lost: the runner may exist.
             self.clear_name(github, &runner.scope, &name).await?;
         }
         let new = NewRunner { name: name.clone(), group, labels: runner.labels.clone(), work_folder: None };
@@ -81,11 +81,11 @@ impl Registrar {
             && !error.maybe_done()
             && !matches!(error, GitHubError::NameTaken { .. })
         {
-            // There is nothing of ours to be looked for there.
+            // GitHub certainly registered nothing, so no row is needed to find it again.
             self.ledger.runner_gone(&name).await?;
         }
         let made = made.map_err(|error| match error {
-            // A fresh clone comes with a fresh name.
+            // A fresh clone has a fresh runner name.
             GitHubError::NameTaken { .. } => Failure::new(FailureKind::Attempt, Code::GitHubRefused, error.to_string()),
             error => Failure::from(&error),
         })?;
@@ -117,7 +117,8 @@ impl Registrar {
         };
         metrics::counter!("mayfly_github_registrations_total", "result" => result).increment(1);
         match &made {
-            // This call is made once, so that it failed says little of GitHub: a look is made until it is sure.
+            // This request is not retried, so one failure does not show that GitHub is unreachable. A probe, which is
+            // retried, shows it.
             Err(GitHubError::Unavailable { .. }) => {
                 let visible = github.visible(scope).await;
                 self.reach.note(scope, &visible, self.clock.now());
@@ -127,8 +128,8 @@ impl Registrar {
         made
     }
 
-    /// Removes the runner that an earlier call made under this name. Nobody has its configuration, so nobody can have started
-    /// it: one that is at work is not that runner.
+    /// Removes the runner that an earlier request registered under this name. No guest received its configuration, so
+    /// it cannot be online: a runner that is online or busy is another one, and is left alone.
     async fn clear_name(&self, github: &GitHubClient, scope: &Scope, name: &str) -> Result<(), Failure> {
         let found = github.find_runner_by_name(scope, name).await;
         self.reach.note(scope, &found, self.clock.now());

@@ -1,4 +1,4 @@
-//! Removing a live vm's runner at GitHub before its guest is destroyed.
+//! Removes the runner of a live vm from GitHub before its guest is destroyed.
 
 use std::sync::Arc;
 
@@ -15,12 +15,12 @@ use crate::{
     store::{Ledger, Reader},
 };
 
-/// What came of asking GitHub to remove a runner.
+/// Result of asking GitHub to remove a runner.
 pub(in crate::reconcile) enum Removal {
-    /// It has none of this vm: no job can reach it.
+    /// GitHub has no runner of this vm, so it cannot get a job.
     Gone,
     Busy,
-    /// GitHub did not say.
+    /// GitHub did not answer.
     Unknown,
 }
 
@@ -40,8 +40,8 @@ impl RunnerRemoval {
         Self { ledger, reader, client, reach, clock, pace }
     }
 
-    /// For a vm that somebody other than its own hook wants gone: returns once GitHub has taken its runner away. Never, if the
-    /// runner has a job: then the vm ends when that does.
+    /// For a vm whose end was requested by an admin or a pool: returns once GitHub has removed the runner. Never
+    /// returns if the runner has a job: then the end of the job ends the vm.
     pub async fn dismissed(&self, vm: &Vm) -> Event {
         let asked = matches!(vm.announced_by, Some(Announcer::Admin | Announcer::Pool));
         let done = matches!(vm.runner_status, RunnerStatus::Busy | RunnerStatus::Finished | RunnerStatus::Gone);
@@ -70,7 +70,7 @@ impl RunnerRemoval {
         }
     }
 
-    /// Asks GitHub once to remove this attempt's runner.
+    /// Asks GitHub once to remove the runner of this attempt.
     pub async fn remove(&self, vm: &Vm) -> Removal {
         let Some(runner) = vm.spec.managed() else { return Removal::Gone };
         let name = runner_name(vm);
@@ -82,7 +82,8 @@ impl RunnerRemoval {
                 return Removal::Unknown;
             }
         };
-        // One whose configuration nobody has takes no job; `orphaned_runners` removes it once the vm is gone.
+        // A runner whose configuration no guest has takes no job; `orphaned_runners` removes it after the vm has
+        // ended.
         let Some(id) = id else { return Removal::Gone };
         let Some(github) = &self.client else {
             tracing::warn!(vm.id = %vm.id(), code = Code::GitHubNotConfigured.slug(), "cannot remove the runner from GitHub: no GitHub credentials are configured");
@@ -97,7 +98,7 @@ impl RunnerRemoval {
                 Removal::Gone
             }
             Err(GitHubError::RunnerBusy { .. }) => {
-                // Whoever has a job was there: from now on its absence is its end.
+                // A busy runner is registered. Recording this makes its later absence count as the end of its job.
                 match self.ledger.runner_seen(&name, self.clock.now()).await {
                     Ok(()) => Removal::Busy,
                     Err(error) => {

@@ -1,4 +1,5 @@
-//! What GitHub says of a live vm's runner. Webhooks tell most of it sooner; this is what no webhook can lose.
+//! Polls the runner of a live vm at GitHub and records its state as events of the vm. Webhooks usually report it
+//! sooner, but can be lost.
 
 use std::{future::pending, sync::Arc, time::Duration};
 
@@ -16,7 +17,7 @@ use crate::{
     store::{Ledger, Reader, StoreError},
 };
 
-/// What decides how soon GitHub is asked again: a change of anything else does not put that off.
+/// What the polling interval depends on. A change of anything else does not postpone the next request.
 fn phase(vm: &Vm) -> (State, u32, RunnerStatus, bool) {
     (vm.state, vm.attempt, vm.runner_status, vm.registered.is_some())
 }
@@ -40,7 +41,7 @@ impl RunnerWatch {
         record(&self.ledger, &self.clock, vm, event).await
     }
 
-    /// Looks at the vm's runner from its registration to its end. Never returns.
+    /// Polls the vm's runner from its registration to its end. Never returns.
     pub async fn watch(&self, id: VmId) {
         let Some(github) = &self.client else { return pending().await };
         let mut changes = self.ledger.changes().of(id);
@@ -101,9 +102,9 @@ impl RunnerWatch {
         }
     }
 
-    /// Asks GitHub once, and gives the vm as it is then.
+    /// Queries GitHub once, and returns the vm after the resulting events.
     async fn look(&self, github: &GitHubClient, vm: &Arc<Vm>) -> Result<Arc<Vm>, StoreError> {
-        // As it is now: only its phase was followed.
+        // Reads the current row: `watch` follows only changes of the phase.
         let Some(vm) = self.reader.vm(vm.id()).await?.map(Arc::new) else { return Ok(vm.clone()) };
         let (Some(runner), Some(registered)) = (vm.spec.managed(), &vm.registered) else { return Ok(vm) };
         let Some(runner_id) = registered.runner_id else { return Ok(vm) };
@@ -129,18 +130,19 @@ impl RunnerWatch {
         if seen.status != model::RunnerStatus::Online && !seen.busy {
             return self.extended(vm, false).await;
         }
-        // Before the facts that follow from it: from now on its absence is its end.
+        // Recorded before the events that follow from it: from now on the absence of the runner means that it has
+        // ended.
         if self.reader.github_runner(&registered.name).await?.is_some_and(|row| row.seen_at.is_none()) {
             self.ledger.runner_seen(&registered.name, self.clock.now()).await?;
         }
-        // Only the wrapper in a guest that is configured starts a runner, so its word was lost or is late.
+        // Only the wrapper of a configured guest starts a runner, so the guest's report was lost or is late.
         if matches!(vm.state, State::Booting | State::Configuring) {
             match self.record(&vm, Event::GuestConfigured).await? {
                 Some(now) => vm = now,
                 None => return Ok(vm),
             }
         }
-        // That it is not busy proves nothing: GitHub is late with that, or wrong.
+        // `busy: false` proves nothing: GitHub reports it late or wrongly.
         let fact = if seen.busy { RunnerFact::JobStarted } else { RunnerFact::Online };
         if vm.runner_status.after(fact) != vm.runner_status {
             match self.record(&vm, Event::RunnerChanged { fact }).await? {
@@ -151,7 +153,8 @@ impl RunnerWatch {
         self.extended(vm, seen.busy).await
     }
 
-    /// A runner for one job is removed by GitHub with its job's result: while it is there, its job is not done.
+    /// GitHub removes a runner for one job together with the job's result: while the runner is registered, its job is
+    /// not done.
     async fn extended(&self, vm: Arc<Vm>, busy: bool) -> Result<Arc<Vm>, StoreError> {
         match drain_extension(&vm, busy, self.clock.now()) {
             Some(event) => Ok(self.record(&vm, event).await?.unwrap_or(vm)),
@@ -161,7 +164,7 @@ impl RunnerWatch {
 
     async fn missed(&self, vm: &Arc<Vm>, registered: &Registered) -> Result<Arc<Vm>, StoreError> {
         let row = self.reader.github_runner(&registered.name).await?;
-        // A runner that was made a moment ago may not be shown yet. One that has a job was there, whoever saw it.
+        // GitHub may not show a new runner yet. A busy runner was registered, even if it was never seen.
         let was_there = row.is_some_and(|row| row.seen_at.is_some()) || vm.runner_status == RunnerStatus::Busy;
         if !was_there {
             return Ok(vm.clone());

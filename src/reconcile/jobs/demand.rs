@@ -1,5 +1,6 @@
-//! Vms for jobs. Counts and not pairs: GitHub gives a job to any runner that fits, so a pool has as many vms without a job as
-//! there are jobs without a vm, whichever was made for which.
+//! Creates and ends vms for the jobs of pools. Compares counts, not pairs: GitHub gives a job to any matching runner,
+//! so a pool needs as many vms without a job as there are jobs without a vm, no matter which vm was created for which
+//! job.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -23,25 +24,25 @@ use crate::{
     store::{Change, Expect, Ledger, Reader},
 };
 
-/// After a failure of ours (the database), before the same is tried again.
+/// Pause after an internal failure (the database).
 const PAUSE: Duration = Duration::from_secs(2);
-/// However quiet it is, demand is looked at again after this long.
+/// Without any change, demand is computed again after this time.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
-/// Before a vm is asked for again that was refused.
+/// Pause before a refused vm is requested again.
 const REFUSED_PAUSE: SignedDuration = SignedDuration::from_secs(30);
 
-/// What a pool has too much or too little of.
+/// What a pool lacks, or has too many of.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Plan {
-    /// Jobs that get a vm now.
+    /// Jobs for which a vm is created now.
     make: Vec<u64>,
-    /// Vms that nobody needs, the first ones first.
+    /// Vms that are not needed, in the order in which they end.
     end: Vec<VmId>,
-    /// When a job may get a vm that may not now.
+    /// When the first job that has to wait for its next vm may get it.
     look_again: Option<Timestamp>,
 }
 
-/// Brings the vms of pools to what their jobs need.
+/// Creates and ends vms of pools according to their jobs.
 #[derive(Clone)]
 pub(super) struct PoolDemand {
     ledger: Ledger,
@@ -86,7 +87,7 @@ impl PoolDemand {
         }
     }
 
-    /// Brings every pool to what its jobs need. When a job may get a vm that may not now.
+    /// Creates and ends vms for all pools. Returns when a job that has to wait may get a vm.
     async fn meet(&self) -> Result<Option<Timestamp>> {
         let (mut next, doubtful) = self.meet_certain().await?;
         for (pool, job) in doubtful {
@@ -96,7 +97,8 @@ impl PoolDemand {
         Ok(next)
     }
 
-    /// The same, but for jobs that a vm was made for before: whether they still wait is to be asked for.
+    /// Like `meet`, except for jobs for which a vm was created before: returns them, because GitHub has to be asked
+    /// first whether they are still queued.
     async fn meet_certain(&self) -> Result<(Option<Timestamp>, Vec<(Pool, Job)>)> {
         let _alone = self.updates.lock().await;
         let mut doubtful = Vec::new();
@@ -133,8 +135,8 @@ impl PoolDemand {
         Ok((next, doubtful))
     }
 
-    /// For a job whose vm came to nothing, as far as is known: it may have had the job, and the webhooks that say so may be
-    /// on their way or lost.
+    /// Creates another vm for a job whose previous vm ended without having run it, as far as is known: the vm may
+    /// have run the job while the webhooks about it are late or lost.
     async fn make_another(&self, pool: &Pool, job: &Job) -> Result<Option<Timestamp>> {
         let seen = match (&self.github, Scope::repository(&job.record.repository)) {
             (Some(github), Ok(scope)) => github.job(&scope, job.record.id).await,
@@ -147,7 +149,7 @@ impl PoolDemand {
                     self.updates.apply(&update).await?;
                 }
             }
-            // We may not look at jobs, or it is gone: then no webhook will tell of it, and no runner of ours will get it.
+            // The job cannot be read, or no longer exists: then no webhook will report it, and no runner will get it.
             Ok(None) => {}
             Err(error) => {
                 tracing::warn!(job.id = job.record.id, error = %error, "cannot query GitHub whether the job is still queued");
@@ -166,7 +168,7 @@ impl PoolDemand {
         }
     }
 
-    /// Gives jobs that wait to the first pool that wants them, as pools come, go and change.
+    /// Assigns queued jobs to the first pool that takes them; repeated because pools are added, removed and changed.
     async fn assign(&self, jobs: &mut [Job], pools: &[Pool]) -> Result<()> {
         for job in jobs.iter_mut().filter(|job| job.vm.is_none() && !job.is_over()) {
             let wants = |pool: &&Pool| pool.wants(&job.record.repository, &job.labels);
@@ -180,9 +182,9 @@ impl PoolDemand {
         Ok(())
     }
 
-    /// Makes a vm for a job. When it was refused, the time at which it may be asked for again.
+    /// Creates a vm for a job. If it is refused, returns when to try again.
     async fn make_vm(&self, pool: &Pool, mut job: Job, now: Timestamp) -> Result<Option<Timestamp>> {
-        // Asked for again after a crash, it is the same vm.
+        // The idempotency key makes a repetition after a crash return the same vm.
         let key = format!("github-job-{}-{}", job.record.id, job.tries + 1);
         let again = match self.admission.create_for_pool(pool, key).await {
             Ok(created) => {
@@ -192,7 +194,7 @@ impl PoolDemand {
                 job.not_before = Some(now + self.pause_after(job.tries));
                 None
             }
-            // The pool has changed between a crash and now.
+            // The pool was changed between the crash and now.
             Err(error) if error.code == Code::IdempotencyMismatch => {
                 job.tries += 1;
                 Some(now)
@@ -214,21 +216,21 @@ impl PoolDemand {
     }
 }
 
-/// What this pool needs, by its own jobs and vms.
+/// What a pool needs, from its jobs and vms.
 fn plan(pool: &Pool, jobs: &[Job], vms: &[Vm], now: Timestamp) -> Plan {
-    // It takes no more jobs; the vms that are there take those that they were made for.
+    // A disabled pool takes no more jobs; its vms keep the jobs that they were created for.
     if !pool.enabled {
         return Plan::default();
     }
     let mine: Vec<&Vm> = vms.iter().filter(|vm| vm.spec.pool.as_deref() == Some(pool.name.as_str())).collect();
-    // Those that will take a job, or have one that we have not heard of.
+    // Vms that will take a job, or have one that is not known yet.
     let free: Vec<&&Vm> = mine.iter().filter(|vm| is_free(vm)).collect();
     let waiting: Vec<&Job> = jobs.iter().filter(|job| job.waits() && job.pool.as_deref() == Some(&pool.name)).collect();
     let mut plan = Plan::default();
     if free.len() > waiting.len() {
         let wanted: HashSet<VmId> = waiting.iter().filter_map(|job| job.made).collect();
         let mut spare: Vec<&&&Vm> = free.iter().filter(|vm| vm.runner_status != RunnerStatus::Busy).collect();
-        // First those whose own job does not wait, of these those that hold no slot, of these the youngest.
+        // Vms whose own job is not queued end first; among them those without a slot; among them the newest.
         spare.sort_by_key(|vm| (wanted.contains(&vm.id()), vm.state != State::Queued, std::cmp::Reverse(vm.id())));
         plan.end = spare.iter().take(free.len() - waiting.len()).map(|vm| vm.id()).collect();
         return plan;
@@ -260,7 +262,7 @@ fn count(jobs: &[Job]) -> [(&'static str, u32); 3] {
     })
 }
 
-/// Returns when a vm of a pool has changed in a way that demand looks at.
+/// Returns when a vm of a pool has changed in a way that changes demand.
 async fn pool_vm_changed(changes: &mut broadcast::Receiver<Change>) {
     loop {
         match changes.recv().await {

@@ -91,7 +91,7 @@ fn each_waiting_job_gets_a_vm_and_not_a_second_one() {
     let first = mine();
     let jobs = [job(1, JobStatus::Queued, Some(&first)), job(2, JobStatus::Queued, None)];
     assert_eq!(plan(&pool(10), &jobs, &[first, vm(None), vm(Some("others"))], at(5)).make, [2]);
-    // Made right before a crash, and not written down with its job.
+    // The vm was created right before a crash, and its job does not record it.
     let jobs = [job(1, JobStatus::Queued, None)];
     assert_eq!(plan(&pool(10), &jobs, &[mine()], at(5)), Plan::default());
 }
@@ -117,18 +117,18 @@ fn a_pool_has_no_more_vms_than_it_may() {
 }
 
 #[test]
-fn what_nobody_needs_ends_and_what_has_a_job_never_does() {
+fn unneeded_vms_end_and_vms_with_a_job_never_do() {
     let (of_cancelled, of_waiting) = (mine(), mine());
     let jobs = [job(2, JobStatus::Queued, Some(&of_waiting))];
     assert_eq!(plan(&pool(9), &jobs, &[of_cancelled.clone(), of_waiting], at(5)).end, [of_cancelled.id()]);
 
-    // Nothing waits: the youngest that has no slot first.
+    // No job is queued: the newest vm without a slot ends first.
     let (old, young, idle) = (mine(), mine(), up(&[Event::RunnerChanged { fact: RunnerFact::Online }]));
     let all = [old.clone(), young.clone(), idle.clone()];
     assert_eq!(plan(&pool(9), &[], &all, at(5)).end, [young.id(), old.id(), idle.id()]);
 
     let known = up(&[Event::JobChanged { job: record(9, JobStatus::InProgress) }]);
-    // Its hook said that it has a job, and nobody else did yet.
+    // Its hook reported a job, and no other source did yet.
     let unknown = up(&[Event::RunnerChanged { fact: RunnerFact::JobStarted }]);
     let ending = up(&[Event::EndAnnounced { by: Announcer::Pool }]);
     assert_eq!(plan(&pool(9), &[], &[known, unknown, ending], at(5)), Plan::default());

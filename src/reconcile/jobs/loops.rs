@@ -8,10 +8,10 @@ use super::{
 };
 use crate::{admission::VmAdmission, domain::Error, parts::Parts, platform::tasks, reconcile::retention::JobRetention};
 
-/// After a failure of ours (the database), before the same is tried again.
+/// Pause after an internal failure (the database).
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Follows GitHub's jobs, and makes vms for them.
+/// Runs the job sources, applies their updates, and creates vms for jobs.
 pub struct JobLoops {
     sources: Vec<Box<dyn JobSource>>,
     updates: JobUpdates,

@@ -1,14 +1,15 @@
-//! Jobs of GitHub's: updated by their sources, bound to the vm whose runner has them, and given vms.
+//! Follows jobs of GitHub: applies updates from the job sources, binds jobs to the vm whose runner has them, and
+//! creates vms for them.
 //!
 //! ```text
 //! webhooks ─┐
-//! poll ─────┼─ update ─▶ updates  one job, never backwards; its vm is told
+//! poll ─────┼─ update ─▶ updates  applies an update to its job and to the vm of the job
 //! …        ─┘             │
 //!                         ▼
-//!                       demand    per pool: as many vms without a job as there are jobs without a vm
+//!                       demand    creates and ends vms, so that each pool has as many free vms as queued jobs
 //! ```
 //!
-//! Everything rests on rows, and each step may be done twice: a restart does the same things again.
+//! All state is in rows, and each step can be repeated: a restart repeats the same steps.
 
 mod demand;
 mod loops;

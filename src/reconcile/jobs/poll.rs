@@ -1,5 +1,5 @@
-//! Updates by asking: what webhooks lost. Asks only of repositories whose jobs some pool takes, with conditional requests, which
-//! cost nothing while nothing has changed.
+//! Job source that polls GitHub for what webhooks missed. It queries only repositories whose jobs a pool takes, with
+//! conditional requests, which cost no rate limit while nothing has changed.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -26,24 +26,24 @@ use crate::{
     store::Reader,
 };
 
-/// A failing GitHub is asked less often, up to this many times as seldom.
+/// While GitHub fails, the interval grows up to this factor.
 const SLOWEST: u32 = 8;
-/// GitHub sends again what is not older.
+/// GitHub redelivers only webhooks that are not older.
 const DELIVERIES_KEPT: SignedDuration = SignedDuration::from_hours(72);
-/// Deliveries that came at about the time of the last look are looked at twice.
+/// Deliveries from the time around the previous poll are checked again.
 const OVERLAP: SignedDuration = SignedDuration::from_mins(5);
 
 pub(super) struct Poll {
     reader: Reader,
     clock: Clock,
-    /// Of the configuration.
+    /// From the configuration.
     pools: Arc<[Pool]>,
     webhooks: bool,
     github: Arc<GitHubClient>,
     every: Duration,
-    /// How many times as long as `every` is waited.
+    /// Factor by which the interval is lengthened.
     slowness: u32,
-    /// Deliveries that we had sent again: once is enough.
+    /// Deliveries that were already requested again, so that each is requested once.
     asked_again: HashSet<String>,
     looked_at_deliveries: Option<Timestamp>,
     first: bool,
@@ -96,7 +96,7 @@ impl Poll {
         Ok(received)
     }
 
-    /// Jobs that wait there, and what became of those of ours that do not any more.
+    /// Queued jobs of the repository, and the new state of known jobs that are no longer queued.
     async fn look_at(&self, repository: &str, ours: &[Job], now: Timestamp) -> Result<Vec<JobUpdate>, GitHubError> {
         let scope = Scope::repository(repository).map_err(|what| GitHubError::Settings { what })?;
         let mut found = Vec::new();
@@ -105,7 +105,7 @@ impl Poll {
             waiting.insert(job.id);
             found.push(update_of(job, repository.to_owned(), JobStatus::Queued, UpdateSource::Poll));
         }
-        // A webhook that came a moment ago says more than the poll does.
+        // A webhook that came moments ago is newer than what the poll sees.
         let settled = SignedDuration::try_from(self.every / 2).unwrap_or(SignedDuration::ZERO);
         for job in ours.iter().filter(|job| !waiting.contains(&job.record.id) && job.updated_at + settled <= now) {
             match self.github.job(&scope, job.record.id).await? {
@@ -114,7 +114,8 @@ impl Poll {
                         found.push(update_of(seen, repository.to_owned(), status, UpdateSource::Poll));
                     }
                 }
-                // Its run was deleted, or the repository is not ours to see any more: it can reach nobody here.
+                // Its run was deleted, or the repository is no longer visible: the job cannot reach a runner of this
+                // service.
                 None => {
                     let mut record = job.record.clone();
                     record.status = JobStatus::Completed;
@@ -130,7 +131,7 @@ impl Poll {
         Ok(found)
     }
 
-    /// Has GitHub send again what it could not deliver. The inner error is GitHub's.
+    /// Asks GitHub to redeliver failed webhooks. The inner error is GitHub's.
     async fn look_at_deliveries(&mut self) -> Result<Result<(), GitHubError>> {
         if !self.github.is_app() || !self.webhooks {
             return Ok(Ok(()));
@@ -139,7 +140,7 @@ impl Poll {
         let oldest = now - DELIVERIES_KEPT;
         let since = match self.looked_at_deliveries {
             Some(at) => at - OVERLAP,
-            // After a start: since the last one that came. Before the very first one nobody waited for any.
+            // After a start: from the last stored delivery on. Without any stored delivery, from now on.
             None => self.reader.newest_delivery().await?.unwrap_or(now) - OVERLAP,
         };
         let deliveries = match self.github.hook_deliveries(since.max(oldest)).await {
@@ -161,7 +162,7 @@ impl Poll {
         Ok(Ok(()))
     }
 
-    /// Repositories that are known by name, and whose jobs some pool takes.
+    /// Repositories that are known by name, and whose jobs a pool takes.
     async fn repositories(&self) -> Result<BTreeSet<String>> {
         let known = self.reader.known_pools(&self.pools).await?;
         let pools: Vec<Pool> = known.into_values().map(|known| known.pool).collect();
@@ -184,9 +185,9 @@ impl JobSource for Poll {
 
     fn listen(&mut self) -> BoxFuture<'_, Result<Vec<ReceivedUpdate>>> {
         Box::pin(async move {
-            // What happened while nobody served is asked for at once.
+            // The first poll runs at once, for changes that happened while the service was down.
             if !std::mem::take(&mut self.first) {
-                // Hosts that share a GitHub need not all ask at the same moment.
+                // Jitter, so that hosts that share a GitHub do not poll at the same moment.
                 tokio::time::sleep(jittered(self.every * self.slowness, 0.9..1.1)).await;
             }
             self.look().await
@@ -198,7 +199,7 @@ impl JobSource for Poll {
     }
 }
 
-/// One delivery of each group with the same guid of which none arrived.
+/// One delivery for each guid of which no delivery succeeded.
 fn missed(deliveries: &[Delivery]) -> Vec<&Delivery> {
     let arrived: HashSet<&str> = deliveries.iter().filter(|d| d.arrived()).map(|d| d.guid.as_str()).collect();
     let mut seen = HashSet::new();

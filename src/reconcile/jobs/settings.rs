@@ -4,15 +4,15 @@ use crate::domain::Pool;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Pools of the configuration: checked, and each name once.
+    /// Pools of the configuration, validated, with unique names.
     pub pools: Arc<[Pool]>,
-    /// GitHub's webhook has a secret, so deliveries can be expected.
+    /// A webhook secret is configured, so deliveries can be expected.
     pub webhooks: bool,
-    /// How often GitHub is asked for what webhooks lost. `None`: never.
+    /// Interval of the poll. `None`: no poll.
     pub poll_every: Option<Duration>,
-    /// How long jobs that are over, and deliveries, are remembered. A late update must not bring a job back.
+    /// How long ended jobs and deliveries are stored. A late update must not bring a job back.
     pub keep: Duration,
-    /// Before another vm is made for a job whose vm came to nothing; doubles each time, up to `longest_pause`.
+    /// Pause before another vm is created for a job whose vm failed; doubles each time, up to `longest_pause`.
     pub first_pause: Duration,
     pub longest_pause: Duration,
 }

@@ -1,4 +1,4 @@
-//! Where updates of jobs come from.
+//! Interface of job sources, which report updates of jobs.
 
 use futures_util::future::BoxFuture;
 
@@ -11,20 +11,20 @@ use crate::{
     sources::github::model,
 };
 
-/// An update, and what its source knows it by.
+/// An update, with the receipt by which its source identifies it.
 pub(super) struct ReceivedUpdate {
     pub receipt: Option<i64>,
     pub update: JobUpdate,
 }
 
-/// What comes behind it does not know which source it was.
+/// The consumer of updates does not depend on the kind of source.
 pub(super) trait JobSource: Send {
     fn name(&self) -> &'static str;
 
-    /// Waits until there are updates. What was returned and not applied is returned again.
+    /// Waits for updates. Updates that were returned but not confirmed with `applied` are returned again.
     fn listen(&mut self) -> BoxFuture<'_, Result<Vec<ReceivedUpdate>>>;
 
-    /// The update was applied.
+    /// Confirms that the update was applied.
     fn applied(&mut self, received: ReceivedUpdate) -> BoxFuture<'_, Result<()>>;
 }
 
@@ -45,7 +45,7 @@ pub(super) fn update_of(
             status,
             conclusion: job.conclusion.map(|conclusion| conclusion.as_str().to_owned()),
             url: job.html_url,
-            // Set already while the job is queued, when it says nothing.
+            // GitHub sets the field already while the job is queued, when it has no meaning.
             started_at: job.started_at.filter(|_| status >= JobStatus::InProgress),
             completed_at: job.completed_at,
         },
@@ -55,7 +55,7 @@ pub(super) fn update_of(
     }
 }
 
-/// `None`: a status that is not known here.
+/// `None`: an unknown status.
 pub(super) fn status_of(status: &model::JobStatus) -> Option<JobStatus> {
     match status {
         model::JobStatus::Queued => Some(JobStatus::Queued),

@@ -1,4 +1,4 @@
-//! What sources say of jobs, applied to the jobs' rows and to the vms whose runners have them.
+//! Applies updates of jobs to the jobs' rows and to the vms whose runners have the jobs.
 
 use std::sync::Arc;
 
@@ -17,19 +17,19 @@ use crate::{
 
 #[derive(Debug, Default)]
 struct Board {
-    /// Raised when a job has changed.
+    /// Notified when a job has changed.
     changed: Notify,
-    /// Held while jobs are changed: what is read stays true until it is written.
+    /// Held while jobs are changed, so that what was read is still true when it is written.
     writing: Mutex<()>,
 }
 
-/// The one place where jobs are changed. Cheap to clone.
+/// The only writer of jobs. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct JobUpdates {
     ledger: Ledger,
     reader: Reader,
     clock: Clock,
-    /// Of the configuration.
+    /// From the configuration.
     pools: Arc<[Pool]>,
     board: Arc<Board>,
 }
@@ -40,7 +40,7 @@ impl JobUpdates {
         Self { ledger, reader, clock, pools, board: Arc::default() }
     }
 
-    /// For as long as jobs are read and written together.
+    /// Excludes other changes of jobs between a read and the write that depends on it.
     pub async fn lock(&self) -> MutexGuard<'_, ()> {
         self.board.writing.lock().await
     }
@@ -67,13 +67,13 @@ impl JobUpdates {
                 job
             }
         };
-        // Only the runner that this update names: GitHub takes a job back that its runner did not begin with, and gives it to
-        // another one. A name that GitHub leaves empty is nobody's.
+        // Only the runner that this update names: GitHub takes a job back from a runner that did not start it, and
+        // gives it to another one. GitHub may leave the name empty, which means no runner.
         let named = match update.runner_name.as_deref().filter(|name| !name.is_empty()) {
             Some(name) if update.record.status == job.record.status => self.reader.vms_of_runner(name).await?,
             _ => Vec::new(),
         };
-        // Two places may have runners of one name: those that callers bring are called as they like.
+        // Two scopes may have runners with the same name: names of runners that callers register are chosen by them.
         let vm = named.iter().find(|vm| may_have(vm, &update.record.repository)).map(Vm::id);
         job.vm = vm.or(job.vm);
         if new {
@@ -88,13 +88,14 @@ impl JobUpdates {
         }
         let record = job.record.clone();
         self.ledger.put_job(job).await?;
-        // Told again each time, because the last time may have ended right before it; what is known already is ignored.
+        // Applied with every update, because the service may have ended between the job's row and the vm's event. The
+        // lifecycle table ignores known facts.
         if let Some(vm) = vm
             && record.status >= JobStatus::InProgress
         {
             let event = Event::JobChanged { job: record };
             let told = self.ledger.apply(vm, Expect::Anything, event, now).await.map_err(Error::from);
-            // Its record may have been forgotten; the job's stays.
+            // The vm's record may have been deleted; the job's record stays.
             if let Err(error) = told
                 && error.code != Code::VmNotFound
             {
@@ -105,7 +106,7 @@ impl JobUpdates {
         Ok(())
     }
 
-    /// The first pool, by name, that wants it.
+    /// The first pool, by name, that takes the job.
     async fn pool_of(&self, job: &Job) -> Result<Option<String>> {
         let wants = |pool: &Pool| pool.wants(&job.record.repository, &job.labels);
         Ok(self
@@ -119,8 +120,8 @@ impl JobUpdates {
     }
 }
 
-/// Whether GitHub may give jobs of this repository to the vm's runner. A name that we made is nobody else's, even where the
-/// repository is called differently by now.
+/// Whether GitHub may give jobs of this repository to the vm's runner. A name that Mayfly chose is unique, so it
+/// counts even if the repository was renamed.
 fn may_have(vm: &Vm, repository: &str) -> bool {
     let (Some(runner), Some((owner, name))) = (&vm.spec.github, repository.split_once('/')) else { return false };
     runner.registration == Registration::Managed || runner.scope.covers(owner, name)

@@ -1,4 +1,4 @@
-//! Updates from stored webhooks.
+//! Job source that reads stored webhooks.
 
 use futures_util::future::BoxFuture;
 use serde::Deserialize;
@@ -16,7 +16,7 @@ use crate::{
     store::{Ledger, Reader},
 };
 
-/// Taken up at once: few enough to let others write in between.
+/// Deliveries per batch: few enough that other writes are not delayed.
 const BATCH: u32 = 64;
 
 #[derive(Deserialize)]
@@ -31,7 +31,7 @@ struct Repository {
     full_name: String,
 }
 
-/// What a delivery turned out to be.
+/// How a delivery was processed.
 #[derive(Debug)]
 enum ParsedDelivery {
     Update(Box<JobUpdate>),
@@ -39,7 +39,7 @@ enum ParsedDelivery {
     Refused(String),
 }
 
-/// Works the rows that `POST /webhooks/github` wrote, in the order in which they came.
+/// Processes the rows that `POST /webhooks/github` wrote, in the order in which they came.
 pub(super) struct Deliveries {
     ledger: Ledger,
     reader: Reader,
@@ -112,10 +112,10 @@ fn read(body: &[u8]) -> ParsedDelivery {
         return ParsedDelivery::Refused(format!("not a repository: {error}"));
     }
     let status = match (payload.action.as_str(), &payload.workflow_job.status) {
-        // Held back by a rule of its environment, and said to be queued all the same.
+        // A job that an environment's protection rule holds back is reported as queued all the same.
         ("queued", model::JobStatus::Waiting) | ("waiting", _) => JobStatus::Waiting,
         ("queued", _) => JobStatus::Queued,
-        // Its status may still say queued then.
+        // The status may still be `queued` in that event.
         ("in_progress", _) => JobStatus::InProgress,
         ("completed", _) => JobStatus::Completed,
         (other, _) => return ParsedDelivery::Ignored(format!("the action {other:.50?} is not known here")),
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn nobodys_runner_is_nobody() {
+    fn an_empty_runner_name_is_no_runner() {
         for (id, name) in [(json!(null), json!(null)), (json!(0), json!(""))] {
             let body = payload(
                 "completed",

@@ -1,4 +1,5 @@
-//! A new version's test: a vm of its own, an ordinary one in an ordinary queue, and the name moves when its job succeeded.
+//! Tests a new version of a template before its name moves: creates an ordinary vm of it in the ordinary queue, and
+//! moves the name if the job of the vm succeeds.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -16,7 +17,7 @@ use crate::{
     templates::Catalog,
 };
 
-/// One wait for the vm to change.
+/// Longest single wait for a change of the vm.
 const LOOK: Duration = Duration::from_secs(60);
 
 #[derive(Clone)]
@@ -35,7 +36,7 @@ impl CanaryTest {
         Self { ledger, reader, catalog, clock, admission, results }
     }
 
-    /// Dropped when the pull is cancelled. Asked again it finds the vm that it made.
+    /// Cancelled with the pull. A repeated call finds the vm that it created.
     pub async fn test(&self, mut pull: Pull) -> Result<()> {
         if let Some(at) = pull.retry_at {
             self.clock.sleep_until(at).await;
@@ -65,7 +66,7 @@ impl CanaryTest {
                         self.ledger.save_pull(pull, Vec::new(), self.clock.now()).await?;
                         return Ok(());
                     }
-                    // Somebody removed it meanwhile: it has to come again.
+                    // The template was removed meanwhile, so it has to be pulled again.
                     Err(error) if error.code == Code::TemplateUnknown => {
                         pull.state = PullState::Pulling;
                         pull.digest = None;
@@ -93,7 +94,7 @@ impl CanaryTest {
         }
     }
 
-    /// The vm once it is deleted. `None`: its record is gone.
+    /// The vm, once it is deleted. `None`: its record is gone.
     async fn vm_deleted(&self, id: VmId) -> Result<Option<Vm>> {
         let mut generation = 0;
         loop {
@@ -116,7 +117,7 @@ impl CanaryTest {
     }
 }
 
-/// Why the test does not count as passed.
+/// The reason why the test failed.
 fn verdict(vm: &Vm) -> Result<(), String> {
     match (&vm.outcome, vm.job_exit_code) {
         (Some(outcome), Some(0)) if outcome.result == OutcomeResult::Completed => Ok(()),

@@ -12,7 +12,7 @@ use crate::{
     store::{Ledger, Reader},
 };
 
-/// One task per live pull, and the loop that looks at watched tags.
+/// Runs one task per live pull, and the loop that watches tags.
 pub struct PullLoops {
     ledger: Ledger,
     reader: Reader,
@@ -30,10 +30,10 @@ impl PullLoops {
         Self { ledger, reader, run, watches: TagWatches::new(parts, pulls) }
     }
 
-    /// Runs until `shutdown`. Pulls are left as they are: the next start takes them up.
+    /// Runs until `shutdown`. Unfinished pulls continue at the next start.
     pub async fn run(self, shutdown: CancellationToken) {
         let tracker = TaskTracker::new();
-        // Subscribed before the rows are read, so that no pull falls between the two.
+        // Subscribes before it reads the rows, so that no pull between the two is missed.
         let mut changes = self.ledger.changes().subscribe_pulls();
         let (gone, mut endings) = mpsc::unbounded_channel();
         let mut driven: HashSet<PullId> = HashSet::new();

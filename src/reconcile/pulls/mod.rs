@@ -1,11 +1,11 @@
-//! Pulls, done in the background.
+//! Carries out pulls in the background.
 //!
 //! ```text
-//! row ──▶ loops    one task per live row, as for vms: a restart starts the same tasks on the same rows
-//!           run    one pull: the puller does the work; its progress is published in memory
-//!           canary a vm of the new version runs its test, then the name moves
-//!           results  done, failed, or tried again later
-//!         watches  tags that are followed: one that moved starts a pull
+//! row ──▶ loops    runs one task per live row, as for vms: a restart starts the same tasks on the same rows
+//!           run      carries out one pull with the puller, and publishes its progress in memory
+//!           canary   runs the test in a vm of the new version, then moves the name
+//!           results  records that a pull is done or has failed, or schedules a retry
+//!         watches  follows tags: a moved tag starts a pull
 //! ```
 
 mod canary;

@@ -1,4 +1,4 @@
-//! How a pull ends, or is tried again: its row and its events, in one transaction.
+//! Records the end of a pull, or its next retry: the row and its events, in one transaction.
 
 use jiff::SignedDuration;
 
@@ -26,7 +26,7 @@ impl PullResults {
         Self { ledger, clock, settings }
     }
 
-    /// After a failure: tried again later, where that may help and there is time.
+    /// After a failure: schedules a retry if the failure may be temporary and the deadline allows it.
     pub async fn retry_later(&self, mut pull: Pull, error: Error) -> Result<()> {
         let now = self.clock.now();
         let passes = matches!(error.code, Code::ImageUnavailable | Code::QueueFull | Code::StoreUnavailable);
@@ -49,7 +49,7 @@ impl PullResults {
         SignedDuration::try_from(pause).unwrap_or(SignedDuration::MAX)
     }
 
-    /// `why` the name moved, if it did.
+    /// `why`: the reason for the move of the name, if it moved.
     pub async fn done(&self, mut pull: Pull, why: &str) -> Result<()> {
         let now = self.clock.now();
         let name = pull.spec.name.clone();
@@ -77,7 +77,7 @@ impl PullResults {
         Ok(())
     }
 
-    /// With the pull's fault, and another event about it.
+    /// Records the pull's fault, and `more`, another event about it.
     pub async fn failed(&self, mut pull: Pull, more: Option<TemplateEvent>) -> Result<()> {
         let now = self.clock.now();
         let name = pull.spec.name.clone();

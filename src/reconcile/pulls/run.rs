@@ -1,4 +1,4 @@
-//! One pull, from its row to its end.
+//! Carries out one pull, from its row to its end.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// How often progress is published.
+/// Interval at which progress is published.
 const TELL: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
@@ -84,7 +84,8 @@ impl PullRun {
         }
     }
 
-    /// Pulls, and writes down what came of it. Dropped when the pull is cancelled; the puller keeps what it has verified.
+    /// Pulls the image and records the result. Cancelled with the pull; the puller keeps the chunks that it has
+    /// verified.
     async fn pull(&self, mut pull: Pull) -> Result<()> {
         if let Some(at) = pull.retry_at {
             self.clock.sleep_until(at).await;
@@ -140,7 +141,7 @@ impl PullRun {
     }
 }
 
-/// Returns when this pull has ended, or may have.
+/// Returns when this pull has ended, or may have ended.
 async fn ended(changes: &mut broadcast::Receiver<Arc<Pull>>, id: PullId) {
     loop {
         match changes.recv().await {

@@ -4,10 +4,10 @@ use crate::domain::Budgets;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Before the second attempt; doubles each time.
+    /// Pause before the second attempt; doubles each time.
     pub first_pause: Duration,
     pub longest_pause: Duration,
-    /// Of an image that does not say otherwise.
+    /// Budgets of templates whose image does not define any.
     pub budgets: Budgets,
 }
 

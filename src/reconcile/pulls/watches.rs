@@ -1,5 +1,5 @@
-//! Templates that follow a tag: its registry is asked from time to time, and a tag that moved is pulled in the background,
-//! outside of any slot.
+//! Follows tags for templates: resolves each watched tag at an interval, and starts a pull in the background when it
+//! has moved. Holds no slot meanwhile.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,13 +19,13 @@ use crate::{
     templates::{Catalog, pull::Puller},
 };
 
-/// Registries that are asked at the same time.
+/// Number of registries that are queried at the same time.
 const AT_ONCE: usize = 4;
-/// Failures make the next look later, up to so many times as long.
+/// Failures lengthen the interval, up to this factor.
 const SLOWEST: u32 = 16;
-/// However it fails, the registry is asked again after this long.
+/// Longest interval after failures, in seconds.
 const LONGEST: u32 = 24 * 3600;
-/// A database that does not answer is asked again after this.
+/// Pause after a failure of the database.
 const AGAIN: Duration = Duration::from_secs(5);
 
 #[derive(Clone)]
@@ -81,7 +81,7 @@ impl TagWatches {
         }
     }
 
-    /// Asks the registry once, and acts on its answer. An error is one of ours.
+    /// Resolves the tag once, and acts on the result. The error is an internal one.
     async fn look(&self, watch: &Watch) -> Result<()> {
         let reference: Reference = watch.image.parse().map_err(Error::internal)?;
         let resolved = self.puller.resolve(&reference).await;
@@ -104,7 +104,7 @@ impl TagWatches {
             Err(error) if matches!(error.code, Code::Internal | Code::StoreUnavailable) => return Err(error),
             Err(error) => {
                 after.failures = after.failures.saturating_add(1);
-                // Once for each cause: a registry that is away for a night is one event.
+                // One event per cause: a registry that is unreachable for a night causes one event.
                 let new = watch.fault.as_ref().is_none_or(|f| f.code != error.code);
                 let event = TemplateEvent::WatchFailed {
                     image: watch.image.clone(),
@@ -117,12 +117,12 @@ impl TagWatches {
             }
         };
         after.next_look_at = now.checked_add(pause(&after, now)).unwrap_or(Timestamp::MAX);
-        // Somebody may have set or removed it meanwhile; then what was seen is of no interest.
+        // Ignored if the watch was set or removed meanwhile.
         self.ledger.save_watch(watch, after, event, now).await?;
         Ok(())
     }
 
-    /// Starts a pull when the tag points at something that was not acted on yet.
+    /// Starts a pull if the tag points at a digest that was not handled yet.
     async fn follow_tag(
         &self,
         watch: &Watch,
@@ -144,7 +144,8 @@ impl TagWatches {
         {
             return Ok(None);
         }
-        // A new version is like the one before it: what was given by hand then is not in the image.
+        // A new version inherits the settings of the previous one, because settings that were given by hand are not
+        // in the image.
         let spec = PullSpec {
             image: reference.pinned(digest).to_string(),
             name: watch.template.clone(),
@@ -162,7 +163,7 @@ impl TagWatches {
         Ok(Some((shown, pull.id)))
     }
 
-    /// Whether the pull that this led to failed for a cause that may have passed.
+    /// Whether the pull that this watch started failed for a cause that may be temporary.
     async fn failed_for_now(&self, watch: &Watch) -> Result<bool> {
         let Some(id) = watch.pull else { return Ok(false) };
         let fault = self.reader.pull(id).await?.filter(|p| p.state == PullState::Failed);
@@ -171,8 +172,8 @@ impl TagWatches {
     }
 }
 
-/// Until the next look: a tenth more or less than was asked for, so that hosts that were set up together do not ask together,
-/// and longer the more looks have failed.
+/// Time until the next look: jitter of a tenth, so that hosts that were set up together do not query together, and
+/// longer after failures.
 fn pause(watch: &Watch, now: Timestamp) -> SignedDuration {
     let slower = (1 << watch.failures.min(5)).min(SLOWEST);
     let seconds = watch.every_seconds.saturating_mul(slower).min(watch.every_seconds.max(LONGEST));

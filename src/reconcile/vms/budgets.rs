@@ -1,7 +1,7 @@
-//! What it means that one of a vm's budgets is spent. All such decisions are made here.
+//! Decides which event follows when a budget of a vm is spent. All such decisions are made here.
 //!
-//! No guest is destroyed whose runner GitHub may be giving a job this moment: GitHub is asked to remove the runner first, and
-//! refuses if it has a job.
+//! No guest is destroyed while GitHub may be giving its runner a job: GitHub is asked to remove the runner first, and
+//! refuses if the runner has a job.
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -14,12 +14,12 @@ use crate::{
     },
 };
 
-/// A vm that drains and is still at work this long before its time is over is given more.
+/// The drain budget of a busy vm is extended when less than this is left.
 const NEAR: SignedDuration = SignedDuration::from_secs(30);
 const DRAIN_EXTENSION: SignedDuration = SignedDuration::from_secs(60);
 
-/// A runner for one job is removed by GitHub with its job's result: while it is there, its job is not done. So a drain budget that
-/// is nearly spent is extended. `busy`: GitHub says that the runner has a job.
+/// Extends a nearly spent drain budget: GitHub removes a runner for one job together with the job's result, so while
+/// the runner is registered, its job is not done. `busy`: GitHub reports that the runner has a job.
 pub(in crate::reconcile) fn drain_extension(vm: &Vm, busy: bool, now: Timestamp) -> Option<Event> {
     let at_work = busy || vm.runner_status == RunnerStatus::Busy;
     match vm.deadline() {
@@ -41,12 +41,13 @@ impl SpentBudgets {
         Self { removal, clock, pace }
     }
 
-    /// What it means that this budget is spent. Where GitHub has to be asked and is away, it is asked until it answers.
+    /// The event that follows from this spent budget. If GitHub has to be asked but cannot be reached, it is asked
+    /// until it answers.
     pub async fn spent(&self, vm: &Vm, budget: Budget) -> Event {
         let mut pause = self.pace.first_retry;
         loop {
             let removal = match budget {
-                // Before there is a guest, and after all patience.
+                // Before there is a guest, or after the longest time that a vm may exist.
                 Budget::Queue | Budget::Clone | Budget::Lifetime => Removal::Gone,
                 Budget::Boot | Budget::Configure | Budget::Registration | Budget::Idle | Budget::Drain => {
                     self.removal.remove(vm).await
@@ -61,7 +62,8 @@ impl SpentBudgets {
                     };
                 }
                 (Budget::Drain, Removal::Busy) if longer => return self.extension(),
-                // While GitHub is away, no result can be sent to it; and who had no job may have been given one since.
+                // While GitHub cannot be reached, the runner cannot upload its result, and an idle runner may have
+                // been given a job.
                 (Budget::Drain, Removal::Unknown)
                     if longer
                         && (vm.runner_status == RunnerStatus::Busy || vm.announced_by == Some(Announcer::Pool)) =>

@@ -1,4 +1,5 @@
-//! One vm's task: runs the step that the vm's state asks for, until the vm is deleted.
+//! The task of one vm: runs the step of its state against its deadline, and applies the resulting event, until the vm
+//! is deleted.
 
 use std::{
     sync::{
@@ -24,25 +25,25 @@ use crate::{
     store::{Expect, Ledger, Reader, StoreError},
 };
 
-/// The vm as it stands after its newest event.
+/// The latest state of the vm, updated with each event.
 type Newest = watch::Receiver<Option<Arc<Vm>>>;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// No budget counts as spent sooner than this after a time in which nothing could be written.
+/// After a time without writes, no budget counts as spent for this long, so that guests can repeat their reports.
 const ONCE_HEARD: Duration = Duration::from_secs(30);
-/// The longest pause after a write that failed while others succeed.
+/// Longest pause after a failed write while the database accepts others.
 const ONCE_WRITABLE: Duration = Duration::from_secs(1);
 
 enum Next {
-    /// The step came to its end.
+    /// The step succeeded.
     Fact(Event),
     Failed(Failure),
-    /// What came of a budget that is spent.
+    /// A budget was spent, which led to this event.
     Spent(Event),
-    /// GitHub said that the runner is done, and the time for its last steps is over.
+    /// GitHub reported that the runner has finished, and its settle time is over.
     Settled(EndProof),
-    /// The vm is no longer in the state that this step belongs to.
+    /// The vm has left the state that the step belongs to.
     Moved,
 }
 
@@ -88,7 +89,7 @@ impl VmDriver {
         let mut changes = self.ledger.changes().of(id);
         let mut pause = FIRST_PAUSE;
         let mut rest = None;
-        // Subscribed only now: the row may have moved on since it was given to us.
+        // The row may have changed before the subscription.
         match self.reader.vm(id).await {
             Ok(Some(now)) => vm = now,
             Ok(None) => return,
@@ -121,14 +122,14 @@ impl VmDriver {
                         self.host.limit_met(&vm, fault.clone()).await;
                     }
                     if fault.code == Code::AcceleratorFailed {
-                        // Shown on the host at once: its guests are slow from now on.
+                        // Updates `GET /host` at once: its guests are slow from now on.
                         self.host.look_at_drivers(false).await;
                     }
                     let (event, wait) = failed(&vm, failure.kind, fault);
                     (Expect::Attempt { state: step_of.0, attempt: step_of.1 }, event, wait)
                 }
             };
-            // The same trouble again is not written down again: a disk that stays full would fill itself with events.
+            // A repeated fault is not recorded again: a disk that stays full would be filled with events.
             let known = matches!((&event, &vm.last_fault), (Event::StepFailed { fault }, Some(last))
                 if fault.code == last.code && fault.detail == last.detail);
             if !known {
@@ -162,8 +163,8 @@ impl VmDriver {
         }
     }
 
-    /// Runs the step of the vm's state, after a rest if it failed before, against the vm's deadline and against the vm being moved by somebody
-    /// else.
+    /// Runs the step of the vm's state, after a pause if it failed before. Ends early when the deadline passes or
+    /// when another event moves the vm.
     async fn until_next(&self, vm: &mut Vm, changes: &mut Newest, rest: Option<Duration>) -> Next {
         let step_of = (vm.state, vm.attempt);
         let start = vm.clone();
@@ -182,9 +183,9 @@ impl VmDriver {
                 match seen.deadline() {
                     Some((budget, at)) => {
                         self.clock.sleep_until(at).await;
-                        // What the guest said while nothing could be written is said again first.
+                        // Guests repeat the reports that could not be stored; they count before the budget does.
                         self.ledger.health().steady(ONCE_HEARD).await;
-                        // If the service stood still until now, the budget is longer than it seemed.
+                        // If the service was suspended until now, the budget is longer than it seemed.
                         self.presence.confirmed().await;
                         self.budgets.spent(&seen, budget).await
                     }
@@ -219,16 +220,16 @@ impl VmDriver {
         }
     }
 
-    /// What must still hold for a step's result to count.
+    /// The condition under which a step's result is applied.
     fn expectation(&self, vm: &Vm, event: &Event) -> Expect {
         match event {
-            // Whether another attempt follows was read from the row: an end that was asked for meanwhile changes that.
+            // Whether another attempt follows was read from the row: a request to end the vm changes that.
             Event::InstanceAbsent | Event::AttemptCleared { .. } => Expect::Generation(vm.generation),
             _ => Expect::Attempt { state: vm.state, attempt: vm.attempt },
         }
     }
 
-    /// As `rest`, but no longer than the database takes no writes: once it does, every vm goes on at once.
+    /// Like `rest`, but ends as soon as the database accepts writes again, so that all vms continue at once.
     async fn until_writable(&self, pause: Duration) -> Duration {
         let mut fault = self.ledger.health().changes();
         if fault.borrow().is_none() {
@@ -246,7 +247,7 @@ impl VmDriver {
     }
 }
 
-/// Returns once the vm is newer than this, and brings it up to date.
+/// Returns once the vm has a newer generation, and updates `vm`.
 async fn newer(changes: &mut Newest, vm: &mut Vm) {
     loop {
         if changes.changed().await.is_err() {

@@ -1,8 +1,8 @@
-//! Guests that their hypervisor paused because the host's disk is full.
+//! Handles guests that their hypervisor paused because the host's disk is full.
 //!
-//! Nothing is lost by the pause: the write that found no room is made again when the guest goes on. So a guest with a runner
-//! is kept, room is made, and the guest goes on. It ends only if there is no room for long: what waits for it elsewhere, as
-//! a CI system does, has given it up by then.
+//! A pause loses nothing: the failed write is repeated when the guest is resumed. So a guest with a runner is kept
+//! while space is freed, and is resumed. It ends only if there is no space for a long time: by then the CI system has
+//! given up its job.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,9 +21,9 @@ use crate::{
     templates::Catalog,
 };
 
-/// Between two tries to let the guest go on.
+/// Interval of tries to resume the guest.
 const TRY_EVERY: Duration = Duration::from_secs(2);
-/// A guest that has run for so long since the last pause begins a new one. Less, and it is the same trouble.
+/// A pause that follows the previous one within this time continues the same incident.
 const RECOVERED: Duration = Duration::from_secs(60);
 
 pub(super) struct FullDisk {
@@ -41,7 +41,7 @@ impl FullDisk {
         Self { ledger, logs, catalog, clock, give_up_after }
     }
 
-    /// Returns when the guest has ended or was stopped for good, with the reason.
+    /// Returns the reason when the guest has ended, or has been paused for too long.
     pub async fn guest_gone(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<GoneCause, Failure> {
         let name = vm.instance();
         let mut trouble: Option<Trouble> = None;
@@ -93,13 +93,13 @@ impl FullDisk {
         self.note(vm, "the host's disk is full: the guest is paused").await;
         let fault = Fault { code: Code::HostFull, detail: detail.to_owned(), at: self.clock.now() };
         let expect = Expect::Attempt { state: vm.state, attempt: vm.attempt };
-        // Where the disk is full, the database may have no room either.
+        // With a full disk, the database may not be writable either.
         if let Err(error) = self.ledger.apply(vm.id(), expect, Event::StepFailed { fault }, self.clock.now()).await {
             tracing::warn!(vm.id = %vm.id(), error = %error, "cannot record that the guest is paused");
         }
     }
 
-    /// A line in the vm's log.
+    /// Appends a line to the vm's log.
     async fn note(&self, vm: &Vm, text: &str) {
         let line = format!("[mayfly: {} {text}]\n", self.clock.now());
         if let Err(error) = self.logs.append(vm.id(), LogSource::Hypervisor, line.into_bytes()).await {
@@ -108,7 +108,7 @@ impl FullDisk {
     }
 }
 
-/// A full disk, and when the guest went on despite it.
+/// An incident: when the disk was found full, and when the guest was resumed, if it was.
 #[derive(Clone, Copy)]
 struct Trouble {
     began: Instant,

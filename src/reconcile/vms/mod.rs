@@ -1,14 +1,14 @@
-//! One vm, from its row to its end.
+//! The life of one vm, from its row to its end.
 //!
 //! ```text
-//! drive         the task of one vm: runs the step that its state asks for, against its deadline
+//! drive         the task of one vm: runs the step of its state against its deadline
 //! steps         one idempotent step per state
-//! template      the step of a vm that waits for its image
-//! start         whether its guest may be started now
-//! provisioning  how its guest gets its runner
-//! full_disk     guests that are paused because the host's disk is full
-//! budgets       what it means that one of its budgets is spent
-//! observe       what is made of a look at its instance
+//! template      pulls the image that a queued vm waits for
+//! start         checks right before the start of the guest whether its slot is still free
+//! provisioning  gives the guest its bootstrap bundle
+//! full_disk     handles guests that are paused because the host's disk is full
+//! budgets       decides which event follows when a budget is spent
+//! observe       interprets the driver's observation of an instance
 //! ```
 
 mod budgets;

@@ -1,4 +1,4 @@
-//! How a guest gets its runner: waiting until it listens, and handing over the kit, by each of the three ways.
+//! Provisions guests: waits until the guest can be reached, and gives it its bootstrap bundle by seed, SSH or agent.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
@@ -36,9 +36,9 @@ use crate::{
     templates::Catalog,
 };
 
-/// How often a way to the guest that the driver does not know yet is asked for.
+/// Interval of queries while the driver does not know the guest's address yet.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How long a guest that may start its runner has for asking by itself.
+/// How long a guest may take to ask for the permission to start its runner.
 const START_IS_TOLD_AFTER: Duration = Duration::from_secs(10);
 const START_IS_TOLD_WITHIN: Duration = Duration::from_secs(60);
 
@@ -66,11 +66,12 @@ impl Provisioner {
         Ok(self.catalog.get(&spec_of(vm)?.template_digest).await?)
     }
 
-    /// Returns once the guest can be handed its runner. Never, where the guest itself says so.
+    /// Returns once the guest can be provisioned. Never returns for a seed: then the guest reports over the guest
+    /// API.
     pub async fn guest_ready(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<ReadyVia, Failure> {
         match spec_of(vm)?.handover {
             Handover::Seed => {
-                // Known at once or never needed.
+                // The address is known at once, or not needed.
                 if let Some((Some(ssh), _)) = ways(driver, vm).await? {
                     self.note_endpoint(vm, ssh, None).await?;
                 }
@@ -92,7 +93,7 @@ impl Provisioner {
         }
     }
 
-    /// Returns once the guest has its runner. Never, where a seed is at work in the guest, whose word moves the vm.
+    /// Returns once the guest is provisioned. Never returns for a seed: then the report of the guest moves the vm.
     pub async fn provision(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<(), Failure> {
         let boot_log = match spec_of(vm)?.handover {
             Handover::Seed => std::future::pending().await,
@@ -118,8 +119,8 @@ impl Provisioner {
         Ok(())
     }
 
-    /// Tells the guest by the way that its kit came that it may start its runner, where it does not ask over the guest API.
-    /// Returns when it was told, or has shown that it knows; the caller commits nothing, so a restart tells it again.
+    /// Permits the guest to start its runner, over SSH or the agent, if it does not ask over the guest API. Returns
+    /// when the guest was told, or has shown that it started. Nothing is recorded, so a restart tells it again.
     pub async fn permit_job(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<(), Failure> {
         let handover = spec_of(vm)?.handover;
         if handover == Handover::Seed || vm.state != State::Running || !vm.start_unconfirmed {
@@ -178,14 +179,15 @@ impl Provisioner {
         if spec_of(vm)?.handover == Handover::Seed
             && let Some(github) = &mut github
         {
-            // Root in the guest can read the seed's volume while the job runs, so the guest fetches this before.
+            // Root in the guest can read the seed's volume while the job runs, so the secret is not in the seed: the
+            // guest fetches it over the guest API.
             github.secret = None;
         }
         let env = env.iter().map(|(k, v)| (k.clone(), v.expose_secret().to_owned())).collect();
         let payload = script.map(|script| script.expose_secret().to_owned());
         let driver = &spec_of(vm)?.driver;
         let url = self.guest_urls.get(driver).cloned().ok_or_else(|| {
-            let detail = format!("guests of the driver {driver} have no way to the guest API");
+            let detail = format!("no address of the guest API is configured for guests of the driver {driver}");
             Failure::new(FailureKind::Permanent, Code::GuestNotConfigured, detail)
         })?;
         Kit::new(KitInput {
@@ -203,7 +205,7 @@ impl Provisioner {
         .map_err(|e| Failure::new(FailureKind::Permanent, Code::GuestNotConfigured, e.to_string()))
     }
 
-    /// What GitHub's runner needs, with the registration that the caller brought, or one that is made now.
+    /// The part of the bundle for GitHub's runner, with the caller's registration, or one that is made now.
     async fn github_kit(
         &self,
         vm: &Vm,
@@ -225,7 +227,7 @@ impl Provisioner {
                 secret
             }
             (Registration::JitConfig | Registration::Token, None) => {
-                let lost = "the registration that came with the request is not there";
+                let lost = "the registration of the request is missing from the database";
                 return Err(Failure::new(FailureKind::Permanent, Code::Internal, lost));
             }
         };
@@ -246,7 +248,7 @@ impl Provisioner {
         }))
     }
 
-    /// Records under which name GitHub has a runner that the caller registers: jobs are bound to the vm by it.
+    /// Records the name of a runner that the caller registered: jobs are bound to the vm by it.
     async fn note_brought(&self, vm: &Vm, runner: Registered) -> Result<(), Failure> {
         if vm.registered.as_ref() == Some(&runner) {
             return Ok(());
@@ -260,7 +262,7 @@ impl Provisioner {
         self.reached(driver, vm, |(ssh, _)| ssh).await
     }
 
-    /// The socket that leads to the agent in the guest.
+    /// The socket of the agent in the guest.
     async fn agent(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<PathBuf, Failure> {
         self.reached(driver, vm, |(_, agent)| agent).await
     }
@@ -285,8 +287,8 @@ impl Provisioner {
         Ok(())
     }
 
-    /// The deadline of the vm's state on the runtime's clock, for calls that bound themselves. The vm's own deadline is kept by
-    /// its task; this one only has to be no sooner.
+    /// The deadline of the vm's state on the monotonic clock, for calls with their own time limit. `drive` enforces
+    /// the exact deadline; this one only must not be earlier.
     fn step_ends(&self, vm: &Vm) -> tokio::time::Instant {
         let left = vm.deadline().map_or(SignedDuration::from_hours(1), |(_, at)| at.duration_since(self.clock.now()));
         clock::monotonic() + Duration::try_from(left).unwrap_or_default() + Duration::from_secs(5)

@@ -1,7 +1,7 @@
-//! Right before a guest is started: whether its slot is still there.
+//! Checks right before the start of a guest whether the slot of its vm is still free.
 //!
-//! The slot was free when it was given. While the template is cloned, guests may start that Mayfly knows nothing of, so the
-//! host is looked at once more. If they took the slot, the vm gives its lease back and waits for another one.
+//! The slot was free when placement gave it. While the template was cloned, foreign guests may have started, so the
+//! host is inspected once more. If they took the slot, the vm returns its lease and waits for another slot.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -29,11 +29,11 @@ use crate::{
     store::{Reader, placement::SlotLease},
 };
 
-/// How long a driver that does not list its instances is waited for before the vm goes back to the queue.
+/// How long to wait for a driver that does not list its instances, before the vm returns to the queue.
 const UNKNOWN_FOR: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// The guests that are being started. A look that began before a start has ended may not show its guest.
+/// The guests that are being started. An inspection that began before a start has ended may not show its guest.
 #[derive(Default)]
 struct Starts {
     starts: Mutex<HashMap<VmId, Start>>,
@@ -44,7 +44,7 @@ struct Start {
     os: GuestOs,
     cpus: u32,
     memory_mib: u32,
-    /// `None`: it goes on.
+    /// `None`: the start is under way.
     ended: Option<Instant>,
 }
 
@@ -67,8 +67,9 @@ impl Starts {
         self.starts.lock()
     }
 
-    /// Lets the vm start if it fits beside what comes before it, by a look that began at `since` or later and leases that were
-    /// read before that. Otherwise what is held. One vm at a time: the next one counts this one.
+    /// Permits the start if the vm fits beside what counts before it, by an inspection that began at `since` or later
+    /// and by leases that were read before it. Otherwise returns that usage. Permits are given one at a time: the
+    /// next one counts this start.
     fn permit(
         &self,
         vm: VmId,
@@ -79,7 +80,7 @@ impl Starts {
         since: Instant,
     ) -> Result<StartPermit<'_>, Usage> {
         let mut starts = self.lock();
-        // No look is used that began longer ago.
+        // Older inspections are not used.
         starts.retain(|_, start| start.ended.is_none_or(|ended| clock::elapsed(ended) < 2 * PATIENT));
         let unseen: HashMap<VmId, Start> = starts
             .iter()
@@ -96,9 +97,9 @@ impl Starts {
     }
 }
 
-/// What counts before this vm: everything that runs or is being started, and older vms of ours whose guests are still to be
-/// started. So of two that start at the same time, the younger gives way to a foreign guest. The lease that it still holds while
-/// its clone is removed does not count, or the older one would give way as well.
+/// The usage that counts before this vm: everything that runs or is being started, and older vms whose guests are
+/// still to be started. So of two vms that start at the same time, the younger one gives way to a foreign guest. The
+/// lease that it holds while its clone is removed does not count, otherwise the older one would give way as well.
 fn usage_before(vm: VmId, view: &HostView, leases: &[SlotLease], starts: &HashMap<VmId, Start>) -> Usage {
     let mut held = view.foreign();
     let mut counted = HashSet::from([vm]);
@@ -106,7 +107,7 @@ fn usage_before(vm: VmId, view: &HostView, leases: &[SlotLease], starts: &HashMa
         let runs = view.runs(lease.vm) || starts.contains_key(&lease.vm);
         let counts = match lease.state {
             State::Cloning | State::Booting => runs || lease.vm < vm,
-            // It is never started again in this attempt, so what the look does not show does not run.
+            // Its guest is not started again in this attempt: if the inspection does not show it, it does not run.
             State::Stopping | State::Deleting => runs,
             State::Queued | State::Configuring | State::Running | State::Draining | State::Deleted => true,
         };
@@ -127,7 +128,7 @@ fn usage_before(vm: VmId, view: &HostView, leases: &[SlotLease], starts: &HashMa
     held
 }
 
-/// Gives the permits to start guests.
+/// Gives permits to start guests.
 pub(super) struct StartPermits {
     starts: Starts,
     reader: Reader,
@@ -141,9 +142,9 @@ impl StartPermits {
         Self { starts: Starts::default(), reader, host, capacity }
     }
 
-    /// Returns when the guest may be started now. `None`: it runs, so there is nothing to decide.
+    /// Returns when the guest may be started. `None`: it was started before, so no permit is needed.
     pub async fn obtain(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<Option<StartPermit<'_>>, Failure> {
-        // Its job may be running since before this service was: no answer of any list may end it.
+        // Its job may be running since before a restart of the service: no inspection may end it.
         if was_started(driver, vm).await? {
             return Ok(None);
         }
@@ -163,7 +164,8 @@ impl StartPermits {
             }
             match self.starts.permit(vm.id(), spec, &self.capacity, &view, &leases, since) {
                 Ok(permit) => return Ok(Some(permit)),
-                // A guest that has ended meanwhile, or another command that held a guest's lock for a moment.
+                // One refusal may have a temporary cause: a guest that has just ended, or another command that held a
+                // guest's lock for a moment.
                 Err(_) if !refused => refused = true,
                 Err(held) => {
                     return Err(Failure::new(FailureKind::Host, Code::SlotTaken, self.taken(spec, held, &view)));

@@ -1,5 +1,5 @@
-//! One idempotent step per state. Each rests on the vm's row, the template and the settings, and gives the fact that moves
-//! the vm on. Any of them may be run again from its beginning at any moment.
+//! One idempotent step per state. Each depends only on the vm's row, the template and the settings, and returns the
+//! event that moves the vm. Each can be run again from its beginning at any moment.
 
 use std::{sync::Arc, time::Duration};
 
@@ -73,7 +73,7 @@ impl Steps {
     /// Runs the step of the vm's state.
     pub async fn run(&self, vm: &Vm) -> Result<Event, Failure> {
         match vm.state.next_step() {
-            // Once its template is here, placement, a deadline or a DELETE moves it.
+            // Once the template is present, placement, the deadline or a DELETE moves the vm.
             Step::AwaitSlot => {
                 self.templates.obtain(vm).await?;
                 std::future::pending().await
@@ -91,7 +91,7 @@ impl Steps {
     async fn clone_template(&self, vm: &Vm) -> Result<Event, Failure> {
         let driver = self.driver(vm)?;
         self.catalog.may_clone(&spec_of(vm)?.template_digest).await.map_err(|error| match error.code {
-            // No other attempt of this vm has more room: it gives its slot back and waits for the host.
+            // Another attempt of this vm would have no more space: the vm returns its slot and waits for the host.
             Code::HostFull => Failure::new(FailureKind::Host, error.code, error.detail),
             _ => error.into(),
         })?;
@@ -148,7 +148,7 @@ impl Steps {
         if let Some(console) = driver.console_log(&name)
             && let Err(error) = self.logs.keep_tail(vm.id(), LogSource::Console, &console).await
         {
-            // A log is not worth a leaked disk.
+            // A missing log is better than a leaked disk.
             tracing::warn!(vm.id = %vm.id(), error = %error, "cannot store the console log");
         }
         for log in driver.hypervisor_logs(&name) {
@@ -162,12 +162,12 @@ impl Steps {
             return Ok(Event::InstanceAbsent);
         }
         if vm.slot_taken {
-            // It is placed when a look shows a free slot; until then younger ones must not overtake it.
+            // Queued without a pause, so that younger vms do not overtake it; placement waits for a free slot.
             return Ok(Event::AttemptCleared { reason: QueueReason::Slot, not_before: self.clock.now() });
         }
         let emulated_now = vm.last_fault.as_ref().is_some_and(|fault| fault.code == Code::AcceleratorFailed);
         if vm.host_refused && emulated_now {
-            // The next guest runs otherwise than this one did: there is nothing to wait for.
+            // The next guest runs under another accelerator, so there is nothing to wait for.
             return Ok(Event::AttemptCleared { reason: QueueReason::Host, not_before: self.clock.now() });
         }
         let (reason, exponent) = if vm.host_refused {
@@ -183,7 +183,7 @@ impl Steps {
     fn driver(&self, vm: &Vm) -> Result<Arc<dyn Driver>, Failure> {
         let name = &spec_of(vm)?.driver;
         self.drivers.get(name).cloned().ok_or_else(|| {
-            // Enabling the driver again is all that is needed, so the vm waits for it.
+            // Retried, because enabling the driver again resolves it.
             Failure::new(
                 FailureKind::Retry,
                 Code::DriverUnsupported,
@@ -218,7 +218,7 @@ impl Steps {
         })
     }
 
-    /// Runs `work` for as long as the instance runs.
+    /// Runs `work`, and fails when the instance ends before it.
     async fn while_running<T>(
         &self,
         driver: &Arc<dyn Driver>,
@@ -233,14 +233,15 @@ impl Steps {
     }
 }
 
-/// Whether the guest of this attempt answered or called. An admin's DELETE may come before either.
+/// Whether Mayfly reached the guest of this attempt, or the guest reported. A DELETE by an admin may come before
+/// either.
 fn was_reached(vm: &Vm) -> bool {
     let this_attempt = vm.timeline.iter().rev().take_while(|entry| entry.state != State::Cloning);
     vm.announced_by == Some(Announcer::Hook)
         || this_attempt.map(|entry| entry.state).any(|state| matches!(state, State::Configuring | State::Running))
 }
 
-/// The guest ended, or was stopped, before it had its runner.
+/// The failure of a guest that ended, or was stopped, before it was provisioned.
 fn ended_early(vm: &Vm, cause: GoneCause) -> Failure {
     let (kind, code) = match cause {
         GoneCause::GuestPowerOff | GoneCause::GuestReset | GoneCause::HostStop | GoneCause::Unknown => {
@@ -249,7 +250,7 @@ fn ended_early(vm: &Vm, cause: GoneCause) -> Failure {
         GoneCause::GuestPanic | GoneCause::HypervisorError | GoneCause::GuestWatchdog | GoneCause::HostPause => {
             (FailureKind::Attempt, cause.code())
         }
-        // Another clone would fare no better.
+        // Another clone would fail in the same way.
         GoneCause::HostDiskFull | GoneCause::AcceleratorFailed => (FailureKind::Host, cause.code()),
     };
     Failure::new(kind, code, format!("the guest ended while it was {}: {}", vm.state, cause.describe()))

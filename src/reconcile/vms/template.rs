@@ -1,4 +1,4 @@
-//! A vm that asked for an image which is not here: it is pulled while the vm waits, and no slot is held for it.
+//! Pulls the image that a queued vm waits for. No slot is held meanwhile.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ pub(super) struct TemplateFetch {
     drivers: Arc<Registry>,
     clock: Clock,
     capacity: Capacity,
-    /// Of an image that does not say otherwise.
+    /// Budgets of images that do not define any.
     budgets: Budgets,
 }
 
@@ -33,16 +33,21 @@ impl TemplateFetch {
         Self { ledger, catalog, puller, drivers, clock, capacity: settings.capacity, budgets: settings.budgets.clone() }
     }
 
-    /// Ends when the vm's image is a template here and its row says so; at once, for a vm that waits for something else.
+    /// Returns when the vm's template is present and its row records it; at once, if the vm does not wait for an
+    /// image.
     pub async fn obtain(&self, vm: &Vm) -> Result<(), Failure> {
         let TemplateSource::Awaited { awaits } = &vm.spec.source else { return Ok(()) };
         let image: Reference = vm.spec.template.parse().map_err(|error: ReferenceError| {
-            Failure::new(FailureKind::Permanent, Code::Internal, format!("the stored image is none: {error}"))
+            Failure::new(
+                FailureKind::Permanent,
+                Code::Internal,
+                format!("the stored image reference is invalid: {error}"),
+            )
         })?;
         let pulled = self.puller.obtain(&image, &vm.id().to_string(), &self.budgets).await;
         let template = pulled.map_err(|error| Failure::from(Error::from(&*error)))?;
-        // Nobody needs it yet as far as the database knows, so it is kept until the vm's row says that it does. One that is gone
-        // or was found to be damaged meanwhile is pulled again.
+        // Takes a lease, because no row in the database refers to the template yet. A template that was removed or
+        // found damaged meanwhile is pulled again.
         let taken = self.catalog.take(&template.digest).await;
         let (template, _kept) = taken.map_err(|error| Failure { kind: FailureKind::Retry, ..error.into() })?;
         let (spec, budgets) = awaits.of(&template, &self.capacity)?;

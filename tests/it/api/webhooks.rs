@@ -69,8 +69,8 @@ async fn what_is_not_proven_is_refused_and_not_stored() {
         (Some(String::new()), "64 hexadecimal digits"),
         (Some(good.replace("sha256=", "sha1=")), "64 hexadecimal digits"),
         (Some(good[..70].to_owned()), "64 hexadecimal digits"),
-        (Some(signature("somebody else's", &queued())), "not of this body"),
-        (Some(signature(SECRETS[1], b"another body")), "not of this body"),
+        (Some(signature("somebody else's", &queued())), "does not match this body"),
+        (Some(signature(SECRETS[1], b"another body")), "does not match this body"),
     ] {
         let (status, problem) = Sent { signature, ..Sent::signed(&queued()) }.to(&api).await;
         assert_eq!((status, &problem["code"]), (StatusCode::UNAUTHORIZED, &json!("webhook.unproven")), "{problem}");
@@ -109,7 +109,7 @@ async fn a_delivery_is_stored_once_however_often_and_however_it_comes() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_a_delivery_is_told_so() {
+async fn an_invalid_delivery_is_refused() {
     let api = api().await;
     let (status, problem) = Sent::signed(b"{\"action\":").to(&api).await;
     assert_eq!((status, &problem["code"]), (StatusCode::BAD_REQUEST, &json!("request.invalid")), "{problem}");
@@ -178,7 +178,7 @@ async fn a_delivery_that_makes_no_sense_is_marked_and_left_and_the_next_is_worke
 
 /// Whoever sends is known only at the end of what is sent, so nobody may make others wait.
 #[tokio::test]
-async fn slow_senders_hold_up_nobody() {
+async fn slow_senders_do_not_delay_others() {
     let api = api().await;
     let slow = |size: &'static str| {
         let url = format!("{}/webhooks/github", api.url);
