@@ -1,4 +1,4 @@
-//! How the failures of files and programs become a driver's: who is at fault, and whether trying again may help.
+//! Converts failures of files and programs to driver errors: their kind, and whether a retry may help.
 
 use std::io;
 
@@ -16,14 +16,14 @@ pub fn io(error: io::Error, code: Code, what: &str) -> DriverError {
     DriverError::new(kind, code, format!("{what}: {error}")).source(error)
 }
 
-/// Something could not be looked at, so nothing is known of it. Whatever the reason, this is no verdict on a vm, nor a reason of
-/// the host's to give it up: the look is repeated.
+/// An observation failed, so nothing is known. Whatever the reason, this says nothing about the vm, and is no reason
+/// for the host to give it up: the observation is repeated.
 pub fn unseen(error: io::Error, what: &str) -> DriverError {
     DriverError::new(ErrorKind::Retry, Code::HostUnavailable, format!("{what} cannot be looked at: {error}"))
         .source(error)
 }
 
-/// Whether something is at this path, which may lead nowhere.
+/// Whether there is an entry at this path, which may be a dangling link.
 pub fn exists(path: &std::path::Path) -> io::Result<bool> {
     match path.symlink_metadata() {
         Ok(_) => Ok(true),
@@ -32,7 +32,7 @@ pub fn exists(path: &std::path::Path) -> io::Result<bool> {
     }
 }
 
-/// A program that could not be followed to its end.
+/// A program whose end could not be observed.
 pub fn command(error: CommandError, code: Code) -> DriverError {
     match &error {
         CommandError::Missing { .. } | CommandError::Spawn { .. } => {

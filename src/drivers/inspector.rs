@@ -1,8 +1,8 @@
-//! Looks at what the hypervisors of this host run.
+//! Inspects the host: lists the instances of its hypervisors.
 //!
-//! A decision about a slot needs a look that began after the slot was asked for, or given back: an older one does not show
-//! what others did meanwhile. So whoever decides says how old the look may be, and waits for it. One list of a driver is
-//! under way at a time and serves everyone who asked before it began.
+//! A decision about a slot needs an inspection that began after the slot was requested or released: an older one
+//! misses foreign changes since then. So callers state the oldest acceptable start, and wait for such an inspection.
+//! There is one list call per driver at a time; it serves all callers that asked before it began.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -19,14 +19,14 @@ use crate::{
     platform::clock::{self, Clock},
 };
 
-/// A hypervisor that does not list its instances within this does not answer.
+/// A hypervisor that does not list its instances within this time counts as not answering.
 const LIST_WITHIN: Duration = Duration::from_secs(15);
-/// Long enough for a list that is under way and one that begins after it.
+/// Long enough for a list call that is under way, and one after it.
 pub const PATIENT: Duration = Duration::from_secs(2 * LIST_WITHIN.as_secs() + 1);
-/// How long a list is waited for whose predecessor did not come within its time: guests of other drivers wait meanwhile.
+/// How long to wait for a list call after one that timed out: guests of other drivers are waiting meanwhile.
 const AFTER_A_HANG: Duration = Duration::from_secs(1);
 
-/// The host as last looked at, and new looks at it. Cheap to clone.
+/// The latest inspection of the host, and new inspections. Cheap to clone.
 #[derive(Clone)]
 pub struct HostInspector {
     inner: Arc<Inner>,
@@ -38,23 +38,23 @@ struct Inner {
     clock: Clock,
     board: watch::Sender<HostView>,
     lists: Mutex<BTreeMap<&'static str, Progress>>,
-    /// How many lists have ended.
+    /// Number of list calls that have ended.
     ended: watch::Sender<u64>,
 }
 
-/// The lists of one driver.
+/// The list calls of one driver.
 #[derive(Clone, Copy, Default)]
 struct Progress {
-    /// When the one that is under way began.
+    /// Start of the call that is under way.
     running: Option<Instant>,
-    /// When the newest one that has ended began.
+    /// Start of the newest call that has ended.
     ended: Option<Instant>,
-    /// That one did not come within its time.
+    /// The newest call timed out.
     hung: bool,
 }
 
 impl HostInspector {
-    /// Nothing is looked at yet. `count_foreign`: whether instances that Mayfly did not start count.
+    /// Starts without an inspection. `count_foreign`: whether foreign instances count.
     pub fn new(drivers: Arc<Registry>, capacity: Capacity, count_foreign: bool, clock: Clock) -> Self {
         let listings = drivers
             .iter()
@@ -78,7 +78,7 @@ impl HostInspector {
         Self { inner: Arc::new(Inner { drivers, count_foreign, clock, board, lists, ended }) }
     }
 
-    /// The host as last looked at, however long ago.
+    /// The latest inspection, however old.
     pub fn last(&self) -> HostView {
         self.inner.board.borrow().clone()
     }
@@ -91,15 +91,15 @@ impl HostInspector {
         self.inner.board.subscribe()
     }
 
-    /// Changes what is shown besides instances.
+    /// Changes the parts of the view other than instances.
     pub fn update<T>(&self, change: impl FnOnce(&mut HostView) -> T) -> T {
         let mut result = None;
         self.inner.board.send_modify(|view| result = Some(change(view)));
         result.expect("the change was made")
     }
 
-    /// The host as a look shows it that began at `since` or later. What a driver runs that does not answer `within` that time
-    /// is what it ran when it answered last, and its listing in the answer has a fault.
+    /// An inspection that began at `since` or later. If a driver does not answer `within` that time, its instances
+    /// are those of its last answer, and its listing has a fault.
     pub async fn look(&self, since: Instant, within: Duration) -> HostView {
         let deadline = clock::monotonic() + within;
         let mut ended = self.inner.ended.subscribe();
@@ -111,7 +111,7 @@ impl HostInspector {
         self.inner.seen(since)
     }
 
-    /// As `look`, with one that is not older than this.
+    /// Like `look`, with an inspection that is not older than `age`.
     pub async fn look_at_most(&self, age: Duration, within: Duration) -> HostView {
         let now = clock::monotonic();
         self.look(now.checked_sub(age).unwrap_or(now), within).await
@@ -123,8 +123,8 @@ impl Inner {
         self.lists.lock()
     }
 
-    /// Begins the lists that are missing where none is under way. Until when it makes sense to wait for those that are; `None`:
-    /// nothing is missing that could still come.
+    /// Starts the missing list calls, unless they are under way. Returns how long it is useful to wait for them;
+    /// `None`: nothing is missing that could still arrive.
     fn begin(self: &Arc<Self>, since: Instant, deadline: Instant) -> Option<Instant> {
         let now = clock::monotonic();
         let (mut missing, mut until) = (Vec::new(), None);
@@ -143,7 +143,7 @@ impl Inner {
                 until = until.max(Some(patience));
             }
         }
-        // A runtime that shuts down drops at once what is spawned, and that needs the lock.
+        // A runtime that shuts down drops spawned tasks at once, which takes the lock.
         drop(lists);
         for (name, driver) in missing {
             tokio::spawn(List::begin(self, name, now).run(driver));
@@ -151,7 +151,7 @@ impl Inner {
         until
     }
 
-    /// The board, with a fault for each driver whose list is older than `since`.
+    /// The view, with a fault for each driver whose list is older than `since`.
     fn seen(&self, since: Instant) -> HostView {
         let lists = self.lists();
         let mut view = self.board.borrow().clone();
@@ -195,10 +195,10 @@ impl Inner {
                 });
                 view.instances.retain(|i| i.driver != name);
                 view.instances.extend(shown.filter(|i| i.vm_id.is_some() || self.count_foreign));
-                // In the order of the drivers, whichever answered first.
+                // In the order of the drivers, not of their answers.
                 view.instances.sort_by(|a, b| a.driver.cmp(&b.driver));
             }
-            // What it ran stays: forgetting foreign instances would overbook the host.
+            // The last known instances stay: without its foreign instances the host would be overcommitted.
             Err(error) => {
                 let known = listing.fault.as_ref().filter(|fault| fault.detail == error.summary);
                 if known.is_none() {
@@ -214,7 +214,7 @@ impl Inner {
     }
 }
 
-/// One list of one driver. Dropped before its end, it counts as one that failed: those who wait for it go on.
+/// One list call of one driver. If it is dropped before its end, it counts as failed, so that its waiters continue.
 struct List {
     inner: Option<Arc<Inner>>,
     driver: &'static str,

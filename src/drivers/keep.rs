@@ -1,4 +1,4 @@
-//! Keeping a template while it is cloned.
+//! Protects a template while it is cloned.
 
 use std::{
     fs::{File, TryLockError},
@@ -9,8 +9,8 @@ use std::{
 use super::{DriverError, ErrorKind, Result, failure};
 use crate::domain::Code;
 
-/// Keeps a template's disk from being deleted for as long as the returned file is open. Whoever deletes it takes the
-/// exclusive lock first.
+/// Protects a template's disk from deletion while the returned file is open. A deletion first takes the exclusive
+/// lock.
 pub async fn lock_shared(disk: &Path) -> Result<File> {
     let disk = disk.to_owned();
     let locked = tokio::task::spawn_blocking(move || {

@@ -1,4 +1,4 @@
-//! Killing a hypervisor that does not end by itself.
+//! Kills a hypervisor that does not end by itself.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use tokio::time::timeout;
 use super::{DriverError, ErrorKind, Result, process::Process};
 use crate::domain::{Code, InstanceName};
 
-/// A process that has not ended by then after SIGKILL waits for a broken disk.
+/// A process that has not ended this long after SIGKILL is blocked by a broken disk.
 const KILL: Duration = Duration::from_secs(5);
 
-/// Returns when it has ended.
+/// Returns when the process has ended.
 pub async fn kill(process: &Process, name: &InstanceName) -> Result<()> {
     let killed = process.kill().await;
     if timeout(KILL, process.ended()).await.is_ok() {

@@ -1,12 +1,13 @@
-//! One contract for every hypervisor.
+//! The contract of all hypervisor drivers.
 //!
-//! A driver turns verbs into effects on one hypervisor and knows nothing else: not the store, not the guest's content, not
-//! other drivers. It keeps no memory: everything it needs is in its arguments, on disk, or in the hypervisor, so a driver made
-//! a moment ago serves an instance started last week. Waiting and retrying belong to `reconcile`.
+//! A driver turns verbs into effects on one hypervisor and knows nothing else: not the store, not the guest's
+//! content, not other drivers. It has no state in memory: everything it needs is in its arguments, on disk, or in the
+//! hypervisor, so a new driver can serve an instance that was started last week. Waiting and retrying belong to
+//! `reconcile`.
 //!
-//! Every verb is idempotent, because Mayfly may die right before or right after any of them: `create` and `start` asked
-//! twice give the same instance, and for `stop` and `destroy` absence is success. No guest is ever booted twice from one clone:
-//! what it did the first time would be done again.
+//! Every verb is idempotent, because Mayfly may end right before or after any of them: a repeated `create` or `start`
+//! gives the same instance, and for `stop` and `destroy` absence is success. No guest is ever booted twice from one
+//! clone, because it would repeat its work.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -34,19 +35,19 @@ pub mod tart;
 
 pub use section::{FakeSection, SlotsSection};
 
-/// What a driver can do at all, whatever the host.
+/// What a driver supports on any host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capabilities {
     pub guests: Vec<GuestOs>,
     pub graceful_stop: bool,
     pub console: bool,
-    /// Takes a NoCloud seed volume.
+    /// Supports a NoCloud seed volume.
     pub seed: bool,
-    /// Has a channel of its own to an agent in the guest.
+    /// Has a channel to an agent in the guest.
     pub agent: bool,
 }
 
-/// Whether it works here, and with what.
+/// What works on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DriverProbe {
     /// For example `QEMU emulator version 7.2.22`.
@@ -54,19 +55,19 @@ pub struct DriverProbe {
     pub arch: Arch,
     /// `kvm`, `hvf`, `tcg`, `vz`, …
     pub accelerator: String,
-    /// Why the better accelerator is not used, when it is not: cause, consequence and remedy.
+    /// Why a better accelerator is not used: cause, consequence and remedy.
     pub note: Option<String>,
 }
 
 impl DriverProbe {
-    /// Which accelerator runs guests, and why not a better one, in one sentence.
+    /// One sentence: which accelerator runs guests, and why a better one is not used.
     pub fn sentence(&self) -> String {
         let note = self.note.as_deref().map(|note| format!(": {note}")).unwrap_or_default();
         format!("guests run under {}{note}", self.accelerator)
     }
 }
 
-/// A NoCloud seed: the files of a volume labelled `cidata`. Holds secrets: written with mode 0600, never logged.
+/// A NoCloud seed: the volume with the label `cidata`. Contains secrets: written with mode 0600, never logged.
 #[derive(Clone)]
 pub struct Seed {
     /// The volume's bytes (vfat).
@@ -82,15 +83,17 @@ impl std::fmt::Debug for Seed {
 /// How the guest reaches the guest API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestNetwork {
-    /// `true`: the guest reaches the guest API and nothing else. `false`: the internet and the host's network too.
+    /// `true`: the guest reaches only the guest API. `false`: also the internet and the host's network.
     pub isolated: bool,
     /// Unix socket of the guest API on this host.
     pub guest_api: PathBuf,
-    /// Program that relays its standard input and output to that socket: `argv[0]` and what precedes the socket's path.
+    /// Program that relays its standard input and output to that socket: `argv`, to which the socket's path is
+    /// appended.
     pub relay: Vec<String>,
 }
 
-/// Everything that makes an instance. A pure function of the vm's record and the configuration, so it can be made again.
+/// Everything that defines an instance. A pure function of the vm's record and the configuration, so it can be
+/// computed again.
 #[derive(Clone, Debug)]
 pub struct InstanceSpec {
     pub name: InstanceName,
@@ -105,28 +108,28 @@ pub struct InstanceSpec {
     pub network: GuestNetwork,
 }
 
-/// What the driver just saw.
+/// The state of an instance, as the driver just observed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
     /// Nothing is left of it: no process, no disk.
     Absent,
     /// It exists and does not run.
     Stopped,
-    /// The hypervisor runs. `ssh` is where the guest's SSH port is reached, and `agent` the socket that leads to the agent in
-    /// the guest, each as soon as it is known; the guest may not answer there yet.
+    /// The hypervisor runs. `ssh` is the address of the guest's SSH port, and `agent` the socket of the agent in the
+    /// guest, as soon as they are known; the guest may not answer there yet.
     Running { ssh: Option<Endpoint>, agent: Option<PathBuf> },
-    /// The hypervisor lives and does not run its guest any more.
+    /// The hypervisor runs, but no longer runs its guest.
     Halted { cause: GoneCause },
-    /// It exists in a way that no verb of ours leaves behind.
+    /// It exists in a state that no verb of the driver leaves behind.
     Broken { detail: String },
 }
 
-/// One instance on the host, as `list` sees it.
+/// One instance on the host, as `list` shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
-    /// The hypervisor's name for it. `InstanceName::parse` tells ours from foreign ones.
+    /// The hypervisor's name for it. `InstanceName::parse` recognises Mayfly's.
     pub name: String,
-    /// Ours: it lives where this Mayfly keeps its instances and carries our prefix. Never true on a guess.
+    /// Mayfly's own: in this Mayfly's directory and with its prefix. Never true on a guess.
     pub ours: bool,
     pub running: bool,
     pub os: GuestOs,
@@ -136,15 +139,15 @@ pub struct Listed {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// Trying the same again may help.
+    /// A retry may help.
     Retry,
-    /// It will not, for this vm.
+    /// A retry does not help this vm.
     Permanent,
-    /// The host cannot run it now and the vm is not at fault (limit exceeded, hypervisor missing or broken).
+    /// The host cannot run it now, for a reason outside the vm (limit exceeded, hypervisor missing or broken).
     Host,
 }
 
-/// Why a verb failed. The tail is for the log only.
+/// The failure of a verb. The tail is for the log only.
 #[derive(Debug, thiserror::Error)]
 #[error("{summary}")]
 pub struct DriverError {
@@ -182,50 +185,52 @@ pub trait Driver: Send + Sync + 'static {
 
     fn capabilities(&self) -> Capabilities;
 
-    /// Usable here? May start a guest to find out, so the answer is kept by the caller; `fresh` ignores what an earlier probe
-    /// left on disk.
+    /// Whether the driver works here. May start a guest to find out, so the caller caches the result; `fresh` ignores
+    /// the result of an earlier probe on disk.
     async fn probe(&self, fresh: bool) -> Result<DriverProbe>;
 
-    /// Clones the template's disk for this instance. Copy-on-write; the template stays untouched.
+    /// Clones the template's disk for this instance, copy-on-write; the template is not changed.
     async fn create(&self, spec: &InstanceSpec) -> Result<()>;
 
-    /// Starts the hypervisor. It outlives this process. Returns once the hypervisor accepted the guest's configuration. An
-    /// instance is started once: one that was started before and has ended is left as it is, and `ended` tells how.
+    /// Starts the hypervisor, which outlives this process. Returns once the hypervisor has accepted the guest's
+    /// configuration. An instance is started once: one that was started and has ended is left alone, and `ended`
+    /// returns the cause.
     async fn start(&self, spec: &InstanceSpec) -> Result<()>;
 
-    /// Ends the guest: asks it to power down and waits up to `grace` (zero: does not ask), then ends the hypervisor, then kills
-    /// it. Returns when it no longer runs.
+    /// Ends the guest: requests a power-down and waits up to `grace` (zero: without a request), then ends the
+    /// hypervisor, then kills it. Returns when it no longer runs.
     async fn stop(&self, name: &InstanceName, grace: Duration) -> Result<()>;
 
-    /// Removes everything of a stopped instance, and confirms it: a later `inspect` says `Absent`. Stops it first if it runs.
+    /// Removes everything of a stopped instance and confirms it: a later `inspect` returns `Absent`. Stops a running
+    /// instance first.
     async fn destroy(&self, name: &InstanceName) -> Result<()>;
 
     async fn inspect(&self, name: &InstanceName) -> Result<Observation>;
 
-    /// Resolves when a running instance ends, or when its hypervisor has stopped the guest and lives on, with the reason. At
-    /// once when it does not run: with the reason of its latest end if the hypervisor left word of that, else with `Unknown`.
-    /// Fails when that word says that it never ran, and why: some hypervisors find out only after they were started that the
+    /// Resolves with the cause when a running instance ends, or when its hypervisor has stopped the guest and stays
+    /// alive. Resolves at once if it does not run: with the recorded cause of its latest end, or with `Unknown`.
+    /// Fails if the record shows that it never ran, because some hypervisors notice only after their start that the
     /// host is at its limit.
     async fn ended(&self, name: &InstanceName) -> Result<GoneCause>;
 
-    /// The guest of this instance was reached: it called, or something in it answered.
+    /// The guest of this instance was reached: it called, or a program in it answered.
     async fn reached(&self, _name: &InstanceName) {}
 
-    /// Lets a guest go on that its hypervisor paused because the host's disk was full (`ended` said `HostDiskFull`). Fails
-    /// while there is too little room for it.
+    /// Resumes a guest that its hypervisor paused because the host's disk was full (`ended` returned `HostDiskFull`).
+    /// Fails while there is too little space.
     async fn resume(&self, name: &InstanceName) -> Result<()> {
         let summary = format!("guests of the driver {} are not resumed: {name} stays paused", self.name());
         Err(DriverError::new(ErrorKind::Permanent, Code::DriverUnsupported, summary))
     }
 
-    /// Every instance on this host: ours, each looked up by itself, and foreign ones as far as the hypervisor shows them. What is
-    /// wrong with one hides no other; one that cannot be looked at is listed as running.
+    /// All instances on this host: Mayfly's, each looked up separately, and foreign ones as far as the hypervisor
+    /// shows them. An error of one does not hide others; an instance that cannot be inspected is listed as running.
     async fn list(&self) -> Result<Vec<Listed>>;
 
-    /// Where the guest's console output is, if the driver keeps it. The file may not exist yet.
+    /// The file with the guest's console output, if the driver writes one. It may not exist yet.
     fn console_log(&self, name: &InstanceName) -> Option<PathBuf>;
 
-    /// Where the hypervisor's own output is, for each instance. The files may not exist.
+    /// The files with the hypervisor's own output. They may not exist.
     fn hypervisor_logs(&self, _name: &InstanceName) -> Vec<PathBuf> {
         Vec::new()
     }

@@ -1,29 +1,29 @@
-//! Evidence about processes that are not our children: which one it is, whether it still runs, and its end.
+//! Identifies and observes processes that are not children of this one.
 //!
-//! A pid alone proves nothing, it may have been given to another process meanwhile. So a process is identified by its pid and
-//! the time of its start, and held from then on by a pidfd where there are such. Its owner says whether it can be ours at all.
-//! Its command line is what it chose to show and proves nothing.
+//! A pid is no proof, because it may have been reused. So a process is identified by its pid and start time, and then
+//! held by a pidfd where the system has them. Its owner shows whether it can be Mayfly's. Its command line is chosen
+//! by the process itself and proves nothing.
 //!
-//! Every look has three answers: there, not there, and an error. An error means that nothing is known (no free descriptor, no
-//! memory, a program that hangs); it must never be taken for absence.
+//! Every observation has three results: running, not running, and an error. An error means that nothing is known (no
+//! free descriptor, no memory, a hanging program); it must never be taken for absence.
 
 use std::{io, time::Duration};
 
 use rustix::process::{Pid, Signal, WaitOptions, waitpid};
 use serde::{Deserialize, Serialize};
 
-/// How often a process is looked at where its end cannot be waited for.
+/// Polling interval where the end of a process cannot be awaited.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Which process: no other one of this host has, had or will have the same.
+/// The identity of a process, unique for the life of the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessId {
     pub pid: i32,
-    /// When it started, on a clock of the system's that no change of the time moves, or with the boot that it started in.
+    /// Its start, on a clock of the system that does not depend on the time of day, or with the boot id.
     pub started: String,
 }
 
-/// A process that ran when it was looked at.
+/// A process that was running when it was observed.
 #[derive(Debug)]
 pub struct Process {
     pid: Pid,
@@ -34,11 +34,11 @@ pub struct Process {
     pidfd: Option<std::os::fd::OwnedFd>,
 }
 
-/// The arguments of a process, as exact as the system tells them.
+/// The arguments of a process, as exactly as the system reports them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CommandLine {
     Exact(Vec<String>),
-    /// Joined by blanks, as `ps` shows it.
+    /// Joined by blanks, as `ps` prints it.
     Joined(String),
 }
 
@@ -51,7 +51,7 @@ impl CommandLine {
         }
     }
 
-    /// What follows `option`. Of a joined command line that is one word, so a value with a blank in it is cut short.
+    /// The value after `option`. In a joined command line it is one word, so a value with blanks is cut.
     pub fn option(&self, option: &str) -> Option<&str> {
         match self {
             CommandLine::Exact(args) => args.windows(2).find(|w| w[0] == option).map(|w| w[1].as_str()),
@@ -73,19 +73,19 @@ impl CommandLine {
     }
 }
 
-/// What the system says of a process.
+/// The system's data about a process.
 struct ProcessStatus {
     started: String,
-    /// Whom it runs as.
+    /// Its effective user.
     uid: u32,
     age: Duration,
 }
 
 impl Process {
-    /// The process with this pid, or `None` when there is none. A zombie has ended.
+    /// The process with this pid, or `None` if there is none. A zombie has ended.
     pub async fn find(pid: i32) -> io::Result<Option<Process>> {
         let Some(pid) = Pid::from_raw(pid).filter(|p| p.as_raw_nonzero().get() > 0) else { return Ok(None) };
-        // Held before it is looked at: whatever this is, all that follows is about the same one.
+        // Opened first, so that all following observations are of the same process.
         #[cfg(target_os = "linux")]
         let pidfd = match system::pidfd(pid) {
             Ok(pidfd) => pidfd,
@@ -115,7 +115,7 @@ impl Process {
         ProcessId { pid: self.pid(), started: self.started.clone() }
     }
 
-    /// How long it ran when it was found.
+    /// Its age when it was found.
     pub fn age(&self) -> Duration {
         self.age
     }
@@ -125,7 +125,7 @@ impl Process {
         self.uid == rustix::process::geteuid().as_raw()
     }
 
-    /// What it shows as its arguments. `None`: it has ended, or shows none.
+    /// Its command line. `None`: it has ended, or has none.
     pub async fn command_line(&self) -> io::Result<Option<CommandLine>> {
         system::command_line(self.pid).await
     }
@@ -140,16 +140,16 @@ impl Process {
         let ended = self.pidfd_readable().await;
         #[cfg(not(target_os = "linux"))]
         let ended = self.pid_free().await;
-        // As long as it cannot be looked at, it is not known to have ended.
+        // While it cannot be observed, it is not known to have ended.
         while !ended && !matches!(self.is_running().await, Ok(false)) {
             tokio::time::sleep(POLL).await;
         }
-        // Orphans become children of the first process of a container. If that is this program, nothing else buries them.
+        // Orphans become children of a container's first process. If that is this program, it has to reap them.
         let _ = waitpid(Some(self.pid), WaitOptions::NOHANG);
     }
 
-    /// Resolves when no process has this pid, or another one has it. A guest is watched for hours, and to ask `ps` for it each
-    /// time would keep a core busy: a signal that is none costs nothing, and `ps` is asked now and then.
+    /// Resolves when no process has this pid, or another process has it. A guest runs for hours, and running `ps`
+    /// each time would keep a core busy: signal 0 is cheap, and `ps` runs only now and then.
     #[cfg(not(target_os = "linux"))]
     async fn pid_free(&self) -> bool {
         use crate::platform::clock;
@@ -167,7 +167,7 @@ impl Process {
         false
     }
 
-    /// A pidfd is readable once its process has ended. `false`: that cannot be waited for. Opens no descriptor.
+    /// A pidfd becomes readable when its process has ended. `false`: it cannot be awaited. Opens no descriptor.
     #[cfg(target_os = "linux")]
     #[expect(
         deprecated,
@@ -178,7 +178,7 @@ impl Process {
         let Some(pidfd) = self.pidfd.as_ref().map(AsFd::as_fd) else { return false };
         match tokio::io::unix::AsyncFd::with_interest(pidfd, tokio::io::Interest::READABLE) {
             Ok(pidfd) => pidfd.readable().await.is_ok(),
-            // Another call waits for it already.
+            // Another call already waits for it.
             Err(_) => false,
         }
     }
@@ -188,7 +188,7 @@ impl Process {
         self.signal(Signal::KILL).await
     }
 
-    /// Sends a signal, to this process and to no later owner of its pid. One that has ended takes it without complaint.
+    /// Sends a signal to this process, and never to a later process with its pid. Succeeds if it has ended.
     pub async fn signal(&self, signal: Signal) -> io::Result<()> {
         #[cfg(target_os = "linux")]
         if let Some(pidfd) = &self.pidfd {
@@ -206,18 +206,18 @@ impl Process {
         }
     }
 
-    /// Whether it has a file in this directory open, one that was removed included.
+    /// Whether it has an open file in this directory, removed ones included.
     pub async fn has_open_file_in(&self, dir: &std::path::Path) -> io::Result<bool> {
         system::has_open_file_in(self.pid, dir).await
     }
 }
 
-/// Every process whose command line this user may read.
+/// All processes whose command line this user may read.
 pub async fn all() -> io::Result<Vec<(i32, CommandLine)>> {
     system::all().await
 }
 
-/// Whether a look at a process failed because there is none.
+/// Whether an observation failed because the process does not exist.
 #[cfg(target_os = "linux")]
 fn is_absence(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
@@ -235,15 +235,15 @@ mod system {
 
     use super::{CommandLine, Pid, ProcessStatus, is_absence, not_understood};
 
-    /// In what the kernel tells to programs, a second has a hundred ticks.
+    /// The kernel reports times to programs in hundredths of a second.
     const TICK_MS: u64 = 10;
 
-    /// `None`: this kernel has no pidfds, or they are forbidden here.
+    /// `None`: this kernel has no pidfds, or they are forbidden.
     pub fn pidfd(pid: Pid) -> io::Result<Option<OwnedFd>> {
         match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => Ok(Some(pidfd)),
             Err(Errno::NOSYS | Errno::PERM) => Ok(None),
-            // A thread, and no process.
+            // A thread, not a process.
             Err(Errno::INVAL) => Err(Errno::SRCH.into()),
             Err(error) => Err(error.into()),
         }
@@ -262,7 +262,7 @@ mod system {
             return Ok(None);
         };
         let Some(ticks) = started_of(&stat)? else { return Ok(None) };
-        // Not the owner of the files: those are root's where a process is protected.
+        // Not the owner of the files, which is root for a protected process.
         let Some(status) = absent_is_none(std::fs::read_to_string(format!("/proc/{pid}/status")))? else {
             return Ok(None);
         };
@@ -278,7 +278,7 @@ mod system {
         Ok(Some(ProcessStatus { started: format!("{}:{ticks}", boot()?), uid, age }))
     }
 
-    /// Which boot of the host this is: the clock of starts begins anew with each.
+    /// The boot id of the host: start times are relative to the boot.
     fn boot() -> io::Result<&'static str> {
         static BOOT: OnceLock<String> = OnceLock::new();
         if let Some(boot) = BOOT.get() {
@@ -310,7 +310,7 @@ mod system {
                 let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
                 match std::fs::read(format!("/proc/{pid}/cmdline")) {
                     Ok(bytes) => found.extend(exact(&bytes).map(|line| (pid, line))),
-                    // It has ended meanwhile, or this user may not see it, now or ever.
+                    // It has ended meanwhile, or is not visible to this user.
                     Err(error) if is_absence(&error) || error.kind() == io::ErrorKind::PermissionDenied => {}
                     Err(error) => return Err(error),
                 }
@@ -320,7 +320,7 @@ mod system {
         tokio::task::spawn_blocking(scan).await.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 
-    /// Field 22, unless field 3 says that it has ended. The name in field 2 may hold blanks and parentheses.
+    /// Field 22, unless field 3 shows a zombie. The name in field 2 may contain blanks and parentheses.
     pub fn started_of(stat: &str) -> io::Result<Option<u64>> {
         let garbled = || not_understood("the state of a process");
         let mut fields = stat[stat.rfind(')').ok_or_else(garbled)? + 1..].split_ascii_whitespace();
@@ -353,8 +353,8 @@ mod system {
     use super::{CommandLine, Pid, ProcessStatus, not_understood};
     use crate::platform::process::Command;
 
-    /// `None`: there is no such process. One keyword per `-o`: to the `ps` of BSD, whatever follows a `=` is that column's
-    /// title, commas included.
+    /// `None`: there is no such process. One keyword per `-o`, because BSD's `ps` takes everything after a `=` as the
+    /// column's title, commas included.
     async fn ps(args: &[&str]) -> io::Result<Option<String>> {
         let output = Command::new("/bin/ps", Duration::from_secs(5))
             .args(args)
@@ -365,7 +365,7 @@ mod system {
         let text = output.stdout_text();
         match output.status.success() {
             true => Ok(Some(text)),
-            // Its way to say that it found none.
+            // This is how it reports that there is no such process.
             false if text.trim().is_empty() && output.stderr_tail.is_empty() => Ok(None),
             false => Err(io::Error::other(format!("ps ended with {}: {}", output.status, output.stderr_tail))),
         }
@@ -388,7 +388,7 @@ mod system {
         let lsof =
             Command::new("/usr/sbin/lsof", Duration::from_secs(5)).args(["-Fn", "-p", &pid.to_string()]).unsupervised();
         let output = lsof.run().await.map_err(io::Error::other)?;
-        // It ends with 1 also when it found some and not others, and without a word when it found none.
+        // It exits with 1 also if only some processes exist, and without a message if none does.
         let text = output.stdout_text();
         if text.is_empty() && !output.stderr_tail.is_empty() {
             return Err(io::Error::other(format!("lsof ended with {}: {}", output.status, output.stderr_tail)));
@@ -414,7 +414,8 @@ mod system {
     }
 }
 
-/// Of `ps -o state= -o uid= -o etime= -o lstart=`: `Ss 501 01-02:03:04 Fri Nov 20 10:00:00 2026`. A zombie has ended.
+/// Parses `ps -o state= -o uid= -o etime= -o lstart=`: `Ss 501 01-02:03:04 Fri Nov 20 10:00:00 2026`. A zombie has
+/// ended.
 #[cfg(any(test, not(target_os = "linux")))]
 fn status_of(text: &str) -> io::Result<Option<ProcessStatus>> {
     let garbled = || not_understood("what ps says of a process");
@@ -489,7 +490,7 @@ mod tests {
     async fn a_process_is_followed_to_its_end() {
         let mut child = tokio::process::Command::new("sleep").arg("60").kill_on_drop(true).spawn().unwrap();
         let pid = child.id().unwrap() as i32;
-        // Until the program is executed, this is still a copy of ourselves.
+        // Until the exec, this is still a copy of the parent.
         let process = loop {
             let process = Process::find(pid).await.unwrap().unwrap();
             match process.command_line().await.unwrap() {
@@ -504,7 +505,7 @@ mod tests {
         let other = ProcessId { started: "another boot:1".to_owned(), ..process.id() };
         assert!(Process::find_again(&other).await.unwrap().is_none(), "its pid alone is not it");
         process.kill().await.unwrap();
-        // It was not waited for yet: it is a zombie, and counts as ended.
+        // It was not awaited yet: it is a zombie, and counts as ended.
         process.ended().await;
         assert!(!process.is_running().await.unwrap());
         assert!(Process::find(pid).await.unwrap().is_none());

@@ -1,26 +1,27 @@
-//! Which process is an instance's hypervisor, written down beside the instance: its pid and the time of its start. A later look
-//! finds exactly that process, whatever others call themselves and whatever became of the hypervisor's own files.
+//! Records which process is an instance's hypervisor, in a file beside the instance: its pid and start time. So
+//! exactly that process is found later, regardless of other processes and of the hypervisor's own files.
 //!
-//! A record that cannot be read as one says nothing; what else is known of the instance still counts.
+//! An unreadable record says nothing; other evidence about the instance still counts.
 
 use std::{io, path::Path};
 
 use super::process::{Process, ProcessId};
 use crate::platform::files;
 
-/// Of a file that is a record.
+/// File name suffix of records.
 pub const EXTENSION: &str = "process";
-/// In the environment of `mayfly detach`: the directory in which it notes what process it is before it becomes another program.
+/// Environment variable of `mayfly detach`: the directory in which it records its process before it executes the
+/// program.
 pub const DIRECTORY: &str = "MAYFLY_PROCESS_RECORDS";
-/// No record comes near this.
+/// No record is that long.
 const LIMIT: u64 = 4 << 10;
 
-/// Complete or not there, and for this user alone.
+/// Written atomically, and only for this user.
 pub fn write(path: &Path, id: &ProcessId) -> io::Result<()> {
     files::replace_unsynced(path, &serde_json::to_vec(id).map_err(io::Error::other)?)
 }
 
-/// Notes what process this is, under its pid.
+/// Records this process, under its pid.
 pub async fn write_own(dir: &Path) -> io::Result<()> {
     let pid = std::process::id();
     let own = Process::find(i32::try_from(pid).map_err(io::Error::other)?).await?;
@@ -28,7 +29,7 @@ pub async fn write_own(dir: &Path) -> io::Result<()> {
     write(&dir.join(format!("{pid}.{EXTENSION}")), &own.id())
 }
 
-/// `None`: there is none, or none that is understood.
+/// `None`: there is no readable record.
 pub fn read(path: &Path) -> io::Result<Option<ProcessId>> {
     use io::Read;
     let file = match std::fs::File::open(path) {
@@ -41,7 +42,7 @@ pub fn read(path: &Path) -> io::Result<Option<ProcessId>> {
     Ok(serde_json::from_slice(&bytes).ok())
 }
 
-/// The process that is on record here, if it runs and is ours.
+/// The recorded process, if it runs and belongs to this user.
 pub async fn find(path: &Path) -> io::Result<Option<Process>> {
     match read(path)? {
         Some(id) => Ok(Process::find_again(&id).await?.filter(Process::is_own)),

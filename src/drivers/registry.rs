@@ -1,4 +1,4 @@
-//! Driver name → driver. Filled once at start, from settings.
+//! Drivers by name. Filled once at start, from the configuration.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -10,7 +10,7 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Adds a driver under its own name, in place of one that had it.
+    /// Adds a driver under its own name, and replaces one with the same name.
     pub fn add(&mut self, driver: Arc<dyn Driver>) {
         self.drivers.insert(driver.name(), driver);
     }

@@ -1,8 +1,9 @@
-//! A hypervisor in memory, for tests and for a look at the service without any hypervisor.
+//! A hypervisor in memory, for tests and for trying the service without a hypervisor.
 //!
-//! The driver keeps nothing. Its instances are in a [`FakeWorld`] that is shared and outlives it, as a hypervisor outlives
-//! Mayfly: a test restarts Mayfly with a new driver on the same world. Left alone, the world boots guests at once and they
-//! run until they are stopped. A script makes it slow, failing, full, hanging or dead in the middle of a verb.
+//! The driver has no state. Its instances are in a shared [`FakeWorld`] that outlives it, as a hypervisor outlives
+//! Mayfly: a test restarts Mayfly with a new driver on the same world. By default, guests boot at once and run until
+//! they are stopped. A test can make the world slow, failing, full, hanging, or crash the caller in the middle of a
+//! verb.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -27,7 +28,7 @@ impl Fake {
         Self::named(Self::NAME, world)
     }
 
-    /// In the place of another driver, for templates that name that one.
+    /// Replaces another driver, for templates that name that one.
     pub fn named(name: &'static str, world: Arc<FakeWorld>) -> Self {
         Self { name, world }
     }
@@ -37,7 +38,7 @@ impl Fake {
     }
 }
 
-/// What a call that "crashes" does at the end of its effect: Mayfly never learns how it went.
+/// The end of a call that "crashes": Mayfly never learns its result.
 async fn perhaps_die(world: &FakeWorld, crash: Option<Crash>) {
     if crash.is_some() {
         world.note_crash();

@@ -1,4 +1,4 @@
-//! The world behind the fake driver: instances, strangers, and the script of what is to go wrong.
+//! The world of the fake driver: instances, foreign guests, and the faults that tests inject.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -27,22 +27,22 @@ pub enum Verb {
     List,
 }
 
-/// Where Mayfly "crashes" within a verb: the call then never returns, and the test drops it with the rest.
+/// Where Mayfly "crashes" in a verb: the call never returns, and the test drops it with the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Crash {
-    /// Nothing was done yet.
+    /// Before any effect.
     Before,
-    /// `create` leaves a part of an instance, `destroy` too. The other verbs have no middle: as `After`.
+    /// `create` leaves a part of an instance, and so does `destroy`. Other verbs have no middle: as `After`.
     Halfway,
-    /// Everything was done and nobody learns of it.
+    /// After the whole effect, whose result the caller never learns.
     After,
 }
 
-/// How guests behave that are started from now on.
+/// Behaviour of guests that start from now on.
 #[derive(Clone, Debug)]
 pub struct Behaviour {
     pub ssh: Option<Endpoint>,
-    /// Powers down when asked to.
+    /// Powers down when requested.
     pub obeys_power_down: bool,
 }
 
@@ -52,7 +52,7 @@ impl Default for Behaviour {
     }
 }
 
-/// A guest that just booted, for a program that plays what runs inside it.
+/// A guest that has just booted, for a program that plays the inside of the guest.
 #[derive(Clone)]
 pub struct Guest {
     pub spec: InstanceSpec,
@@ -68,7 +68,7 @@ impl Guest {
         self.world.end_run(self.spec.name.as_str(), self.run, GoneCause::GuestPowerOff);
     }
 
-    /// Resolves when this guest no longer runs: what plays it stops then.
+    /// Resolves when this guest no longer runs, so that the program that plays it stops.
     pub async fn ended(&self) {
         self.world.run_ended(self.run).await;
     }
@@ -96,12 +96,12 @@ struct FakeState {
     violations: Vec<String>,
     caps: HashMap<GuestOs, u32>,
     overbooked: Vec<String>,
-    /// Foreign guests that no list has shown yet.
+    /// Foreign guests that have not been listed yet.
     unlisted: BTreeSet<String>,
-    /// Guests that were paused for a full disk cannot go on.
+    /// Guests that were paused because of a full disk cannot be resumed.
     disk_full: bool,
     last_run: u64,
-    /// The runs that are over, and why. Outlives their instances: who waits may look late.
+    /// Ended runs and their causes. Kept longer than their instances, because a caller may ask late.
     over: HashMap<u64, GoneCause>,
 }
 
@@ -113,16 +113,16 @@ struct Script {
     /// Calls that have had their effect do not return.
     answers_late: bool,
     crashes: VecDeque<Crash>,
-    /// What else happens right after the effects of the next calls.
+    /// Further effects, right after those of the next calls.
     hooks: VecDeque<Hook>,
 }
 
 struct FakeInstance {
     spec: InstanceSpec,
-    /// Not all of it is there.
+    /// The instance is incomplete.
     half: bool,
     running: Option<FakeRun>,
-    /// Its only run, once there was one.
+    /// Its only run, once it was started.
     started: Option<u64>,
 }
 
@@ -133,7 +133,7 @@ struct FakeRun {
     halted: Option<GoneCause>,
 }
 
-/// The world at one moment.
+/// A snapshot of the world.
 #[derive(Clone, Debug, Default)]
 pub struct FakeSnapshot {
     pub instances: BTreeMap<String, Observation>,
@@ -157,18 +157,18 @@ impl FakeSnapshot {
     }
 }
 
-/// The script, and what a test looks at.
+/// Fault injection, and observations for tests.
 impl FakeWorld {
     pub fn new() -> Arc<Self> {
         Arc::default()
     }
 
-    /// Every call of this verb takes so long.
+    /// Every call of this verb takes this long.
     pub fn delay(&self, verb: Verb, delay: Duration) {
         self.change(|s| s.scripts.entry(verb).or_default().delay = delay);
     }
 
-    /// The next `times` calls of this verb fail so, before they do anything.
+    /// The next `times` calls of this verb fail before they have any effect.
     pub fn fail_next(&self, verb: Verb, times: usize, kind: ErrorKind, code: Code, summary: &str) {
         self.change(|s| {
             let failures = &mut s.scripts.entry(verb).or_default().failures;
@@ -181,35 +181,37 @@ impl FakeWorld {
         self.change(|s| s.scripts.entry(verb).or_default().hangs = hangs);
     }
 
-    /// Calls of this verb have their effect, or have looked, and do not return until this is taken back.
+    /// Calls of this verb have their effect, or have observed, and do not return until this is revoked.
     pub fn answer_late(&self, verb: Verb, late: bool) {
         self.change(|s| s.scripts.entry(verb).or_default().answers_late = late);
     }
 
-    /// Once, right after the next call of this verb had its effect, or has looked, and before its caller knows.
+    /// Called once, right after the next call of this verb had its effect or has observed, and before its caller
+    /// knows.
     pub fn after_next(&self, verb: Verb, then: impl FnOnce(&FakeWorld) + Send + 'static) {
         self.change(|s| s.scripts.entry(verb).or_default().hooks.push_back(Box::new(then)));
     }
 
-    /// From now on, starts are noted that run more guests of this system than that, counting those foreign guests that were there
-    /// when guests were listed last. See [`FakeWorld::overbooked`].
+    /// From now on, records starts that exceed this number of guests of the system, counting the foreign guests of
+    /// the latest list. See [`FakeWorld::overbooked`].
     pub fn note_above(&self, os: GuestOs, cap: u32) {
         self.change(|s| {
             s.caps.insert(os, cap);
         });
     }
 
-    /// Starts of guests of ours that a look at the host would have prevented.
+    /// Starts of Mayfly's guests that an inspection of the host would have prevented.
     pub fn overbooked(&self) -> Vec<String> {
         self.lock().overbooked.clone()
     }
 
-    /// The next call of this verb never returns, and leaves what it had done by then. See [`FakeSnapshot::crashes`].
+    /// The next call of this verb never returns, and leaves its effect up to this point. See
+    /// [`FakeSnapshot::crashes`].
     pub fn crash_next(&self, verb: Verb, crash: Crash) {
         self.change(|s| s.scripts.entry(verb).or_default().crashes.push_back(crash));
     }
 
-    /// The hypervisor refuses to run more guests of this system than that, strangers included. `None`: as many as you like.
+    /// The hypervisor refuses to run more guests of this system than this, foreign ones included. `None`: no limit.
     pub fn limit(&self, os: GuestOs, limit: Option<u32>) {
         self.change(|s| match limit {
             Some(limit) => drop(s.limits.insert(os, limit)),
@@ -217,22 +219,22 @@ impl FakeWorld {
         });
     }
 
-    /// Guests that start from now on behave like this.
+    /// Guests that start from now on have this behaviour.
     pub fn behave(&self, behaviour: Behaviour) {
         self.change(|s| s.behaviour = behaviour);
     }
 
-    /// Called with every guest that starts from now on. It must not block: what takes time is spawned.
+    /// Called for every guest that starts from now on. It must not block: longer work has to be spawned.
     pub fn on_boot(&self, program: impl Fn(Guest) + Send + Sync + 'static) {
         self.change(|s| s.program = Some(Arc::new(program)));
     }
 
-    /// A running instance ends by itself. Whether it ran.
+    /// A running instance ends by itself. Returns whether it was running.
     pub fn end(&self, name: &InstanceName, cause: GoneCause) -> bool {
         self.change(|s| s.end(name.as_str(), cause))
     }
 
-    /// The hypervisor of a running instance stops its guest and lives on. Whether it ran.
+    /// The hypervisor of a running instance stops its guest and stays alive. Returns whether it was running.
     pub fn halt(&self, name: &InstanceName, cause: GoneCause) -> bool {
         self.change(|s| match s.instances.get_mut(name.as_str()).and_then(|i| i.running.as_mut()) {
             Some(run) => {
@@ -243,12 +245,12 @@ impl FakeWorld {
         })
     }
 
-    /// Whether guests that were paused because the disk was full can go on.
+    /// Whether guests that were paused because of a full disk can be resumed.
     pub fn disk_full(&self, full: bool) {
         self.change(|s| s.disk_full = full);
     }
 
-    /// Somebody removes an instance behind Mayfly's back.
+    /// Removes an instance behind Mayfly's back.
     pub fn vanish(&self, name: &InstanceName) {
         self.change(|s| {
             s.end(name.as_str(), GoneCause::Unknown);
@@ -285,33 +287,33 @@ impl FakeWorld {
         self.lock().snapshot()
     }
 
-    /// Waits until the world is so, and says how it is then.
+    /// Waits until the world meets the condition, and returns its snapshot.
     pub async fn until(&self, is_so: impl Fn(&FakeSnapshot) -> bool) -> FakeSnapshot {
         self.wait(|s| Some(s.snapshot()).filter(|snapshot| is_so(snapshot))).await
     }
 
-    /// What the instance was last created or started with.
+    /// The spec with which the instance was last created or started.
     pub fn spec(&self, name: &InstanceName) -> Option<InstanceSpec> {
         self.lock().instances.get(name.as_str()).map(|i| i.spec.clone())
     }
 
-    /// The most guests of ours that ever ran at once.
+    /// The highest number of Mayfly's guests that ran at once.
     pub fn peak(&self) -> u32 {
         self.lock().peak_ours
     }
 
-    /// The most guests of one system that ever ran at once, strangers included.
+    /// The highest number of guests of one system that ran at once, foreign ones included.
     pub fn peak_of(&self, os: GuestOs) -> u32 {
         self.lock().peaks.get(&os).copied().unwrap_or(0)
     }
 
-    /// Calls that no caller that keeps the contract makes.
+    /// Calls that violate the contract of the driver.
     pub fn violations(&self) -> Vec<String> {
         self.lock().violations.clone()
     }
 }
 
-/// What the driver does to it.
+/// What the driver does to the world.
 impl FakeWorld {
     fn lock(&self) -> MutexGuard<'_, FakeState> {
         self.state.lock()
@@ -329,12 +331,12 @@ impl FakeWorld {
             if let Some(found) = look(&self.lock()) {
                 return found;
             }
-            // The sender is ours, so it is there.
+            // Cannot fail: `self` owns the sender.
             let _ = changed.changed().await;
         }
     }
 
-    /// What every verb goes through before it acts.
+    /// Runs before the effect of every verb.
     pub(super) async fn enter(&self, verb: Verb) -> Result<Option<Crash>> {
         let delay = self.change(|s| {
             *s.calls.entry(verb).or_default() += 1;
@@ -352,7 +354,7 @@ impl FakeWorld {
         }
     }
 
-    /// What every verb goes through after it has acted.
+    /// Runs after the effect of every verb.
     pub(super) async fn leave(&self, verb: Verb) {
         let hook = self.lock().scripts.get_mut(&verb).and_then(|script| script.hooks.pop_front());
         if let Some(hook) = hook {
@@ -376,7 +378,7 @@ impl FakeWorld {
         });
     }
 
-    /// The guest and the program that plays it, when a new one was started and there is such a program.
+    /// The guest and the program that plays it, if a new guest was started and there is such a program.
     pub(super) fn start(&self, spec: &InstanceSpec, world: &Arc<FakeWorld>) -> Result<Option<(Guest, FakeProgram)>> {
         self.change(|s| {
             let name = spec.name.as_str();

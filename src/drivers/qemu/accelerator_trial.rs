@@ -1,10 +1,10 @@
-//! The first guests under an accelerator.
+//! Trials of accelerators: the first guests under an accelerator.
 //!
-//! A probe does less than a guest does. So until one guest was reached under an accelerator, all guests under it are on trial:
-//! one that its hypervisor gives up, or that gives no sign of life for a while, sets the accelerator aside, and guests are
-//! emulated from then on. Both answers are remembered beside the probe's, and hold as long as what they depend on: the host's
-//! boot and kernel, QEMU, the device. A guest on trial has a file in its directory that says so, because the service may be
-//! another one by the time that the guest fails.
+//! A probe does less than a guest does. So until one guest was reached under an accelerator, all guests under it are
+//! on trial: one that its hypervisor gives up, or that is silent for too long, disables the accelerator, and guests
+//! are emulated from then on. Both results are stored beside the probe's, and are valid while their inputs are
+//! unchanged: the host's boot and kernel, QEMU, the device. A file in the guest's directory marks a trial, because
+//! the service may have been restarted when the guest fails.
 
 use std::{
     collections::HashMap,
@@ -27,7 +27,7 @@ use crate::platform::{
     files::{self, ignore_not_found},
 };
 
-/// What is remembered of an accelerator, in the file beside the probe's answer.
+/// The stored result of an accelerator's trial, in the file beside the probe's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Experience {
     pub basis: ProbeInputs,
@@ -48,12 +48,12 @@ pub enum TrialVerdict {
 }
 
 impl Experience {
-    /// Why the accelerator is not used, and what to do about it.
+    /// Why the accelerator is not used, and the remedy.
     pub fn note(&self, file: &Path) -> Option<String> {
         match &self.verdict {
             TrialVerdict::Proven => None,
             TrialVerdict::SetAside { why } => Some(format!(
-                "{} was set aside at {}: {why}. It is tried again after a reboot, with another kernel or QEMU, or once {} is \
+                "{} was disabled at {}: {why}. It is tried again after a reboot, with another kernel or QEMU, or once {} is \
                  removed and the service restarted; `drivers.qemu.accelerator` uses it regardless",
                 self.accelerator.as_str(),
                 self.at.strftime("%Y-%m-%d %H:%M UTC"),
@@ -63,7 +63,7 @@ impl Experience {
     }
 }
 
-/// The file beside the probe's.
+/// The path of the result file, beside the probe's.
 pub fn file(probe_file: &Path) -> PathBuf {
     probe_file.with_file_name("qemu-accelerator.json")
 }
@@ -81,11 +81,12 @@ pub struct Trials {
     file: PathBuf,
     patience: Duration,
     standing: watch::Sender<TrialState>,
-    /// Since when each guest on trial is watched by this service. One that called while no service listened was not silent.
+    /// When this service began to watch each guest on trial. A guest that called while the service was down was not
+    /// silent.
     watched: Mutex<HashMap<PathBuf, Instant>>,
 }
 
-/// What a guest's directory says of its trial.
+/// The trial file in a guest's directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Mark {
     accelerator: Accelerator,
@@ -96,7 +97,7 @@ impl Trials {
         Self { file: file(probe_file), patience, standing: watch::Sender::default(), watched: Mutex::default() }
     }
 
-    /// The accelerator that is to be used from now on is this one, unless it was set aside: then the answer says why.
+    /// Sets the accelerator for further guests, unless it was disabled: then returns why.
     pub fn begin(&self, basis: ProbeInputs, accelerator: Accelerator, fresh: bool) -> Option<String> {
         if accelerator == Accelerator::Tcg {
             self.standing.send_replace(TrialState::None);
@@ -116,7 +117,7 @@ impl Trials {
         (known.basis == *basis && known.accelerator == accelerator).then_some(known)
     }
 
-    /// Notes in the guest's directory whether it is on trial, before it is started.
+    /// Records in the guest's directory whether it is on trial, before it is started.
     pub fn mark(&self, paths: &QemuPaths, accelerator: Accelerator) -> io::Result<()> {
         let untried = matches!(&*self.standing.borrow(), TrialState::Untried(_, on_trial) if *on_trial == accelerator);
         if !untried {
@@ -141,7 +142,7 @@ impl Trials {
         }
     }
 
-    /// This guest's hypervisor gave it up. Whether its accelerator is to blame, which is not used any more then.
+    /// The hypervisor gave this guest up. Returns whether its accelerator is to blame, which is then disabled.
     pub fn failed(&self, paths: &QemuPaths, why: &str) -> bool {
         let Some(mark) = on_trial(paths) else { return false };
         if self.judge(mark.accelerator, TrialVerdict::SetAside { why: why.to_owned() }) {
@@ -154,8 +155,8 @@ impl Trials {
         self.is_set_aside(mark.accelerator)
     }
 
-    /// Returns when this guest is to end because of its accelerator: it was silent for too long, or another guest's failure set
-    /// the accelerator aside. Never for a guest that is not on trial.
+    /// Returns when this guest has to end because of its accelerator: it was silent for too long, or another guest's
+    /// failure disabled the accelerator. Never returns for a guest that is not on trial.
     pub async fn over(&self, paths: &QemuPaths) {
         let Some(mark) = on_trial(paths) else { return std::future::pending().await };
         let mut standing = self.standing.subscribe();
@@ -195,7 +196,7 @@ impl Trials {
         is_set_aside(&self.standing.borrow(), accelerator)
     }
 
-    /// The first verdict counts. Whether this was it.
+    /// The first verdict counts. Returns whether this was the first.
     fn judge(&self, accelerator: Accelerator, verdict: TrialVerdict) -> bool {
         let mut judged = None;
         self.standing.send_if_modified(|standing| match standing {
@@ -212,7 +213,7 @@ impl Trials {
             .map_err(io::Error::other)
             .and_then(|json| files::replace_unsynced(&self.file, &json));
         if let Err(error) = written {
-            // The next start of the service finds it out again.
+            // The next start of the service repeats the trial.
             tracing::warn!(%error, file = %self.file.display(), "cannot save the result of the accelerator's trial");
         }
         true
@@ -261,12 +262,12 @@ mod tests {
         let begun = Instant::now();
         tokio::join!(trials.over(&silent), trials.over(&speaks));
         assert!(begun.elapsed() >= PATIENCE);
-        // Another service on the same host does not try it again, until something has changed.
+        // Another service on the same host does not use it again until an input has changed.
         let later = Trials::new(&probe_file, PATIENCE);
         let note = later.begin(basis("7"), Accelerator::Kvm, false).unwrap();
-        assert!(note.starts_with("kvm was set aside at ") && note.contains("did not call for 1 s"), "{note}");
+        assert!(note.starts_with("kvm was disabled at ") && note.contains("did not call for 1 s"), "{note}");
         assert_eq!(later.begin(basis("8"), Accelerator::Kvm, false), None);
-        assert_eq!(later.begin(basis("7"), Accelerator::Kvm, true), None, "whoever asks anew gets a new trial");
+        assert_eq!(later.begin(basis("7"), Accelerator::Kvm, true), None, "a fresh probe starts a new trial");
     }
 
     #[tokio::test]

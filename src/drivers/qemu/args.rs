@@ -1,7 +1,7 @@
-//! The command line of QEMU: a pure function of the specification, the paths and the machine.
+//! The command line of QEMU: a pure function of the spec, the paths and the machine.
 //!
-//! Two layers of quoting meet here. QEMU splits option values at commas, and a comma that is meant is written twice. The
-//! program behind a guest forward is then split as a shell would, so its words are quoted before the commas are doubled.
+//! There are two layers of quoting. QEMU splits option values at commas, and a literal comma is doubled. The program
+//! of a guest forward is then split as by a shell, so its words are quoted before commas are doubled.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::{
     drivers::{GuestNetwork, InstanceSpec},
 };
 
-/// Where the guest finds the guest API: an address that user networking forwards to the relay.
+/// The address of the guest API in the guest, which user networking forwards to the relay.
 pub const GUEST_API_ADDRESS: &str = "10.0.2.100";
 pub const GUEST_API_PORT: u16 = 80;
 
@@ -36,11 +36,11 @@ pub struct MachineSpec {
     pub accelerator: Accelerator,
 }
 
-/// Machine, accelerator and processor: what a probe must share with a real start to prove anything.
+/// Machine, accelerator and processor: a probe has to share these with a real start.
 pub fn machine(machine: MachineSpec, cpus: u32, memory_mib: u32) -> Vec<String> {
     let board = match machine.arch {
         Arch::X86_64 => "q35",
-        // The default interrupt controller of this board serves eight processors.
+        // The default interrupt controller of this board supports only eight processors.
         Arch::Aarch64 if cpus > 8 => "virt,gic-version=3",
         Arch::Aarch64 => "virt",
     };
@@ -51,7 +51,7 @@ pub fn machine(machine: MachineSpec, cpus: u32, memory_mib: u32) -> Vec<String> 
     let processor = match (machine.accelerator, machine.arch) {
         (Accelerator::Kvm | Accelerator::Hvf, _) => "host",
         (Accelerator::Tcg, Arch::X86_64) => "max",
-        // The real pointer authentication algorithm costs an emulated guest half its speed.
+        // The architected pointer authentication algorithm halves the speed of an emulated guest.
         (Accelerator::Tcg, Arch::Aarch64) => "max,pauth-impdef=on",
     };
     let mut args = words(&["-nodefaults", "-no-user-config", "-display", "none", "-M", board]);
@@ -60,7 +60,7 @@ pub fn machine(machine: MachineSpec, cpus: u32, memory_mib: u32) -> Vec<String> 
     args
 }
 
-/// The cache of translated code comes on top of the guest's memory, so a small guest gets a small one.
+/// The cache of translated code adds to the guest's memory, so a small guest gets a small cache.
 fn translation_cache_mib(memory_mib: u32) -> u32 {
     match memory_mib {
         0..256 => 64,
@@ -70,19 +70,19 @@ fn translation_cache_mib(memory_mib: u32) -> u32 {
     }
 }
 
-/// The whole command line after the program's name. `None` when a path is not valid UTF-8.
+/// The command line after the program's name. `None` if a path is not valid UTF-8.
 pub fn instance(spec: &InstanceSpec, paths: &QemuPaths, on: MachineSpec) -> Option<Vec<String>> {
-    // Of every attempt the same: this is what the guest sees as its machine's id.
+    // The same for every attempt, because the guest sees it as its machine id.
     let id = spec.name.vm_id();
     let mut args = machine(on, spec.cpus, spec.memory_mib);
 
-    // Only Linux can rename a process, and QEMU refuses to start where it cannot.
+    // Only Linux can rename a process, and QEMU refuses to start elsewhere.
     let process = if cfg!(target_os = "linux") { ",process=mayfly-vm" } else { "" };
     args.extend(words(&["-name", &format!("{}{process}", spec.name), "-uuid", &id.to_string()]));
-    // The guest stands still until its end will be on record.
+    // The guest's processors stay stopped until the record of its end is ensured.
     args.extend(words(&["-S", "-daemonize", "-pidfile", paths.pid().to_str()?]));
-    // A daemonized QEMU closes its standard error unless it has a log file and something to log; what is asked for here
-    // writes nothing while a whole machine is emulated. A percent sign in the file's name means something else to QEMU.
+    // A daemonized QEMU closes its standard error unless it has a log file and something to log; this log category
+    // writes nothing during whole-system emulation. QEMU interprets a percent sign in the file's name.
     let errors = paths.errors();
     if let Some(errors) = errors.to_str().filter(|path| !path.contains('%')) {
         args.extend(words(&["-D", errors, "-d", "strace"]));
@@ -95,12 +95,12 @@ pub fn instance(spec: &InstanceSpec, paths: &QemuPaths, on: MachineSpec) -> Opti
     let watch = format!("{},logfile={log},logappend=off", socket("watch", &paths.watch())?);
     args.extend(words(&["-chardev", &watch, "-mon", "chardev=watch,mode=control"]));
 
-    // Appending, so that a log that has grown too long can be cut while the guest writes on.
+    // Appends, so that a long log can be truncated while the guest continues to write.
     let console = format!("file,id=console,path={},append=on", escaped(&paths.console())?);
     args.extend(words(&["-chardev", &console, "-serial", "chardev:console"]));
 
-    // An unsafe cache loses data when the host crashes, and then this disk is thrown away anyway. A guest whose write finds
-    // the host's disk full is paused instead of being told of a broken disk, and goes on when there is room.
+    // An unsafe cache loses data if the host crashes, but then this disk is discarded anyway. A guest whose write
+    // finds the host's disk full is paused instead of getting an I/O error, and is resumed when there is space.
     let disk = escaped(&paths.disk())?;
     let drive = format!("if=none,id=disk,file={disk},format=qcow2,cache=unsafe,discard=unmap,werror=enospc");
     args.extend(words(&["-drive", &drive]));
@@ -112,7 +112,7 @@ pub fn instance(spec: &InstanceSpec, paths: &QemuPaths, on: MachineSpec) -> Opti
     }
     args.extend(words(&["-device", "virtio-rng-pci", "-device", "pvpanic-pci"]));
 
-    // Without a ROM there is nothing to boot from the network, and no package that has it is needed.
+    // Without a ROM the guest cannot boot from the network, and the package with the ROM is not needed.
     args.extend(words(&["-netdev", &network(&spec.network)?, "-device", "virtio-net-pci,netdev=n0,romfile="]));
 
     if let Some(kernel) = &spec.files.kernel {
@@ -129,12 +129,13 @@ pub fn instance(spec: &InstanceSpec, paths: &QemuPaths, on: MachineSpec) -> Opti
     Some(args)
 }
 
-/// User networking: SSH forwarded from a port that the system picks, on loopback only; the guest API through a relay.
+/// User networking: SSH forwarded from a port that the system chooses, only on loopback; the guest API through a
+/// relay.
 fn network(network: &GuestNetwork) -> Option<String> {
     let mut relay: Vec<String> = network.relay.iter().map(|word| shell_quoted(word)).collect();
     relay.push(shell_quoted(network.guest_api.to_str()?));
     let relay = doubled(&relay.join(" "));
-    // IPv6 has ways around the restriction.
+    // With IPv6 the restriction can be bypassed.
     let reach = if network.isolated { "restrict=on,ipv6=off" } else { "restrict=off" };
     Some(format!(
         "user,id=n0,{reach},hostfwd=tcp:127.0.0.1:0-:22,guestfwd=tcp:{GUEST_API_ADDRESS}:{GUEST_API_PORT}-cmd:{relay}"
@@ -320,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shape_of_strangers_is_read() {
+    fn the_shape_of_foreign_guests_is_read() {
         assert_eq!(shape(None, None), (1, 128));
         assert_eq!(shape(Some("4"), Some("4096")), (4, 4096));
         assert_eq!(shape(Some("4,sockets=1"), Some("4G")), (4, 4096));

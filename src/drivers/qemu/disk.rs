@@ -1,7 +1,7 @@
-//! Disks: copy-on-write clones by `qemu-img`, and the lock that keeps a template while one is made.
+//! Disks: copy-on-write clones by `qemu-img`, and the lock that protects a template meanwhile.
 //!
-//! Formats are always named. A raw disk whose guest wrote a qcow2 header into its first sector would otherwise be opened as
-//! qcow2, with a backing file of the guest's choice.
+//! Formats are always given explicitly. Otherwise a raw disk into whose first sector the guest wrote a qcow2 header
+//! would be opened as qcow2, with a backing file of the guest's choice.
 
 use std::{
     path::{Path, PathBuf},
@@ -19,20 +19,20 @@ use crate::{
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// What `qemu-img info` says of one image.
+/// Result of `qemu-img info` for one image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {
-    /// Size of the disk as a guest sees it.
+    /// Size of the disk in the guest.
     pub virtual_bytes: u64,
-    /// Space that the file takes.
+    /// Disk space that the file uses.
     pub actual_bytes: u64,
-    /// Another image that this one is a difference to.
+    /// The image's backing file.
     pub backing: Option<PathBuf>,
-    /// A qcow2 that keeps its data in another file.
+    /// A qcow2 with an external data file.
     pub data_file: Option<PathBuf>,
 }
 
-/// Makes `clone` a copy-on-write overlay of `template`. It appears by rename: complete or not at all.
+/// Creates `clone` as a copy-on-write overlay of `template`. It appears by rename, complete or not at all.
 pub async fn clone(
     qemu_img: &Path,
     template: &Path,
@@ -56,10 +56,10 @@ pub async fn clone(
         .map_err(|error| failure::io(error, Code::CloneFailed, "the clone could not be put in place"))
 }
 
-/// Reads an image's header. The format is asserted, not guessed.
+/// Reads an image's header. The format is given, not guessed.
 pub async fn info(qemu_img: &Path, image: &Path, format: DiskFormat) -> Result<Info> {
     let output = Command::new(qemu_img, DEADLINE)
-        // Without `-U` an image that a guest uses could not be looked at.
+        // Without `-U`, an image that a guest uses cannot be read.
         .args(["info", "-U", "--output=json", "-f", format.as_str()])
         .arg(image)
         .run()

@@ -1,4 +1,4 @@
-//! What went wrong, from what QEMU and qemu-img wrote. Their exit status says nothing: it is 1 for everything.
+//! Classifies failures by the output of QEMU and qemu-img. Their exit status is always 1.
 
 use super::qmp::QmpError;
 use crate::{
@@ -6,10 +6,10 @@ use crate::{
     drivers::{DriverError, ErrorKind},
 };
 
-/// How much of a text that nobody has classified yet reaches the vm's record.
+/// Limit of unclassified output in the vm's record.
 const SHOWN: usize = 200;
 
-/// The host cannot run it now; the vm is not at fault.
+/// The host cannot run it now, for a reason outside the vm.
 const HOST: &[&str] = &[
     "cannot allocate memory",
     "cannot set up guest memory",
@@ -22,7 +22,7 @@ const HOST: &[&str] = &[
     "disk quota exceeded",
     "too many open files",
     "could not set up host forwarding rule",
-    // QEMU's own; the name of a template's firmware is a path.
+    // QEMU's own firmware; a template's firmware would be a path.
     "could not load pc bios 'bios",
     "network backend 'user' is not compiled",
     "parameter 'type' expects a netdev backend type",
@@ -45,10 +45,10 @@ const TEMPLATE: &[&str] = &[
     "could not load pc bios",
 ];
 
-/// No board has room for so many.
+/// No machine type supports this number of processors.
 const SHAPE: &[&str] = &["invalid smp cpus", "invalid cpu count"];
 
-/// Somebody holds it, and will let go.
+/// Another process uses it temporarily.
 const BUSY: &[&str] =
     &["failed to get \"write\" lock", "failed to get shared", "cannot lock pid file", "resource temporarily"];
 
@@ -74,12 +74,12 @@ pub fn start(stderr: &str) -> DriverError {
     DriverError::new(kind, code, format!("{what}: {said}")).tail(stderr)
 }
 
-/// Whether a QEMU that ended without a reason blamed its accelerator.
+/// Whether a QEMU that ended without a recorded cause reported its accelerator as the cause.
 pub fn is_accelerators(said: &str) -> bool {
     has(said, &["kvm", "hvf", "hv_"])
 }
 
-/// Whether QEMU was in its own way: another process of the same instance holds what this one needs.
+/// Whether another process of the same instance holds what this QEMU needs.
 pub fn is_busy(error: &DriverError) -> bool {
     error.kind == ErrorKind::Retry && error.tail.as_deref().is_some_and(|tail| has(tail, BUSY))
 }
@@ -103,7 +103,7 @@ pub fn qmp(error: QmpError, what: &str) -> DriverError {
     DriverError::new(ErrorKind::Retry, Code::BootFailed, format!("{what}: {error}")).source(error)
 }
 
-/// The last lines of a text on one line, without the program's name before them, cut to what fits.
+/// The last lines of a text as one line, without the program's name, cut to a limit.
 fn shown(stderr: &str) -> String {
     let lines: Vec<&str> = stderr
         .lines()

@@ -1,13 +1,14 @@
-//! A QEMU that runs: finding it, talking to it, and its end.
+//! A running QEMU: finding its process, QMP requests, and its end.
 //!
-//! It is a child of no process of ours, so nothing tells us of it but what it left. An instance's process is, in this order:
+//! It is no child of this process, so its state is known only from files and the kernel. An instance's process is, in
+//! this order:
 //!
 //! 1. the holder of the lock on the pid file in the instance's directory, if it runs as our user;
-//! 2. the process that was noted as that before, by its pid and the time of its start, whatever became of the pid file;
-//! 3. a process of our user that was given this pid file and has files of the instance's directory open.
+//! 2. the process that was recorded as that before, by its pid and start time, even if the pid file is gone;
+//! 3. a process of our user that was started with this pid file and has open files in the instance's directory.
 //!
-//! A command line alone is never proof: any user may run a process that shows the same. It only tells for which process of our
-//! own it is worth waiting, when a start was cut short and its QEMU has no pid file yet.
+//! A command line alone is never proof: any user may run a process that shows the same. It only shows for which of
+//! our own processes it is worth waiting, when a start was interrupted and its QEMU has no pid file yet.
 
 use std::{
     io::{self, Read as _},
@@ -33,20 +34,20 @@ use crate::{
 /// QMP answers in milliseconds, or it hangs.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How often the processes are looked through while matching ones come and go.
+/// How often the processes are listed while matching ones start and end.
 const SCANS: u32 = 10;
-/// A QEMU has its pid file within milliseconds, before it does anything that takes time. What has none by then is no QEMU of
-/// ours on its way up.
+/// A QEMU has its pid file within milliseconds, before any slow step. An older process without one is no starting
+/// QEMU of ours.
 const STARTING: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub enum QemuPresence {
     Nothing,
     Ours(Process),
-    /// A process of our user that was started with this instance's pid file a moment ago and does not hold it. It will hold it
-    /// soon, or end.
+    /// A process of our user that was started with this instance's pid file moments ago and does not hold it yet. It
+    /// will soon, or it ends.
     Starting(Process),
-    /// The pid file is held by a process of another user.
+    /// Another user's process holds the pid file.
     Stranger(i32),
 }
 
@@ -54,7 +55,7 @@ pub enum QemuPresence {
 pub async fn find(paths: &QemuPaths) -> io::Result<QemuPresence> {
     for _ in 0..SCANS {
         match certain(paths).await? {
-            // One that daemonizes forks twice, and its child may have come after the list was made.
+            // A daemonizing QEMU forks twice, and its child may have started after the list was made.
             QemuPresence::Nothing => match suspected(paths, &process::all().await?).await? {
                 Some(found) => return Ok(found),
                 None => continue,
@@ -65,7 +66,7 @@ pub async fn find(paths: &QemuPaths) -> io::Result<QemuPresence> {
     Err(io::Error::other("processes that may be this instance's come and go"))
 }
 
-/// As `find`, among the processes that were just listed.
+/// Like `find`, with a list of processes.
 pub async fn find_among(paths: &QemuPaths, processes: &[(i32, CommandLine)]) -> io::Result<QemuPresence> {
     match certain(paths).await? {
         QemuPresence::Nothing => Ok(suspected(paths, processes).await?.unwrap_or(QemuPresence::Nothing)),
@@ -73,7 +74,7 @@ pub async fn find_among(paths: &QemuPaths, processes: &[(i32, CommandLine)]) -> 
     }
 }
 
-/// What the kernel says, and what was noted.
+/// Uses the kernel's lock and the recorded process.
 async fn certain(paths: &QemuPaths) -> io::Result<QemuPresence> {
     match lock::holder(&paths.pid())? {
         LockHolder::Process(pid) => match Process::find(pid).await? {
@@ -82,31 +83,31 @@ async fn certain(paths: &QemuPaths) -> io::Result<QemuPresence> {
                 return Ok(QemuPresence::Ours(process));
             }
             Some(_) => return Ok(QemuPresence::Stranger(pid)),
-            // It has ended since.
+            // It has ended meanwhile.
             None => {}
         },
         LockHolder::Unknown => {
             let what = format!("a process that cannot be seen from here holds {}", paths.pid().display());
             return Err(io::Error::other(what));
         }
-        LockHolder::Nobody => {}
+        LockHolder::Free => {}
     }
     Ok(record::find(&paths.process()).await?.map_or(QemuPresence::Nothing, QemuPresence::Ours))
 }
 
-/// Writes down which process this is, unless that is known.
+/// Records the process, unless it is recorded already.
 fn note(paths: &QemuPaths, process: &Process) -> io::Result<()> {
     if record::read(&paths.process())?.as_ref() == Some(&process.id()) {
         return Ok(());
     }
     if let Err(error) = record::write(&paths.process(), &process.id()) {
-        // Its lock tells as much for as long as its pid file is there.
+        // The lock on the pid file identifies it as well, as long as that file exists.
         tracing::debug!(%error, dir = %paths.dir.display(), "cannot record the process of an instance");
     }
     Ok(())
 }
 
-/// A process of ours that was given this pid file. `None`: processes that may have been it ended while they were looked at.
+/// A process of ours that was started with this pid file. `None`: candidates ended during the search.
 async fn suspected(paths: &QemuPaths, processes: &[(i32, CommandLine)]) -> io::Result<Option<QemuPresence>> {
     let mut vanished = false;
     for (pid, line) in processes {
@@ -117,7 +118,7 @@ async fn suspected(paths: &QemuPaths, processes: &[(i32, CommandLine)]) -> io::R
             vanished = true;
             continue;
         };
-        // The pid may be another's by now.
+        // The pid may have been reused.
         if !process.is_own() || !process.command_line().await?.is_some_and(|line| given(&line, paths)) {
             continue;
         }
@@ -136,7 +137,7 @@ fn given(line: &CommandLine, paths: &QemuPaths) -> bool {
     paths.pid().to_str().is_some_and(|file| line.has_option("-pidfile", file))
 }
 
-/// The guest as QEMU describes it.
+/// The state of the guest, as QEMU reports it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct GuestStatus {
     /// `running`, `paused`, `internal-error`, …
@@ -152,7 +153,7 @@ pub async fn status(paths: &QemuPaths) -> Result<GuestStatus, QmpError> {
     Ok(GuestStatus { state, ssh_port })
 }
 
-/// Whether the guest behind this socket is this one. A second QEMU takes a live socket's path over without a word.
+/// Whether the guest behind this socket is this one. A second QEMU takes over a socket's path silently.
 pub async fn answers_as(paths: &QemuPaths, name: &InstanceName) -> Result<bool, QmpError> {
     let mut qmp = QmpClient::connect(&paths.qmp(), PATIENCE).await?;
     let reply = qmp.execute("query-uuid", None).await?;
@@ -160,27 +161,27 @@ pub async fn answers_as(paths: &QemuPaths, name: &InstanceName) -> Result<bool, 
     Ok(name.vm_id().to_string() == uuid)
 }
 
-/// Presses the power button. Whether the guest listens is its own affair.
+/// Presses the power button. The guest may ignore it.
 pub async fn power_down(paths: &QemuPaths) -> Result<(), QmpError> {
     QmpClient::connect(&paths.qmp(), PATIENCE).await?.execute("system_powerdown", None).await.map(|_| ())
 }
 
 pub async fn quit(paths: &QemuPaths) -> Result<(), QmpError> {
     match QmpClient::connect(&paths.qmp(), PATIENCE).await?.execute("quit", None).await {
-        // It may be gone before its reply has left.
+        // It may end before its reply is sent.
         Ok(_) | Err(QmpError::Closed | QmpError::Io(_)) => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-/// Lets a paused guest go on. A request that failed is made again.
+/// Resumes a paused guest. QEMU repeats the failed request.
 pub async fn resume(paths: &QemuPaths) -> Result<(), QmpError> {
     QmpClient::connect(&paths.qmp(), PATIENCE).await?.execute("cont", None).await.map(|_| ())
 }
 
-/// Opens the watch socket once in the life of a QEMU. From then on QEMU writes its events to that socket's log, whether or not
-/// a client is connected. It is never opened again: between a client's connection and its first command QEMU reports no events,
-/// and the end of the guest may be one of them.
+/// Opens the watch socket, once in the life of a QEMU. From then on QEMU writes its events to the socket's log, with
+/// or without a connected client. It is never opened again: between a client's connection and its first command QEMU
+/// reports no events, and the guest's end might be missed.
 pub async fn arm_watch(paths: &QemuPaths) -> Result<(), QmpError> {
     if is_armed(paths)? {
         return Ok(());
@@ -188,10 +189,10 @@ pub async fn arm_watch(paths: &QemuPaths) -> Result<(), QmpError> {
     QmpClient::connect(&paths.watch(), PATIENCE).await.map(|_| ())
 }
 
-/// Whether the log has the reply to a command. QEMU empties the log when it starts, and the first reply is that to the command
-/// which makes it report events.
+/// Whether the log has the reply to a command. QEMU empties the log when it starts, and the first reply is that to
+/// the command that enables events.
 fn is_armed(paths: &QemuPaths) -> io::Result<bool> {
-    // QEMU's greeting and that reply are some hundred bytes.
+    // QEMU's greeting and that reply take some hundred bytes.
     const BEGINNING: u64 = 16 << 10;
     let mut beginning = Vec::new();
     match std::fs::File::open(paths.watch_log()) {
@@ -202,7 +203,7 @@ fn is_armed(paths: &QemuPaths) -> io::Result<bool> {
     Ok(String::from_utf8_lossy(&beginning).lines().any(|line| line.starts_with("{\"return\"")))
 }
 
-/// Lets the guest begin. One that runs, or has run, is left as it is.
+/// Starts the guest's processors. Does nothing to a guest that runs or has run.
 pub async fn let_run(paths: &QemuPaths) -> Result<(), QmpError> {
     let mut qmp = QmpClient::connect(&paths.qmp(), PATIENCE).await?;
     let status = qmp.execute("query-status", None).await?;
@@ -212,7 +213,7 @@ pub async fn let_run(paths: &QemuPaths) -> Result<(), QmpError> {
     Ok(())
 }
 
-/// What the log of the watch socket says of the latest run.
+/// The cause of the latest end in the log of the watch socket.
 pub fn recorded_cause(paths: &QemuPaths) -> io::Result<Option<GoneCause>> {
     match std::fs::read(paths.watch_log()) {
         Ok(log) => Ok(qmp::last_cause(&String::from_utf8_lossy(&log))),

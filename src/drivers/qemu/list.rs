@@ -1,5 +1,4 @@
-//! Every QEMU of this host: ours by where they keep their files and whose they are, strangers as far as their command lines show
-//! them.
+//! Lists all QEMUs of this host: Mayfly's by their files and owner, foreign ones by their command lines.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +20,7 @@ use crate::{
     },
 };
 
-/// `names`: the instances that have a directory. `processes`: every process there is.
+/// `names`: the instances that have a directory. `processes`: all processes.
 pub async fn own(
     instances_dir: &Path,
     names: Vec<InstanceName>,
@@ -29,7 +28,7 @@ pub async fn own(
 ) -> io::Result<Vec<Listed>> {
     let mut ours: BTreeMap<String, (InstanceName, bool)> =
         names.into_iter().map(|name| (name.to_string(), (name, true))).collect();
-    // A QEMU of ours whose directory was removed under it.
+    // A QEMU of ours whose directory was removed.
     for (pid, line) in processes {
         if let Some(name) = instance_of(line, instances_dir)
             && is_own(*pid).await?
@@ -43,7 +42,7 @@ pub async fn own(
             Ok(QemuPresence::Ours(process) | QemuPresence::Starting(process)) => Some(process.pid()),
             Ok(QemuPresence::Stranger(pid)) => Some(pid),
             Ok(QemuPresence::Nothing) if has_directory => None,
-            // Nothing but a command line.
+            // Only a command line matches, which is no proof.
             Ok(QemuPresence::Nothing) => continue,
             Err(error) => {
                 tracing::debug!(instance = %name, %error, "cannot inspect an instance; it counts as running");
@@ -57,11 +56,11 @@ pub async fn own(
     Ok(found)
 }
 
-/// Every other QEMU.
+/// All foreign QEMUs.
 pub async fn foreign(instances_dir: &Path, processes: &[(i32, CommandLine)]) -> io::Result<Vec<Listed>> {
     let mut found = Vec::new();
     for (pid, line) in processes.iter().filter(|(_, line)| is_qemu(line.program())) {
-        // What another user runs under our names is another user's.
+        // A process of another user with our names is foreign.
         let named_as_ours = instance_of(line, instances_dir).is_some() || shown(line) == Some(PROBE_NAME);
         if named_as_ours && is_own(*pid).await? {
             continue;
@@ -71,7 +70,7 @@ pub async fn foreign(instances_dir: &Path, processes: &[(i32, CommandLine)]) -> 
     Ok(found)
 }
 
-/// The instances of ours and the strangers that processes show themselves as. Enough to tell a human; never to act on.
+/// Instances and foreign guests according to command lines. Good enough for people; never to act on.
 pub fn by_command_lines(
     instances_dir: &Path,
     processes: &[(i32, CommandLine)],
@@ -100,7 +99,7 @@ fn shape(line: &CommandLine) -> (u32, u32) {
     args::shape(line.option("-smp"), line.option("-m"))
 }
 
-/// The name that a QEMU shows.
+/// The guest name in the command line.
 fn shown(line: &CommandLine) -> Option<&str> {
     line.option("-name").and_then(|name| name.split(',').next()).map(|name| name.trim_start_matches("guest="))
 }
@@ -109,12 +108,12 @@ fn is_qemu(program: &str) -> bool {
     program.starts_with("qemu-system-") || program == "qemu-kvm"
 }
 
-/// The instance whose pid file in our directory this process was given.
+/// The instance of which this process was given the pid file in our directory.
 fn instance_of(line: &CommandLine, instances_dir: &Path) -> Option<InstanceName> {
     let dir = instances_dir.to_str()?;
     let file = match line {
         CommandLine::Exact(_) => line.option("-pidfile")?.strip_prefix(dir)?,
-        // The directory's path may contain blanks, so it cannot be found by words.
+        // The directory's path may contain blanks, so words cannot be compared.
         CommandLine::Joined(text) => text.split_once(&format!(" -pidfile {dir}"))?.1.split(' ').next()?,
     };
     let name = file.strip_prefix('/')?.strip_suffix("/qemu.pid")?;
@@ -131,11 +130,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ours_and_strangers_are_told_apart() {
+    async fn own_and_foreign_guests_are_distinguished() {
         let dir = tempfile::tempdir().unwrap();
         let d = dir.path().display();
         let [stopped, gone, elsewhere] = [(); 3].map(|()| VmId::mint().instance());
-        // No process of this host has these pids: what they show is all there is of them.
+        // These pids do not exist on this host: only their command lines are known.
         let processes = [
             (1_000_000_001, exact("/sbin/init")),
             (
@@ -161,7 +160,7 @@ mod tests {
         let shown =
             |name: &str| list.iter().find(|l| l.name == name).map(|l| (l.ours, l.running, l.cpus, l.memory_mib));
         assert_eq!(shown(stopped.as_str()), Some((true, false, 0, 0)));
-        assert_eq!(shown(gone.as_str()), Some((false, true, 2, 512)), "a command line is nobody's proof");
+        assert_eq!(shown(gone.as_str()), Some((false, true, 2, 512)), "a command line is no proof");
         assert_eq!(shown(elsewhere.as_str()), Some((false, true, 4, 2048)), "another Mayfly's");
         assert_eq!(shown("web"), Some((false, true, 1, 1024)));
         assert_eq!(shown("qemu-system-aarch64:1000000022"), Some((false, true, 1, 128)));

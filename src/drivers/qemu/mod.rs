@@ -1,20 +1,20 @@
-//! QEMU: the default on Linux (KVM, or emulation), and on macOS for Linux guests (HVF).
+//! The QEMU driver: the default on Linux (KVM, or emulation), and on macOS for Linux guests (HVF).
 //!
-//! One process per instance, daemonized so that it outlives us. Everything that is known of an instance is in its directory
-//! and in its process:
+//! One process per instance, daemonized so that it outlives the service. All state of an instance is in its directory
+//! and its process:
 //!
 //! ```text
 //! <instances>/mayfly-<vm id>/   0700; of a later attempt mayfly-<vm id>-<attempt>/
 //!     disk.qcow2                the clone: an overlay on the template's disk
 //!     seed.img                  0600, holds secrets; written at every start
 //!     qemu.pid                  locked by QEMU while it lives
-//!     qemu.process              0600, which process that is: its pid and the time of its start
+//!     qemu.process              0600, identity of the process: its pid and start time
 //!     qmp.sock                  commands, one short connection each
 //!     live.sock                 events, for the listener that waits for a stop
 //!     watch.sock, watch.log     events: the socket is opened once, so that QEMU writes them to the log
 //!     console.log               the guest's serial line
-//!     qemu.log                  what QEMU itself writes to its standard error
-//!     started                   its guest was started: it is not started again
+//!     qemu.log                  QEMU's standard error
+//!     started                   the guest was started: it is not started again
 //! ```
 
 use std::{
@@ -64,26 +64,26 @@ mod usernet;
 pub use section::{AcceleratorChoice, QemuSection};
 pub use settings::Settings;
 
-/// Initialisation takes a tenth of a second; on a host that swaps, longer.
+/// Initialisation takes a tenth of a second; longer on a host that swaps.
 const START: Duration = Duration::from_secs(60);
 const VERSION: Duration = Duration::from_secs(10);
-/// How often QEMU is started for one `start`, when it was in its own way.
+/// How often QEMU is started for one `start`, if another process of the instance was in the way.
 const LAUNCHES: u32 = 3;
-/// How long a hypervisor that neither answers nor ends may do so before a start gives up.
+/// How long a hypervisor may neither answer nor end before a start gives up.
 const SETTLE: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// Between two presses of the power button.
+/// Pause between two presses of the power button.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// A QEMU that has not ended by then after `quit` hangs.
+/// A QEMU that has not ended this long after `quit` hangs.
 const QUIT: Duration = Duration::from_secs(3);
-/// Of what QEMU wrote when it refused to start, so many bytes are looked at.
+/// Limit of the output that is read when QEMU refused to start, in bytes.
 const WORDS: usize = 8 << 10;
-/// A guest that was paused because the host's disk was full needs this much to get on for a while, in bytes.
+/// Free space that a guest needs to be resumed after the host's disk was full, in bytes.
 const ROOM_TO_RESUME: u64 = 64 << 20;
 
 pub struct Qemu {
     settings: Settings,
-    /// The answer of this process's latest probe.
+    /// The result of this process's latest probe.
     probed: Mutex<Option<(Accelerator, DriverProbe)>>,
     trials: Trials,
 }
@@ -91,14 +91,14 @@ pub struct Qemu {
 impl Qemu {
     pub const NAME: &str = "qemu";
 
-    /// Makes the instances directory. Whether QEMU itself is here is for `probe` to say.
+    /// Creates the instances directory. `probe` finds out whether QEMU is installed.
     pub fn new(mut settings: Settings) -> Result<Self> {
         let dir = &settings.instances_dir;
         paths::check(dir)?;
         let made = files::ensure_private_dir(dir).and_then(|()| dir.canonicalize());
         settings.instances_dir =
             made.map_err(|error| failure::io(error, Code::HostUnavailable, "the instances directory cannot be made"))?;
-        // Where links lead is what the sockets' paths are made from.
+        // Resolves links, because the sockets' paths are built from this path.
         paths::check(&settings.instances_dir)?;
         let trials = Trials::new(&settings.probe_file, settings.first_guest);
         Ok(Self { settings, probed: Mutex::new(None), trials })
@@ -214,7 +214,7 @@ impl Qemu {
     async fn launch(&self, arguments: &[String], paths: &QemuPaths) -> Result<()> {
         let output = Command::new(self.binary()?, START)
             .args(arguments)
-            // Frameworks of macOS abort a process that goes on after fork(), as daemonizing does.
+            // Frameworks of macOS abort a process that continues after fork(), as daemonizing does.
             .env("OBJC_DISABLE_INITIALIZE_FORK_SAFETY", "YES")
             .run()
             .await
@@ -222,14 +222,14 @@ impl Qemu {
         if output.status.success() {
             return Ok(());
         }
-        // What it had to say before it opened its log is here, the rest is there.
+        // Output before QEMU opened its log is in the command's output, the rest is in the log.
         let logged = std::fs::read(paths.errors()).unwrap_or_default();
         let said = output.stderr_tail + &String::from_utf8_lossy(&logged[logged.len().saturating_sub(WORDS)..]);
         Err(fault::start(&said))
     }
 
-    /// Whether the instance runs and answers. One that does not answer may be on its way up or down (an earlier start was
-    /// cut short), so it is given a moment to become one or the other.
+    /// Whether the instance runs and answers. One that does not answer may be starting or ending (an earlier start
+    /// was interrupted), so this waits for one or the other.
     async fn wait_until_responsive(&self, paths: &QemuPaths, name: &InstanceName) -> Result<bool> {
         let patience = clock::monotonic() + SETTLE;
         while let Some(process) = self.running(paths, name).await? {
@@ -248,12 +248,12 @@ impl Qemu {
         Ok(false)
     }
 
-    /// How a guest ended, once it is known whether its accelerator was on trial and is to blame.
+    /// The cause of a guest's end, after it is known whether its accelerator was on trial and is to blame.
     async fn laid_at(&self, paths: &QemuPaths, cause: GoneCause) -> GoneCause {
         let said = stops::words(paths);
         let blamed = match cause {
             GoneCause::HypervisorError => true,
-            // QEMU gave up with a few words of its own, or was killed without any.
+            // QEMU ended with only a few words, or was killed.
             GoneCause::Unknown => said.as_deref().is_some_and(fault::is_accelerators),
             GoneCause::GuestPowerOff
             | GoneCause::GuestReset
@@ -272,7 +272,7 @@ impl Qemu {
         cause
     }
 
-    /// The next start and the next look at this driver take what is known by then.
+    /// The next start and the next probe use what is known by then.
     async fn probe_again(&self) {
         *self.probed.lock().await = None;
     }
@@ -292,20 +292,20 @@ impl Qemu {
         Ok(names)
     }
 
-    /// Lets a guest run that was started and not yet let go. It stands still until QEMU writes down how it ends, so no guest ends
-    /// without a word because this service died at the wrong moment.
+    /// Starts the processors of a new guest. They stay stopped until QEMU is set up to record how the guest ends, so
+    /// that no end is lost if this service dies meanwhile.
     async fn let_run(&self, paths: &QemuPaths, name: &InstanceName) -> Result<()> {
         let patience = clock::monotonic() + SETTLE;
         loop {
             let error = match instance::arm_watch(paths).await {
                 Ok(()) => {
-                    // Before the guest runs. Until then its process waits, so that a start that was cut short here is resumed
-                    // and does not look like a guest that has ended.
+                    // Before the guest runs. Until then its process waits, so an interrupted start is continued and
+                    // does not look like an ended guest.
                     tokio::fs::write(paths.started(), b"").await.map_err(|error| {
                         failure::io(error, Code::BootFailed, "the start of the guest cannot be recorded")
                     })?;
                     match instance::let_run(paths).await {
-                        // To be found notes which process it is.
+                        // Finding the process records its identity.
                         Ok(()) => return find(paths).await.map(|_| ()),
                         Err(error) => error,
                     }
@@ -313,7 +313,7 @@ impl Qemu {
                 Err(error) => error,
             };
             match self.running(paths, name).await? {
-                // It has ended, and how is on record.
+                // It has ended, and the cause is recorded.
                 None => return Ok(()),
                 Some(_) if clock::monotonic() > patience => {
                     return Err(fault::qmp(error, "QEMU is running but does not answer"));
@@ -323,14 +323,14 @@ impl Qemu {
         }
     }
 
-    /// The running process, once one that is on its way up has become that or has ended. A stranger on our pid file is nothing
-    /// that waiting or killing mends.
+    /// The running process, after waiting for one that is starting or ending. If another user's process holds the pid
+    /// file, neither waiting nor killing helps.
     async fn running(&self, paths: &QemuPaths, name: &InstanceName) -> Result<Option<Process>> {
         loop {
             match find(paths).await? {
                 QemuPresence::Nothing => return Ok(None),
                 QemuPresence::Ours(process) => return Ok(Some(process)),
-                // After a while it is no longer taken for one that starts.
+                // After a while it no longer counts as starting.
                 QemuPresence::Starting(process) => drop(timeout(LOOK_AGAIN, process.ended()).await),
                 QemuPresence::Stranger(pid) => {
                     let summary = format!("process {pid} of another user holds {} of {name}", paths.pid().display());
@@ -374,7 +374,7 @@ impl Driver for Qemu {
     }
 
     async fn probe(&self, fresh: bool) -> Result<DriverProbe> {
-        // Held while a guest is tried out, so that starts wait for the answer instead of trying one each.
+        // Held during a trial guest, so that concurrent starts wait for its result instead of starting one each.
         let mut probed = self.probed.lock().await;
         if !fresh && let Some((_, probe)) = &*probed {
             return Ok(probe.clone());
@@ -392,7 +392,7 @@ impl Driver for Qemu {
         if self.running(&paths, &spec.name).await?.is_some() {
             return Ok(());
         }
-        // What an interrupted attempt or an earlier run left is not worth telling apart from a good clone: a new one is cheap.
+        // An interrupted attempt or an earlier run may have left a clone. A new clone is cheap, so nothing is reused.
         let fresh = async {
             ignore_not_found(tokio::fs::remove_dir_all(&paths.dir).await)?;
             files::ensure_private_dir(&paths.dir)
@@ -433,8 +433,8 @@ impl Driver for Qemu {
         }
         let mut again = LAUNCHES;
         while let Err(refused) = self.launch(&arguments, &paths).await {
-            // Another start was faster by a moment. If that one comes up, there is what was asked for; if it was cut short, it
-            // is out of the way by then.
+            // A concurrent start was faster. If it succeeds, the instance runs; if it was interrupted, it has ended
+            // by then.
             if !fault::is_busy(&refused) {
                 return Err(refused);
             }
@@ -451,7 +451,7 @@ impl Driver for Qemu {
 
     async fn stop(&self, name: &InstanceName, grace: Duration) -> Result<()> {
         let paths = self.paths(name);
-        // A start that was cut short may have left more than one process on its way.
+        // An interrupted start may have left more than one starting process.
         while let Some(process) = self.running(&paths, name).await? {
             if !grace.is_zero()
                 && hears_its_button(&paths).await
@@ -494,7 +494,7 @@ impl Driver for Qemu {
                             agent: None,
                         }),
                     },
-                    // It is on its way up or down, or busy; that it runs is certain.
+                    // It is starting, ending, or busy; it certainly runs.
                     Err(error) => {
                         tracing::debug!(%error, instance = %name, "QEMU is running but does not answer");
                         Ok(Observation::Running { ssh: None, agent: None })
@@ -518,7 +518,7 @@ impl Driver for Qemu {
         while let Some(process) = self.running(&paths, name).await? {
             tokio::select! {
                 () = process.ended() => {}
-                // Whichever version started it, and whenever that died.
+                // Needed for guests that an older version started, or that lost the setup when the service died.
                 never = keep_armed(&paths, name) => match never {},
                 cause = stops::stopped(&paths) => return Ok(self.laid_at(&paths, cause).await),
                 () = self.trials.over(&paths) => {
@@ -546,7 +546,7 @@ impl Driver for Qemu {
                 format!("{} MiB are free where the guest's disk is, and it needs {}", free >> 20, ROOM_TO_RESUME >> 20);
             return Err(DriverError::new(ErrorKind::Host, Code::HostFull, summary));
         }
-        instance::resume(&paths).await.map_err(|error| fault::qmp(error, "QEMU does not let its guest go on"))
+        instance::resume(&paths).await.map_err(|error| fault::qmp(error, "QEMU cannot resume its guest"))
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {
@@ -569,7 +569,7 @@ impl Driver for Qemu {
     }
 }
 
-/// A guest that stands still hears nothing. One that cannot be asked may be on its way up.
+/// A stopped guest ignores its power button. One whose state is unknown may be starting.
 async fn hears_its_button(paths: &QemuPaths) -> bool {
     match instance::status(paths).await {
         Ok(status) => !matches!(stops::condition(&status.state), Condition::Stopped(_)),
@@ -577,7 +577,7 @@ async fn hears_its_button(paths: &QemuPaths) -> bool {
     }
 }
 
-/// Sees to it that the guest's end will be on record.
+/// Ensures that the guest's end will be recorded.
 async fn keep_armed(paths: &QemuPaths, name: &InstanceName) -> std::convert::Infallible {
     while let Err(error) = instance::arm_watch(paths).await {
         tracing::debug!(%error, instance = %name, "cannot connect to the QMP socket for events yet");
@@ -586,7 +586,7 @@ async fn keep_armed(paths: &QemuPaths, name: &InstanceName) -> std::convert::Inf
     std::future::pending().await
 }
 
-/// Ends a hypervisor that may not want to. Returns when it has ended.
+/// Ends a hypervisor that may not cooperate. Returns when it has ended.
 async fn force(paths: &QemuPaths, name: &InstanceName, process: &Process) -> Result<()> {
     match instance::quit(paths).await {
         Ok(()) if timeout(QUIT, process.ended()).await.is_ok() => return Ok(()),
@@ -598,7 +598,7 @@ async fn force(paths: &QemuPaths, name: &InstanceName, process: &Process) -> Res
     last_resort::kill(process, name).await
 }
 
-/// Returns when the process has ended. A guest that is not wholly up yet does not hear the first press of its power button.
+/// Returns when the process has ended. A guest that is still booting ignores the first press of its power button.
 async fn ask_to_power_down(paths: &QemuPaths, process: &Process) {
     loop {
         if let Err(error) = instance::power_down(paths).await {

@@ -1,4 +1,4 @@
-//! Where an instance keeps its things: one directory of its own, readable by us alone.
+//! The files of an instance: one directory that only this user can access.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,8 @@ use crate::{
     drivers::{DriverError, ErrorKind, Result},
 };
 
-/// macOS takes 104 bytes with the final zero, Linux 108. The smaller one, so that a configuration moves between hosts.
+/// macOS allows 104 bytes including the final zero, Linux 108. The smaller limit, so that a configuration works on
+/// both.
 pub const SOCKET_PATH_LIMIT: usize = 103;
 
 #[derive(Clone, Debug)]
@@ -20,7 +21,7 @@ impl QemuPaths {
         Self { dir: instances_dir.join(name.as_str()) }
     }
 
-    /// Of a later attempt, the name of the directory is some bytes longer, and those of the sockets in it are shorter for it.
+    /// The directory of a later attempt has a longer name, so its sockets have shorter ones.
     fn socket(&self, first: &str, later: &str) -> PathBuf {
         let name = self.dir.file_name().and_then(|name| InstanceName::read(name.to_str()?));
         self.dir.join(if name.is_some_and(|name| name.is_retry()) { later } else { first })
@@ -30,7 +31,7 @@ impl QemuPaths {
         self.dir.join("disk.qcow2")
     }
 
-    /// A clone that is being made: it becomes `disk` by rename.
+    /// A clone under construction: it becomes `disk` by rename.
     pub fn unfinished_disk(&self) -> PathBuf {
         self.dir.join("disk.qcow2.tmp")
     }
@@ -43,7 +44,7 @@ impl QemuPaths {
         self.dir.join("qemu.pid")
     }
 
-    /// Which process holds the pid file, by its pid and the time of its start.
+    /// The process that holds the pid file, by its pid and start time.
     pub fn process(&self) -> PathBuf {
         self.dir.join("qemu.process")
     }
@@ -63,13 +64,13 @@ impl QemuPaths {
         self.socket("watch.sock", "w.sock")
     }
 
-    /// All events of the guest: how it ended while no listener was connected.
+    /// All events of the guest, including its end while no listener was connected.
     pub fn watch_log(&self) -> PathBuf {
         self.dir.join("watch.log")
     }
 
-    /// Exists when this clone's guest was started. Written while QEMU holds the guest's processors stopped: a start that was cut
-    /// short before that has started no guest.
+    /// Exists if this clone's guest was started. Written while QEMU still holds the guest's processors: a start that
+    /// was interrupted before that has started no guest.
     pub fn started(&self) -> PathBuf {
         self.dir.join("started")
     }
@@ -78,18 +79,18 @@ impl QemuPaths {
         self.dir.join("console.log")
     }
 
-    /// There while the guest's accelerator is on trial.
+    /// Exists while the guest's accelerator is on trial.
     pub fn trial(&self) -> PathBuf {
         self.dir.join("trial.json")
     }
 
-    /// What QEMU itself writes to its standard error.
+    /// QEMU's standard error.
     pub fn errors(&self) -> PathBuf {
         self.dir.join("qemu.log")
     }
 }
 
-/// Refuses a directory in which no instance could have its sockets.
+/// Refuses a directory whose path is too long for the sockets of an instance.
 pub fn check(instances_dir: &Path) -> Result<()> {
     let refuse = |summary| Err(DriverError::new(ErrorKind::Host, Code::HostUnavailable, summary));
     if !instances_dir.is_absolute() {
@@ -98,7 +99,7 @@ pub fn check(instances_dir: &Path) -> Result<()> {
     if instances_dir.to_str().is_none() {
         return refuse(format!("the instances directory {} is not valid UTF-8", instances_dir.display()));
     }
-    // The longest of the names above that is a socket, in a directory named after a vm.
+    // The longest socket name above, in a directory named after a vm.
     let below = InstanceName::PREFIX.len() + 36 + "//watch.sock".len();
     let longest = SOCKET_PATH_LIMIT - below;
     let length = instances_dir.as_os_str().len();

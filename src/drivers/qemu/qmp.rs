@@ -1,8 +1,8 @@
 //! The QEMU Machine Protocol: one JSON object per line over a Unix socket.
 //!
-//! A socket serves one client at a time; the next one is greeted when the present one leaves. So command connections are
-//! short, and waiting for the greeting is how they queue. Events arrive whenever they like, also between a command and its
-//! reply. Errors of the human monitor come back as the text of a successful reply.
+//! A socket serves one client at a time; the next one is greeted when the current one disconnects. So connections for
+//! commands are short, and clients queue by waiting for the greeting. Events may arrive at any time, also between a
+//! command and its reply. Errors of the human monitor are the text of a successful reply.
 
 use std::{io, path::Path, time::Duration};
 
@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::{domain::event::GoneCause, platform::clock};
 
-/// No reply that we ask for comes near this.
+/// No expected reply is that long.
 const LINE_LIMIT: usize = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +41,7 @@ pub struct QmpEvent {
     pub data: Value,
 }
 
-/// What `SHUTDOWN` says. `None` for other events.
+/// The cause in a `SHUTDOWN` event. `None` for other events.
 pub fn shutdown_cause(event: &QmpEvent) -> Option<GoneCause> {
     if event.name != "SHUTDOWN" {
         return None;
@@ -55,7 +55,7 @@ pub fn shutdown_cause(event: &QmpEvent) -> Option<GoneCause> {
     })
 }
 
-/// The last `SHUTDOWN` of a recorded stream. Its final line may be cut off.
+/// The last `SHUTDOWN` of a recorded stream. Its final line may be incomplete.
 pub fn last_cause(log: &str) -> Option<GoneCause> {
     log.lines().filter_map(|line| shutdown_cause(&serde_json::from_str(line).ok()?)).next_back()
 }
@@ -87,14 +87,14 @@ fn parse(line: &[u8]) -> Result<Message, QmpError> {
 /// A negotiated connection.
 pub struct QmpClient<S> {
     stream: BufReader<S>,
-    /// Part of a line.
+    /// An incomplete line.
     line: Vec<u8>,
     next_id: u64,
     deadline: Instant,
 }
 
 impl QmpClient<UnixStream> {
-    /// Connects, waits for its turn and negotiates, all within `patience`; so are the commands that follow.
+    /// Connects, waits for its turn and negotiates, within `patience`, which also limits each following command.
     pub async fn connect(socket: &Path, patience: Duration) -> Result<Self, QmpError> {
         let deadline = clock::monotonic() + patience;
         let stream = timeout_at(deadline, queue_up(socket)).await.map_err(|_| QmpError::Deadline)??;
@@ -102,7 +102,7 @@ impl QmpClient<UnixStream> {
     }
 }
 
-/// The queue of those who wait for their turn is short; when it is full, the system says "try again".
+/// The queue of waiting connections is short; when it is full, the system returns "try again".
 async fn queue_up(socket: &Path) -> io::Result<UnixStream> {
     loop {
         match UnixStream::connect(socket).await {
@@ -126,7 +126,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> QmpClient<S> {
         Ok(client)
     }
 
-    /// One command. Events that come before the reply are dropped: the log of the watch socket has them.
+    /// Sends a command. Events before the reply are dropped: the log of the watch socket has them.
     pub async fn execute(&mut self, command: &str, arguments: Option<Value>) -> Result<Value, QmpError> {
         let id = self.next_id;
         self.next_id += 1;
@@ -149,7 +149,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> QmpClient<S> {
         }
     }
 
-    /// The next event, if one comes within `patience`.
+    /// The next event, if one arrives within `patience`.
     pub async fn event(&mut self, patience: Duration) -> Result<Option<QmpEvent>, QmpError> {
         self.deadline = clock::monotonic() + patience;
         loop {
@@ -163,14 +163,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> QmpClient<S> {
         }
     }
 
-    /// The state of the guest, as in `running`, `paused`, `internal-error`.
+    /// The state of the guest: `running`, `paused`, `internal-error`, ….
     pub async fn run_state(&mut self, patience: Duration) -> Result<String, QmpError> {
         self.deadline = clock::monotonic() + patience;
         let status = self.execute("query-status", None).await?;
         Ok(status.get("status").and_then(Value::as_str).unwrap_or_default().to_owned())
     }
 
-    /// A command of the human monitor: its text, which may be an error's.
+    /// A command of the human monitor: returns its text, which may be an error's.
     pub async fn human(&mut self, command_line: &str) -> Result<String, QmpError> {
         let reply = self.execute("human-monitor-command", Some(json!({ "command-line": command_line }))).await?;
         reply.as_str().map(str::to_owned).ok_or_else(|| QmpError::Garbled(reply.to_string()))
@@ -215,7 +215,7 @@ mod tests {
 
     const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, "capabilities": ["oob"]}}"#;
 
-    /// Plays QEMU: answers each line that it is sent with the next text.
+    /// Plays QEMU: answers each received line with the next text.
     async fn server(mut stream: DuplexStream, replies: Vec<String>) {
         stream.write_all(format!("{GREETING}\r\n").as_bytes()).await.unwrap();
         for reply in replies {

@@ -1,4 +1,4 @@
-//! What the driver is made with.
+//! Settings of the QEMU driver.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -8,18 +8,18 @@ use crate::domain::Arch;
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub instances_dir: PathBuf,
-    /// Where the accelerator probe's answer is remembered.
+    /// File with the cached result of the accelerator probe.
     pub probe_file: PathBuf,
     /// `qemu-system-<arch>` on `PATH` when absent.
     pub binary: Option<PathBuf>,
     /// `qemu-img` on `PATH` when absent.
     pub qemu_img: Option<PathBuf>,
     pub accelerator: AcceleratorChoice,
-    /// How long the first guest under an accelerator may give no sign of life.
+    /// How long the first guest under an accelerator may be silent.
     pub first_guest: Duration,
-    /// Guests' processor: this host's when absent. Another one is emulated.
+    /// Architecture of guests; this host's if absent. Another one is emulated.
     pub arch: Option<Arch>,
-    /// Show the QEMU processes that are not ours.
+    /// List foreign QEMU processes.
     pub count_foreign: bool,
 }
 

@@ -1,8 +1,8 @@
-//! Seeing that QEMU stopped its guest and lives on.
+//! Detects that QEMU has stopped its guest and stays alive.
 //!
-//! QEMU tells the listener on the `live` socket by an event, and what happened before the listener came is in the guest's
-//! state, which is asked for first. It is asked for again every few seconds, because an event may be lost with its connection
-//! and a state may not. A guest that was started by an older Mayfly has no such socket; its state is asked for alone.
+//! QEMU reports this as an event on the `live` socket. What happened before the listener connected is in the guest's
+//! state, which is queried first, and then again every few seconds, because an event may be lost with its connection.
+//! A guest that an older Mayfly started has no such socket; only its state is queried.
 
 use std::time::Duration;
 
@@ -15,18 +15,18 @@ use super::{
 };
 use crate::{domain::event::GoneCause, platform::clock};
 
-/// Between two questions for the guest's state while no event comes.
+/// Interval of state queries while no event arrives.
 const ASK_EVERY: Duration = Duration::from_secs(5);
-/// A QEMU whose guest has shut down ends by itself well within this, unless it was told not to.
+/// A QEMU whose guest has shut down ends by itself well within this time, unless it was told not to.
 const LEAVE: Duration = Duration::from_secs(5);
-/// After one of these the guest's state may be another one.
+/// Events after which the guest's state may have changed.
 const TELLING: &[&str] = &["STOP", "RESUME", "SHUTDOWN", "GUEST_PANICKED", "WATCHDOG", "BLOCK_IO_ERROR", "SUSPEND"];
 
-/// A guest's console and its hypervisor's own words start over beyond this, in bytes on disk.
+/// Size on disk at which a guest's console and QEMU's log are truncated, in bytes.
 const CONSOLE_LIMIT: u64 = 64 << 20;
 const ERRORS_LIMIT: u64 = 1 << 20;
 
-/// What a state of QEMU's says of its guest.
+/// Meaning of a QEMU state for the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
     UnderWay,
@@ -35,29 +35,29 @@ pub enum Condition {
     Stopped(GoneCause),
 }
 
-/// A state that a later QEMU invents is taken for a guest under way: what ends it for certain is the end of its process.
+/// An unknown state of a later QEMU counts as running: the end of the process ends the guest for certain.
 pub fn condition(run_state: &str) -> Condition {
     match run_state {
         "shutdown" => Condition::Leaving,
         "internal-error" => Condition::Stopped(GoneCause::HypervisorError),
         "guest-panicked" => Condition::Stopped(GoneCause::GuestPanic),
         "watchdog" => Condition::Stopped(GoneCause::GuestWatchdog),
-        // QEMU was told to stop a guest for a full disk and for nothing else.
+        // QEMU is configured to stop a guest only for a full disk.
         "io-error" => Condition::Stopped(GoneCause::HostDiskFull),
-        // Nothing in Mayfly pauses a guest, attaches a debugger or migrates one.
+        // Mayfly never pauses a guest, attaches a debugger or migrates a guest.
         "paused" | "debug" | "postmigrate" => Condition::Stopped(GoneCause::HostPause),
-        // `suspended` is the guest's own doing, and it may have set an alarm; the others pass.
+        // A guest suspends itself, and may have set a wake-up alarm; the other states are temporary.
         _ => Condition::UnderWay,
     }
 }
 
-/// Returns once QEMU has stopped its guest, and why. Never while the guest runs, or where QEMU does not answer.
+/// Returns the cause once QEMU has stopped its guest. Never returns while the guest runs, or if QEMU does not answer.
 pub async fn stopped(paths: &QemuPaths) -> GoneCause {
     let mut leaving: Option<Instant> = None;
     loop {
         let asked = match QmpClient::connect(&paths.live(), PATIENCE).await {
             Ok(mut client) => follow(&mut client, paths, &mut leaving).await.map(Some),
-            // Another listener is connected, or there is no such socket.
+            // Another listener is connected, or the socket does not exist.
             Err(_) => ask(paths, &mut leaving).await,
         };
         match asked {
@@ -116,14 +116,14 @@ fn judge(state: &str, paths: &QemuPaths, leaving: &mut Option<Instant>) -> Optio
             if clock::elapsed(since) < LEAVE {
                 return None;
             }
-            // What cannot be read now is read at the next look.
+            // A cause that cannot be read now is read at the next check.
             recorded_cause(paths).ok().map(|cause| cause.unwrap_or(GoneCause::GuestPowerOff))
         }
     }
 }
 
-/// Cuts what grows at the guest's will. The console is written to at its end. The other file is written to at an offset that
-/// QEMU keeps, so it gets a hole at its beginning and takes no room for it.
+/// Truncates files that the guest can grow. The console is opened for appending. QEMU keeps an offset for the other
+/// file, so it becomes sparse at its beginning and uses no space there.
 pub fn keep_bounded(paths: &QemuPaths) {
     use std::os::unix::fs::MetadataExt;
     for (path, limit) in [(paths.console(), CONSOLE_LIMIT), (paths.errors(), ERRORS_LIMIT)] {
@@ -135,7 +135,7 @@ pub fn keep_bounded(paths: &QemuPaths) {
     }
 }
 
-/// The first line that QEMU itself wrote and that is not a mere warning, cut to what fits.
+/// The first line of QEMU's output that is not a warning, cut to a limit.
 pub fn words(paths: &QemuPaths) -> Option<String> {
     use std::io::Read;
     let mut bytes = Vec::new();
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn every_state_of_qemu_is_one_of_three() {
-        // All that QEMU 7.2 to 10 have.
+        // All states of QEMU 7.2 to 10.
         for (state, expected) in [
             ("running", Condition::UnderWay),
             ("prelaunch", Condition::UnderWay),

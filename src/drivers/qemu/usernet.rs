@@ -1,4 +1,4 @@
-//! What `info usernet` of the human monitor says.
+//! Parses `info usernet` of the human monitor.
 
 /// The host's port that is forwarded to `guest_port`.
 ///

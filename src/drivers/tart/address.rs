@@ -1,5 +1,5 @@
-//! Where a guest is reached. Its Ethernet address is its own on this host, so whatever the host's tables say of that address is
-//! said of this guest and no other.
+//! Finds the address of a guest. Its Ethernet address is unique on this host, so entries of the host's tables with
+//! that address are about this guest.
 
 use std::{io, net::Ipv4Addr, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::{
 
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// `tart` makes a command of Tart, should the guest agent have to be asked.
+/// `tart` creates a command of Tart, for a query of the guest agent.
 pub async fn find(
     settings: &Settings,
     paths: &TartPaths,
@@ -34,7 +34,7 @@ pub async fn find(
     };
     match known {
         Ok(None) if agent_is_due(settings, paths) => by_agent(name, tart()?).await,
-        // A table that cannot be read says nothing of the guest; the guest itself may.
+        // A table that cannot be read says nothing about the guest; the agent may know its address.
         Err(fault) if fault.code == Code::HostUnavailable && paths.control_sock().exists() => {
             by_agent(name, tart()?).await?.map_or(Err(fault), |ip| Ok(Some(ip)))
         }
@@ -49,7 +49,7 @@ fn now() -> u64 {
 fn lease_file(settings: &Settings) -> Result<Vec<leases::DhcpLease>> {
     let bytes = match std::fs::read(&settings.lease_file) {
         Ok(bytes) => bytes,
-        // The host's DHCP server has not given any yet.
+        // The host's DHCP server has not issued a lease yet.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(failure::unseen(error, "the host's DHCP leases")),
     };
@@ -74,11 +74,11 @@ fn by_lease(settings: &Settings, paths: &TartPaths, mac: Mac) -> Result<Option<I
     }
 }
 
-/// Writes down what the lease file knows of this guest before it starts, so that an address from an earlier run is not taken
-/// for the new one's. A VM that runs for the first time has an address that nobody had before it, and there is nothing to keep.
+/// Records the guest's leases in the lease file before it starts, so that an address of an earlier run is not taken
+/// for that of the new run. A VM that runs for the first time has a new Ethernet address and no leases.
 pub fn note_leases(settings: &Settings, paths: &TartPaths, mac: Mac) -> io::Result<()> {
     let leases = lease_file(settings).unwrap_or_else(|fault| {
-        // Whoever needs an address is told; a guest may also be reached without one.
+        // Reported when the address is needed; the guest may also be reached without one.
         tracing::warn!(error = %fault, "cannot record the host's DHCP leases before a start");
         Vec::new()
     });
@@ -98,7 +98,7 @@ fn before(paths: &TartPaths, mac: Mac) -> io::Result<Option<u64>> {
         Err(error) => return Err(error),
     };
     let noted = text.trim().split_once(' ');
-    // Tart gives a VM a new address when another one that runs has the same.
+    // Tart gives a VM a new Ethernet address if another running VM has the same.
     let noted = noted.filter(|(noted, _)| Mac::parse(noted) == Some(mac));
     Ok(noted.and_then(|(_, expires)| expires.parse().ok()))
 }
@@ -122,8 +122,8 @@ async fn by_arp(settings: &Settings, mac: Mac) -> Result<Option<Ipv4Addr>> {
     arp::find(&output.stdout, mac).map_err(failed)
 }
 
-/// Asking the agent starts a program that takes a second to say no, so the tables have their time first. The socket is made
-/// when the guest starts.
+/// A query of the agent starts a program that takes a second to fail, so the tables are used alone at first. The
+/// socket is created when the guest starts.
 fn agent_is_due(settings: &Settings, paths: &TartPaths) -> bool {
     let Ok(started) = paths.control_sock().metadata().and_then(|socket| socket.modified()) else { return false };
     settings.resolver == Resolver::Agent || clock::age(started) >= settings.agent_after

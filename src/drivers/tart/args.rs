@@ -1,4 +1,4 @@
-//! What Tart is started with: its arguments and its environment.
+//! Arguments and environment of Tart commands.
 
 use std::ffi::OsString;
 
@@ -8,10 +8,10 @@ use crate::{
     platform::process::Command,
 };
 
-/// Where Tart looks for `softnet`, `sudo` and `diskutil`. launchd's own PATH lacks some of it.
+/// Where Tart finds `softnet`, `sudo` and `diskutil`. launchd's default PATH lacks some of these directories.
 const USUAL_DIRECTORIES: [&str; 6] = ["/opt/homebrew/bin", "/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"];
 
-/// The arguments of `tart` that run a guest. The name comes first, where it is found again in a list of processes.
+/// The arguments of `tart` that run a guest. The name comes first, where it is recognised in a list of processes.
 pub fn run(name: &InstanceName, os: GuestOs, settings: &Settings) -> Vec<String> {
     let mut args: Vec<String> =
         ["run", name.as_str(), "--no-graphics", "--no-audio", "--no-clipboard"].map(str::to_owned).into();
@@ -47,8 +47,8 @@ pub fn run(name: &InstanceName, os: GuestOs, settings: &Settings) -> Vec<String>
     args
 }
 
-/// The environment that every Tart sees: no colours or cursor movements in its output, and no images deleted behind the back
-/// of whoever else uses it on this host.
+/// The environment of all Tart commands: no colours or cursor movements in the output, and no automatic deletion of
+/// images, which other users of Tart on this host may need.
 pub fn environment(command: Command, settings: &Settings) -> Command {
     command
         .env("CI", "1")
@@ -77,7 +77,7 @@ mod tests {
         Settings::new("/tart", "/runs", vec!["/mayfly".to_owned()])
     }
 
-    /// What follows the name and the flags that are always there.
+    /// The arguments after the name and the constant flags.
     fn line(os: GuestOs, settings: &Settings) -> String {
         let name = VmId::mint().instance();
         let args = run(&name, os, settings);

@@ -1,4 +1,4 @@
-//! What `arp -an` prints: who answered at which address on the host's networks.
+//! Parses `arp -an`: which Ethernet addresses answered at which IP addresses.
 //!
 //! ```text
 //! ? (192.168.64.1) at be:d0:74:22:80:64 on bridge100 ifscope permanent [bridge]
@@ -10,8 +10,8 @@ use std::net::Ipv4Addr;
 use super::fault::shown;
 use crate::domain::mac::Mac;
 
-/// The address of the guest `mac`, or `None` when it has none or more than one: an entry of a former address lives on for
-/// minutes, and nothing says which of two is the older.
+/// The address of the guest `mac`, or `None` if it has none or more than one: an entry of a former address lives on
+/// for minutes, and nothing shows which of two is older.
 pub fn find(output: &[u8], mac: Mac) -> Result<Option<Ipv4Addr>, String> {
     let text = String::from_utf8_lossy(output);
     let (mut addresses, mut understood) = (Vec::new(), false);

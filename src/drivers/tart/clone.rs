@@ -1,7 +1,7 @@
-//! A template becomes a VM: its files are cloned aside, and one rename puts them before Tart.
+//! Clones a template into a VM: its files are cloned into a staging directory, and one rename publishes the VM.
 //!
-//! `tart clone` is not used. It replaces whatever has the new name, a running VM too, and one `configuration` in Tart's home
-//! that it cannot read makes it fail for everybody.
+//! `tart clone` is not used. It replaces an existing VM of the new name, even a running one, and one unreadable
+//! configuration in Tart's home makes it fail for all users.
 
 use std::{
     fs::{self, File, Permissions, TryLockError},
@@ -31,23 +31,23 @@ use crate::{
     },
 };
 
-/// Tart holds its home for the moment between a VM's check and its lock, or while it clones in full.
+/// Tart locks its home for a moment between a VM's check and its lock, or during a full copy.
 const HOME_BUSY: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const CHUNK: usize = 1 << 20;
 
-/// A directory in which a VM is made. What is not published is removed.
+/// A directory in which a VM is built. It is removed if it is not published.
 #[derive(Debug)]
 pub struct CloneStage {
     dir: PathBuf,
-    /// Stops a copy that nobody waits for any more.
+    /// Cancels a copy that is no longer needed.
     given_up: Arc<AtomicBool>,
 }
 
-/// How a clone was made.
+/// How a file was cloned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// Its blocks are the template's until they are written.
+    /// Its blocks are shared with the template until they are written.
     CopyOnWrite,
     Copy,
 }
@@ -61,7 +61,7 @@ impl CloneStage {
         Ok(CloneStage { dir, given_up: Arc::default() })
     }
 
-    /// Fills the stage. If this is dropped, the rest of the work finds the stage gone and ends.
+    /// Fills the stage. If this future is dropped, the rest of the work finds the stage removed and ends.
     pub async fn fill(
         &self,
         files: &TemplateFiles,
@@ -99,7 +99,7 @@ impl CloneStage {
         })
     }
 
-    /// Puts the VM before Tart. Nothing that is there is replaced: a directory is not renamed onto one that has anything in it.
+    /// Publishes the VM. It never replaces an existing one: a directory cannot be renamed onto one that is not empty.
     pub async fn publish(self, tart_home: &Path, name: &InstanceName) -> Result<()> {
         let failed = |error| failure::io(error, Code::CloneFailed, "the clone could not be put in place");
         let vms = paths::vms(tart_home);
@@ -121,7 +121,7 @@ impl Drop for CloneStage {
     }
 }
 
-/// What the clone is to be, but for the address that only it has.
+/// The configuration of the clone, except for its Ethernet address.
 #[derive(Clone, Debug)]
 pub struct ShapeRequest {
     pub cpus: u32,
@@ -137,8 +137,8 @@ impl ShapeRequest {
 
 const TRASH: &str = "trash-";
 
-/// Removes what earlier attempts at this VM left, and anybody's trash. A copy that is still being made in there ends for want of
-/// its directory.
+/// Removes what earlier attempts at this VM left, and all trash. A copy that still writes there ends because its
+/// directory is gone.
 pub fn clear(tart_home: &Path, name: &InstanceName) -> io::Result<()> {
     let prefix = format!("{name}-");
     let entries = match fs::read_dir(paths::staging(tart_home)) {
@@ -148,7 +148,7 @@ pub fn clear(tart_home: &Path, name: &InstanceName) -> io::Result<()> {
     };
     for entry in entries {
         let entry = entry?;
-        // The name of a later attempt begins as that of the first one does.
+        // The name of a later attempt begins with that of the first one.
         let staged = |n: &str| n.strip_prefix(&prefix).is_some_and(|rest| Uuid::try_parse(rest).is_ok());
         if entry.file_name().to_str().is_some_and(|n| staged(n) || n.starts_with(TRASH)) {
             discard(&entry.path());
@@ -157,7 +157,7 @@ pub fn clear(tart_home: &Path, name: &InstanceName) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes a directory in which somebody may still be writing: under another name, so that nobody adds to it.
+/// Removes a directory to which a copy may still be writing. It is renamed first, so that the copy cannot add files.
 pub fn discard(dir: &Path) {
     let trash = dir.with_file_name(format!("{TRASH}{}", Uuid::new_v4()));
     match fs::rename(dir, &trash) {
@@ -170,7 +170,7 @@ pub fn discard(dir: &Path) {
     }
 }
 
-/// Tart's lock of its whole home: `tart run`, `clone` and `import` wait for it where they look at more than one VM.
+/// Takes Tart's lock of its home: `tart run`, `clone` and `import` wait for it when they look at several VMs.
 pub async fn lock_home(tart_home: &Path) -> Result<File> {
     let failed = |error| failure::io(error, Code::HostUnavailable, "Tart's home cannot be locked");
     let home = File::open(tart_home).map_err(failed)?;
@@ -195,7 +195,8 @@ fn no_file(what: &str) -> DriverError {
     DriverError::new(ErrorKind::Permanent, Code::TemplateInvalid, summary)
 }
 
-/// One that no VM of this host has, running or not. Two VMs with one address would get one IP.
+/// An Ethernet address that no VM of this host has, running or not. Two VMs with one address would get one IP
+/// address.
 fn unused_mac(vms: &Path) -> Mac {
     let entries = fs::read_dir(vms).into_iter().flatten().flatten();
     let taken: Vec<Mac> = entries.filter_map(|e| config::mac_of(&fs::read(e.path().join(CONFIG)).ok()?)).collect();
@@ -227,8 +228,8 @@ fn clone_disk(from: &Path, to: &Path, copy: bool, given_up: &AtomicBool) -> Resu
     }
 }
 
-/// Clones one file, or copies it where that cannot be done and `copy` allows it. The template's files are read-only and the
-/// clone's are not.
+/// Clones one file, or copies it if that is not possible and `copy` allows it. The template's files are read-only,
+/// the clone's are not.
 fn clone_file(from: &Path, to: &Path, copy: bool, given_up: &AtomicBool) -> io::Result<Method> {
     let method = match reflink_copy::reflink(from, to) {
         Ok(()) => Method::CopyOnWrite,
@@ -245,12 +246,12 @@ fn clone_file(from: &Path, to: &Path, copy: bool, given_up: &AtomicBool) -> io::
 /// Another volume, or a file system without clones.
 fn cannot_clone(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);
-    // Two of these are one on Linux.
+    // On Linux, two of these have the same value.
     let cannot = [Errno::XDEV, Errno::NOTSUP, Errno::OPNOTSUPP, Errno::NOTTY, Errno::INVAL, Errno::NOSYS];
     errno.is_some_and(|errno| cannot.contains(&errno))
 }
 
-/// Copies what is not a hole. A disk of a hundred gigabytes usually has a few in it.
+/// Copies a file without its holes. A disk of a hundred gigabytes usually contains only a few.
 fn sparse_copy(from: &Path, to: &Path, given_up: &AtomicBool) -> io::Result<()> {
     let source = File::open(from)?;
     let target = files::create_private(to)?;
@@ -262,13 +263,13 @@ fn sparse_copy(from: &Path, to: &Path, given_up: &AtomicBool) -> io::Result<()> 
         let (begin, end) = match rustix::fs::seek(&source, SeekFrom::Data(at)) {
             Ok(begin) => (begin, rustix::fs::seek(&source, SeekFrom::Hole(begin))?),
             Err(Errno::NXIO) => break,
-            // A file system that does not tell its holes.
+            // The file system does not report holes.
             Err(_) => (at, length),
         };
         at = begin;
         while at < end {
             if given_up.load(Ordering::Relaxed) {
-                return Err(io::Error::new(io::ErrorKind::Interrupted, "nobody waits for this copy any more"));
+                return Err(io::Error::new(io::ErrorKind::Interrupted, "the copy was cancelled"));
             }
             let want = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
             let got = source.read_at(&mut buffer[..want], at)?;
@@ -399,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_that_nobody_waits_for_ends() {
+    fn a_cancelled_copy_ends() {
         let home = Home::new();
         let error = sparse_copy(&home.files.disk, &home.dir.path().join("copy"), &AtomicBool::new(true)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Interrupted);

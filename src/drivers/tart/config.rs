@@ -10,7 +10,7 @@ use crate::domain::{
 
 const MIB: u64 = 1 << 20;
 
-/// What a clone has that its template has not.
+/// The values in which a clone differs from its template.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CloneShape {
     pub cpus: u32,
@@ -19,18 +19,18 @@ pub struct CloneShape {
     pub display: Option<Display>,
 }
 
-/// The error says what was expected and shows what was found.
+/// The error names what was expected and what was found.
 pub fn parse(bytes: &[u8]) -> Result<TartConfig, String> {
     TartConfig::parse(bytes).map_err(|what| format!("{what}; found: {}", shown(bytes)))
 }
 
-/// The address alone, for the question which ones are taken. A stranger's file that cannot be read takes none.
+/// Only the address, to find out which ones are used. A foreign file that cannot be read uses none.
 pub fn mac_of(bytes: &[u8]) -> Option<Mac> {
     let value: Value = serde_json::from_slice(bytes).ok()?;
     Mac::parse(value.get("macAddress")?.as_str()?)
 }
 
-/// The template's configuration for one clone. Keys that nobody here knows are kept as they are.
+/// The template's configuration for one clone. Unknown keys are kept unchanged.
 pub fn for_clone(template: &[u8], shape: &CloneShape) -> Result<Vec<u8>, String> {
     parse(template)?;
     let mut config: Map<String, Value> = serde_json::from_slice(template).map_err(|error| error.to_string())?;

@@ -1,4 +1,4 @@
-//! Ending a guest, and removing its VM.
+//! Stops guests, and removes their VMs.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use crate::{
     platform::{clock, files::ignore_not_found},
 };
 
-/// A guest that is not wholly up yet does not hear the first press of its power button, and Tart loses an interrupt that comes
-/// before it listens.
+/// A guest that is still booting ignores the first press of its power button, and Tart loses an interrupt that
+/// arrives before it listens.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const INTERRUPTS: u32 = 5;
 const DELETE: Duration = Duration::from_secs(60);
-/// How long a VM may be said to run after its run has ended.
+/// How long `tart delete` may report a VM as running after its run has ended.
 const LET_GO: Duration = Duration::from_secs(15);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -25,7 +25,7 @@ impl Tart {
     /// Returns when no `tart run` of this VM is left.
     pub(super) async fn halt(&self, name: &InstanceName, grace: Duration) -> Result<()> {
         let paths = self.paths(name);
-        // A start that was cut short may have left more than one process on its way.
+        // An interrupted start may have left more than one starting process.
         while let TartPresence::Running(process) = self.find(&paths, name).await? {
             if !grace.is_zero() && hears_its_button(&paths) && timeout(grace, ask(&process)).await.is_ok() {
                 continue;
@@ -35,10 +35,10 @@ impl Tart {
         Ok(())
     }
 
-    /// Ends a run that may not want to. The guest loses its power, whatever it is doing.
+    /// Ends a run that may not cooperate. The guest loses power, whatever it is doing.
     pub(super) async fn force(&self, name: &InstanceName, process: &Process) -> Result<()> {
         for _ in 0..INTERRUPTS {
-            // An interrupt lets Tart tell its framework and softnet to stop; a kill leaves that to them.
+            // After an interrupt, Tart stops its framework and softnet properly; after a kill it cannot.
             if let Err(error) = process.signal(Signal::INT).await {
                 tracing::warn!(%error, instance = %name, pid = process.pid(), "cannot interrupt tart");
                 break;
@@ -51,7 +51,7 @@ impl Tart {
         last_resort::kill(process, name).await
     }
 
-    /// Deletes a VM that does not run, and sees to it that it is gone. Absence is success.
+    /// Deletes a VM that does not run, and confirms it. Absence is success.
     pub(super) async fn remove(&self, name: &InstanceName) -> Result<()> {
         let paths = self.paths(name);
         let patience = clock::monotonic() + LET_GO;
@@ -67,7 +67,7 @@ impl Tart {
                 break;
             }
             if said.contains(" is running") {
-                // It was started by somebody else meanwhile, or its lock outlives its process for a moment.
+                // Another program started it meanwhile, or its lock briefly outlives its process.
                 self.halt(name, Duration::ZERO).await?;
                 if clock::monotonic() > patience {
                     let holder = match self.find(&paths, name).await? {
@@ -79,8 +79,8 @@ impl Tart {
                 }
                 tokio::time::sleep(LOOK_AGAIN).await;
             } else if is_incomplete(&paths)? {
-                // Tart takes a directory without one of a VM's files for no VM at all, or fails at it, and would leave it for ever.
-                // A start that was cut short may have come up since the VM was halted.
+                // Tart ignores a directory that lacks one of a VM's files, or fails at it, and would never remove it.
+                // An interrupted start may have come up since the VM was halted.
                 self.halt(name, Duration::ZERO).await?;
                 self.sweep(name, &paths).await?;
             } else {
@@ -96,7 +96,7 @@ impl Tart {
         Ok(())
     }
 
-    /// Removes the rest of a VM that Tart does not know any more.
+    /// Removes the rest of a VM that Tart no longer recognises.
     async fn sweep(&self, name: &InstanceName, paths: &TartPaths) -> Result<()> {
         match self.find(paths, name).await? {
             TartPresence::Nothing => {}
@@ -110,7 +110,7 @@ impl Tart {
     }
 }
 
-/// The power button means something to a Linux guest. A macOS guest asks its user, and there is none.
+/// A Linux guest reacts to the power button. A macOS guest asks its user, and there is none.
 fn hears_its_button(paths: &TartPaths) -> bool {
     run::read_config(paths).is_ok_and(|config| config.os == GuestOs::Linux)
 }

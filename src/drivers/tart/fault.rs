@@ -1,4 +1,4 @@
-//! What went wrong, from what Tart wrote. Its exit status says little: 1 is everything, and 0 may be a crash.
+//! Classifies failures by Tart's output. Its exit status says little: 1 is any error, and 0 may be a crash.
 
 use std::process::ExitStatus;
 
@@ -8,7 +8,7 @@ use crate::{
     drivers::{DriverError, ErrorKind},
 };
 
-/// How much of a text reaches the vm's record.
+/// Limit of output in the vm's record.
 const SHOWN: usize = 200;
 
 /// The login keychain is locked or missing. Since macOS 15 a macOS guest needs it to start.
@@ -23,7 +23,7 @@ const KEYCHAIN: &[&str] = &[
 const KEYCHAIN_REMEDY: &str = "the login keychain of the user that runs Mayfly is probably locked or missing; log that user in at the \
      screen, or `security unlock-keychain`";
 
-/// The host cannot run it now; the vm is not at fault.
+/// The host cannot run it now, for a reason outside the vm.
 const HOST: &[&str] = &[
     "TART_HOME is invalid: ",
     "VZErrorDomain Code=8 ",
@@ -52,17 +52,17 @@ const TEMPLATE: &[&str] = &[
     "VZErrorDomain Code=5 ",
 ];
 
-/// Somebody holds it, and will let go.
+/// Another process uses it temporarily.
 const BUSY: &[&str] = &["Failed to lock auxiliary storage"];
 
-/// Tart's own word for a second run of the same VM.
+/// Tart's message about a second run of the same VM.
 const ALREADY_RUNNING: &str = "is already running!";
 const USAGE: i32 = 64;
 
 /// Why a `tart run` ended before its guest ran.
 #[derive(Debug)]
 pub enum StartFailure {
-    /// Another `tart run` has this VM.
+    /// Another `tart run` runs this VM.
     AlreadyRunning,
     Failed(DriverError),
 }
@@ -71,7 +71,7 @@ fn has(text: &str, needles: &[&str]) -> bool {
     needles.iter().any(|needle| text.contains(needle))
 }
 
-/// `status`: when it is known. `ours`: whether a VM of that name is this Mayfly's.
+/// `status`: if it is known. `ours`: whether a VM of that name belongs to this Mayfly.
 pub fn start(status: Option<ExitStatus>, out: &str, err: &str, ours: impl Fn(&str) -> bool) -> StartFailure {
     if err.contains(ALREADY_RUNNING) {
         return StartFailure::AlreadyRunning;
@@ -84,7 +84,7 @@ pub fn start(status: Option<ExitStatus>, out: &str, err: &str, ours: impl Fn(&st
     } else if has(err, TEMPLATE) {
         (ErrorKind::Permanent, Code::TemplateInvalid, "Tart cannot boot this template")
     } else if status.and_then(|s| s.code()) == Some(USAGE) {
-        // The arguments come from the settings, so every vm would meet this.
+        // The arguments come from the settings, so every vm would fail in the same way.
         (ErrorKind::Host, Code::HostUnavailable, "the installed Tart does not take its arguments")
     } else {
         (ErrorKind::Retry, Code::BootFailed, "Tart did not start the guest")
@@ -96,7 +96,8 @@ pub fn start(status: Option<ExitStatus>, out: &str, err: &str, ours: impl Fn(&st
     )
 }
 
-/// The fault of the host by which the guest never ran, if this text tells of one. It may come after Tart took the VM's lock.
+/// The fault of the host that kept the guest from running, if this text shows one. Tart may print it after it took
+/// the VM's lock.
 pub fn never_ran(err: &str, ours: impl Fn(&str) -> bool) -> Option<DriverError> {
     if let Some(at) = err.find(LIMIT).or_else(|| err.find("VZErrorDomain Code=6 ")) {
         let line = err[at..].lines().next().unwrap_or_default();
@@ -110,7 +111,7 @@ pub fn never_ran(err: &str, ours: impl Fn(&str) -> bool) -> Option<DriverError> 
     None
 }
 
-/// Any fault of the host that this text tells of. Other than above, it may have come upon a guest that ran.
+/// Any fault of the host in this text. Unlike `never_ran`, it may have affected a running guest.
 pub fn host(err: &str, ours: impl Fn(&str) -> bool) -> Option<DriverError> {
     if let Some(fault) = never_ran(err, ours) {
         return Some(fault);
@@ -128,8 +129,8 @@ pub fn host(err: &str, ours: impl Fn(&str) -> bool) -> Option<DriverError> {
     })
 }
 
-/// What is said of a host whose kernel refuses one more macOS guest. Tart names the other VMs that it sees running; slots may
-/// also be held by other programs, by other users, or by nobody.
+/// Message for a host whose kernel refuses one more macOS guest. Tart names the other VMs that it sees running; slots
+/// may also be held by other programs or users, or be leaked.
 fn limit(line: &str, ours: impl Fn(&str) -> bool) -> String {
     let names: Vec<&str> = match line.split_once("(other running VMs: ").and_then(|(_, rest)| rest.split_once(')')) {
         Some((names, _)) => names.split(',').map(str::trim).filter(|n| !n.is_empty()).collect(),
@@ -150,7 +151,7 @@ fn limit(line: &str, ours: impl Fn(&str) -> bool) -> String {
     )
 }
 
-/// The beginning of what was found, quoted and on one line.
+/// The beginning of a text, quoted and on one line.
 pub fn shown(bytes: &[u8]) -> String {
     if bytes.is_empty() {
         return "nothing".to_owned();
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_names_who_holds_the_slots() {
+    fn the_limit_names_the_vms_that_hold_the_slots() {
         let text = |names: &str| format!("The number of VMs exceeds the system limit{names}\n");
         for (names, says) in [
             ("", "and there is none of them to be seen"),

@@ -1,12 +1,12 @@
-//! A `tart run`: finding it, and telling it from others.
+//! Finds the `tart run` of an instance, and distinguishes it from others.
 //!
-//! There is no daemon: the process *is* the VM, and for as long as it lives it holds a record lock on the VM's `config.json`.
-//! A run is ours if we started it: the launcher notes its pid and the time of its start before it becomes Tart. Whatever else
-//! holds the lock of a VM of ours is shown and never sent a signal; and a VM of the same name in another home of Tart's is
-//! neither held nor noted here.
+//! There is no daemon: the process *is* the VM, and holds a record lock on the VM's `config.json` while it lives. A
+//! run is ours if this Mayfly started it: the launcher records its pid and start time before it executes Tart.
+//! Another process that holds the lock of a VM of ours is reported and never gets a signal. A VM of the same name in
+//! another Tart home has neither the lock nor the record.
 //!
-//! Before runs were noted, they were told by their command lines. Such a run, which may be days old, is recognised by the lock of
-//! this very VM, by its user, and by its being a `tart run`; then it is noted, too.
+//! Older versions recorded no runs and identified them by their command lines. Such a run, which may be days old, is
+//! recognised by the lock of this very VM, by its user, and by being a `tart run`; then it is recorded, too.
 
 use std::{fs::Permissions, io, os::unix::fs::PermissionsExt, path::Path};
 
@@ -20,17 +20,17 @@ use crate::{
     },
 };
 
-/// How often a lock is looked at while its holders come and go.
+/// How often a lock is checked while its holders change.
 const LOOKS: u32 = 10;
-/// A wrapper script, until it becomes what it wraps.
+/// A wrapper script, until it executes the program that it wraps.
 const SHELLS: [&str; 5] = ["sh", "bash", "zsh", "dash", "env"];
 
 #[derive(Debug)]
 pub enum TartPresence {
     Nothing,
-    /// A `tart run` of this VM that we started. It may be on its way up and hold no lock yet.
+    /// A `tart run` of this VM that we started. It may be starting and not hold the lock yet.
     Running(Process),
-    /// Something else holds the VM's lock: `tart push`, `tart delete`, or a run that we did not start.
+    /// Another process holds the VM's lock: `tart push`, `tart delete`, or a run that we did not start.
     Busy {
         holder: Option<i32>,
     },
@@ -39,15 +39,15 @@ pub enum TartPresence {
 /// How this host's Tart appears in a list of processes.
 #[derive(Clone, Debug)]
 pub struct Names {
-    /// `tart`, and what the configured program is called.
+    /// `tart`, and the name of the configured program.
     pub programs: Vec<String>,
     /// What precedes Tart until it has its own session.
     pub launcher: Vec<String>,
 }
 
 impl Names {
-    /// Whether this is a `tart run` of that VM. `run` and the name have to be arguments of Tart's own: a shell, an editor or a
-    /// search that merely mentions them is somebody's work.
+    /// Whether this is a `tart run` of that VM. `run` and the name have to be arguments of Tart itself: a shell, an
+    /// editor or a search that merely contains them is another program.
     pub fn runs(&self, line: &CommandLine, name: &InstanceName) -> bool {
         match line {
             CommandLine::Exact(args) => self.exact(args, name),
@@ -77,8 +77,8 @@ impl Names {
         }
     }
 
-    /// Here, blanks between arguments and within them look alike. Whoever precedes ` run ` is a path that ends in Tart's name,
-    /// and what comes first in it may be the launcher or a shell.
+    /// Here, blanks between arguments and within them cannot be distinguished. The text before ` run ` must be a path
+    /// that ends in Tart's name; the launcher or a shell may come first.
     fn joined(&self, text: &str, name: &InstanceName) -> bool {
         let launcher = format!("{} ", self.launcher.join(" "));
         let text = text.strip_prefix(&launcher).unwrap_or(text);
@@ -99,13 +99,13 @@ fn is_shell(program: &str) -> bool {
 /// The process of this instance. An error: nothing is known.
 pub async fn find(paths: &TartPaths, name: &InstanceName, names: &Names) -> io::Result<TartPresence> {
     for _ in 0..LOOKS {
-        // The lock first: a run of ours is noted before it can take it.
+        // The lock is checked first: a run of ours is recorded before it can take the lock.
         let holder = match holder(&paths.config())? {
-            LockHolder::Nobody => None,
+            LockHolder::Free => None,
             LockHolder::Unknown => Some(None),
             LockHolder::Process(pid) => match Process::find(pid).await? {
                 Some(process) => Some(Some(process)),
-                // It has ended since.
+                // It has ended meanwhile.
                 None => continue,
             },
         };
@@ -136,11 +136,11 @@ async fn is_unnoted_run(process: &Process, name: &InstanceName, names: &Names) -
     Ok(process.is_own() && process.command_line().await?.is_some_and(|line| names.runs(&line, name)))
 }
 
-/// The runs that were noted for an instance.
+/// The recorded runs of an instance.
 struct Noted {
-    /// Those that live.
+    /// The running ones.
     runs: Vec<Process>,
-    /// Whether there are any, dead ones included.
+    /// Whether there are any, ended ones included.
     any: bool,
 }
 
@@ -161,7 +161,8 @@ async fn noted(paths: &TartPaths) -> io::Result<Noted> {
     Ok(noted)
 }
 
-/// Who holds the lock of a VM of ours. Its configuration is our file, so its mode is nothing that keeps us from looking.
+/// The holder of the lock of a VM of ours. The configuration is our file, so its mode can be repaired if it prevents
+/// the check.
 pub fn holder(config: &Path) -> io::Result<LockHolder> {
     match lock::holder(config) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {

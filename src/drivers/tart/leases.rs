@@ -1,4 +1,4 @@
-//! The host's DHCP leases: which address was given to which guest.
+//! Parses the host's DHCP leases: which address was given to which guest.
 //!
 //! ```text
 //! {
@@ -10,8 +10,9 @@
 //! }
 //! ```
 //!
-//! `lease` is when it expires, in seconds since 1970. Expired entries stay in the file until the pool is exhausted, and a
-//! guest that identifies itself by something else than its Ethernet address (`hw_address=ff,…`) cannot be told from others.
+//! `lease` is its expiry, in seconds since 1970. Expired entries stay in the file until the pool is exhausted. A
+//! guest that identifies itself by something other than its Ethernet address (`hw_address=ff,…`) cannot be
+//! identified.
 
 use std::net::Ipv4Addr;
 
@@ -26,19 +27,19 @@ pub struct DhcpLease {
     pub expires: u64,
 }
 
-/// What the file says of one guest.
+/// The result for one guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaseLookup {
     Nothing,
     Address(Ipv4Addr),
-    /// Another guest has an unexpired lease of the same address, so nobody can say who would answer there.
+    /// Another guest has an unexpired lease of the same address, so it is not known which one would answer.
     Disputed {
         ip: Ipv4Addr,
         other: Mac,
     },
 }
 
-/// Entries that are not complete are left out: the file is rewritten while it is read. A file without any block, though, is
+/// Incomplete entries are skipped, because the file may be read while it is rewritten. A file without any entry is
 /// not a lease file.
 pub fn parse(bytes: &[u8]) -> Result<Vec<DhcpLease>, String> {
     let text = String::from_utf8_lossy(bytes);
@@ -90,13 +91,13 @@ impl Fields {
     }
 }
 
-/// When the newest lease of this guest expires, be that in the past.
+/// The expiry of the newest lease of this guest, also if it is past.
 pub fn newest(leases: &[DhcpLease], mac: Mac) -> Option<u64> {
     leases.iter().filter(|l| l.mac == Some(mac)).map(|l| l.expires).max()
 }
 
-/// The address of the guest `mac`. `before` is the newest expiry that was in the file when the guest was started: only a
-/// later one was given to this run of it.
+/// The address of the guest `mac`. `before` is the newest expiry in the file when the guest was started: only a later
+/// lease belongs to this run.
 pub fn find(leases: &[DhcpLease], mac: Mac, before: Option<u64>, now: u64) -> LeaseLookup {
     let valid = |lease: &&DhcpLease| lease.expires > now;
     let ours = leases
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_with_a_client_identifier_is_nobody() {
+    fn a_guest_with_a_client_identifier_is_not_identified() {
         let leases = parse(FILE).unwrap();
         let unknown: Vec<_> = leases.iter().filter(|l| l.mac.is_none()).collect();
         assert_eq!(unknown.len(), 1, "{unknown:?}");
@@ -173,7 +174,7 @@ mod tests {
     #[test]
     fn half_an_entry_is_no_lease_and_rubbish_is_no_file() {
         let whole = parse(FILE).unwrap().len();
-        // Wherever it is cut, what is whole before the cut is read, and nothing that is not in the file.
+        // Wherever the file is cut, complete entries before the cut are read, and nothing else.
         for cut in 0..FILE.len() {
             if let Ok(leases) = parse(&FILE[..cut]) {
                 assert!(leases.len() <= whole);

@@ -1,18 +1,18 @@
-//! What `tart list --format json` prints.
+//! Parses `tart list --format json`.
 
 use serde::Deserialize;
 
 use super::fault::shown;
 
-/// A VM as Tart lists it.
+/// A VM in Tart's list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TartListEntry {
     pub name: String,
-    /// Its lock is held: by a guest that runs, or for a moment by another command of Tart.
+    /// Its lock is held: by a running guest, or briefly by another command of Tart.
     pub running: bool,
 }
 
-/// Both generations of the output have these keys; the rest is of no use here, or differs.
+/// Both versions of the output have these keys; other keys are not needed, or differ.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct RawListEntry {
@@ -22,7 +22,7 @@ struct RawListEntry {
     state: Option<String>,
 }
 
-/// The local VMs. Anything else than a list of them is an error and never an empty list: nothing would be counted then.
+/// The local VMs. Any other output is an error and never an empty list, because then nothing would be counted.
 pub fn parse(stdout: &[u8]) -> Result<Vec<TartListEntry>, String> {
     let expected =
         |what: String| format!("expected `tart list` to print a JSON array of VMs: {what}; found: {}", shown(stdout));

@@ -1,22 +1,21 @@
-//! Tart: macOS and Linux guests on Apple Silicon, the default on macOS.
+//! The Tart driver: macOS and Linux guests on Apple Silicon, the default on macOS.
 //!
-//! One `tart run` per instance, in a session of its own so that it outlives us. There is no daemon and nothing is stored:
-//! whether an instance runs is asked of the kernel, which knows who holds the VM's lock, and how it ended is read from what its
-//! run wrote.
+//! One `tart run` per instance, in its own session so that it outlives the service. There is no daemon and no stored
+//! state: the kernel shows by the VM's lock whether an instance runs, and the output of its run shows how it ended.
 //!
 //! ```text
-//! clone      a template's files become a VM, by copy-on-write and one rename
-//!   config   what Tart knows of a VM, rewritten for a clone
-//! run        starting one, and seeing that it started
-//!   instance finding its process
-//! address    finding the guest on the network: leases, arp
-//! end        stopping one, and removing it
-//! list       everything there is
-//!   words, fault     what Tart says, understood
+//! clone      clones a template's files into a VM, by copy-on-write and one rename
+//!   config   Tart's configuration of a VM, rewritten for a clone
+//! run        starts a VM, and confirms that it started
+//!   instance finds its process
+//! address    finds the guest on the network: leases, arp
+//! end        stops a VM, and removes it
+//! list       lists all VMs
+//!   words, fault     interpret Tart's output
 //! ```
 //!
-//! Tart's own words for an end and for a failure are matched exactly. What it says otherwise is shown and never guessed at, and
-//! nothing is destroyed because of it.
+//! Tart's messages about an end or a failure are matched exactly. Other messages are shown and never guessed at, and
+//! nothing is destroyed because of them.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -74,20 +73,20 @@ pub use settings::{Network, Settings};
 
 const VERSION: Duration = Duration::from_secs(10);
 const LIST: Duration = Duration::from_secs(10);
-/// A list that failed is not asked for again before that: one that hangs would hold up every look at the host.
+/// Minimum interval after a failed list: one that hangs would delay every inspection of the host.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 const IP: Duration = Duration::from_secs(5);
-/// The first macOS whose guests may have a disk in Apple's sparse format, and whose hosts open one.
+/// The first macOS whose guests may have a disk in Apple's sparse format, and whose hosts can open it.
 const ASIF_SINCE: Version = Version { major: 26, minor: 0 };
 const OLDEST_MACOS: Version = Version { major: 13, minor: 0 };
 type ReservedResources = (GuestOs, u32, u32);
-/// What a VM is counted as when its configuration cannot be read.
+/// The assumed size of a VM whose configuration cannot be read.
 const UNKNOWN_SHAPE: ReservedResources = (GuestOs::Macos, 4, 8192);
 
 pub struct Tart {
     settings: Settings,
     names: Names,
-    /// While Tart does not list its VMs.
+    /// State while `tart list` fails.
     list_fails: Mutex<Option<ListFails>>,
 }
 
@@ -100,13 +99,13 @@ struct ListFails {
 impl Tart {
     pub const NAME: &str = "tart";
 
-    /// Makes the directories. Whether Tart itself is here is for `probe` to say.
+    /// Creates the directories. `probe` finds out whether Tart is installed.
     pub fn new(mut settings: Settings) -> Result<Self> {
         settings.check()?;
         let made = |dir: &PathBuf| run::make_run_dir(dir).and_then(|()| dir.canonicalize());
         settings.run_dir = made(&settings.run_dir)
             .map_err(|error| failure::io(error, Code::HostUnavailable, "the directory of runs cannot be made"))?;
-        // Where links lead: Apple's framework has trouble with paths through them.
+        // Resolves links, because Apple's framework does not work with paths through them.
         settings.tart_home = std::fs::create_dir_all(&settings.tart_home)
             .and_then(|()| settings.tart_home.canonicalize())
             .map_err(|error| failure::io(error, Code::HostUnavailable, "Tart's home cannot be made"))?;
@@ -146,8 +145,8 @@ impl Tart {
         instance::find(paths, name, &self.names).await.map_err(|error| failure::unseen(error, "the VM's lock"))
     }
 
-    /// Whether a VM of that name was made by this Mayfly. Its directory of runs is made before the VM is, so a crash in between
-    /// leaves no VM that nobody owns.
+    /// Whether this Mayfly created the VM of that name. Its directory of runs is created before the VM, so a crash in
+    /// between leaves no VM without an owner.
     fn is_ours(&self, name: &str) -> bool {
         InstanceName::parse(name).is_some() && self.settings.run_dir.join(name).is_dir()
     }
@@ -173,7 +172,7 @@ impl Tart {
         Ok(())
     }
 
-    /// The template's configuration, if it makes a VM of what was asked for on this host.
+    /// The template's configuration, if a VM of this spec can be created from it on this host.
     async fn template(&self, spec: &InstanceSpec) -> Result<Vec<u8>> {
         let refuse = |summary| Err(DriverError::new(ErrorKind::Permanent, Code::TemplateInvalid, summary));
         let Some(path) = &spec.files.config else {
@@ -221,16 +220,16 @@ impl Tart {
         }
     }
 
-    /// Where the guest's SSH port is. Its Ethernet address is read each time: Tart changes it when it starts a VM beside
-    /// another one that has the same.
+    /// The address of the guest's SSH port. Its Ethernet address is read each time, because Tart changes it when it
+    /// starts a VM beside another one with the same address.
     async fn endpoint(&self, paths: &TartPaths, name: &InstanceName) -> Result<Option<Endpoint>> {
         let mac = run::read_config(paths)?.mac;
         let ip = address::find(&self.settings, paths, name, mac, || self.command(IP)).await?;
         Ok(ip.map(|ip| Endpoint { host: ip.to_string(), port: self.settings.ssh_port }))
     }
 
-    /// The VMs that are not in `own`. Tart is asked for them; when it fails or hangs, which one broken VM of anybody's may cause,
-    /// the VMs that its home holds are looked at one by one, as Tart itself would.
+    /// The VMs that are not in `own`, from `tart list`. If it fails or hangs, which one broken VM of any user may
+    /// cause, the VMs in Tart's home are inspected one by one, as Tart itself would do.
     async fn foreign(&self, own: &[InstanceName]) -> Result<Vec<Listed>> {
         let is_own = |name: &str| own.iter().any(|own| own.as_str() == name);
         let known = self.list_fails.lock().clone();
@@ -267,9 +266,9 @@ impl Tart {
             if is_own(&name) {
                 continue;
             }
-            // What cannot be looked at counts as running.
+            // A VM that cannot be inspected counts as running.
             let running =
-                lock::holder(&entry.path().join(paths::CONFIG)).map_or(true, |holder| holder != LockHolder::Nobody);
+                lock::holder(&entry.path().join(paths::CONFIG)).map_or(true, |holder| holder != LockHolder::Free);
             listed.extend(self.stranger(name, running));
         }
         Ok(listed)
@@ -292,10 +291,10 @@ impl Tart {
         list::parse(&output.stdout).map_err(failed)
     }
 
-    /// `None`: it is gone.
+    /// `None`: it no longer exists.
     fn stranger(&self, name: String, running: bool) -> Option<Listed> {
         let dir = paths::vms(&self.settings.tart_home).join(&name);
-        // A name that leads elsewhere is nothing that Tart would have made.
+        // Tart does not create names that lead outside the directory.
         let inside = dir.parent() == Some(&paths::vms(&self.settings.tart_home)) && name != "..";
         let read =
             if inside { std::fs::read(dir.join(paths::CONFIG)) } else { Err(std::io::ErrorKind::InvalidInput.into()) };
@@ -308,7 +307,7 @@ impl Tart {
         Some(Listed { name, ours: false, running, os, cpus, memory_mib })
     }
 
-    /// The names of what was made by this Mayfly.
+    /// The names of the instances that this Mayfly created.
     fn own_names(&self) -> Result<Vec<InstanceName>> {
         let unseen = |error| failure::unseen(error, "the directory of runs");
         let mut names = Vec::new();
@@ -318,8 +317,8 @@ impl Tart {
         Ok(names)
     }
 
-    /// One instance of ours, as far as it can be seen: what is wrong with one says nothing of the others, and what cannot be
-    /// looked at counts as running. `None`: there is neither a VM nor a run of it.
+    /// One instance of ours, as far as it can be inspected: an error does not affect others, and an instance that
+    /// cannot be inspected counts as running. `None`: there is neither a VM nor a run of it.
     async fn own(&self, name: &InstanceName) -> Option<Listed> {
         let paths = self.paths(name);
         let looked = async {
@@ -340,7 +339,7 @@ impl Tart {
     }
 }
 
-/// To count too much keeps every promise.
+/// Overestimates an unknown VM, so that the host is never overcommitted.
 fn shape_of(name: &str, config: std::result::Result<TartConfig, String>) -> ReservedResources {
     match config {
         Ok(config) => (config.os, config.cpus, config.memory_mib()),
@@ -414,10 +413,10 @@ impl Driver for Tart {
         let failed = |error| failure::io(error, Code::CloneFailed, "the instance cannot be prepared");
         let home = &self.settings.tart_home;
         clone::clear(home, name).map_err(failed)?;
-        // What an interrupted attempt or an earlier run left is not worth telling apart from a good clone: a new one is cheap.
+        // An interrupted attempt or an earlier run may have left a VM. A new clone is cheap, so nothing is reused.
         self.remove(name).await?;
         ignore_not_found(tokio::fs::remove_dir_all(&paths.run).await).map_err(failed)?;
-        // From here on the VM is ours, should it come to be.
+        // From here on the VM is marked as ours, in case it comes to exist.
         run::make_run_dir(&paths.run).map_err(failed)?;
         let stage = CloneStage::new(home, name).map_err(failed)?;
         let shape = ShapeRequest {
@@ -425,7 +424,7 @@ impl Driver for Tart {
             memory_mib: spec.memory_mib,
             display: self.settings.display.as_deref().and_then(Display::parse),
         };
-        // Only macOS has a file system that can be counted on to clone.
+        // Only on macOS can the file system be expected to support clones.
         let copy = self.settings.copy_across_volumes || !cfg!(target_os = "macos");
         stage.fill(&spec.files, config, shape, paths::vms(home), copy).await?;
         stage.publish(home, name).await
@@ -444,13 +443,13 @@ impl Driver for Tart {
         let failed =
             |error| failure::io(error, Code::HostUnavailable, "what is left of the instance cannot be removed");
         self.halt(name, Duration::ZERO).await?;
-        // First what may still become a VM, then the VM, and at last the sign that it is ours.
+        // Removes first what may still become a VM, then the VM, and last the mark that it is ours.
         clone::clear(&self.settings.tart_home, name).map_err(failed)?;
         self.remove(name).await?;
-        // A start that was cut short may have come up meanwhile.
+        // An interrupted start may have come up meanwhile.
         self.halt(name, Duration::ZERO).await?;
         let paths = self.paths(name);
-        // The notes of its runs go last, once it is sure that none of them is left.
+        // The records of its runs are removed last, after it is certain that none of them is left.
         match self.find(&paths, name).await? {
             TartPresence::Nothing => {}
             TartPresence::Running(process) => return Err(run::busy(name, Some(process.pid()))),
@@ -510,7 +509,7 @@ impl Driver for Tart {
         Ok(listed)
     }
 
-    /// The guest's console goes to nobody; what `tart run` says is not the guest's.
+    /// The guest's console is not recorded; the output of `tart run` is not the guest's.
     fn console_log(&self, _name: &InstanceName) -> Option<PathBuf> {
         None
     }

@@ -1,14 +1,14 @@
-//! Where an instance's things are.
+//! The files of an instance.
 //!
 //! ```text
 //! $TART_HOME/
 //!     vms/<name>/               Tart's: config.json disk.img nvram.bin control.sock
-//!     mayfly/staging/<name>-…/  a clone that is being made; Tart never looks at foreign directories of its home
-//! <run_dir>/<name>/   0700      ours: that it is here says that the instance is
-//!     run.out run.err           0600, what `tart run` said
-//!     <pid>.process             0600, a `tart run` that we started: its pid and the time of its start
-//!     started                   its guest was started: it is not started again
-//!     leases.before             what the lease file knew of the guest before it was started
+//!     mayfly/staging/<name>-…/  a clone under construction; Tart ignores foreign directories of its home
+//! <run_dir>/<name>/   0700      ours: its existence marks the instance as ours
+//!     run.out run.err           0600, output of `tart run`
+//!     <pid>.process             0600, a `tart run` that we started: its pid and start time
+//!     started                   the guest was started: it is not started again
+//!     leases.before             the guest's leases before it was started
 //! ```
 
 use std::{
@@ -23,7 +23,7 @@ use crate::{domain::InstanceName, drivers::record};
 pub struct TartPaths {
     /// Tart's directory of the VM.
     pub vm: PathBuf,
-    /// Ours.
+    /// Our directory of its runs.
     pub run: PathBuf,
 }
 
@@ -36,7 +36,7 @@ impl TartPaths {
         self.vm.join(CONFIG)
     }
 
-    /// The way to the guest agent, while the VM runs on macOS 14 or later.
+    /// The socket of the guest agent, while the VM runs on macOS 14 or later.
     pub fn control_sock(&self) -> PathBuf {
         self.vm.join("control.sock")
     }
@@ -53,8 +53,8 @@ impl TartPaths {
         self.run.join(format!("{pid}.{}", record::EXTENSION))
     }
 
-    /// Exists when this clone's guest was started. Written once it runs: a start that was cut short before that has started no
-    /// job, because the guest asks the service for permission first.
+    /// Exists if this clone's guest was started. Written once it runs: a start that was interrupted before that has
+    /// started no job, because the guest asks the service for permission first.
     pub fn started(&self) -> PathBuf {
         self.run.join("started")
     }
@@ -63,7 +63,7 @@ impl TartPaths {
         self.run.join("leases.before")
     }
 
-    /// The first of the files without which Tart knows no VM that is not there.
+    /// The first missing one of the files that Tart requires in a VM.
     pub fn missing(&self) -> io::Result<Option<&'static str>> {
         for file in VM_FILES {
             match self.vm.join(file).metadata() {

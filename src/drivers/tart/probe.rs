@@ -1,4 +1,4 @@
-//! Versions: of Tart, and of the system that it runs on.
+//! Versions of Tart and of macOS.
 
 use std::{fmt, path::Path, time::Duration};
 
@@ -7,7 +7,7 @@ use crate::platform::process::Command;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// The oldest Tart whose behaviour this driver was written for.
+/// The oldest Tart that this driver supports.
 pub const OLDEST: Version = Version { major: 2, minor: 32 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,8 +31,8 @@ impl Version {
     }
 }
 
-/// The version that `tart --version` names, or why it is none to work with. A build from source says `SNAPSHOT`, and whoever
-/// made one knows.
+/// The version in the output of `tart --version`, or why it is not usable. A build from source prints `SNAPSHOT` and
+/// is accepted.
 pub fn tart(output: &[u8]) -> Result<String, String> {
     let text = String::from_utf8_lossy(output).trim().to_owned();
     if text == "SNAPSHOT" {
@@ -47,7 +47,7 @@ pub fn tart(output: &[u8]) -> Result<String, String> {
     }
 }
 
-/// The version of macOS, or `None` where there is none.
+/// The version of macOS, or `None` on another system.
 pub async fn macos(sw_vers: &Path) -> Result<Option<Version>, String> {
     if !sw_vers.exists() {
         return Ok(None);

@@ -1,7 +1,7 @@
-//! Starting a `tart run` and waiting until its guest starts, or does not.
+//! Starts a `tart run` and waits until its guest starts or fails.
 //!
-//! Nothing is printed when a VM has started. What can be seen is, in this order: the process lives, it holds the VM's lock, its
-//! control socket appears (macOS 14 and later). A failure ends the process, with a text.
+//! Tart prints nothing when a VM has started. The observable signs are, in this order: the process lives, it holds
+//! the VM's lock, its control socket appears (macOS 14 and later). A failure ends the process with a message.
 
 use std::{fs::File, io, path::Path, process::ExitStatus, time::Duration};
 
@@ -24,32 +24,32 @@ use crate::{
     },
 };
 
-/// Until the lock is held, Tart may wait for another command that has its home.
+/// Before it takes the lock, Tart may wait for another command that locks its home.
 const START: Duration = Duration::from_secs(90);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// How often a run is started for one `start`, when another one was in its way.
+/// How often a run is started for one `start`, if another one was in its way.
 const LAUNCHES: u32 = 3;
-/// Of what a run wrote, as much is read.
+/// Limit of a run's output that is read.
 const OUTPUT: u64 = 256 << 10;
 
-/// How a run that was waited for turned out.
+/// Result of waiting for a run.
 enum StartWait {
     Up,
     Ended(Ending),
     Stuck,
 }
 
-/// What is known of a run that ended while it was waited for.
+/// What is known about a run that ended during the wait.
 enum Ending {
-    /// It was not started by this call.
+    /// This call did not start it.
     Another,
     Ours(Option<ExitStatus>),
 }
 
-/// A `tart run`, as it is waited for.
+/// A `tart run` that is being awaited.
 enum TartRun {
     Found(Process),
-    /// Whoever waits for a process's end otherwise than by this status may take it away.
+    /// Waiting for the process's end in another way could take this status away.
     Launched {
         pid: i32,
         status: oneshot::Receiver<ExitStatus>,
@@ -99,11 +99,11 @@ impl Tart {
                         format!("`tart run` of {name} did not get hold of its VM within {} s", START.as_secs());
                     return Err(DriverError::new(ErrorKind::Retry, Code::BootFailed, summary));
                 }
-                // Whatever made it end while it was looked at, this is a new start.
+                // For whatever reason it ended, this call starts it again.
                 StartWait::Ended(Ending::Another) => {}
                 StartWait::Ended(Ending::Ours(status)) => match self.why_ended(&paths, status)? {
                     None => return started(),
-                    // Another start was faster by a moment. If that one comes up, there is what was asked for.
+                    // A concurrent start was faster. If it succeeds, the instance runs.
                     Some(StartFailure::AlreadyRunning) => {}
                     Some(StartFailure::Failed(error)) => return Err(error),
                 },
@@ -116,15 +116,15 @@ impl Tart {
     async fn launch(&self, spec: &InstanceSpec, paths: &TartPaths) -> Result<TartRun> {
         let failed = |error| failure::io(error, Code::BootFailed, "the run of the VM cannot be prepared");
         if let Some(missing) = paths.missing().map_err(|error| failure::unseen(error, "the VM"))? {
-            let summary = format!("{} has no {missing}: it was never created, or somebody removed it", spec.name);
+            let summary = format!("{} has no {missing}: it was never created, or was removed", spec.name);
             return Err(DriverError::new(ErrorKind::Permanent, Code::BootFailed, summary));
         }
         let config = read_config(paths)?;
         make_run_dir(&paths.run).map_err(failed)?;
         address::note_leases(&self.settings, paths, config.mac).map_err(failed)?;
-        // What a run that was killed left would be taken for the sign that this one is up. If another start was faster by a
-        // moment, the socket may be its guest's.
-        if instance::holder(&paths.config()).map_err(failed)? == LockHolder::Nobody {
+        // The socket of a killed run would be taken for the sign that this one is up. If a concurrent start was
+        // faster, the socket may belong to its guest.
+        if instance::holder(&paths.config()).map_err(failed)? == LockHolder::Free {
             ignore_not_found(std::fs::remove_file(paths.control_sock())).map_err(failed)?;
         }
         let (out, err) = (log(&paths.out()).map_err(failed)?, log(&paths.err()).map_err(failed)?);
@@ -141,7 +141,8 @@ impl Tart {
             .map_err(|error| failure::command(error, Code::BootFailed))?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
         let (told, status) = oneshot::channel();
-        // Without somebody who waits for it, it would stay as a zombie when it ends. Whoever started it may be gone by then.
+        // Without a task that waits for it, the process would become a zombie when it ends. The caller may be gone by
+        // then.
         tokio::spawn(async move {
             if let Ok(status) = child.wait().await {
                 let _ = told.send(status);
@@ -177,7 +178,7 @@ impl Tart {
         }
     }
 
-    /// `None`: the guest ran, and has ended in a way that `ended` tells.
+    /// `None`: the guest ran, and `ended` returns the cause of its end.
     fn why_ended(&self, paths: &TartPaths, status: Option<ExitStatus>) -> Result<Option<StartFailure>> {
         let (out, err) = said(paths)?;
         if err.trim().is_empty() && words::cause(&out, &err).is_some() {
@@ -207,7 +208,7 @@ pub(super) fn make_run_dir(dir: &Path) -> io::Result<()> {
     files::ensure_private_dir(dir)
 }
 
-/// Empty, and written to at its end by whoever has it open: two runs that are in each other's way overwrite nothing.
+/// Truncated, and opened for appending, so that two concurrent runs overwrite nothing.
 fn log(path: &Path) -> io::Result<File> {
     let file = files::private().append(true).create(true).open(path)?;
     file.set_len(0)?;

@@ -1,4 +1,4 @@
-//! What the driver is made with.
+//! Settings of the Tart driver.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -14,7 +14,7 @@ pub enum Network {
     /// Apple's NAT.
     #[default]
     Nat,
-    /// Apple's NAT behind Tart's packet filter, a program of its own that needs to be set up as root once. Networks in CIDR
+    /// Apple's NAT behind Tart's packet filter, a separate program that root has to set up once. Networks in CIDR
     /// notation.
     Softnet { allow: Vec<String>, block: Vec<String> },
     /// Interfaces of the host, by identifier or display name.
@@ -23,12 +23,13 @@ pub enum Network {
 
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `tart` on `PATH` when absent. Started where it is: the bundle that it lies in grants it bridged networks.
+    /// `tart` on `PATH` if absent. It is started in place, because its bundle has the entitlement for bridged
+    /// networks.
     pub binary: Option<PathBuf>,
-    /// Where Tart keeps its VMs, absolute.
+    /// Tart's directory of VMs, absolute.
     pub tart_home: PathBuf,
-    /// Where the output of each `tart run` is kept, absolute and ours alone. A directory in it says that the VM of that name is
-    /// this Mayfly's and nobody else's.
+    /// Directory for the output of each `tart run`, absolute and private. A subdirectory marks the VM of that name as
+    /// this Mayfly's.
     pub run_dir: PathBuf,
     /// The lease file of the host's DHCP server.
     pub lease_file: PathBuf,
@@ -36,32 +37,32 @@ pub struct Settings {
     pub sw_vers: PathBuf,
     /// The guests' SSH port.
     pub ssh_port: u16,
-    /// Program and arguments that run what follows them in a session of its own, keeping the process id.
+    /// Program and arguments that execute the following program in a new session, with the same process id.
     pub launcher: Vec<String>,
     pub resolver: Resolver,
     pub network: Network,
-    /// Directories of the host that guests see, each `[NAME:]PATH[:OPTIONS]` as `tart run --dir` takes it.
+    /// Directories of the host for guests, each `[NAME:]PATH[:OPTIONS]` as in `tart run --dir`.
     pub dirs: Vec<String>,
     /// Tag of the Rosetta share; Linux guests only.
     pub rosetta: Option<String>,
     /// Nested virtualisation: Linux guests on an M3 or newer, macOS 15 or newer.
     pub nested: bool,
-    /// Start macOS guests such that they can be suspended. They then have no audio and no entropy device.
+    /// Start macOS guests so that they can be suspended. They then have no audio and no entropy device.
     pub suspendable: bool,
-    /// How the host caches the root disk, as `tart run --root-disk-opts` takes it. A throw-away disk need not survive a
-    /// power cut, so nothing is flushed. Empty leaves it to Tart.
+    /// How the host caches the root disk, as in `tart run --root-disk-opts`. A throw-away disk need not survive a
+    /// power failure, so nothing is flushed. Empty: Tart's default.
     pub root_disk_opts: String,
-    /// The guests' screen, as in `1920x1080`; the template's when absent.
+    /// The guests' screen, for example `1920x1080`; the template's if absent.
     pub display: Option<String>,
-    /// Copy a template's disk in full when it is on another volume than Tart's VMs. Without it, that is an error: such a copy
-    /// takes minutes and the whole size of the disk.
+    /// Copy a template's disk completely if it is on another volume than Tart's VMs. Otherwise that is an error,
+    /// because such a copy takes minutes and the whole size of the disk.
     pub copy_across_volumes: bool,
-    /// Hosts before macOS 14 give no sign that a guest started. There, a `tart run` that lived so long is taken for one that
-    /// works.
+    /// Hosts before macOS 14 give no sign that a guest started. There, a `tart run` that has lived this long counts
+    /// as started.
     pub settle: Duration,
-    /// How long the lease file or the ARP table may know nothing of a guest before the guest agent is asked.
+    /// How long the lease file or the ARP table may lack a guest before the guest agent is asked.
     pub agent_after: Duration,
-    /// Guests' processor: this host's when absent.
+    /// Architecture of guests; this host's if absent.
     pub arch: Option<Arch>,
 }
 
@@ -116,7 +117,7 @@ impl Settings {
         }
     }
 
-    /// Refuses what Tart would refuse later, with every vm.
+    /// Refuses settings that Tart would refuse later, for every vm.
     pub fn check(&self) -> Result<()> {
         let refuse = |summary: String| Err(DriverError::new(ErrorKind::Host, Code::HostUnavailable, summary));
         for (what, dir) in [("Tart's home", &self.tart_home), ("the directory of runs", &self.run_dir)] {
@@ -145,7 +146,7 @@ impl Settings {
             let clash = |other: &&Share<'_>| {
                 other.tag == share.tag && (other.name.is_none() || share.name.is_none() || other.name == share.name)
             };
-            // Of two with one name, Tart drops the first without a word.
+            // If two have the same name, Tart silently drops the first.
             if shares.iter().find(clash).is_some() {
                 return refuse(format!(
                     "of several shared directories with one tag, each needs a name of its own: {dir:?}"
@@ -157,7 +158,7 @@ impl Settings {
     }
 }
 
-/// What matters of a shared directory before Tart sees it.
+/// Validates a shared directory as far as necessary before Tart gets it.
 #[derive(Debug, PartialEq, Eq)]
 struct Share<'a> {
     name: Option<&'a str>,
@@ -165,7 +166,7 @@ struct Share<'a> {
 }
 
 impl<'a> Share<'a> {
-    /// Only absolute paths: a relative one would be looked for in a directory of Tart's.
+    /// Only absolute paths: Tart would resolve a relative one in its own directory.
     fn parse(text: &'a str) -> Option<Self> {
         let parts: Vec<&str> = text.split(':').collect();
         let (name, options) = match parts.as_slice() {

@@ -1,4 +1,5 @@
-//! The lines by which `tart run` tells how its guest ended. They are all there is: its exit status is 0 for a crash, too.
+//! The messages of `tart run` about the end of its guest. There is no other evidence: its exit status is 0 for a
+//! crash, too.
 
 use crate::domain::event::GoneCause;
 
@@ -13,8 +14,8 @@ const SUSPENDED: &str = "snapshot created successfully!";
 const NOT_SUSPENDED: &str = "Failed to suspend the VM";
 const SOFTNET: &str = "Softnet process terminated prematurely";
 
-/// How the guest ended, from the output and the error output of its latest run. The first word counts: a guest that powered
-/// off was not stopped by whoever came to stop it a moment later.
+/// The cause of the guest's end, from the output and the error output of its latest run. The first message counts: a
+/// guest that powered off was not stopped by a stop that came a moment later.
 pub fn cause(out: &str, err: &str) -> Option<GoneCause> {
     let told = out.lines().map(str::trim).find_map(|line| {
         if line.starts_with(CRASHED) || is_network_loss(line) {
@@ -24,7 +25,7 @@ pub fn cause(out: &str, err: &str) -> Option<GoneCause> {
         } else if line == STOPPED {
             Some(GoneCause::HostStop)
         } else if line.starts_with(SUSPENDED) || line.starts_with(NOT_SUSPENDED) {
-            // Only another program suspends a guest; where its memory cannot be saved, it is lost all the same.
+            // Only another program suspends a guest; if its memory cannot be saved, the guest is lost.
             Some(GoneCause::HostPause)
         } else {
             None

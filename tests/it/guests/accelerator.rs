@@ -152,7 +152,7 @@ async fn an_accelerator_under_which_guests_hang_is_set_aside_until_something_cha
     let driver = accelerator_of(&serve).await;
     let note = driver["note"].as_str().unwrap();
     assert_eq!(driver["accelerator"], "tcg");
-    assert!(note.starts_with("kvm was set aside at ") && note.contains("did not call for 5 s"), "{note}");
+    assert!(note.starts_with("kvm was disabled at ") && note.contains("did not call for 5 s"), "{note}");
 
     // A service that starts again knows.
     serve.stop();

@@ -1,14 +1,14 @@
-//! The device behind KVM: whether this user may open it, and what an administrator can do when not.
+//! The KVM device: whether this user may open it, and what an administrator can do if not.
 
 use std::{io, path::Path};
 
-/// Where KVM is asked for.
+/// Path of the KVM device.
 pub const KVM: &str = "/dev/kvm";
 /// Its device number, the same on every Linux.
 #[cfg(target_os = "linux")]
 const NUMBER: (u32, u32) = (10, 232);
 
-/// Why an accelerator is not used, and what an administrator can do about it. Both go into the same sentence.
+/// Why an accelerator is not used, and the remedy. Both become one sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
     pub cause: String,
@@ -56,7 +56,8 @@ fn is_kvm(_: &std::fs::File) -> bool {
     true
 }
 
-/// Whether this processor offers nothing that KVM could use, so that a KVM that is here interprets or rewrites what guests do.
+/// Whether this processor has no feature that KVM could use: then a KVM that is present interprets or rewrites guest
+/// code.
 pub fn is_software() -> bool {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         return false;
@@ -66,7 +67,8 @@ pub fn is_software() -> bool {
     flags.is_some_and(|flags| !flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
 }
 
-/// The device's number, owner and mode, and whether we may open it: joining the group `kvm` must not wait for a reboot.
+/// The device's number, owner and mode, and whether this user may open it: joining the group `kvm` should not require
+/// a reboot.
 pub fn state(path: &Path) -> Option<String> {
     use std::os::unix::fs::MetadataExt;
     let meta = std::fs::metadata(path).ok()?;
@@ -86,7 +88,7 @@ mod tests {
         let denied = refused(Path::new(KVM), &io::Error::from(io::ErrorKind::PermissionDenied));
         assert!(denied.cause.starts_with("this user may not open /dev/kvm ("), "{denied:?}");
         assert!(denied.remedy.contains("usermod -aG kvm"), "{denied:?}");
-        // The module is loaded, and the processor's virtualisation is switched off or taken.
+        // The module is loaded, but the processor's virtualisation is disabled or in use.
         let broken = refused(Path::new(KVM), &io::Error::from(io::ErrorKind::ResourceBusy));
         assert!(
             broken.cause.starts_with("/dev/kvm cannot be opened (") && broken.remedy.contains("firmware"),

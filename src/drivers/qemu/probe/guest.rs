@@ -1,8 +1,8 @@
-//! The probe's guest: its program, what it says on its serial line, and one run of it.
+//! The test guest of the probe: its program, its serial output, and one run of it.
 //!
-//! The program does what kernels do while they boot, and writes one letter for each stage that passed. Then it does a fixed
-//! piece of work a few times, between marks. The marks get their times here, on the host's clock: a guest's clock is one of the
-//! things that an accelerator may get wrong.
+//! The program does what kernels do while they boot, and writes one letter for each completed stage. Then it does a
+//! fixed amount of work several times, between marks. The marks are timed here, with the host's clock, because the
+//! guest's clock may be wrong under a broken accelerator.
 
 use std::{
     path::{Path, PathBuf},
@@ -20,20 +20,20 @@ use crate::{
     },
 };
 
-/// The name of the guest, by which `list` leaves it out.
+/// The name of the guest, by which `list` excludes it.
 pub const PROBE_NAME: &str = "mayfly-probe";
 
 const MARKER: &[u8] = b"MAYFLY";
-/// Memory of the guest, in MiB. Its program knows where in it things are.
+/// Memory of the guest, in MiB. Its program depends on the layout.
 const MEMORY_MIB: u32 = 64;
-/// How much of QEMU's standard error is read, and how much of one line is shown.
+/// Limits of what is read from QEMU's standard error, and of what is shown of one line.
 const STDERR: usize = 4 << 10;
 const WORDS: usize = 200;
 
-/// A program and what it says.
+/// A program and its output.
 pub struct ProbeProgram {
     pub image: &'static [u8],
-    /// In the order in which they pass: the letter, and what is done until it is written.
+    /// Its stages in order: the letter, and the work before it.
     pub stages: &'static [(u8, &'static str)],
 }
 
@@ -72,15 +72,15 @@ const AARCH64: &[(u8, &str)] = &[
     (b'I', "timer interrupts of the generic timer"),
 ];
 
-/// What a run of the guest showed.
+/// Result of a run of the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProbeGuestReport {
-    /// The time of one round of the work: the median, because a busy host makes single rounds longer, and the next one shorter
-    /// when its first mark was read late. `None` when no round ended.
+    /// Time of one round of the work. The median, because a busy host makes single rounds longer, and the next one
+    /// shorter if its first mark was read late. `None` if no round ended.
     pub round: Option<Duration>,
 }
 
-/// Why a run was no success.
+/// Why a run failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProbeGuestFailure {
     pub cause: String,
@@ -89,11 +89,11 @@ pub struct ProbeGuestFailure {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProbeGuestFailureKind {
-    /// Something went wrong.
+    /// An error.
     Broken,
-    /// Its time was over after some stages had passed.
+    /// It timed out after some stages.
     Slow,
-    /// Its time was over, and no stage had passed.
+    /// It timed out before the first stage.
     Silent,
 }
 
@@ -102,20 +102,20 @@ pub enum ProbeGuestFailureKind {
 pub enum Extent {
     /// Until every stage has passed.
     Stages,
-    /// The work, too.
+    /// Including the work.
     Work,
 }
 
-/// Reads what the guest writes, piece by piece.
+/// Parses the guest's output, piece by piece.
 struct Transcript {
     stages: &'static [(u8, &'static str)],
     passed: usize,
     wrong: Option<String>,
-    /// What came after `?`.
+    /// The text after `?`.
     exception: Option<Vec<u8>>,
     begun: Option<Instant>,
     rounds: Vec<Duration>,
-    /// How much of the marker has come.
+    /// How much of the marker has been read.
     marker: usize,
 }
 
@@ -130,7 +130,7 @@ impl Transcript {
         }
     }
 
-    /// What belongs to no stage is the firmware's and passed over.
+    /// Output outside of stages is the firmware's and is skipped.
     fn take(&mut self, byte: u8, at: Instant) {
         if self.wrong.is_some() || self.finished() {
             return;
@@ -172,7 +172,7 @@ impl Transcript {
         ProbeGuestReport { round: rounds.get(rounds.len() / 2).copied() }
     }
 
-    /// Where the guest was when it went no further.
+    /// The stage at which the guest stopped.
     fn place(&self) -> String {
         match self.stages.get(self.passed) {
             Some((letter, what)) => format!("at stage {} ({what})", char::from(*letter)),
@@ -241,7 +241,7 @@ pub async fn run(
         _ => ProbeGuestFailureKind::Slow,
     };
     if kind == ProbeGuestFailureKind::Slow && transcript.has(Extent::Stages) {
-        // It runs, and its work is not done: how long that may take is for the caller to judge.
+        // It runs, and its work is not done: the caller decides how long that may take.
         return Ok(transcript.report());
     }
     let mut cause = match &transcript.wrong {
@@ -257,14 +257,14 @@ pub async fn run(
     Err(ProbeGuestFailure { cause, kind })
 }
 
-/// Whether QEMU says that the hypervisor stopped the guest. It then lives on, with a guest that does nothing any more.
+/// Whether QEMU reports that the hypervisor stopped the guest. QEMU then stays alive with a stopped guest.
 fn is_stopped(stderr: &str) -> bool {
     ["KVM internal error", "kvm run failed", "KVM: entry failed", "KVM: unknown exit"]
         .iter()
         .any(|words| stderr.split_once(words).is_some_and(|(_, rest)| rest.contains('\n')))
 }
 
-/// The first line that QEMU wrote to its standard error that is not a mere warning, without the program's name.
+/// The first line of QEMU's standard error that is not a warning, without the program's name.
 fn own_words(stderr: &str) -> Option<String> {
     let lines = || stderr.lines().map(str::trim).filter(|line| !line.is_empty());
     let line = lines().find(|line| !line.contains("warning:")).or_else(|| lines().next())?;
@@ -276,7 +276,7 @@ fn own_words(stderr: &str) -> Option<String> {
     Some(printable.take(WORDS).collect())
 }
 
-/// A disk that the BIOS takes for bootable. It reads whole tracks, so a few sectors alone would be too short.
+/// A disk that the BIOS boots. The BIOS reads whole tracks, so a few sectors would be too short.
 pub fn boot_disk(code: &[u8]) -> Vec<u8> {
     let mut disk = vec![0; 1 << 20];
     disk[..code.len()].copy_from_slice(code);
@@ -284,7 +284,7 @@ pub fn boot_disk(code: &[u8]) -> Vec<u8> {
     disk
 }
 
-/// A directory that goes when the probe does.
+/// A directory that is removed with the probe.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -333,7 +333,7 @@ mod tests {
         let exception = fed(&[("ABCDE?0d", 0)]);
         assert!(exception.wrong.unwrap().contains("vector 0x0d"));
         assert!(!fed(&[("ABCDEFGHIJKLM<>MAYFL", 0)]).has(Extent::Work));
-        // Letters out of their order prove nothing.
+        // Letters out of order prove nothing.
         assert!(!fed(&[("MLKJIHGFEDCBA MAYFLY", 0)]).has(Extent::Stages));
     }
 

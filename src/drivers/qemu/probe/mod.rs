@@ -1,8 +1,8 @@
-//! Which accelerator runs guests here.
+//! Finds out which accelerator runs guests here.
 //!
-//! An accelerator whose device opens may still hang its guests, abort, or be slower than the emulator, so the proof is a guest
-//! that does what kernels do while they boot (`guest`), and a fixed piece of work whose time is compared with the time that the
-//! emulator needs for it. The answer is remembered until something changes that it may depend on.
+//! An accelerator whose device opens may still hang its guests, abort, or be slower than the emulator. So the proof
+//! is a guest that does what kernels do while they boot (`guest`), and a fixed amount of work that is timed against
+//! the emulator. The result is cached until something changes on which it may depend.
 
 use std::{
     path::{Path, PathBuf},
@@ -27,22 +27,23 @@ pub use self::guest::{PROBE_NAME, boot_disk};
 pub mod device;
 pub mod guest;
 
-/// How long each run of the guest may take. With hardware, all of it takes less than a second; both together bound the probe.
+/// Time limit of each run of the guest. With hardware acceleration, a run takes less than a second; both limits
+/// together bound the probe.
 const ACCELERATED: Duration = Duration::from_secs(7);
 const EMULATED: Duration = Duration::from_secs(8);
-/// For a guest whose firmware has not even begun when there is nothing else to fall back to.
+/// Time limit for a guest whose firmware has not started, when there is no other accelerator to fall back to.
 const PATIENT: Duration = Duration::from_secs(60);
-/// An accelerator is used if the emulator needs at least so many times as long for the same work. Natively the work takes about a
-/// tenth of the emulator's time, and an interpreter in the kernel takes longer than the emulator, which compiles. The bound is
-/// between them, with room for a busy host, which may double or treble a time.
+/// An accelerator is used if the emulator needs at least this many times as long for the same work. Native execution
+/// takes about a tenth of the emulator's time, and an interpreter in the kernel takes longer than the emulator, which
+/// compiles. The limit is between them, with tolerance for a busy host, which may double or triple a time.
 const RATIO: u32 = 2;
-/// A busy host may have disturbed a comparison. One that counts against the accelerator and took less time than this is made
-/// again.
+/// A busy host may have disturbed a comparison. One that counts against the accelerator and took less time than this
+/// is repeated.
 const AGAIN: Duration = Duration::from_secs(2);
-/// Raised when the same guest would be judged in another way.
+/// Increased when the same guest would be judged differently.
 const JUDGEMENT: u32 = 2;
 
-/// What an earlier probe found, and what it depends on.
+/// The result of a probe, and what it depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remembered {
     pub basis: ProbeInputs,
@@ -50,10 +51,10 @@ pub struct Remembered {
     pub note: Option<String>,
 }
 
-/// Whatever an accelerator's working depends on. A change of any of it asks for a new probe.
+/// All inputs on which an accelerator may depend. A change of any of them requires a new probe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeInputs {
-    /// Which probe gave the answer. Files of older versions do not have it and are not believed.
+    /// The version of the probe. Files of older versions lack it and are ignored.
     #[serde(default)]
     pub probe: String,
     pub program: PathBuf,
@@ -81,7 +82,7 @@ impl ProbeInputs {
 }
 
 impl Remembered {
-    /// Whether the probe of this program gave the answer, and not that of an older or newer one.
+    /// Whether this program's version of the probe gave the result.
     pub fn is_of_this_probe(&self) -> bool {
         [Arch::X86_64, Arch::Aarch64]
             .iter()
@@ -89,26 +90,26 @@ impl Remembered {
     }
 }
 
-/// Follows from the guest's program, so that a change of it is never forgotten here.
+/// Derived from the guest's program, so that a change of it is never forgotten.
 pub fn probe_version(arch: Arch) -> String {
     let digest = Sha256::digest(guest::program(arch).image);
     let digest: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
     format!("{JUDGEMENT}-{digest}")
 }
 
-/// Stands between the causes and the remedy in a note.
+/// Separates the causes from the remedy in a note.
 pub const FOR_SPEED: &str = "; for speed, ";
 
-/// What is said about guests that are emulated, on `/host`, in the log and by `doctor`: it follows the accelerator's name.
+/// Text about emulated guests, for `GET /host`, the log and `doctor`: it follows the accelerator's name.
 pub fn note(cause: &str, remedy: &str) -> String {
     format!("emulation, ten to thirty times slower than hardware, because {cause}{FOR_SPEED}{remedy}")
 }
 
-/// What an administrator can do about an accelerator that is there and does not work.
+/// The remedy for an accelerator that is present and does not work.
 const OTHER_HOST: &str = "use a host whose processor offers virtualisation (vmx or svm in /proc/cpuinfo), with nested \
                           virtualisation where the host is itself a virtual machine";
 
-/// The best accelerator that really runs a guest, and why it is not a better one. `Err` when none does.
+/// The best accelerator that really runs a guest, and why a better one is not used. `Err` if none does.
 pub async fn find(program: &Path, arch: Arch, scratch: &Path) -> Result<(Accelerator, Option<String>), String> {
     let better = if cfg!(target_os = "macos") { Accelerator::Hvf } else { Accelerator::Kvm };
     let offered = match better {
@@ -122,7 +123,7 @@ pub async fn find(program: &Path, arch: Arch, scratch: &Path) -> Result<(Acceler
     choose(program, MachineSpec { arch, accelerator: better }, offered, scratch).await
 }
 
-/// This accelerator when it is offered and works, else the emulator.
+/// This accelerator if it is available and works, else the emulator.
 pub async fn choose(
     program: &Path,
     better: MachineSpec,
@@ -144,7 +145,8 @@ pub async fn choose(
     Ok((Accelerator::Tcg, Some(note(&refused.cause, refused.remedy))))
 }
 
-/// Whether a guest passes every stage under this accelerator and does its work clearly faster than under the emulator.
+/// Whether a guest passes every stage under this accelerator and does its work clearly faster than under the
+/// emulator.
 async fn proven(program: &Path, machine: MachineSpec, scratch: &Path) -> Result<(), String> {
     let emulated = MachineSpec { accelerator: Accelerator::Tcg, ..machine };
     let began = clock::monotonic();
@@ -154,7 +156,7 @@ async fn proven(program: &Path, machine: MachineSpec, scratch: &Path) -> Result<
         let Some(accelerated) = report.round else {
             return Err(format!("its test guest did no work within {} s", ACCELERATED.as_secs()));
         };
-        // A broken emulator takes nothing from an accelerator that works, and one that is not done yet is slow.
+        // A broken emulator says nothing against an accelerator that works, and one that has not finished is slow.
         let emulator = guest::run(program, emulated, scratch, Extent::Work, EMULATED).await.ok();
         let Some(emulator) = emulator.and_then(|report| report.round) else { return Ok(()) };
         tracing::debug!(?accelerated, ?emulator, "measured the test guest with and without acceleration");
@@ -172,8 +174,8 @@ async fn proven(program: &Path, machine: MachineSpec, scratch: &Path) -> Result<
     }
 }
 
-/// Whether the emulator runs guests. A guest that is on its way when its time is over is proof enough: the host is busy. There is
-/// nothing else to fall back to, so one that has not begun gets more time.
+/// Whether the emulator runs guests. A guest that has started when its time is over is proof enough, because the host
+/// may be busy. There is nothing else to fall back to, so a guest that has not started gets more time.
 async fn emulates(program: &Path, arch: Arch, scratch: &Path) -> Result<(), String> {
     let machine = MachineSpec { arch, accelerator: Accelerator::Tcg };
     let mut cause = String::new();
@@ -190,13 +192,13 @@ async fn emulates(program: &Path, arch: Arch, scratch: &Path) -> Result<(), Stri
     Err(cause)
 }
 
-/// What was remembered, if it still holds.
+/// The cached result, if it is still valid.
 pub fn recall(file: &Path, basis: &ProbeInputs) -> Option<Remembered> {
     let remembered: Remembered = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
     (remembered.basis == *basis).then_some(remembered)
 }
 
-/// Forgetting costs a probe at the next start, so failing to remember is no error.
+/// A missing cache only costs a probe at the next start, so a failure to write it is no error.
 pub fn remember(file: &Path, remembered: &Remembered) {
     let written = serde_json::to_vec_pretty(remembered).map_err(std::io::Error::other).and_then(|json| {
         if let Some(dir) = file.parent() {
