@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-/// Names that the wrapper needs for itself, or that some shell does not simply assign: it refuses and ends (`UID`), takes the
-/// value for an arithmetic expression, which may hold a command (`RANDOM`), or forgets it.
+/// Names that the wrapper uses itself, or that some shell does not simply assign: it refuses and exits (`UID`),
+/// evaluates the value as an arithmetic expression, which may contain a command (`RANDOM`), or ignores it.
 const RESERVED: [&str; 19] = [
     "BASHOPTS",
     "BASH_COMPAT",

@@ -1,12 +1,12 @@
-//! A kit as one shell script: it writes the files and becomes `boot.sh`.
+//! Turns the bootstrap bundle into one shell script that writes the files and executes `boot.sh`.
 //!
-//! - It needs a POSIX shell, `mkdir`, `rm` and `chmod`: no tar, no base64. File contents are arguments of `printf`, which is
-//!   part of the shell in every system shell we know, so they never reach a process list.
-//! - It is plain ASCII without carriage returns: whatever carries it (cloud-init takes user-data apart as MIME and mends line
-//!   ends) has nothing to misunderstand.
-//! - It is one compound command: a shell that got only half of it, from a broken connection, runs none of it.
-//! - Run again in the same guest, it leaves the files alone (the wrapper may be reading them) and only runs `boot.sh`, which
-//!   is safe to repeat. What another vm's kit left in the template is removed.
+//! - It needs a POSIX shell, `mkdir`, `rm` and `chmod`: no tar, no base64. File contents are arguments of `printf`,
+//!   which is built into all known system shells, so they never appear in a process list.
+//! - It is plain ASCII without carriage returns, because carriers may change other text: cloud-init parses user-data
+//!   as MIME and converts line ends.
+//! - It is one compound command: a shell that received only a part of it runs none of it.
+//! - Run again in the same guest, it leaves the files alone (the wrapper may be reading them) and only runs
+//!   `boot.sh`, which is safe to repeat. It removes the bundle of another vm that is in the template.
 
 use std::fmt::Write as _;
 
@@ -15,21 +15,21 @@ use super::kit::{Kit, KitFile};
 /// Bytes of a file in one `printf`.
 const PIECE: usize = 1024;
 
-/// Where the kit goes.
+/// The directory of the bundle.
 pub(super) enum InstallTarget {
     System,
-    /// For root as `System`, for others a directory of their own.
+    /// For root like `System`, for others a directory in their home.
     OfUser,
     #[cfg(test)]
     At(String),
 }
 
 impl InstallTarget {
-    /// Shell that sets `kit`.
+    /// Shell code that sets `kit`.
     fn directory(&self) -> String {
         match self {
             InstallTarget::System => "kit=/opt/mayfly".to_owned(),
-            // What runs in the background of a system may have no HOME: the shell asks the user data base then.
+            // Background processes of a system may have no HOME: then the shell asks the user database.
             InstallTarget::OfUser => "if [ \"$(id -u)\" = 0 ]; then kit=/opt/mayfly; else\n\
                  if [ -z \"${HOME:-}\" ]; then eval \"HOME=~$(id -un)\"; export HOME; fi\n\
                  kit=${HOME:?}/.mayfly; fi"
@@ -40,7 +40,7 @@ impl InstallTarget {
     }
 }
 
-/// Tells the wrapper of this attempt that its job may start. For guests that cannot ask over the guest API; doing it again
+/// Permits the wrapper of this attempt to start its job. For guests that cannot ask over the guest API; a repetition
 /// changes nothing.
 pub(super) fn start_script(attempt: u32, place: &InstallTarget) -> String {
     let directory = place.directory();
@@ -84,7 +84,7 @@ pub(super) fn script(kit: &Kit, place: &InstallTarget) -> String {
 
 fn write_file(s: &mut String, file: &KitFile) {
     let name = file.name;
-    // Removed first, so that neither the mode nor a link that was there before is inherited.
+    // Removed first, so that the new file does not inherit a mode or follow a link.
     let _ = write!(s, "rm -rf {name}\n: >{name}\n");
     for piece in file.bytes.chunks(PIECE) {
         let _ = writeln!(s, "printf '{}' >>{name}", format_of(piece));
@@ -99,7 +99,7 @@ fn format_of(bytes: &[u8]) -> String {
         match b {
             b'%' => s.push_str("%%"),
             b'\\' => s.push_str(r"\\"),
-            // At the start it would be an option.
+            // At the beginning it would be an option.
             b'-' if n == 0 => s.push_str(r"\055"),
             b'\'' => s.push_str(r"\047"),
             b'\n' | b' '..=b'~' => s.push(char::from(b)),
@@ -193,7 +193,7 @@ pub(super) mod tests {
         assert_written(&kit, &dir);
     }
 
-    /// What macOS has in common with Linux is enough, and a background service without HOME is somebody all the same.
+    /// Tools that both macOS and Linux have are sufficient, also for a background service without HOME.
     #[test]
     fn few_programs_and_no_home_are_enough() {
         let root = tempfile::tempdir().unwrap();
@@ -207,11 +207,12 @@ pub(super) mod tests {
             std::os::unix::fs::symlink(found(name), tools.join(name)).unwrap();
         }
         let home = root.path().join("home");
-        // The user data base gives nobody a home in here, so what the shell learns from it is looked at and not used.
+        // The user database has no home in this directory, so its result is checked but not used.
         fs::write(tools.join("id"), "#!/bin/sh\ncase $1 in -u) echo 501 ;; -un) echo root ;; esac\n").unwrap();
         fs::set_permissions(tools.join("id"), fs::Permissions::from_mode(0o755)).unwrap();
         let script = script(&Kit::new(input()).unwrap().with_boot("echo $HOME\n"), &InstallTarget::OfUser);
-        // Not busybox: its own `id` comes before the one on the PATH, and for root the kit would go to the system's place.
+        // Not busybox: it prefers its own `id` to the one on the PATH, and for root the bundle would go to the
+        // system's directory.
         for shell in shells().into_iter().filter(|s| s[..] != ["zsh"] && s[0] != "busybox" && found(s[0]) != "busybox")
         {
             let run = |script: &str, home: Option<&Path>| {
@@ -222,7 +223,8 @@ pub(super) mod tests {
                 }
                 command.output().unwrap()
             };
-            // busybox may take its own `id` before the one on the PATH: root's kit would go to this machine's place for it.
+            // busybox may prefer its own `id` to the one on the PATH: root's bundle would go to this machine's
+            // directory.
             if run("id -u", None).stdout != b"501\n" {
                 continue;
             }

@@ -1,18 +1,18 @@
-//! The kit: the directory that a guest gets from us.
+//! The bootstrap bundle: the directory that a guest gets when it is provisioned.
 //!
 //! ```text
 //! boot.sh wrapper.sh tell.sh power-off.sh job-started.sh job-completed.sh
 //!                the scripts of hooks/, the same for every vm
-//! mayfly.env     0600   who this vm is and where the guest API is
-//! curlrc         0600   the vm's own token, in the one form that keeps it out of argv
+//! mayfly.env     0600   the vm's id and the address of the guest API
+//! curlrc         0600   the vm's token, for curl, so that it is in no command line
 //! runner.env     0600   the job's environment
-//! payload        0700   the job or the set-up script; absent when there is none
-//! github.env     0600   where GitHub's runner is, and what it registers as
-//! registration   0600   of GitHub's runner; removed by the payload that reads it; absent where the guest fetches it itself
+//! payload        0700   the job or the setup script; absent if there is none
+//! github.env     0600   the directory of GitHub's runner, and its registration settings
+//! registration   0600   secret of the runner's registration; removed by the payload that reads it; absent with a seed
 //! ```
 //!
-//! The two `.env` files are read with the shell's `.`, so each value is quoted such that no byte of it can be anything but
-//! a value. Everything is text without NUL, because a shell must be able to write it.
+//! The two `.env` files are read with the shell's `.`, so each value is quoted so that none of its bytes has a
+//! special meaning. All files are text without NUL, because a shell must be able to write them.
 
 use std::{collections::BTreeMap, fmt, fmt::Write as _};
 
@@ -37,35 +37,35 @@ const SCRIPTS: [(&str, &str); 6] = [
 /// The payload of GitHub's runner.
 const GITHUB_RUNNER: &str = include_str!("../../hooks/github-runner.sh");
 
-/// What a kit is made of.
+/// The input of a bundle.
 pub struct KitInput {
     pub vm_id: VmId,
-    /// Base address of the guest API as the guest sees it, without a slash at the end.
+    /// Base URL of the guest API as seen by the guest, without a trailing slash.
     pub url: String,
-    /// The vm's own token.
+    /// The vm's token.
     pub token: SecretString,
     pub kind: RunnerKind,
-    /// Which attempt of the vm this guest is: the service acknowledges no other one.
+    /// The attempt that this guest belongs to: the service accepts reports of no other one.
     pub attempt: u32,
-    /// How long the guest waits for the word that its job may start, in seconds.
+    /// How long the guest waits for the permission to start its job, in seconds.
     pub start_seconds: u32,
-    /// The user that runs the runner; empty: whoever runs `boot.sh`.
+    /// The user that runs the runner; empty: the user that runs `boot.sh`.
     pub user: String,
     pub env: BTreeMap<String, String>,
     pub payload: Option<String>,
-    /// Of the kind `github`, whose payload is ours.
+    /// For the kind `github`, whose payload is ours.
     pub github: Option<GitHubKit>,
 }
 
-/// What GitHub's runner needs to know.
+/// Settings of GitHub's runner.
 pub struct GitHubKit {
-    /// Page of the place where it registers: `https://github.com/acme/app`.
+    /// URL of the page of its scope: `https://github.com/acme/app`.
     pub url: String,
     pub name: String,
     pub labels: Vec<String>,
     pub group: Option<String>,
     pub registration: Registration,
-    /// `None`: the guest fetches it over the guest API. What carries this kit stays in the guest, where the job may read it.
+    /// `None`: the guest fetches it over the guest API, because a seed stays in the guest, where the job can read it.
     pub secret: Option<SecretString>,
     pub program: RunnerProgram,
 }
@@ -73,10 +73,10 @@ pub struct GitHubKit {
 /// Where the guest finds the runner program.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RunnerProgram {
-    /// `None`: in the usual places.
+    /// `None`: in the usual directories.
     pub directory: Option<String>,
     pub minimum_version: String,
-    /// What the guest API hands out when the guest has none that will do.
+    /// The runner that the guest API offers if the guest has no usable one.
     pub archive: Option<KitRunnerArchive>,
 }
 
@@ -100,7 +100,7 @@ impl fmt::Debug for KitFile {
     }
 }
 
-/// The files of one vm. Holds secrets; its `Debug` shows names and sizes only.
+/// The files of one vm. Contains secrets; its `Debug` shows only names and sizes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Kit {
     vm_id: VmId,
@@ -113,7 +113,7 @@ impl fmt::Debug for Kit {
     }
 }
 
-/// Why no kit can be made. Names fields, never shows values.
+/// Why no bundle can be built. Names fields, never shows values.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KitError {
     #[error(transparent)]
@@ -154,7 +154,7 @@ impl Kit {
         files.push(KitFile { name: "mayfly.env", mode: 0o600, bytes: assignments("", settings) });
         files.push(KitFile { name: "curlrc", mode: 0o600, bytes: curlrc(&token)? });
         let env = env.iter().map(|(k, v)| (k.as_str(), v.as_str()));
-        // Exported by itself: on a Mac, shells that we did not start read it too.
+        // Exported explicitly, because shells on a Mac that the scripts did not start also read it.
         files.push(KitFile { name: "runner.env", mode: 0o600, bytes: assignments("export ", env) });
         if let Some(payload) = payload {
             if payload.contains('\0') {
@@ -181,7 +181,7 @@ impl Kit {
         &self.files
     }
 
-    /// The same kit with another `boot.sh`, for tests that must not start a wrapper on this machine.
+    /// The same bundle with another `boot.sh`, for tests that must not start a wrapper on this machine.
     #[cfg(test)]
     pub(super) fn with_boot(mut self, boot: &str) -> Kit {
         self.files[0].bytes = boot.as_bytes().to_vec();
@@ -230,7 +230,7 @@ fn assignments<'a>(before: &str, pairs: impl IntoIterator<Item = (&'a str, &'a s
     text.into_bytes()
 }
 
-/// Between single quotes a shell knows no special byte but the single quote.
+/// Between single quotes, the only special byte of a shell is the single quote.
 fn quote(value: &str) -> String {
     format!("'{}'", value.replace('\'', r"'\''"))
 }
@@ -274,8 +274,8 @@ pub(super) mod tests {
         kit.files().iter().find(|f| f.name == name)
     }
 
-    /// The shells of this machine: what runs the scripts here need not be what runs them in a guest.
-    /// The last one is no system's `sh`, but reads the environment on a Mac.
+    /// The shells of this machine: the shell that runs scripts here may differ from that of a guest. The last one is
+    /// not `sh` on any system, but reads the environment on a Mac.
     pub fn shells() -> Vec<Vec<&'static str>> {
         let posix =
             [&["sh"][..], &["dash"], &["bash"], &["bash", "--posix"], &["busybox", "sh"], &["zsh", "--emulate", "sh"]];
@@ -388,7 +388,7 @@ pub(super) mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
-        /// Every shell reads back exactly what was put in, and does nothing else.
+        /// Every shell reads back exactly the given values, without side effects.
         #[test]
         fn no_value_is_ever_code(
             values in prop::collection::vec(

@@ -1,16 +1,16 @@
-//! Reaching a guest: what it is handed, and the ways to hand it over.
+//! Provisions guests: builds the bootstrap bundle and delivers it.
 //!
 //! ```text
 //! kit        the files of one vm: hooks, settings, token, job
-//!   install  one shell script that writes them and runs boot.sh
+//!   install  turns them into one shell script that writes them and runs boot.sh
 //!     seed   … on a NoCloud volume, read while the guest boots
-//!     ssh    … through a login, once the guest answers
-//!     agent  … through the agent in the guest, which needs no network
-//! readiness  does an SSH server answer there?
-//! output     what a guest says, within bounds
+//!     ssh    … over SSH, once the guest answers
+//!     agent  … through the agent in the guest, without a network
+//! readiness  detects that an SSH server answers
+//! output     bounds and cleans output of guests
 //! ```
 //!
-//! Nothing here knows drivers, rows or budgets: callers give addresses and deadlines and decide what is tried again.
+//! This layer knows no drivers, rows or budgets: callers pass addresses and deadlines, and decide what is retried.
 
 pub mod agent;
 mod install;

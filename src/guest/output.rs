@@ -1,11 +1,11 @@
-//! What a guest says: kept within bounds and made fit for logs.
+//! Bounds output of guests and makes it printable for logs.
 
 use std::fmt::{Display, Write as _};
 
 const MOST: usize = 64 << 10;
 const TAIL: usize = 2 << 10;
 
-/// The output of a command in the guest; the end of it when it is much.
+/// The output of a command in the guest; only its end if it is long.
 #[derive(Debug, Default)]
 pub(super) struct TailBuffer(Vec<u8>);
 
@@ -17,7 +17,7 @@ impl TailBuffer {
         }
     }
 
-    /// Takes out what comes from the last `mark` on, when that lies within the last `within` bytes.
+    /// Removes and returns what follows the last `mark`, if it is within the last `within` bytes.
     pub fn split_off(&mut self, mark: &[u8], within: usize) -> Option<Vec<u8>> {
         let from = self.0.len().saturating_sub(within);
         let at = self.0[from..].windows(mark.len()).rposition(|w| w == mark)?;
@@ -31,13 +31,13 @@ impl TailBuffer {
         self.0
     }
 
-    /// For the log: it is the guest's word.
+    /// Only for the log, because the guest controls it.
     pub fn tail(&self) -> String {
         String::from_utf8_lossy(&self.0[self.0.len().saturating_sub(TAIL)..]).into_owned()
     }
 }
 
-/// Errors of others may be long and of many lines.
+/// Errors of libraries may be long and have many lines.
 pub(super) fn one_line(e: &dyn Display) -> String {
     let mut text = String::new();
     let _ = write!(text, "{e}");

@@ -1,11 +1,12 @@
-//! Does an SSH server answer there?
+//! Detects that an SSH server answers in a guest.
 //!
-//! The proof is its first line, never a connection: QEMU's port forward accepts while the guest is still in its boot loader,
-//! and then stays silent, or closes at once when the guest is up and its server is not.
+//! The proof is the server's first line, not a connection: QEMU's port forward accepts connections while the guest is
+//! still in its boot loader and then stays silent, or closes them at once when the guest is up without a server.
 //!
-//! A probe that waits long learns late that its guest did not exist yet when it asked; one that gives up early never hears a
-//! slow guest, and keeps it busy with connections that nobody wants. So probes overlap: each may wait long, and a new one
-//! starts every moment, up to a number that the strictest server (dropbear: five without a login) does not mind.
+//! A probe with a long time limit notices late that the guest was not up when it connected. A probe with a short one
+//! misses a slow guest, and loads it with useless connections. So probes overlap: each may wait long, and new ones
+//! start at short intervals, up to a number that the strictest server accepts (dropbear: five connections without a
+//! login).
 
 use std::time::Duration;
 
@@ -24,11 +25,11 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(1500);
 const GROWTH: f64 = 1.3;
 const PROBE: Duration = Duration::from_millis(4500);
 const AT_ONCE: usize = 3;
-/// A server may say other lines first (RFC 4253, 4.2); not that many.
+/// A server may send other lines first (RFC 4253, 4.2), but not this many.
 const MOST_BYTES: usize = 8192;
 
-/// Waits until an SSH server introduces itself and returns its identification line (`SSH-2.0-…`). Dropping the future ends
-/// every probe.
+/// Waits until an SSH server sends its identification, and returns that line (`SSH-2.0-…`). Dropping the future ends
+/// all probes.
 pub async fn banner(host: &str, port: u16, deadline: Instant) -> Result<String, SshError> {
     first(AT_ONCE, deadline, || probe(host, port)).await.map_err(|last| {
         let last = last.unwrap_or("no probe came to an end");
@@ -36,7 +37,8 @@ pub async fn banner(host: &str, port: u16, deadline: Instant) -> Result<String, 
     })
 }
 
-/// The first probe that succeeds, of `at_once` that overlap. Past the deadline: how the last one failed that came to an end.
+/// The first probe that succeeds, of `at_once` overlapping ones. After the deadline: the error of the last probe that
+/// ended.
 pub(super) async fn first<T, E, F>(at_once: usize, deadline: Instant, probe: impl Fn() -> F) -> Result<T, Option<E>>
 where
     F: Future<Output = Result<T, E>>,
@@ -88,7 +90,7 @@ async fn probe(host: &str, port: u16) -> Result<String, &'static str> {
 fn identification(bytes: &[u8]) -> Option<String> {
     let mut lines = bytes.split_inclusive(|&b| b == b'\n').filter(|l| l.ends_with(b"\n"));
     let line = lines.find(|l| l.starts_with(b"SSH-"))?;
-    // It goes into logs and events: printable characters only.
+    // It goes into logs and events, so only printable characters.
     Some(line.iter().filter(|b| (b' '..=b'~').contains(*b)).take(255).map(|&b| char::from(b)).collect())
 }
 
@@ -131,9 +133,9 @@ mod tests {
         assert!(begun.elapsed() < Duration::from_secs(2));
     }
 
-    /// The three faces of QEMU's port forward, then a slow guest: refused, closed, silent, late.
+    /// The behaviours of QEMU's port forward, then a slow guest: refused, closed, silent, late.
     #[tokio::test]
-    async fn connections_prove_nothing_and_a_late_line_is_heard() {
+    async fn connections_prove_nothing_and_a_late_line_counts() {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_reuseaddr(true).unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -149,7 +151,7 @@ mod tests {
                     1 => held.push(tokio::spawn(async move {
                         let _ = stream.read_u8().await;
                     })),
-                    // Longer than a probe that gives up early would wait.
+                    // Longer than the time limit of a short probe.
                     _ => held.push(tokio::spawn(async move {
                         tokio::time::sleep(Duration::from_millis(2600)).await;
                         let _ = stream.write_all(b"SSH-2.0-late\r\n").await;

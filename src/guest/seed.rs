@@ -1,8 +1,8 @@
-//! The NoCloud volume: a small vfat image labelled `CIDATA` with `user-data` and `meta-data`.
+//! Builds the NoCloud volume: a small vfat image labelled `CIDATA` with `user-data` and `meta-data`.
 //!
-//! `user-data` is a script and not `#cloud-config`, so that a guest with a few lines of shell in place of cloud-init
-//! understands it too. The instance id is the vm's: cloud-init takes every vm for a first boot, even on a template that was
-//! booted before. The same kit and name always give the same bytes.
+//! `user-data` is a script and not `#cloud-config`, so that guests with a few lines of shell in place of cloud-init
+//! can run it. The instance id is the vm's id, so cloud-init sees a first boot in every vm, even if the template was
+//! booted before. The same bundle and name always give the same bytes.
 
 use std::io::{self, Cursor, Seek as _, Write as _};
 
@@ -17,7 +17,7 @@ const LABEL: &[u8; 11] = b"CIDATA     ";
 const MIN_BYTES: usize = 1 << 20;
 const STEP: usize = 64 << 10;
 
-/// The volume's bytes. They hold the kit's secrets.
+/// The volume's bytes. They contain the bundle's secrets.
 pub fn volume(kit: &Kit, vm_name: &str) -> io::Result<Vec<u8>> {
     let user_data = install::script(kit, &InstallTarget::System);
     let meta_data = meta_data(kit, vm_name);
@@ -39,7 +39,7 @@ fn hostname(vm_name: &str) -> String {
             _ => name.push('-'),
         }
     }
-    // YAML reads `123`, `1e3` and `no` as something else than text.
+    // YAML reads `123`, `1e3` and `no` as other types than text.
     let other_than_text = matches!(name.as_str(), "true" | "false" | "yes" | "no" | "on" | "off" | "null" | "y" | "n");
     if other_than_text || !name.starts_with(|c: char| c.is_ascii_lowercase()) {
         name.insert_str(0, "vm-");
@@ -49,7 +49,7 @@ fn hostname(vm_name: &str) -> String {
 }
 
 fn image(volume_id: u32, files: &[(&str, &[u8])]) -> io::Result<Vec<u8>> {
-    // Allocation tables, root directory and half-filled clusters take a few percent.
+    // Allocation tables, root directory and partly filled clusters need a few percent.
     let content: usize = files.iter().map(|(_, bytes)| bytes.len()).sum();
     let size = (content + content / 16 + STEP).next_multiple_of(STEP).max(MIN_BYTES);
 
@@ -58,7 +58,7 @@ fn image(volume_id: u32, files: &[(&str, &[u8])]) -> io::Result<Vec<u8>> {
     fatfs::format_volume(&mut disk, options)?;
     disk.rewind()?;
     {
-        // Without the crate's `chrono` feature every time stamp is the same: the image depends on its content alone.
+        // Without the crate's `chrono` feature all timestamps are constant, so the image depends only on its content.
         let fs = FileSystem::new(&mut disk, FsOptions::new())?;
         for (name, bytes) in files {
             let mut file = fs.root_dir().create_file(name)?;
@@ -71,7 +71,7 @@ fn image(volume_id: u32, files: &[(&str, &[u8])]) -> io::Result<Vec<u8>> {
     Ok(disk.into_inner())
 }
 
-/// A file of a volume, or `None` when there is no such file.
+/// A file of a volume, or `None` if it does not exist.
 #[cfg(test)]
 fn read(volume: &[u8], name: &str) -> io::Result<Option<Vec<u8>>> {
     use std::io::Read as _;
@@ -112,7 +112,7 @@ mod tests {
         let user_data = read(&volume, "user-data").unwrap().unwrap();
         assert_eq!(user_data, install::script(&kit, &InstallTarget::System).as_bytes());
         assert!(user_data.starts_with(b"#!/bin/sh\n"));
-        // cloud-init looks for a MIME header in the first 4 KiB: nothing of the user's may be there.
+        // cloud-init looks for a MIME header in the first 4 KiB, so they must not contain user data.
         assert!(!String::from_utf8_lossy(&user_data[..4096]).contains("GREETING"));
     }
 
@@ -158,7 +158,7 @@ mod tests {
         }
     }
 
-    /// Other readers of the file system agree, where they are installed.
+    /// Other implementations of the file system agree, where they are installed.
     #[test]
     fn others_read_it_too() {
         let dir = tempfile::tempdir().unwrap();

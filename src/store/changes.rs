@@ -1,4 +1,4 @@
-//! Who wants to know that something was committed.
+//! Notifies subscribers of committed changes.
 
 use std::{
     collections::HashMap,
@@ -18,32 +18,33 @@ use crate::{
     platform::clock,
 };
 
-/// One committed event and the vm as it stands after it.
+/// A committed event and the vm after it.
 #[derive(Clone, Debug)]
 pub struct Change {
     pub vm: Arc<Vm>,
     pub recorded: Arc<Recorded>,
 }
 
-/// One vm as it stands after its newest event.
+/// The latest state of one vm.
 type Bell = watch::Sender<Option<Arc<Vm>>>;
 
-/// Published after the commit, in the order of the ledger. A listener that falls behind is told so (`Lagged`) and reads the
-/// database instead: nothing is lost, because the database is the truth and this is only the bell.
+/// Notifications, published after the commit in the order of the ledger. A subscriber that falls behind gets `Lagged`
+/// and reads the database instead: nothing is lost, because notifications only announce what the database contains.
 #[derive(Clone)]
 pub struct Changes {
     bell: broadcast::Sender<Change>,
-    /// Of its own, so that whoever follows vms is not woken by templates.
+    /// Separate, so that subscribers of vms are not woken by templates.
     templates: broadcast::Sender<Arc<RecordedOfTemplate>>,
-    /// Pulls as they stand after a change.
+    /// Pulls after each change.
     pulls: broadcast::Sender<Arc<Pull>>,
-    /// One bell for each vm that somebody watches: a thousand who wait for a thousand vms are not all woken by each event.
+    /// One channel per watched vm: otherwise each event would wake all requests that wait for other vms.
     vms: Arc<Mutex<HashMap<VmId, Bell>>>,
     last_seq: Arc<AtomicI64>,
     signals: Arc<Signals>,
 }
 
-/// Tables with one listener each, which reads all of the table again. A signal that comes while it is busy is kept for it.
+/// Signals with one subscriber each, which reads the whole table again. A signal that arrives while it is busy is
+/// kept.
 #[derive(Default)]
 struct Signals {
     deliveries: Notify,
@@ -63,29 +64,29 @@ impl Changes {
         }
     }
 
-    /// Subscribe *before* reading the state that is to be watched, or a change in between is missed.
+    /// Subscribe *before* reading the state, otherwise a change in between is missed.
     pub fn subscribe(&self) -> broadcast::Receiver<Change> {
         self.bell.subscribe()
     }
 
-    /// Events about templates, as with `subscribe`.
+    /// Events of templates; like `subscribe`.
     pub fn subscribe_templates(&self) -> broadcast::Receiver<Arc<RecordedOfTemplate>> {
         self.templates.subscribe()
     }
 
-    /// Pulls as they stand after each change, as with `subscribe`.
+    /// Pulls after each change; like `subscribe`.
     pub fn subscribe_pulls(&self) -> broadcast::Receiver<Arc<Pull>> {
         self.pulls.subscribe()
     }
 
-    /// One vm as it stands after its newest event from now on; `None` until there is one. As with `subscribe`: before reading.
+    /// One vm after each event from now on; `None` until there is one. Like `subscribe`: before reading.
     pub fn of(&self, id: VmId) -> watch::Receiver<Option<Arc<Vm>>> {
         let mut vms = self.vms();
         vms.retain(|_, bell| bell.receiver_count() > 0);
         vms.entry(id).or_insert_with(|| watch::Sender::new(None)).subscribe()
     }
 
-    /// Returns when a webhook's delivery was stored since the last call. For one listener, as the two that follow.
+    /// Returns when a webhook delivery was stored since the last call. For one subscriber, like the following two.
     pub async fn delivery_stored(&self) {
         self.signals.deliveries.notified().await;
     }
@@ -112,8 +113,8 @@ impl Changes {
         self.signals.watches.notify_one();
     }
 
-    /// The vm once its generation is greater than `generation` or it is deleted, or as it is when `timeout` has passed.
-    /// `None`: there is no such vm.
+    /// The vm once its generation is greater than `generation` or it is deleted, or its current state when `timeout`
+    /// has passed. `None`: there is no such vm.
     pub async fn wait_vm(&self, reader: &Reader, id: VmId, generation: i64, timeout: Duration) -> Result<Option<Vm>> {
         let mut changes = self.of(id);
         let Some(mut vm) = reader.vm(id).await? else { return Ok(None) };
@@ -150,7 +151,7 @@ impl Changes {
         let _ = self.pulls.send(pull.clone());
     }
 
-    /// Shows a row as it was read to whoever watches that vm, in case a change of it was never told.
+    /// Publishes a row to the watchers of that vm, in case a change was not published.
     pub fn remind(&self, vm: &Vm) {
         if let Some(bell) = self.vms().get(&vm.id()) {
             bell.send_if_modified(|newest| {

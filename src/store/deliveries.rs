@@ -1,11 +1,11 @@
-//! What GitHub's webhook delivered: one row per delivery, whatever happens.
+//! Webhook deliveries of GitHub: one row each.
 
 use jiff::Timestamp;
 
 use super::{Ledger, Reader, Result, rows::unreadable};
 use crate::domain::job::DeliveryResult;
 
-/// A delivery that is still to be worked.
+/// A delivery that was not processed yet.
 #[derive(Clone, Debug)]
 pub struct Pending {
     pub seq: i64,
@@ -14,7 +14,7 @@ pub struct Pending {
     pub body: Vec<u8>,
 }
 
-/// A delivery as it is shown.
+/// A delivery as shown to callers.
 #[derive(Clone, Debug)]
 pub struct DeliveryRow {
     pub guid: String,
@@ -26,7 +26,7 @@ pub struct DeliveryRow {
     pub worked_at: Option<Timestamp>,
 }
 
-/// What is stored of a delivery. `body`: only of one that is to be worked.
+/// The stored part of a delivery. `body`: only if it has to be processed.
 #[derive(Clone, Debug)]
 pub struct NewDelivery {
     pub guid: String,
@@ -37,7 +37,7 @@ pub struct NewDelivery {
 }
 
 impl Ledger {
-    /// `false`: this delivery came before.
+    /// `false`: the delivery was stored before.
     pub async fn take_delivery(&self, new: NewDelivery, at: Timestamp) -> Result<bool> {
         let result = if new.body.is_some() { DeliveryResult::Pending } else { DeliveryResult::Ignored };
         let (result, at) = (result.as_str(), at.as_millisecond());
@@ -97,7 +97,7 @@ impl Ledger {
             .await
     }
 
-    /// Forgets what was worked before this.
+    /// Deletes deliveries that were processed before this time.
     pub async fn forget_deliveries(&self, before: Timestamp) -> Result<u64> {
         let before = before.as_millisecond();
         self.writer
@@ -117,7 +117,7 @@ impl Ledger {
 }
 
 impl Reader {
-    /// In the order in which they came.
+    /// In the order in which they arrived.
     pub async fn pending_deliveries(&self, limit: u32) -> Result<Vec<Pending>> {
         let rows = sqlx::query!(
             r#"SELECT seq, guid, event, body AS "body!: Vec<u8>" FROM webhook_deliveries
@@ -165,7 +165,7 @@ impl Reader {
         Ok(row.is_some())
     }
 
-    /// When the newest delivery came.
+    /// When the newest delivery arrived.
     pub async fn newest_delivery(&self) -> Result<Option<Timestamp>> {
         let row = sqlx::query!(r#"SELECT MAX(received_at) AS "at: i64" FROM webhook_deliveries"#)
             .fetch_one(self.pool())

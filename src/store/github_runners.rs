@@ -1,4 +1,4 @@
-//! What was registered at GitHub, or was about to be: the list of what may be removed there.
+//! Runners that were registered at GitHub, or were about to be: the list of those that Mayfly may remove there.
 
 use jiff::Timestamp;
 
@@ -38,7 +38,7 @@ impl RunnerRow {
 }
 
 impl Ledger {
-    /// Right before GitHub is asked for this runner, each time.
+    /// Stores the row before each request to register this runner.
     pub async fn registration_requested(
         &self,
         name: &str,
@@ -68,7 +68,8 @@ impl Ledger {
             .await
     }
 
-    /// What GitHub answered. The configuration is kept only if the vm is still in that attempt and may still hand it over.
+    /// Stores GitHub's answer. The configuration is stored only if the vm is still in that attempt and may still need
+    /// it.
     pub async fn runner_registered(&self, name: &str, runner_id: u64, sealed: Vec<u8>) -> Result<()> {
         let name = name.to_owned();
         let id = i64::try_from(runner_id).map_err(|_| unreadable(format!("the runner's id {runner_id}")))?;
@@ -93,7 +94,7 @@ impl Ledger {
             .await
     }
 
-    /// GitHub showed it with a connection.
+    /// GitHub showed the runner as online or busy.
     pub async fn runner_seen(&self, name: &str, at: Timestamp) -> Result<()> {
         let (name, at) = (name.to_owned(), at.as_millisecond());
         self.writer
@@ -108,7 +109,7 @@ impl Ledger {
             .await
     }
 
-    /// It is not at GitHub any more, or never was.
+    /// The runner is not registered at GitHub any more, or never was.
     pub async fn runner_gone(&self, name: &str) -> Result<()> {
         let name = name.to_owned();
         self.writer
@@ -181,7 +182,7 @@ impl Reader {
 }
 
 impl Reader {
-    /// Runners whose vm, or whose attempt of it, is over, with that vm as far as it is known. Oldest first.
+    /// Runners whose vm, or whose attempt of it, has ended, with the vm if its record exists. Oldest first.
     pub async fn orphaned_runners(&self) -> Result<Vec<(RunnerRow, Option<Vm>)>> {
         let mut orphans = Vec::new();
         for row in self.github_runners().await? {
@@ -257,7 +258,7 @@ mod tests {
         NewVm { spec, request_hash: [1; 32], idempotency_key: None, sealed: None, admission }
     }
 
-    /// Registers a runner of this attempt, and gives what is known of it then.
+    /// Registers a runner of this attempt, and returns its row.
     async fn registered(store: &store::Store, vm: VmId, at: Timestamp) -> RunnerRow {
         let name = format!("{vm}-1");
         store.ledger.registration_requested(&name, &"acme".parse().unwrap(), vm, 1, at).await.unwrap();
@@ -280,7 +281,7 @@ mod tests {
         assert_eq!((&row.sealed, row.runner_id.is_some()), (&None, true));
         let orphans = store.reader.orphaned_runners().await.unwrap();
         assert_eq!(orphans.iter().map(|(row, vm)| (row, vm.is_some())).collect::<Vec<_>>(), [(&row, true)]);
-        // The answer came after the vm had moved on.
+        // The answer arrived after the vm had left the attempt.
         assert_eq!(registered(&store, vm, at).await.sealed, None);
 
         let waits = store.ledger.open(asked_for(60), at).await.unwrap().vm().id();

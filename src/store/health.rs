@@ -1,7 +1,8 @@
-//! Whether the database can take a promise: what the last write said, and whether its files are still the ones that are open.
+//! The health of the database: the result of the last write, and whether its files are still the ones that are open.
 //!
-//! SQLite keeps working on a file that was removed or replaced under it, and answers from its cache after the pages on disk were
-//! overwritten. Everything that is written then is gone after the next start, so the files are looked at around every commit.
+//! SQLite continues to work on a file that was removed or replaced, and answers from its cache after the pages on
+//! disk were overwritten. Everything that is written then is lost at the next start, so the files are checked around
+//! every commit.
 
 use std::{
     io,
@@ -21,35 +22,35 @@ use crate::platform::clock;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultKind {
-    /// Writes fail for a reason that may pass. They are tried again until they succeed.
+    /// Writes fail for a reason that may be temporary. They are retried until they succeed.
     Unwritable,
     /// The files at the database's path are not the ones that are open.
     Replaced,
-    /// What is in the file is not what SQLite wrote. Lasts until the next start, which checks the file.
+    /// The file's content is not what SQLite wrote. Lasts until the next start, which checks the file.
     Damaged,
 }
 
-/// Why the database takes no promises.
+/// Why the database accepts no writes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
 pub struct StoreFault {
     pub kind: FaultKind,
-    /// One sentence for the caller: the file, what happened to it, and what to do.
+    /// One sentence for the caller: the file, what happened to it, and the remedy.
     pub detail: Arc<str>,
 }
 
-/// What an error of SQLite means for the connection and for the file.
+/// The meaning of an SQLite error for the connection and the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Meaning {
-    /// The statement failed, and nothing else: a constraint, a value that no column takes.
+    /// Only the statement failed: a constraint, or an invalid value.
     Statement,
     Full,
     Busy,
     ReadOnly,
-    /// The system could not read or write. Whether the file is sound has to be found out.
+    /// The system could not read or write. The file has to be checked.
     Io,
     Corrupt,
-    /// The connection may be in a state that nobody knows.
+    /// The connection may be in an unknown state.
     Unknown,
 }
 
@@ -76,17 +77,17 @@ pub(super) fn meaning(error: &sqlx::Error) -> Meaning {
     }
 }
 
-/// Shared by whoever reads and writes the database.
+/// Shared by all readers and the writer of the database.
 #[derive(Clone)]
 pub struct StoreHealth(Arc<HealthState>);
 
 struct HealthState {
-    /// Without its directory: details reach guests, and the place of the data directory is not for them.
+    /// Without its directory: details reach guests, which must not learn the path of the data directory.
     name: String,
     path: PathBuf,
-    /// `None`: the database can be written.
+    /// `None`: the database is writable.
     fault: watch::Sender<Option<StoreFault>>,
-    /// A reader could not read.
+    /// A reader had an error.
     suspicion: Notify,
     recovered: Mutex<Option<Instant>>,
 }
@@ -106,13 +107,13 @@ impl StoreHealth {
         self.0.fault.borrow().clone()
     }
 
-    /// Tells of every new fault, and of its end.
+    /// Notifies of every new fault, and of its end.
     pub fn changes(&self) -> watch::Receiver<Option<StoreFault>> {
         self.0.fault.subscribe()
     }
 
-    /// Returns once the database takes writes, and `grace` later if it did not for a while: time for what was refused meanwhile
-    /// to be told again.
+    /// Returns once the database accepts writes. If it did not for a while, returns `grace` later, so that guests can
+    /// repeat the reports that were refused meanwhile.
     pub async fn steady(&self, grace: Duration) {
         let mut fault = self.changes();
         while fault.wait_for(Option::is_none).await.is_ok() {
@@ -128,7 +129,7 @@ impl StoreHealth {
         self.0.suspicion.notified().await;
     }
 
-    /// A write reached the disk that others can be judged by.
+    /// A write reached the disk that is large enough to show that other writes will, too.
     pub(super) fn proved(&self) {
         let recovered = self.0.fault.send_if_modified(|fault| match fault {
             Some(StoreFault { kind: FaultKind::Unwritable | FaultKind::Replaced, .. }) => {
@@ -143,7 +144,7 @@ impl StoreHealth {
         }
     }
 
-    /// Notes a fault and returns the one that holds from now on: damage stays until the next start.
+    /// Records a fault, and returns the current one: damage stays until the next start.
     pub(super) fn fails(&self, new: StoreFault) -> StoreFault {
         let mut holds = new.clone();
         let changed = self.0.fault.send_if_modified(|fault| match fault {
@@ -164,7 +165,7 @@ impl StoreHealth {
         holds
     }
 
-    /// What a reader met. Returns the fault, if the database is damaged; reading goes on where it can.
+    /// Records an error of a reader. Returns the fault if the database is damaged; reading continues where possible.
     pub(super) fn met(&self, error: &sqlx::Error) -> Option<StoreFault> {
         match meaning(error) {
             Meaning::Corrupt => return Some(self.fails(self.fault_of(error))),
@@ -228,27 +229,27 @@ struct FileId {
     inode: u64,
 }
 
-/// The database's files as they were at one moment.
+/// The state of the database's files at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FilesSnapshot {
     db: FileId,
     pub(super) size: u64,
-    /// Seconds and nanoseconds. In the main file only a checkpoint writes, and the writer makes those itself.
+    /// Seconds and nanoseconds. Only checkpoints write to the main file, and only the writer makes them.
     pub(super) modified: (i64, i64),
     modified_wal: (i64, i64),
     wal: FileId,
-    /// It grows, and is never cut while it is open.
+    /// It grows, and is never truncated while it is open.
     wal_size: u64,
 }
 
 pub(super) enum Compared {
-    /// `wrote`: the log was written to since the last look.
+    /// `wrote`: the log was written to since the last check.
     Same { wrote: bool },
-    /// The same files, and something else has written to them.
+    /// The same files, but another program has written to them.
     Written(FilesSnapshot),
 }
 
-/// Where the database's files are.
+/// The paths of the database's files.
 #[derive(Clone)]
 pub(super) struct DatabaseFiles {
     db: PathBuf,
@@ -261,7 +262,7 @@ impl DatabaseFiles {
         Self { db: path.to_owned(), wal: beside(path, "-wal"), health }
     }
 
-    /// The files as they are now. Both must be there: while a connection is open, so is the write-ahead log.
+    /// The current state of the files. Both must exist: while a connection is open, so does the write-ahead log.
     pub(super) async fn snapshot(&self) -> Result<FilesSnapshot, StoreFault> {
         let files = self.clone();
         let looked = tokio::task::spawn_blocking(move || Ok((files.stat(&files.db)?, files.stat(&files.wal)?)));
@@ -284,14 +285,14 @@ impl DatabaseFiles {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 Err(self.health.replaced(&name, "was removed"))
             }
-            // Not seen is not gone: nothing is promised meanwhile.
+            // A failed check does not mean that they are gone; writes are refused meanwhile.
             Err(error) => {
                 Err(self.health.unwritable(format!("{name} cannot be looked at ({error}): look at its disk")))
             }
         }
     }
 
-    /// Looks whether these are still the files that were seen before.
+    /// Compares the files with an earlier snapshot.
     pub(super) async fn compare(&self, known: &mut FilesSnapshot) -> Result<Compared, StoreFault> {
         let now = self.snapshot().await?;
         let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -308,7 +309,7 @@ impl DatabaseFiles {
         Ok(Compared::Same { wrote })
     }
 
-    /// Size and time of the last change of the main file.
+    /// Size and modification time of the main file.
     pub(super) async fn main(&self) -> Result<(u64, (i64, i64)), StoreFault> {
         let files = self.clone();
         let looked = tokio::task::spawn_blocking(move || files.stat(&files.db)).await;
@@ -316,7 +317,7 @@ impl DatabaseFiles {
         Ok((meta.len(), (meta.mtime(), meta.mtime_nsec())))
     }
 
-    /// Whether the main file is the one that was seen before, as it was then.
+    /// Whether the main file is unchanged since the snapshot.
     pub(super) async fn main_is(&self, known: &FilesSnapshot) -> bool {
         let (path, known) = (self.db.clone(), *known);
         let same = tokio::task::spawn_blocking(move || {

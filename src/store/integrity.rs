@@ -1,4 +1,4 @@
-//! Reads every page of the database before it is trusted.
+//! Checks every page of the database before it is used.
 
 use std::{path::Path, time::Duration};
 
@@ -7,25 +7,25 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOp
 use super::{OpenError, explain_open, health::beside};
 use crate::platform::clock;
 
-/// How much is looked at.
+/// How much is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Depth {
-    /// Every page, and whether the rows in it can be read.
+    /// Every page, and whether its rows can be read.
     Pages,
-    /// Whether every index agrees with its table as well. After an end that was not orderly.
+    /// Also whether every index matches its table. After an unclean shutdown.
     PagesAndIndexes,
 }
 
-/// A database up to this size is read whole in a tenth of a second, in bytes.
+/// A database up to this size is read completely in a tenth of a second, in bytes.
 const QUICK: u64 = 16 << 20;
-/// How long a start waits for the check after an end that was not orderly. What takes longer goes on beside the service.
+/// How long a start waits for the check after an unclean shutdown. A longer check continues beside the service.
 const AT_START: Duration = Duration::from_secs(10);
 
-/// Where the check at the start has come to.
+/// Progress of the check at the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum IntegrityCheck {
     Sound,
-    /// Reading everything would have taken longer than a start may.
+    /// Reading everything would have delayed the start for too long.
     Later(Depth),
 }
 
@@ -33,13 +33,13 @@ pub(super) fn is_quick(size: u64) -> bool {
     size <= QUICK
 }
 
-/// Checks a database that nobody has open yet. A broken one is left exactly as it is for whoever mends it.
+/// Checks a database that is not open yet. A damaged one is not changed, so that it can be repaired.
 pub(super) async fn check_at_start(path: &Path, shown: &str) -> Result<IntegrityCheck, OpenError> {
     let Ok(meta) = std::fs::metadata(path) else { return Ok(IntegrityCheck::Sound) };
     if meta.len() == 0 {
         return Ok(IntegrityCheck::Sound);
     }
-    // An orderly end leaves no write-ahead log. Without one, no file has to be made beside the database to read it.
+    // A clean shutdown leaves no write-ahead log. Without one, the check creates no file beside the database.
     let at_rest = !beside(path, "-wal").exists();
     let options = read_only(path).immutable(at_rest);
     let mut connection = options.connect().await.map_err(|error| explain_open(shown, error))?;
@@ -56,7 +56,7 @@ pub(super) async fn check_at_start(path: &Path, shown: &str) -> Result<Integrity
     checked.map_err(|error| explain(shown, error))
 }
 
-/// Checks a database that is open, on a connection of its own.
+/// Checks an open database on a separate connection.
 pub(super) async fn check_beside(path: &Path, depth: Depth) -> Result<(), CheckError> {
     let mut connection = read_only(path).connect().await?;
     let checked = check(&mut connection, depth, None).await;
@@ -81,11 +81,11 @@ fn explain(shown: &str, error: CheckError) -> OpenError {
 
 fn read_only(path: &Path) -> SqliteConnectOptions {
     let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(super::BUSY);
-    // Reading everything is slow, and a lock that is not given is told as what it is.
+    // Reading everything is slow. A lock that is not released is reported as such, not as a slow statement.
     options.disable_statement_logging()
 }
 
-/// Databases of versions that did not write this down count as not closed in order.
+/// Databases of versions that did not record this count as not cleanly closed.
 async fn closed_cleanly(connection: &mut SqliteConnection) -> bool {
     let orderly = sqlx::query_scalar::<_, i64>("SELECT closed_cleanly FROM store_state WHERE id = 1");
     orderly.fetch_one(connection).await.is_ok_and(|orderly| orderly == 1)
@@ -106,7 +106,7 @@ async fn check(
     };
     match sqlx::query_scalar::<_, String>(sql).fetch_one(connection).await {
         Ok(found) if found == "ok" => Ok(IntegrityCheck::Sound),
-        // What SQLite says of a broken file goes over several lines.
+        // SQLite describes damage in several lines.
         Ok(found) => Err(CheckError::Found(found.split_whitespace().collect::<Vec<_>>().join(" "))),
         Err(error) if interrupted(&error) => Ok(IntegrityCheck::Later(depth)),
         Err(error) => Err(error.into()),

@@ -1,4 +1,4 @@
-//! GitHub's jobs: one row each. One task changes them, so they are written whole.
+//! Jobs of GitHub: one row each. Only one task changes them, so rows are written as a whole.
 
 use std::collections::BTreeMap;
 
@@ -11,12 +11,12 @@ use super::{
 };
 use crate::domain::{Vm, github::JobStatus, job::Job};
 
-/// What a listing is narrowed to.
+/// Filter of a listing.
 #[derive(Clone, Debug, Default)]
 pub struct JobFilter {
     pub statuses: Vec<JobStatus>,
     pub pool: Option<String>,
-    /// Only jobs with smaller numbers.
+    /// Only jobs with smaller ids.
     pub before: Option<u64>,
     pub limit: u32,
 }
@@ -61,7 +61,7 @@ impl Ledger {
             .await
     }
 
-    /// Forgets jobs that were over before this.
+    /// Deletes jobs that ended before this time.
     pub async fn forget_jobs(&self, before: Timestamp) -> Result<u64> {
         let before = before.as_millisecond();
         self.writer
@@ -94,7 +94,7 @@ impl Reader {
         row.map(|row| parse(&row.record)).transpose()
     }
 
-    /// Those that are not over, oldest first.
+    /// Jobs that have not ended, oldest first.
     pub async fn open_jobs(&self) -> Result<Vec<Job>> {
         sqlx::query!("SELECT record FROM jobs WHERE completed_at IS NULL ORDER BY id")
             .fetch_all(self.pool())
@@ -125,14 +125,14 @@ impl Reader {
         query.build().fetch_all(self.pool()).await?.iter().map(|row| parse(&row.try_get::<String, _>(0)?)).collect()
     }
 
-    /// Repositories whose jobs were heard of.
+    /// Repositories of known jobs.
     pub async fn job_repositories(&self) -> Result<Vec<String>> {
         let rows = sqlx::query!("SELECT DISTINCT repository FROM jobs").fetch_all(self.pool()).await?;
         Ok(rows.into_iter().map(|row| row.repository).collect())
     }
 
-    /// Vms whose runner has this name at GitHub, whether or not they live, newest first: names that callers bring may come
-    /// again, and in several places at once.
+    /// Vms whose runner has this name at GitHub, live or not, newest first: names that callers choose may be
+    /// repeated, also in several scopes at once.
     pub async fn vms_of_runner(&self, name: &str) -> Result<Vec<Vm>> {
         let rows = sqlx::query!(
             "SELECT record FROM vms WHERE json_extract(record, '$.registered.name') = ? ORDER BY id DESC",

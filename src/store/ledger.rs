@@ -1,4 +1,4 @@
-//! Every change to a vm: its row, its event and its lease in one transaction.
+//! The only writer of vms: their row, event and lease in one transaction.
 
 use std::sync::Arc;
 
@@ -16,14 +16,15 @@ use crate::domain::{
     vm_spec::VmSpec,
 };
 
-/// What must hold of the row for an event to be applied.
+/// Precondition on the row for an event to be applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
-    /// Whatever it is: the table decides. For facts from outside.
+    /// None: the lifecycle table decides. For facts from outside.
     Anything,
-    /// It is still in this state, in this attempt. For the results of a step: a step whose vm has moved on has no say.
+    /// It is still in this state and attempt. For results of steps: the result of a step that the vm has left must
+    /// not count.
     Attempt { state: State, attempt: u32 },
-    /// Nothing at all happened since. For decisions made from the whole row.
+    /// No event at all since then. For decisions that depend on the whole row.
     Generation(i64),
 }
 
@@ -31,7 +32,7 @@ pub enum Expect {
 pub struct Applied {
     pub vm: Arc<Vm>,
     pub verdict: Verdict,
-    /// `false`: the row was not as expected and nothing was written; `vm` is how it really is.
+    /// `false`: the precondition failed and nothing was written; `vm` is the current row.
     pub as_expected: bool,
 }
 
@@ -41,37 +42,37 @@ impl Applied {
     }
 }
 
-/// A vm as asked for.
+/// A vm to be stored.
 pub struct NewVm {
     pub spec: VmSpec,
     pub request_hash: [u8; 32],
     pub idempotency_key: Option<String>,
-    /// What only the guest may see, encrypted.
+    /// Secrets for the guest, encrypted.
     pub sealed: Option<Vec<u8>>,
     pub admission: Admission,
 }
 
-/// What a new vm needs to be accepted.
+/// The condition for accepting a new vm.
 pub enum Admission {
-    /// A place in the queue, which has so many.
+    /// A place in the queue, which has this limit.
     Queue { max_queued: u32 },
     /// A slot, now. An error: why it is not known whether there is one.
     Slot(std::result::Result<Box<HostOffer>, Error>),
 }
 
-/// What came of placing.
+/// The result of placement.
 #[derive(Clone, Copy, Debug)]
 pub struct Placed {
-    /// What is held then.
+    /// The usage of capacity afterwards.
     pub held: Usage,
-    /// A slot was kept for a vm that came into the queue after the host was looked at.
+    /// Capacity was reserved for a vm that was queued after the host was inspected.
     pub look_again: bool,
 }
 
 #[derive(Clone, Debug)]
 pub enum Opened {
     Created(Arc<Vm>),
-    /// The same request was made before.
+    /// An equal request created it before.
     Existing(Arc<Vm>),
 }
 
@@ -98,17 +99,17 @@ impl Ledger {
         &self.changes
     }
 
-    /// Whether the database takes writes, as far as is known.
+    /// Whether the database accepts writes, as far as is known.
     pub fn health(&self) -> &StoreHealth {
         self.writer.health()
     }
 
-    /// Whether a write reaches the disk now, found out by writing. An answer holds for a second.
+    /// Whether a write reaches the disk now, tested by writing. A result is cached for a second.
     pub async fn prove_write(&self) -> Result<()> {
         Ok(self.writer.prove().await?)
     }
 
-    /// Stores a new vm, or finds the one that an equal request made before.
+    /// Stores a new vm, or finds the one of an equal earlier request.
     pub async fn open(&self, new: NewVm, at: Timestamp) -> Result<Opened> {
         let changes = self.changes.clone();
         self.writer
@@ -120,7 +121,7 @@ impl Ledger {
             .map(|(opened, _)| opened)
     }
 
-    /// Applies one event to one vm, through the table.
+    /// Applies one event to one vm, through the lifecycle table.
     pub async fn apply(&self, id: VmId, expect: Expect, event: Event, at: Timestamp) -> Result<Applied> {
         let changes = self.changes.clone();
         self.writer
@@ -132,8 +133,7 @@ impl Ledger {
             .map(|(applied, _)| applied)
     }
 
-    /// Gives free slots to those who have waited longest, and says of the others why they wait, where that has changed. One
-    /// transaction.
+    /// Gives free slots to queued vms, oldest first, and updates the queue reasons of the others. One transaction.
     pub async fn place(&self, room: HostOffer, at: Timestamp) -> Result<Placed> {
         let changes = self.changes.clone();
         self.writer
@@ -233,7 +233,6 @@ async fn open(db: &mut SqliteConnection, new: NewVm, at: Timestamp) -> Result<(O
     let now_or_never = match new.admission {
         Admission::Slot(room) => {
             let room = room?;
-            // Capacity is reserved for queued vms first.
             let mut held = placement::usage(db, &room).await?;
             for w in placement::waiting(db, Timestamp::MAX).await? {
                 if room.admits(&held, &w.driver, w.os, w.cpus, w.memory_mib).is_ok() {
@@ -311,7 +310,7 @@ async fn take_slot(db: &mut SqliteConnection, vm: &mut Vm, at: Timestamp) -> Res
     Ok(change)
 }
 
-/// One event through the table, with everything that belongs to the same transaction.
+/// Applies one event through the lifecycle table, with everything else in the same transaction.
 async fn step(
     db: &mut SqliteConnection,
     vm: &mut Vm,
@@ -319,7 +318,8 @@ async fn step(
     at: Timestamp,
 ) -> Result<(Verdict, Option<Change>)> {
     let before = vm.state;
-    // Two events may carry the same millisecond, but a vm's log never runs backwards, whatever the clock does.
+    // Two events may have the same millisecond, but the times in a vm's log never go backwards, whatever the clock
+    // does.
     let at = at.max(vm.updated_at);
     let verdict = vm.apply(&event, at);
     match verdict {
@@ -380,7 +380,7 @@ async fn step(
     Ok((verdict, Some(change)))
 }
 
-/// What of a vm's template is searched by; nothing of it is known while its image is awaited.
+/// Searchable columns of a vm's template; they are empty while its image is awaited.
 struct TemplateShape<'a> {
     digest: Option<&'a str>,
     driver: Option<&'a str>,

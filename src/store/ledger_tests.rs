@@ -74,7 +74,7 @@ fn code(result: Result<Opened>) -> Code {
 }
 
 #[tokio::test]
-async fn equal_requests_find_the_same_vm_and_different_ones_are_told_so() {
+async fn equal_requests_find_the_same_vm_and_different_ones_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_store(&dir).await;
     let keyed = |name: &str, key: &str, hash: u8| {
@@ -91,7 +91,7 @@ async fn equal_requests_find_the_same_vm_and_different_ones_are_told_so() {
     assert_eq!(code(store.ledger.open(keyed("a", "other", 2), now()).await), Code::VmNameInUse);
     assert_eq!(store.reader.vms(&store::vm_queries::Filter { limit: 9, ..Default::default() }).await.unwrap().len(), 1);
 
-    // The key outlives the vm: a retry that comes late must not make a second one. The name does not.
+    // The key outlives the vm: a late retry must not create a second one. The name does not.
     let id = first.vm().id();
     store.ledger.apply(id, Expect::Anything, Event::EndForced { by: Announcer::Admin }, now()).await.unwrap();
     let late = store.ledger.open(keyed("a", "k", 1), now()).await.unwrap();
@@ -102,7 +102,7 @@ async fn equal_requests_find_the_same_vm_and_different_ones_are_told_so() {
 }
 
 #[tokio::test]
-async fn now_or_never_takes_a_slot_at_once_and_overtakes_nobody() {
+async fn a_vm_that_cannot_wait_takes_a_slot_at_once_and_overtakes_no_queued_vm() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_store(&dir).await;
     let first = store.ledger.open(new(vm_spec("a", GuestOs::Macos, 0), room(2, 0)), now()).await.unwrap();
@@ -115,7 +115,7 @@ async fn now_or_never_takes_a_slot_at_once_and_overtakes_nobody() {
 }
 
 #[tokio::test]
-async fn who_waits_for_an_image_takes_no_slot_and_stops_nobody() {
+async fn a_vm_that_waits_for_an_image_takes_no_slot_and_blocks_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_store(&dir).await;
     let awaits =
@@ -128,7 +128,7 @@ async fn who_waits_for_an_image_takes_no_slot_and_stops_nobody() {
     assert_eq!((vm.state, vm.queue.as_ref().unwrap().reason), (State::Queued, QueueReason::Template));
     assert_eq!(store.reader.drivers_waited_for().await.unwrap(), Vec::<String>::new());
 
-    // Who came later and has its template does not wait for it, not even one who does not wait at all.
+    // A younger vm with its template does not wait for one without, not even if it cannot wait at all.
     let second = store.ledger.open(new(vm_spec("second", GuestOs::Macos, 0), room(1, 0)), now()).await.unwrap();
     assert_eq!(second.vm().state, State::Cloning);
 
@@ -149,7 +149,7 @@ async fn who_waits_for_an_image_takes_no_slot_and_stops_nobody() {
     assert_eq!(Vm::replay(log.iter().map(|r| (&r.event, r.at))), Some(row));
 }
 
-/// What the version before images wrote.
+/// A row of the version before images.
 #[tokio::test]
 async fn vms_of_an_older_version_keep_what_they_are_made_of() {
     let dir = tempfile::tempdir().unwrap();
@@ -209,7 +209,7 @@ async fn the_queue_is_bounded() {
 async fn a_write_that_fails_leaves_nothing_and_its_neighbours_stand() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_store(&dir).await;
-    // Many at once share a commit; every other one repeats a name with another body and is refused.
+    // Many concurrent writes share a commit; every other one repeats a name with another body and is refused.
     let all = futures_util::future::join_all((0..40u8).map(|n| {
         let mut new = new(vm_spec(&format!("v{}", n / 2), GuestOs::Macos, 60), room(0, 0));
         new.request_hash = [n; 32];
@@ -228,7 +228,7 @@ enum Act {
         macos: bool,
         now_or_never: bool,
     },
-    /// Foreign guests run, the system admits fewer than there are slots, the driver works or not.
+    /// Foreign guests run, the system admits fewer guests than there are slots, the driver works or not.
     Place {
         foreign: u32,
         ceiling: Option<u32>,
@@ -252,7 +252,7 @@ fn any_act() -> impl Strategy<Value = Act> {
     ]
 }
 
-/// What the vm's own step would report next.
+/// The event that the vm's own step would report next.
 fn next_fact(vm: &Vm) -> Option<Event> {
     match vm.state {
         State::Queued | State::Deleted => None,
@@ -271,9 +271,9 @@ fn next_fact(vm: &Vm) -> Option<Event> {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
-    /// Creates, deletes, failures, foreign vms that come and go, a system that refuses guests, a driver that breaks, and crashes,
-    /// in any order: never more than the limit by our doing, nobody waits while there is room, who waits is told the right
-    /// reason, leases are exactly the vms that hold a slot, and every log gives its row.
+    /// Creates, deletes, failures, foreign vms that come and go, a system that refuses guests, a driver that breaks,
+    /// and crashes, in any order: Mayfly never exceeds the limit, no vm waits while there is capacity, queued vms
+    /// have the right reason, leases are exactly the vms that hold a slot, and every log gives its row.
     #[test]
     fn the_limit_is_exact(acts in prop::collection::vec(any_act(), 1..60)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -337,7 +337,7 @@ proptest! {
                         let fault = crate::domain::Fault { code: Code::BootFailed, detail: "x".into(), at: now() };
                         store.ledger.apply(vm.id(), Expect::Anything, Event::AttemptFailed { fault }, now()).await.unwrap();
                     },
-                    // The process dies: nothing is closed, the file is opened again.
+                    // The process dies: nothing is closed, and the file is opened again.
                     Act::Crash => store = open_store(&dir).await,
                 }
                 let live = store.reader.live_vms().await.unwrap();

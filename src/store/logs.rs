@@ -1,4 +1,4 @@
-//! What guests said, as files: `<dir>/<vm id>/<source>.log`, each capped, removed with the vm's record.
+//! Logs of guests as files: `<dir>/<vm id>/<source>.log`, each with a size limit, removed with the vm's record.
 
 use std::{
     io::{self, Write},
@@ -10,9 +10,9 @@ use crate::{
     platform::{files, tasks::blocking_io},
 };
 
-/// No log of one vm grows beyond this, in bytes.
+/// Limit of one log of a vm, in bytes.
 pub const CAP: u64 = 1024 * 1024;
-/// Of another program's log, as much is kept for one attempt.
+/// Limit of another program's log for one attempt.
 const TAIL: u64 = 64 * 1024;
 
 #[derive(
@@ -55,7 +55,7 @@ impl Logs {
         self.of(vm).join(source.as_str()).with_extension("log")
     }
 
-    /// Appends as far as the cap allows. What does not fit is dropped, and the log says so once.
+    /// Appends up to the limit. The rest is dropped, which the log notes once.
     pub async fn append(&self, vm: VmId, source: LogSource, bytes: Vec<u8>) -> io::Result<()> {
         let (dir, path) = (self.of(vm), self.path(vm, source));
         blocking_io(move || {
@@ -75,7 +75,8 @@ impl Logs {
         .await
     }
 
-    /// Keeps the end of a file that is about to go. Replaces what was kept before: a retry boots from the start.
+    /// Stores the end of a file that is about to be removed. Replaces the previous content, because a retry boots
+    /// from the start.
     pub async fn keep_tail(&self, vm: VmId, source: LogSource, from: &Path) -> io::Result<()> {
         let (dir, path, from) = (self.of(vm), self.path(vm, source), from.to_owned());
         blocking_io(move || {
@@ -94,7 +95,7 @@ impl Logs {
         .await
     }
 
-    /// Adds the end of another program's log, below a heading. A log that is empty or not there adds nothing.
+    /// Appends the end of another program's log, below a heading. An empty or missing log adds nothing.
     pub async fn append_tail(&self, vm: VmId, source: LogSource, heading: String, from: &Path) -> io::Result<()> {
         let from = from.to_owned();
         let tail = blocking_io(move || {
@@ -107,7 +108,7 @@ impl Logs {
             file.seek(SeekFrom::Start(len.saturating_sub(TAIL)))?;
             let mut tail = Vec::new();
             file.take(TAIL).read_to_end(&mut tail)?;
-            // A file that was cut while it was written has a hole at its beginning.
+            // A file that was truncated while it was written has a hole at its beginning.
             let hole = tail.iter().take_while(|byte| **byte == 0).count();
             tail.drain(..hole);
             Ok(tail)
@@ -124,7 +125,7 @@ impl Logs {
         self.append(vm, source, bytes).await
     }
 
-    /// The vms that have logs here.
+    /// The vms that have logs.
     pub async fn vms(&self) -> io::Result<Vec<VmId>> {
         let dir = self.dir.clone();
         blocking_io(move || {
@@ -134,7 +135,7 @@ impl Logs {
             };
             let mut vms = Vec::new();
             for entry in entries {
-                // A name that is no vm's id was not made here and is left alone.
+                // A name that is not a vm's id is not ours and is left alone.
                 vms.extend(entry?.file_name().to_str().and_then(|name| name.parse::<VmId>().ok()));
             }
             Ok(vms)

@@ -1,11 +1,10 @@
-//! SQLite: the one file that remembers.
+//! The SQLite database, which holds all state of the service.
 //!
-//! Many readers, one writer. Readers are read-only connections that see the last commit; the writer is a task of its own, so
-//! that a request which is dropped half-way never interrupts a write, and nobody ever waits for a lock. Writes that arrive
-//! while another is being made durable share the next commit. A write is answered only once it is on disk
-//! (WAL, synchronous=FULL).
+//! Many readers, one writer. Readers are read-only connections that see the last commit. The writer is a separate
+//! task, so that a cancelled request never interrupts a write, and nothing waits for a lock. Writes that arrive
+//! during a commit share the next one. A write is answered only after it is on disk (WAL, synchronous=FULL).
 //!
-//! The store knows the domain and nothing else: no hypervisor, no clock of its own, no HTTP.
+//! The store knows only the domain: no hypervisor, no clock of its own, no HTTP.
 
 use std::{
     path::{Path, PathBuf},
@@ -103,14 +102,14 @@ impl From<StoreError> for crate::domain::Error {
 
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
-/// How long another program's lock is waited for.
+/// How long to wait for another program's lock.
 const BUSY: Duration = Duration::from_secs(2);
-/// Connections that read.
+/// Connections for reads.
 const READERS: u32 = 4;
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
-/// Why the database could not be opened: one sentence for whoever starts the service.
+/// Why the database could not be opened: one sentence for the administrator.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error("{path} is not a usable database ({cause}); move it away to start with an empty one, or restore a backup")]
@@ -128,13 +127,14 @@ pub enum OpenError {
 pub struct Store {
     pub ledger: Ledger,
     pub reader: Reader,
-    /// Ends once every clone of the ledger is gone, the last write is on disk and the database is closed, for readers too.
+    /// Ends once every clone of the ledger is dropped, the last write is on disk and the database is closed, also for
+    /// readers.
     pub closed: tokio::task::JoinHandle<()>,
-    /// What is still to be checked, where that takes longer than a start may.
+    /// The rest of a check that takes longer than a start may.
     pub unchecked: Option<Unchecked>,
 }
 
-/// A database that serves before all of it was read.
+/// A database that is in use before all of it was checked.
 pub struct Unchecked {
     path: PathBuf,
     depth: integrity::Depth,
@@ -142,13 +142,13 @@ pub struct Unchecked {
 }
 
 impl Unchecked {
-    /// Reads all of it. Damage ends writing, as if a request had met it.
+    /// Checks all of it. Damage ends writing, as if a request had found it.
     pub async fn check(self) {
         writer::check_later(self.path, self.depth, self.health).await;
     }
 }
 
-/// Opens the database, bringing it up to date first.
+/// Opens the database and migrates it.
 pub async fn open(path: &Path) -> Result<Store, OpenError> {
     let shown = path.display().to_string();
     let options = SqliteConnectOptions::new()
@@ -157,17 +157,17 @@ pub async fn open(path: &Path) -> Result<Store, OpenError> {
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
-        // In pages. The writer brings the log into the database long before this, after it has answered.
+        // In pages. The writer checkpoints long before this size, after it has answered.
         .pragma("wal_autocheckpoint", "20000")
         .busy_timeout(BUSY)
-        // A lock that is not given is told as what it is and not as a slow statement too.
+        // A lock that is not released is reported as such, and not also as a slow statement.
         .log_slow_statements("warn".parse().expect("it is a level"), BUSY * 2);
     let checked = integrity::check_at_start(path, &shown).await?;
     let mut connection = options.clone().connect().await.map_err(|error| explain_open(&shown, error))?;
     let last_seq = match prepare(&mut connection, &shown).await {
         Ok(last_seq) => last_seq,
         Err(error) => {
-            // Waited for, so that the files beside the database are gone before the process is.
+            // Awaited, so that the files beside the database are gone before the process ends.
             let _ = connection.close().await;
             return Err(error);
         }
@@ -192,10 +192,11 @@ pub async fn open(path: &Path) -> Result<Store, OpenError> {
     })
 }
 
-/// Looks whether the database can be used, changes nothing if not, and brings it up to date. Returns the last event's position.
+/// Checks whether the database can be used, changes nothing if not, and migrates it. Returns the position of the last
+/// event.
 async fn prepare(connection: &mut SqliteConnection, shown: &str) -> Result<i64, OpenError> {
     let explain = |error: sqlx::Error| explain_open(shown, error);
-    // Readers get past another program's lock; a service that reads and cannot write is worse than none.
+    // Readers do not need another program's lock, but a service that can read and not write is worse than none.
     connection.begin_with("BEGIN IMMEDIATE").await.map_err(&explain)?.rollback().await.map_err(&explain)?;
     MIGRATIONS.run(&mut *connection).await.map_err(|error| match error {
         sqlx::migrate::MigrateError::VersionMissing(_) | sqlx::migrate::MigrateError::VersionMismatch(_) => {
@@ -208,7 +209,7 @@ async fn prepare(connection: &mut SqliteConnection, shown: &str) -> Result<i64, 
         .execute(&mut *connection)
         .await
         .map_err(&explain)?;
-    // So that a copy of the main file alone is not taken for a database that was closed in order.
+    // Otherwise a copy of only the main file would count as cleanly closed.
     sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(&mut *connection).await.map_err(&explain)?;
     sqlx::query_scalar("SELECT COALESCE(MAX(seq), 0) FROM events").fetch_one(connection).await.map_err(explain)
 }
@@ -217,13 +218,13 @@ async fn reader_pool(path: &Path) -> sqlx::Result<SqlitePool> {
     let options =
         SqliteConnectOptions::new().filename(path).read_only(true).pragma("query_only", "on").busy_timeout(BUSY);
     SqlitePoolOptions::new()
-        // All of them from the start and for as long as the service lives: one that is opened later would read whatever file
-        // lies at the path by then.
+        // All connections are opened at the start and kept: one that is opened later would read whatever file is at
+        // the path by then.
         .max_connections(READERS)
         .min_connections(READERS)
         .idle_timeout(None)
         .max_lifetime(None)
-        // There is no server at the other end that could have gone away.
+        // There is no server that could disconnect.
         .test_before_acquire(false)
         .acquire_timeout(Duration::from_secs(5))
         .connect_with(options)

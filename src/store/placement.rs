@@ -1,4 +1,4 @@
-//! Who waits, and what is held: read inside the writer's transaction, so that the sum is exact.
+//! The queue and the usage of capacity, read in the writer's transaction, so that the sum is exact.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -25,7 +25,7 @@ pub struct SlotLease {
     pub memory_mib: u32,
 }
 
-/// Who waits and who holds a slot, read before the host is looked at: what is decided with that look is about them.
+/// The queue and the leases, read before the host is inspected: decisions with that inspection are about them.
 #[derive(Clone, Debug, Default)]
 pub struct SlotDemand {
     pub queued: HashSet<VmId>,
@@ -43,7 +43,7 @@ impl Reader {
         Ok(SlotDemand { queued, leases: self.lease_holders().await? })
     }
 
-    /// Every vm that holds a slot, and what it holds.
+    /// All vms that hold a slot, and their usage.
     pub async fn lease_holders(&self) -> Result<Vec<SlotLease>> {
         sqlx::query!(
             "SELECT vm_id, state, leases.os, leases.cpus, leases.memory_mib FROM leases JOIN vms ON vms.id = vm_id"
@@ -64,34 +64,35 @@ impl Reader {
     }
 }
 
-/// What the host offers, as a look at it showed that began after the demand.
+/// What the host offers, according to an inspection that began after the demand was read.
 #[derive(Clone, Debug)]
 pub struct HostOffer {
     pub capacity: Capacity,
-    /// Fewer guests of a kind than there are slots for, while the system refuses to run more.
+    /// Limits of guests below the number of slots, while the system refuses more.
     pub ceilings: Vec<(GuestOs, u32)>,
     /// The drivers that can start guests now.
     pub drivers: BTreeSet<String>,
-    /// Kinds of guest of which it is not known how many run: none is started.
+    /// Kinds of guest whose number is not known: none is started.
     pub uncounted: Vec<GuestOs>,
-    /// What instances hold that no lease of ours stands for.
+    /// Usage of instances without a lease of ours.
     pub foreign: Usage,
-    /// Running instances that bear our name, and the leases there were before the look. One that has no lease now is a stray,
-    /// which counts until the sweep has removed it, or gave its slot back during the look: whether the slot is still free
-    /// shows in the next one.
+    /// Running instances with our prefix, and the leases before the inspection. An instance without a lease is either
+    /// a stray, which counts until the sweep has removed it, or its vm released the slot during the inspection:
+    /// whether that slot is free is known after the next inspection.
     pub ours: Vec<(VmId, GuestOs, u32, u32)>,
-    /// The vms that waited before the look; a later one is placed with a later look. `None`: whoever waits.
+    /// The vms that were queued before the inspection; later ones are placed with a later inspection. `None`: all
+    /// queued vms.
     pub queued: Option<HashSet<VmId>>,
 }
 
 impl HostOffer {
-    /// `before` was read before the host was looked at.
+    /// `before` was read before the host was inspected.
     pub fn new(view: &HostView, before: SlotDemand, now: Timestamp) -> HostOffer {
         let able = view.drivers.iter().filter(|d| view.observed && view.can_start(&d.name));
         let running = view.instances.iter().filter(|i| i.running);
         let running = running.filter_map(|i| Some((i.vm_id?, i.os, i.cpus, i.memory_mib)));
         let mut ours: Vec<_> = running.collect();
-        // While one starts, a hypervisor may show it twice; and what is leased is what counts of one that has a lease.
+        // While an instance starts, a hypervisor may list it twice; and if it has a lease, only the lease counts.
         ours.retain(|(id, ..)| !before.leases.iter().any(|lease| lease.vm == *id));
         ours.extend(before.leases.into_iter().map(|lease| (lease.vm, lease.os, lease.cpus, lease.memory_mib)));
         HostOffer {
@@ -105,7 +106,7 @@ impl HostOffer {
         }
     }
 
-    /// Whether a vm of this shape may be started beside what is held; if not, what it waits for.
+    /// Whether a vm of this shape may be started beside this usage; if not, why it has to wait.
     pub fn admits(
         &self,
         held: &Usage,
@@ -132,7 +133,7 @@ impl HostOffer {
 pub(super) struct QueuedVm {
     pub id: VmId,
     pub driver: String,
-    /// What its row says that it waits for.
+    /// The queue reason in its row.
     pub reason: Option<String>,
     pub os: GuestOs,
     pub cpus: u32,
@@ -167,8 +168,8 @@ pub(super) async fn usage(db: &mut SqliteConnection, room: &HostOffer) -> Result
     Ok(held)
 }
 
-/// The queue, oldest first: ids sort by age, and a vm that failed an attempt keeps its place. Without those whose template is
-/// not here yet: nobody knows what they will need.
+/// The queue, oldest first: ids sort by age, and a vm whose attempt failed keeps its place. Without vms whose
+/// template is not present yet, because their shape is not known.
 pub(super) async fn waiting(db: &mut SqliteConnection, at: Timestamp) -> Result<Vec<QueuedVm>> {
     let at = at.as_millisecond();
     sqlx::query!(

@@ -1,4 +1,4 @@
-//! Pools made through the API: one row each. And what of the vms' rows is counted by pool.
+//! Pools that were created over the API, one row each, and counts of vms by pool.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -12,10 +12,10 @@ use super::{
 };
 use crate::domain::{Code, Error, Fault, Pool, State, Vm, pool::PoolSource};
 
-/// Most pools that are kept: each of them is looked at for each job.
+/// Limit of stored pools: every pool is compared with every job.
 pub const MOST_POOLS: i64 = 1000;
 
-/// A pool as it was stored.
+/// A stored pool.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredPool {
     pub pool: Pool,
@@ -23,17 +23,17 @@ pub struct StoredPool {
     pub updated_at: Timestamp,
 }
 
-/// A pool, and where it was set.
+/// A pool and its origin.
 #[derive(Clone, Debug)]
 pub struct KnownPool {
     pub pool: Pool,
     pub source: PoolSource,
-    /// Of pools of the API.
+    /// For pools of the API.
     pub stored: Option<StoredPool>,
 }
 
-/// Why the newest vm of a pool was not accepted, by the pool's name. In memory only: what still fails after a start fails
-/// again.
+/// Why the newest vm of a pool was refused, by the pool's name. In memory only: a lasting cause fails again after a
+/// start.
 #[derive(Clone, Debug, Default)]
 pub struct PoolFaults(Arc<Mutex<BTreeMap<String, Fault>>>);
 
@@ -55,16 +55,16 @@ impl PoolFaults {
     }
 }
 
-/// Vms of one pool that have not reached their end.
+/// Live vms of one pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolVms {
     pub queued: u32,
-    /// The queued ones included.
+    /// Including the queued ones.
     pub live: u32,
 }
 
 impl Ledger {
-    /// Makes the pool, or replaces it. Whether it is new.
+    /// Creates or replaces the pool. Returns whether it is new.
     pub async fn put_pool(&self, pool: Pool, at: Timestamp) -> Result<bool> {
         let changes = self.changes().clone();
         self.writer
@@ -75,7 +75,7 @@ impl Ledger {
             .await
     }
 
-    /// Whether there was one.
+    /// Returns whether it existed.
     pub async fn remove_pool(&self, name: &str) -> Result<bool> {
         let name = name.to_owned();
         let changes = self.changes().clone();
@@ -147,7 +147,7 @@ impl Reader {
             .collect()
     }
 
-    /// Every pool, by name: a pool of the configuration hides one of the API with the same name.
+    /// All pools by name: a pool of the configuration hides one of the API with the same name.
     pub async fn known_pools(&self, configured: &[Pool]) -> Result<BTreeMap<String, KnownPool>> {
         let stored = self.pools().await?.into_iter().map(|stored| {
             let pool = stored.pool.clone();
@@ -155,11 +155,11 @@ impl Reader {
         });
         let configured =
             configured.iter().map(|pool| KnownPool { pool: pool.clone(), source: PoolSource::Config, stored: None });
-        // The later one of two with the same name stays.
+        // The later of two entries with the same name stays.
         Ok(stored.chain(configured).map(|known| (known.pool.name.clone(), known)).collect())
     }
 
-    /// Of every pool that has live vms, those that are gone from the list of pools included.
+    /// Counts for every pool that has live vms, removed pools included.
     pub async fn vms_by_pool(&self) -> Result<BTreeMap<String, PoolVms>> {
         let rows = sqlx::query!(
             r#"SELECT pool AS "pool!: String", state, COUNT(*) AS "n!: u32" FROM vms
@@ -178,7 +178,7 @@ impl Reader {
         Ok(pools)
     }
 
-    /// The pool's newest vm that did not come to the end that it was made for, of those that are remembered.
+    /// The pool's newest vm that failed, among the stored ones.
     pub async fn newest_failed_of_pool(&self, pool: &str) -> Result<Option<Vm>> {
         let row = sqlx::query!(
             r#"SELECT record FROM vms WHERE pool = ?

@@ -1,4 +1,4 @@
-//! Pulls: one row each, changed by whoever has seen its newest generation.
+//! Pulls: one row each, changed only with the newest generation.
 
 use std::sync::Arc;
 
@@ -12,11 +12,11 @@ use crate::domain::{
     template_event::RecordedOfTemplate,
 };
 
-/// A change of a pull, and what it means for templates.
+/// A change of a pull, and its events of templates.
 type PullChange = (Option<Arc<Pull>>, Vec<Arc<RecordedOfTemplate>>);
 
 impl Ledger {
-    /// Stores a new pull, or finds the one under way that an equal request made. Says whether it is new.
+    /// Stores a new pull, or finds the unfinished one of an equal request. Returns whether it is new.
     pub async fn open_pull(&self, pull: Pull, request_hash: [u8; 32]) -> Result<(Arc<Pull>, bool)> {
         let changes = self.changes().clone();
         let tell = move |(pull, made): &(Arc<Pull>, Option<Arc<RecordedOfTemplate>>)| {
@@ -32,8 +32,8 @@ impl Ledger {
         Ok((pull, made.is_some()))
     }
 
-    /// Replaces a pull by what it has become, with the events that say so. `None`: it has changed since it was read, and
-    /// nothing was written.
+    /// Replaces a pull by its new state, with the events. `None`: it has changed since it was read, and nothing was
+    /// written.
     pub async fn save_pull(
         &self,
         pull: Pull,
@@ -139,7 +139,7 @@ impl Reader {
 
     /// Newest first; only those older than `before`.
     pub async fn pulls(&self, before: Option<PullId>, limit: u32) -> Result<Vec<Pull>> {
-        // Ids are hexadecimal: all of them are less than this.
+        // Ids are hexadecimal, so all of them are smaller than this.
         let before = before.map_or_else(|| "g".to_owned(), |id| id.to_string());
         let limit = i64::from(limit);
         sqlx::query!("SELECT record FROM pulls WHERE id < ? ORDER BY id DESC LIMIT ?", before, limit)
@@ -150,7 +150,7 @@ impl Reader {
             .collect()
     }
 
-    /// Those under way, oldest first: what a start has to take up again.
+    /// The unfinished ones, oldest first: a start has to continue them.
     pub async fn live_pulls(&self) -> Result<Vec<Pull>> {
         sqlx::query!("SELECT record FROM pulls WHERE ended_at IS NULL ORDER BY id")
             .fetch_all(self.pool())
@@ -160,7 +160,7 @@ impl Reader {
             .collect()
     }
 
-    /// Templates that have no name yet, because their test is under way.
+    /// Templates without a name, because their test is under way.
     pub async fn digests_in_test(&self) -> Result<Vec<String>> {
         let live = self.live_pulls().await?;
         Ok(live.into_iter().filter(|pull| pull.state == PullState::Testing).filter_map(|pull| pull.digest).collect())

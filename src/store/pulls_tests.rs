@@ -52,14 +52,14 @@ async fn an_equal_request_joins_until_the_pull_has_ended() {
     assert_eq!(store.reader.live_pulls().await.unwrap().len(), 1);
     let (again, new) = store.ledger.open_pull(pull("a"), [1; 32]).await.unwrap();
     assert!(new && again.id != first.id);
-    // Newest first, from anywhere.
+    // Newest first, from any position.
     let all: Vec<_> = store.reader.pulls(None, 10).await.unwrap().into_iter().map(|p| p.id).collect();
     assert_eq!((all.len(), all[0], all[2]), (3, again.id, first.id));
     assert_eq!(store.reader.pulls(Some(all[1]), 10).await.unwrap(), [(*saved).clone()]);
 }
 
 #[tokio::test]
-async fn whoever_has_not_seen_the_newest_changes_nothing() {
+async fn an_outdated_generation_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_store(&dir).await;
     let (pull, _) = store.ledger.open_pull(pull("a"), [1; 32]).await.unwrap();

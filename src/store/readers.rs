@@ -1,5 +1,5 @@
-//! The connections that read. What goes wrong on them is told to the database's health: a page that cannot be read is news for
-//! whoever wants to write, too.
+//! The connections for reads. Their errors are reported to the database's health: a page that cannot be read also
+//! matters for writes.
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use sqlx::{
@@ -26,7 +26,7 @@ impl Readers {
         Self { pool, health }
     }
 
-    /// An error that says that the database is damaged is passed on as what it is.
+    /// An error that shows damage of the database is returned as such.
     fn note<T>(health: &StoreHealth, result: sqlx::Result<T>) -> sqlx::Result<T> {
         result.map_err(|error| match health.met(&error) {
             Some(fault) => sqlx::Error::AnyDriverError(Box::new(fault)),

@@ -1,15 +1,15 @@
-//! Forgetting: records of vms and pulls that ended long ago, and what happened to templates then.
+//! Deletes the records of vms and pulls that ended long ago, and old events of templates.
 
 use jiff::Timestamp;
 
 use super::{Ledger, Result};
 
-/// One bounded bite, so that other writes never wait long behind it.
+/// A bounded batch, so that other writes never wait long behind it.
 const BITE: i64 = 200;
 
 impl Ledger {
-    /// Removes records (rows, events, idempotency keys) of vms deleted and pulls ended before `cutoff`, and what happened to templates
-    /// before it; returns how many, 0 when there are none left.
+    /// Deletes records (rows, events, idempotency keys) of vms deleted and pulls ended before `cutoff`, and older
+    /// events of templates; returns how many, 0 if there are none left.
     pub async fn forget_deleted_before(&self, cutoff: Timestamp) -> Result<u64> {
         let cutoff = cutoff.as_millisecond();
         self.writer

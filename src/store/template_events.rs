@@ -1,4 +1,4 @@
-//! Events about templates: in the same table, sequence and stream as those about vms.
+//! Events of templates: in the same table, sequence and stream as those of vms.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::domain::{
     template_event::{RecordedOfTemplate, TemplateEvent},
 };
 
-/// One entry of the ledger, whatever it is about.
+/// One entry of the ledger, about a vm or a template.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Entry {
     Vm(Recorded),
@@ -32,8 +32,8 @@ impl Entry {
 }
 
 impl Ledger {
-    /// Writes down that something happened to a template, named by its name or by its digest where it has none. Returns the
-    /// event's position.
+    /// Records an event of a template, under its name, or under its digest if it has no name. Returns the event's
+    /// position.
     pub async fn record_template(
         &self,
         template: impl Into<String>,
@@ -52,7 +52,7 @@ impl Ledger {
     }
 }
 
-/// For writes that change more than the log. Whoever calls this publishes the event after the commit.
+/// For writes that change more than the log. The caller publishes the event after the commit.
 pub(super) async fn insert(
     db: &mut SqliteConnection,
     template: &str,
@@ -85,7 +85,7 @@ impl Reader {
             .collect()
     }
 
-    /// Events about a template after a position, oldest first: those under any of these, its name and its digest.
+    /// Events of a template after a position, oldest first: those under any of these keys, its name and its digest.
     pub async fn template_events(&self, of: [&str; 2], after: i64, limit: u32) -> Result<Vec<RecordedOfTemplate>> {
         sqlx::query(
             "SELECT seq, template, at, event FROM events WHERE template IN (?, ?) AND seq > ? ORDER BY seq LIMIT ?",

@@ -18,7 +18,7 @@ fn deleted(digest: &str) -> TemplateEvent {
     TemplateEvent::Deleted { digest: digest.into() }
 }
 
-/// A database as version 2 of its layout left it: two vms, and a newest event that was forgotten with its vm.
+/// A database of schema version 2: two vms, and a newest event that was deleted with its vm.
 async fn at_version_2(path: &Path) -> (VmId, VmId) {
     let mut db = SqliteConnectOptions::new().filename(path).create_if_missing(true).connect().await.unwrap();
     let old = store::MIGRATIONS.iter().filter(|m| m.version <= 2).cloned().collect();
@@ -55,7 +55,7 @@ async fn events_of_before_keep_their_positions() {
     let all: Vec<_> =
         store.reader.events(None, 0, 10).await.unwrap().iter().map(|e| (e.seq, e.vm_id, e.generation)).collect();
     assert_eq!(all, [(1, one, 1), (2, two, 1), (3, one, 2)]);
-    // Position 4 was given before, to an event that is forgotten: nobody gets it again.
+    // Position 4 belonged to a deleted event and is not reused.
     assert_eq!(store.ledger.record_template("t", deleted("sha256:0"), at(0)).await.unwrap(), 5);
     let kinds: Vec<_> = store
         .reader
@@ -70,7 +70,7 @@ async fn events_of_before_keep_their_positions() {
         .collect();
     assert_eq!(kinds, [(3, "slot_taken"), (5, "deleted")]);
     assert_eq!(store.reader.entries(3, 1).await.unwrap()[0].seq(), 5);
-    // What held still holds: a vm's events go with it, and a generation happens once.
+    // Unchanged: a vm's events are deleted with it, and a generation occurs once.
     drop(store);
     let mut db = SqliteConnectOptions::new().filename(&path).connect().await.unwrap();
     let again = sqlx::query("INSERT INTO events (vm_id, generation, at, state, event) VALUES (?, 2, 0, '', '')")
@@ -107,14 +107,14 @@ async fn events_are_found_by_name_and_digest_and_forgotten_in_time() {
     assert_eq!(found(["a", "sha256:1"], 0).await, [1, 2, 4]);
     assert_eq!(found(["a", "a"], 1).await, [4]);
     assert_eq!(store.reader.events(None, 0, 10).await.unwrap(), []);
-    // Up to the moment, and not the moment itself.
+    // Up to the moment, exclusive.
     assert_eq!(store.ledger.forget_deleted_before(at(2)).await.unwrap(), 2);
     assert_eq!(store.ledger.forget_deleted_before(at(2)).await.unwrap(), 0);
     assert_eq!(found(["a", "sha256:1"], 0).await, [4]);
     assert_eq!(found(["b", "b"], 0).await, [3]);
 }
 
-/// Clients tell events apart by their type, whatever they are about.
+/// Clients distinguish events by their type alone.
 #[test]
 fn an_event_is_kept_under_its_type_and_no_vm_event_has_it() {
     let id = crate::domain::PullId::mint();

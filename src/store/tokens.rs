@@ -1,4 +1,5 @@
-//! API tokens. Only the SHA-256 of a token's secret is stored: the secrets are long and random, so a slow hash gains nothing.
+//! API tokens. Only the SHA-256 of a token's secret is stored: the secrets are long and random, so a slow hash has no
+//! advantage.
 
 use jiff::Timestamp;
 
@@ -39,7 +40,7 @@ impl TryFrom<Row> for ApiToken {
 }
 
 impl Reader {
-    /// The live token with this hash.
+    /// The valid token with this hash.
     pub async fn token_by_hash(&self, hash: &[u8; 32]) -> Result<Option<ApiToken>> {
         let hash = hash.as_slice();
         sqlx::query_as!(
@@ -96,7 +97,7 @@ impl Ledger {
             .await
     }
 
-    /// Revoking twice is no error; the record stays, so that the log's token ids keep their meaning.
+    /// Revoking twice is no error. The record stays, so that token ids in the log can be resolved.
     pub async fn revoke_token(&self, id: TokenId, at: Timestamp) -> Result<ApiToken> {
         self.writer
             .write(move |db| {

@@ -1,8 +1,9 @@
-//! The service's own key: what is stored encrypted, and the tokens that are derived instead of stored.
+//! The service's key: encryption of stored secrets, and tokens that are derived instead of stored.
 //!
-//! One file of 32 random bytes beside the database, mode 0600. From it come two keys: one encrypts what only a guest may see
-//! (AES-256-GCM, bound to the vm's id), the other makes each vm's token (HMAC-SHA-256 over its id). A vm's token is therefore
-//! in no table and in no backup of one, and can still be handed to a guest that boots after a restart.
+//! One file of 32 random bytes beside the database, mode 0600. Two keys derive from it: one encrypts what only a
+//! guest may see (AES-256-GCM, bound to the vm's id), the other makes each vm's token (HMAC-SHA-256 of its id). So no
+//! table and no backup of the database contains a vm's token, and a guest that boots after a restart can still get
+//! it.
 
 use std::{
     io::{self, Read},
@@ -42,7 +43,7 @@ pub enum VaultError {
 }
 
 impl Vault {
-    /// Reads the key file, making it on the first start.
+    /// Reads the key file, and creates it at the first start.
     pub fn open(path: &Path) -> Result<Vault, VaultError> {
         let shown = || path.display().to_string();
         let io = |cause| VaultError::Io { path: shown(), cause };
@@ -83,7 +84,7 @@ impl Vault {
         }
     }
 
-    /// Tells equal requests from different ones without keeping them: keyed, because a request may hold a guessable secret.
+    /// Compares requests without storing them. Keyed, because a request may contain a secret that can be guessed.
     pub fn fingerprint(&self, request: &[u8]) -> [u8; 32] {
         hmac::sign(&self.requests, request).as_ref().try_into().expect("HMAC-SHA-256 gives 32 bytes")
     }
@@ -99,7 +100,7 @@ impl Vault {
         sealed
     }
 
-    /// `None` when it was not sealed with this key for this vm.
+    /// `None` if it was not encrypted with this key for this vm.
     pub fn unseal(&self, vm: VmId, sealed: &[u8]) -> Option<Vec<u8>> {
         let (nonce, body) = sealed.split_at_checked(NONCE_LEN)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
@@ -108,13 +109,13 @@ impl Vault {
         Some(clear.to_vec())
     }
 
-    /// The vm's own token: `mfv_<id without dashes>_<mac>`.
+    /// The vm's token: `mfv_<id without dashes>_<mac>`.
     pub fn vm_token(&self, vm: VmId) -> SecretString {
         let mac = hmac::sign(&self.tokens, vm.0.as_bytes());
         format!("{VM_TOKEN_PREFIX}{}_{}", vm.0.simple(), BASE64.encode(mac.as_ref())).into()
     }
 
-    /// The vm that a per-vm token belongs to; `None` when it is not one of ours.
+    /// The vm of a vm token; `None` if the token is not valid.
     pub fn vm_of_token(&self, token: &SecretString) -> Option<VmId> {
         let rest = token.expose_secret().strip_prefix(VM_TOKEN_PREFIX)?;
         let (id, _) = rest.split_once('_')?;
@@ -132,7 +133,7 @@ fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
-/// A new API token, `mfa_…`: 256 bits of randomness.
+/// A new API token, `mfa_…`: 256 random bits.
 pub fn mint_api_token() -> SecretString {
     format!("{API_TOKEN_PREFIX}{}", BASE64.encode(random::<32>())).into()
 }

@@ -1,4 +1,4 @@
-//! Reading: vms, their events, the queue, leases.
+//! Reads vms, their events, the queue and leases.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::domain::{Event, QueueReason, State, Vm, VmId, capacity::Usage, event::Recorded};
 
-/// What a listing is narrowed to.
+/// Filter of a listing.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     /// Empty: every state but `deleted`; with a job, every state.
@@ -21,7 +21,7 @@ pub struct Filter {
     pub template: Option<String>,
     pub labels: Vec<(String, String)>,
     pub pool: Option<String>,
-    /// A job of GitHub's that it was given.
+    /// A job of GitHub that the vm was given.
     pub job: Option<u64>,
     /// Only vms older than this one.
     pub before: Option<VmId>,
@@ -60,7 +60,7 @@ impl Reader {
     pub async fn vms(&self, filter: &Filter) -> Result<Vec<Vm>> {
         let mut query = QueryBuilder::<Sqlite>::new("SELECT record FROM vms WHERE ");
         if filter.states.is_empty() {
-            // Whoever asks which vm ran a job asks after it has ended.
+            // A query by job is usually made after the vm has ended.
             query.push(if filter.job.is_some() { "TRUE" } else { "deleted_at IS NULL" });
         } else {
             query.push("state IN (");
@@ -78,7 +78,8 @@ impl Reader {
             query.push(" OR template_digest = ").push_bind(template.clone()).push(")");
         }
         for (key, value) in &filter.labels {
-            // A JSON path with the key quoted: dots and slashes are usual in labels. Keys with quotes are refused at the door.
+            // A JSON path with a quoted key, because labels often contain dots and slashes. Keys with quotes are
+            // refused on creation.
             query.push(" AND json_extract(record, ").push_bind(format!("$.draft.labels.\"{key}\""));
             query.push(") = ").push_bind(value.clone());
         }
@@ -86,7 +87,7 @@ impl Reader {
             query.push(" AND pool = ").push_bind(pool.clone());
         }
         if let Some(job) = filter.job {
-            // One that no column can hold was given to nobody.
+            // No vm has a job whose id does not fit into a column.
             let job = i64::try_from(job).unwrap_or(-1);
             query.push(" AND id IN (SELECT vm_id FROM vm_jobs WHERE job_id = ").push_bind(job).push(")");
         }
@@ -97,7 +98,7 @@ impl Reader {
         query.build().fetch_all(&self.pool).await?.iter().map(|row| parse_vm(&row.try_get::<String, _>(0)?)).collect()
     }
 
-    /// Every vm that has not reached its end, oldest first: what a start has to take up again.
+    /// All vms that have not reached their end, oldest first: a start has to continue them.
     pub async fn live_vms(&self) -> Result<Vec<Vm>> {
         sqlx::query!("SELECT record FROM vms WHERE deleted_at IS NULL ORDER BY id")
             .fetch_all(&self.pool)
@@ -148,7 +149,7 @@ impl Reader {
     }
 
     pub async fn count_by_state(&self) -> Result<HashMap<State, i64>> {
-        // Deleted rows are many and nobody counts them by the second.
+        // There are many deleted rows, and their number is not needed.
         sqlx::query!(r#"SELECT state, COUNT(*) AS "n!: i64" FROM vms WHERE deleted_at IS NULL GROUP BY state"#)
             .fetch_all(&self.pool)
             .await?
@@ -175,7 +176,7 @@ impl Reader {
         .collect()
     }
 
-    /// What our own vms hold.
+    /// Usage of our own vms.
     pub async fn leased(&self) -> Result<Usage> {
         let mut held = Usage::default();
         for vm in self.live_vms().await?.iter().filter(|vm| vm.state.holds_slot()) {
@@ -202,7 +203,7 @@ impl Reader {
         row.map(|row| parse_id(&row.id)).transpose()
     }
 
-    /// Vms' events after a position, oldest first; of one vm or of all.
+    /// Events of vms after a position, oldest first; of one vm or of all.
     pub async fn events(&self, vm: Option<VmId>, after: i64, limit: u32) -> Result<Vec<Recorded>> {
         let of = match vm {
             Some(_) => "vm_id = ? AND seq > ? ORDER BY generation",
@@ -226,7 +227,7 @@ impl Reader {
         Ok(row.seq)
     }
 
-    /// What only the guest may see, still encrypted.
+    /// Secrets for the guest, still encrypted.
     pub async fn sealed(&self, id: VmId) -> Result<Option<Vec<u8>>> {
         let id = id.to_string();
         let row = sqlx::query!("SELECT sealed FROM vm_secrets WHERE vm_id = ?", id).fetch_optional(&self.pool).await?;

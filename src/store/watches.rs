@@ -1,4 +1,4 @@
-//! Templates that follow a tag: one row each.
+//! Watches of tags: one row each.
 
 use std::sync::Arc;
 
@@ -15,13 +15,13 @@ impl Ledger {
         self.write_watch(true, move |db| Box::pin(async move { put(db, watch, at).await })).await.map(drop)
     }
 
-    /// Whether there was one.
+    /// Returns whether it existed.
     pub async fn remove_watch(&self, template: &str, at: Timestamp) -> Result<bool> {
         let template = template.to_owned();
         self.write_watch(true, move |db| Box::pin(async move { remove(db, &template, at).await })).await
     }
 
-    /// Replaces a watch by what came of a look, with the event that says so. `false`: it is another one by now, or gone, and
+    /// Replaces a watch by its state after a look, with the event. `false`: it was changed or removed meanwhile, and
     /// nothing was written.
     pub async fn save_watch(
         &self,
@@ -34,7 +34,7 @@ impl Ledger {
         self.write_watch(false, move |db| Box::pin(async move { save(db, &before, after, event, at).await })).await
     }
 
-    /// Whether something was changed. `signal`: the loop that looks at tags has to read its watches again.
+    /// Returns whether something was changed. `signal`: the loop that looks at tags has to read its watches again.
     async fn write_watch<F>(&self, signal: bool, work: F) -> Result<bool>
     where
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<WatchChange>> + Send + 'static,
@@ -52,7 +52,7 @@ impl Ledger {
     }
 }
 
-/// Whether something was changed, and the event that says so.
+/// Returns whether something was changed, and the event.
 type WatchChange = (bool, Option<Arc<RecordedOfTemplate>>);
 
 async fn put(db: &mut SqliteConnection, watch: Watch, at: Timestamp) -> Result<WatchChange> {

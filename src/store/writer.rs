@@ -1,12 +1,12 @@
-//! The one task that writes.
+//! The only task that writes to the database.
 //!
-//! Work arrives as closures over the connection. Whatever has queued up while the last commit was being made durable goes into
-//! one transaction, each piece behind a savepoint of its own, and all of it is answered after the common commit: the disk is
-//! asked once however many wait.
+//! Work arrives as closures over the connection. Everything that was queued during the last commit goes into one
+//! transaction, each closure behind its own savepoint, and all of it is answered after the common commit: one disk
+//! flush for all of them.
 //!
-//! SQLite ends a transaction by itself when the disk is full or cannot be read, and the library above it does not notice. So a
-//! connection whose transaction failed in a way that leaves doubt is thrown away, everybody in that batch is told to try again,
-//! and the next batch opens a new one.
+//! SQLite ends a transaction by itself when the disk is full or cannot be read, and the library above it does not
+//! notice. So after a failure with an unknown result the connection is dropped, all callers of the batch are told to
+//! retry, and the next batch opens a new connection.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -30,23 +30,23 @@ use super::{
 };
 use crate::platform::clock;
 
-/// Enough to make the fsync cheap, small enough that one transaction stays short.
+/// Large enough to share one fsync, small enough to keep a transaction short.
 const BATCH: usize = 64;
-/// Between two tries to write again after a write failed.
+/// Pause between two tries after a failed write.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// Opening and closing a file that takes longer is given up and tried again.
+/// Opening or closing a file that takes longer is aborted and retried.
 const OPEN_WITHIN: Duration = Duration::from_secs(5);
 /// How long readiness waits for its write.
 const PROOF_WITHIN: Duration = Duration::from_secs(5);
-/// How long a proof, or the failure of one, speaks for the next: probes cannot make the writer busy.
+/// How long the result of a proof is cached, so that readiness checks cannot keep the writer busy.
 const PROOF_LASTS: Duration = Duration::from_secs(1);
-/// What is written to find out whether writing works, in bytes: more than a request that creates a vm. On a disk that is almost
-/// full, smaller writes succeed for a while, and say nothing of the others.
+/// Size of the test write, in bytes: more than a request that creates a vm. On an almost full disk smaller writes
+/// succeed for a while, and prove nothing about larger ones.
 const PROBE: i64 = 128 << 10;
-/// The log's length at which it is brought into the database, in pages.
+/// Length of the write-ahead log at which it is checkpointed, in pages.
 const CHECKPOINT: i64 = 4000;
-/// Between two looks at the log's length, in requests.
+/// Requests between two checks of the log's length.
 const LOOK_AT_LOG: usize = 16;
 
 type Finish = Box<dyn FnOnce(CommitOutcome) + Send>;
@@ -54,12 +54,12 @@ type Finish = Box<dyn FnOnce(CommitOutcome) + Send>;
 #[derive(Clone)]
 enum CommitOutcome {
     Committed,
-    /// It is in the file that is open, and that file will not be there after the next start.
+    /// Written to the open file, which will not be there after the next start.
     CommittedInVain(StoreFault),
     Failed(StoreFault),
 }
 
-/// Work that failed. Its changes must not stay.
+/// A failed request. Its changes must be rolled back.
 struct WriteFailure {
     error: StoreError,
     answer: Box<dyn FnOnce(StoreError) + Send>,
@@ -68,7 +68,7 @@ struct WriteFailure {
 trait WriteRequest: Send {
     fn run<'c>(self: Box<Self>, db: &'c mut SqliteConnection) -> BoxFuture<'c, Result<Finish, WriteFailure>>;
     fn refuse(self: Box<Self>, fault: StoreFault);
-    /// Whether its success says that other writes will succeed.
+    /// Whether its success shows that other writes will succeed.
     fn proves(&self) -> bool;
 }
 
@@ -88,7 +88,7 @@ where
     fn run<'c>(self: Box<Self>, db: &'c mut SqliteConnection) -> BoxFuture<'c, Result<Finish, WriteFailure>> {
         Box::pin(async move {
             let Self { work, tell, reply, .. } = *self;
-            // One request that panics must not end the task that all the others need.
+            // A panic in one request must not end the task that all requests need.
             let ran = AssertUnwindSafe(async { work(db).await }).catch_unwind().await;
             match ran.unwrap_or(Err(StoreError::Panicked)) {
                 Ok(value) => Ok(Box::new(move |outcome| {
@@ -103,7 +103,7 @@ where
                         }
                         CommitOutcome::Failed(fault) => Err(fault.into()),
                     };
-                    // Nobody may be listening any more; the write stands all the same.
+                    // The caller may be gone; the write counts in any case.
                     let _ = reply.send(answer);
                 }) as Finish),
                 Err(error) => {
@@ -129,13 +129,13 @@ where
 pub(super) struct Writer {
     queue: mpsc::Sender<Box<dyn WriteRequest>>,
     health: StoreHealth,
-    /// What the last proof came to, and when.
+    /// The result of the last proof, and its time.
     proof: Arc<tokio::sync::Mutex<Option<WriteProof>>>,
 }
 
 type WriteProof = (Instant, Result<(), StoreFault>);
 
-/// Takes over a connection that is in order.
+/// Takes over a valid connection.
 pub(super) async fn start(
     path: &Path,
     options: SqliteConnectOptions,
@@ -164,7 +164,7 @@ pub(super) async fn start(
 }
 
 impl Writer {
-    /// Runs `f` in a transaction and answers once it is durable. An `Err` of `f` leaves no trace in the database.
+    /// Runs `f` in a transaction and answers once it is durable. An `Err` of `f` leaves no change in the database.
     pub(super) async fn write<T, F>(&self, f: F) -> Result<T>
     where
         T: Send + 'static,
@@ -173,8 +173,8 @@ impl Writer {
         self.write_and_tell(f, |_| {}).await
     }
 
-    /// The same; `tell` is called by the writer right after the commit, in the order of the commits and whether or not the
-    /// caller still waits for its answer. What was committed and not told would be known to nobody.
+    /// The same; the writer calls `tell` right after the commit, in the order of the commits, even if the caller no
+    /// longer waits for its answer. Otherwise subscribers would miss the change.
     pub(super) async fn write_and_tell<T, F, G>(&self, work: F, tell: G) -> Result<T>
     where
         T: Send + 'static,
@@ -198,7 +198,7 @@ impl Writer {
         &self.health
     }
 
-    /// Whether a write reaches the disk, found out by writing.
+    /// Tests by writing whether a write reaches the disk.
     pub(super) async fn prove(&self) -> Result<(), StoreFault> {
         let mut proof = self.proof.lock().await;
         if let Some((at, result)) = &*proof
@@ -206,7 +206,7 @@ impl Writer {
         {
             return result.clone();
         }
-        // While all is well, hardly anything: whoever asks for readiness may ask every second.
+        // Small while there is no fault, because readiness may be checked every second.
         let (probe, answer) = probe(if self.health.fault().is_some() { PROBE } else { 16 });
         let result = match timeout(PROOF_WITHIN, self.send(probe, answer)).await {
             Ok(Ok(())) => Ok(()),
@@ -219,7 +219,7 @@ impl Writer {
     }
 }
 
-/// A write that is there to find out whether it succeeds.
+/// A write that only tests whether writes succeed.
 fn probe(bytes: i64) -> (impl WriteRequest, oneshot::Receiver<Result<()>>) {
     fn work<F>(f: F) -> F
     where
@@ -230,7 +230,7 @@ fn probe(bytes: i64) -> (impl WriteRequest, oneshot::Receiver<Result<()>>) {
     let (reply, answer) = oneshot::channel();
     let work = work(move |db| {
         Box::pin(async move {
-            // SQLite writes no page whose content stays the same.
+            // SQLite does not write a page whose content is unchanged.
             let write = sqlx::query("UPDATE store_state SET probe = randomblob(?) WHERE id = 1").bind(bytes);
             write.execute(db).await?;
             Ok(())
@@ -242,13 +242,13 @@ fn probe(bytes: i64) -> (impl WriteRequest, oneshot::Receiver<Result<()>>) {
 struct Task {
     path: PathBuf,
     options: SqliteConnectOptions,
-    /// `None` after a failure that left doubt about it, until it is opened again.
+    /// `None` after a failure with an unknown result, until it is opened again.
     connection: Option<SqliteConnection>,
     readers: SqlitePool,
     files: DatabaseFiles,
     known: FilesSnapshot,
     health: StoreHealth,
-    /// Whether the file has to be read whole before it is written again.
+    /// Whether the whole file has to be checked before the next write.
     suspect: bool,
     pause: Duration,
     /// While writes fail: when the next try is due.
@@ -263,7 +263,7 @@ impl Task {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             let health = self.health.clone();
-            // Damage is not tried again: what was overwritten does not come back, and what is written then is worth nothing.
+            // Damage is not retried: overwritten data does not come back, and further writes would be lost.
             let retry = health.fault().is_some_and(|fault| fault.kind != FaultKind::Damaged);
             tokio::select! {
                 biased;
@@ -287,8 +287,8 @@ impl Task {
         self.close().await;
     }
 
-    /// All senders are gone: the service ends. Whoever closes last brings the WAL into the database file and removes it, and
-    /// readers cannot.
+    /// All senders are dropped: the service ends. The last connection to close checkpoints the WAL into the database
+    /// file and removes it, which readers cannot do.
     async fn close(mut self) {
         if let Some(checking) = self.checking.take() {
             checking.abort();
@@ -299,8 +299,8 @@ impl Task {
         self.readers.close().await;
         let Some(mut connection) = self.connection.take() else { return };
         match self.health.fault().map(|fault| fault.kind) {
-            // Closing would write our log into what lies in the database's place by now: that may be a restored backup. The end
-            // of the process closes the files without a word.
+            // Closing would write our log into the file that is now at the database's path, for example a restored
+            // backup. The end of the process closes the files without writing.
             Some(FaultKind::Replaced | FaultKind::Damaged) => return std::mem::forget(connection),
             Some(FaultKind::Unwritable) => {}
             None => {
@@ -345,14 +345,14 @@ impl Task {
                     self.checkpoint().await;
                 }
             }
-            // Whoever was not looked at yet is not left without an answer.
+            // Requests that were not run yet also need an answer.
             CommitOutcome::CommittedInVain(fault) | CommitOutcome::Failed(fault) => {
                 batch.for_each(|request| request.refuse(fault.clone()))
             }
         }
     }
 
-    /// Notes the fault and returns the one that holds. The next try waits a little.
+    /// Records the fault and returns the current one. The next try waits a little.
     fn failed(&mut self, fault: StoreFault) -> StoreFault {
         self.try_at = clock::monotonic() + self.pause;
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
@@ -374,14 +374,14 @@ impl Task {
             }
             Err(error) => {
                 self.suspect |= meaning(&error) == Meaning::Io;
-                // Closing rolls back what is left of the transaction. Readers have the log open, so nothing else happens.
+                // Closing rolls the transaction back. Readers have the log open, so nothing else happens.
                 let _ = timeout(OPEN_WITHIN, connection.close()).await;
                 Err(self.health.fault_of(&error))
             }
         }
     }
 
-    /// The connection, opened anew if the last one was thrown away.
+    /// The connection, reopened if the last one was dropped.
     async fn open(&mut self) -> Result<SqliteConnection, StoreFault> {
         if let Some(connection) = self.connection.take() {
             return Ok(connection);
@@ -393,8 +393,8 @@ impl Task {
         Ok(connection)
     }
 
-    /// Looks whether the files are still the ones that are open, and whether only we have written to them. Returns whether
-    /// something was written since the last look.
+    /// Checks whether the files are still the ones that are open, and whether only this service has written to them.
+    /// Returns whether something was written since the last check.
     async fn look(&mut self) -> Result<bool, StoreFault> {
         match self.files.compare(&mut self.known).await {
             Ok(Compared::Same { wrote }) => {
@@ -427,8 +427,8 @@ impl Task {
         Ok(())
     }
 
-    /// When the log was removed under us, what is in it is brought into the database while it still can be: the next start does
-    /// not find it. Never into a file that somebody else has written to.
+    /// If the log was removed from its directory, its content is checkpointed while that is still possible: the next
+    /// start would not find it. Never into a file that another program has written to.
     async fn save(&mut self) {
         if let Some(connection) = &mut self.connection
             && self.files.main_is(&self.known).await
@@ -441,8 +441,8 @@ impl Task {
         }
     }
 
-    /// Brings the log into the database when it has grown long. It does no harm if that fails: the log grows on, and the next
-    /// look tries again. Only here is the main file written to, so whoever else writes to it is noticed.
+    /// Checkpoints the log when it is long. A failure does no harm: the log grows, and the next check tries again.
+    /// The main file is written only here, so other programs that write to it are noticed.
     async fn checkpoint(&mut self) {
         let Some(connection) = &mut self.connection else { return };
         match log_length(connection, "PRAGMA wal_checkpoint(NOOP)").await {
@@ -461,7 +461,7 @@ impl Task {
     }
 }
 
-/// How many pages of the log are not in the database after this checkpoint.
+/// Number of pages in the log that are not in the database after this checkpoint.
 async fn log_length(connection: &mut SqliteConnection, checkpoint: &'static str) -> sqlx::Result<i64> {
     let row = sqlx::query(checkpoint).fetch_one(connection).await?;
     let (all, done): (i64, i64) = (row.try_get(1)?, row.try_get(2)?);
@@ -470,7 +470,8 @@ async fn log_length(connection: &mut SqliteConnection, checkpoint: &'static str)
 
 type Batch = std::vec::IntoIter<Box<dyn WriteRequest>>;
 
-/// An error leaves the connection in doubt, and nothing of the batch in the database. Whoever was not run yet is still in `batch`.
+/// An error leaves the connection in an unknown state, and nothing of the batch in the database. Requests that were
+/// not run are still in `batch`.
 async fn transact(
     connection: &mut SqliteConnection,
     health: &StoreHealth,
@@ -506,7 +507,7 @@ async fn transact(
     transaction.commit().await
 }
 
-/// Answers a request that failed. An error: more than that request failed.
+/// Answers a failed request. An error: more than that request failed.
 fn give_up(failure: WriteFailure, rolled_back: sqlx::Result<()>, health: &StoreHealth) -> sqlx::Result<()> {
     let WriteFailure { error, answer } = failure;
     let doubt = match (error, rolled_back) {
@@ -523,7 +524,7 @@ fn give_up(failure: WriteFailure, rolled_back: sqlx::Result<()>, health: &StoreH
     Err(doubt)
 }
 
-/// Checks a database that is too large to be checked while somebody waits.
+/// Checks a database that is too large to be checked while requests wait.
 pub(super) async fn check_later(path: PathBuf, depth: Depth, health: StoreHealth) {
     match integrity::check_beside(&path, depth).await {
         Ok(()) => tracing::debug!("the check of the whole database found no damage"),

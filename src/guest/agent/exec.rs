@@ -1,9 +1,9 @@
-//! One connection to the agent, and scripts over it: gRPC over HTTP/2 without TLS.
+//! One connection to the agent, and scripts that run over it: gRPC over HTTP/2 without TLS.
 //!
-//! The agent's own word about a command's end is not to be relied on. It takes leave of the command's pipes when the process is
-//! gone, read to the end or not: the last of the output may be missing, a failure to read a closed pipe may come in place of the
-//! exit code, and code zero may mean that there was none. So the script's end is said in its output, by a line that nothing
-//! else can print, and the command stays until we have read it.
+//! The agent's report of a command's end is not reliable. It closes the command's pipes when the process has ended,
+//! whether or not they were read completely: the last output may be missing, an error about a closed pipe may replace
+//! the exit code, and code zero may stand for a missing code. So the script itself prints its end, as a line that
+//! nothing else can print, and the command stays alive until that line was read.
 
 use std::{net::Shutdown, path::Path};
 
@@ -30,30 +30,30 @@ use super::{
 };
 use crate::platform::error_chain;
 
-/// Far below what a gRPC server takes in one message (4 MiB unless told otherwise).
+/// Far below the message limit of a gRPC server (4 MiB by default).
 const PIECE: usize = 32 << 10;
-/// How long the agent may take to close a stream that has told us all.
+/// How long the agent may take to close a stream after the end mark.
 const CLOSING: std::time::Duration = std::time::Duration::from_millis(500);
 
-/// Runs the script on standard input, says how that ended after the mark, and waits for the end of the input.
+/// Runs the script on standard input, prints its exit code after the mark, and waits for the end of the input.
 const COMMAND: &str = r#"/bin/sh -s 2>&1; code=$?; printf '\n%s %s\n' "$1" "$code"; cat >/dev/null; exit "$code""#;
 
-/// A script that came to its end in the guest.
+/// The result of a script that ended in the guest.
 #[derive(Debug)]
 pub(super) struct Ended {
-    /// As the shell has it: above 128 when a signal ended it.
+    /// As in the shell: above 128 if a signal ended it.
     pub exit: u32,
     pub output: TailBuffer,
 }
 
-/// A connection. It is not kept alive by pings: a gRPC server takes more than a few of them for an attack.
+/// A connection, without keepalive pings: a gRPC server takes more than a few of them for an attack.
 pub(super) struct Agent {
     channel: Channel,
     at: String,
     _cut: AgentDisconnect,
 }
 
-/// Ends the connection with the value that owns it: the library's own task would keep it until the other side has let go.
+/// Aborts the connection when its owner is dropped: the library's own task would keep it until the other side closes.
 struct AgentDisconnect(std::os::unix::net::UnixStream);
 
 impl Drop for AgentDisconnect {
@@ -71,7 +71,7 @@ impl Agent {
         let cut = AgentDisconnect(stream.try_clone().map_err(|e| retry("cannot use the connection to", &e))?);
         let stream = UnixStream::from_std(stream).map_err(|e| retry("cannot use the connection to", &e))?;
 
-        // A connection that broke is not made again behind our back: half a script would be followed by the other half.
+        // A broken connection is not re-established implicitly: half a script would be followed by the other half.
         let mut stream = Some(stream);
         let once = tower::service_fn(move |_| {
             let stream = stream.take().ok_or_else(|| std::io::Error::other("the connection was closed"));
@@ -84,7 +84,7 @@ impl Agent {
         Ok(Agent { channel, at, _cut: cut })
     }
 
-    /// Runs a script to its end. Dropping the future closes its stream, on which the agent kills the command.
+    /// Runs a script to its end. Dropping the future closes its stream, whereupon the agent kills the command.
     pub async fn run(&self, script: &[u8]) -> Result<Ended, Error> {
         let mark = Uuid::new_v4().simple().to_string();
         let command = AgentCommand {
@@ -98,16 +98,16 @@ impl Agent {
         let send = async {
             let input =
                 |piece: &[u8]| ExecRequest { kind: Some(AgentRequest::StandardInput(Bytes { data: piece.to_vec() })) };
-            // A failure to send is no news: the agent's answer or the end of the connection tells more.
+            // An error of sending is ignored: the agent's answer or the end of the connection is more precise.
             let _ = to.send(ExecRequest { kind: Some(AgentRequest::Command(command)) }).await;
-            // The input stays open, so the shell has to be told that there is no more.
+            // The input stays open, so the shell needs an explicit end of the script.
             for piece in script.chunks(PIECE).chain([&b"\nexit\n"[..]]) {
                 if to.send(input(piece)).await.is_err() {
                     break;
                 }
             }
             heard.notified().await;
-            // A piece without bytes is the end of the input.
+            // A message without bytes is the end of the input.
             let _ = to.send(input(&[])).await;
             std::future::pending::<()>().await;
         };
@@ -139,17 +139,17 @@ impl Agent {
                     output.push(&piece.data);
                     let within = piece.data.len() + mark.len();
                     if let Some(after) = output.split_off(&mark, within) {
-                        // The code may come in the next piece: one byte stands for "the mark was there".
+                        // The code may come in the next piece: one byte stands for "the mark was found".
                         said = [&b" "[..], &after].concat();
                     }
                 }
-                // The script's own is in the output: this is what the shell around it has to say, or a shell that is none.
+                // The script's own code is in the output; this is the code of the shell around it.
                 Some(Some(Response::StandardError(piece))) => output.push(&piece.data),
                 Some(Some(Response::Exit(_))) => {
                     let why = format!("the command ended without a word, {:?}", output.tail());
                     return Err(self.lost(&why));
                 }
-                // A kind of message that a later agent may have.
+                // A kind of message of a later agent.
                 Some(None) => {}
                 None => return Err(self.lost(&"the command's end was not seen")),
             }
@@ -159,7 +159,7 @@ impl Agent {
             }
         };
         heard.notify_one();
-        // What is said from here on is of no interest, but the agent is let come to its end.
+        // The rest of the output is not needed, but the agent may end properly.
         let _ = timeout(CLOSING, async { while let Ok(Some(_)) = answers.message().await {} }).await;
         Ok(Ended { exit, output })
     }

@@ -1,7 +1,7 @@
-//! The part of the agent's protocol that is used here, as protocol buffers: service `Agent`, method `Exec`.
+//! The part of the agent's protocol that Mayfly uses, as protocol buffers: service `Agent`, method `Exec`.
 //!
-//! Written by hand, so that no compiler for it is needed to build Mayfly. What the agent says beyond this is skipped, as the
-//! encoding provides for.
+//! Written by hand, so that building Mayfly needs no protobuf compiler. Unknown fields are skipped, as the encoding
+//! provides for.
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct ExecRequest {
@@ -11,10 +11,10 @@ pub(super) struct ExecRequest {
 
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub(super) enum AgentRequest {
-    /// The first message of a stream, and no other.
+    /// The first message of a stream, and only that.
     #[prost(message, tag = "1")]
     Command(AgentCommand),
-    /// No bytes at all: the end of the input.
+    /// No bytes: the end of the input.
     #[prost(message, tag = "2")]
     StandardInput(Bytes),
 }
@@ -50,7 +50,7 @@ pub(super) enum Response {
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Exit {
-    /// Negative when a signal ended the command.
+    /// Negative if a signal ended the command.
     #[prost(int32, tag = "1")]
     pub code: i32,
 }
@@ -67,7 +67,7 @@ mod tests {
 
     use super::*;
 
-    /// The very bytes of the encoding, so that a slip in a tag is seen here and not on a Mac.
+    /// Compares the encoded bytes, so that a wrong tag is found here and not only on a Mac.
     #[test]
     fn messages_are_encoded_as_the_agent_reads_them() {
         let command = AgentCommand { name: "/bin/sh".into(), args: vec!["-s".into()], interactive: true, tty: false };
@@ -83,7 +83,7 @@ mod tests {
     fn answers_are_read() {
         let read = |bytes: &[u8]| ExecResponse::decode(bytes).unwrap().kind;
         assert_eq!(read(b"\x0a\x02\x08\x07"), Some(Response::Exit(Exit { code: 7 })));
-        // Zero is the default and not sent.
+        // Zero is the default and is not sent.
         assert_eq!(read(b"\x0a\x00"), Some(Response::Exit(Exit { code: 0 })));
         let killed = b"\x0a\x0b\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01";
         assert_eq!(read(killed), Some(Response::Exit(Exit { code: -1 })));

@@ -1,14 +1,14 @@
-//! Delivers a kit through the agent in the guest: no network, no login, no key.
+//! Delivers the bootstrap bundle through the agent in the guest: without network, login or key.
 //!
-//! The process that runs a Tart vm listens on `control.sock` in the vm's directory and joins each connection to the agent in
-//! the guest, which runs commands for whoever asks.
+//! The process that runs a Tart VM listens on `control.sock` in the VM's directory and connects each client to the
+//! agent in the guest, which runs commands for any client.
 //!
-//! - A connection proves nothing: the socket accepts as soon as the vm runs and closes at once while no agent listens. Only a
-//!   command that ran and ended well does.
-//! - The command lives as long as its stream. What is to outlive us has to leave its session, which `boot.sh` sees to.
+//! - A connection proves nothing: the socket accepts as soon as the VM runs, and closes at once while no agent
+//!   listens. Only a command that succeeded proves that the agent works.
+//! - A command lives as long as its stream. What has to survive must leave its session, which `boot.sh` does.
 //! - The script goes through standard input: a command line would show its secrets to every process of the guest.
-//! - Commands run as the agent's user, with its environment. What the guest finds of it is the guest's affair.
-//! - Dropping the future closes the connection, and with it ends a script that is still under way. Delivering again is safe.
+//! - Commands run as the agent's user, with its environment.
+//! - Dropping the future closes the connection, which ends a running script. A repeated delivery is safe.
 
 mod exec;
 mod messages;
@@ -26,33 +26,33 @@ use super::{
 };
 use crate::{domain::Code, platform::clock};
 
-/// One command that does nothing. An emulated guest needs seconds for it.
+/// Time limit of a command that does nothing. An emulated guest needs seconds for it.
 const PROBE: Duration = Duration::from_secs(10);
 const AT_ONCE: usize = 2;
-/// As long as the agent may stay silent before the script: a connection that leads nowhere must not eat the whole budget.
+/// Longest silence of the agent before the script starts: a dead connection must not use up the whole budget.
 const ANSWER: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentDelivery {
-    /// What `boot.sh` printed; the end of it when it was much.
+    /// The output of `boot.sh`; only its end if it is long.
     pub boot_log: Vec<u8>,
 }
 
-/// Why it did not work. Each message is one line without secrets.
+/// Why it failed. Each message is one line without secrets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The guest may not be ready yet, or the connection had a moment: trying again may help.
+    /// The guest may not be ready yet, or the failure is temporary: a retry may help.
     #[error("{0}")]
     Retry(String),
-    /// Something answers that runs no commands for us.
+    /// A server answers that does not run commands.
     #[error("{0}")]
     Unusable(String),
     /// The script ran and failed in the guest.
     #[error("the kit's boot script ended with exit code {exit}")]
     Failed {
-        /// Above 128 when a signal ended it.
+        /// Above 128 if a signal ended it.
         exit: u32,
-        /// The end of its output. For the log: it is the guest's word.
+        /// The end of its output. Only for the log, because the guest controls it.
         tail: String,
     },
 }
@@ -66,7 +66,7 @@ impl Error {
     }
 }
 
-/// Waits until the agent runs commands. Dropping the future ends every probe.
+/// Waits until the agent runs commands. Dropping the future ends all probes.
 pub async fn ready(socket: &Path, until: Instant) -> Result<(), Error> {
     let probe = || async {
         match timeout(PROBE, async { answers(&Agent::connect(socket).await?).await }).await {
@@ -81,12 +81,12 @@ pub async fn ready(socket: &Path, until: Instant) -> Result<(), Error> {
     })
 }
 
-/// Writes the kit into the guest and starts it: `/opt/mayfly` for root, `~/.mayfly` for others.
+/// Writes the bundle into the guest and starts it: `/opt/mayfly` for root, `~/.mayfly` for others.
 pub async fn deliver(socket: &Path, kit: &Kit, until: Instant) -> Result<AgentDelivery, Error> {
     run_script(socket, &install::script(kit, &InstallTarget::OfUser), until).await
 }
 
-/// Tells a guest that was given its kit that its job may start.
+/// Permits a provisioned guest to start its job.
 pub async fn start(socket: &Path, attempt: u32, until: Instant) -> Result<(), Error> {
     run_script(socket, &install::start_script(attempt, &InstallTarget::OfUser), until).await.map(drop)
 }

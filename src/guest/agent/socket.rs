@@ -1,7 +1,7 @@
-//! Connecting to a Unix socket whose path may be longer than an address holds: 104 bytes on macOS, 108 on Linux.
+//! Connects to a Unix socket whose path may be longer than an address can hold: 104 bytes on macOS, 108 on Linux.
 //!
-//! Going there with `chdir` would change the directory for every thread. So the way is made shorter: a link to the socket's
-//! directory, in a directory that only we can enter, removed when the connection is made.
+//! `chdir` would change the directory of all threads. Instead the path is shortened by a symbolic link to the
+//! socket's directory, in a directory that only this user can enter; both are removed after the connection.
 
 use std::{
     fs, io,
@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::platform::files;
 
-/// What fits everywhere, with the byte of zero at its end.
+/// The longest path that all systems support, including the final zero.
 const LONGEST: usize = 103;
 
 pub(super) async fn connect(path: &Path) -> io::Result<UnixStream> {
@@ -38,7 +38,7 @@ impl Detour {
         };
         let target = std::path::absolute(target)?;
         let mut last = io::Error::new(io::ErrorKind::InvalidInput, "no directory for temporary files has a short path");
-        // The one that the system names is ours alone on macOS, and may be long itself.
+        // The system's directory belongs only to this user on macOS, and may itself have a long path.
         for base in [std::env::temp_dir(), PathBuf::from("/tmp")] {
             let dir = base.join(format!("mf-{}", Uuid::new_v4().simple()));
             let link = dir.join("d");
@@ -46,7 +46,7 @@ impl Detour {
             if socket.as_os_str().as_bytes().len() > LONGEST {
                 continue;
             }
-            // Fails when something is there already, so what is in it is ours.
+            // Fails if it exists, so its content is certainly ours.
             match files::create_private_dir(&dir) {
                 Ok(()) => {
                     let detour = Detour { dir, link, socket };

@@ -1,9 +1,10 @@
-//! Delivers a kit over SSH: log in, send one script to a shell, wait until `boot.sh` has the wrapper running.
+//! Delivers the bootstrap bundle over SSH: logs in, sends one script to a shell, and waits until `boot.sh` has
+//! started the wrapper.
 //!
-//! - The guest's host key is pinned at first contact: a guest that was made a moment ago has a key that nobody can know yet.
-//!   From then on another key is an error, and so is the absence of the pinned one.
+//! - The guest's host key is pinned at the first connection, because the key of a new guest cannot be known before.
+//!   From then on another key, or no key, is an error.
 //! - The script goes through standard input: a command line would show its secrets to every process of the guest.
-//! - Dropping the future closes the connection. What was already started in the guest goes on; delivering again is safe.
+//! - Dropping the future closes the connection. Processes in the guest continue; a repeated delivery is safe.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -26,12 +27,12 @@ use super::{
 };
 use crate::{domain::Code, platform::clock};
 
-/// Connecting and logging in: a forwarded port that stays silent must not eat the whole budget in one try.
+/// Time limit of a connection and login: a silent forwarded port must not use up the whole budget in one attempt.
 const LOGIN: Duration = Duration::from_secs(30);
-/// How long the end of the output may trail behind the exit code.
+/// How long the end of the output may arrive after the exit code.
 const TRAILING_OUTPUT: Duration = Duration::from_millis(500);
 
-/// How to log in.
+/// The login of a guest.
 #[derive(Clone, Debug)]
 pub enum SshLogin {
     /// Path of an OpenSSH, PKCS#1 or PKCS#8 private key without a passphrase.
@@ -45,25 +46,26 @@ pub struct SshTarget {
     pub port: u16,
     pub user: String,
     pub login: SshLogin,
-    /// What an earlier delivery to this guest returned (OpenSSH public key format); `None` at first contact.
+    /// The key that an earlier delivery to this guest returned (OpenSSH public key format); `None` at the first
+    /// contact.
     pub pinned_host_key: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SshDelivery {
-    /// To be pinned: OpenSSH public key format, without a comment.
+    /// The key to pin: OpenSSH public key format, without a comment.
     pub host_key: String,
-    /// What `boot.sh` printed; the end of it when it was much.
+    /// The output of `boot.sh`; only its end if it is long.
     pub boot_log: Vec<u8>,
 }
 
-/// Why it did not work. Each message is one line without secrets.
+/// Why it failed. Each message is one line without secrets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SshError {
-    /// The guest may not be ready yet, or the network had a moment: trying again may help.
+    /// The guest may not be ready yet, or the failure is temporary: a retry may help.
     #[error("{0}")]
     Retry(String),
-    /// The guest answered and does not let us in. Guests that make their users while booting may still change their mind.
+    /// The guest answers and refuses the login. A guest that creates its users while booting may accept it later.
     #[error("{0}")]
     LoginRefused(String),
     #[error("{0}")]
@@ -72,7 +74,7 @@ pub enum SshError {
     #[error("the kit's boot script ended with {}", .exit.map_or("a signal".to_owned(), |c| format!("exit code {c}")))]
     Failed {
         exit: Option<u32>,
-        /// The end of its output. For the log: it is the guest's word.
+        /// The end of its output. Only for the log, because the guest controls it.
         tail: String,
     },
 }
@@ -88,12 +90,12 @@ impl SshError {
     }
 }
 
-/// Writes the kit into the guest and starts it: `/opt/mayfly` for root, `~/.mayfly` for others.
+/// Writes the bundle into the guest and starts it: `/opt/mayfly` for root, `~/.mayfly` for others.
 pub async fn deliver(target: &SshTarget, kit: &Kit, deadline: Instant) -> Result<SshDelivery, SshError> {
     deliver_to(target, &install::script(kit, &InstallTarget::OfUser), deadline).await
 }
 
-/// Tells a guest that was given its kit that its job may start.
+/// Permits a provisioned guest to start its job.
 pub async fn start(target: &SshTarget, attempt: u32, deadline: Instant) -> Result<(), SshError> {
     deliver_to(target, &install::start_script(attempt, &InstallTarget::OfUser), deadline).await.map(drop)
 }
@@ -115,7 +117,7 @@ async fn deliver_to(target: &SshTarget, script: &str, deadline: Instant) -> Resu
     Ok(SshDelivery { host_key, boot_log })
 }
 
-/// Ends the connection with the future that owns it: russh's own task would keep it.
+/// Aborts the connection when its owner is dropped: russh's own task would keep it.
 struct SshDisconnect(std::net::TcpStream);
 
 impl Drop for SshDisconnect {
@@ -124,7 +126,7 @@ impl Drop for SshDisconnect {
     }
 }
 
-/// What the server said, noted by russh's task.
+/// The server's answers, recorded by russh's task.
 #[derive(Clone, Default)]
 struct ServerNotes(Arc<Mutex<Notes>>);
 
@@ -196,8 +198,8 @@ impl SshConnection {
             ..client::Config::default()
         };
         if let Some(key) = &pinned {
-            // A server with several keys shows the one that the client prefers: without this, an upgrade of our preferences
-            // would look like a changed key.
+            // A server with several keys presents the one that the client prefers: without this, a changed default
+            // preference would look like a changed key.
             config.preferred.key = algorithms(key).into();
         }
 
@@ -229,7 +231,7 @@ impl SshConnection {
             SshLogin::Key(path) => {
                 let key = load_key(path.clone()).await?;
                 let hash = match key.algorithm() {
-                    // Servers that do not say what they take have taken SHA-2 for a decade.
+                    // Servers that do not announce their algorithms have supported SHA-2 for a decade.
                     Algorithm::Rsa { .. } => match self.handle.best_supported_rsa_hash().await {
                         Ok(hash) => hash.unwrap_or(Some(HashAlg::Sha512)),
                         Err(e) => return Err(self.lost(&e)),
@@ -260,7 +262,7 @@ impl SshConnection {
         if self.handle.is_closed() {
             return Err(SshError::Retry(format!("{} closed the connection while logging in", self.at)));
         }
-        // systemd keeps ordinary users out until the guest is up (pam_nologin).
+        // systemd refuses ordinary users until the guest is up (pam_nologin).
         if self.seen.banner().contains("booting up") {
             return Err(SshError::Retry(format!("{} takes no logins yet: it is still booting", self.at)));
         }
@@ -271,7 +273,7 @@ impl SshConnection {
         Err(SshError::LoginRefused(format!("{} refused {with} for user {user}", self.at)))
     }
 
-    /// Some servers ask for the password only this way.
+    /// Some servers ask for the password only in this way.
     async fn answer_prompts(&mut self, user: &str, password: &SecretString) -> Result<bool, SshError> {
         let mut response = self.handle.authenticate_keyboard_interactive_start(user, None).await;
         for _ in 0..4 {
@@ -287,14 +289,14 @@ impl SshConnection {
         Ok(false)
     }
 
-    /// Runs a script in the guest and returns what it printed.
+    /// Runs a script in the guest and returns its output.
     async fn run(&mut self, script: &str) -> Result<Vec<u8>, SshError> {
         let channel = self.handle.channel_open_session().await.map_err(|e| self.lost(&e))?;
-        // Whatever the user's shell is: this command line is the same in all of them.
+        // This command line works in every login shell.
         channel.exec(true, "/bin/sh -s").await.map_err(|e| self.lost(&e))?;
         let (mut from, to) = channel.split();
         let send = async {
-            // A failure to send is no news: the guest's answer or the end of the connection tells more.
+            // An error of sending is ignored: the guest's answer or the end of the connection is more precise.
             if to.data(script.as_bytes()).await.is_ok() {
                 let _ = to.eof().await;
             }
@@ -306,7 +308,7 @@ impl SshConnection {
             loop {
                 let message = match exit {
                     None => from.wait().await,
-                    // Some server programs hold the channel open as long as any process has it.
+                    // Some servers keep the channel open as long as any process has it open.
                     Some(_) => timeout(TRAILING_OUTPUT, from.wait()).await.unwrap_or(None),
                 };
                 match message {

@@ -1,4 +1,4 @@
-//! Against OpenSSH's server where it is installed, and against one of our own for what a good server does not do.
+//! Tests against OpenSSH's server where it is installed, and against a test server that misbehaves.
 
 use std::{
     fs,
@@ -432,7 +432,7 @@ async fn another_host_key_is_an_error_before_any_login() {
 }
 
 #[tokio::test]
-async fn passwords_are_asked_for_in_two_ways_and_never_shown() {
+async fn passwords_are_requested_in_two_ways_and_never_shown() {
     for fault in [Fault::None, Fault::OnlyPrompts, Fault::LikeMacos] {
         try_fault(fault, password("right")).await.unwrap();
         let error = try_fault(fault, password("wr0ng")).await.unwrap_err();
