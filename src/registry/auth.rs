@@ -1,7 +1,8 @@
-//! What a registry asks for, and what it is answered.
+//! Answers the authentication challenges of registries.
 //!
-//! A repository is asked without credentials first. What it then asks for (Basic, or a token of its token service) is got once
-//! and sent along until it is refused, by whichever request notices first; the others wait for that one.
+//! The first request to a repository has no credentials. What the registry's challenge requires (Basic, or a token of
+//! its token service) is obtained once and sent with all requests until one is refused. The request that notices this
+//! renews it; the others wait.
 
 use std::sync::Arc;
 
@@ -25,22 +26,22 @@ const LARGEST_TOKEN: usize = 256 << 10;
 
 pub(super) struct Authorizer {
     registry: String,
-    /// What a token is asked for, where the registry does not say; `None`: for nothing but to know who we are.
+    /// The scope of the token if the registry's challenge has none; `None`: only to authenticate.
     repository: Option<String>,
-    /// Whether a token service may be asked over plain HTTP.
+    /// Whether a token service may be used over plain HTTP.
     plain_http: bool,
     source: Arc<dyn CredentialSource>,
-    /// Asked for with every token, so that one for a lesser question does not take the place of one for a greater.
+    /// Scopes that every token requests, so that a token with fewer permissions does not replace one with more.
     scopes: Vec<String>,
     state: Mutex<AuthState>,
 }
 
 #[derive(Default)]
 struct AuthState {
-    /// Counts what was in `header`, so that who was refused can say which one.
+    /// Generation of `header`, so that a refused request can say which one was refused.
     generation: u64,
     header: Option<HeaderValue>,
-    /// The header carries the credential itself and not a token that was given for it.
+    /// The header contains the credential itself, not a token.
     basic: bool,
 }
 
@@ -79,7 +80,7 @@ impl Authorizer {
         (state.generation, state.header.clone())
     }
 
-    /// Makes another header after the one of this generation was refused. `again`: what was made just now was refused, too.
+    /// Replaces the header of this generation after it was refused. `again`: a new one was refused, too.
     pub async fn renew(
         &self,
         http: &reqwest::Client,
@@ -89,7 +90,7 @@ impl Authorizer {
     ) -> Result<(), AttemptFailure> {
         let mut state = self.state.lock().await;
         if state.generation != refused {
-            // Somebody else was refused, too, and has renewed it while we waited.
+            // Another request was refused, too, and has renewed it during the wait.
             return Ok(());
         }
         let challenge = challenge(headers).map_err(|found| {
@@ -131,7 +132,7 @@ impl Authorizer {
         renew: bool,
     ) -> Result<HeaderValue, AttemptFailure> {
         let mut url = Url::parse(realm).map_err(|e| self.denied(format!("its token service has no address: {e}")))?;
-        // The registry names the place that our password goes to. In plain text it goes nowhere but to this host.
+        // The registry names the service to which the password is sent. In plain text it is sent only to this host.
         let private = url.scheme() == "https"
             || url.scheme() == "http" && (self.plain_http || url.host_str().is_some_and(is_loopback));
         if !private || !url.username().is_empty() || url.password().is_some() {
@@ -151,7 +152,7 @@ impl Authorizer {
         }
         let credential = self.credential(renew).await?;
         match self.token(http, &url, credential.as_ref()).await {
-            // What we hold may have been replaced since it was last asked for.
+            // The credential may have been replaced since it was last queried.
             Err(AttemptFailure { error: RegistryError::Denied { .. }, .. }) if credential.is_some() && !renew => {
                 let credential = self.credential(true).await?;
                 self.token(http, &url, credential.as_ref()).await
@@ -189,7 +190,7 @@ impl Authorizer {
             };
             return Err(AttemptFailure { error, verdict: verdict(status, &headers) });
         }
-        // Neither the body nor the parser's message is shown: both may hold the token.
+        // Neither the body nor the parser's message is shown: both may contain the token.
         let token = serde_json::from_slice::<BearerToken>(&body).ok().and_then(|t| t.token.or(t.access_token));
         let header = token.and_then(|t| {
             let text = Zeroizing::new(format!("Bearer {}", t.expose_secret()));
@@ -218,7 +219,7 @@ fn basic(credential: &RegistryCredential) -> Result<HeaderValue, &'static str> {
     Ok(header)
 }
 
-/// What is asked for; a token is preferred to the password itself.
+/// The parts of a challenge; a token is preferred to the password itself.
 fn challenge(headers: &HeaderMap) -> Result<Challenge, String> {
     let mut basic = false;
     let mut found = String::new();

@@ -1,5 +1,6 @@
-//! Who we are to Amazon, found as by every tool of theirs: environment, profile (which may name the instance's role or another
-//! role to assume), web identity, container, instance metadata. `AWS_PROFILE`, `AWS_ENDPOINT_URL_…` and their like count.
+//! Loads the AWS configuration from the standard sources: environment, profile (which may name the instance's role or
+//! another role to assume), web identity, container, instance metadata. `AWS_PROFILE`, `AWS_ENDPOINT_URL_…` and
+//! similar variables apply.
 
 use std::{error::Error as StdError, time::Duration};
 
@@ -12,11 +13,12 @@ use tokio::time::timeout;
 
 use crate::platform::error_chain;
 
-/// Off Amazon's machines nobody answers at the metadata service's address, which costs some seconds of its own time limits.
+/// Outside Amazon, the metadata service's address does not answer, which takes some seconds until its time limits
+/// end.
 const WHO_WE_ARE: Duration = Duration::from_secs(20);
 
-/// What the environment says, and who we are there. With the region given, none has to be found, which off Amazon's machines
-/// would wait for the metadata service too.
+/// The configuration and credentials of the environment. With a given region, none has to be looked up, which outside
+/// Amazon would also wait for the metadata service.
 pub(super) async fn load(region: Option<&str>, attempt: Option<Duration>) -> Result<(SdkConfig, Credentials), String> {
     let mut times = TimeoutConfig::builder().connect_timeout(Duration::from_secs(5));
     times.set_operation_attempt_timeout(attempt);
@@ -40,7 +42,8 @@ async fn who_we_are(shared: &SdkConfig) -> Result<Credentials, String> {
     let provider = shared.credentials_provider().ok_or("the AWS SDK has no provider of credentials")?;
     provider.provide_credentials().await.map_err(|e| match e {
         CredentialsError::CredentialsNotLoaded(_) => {
-            // A profile that is not there counts as none, and one started by launchd sees other files than its admin does.
+            // A missing profile counts as none, and a service that launchd started sees other files than its
+            // administrator.
             let profile = match std::env::var("AWS_PROFILE") {
                 Ok(name) if !name.is_empty() => format!("no profile {name:?}"),
                 _ => "no default profile".into(),
@@ -51,7 +54,7 @@ async fn who_we_are(shared: &SdkConfig) -> Result<Credentials, String> {
     })
 }
 
-/// An error of the SDK with its causes. Some of the SDK's errors print whole requests, so the text is cut.
+/// An error of the SDK with its causes. Some errors of the SDK print whole requests, so the text is cut.
 pub(super) fn causes(error: &dyn StdError) -> String {
     error_chain(error).chars().take(500).collect()
 }

@@ -1,7 +1,7 @@
-//! Manifests and blobs of one repository, over any number of interruptions.
+//! Downloads manifests and blobs of one repository, and resumes after interruptions.
 //!
-//! Nothing that arrives is believed: a manifest is held against its digest here, a blob by whoever takes its pieces. What is
-//! promised of a blob is that its bytes come in order, each once, and are as many as were asked for.
+//! Received data is not trusted: this module checks manifests against their digests, and the consumer of a blob
+//! checks its content. The bytes of a blob are delivered in order, each once, and as many as requested.
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
 
@@ -31,43 +31,43 @@ use crate::{
     },
 };
 
-/// What hyper gives of a body at a time. Bytes.
+/// A piece of a body, as hyper delivers it.
 pub type BodyChunk = bytes::Bytes;
 
-/// With that much more of a blob, an attempt was not for nothing. The number of attempts is bounded by the blob's size.
+/// An attempt with this progress, in bytes, resets the count of attempts. The blob's size bounds their number.
 const HEADWAY: u64 = 1 << 20;
 
-/// How often one request may be refused for its credentials. One more than the two that a new token and a new credential take,
-/// for the token that expired while it was on its way.
+/// How often one request may be refused for its credentials: two for a new token and a new credential, and one for a
+/// token that expired in transit.
 pub(super) const REFUSALS: usize = 3;
 
 #[derive(Clone, Debug)]
 pub struct RegistryOptions {
-    /// PEM certificates of authorities that are trusted besides the system's.
+    /// PEM certificates of authorities that are trusted in addition to the system's.
     pub ca_file: Option<PathBuf>,
-    /// Speak plain HTTP. Refused for registries that are not on this host, unless `plain_http_anywhere`.
+    /// Use plain HTTP. Refused for registries on other hosts, unless `plain_http_anywhere`.
     pub plain_http: bool,
     pub plain_http_anywhere: bool,
     pub connect_timeout: Duration,
-    /// For the answer to begin, and between two pieces of it.
+    /// Time limit for the beginning of an answer, and between two pieces of it.
     pub idle_timeout: Duration,
     pub retry: Retry,
-    /// How fast blobs may come.
+    /// Rate limits of blobs.
     pub limits: BandwidthLimits,
-    /// What differs for single registries, by the one spelling of their names.
+    /// Exceptions for single registries, by their normalised names.
     pub hosts: BTreeMap<String, HostOptions>,
 }
 
-/// What differs for one registry. What is `None` is as for all.
+/// Exceptions for one registry. `None`: as for all registries.
 #[derive(Clone, Debug, Default)]
 pub struct HostOptions {
     pub ca_file: Option<PathBuf>,
-    /// Said of one registry, it is allowed wherever that is.
+    /// If it is set for one registry, it is allowed on any host.
     pub plain_http: Option<bool>,
 }
 
 impl RegistryOptions {
-    /// What holds for this registry.
+    /// The options for this registry.
     fn of(&self, registry: &str) -> RegistryOptions {
         let mut options = RegistryOptions { hosts: BTreeMap::new(), ..self.clone() };
         if let Some(host) = registry_name(registry).and_then(|name| self.hosts.get(&name)) {
@@ -96,7 +96,7 @@ impl Default for RegistryOptions {
     }
 }
 
-/// A manifest as it was stored: its digest is of these bytes.
+/// A manifest as stored: its digest is of these bytes.
 #[derive(Clone, Debug)]
 pub struct RawManifest {
     pub bytes: Vec<u8>,
@@ -104,10 +104,10 @@ pub struct RawManifest {
     pub content_type: Option<String>,
 }
 
-/// Why a blob did not arrive whole.
+/// Why a blob did not arrive completely.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
-    /// Nobody takes the pieces any more, and knows why.
+    /// The consumer has stopped, and knows why.
     #[error("the receiver of the blob is gone")]
     ReceiverGone,
     #[error("{error}, after {received} bytes")]
@@ -130,7 +130,7 @@ impl fmt::Debug for RegistryClient {
 }
 
 impl RegistryClient {
-    /// For the repository of this reference. Reads the certificates, and connects to nothing.
+    /// A client of the repository of this reference. Reads the certificates, and connects to nothing.
     pub fn new(
         reference: &Reference,
         options: &RegistryOptions,
@@ -139,8 +139,8 @@ impl RegistryClient {
         RegistryClient::with(reference, options, source, Some(options.idle_timeout), Vec::new())
     }
 
-    /// `read_timeout`: for the answer to begin, counted from the request's beginning, and between two pieces of it.
-    /// `scopes`: what tokens are to be good for, besides what is asked for.
+    /// `read_timeout`: for the beginning of an answer, counted from the start of the request, and between two pieces
+    /// of it. `scopes`: additional scopes of tokens.
     pub(super) fn with(
         reference: &Reference,
         options: &RegistryOptions,
@@ -152,7 +152,8 @@ impl RegistryClient {
         Self::of_registry(reference.registry(), repository, options, source, read_timeout, scopes)
     }
 
-    /// Goes to a registry's entrance with what the source says, once: who tries passwords too often is locked out.
+    /// Authenticates once against `/v2/` with the source's credentials: repeated wrong passwords may lock the
+    /// account.
     pub async fn knock(
         registry: &str,
         options: &RegistryOptions,
@@ -196,12 +197,12 @@ impl RegistryClient {
         let settings = |what: String| RegistryError::Settings { registry: registry.clone(), what };
         let scheme = if options.plain_http { "http" } else { "https" };
         let path = repository.map(|repository| format!("{repository}/")).unwrap_or_default();
-        // What references call docker.io answers elsewhere.
+        // docker.io in references stands for another host.
         let host = if registry == "docker.io" { "registry-1.docker.io" } else { &registry };
         let base = Url::parse(&format!("{scheme}://{host}/v2/{path}")).map_err(|e| settings(e.to_string()))?;
         let local = base.host_str().is_some_and(is_loopback);
         if options.plain_http && !local && !options.plain_http_anywhere {
-            let what = "plain HTTP would show passwords and take images from anybody, allow it expressly if it must be";
+            let what = "plain HTTP exposes passwords and does not authenticate the registry; allow it explicitly if it is required";
             return Err(settings(what.into()));
         }
         let plain_http = options.plain_http;
@@ -210,7 +211,7 @@ impl RegistryClient {
             None => Trust::System,
         };
         let redirects = redirect::Policy::custom(move |attempt| {
-            // `Authorization` is dropped by reqwest where host or port change.
+            // reqwest drops `Authorization` if host or port change.
             if attempt.previous().len() > 5 {
                 attempt.error("too many redirects")
             } else if attempt.url().scheme() != "https" && !plain_http {
@@ -224,7 +225,7 @@ impl RegistryClient {
             redirects,
             trust,
             use_proxy: !local,
-            // One connection per blob moves more than one for all of them.
+            // One connection per blob is faster than one for all.
             http1_only: true,
             ..ClientOptions::new(options.connect_timeout)
         };
@@ -235,7 +236,7 @@ impl RegistryClient {
         Ok(RegistryClient { http, base, registry, auth, retry: options.retry, pace })
     }
 
-    /// Keeps to the limits of the background, until its pace is told to hurry.
+    /// Uses the rate limits of the background, until its pace is told to hurry.
     pub fn in_background(mut self, limits: BandwidthLimits) -> RegistryClient {
         self.pace = TransferPace::background(limits);
         self
@@ -245,7 +246,7 @@ impl RegistryClient {
         &self.pace
     }
 
-    /// The manifest that the reference names, verified where it names a digest.
+    /// The manifest of the reference, verified if the reference has a digest.
     pub async fn manifest(&self, reference: &Reference) -> Result<RawManifest, RegistryError> {
         let mut pauses = self.retry.pauses();
         loop {
@@ -272,7 +273,7 @@ impl RegistryClient {
             AttemptFailure::last(self.unusable(&what, format!("more than {} bytes", manifest::LARGEST)))
         })?;
         let digest = Digest::of(&bytes);
-        // A damaged one may arrive whole the next time.
+        // A damaged manifest may arrive undamaged in the next attempt.
         if let Some(wanted) = reference.digest()
             && wanted != digest
         {
@@ -288,7 +289,7 @@ impl RegistryClient {
         Ok(RawManifest { bytes, digest, content_type })
     }
 
-    /// Sends a blob's bytes, in order and each once. What was interrupted is gone on with where it stopped.
+    /// Downloads a blob's bytes, in order and each once. Resumes after interruptions.
     pub async fn fetch(&self, blob: Blob, to: &mpsc::Sender<BodyChunk>) -> Result<(), FetchError> {
         let mut pauses = self.retry.pauses();
         let mut received = 0;
@@ -319,7 +320,7 @@ impl RegistryClient {
         let range = (start > 0).then(|| (RANGE, format!("bytes={start}-")));
         let mut response = self.get(&url, range.as_slice(), &what).await?;
         let begins = match (response.status(), start) {
-            // A server that knows no ranges begins at the beginning.
+            // A server without support for ranges starts at the beginning.
             (StatusCode::OK, _) => 0,
             (StatusCode::PARTIAL_CONTENT, 1..) => start,
             _ => return Err(self.refused(response, &what).await.into()),
@@ -331,7 +332,7 @@ impl RegistryClient {
             let piece =
                 response.chunk().await.map_err(|e| AttemptFailure::again(describe(&self.registry, &what, e)))?;
             let Some(mut piece) = piece else { break };
-            // What has come is one piece more than may be here; the next one is not asked for before this one may go on.
+            // This piece may exceed the limit; the next one is not read before the limit allows it.
             self.pace.allow(piece.len()).await;
             let end = at + piece.len() as u64;
             if end > blob.size {
@@ -392,7 +393,7 @@ impl RegistryClient {
         RegistryError::Answer { registry: self.registry.clone(), what: what.to_owned(), found }
     }
 
-    /// Gives whatever is answered, once the registry is content with who asks.
+    /// Returns the answer, once the registry has accepted the credentials.
     async fn get(
         &self,
         url: &Url,
@@ -411,7 +412,7 @@ impl RegistryClient {
             }
             let response =
                 request.send().await.map_err(|e| AttemptFailure::again(describe(&self.registry, what, e)))?;
-            // Who the registry sent us to has no say in where our credentials go.
+            // A server to which the registry redirected does not decide where credentials are sent.
             let ours = response.url().origin() == self.base.origin();
             if response.status() != StatusCode::UNAUTHORIZED || !ours {
                 return Ok(response);
@@ -440,7 +441,7 @@ impl RegistryClient {
             StatusCode::NOT_FOUND => AttemptFailure::last(RegistryError::NotFound { registry, what }),
             _ => AttemptFailure {
                 error: RegistryError::Refused { registry, status: status.as_u16(), what, said },
-                // An answer of success that was not asked for is a mistake on the way rather than a refusal.
+                // An unexpected success status is treated as a temporary error, not as a refusal.
                 verdict: if status.is_success() {
                     super::retry::RetryVerdict::Again(Duration::ZERO)
                 } else {
@@ -451,11 +452,11 @@ impl RegistryClient {
     }
 }
 
-/// What a registry's entrance said to a login.
+/// The answer of `/v2/` to a login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoginCheck {
     LetIn,
-    /// Everybody may come as far as that.
+    /// The registry does not require credentials there.
     NotAsked,
 }
 
@@ -470,7 +471,7 @@ impl From<AttemptFailure> for Interrupted {
     }
 }
 
-/// Whether what is announced is what was asked for: the bytes from `begins` to the end.
+/// Whether the announced range is the requested one: the bytes from `begins` to the end.
 fn check_extent(status: StatusCode, headers: &HeaderMap, begins: u64, size: u64) -> Result<(), String> {
     let text = |name| headers.get(name).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
     if status == StatusCode::PARTIAL_CONTENT {
@@ -525,7 +526,7 @@ mod tests {
     }
 
     #[test]
-    fn an_extent_is_what_was_asked_for() {
+    fn an_extent_matches_the_requested_range() {
         let check = |status: u16, range: Option<&str>, length: Option<&str>, begins| {
             let mut headers = HeaderMap::new();
             if let Some(range) = range {

@@ -3,7 +3,7 @@
 use super::credentials;
 use crate::platform::error_chain;
 
-/// Why a registry did not give what was asked for. Never holds an address: what a registry redirects to is signed with secrets.
+/// The error of a registry. Never contains a URL, because redirect targets are signed with secrets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegistryError {
     #[error("the settings for {registry} cannot be used: {what}")]
@@ -27,7 +27,7 @@ pub(super) fn said(body: &[u8]) -> String {
     String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned()
 }
 
-/// An error of the connection, with its causes and without the address.
+/// A connection error, with its causes and without the URL.
 pub(super) fn describe(registry: &str, what: &str, error: reqwest::Error) -> RegistryError {
     let what = format!("{what}: {}", error_chain(&error.without_url()));
     RegistryError::Unreachable { registry: registry.to_owned(), what }

@@ -1,4 +1,4 @@
-//! Logins as people give them: checked against the registry, kept, listed, removed.
+//! Manages logins of registries: checks them against the registry, stores, lists and removes them.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::platform::clock;
 
-/// One registry that we are somebody to, without the secret.
+/// A login of one registry, without the secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedLogin {
     pub registry: String,
@@ -26,20 +26,20 @@ pub struct SavedLogin {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoginOrigin {
-    /// `password_file` in the configuration, which counts before a login.
+    /// `password_file` in the configuration, which takes precedence over a login.
     Configuration,
     Login {
         saved_at: Timestamp,
     },
 }
 
-/// What came of a login.
+/// The result of a login.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoggedIn {
     pub known: SavedLogin,
-    /// Whether the registry was asked, and let us in for them.
+    /// Whether the registry was asked, and accepted the login.
     pub checked: bool,
-    /// What the caller should know, in sentences.
+    /// Notes for the caller, as sentences.
     pub notices: Vec<String>,
 }
 
@@ -68,18 +68,18 @@ impl From<StoredError> for LoginError {
     }
 }
 
-/// Who we are to registries, as far as it was told to us.
+/// The logins of registries, stored and configured.
 #[derive(Clone)]
 pub struct Logins {
     stored: LoginStore,
     options: RegistryOptions,
-    /// Registry and user of what the configuration says.
+    /// Registry and user of the logins in the configuration.
     configured: Vec<(String, String)>,
     chain: Arc<Chain>,
 }
 
 impl Logins {
-    /// `chain` is who keeps what the stored logins gave before.
+    /// `chain` caches the credentials of stored logins.
     pub fn new(
         data_dir: PathBuf,
         options: RegistryOptions,
@@ -89,7 +89,7 @@ impl Logins {
         Logins { stored: LoginStore::new(&data_dir), options, configured, chain }
     }
 
-    /// Keeps a login, if the registry does not refuse it. With `check` false, the registry is not asked.
+    /// Stores a login, unless the registry refuses it. With `check` false, the registry is not asked.
     pub async fn login(
         &self,
         registry: &str,
@@ -107,7 +107,7 @@ impl Logins {
             match RegistryClient::knock(&registry, &self.options, Arc::new(mine)).await? {
                 LoginCheck::LetIn => checked = true,
                 LoginCheck::NotAsked => notices.push(format!(
-                    "{registry} lets everybody in at its entrance, so that nobody knows whether it takes this password"
+                    "{registry} accepts requests to /v2/ without credentials, so this password could not be checked"
                 )),
             }
         }
@@ -127,7 +127,7 @@ impl Logins {
         Ok(LoggedIn { known, checked, notices })
     }
 
-    /// Whether there was one.
+    /// Returns whether it existed.
     pub async fn logout(&self, registry: &str) -> Result<bool, LoginError> {
         let registry = named(registry)?;
         let (stored, name) = (self.stored.clone(), registry.clone());
@@ -136,7 +136,7 @@ impl Logins {
         Ok(there_was)
     }
 
-    /// By name; of one registry, what counts comes first.
+    /// By name; for one registry, the login with precedence comes first.
     pub async fn list(&self) -> Result<Vec<SavedLogin>, LoginError> {
         let stored = self.stored.clone();
         let logins = blocking(move || stored.list()).await?;
@@ -167,7 +167,7 @@ async fn blocking<T: Send + 'static>(
     Ok(done?)
 }
 
-/// The login that is tried out.
+/// The login that is tested.
 struct Given(RegistryCredential);
 
 #[async_trait]

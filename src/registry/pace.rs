@@ -1,17 +1,18 @@
-//! How fast bytes may come.
+//! Limits transfer rates.
 //!
-//! A limit is one budget for everybody who has it: all layers of all pulls of its class. Whoever may not go on yet does not read
-//! from the network, so that the sender is slowed by TCP; the time limits of a connection run while something is read only.
+//! A limit is one budget that is shared by all layers of all pulls of a class. A transfer that exceeds it does not
+//! read from the network, so that TCP slows the sender down. The time limits of a connection apply only while data is
+//! read.
 
 use std::{fmt, num::NonZeroU32, sync::Arc};
 
 use governor::{DefaultDirectRateLimiter, Quota};
 use tokio_util::sync::CancellationToken;
 
-/// The least that a limit may be: below it, registries give up on a connection sooner than a piece has come.
+/// The lowest limit: below it, registries give up connections before a piece has arrived.
 pub const LEAST: u32 = 64 << 10;
 
-/// So much of a second's bytes may come at once after a pause.
+/// The fraction of a second's bytes that may come at once after a pause.
 const BURST_PART: u32 = 8;
 
 /// Bytes per second, shared by all clones.
@@ -23,7 +24,7 @@ pub struct BandwidthLimit {
 }
 
 impl BandwidthLimit {
-    /// `None` for 0, which means no limit. Less than `LEAST` counts as that.
+    /// `None` for 0, which means no limit. Lower values than `LEAST` count as that.
     pub fn of(bytes_per_second: u32) -> Option<BandwidthLimit> {
         if bytes_per_second == 0 {
             return None;
@@ -34,11 +35,11 @@ impl BandwidthLimit {
         Some(BandwidthLimit { bucket, burst, bytes_per_second: rate.get() })
     }
 
-    /// Returns when this many more may come.
+    /// Returns when this many more bytes are allowed.
     async fn allow(&self, bytes: usize) {
         let mut left = bytes;
         while let Some(part) = NonZeroU32::new(u32::try_from(left).unwrap_or(u32::MAX).min(self.burst.get())) {
-            // Never more than the burst, so there is no other answer than yes, sooner or later.
+            // Never more than the burst, so it always succeeds eventually.
             let _ = self.bucket.until_n_ready(part).await;
             left -= part.get() as usize;
         }
@@ -54,34 +55,34 @@ impl fmt::Debug for BandwidthLimit {
 /// The limits of a host. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct BandwidthLimits {
-    /// Of all pulls together.
+    /// For all pulls together.
     pub all: Option<BandwidthLimit>,
-    /// Of those that nobody waits for, which count for `all`, too.
+    /// For background pulls, which also count for `all`.
     pub background: Option<BandwidthLimit>,
 }
 
-/// The limits that one pull keeps to. Clones are of the same pull.
+/// The limits of one pull. Clones belong to the same pull.
 #[derive(Clone, Debug, Default)]
 pub struct TransferPace {
     limits: BandwidthLimits,
-    /// Somebody waits for it.
+    /// A vm or a person waits for it.
     urgent: CancellationToken,
 }
 
 impl TransferPace {
-    /// In the background until it is told to hurry.
+    /// A background pull, until it is told to hurry.
     pub fn background(limits: BandwidthLimits) -> TransferPace {
         TransferPace { limits, urgent: CancellationToken::new() }
     }
 
-    /// For somebody who waits.
+    /// For a pull that a vm or a person waits for.
     pub fn urgent(limits: BandwidthLimits) -> TransferPace {
         let pace = TransferPace::background(limits);
         pace.hurry();
         pace
     }
 
-    /// From now on somebody waits for it. What was held back by the limit for the background goes on at once.
+    /// From now on a vm or a person waits for it. Transfers that the background limit delays continue at once.
     pub fn hurry(&self) {
         self.urgent.cancel();
     }
@@ -90,7 +91,7 @@ impl TransferPace {
         self.urgent.is_cancelled()
     }
 
-    /// Returns when this many more bytes may come.
+    /// Returns when this many more bytes are allowed.
     pub async fn allow(&self, bytes: usize) {
         if let Some(background) = &self.limits.background
             && !self.is_urgent()
@@ -126,7 +127,7 @@ mod tests {
         start.elapsed()
     }
 
-    /// How long this many bytes take at the least: what may come at once is less than the eighth of a second.
+    /// The shortest time for this many bytes: the burst is less than an eighth of a second.
     fn least(bytes: usize) -> Duration {
         Duration::from_secs_f64(bytes as f64 / f64::from(RATE) - 0.13)
     }
@@ -152,12 +153,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_is_not_held_back_by_the_background() {
+    async fn background_transfers_do_not_delay_foreground_ones() {
         let limits = limits(0, RATE);
         let background = TransferPace::background(limits.clone());
         let slow = tokio::spawn(async move { take(&background, 1, 10 << 20).await });
         let urgent = TransferPace::urgent(limits);
-        // Ten times what the limit would let through in that time.
+        // Ten times what the limit allows in that time.
         let took = take(&urgent, 1000, 100 << 10).await;
         assert!(took < Duration::from_secs(5), "{took:?}");
         assert!(!slow.is_finished());
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pull_that_somebody_waits_for_now_goes_on_at_once() {
+    async fn a_hurried_pull_continues_at_once() {
         let pace = TransferPace::background(limits(0, LEAST));
         let hurried = pace.clone();
         let slow = tokio::spawn(async move { take(&pace, 3, 1 << 30).await });

@@ -11,14 +11,14 @@ use reqwest::{
 use super::error::RegistryError;
 use crate::platform::{clock, retry::Retry};
 
-/// For transfers of blobs and objects: long enough for a server that restarts.
+/// For transfers of blobs and objects: long enough for a server's restart.
 pub const TRANSFERS: Retry =
     Retry { attempts: 6, first_pause: Duration::from_secs(1), longest_pause: Duration::from_secs(20) };
 
 /// A server that asks for a longer pause than this is not retried.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
-/// An attempt that failed.
+/// A failed attempt.
 #[derive(Debug)]
 pub(super) struct AttemptFailure {
     pub error: RegistryError,
@@ -28,7 +28,7 @@ pub(super) struct AttemptFailure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RetryVerdict {
     Final,
-    /// Worth another attempt, not sooner than this.
+    /// May be retried, but not before this.
     Again(Duration),
 }
 
@@ -41,7 +41,7 @@ impl AttemptFailure {
         AttemptFailure { error, verdict: RetryVerdict::Again(Duration::ZERO) }
     }
 
-    /// Waits for the next attempt, or gives the error back when there is none.
+    /// Waits for the next attempt, or returns the error if there is none.
     pub async fn pause(self, pauses: &mut impl Iterator<Item = Duration>) -> Result<(), RegistryError> {
         let RetryVerdict::Again(at_least) = self.verdict else { return Err(self.error) };
         if at_least > LONGEST_PAUSE {
@@ -55,7 +55,7 @@ impl AttemptFailure {
     }
 }
 
-/// What a status says about another attempt.
+/// Whether a status allows another attempt.
 pub(super) fn verdict(status: StatusCode, headers: &HeaderMap) -> RetryVerdict {
     let may_pass = status.is_server_error()
         || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY);
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_pass_is_asked_again() {
+    fn temporary_failures_are_retried() {
         let mut headers = HeaderMap::new();
         for (status, again) in
             [(429, true), (500, true), (503, true), (408, true), (501, false), (404, false), (403, false)]

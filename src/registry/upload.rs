@@ -1,8 +1,8 @@
-//! Blobs and a manifest to one repository.
+//! Uploads blobs and a manifest to one repository.
 //!
-//! Every attempt begins with the question whether the blob is there, so what arrived in an attempt whose answer was lost, or in
-//! an earlier push, is not sent again. A blob that was cut off is sent from its beginning: registries keep what they have of an
-//! upload at its end only, and not all of them at all.
+//! Every attempt first asks whether the blob exists, so a blob that arrived in an attempt whose answer was lost, or
+//! in an earlier push, is not sent again. An interrupted blob is sent from its beginning: registries keep an upload
+//! only when it is complete, and some do not support resuming.
 
 use std::{
     io::{self, SeekFrom},
@@ -41,44 +41,45 @@ use crate::{
     },
 };
 
-/// Read from a file at a time.
+/// Size of a read.
 const BUFFER: usize = 256 << 10;
 
-/// A registry that has all of a blob may hash and move it before it answers: for so many times as long as it may be silent
-/// otherwise.
+/// After it has received a blob, a registry may hash and move it before it answers: its time limit is multiplied by
+/// this.
 const COMMIT: u32 = 5;
 
-/// Where a blob's bytes are.
+/// The source of a blob's bytes.
 #[derive(Clone, Debug)]
 pub enum UploadSource {
     Bytes(BodyChunk),
-    /// Not changed while it is read.
+    /// Must not change while it is read.
     File(PathBuf),
 }
 
-/// How a blob got there.
+/// How a blob came to the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrival {
-    /// It was there.
+    /// It existed.
     There,
-    /// The registry took it over from another repository.
+    /// The registry mounted it from another repository.
     Mounted,
     Sent,
 }
 
-/// Told how many bytes are on their way (or, below zero, were in vain).
+/// Called with the number of bytes sent (negative: bytes that have to be sent again).
 pub type Sent = Arc<dyn Fn(i64) + Send + Sync>;
 
 pub struct Uploader {
     client: RegistryClient,
     reference: Reference,
     idle: Duration,
-    /// Bytes of a request's body at most; `None`: each blob in one request.
+    /// Limit of a request's body in bytes; `None`: each blob in one request.
     part_size: Option<u64>,
 }
 
 impl Uploader {
-    /// To the repository of this reference. `mounts`: repositories of the same registry that blobs may be taken over from.
+    /// Uploads to the repository of this reference. `mounts`: repositories of the same registry from which blobs may
+    /// be mounted.
     pub fn new(
         reference: &Reference,
         options: &RegistryOptions,
@@ -88,12 +89,12 @@ impl Uploader {
     ) -> Result<Uploader, RegistryError> {
         let mut scopes = vec![format!("repository:{}:pull,push", reference.repository())];
         scopes.extend(mounts.iter().map(|from| format!("repository:{from}:pull")));
-        // A blob may be on its way for an hour before its answer begins: who is silent is told by its bytes.
+        // A blob may take an hour before its answer begins, so stalls are detected by its bytes.
         let client = RegistryClient::with(reference, options, source, None, scopes)?;
         Ok(Uploader { client, reference: reference.clone(), idle: options.idle_timeout, part_size })
     }
 
-    /// Makes sure that the repository has a blob whose bytes we do not have. `None`: it has not.
+    /// Ensures that the repository has a blob whose bytes are not available here. `None`: it does not have it.
     pub async fn reuse(&self, blob: Blob, from: Option<&str>) -> Result<Option<Arrival>, RegistryError> {
         let mut pauses = self.client.retry.pauses();
         loop {
@@ -109,7 +110,7 @@ impl Uploader {
                     }
                 }
             };
-            // Without a place to mount it from there is nothing to begin.
+            // Without a repository to mount it from, an upload makes no sense.
             let outcome = match from {
                 Some(_) => attempt.await,
                 None => self.has(blob).await.map(|there| there.then_some(Arrival::There)),
@@ -121,7 +122,7 @@ impl Uploader {
         }
     }
 
-    /// Makes sure that the repository has this blob.
+    /// Ensures that the repository has this blob.
     pub async fn put(
         &self,
         blob: Blob,
@@ -166,7 +167,7 @@ impl Uploader {
             let range = (CONTENT_RANGE, format!("{at}-{}", at + part - 1));
             let body = Body { source, start: at, size: part, sent };
             let answer = self.send(Method::PATCH, &session, &[range], Some(&body), &what).await?;
-            // 202 by the specification; Amazon's answers 201.
+            // 202 according to the specification; Amazon's registry answers 201.
             if !matches!(answer.status(), StatusCode::ACCEPTED | StatusCode::CREATED | StatusCode::NO_CONTENT) {
                 return Err(self.failed_session(answer, &what).await);
             }
@@ -187,7 +188,7 @@ impl Uploader {
         let answer = self.send(Method::PUT, &session, &[], Some(&body), &what).await?;
         match answer.status() {
             StatusCode::CREATED => Ok(Arrival::Sent),
-            // Amazon's may answer 202 here, too. What it means is seen when the blob is there.
+            // Amazon's registry may also answer 202 here. Whether the blob is complete is checked afterwards.
             StatusCode::OK | StatusCode::ACCEPTED | StatusCode::NO_CONTENT if self.has(blob).await? => {
                 Ok(Arrival::Sent)
             }
@@ -203,17 +204,17 @@ impl Uploader {
         match answer.status() {
             StatusCode::OK => {
                 let length = answer.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok());
-                // One of another size is not it, whatever it is called.
+                // A blob of another size is not the same, whatever its digest.
                 Ok(length.is_none_or(|length| length.parse() == Ok(blob.size)))
             }
             StatusCode::NOT_FOUND => Ok(false),
-            // Storage that a registry sends its clients to may take signed addresses for reading only.
+            // Storage to which a registry redirects may accept signed URLs only for reading.
             _ if answer.url().origin() != self.client.base.origin() => Ok(false),
             _ => Err(self.failed(answer, &what).await),
         }
     }
 
-    /// Begins an upload. `None`: the blob was mounted, and there is nothing to upload.
+    /// Starts an upload. `None`: the blob was mounted, and no upload is needed.
     async fn begin(&self, digest: Digest, from: Option<&str>) -> Result<Option<Url>, AttemptFailure> {
         let what = self.upload_of(digest);
         let mut url = self.client.url("blobs/uploads/", &what)?;
@@ -221,7 +222,7 @@ impl Uploader {
             url.query_pairs_mut().append_pair("mount", &digest.to_string()).append_pair("from", from);
         }
         let answer = self.send(Method::POST, &url, &[], None, &what).await;
-        // Who may not read there may still write here.
+        // Without read permission on that repository, an upload may still be allowed.
         let may_not_mount = match &answer {
             Ok(answer) => {
                 matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND)
@@ -239,7 +240,7 @@ impl Uploader {
         }
     }
 
-    /// An upload that nothing will come of. Registries that are not told throw it away one day.
+    /// Cancels an upload. Registries remove uploads that are not cancelled after some time.
     async fn give_up(&self, session: Url) {
         let answer = self.send(Method::DELETE, &session, &[], None, "an upload that is given up").await;
         if let Err(failure) = answer {
@@ -247,7 +248,7 @@ impl Uploader {
         }
     }
 
-    /// Makes the manifest what the reference names. All that it names has to be there.
+    /// Uploads the manifest under the reference. All its blobs must exist.
     pub async fn put_manifest(&self, bytes: &[u8]) -> Result<Digest, RegistryError> {
         let mut pauses = self.client.retry.pauses();
         loop {
@@ -263,8 +264,8 @@ impl Uploader {
         let digest = Digest::of(bytes);
         let url = self.client.url(&format!("manifests/{}", self.reference.target()), &what)?;
         let source = UploadSource::Bytes(BodyChunk::copy_from_slice(bytes));
-        let nobody: Sent = Arc::new(|_| {});
-        let body = Body { source: &source, start: 0, size: bytes.len() as u64, sent: &nobody };
+        let ignored: Sent = Arc::new(|_| {});
+        let body = Body { source: &source, start: 0, size: bytes.len() as u64, sent: &ignored };
         let content_type = (CONTENT_TYPE, manifest::MEDIA_TYPE.to_owned());
         let answer = self.send(Method::PUT, &url, &[content_type], Some(&body), &what).await?;
         if !matches!(answer.status(), StatusCode::CREATED | StatusCode::OK | StatusCode::ACCEPTED) {
@@ -273,7 +274,7 @@ impl Uploader {
         let said = answer.headers().get("docker-content-digest").and_then(|v| v.to_str().ok());
         let kept = match said {
             Some(said) => said.to_owned(),
-            // Not every registry says it: then what it gives is what it has.
+            // Not every registry reports it; then the received bytes count.
             None => {
                 let read = tokio::time::timeout(self.idle * COMMIT, self.client.manifest(&self.reference)).await;
                 let silent = || AttemptFailure::again(self.silent(&what));
@@ -291,19 +292,20 @@ impl Uploader {
         format!("an upload to {} ({digest})", self.reference.repository())
     }
 
-    /// Where the registry wants to have it.
+    /// The location at which the registry expects it.
     fn location(&self, answer: &Response, what: &str) -> Result<Url, AttemptFailure> {
         let location = answer.headers().get(LOCATION).and_then(|v| v.to_str().ok());
         let url = location.and_then(|location| answer.url().join(location).ok());
         match url {
-            // Signed addresses in a bucket are elsewhere; in plain text our disks go nowhere but where we were sent by hand.
+            // Signed URLs of a bucket are on another host; but plain HTTP is used only for hosts that the caller
+            // named.
             Some(url) if url.scheme() == "https" || url.origin() == self.client.base.origin() => Ok(url),
             Some(_) => Err(AttemptFailure::last(self.client.unusable(what, "an address that is not https".into()))),
             None => Err(AttemptFailure::again(self.client.unusable(what, "no address to upload to".into()))),
         }
     }
 
-    /// Of an upload that was begun: what the registry has forgotten, or has otherwise, is begun anew.
+    /// For a started upload: if the registry has lost it, or has another part of it, it starts again.
     async fn failed_session(&self, answer: Response, what: &str) -> AttemptFailure {
         let status = answer.status();
         let failure = self.failed(answer, what).await;
@@ -325,7 +327,7 @@ impl Uploader {
         RegistryError::Unreachable { registry, what: format!("{what}: nothing moves any more") }
     }
 
-    /// Gives whatever is answered, once the registry is content with who asks.
+    /// Returns the answer, once the registry has accepted the credentials.
     async fn send(
         &self,
         method: Method,
@@ -335,7 +337,7 @@ impl Uploader {
         what: &str,
     ) -> Result<Response, AttemptFailure> {
         let RegistryClient { http, base, registry, auth, .. } = &self.client;
-        // Who the registry sends us to has no say in where our credentials go.
+        // A server to which the registry redirected does not decide where credentials are sent.
         let ours = url.origin() == base.origin();
         let mut refusals = 0;
         loop {
@@ -357,7 +359,7 @@ impl Uploader {
                     let stream = stream.map_err(|e| AttemptFailure::last(self.client.unusable(what, e.to_string())))?;
                     request.header(CONTENT_LENGTH, body.size).body(stream)
                 }
-                // Some servers want to be told that nothing comes.
+                // Some servers require an explicit length of zero.
                 None if method == Method::POST => {
                     pulse.all_sent();
                     request.header(CONTENT_LENGTH, 0)
@@ -380,7 +382,7 @@ impl Uploader {
     }
 }
 
-/// A part of a blob, as often as it has to be sent.
+/// A part of a blob, sent as often as necessary.
 struct Body<'a> {
     source: &'a UploadSource,
     start: u64,
@@ -411,7 +413,7 @@ impl Body<'_> {
     }
 }
 
-/// When something moved last.
+/// Time of the last progress.
 struct Pulse {
     last: Mutex<(Instant, u64)>,
     all_sent: AtomicBool,
@@ -438,7 +440,7 @@ impl Pulse {
         i64::try_from(self.last.lock().1).unwrap_or(i64::MAX)
     }
 
-    /// Ends when nothing has moved for so long.
+    /// Ends when there was no progress for this long.
     async fn stops(&self, idle: Duration) {
         loop {
             let quiet = clock::elapsed(self.last.lock().0);

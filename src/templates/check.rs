@@ -1,4 +1,4 @@
-//! What a new template must be. Every field is looked at before anything is copied, so that one answer names all faults.
+//! Validates new templates. Every field is checked before anything is copied, so that one answer lists all faults.
 
 use std::{
     fs::{self, File},
@@ -17,14 +17,15 @@ use crate::registry::oci::Role;
 const LARGEST_KEY: u64 = 64 << 10;
 const LARGEST_PASSWORD: u64 = 1 << 10;
 
-/// Who runs a template that does not say.
+/// The default user that runs the runner.
 const QEMU: &str = "qemu";
 const TART: &str = "tart";
 
-/// What `is_name` takes, for whoever is told that theirs is none.
+/// The rule of `is_name`, for messages.
 pub(super) const NAME_RULE: &str = "must match [a-z0-9][a-z0-9._-]{0,62} and not be `prune` or `import`";
 
-/// `[a-z0-9][a-z0-9._-]{0,62}`: a file name on every file system, and never a digest. `/templates/prune` and `/templates/import` are verbs.
+/// `[a-z0-9][a-z0-9._-]{0,62}`: a file name on every file system, and never a digest. `/templates/prune` and
+/// `/templates/import` are operations.
 pub fn is_name(name: &str) -> bool {
     name.len() <= 63
         && !["prune", "import"].contains(&name)
@@ -57,7 +58,7 @@ impl From<Role> for Part {
 }
 
 impl Part {
-    /// All that an image may hold: secrets never leave the host that they were given to.
+    /// The parts that an image may contain: secrets never leave their host.
     pub const SHARED: [Part; 6] =
         [Part::Disk, Part::Kernel, Part::Initramfs, Part::Firmware, Part::Config, Part::Nvram];
 
@@ -86,14 +87,14 @@ impl Part {
     }
 }
 
-/// A file that will be imported, held open: what was checked is what is read.
+/// A file to be imported, kept open, so that the checked file is the file that is read.
 #[derive(Debug)]
 pub(super) struct ImportSource {
     pub part: Part,
     pub file: File,
 }
 
-/// What is left open in the request, decided.
+/// The request with all defaults resolved.
 #[derive(Debug)]
 pub(super) struct CheckedTemplate {
     pub driver: String,
@@ -107,7 +108,7 @@ pub(super) struct CheckedTemplate {
     pub sources: Vec<ImportSource>,
 }
 
-/// Faults by field, folded into one error.
+/// Faults by field, combined into one error.
 #[derive(Default)]
 struct Faults(Vec<(&'static str, String)>);
 
@@ -127,7 +128,7 @@ impl Faults {
     }
 }
 
-/// One fault, found while importing.
+/// A fault that was found during the import.
 pub(super) fn fault(part: Part, what: impl Into<String>) -> Error {
     let what = what.into();
     Error::new(Code::TemplateInvalid, format!("{} {what}", part.name())).field(format!("/{}", part.name()), what)
@@ -137,7 +138,7 @@ pub(super) fn check(new: &NewTemplate) -> Result<CheckedTemplate> {
     check_all(new, true)
 }
 
-/// All but what the disk holds, which may not be there yet.
+/// All checks that do not depend on the disk's content, which may not be there yet.
 pub(super) fn check_before_disk(new: &NewTemplate) -> Result<CheckedTemplate> {
     check_all(new, false)
 }
@@ -202,7 +203,7 @@ fn settings(new: &NewTemplate, config: Option<&TartConfig>, faults: &mut Faults)
     if arch.is_none() {
         faults.add("arch", "is not named, and this host's has no name here");
     }
-    // A Tart VM says what it is; whoever says otherwise has taken another one for it.
+    // A Tart VM defines these itself; another value shows that the wrong VM was given.
     if let Some(config) = config {
         if os != config.os {
             faults.add("os", "is not what the VM's config.json says");
@@ -298,7 +299,7 @@ fn open(part: Part, path: &Path) -> Result<File, String> {
     if !path.is_absolute() {
         return Err("must be an absolute path".into());
     }
-    // Looked at before it is opened: opening a pipe would wait for its writer.
+    // Checked before it is opened: opening a pipe would wait for its writer.
     let metadata = fs::metadata(path).map_err(|e| format!("cannot be read: {}", e.kind()))?;
     if !metadata.is_file() {
         return Err("must be a regular file".into());
@@ -309,8 +310,8 @@ fn open(part: Part, path: &Path) -> Result<File, String> {
     File::open(path).map_err(|e| format!("cannot be read: {}", e.kind()))
 }
 
-/// The format that nobody named. The content alone does not decide: a raw disk holds what its guest wrote, and a guest that
-/// writes a qcow2 header must not make its disk one.
+/// Detects the format. The content alone does not decide: a raw disk contains what its guest wrote, and a guest that
+/// writes a qcow2 header must not turn its disk into one.
 fn format_of(path: &Path, file: &File) -> Result<DiskFormat, String> {
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
     match (qcow2::has_magic(file), extension == "qcow2") {
@@ -323,7 +324,7 @@ fn format_of(path: &Path, file: &File) -> Result<DiskFormat, String> {
     }
 }
 
-/// Whether a file can be what it is said to be. Gives the size that the guest sees, for a disk.
+/// Validates a file of this kind. For a disk, returns its size in the guest.
 pub(super) fn content(part: Part, disk_format: DiskFormat, file: &File) -> Result<Option<u64>, String> {
     let size = file.metadata().map_err(|e| format!("cannot be read: {}", e.kind()))?.len();
     if size == 0 {
@@ -339,7 +340,7 @@ pub(super) fn content(part: Part, disk_format: DiskFormat, file: &File) -> Resul
                 Err(format!("has {size} bytes, a raw disk is a multiple of 512: copy or download it again"))
             }
             DiskFormat::Raw => Ok(Some(size)),
-            // What the guest sees is known to macOS alone; the file is no smaller than what was written to it.
+            // Only macOS knows the size in the guest; the file is at least as large as the data written to it.
             DiskFormat::Asif => Ok(Some(size)),
         },
         Part::Kernel | Part::Initramfs | Part::Firmware | Part::Nvram => Ok(None),
@@ -383,7 +384,7 @@ fn private_key(file: &File, size: u64) -> Result<(), String> {
     let bytes = whole(file, size)?;
     let text = std::str::from_utf8(&bytes).map_err(|_| not_a_key())?;
     match russh::keys::decode_secret_key(text, None) {
-        // A key file of OpenSSH with a passphrase parses: only its public half can be read.
+        // An OpenSSH key file with a passphrase can be parsed, but only its public half is readable.
         Ok(key) if !key.is_encrypted() => Ok(()),
         Ok(_) | Err(russh::keys::Error::KeyIsEncrypted) => {
             Err("has a passphrase, remove it with `ssh-keygen -p`".into())
@@ -393,7 +394,7 @@ fn private_key(file: &File, size: u64) -> Result<(), String> {
 }
 
 impl NewTemplate {
-    /// Its file for this part.
+    /// The file of this part.
     pub(super) fn with_part(mut self, part: Part, path: PathBuf) -> Self {
         let file = match part {
             Part::Disk => {

@@ -1,4 +1,5 @@
-//! A file into the catalog: cloned where the file system can, else copied without its holes, and hashed in either case.
+//! Copies a file into the catalog: as a clone where the file system supports it, otherwise without its holes. Hashes
+//! it in both cases.
 
 use std::{
     fs::{self, File},
@@ -11,20 +12,20 @@ use sha2::{Digest as _, Sha256};
 
 const BLOCK: usize = 256 << 10;
 
-/// What was written: this, and not what the source holds by now, is what the manifest says.
+/// The written data: the manifest describes this, and not the current content of the source.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Imported {
     pub sha256: String,
     pub size: u64,
 }
 
-/// Makes `to`, flushed to disk, from an open file.
+/// Creates `to`, flushed to disk, from an open file.
 pub(super) fn import(from: &File, to: &Path, mode: u32) -> io::Result<Imported> {
     let expected = from.metadata()?.len();
     let imported = if reflink_copy::reflink_file_to_path(from, to).is_ok() {
         transfer(&File::open(to)?, None)?
     } else {
-        // A clone that was refused may have left its empty target.
+        // A refused clone may have left its empty target.
         let _ = fs::remove_file(to);
         transfer(from, Some(&File::create_new(to)?))?
     };
@@ -60,7 +61,7 @@ fn transfer(mut from: &File, to: Option<&File>) -> io::Result<Imported> {
         }
     }
     if let Some(to) = to {
-        // A hole at the end is only there once the length says so.
+        // A hole at the end exists only after the length is set.
         to.set_len(size)?;
     }
     Ok(Imported { sha256: hex::encode(hasher.finalize()), size })

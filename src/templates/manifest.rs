@@ -1,10 +1,10 @@
-//! What a template's digest is made of: its settings, and the digest and size of each of its files.
+//! The content of a template's digest: its settings, and the digest and size of each file.
 //!
-//! A file's digest is of the whole file, or of each of its pieces: a disk that arrived in pieces, each of them verified, would
-//! otherwise have to be read once more. Either way the template's digest covers every byte.
+//! The digest of a file covers the whole file, or consists of the digests of its chunks: a disk that arrived in
+//! verified chunks would otherwise have to be read again. In both cases the template's digest covers every byte.
 //!
-//! The digest is taken over the bytes as they are stored, so it can be checked without agreeing on a canonical form; that the
-//! same template always gives the same bytes follows from the fixed order of fields and files.
+//! The digest is computed over the stored bytes, so it can be checked without a canonical form. The same template
+//! always gives the same bytes, because the order of fields and files is fixed.
 
 use std::collections::BTreeMap;
 
@@ -15,9 +15,9 @@ use crate::domain::{Arch, Budgets, GuestOs, Handover, template::DiskFormat};
 use crate::registry::oci::Settings;
 
 pub(super) const FILE_NAME: &str = "manifest.json";
-/// Of a template that was made from files.
+/// For a template that was created from files.
 pub(super) const VERSION: u32 = 1;
-/// Of a template that was pulled: the disk has its digests by piece, and `image` says where it is from.
+/// For a pulled template: the disk has digests by chunk, and `image` is its origin.
 pub(super) const VERSION_PULLED: u32 = 2;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,19 +37,19 @@ pub(super) struct TemplateManifest {
     /// Absent in version 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Origin>,
-    /// What the image said of it, where it did so in a document of its own.
+    /// The image's own settings, if it has them in a separate document.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settings: Option<Settings>,
     /// By the name in the template's directory.
     pub files: BTreeMap<String, FileEntry>,
 }
 
-/// The image that a template was pulled from. Without the tag, which may move to another image tomorrow.
+/// The image that a template was pulled from. Without the tag, which may move to another image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Origin {
     /// `host[:port]/namespace`.
     pub repository: String,
-    /// Of the image's manifest.
+    /// Digest of the image's manifest.
     pub digest: String,
 }
 
@@ -60,7 +60,7 @@ pub(super) enum FileEntry {
     Pieces { size: u64, pieces: Vec<RecordedPiece> },
 }
 
-/// A piece of a file, in the order in which they make it up.
+/// A chunk of a file, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct RecordedPiece {
     pub sha256: String,
@@ -78,7 +78,7 @@ impl FileEntry {
         FileEntry::Pieces { size: pieces.iter().map(|p| p.size).sum(), pieces }
     }
 
-    /// `None`, or what is wrong with it by itself.
+    /// `None`, or its fault, without comparing it to the files.
     fn fault(&self) -> Option<&'static str> {
         match self {
             FileEntry::Whole { .. } => None,
@@ -95,7 +95,7 @@ impl TemplateManifest {
         serde_json::to_vec_pretty(self)
     }
 
-    /// Reads what `to_bytes` wrote. A version that is not known may mean anything, and is not read.
+    /// Reads the output of `to_bytes`. An unknown version may have another meaning, and is refused.
     pub fn from_bytes(bytes: &[u8]) -> Result<TemplateManifest, String> {
         let manifest: TemplateManifest = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
         if !matches!(manifest.version, VERSION | VERSION_PULLED) {
@@ -113,7 +113,7 @@ pub(super) fn digest(manifest: &[u8]) -> String {
     format!("sha256:{}", import::sha256(manifest))
 }
 
-/// The directory of a digest, or `None` when it is not one.
+/// The directory of a digest, or `None` if it is not valid.
 pub(super) fn directory(digest: &str) -> Option<String> {
     let hex = digest.strip_prefix("sha256:")?;
     let well_formed = hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
@@ -149,7 +149,7 @@ mod tests {
     fn both_versions_are_read_and_no_other() {
         let whole = manifest(VERSION, None, FileEntry::Whole { sha256: import::sha256(b"a"), size: 1 });
         let bytes = whole.to_bytes().unwrap();
-        // Templates from before there were images keep their digest.
+        // Templates from versions without images keep their digest.
         assert!(!String::from_utf8_lossy(&bytes).contains("image"));
         assert_eq!(TemplateManifest::from_bytes(&bytes), Ok(whole.clone()));
 

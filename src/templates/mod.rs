@@ -1,30 +1,30 @@
-//! Templates on this host: immutable, content addressed, named.
+//! Templates on this host: immutable, identified by their digest, with names.
 //!
 //! ```text
 //! <dir>/sha256-<hex>/   manifest.json disk [kernel] [initramfs] [firmware] [config] [nvram]    0444
 //!                       [ssh_key] [ssh_password]                                        0600
-//!                       [used] [pinned] [verified] [damaged]            what is noted of it, see `catalog/marks`
-//! <dir>/names/<name>    the digest that the name points at, and those that it pointed at before
-//! <dir>/staging/        what is being made, pulled or removed; never looked at by anybody else
+//!                       [used] [pinned] [verified] [damaged]            metadata, see `catalog/marks`
+//! <dir>/names/<name>    the digest that the name points at, and previous ones
+//! <dir>/staging/        work in progress; ignored by everything else
 //! ```
 //!
-//! What has a digest is complete and checked: it got its place by one rename, after all of it was written, checked and
-//! flushed. A template is never changed; another content is another digest. Whether a vm still needs one is not known here:
-//! callers ask before they remove.
+//! A directory named by a digest is complete and checked: it was renamed to that name after all of it was written,
+//! checked and flushed. A template is never changed; other content has another digest. This layer does not know
+//! whether a vm needs a template: callers find out before they remove it.
 //!
 //! ```text
-//! catalog    names, digests, publishing and removing
-//!   check    what a new template must be
-//!     qcow2  what a qcow2 file must be
-//!   import   a file into the catalog, by copy-on-write where the file system can
-//!   manifest what the digest is made of
-//!   names    what names point at, and pointed at before
-//!   marks    what is noted of a version: use, pins, damage
-//!   prune    removing what nothing needs
-//!   space    how much may be taken, and who was promised some
-//!   verify   reading every byte
-//!   pulled   what a pull needs of the catalog
-//!   pushed   what a push needs of it
+//! catalog    registers, publishes and removes templates
+//!   check    validates new templates
+//!     qcow2  validates qcow2 files
+//!   import   copies a file into the catalog, by copy-on-write where the file system supports it
+//!   manifest the content of the digest
+//!   names    current and previous versions of names
+//!   marks    metadata of versions: use, pins, damage
+//!   prune    removes versions that nothing needs
+//!   space    limits and reservations of disk space
+//!   verify   reads and checks every byte
+//!   pulled   the catalog's interface for pulls
+//!   pushed   the catalog's interface for pushes
 //! progress   how far a transfer is
 //! pull       downloads an image from a registry and publishes it as a template
 //! push       uploads a template to a registry as an image
@@ -50,7 +50,7 @@ pub use section::TemplatesSection;
 pub use crate::domain::new_template::NewTemplate;
 use crate::domain::{GuestOs, Handover};
 
-/// What of a new template has to suit the driver.
+/// The properties of a new template that the driver must support.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DriverRequirements {
     pub driver: String,

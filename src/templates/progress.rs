@@ -1,4 +1,4 @@
-//! How far a pull is.
+//! Measures the progress of a pull.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,16 +9,16 @@ use crate::{domain::pull::FetchProgress, platform::clock, registry::oci::Digest}
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PullProgress {
-    /// Of the image, once it was looked up.
+    /// Size of the image, once it is known.
     pub image: Option<Digest>,
-    /// Of what has to come from the registry. What is here already is in neither number.
+    /// Bytes to download. Existing content is in neither number.
     pub bytes_done: u64,
-    /// Zero until it is known what has to come.
+    /// Zero until it is known what has to be downloaded.
     pub bytes_total: u64,
-    /// Pieces of the disk, wherever they come from.
+    /// Chunks of the disk, from any source.
     pub chunks_done: usize,
     pub chunks_total: usize,
-    /// Bytes per second, of late.
+    /// Current bytes per second.
     pub rate: u64,
     pub eta: Option<Duration>,
 }
@@ -34,7 +34,7 @@ impl From<&PullProgress> for FetchProgress {
     }
 }
 
-/// The rate is measured this often, and forgets what was half a minute ago.
+/// Interval of rate measurements, over the last half minute.
 const INTERVAL: Duration = Duration::from_millis(500);
 const MEMORY: f64 = 10.0;
 
@@ -73,17 +73,17 @@ impl Meter {
         });
     }
 
-    /// What was received turned out to be of no use, and has to come again.
+    /// Received data was wrong and has to be downloaded again.
     pub fn lost(&self, bytes: u64) {
         self.to.send_modify(|p| p.bytes_done = p.bytes_done.saturating_sub(bytes));
     }
 
-    /// A piece that was believed to be here has to come after all.
+    /// A chunk that was expected to be here has to be downloaded.
     pub fn also(&self, bytes: u64) {
         self.to.send_modify(|p| p.bytes_total += bytes);
     }
 
-    /// A piece that was believed to have to be moved has not.
+    /// A chunk that was expected to be downloaded need not be.
     pub fn spared(&self, bytes: u64) {
         self.to.send_modify(|p| p.bytes_total = p.bytes_total.saturating_sub(bytes));
     }

@@ -1,8 +1,8 @@
-//! What a qcow2 file must be to be a template's disk: whole, and all of it in this one file.
+//! Validates a qcow2 file as a template's disk: complete, and without other files.
 //!
-//! A header can make the hypervisor open other files of the host (a backing file, an external data file). In a file from
-//! elsewhere that is a way to read what the guest must not see, so both are refused, whatever they name. The mapping tables
-//! are walked, because a download that was cut off has a perfect header.
+//! A header can make the hypervisor open other files of the host (a backing file, an external data file). An
+//! untrusted file could use this to read files that the guest must not see, so both are refused. The mapping tables
+//! are checked, because a truncated download has a valid header.
 
 use std::{fs::File, os::unix::fs::FileExt as _};
 
@@ -31,7 +31,7 @@ pub(super) fn has_magic(file: &File) -> bool {
     file.read_exact_at(&mut magic, 0).is_ok() && &magic == MAGIC
 }
 
-/// Size of the disk as the guest sees it, or what is wrong with the file and what to do about it.
+/// Size of the disk in the guest, or the fault of the file with a remedy.
 pub(super) fn check(file: &File) -> Result<u64, String> {
     match read(file)? {
         (_, Some(_)) => Err("has a backing file, flatten it with `qemu-img convert -O qcow2`".into()),
@@ -39,14 +39,14 @@ pub(super) fn check(file: &File) -> Result<u64, String> {
     }
 }
 
-/// The file below an image, as the image names it. Nobody has looked whether it is there.
+/// The backing file's name in an image. Its existence is not checked.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Backing {
     pub name: String,
     pub format: Option<String>,
 }
 
-/// What is below an image, which is all right by itself; `None`: nothing.
+/// The backing file of a valid image; `None`: it has none.
 pub(super) fn layer(file: &File) -> Result<Option<Backing>, String> {
     read(file).map(|(_, backing)| backing)
 }
@@ -58,7 +58,7 @@ fn read(file: &File) -> Result<(u64, Option<Backing>), String> {
         return Err("is not a qcow2 image, set disk_format to raw if it is a raw one".into());
     }
     let mut header = [0; 112];
-    // Version 2 headers have 72 bytes; what follows them is never the end of the file.
+    // Version 2 headers have 72 bytes; a file always continues after them.
     file.read_exact_at(&mut header, 0).map_err(|_| truncated())?;
     let u32_at = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().expect("4 bytes"));
     let u64_at = |at: usize| u64::from_be_bytes(header[at..at + 8].try_into().expect("8 bytes"));
@@ -156,7 +156,7 @@ struct Tables {
 }
 
 impl Tables {
-    /// Whether every table and the start of every cluster is inside the file. (The last cluster may be short: what lies
+    /// Whether every table and the start of every cluster is inside the file. (The last cluster may be short: data
     /// beyond the end reads as zeros.)
     fn check(&self, file: &File, length: u64) -> bool {
         let cluster = 1u64 << self.cluster_bits;
@@ -171,7 +171,7 @@ impl Tables {
         {
             return false;
         }
-        // Compressed clusters keep the offset in fewer bits.
+        // Compressed clusters store the offset in fewer bits.
         let compressed_offset = (1u64 << (62 - (self.cluster_bits - 8))) - 1;
         let mut table = vec![0; cluster as usize];
         for n in 0..self.l1_entries {
@@ -217,7 +217,7 @@ mod tests {
         check(&File::open(path).unwrap())
     }
 
-    /// 6 MiB of something, so that there are clusters to miss.
+    /// 6 MiB of data, so that clusters can be missing.
     fn raw(dir: &Path) {
         let bytes: Vec<u8> = (0..6u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
         fs::write(dir.join("raw"), bytes).unwrap();
@@ -264,7 +264,7 @@ mod tests {
         );
         assert!(verdict(&dir.path().join("outside")).unwrap_err().contains("another file"));
 
-        // The name of a data file without the feature bit is no less a trap.
+        // The name of a data file without the feature bit is as dangerous.
         let path = dir.path().join("outside");
         OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&[0; 8], 72).unwrap();
         assert!(verdict(&path).unwrap_err().contains("another file"));

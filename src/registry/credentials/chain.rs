@@ -1,7 +1,7 @@
-//! Sources in order, and what they gave, kept for a while.
+//! Queries credential sources in order, and caches the results.
 //!
-//! A pull asks for credentials from many tasks at once, and an answer may cost a helper program or two calls over the network.
-//! So there is one question per registry at a time, and who comes while it is asked gets its answer, good or bad.
+//! The tasks of a pull need credentials at the same time, and a query may run a helper program or send two requests.
+//! So there is one query per registry at a time, and concurrent callers share its result, success or failure.
 
 use std::{
     collections::HashMap,
@@ -19,11 +19,11 @@ use tokio::sync::Mutex;
 use super::{CredentialError, CredentialSource, RegistryCredential, host};
 use crate::platform::Clock;
 
-/// An answer is dropped this long before its end, so that a request made with it arrives in time …
+/// A cached result is dropped this long before it expires, so that a request with it arrives in time …
 const MARGIN: SignedDuration = SignedDuration::from_mins(5);
-/// … or, of a short life, a part of what is left.
+/// … or, with a short lifetime, after a part of it.
 const MARGIN_PART: i32 = 10;
-/// How long an answer is kept whose end nobody said: a login that was changed should count soon.
+/// How long a result without an expiry is cached, so that a changed login takes effect soon.
 const UNSAID: SignedDuration = SignedDuration::from_mins(5);
 
 type CredentialResult = Result<Option<RegistryCredential>, CredentialError>;
@@ -36,15 +36,15 @@ pub struct Chain {
 
 #[derive(Default)]
 struct CachedCredential {
-    /// How many questions have ended.
+    /// Number of queries that have ended.
     asked: AtomicU64,
-    /// What the last one gave. Held while the next one is asked.
+    /// The result of the latest query. Locked while the next query runs.
     last: Mutex<Option<CachedAnswer>>,
 }
 
 struct CachedAnswer {
     answer: CredentialResult,
-    /// `None`: only who waited for it gets it.
+    /// `None`: the result is only for the callers that wait for it.
     until: Option<Timestamp>,
 }
 
@@ -59,7 +59,7 @@ impl Chain {
         Self { sources, slots: SyncMutex::default(), clock: Clock::system() }
     }
 
-    /// What this registry was answered with before counts no more.
+    /// Drops the cached result for this registry.
     pub fn forget(&self, registry: &str) {
         if let Some(registry) = host::normal(registry) {
             let mut slots = self.slots.lock();
@@ -72,7 +72,7 @@ impl Chain {
         if let Some(slot) = slots.get(registry) {
             return slot.clone();
         }
-        // Registries are named by users; those of which nothing is known are not kept for ever.
+        // Callers name registries, so entries without a result are not kept.
         let now = self.clock.now();
         slots.retain(|_, slot| {
             Arc::strong_count(slot) > 1
@@ -81,8 +81,9 @@ impl Chain {
         slots.entry(registry.to_owned()).or_default().clone()
     }
 
-    /// The first that knows wins. One that fails is not the end, but when nobody knows, its failure is the answer: a caller
-    /// may go on without credentials, and say why when that is refused.
+    /// The first source with credentials wins. A failing source does not end the query, but if no source has
+    /// credentials, its failure is the result: a caller may continue without credentials, and report it when that is
+    /// refused.
     async fn ask(&self, registry: &str, renew: bool) -> CredentialResult {
         let mut failure = None;
         for source in &self.sources {
@@ -107,7 +108,7 @@ impl Chain {
         let Ok(Some(credential)) = answer else { return None };
         let now = self.clock.now();
         let Some(end) = credential.expires_at else { return now.checked_add(UNSAID).ok() };
-        // What has ended already is for nobody else: asked for again each time, it costs, but it does not mislead.
+        // An expired result is returned once and not cached: the repeated queries are expensive but correct.
         let left = end.duration_since(now);
         end.checked_sub(MARGIN.min(left / MARGIN_PART)).ok().filter(|until| now < *until)
     }
@@ -124,14 +125,14 @@ impl CredentialSource for Chain {
         let seen = slot.asked.load(Ordering::Acquire);
         let mut last = slot.last.lock().await;
         if let Some(kept) = &*last {
-            // Whoever waited joined a question that was asked after he came, or while: also if he wanted a renewal, the
-            // refused credential was not the one that came now.
+            // A waiting caller shares the result of a query that was started during its wait, even if it wanted a
+            // renewal: the refused credential was an older one.
             let joined = slot.asked.load(Ordering::Acquire) != seen;
             if joined || (!renew && kept.is_fresh(self.clock.now())) {
                 return kept.answer.clone();
             }
         }
-        // Before asking: should this caller go away in the middle, the refused one is not given to the next.
+        // Before the query: if this caller is cancelled, the refused credential must not be given to the next one.
         *last = None;
         let answer = self.ask(&registry, renew).await;
         *last = Some(CachedAnswer { answer: answer.clone(), until: self.until(&answer) });
@@ -149,7 +150,7 @@ mod tests {
 
     use super::*;
 
-    /// Gives `answers` in turn, and the number of the question as the secret. Waits at a gate, where there is one.
+    /// Returns `answers` in turn, with the number of the query as the secret. Waits at a gate, if there is one.
     #[derive(Clone, Default)]
     struct Source(Arc<Inner>);
 
@@ -191,7 +192,7 @@ mod tests {
         }
     }
 
-    /// A chain whose clock stands until it is set.
+    /// A chain with a manual clock.
     fn chain(sources: &[&Source]) -> (Arc<Chain>, Clock) {
         let clock = Clock::manual(start());
         let mut chain =
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn when_nobody_knows_the_first_failure_is_told_and_nothing_is_kept() {
+    async fn without_credentials_the_first_failure_is_returned_and_not_cached() {
         let broken = source(Inner { name: "broken", fails: true, ..Inner::default() });
         let other = source(Inner { name: "other", knows: Some("quay.io"), ..Inner::default() });
         let (with, _) = chain(&[&other, &broken]);
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_was_forgotten_is_asked_for_again() {
+    async fn a_dropped_result_is_queried_again() {
         let source = source(Inner { name: "s", ..Inner::default() });
         let (chain, _) = chain(&[&source]);
         assert_eq!(secret(&chain, false).await, "s 1");
@@ -307,7 +308,7 @@ mod tests {
                 tokio::spawn(async move { chain.get("ghcr.io", renew).await })
             })
             .collect();
-        // One runs on this one thread until it waits: at the gate or for him who stands there.
+        // A task runs on this thread until it waits, at the gate or for the task there.
         while source.0.asked.load(Ordering::SeqCst) == 0 {
             tokio::task::yield_now().await;
         }

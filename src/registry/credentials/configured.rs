@@ -1,4 +1,4 @@
-//! What the configuration says: a user and a file with the password.
+//! Credentials from the configuration: a user, and a file with the password.
 
 use std::path::{Path, PathBuf};
 
@@ -49,7 +49,7 @@ impl CredentialSource for Static {
     }
 }
 
-/// What a password's file holds, if only its owner may read it.
+/// The content of a password file, if only its owner may read it.
 pub fn password_in(path: &Path) -> Result<SecretString, String> {
     let text = files::read_secret(path)?;
     let secret = without_line_end(&text);
@@ -59,7 +59,7 @@ pub fn password_in(path: &Path) -> Result<SecretString, String> {
     Ok(secret)
 }
 
-/// Editors and `echo` end the last line; that is not the password's.
+/// Editors and `echo` add a line end, which is not part of the password.
 fn without_line_end(text: &SecretString) -> SecretString {
     let text = text.expose_secret();
     let text = text.strip_suffix('\n').unwrap_or(text);

@@ -1,7 +1,7 @@
-//! Docker's configuration file: what `docker login` wrote, and which programs keep the rest.
+//! Credentials from Docker's configuration file: written by `docker login`, or returned by helper programs.
 //!
-//! Asked in this order, as Tart does: `auths` where it holds a password, `credHelpers` (the host itself, then keys that are
-//! regular expressions for the whole host, which is Tart's addition), `credsStore`.
+//! Sources are tried in Tart's order: `auths` with a password, `credHelpers` (the host itself, then keys that are
+//! regular expressions for the whole host, an extension of Tart), `credsStore`.
 
 use std::{
     collections::BTreeMap,
@@ -24,9 +24,9 @@ use serde_json::Value;
 
 use super::{CredentialError, CredentialSource, Helpers, RegistryCredential, host};
 
-/// A file with the logins of a whole company is a few KiB.
+/// A file with the logins of a whole company has a few KiB.
 const LIMIT: u64 = 1 << 20;
-/// Docker's own registry is known to `docker login` and its helpers by this.
+/// The key of Docker's own registry in `docker login` and its helpers.
 const HUB: &str = "https://index.docker.io/v1/";
 const BASE64: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, PADDED_OR_NOT);
 const PADDED_OR_NOT: GeneralPurposeConfig = NO_PAD.with_decode_padding_mode(DecodePaddingMode::Indifferent);
@@ -39,7 +39,8 @@ pub struct DockerConfig {
 }
 
 impl DockerConfig {
-    /// `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`. Read each time: people log in while the service runs.
+    /// `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`. Read each time, because users log in while the
+    /// service runs.
     pub fn of_process() -> Self {
         let dir = match std::env::var_os("DOCKER_CONFIG").filter(|d| !d.is_empty()) {
             Some(dir) => Some(PathBuf::from(dir)),
@@ -88,7 +89,7 @@ async fn read(file: &Path) -> Result<Option<SecretString>, String> {
     tokio::fs::read_to_string(file).await.map(|text| Some(text.into())).map_err(failed)
 }
 
-/// Of the file, what is for us. Docker keeps much else in it.
+/// The relevant part of the file.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct DockerConfigFile {
@@ -123,7 +124,8 @@ enum DockerLogin {
 
 impl DockerConfigFile {
     fn parse(text: &SecretString) -> Result<Self, String> {
-        // Not what the parser says: it quotes what it found. And it takes an array for a structure, too.
+        // The parser's message is not shown, because it quotes the content. The parser would also accept an array for
+        // a structure.
         let wrong = |at: String| {
             format!("expected Docker's JSON (an object with auths, credHelpers, credsStore), found something else{at}")
         };
@@ -143,14 +145,14 @@ impl DockerConfigFile {
     }
 }
 
-/// The registry that a key of `auths` is for: old ones are addresses, `https://host/v1/`.
+/// The registry of a key of `auths`: old keys are URLs, `https://host/v1/`.
 fn registry_of(key: &str) -> Option<String> {
     let host = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     host::normal(host.split('/').next().unwrap_or(host))
 }
 
 fn entry_for(mut auths: BTreeMap<String, Value>, registry: &str) -> Option<Value> {
-    // An exact key counts before one that only means the same.
+    // An exact key takes precedence over an equivalent one.
     auths
         .remove(registry)
         .or_else(|| auths.into_iter().find(|(k, _)| registry_of(k).as_deref() == Some(registry)).map(|(_, v)| v))
@@ -177,7 +179,7 @@ fn matches_whole(pattern: &str, registry: &str) -> bool {
     }
 }
 
-/// `None`: an empty entry, which Docker leaves where a helper keeps the password.
+/// `None`: an empty entry, which Docker writes if a helper stores the password.
 fn login(entry: Value) -> Result<Option<RegistryCredential>, String> {
     let shape = "the registry's entry in auths is not of Docker's shape (expected an object with strings)";
     if !entry.is_object() {
@@ -208,9 +210,9 @@ fn decode(auth: &SecretString) -> Result<(String, SecretString), String> {
         || "the registry's auth is not what it should be (expected base64 of user:password; not shown)".to_owned();
     let bytes = BASE64.decode(auth.expose_secret().trim()).map_err(|_| wrong())?;
     let text = SecretString::from(String::from_utf8(bytes).map_err(|_| wrong())?);
-    // At the first colon: a user's name has none, a password may.
+    // Split at the first colon: a user name has none, a password may.
     let (username, secret) = text.expose_secret().split_once(':').ok_or_else(wrong)?;
-    // Docker itself once padded with zeros.
+    // Old versions of Docker padded with zeros.
     let secret = secret.trim_end_matches('\0');
     if username.is_empty() || secret.is_empty() {
         return Err(wrong());
@@ -316,7 +318,7 @@ mod tests {
             assert!(error.contains(expected), "{json}: {error}");
             assert!(!error.contains("hunter2"), "{error}");
         }
-        // Another's entry is not our business.
+        // An invalid entry of another registry is ignored.
         assert_eq!(found(&of(r#"{"identitytoken": "x"}"#), "quay.io").as_deref(), Ok("nothing"));
     }
 

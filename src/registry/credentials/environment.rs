@@ -1,4 +1,4 @@
-//! The variables that Tart reads, so that a host which was set up for it need not be set up again.
+//! Credentials from the environment variables of Tart, so that a host that is set up for Tart needs no further setup.
 
 use async_trait::async_trait;
 use secrecy::SecretString;
@@ -17,7 +17,7 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// As this process was started.
+    /// The environment at the start of this process.
     pub fn of_process() -> Self {
         Self::of(|name| std::env::var(name).ok())
     }
@@ -42,8 +42,8 @@ impl CredentialSource for Environment {
         match &self.hostname {
             Some(hostname) if host::same(hostname, registry) => {}
             Some(_) => return Ok(None),
-            // Tart gives them to every registry then. Here whoever may ask for a vm names the registry: he would be sent the
-            // password by naming his own.
+            // Tart sends them to every registry in that case. Here, the caller of the API names the registry, and
+            // could get the password by naming his own.
             None => return failed(format!("{USERNAME} is set without {HOSTNAME}, the registry that it is for")),
         }
         Ok(Some(RegistryCredential { username: username.clone(), secret: password.clone(), expires_at: None }))

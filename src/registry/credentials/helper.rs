@@ -1,7 +1,7 @@
-//! Programs that keep credentials: `docker-credential-NAME get`, told the server on standard input, answering with JSON.
+//! Runs credential helpers: `docker-credential-NAME get` gets the server on standard input, and answers with JSON.
 //!
-//! They come from elsewhere. So: a time limit, a limit on what is read, only standard output is believed, and standard error,
-//! which some write their secrets to when they are asked to be verbose, is not read at all.
+//! Helpers are other people's programs, so there are limits on time and output, and only standard output is used.
+//! Standard error is not read at all, because some helpers write secrets to it in verbose mode.
 
 use std::{
     path::{Path, PathBuf},
@@ -14,16 +14,16 @@ use serde::Deserialize;
 use super::RegistryCredential;
 use crate::platform::process::{Command, CommandError, is_executable, search_path};
 
-/// A token is a few KiB.
+/// A token has a few KiB.
 const LIMIT: usize = 64 << 10;
-/// Some ask a cloud, over a slow link; nobody sits there to answer a dialogue.
+/// Some helpers query a cloud over a slow link. A dialogue would never be answered.
 const DEADLINE: Duration = Duration::from_secs(20);
-/// By the helpers' common library this is "I do not know", with a status that says failure.
+/// The message of the helpers' common library for "no credentials", which comes with an error status.
 const NOT_FOUND: &str = "credentials not found in native keychain";
-/// Instead of a user's name: the secret is a token to get others with, which Basic authentication cannot use.
+/// In place of a user name: the secret is an identity token, which Basic authentication cannot use.
 const IDENTITY_TOKEN: &str = "<token>";
 
-/// What a helper may see: how to find its own files, key rings, agents and cloud. Not what else this process was started with.
+/// Environment variables for a helper: those for finding its files, key rings, agents and cloud, and no others.
 const KEPT_ENV: &[&str] = &[
     "PATH",
     "HOME",
@@ -48,7 +48,7 @@ const KEPT_ENV: &[&str] = &[
 ];
 const KEPT_ENV_OF_CLOUDS: &[&str] = &["AWS_", "GOOGLE_", "CLOUDSDK_", "AZURE_"];
 
-/// Where helpers are looked for, and how long they may take.
+/// The search path of helpers, and their time limit.
 #[derive(Clone, Debug)]
 pub struct Helpers {
     dirs: Vec<PathBuf>,
@@ -57,7 +57,7 @@ pub struct Helpers {
 
 impl Helpers {
     pub fn usual() -> Self {
-        // A relative one would be looked for wherever this process happens to stand.
+        // A relative directory would depend on the working directory of this process.
         let dirs = search_path().into_iter().filter(|dir| dir.is_absolute()).collect();
         Self { dirs, deadline: DEADLINE }
     }
@@ -66,7 +66,7 @@ impl Helpers {
         Self { dirs, deadline }
     }
 
-    /// What the helper called `name` says of `server`. The error is one line without secrets.
+    /// The answer of the helper `name` about `server`. The error is one line without secrets.
     pub async fn get(&self, name: &str, server: &str) -> Result<Option<RegistryCredential>, String> {
         if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
             return Err(format!("{name:?} is no name of a helper program (expected letters, digits, '-', '_', '.')"));
@@ -80,7 +80,7 @@ impl Helpers {
             Err(CommandError::Spawn { source, .. } | CommandError::Io { source, .. }) => {
                 return Err(format!("{program} could not be run: {source}"));
             }
-            // What it wrote, which this error may hold, is not shown.
+            // The output, which this error may contain, is not shown.
             Err(error) => return Err(error.to_string()),
         };
         match code {
@@ -99,7 +99,7 @@ impl Helpers {
     }
 }
 
-/// Its status (`None`: a signal) and what it wrote.
+/// The status (`None`: a signal) and the output.
 async fn run(program: &Path, server: &str, deadline: Duration) -> Result<(Option<i32>, SecretBytes), CommandError> {
     let output = Command::new(program, deadline)
         .arg("get")
@@ -115,7 +115,7 @@ async fn run(program: &Path, server: &str, deadline: Duration) -> Result<(Option
 
 type SecretBytes = secrecy::SecretBox<Vec<u8>>;
 
-/// What a failed helper wrote, where that can be a message: one short line of text that is no JSON.
+/// The output of a failed helper, if it can be a message: one short line of text that is not JSON.
 fn reason(stdout: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(stdout).ok()?.trim();
     let fit = !text.is_empty() && text.len() <= 200 && !text.starts_with(['{', '[', '"']) && !text.contains('\n');
@@ -130,7 +130,7 @@ struct Reply {
     secret: SecretString,
 }
 
-/// Nothing of what was found is shown: it may be the secret.
+/// The content is not shown, because it may be the secret.
 fn parse(stdout: &[u8]) -> Result<Option<RegistryCredential>, String> {
     let expected = |found: &str, at: String| {
         format!(
@@ -141,7 +141,7 @@ fn parse(stdout: &[u8]) -> Result<Option<RegistryCredential>, String> {
     match stdout.trim_ascii().first() {
         Some(b'{') => {}
         None => return Err(expected("nothing", String::new())),
-        // Not left to the parser: it takes an array for a structure, too.
+        // Checked here, because the parser would accept an array for a structure, too.
         Some(_) => return Err(expected("something else", String::new())),
     }
     let reply: Reply = serde_json::from_slice(stdout).map_err(|e| {
@@ -156,7 +156,7 @@ fn parse(stdout: &[u8]) -> Result<Option<RegistryCredential>, String> {
         return Err("it gave an identity token, which is not supported: log in with a user's name and a password or access token".into());
     }
     match (reply.username.is_empty(), reply.secret.expose_secret().is_empty()) {
-        // The way in which some say that they know nothing.
+        // Some helpers report missing credentials in this way.
         (true, true) => Ok(None),
         (false, false) => {
             Ok(Some(RegistryCredential { username: reply.username, secret: reply.secret, expires_at: None }))

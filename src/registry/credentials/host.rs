@@ -1,7 +1,7 @@
-//! Names of registries: `host[:port]`.
+//! Host names of registries: `host[:port]`.
 
-/// The one spelling of a registry's name, or `None` when it is no name of a registry. Only what has passed here becomes part
-/// of a file's name or is told to a program.
+/// The normalised name of a registry, or `None` if it is not valid. Only normalised names become parts of file names
+/// or are passed to programs.
 pub fn normal(registry: &str) -> Option<String> {
     if registry.len() > 255 {
         return None;
@@ -34,14 +34,14 @@ pub fn normal(registry: &str) -> Option<String> {
     {
         return None;
     }
-    // Three names of one registry; references use the first, clients the second, and the third is where it answers.
+    // Three names of one registry: references use the first, clients the second, and it answers at the third.
     Some(match lower.as_str() {
         "index.docker.io" | "registry-1.docker.io" => "docker.io".into(),
         _ => lower,
     })
 }
 
-/// Whether two names mean the same registry. What is no name means nothing.
+/// Whether two names mean the same registry. An invalid name means none.
 pub fn same(a: &str, b: &str) -> bool {
     normal(a).is_some_and(|a| normal(b) == Some(a))
 }

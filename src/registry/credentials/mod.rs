@@ -1,16 +1,16 @@
-//! Who we are to a registry.
+//! Finds credentials for registries.
 //!
 //! ```text
-//! Chain            asks the others in order; keeps what they gave; one question per registry at a time
+//! Chain            queries the others in order and caches the results; one query per registry at a time
 //!   Environment    TART_REGISTRY_USERNAME, _PASSWORD, _HOSTNAME
-//!   Static         what the configuration says: a user and a file with the password
-//!   Stored         what was given to `mayfly template login`: files under the data directory
-//!   DockerConfig   what was given to `docker login`, and the helper programs that it names
-//!   Ecr            Amazon's registry, by the credentials of the host's role, a profile or the environment
+//!   Static         credentials of the configuration: a user and a file with the password
+//!   Stored         credentials of `mayfly template login`: files in the data directory
+//!   DockerConfig   credentials of `docker login`, and of the helper programs that it names
+//!   Ecr            Amazon's registry, with the credentials of the host's role, a profile or the environment
 //! ```
 //!
-//! A secret is in no argument, no log and no error text. That is why an answer that could not be parsed is not quoted here,
-//! as it is everywhere else: the part that was not understood may be the secret.
+//! No argument, log or error text contains a secret. For that reason an answer that cannot be parsed is not quoted
+//! here, unlike everywhere else: it may contain the secret.
 
 mod chain;
 mod configured;
@@ -34,16 +34,16 @@ pub use helper::Helpers;
 pub use host::normal as registry_name;
 pub use stored::{LoginStore, StoredError, StoredLogin};
 
-/// A user name and its secret, as registries take them by HTTP Basic, themselves or to give a token for.
+/// A user name and its secret, for HTTP Basic at the registry or at its token service.
 #[derive(Clone, Debug)]
 pub struct RegistryCredential {
     pub username: String,
     pub secret: SecretString,
-    /// From then on it is not to be used; `None`: nobody said.
+    /// Expiry; `None`: not known.
     pub expires_at: Option<Timestamp>,
 }
 
-/// Why a source that should know gave nothing. One line, without secrets.
+/// Why a source that should have credentials returned none. One line, without secrets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("credentials for {registry}: {source_name}: {what}")]
 pub struct CredentialError {
@@ -58,10 +58,10 @@ impl CredentialError {
     }
 }
 
-/// One place where credentials are kept.
+/// A source of credentials.
 #[async_trait]
 pub trait CredentialSource: Send + Sync {
-    /// `host[:port]` as in the image reference. `None`: it knows nothing of this registry, the next source is asked.
-    /// `renew`: the registry has just refused what this gave before.
+    /// `host[:port]` as in the image reference. `None`: it has no credentials for this registry, and the next source
+    /// is queried. `renew`: the registry has just refused the previous result.
     async fn get(&self, registry: &str, renew: bool) -> Result<Option<RegistryCredential>, CredentialError>;
 }

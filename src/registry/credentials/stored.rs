@@ -1,10 +1,10 @@
-//! What was given to `mayfly template login`.
+//! Stores the credentials of `mayfly template login`.
 //!
 //! ```text
 //! <data-dir>/registries/           0700
 //!   <host[%3Aport]>.json           0600   {"registry", "username", "secret", "saved_at"}
-//!   .<host[%3Aport]>.json.new      being written; takes its place by rename
-//!   .lock                          held while one of them is written or removed
+//!   .<host[%3Aport]>.json.new      being written; renamed when complete
+//!   .lock                          held while a file is written or removed
 //! ```
 
 use std::{
@@ -26,7 +26,7 @@ pub struct LoginStore {
     dir: PathBuf,
 }
 
-/// What may be shown of a stored login.
+/// The parts of a stored login that may be shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StoredLogin {
     pub registry: String,
@@ -70,7 +70,7 @@ impl LoginStore {
         Self { dir: data_dir.join("registries") }
     }
 
-    /// Takes the place of what was stored for that registry before.
+    /// Replaces the stored login of that registry.
     pub fn save(&self, registry: &str, username: &str, secret: &SecretString) -> Result<(), StoredError> {
         let registry = named(registry)?;
         Self::may_save(username, secret)?;
@@ -88,10 +88,10 @@ impl LoginStore {
         files::replace(&path, &bytes).map_err(failed(&path))
     }
 
-    /// Whether this can be a login at all.
+    /// Validates a login.
     pub fn may_save(username: &str, secret: &SecretString) -> Result<(), StoredError> {
         if username.is_empty() || username.contains(|c: char| c == ':' || c.is_control()) {
-            // By HTTP Basic a colon ends the user's name.
+            // In HTTP Basic, the user name ends at the first colon.
             return Err(StoredError::Username(
                 "a user's name is not empty and has no colon or control character in it",
             ));
@@ -102,7 +102,8 @@ impl LoginStore {
         Ok(())
     }
 
-    /// By name. A file that cannot be read is an error that names it: it may be what the admin is looking for.
+    /// By name. A file that cannot be read is an error with its name, because it may be the login that the
+    /// administrator looks for.
     pub fn list(&self) -> Result<Vec<StoredLogin>, StoredError> {
         let failed = |source| StoredError::Io { path: self.dir.clone(), source };
         let entries = match fs::read_dir(&self.dir) {
@@ -129,7 +130,7 @@ impl LoginStore {
         Ok(logins)
     }
 
-    /// Whether there was one.
+    /// Returns whether it existed.
     pub fn remove(&self, registry: &str) -> Result<bool, StoredError> {
         let registry = named(registry)?;
         let path = self.path(&registry);
@@ -164,7 +165,7 @@ fn named(registry: &str) -> Result<String, StoredError> {
     host::normal(registry).ok_or_else(|| StoredError::NotARegistry(registry.chars().take(200).collect()))
 }
 
-/// A normal name has letters, digits, dots, dashes, and of what is special only colons and brackets.
+/// A normalised name has letters, digits, dots, dashes, and of special characters only colons and brackets.
 fn file_name(normal: &str) -> String {
     format!("{}.json", normal.replace(':', "%3A").replace('[', "%5B").replace(']', "%5D"))
 }
@@ -181,7 +182,7 @@ fn open(path: &Path) -> Result<Option<StoredLoginFile>, String> {
     })?;
     let right = host::normal(&read.registry).is_some_and(|n| path.file_name().is_some_and(|f| f == &*file_name(&n)));
     if !right {
-        // Copied by hand: the password would go to a registry that it is not for.
+        // A copied file: the password would be sent to another registry.
         return Err(format!("{} is for another registry, by what is in it", path.display()));
     }
     Ok(Some(read))
@@ -298,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_crash_left_behind_is_in_nobodys_way() {
+    fn files_left_by_a_crash_do_no_harm() {
         let dir = tempfile::tempdir().unwrap();
         let stored = LoginStore::new(dir.path());
         stored.save("ghcr.io", "ci", &secret("one")).unwrap();

@@ -31,7 +31,7 @@ impl FromStr for Digest {
     fn from_str(text: &str) -> Result<Digest, DigestError> {
         let parse = || {
             let digits = text.strip_prefix("sha256:")?;
-            // Registries compare digests as text, so only the lower case form is a digest.
+            // Registries compare digests as text, so only the lower case form is valid.
             if digits.bytes().any(|b| b.is_ascii_uppercase()) {
                 return None;
             }

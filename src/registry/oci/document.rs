@@ -1,5 +1,5 @@
-//! The JSON documents of the OCI image specification. Their types are the OCI client library's; how their bytes look is decided
-//! here, because a manifest's digest is of its bytes.
+//! The JSON documents of the OCI image specification. The types are those of the OCI client library, but the
+//! serialisation is defined here, because a manifest's digest depends on its bytes.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +15,8 @@ pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list
 
 pub type Annotations = BTreeMap<String, String>;
 
-/// The one way to write a document, so that the same content has the same digest: compact, keys in order, slashes escaped, as
-/// Tart does.
+/// The only serialisation of documents, so that the same content has the same digest: compact, keys in order, slashes
+/// escaped, as in Tart.
 pub fn canonical(document: &impl Serialize) -> serde_json::Result<Vec<u8>> {
     let mut value = serde_json::to_value(document)?;
     value.sort_all_objects();

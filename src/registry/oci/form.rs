@@ -1,6 +1,7 @@
-//! What each of the two formats is made of. Reading and writing follow these tables and know nothing else of either.
+//! The structure of the two image formats. Reading and writing follow these tables and know nothing else about either
+//! format.
 
-/// Whose format an image is in.
+/// The format of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImageFormat {
     /// Tart's, version 2.
@@ -9,7 +10,7 @@ pub enum ImageFormat {
     Mayfly,
 }
 
-/// What a file of the image is, besides the disk.
+/// A file of the image, besides the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     Config,
@@ -31,24 +32,24 @@ impl Role {
     }
 }
 
-/// What a layer holds.
+/// The content of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holds {
-    /// A piece of the disk, packed.
+    /// A compressed chunk of the disk.
     Disk,
-    /// A file as it is.
+    /// A file, not compressed.
     Plain(Role),
-    /// A file, packed as pieces of the disk are.
+    /// A file, compressed like chunks of the disk.
     Packed(Role),
 }
 
-/// Layers of one type, which stand together.
+/// Consecutive layers of one type.
 #[derive(Debug)]
 pub struct LayerSlot {
     pub media_type: &'static str,
     pub holds: Holds,
     pub needed: bool,
-    /// Of the blob and of what it unpacks to.
+    /// Limit of the size of the blob and of its content.
     pub largest: u64,
 }
 
@@ -65,15 +66,15 @@ impl LayerSlot {
 pub struct Form {
     pub artifact_type: Option<&'static str>,
     pub config_type: &'static str,
-    /// In the order in which layers must be.
+    /// In the required order of layers.
     pub slots: &'static [LayerSlot],
-    /// Annotation of a packed layer: the size of what it unpacks to.
+    /// Annotation of a compressed layer: the size of its content.
     pub content_size: &'static str,
-    /// Annotation of a packed layer: the digest of what it unpacks to.
+    /// Annotation of a compressed layer: the digest of its content.
     pub content_digest: &'static str,
-    /// Annotation of the manifest: what the pieces of the disk add up to.
+    /// Annotation of the manifest: the total size of the disk's chunks.
     pub disk_size: &'static str,
-    /// Annotation of the manifest: when it was pushed.
+    /// Annotation of the manifest: the time of the push.
     pub time: &'static str,
     /// Layers without annotations have an empty object.
     pub always_annotated: bool,
@@ -81,14 +82,14 @@ pub struct Form {
 
 pub const ARTIFACT: &str = "application/vnd.mayfly.template.v1";
 pub const SETTINGS: &str = "application/vnd.mayfly.template.config.v1+json";
-/// Any version of any of ours.
+/// Any version of any of Mayfly's types.
 pub const OURS: &str = "application/vnd.mayfly.";
 
 pub const TART_DISK_V1: &str = "application/vnd.cirruslabs.tart.disk.v1";
 pub const TART_OVERLAY: &str = "application/vnd.cirruslabs.tart.disk.asif.overlay.v1";
-/// Any version of any of Tart's.
+/// Any version of any of Tart's types.
 pub const TARTS: &str = "application/vnd.cirruslabs.tart.";
-/// What Tart says in the configuration for registries that insist on one.
+/// Tart's content of the configuration, for registries that require one.
 pub const TART_DISK_FORMAT: &str = "org.cirruslabs.tart.disk.format";
 
 pub const LARGEST_CONFIG: u64 = 1 << 20;

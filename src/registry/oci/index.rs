@@ -1,4 +1,4 @@
-//! A list of images, of which each is for another platform.
+//! An image index: a list of images for different platforms.
 
 use super::{
     Digest,
@@ -7,7 +7,7 @@ use super::{
     manifest_error::ManifestError,
 };
 
-/// What is shown of a list.
+/// Limit of the entries that are shown of a list.
 const SHOWN: usize = 20;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub struct Index {
     pub entries: Vec<IndexEntry>,
 }
 
-/// As such lists call them: `linux` and `amd64`, `darwin` and `arm64`.
+/// As in image indexes: `linux` and `amd64`, `darwin` and `arm64`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Platform {
     pub os: String,
@@ -32,7 +32,7 @@ impl Index {
     pub(super) fn read(manifests: Vec<ImageIndexEntry>) -> Result<Index, ManifestError> {
         let mut entries = Vec::new();
         for (at, descriptor) in manifests.into_iter().enumerate() {
-            // Lists of lists, and manifests of other makers, are nothing that could be pulled.
+            // Nested indexes and manifests of other kinds cannot be pulled.
             if descriptor.media_type != MANIFEST {
                 continue;
             }
@@ -46,7 +46,7 @@ impl Index {
         Ok(Index { entries })
     }
 
-    /// The image for hosts of this architecture, as such lists call it (`amd64`, `arm64`).
+    /// The image for hosts of this architecture, in the notation of indexes (`amd64`, `arm64`).
     pub fn choose(&self, architecture: &str) -> Result<Digest, ManifestError> {
         let fits = |entry: &&IndexEntry| entry.platform.as_ref().is_some_and(|p| p.architecture == architecture);
         let mut fitting: Vec<Digest> = self.entries.iter().filter(fits).map(|entry| entry.digest).collect();
@@ -62,7 +62,7 @@ impl Index {
         }
     }
 
-    /// For people.
+    /// For messages.
     fn platforms(&self) -> String {
         let named = self.entries.iter().map(|entry| match &entry.platform {
             Some(Platform { os, architecture }) => format!("{os:.40}/{architecture:.40} ({})", entry.digest),
@@ -78,7 +78,7 @@ impl Index {
     }
 }
 
-/// What image lists call an architecture that Rust calls so.
+/// The name of one of Rust's architectures in image indexes.
 pub fn architecture(rust: &str) -> &str {
     match rust {
         "x86_64" => "amd64",

@@ -1,13 +1,13 @@
-//! The artifact that a template is in a registry: Tart's own format, or Mayfly's.
+//! Templates as OCI images, in two formats: Tart's and Mayfly's.
 //!
 //! ```text
-//! reference  what an image is asked for by
-//! digest     what it is known by
-//! document   the JSON that registries keep
-//! manifest   what it consists of, read and checked, and written
-//!   form     what each of the two formats is made of
-//! index      a list of images, one for each platform
-//! settings   what an image of Mayfly's says of its template
+//! reference  the name of an image
+//! digest     its digest
+//! document   the JSON documents of the specification
+//! manifest   its content, read and checked, or written
+//!   form     the structure of the two formats
+//! index      a list of images for different platforms
+//! settings   the template's settings in an image of Mayfly's format
 //! lz4        the codec of its disk
 //! ```
 

@@ -1,7 +1,7 @@
-//! What an image is asked for by: `HOST[:PORT]/NAMESPACE[:TAG|@sha256:HEX]`.
+//! References of images: `HOST[:PORT]/NAMESPACE[:TAG|@sha256:HEX]`.
 //!
-//! The rules are those of Tart, so that a name that works here works there. They are narrower than those of container
-//! engines: the host is always named, because there is no registry that is everybody's.
+//! The rules are those of Tart, so that names that work here work there. They are narrower than those of container
+//! engines: the host is required, because there is no default registry.
 
 use std::{fmt, str::FromStr};
 
@@ -46,7 +46,7 @@ impl Reference {
         &self.target
     }
 
-    /// The digest, where it was asked for by one.
+    /// The digest, if the reference has one.
     pub fn digest(&self) -> Option<Digest> {
         match &self.target {
             ReferenceTarget::Digest(digest) => Some(*digest),
@@ -54,7 +54,7 @@ impl Reference {
         }
     }
 
-    /// The same repository, at this digest: what no tag can move.
+    /// The same repository, at this digest, which does not change when a tag moves.
     pub fn pinned(&self, digest: Digest) -> Reference {
         Reference { target: ReferenceTarget::Digest(digest), ..self.clone() }
     }
@@ -102,7 +102,7 @@ fn is_registry(text: &str) -> bool {
     port_fits && host.len() <= 253 && host.split('.').all(|label| is_word(label, &['-'], false))
 }
 
-/// Letters and digits, joined by single separators; with `may_end` the last one may be a separator.
+/// Letters and digits, joined by single separators; with `may_end` the last character may be a separator.
 fn is_word(text: &str, separators: &[char], may_end: bool) -> bool {
     let mut after_separator = true;
     for c in text.chars() {

@@ -1,8 +1,8 @@
-//! What an image of Mayfly's says of its template: the manifest's configuration. (An image of Tart's says it in the VM's own
-//! configuration.)
+//! The template's settings in an image of Mayfly's format: the configuration of the manifest. (An image of Tart's
+//! format has them in the VM's own configuration.)
 //!
-//! Keys that are not known are ignored, so that a newer Mayfly may say more; what would mean something else gets another
-//! version. Keys and passwords are never in it.
+//! Unknown keys are ignored, so that a newer Mayfly may add some; incompatible changes get another version. Keys and
+//! passwords are never included.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -14,11 +14,11 @@ use crate::domain::{
 
 const VERSION: u64 = 1;
 
-/// Its fields stand in the order of their names, because that is the order in which they are written.
+/// Its fields are in the order of their names, because they are written in this order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     pub arch: Arch,
-    /// Those that differ from the usual ones.
+    /// Those that differ from the defaults.
     #[serde(default, skip_serializing_if = "says_nothing")]
     pub budgets: BudgetsPatch,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -26,7 +26,7 @@ pub struct Settings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpus: Option<u32>,
     pub disk_format: DiskFormat,
-    /// As the guest sees it, in bytes.
+    /// Size of the disk in the guest, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_size: Option<u64>,
     pub driver: String,
@@ -67,7 +67,7 @@ impl Settings {
         document::canonical(self)
     }
 
-    /// Reads what `to_bytes` wrote, or a newer Mayfly with the same version.
+    /// Reads the output of `to_bytes`, also of a newer Mayfly with the same version.
     pub fn parse(bytes: &[u8]) -> Result<Settings, String> {
         let wrong = |e: serde_json::Error| format!("cannot be read: {e}");
         let VersionProbe { version } = serde_json::from_slice(bytes).map_err(wrong)?;
@@ -93,7 +93,7 @@ impl Settings {
         Ok(settings)
     }
 
-    /// The template that is asked for, with what this says where the request says nothing.
+    /// The requested template, with these settings where the request has none.
     pub fn under(&self, asked: NewTemplate) -> NewTemplate {
         NewTemplate {
             driver: asked.driver.or(Some(self.driver.clone())),

@@ -1,7 +1,7 @@
-//! A whole object, in ranges, several at a time, verified.
+//! Downloads and verifies an object, in several concurrent ranges.
 //!
-//! What came is noted by ranges, and believed again after a crash as long as the object's ETag and size are what they were.
-//! Each range is asked for under that ETag, so that the file never holds pieces of two objects.
+//! Completed ranges are recorded, and are used again after a crash if the object's ETag and size have not changed.
+//! Each range is requested with that ETag, so that the file never mixes two objects.
 
 use std::{
     collections::BTreeSet,
@@ -31,26 +31,26 @@ use crate::{
     registry::{oci::Digest, pace::TransferPace},
 };
 
-/// Ranges that are under way at the same time.
+/// Concurrent ranges.
 const PARALLEL: usize = 4;
-/// Collected of a range before it is written.
+/// Buffer of a range before it is written.
 const BUFFER: usize = 1 << 20;
-/// How often it is looked whether another one is done with the same object.
+/// Interval of checks whether another task has finished with the same object.
 const OTHERS: Duration = Duration::from_millis(250);
-/// What nobody has gone on with for so long is not gone on with.
+/// An unfinished download that was not resumed for this long is removed.
 const ABANDONED: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Left free on the file system.
+/// Free space that is kept on the file system.
 const SPARE: u64 = 64 << 20;
 
-/// An object that is here, whole. Its file goes when this is dropped.
+/// A complete local copy of an object. Its file is deleted when this is dropped.
 #[derive(Debug)]
 pub struct DownloadedObject {
     dir: PathBuf,
-    /// Nobody else begins while it is used.
+    /// Excludes other downloads while it is used.
     _lock: File,
     pub size: u64,
     pub digest: Digest,
-    /// What the caller should know, in sentences.
+    /// Notes for the caller, as sentences.
     pub notices: Vec<String>,
 }
 
@@ -62,7 +62,7 @@ impl DownloadedObject {
 
 impl Drop for DownloadedObject {
     fn drop(&mut self) {
-        // It is whole, so there is nothing to go on with. The lock's file stays: others may wait for it.
+        // It is complete, so nothing has to be resumed. The lock file stays, because others may wait for it.
         let _ = fs::remove_file(self.dir.join(JOURNAL));
         let _ = fs::remove_file(self.dir.join(OBJECT));
     }
@@ -72,7 +72,7 @@ const OBJECT: &str = "object";
 const JOURNAL: &str = "journal";
 const LOCK: &str = ".lock";
 
-/// Which object it is, as long as all of this stays the same. The first line of the journal.
+/// The identity of an object's content. The first line of the journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct ObjectVersion {
     etag: String,
@@ -81,7 +81,7 @@ struct ObjectVersion {
 }
 
 impl S3 {
-    /// Fetches an object, or what is missing of it.
+    /// Downloads an object, or the missing parts of it.
     pub async fn fetch(&self, from: &Location, progress: TransferProgress<'_>) -> Result<DownloadedObject, S3Error> {
         let (connection, head) = self.head(from).await?;
         let at = from.to_string();
@@ -130,14 +130,14 @@ impl S3 {
         match checked {
             Ok((digest, notices)) => Ok(DownloadedObject { dir, _lock: lock, size, digest, notices }),
             Err(error) => {
-                // It would be found again, and be wrong again.
+                // Otherwise it would be found again, with the same fault.
                 forget(&dir)?;
                 Err(error)
             }
         }
     }
 
-    /// What is known of an object, and who knows it.
+    /// The object's properties, and the client that queried them.
     pub(super) async fn head(&self, at: &Location) -> Result<(BucketClient, HeadObjectOutput), S3Error> {
         let mut connection = BucketClient::open(None).await?;
         let mut pauses = self.retry.pauses();
@@ -153,7 +153,7 @@ impl S3 {
             }
             let what = meaning(&error, &at.to_string(), at.bucket(), &connection.region);
             match what {
-                // The answer to HEAD has no body, and says neither what is missing nor what is denied. This one does.
+                // The answer to HEAD has no body, and does not show what is missing or denied. GET does.
                 S3Error::NoObject { .. } | S3Error::Denied { .. } => {
                     let asked = connection.client.get_object().bucket(at.bucket()).key(at.key()).range("bytes=0-0");
                     return Err(match asked.send().await {
@@ -170,7 +170,7 @@ impl S3 {
         self.dir.join("downloads").join(Digest::of(of.to_string().as_bytes()).hex())
     }
 
-    /// Waits until nobody else fetches the same, and removes what everybody has left.
+    /// Waits until no other task downloads the same object, and removes abandoned downloads.
     async fn lock(&self, dir: &Path) -> Result<File, S3Error> {
         let all = self.dir.join("downloads");
         let own = dir.to_owned();
@@ -190,7 +190,7 @@ impl S3 {
     }
 }
 
-/// What several ranges share.
+/// Shared by the concurrent ranges.
 struct Transfer {
     client: Client,
     region: String,
@@ -219,7 +219,7 @@ impl Transfer {
             tokio::select! {
                 ended = tasks.join_next() => match ended {
                     None => return Ok(()),
-                    // The others are ended by dropping them. What they have finished is in the journal.
+                    // The others are cancelled by dropping them. Their completed ranges are in the journal.
                     Some(ended) => ended.map_err(io::Error::other)??,
                 },
                 _ = tick.tick() => {}
@@ -242,13 +242,14 @@ impl Transfer {
         }
         let transfer = self.clone();
         blocking(move || {
-            // In this order: a line in the journal without its bytes would be believed.
+            // In this order: a line in the journal whose bytes are not on disk would be trusted.
             transfer.file.sync_data()?;
             let mut journal = transfer.journal.lock();
             let before = journal.metadata()?.len();
             let noted = journal.write_all(format!("{number}\n").as_bytes()).and_then(|()| journal.sync_data());
             if noted.is_err() {
-                // A disk that is full takes half a line: with the next one behind it, that is the number of another range.
+                // A full disk may store half a line: together with the next line it would be the number of another
+                // range.
                 let _ = journal.set_len(before);
             }
             noted
@@ -256,7 +257,7 @@ impl Transfer {
         .await
     }
 
-    /// Goes on from `at`, as far as one answer goes.
+    /// Continues from `at`, as far as one answer goes.
     async fn once(self: &Arc<Self>, at: &mut u64, end: u64) -> Result<(), S3Error> {
         if *at == end {
             return Ok(());
@@ -279,7 +280,7 @@ impl Transfer {
             let (piece, ended) = match piece {
                 Ok(Some(piece)) => (piece, None),
                 Ok(None) => (bytes::Bytes::new(), Some(Ok(()))),
-                // What came before is good.
+                // The bytes received before are valid.
                 Err(error) => (bytes::Bytes::new(), Some(Err(error))),
             };
             if *at + (buffer.len() + piece.len()) as u64 > end {
@@ -290,7 +291,7 @@ impl Transfer {
             if buffer.len() >= BUFFER || ended.is_some() && !buffer.is_empty() {
                 let (transfer, offset) = (self.clone(), *at);
                 let (written, back) = blocking(move || {
-                    // Of zeros the file consists already.
+                    // The file already consists of zeros.
                     if buffer.iter().any(|byte| *byte != 0) {
                         transfer.file.write_all_at(&buffer, offset)?;
                     }
@@ -317,7 +318,7 @@ fn aws_error(error: &(dyn std::error::Error + 'static)) -> String {
     crate::registry::aws::causes(error)
 }
 
-/// The file, its journal, and the ranges that are in it.
+/// The file, its journal, and the ranges in it.
 fn prepare(dir: &Path, identity: &ObjectVersion) -> io::Result<(File, File, BTreeSet<u64>)> {
     let known = known(dir, identity);
     if known.is_none() {
@@ -334,13 +335,13 @@ fn prepare(dir: &Path, identity: &ObjectVersion) -> io::Result<(File, File, BTre
         files::sync_dir(dir)?;
     }
     let journal = OpenOptions::new().append(true).open(dir.join(JOURNAL))?;
-    // What follows the last line end was being written when everything stopped. The next line must not become a part of it.
+    // Text after the last line end was cut off by a crash. The next line must not be appended to it.
     let whole = fs::read(dir.join(JOURNAL))?.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
     journal.set_len(whole as u64)?;
     Ok((file, journal, known.unwrap_or_default()))
 }
 
-/// The ranges that an earlier attempt has left of the same object. `None`: there was none, or of another one.
+/// The completed ranges of an earlier attempt at the same object. `None`: there was none, or it was another object.
 fn known(dir: &Path, identity: &ObjectVersion) -> Option<BTreeSet<u64>> {
     if fs::metadata(dir.join(OBJECT)).ok()?.len() != identity.size {
         return None;
@@ -349,7 +350,7 @@ fn known(dir: &Path, identity: &ObjectVersion) -> Option<BTreeSet<u64>> {
     let mut line = String::new();
     let mut next = || {
         line.clear();
-        // The last line may have been cut off by a crash; its range is fetched again.
+        // The last line may be incomplete after a crash; its range is fetched again.
         (lines.read_line(&mut line).is_ok() && line.ends_with('\n')).then(|| line.trim_end().to_owned())
     };
     let of: ObjectVersion = serde_json::from_str(&next()?).ok()?;
@@ -358,13 +359,13 @@ fn known(dir: &Path, identity: &ObjectVersion) -> Option<BTreeSet<u64>> {
     }
     let mut done = BTreeSet::new();
     while let Some(line) = next() {
-        // A line that is no number of a range says nothing.
+        // A line that is not the number of a range is ignored.
         done.extend(line.parse::<u64>().ok().filter(|n| *n < identity.size.div_ceil(identity.piece)));
     }
     Some(done)
 }
 
-/// The journal first: it must not speak of a file that is not there.
+/// Removes the journal first: it must not describe a missing file.
 fn forget(dir: &Path) -> io::Result<()> {
     for name in [JOURNAL, OBJECT] {
         files::ignore_not_found(fs::remove_file(dir.join(name)))?;
@@ -372,7 +373,7 @@ fn forget(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Best effort: what stays today goes another day.
+/// Best effort: the next call tries again.
 fn remove_abandoned(all: &Path, own: &Path) {
     for entry in fs::read_dir(all).into_iter().flatten().flatten() {
         let dir = entry.path();
@@ -382,7 +383,7 @@ fn remove_abandoned(all: &Path, own: &Path) {
         if dir == own || !old {
             continue;
         }
-        // Whoever holds the lock is at work.
+        // A locked directory is in use.
         if let Ok(lock) = File::open(dir.join(LOCK))
             && lock.try_lock().is_ok()
             && forget(&dir).is_ok()
@@ -392,7 +393,7 @@ fn remove_abandoned(all: &Path, own: &Path) {
     }
 }
 
-/// Waits for the next attempt, or gives the error back when there is none.
+/// Waits for the next attempt, or returns the error if there is none.
 pub(super) async fn pause(error: S3Error, pauses: &mut impl Iterator<Item = Duration>) -> Result<(), S3Error> {
     let Some(pause) = pauses.next().filter(|_| error.may_pass()) else { return Err(error) };
     tracing::warn!(%error, pause_ms = pause.as_millis() as u64, "retrying a request to S3");

@@ -1,4 +1,4 @@
-//! What S3 says, in words, and whether it is worth another attempt.
+//! Errors of S3: their texts, and whether a retry may help.
 
 use std::io;
 
@@ -29,7 +29,7 @@ pub enum S3Error {
     Content { at: String, what: String },
     #[error("{at}: {what}")]
     Refused { at: String, what: String },
-    /// Worth another attempt.
+    /// May be retried.
     #[error("{at} cannot be reached: {what}")]
     Unavailable { at: String, what: String },
     #[error("{at} takes {needed} bytes and {available} are free here")]
@@ -44,7 +44,7 @@ impl S3Error {
     }
 }
 
-/// What an operation's failure means. `at` is the object, `bucket` and `region` where it was looked for.
+/// The meaning of an operation's failure. `at` is the object, `bucket` and `region` where it was looked for.
 pub(super) fn meaning<E>(error: &Sdk<E>, at: &str, bucket: &str, region: &str) -> S3Error
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
@@ -52,11 +52,11 @@ where
     let at = at.to_owned();
     let status = error.raw_response().map_or(0, |response| response.status().as_u16());
     let Some(refused) = error.as_service_error() else {
-        // Nothing was answered, or nothing that can be understood.
+        // There was no answer, or none that can be parsed.
         return S3Error::Unavailable { at, what: aws::causes(error) };
     };
     let code = refused.code().unwrap_or_default();
-    // Of a wrong signature it goes on with the request as it should have been, session token included.
+    // For a wrong signature, the message contains the expected request, including the session token.
     let said = refused.message().and_then(|m| m.lines().next()).unwrap_or_default();
     let what = || {
         let said: String = said.chars().take(300).collect();

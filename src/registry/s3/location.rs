@@ -4,12 +4,12 @@ use std::{fmt, str::FromStr};
 
 use crate::registry::oci::Digest;
 
-/// An object, by its address.
+/// The location of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Location {
     bucket: String,
     key: String,
-    /// What its content has to be.
+    /// The expected digest of its content.
     digest: Option<Digest>,
 }
 
@@ -35,12 +35,12 @@ impl Location {
         self.digest
     }
 
-    /// The object whose key has something more at its end.
+    /// The object with this suffix appended to its key.
     pub fn beside(&self, suffix: &str) -> Location {
         Location { bucket: self.bucket.clone(), key: format!("{}{suffix}", self.key), digest: None }
     }
 
-    /// Whether text means an object in S3, rightly or wrongly written.
+    /// Whether a text refers to S3, valid or not.
     pub fn is_meant(text: &str) -> bool {
         text.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("s3://"))
     }
@@ -61,7 +61,7 @@ impl FromStr for Location {
             return Err(wrong("it does not begin with s3://"));
         }
         let rest = &text["s3://".len()..];
-        // A key may have a `#`; what is behind the last one counts when it says what it is.
+        // A key may contain `#`; the part after the last one counts if it is a digest.
         let (rest, digest) = match rest.rsplit_once('#') {
             Some((rest, fragment)) if fragment.starts_with("sha256") => {
                 let hex = fragment.strip_prefix("sha256=").or(fragment.strip_prefix("sha256:"));

@@ -1,20 +1,20 @@
-//! Files in S3, and in what speaks its protocol: a disk image comes from there, and goes there.
+//! Downloads disk images from S3, and uploads them, also with compatible services.
 //!
 //! ```text
-//! s3           who we are there, and where our own notes are
+//! s3           credentials, and the working directory
 //!   location   s3://bucket/key
-//!   download   a whole object, in ranges, verified
-//!     verify   what its content is held against
-//!   upload     a whole file, in parts, all of it or nothing
-//!   error      what S3 says, in words
+//!   download   downloads an object in ranges, and verifies it
+//!     verify   the digests and checksums of an object's content
+//!   upload     uploads a file in parts, completely or not at all
+//!   error      errors of S3
 //! ```
 //!
-//! Our own notes, in one directory:
+//! The working directory:
 //!
 //! ```text
 //! <dir>/downloads/<hash of the location>/   .lock  object  journal
-//! <dir>/uploads/<uuid>.json                 what is being uploaded, locked by who does it
-//! <dir>/exports/<uuid>/                     what is made to be uploaded, locked by who does it
+//! <dir>/uploads/<uuid>.json                 an unfinished upload, locked by its process
+//! <dir>/exports/<uuid>/                     files to be uploaded, locked by their process
 //! ```
 
 mod download;
@@ -51,10 +51,10 @@ pub use self::{
     upload::UploadedObject,
 };
 
-/// Where buckets are asked for when nobody says a region. It answers with the right one.
+/// The default region for queries about buckets. It answers with the right one.
 const REGION: &str = "us-east-1";
 
-/// How far a transfer is: bytes, of how many.
+/// Progress of a transfer: bytes done, and in total.
 pub type TransferProgress<'a> = &'a (dyn Fn(u64, u64) + Send + Sync);
 
 #[derive(Clone, Debug)]
@@ -68,18 +68,18 @@ pub struct S3 {
 }
 
 impl S3 {
-    /// `dir` is where unfinished transfers are remembered. Connects to nothing.
+    /// `dir` is for unfinished transfers. Connects to nothing.
     pub fn new(dir: PathBuf, limits: BandwidthLimits) -> S3 {
         S3 { dir, limits, retry: crate::registry::retry::TRANSFERS, piece: 16 << 20, making: Arc::default() }
     }
 
-    /// With other pauses between attempts, and smaller pieces (at least 5 MiB, by S3's own rule).
+    /// With other pauses between attempts, and smaller pieces (at least 5 MiB, the minimum of S3).
     pub fn with(self, retry: Retry, piece: u64) -> S3 {
         S3 { retry, piece: piece.max(5 << 20), ..self }
     }
 }
 
-/// A directory for a file that is made to be uploaded. It goes when this is dropped.
+/// A directory for files to be uploaded. It is removed when this is dropped.
 #[derive(Debug)]
 pub struct UploadWorkspace {
     dir: PathBuf,
@@ -99,16 +99,16 @@ impl Drop for UploadWorkspace {
 }
 
 impl S3 {
-    /// Takes away what processes that are gone have left of theirs.
+    /// Removes directories of processes that have ended.
     pub async fn workspace(&self) -> Result<UploadWorkspace, S3Error> {
         let (all, making) = (self.dir.join("exports"), self.making.clone());
         download::blocking(move || {
-            // One that is made now must not be taken for one that was left.
+            // A directory that is being created must not be taken for an abandoned one.
             let _making = making.lock();
             files::ensure_private_dir(&all)?;
             for entry in fs::read_dir(&all)? {
                 let left = entry?.path();
-                // A directory's lock is its maker's, for as long as that lives.
+                // A directory is locked by its process while that runs.
                 if File::open(&left).is_ok_and(|dir| dir.try_lock().is_ok()) {
                     let _ = fs::remove_dir_all(&left);
                 }
@@ -123,16 +123,16 @@ impl S3 {
     }
 }
 
-/// A client of one bucket's region.
+/// A client for the region of one bucket.
 struct BucketClient {
     client: Client,
     region: String,
-    /// An address of the user's own, which has no regions to be sent to.
+    /// A custom endpoint, which has no regions.
     custom: bool,
 }
 
 impl BucketClient {
-    /// Of the environment's region, or of the one that the bucket was said to be in.
+    /// In the environment's region, or in the bucket's known one.
     async fn open(region: Option<&str>) -> Result<BucketClient, S3Error> {
         let (shared, _) = aws::load(region, None).await.map_err(S3Error::Credentials)?;
         let region = shared.region().map_or(REGION, |r| r.as_ref()).to_owned();
@@ -140,9 +140,9 @@ impl BucketClient {
         let custom = set("AWS_ENDPOINT_URL_S3") || shared.endpoint_url().is_some();
         let config = aws_sdk_s3::config::Builder::from(&shared)
             .region(Region::new(region.clone()))
-            // Others than Amazon rarely have a host name per bucket.
+            // Other services than Amazon's rarely have a host name per bucket.
             .force_path_style(custom)
-            // We say ourselves what is to be verified, and not all who speak the protocol know Amazon's newest sums.
+            // The checksums are chosen here, because not all compatible services know Amazon's newest ones.
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             .timeout_config(
@@ -155,7 +155,7 @@ impl BucketClient {
         Ok(BucketClient { client: Client::from_conf(config), region, custom })
     }
 
-    /// Whether the bucket is elsewhere, by what S3 answered.
+    /// The region of the bucket, if S3's answer names another one.
     fn elsewhere<E>(&self, error: &error::Sdk<E>) -> Option<String> {
         let region = error.raw_response()?.headers().get("x-amz-bucket-region")?;
         (!self.custom && region != self.region).then(|| region.to_owned())

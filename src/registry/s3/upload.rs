@@ -1,7 +1,7 @@
-//! A whole file, in parts: all of it becomes the object, or nothing does.
+//! Uploads a file in parts: it becomes the object completely or not at all.
 //!
-//! S3 keeps, and bills, the parts of an upload that was never ended. So each upload is noted here before its first part, and
-//! whoever comes next ends those that nobody is at work with.
+//! S3 stores, and bills, the parts of an upload that was never completed or aborted. So each upload is recorded
+//! before its first part, and the next upload aborts those that no process works on.
 
 use std::{
     fs::{self, File},
@@ -29,21 +29,21 @@ use super::{
 };
 use crate::{platform::files, registry::oci::Digest};
 
-/// Held in memory by all parts together that are under way.
+/// Memory of all concurrent parts together.
 const MEMORY: u64 = 128 << 20;
 const PARALLEL: u64 = 4;
-/// By S3's own rule.
+/// Limits of S3.
 const MOST_PARTS: u64 = 10_000;
 const LARGEST: u64 = 5 << 40;
 
-/// An object that was made.
+/// A created object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UploadedObject {
     pub size: u64,
     pub digest: Digest,
 }
 
-/// One upload that S3 knows of.
+/// An upload that is known to S3.
 #[derive(Serialize, Deserialize)]
 struct Note {
     bucket: String,
@@ -53,7 +53,7 @@ struct Note {
 }
 
 impl S3 {
-    /// Makes an object of a file. One that is there already is replaced only with `overwrite`.
+    /// Creates an object from a file. An existing one is replaced only with `overwrite`.
     pub async fn store(
         &self,
         from: &Path,
@@ -79,7 +79,7 @@ impl S3 {
                 what: format!("the file has the digest {digest}, expected {expected}"),
             });
         }
-        // Told before anything is sent; whoever makes it meanwhile is found out at the end.
+        // Refused before anything is sent; an object that is created meanwhile is detected at the end.
         let connection = self.connect_to_store(to, overwrite).await?;
         let upload = Upload { s3: self, connection, to, at, size, digest, overwrite, file: Arc::new(file) };
         if size <= self.piece {
@@ -91,29 +91,30 @@ impl S3 {
         Ok(UploadedObject { size, digest })
     }
 
-    /// Whether an object may be made there, as far as can be told before, and who makes it.
+    /// Whether the object may be created, as far as can be checked before, with the client for it.
     async fn connect_to_store(&self, to: &Location, overwrite: bool) -> Result<BucketClient, S3Error> {
         match self.head(to).await {
             Ok(_) if !overwrite => Err(S3Error::Exists { at: to.to_string() }),
             Ok((connection, _)) => Ok(connection),
-            // Who may write and not read learns nothing of what is there; S3 itself refuses to replace it, where it can.
+            // Without read permission the check learns nothing; S3 itself refuses to replace the object where it
+            // supports that.
             Err(S3Error::NoObject { .. } | S3Error::Denied { .. }) => self.of_bucket(to).await,
             Err(error) => Err(error),
         }
     }
 
-    /// Whether an object may be made there, as far as can be told before.
+    /// Whether the object may be created, as far as can be checked before.
     pub async fn may_store(&self, to: &Location, overwrite: bool) -> Result<(), S3Error> {
         self.connect_to_store(to, overwrite).await.map(drop)
     }
 
-    /// A client of the bucket's own region.
+    /// A client for the bucket's region.
     async fn of_bucket(&self, to: &Location) -> Result<BucketClient, S3Error> {
         let connection = BucketClient::open(None).await?;
         match connection.client.head_bucket().bucket(to.bucket()).send().await {
             Err(error) => match connection.elsewhere(&error) {
                 Some(region) => BucketClient::open(Some(&region)).await,
-                // Who may write may still be somebody who may not ask for the bucket.
+                // Write permission does not include the permission to query the bucket.
                 None => Ok(connection),
             },
             Ok(_) => Ok(connection),
@@ -124,7 +125,7 @@ impl S3 {
         self.dir.join("uploads")
     }
 
-    /// Ends the uploads of processes that are gone. What cannot be ended now is tried the next time.
+    /// Aborts the uploads of processes that have ended. Failures are retried next time.
     async fn end_abandoned(&self) {
         let notes = self.notes();
         let found = blocking(move || abandoned(&notes)).await.unwrap_or_default();
@@ -165,7 +166,7 @@ async fn end(client: &Client, note: &Note) -> Result<(), S3Error> {
     }
 }
 
-/// Those whose maker no longer holds them.
+/// Those that are no longer locked by their process.
 fn abandoned(notes: &Path) -> io::Result<Vec<(PathBuf, File, Note)>> {
     let mut found = Vec::new();
     let entries = match fs::read_dir(notes) {
@@ -180,7 +181,7 @@ fn abandoned(notes: &Path) -> io::Result<Vec<(PathBuf, File, Note)>> {
         }
         match serde_json::from_reader(&file) {
             Ok(note) => found.push((path, file, note)),
-            // Cut off by a crash before the upload's id was in it: there is nothing in it to end.
+            // A crash cut it off before the upload's id: there is nothing to abort.
             Err(_) => drop(fs::remove_file(&path)),
         }
     }
@@ -204,7 +205,7 @@ impl Upload<'_> {
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
         match meaning(error, &self.at, self.to.bucket(), &self.connection.region) {
-            // Of a condition that we set: that nothing is there.
+            // For our own precondition that the object does not exist.
             S3Error::Changed { at } => S3Error::Exists { at },
             error => error,
         }
@@ -289,7 +290,7 @@ impl Upload<'_> {
                         let asked = client.upload_part().bucket(to.bucket()).key(to.key()).upload_id(&upload_id);
                         let asked = asked.part_number(number).checksum_sha256(&sum);
                         match asked.body(ByteStream::from(bytes.clone())).send().await {
-                            // Without it the parts cannot be put together.
+                            // Without it the parts cannot be assembled.
                             Ok(sent) if sent.e_tag().is_none() => {
                                 let what = format!("part {number} was answered without an ETag");
                                 pause(S3Error::Unavailable { at: to.to_string(), what }, &mut pauses).await?;
@@ -332,7 +333,7 @@ impl Upload<'_> {
                 Ok(_) => return Ok(()),
                 Err(error) => error,
             };
-            // The answer to an earlier attempt may have got lost, and that one have made the object.
+            // The answer to an earlier attempt may have been lost after it created the object.
             if again
                 && matches!(error.code(), Some("NoSuchUpload" | "PreconditionFailed"))
                 && let Ok((_, head)) = self.s3.head(self.to).await
@@ -346,12 +347,12 @@ impl Upload<'_> {
     }
 }
 
-/// Ends the upload when it is dropped before it was finished, and remembers it for the next process when this one dies.
+/// Aborts the upload if it is dropped before it is complete, and records it for the next process if this one dies.
 struct Guard {
     dir: PathBuf,
     client: Client,
     note: Option<Note>,
-    /// The note's file, and the lock on it.
+    /// The note's file, and its lock.
     file: Option<(PathBuf, File)>,
 }
 
@@ -390,7 +391,7 @@ impl Guard {
     }
 }
 
-/// Without a word from S3 that it is ended, the note stays.
+/// The note stays until S3 has confirmed the abort.
 async fn ended(client: &Client, note: Note, file: Option<(PathBuf, File)>, done: bool) {
     if !done && let Err(error) = end(client, &note).await {
         tracing::warn!(%error, s3.bucket = note.bucket, s3.key = note.key, "cannot abort a failed multipart upload");
@@ -410,7 +411,7 @@ impl Drop for Guard {
     }
 }
 
-/// The file, opened once, so that what is measured is what is sent.
+/// The file, opened once, so that the measured content is the sent content.
 fn measure(path: &Path) -> io::Result<(File, u64, Digest)> {
     let mut file = File::open(path)?;
     let size = file.metadata()?.len();
@@ -431,7 +432,7 @@ fn measure(path: &Path) -> io::Result<(File, u64, Digest)> {
     Ok((file, size, Digest::finish(hasher)))
 }
 
-/// A part's bytes, and their SHA-256 in Base64, by which S3 knows that they arrived.
+/// A part's bytes, and their SHA-256 in Base64, which S3 verifies.
 async fn part(file: Arc<File>, offset: u64, length: u64) -> Result<(bytes::Bytes, String), S3Error> {
     blocking(move || {
         let mut bytes = vec![0; length as usize];
@@ -442,7 +443,7 @@ async fn part(file: Arc<File>, offset: u64, length: u64) -> Result<(bytes::Bytes
     .await
 }
 
-/// As small as may be, in whole MiB, with no more parts than S3 takes.
+/// The smallest size, in whole MiB, with which the number of parts is within S3's limit.
 fn part_size(size: u64, usual: u64) -> u64 {
     const MIB: u64 = 1 << 20;
     usual.max(size.div_ceil(MOST_PARTS).div_ceil(MIB) * MIB)
@@ -460,7 +461,7 @@ mod tests {
             assert!(size.div_ceil(length) <= MOST_PARTS, "{size}");
             assert!(length <= 5 << 30);
         }
-        // Up to a TiB, more than one part is under way.
+        // Up to a TiB, several parts are concurrent.
         assert!(MEMORY / part_size(600 << 30, 16 << 20) >= 2);
     }
 }

@@ -1,4 +1,4 @@
-//! What an object's content is held against, once all of it is here.
+//! Verifies the content of an object after its download.
 
 use std::{fs::File, io::Read as _, path::Path};
 
@@ -10,19 +10,19 @@ use sha2::{Digest as _, Sha256};
 use super::{Location, S3Error};
 use crate::registry::oci::Digest;
 
-/// Read at a time.
+/// Size of a read.
 const BUFFER: usize = 1 << 20;
 
-/// What an object's content can be held against.
+/// The expected digests and checksums of an object's content.
 #[derive(Default)]
 pub(super) struct Sums {
-    /// Said by whom, and what.
+    /// The origin of the value, and the value.
     digests: Vec<(&'static str, Digest)>,
     /// Base64, of the algorithm with this name.
     own: Vec<(&'static str, String)>,
 }
 
-/// What the caller, the object's metadata and S3 itself say of the content.
+/// The values from the caller, the object's metadata and S3 itself.
 pub(super) fn sums(from: &Location, head: &HeadObjectOutput) -> Result<Sums, S3Error> {
     let mut sums = Sums::default();
     sums.digests.extend(from.digest().map(|digest| ("the one that was given", digest)));
@@ -33,7 +33,8 @@ pub(super) fn sums(from: &Location, head: &HeadObjectOutput) -> Result<Sums, S3E
         })?;
         sums.digests.push(("the one in its metadata", digest));
     }
-    // Of an object that came in parts, some sums are over the parts' sums, and not everybody says so.
+    // For an object that was uploaded in parts, some checksums are of the parts' checksums, and not every service
+    // marks them.
     let in_parts = head.e_tag().is_some_and(|etag| etag.contains('-'));
     if head.checksum_type().map_or(!in_parts, |kind| *kind == ChecksumType::FullObject) {
         let all = [
@@ -50,7 +51,7 @@ pub(super) fn sums(from: &Location, head: &HeadObjectOutput) -> Result<Sums, S3E
     Ok(sums)
 }
 
-/// Reads the whole file once, for all sums.
+/// Reads the whole file once, for all digests.
 pub(super) fn verify(path: &Path, size: u64, sums: &Sums, at: &str) -> Result<(Digest, Vec<String>), S3Error> {
     let wrong = |what: String| S3Error::Content { at: at.to_owned(), what };
     let mut hasher = Sha256::new();

@@ -1,4 +1,4 @@
-//! What a full disk does to the catalog.
+//! Tests of the catalog on a full disk.
 
 use std::{
     fs::{self, File},
@@ -29,7 +29,7 @@ fn new(sources: &Path, name: &str, cpus: u32) -> NewTemplate {
     }
 }
 
-/// What templates are made of, on another disk.
+/// The sources of templates, on another disk.
 fn sources() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let bytes: Vec<u8> = (0..160_u32 << 10).map(|n| (n % 251) as u8 + 1).collect();
@@ -56,7 +56,7 @@ async fn an_import_that_finds_the_disk_full_anywhere_leaves_nothing_and_loses_no
     let mut refused = 0;
     for pages in 0.. {
         fill(&disk, pages);
-        // Past the look at the free space, which would not let it come so far.
+        // Bypasses the check of free space, which would refuse this.
         let made = catalog.root.register(&new(sources.path(), "new", 2));
         match made {
             Err(error) => {
@@ -92,7 +92,7 @@ async fn a_name_on_a_full_disk_stays_where_it_points() {
     assert_eq!(error.code, Code::HostFull);
     assert_eq!(catalog.pin("a", Some("full")).await.unwrap_err().code, Code::HostFull);
     assert_eq!((here(&catalog), catalog.get("a").await.unwrap()), (before, one.clone()));
-    // What frees space needs none, and a vm is not refused for want of a note.
+    // Freeing space needs no space, and a failed write of metadata does not refuse a vm.
     catalog.take("b").await.unwrap();
     catalog.set_template_usage(Vms::of(&[]));
     catalog.remove("b").await.unwrap();
@@ -117,7 +117,7 @@ async fn what_does_not_fit_is_refused_before_it_begins_and_a_clone_makes_room() 
     let hour_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
     File::open(manifest).unwrap().set_modified(hour_ago).unwrap();
 
-    // Above the mark by less than another template takes: nothing that can be removed is enough for two.
+    // Above the mark by less than another template needs: nothing that can be removed is enough for two.
     fill(&disk, low_water / 4096 + 10);
     catalog.may_clone(&named.digest).await.unwrap();
     let before = here(&catalog);
@@ -125,12 +125,12 @@ async fn what_does_not_fit_is_refused_before_it_begins_and_a_clone_makes_room() 
     assert_eq!(error.code, Code::HostFull);
     assert!(error.detail.contains("the name a points at it"), "{}", error.detail);
     assert_eq!(here(&catalog), before);
-    // One import fits in the place of what nothing needs.
+    // One import fits into the space of a version that nothing needs.
     let made = catalog.register(new(sources.path(), "b", 3)).await.unwrap();
     assert_eq!(here(&catalog).0.len(), 2);
     assert_eq!(catalog.get(&idle.digest).await.unwrap_err().code, Code::TemplateNotFound);
 
-    // Below it, with something to remove, and with nothing.
+    // Below it, with a removable version, and without one.
     let unneeded = catalog.root.register(&NewTemplate { name: None, ..new(sources.path(), "", 4) }).unwrap();
     let manifest = unneeded.files.disk.with_file_name(manifest::FILE_NAME);
     File::open(manifest).unwrap().set_modified(hour_ago).unwrap();

@@ -4,10 +4,10 @@ use jiff::Timestamp;
 
 use crate::{domain::version::AliasTarget, templates::manifest};
 
-/// Versions that a name remembers beside the present one.
+/// Limit of the previous versions of a name.
 const REMEMBERED: usize = 10;
 
-/// Of a reason, in characters.
+/// Limit of a reason, in characters.
 const LONGEST_WHY: usize = 200;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ impl History {
     pub fn parse(text: &str) -> History {
         let mut lines = text.lines().map(target);
         let now = lines.next().unwrap_or_else(|| target(""));
-        // What is no digest in an older line names nothing, and is forgotten with the next move.
+        // An invalid digest in an older line is ignored, and removed with the next move.
         let before = lines.filter(|t| manifest::directory(&t.digest).is_some()).collect();
         History { now, before }
     }
@@ -29,7 +29,7 @@ impl History {
     pub fn to_text(&self) -> String {
         let line = |t: &AliasTarget| {
             let since = t.since.map(|at| format!(" {at:.3}")).unwrap_or_default();
-            // A reason without a time could not be told from one.
+            // A reason is written only with a time, so that the two cannot be confused.
             let why = t.why.as_deref().filter(|_| t.since.is_some()).map(|w| format!(" {w}")).unwrap_or_default();
             format!("{}{since}{why}\n", t.digest)
         };
@@ -80,7 +80,7 @@ mod tests {
             History { now: at(3, "pulled registry.example.com/a/b"), before: vec![at(2, ""), at(1, "by hand")] };
         assert_eq!(History::parse(&history.to_text()), history);
         let old = AliasTarget { digest: digest(1), since: None, why: None };
-        // As it was written before there was a history, by an editor, and by a program of a later time.
+        // As written by a version without history, by an editor, and by a later version.
         for text in [format!("{}\n", digest(1)), digest(1), format!("  {} \n", digest(1))] {
             assert_eq!(History::parse(&text), History { now: old.clone(), before: vec![] }, "{text:?}");
         }

@@ -1,10 +1,10 @@
-//! What is noted of a version beside its content: in files of its directory, which go when it goes.
+//! Metadata of versions beside their content: files in the version's directory, removed with it.
 //!
 //! ```text
-//! sha256-<hex>/used       its time of change is when a vm was last made from it
-//!              pinned     why it is not to be pruned
-//!              verified   its time of change is when every byte was last read and right
-//!              damaged    what was found to be wrong with it
+//! sha256-<hex>/used       its modification time is when a vm was last created from it
+//!              pinned     why it must not be pruned
+//!              verified   its modification time is when every byte was last read without a fault
+//!              damaged    the damage that was found
 //! ```
 
 use std::{
@@ -33,20 +33,20 @@ const PINNED: &str = "pinned";
 const VERIFIED: &str = "verified";
 const DAMAGED: &str = "damaged";
 
-/// No reason and no list of faults is longer.
+/// Limit of a reason or a list of faults.
 const LONGEST: u64 = 1 << 20;
 
-/// Keeps a version from being removed for as long as it lives.
+/// A lease: protects a version from removal while it exists.
 #[derive(Debug)]
 pub struct TemplateLease {
     _disk: File,
 }
 
 impl Catalog {
-    /// A template that a vm is to be made from, by its name or digest, kept until the vm is known to the database. Notes that
-    /// it was used.
+    /// Resolves a template for a new vm, by its name or digest, with a lease until the vm is in the database. Records
+    /// that it was used.
     pub async fn take(&self, name_or_digest: &str) -> Result<(Template, TemplateLease)> {
-        // A name may move, and what it pointed at may go, between the look at the name and the lock.
+        // Between the resolution of the name and the lock, the name may move, and its old target may be removed.
         for _ in 0..8 {
             let template = self.get(name_or_digest).await?;
             let root = self.root.clone();
@@ -58,13 +58,13 @@ impl Catalog {
         Err(Error::new(Code::TemplateInUse, format!("the template {name_or_digest} is being removed")).retry_after(1))
     }
 
-    /// What is known of a version beside its content.
+    /// The metadata of a version.
     pub async fn standing(&self, name_or_digest: &str) -> Result<VersionStatus> {
         let wanted = name_or_digest.to_owned();
         self.blocking(move |root| root.standing(&wanted)).await
     }
 
-    /// Keeps a version from being pruned, or lets it go. Gives its digest.
+    /// Pins or unpins a version. Returns its digest.
     pub async fn pin(&self, name_or_digest: &str, why: Option<&str>) -> Result<String> {
         let (wanted, why) = (name_or_digest.to_owned(), why.map(str::to_owned));
         self.blocking(move |root| root.pin(&wanted, why.as_deref())).await
@@ -91,12 +91,12 @@ impl Root {
             return Ok(None);
         }
         let place = self.place(&template.digest)?;
-        // Opened and removed before it was locked, or mended meanwhile: this lock keeps nothing.
+        // It was removed or replaced between opening and locking, so this lock protects nothing.
         if !same_file(&disk, &template.files.disk) {
             return Ok(None);
         }
         if let Err(error) = touch(&place.join(USED)) {
-            // Pruned somewhat sooner than it should be, and that is all.
+            // A failure only means that it may be pruned somewhat early.
             tracing::warn!(template.digest = %template.digest, %error, "cannot record that a template was used");
         }
         Ok(Some(TemplateLease { _disk: disk }))
@@ -145,7 +145,7 @@ impl Root {
     }
 
     pub(super) fn pinned(&self, digest: &str) -> Option<Pin> {
-        // A pin that cannot be read is a pin all the same: what it kept must not be lost by that.
+        // An unreadable pin counts as a pin, so that the version is not lost.
         let unread = || Pin { why: "its reason cannot be read".into(), at: Timestamp::UNIX_EPOCH };
         self.noted(digest, PINNED)?.or_else(|| Some(unread()))
     }
@@ -164,7 +164,7 @@ impl Root {
         changed(&self.place(digest).ok()?.join(VERIFIED))
     }
 
-    /// Notes what reading every byte of this directory has found. Only in turn.
+    /// Records the result of reading every byte of this directory. Only under the catalog's lock.
     pub(super) fn note_verified(&self, place: &Path, damage: Option<&Damage>) -> io::Result<()> {
         match damage {
             Some(damage) => {
@@ -178,7 +178,8 @@ impl Root {
         }
     }
 
-    /// What outlives the mending of a version. Linked and not moved, so that a crash in between loses nothing.
+    /// Keeps metadata when a damaged version is replaced. Linked and not moved, so that a crash in between loses
+    /// nothing.
     pub(super) fn carry_over(&self, from: &Path, to: &Path) -> io::Result<()> {
         for name in [PINNED, USED] {
             match fs::hard_link(from.join(name), to.join(name)) {
@@ -199,7 +200,7 @@ impl Root {
         sync_dir(place)
     }
 
-    /// `None`: nothing is noted. `Some(None)`: something that cannot be read.
+    /// `None`: the file does not exist. `Some(None)`: it cannot be read.
     fn noted<T: DeserializeOwned>(&self, digest: &str, name: &str) -> Option<Option<T>> {
         let path = self.place(digest).ok()?.join(name);
         match fs::metadata(&path) {
@@ -218,7 +219,7 @@ fn forget(place: &Path, name: &str) -> io::Result<()> {
     }
 }
 
-/// Its time of change is now. Not flushed: a crash makes it an older one, and no more.
+/// Sets its modification time to now. Not flushed: after a crash it only has an older time.
 fn touch(path: &Path) -> io::Result<()> {
     let file = File::options().create(true).write(true).truncate(false).open(path)?;
     file.set_times(FileTimes::new().set_modified(clock::now().into()))

@@ -1,8 +1,8 @@
-//! Names, digests, publishing and removing.
+//! Registers, publishes and removes templates, and resolves names and digests.
 //!
-//! Changes take turns by a lock file, so two services on one directory are as safe as two requests. What a crash leaves is
-//! in `staging/` and is swept at the next start; a directory there that somebody still works on is locked and left alone, and
-//! so is a pull that was interrupted not long ago.
+//! Changes are serialised by a lock file, so two services may use one directory. A crash leaves files in `staging/`,
+//! which the next start removes; directories that are in use are locked and left alone, and so are recently
+//! interrupted pulls.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -37,15 +37,15 @@ pub struct Catalog {
 
 struct Root {
     dir: PathBuf,
-    /// By name: what was loaded last, as long as the files say that it would be loaded the same again.
+    /// Loaded templates by name, used as long as the files' stamps are unchanged.
     loaded: Mutex<HashMap<String, Loaded>>,
     limits: SpaceLimits,
     template_usage: OnceLock<Arc<dyn TemplateUsage>>,
-    /// Room that was promised and is not written yet.
+    /// Reserved space that is not written yet.
     promised: AtomicU64,
-    /// Whoever decides about room.
+    /// Serialises decisions about space.
     room: tokio::sync::Mutex<()>,
-    /// Whoever reads a version to verify it.
+    /// Serialises verifications.
     verifying: tokio::sync::Mutex<()>,
 }
 
@@ -61,7 +61,7 @@ struct Loaded {
     files: Vec<(PathBuf, Stamp)>,
 }
 
-/// A file that was replaced, written to or cut has another one.
+/// Changes when a file is replaced, written to or truncated.
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp {
     inode: u64,
@@ -77,12 +77,12 @@ impl Stamp {
 }
 
 impl Catalog {
-    /// Opens the catalog in this directory, makes it where it is not there, and sweeps what a crash left.
+    /// Opens the catalog in this directory, creates it if necessary, and removes what a crash left.
     pub fn open(dir: PathBuf) -> Result<Catalog> {
         Self::open_with(dir, SpaceLimits::default())
     }
 
-    /// The same, with limits to the space that is taken.
+    /// The same, with limits on disk space.
     pub fn open_with(dir: PathBuf, limits: SpaceLimits) -> Result<Catalog> {
         let root = Root {
             dir,
@@ -97,8 +97,9 @@ impl Catalog {
         Ok(Catalog { root: Arc::new(root) })
     }
 
-    /// Imports and publishes a template. The same name and content again give the same template; a name that has another
-    /// content is refused. Dropping the future does not stop the import: it ends by itself, and asking again finds it.
+    /// Imports and publishes a template. The same name with the same content gives the same template; a name with
+    /// other content is refused. Dropping the future does not stop the import: it finishes, and a repeated call finds
+    /// its result.
     pub async fn register(&self, new: NewTemplate) -> Result<Template> {
         let room = self.room_for_import(&new).await?;
         self.blocking(move |root| {
@@ -108,7 +109,7 @@ impl Catalog {
         .await
     }
 
-    /// What would be registered, without registering it: looks at the files and copies nothing.
+    /// Validates a registration: checks the files and copies nothing.
     pub async fn outline(&self, new: NewTemplate) -> Result<DriverRequirements> {
         self.blocking(move |_| {
             check::check(&new).map(|c| DriverRequirements { driver: c.driver, os: c.os, handover: c.handover })
@@ -116,19 +117,19 @@ impl Catalog {
         .await
     }
 
-    /// Every named template, by name. One that was damaged on disk is left out and logged.
+    /// All named templates, by name. Damaged ones are left out and logged.
     pub async fn list(&self) -> Result<Vec<Template>> {
         self.blocking(Root::list).await
     }
 
-    /// The same, each with what is known of it beside its content.
+    /// The same, each with its metadata.
     pub async fn list_with_standing(&self) -> Result<Vec<(Template, VersionStatus)>> {
         self.blocking(Root::list_with_standing).await
     }
 
     /// A template by its name, or by its digest (`sha256:…`).
     pub async fn get(&self, name_or_digest: &str) -> Result<Template> {
-        // A few `stat` of files that were stat'ed a moment ago: less than handing them to another thread takes.
+        // A few `stat` calls of cached files take less time than another thread would need.
         if let Some(template) = self.root.loaded(name_or_digest) {
             return Ok(template);
         }
@@ -136,9 +137,9 @@ impl Catalog {
         self.blocking(move |root| root.get(&wanted)).await
     }
 
-    /// Takes a name away, and the template with it when that was its last name and no pin or other name's history needs it.
-    /// A digest takes away a template that has no name. Refused while somebody holds a shared lock on its disk; whether vms
-    /// still need it is the caller's question.
+    /// Removes a name, and the template if that was its last name and no pin or history of another name needs it.
+    /// With a digest, removes a template without a name. Refused while its disk is locked; the caller has to know
+    /// whether vms still need it.
     pub async fn remove(&self, name: &str) -> Result<()> {
         let name = name.to_owned();
         self.blocking(move |root| root.remove(&name)).await
@@ -150,7 +151,7 @@ impl Catalog {
     }
 }
 
-/// A directory in `staging/`: locked as long as it is worked on, removed when it was not published.
+/// A directory in `staging/`: locked while it is in use, removed if it is not published.
 #[derive(Debug)]
 struct Staged {
     path: PathBuf,
@@ -200,7 +201,7 @@ impl Root {
     }
 
     fn stage(&self) -> io::Result<Staged> {
-        // In turn with the sweep, which must not meet a directory that is not locked yet.
+        // Under the lock that also the sweep takes, which must not find a directory that is not locked yet.
         let _turn = self.lock()?;
         let path = self.staging().join(Uuid::new_v4().to_string());
         files::create_private_dir(&path)?;
@@ -223,8 +224,8 @@ impl Root {
         Ok(template)
     }
 
-    /// Gives a staged template its place, unless it is there already, and its name, if it is to have one. Only in turn. Says whether the directory
-    /// is gone from where it was.
+    /// Moves a staged template to its place, unless it exists, and sets its name, if it has one. Only under the
+    /// catalog's lock. Returns whether the directory was moved.
     fn publish(
         &self,
         staged: &Path,
@@ -237,7 +238,7 @@ impl Root {
             self.may_name(name, digest, image)?;
         }
         let shown = name.unwrap_or(digest);
-        // Everything that needs space comes before the first step that can be seen.
+        // All steps that need space come before the first visible one.
         let why = match image {
             Some(Origin { repository, digest }) => format!("pulled {repository}@{digest}"),
             None => "registered".to_owned(),
@@ -249,7 +250,7 @@ impl Root {
         let mut published = false;
         if self.sound(digest, shown).is_err() {
             if place.exists() {
-                // Damaged on disk: this is the way to mend it. Its bytes are known, so whoever uses it loses nothing.
+                // Damaged on disk: it is replaced. Its digest is the same, so its users lose nothing.
                 self.carry_over(&place, staged).map_err(storage)?;
                 self.discard(&place).map_err(storage)?;
             }
@@ -279,7 +280,7 @@ impl Root {
     fn list_with_standing(&self) -> Result<Vec<(Template, VersionStatus)>> {
         let histories = self.histories().map_err(Error::internal)?;
         let standing = |t: Template| Ok((self.standing_in(&histories, &t.name)?, t));
-        // One that has gone since it was listed is left out.
+        // Removed since it was listed, so it is left out.
         let all = self.list()?.into_iter().map(standing).filter_map(|s: Result<_>| s.ok());
         Ok(all.map(|(standing, template)| (template, standing)).collect())
     }
@@ -287,7 +288,7 @@ impl Root {
     fn get(&self, wanted: &str) -> Result<Template> {
         let not_found = || Error::new(Code::TemplateNotFound, format!("there is no template {wanted}"));
         if manifest::directory(wanted).is_some() {
-            // What cannot be looked at is not known to be gone.
+            // An error does not show that it was removed.
             if !self.place(wanted)?.try_exists().map_err(Error::internal)? {
                 return Err(not_found());
             }
@@ -299,7 +300,7 @@ impl Root {
             return Err(not_found());
         }
         let pointer = self.names().join(wanted);
-        // Before it is read: whoever changes it meanwhile makes this stamp an old one.
+        // Before it is read, so that a change meanwhile makes this stamp outdated.
         let pointed = Stamp::of(&pointer);
         let digest = self.pointed_at(wanted).map_err(Error::internal)?.ok_or_else(not_found)?;
         let template = self.load(&digest, wanted)?;
@@ -345,7 +346,7 @@ impl Root {
             Some(place) => lock_disk(place)?,
             None => None,
         };
-        // The name goes first: a crash after it leaves a template that nobody finds and `prune` takes.
+        // The name is removed first: a crash afterwards leaves an unnamed template, which `prune` removes.
         fs::remove_file(self.names().join(name)).map_err(Error::internal)?;
         files::sync_dir(&self.names()).map_err(Error::internal)?;
         match place {
@@ -371,14 +372,14 @@ impl Root {
         self.discard(&place).map_err(Error::internal)
     }
 
-    /// Where the template of this digest is, whether it is there or not.
+    /// The path of the template with this digest, whether it exists or not.
     fn place(&self, digest: &str) -> Result<PathBuf> {
         let directory = manifest::directory(digest)
             .ok_or_else(|| Error::internal(format!("{digest:?} in the template catalog is no digest")))?;
         Ok(self.dir.join(directory))
     }
 
-    /// Takes a directory out of sight at once, and away.
+    /// Hides a directory in one step, then deletes it.
     fn discard(&self, place: &Path) -> io::Result<()> {
         let grave = self.staging().join(Uuid::new_v4().to_string());
         fs::rename(place, &grave)?;
@@ -389,7 +390,7 @@ impl Root {
         Ok(())
     }
 
-    /// The manifest of this digest, or what is wrong with it.
+    /// The manifest of this digest, or its fault.
     fn manifest(&self, digest: &str) -> Result<TemplateManifest, String> {
         let place = self.place(digest).map_err(|e| e.to_string())?;
         let bytes = fs::read(place.join(manifest::FILE_NAME))
@@ -400,8 +401,8 @@ impl Root {
         TemplateManifest::from_bytes(&bytes).map_err(|e| format!("the manifest: {e}"))
     }
 
-    /// Reads a template and makes sure that its manifest is the one of its digest and its files are those of its manifest, as
-    /// far as their sizes tell.
+    /// Reads a template and checks that its manifest has this digest, and that its files have the sizes of the
+    /// manifest.
     fn load(&self, digest: &str, name: &str) -> Result<Template> {
         let place = self.place(digest)?;
         let damaged = |what: String| {
@@ -453,8 +454,8 @@ impl Root {
     }
 }
 
-/// Brings the sources into a directory. `there` are those that are in it already, with what is known of them. Gives all
-/// files, and the disk's size as its guest sees it.
+/// Copies the sources into a directory. `there` are files that are already in it, with their digests. Returns all
+/// files, and the size of the disk in the guest.
 fn take_in(
     checked: &CheckedTemplate,
     dir: &Path,
@@ -471,7 +472,7 @@ fn take_in(
             })?;
             files.insert(part.name().to_owned(), FileEntry::Whole { sha256, size });
         }
-        // The copy is what counts: the file may have changed since it was checked.
+        // The copy is checked, because the file may have changed since it was validated.
         let copy = File::open(&path).map_err(storage)?;
         let content = check::content(*part, checked.disk_format, &copy);
         if let Some(bytes) = content.map_err(|what| check::fault(*part, what))? {
@@ -508,7 +509,7 @@ fn describe(
     }
 }
 
-/// Nobody clones from this template while the lock is held. `None`: it has no disk to lock.
+/// Excludes clones of this template while the lock is held. `None`: it has no disk to lock.
 fn lock_disk(place: &Path) -> Result<Option<File>> {
     let Ok(disk) = File::open(place.join(Part::Disk.name())) else { return Ok(None) };
     match disk.try_lock() {

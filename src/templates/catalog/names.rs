@@ -1,12 +1,12 @@
-//! Names: what each points at, and what it pointed at before.
+//! Names of templates: their current and previous versions.
 //!
 //! ```text
-//! names/<name>   sha256:<hex> <since> <why>     what it points at
-//!                sha256:<hex> <since> <why>     what it pointed at before, newest first
+//! names/<name>   sha256:<hex> <since> <why>     current version
+//!                sha256:<hex> <since> <why>     previous versions, newest first
 //! ```
 //!
-//! A file is replaced as a whole, by rename, so a name points at one version or at the other, whatever happens meanwhile. One
-//! line with nothing but a digest is what was written before there was a history, and is read as such.
+//! A file is replaced as a whole, by rename, so a name always points at the old or the new version. A file of one
+//! line with only a digest is from a version of Mayfly without history, and is still read.
 
 use std::{
     collections::BTreeMap,
@@ -33,7 +33,7 @@ use crate::{
     },
 };
 
-/// A name's file, written and not in its place yet. Dropped, it is as if it had never been.
+/// The new file of a name, not renamed yet. Removed if it is dropped.
 pub(super) struct StagedName {
     file: PathBuf,
     place: PathBuf,
@@ -53,20 +53,20 @@ impl Drop for StagedName {
 }
 
 impl Catalog {
-    /// Points a name, new or not, at a version that is here. Vms keep the version that they were made from.
+    /// Points a name, new or existing, at a version in the catalog. Vms keep the version that they were created from.
     pub async fn point_name(&self, name: &str, digest: &str, why: &str) -> Result<Moved> {
         let (name, digest, why) = (name.to_owned(), digest.to_owned(), why.to_owned());
         self.blocking(move |root| root.point_name(&name, &digest, &why)).await
     }
 
-    /// The same for a version that was pulled, as pulls do it: a name that is taken moves only within one repository.
+    /// The same for a pulled version: an existing name moves only between images of one repository.
     pub async fn point_pulled(&self, name: &str, digest: &str, why: &str) -> Result<Moved> {
         let (name, digest, why) = (name.to_owned(), digest.to_owned(), why.to_owned());
         self.blocking(move |root| root.point_pulled(&name, &digest, &why)).await
     }
 
-    /// Points a name back at what it pointed at before: at `to`, else at the newest one that is still here and sound. What it
-    /// points at now becomes the newest of those before, so doing it twice undoes it.
+    /// Points a name at a previous version: at `to`, else at the newest one that exists and is undamaged. The current
+    /// version becomes the newest previous one, so a second rollback undoes the first.
     pub async fn roll_back(&self, name: &str, to: Option<&str>) -> Result<(Moved, Template)> {
         let (name, to) = (name.to_owned(), to.map(str::to_owned));
         self.blocking(move |root| root.roll_back(&name, to.as_deref())).await
@@ -140,7 +140,7 @@ impl Root {
         Ok((moved, self.load(&digest, name)?))
     }
 
-    /// The template of this digest, if it is here and nothing is known to be wrong with it.
+    /// The template of this digest, if it exists and is not marked as damaged.
     pub(super) fn sound(&self, digest: &str, name: &str) -> Result<Template> {
         let template = self.load(digest, name)?;
         match self.damage(digest) {
@@ -161,7 +161,7 @@ impl Root {
         Ok(self.history(name)?.map(|h| h.now.digest))
     }
 
-    /// THE way in which a name moves. Only in turn.
+    /// THE only function that moves a name. Only under the catalog's lock.
     pub(super) fn point(&self, name: &str, digest: &str, why: &str) -> io::Result<Moved> {
         let (moved, staged) = self.stage_name(name, digest, why)?;
         if let Some(staged) = staged {
@@ -170,7 +170,7 @@ impl Root {
         Ok(moved)
     }
 
-    /// All of it but the last step, which needs no space. `None`: the name points there already.
+    /// All but the last step, which needs no space. `None`: the name already points there.
     pub(super) fn stage_name(&self, name: &str, digest: &str, why: &str) -> io::Result<(Moved, Option<StagedName>)> {
         let old = self.history(name)?;
         let why = plain(why);
@@ -180,7 +180,7 @@ impl Root {
             return Ok((moved, None));
         }
         let to = AliasTarget { digest: digest.to_owned(), since: Some(clock::now()), why: Some(why) };
-        // A target that was no digest was put there by hand, and is nothing to go back to.
+        // An invalid target was written by hand, and is not a previous version.
         let old = old.filter(|h| manifest::directory(&h.now.digest).is_some());
         let staged =
             StagedName { file: self.staging().join(Uuid::new_v4().to_string()), place: self.names().join(name) };
@@ -188,11 +188,11 @@ impl Root {
         Ok((moved, Some(staged)))
     }
 
-    /// Whether the name may point at this digest. A name moves by itself only from one image of a repository to another one of
-    /// the same: that is an update, and all else is a mix-up.
+    /// Whether the name may point at this digest. A name moves automatically only between images of one repository,
+    /// as an update; everything else is a mix-up.
     pub(super) fn may_name(&self, name: &str, digest: &str, image: Option<&Origin>) -> Result<()> {
         let Some(other) = self.pointed_at(name).map_err(storage)? else { return Ok(()) };
-        // A name that points at nothing was left by somebody who removed files by hand.
+        // A dangling name is left over from files that were removed by hand.
         if other == digest || !self.place(&other)?.try_exists().map_err(storage)? {
             return Ok(());
         }

@@ -1,9 +1,9 @@
-//! Removing what nothing needs, the longest unused first.
+//! Prunes versions that nothing needs, the least recently used first.
 //!
-//! A version is needed while a name points at it, a live vm was made from it, a pin keeps it, or a name may be rolled back to
-//! it. The names and pins are known here and looked at again, in turn, in the moment of removal. The vms are not: whoever makes
-//! one holds a shared lock on the template until the vm is in the database (`Catalog::take`), so the exclusive lock comes first,
-//! then the question, then the removal.
+//! A version is needed while a name points at it, a live vm was created from it, it is pinned, or a name may be
+//! rolled back to it. Names and pins are checked again under the lock at the moment of removal. Vms are not known
+//! here: creating a vm holds a shared lock on the template until the vm is in the database (`Catalog::take`). So a
+//! removal takes the exclusive lock first, then asks which versions vms need, then removes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,7 +25,7 @@ use crate::{
     templates::manifest,
 };
 
-/// What of the catalog takes space, with what decides whether it stays.
+/// Something in the catalog that uses space, with the facts that decide whether it is kept.
 #[derive(Clone, Debug)]
 struct Item {
     kind: HeldKind,
@@ -33,13 +33,13 @@ struct Item {
     place: PathBuf,
     bytes: u64,
     last_used_at: Timestamp,
-    /// That point at it.
+    /// Names that point at it.
     names: Vec<String>,
-    /// That pointed at it before, and how many of their previous versions that are here are newer.
+    /// Names that pointed at it before, each with the number of newer previous versions that exist.
     before: Vec<(String, usize)>,
     pin: Option<String>,
     damaged: bool,
-    /// Somebody pulls it.
+    /// A pull uses it.
     busy: bool,
 }
 
@@ -53,7 +53,7 @@ impl Item {
         VersionUsage { kind, digest, names, bytes, last_used_at, why }
     }
 
-    /// Why it must stay. `None`: it may go.
+    /// Why it must be kept. `None`: it may be removed.
     fn needed(&self, vms: &BTreeSet<String>, request: &PruneRequest, now: Timestamp) -> Option<String> {
         let recent = |seconds: u64| {
             let age = now.duration_since(self.last_used_at);
@@ -84,21 +84,21 @@ impl Item {
 
     fn unneeded(&self) -> String {
         match (self.kind, self.before.first()) {
-            (HeldKind::PartialPull, _) => "nobody goes on with this pull".into(),
+            (HeldKind::PartialPull, _) => "no pull uses this data any more".into(),
             (HeldKind::Template, None) => "no name, vm or pin needs it".into(),
             (HeldKind::Template, Some((name, _))) => format!("the name {name} has moved on, and no vm or pin needs it"),
         }
     }
 }
 
-/// Who goes and who stays, each with the reason.
+/// What is removed and what is kept, each with the reason.
 struct PrunePlan {
     go: Vec<(Item, String)>,
     stay: Vec<(Item, String)>,
     total: u64,
 }
 
-/// `free`: no more than is needed to free so much.
+/// `free`: only as much as necessary to free this many bytes.
 fn plan(
     items: Vec<Item>,
     vms: &BTreeSet<String>,
@@ -121,7 +121,7 @@ fn plan(
             None => may_go.push(item),
         }
     }
-    // What is damaged is of no use to anybody; of the rest the longest unused goes first.
+    // Damaged ones first, because they are useless; then the least recently used.
     may_go.sort_by(|a, b| (!a.damaged, a.last_used_at, &a.digest).cmp(&(!b.damaged, b.last_used_at, &b.digest)));
     let mut freed = 0_u64;
     for item in may_go {
@@ -138,7 +138,7 @@ fn plan(
 }
 
 impl Catalog {
-    /// Removes what nothing needs, as far as it is asked for, and says what was removed and what stays for which reason.
+    /// Removes what nothing needs, as requested, and returns what was removed and what is kept, with reasons.
     pub async fn prune(&self, request: &PruneRequest) -> Result<Pruned> {
         self.prune_to_free(request, None).await
     }
@@ -163,7 +163,7 @@ impl Catalog {
                     removed.push(held);
                 }
                 Ok(Some(needed)) => stay.push((item, needed)),
-                // The others may be removable all the same.
+                // The others may be removable nevertheless.
                 Err(error) => {
                     tracing::error!(template.digest = item.digest, %error, cause = error.cause.as_ref().map(tracing::field::display), "cannot prune a template");
                     stay.push((item, format!("it could not be removed: {}", error.detail)));
@@ -176,7 +176,7 @@ impl Catalog {
         Ok(Pruned { dry_run: request.dry_run, removed, kept, freed_bytes, total_bytes: total, available_bytes })
     }
 
-    /// Gives the reason why it was not removed after all.
+    /// Returns the reason if it was kept after all.
     async fn remove_item(&self, item: &Item, request: &PruneRequest) -> Result<Option<String>> {
         if item.kind == HeldKind::PartialPull {
             let place = item.place.clone();
@@ -185,7 +185,7 @@ impl Catalog {
         let place = item.place.clone();
         let locked = self.blocking(move |_| Ok(lock_disk(&place).ok())).await?;
         let Some(exclusive) = locked else { return Ok(Some("it is being cloned, read or removed".into())) };
-        // From here on nobody takes it for a new vm.
+        // From here on no new vm can take a lease on it.
         let vms = match self.template_usage()?.needs(&item.digest).await? {
             true => BTreeSet::from([item.digest.clone()]),
             false => BTreeSet::new(),
@@ -224,9 +224,9 @@ impl Root {
         Ok(None)
     }
 
-    /// All that takes space here.
+    /// Everything that uses space.
     fn items(&self) -> Result<Vec<Item>> {
-        // In turn, so that nothing is on its way from one place to another.
+        // Under the lock, so that nothing is being moved meanwhile.
         let _turn = self.lock().map_err(storage)?;
         let histories = self.histories().map_err(Error::internal)?;
         let here = self.here(&histories);
@@ -280,7 +280,7 @@ impl Root {
         })
     }
 
-    /// By name: the versions that it could be rolled back to, newest first.
+    /// By name: the versions for a rollback, newest first.
     fn here(&self, histories: &BTreeMap<String, History>) -> BTreeMap<String, Vec<String>> {
         let sound =
             |digest: &String| self.place(digest).is_ok_and(|place| place.exists()) && self.damage(digest).is_none();
@@ -301,7 +301,7 @@ impl Root {
         Ok(digests)
     }
 
-    /// What all templates and pulls take on disk.
+    /// The size of all templates and pulls on disk.
     pub(super) fn total(&self) -> io::Result<u64> {
         let mut total = 0;
         for entry in fs::read_dir(self.staging())? {
@@ -309,7 +309,7 @@ impl Root {
         }
         for digest in self.digests()? {
             if let Some(directory) = manifest::directory(&digest) {
-                // One that is removed meanwhile takes nothing.
+                // A file that is removed meanwhile uses no space.
                 total += on_disk(&self.dir.join(directory)).unwrap_or_default();
             }
         }
@@ -317,7 +317,7 @@ impl Root {
     }
 }
 
-/// The blocks of a file, or of all that is in a directory.
+/// The blocks of a file, or of all files in a directory.
 fn on_disk(path: &Path) -> io::Result<u64> {
     let metadata = fs::symlink_metadata(path)?;
     let mut bytes = metadata.blocks() * 512;
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_unused_goes_first_and_no_more_than_is_asked_for() {
+    fn the_least_recently_used_goes_first_and_no_more_than_requested() {
         let items = [item("a", 1, 10), item("b", 30, 10), item("c", 5, 10)];
         let all = PruneRequest::default();
         assert_eq!(gone(&items, &[], &all, None), ["b", "c", "a"]);
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn what_something_needs_stays_whatever_is_asked_for() {
+    fn needed_versions_are_kept_whatever_is_requested() {
         let named = Item { names: vec!["n".into()], ..item("named", 900, 10) };
         let pinned = Item { pin: Some("because".into()), ..item("pinned", 900, 10) };
         let previous = |digest: &str, newer| Item { before: vec![("n".into(), newer)], ..item(digest, 900, 10) };
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn pulls_go_when_they_are_asked_for_and_nobody_is_at_them() {
+    fn unused_interrupted_pulls_are_removed_on_request() {
         let busy = Item { busy: true, ..pull("busy", 900, 1) };
         let items = [pull("old", 50, 1), pull("young", 1, 1), busy, item("t", 2, 1)];
         let without = PruneRequest::default();

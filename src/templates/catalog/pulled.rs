@@ -1,9 +1,9 @@
-//! What a pull needs of the catalog: a place to work that outlives it, what is here already, and publishing.
+//! The catalog's interface for pulls: a working directory that survives restarts, existing content, and publishing.
 //!
 //! ```text
-//! staging/pull-<hex>/            of the image's manifest; locked as long as somebody pulls it
-//!   journal                      what of it is here, verified and on disk
-//!   template/ disk config nvram  what becomes the template's directory, by one rename
+//! staging/pull-<hex>/            by the digest of the image's manifest; locked while a pull uses it
+//!   journal                      the layers that are verified and on disk
+//!   template/ disk config nvram  becomes the template's directory, by one rename
 //! ```
 
 use std::{
@@ -36,25 +36,25 @@ const PREFIX: &str = "pull-";
 const TEMPLATE: &str = "template";
 const JOURNAL: &str = "journal";
 
-/// An interrupted pull that nobody went on with for so long is swept.
+/// An interrupted pull that was not resumed for this long is removed.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Whether this is a pull that was interrupted not long ago.
+/// Whether this is a recently interrupted pull.
 pub(super) fn may_go_on(path: &Path) -> bool {
     image_of(path).is_some() && changed(path).is_some_and(|at| clock::age(at) < KEPT)
 }
 
-/// The digest of the image that is pulled there. `None`: it is no pull.
+/// The digest of the image that is pulled there. `None`: it is not a pull.
 pub(super) fn image_of(path: &Path) -> Option<String> {
     Some(format!("sha256:{}", path.file_name()?.to_str()?.strip_prefix(PREFIX)?))
 }
 
-/// When something was last added to a pull.
+/// When data was last added to a pull.
 pub(super) fn changed(path: &Path) -> Option<SystemTime> {
     fs::metadata(path.join(JOURNAL)).and_then(|m| m.modified()).ok()
 }
 
-/// Where an image is put together. Nobody else works on it as long as this lives.
+/// The working directory of an image. Locked while this exists.
 #[derive(Debug)]
 pub(in crate::templates) struct Staging {
     dir: PathBuf,
@@ -71,24 +71,24 @@ impl Staging {
     }
 }
 
-/// A piece of a disk in the catalog.
+/// A chunk of a disk in the catalog.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::templates) struct CatalogPiece {
     pub disk: PathBuf,
     pub offset: u64,
 }
 
-/// The pieces of all disks in the catalog, by their content: every place that it is at.
+/// The chunks of all disks in the catalog, by their content: all positions of each.
 pub(in crate::templates) type KnownPieces = HashMap<(Digest, u64), Vec<CatalogPiece>>;
 
 impl Catalog {
-    /// The newest template of this image, whatever its settings. `None`: it is not here.
+    /// The newest template of this image, with any settings. `None`: there is none.
     pub(in crate::templates) async fn of_image(&self, image: Origin) -> Result<Option<Template>> {
         self.blocking(move |root| root.of_image(&image)).await
     }
 
-    /// The template of this image with these settings, under the name of the settings from now on. `None`: it is not here.
-    /// `new` says what is asked for when the image says this of itself.
+    /// The template of this image with these settings, now under the name of the settings. `None`: there is none.
+    /// `new` returns the requested template from the image's own settings.
     pub(in crate::templates) async fn find_pulled(
         &self,
         image: Origin,
@@ -97,7 +97,7 @@ impl Catalog {
         self.blocking(move |root| root.find_pulled(&image, &new)).await
     }
 
-    /// Whether an image may have this name, before it is pulled.
+    /// Whether an image may get this name, checked before it is pulled.
     pub(in crate::templates) async fn may_pull(&self, image: Origin, name: Option<String>) -> Result<()> {
         let Some(name) = name else { return Ok(()) };
         self.blocking(move |root| {
@@ -110,12 +110,12 @@ impl Catalog {
         .await
     }
 
-    /// `None`: somebody else works on this image, in this process or another one.
+    /// `None`: this or another process already uses the image's working directory.
     pub(in crate::templates) async fn staging(&self, image: Digest) -> Result<Option<Staging>> {
         self.blocking(move |root| root.staging_of(image).map_err(storage)).await
     }
 
-    /// Takes a place to work away, and whatever is in it.
+    /// Removes a working directory with its content.
     pub(in crate::templates) async fn discard_staging(&self, staging: Arc<Staging>) -> Result<()> {
         self.blocking(move |root| {
             let _turn = root.lock().map_err(storage)?;
@@ -128,7 +128,7 @@ impl Catalog {
         self.blocking(|root| root.known_pieces().map_err(Error::internal)).await
     }
 
-    /// Makes a template of what is staged and was verified, and publishes it. `new` has the staged files as its own.
+    /// Creates a template from the staged and verified files, and publishes it. `new` refers to the staged files.
     pub(in crate::templates) async fn publish_pulled(
         &self,
         staging: Arc<Staging>,
@@ -143,7 +143,7 @@ impl Catalog {
 
 impl Root {
     fn staging_of(&self, image: Digest) -> io::Result<Option<Staging>> {
-        // In turn with the sweep and with whoever has just published it, so that what is locked is what is there.
+        // Under the lock of the sweep and of publishing, so that the locked directory is the current one.
         let _turn = self.lock()?;
         let dir = self.staging().join(format!("{PREFIX}{}", image.hex()));
         files::ensure_private_dir(&dir)?;
@@ -180,7 +180,7 @@ impl Root {
             let new = new(manifest.settings.as_ref());
             let there = Part::SHARED.into_iter().filter(|part| manifest.files.contains_key(part.name()));
             let asked = there.fold(new.clone(), |asked, part| asked.with_part(part, place.join(part.name())));
-            // One that is damaged counts as absent, and is mended when it is published again.
+            // A damaged one counts as absent, and is replaced when it is published again.
             let Ok(checked) = check::check(&asked) else { continue };
             let mut files = BTreeMap::new();
             for source in &checked.sources {
@@ -219,7 +219,7 @@ impl Root {
                 continue;
             }
             let name = names.iter().find(|(_, d)| **d == digest).map_or(&digest, |(name, _)| name);
-            // One that is damaged counts as absent.
+            // A damaged one counts as absent.
             if let Ok(template) = self.sound(&digest, name)
                 && newest.as_ref().is_none_or(|n| n.created_at < template.created_at)
             {
@@ -233,7 +233,7 @@ impl Root {
         let mut known = KnownPieces::new();
         for (digest, manifest) in self.published()? {
             let Some(FileEntry::Pieces { pieces, .. }) = manifest.files.get(Part::Disk.name()) else { continue };
-            // Where something was found to be wrong, more may be.
+            // A disk with one fault may have more.
             if self.damage(&digest).is_some() {
                 continue;
             }
@@ -260,7 +260,7 @@ impl Root {
     ) -> Result<Template> {
         let checked = check::check(new)?;
         let dir = staging.dir.join(TEMPLATE);
-        // Whatever a publishing that was interrupted had made.
+        // Removes what an interrupted publishing left.
         for entry in fs::read_dir(&dir).map_err(storage)? {
             let entry = entry.map_err(storage)?;
             if !entry.file_name().to_str().is_some_and(|name| there.contains_key(name)) {
@@ -293,7 +293,7 @@ impl Root {
     }
 }
 
-/// Of a key or a password: small, and checked to be so.
+/// For a key or a password: small, and checked to be so.
 fn whole(mut file: &File) -> io::Result<FileEntry> {
     let mut content = secrecy::zeroize::Zeroizing::new(Vec::new());
     file.seek(SeekFrom::Start(0))?;

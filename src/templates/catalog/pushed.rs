@@ -1,4 +1,5 @@
-//! What a push needs of the catalog: a template that stays while it is read, a place to work, and which images are known here.
+//! The catalog's interface for pushes: a lease on the template while it is read, a working directory, and the known
+//! images.
 
 use std::{
     fs::{self, File},
@@ -15,13 +16,13 @@ use crate::{
     },
 };
 
-/// A template that nobody removes as long as this lives.
+/// A template that is not removed while this exists.
 #[derive(Debug)]
 pub(in crate::templates) struct PushLease {
     pub template: Template,
     manifest: TemplateManifest,
     dir: PathBuf,
-    /// Locked, shared with those who clone from it.
+    /// A shared lock, as for clones.
     _disk: File,
 }
 
@@ -40,7 +41,7 @@ impl PushLease {
     }
 }
 
-/// A directory for what is being made. Gone with this, or after a crash with the next start.
+/// A working directory. Removed when this is dropped, or at the next start after a crash.
 pub(in crate::templates) struct Spool(Staged);
 
 impl Spool {
@@ -59,7 +60,7 @@ impl Catalog {
         self.blocking(|root| root.stage().map(Spool).map_err(storage)).await
     }
 
-    /// The images of this registry that templates here were pulled from, the newest first.
+    /// The images of this registry from which templates of the catalog were pulled, newest first.
     pub(in crate::templates) async fn images_of(&self, registry: &str) -> Result<Vec<Origin>> {
         let prefix = format!("{registry}/");
         self.blocking(move |root| {
@@ -85,9 +86,9 @@ impl Root {
         let dir = self.place(&digest)?;
         let gone = || Error::new(Code::TemplateNotFound, format!("there is no template {wanted}"));
         let disk = File::open(dir.join(Part::Disk.name())).map_err(|_| gone())?;
-        // Whoever removes it holds the lock for himself: then it is as good as gone.
+        // An exclusive lock means that it is being removed.
         disk.try_lock_shared().map_err(|_| gone())?;
-        // It may have gone between the two.
+        // It may have been removed between the two.
         let template = self.get(wanted)?;
         if template.digest != digest {
             return Err(Error::new(Code::TemplateInUse, format!("{wanted} is being replaced")).retry_after(1));

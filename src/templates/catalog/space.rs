@@ -1,9 +1,9 @@
-//! Room on the disk: how much templates may take, how much stays free, and who has been promised some.
+//! Disk space: how much templates may use, how much must stay free, and reservations.
 //!
-//! A pull says what it needs before it begins, and what it has not written yet stays promised to it, so two pulls do not count
-//! on the same room. A clone takes next to nothing at first and may grow to its whole disk, which nobody can set aside; for it
-//! the low-water mark must hold. Who does not fit makes room by pruning first, and only if that helps: nothing is removed for a
-//! request that is refused all the same.
+//! A pull reserves its space before it begins, so two pulls do not count on the same space. A clone needs almost
+//! nothing at first and may grow to its whole disk, which cannot be reserved; for clones the low-water mark is kept
+//! free. Pruning makes space for a request only if that is sufficient: nothing is removed for a request that is
+//! refused anyway.
 
 use std::{
     collections::BTreeSet,
@@ -29,35 +29,35 @@ use crate::{
     templates::NewTemplate,
 };
 
-/// Who was made or used a moment ago is about to be used: by a canary, or by a vm that waits for it.
+/// A version that was created or used this recently is about to be used: by a canary, or by a vm that waits for it.
 const SETTLED_SECONDS: u64 = 600;
-/// What a guest that was paused for want of room gets beyond the low-water mark.
+/// Space that is freed beyond the low-water mark for a guest that was paused because of a full disk.
 const PAUSED_GUEST_BYTES: u64 = 256 << 20;
-/// A pull that somebody may want to go on with is worth more than this many seconds' old.
+/// An interrupted pull is kept for this many seconds, because it may be resumed.
 const ABANDONED_SECONDS: u64 = 24 * 3600;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpaceLimits {
-    /// What all templates and pulls together may take. 0: whatever there is.
+    /// Limit of all templates and pulls together. 0: no limit.
     pub max_bytes: u64,
-    /// What stays free on the file system: for guests' disks, which grow, and for the database.
+    /// Space that is kept free on the file system: for disks of guests, which grow, and for the database.
     pub min_free_bytes: u64,
-    /// Versions that nothing needs are removed after so many days without use. 0: when room is needed.
+    /// Versions that nothing needs are removed after this many days without use. 0: only when space is needed.
     pub keep_unused_days: u32,
 }
 
-/// What the catalog cannot know by itself.
+/// What the catalog has to ask the service.
 #[async_trait]
 pub trait TemplateUsage: Send + Sync {
     /// The digests that live vms need.
     async fn needed(&self) -> Result<BTreeSet<String>>;
     /// Whether a live vm needs this digest.
     async fn needs(&self, digest: &str) -> Result<bool>;
-    /// Something was pruned.
+    /// Notifies that something was pruned.
     async fn pruned(&self, held: &VersionUsage);
 }
 
-/// Room that was promised to somebody, until it is written or given back.
+/// Reserved space, until it is written or released.
 #[derive(Debug)]
 pub struct SpaceReservation {
     root: Arc<Root>,
@@ -70,7 +70,7 @@ impl SpaceReservation {
         SpaceReservation { root: root.clone(), left: AtomicU64::new(bytes) }
     }
 
-    /// So much of it is on disk now, and counted there.
+    /// Updates how much of it is already on disk, where it is counted.
     pub fn written(&self, bytes: u64) {
         let take = |left: u64| Some(left.saturating_sub(bytes));
         let before = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).unwrap_or_else(|left| left);
@@ -84,19 +84,19 @@ impl Drop for SpaceReservation {
     }
 }
 
-/// What somebody wants to do.
+/// The space that an operation needs.
 #[derive(Clone, Copy, Debug)]
 struct Need {
     what: &'static str,
-    /// On the file system, in addition to what is there and promised.
+    /// On the file system, in addition to existing files and reservations.
     write: u64,
-    /// To what templates take.
+    /// Added to the size of all templates.
     add: u64,
-    /// Beside what was promised to others. A job that waits comes before a pull that is under way.
+    /// Whether reservations of others count. A waiting job takes precedence over a pull under way.
     beside_promises: bool,
 }
 
-/// What is there for it.
+/// The available space.
 #[derive(Clone, Copy, Debug)]
 struct Measure {
     limits: SpaceLimits,
@@ -106,7 +106,7 @@ struct Measure {
 }
 
 impl Measure {
-    /// How many bytes have to go before it fits.
+    /// How many bytes have to be freed for it.
     fn missing(&self, need: Need) -> u64 {
         let promised = if need.beside_promises { self.promised } else { 0 };
         let wanted = self.limits.min_free_bytes.saturating_add(need.write).saturating_add(promised);
@@ -115,32 +115,32 @@ impl Measure {
             0 => 0,
             max => self.total.saturating_add(self.promised).saturating_add(need.add).saturating_sub(max),
         };
-        // Who adds nothing is not refused for what others have taken.
+        // An operation that adds nothing is not refused because of others.
         if need.add == 0 { on_disk } else { on_disk.max(in_budget) }
     }
 }
 
 impl Catalog {
-    /// Says whom to ask. Only the first call counts: what is known of vms does not change hands.
+    /// Sets the source of information about vms. Only the first call has an effect.
     pub fn set_template_usage(&self, template_usage: Arc<dyn TemplateUsage>) {
         let _ = self.root.template_usage.set(template_usage);
     }
 
     pub(super) fn template_usage(&self) -> Result<&Arc<dyn TemplateUsage>> {
-        // Without somebody who knows the vms, anything may be needed.
+        // Without it, every version may be needed.
         self.root
             .template_usage
             .get()
             .ok_or_else(|| Error::internal("the catalog does not know yet which templates vms use"))
     }
 
-    /// Room for a pull of so many bytes.
+    /// Reserves space for a pull of this size.
     pub(in crate::templates) async fn room_for_pull(&self, bytes: u64) -> Result<SpaceReservation> {
         let need = Need { what: "the pull", write: bytes, add: bytes, beside_promises: true };
         self.make_room(need, |root| SpaceReservation::of(root, bytes)).await
     }
 
-    /// Room for the files of a new template.
+    /// Reserves space for the files of a new template.
     pub(super) async fn room_for_import(&self, new: &NewTemplate) -> Result<SpaceReservation> {
         let files = [
             Some(new.disk.clone()),
@@ -155,7 +155,8 @@ impl Catalog {
         self.make_room(need, |root| SpaceReservation::of(root, write)).await
     }
 
-    /// Whether a clone may be made: the template is sound, and the low-water mark holds.
+    /// Whether a clone may be created: the template is undamaged, and there is more free space than the low-water
+    /// mark.
     pub async fn may_clone(&self, digest: &str) -> Result<()> {
         let digest = digest.to_owned();
         self.blocking(move |root| match root.damage(&digest) {
@@ -166,8 +167,8 @@ impl Catalog {
         self.make_room(Need { what: "a clone", write: 0, add: 0, beside_promises: false }, |_| ()).await
     }
 
-    /// Makes as much room as there is to be had, up to the low-water mark, for a guest that stands still because the disk is
-    /// full. Less than that helps it, too: it does not ask for a promise.
+    /// Frees as much space as possible, up to the low-water mark, for a guest that is paused because of a full disk.
+    /// Less also helps it, so this reserves nothing.
     pub async fn room_for_paused_guest(&self) -> Result<()> {
         let _turn = self.root.room.lock().await;
         if self.root.template_usage.get().is_none() {
@@ -181,7 +182,7 @@ impl Catalog {
         Ok(())
     }
 
-    /// Removes what has not been used for long, and what is too much by now.
+    /// Removes versions that were not used for long, and what exceeds the limit.
     pub async fn tidy(&self) -> Result<()> {
         let limits = self.root.limits;
         if self.root.template_usage.get().is_none() {
@@ -217,7 +218,7 @@ impl Catalog {
         if self.root.limits == SpaceLimits::default() && need.write == 0 {
             return Ok(promise(&self.root));
         }
-        // One after the other: what one was promised the next must see.
+        // Serialised, because each reservation has to be seen by the next one.
         let _turn = self.root.room.lock().await;
         let measure = self.measure().await?;
         let missing = measure.missing(need);
@@ -232,7 +233,7 @@ impl Catalog {
         if outlook.freed_bytes < missing {
             return Err(full(need, measure, missing, Some(outlook)));
         }
-        // What was removed may have shared its blocks with what was not, so what came of it is measured.
+        // Removed files may share blocks with others, so the result is measured.
         let mut freed = self.prune_to_free(&for_room(), Some(missing)).await?;
         loop {
             let measure = self.measure().await?;
@@ -320,7 +321,8 @@ impl Root {
         Ok(Measure { limits: self.limits, available: self.available()?, promised, total })
     }
 
-    /// What an import writes, and what templates take afterwards. A file that cannot be looked at is refused later, with its name.
+    /// What an import writes, and the size of templates afterwards. A file that cannot be inspected is refused later,
+    /// with its name.
     fn import_takes(&self, files: &[PathBuf]) -> (u64, u64) {
         let found: Vec<fs::Metadata> = files.iter().filter_map(|f| fs::metadata(f).ok()).collect();
         let add = found.iter().map(|m| m.blocks() * 512).sum();
@@ -329,7 +331,7 @@ impl Root {
         (if cloned { 0 } else { add }, add)
     }
 
-    /// Whether this file system clones files without copying them: nothing but a try tells.
+    /// Whether this file system clones files without copying; only a test shows it.
     fn clones(&self) -> io::Result<bool> {
         let (from, to) =
             (self.staging().join(Uuid::new_v4().to_string()), self.staging().join(Uuid::new_v4().to_string()));
@@ -351,14 +353,14 @@ mod tests {
     const CLONE: Need = Need { what: "a clone", write: 0, add: 0, beside_promises: false };
 
     #[test]
-    fn who_needs_what() {
+    fn space_for_pulls_jobs_and_clones() {
         let limits = SpaceLimits { max_bytes: 1000, min_free_bytes: 50, keep_unused_days: 0 };
         let measure = Measure { limits, available: 150, promised: 0, total: 900 };
         assert_eq!((measure.missing(PULL), measure.missing(CLONE)), (0, 0));
-        // Promised is promised.
+        // Reserved space counts as used.
         assert_eq!(Measure { promised: 10, ..measure }.missing(PULL), 10);
         assert_eq!(Measure { available: 140, total: 925, ..measure }.missing(PULL), 25);
-        // A clone needs the low-water mark alone.
+        // A clone needs only the low-water mark.
         let low = Measure { available: 49, promised: 40, total: 5000, ..measure };
         assert_eq!(low.missing(CLONE), 1);
         let no_limit = Measure { limits: SpaceLimits { max_bytes: 0, ..limits }, total: u64::MAX, ..measure };

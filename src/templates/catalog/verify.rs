@@ -1,8 +1,8 @@
-//! Reading every byte of a version and comparing it with the manifest: disks lose bits without saying so.
+//! Verifies versions: reads every byte and compares it with the manifest, because disks lose data silently.
 //!
-//! Nothing is repaired here. A version with a fault is marked: no vm is made from it, no pull takes pieces from it, and pulling or
-//! registering it again replaces it. One version is read at a time, by one thread, past the page cache where the system allows
-//! it, because what is in memory says nothing about the disk.
+//! Nothing is repaired here. A version with a fault is marked: no vm is created from it, no pull reuses its chunks,
+//! and pulling or registering it again replaces it. One version is read at a time, by one thread, bypassing the page
+//! cache where the system allows it, because cached data says nothing about the disk.
 
 use std::{
     collections::HashMap,
@@ -33,10 +33,10 @@ use crate::{
 };
 
 const BLOCK: usize = 1 << 20;
-/// The mark names no more faults than this.
+/// Limit of the faults in the mark.
 const NAMED: usize = 256;
 
-/// Stops the reading when nobody waits for it any more.
+/// Stops the reading when its caller is gone.
 struct Watched(Arc<AtomicBool>);
 
 impl Drop for Watched {
@@ -46,7 +46,8 @@ impl Drop for Watched {
 }
 
 impl Catalog {
-    /// Reads a version, by its name or digest, and notes what was found. Dropping the future stops it, and nothing is noted.
+    /// Verifies a version, by its name or digest, and records the result. Dropping the future stops it without a
+    /// record.
     pub async fn verify(&self, name_or_digest: &str) -> Result<Verified> {
         let _turn = self.root.verifying.lock().await;
         let stop = Watched(Arc::default());
@@ -67,7 +68,7 @@ impl Root {
         };
         let place = self.place(&digest)?;
         let identity = identity_of(&place).ok_or_else(not_found)?;
-        // Whoever removes it waits until it was read.
+        // Protects the version from removal until it was read.
         let disk = File::open(place.join(Part::Disk.name())).ok();
         if disk.as_ref().is_some_and(|disk| disk.try_lock_shared().is_err()) {
             let detail = format!("the template {wanted} is being removed");
@@ -82,12 +83,12 @@ impl Root {
                 Ok(())
             }
         };
-        // Nobody waits for the answer, and half of it is none.
+        // The caller is gone, and a part of the result is of no use.
         read.map_err(|Stopped| Error::new(Code::Internal, "the verification was given up"))?;
         let Reading { bytes, read: bytes_read, faults, .. } = reading;
         let _turn = self.lock().map_err(storage)?;
         if identity_of(&place) != Some(identity) {
-            // Replaced while it was read: what was read is gone.
+            // Replaced meanwhile: the result is about a removed directory.
             return Err(not_found());
         }
         let damage = (!faults.is_empty()).then(|| {
@@ -99,7 +100,7 @@ impl Root {
     }
 }
 
-/// Which directory this is: another one may come into its place.
+/// The identity of a directory, because another one may replace it.
 fn identity_of(place: &Path) -> Option<(u64, u64)> {
     fs::metadata(place).ok().map(|m| (m.dev(), m.ino()))
 }
@@ -108,7 +109,7 @@ struct Stopped;
 
 struct Reading<'a> {
     stop: &'a AtomicBool,
-    /// The digest of so many zeros.
+    /// The digest of this many zeros.
     zeros: HashMap<u64, String>,
     bytes: u64,
     read: u64,
@@ -150,7 +151,7 @@ impl Reading<'_> {
     }
 
     fn part(&mut self, name: &str, file: &File, offset: u64, size: u64, expected: &str) -> Result<(), Stopped> {
-        // The end that is not there was said above.
+        // The missing end was reported above.
         let there = file.metadata().map_or(0, |m| m.len());
         if there < offset + size {
             return Ok(());
@@ -209,7 +210,7 @@ impl Reading<'_> {
     }
 }
 
-/// Where the next data, or the next hole, begins. A file system that does not tell has no holes.
+/// The start of the next data or hole. A file system that does not report holes has none.
 fn next(file: &File, from: SeekFrom, end: u64) -> u64 {
     match (rustix::fs::seek(file, from), from) {
         (Ok(at), _) => at.min(end),
@@ -219,7 +220,7 @@ fn next(file: &File, from: SeekFrom, end: u64) -> u64 {
     }
 }
 
-/// What is in memory is thrown away, so that the disk is read, and guests' pages are not pushed out.
+/// Drops the file from the page cache, so that the disk is read, and without evicting pages of guests.
 #[cfg(target_os = "linux")]
 fn past_the_cache(file: &File, offset: u64, bytes: u64) {
     let _ = rustix::fs::fadvise(file, offset, std::num::NonZeroU64::new(bytes), rustix::fs::Advice::DontNeed);

@@ -1,7 +1,8 @@
 //! The template bundle of shoes-vz.
 //!
-//! Its program reads three files and has sizes of its own. `TemplateMetadata.json` is for people, and is all the same the only
-//! place for cores and memory; `MachineIdentifier` is a runner's, and makes the way back lossless in a template.
+//! shoes-vz reads three files and has its own sizes. `TemplateMetadata.json` is informational, but the only place for
+//! cores and memory; `MachineIdentifier` belongs to a runner, and makes the conversion back lossless when it is in a
+//! template.
 
 use std::{
     fs::File,
@@ -24,7 +25,7 @@ use crate::domain::{Result, Template, tart_config::TartConfig};
 pub(super) const DISK: &str = "Disk.img";
 pub(super) const AUX: &str = "AuxiliaryStorage";
 const MODEL: &str = "HardwareModel.json";
-/// Of older programs: the bytes themselves.
+/// In files of older programs: the bytes themselves.
 const RAW_MODEL: &str = "HardwareModel";
 const IDENTITY: &str = "MachineIdentifier";
 const METADATA: &str = "TemplateMetadata.json";
@@ -84,8 +85,8 @@ fn model(dir: &Path) -> Result<HardwareModel> {
     }
 }
 
-/// The identity that was left in the auxiliary storage, or one that is made up. That depends on nothing but the files, so
-/// that asking again gives the same template.
+/// The identity that is in the auxiliary storage, or a generated one, which depends only on the files, so that a
+/// repetition gives the same template.
 pub(super) fn identity_of(
     aux: &Path,
     name: &str,
@@ -100,7 +101,7 @@ pub(super) fn identity_of(
     }
     let seed = fingerprint(&mut file, model.bytes()).map_err(cannot)?;
     notices.add("ecid", format!("was made up, because {name} has none: macOS may ask to be set up again"));
-    // Zero stands for none.
+    // Zero means none.
     Ok(MachineIdentity::new(u64::from_be_bytes(*seed.first_chunk().expect("a digest is longer")).max(1)))
 }
 

@@ -1,8 +1,8 @@
-//! The files that a qcow2 image is made of.
+//! Finds and checks the files of a qcow2 image.
 //!
-//! An image names its backing file, and whoever opens the image opens that, too. In an image from elsewhere that is a way to
-//! bring the host's own files into guests, so each name is looked at before any program follows it: files in the image's own
-//! directory, others only when the caller has said so, and nothing but files ever.
+//! An image names its backing file, and every program that opens the image opens that file, too. An untrusted image
+//! could bring the host's own files into guests this way, so each name is checked before any program follows it:
+//! files in the image's own directory are allowed, others only if the caller permits it, and only regular files.
 
 use std::{
     fs::{self, File},
@@ -18,7 +18,7 @@ use crate::{
 
 const LONGEST: usize = 16;
 
-/// The image and what is below it, top first. One entry: it stands alone.
+/// The image and its backing files, top first. One entry: it has no backing file.
 pub(super) fn of(image: &Path, allow_backing: bool) -> Result<Vec<PathBuf>> {
     let cannot = |name: &str, error: std::io::Error| invalid(name, format!("cannot be read: {}", error.kind()));
     let mut path = fs::canonicalize(image).map_err(|error| cannot("disk", error))?;
@@ -28,7 +28,7 @@ pub(super) fn of(image: &Path, allow_backing: bool) -> Result<Vec<PathBuf>> {
     let mut chain = Vec::new();
     loop {
         let shown = if chain.is_empty() { "disk".to_owned() } else { format!("backing file {}", path.display()) };
-        // Looked at before it is opened: opening a pipe would wait for its writer, and a device is no template's disk.
+        // Checked before it is opened: opening a pipe would wait for its writer, and a device is not allowed.
         let metadata = fs::metadata(&path).map_err(|error| cannot(&shown, error))?;
         if !metadata.is_file() {
             return Err(invalid(shown, "must be a regular file"));
@@ -61,7 +61,7 @@ fn follow(
     allow_backing: bool,
 ) -> Result<(PathBuf, DiskFormat), String> {
     let name = &backing.name;
-    // As QEMU tells a path from something that it would talk to.
+    // Distinguishes paths from URLs and other protocols as QEMU does.
     if name.split('/').next().is_some_and(|first| first.contains(':')) {
         return Err(format!(
             "has the backing file {name:?}, and only files are followed: flatten it where it was made"
@@ -83,7 +83,7 @@ fn follow(
         Some(other) => {
             return Err(format!("has a backing file in the format {other:?}, and only qcow2 and raw are read"));
         }
-        // The content alone does not decide: a guest that writes a qcow2 header must not make its disk one.
+        // The content alone does not decide: a guest that writes a qcow2 header must not turn its disk into one.
         None => {
             return Err(format!(
                 "does not say the format of its backing file {}: say it with `qemu-img rebase -u -b FILE -F FORMAT`",

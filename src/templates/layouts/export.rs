@@ -1,4 +1,4 @@
-//! A template in another layout.
+//! Exports a template into another layout.
 
 use super::{
     ExportRequest, Exported, MacMachine, Notices, Policy, TemplateLayout, Tools, WrittenFile, bundle, image,
@@ -14,7 +14,7 @@ use crate::{
     templates::Catalog,
 };
 
-/// Writes a template to where nothing is yet. What is found there is complete.
+/// Exports a template to a path that does not exist. It appears there only when complete.
 pub async fn export(catalog: &Catalog, tools: &Tools, template: Template, request: ExportRequest) -> Result<Exported> {
     if let Some(error) = cannot(&template, request.layout) {
         return Err(error);
@@ -44,7 +44,7 @@ pub async fn export(catalog: &Catalog, tools: &Tools, template: Template, reques
     Ok(Exported { files, notices: notices.0 })
 }
 
-/// Why this template has no such shape.
+/// Why this template cannot have this layout.
 fn cannot(template: &Template, layout: TemplateLayout) -> Option<Error> {
     let refuse = |code, what: String| {
         Some(Error::new(code, format!("the template {} {what}", template.name)).field("/layout", what))

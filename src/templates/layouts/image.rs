@@ -1,4 +1,4 @@
-//! A disk image, with what boots it beside it.
+//! The layout of a disk image, with boot files beside it.
 
 use std::path::Path;
 
@@ -75,7 +75,7 @@ async fn extract(tools: &Tools, new: &mut NewTemplate, work: &Path, notices: &mu
     let found = super::blocking(move || {
         let found = linux::extract(&disk, &dir);
         if copied {
-            // As large as the disk, and of no use any more.
+            // As large as the disk, and not needed any more.
             let _ = std::fs::remove_file(&disk);
         }
         found

@@ -1,4 +1,4 @@
-//! A template from another layout.
+//! Imports a template from another layout.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::{
     templates::{Catalog, NewTemplate, catalog::work::CatalogWorkspace},
 };
 
-/// A source in the catalog's own shape, to be registered while this is kept.
+/// A source in the catalog's layout, to be registered while this exists.
 #[derive(Debug)]
 pub struct PreparedImport {
     pub template: NewTemplate,
@@ -22,7 +22,8 @@ pub struct PreparedImport {
     _work: CatalogWorkspace,
 }
 
-/// Reads, checks and converts a source. The source itself is not changed, and nothing is visible until it is registered.
+/// Reads, validates and converts a source. The source is not changed, and nothing is visible until the template is
+/// registered.
 pub async fn import(catalog: &Catalog, tools: &Tools, request: ImportRequest) -> Result<PreparedImport> {
     let work = catalog.workspace().await?;
     let from = request.from.obtain(work.path()).await?;
@@ -96,12 +97,12 @@ pub(super) fn fresh_identity(notices: &mut Notices) -> MachineIdentity {
         "ecid",
         "is a new one: the guest has another serial number, and what is bound to the old one has to be set up again",
     );
-    // Zero stands for none.
+    // Zero means none.
     MachineIdentity::new(u64::from_be_bytes(ecid).max(1))
 }
 
-/// The template's own address, which no clone of it will have. It follows from the machine's identity, so that the same source
-/// gives the same template whenever it is imported.
+/// The template's own Ethernet address, which clones do not get. Derived from the machine's identity, so that the
+/// same source always gives the same template.
 fn mac_of(identity: &MachineIdentity) -> Mac {
     let digest = Sha256::digest([b"mac".as_slice(), &identity.ecid().to_be_bytes()].concat());
     Mac::local(*digest.first_chunk().expect("a digest is longer"))

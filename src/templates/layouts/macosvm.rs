@@ -1,4 +1,4 @@
-//! macosvm's `vm.json`, and the files that it names.
+//! The layout of macosvm: `vm.json`, and the files that it names.
 
 use std::{
     fs,
@@ -21,9 +21,9 @@ use crate::domain::{
 
 pub(super) const DESCRIPTION: &str = "vm.json";
 const LARGEST_JSON: u64 = 1 << 20;
-/// What Tart gives a display that is measured in pixels.
+/// Tart's value for a display that is measured in pixels.
 const DPI: u32 = 72;
-/// Of a template that does not say: what the bundle of shoes-vz has, too.
+/// Defaults of a template without values, the same as in the bundle of shoes-vz.
 const USUAL_DISPLAY: (u32, u32) = (1024, 768);
 
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub(super) struct MacosvmContents {
     pub machine: MacMachine,
 }
 
-/// `path` is the description, or the directory that has one.
+/// `path` is the description, or the directory that contains one.
 pub(super) fn read(path: &Path, allow_outside: bool, notices: &mut Notices) -> Result<MacosvmContents> {
     let file = if path.is_dir() { path.join(DESCRIPTION) } else { path.to_owned() };
     let dir = source::directory(file.parent().unwrap_or(Path::new("/")))?;
@@ -153,7 +153,7 @@ impl Description<'_> {
         Ok((disk, aux))
     }
 
-    /// A relative one is relative to the description here, and to the current directory for macosvm.
+    /// A relative path is relative to the description here, and to the current directory in macosvm.
     fn file(&self, item: &Value, at: &str) -> Result<PathBuf> {
         let at = format!("{at}/file");
         let Some(text) = item.get("file").and_then(Value::as_str).filter(|t| !t.is_empty() && !t.contains('\0')) else {
@@ -164,7 +164,7 @@ impl Description<'_> {
             return Err(invalid(at, "leads upwards: give the path without `..`"));
         }
         let path = self.dir.join(path);
-        // Links are followed first: it is where the file is that counts.
+        // Links are resolved first, because the location of the file itself counts.
         let real = fs::canonicalize(&path)
             .map_err(|error| invalid(&at, format!("{} cannot be read: {}", path.display(), error.kind())))?;
         if !real.starts_with(self.dir) && !self.allow_outside {
@@ -209,7 +209,7 @@ impl Description<'_> {
                 notices.add(at, "does not go along: a template has one display");
                 continue;
             }
-            // What macosvm takes where one of them is missing.
+            // Defaults of macosvm for missing values.
             let side = |key: &str, usual: u64| match display.get(key) {
                 None => Ok(usual as u32),
                 Some(value) => value
@@ -256,7 +256,7 @@ fn truthy(value: Option<&Value>) -> bool {
     }
 }
 
-/// What is switched off is not missed.
+/// A disabled device is not missed.
 fn truthy_or_other(value: &Value) -> bool {
     !matches!(value, Value::Bool(_) | Value::Number(_)) || truthy(Some(value))
 }
@@ -278,7 +278,7 @@ pub(super) fn write(
     stage.clone(&template.files.disk, bundle::DISK)?;
     stage.clone(nvram, bundle::AUX)?;
     let (width, height) = machine.display.map_or(USUAL_DISPLAY, |display| (display.width, display.height));
-    // macosvm takes what is relative from wherever it is started, so nothing is.
+    // macosvm resolves relative paths from its working directory, so all paths are absolute.
     let file = |name: &str| {
         let path = stage.target().join(name);
         path.into_os_string().into_string().map_err(|_| {

@@ -1,19 +1,19 @@
-//! Templates in the layouts of other programs: taken from them, and given to them.
+//! Imports templates from the layouts of other programs, and exports templates into them.
 //!
-//! In the catalog, a guest of macOS always has Tart's shape: `config.json`, a disk, and the firmware's variables. Everything
-//! else is converted into that on its way in and out of it on its way out. What has no counterpart on the other side is said
-//! in a notice, and never lost in silence; what would make another guest of it is refused.
+//! In the catalog, a macOS guest always has Tart's layout: `config.json`, a disk, and the firmware's variables. Other
+//! layouts are converted on import and export. What has no counterpart in the target layout is reported in a notice;
+//! what would change the guest is refused.
 //!
 //! ```text
 //! import    a directory, a description or an image ─▶ NewTemplate ─▶ catalog
 //!   tart, bundle, macosvm    one reader and writer per layout
 //!   image                    qcow2 and raw
-//!     chain                  the files that an image is made of
-//!     linux                  kernel and initramfs out of a guest's disk
+//!     chain                  the files of a qcow2 image
+//!     linux                  extracts kernel and initramfs from a guest's disk
 //! export    a template ─▶ a directory or an image
-//!   stage                    built aside, made durable, put in place by one rename
-//! source    what is looked at before anything is read: path tricks, guests that run
-//! payload   what Apple's framework calls opaque
+//!   stage                    built aside, flushed, and published by one rename
+//! source    checks of a source before it is read: path tricks, running guests
+//! payload   the opaque data of Apple's framework
 //! place     where an image comes from and goes to
 //! ```
 
@@ -103,17 +103,17 @@ impl Notices {
 pub struct ImportRequest {
     pub layout: TemplateLayout,
     pub from: ExportDestination,
-    /// What is said of the template besides its files. The disk is found by the layout.
+    /// Settings of the template besides its files. The layout finds the disk.
     pub template: NewTemplate,
     pub identity: Policy,
     pub mac: Policy,
-    /// A suspended VM is taken without its memory.
+    /// A suspended VM is imported without its memory.
     pub discard_memory: bool,
-    /// Files that a `vm.json` names may lie outside of its directory.
+    /// Files that a `vm.json` names may be outside of its directory.
     pub allow_outside: bool,
-    /// Backing files may lie outside of the image's directory.
+    /// Backing files may be outside of the image's directory.
     pub allow_backing: bool,
-    /// Kernel and initramfs are taken out of the disk.
+    /// Kernel and initramfs are extracted from the disk.
     pub extract_kernel: bool,
 }
 
@@ -137,7 +137,7 @@ pub struct Exported {
     pub notices: Vec<Notice>,
 }
 
-/// RunnerArchives of the host that conversions need.
+/// Programs of the host that conversions need.
 #[derive(Clone, Debug)]
 pub struct Tools {
     pub qemu_img: PathBuf,
@@ -149,7 +149,7 @@ impl Default for Tools {
     }
 }
 
-/// A macOS guest, whatever it is written down in.
+/// A macOS guest, in any layout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct MacMachine {
     model: HardwareModel,
@@ -160,7 +160,7 @@ struct MacMachine {
     display: Option<Display>,
 }
 
-/// The source is not what its layout asks for.
+/// The source does not match its layout.
 fn invalid(field: impl AsRef<str>, what: impl AsRef<str>) -> Error {
     refused(Code::TemplateInvalid, field, what)
 }
@@ -170,7 +170,7 @@ fn refused(code: Code, field: impl AsRef<str>, what: impl AsRef<str>) -> Error {
     Error::new(code, format!("{field} {what}")).field(format!("/path/{field}"), what)
 }
 
-/// Work with files, away from the threads that serve requests.
+/// Runs file operations on a blocking thread.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
 }

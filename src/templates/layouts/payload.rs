@@ -1,10 +1,10 @@
-//! What Apple's framework calls opaque: a machine's identity and its hardware model.
+//! The opaque data of Apple's framework: a machine's identity and its hardware model.
 //!
-//! Both are binary property lists. They are looked into only to tell them from rubbish, and carried as the bytes that they are:
-//! a key that is not known here may be the one that the next macOS needs.
+//! Both are binary property lists. They are parsed only to detect invalid data, and are copied byte by byte: an
+//! unknown key may be required by the next macOS.
 //!
-//! The format lets one object stand in many places, so a few hundred bytes can describe a list of any size. It is therefore
-//! read as a stream that ends when it has been long or deep enough.
+//! In this format one object may be referenced many times, so a few hundred bytes can describe a list of any size. It
+//! is therefore read as a stream with limits on length and depth.
 
 use std::io::Cursor;
 
@@ -20,7 +20,7 @@ const MAGIC: &[u8] = b"bplist00";
 const ECID: &str = "ECID";
 const PLATFORM_VERSION: &str = "PlatformVersion";
 
-/// What makes one machine another than the next: its serial number comes from it.
+/// The identity of a machine, from which its serial number derives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MachineIdentity {
     bytes: Vec<u8>,
@@ -48,7 +48,7 @@ impl MachineIdentity {
         bytes.extend_from_slice(ECID.as_bytes());
         bytes.push(0x14);
         bytes.extend_from_slice(&u128::from(ecid).to_be_bytes());
-        // Where the three objects are, and where that is said.
+        // The offsets of the three objects, and the trailer.
         bytes.extend_from_slice(&[8, 11, 16]);
         bytes.extend_from_slice(&[0, 0, 0, 0, 0, 0, 1, 1]);
         for number in [3_u64, 0, 33] {
@@ -57,7 +57,7 @@ impl MachineIdentity {
         MachineIdentity { bytes, ecid }
     }
 
-    /// Two identities are one if this is the same, however they were written.
+    /// Two identities with this value are the same, in whatever form they were written.
     pub fn ecid(&self) -> u64 {
         self.ecid
     }
@@ -71,11 +71,11 @@ impl MachineIdentity {
     }
 }
 
-/// What kind of Mac the guest takes itself for.
+/// The Mac model that the guest sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HardwareModel {
     bytes: Vec<u8>,
-    /// As it was given, so that it is handed on to the letter.
+    /// The original bytes, so that they are copied unchanged.
     text: String,
 }
 
@@ -158,7 +158,7 @@ pub fn value_of(bytes: &[u8], wanted: &str) -> Result<Option<u64>, String> {
             return Err(broken("its values lie too deep"));
         }
         if depth == 1 {
-            // Whatever it was, it is over.
+            // The previous value has ended, whatever it was.
             key = None;
         }
     }
@@ -168,12 +168,12 @@ pub fn value_of(bytes: &[u8], wanted: &str) -> Result<Option<u64>, String> {
     Ok(found)
 }
 
-/// The identity that macOS left in a machine's auxiliary storage when it was installed. That it is there is an observation and
-/// no promise of Apple's.
+/// The identity that macOS stored in a machine's auxiliary storage at its installation. This was observed, and is not
+/// documented by Apple.
 pub mod aux {
     use std::io::{self, Read, Seek, SeekFrom};
 
-    /// Length, name, kind and length of the value.
+    /// Length, name, type and length of the value.
     const MARK: &[u8] = b"\x04ECID\x02\x08";
     const USUAL_PLACE: u64 = 0x6c804;
     const BLOCK: usize = 256 << 10;
@@ -203,7 +203,7 @@ pub mod aux {
             if found.is_some() {
                 return Ok(found);
             }
-            // It may lie across two blocks.
+            // It may cross the boundary of two blocks.
             kept.drain(..kept.len().saturating_sub(here.len() - 1));
         }
     }
@@ -273,7 +273,7 @@ mod tests {
         assert!(MachineIdentity::from_bytes(vec![0; LARGEST + 1]).unwrap_err().contains("4097 bytes"));
     }
 
-    /// Each level twice the one below it: 2^24 values in 200 bytes.
+    /// Each level is twice the one below it: 2^24 values in 200 bytes.
     #[test]
     fn a_list_that_unfolds_without_end_is_given_up() {
         let levels = 24_u8;
@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(aux::ecid(Cursor::new(b"\x04ECID\x02\x08\x01".to_vec())).unwrap(), None);
     }
 
-    /// What the fuzzer has tried is tried by each run of the tests.
+    /// Every test run repeats the inputs of the fuzzer.
     #[test]
     fn the_fuzzers_corpus() {
         let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/plist");

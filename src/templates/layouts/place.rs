@@ -1,7 +1,7 @@
-//! Where an image is taken from, and where it is brought to.
+//! Sources and destinations of images.
 //!
-//! Everything that converts works on local files. A place turns what the caller named into one, and takes a finished one to
-//! where the caller wants it; it is the only part that knows of more than this host.
+//! All conversions work on local files. This module turns the caller's source into a local file, and brings a
+//! finished file to the caller's destination; only it knows about other places than this host.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -17,13 +17,13 @@ use crate::{
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExportDestination {
-    /// Absolute, and without detours.
+    /// Absolute and normalised.
     File(PathBuf),
-    /// In S3. Whoever imports fetches it first, and whoever exports takes it there afterwards: here it is nothing.
+    /// In S3. The caller downloads it before an import, and uploads it after an export; here it is not supported.
     Object { at: Location, overwrite: bool },
 }
 
-/// For those who convert files.
+/// For users of conversions.
 fn not_here(at: &Location) -> Error {
     Error::internal(format!("{at} is not on this host"))
 }
@@ -42,7 +42,7 @@ impl ExportDestination {
         }
         let path = Path::new(text);
         if !path.is_absolute() || text.contains('\0') {
-            // Relative to what? The service's directory is not the caller's.
+            // The service's working directory is not the caller's.
             return wrong("must be an absolute path on the service's host");
         }
         if path.components().any(|part| part == Component::ParentDir) {
@@ -51,7 +51,7 @@ impl ExportDestination {
         Ok(ExportDestination::File(path.components().collect()))
     }
 
-    /// Whether what is there may be replaced.
+    /// Whether an existing target may be replaced.
     pub fn overwriting(self, overwrite: bool) -> Result<ExportDestination> {
         match self {
             ExportDestination::Object { at, .. } => Ok(ExportDestination::Object { at, overwrite }),
@@ -63,8 +63,8 @@ impl ExportDestination {
         }
     }
 
-    /// The source as a file or directory of this host. `_work` is where one from elsewhere would be put; it goes when the import
-    /// is over.
+    /// The source as a file or directory of this host. `_work` is for downloaded sources; it is removed after the
+    /// import.
     pub(super) async fn obtain(&self, _work: &Path) -> Result<PathBuf> {
         match self {
             ExportDestination::File(path) => Ok(path.clone()),
@@ -72,7 +72,7 @@ impl ExportDestination {
         }
     }
 
-    /// A directory in which what is exported is made, as near to its target as can be.
+    /// A directory for the exported files, as close to the target as possible.
     pub(super) async fn stage(&self, catalog: &Catalog) -> Result<ExportStage> {
         match self {
             ExportDestination::File(path) => {
@@ -83,8 +83,8 @@ impl ExportDestination {
         }
     }
 
-    /// Takes the finished files to their target. The first has the target's own name and comes last: what is found under it is
-    /// complete. `suffix` tells the others from it.
+    /// Moves the finished files to the target. The first has the target's own name and is moved last, so a file under
+    /// that name is complete. `suffix` distinguishes the others.
     pub(super) async fn deliver(&self, stage: ExportStage, files: Vec<Finished>) -> Result<Vec<WrittenFile>> {
         match self {
             ExportDestination::File(_) => super::blocking(move || stage.publish_files(&files)).await,

@@ -1,6 +1,6 @@
-//! `qemu-img`, which converts and compares images.
+//! Runs `qemu-img`, which converts and compares images.
 //!
-//! It follows whatever an image names. It is therefore run only on images whose names were looked at before.
+//! It follows every file name in an image. It is therefore run only on images whose names were checked before.
 
 use std::{ffi::OsStr, path::Path};
 
@@ -12,7 +12,7 @@ use crate::{
 
 const SHOWN: usize = 500;
 
-/// Makes `to`, which is not there, with everything in it that `from` and its backing files have.
+/// Creates `to`, which must not exist, with the complete content of `from` and its backing files.
 pub(super) async fn convert(tools: &Tools, from: (&Path, DiskFormat), to: (&Path, DiskFormat)) -> Result<()> {
     let format = [OsStr::new("-f"), OsStr::new(from.1.as_str()), OsStr::new("-O"), OsStr::new(to.1.as_str())];
     let mut args = vec![OsStr::new("convert"), OsStr::new("-q")];
@@ -25,12 +25,12 @@ pub(super) async fn convert(tools: &Tools, from: (&Path, DiskFormat), to: (&Path
             return Err(Error::new(Code::TemplateInvalid, format!("the image {what}")).field("/path", what));
         }
     }
-    // What it wrote lies in the page cache.
+    // Its output may still be in the page cache.
     let to = to.0.to_owned();
     super::blocking(move || std::fs::File::open(to).and_then(|file| file.sync_all()).map_err(Error::internal)).await
 }
 
-/// Whether a guest would read the same from both.
+/// Whether a guest would read the same content from both.
 pub(super) async fn compare(tools: &Tools, one: (&Path, DiskFormat), other: (&Path, DiskFormat)) -> Result<()> {
     let args = [
         OsStr::new("compare"),
@@ -49,9 +49,9 @@ pub(super) async fn compare(tools: &Tools, one: (&Path, DiskFormat), other: (&Pa
     }
 }
 
-/// Its status (`None`: a signal), and the end of what it wrote to standard error.
+/// The status (`None`: a signal), and the end of standard error.
 async fn run(tools: &Tools, args: &[&OsStr]) -> Result<(Option<i32>, String)> {
-    // How long it takes depends on the image; a caller who hangs up ends it.
+    // Its duration depends on the image; it is ended when the caller disconnects.
     let output = match Command::without_deadline(&tools.qemu_img).args(args).current_dir("/").run().await {
         Ok(output) => output,
         Err(error @ CommandError::Missing { .. }) => {

@@ -1,4 +1,4 @@
-//! What is looked at before anything of a source is read.
+//! Checks a source before anything of it is read.
 
 use std::{
     fs::{self, File},
@@ -15,8 +15,8 @@ use crate::domain::{Code, Error, Result};
 
 const LARGEST_PID_FILE: u64 = 64;
 
-/// A file of a directory. One that leads elsewhere is refused: a template from a stranger must not bring the host's own files
-/// into its guests.
+/// A file of a directory. A link that leads outside is refused: an untrusted template must not bring the host's own
+/// files into its guests.
 pub(super) fn part(dir: &Path, name: &str) -> Result<PathBuf> {
     optional_part(dir, name)?.ok_or_else(|| invalid(name, format!("is missing in {}", dir.display())))
 }
@@ -41,7 +41,7 @@ pub(super) fn directory(path: &Path) -> Result<PathBuf> {
     if dir.is_dir() { Ok(dir) } else { Err(wrong(format!("{} must be a directory", path.display()))) }
 }
 
-/// A small file, whole.
+/// Reads a small file completely.
 pub(super) fn read(path: &Path, name: &str, most: u64) -> Result<Vec<u8>> {
     let cannot = |error: io::Error| invalid(name, format!("cannot be read: {}", error.kind()));
     let mut bytes = Vec::new();
@@ -56,12 +56,12 @@ fn running(name: &str, how: &str) -> Error {
     refused(Code::SourceRunning, name, format!("says that the VM runs ({how}): shut it down first"))
 }
 
-/// Refuses a VM of Tart that runs: its process holds a record lock, and answers on its socket.
+/// Refuses a running VM of Tart: its process holds a record lock, and answers on its socket.
 pub(super) fn not_run_by_tart(dir: &Path) -> Result<()> {
     let cannot = |error: io::Error| invalid("config.json", format!("cannot be read: {}", error.kind()));
     let file = File::open(dir.join("config.json")).map_err(cannot)?;
-    // Asked and never taken: Tart would take the lock's holder for the VM, and signal it. In a debug build, rustix panics at
-    // the pid -1 that stands for a lock of another kind.
+    // The lock is queried and never taken: Tart would take the lock's holder for the VM, and signal it. In a debug
+    // build, rustix panics at the pid -1 that stands for another kind of lock.
     match catch_unwind(AssertUnwindSafe(|| fcntl_getlk(&file, &Flock::from(FlockType::ReadLock)))) {
         Ok(Ok(None)) => {}
         Ok(Ok(Some(lock))) => {
@@ -80,7 +80,7 @@ pub(super) fn not_run_by_tart(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a directory in which a file called `*.pid` names a process that lives.
+/// Refuses a directory in which a `*.pid` file names a running process.
 pub(super) fn no_live_pid(dir: &Path) -> Result<()> {
     let entries = fs::read_dir(dir).map_err(|error| invalid("path", format!("cannot be read: {}", error.kind())))?;
     for entry in entries.flatten() {
@@ -90,7 +90,7 @@ pub(super) fn no_live_pid(dir: &Path) -> Result<()> {
         }
         let text = read(&entry.path(), &name, LARGEST_PID_FILE)?;
         let pid = std::str::from_utf8(&text).ok().and_then(|t| t.trim().parse().ok()).and_then(Pid::from_raw);
-        // One that may not be signalled is there, too.
+        // A process that may not be signalled also exists.
         if let Some(pid) = pid
             && !matches!(test_kill_process(pid), Err(rustix::io::Errno::SRCH))
         {
@@ -101,7 +101,7 @@ pub(super) fn no_live_pid(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Names what lies in the directory and does not go along.
+/// Lists the files of the directory that are not imported.
 pub(super) fn name_the_rest(dir: &Path, known: &[&str], notices: &mut Notices) {
     let mut rest: Vec<String> = fs::read_dir(dir)
         .into_iter()

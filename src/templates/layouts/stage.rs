@@ -1,7 +1,7 @@
-//! Where an export is made: a directory beside its target, that becomes the target by one rename.
+//! Builds an export in a directory beside its target, and publishes it by one rename.
 //!
-//! What a crash leaves has a name that only this service gives and is locked while it is worked on; the next export to the same
-//! directory takes away what nobody works on any more.
+//! A crash leaves a directory with a name that only this service uses; it is locked while in use. The next export to
+//! the same directory removes those that are not locked.
 
 use std::{
     fs::{self, File},
@@ -36,7 +36,7 @@ pub(super) struct ExportStage {
 
 impl Drop for ExportStage {
     fn drop(&mut self) {
-        // When it was published there is nothing here any more.
+        // After it was published, there is nothing here any more.
         let _ = fs::remove_dir_all(&self.dir);
     }
 }
@@ -67,7 +67,7 @@ impl ExportStage {
         self.dir.join(name)
     }
 
-    /// Where it will be.
+    /// The path of the target.
     pub fn target(&self) -> &Path {
         &self.target
     }
@@ -81,15 +81,15 @@ impl ExportStage {
         write().map_err(|error| failure(&self.parent, error))
     }
 
-    /// A file of the template: by copy-on-write where that can be, else without its holes.
+    /// Copies a file of the template, by copy-on-write if possible, else without its holes.
     pub fn clone(&self, from: &Path, name: &str) -> Result<()> {
         let copy = || {
             let to = self.path(name);
             let source = File::open(from)?;
-            // The template is not removed while this is held.
+            // Protects the template from removal.
             source.lock_shared()?;
             if reflink_copy::reflink(from, &to).is_err() {
-                // A clone that was refused may have left its empty target.
+                // A refused clone may have left its empty target.
                 let _ = fs::remove_file(&to);
                 copy_sparse(&source, &files::create_private(&to)?)?;
             }
@@ -100,7 +100,7 @@ impl ExportStage {
         copy().map_err(|error| failure(&self.parent, error))
     }
 
-    /// The directory itself becomes the target.
+    /// Publishes the directory itself as the target.
     pub fn publish(self) -> Result<Vec<WrittenFile>> {
         let publish = || {
             let mut written = Vec::new();
@@ -117,8 +117,8 @@ impl ExportStage {
         publish().map_err(|error| placed(&self.target, error))
     }
 
-    /// Files of it become the target and what lies beside it, the target last. One beside it that is there with the very
-    /// content is what an earlier attempt has left.
+    /// Publishes files as the target and the files beside it, the target last. An existing file beside it with the
+    /// same content is from an earlier attempt.
     pub fn publish_files(self, files: &[Finished]) -> Result<Vec<WrittenFile>> {
         let mut written = Vec::new();
         for Finished { name, suffix } in files.iter().rev() {
@@ -177,7 +177,7 @@ fn failure(place: &Path, error: io::Error) -> Error {
 /// A rename that replaces nothing, not even an empty directory.
 fn put(from: &Path, to: &Path) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // File systems that do not know the flag: looked at first, which is as good as it gets there.
+        // On file systems without support for the flag, this can only check before the rename.
         Err(Errno::INVAL | Errno::NOTSUP | Errno::NOSYS) => {
             if to.symlink_metadata().is_ok() {
                 return Err(io::ErrorKind::AlreadyExists.into());
@@ -188,7 +188,7 @@ fn put(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Takes away what exports left that did not end. Only what bears our name, is ours, and is nobody's work.
+/// Removes directories of unfinished exports: only those with our prefix, of this user, and not locked.
 fn sweep(parent: &Path) -> io::Result<()> {
     for entry in fs::read_dir(parent)? {
         let entry = entry?;
@@ -232,7 +232,7 @@ fn same(one: &Path, other: &Path) -> io::Result<bool> {
     }
 }
 
-/// Copies what is not a hole.
+/// Copies a file without its holes.
 fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
     let length = from.metadata()?.len();
     to.set_len(length)?;
@@ -241,9 +241,9 @@ fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
     while at < length {
         let (start, end) = match rustix::fs::seek(from, SeekFrom::Data(at)) {
             Ok(start) => (start, rustix::fs::seek(from, SeekFrom::Hole(start))?),
-            // Nothing but a hole is left.
+            // Only a hole is left.
             Err(Errno::NXIO) => break,
-            // A file system that cannot tell.
+            // The file system does not report holes.
             Err(Errno::INVAL | Errno::NOTSUP) => (at, length),
             Err(error) => return Err(error.into()),
         };
@@ -258,21 +258,21 @@ fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// A file in a stage, and what its target's name ends with.
+/// A file in a stage, and its suffix at the target.
 #[derive(Debug)]
 pub(super) struct Finished {
     pub name: &'static str,
     pub suffix: &'static str,
 }
 
-/// The path with something more at its end.
+/// The path with a suffix.
 pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
-/// The parent as it really is, and the whole path by it.
+/// The resolved parent, and the path based on it.
 pub(super) fn resolved(path: &Path) -> Result<(PathBuf, PathBuf)> {
     let wrong = |what: String| Error::new(Code::RequestInvalid, format!("path {what}")).field("/path", what);
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {

@@ -1,4 +1,4 @@
-//! Tart's directory of a VM.
+//! The layout of Tart: the directory of a VM.
 
 use std::path::{Path, PathBuf};
 
@@ -28,7 +28,7 @@ pub(super) struct TartContents {
     pub nvram: PathBuf,
 }
 
-/// The files go into the catalog as they are.
+/// The files are imported unchanged.
 pub(super) fn read(path: &Path, discard_memory: bool, notices: &mut Notices) -> Result<TartContents> {
     let dir = source::directory(path)?;
     let found = TartContents {
@@ -62,7 +62,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<TartConfig> {
     TartConfig::parse(bytes).map_err(|what| invalid(CONFIG, format!("is not a VM's of Tart: {what}")))
 }
 
-/// The macOS guest that a configuration describes.
+/// The macOS guest of a configuration.
 pub(super) fn machine(config: &TartConfig) -> Result<MacMachine> {
     let (Some(model), Some(ecid)) = (&config.hardware_model, &config.ecid) else {
         return Err(invalid(CONFIG, "has no hardwareModel and ecid, which every macOS guest has"));
@@ -77,13 +77,13 @@ pub(super) fn machine(config: &TartConfig) -> Result<MacMachine> {
     })
 }
 
-/// The configuration of a guest that comes from another layout.
+/// The configuration of a guest from another layout.
 pub(super) fn config_of(machine: &MacMachine, mac: Mac) -> TartConfig {
     TartConfig {
         os: GuestOs::Macos,
         arch: Arch::Aarch64,
         cpus: machine.cpus,
-        // No other layout keeps the image's own minimum; what it ran with is enough.
+        // Other layouts do not store the image's minimum; the guest's current size is sufficient.
         cpus_min: machine.cpus,
         memory_bytes: machine.memory_bytes,
         memory_min_bytes: machine.memory_bytes,
@@ -97,7 +97,7 @@ pub(super) fn config_of(machine: &MacMachine, mac: Mac) -> TartConfig {
     }
 }
 
-/// What a template's owner has decided counts more than what its VM once had.
+/// The template's settings take precedence over those of the original VM.
 pub(super) fn with_size_of(config: &mut TartConfig, template: &Template) {
     config.cpus = template.cpus;
     if config.memory_mib() != template.memory_mib {
@@ -105,7 +105,7 @@ pub(super) fn with_size_of(config: &mut TartConfig, template: &Template) {
     }
 }
 
-/// `bytes` with some of its keys changed, and all the others as they are; the very bytes where nothing changes.
+/// `bytes` with some keys changed, and all others kept; the original bytes if nothing changes.
 pub(super) fn rewritten(bytes: &[u8], was: &TartConfig, now: &TartConfig) -> Result<Vec<u8>> {
     if was == now {
         return Ok(bytes.to_vec());

@@ -1,5 +1,4 @@
-//! How far the pulls are that are under way, for callers that know them by their ids. In memory: what is to survive a restart
-//! is in the pull's row.
+//! Progress of the unfinished pulls by their ids, in memory. What has to survive a restart is in the pull's row.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -9,7 +8,7 @@ use tokio::sync::{broadcast, watch};
 use crate::domain::{PullId, pull::Pull};
 use crate::templates::progress::PullProgress;
 
-/// Published about once a second for each pull whose bytes come.
+/// Published about once a second for each pull that transfers data.
 #[derive(Clone, Debug)]
 pub struct ProgressUpdate {
     pub pull: Arc<Pull>,
@@ -40,13 +39,13 @@ impl ProgressBoard {
         ShownProgress { board: self.clone(), id }
     }
 
-    /// `None`: no bytes of it come now.
+    /// `None`: it is not transferring data.
     pub fn progress(&self, id: PullId) -> Option<PullProgress> {
         self.meters().get(&id).map(|meter| meter.borrow().clone())
     }
 
     pub fn publish(&self, update: ProgressUpdate) {
-        // An error: nobody listens.
+        // An error only means that there are no subscribers.
         let _ = self.updates.send(update);
     }
 

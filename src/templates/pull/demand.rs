@@ -1,4 +1,4 @@
-//! Images that somebody waits for, without a name of their own and whatever their settings are.
+//! Pulls of images that vms wait for, without a name and with the image's own settings.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -14,11 +14,11 @@ use {
     crate::templates::progress::PullProgress,
 };
 
-/// Who waits, and how far their image is.
+/// The waiting callers, and the progress of their images.
 #[derive(Default)]
 pub(super) struct PullDemand(Mutex<HashMap<String, watch::Receiver<PullProgress>>>);
 
-/// One who waits, for as long as this lives.
+/// A waiting caller, while this exists.
 struct DemandGuard<'a> {
     waiting: &'a PullDemand,
     whom: &'a str,
@@ -31,7 +31,8 @@ impl Drop for DemandGuard<'_> {
 }
 
 impl Puller {
-    /// The template of an image that is here, found without asking anybody. What a tag stands for only its registry knows.
+    /// The template of an image in the catalog, without asking the registry. Only the registry knows where a tag
+    /// points.
     pub async fn here(&self, image: &Reference) -> Result<Option<Template>> {
         match image.digest() {
             Some(digest) => self.shared.catalog.of_image(super::origin(image, digest)).await,
@@ -39,8 +40,8 @@ impl Puller {
         }
     }
 
-    /// The template of an image, pulled where it is not here. `whom` is for asking how far it is. Dropping the future ends the
-    /// pull, unless others wait for it, too; what it got is kept for the next one.
+    /// The template of an image, pulled if necessary. `whom` identifies the caller for queries of the progress.
+    /// Dropping the future ends the pull, unless others wait for it; its data is kept for the next one.
     pub async fn obtain(&self, image: &Reference, whom: &str, budgets: &Budgets) -> Result<Template, Arc<PullError>> {
         let (meter, progress) = watch::channel(PullProgress::default());
         let waiting = &self.shared.waiting;
@@ -49,7 +50,7 @@ impl Puller {
         self.pull(&PullRequest::of_image(image.clone(), budgets.clone()), &meter).await
     }
 
-    /// How far the image is that somebody waits for. `None`: they wait for none.
+    /// Progress of the image that this caller waits for. `None`: it waits for none.
     pub fn progress(&self, whom: &str) -> Option<PullProgress> {
         let waiting = self.shared.waiting.0.lock();
         waiting.get(whom).map(|progress| progress.borrow().clone())

@@ -1,11 +1,11 @@
-//! The disk that is being put together.
+//! The disk file of a pull.
 //!
-//! It begins empty or, where the file system can, as a clone of the template that it has most in common with: then what is
-//! the same takes neither time nor room.
+//! It starts empty or, where the file system supports it, as a clone of the template with the most common content, so
+//! that unchanged chunks need neither time nor space.
 //!
-//! A layer counts once its bytes are on disk, so whoever writes it has to wait for that anyway, and the page cache would be one
-//! more copy of everything, which drives out what others have there. So large runs are written past it, where the file system
-//! lets them. Both ways never meet in one page: what is not whole pages of one's own goes through the cache.
+//! A layer counts once its bytes are on disk, so the writer has to wait for the disk anyway, and the page cache would
+//! only evict the data of others. So large runs bypass the cache where the file system allows it. A page is never
+//! written in both ways: incomplete pages go through the cache.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -17,34 +17,34 @@ use std::{
 
 use crate::platform::files;
 
-/// Of memory that is written past the cache: no disk has larger sectors.
+/// Alignment of memory for writes that bypass the cache: no disk has larger sectors.
 pub(super) const ALIGNMENT: usize = 4096;
 
-/// What goes past the cache is whole units of this, aligned on the disk: no system has larger pages. Shorter runs go through
-/// the cache, where the system puts them together: each write past it waits for the disk.
+/// Writes bypass the cache in aligned units of this size: no system has larger pages. Shorter runs go through the
+/// cache, where the system combines them, because each direct write waits for the disk.
 const GRAIN: usize = 64 << 10;
 
-/// Read at a time, to see whether something is there.
+/// Size of a read that looks for existing content.
 const LOOK: usize = 1 << 20;
 
 #[derive(Debug)]
 pub(super) struct Disk {
     file: File,
-    /// The same file, past the cache.
+    /// The same file, opened to bypass the cache.
     direct: Option<File>,
-    /// A file system may take the flag and refuse the writes.
+    /// A file system may accept the flag and refuse the writes.
     refused: AtomicBool,
-    /// What was not written by this pull is zeros.
+    /// Everything that this pull did not write is zeros.
     pub blank: bool,
 }
 
 impl Disk {
-    /// Opens or makes it. `base` is a disk to begin as, if it is to be made.
+    /// Opens or creates it. `base`: a disk to clone, if it is created.
     pub fn open(path: &Path, size: u64, base: Option<&Path>) -> io::Result<Disk> {
         let new = !path.exists();
         let cloned = new && base.is_some_and(|base| clone(base, path).is_ok());
         if !new || cloned {
-            // As templates are, and as a publishing that did not come to its end leaves it: read-only.
+            // Read-only, like templates, after an interrupted publishing.
             fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         }
         let mut options = files::private();
@@ -60,7 +60,7 @@ impl Disk {
         &self.file
     }
 
-    /// Writes bytes to their place. They go past the cache if they are aligned in memory as they are on the disk.
+    /// Writes bytes at an offset. They bypass the cache if they are aligned in memory as on the disk.
     pub fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         let head = (GRAIN - at as usize % GRAIN) % GRAIN;
         let whole = bytes.len().saturating_sub(head) / GRAIN * GRAIN;
@@ -84,7 +84,7 @@ impl Disk {
         }
     }
 
-    /// Makes a hole, where the system can. False: what was there is there still.
+    /// Makes a hole, if the system supports it. False: the content is unchanged.
     pub fn punch(&self, offset: u64, size: u64) -> bool {
         #[cfg(target_os = "linux")]
         {
@@ -98,7 +98,7 @@ impl Disk {
         }
     }
 
-    /// Makes this place hold zeros, whatever was there.
+    /// Makes this range contain zeros, whatever it contained.
     pub fn zero(&self, offset: u64, size: u64) -> io::Result<()> {
         if self.punch(offset, size) {
             return Ok(());
@@ -108,13 +108,13 @@ impl Disk {
         })
     }
 
-    /// Reads a piece, some of it at a time.
+    /// Reads a chunk piece by piece.
     pub fn read(&self, offset: u64, size: u64, to: impl FnMut(&[u8], u64) -> io::Result<()>) -> io::Result<()> {
         read(&self.file, offset, size, to)
     }
 
-    /// Lets a place share what is at a place of this or another file. Nothing is checked, and nothing is said of why it cannot
-    /// be: the caller reads either way.
+    /// Lets a range share blocks with a range of this or another file. Nothing is checked, and failures are not
+    /// reported, because the caller reads the range in any case.
     pub fn share(&self, from: &File, at: u64, offset: u64, size: u64) -> bool {
         let Ok(size) = size.try_into() else { return false };
         reflink_copy::ReflinkBlockBuilder::new(from, &self.file, size)
@@ -125,7 +125,7 @@ impl Disk {
     }
 }
 
-/// Reads a piece of a file, some of it at a time, with the place of each.
+/// Reads a chunk of a file piece by piece, with the offset of each piece.
 pub(super) fn read(
     file: &File,
     offset: u64,
@@ -145,11 +145,11 @@ pub(super) fn read(
 
 fn clone(base: &Path, to: &Path) -> io::Result<()> {
     let base = File::open(base)?;
-    // Whoever removes a template while it is read waits for the lock to be gone.
+    // Protects the template from removal while it is read.
     base.try_lock_shared()?;
     let cloned = reflink_copy::reflink_file_to_path(&base, to);
     if cloned.is_err() {
-        // One that was refused may have left its empty target.
+        // A refused clone may have left its empty target.
         let _ = fs::remove_file(to);
     }
     cloned
@@ -169,7 +169,7 @@ fn direct(_: &mut OpenOptions, _: &Path) -> Option<File> {
 
 #[cfg(test)]
 impl Disk {
-    /// Without a way past the cache.
+    /// Without bypassing the cache.
     pub fn cached(path: &Path, size: u64) -> Disk {
         Disk { direct: None, ..Disk::open(path, size, None).unwrap() }
     }
@@ -179,7 +179,7 @@ impl Disk {
 mod tests {
     use super::*;
 
-    /// Bytes that are aligned as the place is.
+    /// Bytes that are aligned like the offset.
     fn aligned(bytes: &[u8], at: u64) -> (Vec<u8>, usize) {
         let mut room = vec![0; bytes.len() + 2 * ALIGNMENT];
         let start = room.as_ptr().align_offset(ALIGNMENT) + at as usize % ALIGNMENT;
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn bytes_come_to_their_place_whichever_way_they_go() {
-        // Not in memory, where there may be no way past the cache.
+        // Not on a memory file system, which may not support bypassing the cache.
         let dir = tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
         let content: Vec<u8> = (0..700_000_u32).flat_map(|n| n.to_le_bytes()).collect();
         let disk = Disk::open(&dir.path().join("disk"), 3_000_000, None).unwrap();

@@ -1,4 +1,5 @@
-//! Who is at fault when a pull fails decides the code: the caller's reference or rights, the image, or the way to it.
+//! Maps the failure of a pull to an error code by its cause: the caller's reference or rights, the image, or the
+//! connection.
 
 use super::PullError;
 use crate::{

@@ -1,4 +1,4 @@
-//! One pull, of one digest: plans it, does it, and publishes what came of it.
+//! One pull of one digest: plans it, carries it out, and publishes the result.
 
 use std::{collections::BTreeMap, fs, io, path::Path, sync::Arc, time::Duration};
 
@@ -31,16 +31,16 @@ use crate::{
     },
 };
 
-/// How often it is looked whether another process is done with the same image.
+/// Interval of checks whether another process has finished with the same image.
 const OTHERS: Duration = Duration::from_millis(250);
 
-/// Left free on the file system beside what the image takes.
+/// Space that is kept free beside the image.
 const SPARE: u64 = 64 << 20;
 
-/// What LZ4 makes less than this part of is zeros for the most part, which take no space.
+/// A chunk that LZ4 compresses below this fraction is mostly zeros, which use no space.
 const SHRINKS: u64 = 4;
 
-/// One pull, of one digest.
+/// One pull of one digest.
 pub(super) struct PullTask {
     pub shared: Arc<PullerState>,
     pub request: PullRequest,
@@ -61,7 +61,7 @@ impl PullTask {
             }
             tokio::time::sleep(OTHERS).await;
         };
-        // Whoever we waited for may have made it.
+        // The pull that we waited for may have created it.
         if catalog.find_pulled(self.origin.clone(), self.request.wanted()).await?.is_some() {
             catalog.discard_staging(staging).await?;
             return Ok(());
@@ -85,7 +85,8 @@ impl PullTask {
             let fetched = site.fetch_file(file, staging.part(file.role.into())).await;
             fetched.map_err(|e| self.failed(file.layer, None, e))?;
         }
-        // The settings and the VM's configuration are what is wrong most often: now, and not fifty gigabytes later.
+        // The settings and the VM's configuration are the most frequent errors, so they are checked before the disk
+        // is downloaded.
         let checked = template.clone();
         tokio::task::spawn_blocking(move || check::check_before_disk(&checked)).await.map_err(io::Error::other)??;
         self.chunks(&site, plan, &room).await?;
@@ -93,7 +94,7 @@ impl PullTask {
         Ok(())
     }
 
-    /// What the image says of its template, where it does so in a document of its own.
+    /// The image's own settings, if it has them in a separate document.
     async fn settings(&self) -> Result<Option<oci::Settings>, PullError> {
         if self.image.kind != oci::ImageFormat::Mayfly {
             return Ok(None);
@@ -111,7 +112,7 @@ impl PullTask {
     ) -> Result<(), PullError> {
         let (twins, others): (Vec<_>, Vec<_>) =
             plan.into_iter().partition(|(_, source)| matches!(source, ChunkSource::Twin { .. }));
-        // What is copied from this disk has to be there first.
+        // The source of this chunk on the same disk must be written first.
         for round in [others, twins] {
             let mut tasks = JoinSet::new();
             let mut waiting = round.into_iter();
@@ -126,7 +127,7 @@ impl PullTask {
                 match tasks.join_next().await {
                     None => break,
                     Some(Ok((_, Ok(bytes)))) => room.written(bytes),
-                    // The others are ended by dropping them. What they have finished is in the journal.
+                    // The others are cancelled by dropping them. Their completed layers are in the journal.
                     Some(Ok((chunk, Err(error)))) => return Err(self.failed(chunk.layer, Some(chunk.offset), error)),
                     Some(Err(e)) => return Err(io::Error::other(e).into()),
                 }
@@ -160,8 +161,7 @@ impl PullTask {
         meter.planned(fetched.chain(small).sum(), done, plan.len());
     }
 
-    /// Room for what will be written, or the reason why there is none: before hours of work. What is really taken is known at the
-    /// end only.
+    /// Reserves space for the expected writes, or fails before hours of work. The real use is known only at the end.
     async fn room(&self, plan: &[(Chunk, ChunkSource)], staging: &Staging) -> Result<SpaceReservation, PullError> {
         let full = |error: crate::domain::Error| match error.code {
             Code::HostFull => PullError::Space { image: Box::new(self.reference.clone()), error: Box::new(error) },
@@ -181,7 +181,7 @@ impl PullTask {
         self.shared.catalog.room_for_pull(chunks + files + SPARE).await.map_err(full)
     }
 
-    /// Of the template's files, those that came from the registry.
+    /// The template's files that came from the registry.
     fn files(&self) -> BTreeMap<String, FileEntry> {
         let Image { files, chunks, .. } = &self.image;
         let pieces =
@@ -193,7 +193,7 @@ impl PullTask {
     }
 }
 
-/// What a chunk probably takes on disk: one that is mostly zeros takes little.
+/// The probable size of a chunk on disk: one that is mostly zeros uses little.
 fn takes(chunk: &Chunk, source: &ChunkSource) -> u64 {
     match source {
         ChunkSource::Done | ChunkSource::Zeros | ChunkSource::Shared(_) => 0,
@@ -234,7 +234,7 @@ struct PreparedPull {
     disk: Disk,
     journal: Journal,
     plan: Vec<(Chunk, ChunkSource)>,
-    /// The layers that are files of their own, where they are not here yet.
+    /// Fetches the layers that are files of their own, if they are not here yet.
     small: Vec<manifest::LayerFile>,
 }
 
@@ -248,7 +248,7 @@ fn prepare(staging: &Staging, image: &Image, known: &KnownPieces) -> io::Result<
         }
     }
     let path = staging.part(Part::Disk);
-    // A disk of another size is not the one that the journal is about.
+    // The journal is about a disk of the expected size.
     if !there(Part::Disk, image.disk_size) {
         journal.restart()?;
         done.clear();

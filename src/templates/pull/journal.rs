@@ -1,5 +1,5 @@
-//! What of an image is on disk and verified, one line for each layer: written after the layer's bytes are on disk, so that a
-//! line is true whatever happens next. After a crash it is read instead of hashing the disk again.
+//! The journal of a pull: one line for each layer that is verified and on disk. A line is written after the layer's
+//! bytes are on disk, so it is always true. After a crash it is read, so that the disk need not be hashed again.
 
 use std::{
     collections::BTreeSet,
@@ -23,13 +23,13 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Opens or begins a journal. `expected` is the digest that each layer's content has: a line that says something else is
-    /// of another image or damaged, and does not count.
+    /// Opens or creates a journal. `expected`: the digest of each layer's content. A line with another digest is of
+    /// another image or damaged, and is ignored.
     pub fn open(path: &Path, expected: &[Digest]) -> io::Result<(Journal, BTreeSet<usize>)> {
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
         let mut text = Vec::new();
         (&file).take(LONGEST).read_to_end(&mut text)?;
-        // What follows the last line end was being written when everything stopped.
+        // Text after the last line end was cut off by a crash.
         let whole = text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
         let text = String::from_utf8_lossy(&text[..whole]).into_owned();
         let mut lines = text.lines();
@@ -49,20 +49,20 @@ impl Journal {
         Ok((Journal { file: Mutex::new(file) }, done))
     }
 
-    /// Forgets everything: what it says was on a disk that is gone. Before there is another one, which must not be believed to
-    /// hold it.
+    /// Empties the journal, because the disk that it describes is gone. Must happen before a new disk exists, to
+    /// which the lines would be applied.
     pub fn restart(&self) -> io::Result<()> {
         begin(&mut self.file.lock())
     }
 
-    /// Notes a layer whose bytes are on disk.
+    /// Records a layer whose bytes are on disk.
     pub fn note(&self, layer: usize, content: Digest) -> io::Result<()> {
         let mut file = self.file.lock();
         let before = file.metadata()?.len();
         // One write, so that lines of two layers do not mix.
         let noted = file.write_all(format!("{layer} {content}\n").as_bytes()).and_then(|()| file.sync_data());
         if noted.is_err() {
-            // Half a line would take the next one with it.
+            // An incomplete line would corrupt the next one.
             let _ = file.set_len(before);
         }
         noted

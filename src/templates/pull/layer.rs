@@ -1,8 +1,8 @@
-//! One layer of an image, from wherever it is, verified, onto the disk and into the journal.
+//! Fetches and verifies one layer, and writes it to the disk and the journal.
 //!
-//! Pieces go from the network through a short queue to a thread that hashes and decodes them, and from there to one that hashes
-//! again and writes, so that a slow disk slows the network down and memory stays bounded. The first thread, not its caller, notes the layer in the journal: it may be the only
-//! one left when a pull is dropped.
+//! Chunks go from the network through a short queue to a thread that hashes and decodes them, and from there to a
+//! thread that hashes the result and writes it. So a slow disk slows the network down, and memory stays bounded. The
+//! first thread, not its caller, writes the journal: when the pull is cancelled, it may be the only one left.
 
 use std::{
     fs::{self, File},
@@ -37,13 +37,13 @@ use crate::{
     templates::{catalog::pulled::Staging, progress::Meter},
 };
 
-/// Between the network and the thread, for each layer that is under way. A piece has at most some hundred kilobytes.
+/// Queue between the network and the thread, for each active layer. A piece has at most some hundred kilobytes.
 const QUEUE: usize = 8;
 
-/// Buffers between the two threads of a chunk. With the two that these work on, four megabytes for each chunk under way.
+/// Buffers between the two threads of a chunk. With the two in use, four megabytes for each active chunk.
 const AHEAD: usize = 2;
 
-/// How often a layer may arrive whole and be another one than was asked for.
+/// How often a layer may arrive completely with a wrong digest.
 const ATTEMPTS: usize = 2;
 
 #[derive(Debug, thiserror::Error)]
@@ -67,20 +67,20 @@ impl From<DecodeError> for LayerError {
     }
 }
 
-/// What all layers of a pull share.
+/// Shared by all layers of a pull.
 pub(super) struct Site {
     pub client: Arc<RegistryClient>,
     pub disk: Disk,
     pub journal: Journal,
     pub meter: Meter,
-    /// Held by whoever writes, so that nobody else begins before the last one has ended.
+    /// Held by writers, so that a new pull does not start before the last writer has ended.
     pub _staging: Arc<Staging>,
 }
 
-/// Where a layer's content goes.
+/// The target of a layer's content.
 #[derive(Clone)]
 enum LayerTarget {
-    /// `content`: what the blob unpacks to, where it is packed.
+    /// `content`: the uncompressed content, if the blob is compressed.
     File {
         path: PathBuf,
         content: Option<Blob>,
@@ -104,7 +104,7 @@ impl Site {
         self.fetch(chunk.layer, chunk.blob, target).await
     }
 
-    /// After something was written to the chunk's place that did not belong there.
+    /// Fetches the chunk after wrong content was written to its range.
     pub async fn fetch_again(self: &Arc<Self>, chunk: Chunk) -> Result<(), LayerError> {
         let target = |_| LayerTarget::Disk { offset: chunk.offset, content: chunk.content, blank: false };
         self.fetch(chunk.layer, chunk.blob, target).await
@@ -129,7 +129,7 @@ impl Site {
             }
             let error = match (fetched, kept) {
                 (_, Ok(())) => return Ok(()),
-                // The thread then saw the end too early, and says no more than that.
+                // The thread then saw a premature end, which is less precise.
                 (Err(FetchError::Registry { error, received: 0 }), Err(_)) => return Err(error.into()),
                 (Err(FetchError::Registry { error, received }), Err(_)) => {
                     return Err(LayerError::Interrupted { error, received });
@@ -144,7 +144,7 @@ impl Site {
         }
     }
 
-    /// Takes a blob's bytes to their place. Gives how many there were, and whether they are what was wanted.
+    /// Writes a blob's bytes to their target. Returns their number, and whether they are correct.
     fn receive(
         &self,
         layer: usize,
@@ -176,7 +176,7 @@ impl Site {
         path: PathBuf,
         next: &mut dyn FnMut() -> Option<BodyChunk>,
     ) -> Result<(), LayerError> {
-        // One that a publishing which did not come to its end has made read-only.
+        // Read-only after an interrupted publishing.
         files::ignore_not_found(fs::remove_file(&path))?;
         let mut file = File::create_new(&path)?;
         let (mut hasher, mut plain) = (Hasher::default(), Hasher::default());
@@ -211,8 +211,9 @@ impl Site {
         next: &mut dyn FnMut() -> Option<BodyChunk>,
     ) -> Result<(), LayerError> {
         let place = BufferPlacement::new(&self.disk, offset, content.size, blank);
-        // Two threads: one checks and unpacks what comes, the other one checks and writes what it unpacks to. So a chunk takes
-        // no longer than its slower half, and the last ones of an image, when there are fewer than cores, use all cores.
+        // Two threads: one verifies and decompresses, the other one verifies and writes the result. So a chunk takes
+        // only as long as its slower half, and the last chunks of an image, when there are fewer than cores, use all
+        // cores.
         let (to, filled) = sync_channel::<Buffer>(AHEAD);
         let (back, emptied) = channel();
         let (unpacked, written) = thread::scope(|scope| {
@@ -221,26 +222,27 @@ impl Site {
                 for buffer in filled {
                     plain.update(buffer.bytes());
                     place.write(&buffer)?;
-                    // The other one may have ended.
+                    // The other thread may have ended.
                     let _ = back.send(buffer);
                 }
                 Ok(plain)
             });
             let unpacked = unpack(blob, offset, content.size, next, &mut |buffer| {
-                to.send(buffer).map_err(|_| io::Error::other("nobody writes any more"))?;
+                to.send(buffer).map_err(|_| io::Error::other("the writing thread has ended"))?;
                 Ok(emptied.try_recv().unwrap_or_else(|_| Buffer::new()))
             });
             drop(to);
             (unpacked, writing.join())
         });
-        // When writing has failed, unpacking could not go on, and knows less about it.
+        // If writing failed, decompression failed as a consequence, and its error is less precise.
         let plain = written.map_err(|_| io::Error::other("the thread that writes panicked"))??;
         unpacked?;
         plain.verify("what it unpacks to", content)?;
         self.keep(layer, content)
     }
 
-    /// Takes a chunk from a disk that is here: another template's, or this one's at another place. False: it is not there.
+    /// Copies a chunk from a local disk: another template's, or this one's at another offset. False: the content is
+    /// not there.
     pub async fn copy(self: &Arc<Self>, chunk: Chunk, from: Option<PathBuf>, at: u64) -> Result<bool, LayerError> {
         let site = self.clone();
         tokio::task::spawn_blocking(move || site.copy_blocking(chunk, from, at)).await.map_err(io::Error::other)?
@@ -250,7 +252,7 @@ impl Site {
         let other;
         let from = match from {
             Some(path) => match File::open(&path) {
-                // Whoever removes a template while it is read waits for the lock to be gone.
+                // Protects the template from removal while it is read.
                 Ok(file) if file.try_lock_shared().is_ok() => {
                     other = file;
                     &other
@@ -274,7 +276,7 @@ impl Site {
         let copied = read.and_then(|()| cutter.flush(&mut full));
         match copied {
             Ok(()) => {}
-            // What cannot be written cannot be fetched either.
+            // If it cannot be written, fetching it would fail as well.
             Err(error) if unwritten => return Err(error.into()),
             Err(_) => return Ok(false),
         }
@@ -285,7 +287,7 @@ impl Site {
         Ok(true)
     }
 
-    /// Keeps what is at the chunk's place already, if it is what belongs there.
+    /// Keeps the existing content of the chunk's range, if it is correct.
     pub async fn check(self: &Arc<Self>, chunk: Chunk) -> Result<bool, LayerError> {
         let site = self.clone();
         tokio::task::spawn_blocking(move || site.check_blocking(chunk)).await.map_err(io::Error::other)?
@@ -304,7 +306,7 @@ impl Site {
         Ok(true)
     }
 
-    /// Makes the chunk's place hold zeros. Not noted: to do it again costs nothing.
+    /// Makes the chunk's range contain zeros. Not recorded, because a repetition is cheap.
     pub async fn zero(self: &Arc<Self>, chunk: Chunk) -> Result<(), LayerError> {
         let site = self.clone();
         let zeroed = move || site.disk.zero(chunk.offset, chunk.content.size);
@@ -312,14 +314,14 @@ impl Site {
     }
 
     fn keep(&self, layer: usize, content: Blob) -> Result<(), LayerError> {
-        // In this order: a line in the journal without its bytes would be believed.
+        // In this order: a line in the journal whose bytes are not on disk would be trusted.
         self.disk.file().sync_data()?;
         self.journal.note(layer, content.digest)?;
         Ok(())
     }
 }
 
-/// Checks and unpacks what comes, into buffers.
+/// Verifies and decompresses the received data into buffers.
 fn unpack(
     blob: Blob,
     offset: u64,

@@ -1,20 +1,20 @@
-//! Pulling: an image from a registry becomes a template of the catalog.
+//! Pulls images from registries into the catalog.
 //!
-//! The reference is resolved to a digest once, and all that follows is about that digest. Each piece of the disk is planned
-//! (here already, all zeros, or to be fetched), several are under way at a time, and each is verified before it counts. What
-//! was verified survives a crash; nothing can be seen of a template until all of it is there.
+//! The reference is resolved to a digest once, and everything else uses that digest. The source of each chunk is
+//! planned (already here, all zeros, or fetched), several chunks are processed at a time, and each is verified before
+//! it counts. Verified chunks survive a crash; the template is visible only when it is complete.
 //!
 //! ```text
-//! pull        who pulls what, once for all who ask for it
-//!   demand    images that somebody waits for
-//!   fault     who is at fault when it fails
+//! pull        runs one pull per image, for all callers that need it
+//!   demand    images that vms wait for
+//!   fault     maps failures to error codes
 //!   job       one pull, from the plan to the catalog
-//!   plan      where each piece of the disk comes from
-//!   layer     one layer, verified, to its place
+//!   plan      the source of each chunk of the disk
+//!   layer     fetches, verifies and writes one layer
 //!     sparse  writing with holes
-//!     disk    the disk, new or begun as a clone of the last version's
-//!   journal   what is verified and on disk
-//!   progress  how far it is
+//!     disk    the disk file, new or a clone of the last version's
+//!   journal   the layers that are verified and on disk
+//!   progress  progress of a pull
 //! ```
 
 mod board;
@@ -60,13 +60,13 @@ use crate::{
     },
 };
 
-/// What is pulled, and what the template is to be. What is `None` and not a file is taken from the VM's configuration in the
-/// image, else it has its usual value.
+/// The image, and the settings of the template. `None`, except for files: taken from the VM's configuration in the
+/// image, else the default.
 #[derive(Clone, Debug)]
 pub struct PullRequest {
     pub image: Reference,
-    /// May be the name of a template that was pulled from the same repository, and then points at the new one. `None`: the
-    /// template can be had by its digest and by its image only.
+    /// May be the name of a template that was pulled from the same repository, and then moves to the new one. `None`:
+    /// the template is available only by its digest and its image.
     pub name: Option<String>,
     pub cpus: Option<u32>,
     pub memory_mib: Option<u32>,
@@ -74,17 +74,18 @@ pub struct PullRequest {
     pub user: Option<String>,
     pub ssh_key: Option<PathBuf>,
     pub ssh_password: Option<PathBuf>,
-    /// Before what the image says, which comes before what is usual.
+    /// Precedence: these, then the image's settings, then the defaults.
     pub budgets: BudgetsPatch,
     pub usual: Budgets,
-    /// Any template of the image will do, with the settings above or others; they count when it has to be pulled.
+    /// Any template of the image is sufficient; the settings above count only if it has to be pulled.
     pub whatever_settings: bool,
-    /// Nobody waits for it: it keeps to the limits of the background. When somebody else pulls the same meanwhile, it hurries.
+    /// A background pull, with the limits of the background. If a foreground pull of the same image joins, it
+    /// hurries.
     pub background: bool,
 }
 
 impl PullRequest {
-    /// With usual values.
+    /// With default settings.
     pub fn new(image: Reference, name: impl Into<String>) -> PullRequest {
         PullRequest {
             image,
@@ -102,12 +103,12 @@ impl PullRequest {
         }
     }
 
-    /// The image as it is, under no name.
+    /// The image without changes, under no name.
     fn of_image(image: Reference, usual: Budgets) -> PullRequest {
         PullRequest { name: None, usual, whatever_settings: true, ..PullRequest::new(image, "") }
     }
 
-    /// The template that is asked for, when the image says this of itself. Without its files.
+    /// The requested template, from the image's own settings. Without its files.
     fn template(&self, settings: Option<&oci::Settings>) -> NewTemplate {
         let asked = NewTemplate {
             cpus: self.cpus,
@@ -126,14 +127,14 @@ impl PullRequest {
         }
     }
 
-    /// The same question for the catalog, which knows what images here said.
+    /// The same function for the catalog, which stores the settings of its images.
     fn wanted(&self) -> impl Fn(Option<&oci::Settings>) -> NewTemplate + Send + 'static {
         let request = self.clone();
         move |settings| request.template(settings)
     }
 }
 
-/// Why an image did not become a template. Nothing of it can be seen; what was verified is kept for the next pull.
+/// Why an image did not become a template. Nothing of it is visible; verified data is kept for the next pull.
 #[derive(Debug, thiserror::Error)]
 pub enum PullError {
     #[error(transparent)]
@@ -146,15 +147,15 @@ pub enum PullError {
     Settings { image: Box<Reference>, what: String },
     #[error("{image} cannot be pulled: layer {layer}{place}: {what}", place = place(*offset))]
     Layer { image: Box<Reference>, layer: usize, offset: Option<u64>, what: String },
-    /// However often it is fetched, it is not what the manifest says: there is nothing to wait for.
+    /// It does not match its manifest, even after repeated downloads: retrying does not help.
     #[error("{image} cannot be pulled: layer {layer}{place}: {what}", place = place(*offset))]
     Content { image: Box<Reference>, layer: usize, offset: Option<u64>, what: String },
-    /// There is no room for it, and none can be made.
+    /// There is no space for it, and none can be freed.
     #[error("{image} cannot be pulled: {}", error.detail)]
     Space { image: Box<Reference>, error: Box<crate::domain::Error> },
     #[error("the image cannot be put together: {0}")]
     Storage(#[from] io::Error),
-    /// Of the process, and not of the image.
+    /// An internal error, independent of the image.
     #[error("the pull ended without a result")]
     Lost,
 }
@@ -166,7 +167,7 @@ fn place(offset: Option<u64>) -> String {
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub registry: registry::RegistryOptions,
-    /// Layers that are under way at the same time. Beyond four there is nothing to gain.
+    /// Concurrent layers. More than four are not faster.
     pub concurrency: usize,
 }
 
@@ -176,7 +177,7 @@ impl Default for Settings {
     }
 }
 
-/// Pulls images into one catalog. Of those who pull the same image at the same time, one does the work; it ends when nobody
+/// Pulls images into one catalog. Concurrent pulls of one image are carried out once; the pull ends when no caller
 /// waits for it any more.
 #[derive(Clone)]
 pub struct Puller {
@@ -193,7 +194,7 @@ struct PullerState {
 
 type PullOutcome = Option<Result<(), Arc<PullError>>>;
 
-/// A pull under way. Dropped by the last who waits for it.
+/// A pull under way. Dropped with its last waiting caller.
 struct Running {
     outcome: watch::Receiver<PullOutcome>,
     progress: watch::Receiver<PullProgress>,
@@ -220,7 +221,7 @@ impl Puller {
         }
     }
 
-    /// Who pushes from the same catalog, as the same to registries.
+    /// A pusher of the same catalog, with the same credentials and options.
     pub fn pusher(&self) -> Pusher {
         let PullerState { catalog, settings, credentials, .. } = &*self.shared;
         let settings = push::Settings {
@@ -231,8 +232,8 @@ impl Puller {
         Pusher::new(catalog.clone(), settings, credentials.clone())
     }
 
-    /// Pulls an image, unless it is here, and gives it its name. Dropping the future ends the pull, unless others wait for it,
-    /// too; the next one goes on where it stopped.
+    /// Pulls an image if necessary, and sets its name. Dropping the future ends the pull, unless others wait for it;
+    /// the next one continues it.
     pub async fn pull(
         &self,
         request: &PullRequest,
@@ -246,7 +247,7 @@ impl Puller {
             .may_pull(origin(request.image.digest().unwrap_or(nothing_yet)), request.name.clone())
             .await
             .map_err(failed)?;
-        // What a digest names does not change, so there is nothing to ask the registry for.
+        // The content of a digest does not change, so the registry need not be asked.
         if let Some(digest) = request.image.digest()
             && let Some(template) = self.find(request, origin(digest)).await.map_err(failed)?
         {
@@ -266,7 +267,7 @@ impl Puller {
             }
             let (running, ours) = self.join(digest, || PullTask {
                 shared: self.shared.clone(),
-                // Whoever asked first may have gone, and others wait on: each of those who are left gives it a name of their own.
+                // The first caller may be gone while others wait: each remaining one sets its own name.
                 request: PullRequest { name: None, ..request.clone() },
                 reference: request.image.pinned(digest),
                 digest,
@@ -279,7 +280,7 @@ impl Puller {
             }
             running.wait(progress).await?;
             drop(running);
-            // Another one's pull may have made a template with other settings: all its pieces are here now.
+            // A concurrent pull may have created a template with other settings: all its chunks are here now.
             if ours {
                 let found = self.find(request, origin(digest)).await.map_err(failed)?;
                 return found.ok_or_else(|| Arc::new(PullError::Lost));
@@ -287,7 +288,7 @@ impl Puller {
         }
     }
 
-    /// The template that the request is after, if it is here, under the request's name from now on.
+    /// The template that matches the request, if it exists, now under the request's name.
     async fn find(&self, request: &PullRequest, origin: Origin) -> crate::domain::Result<Option<Template>> {
         let catalog = &self.shared.catalog;
         match request.whatever_settings {
@@ -296,31 +297,31 @@ impl Puller {
         }
     }
 
-    /// Whether this can be pulled at all, as far as that can be said without asking the registry.
+    /// Whether this can be pulled, as far as that is known without asking the registry.
     pub async fn check(&self, request: &PullRequest) -> Result<(), PullError> {
         RegistryClient::new(&request.image, &self.shared.settings.registry, self.shared.credentials.clone())?;
         let digest = request.image.digest().unwrap_or(Digest::of(b""));
         Ok(self.shared.catalog.may_pull(origin(&request.image, digest), request.name.clone()).await?)
     }
 
-    /// What the reference stands for at the moment, by its registry's word.
+    /// The current digest of the reference, from the registry.
     pub async fn resolve(&self, image: &Reference) -> Result<Digest, PullError> {
         let client = RegistryClient::new(image, &self.shared.settings.registry, self.shared.credentials.clone())?;
         Ok(client.manifest(image).await?.digest)
     }
 
-    /// Removes what was fetched of an image and not published. `false`: somebody pulls it.
+    /// Removes the unpublished data of an image. `false`: a pull uses it.
     pub async fn discard(&self, image: Digest) -> Result<bool, PullError> {
         let Some(staging) = self.shared.catalog.staging(image).await? else { return Ok(false) };
         self.shared.catalog.discard_staging(Arc::new(staging)).await?;
         Ok(true)
     }
 
-    /// The pull of this digest that is under way, or a new one. Says whether it is new.
+    /// The pull of this digest that is under way, or a new one. Returns whether it is new.
     fn join(&self, digest: Digest, job: impl FnOnce() -> PullTask) -> (Arc<Running>, bool) {
         let mut all = self.shared.running.lock();
         all.retain(|_, running| running.strong_count() > 0);
-        // One that has ended tells what was, and not what is to be done now.
+        // An ended pull has only an old result.
         if let Some(running) = all.get(&digest).and_then(Weak::upgrade)
             && running.outcome.borrow().is_none()
         {
@@ -352,7 +353,7 @@ impl Running {
                 let now = progress.borrow_and_update().clone();
                 to.send_replace(now);
                 if progress.changed().await.is_err() {
-                    // No more will come of it, but the outcome.
+                    // Only the result follows.
                     std::future::pending::<()>().await;
                 }
             }
@@ -372,7 +373,7 @@ impl Running {
     }
 }
 
-/// The image behind a reference; of a list, the one for this host.
+/// The image of a reference; of an index, the one for this host.
 async fn resolve(client: &RegistryClient, reference: &Reference) -> Result<(Digest, Image), PullError> {
     let failed = |error| PullError::Manifest { image: Box::new(reference.clone()), error };
     let raw = client.manifest(reference).await?;

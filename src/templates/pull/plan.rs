@@ -1,4 +1,4 @@
-//! Where each piece of a disk comes from.
+//! Plans the source of each chunk of a disk.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -12,30 +12,30 @@ use crate::{
     templates::catalog::pulled::{CatalogPiece, KnownPieces},
 };
 
-/// Images have chunks of one or two sizes, of half a gigabyte. A manifest that claims many, or huge ones, gets no hours of
-/// hashing from us: such chunks are fetched.
+/// Limits of local hashing. Images have chunks of one or two sizes, of half a gigabyte. If a manifest has many sizes,
+/// or huge ones, its chunks are fetched instead of hashed.
 const SIZES_OF_ZEROS: usize = 8;
 const LARGEST_OF_ZEROS: u64 = 1 << 30;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ChunkSource {
-    /// An earlier, interrupted pull has put it in its place.
+    /// An earlier, interrupted pull has written it.
     Done,
-    /// All zeros, which a new file holds anyway.
+    /// All zeros, like a new file.
     Zeros,
-    /// A template in the catalog has it at this place of its disk, so this disk has it, too, if it began as that one's clone.
-    /// Not believed before it was read: the template was verified when it was published, and disks rot.
+    /// A template in the catalog has it at the same offset, and so does this disk, if it was cloned from it. It is
+    /// read and hashed before it counts, because disks lose data after a template was verified.
     Shared(CatalogPiece),
     /// A template in the catalog has it.
     Known(CatalogPiece),
     /// The registry.
     Registry,
-    /// The same bytes come to this place of the same disk first.
+    /// Another range of the same disk gets the same bytes first.
     Twin { offset: u64 },
 }
 
-/// The disk in the catalog that has most in common with the image's, at the same places. As much of it as is compressed
-/// counts: runs of zeros are everywhere alike.
+/// The disk in the catalog with the most common content at the same offsets. Counts compressed sizes, because zeros
+/// are the same everywhere.
 pub(super) fn base(image: &Image, known: &KnownPieces) -> Option<PathBuf> {
     let mut common: BTreeMap<&Path, u64> = BTreeMap::new();
     for chunk in &image.chunks {
@@ -47,8 +47,8 @@ pub(super) fn base(image: &Image, known: &KnownPieces) -> Option<PathBuf> {
     common.into_iter().max_by_key(|&(_, bytes)| bytes).map(|(disk, _)| disk.to_owned())
 }
 
-/// One source for each chunk, in their order. `blank`: the disk holds zeros where nothing was done. Hashes, so it may take a
-/// moment.
+/// One source for each chunk, in their order. `blank`: unwritten parts of the disk are zeros. Hashes, so it may take
+/// a moment.
 pub(super) fn plan(
     image: &Image,
     done: &BTreeSet<usize>,
@@ -69,7 +69,7 @@ pub(super) fn plan(
             return ChunkSource::Zeros;
         }
         let all = known.get(&content).map(Vec::as_slice).unwrap_or_default();
-        // Also where a pull goes on: what it began as is not written down, and reading tells.
+        // Also for a resumed pull: its base disk is not recorded, and reading shows the content.
         if !blank && let Some(known) = all.iter().find(|k| k.offset == chunk.offset) {
             return ChunkSource::Shared(known.clone());
         }
@@ -88,8 +88,8 @@ pub(super) fn plan(
     image.chunks.iter().copied().zip(sources).collect()
 }
 
-/// Zeros shrink to less than this in any encoding, and the digest of many gigabytes of zeros takes seconds: it is not made for
-/// pieces that cannot be zeros.
+/// Zeros compress to less than this in any encoding. The digest of many gigabytes of zeros takes seconds, so it is
+/// computed only for chunks that may be zeros.
 fn may_be_zeros(chunk: &Chunk) -> bool {
     chunk.content.size <= LARGEST_OF_ZEROS && chunk.blob.size <= chunk.content.size / 64 + 4096
 }

@@ -1,20 +1,20 @@
-//! Writes a piece of a disk where it belongs, and leaves holes where it is zero.
+//! Writes a chunk of a disk to its offset, and leaves holes for zeros.
 //!
-//! A piece is cut into buffers, so that one thread may fill them and another one write them.
+//! A chunk is cut into buffers, so that one thread can fill them while another one writes.
 
 use std::{io, mem};
 
 use super::disk::{ALIGNMENT, Disk};
 
-/// Runs of zeros are left out in units of this, aligned on the disk whatever the piece begins at: smaller holes cost more in
-/// the file system's tables than they save.
+/// Runs of zeros become holes in aligned units of this size: smaller holes cost more in the file system's tables than
+/// they save.
 const BLOCK: u64 = 16 << 10;
 const ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
 
-/// Written at once, at most.
+/// Limit of one write.
 const BUFFER: u64 = 1 << 20;
 
-/// Bytes and where they go, in memory that is aligned as their place is: see [`Disk::write`].
+/// Bytes and their offset, in memory that is aligned like the offset: see [`Disk::write`].
 pub(super) struct Buffer {
     at: u64,
     room: Vec<u8>,
@@ -36,8 +36,8 @@ impl Buffer {
         (self.at, self.start, self.filled) = (at, page + at as usize % ALIGNMENT, 0);
     }
 
-    /// It ends at a multiple of its size, so that the next one begins aligned. One that does not begin aligned itself is
-    /// shorter by more than its start is moved.
+    /// It ends at a multiple of its size, so that the next one starts aligned. An unaligned one is correspondingly
+    /// shorter.
     fn left(&self) -> usize {
         (BUFFER - self.at % BUFFER) as usize - self.filled
     }
@@ -48,17 +48,17 @@ impl Buffer {
     }
 }
 
-/// Takes a full buffer, and gives one to be filled next.
+/// Receives a full buffer, and returns an empty one.
 pub(super) type BufferExchange<'a> = dyn FnMut(Buffer) -> io::Result<Buffer> + 'a;
 
-/// Cuts a piece into buffers.
+/// Cuts a chunk into buffers.
 pub(super) struct Cutter {
     end: u64,
     buffer: Buffer,
 }
 
 impl Cutter {
-    /// For `size` bytes from `offset` on.
+    /// For `size` bytes from `offset`.
     pub fn new(offset: u64, size: u64) -> Cutter {
         let mut buffer = Buffer::new();
         buffer.begin(offset);
@@ -80,10 +80,10 @@ impl Cutter {
         Ok(())
     }
 
-    /// What has not filled its buffer.
+    /// The rest, which has not filled its buffer.
     pub fn flush(&mut self, full: &mut BufferExchange) -> io::Result<()> {
         let next = self.buffer.at + self.buffer.filled as u64;
-        // The one in between has no room, and needs none.
+        // A placeholder without memory.
         let none = Buffer { at: next, room: Vec::new(), start: 0, filled: 0 };
         self.buffer = full(mem::replace(&mut self.buffer, none))?;
         self.buffer.begin(next);
@@ -91,16 +91,16 @@ impl Cutter {
     }
 }
 
-/// Where a piece goes.
+/// The range of a chunk.
 #[derive(Clone, Copy)]
 pub(super) struct BufferPlacement<'a> {
     disk: &'a Disk,
-    /// It holds zeros already, so that zeros need not be written.
+    /// It contains zeros, so zeros need not be written.
     blank: bool,
 }
 
 impl<'a> BufferPlacement<'a> {
-    /// `size` bytes from `offset` on. `blank`: nobody has written there before.
+    /// `size` bytes from `offset`. `blank`: nothing has been written there before.
     pub fn new(disk: &'a Disk, offset: u64, size: u64, blank: bool) -> BufferPlacement<'a> {
         BufferPlacement { disk, blank: blank || disk.punch(offset, size) }
     }
@@ -108,7 +108,7 @@ impl<'a> BufferPlacement<'a> {
     pub fn write(&self, buffer: &Buffer) -> io::Result<()> {
         let bytes = buffer.bytes();
         let mut start = 0;
-        // From `start` to `at` is to be written.
+        // The bytes from `start` to `at` have to be written.
         let mut at = 0;
         while at < bytes.len() {
             let block = (BLOCK - (buffer.at + at as u64) % BLOCK) as usize;
@@ -129,18 +129,18 @@ mod tests {
 
     use super::*;
 
-    /// Blocks of zeros and of text, cut at places that fit nothing.
+    /// Blocks of zeros and of text, cut at unaligned offsets.
     fn content(size: usize) -> Vec<u8> {
         (0..size).map(|at| if (at / 40_000) % 3 == 1 { 0 } else { (at % 251) as u8 }).collect()
     }
 
-    /// One as pulls have it, and one on a system that knows no way past the cache.
+    /// One as in pulls, and one on a system that cannot bypass the cache.
     fn disks(dir: &tempfile::TempDir, size: u64) -> [Disk; 2] {
         [Disk::open(&dir.path().join("disk"), size, None).unwrap(), Disk::cached(&dir.path().join("cached"), size)]
     }
 
     fn dir() -> tempfile::TempDir {
-        // Not in memory, where there may be no way past the cache.
+        // Not on a memory file system, which may not support bypassing the cache.
         tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap()
     }
 

@@ -1,4 +1,4 @@
-//! From a stored pull to what the puller is asked for.
+//! Converts a stored pull to a request of the puller.
 
 use super::PullRequest;
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
 };
 
 impl PullRequest {
-    /// `pinned`: the digest that the image was resolved to before.
+    /// `pinned`: the digest to which the image was resolved before.
     pub fn of_spec(spec: &PullSpec, pinned: Option<&str>, usual: &Budgets) -> Result<PullRequest> {
         let image: Reference = spec.image.parse().map_err(|error: ReferenceError| {
             Error::new(Code::RequestInvalid, "the request is not acceptable").field("/image", error.to_string())

@@ -1,9 +1,9 @@
-//! What a registry has already, as far as manifests tell: that of the image at the tag, of the image that the template was
-//! pulled from, and of others that templates here were pulled from.
+//! The blobs that a registry already has, according to manifests: that of the image at the tag, of the image that the
+//! template was pulled from, and of others that templates of the catalog were pulled from.
 //!
-//! The same content packed by another encoder is another blob. So a piece whose content one of these manifests lists is not
-//! packed again: its blob is used, which is in the repository or can be taken over from another one of the same registry.
-//! A manifest that cannot be read costs bytes and not the push.
+//! The same content packed by another encoder is another blob. So a piece whose content is listed in one of these
+//! manifests is not packed again: its blob is used, which is in the repository or can be mounted from another one of
+//! the same registry. A manifest that cannot be read costs only bandwidth.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -20,12 +20,12 @@ use crate::{
     templates::manifest::Origin,
 };
 
-/// How many manifests are asked for, besides that of the tag. Each is some hundred kilobytes.
+/// Limit of manifests that are read, besides that of the tag. Each has some hundred kilobytes.
 const OTHERS: usize = 6;
 
 #[derive(Debug, Default)]
 pub(super) struct KnownBlobs {
-    /// By content and its size: where it is packed.
+    /// By content and size: the compressed blob.
     packed: HashMap<(Digest, u64), ReusableBlob>,
     /// The repository of each blob that is not known to be in the target's.
     mounts: HashMap<Digest, String>,
@@ -35,14 +35,14 @@ pub(super) struct KnownBlobs {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ReusableBlob {
     pub blob: Blob,
-    /// The repository that it can be taken over from; `None`: it should be where it is needed.
+    /// The repository from which it can be mounted; `None`: it should be in the target's.
     pub mount: Option<String>,
 }
 
 #[derive(Debug)]
 pub(super) enum Unusable {
     Registry(RegistryError),
-    /// What is at the tag must not be replaced by this.
+    /// The content of the tag must not be replaced.
     Tag(String),
 }
 
@@ -87,7 +87,7 @@ impl KnownBlobs {
                     known.add(&image, elsewhere.then(|| reference.repository()));
                 }
                 Ok(_) => {}
-                // The tag was read a moment ago: this one repository is closed to us, or away.
+                // The tag was just read, so only this other repository is not accessible.
                 Err(Unusable::Registry(error)) => {
                     tracing::debug!(image = %reference, %error, "cannot reuse the blobs of this image");
                 }
@@ -97,7 +97,7 @@ impl KnownBlobs {
         Ok(known)
     }
 
-    /// What came first counts: it is nearer.
+    /// The first entry counts, because it is closer.
     fn add(&mut self, image: &Image, mount: Option<&str>) {
         let packed_files = image.files.iter().filter(|file| file.packed).map(|file| (file.blob, file.content));
         for (blob, content) in packed_files.chain(image.chunks.iter().map(|c| (c.blob, c.content))) {
@@ -116,12 +116,12 @@ impl KnownBlobs {
         self.packed.get(&(content.digest, content.size))
     }
 
-    /// Where a blob can be taken over from, if it is not where it is needed.
+    /// The repository from which a blob can be mounted, if it is not in the target's.
     pub fn mount(&self, blob: Blob) -> Option<&str> {
         self.mounts.get(&blob.digest).map(String::as_str)
     }
 
-    /// Every repository that blobs may be taken over from.
+    /// All repositories from which blobs may be mounted.
     pub fn mounts(&self) -> Vec<String> {
         let mut all: Vec<String> = self.mounts.values().cloned().collect();
         all.sort();
@@ -129,7 +129,7 @@ impl KnownBlobs {
         all
     }
 
-    /// The image that the tag names now.
+    /// The current image of the tag.
     pub fn at_target(&self) -> Option<(&Image, Digest)> {
         self.target.as_ref().map(|(image, digest)| (image, *digest))
     }
@@ -138,9 +138,9 @@ impl KnownBlobs {
 enum There {
     Nothing,
     Image(Image, Digest),
-    /// An image of a virtual machine that we do not read.
+    /// An image of a VM in an unsupported format.
     Unreadable,
-    /// Something else.
+    /// Another kind of content.
     Other(String),
 }
 
@@ -152,7 +152,8 @@ async fn image(
     let client = RegistryClient::new(reference, options, credentials.clone()).map_err(Unusable::Registry)?;
     let raw = match client.manifest(reference).await {
         Ok(raw) => raw,
-        // Some registries say so of a repository that is not there yet. Whether we may push is seen when we do.
+        // Some registries answer this for a repository that does not exist yet. The push shows whether it is
+        // permitted.
         Err(RegistryError::NotFound { .. } | RegistryError::Denied { .. }) => return Ok(There::Nothing),
         Err(error) => return Err(Unusable::Registry(error)),
     };
@@ -189,7 +190,7 @@ mod tests {
         known.add(&image(b"here"), None);
         known.add(&image(b"there"), Some("acme/other"));
         assert_eq!(known.packed(blob(b"disk")), Some(&ReusableBlob { blob: blob(b"here"), mount: None }));
-        // What is no packed layer has its blob for a content.
+        // Only compressed layers have separate digests for blob and content.
         assert_eq!(known.packed(blob(b"config")), None);
         assert_eq!(known.mount(blob(b"config")), Some("acme/other"));
         assert_eq!(known.mount(blob(b"there")), Some("acme/other"));

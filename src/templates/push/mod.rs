@@ -1,14 +1,14 @@
-//! Pushing: a template of the catalog becomes an image in a registry.
+//! Pushes templates of the catalog to registries.
 //!
-//! A template of the driver tart becomes what Tart itself would have pushed; any other becomes an image of Mayfly's. Both are
-//! cut into the same pieces by the same codec. What the registry has is not sent: a piece is known by its content's digest where
-//! a manifest at hand lists it, and by its blob's where it had to be packed. The manifest is put last, so whoever looks at the
-//! tag sees the old image or all of the new one; a push that was cut off leaves blobs, which the next one finds.
+//! A template of the driver tart is pushed in Tart's format, any other in Mayfly's format. Both are cut into the same
+//! pieces by the same codec. Existing blobs are not sent: a piece is found by its content's digest if a known
+//! manifest lists it, and by its blob's digest if it had to be packed. The manifest is uploaded last, so a tag always
+//! shows the old image or the complete new one; an interrupted push leaves blobs, which the next one finds.
 //!
 //! ```text
 //! push      what is pushed, and in which order
-//!   pack    a piece of a file: its digest, and packed
-//!   known   what the registry has already, as far as manifests tell
+//!   pack    compresses a piece of a file and computes its digests
+//!   known   the blobs that the registry already has
 //! ```
 
 mod known;
@@ -59,16 +59,16 @@ use crate::{
     },
 };
 
-/// As Tart cuts its disks: the same content at the same place is then the same piece, whoever pushed it.
+/// Tart's chunk size: the same content at the same offset is then the same chunk, whoever pushed it.
 const PIECE: u64 = 512 << 20;
 
-/// Below this, a request for each part costs more than the part.
+/// The smallest part size: below it, the request costs more than the part.
 const SMALLEST_PART: u64 = 1_000_000;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub registry: registry::RegistryOptions,
-    /// Pieces that are under way at the same time. Each of them takes up to its size on the file system of the templates.
+    /// Concurrent pieces. Each needs up to its size on the file system of the templates.
     pub concurrency: usize,
     pub piece_size: u64,
 }
@@ -85,27 +85,27 @@ pub struct PushRequest {
     pub template: String,
     /// With a tag.
     pub image: Reference,
-    /// Bytes of a request's body at most, for registries that do not take large ones; `None`: a blob is one request.
+    /// Limit of a request's body in bytes, for registries that refuse large ones; `None`: a blob is one request.
     pub part_size: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pushed {
     pub image: Reference,
-    /// Of the image's manifest.
+    /// Digest of the image's manifest.
     pub digest: Digest,
     pub bytes_uploaded: u64,
-    /// Of blobs that the registry had, or took over from another repository.
+    /// Bytes of blobs that existed in the registry, or were mounted.
     pub bytes_reused: u64,
     pub layers: usize,
 }
 
-/// Why a template did not become an image. What was uploaded is found by the next push.
+/// Why a push failed. The next push finds the uploaded blobs.
 #[derive(Debug, thiserror::Error)]
 pub enum PushError {
     #[error(transparent)]
     Template(#[from] crate::domain::Error),
-    /// Where it should go to is nowhere to go to.
+    /// The push target is not valid.
     #[error("{} cannot be pushed to {}: {what}", .request.template, .request.image)]
     Target { request: Box<PushRequest>, what: String },
     #[error("{} cannot be pushed to {}: {error}{hint}", .request.template, .request.image)]
@@ -131,8 +131,8 @@ impl Pusher {
         Pusher { catalog, settings, credentials }
     }
 
-    /// Pushes a template. Dropping the future ends the push; the next one goes on where it stopped. The same content again
-    /// uploads nothing and leaves the image as it is.
+    /// Pushes a template. Dropping the future ends the push; the next one continues it. The same content again
+    /// uploads nothing and does not change the image.
     pub async fn push(
         &self,
         request: &PushRequest,
@@ -195,7 +195,7 @@ struct PushTask {
     uploader: Uploader,
     spool: Arc<Spool>,
     meter: Meter,
-    /// By content: each is packed and uploaded once, whoever comes first.
+    /// By content: each piece is compressed and uploaded once.
     packed: Mutex<HashMap<Digest, Arc<OnceCell<Blob>>>>,
     /// By size.
     zeros: Mutex<HashMap<u64, Digest>>,
@@ -203,18 +203,18 @@ struct PushTask {
     reused: AtomicU64,
 }
 
-/// What becomes one packed layer.
+/// A piece that becomes one compressed layer.
 #[derive(Clone)]
 struct LayerPiece {
     part: Part,
-    /// None: a piece of the disk.
+    /// None: a chunk of the disk.
     role: Option<Role>,
     range: Range,
-    /// What is known of its content.
+    /// The known digest of its content.
     content: Option<Digest>,
 }
 
-/// Stops what reads in the background when nobody waits for it any more.
+/// Stops background reads when the push is cancelled.
 struct Stop(Arc<AtomicBool>);
 
 impl Drop for Stop {
@@ -238,7 +238,7 @@ impl PushTask {
                 return Err(self.damaged(Part::Disk));
             }
         }
-        // In the order of the manifest, whoever was ready first.
+        // In the order of the manifest, not of completion.
         packed.sort_by_key(|(piece, ..)| (piece.role, piece.range.start));
         let image = self.image(config, plain, packed);
         let digest = self.publish(&image).await?;
@@ -263,7 +263,7 @@ impl PushTask {
         PushError::NotPushable { template: self.request.template.clone(), what: what.into() }
     }
 
-    /// The files of the template that have a place in this kind of image, and how each is held there.
+    /// The files of the template for this image format, and the form of each.
     fn files(&self) -> Result<Vec<(Part, Role, bool)>, PushError> {
         let mut files = Vec::new();
         let mut places = Vec::new();
@@ -313,8 +313,8 @@ impl PushTask {
         Ok(pieces)
     }
 
-    /// Holds the disk against the template's manifest, where its pieces cannot be held against it one by one: what rots here
-    /// must not spread.
+    /// Compares the disk with the template's manifest, if its chunks cannot be compared one by one, so that damage
+    /// does not spread.
     fn check_whole(&self, pieces: &[LayerPiece]) -> Option<(Stop, tokio::task::JoinHandle<io::Result<bool>>)> {
         if pieces.iter().all(|piece| piece.content.is_some()) {
             return None;
@@ -331,7 +331,7 @@ impl PushTask {
         let template = &self.held.template;
         let bytes = match self.kind {
             ImageFormat::Mayfly => oci::Settings::of(template).to_bytes(),
-            // Nobody reads it; some registries insist on it.
+            // It is not used, but some registries require it.
             ImageFormat::Tart => document::canonical(&json!({
                 "architecture": match template.arch { Arch::X86_64 => "amd64", Arch::Aarch64 => "arm64" },
                 "config": {"Labels": {TART_DISK_FORMAT: template.disk_format.as_str()}},
@@ -344,7 +344,7 @@ impl PushTask {
         Ok(blob)
     }
 
-    /// Files that are blobs as they are.
+    /// Uploads files that are not compressed.
     async fn plain_files(&self) -> Result<Vec<(Role, Blob)>, PushError> {
         let mut files = Vec::new();
         for (part, role, packed) in self.files()? {
@@ -386,7 +386,7 @@ impl PushTask {
         }
     }
 
-    /// Makes sure that a piece is in the registry. Gives its blob and its content.
+    /// Ensures that a piece is in the registry. Returns its blob and its content.
     async fn piece(self: &Arc<Self>, piece: LayerPiece) -> Result<(LayerPiece, Blob, Blob), PushError> {
         let digest = match piece.content {
             Some(digest) => digest,
@@ -427,7 +427,7 @@ impl PushTask {
         let job = {
             let to = to.clone();
             move || {
-                // Held until the last byte is written, so that nothing is left where the directory was.
+                // Held until the last byte is written, so that nothing is written after the directory was removed.
                 let _spool = spool;
                 pack::pack(&path, range, content.digest, &to)
             }
@@ -457,7 +457,7 @@ impl PushTask {
         sum.fetch_add(blob.size, Ordering::Relaxed);
     }
 
-    /// Progress is counted in bytes of content, of which it is known from the beginning how many there are.
+    /// Progress is counted in bytes of content, whose total is known from the beginning.
     fn metered(&self, blob: Blob, content: Blob) -> Sent {
         let (meter, sent) = (self.meter.clone(), Mutex::new((0_i64, 0_u64)));
         Arc::new(move |bytes| {
@@ -509,7 +509,7 @@ impl PushTask {
         image
     }
 
-    /// Makes the image what the tag names, unless it is that already.
+    /// Points the tag at the image, unless it already does.
     async fn publish(&self, image: &Image) -> Result<Digest, PushError> {
         if let Some((there, digest)) = self.known.at_target()
             && there == image
@@ -518,7 +518,7 @@ impl PushTask {
         }
         let now = Timestamp::from_second(clock::now().as_second()).map_err(io::Error::other)?;
         let bytes = image.to_bytes(&now.to_string()).map_err(io::Error::other)?;
-        // Nobody is sent away with an image that we would not take ourselves.
+        // The manifest is checked by our own reader, so that no image is pushed that Mayfly would refuse.
         match oci::manifest::parse(&bytes, None) {
             Ok(oci::manifest::Document::Image(read)) if read == *image => {}
             other => return Err(self.not_pushable(format!("its manifest would not be read: {other:.300?}"))),
@@ -545,7 +545,7 @@ fn cut(size: u64, piece: u64) -> Vec<Range> {
     starts.map(|start| Range { start, size: piece.min(size - start) }).collect()
 }
 
-/// The digests of these pieces, where the template's manifest has just these.
+/// The digests of these pieces, if the template's manifest has exactly these.
 fn contents(disk: &FileEntry, cut: &[Range]) -> Option<Vec<Digest>> {
     match disk {
         FileEntry::Whole { .. } => (cut.len() == 1).then(|| Some(vec![whole(disk)?]))?,

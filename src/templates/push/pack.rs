@@ -1,4 +1,4 @@
-//! A piece of a file: its digest, and packed. In bounded memory, whatever the piece's size.
+//! Compresses a piece of a file and computes its digests, in bounded memory.
 
 use std::{
     fs::File,
@@ -24,10 +24,10 @@ pub(super) struct Range {
     pub size: u64,
 }
 
-/// Why a piece could not be packed.
+/// Why a piece could not be compressed.
 #[derive(Debug)]
 pub(super) enum PackError {
-    /// It is not what it was when the template was made.
+    /// The file has changed since the template was created.
     Changed,
     Storage(io::Error),
 }
@@ -72,7 +72,7 @@ impl Read for PieceReader<'_> {
     }
 }
 
-/// The digest of a piece. `None`: it is a hole, and so all zeros.
+/// The digest of a piece. `None`: it is a hole, so it is all zeros.
 pub(super) fn hash(path: &Path, range: Range) -> io::Result<Option<Digest>> {
     let file = File::open(path)?;
     if is_hole(&file, range) {
@@ -95,7 +95,7 @@ pub(super) fn of_zeros(size: u64) -> Digest {
     Digest::finish(hasher)
 }
 
-/// Whether the file system knows that nothing was ever written there. It may not know.
+/// Whether the file system reports that nothing was written there. It may not support that.
 fn is_hole(file: &File, range: Range) -> bool {
     let inside = file.metadata().is_ok_and(|m| range.start + range.size <= m.len());
     match rustix::fs::seek(file, SeekFrom::Data(range.start)) {
@@ -105,11 +105,11 @@ fn is_hole(file: &File, range: Range) -> bool {
     }
 }
 
-/// Packs a piece whose content is known by its digest into a new file. Gives the blob.
+/// Compresses a piece with this digest into a new file. Returns the blob.
 pub(super) fn pack(path: &Path, range: Range, content: Digest, to: &Path) -> Result<Blob, PackError> {
     let file = File::open(path)?;
     let mut reader = PieceReader::new(&file, range);
-    // One that an attempt before this has left.
+    // Left over from an earlier attempt.
     let out = File::create(to)?;
     let mut writer = Hashing { to: BufWriter::with_capacity(BUFFER, out), hasher: Sha256::new() };
     let encoded = lz4::encode(&mut reader, &mut writer)?;
@@ -136,7 +136,7 @@ impl<W: Write> Write for Hashing<W> {
     }
 }
 
-/// Whether a file is what its template's manifest says.
+/// Whether a file matches the template's manifest.
 pub(super) fn is_sound(path: &Path, entry: &FileEntry, stop: &AtomicBool) -> io::Result<bool> {
     let file = File::open(path)?;
     if file.metadata()?.len() != entry.size() {
@@ -206,7 +206,7 @@ mod tests {
             .unwrap();
         decoder.finish().unwrap();
         assert!(unpacked == plain);
-        // Again into the same place, and always the same.
+        // To the same path again, always with the same result.
         assert_eq!(pack(&path, range, digest, &to).unwrap(), blob);
         assert!(matches!(pack(&path, range, Digest::of(b""), &to), Err(PackError::Changed)));
         let beyond = Range { start: 2_900_000, size: 200_000 };
@@ -222,7 +222,7 @@ mod tests {
         file.write_all_at(b"head", 0).unwrap();
         file.set_len(8 << 20).unwrap();
         let range = |start: u64, size: u64| Range { start, size };
-        // Where the file system tells.
+        // If the file system reports holes.
         if is_hole(&file, range(4 << 20, 1 << 20)) {
             assert_eq!(hash(&path, range(4 << 20, 4 << 20)).unwrap(), None);
             assert!(hash(&path, range(4 << 20, (4 << 20) + 1)).is_err());

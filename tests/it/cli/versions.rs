@@ -75,7 +75,7 @@ async fn pruning_says_what_goes_and_what_stays() {
         "POST /templates/prune",
         200,
         json!({ "dry_run": true, "removed": [held("template", 1, json!(["macos"]), "nobody needs it"),
-                held("partial_pull", 2, json!([]), "nobody goes on with this pull")],
+                held("partial_pull", 2, json!([]), "no pull uses this data any more")],
                 "kept": [held("template", 3, json!(["macos"]), "the name macos points at it")],
                 "freed_bytes": 6_u64 << 30, "total_bytes": 9_u64 << 30, "available_bytes": 1_u64 << 30 }),
     );

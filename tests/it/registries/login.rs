@@ -57,7 +57,7 @@ async fn put(serve: &Serve, host: &str, body: Value) -> (u16, Value) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_is_asked_about_kept_used_and_forgotten() {
+async fn a_login_is_checked_stored_used_and_removed() {
     let registry = closed().await;
     let image = TartImage::new(&[Content::Noise(1, 102_400)], Encoding::Linked);
     image.push(&registry, "ci/base", "v1").await;
@@ -105,7 +105,7 @@ async fn a_login_is_asked_about_kept_used_and_forgotten() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_gives_tokens_is_asked_for_one() {
+async fn a_registry_with_a_token_service_is_asked_for_a_token() {
     let registry = closed().await;
     let proxy = Proxy::before(&registry)
         .bearer(Tokens::lasting(Duration::from_secs(60)).only_for(Login::new("ci", PASSWORD)))
@@ -123,14 +123,14 @@ async fn a_registry_that_gives_tokens_is_asked_for_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_checked_is_told() {
+async fn an_unchecked_login_has_a_notice() {
     let registry = Registry::open().await;
     let host = registry.address.as_str();
     let serve = serve(&registry, &[host]).await;
-    // Nobody knows whether a registry that lets everybody in would take this one.
+    // A registry that accepts requests without credentials cannot check them.
     let (status, done) = put(&serve, host, json!({"username": "ci", "password": "x"})).await;
     assert_eq!((status, &done["checked"]), (200, &json!(false)), "{done}");
-    assert!(done["notices"][0].as_str().unwrap().contains("lets everybody in"), "{done}");
+    assert!(done["notices"][0].as_str().unwrap().contains("without credentials"), "{done}");
 
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let (status, problem) = put(&serve, &free, json!({"username": "ci", "password": "x"})).await;
@@ -178,7 +178,7 @@ async fn a_user_of_the_configuration_opens_the_registry_and_counts_before_a_logi
 }
 
 #[tokio::test]
-async fn a_password_is_asked_for_on_a_terminal_and_never_taken_as_an_argument() {
+async fn a_password_is_read_from_a_terminal_and_never_from_an_argument() {
     let program = env!("CARGO_BIN_EXE_mayfly");
     let run = async |args: &[&str]| {
         let mut command = tokio::process::Command::new(program);

@@ -1,16 +1,16 @@
-//! What the name of a private registry of Amazon's says.
+//! Parses host names of Amazon's private registries.
 
-/// Of `<account>.dkr.ecr.<region>.amazonaws.com` and its kin.
+/// The parts of `<account>.dkr.ecr.<region>.amazonaws.com` and similar names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EcrHost {
     pub account: String,
     pub region: String,
-    /// Only programs checked by the United States' standard are to be talked to.
+    /// Use only FIPS endpoints.
     pub fips: bool,
 }
 
-/// All the domains under which the clouds of Amazon have registries. A token goes to who has the name, so a name that only
-/// looks like one of these must not pass.
+/// All domains of Amazon's registries. A token is sent to the host with this name, so a name that only looks similar
+/// must not match.
 const DOMAINS: &[&str] = &[
     "amazonaws.com",
     "amazonaws.com.cn",
@@ -24,7 +24,7 @@ const DOMAINS: &[&str] = &[
 ];
 
 impl EcrHost {
-    /// `None`: not one of Amazon's private registries. `public.ecr.aws` is none either: it gives its tokens to everybody.
+    /// `None`: not one of Amazon's private registries. Neither is `public.ecr.aws`, which gives tokens to everyone.
     pub fn of(registry: &str) -> Option<Self> {
         let lower = registry.to_ascii_lowercase();
         let host = match lower.split_once(':') {

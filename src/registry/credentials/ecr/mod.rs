@@ -1,6 +1,6 @@
-//! Amazon's private registries: a token from `ecr:GetAuthorizationToken`, valid for twelve hours.
+//! Credentials for Amazon's private registries: a token from `ecr:GetAuthorizationToken`, valid for twelve hours.
 //!
-//! The registry's name says the region to ask in.
+//! The region is a part of the registry's host name.
 
 mod host;
 
@@ -22,7 +22,7 @@ use crate::{platform::clock, registry::aws};
 
 const TOKEN: Duration = Duration::from_secs(30);
 
-/// Keeps nothing: a new role or profile counts at once, and `Chain` keeps the token.
+/// Without a cache: a new role or profile takes effect at once, and `Chain` caches the token.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ecr;
 
@@ -51,7 +51,8 @@ async fn token(at: &EcrHost) -> Result<RegistryCredential, String> {
         .ok_or_else(|| format!("ECR in {} answered without authorization data (expected one token)", at.region))?;
     let (username, secret) = decode(data.authorization_token().unwrap_or_default())?;
     let expires_at = data.expires_at().and_then(|t| Timestamp::from_second(t.secs()).ok());
-    // Told to have ended when it was made: the clocks disagree. The registry decides, and its refusal has it renewed.
+    // A new token that has already expired shows that the clocks disagree. The registry decides, and a refusal renews
+    // it.
     let expires_at = expires_at.filter(|end| {
         let ahead = *end > clock::now();
         if !ahead {
@@ -74,7 +75,7 @@ fn refusal(error: &SdkError<GetAuthorizationTokenError>, at: &EcrHost) -> String
         );
     };
     let mut text = format!("ECR in {region} refused: {code}");
-    // Of a wrong signature it goes on with the request as it should have been, session token included.
+    // For a wrong signature, the message contains the expected request, including the session token.
     if let Some(line) = refused.message().and_then(|m| m.lines().next()).filter(|l| !l.is_empty()) {
         let _ = write!(text, ": {}", line.chars().take(300).collect::<String>());
     }

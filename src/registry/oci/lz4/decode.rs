@@ -1,7 +1,7 @@
 //! Decodes a stream that arrives in pieces.
 //!
-//! Sizes in a stream are claims. Each is held against what the format makes possible and against what is still expected before
-//! anything is done about it, and memory is taken for bytes that have arrived, never for bytes that were announced.
+//! Sizes in a stream are not trusted. Each is checked against the limits of the format and of the expected output
+//! before it is used, and memory is allocated for bytes that have arrived, never for announced ones.
 
 use std::io;
 
@@ -12,18 +12,18 @@ use super::{COMPRESSED, END, MAX_BLOCK_BYTES, STORED, window::MatchWindow};
 type Out<'a> = dyn FnMut(&[u8]) -> io::Result<()> + 'a;
 
 const MAGIC_BYTES: usize = 4;
-/// Magic and two words. A stored block has one word, and its second one is looked at for a reason: see [`DecoderState::Doubtful`].
+/// Magic and two words. A stored block has one word; why its second one is looked at: see [`DecoderState::Doubtful`].
 const HEADER_BYTES: usize = 12;
-/// As much of something that is not a stream is shown as tells what it is.
+/// Limit of the shown beginning of data that is not a stream.
 const SHOWN_BYTES: usize = 200;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     #[error("bad LZ4 data at compressed byte {compressed} (uncompressed byte {uncompressed}): {fault}")]
     Bad {
-        /// Where the block at fault begins; where the data ends if it is cut off.
+        /// Start of the invalid block, or the end of the data if it is truncated.
         compressed: u64,
-        /// What had been decoded before.
+        /// Number of bytes decoded before.
         uncompressed: u64,
         fault: DecodeFault,
     },
@@ -37,7 +37,8 @@ pub enum DecodeError {
 pub enum DecodeFault {
     #[error("expected a block (bv41, bv4-) or the end of the stream (bv4$), found \"{}\"", found.escape_ascii())]
     UnknownBlock {
-        /// Four bytes, because what follows may be anything that is on the disk; more at the start of what is no stream at all.
+        /// Four bytes, because the rest may be arbitrary disk content; more at the start of data that is not a stream
+        /// at all.
         found: Vec<u8>,
     },
     #[error("a block of {size} bytes, but only {left} more are expected")]
@@ -57,7 +58,7 @@ pub enum DecodeFault {
 }
 
 enum DecoderState {
-    /// At a block's header, or in it.
+    /// At or in a block's header.
     Header,
     /// In the payload of a compressed block.
     Compressed {
@@ -68,35 +69,35 @@ enum DecoderState {
     Stored {
         left: u64,
     },
-    /// In a stored block whose size is followed by the same word again: either the first bytes of the content happen to be
-    /// that number, or this is a writer of a header with two sizes, as an old description of the format has it. The next
-    /// block's place tells, so the content waits until that can be seen. Where both readings fit, it is content.
+    /// In a stored block whose size is followed by the same word again. Either the content happens to start with that
+    /// number, or the writer uses a header with two sizes, as in an old description of the format. The position of
+    /// the next block shows which, so the content is held back until then. If both readings fit, it is content.
     Doubtful {
         size: usize,
     },
-    /// Behind the end marker.
+    /// After the end marker.
     End,
     Failed,
 }
 
-/// Decodes one stream. Needs a few hundred KiB for blocks as Apple writes them, and never more than twice
-/// [`MAX_BLOCK_BYTES`] and a little.
+/// Decodes one stream. Needs a few hundred KiB for blocks of Apple's size, and never much more than twice
+/// [`MAX_BLOCK_BYTES`].
 pub struct Decoder {
     expected: u64,
-    /// Taken from the stream so far.
+    /// Bytes read from the stream.
     compressed: u64,
-    /// Given out so far.
+    /// Bytes written to the output.
     uncompressed: u64,
-    /// Where the block begins that is being read.
+    /// Start of the current block.
     block_start: u64,
     state: DecoderState,
-    /// What there is of a header or payload that has not arrived as a whole.
+    /// Incomplete header or payload.
     pending: Vec<u8>,
     window: MatchWindow,
 }
 
 impl Decoder {
-    /// A decoder of a stream that must hold `expected` bytes exactly.
+    /// A decoder of a stream that must contain exactly `expected` bytes.
     pub fn new(expected: u64) -> Self {
         Self {
             expected,
@@ -109,8 +110,8 @@ impl Decoder {
         }
     }
 
-    /// Takes the next piece of the stream, of any length, and gives what it decodes to to `out`, in order and in pieces of no
-    /// particular length, none of them empty.
+    /// Reads the next piece of the stream, of any length, and passes its content to `out`, in order and in non-empty
+    /// pieces of any length.
     pub fn push(&mut self, compressed: &[u8], out: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<(), DecodeError> {
         let result = self.run(compressed, out);
         if result.is_err() {
@@ -119,7 +120,7 @@ impl Decoder {
         result
     }
 
-    /// The number of bytes that were decoded, if the stream ended with its marker and they are as many as expected.
+    /// The number of decoded bytes, if the stream ended with its marker and has the expected length.
     pub fn finish(self) -> Result<u64, DecodeError> {
         let wanted = match self.state {
             DecoderState::End => return Ok(self.uncompressed),
@@ -228,8 +229,8 @@ impl Decoder {
         if decoded > MAX_BLOCK_BYTES {
             return Err(self.bad(DecodeFault::BlockTooLarge { size: decoded }));
         }
-        // A byte of an LZ4 block adds 255 bytes at most. A sequence with a match is never longer than what it stands for but by
-        // the bytes that count its literals, one for each 255.
+        // One byte of an LZ4 block adds 255 bytes at most. A sequence with a match is never longer than its content,
+        // except for the bytes that count its literals, one for each 255.
         let most_encoded = decoded + decoded / 255 + 16;
         if encoded > most_encoded || decoded > encoded * 255 {
             return Err(self.bad(DecodeFault::ImpossibleSizes { encoded, decoded }));
@@ -241,7 +242,7 @@ impl Decoder {
     fn begin_stored(&mut self, first: [u8; 4], second: [u8; 4], out: &mut Out) -> Result<(), DecodeError> {
         let size = size(first);
         self.expect_room_for(size)?;
-        // A larger block is not held back to be looked at: it is read as the format has it today.
+        // A larger block is not held back: it is read as in the current format.
         if first == second && size <= MAX_BLOCK_BYTES {
             self.pending.extend_from_slice(&second);
             self.state = DecoderState::Doubtful { size };
@@ -257,20 +258,20 @@ impl Decoder {
         if size > left { Err(self.bad(DecodeFault::MoreThanExpected { size, left })) } else { Ok(()) }
     }
 
-    /// Reads once more what was only looked at.
+    /// Processes held-back bytes again.
     fn take_back(&mut self, seen: [u8; 4], out: &mut Out) -> Result<(), DecodeError> {
         self.compressed -= seen.len() as u64;
-        // Not without end: four bytes are the start of a header at most, or a marker.
+        // Terminates: four bytes are at most the start of a header, or a marker.
         self.run(&seen, out)
     }
 
-    /// Moves bytes to `pending` until there are `length` of them. False: more have to arrive.
+    /// Moves bytes to `pending` until it has `length`. False: more have to arrive.
     fn gather(&mut self, length: usize, input: &mut &[u8]) -> bool {
         let (had, missing) = (self.pending.len(), length.saturating_sub(self.pending.len()));
         let (taken, rest) = input.split_at(missing.min(input.len()));
         let needed = had + taken.len();
         if needed > self.pending.capacity() {
-            // Grows with what has arrived, and not beyond what there will be.
+            // Grows with the received bytes, and not beyond the needed size.
             let capacity = needed.max((2 * had).min(length));
             self.pending.reserve_exact(capacity - had);
         }

@@ -1,7 +1,7 @@
-//! Encodes into blocks of 64 KiB that know nothing of each other.
+//! Encodes into independent blocks of 64 KiB.
 //!
-//! The same bytes always give the same stream, so that a layer pushed twice is one blob. (Another version of the LZ4 library may
-//! find other matches.)
+//! The same bytes always give the same stream, so that a layer that is pushed twice is one blob. (Another version of
+//! the LZ4 library may find other matches.)
 
 use std::io::{self, ErrorKind, Read, Write};
 
@@ -9,7 +9,7 @@ use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_outpu
 
 use super::{COMPRESSED, END, STORED};
 
-/// Apple's own blocks are not known to be larger, and other decoders may count on that.
+/// Apple's own blocks are not known to be larger, and other decoders may depend on that.
 const BLOCK_BYTES: usize = 64 << 10;
 
 const COMPRESSED_HEADER: usize = 12;
@@ -21,9 +21,9 @@ pub struct Encoded {
     pub uncompressed: u64,
 }
 
-/// Writes all of `input` as one stream, and flushes `output`.
+/// Encodes all of `input` as one stream, and flushes `output`.
 pub fn encode(mut input: impl Read, mut output: impl Write) -> io::Result<Encoded> {
-    // Each buffer has room for its header in front, so that a block is one write.
+    // Each buffer has space for its header in front, so that a block is one write.
     let mut stored = vec![0; STORED_HEADER + BLOCK_BYTES];
     let mut compressed = vec![0; COMPRESSED_HEADER + get_maximum_output_size(BLOCK_BYTES)];
     let mut table = CompressTable::large();
@@ -56,7 +56,7 @@ pub fn encode(mut input: impl Read, mut output: impl Write) -> io::Result<Encode
     Ok(sum)
 }
 
-/// Fills `buffer` as far as there is input, so that blocks do not depend on how the input comes.
+/// Fills `buffer` as far as there is input, so that blocks do not depend on the sizes of reads.
 fn fill(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {

@@ -1,7 +1,7 @@
-//! The same format read in the plainest way, for tests to compare with: all of the stream and all of the output in memory, one
-//! byte at a time, and nothing shared with the decoder, not even a constant.
+//! A second, simple decoder for tests to compare with: it holds the whole stream and output in memory, works byte by
+//! byte, and shares nothing with the decoder, not even a constant.
 
-/// What `stream` decodes to, if it is a stream of `expected` bytes.
+/// The content of `stream`, if it is a stream of `expected` bytes.
 pub fn decode(stream: &[u8], expected: u64) -> Option<Vec<u8>> {
     let word = |at: usize| Some(u32::from_le_bytes(stream.get(at..at + 4)?.try_into().unwrap()) as usize);
     let magic = |at: usize| matches!(stream.get(at..at + 4), Some(b"bv41" | b"bv4-" | b"bv4$"));

@@ -1,13 +1,13 @@
-//! What has been decoded last, so that matches can reach back into it.
+//! The last decoded bytes, to which matches can refer.
 //!
-//! Blocks are decoded one after another into one buffer. When it is full, the last 64 KiB move to its front: that is one move
-//! in several blocks, where an exact window would need one for each.
+//! Blocks are decoded one after another into one buffer. When it is full, the last 64 KiB are moved to its front: one
+//! move in several blocks, where an exact window would need one per block.
 
 use lz4_flex::block::{DecompressError, decompress_into_with_dict};
 
 use super::REACH;
 
-/// For blocks of the usual 64 KiB: room for three of them behind what they may reach back to.
+/// For blocks of the usual 64 KiB: space for three of them after the bytes that matches can reach.
 const USUAL_BYTES: usize = 4 * REACH;
 
 #[derive(Default)]
@@ -18,7 +18,7 @@ pub(super) struct MatchWindow {
 }
 
 impl MatchWindow {
-    /// Decodes `block` in `size` bytes of room and returns what came out, which may be less.
+    /// Decodes `block` into `size` bytes of space and returns the content, which may be shorter.
     pub(super) fn decode(&mut self, block: &[u8], size: usize) -> Result<&[u8], DecompressError> {
         self.make_room(size);
         let (past, ahead) = self.buffer.split_at_mut(self.filled);
@@ -29,7 +29,7 @@ impl MatchWindow {
         Ok(&self.buffer[start..self.filled])
     }
 
-    /// Takes in what went to the output without being decoded.
+    /// Appends bytes that went to the output without decoding.
     pub(super) fn remember(&mut self, plain: &[u8]) {
         let plain = &plain[plain.len().saturating_sub(REACH)..];
         self.make_room(plain.len());

@@ -1,7 +1,8 @@
-//! The manifest of an image: read and checked, or written.
+//! Reads, checks and writes manifests of images.
 //!
-//! Whatever a registry sends is bounded and checked here, before a byte of a disk is asked for: what this gives has every
-//! part at most once and each that is needed, the disk in order, with sizes that add up. What is written is read as the same.
+//! Everything that a registry sends is bounded and checked here, before a byte of a disk is requested: the result has
+//! all required parts, each at most once, and the disk's layers in order, with sizes that add up. Written manifests
+//! pass the same checks.
 
 use std::collections::BTreeMap;
 
@@ -15,24 +16,25 @@ use super::{
     manifest_error::ManifestError,
 };
 
-/// The biggest image known has some hundred layers, of about 500 bytes each.
+/// The largest known image has some hundred layers, of about 500 bytes each.
 pub const LARGEST: usize = 4 << 20;
 
 pub const MEDIA_TYPE: &str = document::MANIFEST;
 
-/// What registries are told that we can read: more than an image can be, so that what is there is named when it is refused.
+/// The accepted types that are sent to registries: more than an image can have, so that other content is named when
+/// it is refused.
 pub const ACCEPTED: [&str; 4] = [document::MANIFEST, document::INDEX, document::DOCKER_MANIFEST, document::DOCKER_LIST];
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     pub kind: ImageFormat,
-    /// Of Mayfly's kind: its settings. Of Tart's: what registries want to have, and nobody reads.
+    /// In Mayfly's format: the template's settings. In Tart's: content that registries require and that is not used.
     pub config: Blob,
     /// In the order of the manifest.
     pub files: Vec<LayerFile>,
     /// In disk order.
     pub chunks: Vec<Chunk>,
-    /// What the chunks add up to.
+    /// The total size of the chunks.
     pub disk_size: u64,
 }
 
@@ -45,27 +47,27 @@ pub struct Blob {
 /// A file of the template other than its disk: one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerFile {
-    /// Its place among the manifest's layers.
+    /// Its position among the manifest's layers.
     pub layer: usize,
     pub role: Role,
     pub blob: Blob,
-    /// What it is once unpacked; the blob itself, where that is not packed.
+    /// The uncompressed content; the blob itself if it is not compressed.
     pub content: Blob,
     pub packed: bool,
 }
 
-/// A piece of the disk.
+/// A chunk of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunk {
-    /// Its place among the manifest's layers.
+    /// Its position among the manifest's layers.
     pub layer: usize,
     pub blob: Blob,
-    /// Where it begins on the disk. Not aligned to anything: some images are cut at powers of ten.
+    /// Its offset on the disk. Not aligned: some images are cut at powers of ten.
     pub offset: u64,
     pub content: Blob,
 }
 
-/// What can stand behind a reference.
+/// The possible content of a reference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Document {
     Image(Image),
@@ -80,9 +82,9 @@ struct ManifestKindProbe {
     manifests: Option<serde::de::IgnoredAny>,
 }
 
-/// Reads and checks a manifest. `content_type` is what the registry called it.
+/// Reads and checks a manifest. `content_type` is the registry's.
 pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Document, ManifestError> {
-    // The parser quotes what it did not expect, however long that is.
+    // The parser quotes unexpected content of any length.
     let not_json = |what: String| ManifestError::NotJson {
         what: shortened(&what),
         found: String::from_utf8_lossy(&bytes[..bytes.len().min(200)]).into_owned(),
@@ -107,9 +109,9 @@ pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Document, Manif
     image(&manifest).map(Document::Image)
 }
 
-/// Whose format it is, or what it is instead.
+/// Its format, or what it is instead.
 fn kind(manifest: &ManifestDocument) -> Result<ImageFormat, ManifestError> {
-    // What an artifact is without a type of its own, its configuration's type says.
+    // An artifact without a type of its own has the type of its configuration.
     let artifact_type = manifest.artifact_type.as_deref();
     let own_type = artifact_type.unwrap_or(&manifest.config.media_type);
     if own_type == form::ARTIFACT || own_type == form::SETTINGS {
@@ -179,7 +181,7 @@ fn image(manifest: &ManifestDocument) -> Result<Image, ManifestError> {
     Ok(image)
 }
 
-/// For each layer the number of its slot.
+/// The number of its slot for each layer.
 fn slots(form: &Form, layers: &[Descriptor]) -> Result<Vec<usize>, ManifestError> {
     let slot = |(layer, descriptor): (usize, &Descriptor)| {
         let found = form.slots.iter().position(|slot| slot.media_type == descriptor.media_type);
@@ -210,7 +212,7 @@ impl Image {
         Ok(())
     }
 
-    /// One blob has one content: who says two things of it is wrong at least once.
+    /// One blob has one content: contradicting entries are an error.
     fn one_content_per_blob(&self) -> Result<(), ManifestError> {
         let mut seen: BTreeMap<Digest, (usize, Blob, Blob)> = BTreeMap::new();
         for (layer, blob, content) in self.layers() {
@@ -233,7 +235,7 @@ impl Image {
         files(true).chain(chunks).chain(files(false))
     }
 
-    /// The manifest's bytes, which are always the same for the same image and time.
+    /// The manifest's bytes, always the same for the same image and time.
     pub fn to_bytes(&self, time: &str) -> serde_json::Result<Vec<u8>> {
         let form = self.kind.form();
         let mut layers = Vec::new();
@@ -262,7 +264,7 @@ impl Image {
     }
 }
 
-/// When an image was pushed, in the form that it was written in.
+/// The time of an image's push, in the notation of the manifest.
 pub fn time_of(bytes: &[u8], kind: ImageFormat) -> Option<String> {
     let manifest: ManifestDocument = serde_json::from_slice(bytes).ok()?;
     manifest.annotations?.remove(kind.form().time)
@@ -284,7 +286,7 @@ fn descriptor(media_type: &str, blob: Blob, annotations: Option<Annotations>) ->
     }
 }
 
-/// What a packed layer says that it unpacks to.
+/// The declared content of a compressed layer.
 fn content(descriptor: &Descriptor, slot: &LayerSlot, form: &Form) -> Result<Blob, String> {
     let annotation = |key: &str| {
         let value = descriptor.annotations.as_ref().and_then(|a| a.get(key));
@@ -307,7 +309,7 @@ fn blob(descriptor: &Descriptor, largest: u64) -> Result<Blob, String> {
     }
 }
 
-/// Digits and nothing else: `parse` alone would take a plus sign.
+/// Only digits: `parse` alone would accept a plus sign.
 fn number(text: &str) -> Option<u64> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
 }

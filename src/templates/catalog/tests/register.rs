@@ -1,4 +1,4 @@
-//! Registering: what a template must be, and what a crash leaves.
+//! Tests of registration: validation, and recovery after a crash.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Room: what goes, what stays, and who was promised what.
+//! Tests of disk space: pruning and reservations.
 
 use super::*;
 
@@ -88,7 +88,7 @@ async fn a_pruning_that_was_cut_off_is_finished_by_the_next_start() {
 }
 
 #[tokio::test]
-async fn interrupted_pulls_are_removed_when_nobody_is_at_them() {
+async fn interrupted_pulls_are_removed_when_unused() {
     let f = Fixture::new();
     f.catalog.set_template_usage(Vms::of(&[]));
     let [idle, busy] = [b"idle", b"busy"].map(|image| oci::Digest::of(image));

@@ -1,4 +1,4 @@
-//! Damage, and what it keeps from being used.
+//! Tests of verification and damaged versions.
 
 use super::*;
 
@@ -71,7 +71,7 @@ async fn every_byte_is_read_and_the_part_that_differs_is_named() {
         rot(disk, at);
         assert_eq!(faults("pieces").await, [fault], "byte {at}");
         rot(disk, at);
-        // It was the reading, or somebody mended it: what is whole is whole.
+        // A read error, or it was repaired: the content is right now.
         assert_eq!(faults("pieces").await, []);
         assert!(f.catalog.standing("pieces").await.unwrap().damage.is_none());
     }
@@ -169,7 +169,7 @@ async fn a_damaged_version_is_not_gone_back_to() {
 }
 
 #[tokio::test]
-async fn a_verification_that_nobody_waits_for_ends() {
+async fn a_cancelled_verification_ends() {
     let f = Fixture::new();
     let disk = File::create(f.at("disk.raw")).unwrap();
     // Hours of zeros.

@@ -1,4 +1,4 @@
-//! Names and the versions that they pointed at.
+//! Tests of names and their versions.
 
 use super::*;
 
@@ -52,7 +52,7 @@ async fn a_name_that_is_moved_by_many_points_at_one_of_theirs_and_remembers_the_
         }
     });
     let watch = async {
-        // Whoever looks meanwhile sees one of them, and never none.
+        // Concurrent readers see one of them, never none.
         for _ in 0..200 {
             match f.catalog.get("a").await {
                 Ok(template) => assert!(digests.contains(&template.digest)),

@@ -1,7 +1,7 @@
-//! The kernel and the initramfs of a Linux guest, out of its disk: nothing is mounted, and nobody has to be root.
+//! Extracts the kernel and the initramfs of a Linux guest from its disk, without mounting it and without root.
 //!
-//! The disk is a stranger's. Its tables are held against sane sizes before anything is allocated by them, and what is copied is
-//! copied up to a limit.
+//! The disk is untrusted. Its tables are checked against sane sizes before memory is allocated for them, and copies
+//! have a size limit.
 
 use std::{
     cmp::Ordering,
@@ -19,24 +19,24 @@ use crate::domain::{Error, Result};
 
 const SECTOR: u64 = 512;
 const MOST_PARTITIONS: u32 = 1024;
-/// The one size that there is, and the one that the reader of the table can take.
+/// The only supported sector size, which the table's reader requires.
 const ENTRY: u32 = 128;
 const LARGEST_KERNEL: u64 = 256 << 20;
 const LARGEST_INITRAMFS: u64 = 1 << 30;
-/// Kinds of partitions in the older table: one that stands for a newer table, and those that hold others.
+/// Partition types of the older table: the one that stands for a GPT, and extended partitions.
 const PROTECTIVE: u8 = 0xee;
 const EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
 
 #[derive(Debug)]
 pub(super) struct Extracted {
     pub kernel: PathBuf,
-    /// With the name that it had in the guest.
+    /// With its file name in the guest.
     pub initramfs: Option<(String, PathBuf)>,
-    /// Of the kernel in the guest.
+    /// Path of the kernel in the guest.
     pub name: String,
-    /// Where it was found.
+    /// The partition in which it was found.
     pub place: String,
-    /// What follows `root=`.
+    /// The value for `root=`.
     pub root: String,
 }
 
@@ -46,11 +46,11 @@ struct Partition {
     number: u32,
     start: u64,
     bytes: u64,
-    /// How the kernel finds it by itself.
+    /// How the kernel identifies it without an initramfs.
     root: String,
 }
 
-/// A part of a disk, to be read as if it were one.
+/// A part of a disk, read like a disk.
 struct PartitionWindow {
     disk: File,
     start: u64,
@@ -67,7 +67,7 @@ impl Ext4Read for PartitionWindow {
     }
 }
 
-/// Takes the newest kernel out of a raw disk.
+/// Extracts the newest kernel from a raw disk.
 pub(super) fn extract(disk: &Path, into: &Path) -> Result<Extracted> {
     let file = File::open(disk).map_err(Error::internal)?;
     let mut systems = Vec::new();
@@ -106,7 +106,7 @@ pub(super) fn extract(disk: &Path, into: &Path) -> Result<Extracted> {
     let Some((partition, system, dir, version)) = newest else {
         return Err(invalid("disk", "has no kernel: neither /boot nor a partition of its own has a vmlinuz-*"));
     };
-    // A partition of its own for /boot is no root; the root is where the system is described.
+    // A separate /boot partition is not the root; the root contains the system's description.
     let root = systems
         .iter()
         .find(|(_, system)| {
@@ -150,7 +150,7 @@ fn kernels(system: &Ext4, dir: &str) -> Vec<String> {
     let version = |name: String| name.strip_prefix("vmlinuz-").map(str::to_owned);
     names
         .filter_map(version)
-        // Those that were kept for a bad day.
+        // Rescue kernels.
         .filter(|v| !v.is_empty() && !v.contains("rescue") && !v.ends_with(".old"))
         .filter(|v| is_file(system, &format!("{}/vmlinuz-{v}", dir.trim_end_matches('/'))))
         .collect()
@@ -179,7 +179,7 @@ fn copy(system: &Ext4, from: &str, to: &Path, most: u64) -> Result<()> {
     Ok(())
 }
 
-/// The disk's partitions, or the disk itself where it has none.
+/// The disk's partitions, or the disk itself if it has none.
 fn partitions(disk: &File) -> Result<Vec<Partition>, String> {
     let length = disk.metadata().map_err(|error| format!("cannot be read: {}", error.kind()))?.len();
     let mut first = [0; SECTOR as usize];
@@ -198,7 +198,7 @@ fn partitions(disk: &File) -> Result<Vec<Partition>, String> {
     };
     found.retain(|p| p.bytes > 0 && p.start.checked_add(p.bytes).is_some_and(|end| end <= length));
     if found.is_empty() {
-        // A file system may well end its first sector as a table does.
+        // The first sector of a file system may end like a partition table.
         found.push(Partition { number: 0, start: 0, bytes: length, root: "/dev/vda".into() });
     }
     Ok(found)
@@ -251,7 +251,7 @@ fn by_version(one: &str, other: &str) -> Ordering {
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum VersionPart {
-    /// `-rc` and `~`: before the end.
+    /// `-rc` and `~` sort before the end.
     Before(String),
     End,
     Text(String),

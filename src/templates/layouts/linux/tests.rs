@@ -114,7 +114,7 @@ fn disks_without_a_kernel_say_so() {
 }
 
 #[test]
-fn versions_are_told_apart_as_people_do() {
+fn versions_are_compared_number_by_number() {
     for (older, newer) in [
         ("6.8.0-9", "6.8.0-90"),
         ("6.8.0-rc1", "6.8.0"),

@@ -1,4 +1,4 @@
-//! Streams and contents that nobody thought of.
+//! Property tests with generated streams and contents.
 
 use proptest::{collection::vec, prelude::*};
 
