@@ -1,14 +1,14 @@
 //! Mayfly gives every CI job a fresh virtual machine and takes it away afterwards.
 //!
-//! Layers, imports pointing downwards only (a test says so):
+//! Layers; imports point downwards only (a test checks it):
 //!
 //! ```text
 //! main, cli, app, config     wiring and the command line
 //! http                       routes, problems, auth, OpenAPI, pages
-//! service, reconcile         the verbs; the loop that runs owed steps
-//! store, drivers, registry, templates, sources, guest     each knows the domain and the platform; of its neighbours, only
-//!                            `templates` knows `registry`
-//! platform                   what those share: outbound HTTP, error texts, tasks
+//! service, reconcile         the verbs; the loops that run the next steps of vms, pulls and jobs
+//! store, drivers, registry, templates, sources, guest     know the domain and the platform; of each other, only
+//!                            `templates` uses `registry`
+//! platform                   shared parts: clock, child processes, outbound HTTP, files, error texts
 //! domain                     plain types and the table; no I/O, no clock
 //! ```
 

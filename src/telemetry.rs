@@ -1,7 +1,7 @@
 //! Logs and metrics: set up once per process, used everywhere through `tracing` and `metrics`.
 //!
-//! Logs go to standard error and to nowhere else; whoever runs the service keeps them. Metrics are rendered on request, on a
-//! route of our own.
+//! Logs go only to standard error; the service manager stores them. Metrics are rendered on request, on a separate
+//! route.
 
 use std::{io::IsTerminal, sync::OnceLock, time::Duration};
 
@@ -48,7 +48,7 @@ pub fn start_logging(log: &LogSection) -> Result<(), TelemetryError> {
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        // A line that cannot be written would otherwise be announced on standard error, and that panics when nobody reads it.
+        // Otherwise a failed write of a line would be reported on standard error, which panics if it is closed.
         .log_internal_errors(false);
     let started = match log.format {
         LogFormat::Json => lines.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
@@ -89,43 +89,43 @@ metrics_list! {
     Gauge "mayfly_build_info" ["version"] "Always 1; the version is its label.";
     Counter "mayfly_http_requests_total" ["method", "route", "status"] "Requests answered.";
     Histogram "mayfly_http_request_duration_seconds" ["method", "route"] "Time from a request to its answer.";
-    Gauge "mayfly_vms" ["state"] "Vms by state, deleted ones left out.";
-    Gauge "mayfly_queue_length" ["reason"] "Vms that wait, by what they wait for.";
+    Gauge "mayfly_vms" ["state"] "Vms by state, without deleted ones.";
+    Gauge "mayfly_queue_length" ["reason"] "Queued vms, by queue reason.";
     Gauge "mayfly_slots" ["os"] "Slots of this host.";
-    Gauge "mayfly_slots_leased" ["os"] "Slots that our vms hold.";
-    Gauge "mayfly_slots_foreign" ["os"] "Slots held by guests that Mayfly did not start.";
+    Gauge "mayfly_slots_leased" ["os"] "Slots held by vms of this service.";
+    Gauge "mayfly_slots_foreign" ["os"] "Slots held by foreign instances.";
     Counter "mayfly_vms_created_total" ["template"] "Vms accepted.";
-    Counter "mayfly_vms_ended_total" ["result"] "Vms that are gone, by outcome.";
-    Counter "mayfly_vm_end_signals_total" ["signal"] "Vms that are gone, by what ended them.";
+    Counter "mayfly_vms_ended_total" ["result"] "Deleted vms, by outcome.";
+    Counter "mayfly_vm_end_signals_total" ["signal"] "Deleted vms, by end signal.";
     Histogram "mayfly_vm_state_seconds" ["state"] "Time that vms spent in a state.";
     Counter "mayfly_step_failures_total" ["step", "code"] "Steps that failed, retried or not.";
-    Gauge "mayfly_driver_usable" ["driver"] "1 when the driver can run guests here.";
-    Gauge "mayfly_database_usable" [] "1 when the database takes writes.";
-    Counter "mayfly_database_faults_total" [] "Times that the database stopped taking writes.";
-    Counter "mayfly_template_pulls_total" ["state"] "Pulls that ended, by how.";
-    Counter "mayfly_template_pruned_bytes_total" [] "What pruning removed, in bytes; shared blocks are counted in full.";
+    Gauge "mayfly_driver_usable" ["driver"] "1 if the driver can run guests on this host.";
+    Gauge "mayfly_database_usable" [] "1 if the database accepts writes.";
+    Counter "mayfly_database_faults_total" [] "Number of times that the database stopped accepting writes.";
+    Counter "mayfly_template_pulls_total" ["state"] "Ended pulls, by final state.";
+    Counter "mayfly_template_pruned_bytes_total" [] "Bytes removed by pruning; shared blocks are counted in full.";
     Gauge "mayfly_pool_vms" ["pool", "state"] "Vms of a pool: `queued`, and `live`, the queued ones included.";
-    Gauge "mayfly_pool_jobs_waiting" ["pool"] "Jobs that a pool wants and that have no runner yet.";
+    Gauge "mayfly_pool_jobs_waiting" ["pool"] "Jobs that match a pool and have no runner yet.";
     Gauge "mayfly_pool_vms_max" ["pool"] "Vms that a pool may have at once.";
     Gauge "mayfly_github_rate_limit" ["credential", "resource"] "Requests that GitHub allows in one window.";
     Gauge "mayfly_github_rate_limit_remaining" ["credential", "resource"] "Requests that are left in this window.";
     Gauge "mayfly_github_rate_limit_reset_time" ["credential", "resource"] "When the next window begins, in Unix time.";
-    Gauge "mayfly_github_closed_until_time" ["credential"] "Until when a secondary limit of GitHub's stops every request, in Unix time; 0 when none does.";
+    Gauge "mayfly_github_closed_until_time" ["credential"] "End of a secondary rate limit of GitHub that blocks all requests, in Unix time; 0 if there is none.";
     Counter "mayfly_github_requests_total" ["credential"] "Requests that GitHub answered.";
-    Counter "mayfly_github_not_modified_total" ["credential"] "Of these, answers that nothing has changed, which cost nothing.";
-    Counter "mayfly_github_limited_total" ["credential"] "Times that GitHub met us with a limit.";
-    Counter "mayfly_strays_destroyed_total" [] "Instances of ours that no vm had any more.";
-    Counter "mayfly_github_registrations_total" ["result"] "Runners that GitHub was asked to register.";
-    Counter "mayfly_github_removals_total" ["result"] "Runners that GitHub was asked to take away.";
-    Gauge "mayfly_github_ghosts" [] "Runners at GitHub, or perhaps there, whose vm is over.";
-    Gauge "mayfly_github_scopes_away" [] "Scopes for which GitHub does not answer now.";
-    Gauge "mayfly_host_limit_fault_age_seconds" ["os"] "Since when the system refuses guests although slots are free; absent without such a fault.";
-    Gauge "mayfly_jobs" ["status"] "Jobs of GitHub's that some pool wants and that are not over.";
-    Counter "mayfly_jobs_heard_total" ["source", "wanted"] "Jobs of GitHub's, when they were first heard of: by webhook or poll, wanted here or not.";
-    Counter "mayfly_webhooks_total" ["event", "result"] "Webhooks that came in: `stored`, `known`, `ignored`, or why they were refused.";
-    Counter "mayfly_webhooks_worked_total" ["result"] "Stored webhooks, by what they turned out to be.";
-    Counter "mayfly_webhooks_redelivered_total" [] "Missed webhooks that GitHub was asked to send again.";
-    Counter "mayfly_github_polls_total" ["result"] "Rounds of asking GitHub for what webhooks lost.";
+    Counter "mayfly_github_not_modified_total" ["credential"] "Requests that GitHub answered with 304 (not modified), which do not count against the rate limit.";
+    Counter "mayfly_github_limited_total" ["credential"] "Requests that GitHub refused because of a rate limit.";
+    Counter "mayfly_strays_destroyed_total" [] "Stray instances that were destroyed.";
+    Counter "mayfly_github_registrations_total" ["result"] "Requests to GitHub to register a runner.";
+    Counter "mayfly_github_removals_total" ["result"] "Requests to GitHub to remove a runner.";
+    Gauge "mayfly_github_ghosts" [] "Orphaned runners: registered at GitHub, or possibly registered, and their vm has ended.";
+    Gauge "mayfly_github_scopes_away" [] "Scopes for which GitHub cannot be reached.";
+    Gauge "mayfly_host_limit_fault_age_seconds" ["os"] "Age of the fault that the host's system refuses guests although slots are free; absent without such a fault.";
+    Gauge "mayfly_jobs" ["status"] "GitHub jobs that match a pool and have not ended.";
+    Counter "mayfly_jobs_heard_total" ["source", "wanted"] "New GitHub jobs, by the source that reported them first and by whether they match a pool.";
+    Counter "mayfly_webhooks_total" ["event", "result"] "Received webhooks: `stored`, `known`, `ignored`, or the error code.";
+    Counter "mayfly_webhooks_worked_total" ["result"] "Processed webhooks, by result.";
+    Counter "mayfly_webhooks_redelivered_total" [] "Missed webhooks that GitHub was asked to redeliver.";
+    Counter "mayfly_github_polls_total" ["result"] "Polls of GitHub for what webhooks missed.";
 }
 
 /// Upper bounds in seconds: an answer from memory at one end, a long job at the other.
@@ -152,7 +152,7 @@ pub fn start_metrics() {
             }
         }
         metrics::gauge!("mayfly_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-        // Without it, the samples of histograms pile up for as long as nobody asks for them.
+        // Without it, samples of histograms accumulate until the metrics are collected.
         let upkeep = handle.clone();
         let _ = std::thread::Builder::new().name("metrics-upkeep".into()).spawn(move || {
             loop {

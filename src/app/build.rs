@@ -1,5 +1,5 @@
-//! Builds the parts, the services and the loops. Production takes the setup from the configuration; tests make their own, and
-//! share everything else.
+//! Builds the parts, the services and the loops from a setup. Production takes the setup from the configuration;
+//! tests make their own and share the rest.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -22,27 +22,27 @@ use crate::{
     templates::{self, Catalog, pull::Puller},
 };
 
-/// What a service is built from.
+/// The inputs of a service.
 pub struct Setup {
     pub data: DataDir,
     pub clock: Clock,
     pub drivers: Registry,
     pub capacity: Capacity,
-    /// Instances that Mayfly did not start count.
+    /// Whether foreign instances count against the capacity.
     pub count_foreign: bool,
     pub template_limits: templates::SpaceLimits,
     pub registries: RegistryAccess,
     /// `None`: no GitHub credentials are configured.
     pub github: Option<Arc<GitHubClient>>,
     pub runner_archives: BTreeMap<String, RunnerArchive>,
-    /// Of templates that do not say otherwise.
+    /// Budgets of templates that do not define any.
     pub budgets: Budgets,
     pub service: service::Settings,
     pub reconcile: reconcile::Settings,
 }
 
 impl Setup {
-    /// With usual values, and without credentials for anything.
+    /// Usual values, without any credentials.
     pub fn new(data: DataDir, drivers: Registry, capacity: Capacity) -> Setup {
         Setup {
             clock: Clock::system(),
@@ -61,16 +61,16 @@ impl Setup {
     }
 }
 
-/// All of the service but its listeners. Nothing runs yet.
+/// The service without its listeners. Nothing runs yet.
 pub struct Built {
     pub parts: Parts,
     pub services: Services,
     pub reconciler: Reconciler,
     pub jobs: JobLoops,
     pub pulls: PullLoops,
-    /// Ends once every part is gone, the last write is on disk and the database is closed.
+    /// Ends once every part is dropped, the last write is on disk and the database is closed.
     pub store_closed: JoinHandle<()>,
-    /// What is still to be checked of the database.
+    /// The rest of the database's check.
     pub unchecked: Option<Unchecked>,
 }
 

@@ -1,4 +1,4 @@
-//! The drivers that the configuration enables.
+//! Builds the drivers that the configuration enables.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc};
 
@@ -40,7 +40,7 @@ pub(super) fn registry(config: &Config, data: &DataDir, own_path: &Path) -> Resu
     Ok(registry)
 }
 
-/// Where each driver's guests find the guest API, unless the configuration names one place for all.
+/// The address of the guest API for each driver's guests, unless the configuration sets one for all drivers.
 pub(super) fn guest_urls(config: &Config) -> BTreeMap<String, String> {
     let port = config.guest_listen().map_or(config::GUEST_PORT, |address| address.port());
     let tart = SocketAddr::new(config.drivers.tart.gateway, port);

@@ -2,7 +2,7 @@ use std::io;
 
 use crate::store::{self, vault};
 
-/// Why the service did not start: one sentence that says what to do.
+/// Why the service did not start: one sentence with a remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("another mayfly serves {dir}; stop it first, or give this one its own --data-dir")]

@@ -1,4 +1,4 @@
-//! GitHub: credentials, the webhook's secrets, the poll.
+//! Builds what GitHub needs: credentials, the secrets of the webhook, the poll.
 
 use std::{sync::Arc, time::Duration};
 

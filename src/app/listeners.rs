@@ -1,4 +1,4 @@
-//! Where the service listens: addresses, the guest API's socket, certificates.
+//! Opens the listeners: addresses, the socket of the guest API, certificates.
 
 use std::{fs::Permissions, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
@@ -20,7 +20,7 @@ pub(super) async fn listen(address: std::net::SocketAddr, setting: &'static str)
 }
 
 pub(super) fn listen_unix(path: &Path) -> Result<UnixListener, StartError> {
-    // We hold the directory's lock, so a socket that is here was left by a process that is gone.
+    // The data directory is locked by this process, so an existing socket was left by a process that has ended.
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(StartError::Listen {
@@ -37,7 +37,7 @@ pub(super) fn listen_unix(path: &Path) -> Result<UnixListener, StartError> {
     Ok(listener)
 }
 
-/// A socket's path has a limit far below that of other paths.
+/// The path of a socket has a much lower limit than other paths.
 pub(super) fn check_paths(config: &Config, data: &DataDir) -> Result<(), StartError> {
     if config.drivers.qemu.enabled {
         qemu::paths::check(&data.qemu_instances())

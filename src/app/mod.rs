@@ -1,13 +1,13 @@
-//! The only place where everything is wired: builds each part, runs it, ends it in order.
+//! Wires everything together, and nothing else: builds each part, runs it, and shuts it down in order.
 //!
 //! ```text
-//! listeners  where the service listens
-//! store      the data directory: its lock, the key, the database, the admin token
-//! drivers    the drivers that the configuration enables
-//! templates  templates, and the registries that they come from
-//! github     credentials and webhooks
-//! build      all of these together with the services and the loops
-//! tasks      a service that is up
+//! listeners  opens the listeners
+//! store      opens the data directory: its lock, the key, the database, the admin token
+//! drivers    builds the drivers that the configuration enables
+//! templates  builds the catalog and the access to registries
+//! github     builds credentials and webhooks
+//! build      builds all of these together with the services and the loops
+//! tasks      runs the service
 //! ```
 
 mod build;

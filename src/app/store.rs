@@ -1,4 +1,4 @@
-//! What lies in the data directory: its lock, the key, the database, the admin token.
+//! Opens the data directory: its lock, the key, the database, the admin token.
 
 use std::{
     fs::File,
@@ -17,7 +17,7 @@ use crate::{
     store::{self, Store, Vault},
 };
 
-/// One service per data directory. The lock is the kernel's: it goes with the process, however that ends.
+/// One service per data directory. The kernel releases the lock when the process ends in any way.
 pub(super) fn lock(data: &DataDir) -> Result<File, StartError> {
     let dir = || data.path().display().to_string();
     let file = files::private()
@@ -35,7 +35,8 @@ pub(super) fn lock(data: &DataDir) -> Result<File, StartError> {
 
 pub(super) async fn open(data: &DataDir) -> Result<(Vault, Store), StartError> {
     let (key, database) = (data.secret_key(), data.database());
-    // A new key beside old records would make live vms' scripts unreadable and their guests' tokens worthless, silently.
+    // A new key beside old records would silently make the scripts of live vms unreadable and the tokens of their
+    // guests invalid.
     if !key.exists() && std::fs::metadata(&database).is_ok_and(|file| file.len() > 0) {
         return Err(StartError::KeyLost { key: key.display().to_string(), database: database.display().to_string() });
     }
@@ -43,14 +44,15 @@ pub(super) async fn open(data: &DataDir) -> Result<(Vault, Store), StartError> {
     Ok((vault, store::open(&database).await?))
 }
 
-/// Reads all of a database that is too large to be read at the start.
+/// Checks a database that is too large to be checked at the start.
 pub(super) async fn check_later(unchecked: store::Unchecked) {
-    // Whatever waits for the service after its start comes first.
+    // Work that waits for the start of the service comes first.
     tokio::time::sleep(Duration::from_secs(10)).await;
     unchecked.check().await;
 }
 
-/// On the first start, an admin token for whoever may read the data directory. Made again when the file was removed.
+/// At the first start, creates an admin token that is readable for users with access to the data directory. Created
+/// again if the file was removed.
 pub(super) async fn admin_token(tokens: &Tokens, path: &Path) -> Result<(), StartError> {
     let failed = |what: &dyn std::fmt::Display| StartError::AdminToken(format!("{}: {what}", path.display()));
     match std::fs::read_to_string(path) {
@@ -68,7 +70,7 @@ pub(super) async fn admin_token(tokens: &Tokens, path: &Path) -> Result<(), Star
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(&error)),
     }
-    // A start that died between the row and the file left a token that nobody knows.
+    // A start that ended between the row and the file left an unknown token.
     for token in tokens.list().await.map_err(|e| failed(&e))? {
         if token.name == LOCAL_ADMIN && token.revoked_at.is_none() {
             tokens.revoke(token.id).await.map_err(|e| failed(&e))?;
@@ -79,7 +81,7 @@ pub(super) async fn admin_token(tokens: &Tokens, path: &Path) -> Result<(), Star
     text.push('\n');
     files::replace(path, text.as_bytes()).map_err(|e| failed(&e))?;
     tracing::info!(path = %path.display(), "wrote an admin token");
-    // Said on standard error too, so that it is seen whatever the log's format and level are.
+    // Also on standard error, so that it is seen with every format and level of the log.
     let _ = writeln!(io::stderr(), "admin token written to {}", path.display());
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A service that is up: its listeners and its loops, from their start to their end.
+//! Runs the service: its listeners and its loops, from start to shutdown.
 
 use std::{
     fs::File,
@@ -31,7 +31,7 @@ use crate::{
     templates::layouts::Tools,
 };
 
-/// `run` serves until it is told to stop.
+/// `run` serves until it is told to shut down.
 pub struct App {
     lock: File,
     listener: TcpListener,
@@ -48,13 +48,14 @@ pub struct App {
 }
 
 impl App {
-    /// Opens everything. On an error nothing was changed but what is safe to find again: whatever can be refused without
-    /// touching the database is refused before it is touched.
+    /// Opens everything. An error leaves nothing changed that a later start cannot handle: everything that can be
+    /// refused without the database is refused before it is opened.
     pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<App, StartError> {
         let data = DataDir::new(config.data_dir.clone());
         listeners::check_paths(config, &data)?;
         let lock = store::lock(&data)?;
-        // Listening comes before the database: a port in use is the most common trouble, and nothing was touched yet.
+        // Listening comes before the database: a port in use is the most common problem, and nothing has been changed
+        // yet.
         let listener = listeners::listen(config.server.listen, "server.listen").await?;
         let guest_tcp = match config.guest_listen() {
             Some(address) => Some(listeners::listen(address, "guest.listen").await?),
@@ -92,8 +93,8 @@ impl App {
         self.listener.local_addr()
     }
 
-    /// Serves until the token that it was started with is cancelled: no new requests, requests under way are finished, vms keep
-    /// running. An error: a part of it ended by itself, and the whole ended with it.
+    /// Serves until its token is cancelled: accepts no new requests, finishes requests under way, and leaves vms
+    /// running. An error: a part ended unexpectedly, so the whole service ended.
     pub async fn run(self) -> Result<(), StartError> {
         let App {
             lock,
@@ -131,7 +132,8 @@ impl App {
         let mut parts: FuturesUnordered<_> =
             parts.into_iter().filter_map(|(name, task)| task.map(|task| async move { (name, task.await) })).collect();
         let mut broken = Ok(());
-        // In the order in which they end: a part that is gone would otherwise be missed until all the others have ended.
+        // In the order in which they end: otherwise an unexpected end of one part would be noticed only after all
+        // others have ended.
         while let Some((part, ended)) = parts.next().await {
             if ended.is_err() || !shutdown.is_cancelled() {
                 let cause = ended.err().map(|error| format!(" ({error})")).unwrap_or_default();
@@ -140,8 +142,8 @@ impl App {
                 shutdown.cancel();
             }
         }
-        // Closing brings the write-ahead log into the database file. If something still holds on to the store, the next start
-        // does that.
+        // Closing checkpoints the write-ahead log into the database file. If something still uses the store, the next
+        // start does it.
         let _ = tokio::time::timeout(Duration::from_secs(2), store_closed).await;
         drop(lock);
         broken
@@ -191,7 +193,7 @@ fn setup(config: &Config, data: DataDir, own_path: &Path) -> Result<Setup, Start
     })
 }
 
-/// What can be said of a configuration without starting anything or touching the data directory.
+/// Checks of a configuration that start nothing and do not touch the data directory.
 pub fn check(config: &Config) -> Result<(), StartError> {
     let data = DataDir::new(config.data_dir.clone());
     listeners::check_paths(config, &data)?;
@@ -207,7 +209,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), St
         setting: "server.listen",
         cause,
     })?;
-    // Said on standard error whatever the log's format and level are: scripts wait for it, people open it.
+    // On standard error with every format and level of the log, because scripts wait for it.
     let _ =
         writeln!(io::stderr(), "mayfly: listening on {scheme}://{address} with data in {}", config.data_dir.display());
     app.run().await

@@ -1,4 +1,4 @@
-//! Templates and the registries that they come from.
+//! Builds the template catalog and the access to registries and S3.
 
 use std::sync::Arc;
 
@@ -8,11 +8,11 @@ use crate::{
     templates::pull,
 };
 
-/// How registries are reached, and with which credentials.
+/// Access to registries, and its credentials.
 pub struct RegistryAccess {
     pub pull: pull::Settings,
     pub credentials: Arc<Chain>,
-    /// Registry and user of each login of the configuration.
+    /// Registry and user of each login in the configuration.
     pub users: Vec<(String, String)>,
 }
 

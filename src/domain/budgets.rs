@@ -1,4 +1,5 @@
-//! How long each part of a vm's life may take. One table has every budget: what it is about, what is usual, what is possible.
+//! Budgets: how long each part of a vm's life may take. One table defines all of them, with description, default and
+//! limits.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -176,7 +177,7 @@ mod tests {
 
     /// Every budget of a vm can be set by a request.
     #[test]
-    fn every_budget_can_be_asked_for_but_the_wait() {
+    fn every_budget_but_the_wait_can_be_requested() {
         let all = serde_json::to_value(Budgets::default()).unwrap();
         let mut names: Vec<&str> = all.as_object().unwrap().keys().map(String::as_str).collect();
         names.retain(|name| *name != "queue_seconds");

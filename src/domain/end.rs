@@ -1,4 +1,4 @@
-//! How a vm ended: what told us first, and how it went.
+//! The end of a vm: what proved it, and its outcome.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

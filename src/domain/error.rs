@@ -1,7 +1,7 @@
-//! One error for everything that reaches a caller, and the catalogue of its codes.
+//! The error type that callers see, and the catalogue of its codes.
 //!
-//! A code is stable: clients switch on it, so codes are added and never renamed. Everything public about an error is in
-//! `Code` and `detail`; the private cause is for the log and is written there once, where the error is handled.
+//! Codes are stable, because clients depend on them: codes are added and never renamed. Everything public about an
+//! error is in `Code` and `detail`; the private cause goes only to the log, once, where the error is handled.
 
 use std::fmt;
 

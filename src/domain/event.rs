@@ -1,4 +1,4 @@
-//! Facts in a vm's life. The events of a vm, applied in order, give its row: nothing is in the row that no event said.
+//! Events of vms. The events of a vm, applied in order, give its row: the row holds nothing that is not in an event.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-//! What a vm knows of GitHub: how its runner is registered there, and which jobs it was given.
+//! What a vm knows about GitHub: the registration of its runner, and the jobs that the runner was given.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};

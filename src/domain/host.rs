@@ -121,8 +121,8 @@ impl HostView {
     /// Why the number of running guests is unknown for this kind and driver.
     pub fn unlisted(&self, os: GuestOs, driver: &str) -> Option<&Fault> {
         let counts = |l: &&Listing| {
-            // Two macOS guests per host is a licence's term: what another driver runs counts, and a guess is not good enough.
-            // A driver that never worked here runs none.
+            // The limit of two macOS guests per host is a term of Apple's licence, so guests of other drivers count,
+            // and an estimate is not sufficient. A driver that has never worked here runs none.
             let alike = os == GuestOs::Macos && l.guests.contains(&os);
             l.driver == driver || (alike && (l.at.is_some() || self.driver(&l.driver).is_some_and(|d| d.usable)))
         };
@@ -149,7 +149,7 @@ impl HostView {
     pub fn refused(&mut self, os: GuestOs, running: u32, fault: Fault, pause: Duration, longest: Duration) {
         let slots = self.capacity.slots(os);
         if running >= slots {
-            // It holds what is held: nothing is wrong with the host, only our picture was old.
+            // The usage explains the refusal: the host has no fault, the inspection was outdated.
             return;
         }
         let at = fault.at;

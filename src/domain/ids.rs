@@ -1,5 +1,5 @@
-//! Identifiers. A vm's id is a UUIDv7, so ids sort by creation time; everything that the hypervisor or the file system
-//! knows of a vm is named after it, which is how a restart tells our instances from strangers'.
+//! Identifiers. A vm's id is a UUIDv7, so ids sort by creation time. The names of its instances and files derive from
+//! it, so that a restarted service recognises them.
 
 use std::{fmt, str::FromStr};
 

@@ -1,4 +1,4 @@
-//! Jobs of GitHub's as Mayfly follows them: what their sources say of them, and what was done about them.
+//! Jobs of GitHub: what the job sources report about them, and what Mayfly did about them.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};

@@ -1,15 +1,15 @@
-//! THE table: what each event does in each state.
+//! THE table: the effect of each event in each state.
 //!
 //! ```text
 //! queued ─▶ cloning ─▶ booting ─▶ configuring ─▶ running ─▶ draining ─▶ stopping ─▶ deleting ─▶ deleted
 //!    ▲         │          │            │            │           │                       │
 //!    │         └──────────┴────────────┴─ any end ──┴───────────┴──▶ stopping           │
-//!    └────────────────────── the attempt failed, another is due ────────────────────────┘
+//!    └────────────────────── the attempt failed, another follows ─────────────────────────┘
 //! ```
 //!
-//! States name what is under way, events are facts in the past tense. The function is total and has no wildcard arm: a new
-//! state or event does not compile until the table has an answer for each combination. There is no other way to change a
-//! state, and no force path around the table.
+//! States name what is under way, events are facts in the past tense. The function is total and has no wildcard arm:
+//! a new state or event does not compile until its effect is defined everywhere. There is no other way to change a
+//! state, and no way around the table.
 
 use super::{event::EventKind, state::State};
 
@@ -72,18 +72,18 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::QueueReasonChanged | E::TemplateReady => Note,
             E::SlotTaken => Move(S::Cloning),
             E::Cloned | E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse(R::NoAttempt),
-            // The guest of an attempt that is over. Its instance is gone, its words are late.
+            // A late report from the guest of an ended attempt, whose instance is gone.
             E::GuestReady | E::GuestConfigured | E::RunnerChanged | E::EndpointFound => Ignore,
             E::JobFinished | E::InstanceGone => Ignore,
             E::EndAnnounced | E::EndProven | E::EndForced => Move(S::Deleted),
             E::BudgetSpent | E::GivenUp => Move(S::Deleted),
-            // Looking for its template did not work out this time.
+            // The template could not be fetched in this try.
             E::StepFailed => Note,
             E::AttemptFailed | E::HostRefused => Refuse(R::NoAttempt),
-            // Of the runner of an attempt that is over.
+            // About the runner of an ended attempt.
             E::RunnerRegistered | E::JobChanged | E::DrainExtended => Ignore,
             E::BudgetsPaused | E::BudgetsResumed => Note,
-            // It has no guest that could have said anything.
+            // It has no guest whose reports could have been missed.
             E::ServiceAway => Ignore,
         },
         S::Cloning => match event {
@@ -97,7 +97,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::BudgetSpent | E::GivenUp | E::AttemptFailed | E::HostRefused => Move(S::Stopping),
             E::StepFailed => Note,
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse(R::StopNotRequested),
-            // A guest that is configured by a seed needs its runner before it is cloned.
+            // A guest that is provisioned by a seed needs its runner before it is cloned.
             E::RunnerRegistered | E::BudgetsPaused | E::BudgetsResumed | E::ServiceAway => Note,
             E::JobChanged | E::DrainExtended => Ignore,
         },
@@ -107,7 +107,8 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::Cloned => Ignore,
             E::EndpointFound => Note,
             E::GuestReady => Move(S::Configuring),
-            // A seed configures the guest while it boots, and its first call may be lost: the later word includes the earlier.
+            // A seed configures the guest while it boots, and its first report may be lost: the later report implies
+            // the earlier one.
             E::GuestConfigured => Move(S::Running),
             E::RunnerChanged | E::JobFinished => Note,
             E::EndAnnounced => Move(S::Draining),
@@ -125,7 +126,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::Cloned | E::GuestReady => Ignore,
             E::EndpointFound => Note,
             E::GuestConfigured => Move(S::Running),
-            // The runner may be at work before we have heard that the guest is configured.
+            // The runner may be busy before the report that the guest is configured arrives.
             E::RunnerChanged | E::JobFinished => Note,
             E::EndAnnounced => Move(S::Draining),
             E::EndProven | E::EndForced => Move(S::Stopping),
@@ -144,7 +145,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::EndAnnounced => Move(S::Draining),
             E::EndProven | E::EndForced | E::InstanceGone => Move(S::Stopping),
             E::BudgetSpent | E::GivenUp => Move(S::Stopping),
-            // A job may have run: this guest is never replaced by a fresh one behind the job's back.
+            // A job may have run: this guest is never replaced by another one.
             E::AttemptFailed | E::HostRefused => Refuse(R::JobMayHaveRun),
             E::StepFailed => Note,
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse(R::StopNotRequested),
@@ -170,8 +171,8 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
             E::Cloned | E::GuestReady | E::GuestConfigured | E::EndpointFound => Ignore,
             E::RunnerChanged | E::JobFinished => Note,
-            // An attempt that is being cleared away for another try: the end that is asked for now is remembered, and
-            // there will be no other try.
+            // While an attempt is cleaned up before another one, a request to end the vm is recorded, and there will
+            // be no further attempt.
             E::EndAnnounced | E::EndProven | E::EndForced | E::GivenUp => Note,
             E::InstanceStopped | E::InstanceGone => Move(S::Deleting),
             E::BudgetSpent | E::AttemptFailed | E::HostRefused => Ignore,
@@ -204,7 +205,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::BudgetSpent | E::AttemptFailed | E::HostRefused | E::StepFailed => Ignore,
             E::AttemptCleared => Refuse(R::Ended),
             E::RunnerRegistered | E::BudgetsPaused | E::BudgetsResumed | E::ServiceAway | E::DrainExtended => Ignore,
-            // The result of its job comes by way of GitHub, and may come after everything is cleaned up.
+            // The result of its job comes from GitHub, and may arrive after the cleanup.
             E::JobChanged => Note,
         },
     }

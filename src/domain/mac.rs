@@ -1,4 +1,4 @@
-//! Ethernet addresses: what tells one guest from another on the host's network.
+//! Ethernet addresses, which identify guests on the host's network.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use uuid::Uuid;
 pub struct Mac([u8; 6]);
 
 impl Mac {
-    /// Takes octets with and without leading zeros: the lease file and `arp` leave them out, `config.json` does not.
+    /// Accepts octets with and without leading zeros: the lease file and `arp` omit them, `config.json` does not.
     pub fn parse(text: &str) -> Option<Mac> {
         let mut octets = [0; 6];
         let mut parts = text.split(':');
@@ -24,12 +24,12 @@ impl Mac {
 
     /// A locally administered unicast address with 46 random bits.
     pub fn random() -> Mac {
-        // The first six octets of such an id are nothing but the operating system's randomness.
+        // The first six octets of such an id are random.
         let [a, b, c, d, e, f, ..] = Uuid::new_v4().into_bytes();
         Mac::local([a, b, c, d, e, f])
     }
 
-    /// The locally administered unicast address that these octets give.
+    /// The locally administered unicast address with these octets.
     pub fn local(mut octets: [u8; 6]) -> Mac {
         octets[0] = octets[0] & 0xfc | 0x02;
         Mac(octets)

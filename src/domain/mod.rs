@@ -1,6 +1,7 @@
-//! Plain types and the rules that hold between them: no I/O, no async, no clock.
+//! Plain types and their rules: no I/O, no async, no clock.
 //!
-//! Everything above imports from here; nothing here imports from above. A function that needs the time is given it.
+//! All other layers import from here; nothing here imports from them. Functions that need the time take it as an
+//! argument.
 
 pub mod budgets;
 pub mod capacity;

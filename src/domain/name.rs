@@ -1,4 +1,4 @@
-//! Names that people give: they stand in paths, labels, metrics and runners' names.
+//! Rules for names that callers choose: they are used in paths, labels, metrics and names of runners.
 
 /// The rule for names, as text.
 pub const NAME_RULE: &str = "1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit";

@@ -4,17 +4,17 @@ use std::path::PathBuf;
 
 use crate::domain::{Arch, Budgets, GuestOs, Handover, template::DiskFormat};
 
-/// A template to be registered. Its files are imported and not needed afterwards. What is `None` and not a file is taken from
-/// `config` where that is given, else it has its usual value.
+/// A template to be registered. Its files are imported and not needed afterwards. Settings that are `None` are taken
+/// from `config` if it is given, else they have their defaults.
 #[derive(Clone, Debug)]
 pub struct NewTemplate {
-    /// `None`: it can be had by its digest only.
+    /// `None`: it is available only by its digest.
     pub name: Option<String>,
     pub driver: Option<String>,
     pub os: Option<GuestOs>,
     pub arch: Option<Arch>,
     pub disk: PathBuf,
-    /// `None`, without `config`: taken from the file, when its name and its content agree.
+    /// `None`, without `config`: detected from the file, if its name and its content agree.
     pub disk_format: Option<DiskFormat>,
     pub kernel: Option<PathBuf>,
     pub initramfs: Option<PathBuf>,
@@ -35,7 +35,7 @@ pub struct NewTemplate {
 }
 
 impl NewTemplate {
-    /// One with usual values, from a disk image.
+    /// A template with default settings, from a disk image.
     pub fn of_disk(name: impl Into<String>, disk: impl Into<PathBuf>) -> Self {
         Self {
             name: Some(name.into()),

@@ -1,4 +1,4 @@
-//! Pools: which jobs of GitHub's get a vm here, and what that vm is like.
+//! Pools: which jobs of GitHub get vms on this host, and the settings of those vms.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -112,7 +112,7 @@ impl Pool {
         if self.warm > 0 {
             return invalid("/warm", "vms that are booted ahead of jobs are not possible yet: 0".to_owned());
         }
-        // Whatever the template's budgets are: each field is looked at by itself.
+        // Independent of the template's budgets: each field is checked separately.
         self.budgets.over(&Budgets::default()).map(drop)
     }
 
@@ -128,7 +128,7 @@ impl Pool {
 
     /// Whether a job of this repository (`owner/name`) that asks for these labels matches this pool.
     pub fn wants(&self, repository: &str, labels: &[String]) -> bool {
-        // A job that asks for nothing would be anybody's: GitHub gives such a job to no runner of one's own.
+        // GitHub gives a job without labels to no self-hosted runner, so it matches no pool.
         self.enabled && !labels.is_empty() && self.allows(repository) && self.runner().takes(labels)
     }
 
@@ -144,11 +144,11 @@ fn admits(wanted: &str, found: &str) -> bool {
     wanted == "*" || same(wanted, found)
 }
 
-/// `owner/name` of an allow-list; either may be `*`.
+/// A pattern `owner/name` of an allow-list; either part may be `*`.
 fn pattern(text: &str) -> Option<(&str, &str)> {
     let (owner, name) = text.split_once('/')?;
     let or = |part: &str, filler: &str| if part == "*" { filler.to_owned() } else { part.to_owned() };
-    // Both parts are held against what GitHub takes, with something harmless where anything may be.
+    // Both parts are checked by GitHub's rules, with a valid placeholder for `*`.
     Scope::repository(&format!("{}/{}", or(owner, "any"), or(name, "any"))).ok()?;
     Some((owner, name))
 }

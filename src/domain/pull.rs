@@ -1,4 +1,4 @@
-//! Pulls as operations, and templates that follow a tag.
+//! Pulls as operations, and watches of tags.
 
 use std::path::PathBuf;
 

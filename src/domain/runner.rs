@@ -1,4 +1,4 @@
-//! What the guest runs, and what its runner is doing: a second, smaller table beside the vm's own.
+//! What a guest runs, and the status of its runner: a second, smaller table beside the lifecycle table.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -37,7 +37,7 @@ impl RunnerKind {
     pub(super) fn when_handed_over(self) -> Option<RunnerFact> {
         match self {
             RunnerKind::Command | RunnerKind::GitHub => Some(RunnerFact::HandedOver),
-            // A script does not say when it has work: it is taken to be busy until it returns.
+            // A script does not report when it has work: it counts as busy until it returns.
             RunnerKind::Script => Some(RunnerFact::JobStarted),
             RunnerKind::None => None,
         }

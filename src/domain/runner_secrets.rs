@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{Code, Error};
 
-/// What only the guest may see: kept encrypted, shown to nobody else.
+/// Secrets for the guest: stored encrypted, and shown to no one else.
 #[derive(Clone, Debug, Default)]
 pub struct RunnerSecrets {
-    /// Of the kinds `command` and `script`. It may hold registration tokens.
+    /// For the kinds `command` and `script`. It may contain registration tokens.
     pub script: Option<SecretString>,
     /// The just-in-time configuration or registration token that the caller brought for GitHub's runner.
     pub registration: Option<SecretString>,
@@ -32,10 +32,10 @@ struct Clear {
 }
 
 impl RunnerSecrets {
-    /// Checks what the guest's shell could not take; pointers are relative to the runner's object.
+    /// Checks that the guest's shell can hold them; pointers are relative to the runner's object.
     pub fn check(&self, pointer: &str, script_field: &str) -> Result<(), Error> {
         let at = |field: &str| format!("{pointer}/{field}");
-        let invalid = || Error::new(Code::RequestInvalid, "the runner cannot be handed to a guest");
+        let invalid = || Error::new(Code::RequestInvalid, "the runner cannot be passed to a guest");
         if let Some(script) = self.script.as_ref().or(self.registration.as_ref()).map(ExposeSecret::expose_secret) {
             if script.trim().is_empty() {
                 return Err(invalid().field(at(script_field), "must not be empty"));
@@ -58,7 +58,7 @@ impl RunnerSecrets {
             let mut bytes = key.bytes();
             let named = bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
                 && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_');
-            // The key is not repeated in the message: somebody may have put a secret on the wrong side.
+            // The name is not repeated in the message, because it may be a misplaced secret.
             if !named {
                 return Err(
                     invalid().field(at("env"), "names must be letters, digits and _, not beginning with a digit")
@@ -75,7 +75,7 @@ impl RunnerSecrets {
         Ok(())
     }
 
-    /// For sealing, and for telling equal requests apart from different ones. Not for logs.
+    /// For encryption, and for comparing requests. Not for logs.
     pub fn to_bytes(&self) -> Vec<u8> {
         let clear = Clear {
             script: self.script.as_ref().map(|s| s.expose_secret().to_owned()),

@@ -1,8 +1,8 @@
-//! `config.json`, Tart's description of a VM: what it says, and whether it can be.
+//! `config.json`, Tart's description of a VM: its fields and their validation.
 //!
-//! Tart itself takes what it does not know for something usual, such as a disk format for raw; here it is refused, because a
-//! guest that is made of a guess finds a disk of rubbish. The identity and the hardware model are opaque here: who converts
-//! them looks into them.
+//! Tart replaces unknown values by defaults, such as an unknown disk format by raw. Here they are refused, because a
+//! guest that is created from a wrong guess finds a corrupt disk. The machine identity and the hardware model are
+//! opaque here; `templates::layouts` looks into them.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! A template: a bootable image ready to clone, pinned by digest.
+//! A template: a bootable image ready to be cloned, identified by its digest.
 
 use std::path::PathBuf;
 

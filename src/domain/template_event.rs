@@ -1,4 +1,4 @@
-//! Facts in a template's life. They share the positions and the stream of the vms' events; no row is the fold of them.
+//! Events of templates. They share the sequence and the stream with events of vms, but no row is computed from them.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};

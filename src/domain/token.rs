@@ -1,4 +1,4 @@
-//! Who may do what.
+//! API tokens and their permissions.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-//! Versions of templates: what names point at and pointed at, what is kept and why, and what was found to be damaged.
+//! Versions of templates: current and previous targets of names, what keeps a version, and its damage.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};

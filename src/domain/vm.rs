@@ -1,4 +1,4 @@
-//! A vm: the fold of its events.
+//! A vm: the result of applying its events in order.
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -240,7 +240,7 @@ impl Vm {
                     self.announced_by = Some(*by);
                     self.announced_at = Some(at);
                 }
-                // Outside of a life with a runner there is nothing to wait for: the announcement is the end.
+                // In these states there is no runner to wait for: the announcement is the end.
                 if matches!(self.state, State::Queued | State::Cloning | State::Stopping | State::Deleting) {
                     match by {
                         Announcer::Hook => self.end(EndSignal::Hook, OutcomeResult::Completed, None, None),
@@ -258,17 +258,18 @@ impl Vm {
                 self.end(EndSignal::Admin, OutcomeResult::Cancelled, None, None);
             }
             Event::InstanceGone { cause } => {
-                // A runner that had nothing left to do is no loss, whichever way its guest went.
+                // The end of a guest without remaining work loses nothing, whatever the cause.
                 let done = self.announced_by.is_some() || self.job_exit_code.is_some();
                 let unneeded = matches!(self.announced_by, Some(Announcer::Admin | Announcer::Pool));
                 match cause {
-                    // Its runner was not started and will not be: what was asked for has happened.
+                    // Its runner was not started and will not be: the request to end the vm is fulfilled.
                     _ if unneeded && self.started() == RunnerStarted::No => {
                         let signal =
                             if self.announced_by == Some(Announcer::Pool) { EndSignal::Pool } else { EndSignal::Admin };
                         self.end(signal, OutcomeResult::Cancelled, None, None);
                     }
-                    // It may have given up waiting for the word that it may start, which it had and did not hear.
+                    // The guest may have powered off because it did not receive the permission to start, which was
+                    // given.
                     GoneCause::GuestPowerOff if self.start_unconfirmed => {
                         let detail = "the guest powered off after it was allowed to start its runner and before it said that it had";
                         let (lost, code) = (OutcomeResult::Lost, Some(Code::InstanceLost));
@@ -308,7 +309,7 @@ impl Vm {
             Event::ServiceAway { milliseconds } => {
                 let away = (*milliseconds).max(0);
                 self.away_ms += away;
-                // A pause that goes on counts it when it ends.
+                // A pause that continues includes this time when it ends.
                 if self.paused_at.is_none() {
                     self.paused_ms += away;
                 }
@@ -349,10 +350,10 @@ impl Vm {
             Event::AttemptCleared { reason, not_before } => {
                 let mut waits = seconds(self.spec.budgets.queue_seconds.max(self.spec.budgets.boot_seconds));
                 if self.host_refused {
-                    // The same wait goes on: a host that refuses again and again does not make it longer.
+                    // The same wait continues: repeated refusals by the host do not make it longer.
                     waits = (waits - self.waited()).max(SignedDuration::ZERO);
                 }
-                // The next guest is another guest: what was learnt of this one does not hold for it.
+                // The next attempt has another guest, so facts about this guest do not apply to it.
                 self.ssh = None;
                 self.host_key = None;
                 self.runner_status = RunnerStatus::None;
@@ -365,7 +366,8 @@ impl Vm {
                 self.done = None;
                 self.drain_until = None;
                 self.start_unconfirmed = false;
-                // A vm that was accepted with "now or never" was let in: its second wait is bounded by its boot budget.
+                // A vm that could not wait at its creation has been admitted: its second wait is limited by its boot
+                // budget.
                 self.queue = Some(Queue { reason: *reason, deadline: at + waits, not_before: Some(*not_before) });
             }
         }
@@ -375,7 +377,7 @@ impl Vm {
         match proof {
             EndProof::RunnerFinished => {
                 self.runner(RunnerFact::ProgramEnded, at);
-                // What GitHub's runner program returns says nothing of its job.
+                // The exit code of GitHub's runner program is not the result of its job.
                 if self.spec.runner != RunnerKind::GitHub && self.job_exit_code.is_none() {
                     self.job_exit_code = exit_code;
                 }
@@ -467,7 +469,7 @@ impl Vm {
         spells.fold(SignedDuration::ZERO, |sum, pair| sum + pair[1].at.duration_since(pair[0].at))
     }
 
-    /// When GitHub's report that the runner has finished becomes the end of the guest.
+    /// The deadline at which GitHub's report that the runner has finished becomes the end of the guest.
     pub fn settle_deadline(&self) -> Option<(EndProof, Timestamp)> {
         let (proof, at) = self.done?;
         let waits = matches!(self.state, State::Booting | State::Configuring | State::Running | State::Draining);
@@ -479,7 +481,7 @@ impl Vm {
         let b = &self.spec.budgets;
         let away = SignedDuration::from_millis(self.away_ms);
         let since = |budget, limit| Some((budget, self.entered_at + seconds(limit) + away));
-        // Of a budget that only GitHub can end: never while GitHub is away, and later by as long as it was away.
+        // For a budget that depends on GitHub: paused while GitHub cannot be reached, and extended by that time.
         let waiting = |budget, at: Timestamp| match self.paused_at {
             Some(_) => None,
             None => Some((budget, at + SignedDuration::from_millis(self.paused_ms))),
@@ -493,7 +495,8 @@ impl Vm {
                 let lifetime = (Budget::Lifetime, self.lifetime_ends());
                 let watched = self.spec.managed().is_some();
                 let waits = match (self.spec.runner.registers(), self.runner_status, self.runner_changed_at) {
-                    // Nobody tells us when a runner is online that its owner registered: it may be waiting for its job already.
+                    // A runner that the caller registered is not observed, so it is not known when it is online: it
+                    // may already be waiting for its job.
                     (true, RunnerStatus::Registering, Some(at)) if !watched => {
                         waiting(Budget::Idle, at + seconds(b.idle_seconds))
                     }
@@ -520,9 +523,9 @@ impl Vm {
         self.entered_at
             + SignedDuration::from_millis(self.away_ms)
             + seconds(match self.announced_by {
-                // The job is over, or somebody wants the vm gone: what is left is an upload.
+                // The job has ended, or the end of the vm was requested: at most an upload is left.
                 Some(Announcer::Hook | Announcer::Admin) | None => b.drain_cap_seconds,
-                // There was no job for it any more, and then it was given one after all, which is like any other.
+                // The pool had no job for it, but GitHub gave it one, which may take the whole lifetime.
                 Some(Announcer::Pool) => b.lifetime_seconds,
             })
     }

@@ -1,4 +1,4 @@
-//! A vm as a caller asks for it.
+//! The request to create a vm.
 
 use std::collections::BTreeMap;
 
@@ -122,7 +122,7 @@ impl RunnerRequest {
         }
     }
 
-    /// What GitHub has to know of the runner; `None` for other kinds.
+    /// The settings of the runner at GitHub; `None` for other kinds.
     pub fn github(&self) -> Result<Option<GitHubRunner>> {
         let RunnerRequest::GitHub { scope, labels, group, jit_config, registration_token, .. } = self else {
             return Ok(None);
@@ -141,7 +141,7 @@ impl RunnerRequest {
         Ok(Some(runner))
     }
 
-    /// What only the guest may see, checked; `None`: nothing.
+    /// The secrets for the guest, validated; `None`: there are none.
     pub fn secrets(&self) -> Result<Option<RunnerSecrets>> {
         let (secret, env, field) = match self {
             RunnerRequest::Command { command, env } => (Some(command), env, "command"),
@@ -165,7 +165,8 @@ impl RunnerRequest {
 }
 
 impl VmRequest {
-    /// Equal bytes for equal requests, whatever the order and spacing of their JSON. Holds secrets: for the fingerprint only.
+    /// Equal bytes for equal requests, whatever the order and spacing of their JSON. Contains secrets: only for the
+    /// fingerprint.
     pub fn canonical(&self, secrets: Option<&RunnerSecrets>) -> Vec<u8> {
         let clear = serde_json::json!({
             "template": self.template,
@@ -187,7 +188,7 @@ impl VmRequest {
 }
 
 impl From<&Pool> for VmRequest {
-    /// One vm of the pool, for one job.
+    /// A vm of the pool, for one job.
     fn from(pool: &Pool) -> VmRequest {
         VmRequest {
             template: pool.template.clone(),

@@ -139,7 +139,7 @@ fn each_attempt_has_an_instance_of_its_own_unless_the_vm_is_older_than_that() {
 }
 
 #[test]
-fn an_end_that_is_asked_for_while_an_attempt_is_cleared_away_is_the_end() {
+fn an_end_requested_during_cleanup_of_an_attempt_is_final() {
     let vm = live(&[
         Event::SlotTaken,
         Event::Cloned,
@@ -240,7 +240,7 @@ fn any_event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    /// Whatever happens in whatever order: the laws hold, and the log alone gives the row.
+    /// For any events in any order: the invariants hold, and the log alone gives the row.
     #[test]
     fn any_sequence_of_events_keeps_the_laws(awaits: bool, events in prop::collection::vec(any_event(), 0..80)) {
         let source = if awaits { TemplateSource::Awaited { awaits: SizeRequest::default() } } else { TemplateSource::Resolved(spec()) };
@@ -270,7 +270,8 @@ proptest! {
             prop_assert_eq!(vm.queue.is_some(), vm.state == State::Queued);
             prop_assert_eq!(vm.outcome.is_some(), vm.end_signal.is_some());
             if vm.state == State::Deleted && before.state != State::Deleted {
-                // The step decides by `retries()`; a deletion without an outcome is the step's fault, and only reachable here.
+                // The step decides by `retries()`; a deletion without an outcome is an error of the step, and only
+                // reachable here.
                 prop_assert!(vm.outcome.is_some() || matches!(before.state, State::Deleting));
             }
             if !matches!(vm.state, State::Stopping | State::Deleting | State::Deleted) {
@@ -300,7 +301,7 @@ fn a_draft_is_read_as_it_was_always_written() {
     assert!(written.get("os").is_none(), "{written}");
     assert_eq!(serde_json::from_value::<VmSpec>(written).unwrap(), awaited);
 
-    // Neither the one nor the other: not to be taken for a vm that waits.
+    // Neither variant: it must not be taken for a vm that waits.
     for lost in ["os", "cpus", "template_digest"] {
         let mut damaged = known.clone();
         damaged.as_object_mut().unwrap().remove(lost);
@@ -352,7 +353,7 @@ fn githubs_word_that_a_job_is_completed_ends_its_guest_a_moment_later() {
     go(&mut vm, [(Event::JobChanged { job: job(JobStatus::Completed) }, 20)]);
     assert_eq!(vm.settle_deadline(), Some((EndProof::JobCompleted, at(30))));
     assert_eq!(vm.apply(&Event::JobChanged { job: job(JobStatus::InProgress) }, at(21)), Verdict::Ignore);
-    // What comes first counts; the word of the other stays for the record.
+    // The first proof counts; later ones stay in the record.
     go(&mut vm, [(Event::EndProven { proof: EndProof::RunnerFinished, exit_code: Some(0) }, 22)]);
     assert_eq!((vm.end_signal, vm.settle_deadline(), vm.job_exit_code), (Some(EndSignal::RunnerFinished), None, None));
 }
@@ -385,13 +386,13 @@ fn waiting_for_github_costs_no_budget_but_the_lifetime() {
     assert_eq!(vm.apply(&Event::BudgetsPaused, at(110)), Verdict::Ignore);
     go(&mut vm, [(Event::BudgetsResumed, 3700)]);
     assert_eq!(registration(&vm), (Budget::Registration, at(4 + 300 + 3600)));
-    // The next wait begins with a clean count.
+    // The next wait starts from zero.
     go(&mut vm, [(Event::RunnerChanged { fact: RunnerFact::Online }, 3800)]);
     assert_eq!(vm.deadline(), Some((Budget::Idle, at(3800 + 3600))));
 }
 
 #[test]
-fn a_runner_that_nobody_watches_is_given_the_time_to_wait_for_a_job() {
+fn an_unobserved_runner_has_the_idle_budget() {
     for registration in [Registration::JitConfig, Registration::Token] {
         let mut vm = github(registration);
         go(&mut vm, running().into_iter().zip(1..));
@@ -420,7 +421,7 @@ fn a_runner_that_is_still_at_work_is_waited_for_up_to_the_cap() {
 }
 
 #[test]
-fn who_asked_for_the_end_of_an_idle_runner_is_in_the_record() {
+fn the_record_names_who_requested_the_end_of_an_idle_runner() {
     for (by, signal) in [(Announcer::Admin, EndSignal::Admin), (Announcer::Pool, EndSignal::Pool)] {
         let mut vm = github_running();
         go(

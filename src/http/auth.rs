@@ -1,5 +1,5 @@
-//! Who calls, and whether they may. Every handler that needs a token says so in its arguments; the order of arguments makes
-//! sure that nothing of a request is looked at before its token.
+//! Authenticates and authorises callers. Every handler that needs a token declares it as an argument; the order of
+//! arguments ensures that the token is checked before anything else of the request.
 
 use std::{marker::PhantomData, sync::Arc};
 
@@ -72,7 +72,7 @@ impl<N: Needs> FromRequestParts<Arc<Http>> for OfVm<N> {
         let caller = caller(parts, http).await?;
         let asked = path_id(parts, http).await;
         let id = match &caller {
-            // Another vm and no vm at all get the same answer: a guest learns nothing of its neighbours.
+            // An unknown vm and another vm get the same answer, so that a guest learns nothing about others.
             Caller::Guest(own) => asked.ok().filter(|id| id == own).ok_or_else(foreign)?,
             Caller::Token { scope, .. } => {
                 scoped(*scope, N::SCOPE)?;
@@ -122,7 +122,7 @@ async fn caller(parts: &Parts, http: &Http) -> Result<Caller, Problem> {
     let caller = http.services.tokens.authenticate(&token).await?;
     match (&caller, parts.extensions.get::<Surface>()) {
         (Caller::Guest(_), _) | (_, Some(Surface::Admin)) => Ok(caller),
-        // The guest listener is within reach of every guest: an API token has no business there, and none is honoured.
+        // Guests can reach the guest listener, so API tokens must not be sent there, and none is accepted.
         (Caller::Token { .. }, _) => {
             Err(Problem::new(Code::AuthScopeMissing, "this listener serves guests: it takes a vm's own token only"))
         }

@@ -1,8 +1,8 @@
-//! What happened: of one vm or one template as a list, of all as a stream.
+//! Events: of one vm or one template as a list, of all as a stream.
 //!
-//! The stream loses nothing and doubles nothing. It listens first and reads the database afterwards; from then on the bell
-//! only says *that* there is news. An event is passed on as the bell brought it when it is the very next one; after a gap
-//! (the bell lagged, or two writers rang it in each other's place) the database is read again from the last event sent.
+//! The stream neither loses nor repeats events. It subscribes first and reads the database afterwards; notifications
+//! only say *that* there are new events. A notified event is sent directly if it is the very next one; after a gap (a
+//! lagging subscription, or reordered notifications) the database is read again from the last event that was sent.
 
 use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
@@ -35,7 +35,7 @@ use crate::{
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// How often a comment is sent, and how often the database is read even without a change signal.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// After which a client that lost the stream comes back.
+/// Interval at which a client reconnects after it lost the stream.
 const RECONNECT: Duration = Duration::from_secs(1);
 /// Events read from the database at once.
 const PAGE: u32 = 256;
@@ -153,7 +153,7 @@ pub struct ListEvents {
 )]
 pub async fn list_vm_events(
     FromState(http): FromState<Arc<Http>>,
-    // Before the vm is looked for: a vm's own token gets the same 403 for every id.
+    // Checked before the vm is looked up: a vm's own token gets the same 403 for every id.
     _: Allowed<Read>,
     PathVm(id): PathVm,
     Query(asked): Query<ListEvents>,
@@ -195,7 +195,7 @@ pub async fn list_template_events(
     let digest = template.as_ref().map_or(name.as_str(), |t| &t.digest);
     let stored = &http.services.events;
     let mut events = stored.of_template([&name, digest], after, limit + 1).await?;
-    // That there is nothing more is an answer; that there never was anything is a mistake of who asks.
+    // An empty page after the last event is a valid answer; a template that never existed is an error.
     if events.is_empty() && template.is_none() && stored.of_template([&name, digest], 0, 1).await?.is_empty() {
         return Err(Problem::new(Code::TemplateNotFound, format!("there is no template {name}")));
     }
@@ -271,7 +271,7 @@ pub async fn stream_events(
     let asked_after = position(asked.after)?;
     let place = permit.wait()?;
     let newest = http.services.events.newest().await?;
-    // A position from the future is one of another database: there is nothing to resume from.
+    // A position from the future belongs to another database, so there is nothing to resume.
     let sent = resumed.or(asked_after).unwrap_or(newest).min(newest);
     let (out, body) = mpsc::channel(64);
     let stream = EventStream { http, only: asked.vm_id, sent, names: HashMap::new(), out };
@@ -282,7 +282,7 @@ pub async fn stream_events(
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
         (header::CACHE_CONTROL, "no-store, no-transform"),
-        // Proxies in the manner of nginx would hold events back to fill a buffer.
+        // Proxies such as nginx would hold events back to fill a buffer.
         (HeaderName::from_static("x-accel-buffering"), "no"),
     ];
     Ok((headers, Sse::new(ReceiverStream::new(body))).into_response())
@@ -312,7 +312,7 @@ impl EventStream {
     }
 
     async fn follow(&mut self) -> Over {
-        // Before the first look at the database: what is committed in between rings, and is seen by it.
+        // Subscribes before the first read of the database: a commit in between is notified, and is seen by the read.
         let mut bell = self.http.services.events.subscribe_vms();
         let mut templates = self.http.services.events.subscribe_templates();
         let mut pulls = self.http.services.events.subscribe_pull_progress();
@@ -329,14 +329,14 @@ impl EventStream {
                         Ok(_) | Err(RecvError::Lagged(_)) => self.catch_up().await?,
                         Err(RecvError::Closed) => return Err(Over),
                     },
-                    // The two bells ring in no order: what one of them skips was rung by the other.
+                    // The two channels are not ordered: an event that is missing in one was sent in the other.
                     recorded = templates.recv() => match recorded {
                         Ok(recorded) if recorded.seq <= self.sent => {}
                         Ok(recorded) if recorded.seq == self.sent + 1 => self.pass_on_template(&recorded).await?,
                         Ok(_) | Err(RecvError::Lagged(_)) => self.catch_up().await?,
                         Err(RecvError::Closed) => return Err(Over),
                     },
-                    // Without a position: what is said here is old news in a second, and nobody resumes after it.
+                    // Without a position, because progress is outdated after a second, and no client resumes from it.
                     update = pulls.recv() => if let (Ok(update), None) = (&update, self.only) {
                         let event = sse::Event::default().event(PullProgressEvent::KIND);
                         self.send(event.json_data(PullProgressEvent::new(update)).map_err(|_| Over)?).await?;
@@ -354,10 +354,10 @@ impl EventStream {
         }
     }
 
-    /// Everything that is committed and was not sent yet.
+    /// Sends everything that is committed and was not sent yet.
     async fn catch_up(&mut self) -> Result<(), Over> {
         let stored = self.http.services.events.clone();
-        // Read first: what is committed later is not part of this turn. Commits come in the order of their positions.
+        // Read first: later commits are sent in the next turn. Commits have the order of their positions.
         let newest = stored.newest().await.map_err(|e| failed(&e))?;
         while self.sent < newest {
             let page = match self.only {

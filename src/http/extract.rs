@@ -1,4 +1,5 @@
-//! Bodies, queries and names from a request. What is not acceptable is refused with a problem that points at the field.
+//! Extracts bodies, queries and names from requests. Invalid ones are refused with a problem that points at the
+//! field.
 
 use std::sync::Arc;
 
@@ -45,7 +46,7 @@ fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
 
 pub(super) async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
     let too_large = || Problem::new(Code::RequestTooLarge, format!("the limit is {limit} bytes"));
-    // A body that announces itself as too large is refused before any of it is read.
+    // A body whose declared size is too large is refused before any of it is read.
     if axum::body::HttpBody::size_hint(&body).lower() > limit as u64 {
         return Err(too_large());
     }
@@ -59,7 +60,7 @@ pub(super) async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     let text = std::str::from_utf8(bytes)
         .map_err(|e| Problem::invalid("", format!("the body is not UTF-8 (byte {})", e.valid_up_to())))?;
-    // Serde would take an array for a struct, field by field.
+    // Serde would accept an array for a struct, field by field.
     if text.trim_start().starts_with('[') {
         return Err(Problem::invalid("", "expected a JSON object, found an array"));
     }
@@ -68,7 +69,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         let inner = error.inner();
         let message = inner.to_string();
         let message = match inner.classify() {
-            // The position says nothing that the pointer does not say better.
+            // The pointer is more precise than the position.
             serde_json::error::Category::Data => message.split(" at line ").next().unwrap_or_default().to_owned(),
             _ => format!("not valid JSON: {message}"),
         };
@@ -113,7 +114,7 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<Http>> for Query<T> {
 }
 
 fn query<T: DeserializeOwned>(query: &str) -> Result<T, Problem> {
-    // `cursor=` would begin again at the first page, for ever.
+    // `cursor=` would start again at the first page, endlessly.
     if let Some((name, _)) = form_urlencoded::parse(query.as_bytes()).find(|(_, value)| value.is_empty()) {
         return Err(Problem::invalid(format!("query:{name}"), "must not be empty"));
     }

@@ -1,4 +1,4 @@
-//! What a guest says of its own vm.
+//! Reports of guests about their own vms.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! For probes and for Prometheus.
+//! Health checks, and metrics for Prometheus.
 
 use std::sync::Arc;
 

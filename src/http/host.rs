@@ -1,4 +1,4 @@
-//! The host, and where its truths disagree.
+//! The host, and differences between rows and instances.
 
 use std::sync::Arc;
 

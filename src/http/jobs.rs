@@ -1,4 +1,4 @@
-//! GitHub's jobs as Mayfly follows them.
+//! Jobs of GitHub.
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
-//! Places on the guest API, per vm: what one guest does there takes no other guest's place.
+//! Request permits of the guest API, per vm: the requests of one guest cannot block those of another.
 //!
-//! A vm has places for its reports (its events, the end of its job) and others for the rest (reads, long polls, downloads).
-//! Only the rest, and calls without a vm's token, go on to compete for the listener's places: a report is served whatever all
-//! others do.
+//! A vm has permits for its reports (its events, the end of its job) and others for the rest (reads, long polls,
+//! downloads). Only the rest, and requests without a vm's token, also need one of the listener's permits: so a report
+//! is served whatever other guests do.
 
 use std::{collections::HashMap, sync::Arc};
 

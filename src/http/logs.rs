@@ -1,4 +1,4 @@
-//! What a guest said: its console, its boot script, its job.
+//! Logs of guests: console, boot script, job.
 
 use std::{
     io::{self, SeekFrom},
@@ -74,7 +74,7 @@ pub async fn get_vm_log(
         return Err(Problem::invalid("query:tail_bytes", format!("0 to {LOG_CAP}")));
     }
     let source = asked.source.unwrap_or(LogSource::Console);
-    // Its error says whether the vm exists; the file need not.
+    // Its error shows whether the vm exists; the file need not exist.
     let path = http.services.vms.log_file(id, source).await?;
     let file = open(&path, tail).await.map_err(Error::internal)?;
     let place = permit.wait()?;
@@ -123,7 +123,7 @@ struct Follower {
 impl Follower {
     async fn run(&mut self, follow: bool) -> io::Result<()> {
         loop {
-            // Looked at before reading: what is written until the vm is deleted is there to be read afterwards.
+            // Checked before reading, so that everything that is written until the vm is deleted is read afterwards.
             let vm = self.http.services.vms.find(self.id).await.map_err(io::Error::other)?;
             if !self.drain().await? || !follow {
                 return Ok(());

@@ -1,5 +1,4 @@
-//! What happens around every request, whatever it asks for: its id, its place among the others, its time limit, and the one
-//! spot where a failure (a panic included) gets its final form.
+//! Middleware for every request: its id, its permit, its time limit, and the final form of failures, panics included.
 
 use std::{
     any::Any,
@@ -131,7 +130,7 @@ pub fn with_middleware<S: Clone + Send + Sync + 'static>(router: Router<S>, limi
         .layer(always(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")))
         .layer(always(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")))
         .layer(unless_set(header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
-        // Whatever is not a page has nothing to load and nothing to show.
+        // Only pages load resources.
         .layer(unless_set(
             header::CONTENT_SECURITY_POLICY,
             HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"),
@@ -146,7 +145,7 @@ async fn around(State(limits): State<Middleware>, mut request: Request, next: Ne
     let route = request.extensions().get::<MatchedPath>().map(|m| m.as_str().to_owned());
     let span = tracing::info_span!("request", request.id = %id);
 
-    // A probe is answered even when nothing else is: restarting a busy service helps nobody.
+    // A health check is answered even if other requests are refused: restarting a busy service does not help.
     let is_probe = path == "/healthz";
     let lane = match &limits.guests {
         Some((tokens, lanes)) if !is_probe => {
@@ -192,7 +191,7 @@ async fn around(State(limits): State<Middleware>, mut request: Request, next: Ne
     };
     let response = finish(response, &id, &path);
     let (took, status) = (clock::elapsed(started).as_secs_f64(), response.status().as_u16());
-    // The route and not the path, and no method of a client's invention: each label value is a time series for ever.
+    // The route instead of the path, and only known methods: each label value is a permanent time series.
     let route = route.unwrap_or_else(|| "(none)".to_owned());
     let known =
         if response.status() == StatusCode::METHOD_NOT_ALLOWED { "(other)" } else { method.as_str() }.to_owned();
@@ -233,7 +232,7 @@ fn finish(mut response: Response, id: &str, path: &str) -> Response {
     response
 }
 
-/// An error of a library and not of a handler.
+/// An error of a library, not of a handler.
 fn by_status(status: StatusCode) -> Option<Unrendered> {
     let problem = match status {
         StatusCode::NOT_FOUND => Problem::new(Code::NotFound, "no resource has this path"),
@@ -282,7 +281,7 @@ mod tests {
     async fn a_panic_is_a_problem_that_keeps_its_cause_to_itself() {
         let limits = Middleware::new(Surface::Admin, 1, Duration::from_secs(5), 1);
         let router = with_middleware(Router::new().route("/boom", get(boom).post(boom)), limits);
-        // More often than there are seats: a panic gives its permit back.
+        // More often than there are permits: a panic returns its permit.
         for method in ["GET", "POST", "GET", "POST"] {
             let request = Request::builder().method(method).uri("/boom").body(Body::empty()).unwrap();
             let response = router.clone().oneshot(request).await.unwrap();

@@ -1,12 +1,12 @@
-//! The HTTP API: routes, and nothing that decides.
+//! The HTTP API: routes, without decisions.
 //!
 //! ```text
 //! serve ─▶ middleware (id, permit, time limit, problems) ─▶ router ─▶ auth ─▶ extract ─▶ handler ─▶ service
 //! ```
 //!
-//! Two routers, for two listeners: the admin API has everything; the guest API has what a guest may do with its own vm, and
-//! takes that vm's token only. Handlers read and write through `service` only.
-//! Routes are listed once, below, and the OpenAPI document is made from the same list, so the two cannot differ.
+//! Two routers for two listeners: the admin API has all routes; the guest API has those that a guest may use for its
+//! own vm, and accepts only that vm's token. Handlers read and write only through `service`.
+//! Routes are listed once, below, and the OpenAPI document is generated from the same list, so the two cannot differ.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! For people: the status page, the API's documentation, a page per error code. Nothing is loaded from elsewhere.
+//! HTML pages: the status page, the API's documentation, a page per error code. They load nothing from other servers.
 
 use std::{fmt::Write, sync::LazyLock};
 
@@ -148,7 +148,7 @@ pub async fn get_openapi() -> Response {
 
 /// Swagger UI, served from this program.
 pub fn docs<S: Clone + Send + Sync + 'static>() -> Router<S> {
-    // "none": it would send the document to a validator on the internet.
+    // "none": otherwise it would send the document to a validator on the internet.
     let config = Config::from("/openapi.json").validator_url("none").display_request_duration(true);
     Router::from(SwaggerUi::new("/docs").config(config)).layer(middleware::from_fn(docs_policy))
 }
@@ -157,7 +157,7 @@ async fn docs_policy(request: axum::extract::Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     response.headers_mut().insert(
         header::CONTENT_SECURITY_POLICY,
-        // Swagger UI writes styles into its elements, and its icons into its style.
+        // Swagger UI sets inline styles, and its styles contain icons.
         HeaderValue::from_static(
             "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'",
         ),

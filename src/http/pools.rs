@@ -1,4 +1,4 @@
-//! Pools: which jobs of GitHub's get a vm here.
+//! Pools: which jobs of GitHub get vms on this host.
 
 use std::sync::Arc;
 

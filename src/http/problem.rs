@@ -1,7 +1,7 @@
 //! The only place where an error becomes a response: `application/problem+json` (RFC 9457).
 //!
-//! A handler returns a [`Problem`], which knows what went wrong but not who asked. The middleware around every request adds the
-//! request id and the path, and calls [`render`]. There the private cause is logged, once, and goes no further.
+//! A handler returns a [`Problem`], which knows the error but not the request. The middleware adds the request id and
+//! the path, and calls [`render`], which logs the private cause once and does not send it.
 
 use std::sync::Arc;
 

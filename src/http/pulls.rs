@@ -285,7 +285,7 @@ pub async fn get_pull(
         let timeout = Duration::from_secs(asked.timeout_seconds.unwrap_or(30).into());
         let _place = permit.wait()?;
         tokio::select! {
-            // A service that ends answers with what is known; the client asks again.
+            // A service that shuts down answers with the current state; the client repeats the request.
             () = http.shutdown.cancelled() => {}
             pull = http.services.pulls.wait(id, asked.wait_generation, timeout) => {
                 return Ok(Answer(PullView::of(&pull?, &http.services)));

@@ -1,4 +1,4 @@
-//! Logins to registries. What is given here as a password is never given back.
+//! Logins of registries. Passwords can be written but never read.
 
 use std::{fmt, sync::Arc};
 
@@ -135,7 +135,7 @@ pub async fn log_in_to_registry(
     Name(host): Name,
     Json(request): Json<LoginRequest>,
 ) -> Result<Answer<KeptLogin>, Problem> {
-    // A registry may take longer to refuse a connection than a request may take.
+    // A registry may take longer to refuse a connection than the time limit of requests.
     permit.disable_timeout();
     let LoginRequest { username, password, check } = request;
     Ok(Answer(http.services.registries.log_in(&host, &username, password, check).await?.into()))

@@ -1,7 +1,8 @@
-//! Listeners: accepting, and ending without cutting anybody off.
+//! Listeners: accept connections, and shut down without aborting requests.
 //!
-//! On shutdown a listener stops accepting and each connection finishes the request it is serving; what has not finished
-//! after [`GRACE`] is cut. Streams and long polls end by themselves, because they watch the same signal.
+//! On shutdown a listener stops accepting, and each connection finishes its current request; requests that have not
+//! finished after [`GRACE`] are aborted. Streams and long polls end by themselves, because they watch the same
+//! signal.
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
@@ -37,7 +38,7 @@ pub async fn serve_tcp(
 ) {
     let accept = async move || {
         let (stream, _) = listener.accept().await?;
-        // Small answers leave at once instead of waiting for company.
+        // Small answers are sent at once, without waiting for more data.
         let _ = stream.set_nodelay(true);
         Ok(stream)
     };
@@ -58,7 +59,7 @@ pub async fn serve_unix(listener: UnixListener, router: Router, shutdown: Cancel
     serve(accept, plain, router, shutdown).await;
 }
 
-/// A connection that needs no handshake.
+/// A connection without a handshake.
 async fn plain<I>(stream: I) -> io::Result<I> {
     Ok(stream)
 }
@@ -90,7 +91,7 @@ async fn serve<A, I, G>(
         let io = match accepted {
             Ok(io) => io,
             Err(error) => {
-                // Out of descriptors, or a client that left before it was accepted. Neither ends the listener.
+                // No free descriptors, or the client left before it was accepted. Neither ends the listener.
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
@@ -101,7 +102,7 @@ async fn serve<A, I, G>(
         let (greeting, watcher) = (greet(io), graceful.watcher());
         let ending = shutdown.clone();
         connections.spawn(async move {
-            // Who has not even said hello does not hold up the end.
+            // A client that has not finished its handshake does not delay the shutdown.
             let greeting = tokio::time::timeout(HEADERS_WITHIN, ending.run_until_cancelled(greeting));
             match greeting.await.map(|greeted| greeted.unwrap_or_else(|| Err(io::ErrorKind::Interrupted.into()))) {
                 Ok(Ok(io)) => {
@@ -109,7 +110,7 @@ async fn serve<A, I, G>(
                         .timer(TokioTimer::new())
                         .header_read_timeout(HEADERS_WITHIN)
                         .serve_connection(TokioIo::new(io), TowerToHyperService::new(service));
-                    // A client that goes away in the middle is no event worth a line.
+                    // A client that disconnects is not worth a log line.
                     if let Err(error) = watcher.watch(connection).await {
                         tracing::trace!(%error, "a connection ended with an error");
                     }
@@ -120,7 +121,7 @@ async fn serve<A, I, G>(
             drop(place);
         });
     }
-    // Closes the socket: who comes now is refused at once instead of waiting in vain.
+    // Closes the socket, so that new clients are refused at once.
     drop(accept);
     if tokio::time::timeout(GRACE, graceful.shutdown()).await.is_err() {
         tracing::warn!("aborted requests that had not finished {} s after the shutdown began", GRACE.as_secs());

@@ -1,4 +1,4 @@
-//! Times in answers: RFC 3339, UTC, always with milliseconds, so that they sort as text and parse everywhere.
+//! Times in responses: RFC 3339, UTC, always with milliseconds, so that they sort as text and parse everywhere.
 
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};

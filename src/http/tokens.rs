@@ -1,4 +1,4 @@
-//! API tokens. A token's secret is in the answer that makes it, and nowhere else.
+//! API tokens. The secret of a token is only in the response that creates it.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Creating, reading and ending vms.
+//! Creates, shows and ends vms.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -204,7 +204,7 @@ impl VmView {
             },
             queue: vm.queue.as_ref().map(|q| QueueView {
                 reason: q.reason,
-                // It may have left the queue between the two reads; a position is at least 1 all the same.
+                // It may have left the queue between the two reads; a position is at least 1 in any case.
                 position: position.max(1),
                 deadline: q.deadline.into(),
                 pull: pull.as_ref().map(ProgressView::moving),
@@ -320,7 +320,7 @@ impl ListVms {
         if self.job_id.is_some_and(|id| i64::try_from(id).is_err()) {
             return Err(Problem::invalid("query:job_id", format!("0 to {}", i64::MAX)));
         }
-        // One more than asked for tells whether there is a next page.
+        // One more than requested shows whether there is a next page.
         let filter = VmFilter {
             states: self.state,
             name: self.name,
@@ -337,7 +337,7 @@ impl ListVms {
 
 fn split_label(label: &str) -> Result<(String, String), Problem> {
     match label.split_once('=') {
-        // No label has such a key: it is refused when a vm is created.
+        // No label has such a key, because creation refuses it.
         Some((key, _)) if key.is_empty() || key.contains(['"', '\\']) || key.contains(char::is_control) => {
             Err(Problem::invalid("query:label", "the key holds quotes, backslashes or control characters, or is empty"))
         }
@@ -415,7 +415,7 @@ pub async fn get_vm(
         let _place = permit.wait()?;
         let waited = http.services.vms.wait(id, generation, Duration::from_secs(timeout.into()));
         tokio::select! {
-            // A service that ends answers with what is known; the client asks again.
+            // A service that shuts down answers with the current state; the client repeats the request.
             () = http.shutdown.cancelled() => {}
             vm = waited => return Ok(Answer(VmView::of(&vm?, &http.services).await?)),
         }

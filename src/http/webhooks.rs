@@ -1,4 +1,4 @@
-//! GitHub's webhook. No token: its signature is the proof.
+//! GitHub's webhook. It needs no token: the signature authenticates it.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,3 +1,3 @@
-//! Sources of jobs: one folder per CI system, with its client, its webhooks, and the registration of its runners.
+//! Job sources: one folder per CI system, with its client, its webhooks, and the registration of its runners.
 
 pub mod github;

@@ -1,4 +1,4 @@
-//! Examples in the OpenAPI document: one vm, one template, one of everything else.
+//! Examples in the OpenAPI document.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! Registering a template: from files, or from an image.
+//! Registers templates: from files, or from an image.
 
 use std::{path::PathBuf, sync::Arc};
 

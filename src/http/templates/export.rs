@@ -1,4 +1,4 @@
-//! Exporting a template into another program's layout.
+//! Exports a template into another program's layout.
 
 use std::sync::Arc;
 

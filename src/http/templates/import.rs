@@ -1,4 +1,4 @@
-//! Importing a template from another program's layout.
+//! Imports a template from another program's layout.
 
 use std::{path::PathBuf, sync::Arc};
 

@@ -1,5 +1,5 @@
-//! Showing and deleting templates; `create` registers them, `names` says where names point, `prune` makes
-//! room, `push` publishes them and `verify` looks for damage.
+//! Shows and deletes templates. `create` registers them, `names` moves names and pins versions, `prune` frees space,
+//! `push` publishes templates and `verify` checks for damage.
 
 use std::{path::PathBuf, sync::Arc};
 

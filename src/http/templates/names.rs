@@ -1,4 +1,4 @@
-//! Where names point, and what is kept: aliases, rollback, pins.
+//! Names of templates, rollback, and pins.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Removing what nothing needs.
+//! Prunes templates.
 
 use std::sync::Arc;
 

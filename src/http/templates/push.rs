@@ -1,4 +1,4 @@
-//! Pushing a template to a registry.
+//! Pushes a template to a registry.
 
 use std::sync::Arc;
 

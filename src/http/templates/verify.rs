@@ -1,4 +1,4 @@
-//! Reading every byte of a version.
+//! Verifies every byte of a version.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! A template as the API shows it.
+//! The representation of a template in the API.
 
 use serde::Serialize;
 use utoipa::ToSchema;

@@ -1,4 +1,4 @@
-//! Letting a template follow a tag.
+//! Watches: templates that follow a tag.
 
 use std::sync::Arc;
 

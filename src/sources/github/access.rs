@@ -1,4 +1,4 @@
-//! What GitHub says of us: the App, its installations, our limits.
+//! Queries what the credentials may do: the App, its installations, rate limits.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use super::{
     model::or_default,
 };
 
-/// What it was given: permission → `read`, `write` or `admin`.
+/// Granted permissions: permission → `read`, `write` or `admin`.
 pub type Permissions = BTreeMap<String, String>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +28,7 @@ pub struct GitHubApp {
     pub events: Vec<String>,
 }
 
-/// An App, put into an organisation, a user's account or an enterprise.
+/// An installation of an App in an organisation, a user's account or an enterprise.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Installation {
     pub id: u64,
@@ -36,7 +36,7 @@ pub struct Installation {
     pub account: Option<Account>,
     #[serde(default)]
     pub target_type: Option<String>,
-    /// What was granted, which may be older and less than what the App asks for.
+    /// The granted permissions, which may be fewer than those that the App requests now.
     #[serde(default, deserialize_with = "or_default")]
     pub permissions: Permissions,
     #[serde(default, deserialize_with = "or_default")]
@@ -44,7 +44,7 @@ pub struct Installation {
     /// `all` repositories, or `selected` ones.
     #[serde(default)]
     pub repository_selection: Option<String>,
-    /// Then it gets no token.
+    /// A suspended installation gets no token.
     #[serde(default)]
     pub suspended_at: Option<Timestamp>,
 }
@@ -56,7 +56,7 @@ pub struct Account {
     pub login: String,
 }
 
-/// What is allowed, by resource.
+/// The rate limits by resource.
 pub type RateLimit = Vec<ResourceView>;
 
 impl GitHubClient {
@@ -85,7 +85,7 @@ impl GitHubClient {
         self.get(As::App, &self.request(Method::GET, path, &[], &format!("the App's installation {id}"))).await
     }
 
-    /// The installation that was configured, if one was.
+    /// The configured installation, if there is one.
     pub fn configured_installation(&self) -> Option<u64> {
         match self.credential() {
             GitHubCredential::App { installation, .. } => installation,
@@ -93,8 +93,8 @@ impl GitHubClient {
         }
     }
 
-    /// The limits of whoever acts in this scope; a token's holder needs none. Asking costs nothing. Empty where nobody set any, as on most Enterprise
-    /// Servers.
+    /// The rate limits of the credentials of this scope; a token does not depend on the scope. The request costs
+    /// nothing. Empty if there are no limits, as on most Enterprise Servers.
     pub async fn rate_limit(&self, scope: Option<&Scope>) -> Result<RateLimit, GitHubError> {
         #[derive(Deserialize)]
         struct Answer {
@@ -112,13 +112,13 @@ impl GitHubClient {
         call.class = Class::Free;
         let name = scope.map_or(As::Holder, |scope| As::For(scope, Purpose::Runners));
         let answer: Answer = match self.get(name, &call).await {
-            // An Enterprise Server without limits has no such page.
+            // An Enterprise Server without limits has no such endpoint.
             Err(GitHubError::NotVisible { .. }) => return Ok(Vec::new()),
             answer => answer?,
         };
         let mut limits = Vec::new();
         for (resource, value) in answer.resources {
-            // Resources that look otherwise are none of ours.
+            // Resources of another form are not used by Mayfly.
             let Ok(r) = serde_json::from_value::<Resource>(value) else { continue };
             let resets_at = Timestamp::from_second(r.reset)
                 .map_err(|_| self.unparsable(&call, format!("the reset of {resource} at {}", r.reset)))?;

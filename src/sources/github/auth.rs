@@ -1,4 +1,4 @@
-//! Whose name a call is made in, and the tokens that prove it.
+//! Credentials of a request, and the tokens that they need.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -8,18 +8,18 @@ use secrecy::SecretString;
 
 use super::{Scope, budget::RateLimiter};
 
-/// Renewed when it has less than this left.
+/// A token is renewed when its remaining lifetime is below this.
 const MARGIN: SignedDuration = SignedDuration::from_mins(5);
-/// Younger tokens may not be known to every part of GitHub yet.
+/// Newer tokens may not be known to all of GitHub's servers yet.
 const FRESH: SignedDuration = SignedDuration::from_secs(5);
 
-/// Who is counted: limits and conditional answers are per identity.
+/// The identity that is counted: rate limits and conditional answers are per identity.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum CredentialIdentity {
-    /// The App itself, by its signed token.
+    /// The App itself, with its signed token.
     App,
     Installation(u64),
-    /// The holder of a personal access token.
+    /// The owner of a personal access token.
     Token,
 }
 
@@ -33,7 +33,7 @@ impl CredentialIdentity {
     }
 }
 
-/// What an installation's token may do: as little as the call needs.
+/// Permissions of an installation's token: as few as the request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Purpose {
     Runners,
@@ -41,7 +41,7 @@ pub(super) enum Purpose {
 }
 
 impl Purpose {
-    /// The permissions that are asked for; `None` takes whatever the installation has.
+    /// The permissions that are requested; `None` requests all that the installation has.
     pub fn permissions(self, scope: &Scope) -> Option<(&'static str, &'static str)> {
         match self {
             Purpose::Runners => scope.runner_permission().map(|name| (name, "write")),
@@ -55,7 +55,7 @@ pub(super) struct InstallationToken {
     pub token: SecretString,
     pub made_at: Timestamp,
     pub expires_at: Timestamp,
-    /// Tells it from the one that takes its place.
+    /// Distinguishes it from its replacement.
     pub number: u64,
 }
 
@@ -69,13 +69,13 @@ impl InstallationToken {
     }
 }
 
-/// Which token: tokens with other permissions are other tokens.
+/// The identity of a token: tokens with other permissions are other tokens.
 pub(super) type TokenKey = (u64, Option<(&'static str, &'static str)>);
 
-/// One at a time renews, the others wait for what it gets.
+/// One task renews a token at a time; the others wait for its result.
 pub(super) type TokenSlot = Arc<tokio::sync::Mutex<Option<InstallationToken>>>;
 
-/// What was learned of installations, for as long as the process lives.
+/// What is known about installations, for the life of the process.
 #[derive(Debug, Default)]
 pub(super) struct InstallationCache {
     slots: Mutex<HashMap<TokenKey, TokenSlot>>,
@@ -96,7 +96,7 @@ impl InstallationCache {
         self.installations.lock().insert(scope.clone(), id);
     }
 
-    /// An App that was installed anew has another installation.
+    /// An App that was reinstalled has another installation.
     pub fn forget_installation(&self, scope: &Scope) {
         self.installations.lock().remove(scope);
     }

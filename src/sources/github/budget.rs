@@ -1,7 +1,7 @@
-//! What GitHub still allows one credential: read from every answer, and kept to.
+//! The rate limit budget of one credential: read from every answer, and enforced.
 //!
-//! Whoever goes on asking while limited may be banned, so a limit that was met closes the door here, for every caller that
-//! shares the credential, until it is over.
+//! GitHub may ban clients that continue while limited, so a limit that was hit blocks all requests with this
+//! credential until it ends.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -15,18 +15,18 @@ use serde::Serialize;
 
 use crate::platform::retry::jittered;
 
-/// Clocks differ by a moment.
+/// Tolerance for clock differences.
 const SKEW: SignedDuration = SignedDuration::from_secs(2);
-/// Secondary limits that do not say when they end.
+/// Pause for secondary limits that do not state their end.
 const SECONDARY: Duration = Duration::from_secs(60);
 const LONGEST_SECONDARY: Duration = Duration::from_secs(30 * 60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GitHubLimit {
-    /// So many requests per hour.
+    /// The limit of requests per hour.
     Primary,
-    /// Too many at once, or too fast.
+    /// Too many concurrent requests, or too fast.
     Secondary,
 }
 
@@ -39,28 +39,28 @@ impl fmt::Display for GitHubLimit {
     }
 }
 
-/// Registering runners may be counted apart from everything else.
+/// Registrations of runners may be counted separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Class {
     Usual,
     Registration,
-    /// Getting a token changes nothing, whatever the method says.
+    /// Requesting a token changes nothing, although its method is POST.
     Access,
-    /// Asking for the limits is not limited.
+    /// Requests for the limits are not limited.
     Free,
 }
 
 /// For metrics.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BudgetView {
-    /// Whose: `app`, `installation 77`, `token`.
+    /// The identity: `app`, `installation 77`, `token`.
     pub credential: String,
     pub requests: u64,
-    /// Answered from what was known: these cost nothing.
+    /// Answered from the cache: these cost nothing.
     pub not_modified: u64,
-    /// Times a limit was met.
+    /// Number of times that a limit was hit.
     pub limited: u64,
-    /// Nothing at all is sent until then.
+    /// No request is sent until then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub closed_until: Option<Timestamp>,
     pub resources: Vec<ResourceView>,
@@ -86,15 +86,15 @@ struct LimiterState {
     not_modified: u64,
     limited: u64,
     closed_until: Option<Timestamp>,
-    /// Secondary limits in a row that did not say when they end.
+    /// Consecutive secondary limits that did not state their end.
     strikes: u32,
     resources: BTreeMap<String, ResourceView>,
-    /// Which resource a class of calls was last counted under.
+    /// The resource under which a class of requests was last counted.
     classes: BTreeMap<Class, String>,
 }
 
 impl RateLimiter {
-    /// Whether a call may go out now.
+    /// Whether a request may be sent now.
     pub fn admit(&self, class: Class, now: Timestamp) -> Result<(), (GitHubLimit, Timestamp)> {
         let state = self.state.lock();
         if let Some(until) = state.closed_until.filter(|until| *until > now) {
@@ -109,7 +109,7 @@ impl RateLimiter {
         }
     }
 
-    /// Takes note of every answer.
+    /// Updates the budget from an answer.
     pub fn note(&self, class: Class, status: StatusCode, headers: &HeaderMap) {
         let mut state = self.state.lock();
         state.requests += 1;
@@ -124,20 +124,21 @@ impl RateLimiter {
         let (Some(limit), Some(remaining), Some(reset)) =
             (whole("x-ratelimit-limit"), whole("x-ratelimit-remaining"), number("x-ratelimit-reset"))
         else {
-            // GHES has no limits unless somebody set some.
+            // GHES has no limits unless an administrator sets some.
             return;
         };
         let Ok(resets_at) = Timestamp::from_second(reset) else { return };
         let resource = headers.get("x-ratelimit-resource").and_then(|v| v.to_str().ok()).unwrap_or("core").to_owned();
         let used = whole("x-ratelimit-used").unwrap_or(limit.saturating_sub(remaining));
-        // The limits' own answer says `core`, and was not counted under it.
+        // The answer about limits names `core`, but was not counted under it.
         if class != Class::Free {
             state.classes.insert(class, resource.clone());
         }
         state.resources.insert(resource.clone(), ResourceView { resource, limit, remaining, used, resets_at });
     }
 
-    /// Reads a refusal: `None` when it is not about limits. From then on the door is closed until the time it gives.
+    /// Parses a refusal: `None` if it is not about limits. Otherwise requests are blocked until the time that it
+    /// states.
     pub fn refused(
         &self,
         status: StatusCode,
@@ -159,7 +160,7 @@ impl RateLimiter {
             (GitHubLimit::Primary, reset + SKEW)
         } else if status == StatusCode::TOO_MANY_REQUESTS || message.to_lowercase().contains("secondary rate limit") {
             let pause = SECONDARY.saturating_mul(1 << state.strikes.min(10)).min(LONGEST_SECONDARY);
-            // Jitter, so that hosts that were limited together do not come back together.
+            // Jitter, so that hosts that were limited together do not retry together.
             state.strikes += 1;
             (GitHubLimit::Secondary, now + jittered(pause, 1.0..1.2))
         } else {

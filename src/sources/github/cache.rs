@@ -1,4 +1,4 @@
-//! Answers that GitHub need not give again: a conditional request that finds nothing new costs nothing.
+//! Caches answers for conditional requests: an unchanged answer costs no rate limit.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use reqwest::Url;
 
 use super::auth::CredentialIdentity;
 
-/// Together, in bytes. A page of a hundred runners has about 60 KiB.
+/// Total size, in bytes. A page of a hundred runners has about 60 KiB.
 const LARGEST: usize = 16 << 20;
 
 #[derive(Clone, Debug)]
@@ -18,7 +18,7 @@ pub(super) struct CachedResponse {
     pub next: Option<Url>,
 }
 
-/// The tag depends on who asks, so an answer is found by both.
+/// ETags depend on the identity, so an answer is found by URL and identity.
 #[derive(Debug, Default)]
 pub(super) struct Cache {
     state: Mutex<CacheState>,

@@ -1,4 +1,4 @@
-//! Calls in somebody's name: who that is, and tokens renewed in time and once after a refusal.
+//! Sends requests with credentials, and renews tokens in time, and once after a refusal.
 
 use std::{
     fmt,
@@ -22,18 +22,18 @@ use super::{
     runner_group::RunnerGroupCache,
 };
 
-/// In whose name.
+/// The credentials of a request.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum As<'a> {
-    /// The App itself; with a token, its holder cannot stand in.
+    /// The App itself; a token cannot replace it.
     App,
-    /// The holder of the token; an App cannot stand in.
+    /// The owner of the token; an App cannot replace it.
     Holder,
-    /// Who acts in this scope.
+    /// The credentials for this scope.
     For(&'a Scope, Purpose),
 }
 
-/// A proof, and what is to be done when it is not accepted.
+/// An access token, and what to do if it is refused.
 struct Proof {
     who: CredentialIdentity,
     token: SecretString,
@@ -62,7 +62,7 @@ impl fmt::Debug for GitHubClient {
 }
 
 impl GitHubClient {
-    /// Reads the credential and the certificates, and connects to nothing.
+    /// Reads the credentials and the certificates, and connects to nothing.
     pub fn new(options: GitHubOptions, source: CredentialLocation) -> Result<GitHubClient, GitHubError> {
         let credential = source.load().map_err(|what| GitHubError::Settings { what })?;
         Ok(GitHubClient {
@@ -76,18 +76,18 @@ impl GitHubClient {
         })
     }
 
-    /// What answers said of themselves so far.
+    /// Metadata of the answers so far.
     pub fn observed(&self) -> Observed {
         self.exchange.observed()
     }
 
-    /// What GitHub still allows, for metrics.
+    /// The rate limit budgets, for metrics.
     pub fn budgets(&self) -> Vec<BudgetView> {
         let now = self.now();
         self.known.budgets().into_iter().map(|(who, budget)| budget.view(who.describe(), now)).collect()
     }
 
-    /// Whether we are an App, which has installations, or the holder of a token.
+    /// Whether the credentials are an App, which has installations, or a personal access token.
     pub fn is_app(&self) -> bool {
         matches!(self.credential(), GitHubCredential::App { .. })
     }
@@ -104,7 +104,7 @@ impl GitHubClient {
         self.credential.read().clone()
     }
 
-    /// A call to this path. Looks may be repeated, removals too; what else may is for the caller to say.
+    /// A request to this path. GET and DELETE may be repeated; the caller decides about other methods.
     pub(super) fn request(&self, method: Method, path: Vec<String>, query: &[(&str, String)], what: &str) -> Call {
         Call {
             url: self.exchange.options().server.url(&path, query),
@@ -118,7 +118,7 @@ impl GitHubClient {
         }
     }
 
-    /// Whatever is answered, after one more attempt with a new token where the first one was refused.
+    /// The answer, after one more attempt with a new token if the first one was refused.
     pub(super) async fn call(
         &self,
         name: As<'_>,
@@ -129,7 +129,7 @@ impl GitHubClient {
             let proof = self.proof(name).await?;
             let budget = self.known.budget(&proof.who);
             let answer = self.exchange.send(call, &proof.token, &budget).await?;
-            // Who we were sent to has no say in whether our token is good.
+            // A server to which we were redirected does not decide whether our token is valid.
             if answer.status == StatusCode::UNAUTHORIZED && answer.ours && !second && self.renew(&proof).await {
                 second = true;
                 continue;
@@ -138,7 +138,7 @@ impl GitHubClient {
         }
     }
 
-    /// The answer, when its status is this one.
+    /// The answer, if it has this status.
     pub(super) async fn expect(
         &self,
         name: As<'_>,
@@ -154,7 +154,7 @@ impl GitHubClient {
         self.parsed(call, &answer.body)
     }
 
-    /// What a refusal means that the caller knows no better meaning of.
+    /// The general meaning of a refusal that has no special meaning for the caller.
     pub(super) fn refused(&self, call: &Call, answer: &ApiResponse) -> GitHubError {
         if answer.status.is_success() || answer.status == StatusCode::NOT_MODIFIED {
             return self.unparsable(call, format!("the status {}", answer.status.as_u16()));
@@ -165,7 +165,7 @@ impl GitHubClient {
     pub(super) fn parsed<T: DeserializeOwned>(&self, call: &Call, body: &[u8]) -> Result<T, GitHubError> {
         let mut reader = serde_json::Deserializer::from_slice(body);
         serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-            // The error of a wrong type quotes what it found.
+            // The error of a wrong type quotes the value.
             let found = if call.secret {
                 format!("something else at `{}`, {} bytes in all", error.path(), body.len())
             } else {
@@ -217,7 +217,7 @@ impl GitHubClient {
             Some(token) if token.usable(now) => token.clone(),
             _ => {
                 let token = match self.installation_token(id, permission).await {
-                    // The App was taken out and perhaps put in again.
+                    // The App was uninstalled and perhaps reinstalled.
                     Err(error @ GitHubError::NotVisible { .. }) => {
                         self.known.forget_installation(scope);
                         return Err(error);
@@ -237,16 +237,16 @@ impl GitHubClient {
         })
     }
 
-    /// Whether there is a point in asking once more after a refusal.
+    /// Whether one more attempt after a refusal makes sense.
     async fn renew(&self, proof: &Proof) -> bool {
         if let Some((slot, number)) = &proof.slot {
             if proof.fresh {
-                // Not every part of GitHub may know it yet.
+                // It may not be known to all of GitHub's servers yet.
                 tokio::time::sleep(self.exchange.options().fresh_token_pause).await;
                 return true;
             }
             let mut held = slot.lock().await;
-            // Somebody else may have renewed it meanwhile.
+            // Another task may have renewed it meanwhile.
             if held.as_ref().is_some_and(|t| t.number == *number) {
                 *held = None;
             }
@@ -289,7 +289,7 @@ impl GitHubClient {
         call.body = permission
             .map(|(name, level)| json!({"permissions": {name: level}}))
             .or(Some(Value::Object(Default::default())));
-        // One more token does no harm to the others.
+        // One more token does not affect the others.
         (call.class, call.repeatable, call.secret) = (Class::Access, true, true);
         let (_, answer) = Box::pin(self.call(As::App, &call)).await?;
         match (answer.status, permission) {

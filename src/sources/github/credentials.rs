@@ -1,4 +1,4 @@
-//! Who we are to GitHub: an App with its private key, or the holder of a personal access token.
+//! GitHub credentials: an App with its private key, or a personal access token.
 
 use std::path::PathBuf;
 
@@ -7,12 +7,12 @@ use secrecy::{ExposeSecret, SecretString};
 use super::jwt;
 use crate::platform::files::read_secret;
 
-/// Environment variable with an App's private key, where no file is named.
+/// Environment variable with an App's private key, if no file is configured.
 pub const KEY_VARIABLE: &str = "MAYFLY_GITHUB_PRIVATE_KEY";
-/// Environment variable with a token, where neither a file nor an App is named.
+/// Environment variable with a token, if neither a file nor an App is configured.
 pub const TOKEN_VARIABLE: &str = "MAYFLY_GITHUB_TOKEN";
 
-/// Where the credential is. Nothing here is secret but what the environment gave.
+/// Where the credentials are. Contains no secrets, except those of the environment.
 #[derive(Clone, Debug)]
 pub enum CredentialLocation {
     AppKeyFile { app_id: String, installation: Option<u64>, path: PathBuf },
@@ -22,7 +22,7 @@ pub enum CredentialLocation {
 }
 
 impl CredentialLocation {
-    /// What the settings name, else what the environment holds; `None` when there is nothing.
+    /// The configured credentials, else those of the environment; `None` if there are none.
     pub fn choose(
         app_id: Option<&str>,
         installation: Option<u64>,
@@ -44,7 +44,7 @@ impl CredentialLocation {
         Ok(token_file.map(CredentialLocation::TokenFile).or_else(|| env(TOKEN_VARIABLE).map(CredentialLocation::Token)))
     }
 
-    /// For people.
+    /// For log and messages.
     pub fn describe(&self) -> String {
         match self {
             CredentialLocation::AppKeyFile { app_id, path, .. } => {
@@ -76,7 +76,7 @@ impl CredentialLocation {
     }
 }
 
-/// One that was read and can be used.
+/// Credentials that were read and are usable.
 #[derive(Clone, Debug)]
 pub enum GitHubCredential {
     App { signer: jwt::Signer, installation: Option<u64> },
@@ -95,7 +95,7 @@ impl GitHubCredential {
 
 fn token(text: &SecretString) -> Result<GitHubCredential, String> {
     let text = text.expose_secret().trim();
-    // Lengths are not checked: formats have grown. What cannot stand in a header is no token.
+    // Lengths are not checked, because formats have grown. A token must be valid in a header.
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_graphic()) {
         return Err("expected one line with a personal access token".to_owned());
     }

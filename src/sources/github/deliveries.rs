@@ -1,4 +1,5 @@
-//! What GitHub sent to the App's webhook, or tried to: nothing is sent again by itself, so what was missed is found here.
+//! Lists and redelivers webhook deliveries of the App: GitHub does not retry by itself, so missed ones are found
+//! here.
 
 use jiff::Timestamp;
 use reqwest::{Method, StatusCode};
@@ -10,14 +11,14 @@ use super::{GitHubClient, GitHubError, client::As, pages::MOST_PAGES};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivery {
     pub id: u64,
-    /// The same for every attempt, and in the webhook's own header.
+    /// The same for every attempt, and in the webhook's header.
     pub guid: String,
     pub delivered_at: Timestamp,
     #[serde(default)]
     pub redelivery: bool,
     #[serde(default)]
     pub status: Option<String>,
-    /// What the receiver answered; 0 when it did not.
+    /// The status of the receiver's answer; 0 if there was none.
     #[serde(default)]
     pub status_code: Option<u16>,
     pub event: String,
@@ -31,7 +32,7 @@ impl Delivery {
     }
 }
 
-/// One delivery with what was sent.
+/// A delivery with its content.
 #[derive(Debug, Deserialize)]
 pub struct DeliveryContent {
     #[serde(flatten)]
@@ -41,17 +42,17 @@ pub struct DeliveryContent {
 
 #[derive(Debug, Deserialize)]
 pub struct SentRequest {
-    /// The payload, as the webhook got it.
+    /// The payload of the webhook.
     pub payload: Value,
 }
 
 impl GitHubClient {
-    /// Those that were sent at or after this time, newest first.
+    /// Deliveries that were sent at or after this time, newest first.
     pub async fn hook_deliveries(&self, since: Timestamp) -> Result<Vec<Delivery>, GitHubError> {
         let path = ["app", "hook", "deliveries"].map(str::to_owned).to_vec();
         let mut call = self.request(Method::GET, path, &[("per_page", "100".to_owned())], "the webhook's deliveries");
         let mut found = Vec::new();
-        // The newest come first, so the pages that matter end where they are older.
+        // The newest come first, so reading ends at the first page with an older one.
         for _ in 0..MOST_PAGES {
             let (page, next): (Vec<Delivery>, _) = self.page(As::App, &mut call).await?;
             let old = page.iter().any(|delivery| delivery.delivered_at < since);
@@ -69,7 +70,7 @@ impl GitHubClient {
         self.get(As::App, &self.request(Method::GET, path, &[], &format!("the delivery {id}"))).await
     }
 
-    /// Has it sent again, under the same guid. Twice is harmless, because receivers know the guid.
+    /// Redelivers it under the same guid. A repetition is harmless, because receivers know the guid.
     pub async fn redeliver(&self, id: u64) -> Result<(), GitHubError> {
         let path = ["app", "hook", "deliveries", &id.to_string(), "attempts"].map(str::to_owned).to_vec();
         let mut call = self.request(Method::POST, path, &[], &format!("sending the delivery {id} again"));

@@ -1,33 +1,33 @@
-//! Why GitHub did not do what was asked, told apart as far as somebody would act differently.
+//! Errors of GitHub, distinguished as far as callers act differently.
 
 use jiff::Timestamp;
 
-/// Never holds a token, a key, a runner's configuration or an address with a query.
+/// Never contains a token, a key, a runner's configuration or a URL with a query.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GitHubError {
-    /// Found on this side, before anything was sent.
+    /// Found locally, before any request was sent.
     #[error("GitHub cannot be asked: {what}")]
     Settings { what: String },
     #[error("{server} does not accept who asks for {what}: {said}")]
     BadCredentials { server: String, what: String, said: String },
-    /// `accepted`: what GitHub says would have been enough.
+    /// `accepted`: the permission that GitHub requires.
     #[error("{server} does not allow {what}{}: {said}", needs(.accepted))]
     MissingPermission { server: String, what: String, accepted: Option<String>, said: String },
-    /// Not there, or not to be seen with these credentials: GitHub does not tell which.
+    /// It does not exist, or is not visible with these credentials: GitHub does not distinguish them.
     #[error("{server} shows nothing of {what}: it does not exist, or these credentials may not see it{}", needs(.accepted))]
     NotVisible { server: String, what: String, accepted: Option<String> },
     #[error("{server} answers no more until {until} ({limit} rate limit), asked for {what}")]
     RateLimited { server: String, what: String, limit: super::GitHubLimit, until: Timestamp },
-    /// It may not be removed now, and neither may its vm.
+    /// It must not be removed now, and neither may its vm.
     #[error("{server}: the runner {runner} is running a job")]
     RunnerBusy { server: String, runner: u64 },
-    /// By somebody else, or by an earlier call whose answer was lost.
+    /// Used by another runner, or by an earlier request whose answer was lost.
     #[error("{server}: there is a runner with the name {name} already")]
     NameTaken { server: String, name: String },
-    /// GitHub understood, and will not.
+    /// GitHub understood the request and refuses it.
     #[error("{server} refuses {what} with {status}: {said}")]
     Refused { server: String, what: String, status: u16, said: String },
-    /// `sent`: it may have been done all the same.
+    /// `sent`: it may have been carried out all the same.
     #[error("{server} cannot be reached for {what}: {cause}")]
     Unavailable { server: String, what: String, cause: String, sent: bool },
     #[error("{server} gave an answer that cannot be used for {what}: {found}")]
@@ -39,12 +39,12 @@ fn needs(accepted: &Option<String>) -> String {
 }
 
 impl GitHubError {
-    /// Whether what was asked for may have been done. Then asking again with the same name may find it done.
+    /// Whether the request may have been carried out. Then a repetition with the same name may find it done.
     pub fn maybe_done(&self) -> bool {
         matches!(self, GitHubError::Unavailable { sent: true, .. } | GitHubError::Unparsable { .. })
     }
 
-    /// Whether the same call may succeed later without anybody changing anything.
+    /// Whether the same request may succeed later without any change.
     pub fn passes(&self) -> bool {
         matches!(
             self,

@@ -1,4 +1,4 @@
-//! One call over the wire, in a given name: redirects, another attempt where that is safe, limits.
+//! One request with given credentials: redirects, retries where they are safe, rate limits.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,36 +21,36 @@ use crate::platform::{
     http::{ClientOptions, Trust, read_certificates},
 };
 
-/// GitHub allows a hundred at once, to everybody who uses the credential.
+/// GitHub allows a hundred concurrent requests per credential.
 const AT_ONCE: usize = 20;
 const REDIRECTS: usize = 5;
-/// More is no answer of this API. A page of a hundred runners with many labels stays below 1 MiB, a delivery below 25.
+/// Limit of an answer. A page of a hundred runners with many labels is below 1 MiB, a delivery below 25.
 const LARGEST: usize = 32 << 20;
-/// How often one call waits for a limit to end.
+/// How often one request waits for a limit to end.
 const WAITS: usize = 2;
 
-/// What is to be sent.
+/// A request.
 #[derive(Clone, Debug)]
 pub(super) struct Call {
     pub method: Method,
     pub url: Url,
     pub body: Option<Value>,
-    /// For people: what was asked for.
+    /// The purpose of the request, for messages.
     pub what: String,
     pub class: Class,
-    /// Whether doing it twice does no more than doing it once.
+    /// Whether a repetition has no further effect.
     pub repeatable: bool,
-    /// Whether the answer holds a secret, and is never shown.
+    /// Whether the answer contains a secret, and must never be shown.
     pub secret: bool,
     pub if_none_match: Option<String>,
 }
 
-/// What came back, whole. Overwritten when it is dropped, because some answers are secrets.
+/// The complete answer. Overwritten when it is dropped, because some answers are secrets.
 pub(super) struct ApiResponse {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Zeroizing<Vec<u8>>,
-    /// Whether it is from the server that our credentials are for.
+    /// Whether it is from the server that the credentials are for.
     pub ours: bool,
 }
 
@@ -71,7 +71,7 @@ pub(super) struct ApiExchange {
     http: reqwest::Client,
     options: GitHubOptions,
     at_once: Semaphore,
-    /// Changes are made one after the other; when the last one was begun.
+    /// Changes are made one after the other; start of the latest one.
     writes: Mutex<Option<tokio::time::Instant>>,
     observed: parking_lot::Mutex<Observed>,
 }
@@ -90,7 +90,7 @@ impl ApiExchange {
             Some(path) => Trust::SystemAnd(read_certificates(path).map_err(settings)?),
             None => Trust::System,
         };
-        // Redirects are followed by `send`: reqwest would turn a changing request into a GET on the way.
+        // `send` follows redirects: reqwest would turn a POST into a GET.
         let http = ClientOptions {
             total_timeout: Some(options.timeout),
             trust,
@@ -119,7 +119,7 @@ impl ApiExchange {
         self.options.server.name()
     }
 
-    /// Gives whatever is answered, unless that is a limit or no answer at all. Attempts are made again where that is safe.
+    /// Returns the answer, unless it is a limit or there is none. Repeats attempts where that is safe.
     pub async fn send(
         &self,
         call: &Call,
@@ -166,7 +166,7 @@ impl ApiExchange {
                 },
             };
             let Some((limit, until)) = limited else { continue };
-            // Who was limited was not heard: waiting for a moment and asking again is safe for every call.
+            // A limited request was not processed: waiting and repeating is safe for every request.
             let rest = Duration::try_from(until.duration_since(self.options.clock.now())).unwrap_or_default();
             if waits == WAITS || rest > self.options.patience {
                 let (server, what) = (self.server(), call.what.clone());
@@ -179,7 +179,7 @@ impl ApiExchange {
 
     async fn once(&self, call: &Call, token: &SecretString, budget: &RateLimiter) -> Result<ApiResponse, Broken> {
         let changes = !call.method.is_safe() && call.class != Class::Access;
-        // In this order: changes that wait for each other take no place from those who only look.
+        // In this order, so that changes that wait for each other do not block reads.
         let _turn = if changes { Some(self.turn().await) } else { None };
         let _place = self.at_once.acquire().await.expect("it is never closed");
         let base = &self.options.server;
@@ -219,7 +219,7 @@ impl ApiExchange {
         }
     }
 
-    /// Waits until a change may be made; the next one waits until this is dropped, and a moment longer.
+    /// Waits until a change may be sent. The next change waits until this guard is dropped, and a moment longer.
     async fn turn(&self) -> tokio::sync::MutexGuard<'_, Option<tokio::time::Instant>> {
         let mut last = self.writes.lock().await;
         if let Some(at) = *last {
@@ -251,8 +251,8 @@ fn bearer(token: &SecretString) -> Result<HeaderValue, Broken> {
     Ok(value)
 }
 
-/// Where to, for the redirects that keep what was asked for. Others are refusals, because a change that was turned into a look
-/// would be taken for done.
+/// The target of redirects that keep the method. Others are refusals, because a change that became a GET would be
+/// taken for carried out.
 fn redirected(method: &Method, response: &Response) -> Option<String> {
     let keeps = match response.status() {
         StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT => true,
@@ -275,13 +275,13 @@ async fn whole(mut response: Response, ours: bool) -> Result<ApiResponse, Broken
     Ok(ApiResponse { status, headers, body, ours })
 }
 
-/// An error of the connection, with its causes and without the address.
+/// A connection error, with its causes and without the URL.
 fn broken(error: reqwest::Error) -> Broken {
     let sent = !error.is_connect() && !error.is_builder();
     Broken { cause: error_chain(&error.without_url()), sent }
 }
 
-/// The server had a bad moment.
+/// A temporary error of the server.
 fn again(status: StatusCode) -> bool {
     status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
         || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY)
@@ -291,7 +291,7 @@ fn millis(pause: Duration) -> u64 {
     u64::try_from(pause.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A header by its name, as text.
+/// A header as text.
 pub(super) fn header(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name).and_then(|v| v.to_str().ok())
 }

@@ -1,4 +1,4 @@
-//! What a just-in-time configuration says of its runner: files in base64, in JSON, in base64.
+//! Reads the runner's id and name from a just-in-time configuration: files in base64, in JSON, in base64.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -21,8 +21,8 @@ struct RunnerIdentityFile {
     name: String,
 }
 
-/// Which runner it is for. `None`: it does not say so in the way that is known, which is no fault of it, as the format is
-/// between GitHub and its runner.
+/// The runner of the configuration. `None`: not in the known format. That is no error, because the format is private
+/// to GitHub and its runner.
 pub fn runner_of(configuration: &SecretString) -> Option<Registered> {
     let files: JitFiles = parsed(configuration.expose_secret())?;
     let RunnerIdentityFile { id, name } = parsed(&files.runner)?;

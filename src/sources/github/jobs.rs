@@ -1,4 +1,5 @@
-//! Runs and jobs, for what webhooks lost. There is no query for the queued jobs of an organisation: it is asked by repository.
+//! Queries runs and jobs, for what webhooks missed. GitHub has no query for the queued jobs of an organisation, so
+//! repositories are queried one by one.
 
 use std::collections::BTreeMap;
 
@@ -25,15 +26,15 @@ pub struct WorkflowRun {
     pub created_at: Option<Timestamp>,
 }
 
-/// Which of a run's jobs.
+/// Which jobs of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkflowJobFilter {
-    /// Of its last attempt.
+    /// Those of its last attempt.
     Latest,
     All,
 }
 
-/// Runs that may hold jobs which wait for a runner: one that has begun may still have some.
+/// Runs that may have queued jobs: a run that has started may still have some.
 const UNFINISHED: [&str; 2] = ["queued", "in_progress"];
 
 fn acting(scope: &Scope) -> As<'_> {
@@ -41,7 +42,7 @@ fn acting(scope: &Scope) -> As<'_> {
 }
 
 impl GitHubClient {
-    /// At most a thousand: GitHub gives no more of a filtered list.
+    /// At most a thousand: GitHub returns no more of a filtered list.
     pub async fn runs(&self, repository: &Scope, status: &str) -> Result<Vec<WorkflowRun>, GitHubError> {
         #[derive(Deserialize)]
         struct Page {
@@ -77,7 +78,7 @@ impl GitHubClient {
         Ok(pages.into_iter().flat_map(|page| page.jobs).collect())
     }
 
-    /// `None`: there is no such job, or no such repository for us.
+    /// `None`: the job does not exist, or the repository is not visible.
     pub async fn job(&self, repository: &Scope, id: u64) -> Result<Option<WorkflowJob>, GitHubError> {
         self.check_repository(repository)?;
         let path = repository.path(&["actions", "jobs", &id.to_string()]);
@@ -89,9 +90,10 @@ impl GitHubClient {
         }
     }
 
-    /// The jobs of a repository that wait for a runner, oldest first.
+    /// The queued jobs of a repository, oldest first.
     pub async fn queued_jobs(&self, repository: &Scope) -> Result<Vec<WorkflowJob>, GitHubError> {
-        // A run that moves on between the two questions is seen twice, not missed: the earlier state is asked for first.
+        // The earlier state is queried first, so a run that changes between the two queries is seen twice, not
+        // missed.
         let mut queued = BTreeMap::new();
         let mut asked = std::collections::HashSet::new();
         for status in UNFINISHED {

@@ -1,4 +1,4 @@
-//! What an App proves itself with: a token of a few minutes, signed with its private key.
+//! The JSON Web Token of an App: valid for a few minutes, signed with its private key.
 
 use std::{fmt, sync::Arc};
 
@@ -10,16 +10,16 @@ use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use serde::Serialize;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, pem::PemObject};
 
-/// Clocks differ: a token from the future is refused.
+/// Tolerance for clock differences: a token from the future is refused.
 const BACKDATED: SignedDuration = SignedDuration::from_secs(60);
-/// GitHub takes ten minutes at most, by its own clock.
+/// GitHub accepts ten minutes at most, by its own clock.
 const LIFE: SignedDuration = SignedDuration::from_mins(9);
 
 #[derive(Clone)]
 pub struct Signer {
     app_id: String,
     key: Arc<EncodingKey>,
-    /// Of the key, to tell a new one from the old one without keeping either.
+    /// Hash of the key, to detect a new key without storing it.
     digest: [u8; 32],
 }
 
@@ -31,7 +31,8 @@ struct Claims<'a> {
 }
 
 impl Signer {
-    /// Takes PEM as GitHub gives it (PKCS#1), and PKCS#8. A key that cannot sign is refused here and not at the first call.
+    /// Accepts PEM as GitHub issues it (PKCS#1), and PKCS#8. An unusable key is refused here and not at the first
+    /// request.
     pub fn new(app_id: &str, pem: &SecretString) -> Result<Signer, String> {
         const WRONG: &str = "expected an RSA private key in PEM, as the App's page gives it (BEGIN RSA PRIVATE KEY)";
         let pem = pem.expose_secret().as_bytes();
@@ -59,7 +60,7 @@ impl Signer {
     }
 }
 
-/// Why a key could not be read is not said: parsers' errors may quote it.
+/// The cause of a parse error is not shown, because it may quote the key.
 fn key(pem: &[u8]) -> Option<EncodingKey> {
     let key = Zeroizing::new(PrivateKeyDer::from_pem_slice(pem).ok()?);
     match &*key {

@@ -1,21 +1,22 @@
-//! GitHub's REST API, as far as runners need it. Knows nothing of vms.
+//! A client of GitHub's REST API, as far as runners need it. Knows nothing about vms.
 //!
 //! ```text
-//! runners, jobs, deliveries, access   one function per call, and what its refusals mean
+//! runners, jobs, deliveries, access   one function per request, and the meaning of its refusals
 //!   pages         lists in pages, conditional requests
-//!     cache       answers that need not be given again
-//!   client        whose name a call is made in
+//!     cache       answers for conditional requests
+//!   client        sends requests with credentials
 //!     auth        App or token; installations and their tokens, renewed in time
-//!     exchange    one call over the wire: redirects, another attempt, rate limits
-//!       budget    what GitHub still allows, per credential
-//!       refusal   what an answer that is no success means
-//! jit                                 whose a configuration is
-//! credentials, jwt                    who we are
+//!     exchange    one request: redirects, retries, rate limits
+//!       budget    the rate limit budget of a credential
+//!       refusal   the meaning of an unsuccessful answer
+//! jit                                 reads just-in-time configurations
+//! credentials, jwt                    credentials of the configuration
 //! server, model, error         plain types
 //! ```
 //!
-//! What GitHub answers decides about other people's jobs, so nothing is guessed: what was not understood is an error, a
-//! runner counts as gone only while the place it was in can be seen, and a call that may have been carried out says so.
+//! GitHub's answers decide about other people's jobs, so nothing is guessed: an answer that cannot be parsed is an
+//! error, a runner counts as gone only while its scope can be seen, and the error of a request that may have been
+//! carried out says so.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -58,26 +59,26 @@ pub use server::Server;
 
 pub use crate::domain::Scope;
 
-/// The version of the API that is asked for where nobody chose one.
+/// The default version of the API.
 pub const API_VERSION: &str = "2022-11-28";
 
-/// How one GitHub is spoken to.
+/// Settings of the client for one GitHub.
 #[derive(Clone, Debug)]
 pub struct GitHubOptions {
     pub server: Server,
     pub api_version: String,
-    /// PEM certificates of authorities that are trusted besides the system's.
+    /// PEM certificates of authorities that are trusted in addition to the system's.
     pub ca_file: Option<PathBuf>,
     pub connect_timeout: Duration,
-    /// For one answer, whole.
+    /// Time limit of one complete answer.
     pub timeout: Duration,
-    /// For calls that may be made twice.
+    /// Retries of requests that may be repeated.
     pub retry: Retry,
-    /// A token that was made a moment ago may not be known everywhere yet.
+    /// A new token may not be known to all of GitHub's servers yet.
     pub fresh_token_pause: Duration,
-    /// Limits that end within this are waited for; of longer ones the caller is told.
+    /// Limits that end within this time are waited for; longer ones are reported to the caller.
     pub patience: Duration,
-    /// From one change to the next. GitHub asks for a second, and for one change at a time.
+    /// Interval between two changes. GitHub asks for a second, and for one change at a time.
     pub write_gap: Duration,
     pub clock: Clock,
 }

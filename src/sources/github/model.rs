@@ -1,5 +1,5 @@
-//! What GitHub says of runners and jobs. Unknown keys are passed over, what may be null may be missing, and of every closed
-//! list of words there may be one more tomorrow.
+//! GitHub's representation of runners and jobs. Unknown keys are ignored, nullable keys may be missing, and every
+//! enumeration accepts unknown values.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
@@ -10,7 +10,7 @@ macro_rules! words {
         #[derive(Clone, Debug, PartialEq, Eq, Hash)]
         pub enum $name {
             $($variant,)+
-            /// A word that came after this program.
+            /// A value that is newer than this program.
             Other(String),
         }
 
@@ -36,12 +36,12 @@ macro_rules! words {
 }
 
 words! {
-    /// Whether a runner has a connection. `offline` is no sign of its end.
+    /// Whether a runner is connected. `offline` does not show that it has ended.
     RunnerStatus { Online = "online", Offline = "offline", }
 }
 
 words! {
-    /// Where a job, or a run, stands.
+    /// The status of a job or a run.
     JobStatus {
         Queued = "queued",
         InProgress = "in_progress",
@@ -53,7 +53,7 @@ words! {
 }
 
 words! {
-    /// How a job ended.
+    /// The conclusion of a job.
     Conclusion {
         Success = "success",
         Failure = "failure",
@@ -76,11 +76,11 @@ pub struct GitHubApiRunner {
     #[serde(deserialize_with = "id")]
     pub id: u64,
     pub name: String,
-    /// Means nothing before the runner's first connection.
+    /// Has no meaning before the runner's first connection.
     #[serde(default)]
     pub os: Option<String>,
     pub status: RunnerStatus,
-    /// May lag, and has been seen false during a job. Only a refused deletion is sure.
+    /// May lag, and has been seen false during a job. Only a refused deletion is certain.
     pub busy: bool,
     #[serde(default, deserialize_with = "or_default")]
     pub labels: Vec<Label>,
@@ -93,7 +93,7 @@ pub struct GitHubApiRunner {
 }
 
 impl GitHubApiRunner {
-    /// Whether it takes jobs that ask for these labels. GitHub folds case, and so do we.
+    /// Whether the runner takes jobs with these labels. Like GitHub, this ignores case.
     pub fn has_labels(&self, wanted: &[String]) -> bool {
         wanted.iter().all(|w| self.labels.iter().any(|l| l.name.to_lowercase() == w.to_lowercase()))
     }
@@ -102,7 +102,7 @@ impl GitHubApiRunner {
 /// A job: the same object in webhooks and in the API.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkflowJob {
-    /// Of this attempt: a re-run has another one.
+    /// Id of this attempt: a re-run has another one.
     #[serde(deserialize_with = "id")]
     pub id: u64,
     #[serde(deserialize_with = "id")]
@@ -119,7 +119,7 @@ pub struct WorkflowJob {
     pub conclusion: Option<Conclusion>,
     #[serde(default, deserialize_with = "or_default")]
     pub labels: Vec<String>,
-    /// Which runner took it. Before that GitHub says null, 0 or nothing.
+    /// The runner that took it. Before that GitHub sends null, 0 or an empty name.
     #[serde(default, deserialize_with = "number_or_none")]
     pub runner_id: Option<u64>,
     #[serde(default, deserialize_with = "text_or_none")]
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_nobody_took_has_no_runner_however_that_is_said() {
+    fn a_queued_job_has_no_runner_in_any_notation() {
         let mut job = json!({
             "id": 9001, "run_id": 7001, "run_attempt": 1, "name": "build", "status": "queued", "conclusion": null,
             "labels": ["self-hosted", "macos-15"], "started_at": "2026-01-01T12:00:00Z", "completed_at": null,

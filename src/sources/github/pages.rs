@@ -1,4 +1,4 @@
-//! Lists in pages, and requests that cost nothing when there is nothing new.
+//! Lists in pages, and conditional requests.
 
 use std::collections::HashSet;
 
@@ -19,7 +19,7 @@ use super::{
 pub(super) const MOST_PAGES: usize = 200;
 
 impl GitHubClient {
-    /// Every page, each with a condition: what has not changed costs nothing.
+    /// All pages, with conditional requests: an unchanged page costs nothing.
     pub(super) async fn pages<P: DeserializeOwned>(&self, name: As<'_>, mut call: Call) -> Result<Vec<P>, GitHubError> {
         let mut pages = Vec::new();
         let mut seen = HashSet::new();
@@ -35,13 +35,13 @@ impl GitHubClient {
         }
     }
 
-    /// One page, and the address of the next one.
+    /// One page, and the URL of the next one.
     pub(super) async fn page<P: DeserializeOwned>(
         &self,
         name: As<'_>,
         call: &mut Call,
     ) -> Result<(P, Option<Url>), GitHubError> {
-        // Another identity may answer than the one that is asked first: what is remembered is looked up for each.
+        // The identity may change between attempts, so the cache is queried for each attempt.
         let who = self.identity(name).await?;
         let remembered = self.cache.get(&who, &call.url);
         call.if_none_match = remembered.as_ref().map(|r| r.etag.clone());
@@ -68,7 +68,7 @@ impl GitHubClient {
         }
     }
 
-    /// The link to the next page. Our token goes there, so it has to lead where we asked before.
+    /// The link to the next page. It must point to the same server, because the token is sent there.
     fn next_page(&self, call: &Call, link: Option<&str>) -> Result<Option<Url>, GitHubError> {
         let Some(next) = link.and_then(next_link) else { return Ok(None) };
         match call.url.join(next) {

@@ -1,14 +1,14 @@
-//! What an answer means that is no success.
+//! The meaning of an unsuccessful answer.
 
 use reqwest::{StatusCode, header::HeaderMap};
 use serde_json::Value;
 
 use super::error::GitHubError;
 
-/// How much is shown of what nobody understood, in bytes.
+/// Limit of an unknown text that is shown, in bytes.
 const SHOWN: usize = 200;
 
-/// One line of what GitHub says in a refusal: `message`, and what it lists below `errors`.
+/// One line from GitHub's refusal: `message`, and the entries of `errors`.
 pub(super) fn said(body: &[u8]) -> String {
     let Ok(value) = serde_json::from_slice::<Value>(body) else { return start_of(body) };
     let Some(message) = value["message"].as_str() else { return start_of(body) };
@@ -28,7 +28,7 @@ pub(super) fn said(body: &[u8]) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(2 * SHOWN).collect()
 }
 
-/// For people, who may recognise what it is: a proxy's page, another service.
+/// For people, who may recognise it: a proxy's page, another service.
 pub(super) fn start_of(body: &[u8]) -> String {
     if body.is_empty() {
         return "nothing".to_owned();
@@ -37,7 +37,7 @@ pub(super) fn start_of(body: &[u8]) -> String {
     start.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// Every refusal that is not about limits, as far as it means the same for every call.
+/// All refusals that are not about limits, as far as they mean the same for every request.
 pub(super) fn meaning(server: &str, what: &str, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> GitHubError {
     let (server, what) = (server.to_owned(), what.to_owned());
     let text =
@@ -48,7 +48,7 @@ pub(super) fn meaning(server: &str, what: &str, status: StatusCode, headers: &He
         StatusCode::UNAUTHORIZED => GitHubError::BadCredentials { server, what, said },
         StatusCode::FORBIDDEN => GitHubError::MissingPermission { server, what, accepted: accepted(), said },
         StatusCode::NOT_FOUND => GitHubError::NotVisible { server, what, accepted: accepted() },
-        // The request was received: what it asked for may have been done before the answer broke.
+        // The request was received, and may have been carried out before the answer broke.
         s if s.is_server_error() || matches!(s, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY) => {
             GitHubError::Unavailable { server, what, cause: format!("{} {said}", s.as_u16()), sent: true }
         }

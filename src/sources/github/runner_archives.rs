@@ -1,7 +1,8 @@
-//! GitHub's runner program, for guests that have none: fetched once, checked against its checksum, kept on this host.
+//! Archives of GitHub's runner, for guests without one: downloaded once, checked against their checksum, and cached
+//! on this host.
 //!
-//! A file under its checksum's name is whole: it appears by a rename, after everything in it was checked. What a crash leaves is
-//! a `.part` file, which the next attempt begins anew.
+//! A file whose name is its checksum is complete: it is renamed only after all of it was checked. A crash leaves a
+//! `.part` file, which the next attempt overwrites.
 
 use std::{
     collections::BTreeMap,
@@ -21,10 +22,10 @@ use crate::{
     platform::{files, http::ClientOptions, tasks::blocking_io},
 };
 
-/// Between two parts of a download: a server that stalls is given up, a slow one is not.
+/// Longest pause between two parts of a download: a stalled server is given up, a slow one is not.
 const STALL: Duration = Duration::from_secs(60);
 
-/// One archive, as GitHub publishes it.
+/// One archive, as published by GitHub.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunnerArchive {
     pub url: Url,
@@ -33,7 +34,7 @@ pub struct RunnerArchive {
     pub version: String,
 }
 
-/// As GitHub names systems in its archives.
+/// GitHub's names of systems in archives.
 pub fn platform(os: GuestOs, arch: Arch) -> &'static str {
     match (os, arch) {
         (GuestOs::Linux, Arch::X86_64) => "linux-x64",
@@ -45,7 +46,7 @@ pub fn platform(os: GuestOs, arch: Arch) -> &'static str {
 
 pub const PLATFORMS: [&str; 4] = ["linux-x64", "linux-arm64", "osx-x64", "osx-arm64"];
 
-/// Whether version `a` is `b` or newer, number by number. What is no number counts as 0.
+/// Whether version `a` is `b` or newer, number by number. A part that is not a number counts as 0.
 pub fn at_least(a: &str, b: &str) -> bool {
     let numbers = |text: &str| -> Vec<u64> { text.split('.').map(|n| n.parse().unwrap_or(0)).collect() };
     let (mut a, mut b) = (numbers(a), numbers(b));
@@ -55,13 +56,13 @@ pub fn at_least(a: &str, b: &str) -> bool {
     a >= b
 }
 
-/// The archives that this host was told of, and where it keeps them.
+/// The configured archives, and their cache directory.
 #[derive(Clone, Debug)]
 pub struct RunnerArchives {
     dir: PathBuf,
     archives: Arc<BTreeMap<String, RunnerArchive>>,
     http: reqwest::Client,
-    /// One download at a time: everybody else wants the same one.
+    /// One download at a time: concurrent requests usually need the same one.
     gate: Arc<Mutex<()>>,
 }
 
@@ -80,7 +81,7 @@ impl RunnerArchives {
         self.archives.get(platform(os, arch))
     }
 
-    /// The archive's file, fetched if it is not here yet.
+    /// The archive's file, downloaded if it is not cached.
     pub async fn obtain(&self, archive: &RunnerArchive) -> Result<PathBuf> {
         let path = self.dir.join(format!("{}.tar.gz", archive.sha256));
         let _alone = self.gate.lock().await;
@@ -99,7 +100,7 @@ impl RunnerArchives {
 
     async fn fetch(&self, archive: &RunnerArchive, part: &Path) -> Result<(), String> {
         let text = |error: reqwest::Error| {
-            // Where it was redirected to may be an address with a signature in it.
+            // The redirect target may be a URL with a signature.
             let mut all = error.without_url().to_string();
             all.truncate(300);
             all
@@ -118,7 +119,7 @@ impl RunnerArchives {
         file.sync_all().await.map_err(|error| error.to_string())?;
         let found = hex::encode(hash.finalize());
         if found != archive.sha256 {
-            // Kept, it would only be taken for a beginning of the right one.
+            // Otherwise it would be taken for the beginning of the right one.
             let _ = tokio::fs::remove_file(part).await;
             return Err(format!("its checksum is {found}, and {} was expected", archive.sha256));
         }
@@ -184,7 +185,7 @@ mod tests {
         assert_eq!(cut.code, Code::RunnerUnavailable, "{cut}");
         let path = programs.obtain(&archive).await.unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"archive");
-        // The server is gone: it is not asked again.
+        // The server is gone, so a request would fail.
         assert_eq!(programs.obtain(&archive).await.unwrap(), path);
     }
 }

@@ -1,4 +1,4 @@
-//! Runners: registering, looking, removing. And the groups they are in.
+//! Registers, queries and removes runners, and looks up their groups.
 
 use jiff::{SignedDuration, Timestamp};
 use reqwest::{Method, StatusCode};
@@ -15,42 +15,42 @@ use super::{
     runner_group::RunnerGroup,
 };
 
-/// The group that every scope has.
+/// The default group of every scope.
 pub const DEFAULT_GROUP: u64 = 1;
-/// Somebody may rename a group, or make the one that was missed.
+/// Lifetime of a cached group: groups may be renamed or created.
 const GROUPS_KEPT: SignedDuration = SignedDuration::from_mins(5);
 
-/// A runner to be.
+/// A runner to be registered.
 #[derive(Clone, Debug)]
 pub struct NewRunner {
-    /// Not had before: a name that is taken is refused. At most 64 of letters, digits, dots, dashes and underscores.
+    /// A name in use is refused. At most 64 letters, digits, dots, dashes and underscores.
     pub name: String,
     pub group: u64,
-    /// Exactly these: a runner made this way gets no others, `self-hosted` included.
+    /// Exactly these: a runner with a just-in-time configuration gets no others, `self-hosted` included.
     pub labels: Vec<String>,
     /// Relative to the runner's directory.
     pub work_folder: Option<String>,
 }
 
-/// What a runner starts with. The configuration is a credential, and is shown once.
+/// The configuration of a runner. It is a credential, and GitHub shows it once.
 #[derive(Clone, Debug, Deserialize)]
 pub struct JitConfig {
     pub runner: GitHubApiRunner,
     pub encoded_jit_config: SecretString,
 }
 
-/// What `config.sh` registers with, or removes: for an hour and for any number of runners.
+/// The token with which `config.sh` registers or removes runners, valid for an hour.
 #[derive(Clone, Debug, Deserialize)]
 pub struct RegistrationToken {
     pub token: SecretString,
     pub expires_at: Timestamp,
 }
 
-/// Whether a runner that is not there any more was there before.
+/// Whether a removed runner existed before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removed {
     Now,
-    /// It was gone already, which is as good.
+    /// It was already gone, which counts as success.
     Before,
 }
 
@@ -59,9 +59,9 @@ fn acting(scope: &Scope) -> As<'_> {
 }
 
 impl GitHubClient {
-    /// Registers a runner that takes one job. Never repeated by itself: when the answer is lost
-    /// ([`GitHubError::maybe_done`]) there may be a runner with this name, and only a fresh name is sure to work. The one that
-    /// was left behind is found by its name and removed.
+    /// Registers a runner that takes one job. Never repeated by itself: if the answer is lost
+    /// ([`GitHubError::maybe_done`]), there may be a runner with this name, and only a fresh name is certain to work.
+    /// The orphaned one is found by its name and removed.
     pub async fn generate_jit_config(&self, scope: &Scope, new: &NewRunner) -> Result<JitConfig, GitHubError> {
         let named = !new.name.is_empty()
             && new.name.len() <= 64
@@ -109,20 +109,21 @@ impl GitHubClient {
         let path = scope.path(&["actions", "runners", kind]);
         let mut call = self.request(Method::POST, path, &[], &format!("a {kind} of {scope}"));
         (call.class, call.secret) = (Class::Registration, true);
-        // One token more changes nothing.
+        // One more token changes nothing.
         call.repeatable = true;
         let answer = self.expect(acting(scope), &call, StatusCode::CREATED).await?;
         self.parsed(&call, &answer.body)
     }
 
-    /// Every runner of the scope, ours or not.
+    /// All runners of the scope, foreign ones included.
     pub async fn list_runners(&self, scope: &Scope) -> Result<Vec<GitHubApiRunner>, GitHubError> {
         self.runners_where(scope, None).await
     }
 
     pub async fn find_runner_by_name(&self, scope: &Scope, name: &str) -> Result<Option<GitHubApiRunner>, GitHubError> {
         let found = self.runners_where(scope, Some(name)).await?;
-        // What the filter does with case and parts of names is GitHub's business; the runner of another is never taken.
+        // GitHub does not specify how the filter treats case and parts of names, so the name is compared here: a
+        // foreign runner must never be taken.
         Ok(found.into_iter().find(|r| r.name == name))
     }
 
@@ -137,14 +138,14 @@ impl GitHubClient {
         let call = self.request(Method::GET, path, &query, &format!("the runners of {scope}"));
         let pages: Vec<Page> = self.pages(acting(scope), call).await?;
         let mut runners: Vec<GitHubApiRunner> = pages.into_iter().flat_map(|page| page.runners).collect();
-        // A list that changes while it is read shows some twice.
+        // A list that changes while it is read may show entries twice.
         let mut seen = std::collections::HashSet::new();
         runners.retain(|runner| seen.insert(runner.id));
         Ok(runners)
     }
 
-    /// `None`: it is gone. That is said only while the scope itself can be seen, because GitHub answers the same when we may
-    /// not look any more, and a vm must not be ended for that.
+    /// `None`: the runner is gone. Returned only while the scope itself is visible, because GitHub gives the same
+    /// answer when access is lost, and a vm must not be ended for that.
     pub async fn get_runner(&self, scope: &Scope, id: u64) -> Result<Option<GitHubApiRunner>, GitHubError> {
         let path = scope.path(&["actions", "runners", &id.to_string()]);
         let mut call = self.request(Method::GET, path, &[], &format!("the runner {id} of {scope}"));
@@ -155,8 +156,8 @@ impl GitHubClient {
         }
     }
 
-    /// Refused with [`GitHubError::RunnerBusy`] while it has a job; then it stays, and so does its vm. GitHub may believe for
-    /// a quarter of an hour that a runner is busy that was killed.
+    /// Refused with [`GitHubError::RunnerBusy`] while the runner has a job; then the runner stays, and so does its
+    /// vm. GitHub may report a killed runner as busy for 15 minutes.
     pub async fn delete_runner(&self, scope: &Scope, id: u64) -> Result<Removed, GitHubError> {
         let path = scope.path(&["actions", "runners", &id.to_string()]);
         let call = self.request(Method::DELETE, path, &[], &format!("removing the runner {id} of {scope}"));
@@ -169,7 +170,7 @@ impl GitHubClient {
         }
     }
 
-    /// Whether the scope's runners can be looked at. Costs nothing as long as nothing changes.
+    /// Whether the runners of the scope are visible. Costs nothing while nothing changes.
     pub async fn visible(&self, scope: &Scope) -> Result<(), GitHubError> {
         let query = [("per_page", "1".to_owned())];
         let path = scope.path(&["actions", "runners"]);
@@ -177,7 +178,7 @@ impl GitHubClient {
         self.page::<serde::de::IgnoredAny>(acting(scope), &mut call).await.map(|_| ())
     }
 
-    /// A repository has the default group alone.
+    /// A repository has only the default group.
     pub async fn runner_groups(&self, scope: &Scope) -> Result<Vec<RunnerGroup>, GitHubError> {
         #[derive(Deserialize)]
         struct Page {
@@ -197,7 +198,7 @@ impl GitHubClient {
         Ok(groups)
     }
 
-    /// The id of a group, by the name that people gave it. `None`: there is no such group, or none that we may see.
+    /// The id of a group by its name. `None`: there is no such group, or it is not visible.
     pub async fn runner_group_id(&self, scope: &Scope, name: &str) -> Result<Option<u64>, GitHubError> {
         if matches!(scope, Scope::Repository { .. }) {
             return Ok(name.eq_ignore_ascii_case("default").then_some(DEFAULT_GROUP));
@@ -209,7 +210,7 @@ impl GitHubClient {
         };
         match kept {
             Some(Some(id)) => Ok(Some(id)),
-            // One that is not known may have been made since.
+            // An unknown group may have been created since.
             _ => Ok(id_in(&self.runner_groups(scope).await?)),
         }
     }

@@ -1,10 +1,10 @@
-//! Which GitHub: where its API is, by the rule that the runner program applies to the URL that it is given.
+//! The address of the GitHub API, derived from the web URL by the same rule as in the runner program.
 
 use reqwest::Url;
 
 use crate::platform::http::is_loopback;
 
-/// The address of one GitHub. `https`, or on this host.
+/// The addresses of one GitHub. `https`, or on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
     web: Url,
@@ -12,7 +12,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// From the address that people use, such as `https://github.com`. `api` overrides what follows from it.
+    /// From the web URL, such as `https://github.com`. `api` overrides the derived API URL.
     pub fn new(web: &str, api: Option<&str>) -> Result<Server, String> {
         let web = parse(web)?;
         let api = match api {
@@ -26,7 +26,7 @@ impl Server {
         Server::new("https://github.com", None).expect("a constant that is parsed in the tests")
     }
 
-    /// Where people look; runners are given it.
+    /// The web URL; runners get it.
     pub fn web(&self) -> &Url {
         &self.web
     }
@@ -35,13 +35,13 @@ impl Server {
         &self.api
     }
 
-    /// For people: the host, with its port where it has one of its own.
+    /// For messages: the host, with a port that is not the default.
     pub fn name(&self) -> String {
         let host = self.api.host_str().unwrap_or_default();
         self.api.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
     }
 
-    /// Below the API's base; each part is one segment, whatever is in it.
+    /// A URL below the API's base; each part is one path segment, whatever it contains.
     pub(super) fn url(&self, path: &[String], query: &[(&str, String)]) -> Url {
         let mut url = self.api.clone();
         url.path_segments_mut().expect("http and https URLs have a path").pop_if_empty().extend(path);
@@ -57,7 +57,7 @@ impl Server {
 }
 
 fn parse(text: &str) -> Result<Url, String> {
-    // Not repeated whole: somebody may have put a token into it.
+    // Not repeated completely: it may contain a token.
     let url = Url::parse(text.trim()).map_err(|e| format!("expected a URL such as https://github.com: {e}"))?;
     if url.host_str().is_none_or(str::is_empty) || !matches!(url.scheme(), "https" | "http") {
         return Err("expected a URL such as https://github.com".to_owned());
@@ -78,7 +78,7 @@ fn api_of(web: &Url) -> Url {
     if host == "github.com" || host == "www.github.com" {
         let _ = api.set_host(Some("api.github.com"));
     } else if host == "api.github.com" || (host.starts_with("api.") && host.ends_with(".ghe.com")) {
-        // Somebody gave the API's own address.
+        // The configured URL is that of the API itself.
     } else if host.ends_with(".ghe.com") {
         let _ = api.set_host(Some(&format!("api.{host}")));
     } else {
