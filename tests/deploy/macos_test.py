@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The installation on a Mac, played on any system.
+"""The installation on a Mac, simulated on any system.
 
 The scripts run in two strict shells, in a scratch home, and find nothing but what stands in one directory of stand-ins:
 Apple's own programs, which keep their state in files, and the common tools, which refuse every option that macOS's lack.
@@ -22,7 +22,7 @@ DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "macos"
 AGENT, LOGS = "dev.mayfly.agent", "dev.mayfly.logs"
 VM = "mayfly-01933b6e-8f2a-7c31-9d42-000000000001"
 
-# The options that macOS's tools have, of those that a script could want. Letters may stand together.
+# Options of macOS's tools that scripts may use. Letters may be combined.
 BSD = {
     "cat": "benstuv", "chmod": "fhvRHLPCENa", "cmp": "lsxhz", "cp": "RHLPfipvXacln", "dirname": "x",
     "grep": "EFGHILOPRSUVZabcdefhilmnopqrsuvwxyz", "gzip": "cdfhlkLNnqrStVv123456789", "head": "nc", "ln": "Ffhinsvw",
@@ -52,7 +52,7 @@ done
 exec {real} "$@"
 """
 
-# Keeps what is loaded in state.json: label -> {{pid, plist, leaving}}. As on a Mac, bootout does not
+# Stores loaded agents in state.json: label -> {{pid, plist, leaving}}. As on a Mac, bootout does not
 # wait, and the first bootstrap after it is refused.
 LAUNCHCTL = """#!{python} -IS
 import json, plistlib, sys
@@ -226,7 +226,7 @@ class Mac:
         self.state.write_text(json.dumps(state | changes))
 
     def calls(self):
-        """What launchctl was asked to change, and nothing of what it was asked to show."""
+        """The changes that launchctl was asked for, without queries."""
         calls = self.read_state()["calls"]
         self.write_state(calls=[])
         return [call for call in calls if call[0] != "print"]
@@ -245,7 +245,7 @@ class Mac:
         return self.run("uninstall.sh", *arguments)
 
     def tree(self):
-        """Every file of the home, with what is in it."""
+        """Every file of the home, with its content."""
         return {
             str(p.relative_to(self.home)): p.read_bytes() if p.is_file() else None for p in sorted(self.home.rglob("*"))
         }
@@ -289,7 +289,7 @@ class Cases:
         self.assertEqual(agent["ProgramArguments"], [str(mac.installed), "serve"])
         environment = agent["EnvironmentVariables"]
         self.assertEqual(environment["MAYFLY_DATA_DIR"], str(mac.home / ".mayfly"))
-        # Where tart was found comes first, because it is not one of the usual directories.
+        # The directory of tart comes first, because it is not one of the usual ones.
         self.assertEqual(environment["PATH"], f"{mac.bin}:/opt/homebrew/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
         self.assertIs(agent["AbandonProcessGroup"], True)
         self.assertIs(agent["KeepAlive"], True)
@@ -321,7 +321,7 @@ class Cases:
         self.ok(mac.install())
         self.assertEqual(mac.calls(), [["kickstart", "-k", f"gui/501/{AGENT}"]])
         self.assertIn(b"1.1.0", mac.installed.read_bytes())
-        # The file that runs was not written to; it lives on under another name.
+        # The running file was not written to; it exists under another name.
         self.assertEqual(held.read(), old)
         self.assertEqual((mac.installed.parent / "mayfly.previous").read_bytes(), old)
 
@@ -438,7 +438,7 @@ class Cases:
         left = {name for name, content in mac.tree().items() if content is not None}
         self.assertEqual(left, {".mayfly/mayfly.db", "Library/LaunchAgents/com.example.other.plist"})
         self.assertTrue((data / "mayfly.db").exists())
-        # Again: there is nothing to do, and that is no fault.
+        # Repeated: there is nothing to do, which is no error.
         self.ok(mac.uninstall())
         self.ok(mac.install())
         self.ok(mac.uninstall("--purge"))
@@ -452,7 +452,7 @@ class Cases:
         before = mac.tree()
         (mac.dir / "vms").write_text("id-1\nid-2\n")
         self.refused(mac.uninstall(), "these vms are live or queued")
-        # Whoever does not answer is not taken to have none.
+        # A service that does not answer may have vms.
         (mac.dir / "no-token").touch()
         self.refused(mac.uninstall("--force"), "does not list its vms")
         self.assertEqual((mac.tree(), mac.calls()), (before, []))
@@ -479,7 +479,7 @@ class Cases:
         self.refused(ran, "is not removed, because running vms")
         self.assertTrue((data / "mayfly.db").exists())
         self.assertFalse(mac.installed.exists())
-        # What runs here cannot be seen: nothing is removed.
+        # Processes cannot be listed: nothing is removed.
         mac.says("ps", "exit 1")
         self.refused(mac.uninstall("--purge"), "cannot list processes")
         self.assertTrue((data / "mayfly.db").exists())
@@ -512,7 +512,7 @@ class Cases:
         logs.mkdir()
         log = logs / "mayfly.log"
         environment = {"PATH": str(mac.bin), "LC_ALL": "C"}
-        # As launchd does: open for as long as the service runs, always writing at the end.
+        # Like launchd: open while the service runs, and always appending.
         with log.open("ab", buffering=0) as service:
             for turn in range(5):
                 service.write(b"%d" % turn * 1000 + b"\n")

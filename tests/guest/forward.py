@@ -15,7 +15,7 @@ while server in watched:
             if data:
                 server.sendall(data)
             else:
-                # The guest has said all it will; the answer may still be on its way.
+                # The guest has sent its whole request; the answer may still be under way.
                 server.shutdown(socket.SHUT_WR)
                 watched.remove(0)
         else:

@@ -1,4 +1,4 @@
-"""The kit in a real guest: boots the micro image with QEMU, as the qemu driver does."""
+"""The bootstrap bundle in a real guest: boots the micro image with QEMU, as the qemu driver does."""
 
 import os
 import shutil
@@ -54,7 +54,7 @@ def seed_command():
             check("log:job" in after_delete[after_delete.index("DELETE"):], "no log after DELETE")
             w.api.wait("log:boot", 10)
 
-            # The service is ill: the hook ends well and in time, whatever it is answered.
+            # With a failing service, the hook ends successfully and in time, whatever the answers are.
             vm.wait_ssh()
             hook = "t=$(cut -d. -f1 /proc/uptime); bash -e /opt/mayfly/job-completed.sh; echo code=$? took=$(( $(cut -d. -f1 /proc/uptime) - t ))"
             for status in (500, "hang"):
@@ -69,7 +69,7 @@ def seed_command():
 
 
 def seed_dead_server():
-    """Nobody listens behind the forward: the job is not started, and the guest powers off."""
+    """No server behind the forward: the job is not started, and the guest powers off."""
     files = kit_files(URL, payload="echo worked >/dev/console\n", user="runner", extra={"MAYFLY_START_SECONDS": "3"},
                       here=False)
     with Workspace(unix=True) as w:
@@ -80,7 +80,7 @@ def seed_dead_server():
 
 
 def ssh_handover():
-    """Kit over SSH into the runner's home, log out, and the wrapper goes on."""
+    """Delivers the bundle over SSH into the runner's home and logs out; the wrapper continues."""
     payload = (
         "#!/bin/sh\n"
         'until curl -sf -K "$MAYFLY_HOME/curlrc" -o /dev/null "$MAYFLY_URL/release"; do sleep 1; done\n'
@@ -97,7 +97,7 @@ def ssh_handover():
             check(upload.returncode == 0 and upload.stdout == b"vm-0001\n", upload.stdout)
             boot = vm.ssh("sh ~/.mayfly/boot.sh")
             check(boot.returncode == 0, boot.stdout)
-            # Again, as a service would that lost the answer: starts nothing.
+            # Repeated, like a service that lost the answer: starts nothing.
             again = vm.ssh("sh ~/.mayfly/boot.sh")
             check(again.returncode == 0 and b"already started" in again.stdout, again.stdout)
             check("runner_finished" not in w.api.names(), "the job did not wait")
@@ -112,11 +112,11 @@ def ssh_handover():
 
 
 def power_button_alone():
-    """No seed worth the name and no kit: the guest still obeys the power button."""
+    """Without a valid seed and without a bundle, the guest still obeys the power button."""
     with Workspace(unix=True) as w:
         with Vm(IMAGE, w.dir / "api.sock", w.dir, {"user-data": b"#cloud-config\n", "meta-data": b""}) as vm:
             vm.wait_ssh(BOOT_LIMIT)
-            # SSH answers before the button is heard; ask the guest, do not guess.
+            # SSH answers before the guest handles the button, so this asks the guest.
             ready = vm.ssh("until pidof acpid >/dev/null; do sleep 1; done", user="root")
             check(ready.returncode == 0, ready.stdout)
             return power_off(vm)

@@ -1,4 +1,4 @@
-"""The scripts of hooks/ on this machine, under every shell that is here.
+"""The scripts of hooks/ on this machine, under every installed shell.
 
 No guest: a kit in a temporary directory and a stand-in for the guest API. What needs a
 second user, a reboot or a network of its own is in guest_test.py.
@@ -30,7 +30,7 @@ SHELLS = {
     }.items()
     if shutil.which(argv[0])
 }
-HOOK_LIMIT = 15  # seconds that a runner has to wait at the very worst
+HOOK_LIMIT = 15  # longest wait of a runner, in seconds
 
 
 def clean_env(**more):
@@ -40,7 +40,7 @@ def clean_env(**more):
 
 
 def hook(shell, kit, name="job-completed.sh", cwd="/", env=None, path=None):
-    """Runs a hook as a runner does; returns (exit code, output, seconds)."""
+    """Runs a hook like a runner; returns (exit code, output, seconds)."""
     begin = time.monotonic()
     result = subprocess.run(SHELLS[shell] + [path or str(kit / name)], cwd=cwd, env=env or clean_env(),
                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
@@ -75,7 +75,7 @@ def announces():
                 check(request["path"].startswith("/vms/" + VM_ID), request["path"])
             check(w.api.names() == ["job_started", "DELETE"], w.api.names())
             check(not w.api.leaks, "token in argv: %s" % w.api.leaks)
-            # By a bare name, from within the kit.
+            # By a bare name, in the bundle's directory.
             check(hook(shell, kit, cwd=str(kit), path="./job-completed.sh")[0] == 0, "relative path")
             w.api.wait("DELETE", 1, count=2)
 
@@ -83,8 +83,8 @@ def announces():
 
 
 def refusals():
-    """What is refused for good is asked once. What got no answer is asked again, in whichever way it got none, and after
-    the hook has returned, too."""
+    """A permanent refusal is not retried. A request without an answer is retried, whatever the failure, also after
+    the hook has returned."""
 
     def one(shell):
         for status in (401, 404, 410):
@@ -109,7 +109,7 @@ def refusals():
 
 
 def after_the_hook():
-    """The service is away for longer than a hook may take: what it said arrives all the same."""
+    """The service is down for longer than a hook may take: its report arrives nevertheless."""
 
     def one(shell):
         with Workspace() as w:
@@ -118,7 +118,7 @@ def after_the_hook():
             for name in ("job-started.sh", "job-completed.sh"):
                 code, output, took = hook(shell, kit, name, env=clean_env(RUNNER_TRACKING_ID="github_1"))
                 check(code == 0 and took < HOOK_LIMIT and "repeated" in output, "%s %.1f %s" % (code, took, output))
-            # What a runner looks for when it clears up after a job.
+            # The variable by which a runner finds processes to kill after a job.
             for entry in pathlib.Path("/proc").iterdir():
                 try:
                     text = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
@@ -134,7 +134,7 @@ def after_the_hook():
 
 
 def hanging_and_dead():
-    """A service that hangs or is not there delays the job's end, within the limit."""
+    """A hanging or missing service delays the end of the job, but within the limit."""
 
     def one(shell):
         with Workspace() as w:
@@ -238,7 +238,7 @@ def boot(kit, shell="sh", env=None, seconds=40, through=()):
 
 
 def reinterpreted(files, shell):
-    """The kit with its inner shell calls turned to the shell under test."""
+    """The bundle, whose inner shell calls use the shell under test."""
     argv = shutil.which(SHELLS[shell][0]) + (" sh" if shell == "busybox" else "")
     changed = dict(files)
     for name in ("boot.sh", "wrapper.sh", "tell.sh", "job-started.sh", "job-completed.sh"):
@@ -285,7 +285,7 @@ def wrapper_command():
             check(("hooks %s/job-started.sh %s/job-completed.sh" % (kit, kit)).encode() in lines, log)
             check(("MAYFLY_HOME=%s" % kit).encode() in lines and b"last" in lines, log)
             check(not w.api.leaks, "token in argv: %s" % w.api.leaks)
-            # The kit has done its work: one VM, one job.
+            # The bundle was used: one VM, one job.
             check(boot(kit, shell)[0] == 0, "second boot.sh")
             check(w.api.names()[6:] == ["guest_ready"], w.api.names())
 
@@ -311,7 +311,7 @@ def wrapper_script_none_unknown():
             w.api.wait("guest_configured", 20)
             wait_gone(int((kit / "run" / "wrapper.pid").read_text()))
             check(w.api.names() == ["guest_ready", "guest_configured"], w.api.names())
-            # A warm guest: the real kit comes later, into the same place.
+            # A warm guest: the real bundle is delivered later, into the same directory.
             write_kit(kit, reinterpreted(kit_files(w.api.url, payload="exit 0\n"), shell))
             check(boot(kit, shell)[0] == 0, "second boot.sh")
             w.api.wait("runner_finished", 40)
@@ -350,7 +350,7 @@ def long_log():
 
 
 def lost_calls():
-    """Log calls that fail are made good; runner_finished is repeated until it is taken."""
+    """Failed log requests are repeated; runner_finished is repeated until it is accepted."""
     with Workspace() as w:
         w.api.rule(lambda r: r["name"] == "log:job", 503, times=2)
         w.api.rule(lambda r: r["name"] == "runner_finished", 503, times=2)
@@ -362,7 +362,7 @@ def lost_calls():
 
 
 def acknowledged_start():
-    """The job begins once, and only after the word that it may, however the answers get lost."""
+    """The job starts once, and only after the permission, however answers get lost."""
 
     def one(shell):
         for status in (503, "close", "cut", "reset", "lost"):
@@ -382,7 +382,7 @@ def acknowledged_start():
 
 
 def never_started():
-    """Refused, or not allowed in time: the guest is powered off and its job has not begun, not even later."""
+    """Refused, or not permitted in time: the guest is powered off, and its job does not start, not even later."""
 
     def one(shell):
         for status, seconds in ((409, "40"), (410, "40"), ("close", "1"), (503, "0")):
@@ -399,13 +399,13 @@ def never_started():
 
 
 def started_by_the_host():
-    """The guest API is out of reach: the word comes by the way that the kit came."""
+    """The guest API cannot be reached: the permission comes in the way of the bundle."""
 
     def one(shell):
         with Workspace() as w:
             w.api.rule(lambda r: r["name"] == "guest_configured", "close")
             kit = lives(shell, kit_files(w.api.url, payload="echo ran\n"), w)
-            (kit / "run" / "start").write_text("2\n")  # another attempt's
+            (kit / "run" / "start").write_text("2\n")  # of another attempt
             with w.api.news:
                 w.api.news.wait_for(lambda: w.api.names().count("guest_configured") > 2, 20)
             check("job_started" not in w.api.names(), w.api.names())
@@ -417,7 +417,7 @@ def started_by_the_host():
 
 
 def not_twice():
-    """The wrapper is gone in the middle of the job, as after a reboot: the job is not started again."""
+    """The wrapper ends in the middle of the job, as in a reboot: the job is not started again."""
 
     def one(shell):
         with Workspace() as w:
@@ -443,7 +443,7 @@ def not_twice():
 
 
 def vm_is_gone():
-    """404 to runner_finished: there is nothing left to say, the wrapper ends."""
+    """404 for runner_finished: there is nothing left to report, the wrapper ends."""
     with Workspace() as w:
         w.api.rule(lambda r: r["name"] == "runner_finished", 404)
         kit = lives("sh", kit_files(w.api.url, payload="exit 0\n"), w)
@@ -468,7 +468,7 @@ def one_wrapper():
 
 
 def violent_job():
-    """A job that signals its whole process group takes only itself."""
+    """A job that signals its whole process group ends only itself."""
     with Workspace() as w:
         lives("sh", kit_files(w.api.url, payload="echo before\nkill -9 0\n"), w)
         check(w.api.wait("runner_finished", 30)["json"]["exit_code"] == 137, "exit code")
@@ -477,7 +477,7 @@ def violent_job():
 
 
 def signals_ignored():
-    """Who started it had signals ignored, which no shell can undo: the end of the job is seen all the same."""
+    """The caller ignored signals, which no shell can undo: the end of the job is detected nevertheless."""
 
     def one(shell):
         with Workspace() as w:
@@ -493,7 +493,7 @@ def signals_ignored():
 
 
 def no_base64():
-    """Without a base64 tool there is no log, and everything else."""
+    """Without a base64 tool there is no log, but everything else works."""
     with Workspace() as w:
         tools = w.dir / "tools"
         tools.mkdir()
@@ -511,7 +511,7 @@ def no_base64():
 
 
 def boot_says_no():
-    """boot.sh is no job hook: when no wrapper was started it says so."""
+    """boot.sh is no job hook: it fails if no wrapper was started."""
     with Workspace() as w:
         whole = kit_files(w.api.url, payload="exit 0\n")
         for case, change in {
@@ -567,7 +567,7 @@ def github_runner():
             kit = lives(shell, github_files(w.api.url, runner, env={"GREETING": "hi"}), w,
                         clean_env(RUNNER_TRACKING_ID="github_1"))
             w.api.wait("runner_online", 40)
-            # The registration is used: nobody else finds it.
+            # The registration was used and removed.
             check(not (kit / "registration").exists() and not (kit / "run/registration").exists(), "it is still there")
             (runner / "go").touch()
             check(w.api.wait("runner_finished", 40)["json"]["exit_code"] == 3, "wrong exit code")
@@ -588,7 +588,7 @@ def github_runner():
 
 
 def github_registration_fetched():
-    """A kit without the registration: it is fetched before the start and in no file while the runner runs."""
+    """A bundle without the registration: it is fetched before the start, and is in no file while the runner runs."""
 
     def one(shell):
         with Workspace() as w:
@@ -608,7 +608,7 @@ def github_registration_fetched():
                     argv, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
                 except OSError:
                     continue
-                # The runner's own environment has it, as GitHub's documentation wants.
+                # It is in the runner's own environment, as GitHub documents.
                 if REGISTRATION.encode() in environment and str(w.dir).encode() in environment + argv:
                     check(b"run.sh" in argv or os.readlink(entry / "cwd") == str(runner), argv)
                 check(REGISTRATION.encode() not in argv, argv)
@@ -623,7 +623,7 @@ def github_registration_fetched():
 
 
 def github_registration_refused():
-    """Another vm's, or used: nothing is started."""
+    """A registration of another vm, or a used one: nothing is started."""
     with Workspace() as w:
         runner = runner_in(w.dir / "runner")
         w.api.rule(lambda r: r["path"].endswith("/registration"), 410)
@@ -636,8 +636,8 @@ def github_registration_refused():
 
 
 def as_another_user():
-    """The kit in a directory of root's, its runner another user: the registration is gone for that user, and the guest is
-    powered off by root when nothing may start."""
+    """The bundle is in a directory of root, and the runner is another user: the user's registration is removed, and root
+    powers the guest off when nothing may start."""
     if os.getuid() != 0:
         return "skipped, not root"
     with Workspace() as w:
@@ -646,7 +646,7 @@ def as_another_user():
         subprocess.run(["chown", "-R", "nobody:", str(runner)], check=True, timeout=60)
         files = github_files(w.api.url, runner)
         files["mayfly.env"] = (0o600, files["mayfly.env"][1].replace(b"RUNNER_USER=''", b"RUNNER_USER='nobody'"))
-        # `su -` gives a login shell, which this user has none of.
+        # `su -` starts a login shell, which this user does not have.
         text = files["boot.sh"][1].decode()
         check("    su - " in text, "boot.sh no longer changes its user")
         files["boot.sh"] = (0o755, text.replace("    su - ", "    su -s /bin/sh - ").encode())
@@ -687,7 +687,7 @@ def github_registration_token():
             lines = w.api.log().decode().split("\n")
             expected = "config 0 https://github.com/acme/app %s vm-1 self-hosted,macOS 15 Big Macs 1" % REGISTRATION
             check(expected in lines, lines)
-            # The token is for config.sh alone.
+            # The token is only for config.sh.
             check("jit= token= deprecated=1" in lines, lines)
 
     each_shell(one)
@@ -696,7 +696,7 @@ def github_registration_token():
 def github_wrong_runners():
     def one(shell):
         cases = (
-            # What is in the guest, how the wrapper ends, what the log says.
+            # The runner in the guest, the exit code, the text in the log.
             (dict(version="2.99.0"), {}, 7, "version 2.99.0, but at least 2.329.0 is required"),
             (dict(code=7), {}, 7, "is version 2.336.0"),
             (None, {}, 126, "there is no runner in this guest"),

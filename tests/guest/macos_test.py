@@ -1,4 +1,4 @@
-"""The scripts of hooks/ as a Mac would run them, on this machine.
+"""The scripts of hooks/ as on a Mac, run on this machine.
 
 Its shell (bash 3.2 in POSIX mode, or dash), its programs and no others, BSD options and
 no GNU ones, and stand-ins for what only a Mac has: uname's word, launchd, defaults.
@@ -23,8 +23,8 @@ SYSTEM_PATH = "PATH=/usr/bin:/bin:/usr/sbin:/sbin"
 SHELLS = {"bash": ["bash", "--posix"], "dash": ["dash"]}
 ORDER = ["guest_ready", "guest_configured", "job_started", "DELETE", "job_result", "runner_finished"]
 
-# What a macOS without developer tools has, of sections 1 and 8 of its manual, by directory. Not all of it, but nothing that
-# it lacks: no setsid, timeout, flock, tac, nproc, getent, pidof, realpath (before 12.3), sha256sum, md5sum.
+# Programs of a macOS without developer tools (sections 1 and 8 of its manual), by directory. Incomplete, but without any
+# that it lacks: no setsid, timeout, flock, tac, nproc, getent, pidof, realpath (before 12.3), sha256sum, md5sum.
 MACOS = {
     "/bin": "bash cat chmod cp csh dash date dd df echo ed expr hostname kill ksh launchctl link ln ls mkdir mv pax ps "
             "pwd rm rmdir sh sleep stty sync tcsh test unlink wait4path zsh",
@@ -39,7 +39,7 @@ MACOS = {
 }
 PATHS = {directory + "/" + name for directory, names in MACOS.items() for name in names.split()}
 NAMES = {path.rsplit("/", 1)[1] for path in PATHS}
-# Linux only, each used where `command -v` found it.
+# Linux only, each used only if `command -v` found it.
 GUARDED = {"setsid"}
 
 # Options by their letters, from the BSD manual pages; for programs that GNU gave more.
@@ -83,7 +83,7 @@ echo "The domain/default pair of ($2, $3) does not exist" >&2
 exit 1
 """
 
-# launchd, as far as one agent of one user needs it. Exit codes and texts as on macOS 14.
+# Plays launchd for one agent of one user. Exit codes and texts as on macOS 14.
 LAUNCHCTL = '''#!%(python)s
 import json, os, pathlib, plistlib, re, stat, subprocess, sys, time
 
@@ -150,7 +150,7 @@ else:
 
 
 class Mac:
-    """A directory of programs, a home and launchd's state; and a kit whose scripts know no others."""
+    """A directory of programs, a home and launchd's state, and a bundle whose scripts use only these."""
 
     def __init__(self, w, shell, session=False, auto=None, impatient=False):
         self.w, self.shell, self.impatient = w, shell, impatient
@@ -189,19 +189,19 @@ class Mac:
         for script in SCRIPTS:
             check("\n%s\n" % SYSTEM_PATH in (HOOKS / script).read_text(), "%s no longer sets its PATH" % script)
             if script == "power-off.sh":
-                # The kit has a stand-in for it, which needs no tools.
+                # The bundle has a stand-in for it, which needs no tools.
                 continue
             text = files[script][1].decode()
             text = text.replace(SYSTEM_PATH, "PATH='%s'" % self.tools)
             shebang, rest = text.split("\n", 1)
             rest = rest.replace("/bin/sh", str(self.tools / "sh")).replace("/opt/homebrew/bin", str(self.w.dir / "homebrew"))
-            if self.impatient:  # shorter waits for what never comes
+            if self.impatient:  # shorter time limits
                 rest = rest.replace('"$tries" -gt 300 ] && (set', '"$tries" -gt 10 ] && (set').replace("-- 20 ", "-- 2 ")
             files[script] = (0o755, (shebang + "\n" + rest).encode())
         return write_kit(self.w.dir / name, files)
 
     def boot(self, kit):
-        """As a login without a terminal does; whatever is left in its process group ends with it."""
+        """Runs it like a login without a terminal; ends the rest of its process group."""
         env = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin:%s" % (self.w.dir / "homebrew"), "HOME": str(self.home),
                "SHELL": "/bin/bash", "SSH_CONNECTION": "1"}
         process = subprocess.Popen([str(self.tools / "sh"), str(kit / "boot.sh")], env=env, cwd="/", start_new_session=True,
@@ -255,7 +255,7 @@ def reported(lines, mac, kit, session):
 
 
 def background():
-    """Nobody at the screen: the job runs beside the wrapper, and the boot log says so."""
+    """No user on the screen: the job runs beside the wrapper, and the boot log shows it."""
 
     def one(shell):
         with Workspace() as w:
@@ -272,7 +272,7 @@ def background():
 
 
 def login_session():
-    """Somebody at the screen: the job runs there, and its end is told as ever."""
+    """With a user on the screen, the job runs in that session, and its end is reported as usual."""
 
     def one(shell):
         with Workspace() as w:
@@ -281,14 +281,14 @@ def login_session():
             output = mac.boot(kit)
             check("runs in the login session" in output, output)
             reported(mac.finished(42), mac, kit, "mayfly.payload")
-            # The hooks of this kind are the wrapper's: outside of that session.
+            # The wrapper runs the hooks of this kind, outside that session.
             check(mac.boot(kit).count("already started") == 1, "second boot")
 
     each_shell(one)
 
 
 def login_session_comes_late():
-    """Automatic login takes longer than the SSH server: it is waited for."""
+    """Automatic login takes longer than the SSH server: the scripts wait for it."""
     with Workspace() as w:
         user = subprocess.run(["id", "-un"], stdout=subprocess.PIPE, check=True).stdout.decode().strip()
         mac = Mac(w, "bash", auto=user)
@@ -327,7 +327,7 @@ def stale_agent():
 
 
 def violence():
-    """A job that signals its group takes only itself, and one whose keeper is killed still ends for us."""
+    """A job that signals its group ends only itself, and the end of a job whose parent is killed is still detected."""
     for session in (False, True):
         with Workspace() as w:
             mac = Mac(w, "bash", session=session)
@@ -340,7 +340,7 @@ def violence():
 
 
 def difficult_profiles():
-    """A profile that hangs, ends the shell or says nonsense costs the job its extras and nothing else."""
+    """With a profile that hangs, exits or prints garbage, the job only lacks the profile's variables."""
 
     def one(shell):
         profiles = ("while :; do sleep 0.2; done\n", "exit 3\n", "kill -9 $$\n", "export GREETING\nif then\n")
@@ -358,7 +358,7 @@ def difficult_profiles():
 
 
 def zshenv():
-    """~/.zshenv: our block once, all else as it was, no secret in it; and it works."""
+    """~/.zshenv: Mayfly's block once, the rest unchanged, no secret in it; and it works."""
     with Workspace() as w:
         mac = Mac(w, "bash")
         dotfiles = w.dir / "dotfiles"
@@ -383,11 +383,11 @@ def zshenv():
         got = ask('echo "$MINE|$CUT|$MAYFLY_VM_ID|$MAYFLY_HOME|$ACTIONS_RUNNER_HOOK_JOB_COMPLETED|$SECRET"; sh -c \'echo $SECRET\'')
         check(got == "1|short|%s|%s|%s/job-completed.sh|it's s3cret $HOME\nit's s3cret $HOME" % (VM_ID, kit, kit), got)
         check(str(w.dir / "profile bin") in ask("echo $PATH"), ask("echo $PATH"))
-        # What descends from the wrapper keeps what the job made of its variables.
+        # Descendants of the wrapper keep the job's changes of variables.
         got = ask('echo "$SECRET|$PATH"', MAYFLY_VM_ID=VM_ID, SECRET="changed")
         check(got == "changed|/usr/bin:/bin", got)
 
-        # The real kit into a warm guest: the block is replaced.
+        # The real bundle in a warm guest: the block is replaced.
         wrapper = int((kit / "run" / "wrapper.pid").read_text())
         limit = time.monotonic() + 20
         while pathlib.Path("/proc/%d" % wrapper).exists():
@@ -403,7 +403,7 @@ def zshenv():
 
 
 def zshenv_new():
-    """None there before: it is made, for its owner only. None possible: the job does not care."""
+    """If it does not exist, it is created for its owner only. If it cannot be created, the job still runs."""
     with Workspace() as w:
         mac = Mac(w, "dash")
         mac.boot(mac.kit(payload="exit 0\n"))
@@ -417,7 +417,7 @@ def zshenv_new():
 
 
 def no_permission_for_the_local_network():
-    """The wrapper is not let through to Mayfly, root is: its words arrive all the same. Without sudo they are kept trying."""
+    """The wrapper has no access to the network, root has: its reports arrive. Without sudo they are repeated."""
     curl = ("#!/bin/sh\nif [ -z \"$AS_ROOT\" ]; then\n    echo 'curl: (7) Failed to connect: No route to host' >&2\n"
             "    exit 7\nfi\nexec /usr/bin/curl \"$@\"\n")
     sudo = "#!/bin/sh\n[ \"$1\" = -n ] && [ -e '%s' ] || exit 1\nshift\nAS_ROOT=1 exec \"$@\"\n"
@@ -458,7 +458,7 @@ def hooks_of_a_runner():
             w.api.wait(call, 1)
 
 
-# --- a static look ----------------------------------------------------------------
+# --- static checks ----------------------------------------------------------------
 
 KEYWORDS = set("if then elif else fi while until for in do done case esac { } !".split())
 BUILTINS = set(". : [ break cd command echo eval exec exit export false kill printf pwd read return set shift sleep_ test trap "
@@ -467,10 +467,10 @@ ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
 
 def words_of(text):
-    """Every simple command of a script, as a list of its words. Quoted parts become \\0, what $( ) holds is a command too."""
+    """Every simple command of a script, as a list of its words. Quoted parts become \\0, the content of $( ) is a command, too."""
     commands, words, word, at = [], [], "", 0
-    pending = []  # here-documents whose bodies come after this line
-    inside = []  # what closes where we are: `)` of a substitution, or a quote
+    pending = []  # here-documents whose bodies follow this line
+    inside = []  # the closing delimiter: `)` of a substitution, or a quote
 
     def end_word():
         nonlocal word
@@ -568,7 +568,7 @@ def matching(text, at):
 
 
 def programs_of(text):
-    """The names of what a script calls, without its own functions, builtins and what is in a variable."""
+    """The names of the programs that a script calls, without its own functions, builtins and variables."""
     functions = set(re.findall(r"^(\w+)\(\) ?[({]", text, re.M))
     found, in_case = set(), 0
     for words in words_of(text):

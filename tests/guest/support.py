@@ -1,4 +1,4 @@
-"""What the guest tests share: a stand-in for Mayfly's guest API, kits, seeds and a VM.
+"""Shared parts of the guest tests: a stand-in for Mayfly's guest API, bundles, seeds and a VM.
 
 Nothing here sleeps for a guessed time: tests wait for requests, QMP events and process
 ends, each with a limit. Everything that is started is ended by its own handle.
@@ -48,7 +48,7 @@ def check(condition, message):
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def address_string(self):  # a Unix socket's peer has no address
+    def address_string(self):  # the peer of a Unix socket has no address
         return "guest"
 
     def log_message(self, *_):
@@ -76,7 +76,7 @@ class UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 
 class Api:
-    """Records each request; answers 202, or what `rules` says for it.
+    """Records each request; answers 202, or according to `rules`.
 
     A rule is (predicate on request, status, how many times or None). Instead of a status:
     "hang" answers never, "close" ends the connection, "cut" in the middle of the answer,
@@ -88,7 +88,7 @@ class Api:
         self.news = threading.Condition()
         self.closing = threading.Event()
         self.leaks = []
-        # What a GET of this path is answered with, instead of nothing.
+        # Answers to GET of these paths.
         self.bodies = {}
         if unix_path:
             self.server = UnixServer(str(unix_path), Handler)
@@ -165,7 +165,7 @@ class Api:
             return [r["name"] for r in self.requests if logs or not r["name"].startswith("log:")]
 
     def wait(self, name, seconds, count=1):
-        """Waits for the count-th taken request of that name and returns it."""
+        """Waits for the count-th accepted request of that name and returns it."""
         limit = time.monotonic() + seconds
         with self.news:
             while True:
@@ -200,7 +200,7 @@ def name_of(request):
     return "log:" + event.get("source", "?") if kind == "log" else kind
 
 
-# --- kits and seeds -------------------------------------------------------------
+# --- bundles and seeds ----------------------------------------------------------
 
 
 def quoted(value):
@@ -208,7 +208,7 @@ def quoted(value):
 
 
 def kit_files(url, kind="command", payload=None, user="", env=None, extra=None, here=True):
-    """Name → (mode, bytes) of everything in a kit. `here`: it runs on this machine, which stays on."""
+    """Name → (mode, bytes) of all files of a bundle. `here`: it runs on this machine, which must stay on."""
     settings = {
         "MAYFLY_VM_ID": VM_ID,
         "MAYFLY_URL": url,
@@ -232,12 +232,12 @@ def kit_files(url, kind="command", payload=None, user="", env=None, extra=None, 
     return files
 
 
-# Secret of the runner's registration, which must not be seen anywhere but in its environment.
+# Secret of the runner's registration, which may only be in the runner's environment.
 REGISTRATION = "eyJ-registration-secret"
 
 
 def github_files(url, directory=None, registration="jit_config", minimum="2.329.0", archive=None, env=None):
-    """The kit of a runner of GitHub's; `archive`: (version, checksum) of what the host hands out."""
+    """The bundle of a GitHub runner; `archive`: (version, checksum) of the host's archive."""
     version, checksum = archive or ("", "")
     settings = {
         "MAYFLY_GITHUB_URL": "https://github.com/acme/app",
@@ -258,8 +258,8 @@ def github_files(url, directory=None, registration="jit_config", minimum="2.329.
 
 
 def write_program(path, content, mode=0o755):
-    """A file that is about to be executed. Written by a process of its own: a test that starts another program at the same
-    moment would take a copy of our open file along, and the kernel executes nothing that somebody may still write to."""
+    """A file that is about to be executed. Written by a separate process: a concurrent test that starts a program would
+    inherit our open file, and the kernel does not execute a file that is open for writing."""
     content = content.encode() if isinstance(content, str) else content
     subprocess.run(["install", "-m", "%o" % mode, "/dev/stdin", str(path)], input=content, check=True, timeout=60)
 
@@ -287,9 +287,9 @@ def tar_of(files):
 
 
 def user_data(files, directory="/opt/mayfly"):
-    """A script that needs nothing but itself: writes the kit, then becomes boot.sh.
+    """A self-contained script: writes the bundle, then executes boot.sh.
 
-    One archive, not one command per file: an emulated guest feels every process."""
+    One archive, not one command per file, because processes are slow in an emulated guest."""
     return (
         "#!/bin/sh\numask 077\nmkdir -p %s && cd %s || exit 1\n"
         "base64 -d <<'END_OF_KIT' | tar -xf - || exit 1\n%sEND_OF_KIT\nexec /bin/sh %s/boot.sh\n"
@@ -446,7 +446,7 @@ class Vm:
             check(self.read_message(max(0.01, limit - time.monotonic())) is not None, "QMP ended before " + name)
 
     def wait_ssh(self, seconds=30):
-        """Ready means the bytes SSH-: the forwarded port accepts long before the guest."""
+        """Ready means the bytes SSH-, because the forwarded port accepts long before the guest does."""
         limit, pause = time.monotonic() + seconds, 0.1
         while time.monotonic() < limit:
             try:
@@ -477,7 +477,7 @@ def run(arguments, **options):
 
 
 class Workspace:
-    """A temporary directory with an API; short, because Unix socket paths are."""
+    """A temporary directory with an API; with a short path, for Unix sockets."""
 
     def __init__(self, unix=False):
         self.unix = unix
@@ -500,7 +500,7 @@ class Workspace:
         shutil.rmtree(self.dir, ignore_errors=True)
 
     def scene(self):
-        """What was going on, for whoever reads that a test failed: requests, what the scripts wrote, their processes."""
+        """The state for the report of a failed test: requests, output of the scripts, their processes."""
         begin = min((r["at"] for r in self.api.requests), default=0)
         lines = ["--- %s" % self.dir]
         lines += ["%6.2f s %s: %s" % (r["at"] - begin, r["name"], r["status"]) for r in self.api.requests]
@@ -510,7 +510,7 @@ class Workspace:
         return "\n".join(lines + [text for _, text in self.processes()])
 
     def processes(self):
-        """Those that have this directory among their arguments or variables: (pid, what it is)."""
+        """Processes with this directory in their arguments or variables: (pid, description)."""
         found = []
         for process in sorted(pathlib.Path("/proc").glob("[0-9]*"), key=lambda p: int(p.name)):
             try:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Plays QEMU on a host whose KVM is not what it seems.
+"""Plays QEMU on a host whose KVM does not work as it seems.
 
 Under the emulator it becomes the real QEMU. Under KVM it plays the whole of it: the probe's guest succeeds at once, and every
 other guest does what the file `stand-in.json` beside this program says:
@@ -36,7 +36,7 @@ def option(args, name):
 
 
 def path_in(value):
-    """The path in a chardev's options; a doubled comma is one that is meant."""
+    """The path in a chardev's options; a doubled comma is a literal one."""
     text = value.replace(",,", "\0")
     return next(part[5:] for part in text.split(",") if part.startswith("path=")).replace("\0", ",")
 
@@ -63,7 +63,7 @@ def become(program, args):
 
 
 def probe():
-    """The probe's guest as a good accelerator runs it: every stage, a few rounds of its work, its last word."""
+    """The probe's guest as a good accelerator runs it: every stage, a few rounds of its work, its end mark."""
     out = sys.stdout
     out.write("ABCDEFGHIJKLM")
     for _ in range(9):
@@ -187,7 +187,7 @@ class Guest:
 
 
 def daemonize(args):
-    """As QEMU does: whoever started it waits until the pid file is locked."""
+    """Like QEMU: the caller waits until the pid file is locked."""
     reader, writer = os.pipe()
     if os.fork():
         os.close(writer)
@@ -218,7 +218,7 @@ def main():
     if option(args, "-name") == PROBE:
         if accelerator != "kvm":
             become(plan["emulator"], args)
-        # An emulator that took as long would be no worse.
+        # An equally slow emulator would be no worse.
         return probe()
     with open(os.path.join(HERE, "stand-in.log"), "a") as log:
         log.write("%s %s\n" % (accelerator, option(args, "-name").split(",")[0]))
