@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_adjusted_clock_wakes_those_who_sleep() {
+    async fn an_adjusted_clock_wakes_sleeping_tasks() {
         let clock = Clock::adjustable();
         let before = clock.now();
         let sleeper = tokio::spawn({

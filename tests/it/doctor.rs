@@ -106,7 +106,7 @@ async fn lines_fit_a_terminal() {
 /// For each command: an answer that nobody understands, one that says nothing, a program that hangs or is missing. None of
 /// them may be taken for a good sign.
 #[tokio::test]
-async fn an_answer_that_nobody_understands_is_never_a_good_sign() {
+async fn an_unknown_answer_is_never_ok() {
     // What these say only adds a word to another finding, or is an exception that is not needed on this machine.
     let idle = ["/bin/launchctl managername", "read /var/root/", "read /Library/Preferences/com.apple.network"];
     for name in [MACS[0], LINUXES[0]] {

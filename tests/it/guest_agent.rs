@@ -555,7 +555,7 @@ async fn a_connection_that_breaks_leaves_nothing_half_done() {
 }
 
 #[tokio::test]
-async fn a_failing_script_is_told_with_its_output() {
+async fn a_failing_script_is_reported_with_its_output() {
     let guest = Guest::start(Fault::None);
     fs::write(guest.home.join(".mayfly"), "in the way").unwrap();
     let kit = kit("http://127.0.0.1:1", None);

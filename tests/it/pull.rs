@@ -273,7 +273,7 @@ async fn whatever_the_network_does_the_image_arrives() {
 }
 
 #[tokio::test]
-async fn what_was_received_is_not_asked_for_again() {
+async fn received_data_is_not_requested_again() {
     let registry = Registry::open().await;
     let image = TartImage::new(&[Content::Noise(1, 4_000_256)], Encoding::Stored);
     image.push(&registry, REPOSITORY, "1").await;
@@ -293,7 +293,7 @@ async fn what_was_received_is_not_asked_for_again() {
 }
 
 #[tokio::test]
-async fn who_is_refused_for_good_is_not_asked_for_ever() {
+async fn a_permanent_refusal_ends_the_retries() {
     let registry = Registry::open().await;
     let image = image(30);
     image.push(&registry, REPOSITORY, "1").await;
@@ -501,7 +501,7 @@ async fn a_pull_that_was_killed_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn those_who_pull_the_same_at_the_same_time_share_it() {
+async fn concurrent_pulls_of_one_image_are_shared() {
     let registry = Registry::open().await;
     let image = image(70);
     image.push(&registry, REPOSITORY, "1").await;

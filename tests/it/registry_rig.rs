@@ -518,7 +518,7 @@ async fn a_redirect_shows_whether_the_login_came_along() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tokens_are_asked_for_and_do_not_last() {
+async fn tokens_are_requested_and_expire() {
     let registry = Registry::closed(Login::new("upstream", "only the proxy knows")).await;
     let tokens = Tokens::lasting(Duration::from_secs(300)).only_for(login());
     let rig = Rig::new(registry, |front| front.bearer(tokens)).await;

@@ -188,7 +188,7 @@ async fn a_file_goes_there_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_what_it_should_be_is_refused_and_what_cannot_be_known_is_told() {
+async fn wrong_content_is_refused_and_unverified_content_has_a_notice() {
     let moto = Moto::start(&[]).await;
     let relay = Relay::before(&moto.url).await;
     relay.bucket("images").await;
@@ -294,7 +294,7 @@ async fn a_download_whose_process_is_killed_goes_on_and_does_not_when_the_object
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_object_that_changes_under_way_is_told_of() {
+async fn an_object_that_changes_during_the_download_is_reported() {
     let moto = Moto::start(&[]).await;
     let relay = Relay::before(&moto.url).await;
     relay.bucket("images").await;

@@ -481,7 +481,7 @@ impl Drop for Killed {
 
 /// Whoever read the log is gone: `mayfly serve 2>&1 | head`, a terminal that was closed.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_whose_log_nobody_reads_serves_and_ends() {
+async fn a_service_with_a_blocked_log_serves_and_ends() {
     let temp = temp();
     let child = Serve::command(temp.path())
         .env("MAYFLY_SERVER__LISTEN", "127.0.0.1:0")

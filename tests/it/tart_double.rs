@@ -190,7 +190,7 @@ fn eventually(what: &str, mut done: impl FnMut() -> bool) {
 const MAC: &str = "0a:0b:0c:00:10:1f";
 
 #[test]
-fn wrong_usage_is_told_as_swift_tells_it() {
+fn wrong_usage_is_reported_as_in_swift() {
     let t = Tart::new(json!({"version": "2.33.0"}));
     t.make("a", "linux", MAC);
     t.tart(&["--version"]).is(0, "2.33.0\n", "");
@@ -478,7 +478,7 @@ fn the_list_has_the_shape_of_its_version() {
 }
 
 #[test]
-fn set_looks_at_no_lock_and_forgets_what_it_is_not_told() {
+fn set_ignores_locks_and_drops_unknown_keys() {
     let t = Tart::new(json!({}));
     t.make("mac", "darwin", MAC);
     t.make("linux", "linux", "0a:00:00:00:00:01");

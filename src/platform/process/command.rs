@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn input_that_nobody_reads_is_no_error() {
+    async fn unread_input_is_no_error() {
         let out = sh("exit 0", SOON).stdin(vec![0; 1 << 20]).run().await.unwrap();
         assert!(out.status.success());
     }

@@ -107,7 +107,7 @@ async fn a_vm_waits_for_its_image_without_a_slot_and_says_how_far_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_pulls_for_a_vm_that_is_gone() {
+async fn a_pull_ends_with_its_only_vm() {
     let registry = Registry::open().await;
     let image = image();
     image.push(&registry, "ci/base", "1").await;
@@ -135,7 +135,7 @@ async fn nobody_pulls_for_a_vm_that_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_that_cannot_be_had_is_told_from_one_that_cannot_be_had_now() {
+async fn permanent_and_temporary_failures_of_images_are_distinguished() {
     let registry = Registry::open().await;
     image().push(&registry, "ci/base", "1").await;
     let proxy = Proxy::before(&registry).start().await;

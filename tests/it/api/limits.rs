@@ -40,7 +40,7 @@ async fn a_slow_body_is_given_up() {
 }
 
 #[tokio::test]
-async fn too_many_requests_are_told_to_come_back_and_probes_still_get_through() {
+async fn too_many_requests_are_refused_with_retry_after_and_health_checks_are_not() {
     let settings = Settings { max_concurrent: 1, ..Settings::default() };
     let api = api_with(settings, Default::default()).await;
     let head = format!(

@@ -331,7 +331,7 @@ async fn why_a_pool_gets_nowhere_is_shown_with_it() {
 }
 
 #[tokio::test]
-async fn whoever_works_for_pools_hears_of_changes() {
+async fn subscribers_of_pools_are_notified_of_changes() {
     let api = rig().await;
     let changes = api.ledger.changes().clone();
     api.set_pool("linux", body()).await.ok(201);

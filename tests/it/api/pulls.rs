@@ -259,7 +259,7 @@ async fn what_is_wrong_for_good_is_not_waited_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancelled_pull_keeps_what_it_has_unless_it_is_told_not_to() {
+async fn a_cancelled_pull_keeps_its_data_unless_told_to_discard_it() {
     let rig = Rig::new(QUICK, Clock::system()).await;
     let image = rig.push("v1", 1).await;
     rig.hold(&image);

@@ -134,7 +134,7 @@ async fn use_is_noted_and_a_version_with_a_history_survives_its_last_name() {
 }
 
 #[tokio::test]
-async fn what_nothing_needs_is_pruned_when_it_is_asked_for() {
+async fn unneeded_versions_are_pruned_on_request() {
     let api = api().await;
     let (one, two) = (version(&api, 51).await, version(&api, 52).await);
     api.put("/templates/v51", &api.admin, json!({"digest": two})).await.ok(200);

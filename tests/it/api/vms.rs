@@ -195,7 +195,7 @@ async fn a_long_poll_answers_when_something_happens() {
 }
 
 #[tokio::test]
-async fn a_shutdown_answers_those_who_wait() {
+async fn a_shutdown_answers_waiting_requests() {
     let mut api = api().await;
     let (id, _) = api.vm("polled").await;
     let path = format!("/vms/{id}?wait_generation=1&timeout_seconds=60");

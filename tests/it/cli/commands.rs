@@ -24,7 +24,7 @@ fn queued() -> Value {
 }
 
 #[tokio::test]
-async fn create_sends_what_was_asked_for_and_prints_the_id() {
+async fn create_sends_the_request_and_prints_the_id() {
     let (double, mayfly) = both().await;
     let mut created = queued();
     created["callback_token"] = json!("mfv_secret");
@@ -244,7 +244,7 @@ async fn vms_are_found_by_name() {
 }
 
 #[tokio::test]
-async fn logs_pass_through_untouched_when_nobody_looks() {
+async fn logs_pass_unchanged_without_a_terminal() {
     let (double, mayfly) = both().await;
     let log = b"\x1b[1mboot\x1b[0m\r\n\xff\n";
     double.on_bytes(&format!("GET /vms/{ID}/logs"), 200, "text/plain", log);

@@ -199,7 +199,7 @@ fn the_data_directory_is_made_closed_and_refused_open() {
 }
 
 #[test]
-fn a_data_directory_of_somebody_else_is_refused() {
+fn a_data_directory_of_another_user_is_refused() {
     // Only root can give a directory away.
     if !rustix::process::geteuid().is_root() {
         return;

@@ -107,7 +107,7 @@ async fn pools_are_listed_shown_and_removed() {
 }
 
 #[tokio::test]
-async fn a_runner_of_githubs_is_asked_for_and_its_secret_is_in_no_argument() {
+async fn a_github_runner_is_requested_and_its_secret_is_in_no_argument() {
     let (double, mayfly) = both().await;
     double.on("POST /vms", 201, vm(1, &[("queued", "2026-11-20T10:00:00Z")], json!({})));
     let least = ["vm", "create", "-t", "macos", "--github-scope", "acme/app", "--runner-label", "macos"];
@@ -193,7 +193,7 @@ async fn a_vm_tells_of_its_runner_and_its_jobs() {
 }
 
 #[tokio::test]
-async fn events_of_github_are_told_in_words() {
+async fn events_of_github_are_shown_in_words() {
     let (double, mayfly) = both().await;
     let event = |seq: u32, kind: &str, more: Value| {
         let mut event = json!({"seq": seq, "vm_id": ID, "vm_name": "build-7", "generation": seq,

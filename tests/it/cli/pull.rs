@@ -30,7 +30,7 @@ async fn double(answer: Value) -> Double {
 }
 
 #[tokio::test]
-async fn a_pull_is_followed_in_plain_lines_where_nobody_watches() {
+async fn a_pull_is_followed_in_plain_lines_without_a_terminal() {
     let double = double(pull("done", 1000, json!({ "digest": DIGEST, "generation": 2 }))).await;
     let mayfly = Mayfly::at(&double.url);
     let ran = mayfly.run(&["template", "pull", REF]).await.ends(0);
@@ -49,7 +49,7 @@ async fn a_pull_is_followed_in_plain_lines_where_nobody_watches() {
 }
 
 #[tokio::test]
-async fn what_is_asked_for_is_what_the_options_say() {
+async fn the_request_matches_the_options() {
     let double = double(pull("done", 1000, json!({}))).await;
     let mayfly = Mayfly::at(&double.url);
     mayfly.write("smoke.sh", "#!/bin/sh\ntrue\n");
@@ -141,7 +141,7 @@ async fn pulls_are_listed_and_cancelled() {
 }
 
 #[tokio::test]
-async fn a_template_is_told_what_to_follow() {
+async fn a_watch_is_set_shown_and_removed() {
     let double = Double::start().await;
     let watch = json!({
         "template": "macos", "image": REF, "every_seconds": 1800, "canary": { "command": "true", "timeout_seconds": 900 },

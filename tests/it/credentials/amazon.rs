@@ -254,7 +254,7 @@ async fn an_endpoint_that_is_not_there_is_an_error() {
 }
 
 #[tokio::test]
-async fn who_has_no_rights_gets_no_token() {
+async fn without_permission_there_is_no_token() {
     // After two requests, which make a user without any rights, moto begins to check who asks for what.
     let moto = Moto::start(&[("INITIAL_NO_AUTH_ACTION_COUNT", "2")]).await;
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -298,7 +298,7 @@ async fn who_has_no_rights_gets_no_token() {
 
 /// As ECR itself words it.
 #[tokio::test]
-async fn a_refusal_is_told_with_its_code_and_without_the_request() {
+async fn a_refusal_shows_its_code_and_not_the_request() {
     for (code, message, expected) in [
         (
             "AccessDeniedException",

@@ -43,7 +43,7 @@ impl Docker {
 }
 
 #[tokio::test]
-async fn a_helper_is_told_the_server_and_only_its_standard_output_counts() {
+async fn a_helper_gets_the_server_and_only_its_standard_output_counts() {
     let docker = Docker::with_helper(
         r#"[ "$*" = get ] || exit 9
         server=$(cat)

@@ -72,11 +72,11 @@ pub async fn all(rig: &impl Rig) -> usize {
     case!(stop_lets_the_guest_power_down);
     case!(destroy_takes_a_running_instance);
     case!(destroy_takes_a_stopped_instance);
-    case!(the_end_is_told_with_its_reason);
-    case!(the_end_is_told_to_a_second_listener);
-    case!(the_guests_own_end_is_told);
+    case!(the_end_is_reported_with_its_cause);
+    case!(the_end_is_reported_to_a_second_listener);
+    case!(the_guests_own_end_is_reported);
     case!(a_restart_finds_what_runs);
-    case!(the_list_shows_ours_and_strangers);
+    case!(the_list_shows_own_and_foreign_instances);
     cases
 }
 
@@ -222,7 +222,7 @@ async fn destroy_takes_a_stopped_instance(rig: &impl Rig, id: VmId) {
     assert_eq!(driver.inspect(&spec.name).await.unwrap(), Observation::Absent);
 }
 
-async fn the_end_is_told_with_its_reason(rig: &impl Rig, id: VmId) {
+async fn the_end_is_reported_with_its_cause(rig: &impl Rig, id: VmId) {
     let (driver, spec) = (rig.driver(), rig.deaf(id));
     running(&*driver, &spec).await;
     let name = spec.name.clone();
@@ -241,7 +241,7 @@ async fn the_end_is_told_with_its_reason(rig: &impl Rig, id: VmId) {
     driver.destroy(&spec.name).await.unwrap();
 }
 
-async fn the_end_is_told_to_a_second_listener(rig: &impl Rig, id: VmId) {
+async fn the_end_is_reported_to_a_second_listener(rig: &impl Rig, id: VmId) {
     let (driver, spec) = (rig.driver(), rig.deaf(id));
     running(&*driver, &spec).await;
     // The first one is dropped while it listens, as when its task is replaced. Then there are two.
@@ -259,7 +259,7 @@ async fn the_end_is_told_to_a_second_listener(rig: &impl Rig, id: VmId) {
     assert!([first, second].contains(&GoneCause::HostStop), "{first:?} {second:?}");
 }
 
-async fn the_guests_own_end_is_told(rig: &impl Rig, id: VmId) {
+async fn the_guests_own_end_is_reported(rig: &impl Rig, id: VmId) {
     let (driver, spec) = (rig.driver(), rig.spec(id));
     running(&*driver, &spec).await;
     rig.up(&spec.name).await;
@@ -291,7 +291,7 @@ async fn a_restart_finds_what_runs(rig: &impl Rig, id: VmId) {
     assert_eq!(driver.inspect(&spec.name).await.unwrap(), Observation::Absent);
 }
 
-async fn the_list_shows_ours_and_strangers(rig: &impl Rig, id: VmId) {
+async fn the_list_shows_own_and_foreign_instances(rig: &impl Rig, id: VmId) {
     let (driver, spec) = (rig.driver(), rig.deaf(id));
     running(&*driver, &spec).await;
     let (stranger, guard) = rig.foreign().await;

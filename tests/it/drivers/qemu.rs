@@ -346,7 +346,7 @@ async fn faults_are_laid_at_the_right_door() {
 
 #[cfg(target_arch = "x86_64")]
 #[tokio::test]
-async fn a_guests_end_is_told_apart() {
+async fn causes_of_a_guests_end_are_distinguished() {
     let rig = QemuRig::new();
     for (code, cause) in [(X86_POWER_OFF, GoneCause::GuestPowerOff), (X86_RESET, GoneCause::GuestReset)] {
         let spec = rig.started(&[X86_SLEEP, code].concat()).await;
@@ -363,7 +363,7 @@ async fn a_guests_end_is_told_apart() {
 
 #[cfg(target_arch = "x86_64")]
 #[tokio::test]
-async fn an_end_that_nobody_heard_is_on_record() {
+async fn an_end_without_a_listener_is_recorded() {
     let rig = QemuRig::new();
     let spec = rig.started(&[X86_SLEEP, X86_POWER_OFF].concat()).await;
     while rig.driver.inspect(&spec.name).await.unwrap() != Observation::Stopped {
@@ -375,7 +375,7 @@ async fn an_end_that_nobody_heard_is_on_record() {
 
 #[cfg(target_arch = "x86_64")]
 #[tokio::test]
-async fn signals_from_outside_are_told_apart() {
+async fn signals_from_outside_are_distinguished() {
     use rustix::process::{Signal, kill_process};
     let rig = QemuRig::new();
     for (signal, cause) in [(Signal::TERM, GoneCause::HostStop), (Signal::KILL, GoneCause::Unknown)] {

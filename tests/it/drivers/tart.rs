@@ -346,7 +346,7 @@ async fn tart_before_macos_14_conforms() {
 }
 
 #[tokio::test]
-async fn a_refused_slot_is_the_hosts_fault_and_is_told_whose() {
+async fn a_refused_slot_is_a_fault_of_the_host_and_names_the_holders() {
     let rig = TartRig::apple();
     let spec = rig.created(rig.macos()).await;
     for (names, says) in [
@@ -561,7 +561,7 @@ async fn both_shapes_of_the_list_say_the_same() {
 }
 
 #[tokio::test]
-async fn strangers_are_counted_and_never_touched() {
+async fn foreign_vms_are_counted_and_never_touched() {
     let rig = TartRig::new();
     let config = rig.linux().files.config.unwrap();
     let mut stranger = rig.stranger("mine", |to| assert!(std::fs::copy(config, to).unwrap() > 0)).await;
@@ -586,7 +586,7 @@ async fn strangers_are_counted_and_never_touched() {
 }
 
 #[tokio::test]
-async fn whoever_else_holds_the_lock_is_never_signalled() {
+async fn another_holder_of_the_lock_never_gets_a_signal() {
     let rig = TartRig::new();
     let spec = rig.created(rig.linux()).await;
     let ours = rig.vm(&spec.name).join("config.json");
@@ -960,7 +960,7 @@ async fn a_host_that_cannot_run_it_is_refused_with_a_remedy() {
 }
 
 #[tokio::test]
-async fn a_program_that_is_no_tart_is_told_by_the_launcher() {
+async fn the_launcher_reports_a_program_that_is_not_tart() {
     let rig = TartRig::new();
     let fake = rig.script("no-tart", "exit 0");
     let mut settings = rig.settings.clone();

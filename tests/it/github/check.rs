@@ -119,7 +119,7 @@ async fn a_key_that_others_can_read_is_refused_before_anything_is_sent() {
 }
 
 #[tokio::test]
-async fn what_is_missing_is_said_with_who_can_grant_it() {
+async fn missing_permissions_are_reported_with_who_can_grant_them() {
     let github = GitHub::start().await;
     let less = json!({"organization_self_hosted_runners": "read", "metadata": "read"});
     let app = github.app_with(less, json!([])).await;

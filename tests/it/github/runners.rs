@@ -210,7 +210,7 @@ async fn answers_are_read_as_they_come() {
 }
 
 #[tokio::test]
-async fn groups_are_found_by_name_and_asked_for_once() {
+async fn groups_are_found_by_name_and_cached() {
     let github = GitHub::start().await;
     let client = github.client(&github.app().await);
     github.tell("groups", json!({"place": "orgs/acme", "names": ["macs", "linuxes"]})).await;

@@ -135,7 +135,7 @@ async fn a_private_authority_is_trusted_when_it_is_named() {
 }
 
 #[tokio::test]
-async fn a_server_in_trouble_is_asked_again_where_that_is_safe() {
+async fn requests_to_a_failing_server_are_retried_where_that_is_safe() {
     let github = GitHub::start().await;
     let (client, _) = github.holder().await;
     let trouble = |status: u16, times: u32| json!([{"path": "actions/runners", "times": times, "then": {"answer": {"status": status, "body": {"message": "Unicorn!"}}}}]);

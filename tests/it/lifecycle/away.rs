@@ -54,7 +54,7 @@ async fn boots(host: &Host, id: VmId) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_time_in_which_nobody_listens_costs_no_guest_its_boot() {
+async fn downtime_does_not_count_against_the_boot_budget() {
     let mut host = Host::with_clock(1, 0, clock()).await;
     let go = held_back(&host);
     let id = host.create(request("linux", job())).await;
@@ -100,7 +100,7 @@ async fn a_budget_goes_on_when_the_service_is_back() {
 
 /// Its clone is not booted again: what it did the first time would be done twice.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_guest_that_ended_while_nobody_listened_is_not_booted_again() {
+async fn a_guest_that_ended_during_downtime_is_not_booted_again() {
     let mut host = Host::new(1, 0).await;
     let go = held_back(&host);
     let id = host.create(request("linux", job())).await;

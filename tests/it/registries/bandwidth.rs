@@ -75,7 +75,7 @@ fn limits(all: u32, background: u32) -> BandwidthLimits {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn limits_are_kept_and_shared_and_hold_nobody_else_back() {
+async fn limits_are_enforced_and_shared_and_affect_no_other_transfer() {
     let registry = Registry::open().await;
     for (repository, bytes) in [("one", 3 << 20), ("two", 1 << 20), ("three", 1 << 20), ("four", 2 << 20)] {
         image(&registry, repository, bytes).await;
@@ -103,7 +103,7 @@ async fn limits_are_kept_and_shared_and_hold_nobody_else_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_background_pull_hurries_once_somebody_waits_for_the_same() {
+async fn a_background_pull_hurries_once_a_vm_waits_for_the_same_image() {
     let registry = Registry::open().await;
     image(&registry, "one", 8 << 20).await;
     // Two minutes, if it were left alone.

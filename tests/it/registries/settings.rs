@@ -42,7 +42,7 @@ fn a_table_says_what_differs_for_one_registry() {
 }
 
 #[test]
-fn what_is_wrong_with_a_table_is_told_with_its_place() {
+fn faults_of_a_table_are_reported_with_their_position() {
     let at = |line: usize, what: &str| format!("/data/mayfly.toml:{line}: {what}");
     assert_eq!(
         refused("[registries.\"ghcr.io\"]\n\nca_fil = \"x\"", &[]),

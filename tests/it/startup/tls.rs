@@ -55,7 +55,7 @@ fn client(files: Option<&Files>) -> reqwest::Client {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tls_serves_whoever_trusts_its_authority_and_nobody_in_clear() {
+async fn tls_serves_clients_that_trust_its_authority_and_none_in_plain_text() {
     let files = certificates();
     let (cert, key) = (files.shown("cert.pem"), files.shown("key.pem"));
     let mut serve = Serve::start(&[("MAYFLY_SERVER__TLS_CERT", &cert), ("MAYFLY_SERVER__TLS_KEY", &key)]).await;

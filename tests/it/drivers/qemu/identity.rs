@@ -80,7 +80,7 @@ async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 #[tokio::test]
-async fn a_look_alike_of_another_user_is_a_stranger() {
+async fn a_similar_process_of_another_user_is_foreign() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("not run: only root can start a process of another user");
         return;

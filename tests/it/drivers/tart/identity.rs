@@ -53,7 +53,7 @@ async fn a_copy_in_another_home_is_not_ours() {
 }
 
 #[tokio::test]
-async fn a_run_that_somebody_else_started_is_shown_and_not_ended() {
+async fn a_foreign_run_is_shown_and_not_ended() {
     let rig = TartRig::new();
     let spec = rig.started(rig.linux()).await;
     rig.driver.stop(&spec.name, Duration::from_secs(5)).await.unwrap();

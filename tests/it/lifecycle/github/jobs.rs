@@ -152,7 +152,7 @@ async fn a_job_gets_a_vm_and_the_vm_knows_its_job() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_webhooks_lose_is_asked_for() {
+async fn the_poll_finds_what_webhooks_missed() {
     let rig = Rig::with_pool(2, 10, Duration::from_millis(100)).await;
     rig.github.tell("hook", json!({"drop": 1000})).await;
     // Nothing was heard of this repository yet: the pool names it.

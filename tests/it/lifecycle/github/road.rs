@@ -31,7 +31,7 @@ async fn github_leads_a_vm_through_its_life() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_is_registered_while_a_vm_waits() {
+async fn no_runner_is_registered_while_a_vm_is_queued() {
     let rig = Rig::new(1).await;
     let first = rig.host.create(wanted(patient())).await;
     rig.idle(first).await;
@@ -66,7 +66,7 @@ async fn a_lost_answer_is_made_good() {
 
 /// A stranger's runner has the name and is at work: it is left alone, and another attempt has another name.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_that_somebody_else_uses_is_left_to_them() {
+async fn a_runner_with_the_same_name_is_left_alone() {
     let rig = Rig::new(1).await;
     let first = rig.host.create(request("linux", RunnerRequest::None)).await;
     rig.host.until(first, |vm| vm.state.holds_slot()).await;
