@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 pub use crate::store::{
     logs::{CAP as LOG_CAP, LogSource},
-    vms::Filter as VmFilter,
+    vm_queries::Filter as VmFilter,
 };
 pub use crate::templates::progress::PullProgress;
 use crate::{

@@ -12,9 +12,10 @@ use crate::{
     drivers::{
         process::CommandLine,
         qemu::{
-            AcceleratorChoice, list,
+            AcceleratorChoice,
+            accelerator_trial::{self, Experience, TrialVerdict},
+            list,
             probe::{FOR_SPEED, Remembered},
-            trial::{self, Experience, TrialVerdict},
         },
     },
 };
@@ -86,7 +87,7 @@ async fn look(probe: &dyn HostProbe, setup: &DoctorSetup) -> QemuFacts {
         (program, booted)
     };
     let remembered = setup.at("qemu-probe.json");
-    let experience = trial::file(&remembered);
+    let experience = accelerator_trial::file(&remembered);
     let device = Path::new(DEVICE);
     let ((program, booted), img, device, access, remembered, experience, boot_id, processes) = tokio::join!(
         program,
