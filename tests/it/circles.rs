@@ -146,7 +146,7 @@ impl<'ast> Visit<'ast> for PathReader<'_> {
 }
 
 /// The modules of a crate, by path, with the text of their files.
-fn read_modules(src: &Path) -> BTreeMap<ModulePath, String> {
+pub fn read_modules(src: &Path) -> BTreeMap<ModulePath, String> {
     fn walk(dir: &Path, module: &[String], modules: &mut BTreeMap<ModulePath, String>) {
         for entry in fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();

@@ -15,6 +15,7 @@ mod guests;
 mod layers;
 mod layouts;
 mod lifecycle;
+mod names;
 mod pull;
 mod push;
 mod registries;
