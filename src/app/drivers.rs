@@ -20,7 +20,7 @@ pub(super) fn registry(config: &Config, data: &DataDir, own_path: &Path) -> Resu
     if qemu.enabled {
         let settings = qemu::Settings {
             count_foreign: config.slots.count_foreign,
-            ..qemu::Settings::new(data.qemu_instances(), data.qemu_probe()).with(qemu)
+            ..qemu::Settings::of(qemu, data.qemu_instances(), data.qemu_probe())
         };
         let driver =
             Qemu::new(settings).map_err(|error| StartError::Driver { driver: Qemu::NAME, cause: error.summary })?;
@@ -28,7 +28,7 @@ pub(super) fn registry(config: &Config, data: &DataDir, own_path: &Path) -> Resu
     }
     if config.drivers.tart.enabled {
         let launcher = vec![own_path.display().to_string(), "detach".to_owned(), "--".to_owned()];
-        let settings = tart::Settings::new(config.tart_home(), data.tart(), launcher).with(&config.drivers.tart);
+        let settings = tart::Settings::of(config.drivers.tart.clone(), config.tart_home(), data.tart(), launcher);
         let driver =
             Tart::new(settings).map_err(|error| StartError::Driver { driver: Tart::NAME, cause: error.summary })?;
         registry.add(Arc::new(driver));

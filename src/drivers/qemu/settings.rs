@@ -24,27 +24,21 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// With the defaults of the section.
     pub fn new(instances_dir: impl Into<PathBuf>, probe_file: impl Into<PathBuf>) -> Self {
+        Self::of(&QemuSection::default(), instances_dir, probe_file)
+    }
+
+    pub fn of(section: &QemuSection, instances_dir: impl Into<PathBuf>, probe_file: impl Into<PathBuf>) -> Self {
         Self {
             instances_dir: instances_dir.into(),
             probe_file: probe_file.into(),
-            binary: None,
-            qemu_img: None,
-            accelerator: AcceleratorChoice::default(),
-            first_guest: Duration::from_secs(45),
-            arch: None,
-            count_foreign: true,
-        }
-    }
-
-    /// With what the section says.
-    pub fn with(self, section: &QemuSection) -> Settings {
-        Settings {
             binary: section.binary.clone(),
             qemu_img: section.qemu_img.clone(),
             accelerator: section.accelerator,
             first_guest: Duration::from_secs(section.first_guest_seconds.into()),
-            ..self
+            arch: None,
+            count_foreign: true,
         }
     }
 }

@@ -67,39 +67,26 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// With the defaults of the section.
     pub fn new(tart_home: impl Into<PathBuf>, run_dir: impl Into<PathBuf>, launcher: Vec<String>) -> Self {
-        Self {
-            binary: None,
-            tart_home: tart_home.into(),
-            run_dir: run_dir.into(),
-            lease_file: "/var/db/dhcpd_leases".into(),
-            arp: "/usr/sbin/arp".into(),
-            sw_vers: "/usr/bin/sw_vers".into(),
-            ssh_port: 22,
-            launcher,
-            resolver: Resolver::default(),
-            network: Network::default(),
-            dirs: Vec::new(),
-            rosetta: None,
-            nested: false,
-            suspendable: false,
-            root_disk_opts: "sync=none,caching=cached".to_owned(),
-            display: None,
-            copy_across_volumes: false,
-            settle: Duration::from_secs(5),
-            agent_after: Duration::from_secs(20),
-            arch: None,
-        }
+        Self::of(TartSection::default(), tart_home, run_dir, launcher)
     }
 
-    /// With what the section says.
-    pub fn with(self, section: &TartSection) -> Settings {
-        let section = section.clone();
-        Settings {
+    pub fn of(
+        section: TartSection,
+        tart_home: impl Into<PathBuf>,
+        run_dir: impl Into<PathBuf>,
+        launcher: Vec<String>,
+    ) -> Self {
+        Self {
             binary: section.binary,
-            arch: section.arch,
+            tart_home: tart_home.into(),
+            run_dir: run_dir.into(),
             lease_file: section.lease_file,
+            arp: "/usr/sbin/arp".into(),
+            sw_vers: "/usr/bin/sw_vers".into(),
             ssh_port: section.ssh_port,
+            launcher,
             resolver: section.resolver,
             network: match section.network {
                 NetworkKind::Nat => Network::Nat,
@@ -113,7 +100,9 @@ impl Settings {
             root_disk_opts: section.root_disk_opts,
             display: section.display,
             copy_across_volumes: section.copy_across_volumes,
-            ..self
+            settle: Duration::from_secs(5),
+            agent_after: Duration::from_secs(20),
+            arch: section.arch,
         }
     }
 
