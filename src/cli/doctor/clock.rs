@@ -1,5 +1,6 @@
-//! The clock, without the network: a file from the future tells that it went back, and the system's own service tells whether it
-//! is kept right. CI systems refuse tokens that seem to be from the future, and leases expire by it.
+//! Checks the clock without the network: a file from the future shows that it was set back, and the system's time
+//! service shows whether it is synchronised. CI systems refuse tokens from the future, and leases depend on the
+//! clock.
 
 use std::path::PathBuf;
 
@@ -12,7 +13,7 @@ use super::{
 };
 use crate::{cli::text, config};
 
-const CLOCK: Check = Check::new("host.clock", "Clock", "kept right by the system; no file is from the future");
+const CLOCK: Check = Check::new("host.clock", "Clock", "synchronised by the system; no file is from the future");
 
 /// Two clocks that are both kept right differ less.
 const TOLERANCE: SignedDuration = SignedDuration::from_secs(120);
@@ -61,15 +62,15 @@ fn judge(facts: &ClockFacts) -> Finding {
     {
         let ahead = text::duration(at.duration_since(facts.now));
         return CLOCK.fail(
-            format!("it is {}, and {} was written {ahead} later", text::time(facts.now), path.display()),
+            format!("the clock shows {}, but {} was written {ahead} later", text::time(facts.now), path.display()),
             match facts.keeper {
                 Keeper::Timed(_) => "set the clock:\n    sudo sntp -sS time.apple.com",
-                _ => "set the clock, and let chrony or systemd-timesyncd keep it right",
+                _ => "set the clock, and let chrony or systemd-timesyncd synchronise it",
             },
         );
     }
     match &facts.keeper {
-        Keeper::Unknown => CLOCK.ok("no file is from the future; nothing here says whether it is synchronised"),
+        Keeper::Unknown => CLOCK.ok("no file is from the future; whether the clock is synchronised is not known"),
         Keeper::Systemd(Err(Unseen::Absent)) => CLOCK.ok("no file is from the future; timedatectl is not installed"),
         Keeper::Systemd(Err(why)) | Keeper::Timed(Err(why)) => CLOCK.could_not_look(why),
         Keeper::Systemd(Ok(ran)) if !ran.succeeded() => CLOCK.could_not_look(format!("timedatectl: {}", refusal(ran))),
@@ -77,11 +78,11 @@ fn judge(facts: &ClockFacts) -> Finding {
             "NTPSynchronized=yes" => CLOCK.ok("synchronised"),
             "NTPSynchronized=no" => CLOCK.warn(
                 "not synchronised with any server",
-                "let chrony or systemd-timesyncd keep it right:\n    sudo timedatectl set-ntp true",
+                "let chrony or systemd-timesyncd synchronise it:\n    sudo timedatectl set-ntp true",
             ),
             other => CLOCK.could_not_look(strange("NTPSynchronized=yes or no", other)),
         },
-        // Whether it is synchronised is told to root alone.
+        // Only root can see whether it is synchronised.
         Keeper::Timed(Ok(ran)) if ran.succeeded() && ran.stdout.contains("state = ") => {
             CLOCK.ok("no file is from the future; the time service is loaded")
         }

@@ -1,5 +1,5 @@
-//! The data directory and the files in it that the service cannot start without. Nothing in it is opened for writing, locked,
-//! or shown.
+//! Checks the data directory and the files in it that the service needs to start. No file is opened for writing,
+//! locked, or printed.
 
 use std::path::Path;
 
@@ -14,8 +14,7 @@ use crate::{
 };
 
 const DIRECTORY: Check = Check::new("data.directory", "Data directory", "a directory of this user, mode 0700");
-const PATH: Check =
-    Check::new("data.path_length", "Length of its path", "short enough for the sockets that lie below it");
+const PATH: Check = Check::new("data.path_length", "Length of its path", "short enough for the sockets below it");
 const TOKEN: Check = Check::new("data.admin_token", "Admin token", "admin.token, of this user, mode 0600");
 const KEY: Check = Check::new("data.key", "Key", "secret.key, 32 bytes, of this user, mode 0600");
 const DATABASE: Check = Check::new("data.database", "Database", "mayfly.db, a SQLite database of this user");
@@ -73,7 +72,7 @@ fn directory(facts: &DataDirFacts, dir: &Path) -> Finding {
     let shown = dir.display();
     let entry = match &facts.directory {
         Ok(entry) => entry,
-        Err(Unseen::Absent) => return DIRECTORY.ok(format!("{shown}: not there yet, made at the first start")),
+        Err(Unseen::Absent) => return DIRECTORY.ok(format!("{shown}: does not exist yet; the first start creates it")),
         Err(why) => return DIRECTORY.could_not_look(format!("{shown}: {why}")),
     };
     if entry.kind != FileKind::Directory {
@@ -84,17 +83,17 @@ fn directory(facts: &DataDirFacts, dir: &Path) -> Finding {
     }
     if entry.uid != facts.uid {
         return DIRECTORY.fail(
-            format!("{shown} belongs to user {}, and this is user {}", entry.uid, facts.uid),
-            "run this, and the service, as its owner; or name another with --data-dir or MAYFLY_DATA_DIR",
+            format!("{shown} belongs to user {}, but `mayfly doctor` runs as user {}", entry.uid, facts.uid),
+            "run the service and `mayfly doctor` as its owner; or name another with --data-dir or MAYFLY_DATA_DIR",
         );
     }
     if entry.mode & 0o077 != 0 {
         return DIRECTORY.fail(
-            format!("{shown} is open to other users (mode {:04o})", entry.mode),
-            format!("close it:\n    chmod 700 {}", quoted(dir)),
+            format!("{shown} is accessible to other users (mode {:04o})", entry.mode),
+            format!("restrict it:\n    chmod 700 {}", quoted(dir)),
         );
     }
-    DIRECTORY.ok(format!("{shown}, closed to others"))
+    DIRECTORY.ok(format!("{shown}, not accessible to other users"))
 }
 
 fn path_length(dir: &Path) -> Finding {
@@ -103,7 +102,7 @@ fn path_length(dir: &Path) -> Finding {
     let remedy = "choose a shorter data directory with --data-dir or MAYFLY_DATA_DIR";
     match paths::check(&dir.join("instances")) {
         Err(error) => PATH.fail(error.summary, remedy),
-        Ok(()) if length > limit => PATH.fail(format!("{length} bytes, and {limit} are allowed"), remedy),
+        Ok(()) if length > limit => PATH.fail(format!("{length} bytes; {limit} are allowed"), remedy),
         Ok(()) => PATH.ok(format!("{length} bytes")),
     }
 }
@@ -111,7 +110,7 @@ fn path_length(dir: &Path) -> Finding {
 fn database(facts: &DataDirFacts, path: &Path) -> Finding {
     let entry = match &facts.database.entry {
         Ok(entry) => entry,
-        Err(Unseen::Absent) => return DATABASE.ok("not there yet, made at the first start"),
+        Err(Unseen::Absent) => return DATABASE.ok("does not exist yet; the first start creates it"),
         Err(why) => return DATABASE.could_not_look(why),
     };
     if let Some(finding) = ours(DATABASE, &facts.database, facts.uid, path) {
@@ -119,7 +118,7 @@ fn database(facts: &DataDirFacts, path: &Path) -> Finding {
     }
     match &facts.head {
         Err(why) => DATABASE.could_not_look(why),
-        Ok(head) if head.is_empty() => DATABASE.ok("empty, filled at the first start"),
+        Ok(head) if head.is_empty() => DATABASE.ok("empty; the first start fills it"),
         Ok(head) if head != MAGIC => DATABASE.fail(
             format!("{} is not a SQLite database", path.display()),
             "move it away to start with an empty one, or restore a backup",
@@ -134,11 +133,11 @@ fn key(facts: &DataDirFacts, path: &Path) -> Finding {
         Ok(entry) => entry,
         Err(Unseen::Absent) if written => {
             return KEY.fail(
-                "missing, and the database was written with it",
-                "restore secret.key from a backup, or move the database away to start anew",
+                "missing, but the database was written with it",
+                "restore secret.key from a backup, or move the database away to start with an empty one",
             );
         }
-        Err(Unseen::Absent) => return KEY.ok("not there yet, made at the first start"),
+        Err(Unseen::Absent) => return KEY.ok("does not exist yet; the first start creates it"),
         Err(why) => return KEY.could_not_look(why),
     };
     if let Some(finding) = ours(KEY, &facts.key, facts.uid, path) {
@@ -150,7 +149,7 @@ fn key(facts: &DataDirFacts, path: &Path) -> Finding {
             "restore secret.key from a backup: without it the secrets of live vms cannot be read",
         );
     }
-    private(KEY, entry, path).unwrap_or_else(|| KEY.ok("readable by this user alone"))
+    private(KEY, entry, path).unwrap_or_else(|| KEY.ok("readable only by this user"))
 }
 
 fn token(facts: &DataDirFacts, path: &Path) -> Finding {
@@ -160,11 +159,11 @@ fn token(facts: &DataDirFacts, path: &Path) -> Finding {
             let started = facts.database.entry.as_ref().is_ok_and(|db| db.size > 0);
             return if started {
                 TOKEN.warn(
-                    "removed: the commands on this machine find no token",
-                    "start the service again, which makes a new one; or give a token with MAYFLY_TOKEN",
+                    "removed, so commands on this machine have no token",
+                    "restart the service, which creates a new one; or set a token in MAYFLY_TOKEN",
                 )
             } else {
-                TOKEN.ok("not there yet, made at the first start")
+                TOKEN.ok("does not exist yet; the first start creates it")
             };
         }
         Err(why) => return TOKEN.could_not_look(why),
@@ -173,9 +172,9 @@ fn token(facts: &DataDirFacts, path: &Path) -> Finding {
         return finding;
     }
     if entry.size == 0 {
-        return TOKEN.fail("admin.token is empty", "remove it, and start the service again, which makes a new one");
+        return TOKEN.fail("admin.token is empty", "remove it and restart the service, which creates a new one");
     }
-    private(TOKEN, entry, path).unwrap_or_else(|| TOKEN.ok("readable by this user alone"))
+    private(TOKEN, entry, path).unwrap_or_else(|| TOKEN.ok("readable only by this user"))
 }
 
 /// What is wrong with a file that this user must own and be able to use.
@@ -188,8 +187,8 @@ fn ours(check: Check, file: &File, uid: u32, path: &Path) -> Option<Finding> {
     match &file.access {
         Ok(()) => None,
         Err(Unseen::Denied) => Some(check.fail(
-            format!("this user may not use {shown} (owner {}, mode {:04o})", entry.uid, entry.mode),
-            format!("run this, and the service, as one user; user {uid} may not use it"),
+            format!("this user has no access to {shown} (owner {}, mode {:04o})", entry.uid, entry.mode),
+            format!("run the service and `mayfly doctor` as one user; user {uid} has no access"),
         )),
         Err(why) => Some(check.could_not_look(why)),
     }
@@ -198,8 +197,8 @@ fn ours(check: Check, file: &File, uid: u32, path: &Path) -> Option<Finding> {
 fn private(check: Check, entry: &FileStatus, path: &Path) -> Option<Finding> {
     (entry.mode & 0o077 != 0).then(|| {
         check.fail(
-            format!("open to other users (mode {:04o})", entry.mode),
-            format!("close it, and consider it known:\n    chmod 600 {}", quoted(path)),
+            format!("accessible to other users (mode {:04o})", entry.mode),
+            format!("restrict it, and treat its content as disclosed:\n    chmod 600 {}", quoted(path)),
         )
     })
 }

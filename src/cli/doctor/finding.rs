@@ -1,4 +1,4 @@
-//! What a check says: one line, what was expected, and what to do.
+//! The result of a check: one line, what was expected, and a remedy.
 
 use serde::Serialize;
 
@@ -6,9 +6,9 @@ use serde::Serialize;
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     Ok,
-    /// Nothing was looked at.
+    /// Not checked.
     Skip,
-    /// Works now and will bite, or costs something.
+    /// Works now, but will cause problems, or has a cost.
     Warn,
     /// Vms do not run, or not all of them.
     Fail,
@@ -25,13 +25,13 @@ impl Severity {
     }
 }
 
-/// Why nothing was looked at.
+/// Why it was not checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Skipped {
-    /// There is no such thing here, or nobody asked for it.
+    /// It does not exist here, or is not configured.
     NotNeeded,
-    /// It was tried. Nothing is claimed.
+    /// The check was not possible.
     CouldNotLook,
 }
 
@@ -50,7 +50,7 @@ pub struct Finding {
     pub remedy: Option<String>,
 }
 
-/// One thing that is looked at.
+/// One check.
 #[derive(Clone, Copy, Debug)]
 pub struct Check {
     pub id: &'static str,
@@ -92,15 +92,15 @@ impl Check {
     }
 
     pub fn could_not_look(self, why: impl std::fmt::Display) -> Finding {
-        let found = format!("could not look: {why}");
+        let found = format!("cannot check: {why}");
         Finding { skipped: Some(Skipped::CouldNotLook), ..self.says(Severity::Skip, found, None) }
     }
 }
 
-/// How much is shown of an answer that nobody understands, in bytes.
+/// Limit of an unexpected answer that is shown, in bytes.
 const SHOWN: usize = 200;
 
-/// For an answer that is not what it should be.
+/// Text for an unexpected answer.
 pub fn strange(expected: &str, found: &str) -> String {
     let found = found.trim();
     let mut end = found.len().min(SHOWN);

@@ -1,4 +1,4 @@
-//! A Linux host: who runs this, how much memory there is, and the unit.
+//! Checks a Linux host: the user, the memory, and the systemd unit.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -11,7 +11,7 @@ use super::{
 const SYSTEM: Check = Check::new("host.system", "System", "Linux on x86-64 or arm64");
 const USER: Check = Check::new("host.user", "User", "a user of its own, not root");
 const MEMORY: Check =
-    Check::new("host.memory", "Memory", "what slots.memory_mib promises is there, and cgroups allow it");
+    Check::new("host.memory", "Memory", "the host has the memory of slots.memory_mib, and its cgroup allows it");
 const UNIT: Check = Check::new("service.unit", "systemd unit", "mayfly.service enabled and running");
 
 const MIB: u64 = 1 << 20;
@@ -68,7 +68,7 @@ async fn limits(probe: &dyn HostProbe) -> Vec<Vec<u8>> {
         Err(_) => root.to_owned(),
     };
     let mut limits = Vec::new();
-    // The root has such a file in a container only, where it is the limit of the whole container.
+    // Only the root cgroup of a container has this file, with the limit of the whole container.
     for dir in own.ancestors().take_while(|dir| dir.starts_with(root)) {
         limits.extend(probe.read(&dir.join("memory.max"), 64).await);
     }
@@ -89,8 +89,8 @@ fn user(uid: u32) -> Finding {
         return USER.ok(format!("user {uid}"));
     }
     USER.warn(
-        "root: every guest's hypervisor runs as root, too",
-        "run the service (and this) as a user of its own, as deploy/systemd/mayfly.service does",
+        "root, so the hypervisor of every guest runs as root, too",
+        "run the service (and `mayfly doctor`) as a separate user, as deploy/systemd/mayfly.service does",
     )
 }
 
@@ -118,19 +118,19 @@ fn memory(facts: &LinuxFacts, setup: &DoctorSetup) -> Finding {
         .map(|bytes| bytes / MIB);
     if let Some(limit) = limit.filter(|limit| *limit < promised) {
         return MEMORY.fail(
-            format!("the cgroup may use {limit} MiB, and guests may be given {promised}"),
+            format!("the cgroup's limit is {limit} MiB, but guests may use {promised}"),
             "raise the limit (MemoryMax), or lower slots.memory_mib: the kernel kills guests that go beyond it",
         );
     }
     if total < promised {
         return MEMORY.fail(
-            format!("{total} MiB in all, and guests may be given {promised}"),
+            format!("{total} MiB in all, but guests may use {promised}"),
             format!("lower slots.memory_mib to at most {total}, less what the host needs"),
         );
     }
-    let found = format!("{available} of {total} MiB available, guests may be given {promised}");
+    let found = format!("{available} of {total} MiB available, but guests may use {promised}");
     if available < 512 {
-        return MEMORY.warn(found, "see what takes the memory; guests beside it will be slow, or be killed");
+        return MEMORY.warn(found, "find what uses the memory; guests will be slow or be killed");
     }
     MEMORY.ok(found)
 }
@@ -138,7 +138,7 @@ fn memory(facts: &LinuxFacts, setup: &DoctorSetup) -> Finding {
 /// `runs`: whether the service answers.
 pub fn unit(facts: &LinuxFacts, runs: bool) -> Finding {
     let ran = match &facts.unit {
-        Unit::NoSystemd => return UNIT.not_needed("systemd does not run this machine"),
+        Unit::NoSystemd => return UNIT.not_needed("this machine does not run systemd"),
         Unit::Shown(Err(Unseen::Absent)) => return UNIT.not_needed("systemctl is not installed"),
         Unit::Shown(Err(why)) => return UNIT.could_not_look(why),
         Unit::Shown(Ok(ran)) if !ran.succeeded() => return UNIT.could_not_look(format!("systemctl: {}", refusal(ran))),
@@ -160,12 +160,12 @@ pub fn unit(facts: &LinuxFacts, runs: bool) -> Finding {
         ("loaded", state @ ("failed" | "inactive" | "activating" | "deactivating" | "reloading")) => UNIT.fail(
             format!("{state} ({}){whose}", of("SubState")),
             format!(
-                "see why, then start it:\n    journalctl -u {UNIT_NAME} -n 50\n    sudo systemctl restart {UNIT_NAME}"
+                "find the cause, then start it:\n    journalctl -u {UNIT_NAME} -n 50\n    sudo systemctl restart {UNIT_NAME}"
             ),
         ),
         ("masked", _) => UNIT.warn(
             "masked: it cannot be started",
-            format!("let it be started again:\n    sudo systemctl unmask {UNIT_NAME}"),
+            format!("allow it to be started:\n    sudo systemctl unmask {UNIT_NAME}"),
         ),
         _ => UNIT.could_not_look(strange("LoadState and ActiveState", &ran.stdout)),
     }

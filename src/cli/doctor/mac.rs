@@ -1,5 +1,5 @@
-//! A Mac as a host: what it is, who is logged in, and whether it stays awake. Only commands that ask nobody anything: the one
-//! exception is said at the keychain.
+//! Checks a Mac as a host: its hardware, who is logged in, and whether it sleeps. It runs only commands that open no
+//! prompt; the keychain check notes the one exception.
 
 use std::path::{Path, PathBuf};
 
@@ -14,11 +14,12 @@ const SYSTEM: Check = Check::new("host.system", "macOS", "13 or later; 14 or lat
 const USER: Check = Check::new("host.user", "User", "the user that is logged in, not root");
 const SESSION: Check = Check::new("host.session", "Login session", "this user is logged in on the screen");
 const AUTO_LOGIN: Check = Check::new("host.auto_login", "Automatic login", "this user, after every start of the Mac");
-const FILEVAULT: Check = Check::new("host.filevault", "FileVault", "off, or nobody is logged in after a restart");
+const FILEVAULT: Check =
+    Check::new("host.filevault", "FileVault", "off; otherwise no user is logged in after a restart");
 const KEYCHAIN: Check = Check::new("host.keychain", "Login keychain", "exists, is the default, is unlocked");
 const SLEEP: Check = Check::new("host.sleep", "Sleep", "never");
 const DISK_SLEEP: Check = Check::new("host.disk_sleep", "Disk sleep", "never");
-const RESTART: Check = Check::new("host.auto_restart", "Power failure", "the Mac starts again by itself");
+const RESTART: Check = Check::new("host.auto_restart", "Power failure", "the Mac restarts by itself");
 const SCREEN_LOCK: Check = Check::new("host.screen_lock", "Screen lock", "off");
 const AGENT: Check = Check::new("service.agent", "launchd agent", "loaded in the login session, and running");
 
@@ -70,7 +71,7 @@ pub async fn look(probe: &dyn HostProbe) -> MacFacts {
         tokio::join!(
             async { line(&run("/usr/bin/id", &["-un"]).await) },
             run("/usr/sbin/sysctl", &["hw.model", "machdep.cpu.brand_string", "hw.memsize"]),
-            // Apart from the others: an unknown name ends the command.
+            // In a separate call, because an unknown name makes the command fail.
             run("/usr/sbin/sysctl", &["-n", "hw.optional.arm64"]),
             async { line(&run("/usr/bin/sw_vers", &["-productVersion"]).await) },
             probe.entry(Path::new("/dev/console")),
@@ -170,12 +171,12 @@ fn chip(facts: &MacFacts, setup: &DoctorSetup) -> Finding {
     let found = format!("{brand} ({model})");
     let apple = match &facts.arm64 {
         Ok(ran) if ran.succeeded() => ran.stdout.trim() == "1",
-        // An Intel Mac has never heard of the setting.
+        // An Intel Mac does not know the setting.
         Ok(_) => false,
         Err(why) => return CHIP.could_not_look(format!("sysctl: {why}")),
     };
     if !apple {
-        return CHIP.fail(found, "macOS guests need a Mac with an Apple chip; this one can be no host for them");
+        return CHIP.fail(found, "macOS guests need a Mac with an Apple chip");
     }
     if model.starts_with("VirtualMac") || brand.contains("Virtual") {
         return CHIP.fail(
@@ -186,7 +187,7 @@ fn chip(facts: &MacFacts, setup: &DoctorSetup) -> Finding {
     let nested = setup.config.drivers.tart.nested;
     match generation(&brand) {
         Some(n) if n < 3 && nested => CHIP.fail(
-            format!("{found} has no nested virtualisation, which the configuration asks for"),
+            format!("{found} has no nested virtualisation, but the configuration requires it"),
             "it needs an M3 or later; without one:\n    drivers.tart.nested = false",
         ),
         Some(n) if n < 3 => CHIP.ok(format!("{found}; nested virtualisation needs M3")),
@@ -228,7 +229,7 @@ fn user(facts: &MacFacts) -> Finding {
     if facts.uid == 0 {
         return USER.fail(
             "root, which has no login keychain: macOS guests do not start",
-            "run the service as a LaunchAgent of the user who is logged in, and this as that user",
+            "run the service as a LaunchAgent of the user who is logged in, and run `mayfly doctor` as that user",
         );
     }
     if name.is_empty() || name.contains(char::is_whitespace) {
@@ -237,7 +238,7 @@ fn user(facts: &MacFacts) -> Finding {
     USER.ok(format!("{name} ({})", facts.uid))
 }
 
-/// Whoever is logged in on the screen owns the console.
+/// The user who is logged in on the screen owns the console.
 fn session(facts: &MacFacts) -> Finding {
     const REMEDY: &str =
         "log in on the screen (or by Screen Sharing) as the user of the service, and switch on automatic login";
@@ -245,13 +246,13 @@ fn session(facts: &MacFacts) -> Finding {
         Err(why) => SESSION.could_not_look(format!("/dev/console: {why}")),
         Ok(console) if console.uid == facts.uid => {
             let here = match facts.manager.as_deref() {
-                Ok("Aqua") => "on the screen, and this runs in that session",
-                Ok(_) => "on the screen; this runs outside of that session",
+                Ok("Aqua") => "on the screen; `mayfly doctor` runs in that session",
+                Ok(_) => "on the screen; `mayfly doctor` runs outside that session",
                 Err(_) => "on the screen",
             };
             SESSION.ok(here)
         }
-        Ok(console) if console.uid == 0 => SESSION.fail("nobody is logged in on the screen", REMEDY),
+        Ok(console) if console.uid == 0 => SESSION.fail("no user is logged in on the screen", REMEDY),
         Ok(console) => SESSION.fail(format!("user {} is, not user {}", console.uid, facts.uid), REMEDY),
     }
 }
@@ -263,7 +264,7 @@ fn is_not_set(ran: &Ran) -> bool {
 
 fn auto_login(facts: &MacFacts) -> Finding {
     const REMEDY: &str = "System Settings, Users & Groups: log in automatically as this user (FileVault must be off). \
-         Without it nothing runs after a restart until somebody logs in";
+         Without it, nothing runs after a restart until a user logs in";
     let ran = match &facts.auto_login {
         Ok(ran) => ran,
         Err(why) => return AUTO_LOGIN.could_not_look(format!("defaults: {why}")),
@@ -276,7 +277,7 @@ fn auto_login(facts: &MacFacts) -> Finding {
         return AUTO_LOGIN.could_not_look(strange("the name of a user from defaults", ran.words()));
     }
     match &facts.name {
-        Ok(name) if name != user => AUTO_LOGIN.warn(format!("as {user}, and this is {name}"), REMEDY),
+        Ok(name) if name != user => AUTO_LOGIN.warn(format!("as {user}, but `mayfly doctor` runs as {name}"), REMEDY),
         _ if facts.password == Err(Unseen::Absent) => {
             AUTO_LOGIN.warn(format!("as {user}, but without a stored password (/etc/kcpassword)"), REMEDY)
         }
@@ -289,26 +290,26 @@ fn filevault(facts: &MacFacts) -> Finding {
         Ok(ran) => ran,
         Err(why) => return FILEVAULT.could_not_look(format!("fdesetup: {why}")),
     };
-    // More lines follow while it is being switched on or off.
+    // More lines follow while it is being turned on or off.
     match ran.stdout.lines().next().map(str::trim) {
         Some("FileVault is Off.") => FILEVAULT.ok("off"),
         Some("FileVault is On.") => FILEVAULT.warn(
-            "on: a restart waits for a password at the screen",
-            "switch it off, or be there after every restart:\n    sudo fdesetup disable",
+            "on: a restart stops at a password prompt on the screen",
+            "turn it off, or enter the password after every restart:\n    sudo fdesetup disable",
         ),
         _ => FILEVAULT.could_not_look(strange("\"FileVault is Off.\" or \"FileVault is On.\"", ran.words())),
     }
 }
 
 fn keychain_is_usable(facts: &MacFacts, macos: Option<u32>) -> Finding {
-    const MAKE: &str = "make one, with the password of the login, and make it the default:\n    \
+    const MAKE: &str = "create one with the login password, and make it the default:\n    \
          security create-keychain login.keychain\n    \
          security default-keychain -s login.keychain\n    \
          security login-keychain -s login.keychain";
-    const UNLOCK: &str = "unlock it, and keep it so; log in automatically, so that it is unlocked after a restart:\n    \
+    const UNLOCK: &str = "unlock it and keep it unlocked; log in automatically, so that it is unlocked after a restart:\n    \
          security unlock-keychain login.keychain\n    \
          security set-keychain-settings login.keychain";
-    // Guests from macOS 15.2 on keep a key there, on hosts from 15 on.
+    // Guests from macOS 15.2 on store a key there, on hosts from 15 on.
     let say = |found: String, remedy: &str| {
         if macos.is_some_and(|n| n < 15) {
             KEYCHAIN.warn(format!("{found}; from macOS 15 on, no guest starts then"), remedy)
@@ -347,7 +348,7 @@ fn keychain_is_usable(facts: &MacFacts, macos: Option<u32>) -> Finding {
             match said.split_ascii_whitespace().find_map(|word| word.strip_prefix("timeout=")) {
                 Some(after) => KEYCHAIN.warn(
                     format!("unlocked, and locks itself after {after}"),
-                    "let it be unlocked for as long as its user is logged in:\n    security set-keychain-settings login.keychain",
+                    "keep it unlocked for as long as its user is logged in:\n    security set-keychain-settings login.keychain",
                 ),
                 None => KEYCHAIN.ok("the default, and unlocked"),
             }
@@ -355,19 +356,19 @@ fn keychain_is_usable(facts: &MacFacts, macos: Option<u32>) -> Finding {
         Some(Ok(ran)) if ran.stderr.contains("User interaction is not allowed") && in_session => {
             say("locked".to_owned(), UNLOCK)
         }
-        // Each session unlocks for itself: what SSH sees is not what the agent sees.
+        // Each session has its own lock: an SSH session may see another state than the agent.
         Some(Ok(ran)) if ran.stderr.contains("User interaction is not allowed") => KEYCHAIN.warn(
-            "locked for this session, which is not the one on the screen",
-            "see from there: run this in Terminal on the screen. If it is locked there, too:\n    \
+            "locked in this session, which is not the one on the screen",
+            "run `mayfly doctor` in Terminal on the screen. If it is locked there, too:\n    \
              security unlock-keychain login.keychain",
         ),
         Some(Ok(ran)) if ran.stderr.contains("could not be found") => {
-            say(format!("{} is not there", login.display()), MAKE)
+            say(format!("{} does not exist", login.display()), MAKE)
         }
         Some(Ok(ran)) => KEYCHAIN.could_not_look(format!("security: {}", refusal(ran))),
         Some(Err(Unseen::TimedOut(_))) if in_session => say("locked: macOS asked for its password".to_owned(), UNLOCK),
         Some(Err(why)) => KEYCHAIN.could_not_look(format!("security: {why}")),
-        None => KEYCHAIN.could_not_look("security did not name it"),
+        None => KEYCHAIN.could_not_look("security did not report its path"),
     }
 }
 
@@ -392,22 +393,25 @@ fn power(facts: &MacFacts) -> Vec<Finding> {
         (_, Some(0)) => SLEEP.ok("never"),
         (_, Some(minutes)) => SLEEP.fail(
             format!("after {minutes} min without input: guests stop, jobs are lost"),
-            "never let it sleep:\n    sudo pmset -a sleep 0 disksleep 0 displaysleep 0",
+            "prevent it from sleeping:\n    sudo pmset -a sleep 0 disksleep 0 displaysleep 0",
         ),
         (_, None) => unknown(SLEEP, "sleep"),
     };
     let disk = match power_setting(text, "disksleep") {
         Some(0) => DISK_SLEEP.ok("never"),
-        Some(minutes) => DISK_SLEEP
-            .warn(format!("after {minutes} min"), "guests wait for a disk to wake up:\n    sudo pmset -a disksleep 0"),
+        Some(minutes) => DISK_SLEEP.warn(
+            format!("after {minutes} min"),
+            "otherwise guests wait for the disk to wake up:\n    sudo pmset -a disksleep 0",
+        ),
         None => unknown(DISK_SLEEP, "disksleep"),
     };
     let restart = match power_setting(text, "autorestart") {
-        Some(1) => RESTART.ok("starts again by itself"),
-        Some(_) => {
-            RESTART.warn("stays off until somebody comes", "let it start again:\n    sudo pmset -a autorestart 1")
-        }
-        // Those with a battery have no such setting.
+        Some(1) => RESTART.ok("restarts by itself"),
+        Some(_) => RESTART.warn(
+            "the Mac stays off until it is switched on by hand",
+            "let it restart by itself:\n    sudo pmset -a autorestart 1",
+        ),
+        // Macs with a battery have no such setting.
         None => RESTART.not_needed("this Mac has no such setting"),
     };
     vec![sleep, disk, restart]
@@ -425,7 +429,7 @@ fn screen_lock(facts: &MacFacts) -> Finding {
     } else if let Some((_, delay)) = said.split_once("screenLock delay is ") {
         SCREEN_LOCK.warn(
             format!("on, delay: {}", delay.lines().next().unwrap_or_default().trim()),
-            "what macOS asks on the screen is hidden behind it, over Screen Sharing, too; switch it off (which asks for the \
+            "the lock hides questions that macOS asks on the screen, also over Screen Sharing; turn it off (asks for the \
              password):\n    sysadminctl -screenLock off -password -",
         )
     } else {
@@ -439,7 +443,7 @@ pub fn agent(facts: &MacFacts, runs: bool) -> Finding {
     if facts.daemon.as_ref().is_ok_and(Ran::succeeded) {
         return AGENT.fail(
             "loaded as a daemon, outside of the login session",
-            format!("there the login keychain is locked, and macOS guests do not start; take it out:\n    sudo launchctl bootout system/{AGENT_LABEL}\nthen {INSTALL}"),
+            format!("in that domain the login keychain is locked, and macOS guests do not start; remove it:\n    sudo launchctl bootout system/{AGENT_LABEL}\nthen {INSTALL}"),
         );
     }
     let ran = match &facts.agent {
@@ -448,12 +452,12 @@ pub fn agent(facts: &MacFacts, runs: bool) -> Finding {
     };
     if !ran.succeeded() {
         return if runs {
-            AGENT.warn("not loaded: the service was started by hand, and is gone after a restart", INSTALL)
+            AGENT.warn("not loaded: the service was started by hand, and does not start after a restart", INSTALL)
         } else {
             AGENT.warn("not loaded", INSTALL)
         };
     }
-    // The first one is the agent's own; those of its endpoints follow, indented deeper.
+    // The first match is the agent's own state; those of its endpoints follow, indented.
     let field = |name: &str| {
         ran.stdout
             .lines()
@@ -466,7 +470,7 @@ pub fn agent(facts: &MacFacts, runs: bool) -> Finding {
             let code = field("last exit code").map_or_else(String::new, |code| format!(", last exit code {code}"));
             AGENT.fail(
                 format!("loaded and {state}{code}"),
-                format!("see its log in ~/Library/Logs/mayfly, then start it again:\n    launchctl kickstart -k gui/{}/{AGENT_LABEL}", facts.uid),
+                format!("see its log in ~/Library/Logs/mayfly, then restart it:\n    launchctl kickstart -k gui/{}/{AGENT_LABEL}", facts.uid),
             )
         }
         None => AGENT.could_not_look(strange("its state from launchctl print", &ran.stdout)),

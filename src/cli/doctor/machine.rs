@@ -1,4 +1,4 @@
-//! The machine that this program runs on. Every look has its time limit here.
+//! Implements `HostProbe` for the real machine, with a time limit for each query.
 
 use std::{
     io,
@@ -38,7 +38,7 @@ impl MachineFacts {
         let http = ClientOptions {
             total_timeout: Some(ANSWER),
             use_proxy: false,
-            // Nothing secret is sent, and a certificate for the name that others use does not hold for the loopback address.
+            // Nothing secret is sent, and the service's certificate is not valid for the loopback address.
             trust: Trust::AnyServer,
             ..ClientOptions::new(ANSWER)
         };
@@ -98,7 +98,7 @@ impl HostProbe for MachineFacts {
         let path = path.to_owned();
         blocking(move || {
             use io::Read;
-            // Opening a pipe would wait for whoever writes to it.
+            // Opening a pipe would wait for its writer.
             if !std::fs::metadata(&path)?.is_file() {
                 return Err(io::Error::other("it is not a file"));
             }
@@ -152,7 +152,7 @@ impl HostProbe for MachineFacts {
         use rustix::fs::{Access, AtFlags, CWD};
         let path = path.to_owned();
         blocking(move || {
-            // As the effective user, which is who opens files.
+            // With the effective user, which counts for opening files.
             rustix::fs::accessat(CWD, path, Access::READ_OK | Access::WRITE_OK, AtFlags::EACCESS).map_err(Into::into)
         })
         .await
@@ -184,7 +184,7 @@ impl HostProbe for MachineFacts {
     }
 
     async fn get(&self, url: &str) -> Probed<Vec<u8>> {
-        /// Whatever listens there may be anybody.
+        /// Any program may listen there, so the answer is bounded.
         const LIMIT: usize = 4 << 20;
         let unseen = |error: &reqwest::Error| match error {
             e if e.is_timeout() => Unseen::TimedOut(ANSWER),

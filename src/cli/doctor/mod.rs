@@ -1,6 +1,8 @@
-//! `mayfly doctor`: looks at what bites people, and says what to do. It needs no service and no token, and changes nothing.
+//! `mayfly doctor`: finds problems of this machine that prevent vms from running, and prints remedies. It needs no
+//! service and no token, and changes nothing.
 //!
-//! `probe` sees, the other modules judge: each has facts, gathered all at once, and pure functions from them to findings.
+//! `probe` reads from the machine. The other modules gather their facts through it, and have pure functions from
+//! facts to findings.
 
 use std::path::PathBuf;
 
@@ -58,7 +60,7 @@ pub(super) fn run(args: &Doctor, data_dir: Option<PathBuf>, json: bool) -> Resul
         .build()
         .map_err(|error| CommandFailure::Other(format!("cannot start: {error}")))?;
     let report = runtime.block_on(examine(&machine, data_dir, args.probe));
-    // A file system that does not answer still holds a thread.
+    // A query to a file system that does not answer still occupies a thread.
     runtime.shutdown_background();
     if json {
         output::json(&show::json(&report, machine.system()))?;

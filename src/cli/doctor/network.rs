@@ -1,4 +1,4 @@
-//! The network between a Mac and its guests: addresses that run out, and macOS's Local Network privacy.
+//! Checks the network between a Mac and its guests: free addresses, and macOS's Local Network privacy.
 
 use std::{
     collections::BTreeSet,
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::drivers::tart::{NetworkKind, leases};
 
-const LEASE_TIME: Check = Check::new("network.lease_time", "DHCP lease time", "at most an hour; 600 s are well tried");
+const LEASE_TIME: Check = Check::new("network.lease_time", "DHCP lease time", "at most an hour; 600 s is a good value");
 const LEASES: Check = Check::new("network.leases", "DHCP leases", "addresses left for new guests");
 const LOCAL: Check =
     Check::new("network.local_network", "Local Network", "the service may connect to its guests (macOS 15 and later)");
@@ -89,22 +89,24 @@ fn lease_time(facts: &NetworkFacts, setup: &DoctorSetup) -> Finding {
     let text = match &facts.bootpd {
         Ok(None) => {
             return LEASE_TIME
-                .warn(format!("{DEFAULT_LEASE} s, as macOS has it: {ADDRESSES} new guests a day"), SHORTEN);
+                .warn(format!("{DEFAULT_LEASE} s, the default of macOS: {ADDRESSES} new guests a day"), SHORTEN);
         }
         Ok(Some(text)) => text,
         Err(why) => return LEASE_TIME.could_not_look(why),
     };
-    // A property list of the old style: `{ DHCPLeaseTimeSecs = 600; }`
+    // A property list in the old format: `{ DHCPLeaseTimeSecs = 600; }`
     let value = text.split([';', '{', '}']).find_map(|pair| {
         let (key, value) = pair.split_once('=')?;
         (key.trim().trim_matches('"') == "DHCPLeaseTimeSecs").then(|| value.trim().trim_matches('"').to_owned())
     });
     match value.as_deref().map(str::parse::<u32>) {
         None if text.trim_start().starts_with('{') => {
-            LEASE_TIME.warn(format!("{DEFAULT_LEASE} s, as macOS has it"), SHORTEN)
+            LEASE_TIME.warn(format!("{DEFAULT_LEASE} s, the default of macOS"), SHORTEN)
         }
         Some(Ok(seconds)) if seconds > 3600 => LEASE_TIME.warn(format!("{seconds} s"), SHORTEN),
-        Some(Ok(seconds)) if seconds < 60 => LEASE_TIME.warn(format!("{seconds} s: guests are busy renewing"), SHORTEN),
+        Some(Ok(seconds)) if seconds < 60 => {
+            LEASE_TIME.warn(format!("{seconds} s: guests renew their leases very often"), SHORTEN)
+        }
         Some(Ok(seconds)) => LEASE_TIME.ok(format!("{seconds} s")),
         None | Some(Err(_)) => LEASE_TIME.could_not_look(strange("DHCPLeaseTimeSecs and a number", text)),
     }
@@ -114,7 +116,7 @@ fn leases(facts: &NetworkFacts, setup: &DoctorSetup) -> Finding {
     let file = setup.config.drivers.tart.lease_file.display();
     let bytes = match &facts.leases {
         Ok(bytes) => bytes,
-        Err(Unseen::Absent) => return LEASES.ok("no lease was ever given"),
+        Err(Unseen::Absent) => return LEASES.ok("no lease has been issued yet"),
         Err(why) => return LEASES.could_not_look(format!("{file}: {why}")),
     };
     let leases = match leases::parse(bytes) {
@@ -126,7 +128,7 @@ fn leases(facts: &NetworkFacts, setup: &DoctorSetup) -> Finding {
     let held = leases.iter().filter(|lease| lease.expires > now).map(|lease| lease.ip).collect::<BTreeSet<_>>().len();
     let free = ADDRESSES.saturating_sub(held);
     let found = format!("{free} of {ADDRESSES} addresses free");
-    let remedy = format!("{SHORTEN}\nthen forget the leases there are, while no guest runs:\n    sudo rm {file}");
+    let remedy = format!("{SHORTEN}\nthen remove the existing leases while no guest is running:\n    sudo rm {file}");
     match free {
         0 => LEASES.fail(format!("{found}: new guests get none"), remedy),
         1..FEW_LEFT => LEASES.warn(found, remedy),
@@ -149,8 +151,10 @@ fn gateway(facts: &NetworkFacts, setup: &DoctorSetup) -> Finding {
         return GATEWAY.ok(ours.to_string());
     }
     GATEWAY.fail(
-        format!("the Mac is {moved} to its guests, and they are told {ours}"),
-        format!("say it in mayfly.toml, or no guest reaches the guest API:\n    drivers.tart.gateway = \"{moved}\""),
+        format!("the Mac's address among its guests is {moved}, but drivers.tart.gateway is {ours}"),
+        format!(
+            "set it in mayfly.toml, otherwise no guest reaches the guest API:\n    drivers.tart.gateway = \"{moved}\""
+        ),
     )
 }
 
@@ -158,7 +162,7 @@ fn gateway(facts: &NetworkFacts, setup: &DoctorSetup) -> Finding {
 /// set where this user may read it; one that root wrote for itself may not be read.
 fn local_network(facts: &NetworkFacts, setup: &DoctorSetup, macos: Option<u32>) -> Finding {
     match macos {
-        Some(..15) => return LOCAL.not_needed("macOS asks from 15 on"),
+        Some(..15) => return LOCAL.not_needed("macOS has this permission from 15 on"),
         None => return LOCAL.could_not_look("the version of macOS is not known"),
         Some(_) => {}
     }
@@ -169,7 +173,7 @@ fn local_network(facts: &NetworkFacts, setup: &DoctorSetup, macos: Option<u32>) 
     if facts.uid == 0 {
         return LOCAL.ok("not needed by root");
     }
-    // Bridged guests are wherever the local network is; its range is not known here.
+    // Bridged guests are in the local network, whose range is not known here.
     let guests = match setup.config.drivers.tart.gateway {
         IpAddr::V4(gateway) => gateway,
         IpAddr::V6(_) => DEFAULT_GATEWAY,
@@ -181,7 +185,7 @@ fn local_network(facts: &NetworkFacts, setup: &DoctorSetup, macos: Option<u32>) 
         return LOCAL.ok("guests' network is excepted from it");
     }
     LOCAL.warn(
-        "no program can read this permission, and no exception is visible",
+        "programs cannot read this permission, and no exception from it was found",
         format!(
             "if guests stay unreachable (\"No route to host\") while ssh in Terminal reaches them: allow mayfly in System \
              Settings, Privacy & Security, Local Network; or except the guests' network and restart the Mac; or let guests be \

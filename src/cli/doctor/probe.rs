@@ -1,5 +1,5 @@
-//! Everything that the checks may see of a machine. The checks themselves are pure functions from what was seen to findings,
-//! so that a machine which nobody has at hand can be played from a directory of files.
+//! The interface through which checks read from a machine. The checks are pure functions of the results, so tests can
+//! replace the machine by a directory of recorded files.
 
 use std::{
     fmt, io,
@@ -44,7 +44,7 @@ pub enum Unseen {
 impl Unseen {
     pub fn from_io(error: &io::Error) -> Self {
         match error.kind() {
-            // A component of the path that is no directory means the same to whoever looks for what is below it.
+            // If a component of the path is not a directory, the path does not exist either.
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Unseen::Absent,
             io::ErrorKind::PermissionDenied => Unseen::Denied,
             _ => Unseen::Other(error.to_string()),
@@ -55,7 +55,7 @@ impl Unseen {
 impl fmt::Display for Unseen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Unseen::Absent => f.write_str("it is not there"),
+            Unseen::Absent => f.write_str("it does not exist"),
             Unseen::Denied => f.write_str("permission denied"),
             Unseen::TimedOut(after) => write!(f, "no answer within {} s", after.as_secs()),
             Unseen::Other(why) => f.write_str(why),
@@ -111,14 +111,14 @@ pub struct Space {
     /// For this user, in bytes.
     pub free: u64,
     pub total: u64,
-    /// `apfs`, `ext4`, …; `None` when the system gives a number that nobody here knows.
+    /// `apfs`, `ext4`, …; `None` if the type is unknown.
     pub file_system: Option<String>,
 }
 
 /// Why an address cannot be listened on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Busy {
-    /// Somebody listens there.
+    /// Another program listens there.
     Taken,
     /// No interface has this address.
     NoSuchAddress,

@@ -1,4 +1,4 @@
-//! QEMU, its accelerator, and guests that others run with it.
+//! Checks QEMU, its accelerator, and foreign QEMU guests.
 
 use std::path::{Path, PathBuf};
 
@@ -20,8 +20,8 @@ use crate::{
     },
 };
 
-const PROGRAM: Check = Check::new("qemu.program", "QEMU", "qemu-system for this processor, which says its version");
-const IMG: Check = Check::new("qemu.img", "qemu-img", "the disk tool, which says its version");
+const PROGRAM: Check = Check::new("qemu.program", "QEMU", "qemu-system for this processor, which reports its version");
+const IMG: Check = Check::new("qemu.img", "qemu-img", "the disk tool, which reports its version");
 const KVM: Check = Check::new("qemu.kvm", "KVM", "/dev/kvm, readable and writable by this user");
 const ACCELERATOR: Check =
     Check::new("qemu.accelerator", "Accelerator", "a guest ran under hardware acceleration on this boot");
@@ -56,7 +56,7 @@ struct QemuFacts {
 pub async fn examine(probe: &dyn HostProbe, setup: &DoctorSetup) -> Vec<Finding> {
     let qemu = &setup.config.drivers.qemu;
     if !qemu.enabled {
-        return vec![PROGRAM.not_needed("the driver is switched off (drivers.qemu.enabled)")];
+        return vec![PROGRAM.not_needed("the driver is disabled (drivers.qemu.enabled)")];
     }
     let facts = look(probe, setup).await;
     if setup.tart.enabled && facts.program.path.is_none() && qemu.binary.is_none() {
@@ -127,10 +127,10 @@ fn program(tool: &Tool, check: Check, says: &str) -> Finding {
     let version = match &tool.version {
         Ok(version) => version.lines().next().unwrap_or_default(),
         Err(Unseen::Absent) => return check.fail(format!("{name} is not installed here"), INSTALL),
-        Err(why) => return check.fail(format!("{name} does not say its version: {why}"), "install it again"),
+        Err(why) => return check.fail(format!("{name} does not report its version: {why}"), "install it again"),
     };
     match version.strip_prefix(says) {
-        // What the distribution adds to it is of no use here.
+        // The distribution's suffix is not needed.
         Some(version) => check.ok(version.split_whitespace().next().unwrap_or_default().to_owned()),
         None => check.fail(strange(&format!("{says:?} from {name}"), version), "install it again"),
     }
@@ -138,27 +138,23 @@ fn program(tool: &Tool, check: Check, says: &str) -> Finding {
 
 fn kvm(facts: &QemuFacts, choice: AcceleratorChoice) -> Finding {
     if choice == AcceleratorChoice::Tcg {
-        return KVM.not_needed("emulation was asked for (drivers.qemu.accelerator)");
+        return KVM.not_needed("emulation is configured (drivers.qemu.accelerator)");
     }
     const SLOW: &str = "guests are emulated, which is ten to thirty times slower";
     let say = |found: String, remedy: &str| {
-        // Without being asked for, emulation takes its place.
-        if choice == AcceleratorChoice::Kvm {
-            KVM.fail(found, remedy)
-        } else {
-            KVM.warn(format!("{found}: {SLOW}"), remedy)
-        }
+        // Not configured: emulation is the fallback.
+        if choice == AcceleratorChoice::Kvm { KVM.fail(found, remedy) } else { KVM.warn(format!("{found}: {SLOW}"), remedy) }
     };
     match (&facts.device, &facts.access) {
-        (Ok(_), Ok(())) => KVM.ok("there, and this user may use it"),
+        (Ok(_), Ok(())) => KVM.ok("this user has access"),
         (Err(Unseen::Absent), _) => say(
             "there is no /dev/kvm".to_owned(),
-            "switch on virtualisation in the firmware, or nested virtualisation where this machine is itself a guest; \
+            "enable virtualisation in the firmware, or nested virtualisation where this machine is itself a guest; \
              then load the module:\n    sudo modprobe kvm_intel || sudo modprobe kvm_amd",
         ),
         (Ok(_), Err(Unseen::Denied)) => say(
-            "this user may not use /dev/kvm".to_owned(),
-            "add the service's user to its group, and start the service again:\n    sudo usermod -aG kvm \"$USER\"",
+            "this user has no access to /dev/kvm".to_owned(),
+            "add the service's user to its group, and restart the service:\n    sudo usermod -aG kvm \"$USER\"",
         ),
         (Err(why), _) | (_, Err(why)) => KVM.could_not_look(why),
     }
@@ -166,17 +162,16 @@ fn kvm(facts: &QemuFacts, choice: AcceleratorChoice) -> Finding {
 
 fn accelerator(facts: &QemuFacts, choice: AcceleratorChoice) -> Finding {
     if choice != AcceleratorChoice::Auto {
-        return ACCELERATOR.ok(format!("{}, as the configuration says", choice.as_str()));
+        return ACCELERATOR.ok(format!("{}, as configured", choice.as_str()));
     }
     match &facts.booted {
         Some(Ok((accelerator, note))) => return ran_under(accelerator, note.as_deref(), "a guest just ran under"),
         Some(Err(why)) => {
-            return ACCELERATOR
-                .fail(format!("no guest runs: {why}"), "see that QEMU and its firmware are installed whole");
+            return ACCELERATOR.fail(format!("no guest runs: {why}"), "reinstall QEMU and its firmware");
         }
         None => {}
     }
-    const ASK: &str = "the service finds out when it starts, or `mayfly doctor --probe`";
+    const ASK: &str = "the service tests it when it starts; or run: mayfly doctor --probe";
     let remembered = match &facts.remembered {
         Ok(bytes) => bytes,
         Err(Unseen::Absent) => {
@@ -185,15 +180,15 @@ fn accelerator(facts: &QemuFacts, choice: AcceleratorChoice) -> Finding {
         Err(why) => return ACCELERATOR.could_not_look(why),
     };
     let Ok(remembered) = serde_json::from_slice::<Remembered>(remembered) else {
-        let found = strange("what an earlier look remembered", &String::from_utf8_lossy(remembered));
+        let found = strange("the cached result of a probe", &String::from_utf8_lossy(remembered));
         return ACCELERATOR.could_not_look(found);
     };
-    // What it was on another boot, or with another QEMU, is no longer known; the next start asks again.
+    // The result is valid only for one boot and one QEMU; the next start of the service probes again.
     let boot_id = facts.boot_id.as_ref().ok().map(|id| String::from_utf8_lossy(id).trim().to_owned());
     let version = facts.program.version.as_ref().ok().and_then(|v| v.lines().next());
     let earlier = remembered.accelerator.as_str();
     if !remembered.is_of_this_probe() {
-        return ACCELERATOR.not_needed(format!("{earlier}, by the test of another version of Mayfly: {ASK}"));
+        return ACCELERATOR.not_needed(format!("{earlier}, tested by another version of Mayfly: {ASK}"));
     }
     if remembered.basis.boot_id != boot_id || version != Some(remembered.basis.version.as_str()) {
         return ACCELERATOR.not_needed(format!("{earlier} on an earlier boot or with another QEMU: {ASK}"));
@@ -201,7 +196,7 @@ fn accelerator(facts: &QemuFacts, choice: AcceleratorChoice) -> Finding {
     let known = facts.experience.as_ref().ok().and_then(|bytes| serde_json::from_slice::<Experience>(bytes).ok());
     match known.filter(|known| known.basis == remembered.basis && known.accelerator == remembered.accelerator) {
         Some(Experience { verdict: TrialVerdict::SetAside { why }, accelerator, .. }) => ACCELERATOR.warn(
-            format!("{} passed its probe and was set aside, because {why}: guests are emulated", accelerator.as_str()),
+            format!("{} passed its probe but was disabled, because {why}: guests are emulated", accelerator.as_str()),
             "use a machine with KVM or nested virtualisation. The accelerator is tried again after a reboot and with another \
              kernel or QEMU; to try it now, remove qemu-accelerator.json from the data directory and restart the service",
         ),
@@ -230,9 +225,9 @@ fn foreign(facts: &QemuFacts, setup: &DoctorSetup) -> Finding {
     }
     let (ours, foreign) = list::by_command_lines(&setup.at("instances"), &facts.processes);
     let ours = match ours.len() {
-        0 => "no guest of ours runs".to_owned(),
-        1 => "1 guest of ours runs".to_owned(),
-        n => format!("{n} guests of ours run"),
+        0 => "Mayfly runs no guest".to_owned(),
+        1 => "Mayfly runs 1 guest".to_owned(),
+        n => format!("Mayfly runs {n} guests"),
     };
     if foreign.is_empty() {
         return FOREIGN.ok(format!("none; {ours}"));
@@ -242,9 +237,9 @@ fn foreign(facts: &QemuFacts, setup: &DoctorSetup) -> Finding {
     let memory: u64 = foreign.iter().map(|guest| u64::from(guest.memory_mib)).sum();
     let found = format!("{} ({}{more}) with {memory} MiB; {ours}", foreign.len(), names.join(", "));
     let remedy = if setup.config.slots.count_foreign {
-        "they take slots; to leave them out of the sum:\n    slots.count_foreign = false"
+        "they occupy slots; to exclude them:\n    slots.count_foreign = false"
     } else {
-        "they take memory and cores that nobody counts (slots.count_foreign is false)"
+        "their memory and cores are not counted (slots.count_foreign is false)"
     };
     FOREIGN.warn(found, remedy)
 }

@@ -1,4 +1,4 @@
-//! The service itself: whether it runs, which version, and whether it could have its addresses.
+//! Checks the service: whether it runs, its version, and whether its addresses are free.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -45,7 +45,7 @@ async fn look(probe: &dyn HostProbe, setup: &DoctorSetup) -> ServiceFacts {
     let scheme = if server.tls_cert.is_some() { "https" } else { "http" };
     let base = format!("{scheme}://{}", reachable(server.listen));
     let admin = async {
-        // Port 0 is whatever is free.
+        // Port 0 means any free port.
         if server.listen.port() == 0 {
             return (None, None);
         }
@@ -75,7 +75,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 }
 
 async fn holder(probe: &dyn HostProbe, base: &str, address: SocketAddr) -> PortHolder {
-    // Bound first: an address that nobody has needs no waiting for an answer.
+    // Binding is tried first: if the address is free, no answer has to be awaited.
     let busy = match probe.listen(address).await {
         Ok(()) => return PortHolder::Free,
         Err(busy) => busy,
@@ -99,7 +99,7 @@ async fn version(probe: &dyn HostProbe, base: &str) -> Probed<String> {
     let document: Value = serde_json::from_slice(&document).unwrap_or_default();
     match (document["info"]["title"].as_str(), document["info"]["version"].as_str()) {
         (Some("Mayfly"), Some(version)) => Ok(version.to_owned()),
-        _ => Err(Unseen::Other("its OpenAPI document does not say".to_owned())),
+        _ => Err(Unseen::Other("its OpenAPI document has no version".to_owned())),
     }
 }
 
@@ -111,7 +111,7 @@ fn judge(facts: &ServiceFacts, setup: &DoctorSetup) -> Vec<Finding> {
     };
     let guest = match (&facts.guest, setup.config.guest_listen()) {
         (Some(holder), Some(address)) => occupied(GUEST, "guest.listen", address, holder),
-        _ => GUEST.not_needed("guest.listen is not set: QEMU guests have a way of their own"),
+        _ => GUEST.not_needed("guest.listen is not set; QEMU guests use a Unix socket"),
     };
     vec![admin, guest, running(facts)]
 }
@@ -123,19 +123,19 @@ fn occupied(check: Check, setting: &str, address: SocketAddr, holder: &PortHolde
         PortHolder::Free => check.ok(format!("{address} is free")),
         PortHolder::Other(Busy::Taken, answered) => {
             let found = match answered {
-                Some(Unseen::TimedOut(_)) => format!("whoever has {address} does not answer"),
-                _ => format!("another program has {address}"),
+                Some(Unseen::TimedOut(_)) => format!("the program that listens on {address} does not answer"),
+                _ => format!("another program listens on {address}"),
             };
             check.fail(
                 found,
-                format!("see who it is, and end it, or {other}:\n    lsof -nP -iTCP:{} -sTCP:LISTEN", address.port()),
+                format!("find the program and end it, or {other}:\n    lsof -nP -iTCP:{} -sTCP:LISTEN", address.port()),
             )
         }
         PortHolder::Other(Busy::NoSuchAddress, _) if check.id == GUEST.id => check.warn(
-            format!("no interface has {} now", address.ip()),
+            format!("no interface has the address {} now", address.ip()),
             format!(
-                "the bridge of a Mac's guests has an address only while one runs: listen on every address instead \
-                 (the guest API needs a vm's own token):\n    {setting} = \"0.0.0.0:{}\"",
+                "the bridge of a Mac's guests has an address only while a guest runs: listen on all addresses \
+                 instead (the guest API requires the vm's token):\n    {setting} = \"0.0.0.0:{}\"",
                 address.port()
             ),
         ),
@@ -154,8 +154,10 @@ fn running(facts: &ServiceFacts) -> Finding {
     match &facts.version {
         None => VERSION.not_needed(format!("the service does not run; this program is {own}")),
         Some(Ok(version)) if version == own => VERSION.ok(format!("service and program are {own}")),
-        Some(Ok(version)) => VERSION
-            .warn(format!("the service is {version}, this program is {own}"), "restart the service; its vms run on"),
-        Some(Err(why)) => VERSION.could_not_look(format!("the service runs: {why}")),
+        Some(Ok(version)) => VERSION.warn(
+            format!("the service is {version}, this program is {own}"),
+            "restart the service; its vms keep running",
+        ),
+        Some(Err(why)) => VERSION.could_not_look(format!("the service runs, but its version is not known: {why}")),
     }
 }

@@ -1,4 +1,4 @@
-//! What Mayfly was told: the configuration as `serve` would read it, without making anything that is not there.
+//! Reads and checks the configuration as `serve` would, without creating files.
 
 use std::path::{Path, PathBuf};
 
@@ -67,7 +67,7 @@ impl DoctorSetup {
 }
 
 fn judge(data_dir: &Path, file: &Path, text: Result<Vec<u8>, Unseen>, env: Vec<(String, String)>) -> (Config, Finding) {
-    const DEFAULTS: &str = "what follows was looked at with the defaults";
+    const DEFAULTS: &str = "the other checks use the defaults";
     let defaults = || Config::defaults(data_dir.to_owned());
     let (text, given) = match text {
         Ok(bytes) if bytes.len() > FILE_LIMIT => {
@@ -78,7 +78,7 @@ fn judge(data_dir: &Path, file: &Path, text: Result<Vec<u8>, Unseen>, env: Vec<(
             Ok(text) => (text, true),
             Err(_) => {
                 let found = format!("{} is not UTF-8; {DEFAULTS}", file.display());
-                return (defaults(), USABLE.fail(found, "write it again as UTF-8"));
+                return (defaults(), USABLE.fail(found, "save it as UTF-8"));
             }
         },
         Err(Unseen::Absent) => (String::new(), false),
@@ -89,13 +89,13 @@ fn judge(data_dir: &Path, file: &Path, text: Result<Vec<u8>, Unseen>, env: Vec<(
     match Config::from_sources(data_dir.to_owned(), &text, env, Vec::new()) {
         Err(error) => {
             let found = format!("{}; {DEFAULTS}", error.to_string().replace('\n', "; "));
-            (defaults(), USABLE.fail(found, "mend it; docs/configuration.md lists every setting"))
+            (defaults(), USABLE.fail(found, "correct it; docs/configuration.md lists every setting"))
         }
         Ok(config) => {
             let finding = match app::check(&config) {
                 Ok(()) if given => USABLE.ok(format!("{} is usable", file.display())),
                 Ok(()) => USABLE.ok("no mayfly.toml: defaults"),
-                Err(error) => USABLE.fail(error.to_string(), "mend it, then: mayfly serve --check"),
+                Err(error) => USABLE.fail(error.to_string(), "correct it, then run: mayfly serve --check"),
             };
             (config, finding)
         }

@@ -1,4 +1,4 @@
-//! A report for people, within the width of their terminal, and for programs.
+//! Prints a report as text within the width of the terminal, or as JSON.
 
 use std::fmt::Write;
 
@@ -38,7 +38,7 @@ fn describe(finding: &Finding, width: usize, paint: &impl Fn(Severity, &str) -> 
         let _ = writeln!(text, "{:INDENT$}{line}", "");
     }
     for line in finding.remedy.iter().flat_map(|remedy| remedy.lines()) {
-        // A command is copied as a whole, so it is not broken.
+        // Commands are not wrapped, so that they can be copied.
         let lines = if line.starts_with("    ") { vec![plain(line)] } else { wrap(&plain(line), width - 6) };
         for line in lines {
             let _ = writeln!(text, "      {line}");

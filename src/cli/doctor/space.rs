@@ -1,4 +1,4 @@
-//! Room on the volumes that disks grow on, and whether those volumes clone files without copying them.
+//! Checks free space on the volumes that hold disks, and whether they support file clones.
 
 use std::path::{Path, PathBuf};
 
@@ -39,7 +39,7 @@ async fn place(probe: &dyn HostProbe, path: &Path) -> NearestDirectory {
         entry = probe.entry(at).await;
     }
     let (space, resolved) = tokio::join!(probe.space(at), probe.resolve(at));
-    // What is not there yet will be made below where the path leads.
+    // The missing directories will be created below the resolved path.
     let rest = path.strip_prefix(at).unwrap_or(Path::new(""));
     let resolved = resolved.map(|dir| if rest.as_os_str().is_empty() { dir } else { dir.join(rest) });
     NearestDirectory { path: path.to_owned(), exists, entry, space, resolved }
@@ -81,7 +81,7 @@ fn room(check: Check, place: &NearestDirectory, system: System) -> Finding {
     };
     let found = format!("{} of {} free for {}", bytes(space.free), bytes(space.total), place.path.display());
     let remedy = format!(
-        "make room, or use a larger volume: below {little} GiB guests soon see I/O errors, and {fair} GiB are comfortable"
+        "free disk space, or use a larger volume: below {little} GiB guests soon see I/O errors, and {fair} GiB are comfortable"
     );
     match space.free {
         free if free < little * GIB => check.fail(found, remedy),
@@ -123,18 +123,18 @@ fn home(tart: &NearestDirectory, uid: u32) -> Finding {
         return HOME.fail(
             format!("{shown} leads to {} through a symbolic link", resolved.display()),
             format!(
-                "macOS cannot run guests from such a path; name the place itself:\n    drivers.tart.home = \"{}\"",
+                "macOS cannot run guests from such a path; configure the resolved path:\n    drivers.tart.home = \"{}\"",
                 resolved.display()
             ),
         );
     }
     match &tart.entry {
         Ok(entry) if tart.exists && entry.uid != uid => HOME.fail(
-            format!("{shown} belongs to user {}, and this is user {uid}", entry.uid),
-            "run this, and the service, as its owner",
+            format!("{shown} belongs to user {}, but `mayfly doctor` runs as user {uid}", entry.uid),
+            "run the service and `mayfly doctor` as its owner",
         ),
         _ if tart.exists => HOME.ok(format!("{shown}")),
-        _ => HOME.ok(format!("{shown}: not there yet, made by Tart's first command")),
+        _ => HOME.ok(format!("{shown}: does not exist yet; Tart creates it")),
     }
 }
 
@@ -175,7 +175,7 @@ fn apfs(data: &NearestDirectory, tart: &NearestDirectory, copies: bool) -> Findi
 
 fn one_volume(data: &NearestDirectory, tart: &NearestDirectory, copies: bool) -> Finding {
     match (&data.entry, &tart.entry) {
-        (Ok(a), Ok(b)) if a.device == b.device => VOLUME.ok("templates and clones share one"),
+        (Ok(a), Ok(b)) if a.device == b.device => VOLUME.ok("templates and clones are on one volume"),
         (Ok(_), Ok(_)) => uncloned(
             VOLUME,
             copies,

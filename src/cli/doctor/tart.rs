@@ -1,4 +1,5 @@
-//! Tart: whether it is one that Mayfly can drive, whether it answers, and who else runs guests on this Mac.
+//! Checks Tart: whether its version is supported, whether it answers, and which other programs run guests on this
+//! Mac.
 
 use std::{
     collections::BTreeSet,
@@ -21,7 +22,7 @@ use crate::{
 const PROGRAM: Check = Check::new("tart.program", "Tart", "2.32 or later");
 const LICENCE: Check =
     Check::new("tart.licence", "Tart's licence", "FSL-1.1-ALv2 (2.33 and later): internal use is free");
-const ANSWERS: Check = Check::new("tart.answers", "tart list", "an answer within 5 s, in the form that is known");
+const ANSWERS: Check = Check::new("tart.answers", "tart list", "an answer within 5 s, in a known format");
 const FOREIGN: Check = Check::new("tart.foreign", "Foreign guests", "no macOS guests but Mayfly's");
 const LEFT_OVER: Check =
     Check::new("tart.left_over", "Guests' processes", "one for each guest that Tart runs, and no others");
@@ -30,7 +31,7 @@ const SOFTNET: Check = Check::new("tart.softnet", "Softnet", "installed, and run
 const INSTALL: &str = "install it:\n    brew install openai/tools/tart";
 /// The first version under the new licence.
 const RELICENSED: (u32, u32) = (2, 33);
-/// Every guest of Apple's framework, whoever runs it, is a process with this in its name.
+/// Every guest of Apple's framework, of any program, is a process with this in its name.
 const GUEST_PROCESS: &str = "com.apple.Virtualization.VirtualMachine";
 
 pub struct TartFacts {
@@ -105,7 +106,7 @@ async fn is_linux(probe: &dyn HostProbe, home: &Path, name: &str) -> bool {
 
 pub fn judge(facts: &TartFacts, setup: &DoctorSetup) -> Vec<Finding> {
     if !setup.tart.enabled {
-        return vec![PROGRAM.not_needed("the driver is switched off (drivers.tart.enabled)")];
+        return vec![PROGRAM.not_needed("the driver is disabled (drivers.tart.enabled)")];
     }
     vec![program(facts), licence(facts), answers(facts, setup), foreign(facts), left_over(facts), softnet(facts)]
 }
@@ -122,7 +123,7 @@ fn program(facts: &TartFacts) -> Finding {
     let version = match &facts.version {
         Ok(version) => version,
         Err(Unseen::Absent) => return PROGRAM.fail(format!("{name} is not installed here"), INSTALL),
-        Err(why) => return PROGRAM.fail(format!("{shown} does not say its version: {why}"), INSTALL),
+        Err(why) => return PROGRAM.fail(format!("{shown} does not report its version: {why}"), INSTALL),
     };
     match parse(version) {
         Some(found) if found < (OLDEST.major, OLDEST.minor) => PROGRAM.fail(
@@ -131,8 +132,8 @@ fn program(facts: &TartFacts) -> Finding {
         ),
         Some(_) => PROGRAM.ok(format!("{version}, {shown}")),
         None if version == "SNAPSHOT" => PROGRAM.warn(
-            "a build from source that does not say its version",
-            "use a release, so that it is known what it does:\n    brew install openai/tools/tart",
+            "a build from source that does not report its version",
+            "use a release, so that its behaviour is known:\n    brew install openai/tools/tart",
         ),
         None => PROGRAM.fail(strange("a version such as 2.33.0", version), INSTALL),
     }
@@ -142,22 +143,22 @@ fn licence(facts: &TartFacts) -> Finding {
     match facts.version.as_ref().ok().and_then(|version| parse(version)) {
         Some(version) if version < RELICENSED => LICENCE.warn(
             "Fair Source 0.9: free up to 100 CPU cores per organisation, all hosts counted",
-            "count the cores of all hosts and affiliates; or move on to 2.33, which has no such limit:\n    \
+            "count the cores of all hosts and affiliates; or update to 2.33, which has no such limit:\n    \
              brew install openai/tools/tart",
         ),
         Some(_) => LICENCE.ok("FSL-1.1-ALv2: internal use is free"),
-        None => LICENCE.not_needed("it is not known which version is here"),
+        None => LICENCE.not_needed("the installed version is not known"),
     }
 }
 
 fn answers(facts: &TartFacts, setup: &DoctorSetup) -> Finding {
-    const STUCK: &str = "see what holds Tart up (a pull or a guest on a broken disk), and end it:\n    ps -axo pid,etime,command | grep '[t]art'";
+    const STUCK: &str = "find what blocks Tart (a pull, or a guest on a broken disk), and end it:\n    ps -axo pid,etime,command | grep '[t]art'";
     let ran = match &facts.list {
-        None if facts.path.is_none() => return ANSWERS.not_needed("there is no Tart to ask"),
+        None if facts.path.is_none() => return ANSWERS.not_needed("Tart is not installed"),
         None => {
             return ANSWERS.not_needed(match &setup.tart.home {
-                Some(home) => format!("{} is not there yet, and asking would make it", home.display()),
-                None => "neither TART_HOME nor HOME says where its storage is".to_owned(),
+                Some(home) => format!("{} does not exist yet, and `tart list` would create it", home.display()),
+                None => "neither TART_HOME nor HOME is set, so its storage is not known".to_owned(),
             });
         }
         Some(Err(why @ Unseen::TimedOut(_))) => return ANSWERS.fail(why.to_string(), STUCK),
@@ -165,7 +166,7 @@ fn answers(facts: &TartFacts, setup: &DoctorSetup) -> Finding {
         Some(Ok(ran)) => ran,
     };
     if !ran.succeeded() {
-        return ANSWERS.fail(refusal(ran), "run it by hand to see the whole of it:\n    tart list");
+        return ANSWERS.fail(refusal(ran), "run it by hand to see the whole output:\n    tart list");
     }
     match list::parse(ran.stdout.as_bytes()) {
         Ok(vms) => {
@@ -173,7 +174,7 @@ fn answers(facts: &TartFacts, setup: &DoctorSetup) -> Finding {
             ANSWERS.ok(format!("{} local VMs, {running} of them running", vms.len()))
         }
         Err(why) => ANSWERS
-            .fail(why, "use a version of Tart that Mayfly knows (2.32 or later); nothing is done on such an answer"),
+            .fail(why, "use a version of Tart that Mayfly supports (2.32 or later); the driver takes no action on an unknown answer"),
     }
 }
 
@@ -184,7 +185,7 @@ fn is_known(facts: &TartFacts) -> bool {
 
 fn foreign(facts: &TartFacts) -> Finding {
     if !is_known(facts) {
-        return FOREIGN.not_needed("Tart did not say who runs");
+        return FOREIGN.not_needed("Tart did not list the running guests");
     }
     let foreign: Vec<String> = running(&facts.list)
         .into_iter()
@@ -196,8 +197,8 @@ fn foreign(facts: &TartFacts) -> Finding {
     }
     let slots = MACOS_GUESTS_PER_HOST;
     FOREIGN.warn(
-        format!("{} of {slots} slots for macOS guests taken by: {}", foreign.len(), foreign.join(", ")),
-        format!("Apple's kernel runs {slots} macOS guests, whoever started them; stop those that nobody needs:\n    tart stop NAME"),
+        format!("{} of {slots} slots for macOS guests are in use by: {}", foreign.len(), foreign.join(", ")),
+        format!("Apple's kernel runs at most {slots} macOS guests, counting those of all users and programs; stop those that are not needed:\n    tart stop NAME"),
     )
 }
 
@@ -223,31 +224,31 @@ fn left_over(facts: &TartFacts) -> Finding {
         .map(|(pid, _)| pid)
         .collect();
     if !is_known(facts) && !processes.is_empty() {
-        return LEFT_OVER.not_needed("Tart did not say who runs");
+        return LEFT_OVER.not_needed("Tart did not list the running guests");
     }
     let known = running(&facts.list).len();
     if processes.len() <= known {
         return LEFT_OVER.ok(format!("{} for {known} running guests", processes.len()));
     }
     LEFT_OVER.warn(
-        format!("{} (pid {}), and Tart knows of {known}", processes.len(), processes.join(", ")),
-        "each may hold one of the two slots for macOS guests. They belong to another program or user (see which), or were left \
-         over: end those that nobody needs, or restart the Mac, which always frees the slots:\n    \
+        format!("{} (pid {}), but Tart lists {known}", processes.len(), processes.join(", ")),
+        "each may hold one of the two slots for macOS guests. They belong to another program or user, or are left over: \
+         end those that are not needed, or restart the Mac, which always frees the slots:\n    \
          ps -axo pid,user,etime,command | grep '[V]irtualMachine'",
     )
 }
 
 fn softnet(facts: &TartFacts) -> Finding {
     match &facts.softnet {
-        None => SOFTNET.not_needed("not asked for by the configuration"),
+        None => SOFTNET.not_needed("not configured"),
         Some(Err(Unseen::Absent)) => {
-            SOFTNET.fail("asked for, and not installed here", "install it:\n    brew install openai/tools/softnet")
+            SOFTNET.fail("configured, but not installed", "install it:\n    brew install openai/tools/softnet")
         }
         Some(Err(why)) => SOFTNET.could_not_look(why),
         Some(Ok(entry)) if entry.uid == 0 && entry.mode & 0o4000 != 0 => SOFTNET.ok("installed, runs as root"),
         Some(Ok(_)) => SOFTNET.fail(
-            "installed, and not allowed to run as root (no SUID bit)",
-            "no guest starts without, unless sudo needs no password for it:\n    \
+            "installed, but not allowed to run as root (no SUID bit)",
+            "guests do not start without it, unless sudo needs no password for it:\n    \
              sudo chown root \"$(readlink -f \"$(which softnet)\")\"\n    \
              sudo chmod u+s \"$(readlink -f \"$(which softnet)\")\"",
         ),

@@ -99,7 +99,7 @@ async fn a_program_that_hangs_is_a_finding() {
 }
 
 #[tokio::test]
-async fn an_address_that_somebody_has_is_found() {
+async fn an_address_in_use_is_found() {
     let mayfly = fresh();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
