@@ -1,4 +1,4 @@
-//! The API from outside: one request, one answer or one failure that says what to do.
+//! The client of the REST API: one request, one answer or one failure with a remedy.
 
 use std::{path::Path, time::Duration};
 
@@ -182,7 +182,7 @@ impl ApiClient {
         let mut problem: ApiProblem =
             if is_problem { serde_json::from_slice(&body).unwrap_or_default() } else { ApiProblem::default() };
         if problem.title.is_empty() {
-            // Somebody between us and the service, or not the service at all.
+            // A proxy answered, or another program than the service.
             problem.title = format!("{} answered {status} and did not say why", self.base.authority());
         }
         problem.status = status.as_u16();

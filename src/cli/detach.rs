@@ -1,8 +1,8 @@
-//! `mayfly detach [--] PROGRAM …`: makes a new session and becomes the program, which keeps the process id.
+//! `mayfly detach [--] PROGRAM …`: starts a new session and executes the program in it, with the same process id.
 //!
-//! A hypervisor that runs in the foreground is started through this, so that neither the end of the service nor a signal to
-//! its process group reaches the guests. A session can only be made by the process that is to have it, between its start and
-//! the program that it becomes. The same goes for the note of what process it is, which must be there before the program is.
+//! Hypervisors that run in the foreground are started through this, so that neither the end of the service nor a
+//! signal to its process group reaches the guests. Only the process itself can start its session, after the fork and
+//! before the exec. The same holds for the record of its process id, which must exist before the program runs.
 
 use std::{ffi::OsString, io, path::Path};
 

@@ -1,4 +1,4 @@
-//! Watching one vm: long polls until something is reached, with its timeline as it grows.
+//! Watches one vm with long polls until a condition is met, and prints its timeline meanwhile.
 
 use std::time::Duration;
 
@@ -53,20 +53,20 @@ pub(super) async fn watch(
                 silent_since = None;
                 let vm: VmResponse = client.view(&value)?;
                 pulls = vm.queue.as_ref().is_some_and(|queue| queue.reason == "template");
-                let news = generation != Some(vm.generation) || pulls;
-                if news {
+                let changed = generation != Some(vm.generation) || pulls;
+                if changed {
                     generation = Some(vm.generation);
                     seen(&vm)?;
                 }
                 if reached(&vm) {
                     return Ok((value, vm));
                 }
-                // Something in between that does not wait must not make us ask without a pause.
-                if !news && clock::elapsed(asked) < PAUSE {
+                // A proxy that does not support long polls must not cause requests without a pause.
+                if !changed && clock::elapsed(asked) < PAUSE {
                     tokio::time::sleep(PAUSE).await;
                 }
             }
-            // The vm does not depend on the service that watches over it, so neither does watching.
+            // The vm continues while the service is down, so watching continues as well.
             Err(failure) if failure.passes() && generation.is_some() => {
                 let since = *silent_since.get_or_insert_with(clock::monotonic);
                 if clock::elapsed(since) > PATIENCE {

@@ -1,4 +1,4 @@
-//! `docs/cli.md`, from the command line itself.
+//! Generates `docs/cli.md` from the command line's definition.
 
 use std::fmt::Write;
 
@@ -29,11 +29,11 @@ pub fn reference() -> String {
 }
 
 fn describe(command: &mut Command, path: &str, page: &mut String) {
-    // Not the terminal's width: the page is the same wherever it is written.
+    // A fixed width, because the output must not depend on the terminal.
     let mut shown = command.clone().term_width(100);
     let help = shown.render_long_help().to_string();
     let mut help: Vec<&str> = help.lines().map(str::trim_end).collect();
-    // The same everywhere: once is enough.
+    // It is the same for all commands, so it is printed once.
     if path != "mayfly"
         && let Some(end) = help.iter().position(|line| *line == GLOBAL_HEADING)
     {

@@ -1,8 +1,8 @@
-//! The command line. `serve` runs the service, `doctor` looks at the machine and `github` at GitHub; every other command talks
-//! to a service over HTTP and knows nothing of its insides.
+//! The command line. `serve` runs the service, `doctor` checks the machine and `github` checks GitHub; every other
+//! command is a client of the REST API and uses nothing else of the service.
 //!
-//! Data goes to standard output, everything else to standard error, and the exit code is honest. Secrets come from files and
-//! the environment, never from arguments, which every user of the machine can read.
+//! Data goes to standard output, everything else to standard error; the exit code shows the result. Secrets come from
+//! files and the environment, never from arguments, which every user of the machine can read.
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
@@ -168,13 +168,13 @@ pub fn command() -> clap::Command {
 /// Runs one command. `args` begins with the program's name.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
-    // One process per connection of a guest: not a moment is spent on anything that it does not need.
+    // One process per connection of a guest, so it starts as fast as possible.
     if let [_, name, socket] = args.as_slice()
         && name == "guest-relay"
     {
         return ExitCode::from(relay::run(socket.as_ref()));
     }
-    // Nothing that comes after this name is for us, whatever it looks like.
+    // Arguments after this name belong to the program, whatever they look like.
     if let [_, name, command @ ..] = args.as_slice()
         && name == "detach"
     {
@@ -188,7 +188,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::command().try_get_matches_from(args).and_then(|m| Cli::from_arg_matches(&m)) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version come this way as well, and go to standard output.
+            // Help and version also arrive here, and go to standard output.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
         }

@@ -1,4 +1,4 @@
-//! `mayfly openapi`: the document, without a service.
+//! `mayfly openapi`: prints the OpenAPI document without a service.
 
 use super::{exit, failure::CommandFailure, output};
 use crate::http;

@@ -1,8 +1,9 @@
-//! `mayfly guest-relay SOCKET`: standard input and output to and from a Unix socket.
+//! `mayfly guest-relay SOCKET`: connects standard input and output to a Unix socket.
 //!
-//! QEMU runs one of these for every connection that an isolated guest makes to the guest API. It hands over one socket as
-//! input, output *and* error output, so nothing may ever be printed here: the guest would read it as part of the answer.
-//! Both directions end on their own, as TCP's do: a guest that has sent its request and closed its side still gets the answer.
+//! QEMU runs one of these for every connection of an isolated guest to the guest API. QEMU passes one socket as
+//! input, output *and* error output, so nothing may ever be printed here: the guest would read it as part of the
+//! answer. Both directions end independently, as in TCP: a guest that closes its side after the request still gets
+//! the answer.
 
 use std::{
     fs::File,
@@ -33,7 +34,7 @@ fn relay(socket: &Path) -> io::Result<()> {
     let service = UnixStream::connect(socket)?;
     let mut to_service = service.try_clone()?;
     let mut from_service = service;
-    // Copies of the descriptors: `Stdin` and `Stdout` buffer, and every byte is to go on at once.
+    // Duplicated descriptors, because `Stdin` and `Stdout` buffer, and every byte has to be sent at once.
     let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let output = io::stdout().as_fd().try_clone_to_owned()?;
     let (done, sent) = mpsc::channel();
@@ -44,7 +45,7 @@ fn relay(socket: &Path) -> io::Result<()> {
     })?;
     let received = io::copy(&mut from_service, &mut File::from(output.try_clone()?));
     end_of_output(output);
-    // If the guest could not take the answer, nothing it still sends matters.
+    // If the guest did not take the answer, the rest of its request does not matter.
     if received.is_ok() {
         let _ = sent.recv_timeout(LINGER);
     }

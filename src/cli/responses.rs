@@ -1,5 +1,5 @@
-//! What the commands show of the API's answers. Lenient on purpose: a service newer than this program may say more, and use
-//! words that it does not know.
+//! The parts of the API's answers that commands show. Lenient on purpose: a newer service may send additional fields
+//! and unknown values.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! `mayfly serve`: configuration, logging, signals; everything else is wired in `app`.
+//! `mayfly serve`: configuration, logging, signals. `app` wires the rest.
 
 use std::path::PathBuf;
 
@@ -49,7 +49,7 @@ pub(super) fn run(args: Serve, data_dir: Option<PathBuf>) -> Result<u8, CommandF
         output::bytes(config::docs::markdown().as_bytes())?;
         return Ok(exit::OK);
     }
-    // Whatever this process and the programs it starts create is for its own user: the database, logs, disks, sockets.
+    // Files of this process and its child processes are only for its own user: database, logs, disks, sockets.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let mut overrides: Overrides = args.settings;
     overrides.extend(args.listen.map(|address| ("server.listen".to_owned(), address)));
@@ -76,7 +76,7 @@ pub(super) fn run(args: Serve, data_dir: Option<PathBuf>) -> Result<u8, CommandF
             .map_err(|error| CommandFailure::Other(format!("cannot watch for signals: {error}")))?;
         app::serve(config, shutdown).await.map_err(|error| CommandFailure::Other(error.to_string()))
     });
-    // What is left are tasks that nobody waits for; they are not given the power to keep the process alive.
+    // The remaining tasks must not keep the process alive.
     runtime.shutdown_background();
     served.map(|()| exit::OK)
 }

@@ -1,4 +1,4 @@
-//! `mayfly supervise PARENT -- PROGRAM …`: runs a program for as long as the service lives that asked for it.
+//! `mayfly supervise PARENT -- PROGRAM …`: runs a program, and ends it when the service that started it ends.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -34,7 +34,7 @@ pub(super) fn run(args: &[OsString]) -> u8 {
 /// Exits in the same way as the program.
 fn pass_on(status: ExitStatus) -> u8 {
     if let Some(signal) = status.signal().and_then(Signal::from_named_raw) {
-        // The program has left its core where one was wanted.
+        // A core dump, if wanted, is the program's.
         let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
         let _ = kill_process(getpid(), signal);
     }

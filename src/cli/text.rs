@@ -1,4 +1,4 @@
-//! Small pieces of text: durations, ages, sizes, tables, and text from strangers made harmless for a terminal.
+//! Formats text: durations, ages, sizes, tables. Removes control characters from untrusted text.
 
 use std::fmt::Write;
 

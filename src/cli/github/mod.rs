@@ -1,4 +1,4 @@
-//! `mayfly github …`: needs no service, only the configuration. It asks GitHub and changes nothing there.
+//! `mayfly github …`: needs the configuration but no service. It queries GitHub and changes nothing there.
 
 use std::path::PathBuf;
 

@@ -87,7 +87,7 @@ fn request(args: Add) -> Result<Value, CommandFailure> {
         Some(from) => read_manifest(from)?,
         None => (BuildManifest::default(), PathBuf::new()),
     };
-    // The service reads the files, and it has another working directory.
+    // The service reads the files, and has another working directory.
     let own = |path: Option<PathBuf>| path.map(|p| std::path::absolute(&p).unwrap_or(p));
     let beside = |path: Option<PathBuf>| own(path.map(|p| dir.join(p)));
     let vm_dir = own(args.vm_dir);
@@ -96,7 +96,7 @@ fn request(args: Add) -> Result<Value, CommandFailure> {
         return Err(CommandFailure::Usage("no disk: give --disk, --vm-dir, or a template.json that names one".into()));
     }
     let mut body = Map::new();
-    // What is not given is left to the service, which knows its host.
+    // The service, which knows its host, chooses values that are not given.
     let mut put = |key: &str, value: Option<Value>| {
         if let Some(value) = value {
             body.insert(key.to_owned(), value);

@@ -66,7 +66,7 @@ pub(super) async fn run(args: PullArgs, client: &ApiClient, json: bool) -> Resul
         return Ok(exit::OK);
     }
     let interrupted = async {
-        // Where no signal can be waited for, the usual end by the signal does as well.
+        // If signals cannot be handled, the default end by a signal is sufficient.
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }
@@ -144,12 +144,12 @@ async fn follow(
                 silent_since = None;
                 let before = pull.generation;
                 (pull, value) = (client.view(&answer)?, answer);
-                // Something in between that does not wait must not make us ask without a pause.
+                // A proxy that does not support long polls must not cause requests without a pause.
                 if pull.generation == before && clock::elapsed(asked) < PAUSE / 2 {
                     tokio::time::sleep(PAUSE).await;
                 }
             }
-            // The pull goes on when the service is back.
+            // The pull continues when the service is back.
             Err(failure) if failure.passes() => {
                 if clock::elapsed(*silent_since.get_or_insert_with(clock::monotonic)) > PATIENCE {
                     return Err(failure);

@@ -1,4 +1,4 @@
-//! What may be said of a template wherever it comes from, and the test of a new version.
+//! Arguments for the settings of a template of any origin, and for the test of a new version.
 
 use std::path::PathBuf;
 

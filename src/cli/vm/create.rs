@@ -119,7 +119,7 @@ pub(in crate::cli) fn budget(text: &str) -> Result<(String, u32), String> {
 }
 
 pub(super) async fn run(args: CreateArgs, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
-    // With another runner the parser does not ask for what would contradict that one.
+    // With another runner, the parser does not require arguments that would contradict it.
     if args.runner.github_scope.is_none()
         && let Some(option) = args.github.given()
     {
@@ -159,7 +159,7 @@ pub(super) async fn run(args: CreateArgs, client: &ApiClient, json: bool) -> Res
     let key = args.idempotency_key.as_deref();
     let headers: Vec<(&str, &str)> = key.map(|key| ("idempotency-key", key)).into_iter().collect();
     let mut created = client.post(&["vms"], &body.into(), &headers).await?;
-    // The guest has its token already; here it would only end up in somebody's build log.
+    // The guest already has its token; printed here, it would end up in build logs.
     if let Some(created) = created.as_object_mut() {
         created.remove("callback_token");
     }

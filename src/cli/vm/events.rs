@@ -29,8 +29,8 @@ pub(super) async fn run(args: EventsArgs, client: &ApiClient, json: bool) -> Res
     loop {
         // Read before its events, so that the last event of a deleted vm is not missed.
         let deleted = if args.follow {
-            let news = |vm: &VmResponse| Some(vm.generation) != generation || vm.is_deleted();
-            let (_, vm) = follow::watch(client, &id, None, generation, |_| Ok(()), news).await?;
+            let changed = |vm: &VmResponse| Some(vm.generation) != generation || vm.is_deleted();
+            let (_, vm) = follow::watch(client, &id, None, generation, |_| Ok(()), changed).await?;
             generation = Some(vm.generation);
             vm.is_deleted()
         } else {

@@ -1,4 +1,4 @@
-//! From what GitHub answered to what is said of it: pure functions.
+//! Pure functions from GitHub's answers to findings.
 
 use jiff::SignedDuration;
 
@@ -56,7 +56,7 @@ pub(super) fn clock(ahead: Option<SignedDuration>, signs: bool) -> Finding {
     if ahead.abs() > NOTICED {
         return CLOCK.warn(words(ahead), REMEDY);
     }
-    // Dates have seconds, and an answer takes its time: a smaller difference means nothing.
+    // Dates have a resolution of seconds, and the answer takes time: a smaller difference means nothing.
     CLOCK.ok(if ahead.abs() < SignedDuration::from_secs(3) { "as GitHub's".to_owned() } else { words(ahead) })
 }
 
@@ -112,7 +112,7 @@ pub(super) fn permissions(scope: &Scope, asked: &Permissions, granted: &Permissi
     }
     let unasked: Vec<_> = missing.iter().copied().filter(|(name, _, least)| level(asked, name) < *least).collect();
     let remedy = if unasked.is_empty() {
-        "the App asks for them, and nobody has accepted yet: an owner of the account does, in its settings under GitHub Apps"
+        "the App requests them, but they have not been accepted: an owner of the account can accept them in its settings under GitHub Apps"
             .to_owned()
     } else {
         format!(
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_permission_is_asked_of_the_one_who_can_grant_it() {
+    fn the_remedy_names_who_can_grant_a_missing_permission() {
         let of = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let scope = Scope::organization("acme").unwrap();
         let all: Permissions =
@@ -242,7 +242,7 @@ mod tests {
         assert_eq!(permissions(&scope, &all, &all).severity, Severity::Ok);
         let accept = permissions(&scope, &all, &less);
         assert!(accept.found == "missing: organization_self_hosted_runners=write", "{accept:?}");
-        assert!(accept.remedy.unwrap().contains("nobody has accepted yet"));
+        assert!(accept.remedy.unwrap().contains("have not been accepted"));
         assert!(
             permissions(&scope, &less, &less).remedy.unwrap().contains("add organization_self_hosted_runners=write")
         );

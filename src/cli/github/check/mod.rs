@@ -1,4 +1,5 @@
-//! Every check, in the order in which one needs the other. What could not be asked is said; nothing is created to find out.
+//! Runs the checks of GitHub in the order of their dependencies. A check that is not possible is reported as such;
+//! nothing is created at GitHub to find out.
 
 mod judge;
 
