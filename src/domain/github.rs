@@ -166,11 +166,11 @@ pub struct JobRecord {
 
 impl JobRecord {
     /// Merges a newer update of the same job; known values are never lost.
-    pub fn learn(&mut self, news: &JobRecord) {
-        if news.status < self.status {
+    pub fn merge(&mut self, update: &JobRecord) {
+        if update.status < self.status {
             return;
         }
-        let old = std::mem::replace(self, news.clone());
+        let old = std::mem::replace(self, update.clone());
         self.workflow = self.workflow.take().or(old.workflow);
         self.conclusion = self.conclusion.take().or(old.conclusion);
         self.url = self.url.take().or(old.url);

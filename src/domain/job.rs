@@ -83,7 +83,7 @@ impl Job {
     /// Whether the update contained anything new.
     pub fn apply_update(&mut self, update: &JobUpdate, at: Timestamp) -> bool {
         let before = self.clone();
-        self.record.learn(&update.record);
+        self.record.merge(&update.record);
         // GitHub may take a job from one runner and give it to another.
         if self.record.status == update.record.status && update.runner_name.is_some() {
             self.runner_name.clone_from(&update.runner_name);

@@ -197,11 +197,11 @@ impl TartConfig {
         }
         let least_mib = self.memory_min_bytes.div_ceil(MIB);
         if cpus < self.cpus_min {
-            return Some(format!("the template needs at least {} cores, and {cpus} were asked for", self.cpus_min));
+            return Some(format!("the template needs at least {} cores, but {cpus} were requested", self.cpus_min));
         }
         if u64::from(memory_mib) < least_mib {
             return Some(format!(
-                "the template needs at least {least_mib} MiB of memory, and {memory_mib} MiB were asked for"
+                "the template needs at least {least_mib} MiB of memory, but {memory_mib} MiB were requested"
             ));
         }
         None
@@ -292,11 +292,11 @@ mod tests {
         assert_eq!(macos.too_small(2, 4096), None);
         assert_eq!(
             macos.too_small(1, 8192).as_deref(),
-            Some("the template needs at least 2 cores, and 1 were asked for")
+            Some("the template needs at least 2 cores, but 1 were requested")
         );
         assert_eq!(
             macos.too_small(4, 4095).as_deref(),
-            Some("the template needs at least 4096 MiB of memory, and 4095 MiB were asked for")
+            Some("the template needs at least 4096 MiB of memory, but 4095 MiB were requested")
         );
         assert_eq!(TartConfig::parse(linux().to_string().as_bytes()).unwrap().too_small(1, 256), None);
     }

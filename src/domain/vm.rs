@@ -407,7 +407,7 @@ impl Vm {
 
     fn job(&mut self, job: &JobRecord, at: Timestamp) {
         match self.jobs.iter_mut().find(|known| known.id == job.id) {
-            Some(known) => known.learn(job),
+            Some(known) => known.merge(job),
             None => self.jobs.push(job.clone()),
         }
         match job.status {

@@ -122,7 +122,7 @@ pub enum KitError {
     Payload,
     #[error("the guest API's address is empty or holds white space or control characters")]
     Url,
-    #[error("the token holds characters that no token has")]
+    #[error("the token contains invalid characters")]
     Token,
     #[error("user name {user:?} must match [A-Za-z_][A-Za-z0-9._-]*")]
     User { user: String },

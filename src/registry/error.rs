@@ -18,7 +18,7 @@ pub enum RegistryError {
     Unreachable { registry: String, what: String },
     #[error("{registry} answered {status} for {what}: {said:?}")]
     Refused { registry: String, status: u16, what: String, said: String },
-    #[error("{registry} gave an answer that cannot be used for {what}: {found}")]
+    #[error("{registry} returned an unusable answer for {what}: {found}")]
     Answer { registry: String, what: String, found: String },
 }
 

@@ -45,7 +45,7 @@ pub struct LoggedIn {
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoginError {
-    #[error("{0:?} is no registry's host[:port]")]
+    #[error("{0:?} is not a registry's host[:port]")]
     NotARegistry(String),
     #[error("{0}")]
     Username(&'static str),

@@ -318,8 +318,8 @@ impl Uploader {
     }
 
     async fn failed(&self, answer: Response, what: &str) -> AttemptFailure {
-        let told = tokio::time::timeout(self.idle, self.client.refused(answer, what)).await;
-        told.unwrap_or_else(|_| AttemptFailure::again(self.silent(what)))
+        let refusal = tokio::time::timeout(self.idle, self.client.refused(answer, what)).await;
+        refusal.unwrap_or_else(|_| AttemptFailure::again(self.silent(what)))
     }
 
     fn silent(&self, what: &str) -> RegistryError {

@@ -42,7 +42,7 @@ impl Watches {
         };
         let reference: Reference = image.parse().map_err(|e: ReferenceError| invalid("/image", e.to_string()))?;
         if reference.digest().is_some() {
-            return Err(invalid("/image", "names a digest, which never moves: name a tag".into()));
+            return Err(invalid("/image", "must be a tag, because a digest never moves".into()));
         }
         if !(MOST_OFTEN..=LEAST_OFTEN).contains(&every_seconds) {
             return Err(invalid("/every_seconds", format!("{MOST_OFTEN} to {LEAST_OFTEN}")));

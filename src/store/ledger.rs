@@ -220,7 +220,7 @@ async fn open(db: &mut SqliteConnection, new: NewVm, at: Timestamp) -> Result<(O
         if named.request_hash != new.request_hash {
             return Err(Error::new(
                 Code::VmNameInUse,
-                format!("the vm {} has this name and was asked for with another body", named.id),
+                format!("the vm {} has this name and was requested with another body", named.id),
             )
             .field("/name", "choose a name that no live vm has")
             .into());

@@ -668,13 +668,13 @@ async fn tokens_that_end_are_renewed_and_those_for_reading_are_not_enough() {
     let error = host.push("macos", &reference).await.unwrap_err();
     assert!(matches!(&error, PushError::Registry { error: RegistryError::Denied { .. }, .. }), "{error}");
     let text = format!("{error} {error:?}");
-    assert!(text.contains("more rights") && text.contains("acme/closed") && !text.contains("sesame"), "{text}");
+    assert!(text.contains("more permissions") && text.contains("acme/closed") && !text.contains("sesame"), "{text}");
     assert!(proxy.seen().len() < 40, "nobody asks for ever: {:#?}", proxy.seen());
     // By a registry that says so itself.
     let proxy = Proxy::before(&registry).start().await;
     proxy.on(Rule::new("POST", UPLOADS, Fault::status(403)));
     let error = host.push("macos", &format!("{}/acme/closed:1", proxy.address())).await.unwrap_err().to_string();
-    assert!(error.contains("403") && error.contains("more rights"), "{error}");
+    assert!(error.contains("403") && error.contains("more permissions"), "{error}");
     assert!(absent(&registry, "acme/closed", "1").await);
     // Too large for it in one request.
     proxy.clear();
@@ -694,7 +694,7 @@ async fn what_must_not_be_pushed_is_not() {
     let error = host.push("none", &at(":1")).await.unwrap_err();
     assert!(matches!(&error, PushError::Template(e) if e.code == Code::TemplateNotFound), "{error}");
     let error = host.push("macos", &at(&format!("@{}", image.digest()))).await.unwrap_err().to_string();
-    assert!(error.contains("name a tag"), "{error}");
+    assert!(error.contains("must be a tag"), "{error}");
     let error = host.push_in_parts("macos", &at(":1"), Some(999_999)).await.unwrap_err().to_string();
     assert!(error.contains("1 MB"), "{error}");
 

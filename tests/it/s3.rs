@@ -176,7 +176,7 @@ async fn a_file_goes_there_and_comes_back() {
 
         // What is there is replaced when that is asked for, and not otherwise.
         let other = content(99, size);
-        assert!(error(&host.store(&other, &at, false).await).contains("is there already"));
+        assert!(error(&host.store(&other, &at, false).await).contains("already exists"));
         assert_eq!(host.fetch(&at).await["sha256"], sum.as_str());
         assert_eq!(host.store(&other, &at, true).await["sha256"], hex(&other).as_str());
         assert_eq!(host.fetch(&at).await["sha256"], hex(&other).as_str());
@@ -336,7 +336,7 @@ async fn an_upload_that_fails_leaves_nothing() {
     assert_eq!((relay.uploads("images").await.len(), host.left().len()), (1, 1));
     assert_eq!(host.store(&bytes, "s3://images/other", false).await["sha256"], hex(&bytes).as_str());
     assert_eq!((relay.uploads("images").await, host.left()), (vec![], vec![]));
-    assert!(error(&host.fetch("s3://images/image").await).contains("there is no s3://images/image"));
+    assert!(error(&host.fetch("s3://images/image").await).contains("s3://images/image does not exist"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -347,11 +347,11 @@ async fn what_is_in_the_way_is_said() {
     let host = Host::at(&relay.url);
     let fetch = |at: &str| json!({"fetch": at});
     let missing = host.fetch("s3://images/none").await;
-    assert_eq!(error(&missing), "there is no s3://images/none");
+    assert_eq!(error(&missing), "s3://images/none does not exist");
     let bucket = host.fetch("s3://no-images/none").await;
-    assert!(error(&bucket).starts_with("there is no bucket \"no-images\""), "{bucket}");
+    assert!(error(&bucket).starts_with("the bucket \"no-images\" does not exist"), "{bucket}");
     let bucket = host.store(b"x", "s3://no-images/none", false).await;
-    assert!(error(&bucket).starts_with("there is no bucket \"no-images\""), "{bucket}");
+    assert!(error(&bucket).starts_with("the bucket \"no-images\" does not exist"), "{bucket}");
     let nobody = [("AWS_ACCESS_KEY_ID", ""), ("AWS_SECRET_ACCESS_KEY", "")];
     let nobody = host.run(fetch("s3://images/none"), &nobody).await;
     assert!(error(&nobody).starts_with("S3: there are no AWS credentials"), "{nobody}");

@@ -140,12 +140,12 @@ impl Tart {
             .start(out, err)
             .map_err(|error| failure::command(error, Code::BootFailed))?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
-        let (told, status) = oneshot::channel();
+        let (sender, status) = oneshot::channel();
         // Without a task that waits for it, the process would become a zombie when it ends. The caller may be gone by
         // then.
         tokio::spawn(async move {
             if let Ok(status) = child.wait().await {
-                let _ = told.send(status);
+                let _ = sender.send(status);
             }
         });
         let pid = pid.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;

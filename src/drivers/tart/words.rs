@@ -17,7 +17,7 @@ const SOFTNET: &str = "Softnet process terminated prematurely";
 /// The cause of the guest's end, from the output and the error output of its latest run. The first message counts: a
 /// guest that powered off was not stopped by a stop that came a moment later.
 pub fn cause(out: &str, err: &str) -> Option<GoneCause> {
-    let told = out.lines().map(str::trim).find_map(|line| {
+    let reported = out.lines().map(str::trim).find_map(|line| {
         if line.starts_with(CRASHED) || is_network_loss(line) {
             Some(GoneCause::HypervisorError)
         } else if line.starts_with(POWERED_OFF) {
@@ -31,7 +31,7 @@ pub fn cause(out: &str, err: &str) -> Option<GoneCause> {
             None
         }
     });
-    told.or_else(|| err.contains(SOFTNET).then_some(GoneCause::HypervisorError))
+    reported.or_else(|| err.contains(SOFTNET).then_some(GoneCause::HypervisorError))
 }
 
 fn is_network_loss(line: &str) -> bool {

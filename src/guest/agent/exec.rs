@@ -94,7 +94,7 @@ impl Agent {
             tty: false,
         };
         let (to, requests) = mpsc::channel(4);
-        let heard = Notify::new();
+        let end_mark_seen = Notify::new();
         let send = async {
             let input =
                 |piece: &[u8]| ExecRequest { kind: Some(AgentRequest::StandardInput(Bytes { data: piece.to_vec() })) };
@@ -106,18 +106,23 @@ impl Agent {
                     break;
                 }
             }
-            heard.notified().await;
+            end_mark_seen.notified().await;
             // A message without bytes is the end of the input.
             let _ = to.send(input(&[])).await;
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            ended = self.receive(ReceiverStream::new(requests), &mark, &heard) => ended,
+            ended = self.receive(ReceiverStream::new(requests), &mark, &end_mark_seen) => ended,
             () = send => unreachable!("it never ends"),
         }
     }
 
-    async fn receive(&self, requests: ReceiverStream<ExecRequest>, mark: &str, heard: &Notify) -> Result<Ended, Error> {
+    async fn receive(
+        &self,
+        requests: ReceiverStream<ExecRequest>,
+        mark: &str,
+        end_mark_seen: &Notify,
+    ) -> Result<Ended, Error> {
         let mut grpc = Grpc::new(self.channel.clone());
         grpc.ready().await.map_err(|e| self.lost(&error_chain(&e)))?;
         let codec = ProstCodec::<ExecRequest, ExecResponse>::default();
@@ -155,10 +160,10 @@ impl Agent {
             }
             if let Some(end) = said.iter().position(|&b| b == b'\n') {
                 let code = std::str::from_utf8(&said[..end]).ok().and_then(|l| l.trim_start().parse().ok());
-                break code.ok_or_else(|| self.lost(&"the command's end does not read"))?;
+                break code.ok_or_else(|| self.lost(&"the end mark of the command cannot be parsed"))?;
             }
         };
-        heard.notify_one();
+        end_mark_seen.notify_one();
         // The rest of the output is not needed, but the agent may end properly.
         let _ = timeout(CLOSING, async { while let Ok(Some(_)) = answers.message().await {} }).await;
         Ok(Ended { exit, output })

@@ -70,7 +70,7 @@ impl OrphanedRunners {
                     clock::monotonic() + self.pace.first_retry
                 }
             };
-            let news = async {
+            let new_orphan = async {
                 loop {
                     match changes.recv().await {
                         Ok(change) if leaves_a_runner(&change) => return,
@@ -81,7 +81,7 @@ impl OrphanedRunners {
                 }
             };
             tokio::select! {
-                () = news => {}
+                () = new_orphan => {}
                 Ok(()) = links.changed() => {}
                 () = tokio::time::sleep_until(next) => {}
             }

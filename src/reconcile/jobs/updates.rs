@@ -94,9 +94,9 @@ impl JobUpdates {
             && record.status >= JobStatus::InProgress
         {
             let event = Event::JobChanged { job: record };
-            let told = self.ledger.apply(vm, Expect::Anything, event, now).await.map_err(Error::from);
+            let applied = self.ledger.apply(vm, Expect::Anything, event, now).await.map_err(Error::from);
             // The vm's record may have been deleted; the job's record stays.
-            if let Err(error) = told
+            if let Err(error) = applied
                 && error.code != Code::VmNotFound
             {
                 return Err(error);

@@ -133,7 +133,7 @@ impl Provisioner {
             let still = |now: &Vm| now.state == State::Running && now.attempt == vm.attempt && now.start_unconfirmed;
             let Some(now) = now.filter(still) else { return Ok(()) };
             let until = clock::monotonic() + START_IS_TOLD_WITHIN;
-            let told: Result<(), Failure> = async {
+            let permitted: Result<(), Failure> = async {
                 match handover {
                     Handover::Seed => Ok(()),
                     Handover::Ssh => {
@@ -148,7 +148,7 @@ impl Provisioner {
                 }
             }
             .await;
-            match told {
+            match permitted {
                 Ok(()) => return Ok(()),
                 Err(failure) => {
                     tracing::warn!(vm.id = %vm.id(), code = %failure.code, detail = failure.detail, "cannot tell the guest that it may start its job");

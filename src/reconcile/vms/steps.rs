@@ -123,7 +123,7 @@ impl Steps {
         if was_reached(vm) {
             driver.reached(&vm.instance()).await;
         }
-        let told = async {
+        let permission = async {
             if let Err(failure) = self.provisioner.permit_job(&driver, vm).await {
                 tracing::warn!(vm.id = %vm.id(), code = %failure.code, detail = failure.detail, "cannot tell the guest that it may start its job");
             }
@@ -132,7 +132,7 @@ impl Steps {
         tokio::select! {
             cause = self.full_disk.guest_gone(&driver, vm) => Ok(Event::InstanceGone { cause: cause? }),
             event = self.removal.dismissed(vm) => Ok(event),
-            never = told => never,
+            never = permission => never,
         }
     }
 

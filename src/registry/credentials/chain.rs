@@ -119,7 +119,7 @@ impl CredentialSource for Chain {
     async fn get(&self, registry: &str, renew: bool) -> CredentialResult {
         let Some(registry) = host::normal(registry) else {
             let shown: String = registry.chars().take(200).collect();
-            return Err(CredentialError::new(&format!("{shown:?}"), "chain", "this is no registry's host[:port]"));
+            return Err(CredentialError::new(&format!("{shown:?}"), "chain", "this is not a registry's host[:port]"));
         };
         let slot = self.slot(&registry);
         let seen = slot.asked.load(Ordering::Acquire);

@@ -36,7 +36,7 @@ pub struct StoredLogin {
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoredError {
-    #[error("{0:?} is no registry's host[:port]")]
+    #[error("{0:?} is not a registry's host[:port]")]
     NotARegistry(String),
     #[error("{0}")]
     Username(&'static str),

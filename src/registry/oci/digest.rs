@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 pub struct Digest([u8; 32]);
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no digest, expected sha256: and 64 lower case hexadecimal digits")]
+#[error("{0:?} is not a digest, expected sha256: and 64 lower case hexadecimal digits")]
 pub struct DigestError(String);
 
 impl Digest {

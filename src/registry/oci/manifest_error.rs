@@ -4,7 +4,7 @@ use super::form;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
-    #[error("the manifest is no image manifest ({what}); it begins with {found:?}")]
+    #[error("this is not an image manifest ({what}); it begins with {found:?}")]
     NotJson { what: String, found: String },
     #[error("this is {0}; only a virtual machine's image in Tart's format or Mayfly's can be a template")]
     Foreign(String),

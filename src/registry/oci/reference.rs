@@ -75,7 +75,7 @@ impl FromStr for Reference {
         let (repository, target) = match rest.split_once('@') {
             Some((repository, digest)) => (
                 repository,
-                ReferenceTarget::Digest(digest.parse().map_err(|_| fault("what is after the @ is no digest"))?),
+                ReferenceTarget::Digest(digest.parse().map_err(|_| fault("the text after the @ is not a digest"))?),
             ),
             None => {
                 let (repository, tag) = rest.split_once(':').unwrap_or((rest, "latest"));

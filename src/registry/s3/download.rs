@@ -284,7 +284,7 @@ impl Transfer {
                 Err(error) => (bytes::Bytes::new(), Some(Err(error))),
             };
             if *at + (buffer.len() + piece.len()) as u64 > end {
-                return Err(broken("it sent more than was asked for".into()));
+                return Err(broken("it sent more than requested".into()));
             }
             self.pace.allow(piece.len()).await;
             buffer.extend_from_slice(&piece);

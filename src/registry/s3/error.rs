@@ -15,13 +15,17 @@ pub(super) type Sdk<E> = SdkError<E, HttpResponse>;
 pub enum S3Error {
     #[error("S3: {0}")]
     Credentials(String),
-    #[error("{at}: access is denied: {what} (S3 also says that of what is not there, to who may not list the bucket)")]
+    #[error(
+        "{at}: access is denied: {what} (S3 also answers this for missing objects, if the caller may not list the bucket)"
+    )]
     Denied { at: String, what: String },
-    #[error("there is no bucket {bucket:?}, or not in this region ({region}): see AWS_REGION and AWS_ENDPOINT_URL_S3")]
+    #[error(
+        "the bucket {bucket:?} does not exist, or is not in this region ({region}): see AWS_REGION and AWS_ENDPOINT_URL_S3"
+    )]
     NoBucket { bucket: String, region: String },
-    #[error("there is no {at}")]
+    #[error("{at} does not exist")]
     NoObject { at: String },
-    #[error("{at} is there already, and is replaced only when that is asked for (`overwrite`)")]
+    #[error("{at} already exists, and is replaced only with `overwrite`")]
     Exists { at: String },
     #[error("{at} was changed while it was read: begin again")]
     Changed { at: String },

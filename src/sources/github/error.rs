@@ -6,7 +6,7 @@ use jiff::Timestamp;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GitHubError {
     /// Found locally, before any request was sent.
-    #[error("GitHub cannot be asked: {what}")]
+    #[error("cannot send requests to GitHub: {what}")]
     Settings { what: String },
     #[error("{server} does not accept who asks for {what}: {said}")]
     BadCredentials { server: String, what: String, said: String },
@@ -16,7 +16,7 @@ pub enum GitHubError {
     /// It does not exist, or is not visible with these credentials: GitHub does not distinguish them.
     #[error("{server} shows nothing of {what}: it does not exist, or these credentials may not see it{}", needs(.accepted))]
     NotVisible { server: String, what: String, accepted: Option<String> },
-    #[error("{server} answers no more until {until} ({limit} rate limit), asked for {what}")]
+    #[error("{server} refuses requests until {until} ({limit} rate limit); request: {what}")]
     RateLimited { server: String, what: String, limit: super::GitHubLimit, until: Timestamp },
     /// It must not be removed now, and neither may its vm.
     #[error("{server}: the runner {runner} is running a job")]
@@ -30,7 +30,7 @@ pub enum GitHubError {
     /// `sent`: it may have been carried out all the same.
     #[error("{server} cannot be reached for {what}: {cause}")]
     Unavailable { server: String, what: String, cause: String, sent: bool },
-    #[error("{server} gave an answer that cannot be used for {what}: {found}")]
+    #[error("{server} returned an unusable answer for {what}: {found}")]
     Unparsable { server: String, what: String, found: String },
 }
 

@@ -114,7 +114,9 @@ impl GitHubClient {
     fn check_repository(&self, scope: &Scope) -> Result<(), GitHubError> {
         match scope {
             Scope::Repository { .. } => Ok(()),
-            _ => Err(GitHubError::Settings { what: format!("jobs are asked for by repository, and not for {scope}") }),
+            _ => {
+                Err(GitHubError::Settings { what: format!("jobs can be queried only by repository, not for {scope}") })
+            }
         }
     }
 }

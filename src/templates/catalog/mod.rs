@@ -375,7 +375,7 @@ impl Root {
     /// The path of the template with this digest, whether it exists or not.
     fn place(&self, digest: &str) -> Result<PathBuf> {
         let directory = manifest::directory(digest)
-            .ok_or_else(|| Error::internal(format!("{digest:?} in the template catalog is no digest")))?;
+            .ok_or_else(|| Error::internal(format!("{digest:?} in the template catalog is not a digest")))?;
         Ok(self.dir.join(directory))
     }
 
@@ -396,7 +396,7 @@ impl Root {
         let bytes = fs::read(place.join(manifest::FILE_NAME))
             .map_err(|e| format!("the manifest cannot be read: {}", e.kind()))?;
         if manifest::digest(&bytes) != digest {
-            return Err("the manifest is another one".into());
+            return Err("the manifest does not match its digest".into());
         }
         TemplateManifest::from_bytes(&bytes).map_err(|e| format!("the manifest: {e}"))
     }

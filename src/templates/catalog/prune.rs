@@ -58,7 +58,7 @@ impl Item {
         let recent = |seconds: u64| {
             let age = now.duration_since(self.last_used_at);
             let limit = SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
-            (age < limit).then(|| format!("it was used {} s ago, and {seconds} s are asked for", age.as_secs().max(0)))
+            (age < limit).then(|| format!("it was used {} s ago, which is less than {seconds} s", age.as_secs().max(0)))
         };
         if self.kind == HeldKind::PartialPull {
             if self.busy {

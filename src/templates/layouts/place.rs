@@ -33,12 +33,12 @@ impl ExportDestination {
         let wrong = |what: &str| Err(Error::new(Code::RequestInvalid, format!("path {what}")).field("/path", what));
         if Location::is_meant(text) {
             let at = text.parse().map_err(|error: LocationError| {
-                Error::new(Code::RequestInvalid, error.to_string()).field("/path", "is no object in S3")
+                Error::new(Code::RequestInvalid, error.to_string()).field("/path", "is not an object in S3")
             })?;
             return Ok(ExportDestination::Object { at, overwrite: false });
         }
         if text.split_once("://").is_some_and(|(scheme, _)| scheme.bytes().all(|b| b.is_ascii_alphanumeric())) {
-            return wrong("must be on the service's host, or s3://bucket/key: no other place is known here");
+            return wrong("must be a path on the service's host, or s3://bucket/key");
         }
         let path = Path::new(text);
         if !path.is_absolute() || text.contains('\0') {
@@ -46,7 +46,7 @@ impl ExportDestination {
             return wrong("must be an absolute path on the service's host");
         }
         if path.components().any(|part| part == Component::ParentDir) {
-            return wrong("must not lead upwards: leave `..` out");
+            return wrong("must not contain `..`");
         }
         Ok(ExportDestination::File(path.components().collect()))
     }

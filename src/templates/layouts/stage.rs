@@ -154,7 +154,7 @@ fn absent(target: &Path) -> Result<()> {
 
 fn placed(target: &Path, error: io::Error) -> Error {
     if error.kind() == io::ErrorKind::AlreadyExists {
-        let detail = format!("{} is there already, and nothing is overwritten", target.display());
+        let detail = format!("{} already exists, and nothing is overwritten", target.display());
         return Error::new(Code::DestinationExists, detail)
             .field("/path", "choose another one, or remove what is there");
     }

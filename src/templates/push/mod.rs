@@ -140,7 +140,7 @@ impl Pusher {
     ) -> Result<Pushed, PushError> {
         let target = |what: &str| PushError::Target { request: Box::new(request.clone()), what: what.to_owned() };
         if let ReferenceTarget::Digest(_) = request.image.target() {
-            return Err(target("a digest follows from the content, name a tag"));
+            return Err(target("the push target must be a tag, not a digest"));
         }
         if request.part_size.is_some_and(|size| size < SMALLEST_PART) {
             return Err(target("a part of an upload has at least 1 MB"));
@@ -178,8 +178,8 @@ impl Pusher {
 
 fn failed(request: &PushRequest, error: RegistryError) -> PushError {
     let hint = match &error {
-        RegistryError::Refused { status: 413, .. } => "; it may take it in parts, say --chunk-size",
-        RegistryError::Denied { .. } => "; pushing needs more rights there than pulling does",
+        RegistryError::Refused { status: 413, .. } => "; it may accept parts: use --chunk-size",
+        RegistryError::Denied { .. } => "; a push needs more permissions than a pull",
         _ => "",
     };
     PushError::Registry { request: Box::new(request.clone()), error, hint }

@@ -900,7 +900,7 @@ async fn templates_that_cannot_run_here_are_refused_before_they_are_cloned() {
             Code::TemplateInvalid,
             "is raw by its own configuration, not qcow2",
         ),
-        (InstanceSpec { cpus: 1, ..rig.macos() }, Code::SizeImpossible, "at least 2 cores, and 1 were asked for"),
+        (InstanceSpec { cpus: 1, ..rig.macos() }, Code::SizeImpossible, "at least 2 cores, but 1 were requested"),
         (
             InstanceSpec { memory_mib: 1023, ..rig.macos() },
             Code::SizeImpossible,

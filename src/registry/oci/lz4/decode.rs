@@ -45,7 +45,7 @@ pub enum DecodeFault {
     MoreThanExpected { size: u64, left: u64 },
     #[error("a compressed block of {size} bytes, the most that is decoded at once is {MAX_BLOCK_BYTES}")]
     BlockTooLarge { size: usize },
-    #[error("a block of {encoded} bytes that claims to hold {decoded}: no LZ4 block does")]
+    #[error("a block of {encoded} bytes cannot decode to {decoded} bytes")]
     ImpossibleSizes { encoded: usize, decoded: usize },
     #[error("an LZ4 block of {encoded} bytes, to become {decoded}, is broken: {source}")]
     Block { encoded: usize, decoded: usize, source: DecompressError },
