@@ -143,7 +143,11 @@ fn kvm(facts: &QemuFacts, choice: AcceleratorChoice) -> Finding {
     const SLOW: &str = "guests are emulated, which is ten to thirty times slower";
     let say = |found: String, remedy: &str| {
         // Not configured: emulation is the fallback.
-        if choice == AcceleratorChoice::Kvm { KVM.fail(found, remedy) } else { KVM.warn(format!("{found}: {SLOW}"), remedy) }
+        if choice == AcceleratorChoice::Kvm {
+            KVM.fail(found, remedy)
+        } else {
+            KVM.warn(format!("{found}: {SLOW}"), remedy)
+        }
     };
     match (&facts.device, &facts.access) {
         (Ok(_), Ok(())) => KVM.ok("this user has access"),
