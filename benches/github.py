@@ -39,7 +39,7 @@ JOBS = int(os.environ.get("E2E_JOBS", "50"))
 SLOTS = int(os.environ.get("E2E_SLOTS", "2"))
 NAME = os.environ.get("E2E_NAME", "github-jobs")
 SEED = os.environ.get("E2E_SEED", "1")
-RUNNER = bench.ROOT / "tests" / "github" / "runner"
+RUNNER = bench.ROOT / "tests" / "doubles" / "github" / "runner"
 DOUBLE = bench.BINARY.parent / "examples" / "github-double"
 SECRET = "It's a Secret to Everybody"
 # A job whose runner is silent for this long is lost (at GitHub: ten minutes). The runner renews its lease every 5 s.

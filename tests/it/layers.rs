@@ -156,6 +156,18 @@ fn the_page_for_contributors_names_what_exists() {
     assert!(missing.is_empty(), "docs/contributing.md names what does not exist: {missing:?}");
 }
 
+/// One rule for module files: a module with submodules is a folder with a `mod.rs`.
+#[test]
+fn no_module_is_both_a_file_and_a_folder() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    for dir in ["src", "tests"] {
+        sources(&root.join(dir), &mut files);
+    }
+    let mixed: Vec<_> = files.iter().filter(|file| file.with_extension("").is_dir()).collect();
+    assert!(mixed.is_empty(), "move these to `mod.rs` in the folder: {mixed:?}");
+}
+
 /// What a driver says of an instance has more answers than "it runs". One module of the reconciler looks at an instance, and it
 /// names every answer; others ask its functions.
 #[test]

@@ -28,7 +28,7 @@ impl StandIn {
         let dir = data.join("stand-in");
         std::fs::create_dir(&dir).unwrap();
         let stand_in = StandIn { dir };
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/qemu/stand-in.py");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/doubles/qemu/stand-in.py");
         std::fs::copy(source, stand_in.program()).unwrap();
         std::fs::set_permissions(stand_in.program(), std::fs::Permissions::from_mode(0o755)).unwrap();
         stand_in.plan(plan);

@@ -1,4 +1,4 @@
-//! What goes on by itself, and how runner programs talk to this server: `tests/github/runner/` is one.
+//! What goes on by itself, and how runner programs talk to this server: `tests/doubles/github/runner/` is one.
 //!
 //! ```text
 //! POST /_runner/{session|poll|renew|log|completejob|disconnect}    authorization: bearer <encoded_jit_config>

@@ -15,10 +15,10 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 use super::{extract::Name, problem::Problem};
 use crate::domain::Code;
 
-const STYLE: &str = include_str!("pages/style.css");
-const STATUS_STYLE: &str = include_str!("pages/status.css");
-const STATUS_BODY: &str = include_str!("pages/status.html");
-const STATUS_SCRIPT: &str = include_str!("pages/status.js");
+const STYLE: &str = include_str!("style.css");
+const STATUS_STYLE: &str = include_str!("status.css");
+const STATUS_BODY: &str = include_str!("status.html");
+const STATUS_SCRIPT: &str = include_str!("status.js");
 
 type Page = ([(HeaderName, String); 3], String);
 
