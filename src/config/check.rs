@@ -1,4 +1,4 @@
-//! What a key's type and range cannot say: keys that need each other, names of tables, files that must be readable.
+//! Checks that involve several keys, table names or files.
 
 use std::{collections::BTreeMap, fs::File, path::Path};
 

@@ -1,4 +1,4 @@
-//! From the sources to the whole configuration.
+//! Builds the configuration from file, environment and command line.
 
 use std::path::PathBuf;
 

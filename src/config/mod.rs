@@ -1,21 +1,21 @@
 //! The configuration: composed of the sections of all parts, read once at the start.
 //!
 //! ```text
-//! load       from the sources to the whole configuration
+//! load       builds the configuration from file, environment and command line
 //!   data_dir where it is, and who may use it
-//!   check    what involves several keys, names of tables or files
-//!     pools  `[pools."<name>"]` as the domain takes it
+//!   check    checks that involve several keys, table names or files
+//!     pools  converts `[pools]` to the domain's type
 //!   given    the file, the environment and the command line, checked against the schemas
 //! docs       the page docs/configuration.md
 //! sections   which sections there are, and where
 //!   domain_sections   those whose values are types of the domain
-//! error      why there is no configuration
+//! error      errors of the configuration
 //! ```
 //!
 //! Every key is declared once, in the section of the part that uses it (`platform::settings`): its type, its default, its range
 //! and its description. A setting is taken from the command line, else from the environment, else from
-//! `<data-dir>/mayfly.toml`, else it has its default. What is not understood is refused with its place, because a setting that
-//! is silently ignored is noticed when it is needed.
+//! `<data-dir>/mayfly.toml`, else it has its default. Unknown keys and invalid values are errors that show where they
+//! stand (file and line, variable or option), because an ignored setting would be noticed too late.
 //!
 //! No setting is a secret: tokens and keys are in separate files.
 

@@ -1,4 +1,4 @@
-//! `[pools."<name>"]` as the domain takes it.
+//! Converts `[pools]` to the domain's type.
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,6 @@
 //! Asks the kernel which process holds a record lock on a file. The lock is never taken: on macOS, `flock` and record
-//! locks exclude one another, and for a `flock` the kernel reports the holder -1, to which other programs then send
-//! signals, that is, to every process of the user.
+//! locks exclude one another. If Mayfly held a `flock`, macOS would report -1 as the holder's pid to other programs,
+//! which send signals to the holder, and a signal to pid -1 goes to every process of the user.
 
 use std::{
     fs::File,

@@ -1,13 +1,13 @@
 //! The contract of all hypervisor drivers.
 //!
 //! A driver turns verbs into effects on one hypervisor and knows nothing else: not the store, not the guest's
-//! content, not other drivers. It has no state in memory: everything it needs is in its arguments, on disk, or in the
-//! hypervisor, so a new driver can serve an instance that was started last week. Waiting and retrying belong to
-//! `reconcile`.
+//! content, not other drivers. It needs nothing in memory to manage an instance: everything is in its arguments, on
+//! disk, or in the hypervisor, so a new driver can serve an instance that was started last week. Waiting and retrying
+//! belong to `reconcile`.
 //!
 //! Every verb is idempotent, because Mayfly may end right before or after any of them: a repeated `create` or `start`
-//! gives the same instance, and for `stop` and `destroy` absence is success. No guest is ever booted twice from one
-//! clone, because it would repeat its work.
+//! gives the same instance, and for `stop` and `destroy` absence is success. After the record that a guest
+//! was started, `start` never boots its clone again, because the guest would repeat its work.
 
 use std::{path::PathBuf, time::Duration};
 

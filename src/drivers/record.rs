@@ -1,7 +1,7 @@
 //! Records which process is an instance's hypervisor, in a file beside the instance: its pid and start time. So
 //! exactly that process is found later, regardless of other processes and of the hypervisor's own files.
 //!
-//! An unreadable record says nothing; other evidence about the instance still counts.
+//! A record that cannot be parsed is ignored; other evidence about the instance still counts.
 
 use std::{io, path::Path};
 

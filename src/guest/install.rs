@@ -6,7 +6,7 @@
 //!   as MIME and converts line ends.
 //! - It is one compound command: a shell that received only a part of it runs none of it.
 //! - Run again in the same guest, it leaves the files alone (the wrapper may be reading them) and only runs
-//!   `boot.sh`, which is safe to repeat. It removes the bundle of another vm that is in the template.
+//!   `boot.sh`, which is safe to repeat. If the template contains another vm's bundle, the script removes it.
 
 use std::fmt::Write as _;
 

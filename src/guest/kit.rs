@@ -11,7 +11,7 @@
 //! registration   0600   secret of the runner's registration; removed by the payload that reads it; absent with a seed
 //! ```
 //!
-//! The two `.env` files are read with the shell's `.`, so each value is quoted so that none of its bytes has a
+//! The three `.env` files are read with the shell's `.`, so each value is quoted so that none of its bytes has a
 //! special meaning. All files are text without NUL, because a shell must be able to write them.
 
 use std::{collections::BTreeMap, fmt, fmt::Write as _};

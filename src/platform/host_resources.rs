@@ -1,4 +1,4 @@
-//! What this machine has, as the defaults need it.
+//! Cores and memory of this machine, for defaults.
 
 use std::{sync::OnceLock, time::Duration};
 

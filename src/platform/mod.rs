@@ -1,11 +1,11 @@
-//! What every part needs of the operating system, the network and the runtime, written once.
+//! Shared access to the operating system, the network and the runtime.
 //!
 //! ```text
 //! clock           the time of day and the monotonic clock; a clock that tests can set
 //! data_dir        the names of everything below the data directory
 //! error_chain     an error and its causes as one line of text
 //! files           private files and directories, files that are replaced as a whole, secrets in files
-//! host_resources  what this machine has
+//! host_resources  cores and memory of this machine
 //! http            outbound HTTP clients: certificates, redirects, proxies, bodies of bounded size
 //! process         child processes: deadline, bounded output, a small environment, killed with the service
 //! retry           pauses between attempts

@@ -1,6 +1,6 @@
 //! How a part declares its section of the configuration: the type, default, range and description of each key, in one place.
 //!
-//! `section!` makes an ordinary serde struct and its `SCHEMA`. From the schemas, `config` refuses what no key takes and writes
+//! `section!` makes an ordinary serde struct and its `SCHEMA`. From the schemas, `config` rejects unknown keys and writes
 //! `docs/configuration.md`. The part itself knows neither where its section is nor where values come from.
 
 use std::{

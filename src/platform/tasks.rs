@@ -1,5 +1,5 @@
 //! Tasks that live as long as the service. One that panics is logged and started again: without that, the service would go on
-//! answering while a part of it stands still for ever.
+//! answering while one of its loops has stopped.
 
 use std::{any::Any, future::Future, io, panic::AssertUnwindSafe, time::Duration};
 

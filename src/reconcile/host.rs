@@ -16,7 +16,7 @@ use crate::{
     platform::{Clock, clock},
 };
 
-/// Longest pause between two test starts while the host's system refuses guests.
+/// Longest pause between two test starts while the host's operating system refuses guests.
 const LONGEST_LIMIT_PAUSE: Duration = Duration::from_secs(60);
 
 #[derive(Clone)]
@@ -24,7 +24,7 @@ pub(super) struct HostObserver {
     drivers: Arc<Registry>,
     host: HostInspector,
     clock: Clock,
-    /// First pause of a ceiling after the host's system refused a guest.
+    /// First pause of a ceiling after the host's operating system refused a guest.
     limit_pause: Duration,
 }
 
@@ -101,7 +101,7 @@ impl HostObserver {
         }
     }
 
-    /// The host's system refused to start this vm's guest because of the number of running guests.
+    /// The host's operating system refused to start this vm's guest because of the number of running guests.
     pub async fn limit_met(&self, vm: &Vm, fault: Fault) {
         let Some(&ResolvedSpec { os, .. }) = vm.spec.resolved() else { return };
         let running = self.look().await.running_beside(os, vm.id());
@@ -111,7 +111,7 @@ impl HostObserver {
         if let Some(c) = self.host.last().ceilings.iter().find(|c| c.os == os) {
             tracing::warn!(
                 os = os.as_str(), running, slots = self.host.capacity().slots(os), since = %c.fault.at, refusals = c.refusals,
-                detail = %c.fault.detail, "the host's system refuses to start guests although slots are free"
+                detail = %c.fault.detail, "the host's operating system refuses to start guests although slots are free"
             );
         }
     }
@@ -124,7 +124,7 @@ impl HostObserver {
         }
         let running = self.look().await.running_beside(os, vm.id()) + 1;
         if let Some(lifted) = self.host.update(|view| view.admitted(os, running)) {
-            tracing::info!(os = os.as_str(), running, since = %lifted.fault.at, "the host's system runs as many guests as there are slots again");
+            tracing::info!(os = os.as_str(), running, since = %lifted.fault.at, "a guest above the ceiling was started; the ceiling is removed");
         }
     }
 

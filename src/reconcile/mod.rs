@@ -11,7 +11,8 @@
 //! ```
 //!
 //! Every step is idempotent and depends only on the row, so there is no recovery code: a restart starts the same
-//! tasks on the same rows. The step of a vm whose state changed is cancelled; the next step finds what it has begun.
+//! tasks on the same rows. The step of a vm whose state changed is cancelled; the next step continues from what the
+//! cancelled step has done.
 
 mod failure;
 mod github;

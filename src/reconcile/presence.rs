@@ -1,5 +1,5 @@
-//! Records how long the service was down or suspended. Guests boot and runners work meanwhile, but cannot report it,
-//! so that time is added to the budgets within which they have to report.
+//! Records how long the service was down or suspended. During that time guests cannot deliver reports, so it is added
+//! to the budgets within which they have to report.
 //!
 //! The time is written to a file every second, without fsync, because a crash of the host ends its guests, too. A
 //! start reads the file and applies the gap to each vm as [`Event::ServiceAway`], before any budget is checked. A
@@ -94,7 +94,7 @@ impl Heartbeat {
     async fn note_away(&self, since: Timestamp, until: Timestamp) -> Result<(), StoreError> {
         let waiting = self.reader.live_vms().await?.into_iter().filter_map(|vm| {
             let away = away(&vm, since, until)?;
-            tracing::info!(vm.id = %vm.id(), away_ms = away, "the service was down or suspended; the vm's budgets are extended by that time");
+            tracing::info!(vm.id = %vm.id(), away_ms = away, "the service was down or suspended; the budgets that end with a report are extended by that duration");
             let event = Event::ServiceAway { milliseconds: away };
             Some(self.ledger.apply(vm.id(), Expect::Anything, event, until))
         });

@@ -9,7 +9,7 @@
 //!   retry      decides which failures are retried, and when
 //!   pace       limits the transfer rate
 //! credentials  finds the credentials for a registry
-//! logins       checks and stores the credentials of `mayfly registry login`
+//! logins       checks and stores the credentials of `mayfly template login`
 //! s3           downloads and uploads disk images in S3
 //! aws          loads the AWS configuration
 //! section      what can be configured

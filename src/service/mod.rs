@@ -1,5 +1,7 @@
-//! The verbs of the API: small structs, each with the parts that it needs. A verb validates, writes one transaction
-//! to the ledger and answers. The loops of `reconcile` read the ledger and do the rest; neither calls the other.
+//! The verbs of the API: small structs, each with the parts that it needs. A verb that changes a vm, a pull or a pool
+//! validates, writes to the ledger in one transaction, and returns. The loops of `reconcile` read the ledger and do the
+//! rest; neither calls the other. (A DELETE of a pull may need more than one transaction.) Imports, exports, pushes and
+//! the verification of templates are carried out within the request. Reads are verbs, too.
 //!
 //! Vms and pulls are created by `admission`, which the loops also use.
 

@@ -25,7 +25,7 @@ impl Registries {
     pub async fn log_in(&self, registry: &str, username: &str, secret: SecretString, check: bool) -> Result<LoggedIn> {
         let done = self.logins.login(registry, username, secret, check).await.map_err(failed)?;
         let known = &done.known;
-        tracing::info!(registry.host = %known.registry, username = %known.username, checked = done.checked, "logged in");
+        tracing::info!(registry.host = %known.registry, username = %known.username, checked = done.checked, "stored a registry login");
         Ok(done)
     }
 
@@ -35,7 +35,7 @@ impl Registries {
             let shown: String = registry.chars().take(200).collect();
             return Err(Error::new(Code::LoginNotFound, format!("no login is stored for {shown:?}")));
         }
-        tracing::info!(registry.host = registry, "logged out");
+        tracing::info!(registry.host = registry, "removed a registry login");
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! Tells the catalog which versions vms use before it removes one, and records what it removed.
+//! Before the catalog removes a version, reports which versions are used by vms. Records each removal.
 
 use std::collections::BTreeSet;
 
@@ -33,7 +33,7 @@ impl TemplateUsage for StoredTemplateUsage {
     }
 
     async fn pruned(&self, held: &VersionUsage) {
-        tracing::info!(template.digest = held.digest, bytes = held.bytes, why = held.why, "pruned");
+        tracing::info!(template.digest = held.digest, bytes = held.bytes, why = held.why, "template version pruned");
         metrics::counter!("mayfly_template_pruned_bytes_total").increment(held.bytes);
         let VersionUsage { digest, bytes, why, .. } = held.clone();
         let event = TemplateEvent::Pruned { digest, bytes, why };

@@ -1,3 +1,3 @@
-//! Job sources: one folder per CI system, with its client, its webhooks, and the registration of its runners.
+//! Clients of CI systems, one folder each.
 
 pub mod github;

@@ -1,4 +1,4 @@
-//! Runners that were registered at GitHub, or were about to be: the list of those that Mayfly may remove there.
+//! Runners whose registration was requested. Mayfly removes only these from GitHub.
 
 use jiff::Timestamp;
 

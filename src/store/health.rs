@@ -180,16 +180,14 @@ impl StoreHealth {
         let error_text = error.as_database_error().map_or_else(|| error.to_string(), |e| e.to_string());
         match meaning(error) {
             Meaning::Corrupt => self.damaged(&error_text),
-            Meaning::Full => self.unwritable(format!(
-                "the disk that holds {name} is full: make room, and the service goes on by itself"
-            )),
+            Meaning::Full => self
+                .unwritable(format!("the disk that holds {name} is full: free disk space; the service then continues")),
             Meaning::Busy => self.unwritable(format!("another program has locked {name}: stop that program")),
             Meaning::ReadOnly => self.unwritable(format!(
-                "{name} cannot be written ({error_text}): look at its permissions and at how its disk is mounted"
+                "{name} cannot be written ({error_text}): check its permissions and how its disk is mounted"
             )),
-            Meaning::Io | Meaning::Statement | Meaning::Unknown => self.unwritable(format!(
-                "{name} could not be written ({error_text}): look at its disk; the write is tried again by itself"
-            )),
+            Meaning::Io | Meaning::Statement | Meaning::Unknown => self
+                .unwritable(format!("{name} could not be written ({error_text}): check its disk; the service retries")),
         }
     }
 
@@ -199,7 +197,7 @@ impl StoreHealth {
 
     pub(super) fn too_slow(&self, limit: Duration) -> StoreFault {
         self.unwritable(format!(
-            "{} did not take a write within {} s: look at its disk, and at what else writes to it",
+            "{} did not take a write within {} s: check its disk, and what else writes to it",
             self.0.name,
             limit.as_secs()
         ))
@@ -207,7 +205,7 @@ impl StoreHealth {
 
     pub(super) fn damaged(&self, found: &str) -> StoreFault {
         let detail = format!(
-            "{} is damaged ({found}): nothing is accepted any more, and running guests are left alone; stop the service, \
+            "{} is damaged ({found}): the service accepts no requests that write; running guests continue; stop the service, \
              move the database and its -wal and -shm files away, restore a backup, and start it again",
             self.0.name
         );
@@ -216,7 +214,7 @@ impl StoreHealth {
 
     fn replaced(&self, file: &str, what: &str) -> StoreFault {
         let detail = format!(
-            "{file} {what} while the service was running: nothing is accepted any more, and running guests are left alone; \
+            "{file} {what} while the service was running: the service accepts no requests that write; running guests continue; \
              stop the service, put the right files in their place, and start it again"
         );
         StoreFault { kind: FaultKind::Replaced, detail: detail.into() }
@@ -286,9 +284,7 @@ impl DatabaseFiles {
                 Err(self.health.replaced(&name, "was removed"))
             }
             // A failed check does not mean that they are gone; writes are refused meanwhile.
-            Err(error) => {
-                Err(self.health.unwritable(format!("{name} cannot be looked at ({error}): look at its disk")))
-            }
+            Err(error) => Err(self.health.unwritable(format!("{name} cannot be inspected ({error}); check its disk"))),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Pulls: one row each, changed only with the newest generation.
+//! Pulls: one row each; an update is written only if the row has not changed since it was read.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! The connections for reads. Their errors are reported to the database's health: a page that cannot be read also
-//! matters for writes.
+//! The connections for reads. Their errors are reported to the database's health, because the writer has to check the
+//! database then.
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use sqlx::{

@@ -1,4 +1,4 @@
-//! Reads what rows of the database hold.
+//! Parses columns of rows.
 
 use super::{Result, StoreError};
 use crate::domain::{Vm, VmId};

@@ -113,7 +113,7 @@ async fn after_the_disk_was_full_everything_goes_on_without_a_restart() {
 
     fill_up(&disk);
     let answer = until_full(&serve).await;
-    refused(&answer, "store.unavailable", &["mayfly.db", "full", "make room"]);
+    refused(&answer, "store.unavailable", &["mayfly.db", "full", "free disk space"]);
     refused(&serve.post("/vms", job()).await, "store.unavailable", &["full"]);
     refused(&reports.tells(&serve, json!({"type": "guest_ready"})).await, "store.unavailable", &["full"]);
     let path = format!("/vms/{}?force=true", ended.id);
@@ -254,7 +254,7 @@ async fn a_database_that_is_not_at_its_place_any_more_takes_no_promises() {
         // What is known can still be read, and the guest is left alone.
         assert_eq!(serve.get(&format!("/vms/{}", guest.id)).await["state"], "booting", "{what}");
         let log = serve.log();
-        let said = log.lines().filter(|line| line.contains("ERROR") && line.contains("nothing is accepted any more"));
+        let said = log.lines().filter(|line| line.contains("ERROR") && line.contains("accepts no requests that write"));
         assert_eq!(said.count(), 1, "{what}: {log}");
         assert!(log.contains(serve.dir.join("mayfly.db").to_str().unwrap()), "{what}: the log names the whole path");
         assert_eq!(serve.stop(), Some(0), "{what}");

@@ -7,8 +7,9 @@
 //! 2. the process that was recorded as that before, by its pid and start time, even if the pid file is gone;
 //! 3. a process of our user that was started with this pid file and has open files in the instance's directory.
 //!
-//! A command line alone is never proof: any user may run a process that shows the same. It only shows for which of
-//! our own processes it is worth waiting, when a start was interrupted and its QEMU has no pid file yet.
+//! A command line alone is never proof: any user may run a process that shows the same. Alone, it is used
+//! only while a QEMU has no pid file yet, as after an interrupted start: a young process of our user with this pid file
+//! in its command line is waited for.
 
 use std::{
     io::{self, Read as _},

@@ -1,4 +1,4 @@
-//! One program that is run or started. See the module above for what holds for all of them.
+//! A child process: run to its end, or started. See the module above for what holds for all of them.
 
 use std::{
     ffi::{OsStr, OsString},

@@ -4,9 +4,9 @@
 //! service's environment may hold tokens and cloud credentials. Arguments are visible to every user of the
 //! host, so a secret goes in through standard input or a file, never through them.
 //!
-//! When a command is dropped, or its deadline passes, its whole process group is killed. What has made itself a session of
-//! its own (a daemonized hypervisor) is no longer in that group and lives on; so does what was started to live long
-//! ([`Command::start`]). Once [`set_supervisor`] was called, commands also die with this process, however that ends.
+//! When a command is dropped, or its deadline passes, its whole process group is killed. A process that created its own
+//! session (a daemonized hypervisor) is not in that group and continues to run, as do processes started with
+//! [`Command::start`]. Once [`set_supervisor`] was called, commands also die with this process, however that ends.
 
 use std::{
     ffi::{OsStr, OsString},

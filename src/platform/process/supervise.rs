@@ -1,9 +1,9 @@
 //! The process beside each program that kills it when the service has ended.
 //!
-//! A program that the service started must not go on when the service is gone: a `tart delete` that hung may wake up when the
-//! next start of the service has long moved on. The system ends the children of a process that dies on Linux only, and there
-//! only by the thread that started them, so a small process of ours (`mayfly supervise`) stays beside each program. It is in the
-//! program's process group, which the service made, and kills that group when the service has ended.
+//! A command that hung could continue after the next start of the service and act on newer instances. Only Linux can kill a
+//! child when its parent dies, and it does so when the parent's thread ends, not its process. So `mayfly supervise` runs beside
+//! each command that is run, except those that are `unsupervised`. It is in the command's process group, which the service made,
+//! and kills that group when the service has ended.
 
 use std::{
     ffi::{OsStr, OsString},

@@ -1,5 +1,4 @@
-//! Removes runners at GitHub whose vm, or whose attempt of it, has ended. Only runners with a row in `github_runners`
-//! are touched.
+//! Removes runners at GitHub whose vm or attempt has ended. Only runners with a row in `github_runners` are touched.
 
 use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
 
@@ -165,7 +164,10 @@ impl OrphanedRunners {
                         return RemovalAttempt::Gone;
                     }
                     Ok(None) if self.clock.now().duration_since(row.asked_at) > LATE => return RemovalAttempt::Gone,
-                    Ok(None) => return RemovalAttempt::Stays("it may come yet".to_owned()),
+                    Ok(None) => {
+                        let why = "GitHub does not list it; its registration may still take effect";
+                        return RemovalAttempt::Stays(why.to_owned());
+                    }
                     Err(error) => return RemovalAttempt::Stays(error.to_string()),
                 }
             }

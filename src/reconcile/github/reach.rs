@@ -1,4 +1,4 @@
-//! Whether GitHub can be reached, for each scope, as seen from the results of requests.
+//! Records for each scope whether GitHub can be reached, from the results of requests.
 
 use std::{collections::HashMap, future::pending};
 

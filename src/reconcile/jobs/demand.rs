@@ -152,7 +152,7 @@ impl PoolDemand {
             // The job cannot be read, or no longer exists: then no webhook will report it, and no runner will get it.
             Ok(None) => {}
             Err(error) => {
-                tracing::warn!(job.id = job.record.id, error = %error, "cannot query GitHub whether the job is still queued");
+                tracing::warn!(job.id = job.record.id, error = %error, "cannot ask GitHub whether the job is still queued");
                 let _alone = self.updates.lock().await;
                 let Some(mut job) = self.reader.job(job.record.id).await? else { return Ok(None) };
                 job.not_before = Some(self.clock.now() + REFUSED_PAUSE);

@@ -1,5 +1,5 @@
-//! Follows tags for templates: resolves each watched tag at an interval, and starts a pull in the background when it
-//! has moved. Holds no slot meanwhile.
+//! Follows tags for templates: resolves each watched tag at an interval, and starts a pull in the background when the
+//! tag has moved.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,7 +1,8 @@
 //! Decides which event follows when a budget of a vm is spent. All such decisions are made here.
 //!
-//! No guest is destroyed while GitHub may be giving its runner a job: GitHub is asked to remove the runner first, and
-//! refuses if the runner has a job.
+//! No spent budget destroys a guest while GitHub may be giving its runner a job: GitHub is asked to remove the runner
+//! first, and refuses if the runner has a job. The exceptions are the lifetime, and a drain budget that is not extended
+//! any more. A DELETE with `force` does not ask GitHub either.
 
 use jiff::{SignedDuration, Timestamp};
 

@@ -269,7 +269,7 @@ fn entered(vm: &Vm) {
         .checked_sub(2)
         .map(|before| vm.entered_at.duration_since(vm.timeline[before].at).as_secs_f64())
         .unwrap_or_default();
-    tracing::info!(vm.id = %vm.id(), vm.name = %vm.spec.name, state = %vm.state, previous_seconds = took, "vm moved");
+    tracing::info!(vm.id = %vm.id(), vm.name = %vm.spec.name, state = %vm.state, previous_seconds = took, "vm changed state");
     if let Some(before) = vm.timeline.len().checked_sub(2) {
         metrics::histogram!("mayfly_vm_state_seconds", "state" => vm.timeline[before].state.as_str()).record(took);
     }

@@ -88,7 +88,7 @@ impl FullDisk {
     }
 
     async fn note_pause(&self, vm: &Vm) {
-        let detail = "the guest is paused because the host's disk is full; it goes on when there is room";
+        let detail = "the guest is paused because the host's disk is full; it continues when there is enough space";
         tracing::warn!(vm.id = %vm.id(), "{detail}");
         self.note(vm, "the host's disk is full: the guest is paused").await;
         let fault = Fault { code: Code::HostFull, detail: detail.to_owned(), at: self.clock.now() };

@@ -151,7 +151,7 @@ impl Provisioner {
             match permitted {
                 Ok(()) => return Ok(()),
                 Err(failure) => {
-                    tracing::warn!(vm.id = %vm.id(), code = %failure.code, detail = failure.detail, "cannot tell the guest that it may start its job");
+                    tracing::warn!(vm.id = %vm.id(), code = %failure.code, detail = failure.detail, "cannot give the guest the permission to start its job");
                 }
             }
             pause = (pause * 2).min(Duration::from_secs(60));

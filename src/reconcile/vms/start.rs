@@ -1,7 +1,8 @@
 //! Checks right before the start of a guest whether the slot of its vm is still free.
 //!
 //! The slot was free when placement gave it. While the template was cloned, foreign guests may have started, so the
-//! host is inspected once more. If they took the slot, the vm returns its lease and waits for another slot.
+//! host is inspected once more. If they took the slot, the attempt ends and its clone is deleted. Then the vm returns to
+//! its old place in the queue.
 
 use std::{
     collections::{HashMap, HashSet},

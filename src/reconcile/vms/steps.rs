@@ -125,7 +125,7 @@ impl Steps {
         }
         let permission = async {
             if let Err(failure) = self.provisioner.permit_job(&driver, vm).await {
-                tracing::warn!(vm.id = %vm.id(), code = %failure.code, detail = failure.detail, "cannot tell the guest that it may start its job");
+                tracing::warn!(vm.id = %vm.id(), code = %failure.code, detail = failure.detail, "cannot give the guest the permission to start its job");
             }
             std::future::pending().await
         };

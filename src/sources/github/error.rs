@@ -1,4 +1,4 @@
-//! Errors of GitHub, distinguished as far as callers act differently.
+//! Errors of GitHub: one variant for each reaction of a caller or an administrator.
 
 use jiff::Timestamp;
 

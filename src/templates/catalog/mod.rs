@@ -385,7 +385,7 @@ impl Root {
         fs::rename(place, &grave)?;
         files::sync_dir(&self.dir)?;
         if let Err(e) = fs::remove_dir_all(&grave) {
-            tracing::warn!(path = %grave.display(), error = %e, "cannot delete the files of a removed template; the next sweep tries again");
+            tracing::warn!(path = %grave.display(), error = %e, "cannot delete the files of a removed template; the next start of the service tries again");
         }
         Ok(())
     }

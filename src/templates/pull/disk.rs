@@ -1,11 +1,11 @@
 //! The disk file of a pull.
 //!
-//! It starts empty or, where the file system supports it, as a clone of the template with the most common content, so
-//! that unchanged chunks need neither time nor space.
+//! It starts empty or, where the file system supports it, as a clone of the template that shares the most content
+//! with this image, so that unchanged chunks need neither time nor space.
 //!
-//! A layer counts once its bytes are on disk, so the writer has to wait for the disk anyway, and the page cache would
-//! only evict the data of others. So large runs bypass the cache where the file system allows it. A page is never
-//! written in both ways: incomplete pages go through the cache.
+//! Each layer is flushed before it counts, so caching its pages gives no advantage and evicts other data. Therefore
+//! large runs bypass the cache where the file system allows it. A page is never written in both ways: incomplete pages
+//! go through the cache.
 
 use std::{
     fs::{self, File, OpenOptions},

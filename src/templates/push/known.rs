@@ -1,9 +1,9 @@
-//! The blobs that a registry already has, according to manifests: that of the image at the tag, of the image that the
-//! template was pulled from, and of others that templates of the catalog were pulled from.
+//! Blobs that the registry already has. They are read from the manifests of (1) the image at the target tag, (2) the
+//! image this template was pulled from, (3) images that other templates were pulled from.
 //!
-//! The same content packed by another encoder is another blob. So a piece whose content is listed in one of these
-//! manifests is not packed again: its blob is used, which is in the repository or can be mounted from another one of
-//! the same registry. A manifest that cannot be read costs only bandwidth.
+//! The same content gives a different blob if another encoder compressed it, so a piece whose content is listed in one
+//! of these manifests is not compressed again: its blob is used, which is in the repository or can be mounted from
+//! another one of the same registry. A manifest that cannot be read costs only bandwidth.
 
 use std::{collections::HashMap, sync::Arc};
 
