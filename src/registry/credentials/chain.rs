@@ -378,7 +378,7 @@ mod tests {
     async fn what_is_no_registry_reaches_no_source() {
         let source = source(Inner { name: "s", ..Inner::default() });
         let (chain, _) = chain(&[&source]);
-        assert!(chain.get("ghcr.io\nevil", false).await.unwrap_err().to_string().contains("no registry's host"));
+        assert!(chain.get("ghcr.io\nevil", false).await.unwrap_err().to_string().contains("not a registry's host"));
         assert_eq!(source.0.asked.load(Ordering::SeqCst), 0);
     }
 }

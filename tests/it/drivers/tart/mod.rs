@@ -904,7 +904,7 @@ async fn templates_that_cannot_run_here_are_refused_before_they_are_cloned() {
         (
             InstanceSpec { memory_mib: 1023, ..rig.macos() },
             Code::SizeImpossible,
-            "at least 1024 MiB of memory, and 1023 MiB",
+            "at least 1024 MiB of memory, but 1023 MiB",
         ),
         (asif(rig.macos()), Code::TemplateInvalid, "needs macOS 26.0; this is no macOS"),
         (broken(rig.macos()), Code::TemplateInvalid, "<plist>"),
