@@ -303,7 +303,7 @@ async fn a_permanent_refusal_ends_the_retries() {
         (Fault::status(404), "does not have", 1),
         (Fault::retry_after(429, "86400"), "429", 1),
         (Fault::Hangup, "cannot be reached", 4),
-        (Fault::Truncate { to: 1000 }, "cannot be used", 4),
+        (Fault::Truncate { to: 1000 }, "unusable answer", 4),
     ] {
         let proxy = Proxy::before(&registry).start().await;
         proxy.on(Rule::get(&format!("*{big}"), fault));
