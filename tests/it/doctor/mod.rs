@@ -36,7 +36,7 @@ async fn what_is_said_of_each_machine() {
         let report = look(&machine).await;
         machine.assert_every_command_was_run();
         let mut settings = insta::Settings::clone_current();
-        settings.set_snapshot_path("doctor/snapshots");
+        settings.set_snapshot_path("snapshots");
         settings.set_prepend_module_to_snapshot(false);
         settings.set_omit_expression(true);
         settings.bind(|| {
