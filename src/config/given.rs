@@ -40,11 +40,11 @@ const COMMAND_LINE: &str = "command line";
 enum GivenValue {
     /// From the file.
     Typed(Value),
-    /// From the environment or the command line: text, which the key's type gives its meaning.
+    /// From the environment or the command line: text, parsed by the key's type.
     Untyped(String),
 }
 
-/// Everything that was given, and everything that is wrong with it.
+/// The given settings, and the problems found in them.
 #[derive(Default)]
 pub(super) struct GivenSettings {
     /// By path.

@@ -1,4 +1,4 @@
-//! Addresses inside guests.
+//! Addresses of guests, as seen from the host.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

@@ -1,14 +1,14 @@
 //! Runners at GitHub that no vm needs any more.
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{ids::VmId, scope::Scope, state::State, vm::Vm};
 
 /// A runner that Mayfly registered (or tried to register) at GitHub and that no vm needs any more. The sweep
 /// removes it there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, serde::Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = Ghost)]
 pub struct OrphanedRunner {
     pub name: String,

@@ -182,8 +182,12 @@ fn definition(files: &BTreeMap<ModulePath, SourceFile>, path: &[String], depth: 
     }
 }
 
-/// Which module uses which, without uses of a module that the user is a part of.
-fn dependencies(modules: &BTreeMap<ModulePath, String>) -> BTreeMap<ModulePath, BTreeSet<ModulePath>> {
+/// The paths that each module uses, as written, from the root of the crate.
+pub fn written_uses(modules: &BTreeMap<ModulePath, String>) -> BTreeMap<ModulePath, BTreeSet<ModulePath>> {
+    read_files(modules).into_iter().map(|(module, file)| (module, file.uses)).collect()
+}
+
+fn read_files(modules: &BTreeMap<ModulePath, String>) -> BTreeMap<ModulePath, SourceFile> {
     let names: BTreeSet<ModulePath> = modules.keys().cloned().collect();
     let mut files = BTreeMap::new();
     for (module, text) in modules {
@@ -192,6 +196,12 @@ fn dependencies(modules: &BTreeMap<ModulePath, String>) -> BTreeMap<ModulePath, 
         reader.visit_file(&parsed);
         files.insert(module.clone(), reader.finish());
     }
+    files
+}
+
+/// Which module uses which, without uses of a module that the user is a part of.
+fn dependencies(modules: &BTreeMap<ModulePath, String>) -> BTreeMap<ModulePath, BTreeSet<ModulePath>> {
+    let files = read_files(modules);
     let used_by = |(module, file): (&ModulePath, &SourceFile)| {
         let used = file.uses.iter().filter_map(|path| definition(&files, path, 0));
         (module.clone(), used.filter(|used| !module.starts_with(used)).collect())

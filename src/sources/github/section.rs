@@ -128,7 +128,7 @@ impl GitHubSection {
         Ok(secrets)
     }
 
-    /// Who we are to it; `None` when nobody said.
+    /// The credentials; `None` if none are configured.
     pub fn source(&self, env: impl Fn(&str) -> Option<String>) -> Result<Option<CredentialLocation>, String> {
         let app_id = self.app_id.as_ref().map(|id| id.0.as_str());
         CredentialLocation::choose(
