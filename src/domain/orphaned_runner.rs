@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 
 use super::{ids::VmId, scope::Scope, state::State, vm::Vm};
 
-/// A runner that Mayfly registered (or tried to register) at GitHub and that no vm needs any more. The sweep
+/// A runner that Mayfly registered (or tried to register) at GitHub and that no vm needs any more. Mayfly
 /// removes it there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = Ghost)]
