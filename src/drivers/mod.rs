@@ -14,7 +14,7 @@ use std::{path::PathBuf, time::Duration};
 use async_trait::async_trait;
 
 use crate::domain::{
-    Arch, Code, GuestOs, InstanceName,
+    Arch, Code, GuestOs, InstanceName, NetworkPolicy,
     endpoint::Endpoint,
     event::GoneCause,
     template::{DiskFormat, TemplateFiles},
@@ -80,11 +80,10 @@ impl std::fmt::Debug for Seed {
     }
 }
 
-/// How the guest reaches the guest API.
+/// What the guest may reach, and how it reaches the guest API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestNetwork {
-    /// `true`: the guest reaches only the guest API. `false`: also the internet and the host's network.
-    pub isolated: bool,
+    pub policy: NetworkPolicy,
     /// Unix socket of the guest API on this host.
     pub guest_api: PathBuf,
     /// Program that relays its standard input and output to that socket: `argv`, to which the socket's path is

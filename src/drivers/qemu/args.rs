@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::paths::QemuPaths;
 use crate::{
-    domain::Arch,
+    domain::{Arch, NetworkMode},
     drivers::{GuestNetwork, InstanceSpec},
 };
 
@@ -136,7 +136,7 @@ fn network(network: &GuestNetwork) -> Option<String> {
     relay.push(shell_quoted(network.guest_api.to_str()?));
     let relay = doubled(&relay.join(" "));
     // With IPv6 the restriction can be bypassed.
-    let reach = if network.isolated { "restrict=on,ipv6=off" } else { "restrict=off" };
+    let reach = if network.policy.mode == NetworkMode::Isolated { "restrict=on,ipv6=off" } else { "restrict=off" };
     Some(format!(
         "user,id=n0,{reach},hostfwd=tcp:127.0.0.1:0-:22,guestfwd=tcp:{GUEST_API_ADDRESS}:{GUEST_API_PORT}-cmd:{relay}"
     ))
@@ -204,7 +204,7 @@ mod tests {
     use super::*;
     use crate::{
         domain::{
-            GuestOs, VmId,
+            GuestOs, NetworkPolicy, VmId,
             template::{DiskFormat, TemplateFiles},
         },
         drivers::Seed,
@@ -230,7 +230,7 @@ mod tests {
             cmdline: Some("console=ttyS0 quiet".to_owned()),
             seed: Some(Seed { volume: vec![0; 512] }),
             network: GuestNetwork {
-                isolated: true,
+                policy: NetworkPolicy { mode: NetworkMode::Isolated, allow: Vec::new() },
                 guest_api: "/run/it's, a socket".into(),
                 relay: vec!["/usr/bin/mayfly".to_owned(), "relay".to_owned()],
             },
@@ -286,7 +286,7 @@ mod tests {
         spec.files.kernel = None;
         spec.files.initramfs = None;
         spec.seed = None;
-        spec.network.isolated = false;
+        spec.network.policy.mode = NetworkMode::Host;
         let args = arguments(&spec, KVM);
         assert!(!args.iter().any(|a| ["-kernel", "-initrd", "-append", "-bios"].contains(&a.as_str())));
         assert!(!args.join(" ").contains("seed"));

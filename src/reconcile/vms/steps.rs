@@ -8,7 +8,7 @@ use jiff::SignedDuration;
 use super::{full_disk::FullDisk, provisioning::Provisioner, start::StartPermits, template::TemplateFetch};
 use crate::{
     domain::{
-        Code, Event, Handover, QueueReason, ResolvedSpec, State, Vm,
+        Code, Event, Handover, NetworkMode, NetworkPolicy, QueueReason, ResolvedSpec, State, Vm,
         event::{Announcer, GoneCause},
         state::Step,
     },
@@ -62,7 +62,10 @@ impl Steps {
             full_disk: FullDisk::new(parts, settings.disk_full),
             removal,
             network: GuestNetwork {
-                isolated: settings.isolated,
+                policy: NetworkPolicy {
+                    mode: if settings.isolated { NetworkMode::Isolated } else { NetworkMode::Host },
+                    allow: Vec::new(),
+                },
                 guest_api: settings.guest_socket.clone(),
                 relay: settings.relay.clone(),
             },

@@ -29,7 +29,11 @@ fn spec(id: VmId) -> InstanceSpec {
         files: TemplateFiles { disk: "/none".into(), ..TemplateFiles::default() },
         cmdline: None,
         seed: None,
-        network: GuestNetwork { isolated: true, guest_api: "/none".into(), relay: vec!["none".to_owned()] },
+        network: GuestNetwork {
+            policy: mayfly::domain::NetworkPolicy { mode: mayfly::domain::NetworkMode::Isolated, allow: Vec::new() },
+            guest_api: "/none".into(),
+            relay: vec!["none".to_owned()],
+        },
     }
 }
 

@@ -77,7 +77,7 @@ impl QemuRig {
     fn network(&self) -> GuestNetwork {
         // Runs only when the guest connects, which none of these does.
         GuestNetwork {
-            isolated: true,
+            policy: mayfly::domain::NetworkPolicy { mode: mayfly::domain::NetworkMode::Isolated, allow: Vec::new() },
             guest_api: self.dir.path().join("api.sock"),
             relay: vec!["/bin/false".to_owned()],
         }

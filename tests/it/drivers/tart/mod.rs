@@ -149,7 +149,11 @@ impl TartRig {
             },
             cmdline: None,
             seed: None,
-            network: GuestNetwork { isolated: false, guest_api: "/none".into(), relay: vec!["none".to_owned()] },
+            network: GuestNetwork {
+                policy: mayfly::domain::NetworkPolicy { mode: mayfly::domain::NetworkMode::Host, allow: Vec::new() },
+                guest_api: "/none".into(),
+                relay: vec!["none".to_owned()],
+            },
         }
     }
 
