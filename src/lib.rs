@@ -6,8 +6,8 @@
 //! main, cli, app, config     wiring and the command line
 //! http                       routes, problems, auth, OpenAPI, pages
 //! service, reconcile         the verbs; the loops that run the next steps of vms, pulls and jobs
-//! store, drivers, registry, templates, sources, guest     know the domain and the platform; of each other, only
-//!                            `templates` uses `registry`
+//! store, drivers, registry, templates, sources, guest, gateway     know the domain and the platform; of each other,
+//!                            only `templates` uses `registry`
 //! platform                   shared parts: clock, child processes, outbound HTTP, files, error texts
 //! domain                     plain types and the table; no I/O, no clock
 //! ```
@@ -20,6 +20,7 @@ pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod drivers;
+pub mod gateway;
 pub mod guest;
 pub mod http;
 pub mod parts;

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc};
 use super::error::StartError;
 use crate::{
     config::{self, Config},
+    domain::gateway,
     drivers::{
         fake::{Fake, FakeWorld},
         qemu::{self, Qemu},
@@ -20,7 +21,7 @@ pub(super) fn registry(config: &Config, data: &DataDir, own_path: &Path) -> Resu
     if qemu.enabled {
         let settings = qemu::Settings {
             count_foreign: config.slots.count_foreign,
-            ..qemu::Settings::of(qemu, data.qemu_instances(), data.qemu_probe())
+            ..qemu::Settings::of(qemu, data.qemu_instances(), data.qemu_probe(), own_path)
         };
         let driver =
             Qemu::new(settings).map_err(|error| StartError::Driver { driver: Qemu::NAME, cause: error.summary })?;
@@ -44,15 +45,11 @@ pub(super) fn registry(config: &Config, data: &DataDir, own_path: &Path) -> Resu
 pub(super) fn guest_urls(config: &Config) -> BTreeMap<String, String> {
     let port = config.guest_listen().map_or(config::GUEST_PORT, |address| address.port());
     let tart = SocketAddr::new(config.drivers.tart.gateway, port);
-    [
-        (Qemu::NAME, qemu::args::GUEST_API_ADDRESS.to_owned()),
-        (Tart::NAME, tart.to_string()),
-        (Fake::NAME, tart.to_string()),
-    ]
-    .into_iter()
-    .map(|(driver, address)| {
-        let url = config.guest.advertise_url.clone().unwrap_or_else(|| format!("http://{address}"));
-        (driver.to_owned(), url)
-    })
-    .collect()
+    [(Qemu::NAME, gateway::GUEST_API.to_string()), (Tart::NAME, tart.to_string()), (Fake::NAME, tart.to_string())]
+        .into_iter()
+        .map(|(driver, address)| {
+            let url = config.guest.advertise_url.clone().unwrap_or_else(|| format!("http://{address}"));
+            (driver.to_owned(), url)
+        })
+        .collect()
 }

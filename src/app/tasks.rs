@@ -176,7 +176,6 @@ fn setup(config: &Config, data: DataDir, own_path: &Path) -> Result<Setup, Start
             tools: Tools { qemu_img: config.drivers.qemu.qemu_img.clone().unwrap_or_else(|| "qemu-img".into()) },
         },
         reconcile: reconcile::Settings {
-            relay: vec![own_path.display().to_string(), "guest-relay".to_owned()],
             guest_urls: drivers::guest_urls(config),
             isolated: config.drivers.qemu.isolated,
             disk_full: Duration::from_secs(u64::from(config.drivers.qemu.disk_full_seconds)),

@@ -13,6 +13,7 @@ mod detach;
 pub mod doctor;
 mod failure;
 mod follow;
+mod gateway;
 pub mod github;
 mod host;
 mod job;
@@ -137,7 +138,14 @@ enum TopCommand {
     Completions {
         shell: clap_complete::Shell,
     },
-    /// Copy standard input and output to and from a Unix socket: connects an isolated guest to the guest API
+    /// Serve the network of one guest, until its hypervisor ends
+    #[command(hide = true)]
+    GuestGateway {
+        /// What to serve, as JSON
+        file: PathBuf,
+    },
+    /// Copy standard input and output to and from a Unix socket: connects a guest that an earlier version started to the
+    /// guest API
     #[command(hide = true)]
     GuestRelay {
         socket: PathBuf,
@@ -216,6 +224,7 @@ fn dispatch(cli: Cli) -> Result<u8, CommandFailure> {
             output::bytes(&script)?;
             Ok(exit::OK)
         }
+        TopCommand::GuestGateway { file } => Ok(gateway::run(&file)),
         TopCommand::GuestRelay { socket } => Ok(relay::run(&socket)),
         TopCommand::Detach { command } => Ok(detach::run(&command)),
         TopCommand::Supervise { command } => Ok(supervise::run(&command)),

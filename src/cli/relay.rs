@@ -1,6 +1,7 @@
 //! `mayfly guest-relay SOCKET`: connects standard input and output to a Unix socket.
 //!
-//! QEMU runs one of these for every connection of an isolated guest to the guest API. QEMU passes one socket as
+//! A QEMU that an earlier version of Mayfly started runs one of these for every connection of its guest to the guest
+//! API, so that its job goes on after an upgrade. QEMU passes one socket as
 //! input, output *and* error output, so nothing may ever be printed here: the guest would read it as part of the
 //! answer. Both directions end independently, as in TCP: a guest that closes its side after the request still gets
 //! the answer.

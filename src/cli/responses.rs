@@ -142,9 +142,19 @@ pub(super) struct DeadlineResponse {
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct EndpointView {
-    pub host: String,
-    pub port: u16,
+#[serde(untagged)]
+pub(super) enum EndpointView {
+    Address { host: String, port: u16 },
+    Socket { socket: String },
+}
+
+impl EndpointView {
+    pub fn text(&self) -> String {
+        match self {
+            EndpointView::Address { host, port } => format!("{host} port {port}"),
+            EndpointView::Socket { socket } => format!("socket {socket}"),
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]

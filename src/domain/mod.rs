@@ -10,6 +10,7 @@ pub mod end;
 pub mod endpoint;
 pub mod error;
 pub mod event;
+pub mod gateway;
 pub mod github;
 pub mod host;
 pub mod ids;

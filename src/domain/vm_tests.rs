@@ -105,7 +105,7 @@ fn a_failed_attempt_goes_back_to_the_queue_with_a_clean_slate() {
     let vm = live(&[
         Event::SlotTaken,
         Event::Cloned,
-        Event::EndpointFound { ssh: Endpoint { host: "127.0.0.1".into(), port: 1 }, host_key: Some("k".into()) },
+        Event::EndpointFound { ssh: Endpoint::address("127.0.0.1", 1), host_key: Some("k".into()) },
         Event::AttemptFailed { fault: fault() },
         Event::InstanceStopped,
         Event::AttemptCleared { reason: QueueReason::Backoff, not_before: at(20) },
@@ -212,7 +212,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::TemplateReady { spec: spec(), budgets: Budgets { boot_seconds: 7, ..Budgets::default() } }),
         Just(Event::SlotTaken),
         Just(Event::Cloned),
-        Just(Event::EndpointFound { ssh: Endpoint { host: "h".into(), port: 2 }, host_key: Some("k".into()) }),
+        Just(Event::EndpointFound { ssh: Endpoint::address("h", 2), host_key: Some("k".into()) }),
         Just(Event::GuestReady { via: ReadyVia::GuestCall }),
         Just(Event::GuestConfigured),
         prop_oneof![

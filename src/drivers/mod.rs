@@ -57,6 +57,8 @@ pub struct DriverProbe {
     pub accelerator: String,
     /// Why a better accelerator is not used: cause, consequence and remedy.
     pub note: Option<String>,
+    /// What the host lacks to confine the hypervisor itself.
+    pub unconfined: Option<String>,
 }
 
 impl DriverProbe {
@@ -86,9 +88,6 @@ pub struct GuestNetwork {
     pub policy: NetworkPolicy,
     /// Unix socket of the guest API on this host.
     pub guest_api: PathBuf,
-    /// Program that relays its standard input and output to that socket: `argv`, to which the socket's path is
-    /// appended.
-    pub relay: Vec<String>,
 }
 
 /// Everything that defines an instance. A pure function of the vm's record and the configuration, so it can be

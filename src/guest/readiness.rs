@@ -1,7 +1,7 @@
 //! Detects that an SSH server answers in a guest.
 //!
-//! The proof is the server's first line, not a connection: QEMU's port forward accepts connections while the guest is
-//! still in its boot loader and then stays silent, or closes them at once when the guest is up without a server.
+//! The proof is the server's first line, not a connection: a forward may accept connections while the guest is still in
+//! its boot loader and then stay silent, or close them at once when the guest is up without a server.
 //!
 //! A probe with a long time limit notices late that the guest was not up when it connected. A probe with a short one
 //! misses a slow guest, and loads it with useless connections. So probes overlap: each may wait long, and new ones
@@ -13,12 +13,11 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     io::AsyncReadExt as _,
-    net::TcpStream,
     time::{Instant, sleep_until, timeout},
 };
 
-use super::ssh::SshError;
-use crate::platform::clock;
+use super::ssh::{self, SshError};
+use crate::{domain::endpoint::Endpoint, platform::clock};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(300);
 const LONGEST_PAUSE: Duration = Duration::from_millis(1500);
@@ -30,10 +29,10 @@ const MOST_BYTES: usize = 8192;
 
 /// Waits until an SSH server sends its identification, and returns that line (`SSH-2.0-…`). Dropping the future ends
 /// all probes.
-pub async fn banner(host: &str, port: u16, deadline: Instant) -> Result<String, SshError> {
-    first(AT_ONCE, deadline, || probe(host, port)).await.map_err(|last| {
+pub async fn banner(endpoint: &Endpoint, deadline: Instant) -> Result<String, SshError> {
+    first(AT_ONCE, deadline, || probe(endpoint)).await.map_err(|last| {
         let last = last.unwrap_or("no probe came to an end");
-        SshError::Retry(format!("no SSH server at {host}:{port} before the deadline: {last}"))
+        SshError::Retry(format!("no SSH server at {endpoint} before the deadline: {last}"))
     })
 }
 
@@ -64,9 +63,9 @@ where
     }
 }
 
-async fn probe(host: &str, port: u16) -> Result<String, &'static str> {
+async fn probe(endpoint: &Endpoint) -> Result<String, &'static str> {
     timeout(PROBE, async {
-        let mut stream = TcpStream::connect((host, port)).await.map_err(|_| "the connection was refused")?;
+        let mut stream = ssh::connect(endpoint).await.map_err(|_| "the connection was refused")?;
         let mut bytes = Vec::with_capacity(256);
         loop {
             if let Some(line) = identification(&bytes) {
@@ -126,8 +125,9 @@ mod tests {
             std::future::pending::<()>().await;
         };
         let begun = Instant::now();
+        let at = Endpoint::address("127.0.0.1", port);
         tokio::select! {
-            line = banner("127.0.0.1", port, soon(5000)) => assert_eq!(line.unwrap(), "SSH-2.0-test"),
+            line = banner(&at, soon(5000)) => assert_eq!(line.unwrap(), "SSH-2.0-test"),
             () = server => unreachable!(),
         }
         assert!(begun.elapsed() < Duration::from_secs(2));
@@ -161,8 +161,9 @@ mod tests {
             }
         };
         let begun = Instant::now();
+        let at = Endpoint::address("127.0.0.1", address.port());
         tokio::select! {
-            line = banner("127.0.0.1", address.port(), soon(15_000)) => assert_eq!(line.unwrap(), "SSH-2.0-late"),
+            line = banner(&at, soon(15_000)) => assert_eq!(line.unwrap(), "SSH-2.0-late"),
             () = server => unreachable!(),
         }
         assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
@@ -173,12 +174,12 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let begun = Instant::now();
-        let error = banner("127.0.0.1", port, soon(500)).await.unwrap_err();
+        let error = banner(&Endpoint::address("127.0.0.1", port), soon(500)).await.unwrap_err();
         assert!(matches!(error, SshError::Retry(_)));
         assert!(begun.elapsed() < Duration::from_secs(2));
 
         drop(listener);
-        let error = banner("127.0.0.1", port, soon(500)).await.unwrap_err().to_string();
+        let error = banner(&Endpoint::address("127.0.0.1", port), soon(500)).await.unwrap_err().to_string();
         assert!(error.contains("refused"), "{error}");
     }
 
@@ -192,8 +193,9 @@ mod tests {
                 stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
             }
         };
+        let at = Endpoint::address("127.0.0.1", port);
         tokio::select! {
-            r = banner("127.0.0.1", port, soon(700)) => {
+            r = banner(&at, soon(700)) => {
                 let error = r.unwrap_err().to_string();
                 assert!(error.contains("something else"), "{error}");
             }

@@ -9,10 +9,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub capacity: Capacity,
-    /// Unix socket of the guest API, for drivers that relay to it.
+    /// Unix socket of the guest API, for drivers whose guests have a gateway.
     pub guest_socket: PathBuf,
-    /// Program that relays standard input and output to that socket; the path is appended.
-    pub relay: Vec<String>,
     /// Driver → base URL of the guest API as its guests reach it.
     pub guest_urls: BTreeMap<String, String>,
     /// Guests can reach nothing but the guest API.
@@ -41,7 +39,6 @@ impl Settings {
         Settings {
             capacity,
             guest_socket: data.guest_socket(),
-            relay: Vec::new(),
             guest_urls: BTreeMap::new(),
             isolated: true,
             retry_backoff: Duration::from_secs(2),

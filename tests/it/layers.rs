@@ -11,6 +11,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("store", &["platform", "domain"]),
     ("drivers", &["platform", "domain"]),
     ("guest", &["platform", "domain"]),
+    ("gateway", &["platform", "domain"]),
     ("registry", &["platform", "domain"]),
     // Pulls and pushes move images between the catalog and a registry.
     ("templates", &["registry", "platform", "domain"]),

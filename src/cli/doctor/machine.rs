@@ -212,7 +212,8 @@ impl HostProbe for MachineFacts {
     async fn boot_guest(&self, binary: &Path) -> Result<(String, Option<String>), String> {
         let arch = Arch::of_this_host().ok_or("this processor is not one that Mayfly knows")?;
         let scratch = std::env::temp_dir();
-        let (accelerator, note) = qemu::probe::find(binary, arch, &scratch).await?;
+        let sandbox = qemu::sandbox::check(binary).await.is_ok();
+        let (accelerator, note) = qemu::probe::find(binary, arch, sandbox, &scratch).await?;
         Ok((accelerator.as_str().to_owned(), note))
     }
 }

@@ -54,7 +54,7 @@ pub(super) async fn run(vm: &str, client: &ApiClient, json: bool) -> Result<u8, 
         pairs.extend(job.url.clone().map(|url| ("", url)));
     }
     if let Some(ssh) = &vm.ssh {
-        pairs.push(("ssh", format!("{} port {}", ssh.host, ssh.port)));
+        pairs.push(("ssh", ssh.text()));
     }
     if !vm.labels.is_empty() {
         let labels: Vec<String> = vm.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();

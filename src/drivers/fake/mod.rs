@@ -70,6 +70,7 @@ impl Driver for Fake {
             arch: Arch::of_this_host().unwrap_or(Arch::X86_64),
             accelerator: "none".to_owned(),
             note: Some("guests of this driver exist in memory only".to_owned()),
+            unconfined: None,
         })
     }
 

@@ -1,19 +1,18 @@
 //! The command line of QEMU: a pure function of the spec, the paths and the machine.
 //!
-//! There are two layers of quoting. QEMU splits option values at commas, and a literal comma is doubled. The program
-//! of a guest forward is then split as by a shell, so its words are quoted before commas are doubled.
+//! QEMU splits option values at commas, and a literal comma is doubled.
 
 use std::path::Path;
 
 use super::paths::QemuPaths;
 use crate::{
-    domain::{Arch, NetworkMode},
-    drivers::{GuestNetwork, InstanceSpec},
+    domain::{Arch, gateway::GUEST_MAC},
+    drivers::InstanceSpec,
 };
 
-/// The address of the guest API in the guest, which user networking forwards to the relay.
-pub const GUEST_API_ADDRESS: &str = "10.0.2.100";
-pub const GUEST_API_PORT: u16 = 80;
+/// QEMU denies itself, by the kernel's filter of system calls: obsolete calls, other users' rights, new programs, and
+/// changes of its own limits and priority.
+pub const SANDBOX: [&str; 2] = ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
@@ -34,6 +33,8 @@ impl Accelerator {
 pub struct MachineSpec {
     pub arch: Arch,
     pub accelerator: Accelerator,
+    /// Whether QEMU confines itself. On Linux it can, unless it was built without.
+    pub sandbox: bool,
 }
 
 /// Machine, accelerator and processor: a probe has to share these with a real start.
@@ -54,7 +55,8 @@ pub fn machine(machine: MachineSpec, cpus: u32, memory_mib: u32) -> Vec<String> 
         // The architected pointer authentication algorithm halves the speed of an emulated guest.
         (Accelerator::Tcg, Arch::Aarch64) => "max,pauth-impdef=on",
     };
-    let mut args = words(&["-nodefaults", "-no-user-config", "-display", "none", "-M", board]);
+    let mut args = if machine.sandbox { words(&SANDBOX) } else { Vec::new() };
+    args.extend(words(&["-nodefaults", "-no-user-config", "-display", "none", "-M", board]));
     args.extend(words(&["-accel", &accelerator, "-cpu", processor]));
     args.extend(words(&["-smp", &cpus.to_string(), "-m", &memory_mib.to_string(), "-no-reboot"]));
     args
@@ -80,13 +82,7 @@ pub fn instance(spec: &InstanceSpec, paths: &QemuPaths, on: MachineSpec) -> Opti
     let process = if cfg!(target_os = "linux") { ",process=mayfly-vm" } else { "" };
     args.extend(words(&["-name", &format!("{}{process}", spec.name), "-uuid", &id.to_string()]));
     // The guest's processors stay stopped until the record of its end is ensured.
-    args.extend(words(&["-S", "-daemonize", "-pidfile", paths.pid().to_str()?]));
-    // A daemonized QEMU closes its standard error unless it has a log file and something to log; this log category
-    // writes nothing during whole-system emulation. QEMU interprets a percent sign in the file's name.
-    let errors = paths.errors();
-    if let Some(errors) = errors.to_str().filter(|path| !path.contains('%')) {
-        args.extend(words(&["-D", errors, "-d", "strace"]));
-    }
+    args.extend(words(&["-S", "-pidfile", paths.pid().to_str()?]));
 
     let socket = |id: &str, path: &Path| Some(format!("socket,id={id},path={},server=on,wait=off", escaped(path)?));
     args.extend(words(&["-chardev", &socket("qmp", &paths.qmp())?, "-mon", "chardev=qmp,mode=control"]));
@@ -112,8 +108,12 @@ pub fn instance(spec: &InstanceSpec, paths: &QemuPaths, on: MachineSpec) -> Opti
     }
     args.extend(words(&["-device", "virtio-rng-pci", "-device", "pvpanic-pci"]));
 
+    // As a server, QEMU takes another connection after the end of one, so a new gateway can take the place of another.
+    let link = escaped(&paths.link())?;
+    args.extend(words(&["-netdev", &format!("stream,id=n0,server=on,addr.type=unix,addr.path={link}")]));
     // Without a ROM the guest cannot boot from the network, and the package with the ROM is not needed.
-    args.extend(words(&["-netdev", &network(&spec.network)?, "-device", "virtio-net-pci,netdev=n0,romfile="]));
+    let mac = GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
+    args.extend(words(&["-device", &format!("virtio-net-pci,netdev=n0,mac={mac},romfile=")]));
 
     if let Some(kernel) = &spec.files.kernel {
         args.extend(words(&["-kernel", kernel.to_str()?]));
@@ -129,29 +129,12 @@ pub fn instance(spec: &InstanceSpec, paths: &QemuPaths, on: MachineSpec) -> Opti
     Some(args)
 }
 
-/// User networking: SSH forwarded from a port that the system chooses, only on loopback; the guest API through a
-/// relay.
-fn network(network: &GuestNetwork) -> Option<String> {
-    let mut relay: Vec<String> = network.relay.iter().map(|word| shell_quoted(word)).collect();
-    relay.push(shell_quoted(network.guest_api.to_str()?));
-    let relay = doubled(&relay.join(" "));
-    // With IPv6 the restriction can be bypassed.
-    let reach = if network.policy.mode == NetworkMode::Isolated { "restrict=on,ipv6=off" } else { "restrict=off" };
-    Some(format!(
-        "user,id=n0,{reach},hostfwd=tcp:127.0.0.1:0-:22,guestfwd=tcp:{GUEST_API_ADDRESS}:{GUEST_API_PORT}-cmd:{relay}"
-    ))
-}
-
 fn escaped(path: &Path) -> Option<String> {
     path.to_str().map(doubled)
 }
 
 fn doubled(text: &str) -> String {
     text.replace(',', ",,")
-}
-
-fn shell_quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 fn words(args: &[&str]) -> Vec<String> {
@@ -204,10 +187,10 @@ mod tests {
     use super::*;
     use crate::{
         domain::{
-            GuestOs, NetworkPolicy, VmId,
+            GuestOs, NetworkMode, NetworkPolicy, VmId,
             template::{DiskFormat, TemplateFiles},
         },
-        drivers::Seed,
+        drivers::{GuestNetwork, Seed},
     };
 
     fn spec() -> InstanceSpec {
@@ -231,8 +214,7 @@ mod tests {
             seed: Some(Seed { volume: vec![0; 512] }),
             network: GuestNetwork {
                 policy: NetworkPolicy { mode: NetworkMode::Isolated, allow: Vec::new() },
-                guest_api: "/run/it's, a socket".into(),
-                relay: vec!["/usr/bin/mayfly".to_owned(), "relay".to_owned()],
+                guest_api: "/run/api.sock".into(),
             },
         }
     }
@@ -245,8 +227,8 @@ mod tests {
         args.windows(2).filter(|w| w[0] == option).map(|w| w[1].as_str()).collect()
     }
 
-    const KVM: MachineSpec = MachineSpec { arch: Arch::X86_64, accelerator: Accelerator::Kvm };
-    const TCG: MachineSpec = MachineSpec { arch: Arch::X86_64, accelerator: Accelerator::Tcg };
+    const KVM: MachineSpec = MachineSpec { arch: Arch::X86_64, accelerator: Accelerator::Kvm, sandbox: false };
+    const TCG: MachineSpec = MachineSpec { arch: Arch::X86_64, accelerator: Accelerator::Tcg, sandbox: true };
 
     #[test]
     fn a_kernel_boot_in_full() {
@@ -254,11 +236,12 @@ mod tests {
         let plain = "/d,d/mayfly-01933b6e-8f2a-7c31-9d42-000000000001";
         let process = if cfg!(target_os = "linux") { ",process=mayfly-vm" } else { "" };
         let expected = [
+            "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
             "-nodefaults -no-user-config -display none -M q35 -accel tcg,thread=multi,tb-size=128 -cpu max -smp 2 -m 512 -no-reboot",
             &format!(
                 "-name mayfly-01933b6e-8f2a-7c31-9d42-000000000001{process} -uuid 01933b6e-8f2a-7c31-9d42-000000000001"
             ),
-            &format!("-S -daemonize -pidfile {plain}/qemu.pid -D {plain}/qemu.log -d strace"),
+            &format!("-S -pidfile {plain}/qemu.pid"),
             &format!("-chardev socket,id=qmp,path={dir}/qmp.sock,server=on,wait=off -mon chardev=qmp,mode=control"),
             &format!("-chardev socket,id=live,path={dir}/live.sock,server=on,wait=off -mon chardev=live,mode=control"),
             &format!(
@@ -274,8 +257,8 @@ mod tests {
                 "-drive if=none,id=seed,file={dir}/seed.img,format=raw,readonly=on -device virtio-blk-pci,drive=seed"
             ),
             "-device virtio-rng-pci -device pvpanic-pci",
-            "-netdev user,id=n0,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22,guestfwd=tcp:10.0.2.100:80-cmd:'/usr/bin/mayfly' 'relay' '/run/it'\\''s,, a socket'",
-            "-device virtio-net-pci,netdev=n0,romfile= -kernel /t/vmlinuz -initrd /t/initramfs.img -append console=ttyS0 quiet",
+            &format!("-netdev stream,id=n0,server=on,addr.type=unix,addr.path={dir}/net.sock"),
+            "-device virtio-net-pci,netdev=n0,mac=52:54:00:12:34:56,romfile= -kernel /t/vmlinuz -initrd /t/initramfs.img -append console=ttyS0 quiet",
         ];
         assert_eq!(arguments(&spec(), TCG).join(" "), expected.join(" "));
     }
@@ -286,20 +269,18 @@ mod tests {
         spec.files.kernel = None;
         spec.files.initramfs = None;
         spec.seed = None;
-        spec.network.policy.mode = NetworkMode::Host;
         let args = arguments(&spec, KVM);
         assert!(!args.iter().any(|a| ["-kernel", "-initrd", "-append", "-bios"].contains(&a.as_str())));
         assert!(!args.join(" ").contains("seed"));
         assert_eq!(value(&args, "-accel"), ["kvm"]);
         assert_eq!(value(&args, "-cpu"), ["host"]);
-        assert!(value(&args, "-netdev")[0].starts_with("user,id=n0,restrict=off,hostfwd=tcp:127.0.0.1:0-:22,"));
         spec.files.firmware = Some("/t/fw,1".into());
         assert_eq!(value(&arguments(&spec, KVM), "-bios"), ["/t/fw,1"]);
     }
 
     #[test]
     fn arm_has_another_board() {
-        let arm = |accelerator| MachineSpec { arch: Arch::Aarch64, accelerator };
+        let arm = |accelerator| MachineSpec { arch: Arch::Aarch64, accelerator, sandbox: true };
         let args = arguments(&spec(), arm(Accelerator::Hvf));
         assert_eq!((value(&args, "-M"), value(&args, "-cpu")), (vec!["virt"], vec!["host"]));
         let mut many = spec();

@@ -56,7 +56,8 @@ pub enum QemuPresence {
 pub async fn find(paths: &QemuPaths) -> io::Result<QemuPresence> {
     for _ in 0..SCANS {
         match certain(paths).await? {
-            // A daemonizing QEMU forks twice, and its child may have started after the list was made.
+            // A process that an earlier version started forks twice, and its child may have started after the list was
+            // made.
             QemuPresence::Nothing => match suspected(paths, &process::all().await?).await? {
                 Some(found) => return Ok(found),
                 None => continue,

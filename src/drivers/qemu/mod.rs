@@ -1,7 +1,7 @@
 //! The QEMU driver: the default on Linux (KVM, or emulation), and on macOS for Linux guests (HVF).
 //!
-//! One process per instance, daemonized so that it outlives the service. All state of an instance is in its directory
-//! and its process:
+//! Two processes per instance, in sessions of their own so that they outlive the service: QEMU, and the gateway of the
+//! guest's network. All state of an instance is in its directory and its processes:
 //!
 //! ```text
 //! <instances>/mayfly-<vm id>/   0700; of a later attempt mayfly-<vm id>-<attempt>/
@@ -9,6 +9,9 @@
 //!     seed.img                  0600, holds secrets; written at every start
 //!     qemu.pid                  locked by QEMU while it lives
 //!     qemu.process              0600, identity of the process: its pid and start time
+//!     net.sock                  the guest's network card; its gateway connects to it
+//!     gateway.json, .lock, .log what the gateway is started with, its lock while it lives, its log
+//!     ssh.sock                  the guest's SSH port, through the gateway
 //!     qmp.sock                  commands, one short connection each
 //!     live.sock                 events, for the listener that waits for a stop
 //!     watch.sock, watch.log     events: the socket is opened once, so that QEMU writes them to the log
@@ -51,11 +54,13 @@ pub mod accelerator_trial;
 pub mod args;
 pub mod disk;
 mod fault;
+mod gateway;
 mod instance;
 pub mod list;
 pub mod paths;
 pub mod probe;
 mod qmp;
+pub mod sandbox;
 mod section;
 mod settings;
 mod stops;
@@ -64,7 +69,7 @@ mod usernet;
 pub use section::{AcceleratorChoice, QemuSection};
 pub use settings::Settings;
 
-/// Initialisation takes a tenth of a second; longer on a host that swaps.
+/// It answers after a tenth of a second; later on a host that swaps.
 const START: Duration = Duration::from_secs(60);
 const VERSION: Duration = Duration::from_secs(10);
 /// How often QEMU is started for one `start`, if another process of the instance was in the way.
@@ -81,10 +86,16 @@ const WORDS: usize = 8 << 10;
 /// Free space that a guest needs to be resumed after the host's disk was full, in bytes.
 const ROOM_TO_RESUME: u64 = 64 << 20;
 
+/// What a probe found.
+struct Probed {
+    machine: MachineSpec,
+    probe: DriverProbe,
+}
+
 pub struct Qemu {
     settings: Settings,
     /// The result of this process's latest probe.
-    probed: Mutex<Option<(Accelerator, DriverProbe)>>,
+    probed: Mutex<Option<Probed>>,
     trials: Trials,
 }
 
@@ -135,18 +146,18 @@ impl Qemu {
         }
     }
 
-    async fn accelerator(&self) -> Result<Accelerator> {
+    async fn machine(&self) -> Result<MachineSpec> {
         let mut probed = self.probed.lock().await;
-        if let Some((accelerator, _)) = &*probed {
-            return Ok(*accelerator);
+        if let Some(Probed { machine, .. }) = &*probed {
+            return Ok(*machine);
         }
         let found = self.look(false).await?;
-        let accelerator = found.0;
+        let machine = found.machine;
         *probed = Some(found);
-        Ok(accelerator)
+        Ok(machine)
     }
 
-    async fn look(&self, fresh: bool) -> Result<(Accelerator, DriverProbe)> {
+    async fn look(&self, fresh: bool) -> Result<Probed> {
         let arch = self.arch()?;
         let binary = self.binary()?;
         self.qemu_img()?;
@@ -160,6 +171,9 @@ impl Qemu {
             let summary = format!("{} does not say its version: it may be broken", binary.display());
             return Err(DriverError::new(ErrorKind::Host, Code::HostUnavailable, summary).tail(output.stderr_tail));
         }
+        version_suffices(&version)?;
+        let unconfined = sandbox::check(&binary).await.err();
+        let sandbox = unconfined.is_none();
         let (accelerator, note) = match self.settings.accelerator {
             AcceleratorChoice::Kvm => (Accelerator::Kvm, None),
             AcceleratorChoice::Hvf => (Accelerator::Hvf, None),
@@ -168,14 +182,15 @@ impl Qemu {
                 (Accelerator::Tcg, Some(note))
             }
             AcceleratorChoice::Auto => {
-                let (found, note) = self.prove(&binary, &version, arch, fresh).await?;
+                let (found, note) = self.prove(&binary, &version, arch, sandbox, fresh).await?;
                 match self.trials.begin(probe::ProbeInputs::now(&binary, &version, arch), found, fresh) {
                     Some(why) => (Accelerator::Tcg, Some(why)),
                     None => (found, note),
                 }
             }
         };
-        Ok((accelerator, DriverProbe { version, arch, accelerator: accelerator.as_str().to_owned(), note }))
+        let probe = DriverProbe { version, arch, accelerator: accelerator.as_str().to_owned(), note, unconfined };
+        Ok(Probed { machine: MachineSpec { arch, accelerator, sandbox }, probe })
     }
 
     async fn prove(
@@ -183,6 +198,7 @@ impl Qemu {
         binary: &Path,
         version: &str,
         arch: Arch,
+        sandbox: bool,
         fresh: bool,
     ) -> Result<(Accelerator, Option<String>)> {
         let basis = probe::ProbeInputs::now(binary, version, arch);
@@ -190,7 +206,7 @@ impl Qemu {
             return Ok((known.accelerator, known.note));
         }
         let scratch = self.settings.probe_file.parent().unwrap_or(&self.settings.instances_dir);
-        let (accelerator, note) = probe::find(binary, arch, scratch).await.map_err(|why| {
+        let (accelerator, note) = probe::find(binary, arch, sandbox, scratch).await.map_err(|why| {
             let summary = format!("QEMU is installed and runs no guest: {why}");
             DriverError::new(ErrorKind::Host, Code::HostUnavailable, summary)
         })?;
@@ -211,21 +227,41 @@ impl Qemu {
         Ok(())
     }
 
-    async fn launch(&self, arguments: &[String], paths: &QemuPaths) -> Result<()> {
-        let output = Command::new(self.binary()?, START)
+    /// Starts QEMU in a session of its own, and waits until it answers. It is no daemon, because its sandbox forbids the
+    /// fork that makes one.
+    async fn launch(&self, arguments: &[String], paths: &QemuPaths, name: &InstanceName) -> Result<()> {
+        let failed = |error| failure::io(error, Code::BootFailed, "QEMU's log cannot be written");
+        let log = files::private().append(true).create(true).open(paths.errors()).map_err(failed)?;
+        // What an earlier start wrote is over.
+        log.set_len(0).map_err(failed)?;
+        let mut child = Command::new(&self.settings.program, START)
+            .args(["detach", "--"])
+            .arg(self.binary()?)
             .args(arguments)
-            // Frameworks of macOS abort a process that continues after fork(), as daemonizing does.
-            .env("OBJC_DISABLE_INITIALIZE_FORK_SAFETY", "YES")
-            .run()
-            .await
+            .start(log.try_clone().map_err(failed)?, log)
             .map_err(|error| failure::command(error, Code::BootFailed))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        // Output before QEMU opened its log is in the command's output, the rest is in the log.
-        let logged = std::fs::read(paths.errors()).unwrap_or_default();
-        let said = output.stderr_tail + &String::from_utf8_lossy(&logged[logged.len().saturating_sub(WORDS)..]);
-        Err(fault::start(&said))
+        let patience = clock::monotonic() + START;
+        let started = loop {
+            if let Ok(ended) = timeout(LOOK_AGAIN, child.wait()).await {
+                tracing::debug!(instance = %name, ?ended, "QEMU refused to start");
+                let said = std::fs::read(paths.errors()).unwrap_or_default();
+                return Err(fault::start(&String::from_utf8_lossy(&said[said.len().saturating_sub(WORDS)..])));
+            }
+            match instance::answers_as(paths, name).await {
+                Ok(true) => break Ok(()),
+                Ok(false) | Err(_) if clock::monotonic() < patience => {}
+                Ok(false) => {
+                    let summary = format!("another guest answers on the socket of {name}");
+                    break Err(DriverError::new(ErrorKind::Permanent, Code::BootFailed, summary));
+                }
+                Err(error) => break Err(fault::qmp(error, "QEMU was started and does not answer")),
+            }
+        };
+        // Without a task that waits for it, the process would stay a zombie when it ends.
+        tokio::spawn(async move {
+            let _ = child.wait().await;
+        });
+        started
     }
 
     /// Whether the instance runs and answers. One that does not answer may be starting or ending (an earlier start
@@ -295,6 +331,9 @@ impl Qemu {
     /// Starts the processors of a new guest. They stay stopped until QEMU is set up to record how the guest ends, so
     /// that no end is lost if this service dies meanwhile.
     async fn let_run(&self, paths: &QemuPaths, name: &InstanceName) -> Result<()> {
+        if gateway::is_used(paths)? {
+            gateway::ensure(&self.settings.program, paths).await?;
+        }
         let patience = clock::monotonic() + SETTLE;
         loop {
             let error = match instance::arm_watch(paths).await {
@@ -349,6 +388,25 @@ fn exists(path: &Path) -> Result<bool> {
     failure::exists(path).map_err(|error| failure::unseen(error, "the instance"))
 }
 
+/// Earlier versions cannot pass a guest's network through a socket.
+const LEAST_VERSION: (u32, u32) = (7, 2);
+
+fn version_suffices(version: &str) -> Result<()> {
+    let numbers = version.strip_prefix("QEMU emulator version ").unwrap_or(version);
+    let mut numbers = numbers.split(['.', ' ']).map_while(|part| part.parse::<u32>().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) if (major, minor) < LEAST_VERSION => {
+            let (least_major, least_minor) = LEAST_VERSION;
+            let summary = format!(
+                "QEMU {major}.{minor} is too old: install {least_major}.{least_minor} or later (Debian 12, Ubuntu 24.04)"
+            );
+            Err(DriverError::new(ErrorKind::Host, Code::HostUnavailable, summary))
+        }
+        // A version that cannot be read is not known to be too old.
+        _ => Ok(()),
+    }
+}
+
 fn missing(program: &str, arch: Arch) -> DriverError {
     let debian = match arch {
         Arch::X86_64 => "qemu-system-x86",
@@ -376,11 +434,11 @@ impl Driver for Qemu {
     async fn probe(&self, fresh: bool) -> Result<DriverProbe> {
         // Held during a trial guest, so that concurrent starts wait for its result instead of starting one each.
         let mut probed = self.probed.lock().await;
-        if !fresh && let Some((_, probe)) = &*probed {
+        if !fresh && let Some(Probed { probe, .. }) = &*probed {
             return Ok(probe.clone());
         }
         let found = self.look(fresh).await?;
-        let probe = found.1.clone();
+        let probe = found.probe.clone();
         *probed = Some(found);
         Ok(probe)
     }
@@ -417,12 +475,12 @@ impl Driver for Qemu {
             let summary = format!("{name} has no disk: it was never created, or its disk was removed");
             return Err(DriverError::new(ErrorKind::Permanent, Code::BootFailed, summary));
         }
-        let on = MachineSpec { arch: spec.arch, accelerator: self.accelerator().await? };
+        let on = self.machine().await?;
         self.trials
             .mark(&paths, on.accelerator)
             .map_err(|error| failure::io(error, Code::BootFailed, "the instance's directory cannot be written"))?;
         let arguments = args::instance(spec, &paths, on).ok_or_else(|| {
-            let summary = "a path of the template or of the guest API is not valid UTF-8";
+            let summary = "a path of the template is not valid UTF-8";
             DriverError::new(ErrorKind::Permanent, Code::TemplateInvalid, summary)
         })?;
         if let Some(seed) = &spec.seed {
@@ -431,8 +489,10 @@ impl Driver for Qemu {
                 .await
                 .map_err(|error| failure::io(error, Code::BootFailed, "the seed volume cannot be written"))?;
         }
+        gateway::prepare(&spec.network, &paths)
+            .map_err(|error| failure::io(error, Code::BootFailed, "the guest's network cannot be described"))?;
         let mut again = LAUNCHES;
-        while let Err(refused) = self.launch(&arguments, &paths).await {
+        while let Err(refused) = self.launch(&arguments, &paths, name).await {
             // A concurrent start was faster. If it succeeds, the instance runs; if it was interrupted, it has ended
             // by then.
             if !fault::is_busy(&refused) {
@@ -467,6 +527,7 @@ impl Driver for Qemu {
     async fn destroy(&self, name: &InstanceName) -> Result<()> {
         self.stop(name, Duration::ZERO).await?;
         let paths = self.paths(name);
+        gateway::end(&paths, name).await?;
         ignore_not_found(tokio::fs::remove_dir_all(&paths.dir).await)
             .map_err(|error| failure::io(error, Code::HostUnavailable, "the instance's directory cannot be removed"))?;
         match self.inspect(name).await? {
@@ -489,10 +550,13 @@ impl Driver for Qemu {
                 match instance::status(&paths).await {
                     Ok(status) => match stops::condition(&status.state) {
                         Condition::Stopped(cause) => Ok(Observation::Halted { cause }),
-                        Condition::UnderWay | Condition::Leaving => Ok(Observation::Running {
-                            ssh: status.ssh_port.map(|port| Endpoint { host: "127.0.0.1".to_owned(), port }),
-                            agent: None,
-                        }),
+                        Condition::UnderWay | Condition::Leaving => {
+                            let ssh = match gateway::is_used(&paths)? {
+                                true => Some(Endpoint::Socket { socket: paths.ssh() }),
+                                false => status.ssh_port.map(|port| Endpoint::address("127.0.0.1", port)),
+                            };
+                            Ok(Observation::Running { ssh, agent: None })
+                        }
                     },
                     // It is starting, ending, or busy; it certainly runs.
                     Err(error) => {
@@ -520,6 +584,7 @@ impl Driver for Qemu {
                 () = process.ended() => {}
                 // Needed for guests that an older version started, or that lost the setup when the service died.
                 never = keep_armed(&paths, name) => match never {},
+                never = gateway::keep(&self.settings.program, &paths, name) => match never {},
                 cause = stops::stopped(&paths) => return Ok(self.laid_at(&paths, cause).await),
                 () = self.trials.over(&paths) => {
                     self.probe_again().await;
@@ -565,7 +630,8 @@ impl Driver for Qemu {
     }
 
     fn hypervisor_logs(&self, name: &InstanceName) -> Vec<PathBuf> {
-        vec![self.paths(name).errors()]
+        let paths = self.paths(name);
+        vec![paths.errors(), paths.gateway_log()]
     }
 }
 

@@ -75,6 +75,31 @@ impl QemuPaths {
         self.dir.join("started")
     }
 
+    /// The guest's network: QEMU listens, and the gateway connects.
+    pub fn link(&self) -> PathBuf {
+        self.socket("net.sock", "n.sock")
+    }
+
+    /// Connections to it are connections to the guest's SSH port.
+    pub fn ssh(&self) -> PathBuf {
+        self.socket("ssh.sock", "s.sock")
+    }
+
+    /// What the gateway is started with.
+    pub fn gateway_spec(&self) -> PathBuf {
+        self.dir.join("gateway.json")
+    }
+
+    /// Locked by the gateway while it lives.
+    pub fn gateway_lock(&self) -> PathBuf {
+        self.dir.join("gateway.lock")
+    }
+
+    /// The gateway's log.
+    pub fn gateway_log(&self) -> PathBuf {
+        self.dir.join("gateway.log")
+    }
+
     pub fn console(&self) -> PathBuf {
         self.dir.join("console.log")
     }

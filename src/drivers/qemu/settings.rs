@@ -8,6 +8,8 @@ use crate::domain::Arch;
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub instances_dir: PathBuf,
+    /// Mayfly's own program, which is started as the gateways of guests.
+    pub program: PathBuf,
     /// File with the cached result of the accelerator probe.
     pub probe_file: PathBuf,
     /// `qemu-system-<arch>` on `PATH` when absent.
@@ -25,13 +27,19 @@ pub struct Settings {
 
 impl Settings {
     /// With the defaults of the section.
-    pub fn new(instances_dir: impl Into<PathBuf>, probe_file: impl Into<PathBuf>) -> Self {
-        Self::of(&QemuSection::default(), instances_dir, probe_file)
+    pub fn new(instances_dir: impl Into<PathBuf>, probe_file: impl Into<PathBuf>, program: impl Into<PathBuf>) -> Self {
+        Self::of(&QemuSection::default(), instances_dir, probe_file, program)
     }
 
-    pub fn of(section: &QemuSection, instances_dir: impl Into<PathBuf>, probe_file: impl Into<PathBuf>) -> Self {
+    pub fn of(
+        section: &QemuSection,
+        instances_dir: impl Into<PathBuf>,
+        probe_file: impl Into<PathBuf>,
+        program: impl Into<PathBuf>,
+    ) -> Self {
         Self {
             instances_dir: instances_dir.into(),
+            program: program.into(),
             probe_file: probe_file.into(),
             binary: section.binary.clone(),
             qemu_img: section.qemu_img.clone(),

@@ -225,7 +225,7 @@ impl Tart {
     async fn endpoint(&self, paths: &TartPaths, name: &InstanceName) -> Result<Option<Endpoint>> {
         let mac = run::read_config(paths)?.mac;
         let ip = address::find(&self.settings, paths, name, mac, || self.command(IP)).await?;
-        Ok(ip.map(|ip| Endpoint { host: ip.to_string(), port: self.settings.ssh_port }))
+        Ok(ip.map(|ip| Endpoint::address(ip.to_string(), self.settings.ssh_port)))
     }
 
     /// The VMs that are not in `own`, from `tart list`. If it fails or hangs, which one broken VM of any user may
@@ -398,7 +398,7 @@ impl Driver for Tart {
             notes.push(format!("VMs are counted by their locks, because Tart does not list them: {}", fails.why));
         }
         let note = (!notes.is_empty()).then(|| notes.join("; "));
-        Ok(DriverProbe { version, arch, accelerator: "vz".to_owned(), note })
+        Ok(DriverProbe { version, arch, accelerator: "vz".to_owned(), note, unconfined: None })
     }
 
     async fn create(&self, spec: &InstanceSpec) -> Result<()> {

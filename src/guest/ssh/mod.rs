@@ -6,7 +6,13 @@
 //! - The script goes through standard input: a command line would show its secrets to every process of the guest.
 //! - Dropping the future closes the connection. Processes in the guest continue; a repeated delivery is safe.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use russh::{
@@ -16,16 +22,20 @@ use russh::{
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{
-    net::TcpStream,
+    net::{TcpStream, UnixStream},
     time::{Instant, timeout, timeout_at},
 };
+use tokio_util::either::Either;
 
 use super::{
     install::{self, InstallTarget},
     kit::Kit,
     output::{TailBuffer, one_line},
 };
-use crate::{domain::Code, platform::clock};
+use crate::{
+    domain::{Code, endpoint::Endpoint},
+    platform::clock,
+};
 
 /// Time limit of a connection and login: a silent forwarded port must not use up the whole budget in one attempt.
 const LOGIN: Duration = Duration::from_secs(30);
@@ -42,8 +52,7 @@ pub enum SshLogin {
 
 #[derive(Clone, Debug)]
 pub struct SshTarget {
-    pub host: String,
-    pub port: u16,
+    pub endpoint: Endpoint,
     pub user: String,
     pub login: SshLogin,
     /// The key that an earlier delivery to this guest returned (OpenSSH public key format); `None` at the first
@@ -102,7 +111,7 @@ pub async fn start(target: &SshTarget, attempt: u32, deadline: Instant) -> Resul
 
 async fn deliver_to(target: &SshTarget, script: &str, deadline: Instant) -> Result<SshDelivery, SshError> {
     let login_deadline = deadline.min(clock::monotonic() + LOGIN);
-    let at = format!("{}:{}", target.host, target.port);
+    let at = target.endpoint.to_string();
     let mut connection = timeout_at(login_deadline, SshConnection::open(target, &at))
         .await
         .map_err(|_| SshError::Retry(format!("{at} did not answer in time while connecting")))??;
@@ -117,12 +126,32 @@ async fn deliver_to(target: &SshTarget, script: &str, deadline: Instant) -> Resu
     Ok(SshDelivery { host_key, boot_log })
 }
 
+/// A connection to the guest's SSH port.
+pub(super) type GuestStream = Either<TcpStream, UnixStream>;
+
+pub(super) async fn connect(endpoint: &Endpoint) -> io::Result<GuestStream> {
+    Ok(match endpoint {
+        Endpoint::Address { host, port } => Either::Left(TcpStream::connect((host.as_str(), *port)).await?),
+        Endpoint::Socket { socket } => Either::Right(UnixStream::connect(socket).await?),
+    })
+}
+
 /// Aborts the connection when its owner is dropped: russh's own task would keep it.
-struct SshDisconnect(std::net::TcpStream);
+struct SshDisconnect(OwnedFd);
+
+impl SshDisconnect {
+    fn of(stream: &GuestStream) -> io::Result<Self> {
+        let descriptor = match stream {
+            Either::Left(stream) => stream.as_fd(),
+            Either::Right(stream) => stream.as_fd(),
+        };
+        descriptor.try_clone_to_owned().map(Self)
+    }
+}
 
 impl Drop for SshDisconnect {
     fn drop(&mut self) {
-        let _ = self.0.shutdown(std::net::Shutdown::Both);
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
     }
 }
 
@@ -204,12 +233,8 @@ impl SshConnection {
         }
 
         let retry = |what: &str, e: &dyn std::fmt::Display| SshError::Retry(format!("{what} {at}: {}", one_line(e)));
-        let stream = TcpStream::connect((target.host.as_str(), target.port))
-            .await
-            .map_err(|e| retry("cannot connect to", &e))?;
-        let stream = stream.into_std().map_err(|e| retry("cannot use the connection to", &e))?;
-        let cut = SshDisconnect(stream.try_clone().map_err(|e| retry("cannot use the connection to", &e))?);
-        let stream = TcpStream::from_std(stream).map_err(|e| retry("cannot use the connection to", &e))?;
+        let stream = connect(&target.endpoint).await.map_err(|e| retry("cannot connect to", &e))?;
+        let cut = SshDisconnect::of(&stream).map_err(|e| retry("cannot use the connection to", &e))?;
 
         let seen = ServerNotes::default();
         let watcher = Watcher { pinned, seen: seen.clone() };

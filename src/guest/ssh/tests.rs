@@ -31,7 +31,7 @@ fn ed25519() -> PrivateKey {
 }
 
 fn target(port: u16, login: SshLogin) -> SshTarget {
-    SshTarget { host: "127.0.0.1".into(), port, user: "runner".into(), login, pinned_host_key: None }
+    SshTarget { endpoint: Endpoint::address("127.0.0.1", port), user: "runner".into(), login, pinned_host_key: None }
 }
 
 fn password(text: &str) -> SshLogin {
@@ -108,7 +108,7 @@ fn keygen(kind: &str, path: &str) {
 #[tokio::test]
 async fn openssh_takes_the_kit_and_its_key_is_pinned() {
     let Some(sshd) = Sshd::start(&["ed25519", "ecdsa"]) else { return };
-    let line = banner("127.0.0.1", sshd.port, soon(10)).await.unwrap();
+    let line = banner(&Endpoint::address("127.0.0.1", sshd.port), soon(10)).await.unwrap();
     assert!(line.starts_with("SSH-2.0-OpenSSH"), "{line}");
 
     // More than one channel window of script, so that flow control is part of the test.
@@ -136,7 +136,7 @@ async fn openssh_takes_the_kit_and_its_key_is_pinned() {
 #[tokio::test]
 async fn openssh_with_an_rsa_key_only() {
     let Some(sshd) = Sshd::start(&["rsa"]) else { return };
-    banner("127.0.0.1", sshd.port, soon(10)).await.unwrap();
+    banner(&Endpoint::address("127.0.0.1", sshd.port), soon(10)).await.unwrap();
     let done = deliver_to(&sshd.target("rsa"), "echo out; echo err >&2; exit 0", soon(20)).await.unwrap();
     assert!(done.host_key.starts_with("ssh-rsa "));
     let shown = String::from_utf8(done.boot_log).unwrap();
@@ -152,7 +152,7 @@ async fn openssh_with_an_rsa_key_only() {
 #[tokio::test]
 async fn openssh_and_what_goes_wrong_in_the_guest() {
     let Some(sshd) = Sshd::start(&["ed25519"]) else { return };
-    banner("127.0.0.1", sshd.port, soon(10)).await.unwrap();
+    banner(&Endpoint::address("127.0.0.1", sshd.port), soon(10)).await.unwrap();
 
     let error = deliver_to(&sshd.target("ed25519"), "echo no such user >&2; exit 7", soon(20)).await.unwrap_err();
     assert_eq!(error, SshError::Failed { exit: Some(7), tail: "no such user\n".into() });
@@ -200,7 +200,7 @@ async fn the_real_kit_runs_its_job() {
     let server = serve_api(api, calls.clone());
     let target = sshd.target("ed25519");
     let lived = async {
-        banner("127.0.0.1", sshd.port, soon(10)).await.unwrap();
+        banner(&Endpoint::address("127.0.0.1", sshd.port), soon(10)).await.unwrap();
         let done = deliver_to(&target, &script, soon(30)).await.unwrap();
         assert!(String::from_utf8_lossy(&done.boot_log).contains("wrapper started"));
         let finished = |calls: &Vec<String>| calls.iter().any(|c| c.contains("runner_finished"));
@@ -250,7 +250,7 @@ async fn serve_api(listener: TcpListener, calls: Arc<Mutex<Vec<String>>>) {
 #[tokio::test]
 async fn no_secret_is_ever_an_argument() {
     let Some(sshd) = Sshd::start(&["ed25519"]) else { return };
-    banner("127.0.0.1", sshd.port, soon(10)).await.unwrap();
+    banner(&Endpoint::address("127.0.0.1", sshd.port), soon(10)).await.unwrap();
     let mark = format!("mark{}", std::process::id());
     let script = format!("{{ SECRET={mark}; printf '%s' \"$SECRET\" >/dev/null; sleep 1; exit 0; }}");
     let watch = async {

@@ -80,7 +80,7 @@ impl Provisioner {
             Handover::Ssh => {
                 let ssh = self.endpoint(driver, vm).await?;
                 self.note_endpoint(vm, ssh.clone(), None).await?;
-                guest::readiness::banner(&ssh.host, ssh.port, self.step_ends(vm))
+                guest::readiness::banner(&ssh, self.step_ends(vm))
                     .await
                     .map_err(|error| Failure::new(FailureKind::Retry, Code::GuestNotReady, error.to_string()))?;
                 Ok(ReadyVia::SshBanner)
@@ -297,8 +297,7 @@ impl Provisioner {
 
 async fn ssh_target(vm: &Vm, template: &Template, ssh: &Endpoint) -> Result<guest::ssh::SshTarget, Failure> {
     Ok(guest::ssh::SshTarget {
-        host: ssh.host.clone(),
-        port: ssh.port,
+        endpoint: ssh.clone(),
         user: template.user.clone(),
         login: login(template).await?,
         pinned_host_key: vm.host_key.clone(),

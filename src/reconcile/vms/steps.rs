@@ -67,7 +67,6 @@ impl Steps {
                     allow: Vec::new(),
                 },
                 guest_api: settings.guest_socket.clone(),
-                relay: settings.relay.clone(),
             },
             retry_backoff: settings.retry_backoff,
         }

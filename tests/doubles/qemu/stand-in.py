@@ -83,7 +83,6 @@ class Guest:
         self.uuid = option(args, "-uuid")
         self.state = "prelaunch" if "-S" in args else "running"
         self.console = path_in(devices["console"])
-        self.errors = option(args, "-D")
         self.listeners, self.clients = [], {}
         for ident, value in devices.items():
             if ident != "console":
@@ -94,6 +93,17 @@ class Guest:
                 listener.bind(path)
                 listener.listen(8)
                 self.listeners.append(listener)
+        # The guest's network card: it sends nothing and takes everything.
+        self.network = None
+        network = option(args, "-netdev")
+        if network:
+            path = path_in(network.replace("addr.path=", "path="))
+            if os.path.exists(path):
+                os.unlink(path)
+            self.network = socket.socket(socket.AF_UNIX)
+            self.network.bind(path)
+            self.network.listen(1)
+        self.links = []
         self.log = None
         watch = devices.get("watch", "").replace(",,", "\0")
         for part in watch.split(","):
@@ -119,9 +129,7 @@ class Guest:
             self.send(client, event)
 
     def words(self, text):
-        if self.errors:
-            with open(self.errors, "a") as errors:
-                errors.write(text)
+        os.write(2, text.encode())
 
     def happen(self):
         kind = self.plan["kvm"]
@@ -159,10 +167,18 @@ class Guest:
     def run(self):
         while True:
             wait = None if self.due is None else max(0.0, self.due - time.monotonic())
-            ready, _, _ = select.select(self.listeners + list(self.clients), [], [], wait)
+            network = [self.network] if self.network else []
+            ready, _, _ = select.select(self.listeners + list(self.clients) + network + self.links, [], [], wait)
             if self.due is not None and time.monotonic() >= self.due:
                 self.happen()
             for source in ready:
+                if source is self.network:
+                    self.links.append(source.accept()[0])
+                    continue
+                if source in self.links:
+                    if not source.recv(65536):
+                        self.links.remove(source)
+                    continue
                 if source in self.listeners:
                     client, _ = source.accept()
                     self.clients[client] = b""
@@ -186,16 +202,8 @@ class Guest:
                         return
 
 
-def daemonize(args):
-    """Like QEMU: the caller waits until the pid file is locked."""
-    reader, writer = os.pipe()
-    if os.fork():
-        os.close(writer)
-        sys.exit(0 if os.read(reader, 1) == b"0" else 1)
-    os.close(reader)
-    os.setsid()
-    if os.fork():
-        os._exit(0)
+def lock(args):
+    """Like QEMU: a second process of the same instance ends."""
     pid_file = os.open(option(args, "-pidfile"), os.O_CREAT | os.O_RDWR, 0o600)
     try:
         fcntl.lockf(pid_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -204,7 +212,7 @@ def daemonize(args):
         os._exit(1)
     os.ftruncate(pid_file, 0)
     os.write(pid_file, b"%d\n" % os.getpid())
-    return pid_file, writer
+    return pid_file
 
 
 def main():
@@ -214,6 +222,9 @@ def main():
     if "--version" in args:
         print(plan["version"])
         return
+    if option(args, "-M") == "help":
+        # Asked with `-sandbox`, to see whether that is refused.
+        become(plan["emulator"], args)
     accelerator = (option(args, "-accel") or "").split(",")[0]
     if option(args, "-name") == PROBE:
         if accelerator != "kvm":
@@ -226,13 +237,8 @@ def main():
         become(plan["emulator"], args)
     if plan["kvm"] == "works":
         become(plan["emulator"], emulated(args))
-    pid_file, started = daemonize(args)
+    pid_file = lock(args)
     guest = Guest(args, plan)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(nothing, stream)
-    os.write(started, b"0")
-    os.close(started)
     guest.run()
 
 

@@ -32,7 +32,6 @@ fn spec(id: VmId) -> InstanceSpec {
         network: GuestNetwork {
             policy: mayfly::domain::NetworkPolicy { mode: mayfly::domain::NetworkMode::Isolated, allow: Vec::new() },
             guest_api: "/none".into(),
-            relay: vec!["none".to_owned()],
         },
     }
 }

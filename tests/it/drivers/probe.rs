@@ -74,7 +74,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn emulated(program: &Path, arch: Arch) {
     let dir = tempfile::tempdir().unwrap();
-    let machine = MachineSpec { arch, accelerator: Accelerator::Tcg };
+    let machine = MachineSpec { arch, accelerator: Accelerator::Tcg, sandbox: false };
     let report = guest::run(program, machine, dir.path(), Extent::Work, PATIENCE).await.unwrap();
     eprintln!("one round of the guest's work takes {:?} under the emulator ({})", report.round, arch.as_str());
     assert!(report.round.is_some_and(|round| round > Duration::ZERO));
@@ -118,7 +118,7 @@ fn accelerator() -> Accelerator {
 async fn verdict(played: &str) -> (Accelerator, Option<String>, Duration) {
     let dir = tempfile::tempdir().unwrap();
     let program = stand_in(dir.path(), played);
-    let machine = MachineSpec { arch: own().0, accelerator: accelerator() };
+    let machine = MachineSpec { arch: own().0, accelerator: accelerator(), sandbox: false };
     let began = Instant::now();
     let (accelerator, note) = probe::choose(&program, machine, Ok(()), dir.path()).await.unwrap();
     eprintln!("{accelerator:?} after {:?}: {note:?}", began.elapsed());
@@ -191,7 +191,7 @@ async fn an_accelerator_that_passes_and_is_clearly_faster_is_used() {
 async fn an_accelerator_that_is_not_offered_is_not_tried() {
     let dir = tempfile::tempdir().unwrap();
     let program = stand_in(dir.path(), &format!("touch '{}'; exit 1", dir.path().join("tried").display()));
-    let machine = MachineSpec { arch: own().0, accelerator: accelerator() };
+    let machine = MachineSpec { arch: own().0, accelerator: accelerator(), sandbox: false };
     let refused = Refused { cause: "/dev/kvm does not exist".to_owned(), remedy: "load the module" };
     let (used, note) = probe::choose(&program, machine, Err(refused), dir.path()).await.unwrap();
     assert_eq!(used, Accelerator::Tcg);

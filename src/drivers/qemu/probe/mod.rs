@@ -110,7 +110,12 @@ const OTHER_HOST: &str = "use a host whose processor offers virtualisation (vmx 
                           virtualisation where the host is itself a virtual machine";
 
 /// The best accelerator that really runs a guest, and why a better one is not used. `Err` if none does.
-pub async fn find(program: &Path, arch: Arch, scratch: &Path) -> Result<(Accelerator, Option<String>), String> {
+pub async fn find(
+    program: &Path,
+    arch: Arch,
+    sandbox: bool,
+    scratch: &Path,
+) -> Result<(Accelerator, Option<String>), String> {
     let better = if cfg!(target_os = "macos") { Accelerator::Hvf } else { Accelerator::Kvm };
     let offered = match better {
         _ if Arch::of_this_host() != Some(arch) => Err(Refused {
@@ -120,7 +125,7 @@ pub async fn find(program: &Path, arch: Arch, scratch: &Path) -> Result<(Acceler
         Accelerator::Kvm => device::open(Path::new(device::KVM)),
         Accelerator::Hvf | Accelerator::Tcg => Ok(()),
     };
-    choose(program, MachineSpec { arch, accelerator: better }, offered, scratch).await
+    choose(program, MachineSpec { arch, accelerator: better, sandbox }, offered, scratch).await
 }
 
 /// This accelerator if it is available and works, else the emulator.
@@ -141,7 +146,7 @@ pub async fn choose(
         },
         Err(refused) => refused,
     };
-    emulates(program, better.arch, scratch).await?;
+    emulates(program, better, scratch).await?;
     Ok((Accelerator::Tcg, Some(note(&refused.cause, refused.remedy))))
 }
 
@@ -176,8 +181,8 @@ async fn proven(program: &Path, machine: MachineSpec, scratch: &Path) -> Result<
 
 /// Whether the emulator runs guests. A guest that has started when its time is over is proof enough, because the host
 /// may be busy. There is nothing else to fall back to, so a guest that has not started gets more time.
-async fn emulates(program: &Path, arch: Arch, scratch: &Path) -> Result<(), String> {
-    let machine = MachineSpec { arch, accelerator: Accelerator::Tcg };
+async fn emulates(program: &Path, machine: MachineSpec, scratch: &Path) -> Result<(), String> {
+    let machine = MachineSpec { accelerator: Accelerator::Tcg, ..machine };
     let mut cause = String::new();
     for limit in [EMULATED, PATIENT] {
         match guest::run(program, machine, scratch, Extent::Stages, limit).await {

@@ -152,7 +152,6 @@ impl TartRig {
             network: GuestNetwork {
                 policy: mayfly::domain::NetworkPolicy { mode: mayfly::domain::NetworkMode::Host, allow: Vec::new() },
                 guest_api: "/none".into(),
-                relay: vec!["none".to_owned()],
             },
         }
     }
@@ -188,12 +187,12 @@ impl TartRig {
         self.driver.inspect(name).await.unwrap()
     }
 
-    /// Waits until the guest's address is known.
-    async fn address(&self, name: &InstanceName) -> Endpoint {
+    /// Waits until the guest's address is known: its host and port.
+    async fn address(&self, name: &InstanceName) -> (String, u16) {
         let began = Instant::now();
         loop {
             match self.inspect(name).await {
-                Observation::Running { ssh: Some(ssh), .. } => return ssh,
+                Observation::Running { ssh: Some(Endpoint::Address { host, port }), .. } => return (host, port),
                 Observation::Running { ssh: None, .. } => {}
                 other => panic!("{name} is {other:?}"),
             }
@@ -763,13 +762,13 @@ async fn guests_that_boot_together_are_not_confused() {
     let mut seen = Vec::new();
     for spec in [&a, &b, &c] {
         let endpoint = rig.address(&spec.name).await;
-        assert_eq!(endpoint.port, 22);
+        assert_eq!(endpoint.1, 22);
         let mac = rig.config(&spec.name)["macAddress"].as_str().unwrap().to_owned();
         let short: Vec<String> = mac.split(':').map(|o| format!("{:x}", u8::from_str_radix(o, 16).unwrap())).collect();
         let leases = std::fs::read_to_string(rig.home().join("dhcpd_leases")).unwrap();
         let block = leases.split('}').find(|b| b.contains(&format!("hw_address=1,{}\n", short.join(":")))).unwrap();
-        assert!(block.contains(&format!("ip_address={}\n", endpoint.host)), "{block} {endpoint:?}");
-        seen.push((mac, endpoint.host));
+        assert!(block.contains(&format!("ip_address={}\n", endpoint.0)), "{block} {endpoint:?}");
+        seen.push((mac, endpoint.0));
     }
     seen.sort();
     seen.dedup();
@@ -784,7 +783,7 @@ async fn one_address_of_two_guests_is_neithers() {
         rig.bend(&spec.name, json!({ "lease": { "ip": "127.64.9.9" } }));
     }
     let a = rig.started(a).await;
-    assert_eq!(rig.address(&a.name).await.host, "127.64.9.9");
+    assert_eq!(rig.address(&a.name).await.0, "127.64.9.9");
     let b = rig.started(b).await;
     for name in [&a.name, &b.name] {
         let began = Instant::now();
@@ -816,7 +815,7 @@ async fn a_lease_from_an_earlier_run_is_not_believed() {
         Observation::Running { ssh, .. } => assert_eq!(ssh, None, "the old address"),
         other => panic!("{other:?}"),
     }
-    assert!(rig.address(&spec.name).await.host.starts_with("127."), "the new one");
+    assert!(rig.address(&spec.name).await.0.starts_with("127."), "the new one");
 }
 
 #[tokio::test]
@@ -825,11 +824,11 @@ async fn a_guest_without_a_lease_is_found_through_its_agent() {
     rig.set("lease", json!({ "duid": true }));
     rig.set("agent", json!("host"));
     let spec = rig.started(rig.linux()).await;
-    assert!(!rig.address(&spec.name).await.host.is_empty());
+    assert!(!rig.address(&spec.name).await.0.is_empty());
 
     // A table that cannot be read is the host's affair as long as the guest itself can be asked, and is told when it cannot.
     std::fs::write(rig.home().join("dhcpd_leases"), "bootpd: out of order").unwrap();
-    assert!(!rig.address(&spec.name).await.host.is_empty());
+    assert!(!rig.address(&spec.name).await.0.is_empty());
     rig.rule(
         json!({ "command": "ip", "times": 1, "then": { "garbage": { "stderr": "no IP address found\n", "exit": 1 } } }),
     );
@@ -861,7 +860,7 @@ async fn a_bridged_guest_is_found_in_the_arp_table() {
     );
     let mac = rig.config(&spec.name)["macAddress"].as_str().unwrap().to_owned();
     std::fs::write(table.path(), format!("? (10.0.1.7) at {mac} on en0 ifscope [ethernet]\n")).unwrap();
-    assert_eq!(rig.address(&spec.name).await.host, "10.0.1.7");
+    assert_eq!(rig.address(&spec.name).await.0, "10.0.1.7");
     std::fs::write(table.path(), "arp: no such thing\n").unwrap();
     let error = rig.driver.inspect(&spec.name).await.unwrap_err();
     assert!(error.summary.contains("arp: no such thing"), "{error}");

@@ -1,0 +1,163 @@
+//! The gateway of an instance's guest: a process of Mayfly's own program, in its own session, that lives as long as
+//! QEMU. The kernel's lock on its lock file identifies it.
+//!
+//! An instance that an earlier version started has none: its QEMU has the guest's network itself.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+    time::Duration,
+};
+
+use tokio::{process::Child, time::timeout};
+
+use super::paths::QemuPaths;
+use crate::{
+    domain::{Code, InstanceName, gateway::GatewaySpec},
+    drivers::{
+        DriverError, ErrorKind, GuestNetwork, Result, failure, last_resort,
+        lock::{self, LockHolder},
+        process::Process,
+    },
+    platform::{
+        clock,
+        files::{self, ignore_not_found},
+        process::Command,
+    },
+};
+
+/// It starts within milliseconds; longer on a host that swaps.
+const START: Duration = Duration::from_secs(30);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Pause before a gateway that ended is started again.
+const START_AGAIN: Duration = Duration::from_secs(1);
+/// A gateway that has not ended this long after its QEMU hangs.
+const END: Duration = Duration::from_secs(2);
+/// Limit of its log that is read when it did not start, in bytes.
+const WORDS: usize = 4 << 10;
+
+/// Whether the instance has a gateway.
+pub fn is_used(paths: &QemuPaths) -> Result<bool> {
+    failure::exists(&paths.gateway_spec()).map_err(|error| failure::unseen(error, "the guest's gateway"))
+}
+
+/// Writes what the gateway is started with.
+pub fn prepare(network: &GuestNetwork, paths: &QemuPaths) -> io::Result<()> {
+    let spec = GatewaySpec {
+        policy: network.policy.clone(),
+        link: paths.link(),
+        guest_api: network.guest_api.clone(),
+        ssh: paths.ssh(),
+        lock: paths.gateway_lock(),
+    };
+    files::replace_unsynced(&paths.gateway_spec(), &serde_json::to_vec(&spec).map_err(io::Error::other)?)
+}
+
+/// Starts the gateway, unless it runs. Returns when it has the link to QEMU, which must run.
+pub async fn ensure(program: &Path, paths: &QemuPaths) -> Result<()> {
+    let patience = clock::monotonic() + START;
+    let mut launched: Option<Child> = None;
+    loop {
+        if let Some(process) = find(paths).await? {
+            if failure::exists(&paths.ssh()).map_err(|error| failure::unseen(error, "the gateway's socket"))? {
+                reap_later(launched);
+                return Ok(());
+            }
+            let _ = timeout(LOOK_AGAIN, process.ended()).await;
+        } else if let Some(child) = &mut launched {
+            if let Ok(Ok(status)) = timeout(LOOK_AGAIN, child.wait()).await {
+                // A concurrent start may have been faster.
+                if find(paths).await?.is_none() {
+                    return Err(refused(&format!("it ended with {status}"), paths));
+                }
+            }
+        } else {
+            launched = Some(launch(program, paths)?);
+        }
+        if clock::monotonic() > patience {
+            reap_later(launched);
+            return Err(refused(&format!("it was not ready after {} s", START.as_secs()), paths));
+        }
+    }
+}
+
+fn launch(program: &Path, paths: &QemuPaths) -> Result<Child> {
+    let failed = |error| failure::io(error, Code::BootFailed, "the guest's gateway cannot be started");
+    // Left by a gateway that was killed, it would be taken for the sign that this one is ready.
+    ignore_not_found(std::fs::remove_file(paths.ssh())).map_err(failed)?;
+    let log = log(&paths.gateway_log()).map_err(failed)?;
+    Command::new(program, START)
+        .args(["detach", "--"])
+        .arg(program)
+        .arg("guest-gateway")
+        .arg(paths.gateway_spec())
+        .start(log.try_clone().map_err(failed)?, log)
+        .map_err(|error| failure::command(error, Code::BootFailed))
+}
+
+fn log(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+}
+
+/// Without a task that waits for it, an ended process stays a zombie.
+fn reap_later(launched: Option<Child>) {
+    if let Some(mut child) = launched {
+        tokio::spawn(async move {
+            let _ = child.wait().await;
+        });
+    }
+}
+
+fn refused(why: &str, paths: &QemuPaths) -> DriverError {
+    let log = std::fs::read(paths.gateway_log()).unwrap_or_default();
+    let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(WORDS)..]).trim().to_owned();
+    let last = tail.lines().last().unwrap_or_default();
+    let summary = format!("the guest's gateway does not run: {why}: {last}");
+    DriverError::new(ErrorKind::Retry, Code::BootFailed, summary).tail(tail)
+}
+
+/// Starts the gateway again whenever it has ended. For a running instance.
+pub async fn keep(program: &Path, paths: &QemuPaths, name: &InstanceName) -> std::convert::Infallible {
+    loop {
+        match is_used(paths) {
+            Ok(true) => {}
+            Ok(false) => return std::future::pending().await,
+            Err(error) => tracing::warn!(%error, instance = %name, "cannot see the guest's gateway"),
+        }
+        match find(paths).await {
+            Ok(Some(process)) => {
+                process.ended().await;
+                // When QEMU has ended too, this future is dropped.
+                tokio::time::sleep(LOOK_AGAIN).await;
+                continue;
+            }
+            Ok(None) => {
+                tracing::warn!(instance = %name, "the guest's gateway has ended; starting another one");
+                if let Err(error) = ensure(program, paths).await {
+                    tracing::warn!(%error, instance = %name, "the guest has no network");
+                }
+            }
+            Err(error) => tracing::warn!(%error, instance = %name, "cannot see the guest's gateway"),
+        }
+        tokio::time::sleep(START_AGAIN).await;
+    }
+}
+
+/// Returns when the gateway has ended, as it does after QEMU.
+pub async fn end(paths: &QemuPaths, name: &InstanceName) -> Result<()> {
+    match find(paths).await? {
+        Some(process) if timeout(END, process.ended()).await.is_err() => last_resort::kill(&process, name).await,
+        _ => Ok(()),
+    }
+}
+
+async fn find(paths: &QemuPaths) -> Result<Option<Process>> {
+    let unseen = |error| failure::unseen(error, "the guest's gateway");
+    match lock::holder(&paths.gateway_lock()).map_err(unseen)? {
+        LockHolder::Free => Ok(None),
+        LockHolder::Process(pid) => Ok(Process::find(pid).await.map_err(unseen)?.filter(Process::is_own)),
+        LockHolder::Unknown => Err(unseen(io::Error::other("a process that cannot be seen from here holds its lock"))),
+    }
+}
