@@ -177,9 +177,14 @@ async fn no_guest_runs_before_its_end_will_be_on_record() {
     let args = rig.arguments(&spec.name);
     rig.driver.stop(&spec.name, Duration::ZERO).await.unwrap();
     // The start, up to where the service would be killed.
-    assert!(Command::new(&args[0]).args(&args[1..]).status().unwrap().success());
+    let mut started = Command::new(&args[0]).args(&args[1..]).spawn().unwrap();
+    let socket = rig.instance_dir(&spec.name).join("qmp.sock");
+    while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+        assert!(started.try_wait().unwrap().is_none(), "QEMU refused to start");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     assert!(matches!(rig.again().inspect(&spec.name).await.unwrap(), Observation::Running { .. }));
-    let mut qmp = std::os::unix::net::UnixStream::connect(rig.instance_dir(&spec.name).join("qmp.sock")).unwrap();
+    let mut qmp = std::os::unix::net::UnixStream::connect(socket).unwrap();
     qmp.write_all(b"{\"execute\":\"qmp_capabilities\"}{\"execute\":\"query-status\"}{\"execute\":\"nothing\"}\n")
         .unwrap();
     qmp.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -194,6 +199,8 @@ async fn no_guest_runs_before_its_end_will_be_on_record() {
     rig.again().start(&spec).await.unwrap();
     assert!(matches!(rig.again().inspect(&spec.name).await.unwrap(), Observation::Running { ssh: Some(_), .. }));
     rig.driver.stop(&spec.name, Duration::ZERO).await.unwrap();
+    // The driver may have taken its status already.
+    let _ = started.wait();
     assert_eq!(rig.driver.ended(&spec.name).await.unwrap(), GoneCause::HostStop);
     rig.driver.destroy(&spec.name).await.unwrap();
 }
