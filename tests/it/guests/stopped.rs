@@ -151,7 +151,7 @@ async fn a_guest_that_panics_ends_its_vm_at_once() {
     serve.template("micro", "ssh", json!({})).await;
     let id = running(&serve, json!({"kind": "command", "command": "sleep 600"})).await;
     let vm = serve.get(&format!("/vms/{id}")).await;
-    let port = vm["ssh"]["port"].to_string();
+    let port = crate::support::forwarded(vm["ssh"]["socket"].as_str().unwrap().into()).to_string();
     let panic = "d=$(grep -l 0x0011 /sys/bus/pci/devices/*/device); d=${d%/device}; echo 1 > $d/enable; \
                  devmem $(cut -d ' ' -f 1 $d/resource | head -n 1) 8 1";
     let since = jiff::Timestamp::now();

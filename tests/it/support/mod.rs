@@ -350,3 +350,23 @@ impl Drop for Serve {
         }
     }
 }
+
+/// A port of the loopback interface that is connected to the socket, once: the SSH client has no way to a socket.
+pub fn forwarded(socket: std::path::PathBuf) -> u16 {
+    use std::net::{Shutdown, TcpListener};
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let (client, _) = listener.accept().unwrap();
+        let guest = std::os::unix::net::UnixStream::connect(socket).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _ = std::io::copy(&mut &client, &mut &guest);
+                let _ = guest.shutdown(Shutdown::Write);
+            });
+            let _ = std::io::copy(&mut &guest, &mut &client);
+            let _ = client.shutdown(Shutdown::Both);
+        });
+    });
+    port
+}

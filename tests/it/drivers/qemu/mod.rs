@@ -123,7 +123,7 @@ impl QemuRig {
 
     /// What a command in the guest writes.
     async fn ssh(&self, name: &InstanceName, command: &str) -> String {
-        let port = forwarded(self.ssh_socket(name).await).to_string();
+        let port = crate::support::forwarded(self.ssh_socket(name).await).to_string();
         let output = tokio::process::Command::new("ssh")
             .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "IdentitiesOnly=yes"])
             .args(["-o", "LogLevel=ERROR", "-F", "none", "-p", &port, "-i"])
@@ -243,26 +243,6 @@ impl Rig for QemuRig {
         }
         (name, Box::new(child))
     }
-}
-
-/// A port of the loopback interface that is connected to the socket, once: the SSH client has no way to a socket.
-fn forwarded(socket: PathBuf) -> u16 {
-    use std::net::{Shutdown, TcpListener};
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        let (client, _) = listener.accept().unwrap();
-        let guest = UnixStream::connect(socket).unwrap();
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let _ = std::io::copy(&mut &client, &mut &guest);
-                let _ = guest.shutdown(Shutdown::Write);
-            });
-            let _ = std::io::copy(&mut &guest, &mut &client);
-            let _ = client.shutdown(Shutdown::Both);
-        });
-    });
-    port
 }
 
 /// The gateway accepts before anything in the guest listens, so only the banner counts.
