@@ -253,7 +253,7 @@ fn typed(key: &Key, given: &GivenValue) -> Result<Value, String> {
             Err(format!("expected {} to {}, found {number}", range.start(), range.end()))
         }
         (Some(value), _) => Ok(value),
-        (None, _) => Err(wrong_type(key, given)),
+        (None, _) => Err(fault(key, given).unwrap_or_else(|| wrong_type(key, given))),
     }
 }
 
@@ -265,6 +265,14 @@ fn meanings(text: &str) -> Vec<Value> {
     meanings.extend(trimmed.parse::<Value>());
     meanings.push(Value::Array(list.map(Value::from).collect()));
     meanings
+}
+
+/// What the type itself says of a value that it does not accept.
+fn fault(key: &Key, given: &GivenValue) -> Option<String> {
+    match given {
+        GivenValue::Typed(value) => (key.fault)(value),
+        GivenValue::Untyped(text) => meanings(text).iter().find_map(key.fault),
+    }
 }
 
 fn wrong_type(key: &Key, given: &GivenValue) -> String {

@@ -32,12 +32,19 @@ pub struct Key {
     pub description: &'static str,
     /// Whether a value has its type.
     pub accepts: fn(&Value) -> bool,
+    /// What is wrong with a value that is not accepted, if its type has more to say than `kind`.
+    pub fault: fn(&Value) -> Option<String>,
 }
 
 /// A type that a setting can have.
 pub trait SettingType: Serialize + DeserializeOwned {
     /// What it takes, in words.
     const KIND: &'static str;
+
+    /// What is wrong with a value that has not this type, if that is more than `expected <kind>`.
+    fn fault(_value: &Value) -> Option<String> {
+        None
+    }
 }
 
 /// The kind of settings that are paths. `config` makes them absolute.
@@ -103,6 +110,7 @@ macro_rules! schema {
                 range: $crate::platform::settings::schema!(@range $($range)?),
                 description: concat!($($doc),+),
                 accepts: $crate::platform::settings::accepts::<$type>,
+                fault: <$type as $crate::platform::settings::SettingType>::fault,
             }, )+ ],
         }
     };
