@@ -14,9 +14,9 @@ use crate::{
         name::{NAME_RULE, is_name},
         runner_secrets::RunnerSecrets,
         template::Template,
-        vm_spec::VmSpec,
+        vm_spec::{NetworkUser, VmSpec},
     },
-    drivers::inspector::HostInspector,
+    drivers::{inspector::HostInspector, registry::Registry},
     parts::Parts,
     platform::{Clock, clock},
     registry::oci::reference::{Reference, ReferenceError},
@@ -66,6 +66,7 @@ pub struct VmAdmission {
     vault: Arc<Vault>,
     catalog: Arc<Catalog>,
     puller: Puller,
+    drivers: Arc<Registry>,
     host: HostInspector,
     capacity: Capacity,
     clock: Clock,
@@ -77,8 +78,9 @@ pub struct VmAdmission {
 impl VmAdmission {
     pub fn new(parts: &Parts, settings: Settings) -> Self {
         let github = parts.github.is_some();
-        let Parts { ledger, reader, pool_faults, vault, catalog, puller, host, capacity, clock, .. } = parts.clone();
-        Self { ledger, reader, pool_faults, vault, catalog, puller, host, capacity, clock, github, settings }
+        let Parts { ledger, reader, pool_faults, vault, catalog, puller, drivers, host, capacity, clock, .. } =
+            parts.clone();
+        Self { ledger, reader, pool_faults, vault, catalog, puller, drivers, host, capacity, clock, github, settings }
     }
 
     /// Stores a vm. A repeated request with the same idempotency key or name and equal content returns the same vm.
@@ -164,10 +166,12 @@ impl VmAdmission {
         &self,
         wanted: &str,
         asked: SizeRequest,
+        user: NetworkUser<'_>,
     ) -> Result<(String, TemplateSource, Budgets, Option<TemplateLease>)> {
         let capacity = self.capacity;
         let known = |(template, kept): (Template, TemplateLease), shown: Option<String>| {
-            let (spec, budgets) = asked.of(&template, &capacity)?;
+            let can = self.drivers.network_support(&template.driver);
+            let (spec, budgets) = asked.of(&template, &capacity, user, &can)?;
             Ok((shown.unwrap_or(template.name), TemplateSource::Resolved(spec), budgets, Some(kept)))
         };
         if !wanted.contains('/') {
@@ -209,10 +213,12 @@ impl VmAdmission {
         let asked = SizeRequest {
             cpus: request.cpus,
             memory_mib: request.memory_mib,
+            network: request.network,
             budgets: request.budgets.clone(),
             queue_seconds: request.queue_timeout_seconds.unwrap_or(self.settings.queue_timeout_seconds),
         };
-        let (template, source, budgets, kept) = self.template_source(&request.template, asked).await?;
+        let user = NetworkUser { runner: request.runner.kind(), pool: pool.as_deref() };
+        let (template, source, budgets, kept) = self.template_source(&request.template, asked, user).await?;
         let (runner, github, labels) = (request.runner.kind(), request.runner.github()?, request.labels.clone());
         if github.as_ref().is_some_and(|g| g.registration == Registration::Managed) && !self.github {
             return Err(Error::new(Code::GitHubNotConfigured, "this service has no credentials for GitHub")

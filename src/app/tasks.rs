@@ -177,7 +177,6 @@ fn setup(config: &Config, data: DataDir, own_path: &Path) -> Result<Setup, Start
         },
         reconcile: reconcile::Settings {
             guest_urls: drivers::guest_urls(config),
-            isolated: config.drivers.qemu.isolated,
             disk_full: Duration::from_secs(u64::from(config.drivers.qemu.disk_full_seconds)),
             keep_deleted: Duration::from_secs(u64::from(config.retention.deleted_vms_days) * 24 * 3600),
             runner: reconcile::RunnerSettings {

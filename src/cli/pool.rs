@@ -64,6 +64,10 @@ pub(super) struct Set {
     /// Memory in MiB [default: the template's]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(32..))]
     memory_mib: Option<u32>,
+    /// What the guests may reach: the guest API only, the internet, or everything that the host reaches [default: the
+    /// template's, else internet if the host can enforce it]
+    #[arg(long, value_name = "MODE", value_parser = text::NETWORK_MODES)]
+    network: Option<String>,
     /// Budget that differs from the template's, such as lifetime_seconds=2h; may be repeated
     #[arg(long = "budget", value_name = "NAME=VALUE", value_parser = budget)]
     budgets: Vec<(String, u32)>,
@@ -103,6 +107,7 @@ async fn set(args: Set, client: &ApiClient, json: bool) -> Result<(), CommandFai
         ("max_vms", args.max_vms.map(Value::from)),
         ("cpus", args.cpus.map(Value::from)),
         ("memory_mib", args.memory_mib.map(Value::from)),
+        ("network", args.network.map(Value::from)),
         ("budgets", (!args.budgets.is_empty()).then(|| json!(args.budgets.into_iter().collect::<BTreeMap<_, _>>()))),
         ("enabled", args.disabled.then_some(Value::from(false))),
     ] {
@@ -169,6 +174,9 @@ fn show(pool: &PoolResponse) -> Result<(), CommandFailure> {
         .collect();
     if !size.is_empty() {
         pairs.push(("size", size.join(", ")));
+    }
+    if let Some(network) = &pool.network {
+        pairs.push(("network", network.clone()));
     }
     pairs.push(("scope", pool.scope.clone()));
     pairs.push(("labels", pool.labels.join(", ")));

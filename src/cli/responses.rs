@@ -20,6 +20,7 @@ pub(super) struct VmResponse {
     pub os: Option<String>,
     pub cpus: Option<u32>,
     pub memory_mib: Option<u32>,
+    pub network: Option<String>,
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     pub pool: Option<String>,
@@ -109,6 +110,7 @@ pub(super) struct PoolResponse {
     pub max_vms: u32,
     pub cpus: Option<u32>,
     pub memory_mib: Option<u32>,
+    pub network: Option<String>,
     #[serde(default)]
     pub budgets: BTreeMap<String, Option<u32>>,
     pub enabled: bool,
@@ -253,6 +255,7 @@ pub(super) struct TemplateResponse {
     pub disk_virtual_bytes: Option<u64>,
     pub handover: Option<String>,
     pub user: Option<String>,
+    pub network: Option<String>,
     pub created_at: Option<Timestamp>,
     #[serde(default)]
     pub names: Vec<String>,

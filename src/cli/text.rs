@@ -6,6 +6,9 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::platform::clock;
 
+/// The values of `--network`.
+pub(super) const NETWORK_MODES: [&str; 3] = ["isolated", "internet", "host"];
+
 /// Removes terminal control characters from text of unknown origin.
 pub(super) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()

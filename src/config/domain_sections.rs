@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use crate::{
-    domain::{Budgets, BudgetsPatch, Scope, pool::USUAL_VMS},
+    domain::{Budgets, BudgetsPatch, NetworkMode, Scope, pool::USUAL_VMS},
     platform::settings::{Schema, SettingType, schema, section},
 };
 
@@ -87,9 +87,15 @@ section! {
         cpus: Option<u32> = None, shown as "the template's";
         /// Memory of each vm, in MiB.
         memory_mib: Option<u32> = None, shown as "the template's";
+        /// What the guests may reach: `isolated`, `internet` or `host`; docs/networks.md explains them.
+        network: Option<NetworkMode> = None, shown as "the template's, else `internet` if the driver can enforce it";
         /// `false`: jobs get no new vms from this pool; existing vms keep their jobs.
         enabled: bool = true;
     }
+}
+
+impl SettingType for NetworkMode {
+    const KIND: &'static str = "`isolated`, `internet` or `host`";
 }
 
 impl SettingType for Scope {

@@ -35,6 +35,7 @@ pub(super) fn complete(tables: BTreeMap<String, PoolTable>, given: &mut GivenSet
             warm: table.warm,
             cpus: table.cpus,
             memory_mib: table.memory_mib,
+            network: table.network,
             budgets,
             enabled: table.enabled,
         });
@@ -50,6 +51,7 @@ pub(super) fn check(pools: &[Pool], usual: &Budgets, capacity: &Capacity, given:
         let asked = SizeRequest {
             cpus: pool.cpus,
             memory_mib: pool.memory_mib,
+            network: pool.network,
             budgets: BudgetsPatch::default(),
             queue_seconds: usual.queue_seconds,
         };

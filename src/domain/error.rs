@@ -113,6 +113,8 @@ codes! {
         "Try again: what was downloaded is kept. See `detail` for the answer."
     SizeImpossible "size.impossible" 422 false "This host can never run a vm of this size"
         "Ask for fewer cores or less memory; `GET /host` shows the limits."
+    NetworkNotEnforceable "network.not_enforceable" 422 false "This host cannot enforce the network mode that was asked for"
+        "Do what `detail` says, or ask for a more open mode; `GET /host` shows what each driver can enforce."
     DriverUnsupported "driver.unsupported" 422 false "This host cannot run this kind of guest"
         "See `GET /host` for the drivers that work here."
     QueueFull "queue.full" 429 true "The queue is full"

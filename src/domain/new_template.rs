@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::domain::{Arch, Budgets, GuestOs, Handover, template::DiskFormat};
+use crate::domain::{Arch, Budgets, GuestOs, Handover, NetworkMode, template::DiskFormat};
 
 /// A template to be registered. Its files are imported and not needed afterwards. Settings that are `None` are taken
 /// from `config` if it is given, else they have their defaults.
@@ -31,6 +31,7 @@ pub struct NewTemplate {
     pub memory_mib: Option<u32>,
     pub handover: Option<Handover>,
     pub user: Option<String>,
+    pub network: Option<NetworkMode>,
     pub budgets: Budgets,
 }
 
@@ -56,6 +57,7 @@ impl NewTemplate {
             memory_mib: None,
             handover: None,
             user: None,
+            network: None,
             budgets: Budgets::default(),
         }
     }

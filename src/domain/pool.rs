@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    BudgetsPatch, Code, Error, Result, Scope,
+    BudgetsPatch, Code, Error, NetworkMode, Result, Scope,
     budgets::Budgets,
     github::{GitHubRunner, Registration},
     name::{NAME_RULE, is_name},
@@ -43,6 +43,9 @@ pub struct Pool {
     pub cpus: Option<u32>,
     #[serde(default)]
     pub memory_mib: Option<u32>,
+    /// What its guests may reach. `None`: what the template says, else the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkMode>,
     #[serde(default)]
     pub budgets: BudgetsPatch,
     /// `false`: jobs get no new vms from this pool; existing vms keep their jobs.
@@ -169,6 +172,7 @@ mod tests {
             warm: 0,
             cpus: None,
             memory_mib: None,
+            network: None,
             budgets: BudgetsPatch::default(),
             enabled: true,
         }

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::network::NetworkMode;
+
 /// What the guest runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
@@ -30,6 +32,15 @@ impl RunnerKind {
         match self {
             RunnerKind::Command | RunnerKind::Script | RunnerKind::None => false,
             RunnerKind::GitHub => true,
+        }
+    }
+
+    /// The strictest network mode in which the runner can work. A command needs the guest API only; a runner reaches its
+    /// CI system, and what its jobs download.
+    pub fn strictest_network(self) -> NetworkMode {
+        match self {
+            RunnerKind::Command | RunnerKind::None => NetworkMode::Isolated,
+            RunnerKind::GitHub | RunnerKind::Script => NetworkMode::Internet,
         }
     }
 

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::Budgets;
+use super::{Budgets, NetworkMode};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
@@ -110,6 +110,8 @@ pub struct Template {
     pub handover: Handover,
     /// The user that runs the runner in the guest, also for the SSH login.
     pub user: String,
+    /// What its guests may reach, unless the request or the pool says it.
+    pub network: Option<NetworkMode>,
     pub budgets: Budgets,
     pub files: TemplateFiles,
     pub created_at: Timestamp,

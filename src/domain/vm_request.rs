@@ -10,6 +10,7 @@ use super::{
     budgets::BudgetsPatch,
     error::{Code, Error, Result},
     github::{GitHubRunner, Registration},
+    network::NetworkMode,
     pool::Pool,
     runner::RunnerKind,
     runner_secrets::RunnerSecrets,
@@ -41,6 +42,10 @@ pub struct VmRequest {
     #[serde(default)]
     #[schema(minimum = 32)]
     pub memory_mib: Option<u32>,
+    /// What the guest may reach; default: the template's, else the strictest mode that the host can enforce and in
+    /// which this kind of runner can work.
+    #[serde(default)]
+    pub network: Option<NetworkMode>,
     /// Labels to search by. At most 32, with keys and values of at most 128 characters.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -168,7 +173,7 @@ impl VmRequest {
     /// Equal bytes for equal requests, whatever the order and spacing of their JSON. Contains secrets: only for the
     /// fingerprint.
     pub fn canonical(&self, secrets: Option<&RunnerSecrets>) -> Vec<u8> {
-        let clear = serde_json::json!({
+        let mut clear = serde_json::json!({
             "template": self.template,
             "name": self.name,
             "runner": self.runner.kind(),
@@ -179,6 +184,10 @@ impl VmRequest {
             "queue_timeout_seconds": self.queue_timeout_seconds,
             "budgets": self.budgets,
         });
+        // Only if it is set: the fingerprints of requests to earlier versions do not contain it.
+        if let Some(network) = self.network {
+            clear["network"] = network.as_str().into();
+        }
         let mut bytes = serde_json::to_vec(&clear).expect("strings and numbers serialise");
         if let Some(secrets) = secrets {
             bytes.extend(secrets.to_bytes());
@@ -203,9 +212,27 @@ impl From<&Pool> for VmRequest {
             },
             cpus: pool.cpus,
             memory_mib: pool.memory_mib,
+            network: pool.network,
             labels: BTreeMap::new(),
             queue_timeout_seconds: None,
             budgets: pool.budgets.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_network_mode_counts_in_a_repetition_and_its_absence_changes_nothing() {
+        let request = |network: &str| -> VmRequest {
+            serde_json::from_str(&format!(r#"{{"template": "micro"{network}}}"#)).unwrap()
+        };
+        let (without, with) = (request(""), request(r#", "network": "host""#));
+        // As the fingerprints of earlier versions were made.
+        assert!(!String::from_utf8_lossy(&without.canonical(None)).contains("network"));
+        assert_ne!(with.canonical(None), without.canonical(None));
+        assert_ne!(with.canonical(None), request(r#", "network": "internet""#).canonical(None));
     }
 }

@@ -10,6 +10,8 @@ use super::{
     error::{Code, Error, Result},
     github::{GitHubRunner, Registration},
     ids::VmId,
+    network::NetworkMode,
+    network_support::{NetworkSupport, NetworkWish, NetworkWishSource},
     runner::RunnerKind,
     template::{GuestOs, Handover, Template},
 };
@@ -65,13 +67,18 @@ pub struct ResolvedSpec {
     pub handover: Handover,
     pub cpus: u32,
     pub memory_mib: u32,
+    /// What the guest may reach. `None`: a vm of a version without modes; its driver's settings decide.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkMode>,
 }
 
-/// The size and budgets of a request, kept until the template is known.
+/// What a request sets or leaves to the template, kept until the template is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SizeRequest {
     pub cpus: Option<u32>,
     pub memory_mib: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkMode>,
     pub budgets: BudgetsPatch,
     /// From the request, or the defaults.
     pub queue_seconds: u32,
@@ -85,12 +92,28 @@ pub enum TemplateSource {
     Awaited { awaits: SizeRequest },
 }
 
+/// For whom a vm is made, as far as its network depends on it.
+#[derive(Clone, Copy, Debug)]
+pub struct NetworkUser<'a> {
+    pub runner: RunnerKind,
+    /// The pool from which the request was made.
+    pub pool: Option<&'a str>,
+}
+
 impl SizeRequest {
-    /// The resolved values for a vm of this template, if a host of this capacity can ever run it.
-    pub fn of(&self, template: &Template, capacity: &Capacity) -> Result<(ResolvedSpec, Budgets)> {
+    /// The resolved values for a vm of this template, if a host of this capacity can ever run it, and the template's
+    /// driver `can` enforce the network mode.
+    pub fn of(
+        &self,
+        template: &Template,
+        capacity: &Capacity,
+        user: NetworkUser<'_>,
+        can: &NetworkSupport,
+    ) -> Result<(ResolvedSpec, Budgets)> {
         let cpus = self.cpus.unwrap_or(template.cpus);
         let memory_mib = self.memory_mib.unwrap_or(template.memory_mib);
         fits(capacity, cpus, memory_mib)?;
+        let network = can.resolve(&template.driver, self.network_wish(template, user.pool), user.runner)?;
         let spec = ResolvedSpec {
             template_digest: template.digest.clone(),
             driver: template.driver.clone(),
@@ -98,8 +121,17 @@ impl SizeRequest {
             handover: template.handover,
             cpus,
             memory_mib,
+            network: Some(network),
         };
         Ok((spec, self.budgets(&template.budgets)?))
+    }
+
+    /// The request or its pool precedes the template.
+    fn network_wish<'a>(&self, template: &'a Template, pool: Option<&'a str>) -> Option<NetworkWish<'a>> {
+        let asked = pool.map_or(NetworkWishSource::Request, NetworkWishSource::Pool);
+        let own = self.network.map(|mode| NetworkWish { mode, source: asked });
+        let of_template = |mode| NetworkWish { mode, source: NetworkWishSource::Template(&template.name) };
+        own.or_else(|| template.network.map(of_template))
     }
 
     /// Validates what does not depend on the template, and returns the budgets that apply until the template is
@@ -131,4 +163,65 @@ fn fits(capacity: &Capacity, cpus: u32, memory_mib: u32) -> Result<()> {
         return impossible("/memory_mib", format!("{LEAST_MEMORY_MIB} to {}", capacity.memory_mib));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::template::{Arch, DiskFormat, TemplateFiles};
+
+    fn template(network: Option<NetworkMode>) -> Template {
+        Template {
+            name: "micro".into(),
+            digest: "sha256:0".into(),
+            driver: "qemu".into(),
+            os: GuestOs::Linux,
+            arch: Arch::X86_64,
+            disk_format: DiskFormat::Raw,
+            disk_virtual_bytes: 1,
+            size_bytes: 1,
+            cpus: 1,
+            memory_mib: 64,
+            cmdline: None,
+            handover: Handover::Seed,
+            user: "runner".into(),
+            network,
+            budgets: Budgets::default(),
+            files: TemplateFiles::default(),
+            created_at: jiff::Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn the_request_precedes_the_template_and_the_template_the_default() {
+        use NetworkMode::{Host, Internet, Isolated};
+        let capacity = Capacity { macos_slots: 0, linux_slots: 1, cpus: 1, memory_mib: 64 };
+        let mode = |asked, template_has, pool, can: &NetworkSupport| {
+            let asked = SizeRequest { network: asked, ..SizeRequest::default() };
+            let user = NetworkUser { runner: RunnerKind::GitHub, pool };
+            asked.of(&template(template_has), &capacity, user, can).map(|(spec, _)| spec.network)
+        };
+        let all = NetworkSupport::default();
+        for pool in [None, Some("linux")] {
+            for (asked, template_has, expected) in [
+                (None, None, Internet),
+                (None, Some(Host), Host),
+                (Some(Isolated), None, Isolated),
+                (Some(Isolated), Some(Host), Isolated),
+                (Some(Host), Some(Isolated), Host),
+            ] {
+                assert_eq!(mode(asked, template_has, pool, &all).unwrap(), Some(expected));
+            }
+        }
+        let open = NetworkSupport::default().without(Isolated, "do this").without(Internet, "do that");
+        assert_eq!(mode(None, None, None, &open).unwrap(), Some(Host));
+        for (asked, template_has, pool, who) in [
+            (Some(Isolated), None, None, "the request asks for `network: isolated`"),
+            (Some(Isolated), Some(Host), Some("linux"), "the pool linux asks for `network: isolated`"),
+            (None, Some(Internet), Some("linux"), "the template micro asks for `network: internet`"),
+        ] {
+            let error = mode(asked, template_has, pool, &open).unwrap_err();
+            assert!(error.detail.starts_with(who), "{error}");
+        }
+    }
 }

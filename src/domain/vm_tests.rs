@@ -8,6 +8,7 @@ use crate::domain::{
     error::Code,
     event::ReadyVia,
     github::{GitHubRunner, Registration},
+    network::NetworkMode,
     template::{GuestOs, Handover},
     vm_spec::{ResolvedSpec, SizeRequest},
 };
@@ -20,6 +21,7 @@ fn spec() -> ResolvedSpec {
         handover: Handover::Seed,
         cpus: 1,
         memory_mib: 256,
+        network: Some(NetworkMode::Isolated),
     }
 }
 
@@ -294,6 +296,13 @@ fn a_draft_is_read_as_it_was_always_written() {
         (&"linux".into(), &1.into(), &"sha256:0".into())
     );
     assert_eq!(serde_json::from_value::<VmSpec>(known.clone()).unwrap(), spec);
+
+    // A record of a version without network modes.
+    let mut earlier = known.clone();
+    earlier.as_object_mut().unwrap().remove("network").unwrap();
+    let read: VmSpec = serde_json::from_value(earlier.clone()).unwrap();
+    assert_eq!(read.resolved().unwrap().network, None);
+    assert_eq!(serde_json::to_value(&read).unwrap(), earlier);
 
     let asked = SizeRequest { cpus: Some(2), queue_seconds: 9, ..SizeRequest::default() };
     let awaited = VmSpec { source: TemplateSource::Awaited { awaits: asked }, ..spec };

@@ -14,7 +14,7 @@ use std::{path::PathBuf, time::Duration};
 use async_trait::async_trait;
 
 use crate::domain::{
-    Arch, Code, GuestOs, InstanceName, NetworkPolicy,
+    Arch, Code, GuestOs, InstanceName, NetworkPolicy, NetworkSupport,
     endpoint::Endpoint,
     event::GoneCause,
     template::{DiskFormat, TemplateFiles},
@@ -35,7 +35,7 @@ pub mod tart;
 
 pub use section::{FakeSection, SlotsSection};
 
-/// What a driver supports on any host.
+/// What a driver supports with its settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capabilities {
     pub guests: Vec<GuestOs>,
@@ -45,6 +45,8 @@ pub struct Capabilities {
     pub seed: bool,
     /// Has a channel to an agent in the guest.
     pub agent: bool,
+    /// The network modes that it can enforce, and the one that it uses by default.
+    pub network: NetworkSupport,
 }
 
 /// What works on this host.

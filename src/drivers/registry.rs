@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::Driver;
+use crate::domain::NetworkSupport;
 
 #[derive(Clone, Default)]
 pub struct Registry {
@@ -22,6 +23,12 @@ impl Registry {
 
     pub fn get(&self, name: &str) -> Option<&Arc<dyn Driver>> {
         self.drivers.get(name)
+    }
+
+    /// What this driver can enforce. Of a driver that is not enabled nothing is known, so nothing is refused; the modes of
+    /// its vms are checked again before they start.
+    pub fn network_support(&self, name: &str) -> NetworkSupport {
+        self.get(name).map(|driver| driver.capabilities().network).unwrap_or_default()
     }
 
     /// In the order of their names.

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     domain::{
-        BudgetsPatch, Pool, Scope,
+        BudgetsPatch, NetworkMode, Pool, Scope,
         pool::{PoolSource, USUAL_VMS},
     },
     service::pools::PoolState,
@@ -61,6 +61,10 @@ pub struct PoolRequest {
     #[serde(default)]
     #[schema(minimum = 32)]
     memory_mib: Option<u32>,
+    /// What its guests may reach; default: the template's, else `internet`, or the next more open mode if the driver cannot
+    /// enforce that.
+    #[serde(default)]
+    network: Option<NetworkMode>,
     /// Budgets that differ from the template's.
     #[serde(default)]
     budgets: BudgetsPatch,
@@ -91,6 +95,7 @@ impl PoolRequest {
             warm: self.warm,
             cpus: self.cpus,
             memory_mib: self.memory_mib,
+            network: self.network,
             budgets: self.budgets,
             enabled: self.enabled,
         }
@@ -118,6 +123,8 @@ pub struct PoolView {
     cpus: Option<u32>,
     /// Null: the template's.
     memory_mib: Option<u32>,
+    /// Null: the template's, else the default.
+    network: Option<NetworkMode>,
     /// Null: the template's.
     budgets: BudgetsPatch,
     enabled: bool,
@@ -155,6 +162,7 @@ impl From<PoolState> for PoolView {
             warm: pool.warm,
             cpus: pool.cpus,
             memory_mib: pool.memory_mib,
+            network: pool.network,
             budgets: pool.budgets,
             enabled: pool.enabled,
             vms: PoolVmsView { queued: vms.queued, live: vms.live },

@@ -24,8 +24,8 @@ use super::{
 };
 use crate::{
     domain::{
-        Announcer, Budget, Budgets, Code, EndSignal, Error, GuestOs, Outcome, QueueReason, RunnerStatus, Scope, State,
-        Vm, VmId, VmRequest,
+        Announcer, Budget, Budgets, Code, EndSignal, Error, GuestOs, NetworkMode, Outcome, QueueReason, RunnerStatus,
+        Scope, State, Vm, VmId, VmRequest,
         endpoint::Endpoint,
         github::{GitHubRunner, JobRecord, Registration},
         runner::{RunnerKind, RunnerStarted},
@@ -60,6 +60,8 @@ pub struct VmView {
     pub os: Option<GuestOs>,
     pub cpus: Option<u32>,
     pub memory_mib: Option<u32>,
+    /// What the guest may reach. Null also for vms that were created by a version without network modes.
+    pub network: Option<NetworkMode>,
     pub labels: BTreeMap<String, String>,
     /// The pool that the vm was made for.
     pub pool: Option<String>,
@@ -194,6 +196,7 @@ impl VmView {
             os: spec.map(|s| s.os),
             cpus: spec.map(|s| s.cpus),
             memory_mib: spec.map(|s| s.memory_mib),
+            network: spec.and_then(|s| s.network),
             labels: d.labels.clone(),
             pool: d.pool.clone(),
             runner: RunnerView {

@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::{github::Pace, jobs, pulls};
 use crate::{
-    domain::{Budgets, capacity::Capacity},
+    domain::{AllowedDestination, Budgets, capacity::Capacity},
     platform::data_dir::DataDir,
 };
 
@@ -13,8 +13,8 @@ pub struct Settings {
     pub guest_socket: PathBuf,
     /// Driver → base URL of the guest API as its guests reach it.
     pub guest_urls: BTreeMap<String, String>,
-    /// Guests can reach nothing but the guest API.
-    pub isolated: bool,
+    /// What guests in the mode `internet` may reach besides public addresses.
+    pub allow: Vec<AllowedDestination>,
     /// Pause before a failed attempt is repeated; doubles each time, up to a minute.
     pub retry_backoff: Duration,
     /// How long a guest with a runner may stay paused because of a full disk.
@@ -40,7 +40,7 @@ impl Settings {
             capacity,
             guest_socket: data.guest_socket(),
             guest_urls: BTreeMap::new(),
-            isolated: true,
+            allow: Vec::new(),
             retry_backoff: Duration::from_secs(2),
             disk_full: Duration::from_secs(300),
             sweep_every: Duration::from_secs(60),

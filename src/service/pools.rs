@@ -5,7 +5,11 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::{
-    domain::{Budgets, Code, Error, Fault, Pool, Result, SizeRequest, capacity::Capacity, pool::PoolSource},
+    domain::{
+        Budgets, Code, Error, Fault, Pool, Result, SizeRequest, capacity::Capacity, pool::PoolSource,
+        runner::RunnerKind, vm_spec::NetworkUser,
+    },
+    drivers::registry::Registry,
     parts::Parts,
     platform::Clock,
     registry::oci::reference::{Reference, ReferenceError},
@@ -45,6 +49,7 @@ pub struct Pools {
     ledger: Ledger,
     reader: Reader,
     catalog: Arc<Catalog>,
+    drivers: Arc<Registry>,
     capacity: Capacity,
     faults: PoolFaults,
     clock: Clock,
@@ -56,8 +61,8 @@ pub struct Pools {
 impl Pools {
     pub fn new(parts: &Parts, settings: Settings) -> Self {
         let github = parts.github.is_some();
-        let Parts { ledger, reader, catalog, capacity, pool_faults: faults, clock, .. } = parts.clone();
-        Self { ledger, reader, catalog, capacity, faults, clock, github, settings }
+        let Parts { ledger, reader, catalog, drivers, capacity, pool_faults: faults, clock, .. } = parts.clone();
+        Self { ledger, reader, catalog, drivers, capacity, faults, clock, github, settings }
     }
 
     pub async fn list(&self) -> Result<Vec<PoolState>> {
@@ -157,6 +162,7 @@ impl Pools {
         let asked = SizeRequest {
             cpus: pool.cpus,
             memory_mib: pool.memory_mib,
+            network: pool.network,
             budgets: pool.budgets.clone(),
             queue_seconds: self.settings.queue_timeout_seconds,
         };
@@ -174,7 +180,8 @@ impl Pools {
                 .field("/template", "see GET /templates for what is here, or name an image as host/namespace:tag"),
             _ => error,
         })?;
-        asked.of(&template, &capacity).map(drop)
+        let user = NetworkUser { runner: RunnerKind::GitHub, pool: Some(&pool.name) };
+        asked.of(&template, &capacity, user, &self.drivers.network_support(&template.driver)).map(drop)
     }
 }
 

@@ -67,6 +67,7 @@ impl Templates {
             }
             Handover::Seed | Handover::Ssh | Handover::Agent => {}
         }
+        can.network.check(&outline.driver, new.network)?;
         let before = match &new.name {
             Some(name) => self.catalog.get(name).await.ok(),
             None => None,

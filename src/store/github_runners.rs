@@ -223,6 +223,7 @@ mod tests {
             handover: Handover::Seed,
             cpus: 1,
             memory_mib: 100,
+            network: None,
         };
         let id = VmId::mint();
         let spec = VmSpec {

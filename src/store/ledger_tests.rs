@@ -20,6 +20,7 @@ fn spec(os: GuestOs) -> ResolvedSpec {
         handover: Handover::Seed,
         cpus: 1,
         memory_mib: 100,
+        network: None,
     }
 }
 

@@ -14,6 +14,7 @@ fn pull(name: &str) -> Pull {
         name: name.into(),
         cpus: Some(2),
         memory_mib: None,
+        network: None,
         handover: None,
         user: None,
         ssh_key: Some("/key".into()),

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::import;
-use crate::domain::{Arch, Budgets, GuestOs, Handover, template::DiskFormat};
+use crate::domain::{Arch, Budgets, GuestOs, Handover, NetworkMode, template::DiskFormat};
 use crate::registry::oci::Settings;
 
 pub(super) const FILE_NAME: &str = "manifest.json";
@@ -33,6 +33,9 @@ pub(super) struct TemplateManifest {
     pub cmdline: Option<String>,
     pub handover: Handover,
     pub user: String,
+    /// Absent in templates of versions without it, which keep their digests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkMode>,
     pub budgets: Budgets,
     /// Absent in version 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -138,6 +141,7 @@ mod tests {
             cmdline: None,
             handover: Handover::Agent,
             user: "admin".into(),
+            network: None,
             budgets: Budgets::default(),
             image,
             settings: None,
@@ -151,6 +155,7 @@ mod tests {
         let bytes = whole.to_bytes().unwrap();
         // Templates from versions without images keep their digest.
         assert!(!String::from_utf8_lossy(&bytes).contains("image"));
+        assert!(!String::from_utf8_lossy(&bytes).contains("network"));
         assert_eq!(TemplateManifest::from_bytes(&bytes), Ok(whole.clone()));
 
         let origin = Origin { repository: "registry.example.com/acme/macos".into(), digest: digest(b"") };

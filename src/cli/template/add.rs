@@ -69,6 +69,7 @@ struct BuildManifest {
     memory_mib: Option<u32>,
     handover: Option<String>,
     ssh_user: Option<String>,
+    network: Option<String>,
     ssh_key: Option<PathBuf>,
 }
 
@@ -119,6 +120,7 @@ fn request(args: Add) -> Result<Value, CommandFailure> {
     put("memory_mib", manifest.memory_mib.map(Value::from));
     put("handover", manifest.handover.map(Value::from));
     put("user", manifest.ssh_user.map(Value::from));
+    put("network", manifest.network.map(Value::from));
     args.settings.put(&mut body);
     Ok(body.into())
 }

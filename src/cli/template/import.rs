@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::super::{client::ApiClient, failure::CommandFailure, output};
+use super::super::{client::ApiClient, failure::CommandFailure, output, text};
 
 #[derive(Args)]
 pub(in crate::cli) struct Import {
@@ -69,6 +69,10 @@ pub(in crate::cli) struct Import {
     /// User that runs the runner in the guest [default: admin for macOS layouts, else runner]
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
+    /// What guests may reach: the guest API only, the internet, or everything that the host reaches [default: the
+    /// strictest that the host can enforce and in which a vm's runner can work]
+    #[arg(long, value_name = "MODE", value_parser = text::NETWORK_MODES)]
+    network: Option<String>,
     /// File with the private key for the SSH login
     #[arg(long, value_name = "FILE")]
     ssh_key: Option<PathBuf>,
@@ -112,8 +116,8 @@ fn request(args: Import) -> Value {
         "allow_backing": flag(args.allow_backing), "extract_kernel": flag(args.extract_kernel),
         "kernel": path(args.kernel), "initramfs": path(args.initramfs), "firmware": path(args.firmware),
         "cmdline": args.cmdline, "driver": args.driver, "os": args.os, "arch": args.arch, "cpus": args.cpus,
-        "memory_mib": args.memory_mib, "handover": args.handover, "user": args.user, "ssh_key": path(args.ssh_key),
-        "ssh_password_file": path(args.ssh_password_file),
+        "memory_mib": args.memory_mib, "handover": args.handover, "user": args.user, "network": args.network,
+        "ssh_key": path(args.ssh_key), "ssh_password_file": path(args.ssh_password_file),
     });
     if let Some(body) = body.as_object_mut() {
         body.retain(|_, value| !value.is_null());

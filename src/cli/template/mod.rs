@@ -207,6 +207,9 @@ async fn show(name: &str, client: &ApiClient, json: bool) -> Result<(), CommandF
     if let Some(user) = t.user {
         pairs.push(("user", user));
     }
+    if let Some(network) = t.network {
+        pairs.push(("network", network));
+    }
     if let Some(at) = t.created_at {
         pairs.push(("registered", format!("{} ({} ago)", text::time(at), text::age(at))));
     }

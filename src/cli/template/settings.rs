@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::super::{failure::CommandFailure, text::parse_seconds};
+use super::super::{
+    failure::CommandFailure,
+    text::{NETWORK_MODES, parse_seconds},
+};
 
 #[derive(Args, Default)]
 pub(super) struct Settings {
@@ -22,6 +25,10 @@ pub(super) struct Settings {
     /// User that runs the runner in the guest, also for the SSH login [default: admin for Tart, else runner]
     #[arg(long, value_name = "NAME")]
     pub user: Option<String>,
+    /// What guests may reach: the guest API only, the internet, or everything that the host reaches [default: the
+    /// strictest that the host can enforce and in which a vm's runner can work]
+    #[arg(long, value_name = "MODE", value_parser = NETWORK_MODES)]
+    pub network: Option<String>,
     /// File with the private key for the SSH login
     #[arg(long, value_name = "FILE")]
     pub ssh_key: Option<PathBuf>,
@@ -39,6 +46,7 @@ impl Settings {
             ("memory_mib", self.memory_mib.map(Value::from)),
             ("handover", self.handover.map(Value::from)),
             ("user", self.user.map(Value::from)),
+            ("network", self.network.map(Value::from)),
             ("ssh_key", path(self.ssh_key)),
             ("ssh_password_file", path(self.ssh_password_file)),
         ];

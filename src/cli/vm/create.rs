@@ -36,6 +36,10 @@ pub(in crate::cli) struct CreateArgs {
     /// Memory in MiB [default: the template's]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(32..))]
     memory_mib: Option<u32>,
+    /// What the guest may reach: the guest API only, the internet, or everything that the host reaches [default: the
+    /// template's, else the strictest that the host can enforce and in which the runner can work]
+    #[arg(long, value_name = "MODE", value_parser = text::NETWORK_MODES)]
+    network: Option<String>,
     /// Label to search by; may be repeated
     #[arg(long = "label", short, value_name = "KEY=VALUE", value_parser = pair)]
     labels: Vec<(String, String)>,
@@ -144,6 +148,7 @@ pub(super) async fn run(args: CreateArgs, client: &ApiClient, json: bool) -> Res
         ("name", args.name.map(Value::from)),
         ("cpus", args.cpus.map(Value::from)),
         ("memory_mib", args.memory_mib.map(Value::from)),
+        ("network", args.network.map(Value::from)),
         ("queue_timeout_seconds", args.queue_timeout.map(Value::from)),
     ] {
         if let Some(value) = value {

@@ -38,6 +38,9 @@ pub(super) async fn run(vm: &str, client: &ApiClient, json: bool) -> Result<u8, 
     if let (Some(driver), Some(os)) = (&vm.driver, &vm.os) {
         pairs.push(("driver", format!("{driver} ({os})")));
     }
+    if let Some(network) = &vm.network {
+        pairs.push(("network", network.clone()));
+    }
     if let Some(runner) = &vm.runner {
         pairs.push(("runner", format!("{}, {}", runner.kind, runner.status)));
         if let Some(github) = &runner.github {

@@ -59,6 +59,7 @@ impl Driver for Fake {
             console: false,
             seed: true,
             agent: false,
+            network: self.world.network(),
         }
     }
 

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::refused;
 use crate::{
-    domain::{Code, GuestOs, InstanceName, endpoint::Endpoint, event::GoneCause},
+    domain::{Code, GuestOs, InstanceName, NetworkSupport, endpoint::Endpoint, event::GoneCause},
     drivers::{DriverError, ErrorKind, InstanceSpec, Listed, Observation, Result},
 };
 
@@ -100,6 +100,7 @@ struct FakeState {
     unlisted: BTreeSet<String>,
     /// Guests that were paused because of a full disk cannot be resumed.
     disk_full: bool,
+    network: NetworkSupport,
     last_run: u64,
     /// Ended runs and their causes. Kept longer than their instances, because a caller may ask late.
     over: HashMap<u64, GoneCause>,
@@ -161,6 +162,15 @@ impl FakeSnapshot {
 impl FakeWorld {
     pub fn new() -> Arc<Self> {
         Arc::default()
+    }
+
+    /// What the driver can enforce from now on; at first, every mode.
+    pub fn enforces(&self, network: NetworkSupport) {
+        self.change(|s| s.network = network);
+    }
+
+    pub(super) fn network(&self) -> NetworkSupport {
+        self.lock().network.clone()
     }
 
     /// Every call of this verb takes this long.

@@ -428,7 +428,14 @@ impl Driver for Qemu {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { guests: vec![GuestOs::Linux], graceful_stop: true, console: true, seed: true, agent: false }
+        Capabilities {
+            guests: vec![GuestOs::Linux],
+            graceful_stop: true,
+            console: true,
+            seed: true,
+            agent: false,
+            network: self.settings.network.clone(),
+        }
     }
 
     async fn probe(&self, fresh: bool) -> Result<DriverProbe> {

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::platform::settings::{SettingType, section};
+use crate::{
+    domain::{NetworkMode, NetworkSupport},
+    platform::settings::{SettingType, section},
+};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
@@ -41,9 +44,9 @@ section! {
         /// How guests are run. `auto` uses KVM (on macOS HVF) if a test guest passes under it and is clearly faster
         /// than in emulation; otherwise `tcg`, which is emulation. The other values are used without a test.
         accelerator: AcceleratorChoice = AcceleratorChoice::Auto;
-        /// `true`: guests reach the guest API and nothing else. `false`: also the internet, the host's network and
-        /// every service on the host's loopback.
-        isolated: bool = true;
+        /// The older form of the default network mode of all vms: `true` means `isolated`, and `false` means `host`. The
+        /// `network` of a template, a pool or a request precedes it.
+        isolated: Option<bool> = None, shown as "by the kind of runner: `isolated` or `internet`";
         /// With `accelerator = "auto"`: how long the first guest under an accelerator may give no sign of life (on its
         /// console or by a call to the guest API) before guests are emulated instead, in seconds (5 to 600).
         first_guest_seconds: u32 = 45, in 5..=600;
@@ -51,5 +54,13 @@ section! {
         /// a runner is given up after this many seconds (1 to 3600); CI systems also give up a silent runner after some
         /// minutes.
         disk_full_seconds: u32 = 300, in 1..=3600;
+    }
+}
+
+impl QemuSection {
+    /// Every mode can be enforced.
+    pub fn network_support(&self) -> NetworkSupport {
+        let usual = self.isolated.map(|isolated| if isolated { NetworkMode::Isolated } else { NetworkMode::Host });
+        NetworkSupport::default().by_default(usual)
     }
 }

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::section::{AcceleratorChoice, QemuSection};
-use crate::domain::Arch;
+use crate::domain::{Arch, NetworkSupport};
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -21,6 +21,8 @@ pub struct Settings {
     pub first_guest: Duration,
     /// Architecture of guests; this host's if absent. Another one is emulated.
     pub arch: Option<Arch>,
+    /// What is enforced, and the default.
+    pub network: NetworkSupport,
     /// List foreign QEMU processes.
     pub count_foreign: bool,
 }
@@ -46,6 +48,7 @@ impl Settings {
             accelerator: section.accelerator,
             first_guest: Duration::from_secs(section.first_guest_seconds.into()),
             arch: None,
+            network: section.network_support(),
             count_foreign: true,
         }
     }

@@ -2,9 +2,12 @@
 
 use std::ffi::OsString;
 
-use super::settings::{Network, Settings};
+use super::{
+    settings::{Network, Settings},
+    softnet,
+};
 use crate::{
-    domain::{GuestOs, InstanceName},
+    domain::{GuestOs, InstanceName, NetworkPolicy},
     platform::process::Command,
 };
 
@@ -12,21 +15,21 @@ use crate::{
 const USUAL_DIRECTORIES: [&str; 6] = ["/opt/homebrew/bin", "/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"];
 
 /// The arguments of `tart` that run a guest. The name comes first, where it is recognised in a list of processes.
-pub fn run(name: &InstanceName, os: GuestOs, settings: &Settings) -> Vec<String> {
+pub fn run(name: &InstanceName, os: GuestOs, policy: &NetworkPolicy, settings: &Settings) -> Vec<String> {
     let mut args: Vec<String> =
         ["run", name.as_str(), "--no-graphics", "--no-audio", "--no-clipboard"].map(str::to_owned).into();
+    let softnet = softnet::rules(&settings.network, policy);
     let mut add = |option: &str, value: &str| args.push(format!("{option}={value}"));
-    match &settings.network {
-        Network::Nat => {}
-        Network::Softnet { allow, block } => {
-            if !allow.is_empty() {
-                add("--net-softnet-allow", &allow.join(","));
-            }
-            if !block.is_empty() {
-                add("--net-softnet-block", &block.join(","));
-            }
+    if let Some(rules) = &softnet {
+        if !rules.allow.is_empty() {
+            add("--net-softnet-allow", &rules.allow.join(","));
         }
-        Network::Bridged { interfaces } => interfaces.iter().for_each(|interface| add("--net-bridged", interface)),
+        if !rules.block.is_empty() {
+            add("--net-softnet-block", &rules.block.join(","));
+        }
+    }
+    if let Network::Bridged { interfaces } = &settings.network {
+        interfaces.iter().for_each(|interface| add("--net-bridged", interface));
     }
     settings.dirs.iter().for_each(|dir| add("--dir", dir));
     if !settings.root_disk_opts.is_empty() {
@@ -35,7 +38,7 @@ pub fn run(name: &InstanceName, os: GuestOs, settings: &Settings) -> Vec<String>
     if let (GuestOs::Linux, Some(tag)) = (os, &settings.rosetta) {
         add("--rosetta", tag);
     }
-    if let Network::Softnet { .. } = settings.network {
+    if softnet.is_some() {
         args.push("--net-softnet".to_owned());
     }
     if os == GuestOs::Linux && settings.nested {
@@ -71,7 +74,7 @@ fn search_path(own: Option<OsString>) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::VmId;
+    use crate::domain::{NetworkMode, VmId};
 
     fn settings() -> Settings {
         Settings::new("/tart", "/runs", vec!["/mayfly".to_owned()])
@@ -79,8 +82,12 @@ mod tests {
 
     /// The arguments after the name and the constant flags.
     fn line(os: GuestOs, settings: &Settings) -> String {
+        line_in(NetworkMode::Internet, os, settings)
+    }
+
+    fn line_in(mode: NetworkMode, os: GuestOs, settings: &Settings) -> String {
         let name = VmId::mint().instance();
-        let args = run(&name, os, settings);
+        let args = run(&name, os, &NetworkPolicy { mode, allow: Vec::new() }, settings);
         assert_eq!(args[..5], ["run", name.as_str(), "--no-graphics", "--no-audio", "--no-clipboard"]);
         args[5..].join(" ")
     }
@@ -120,6 +127,14 @@ mod tests {
             "--net-softnet-allow=10.0.0.0/8,@host --net-softnet-block=0.0.0.0/0 --net-softnet"
         );
         assert_eq!(line(GuestOs::Macos, &with(Network::Softnet { allow: vec![], block: vec![] })), "--net-softnet");
+
+        let softnet = with(Network::Softnet { allow: list(&["10.0.0.0/8"]), block: vec![] });
+        assert_eq!(
+            line_in(NetworkMode::Isolated, GuestOs::Macos, &softnet),
+            "--net-softnet-allow=@host --net-softnet-block=0.0.0.0/0 --net-softnet"
+        );
+        // Plain NAT.
+        assert_eq!(line_in(NetworkMode::Host, GuestOs::Macos, &softnet), "");
 
         let mut shares = with(Network::Nat);
         shares.dirs = list(&["/a b", "x:/a b:ro,tag=t"]);

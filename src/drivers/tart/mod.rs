@@ -8,6 +8,7 @@
 //!   config   Tart's configuration of a VM, rewritten for a clone
 //! run        starts a VM, and confirms that it started
 //!   instance finds its process
+//!   softnet  network modes as rules of Tart's packet filter
 //! address    finds the guest on the network: leases, arp
 //! end        stops a VM, and removes it
 //! list       lists all VMs
@@ -66,10 +67,12 @@ pub mod probe;
 mod run;
 mod section;
 mod settings;
+mod softnet;
 mod words;
 
 pub use section::{NetworkKind, Resolver, TartSection};
 pub use settings::{Network, Settings};
+pub use softnet::expressible;
 
 const VERSION: Duration = Duration::from_secs(10);
 const LIST: Duration = Duration::from_secs(10);
@@ -363,6 +366,7 @@ impl Driver for Tart {
             console: false,
             seed: false,
             agent: true,
+            network: self.settings.network.support(),
         }
     }
 

@@ -134,7 +134,7 @@ impl Tart {
         let command = Command::new(launcher, START)
             .args(before)
             .arg(self.binary()?)
-            .args(args::run(&spec.name, config.os, &self.settings))
+            .args(args::run(&spec.name, config.os, &spec.network.policy, &self.settings))
             .env(record::DIRECTORY, &paths.run);
         let mut child = args::environment(command, &self.settings)
             .start(out, err)

@@ -57,11 +57,13 @@ section! {
         /// Processor architecture of the guests.
         arch: Option<Arch> = None, shown as "the host's";
         /// How guests are connected. `nat`: macOS's own NAT. `softnet`: Tart's filter, which keeps guests away from the
-        /// local network. `bridged`: as machines of the local network.
+        /// local network. `bridged`: as machines of the local network. The network modes `isolated` and `internet` need
+        /// `softnet`; with it, guests in the mode `host` are connected by `nat`.
         network: NetworkKind = NetworkKind::Nat;
-        /// Networks that guests behind `softnet` may reach besides the internet (CIDR).
+        /// Networks that guests behind `softnet` may reach in the mode `internet` besides the internet (CIDR).
         softnet_allow: Vec<String> = Vec::new();
-        /// Networks that guests behind `softnet` may not reach (CIDR).
+        /// Networks that guests behind `softnet` may not reach in the mode `internet` (CIDR). `0.0.0.0/0`, while
+        /// `softnet_allow` has nothing but `@host`, is the older form of the default mode `isolated`.
         softnet_block: Vec<String> = Vec::new();
         /// Interfaces of the host that `bridged` guests are connected to.
         bridged_interfaces: Vec<String> = Vec::new();

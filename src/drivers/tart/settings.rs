@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use super::section::{NetworkKind, Resolver, TartSection};
 use crate::{
-    domain::{Arch, Code, tart_config::Display},
+    domain::{Arch, Code, NetworkSupport, tart_config::Display},
     drivers::{DriverError, ErrorKind, Result},
 };
 
@@ -66,6 +66,23 @@ pub struct Settings {
     pub arch: Option<Arch>,
 }
 
+impl TartSection {
+    fn guest_network(&self) -> Network {
+        match self.network {
+            NetworkKind::Nat => Network::Nat,
+            NetworkKind::Softnet => {
+                Network::Softnet { allow: self.softnet_allow.clone(), block: self.softnet_block.clone() }
+            }
+            NetworkKind::Bridged => Network::Bridged { interfaces: self.bridged_interfaces.clone() },
+        }
+    }
+
+    /// The network modes that can be enforced with these settings.
+    pub fn network_support(&self) -> NetworkSupport {
+        self.guest_network().support()
+    }
+}
+
 impl Settings {
     /// With the defaults of the section.
     pub fn new(tart_home: impl Into<PathBuf>, run_dir: impl Into<PathBuf>, launcher: Vec<String>) -> Self {
@@ -79,6 +96,7 @@ impl Settings {
         launcher: Vec<String>,
     ) -> Self {
         Self {
+            network: section.guest_network(),
             binary: section.binary,
             tart_home: tart_home.into(),
             run_dir: run_dir.into(),
@@ -88,11 +106,6 @@ impl Settings {
             ssh_port: section.ssh_port,
             launcher,
             resolver: section.resolver,
-            network: match section.network {
-                NetworkKind::Nat => Network::Nat,
-                NetworkKind::Softnet => Network::Softnet { allow: section.softnet_allow, block: section.softnet_block },
-                NetworkKind::Bridged => Network::Bridged { interfaces: section.bridged_interfaces },
-            },
             dirs: section.dirs,
             rosetta: section.rosetta,
             nested: section.nested,

@@ -14,6 +14,7 @@ pub fn vm_request() -> Value {
         "name": "build-4711",
         "runner": { "kind": "command", "command": "make test", "env": { "CI": "true" } },
         "labels": { "team": "core" },
+        "network": "internet",
         "queue_timeout_seconds": 600,
         "budgets": { "lifetime_seconds": 3600 }
     })
@@ -83,6 +84,7 @@ pub fn pool_request() -> Value {
         "labels": ["self-hosted", "macos"],
         "repositories": ["acme/app", "acme/lib"],
         "max_vms": 2,
+        "network": "internet",
         "budgets": { "lifetime_seconds": 7200 }
     })
 }
@@ -100,6 +102,7 @@ pub fn pool() -> Value {
         "warm": 0,
         "cpus": null,
         "memory_mib": null,
+        "network": "internet",
         "budgets": {
             "clone_seconds": null,
             "boot_seconds": null,
@@ -151,6 +154,7 @@ pub fn vm() -> Value {
         "os": "linux",
         "cpus": 2,
         "memory_mib": 2048,
+        "network": "internet",
         "labels": { "team": "core" },
         "pool": null,
         "runner": { "kind": "command", "status": "none", "started": "no", "github": null },
@@ -314,6 +318,7 @@ pub fn template() -> Value {
         "memory_mib": 2048,
         "handover": "seed",
         "user": "runner",
+        "network": null,
         "budgets": budgets(),
         "created_at": "2026-11-20T08:00:00.000Z",
         "names": ["micro", "micro-latest"],

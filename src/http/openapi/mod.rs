@@ -59,15 +59,21 @@ fn own_errors(operation: &str) -> &'static [Code] {
             C::VmNameInUse,
             C::IdempotencyMismatch,
             C::SizeImpossible,
+            C::NetworkNotEnforceable,
             C::SlotUnavailable,
             C::QueueFull,
             C::GitHubNotConfigured,
         ],
         "get_vm" | "end_vm" | "list_vm_events" | "get_vm_log" => &[C::VmNotFound],
         "report_guest_event" => &[C::VmNotFound, C::VmTransitionRefused],
-        "create_template" => {
-            &[C::TemplateExists, C::TemplateInvalid, C::DriverUnsupported, C::HostFull, C::ImageRefused]
-        }
+        "create_template" => &[
+            C::TemplateExists,
+            C::TemplateInvalid,
+            C::DriverUnsupported,
+            C::NetworkNotEnforceable,
+            C::HostFull,
+            C::ImageRefused,
+        ],
         "get_pull" | "cancel_pull" => &[C::PullNotFound],
         "set_watch" => &[C::TemplateExists, C::TemplateInvalid, C::ImageRefused],
         "get_watch" | "remove_watch" => &[C::WatchNotFound],
@@ -81,6 +87,7 @@ fn own_errors(operation: &str) -> &'static [Code] {
             C::TemplateExists,
             C::TemplateInvalid,
             C::DriverUnsupported,
+            C::NetworkNotEnforceable,
             C::LayoutGuest,
             C::LayoutDisk,
             C::SourceRunning,
@@ -106,9 +113,14 @@ fn own_errors(operation: &str) -> &'static [Code] {
         "log_in_to_registry" => &[C::LoginRefused, C::RegistryUnavailable],
         "log_out_of_registry" => &[C::LoginNotFound, C::RequestInvalid],
         "get_pool" => &[C::PoolNotFound],
-        "set_pool" => {
-            &[C::PoolReadOnly, C::TemplateUnknown, C::TemplateDamaged, C::SizeImpossible, C::GitHubNotConfigured]
-        }
+        "set_pool" => &[
+            C::PoolReadOnly,
+            C::TemplateUnknown,
+            C::TemplateDamaged,
+            C::SizeImpossible,
+            C::NetworkNotEnforceable,
+            C::GitHubNotConfigured,
+        ],
         "remove_pool" => &[C::PoolNotFound, C::PoolReadOnly],
         "take_github_webhook" => &[C::WebhookNotConfigured, C::WebhookUnproven],
         "get_runner_program" => &[C::VmNotFound, C::RunnerUnavailable],

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     domain::{
-        Arch, Budgets, BudgetsPatch, Code, GuestOs, Handover,
+        Arch, Budgets, BudgetsPatch, Code, GuestOs, Handover, NetworkMode,
         pull::{Canary, PullSpec},
         template::DiskFormat,
     },
@@ -81,6 +81,9 @@ pub struct TemplateRequest {
     handover: Option<Handover>,
     /// The user that runs the runner in the guest. Default: `admin` for Tart, else `runner`.
     user: Option<String>,
+    /// What guests may reach, unless the request or the pool sets it. Never taken from an image. Default: the strictest mode
+    /// that the driver can enforce and in which the vm's kind of runner can work.
+    network: Option<NetworkMode>,
     /// Budgets that differ from the defaults.
     #[serde(default)]
     budgets: BudgetsPatch,
@@ -115,6 +118,7 @@ impl TemplateRequest {
             memory_mib: self.memory_mib,
             handover: self.handover,
             user: self.user,
+            network: self.network,
             ssh_key: self.ssh_key,
             ssh_password: self.ssh_password_file,
             budgets: self.budgets,
@@ -163,6 +167,7 @@ impl TemplateRequest {
             memory_mib: self.memory_mib,
             handover: self.handover,
             user: self.user,
+            network: self.network,
             budgets: self.budgets.over(base)?,
         })
     }

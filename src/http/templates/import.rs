@@ -22,7 +22,7 @@ use super::{
     TemplateView, absolute, shown,
 };
 use crate::{
-    domain::{Arch, Budgets, BudgetsPatch, Code, GuestOs, Handover},
+    domain::{Arch, Budgets, BudgetsPatch, Code, GuestOs, Handover, NetworkMode},
     service::{
         templates::NewTemplate,
         transfers::{ExportDestination, ImportRequest, Notice, Policy, TemplateLayout},
@@ -88,6 +88,9 @@ pub struct ImportBody {
     handover: Option<Handover>,
     /// The user that runs the runner in the guest. Default: `admin` for macOS layouts, else `runner`.
     user: Option<String>,
+    /// What guests may reach, unless the request or the pool sets it. Default: the strictest mode that the driver can
+    /// enforce and in which the vm's kind of runner can work.
+    network: Option<NetworkMode>,
     /// Private key that the guest's user accepts.
     #[schema(value_type = Option<String>)]
     ssh_key: Option<PathBuf>,
@@ -143,6 +146,7 @@ impl ImportBody {
             memory_mib: self.memory_mib,
             handover: self.handover,
             user: self.user,
+            network: self.network,
             ssh_key: self.ssh_key,
             ssh_password: self.ssh_password_file,
             budgets: self.budgets.over(base)?,

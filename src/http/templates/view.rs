@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 
 use super::super::time::Time;
 use crate::domain::{
-    Arch, Budgets, GuestOs, Handover, Template,
+    Arch, Budgets, GuestOs, Handover, NetworkMode, Template,
     template::DiskFormat,
     version::{AliasTarget, Damage, FileFault, Pin, VersionStatus},
 };
@@ -36,6 +36,8 @@ pub struct TemplateView {
     memory_mib: u32,
     handover: Handover,
     user: String,
+    /// What its guests may reach, unless the request or the pool sets it. Null: the default.
+    network: Option<NetworkMode>,
     budgets: Budgets,
     created_at: Time,
     /// All names that point at this version.
@@ -117,6 +119,7 @@ impl TemplateView {
             memory_mib: t.memory_mib,
             handover: t.handover,
             user: t.user,
+            network: t.network,
             budgets: t.budgets,
             created_at: t.created_at.into(),
             names: s.names,

@@ -25,6 +25,7 @@ fn pool(max_vms: u32) -> Pool {
         warm: 0,
         cpus: None,
         memory_mib: None,
+        network: None,
         budgets: BudgetsPatch::default(),
         enabled: true,
     }

@@ -54,6 +54,7 @@ impl CanaryTest {
                     runner: RunnerRequest::Command { command: canary.command.into(), env: BTreeMap::new() },
                     cpus: None,
                     memory_mib: None,
+                    network: None,
                     labels: [("mayfly.canary".to_owned(), pull.id.to_string())].into(),
                     queue_timeout_seconds: Some(u32::try_from(lasts).unwrap_or(u32::MAX).min(30 * 24 * 3600)),
                     budgets: BudgetsPatch { lifetime_seconds: Some(canary.timeout_seconds), ..BudgetsPatch::default() },

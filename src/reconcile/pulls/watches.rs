@@ -153,6 +153,7 @@ impl TagWatches {
             memory_mib: current.as_ref().map(|t| t.memory_mib),
             handover: current.as_ref().map(|t| t.handover),
             user: current.as_ref().map(|t| t.user.clone()),
+            network: current.as_ref().and_then(|t| t.network),
             ssh_key: current.as_ref().and_then(|t| t.files.ssh_key.clone()),
             ssh_password: current.as_ref().and_then(|t| t.files.ssh_password.clone()),
             budgets: current.map_or_else(BudgetsPatch::default, |t| BudgetsPatch::all(&t.budgets)),

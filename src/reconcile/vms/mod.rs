@@ -14,6 +14,7 @@
 mod budgets;
 mod drive;
 mod full_disk;
+mod network;
 mod observe;
 mod provisioning;
 mod start;

@@ -1,14 +1,14 @@
 //! One idempotent step per state. Each depends only on the vm's row, the template and the settings, and returns the
 //! event that moves the vm. Each can be run again from its beginning at any moment.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::SignedDuration;
 
-use super::{full_disk::FullDisk, provisioning::Provisioner, start::StartPermits, template::TemplateFetch};
+use super::{full_disk::FullDisk, network, provisioning::Provisioner, start::StartPermits, template::TemplateFetch};
 use crate::{
     domain::{
-        Code, Event, Handover, NetworkMode, NetworkPolicy, QueueReason, ResolvedSpec, State, Vm,
+        AllowedDestination, Code, Event, Handover, QueueReason, ResolvedSpec, State, Vm,
         event::{Announcer, GoneCause},
         state::Step,
     },
@@ -37,7 +37,9 @@ pub(in crate::reconcile) struct Steps {
     templates: TemplateFetch,
     full_disk: FullDisk,
     removal: RunnerRemoval,
-    network: GuestNetwork,
+    /// What guests in the mode `internet` may reach besides public addresses.
+    allow: Vec<AllowedDestination>,
+    guest_api: PathBuf,
     retry_backoff: Duration,
 }
 
@@ -61,13 +63,8 @@ impl Steps {
             templates: TemplateFetch::new(parts, settings),
             full_disk: FullDisk::new(parts, settings.disk_full),
             removal,
-            network: GuestNetwork {
-                policy: NetworkPolicy {
-                    mode: if settings.isolated { NetworkMode::Isolated } else { NetworkMode::Host },
-                    allow: Vec::new(),
-                },
-                guest_api: settings.guest_socket.clone(),
-            },
+            allow: settings.allow.clone(),
+            guest_api: settings.guest_socket.clone(),
             retry_backoff: settings.retry_backoff,
         }
     }
@@ -97,14 +94,14 @@ impl Steps {
             Code::HostFull => Failure::new(FailureKind::Host, error.code, error.detail),
             _ => error.into(),
         })?;
-        let spec = self.spec(vm).await?;
+        let spec = self.spec(&driver, vm).await?;
         driver.create(&spec).await?;
         Ok(Event::Cloned)
     }
 
     async fn boot(&self, vm: &Vm) -> Result<Event, Failure> {
         let driver = self.driver(vm)?;
-        let spec = self.spec(vm).await?;
+        let spec = self.spec(&driver, vm).await?;
         let permit = self.permits.obtain(&driver, vm).await?;
         driver.start(&spec).await?;
         drop(permit);
@@ -194,7 +191,8 @@ impl Steps {
         })
     }
 
-    async fn spec(&self, vm: &Vm) -> Result<InstanceSpec, Failure> {
+    async fn spec(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<InstanceSpec, Failure> {
+        let policy = network::policy(spec_of(vm)?, &driver.capabilities().network, &self.allow)?;
         let template = self.catalog.get(&spec_of(vm)?.template_digest).await?;
         let &ResolvedSpec { os, handover, cpus, memory_mib, .. } = spec_of(vm)?;
         let seed = match handover {
@@ -216,7 +214,7 @@ impl Steps {
             files: template.files,
             cmdline: template.cmdline,
             seed,
-            network: self.network.clone(),
+            network: GuestNetwork { policy, guest_api: self.guest_api.clone() },
         })
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    domain::{Budgets, Code, Error, Event, TemplateSource, Vm, capacity::Capacity},
+    domain::{Budgets, Code, Error, Event, TemplateSource, Vm, capacity::Capacity, vm_spec::NetworkUser},
     drivers::registry::Registry,
     parts::Parts,
     platform::Clock,
@@ -50,7 +50,9 @@ impl TemplateFetch {
         // found damaged meanwhile is pulled again.
         let taken = self.catalog.take(&template.digest).await;
         let (template, _kept) = taken.map_err(|error| Failure { kind: FailureKind::Retry, ..error.into() })?;
-        let (spec, budgets) = awaits.of(&template, &self.capacity)?;
+        let user = NetworkUser { runner: vm.spec.runner, pool: vm.spec.pool.as_deref() };
+        let can = self.drivers.network_support(&template.driver);
+        let (spec, budgets) = awaits.of(&template, &self.capacity, user, &can)?;
         if self.drivers.get(&spec.driver).is_none() {
             let detail =
                 format!("{} is for the driver {}, which is not enabled in this service", vm.spec.template, spec.driver);

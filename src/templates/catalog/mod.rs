@@ -448,6 +448,7 @@ impl Root {
             cmdline: manifest.cmdline,
             handover: manifest.handover,
             user: manifest.user,
+            network: manifest.network,
             budgets: manifest.budgets,
             created_at: Timestamp::try_from(created).map_err(Error::internal)?,
         })
@@ -502,6 +503,7 @@ fn describe(
         cmdline: new.cmdline.clone(),
         handover: checked.handover,
         user: checked.user,
+        network: new.network,
         budgets: new.budgets.clone(),
         image,
         settings,

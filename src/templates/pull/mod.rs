@@ -47,7 +47,7 @@ use super::{
     push::{self, Pusher},
 };
 use crate::{
-    domain::{Budgets, BudgetsPatch, Handover, Template},
+    domain::{Budgets, BudgetsPatch, Handover, NetworkMode, Template},
     registry::{
         self, RegistryClient, RegistryError,
         credentials::CredentialSource,
@@ -72,6 +72,8 @@ pub struct PullRequest {
     pub memory_mib: Option<u32>,
     pub handover: Option<Handover>,
     pub user: Option<String>,
+    /// Not among the image's settings: whoever published the image does not decide what guests reach on this host.
+    pub network: Option<NetworkMode>,
     pub ssh_key: Option<PathBuf>,
     pub ssh_password: Option<PathBuf>,
     /// Precedence: these, then the image's settings, then the defaults.
@@ -94,6 +96,7 @@ impl PullRequest {
             memory_mib: None,
             handover: None,
             user: None,
+            network: None,
             ssh_key: None,
             ssh_password: None,
             budgets: BudgetsPatch::default(),
@@ -115,6 +118,7 @@ impl PullRequest {
             memory_mib: self.memory_mib,
             handover: self.handover,
             user: self.user.clone(),
+            network: self.network,
             ssh_key: self.ssh_key.clone(),
             ssh_password: self.ssh_password.clone(),
             budgets: settings.map_or(self.budgets.clone(), |s| self.budgets.or(&s.budgets)).on(&self.usual),

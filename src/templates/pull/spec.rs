@@ -21,6 +21,7 @@ impl PullRequest {
             memory_mib: spec.memory_mib,
             handover: spec.handover,
             user: spec.user.clone(),
+            network: spec.network,
             ssh_key: spec.ssh_key.clone(),
             ssh_password: spec.ssh_password.clone(),
             budgets: spec.budgets.clone(),

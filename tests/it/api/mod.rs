@@ -34,6 +34,7 @@ mod images;
 mod input;
 mod limits;
 mod logs;
+mod networks;
 mod pages;
 mod pools;
 mod pull;

@@ -174,6 +174,7 @@ async fn a_pool_of_the_configuration_is_changed_there() {
         warm: 0,
         cpus: None,
         memory_mib: None,
+        network: None,
         budgets: BudgetsPatch::default(),
         enabled: true,
     };

@@ -57,6 +57,8 @@ async fn create_sends_the_request_and_prints_the_id() {
         "lifetime_seconds=10m",
         "--budget",
         "max_attempts=1",
+        "--network",
+        "internet",
     ];
     let ran = run(mayfly.command(&args).env("HERE", "from here")).await.ends(0);
     assert_eq!(ran.out, format!("{ID}\n"));
@@ -67,7 +69,7 @@ async fn create_sends_the_request_and_prints_the_id() {
     assert_eq!(
         asked.body,
         json!({
-            "template": "micro", "name": "b", "cpus": 2, "memory_mib": 512, "queue_timeout_seconds": 300,
+            "template": "micro", "name": "b", "cpus": 2, "memory_mib": 512, "network": "internet", "queue_timeout_seconds": 300,
             "runner": { "kind": "command", "command": "make test",
                         "env": { "PASSWORD": "'hush hush' ", "EMPTY": "", "HERE": "from here" } },
             "labels": { "repo": "a=b", "x": "" }, "budgets": { "lifetime_seconds": 600, "max_attempts": 1 },
@@ -235,6 +237,7 @@ async fn vms_are_found_by_name() {
     let ran = mayfly.run(&["vm", "show", "build-7"]).await.ends(0);
     assert!(ran.out.contains("queue     waits for a slot, position 1"), "{}", ran.out);
     assert!(ran.out.contains("deadline  2026-11-20 11:00:00Z (queue)"), "{}", ran.out);
+    assert!(ran.out.contains("network   isolated"), "{}", ran.out);
     assert_eq!(mayfly.run(&["vm", "show", ID, "--json"]).await.ends(0).json()["id"], ID);
     assert_eq!(mayfly.run(&["vm", "delete", "build-7"]).await.ends(0).out, "build-7  deleting\n");
     assert_eq!(double.last().query, "");
@@ -262,7 +265,7 @@ async fn templates_are_registered_from_what_an_image_build_wrote() {
     mayfly.write(
         "images/micro/template.json",
         r#"{ "os": "linux", "arch": "x86_64", "kernel": "vmlinuz", "initramfs": "initramfs.img", "cmdline": "quiet",
-             "disk": "disk.qcow2", "disk_format": "qcow2", "memory_mib": 256, "cpus": 1, "ssh_user": "runner", "ssh_key": "id" }"#,
+             "disk": "disk.qcow2", "disk_format": "qcow2", "memory_mib": 256, "cpus": 1, "ssh_user": "runner", "ssh_key": "id", "network": "isolated" }"#,
     );
     let ran = mayfly
         .run(&["template", "add", "micro", "--from", "images/micro", "--cpus", "4", "--handover", "ssh"])
@@ -275,11 +278,13 @@ async fn templates_are_registered_from_what_an_image_build_wrote() {
         json!({
             "name": "micro", "os": "linux", "arch": "x86_64", "kernel": beside("vmlinuz"),
             "initramfs": beside("initramfs.img"), "cmdline": "quiet", "disk": beside("disk.qcow2"), "disk_format": "qcow2",
-            "memory_mib": 256, "cpus": 4, "user": "runner", "ssh_key": beside("id"), "handover": "ssh",
+            "memory_mib": 256, "cpus": 4, "user": "runner", "ssh_key": beside("id"), "handover": "ssh", "network": "isolated",
         })
     );
     mayfly.run(&["template", "add", "d", "--disk", "/srv/d.img"]).await.ends(0);
     assert_eq!(double.last().body, json!({ "name": "d", "disk": "/srv/d.img" }));
+    mayfly.run(&["template", "add", "d", "--disk", "/srv/d.img", "--network", "host"]).await.ends(0);
+    assert_eq!(double.last().body, json!({ "name": "d", "disk": "/srv/d.img", "network": "host" }));
     mayfly.write("bad.json", r#"{ "disc": "x" }"#);
     let ran = mayfly.run(&["template", "add", "d", "--from", "bad.json"]).await.ends(2);
     assert!(ran.err.contains("unknown field `disc`"), "{}", ran.err);
@@ -289,14 +294,15 @@ async fn templates_are_registered_from_what_an_image_build_wrote() {
 async fn templates_are_listed_shown_and_deleted() {
     let (double, mayfly) = both().await;
     let template = json!({ "name": "micro", "digest": "sha256:0123456789abcdef", "driver": "qemu", "os": "linux",
-        "arch": "x86_64", "cpus": 1, "memory_mib": 256, "size_bytes": 41_000_000, "created_at": "2026-11-20T10:00:00Z" });
+        "arch": "x86_64", "cpus": 1, "memory_mib": 256, "network": "internet", "size_bytes": 41_000_000, "created_at": "2026-11-20T10:00:00Z" });
     double.on("GET /templates", 200, json!({ "items": [template] }));
     double.on("GET /templates/micro", 200, template.clone());
     double.on_bytes("DELETE /templates/micro", 204, "application/json", b"");
     let ran = mayfly.run(&["template", "list"]).await.ends(0);
     assert!(ran.out.contains("39.1 MiB") && ran.out.contains("0123456789ab "), "{}", ran.out);
     mayfly.run(&["template", "list", "--json"]).await.ends(0).json();
-    assert!(mayfly.run(&["template", "show", "micro"]).await.ends(0).out.contains("sha256:0123456789abcdef"));
+    let shown = mayfly.run(&["template", "show", "micro"]).await.ends(0).out.clone();
+    assert!(shown.contains("sha256:0123456789abcdef") && shown.lines().any(|l| l.ends_with("internet")), "{shown}");
     mayfly.run(&["template", "show", "micro", "--json"]).await.ends(0).json();
     assert_eq!(mayfly.run(&["template", "delete", "micro", "--json"]).await.ends(0).json(), json!({ "name": "micro" }));
     // A name is one segment of the path, whatever is in it.

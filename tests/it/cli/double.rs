@@ -156,6 +156,7 @@ pub fn vm(generation: usize, states: &[(&str, &str)], more: Value) -> Value {
     let mut vm = json!({
         "id": ID, "name": "build-7", "state": state, "generation": generation, "template": "micro",
         "template_digest": "sha256:0123456789abcdef", "driver": "qemu", "os": "linux", "cpus": 2, "memory_mib": 512,
+        "network": "isolated",
         "labels": {}, "runner": { "kind": "command", "status": "none" }, "queue": null, "deadline": null, "budgets": {},
         "attempt": 1, "ssh": null, "announced_by": null, "announced_at": null, "end_signal": null, "outcome": null,
         "job": null, "last_fault": null, "timeline": timeline, "created_at": states[0].1, "updated_at": states[0].1,

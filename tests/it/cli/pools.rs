@@ -13,7 +13,7 @@ fn pool(more: Value) -> Value {
     let mut pool = json!({
         "name": "macos", "source": "api", "template": "macos-tahoe", "scope": "acme",
         "labels": ["self-hosted", "macos"], "group": null, "repositories": [], "max_vms": 2, "warm": 0,
-        "cpus": null, "memory_mib": null, "budgets": {"idle_seconds": null, "lifetime_seconds": null},
+        "cpus": null, "memory_mib": null, "network": null, "budgets": {"idle_seconds": null, "lifetime_seconds": null},
         "enabled": true, "vms": {"queued": 1, "live": 2}, "jobs_waiting": 5, "last_error": null,
         "created_at": "2026-11-20T10:00:00Z", "updated_at": "2026-11-20T10:00:00Z",
     });
@@ -41,13 +41,24 @@ async fn a_pool_is_set_with_what_was_given_and_nothing_else() {
 
     let mut all = least.to_vec();
     all.extend(["--runner-label", "self-hosted", "--group", "builders", "--repository", "acme/app"]);
-    all.extend(["--repository", "acme/lib", "--max-vms", "2", "--cpus", "4", "--memory-mib", "8192"]);
+    all.extend([
+        "--repository",
+        "acme/lib",
+        "--max-vms",
+        "2",
+        "--cpus",
+        "4",
+        "--memory-mib",
+        "8192",
+        "--network",
+        "host",
+    ]);
     all.extend(["--budget", "lifetime_seconds=2h", "--disabled", "--json"]);
     let ran = mayfly.run(&all).await.ends(0);
     assert_eq!(ran.json()["name"], "macos");
     let body = json!({
         "template": "macos-tahoe", "scope": "acme", "labels": ["macos", "self-hosted"], "group": "builders",
-        "repositories": ["acme/app", "acme/lib"], "max_vms": 2, "cpus": 4, "memory_mib": 8192,
+        "repositories": ["acme/app", "acme/lib"], "max_vms": 2, "cpus": 4, "memory_mib": 8192, "network": "host",
         "budgets": {"lifetime_seconds": 7200}, "enabled": false,
     });
     assert_eq!(double.last().body, body);
@@ -59,6 +70,7 @@ async fn a_pool_is_set_with_what_was_given_and_nothing_else() {
         &["pool", "set", "macos", "-t", "x", "--scope", "a/b/c", "--runner-label", "x"],
         &["pool", "set", "macos", "-t", "x", "--scope", "acme", "--runner-label", "x", "--max-vms", "0"],
         &["pool", "set", "macos", "-t", "x", "--scope", "acme", "--runner-label", "x", "--budget", "luck=1"],
+        &["pool", "set", "macos", "-t", "x", "--scope", "acme", "--runner-label", "x", "--network", "lan"],
     ] {
         mayfly.run(wrong).await.ends(2);
     }
@@ -73,7 +85,7 @@ async fn pools_are_listed_shown_and_removed() {
     assert!(ran.out.is_empty() && ran.err.contains("mayfly pool set"), "{}", ran.err);
     let error = json!({"code": "template.unknown", "detail": "no template is called x", "at": "2026-11-20T10:00:00Z"});
     let full = pool(json!({
-        "name": "linux", "source": "config", "cpus": 4, "group": "builders", "repositories": ["acme/app"],
+        "name": "linux", "source": "config", "cpus": 4, "network": "internet", "group": "builders", "repositories": ["acme/app"],
         "budgets": {"lifetime_seconds": 7200, "idle_seconds": null}, "last_error": error,
     }));
     let off = pool(json!({"name": "old", "enabled": false}));
@@ -91,6 +103,7 @@ async fn pools_are_listed_shown_and_removed() {
     for line in [
         "set by        mayfly.toml; it is changed there",
         "size          4 cores",
+        "network       internet",
         "group         builders",
         "vms           2 live, 1 of them queued; at most 2",
         "jobs waiting  5",

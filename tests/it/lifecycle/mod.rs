@@ -35,6 +35,7 @@ mod away;
 mod chaos;
 mod crashes;
 mod github;
+mod networks;
 mod retention;
 mod road;
 mod slots;
@@ -158,6 +159,7 @@ impl Host {
                 guest_urls: [(Fake::NAME.to_owned(), "http://10.0.2.100".to_owned())].into(),
                 retry_backoff: Duration::from_millis(1),
                 disk_full: self.disk_full,
+                allow: vec!["10.1.0.0/16".parse().unwrap()],
                 beat_every: Duration::from_millis(20),
                 keep_deleted: KEEP_DELETED,
                 github: self.pace,
@@ -287,6 +289,7 @@ pub fn request(template: &str, runner: RunnerRequest) -> VmRequest {
         runner,
         cpus: None,
         memory_mib: None,
+        network: None,
         labels: BTreeMap::new(),
         queue_timeout_seconds: None,
         budgets: BudgetsPatch::default(),

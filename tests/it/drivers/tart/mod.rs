@@ -27,6 +27,7 @@ use serde_json::{Map, Value, json};
 use super::conformance::{self, Rig};
 
 mod identity;
+mod networks;
 
 const SOON: Duration = Duration::from_secs(20);
 
