@@ -10,7 +10,7 @@ use crate::{
         fake::{Fake, FakeWorld},
         qemu::{self, Qemu},
         registry::Registry,
-        tart::{self, Tart},
+        tart::{self, NetworkKind, Tart},
     },
     platform::data_dir::DataDir,
 };
@@ -28,6 +28,7 @@ pub(super) fn registry(config: &Config, data: &DataDir, own_path: &Path) -> Resu
         registry.add(Arc::new(driver));
     }
     if config.drivers.tart.enabled {
+        say_what_softnet_ignores(config);
         let launcher = vec![own_path.display().to_string(), "detach".to_owned(), "--".to_owned()];
         let settings = tart::Settings::of(config.drivers.tart.clone(), config.tart_home(), data.tart(), launcher);
         let driver =
@@ -39,6 +40,20 @@ pub(super) fn registry(config: &Config, data: &DataDir, own_path: &Path) -> Resu
         registry.add(Arc::new(Fake::new(FakeWorld::new())));
     }
     Ok(registry)
+}
+
+/// Guests would otherwise miss a destination without a hint.
+fn say_what_softnet_ignores(config: &Config) {
+    if config.drivers.tart.network != NetworkKind::Softnet {
+        return;
+    }
+    for allowed in config.network.allow.iter().filter(|allowed| tart::expressible(allowed).is_none()) {
+        tracing::warn!(
+            %allowed,
+            "softnet cannot express this entry of network.allow, so guests of Tart do not reach it: softnet takes IPv4 networks \
+             without a port"
+        );
+    }
 }
 
 /// The address of the guest API for each driver's guests, unless the configuration sets one for all drivers.

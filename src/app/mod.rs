@@ -15,6 +15,7 @@ mod drivers;
 mod error;
 mod github;
 mod listeners;
+mod network;
 mod store;
 mod tasks;
 mod templates;

@@ -19,7 +19,7 @@ use super::{
     build::{Built, Setup, build},
     drivers,
     error::StartError,
-    github, listeners, store, templates,
+    github, listeners, network, store, templates,
 };
 use crate::{
     admission,
@@ -177,6 +177,7 @@ fn setup(config: &Config, data: DataDir, own_path: &Path) -> Result<Setup, Start
         },
         reconcile: reconcile::Settings {
             guest_urls: drivers::guest_urls(config),
+            allow: network::allowed(config),
             disk_full: Duration::from_secs(u64::from(config.drivers.qemu.disk_full_seconds)),
             keep_deleted: Duration::from_secs(u64::from(config.retention.deleted_vms_days) * 24 * 3600),
             runner: reconcile::RunnerSettings {

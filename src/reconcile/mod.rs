@@ -32,5 +32,5 @@ pub use github::Pace;
 pub use jobs::JobLoops;
 pub use pulls::PullLoops;
 pub use reconciler::Reconciler;
-pub use section::RetentionSection;
+pub use section::{NetworkSection, RetentionSection};
 pub use settings::{RunnerSettings, Settings};

@@ -2,7 +2,7 @@
 
 use reqwest::Url;
 
-use crate::platform::http::is_loopback;
+use crate::{domain::AllowedDestination, platform::http::is_loopback};
 
 /// The addresses of one GitHub. `https`, or on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +33,22 @@ impl Server {
 
     pub fn api(&self) -> &Url {
         &self.api
+    }
+
+    /// Where runners and their jobs reach it: the host and port of the web pages and of the API. Not of github.com, whose
+    /// addresses are public. An address of the loopback interface is left out: no guest may reach it.
+    pub fn destinations(&self) -> Vec<AllowedDestination> {
+        let mut destinations = Vec::new();
+        for url in [&self.web, &self.api] {
+            let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else { continue };
+            let own = host == "github.com" || host.ends_with(".github.com");
+            if let (false, Ok(destination)) = (own, format!("{host}:{port}").parse())
+                && !destinations.contains(&destination)
+            {
+                destinations.push(destination);
+            }
+        }
+        destinations
     }
 
     /// For messages: the host, with a port that is not the default.
@@ -109,6 +125,28 @@ mod tests {
         let given = Server::new("https://github.com", Some("http://localhost:1/x/")).unwrap();
         assert_eq!(given.url(&["a b".into(), "..c".into()], &[]).as_str(), "http://localhost:1/x/a%20b/..c");
         assert_eq!(Server::github_com().name(), "api.github.com");
+    }
+
+    #[test]
+    fn guests_may_reach_a_github_of_ones_own() {
+        for (web, api, expected) in [
+            ("https://github.com", None, &[][..]),
+            ("https://www.github.com", None, &[]),
+            ("https://acme.ghe.com", None, &["acme.ghe.com:443", "api.acme.ghe.com:443"]),
+            ("https://github.acme.example", None, &["github.acme.example:443"]),
+            (
+                "https://github.acme.example:8443",
+                Some("https://api.acme.example"),
+                &["github.acme.example:8443", "api.acme.example:443"],
+            ),
+            ("https://10.1.2.3", None, &["10.1.2.3/32:443"]),
+            ("https://[fd12::1]:8443", None, &["[fd12::1/128]:8443"]),
+            ("http://127.0.0.1:9000", None, &[]),
+            ("https://notgithub.com", None, &["notgithub.com:443"]),
+        ] {
+            let found = Server::new(web, api).unwrap().destinations();
+            assert_eq!(found.iter().map(ToString::to_string).collect::<Vec<_>>(), expected, "{web}");
+        }
     }
 
     #[test]

@@ -148,6 +148,26 @@ fn a_wrong_type_says_key_expected_and_found() {
 }
 
 #[test]
+fn destinations_are_read_and_their_rule_is_said_with_the_place() {
+    let shown = |config: Config| config.network.allow.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let text = "[network]\nallow = [\"10.1.2.3/16\", \"gitea.corp:3000\"]";
+    assert_eq!(shown(load(text, &[], &[]).unwrap()), ["10.1.0.0/16", "gitea.corp:3000"]);
+    let env = [("MAYFLY_NETWORK__ALLOW", "10.1.0.0/16, [fd12::1]:443")];
+    assert_eq!(shown(load(text, &env, &[]).unwrap()), ["10.1.0.0/16", "[fd12::1/128]:443"]);
+    for (list, message) in [
+        ("[\"10.1.0.0/16\", \"http://x\"]", "expected an address, a network or a name, each with an optional port"),
+        ("[\"127.0.0.1:22\"]", "127.0.0.1:22 cannot be allowed: it is the loopback interface of this host"),
+        ("[1]", "expected list of addresses, networks and names, found a list that holds more than texts"),
+        ("\"10.1.0.0/16\"", "expected list of addresses, networks and names, found the text \"10.1.0.0/16\""),
+    ] {
+        let said = refused(&format!("[network]\nallow = {list}"), &[]);
+        assert!(said.starts_with("/data/mayfly.toml:2: `network.allow`: ") && said.contains(message), "{list}: {said}");
+    }
+    let said = refused("", &[("MAYFLY_NETWORK__ALLOW", "gitea.corp,10.0.0.0/33")]);
+    assert!(said.contains("`network.allow`: expected an address") && said.contains("10.0.0.0/33"), "{said}");
+}
+
+#[test]
 fn all_problems_are_reported_at_once() {
     let said = refused("[queue]\nmax_length = true\n[slots]\nmacos = 3\nlinx = 1\n", &[("MAYFLY_LOG__FORMAT", "xml")]);
     assert_eq!(said.lines().count(), 4, "{said}");
