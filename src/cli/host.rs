@@ -55,6 +55,27 @@ struct DriverAnswer {
     note: Option<String>,
     fault: Option<FaultResponse>,
     remedy: Option<String>,
+    networks: Vec<NetworkAnswer>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct NetworkAnswer {
+    mode: String,
+    enforceable: bool,
+    remedy: Option<String>,
+    default_for: Vec<String>,
+}
+
+impl NetworkAnswer {
+    fn text(&self) -> String {
+        match &self.remedy {
+            _ if self.enforceable && self.default_for.is_empty() => "if it is asked for".to_owned(),
+            _ if self.enforceable => format!("default for runners of kind {}", self.default_for.join(", ")),
+            Some(remedy) => format!("cannot be enforced: {remedy}"),
+            None => "cannot be enforced".to_owned(),
+        }
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -130,6 +151,10 @@ pub(super) async fn run(client: &ApiClient, json: bool) -> Result<u8, CommandFai
         }
         if let Some(note) = &driver.note {
             output::line(&format!("  {}", text::plain(note)))?;
+        }
+        for network in &driver.networks {
+            let line = format!("  network {:<8}  {}", network.mode, network.text());
+            output::line(text::plain(&line).trim_end())?;
         }
     }
     if !host.instances.is_empty() {

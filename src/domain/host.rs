@@ -11,6 +11,7 @@ use super::{
     capacity::{Capacity, Usage},
     error::Fault,
     ids::VmId,
+    network_support::NetworkSupport,
     template::{Arch, GuestOs},
 };
 
@@ -49,6 +50,9 @@ pub struct DriverView {
     /// Why it cannot run guests; this is checked again periodically.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
+    /// The network modes that it can enforce.
+    #[serde(default)]
+    pub network: NetworkSupport,
 }
 
 /// The newest list of a driver's instances.
@@ -229,6 +233,7 @@ mod tests {
             accelerator: None,
             note: None,
             fault: None,
+            network: NetworkSupport::default(),
         };
         let listing = |name: &str, guests: &[GuestOs], at, fault| Listing {
             driver: name.to_owned(),

@@ -23,6 +23,8 @@ pub enum RunnerKind {
 }
 
 impl RunnerKind {
+    pub const ALL: [RunnerKind; 4] = [RunnerKind::Command, RunnerKind::Script, RunnerKind::GitHub, RunnerKind::None];
+
     pub fn as_str(self) -> &'static str {
         self.into()
     }

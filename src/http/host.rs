@@ -17,10 +17,11 @@ use super::{
 };
 use crate::{
     domain::{
-        Arch, Code, GuestOs,
+        Arch, Code, GuestOs, NetworkMode, NetworkSupport,
         capacity::{Capacity, MACOS_GUESTS_PER_HOST, Usage},
         difference::Difference,
         host::{DriverView, HostView, Instance},
+        runner::RunnerKind,
     },
     service::hosts::HostStatus,
 };
@@ -113,6 +114,32 @@ pub struct HostDriver {
     remedy: Option<&'static str>,
     /// When its instances were last listed; while listing fails, the last list is shown.
     listed_at: Option<Time>,
+    /// Every network mode, from the strictest to the most open one.
+    networks: Vec<DriverNetwork>,
+}
+
+/// A network mode of a driver.
+#[derive(Serialize, ToSchema)]
+pub struct DriverNetwork {
+    mode: NetworkMode,
+    /// Whether the driver can enforce it with its settings.
+    enforceable: bool,
+    /// What to do so that the driver can enforce it; null if it can.
+    remedy: Option<String>,
+    /// The kinds of runner whose vms get this mode if nothing else is set.
+    default_for: Vec<RunnerKind>,
+}
+
+impl DriverNetwork {
+    fn all(can: &NetworkSupport) -> Vec<Self> {
+        let of = |mode| Self {
+            mode,
+            enforceable: can.remedy(mode).is_none(),
+            remedy: can.remedy(mode).map(str::to_owned),
+            default_for: RunnerKind::ALL.into_iter().filter(|kind| can.default_for(*kind) == mode).collect(),
+        };
+        NetworkMode::ALL.map(of).into()
+    }
 }
 
 impl HostDriver {
@@ -125,6 +152,7 @@ impl HostDriver {
             fault: fault.map(FaultView::from),
             listed_at: listing.and_then(|l| l.at).map(Time::from),
             usable: view.can_start(&d.name),
+            networks: DriverNetwork::all(&d.network),
             name: d.name,
             version: d.version,
             arch: d.arch,

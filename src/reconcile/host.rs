@@ -44,6 +44,7 @@ impl HostObserver {
         let mut views = Vec::new();
         for (name, driver) in self.drivers.iter() {
             let name = name.to_owned();
+            let network = driver.capabilities().network;
             let probed = driver.probe(fresh).await;
             self.say_what_is_new(&name, &probed);
             views.push(match probed {
@@ -55,6 +56,7 @@ impl HostObserver {
                     accelerator: Some(probe.accelerator),
                     note: probe.note,
                     fault: None,
+                    network,
                 },
                 Err(error) => DriverView {
                     name,
@@ -64,6 +66,7 @@ impl HostObserver {
                     accelerator: None,
                     note: None,
                     fault: Some(self.fault(error)),
+                    network,
                 },
             });
         }

@@ -21,6 +21,7 @@ pub mod finding;
 mod linux;
 mod mac;
 mod machine;
+mod modes;
 mod network;
 pub mod probe;
 mod qemu;

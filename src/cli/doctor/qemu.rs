@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{
     finding::{Check, Finding, strange},
+    modes,
     probe::{FileStatus, HostProbe, Probed, System, Unseen, line},
     setup::DoctorSetup,
 };
@@ -68,6 +69,7 @@ pub async fn examine(probe: &dyn HostProbe, setup: &DoctorSetup) -> Vec<Finding>
         findings.push(kvm(&facts, qemu.accelerator));
     }
     findings.push(accelerator(&facts, qemu.accelerator));
+    findings.push(modes::qemu(setup));
     findings.push(foreign(&facts, setup));
     findings
 }

@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     finding::{Check, Finding, strange},
+    modes,
     probe::{self, HostProbe, Probed, Ran, Unseen, line, refusal},
     setup::DoctorSetup,
 };
@@ -108,7 +109,15 @@ pub fn judge(facts: &TartFacts, setup: &DoctorSetup) -> Vec<Finding> {
     if !setup.tart.enabled {
         return vec![PROGRAM.not_needed("the driver is disabled (drivers.tart.enabled)")];
     }
-    vec![program(facts), licence(facts), answers(facts, setup), foreign(facts), left_over(facts), softnet(facts)]
+    vec![
+        program(facts),
+        licence(facts),
+        answers(facts, setup),
+        foreign(facts),
+        left_over(facts),
+        softnet(facts),
+        modes::tart(setup),
+    ]
 }
 
 /// `2.32.1` as (2, 32). Builds from source say `SNAPSHOT`.

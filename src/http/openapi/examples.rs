@@ -505,7 +505,12 @@ pub fn host() -> Value {
             "note": null,
             "fault": null,
             "remedy": null,
-            "listed_at": "2026-11-20T09:00:00.000Z"
+            "listed_at": "2026-11-20T09:00:00.000Z",
+            "networks": [
+                { "mode": "isolated", "enforceable": true, "remedy": null, "default_for": ["command", "none"] },
+                { "mode": "internet", "enforceable": true, "remedy": null, "default_for": ["script", "github"] },
+                { "mode": "host", "enforceable": true, "remedy": null, "default_for": [] }
+            ]
         }],
         "faults": [],
         "instances": [{

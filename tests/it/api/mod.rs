@@ -154,6 +154,7 @@ pub async fn api_of(settings: http::Settings, change: impl FnOnce(&mut Setup)) -
             accelerator: None,
             note: None,
             fault: None,
+            network: Default::default(),
         }];
     });
     let disk = disk(&dir, "disk.raw", 1);

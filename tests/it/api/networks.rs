@@ -150,6 +150,45 @@ async fn a_mode_that_cannot_be_enforced_is_refused_with_its_remedy() {
     assert_eq!(api.mode(request(json!({"kind": "none"}), Some("host"))).await, "host");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_host_shows_what_its_drivers_enforce() {
+    let tart = [
+        ("MAYFLY_DRIVERS__QEMU__ACCELERATOR", "tcg"),
+        ("MAYFLY_DRIVERS__TART__ENABLED", "true"),
+        ("MAYFLY_DRIVERS__TART__HOME", "tart"),
+        ("MAYFLY_GUEST__LISTEN", "127.0.0.1:0"),
+    ];
+    let serve = Serve::start(&tart).await;
+    let mut host = serve.get("/host").await;
+    while host["observed"] != true {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        host = serve.get("/host").await;
+    }
+    let networks = |name: &str| {
+        let drivers = host["drivers"].as_array().unwrap();
+        drivers.iter().find(|driver| driver["name"] == name).unwrap()["networks"].clone()
+    };
+    let (always, never) = (json!(null), json!([]));
+    let mode = |mode: &str, remedy: &Value, kinds: Value| json!({"mode": mode, "enforceable": remedy.is_null(), "remedy": remedy, "default_for": kinds});
+    assert_eq!(
+        networks("qemu"),
+        json!([
+            mode("isolated", &always, json!(["command", "none"])),
+            mode("internet", &always, json!(["script", "github"])),
+            mode("host", &always, never.clone()),
+        ])
+    );
+    let softnet = json!("set drivers.tart.network = \"softnet\" in mayfly.toml and restart the service");
+    assert_eq!(
+        networks("tart"),
+        json!([
+            mode("isolated", &softnet, never.clone()),
+            mode("internet", &softnet, never.clone()),
+            mode("host", &always, json!(["command", "script", "github", "none"])),
+        ])
+    );
+}
+
 /// Only when the image is here is it known which driver runs it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_that_waited_for_its_image_fails_if_its_mode_cannot_be_enforced() {

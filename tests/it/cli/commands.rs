@@ -344,7 +344,11 @@ async fn the_host_is_shown() {
             "capacity": { "macos_slots": 2, "linux_slots": 4, "cpus": 8, "memory_mib": 7000 },
             "leased": { "macos": 0, "linux": 1, "cpus": 2, "memory_mib": 512 },
             "foreign": { "macos": 0, "linux": 1, "cpus": 2, "memory_mib": 1024 }, "queued": 3,
-            "drivers": [{ "name": "qemu", "usable": true, "accelerator": "tcg", "version": "QEMU 7.2", "note": "no /dev/kvm" }],
+            "drivers": [{ "name": "qemu", "usable": true, "accelerator": "tcg", "version": "QEMU 7.2", "note": "no /dev/kvm",
+                "networks": [
+                    { "mode": "isolated", "enforceable": false, "remedy": "close the door", "default_for": [] },
+                    { "mode": "internet", "enforceable": true, "remedy": null, "default_for": ["script", "github"] },
+                    { "mode": "host", "enforceable": true, "remedy": null, "default_for": [] }] }],
             "instances": [{ "driver": "qemu", "name": "somebody's", "vm_id": null, "running": true, "os": "linux", "cpus": 2, "memory_mib": 1024 }],
             "observed": true, "observed_age_seconds": 125,
         }),
@@ -352,6 +356,13 @@ async fn the_host_is_shown() {
     let ran = mayfly.run(&["host"]).await.ends(0);
     assert!(ran.out.contains("Linux guests  4      1     1        2"), "{}", ran.out);
     assert!(ran.out.contains("no /dev/kvm") && ran.out.contains("foreign"), "{}", ran.out);
+    for line in [
+        "  network isolated  cannot be enforced: close the door",
+        "  network internet  default for runners of kind script, github",
+        "  network host      if it is asked for",
+    ] {
+        assert!(ran.out.lines().any(|l| l == line), "{line}: {}", ran.out);
+    }
     assert!(ran.out.contains("instances listed 2m05s ago"), "{}", ran.out);
     assert_eq!(mayfly.run(&["host", "--json"]).await.ends(0).json()["queued"], 3);
 }
