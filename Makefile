@@ -14,7 +14,7 @@ TOOLS := $(CACHE)/tools/bin
 export PATH := $(TOOLS):$(PATH)
 export MAYFLY_TEST_IMAGE ?= $(CACHE)/images/micro
 
-.PHONY: help run test deps test-deps build image lint check-macos unit guest-tests fuzz sqlx openapi docs docs-check deny bench bench-pull paths e2e-github campaign clean
+.PHONY: help run test deps test-deps build image lint check-macos unit guest-tests fuzz sqlx openapi docs docs-check deny bench bench-pull paths e2e-github network campaign clean
 
 help: ## This list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | column -t -s '	'
@@ -81,6 +81,10 @@ paths: ## Count the source files on the paths of four requests, in a running deb
 e2e-github: deps image ## Jobs of GitHub's over real VMs while all goes wrong: none may be lost (E2E_JOBS=50, E2E_PATTERNS=…; more than an hour)
 	@cargo build --release --locked --quiet --bin mayfly --example github-double
 	@python3 benches/github.py
+
+network: deps image ## Show what guests reach in each network mode, in network namespaces (as root, and as a plain user)
+	@cargo build --locked --quiet --bin mayfly
+	@python3 -B tests/network/main.py
 
 campaign: deps image ## Kill the service again and again while real guests work: no job twice, none lost (KILLS=500 SEED=1 CAMPAIGN_LANES=1; hours)
 	@cargo build --release --locked --quiet --bin mayfly --example campaign-replay

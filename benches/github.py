@@ -42,6 +42,10 @@ SEED = os.environ.get("E2E_SEED", "1")
 RUNNER = bench.ROOT / "tests" / "doubles" / "github" / "runner"
 DOUBLE = bench.BINARY.parent / "examples" / "github-double"
 SECRET = "It's a Secret to Everybody"
+# As root on Linux, all runs in a network namespace in which GitHub has a private address, like a GitHub Enterprise Server. The
+# guests then have the default mode of a GitHub runner, `internet`, and reach it because it is listed in `network.allow`.
+IN_NAMESPACE = "--in-namespace" in sys.argv
+GITHUB_ADDRESS = "10.77.0.2"
 # A job whose runner is silent for this long is lost (at GitHub: ten minutes). The runner renews its lease every 5 s.
 LEASE_SECONDS = 30
 # If no job ends for this long, something is stuck.
@@ -91,11 +95,14 @@ class GitHub:
     """The double, in real time."""
 
     def __init__(self):
-        self.process = subprocess.Popen([DOUBLE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={})
-        self.origin = self.process.stdout.readline().strip()
+        env = {"GITHUB_DOUBLE_ADDRESS": "0.0.0.0"} if IN_NAMESPACE else {}
+        self.process = subprocess.Popen([DOUBLE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        # The service reaches it on loopback, where plain HTTP is allowed.
+        self.origin = self.process.stdout.readline().strip().replace("0.0.0.0", "127.0.0.1")
         if not self.origin:
             raise SystemExit("the GitHub double does not start")
-        self.port = int(self.origin.rsplit(":", 1)[1])
+        # As guests reach it.
+        self.seen_by_guests = self.origin.replace("127.0.0.1", GITHUB_ADDRESS if IN_NAMESPACE else "10.0.2.2")
 
     def tell(self, path, **what):
         request = urllib.request.Request(f"{self.origin}/_double/{path}", method="POST", data=json.dumps(what).encode())
@@ -151,11 +158,12 @@ class Run:
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="mfe", dir=work))
         self.github = GitHub()
         port = free_port()
-        self.serve = bench.Serve(slots=SLOTS, directory=self.dir, settings={
-            "MAYFLY_SERVER__LISTEN": f"127.0.0.1:{port}",
-            # Guests reach the double on this host's loopback. Everything else is as on a real host.
-            "MAYFLY_DRIVERS__QEMU__ISOLATED": "false",
-        })
+        # Guests of other programs on this machine take none of the slots.
+        settings = {"MAYFLY_SERVER__LISTEN": f"127.0.0.1:{port}", "MAYFLY_SLOTS__COUNT_FOREIGN": "false"}
+        if not IN_NAMESPACE or pattern.delete == "forced":
+            # The guests reach GitHub, or the admin API for the control, on this host's loopback only in the mode `host`.
+            settings["MAYFLY_DRIVERS__QEMU__ISOLATED"] = "false"
+        self.serve = bench.Serve(slots=SLOTS, directory=self.dir, settings=settings)
         self.admin = f"http://10.0.2.2:{port}"
         self.kills = 0
 
@@ -165,7 +173,7 @@ class Run:
                        "metadata": "read"}
         tell("places", places=["orgs/acme", "repos/acme/app"])
         tell("knobs", live=True, lease_seconds=LEASE_SECONDS, session_seconds=15,
-             server_url=f"http://10.0.2.2:{self.github.port}")
+             server_url=self.github.seen_by_guests)
         app = tell("apps", permissions=permissions, events=["workflow_job"])
         tell("installations", app=app["id"], account="acme", permissions=permissions)
         self.private("app.pem", app["pkcs1"])
@@ -185,6 +193,9 @@ scope = "acme"
 labels = ["self-hosted", "e2e"]
 repositories = ["acme/app"]
 max_vms = {2 * SLOTS + 2}
+
+[network]
+allow = ["{self.github.seen_by_guests.removeprefix("http://") if IN_NAMESPACE else GITHUB_ADDRESS}"]
 """)
         self.serve.start()
         self.make_template()
@@ -382,6 +393,7 @@ def table(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="the patterns")
+    parser.add_argument("--in-namespace", action="store_true", help=argparse.SUPPRESS)
     if parser.parse_args().list:
         for pattern in PATTERNS:
             print(f"{pattern.name:<18} {pattern.what}")
@@ -391,6 +403,11 @@ def main():
         raise SystemExit(f"unknown pattern: {', '.join(sorted(unknown))}; see --list")
     if JOBS < 1 or SLOTS < 1:
         raise SystemExit("E2E_JOBS and E2E_SLOTS must be at least 1")
+    if IN_NAMESPACE:
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        subprocess.run(["ip", "address", "add", f"{GITHUB_ADDRESS}/32", "dev", "lo"], check=True)
+    elif sys.platform == "linux" and os.geteuid() == 0:
+        os.execvp("unshare", ["unshare", "--net", sys.executable, __file__, *sys.argv[1:], "--in-namespace"])
     # Also clean up when the terminal is closed or a CI job is cancelled.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit("ended by a signal"))

@@ -2,7 +2,8 @@
 //!
 //! It shares no code with the service, so that the two cannot share a mistake: tokens of Apps are verified here with the public
 //! key alone. Tests tell it what there is, and what goes wrong, under `/_double/`, see `control.rs`; time is the system's plus
-//! what tests add to it. It says on standard output where it listens, and ends when standard input does.
+//! what tests add to it. It says on standard output where it listens, and ends when standard input does. It listens on the
+//! address in `GITHUB_DOUBLE_ADDRESS`, else on loopback.
 
 #![allow(clippy::disallowed_methods, reason = "it shares no code with the service")]
 
@@ -39,7 +40,8 @@ pub struct Double {
 fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port of loopback");
+        let address = std::env::var("GITHUB_DOUBLE_ADDRESS").unwrap_or_else(|_| "127.0.0.1".to_owned());
+        let listener = tokio::net::TcpListener::bind((address, 0)).await.expect("a port of an address of this host");
         let origin = format!("http://{}", listener.local_addr().expect("it has one"));
         let http = reqwest::Client::builder()
             .no_proxy()

@@ -1,0 +1,333 @@
+#!/usr/bin/env python3
+"""Shows what guests reach in each network mode, with real guests in a network of its own.
+
+    main.py [--binary target/debug/mayfly] [--user root] [--user nobody]
+
+It makes two network namespaces: the *host*, in which the service and its guests run, with two interfaces, and the *world*
+behind one of them, which has public, private and link-local addresses, a DNS server and web servers. For each user it starts
+the service, and one guest per mode, whose job tries every destination. Each result is compared with the table below; the
+tables are printed, and the exit status is 1 if one of them is wrong. Nothing outside of the namespaces is touched. Needs root
+to make them.
+"""
+
+import argparse
+import concurrent.futures
+import http.server
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import socketserver
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+IMAGE = pathlib.Path(os.environ.get("MAYFLY_TEST_IMAGE", pathlib.Path.home() / ".cache/mayfly/images/micro"))
+MODES = ["isolated", "internet", "host"]
+# How long one guest may take from its creation to its end. Emulated guests on a busy machine are slow.
+LIFE = 300
+
+# Destination, as a URL for curl; what it is; the modes that reach it.
+DESTINATIONS = [
+    ("http://10.0.2.100/healthz", "the guest API", "isolated internet host"),
+    ("http://1.1.1.1/", "the world", "internet host"),
+    ("http://[2606:4700::1111]/", "the world over IPv6", "internet host"),
+    ("http://public.test/", "the world by a name", "internet host"),
+    ("http://large.test/", "the world by a name with a large answer (DNS over TCP)", "internet host"),
+    ("http://10.88.0.9/", "a private address", "host"),
+    ("http://[fd88::9]/", "a private address over IPv6", "host"),
+    ("http://private.test/", "a name that resolves to a private address", "host"),
+    ("http://loop.test:8081/", "a name that resolves to the guest's own loopback", ""),
+    ("http://10.88.0.10/", "an allowed address with its port", "internet host"),
+    ("http://10.88.0.10:8080/", "an allowed address with another port", "host"),
+    ("http://allowed.test/", "an allowed name at a private address", "internet host"),
+    ("http://10.88.0.11:8080/", "the address of an allowed name with another port", "host"),
+    ("http://169.254.169.254/", "the metadata service", "host"),
+    ("http://[fd00:ec2::254]/", "the metadata service over IPv6", "host"),
+    ("http://10.0.2.2:8081/", "the host's loopback", "host"),
+    ("http://10.77.0.2:8081/", "the host's first interface", "host"),
+    ("http://10.99.0.1:8081/", "the host's second interface", "host"),
+    ("http://host.test:8081/", "a name that resolves to the host", "host"),
+    ("http://5.5.5.5:8081/", "a public address of the host", "host"),
+    ("http://[fd99::1]:8081/", "the host's second interface over IPv6", "host"),
+    ("http://[::ffff:10.99.0.1]:8081/", "the same as a mapped address", None),
+    ("http://10.77.0.2:8470/healthz", "the admin API at the host's first interface", ""),
+    ("http://10.0.2.2:8470/healthz", "the admin API on the host's loopback", "host"),
+    ("http://10.0.2.16/", "the next address of the guest's network", ""),
+    ("telnet://10.0.2.16:22", "SSH of another guest by its address", ""),
+]
+
+NAMES = {
+    "public.test": ["1.1.1.1", "2606:4700::1111"], "large.test": ["1.1.1.1"], "private.test": ["10.88.0.9"], "loop.test": ["127.0.0.1"],
+    "host.test": ["10.99.0.1"], "allowed.test": ["10.88.0.11"],
+}
+WORLD = ["1.1.1.1/32", "10.88.0.9/32", "10.88.0.10/32", "10.88.0.11/32", "169.254.169.254/32", "2606:4700::1111/128", "fd88::9/128",
+         "fd00:ec2::254/128"]
+
+
+def run(*command):
+    subprocess.run([str(word) for word in command], check=True)
+
+
+# --- the world ---
+
+
+class Web(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, *_):
+        pass
+
+
+class Web6(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+
+    def server_bind(self):
+        # One socket for both families.
+        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+
+def serve_web(port):
+    server = Web6(("::", port), Web)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+
+def dns_answer(query):
+    """The answer to a query for an address. That for `large.test` fits no packet of the guest's network: as a datagram it arrives
+    in fragments at the host, and the gateway has to make the guest ask over TCP."""
+    labels, at = [], 12
+    while query[at]:
+        labels.append(query[at + 1:at + 1 + query[at]].decode())
+        at += 1 + query[at]
+    question = query[12:at + 5]
+    name, kind = ".".join(labels).lower(), struct.unpack("!H", query[at + 1:at + 3])[0]
+    addresses = [socket.inet_pton(socket.AF_INET6 if ":" in a else socket.AF_INET, a) for a in NAMES.get(name, [])]
+    records = b""
+    found = [a for a in addresses if (len(a), kind) in [(4, 1), (16, 28)]]
+    for address in found * (200 if name == "large.test" else 1):
+        records += b"\xc0\x0c" + struct.pack("!HHIH", kind, 1, 1, len(address)) + address
+    count = len(records) // (12 + (len(found[0]) if found else 0)) if found else 0
+    flags = 0x8180 if name in NAMES else 0x8183
+    return query[:2] + struct.pack("!HHHHH", flags, 1, count, 0, 0) + question + records
+
+
+class DnsDatagram(socketserver.BaseRequestHandler):
+    def handle(self):
+        data, sock = self.request
+        sock.sendto(dns_answer(data), self.client_address)
+
+
+class DnsStream(socketserver.StreamRequestHandler):
+    def handle(self):
+        # Clients send several queries on one connection.
+        while len(prefix := self.rfile.read(2)) == 2:
+            answer = dns_answer(self.rfile.read(struct.unpack("!H", prefix)[0]))
+            self.wfile.write(struct.pack("!H", len(answer)) + answer)
+
+
+def world():
+    run("ip", "link", "set", "lo", "up")
+    for address in WORLD:
+        run("ip", "address", "add", address, "dev", "lo")
+    print("ready", flush=True)
+    sys.stdin.readline()  # the other end of the link has been moved here
+    run("ip", "address", "add", "10.77.0.1/24", "dev", "veth1")
+    run("ip", "address", "add", "fd77::1/64", "dev", "veth1", "nodad")
+    run("ip", "link", "set", "veth1", "up")
+    for port in (80, 8080):
+        serve_web(port)
+    socketserver.ThreadingTCPServer.allow_reuse_address = True
+    for server in (socketserver.ThreadingUDPServer(("10.77.0.1", 53), DnsDatagram),
+                   socketserver.ThreadingTCPServer(("10.77.0.1", 53), DnsStream)):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    print("ready", flush=True)
+    sys.stdin.read()
+
+
+# --- the host ---
+
+
+def host_network():
+    run("ip", "link", "set", "lo", "up")
+    other = subprocess.Popen(["unshare", "--net", sys.executable, __file__, "--world"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                             text=True)
+    assert other.stdout.readline() == "ready\n"
+    run("ip", "link", "add", "veth0", "type", "veth", "peer", "name", "veth1", "netns", other.pid)
+    run("ip", "address", "add", "10.77.0.2/24", "dev", "veth0")
+    run("ip", "address", "add", "fd77::2/64", "dev", "veth0", "nodad")
+    run("ip", "link", "set", "veth0", "up")
+    run("ip", "link", "add", "second", "type", "veth", "peer", "name", "nowhere")
+    run("ip", "link", "set", "nowhere", "up")
+    for address in (["10.99.0.1/24"], ["5.5.5.5/32"], ["fd99::1/64", "nodad"]):
+        run("ip", "address", "add", address[0], "dev", "second", *address[1:])
+    run("ip", "link", "set", "second", "up")
+    other.stdin.write("go\n")
+    other.stdin.flush()
+    assert other.stdout.readline() == "ready\n"
+    run("ip", "route", "add", "default", "via", "10.77.0.1")
+    run("ip", "-6", "route", "add", "default", "via", "fd77::1")
+    resolver = pathlib.Path(tempfile.mkdtemp(prefix="mayfly-net-")) / "resolv.conf"
+    resolver.write_text("nameserver 10.77.0.1\n")
+    run("mount", "--bind", resolver, os.path.realpath("/etc/resolv.conf"))
+    serve_web(8081)
+    return other
+
+
+JOB = "\n".join(
+    [
+        # The gateway announces the IPv6 network when the guest asks for it, which the guest does by itself.
+        "for i in 1 2 3 4 5 6 7 8 9 10; do ip -6 addr show scope global | grep -q inet6 && break; sleep 1; done",
+        "try() { curl -s -g -o /dev/null -m 8 \"$1\" </dev/null; echo \"RESULT $1 $?\"; }",
+    ]
+    + [f"try '{url}' &\n[ $(( $(jobs -p | wc -l) )) -ge 6 ] && wait" for url, _, _ in DESTINATIONS]
+    + ["wait", "true"]
+)
+
+
+class Service:
+    def __init__(self, binary, user):
+        self.user = user
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="mayfly-net-", dir="/tmp"))
+        # For a user that may not enter the directories of the one who builds.
+        program, image = self.dir / "mayfly", self.dir / "image"
+        shutil.copy(binary, program)
+        shutil.copytree(IMAGE, image)
+        self.data = self.dir / "d"
+        self.data.mkdir(mode=0o700)
+        if user != "root":
+            run("chown", "-R", user, self.dir)
+        env = {
+            "PATH": os.environ["PATH"], "HOME": str(self.dir),
+            "MAYFLY_SERVER__LISTEN": "127.0.0.1:8470", "MAYFLY_SLOTS__LINUX": "3", "MAYFLY_SLOTS__COUNT_FOREIGN": "false",
+            "MAYFLY_SLOTS__CPUS": "8", "MAYFLY_SLOTS__MEMORY_MIB": "2048", "MAYFLY_DRIVERS__QEMU__ACCELERATOR": "tcg",
+            "MAYFLY_NETWORK__ALLOW": '["10.88.0.10:80", "allowed.test:80"]', "MAYFLY_QUEUE__TIMEOUT_SECONDS": "600",
+        }
+        drop = ["setpriv", "--reuid", user, "--regid", "nogroup", "--clear-groups"] if user != "root" else []
+        self.log = open(self.dir / "service.log", "w")
+        self.process = subprocess.Popen(drop + [str(program), "--data-dir", str(self.data), "serve"], env=env, stdout=self.log,
+                                        stderr=self.log, cwd="/")
+        until = time.monotonic() + 60
+        while True:
+            try:
+                self.request("GET", "/readyz")
+                break
+            except (OSError, AssertionError):
+                assert self.process.poll() is None and time.monotonic() < until, (self.dir / "service.log").read_text()
+                time.sleep(0.1)
+        description = json.loads((image / "template.json").read_text())
+        fields = {key: value for key, value in description.items() if key in ("cpus", "memory_mib", "cmdline", "handover", "user", "os", "arch")}
+        self.request("POST", "/templates", {
+            "name": "micro", "disk": str(image / "disk.qcow2"), "kernel": str(image / "vmlinuz"),
+            "initramfs": str(image / "initramfs.img"), "ssh_key": str(image / "id_ed25519"), **fields})
+
+    def request(self, method, path, body=None):
+        token = self.data / "admin.token"
+        headers = {"Content-Type": "application/json"}
+        if token.exists():
+            headers["Authorization"] = "Bearer " + token.read_text().strip()
+        request = urllib.request.Request("http://127.0.0.1:8470" + path, method=method, headers=headers,
+                                         data=None if body is None else json.dumps(body).encode())
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                text = answer.read()
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{method} {path}: {error.code} {error.read().decode()}") from None
+        return json.loads(text) if text[:1] in (b"{", b"[") else text.decode()
+
+    def life(self, mode):
+        """The job's result for each destination, in one mode."""
+        vm = self.request("POST", "/vms", {"template": "micro", "network": mode, "runner": {"kind": "command", "command": JOB}})
+        assert vm["network"] == mode, vm
+        until = time.monotonic() + LIFE
+        while vm["state"] != "deleted":
+            assert time.monotonic() < until, f"{mode}: {json.dumps(vm)}"
+            if vm["state"] == "running":
+                self.look(vm["id"])
+            vm = self.request("GET", f"/vms/{vm['id']}?wait_generation={vm['generation']}&timeout_seconds=20")
+        log = self.request("GET", f"/vms/{vm['id']}/logs?source=job")
+        lines = [line.split() for line in str(log).splitlines() if line.startswith("RESULT ")]
+        return {url: int(status) for _, url, status in lines}, vm
+
+    def look(self, vm):
+        """From the host: QEMU is confined, and nobody else has a way to the guest's SSH port."""
+        directory = self.data / "instances" / f"mayfly-{vm}"
+        try:
+            pid = (directory / "qemu.pid").read_text().strip()
+            status = pathlib.Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            return  # it has ended meanwhile
+        assert "Seccomp:\t2\n" in status, f"QEMU {pid} has no sandbox:\n{status}"
+        try_connect = f"import socket; socket.socket(socket.AF_UNIX).connect({str(directory / 'ssh.sock')!r})"
+        stranger = subprocess.run(["setpriv", "--reuid", "daemon", "--regid", "daemon", "--clear-groups", "python3", "-c", try_connect],
+                                  capture_output=True, text=True, cwd="/")
+        assert "Permission" in stranger.stderr or not directory.exists(), f"another user reaches SSH: {stranger}"
+        listening = subprocess.run(["ss", "-Hltn"], capture_output=True, text=True).stdout
+        ports = sorted({line.split()[3].rsplit(":", 1)[1] for line in listening.splitlines()})
+        assert set(ports) <= {"8081", "8470", "8471"}, f"unexpected listeners: {listening}"
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(60)
+        shutil.rmtree(self.dir)
+
+
+def matrix(binary, user):
+    service = Service(binary, user)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        results = dict(zip(MODES, pool.map(service.life, MODES)))
+    wrong = []
+    print(f"\nthe service runs as {user}\n\n| destination | " + " | ".join(MODES) + " |\n|---" * 1 + "|---" * len(MODES) + "|")
+    for url, what, reached_in in DESTINATIONS:
+        cells = []
+        for mode in MODES:
+            status = results[mode][0].get(url)
+            reached = status == 0 or (url.startswith("telnet:") and status == 28)
+            cells.append({0: "reached", 7: "refused", 6: "no such name", 28: "no answer"}.get(status, f"curl {status}"))
+            if reached_in is not None and (status is None or reached != (mode in reached_in.split())):
+                wrong.append(f"{user}, {mode}: {url} ({what}) gave {status}")
+        print(f"| {what} ({url}) | " + " | ".join(cells) + " |")
+    for mode in MODES:
+        vm = results[mode][1]
+        if (vm.get("outcome") or {}).get("result") != "completed":
+            wrong.append(f"{user}, {mode}: the vm ended with {vm.get('outcome')}")
+    if wrong:
+        print((service.dir / "service.log").read_text()[-4000:])
+    service.stop()
+    return wrong
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", default=str(ROOT / "target" / "debug" / "mayfly"))
+    parser.add_argument("--user", action="append", help="the user that the service runs as; default: root and nobody")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--world", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.world:
+        return world()
+    if not options.inside:
+        inside = [sys.executable, __file__, "--inside", "--binary", options.binary]
+        inside += [word for user in options.user or ["root", "nobody"] for word in ("--user", user)]
+        # The namespaces, and all processes in them, end with this one.
+        os.execvp("unshare", ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"] + inside)
+    other = host_network()
+    wrong = [line for user in options.user for line in matrix(options.binary, user)]
+    other.terminate()
+    print("\n" + ("\n".join(wrong) if wrong else "all as expected"))
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
