@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{
     finding::{Check, Finding, strange},
     modes,
-    probe::{FileStatus, HostProbe, Probed, System, Unseen, line},
+    probe::{FileStatus, HostProbe, Probed, Ran, System, Unseen, line},
     setup::DoctorSetup,
 };
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
             accelerator_trial::{self, Experience, TrialVerdict},
             list,
             probe::{FOR_SPEED, Remembered},
+            sandbox, version,
         },
     },
 };
@@ -26,6 +27,8 @@ const IMG: Check = Check::new("qemu.img", "qemu-img", "the disk tool, which repo
 const KVM: Check = Check::new("qemu.kvm", "KVM", "/dev/kvm, readable and writable by this user");
 const ACCELERATOR: Check =
     Check::new("qemu.accelerator", "Accelerator", "a guest ran under hardware acceleration on this boot");
+const SANDBOX: Check =
+    Check::new("qemu.sandbox", "QEMU's sandbox", "QEMU denies itself what no guest needs (-sandbox)");
 const FOREIGN: Check = Check::new("qemu.foreign", "Foreign guests", "no QEMU guests but Mayfly's");
 
 const DEVICE: &str = "/dev/kvm";
@@ -43,6 +46,8 @@ struct QemuFacts {
     system: System,
     program: Tool,
     img: Tool,
+    /// What QEMU answers to the question for its sandbox. `None`: it was not asked.
+    sandbox: Option<Probed<Ran>>,
     device: Probed<FileStatus>,
     access: Probed<()>,
     remembered: Probed<Vec<u8>>,
@@ -67,6 +72,7 @@ pub async fn examine(probe: &dyn HostProbe, setup: &DoctorSetup) -> Vec<Finding>
         vec![program(&facts.program, PROGRAM, "QEMU emulator version"), program(&facts.img, IMG, "qemu-img version")];
     if facts.system == System::Linux {
         findings.push(kvm(&facts, qemu.accelerator));
+        findings.extend(facts.sandbox.as_ref().map(sandbox));
     }
     findings.push(accelerator(&facts, qemu.accelerator));
     findings.push(modes::qemu(setup));
@@ -86,12 +92,16 @@ async fn look(probe: &dyn HostProbe, setup: &DoctorSetup) -> QemuFacts {
             Some(path) if setup.boot_guest => Some(probe.boot_guest(path).await),
             _ => None,
         };
-        (program, booted)
+        let sandbox = match &program.path {
+            Some(path) if probe.system() == System::Linux => Some(probe.run(path, &sandbox::QUESTION, &[]).await),
+            _ => None,
+        };
+        (program, booted, sandbox)
     };
     let remembered = setup.at("qemu-probe.json");
     let experience = accelerator_trial::file(&remembered);
     let device = Path::new(DEVICE);
-    let ((program, booted), img, device, access, remembered, experience, boot_id, processes) = tokio::join!(
+    let ((program, booted, sandbox), img, device, access, remembered, experience, boot_id, processes) = tokio::join!(
         program,
         tool(probe, img),
         probe.entry(device),
@@ -105,6 +115,7 @@ async fn look(probe: &dyn HostProbe, setup: &DoctorSetup) -> QemuFacts {
         system: probe.system(),
         program,
         img,
+        sandbox,
         device,
         access,
         remembered,
@@ -132,9 +143,25 @@ fn program(tool: &Tool, check: Check, says: &str) -> Finding {
         Err(why) => return check.fail(format!("{name} does not report its version: {why}"), "install it again"),
     };
     match version.strip_prefix(says) {
+        Some(version) if check.id == PROGRAM.id && version::check(version.trim()).is_err() => {
+            let version = version.split_whitespace().next().unwrap_or_default();
+            check.fail(format!("{version} is too old"), "install QEMU 7.2 or later (Debian 12, Ubuntu 24.04)")
+        }
         // The distribution's suffix is not needed.
         Some(version) => check.ok(version.split_whitespace().next().unwrap_or_default().to_owned()),
         None => check.fail(strange(&format!("{says:?} from {name}"), version), "install it again"),
+    }
+}
+
+fn sandbox(asked: &Probed<Ran>) -> Finding {
+    match asked {
+        Ok(ran) if ran.succeeded() && ran.stdout.starts_with(sandbox::ANSWER_BEGINS) => SANDBOX.ok("guests run in it"),
+        Ok(ran) if ran.succeeded() => SANDBOX.could_not_look(strange("a list of machines from QEMU", &ran.stdout)),
+        Ok(ran) => {
+            let said = ran.words().lines().next().unwrap_or_default();
+            SANDBOX.warn(format!("QEMU runs without one, because it refuses -sandbox: {said}"), sandbox::REMEDY)
+        }
+        Err(why) => SANDBOX.could_not_look(why),
     }
 }
 

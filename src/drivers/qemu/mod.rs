@@ -65,6 +65,7 @@ mod section;
 mod settings;
 mod stops;
 mod usernet;
+pub mod version;
 
 pub use section::{AcceleratorChoice, QemuSection};
 pub use settings::Settings;
@@ -171,7 +172,8 @@ impl Qemu {
             let summary = format!("{} does not say its version: it may be broken", binary.display());
             return Err(DriverError::new(ErrorKind::Host, Code::HostUnavailable, summary).tail(output.stderr_tail));
         }
-        version_suffices(&version)?;
+        version::check(&version)
+            .map_err(|too_old| DriverError::new(ErrorKind::Host, Code::HostUnavailable, too_old))?;
         let unconfined = sandbox::check(&binary).await.err();
         let sandbox = unconfined.is_none();
         let (accelerator, note) = match self.settings.accelerator {
@@ -386,25 +388,6 @@ async fn find(paths: &QemuPaths) -> Result<QemuPresence> {
 
 fn exists(path: &Path) -> Result<bool> {
     failure::exists(path).map_err(|error| failure::unseen(error, "the instance"))
-}
-
-/// Earlier versions cannot pass a guest's network through a socket.
-const LEAST_VERSION: (u32, u32) = (7, 2);
-
-fn version_suffices(version: &str) -> Result<()> {
-    let numbers = version.strip_prefix("QEMU emulator version ").unwrap_or(version);
-    let mut numbers = numbers.split(['.', ' ']).map_while(|part| part.parse::<u32>().ok());
-    match (numbers.next(), numbers.next()) {
-        (Some(major), Some(minor)) if (major, minor) < LEAST_VERSION => {
-            let (least_major, least_minor) = LEAST_VERSION;
-            let summary = format!(
-                "QEMU {major}.{minor} is too old: install {least_major}.{least_minor} or later (Debian 12, Ubuntu 24.04)"
-            );
-            Err(DriverError::new(ErrorKind::Host, Code::HostUnavailable, summary))
-        }
-        // A version that cannot be read is not known to be too old.
-        _ => Ok(()),
-    }
 }
 
 fn missing(program: &str, arch: Arch) -> DriverError {

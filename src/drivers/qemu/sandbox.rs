@@ -7,20 +7,25 @@ use crate::platform::process::Command;
 
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// `Err` says what is missing. QEMU sets its filter up before it looks at the machine, so this starts none.
+/// What to do when QEMU refuses.
+pub const REMEDY: &str = "use a QEMU that is built with seccomp, as that of Debian and Ubuntu is";
+/// Arguments with which QEMU ends at once, with 0 if it has a sandbox. It sets its filter up before it looks at the machine.
+pub const QUESTION: [&str; 4] = [SANDBOX[0], SANDBOX[1], "-M", "help"];
+
+/// How the answer begins.
+pub const ANSWER_BEGINS: &str = "Supported machines are:";
+
+/// `Err` says what is missing. No guest is started.
 pub async fn check(binary: &Path) -> Result<(), String> {
     if !cfg!(target_os = "linux") {
         return Err("QEMU confines itself on Linux only".to_owned());
     }
-    let ran = Command::new(binary, ANSWER).args(SANDBOX).args(["-M", "help"]).run().await;
+    let ran = Command::new(binary, ANSWER).args(QUESTION).run().await;
     match ran {
-        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) if output.status.success() && output.stdout_text().starts_with(ANSWER_BEGINS) => Ok(()),
         Ok(output) => {
             let said = output.stderr_tail.lines().next().unwrap_or_default().to_owned();
-            Err(format!(
-                "QEMU runs without its own sandbox, because it refuses `-sandbox` ({said}): use a QEMU that is built with \
-                 seccomp, as that of Debian and Ubuntu is"
-            ))
+            Err(format!("QEMU runs without its own sandbox, because it refuses `-sandbox` ({said}): {REMEDY}"))
         }
         Err(error) => Err(format!("QEMU runs without its own sandbox, because it could not be asked for it: {error}")),
     }

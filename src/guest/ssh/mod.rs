@@ -127,9 +127,9 @@ async fn deliver_to(target: &SshTarget, script: &str, deadline: Instant) -> Resu
 }
 
 /// A connection to the guest's SSH port.
-pub(super) type GuestStream = Either<TcpStream, UnixStream>;
+pub(super) type SshStream = Either<TcpStream, UnixStream>;
 
-pub(super) async fn connect(endpoint: &Endpoint) -> io::Result<GuestStream> {
+pub(super) async fn connect(endpoint: &Endpoint) -> io::Result<SshStream> {
     Ok(match endpoint {
         Endpoint::Address { host, port } => Either::Left(TcpStream::connect((host.as_str(), *port)).await?),
         Endpoint::Socket { socket } => Either::Right(UnixStream::connect(socket).await?),
@@ -140,7 +140,7 @@ pub(super) async fn connect(endpoint: &Endpoint) -> io::Result<GuestStream> {
 struct SshDisconnect(OwnedFd);
 
 impl SshDisconnect {
-    fn of(stream: &GuestStream) -> io::Result<Self> {
+    fn of(stream: &SshStream) -> io::Result<Self> {
         let descriptor = match stream {
             Either::Left(stream) => stream.as_fd(),
             Either::Right(stream) => stream.as_fd(),
