@@ -31,13 +31,12 @@ pub async fn check(binary: &Path) -> Result<(), String> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
 
-    #[cfg(target_os = "linux")]
     #[tokio::test]
     async fn a_qemu_without_a_sandbox_is_noticed() {
         let dir = tempfile::tempdir().unwrap();

@@ -148,12 +148,14 @@ async fn large_transfers_arrive_whole() {
 }
 
 /// Resident memory in KiB.
+#[cfg(target_os = "linux")]
 fn memory(pid: rustix::process::Pid) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
+#[cfg(target_os = "linux")]
 fn processes() -> usize {
     let numbers = std::fs::read_dir("/proc").unwrap().flatten();
     numbers.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok())).count()
@@ -219,7 +221,7 @@ async fn a_gateway_that_ended_is_replaced() {
     waiting.await.unwrap().unwrap();
 }
 
-/// Whether a process has a filter of system calls (`Seccomp: 2`).
+/// A filter of system calls is `Seccomp: 2` in the state of the process.
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn qemu_confines_itself() {
