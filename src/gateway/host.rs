@@ -46,6 +46,10 @@ impl Host {
         Self { names: names.into_iter().collect(), known: Mutex::default() }
     }
 
+    pub fn has_names(&self) -> bool {
+        !self.names.is_empty()
+    }
+
     /// Looks the allowed names up again, if the addresses are old.
     pub async fn refresh_names(&self) {
         {

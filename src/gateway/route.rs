@@ -6,7 +6,7 @@ use super::{host::Host, neighbors};
 use crate::domain::{
     NetworkMode, NetworkPolicy,
     gateway::{GUEST, GUEST_API, GUEST_API_PORT, PREFIX, PREFIX_V6, RESOLVER, ROUTER},
-    network::NetworkRefusal,
+    network::{AllowedHost, NetworkRefusal},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,15 +19,16 @@ pub(super) enum Route {
     Refused(NetworkRefusal),
 }
 
-/// The route, with fresh addresses of the allowed names where they matter.
+/// The route, with fresh addresses of the allowed names where they matter: where nothing else opens the destination.
 pub(super) async fn route(policy: &NetworkPolicy, destination: SocketAddr, host: &Host) -> Route {
-    match decide(policy, destination, host) {
-        Route::Refused(NetworkRefusal::Private | NetworkRefusal::ThisHost) => {
+    if host.has_names() {
+        let mut without_names = policy.clone();
+        without_names.allow.retain(|allowed| matches!(allowed.host, AllowedHost::Network(_)));
+        if let Route::Refused(_) = decide(&without_names, destination, host) {
             host.refresh_names().await;
-            decide(policy, destination, host)
         }
-        route => route,
     }
+    decide(policy, destination, host)
 }
 
 fn decide(policy: &NetworkPolicy, destination: SocketAddr, host: &Host) -> Route {

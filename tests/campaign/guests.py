@@ -10,7 +10,8 @@ EVERY = 0.05
 # A new process may still execute another program.
 YOUNG = 1.0
 RECHECK = 1.0
-# A daemonizing QEMU briefly has two processes. Two for longer are a second hypervisor on one disk.
+# A second start of an instance briefly has a process that ends because of the lock. Two for longer are a second hypervisor on one
+# disk.
 DOUBLE_SECONDS = 15
 CONSOLE_LIMIT = 1 << 20
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -47,7 +48,7 @@ class Guest:
         return start_time(self.pid) == self.started
 
     def lasted(self):
-        """Whether it is not one of the short-lived processes of a daemonizing QEMU."""
+        """Whether it is not a process that ended because another one holds the lock."""
         return self.last_seen - self.first_seen > 1
 
     def open_console(self):
