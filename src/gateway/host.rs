@@ -25,7 +25,7 @@ const MOST_RESOLVERS: usize = 3;
 /// Any public address: a socket that is connected to it sends nothing.
 const SOMEWHERE_V6: &str = "[2001:4860:4860::8888]:53";
 
-pub(super) struct Host {
+pub(super) struct HostNetwork {
     names: Vec<String>,
     known: Mutex<KnownNames>,
 }
@@ -36,7 +36,7 @@ struct KnownNames {
     looked_up: Option<Instant>,
 }
 
-impl Host {
+impl HostNetwork {
     pub fn new(allow: &[AllowedDestination]) -> Self {
         let name = |allowed: &AllowedDestination| match &allowed.host {
             AllowedHost::Name(name) => Some(name.clone()),
@@ -76,7 +76,7 @@ impl Host {
     }
 }
 
-impl Surroundings for Host {
+impl Surroundings for HostNetwork {
     fn is_own(&self, address: IpAddr) -> bool {
         match if_addrs::get_if_addrs() {
             Ok(interfaces) => {
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn own_addresses_are_known() {
-        let host = Host::new(&[]);
+        let host = HostNetwork::new(&[]);
         for interface in if_addrs::get_if_addrs().unwrap() {
             assert!(host.is_own(interface.ip()), "{interface:?}");
         }
@@ -149,7 +149,7 @@ mod tests {
 
     #[tokio::test]
     async fn allowed_names_are_looked_up() {
-        let host = Host::new(&["localhost:3000".parse().unwrap(), "no-such-name.invalid".parse().unwrap()]);
+        let host = HostNetwork::new(&["localhost:3000".parse().unwrap(), "no-such-name.invalid".parse().unwrap()]);
         let loopback = "127.0.0.1".parse().unwrap();
         assert!(!host.is_address_of("localhost", loopback));
         host.refresh_names().await;

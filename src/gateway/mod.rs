@@ -36,7 +36,7 @@ use tokio::{
 };
 
 use self::{
-    host::Host,
+    host::HostNetwork,
     neighbors::Discovery,
     packet::{Parsed, Transport},
     stack::Stack,
@@ -83,7 +83,7 @@ pub enum GatewayError {
 struct Gateway {
     spec: GatewaySpec,
     stack: Arc<Stack>,
-    host: Host,
+    host: HostNetwork,
     connections: tcp::Connections,
     flows: udp::Flows,
     guest_mac: Mutex<EthernetAddress>,
@@ -106,7 +106,7 @@ pub async fn run(spec: GatewaySpec) -> Result<(), GatewayError> {
     let ssh = listen(&spec.ssh).map_err(io("cannot listen on", &spec.ssh))?;
     let gateway = Arc::new(Gateway {
         stack: Stack::new(),
-        host: Host::new(&spec.policy.allow),
+        host: HostNetwork::new(&spec.policy.allow),
         connections: tcp::Connections::default(),
         flows: udp::Flows::default(),
         guest_mac: Mutex::new(EthernetAddress(GUEST_MAC)),

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::{host::Host, neighbors};
+use super::{host::HostNetwork, neighbors};
 use crate::domain::{
     NetworkMode, NetworkPolicy,
     gateway::{GUEST, GUEST_API, GUEST_API_PORT, PREFIX, PREFIX_V6, RESOLVER, ROUTER},
@@ -20,7 +20,7 @@ pub(super) enum Route {
 }
 
 /// The route, with fresh addresses of the allowed names where they matter: where nothing else opens the destination.
-pub(super) async fn route(policy: &NetworkPolicy, destination: SocketAddr, host: &Host) -> Route {
+pub(super) async fn route(policy: &NetworkPolicy, destination: SocketAddr, host: &HostNetwork) -> Route {
     if host.has_names() {
         let mut without_names = policy.clone();
         without_names.allow.retain(|allowed| matches!(allowed.host, AllowedHost::Network(_)));
@@ -31,7 +31,7 @@ pub(super) async fn route(policy: &NetworkPolicy, destination: SocketAddr, host:
     decide(policy, destination, host)
 }
 
-fn decide(policy: &NetworkPolicy, destination: SocketAddr, host: &Host) -> Route {
+fn decide(policy: &NetworkPolicy, destination: SocketAddr, host: &HostNetwork) -> Route {
     let address = destination.ip();
     if is_of_guests_network(address) {
         return inside(policy.mode, destination);
@@ -73,7 +73,7 @@ mod tests {
     async fn routed(mode: NetworkMode, to: &str) -> Route {
         let policy =
             NetworkPolicy { mode, allow: vec!["10.0.0.0/8".parse().unwrap(), "localhost:3000".parse().unwrap()] };
-        route(&policy, to.parse().unwrap(), &Host::new(&policy.allow)).await
+        route(&policy, to.parse().unwrap(), &HostNetwork::new(&policy.allow)).await
     }
 
     #[tokio::test]

@@ -42,12 +42,12 @@ const KEPT_FOR_DATAGRAMS: usize = 64;
 const CLOSING: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(60);
 
 pub(super) struct Stack {
-    inner: Mutex<Inner>,
+    inner: Mutex<StackState>,
     changed: Notify,
     started: tokio::time::Instant,
 }
 
-struct Inner {
+struct StackState {
     interface: Interface,
     sockets: SocketSet<'static>,
     queues: Queues,
@@ -80,7 +80,7 @@ impl Stack {
         // Everything is on the other side of the one link. The next hops are not used on a link without hardware addresses.
         let _ = interface.routes_mut().add_default_ipv4_route(GUEST);
         let _ = interface.routes_mut().add_default_ipv6_route(PREFIX_V6);
-        let inner = Inner {
+        let inner = StackState {
             interface,
             sockets: SocketSet::new(Vec::new()),
             queues,
@@ -199,7 +199,7 @@ fn new_socket() -> tcp::Socket<'static> {
     socket
 }
 
-impl Inner {
+impl StackState {
     fn take(&mut self, now: Instant, packet: Vec<u8>) {
         self.queues.received = Some(packet);
         self.interface.poll_ingress_single(now, &mut self.queues, &mut self.sockets);

@@ -88,7 +88,7 @@ const WORDS: usize = 8 << 10;
 const ROOM_TO_RESUME: u64 = 64 << 20;
 
 /// What a probe found.
-struct Probed {
+struct ProbedMachine {
     machine: MachineSpec,
     probe: DriverProbe,
 }
@@ -96,7 +96,7 @@ struct Probed {
 pub struct Qemu {
     settings: Settings,
     /// The result of this process's latest probe.
-    probed: Mutex<Option<Probed>>,
+    probed: Mutex<Option<ProbedMachine>>,
     trials: Trials,
 }
 
@@ -149,7 +149,7 @@ impl Qemu {
 
     async fn machine(&self) -> Result<MachineSpec> {
         let mut probed = self.probed.lock().await;
-        if let Some(Probed { machine, .. }) = &*probed {
+        if let Some(ProbedMachine { machine, .. }) = &*probed {
             return Ok(*machine);
         }
         let found = self.look(false).await?;
@@ -158,7 +158,7 @@ impl Qemu {
         Ok(machine)
     }
 
-    async fn look(&self, fresh: bool) -> Result<Probed> {
+    async fn look(&self, fresh: bool) -> Result<ProbedMachine> {
         let arch = self.arch()?;
         let binary = self.binary()?;
         self.qemu_img()?;
@@ -192,7 +192,7 @@ impl Qemu {
             }
         };
         let probe = DriverProbe { version, arch, accelerator: accelerator.as_str().to_owned(), note, unconfined };
-        Ok(Probed { machine: MachineSpec { arch, accelerator, sandbox }, probe })
+        Ok(ProbedMachine { machine: MachineSpec { arch, accelerator, sandbox }, probe })
     }
 
     async fn prove(
@@ -424,7 +424,7 @@ impl Driver for Qemu {
     async fn probe(&self, fresh: bool) -> Result<DriverProbe> {
         // Held during a trial guest, so that concurrent starts wait for its result instead of starting one each.
         let mut probed = self.probed.lock().await;
-        if !fresh && let Some(Probed { probe, .. }) = &*probed {
+        if !fresh && let Some(ProbedMachine { probe, .. }) = &*probed {
             return Ok(probe.clone());
         }
         let found = self.look(fresh).await?;
