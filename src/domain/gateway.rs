@@ -43,6 +43,6 @@ pub struct GatewaySpec {
     pub guest_api: PathBuf,
     /// Socket that the gateway creates: a connection to it is a connection to the guest's SSH port.
     pub ssh: PathBuf,
-    /// File that the gateway locks while it runs.
+    /// File that the gateway locks while it runs. Its pid is in it when the guest's network is up.
     pub lock: PathBuf,
 }

@@ -234,7 +234,11 @@ impl NetworkPolicy {
         };
         // A network that contains this host does not open this host: one service of it is listed by its address or
         // name, with its port.
-        if surroundings.is_own(address) {
+        let translated = match address {
+            IpAddr::V6(address) => embedded_v4(address).map(IpAddr::from),
+            IpAddr::V4(_) => None,
+        };
+        if surroundings.is_own(address) || translated.is_some_and(|inner| surroundings.is_own(inner)) {
             return if listed(true) { Ok(()) } else { Err(NetworkRefusal::ThisHost) };
         }
         if is_private(address) && !listed(false) {
@@ -257,6 +261,8 @@ fn closed_v4(address: Ipv4Addr) -> Option<NetworkRefusal> {
         // "This network" (RFC 1122): Linux connects 0.0.0.0 to the loopback interface.
         [0, ..] | [127, ..] => Some(NetworkRefusal::Loopback),
         [169, 254, ..] => Some(NetworkRefusal::LinkLocal),
+        // Metadata and agent services of Azure, Alibaba Cloud and Oracle Cloud, outside of the link-local network.
+        [168, 63, 129, 16] | [100, 100, 100, 200] | [192, 0, 0, 192] => Some(NetworkRefusal::LinkLocal),
         // Multicast, and reserved addresses with the broadcast address (RFC 1112).
         [224..=255, ..] => Some(NetworkRefusal::NotUnicast),
         _ => None,
@@ -272,8 +278,10 @@ fn closed_v6(address: Ipv6Addr) -> Option<NetworkRefusal> {
     }
     match address.segments() {
         [0xfe80..=0xfebf, ..] => Some(NetworkRefusal::LinkLocal),
-        // The metadata service of Amazon EC2 over IPv6.
-        [0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254] => Some(NetworkRefusal::LinkLocal),
+        // The metadata services of Amazon EC2 and Google Cloud over IPv6.
+        [0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254] | [0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x0254] => {
+            Some(NetworkRefusal::LinkLocal)
+        }
         [0xff00..=0xffff, ..] => Some(NetworkRefusal::NotUnicast),
         _ => None,
     }
@@ -386,6 +394,10 @@ mod tests {
             ("[fe80::1]:80", LinkLocal),
             ("[febf::1]:80", LinkLocal),
             ("[fd00:ec2::254]:80", LinkLocal),
+            ("[fd20:ce::254]:80", LinkLocal),
+            ("168.63.129.16:80", LinkLocal),
+            ("100.100.100.200:80", LinkLocal),
+            ("192.0.0.192:80", LinkLocal),
             ("224.0.0.251:5353", NotUnicast),
             ("255.255.255.255:67", NotUnicast),
             ("240.0.0.1:1", NotUnicast),
@@ -409,6 +421,8 @@ mod tests {
             ("10.9.0.1:22", ThisHost),
             ("[2a00::1]:22", ThisHost),
             ("[::ffff:198.41.0.4]:80", ThisHost),
+            ("[64:ff9b::c629:4]:80", ThisHost),
+            ("[2002:c629:4::]:80", ThisHost),
         ];
         for (to, why) in refused {
             assert_eq!(check(&policy, to), Err(why), "{to}");

@@ -15,8 +15,12 @@ use crate::{
     platform::clock,
 };
 
-/// How long the addresses of an allowed name are used before they are looked up again.
+/// How long the addresses of the allowed names are used before they are looked up again.
 const NAMES_AGE: Duration = Duration::from_secs(30);
+/// The same after a destination that no name has: it may be a new address of one.
+const NAMES_AGE_AFTER_MISS: Duration = Duration::from_secs(2);
+/// How long an address stays allowed after the last answer that had it: answers may hold different addresses in turn.
+const ADDRESS_AGE: Duration = Duration::from_secs(300);
 /// A lookup takes longer only if no resolver answers.
 const LOOKUP: Duration = Duration::from_secs(5);
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -27,13 +31,10 @@ const SOMEWHERE_V6: &str = "[2001:4860:4860::8888]:53";
 
 pub(super) struct HostNetwork {
     names: Vec<String>,
-    known: Mutex<KnownNames>,
-}
-
-#[derive(Default)]
-struct KnownNames {
-    addresses: HashMap<String, HashSet<IpAddr>>,
-    looked_up: Option<Instant>,
+    /// When each address was last in an answer for the name.
+    known: Mutex<HashMap<(String, IpAddr), Instant>>,
+    /// When the latest lookup ended. Held during a lookup, so that all who need its result wait for it.
+    looked_up: tokio::sync::Mutex<Option<Instant>>,
 }
 
 impl HostNetwork {
@@ -43,36 +44,35 @@ impl HostNetwork {
             AllowedHost::Network(_) => None,
         };
         let names: HashSet<String> = allow.iter().filter_map(name).collect();
-        Self { names: names.into_iter().collect(), known: Mutex::default() }
+        Self { names: names.into_iter().collect(), known: Mutex::default(), looked_up: Default::default() }
     }
 
     pub fn has_names(&self) -> bool {
         !self.names.is_empty()
     }
 
-    /// Looks the allowed names up again, if the addresses are old.
-    pub async fn refresh_names(&self) {
-        {
-            let mut known = self.known.lock();
-            let now = clock::monotonic();
-            if self.names.is_empty() || known.looked_up.is_some_and(|at| now - at < NAMES_AGE) {
-                return;
-            }
-            known.looked_up = Some(now);
+    /// Looks the allowed names up again, if the addresses are old. `missed`: no known address was the one that is wanted.
+    pub async fn refresh_names(&self, missed: bool) {
+        let mut looked_up = self.looked_up.lock().await;
+        let age = if missed { NAMES_AGE_AFTER_MISS } else { NAMES_AGE };
+        if self.names.is_empty() || looked_up.is_some_and(|at| clock::elapsed(at) < age) {
+            return;
         }
         let lookups = self.names.iter().map(|name| async move {
-            let found = tokio::time::timeout(LOOKUP, lookup_host((name.as_str(), 0))).await;
-            match found {
+            match tokio::time::timeout(LOOKUP, lookup_host((name.as_str(), 0))).await {
                 Ok(Ok(addresses)) => {
-                    let addresses = addresses.map(|address| address.ip().to_canonical()).collect();
-                    self.known.lock().addresses.insert(name.clone(), addresses);
+                    let now = clock::monotonic();
+                    let found = addresses.map(|address| ((name.clone(), address.ip().to_canonical()), now));
+                    self.known.lock().extend(found);
                 }
-                // The former addresses stay in use: a resolver that fails for a moment must not cut a job off.
-                Ok(Err(error)) => tracing::warn!(name, %error, "cannot look up an allowed name"),
-                Err(_) => tracing::warn!(name, "no resolver answered the lookup of an allowed name"),
+                // The former addresses stay in use for a while: a resolver that fails for a moment must not cut a job off.
+                Ok(Err(error)) => tracing::debug!(name, %error, "cannot look up an allowed name"),
+                Err(_) => tracing::debug!(name, "no resolver answered the lookup of an allowed name"),
             }
         });
         futures_util::future::join_all(lookups).await;
+        self.known.lock().retain(|_, seen| clock::elapsed(*seen) < ADDRESS_AGE);
+        *looked_up = Some(clock::monotonic());
     }
 }
 
@@ -91,7 +91,8 @@ impl Surroundings for HostNetwork {
     }
 
     fn is_address_of(&self, name: &str, address: IpAddr) -> bool {
-        self.known.lock().addresses.get(name).is_some_and(|addresses| addresses.contains(&address))
+        let known = self.known.lock();
+        known.get(&(name.to_owned(), address)).is_some_and(|seen| clock::elapsed(*seen) < ADDRESS_AGE)
     }
 }
 
@@ -152,7 +153,7 @@ mod tests {
         let host = HostNetwork::new(&["localhost:3000".parse().unwrap(), "no-such-name.invalid".parse().unwrap()]);
         let loopback = "127.0.0.1".parse().unwrap();
         assert!(!host.is_address_of("localhost", loopback));
-        host.refresh_names().await;
+        host.refresh_names(false).await;
         assert!(host.is_address_of("localhost", loopback));
         assert!(!host.is_address_of("no-such-name.invalid", loopback));
     }

@@ -17,7 +17,7 @@
 use std::{
     collections::HashSet,
     fs::File,
-    io,
+    io::{self, Write as _},
     net::{IpAddr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
     path::Path,
@@ -44,7 +44,7 @@ use self::{
 use crate::{
     domain::{
         NetworkMode,
-        gateway::{GUEST_MAC, GatewaySpec, ROUTER_V6},
+        gateway::{GUEST_MAC, GatewaySpec, MTU, ROUTER_V6},
         network::NetworkRefusal,
     },
     platform::{clock, files::ignore_not_found},
@@ -97,13 +97,14 @@ pub async fn run(spec: GatewaySpec) -> Result<(), GatewayError> {
         let what = format!("{what} {}", path.display());
         move |cause| GatewayError::Io { what, cause }
     };
-    let _lock = lock(&spec.lock).map_err(|cause| match cause.kind() {
+    let mut lock = lock(&spec.lock).map_err(|cause| match cause.kind() {
         io::ErrorKind::WouldBlock => GatewayError::Running(spec.lock.display().to_string()),
         _ => io("cannot lock", &spec.lock)(cause),
     })?;
     let link = UnixStream::connect(&spec.link).await.map_err(io("cannot connect to the hypervisor at", &spec.link))?;
-    // After the link: the socket's file says that the guest has its network.
     let ssh = listen(&spec.ssh).map_err(io("cannot listen on", &spec.ssh))?;
+    // Says which holder of the lock is ready.
+    write!(lock, "{}", std::process::id()).map_err(io("cannot write to", &spec.lock))?;
     let gateway = Arc::new(Gateway {
         stack: Stack::new(),
         host: HostNetwork::new(&spec.policy.allow),
@@ -128,7 +129,10 @@ pub async fn run(spec: GatewaySpec) -> Result<(), GatewayError> {
 fn lock(path: &Path) -> io::Result<File> {
     let file = File::options().create(true).truncate(false).write(true).open(path)?;
     match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
+        Ok(()) => {
+            file.set_len(0)?;
+            Ok(file)
+        }
         // Systems differ in the error.
         Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => Err(io::ErrorKind::WouldBlock.into()),
         Err(error) => Err(error.into()),
@@ -223,6 +227,10 @@ impl Gateway {
     }
 
     fn take_packet(self: &Arc<Self>, packet: &[u8]) {
+        // The hypervisor passes larger ones, which a card of this network cannot send.
+        if packet.len() > MTU {
+            return;
+        }
         let Some(Parsed { source, destination, transport }) = packet::parse(packet) else { return };
         let answer = match transport {
             Transport::Tcp { opens: true } => return self.open((source, destination), packet.to_vec()),

@@ -87,6 +87,20 @@ fn transport(source: IpAddr, destination: IpAddr, protocol: IpProtocol, payload:
     })
 }
 
+/// Whether it is a TCP segment that resets its connection.
+pub fn is_reset(packet: &[u8]) -> bool {
+    let payload = match packet.first().map(|first| first >> 4) {
+        Some(4) => {
+            Ipv4Packet::new_checked(packet).ok().filter(|ip| ip.next_header() == IpProtocol::Tcp).map(|ip| ip.payload())
+        }
+        Some(6) => {
+            Ipv6Packet::new_checked(packet).ok().filter(|ip| ip.next_header() == IpProtocol::Tcp).map(|ip| ip.payload())
+        }
+        _ => None,
+    };
+    payload.and_then(|payload| TcpPacket::new_checked(payload).ok()).is_some_and(|tcp| tcp.rst())
+}
+
 /// A UDP datagram. `None`: the addresses are of two families, or it is too large for one packet.
 pub fn udp(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Option<Vec<u8>> {
     let repr = UdpRepr { src_port: source.port(), dst_port: destination.port() };

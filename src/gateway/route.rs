@@ -25,7 +25,10 @@ pub(super) async fn route(policy: &NetworkPolicy, destination: SocketAddr, host:
         let mut without_names = policy.clone();
         without_names.allow.retain(|allowed| matches!(allowed.host, AllowedHost::Network(_)));
         if let Route::Refused(_) = decide(&without_names, destination, host) {
-            host.refresh_names().await;
+            host.refresh_names(false).await;
+            if let Route::Refused(_) = decide(policy, destination, host) {
+                host.refresh_names(true).await;
+            }
         }
     }
     decide(policy, destination, host)

@@ -32,14 +32,21 @@ use crate::{
 };
 
 /// The window of a connection in each direction, in bytes. The path to the guest has no delay worth a larger one; that of
-/// the host's connection is the host's own.
-const WINDOW: usize = 64 << 10;
+/// the host's connection is the host's own. Not larger: with a scaled window, smoltcp accepts segments beyond the buffer after
+/// the first, unscaled announcement, and panics.
+const WINDOW: usize = u16::MAX as usize;
 /// Packets that wait for the guest. TCP sends no more than that, and datagrams beyond it are dropped.
 const LONGEST_QUEUE: usize = 512;
 /// Part of the queue that TCP leaves to datagrams.
 const KEPT_FOR_DATAGRAMS: usize = 64;
-/// How long a closed connection may wait for the guest's last acknowledgement.
-const CLOSING: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(60);
+/// How long a closed connection may wait until the guest has taken and acknowledged the rest.
+const CLOSING: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(180);
+/// How long the guest may take to acknowledge that its connection was accepted.
+pub(super) const ACCEPTED: Duration = Duration::from_secs(30);
+/// The guest answers, or resets a connection that it no longer knows.
+const KEEP_ALIVE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(60);
+/// Rounds of sending in one call. A full window is sent in fewer.
+const MOST_ROUNDS: usize = 128;
 
 pub(super) struct Stack {
     inner: Mutex<StackState>,
@@ -51,8 +58,8 @@ struct StackState {
     interface: Interface,
     sockets: SocketSet<'static>,
     queues: Queues,
-    /// Connections whose stream was dropped, until they have ended.
-    closing: Vec<SocketHandle>,
+    /// Connections whose stream was dropped, until they have ended, and when they are reset.
+    closing: Vec<(SocketHandle, Instant)>,
     /// The local port of the next connection to the guest.
     next_port: u16,
 }
@@ -105,13 +112,22 @@ impl Stack {
     pub fn poll(&self) -> Option<Duration> {
         let now = self.now();
         let inner = &mut *self.inner.lock();
+        let mut rounds = 0;
         while inner.interface.poll_egress(now, &mut inner.queues, &mut inner.sockets)
             != smoltcp::iface::PollResult::None
             && inner.queues.has_room_for_tcp()
-        {}
+        {
+            rounds += 1;
+            if rounds == MOST_ROUNDS {
+                inner.reset_endless();
+            }
+        }
         let (sockets, closing) = (&mut inner.sockets, &mut inner.closing);
-        closing.retain(|&handle| {
-            let socket = sockets.get::<tcp::Socket<'_>>(handle);
+        closing.retain(|&(handle, deadline)| {
+            let socket = sockets.get_mut::<tcp::Socket<'_>>(handle);
+            if now >= deadline {
+                socket.abort();
+            }
             // The link loses nothing, so no late segment has to be awaited. An aborted connection has sent its reset when it
             // no longer has a peer.
             let over = match socket.state() {
@@ -128,7 +144,9 @@ impl Stack {
             // Called again when the guest has taken some.
             return None;
         }
-        inner.interface.poll_delay(now, &inner.sockets).map(|delay| Duration::from_micros(delay.total_micros()))
+        let resets = inner.closing.iter().map(|(_, deadline)| *deadline - now).min();
+        let due = inner.interface.poll_delay(now, &inner.sockets).into_iter().chain(resets).min();
+        due.map(|delay| Duration::from_micros(delay.total_micros()))
     }
 
     /// Waits until `poll` has something to do.
@@ -155,8 +173,18 @@ impl Stack {
         self.inner.lock().sockets.iter().count()
     }
 
-    /// Accepts the connection that this first segment asks for.
-    pub fn accept(self: &Arc<Self>, to: SocketAddr, first: Vec<u8>) -> GuestStream {
+    /// Accepts the connection that this first segment asks for. Returns when the guest has acknowledged that.
+    pub async fn accept(self: &Arc<Self>, to: SocketAddr, first: Vec<u8>) -> io::Result<GuestStream> {
+        let mut stream = self.accepting(to, first);
+        // A segment that is not taken opens nothing: it is malformed, or there was no room for an answer.
+        if stream.with(|socket| socket.state()) != State::SynReceived {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        stream.connected(ACCEPTED).await?;
+        Ok(stream)
+    }
+
+    fn accepting(self: &Arc<Self>, to: SocketAddr, first: Vec<u8>) -> GuestStream {
         let now = self.now();
         let inner = &mut *self.inner.lock();
         let mut socket = new_socket();
@@ -182,8 +210,7 @@ impl Stack {
             self.changed.notify_one();
             GuestStream { stack: self.clone(), handle, shut_down: false }
         };
-        let connected = std::future::poll_fn(|context| stream.poll_connected(context));
-        tokio::time::timeout(within, connected).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+        stream.connected(within).await?;
         Ok(stream)
     }
 }
@@ -196,15 +223,38 @@ fn new_socket() -> tcp::Socket<'static> {
     let mut socket = tcp::Socket::new(buffer(), buffer());
     // Data is written in the pieces that arrive; holding back small ones only delays them.
     socket.set_nagle_enabled(false);
+    socket.set_keep_alive(Some(KEEP_ALIVE));
     socket
+}
+
+fn tcp_socket<'a, 'b>(socket: &'b mut smoltcp::socket::Socket<'a>) -> Option<&'b mut tcp::Socket<'a>> {
+    match socket {
+        smoltcp::socket::Socket::Tcp(socket) => Some(socket),
+        #[expect(unreachable_patterns, reason = "depends on smoltcp's features")]
+        _ => None,
+    }
 }
 
 impl StackState {
     fn take(&mut self, now: Instant, packet: Vec<u8>) {
+        let resets = super::packet::is_reset(&packet);
         self.queues.received = Some(packet);
         self.interface.poll_ingress_single(now, &mut self.queues, &mut self.sockets);
         // Not taken if there is no room for an answer. The guest repeats it.
         self.queues.received = None;
+        if resets {
+            // A reset before the connection is established makes the socket listen again, for any connection to its destination.
+            let sockets = self.sockets.iter_mut().filter_map(|(_, socket)| tcp_socket(socket));
+            sockets.filter(|socket| socket.is_listening()).for_each(tcp::Socket::abort);
+        }
+    }
+
+    /// Resets the connections that send without end. A guest that acknowledges everything with a closed window keeps smoltcp's
+    /// timer for probes of that window running, and each probe is sent at once.
+    fn reset_endless(&mut self) {
+        let sockets = self.sockets.iter_mut().filter_map(|(_, socket)| tcp_socket(socket));
+        let idle = sockets.filter(|socket| socket.state() == State::FinWait2 && socket.send_queue() == 0);
+        idle.for_each(tcp::Socket::abort);
     }
 }
 
@@ -270,10 +320,15 @@ impl GuestStream {
         f(self.stack.inner.lock().sockets.get_mut::<tcp::Socket<'static>>(self.handle))
     }
 
+    async fn connected(&mut self, within: Duration) -> io::Result<()> {
+        let connected = std::future::poll_fn(|context| self.poll_connected(context));
+        tokio::time::timeout(within, connected).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
     fn poll_connected(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.with(|socket| match socket.state() {
-            State::Closed => Poll::Ready(Err(io::ErrorKind::ConnectionRefused.into())),
-            State::Listen | State::SynSent | State::SynReceived => {
+            State::Closed | State::Listen => Poll::Ready(Err(io::ErrorKind::ConnectionRefused.into())),
+            State::SynSent | State::SynReceived => {
                 socket.register_send_waker(context.waker());
                 Poll::Pending
             }
@@ -282,26 +337,16 @@ impl GuestStream {
     }
 }
 
-fn is_opening(socket: &tcp::Socket<'_>) -> bool {
-    matches!(socket.state(), State::Listen | State::SynSent | State::SynReceived)
-}
-
 impl AsyncRead for GuestStream {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let read = self.with(|socket| {
-            if is_opening(socket) {
+        let read = self.with(|socket| match socket.recv_slice(buffer.initialize_unfilled()) {
+            Ok(0) => {
                 socket.register_recv_waker(context.waker());
-                return Poll::Pending;
+                Poll::Pending
             }
-            match socket.recv_slice(buffer.initialize_unfilled()) {
-                Ok(0) => {
-                    socket.register_recv_waker(context.waker());
-                    Poll::Pending
-                }
-                Ok(length) => Poll::Ready(Ok(length)),
-                Err(RecvError::Finished) => Poll::Ready(Ok(0)),
-                Err(RecvError::InvalidState) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
-            }
+            Ok(length) => Poll::Ready(Ok(length)),
+            Err(RecvError::Finished) => Poll::Ready(Ok(0)),
+            Err(RecvError::InvalidState) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
         });
         read.map_ok(|length| {
             buffer.advance(length);
@@ -313,19 +358,13 @@ impl AsyncRead for GuestStream {
 
 impl AsyncWrite for GuestStream {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = self.with(|socket| {
-            if is_opening(socket) {
+        let written = self.with(|socket| match socket.send_slice(bytes) {
+            Ok(0) if !bytes.is_empty() => {
                 socket.register_send_waker(context.waker());
-                return Poll::Pending;
+                Poll::Pending
             }
-            match socket.send_slice(bytes) {
-                Ok(0) if !bytes.is_empty() => {
-                    socket.register_send_waker(context.waker());
-                    Poll::Pending
-                }
-                Ok(length) => Poll::Ready(Ok(length)),
-                Err(_) => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            }
+            Ok(length) => Poll::Ready(Ok(length)),
+            Err(_) => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         });
         if written.is_ready() {
             self.stack.changed.notify_one();
@@ -349,16 +388,157 @@ impl AsyncWrite for GuestStream {
 
 impl Drop for GuestStream {
     fn drop(&mut self) {
+        let deadline = self.stack.now() + CLOSING;
         let inner = &mut *self.stack.inner.lock();
         let socket = inner.sockets.get_mut::<tcp::Socket<'static>>(self.handle);
-        // After the guest's own end: all states in which this end only waits for an acknowledgement.
+        // After the guest's own end: all states in which this end only waits for acknowledgements.
         let ends_by_itself = self.shut_down && !socket.may_recv();
-        if ends_by_itself {
-            socket.set_timeout(Some(CLOSING));
-        } else {
+        if !ends_by_itself {
             socket.abort();
         }
-        inner.closing.push(self.handle);
+        inner.closing.push((self.handle, deadline));
         self.stack.changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use smoltcp::{
+        phy::ChecksumCapabilities,
+        wire::{IpProtocol, Ipv4Packet, Ipv4Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber},
+    };
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+
+    const TO: ([u8; 4], u16) = ([1, 1, 1, 1], 80);
+    const FROM: u16 = 5000;
+
+    /// A segment of the guest. Its sequence numbers begin with 1000.
+    fn segment(control: TcpControl, offset: usize, ack: Option<TcpSeqNumber>, window: u16, payload: &[u8]) -> Vec<u8> {
+        let tcp = TcpRepr {
+            src_port: FROM,
+            dst_port: TO.1,
+            control,
+            seq_number: TcpSeqNumber(1000) + offset,
+            ack_number: ack,
+            window_len: window,
+            window_scale: (control == TcpControl::Syn).then_some(7),
+            max_seg_size: (control == TcpControl::Syn).then_some(1460),
+            sack_permitted: false,
+            sack_ranges: [None; 3],
+            timestamp: None,
+            payload,
+        };
+        let ip = Ipv4Repr {
+            src_addr: GUEST,
+            dst_addr: TO.0.into(),
+            next_header: IpProtocol::Tcp,
+            payload_len: tcp.buffer_len(),
+            hop_limit: 64,
+        };
+        let mut packet = vec![0; ip.buffer_len() + tcp.buffer_len()];
+        let checks = ChecksumCapabilities::default();
+        ip.emit(&mut Ipv4Packet::new_unchecked(&mut packet), &checks);
+        let at = ip.buffer_len();
+        let (from, to) = (ip.src_addr.into(), ip.dst_addr.into());
+        tcp.emit(&mut TcpPacket::new_unchecked(&mut packet[at..]), &from, &to, &checks);
+        packet
+    }
+
+    /// The next packet for the guest: its flags, and the acknowledgement that answers it.
+    fn sent(stack: &Stack) -> Option<(TcpControl, TcpSeqNumber)> {
+        stack.poll();
+        let packet = stack.next_packet()?;
+        let ip = Ipv4Packet::new_checked(&packet[..]).unwrap();
+        let tcp = TcpPacket::new_checked(ip.payload()).unwrap();
+        let repr = TcpRepr::parse(&tcp, &ip.src_addr().into(), &ip.dst_addr().into(), &ChecksumCapabilities::default());
+        let repr = repr.unwrap();
+        Some((repr.control, repr.seq_number + repr.segment_len()))
+    }
+
+    /// The stream of an established connection, and the acknowledgement of all that was sent.
+    async fn established(stack: &Arc<Stack>, window: u16) -> (GuestStream, TcpSeqNumber) {
+        let first = segment(TcpControl::Syn, 0, None, 60_000, b"");
+        let accepting = tokio::spawn({
+            let stack = stack.clone();
+            async move { stack.accept((TO.0, TO.1).into(), first).await }
+        });
+        let (control, ack) = loop {
+            tokio::task::yield_now().await;
+            if let Some(sent) = sent(stack) {
+                break sent;
+            }
+        };
+        assert_eq!(control, TcpControl::Syn);
+        stack.take(segment(TcpControl::None, 1, Some(ack), window, b""));
+        (accepting.await.unwrap().unwrap(), ack)
+    }
+
+    #[tokio::test]
+    async fn data_beyond_the_window_is_cut_and_panics_nothing() {
+        let stack = Stack::new();
+        let (mut stream, ack) = established(&stack, 500).await;
+        // More than the window, the end first: what smoltcp would store beyond its buffer with a scaled window.
+        let data = vec![7; 20_000];
+        for offset in [60_000, 40_000, 20_000, 0] {
+            stack.take(segment(TcpControl::None, 1 + offset, Some(ack), 500, &data));
+        }
+        let mut read = vec![0; WINDOW];
+        stream.read_exact(&mut read).await.unwrap();
+        assert!(read.iter().all(|byte| *byte == 7));
+        stack.poll();
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_gives_up_while_it_is_accepted_leaves_nothing() {
+        let stack = Stack::new();
+        let first = segment(TcpControl::Syn, 0, None, 60_000, b"");
+        let accepting = tokio::spawn({
+            let stack = stack.clone();
+            async move { stack.accept((TO.0, TO.1).into(), first).await.map(drop) }
+        });
+        while stack.connections() == 0 {
+            tokio::task::yield_now().await;
+        }
+        let (_, ack) = sent(&stack).unwrap();
+        stack.take(segment(TcpControl::Rst, 1, Some(ack), 0, b""));
+        assert!(accepting.await.unwrap().is_err());
+        while sent(&stack).is_some() {}
+        assert_eq!(stack.connections(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_first_segment_that_opens_nothing_is_noticed() {
+        let stack = Stack::new();
+        let mut damaged = segment(TcpControl::Syn, 0, None, 60_000, b"");
+        *damaged.last_mut().unwrap() ^= 1;
+        assert!(stack.accept((TO.0, TO.1).into(), damaged).await.is_err());
+        while sent(&stack).is_some() {}
+        assert_eq!(stack.connections(), 0);
+    }
+
+    /// Everything acknowledged, and no window: without a limit the stack would send forever.
+    #[tokio::test]
+    async fn a_closed_window_does_not_make_the_stack_send_without_end() {
+        use tokio::io::AsyncWriteExt as _;
+        let stack = Stack::new();
+        let (mut stream, ack) = established(&stack, 0).await;
+        stream.write_all(b"answer").await.unwrap();
+        stream.shutdown().await.unwrap();
+        stack.poll();
+        // The data and the end of the connection, acknowledged before they could be sent.
+        stack.take(segment(TcpControl::None, 1, Some(ack + 7), 0, b""));
+        let began = clock::monotonic();
+        let mut packets = 0;
+        // The probe of the window is due after a second.
+        while clock::elapsed(began) < Duration::from_millis(2500) {
+            if sent(&stack).is_some() {
+                packets += 1;
+            } else {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        assert!(packets < 2 * MOST_ROUNDS, "{packets} packets");
     }
 }

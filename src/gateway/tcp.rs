@@ -105,9 +105,11 @@ impl Gateway {
         match connected {
             Ok(mut host) => {
                 self.connections.of(destination).0.lock().insert(key, Phase::Accepted);
-                let mut guest = self.stack.accept(destination, first);
-                // On an error of the host's connection, dropping the guest's end resets it.
-                let _ = copy_bidirectional_with_sizes(&mut guest, &mut host, PIECE, PIECE).await;
+                match self.stack.accept(destination, first).await {
+                    // On an error of the host's connection, dropping the guest's end resets it.
+                    Ok(mut guest) => drop(copy_bidirectional_with_sizes(&mut guest, &mut host, PIECE, PIECE).await),
+                    Err(error) => tracing::debug!(%destination, %error, "the guest gave a connection up"),
+                }
             }
             // Nothing accepts this segment, so the stack answers with a reset.
             Err(error) => {

@@ -33,6 +33,8 @@ use crate::{
 
 /// Flows at once. When a new one comes, the one that was silent longest ends.
 const MOST_FLOWS: usize = 256;
+/// Tasks of flows at once: an ended flow has one until it has noticed its end.
+const MOST_FLOW_TASKS: usize = 2 * MOST_FLOWS;
 /// A flow ends after this silence (RFC 4787 asks for at least two minutes).
 const SILENCE: Duration = Duration::from_secs(120);
 /// Datagrams of one flow that wait for the host's socket.
@@ -48,6 +50,7 @@ const DNS_HEADER: usize = 12;
 #[derive(Default)]
 pub(super) struct Flows {
     flows: Mutex<HashMap<FlowKey, Flow>>,
+    tasks: AtomicUsize,
     queries: AtomicUsize,
 }
 
@@ -72,7 +75,14 @@ impl Gateway {
             }
         }
         if is_resolver(key.1) {
+            if !is_query(payload) {
+                return;
+            }
             return self.query(key, payload.to_vec(), packet.to_vec());
+        }
+        if self.flows.tasks.fetch_add(1, Ordering::Relaxed) >= MOST_FLOW_TASKS {
+            self.flows.tasks.fetch_sub(1, Ordering::Relaxed);
+            return;
         }
         let (to_host, from_guest) = mpsc::channel(WAITING);
         let _ = to_host.try_send(payload.to_vec());
@@ -89,6 +99,7 @@ impl Gateway {
             if let Err(error) = gateway.flow(key, from_guest, &packet).await {
                 tracing::debug!(destination = %key.1, %error, "datagrams of the guest were not delivered");
             }
+            gateway.flows.tasks.fetch_sub(1, Ordering::Relaxed);
             let mut flows = gateway.flows.flows.lock();
             // A later flow may have taken its place.
             if flows.get(&key).is_some_and(|flow| flow.to_host.same_channel(&to_host)) {
@@ -180,6 +191,12 @@ impl Gateway {
     }
 }
 
+/// Only questions are passed on: the host's resolvers may trust this host's address with more (updates, notifications).
+fn is_query(message: &[u8]) -> bool {
+    const RESPONSE_AND_OPCODE: u8 = 0xf8;
+    message.len() >= DNS_HEADER && message[2] & RESPONSE_AND_OPCODE == 0 && message[4..6] == [0, 1]
+}
+
 fn is_resolver(destination: SocketAddr) -> bool {
     destination == (RESOLVER, 53).into()
 }
@@ -240,6 +257,19 @@ fn truncated(answer: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_questions_are_passed_on() {
+        let mut query = vec![0x12, 0x34, 0x01, 0x00, 0, 1, 0, 0, 0, 0, 0, 0];
+        query.extend_from_slice(b"\x07example\x03org\x00\x00\x01\x00\x01");
+        assert!(is_query(&query));
+        for (at, byte) in [(2, 0x81), (2, 0x28), (2, 0x20), (5, 0), (5, 2)] {
+            let mut other = query.clone();
+            other[at] = byte;
+            assert!(!is_query(&other), "byte {at} is {byte:#x}");
+        }
+        assert!(!is_query(&query[..11]));
+    }
 
     #[test]
     fn a_large_answer_is_marked_as_truncated() {

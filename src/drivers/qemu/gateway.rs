@@ -21,18 +21,17 @@ use crate::{
         lock::{self, LockHolder},
         process::Process,
     },
-    platform::{
-        clock,
-        files::{self, ignore_not_found},
-        process::Command,
-    },
+    platform::{clock, files, process::Command},
 };
 
 /// It starts within milliseconds; longer on a host that swaps.
 const START: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Pause before a gateway that ended is started again.
-const START_AGAIN: Duration = Duration::from_secs(1);
+const START_AGAIN: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// After this long, an end is no longer counted as a repeated one.
+const LASTED: Duration = Duration::from_secs(60);
 /// A gateway that has not ended this long after its QEMU hangs.
 const END: Duration = Duration::from_secs(2);
 /// Limit of its log that is read when it did not start, in bytes.
@@ -61,7 +60,7 @@ pub async fn ensure(program: &Path, paths: &QemuPaths) -> Result<()> {
     let mut launched: Option<Child> = None;
     loop {
         if let Some(process) = find(paths).await? {
-            if failure::exists(&paths.ssh()).map_err(|error| failure::unseen(error, "the gateway's socket"))? {
+            if is_ready(paths, &process) {
                 reap_later(launched);
                 return Ok(());
             }
@@ -85,8 +84,6 @@ pub async fn ensure(program: &Path, paths: &QemuPaths) -> Result<()> {
 
 fn launch(program: &Path, paths: &QemuPaths) -> Result<Child> {
     let failed = |error| failure::io(error, Code::BootFailed, "the guest's gateway cannot be started");
-    // Left by a gateway that was killed, it would be taken for the sign that this one is ready.
-    ignore_not_found(std::fs::remove_file(paths.ssh())).map_err(failed)?;
     let log = log(&paths.gateway_log()).map_err(failed)?;
     Command::new(program, START)
         .args(["detach", "--"])
@@ -99,6 +96,11 @@ fn launch(program: &Path, paths: &QemuPaths) -> Result<Child> {
 
 fn log(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+}
+
+/// Whether this holder of the lock has written its pid, as it does when the guest's network is up.
+fn is_ready(paths: &QemuPaths, process: &Process) -> bool {
+    std::fs::read_to_string(paths.gateway_lock()).is_ok_and(|pid| pid.trim() == process.pid().to_string())
 }
 
 /// Without a task that waits for it, an ended process stays a zombie.
@@ -120,6 +122,7 @@ fn refused(why: &str, paths: &QemuPaths) -> DriverError {
 
 /// Starts the gateway again whenever it has ended. For a running instance.
 pub async fn keep(program: &Path, paths: &QemuPaths, name: &InstanceName) -> std::convert::Infallible {
+    let mut pause = START_AGAIN;
     loop {
         match is_used(paths) {
             Ok(true) => {}
@@ -128,7 +131,11 @@ pub async fn keep(program: &Path, paths: &QemuPaths, name: &InstanceName) -> std
         }
         match find(paths).await {
             Ok(Some(process)) => {
+                let since = clock::monotonic();
                 process.ended().await;
+                if clock::elapsed(since) > LASTED {
+                    pause = START_AGAIN;
+                }
                 // When QEMU has ended too, this future is dropped.
                 tokio::time::sleep(LOOK_AGAIN).await;
                 continue;
@@ -141,7 +148,9 @@ pub async fn keep(program: &Path, paths: &QemuPaths, name: &InstanceName) -> std
             }
             Err(error) => tracing::warn!(%error, instance = %name, "cannot see the guest's gateway"),
         }
-        tokio::time::sleep(START_AGAIN).await;
+        // A guest that makes its gateway end again and again costs less and less.
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 

@@ -126,7 +126,8 @@ fn judge(state: &str, paths: &QemuPaths, leaving: &mut Option<Instant>) -> Optio
 /// file, so it becomes sparse at its beginning and uses no space there.
 pub fn keep_bounded(paths: &QemuPaths) {
     use std::os::unix::fs::MetadataExt;
-    for (path, limit) in [(paths.console(), CONSOLE_LIMIT), (paths.errors(), ERRORS_LIMIT)] {
+    let logs = [(paths.console(), CONSOLE_LIMIT), (paths.errors(), ERRORS_LIMIT), (paths.gateway_log(), ERRORS_LIMIT)];
+    for (path, limit) in logs {
         if std::fs::metadata(&path).is_ok_and(|file| file.blocks().saturating_mul(512) > limit)
             && let Err(error) = std::fs::File::options().write(true).open(&path).and_then(|file| file.set_len(0))
         {
