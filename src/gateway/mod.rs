@@ -50,6 +50,7 @@ use crate::{
     platform::{clock, files::ignore_not_found},
 };
 
+mod dns;
 mod host;
 mod link;
 mod neighbors;
@@ -86,6 +87,7 @@ struct Gateway {
     host: HostNetwork,
     connections: tcp::Connections,
     flows: udp::Flows,
+    queries: dns::Queries,
     guest_mac: Mutex<EthernetAddress>,
     /// Refused destinations that were logged, and whether the limit of connections was.
     logged: Mutex<(HashSet<SocketAddr>, bool)>,
@@ -110,6 +112,7 @@ pub async fn run(spec: GatewaySpec) -> Result<(), GatewayError> {
         host: HostNetwork::new(&spec.policy.allow),
         connections: tcp::Connections::default(),
         flows: udp::Flows::default(),
+        queries: dns::Queries::default(),
         guest_mac: Mutex::new(EthernetAddress(GUEST_MAC)),
         logged: Mutex::default(),
         spec,

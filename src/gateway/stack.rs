@@ -320,6 +320,25 @@ impl GuestStream {
         f(self.stack.inner.lock().sockets.get_mut::<tcp::Socket<'static>>(self.handle))
     }
 
+    /// Whether nothing can be exchanged any more: the guest has reset the connection.
+    pub fn is_closed(&self) -> bool {
+        self.with(|socket| socket.state()) == State::Closed
+    }
+
+    /// Waits until the guest has acknowledged what was written, or has reset the connection.
+    pub async fn drained(&mut self) {
+        std::future::poll_fn(|context| {
+            self.with(|socket| {
+                if socket.send_queue() == 0 || socket.state() == State::Closed {
+                    return Poll::Ready(());
+                }
+                socket.register_send_waker(context.waker());
+                Poll::Pending
+            })
+        })
+        .await;
+    }
+
     async fn connected(&mut self, within: Duration) -> io::Result<()> {
         let connected = std::future::poll_fn(|context| self.poll_connected(context));
         tokio::time::timeout(within, connected).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
@@ -402,7 +421,7 @@ impl Drop for GuestStream {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use smoltcp::{
         phy::ChecksumCapabilities,
         wire::{IpProtocol, Ipv4Packet, Ipv4Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber},
@@ -415,7 +434,13 @@ mod tests {
     const FROM: u16 = 5000;
 
     /// A segment of the guest. Its sequence numbers begin with 1000.
-    fn segment(control: TcpControl, offset: usize, ack: Option<TcpSeqNumber>, window: u16, payload: &[u8]) -> Vec<u8> {
+    pub(in crate::gateway) fn segment(
+        control: TcpControl,
+        offset: usize,
+        ack: Option<TcpSeqNumber>,
+        window: u16,
+        payload: &[u8],
+    ) -> Vec<u8> {
         let tcp = TcpRepr {
             src_port: FROM,
             dst_port: TO.1,
@@ -458,7 +483,7 @@ mod tests {
     }
 
     /// The stream of an established connection, and the acknowledgement of all that was sent.
-    async fn established(stack: &Arc<Stack>, window: u16) -> (GuestStream, TcpSeqNumber) {
+    pub(in crate::gateway) async fn established(stack: &Arc<Stack>, window: u16) -> (GuestStream, TcpSeqNumber) {
         let first = segment(TcpControl::Syn, 0, None, 60_000, b"");
         let accepting = tokio::spawn({
             let stack = stack.clone();

@@ -5,15 +5,15 @@ use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use rustix::net::sockopt;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes},
+    io::copy_bidirectional_with_sizes,
     net::{TcpStream, UnixListener, UnixStream},
     time::{sleep, timeout},
 };
 
 use super::{
-    Gateway, host,
+    Gateway, dns,
     route::{Route, route},
-    stack::Stack,
+    stack::{GuestStream, Stack},
 };
 use crate::domain::{
     gateway::{GUEST_API, GUEST_API_PORT},
@@ -35,6 +35,8 @@ const SSH_PORT: u16 = 22;
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// Bytes that are copied at once.
 const PIECE: usize = 16 << 10;
+/// How long the guest may take to receive the rest, after an error of the host's connection.
+const DRAIN: Duration = Duration::from_secs(5);
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
 
 /// The connections of the guest that exist or are being opened.
@@ -65,9 +67,34 @@ impl Connections {
     }
 }
 
-trait HostStream: AsyncRead + AsyncWrite + Send + Unpin {}
+/// The host's connection that continues one of the guest.
+enum Outgoing {
+    GuestApi(UnixStream),
+    Address(TcpStream),
+    Resolver(TcpStream),
+}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> HostStream for T {}
+/// Passes data on until both directions have ended. An error on one side becomes a reset on the other.
+async fn join(mut guest: GuestStream, outgoing: Outgoing) {
+    let ended = match outgoing {
+        Outgoing::GuestApi(mut host) => {
+            copy_bidirectional_with_sizes(&mut guest, &mut host, PIECE, PIECE).await.map(drop)
+        }
+        Outgoing::Address(mut host) => {
+            let ended = copy_bidirectional_with_sizes(&mut guest, &mut host, PIECE, PIECE).await.map(drop);
+            if ended.is_err() && guest.is_closed() {
+                // Without this, an upload that the guest broke off looks complete.
+                let _ = sockopt::set_socket_linger(&host, Some(Duration::ZERO));
+            }
+            ended
+        }
+        Outgoing::Resolver(mut host) => dns::serve(&mut guest, &mut host).await,
+    };
+    if ended.is_err() {
+        // What the host sent before its error. Dropping the guest's end then resets it.
+        let _ = timeout(DRAIN, guest.drained()).await;
+    }
+}
 
 impl Gateway {
     /// Takes the first segment of a connection.
@@ -103,11 +130,10 @@ impl Gateway {
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
         };
         match connected {
-            Ok(mut host) => {
+            Ok(outgoing) => {
                 self.connections.of(destination).0.lock().insert(key, Phase::Accepted);
                 match self.stack.accept(destination, first).await {
-                    // On an error of the host's connection, dropping the guest's end resets it.
-                    Ok(mut guest) => drop(copy_bidirectional_with_sizes(&mut guest, &mut host, PIECE, PIECE).await),
+                    Ok(guest) => join(guest, outgoing).await,
                     Err(error) => tracing::debug!(%destination, %error, "the guest gave a connection up"),
                 }
             }
@@ -119,22 +145,13 @@ impl Gateway {
         }
     }
 
-    async fn connect(&self, destination: SocketAddr) -> io::Result<Box<dyn HostStream>> {
-        match route(&self.spec.policy, destination, &self.host).await {
-            Route::GuestApi => Ok(Box::new(UnixStream::connect(&self.spec.guest_api).await?)),
-            Route::Address(address) => Ok(Box::new(dial(address).await?)),
-            Route::Resolver => {
-                let mut last = io::Error::from(io::ErrorKind::ConnectionRefused);
-                for resolver in host::resolvers().await {
-                    match dial(resolver).await {
-                        Ok(stream) => return Ok(Box::new(stream)),
-                        Err(error) => last = error,
-                    }
-                }
-                Err(last)
-            }
-            Route::Refused(refusal) => Err(self.refused(destination, refusal)),
-        }
+    async fn connect(&self, destination: SocketAddr) -> io::Result<Outgoing> {
+        Ok(match route(&self.spec.policy, destination, &self.host).await {
+            Route::GuestApi => Outgoing::GuestApi(UnixStream::connect(&self.spec.guest_api).await?),
+            Route::Address(address) => Outgoing::Address(dial(address).await?),
+            Route::Resolver => Outgoing::Resolver(dns::connect().await?),
+            Route::Refused(refusal) => return Err(self.refused(destination, refusal)),
+        })
     }
 
     fn refused(&self, destination: SocketAddr, refusal: NetworkRefusal) -> io::Error {
@@ -178,4 +195,67 @@ async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
     sockopt::set_socket_keepalive(&stream, true)?;
     sockopt::set_tcp_keepidle(&stream, KEEP_ALIVE)?;
     Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use smoltcp::wire::TcpControl;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::{
+        super::stack::tests::{established, segment},
+        *,
+    };
+
+    async fn connection() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = dial(listener.local_addr().unwrap()).await.unwrap();
+        (host, listener.accept().await.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn a_reset_by_the_guest_does_not_look_like_the_end_of_its_upload() {
+        let stack = Stack::new();
+        let (host, mut server) = connection().await;
+        let (guest, ack) = established(&stack, 1000).await;
+        let joined = tokio::spawn(join(guest, Outgoing::Address(host)));
+        stack.take(segment(TcpControl::None, 1, Some(ack), 1000, b"half"));
+        let mut upload = [0; 4];
+        server.read_exact(&mut upload).await.unwrap();
+        assert_eq!(&upload, b"half");
+        stack.take(segment(TcpControl::Rst, 5, Some(ack), 0, b""));
+        joined.await.unwrap();
+        assert_eq!(server.read(&mut upload).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn what_a_server_sent_before_its_reset_reaches_the_guest() {
+        let stack = Stack::new();
+        let (host, mut server) = connection().await;
+        let (guest, ack) = established(&stack, 1000).await;
+        let joined = tokio::spawn(join(guest, Outgoing::Address(host)));
+        server.write_all(b"answer").await.unwrap();
+        // Data that nobody reads makes the kernel send a reset at the end.
+        stack.take(segment(TcpControl::None, 1, Some(ack), 1000, b"unread"));
+        let mut first = [0; 1];
+        while server.peek(&mut first).await.unwrap() == 0 {}
+        drop(server);
+        let mut received = Vec::new();
+        let began = crate::platform::clock::monotonic();
+        while !joined.is_finished() {
+            assert!(crate::platform::clock::elapsed(began) < Duration::from_secs(10));
+            stack.poll();
+            while let Some(packet) = stack.next_packet() {
+                if packet.ends_with(b"answer") {
+                    received.extend_from_slice(b"answer");
+                    stack.take(segment(TcpControl::None, 7, Some(ack + 6), 1000, b""));
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(received, b"answer");
+    }
 }

@@ -20,16 +20,10 @@ use tokio::{
 };
 
 use super::{
-    Gateway, host, packet,
+    Gateway, dns, packet,
     route::{Route, route},
 };
-use crate::{
-    domain::{
-        gateway::{MTU, RESOLVER},
-        network::NetworkRefusal,
-    },
-    platform::clock,
-};
+use crate::{domain::network::NetworkRefusal, platform::clock};
 
 /// Flows at once. When a new one comes, the one that was silent longest ends.
 const MOST_FLOWS: usize = 256;
@@ -39,19 +33,11 @@ const MOST_FLOW_TASKS: usize = 2 * MOST_FLOWS;
 const SILENCE: Duration = Duration::from_secs(120);
 /// Datagrams of one flow that wait for the host's socket.
 const WAITING: usize = 32;
-/// DNS queries at once.
-const MOST_QUERIES: usize = 64;
-/// How long one resolver may take before the next one is asked.
-const ANSWER: Duration = Duration::from_secs(3);
-/// Largest payload of a datagram over IPv4.
-const LARGEST_ANSWER: usize = MTU - 28;
-const DNS_HEADER: usize = 12;
 
 #[derive(Default)]
 pub(super) struct Flows {
     flows: Mutex<HashMap<FlowKey, Flow>>,
     tasks: AtomicUsize,
-    queries: AtomicUsize,
 }
 
 /// The guest's end and the destination.
@@ -74,11 +60,8 @@ impl Gateway {
                 return;
             }
         }
-        if is_resolver(key.1) {
-            if !is_query(payload) {
-                return;
-            }
-            return self.query(key, payload.to_vec(), packet.to_vec());
+        if dns::is_resolver(key.1) {
+            return self.query(key, payload, packet);
         }
         if self.flows.tasks.fetch_add(1, Ordering::Relaxed) >= MOST_FLOW_TASKS {
             self.flows.tasks.fetch_sub(1, Ordering::Relaxed);
@@ -153,7 +136,7 @@ impl Gateway {
         flows.get(key).is_some_and(|flow| clock::elapsed(flow.used) < SILENCE)
     }
 
-    fn refuse(&self, destination: SocketAddr, refusal: NetworkRefusal, packet: &[u8]) {
+    pub(super) fn refuse(&self, destination: SocketAddr, refusal: NetworkRefusal, packet: &[u8]) {
         self.note_refusal(destination, refusal);
         self.unreachable(packet);
     }
@@ -163,128 +146,12 @@ impl Gateway {
             self.stack.send(message);
         }
     }
-
-    /// Asks the host's resolvers, one after the other.
-    fn query(self: &Arc<Self>, (guest, resolver): FlowKey, query: Vec<u8>, packet: Vec<u8>) {
-        if self.flows.queries.fetch_add(1, Ordering::Relaxed) >= MOST_QUERIES {
-            self.flows.queries.fetch_sub(1, Ordering::Relaxed);
-            // The guest repeats it.
-            return;
-        }
-        let gateway = self.clone();
-        tokio::spawn(async move {
-            match route(&gateway.spec.policy, resolver, &gateway.host).await {
-                Route::Resolver => match ask(&query).await {
-                    Some(answer) => {
-                        let fitting = if answer.len() > LARGEST_ANSWER { truncated(&answer) } else { Some(answer) };
-                        if let Some(packet) = fitting.and_then(|answer| packet::udp(resolver, guest, &answer)) {
-                            gateway.stack.send(packet);
-                        }
-                    }
-                    None => tracing::debug!("no resolver of the host answered a query of the guest"),
-                },
-                Route::Refused(refusal) => gateway.refuse(resolver, refusal, &packet),
-                Route::GuestApi | Route::Address(_) => {}
-            }
-            gateway.flows.queries.fetch_sub(1, Ordering::Relaxed);
-        });
-    }
 }
 
-/// Only questions are passed on: the host's resolvers may trust this host's address with more (updates, notifications).
-fn is_query(message: &[u8]) -> bool {
-    const RESPONSE_AND_OPCODE: u8 = 0xf8;
-    message.len() >= DNS_HEADER && message[2] & RESPONSE_AND_OPCODE == 0 && message[4..6] == [0, 1]
-}
-
-fn is_resolver(destination: SocketAddr) -> bool {
-    destination == (RESOLVER, 53).into()
-}
-
-async fn connected(address: SocketAddr) -> io::Result<UdpSocket> {
+/// A socket that only this address can answer.
+pub(super) async fn connected(address: SocketAddr) -> io::Result<UdpSocket> {
     let any: IpAddr = if address.is_ipv4() { [0; 4].into() } else { [0u16; 8].into() };
     let socket = UdpSocket::bind((any, 0)).await?;
     socket.connect(address).await?;
     Ok(socket)
-}
-
-async fn ask(query: &[u8]) -> Option<Vec<u8>> {
-    for resolver in host::resolvers().await {
-        let asked = async {
-            let socket = connected(resolver).await?;
-            socket.send(query).await?;
-            let mut answer = vec![0; u16::MAX.into()];
-            let length = socket.recv(&mut answer).await?;
-            answer.truncate(length);
-            Ok::<_, io::Error>(answer)
-        };
-        match timeout(ANSWER, asked).await {
-            Ok(Ok(answer)) => return Some(answer),
-            Ok(Err(error)) => tracing::debug!(%resolver, %error, "a resolver of the host cannot be asked"),
-            Err(_) => tracing::debug!(%resolver, "a resolver of the host does not answer"),
-        }
-    }
-    None
-}
-
-/// The header and the question of a DNS message that is too large for a datagram, marked as truncated: the guest then
-/// asks over TCP (RFC 1035, 4.1.1).
-fn truncated(answer: &[u8]) -> Option<Vec<u8>> {
-    let mut header = answer.get(..DNS_HEADER)?.to_vec();
-    let mut end = DNS_HEADER;
-    let questions = u16::from_be_bytes([header[4], header[5]]);
-    for _ in 0..questions {
-        loop {
-            let length = *answer.get(end)?;
-            end += 1 + usize::from(length);
-            match length {
-                0 => break,
-                // A pointer, which no question has.
-                64.. => return None,
-                _ => {}
-            }
-        }
-        // Type and class.
-        end += 4;
-    }
-    header[2] |= 0x02;
-    // No answers, authorities or additional records.
-    header[6..DNS_HEADER].fill(0);
-    header.extend_from_slice(answer.get(DNS_HEADER..end)?);
-    (header.len() <= LARGEST_ANSWER).then_some(header)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_questions_are_passed_on() {
-        let mut query = vec![0x12, 0x34, 0x01, 0x00, 0, 1, 0, 0, 0, 0, 0, 0];
-        query.extend_from_slice(b"\x07example\x03org\x00\x00\x01\x00\x01");
-        assert!(is_query(&query));
-        for (at, byte) in [(2, 0x81), (2, 0x28), (2, 0x20), (5, 0), (5, 2)] {
-            let mut other = query.clone();
-            other[at] = byte;
-            assert!(!is_query(&other), "byte {at} is {byte:#x}");
-        }
-        assert!(!is_query(&query[..11]));
-    }
-
-    #[test]
-    fn a_large_answer_is_marked_as_truncated() {
-        let mut answer = vec![0x12, 0x34, 0x81, 0x80, 0, 1, 0, 90, 0, 2, 0, 1];
-        answer.extend_from_slice(b"\x07example\x03org\x00\x00\x10\x00\x01");
-        let question = answer.len();
-        answer.resize(3000, 9);
-        let short = truncated(&answer).unwrap();
-        assert_eq!(short.len(), question);
-        assert_eq!(short[..12], [0x12, 0x34, 0x83, 0x80, 0, 1, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(short[12..], answer[12..question]);
-        // Cut in the middle of the question, a pointer, no header.
-        assert_eq!(truncated(&answer[..question - 6]), None);
-        answer[12] = 0xc0;
-        assert_eq!(truncated(&answer), None);
-        assert_eq!(truncated(b"short"), None);
-    }
 }
