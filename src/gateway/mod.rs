@@ -241,6 +241,9 @@ impl Gateway {
             Transport::Udp { payload } if neighbors::is_for_dhcp(destination) => neighbors::dhcp_reply(payload),
             // Searches for services and neighbours, which the guest's network does not have.
             _ if is_for_many(destination.ip()) && !matches!(transport, Transport::Other) => None,
+            Transport::Udp { payload } if dns::is_resolver(destination) => {
+                return self.query((source, destination), payload, packet);
+            }
             Transport::Udp { payload } => return self.datagram((source, destination), payload, packet),
             Transport::Echo => match destination.ip() {
                 IpAddr::V4(address) if neighbors::is_gateway(address) => packet::echo_reply(packet),

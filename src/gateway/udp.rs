@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    Gateway, dns, packet,
+    Gateway, packet,
     route::{Route, route},
 };
 use crate::{domain::network::NetworkRefusal, platform::clock};
@@ -59,9 +59,6 @@ impl Gateway {
                 let _ = flow.to_host.try_send(payload.to_vec());
                 return;
             }
-        }
-        if dns::is_resolver(key.1) {
-            return self.query(key, payload, packet);
         }
         if self.flows.tasks.fetch_add(1, Ordering::Relaxed) >= MOST_FLOW_TASKS {
             self.flows.tasks.fetch_sub(1, Ordering::Relaxed);
