@@ -28,7 +28,7 @@ pub(super) fn registry(config: &Config, data: &DataDir, own_path: &Path) -> Resu
         registry.add(Arc::new(driver));
     }
     if config.drivers.tart.enabled {
-        say_what_softnet_ignores(config);
+        warn_of_entries_without_effect(config);
         let launcher = vec![own_path.display().to_string(), "detach".to_owned(), "--".to_owned()];
         let settings = tart::Settings::of(config.drivers.tart.clone(), config.tart_home(), data.tart(), launcher);
         let driver =
@@ -43,7 +43,7 @@ pub(super) fn registry(config: &Config, data: &DataDir, own_path: &Path) -> Resu
 }
 
 /// Guests would otherwise miss a destination without a hint.
-fn say_what_softnet_ignores(config: &Config) {
+fn warn_of_entries_without_effect(config: &Config) {
     if config.drivers.tart.network != NetworkKind::Softnet {
         return;
     }

@@ -107,16 +107,7 @@ pub async fn run(spec: GatewaySpec) -> Result<(), GatewayError> {
     let ssh = listen(&spec.ssh).map_err(io("cannot listen on", &spec.ssh))?;
     // Says which holder of the lock is ready.
     write!(lock, "{}", std::process::id()).map_err(io("cannot write to", &spec.lock))?;
-    let gateway = Arc::new(Gateway {
-        stack: Stack::new(),
-        host: HostNetwork::new(&spec.policy.allow),
-        connections: tcp::Connections::default(),
-        flows: udp::Flows::default(),
-        queries: dns::Queries::default(),
-        guest_mac: Mutex::new(EthernetAddress(GUEST_MAC)),
-        logged: Mutex::default(),
-        spec,
-    });
+    let gateway = Gateway::new(spec);
     tracing::info!(mode = %gateway.spec.policy.mode, "the guest's network is up");
     let serving = tokio::spawn(gateway.clone().serve_ssh(ssh));
     let ended = gateway.exchange(link).await;
@@ -151,6 +142,19 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 }
 
 impl Gateway {
+    fn new(spec: GatewaySpec) -> Arc<Self> {
+        Arc::new(Self {
+            stack: Stack::new(),
+            host: HostNetwork::new(&spec.policy.allow),
+            connections: tcp::Connections::default(),
+            flows: udp::Flows::default(),
+            queries: dns::Queries::default(),
+            guest_mac: Mutex::new(EthernetAddress(GUEST_MAC)),
+            logged: Mutex::default(),
+            spec,
+        })
+    }
+
     /// Passes frames between the hypervisor and the stack. Returns when the hypervisor closes the link.
     async fn exchange(self: &Arc<Self>, link: UnixStream) -> io::Result<()> {
         let (mut from, mut to) = link.into_split();
@@ -240,7 +244,7 @@ impl Gateway {
             Transport::Tcp { opens: false } => return self.stack.take(packet.to_vec()),
             Transport::Udp { payload } if neighbors::is_for_dhcp(destination) => neighbors::dhcp_reply(payload),
             // Searches for services and neighbours, which the guest's network does not have.
-            _ if is_for_many(destination.ip()) && !matches!(transport, Transport::Other) => None,
+            _ if is_multicast_or_broadcast(destination.ip()) && !matches!(transport, Transport::Other) => None,
             Transport::Udp { payload } if dns::is_resolver(destination) => {
                 return self.query((source, destination), payload, packet);
             }
@@ -293,7 +297,7 @@ fn next_advertisement() -> Instant {
     clock::monotonic() + ADVERTISE_EVERY
 }
 
-fn is_for_many(address: IpAddr) -> bool {
+fn is_multicast_or_broadcast(address: IpAddr) -> bool {
     address.is_multicast()
         || matches!(address, IpAddr::V4(address) if address.is_broadcast() || address.octets() == [10, 0, 2, 255])
 }

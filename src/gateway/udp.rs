@@ -75,6 +75,9 @@ impl Gateway {
             flows.insert(key, Flow { to_host: to_host.clone(), used: clock::monotonic() });
         }
         let (gateway, packet) = (self.clone(), packet.to_vec());
+        // The map has the only sender, so that the task ends when its flow is removed from there.
+        let own = to_host.downgrade();
+        drop(to_host);
         tokio::spawn(async move {
             if let Err(error) = gateway.flow(key, from_guest, &packet).await {
                 tracing::debug!(destination = %key.1, %error, "datagrams of the guest were not delivered");
@@ -82,7 +85,9 @@ impl Gateway {
             gateway.flows.tasks.fetch_sub(1, Ordering::Relaxed);
             let mut flows = gateway.flows.flows.lock();
             // A later flow may have taken its place.
-            if flows.get(&key).is_some_and(|flow| flow.to_host.same_channel(&to_host)) {
+            if let Some(own) = own.upgrade()
+                && flows.get(&key).is_some_and(|flow| flow.to_host.same_channel(&own))
+            {
                 flows.remove(&key);
             }
         });
@@ -151,4 +156,33 @@ pub(super) async fn connected(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind((any, 0)).await?;
     socket.connect(address).await?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{
+        NetworkMode, NetworkPolicy,
+        gateway::{GUEST, GatewaySpec, ROUTER},
+    };
+
+    #[tokio::test]
+    async fn a_new_flow_takes_the_place_of_the_oldest_one() {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let destination = SocketAddr::from((ROUTER, server.local_addr().unwrap().port()));
+        let gateway = Gateway::new(GatewaySpec {
+            policy: NetworkPolicy { mode: NetworkMode::Host, allow: Vec::new() },
+            link: "/none".into(),
+            guest_api: "/none".into(),
+            ssh: "/none".into(),
+            lock: "/none".into(),
+        });
+        let mut datagram = [0; 8];
+        for port in 1..=u16::try_from(3 * MOST_FLOWS).unwrap() {
+            gateway.datagram((SocketAddr::from((GUEST, port)), destination), b"datagram", &[]);
+            let received = timeout(Duration::from_secs(10), server.recv(&mut datagram)).await;
+            assert_eq!(received.unwrap_or_else(|_| panic!("that of port {port} is lost")).unwrap(), 8);
+        }
+        assert!(gateway.flows.flows.lock().len() <= MOST_FLOWS);
+    }
 }

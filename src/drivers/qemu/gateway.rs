@@ -3,13 +3,7 @@
 //!
 //! An instance that an earlier version started has none: its QEMU has the guest's network itself.
 
-use std::{
-    fs::{File, OpenOptions},
-    io,
-    os::unix::fs::OpenOptionsExt as _,
-    path::Path,
-    time::Duration,
-};
+use std::{io, path::Path, time::Duration};
 
 use tokio::{process::Child, time::timeout};
 
@@ -84,7 +78,7 @@ pub async fn ensure(program: &Path, paths: &QemuPaths) -> Result<()> {
 
 fn launch(program: &Path, paths: &QemuPaths) -> Result<Child> {
     let failed = |error| failure::io(error, Code::BootFailed, "the guest's gateway cannot be started");
-    let log = log(&paths.gateway_log()).map_err(failed)?;
+    let log = files::private().create(true).append(true).open(paths.gateway_log()).map_err(failed)?;
     Command::new(program, START)
         .args(["detach", "--"])
         .arg(program)
@@ -92,10 +86,6 @@ fn launch(program: &Path, paths: &QemuPaths) -> Result<Child> {
         .arg(paths.gateway_spec())
         .start(log.try_clone().map_err(failed)?, log)
         .map_err(|error| failure::command(error, Code::BootFailed))
-}
-
-fn log(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
 
 /// Whether this holder of the lock has written its pid, as it does when the guest's network is up.
