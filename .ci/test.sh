@@ -110,6 +110,7 @@ all)
     compile
     unit
     guests
+    campaign
     drift
     deny
     part 'all parts passed'

@@ -58,13 +58,21 @@ class Disturber:
         known = self.lane.start_times()
         return statistics.median(known[-20:]) if known else 5.0
 
+    def await_guest(self, step):
+        """Waits until a guest has been coming up for the planned part of the usual time. A guest whose job starts earlier than
+        usual is too late for that, and the next one is awaited."""
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until and not self.stop.is_set():
+            if self.coming_up():
+                self.pause(step.fraction * self.time_to_start())
+                if self.coming_up():
+                    return
+            with self.lane.watch.changed:
+                self.lane.watch.changed.wait(0.5)
+
     def await_moment(self, step):
         if step.moment == "coming_up":
-            until = time.monotonic() + PATIENCE
-            while not self.coming_up() and time.monotonic() < until and not self.stop.is_set():
-                with self.lane.watch.changed:
-                    self.lane.watch.changed.wait(0.5)
-            self.pause(step.fraction * self.time_to_start())
+            self.await_guest(step)
         elif step.moment == "any":
             self.pause(step.fraction * 2 * self.time_to_start())
         else:
@@ -83,6 +91,7 @@ class Disturber:
             self.lane.progress(step)
 
     def kill_and_return(self, step, descriptors=None, while_away=lambda: None):
+        """Kills the service now, and starts it again after the planned time."""
         self.kill()
         entry = self.begin("away", f"{step.away:.1f} s")
         while_away()
@@ -126,7 +135,7 @@ class Disturber:
             return self.kill_and_return(step, while_away=lambda: self.end(entry))
         self.service.signal(signal.SIGCONT)
         self.end(entry)
-        self.pause(step.fraction * 2)
+        self.await_moment(step)
         self.kill_and_return(step)
 
     def with_clock(self, step):
@@ -138,7 +147,7 @@ class Disturber:
         if step.within:
             return self.kill_and_return(step, while_away=lambda: self.lane.clock.step(by))
         self.lane.clock.step(by)
-        self.pause(step.fraction * 5)
+        self.await_moment(step)
         self.kill_and_return(step)
 
     def with_disk(self, step):
@@ -160,7 +169,7 @@ class Disturber:
             self.end(entry)
         if not step.within:
             # It has to continue by itself, which takes a moment to detect.
-            self.pause(step.fraction * 5)
+            self.await_moment(step)
             self.kill_and_return(step)
         self.bring_up()
 
