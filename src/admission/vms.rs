@@ -128,7 +128,9 @@ impl VmAdmission {
         let vm = opened.vm().clone();
         let new = matches!(opened, Opened::Created(_));
         if new {
-            metrics::counter!("mayfly_vms_created_total", "template" => vm.spec.template.clone()).increment(1);
+            // An image reference is the caller's own text, which must not become a label.
+            let template = if is_name(&vm.spec.template) { vm.spec.template.clone() } else { "(image)".to_owned() };
+            metrics::counter!("mayfly_vms_created_total", "template" => template).increment(1);
             tracing::info!(vm.id = %vm.id(), vm.name = %vm.spec.name, template.name = %vm.spec.template, "vm created");
         }
         Ok(Created { token: self.vault.vm_token(vm.id()), vm, new })

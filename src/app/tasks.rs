@@ -110,10 +110,10 @@ impl App {
             store_closed,
             unchecked,
         } = self;
-        let guests = tokio::spawn(http::serve_unix(guest_socket, http::guest_router(&http), shutdown.clone()));
-        let guests_tcp =
-            guest_tcp.map(|l| tokio::spawn(http::serve_tcp(l, None, http::guest_router(&http), shutdown.clone())));
-        let admin = tokio::spawn(http::serve_tcp(listener, tls, http::admin_router(&http), shutdown.clone()));
+        let (most, guest) = (http.settings.max_connections, || http::guest_router(&http));
+        let guests = tokio::spawn(http::serve_unix(guest_socket, most, guest(), shutdown.clone()));
+        let guests_tcp = guest_tcp.map(|l| tokio::spawn(http::serve_tcp(l, None, most, guest(), shutdown.clone())));
+        let admin = tokio::spawn(http::serve_tcp(listener, tls, most, http::admin_router(&http), shutdown.clone()));
         let pulling = tokio::spawn(pulls.run(shutdown.clone()));
         let jobs = tokio::spawn(jobs.run(shutdown.clone()));
         let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));

@@ -181,6 +181,8 @@ codes! {
         "Set `github.webhook_secret_files`, or `MAYFLY_GITHUB_WEBHOOK_SECRET`, to the secret that is configured at GitHub."
     WebhookUnproven "webhook.unproven" 401 false "The webhook's signature is missing or wrong"
         "Configure the same secret at GitHub and in this service; a proxy between them must not change the body."
+    WebhookOutdated "webhook.outdated" 422 false "The webhook is too old"
+        "Nothing to do if it was sent again by mistake. If it is new, set the clock of this host."
     GitHubNotConfigured "github.not_configured" 422 false "No GitHub credentials are configured"
         "Set `[github]` (see `mayfly github check`), or pass `jit_config` or `registration_token` with the request."
     GitHubRefused "github.refused" 422 false "GitHub refused this request"

@@ -4,15 +4,13 @@
 use std::sync::Arc;
 
 use axum::{
-    body::{Body, Bytes},
     extract::{FromRequest, FromRequestParts, Request},
     http::{HeaderMap, header, request::Parts},
 };
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use serde_path_to_error::{Path, Segment};
 
-use super::{Http, middleware::BodyLimit, problem::Problem};
+use super::{Http, bodies::BodyReader, problem::Problem};
 use crate::domain::{Code, Error};
 
 /// A JSON body.
@@ -28,8 +26,8 @@ impl<T: DeserializeOwned> FromRequest<Arc<Http>> for Json<T> {
     type Rejection = Problem;
     async fn from_request(request: Request, http: &Arc<Http>) -> Result<Self, Problem> {
         require_json(request.headers())?;
-        let limit = request.extensions().get::<BodyLimit>().map_or(http.settings.max_body_bytes, |limit| limit.0);
-        let bytes = read(request.into_body(), limit).await?;
+        let (mut parts, body) = request.into_parts();
+        let (bytes, _share) = BodyReader::from_request_parts(&mut parts, http).await?.read(body).await?;
         parse(&bytes).map(Json)
     }
 }
@@ -41,19 +39,6 @@ fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
         Some(essence) if essence.eq_ignore_ascii_case("application/json") => Ok(()),
         Some(_) => Err(Problem::new(Code::MediaTypeUnsupported, "the Content-Type is not application/json")),
         None => Err(Problem::new(Code::MediaTypeUnsupported, "the request has no Content-Type")),
-    }
-}
-
-pub(super) async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
-    let too_large = || Problem::new(Code::RequestTooLarge, format!("the limit is {limit} bytes"));
-    // A body whose declared size is too large is refused before any of it is read.
-    if axum::body::HttpBody::size_hint(&body).lower() > limit as u64 {
-        return Err(too_large());
-    }
-    match Limited::new(body, limit).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
-        Err(_) => Err(Problem::invalid("", "the body ended before it was complete")),
     }
 }
 

@@ -1,40 +1,89 @@
-//! Request permits of the guest API, per vm: the requests of one guest cannot block those of another.
+//! Request permits per sender: the requests of one sender cannot block those of another.
 //!
-//! A vm has permits for its reports (its events, the end of its job) and others for the rest (reads, long polls,
-//! downloads). Only the rest, and requests without a vm's token, also need one of the listener's permits: so a report
-//! is served whatever other guests do.
+//! Each sender has its share of the listener's permits. A vm additionally has permits for its reports (its events, the
+//! end of its job), which need none of the listener's: so a report is served whatever other guests do. Requests without
+//! credentials have a share per address, and all of them together one, because addresses are cheap.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use axum::http::Method;
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
-use crate::domain::VmId;
+use super::sender::Sender;
+use crate::{domain::VmId, platform::clock};
 
 /// Concurrent reports of one vm. Its wrapper and its hooks need two or three.
 const REPORTS: usize = 8;
 /// Concurrent other requests of one vm.
 const OTHERS: usize = 8;
-/// Concurrent requests whose token is missing or wrong.
-const STRANGERS: usize = 64;
-/// Above this number of vms, those without a request are removed.
+/// On the guest API: concurrent requests without a valid token, of one address and of all.
+const GUEST_STRANGERS: (usize, usize) = (16, 64);
+/// Above this number of senders, those without a request are removed.
 const REMEMBERED: usize = 256;
+/// How often the log of one vm may say that it is at its limit.
+const NOTE_EVERY: Duration = Duration::from_secs(60);
+
+/// How many requests senders may have at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Shares {
+    /// Of one token. The same number may wait in long polls and streams.
+    per_token: usize,
+    /// Without credentials, of one address.
+    per_stranger: usize,
+    /// Without credentials, of all addresses.
+    strangers: usize,
+}
+
+impl Shares {
+    /// Of the admin API: a token may use half of it, one address without a token a quarter, all of those half.
+    pub fn of_admin(max_concurrent: usize) -> Self {
+        let part = |of: usize| (max_concurrent / of).max(1);
+        Self { per_token: part(2), per_stranger: part(4), strangers: part(2) }
+    }
+
+    pub fn of_guests() -> Self {
+        Self { per_token: OTHERS, per_stranger: GUEST_STRANGERS.0, strangers: GUEST_STRANGERS.1 }
+    }
+
+    fn of(self, sender: Sender) -> usize {
+        match sender {
+            Sender::Vm(_) | Sender::Credentials(_) => self.per_token,
+            Sender::Peer(_) => self.per_stranger,
+        }
+    }
+}
 
 #[derive(Clone)]
 pub struct Lanes {
-    vms: Arc<Mutex<HashMap<VmId, Places>>>,
+    shares: Shares,
+    senders: Arc<Mutex<HashMap<Sender, Lane>>>,
     strangers: Arc<Semaphore>,
+    noted: Arc<Mutex<HashMap<VmId, Instant>>>,
 }
 
-struct Places {
+#[derive(Clone)]
+struct Lane {
     reports: Arc<Semaphore>,
-    others: Arc<Semaphore>,
+    requests: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
 }
 
-impl Places {
-    fn unused(&self) -> bool {
-        self.reports.available_permits() == REPORTS && self.others.available_permits() == OTHERS
+impl Lane {
+    fn new(share: usize) -> Self {
+        Self {
+            reports: Arc::new(Semaphore::new(REPORTS)),
+            requests: Arc::new(Semaphore::new(share)),
+            waiting: Arc::new(Semaphore::new(share)),
+        }
+    }
+
+    fn is_unused(&self) -> bool {
+        // Each permit and each place that is in use holds one more reference.
+        [&self.reports, &self.requests, &self.waiting].iter().all(|all| Arc::strong_count(all) == 1)
     }
 }
 
@@ -42,55 +91,113 @@ impl Places {
 pub struct Place {
     /// It has its vm's own permit, and needs none of the listener's.
     pub is_report: bool,
-    _permit: OwnedSemaphorePermit,
+    lane: Lane,
+    _permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
+}
+
+impl Place {
+    /// A permit of the same sender for a request that only waits.
+    pub fn wait(&self) -> Option<OwnedSemaphorePermit> {
+        self.lane.waiting.clone().try_acquire_owned().ok()
+    }
 }
 
 impl Lanes {
-    pub fn new() -> Self {
-        Self { vms: Arc::default(), strangers: Arc::new(Semaphore::new(STRANGERS)) }
+    pub fn new(shares: Shares) -> Self {
+        let strangers = Arc::new(Semaphore::new(shares.strangers));
+        Self { shares, senders: Arc::default(), strangers, noted: Arc::default() }
     }
 
-    /// A permit for a request with this vm's token, or without a vm's token. `None`: all permits of that caller are
-    /// in use.
-    pub fn enter(&self, vm: Option<VmId>, method: &Method) -> Option<Place> {
-        let Some(vm) = vm else {
-            let permit = self.strangers.clone().try_acquire_owned().ok()?;
-            return Some(Place { is_report: false, _permit: permit });
+    /// A permit for a request of this sender. `None`: all of its permits are in use.
+    pub fn enter(&self, sender: Sender, method: &Method) -> Option<Place> {
+        let lane = {
+            let mut senders = self.senders.lock();
+            if senders.len() >= REMEMBERED {
+                senders.retain(|_, lane| !lane.is_unused());
+            }
+            senders.entry(sender).or_insert_with(|| Lane::new(self.shares.of(sender))).clone()
         };
-        let is_report = matches!(*method, Method::POST | Method::DELETE);
-        let mut vms = self.vms.lock();
-        if vms.len() >= REMEMBERED {
-            vms.retain(|_, places| !places.unused());
+        let is_report = matches!(sender, Sender::Vm(_)) && matches!(*method, Method::POST | Method::DELETE);
+        let all = match sender {
+            Sender::Peer(_) => Some(self.strangers.clone().try_acquire_owned().ok()?),
+            Sender::Vm(_) | Sender::Credentials(_) => None,
+        };
+        let own = if is_report { &lane.reports } else { &lane.requests };
+        let own = own.clone().try_acquire_owned().ok()?;
+        Some(Place { is_report, lane, _permits: (own, all) })
+    }
+
+    /// Whether the vm's log should say now that it is at its limit.
+    pub fn is_note_due(&self, vm: VmId) -> bool {
+        let now = clock::monotonic();
+        let mut noted = self.noted.lock();
+        noted.retain(|_, at| now.saturating_duration_since(*at) < NOTE_EVERY);
+        if noted.contains_key(&vm) {
+            return false;
         }
-        let places = vms.entry(vm).or_insert_with(|| Places {
-            reports: Arc::new(Semaphore::new(REPORTS)),
-            others: Arc::new(Semaphore::new(OTHERS)),
-        });
-        let places = if is_report { &places.reports } else { &places.others };
-        let permit = places.clone().try_acquire_owned().ok()?;
-        Some(Place { is_report, _permit: permit })
+        noted.insert(vm, now);
+        true
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::{super::sender::Peer, *};
+
+    fn address(last: u8) -> Sender {
+        Sender::Peer(Peer::Address(IpAddr::V4(Ipv4Addr::new(10, 0, 0, last))))
+    }
 
     #[test]
-    fn a_vm_fills_its_own_places_only_and_is_forgotten_afterwards() {
-        let lanes = Lanes::new();
-        let (loud, calm) = (VmId::mint(), VmId::mint());
-        let held: Vec<_> = (0..REPORTS).map(|_| lanes.enter(Some(loud), &Method::POST).unwrap()).collect();
-        assert!(lanes.enter(Some(loud), &Method::DELETE).is_none());
-        assert!(!lanes.enter(Some(loud), &Method::GET).unwrap().is_report);
-        assert!(lanes.enter(Some(calm), &Method::DELETE).unwrap().is_report);
+    fn a_vm_fills_its_own_lane_only_and_is_forgotten_afterwards() {
+        let lanes = Lanes::new(Shares::of_guests());
+        let (loud, calm) = (Sender::Vm(VmId::mint()), Sender::Vm(VmId::mint()));
+        let held: Vec<_> = (0..REPORTS).map(|_| lanes.enter(loud, &Method::POST).unwrap()).collect();
+        assert!(lanes.enter(loud, &Method::DELETE).is_none());
+        assert!(!lanes.enter(loud, &Method::GET).unwrap().is_report);
+        assert!(lanes.enter(calm, &Method::DELETE).unwrap().is_report);
         drop(held);
-        assert!(lanes.enter(Some(loud), &Method::POST).is_some());
+        assert!(lanes.enter(loud, &Method::POST).is_some());
         for _ in 0..3 * REMEMBERED {
-            lanes.enter(Some(VmId::mint()), &Method::POST).unwrap();
+            lanes.enter(Sender::Vm(VmId::mint()), &Method::POST).unwrap();
         }
-        assert!(lanes.vms.lock().len() <= REMEMBERED);
-        let strangers: Vec<_> = (0..STRANGERS).map(|_| lanes.enter(None, &Method::POST).unwrap()).collect();
-        assert!(!strangers[0].is_report && lanes.enter(None, &Method::GET).is_none());
+        assert!(lanes.senders.lock().len() <= REMEMBERED);
+    }
+
+    #[test]
+    fn a_token_has_half_of_the_permits_and_all_strangers_together_the_same() {
+        let lanes = Lanes::new(Shares::of_admin(16));
+        let enter = |sender| lanes.enter(sender, &Method::POST);
+        let held: Vec<_> = (0..8).map(|_| enter(Sender::Credentials(1)).unwrap()).collect();
+        assert!(enter(Sender::Credentials(1)).is_none());
+        assert!(enter(Sender::Credentials(2)).is_some_and(|place| !place.is_report));
+        let waits: Vec<_> = (0..8).map(|n| held[n].wait().unwrap()).collect();
+        assert!(held[0].wait().is_none());
+        drop(waits);
+        let mut strangers: Vec<_> = (0..4).map(|_| enter(address(1)).unwrap()).collect();
+        assert!(enter(address(1)).is_none());
+        strangers.extend((0..4).map(|_| enter(address(2)).unwrap()));
+        assert!(enter(address(3)).is_none());
+        drop(strangers);
+        assert!(enter(address(3)).is_some());
+    }
+
+    #[test]
+    fn a_limit_of_one_still_serves_everyone_in_turn() {
+        let lanes = Lanes::new(Shares::of_admin(1));
+        for sender in [Sender::Credentials(1), address(1)] {
+            assert!(lanes.enter(sender, &Method::GET).is_some());
+        }
+    }
+
+    #[test]
+    fn the_log_of_a_vm_gets_one_note_at_a_time() {
+        let lanes = Lanes::new(Shares::of_guests());
+        let (one, other) = (VmId::mint(), VmId::mint());
+        assert!(lanes.is_note_due(one));
+        assert!(!lanes.is_note_due(one));
+        assert!(lanes.is_note_due(other));
     }
 }

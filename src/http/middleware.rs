@@ -12,7 +12,7 @@ use std::{
 use axum::{
     Router,
     extract::{FromRequestParts, MatchedPath, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
@@ -22,56 +22,75 @@ use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLaye
 use tracing::{Instrument, Span};
 
 use super::{
-    auth,
-    lanes::Lanes,
+    Settings, auth,
+    bodies::{Bodies, BodyReader},
+    lanes::{Lanes, Place, Shares},
     problem::{self, Problem, Unrendered},
+    sender::{Peer, Sender},
     surface::Surface,
 };
 use crate::{
-    domain::{Code, Error, VmId},
+    domain::{Code, Error},
     platform::clock,
-    service::tokens::Tokens,
+    service::guests::Guests,
 };
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// Largest body that this listener accepts, in bytes.
-#[derive(Clone, Copy)]
-pub struct BodyLimit(pub usize);
 
 /// What one router shares between its requests.
 #[derive(Clone)]
 pub struct Middleware {
     surface: Surface,
-    body_limit: usize,
+    largest_body: usize,
     timeout: Duration,
-    /// For the guest API: verifies vm tokens and limits the concurrent requests of each vm.
-    guests: Option<(Tokens, Lanes)>,
+    /// For the guest API: verifies vm tokens, and notes in a vm's log that it is at its limit.
+    guests: Option<Guests>,
+    lanes: Lanes,
+    bodies: Bodies,
     requests: Arc<Semaphore>,
     waiters: Arc<Semaphore>,
 }
 
 impl Middleware {
-    pub fn new(surface: Surface, body_limit: usize, timeout: Duration, max_concurrent: usize) -> Self {
+    pub fn new(surface: Surface, settings: &Settings, shares: Shares) -> Self {
+        let requests = settings.max_concurrent;
         Self {
             surface,
-            body_limit,
-            timeout,
+            largest_body: settings.max_body_bytes,
+            timeout: settings.request_timeout,
             guests: None,
-            requests: Arc::new(Semaphore::new(max_concurrent)),
-            waiters: Arc::new(Semaphore::new(max_concurrent)),
+            lanes: Lanes::new(shares),
+            bodies: Bodies::new(settings.bodies()),
+            requests: Arc::new(Semaphore::new(requests)),
+            waiters: Arc::new(Semaphore::new(requests)),
         }
     }
 
-    /// The concurrent requests of each vm.
-    pub fn for_guests(mut self, tokens: Tokens) -> Self {
-        self.guests = Some((tokens, Lanes::new()));
-        self
+    pub fn for_guests(self, guests: Guests) -> Self {
+        Self { guests: Some(guests), ..self }
     }
 
-    /// The vm of this token, without reading the database.
-    fn vm_of(tokens: &Tokens, headers: &HeaderMap) -> Option<VmId> {
-        tokens.vm_of_token(&auth::bearer(headers).ok()?)
+    fn sender(&self, request: &Request) -> Sender {
+        let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer::Unknown);
+        match &self.guests {
+            Some(guests) => match auth::bearer(request.headers()).ok().and_then(|token| guests.vm_of_token(&token)) {
+                Some(vm) => Sender::Vm(vm),
+                None => Sender::Peer(peer),
+            },
+            None => Sender::of_caller(request.headers(), peer),
+        }
+    }
+
+    /// The answer to a request of a sender that has its share of a limit.
+    fn refuse(&self, sender: Sender) -> Problem {
+        metrics::counter!("mayfly_over_limit_total", "sender" => sender.kind(), "limit" => "requests").increment(1);
+        if let (Sender::Vm(vm), Some(guests)) = (sender, &self.guests)
+            && self.lanes.is_note_due(vm)
+        {
+            let guests = guests.clone();
+            tokio::spawn(async move { guests.note_limit(vm, "concurrent requests to Mayfly").await });
+        }
+        crowded()
     }
 }
 
@@ -80,18 +99,30 @@ impl Middleware {
 #[derive(Clone)]
 pub struct RequestPermit {
     taken: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
+    /// The sender's own share. Health checks have none.
+    place: Option<Arc<Place>>,
     waiting: Arc<AtomicBool>,
     waiters: Arc<Semaphore>,
 }
 
+/// The permits of a request that only waits, until they are dropped.
+pub struct WaitPermit {
+    _own: Option<OwnedSemaphorePermit>,
+    _listeners: OwnedSemaphorePermit,
+}
+
 impl RequestPermit {
-    /// Gives up the request's permit and disables its time limit. The returned value holds the permit for waiting
+    /// Gives up the request's permit and disables its time limit. The returned value holds the permits for waiting
     /// requests.
-    pub fn wait(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        let place = self.waiters.clone().try_acquire_owned().map_err(|_| overloaded())?;
+    pub fn wait(&self) -> Result<WaitPermit, Problem> {
+        let own = match &self.place {
+            Some(place) => Some(place.wait().ok_or_else(crowded)?),
+            None => None,
+        };
+        let listeners = self.waiters.clone().try_acquire_owned().map_err(|_| overloaded())?;
         self.disable_timeout();
         *self.taken.lock() = None;
-        Ok(place)
+        Ok(WaitPermit { _own: own, _listeners: listeners })
     }
 
     /// Disables the time limit, for requests that work for a long time.
@@ -145,30 +176,31 @@ async fn around(State(limits): State<Middleware>, mut request: Request, next: Ne
     let route = request.extensions().get::<MatchedPath>().map(|m| m.as_str().to_owned());
     let span = tracing::info_span!("request", request.id = %id);
 
+    let sender = limits.sender(&request);
     // A health check is answered even if other requests are refused: restarting a busy service does not help.
     let is_probe = path == "/healthz";
-    let lane = match &limits.guests {
-        Some((tokens, lanes)) if !is_probe => {
-            lanes.enter(Middleware::vm_of(tokens, request.headers()), &method).map(Some).ok_or_else(crowded)
-        }
-        _ => Ok(None),
+    let place = if is_probe {
+        Ok(None)
+    } else {
+        limits.lanes.enter(sender, &method).map(|place| Some(Arc::new(place))).ok_or_else(|| limits.refuse(sender))
     };
-    let place = match &lane {
-        Ok(lane) if is_probe || lane.as_ref().is_some_and(|lane| lane.is_report) => Ok(None),
+    let permit = match &place {
+        Ok(place) if is_probe || place.as_ref().is_some_and(|place| place.is_report) => Ok(None),
         _ => limits.requests.clone().try_acquire_owned().map(Some).map_err(|_| overloaded()),
     };
-    let response = match (lane, place) {
+    let response = match (place, permit) {
         (Err(problem), _) | (_, Err(problem)) => problem.into_response(),
-        (Ok(lane), Ok(place)) => {
+        (Ok(place), Ok(permit)) => {
             let permit = RequestPermit {
-                taken: Arc::new(Mutex::new(place)),
+                taken: Arc::new(Mutex::new(permit)),
+                place,
                 waiting: Arc::new(AtomicBool::new(false)),
                 waiters: limits.waiters.clone(),
             };
             let waiting = permit.waiting.clone();
             let extensions = request.extensions_mut();
             extensions.insert(limits.surface);
-            extensions.insert(BodyLimit(limits.body_limit));
+            extensions.insert(BodyReader::new(limits.bodies.clone(), sender, limits.largest_body));
             // `permit` stays here: the request may be dropped long before its answer is ready.
             extensions.insert(permit.clone());
             let answer = answer(next, request, span);
@@ -185,7 +217,7 @@ async fn around(State(limits): State<Middleware>, mut request: Request, next: Ne
                     Problem::new(Code::RequestTimeout, format!("the limit is {} s", limits.timeout.as_secs_f32())).into_response()
                 }
             };
-            drop((permit, lane));
+            drop(permit);
             response
         }
     };
@@ -193,9 +225,8 @@ async fn around(State(limits): State<Middleware>, mut request: Request, next: Ne
     let (took, status) = (clock::elapsed(started).as_secs_f64(), response.status().as_u16());
     // The route instead of the path, and only known methods: each label value is a permanent time series.
     let route = route.unwrap_or_else(|| "(none)".to_owned());
-    let known =
-        if response.status() == StatusCode::METHOD_NOT_ALLOWED { "(other)" } else { method.as_str() }.to_owned();
-    metrics::counter!("mayfly_http_requests_total", "method" => known.clone(), "route" => route.clone(), "status" => status.to_string())
+    let known = known_method(&method);
+    metrics::counter!("mayfly_http_requests_total", "method" => known, "route" => route.clone(), "status" => status.to_string())
         .increment(1);
     metrics::histogram!("mayfly_http_request_duration_seconds", "method" => known, "route" => route.clone())
         .record(took);
@@ -208,6 +239,14 @@ async fn around(State(limits): State<Middleware>, mut request: Request, next: Ne
         "request answered"
     );
     response
+}
+
+/// A method as a label. A client may invent methods.
+fn known_method(method: &Method) -> &'static str {
+    [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS]
+        .iter()
+        .position(|known| known == method)
+        .map_or("(other)", |n| ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"][n])
 }
 
 /// Runs the handler. A request that changes something runs to its end even if the client disconnects: otherwise its
@@ -279,7 +318,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_a_problem_that_keeps_its_cause_to_itself() {
-        let limits = Middleware::new(Surface::Admin, 1, Duration::from_secs(5), 1);
+        let settings = Settings { max_concurrent: 1, ..Settings::default() };
+        let limits = Middleware::new(Surface::Admin, &settings, Shares::of_admin(1));
         let router = with_middleware(Router::new().route("/boom", get(boom).post(boom)), limits);
         // More often than there are permits: a panic returns its permit.
         for method in ["GET", "POST", "GET", "POST"] {

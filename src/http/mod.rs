@@ -17,6 +17,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{domain::Code, service::Services};
 
 mod auth;
+mod bodies;
+mod connections;
 mod events;
 mod extract;
 mod fault;
@@ -34,6 +36,7 @@ mod problem;
 mod pulls;
 mod registries;
 mod section;
+mod sender;
 mod serve;
 mod surface;
 mod templates;
@@ -58,11 +61,22 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// Concurrent requests per listener. The same number may additionally wait in long polls and streams.
     pub max_concurrent: usize,
+    /// Open connections per listener.
+    pub max_connections: usize,
+    /// Memory per listener for request bodies, in bytes.
+    pub max_body_memory: usize,
+}
+
+impl Settings {
+    /// A quarter of the requests may be receiving their body; the others are being answered.
+    fn bodies(&self) -> bodies::BodyLimits {
+        bodies::BodyLimits { unfinished: (self.max_concurrent / 4).max(1), bytes: self.max_body_memory }
+    }
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { max_body_bytes: 1024 * 1024, request_timeout: Duration::from_secs(30), max_concurrent: 1024 }
+        Self::from(&ServerSection::default())
     }
 }
 
@@ -72,6 +86,8 @@ impl From<&ServerSection> for Settings {
             max_body_bytes: usize::try_from(section.max_body_bytes).unwrap_or(usize::MAX),
             request_timeout: Duration::from_secs(section.request_timeout_seconds.into()),
             max_concurrent: usize::try_from(section.max_concurrent_requests).unwrap_or(usize::MAX),
+            max_connections: usize::try_from(section.max_connections).unwrap_or(usize::MAX),
+            max_body_memory: usize::try_from(section.max_body_memory_bytes).unwrap_or(usize::MAX),
         }
     }
 }
@@ -141,20 +157,24 @@ fn guest_routes() -> OpenApiRouter<Arc<Http>> {
 /// All routes: for people, programs and the command line.
 pub fn admin_router(http: &Http) -> Router {
     let (router, _) = admin_routes().split_for_parts();
-    let settings = &http.settings;
-    let (limit, timeout) = (settings.max_body_bytes, settings.request_timeout);
-    let limits = middleware::Middleware::new(surface::Surface::Admin, limit, timeout, settings.max_concurrent);
+    let limits = middleware::Middleware::new(
+        surface::Surface::Admin,
+        &http.settings,
+        lanes::Shares::of_admin(http.settings.max_concurrent),
+    );
     with_middleware(router.merge(pages::docs()), http, limits)
 }
 
 /// The routes for guests, each limited to the guest's own vm.
 pub fn guest_router(http: &Http) -> Router {
     let (router, _) = guest_routes().split_for_parts();
-    let settings = &http.settings;
-    let body_limit = GUEST_BODY_BYTES.min(settings.max_body_bytes);
-    let timeout = GUEST_REQUEST.min(settings.request_timeout);
-    let limits = middleware::Middleware::new(surface::Surface::Guest, body_limit, timeout, settings.max_concurrent);
-    with_middleware(router, http, limits.for_guests(http.services.tokens.clone()))
+    let settings = Settings {
+        max_body_bytes: GUEST_BODY_BYTES.min(http.settings.max_body_bytes),
+        request_timeout: GUEST_REQUEST.min(http.settings.request_timeout),
+        ..http.settings.clone()
+    };
+    let limits = middleware::Middleware::new(surface::Surface::Guest, &settings, lanes::Shares::of_guests());
+    with_middleware(router, http, limits.for_guests(http.services.guests.clone()))
 }
 
 fn with_middleware(router: Router<Arc<Http>>, http: &Http, limits: middleware::Middleware) -> Router {

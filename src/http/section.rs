@@ -21,8 +21,15 @@ section! {
         max_body_bytes: u64 = 1024 * 1024, in 1024..=64 << 20;
         /// Longest time for one request, in seconds (1 to 3600). Long polls and streams have their own limits.
         request_timeout_seconds: u32 = 30, in 1..=3600;
-        /// Requests handled at once (1 to 65536); more are refused with 503.
+        /// Requests handled at once (1 to 65536); more are refused with 503. One token may use half of them, one
+        /// address without a token a quarter. A quarter of them may be receiving their body.
         max_concurrent_requests: u32 = 1024, in 1..=65_536;
+        /// Open connections per listener (16 to 65536). At the limit, the client with most connections loses its oldest
+        /// one without a request.
+        max_connections: u32 = 4096, in 16..=65_536;
+        /// Memory per listener for the bodies of requests, in bytes (33554432 to 4294967296). At the limit, the sender
+        /// with most bytes loses its oldest unfinished request, with 503.
+        max_body_memory_bytes: u64 = 128 << 20, in 32 << 20..=4 << 30;
     }
 }
 

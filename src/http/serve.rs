@@ -16,47 +16,54 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::Semaphore,
     task::JoinSet,
 };
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use super::{connections::OpenConnections, sender::Peer};
+
 /// How long requests may take to finish when the service shuts down.
 const GRACE: Duration = Duration::from_secs(10);
 /// A client that takes longer to send its headers is disconnected.
 const HEADERS_WITHIN: Duration = Duration::from_secs(10);
-/// Concurrent connections per listener. Further clients wait in the system's queue.
-const MAX_CONNECTIONS: usize = 4096;
+/// Largest head of a request, and the read buffer of a connection, in bytes. A longer head is refused with 431.
+const MAX_HEAD: usize = 32 * 1024;
 
 pub async fn serve_tcp(
     listener: TcpListener,
     tls: Option<Arc<ServerConfig>>,
+    max_connections: usize,
     router: Router,
     shutdown: CancellationToken,
 ) {
     let accept = async move || {
-        let (stream, _) = listener.accept().await?;
+        let (stream, address) = listener.accept().await?;
         // Small answers are sent at once, without waiting for more data.
         let _ = stream.set_nodelay(true);
-        Ok(stream)
+        Ok((stream, Peer::of_address(address.ip())))
     };
+    let connections = OpenConnections::new(max_connections);
     match tls.map(TlsAcceptor::from) {
-        None => serve(accept, plain, router, shutdown).await,
+        None => serve(accept, plain, connections, router, shutdown).await,
         Some(tls) => {
             let greet = move |stream| {
                 let tls = tls.clone();
                 async move { tls.accept(stream).await }
             };
-            serve(accept, greet, router, shutdown).await;
+            serve(accept, greet, connections, router, shutdown).await;
         }
     }
 }
 
-pub async fn serve_unix(listener: UnixListener, router: Router, shutdown: CancellationToken) {
-    let accept = async move || Ok(listener.accept().await?.0);
-    serve(accept, plain, router, shutdown).await;
+pub async fn serve_unix(listener: UnixListener, max_connections: usize, router: Router, shutdown: CancellationToken) {
+    let accept = async move || {
+        let (stream, _) = listener.accept().await?;
+        let process = stream.peer_cred().ok().and_then(|credentials| credentials.pid());
+        Ok((stream, process.map_or(Peer::Unknown, Peer::Process)))
+    };
+    serve(accept, plain, OpenConnections::new(max_connections), router, shutdown).await;
 }
 
 /// A connection without a handshake.
@@ -66,8 +73,9 @@ async fn plain<I>(stream: I) -> io::Result<I> {
 
 /// `greet` is the handshake before the first request, such as TLS; it does not block accepting other connections.
 async fn serve<A, I, G>(
-    accept: impl AsyncFn() -> io::Result<A>,
+    accept: impl AsyncFn() -> io::Result<(A, Peer)>,
     greet: impl Fn(A) -> G,
+    connections: OpenConnections,
     router: Router,
     shutdown: CancellationToken,
 ) where
@@ -75,21 +83,12 @@ async fn serve<A, I, G>(
     G: Future<Output = io::Result<I>> + Send + 'static,
 {
     let graceful = GracefulShutdown::new();
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut connections = JoinSet::new();
+    let mut tasks = JoinSet::new();
     loop {
-        let next = async {
-            let place = room.clone().acquire_owned().await.expect("the semaphore is never closed");
-            (accept().await, place)
-        };
-        let (accepted, place) = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => break,
-            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
-            next = next => next,
-        };
-        let io = match accepted {
-            Ok(io) => io,
+        while tasks.try_join_next().is_some() {}
+        let Some(accepted) = shutdown.run_until_cancelled(accept()).await else { break };
+        let (io, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // No free descriptors, or the client left before it was accepted. Neither ends the listener.
                 tracing::warn!(%error, "cannot accept a connection");
@@ -97,28 +96,46 @@ async fn serve<A, I, G>(
                 continue;
             }
         };
-        let service = router.clone().map_request(|request: Request<Incoming>| request.map(Body::new));
+        let Some(connection) = shutdown.run_until_cancelled(connections.admit(peer)).await else { break };
+        let connection = Arc::new(connection);
+        let (router, served) = (router.clone(), connection.clone());
+        let service = tower::service_fn(move |request: Request<Incoming>| {
+            let (router, serving) = (router.clone(), served.serve());
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(served.peer);
+            async move { router.oneshot(request).await.map(|response| serving.until_sent(response)) }
+        });
         let service = service.map_err(|never: Infallible| match never {});
         let (greeting, watcher) = (greet(io), graceful.watcher());
         let ending = shutdown.clone();
-        connections.spawn(async move {
+        tasks.spawn(async move {
+            let close = connection.close.clone();
             // A client that has not finished its handshake does not delay the shutdown.
-            let greeting = tokio::time::timeout(HEADERS_WITHIN, ending.run_until_cancelled(greeting));
+            let ending = async {
+                tokio::select! { () = ending.cancelled() => {}, () = close.cancelled() => {} }
+            };
+            let greeting = async {
+                tokio::select! { greeted = greeting => Some(greeted), () = ending => None }
+            };
+            let greeting = tokio::time::timeout(HEADERS_WITHIN, greeting);
             match greeting.await.map(|greeted| greeted.unwrap_or_else(|| Err(io::ErrorKind::Interrupted.into()))) {
                 Ok(Ok(io)) => {
-                    let connection = hyper::server::conn::http1::Builder::new()
+                    let served = hyper::server::conn::http1::Builder::new()
                         .timer(TokioTimer::new())
                         .header_read_timeout(HEADERS_WITHIN)
+                        .max_buf_size(MAX_HEAD)
                         .serve_connection(TokioIo::new(io), TowerToHyperService::new(service));
                     // A client that disconnects is not worth a log line.
-                    if let Err(error) = watcher.watch(connection).await {
-                        tracing::trace!(%error, "a connection ended with an error");
+                    match close.run_until_cancelled(watcher.watch(served)).await {
+                        Some(Err(error)) => tracing::trace!(%error, "a connection ended with an error"),
+                        Some(Ok(())) => {}
+                        None => tracing::debug!("closed a connection without a request, for a new one"),
                     }
                 }
                 Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
                 Err(_) => tracing::debug!("TLS handshake timed out"),
             }
-            drop(place);
+            drop(connection);
         });
     }
     // Closes the socket, so that new clients are refused at once.
@@ -126,5 +143,5 @@ async fn serve<A, I, G>(
     if tokio::time::timeout(GRACE, graceful.shutdown()).await.is_err() {
         tracing::warn!("aborted requests that had not finished {} s after the shutdown began", GRACE.as_secs());
     }
-    connections.shutdown().await;
+    tasks.shutdown().await;
 }

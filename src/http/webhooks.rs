@@ -4,32 +4,27 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json as Answer,
-    body::{Body, Bytes, HttpBody as _},
+    body::Body,
     extract::State as FromState,
     http::{HeaderMap, StatusCode, header},
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Http,
     auth::{Allowed, Read},
-    extract::{self, Query, page_size},
+    bodies::BodyReader,
+    extract::{Query, page_size},
     openapi::examples,
     problem::Problem,
     time::Time,
 };
 use crate::{
-    domain::{Code, Error, job::DeliveryResult},
+    domain::{Code, job::DeliveryResult},
     service::webhooks::{DeliveryRow, LARGEST_BODY, Webhook},
 };
 
-/// Large bodies read at once: each may be 25 MB, and its signature can be checked only when it is complete.
-const AT_ONCE: usize = 4;
-static READING: Semaphore = Semaphore::const_new(AT_ONCE);
-/// Bodies with a declared size of at most this do not wait for a permit: a job update has about 30 KB.
-const SMALL: u64 = 1 << 20;
 /// GitHub itself gives up after ten seconds. Without this limit, a slow sender would block others for longer.
 const READ_WITHIN: Duration = Duration::from_secs(10);
 
@@ -52,15 +47,19 @@ const READ_WITHIN: Duration = Duration::from_secs(10);
 pub async fn take_github_webhook(
     FromState(http): FromState<Arc<Http>>,
     headers: HeaderMap,
+    reader: BodyReader,
     body: Body,
 ) -> Result<StatusCode, Problem> {
-    let body = read(body).await?;
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let signature = http.services.webhooks.check_signature_header(text("x-hub-signature-256"))?;
+    let late = |_| Problem::new(Code::RequestTimeout, format!("the limit is {} s", READ_WITHIN.as_secs()));
+    let read = tokio::time::timeout(READ_WITHIN, reader.up_to(LARGEST_BODY).read(body)).await.map_err(late)?;
+    let (body, _share) = read?;
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let webhook = Webhook {
         event: text("x-github-event"),
         guid: text("x-github-delivery"),
-        signature: text("x-hub-signature-256"),
+        signature,
         form: kind
             .split(';')
             .next()
@@ -71,16 +70,6 @@ pub async fn take_github_webhook(
     };
     http.services.webhooks.receive(webhook).await?;
     Ok(StatusCode::ACCEPTED)
-}
-
-async fn read(body: Body) -> Result<Bytes, Problem> {
-    let small = body.size_hint().upper().is_some_and(|size| size <= SMALL);
-    let read = async {
-        let _reading = if small { None } else { Some(READING.acquire().await.map_err(Error::internal)?) };
-        extract::read(body, LARGEST_BODY).await
-    };
-    let late = |_| Problem::new(Code::RequestTimeout, format!("the limit is {} s", READ_WITHIN.as_secs()));
-    tokio::time::timeout(READ_WITHIN, read).await.map_err(late)?
 }
 
 /// One delivery of GitHub's webhook.

@@ -86,6 +86,19 @@ impl Guests {
         Self { ledger, reader, vault, logs, catalog, archives, clock }
     }
 
+    /// The vm of this token, from the token alone.
+    pub fn vm_of_token(&self, token: &SecretString) -> Option<VmId> {
+        self.vault.vm_of_token(token)
+    }
+
+    /// Notes in the vm's log that requests were refused because the vm had its share of a limit.
+    pub async fn note_limit(&self, id: VmId, what: &str) {
+        let line = format!("[mayfly: refused requests of this guest: it has the most {what} that it may have]\n");
+        if let Err(error) = self.logs.append(id, LogSource::Boot, line.into_bytes()).await {
+            tracing::warn!(vm.id = %id, %error, "cannot note in the vm's log that it is at a limit");
+        }
+    }
+
     pub async fn report(&self, id: VmId, report: GuestEvent) -> Result<()> {
         self.note_signs_of_life(id, &report).await?;
         let event = match report {

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     domain::{
-        Code, Error, Result, TokenId, VmId,
+        Code, Error, Result, TokenId,
         token::{ApiToken, Caller, TokenScope},
     },
     parts::Parts,
@@ -38,11 +38,6 @@ impl Tokens {
             Some(token) => Ok(Caller::Token { id: token.id, name: token.name, scope: token.scope }),
             None => Err(Error::new(Code::AuthRequired, "the token is not known, or it was revoked")),
         }
-    }
-
-    /// The vm that this token was made for, from the token alone.
-    pub fn vm_of_token(&self, token: &SecretString) -> Option<VmId> {
-        self.vault.vm_of_token(token)
     }
 
     /// A new token and its secret, which cannot be read again.

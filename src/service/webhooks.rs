@@ -2,8 +2,10 @@
 //! interprets it later.
 
 use aws_lc_rs::hmac;
+use jiff::{SignedDuration, Timestamp};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 pub use crate::store::deliveries::DeliveryRow;
 use crate::{
@@ -17,6 +19,9 @@ use crate::{
 pub const LARGEST_BODY: usize = 25 * 1000 * 1000;
 /// The only event about jobs.
 const WORKFLOW_JOB: &str = "workflow_job";
+/// A delivery whose job last changed before that is refused: GitHub itself redelivers for three days only, and the
+/// content of older deliveries is not known any more (see `reconcile::retention`).
+const REPLAY_AFTER: SignedDuration = SignedDuration::from_hours(4 * 24);
 /// GitHub's delivery ids are UUIDs.
 const LONGEST_GUID: usize = 100;
 
@@ -26,18 +31,40 @@ pub struct Webhook<'a> {
     pub event: Option<&'a str>,
     /// `X-GitHub-Delivery`
     pub guid: Option<&'a str>,
-    /// `X-Hub-Signature-256`
-    pub signature: Option<&'a str>,
+    pub signature: Signature,
     /// Whether the body is a form with the field `payload`, GitHub's default content type.
     pub form: bool,
     pub body: &'a [u8],
 }
+
+/// The value of `X-Hub-Signature-256`: an HMAC that is not verified yet.
+pub struct Signature([u8; 32]);
 
 /// The general fields of a payload.
 #[derive(Deserialize)]
 struct Outline {
     #[serde(default)]
     action: Option<String>,
+    #[serde(default)]
+    workflow_job: Option<Times>,
+}
+
+/// When a job changed. Text, because a time that cannot be parsed is no reason to refuse the delivery.
+#[derive(Deserialize)]
+struct Times {
+    #[serde(default)]
+    created_at: Option<String>,
+    #[serde(default)]
+    started_at: Option<String>,
+    #[serde(default)]
+    completed_at: Option<String>,
+}
+
+impl Times {
+    fn last_change(&self) -> Option<Timestamp> {
+        let times = [&self.created_at, &self.started_at, &self.completed_at];
+        times.into_iter().flatten().filter_map(|text| text.parse().ok()).max()
+    }
 }
 
 #[derive(Clone)]
@@ -53,6 +80,21 @@ impl Webhooks {
     pub fn new(parts: &Parts, secrets: Vec<SecretString>) -> Self {
         let Parts { ledger, reader, clock, .. } = parts.clone();
         Self { ledger, reader, clock, secrets }
+    }
+
+    /// Refuses what cannot be verified, before its body is read: without a secret there is nothing to receive, and
+    /// every sender that knows one signs.
+    pub fn check_signature_header(&self, header: Option<&str>) -> Result<Signature> {
+        let checked = if self.secrets.is_empty() {
+            Err(Error::new(Code::WebhookNotConfigured, "no secret for GitHub's webhook is configured"))
+        } else {
+            signature(header)
+        };
+        if let Err(error) = &checked {
+            metrics::counter!("mayfly_webhooks_total", "event" => "(other)", "result" => error.code.slug())
+                .increment(1);
+        }
+        checked
     }
 
     /// Receives a delivery: `Ok` means that it is stored, was stored before, or is ignored.
@@ -93,15 +135,23 @@ impl Webhooks {
         let outline: Outline = serde_json::from_slice(&payload).map_err(|error| {
             Error::new(Code::RequestInvalid, "the payload is not a JSON object").field("", error.to_string())
         })?;
+        let now = self.clock.now();
+        if let Some(last) = outline.workflow_job.as_ref().and_then(Times::last_change)
+            && last + REPLAY_AFTER < now
+        {
+            let detail = format!("the job last changed at {last}, more than {} hours ago", REPLAY_AFTER.as_hours());
+            return Err(Error::new(Code::WebhookOutdated, detail));
+        }
         let ping = event == "ping";
         let new = NewDelivery {
             guid,
             action: outline.action.map(|action| action.chars().take(50).collect()),
+            content: (!ping).then(|| Sha256::digest(&payload).into()),
             body: (!ping).then_some(payload),
             detail: ping.then(|| "GitHub tests whether this address answers".to_owned()),
             event,
         };
-        if !self.ledger.take_delivery(new, self.clock.now()).await? {
+        if !self.ledger.take_delivery(new, now).await? {
             return Ok("known");
         }
         Ok(if ping { "ignored" } else { "stored" })
@@ -110,23 +160,16 @@ impl Webhooks {
     /// Verifies that the sender knows one of the secrets. The whole body is hashed as received, before any of it is
     /// parsed.
     fn proven(&self, webhook: &Webhook<'_>) -> Result<()> {
-        if self.secrets.is_empty() {
-            return Err(Error::new(Code::WebhookNotConfigured, "no secret for GitHub's webhook is configured"));
-        }
-        let wrong = |what: &str| Err(Error::new(Code::WebhookUnproven, what.to_owned()));
-        let Some(given) = webhook.signature else { return wrong("there is no X-Hub-Signature-256") };
-        let Some(given) = given.strip_prefix("sha256=").and_then(signature) else {
-            return wrong("X-Hub-Signature-256 is not sha256= and 64 hexadecimal digits");
-        };
         // Each comparison takes constant time. The number of secrets is not confidential.
         let fits = |secret: &SecretString| {
             let key = hmac::Key::new(hmac::HMAC_SHA256, secret.expose_secret().as_bytes());
-            hmac::verify(&key, webhook.body, &given).is_ok()
+            hmac::verify(&key, webhook.body, &webhook.signature.0).is_ok()
         };
         if self.secrets.iter().any(fits) {
             Ok(())
         } else {
-            wrong("the signature does not match this body with any configured secret")
+            let detail = "the signature does not match this body with any configured secret";
+            Err(Error::new(Code::WebhookUnproven, detail))
         }
     }
 
@@ -136,10 +179,14 @@ impl Webhooks {
     }
 }
 
-fn signature(digits: &str) -> Option<[u8; 32]> {
+fn signature(header: Option<&str>) -> Result<Signature> {
+    let wrong = |what: &str| Error::new(Code::WebhookUnproven, what.to_owned());
+    let header = header.ok_or_else(|| wrong("there is no X-Hub-Signature-256"))?;
     let mut bytes = [0; 32];
-    hex::decode_to_slice(digits, &mut bytes).ok()?;
-    Some(bytes)
+    match header.strip_prefix("sha256=").map(|digits| hex::decode_to_slice(digits, &mut bytes)) {
+        Some(Ok(())) => Ok(Signature(bytes)),
+        _ => Err(wrong("X-Hub-Signature-256 is not sha256= and 64 hexadecimal digits")),
+    }
 }
 
 /// The JSON in the body.
@@ -160,13 +207,15 @@ mod tests {
 
     #[test]
     fn a_signature_is_read_and_nothing_else() {
-        let good = "757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
+        let good = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
         let key = hmac::Key::new(hmac::HMAC_SHA256, b"It's a Secret to Everybody");
-        assert!(hmac::verify(&key, b"Hello, World!", &signature(good).unwrap()).is_ok());
-        assert!(hmac::verify(&key, b"Hello, World?", &signature(good).unwrap()).is_err());
-        for bad in ["", "zz", &good[1..], &format!("{good}0"), &good.replace('7', "g"), &"é".repeat(32)] {
-            assert_eq!(signature(bad), None, "{bad}");
+        assert!(hmac::verify(&key, b"Hello, World!", &signature(Some(good)).unwrap().0).is_ok());
+        assert!(hmac::verify(&key, b"Hello, World?", &signature(Some(good)).unwrap().0).is_err());
+        let long = format!("{good}0");
+        for bad in ["", "sha256=", &good[..70], &good[7..], &long, &good.replace('7', "g"), &"é".repeat(32)] {
+            assert!(signature(Some(bad)).is_err(), "{bad}");
         }
+        assert!(signature(None).is_err());
     }
 
     #[test]
@@ -174,7 +223,7 @@ mod tests {
         let of = |body: &'static str| Webhook {
             event: None,
             guid: None,
-            signature: None,
+            signature: Signature([0; 32]),
             form: true,
             body: body.as_bytes(),
         };

@@ -33,29 +33,33 @@ pub struct NewDelivery {
     pub event: String,
     pub action: Option<String>,
     pub body: Option<Vec<u8>>,
+    /// SHA-256 of the body.
+    pub content: Option<[u8; 32]>,
     pub detail: Option<String>,
 }
 
 impl Ledger {
-    /// `false`: the delivery was stored before.
+    /// `false`: a delivery with this id or with the same content was stored before.
     pub async fn take_delivery(&self, new: NewDelivery, at: Timestamp) -> Result<bool> {
         let result = if new.body.is_some() { DeliveryResult::Pending } else { DeliveryResult::Ignored };
         let (result, at) = (result.as_str(), at.as_millisecond());
+        let content = new.content.map(Vec::from);
         let changes = self.changes().clone();
         self.writer
             .write_and_tell(
                 move |db| {
                     Box::pin(async move {
                         let made = sqlx::query!(
-                            "INSERT INTO webhook_deliveries (guid, event, action, received_at, result, detail, body)
-                         VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (guid) DO NOTHING",
+                            "INSERT INTO webhook_deliveries (guid, event, action, received_at, result, detail, body, content)
+                         VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                             new.guid,
                             new.event,
                             new.action,
                             at,
                             result,
                             new.detail,
-                            new.body
+                            new.body,
+                            content
                         )
                         .execute(&mut *db)
                         .await?;

@@ -122,7 +122,7 @@ fn own_errors(operation: &str) -> &'static [Code] {
             C::GitHubNotConfigured,
         ],
         "remove_pool" => &[C::PoolNotFound, C::PoolReadOnly],
-        "take_github_webhook" => &[C::WebhookNotConfigured, C::WebhookUnproven],
+        "take_github_webhook" => &[C::WebhookNotConfigured, C::WebhookUnproven, C::WebhookOutdated],
         "get_runner_program" => &[C::VmNotFound, C::RunnerUnavailable],
         "create_token" => &[C::TokenNameInUse],
         "revoke_token" => &[C::TokenNotFound],

@@ -146,3 +146,96 @@ async fn a_client_that_goes_away_does_not_take_its_change_with_it() {
     }
     assert_eq!(heard, api.reader.last_seq().await.unwrap());
 }
+
+/// The head of a request with a body that does not come.
+fn unfinished(path: &str, token: &str) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n{{"
+    )
+}
+
+#[tokio::test]
+async fn no_token_takes_the_requests_of_another() {
+    let settings = Settings { max_concurrent: 16, ..Settings::default() };
+    let api = api_with(settings, Default::default()).await;
+    let mut held = Vec::new();
+    for _ in 0..40 {
+        held.push(raw(&api, &unfinished("/vms", &api.create)).await);
+    }
+    let mut streams = Vec::new();
+    for _ in 0..40 {
+        streams.push(api.request(Method::GET, "/events", &api.create).send().await.unwrap());
+    }
+    let open = streams.iter().filter(|answer| answer.status().as_u16() == 200).count();
+    assert_eq!(open, 8);
+    for _ in 0..20 {
+        api.get("/host", &api.read).await.ok(200);
+    }
+    let stream = api.request(Method::GET, "/events", &api.read).send().await.unwrap();
+    assert_eq!(stream.status().as_u16(), 200);
+    // Neither do requests without a token.
+    for _ in 0..40 {
+        held.push(raw(&api, "POST /webhooks/github HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{").await);
+        held.push(raw(&api, &unfinished("/vms", "wrong")).await);
+    }
+    api.post("/vms", &api.admin, json!({"template": "micro"})).await.ok(201);
+}
+
+#[tokio::test]
+async fn idle_connections_keep_nobody_out() {
+    let settings = Settings { max_connections: 16, ..Settings::default() };
+    let api = api_with(settings, Default::default()).await;
+    let mut idle = Vec::new();
+    for _ in 0..100 {
+        idle.push(TcpStream::connect(api.address).await.unwrap());
+    }
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for _ in 0..50 {
+        let answer = client.get(format!("{}/healthz", api.url)).timeout(Duration::from_secs(5)).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), 200);
+        idle.push(TcpStream::connect(api.address).await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn bodies_share_the_memory_for_them() {
+    let settings = Settings { max_body_memory: 4 << 20, max_body_bytes: 1 << 20, ..Settings::default() };
+    let api = api_with(settings, Default::default()).await;
+    let part = format!("{{\"labels\":{{\"x\":\"{}", "x".repeat(900_000));
+    let head = unfinished("/vms", &api.create).replace("content-length: 50", "content-length: 1000000");
+    let mut held = Vec::new();
+    for _ in 0..10 {
+        let mut stream = raw(&api, &head).await;
+        stream.write_all(part.as_bytes()).await.unwrap();
+        held.push(stream);
+    }
+    // The oldest ones were ended to make room, with an answer that says so.
+    let answer = read_some(&mut held[0]).await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("service.overloaded"), "{answer}");
+    api.post("/vms", &api.read, json!({})).await.problem(403, "auth.scope_missing");
+    api.post("/vms", &api.admin, json!({"template": "micro"})).await.ok(201);
+}
+
+#[tokio::test]
+async fn text_of_a_client_is_never_a_label_of_a_metric() {
+    mayfly::telemetry::start_metrics();
+    let api = api().await;
+    let requests = || {
+        let text = mayfly::telemetry::render_metrics();
+        text.lines().filter(|line| line.starts_with("mayfly_http_request")).count()
+    };
+    for method in ["PROPFIND", "M-0"] {
+        read_some(&mut raw(&api, &format!("{method} /nowhere HTTP/1.1\r\nhost: x\r\n\r\n")).await).await;
+        read_some(&mut raw(&api, &format!("{method} /vms HTTP/1.1\r\nhost: x\r\n\r\n")).await).await;
+    }
+    let before = requests();
+    assert!(before > 0);
+    for n in 1..100 {
+        for path in ["/nowhere".to_owned(), format!("/nowhere/{n}"), "/vms".to_owned(), format!("/vms/{n}")] {
+            let head = format!("M-{n} {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+            assert!(read_some(&mut raw(&api, &head).await).await.starts_with("HTTP/1.1 40"));
+        }
+    }
+    // At most those of one route that was not asked for before.
+    assert!(requests() <= before + 20, "{} of {before}", requests());
+}

@@ -1,8 +1,15 @@
 //! GitHub's webhook as it arrives, and what is shown of jobs.
 
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
 use mayfly::service;
 use reqwest::{Client, StatusCode, header::CONTENT_TYPE};
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use super::{Api, api_with};
 use crate::support::github::signature;
@@ -60,6 +67,11 @@ fn queued() -> Vec<u8> {
     serde_json::to_vec(&payload).unwrap()
 }
 
+fn as_form(payload: &str) -> String {
+    let url = reqwest::Url::parse_with_params("http://x/", [("payload", payload)]).unwrap();
+    url.query().unwrap().to_owned()
+}
+
 #[tokio::test]
 async fn what_is_not_proven_is_refused_and_not_stored() {
     let api = api().await;
@@ -82,18 +94,22 @@ async fn what_is_not_proven_is_refused_and_not_stored() {
 #[tokio::test]
 async fn a_delivery_is_stored_once_however_often_and_however_it_comes() {
     let api = api().await;
-    let form: String =
-        reqwest::Url::parse_with_params("http://x/", [("payload", String::from_utf8(queued()).unwrap())])
-            .unwrap()
-            .query()
-            .unwrap()
-            .to_owned();
+    let form = as_form(&String::from_utf8(queued()).unwrap());
     for secret in SECRETS {
         let (status, _) =
             Sent { signature: Some(signature(secret, &queued())), ..Sent::signed(&queued()) }.to(&api).await;
         assert_eq!(status, StatusCode::ACCEPTED);
     }
-    let sent = Sent { guid: "g-2", kind: "application/x-www-form-urlencoded", ..Sent::signed(form.as_bytes()) };
+    // The id is a header, which the signature does not cover.
+    for n in 0..50 {
+        let sent = Sent { guid: &format!("again-{n}"), ..Sent::signed(&queued()) };
+        assert_eq!(sent.to(&api).await.0, StatusCode::ACCEPTED);
+    }
+    let sent = Sent { guid: "again", kind: "application/x-www-form-urlencoded", ..Sent::signed(form.as_bytes()) };
+    assert_eq!(sent.to(&api).await.0, StatusCode::ACCEPTED);
+    let other = String::from_utf8(queued()).unwrap().replace("9001", "9002");
+    let other = as_form(&other);
+    let sent = Sent { guid: "g-2", kind: "application/x-www-form-urlencoded", ..Sent::signed(other.as_bytes()) };
     assert_eq!(sent.to(&api).await.0, StatusCode::ACCEPTED);
     let ping = Sent { event: "ping", guid: "g-3", ..Sent::signed(br#"{"zen":"Keep it logically awesome."}"#) };
     assert_eq!(ping.to(&api).await.0, StatusCode::ACCEPTED);
@@ -106,6 +122,45 @@ async fn a_delivery_is_stored_once_however_often_and_however_it_comes() {
     assert_eq!((&stored[1]["action"], &stored[1]["event"]), (&json!("queued"), &json!("workflow_job")));
     let bodies = api.reader.pending_deliveries(10).await.unwrap();
     assert!(bodies.iter().all(|d| serde_json::from_slice::<Value>(&d.body).unwrap()["action"] == "queued"));
+}
+
+/// Its content would be known if it was new when it was first sent, and is not kept for ever.
+#[tokio::test]
+async fn an_old_delivery_that_is_sent_again_is_refused() {
+    let api = api().await;
+    let at = |ago: SignedDuration| {
+        let time = Timestamp::now() - ago;
+        let mut payload: Value = serde_json::from_slice(&queued()).unwrap();
+        payload["workflow_job"]["created_at"] = json!("2020-01-01T00:00:00Z");
+        payload["workflow_job"]["started_at"] = json!(time);
+        payload["workflow_job"]["completed_at"] = Value::Null;
+        serde_json::to_vec(&payload).unwrap()
+    };
+    let (status, problem) = Sent::signed(&at(SignedDuration::from_hours(97))).to(&api).await;
+    assert_eq!((status, &problem["code"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("webhook.outdated")), "{problem}");
+    assert_eq!(Sent::signed(&at(SignedDuration::from_hours(72))).to(&api).await.0, StatusCode::ACCEPTED);
+    assert_eq!(stored(&api).await.len(), 1);
+}
+
+/// The head of a request whose body never comes, and the answer to it.
+async fn answer_to_head(api: &Api, headers: &str) -> String {
+    let mut stream = TcpStream::connect(api.address).await.unwrap();
+    let head = format!("POST /webhooks/github HTTP/1.1\r\nhost: x\r\ncontent-length: 900000\r\n{headers}\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut buffer = vec![0; 4096];
+    let n = tokio::time::timeout(Duration::from_secs(5), stream.read(&mut buffer)).await.expect("no answer").unwrap();
+    String::from_utf8_lossy(&buffer[..n]).into_owned()
+}
+
+#[tokio::test]
+async fn what_cannot_be_proven_is_refused_before_its_body_is_read() {
+    let signed = format!("X-Hub-Signature-256: {}\r\n", signature(SECRETS[1], b"x"));
+    let without_secret = api_with(Default::default(), Default::default()).await;
+    assert!(answer_to_head(&without_secret, &signed).await.starts_with("HTTP/1.1 404"));
+    let api = api().await;
+    for headers in ["", "X-Hub-Signature-256: sha256=00\r\n", "X-Hub-Signature: sha1=00\r\n"] {
+        assert!(answer_to_head(&api, headers).await.starts_with("HTTP/1.1 401"), "{headers}");
+    }
 }
 
 #[tokio::test]
@@ -187,6 +242,7 @@ async fn slow_senders_do_not_delay_others() {
             sender.send(Ok(b"{")).await.unwrap();
             let body = reqwest::Body::wrap_stream(tokio_stream::wrappers::ReceiverStream::new(body));
             let request = Client::builder().no_proxy().build().unwrap().post(url).header("Content-Length", size);
+            let request = request.header("X-Hub-Signature-256", signature(SECRETS[1], b"of another body"));
             let begun = tokio::time::Instant::now();
             let status = request.body(body).send().await.unwrap().status();
             drop(sender);

@@ -49,10 +49,14 @@ async fn receiver(serving: Serving) -> String {
     async fn take(FromState(serving): FromState<Serving>, headers: HeaderMap, body: Bytes) -> StatusCode {
         let Some(Served { services, .. }) = serving.borrow().clone() else { return StatusCode::BAD_GATEWAY };
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let signature = match services.webhooks.check_signature_header(text("x-hub-signature-256")) {
+            Ok(signature) => signature,
+            Err(error) => return StatusCode::from_u16(error.code.status()).unwrap(),
+        };
         let webhook = Webhook {
             event: text("x-github-event"),
             guid: text("x-github-delivery"),
-            signature: text("x-hub-signature-256"),
+            signature,
             form: false,
             body: &body,
         };
@@ -335,14 +339,15 @@ pub async fn delivered(rig: &Rig, repository: &str, action: &str, job: u64, runn
     }))
     .unwrap();
     let (guid, signature) = (format!("{job}-{action}-{runner}"), signature(SECRET, &body));
+    let webhooks = &rig.host.services().webhooks;
     let webhook = Webhook {
         event: Some("workflow_job"),
         guid: Some(&guid),
-        signature: Some(&signature),
+        signature: webhooks.check_signature_header(Some(&signature)).unwrap(),
         form: false,
         body: &body,
     };
-    rig.host.services().webhooks.receive(webhook).await.unwrap();
+    webhooks.receive(webhook).await.unwrap();
 }
 
 /// GitHub takes a job back that its runner does not begin with. What becomes of the job then is nothing of that runner's.

@@ -9,6 +9,10 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
+mod series;
+
+use series::{LimitedSeries, SERIES_PER_METRIC};
+
 use crate::platform::settings::{SettingType, section};
 
 /// How log lines are written.
@@ -89,12 +93,13 @@ metrics_list! {
     Gauge "mayfly_build_info" ["version"] "Always 1; the version is its label.";
     Counter "mayfly_http_requests_total" ["method", "route", "status"] "Requests answered.";
     Histogram "mayfly_http_request_duration_seconds" ["method", "route"] "Time from a request to its answer.";
+    Counter "mayfly_over_limit_total" ["sender", "limit"] "Requests and connections that were refused or ended because their sender (`vm`, `token`, `address`) had its share of a limit (`requests`, `waiting`, `bodies`, `connections`).";
     Gauge "mayfly_vms" ["state"] "Vms by state, without deleted ones.";
     Gauge "mayfly_queue_length" ["reason"] "Queued vms, by queue reason.";
     Gauge "mayfly_slots" ["os"] "Slots of this host.";
     Gauge "mayfly_slots_leased" ["os"] "Slots held by vms of this service.";
     Gauge "mayfly_slots_foreign" ["os"] "Slots held by foreign instances.";
-    Counter "mayfly_vms_created_total" ["template"] "Vms accepted.";
+    Counter "mayfly_vms_created_total" ["template"] "Vms accepted, by the template's name; `(image)` for image references.";
     Counter "mayfly_vms_ended_total" ["result"] "Deleted vms, by outcome.";
     Counter "mayfly_vm_end_signals_total" ["signal"] "Deleted vms, by end signal.";
     Histogram "mayfly_vm_state_seconds" ["state"] "Time that vms spent in a state.";
@@ -138,12 +143,17 @@ static RECORDER: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 /// Starts collecting. Calls after the first do nothing, so that one process may hold several services, as tests do.
 pub fn start_metrics() {
     RECORDER.get_or_init(|| {
-        let handle = PrometheusBuilder::new()
+        let recorder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Full("mayfly_http_request_duration_seconds".into()), REQUEST_BUCKETS)
             .and_then(|b| b.set_buckets_for_metric(Matcher::Full("mayfly_vm_state_seconds".into()), STATE_BUCKETS))
-            .and_then(PrometheusBuilder::install_recorder)
+            .map(PrometheusBuilder::build_recorder)
             .map_err(|error| tracing::error!(%error, "cannot collect metrics"))
             .ok()?;
+        let handle = recorder.handle();
+        if let Err(error) = metrics::set_global_recorder(LimitedSeries::new(recorder, SERIES_PER_METRIC)) {
+            tracing::error!(%error, "cannot collect metrics");
+            return None;
+        }
         for metric in METRICS {
             match metric.kind {
                 MetricKind::Counter => metrics::describe_counter!(metric.name, metric.help),
