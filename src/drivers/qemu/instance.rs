@@ -17,6 +17,7 @@ use std::{
 };
 
 use serde_json::Value;
+use tokio::time::timeout;
 
 use super::{
     paths::QemuPaths,
@@ -24,8 +25,9 @@ use super::{
     usernet,
 };
 use crate::{
-    domain::{InstanceName, event::GoneCause},
+    domain::{Code, InstanceName, event::GoneCause},
     drivers::{
+        DriverError, ErrorKind, failure,
         lock::{self, LockHolder},
         process::{self, CommandLine, Process},
         record,
@@ -40,6 +42,7 @@ const SCANS: u32 = 10;
 /// A QEMU has its pid file within milliseconds, before any slow step. An older process without one is no starting
 /// QEMU of ours.
 const STARTING: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 #[derive(Debug)]
 pub enum QemuPresence {
@@ -66,6 +69,28 @@ pub async fn find(paths: &QemuPaths) -> io::Result<QemuPresence> {
         }
     }
     Err(io::Error::other("processes that may be this instance's come and go"))
+}
+
+/// Like `find`, with the driver's error.
+pub async fn presence(paths: &QemuPaths) -> Result<QemuPresence, DriverError> {
+    find(paths).await.map_err(|error| failure::unseen(error, "the instance's process"))
+}
+
+/// The running process, after waiting for one that is starting or ending. If another user's process holds the pid
+/// file, neither waiting nor killing helps.
+pub async fn running(paths: &QemuPaths, name: &InstanceName) -> Result<Option<Process>, DriverError> {
+    loop {
+        match presence(paths).await? {
+            QemuPresence::Nothing => return Ok(None),
+            QemuPresence::Ours(process) => return Ok(Some(process)),
+            // After a while it no longer counts as starting.
+            QemuPresence::Starting(process) => drop(timeout(LOOK_AGAIN, process.ended()).await),
+            QemuPresence::Stranger(pid) => {
+                let summary = format!("process {pid} of another user holds {} of {name}", paths.pid().display());
+                return Err(DriverError::new(ErrorKind::Permanent, Code::HostUnavailable, summary));
+            }
+        }
+    }
 }
 
 /// Like `find`, with a list of processes.

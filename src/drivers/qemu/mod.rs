@@ -32,6 +32,7 @@ use self::{
     accelerator_trial::Trials,
     args::{Accelerator, MachineSpec},
     instance::QemuPresence,
+    launch::Launch,
     paths::QemuPaths,
     stops::Condition,
 };
@@ -43,7 +44,6 @@ use crate::{
     domain::{Arch, Code, GuestOs, InstanceName, endpoint::Endpoint, event::GoneCause},
     drivers::{failure, last_resort},
     platform::{
-        clock,
         files::{self, ignore_not_found},
         process::{Command, find_program},
         tasks::blocking_io,
@@ -56,6 +56,7 @@ pub mod disk;
 mod fault;
 mod gateway;
 mod instance;
+mod launch;
 pub mod list;
 pub mod paths;
 pub mod probe;
@@ -70,20 +71,11 @@ pub mod version;
 pub use section::{AcceleratorChoice, QemuSection};
 pub use settings::Settings;
 
-/// It answers after a tenth of a second; later on a host that swaps.
-const START: Duration = Duration::from_secs(60);
 const VERSION: Duration = Duration::from_secs(10);
-/// How often QEMU is started for one `start`, if another process of the instance was in the way.
-const LAUNCHES: u32 = 3;
-/// How long a hypervisor may neither answer nor end before a start gives up.
-const SETTLE: Duration = Duration::from_secs(10);
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Pause between two presses of the power button.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// A QEMU that has not ended this long after `quit` hangs.
 const QUIT: Duration = Duration::from_secs(3);
-/// Limit of the output that is read when QEMU refused to start, in bytes.
-const WORDS: usize = 8 << 10;
 /// Free space that a guest needs to be resumed after the host's disk was full, in bytes.
 const ROOM_TO_RESUME: u64 = 64 << 20;
 
@@ -229,63 +221,6 @@ impl Qemu {
         Ok(())
     }
 
-    /// Starts QEMU in a session of its own, and waits until it answers. It is no daemon, because its sandbox forbids the
-    /// fork that makes one.
-    async fn launch(&self, arguments: &[String], paths: &QemuPaths, name: &InstanceName) -> Result<()> {
-        let failed = |error| failure::io(error, Code::BootFailed, "QEMU's log cannot be written");
-        let log = files::private().append(true).create(true).open(paths.errors()).map_err(failed)?;
-        // What an earlier start wrote is over.
-        log.set_len(0).map_err(failed)?;
-        let mut child = Command::new(&self.settings.program, START)
-            .args(["detach", "--"])
-            .arg(self.binary()?)
-            .args(arguments)
-            .start(log.try_clone().map_err(failed)?, log)
-            .map_err(|error| failure::command(error, Code::BootFailed))?;
-        let patience = clock::monotonic() + START;
-        let started = loop {
-            if let Ok(ended) = timeout(LOOK_AGAIN, child.wait()).await {
-                tracing::debug!(instance = %name, ?ended, "QEMU refused to start");
-                let said = std::fs::read(paths.errors()).unwrap_or_default();
-                return Err(fault::start(&String::from_utf8_lossy(&said[said.len().saturating_sub(WORDS)..])));
-            }
-            match instance::answers_as(paths, name).await {
-                Ok(true) => break Ok(()),
-                Ok(false) | Err(_) if clock::monotonic() < patience => {}
-                Ok(false) => {
-                    let summary = format!("another guest answers on the socket of {name}");
-                    break Err(DriverError::new(ErrorKind::Permanent, Code::BootFailed, summary));
-                }
-                Err(error) => break Err(fault::qmp(error, "QEMU was started and does not answer")),
-            }
-        };
-        // Without a task that waits for it, the process would stay a zombie when it ends.
-        tokio::spawn(async move {
-            let _ = child.wait().await;
-        });
-        started
-    }
-
-    /// Whether the instance runs and answers. One that does not answer may be starting or ending (an earlier start
-    /// was interrupted), so this waits for one or the other.
-    async fn wait_until_responsive(&self, paths: &QemuPaths, name: &InstanceName) -> Result<bool> {
-        let patience = clock::monotonic() + SETTLE;
-        while let Some(process) = self.running(paths, name).await? {
-            match instance::answers_as(paths, name).await {
-                Ok(true) => return Ok(true),
-                Ok(false) => {
-                    let summary = format!("another guest answers on the socket of {name}");
-                    return Err(DriverError::new(ErrorKind::Permanent, Code::BootFailed, summary));
-                }
-                Err(error) if clock::monotonic() > patience => {
-                    return Err(fault::qmp(error, "QEMU is running but does not answer"));
-                }
-                Err(_) => drop(timeout(LOOK_AGAIN, process.ended()).await),
-            }
-        }
-        Ok(false)
-    }
-
     /// The cause of a guest's end, after it is known whether its accelerator was on trial and is to blame.
     async fn laid_at(&self, paths: &QemuPaths, cause: GoneCause) -> GoneCause {
         let said = stops::words(paths);
@@ -329,61 +264,6 @@ impl Qemu {
         }
         Ok(names)
     }
-
-    /// Starts the processors of a new guest. They stay stopped until QEMU is set up to record how the guest ends, so
-    /// that no end is lost if this service dies meanwhile.
-    async fn let_run(&self, paths: &QemuPaths, name: &InstanceName) -> Result<()> {
-        if gateway::is_used(paths)? {
-            gateway::ensure(&self.settings.program, paths).await?;
-        }
-        let patience = clock::monotonic() + SETTLE;
-        loop {
-            let error = match instance::arm_watch(paths).await {
-                Ok(()) => {
-                    // Before the guest runs. Until then its process waits, so an interrupted start is continued and
-                    // does not look like an ended guest.
-                    tokio::fs::write(paths.started(), b"").await.map_err(|error| {
-                        failure::io(error, Code::BootFailed, "the start of the guest cannot be recorded")
-                    })?;
-                    match instance::let_run(paths).await {
-                        // Finding the process records its identity.
-                        Ok(()) => return find(paths).await.map(|_| ()),
-                        Err(error) => error,
-                    }
-                }
-                Err(error) => error,
-            };
-            match self.running(paths, name).await? {
-                // It has ended, and the cause is recorded.
-                None => return Ok(()),
-                Some(_) if clock::monotonic() > patience => {
-                    return Err(fault::qmp(error, "QEMU is running but does not answer"));
-                }
-                Some(process) => drop(timeout(LOOK_AGAIN, process.ended()).await),
-            }
-        }
-    }
-
-    /// The running process, after waiting for one that is starting or ending. If another user's process holds the pid
-    /// file, neither waiting nor killing helps.
-    async fn running(&self, paths: &QemuPaths, name: &InstanceName) -> Result<Option<Process>> {
-        loop {
-            match find(paths).await? {
-                QemuPresence::Nothing => return Ok(None),
-                QemuPresence::Ours(process) => return Ok(Some(process)),
-                // After a while it no longer counts as starting.
-                QemuPresence::Starting(process) => drop(timeout(LOOK_AGAIN, process.ended()).await),
-                QemuPresence::Stranger(pid) => {
-                    let summary = format!("process {pid} of another user holds {} of {name}", paths.pid().display());
-                    return Err(DriverError::new(ErrorKind::Permanent, Code::HostUnavailable, summary));
-                }
-            }
-        }
-    }
-}
-
-async fn find(paths: &QemuPaths) -> Result<QemuPresence> {
-    instance::find(paths).await.map_err(|error| failure::unseen(error, "the instance's process"))
 }
 
 fn exists(path: &Path) -> Result<bool> {
@@ -437,7 +317,7 @@ impl Driver for Qemu {
         self.supported(spec)?;
         let qemu_img = self.qemu_img()?;
         let paths = self.paths(&spec.name);
-        if self.running(&paths, &spec.name).await?.is_some() {
+        if instance::running(&paths, &spec.name).await?.is_some() {
             return Ok(());
         }
         // An interrupted attempt or an earlier run may have left a clone. A new clone is cheap, so nothing is reused.
@@ -455,8 +335,8 @@ impl Driver for Qemu {
         self.supported(spec)?;
         let name = &spec.name;
         let paths = self.paths(name);
-        if self.wait_until_responsive(&paths, name).await? {
-            return self.let_run(&paths, name).await;
+        if launch::wait_until_responsive(&paths, name).await? {
+            return launch::let_run(&self.settings.program, &paths, name).await;
         }
         if exists(&paths.started())? {
             return Ok(());
@@ -481,28 +361,16 @@ impl Driver for Qemu {
         }
         gateway::prepare(&spec.network, &paths)
             .map_err(|error| failure::io(error, Code::BootFailed, "the guest's network cannot be described"))?;
-        let mut again = LAUNCHES;
-        while let Err(refused) = self.launch(&arguments, &paths, name).await {
-            // A concurrent start was faster. If it succeeds, the instance runs; if it was interrupted, it has ended
-            // by then.
-            if !fault::is_busy(&refused) {
-                return Err(refused);
-            }
-            if self.wait_until_responsive(&paths, name).await? {
-                break;
-            }
-            again -= 1;
-            if again == 0 {
-                return Err(refused);
-            }
-        }
-        self.let_run(&paths, name).await
+        let program = &self.settings.program;
+        let command = Launch { program, binary: &self.binary()?, arguments: &arguments };
+        launch::launch(&command, &paths, name).await?;
+        launch::let_run(program, &paths, name).await
     }
 
     async fn stop(&self, name: &InstanceName, grace: Duration) -> Result<()> {
         let paths = self.paths(name);
         // An interrupted start may have left more than one starting process.
-        while let Some(process) = self.running(&paths, name).await? {
+        while let Some(process) = instance::running(&paths, name).await? {
             if !grace.is_zero()
                 && hears_its_button(&paths).await
                 && timeout(grace, ask_to_power_down(&paths, &process)).await.is_ok()
@@ -532,7 +400,7 @@ impl Driver for Qemu {
     async fn inspect(&self, name: &InstanceName) -> Result<Observation> {
         let paths = self.paths(name);
         let broken = |detail: String| Ok(Observation::Broken { detail });
-        match find(&paths).await? {
+        match instance::presence(&paths).await? {
             QemuPresence::Stranger(pid) => broken(format!("process {pid} of another user holds its pid file")),
             QemuPresence::Starting(_) => Ok(Observation::Running { ssh: None, agent: None }),
             QemuPresence::Ours(_) => {
@@ -569,7 +437,7 @@ impl Driver for Qemu {
 
     async fn ended(&self, name: &InstanceName) -> Result<GoneCause> {
         let paths = self.paths(name);
-        while let Some(process) = self.running(&paths, name).await? {
+        while let Some(process) = instance::running(&paths, name).await? {
             tokio::select! {
                 () = process.ended() => {}
                 // Needed for guests that an older version started, or that lost the setup when the service died.
