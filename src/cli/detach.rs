@@ -23,6 +23,10 @@ pub(super) fn run(command: &[OsString]) -> u8 {
         eprintln!("mayfly detach: cannot make a session: {error}");
         return CANNOT_RUN;
     }
+    if let Err(error) = process::limit_hypervisor() {
+        eprintln!("mayfly detach: cannot limit this process: {error}");
+        return CANNOT_RUN;
+    }
     if let Some(dir) = std::env::var_os(record::DIRECTORY)
         && let Err(error) = note(Path::new(&dir))
     {

@@ -33,6 +33,16 @@ pub const GATEWAY_MAC: [u8; 6] = [0x52, 0x55, 0x0a, 0x00, 0x02, 0x02];
 /// Largest IP packet between guest and gateway, in bytes.
 pub const MTU: usize = 1500;
 
+/// The limit of a log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLimit {
+    pub path: PathBuf,
+    /// Bytes on disk above which the log is cut.
+    pub bytes: u64,
+    /// How much of its beginning is kept then.
+    pub keep: u64,
+}
+
 /// What the gateway of one guest is started with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GatewaySpec {
@@ -43,6 +53,9 @@ pub struct GatewaySpec {
     pub guest_api: PathBuf,
     /// Socket that the gateway creates: a connection to it is a connection to the guest's SSH port.
     pub ssh: PathBuf,
+    /// Logs that the guest can make grow.
+    #[serde(default)]
+    pub logs: Vec<LogLimit>,
     /// File that the gateway locks while it runs. Its pid is in it when the guest's network is up.
     pub lock: PathBuf,
 }

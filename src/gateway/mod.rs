@@ -53,6 +53,7 @@ use crate::{
 mod dns;
 mod host;
 mod link;
+mod logs;
 mod neighbors;
 mod packet;
 mod route;
@@ -110,8 +111,10 @@ pub async fn run(spec: GatewaySpec) -> Result<(), GatewayError> {
     let gateway = Gateway::new(spec);
     tracing::info!(mode = %gateway.spec.policy.mode, "the guest's network is up");
     let serving = tokio::spawn(gateway.clone().serve_ssh(ssh));
+    let keeping = tokio::spawn(logs::keep(gateway.spec.logs.clone()));
     let ended = gateway.exchange(link).await;
     serving.abort();
+    keeping.abort();
     match ended {
         // The hypervisor is killed when its guest does not end otherwise.
         Err(cause) if cause.kind() == io::ErrorKind::ConnectionReset => Ok(()),

@@ -175,6 +175,7 @@ mod tests {
             link: "/none".into(),
             guest_api: "/none".into(),
             ssh: "/none".into(),
+            logs: Vec::new(),
             lock: "/none".into(),
         });
         let mut datagram = [0; 8];

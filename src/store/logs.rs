@@ -80,15 +80,7 @@ impl Logs {
     pub async fn keep_tail(&self, vm: VmId, source: LogSource, from: &Path) -> io::Result<()> {
         let (dir, path, from) = (self.of(vm), self.path(vm, source), from.to_owned());
         blocking_io(move || {
-            use std::io::{Read, Seek, SeekFrom};
-            let mut file = match std::fs::File::open(&from) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                other => other?,
-            };
-            let len = file.metadata()?.len();
-            file.seek(SeekFrom::Start(len.saturating_sub(CAP)))?;
-            let mut tail = Vec::new();
-            file.take(CAP).read_to_end(&mut tail)?;
+            let Some(tail) = files::read_tail(&from, CAP)? else { return Ok(()) };
             files::ensure_private_dir(&dir)?;
             files::replace_unsynced(&path, &tail)
         })
@@ -98,16 +90,8 @@ impl Logs {
     /// Appends the end of another program's log, below a heading. An empty or missing log adds nothing.
     pub async fn append_tail(&self, vm: VmId, source: LogSource, heading: String, from: &Path) -> io::Result<()> {
         let from = from.to_owned();
-        let tail = blocking_io(move || {
-            use std::io::{Read, Seek, SeekFrom};
-            let mut file = match std::fs::File::open(&from) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-                other => other?,
-            };
-            let len = file.metadata()?.len();
-            file.seek(SeekFrom::Start(len.saturating_sub(TAIL)))?;
-            let mut tail = Vec::new();
-            file.take(TAIL).read_to_end(&mut tail)?;
+        let tail = blocking_io(move || -> io::Result<Vec<u8>> {
+            let mut tail = files::read_tail(&from, TAIL)?.unwrap_or_default();
             // A file that was truncated while it was written has a hole at its beginning.
             let hole = tail.iter().take_while(|byte| **byte == 0).count();
             tail.drain(..hole);

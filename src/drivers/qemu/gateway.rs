@@ -29,7 +29,7 @@ const LASTED: Duration = Duration::from_secs(60);
 /// A gateway that has not ended this long after its QEMU hangs.
 const END: Duration = Duration::from_secs(2);
 /// Limit of its log that is read when it did not start, in bytes.
-const WORDS: usize = 4 << 10;
+const WORDS: u64 = 4 << 10;
 
 /// Whether the instance has a gateway.
 pub fn is_used(paths: &QemuPaths) -> Result<bool> {
@@ -37,12 +37,13 @@ pub fn is_used(paths: &QemuPaths) -> Result<bool> {
 }
 
 /// Writes what the gateway is started with.
-pub fn prepare(network: &GuestNetwork, paths: &QemuPaths) -> io::Result<()> {
+pub fn prepare(console_limit: u64, network: &GuestNetwork, paths: &QemuPaths) -> io::Result<()> {
     let spec = GatewaySpec {
         policy: network.policy.clone(),
         link: paths.link(),
         guest_api: network.guest_api.clone(),
         ssh: paths.ssh(),
+        logs: paths.log_limits(console_limit),
         lock: paths.gateway_lock(),
     };
     files::replace_unsynced(&paths.gateway_spec(), &serde_json::to_vec(&spec).map_err(io::Error::other)?)
@@ -103,8 +104,8 @@ fn reap_later(launched: Option<Child>) {
 }
 
 fn refused(why: &str, paths: &QemuPaths) -> DriverError {
-    let log = std::fs::read(paths.gateway_log()).unwrap_or_default();
-    let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(WORDS)..]).trim().to_owned();
+    let log = files::read_tail(&paths.gateway_log(), WORDS).ok().flatten().unwrap_or_default();
+    let tail = String::from_utf8_lossy(&log).trim().to_owned();
     let last = tail.lines().last().unwrap_or_default();
     let summary = format!("the guest's gateway does not run: {why}: {last}");
     DriverError::new(ErrorKind::Retry, Code::BootFailed, summary).tail(tail)

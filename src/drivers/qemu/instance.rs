@@ -20,7 +20,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{
-    paths::QemuPaths,
+    paths::{QemuPaths, WATCH_BEGINNING},
     qmp::{self, QmpClient, QmpError},
     usernet,
 };
@@ -32,6 +32,7 @@ use crate::{
         process::{self, CommandLine, Process},
         record,
     },
+    platform::files,
 };
 
 /// QMP answers in milliseconds, or it hangs.
@@ -219,11 +220,9 @@ pub async fn arm_watch(paths: &QemuPaths) -> Result<(), QmpError> {
 /// Whether the log has the reply to a command. QEMU empties the log when it starts, and the first reply is that to
 /// the command that enables events.
 fn is_armed(paths: &QemuPaths) -> io::Result<bool> {
-    // QEMU's greeting and that reply take some hundred bytes.
-    const BEGINNING: u64 = 16 << 10;
     let mut beginning = Vec::new();
     match std::fs::File::open(paths.watch_log()) {
-        Ok(log) => log.take(BEGINNING).read_to_end(&mut beginning)?,
+        Ok(log) => log.take(WATCH_BEGINNING).read_to_end(&mut beginning)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
     };
@@ -240,11 +239,11 @@ pub async fn let_run(paths: &QemuPaths) -> Result<(), QmpError> {
     Ok(())
 }
 
+/// After the event of its end, a guest causes no others.
+const LATEST_EVENTS: u64 = 256 << 10;
+
 /// The cause of the latest end in the log of the watch socket.
 pub fn recorded_cause(paths: &QemuPaths) -> io::Result<Option<GoneCause>> {
-    match std::fs::read(paths.watch_log()) {
-        Ok(log) => Ok(qmp::last_cause(&String::from_utf8_lossy(&log))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+    let log = files::read_tail(&paths.watch_log(), LATEST_EVENTS)?;
+    Ok(log.and_then(|log| qmp::last_cause(&String::from_utf8_lossy(&log))))
 }

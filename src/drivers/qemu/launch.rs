@@ -19,7 +19,7 @@ const LAUNCHES: u32 = 3;
 const SETTLE: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Limit of the output that is read when QEMU refused to start, in bytes.
-const WORDS: usize = 8 << 10;
+const WORDS: u64 = 8 << 10;
 
 /// What is started.
 pub struct Launch<'a> {
@@ -66,8 +66,8 @@ async fn launch_once(launch: &Launch<'_>, paths: &QemuPaths, name: &InstanceName
     let started = loop {
         if let Ok(ended) = timeout(LOOK_AGAIN, child.wait()).await {
             tracing::debug!(instance = %name, ?ended, "QEMU refused to start");
-            let said = std::fs::read(paths.errors()).unwrap_or_default();
-            return Err(fault::start(&String::from_utf8_lossy(&said[said.len().saturating_sub(WORDS)..])));
+            let said = files::read_tail(&paths.errors(), WORDS).ok().flatten().unwrap_or_default();
+            return Err(fault::start(&String::from_utf8_lossy(&said)));
         }
         match instance::answers_as(paths, name).await {
             Ok(true) => break Ok(()),

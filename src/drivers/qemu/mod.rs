@@ -359,7 +359,7 @@ impl Driver for Qemu {
                 .await
                 .map_err(|error| failure::io(error, Code::BootFailed, "the seed volume cannot be written"))?;
         }
-        gateway::prepare(&spec.network, &paths)
+        gateway::prepare(self.settings.console_limit, &spec.network, &paths)
             .map_err(|error| failure::io(error, Code::BootFailed, "the guest's network cannot be described"))?;
         let program = &self.settings.program;
         let command = Launch { program, binary: &self.binary()?, arguments: &arguments };
@@ -404,7 +404,7 @@ impl Driver for Qemu {
             QemuPresence::Stranger(pid) => broken(format!("process {pid} of another user holds its pid file")),
             QemuPresence::Starting(_) => Ok(Observation::Running { ssh: None, agent: None }),
             QemuPresence::Ours(_) => {
-                stops::keep_bounded(&paths);
+                stops::keep_bounded(&paths, self.settings.console_limit);
                 match instance::status(&paths).await {
                     Ok(status) => match stops::condition(&status.state) {
                         Condition::Stopped(cause) => Ok(Observation::Halted { cause }),
@@ -443,7 +443,7 @@ impl Driver for Qemu {
                 // Needed for guests that an older version started, or that lost the setup when the service died.
                 never = keep_armed(&paths, name) => match never {},
                 never = gateway::keep(&self.settings.program, &paths, name) => match never {},
-                cause = stops::stopped(&paths) => return Ok(self.laid_at(&paths, cause).await),
+                cause = stops::stopped(&paths, self.settings.console_limit) => return Ok(self.laid_at(&paths, cause).await),
                 () = self.trials.over(&paths) => {
                     self.probe_again().await;
                     return Ok(GoneCause::AcceleratorFailed);

@@ -3,13 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    domain::{Code, InstanceName},
+    domain::{Code, InstanceName, gateway::LogLimit},
     drivers::{DriverError, ErrorKind, Result},
 };
 
 /// macOS allows 104 bytes including the final zero, Linux 108. The smaller limit, so that a configuration works on
 /// both.
 pub const SOCKET_PATH_LIMIT: usize = 103;
+
+/// Bytes of `watch_log` in which QEMU's greeting and its first reply are, which show that it reports events.
+pub const WATCH_BEGINNING: u64 = 16 << 10;
+/// Sizes on disk, in bytes, at which logs that the guest can make grow are cut. That of the console is a setting.
+const WATCH_LIMIT: u64 = 1 << 20;
+const MESSAGES_LIMIT: u64 = 1 << 20;
 
 #[derive(Clone, Debug)]
 pub struct QemuPaths {
@@ -98,6 +104,17 @@ impl QemuPaths {
     /// The gateway's log.
     pub fn gateway_log(&self) -> PathBuf {
         self.dir.join("gateway.log")
+    }
+
+    /// The limits of all logs that the guest can make grow.
+    pub fn log_limits(&self, console: u64) -> Vec<LogLimit> {
+        let limit = |path, bytes, keep| LogLimit { path, bytes, keep };
+        vec![
+            limit(self.console(), console, 0),
+            limit(self.watch_log(), WATCH_LIMIT, WATCH_BEGINNING),
+            limit(self.errors(), MESSAGES_LIMIT, 0),
+            limit(self.gateway_log(), MESSAGES_LIMIT, 0),
+        ]
     }
 
     pub fn console(&self) -> PathBuf {

@@ -54,6 +54,9 @@ section! {
         /// a runner is given up after this many seconds (1 to 3600); CI systems also give up a silent runner after some
         /// minutes.
         disk_full_seconds: u32 = 300, in 1..=3600;
+        /// Size of the log of a guest's console at which it is cut, in bytes (65536 to 1099511627776). The guest decides
+        /// how much it writes. The log may be larger by what is written in a fifth of a second.
+        console_log_bytes: u64 = 64 << 20, in 64 << 10..=1 << 40;
     }
 }
 

@@ -19,6 +19,8 @@ pub struct Settings {
     pub accelerator: AcceleratorChoice,
     /// How long the first guest under an accelerator may be silent.
     pub first_guest: Duration,
+    /// Size on disk at which the console's log is cut.
+    pub console_limit: u64,
     /// Architecture of guests; this host's if absent. Another one is emulated.
     pub arch: Option<Arch>,
     /// What is enforced, and the default.
@@ -47,6 +49,7 @@ impl Settings {
             qemu_img: section.qemu_img.clone(),
             accelerator: section.accelerator,
             first_guest: Duration::from_secs(section.first_guest_seconds.into()),
+            console_limit: section.console_log_bytes,
             arch: None,
             network: section.network_support(),
             count_foreign: true,

@@ -13,7 +13,10 @@ use super::{
     paths::QemuPaths,
     qmp::{QmpClient, QmpError},
 };
-use crate::{domain::event::GoneCause, platform::clock};
+use crate::{
+    domain::{event::GoneCause, gateway::LogLimit},
+    platform::{clock, files},
+};
 
 /// Interval of state queries while no event arrives.
 const ASK_EVERY: Duration = Duration::from_secs(5);
@@ -21,10 +24,6 @@ const ASK_EVERY: Duration = Duration::from_secs(5);
 const LEAVE: Duration = Duration::from_secs(5);
 /// Events after which the guest's state may have changed.
 const TELLING: &[&str] = &["STOP", "RESUME", "SHUTDOWN", "GUEST_PANICKED", "WATCHDOG", "BLOCK_IO_ERROR", "SUSPEND"];
-
-/// Size on disk at which a guest's console and QEMU's log are truncated, in bytes.
-const CONSOLE_LIMIT: u64 = 64 << 20;
-const ERRORS_LIMIT: u64 = 1 << 20;
 
 /// Meaning of a QEMU state for the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,11 +51,11 @@ pub fn condition(run_state: &str) -> Condition {
 }
 
 /// Returns the cause once QEMU has stopped its guest. Never returns while the guest runs, or if QEMU does not answer.
-pub async fn stopped(paths: &QemuPaths) -> GoneCause {
+pub async fn stopped(paths: &QemuPaths, console_limit: u64) -> GoneCause {
     let mut leaving: Option<Instant> = None;
     loop {
         let asked = match QmpClient::connect(&paths.live(), PATIENCE).await {
-            Ok(mut client) => follow(&mut client, paths, &mut leaving).await.map(Some),
+            Ok(mut client) => follow(&mut client, paths, console_limit, &mut leaving).await.map(Some),
             // Another listener is connected, or the socket does not exist.
             Err(_) => ask(paths, &mut leaving).await,
         };
@@ -67,7 +66,7 @@ pub async fn stopped(paths: &QemuPaths) -> GoneCause {
                 tracing::debug!(%error, dir = %paths.dir.display(), "cannot query the guest's state")
             }
         }
-        keep_bounded(paths);
+        keep_bounded(paths, console_limit);
         sleep(if leaving.is_some() { LEAVE } else { ASK_EVERY }).await;
     }
 }
@@ -81,6 +80,7 @@ async fn ask(paths: &QemuPaths, leaving: &mut Option<Instant>) -> Result<Option<
 async fn follow<S>(
     client: &mut QmpClient<S>,
     paths: &QemuPaths,
+    console_limit: u64,
     leaving: &mut Option<Instant>,
 ) -> Result<GoneCause, QmpError>
 where
@@ -100,7 +100,7 @@ where
                 None => break,
             }
         }
-        keep_bounded(paths);
+        keep_bounded(paths, console_limit);
     }
 }
 
@@ -122,16 +122,12 @@ fn judge(state: &str, paths: &QemuPaths, leaving: &mut Option<Instant>) -> Optio
     }
 }
 
-/// Truncates files that the guest can grow. The console is opened for appending. QEMU keeps an offset for the other
-/// file, so it becomes sparse at its beginning and uses no space there.
-pub fn keep_bounded(paths: &QemuPaths) {
-    use std::os::unix::fs::MetadataExt;
-    let logs = [(paths.console(), CONSOLE_LIMIT), (paths.errors(), ERRORS_LIMIT), (paths.gateway_log(), ERRORS_LIMIT)];
-    for (path, limit) in logs {
-        if std::fs::metadata(&path).is_ok_and(|file| file.blocks().saturating_mul(512) > limit)
-            && let Err(error) = std::fs::File::options().write(true).open(&path).and_then(|file| file.set_len(0))
-        {
-            tracing::warn!(%error, file = %path.display(), "cannot truncate a log that exceeds its limit");
+/// Cuts logs that exceed their limits. The gateway does it more often; this is for guests without one, and for the time
+/// until a new gateway takes the place of one that ended.
+pub fn keep_bounded(paths: &QemuPaths, console_limit: u64) {
+    for LogLimit { path, bytes, keep } in paths.log_limits(console_limit) {
+        if let Err(error) = files::cut_above(&path, bytes, keep) {
+            tracing::warn!(%error, file = %path.display(), "cannot cut a log that exceeds its limit");
         }
     }
 }
@@ -149,7 +145,7 @@ pub fn words(paths: &QemuPaths) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::paths::WATCH_BEGINNING, *};
 
     #[test]
     fn every_state_of_qemu_is_one_of_three() {
@@ -182,7 +178,9 @@ mod tests {
         let paths = QemuPaths { dir: dir.path().to_owned() };
         std::fs::write(paths.errors(), vec![b'x'; 2 << 20]).unwrap();
         std::fs::write(paths.console(), vec![b'x'; 2 << 20]).unwrap();
-        keep_bounded(&paths);
+        std::fs::write(paths.watch_log(), vec![b'x'; 2 << 20]).unwrap();
+        keep_bounded(&paths, 4 << 20);
+        assert_eq!(std::fs::metadata(paths.watch_log()).unwrap().len(), WATCH_BEGINNING);
         assert_eq!(std::fs::metadata(paths.errors()).unwrap().len(), 0);
         assert_eq!(std::fs::metadata(paths.console()).unwrap().len(), 2 << 20);
     }

@@ -483,7 +483,10 @@ impl Driver for Tart {
     async fn ended(&self, name: &InstanceName) -> Result<GoneCause> {
         let paths = self.paths(name);
         while let TartPresence::Running(process) = self.find(&paths, name).await? {
-            process.ended().await;
+            tokio::select! {
+                () = process.ended() => {}
+                never = run::keep_logs_bounded(&paths) => match never {},
+            }
         }
         let (out, err) = run::said(&paths)?;
         if let Some(cause) = words::cause(&out, &err) {

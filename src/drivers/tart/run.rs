@@ -215,6 +215,26 @@ fn log(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Size on disk at which the output of `tart run` is cut, in bytes.
+const OUTPUT_LIMIT: u64 = 4 << 20;
+const CHECK_OUTPUT_EVERY: Duration = Duration::from_secs(1);
+
+/// Cuts the output of a run that exceeds its limit. It is opened for appending, so the run continues at the new end.
+pub(super) async fn keep_logs_bounded(paths: &TartPaths) -> std::convert::Infallible {
+    loop {
+        tokio::time::sleep(CHECK_OUTPUT_EVERY).await;
+        for path in [paths.out(), paths.err()] {
+            match files::cut_above(&path, OUTPUT_LIMIT, 0) {
+                Ok(false) => {}
+                Ok(true) => {
+                    tracing::warn!(file = %path.display(), "the output of `tart run` exceeded its limit and was cut")
+                }
+                Err(error) => tracing::warn!(%error, file = %path.display(), "cannot cut the output of `tart run`"),
+            }
+        }
+    }
+}
+
 /// The output and the error output of the latest run.
 pub(super) fn said(paths: &TartPaths) -> Result<(String, String)> {
     let read = |path: &Path| read_end(path).map_err(|error| failure::unseen(error, "what `tart run` said"));
@@ -222,18 +242,6 @@ pub(super) fn said(paths: &TartPaths) -> Result<(String, String)> {
 }
 
 fn read_end(path: &Path) -> io::Result<String> {
-    use std::io::{Read, Seek, SeekFrom};
-    let read = || -> io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(OUTPUT)))?;
-        let mut bytes = Vec::new();
-        file.take(OUTPUT).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    match read() {
-        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        Err(error) => Err(error),
-    }
+    let bytes = files::read_tail(path, OUTPUT)?.unwrap_or_default();
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -7,8 +7,10 @@ use std::{
     path::Path,
 };
 
+mod grown;
 mod secret;
 
+pub use grown::{cut_above, read_tail};
 pub use secret::{read_secret, read_secret_if_present};
 
 /// Options that create a file with mode 0600.

@@ -14,6 +14,8 @@ use std::{
     os::unix::process::CommandExt,
 };
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 mod command;
 mod find;
 mod supervise;
@@ -25,6 +27,20 @@ pub use supervise::{CANNOT_RUN, CANNOT_SUPERVISE, NOT_FOUND, set_supervisor, sup
 /// Makes this process the leader of a new session (`setsid`).
 pub fn new_session() -> io::Result<()> {
     rustix::process::setsid()?;
+    Ok(())
+}
+
+/// Most file descriptors of a hypervisor. With a disk, its sockets and some for each processor it has far fewer.
+const HYPERVISOR_DESCRIPTORS: u64 = 4096;
+
+/// Limits what this process, and the hypervisor that takes its place, may use: no core dump, which would hold the guest's
+/// memory, and a bounded number of descriptors.
+pub fn limit_hypervisor() -> io::Result<()> {
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    let now = getrlimit(Resource::Nofile);
+    let bounded =
+        |limit: Option<u64>| Some(limit.map_or(HYPERVISOR_DESCRIPTORS, |most| most.min(HYPERVISOR_DESCRIPTORS)));
+    setrlimit(Resource::Nofile, Rlimit { current: bounded(now.current), maximum: bounded(now.maximum) })?;
     Ok(())
 }
 

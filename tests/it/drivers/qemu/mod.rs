@@ -28,6 +28,8 @@ use mayfly::{
 use super::conformance::{self, Rig};
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod floods;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod identity;
 mod network;
 
