@@ -275,6 +275,12 @@ fn closed_v6(address: Ipv6Addr) -> Option<NetworkRefusal> {
     }
 }
 
+/// Whether an address is one of the internet: neither this host's, nor of a private network, a metadata service or a
+/// special purpose.
+pub fn is_public(address: IpAddr) -> bool {
+    closed_to_lists(address).is_none() && !is_private(address)
+}
+
 /// Addresses that are not reachable globally, by the IANA special-purpose address registries.
 fn is_private(address: IpAddr) -> bool {
     match address {

@@ -3,9 +3,11 @@
 //! Every client names Mayfly and its version, sends no `Referer`, and has a timeout for connecting. What else differs between
 //! clients is a field of [`ClientOptions`].
 
-use std::{net::IpAddr, path::Path, time::Duration};
+use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
-use reqwest::{Certificate, Client, Response, redirect};
+use reqwest::{Certificate, Client, ClientBuilder, Response, redirect};
+
+use super::reach::{CheckedClient, ServerReach};
 
 /// How an HTTP client connects. [`ClientOptions::new`] gives the strictest one: no redirects, the system's certificates.
 pub struct ClientOptions {
@@ -48,7 +50,19 @@ impl ClientOptions {
         }
     }
 
+    /// A client for servers that the operator chose.
     pub fn build(self) -> reqwest::Result<Client> {
+        self.builder().build()
+    }
+
+    /// A client for servers that others name. Redirects are followed as `redirects` says, within the same reach if it was
+    /// made by [`ServerReach::redirects`].
+    pub fn build_within(self, reach: ServerReach) -> reqwest::Result<CheckedClient> {
+        let client = self.builder().dns_resolver(Arc::new(reach.clone())).build()?;
+        Ok(CheckedClient::new(client, reach))
+    }
+
+    fn builder(self) -> ClientBuilder {
         let mut builder = Client::builder()
             .user_agent(concat!("mayfly/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(self.connect_timeout)
@@ -66,13 +80,12 @@ impl ClientOptions {
         if self.http1_only {
             builder = builder.http1_only();
         }
-        builder = match self.trust {
+        match self.trust {
             Trust::System => builder,
             Trust::SystemAnd(certificates) => builder.tls_certs_merge(certificates),
             Trust::NoServer => builder.tls_certs_only([]),
             Trust::AnyServer => builder.tls_certs_only([]).tls_danger_accept_invalid_certs(true),
-        };
-        builder.build()
+        }
     }
 }
 

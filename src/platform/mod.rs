@@ -8,6 +8,7 @@
 //! host_resources  cores and memory of this machine
 //! http            outbound HTTP clients: certificates, redirects, proxies, bodies of bounded size
 //! process         child processes: deadline, bounded output, a small environment, killed with the service
+//! reach           which servers a client may connect to
 //! retry           pauses between attempts
 //! settings        how a part declares its section of the configuration
 //! tasks           background tasks that start again after a panic
@@ -22,6 +23,7 @@ pub mod files;
 pub mod host_resources;
 pub mod http;
 pub mod process;
+pub mod reach;
 pub mod retry;
 pub mod settings;
 pub mod tasks;

@@ -17,10 +17,13 @@ use tokio::sync::Mutex;
 
 use super::{
     credentials::{CredentialSource, RegistryCredential},
-    error::{RegistryError, describe, said},
+    error::{RegistryError, out_of_reach},
     retry::{AttemptFailure, verdict},
 };
-use crate::platform::http::{bounded_body, is_loopback};
+use crate::platform::{
+    http::{bounded_body, is_loopback},
+    reach::CheckedClient,
+};
 
 const LARGEST_TOKEN: usize = 256 << 10;
 
@@ -83,7 +86,7 @@ impl Authorizer {
     /// Replaces the header of this generation after it was refused. `again`: a new one was refused, too.
     pub async fn renew(
         &self,
-        http: &reqwest::Client,
+        http: &CheckedClient,
         refused: u64,
         headers: &HeaderMap,
         again: bool,
@@ -125,7 +128,7 @@ impl Authorizer {
 
     async fn bearer(
         &self,
-        http: &reqwest::Client,
+        http: &CheckedClient,
         realm: &str,
         service: Option<&str>,
         scope: Option<&str>,
@@ -163,16 +166,19 @@ impl Authorizer {
 
     async fn token(
         &self,
-        http: &reqwest::Client,
+        http: &CheckedClient,
         url: &Url,
         credential: Option<&RegistryCredential>,
     ) -> Result<HeaderValue, AttemptFailure> {
         const WHAT: &str = "a token";
-        let mut request = http.get(url.clone());
+        // The registry names the token service.
+        let request = http.get(url.clone());
+        let mut request =
+            request.map_err(|e| AttemptFailure::last(out_of_reach(&self.registry, "its token service", &e)))?;
         if let Some(credential) = credential {
             request = request.header(AUTHORIZATION, basic(credential).map_err(|what| self.denied(what))?);
         }
-        let unreachable = |e| AttemptFailure::again(describe(&self.registry, WHAT, e));
+        let unreachable = |e| AttemptFailure::unanswered(&self.registry, WHAT, e);
         let response = request.send().await.map_err(unreachable)?;
         let (status, headers) = (response.status(), response.headers().clone());
         let body = bounded_body(response, LARGEST_TOKEN).await.map_err(unreachable)?;
@@ -186,7 +192,7 @@ impl Authorizer {
                 registry: self.registry.clone(),
                 status: status.as_u16(),
                 what: WHAT.into(),
-                said: said(&body),
+                said: String::new(),
             };
             return Err(AttemptFailure { error, verdict: verdict(status, &headers) });
         }

@@ -8,21 +8,22 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
 use reqwest::{
     Response, StatusCode, Url,
     header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, RANGE},
-    redirect,
 };
 use tokio::sync::mpsc;
 
 use super::{
     auth::Authorizer,
     credentials::{CredentialSource, registry_name},
-    error::{RegistryError, describe, said},
+    error::{RegistryError, describe, out_of_reach, said},
     pace::{BandwidthLimits, TransferPace},
     retry::{AttemptFailure, verdict},
 };
 use crate::{
+    domain::network::is_public,
     platform::{
         error_chain,
         http::{ClientOptions, Trust, bounded_body, is_loopback, read_certificates},
+        reach::{CheckedClient, ServerReach},
         retry::Retry,
     },
     registry::oci::{
@@ -54,8 +55,10 @@ pub struct RegistryOptions {
     pub retry: Retry,
     /// Rate limits of blobs.
     pub limits: BandwidthLimits,
-    /// Exceptions for single registries, by their normalised names.
+    /// Exceptions for single registries, by their normalised names. These registries may have private addresses.
     pub hosts: BTreeMap<String, HostOptions>,
+    /// Other servers with private addresses to which a registry may refer.
+    pub origins: Vec<Url>,
 }
 
 /// Exceptions for one registry. `None`: as for all registries.
@@ -70,6 +73,10 @@ impl RegistryOptions {
     /// The options for this registry.
     fn of(&self, registry: &str) -> RegistryOptions {
         let mut options = RegistryOptions { hosts: BTreeMap::new(), ..self.clone() };
+        options.origins.extend(self.hosts.iter().filter_map(|(name, host)| {
+            let scheme = if host.plain_http.unwrap_or(self.plain_http) { "http" } else { "https" };
+            Url::parse(&format!("{scheme}://{name}")).ok()
+        }));
         if let Some(host) = registry_name(registry).and_then(|name| self.hosts.get(&name)) {
             options.ca_file = host.ca_file.clone().or(options.ca_file);
             if let Some(plain) = host.plain_http {
@@ -92,6 +99,7 @@ impl Default for RegistryOptions {
             retry: crate::registry::retry::TRANSFERS,
             limits: BandwidthLimits::default(),
             hosts: BTreeMap::new(),
+            origins: Vec::new(),
         }
     }
 }
@@ -115,7 +123,7 @@ pub enum FetchError {
 }
 
 pub struct RegistryClient {
-    pub(super) http: reqwest::Client,
+    pub(super) http: CheckedClient,
     pub(super) base: Url,
     pub(super) registry: String,
     pub(super) auth: Authorizer,
@@ -162,7 +170,7 @@ impl RegistryClient {
         const WHAT: &str = "its entrance, /v2/";
         let client = Self::of_registry(registry, None, options, source, Some(options.idle_timeout), Vec::new())?;
         let ask = async |authorization: Option<_>| {
-            let mut request = client.http.get(client.base.clone());
+            let mut request = client.http.get(client.base.clone()).map_err(|e| out_of_reach(registry, WHAT, &e))?;
             if let Some(authorization) = authorization {
                 request = request.header(AUTHORIZATION, authorization);
             }
@@ -193,6 +201,7 @@ impl RegistryClient {
         scopes: Vec<String>,
     ) -> Result<RegistryClient, RegistryError> {
         let registry = registry.to_owned();
+        let is_configured = registry_name(&registry).is_some_and(|name| options.hosts.contains_key(&name));
         let options = options.of(&registry);
         let settings = |what: String| RegistryError::Settings { registry: registry.clone(), what };
         let scheme = if options.plain_http { "http" } else { "https" };
@@ -210,15 +219,17 @@ impl RegistryClient {
             Some(path) => Trust::SystemAnd(read_certificates(path).map_err(settings)?),
             None => Trust::System,
         };
-        let redirects = redirect::Policy::custom(move |attempt| {
-            // reqwest drops `Authorization` if host or port change.
-            if attempt.previous().len() > 5 {
-                attempt.error("too many redirects")
-            } else if attempt.url().scheme() != "https" && !plain_http {
-                attempt.error("it redirects to an address that is not https")
-            } else {
-                attempt.follow()
-            }
+        let mut origins = options.origins.clone();
+        // One of these settings is needed to use a registry on this host, so they stand for its table.
+        if is_configured || local && (options.plain_http || options.ca_file.is_some()) {
+            origins.push(base.clone());
+        }
+        let reach = ServerReach::new(origins, is_public);
+        // reqwest drops `Authorization` if host or port change.
+        let redirects = reach.redirects(5, move |url| match url.scheme() {
+            "https" => Ok(()),
+            _ if plain_http => Ok(()),
+            _ => Err("it redirects to an address that is not https"),
         });
         let http = ClientOptions {
             read_timeout,
@@ -229,7 +240,7 @@ impl RegistryClient {
             http1_only: true,
             ..ClientOptions::new(options.connect_timeout)
         };
-        let http = http.build().map_err(|error| settings(error_chain(&error.without_url())))?;
+        let http = http.build_within(reach).map_err(|error| settings(error_chain(&error.without_url())))?;
         let plain_tokens = options.plain_http && options.plain_http_anywhere;
         let auth = Authorizer::new(&registry, repository, plain_tokens, source, scopes);
         let pace = TransferPace::urgent(options.limits.clone());
@@ -269,7 +280,7 @@ impl RegistryClient {
         let content_type = text(CONTENT_TYPE.as_str());
         let said_digest = text("docker-content-digest");
         let body = bounded_body(response, manifest::LARGEST).await;
-        let bytes = body.map_err(|e| AttemptFailure::again(describe(&self.registry, &what, e)))?.ok_or_else(|| {
+        let bytes = body.map_err(|e| AttemptFailure::unanswered(&self.registry, &what, e))?.ok_or_else(|| {
             AttemptFailure::last(self.unusable(&what, format!("more than {} bytes", manifest::LARGEST)))
         })?;
         let digest = Digest::of(&bytes);
@@ -329,8 +340,7 @@ impl RegistryClient {
             .map_err(|found| AttemptFailure::again(self.unusable(&what, found)))?;
         let mut at = begins;
         loop {
-            let piece =
-                response.chunk().await.map_err(|e| AttemptFailure::again(describe(&self.registry, &what, e)))?;
+            let piece = response.chunk().await.map_err(|e| AttemptFailure::unanswered(&self.registry, &what, e))?;
             let Some(mut piece) = piece else { break };
             // This piece may exceed the limit; the next one is not read before the limit allows it.
             self.pace.allow(piece.len()).await;
@@ -403,15 +413,15 @@ impl RegistryClient {
         let mut refusals = 0;
         loop {
             let (generation, authorization) = self.auth.current().await;
-            let mut request = self.http.get(url.clone());
+            let request = self.http.get(url.clone());
+            let mut request = request.map_err(|e| AttemptFailure::last(out_of_reach(&self.registry, what, &e)))?;
             for (name, value) in headers {
                 request = request.header(name, value);
             }
             if let Some(authorization) = authorization {
                 request = request.header(AUTHORIZATION, authorization);
             }
-            let response =
-                request.send().await.map_err(|e| AttemptFailure::again(describe(&self.registry, what, e)))?;
+            let response = request.send().await.map_err(|e| AttemptFailure::unanswered(&self.registry, what, e))?;
             // A server to which the registry redirected does not decide where credentials are sent.
             let ours = response.url().origin() == self.base.origin();
             if response.status() != StatusCode::UNAUTHORIZED || !ours {
@@ -428,9 +438,10 @@ impl RegistryClient {
     pub(super) async fn refused(&self, response: Response, what: &str) -> AttemptFailure {
         let (status, headers) = (response.status(), response.headers().clone());
         let registry = self.registry.clone();
+        let is_ours = response.url().origin() == self.base.origin();
         let said = match bounded_body(response, 4096).await {
-            Ok(Some(body)) => said(&body),
-            Ok(None) | Err(_) => String::new(),
+            Ok(Some(body)) if is_ours => said(&body),
+            Ok(_) | Err(_) => String::new(),
         };
         let what = what.to_owned();
         match status {

@@ -1,7 +1,10 @@
 //! Why a registry did not do what was requested.
 
 use super::credentials;
-use crate::platform::error_chain;
+use crate::platform::{
+    error_chain,
+    reach::{self, ReachError},
+};
 
 /// The error of a registry. Never contains a URL, because redirect targets are signed with secrets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,13 +25,49 @@ pub enum RegistryError {
     Answer { registry: String, what: String, found: String },
 }
 
-/// The beginning of an error body, for error texts.
+/// Longest quotation of a registry, in bytes.
+const QUOTED: usize = 200;
+
+/// What a registry says in an error body of the OCI distribution specification, for error texts. Anything else is not
+/// quoted: the body may be of another server than expected.
 pub(super) fn said(body: &[u8]) -> String {
-    String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned()
+    #[derive(serde::Deserialize)]
+    struct Errors {
+        errors: Vec<Entry>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Entry {
+        code: String,
+        #[serde(default)]
+        message: Option<String>,
+    }
+    let Ok(Errors { errors }) = serde_json::from_slice(body) else { return String::new() };
+    let texts = errors.into_iter().map(|Entry { code, message }| match message.filter(|text| !text.is_empty()) {
+        Some(message) => format!("{code}: {message}"),
+        None => code,
+    });
+    let mut text = texts.collect::<Vec<_>>().join("; ");
+    text.retain(|c| !c.is_control());
+    text.truncate(text.floor_char_boundary(QUOTED));
+    text
+}
+
+/// Why a server that somebody else named may not be reached.
+pub(super) fn out_of_reach(registry: &str, what: &str, error: &ReachError) -> RegistryError {
+    let host = match error {
+        ReachError::NotPublic { origin } | ReachError::OtherOrigin { origin } | ReachError::NoServer { origin } => {
+            origin.split_once("://").map_or(origin.as_str(), |(_, host)| host)
+        }
+    };
+    let what = format!("{what}: {error}; if it is yours, add `[registries.\"{host}\"]` to the configuration");
+    RegistryError::Settings { registry: registry.to_owned(), what }
 }
 
 /// A connection error, with its causes and without the URL.
 pub(super) fn describe(registry: &str, what: &str, error: reqwest::Error) -> RegistryError {
+    if let Some(error) = reach::refused(&error) {
+        return out_of_reach(registry, what, error);
+    }
     let what = format!("{what}: {}", error_chain(&error.without_url()));
     RegistryError::Unreachable { registry: registry.to_owned(), what }
 }

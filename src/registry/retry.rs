@@ -8,7 +8,7 @@ use reqwest::{
     header::{HeaderMap, RETRY_AFTER},
 };
 
-use super::error::RegistryError;
+use super::error::{RegistryError, describe};
 use crate::platform::{clock, retry::Retry};
 
 /// For transfers of blobs and objects: long enough for a server's restart.
@@ -39,6 +39,15 @@ impl AttemptFailure {
 
     pub fn again(error: RegistryError) -> AttemptFailure {
         AttemptFailure { error, verdict: RetryVerdict::Again(Duration::ZERO) }
+    }
+
+    /// Of a request that got no answer.
+    pub fn unanswered(registry: &str, what: &str, error: reqwest::Error) -> AttemptFailure {
+        match describe(registry, what, error) {
+            // It is not in reach, and will not be.
+            error @ RegistryError::Settings { .. } => AttemptFailure::last(error),
+            error => AttemptFailure::again(error),
+        }
     }
 
     /// Waits for the next attempt, or returns the error if there is none.

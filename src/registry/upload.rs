@@ -30,7 +30,7 @@ use super::{
     RegistryClient, RegistryOptions,
     client::{BodyChunk, REFUSALS},
     credentials::CredentialSource,
-    error::{RegistryError, describe},
+    error::{RegistryError, out_of_reach},
     retry::AttemptFailure,
 };
 use crate::{
@@ -343,7 +343,8 @@ impl Uploader {
         loop {
             let (generation, authorization) = auth.current().await;
             let pulse = Arc::new(Pulse::new());
-            let mut request = http.request(method.clone(), url.clone());
+            let request = http.request(method.clone(), url.clone());
+            let mut request = request.map_err(|e| AttemptFailure::last(out_of_reach(registry, what, &e)))?;
             if let Some(authorization) = authorization.filter(|_| ours) {
                 request = request.header(AUTHORIZATION, authorization);
             }
@@ -367,7 +368,7 @@ impl Uploader {
                 None => request,
             };
             let response = tokio::select! {
-                response = request.send() => response.map_err(|e| AttemptFailure::again(describe(registry, what, e)))?,
+                response = request.send() => response.map_err(|e| AttemptFailure::unanswered(registry, what, e))?,
                 () = pulse.stops(self.idle) => return Err(AttemptFailure::again(self.silent(what))),
             };
             if response.status() != StatusCode::UNAUTHORIZED || !ours || refusals == REFUSALS {

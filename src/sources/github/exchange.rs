@@ -16,9 +16,13 @@ use super::{
     budget::{Class, RateLimiter},
     refusal,
 };
-use crate::platform::{
-    clock, error_chain,
-    http::{ClientOptions, Trust, read_certificates},
+use crate::{
+    domain::network::is_public,
+    platform::{
+        clock, error_chain,
+        http::{ClientOptions, Trust, read_certificates},
+        reach::{CheckedClient, ServerReach},
+    },
 };
 
 /// GitHub allows a hundred concurrent requests per credential.
@@ -68,7 +72,7 @@ pub struct Observed {
 }
 
 pub(super) struct ApiExchange {
-    http: reqwest::Client,
+    http: CheckedClient,
     options: GitHubOptions,
     at_once: Semaphore,
     /// Changes are made one after the other; start of the latest one.
@@ -97,7 +101,9 @@ impl ApiExchange {
             use_proxy: !options.server.is_loopback(),
             ..ClientOptions::new(options.connect_timeout)
         };
-        let http = http.build().map_err(|error| settings(error_chain(&error.without_url())))?;
+        // A redirect may lead to another server.
+        let reach = ServerReach::new([options.server.web().clone(), options.server.api().clone()], is_public);
+        let http = http.build_within(reach).map_err(|error| settings(error_chain(&error.without_url())))?;
         Ok(ApiExchange {
             http,
             options,
@@ -187,9 +193,9 @@ impl ApiExchange {
         let mut redirects = 0;
         loop {
             let ours = url.origin() == base.api().origin();
-            let mut request = self
-                .http
-                .request(call.method.clone(), url.clone())
+            let request = self.http.request(call.method.clone(), url.clone());
+            let mut request = request
+                .map_err(|error| Broken { cause: error.to_string(), sent: redirects > 0 })?
                 .header(ACCEPT, "application/vnd.github+json")
                 .header("x-github-api-version", &self.options.api_version);
             if ours {

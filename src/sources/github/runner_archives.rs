@@ -18,8 +18,13 @@ use sha2::{Digest as _, Sha256};
 use tokio::{io::AsyncWriteExt as _, sync::Mutex};
 
 use crate::{
-    domain::{Arch, Code, Error, GuestOs, Result},
-    platform::{files, http::ClientOptions, tasks::blocking_io},
+    domain::{Arch, Code, Error, GuestOs, Result, network::is_public},
+    platform::{
+        files,
+        http::ClientOptions,
+        reach::{CheckedClient, ServerReach},
+        tasks::blocking_io,
+    },
 };
 
 /// Longest pause between two parts of a download: a stalled server is given up, a slow one is not.
@@ -61,20 +66,22 @@ pub fn at_least(a: &str, b: &str) -> bool {
 pub struct RunnerArchives {
     dir: PathBuf,
     archives: Arc<BTreeMap<String, RunnerArchive>>,
-    http: reqwest::Client,
+    http: CheckedClient,
     /// One download at a time: concurrent requests usually need the same one.
     gate: Arc<Mutex<()>>,
 }
 
 impl RunnerArchives {
     pub fn new(dir: PathBuf, archives: BTreeMap<String, RunnerArchive>) -> RunnerArchives {
+        // The configured addresses may redirect to others.
+        let reach = ServerReach::new(archives.values().map(|archive| archive.url.clone()), is_public);
         let http = ClientOptions {
             read_timeout: Some(STALL),
-            redirects: reqwest::redirect::Policy::limited(10),
+            redirects: reach.redirects(10, |_| Ok(())),
             ..ClientOptions::new(Duration::from_secs(15))
         };
-        let http = http.build();
-        RunnerArchives { dir, archives: Arc::new(archives), http: http.unwrap_or_default(), gate: Arc::default() }
+        let http = http.build_within(reach).expect("a client with the system's certificates can be made");
+        RunnerArchives { dir, archives: Arc::new(archives), http, gate: Arc::default() }
     }
 
     pub fn archive(&self, os: GuestOs, arch: Arch) -> Option<&RunnerArchive> {
@@ -106,7 +113,8 @@ impl RunnerArchives {
             all
         };
         tokio::fs::create_dir_all(&self.dir).await.map_err(|error| error.to_string())?;
-        let answer = self.http.get(archive.url.clone()).send().await.map_err(text)?;
+        let answer =
+            self.http.get(archive.url.clone()).map_err(|error| error.to_string())?.send().await.map_err(text)?;
         let answer = answer.error_for_status().map_err(text)?;
         let mut file = tokio::fs::File::create(part).await.map_err(|error| error.to_string())?;
         let mut hash = Sha256::new();

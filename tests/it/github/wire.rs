@@ -73,11 +73,13 @@ async fn a_token_does_not_go_along_to_another_host() {
     let github = GitHub::start().await;
     let authority = Authority::new();
     let (_, token) = github.holder().await;
-    let mut options = github.options();
-    options.ca_file = Some(authority.file());
-    let client = GitHubClient::new(options, CredentialLocation::Token(token.clone().into())).unwrap();
     for (answer, refused) in [(NO_RUNNERS, false), (UNAUTHORIZED, true)] {
         let (origin, heads) = elsewhere(&authority, answer).await;
+        // A server on this host is reached only if the configuration names it.
+        let server = Server::new(&origin, Some(&github.origin)).unwrap();
+        let mut options = github.options_of(server);
+        options.ca_file = Some(authority.file());
+        let client = GitHubClient::new(options, CredentialLocation::Token(token.clone().into())).unwrap();
         let then = json!({"answer": {"status": 307, "headers": {"location": format!("{origin}/moved?x=1")}}});
         github.fault("actions/runners", then).await;
         let listed = client.find_runner_by_name(&acme(), answer.get(9..12).unwrap()).await;
@@ -88,6 +90,29 @@ async fn a_token_does_not_go_along_to_another_host() {
         let lower = heads[0].to_lowercase();
         assert!(!lower.contains("authorization") && !heads[0].contains(&token), "{}", heads[0]);
     }
+}
+
+/// The loopback interface of this host is the service's own, not GitHub's.
+#[tokio::test]
+async fn a_redirect_to_this_host_is_not_followed() {
+    let github = GitHub::start().await;
+    let authority = Authority::new();
+    let (_, token) = github.holder().await;
+    let (origin, heads) = elsewhere(&authority, NO_RUNNERS).await;
+    let mut options = github.options();
+    options.ca_file = Some(authority.file());
+    let client = GitHubClient::new(options, CredentialLocation::Token(token.into())).unwrap();
+    for location in
+        [format!("{origin}/x"), origin.replace("localhost", "127.0.0.1"), "https://169.254.169.254/x".into()]
+    {
+        let then = json!({"answer": {"status": 307, "headers": {"location": location}}});
+        github.tell("faults", json!([{"path": "actions/runners", "times": 24, "then": then}])).await;
+        let error = client.visible(&acme()).await.unwrap_err();
+        assert!(error.to_string().contains("has an address that is not public"), "{error}");
+        // What is left of the faults.
+        while matches!(client.visible(&acme()).await, Err(GitHubError::Unavailable { .. })) {}
+    }
+    assert!(heads.lock().unwrap().is_empty());
 }
 
 #[tokio::test]

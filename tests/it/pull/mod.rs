@@ -108,6 +108,14 @@ impl Host {
         Self::in_dir(tempfile::tempdir().unwrap(), registry, keys)
     }
 
+    /// A host whose configuration names this server.
+    fn that_knows(server: &Proxy, registry: &Registry, keys: Arc<Keys>) -> Host {
+        let host = Self::with(registry, keys.clone());
+        let mut settings = settings(registry.authority.file());
+        settings.registry.origins.push(server.url().parse().unwrap());
+        Host { puller: Puller::new(host.catalog.clone(), settings, keys), ..host }
+    }
+
     fn in_dir(dir: tempfile::TempDir, registry: &Registry, keys: Arc<Keys>) -> Host {
         let catalog = Catalog::open(dir.path().join("templates")).unwrap();
         let puller = Puller::new(catalog.clone(), settings(registry.authority.file()), keys);
@@ -263,7 +271,7 @@ async fn whatever_the_network_does_the_image_arrives() {
     for (what, rules) in cases {
         let proxy = Proxy::before(&registry).start().await;
         rules.into_iter().for_each(|rule| proxy.on(rule));
-        let host = Host::new(&registry);
+        let host = Host::that_knows(&elsewhere, &registry, Keys::none());
         let pulled = host.pull(&format!("{}/{REPOSITORY}@{}", proxy.address(), image.digest()), "macos").await;
         let template = pulled.unwrap_or_else(|e| panic!("{what}: {e}\n{:#?}", proxy.seen()));
         same(&template, &image);
@@ -353,7 +361,7 @@ async fn credentials_are_shown_to_whom_they_belong_and_renewed() {
     let big = format!("*{}", image.chunk(2).digest());
     proxy.on(Rule::get(&big, Fault::Hold { after: 300_000 }).first().and(Fault::Cut { after: 300_001 }));
     proxy.on(Rule::get(BLOBS, Fault::Redirect { base: elsewhere.url() }));
-    let host = Host::with(&registry, Keys::of(old(), login()));
+    let host = Host::that_knows(&elsewhere, &registry, Keys::of(old(), login()));
     let meddle = async {
         proxy.until("a blob is held", |all| all.iter().any(|s| s.sent == 300_000)).await;
         proxy.expire_tokens();
@@ -365,6 +373,40 @@ async fn credentials_are_shown_to_whom_they_belong_and_renewed() {
     assert!(elsewhere.seen().iter().all(|seen| seen.authorization.is_none() && seen.status.unwrap() < 300));
     let given = proxy.asked("GET", "/token").iter().filter(|seen| seen.status == Some(200)).count();
     assert_eq!(given, 2, "{:#?}", proxy.asked("GET", "/token"));
+}
+
+/// What a registry names is fetched with this host's position in the network, so only what is public or configured is.
+#[tokio::test]
+async fn a_registry_does_not_choose_what_is_fetched_from_this_host() {
+    let registry = Registry::open().await;
+    let image = image(60);
+    image.push(&registry, REPOSITORY, "1").await;
+    let challenge = |base: &str| {
+        let header = format!("Bearer realm=\"{base}/token\",service=\"tests\"");
+        Fault::Answer { status: 401, headers: vec![("www-authenticate".to_owned(), header)] }
+    };
+    // Another service of this host, which answers everybody.
+    let other = Proxy::before(&registry).elsewhere().start().await;
+    for rule in [
+        Rule::get(BLOBS, Fault::Redirect { base: other.url() }),
+        Rule::get(BLOBS, Fault::Redirect { base: "https://169.254.169.254".into() }),
+        Rule::get("*/manifests/*", Fault::Redirect { base: other.url().replace("127.0.0.2", "localhost") }),
+        Rule::get("*/manifests/*", challenge(&other.url())),
+        Rule::get("*/manifests/*", challenge("https://10.0.0.1")),
+    ] {
+        let proxy = Proxy::before(&registry).start().await;
+        proxy.on(rule);
+        let began = std::time::Instant::now();
+        let error = Host::with(&registry, Keys::of(login(), login()))
+            .pull(&format!("{}/{REPOSITORY}:1", proxy.address()), "macos")
+            .await
+            .unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("has an address that is not public") && text.contains("[registries."), "{text}");
+        // It is not tried again.
+        assert!(began.elapsed() < Duration::from_secs(10), "{text}");
+    }
+    assert_eq!(other.seen().len(), 0, "{:#?}", other.seen());
 }
 
 #[tokio::test]
