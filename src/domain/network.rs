@@ -58,6 +58,13 @@ pub enum AllowedHost {
     Name(String),
 }
 
+impl AllowedHost {
+    /// Why no entry of the list may have this address.
+    pub fn refusal(address: IpAddr) -> Option<NetworkRefusal> {
+        closed_to_lists(address.to_canonical())
+    }
+}
+
 /// What a text that is no `AllowedDestination` should have been.
 const DESTINATION_RULE: &str = "expected an address, a network or a name, each with an optional port: `10.1.0.0/16`, \
                                 `10.1.2.3:443`, `[fd12::/48]:443`, `gitea.example.org:3000`";
@@ -193,6 +200,10 @@ pub trait Surroundings {
 
     /// Whether the host's resolver returned the address for this name of the list.
     fn is_address_of(&self, name: &str, address: IpAddr) -> bool;
+
+    /// The IPv4 addresses that this host's network may translate the address to (NAT64, RFC 6146), with the prefixes that it
+    /// announces besides the well-known one.
+    fn translations(&self, address: Ipv6Addr) -> Vec<Ipv4Addr>;
 }
 
 impl NetworkPolicy {
@@ -205,7 +216,14 @@ impl NetworkPolicy {
         }
         // The kernel connects to the inner address of a mapped one.
         let address = destination.ip().to_canonical();
-        if let Some(refusal) = closed_to_lists(address) {
+        // Where the connection may arrive after a router has translated its address. This adds refusals and opens nothing,
+        // because the network's announcement is not trusted.
+        let translations = match address {
+            IpAddr::V6(address) => surroundings.translations(address),
+            IpAddr::V4(_) => Vec::new(),
+        };
+        let translated = || translations.iter().copied().map(IpAddr::from);
+        if let Some(refusal) = std::iter::once(address).chain(translated()).find_map(closed_to_lists) {
             return Err(refusal);
         }
         let listed = |exactly: bool| {
@@ -222,14 +240,14 @@ impl NetworkPolicy {
         };
         // A network that contains this host does not open this host: one service of it is listed by its address or
         // name, with its port.
-        let translated = match address {
+        let embedded = match address {
             IpAddr::V6(address) => embedded_v4(address).map(IpAddr::from),
             IpAddr::V4(_) => None,
         };
-        if surroundings.is_own(address) || translated.is_some_and(|inner| surroundings.is_own(inner)) {
+        if [address].into_iter().chain(embedded).chain(translated()).any(|address| surroundings.is_own(address)) {
             return if listed(true) { Ok(()) } else { Err(NetworkRefusal::ThisHost) };
         }
-        if is_private(address) && !listed(false) {
+        if (is_private(address) || translated().any(is_private)) && !listed(false) {
             return Err(NetworkRefusal::Private);
         }
         Ok(())
@@ -310,6 +328,11 @@ fn is_private_v4(address: Ipv4Addr) -> bool {
 }
 
 fn is_private_v6(address: Ipv6Addr) -> bool {
+    // Where the IPv4 address is in an address of this network depends on the length of the prefix that is in use, and a wrong
+    // guess would open a private address.
+    if let [0x0064, 0xff9b, 1, ..] = address.segments() {
+        return true;
+    }
     if let Some(inner) = embedded_v4(address) {
         return is_private_v4(inner);
     }
@@ -328,6 +351,8 @@ fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let bits = address.to_bits();
     let inner = |shift: u32| Some(Ipv4Addr::from_bits((bits >> shift) as u32));
     match address.segments() {
+        // NAT64 with a prefix of the local network (RFC 8215), with the usual length.
+        [0x0064, 0xff9b, 1, ..] => inner(0),
         // Mapped (RFC 4291), its translated form (RFC 2765), and NAT64 (RFC 6052).
         [0, 0, 0, 0, 0, 0xffff, ..] | [0, 0, 0, 0, 0xffff, 0, ..] | [0x0064, 0xff9b, 0, 0, 0, 0, ..] => inner(0),
         // Compatible (RFC 4291), deprecated; `::` and `::1` are no such addresses.
@@ -336,6 +361,49 @@ fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
         [0x2002, ..] => inner(80),
         _ => None,
     }
+}
+
+/// A prefix with which a network translates IPv6 addresses to IPv4 addresses (NAT64), and its length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Nat64Prefix {
+    bits: u128,
+    length: u32,
+}
+
+/// The addresses of `ipv4only.arpa` (RFC 7050): a network with NAT64 answers the question for its IPv6 addresses with these
+/// in it.
+const WELL_KNOWN_V4: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 0, 170), Ipv4Addr::new(192, 0, 0, 171)];
+
+impl Nat64Prefix {
+    /// The lengths that a prefix can have (RFC 6052, 2.2).
+    const LENGTHS: [u32; 6] = [96, 64, 56, 48, 40, 32];
+
+    /// The prefixes that an IPv6 address of `ipv4only.arpa` announces: usually one. More than one if the addresses of that
+    /// name are in it at several places.
+    pub fn announced_by(address: Ipv6Addr) -> Vec<Nat64Prefix> {
+        let prefix = |length| Nat64Prefix { bits: address.to_bits() & mask(length), length };
+        let prefixes = Self::LENGTHS.into_iter().map(prefix);
+        prefixes
+            .filter(|prefix| prefix.translate(address).is_some_and(|inner| WELL_KNOWN_V4.contains(&inner)))
+            .collect()
+    }
+
+    /// The IPv4 address in an address with this prefix. Bits 64 to 71 are not part of it.
+    pub fn translate(self, address: Ipv6Addr) -> Option<Ipv4Addr> {
+        let bits = address.to_bits();
+        if bits & mask(self.length) != self.bits {
+            return None;
+        }
+        if self.length == 96 {
+            return Some(Ipv4Addr::from_bits(bits as u32));
+        }
+        let without_gap = (bits >> 64 << 56) | (bits & ((1 << 56) - 1));
+        Some(Ipv4Addr::from_bits((without_gap >> (120 - 32 - self.length)) as u32))
+    }
+}
+
+fn mask(length: u32) -> u128 {
+    u128::MAX << (128 - length)
 }
 
 #[cfg(test)]
@@ -353,6 +421,11 @@ mod tests {
             (name, address.to_string().as_str()) == ("gitea.corp", "10.3.0.5")
                 || (name, address.to_string().as_str()) == ("here.corp", "10.9.0.1")
         }
+
+        fn translations(&self, address: Ipv6Addr) -> Vec<Ipv4Addr> {
+            let announced = Nat64Prefix::announced_by("2a64:64::c000:aa".parse().unwrap());
+            announced.into_iter().filter_map(|prefix| prefix.translate(address)).collect()
+        }
     }
 
     fn internet(allow: &[&str]) -> NetworkPolicy {
@@ -367,7 +440,14 @@ mod tests {
     #[test]
     fn the_internet_is_what_is_public() {
         let policy = internet(&[]);
-        for public in ["1.1.1.1:443", "140.82.121.3:22", "172.32.0.1:80", "[2606:4700::1111]:443", "[2003::1]:1"] {
+        for public in [
+            "1.1.1.1:443",
+            "140.82.121.3:22",
+            "172.32.0.1:80",
+            "[2606:4700::1111]:443",
+            "[2003::1]:1",
+            "[2a64:64::101:101]:80",
+        ] {
             assert_eq!(check(&policy, public), Ok(()), "{public}");
         }
         use NetworkRefusal::*;
@@ -407,7 +487,14 @@ mod tests {
             ("[fec0::1]:80", Private),
             ("[::ffff:10.0.0.1]:80", Private),
             ("[64:ff9b::a00:1]:80", Private),
-            ("[64:ff9b:1::1]:80", Private),
+            ("[64:ff9b:1::101:101]:80", Private),
+            ("[64:ff9b:1::a00:1]:80", Private),
+            ("[64:ff9b:1::7f00:1]:80", Loopback),
+            // By the prefix that the network announces.
+            ("[2a64:64::7f00:1]:80", Loopback),
+            ("[2a64:64::a9fe:a9fe]:80", LinkLocal),
+            ("[2a64:64::a00:1]:80", Private),
+            ("[2a64:64::c629:4]:80", ThisHost),
             ("[2001:db8::1]:80", Private),
             ("[2001:0:1::1]:80", Private),
             // Addresses of this host, also public ones.
@@ -442,6 +529,9 @@ mod tests {
         assert_eq!(check(&wide, "127.0.0.1:22"), Err(NetworkRefusal::Loopback));
         assert_eq!(check(&wide, "169.254.169.254:80"), Err(NetworkRefusal::LinkLocal));
         assert_eq!(check(&wide, "[fd00:ec2::254]:80"), Err(NetworkRefusal::LinkLocal));
+        for here in ["[64:ff9b:1::a09:1]:22", "[2a64:64::a09:1]:22", "[64:ff9b::a09:1]:22"] {
+            assert_eq!(check(&wide, here), Err(NetworkRefusal::ThisHost), "{here}");
+        }
         // One address without a port would open every service of this host.
         assert_eq!(check(&internet(&["10.9.0.1"]), "10.9.0.1:22"), Err(NetworkRefusal::ThisHost));
         for allow in ["10.9.0.1:3000", "here.corp:3000"] {
@@ -449,6 +539,29 @@ mod tests {
             assert_eq!(check(&one, "10.9.0.1:3000"), Ok(()), "{allow}");
             assert_eq!(check(&one, "10.9.0.1:22"), Err(NetworkRefusal::ThisHost), "{allow}");
         }
+    }
+
+    /// The examples of RFC 6052, 2.4.
+    #[test]
+    fn addresses_are_translated_by_prefixes_of_every_length() {
+        let cases = [
+            ("2001:db8:c000:221::", "2001:db8:c000:aa::"),
+            ("2001:db8:1c0:2:21::", "2001:db8:1c0:0:aa::"),
+            ("2001:db8:122:c000:2:2100::", "2001:db8:122:c000:0:aa00::"),
+            ("2001:db8:122:3c0:0:221::", "2001:db8:122:3c0:0:aa::"),
+            ("2001:db8:122:344:c0:2:2100:0", "2001:db8:122:344:c0:0:aa00:0"),
+            ("2001:db8:122:344::192.0.2.33", "2001:db8:122:344::192.0.0.170"),
+        ];
+        for (translated, announced) in cases {
+            let prefixes = Nat64Prefix::announced_by(announced.parse().unwrap());
+            let found: Vec<_> = prefixes.iter().filter_map(|p| p.translate(translated.parse().unwrap())).collect();
+            assert_eq!(found, [Ipv4Addr::new(192, 0, 2, 33)], "{translated} by {prefixes:?}");
+        }
+        for other in ["2a00::1", "::", "2606:4700::1111", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"] {
+            assert!(Nat64Prefix::announced_by(other.parse().unwrap()).is_empty(), "{other}");
+        }
+        let [prefix] = Nat64Prefix::announced_by("64:ff9b::c000:ab".parse().unwrap())[..] else { panic!("one prefix") };
+        assert_eq!(prefix.translate("64:ff9c::1".parse().unwrap()), None);
     }
 
     #[test]

@@ -1,17 +1,23 @@
-//! The host's side: which addresses are its own, which addresses the allowed names have, and its resolvers.
+//! The host's side: which addresses are its own, which addresses the allowed names have, how its network translates
+//! addresses, and its resolvers.
 
 use std::{
     collections::{HashMap, HashSet},
-    net::{IpAddr, SocketAddr, UdpSocket},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     path::Path,
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::{net::lookup_host, time::Instant};
+use tokio::{
+    net::lookup_host,
+    time::{Instant, timeout},
+};
 
 use crate::{
-    domain::network::{AllowedDestination, AllowedHost, Surroundings},
+    domain::network::{AllowedDestination, AllowedHost, Nat64Prefix, Surroundings},
     platform::clock,
 };
 
@@ -23,28 +29,61 @@ const NAMES_AGE_AFTER_MISS: Duration = Duration::from_secs(2);
 const ADDRESS_AGE: Duration = Duration::from_secs(300);
 /// A lookup takes longer only if no resolver answers.
 const LOOKUP: Duration = Duration::from_secs(5);
+/// A network with NAT64 announces its prefix in the IPv6 addresses of this name (RFC 7050), which has only IPv4 addresses
+/// otherwise.
+const IPV4_ONLY: &str = "ipv4only.arpa.";
+/// How long the prefixes are used before they are looked up again.
+const PREFIXES_AGE: Duration = Duration::from_secs(300);
+/// The same after a lookup without an answer, or with the answer that there is no such name.
+const PREFIXES_AGE_AFTER_ERROR: Duration = Duration::from_secs(30);
+/// A network has one or two.
+const MOST_PREFIXES: usize = 16;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// As many as the C library uses.
 const MOST_RESOLVERS: usize = 3;
 /// Any public address: a socket that is connected to it sends nothing.
 const SOMEWHERE_V6: &str = "[2001:4860:4860::8888]:53";
 
+/// Asks the host's resolver for the addresses of a name.
+type NameLookup = dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> + Send + Sync;
+
 pub(super) struct HostNetwork {
+    lookup: Box<NameLookup>,
     names: Vec<String>,
     /// When each address was last in an answer for the name.
     known: Mutex<HashMap<(String, IpAddr), Instant>>,
     /// When the latest lookup ended. Held during a lookup, so that all who need its result wait for it.
     looked_up: tokio::sync::Mutex<Option<Instant>>,
+    /// With which the host's network translates IPv6 addresses.
+    prefixes: Mutex<Vec<Nat64Prefix>>,
+    /// When the prefixes have to be looked up again. Held during a lookup.
+    prefixes_due: tokio::sync::Mutex<Option<Instant>>,
 }
 
 impl HostNetwork {
     pub fn new(allow: &[AllowedDestination]) -> Self {
+        Self::with_lookup(allow, |name| {
+            Box::pin(async move { Ok(lookup_host((name, 0)).await?.map(|address| address.ip()).collect()) })
+        })
+    }
+
+    pub fn with_lookup(
+        allow: &[AllowedDestination],
+        lookup: impl Fn(String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> + Send + Sync + 'static,
+    ) -> Self {
         let name = |allowed: &AllowedDestination| match &allowed.host {
             AllowedHost::Name(name) => Some(name.clone()),
             AllowedHost::Network(_) => None,
         };
         let names: HashSet<String> = allow.iter().filter_map(name).collect();
-        Self { names: names.into_iter().collect(), known: Mutex::default(), looked_up: Default::default() }
+        Self {
+            lookup: Box::new(lookup),
+            names: names.into_iter().collect(),
+            known: Mutex::default(),
+            looked_up: Default::default(),
+            prefixes: Mutex::default(),
+            prefixes_due: Default::default(),
+        }
     }
 
     pub fn has_names(&self) -> bool {
@@ -59,10 +98,10 @@ impl HostNetwork {
             return;
         }
         let lookups = self.names.iter().map(|name| async move {
-            match tokio::time::timeout(LOOKUP, lookup_host((name.as_str(), 0))).await {
+            match timeout(LOOKUP, (self.lookup)(name.clone())).await {
                 Ok(Ok(addresses)) => {
                     let now = clock::monotonic();
-                    let found = addresses.map(|address| ((name.clone(), address.ip().to_canonical()), now));
+                    let found = addresses.into_iter().map(|address| ((name.clone(), address.to_canonical()), now));
                     self.known.lock().extend(found);
                 }
                 // The former addresses stay in use for a while: a resolver that fails for a moment must not cut a job off.
@@ -73,6 +112,32 @@ impl HostNetwork {
         futures_util::future::join_all(lookups).await;
         self.known.lock().retain(|_, seen| clock::elapsed(*seen) < ADDRESS_AGE);
         *looked_up = Some(clock::monotonic());
+    }
+
+    /// Looks up with which prefixes the host's network translates IPv6 addresses, if that is not known or old.
+    pub async fn refresh_prefixes(&self) {
+        let mut due = self.prefixes_due.lock().await;
+        if due.is_some_and(|at| clock::monotonic() < at) {
+            return;
+        }
+        let age = match timeout(LOOKUP, (self.lookup)(IPV4_ONLY.to_owned())).await {
+            Ok(Ok(addresses)) => {
+                let mut found = Vec::new();
+                for address in addresses {
+                    let IpAddr::V6(address) = address else { continue };
+                    for prefix in Nat64Prefix::announced_by(address) {
+                        if found.len() < MOST_PREFIXES && !found.contains(&prefix) {
+                            found.push(prefix);
+                        }
+                    }
+                }
+                *self.prefixes.lock() = found;
+                PREFIXES_AGE
+            }
+            // The former prefixes stay in use.
+            Ok(Err(_)) | Err(_) => PREFIXES_AGE_AFTER_ERROR,
+        };
+        *due = Some(clock::monotonic() + age);
     }
 }
 
@@ -93,6 +158,10 @@ impl Surroundings for HostNetwork {
     fn is_address_of(&self, name: &str, address: IpAddr) -> bool {
         let known = self.known.lock();
         known.get(&(name.to_owned(), address)).is_some_and(|seen| clock::elapsed(*seen) < ADDRESS_AGE)
+    }
+
+    fn translations(&self, address: Ipv6Addr) -> Vec<Ipv4Addr> {
+        self.prefixes.lock().iter().filter_map(|prefix| prefix.translate(address)).collect()
     }
 }
 
@@ -135,6 +204,10 @@ fn parse_resolvers(text: &str) -> Vec<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::{Notify, Semaphore};
+
     use super::*;
 
     #[test]
@@ -156,6 +229,108 @@ mod tests {
         host.refresh_names(false).await;
         assert!(host.is_address_of("localhost", loopback));
         assert!(!host.is_address_of("no-such-name.invalid", loopback));
+    }
+
+    /// A resolver that answers each question when the test says so, with the same address.
+    struct SlowResolver {
+        asked: Mutex<Vec<String>>,
+        changed: Notify,
+        answers: Semaphore,
+    }
+
+    fn slow_resolver(
+        answer: &'static str,
+    ) -> (Arc<SlowResolver>, impl Fn(String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>>) {
+        let resolver =
+            Arc::new(SlowResolver { asked: Mutex::default(), changed: Notify::new(), answers: Semaphore::new(0) });
+        let of_lookup = resolver.clone();
+        let lookup = move |name| -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
+            let resolver = of_lookup.clone();
+            Box::pin(async move {
+                resolver.asked.lock().push(name);
+                resolver.changed.notify_one();
+                resolver.answers.acquire().await.map_err(io::Error::other)?.forget();
+                Ok(vec![answer.parse().unwrap()])
+            })
+        };
+        (resolver, lookup)
+    }
+
+    impl SlowResolver {
+        async fn asked(&self, count: usize) -> Vec<String> {
+            loop {
+                let mut asked = self.asked.lock().clone();
+                if asked.len() >= count {
+                    asked.sort();
+                    return asked;
+                }
+                self.changed.notified().await;
+            }
+        }
+    }
+
+    /// The names are looked up at the same time, and connections that need them at the same time wait for one lookup.
+    #[tokio::test]
+    async fn many_connections_wait_for_one_lookup_of_each_name() {
+        let (resolver, lookup) = slow_resolver("10.3.0.5");
+        let allow: Vec<AllowedDestination> = ["a.corp:80".parse().unwrap(), "b.corp:80".parse().unwrap()].into();
+        let host = Arc::new(HostNetwork::with_lookup(&allow, lookup));
+        let waiting: Vec<_> = (0..50)
+            .map(|_| {
+                let host = host.clone();
+                tokio::spawn(async move {
+                    host.refresh_names(false).await;
+                    host.is_address_of("b.corp", "10.3.0.5".parse().unwrap())
+                })
+            })
+            .collect();
+        // Neither has been answered, so both are under way.
+        assert_eq!(resolver.asked(2).await, ["a.corp", "b.corp"]);
+        resolver.answers.add_permits(2);
+        for known in waiting {
+            assert!(known.await.unwrap());
+        }
+        assert_eq!(resolver.asked.lock().len(), 2, "they were looked up again");
+    }
+
+    /// A resolver that fails costs no known address until it is old, and is not asked again at once.
+    #[tokio::test]
+    async fn a_resolver_that_fails_cuts_no_known_address_off() {
+        let (resolver, lookup) = slow_resolver("10.3.0.5");
+        let host = HostNetwork::with_lookup(&["a.corp:80".parse().unwrap()], lookup);
+        let address = "10.3.0.5".parse().unwrap();
+        resolver.answers.add_permits(1);
+        host.refresh_names(false).await;
+        resolver.answers.close();
+        *host.looked_up.lock().await = clock::monotonic().checked_sub(NAMES_AGE);
+        host.refresh_names(false).await;
+        host.refresh_names(true).await;
+        assert_eq!(resolver.asked.lock().len(), 2);
+        assert!(host.is_address_of("a.corp", address));
+        for seen in host.known.lock().values_mut() {
+            *seen = seen.checked_sub(ADDRESS_AGE).unwrap();
+        }
+        assert!(!host.is_address_of("a.corp", address));
+    }
+
+    #[tokio::test]
+    async fn the_networks_own_translation_is_found_and_renewed() {
+        let (resolver, lookup) = slow_resolver("2a64:64::192.0.0.170");
+        let host = HostNetwork::with_lookup(&[], lookup);
+        let private = "2a64:64::10.0.0.1".parse().unwrap();
+        assert!(host.translations(private).is_empty());
+        resolver.answers.add_permits(1);
+        host.refresh_prefixes().await;
+        host.refresh_prefixes().await;
+        assert_eq!(resolver.asked.lock().as_slice(), [IPV4_ONLY]);
+        assert_eq!(host.translations(private), [Ipv4Addr::new(10, 0, 0, 1)]);
+        assert!(host.translations("2a64:65::10.0.0.1".parse().unwrap()).is_empty());
+        // Without an answer the known ones stay in use, and the next question is not asked at once.
+        resolver.answers.close();
+        *host.prefixes_due.lock().await = Some(clock::monotonic());
+        host.refresh_prefixes().await;
+        host.refresh_prefixes().await;
+        assert_eq!((resolver.asked.lock().len(), host.translations(private).len()), (2, 1));
     }
 
     #[test]

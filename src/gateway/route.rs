@@ -19,8 +19,13 @@ pub(super) enum Route {
     Refused(NetworkRefusal),
 }
 
-/// The route, with fresh addresses of the allowed names where they matter: where nothing else opens the destination.
+/// The route. Asks for what the decision needs: how the host's network translates IPv6 addresses, and fresh addresses of the
+/// allowed names where they matter, which is where nothing else opens the destination.
 pub(super) async fn route(policy: &NetworkPolicy, destination: SocketAddr, host: &HostNetwork) -> Route {
+    let address = destination.ip().to_canonical();
+    if policy.mode == NetworkMode::Internet && address.is_ipv6() && !is_of_guests_network(address) {
+        host.refresh_prefixes().await;
+    }
     if host.has_names() {
         let mut without_names = policy.clone();
         without_names.allow.retain(|allowed| matches!(allowed.host, AllowedHost::Network(_)));
@@ -77,6 +82,22 @@ mod tests {
         let policy =
             NetworkPolicy { mode, allow: vec!["10.0.0.0/8".parse().unwrap(), "localhost:3000".parse().unwrap()] };
         route(&policy, to.parse().unwrap(), &HostNetwork::new(&policy.allow)).await
+    }
+
+    #[tokio::test]
+    async fn what_the_network_translates_to_a_private_address_is_refused() {
+        let lookup = |name: String| -> futures_util::future::BoxFuture<'static, _> {
+            assert_eq!(name, "ipv4only.arpa.");
+            Box::pin(async { Ok(vec!["2a64:64::192.0.0.171".parse().unwrap()]) })
+        };
+        let host = HostNetwork::with_lookup(&[], lookup);
+        let policy = NetworkPolicy { mode: NetworkMode::Internet, allow: Vec::new() };
+        for (to, expected) in [
+            ("[2a64:64::10.88.0.9]:80", Route::Refused(NetworkRefusal::Private)),
+            ("[2a64:64::1.1.1.1]:80", Route::Address("[2a64:64::1.1.1.1]:80".parse().unwrap())),
+        ] {
+            assert_eq!(route(&policy, to.parse().unwrap(), &host).await, expected);
+        }
     }
 
     #[tokio::test]
