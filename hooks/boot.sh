@@ -9,6 +9,8 @@
 #   kit/                    the bundle: this script's directory
 #     boot.sh wrapper.sh tell.sh power-off.sh job-started.sh job-completed.sh
 #     mayfly.env curlrc runner.env payload                   settings, secrets, the job
+#     ca-extra.pem ca-bundle.pem                             certificates: the host's additional
+#                           ones, and those with the guest's own, which this script writes
 #     github.env registration                                settings of GitHub's runner
 #     run/                  files that the scripts write: pid, exit code, logs; the
 #                           registration is moved here, where the runner's user can
@@ -95,6 +97,25 @@ detached() {
             -- "$@"
     fi
     exec nohup "$@"
+}
+
+# Most programs take one file with all the authorities that they trust, so the host's
+# additional ones are appended to the guest's own. All users may read both files.
+write_ca_bundle() {
+    [ -f "$kit/ca-extra.pem" ] || return 0
+    rm -f "$kit/ca-bundle.new"
+    for own in /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/ca-bundle.pem \
+        /etc/ssl/cert.pem; do
+        if [ -s "$own" ]; then
+            cat "$own" >"$kit/ca-bundle.new" || return 1
+            # The last line may have no end.
+            echo >>"$kit/ca-bundle.new" || return 1
+            break
+        fi
+    done
+    cat "$kit/ca-extra.pem" >>"$kit/ca-bundle.new" &&
+        chmod 0644 "$kit/ca-extra.pem" "$kit/ca-bundle.new" &&
+        mv -f "$kit/ca-bundle.new" "$kit/ca-bundle.pem"
 }
 
 # Finds the session in which wrapper.sh runs the job. On a Mac, only the session of a
@@ -201,6 +222,7 @@ for file in mayfly.env curlrc runner.env github.env registration; do
         chmod 0600 "$kit/$file"
     fi
 done
+write_ca_bundle || die "cannot write ca-bundle.pem in $kit"
 # Removing a file needs write access to its directory: $run belongs to the runner's user.
 if [ -f "$kit/registration" ]; then
     mv -f "$kit/registration" "$run/registration" || die "cannot move the registration into $run"

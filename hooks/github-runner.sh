@@ -124,11 +124,22 @@ fi
 cd "$runner" || exit 126
 
 # The runner reads .env at every start, and .env takes precedence over its environment: an
-# old line in the template would refer to hooks that do not exist any more.
+# old line in the template would refer to hooks that do not exist any more, or to another
+# proxy than the one that this vm was given. Proxies are not written into it, because their
+# URLs may hold a password.
 # One KEY=VALUE per line, nothing quoted.
+old='ACTIONS_RUNNER_HOOK_JOB_STARTED|ACTIONS_RUNNER_HOOK_JOB_COMPLETED|MAYFLY_[A-Z_]*'
+if [ -n "${https_proxy+set}${HTTPS_PROXY+set}${http_proxy+set}${HTTP_PROXY+set}" ]; then
+    old="$old|https_proxy|HTTPS_PROXY|http_proxy|HTTP_PROXY|no_proxy|NO_PROXY"
+fi
+for name in NODE_EXTRA_CA_CERTS SSL_CERT_FILE GIT_SSL_CAINFO CURL_CA_BUNDLE REQUESTS_CA_BUNDLE; do
+    if eval "[ -n \"\${$name+set}\" ]"; then
+        old="$old|$name"
+    fi
+done
 {
     if [ -f .env ]; then
-        grep -v -E '^(ACTIONS_RUNNER_HOOK_JOB_STARTED|ACTIONS_RUNNER_HOOK_JOB_COMPLETED|MAYFLY_[A-Z_]*)=' .env
+        grep -v -E "^($old)=" .env
     fi
     echo "ACTIONS_RUNNER_HOOK_JOB_STARTED=$kit/job-started.sh"
     echo "ACTIONS_RUNNER_HOOK_JOB_COMPLETED=$kit/job-completed.sh"

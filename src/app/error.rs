@@ -1,6 +1,9 @@
 use std::io;
 
-use crate::store::{self, vault};
+use crate::{
+    reconcile::NetworkFault,
+    store::{self, vault},
+};
 
 /// Why the service did not start: one sentence with a remedy.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +35,8 @@ pub enum StartError {
     Driver { driver: &'static str, cause: String },
     #[error("GitHub cannot be used: {0}; `mayfly github check` says more")]
     GitHub(String),
+    #[error("the network settings cannot be used: {0}")]
+    Network(#[from] NetworkFault),
     #[error("the service ended, because a part of it ({part}) had ended by itself; its log has the cause")]
     Part { part: &'static str },
     #[error("cannot set up the admin token: {0}")]

@@ -153,6 +153,8 @@ impl App {
 fn setup(config: &Config, data: DataDir, own_path: &Path) -> Result<Setup, StartError> {
     let drivers = drivers::registry(config, &data, own_path)?;
     let capacity = config.slots.capacity();
+    let proxies = network::proxies(config)?;
+    let guest_urls = drivers::guest_urls(config);
     let usual = Setup::new(data, drivers, capacity);
     Ok(Setup {
         count_foreign: config.slots.count_foreign,
@@ -176,8 +178,9 @@ fn setup(config: &Config, data: DataDir, own_path: &Path) -> Result<Setup, Start
             tools: Tools { qemu_img: config.drivers.qemu.qemu_img.clone().unwrap_or_else(|| "qemu-img".into()) },
         },
         reconcile: reconcile::Settings {
-            guest_urls: drivers::guest_urls(config),
-            allow: network::allowed(config),
+            allow: network::allowed(config, &proxies),
+            host_environments: network::host_environments(config, &proxies, &guest_urls)?,
+            guest_urls,
             disk_full: Duration::from_secs(u64::from(config.drivers.qemu.disk_full_seconds)),
             keep_deleted: Duration::from_secs(u64::from(config.retention.deleted_vms_days) * 24 * 3600),
             runner: reconcile::RunnerSettings {
@@ -196,6 +199,7 @@ fn setup(config: &Config, data: DataDir, own_path: &Path) -> Result<Setup, Start
 pub fn check(config: &Config) -> Result<(), StartError> {
     let data = DataDir::new(config.data_dir.clone());
     listeners::check_paths(config, &data)?;
+    network::proxies(config)?;
     listeners::tls(config).map(drop)
 }
 

@@ -7,6 +7,7 @@ use crate::{
     domain::capacity::MACOS_GUESTS_PER_HOST,
     drivers::tart::{NetworkKind, TartSection},
     http::ServerSection,
+    reconcile::NetworkSection,
     registry::{
         RegistryHostSection, RegistrySection,
         credentials::{password_in, registry_name},
@@ -44,6 +45,7 @@ pub(super) fn complete(mut config: Config, given: &mut GivenSettings) -> Config 
         );
     }
     registry(&config.registry, given);
+    network(&config.network, given);
     github(&config.github, given);
     for (platform, archive) in &config.runners {
         runner(platform, archive, &config.github.runner_minimum_version, given);
@@ -135,6 +137,13 @@ fn registry_host(path: &str, host: &RegistryHostSection, given: &mut GivenSettin
         (None, None) => {}
         (Some(_), None) => given.refuse(&key("username"), "needs `password_file` beside it: give both or none"),
         (None, Some(_)) => given.refuse(&key("password_file"), "needs `username` beside it: give both or none"),
+    }
+}
+
+fn network(section: &NetworkSection, given: &mut GivenSettings) {
+    // The environment is that of the service; other commands load the configuration too.
+    for fault in [section.proxies(|_| None).err(), section.certificates().err()].into_iter().flatten() {
+        given.refuse(fault.key, fault.message);
     }
 }
 

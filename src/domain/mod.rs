@@ -24,6 +24,7 @@ pub mod network_support;
 pub mod new_template;
 pub mod orphaned_runner;
 pub mod pool;
+pub mod proxy;
 pub mod pull;
 pub mod queue;
 pub mod runner;

@@ -5,7 +5,8 @@
 //!                the scripts of hooks/, the same for every vm
 //! mayfly.env     0600   the vm's id and the address of the guest API
 //! curlrc         0600   the vm's token, for curl, so that it is in no command line
-//! runner.env     0600   the job's environment
+//! runner.env     0600   the environment of the runner and the job
+//! ca-extra.pem   0644   certificates that the guest trusts in addition to its own; absent if there are none
 //! payload        0700   the job or the setup script; absent if there is none
 //! github.env     0600   the directory of GitHub's runner, and its registration settings
 //! registration   0600   secret of the runner's registration; removed by the payload that reads it; absent with a seed
@@ -18,6 +19,7 @@ use std::{collections::BTreeMap, fmt, fmt::Write as _};
 
 use secrecy::{ExposeSecret, SecretString};
 
+use super::host_environment::{EXTRA_CERTIFICATES, HostEnvironment, HostValue};
 use crate::domain::{
     VmId,
     github::Registration,
@@ -52,6 +54,7 @@ pub struct KitInput {
     /// The user that runs the runner; empty: the user that runs `boot.sh`.
     pub user: String,
     pub env: BTreeMap<String, String>,
+    pub host_environment: HostEnvironment,
     pub payload: Option<String>,
     /// For the kind `github`, whose payload is ours.
     pub github: Option<GitHubKit>,
@@ -118,6 +121,8 @@ impl fmt::Debug for Kit {
 pub enum KitError {
     #[error(transparent)]
     Env(#[from] JobEnvError),
+    #[error("the host's value of the environment variable {0} holds a NUL byte")]
+    HostEnvironment(&'static str),
     #[error("the payload holds a NUL byte, it must be a script")]
     Payload,
     #[error("the guest API's address is empty or holds white space or control characters")]
@@ -130,7 +135,8 @@ pub enum KitError {
 
 impl Kit {
     pub fn new(input: KitInput) -> Result<Kit, KitError> {
-        let KitInput { vm_id, url, token, kind, attempt, start_seconds, user, env, payload, github } = input;
+        let KitInput { vm_id, url, token, kind, attempt, start_seconds, user, env, host_environment, payload, github } =
+            input;
         if url.is_empty() || url.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err(KitError::Url);
         }
@@ -153,9 +159,13 @@ impl Kit {
             SCRIPTS.iter().map(|(name, text)| KitFile { name, mode: 0o755, bytes: text.as_bytes().to_vec() }).collect();
         files.push(KitFile { name: "mayfly.env", mode: 0o600, bytes: assignments("", settings) });
         files.push(KitFile { name: "curlrc", mode: 0o600, bytes: curlrc(&token)? });
-        let env = env.iter().map(|(k, v)| (k.as_str(), v.as_str()));
         // Exported explicitly, because shells on a Mac that the scripts did not start also read it.
-        files.push(KitFile { name: "runner.env", mode: 0o600, bytes: assignments("export ", env) });
+        let mut exports = host_exports(&host_environment, &env)?;
+        exports.extend(assignments("export ", env.iter().map(|(k, v)| (k.as_str(), v.as_str()))));
+        files.push(KitFile { name: "runner.env", mode: 0o600, bytes: exports });
+        if let Some(certificates) = host_environment.certificates {
+            files.push(KitFile { name: EXTRA_CERTIFICATES, mode: 0o644, bytes: certificates.into_bytes() });
+        }
         if let Some(payload) = payload {
             if payload.contains('\0') {
                 return Err(KitError::Payload);
@@ -230,6 +240,22 @@ fn assignments<'a>(before: &str, pairs: impl IntoIterator<Item = (&'a str, &'a s
     text.into_bytes()
 }
 
+fn host_exports(host: &HostEnvironment, job: &BTreeMap<String, String>) -> Result<Vec<u8>, KitError> {
+    let mut text = String::new();
+    for (name, value) in host.without(job) {
+        let value = match value {
+            HostValue::Text(value) if value.expose_secret().contains('\0') => {
+                return Err(KitError::HostEnvironment(name));
+            }
+            HostValue::Text(value) => quote(value.expose_secret()),
+            // `wrapper.sh` sets it before it reads the file.
+            HostValue::File(file) => format!("\"$MAYFLY_HOME\"/{file}"),
+        };
+        let _ = writeln!(text, "export {name}={value}");
+    }
+    Ok(text.into_bytes())
+}
+
 /// Between single quotes, the only special byte of a shell is the single quote.
 fn quote(value: &str) -> String {
     format!("'{}'", value.replace('\'', r"'\''"))
@@ -261,6 +287,7 @@ pub(super) mod tests {
             start_seconds: 420,
             user: String::new(),
             env: BTreeMap::from([("GREETING".into(), "it's $(touch pwned) `id` \"x\"\n%s\\n".into())]),
+            host_environment: HostEnvironment::default(),
             payload: Some("#!/bin/sh\necho hi\n".into()),
             github: None,
         }
@@ -332,6 +359,40 @@ pub(super) mod tests {
         assert!(settings.contains("MAYFLY_GITHUB_REGISTRATION='jit_config'\n") && !settings.contains("s3cret"));
         let none = Kit::new(KitInput { kind: RunnerKind::None, payload: None, ..input() }).unwrap();
         assert!(file(&none, "payload").is_none());
+    }
+
+    #[test]
+    fn the_job_replaces_what_the_host_sets() {
+        let secret = |name, value: &str| (name, SecretString::from(value));
+        let host_environment = HostEnvironment {
+            variables: vec![
+                secret("https_proxy", "http://it's:%20@a.b:1"),
+                secret("HTTPS_PROXY", "http://it's:%20@a.b:1"),
+                secret("no_proxy", "a,b"),
+            ],
+            certificates: Some("CERTIFICATES\n".into()),
+        };
+        let env =
+            BTreeMap::from([("No_Proxy".to_owned(), String::new()), ("GIT_SSL_CAINFO".to_owned(), "/own".to_owned())]);
+        let kit = Kit::new(KitInput { env, host_environment: host_environment.clone(), ..input() }).unwrap();
+        let text = String::from_utf8(file(&kit, "runner.env").unwrap().bytes.clone()).unwrap();
+        let proxy = r"'http://it'\''s:%20@a.b:1'";
+        let all = "\"$MAYFLY_HOME\"/ca-bundle.pem";
+        assert_eq!(
+            text,
+            format!(
+                "export https_proxy={proxy}\nexport HTTPS_PROXY={proxy}\n\
+                 export NODE_EXTRA_CA_CERTS=\"$MAYFLY_HOME\"/ca-extra.pem\nexport SSL_CERT_FILE={all}\n\
+                 export CURL_CA_BUNDLE={all}\nexport REQUESTS_CA_BUNDLE={all}\n\
+                 export GIT_SSL_CAINFO='/own'\nexport No_Proxy=''\n"
+            )
+        );
+        let extra = file(&kit, "ca-extra.pem").unwrap();
+        assert_eq!((extra.mode, extra.bytes.as_slice()), (0o644, &b"CERTIFICATES\n"[..]));
+        let wrong = HostEnvironment { variables: vec![secret("no_proxy", "a\0")], certificates: None };
+        let wrong = Kit::new(KitInput { host_environment: wrong, ..input() });
+        assert_eq!(wrong, Err(KitError::HostEnvironment("no_proxy")));
+        assert!(!format!("{host_environment:?}").contains("a.b"));
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! This layer knows no drivers, rows or budgets: callers pass addresses and deadlines, and decide what is retried.
 
 pub mod agent;
+pub mod host_environment;
 mod install;
 pub mod kit;
 mod output;
@@ -20,6 +21,7 @@ pub mod readiness;
 pub mod seed;
 pub mod ssh;
 
+pub use host_environment::HostEnvironment;
 pub use kit::{Kit, KitError, KitFile, KitInput};
 pub use readiness::banner;
 pub use ssh::{SshDelivery, SshError, SshLogin, SshTarget, deliver};

@@ -7,6 +7,7 @@
 //! files           private files and directories, files that are replaced as a whole, secrets in files
 //! host_resources  cores and memory of this machine
 //! http            outbound HTTP clients: certificates, redirects, proxies, bodies of bounded size
+//! pem             certificates as text, for other programs
 //! process         child processes: deadline, bounded output, a small environment, killed with the service
 //! reach           which servers a client may connect to
 //! retry           pauses between attempts
@@ -22,6 +23,7 @@ pub mod error_chain;
 pub mod files;
 pub mod host_resources;
 pub mod http;
+pub mod pem;
 pub mod process;
 pub mod reach;
 pub mod retry;

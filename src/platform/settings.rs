@@ -70,6 +70,10 @@ setting_types! {
 
 impl<T: SettingType> SettingType for Option<T> {
     const KIND: &'static str = T::KIND;
+
+    fn fault(value: &Value) -> Option<String> {
+        T::fault(value)
+    }
 }
 
 pub fn accepts<T: SettingType>(value: &Value) -> bool {

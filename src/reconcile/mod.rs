@@ -18,6 +18,7 @@ mod failure;
 mod github;
 mod host;
 pub mod jobs;
+mod network_section;
 mod placement;
 mod presence;
 pub mod pulls;
@@ -30,7 +31,8 @@ mod vms;
 
 pub use github::Pace;
 pub use jobs::JobLoops;
+pub use network_section::{NetworkFault, NetworkSection};
 pub use pulls::PullLoops;
 pub use reconciler::Reconciler;
-pub use section::{NetworkSection, RetentionSection};
+pub use section::RetentionSection;
 pub use settings::{RunnerSettings, Settings};

@@ -3,6 +3,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use super::{github::Pace, jobs, pulls};
 use crate::{
     domain::{AllowedDestination, Budgets, capacity::Capacity},
+    guest::HostEnvironment,
     platform::data_dir::DataDir,
 };
 
@@ -15,6 +16,8 @@ pub struct Settings {
     pub guest_urls: BTreeMap<String, String>,
     /// What guests in the mode `internet` may reach besides public addresses.
     pub allow: Vec<AllowedDestination>,
+    /// Driver → what its guests that reach more than the guest API get from this host.
+    pub host_environments: BTreeMap<String, HostEnvironment>,
     /// Pause before a failed attempt is repeated; doubles each time, up to a minute.
     pub retry_backoff: Duration,
     /// How long a guest with a runner may stay paused because of a full disk.
@@ -41,6 +44,7 @@ impl Settings {
             guest_socket: data.guest_socket(),
             guest_urls: BTreeMap::new(),
             allow: Vec::new(),
+            host_environments: BTreeMap::new(),
             retry_backoff: Duration::from_secs(2),
             disk_full: Duration::from_secs(300),
             sweep_every: Duration::from_secs(60),

@@ -292,6 +292,33 @@ def wrapper_command():
     each_shell(one)
 
 
+def additional_certificates():
+    """The host's certificates are appended to the guest's own; every user of the guest may read them."""
+
+    def one(shell):
+        with Workspace() as w:
+            extra = b"-----BEGIN CERTIFICATE-----\nextra\n-----END CERTIFICATE-----\n"
+            payload = ('#!/bin/sh\nls -l "$SSL_CERT_FILE" "$NODE_EXTRA_CA_CERTS"\ncmp "$NODE_EXTRA_CA_CERTS" %s && '
+                       'echo same\ntail -n 3 "$SSL_CERT_FILE"\n' % (w.dir / "extra"))
+            (w.dir / "extra").write_bytes(extra)
+            files = kit_files(w.api.url, payload=payload)
+            files["runner.env"] = (0o600, b'export NODE_EXTRA_CA_CERTS="$MAYFLY_HOME"/ca-extra.pem\n'
+                                          b'export SSL_CERT_FILE="$MAYFLY_HOME"/ca-bundle.pem\n')
+            files["ca-extra.pem"] = (0o600, extra)
+            kit = lives(shell, files, w)
+            w.api.wait("runner_finished", 40)
+            lines = w.api.log().decode().split("\n")
+            check([line[:10] for line in lines[:2]] == ["-rw-r--r--"] * 2 and lines[2] == "same", lines)
+            check("\n".join(lines[3:6]).encode() + b"\n" == extra, lines)
+            own = [p for p in ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt",
+                               "/etc/ssl/ca-bundle.pem", "/etc/ssl/cert.pem") if os.path.exists(p)]
+            whole = (kit / "ca-bundle.pem").read_bytes()
+            before = pathlib.Path(own[0]).read_bytes() + b"\n" if own else b""
+            check(whole == before + extra, "%d bytes, not those of %s and the additional ones" % (len(whole), own[:1]))
+
+    each_shell(one)
+
+
 def wrapper_script_none_unknown():
     def one(shell):
         cases = (
@@ -537,6 +564,7 @@ RUN_SH = """#!/usr/bin/env bash
 echo "jit=$ACTIONS_RUNNER_INPUT_JITCONFIG token=$ACTIONS_RUNNER_INPUT_TOKEN deprecated=$ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE"
 echo "hooks $ACTIONS_RUNNER_HOOK_JOB_STARTED $ACTIONS_RUNNER_HOOK_JOB_COMPLETED greeting=$GREETING tracking=${RUNNER_TRACKING_ID-unset}"
 echo "left: $(ls "$MAYFLY_HOME/registration" 2>/dev/null)"
+echo "proxy=$https_proxy certificates=$SSL_CERT_FILE"
 echo 'dotenv:'; cat .env
 echo "2026-01-01 00:00:00Z: Listening for Jobs"
 until [ -e go ]; do sleep 0.1; done
@@ -564,7 +592,11 @@ def github_runner():
     def one(shell):
         with Workspace() as w:
             runner = runner_in(w.dir / "runner", code=3)
-            kit = lives(shell, github_files(w.api.url, runner, env={"GREETING": "hi"}), w,
+            with open(runner / ".env", "a") as old:
+                old.write("HTTPS_PROXY=http://stale.corp:1\nno_proxy=stale\nSSL_CERT_FILE=/stale\nGIT_SSL_CAINFO=/kept\n")
+            proxy = "http://user:s3cret@proxy.corp:3128"
+            env = {"GREETING": "hi", "https_proxy": proxy, "SSL_CERT_FILE": "/new"}
+            kit = lives(shell, github_files(w.api.url, runner, env=env), w,
                         clean_env(RUNNER_TRACKING_ID="github_1"))
             w.api.wait("runner_online", 40)
             # The registration was used and removed.
@@ -579,7 +611,8 @@ def github_runner():
             dotenv = lines[lines.index("dotenv:") + 1:]
             check(dotenv[0] == "LANG=C.UTF-8", dotenv)
             check("ACTIONS_RUNNER_HOOK_JOB_COMPLETED=%s/job-completed.sh" % kit in dotenv, dotenv)
-            check(not any("stale" in line for line in dotenv), dotenv)
+            check(not any("stale" in line or "s3cret" in line for line in dotenv), dotenv)
+            check("GIT_SSL_CAINFO=/kept" in dotenv and "proxy=%s certificates=/new" % proxy in lines, lines)
             check("MAYFLY_URL=%s" % w.api.url in dotenv, dotenv)
             check(not any("arguments" in line for line in lines), lines)
             check(not w.api.leaks, "token in argv: %s" % w.api.leaks)
@@ -747,7 +780,7 @@ def shellcheck():
 print("shells: " + " ".join(SHELLS), flush=True)
 main([
     hanging_and_dead, shellcheck, announces, refusals, after_the_hook, broken_kits, hostile_environment, cancelled_hook,
-    wrapper_command, wrapper_script_none_unknown, long_log, lost_calls, acknowledged_start, never_started,
+    wrapper_command, additional_certificates, wrapper_script_none_unknown, long_log, lost_calls, acknowledged_start, never_started,
     started_by_the_host, not_twice, vm_is_gone, one_wrapper,
     violent_job, signals_ignored, no_base64, boot_says_no, github_runner, github_registration_fetched,
     github_registration_refused, as_another_user, github_registration_token,

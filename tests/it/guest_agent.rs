@@ -448,6 +448,7 @@ fn kit(url: &str, payload: Option<String>) -> Kit {
         start_seconds: 60,
         user: String::new(),
         env: Default::default(),
+        host_environment: Default::default(),
         payload,
     })
     .unwrap()

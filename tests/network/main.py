@@ -11,6 +11,7 @@ to make them.
 """
 
 import argparse
+import base64
 import concurrent.futures
 import http.server
 import json
@@ -20,12 +21,14 @@ import shutil
 import signal
 import socket
 import socketserver
+import ssl
 import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import urllib.parse
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -49,6 +52,8 @@ DESTINATIONS = [
     ("http://10.88.0.10:8080/", "an allowed address with another port", "host"),
     ("http://allowed.test/", "an allowed name at a private address", "internet host"),
     ("http://10.88.0.11:8080/", "the address of an allowed name with another port", "host"),
+    ("http://[2a64:64::a58:9]/", "a private address through NAT64 with a prefix of the network", "host"),
+    ("http://[2a64:64::101:101]/", "the world through NAT64 with a prefix of the network", "internet host"),
     ("http://169.254.169.254/", "the metadata service", "host"),
     ("http://[fd00:ec2::254]/", "the metadata service over IPv6", "host"),
     ("http://10.0.2.2:8081/", "the host's loopback", "host"),
@@ -67,9 +72,27 @@ DESTINATIONS = [
 NAMES = {
     "public.test": ["1.1.1.1", "2606:4700::1111"], "large.test": ["1.1.1.1"], "private.test": ["10.88.0.9"], "loop.test": ["127.0.0.1"],
     "host.test": ["10.99.0.1"], "allowed.test": ["10.88.0.11"],
+    # The network's announcement of its NAT64 prefix (RFC 7050).
+    "ipv4only.arpa": ["192.0.0.170", "2a64:64::c000:aa"],
 }
 WORLD = ["1.1.1.1/32", "10.88.0.9/32", "10.88.0.10/32", "10.88.0.11/32", "169.254.169.254/32", "2606:4700::1111/128", "fd88::9/128",
-         "fd00:ec2::254/128"]
+         "fd00:ec2::254/128", "2a64:64::a58:9/128", "2a64:64::101:101/128", "10.88.0.12/32"]
+# A stand-in for a proxy, at a private address that `network.allow` does not list. Its answers show that it was asked, with the
+# credentials of the request, for a destination that only it reaches.
+PROXY = ("10.88.0.12", 3128)
+CREDENTIALS = "robot:p@ss word"
+TRIES = [
+    # What it is; the command in the guest; what it prints in the mode `internet`.
+    ("through the proxy", "curl -s -m 20 http://only-the-proxy-knows.test/path",
+     "proxied http://only-the-proxy-knows.test/path for robot:p@ss word"),
+    ("a tunnel for HTTPS", "curl -s -m 20 -p http://only-the-proxy-knows.test/", "tunnel for robot:p@ss word"),
+    ("the guest API without the proxy", "curl -s -m 20 -o /dev/null -w %{remote_ip} $MAYFLY_URL/healthz", "10.0.2.100"),
+    ("another port of the proxy's host", "curl -s -m 20 --noproxy '*' -o /dev/null http://10.88.0.12:8080/; echo $?", "7"),
+    ("a private address without the proxy", "curl -s -m 20 --noproxy '*' -o /dev/null http://10.88.0.9/; echo $?", "7"),
+    ("TLS with an additional authority", "curl -s -m 20 --noproxy '*' https://public.test/", "ok"),
+    ("TLS without it", "env -u CURL_CA_BUNDLE -u SSL_CERT_FILE curl -s -m 20 --noproxy '*' -o /dev/null https://public.test/; echo $?",
+     "60"),
+]
 
 
 def run(*command):
@@ -99,8 +122,12 @@ class Web6(http.server.ThreadingHTTPServer):
         super().server_bind()
 
 
-def serve_web(port):
+def serve_web(port, certificate=None):
     server = Web6(("::", port), Web)
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, certificate + ".key")
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
 
@@ -148,6 +175,8 @@ def world():
     run("ip", "link", "set", "veth1", "up")
     for port in (80, 8080):
         serve_web(port)
+    serve_web(443, os.environ["CERTIFICATE"])
+    threading.Thread(target=http.server.ThreadingHTTPServer(PROXY, Proxy).serve_forever, daemon=True).start()
     socketserver.ThreadingTCPServer.allow_reuse_address = True
     for server in (socketserver.ThreadingUDPServer(("10.77.0.1", 53), DnsDatagram),
                    socketserver.ThreadingTCPServer(("10.77.0.1", 53), DnsStream)):
@@ -156,7 +185,45 @@ def world():
     sys.stdin.read()
 
 
+class Proxy(http.server.BaseHTTPRequestHandler):
+    """Says what it was asked for. It connects to nothing."""
+
+    def user(self):
+        kind, _, code = self.headers.get("Proxy-Authorization", "none ").partition(" ")
+        return base64.b64decode(code).decode() if kind == "Basic" else "nobody"
+
+    def answer(self, text):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def do_GET(self):
+        self.answer(f"proxied {self.path} for {self.user()}")
+
+    def do_CONNECT(self):
+        self.send_response(200)
+        self.end_headers()
+        # The other end of the tunnel is this, too.
+        user = self.user()
+        while self.rfile.readline().strip():
+            pass
+        self.answer(f"tunnel for {user}")
+        self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
 # --- the host ---
+
+
+def make_certificate(directory):
+    """A certificate for `public.test` that no system trusts, which is its own authority."""
+    path = f"{directory}/ca.pem"
+    run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=public.test", "-addext",
+        "subjectAltName=DNS:public.test", "-keyout", path + ".key", "-out", path)
+    return path
 
 
 def host_network():
@@ -189,10 +256,12 @@ JOB = "\n".join(
     [
         # The gateway announces the IPv6 network when the guest asks for it, which the guest does by itself.
         "for i in 1 2 3 4 5 6 7 8 9 10; do ip -6 addr show scope global | grep -q inet6 && break; sleep 1; done",
-        "try() { curl -s -g -o /dev/null -m 8 \"$1\" </dev/null; echo \"RESULT $1 $?\"; }",
+        "try() { curl -s -g --noproxy '*' -o /dev/null -m 8 \"$1\" </dev/null; echo \"RESULT $1 $?\"; }",
     ]
     + [f"try '{url}' &\n[ $(( $(jobs -p | wc -l) )) -ge 6 ] && wait" for url, _, _ in DESTINATIONS]
-    + ["wait", "true"]
+    + ["wait"]
+    + [f"echo \"TRY {number} $({command})\"" for number, (_, command, _) in enumerate(TRIES)]
+    + ["echo \"TRY set ${HTTPS_PROXY+x}${https_proxy+x}${HTTP_PROXY+x}${http_proxy+x}${NO_PROXY+x}${no_proxy+x}\"", "true"]
 )
 
 
@@ -206,6 +275,10 @@ class Service:
         shutil.copytree(IMAGE, image)
         self.data = self.dir / "d"
         self.data.mkdir(mode=0o700)
+        shutil.copy(os.environ["CERTIFICATE"], self.data / "ca.pem")
+        credentials = self.data / "proxy.credentials"
+        credentials.write_text(CREDENTIALS + "\n")
+        credentials.chmod(0o600)
         if user != "root":
             run("chown", "-R", user, self.dir)
         env = {
@@ -213,6 +286,8 @@ class Service:
             "MAYFLY_SERVER__LISTEN": "127.0.0.1:8470", "MAYFLY_SLOTS__LINUX": "3", "MAYFLY_SLOTS__COUNT_FOREIGN": "false",
             "MAYFLY_SLOTS__CPUS": "8", "MAYFLY_SLOTS__MEMORY_MIB": "2048", "MAYFLY_DRIVERS__QEMU__ACCELERATOR": "tcg",
             "MAYFLY_NETWORK__ALLOW": '["10.88.0.10:80", "allowed.test:80"]', "MAYFLY_QUEUE__TIMEOUT_SECONDS": "600",
+            "MAYFLY_NETWORK__HTTPS_PROXY": "http://%s:%d" % PROXY, "MAYFLY_NETWORK__HTTP_PROXY": "http://%s:%d" % PROXY,
+            "MAYFLY_NETWORK__CA_BUNDLE_FILE": "ca.pem", "MAYFLY_NETWORK__PROXY_CREDENTIALS_FILE": "proxy.credentials",
         }
         drop = ["setpriv", "--reuid", user, "--regid", "nogroup", "--clear-groups"] if user != "root" else []
         self.log = open(self.dir / "service.log", "w")
@@ -258,7 +333,8 @@ class Service:
             vm = self.request("GET", f"/vms/{vm['id']}?wait_generation={vm['generation']}&timeout_seconds=20")
         log = self.request("GET", f"/vms/{vm['id']}/logs?source=job")
         lines = [line.split() for line in str(log).splitlines() if line.startswith("RESULT ")]
-        return {url: int(status) for _, url, status in lines}, vm
+        said = dict(line.split(" ", 2)[1:] for line in str(log).splitlines() if line.startswith("TRY "))
+        return {url: int(status) for _, url, status in lines}, said, vm
 
     def look(self, vm):
         """From the host: QEMU is confined, and nobody else has a way to the guest's SSH port."""
@@ -299,7 +375,24 @@ def matrix(binary, user):
                 wrong.append(f"{user}, {mode}: {url} ({what}) gave {status}")
         print(f"| {what} ({url}) | " + " | ".join(cells) + " |")
     for mode in MODES:
-        vm = results[mode][1]
+        said = results[mode][1]
+        print(f"\nproxy and certificates in the mode {mode}:")
+        for number, (what, _, expected) in enumerate(TRIES):
+            print(f"- {what}: {said.get(str(number))}")
+            if mode == "internet" and said.get(str(number)) != expected:
+                wrong.append(f"{user}, {mode}: {what}: {said.get(str(number))!r}, not {expected!r}")
+        if said.get("set", "") != ("" if mode == "isolated" else "xxxxxx"):
+            wrong.append(f"{user}, {mode}: variables of the proxy: {said.get('set')!r}")
+    secret = urllib.parse.quote(CREDENTIALS.split(":")[1])
+    for text in (CREDENTIALS, secret):
+        # The seed is a private file of the instance, which is gone; everything else must never have had it.
+        found = subprocess.run(["grep", "-rlaF", "--exclude=proxy.credentials", text, service.data, service.dir / "service.log"],
+                               capture_output=True, text=True).stdout.split()
+        found = [file for file in found if not file.endswith("job.log")]
+        if found:
+            wrong.append(f"{user}: the proxy's password is in {found}")
+    for mode in MODES:
+        vm = results[mode][2]
         if (vm.get("outcome") or {}).get("result") != "completed":
             wrong.append(f"{user}, {mode}: the vm ended with {vm.get('outcome')}")
     if wrong:
@@ -322,6 +415,8 @@ def main():
         inside += [word for user in options.user or ["root", "nobody"] for word in ("--user", user)]
         # The namespaces, and all processes in them, end with this one.
         os.execvp("unshare", ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"] + inside)
+    certificates = tempfile.TemporaryDirectory(prefix="mayfly-net-")
+    os.environ["CERTIFICATE"] = make_certificate(certificates.name)
     other = host_network()
     wrong = [line for user in options.user for line in matrix(options.binary, user)]
     other.terminate()

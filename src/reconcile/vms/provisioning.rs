@@ -8,7 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::observe::{Ways, ways};
 use crate::{
     domain::{
-        Code, Event, Handover, State, Vm,
+        Code, Event, Handover, NetworkMode, State, Vm,
         endpoint::Endpoint,
         event::ReadyVia,
         github::{Registered, Registration, runner_name},
@@ -18,7 +18,7 @@ use crate::{
     },
     drivers::Driver,
     guest::{
-        self, Kit, KitInput,
+        self, HostEnvironment, Kit, KitInput,
         kit::{GitHubKit, KitRunnerArchive, RunnerProgram},
     },
     parts::Parts,
@@ -52,6 +52,7 @@ pub(in crate::reconcile) struct Provisioner {
     clock: Clock,
     registrar: Registrar,
     guest_urls: BTreeMap<String, String>,
+    host_environments: BTreeMap<String, HostEnvironment>,
     runner: RunnerSettings,
 }
 
@@ -59,7 +60,8 @@ impl Provisioner {
     pub fn new(parts: &Parts, registrar: Registrar, settings: &Settings) -> Self {
         let Parts { ledger, reader, vault, logs, catalog, runner_archives: archives, clock, .. } = parts.clone();
         let (guest_urls, runner) = (settings.guest_urls.clone(), settings.runner.clone());
-        Self { ledger, reader, vault, logs, catalog, archives, clock, registrar, guest_urls, runner }
+        let host_environments = settings.host_environments.clone();
+        Self { ledger, reader, vault, logs, catalog, archives, clock, registrar, guest_urls, host_environments, runner }
     }
 
     async fn template(&self, vm: &Vm) -> Result<Template, Failure> {
@@ -190,6 +192,12 @@ impl Provisioner {
             let detail = format!("no address of the guest API is configured for guests of the driver {driver}");
             Failure::new(FailureKind::Permanent, Code::GuestNotConfigured, detail)
         })?;
+        // An isolated guest reaches no proxy, and has no use for certificates. The record of a vm of an earlier version
+        // has no mode.
+        let host_environment = match spec_of(vm)?.network {
+            Some(NetworkMode::Internet | NetworkMode::Host) => self.host_environments.get(driver).cloned(),
+            Some(NetworkMode::Isolated) | None => None,
+        };
         Kit::new(KitInput {
             vm_id: vm.id(),
             url,
@@ -199,6 +207,7 @@ impl Provisioner {
             start_seconds: vm.spec.budgets.boot_seconds.saturating_add(vm.spec.budgets.configure_seconds),
             user: template.user.clone(),
             env,
+            host_environment: host_environment.unwrap_or_default(),
             payload,
             github,
         })

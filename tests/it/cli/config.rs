@@ -168,6 +168,41 @@ fn destinations_are_read_and_their_rule_is_said_with_the_place() {
 }
 
 #[test]
+fn a_proxy_is_refused_with_its_place_and_without_its_password() {
+    let text = "[network]\nhttps_proxy = \"http://proxy.corp:3128\"\nno_proxy = [\".corp\", \"10.0.0.0/8\"]";
+    let network = load(text, &[("MAYFLY_NETWORK__HTTP_PROXY", "http://10.1.2.3:80")], &[]).unwrap().network;
+    let shown = |proxy: &Option<_>| proxy.as_ref().map(ToString::to_string);
+    assert_eq!(shown(&network.https_proxy).as_deref(), Some("http://proxy.corp:3128"));
+    assert_eq!(shown(&network.http_proxy).as_deref(), Some("http://10.1.2.3:80"));
+    for (value, message) in [
+        ("http://robot:hunter2@proxy.corp:3128", "set `network.proxy_credentials_file`"),
+        ("http://127.0.0.1:3128", "let the proxy listen on another address"),
+        ("robot:hunter2@proxy.corp", "expected a URL with a port such as"),
+    ] {
+        let said = refused(&format!("[network]\nhttps_proxy = \"{value}\""), &[]);
+        assert!(said.starts_with("/data/mayfly.toml:2: `network.https_proxy`: ") && said.contains(message), "{said}");
+        assert!(!said.contains("hunter2"), "{said}");
+        let said = refused("", &[("MAYFLY_NETWORK__HTTP_PROXY", value)]);
+        assert!(
+            said.starts_with("environment variable MAYFLY_NETWORK__HTTP_PROXY: ") && said.contains(message),
+            "{said}"
+        );
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+    let said = refused("[network]\nno_proxy = [\".corp\"]", &[]);
+    assert_eq!(
+        said,
+        "/data/mayfly.toml:2: `network.no_proxy`: needs `network.https_proxy` or `network.http_proxy` beside it"
+    );
+    let said = refused("[network]\nca_bundle_file = \"no/ca.pem\"", &[]);
+    assert!(said.contains("`network.ca_bundle_file`: the certificates in /data/no/ca.pem: "), "{said}");
+    let both = "[network]\nproxy_from_environment = true\nhttp_proxy = \"http://a.b:1\"";
+    assert!(
+        refused(both, &[]).contains("`network.proxy_from_environment`: the section has settings of a proxy besides it")
+    );
+}
+
+#[test]
 fn all_problems_are_reported_at_once() {
     let said = refused("[queue]\nmax_length = true\n[slots]\nmacos = 3\nlinx = 1\n", &[("MAYFLY_LOG__FORMAT", "xml")]);
     assert_eq!(said.lines().count(), 4, "{said}");
