@@ -19,7 +19,6 @@ use std::{
     fs::File,
     io::{self, Write as _},
     net::{IpAddr, SocketAddr},
-    os::unix::fs::PermissionsExt as _,
     path::Path,
     sync::Arc,
     time::Duration,
@@ -31,7 +30,7 @@ use rustix::fs::{FlockOperation, fcntl_lock};
 use smoltcp::wire::{EthernetAddress, EthernetFrame, EthernetProtocol};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{UnixListener, UnixStream},
+    net::UnixStream,
     time::{Instant, sleep, sleep_until},
 };
 
@@ -40,6 +39,7 @@ use self::{
     neighbors::Discovery,
     packet::{Parsed, Transport},
     stack::Stack,
+    tcp::SshSocket,
 };
 use crate::{
     domain::{
@@ -47,7 +47,7 @@ use crate::{
         gateway::{GUEST_MAC, GatewaySpec, MTU, ROUTER_V6},
         network::NetworkRefusal,
     },
-    platform::{clock, files::ignore_not_found},
+    platform::clock,
 };
 
 mod dns;
@@ -105,7 +105,7 @@ pub async fn run(spec: GatewaySpec) -> Result<(), GatewayError> {
         _ => io("cannot lock", &spec.lock)(cause),
     })?;
     let link = UnixStream::connect(&spec.link).await.map_err(io("cannot connect to the hypervisor at", &spec.link))?;
-    let ssh = listen(&spec.ssh).map_err(io("cannot listen on", &spec.ssh))?;
+    let ssh = SshSocket::listen(&spec.ssh).map_err(io("cannot listen on", &spec.ssh))?;
     // Says which holder of the lock is ready.
     write!(lock, "{}", std::process::id()).map_err(io("cannot write to", &spec.lock))?;
     let gateway = Gateway::new(spec);
@@ -134,14 +134,6 @@ fn lock(path: &Path) -> io::Result<File> {
         Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => Err(io::ErrorKind::WouldBlock.into()),
         Err(error) => Err(error.into()),
     }
-}
-
-/// The directory is private; the mode is for a directory that is not.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    ignore_not_found(std::fs::remove_file(path))?;
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
 }
 
 impl Gateway {
@@ -303,4 +295,72 @@ fn next_advertisement() -> Instant {
 fn is_multicast_or_broadcast(address: IpAddr) -> bool {
     address.is_multicast()
         || matches!(address, IpAddr::V4(address) if address.is_broadcast() || address.octets() == [10, 0, 2, 255])
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing_subscriber::fmt::MakeWriter;
+
+    use super::*;
+    use crate::domain::{NetworkPolicy, gateway::GUEST_API};
+
+    impl Gateway {
+        /// A gateway without a guest, whose files are in this directory.
+        pub(super) fn in_directory(dir: &Path) -> Arc<Self> {
+            let file = |name: &str| dir.join(name);
+            Self::new(GatewaySpec {
+                policy: NetworkPolicy { mode: NetworkMode::Isolated, allow: Vec::new() },
+                link: file("link"),
+                guest_api: file("api"),
+                ssh: file("ssh"),
+                logs: Vec::new(),
+                lock: file("lock"),
+            })
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct LogText(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for LogText {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl MakeWriter<'_> for LogText {
+        type Writer = Self;
+
+        fn make_writer(&self) -> Self {
+            self.clone()
+        }
+    }
+
+    /// Whatever a guest does, its gateway writes a bounded log.
+    #[tokio::test]
+    async fn a_guest_cannot_fill_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let gateway = Gateway::in_directory(dir.path());
+        let text = LogText::default();
+        let log = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer(text.clone()).finish();
+        let logging = tracing::subscriber::set_default(log);
+        let source: SocketAddr = "10.0.2.15:4000".parse().unwrap();
+        for port in 1..=2000 {
+            let destination: SocketAddr = (GUEST_API, port).into();
+            let packet = packet::udp(source, destination, b"x").unwrap();
+            gateway.take_packet(&packet);
+            gateway.take_packet(&packet[..packet.len() - 1]);
+            let _ = gateway.refused((GUEST_API, port).into(), NetworkRefusal::Isolated);
+            gateway.note_limit();
+        }
+        drop(logging);
+        let lines = String::from_utf8(text.0.lock().clone()).unwrap();
+        let refusals = lines.lines().filter(|line| line.contains("may not reach this destination")).count();
+        assert_eq!((refusals, lines.lines().count()), (LOGGED_REFUSALS, LOGGED_REFUSALS + 1), "{lines}");
+    }
 }

@@ -1,6 +1,14 @@
 //! Connections: those of the guest, and those of the service to the guest's SSH port.
 
-use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use rustix::net::sockopt;
@@ -15,9 +23,12 @@ use super::{
     route::{Route, route},
     stack::{GuestStream, Stack},
 };
-use crate::domain::{
-    gateway::{GUEST_API, GUEST_API_PORT},
-    network::NetworkRefusal,
+use crate::{
+    domain::{
+        gateway::{GUEST_API, GUEST_API_PORT},
+        network::NetworkRefusal,
+    },
+    platform::files::ignore_not_found,
 };
 
 /// Connections of the guest at once, besides those to the guest API.
@@ -37,6 +48,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(60);
 const PIECE: usize = 16 << 10;
 /// How long the guest may take to receive the rest, after an error of the host's connection.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How often it is checked that the socket of the SSH port is still there.
+const LOOK_AFTER_SOCKET: Duration = Duration::from_secs(2);
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
 
 /// The connections of the guest that exist or are being opened.
@@ -55,6 +68,33 @@ enum Phase {
     /// The destination has not accepted yet, so neither has the gateway.
     Opening,
     Accepted,
+}
+
+/// The socket of the guest's SSH port.
+pub(super) struct SshSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and number of the file.
+    file: (u64, u64),
+}
+
+impl SshSocket {
+    /// The directory is private; the mode is for a directory that is not.
+    pub fn listen(path: &Path) -> io::Result<Self> {
+        ignore_not_found(std::fs::remove_file(path))?;
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        let found = std::fs::symlink_metadata(path)?;
+        Ok(Self { listener, path: path.to_owned(), file: (found.dev(), found.ino()) })
+    }
+
+    /// Whether the file is gone or another one: connections to it do not arrive here.
+    fn is_lost(&self) -> bool {
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(found) => (found.dev(), found.ino()) != self.file,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
+    }
 }
 
 impl Connections {
@@ -154,18 +194,38 @@ impl Gateway {
         })
     }
 
-    fn refused(&self, destination: SocketAddr, refusal: NetworkRefusal) -> io::Error {
+    pub(super) fn refused(&self, destination: SocketAddr, refusal: NetworkRefusal) -> io::Error {
         self.note_refusal(destination, refusal);
         io::Error::new(io::ErrorKind::PermissionDenied, refusal.describe())
     }
 
-    /// Connects what arrives on the socket to the guest's SSH port.
-    pub(super) async fn serve_ssh(self: Arc<Self>, listener: UnixListener) {
+    /// Connects what arrives on the socket to the guest's SSH port. Without the socket the service cannot reach its guest, so
+    /// one that was removed is made again.
+    pub(super) async fn serve_ssh(self: Arc<Self>, mut socket: SshSocket) {
         let free = Arc::new(tokio::sync::Semaphore::new(MOST_SSH_CONNECTIONS));
+        // Logged once in a row: an error that lasts is met again and again.
+        let mut failed = false;
         loop {
             let Ok(permit) = free.clone().acquire_owned().await else { return };
-            match listener.accept().await {
+            let accepted = tokio::select! {
+                accepted = socket.listener.accept() => accepted,
+                () = sleep(LOOK_AFTER_SOCKET) => {
+                    if !socket.is_lost() {
+                        continue;
+                    }
+                    tracing::warn!("the socket of the guest's SSH port is lost; making another one");
+                    match SshSocket::listen(&self.spec.ssh) {
+                        Ok(another) => {
+                            socket = another;
+                            continue;
+                        }
+                        Err(error) => Err(error),
+                    }
+                }
+            };
+            match accepted {
                 Ok((mut caller, _)) => {
+                    failed = false;
                     let stack = self.stack.clone();
                     tokio::spawn(async move {
                         let _permit = permit;
@@ -173,7 +233,10 @@ impl Gateway {
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection to the guest's SSH port");
+                    if !failed {
+                        tracing::warn!(%error, "cannot accept connections to the guest's SSH port");
+                    }
+                    failed = true;
                     sleep(PAUSE_AFTER_ERROR).await;
                 }
             }
@@ -214,6 +277,43 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = dial(listener.local_addr().unwrap()).await.unwrap();
         (host, listener.accept().await.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn a_lost_ssh_socket_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let gateway = Gateway::in_directory(dir.path());
+        let path = gateway.spec.ssh.clone();
+        // One that an earlier gateway left, and one that another program put there.
+        for left in [true, false] {
+            if left {
+                drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+                let serving = tokio::spawn(gateway.clone().serve_ssh(SshSocket::listen(&path).unwrap()));
+                assert!(UnixStream::connect(&path).await.is_ok());
+                std::fs::remove_file(&path).unwrap();
+                connected(&path).await;
+                serving.abort();
+                assert!(serving.await.unwrap_err().is_cancelled());
+            } else {
+                let serving = tokio::spawn(gateway.clone().serve_ssh(SshSocket::listen(&path).unwrap()));
+                std::fs::remove_file(&path).unwrap();
+                drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+                assert!(UnixStream::connect(&path).await.is_err());
+                connected(&path).await;
+                let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+                assert_eq!(mode & 0o777, 0o600);
+                serving.abort();
+            }
+        }
+    }
+
+    async fn connected(path: &Path) {
+        let connecting = async {
+            while UnixStream::connect(path).await.is_err() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(Duration::from_secs(30), connecting).await.expect("the socket is made again");
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ use std::{io, path::Path, time::Duration};
 
 use tokio::{process::Child, time::timeout};
 
-use super::paths::QemuPaths;
+use super::paths::{MESSAGES_LIMIT, QemuPaths};
 use crate::{
     domain::{Code, InstanceName, gateway::GatewaySpec},
     drivers::{
@@ -80,6 +80,10 @@ pub async fn ensure(program: &Path, paths: &QemuPaths) -> Result<()> {
 fn launch(program: &Path, paths: &QemuPaths) -> Result<Child> {
     let failed = |error| failure::io(error, Code::BootFailed, "the guest's gateway cannot be started");
     let log = files::private().create(true).append(true).open(paths.gateway_log()).map_err(failed)?;
+    // A gateway keeps its own log below the limit, unless it ends at once. There is no limit to how often it is started.
+    if log.metadata().map_err(failed)?.len() > MESSAGES_LIMIT {
+        log.set_len(0).map_err(failed)?;
+    }
     Command::new(program, START)
         .args(["detach", "--"])
         .arg(program)
@@ -159,5 +163,48 @@ async fn find(paths: &QemuPaths) -> Result<Option<Process>> {
         LockHolder::Free => Ok(None),
         LockHolder::Process(pid) => Ok(Process::find(pid).await.map_err(unseen)?.filter(Process::is_own)),
         LockHolder::Unknown => Err(unseen(io::Error::other("a process that cannot be seen from here holds its lock"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{BufRead as _, BufReader},
+        os::unix::fs::PermissionsExt as _,
+    };
+
+    use super::*;
+    use crate::domain::{NetworkMode, NetworkPolicy, VmId};
+
+    /// A gateway that ends at once, each time it is started, after it wrote a lot to its log.
+    #[tokio::test]
+    async fn starts_of_a_gateway_that_ends_again_and_again_become_rarer_and_its_log_is_bounded() {
+        const STARTS: usize = 4;
+        let dir = tempfile::tempdir().unwrap();
+        let name = VmId::mint().instance();
+        let paths = QemuPaths::new(dir.path(), &name);
+        std::fs::create_dir(&paths.dir).unwrap();
+        let policy = NetworkPolicy { mode: NetworkMode::Isolated, allow: Vec::new() };
+        prepare(1 << 20, &GuestNetwork { policy, guest_api: dir.path().join("api") }, &paths).unwrap();
+        let starts = dir.path().join("starts");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &starts, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+        let program = dir.path().join("gateway");
+        let text = format!("#!/bin/sh\nyes noise | head -c 600000 >&2\necho started >'{}'\n", starts.display());
+        std::fs::write(&program, text).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        // Open for both, so that neither side waits for the other.
+        let starts = std::fs::File::options().read(true).write(true).open(&starts).unwrap();
+        let counted = tokio::task::spawn_blocking(move || {
+            BufReader::new(starts).lines().take(STARTS).map(|_| clock::monotonic()).collect::<Vec<_>>()
+        });
+        let at = tokio::select! {
+            at = counted => at.unwrap(),
+            never = keep(&program, &paths, &name) => match never {},
+        };
+        for (n, pair) in at.windows(2).enumerate() {
+            assert!(pair[1] - pair[0] >= START_AGAIN * 2_u32.pow(n as u32) - LOOK_AGAIN, "start {n}: {at:?}");
+        }
+        let log = std::fs::metadata(paths.gateway_log()).unwrap().len();
+        assert!(log > 0 && log <= MESSAGES_LIMIT + 600_000, "{log} bytes");
     }
 }

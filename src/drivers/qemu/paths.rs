@@ -15,7 +15,7 @@ pub const SOCKET_PATH_LIMIT: usize = 103;
 pub const WATCH_BEGINNING: u64 = 16 << 10;
 /// Sizes on disk, in bytes, at which logs that the guest can make grow are cut. That of the console is a setting.
 const WATCH_LIMIT: u64 = 1 << 20;
-const MESSAGES_LIMIT: u64 = 1 << 20;
+pub const MESSAGES_LIMIT: u64 = 1 << 20;
 
 #[derive(Clone, Debug)]
 pub struct QemuPaths {
