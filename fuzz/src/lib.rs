@@ -21,8 +21,13 @@ pub mod oci {
 
 #[path = "../../src/domain"]
 pub mod domain {
+    pub mod gateway;
     pub mod mac;
     pub mod tart_config;
+
+    /// Of the original, that it exists: what a guest may reach is not fuzzed.
+    #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+    pub struct NetworkPolicy {}
 
     /// Of the original, only what a VM's configuration says: the rest would bring half of Mayfly.
     pub mod template {
@@ -51,6 +56,117 @@ pub mod domain {
                     DiskFormat::Asif => "asif",
                 }
             }
+        }
+    }
+}
+
+pub mod platform {
+    /// Of the original, the clock that the stack's timers use.
+    pub mod clock {
+        use std::time::Duration;
+
+        use tokio::time::Instant;
+
+        pub fn monotonic() -> Instant {
+            Instant::now()
+        }
+
+        pub fn elapsed(since: Instant) -> Duration {
+            since.elapsed()
+        }
+    }
+}
+
+#[path = "../../src/gateway"]
+pub mod gateway {
+    pub mod dns_message;
+    pub mod link;
+    pub mod neighbors;
+    pub mod packet;
+    #[expect(dead_code, reason = "the gateway's other modules use the rest")]
+    mod stack;
+
+    use std::{
+        net::SocketAddr,
+        pin::Pin,
+        sync::Arc,
+        task::{Context, Waker},
+    };
+
+    use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
+
+    type Accepting = Pin<Box<dyn Future<Output = std::io::Result<stack::GuestStream>>>>;
+
+    /// The stack, with connections whose ends are read and written whenever the target says so.
+    pub struct Connections {
+        stack: Arc<stack::Stack>,
+        accepting: Vec<Accepting>,
+        open: Vec<stack::GuestStream>,
+    }
+
+    /// Connections at once, as many as the gateway would refuse further ones for.
+    const MOST: usize = 8;
+
+    impl Connections {
+        #[expect(clippy::new_without_default, reason = "it is no value")]
+        pub fn new() -> Self {
+            Self { stack: stack::Stack::new(), accepting: Vec::new(), open: Vec::new() }
+        }
+
+        pub fn take(&self, packet: Vec<u8>) {
+            self.stack.take(packet);
+        }
+
+        /// As the gateway does with the first segment of a connection whose destination has accepted.
+        pub fn accept(&mut self, to: SocketAddr, first: Vec<u8>) {
+            if self.stack.connections() < MOST {
+                let stack = self.stack.clone();
+                self.accepting.push(Box::pin(async move { stack.accept(to, first).await }));
+            }
+        }
+
+        /// Moves everything on that can move, and returns the packets for the guest.
+        pub fn poll(&mut self) -> Vec<Vec<u8>> {
+            let context = &mut Context::from_waker(Waker::noop());
+            let open = &mut self.open;
+            self.accepting.retain_mut(|accepting| match accepting.as_mut().poll(context) {
+                std::task::Poll::Ready(accepted) => {
+                    open.extend(accepted);
+                    false
+                }
+                std::task::Poll::Pending => true,
+            });
+            self.stack.poll();
+            std::iter::from_fn(|| self.stack.next_packet()).collect()
+        }
+
+        /// Reads and writes this many bytes of each connection.
+        pub fn transfer(&mut self, bytes: usize) {
+            let context = &mut Context::from_waker(Waker::noop());
+            for stream in &mut self.open {
+                let mut buffer = vec![0; bytes];
+                let _ = Pin::new(&mut *stream).poll_read(context, &mut ReadBuf::new(&mut buffer));
+                let _ = Pin::new(&mut *stream).poll_write(context, &buffer);
+            }
+        }
+
+        /// Ends the sending side of the oldest connection.
+        pub fn shut_down(&mut self) {
+            let context = &mut Context::from_waker(Waker::noop());
+            if let Some(stream) = self.open.first_mut() {
+                let _ = Pin::new(stream).poll_shutdown(context);
+            }
+        }
+
+        /// Drops the oldest connection.
+        pub fn drop_one(&mut self) {
+            if !self.open.is_empty() {
+                self.open.remove(0);
+            }
+        }
+
+        pub fn count(&self) -> usize {
+            self.stack.connections()
         }
     }
 }

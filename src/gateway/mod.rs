@@ -51,6 +51,7 @@ use crate::{
 };
 
 mod dns;
+mod dns_message;
 mod host;
 mod link;
 mod logs;

@@ -254,4 +254,26 @@ mod tests {
         assert_eq!(parse(&[]), None);
         assert_eq!(parse(&[0x55; 60]), None);
     }
+
+    /// Inputs that a fuzz target found worth keeping, through what it calls.
+    #[test]
+    fn the_fuzzers_corpus() {
+        use super::super::{dns_message, neighbors};
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/gateway_packets");
+        let (mut files, mut frames) = (0, 0);
+        for entry in std::fs::read_dir(corpus).unwrap() {
+            let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+            files += 1;
+            let _ = (dns_message::is_question(&bytes), dns_message::truncated(&bytes), neighbors::dhcp_reply(&bytes));
+            let mut read = bytes::BytesMut::from(&bytes[..]);
+            while let Ok(Some(frame)) = super::super::link::next_frame(&mut read) {
+                let Some(payload) = frame.get(ETHERNET_HEADER..) else { continue };
+                let answered = parse(payload).is_some_and(|_| refusal(payload).is_some())
+                    || neighbors::discovery(payload).is_some()
+                    || neighbors::arp_reply(payload).is_some();
+                frames += usize::from(answered);
+            }
+        }
+        assert!(files >= 9 && frames >= 6, "{files} files, {frames} frames");
+    }
 }
