@@ -54,7 +54,7 @@ esac
 needed=("$emulator:$binary" qemu-utils:qemu-img gcc:cc libc6-dev:/usr/include/stdlib.h curl:curl python3:python3
     cpio:cpio e2fsprogs:mkfs.ext4 fakeroot:fakeroot openssh-client:ssh-keygen ca-certificates:/etc/ssl/certs/ca-certificates.crt)
 if [ "$what" = test ]; then
-    needed+=(shellcheck:shellcheck dash:dash busybox:busybox openssh-server:/usr/sbin/sshd socat:socat mtools:mcopy
+    needed+=(shellcheck:shellcheck dash:dash busybox:busybox openssh-server:/usr/sbin/sshd socat:socat openssl:openssl mtools:mcopy
         python3-venv:/usr/share/python-wheels procps:ps git:git iproute2:ip
         docker-registry:docker-registry skopeo:skopeo apache2-utils:htpasswd xfsprogs:/usr/sbin/mkfs.xfs
         mmdebstrap:mmdebstrap debian-archive-keyring:/usr/share/keyrings/debian-archive-keyring.gpg)
