@@ -2,13 +2,14 @@
 
 use std::{fs::Permissions, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
+use secrecy::ExposeSecret as _;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::error::StartError;
 use crate::{
     config::Config,
     drivers::qemu::{self, Qemu},
-    platform::data_dir::DataDir,
+    platform::{data_dir::DataDir, files},
 };
 
 pub(super) async fn listen(address: std::net::SocketAddr, setting: &'static str) -> Result<TcpListener, StartError> {
@@ -69,8 +70,10 @@ pub(super) fn tls(config: &Config) -> Result<Option<Arc<tokio_rustls::rustls::Se
     if chain.is_empty() {
         return Err(explain("the certificate", "server.tls_cert", cert, &"there is none in it"));
     }
-    let private =
-        PrivateKeyDer::from_pem_file(key).map_err(|e| explain("the private key", "server.tls_key", key, &e))?;
+    // With its owner and mode: who reads this key can pretend to be this service.
+    let pem = files::read_secret(key).map_err(|why| StartError::Tls(format!("`server.tls_key`: {why}")))?;
+    let private = PrivateKeyDer::from_pem_slice(pem.expose_secret().as_bytes())
+        .map_err(|e| explain("the private key", "server.tls_key", key, &e))?;
     let mut server =
         ServerConfig::builder().with_no_client_auth().with_single_cert(chain, private).map_err(|cause| {
             StartError::Tls(format!(

@@ -66,6 +66,9 @@ pub(super) fn run(args: Serve, data_dir: Option<PathBuf>) -> Result<u8, CommandF
     process::set_supervisor(&own_path);
     telemetry::start_logging(&config.log).map_err(|error| CommandFailure::Usage(error.to_string()))?;
     telemetry::start_metrics();
+    if let Err(error) = process::disable_core_dumps() {
+        tracing::warn!(%error, "cannot disable core dumps, which would hold secrets");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -7,7 +7,7 @@ use std::{
     process::ExitStatus,
 };
 
-use rustix::process::{Pid, Resource, Rlimit, Signal, getpid, kill_process, setrlimit};
+use rustix::process::{Pid, Signal, getpid, kill_process};
 
 use super::exit;
 use crate::platform::process::{self, CANNOT_RUN, CANNOT_SUPERVISE, NOT_FOUND};
@@ -35,7 +35,7 @@ pub(super) fn run(args: &[OsString]) -> u8 {
 fn pass_on(status: ExitStatus) -> u8 {
     if let Some(signal) = status.signal().and_then(Signal::from_named_raw) {
         // A core dump, if wanted, is the program's.
-        let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+        let _ = process::disable_core_dumps();
         let _ = kill_process(getpid(), signal);
     }
     status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::FAILURE)

@@ -12,7 +12,7 @@ section! {
         listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8470));
         /// Certificate chain (PEM) for TLS. Set both `tls_cert` and `tls_key`, or neither.
         tls_cert: Option<PathBuf> = None;
-        /// Private key (PEM) of that certificate.
+        /// Private key (PEM) of that certificate, readable by its owner only (mode 0600).
         tls_key: Option<PathBuf> = None;
         /// A proxy in front of Mayfly terminates TLS. Allows `listen` to be an address that other machines can reach,
         /// without TLS here.

@@ -33,10 +33,14 @@ pub fn new_session() -> io::Result<()> {
 /// Most file descriptors of a hypervisor. With a disk, its sockets and some for each processor it has far fewer.
 const HYPERVISOR_DESCRIPTORS: u64 = 4096;
 
-/// Limits what this process, and the hypervisor that takes its place, may use: no core dump, which would hold the guest's
-/// memory, and a bounded number of descriptors.
+/// Disables core dumps of this process and its children: a dump would hold secrets, or the memory of a guest.
+pub fn disable_core_dumps() -> io::Result<()> {
+    Ok(setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?)
+}
+
+/// Limits what this process, and the hypervisor that takes its place, may use.
 pub fn limit_hypervisor() -> io::Result<()> {
-    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    disable_core_dumps()?;
     let now = getrlimit(Resource::Nofile);
     let bounded =
         |limit: Option<u64>| Some(limit.map_or(HYPERVISOR_DESCRIPTORS, |most| most.min(HYPERVISOR_DESCRIPTORS)));
