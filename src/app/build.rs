@@ -22,6 +22,10 @@ use crate::{
     templates::{self, Catalog, pull::Puller},
 };
 
+/// Logs of guests may use the space that is kept free for running vms, down to this part of it: they belong to running
+/// vms, and each is small.
+const LOGS_SHARE: u64 = 4;
+
 /// The inputs of a service.
 pub struct Setup {
     pub data: DataDir,
@@ -30,6 +34,8 @@ pub struct Setup {
     pub capacity: Capacity,
     /// Whether foreign instances count against the capacity.
     pub count_foreign: bool,
+    /// Size of the file that keeps disk space for the database.
+    pub database_reserve: u64,
     pub template_limits: templates::SpaceLimits,
     pub registries: RegistryAccess,
     /// `None`: no GitHub credentials are configured.
@@ -49,6 +55,7 @@ impl Setup {
             drivers,
             capacity,
             count_foreign: true,
+            database_reserve: 0,
             template_limits: templates::SpaceLimits::default(),
             registries: RegistryAccess::default(),
             github: None,
@@ -81,6 +88,7 @@ pub async fn build(setup: Setup) -> Result<Built, StartError> {
         drivers,
         capacity,
         count_foreign,
+        database_reserve,
         template_limits,
         registries,
         github,
@@ -89,7 +97,7 @@ pub async fn build(setup: Setup) -> Result<Built, StartError> {
         mut service,
         mut reconcile,
     } = setup;
-    let (vault, store) = store::open(&data).await?;
+    let (vault, store) = store::open(&data, database_reserve).await?;
     let catalog = Catalog::open_with(data.templates(), template_limits)
         .map_err(|cause| StartError::Templates { dir: data.templates().display().to_string(), cause })?;
     catalog.set_template_usage(Arc::new(StoredTemplateUsage {
@@ -97,6 +105,7 @@ pub async fn build(setup: Setup) -> Result<Built, StartError> {
         ledger: store.ledger.clone(),
         clock: clock.clone(),
     }));
+    let space = catalog.space().clone();
     let RegistryAccess { pull, credentials, users } = registries;
     let limits = pull.registry.limits.clone();
     let logins = Logins::new(data.path().to_owned(), pull.registry.clone(), users, credentials.clone());
@@ -105,7 +114,7 @@ pub async fn build(setup: Setup) -> Result<Built, StartError> {
         ledger: store.ledger,
         reader: store.reader,
         vault: Arc::new(vault),
-        logs: Logs::new(data.logs()),
+        logs: Logs::new(data.logs()).with_space(space.keeping(template_limits.min_free_bytes / LOGS_SHARE)),
         pool_faults: Default::default(),
         capacity,
         host: HostInspector::new(drivers.clone(), capacity, count_foreign, clock.clone()),
@@ -114,9 +123,9 @@ pub async fn build(setup: Setup) -> Result<Built, StartError> {
         catalog: Arc::new(catalog),
         pull_progress: Default::default(),
         logins,
-        s3: S3::new(data.s3(), limits),
+        s3: S3::new(data.s3(), limits).with_space(space.clone()),
         github,
-        runner_archives: RunnerArchives::new(data.runner_archives(), runner_archives),
+        runner_archives: RunnerArchives::new(data.runner_archives(), runner_archives).with_space(space),
         clock,
     };
 

@@ -14,7 +14,7 @@ use crate::{
     domain::{Code, token::TokenScope},
     platform::{data_dir::DataDir, files},
     service::tokens::Tokens,
-    store::{self, Store, Vault},
+    store::{self, ReserveFile, Store, Vault},
 };
 
 /// One service per data directory. The kernel releases the lock when the process ends in any way.
@@ -33,7 +33,7 @@ pub(super) fn lock(data: &DataDir) -> Result<File, StartError> {
     }
 }
 
-pub(super) async fn open(data: &DataDir) -> Result<(Vault, Store), StartError> {
+pub(super) async fn open(data: &DataDir, reserve_bytes: u64) -> Result<(Vault, Store), StartError> {
     let (key, database) = (data.secret_key(), data.database());
     // A new key beside old records would silently make the scripts of live vms unreadable and the tokens of their
     // guests invalid.
@@ -41,7 +41,7 @@ pub(super) async fn open(data: &DataDir) -> Result<(Vault, Store), StartError> {
         return Err(StartError::KeyLost { key: key.display().to_string(), database: database.display().to_string() });
     }
     let vault = Vault::open(&key)?;
-    Ok((vault, store::open(&database).await?))
+    Ok((vault, store::open_with(&database, ReserveFile { path: data.database_reserve(), bytes: reserve_bytes }).await?))
 }
 
 /// Checks a database that is too large to be checked at the start.

@@ -158,6 +158,7 @@ fn setup(config: &Config, data: DataDir, own_path: &Path) -> Result<Setup, Start
     let usual = Setup::new(data, drivers, capacity);
     Ok(Setup {
         count_foreign: config.slots.count_foreign,
+        database_reserve: config.database.reserve_bytes,
         template_limits: config.templates.limits(),
         registries: templates::registries(config),
         github: github::client(config)?,

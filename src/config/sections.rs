@@ -17,6 +17,7 @@ use crate::{
         GitHubSection, RunnerArchiveSection,
         runner_archives::{PLATFORMS, RunnerArchive},
     },
+    store::DatabaseSection,
     telemetry::LogSection,
     templates::TemplatesSection,
 };
@@ -39,6 +40,7 @@ pub struct Config {
     pub budgets: domain::Budgets,
     pub network: NetworkSection,
     pub retention: RetentionSection,
+    pub database: DatabaseSection,
     pub templates: TemplatesSection,
     pub registry: RegistrySection,
     /// By the normal spelling of their names.
@@ -118,6 +120,7 @@ pub const SECTIONS: &[Section] = &[
     section("budgets", BUDGETS),
     section("network", NetworkSection::SCHEMA),
     section("retention", RetentionSection::SCHEMA),
+    section("database", DatabaseSection::SCHEMA),
     section("templates", TemplatesSection::SCHEMA),
     section("registry", RegistrySection::SCHEMA),
     Section { path: "registries.\"<host>\"", schema: RegistryHostSection::SCHEMA, example: "registry.example.com" },

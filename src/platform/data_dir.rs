@@ -35,6 +35,11 @@ impl DataDir {
         self.at("mayfly.db")
     }
 
+    /// Keeps disk space for the database; contains nothing.
+    pub fn database_reserve(&self) -> PathBuf {
+        self.at("database.reserve")
+    }
+
     /// What secrets are encrypted with, and vms' tokens are made with.
     pub fn secret_key(&self) -> PathBuf {
         self.at("secret.key")

@@ -1,6 +1,6 @@
 //! Handles the requests of guests: reports, the permission to start the runner, and what the guest downloads for it.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use secrecy::SecretString;
@@ -122,7 +122,7 @@ impl Guests {
                     GuestLog::Boot => LogSource::Boot,
                     GuestLog::Job => LogSource::Job,
                 };
-                return self.logs.append(id, source, bytes).await.map_err(Error::internal);
+                return self.logs.append(id, source, bytes).await.map_err(log_not_written);
             }
         };
         self.ledger.apply(id, Expect::Anything, event, self.clock.now()).await?;
@@ -237,4 +237,16 @@ impl Guests {
 /// Whether the guest was provisioned by a seed: then Mayfly learns its state only from its own reports.
 fn is_seeded(vm: &Vm) -> bool {
     vm.spec.resolved().is_some_and(|spec| spec.handover == Handover::Seed)
+}
+
+/// A guest repeats what was refused.
+fn log_not_written(error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Error::new(Code::HostFull, "the host has no space for more of the log; it can be sent again")
+                .retry_after(10)
+                .cause(error)
+        }
+        _ => Error::internal(error),
+    }
 }

@@ -27,6 +27,10 @@ impl TemplateUsage for StoredTemplateUsage {
         Ok(needed)
     }
 
+    async fn pulling(&self) -> Result<BTreeSet<String>> {
+        Ok(self.reader.live_pulls().await?.into_iter().filter_map(|pull| pull.image_digest).collect())
+    }
+
     async fn needs(&self, digest: &str) -> Result<bool> {
         Ok(self.reader.template_in_use(digest).await?.is_some()
             || self.reader.digests_in_test().await?.iter().any(|tested| tested == digest))

@@ -45,6 +45,9 @@ impl Ledger {
         let (result, at) = (result.as_str(), at.as_millisecond());
         let content = new.content.map(Vec::from);
         let changes = self.changes().clone();
+        if let Some(fault) = self.health().low() {
+            return Err(fault.into());
+        }
         self.writer
             .write_and_tell(
                 move |db| {

@@ -8,7 +8,10 @@ use std::{
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,7 +21,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::platform::clock;
+use crate::platform::{clock, files};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultKind {
@@ -90,6 +93,8 @@ struct HealthState {
     /// A reader had an error.
     suspicion: Notify,
     recovered: Mutex<Option<Instant>>,
+    /// Whether the space that is kept for the database is in use.
+    low: AtomicBool,
 }
 
 impl StoreHealth {
@@ -100,11 +105,27 @@ impl StoreHealth {
             fault: watch::Sender::new(None),
             suspicion: Notify::new(),
             recovered: Mutex::default(),
+            low: AtomicBool::new(false),
         }))
     }
 
     pub fn fault(&self) -> Option<StoreFault> {
         self.0.fault.borrow().clone()
+    }
+
+    /// The disk is full, and writes go to the space that was kept for the database. It is for what ends: new work is
+    /// refused with this.
+    pub fn low(&self) -> Option<StoreFault> {
+        self.0.low.load(Ordering::Relaxed).then(|| self.full())
+    }
+
+    pub(super) fn set_low(&self, low: bool) {
+        self.0.low.store(low, Ordering::Relaxed);
+    }
+
+    fn full(&self) -> StoreFault {
+        let name = &self.0.name;
+        self.unwritable(format!("the disk that holds {name} is full: free disk space; the service then continues"))
     }
 
     /// Notifies of every new fault, and of its end.
@@ -180,8 +201,7 @@ impl StoreHealth {
         let error_text = error.as_database_error().map_or_else(|| error.to_string(), |e| e.to_string());
         match meaning(error) {
             Meaning::Corrupt => self.damaged(&error_text),
-            Meaning::Full => self
-                .unwritable(format!("the disk that holds {name} is full: free disk space; the service then continues")),
+            Meaning::Full => self.full(),
             Meaning::Busy => self.unwritable(format!("another program has locked {name}: stop that program")),
             Meaning::ReadOnly => self.unwritable(format!(
                 "{name} cannot be written ({error_text}): check its permissions and how its disk is mounted"
@@ -238,6 +258,8 @@ pub(super) struct FilesSnapshot {
     wal: FileId,
     /// It grows, and is never truncated while it is open.
     wal_size: u64,
+    /// Free bytes on their file system.
+    pub(super) free: u64,
 }
 
 pub(super) enum Compared {
@@ -262,9 +284,13 @@ impl DatabaseFiles {
 
     /// The current state of the files. Both must exist: while a connection is open, so does the write-ahead log.
     pub(super) async fn snapshot(&self) -> Result<FilesSnapshot, StoreFault> {
-        let files = self.clone();
-        let looked = tokio::task::spawn_blocking(move || Ok((files.stat(&files.db)?, files.stat(&files.wal)?)));
-        let (db, wal) = looked.await.map_err(|error| self.health.unwritable(error.to_string()))??;
+        let paths = self.clone();
+        let looked = tokio::task::spawn_blocking(move || {
+            // A file system that cannot be measured is not known to be full.
+            let free = paths.db.parent().and_then(|dir| files::free(dir).ok()).unwrap_or(u64::MAX);
+            Ok((paths.stat(&paths.db)?, paths.stat(&paths.wal)?, free))
+        });
+        let (db, wal, free) = looked.await.map_err(|error| self.health.unwritable(error.to_string()))??;
         let identity = |meta: &std::fs::Metadata| FileId { device: meta.dev(), inode: meta.ino() };
         Ok(FilesSnapshot {
             db: identity(&db),
@@ -273,6 +299,7 @@ impl DatabaseFiles {
             modified_wal: (wal.mtime(), wal.mtime_nsec()),
             wal: identity(&wal),
             wal_size: wal.len(),
+            free,
         })
     }
 

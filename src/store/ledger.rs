@@ -111,10 +111,10 @@ impl Ledger {
 
     /// Stores a new vm, or finds the one of an equal earlier request.
     pub async fn open(&self, new: NewVm, at: Timestamp) -> Result<Opened> {
-        let changes = self.changes.clone();
+        let (changes, health) = (self.changes.clone(), self.health().clone());
         self.writer
             .write_and_tell(
-                move |db| Box::pin(async move { open(db, new, at).await }),
+                move |db| Box::pin(async move { open(db, new, at, &health).await }),
                 move |(_, made): &(Opened, Vec<Change>)| changes.publish(made),
             )
             .await
@@ -195,7 +195,12 @@ async fn place(db: &mut SqliteConnection, room: &HostOffer, at: Timestamp) -> Re
     Ok((Placed { held, look_again: kept != Usage::default() }, made))
 }
 
-async fn open(db: &mut SqliteConnection, new: NewVm, at: Timestamp) -> Result<(Opened, Vec<Change>)> {
+async fn open(
+    db: &mut SqliteConnection,
+    new: NewVm,
+    at: Timestamp,
+    health: &StoreHealth,
+) -> Result<(Opened, Vec<Change>)> {
     if let Some(key) = &new.idempotency_key {
         let known = sqlx::query!("SELECT vm_id, request_hash FROM idempotency_keys WHERE key = ?", key)
             .fetch_optional(&mut *db)
@@ -228,6 +233,9 @@ async fn open(db: &mut SqliteConnection, new: NewVm, at: Timestamp) -> Result<(O
         let id = parse_id(&named.id)?;
         let vm = load(db, id).await?.ok_or_else(|| unreadable("a name without its vm"))?;
         return Ok((Opened::Existing(Arc::new(vm)), Vec::new()));
+    }
+    if let Some(fault) = health.low() {
+        return Err(fault.into());
     }
 
     let now_or_never = match new.admission {

@@ -7,7 +7,10 @@ use std::{
 
 use crate::{
     domain::VmId,
-    platform::{files, tasks::blocking_io},
+    platform::{
+        files::{self, SpaceGuard},
+        tasks::blocking_io,
+    },
 };
 
 /// Limit of one log of a vm, in bytes.
@@ -40,11 +43,17 @@ impl LogSource {
 #[derive(Clone)]
 pub struct Logs {
     dir: PathBuf,
+    space: SpaceGuard,
 }
 
 impl Logs {
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir }
+        Self { space: SpaceGuard::new(dir.clone(), 0), dir }
+    }
+
+    /// Whether there is space for more is decided by this guard.
+    pub fn with_space(self, space: SpaceGuard) -> Self {
+        Self { space, ..self }
     }
 
     fn of(&self, vm: VmId) -> PathBuf {
@@ -57,7 +66,7 @@ impl Logs {
 
     /// Appends up to the limit. The rest is dropped, which the log notes once.
     pub async fn append(&self, vm: VmId, source: LogSource, bytes: Vec<u8>) -> io::Result<()> {
-        let (dir, path) = (self.of(vm), self.path(vm, source));
+        let (dir, path, space) = (self.of(vm), self.path(vm, source), self.space.clone());
         blocking_io(move || {
             files::ensure_private_dir(&dir)?;
             let mut file = files::private().append(true).create(true).open(&path)?;
@@ -66,7 +75,7 @@ impl Logs {
                 return Ok(());
             }
             let fits = usize::try_from(room).map_or(bytes.len(), |room| room.min(bytes.len()));
-            file.write_all(&bytes[..fits])?;
+            space.write(fits, || file.write_all(&bytes[..fits]))?;
             if fits < bytes.len() {
                 file.write_all(b"\n[mayfly: the log is full, the rest was dropped]\n")?;
             }
@@ -78,11 +87,11 @@ impl Logs {
     /// Stores the end of a file that is about to be removed. Replaces the previous content, because a retry boots
     /// from the start.
     pub async fn keep_tail(&self, vm: VmId, source: LogSource, from: &Path) -> io::Result<()> {
-        let (dir, path, from) = (self.of(vm), self.path(vm, source), from.to_owned());
+        let (dir, path, from, space) = (self.of(vm), self.path(vm, source), from.to_owned(), self.space.clone());
         blocking_io(move || {
             let Some(tail) = files::read_tail(&from, CAP)? else { return Ok(()) };
             files::ensure_private_dir(&dir)?;
-            files::replace_unsynced(&path, &tail)
+            space.write(tail.len(), || files::replace_unsynced(&path, &tail))
         })
         .await
     }

@@ -28,6 +28,7 @@ pub mod placement;
 pub mod pools;
 pub mod pulls;
 mod readers;
+mod reserve;
 pub mod retention;
 mod rows;
 pub mod template_events;
@@ -41,6 +42,8 @@ pub use changes::{Change, Changes};
 pub use health::{FaultKind, StoreFault, StoreHealth};
 pub use ledger::{Expect, Ledger};
 use readers::Readers;
+use reserve::DatabaseReserve;
+pub use reserve::{DatabaseSection, ReserveFile};
 pub use template_events::Entry;
 pub use vault::Vault;
 pub use vm_queries::Reader;
@@ -148,8 +151,13 @@ impl Unchecked {
     }
 }
 
-/// Opens the database and migrates it.
+/// Opens the database and migrates it. Nothing is kept for it on a full disk.
 pub async fn open(path: &Path) -> Result<Store, OpenError> {
+    open_with(path, ReserveFile { path: health::beside(path, "-reserve"), bytes: 0 }).await
+}
+
+/// The same, with a file that keeps disk space for the database.
+pub async fn open_with(path: &Path, reserve: ReserveFile) -> Result<Store, OpenError> {
     let shown = path.display().to_string();
     let options = SqliteConnectOptions::new()
         .filename(path)
@@ -175,7 +183,8 @@ pub async fn open(path: &Path) -> Result<Store, OpenError> {
     let pool = reader_pool(path).await.map_err(|error| explain_open(&shown, error))?;
     let health = StoreHealth::new(path);
     let changes = Changes::new(last_seq);
-    let (writer, closed) = writer::start(path, options, connection, pool.clone(), health.clone())
+    let reserve = DatabaseReserve::open(reserve, health.clone()).await;
+    let (writer, closed) = writer::start(path, options, connection, pool.clone(), health.clone(), reserve)
         .await
         .map_err(|fault| OpenError::Other { path: shown, cause: fault.to_string() })?;
     let unchecked = match checked {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use sqlx::SqliteConnection;
 
-use super::{Ledger, Reader, Result, rows::unreadable, template_events};
+use super::{Ledger, Reader, Result, StoreHealth, rows::unreadable, template_events};
 use crate::domain::{
     Code, Error, PullId, TemplateEvent,
     pull::{Pull, PullState},
@@ -18,7 +18,7 @@ type PullChange = (Option<Arc<Pull>>, Vec<Arc<RecordedOfTemplate>>);
 impl Ledger {
     /// Stores a new pull, or finds the unfinished one of an equal request. Returns whether it is new.
     pub async fn open_pull(&self, pull: Pull, request_hash: [u8; 32]) -> Result<(Arc<Pull>, bool)> {
-        let changes = self.changes().clone();
+        let (changes, health) = (self.changes().clone(), self.health().clone());
         let tell = move |(pull, made): &(Arc<Pull>, Option<Arc<RecordedOfTemplate>>)| {
             if let Some(event) = made {
                 changes.publish_template(event);
@@ -27,7 +27,7 @@ impl Ledger {
         };
         let (pull, made) = self
             .writer
-            .write_and_tell(move |db| Box::pin(async move { open(db, pull, request_hash).await }), tell)
+            .write_and_tell(move |db| Box::pin(async move { open(db, pull, request_hash, &health).await }), tell)
             .await?;
         Ok((pull, made.is_some()))
     }
@@ -60,6 +60,7 @@ async fn open(
     db: &mut SqliteConnection,
     pull: Pull,
     request_hash: [u8; 32],
+    health: &StoreHealth,
 ) -> Result<(Arc<Pull>, Option<Arc<RecordedOfTemplate>>)> {
     let hash = request_hash.as_slice();
     let same = sqlx::query!("SELECT record FROM pulls WHERE request_hash = ? AND ended_at IS NULL", hash)
@@ -67,6 +68,9 @@ async fn open(
         .await?;
     if let Some(same) = same {
         return Ok((Arc::new(parse(&same.record)?), None));
+    }
+    if let Some(fault) = health.low() {
+        return Err(fault.into());
     }
     let id = pull.id.to_string();
     let state = pull.state.as_str();

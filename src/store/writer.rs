@@ -27,6 +27,7 @@ use super::{
     Result, StoreError,
     health::{Compared, DatabaseFiles, FaultKind, FilesSnapshot, Meaning, StoreFault, StoreHealth, meaning},
     integrity::{self, CheckError, Depth},
+    reserve::{DatabaseReserve, REFILL_EVERY},
 };
 use crate::platform::clock;
 
@@ -46,6 +47,8 @@ const PROOF_LASTS: Duration = Duration::from_secs(1);
 const PROBE: i64 = 128 << 10;
 /// Length of the write-ahead log at which it is checkpointed, in pages.
 const CHECKPOINT: i64 = 4000;
+/// The same while the disk is full: then the log must not grow.
+const CHECKPOINT_WHEN_FULL: i64 = 250;
 /// Requests between two checks of the log's length.
 const LOOK_AT_LOG: usize = 16;
 
@@ -142,6 +145,7 @@ pub(super) async fn start(
     connection: SqliteConnection,
     readers: SqlitePool,
     health: StoreHealth,
+    reserve: DatabaseReserve,
 ) -> Result<(Writer, JoinHandle<()>), StoreFault> {
     let files = DatabaseFiles::new(path, health.clone());
     let known = files.snapshot().await?;
@@ -159,6 +163,8 @@ pub(super) async fn start(
         try_at: clock::monotonic(),
         since_look: 0,
         checking: None,
+        reserve,
+        refill_at: clock::monotonic(),
     };
     Ok((Writer { queue, health, proof: Arc::default() }, tokio::spawn(task.run(requests))))
 }
@@ -200,6 +206,10 @@ impl Writer {
 
     /// Tests by writing whether a write reaches the disk.
     pub(super) async fn prove(&self) -> Result<(), StoreFault> {
+        // Writes succeed, but the service takes no new work.
+        if let Some(fault) = self.health.low() {
+            return Err(fault);
+        }
         let mut proof = self.proof.lock().await;
         if let Some((at, result)) = &*proof
             && clock::elapsed(*at) < PROOF_LASTS
@@ -256,6 +266,9 @@ struct Task {
     since_look: usize,
     /// The check of a database that is too large to be checked between two writes.
     checking: Option<JoinHandle<()>>,
+    reserve: DatabaseReserve,
+    /// When the next try to complete the reserve is due.
+    refill_at: Instant,
 }
 
 impl Task {
@@ -278,6 +291,10 @@ impl Task {
                     if let Err(fault) = self.look().await {
                         self.failed(fault);
                     }
+                }
+                () = tokio::time::sleep_until(self.refill_at), if self.reserve.is_incomplete() || health.low().is_some() => {
+                    self.reserve.refill().await;
+                    self.refill_at = clock::monotonic() + REFILL_EVERY;
                 }
                 () = tokio::time::sleep_until(self.try_at), if retry => {
                     self.serve(vec![Box::new(probe(PROBE).0)]).await;
@@ -366,6 +383,7 @@ impl Task {
             return Err(fault);
         }
         self.look().await?;
+        self.reserve.make_headroom(self.known.free).await;
         let mut connection = self.open().await?;
         match transact(&mut connection, &self.health, batch, finish).await {
             Ok(()) => {
@@ -376,6 +394,9 @@ impl Task {
                 self.suspect |= meaning(&error) == Meaning::Io;
                 // Closing rolls the transaction back. Readers have the log open, so nothing else happens.
                 let _ = timeout(OPEN_WITHIN, connection.close()).await;
+                if meaning(&error) == Meaning::Full {
+                    self.reserve.disk_was_full().await;
+                }
                 Err(self.health.fault_of(&error))
             }
         }
@@ -445,8 +466,9 @@ impl Task {
     /// The main file is written only here, so other programs that write to it are noticed.
     async fn checkpoint(&mut self) {
         let Some(connection) = &mut self.connection else { return };
+        let longest = if self.reserve.is_incomplete() { CHECKPOINT_WHEN_FULL } else { CHECKPOINT };
         match log_length(connection, "PRAGMA wal_checkpoint(NOOP)").await {
-            Ok(waiting) if waiting < CHECKPOINT => return,
+            Ok(waiting) if waiting < longest => return,
             Ok(_) => {}
             Err(error) => return tracing::warn!(%error, "cannot read the length of the database's write-ahead log"),
         }

@@ -10,6 +10,8 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
+use crate::platform::files::SpaceGuard;
+
 const BLOCK: usize = 256 << 10;
 
 /// The written data: the manifest describes this, and not the current content of the source.
@@ -20,14 +22,14 @@ pub(super) struct Imported {
 }
 
 /// Creates `to`, flushed to disk, from an open file.
-pub(super) fn import(from: &File, to: &Path, mode: u32) -> io::Result<Imported> {
+pub(super) fn import(from: &File, to: &Path, mode: u32, space: &SpaceGuard) -> io::Result<Imported> {
     let expected = from.metadata()?.len();
     let imported = if reflink_copy::reflink_file_to_path(from, to).is_ok() {
-        transfer(&File::open(to)?, None)?
+        transfer(&File::open(to)?, None, space)?
     } else {
         // A refused clone may have left its empty target.
         let _ = fs::remove_file(to);
-        transfer(from, Some(&File::create_new(to)?))?
+        transfer(from, Some(&File::create_new(to)?), space)?
     };
     let file = File::open(to)?;
     if imported.size != expected || file.metadata()?.len() != expected {
@@ -39,7 +41,7 @@ pub(super) fn import(from: &File, to: &Path, mode: u32) -> io::Result<Imported> 
 }
 
 /// Reads a file from its start, hashes it and writes it to `to`, leaving holes for blocks of zeros.
-fn transfer(mut from: &File, to: Option<&File>) -> io::Result<Imported> {
+fn transfer(mut from: &File, to: Option<&File>, space: &SpaceGuard) -> io::Result<Imported> {
     from.seek(SeekFrom::Start(0))?;
     let mut block = vec![0; BLOCK];
     let mut hasher = Sha256::new();
@@ -52,7 +54,7 @@ fn transfer(mut from: &File, to: Option<&File>) -> io::Result<Imported> {
             if bytes.iter().all(|&b| b == 0) {
                 to.seek(SeekFrom::Current(n as i64))?;
             } else {
-                to.write_all(bytes)?;
+                space.write(n, || to.write_all(bytes))?;
             }
         }
         size += n as u64;
@@ -90,6 +92,10 @@ mod tests {
 
     use super::*;
 
+    fn unlimited(dir: &tempfile::TempDir) -> SpaceGuard {
+        SpaceGuard::new(dir.path().to_owned(), 0)
+    }
+
     #[test]
     fn the_copy_is_equal_hashed_and_as_sparse() {
         let dir = tempfile::tempdir().unwrap();
@@ -101,7 +107,7 @@ mod tests {
         file.set_len((64 << 20) + 512).unwrap();
 
         let to = dir.path().join("to");
-        let imported = import(&File::open(&from).unwrap(), &to, 0o444).unwrap();
+        let imported = import(&File::open(&from).unwrap(), &to, 0o444, &unlimited(&dir)).unwrap();
         let bytes = fs::read(&to).unwrap();
         assert!(bytes == fs::read(&from).unwrap());
         assert_eq!(imported, Imported { sha256: sha256(&bytes), size: (64 << 20) + 512 });
@@ -117,7 +123,7 @@ mod tests {
         let (from, to) = (dir.path().join("from"), dir.path().join("to"));
         for content in [vec![], vec![7; BLOCK], vec![0; BLOCK], vec![7; BLOCK + 1]] {
             fs::write(&from, &content).unwrap();
-            let imported = import(&File::open(&from).unwrap(), &to, 0o600).unwrap();
+            let imported = import(&File::open(&from).unwrap(), &to, 0o600, &unlimited(&dir)).unwrap();
             assert_eq!(imported, Imported { sha256: sha256(&content), size: content.len() as u64 });
             assert!(fs::read(&to).unwrap() == content);
             fs::remove_file(&to).unwrap();
@@ -130,6 +136,6 @@ mod tests {
         let (from, to) = (dir.path().join("from"), dir.path().join("to"));
         fs::write(&from, "new").unwrap();
         fs::create_dir(&to).unwrap();
-        assert!(import(&File::open(&from).unwrap(), &to, 0o444).is_err());
+        assert!(import(&File::open(&from).unwrap(), &to, 0o444, &unlimited(&dir)).is_err());
     }
 }

@@ -15,7 +15,10 @@ use sqlx::{ConnectOptions, Connection, Executor, sqlite::SqliteConnectOptions};
 
 use crate::support::{
     Serve,
+    proxy::{Fault, Proxy, Rule},
+    registry::Registry,
     small_disk::{empty, small_disk},
+    tart_image::{Content, Encoding, TartImage},
 };
 
 const WITHIN: Duration = Duration::from_secs(20);
@@ -25,16 +28,28 @@ const FAKE: &[(&str, &str)] = &[
     ("MAYFLY_DRIVERS__QEMU__ENABLED", "false"),
     ("MAYFLY_DRIVERS__FAKE__ENABLED", "true"),
     ("MAYFLY_TEMPLATES__MIN_FREE_BYTES", "0"),
+    ("MAYFLY_DATABASE__RESERVE_BYTES", "0"),
+];
+
+/// The same, and disk space is kept for the database.
+const WITH_RESERVE: &[(&str, &str)] = &[
+    ("MAYFLY_DRIVERS__QEMU__ENABLED", "false"),
+    ("MAYFLY_DRIVERS__FAKE__ENABLED", "true"),
+    ("MAYFLY_TEMPLATES__MIN_FREE_BYTES", "0"),
+    ("MAYFLY_DATABASE__RESERVE_BYTES", "16777216"),
 ];
 
 async fn template(serve: &Serve) {
-    let disk = serve.dir.join("disk.raw");
-    std::fs::write(&disk, vec![1; 64 * 1024]).unwrap();
-    let body = json!({
-        "name": "t", "os": "linux", "disk": disk, "driver": "fake", "cpus": 1, "memory_mib": 64, "handover": "seed",
-    });
-    let (status, body) = serve.post("/templates", body).await;
+    let (status, body) = serve.post("/templates", named_template(serve, "t", 1)).await;
     assert_eq!(status, 201, "{body}");
+}
+
+fn named_template(serve: &Serve, name: &str, content: u8) -> Value {
+    let disk = serve.dir.join(format!("{name}.raw"));
+    std::fs::write(&disk, vec![content; 64 * 1024]).unwrap();
+    json!({
+        "name": name, "os": "linux", "disk": disk, "driver": "fake", "cpus": 1, "memory_mib": 64, "handover": "seed",
+    })
 }
 
 fn job() -> Value {
@@ -43,7 +58,11 @@ fn job() -> Value {
 
 /// Leaves nothing free, whoever else writes meanwhile.
 fn fill_up(disk: &Path) {
-    let mut file = std::fs::File::create(disk.join("filler")).unwrap();
+    fill(&disk.join("filler"));
+}
+
+fn fill(path: &Path) {
+    let mut file = std::fs::File::create(path).unwrap();
     for size in [1 << 20, 4096, 1] {
         let error = loop {
             if let Err(error) = file.write_all(&vec![1; size]) {
@@ -208,6 +227,95 @@ async fn no_budget_is_spent_while_nothing_can_be_written() {
     let vm = serve.wait(&guest.id, "its guest is heard", |vm| vm["state"] != "booting").await;
     assert_eq!((&vm["state"], &vm["attempt"]), (&json!("configuring"), &json!(1)), "{vm:#}");
     assert_eq!(serve.stop(), Some(0));
+}
+
+/// What frees space, and what ends, does not need space that is not there.
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_full_disk_vms_end_and_pulls_and_templates_are_removed() {
+    let test = "database::on_a_full_disk_vms_end_and_pulls_and_templates_are_removed";
+    let Some(disk) = small_disk(test, 160) else { return };
+    let registry = Registry::open().await;
+    let image = TartImage::new(&[Content::Noise(1, 1 << 18), Content::Noise(2, 1 << 20)], Encoding::Linked);
+    image.push(&registry, "ci/base", "v1").await;
+    let proxy = Proxy::before(&registry).start().await;
+    proxy.on(Rule::get(&format!("*{}", image.chunk(1).digest()), Fault::Hold { after: 300_000 }).first());
+    let ca_file = registry.authority.file().display().to_string();
+    let settings = [WITH_RESERVE, &[("MAYFLY_REGISTRY__CA_FILE", &*ca_file)]].concat();
+    let mut serve = Serve::start_in(&disk, &settings).await;
+    template(&serve).await;
+    let kept = disk.join("database.reserve");
+    let reserve = || kept.metadata().unwrap().len();
+    assert_eq!(reserve(), 16 << 20);
+    let guests = [Guest::boots(&serve).await, Guest::boots(&serve).await];
+    let body = json!({"name": "base", "image": format!("{}/ci/base:v1", proxy.address())});
+    let (status, pull) = serve.post("/templates", body.clone()).await;
+    assert_eq!(status, 202, "{pull}");
+    proxy.until("the chunk is held", |all| all.iter().any(|seen| seen.sent == 300_000)).await;
+    let (status, unused) = serve.post("/templates", named_template(&serve, "unused", 2)).await;
+    assert_eq!(status, 201, "{unused}");
+
+    fill_up(&disk);
+    refused(&serve.post("/vms", job()).await, "store.unavailable", &["mayfly.db", "full", "free disk space"]);
+    fill_up_more(&disk);
+    assert!(reserve() < 16 << 20, "nothing was given up");
+    let (status, problem) = serve.post("/templates", json!({"name": "x", "image": body["image"]})).await;
+    assert_eq!((status, &problem["code"]), (503, &json!("store.unavailable")), "{problem}");
+
+    // Each at the first try.
+    let path = format!("/vms/{}?force=true", guests[0].id);
+    let (status, vm) = serve.delete(&path).await;
+    assert_eq!(status, 202, "{vm}");
+    serve.wait_state(&guests[0].id, "deleted").await;
+    assert_eq!(guests[1].tells(&serve, json!({"type": "guest_ready"})).await.0, 202);
+    assert_eq!(guests[1].tells(&serve, json!({"type": "guest_configured"})).await.0, 202);
+    assert_eq!(guests[1].tells(&serve, json!({"type": "runner_finished", "exit_code": 0})).await.0, 202);
+    serve.wait_state(&guests[1].id, "deleted").await;
+    let staging = disk.join("templates/staging");
+    assert_eq!(std::fs::read_dir(&staging).unwrap().count(), 1);
+    let (status, cancelled) = serve.delete(&format!("/pulls/{}?discard=true", pull["id"].as_str().unwrap())).await;
+    assert_eq!((status, &cancelled["state"]), (200, &json!("cancelled")), "{cancelled}");
+    assert_eq!(std::fs::read_dir(&staging).unwrap().count(), 0);
+    assert_eq!(serve.delete("/templates/unused").await.0, 204);
+    let (status, pruned) = serve.post("/templates/prune", json!({"older_than_seconds": 0})).await;
+    assert_eq!(status, 200, "{pruned}");
+    // Reading goes on; new work is refused, and readiness says so.
+    assert_eq!(serve.get(&format!("/vms/{}", guests[0].id)).await["state"], "deleted");
+    refused(&serve.post("/vms", job()).await, "store.unavailable", &["full"]);
+    assert_eq!(readiness(&serve, 503).await["code"], "store.unavailable");
+
+    // By itself, once there is space.
+    empty(&disk);
+    std::fs::remove_file(disk.join("filler-2")).unwrap();
+    readiness(&serve, 200).await;
+    assert_eq!(reserve(), 16 << 20);
+    let made = serve.create(job()).await;
+    serve.wait_state(made["id"].as_str().unwrap(), "booting").await;
+    assert_eq!(serve.stop(), Some(0));
+}
+
+/// The disk is full when the service starts: it starts, with what the last one kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_starts_on_a_full_disk_ends_its_vms() {
+    let test = "database::a_service_that_starts_on_a_full_disk_ends_its_vms";
+    let Some(disk) = small_disk(test, 64) else { return };
+    let mut serve = Serve::start_in(&disk, WITH_RESERVE).await;
+    template(&serve).await;
+    let guest = Guest::boots(&serve).await;
+    serve.kill();
+    fill_up(&disk);
+    serve.spawn().await;
+    assert_eq!(serve.delete(&format!("/vms/{}?force=true", guest.id)).await.0, 202);
+    serve.wait_state(&guest.id, "deleted").await;
+    refused(&serve.post("/vms", job()).await, "store.unavailable", &["full"]);
+    empty(&disk);
+    readiness(&serve, 200).await;
+    serve.create(job()).await;
+    assert_eq!(serve.stop(), Some(0));
+}
+
+/// Takes what was given up since.
+fn fill_up_more(disk: &Path) {
+    fill(&disk.join("filler-2"));
 }
 
 fn beside(db: &Path, suffix: &str) -> PathBuf {

@@ -65,7 +65,7 @@ fn own_errors(operation: &str) -> &'static [Code] {
             C::GitHubNotConfigured,
         ],
         "get_vm" | "end_vm" | "list_vm_events" | "get_vm_log" => &[C::VmNotFound],
-        "report_guest_event" => &[C::VmNotFound, C::VmTransitionRefused],
+        "report_guest_event" => &[C::VmNotFound, C::VmTransitionRefused, C::HostFull],
         "create_template" => &[
             C::TemplateExists,
             C::TemplateInvalid,
@@ -93,6 +93,7 @@ fn own_errors(operation: &str) -> &'static [Code] {
             C::SourceRunning,
             C::SourceSuspended,
             C::HostUnavailable,
+            C::HostFull,
         ],
         "export_template" => &[
             C::ObjectRefused,

@@ -9,9 +9,16 @@ use std::{
 
 mod grown;
 mod secret;
+mod space;
+
+/// Full disks, for tests of every layer.
+#[cfg(test)]
+#[path = "../../../tests/it/support/small_disk.rs"]
+pub mod small_disk;
 
 pub use grown::{cut_above, read_tail};
 pub use secret::{read_secret, read_secret_if_present};
+pub use space::{GuardedWriter, SpaceGuard, SpaceLow, SpacePermit, free};
 
 /// Options that create a file with mode 0600.
 pub fn private() -> OpenOptions {

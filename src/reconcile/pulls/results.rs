@@ -29,8 +29,7 @@ impl PullResults {
     /// After a failure: schedules a retry if the failure may be temporary and the deadline allows it.
     pub async fn retry_later(&self, mut pull: Pull, error: Error) -> Result<()> {
         let now = self.clock.now();
-        let passes = matches!(error.code, Code::ImageUnavailable | Code::QueueFull | Code::StoreUnavailable);
-        let at = now.checked_add(self.pause(pull.failures)).ok().filter(|at| passes && *at < pull.deadline);
+        let at = now.checked_add(self.pause(pull.failures)).ok().filter(|at| passes(&error) && *at < pull.deadline);
         pull.fault = Some(Fault { code: error.code, detail: error.detail, at: now });
         match at {
             Some(at) => {
@@ -95,4 +94,9 @@ impl PullResults {
         self.ledger.save_pull(pull, events, now).await?;
         Ok(())
     }
+}
+
+/// Whether the failure may be temporary.
+pub(super) fn passes(error: &Error) -> bool {
+    matches!(error.code, Code::ImageUnavailable | Code::QueueFull | Code::StoreUnavailable)
 }

@@ -7,7 +7,10 @@ use tokio::sync::{
     watch,
 };
 
-use super::{canary::CanaryTest, results::PullResults};
+use super::{
+    canary::CanaryTest,
+    results::{PullResults, passes},
+};
 use crate::{
     domain::{
         Budgets, Error, PullId, Result,
@@ -136,7 +139,32 @@ impl PullRun {
                 }
                 self.results.done(pull, "pulled").await
             }
-            Err(error) => self.results.retry_later(pull, Error::from(&*error)).await,
+            Err(error) => {
+                let error = Error::from(&*error);
+                if !passes(&error) {
+                    self.discard_staged(&pull).await;
+                }
+                self.results.retry_later(pull, error).await
+            }
+        }
+    }
+
+    /// Removes the data of an image that cannot be pulled: nothing will continue it, and it may be what fills the
+    /// disk. Before the row says that the pull has failed, so that a crash cannot leave it behind.
+    async fn discard_staged(&self, pull: &Pull) {
+        let Some(image) = pull.image_digest.as_deref().and_then(|digest| digest.parse().ok()) else { return };
+        let shared = self
+            .reader
+            .live_pulls()
+            .await
+            .map(|live| live.iter().any(|other| other.id != pull.id && other.image_digest == pull.image_digest));
+        let discarded = match shared {
+            Ok(false) => self.puller.discard_released(image).await.map_err(|error| error.to_string()),
+            Ok(true) => return,
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = discarded {
+            tracing::warn!(pull.id = %pull.id, error, "cannot remove the data of a pull that failed; it is removed when space is needed");
         }
     }
 }

@@ -11,13 +11,14 @@ use crate::{
         failure::{Failure, FailureKind},
         settings::Settings,
     },
-    registry::oci::{Reference, reference::ReferenceError},
-    store::{Expect, Ledger},
+    registry::oci::{Digest, Reference, reference::ReferenceError},
+    store::{Expect, Ledger, Reader},
     templates::{Catalog, pull::Puller},
 };
 
 pub(super) struct TemplateFetch {
     ledger: Ledger,
+    reader: Reader,
     catalog: Arc<Catalog>,
     puller: Puller,
     drivers: Arc<Registry>,
@@ -29,8 +30,17 @@ pub(super) struct TemplateFetch {
 
 impl TemplateFetch {
     pub fn new(parts: &Parts, settings: &Settings) -> Self {
-        let Parts { ledger, catalog, puller, drivers, clock, .. } = parts.clone();
-        Self { ledger, catalog, puller, drivers, clock, capacity: settings.capacity, budgets: settings.budgets.clone() }
+        let Parts { ledger, reader, catalog, puller, drivers, clock, .. } = parts.clone();
+        Self {
+            ledger,
+            reader,
+            catalog,
+            puller,
+            drivers,
+            clock,
+            capacity: settings.capacity,
+            budgets: settings.budgets.clone(),
+        }
     }
 
     /// Returns when the vm's template is present and its row records it; at once, if the vm does not wait for an
@@ -45,7 +55,19 @@ impl TemplateFetch {
             )
         })?;
         let pulled = self.puller.obtain(&image, &vm.id().to_string(), &self.budgets).await;
-        let template = pulled.map_err(|error| Failure::from(Error::from(&*error)))?;
+        let template = match pulled {
+            Ok(template) => template,
+            Err(error) => {
+                let failure = Failure::from(Error::from(&*error));
+                if failure.kind == FailureKind::Permanent
+                    && let Some(staged) = error.image()
+                    && let Err(error) = self.discard_staged(staged).await
+                {
+                    tracing::warn!(vm.id = %vm.id(), error, "cannot remove the data of an image that cannot be pulled");
+                }
+                return Err(failure);
+            }
+        };
         // Takes a lease, because no row in the database refers to the template yet. A template that was removed or
         // found damaged meanwhile is pulled again.
         let taken = self.catalog.take(&template.digest).await;
@@ -60,6 +82,15 @@ impl TemplateFetch {
         }
         let expect = Expect::Attempt { state: vm.state, attempt: vm.attempt };
         self.ledger.apply(vm.id(), expect, Event::TemplateReady { spec, budgets }, self.clock.now()).await?;
+        Ok(())
+    }
+
+    /// Removes what was fetched of an image that cannot be pulled, unless a pull of the API needs it.
+    async fn discard_staged(&self, image: Digest) -> Result<(), String> {
+        let live = self.reader.live_pulls().await.map_err(|error| error.to_string())?;
+        if live.iter().all(|pull| pull.image_digest != Some(image.to_string())) {
+            self.puller.discard_released(image).await.map_err(|error| error.to_string())?;
+        }
         Ok(())
     }
 }

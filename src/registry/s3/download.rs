@@ -27,7 +27,12 @@ use super::{
     verify::{sums, verify},
 };
 use crate::{
-    platform::{clock, files, retry::Retry, tasks::blocking_io},
+    platform::{
+        clock,
+        files::{self, SpaceGuard},
+        retry::Retry,
+        tasks::blocking_io,
+    },
     registry::{oci::Digest, pace::TransferPace},
 };
 
@@ -102,8 +107,7 @@ impl S3 {
         let missing: Vec<u64> = (0..size.div_ceil(self.piece)).filter(|n| !done.contains(n)).collect();
         let length = |n: u64| self.piece.min(size - n * self.piece);
         let needed = missing.iter().map(|n| length(*n)).sum::<u64>() + SPARE;
-        let stat = rustix::fs::statvfs(&dir).map_err(io::Error::from)?;
-        let available = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let available = self.space.available(&dir)?;
         if needed > available {
             return Err(S3Error::Space { at, needed, available });
         }
@@ -113,13 +117,16 @@ impl S3 {
             from: from.clone(),
             identity,
             file,
+            space: self.space.clone(),
             journal: Mutex::new(journal),
             pace: TransferPace::urgent(self.limits.clone()),
             received: AtomicU64::new(size - missing.iter().map(|n| length(*n)).sum::<u64>()),
             retry: self.retry,
         });
         let result = transfer.clone().all(missing, progress).await;
-        if let Err(S3Error::Changed { .. }) = &result {
+        let full = |e: &io::Error| matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        // On a full disk, data for a later download would only be in the way.
+        if matches!(&result, Err(S3Error::Changed { .. })) || matches!(&result, Err(S3Error::Storage(e)) if full(e)) {
             forget(&dir)?;
         }
         result?;
@@ -197,6 +204,7 @@ struct Transfer {
     from: Location,
     identity: ObjectVersion,
     file: File,
+    space: SpaceGuard,
     journal: Mutex<File>,
     pace: TransferPace,
     received: AtomicU64,
@@ -293,7 +301,7 @@ impl Transfer {
                 let (written, back) = blocking(move || {
                     // The file already consists of zeros.
                     if buffer.iter().any(|byte| *byte != 0) {
-                        transfer.file.write_all_at(&buffer, offset)?;
+                        transfer.space.write(buffer.len(), || transfer.file.write_all_at(&buffer, offset))?;
                     }
                     let written = buffer.len() as u64;
                     buffer.clear();

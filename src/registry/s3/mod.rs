@@ -40,7 +40,10 @@ use parking_lot::Mutex;
 
 use super::aws;
 use crate::{
-    platform::{files, retry::Retry},
+    platform::{
+        files::{self, SpaceGuard},
+        retry::Retry,
+    },
     registry::BandwidthLimits,
 };
 
@@ -65,12 +68,25 @@ pub struct S3 {
     /// Bytes of a range, and of a part unless a file needs larger ones.
     piece: u64,
     making: Arc<Mutex<()>>,
+    space: SpaceGuard,
 }
 
 impl S3 {
     /// `dir` is for unfinished transfers. Connects to nothing.
     pub fn new(dir: PathBuf, limits: BandwidthLimits) -> S3 {
-        S3 { dir, limits, retry: crate::registry::retry::TRANSFERS, piece: 16 << 20, making: Arc::default() }
+        S3 {
+            space: SpaceGuard::new(dir.clone(), 0),
+            dir,
+            limits,
+            retry: crate::registry::retry::TRANSFERS,
+            piece: 16 << 20,
+            making: Arc::default(),
+        }
+    }
+
+    /// Downloads ask this guard.
+    pub fn with_space(self, space: SpaceGuard) -> S3 {
+        S3 { space, ..self }
     }
 
     /// With other pauses between attempts, and smaller pieces (at least 5 MiB, the minimum of S3).

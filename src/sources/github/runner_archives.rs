@@ -20,7 +20,7 @@ use tokio::{io::AsyncWriteExt as _, sync::Mutex};
 use crate::{
     domain::{Arch, Code, Error, GuestOs, Result, network::is_public},
     platform::{
-        files,
+        files::{self, SpaceGuard},
         http::ClientOptions,
         reach::{CheckedClient, ServerReach},
         tasks::blocking_io,
@@ -69,6 +69,7 @@ pub struct RunnerArchives {
     http: CheckedClient,
     /// One download at a time: concurrent requests usually need the same one.
     gate: Arc<Mutex<()>>,
+    space: SpaceGuard,
 }
 
 impl RunnerArchives {
@@ -81,7 +82,18 @@ impl RunnerArchives {
             ..ClientOptions::new(Duration::from_secs(15))
         };
         let http = http.build_within(reach).expect("a client with the system's certificates can be made");
-        RunnerArchives { dir, archives: Arc::new(archives), http, gate: Arc::default() }
+        RunnerArchives {
+            space: SpaceGuard::new(dir.clone(), 0),
+            dir,
+            archives: Arc::new(archives),
+            http,
+            gate: Arc::default(),
+        }
+    }
+
+    /// Downloads ask this guard.
+    pub fn with_space(self, space: SpaceGuard) -> RunnerArchives {
+        RunnerArchives { space, ..self }
     }
 
     pub fn archive(&self, os: GuestOs, arch: Arch) -> Option<&RunnerArchive> {
@@ -122,7 +134,15 @@ impl RunnerArchives {
         while let Some(bytes) = body.next().await {
             let bytes = bytes.map_err(text)?;
             hash.update(&bytes);
-            file.write_all(&bytes).await.map_err(|error| error.to_string())?;
+            let written = async {
+                let _permit = self.space.permit(bytes.len() as u64)?;
+                file.write_all(&bytes).await
+            };
+            if let Err(error) = written.await {
+                // Nothing continues it, and it may be what fills the disk.
+                let _ = tokio::fs::remove_file(part).await;
+                return Err(error.to_string());
+            }
         }
         file.sync_all().await.map_err(|error| error.to_string())?;
         let found = hex::encode(hash.finalize());

@@ -7,12 +7,10 @@ use std::{
 };
 
 use super::{tests::Vms, *};
-use crate::domain::version::PruneRequest;
-
-use small::fill;
-
-#[path = "../../../tests/it/support/small_disk.rs"]
-mod small;
+use crate::{
+    domain::version::PruneRequest,
+    platform::files::small_disk::{self as small, fill},
+};
 
 fn small_disk(test: &str, mib: u32) -> Option<PathBuf> {
     let path = module_path!().split_once("::").map_or("", |(_, path)| path);

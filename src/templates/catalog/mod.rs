@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     domain::{Code, Error, Result, Template, template::TemplateFiles, version::VersionStatus},
-    platform::files,
+    platform::files::{self, SpaceGuard, SpaceLow},
     registry::oci::Settings,
 };
 
@@ -40,6 +40,8 @@ struct Root {
     /// Loaded templates by name, used as long as the files' stamps are unchanged.
     loaded: Mutex<HashMap<String, Loaded>>,
     limits: SpaceLimits,
+    /// What every writer of templates asks.
+    space: SpaceGuard,
     template_usage: OnceLock<Arc<dyn TemplateUsage>>,
     /// Reserved space that is not written yet.
     promised: AtomicU64,
@@ -85,6 +87,7 @@ impl Catalog {
     /// The same, with limits on disk space.
     pub fn open_with(dir: PathBuf, limits: SpaceLimits) -> Result<Catalog> {
         let root = Root {
+            space: SpaceGuard::new(dir.clone(), limits.min_free_bytes),
             dir,
             loaded: Mutex::default(),
             limits,
@@ -95,6 +98,11 @@ impl Catalog {
         };
         root.prepare().map_err(Error::internal)?;
         Ok(Catalog { root: Arc::new(root) })
+    }
+
+    /// What writers in the catalog's directories, and beside them, have to ask.
+    pub fn space(&self) -> &SpaceGuard {
+        &self.root.space
     }
 
     /// Imports and publishes a template. The same name with the same content gives the same template; a name with
@@ -213,7 +221,7 @@ impl Root {
     fn register(&self, new: &NewTemplate) -> Result<Template> {
         let checked = check::check(new)?;
         let mut staged = self.stage().map_err(storage)?;
-        let (files, disk_virtual_bytes) = take_in(&checked, &staged.path, BTreeMap::new())?;
+        let (files, disk_virtual_bytes) = take_in(&checked, &staged.path, BTreeMap::new(), &self.space)?;
         let manifest = describe(new, checked, disk_virtual_bytes, None, None, files);
         let bytes = manifest.to_bytes().map_err(Error::internal)?;
         write_synced(&staged.path.join(manifest::FILE_NAME), &bytes).map_err(storage)?;
@@ -461,16 +469,18 @@ fn take_in(
     checked: &CheckedTemplate,
     dir: &Path,
     there: BTreeMap<String, FileEntry>,
+    space: &SpaceGuard,
 ) -> Result<(BTreeMap<String, FileEntry>, u64)> {
     let mut files = there;
     let mut disk_virtual_bytes = 0;
     for ImportSource { part, file } in &checked.sources {
         let path = dir.join(part.name());
         if !files.contains_key(part.name()) {
-            let Imported { sha256, size } = import::import(file, &path, part.mode()).map_err(|e| match e.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => storage(e),
-                _ => check::fault(*part, format!("cannot be imported: {e}")),
-            })?;
+            let Imported { sha256, size } =
+                import::import(file, &path, part.mode(), space).map_err(|e| match e.kind() {
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => storage(e),
+                    _ => check::fault(*part, format!("cannot be imported: {e}")),
+                })?;
             files.insert(part.name().to_owned(), FileEntry::Whole { sha256, size });
         }
         // The copy is checked, because the file may have changed since it was validated.
@@ -523,10 +533,16 @@ fn lock_disk(place: &Path) -> Result<Option<File>> {
     }
 }
 
-fn storage(e: io::Error) -> Error {
+pub(in crate::templates) fn storage(e: io::Error) -> Error {
     match e.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            Error::new(Code::HostFull, "no space is left where the templates are, free some and try again").cause(e)
+            let detail = match SpaceLow::of(&e) {
+                Some(low) => {
+                    format!("{low} (templates.min_free_bytes) where the templates are: free some and try again")
+                }
+                None => "no space is left where the templates are, free some and try again".to_owned(),
+            };
+            Error::new(Code::HostFull, detail).retry_after(60).cause(e)
         }
         _ => Error::internal(e),
     }

@@ -54,7 +54,13 @@ impl Item {
     }
 
     /// Why it must be kept. `None`: it may be removed.
-    fn needed(&self, vms: &BTreeSet<String>, request: &PruneRequest, now: Timestamp) -> Option<String> {
+    fn needed(
+        &self,
+        users: &TemplateUsers,
+        request: &PruneRequest,
+        room: Option<RoomFor>,
+        now: Timestamp,
+    ) -> Option<String> {
         let recent = |seconds: u64| {
             let age = now.duration_since(self.last_used_at);
             let limit = SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
@@ -65,12 +71,17 @@ impl Item {
                 return Some("it is being pulled".into());
             }
             let seconds = request.partial_older_than_seconds.unwrap_or_default();
-            return recent(seconds.max(request.older_than_seconds));
+            return match room {
+                // Its data is fetched again if it is wanted again.
+                Some(room) if room.before_pulls || !users.pulls.contains(&self.digest) => recent(seconds),
+                Some(_) => Some("its pull waits for another attempt".into()),
+                None => recent(seconds.max(request.older_than_seconds)),
+            };
         }
         if let Some(name) = self.names.first() {
             return Some(format!("the name {name} points at it"));
         }
-        if vms.contains(&self.digest) {
+        if users.vms.contains(&self.digest) {
             return Some("a vm needs it".into());
         }
         if let Some(why) = &self.pin {
@@ -91,6 +102,21 @@ impl Item {
     }
 }
 
+/// Space that has to be freed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RoomFor {
+    pub bytes: u64,
+    /// Whether it is more important than pulls that wait for another attempt.
+    pub before_pulls: bool,
+}
+
+/// By digest: templates that vms need, and images of pulls that have not ended.
+#[derive(Clone, Debug, Default)]
+struct TemplateUsers {
+    vms: BTreeSet<String>,
+    pulls: BTreeSet<String>,
+}
+
 /// What is removed and what is kept, each with the reason.
 struct PrunePlan {
     go: Vec<(Item, String)>,
@@ -98,31 +124,33 @@ struct PrunePlan {
     total: u64,
 }
 
-/// `free`: only as much as necessary to free this many bytes.
+/// `room`: only as much as necessary to free this much.
 fn plan(
     items: Vec<Item>,
-    vms: &BTreeSet<String>,
+    users: &TemplateUsers,
     request: &PruneRequest,
-    free: Option<u64>,
+    room: Option<RoomFor>,
     now: Timestamp,
 ) -> PrunePlan {
     let total = items.iter().map(|i| i.bytes).sum();
     let over = request.max_bytes.map(|max| u64::saturating_sub(total, max));
-    let wanted = match (free, over) {
+    let wanted = match (room.map(|room| room.bytes), over) {
         (None, None) => u64::MAX,
         (a, b) => a.unwrap_or(0).max(b.unwrap_or(0)),
     };
     let (mut go, mut stay) = (Vec::new(), Vec::new());
     let mut may_go = Vec::new();
     for item in items {
-        match item.needed(vms, request, now) {
+        match item.needed(users, request, room, now) {
             Some(why) => stay.push((item, why)),
             None if item.kind == HeldKind::PartialPull && request.partial_older_than_seconds.is_none() => {}
             None => may_go.push(item),
         }
     }
-    // Damaged ones first, because they are useless; then the least recently used.
-    may_go.sort_by(|a, b| (!a.damaged, a.last_used_at, &a.digest).cmp(&(!b.damaged, b.last_used_at, &b.digest)));
+    // Damaged ones first, because they are useless; then the least recently used; pulls that go on last.
+    let waits = |item: &Item| item.kind == HeldKind::PartialPull && users.pulls.contains(&item.digest);
+    let rank = |item: &Item| (!item.damaged, waits(item), item.last_used_at, item.digest.clone());
+    may_go.sort_by_cached_key(rank);
     let mut freed = 0_u64;
     for item in may_go {
         if freed < wanted {
@@ -143,11 +171,12 @@ impl Catalog {
         self.prune_to_free(request, None).await
     }
 
-    pub(super) async fn prune_to_free(&self, request: &PruneRequest, free: Option<u64>) -> Result<Pruned> {
-        let vms = self.template_usage()?.needed().await?;
+    pub(super) async fn prune_to_free(&self, request: &PruneRequest, room: Option<RoomFor>) -> Result<Pruned> {
+        let usage = self.template_usage()?;
+        let users = TemplateUsers { vms: usage.needed().await?, pulls: usage.pulling().await? };
         let planned = {
-            let (vms, request) = (vms.clone(), request.clone());
-            self.blocking(move |root| Ok(plan(root.items()?, &vms, &request, free, clock::now()))).await?
+            let request = request.clone();
+            self.blocking(move |root| Ok(plan(root.items()?, &users, &request, room, clock::now()))).await?
         };
         let PrunePlan { go, mut stay, total } = planned;
         let mut removed = Vec::new();
@@ -186,12 +215,12 @@ impl Catalog {
         let locked = self.blocking(move |_| Ok(lock_disk(&place).ok())).await?;
         let Some(exclusive) = locked else { return Ok(Some("it is being cloned, read or removed".into())) };
         // From here on no new vm can take a lease on it.
-        let vms = match self.template_usage()?.needs(&item.digest).await? {
-            true => BTreeSet::from([item.digest.clone()]),
-            false => BTreeSet::new(),
+        let users = match self.template_usage()?.needs(&item.digest).await? {
+            true => TemplateUsers { vms: BTreeSet::from([item.digest.clone()]), ..TemplateUsers::default() },
+            false => TemplateUsers::default(),
         };
         let (item, request) = (item.clone(), request.clone());
-        self.blocking(move |root| root.remove_unneeded(&item, &vms, &request, exclusive)).await
+        self.blocking(move |root| root.remove_unneeded(&item, &users, &request, exclusive)).await
     }
 }
 
@@ -199,23 +228,26 @@ impl Root {
     fn remove_unneeded(
         &self,
         item: &Item,
-        vms: &BTreeSet<String>,
+        users: &TemplateUsers,
         request: &PruneRequest,
         _exclusive: Option<File>,
     ) -> Result<Option<String>> {
         let _turn = self.lock().map_err(storage)?;
         let histories = self.histories().map_err(storage)?;
         let Some(now) = self.template_item(&item.digest, &histories, &self.here(&histories)) else { return Ok(None) };
-        if let Some(why) = now.needed(vms, request, clock::now()) {
+        if let Some(why) = now.needed(users, request, None, clock::now()) {
             return Ok(Some(why));
         }
         self.discard(&item.place).map_err(storage)?;
         Ok(None)
     }
 
-    fn remove_partial(&self, place: &Path) -> Result<Option<String>> {
+    pub(super) fn remove_partial(&self, place: &Path) -> Result<Option<String>> {
         let _turn = self.lock().map_err(storage)?;
-        let Ok(dir) = File::open(place) else { return Ok(None) };
+        let dir = match File::open(place) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(storage)?,
+        };
         if dir.try_lock().is_err() {
             return Ok(Some("it is being pulled".into()));
         }
@@ -362,8 +394,9 @@ mod tests {
     }
 
     fn gone(items: &[Item], vms: &[&str], request: &PruneRequest, free: Option<u64>) -> Vec<String> {
-        let vms = vms.iter().map(|v| (*v).to_owned()).collect();
-        let plan = plan(items.to_vec(), &vms, request, free, now());
+        let users = TemplateUsers { vms: vms.iter().map(|v| (*v).to_owned()).collect(), ..TemplateUsers::default() };
+        let room = free.map(|bytes| RoomFor { bytes, before_pulls: false });
+        let plan = plan(items.to_vec(), &users, request, room, now());
         assert!(plan.stay.iter().all(|(_, why)| !why.is_empty()));
         plan.go.into_iter().map(|(item, _)| item.digest).collect()
     }
@@ -410,5 +443,21 @@ mod tests {
         assert_eq!(gone(&items, &[], &all, None), ["old", "t", "young"]);
         let old = PruneRequest { partial_older_than_seconds: Some(86_400), ..without };
         assert_eq!(gone(&items, &[], &old, None), ["old", "t"]);
+    }
+
+    #[test]
+    fn data_of_pulls_gives_way_when_space_is_needed() {
+        let request =
+            PruneRequest { older_than_seconds: 600, partial_older_than_seconds: Some(0), ..PruneRequest::default() };
+        let users = TemplateUsers { pulls: BTreeSet::from(["waits".to_owned()]), ..TemplateUsers::default() };
+        let busy = Item { busy: true, ..pull("busy", 0, 1) };
+        let items = [pull("waits", 9, 1), pull("left", 0, 1), busy, item("young", 0, 1), item("old", 1, 1)];
+        let gone = |before_pulls| -> Vec<String> {
+            let room = Some(RoomFor { bytes: 100, before_pulls });
+            plan(items.to_vec(), &users, &request, room, now()).go.into_iter().map(|(item, _)| item.digest).collect()
+        };
+        // However recent it is, for a pull or an import; and what will go on, for a job, at last.
+        assert_eq!(gone(false), ["old", "left"]);
+        assert_eq!(gone(true), ["old", "left", "waits"]);
     }
 }

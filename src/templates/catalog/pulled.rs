@@ -124,6 +124,16 @@ impl Catalog {
         .await
     }
 
+    /// Removes the working directory of an image without making one, so that it also works on a full disk. `false`: a
+    /// pull uses it.
+    pub(in crate::templates) async fn remove_staging(&self, image: Digest) -> Result<bool> {
+        self.blocking(move |root| {
+            let place = root.staging().join(format!("{PREFIX}{}", image.hex()));
+            Ok(root.remove_partial(&place)?.is_none())
+        })
+        .await
+    }
+
     pub(in crate::templates) async fn known_pieces(&self) -> Result<KnownPieces> {
         self.blocking(|root| root.known_pieces().map_err(Error::internal)).await
     }
@@ -272,7 +282,7 @@ impl Root {
             file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(storage)?;
             file.sync_all().map_err(storage)?;
         }
-        let (files, disk_virtual_bytes) = take_in(&checked, &dir, there)?;
+        let (files, disk_virtual_bytes) = take_in(&checked, &dir, there, &self.space)?;
         if let Some(says) = settings.as_ref().and_then(|s| s.disk_size)
             && says != disk_virtual_bytes
         {

@@ -20,12 +20,13 @@ use std::{
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::{Catalog, Root};
+use super::{Catalog, Root, prune::RoomFor};
 use crate::{
     domain::{
         Code, Error, Result,
         version::{HeldKind, PruneRequest, Pruned, VersionUsage},
     },
+    platform::files,
     templates::NewTemplate,
 };
 
@@ -33,8 +34,6 @@ use crate::{
 const SETTLED_SECONDS: u64 = 600;
 /// Space that is freed beyond the low-water mark for a guest that was paused because of a full disk.
 const PAUSED_GUEST_BYTES: u64 = 256 << 20;
-/// An interrupted pull is kept for this many seconds, because it may be resumed.
-const ABANDONED_SECONDS: u64 = 24 * 3600;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpaceLimits {
@@ -51,6 +50,8 @@ pub struct SpaceLimits {
 pub trait TemplateUsage: Send + Sync {
     /// The digests that live vms need.
     async fn needed(&self) -> Result<BTreeSet<String>>;
+    /// The digests of images whose pulls have not ended: also those that wait for another attempt.
+    async fn pulling(&self) -> Result<BTreeSet<String>>;
     /// Whether a live vm needs this digest.
     async fn needs(&self, digest: &str) -> Result<bool>;
     /// Notifies that something was pruned.
@@ -177,7 +178,7 @@ impl Catalog {
         let need = Need { what: "a paused guest", write: PAUSED_GUEST_BYTES, add: 0, beside_promises: false };
         let missing = self.measure().await?.missing(need);
         if missing > 0 {
-            self.prune_to_free(&for_room(), Some(missing)).await?;
+            self.prune_to_free(&for_room(), Some(RoomFor { bytes: missing, before_pulls: true })).await?;
         }
         Ok(())
     }
@@ -205,7 +206,7 @@ impl Catalog {
         };
         let missing = measure.missing(over).max(in_budget);
         if missing > 0 {
-            self.prune_to_free(&for_room(), Some(missing)).await?;
+            self.prune_to_free(&for_room(), Some(RoomFor { bytes: missing, before_pulls: false })).await?;
         }
         Ok(())
     }
@@ -228,13 +229,14 @@ impl Catalog {
         if self.root.template_usage.get().is_none() {
             return Err(full(need, measure, missing, None));
         }
+        let room = |bytes| Some(RoomFor { bytes, before_pulls: !need.beside_promises });
         let dry = PruneRequest { dry_run: true, ..for_room() };
-        let outlook = self.prune_to_free(&dry, Some(missing)).await?;
+        let outlook = self.prune_to_free(&dry, room(missing)).await?;
         if outlook.freed_bytes < missing {
             return Err(full(need, measure, missing, Some(outlook)));
         }
         // Removed files may share blocks with others, so the result is measured.
-        let mut freed = self.prune_to_free(&for_room(), Some(missing)).await?;
+        let mut freed = self.prune_to_free(&for_room(), room(missing)).await?;
         loop {
             let measure = self.measure().await?;
             let missing = measure.missing(need);
@@ -244,17 +246,13 @@ impl Catalog {
             if freed.removed.is_empty() {
                 return Err(full(need, measure, missing, Some(freed)));
             }
-            freed = self.prune_to_free(&for_room(), Some(missing)).await?;
+            freed = self.prune_to_free(&for_room(), room(missing)).await?;
         }
     }
 }
 
 fn for_room() -> PruneRequest {
-    PruneRequest {
-        older_than_seconds: SETTLED_SECONDS,
-        partial_older_than_seconds: Some(ABANDONED_SECONDS),
-        ..PruneRequest::default()
-    }
+    PruneRequest { older_than_seconds: SETTLED_SECONDS, partial_older_than_seconds: Some(0), ..PruneRequest::default() }
 }
 
 fn full(need: Need, measure: Measure, missing: u64, outlook: Option<Pruned>) -> Error {
@@ -311,8 +309,7 @@ fn size(bytes: u64) -> String {
 
 impl Root {
     pub(super) fn available(&self) -> io::Result<u64> {
-        let stat = rustix::fs::statvfs(&self.dir)?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        files::free(&self.dir)
     }
 
     fn measure(&self) -> io::Result<Measure> {

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     domain::{Arch, Code, Error, Result, Template, template::DiskFormat},
+    platform::files::SpaceGuard,
     templates::NewTemplate,
 };
 
@@ -21,6 +22,7 @@ fn format(layout: TemplateLayout) -> DiskFormat {
 
 pub(super) async fn import(
     tools: &Tools,
+    space: &SpaceGuard,
     from: &Path,
     work: &Path,
     request: ImportRequest,
@@ -35,7 +37,7 @@ pub(super) async fn import(
         let chain = super::blocking(move || chain::of(&image, allow)).await?;
         if chain.len() > 1 {
             let flat = work.join("flat.qcow2");
-            qemu_img::convert(tools, (&chain[0], format), (&flat, format)).await?;
+            qemu_img::convert(tools, space, (&chain[0], format), (&flat, format)).await?;
             qemu_img::compare(tools, (&chain[0], format), (&flat, format)).await?;
             notices.add("disk", format!("was {} images on one another, and is one now", chain.len()));
             new.disk = flat;
@@ -48,7 +50,7 @@ pub(super) async fn import(
                 Error::new(Code::RequestInvalid, format!("extract_kernel {what}")).field("/extract_kernel", what)
             );
         }
-        extract(tools, &mut new, work, notices).await?;
+        extract(tools, space, &mut new, work, notices).await?;
         return Ok(new);
     }
     if new.kernel.is_none() && new.initramfs.is_none() && new.firmware.is_none() {
@@ -65,15 +67,21 @@ pub(super) async fn import(
     Ok(new)
 }
 
-async fn extract(tools: &Tools, new: &mut NewTemplate, work: &Path, notices: &mut Notices) -> Result<()> {
+async fn extract(
+    tools: &Tools,
+    space: &SpaceGuard,
+    new: &mut NewTemplate,
+    work: &Path,
+    notices: &mut Notices,
+) -> Result<()> {
     let mut raw = new.disk.clone();
     if new.disk_format == Some(DiskFormat::Qcow2) {
         raw = work.join("looked-into.raw");
-        qemu_img::convert(tools, (&new.disk, DiskFormat::Qcow2), (&raw, DiskFormat::Raw)).await?;
+        qemu_img::convert(tools, space, (&new.disk, DiskFormat::Qcow2), (&raw, DiskFormat::Raw)).await?;
     }
-    let (disk, dir, copied) = (raw.clone(), work.to_owned(), raw != new.disk);
+    let (disk, dir, copied, space) = (raw.clone(), work.to_owned(), raw != new.disk, space.clone());
     let found = super::blocking(move || {
-        let found = linux::extract(&disk, &dir);
+        let found = linux::extract(&disk, &dir, &space);
         if copied {
             // As large as the disk, and not needed any more.
             let _ = std::fs::remove_file(&disk);
@@ -114,7 +122,7 @@ pub(super) async fn export(
     if from == to {
         stage.clone(&files.disk, DISK)?;
     } else {
-        qemu_img::convert(tools, (&files.disk, from), (&disk, to)).await?;
+        qemu_img::convert(tools, stage.space(), (&files.disk, from), (&disk, to)).await?;
         qemu_img::compare(tools, (&files.disk, from), (&disk, to)).await?;
     }
     let mut finished = vec![Finished { name: DISK, suffix: "" }];

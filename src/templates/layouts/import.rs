@@ -68,7 +68,7 @@ pub async fn import(catalog: &Catalog, tools: &Tools, request: ImportRequest) ->
             }
         }
         TemplateLayout::Qcow2 | TemplateLayout::Raw => {
-            image::import(tools, &from, work.path(), request, &mut notices).await?
+            image::import(tools, catalog.space(), &from, work.path(), request, &mut notices).await?
         }
     };
     Ok(PreparedImport { template, notices: notices.0, _work: work })

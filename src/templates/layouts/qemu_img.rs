@@ -7,18 +7,33 @@ use std::{ffi::OsStr, path::Path};
 use super::Tools;
 use crate::{
     domain::{Code, Error, Result, template::DiskFormat},
-    platform::process::{Command, CommandError},
+    platform::{
+        files::SpaceGuard,
+        process::{Command, CommandError},
+    },
+    templates::catalog::storage,
 };
 
 const SHOWN: usize = 500;
 
-/// Creates `to`, which must not exist, with the complete content of `from` and its backing files.
-pub(super) async fn convert(tools: &Tools, from: (&Path, DiskFormat), to: (&Path, DiskFormat)) -> Result<()> {
+/// Creates `to`, which must not exist, with the complete content of `from` and its backing files. qemu-img is ended when
+/// it has written so much that too little is free; the caller removes what it wrote.
+pub(super) async fn convert(
+    tools: &Tools,
+    space: &SpaceGuard,
+    from: (&Path, DiskFormat),
+    to: (&Path, DiskFormat),
+) -> Result<()> {
     let format = [OsStr::new("-f"), OsStr::new(from.1.as_str()), OsStr::new("-O"), OsStr::new(to.1.as_str())];
     let mut args = vec![OsStr::new("convert"), OsStr::new("-q")];
     args.extend(format);
     args.extend([from.0.as_os_str(), to.0.as_os_str()]);
-    match run(tools, &args).await? {
+    let converted = tokio::select! {
+        biased;
+        converted = run(tools, &args) => converted?,
+        full = space.exhausted() => return Err(storage(full)),
+    };
+    match converted {
         (Some(0), _) => {}
         (_, said) => {
             let what = format!("could not be converted: qemu-img said {said:?}");

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::WrittenFile;
 use crate::{
     domain::{Code, Error, Result},
-    platform::files,
+    platform::files::{self, SpaceGuard, SpaceLow},
     templates::Catalog,
 };
 
@@ -31,6 +31,7 @@ pub(super) struct ExportStage {
     dir: PathBuf,
     target: PathBuf,
     parent: PathBuf,
+    space: SpaceGuard,
     _lock: File,
 }
 
@@ -51,11 +52,12 @@ impl ExportStage {
         absent(&target)?;
         let failed = |error| failure(&parent, error);
         sweep(&parent).map_err(failed)?;
+        let space = catalog.space().at(&parent).map_err(failed)?;
         let dir = parent.join(format!("{PREFIX}{}", Uuid::new_v4()));
         files::create_private_dir(&dir).map_err(failed)?;
         let lock = File::open(&dir).and_then(|lock| lock.lock().map(|()| lock));
         match lock {
-            Ok(lock) => Ok(ExportStage { dir, target, parent, _lock: lock }),
+            Ok(lock) => Ok(ExportStage { dir, target, parent, space, _lock: lock }),
             Err(error) => {
                 let _ = fs::remove_dir(&dir);
                 Err(failure(&parent, error))
@@ -65,6 +67,11 @@ impl ExportStage {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
+    }
+
+    /// What writers into the stage have to ask.
+    pub fn space(&self) -> &SpaceGuard {
+        &self.space
     }
 
     /// The path of the target.
@@ -91,7 +98,7 @@ impl ExportStage {
             if reflink_copy::reflink(from, &to).is_err() {
                 // A refused clone may have left its empty target.
                 let _ = fs::remove_file(&to);
-                copy_sparse(&source, &files::create_private(&to)?)?;
+                copy_sparse(&source, &files::create_private(&to)?, &self.space)?;
             }
             let file = File::open(&to)?;
             file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
@@ -164,7 +171,8 @@ fn placed(target: &Path, error: io::Error) -> Error {
 fn failure(place: &Path, error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            Error::new(Code::HostUnavailable, format!("no space is left for {}", place.display())).cause(error)
+            let low = SpaceLow::of(&error).map(|low| format!(": {low} (templates.min_free_bytes)")).unwrap_or_default();
+            Error::new(Code::HostUnavailable, format!("no space is left for {}{low}", place.display())).cause(error)
         }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             let detail = format!("{} cannot be written to: {}", place.display(), error.kind());
@@ -233,7 +241,7 @@ fn same(one: &Path, other: &Path) -> io::Result<bool> {
 }
 
 /// Copies a file without its holes.
-fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
+fn copy_sparse(from: &File, to: &File, space: &SpaceGuard) -> io::Result<()> {
     let length = from.metadata()?.len();
     to.set_len(length)?;
     let mut buffer = vec![0; CHUNK];
@@ -251,7 +259,7 @@ fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
         while at < end {
             let want = usize::try_from(end - at).map_or(CHUNK, |left| left.min(CHUNK));
             from.read_exact_at(&mut buffer[..want], at)?;
-            to.write_all_at(&buffer[..want], at)?;
+            space.write(want, || to.write_all_at(&buffer[..want], at))?;
             at += want as u64;
         }
     }

@@ -15,7 +15,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use crate::platform::files;
+use crate::platform::files::{self, SpaceGuard};
 
 /// Alignment of memory for writes that bypass the cache: no disk has larger sectors.
 pub(super) const ALIGNMENT: usize = 4096;
@@ -34,13 +34,14 @@ pub(super) struct Disk {
     direct: Option<File>,
     /// A file system may accept the flag and refuse the writes.
     refused: AtomicBool,
+    space: SpaceGuard,
     /// Everything that this pull did not write is zeros.
     pub blank: bool,
 }
 
 impl Disk {
     /// Opens or creates it. `base`: a disk to clone, if it is created.
-    pub fn open(path: &Path, size: u64, base: Option<&Path>) -> io::Result<Disk> {
+    pub fn open(path: &Path, size: u64, base: Option<&Path>, space: &SpaceGuard) -> io::Result<Disk> {
         let new = !path.exists();
         let cloned = new && base.is_some_and(|base| clone(base, path).is_ok());
         if !new || cloned {
@@ -53,15 +54,24 @@ impl Disk {
         file.set_len(size)?;
         file.sync_all()?;
         let direct = direct(&mut options, path);
-        Ok(Disk { file, direct, refused: AtomicBool::new(false), blank: new && !cloned })
+        Ok(Disk { file, direct, refused: AtomicBool::new(false), space: space.clone(), blank: new && !cloned })
     }
 
     pub fn file(&self) -> &File {
         &self.file
     }
 
+    /// What every writer of this pull asks.
+    pub fn space(&self) -> &SpaceGuard {
+        &self.space
+    }
+
     /// Writes bytes at an offset. They bypass the cache if they are aligned in memory as on the disk.
     pub fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.space.write(bytes.len(), || self.write_permitted(bytes, at))
+    }
+
+    fn write_permitted(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         let head = (GRAIN - at as usize % GRAIN) % GRAIN;
         let whole = bytes.len().saturating_sub(head) / GRAIN * GRAIN;
         let Some(direct) = &self.direct else { return self.file.write_all_at(bytes, at) };
@@ -104,7 +114,7 @@ impl Disk {
             return Ok(());
         }
         self.read(offset, size, |bytes, at| {
-            if bytes.iter().any(|&b| b != 0) { self.file.write_all_at(&vec![0; bytes.len()], at) } else { Ok(()) }
+            if bytes.iter().any(|&b| b != 0) { self.write(&vec![0; bytes.len()], at) } else { Ok(()) }
         })
     }
 
@@ -169,9 +179,14 @@ fn direct(_: &mut OpenOptions, _: &Path) -> Option<File> {
 
 #[cfg(test)]
 impl Disk {
+    pub fn unlimited(path: &Path, size: u64, base: Option<&Path>) -> Disk {
+        let dir = path.parent().unwrap().to_owned();
+        Disk::open(path, size, base, &SpaceGuard::new(dir, 0)).unwrap()
+    }
+
     /// Without bypassing the cache.
     pub fn cached(path: &Path, size: u64) -> Disk {
-        Disk { direct: None, ..Disk::open(path, size, None).unwrap() }
+        Disk { direct: None, ..Disk::unlimited(path, size, None) }
     }
 }
 
@@ -192,7 +207,7 @@ mod tests {
         // Not on a memory file system, which may not support bypassing the cache.
         let dir = tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
         let content: Vec<u8> = (0..700_000_u32).flat_map(|n| n.to_le_bytes()).collect();
-        let disk = Disk::open(&dir.path().join("disk"), 3_000_000, None).unwrap();
+        let disk = Disk::unlimited(&dir.path().join("disk"), 3_000_000, None);
         assert!(disk.blank);
         // Two neighbours that share a page, and one that is not aligned in memory.
         let cut = 1_000_001;
@@ -209,7 +224,7 @@ mod tests {
         expected.resize(3_000_000, 0);
         assert!(found == expected);
         drop(disk);
-        assert!(!Disk::open(&dir.path().join("disk"), 3_000_000, None).unwrap().blank);
+        assert!(!Disk::unlimited(&dir.path().join("disk"), 3_000_000, None).blank);
     }
 
     #[test]
@@ -226,7 +241,7 @@ mod tests {
     #[test]
     fn a_base_that_cannot_be_cloned_is_none() {
         let dir = tempfile::tempdir().unwrap();
-        let disk = Disk::open(&dir.path().join("disk"), 1000, Some(&dir.path().join("missing"))).unwrap();
+        let disk = Disk::unlimited(&dir.path().join("disk"), 1000, Some(&dir.path().join("missing")));
         assert!(disk.blank);
         assert_eq!(disk.file().metadata().unwrap().len(), 1000);
     }

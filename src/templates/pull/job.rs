@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     domain::Code,
+    platform::files::{SpaceGuard, SpaceLow},
     registry::{
         RegistryClient,
         oci::{
@@ -74,8 +75,10 @@ impl PullTask {
         let known = catalog.known_pieces().await?;
         let image = &self.image;
         let prepared = {
-            let (staging, image) = (staging.clone(), image.clone());
-            tokio::task::spawn_blocking(move || prepare(&staging, &image, &known)).await.map_err(io::Error::other)??
+            let (staging, image, space) = (staging.clone(), image.clone(), catalog.space().clone());
+            tokio::task::spawn_blocking(move || prepare(&staging, &image, &known, &space))
+                .await
+                .map_err(io::Error::other)??
         };
         let PreparedPull { disk, journal, plan, small } = prepared;
         let room = self.room(&plan, &staging).await?;
@@ -140,7 +143,11 @@ impl PullTask {
         if let LayerError::Storage(e) = &error
             && matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
         {
-            let detail = format!("no space is left for layer {layer}; what was pulled is kept");
+            let low = match SpaceLow::of(e) {
+                Some(low) => format!(": {low} (templates.min_free_bytes)"),
+                None => String::new(),
+            };
+            let detail = format!("no space is left for layer {layer}{low}; free some, and pull it again");
             let error = crate::domain::Error::new(Code::HostFull, detail).retry_after(60);
             return PullError::Space { image: Box::new(self.reference.clone()), error: Box::new(error) };
         }
@@ -238,7 +245,7 @@ struct PreparedPull {
     small: Vec<manifest::LayerFile>,
 }
 
-fn prepare(staging: &Staging, image: &Image, known: &KnownPieces) -> io::Result<PreparedPull> {
+fn prepare(staging: &Staging, image: &Image, known: &KnownPieces, space: &SpaceGuard) -> io::Result<PreparedPull> {
     let contents: Vec<Digest> = image.layers().map(|(_, _, content)| content.digest).collect();
     let (journal, mut done) = Journal::open(&staging.journal(), &contents)?;
     let there = |part, size| fs::metadata(staging.part(part)).is_ok_and(|m| m.len() == size);
@@ -254,7 +261,7 @@ fn prepare(staging: &Staging, image: &Image, known: &KnownPieces) -> io::Result<
         done.clear();
         remove(&path)?;
     }
-    let disk = Disk::open(&path, image.disk_size, plan::base(image, known).as_deref())?;
+    let disk = Disk::open(&path, image.disk_size, plan::base(image, known).as_deref(), space)?;
     let small = image.files.iter().filter(|file| !done.contains(&file.layer)).copied().collect();
     let plan = plan::plan(image, &done, known, disk.blank);
     Ok(PreparedPull { disk, journal, plan, small })

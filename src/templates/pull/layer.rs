@@ -178,7 +178,7 @@ impl Site {
     ) -> Result<(), LayerError> {
         // Read-only after an interrupted publishing.
         files::ignore_not_found(fs::remove_file(&path))?;
-        let mut file = File::create_new(&path)?;
+        let mut file = self.disk.space().writer(File::create_new(&path)?);
         let (mut hasher, mut plain) = (Hasher::default(), Hasher::default());
         let mut decoder = content.map(|content| Decoder::new(content.size));
         while let Some(piece) = next() {
@@ -196,7 +196,7 @@ impl Site {
             decoder.finish()?;
             plain.verify("what it unpacks to", content)?;
         }
-        file.sync_all()?;
+        file.get_ref().sync_all()?;
         self.journal.note(layer, content.unwrap_or(blob).digest)?;
         Ok(())
     }

@@ -33,6 +33,7 @@ use std::{
     io,
     path::PathBuf,
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -59,6 +60,10 @@ use crate::{
         pace::TransferPace,
     },
 };
+
+/// How long to wait for the writers of an ended pull, each of which finishes the piece that it writes.
+const RELEASE_TRIES: usize = 100;
+const RELEASE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The image, and the settings of the template. `None`, except for files: taken from the VM's configuration in the
 /// image, else the default.
@@ -162,6 +167,23 @@ pub enum PullError {
     /// An internal error, independent of the image.
     #[error("the pull ended without a result")]
     Lost,
+}
+
+impl PullError {
+    /// The image whose verified data was kept.
+    pub fn image(&self) -> Option<Digest> {
+        match self {
+            PullError::Settings { image, .. }
+            | PullError::Layer { image, .. }
+            | PullError::Content { image, .. }
+            | PullError::Space { image, .. } => image.digest(),
+            PullError::Template(_)
+            | PullError::Registry(_)
+            | PullError::Manifest { .. }
+            | PullError::Storage(_)
+            | PullError::Lost => None,
+        }
+    }
 }
 
 fn place(offset: Option<u64>) -> String {
@@ -316,9 +338,23 @@ impl Puller {
 
     /// Removes the unpublished data of an image. `false`: a pull uses it.
     pub async fn discard(&self, image: Digest) -> Result<bool, PullError> {
-        let Some(staging) = self.shared.catalog.staging(image).await? else { return Ok(false) };
-        self.shared.catalog.discard_staging(Arc::new(staging)).await?;
-        Ok(true)
+        Ok(self.shared.catalog.remove_staging(image).await?)
+    }
+
+    /// The same for a pull that has just ended: its last writers may not have released the data yet. `false`: another
+    /// pull uses it.
+    pub async fn discard_released(&self, image: Digest) -> Result<bool, PullError> {
+        for _ in 0..RELEASE_TRIES {
+            if self.discard(image).await? {
+                return Ok(true);
+            }
+            let busy = self.shared.running.lock().get(&image).and_then(Weak::upgrade);
+            if busy.is_some_and(|running| running.outcome.borrow().is_none()) {
+                return Ok(false);
+            }
+            tokio::time::sleep(RELEASE_INTERVAL).await;
+        }
+        Ok(false)
     }
 
     /// The pull of this digest that is under way, or a new one. Returns whether it is new.

@@ -136,7 +136,7 @@ mod tests {
 
     /// One as in pulls, and one on a system that cannot bypass the cache.
     fn disks(dir: &tempfile::TempDir, size: u64) -> [Disk; 2] {
-        [Disk::open(&dir.path().join("disk"), size, None).unwrap(), Disk::cached(&dir.path().join("cached"), size)]
+        [Disk::unlimited(&dir.path().join("disk"), size, None), Disk::cached(&dir.path().join("cached"), size)]
     }
 
     fn dir() -> tempfile::TempDir {

@@ -45,7 +45,7 @@ use super::{
 };
 use crate::{
     domain::{Arch, GuestOs},
-    platform::clock,
+    platform::{clock, files::SpaceGuard},
     registry::{
         self, RegistryError,
         credentials::CredentialSource,
@@ -166,6 +166,7 @@ impl Pusher {
             known,
             uploader,
             spool: Arc::new(spool),
+            space: self.catalog.space().clone(),
             meter: Meter::new(progress.clone()),
             packed: Mutex::default(),
             zeros: Mutex::default(),
@@ -194,6 +195,7 @@ struct PushTask {
     known: KnownBlobs,
     uploader: Uploader,
     spool: Arc<Spool>,
+    space: SpaceGuard,
     meter: Meter,
     /// By content: each piece is compressed and uploaded once.
     packed: Mutex<HashMap<Digest, Arc<OnceCell<Blob>>>>,
@@ -423,13 +425,14 @@ impl PushTask {
             }
         }
         let (path, range) = (self.held.path(piece.part), piece.range);
+        let space = self.space.clone();
         let (spool, to) = (self.spool.clone(), self.spool.path().join(content.digest.hex()));
         let job = {
             let to = to.clone();
             move || {
                 // Held until the last byte is written, so that nothing is written after the directory was removed.
                 let _spool = spool;
-                pack::pack(&path, range, content.digest, &to)
+                pack::pack(&path, range, content.digest, &to, &space)
             }
         };
         let packed = tokio::task::spawn_blocking(job).await.map_err(io::Error::other)?;

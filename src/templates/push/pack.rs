@@ -12,6 +12,7 @@ use rustix::{fs::SeekFrom, io::Errno};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
+    platform::files::SpaceGuard,
     registry::oci::{Digest, lz4, manifest::Blob},
     templates::manifest::FileEntry,
 };
@@ -106,11 +107,17 @@ fn is_hole(file: &File, range: Range) -> bool {
 }
 
 /// Compresses a piece with this digest into a new file. Returns the blob.
-pub(super) fn pack(path: &Path, range: Range, content: Digest, to: &Path) -> Result<Blob, PackError> {
+pub(super) fn pack(
+    path: &Path,
+    range: Range,
+    content: Digest,
+    to: &Path,
+    space: &SpaceGuard,
+) -> Result<Blob, PackError> {
     let file = File::open(path)?;
     let mut reader = PieceReader::new(&file, range);
     // Left over from an earlier attempt.
-    let out = File::create(to)?;
+    let out = space.writer(File::create(to)?);
     let mut writer = Hashing { to: BufWriter::with_capacity(BUFFER, out), hasher: Sha256::new() };
     let encoded = lz4::encode(&mut reader, &mut writer)?;
     if reader.left != 0 || Digest::finish(reader.hasher) != content {
@@ -189,11 +196,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, to) = (dir.path().join("disk"), dir.path().join("packed"));
         std::fs::write(&path, content()).unwrap();
+        let space = SpaceGuard::new(dir.path().to_owned(), 0);
         let range = Range { start: 700_001, size: 1_000_000 };
         let plain = &content()[700_001..1_700_001];
         let digest = hash(&path, range).unwrap().unwrap();
         assert_eq!(digest, Digest::of(plain));
-        let blob = pack(&path, range, digest, &to).unwrap();
+        let blob = pack(&path, range, digest, &to, &space).unwrap();
         let packed = std::fs::read(&to).unwrap();
         assert_eq!(blob, Blob { digest: Digest::of(&packed), size: packed.len() as u64 });
         let mut decoder = Decoder::new(range.size);
@@ -207,10 +215,10 @@ mod tests {
         decoder.finish().unwrap();
         assert!(unpacked == plain);
         // To the same path again, always with the same result.
-        assert_eq!(pack(&path, range, digest, &to).unwrap(), blob);
-        assert!(matches!(pack(&path, range, Digest::of(b""), &to), Err(PackError::Changed)));
+        assert_eq!(pack(&path, range, digest, &to, &space).unwrap(), blob);
+        assert!(matches!(pack(&path, range, Digest::of(b""), &to, &space), Err(PackError::Changed)));
         let beyond = Range { start: 2_900_000, size: 200_000 };
-        assert!(matches!(pack(&path, beyond, digest, &to), Err(PackError::Changed)));
+        assert!(matches!(pack(&path, beyond, digest, &to, &space), Err(PackError::Changed)));
         assert!(hash(&path, beyond).is_err());
     }
 

@@ -255,7 +255,7 @@ async fn what_is_wrong_for_good_is_not_waited_out() {
     let detail = failed["error"]["detail"].as_str().unwrap();
     assert!(detail.contains("layer 2 (the disk from byte 65536 on)"), "{detail}");
     assert_eq!(rig.api.happened("base").await, ["pull_started", "pull_failed"]);
-    assert!(rig.staging(&image.digest()).exists(), "what was good is kept");
+    assert!(!rig.staging(&image.digest()).exists(), "the data of a pull that cannot succeed is still there");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -419,4 +419,26 @@ async fn a_test_is_gone_on_with_after_a_restart() {
     assert_eq!(rig.api.reader.live_vms().await.unwrap(), vec![]);
     shutdown.cancel();
     driving.await.unwrap();
+}
+
+/// Whether a pull can ever succeed decides whether its data stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_data_of_a_pull_goes_with_a_final_verdict_and_stays_for_one_that_may_pass() {
+    let rig = Rig::new(QUICK, Clock::system()).await;
+    // Cancelled: the next pull of the image continues it.
+    let image = rig.push("v1", 1).await;
+    rig.hold(&image);
+    let pull = rig.start("v1", json!({})).await;
+    rig.proxy.until("the large chunk is held", |all| all.iter().any(|seen| seen.sent == 300_000)).await;
+    rig.api.delete(&format!("/pulls/{}", id(&pull)), &rig.api.admin).await.ok(200);
+    assert!(rig.staging(&image.digest()).exists());
+    rig.proxy.clear();
+
+    // The registry serves other bytes than its manifest promises: no attempt will change that.
+    let wrong = image.chunk(1).digest();
+    rig.registry.rot(&wrong, |bytes| *bytes.last_mut().unwrap() ^= 1);
+    let pull = rig.start("v1", json!({})).await;
+    let failed = rig.api.pull_ended(id(&pull), "failed").await;
+    assert_eq!(failed["error"]["code"], "template.invalid", "{failed:#}");
+    assert!(!rig.staging(&image.digest()).exists(), "the data of a pull that cannot succeed is still there");
 }

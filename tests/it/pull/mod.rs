@@ -25,7 +25,7 @@ use mayfly::{
         credentials::{CredentialError, CredentialSource, RegistryCredential},
     },
     templates::{
-        Catalog, NewTemplate,
+        Catalog, NewTemplate, SpaceLimits,
         progress::PullProgress,
         pull::{PullError, PullRequest, Puller, Settings},
     },
@@ -117,7 +117,11 @@ impl Host {
     }
 
     fn in_dir(dir: tempfile::TempDir, registry: &Registry, keys: Arc<Keys>) -> Host {
-        let catalog = Catalog::open(dir.path().join("templates")).unwrap();
+        Self::limited(dir, registry, keys, SpaceLimits::default())
+    }
+
+    fn limited(dir: tempfile::TempDir, registry: &Registry, keys: Arc<Keys>, limits: SpaceLimits) -> Host {
+        let catalog = Catalog::open_with(dir.path().join("templates"), limits).unwrap();
         let puller = Puller::new(catalog.clone(), settings(registry.authority.file()), keys);
         Host { dir, puller, catalog }
     }
@@ -794,4 +798,45 @@ async fn a_disk_that_fills_up_while_an_image_arrives_loses_nothing() {
         assert_eq!(after, slice::from_ref(&big), "{pages}");
         assert_eq!(host.staged(), 0);
     }
+}
+
+/// What an image takes is not known from what it has packed: 6 MB that unpack to more than there is.
+#[tokio::test]
+async fn an_image_that_unpacks_to_more_than_there_is_stops_at_the_limit() {
+    let Some(disk) = small_disk("pull::an_image_that_unpacks_to_more_than_there_is_stops_at_the_limit", 256) else {
+        return;
+    };
+    let registry = Registry::open().await;
+    let chunks: Vec<Content> = (1..=7).map(|n| Content::Constant(n, 32 << 20)).collect();
+    let image = TartImage::new(&chunks, Encoding::Linked);
+    let packed: usize = image.layers.iter().map(|layer| layer.blob.len()).sum();
+    assert!(packed < 4 << 20, "{packed} bytes are packed");
+    image.push(&registry, REPOSITORY, "1").await;
+    let min_free_bytes = 80 << 20;
+    let limits = SpaceLimits { min_free_bytes, ..SpaceLimits::default() };
+    let host = Host::limited(tempfile::tempdir_in(&disk).unwrap(), &registry, Keys::none(), limits);
+    // Measured all the time, and not only at the end.
+    let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let watched = {
+        let (disk, done) = (disk.clone(), done.clone());
+        std::thread::spawn(move || {
+            let mut least = u64::MAX;
+            while !done.load(Ordering::SeqCst) {
+                let stat = rustix::fs::statvfs(&disk).unwrap();
+                least = least.min(stat.f_bavail * stat.f_frsize);
+            }
+            least
+        })
+    };
+    let error = host.pull(&format!("{}/{REPOSITORY}:1", registry.address), "macos").await.unwrap_err();
+    done.store(true, Ordering::SeqCst);
+    let least = watched.join().unwrap();
+    match &*error {
+        PullError::Space { error, .. } => assert_eq!(error.code, Code::HostFull),
+        other => panic!("{other}"),
+    }
+    assert!(error.to_string().contains("80 MiB must stay free"), "{error}");
+    assert!(least + (1 << 20) >= min_free_bytes, "{least} bytes were free");
+    assert!(least < 160 << 20, "nothing was written: {least}");
+    assert_eq!(host.visible(), [""; 0]);
 }

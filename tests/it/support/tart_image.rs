@@ -37,6 +37,8 @@ pub enum Content {
     Text(u64, usize),
     /// Text with long runs of zeros in it: what becomes holes.
     Holes(u64, usize),
+    /// One byte again and again: packs to next to nothing, and takes all of its space on the disk.
+    Constant(u8, usize),
 }
 
 impl Content {
@@ -63,6 +65,7 @@ impl Content {
                 bytes.truncate(size);
                 bytes
             }
+            Content::Constant(byte, size) => vec![byte; size],
             Content::Holes(seed, size) => {
                 let mut bytes = Content::Text(seed, size).bytes();
                 // The middle half, which begins and ends at no boundary of anything.

@@ -31,13 +31,15 @@ pub(super) struct Vms {
     listed: Mutex<BTreeSet<String>>,
     /// When it is asked for one.
     needed: Mutex<BTreeSet<String>>,
+    /// Images whose pulls go on.
+    pulling: Mutex<BTreeSet<String>>,
     told: Mutex<Vec<String>>,
 }
 
 impl Vms {
     pub fn of(digests: &[&str]) -> Arc<Vms> {
         let digests: BTreeSet<String> = digests.iter().map(|d| (*d).to_owned()).collect();
-        Arc::new(Vms { listed: Mutex::new(digests.clone()), needed: Mutex::new(digests), told: Mutex::default() })
+        Arc::new(Vms { listed: Mutex::new(digests.clone()), needed: Mutex::new(digests), ..Vms::default() })
     }
 
     fn none(&self) {
@@ -50,6 +52,10 @@ impl Vms {
 impl TemplateUsage for Vms {
     async fn needed(&self) -> Result<BTreeSet<String>> {
         Ok(self.listed.lock().clone())
+    }
+
+    async fn pulling(&self) -> Result<BTreeSet<String>> {
+        Ok(self.pulling.lock().clone())
     }
 
     async fn needs(&self, digest: &str) -> Result<bool> {

@@ -15,7 +15,11 @@ use ext4_view::{Ext4, Ext4Read};
 use gpt::{disk::LogicalBlockSize, header, mbr::ProtectiveMBR, partition};
 
 use super::invalid;
-use crate::domain::{Error, Result};
+use crate::{
+    domain::{Error, Result},
+    platform::files::SpaceGuard,
+    templates::catalog::storage,
+};
 
 const SECTOR: u64 = 512;
 const MOST_PARTITIONS: u32 = 1024;
@@ -68,7 +72,7 @@ impl Ext4Read for PartitionWindow {
 }
 
 /// Extracts the newest kernel from a raw disk.
-pub(super) fn extract(disk: &Path, into: &Path) -> Result<Extracted> {
+pub(super) fn extract(disk: &Path, into: &Path, space: &SpaceGuard) -> Result<Extracted> {
     let file = File::open(disk).map_err(Error::internal)?;
     let mut systems = Vec::new();
     let all = partitions(&file).map_err(|what| invalid("disk", what))?;
@@ -116,7 +120,7 @@ pub(super) fn extract(disk: &Path, into: &Path) -> Result<Extracted> {
     let at = |name: &str| format!("{}/{name}", dir.trim_end_matches('/'));
     let name = format!("vmlinuz-{version}");
     let kernel = into.join("kernel");
-    copy(system, &at(&name), &kernel, LARGEST_KERNEL)?;
+    copy(system, &at(&name), &kernel, LARGEST_KERNEL, space)?;
     let names = [
         format!("initrd.img-{version}"),
         format!("initramfs-{version}.img"),
@@ -127,7 +131,7 @@ pub(super) fn extract(disk: &Path, into: &Path) -> Result<Extracted> {
     let initramfs = match names.into_iter().find(|name| is_file(system, &at(name))) {
         Some(name) => {
             let path = into.join("initramfs");
-            copy(system, &at(&name), &path, LARGEST_INITRAMFS)?;
+            copy(system, &at(&name), &path, LARGEST_INITRAMFS, space)?;
             Some((name, path))
         }
         None => None,
@@ -156,13 +160,13 @@ fn kernels(system: &Ext4, dir: &str) -> Vec<String> {
         .collect()
 }
 
-fn copy(system: &Ext4, from: &str, to: &Path, most: u64) -> Result<()> {
+fn copy(system: &Ext4, from: &str, to: &Path, most: u64, space: &SpaceGuard) -> Result<()> {
     let broken = |error: ext4_view::Ext4Error| invalid("disk", format!("cannot be read at {from}: {error}"));
     let mut file = system.open(from).map_err(broken)?;
     if file.metadata().len() > most {
         return Err(invalid("disk", format!("has a {from} of {} bytes, which is none", file.metadata().len())));
     }
-    let mut out = File::create_new(to).map_err(Error::internal)?;
+    let mut out = space.writer(File::create_new(to).map_err(storage)?);
     let mut block = vec![0; 256 << 10];
     let mut copied = 0;
     loop {
@@ -171,7 +175,7 @@ fn copy(system: &Ext4, from: &str, to: &Path, most: u64) -> Result<()> {
             break;
         }
         copied += n as u64;
-        out.write_all(&block[..n]).map_err(Error::internal)?;
+        out.write_all(&block[..n]).map_err(storage)?;
     }
     if copied != file.metadata().len() || copied == 0 {
         return Err(invalid("disk", format!("has a {from} that is empty or cut off")));

@@ -2,6 +2,10 @@ use std::{collections::BTreeMap, fs, process::Command};
 
 use super::*;
 
+fn unlimited(dir: &tempfile::TempDir) -> SpaceGuard {
+    SpaceGuard::new(dir.path().to_owned(), 0)
+}
+
 /// An ext4 file system with these files.
 fn ext4(dir: &Path, name: &str, files: &[(&str, &str)]) -> PathBuf {
     let tree = dir.join(format!("{name}.tree"));
@@ -59,7 +63,7 @@ const ROOT: [(&str, &str); 5] = [
 fn the_newest_kernel_of_a_bare_file_system() {
     let dir = tempfile::tempdir().unwrap();
     let disk = ext4(dir.path(), "bare", &ROOT);
-    let found = extract(&disk, dir.path()).unwrap();
+    let found = extract(&disk, dir.path(), &unlimited(&dir)).unwrap();
     assert_eq!((found.name.as_str(), found.root.as_str()), ("vmlinuz-6.8.0-90-generic", "/dev/vda"));
     assert_eq!(content(&found.kernel), "new kernel");
     let (name, path) = found.initramfs.unwrap();
@@ -72,7 +76,7 @@ fn a_partition_of_its_own_for_boot_is_not_the_root() {
     let boot = ext4(dir.path(), "boot", &[("vmlinuz-5.14.0", "kernel"), ("initramfs-5.14.0.img", "initramfs")]);
     let root = ext4(dir.path(), "root", &[("etc/os-release", "ID=rocky"), ("boot/empty", "")]);
     let (disk, ids) = gpt_disk(dir.path(), &[boot, root]);
-    let found = extract(&disk, dir.path()).unwrap();
+    let found = extract(&disk, dir.path(), &unlimited(&dir)).unwrap();
     assert_eq!(found.root, format!("PARTUUID={}", ids[1]));
     assert_eq!((content(&found.kernel).as_str(), found.place.as_str()), ("kernel", "/ of partition 1"));
     assert_eq!(found.initramfs.unwrap().0, "initramfs-5.14.0.img");
@@ -92,13 +96,13 @@ fn the_older_table_is_read_too() {
     table.set_partition(0, record);
     table.set_disk_signature([0x78, 0x56, 0x34, 0x12]);
     table.overwrite_lba0(&mut file).unwrap();
-    assert_eq!(extract(&disk, dir.path()).unwrap().root, "PARTUUID=12345678-01");
+    assert_eq!(extract(&disk, dir.path(), &unlimited(&dir)).unwrap().root, "PARTUUID=12345678-01");
 }
 
 #[test]
 fn disks_without_a_kernel_say_so() {
     let dir = tempfile::tempdir().unwrap();
-    let says = |path: &Path| extract(path, dir.path()).unwrap_err().detail;
+    let says = |path: &Path| extract(path, dir.path(), &unlimited(&dir)).unwrap_err().detail;
     assert!(says(&ext4(dir.path(), "empty", &[("etc/fstab", "")])).contains("no kernel"));
     fs::write(dir.path().join("noise"), vec![0xa5; 1 << 20]).unwrap();
     assert!(says(&dir.path().join("noise")).contains("no ext2"));
