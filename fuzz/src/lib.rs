@@ -173,3 +173,80 @@ pub mod gateway {
 
 #[path = "../../src/templates/layouts/payload.rs"]
 pub mod payload;
+
+/// Disks that somebody else made. The parsers read files, so each input is put into one in memory.
+#[path = "../../src/templates"]
+pub mod templates {
+    use std::{fs::File, io::Write as _, sync::Arc};
+
+    #[allow(dead_code, reason = "the service uses more of it")]
+    mod qcow2;
+    #[allow(dead_code, reason = "the service uses more of it")]
+    mod work;
+
+    #[path = "layouts/linux"]
+    mod linux {
+        pub mod file_system;
+        pub mod partitions;
+    }
+
+    use self::{
+        linux::{file_system::GuestFileSystem, partitions},
+        work::Work,
+    };
+
+    fn file(parts: &[(u64, &[u8])], length: u64) -> File {
+        use std::os::unix::fs::FileExt as _;
+        let file = File::from(rustix::fs::memfd_create("input", rustix::fs::MemfdFlags::CLOEXEC).expect("memory"));
+        file.set_len(length).expect("memory");
+        for (at, bytes) in parts {
+            file.write_all_at(bytes, *at).expect("memory");
+        }
+        file
+    }
+
+    /// The size of the disk in an image with these bytes, followed by a hole.
+    pub fn check_qcow2(bytes: &[u8], hole: u64) -> Result<u64, String> {
+        let file = file(&[(0, bytes)], bytes.len() as u64 + hole);
+        let work = Work::bounded_by(&file).expect("it is a file");
+        qcow2::layer(&file, &work)?;
+        qcow2::check(&file, &work)
+    }
+
+    /// What is found in a disk: the kernels of each file system, and the bytes that were copied.
+    pub fn look_for_kernels(disk: &[u8]) -> Result<u64, String> {
+        struct Counted(u64);
+        impl std::io::Write for Counted {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0 += bytes.len() as u64;
+                Ok(bytes.len())
+            }
+
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let file = file(&[(0, disk)], disk.len() as u64);
+        let work = Arc::new(Work::bounded_by(&file).expect("it is a file"));
+        let mut copied = Counted(0);
+        for partition in partitions::partitions(&file)? {
+            assert!(partition.start + partition.bytes <= disk.len() as u64);
+            let Some(system) = GuestFileSystem::load(file.try_clone().expect("a descriptor"), &partition, &work) else {
+                continue;
+            };
+            for dir in ["/boot", "/"] {
+                for version in system.kernels(dir) {
+                    assert!(!version.contains('/'));
+                    let _ = system.copy(&format!("{dir}/vmlinuz-{version}"), &mut copied, 1 << 20);
+                }
+            }
+            for name in ["/etc/os-release", "/sbin/init"] {
+                if let Some(real) = system.resolve(name) {
+                    assert!(real.starts_with('/') && system.exists(&real));
+                }
+            }
+        }
+        copied.flush().expect("it counts");
+        Ok(copied.0)
+    }
+}

@@ -1,17 +1,21 @@
 //! Validates new templates. Every field is checked before anything is copied, so that one answer lists all faults.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
-use super::{NewTemplate, qcow2};
+use super::{
+    NewTemplate, qcow2,
+    work::{StopFlag, Work},
+};
 use crate::domain::{
     Arch, Code, Error, GuestOs, Handover, Result,
     tart_config::{self, TartConfig},
     template::DiskFormat,
 };
+use crate::platform::files;
 use crate::registry::oci::Role;
 
 const LARGEST_KEY: u64 = 64 << 10;
@@ -134,16 +138,17 @@ pub(super) fn fault(part: Part, what: impl Into<String>) -> Error {
     Error::new(Code::TemplateInvalid, format!("{} {what}", part.name())).field(format!("/{}", part.name()), what)
 }
 
-pub(super) fn check(new: &NewTemplate) -> Result<CheckedTemplate> {
-    check_all(new, true)
+/// Ends with an error once `stop` is set.
+pub(super) fn check(new: &NewTemplate, stop: &StopFlag) -> Result<CheckedTemplate> {
+    check_all(new, true, stop)
 }
 
 /// All checks that do not depend on the disk's content, which may not be there yet.
 pub(super) fn check_before_disk(new: &NewTemplate) -> Result<CheckedTemplate> {
-    check_all(new, false)
+    check_all(new, false, &StopFlag::default())
 }
 
-fn check_all(new: &NewTemplate, disk: bool) -> Result<CheckedTemplate> {
+fn check_all(new: &NewTemplate, disk: bool, stop: &StopFlag) -> Result<CheckedTemplate> {
     let mut faults = Faults::default();
     let optional = |part, path: &Option<PathBuf>| path.clone().map(|path| (part, path));
     let parts = [
@@ -184,7 +189,7 @@ fn check_all(new: &NewTemplate, disk: bool) -> Result<CheckedTemplate> {
         if let Some(disk_format) = disk_format.or((*part != Part::Disk).then_some(DiskFormat::Raw))
             && *part != Part::Config
             && (disk || *part != Part::Disk)
-            && let Err(what) = content(*part, disk_format, file)
+            && let Err(what) = content(*part, disk_format, file, stop)
         {
             faults.add(part.name(), what);
         }
@@ -299,15 +304,12 @@ fn open(part: Part, path: &Path) -> Result<File, String> {
     if !path.is_absolute() {
         return Err("must be an absolute path".into());
     }
-    // Checked before it is opened: opening a pipe would wait for its writer.
-    let metadata = fs::metadata(path).map_err(|e| format!("cannot be read: {}", e.kind()))?;
-    if !metadata.is_file() {
-        return Err("must be a regular file".into());
-    }
+    let file = files::open_regular(path)?;
+    let metadata = file.metadata().map_err(|e| format!("cannot be read: {}", e.kind()))?;
     if part.is_secret() && metadata.mode() & 0o077 != 0 {
         return Err("can be read by others, make it private with `chmod 600`".into());
     }
-    File::open(path).map_err(|e| format!("cannot be read: {}", e.kind()))
+    Ok(file)
 }
 
 /// Detects the format. The content alone does not decide: a raw disk contains what its guest wrote, and a guest that
@@ -325,14 +327,22 @@ fn format_of(path: &Path, file: &File) -> Result<DiskFormat, String> {
 }
 
 /// Validates a file of this kind. For a disk, returns its size in the guest.
-pub(super) fn content(part: Part, disk_format: DiskFormat, file: &File) -> Result<Option<u64>, String> {
+pub(super) fn content(
+    part: Part,
+    disk_format: DiskFormat,
+    file: &File,
+    stop: &StopFlag,
+) -> Result<Option<u64>, String> {
     let size = file.metadata().map_err(|e| format!("cannot be read: {}", e.kind()))?.len();
     if size == 0 {
         return Err("is empty".into());
     }
     match part {
         Part::Disk => match disk_format {
-            DiskFormat::Qcow2 => qcow2::check(file).map(Some),
+            DiskFormat::Qcow2 => {
+                let work = Work::bounded_by(file).map_err(|e| format!("cannot be read: {}", e.kind()))?;
+                qcow2::check(file, &work.until(stop)).map(Some)
+            }
             DiskFormat::Raw if qcow2::has_magic(file) => {
                 Err("is a qcow2 image and not a raw one, set disk_format to qcow2".into())
             }

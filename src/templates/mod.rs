@@ -42,6 +42,7 @@ pub mod pull;
 pub mod push;
 mod qcow2;
 mod section;
+mod work;
 
 pub use catalog::{Catalog, SpaceLimits, TemplateLease, TemplateUsage};
 pub use check::is_name;

@@ -3,8 +3,13 @@
 //! A header can make the hypervisor open other files of the host (a backing file, an external data file). An
 //! untrusted file could use this to read files that the guest must not see, so both are refused. The mapping tables
 //! are checked, because a truncated download has a valid header.
+//!
+//! The size of the tables is what the file says, so their check is bounded by what is really there: no table is read
+//! twice, and holes are not read.
 
-use std::{fs::File, os::unix::fs::FileExt as _};
+use std::{collections::HashSet, fs::File, os::unix::fs::FileExt as _};
+
+use super::work::{Work, data_in};
 
 const MAGIC: &[u8; 4] = b"QFI\xfb";
 
@@ -23,6 +28,9 @@ const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
 /// QEMU's own limit: 32 MiB.
 const MOST_L1_ENTRIES: u64 = (32 << 20) / 8;
 
+/// The first table is read in parts of this many bytes.
+const L1_PART: usize = 64 << 10;
+
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const COMPRESSED: u64 = 1 << 62;
 
@@ -32,8 +40,8 @@ pub(super) fn has_magic(file: &File) -> bool {
 }
 
 /// Size of the disk in the guest, or the fault of the file with a remedy.
-pub(super) fn check(file: &File) -> Result<u64, String> {
-    match read(file)? {
+pub(super) fn check(file: &File, work: &Work) -> Result<u64, String> {
+    match read(file, work)? {
         (_, Some(_)) => Err("has a backing file, flatten it with `qemu-img convert -O qcow2`".into()),
         (virtual_bytes, None) => Ok(virtual_bytes),
     }
@@ -47,12 +55,11 @@ pub(super) struct Backing {
 }
 
 /// The backing file of a valid image; `None`: it has none.
-pub(super) fn layer(file: &File) -> Result<Option<Backing>, String> {
-    read(file).map(|(_, backing)| backing)
+pub(super) fn layer(file: &File, work: &Work) -> Result<Option<Backing>, String> {
+    read(file, work).map(|(_, backing)| backing)
 }
 
-fn read(file: &File) -> Result<(u64, Option<Backing>), String> {
-    let truncated = || "is cut off, copy or download it again".to_owned();
+fn read(file: &File, work: &Work) -> Result<(u64, Option<Backing>), String> {
     let length = file.metadata().map_err(|e| format!("cannot be read: {e}"))?.len();
     if !has_magic(file) {
         return Err("is not a qcow2 image, set disk_format to raw if it is a raw one".into());
@@ -110,7 +117,8 @@ fn read(file: &File) -> Result<(u64, Option<Backing>), String> {
         refcount_offset: u64_at(48),
         refcount_clusters: u64::from(u32_at(56)),
     };
-    tables.check(file, length).then_some((virtual_bytes, backing)).ok_or_else(truncated)
+    tables.check(file, length, work)?;
+    Ok((virtual_bytes, backing))
 }
 
 /// QEMU's own limit of a name is 1023 bytes.
@@ -118,6 +126,10 @@ fn text(file: &File, at: u64, size: u32) -> Option<String> {
     let mut bytes = (1..1024).contains(&size).then(|| vec![0; size as usize])?;
     file.read_exact_at(&mut bytes, at).ok()?;
     String::from_utf8(bytes).ok().filter(|text| !text.contains('\0'))
+}
+
+fn truncated() -> String {
+    "is cut off, copy or download it again".to_owned()
 }
 
 struct Extension {
@@ -156,9 +168,9 @@ struct Tables {
 }
 
 impl Tables {
-    /// Whether every table and the start of every cluster is inside the file. (The last cluster may be short: data
+    /// Checks that every table and the start of every cluster is inside the file. (The last cluster may be short: data
     /// beyond the end reads as zeros.)
-    fn check(&self, file: &File, length: u64) -> bool {
+    fn check(&self, file: &File, length: u64, work: &Work) -> Result<(), String> {
         let cluster = 1u64 << self.cluster_bits;
         let entry_bytes = if self.extended { 16 } else { 8 };
         let per_l2 = cluster / entry_bytes;
@@ -169,32 +181,49 @@ impl Tables {
             || !inside(self.l1_offset, self.l1_entries * 8)
             || !inside(self.refcount_offset, self.refcount_clusters << self.cluster_bits)
         {
-            return false;
+            return Err(truncated());
         }
         // Compressed clusters store the offset in fewer bits.
         let compressed_offset = (1u64 << (62 - (self.cluster_bits - 8))) - 1;
+        let mut seen = HashSet::new();
+        let mut at = self.l1_offset;
+        let end = self.l1_offset + self.l1_entries * 8;
+        let mut l1 = vec![0; L1_PART.min(self.l1_entries as usize * 8)];
         let mut table = vec![0; cluster as usize];
-        for n in 0..self.l1_entries {
-            let mut entry = [0; 8];
-            if file.read_exact_at(&mut entry, self.l1_offset + n * 8).is_err() {
-                return false;
-            }
-            let l2 = u64::from_be_bytes(entry) & OFFSET;
-            if l2 == 0 {
-                continue;
-            }
-            if file.read_exact_at(&mut table, l2).is_err() {
-                return false;
-            }
-            for entry in table.chunks_exact(entry_bytes as usize) {
-                let entry = u64::from_be_bytes(entry[..8].try_into().expect("8 bytes"));
-                let start = if entry & COMPRESSED != 0 { entry & compressed_offset } else { entry & OFFSET };
-                if start != 0 && start >= length {
-                    return false;
+        while at < end {
+            let part = &mut l1[..(end - at).min(L1_PART as u64) as usize];
+            work.read(file, part, at)?;
+            at += part.len() as u64;
+            for entry in part.as_chunks::<8>().0 {
+                let l2 = u64::from_be_bytes(*entry) & OFFSET;
+                if l2 == 0 {
+                    continue;
+                }
+                if !l2.is_multiple_of(cluster) || !seen.insert(l2) {
+                    return Err(
+                        "has mapping tables that overlap, make a new image with `qemu-img convert -O qcow2`".into()
+                    );
+                }
+                if !inside(l2, cluster) {
+                    return Err(truncated());
+                }
+                // A hole is zeros: clusters that are not allocated.
+                for data in data_in(file, l2..l2 + cluster) {
+                    // Whole entries.
+                    let data = data.start / entry_bytes * entry_bytes..data.end.next_multiple_of(entry_bytes);
+                    let part = &mut table[..(data.end - data.start) as usize];
+                    work.read(file, part, data.start)?;
+                    for entry in part.chunks_exact(entry_bytes as usize) {
+                        let entry = u64::from_be_bytes(entry[..8].try_into().expect("8 bytes"));
+                        let start = if entry & COMPRESSED != 0 { entry & compressed_offset } else { entry & OFFSET };
+                        if start != 0 && start >= length {
+                            return Err(truncated());
+                        }
+                    }
                 }
             }
         }
-        true
+        Ok(())
     }
 }
 
@@ -214,7 +243,8 @@ mod tests {
     }
 
     fn verdict(path: &Path) -> Result<u64, String> {
-        check(&File::open(path).unwrap())
+        let file = File::open(path).unwrap();
+        check(&file, &Work::bounded_by(&file).unwrap())
     }
 
     /// 6 MiB of data, so that clusters can be missing.
@@ -317,5 +347,68 @@ mod tests {
             OpenOptions::new().write(true).open(&copy).unwrap().write_all_at(bytes, *at).unwrap();
             assert!(verdict(&copy).is_err(), "{bytes:?} at {at}");
         }
+    }
+
+    /// The header, the first table and one second table of an image of 8 TiB; `place` is where each entry points.
+    fn table_of_tables(path: &Path, place: impl Fn(u64) -> u64) {
+        let (bits, entries) = (21_u32, 1_u64 << 4);
+        let cluster = 1_u64 << bits;
+        let virtual_bytes = entries * cluster * (cluster / 8);
+        let file = OpenOptions::new().write(true).create(true).truncate(true).open(path).unwrap();
+        file.set_len((entries + 3) * cluster).unwrap();
+        let mut header = vec![0; 112];
+        header[..4].copy_from_slice(MAGIC);
+        for (at, value) in [(4, 3), (20, bits), (36, entries as u32), (100, 104)] {
+            header[at..at + 4].copy_from_slice(&value.to_be_bytes());
+        }
+        for (at, value) in [(24, virtual_bytes), (40, cluster), (48, 0)] {
+            header[at..at + 8].copy_from_slice(&value.to_be_bytes());
+        }
+        file.write_all_at(&header, 0).unwrap();
+        for n in 0..entries {
+            file.write_all_at(&place(n).to_be_bytes(), cluster + n * 8).unwrap();
+        }
+    }
+
+    #[test]
+    fn tables_that_share_their_place_are_refused_and_not_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("shared");
+        table_of_tables(&path, |_| 2 << 21);
+        let file = File::open(&path).unwrap();
+        let work = Work::bounded_by(&file).unwrap();
+        assert!(check(&file, &work).unwrap_err().contains("overlap"));
+        assert!(work.done() < 4 << 20, "{} bytes were read", work.done());
+        // Not quite the same place.
+        table_of_tables(&path, |n| (2 << 21) + n * 512);
+        assert!(verdict(&path).unwrap_err().contains("overlap"));
+    }
+
+    /// The file is as long as it says, and almost nothing of it is there.
+    #[test]
+    fn holes_are_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sparse");
+        table_of_tables(&path, |n| (n + 2) << 21);
+        let file = File::open(&path).unwrap();
+        let work = Work::bounded_by(&file).unwrap();
+        check(&file, &work).unwrap();
+        assert!(work.done() < 1 << 20, "{} bytes were read", work.done());
+        // Something in a hole is seen.
+        let entry = OpenOptions::new().write(true).open(&path).unwrap();
+        entry.write_all_at(&(1_u64 << 50).to_be_bytes(), (5 << 21) + 80_000).unwrap();
+        assert!(verdict(&path).unwrap_err().contains("cut off"));
+    }
+
+    #[test]
+    fn a_check_ends_when_it_is_cancelled() {
+        let dir = tempfile::tempdir().unwrap();
+        raw(dir.path());
+        qemu_img(&["convert", "-O", "qcow2", "raw", "good"], dir.path());
+        let file = File::open(dir.path().join("good")).unwrap();
+        let work = Work::bounded_by(&file).unwrap();
+        check(&file, &work).unwrap();
+        work.stop().cancel();
+        assert!(check(&file, &work).unwrap_err().contains("cancelled"));
     }
 }

@@ -123,3 +123,58 @@ async fn a_kernel_is_taken_out_of_a_golden_image() {
     let (status, answer) = serve.post("/templates/import", json!({"name": "raw", "layout": "raw", "path": raw})).await;
     assert_eq!((status, &answer["template"]["kernel"]), (201, &json!(true)), "{answer}");
 }
+
+/// An image that somebody else put into a directory must not bring other files of the host along: what its name points at, and
+/// what lies beside it, could be read back from the template.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_link_is_followed_at_an_image_or_beside_it() {
+    let serve =
+        Serve::start(&[("MAYFLY_DRIVERS__QEMU__ENABLED", "false"), ("MAYFLY_DRIVERS__FAKE__ENABLED", "true")]).await;
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let secret = serve.dir.join("mayfly.db");
+    fs::write(at("good.raw"), vec![7; 1 << 20]).unwrap();
+    let out =
+        Command::new("qemu-img").args(["convert", "-O", "qcow2"]).args([at("good.raw"), at("good.qcow2")]).output();
+    assert!(out.unwrap().status.success());
+    let import = async |layout: &str, name: &str| {
+        let body = json!({"name": "x", "layout": layout, "path": at(name), "driver": "fake"});
+        serve.post("/templates/import", body).await
+    };
+    for (layout, name, target) in [
+        ("raw", "link.raw", &secret),
+        ("raw", "link-to-good.raw", &at("good.raw")),
+        ("qcow2", "link.qcow2", &at("good.qcow2")),
+    ] {
+        std::os::unix::fs::symlink(target, at(name)).unwrap();
+        let (status, problem) = import(layout, name).await;
+        assert_eq!((status, &problem["code"]), (422, &json!("template.invalid")), "{name}: {problem}");
+        assert!(problem["detail"].as_str().unwrap().contains("symbolic link"), "{problem}");
+    }
+    // A whole directory, too.
+    vm(&at("vm"));
+    std::os::unix::fs::symlink(at("vm"), at("vm-link")).unwrap();
+    let body = json!({"name": "x", "layout": "tart", "path": at("vm-link")});
+    let (status, problem) = serve.post("/templates/import", body).await;
+    assert_eq!(status, 422, "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("symbolic link"), "{problem}");
+
+    for (layout, image) in [("raw", "good.raw"), ("qcow2", "good.qcow2")] {
+        for suffix in ["kernel", "initramfs", "firmware"] {
+            let beside = at(&format!("{image}.{suffix}"));
+            std::os::unix::fs::symlink("/etc/shadow", &beside).unwrap();
+            let (status, problem) = import(layout, image).await;
+            assert_eq!((status, &problem["code"]), (422, &json!("template.invalid")), "{suffix}: {problem}");
+            let detail = problem["detail"].as_str().unwrap();
+            assert!(detail.contains("symbolic link") && detail.contains(suffix), "{problem}");
+            fs::remove_file(beside).unwrap();
+        }
+    }
+    // Named by the caller, as a part of a template.
+    let body = json!({"name": "x", "disk": at("good.raw"), "kernel": at("link.raw"), "driver": "fake"});
+    let (status, problem) = serve.post("/templates", body).await;
+    assert_eq!(status, 422, "{problem}");
+    assert!(problem["errors"][0]["detail"].to_string().contains("symbolic link"), "{problem}");
+    assert_eq!(serve.get("/templates").await["items"], json!([]));
+    assert_eq!(import("raw", "good.raw").await.0, 201);
+}

@@ -8,6 +8,7 @@ use std::{
 };
 
 mod grown;
+mod regular;
 mod secret;
 mod space;
 
@@ -17,6 +18,7 @@ mod space;
 pub mod small_disk;
 
 pub use grown::{cut_above, read_tail};
+pub use regular::open_regular;
 pub use secret::{read_secret, read_secret_if_present};
 pub use space::{GuardedWriter, SpaceGuard, SpaceLow, SpacePermit, free};
 

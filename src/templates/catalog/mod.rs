@@ -23,6 +23,7 @@ use super::{
     check::{self, CheckedTemplate, ImportSource, Part},
     import::{self, Imported},
     manifest::{self, FileEntry, Origin, TemplateManifest},
+    work::{CancelOnDrop, StopFlag},
 };
 use crate::{
     domain::{Code, Error, Result, Template, template::TemplateFiles, version::VersionStatus},
@@ -119,8 +120,10 @@ impl Catalog {
 
     /// Validates a registration: checks the files and copies nothing.
     pub async fn outline(&self, new: NewTemplate) -> Result<DriverRequirements> {
+        let stop = StopFlag::default();
+        let _cancel = CancelOnDrop(stop.clone());
         self.blocking(move |_| {
-            check::check(&new).map(|c| DriverRequirements { driver: c.driver, os: c.os, handover: c.handover })
+            check::check(&new, &stop).map(|c| DriverRequirements { driver: c.driver, os: c.os, handover: c.handover })
         })
         .await
     }
@@ -219,9 +222,10 @@ impl Root {
     }
 
     fn register(&self, new: &NewTemplate) -> Result<Template> {
-        let checked = check::check(new)?;
+        let checked = check::check(new, &StopFlag::default())?;
         let mut staged = self.stage().map_err(storage)?;
-        let (files, disk_virtual_bytes) = take_in(&checked, &staged.path, BTreeMap::new(), &self.space)?;
+        let (files, disk_virtual_bytes) =
+            take_in(&checked, &staged.path, BTreeMap::new(), &self.space, &StopFlag::default())?;
         let manifest = describe(new, checked, disk_virtual_bytes, None, None, files);
         let bytes = manifest.to_bytes().map_err(Error::internal)?;
         write_synced(&staged.path.join(manifest::FILE_NAME), &bytes).map_err(storage)?;
@@ -470,6 +474,7 @@ fn take_in(
     dir: &Path,
     there: BTreeMap<String, FileEntry>,
     space: &SpaceGuard,
+    stop: &StopFlag,
 ) -> Result<(BTreeMap<String, FileEntry>, u64)> {
     let mut files = there;
     let mut disk_virtual_bytes = 0;
@@ -485,7 +490,7 @@ fn take_in(
         }
         // The copy is checked, because the file may have changed since it was validated.
         let copy = File::open(&path).map_err(storage)?;
-        let content = check::content(*part, checked.disk_format, &copy);
+        let content = check::content(*part, checked.disk_format, &copy, stop);
         if let Some(bytes) = content.map_err(|what| check::fault(*part, what))? {
             disk_virtual_bytes = bytes;
         }

@@ -29,6 +29,7 @@ use crate::{
         check::{self, Part},
         import,
         manifest::{self, FileEntry, Origin, TemplateManifest},
+        work::{CancelOnDrop, StopFlag},
     },
 };
 
@@ -94,7 +95,9 @@ impl Catalog {
         image: Origin,
         new: impl Fn(Option<&Settings>) -> NewTemplate + Send + 'static,
     ) -> Result<Option<Template>> {
-        self.blocking(move |root| root.find_pulled(&image, &new)).await
+        let stop = StopFlag::default();
+        let _cancel = CancelOnDrop(stop.clone());
+        self.blocking(move |root| root.find_pulled(&image, &new, &stop)).await
     }
 
     /// Whether an image may get this name, checked before it is pulled.
@@ -138,7 +141,8 @@ impl Catalog {
         self.blocking(|root| root.known_pieces().map_err(Error::internal)).await
     }
 
-    /// Creates a template from the staged and verified files, and publishes it. `new` refers to the staged files.
+    /// Creates a template from the staged and verified files, and publishes it. `new` refers to the staged files. Dropping the
+    /// future ends the check of the files.
     pub(in crate::templates) async fn publish_pulled(
         &self,
         staging: Arc<Staging>,
@@ -147,7 +151,9 @@ impl Catalog {
         new: NewTemplate,
         files: BTreeMap<String, FileEntry>,
     ) -> Result<Template> {
-        self.blocking(move |root| root.publish_pulled(&staging, image, settings, &new, files)).await
+        let stop = StopFlag::default();
+        let _cancel = CancelOnDrop(stop.clone());
+        self.blocking(move |root| root.publish_pulled(&staging, image, settings, &new, files, &stop)).await
     }
 }
 
@@ -181,7 +187,12 @@ impl Root {
         Ok(published)
     }
 
-    fn find_pulled(&self, image: &Origin, new: &dyn Fn(Option<&Settings>) -> NewTemplate) -> Result<Option<Template>> {
+    fn find_pulled(
+        &self,
+        image: &Origin,
+        new: &dyn Fn(Option<&Settings>) -> NewTemplate,
+        stop: &StopFlag,
+    ) -> Result<Option<Template>> {
         for (digest, manifest) in self.published().map_err(Error::internal)? {
             if manifest.image.as_ref() != Some(image) {
                 continue;
@@ -191,7 +202,7 @@ impl Root {
             let there = Part::SHARED.into_iter().filter(|part| manifest.files.contains_key(part.name()));
             let asked = there.fold(new.clone(), |asked, part| asked.with_part(part, place.join(part.name())));
             // A damaged one counts as absent, and is replaced when it is published again.
-            let Ok(checked) = check::check(&asked) else { continue };
+            let Ok(checked) = check::check(&asked, stop) else { continue };
             let mut files = BTreeMap::new();
             for source in &checked.sources {
                 let name = source.part.name();
@@ -267,8 +278,9 @@ impl Root {
         settings: Option<Settings>,
         new: &NewTemplate,
         there: BTreeMap<String, FileEntry>,
+        stop: &StopFlag,
     ) -> Result<Template> {
-        let checked = check::check(new)?;
+        let checked = check::check(new, stop)?;
         let dir = staging.dir.join(TEMPLATE);
         // Removes what an interrupted publishing left.
         for entry in fs::read_dir(&dir).map_err(storage)? {
@@ -282,7 +294,7 @@ impl Root {
             file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(storage)?;
             file.sync_all().map_err(storage)?;
         }
-        let (files, disk_virtual_bytes) = take_in(&checked, &dir, there, &self.space)?;
+        let (files, disk_virtual_bytes) = take_in(&checked, &dir, there, &self.space, stop)?;
         if let Some(says) = settings.as_ref().and_then(|s| s.disk_size)
             && says != disk_virtual_bytes
         {

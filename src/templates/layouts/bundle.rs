@@ -20,7 +20,10 @@ use super::{
     source,
     stage::ExportStage,
 };
-use crate::domain::{Result, Template, tart_config::TartConfig};
+use crate::{
+    domain::{Result, Template, tart_config::TartConfig},
+    platform::files,
+};
 
 pub(super) const DISK: &str = "Disk.img";
 pub(super) const AUX: &str = "AuxiliaryStorage";
@@ -94,7 +97,7 @@ pub(super) fn identity_of(
     notices: &mut Notices,
 ) -> Result<MachineIdentity> {
     let cannot = |error: std::io::Error| invalid(name, format!("cannot be read: {}", error.kind()));
-    let mut file = File::open(aux).map_err(cannot)?;
+    let mut file = files::open_regular(aux).map_err(|what| invalid(name, what))?;
     if let Some(ecid) = super::payload::aux::ecid(&mut file).map_err(cannot)? {
         notices.add("ecid", format!("was found in {name}: nothing else has it"));
         return Ok(MachineIdentity::new(ecid));

@@ -5,7 +5,7 @@
 //! files in the image's own directory are allowed, others only if the caller permits it, and only regular files.
 
 use std::{
-    fs::{self, File},
+    fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -13,14 +13,20 @@ use std::{
 use super::invalid;
 use crate::{
     domain::{Result, template::DiskFormat},
-    templates::qcow2,
+    platform::files,
+    templates::{
+        qcow2,
+        work::{StopFlag, Work},
+    },
 };
 
 const LONGEST: usize = 16;
 
 /// The image and its backing files, top first. One entry: it has no backing file.
-pub(super) fn of(image: &Path, allow_backing: bool) -> Result<Vec<PathBuf>> {
+pub(super) fn of(image: &Path, allow_backing: bool, stop: &StopFlag) -> Result<Vec<PathBuf>> {
     let cannot = |name: &str, error: std::io::Error| invalid(name, format!("cannot be read: {}", error.kind()));
+    // The caller names the image itself, and not a link to it.
+    files::open_regular(image).map_err(|what| invalid("disk", what))?;
     let mut path = fs::canonicalize(image).map_err(|error| cannot("disk", error))?;
     let home = path.parent().unwrap_or(Path::new("/")).to_owned();
     let mut format = DiskFormat::Qcow2;
@@ -28,11 +34,9 @@ pub(super) fn of(image: &Path, allow_backing: bool) -> Result<Vec<PathBuf>> {
     let mut chain = Vec::new();
     loop {
         let shown = if chain.is_empty() { "disk".to_owned() } else { format!("backing file {}", path.display()) };
-        // Checked before it is opened: opening a pipe would wait for its writer, and a device is not allowed.
-        let metadata = fs::metadata(&path).map_err(|error| cannot(&shown, error))?;
-        if !metadata.is_file() {
-            return Err(invalid(shown, "must be a regular file"));
-        }
+        // Links were resolved and checked; one that took the file's place since then is not followed.
+        let file = files::open_regular(&path).map_err(|what| invalid(&shown, what))?;
+        let metadata = file.metadata().map_err(|error| cannot(&shown, error))?;
         if seen.contains(&(metadata.dev(), metadata.ino())) {
             return Err(invalid(shown, "is its own backing file"));
         }
@@ -40,7 +44,6 @@ pub(super) fn of(image: &Path, allow_backing: bool) -> Result<Vec<PathBuf>> {
         if seen.len() > LONGEST {
             return Err(invalid(shown, format!("is the end of more than {LONGEST} images on one another")));
         }
-        let file = File::open(&path).map_err(|error| cannot(&shown, error))?;
         chain.push(path.clone());
         if format == DiskFormat::Raw {
             if qcow2::has_magic(&file) {
@@ -48,7 +51,8 @@ pub(super) fn of(image: &Path, allow_backing: bool) -> Result<Vec<PathBuf>> {
             }
             return Ok(chain);
         }
-        let backing = qcow2::layer(&file).map_err(|what| invalid(&shown, what))?;
+        let work = Work::bounded_by(&file).map_err(|error| cannot(&shown, error))?.until(stop);
+        let backing = qcow2::layer(&file, &work).map_err(|what| invalid(&shown, what))?;
         let Some(backing) = backing else { return Ok(chain) };
         (path, format) = follow(&path, &backing, &home, allow_backing).map_err(|what| invalid(shown, what))?;
     }

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use super::{
-    ImportRequest, Notices, TemplateLayout, Tools, chain, linux, qemu_img,
+    ImportRequest, Notices, TemplateLayout, Tools, chain, invalid, linux, qemu_img,
     stage::{ExportStage, Finished, with_suffix},
 };
 use crate::{
     domain::{Arch, Code, Error, Result, Template, template::DiskFormat},
-    platform::files::SpaceGuard,
+    platform::files::{self, SpaceGuard},
     templates::NewTemplate,
 };
 
@@ -34,7 +34,7 @@ pub(super) async fn import(
     new.disk_format = Some(format);
     if format == DiskFormat::Qcow2 {
         let (image, allow) = (from.to_owned(), request.allow_backing);
-        let chain = super::blocking(move || chain::of(&image, allow)).await?;
+        let chain = super::cancellable(move |stop| chain::of(&image, allow, stop)).await?;
         if chain.len() > 1 {
             let flat = work.join("flat.qcow2");
             qemu_img::convert(tools, space, (&chain[0], format), (&flat, format)).await?;
@@ -42,6 +42,9 @@ pub(super) async fn import(
             notices.add("disk", format!("was {} images on one another, and is one now", chain.len()));
             new.disk = flat;
         }
+    }
+    if format == DiskFormat::Raw {
+        files::open_regular(from).map_err(|what| invalid("disk", what))?;
     }
     if request.extract_kernel {
         if new.kernel.is_some() || new.initramfs.is_some() || new.firmware.is_some() {
@@ -58,10 +61,14 @@ pub(super) async fn import(
             [(KERNEL, &mut new.kernel), (INITRAMFS, &mut new.initramfs), (FIRMWARE, &mut new.firmware)]
         {
             let beside = with_suffix(from, suffix);
-            if beside.is_file() {
-                notices.add(suffix.trim_start_matches('.'), format!("is {}, found beside the disk", beside.display()));
-                *file = Some(beside);
+            if beside.symlink_metadata().is_err() {
+                continue;
             }
+            let field = suffix.trim_start_matches('.');
+            // Nobody named this file, so whoever wrote beside the disk must not choose another file of the host with it.
+            files::open_regular(&beside).map_err(|what| invalid(field, format!("({}) {what}", beside.display())))?;
+            notices.add(field, format!("is {}, found beside the disk", beside.display()));
+            *file = Some(beside);
         }
     }
     Ok(new)
@@ -80,8 +87,8 @@ async fn extract(
         qemu_img::convert(tools, space, (&new.disk, DiskFormat::Qcow2), (&raw, DiskFormat::Raw)).await?;
     }
     let (disk, dir, copied, space) = (raw.clone(), work.to_owned(), raw != new.disk, space.clone());
-    let found = super::blocking(move || {
-        let found = linux::extract(&disk, &dir, &space);
+    let found = super::cancellable(move |stop| {
+        let found = linux::extract(&disk, &dir, &space, stop);
         if copied {
             // As large as the disk, and not needed any more.
             let _ = std::fs::remove_file(&disk);

@@ -42,7 +42,10 @@ pub use self::{
     import::{PreparedImport, import},
     place::ExportDestination,
 };
-use super::NewTemplate;
+use super::{
+    NewTemplate,
+    work::{CancelOnDrop, StopFlag},
+};
 use crate::domain::{Code, Error, Result, mac::Mac, tart_config::Display};
 
 /// What a template looks like outside of the catalog.
@@ -173,6 +176,13 @@ fn refused(code: Code, field: impl AsRef<str>, what: impl AsRef<str>) -> Error {
 /// Runs file operations on a blocking thread.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
+}
+
+/// The same for work on a file that may be large or hostile: it ends when nobody waits for it any more.
+async fn cancellable<T: Send + 'static>(work: impl FnOnce(&StopFlag) -> Result<T> + Send + 'static) -> Result<T> {
+    let stop = StopFlag::default();
+    let _cancel = CancelOnDrop(stop.clone());
+    blocking(move || work(&stop)).await
 }
 
 #[cfg(test)]

@@ -177,6 +177,8 @@ pub mod aux {
     const MARK: &[u8] = b"\x04ECID\x02\x08";
     const USUAL_PLACE: u64 = 0x6c804;
     const BLOCK: usize = 256 << 10;
+    /// Such a storage has 33 MiB.
+    const SEARCHED: u64 = 256 << 20;
 
     /// `None`: it has none, or one that is zero.
     pub fn ecid(mut file: impl Read + Seek) -> io::Result<Option<u64>> {
@@ -193,6 +195,7 @@ pub mod aux {
         }
         file.seek(SeekFrom::Start(0))?;
         let mut kept = Vec::new();
+        let mut file = file.take(SEARCHED);
         loop {
             let mut block = Vec::with_capacity(BLOCK);
             if file.by_ref().take(BLOCK as u64).read_to_end(&mut block)? == 0 {

@@ -1,7 +1,7 @@
 //! Checks a source before anything of it is read.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::{self, Read as _},
     os::unix::net::UnixStream,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -11,7 +11,10 @@ use std::{
 use rustix::process::{Flock, FlockType, Pid, fcntl_getlk, test_kill_process};
 
 use super::{Notices, invalid, refused};
-use crate::domain::{Code, Error, Result};
+use crate::{
+    domain::{Code, Error, Result},
+    platform::files,
+};
 
 const LARGEST_PID_FILE: u64 = 64;
 
@@ -36,6 +39,9 @@ pub(super) fn optional_part(dir: &Path, name: &str) -> Result<Option<PathBuf>> {
 
 pub(super) fn directory(path: &Path) -> Result<PathBuf> {
     let wrong = |what: String| Error::new(Code::TemplateInvalid, format!("path {what}")).field("/path", what);
+    if path.symlink_metadata().is_ok_and(|found| found.is_symlink()) {
+        return Err(wrong(format!("{} is a symbolic link, name the directory that it points at", path.display())));
+    }
     let dir = fs::canonicalize(path)
         .map_err(|error| wrong(format!("{} cannot be read: {}", path.display(), error.kind())))?;
     if dir.is_dir() { Ok(dir) } else { Err(wrong(format!("{} must be a directory", path.display()))) }
@@ -44,8 +50,9 @@ pub(super) fn directory(path: &Path) -> Result<PathBuf> {
 /// Reads a small file completely.
 pub(super) fn read(path: &Path, name: &str, most: u64) -> Result<Vec<u8>> {
     let cannot = |error: io::Error| invalid(name, format!("cannot be read: {}", error.kind()));
+    let file = files::open_regular(path).map_err(|what| invalid(name, what))?;
     let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes)).map_err(cannot)?;
+    file.take(most + 1).read_to_end(&mut bytes).map_err(cannot)?;
     if bytes.len() as u64 > most {
         return Err(invalid(name, format!("has more than {most} bytes")));
     }
@@ -59,7 +66,7 @@ fn running(name: &str, how: &str) -> Error {
 /// Refuses a running VM of Tart: its process holds a record lock, and answers on its socket.
 pub(super) fn not_run_by_tart(dir: &Path) -> Result<()> {
     let cannot = |error: io::Error| invalid("config.json", format!("cannot be read: {}", error.kind()));
-    let file = File::open(dir.join("config.json")).map_err(cannot)?;
+    let file = files::open_regular(&dir.join("config.json")).map_err(|what| invalid("config.json", what))?;
     // The lock is queried and never taken: Tart would take the lock's holder for the VM, and signal it. In a debug
     // build, rustix panics at the pid -1 that stands for another kind of lock.
     match catch_unwind(AssertUnwindSafe(|| fcntl_getlk(&file, &Flock::from(FlockType::ReadLock)))) {

@@ -223,7 +223,7 @@ fn sweep(parent: &Path) -> io::Result<()> {
 }
 
 fn same(one: &Path, other: &Path) -> io::Result<bool> {
-    let (mut one, mut other) = (File::open(one)?, File::open(other)?);
+    let (mut one, mut other) = (File::open(one)?, files::open_regular(other).map_err(io::Error::other)?);
     if one.metadata()?.len() != other.metadata()?.len() {
         return Ok(false);
     }

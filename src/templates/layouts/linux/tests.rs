@@ -1,6 +1,8 @@
-use std::{collections::BTreeMap, fs, process::Command};
+use std::{collections::BTreeMap, fs, os::unix::fs::FileExt as _, process::Command};
 
-use super::*;
+use gpt::mbr::ProtectiveMBR;
+
+use super::{partitions::SECTOR, *};
 
 fn unlimited(dir: &tempfile::TempDir) -> SpaceGuard {
     SpaceGuard::new(dir.path().to_owned(), 0)
@@ -63,7 +65,7 @@ const ROOT: [(&str, &str); 5] = [
 fn the_newest_kernel_of_a_bare_file_system() {
     let dir = tempfile::tempdir().unwrap();
     let disk = ext4(dir.path(), "bare", &ROOT);
-    let found = extract(&disk, dir.path(), &unlimited(&dir)).unwrap();
+    let found = extract(&disk, dir.path(), &unlimited(&dir), &StopFlag::default()).unwrap();
     assert_eq!((found.name.as_str(), found.root.as_str()), ("vmlinuz-6.8.0-90-generic", "/dev/vda"));
     assert_eq!(content(&found.kernel), "new kernel");
     let (name, path) = found.initramfs.unwrap();
@@ -76,7 +78,7 @@ fn a_partition_of_its_own_for_boot_is_not_the_root() {
     let boot = ext4(dir.path(), "boot", &[("vmlinuz-5.14.0", "kernel"), ("initramfs-5.14.0.img", "initramfs")]);
     let root = ext4(dir.path(), "root", &[("etc/os-release", "ID=rocky"), ("boot/empty", "")]);
     let (disk, ids) = gpt_disk(dir.path(), &[boot, root]);
-    let found = extract(&disk, dir.path(), &unlimited(&dir)).unwrap();
+    let found = extract(&disk, dir.path(), &unlimited(&dir), &StopFlag::default()).unwrap();
     assert_eq!(found.root, format!("PARTUUID={}", ids[1]));
     assert_eq!((content(&found.kernel).as_str(), found.place.as_str()), ("kernel", "/ of partition 1"));
     assert_eq!(found.initramfs.unwrap().0, "initramfs-5.14.0.img");
@@ -96,13 +98,16 @@ fn the_older_table_is_read_too() {
     table.set_partition(0, record);
     table.set_disk_signature([0x78, 0x56, 0x34, 0x12]);
     table.overwrite_lba0(&mut file).unwrap();
-    assert_eq!(extract(&disk, dir.path(), &unlimited(&dir)).unwrap().root, "PARTUUID=12345678-01");
+    assert_eq!(
+        extract(&disk, dir.path(), &unlimited(&dir), &StopFlag::default()).unwrap().root,
+        "PARTUUID=12345678-01"
+    );
 }
 
 #[test]
 fn disks_without_a_kernel_say_so() {
     let dir = tempfile::tempdir().unwrap();
-    let says = |path: &Path| extract(path, dir.path(), &unlimited(&dir)).unwrap_err().detail;
+    let says = |path: &Path| extract(path, dir.path(), &unlimited(&dir), &StopFlag::default()).unwrap_err().detail;
     assert!(says(&ext4(dir.path(), "empty", &[("etc/fstab", "")])).contains("no kernel"));
     fs::write(dir.path().join("noise"), vec![0xa5; 1 << 20]).unwrap();
     assert!(says(&dir.path().join("noise")).contains("no ext2"));
@@ -115,6 +120,62 @@ fn disks_without_a_kernel_say_so() {
     broken[512 + 84] = 64;
     fs::write(dir.path().join("broken"), broken).unwrap();
     assert!(says(&dir.path().join("broken")).contains("partition table"));
+}
+
+/// Changes a field of an inode, with its checksum.
+fn debugfs(image: &Path, command: &str) {
+    let out = Command::new("debugfs").args(["-w", "-R", command]).arg(image).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success() && !said.contains("not found"), "{said}");
+}
+
+#[test]
+fn links_in_the_guest_are_followed_inside_it_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = ext4(dir.path(), "links", &[("usr/lib/os-release", "ID=x"), ("data/k/vmlinuz-6.1", "kernel")]);
+    let tree = dir.path().join("links.tree");
+    let link = |to: &str, name: &str| {
+        debugfs(&disk, &format!("symlink {name} {to}"));
+    };
+    drop(tree);
+    link("/data/k", "/boot");
+    debugfs(&disk, "mkdir /etc");
+    link("../usr/lib/os-release", "/etc/os-release");
+    link("/etc/passwd", "/data/k/initrd.img-6.1");
+    link("/loop", "/loop");
+    let found = extract(&disk, dir.path(), &unlimited(&dir), &StopFlag::default()).unwrap();
+    assert_eq!((found.name.as_str(), content(&found.kernel).as_str()), ("vmlinuz-6.1", "kernel"));
+    assert!(found.initramfs.is_none());
+}
+
+/// The reader of the file system would allocate what is claimed: the service would be aborted.
+#[test]
+fn what_a_file_system_claims_is_not_allocated() {
+    let dir = tempfile::tempdir().unwrap();
+    let says = |disk: &Path| extract(disk, dir.path(), &unlimited(&dir), &StopFlag::default()).unwrap_err().detail;
+    let long = format!("/{}", "x".repeat(100));
+    for (name, size) in [("abort", 1_u64 << 45), ("panic", u64::MAX >> 1)] {
+        let disk = ext4(dir.path(), name, &[("etc/fstab", "")]);
+        debugfs(&disk, &format!("symlink /boot {long}"));
+        debugfs(&disk, &format!("set_inode_field /boot size {size}"));
+        assert!(says(&disk).contains("no kernel"));
+    }
+    // A file system of 16 TiB in groups of one block each, in 8 MiB.
+    let disk = ext4(dir.path(), "groups", &[("boot/vmlinuz-1", "x")]);
+    let file = File::options().write(true).open(&disk).unwrap();
+    file.write_all_at(&u32::MAX.to_le_bytes(), 1024 + 4).unwrap();
+    file.write_all_at(&1_u32.to_le_bytes(), 1024 + 32).unwrap();
+    assert!(says(&disk).contains("no ext2"));
+}
+
+#[test]
+fn the_work_ends_when_it_is_cancelled() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = ext4(dir.path(), "bare", &ROOT);
+    let stop = StopFlag::default();
+    stop.cancel();
+    let error = extract(&disk, dir.path(), &unlimited(&dir), &stop).unwrap_err();
+    assert!(error.detail.contains("cancelled"), "{error}");
 }
 
 #[test]
