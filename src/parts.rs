@@ -9,7 +9,7 @@ use crate::{
     platform::Clock,
     registry::{logins::Logins, s3::S3},
     sources::github::{GitHubClient, runner_archives::RunnerArchives},
-    store::{Ledger, Reader, Vault, logs::Logs, pools::PoolFaults},
+    store::{Ledger, Reader, Vault, logs::Logs, pools::PoolFaults, tokens::TokenUses},
     templates::{
         Catalog,
         pull::{ProgressBoard, Puller},
@@ -22,6 +22,7 @@ pub struct Parts {
     pub ledger: Ledger,
     pub reader: Reader,
     pub vault: Arc<Vault>,
+    pub token_uses: TokenUses,
     pub logs: Logs,
     pub pool_faults: PoolFaults,
     pub drivers: Arc<Registry>,

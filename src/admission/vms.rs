@@ -14,15 +14,17 @@ use crate::{
         name::{NAME_RULE, is_name},
         runner_secrets::RunnerSecrets,
         template::Template,
+        token::CallerToken,
+        token_limits::TokenLimits,
         vm_spec::{NetworkUser, VmSpec},
     },
     drivers::{inspector::HostInspector, registry::Registry},
     parts::Parts,
     platform::{Clock, clock},
-    registry::oci::reference::{Reference, ReferenceError},
+    registry::oci::reference::{Reference, ReferenceError, ReferenceTarget},
     store::{
         Ledger, Reader, Vault,
-        ledger::{Admission, NewVm, Opened},
+        ledger::{Admission, IdempotencyKey, KeyOwner, NewVm, Opened, TokenQuota},
         placement::{HostOffer, SlotDemand},
         pools::PoolFaults,
     },
@@ -57,6 +59,45 @@ pub struct Created {
     pub new: bool,
 }
 
+/// On whose behalf a vm is created.
+#[derive(Clone, Copy)]
+enum Requester<'a> {
+    /// A caller of the API.
+    Token(&'a CallerToken),
+    /// A loop of the service: for a job of this pool, or to test a new version.
+    Service { pool: Option<&'a str> },
+}
+
+impl<'a> Requester<'a> {
+    fn limits(self) -> Option<&'a TokenLimits> {
+        match self {
+            Requester::Token(token) => token.limits.as_deref(),
+            Requester::Service { .. } => None,
+        }
+    }
+
+    fn pool(self) -> Option<&'a str> {
+        match self {
+            Requester::Token(_) => None,
+            Requester::Service { pool } => pool,
+        }
+    }
+
+    fn key_owner(self) -> KeyOwner {
+        match self {
+            Requester::Token(token) if token.limits.is_some() => KeyOwner::Token(token.id),
+            Requester::Token(_) => KeyOwner::Tokens,
+            Requester::Service { .. } => KeyOwner::Service,
+        }
+    }
+
+    fn quota(self) -> Option<TokenQuota> {
+        let Requester::Token(token) = self else { return None };
+        let limits = token.limits.as_ref()?;
+        Some(TokenQuota { token: token.id, max_live_vms: limits.max_live_vms })
+    }
+}
+
 /// Creates vms. Cheap to clone.
 #[derive(Clone)]
 pub struct VmAdmission {
@@ -83,14 +124,26 @@ impl VmAdmission {
         Self { ledger, reader, pool_faults, vault, catalog, puller, drivers, host, capacity, clock, github, settings }
     }
 
-    /// Stores a vm. A repeated request with the same idempotency key or name and equal content returns the same vm.
-    pub async fn create(&self, request: VmRequest, idempotency_key: Option<String>) -> Result<Created> {
-        self.create_of(request, idempotency_key, None).await
+    /// Stores a vm for a caller of the API, within the limits of its token. A repeated request with the same idempotency
+    /// key or name and equal content returns the same vm.
+    pub async fn create(
+        &self,
+        request: VmRequest,
+        idempotency_key: Option<String>,
+        token: &CallerToken,
+    ) -> Result<Created> {
+        self.create_of(request, idempotency_key, Requester::Token(token)).await
+    }
+
+    /// Stores a vm that tests a new version of a template.
+    pub async fn create_for_test(&self, request: VmRequest, idempotency_key: String) -> Result<Created> {
+        self.create_of(request, Some(idempotency_key), Requester::Service { pool: None }).await
     }
 
     /// Stores a vm for a job of this pool. An error is recorded as the pool's fault.
     pub async fn create_for_pool(&self, pool: &Pool, idempotency_key: String) -> Result<Created> {
-        let created = self.create_of(VmRequest::from(pool), Some(idempotency_key), Some(pool.name.clone())).await;
+        let requester = Requester::Service { pool: Some(&pool.name) };
+        let created = self.create_of(VmRequest::from(pool), Some(idempotency_key), requester).await;
         match &created {
             Ok(_) => self.pool_faults.clear(&pool.name),
             Err(error) => self.pool_faults.set(&pool.name, error, self.clock.now()),
@@ -102,7 +155,7 @@ impl VmAdmission {
         &self,
         request: VmRequest,
         idempotency_key: Option<String>,
-        pool: Option<String>,
+        requester: Requester<'_>,
     ) -> Result<Created> {
         if let Some(key) = &idempotency_key
             && (key.is_empty() || key.len() > 255 || !key.bytes().all(|b| b.is_ascii_graphic()))
@@ -114,13 +167,16 @@ impl VmAdmission {
         let secrets = checked_secrets(&request)?;
         let request_hash = self.vault.fingerprint(&request.canonical(secrets.as_ref()));
         // The lease lasts until the vm is in the database, from where pruning learns that the template is needed.
-        let (spec, _kept) = self.vm_spec(id, &request, pool).await?;
+        let (spec, _kept) = self.vm_spec(id, &request, requester).await?;
         let sealed = secrets.map(|s| self.vault.seal(id, &s.to_bytes()));
         let opened = self
             .open(|admission| NewVm {
                 spec: spec.clone(),
                 request_hash,
-                idempotency_key: idempotency_key.clone(),
+                idempotency_key: idempotency_key
+                    .clone()
+                    .map(|key| IdempotencyKey { owner: requester.key_owner(), key }),
+                quota: requester.quota(),
                 sealed: sealed.clone(),
                 admission,
             })
@@ -169,6 +225,7 @@ impl VmAdmission {
         wanted: &str,
         asked: SizeRequest,
         user: NetworkUser<'_>,
+        limits: Option<&TokenLimits>,
     ) -> Result<(String, TemplateSource, Budgets, Option<TemplateLease>)> {
         let capacity = self.capacity;
         let known = |(template, kept): (Template, TemplateLease), shown: Option<String>| {
@@ -177,6 +234,8 @@ impl VmAdmission {
             Ok((shown.unwrap_or(template.name), TemplateSource::Resolved(spec), budgets, Some(kept)))
         };
         if !wanted.contains('/') {
+            // Before the catalog is asked: the token's holder need not learn which templates there are.
+            limits.map_or(Ok(()), |limits| limits.check_template(wanted))?;
             let taken = self.catalog.take(wanted).await.map_err(|error| match error.code {
                 // A 404 would refer to the path of the request, so an unknown template in its body has its own code.
                 Code::TemplateNotFound => Error::new(Code::TemplateUnknown, error.detail)
@@ -188,6 +247,14 @@ impl VmAdmission {
         let image: Reference = wanted.parse().map_err(|error: ReferenceError| {
             Error::new(Code::RequestInvalid, "the template is not an image reference")
                 .field("/template", error.to_string())
+        })?;
+        // Before the registry is asked for anything.
+        limits.map_or(Ok(()), |limits| {
+            let target = match image.target() {
+                ReferenceTarget::Tag(tag) => format!(":{tag}"),
+                ReferenceTarget::Digest(digest) => format!("@{digest}"),
+            };
+            limits.check_image(image.registry(), image.repository(), &target)
         })?;
         // Only the registry knows where a tag points now; a digest always names the same image.
         if let Some(template) = self.puller.here(&image).await? {
@@ -209,27 +276,46 @@ impl VmAdmission {
         &self,
         id: VmId,
         request: &VmRequest,
-        pool: Option<String>,
+        requester: Requester<'_>,
     ) -> Result<(VmSpec, Option<TemplateLease>)> {
         let name = self.checked_name(id, request)?;
+        let (runner, github, labels) = (request.runner.kind(), request.runner.github()?, request.labels.clone());
+        let limits = requester.limits();
+        if let (Some(limits), Some(github)) = (limits, &github) {
+            limits.check_runner(github)?;
+        }
         let asked = SizeRequest {
             cpus: request.cpus,
             memory_mib: request.memory_mib,
             network: request.network,
             budgets: request.budgets.clone(),
             queue_seconds: request.queue_timeout_seconds.unwrap_or(self.settings.queue_timeout_seconds),
+            limits: limits.map(TokenLimits::size).unwrap_or_default(),
         };
-        let user = NetworkUser { runner: request.runner.kind(), pool: pool.as_deref() };
-        let (template, source, budgets, kept) = self.template_source(&request.template, asked, user).await?;
-        let (runner, github, labels) = (request.runner.kind(), request.runner.github()?, request.labels.clone());
+        let user = NetworkUser { runner, pool: requester.pool() };
+        let (template, source, budgets, kept) = self.template_source(&request.template, asked, user, limits).await?;
         if github.as_ref().is_some_and(|g| g.registration == Registration::Managed) && !self.github {
             return Err(Error::new(Code::GitHubNotConfigured, "this service has no credentials for GitHub")
                 .field("/runner", "needs `[github]` in the configuration, or `jit_config` or `registration_token`"));
         }
-        Ok((
-            VmSpec { id, name, template, source, runner, github, pool, labels, budgets, instance_per_attempt: true },
-            kept,
-        ))
+        let created_by = match requester {
+            Requester::Token(token) => Some(token.id),
+            Requester::Service { .. } => None,
+        };
+        let spec = VmSpec {
+            id,
+            name,
+            template,
+            source,
+            runner,
+            github,
+            pool: requester.pool().map(str::to_owned),
+            created_by,
+            labels,
+            budgets,
+            instance_per_attempt: true,
+        };
+        Ok((spec, kept))
     }
 
     fn checked_name(&self, id: VmId, request: &VmRequest) -> Result<String> {

@@ -114,6 +114,7 @@ pub async fn build(setup: Setup) -> Result<Built, StartError> {
         ledger: store.ledger,
         reader: store.reader,
         vault: Arc::new(vault),
+        token_uses: Default::default(),
         logs: Logs::new(data.logs()).with_space(space.keeping(template_limits.min_free_bytes / LOGS_SHARE)),
         pool_faults: Default::default(),
         capacity,

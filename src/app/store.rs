@@ -11,7 +11,10 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::error::StartError;
 use crate::{
-    domain::{Code, token::TokenScope},
+    domain::{
+        Code,
+        token::{NewToken, TokenScope},
+    },
     platform::{data_dir::DataDir, files},
     service::tokens::Tokens,
     store::{self, ReserveFile, Store, Vault},
@@ -76,7 +79,7 @@ pub(super) async fn admin_token(tokens: &Tokens, path: &Path) -> Result<(), Star
             tokens.revoke(token.id).await.map_err(|e| failed(&e))?;
         }
     }
-    let (_, secret) = tokens.create(LOCAL_ADMIN.to_owned(), TokenScope::Admin).await.map_err(|e| failed(&e))?;
+    let (_, secret) = tokens.create(NewToken::new(LOCAL_ADMIN, TokenScope::Admin)).await.map_err(|e| failed(&e))?;
     let mut text = secret.expose_secret().to_owned();
     text.push('\n');
     files::replace(path, text.as_bytes()).map_err(|e| failed(&e))?;

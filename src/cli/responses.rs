@@ -24,6 +24,7 @@ pub(super) struct VmResponse {
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     pub pool: Option<String>,
+    pub created_by: Option<String>,
     pub runner: Option<RunnerResponse>,
     pub queue: Option<QueueResponse>,
     pub deadline: Option<DeadlineResponse>,
@@ -377,6 +378,10 @@ pub(super) struct TokenResponse {
     pub scope: String,
     pub created_at: Option<Timestamp>,
     pub revoked_at: Option<Timestamp>,
+    pub expires_at: Option<Timestamp>,
+    pub last_used_at: Option<Timestamp>,
+    /// Shown as the service names them, so that a limit of a newer service is not left out.
+    pub limits: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 #[derive(Deserialize)]

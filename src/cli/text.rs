@@ -27,7 +27,16 @@ pub(super) fn duration(d: SignedDuration) -> String {
 
 /// `12s`, `5m`, `3h`, `4d`: how long ago.
 pub(super) fn age(since: Timestamp) -> String {
-    let seconds = clock::now().duration_since(since).as_secs().max(0);
+    coarse(clock::now().duration_since(since))
+}
+
+/// `12s`, `5m`, `3h`, `4d`: in what time.
+pub(super) fn until(at: Timestamp) -> String {
+    coarse(at.duration_since(clock::now()))
+}
+
+fn coarse(time: SignedDuration) -> String {
+    let seconds = time.as_secs().max(0);
     match seconds {
         0..60 => format!("{seconds}s"),
         60..3600 => format!("{}m", seconds / 60),
@@ -61,6 +70,31 @@ pub(super) fn parse_seconds(text: &str) -> Result<u32, String> {
     }
     let parsed: SignedDuration = text.parse().map_err(|_| wrong())?;
     u32::try_from(parsed.as_secs()).map_err(|_| wrong())
+}
+
+/// The same for longer times: also days, such as `7d`.
+pub(super) fn parse_long_seconds(text: &str) -> Result<u64, String> {
+    let days = text.strip_suffix('d').and_then(|n| n.parse::<u64>().ok());
+    match days {
+        Some(days) => days.checked_mul(86_400).ok_or_else(|| "that is too long".to_owned()),
+        None => parse_seconds(text).map(u64::from),
+    }
+}
+
+/// Bytes, or a size such as `512MiB`.
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || "expected bytes or a size such as 512MiB, 100GiB or 1TiB".to_owned();
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim() {
+        "" | "B" => 0,
+        "KiB" | "K" => 10,
+        "MiB" | "M" => 20,
+        "GiB" | "G" => 30,
+        "TiB" | "T" => 40,
+        _ => return Err(wrong()),
+    };
+    number.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift)).ok_or_else(wrong)
 }
 
 /// Columns separated by two spaces. When `width` is given, the column `give` is cut so that every line fits.
@@ -218,6 +252,21 @@ mod tests {
         for wrong in ["", "-1", "soon", "5 parsecs"] {
             assert!(parse_seconds(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn sizes_and_ages_are_read() {
+        for (given, bytes) in [("0", 0), ("17", 17), ("3B", 3), ("2KiB", 2048), ("1 GiB", 1 << 30), ("2T", 2 << 40)] {
+            assert_eq!(parse_size(given), Ok(bytes), "{given}");
+        }
+        for given in ["", "GiB", "1.5GiB", "-1", "1XB", "99999999TiB", "1 GB"] {
+            assert!(parse_size(given).is_err(), "{given}");
+        }
+        assert_eq!(
+            (parse_long_seconds("7d"), parse_long_seconds("90"), parse_long_seconds("1h")),
+            (Ok(604_800), Ok(90), Ok(3600))
+        );
+        assert!(parse_long_seconds("soon").is_err() && parse_long_seconds("99999999999999999d").is_err());
     }
 
     #[test]

@@ -1,30 +1,84 @@
 //! `mayfly token …`
 
-use clap::{Subcommand, ValueEnum};
-use serde_json::{Value, json};
+use clap::{Args, Subcommand, ValueEnum};
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Map, Value, json};
 
 use super::{client::ApiClient, exit, failure::CommandFailure, output, responses::TokenResponse, text};
+use crate::platform::clock;
 
 #[derive(Subcommand)]
 pub(super) enum TokenCommand {
     /// Create a token
     ///
     /// Prints the token. It cannot be shown again: the service stores only a hash of it.
-    Create {
-        /// Name of the token, such as the program that uses it
-        name: String,
-        /// What the token allows; each scope includes those before it
-        #[arg(long, value_enum)]
-        scope: TokenScopeArg,
-    },
+    ///
+    /// The options for limits are for the scope create. With any of them, the token ends, and reads the logs of, only
+    /// vms that were created with it. If --template or --image is given, whatever none of them lists is refused.
+    Create(Box<CreateToken>),
     /// List tokens
     #[command(visible_alias = "ls")]
     List,
+    /// Show one token: its limits, when it expires and when it was used
+    Show {
+        /// Id or name
+        token: String,
+    },
     /// Revoke a token
     Revoke {
         /// Id or name
         token: String,
     },
+}
+
+#[derive(Args)]
+pub(super) struct CreateToken {
+    /// Name of the token, such as the program that uses it
+    name: String,
+    /// What the token allows; each scope includes those before it
+    #[arg(long, value_enum)]
+    scope: TokenScopeArg,
+    /// When it stops working: a time such as 2027-01-31T12:00:00Z, or from now on, such as 12h or 30d [default: when it
+    /// is revoked]
+    #[arg(long, value_name = "TIME", value_parser = expiry)]
+    expires: Option<Timestamp>,
+    /// Only GitHub runners registered here: owner/name, an organisation, or enterprises/slug; acme/* is every repository
+    /// of acme; may be repeated
+    #[arg(long = "github-scope", value_name = "PATTERN", help_heading = "Limits")]
+    github_scopes: Vec<String>,
+    /// Only GitHub runners whose labels are all among these; * stands for any characters; may be repeated
+    #[arg(long = "github-label", value_name = "PATTERN", help_heading = "Limits")]
+    github_labels: Vec<String>,
+    /// Only these templates: name or digest; * stands for any characters; may be repeated
+    #[arg(long = "template", value_name = "PATTERN", help_heading = "Limits")]
+    templates: Vec<String>,
+    /// Only these images: a registry's host, host/namespace or host/namespace:tag; * stands for any characters; may be
+    /// repeated
+    #[arg(long = "image", value_name = "PATTERN", help_heading = "Limits")]
+    images: Vec<String>,
+    /// Most cores of a vm
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits")]
+    max_cpus: Option<u32>,
+    /// Most memory of a vm, in MiB
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(32..), help_heading = "Limits")]
+    max_memory_mib: Option<u32>,
+    /// Largest disk of a vm, such as 100GiB
+    #[arg(long, value_name = "SIZE", value_parser = text::parse_size, help_heading = "Limits")]
+    max_disk: Option<u64>,
+    /// Most live vms of the token at once, including those in the queue
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits")]
+    max_live_vms: Option<u32>,
+}
+
+/// A time, or how long from now.
+fn expiry(given: &str) -> Result<Timestamp, String> {
+    if let Ok(at) = given.parse::<Timestamp>() {
+        return Ok(at);
+    }
+    let wrong = || "expected a time such as 2027-01-31T12:00:00Z, or a duration such as 12h or 30d".to_owned();
+    let seconds = text::parse_long_seconds(given).map_err(|_| wrong())?;
+    let lasts = SignedDuration::from_secs(i64::try_from(seconds).map_err(|_| wrong())?);
+    clock::now().checked_add(lasts).map_err(|_| "that is too long".to_owned())
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -39,21 +93,7 @@ pub(super) enum TokenScopeArg {
 
 pub(super) async fn run(command: TokenCommand, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     match command {
-        TokenCommand::Create { name, scope } => {
-            let scope = match scope {
-                TokenScopeArg::Read => "read",
-                TokenScopeArg::Create => "create",
-                TokenScopeArg::Admin => "admin",
-            };
-            let created = client.post(&["tokens"], &json!({ "name": name, "scope": scope }), &[]).await?;
-            if json {
-                output::json(&created)?;
-            } else {
-                let secret = created["token"].as_str().unwrap_or_default();
-                output::line(secret)?;
-                output::note("this secret is shown only once: keep it where MAYFLY_TOKEN or --token-file find it");
-            }
-        }
+        TokenCommand::Create(args) => create(*args, client, json).await?,
         TokenCommand::List => {
             let items = client.list(&["tokens"], &[]).await?;
             if json {
@@ -61,6 +101,11 @@ pub(super) async fn run(command: TokenCommand, client: &ApiClient, json: bool) -
             } else {
                 list(client, &items)?;
             }
+        }
+        TokenCommand::Show { token } => {
+            let id = resolve(&token, client).await?;
+            let value = client.get(&["tokens", &id], &[]).await?;
+            if json { output::json(&value)? } else { show(&client.view(&value)?)? }
         }
         TokenCommand::Revoke { token } => {
             let id = resolve(&token, client).await?;
@@ -75,14 +120,99 @@ pub(super) async fn run(command: TokenCommand, client: &ApiClient, json: bool) -
     Ok(exit::OK)
 }
 
+async fn create(args: CreateToken, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
+    let scope = match args.scope {
+        TokenScopeArg::Read => "read",
+        TokenScopeArg::Create => "create",
+        TokenScopeArg::Admin => "admin",
+    };
+    let list = |patterns: Vec<String>| (!patterns.is_empty()).then(|| Value::from(patterns));
+    let limits: Map<String, Value> = [
+        ("github_scopes", list(args.github_scopes)),
+        ("github_labels", list(args.github_labels)),
+        ("templates", list(args.templates)),
+        ("images", list(args.images)),
+        ("max_cpus", args.max_cpus.map(Value::from)),
+        ("max_memory_mib", args.max_memory_mib.map(Value::from)),
+        ("max_disk_bytes", args.max_disk.map(Value::from)),
+        ("max_live_vms", args.max_live_vms.map(Value::from)),
+    ]
+    .into_iter()
+    .filter_map(|(limit, value)| Some((limit.to_owned(), value?)))
+    .collect();
+    let mut body = json!({ "name": args.name, "scope": scope });
+    if let Some(at) = args.expires {
+        body["expires_at"] = json!(at);
+    }
+    if !limits.is_empty() {
+        body["limits"] = limits.into();
+    }
+    let created = client.post(&["tokens"], &body, &[]).await?;
+    if json {
+        return output::json(&created);
+    }
+    let secret = created["token"].as_str().unwrap_or_default();
+    output::line(secret)?;
+    output::note("this secret is shown only once: keep it where MAYFLY_TOKEN or --token-file find it");
+    Ok(())
+}
+
+fn state(token: &TokenResponse) -> &'static str {
+    match (token.revoked_at, token.expires_at) {
+        (Some(_), _) => "revoked",
+        (None, Some(at)) if at <= clock::now() => "expired",
+        (None, _) => "valid",
+    }
+}
+
 fn list(client: &ApiClient, items: &[Value]) -> Result<(), CommandFailure> {
     let mut rows = Vec::new();
     for item in items {
         let t: TokenResponse = client.view(item)?;
-        let state = if t.revoked_at.is_some() { "revoked" } else { "valid" };
-        rows.push(vec![t.name, t.scope, state.to_owned(), t.created_at.map(text::age).unwrap_or_default(), t.id]);
+        let state = state(&t);
+        let expires = match t.expires_at {
+            Some(at) if state == "valid" => format!("in {}", text::until(at)),
+            Some(_) => String::new(),
+            None => "never".to_owned(),
+        };
+        let ago = |at: Timestamp| format!("{} ago", text::age(at));
+        let used = t.last_used_at.map_or_else(|| "never".to_owned(), ago);
+        let limits = if t.limits.is_some() { "yes" } else { "" }.to_owned();
+        let age = t.created_at.map(text::age).unwrap_or_default();
+        rows.push(vec![t.name, t.scope, state.to_owned(), limits, age, expires, used, t.id]);
     }
-    output::bytes(text::table(&["NAME", "SCOPE", "STATE", "AGE", "ID"], &rows, output::width(), 0).as_bytes())
+    let head = ["NAME", "SCOPE", "STATE", "LIMITS", "AGE", "EXPIRES", "LAST USED", "ID"];
+    output::bytes(text::table(&head, &rows, output::width(), 0).as_bytes())
+}
+
+fn show(token: &TokenResponse) -> Result<(), CommandFailure> {
+    let ago = |at: Timestamp| format!("{} ({} ago)", text::time(at), text::age(at));
+    let mut pairs = vec![
+        ("name", token.name.clone()),
+        ("id", token.id.clone()),
+        ("scope", token.scope.clone()),
+        ("state", state(token).to_owned()),
+    ];
+    pairs.extend(token.created_at.map(|at| ("created", ago(at))));
+    pairs.extend(token.revoked_at.map(|at| ("revoked", ago(at))));
+    pairs.push(("expires", token.expires_at.map_or_else(|| "never".to_owned(), text::time)));
+    pairs.push(("last used", token.last_used_at.map_or_else(|| "never".to_owned(), ago)));
+    if let Some(limits) = &token.limits {
+        for (limit, value) in limits {
+            let value = match value {
+                Value::Null => continue,
+                Value::Array(patterns) if patterns.is_empty() => "nothing".to_owned(),
+                Value::Array(patterns) => {
+                    patterns.iter().map(|p| p.as_str().unwrap_or_default()).collect::<Vec<_>>().join(", ")
+                }
+                other => other.to_string(),
+            };
+            pairs.push((limit, value));
+        }
+    } else if token.scope == "create" {
+        pairs.push(("limits", "none".to_owned()));
+    }
+    output::bytes(text::folded(&pairs, output::width()).as_bytes())
 }
 
 async fn resolve(token: &str, client: &ApiClient) -> Result<String, CommandFailure> {

@@ -54,6 +54,7 @@ pub(super) fn check(pools: &[Pool], usual: &Budgets, capacity: &Capacity, given:
             network: pool.network,
             budgets: BudgetsPatch::default(),
             queue_seconds: usual.queue_seconds,
+            limits: Default::default(),
         };
         let fits = asked.before(usual, capacity).map(drop);
         for error in [checked, fits].into_iter().filter_map(Result::err) {

@@ -36,6 +36,7 @@ pub mod template;
 pub mod template_event;
 pub mod time;
 pub mod token;
+pub mod token_limits;
 pub mod version;
 pub mod vm;
 pub mod vm_request;

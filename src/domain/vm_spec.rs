@@ -9,11 +9,12 @@ use super::{
     capacity::Capacity,
     error::{Code, Error, Result},
     github::{GitHubRunner, Registration},
-    ids::VmId,
+    ids::{TokenId, VmId},
     network::NetworkMode,
     network_support::{NetworkSupport, NetworkWish, NetworkWishSource},
     runner::RunnerKind,
     template::{GuestOs, Handover, Template},
+    token_limits::SizeLimits,
 };
 
 /// The complete request, including the defaults of the template and of the configuration. No secrets.
@@ -32,6 +33,9 @@ pub struct VmSpec {
     /// The pool that the vm was made for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
+    /// The API token with which it was created. `None`: for a loop of the service, or by an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_by: Option<TokenId>,
     pub labels: BTreeMap<String, String>,
     /// The defaults while the vm waits for its template, then the template's; in both cases with the changes of the
     /// request.
@@ -82,6 +86,9 @@ pub struct SizeRequest {
     pub budgets: BudgetsPatch,
     /// From the request, or the defaults.
     pub queue_seconds: u32,
+    /// Of the token with which the vm was requested.
+    #[serde(default, skip_serializing_if = "SizeLimits::is_none")]
+    pub limits: SizeLimits,
 }
 
 /// Either everything is known, or the vm waits for an image. In a record the two are distinguished by their fields.
@@ -113,6 +120,7 @@ impl SizeRequest {
         let cpus = self.cpus.unwrap_or(template.cpus);
         let memory_mib = self.memory_mib.unwrap_or(template.memory_mib);
         fits(capacity, cpus, memory_mib)?;
+        self.limits.check(cpus, memory_mib, template.disk_virtual_bytes)?;
         let network = can.resolve(&template.driver, self.network_wish(template, user.pool), user.runner)?;
         let spec = ResolvedSpec {
             template_digest: template.digest.clone(),
@@ -137,7 +145,9 @@ impl SizeRequest {
     /// Validates what does not depend on the template, and returns the budgets that apply until the template is
     /// known.
     pub fn before(&self, usual: &Budgets, capacity: &Capacity) -> Result<Budgets> {
-        fits(capacity, self.cpus.unwrap_or(1), self.memory_mib.unwrap_or(LEAST_MEMORY_MIB))?;
+        let (cpus, memory_mib) = (self.cpus.unwrap_or(1), self.memory_mib.unwrap_or(LEAST_MEMORY_MIB));
+        fits(capacity, cpus, memory_mib)?;
+        self.limits.check(cpus, memory_mib, 0)?;
         self.budgets(usual)
     }
 

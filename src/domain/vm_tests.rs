@@ -34,6 +34,7 @@ pub fn vm_spec() -> VmSpec {
         runner: RunnerKind::Command,
         github: None,
         pool: None,
+        created_by: None,
         labels: BTreeMap::new(),
         budgets: Budgets::default(),
         instance_per_attempt: true,

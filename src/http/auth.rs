@@ -12,7 +12,7 @@ use secrecy::SecretString;
 use super::{Http, problem::Problem, surface::Surface};
 use crate::domain::{
     Code, VmId,
-    token::{Caller, TokenScope},
+    token::{Caller, CallerToken, TokenScope},
 };
 
 /// The scope that a handler requires of an API token.
@@ -33,7 +33,10 @@ impl Needs for Admin {
 }
 
 /// The caller has an API token with this scope. A vm's own token is never accepted.
-pub struct Allowed<N>(PhantomData<N>);
+pub struct Allowed<N> {
+    pub token: CallerToken,
+    needs: PhantomData<N>,
+}
 
 /// The vm in the path, and a caller with access to it: an API token with this scope, or that vm's own token.
 pub struct OfVm<N> {
@@ -59,10 +62,12 @@ impl<N: Needs> FromRequestParts<Arc<Http>> for Allowed<N> {
     type Rejection = Problem;
     async fn from_request_parts(parts: &mut Parts, http: &Arc<Http>) -> Result<Self, Problem> {
         match caller(parts, http).await? {
-            Caller::Token { scope, .. } => scoped(scope, N::SCOPE)?,
-            Caller::Guest(_) => return Err(foreign()),
+            Caller::Token(token) => {
+                scoped(token.scope, N::SCOPE)?;
+                Ok(Self { token, needs: PhantomData })
+            }
+            Caller::Guest(_) => Err(foreign()),
         }
-        Ok(Self(PhantomData))
     }
 }
 
@@ -74,8 +79,8 @@ impl<N: Needs> FromRequestParts<Arc<Http>> for OfVm<N> {
         let id = match &caller {
             // An unknown vm and another vm get the same answer, so that a guest learns nothing about others.
             Caller::Guest(own) => asked.ok().filter(|id| id == own).ok_or_else(foreign)?,
-            Caller::Token { scope, .. } => {
-                scoped(*scope, N::SCOPE)?;
+            Caller::Token(token) => {
+                scoped(token.scope, N::SCOPE)?;
                 asked?
             }
         };
@@ -89,7 +94,7 @@ impl FromRequestParts<Arc<Http>> for OwnVm {
         match caller(parts, http).await? {
             Caller::Guest(own) if path_id(parts, http).await.is_ok_and(|id| id == own) => Ok(Self(own)),
             Caller::Guest(_) => Err(foreign()),
-            Caller::Token { .. } => Err(Problem::new(Code::AuthScopeMissing, "only the vm's own token may do this")),
+            Caller::Token(_) => Err(Problem::new(Code::AuthScopeMissing, "only the vm's own token may do this")),
         }
     }
 }
@@ -123,7 +128,7 @@ async fn caller(parts: &Parts, http: &Http) -> Result<Caller, Problem> {
     match (&caller, parts.extensions.get::<Surface>()) {
         (Caller::Guest(_), _) | (_, Some(Surface::Admin)) => Ok(caller),
         // Guests can reach the guest listener, so API tokens must not be sent there, and none is accepted.
-        (Caller::Token { .. }, _) => {
+        (Caller::Token(_), _) => {
             Err(Problem::new(Code::AuthScopeMissing, "this listener serves guests: it takes a vm's own token only"))
         }
     }

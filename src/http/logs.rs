@@ -64,7 +64,7 @@ pub struct GetVmLog {
 )]
 pub async fn get_vm_log(
     FromState(http): FromState<Arc<Http>>,
-    _: Allowed<Read>,
+    Allowed { token, .. }: Allowed<Read>,
     PathVm(id): PathVm,
     Query(asked): Query<GetVmLog>,
     permit: RequestPermit,
@@ -74,7 +74,8 @@ pub async fn get_vm_log(
         return Err(Problem::invalid("query:tail_bytes", format!("0 to {LOG_CAP}")));
     }
     let source = asked.source.unwrap_or(LogSource::Console);
-    // Its error shows whether the vm exists; the file need not exist.
+    // Their errors show whether the vm exists; the file need not exist.
+    http.services.vms.check_own(id, &token).await?;
     let path = http.services.vms.log_file(id, source).await?;
     let file = open(&path, tail).await.map_err(Error::internal)?;
     let place = permit.wait()?;

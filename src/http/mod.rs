@@ -131,7 +131,7 @@ fn admin_routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(pools::list_pools))
         .routes(routes!(pools::get_pool, pools::set_pool, pools::remove_pool))
         .routes(routes!(tokens::create_token, tokens::list_tokens))
-        .routes(routes!(tokens::revoke_token))
+        .routes(routes!(tokens::get_token, tokens::revoke_token))
         .routes(routes!(registries::log_in_to_registry, registries::log_out_of_registry))
         .routes(routes!(registries::list_registries))
         .routes(routes!(host::get_host))

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::{Json as Answer, extract::State as FromState, http::StatusCode};
+use jiff::Timestamp;
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -17,7 +18,8 @@ use super::{
 };
 use crate::domain::{
     Code, TokenId,
-    token::{ApiToken, TokenScope},
+    token::{ApiToken, NewToken, TokenScope},
+    token_limits::TokenLimits,
 };
 
 #[derive(Deserialize, ToSchema)]
@@ -27,6 +29,13 @@ pub struct TokenRequest {
     #[schema(example = "autoscaler", min_length = 1, max_length = 63, pattern = "^[A-Za-z0-9._-]+$")]
     name: String,
     scope: TokenScope,
+    /// When the token stops working (RFC 3339); default: when it is revoked.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    expires_at: Option<Timestamp>,
+    /// What vms may be created with it; only for the scope `create`. Default: every vm.
+    #[serde(default)]
+    limits: Option<TokenLimits>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -39,6 +48,12 @@ pub struct TokenView {
     created_at: Time,
     /// Null while the token is valid.
     revoked_at: Option<Time>,
+    /// Null: valid until it is revoked.
+    expires_at: Option<Time>,
+    /// The last request with it. A crash of the service may lose the last minute; null: none.
+    last_used_at: Option<Time>,
+    /// Null: none.
+    limits: Option<TokenLimits>,
 }
 
 impl From<ApiToken> for TokenView {
@@ -49,6 +64,9 @@ impl From<ApiToken> for TokenView {
             scope: token.scope,
             created_at: token.created_at.into(),
             revoked_at: token.revoked_at.map(Time),
+            expires_at: token.expires_at.map(Time),
+            last_used_at: token.last_used_at.map(Time),
+            limits: token.limits,
         }
     }
 }
@@ -67,9 +85,14 @@ pub struct TokenList {
 }
 
 /// Create a token
+///
+/// A name that an expired token had is free.
 #[utoipa::path(
     post, path = "/tokens", tag = "tokens",
-    request_body(content = TokenRequest, example = json!({"name": "autoscaler", "scope": "create"})),
+    request_body(content = TokenRequest, examples(
+        ("limited" = (summary = "For one team", value = json!(examples::token_request()))),
+        ("unlimited" = (summary = "Without limits", value = json!({"name": "autoscaler", "scope": "create"})))
+    )),
     responses((status = 201, description = "The token and its secret, which is shown only this once", body = CreatedToken, example = json!(examples::created_token()))),
     security(("token" = ["admin"])),
 )]
@@ -78,7 +101,8 @@ pub async fn create_token(
     _: Allowed<Admin>,
     Json(request): Json<TokenRequest>,
 ) -> Result<(StatusCode, Answer<CreatedToken>), Problem> {
-    let (token, secret) = http.services.tokens.create(request.name, request.scope).await?;
+    let TokenRequest { name, scope, expires_at, limits } = request;
+    let (token, secret) = http.services.tokens.create(NewToken { name, scope, expires_at, limits }).await?;
     let answer = CreatedToken { record: token.into(), token: secret.expose_secret().to_owned() };
     Ok((StatusCode::CREATED, Answer(answer)))
 }
@@ -97,6 +121,25 @@ pub async fn list_tokens(
     Ok(Answer(TokenList { items }))
 }
 
+/// Read a token's record
+#[utoipa::path(
+    get, path = "/tokens/{id}", tag = "tokens",
+    params(("id" = String, Path, format = "uuid")),
+    responses((status = 200, description = "The token's record, without its secret", body = TokenView, example = json!(examples::token()))),
+    security(("token" = ["admin"])),
+)]
+pub async fn get_token(
+    FromState(http): FromState<Arc<Http>>,
+    _: Allowed<Admin>,
+    Name(id): Name,
+) -> Result<Answer<TokenView>, Problem> {
+    Ok(Answer(http.services.tokens.get(token_id(&id)?).await?.into()))
+}
+
+fn token_id(id: &str) -> Result<TokenId, Problem> {
+    id.parse().map_err(|_| Problem::new(Code::TokenNotFound, format!("no token has the id {id:?} (ids are UUIDs)")))
+}
+
 /// Revoke a token
 ///
 /// Takes effect at once and is final. Repeating it changes nothing.
@@ -111,8 +154,5 @@ pub async fn revoke_token(
     _: Allowed<Admin>,
     Name(id): Name,
 ) -> Result<Answer<TokenView>, Problem> {
-    let id: TokenId = id
-        .parse()
-        .map_err(|_| Problem::new(Code::TokenNotFound, format!("no token has the id {id:?} (ids are UUIDs)")))?;
-    Ok(Answer(http.services.tokens.revoke(id).await?.into()))
+    Ok(Answer(http.services.tokens.revoke(token_id(&id)?).await?.into()))
 }

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     domain::{
         Announcer, Budget, Budgets, Code, EndSignal, Error, GuestOs, NetworkMode, Outcome, QueueReason, RunnerStatus,
-        Scope, State, Vm, VmId, VmRequest,
+        Scope, State, TokenId, Vm, VmId, VmRequest,
         endpoint::Endpoint,
         github::{GitHubRunner, JobRecord, Registration},
         runner::{RunnerKind, RunnerStarted},
@@ -65,6 +65,10 @@ pub struct VmView {
     pub labels: BTreeMap<String, String>,
     /// The pool that the vm was made for.
     pub pool: Option<String>,
+    /// The API token with which the vm was created. Null for vms of pools and tests, and for vms that were created by a
+    /// version that did not record it.
+    #[schema(value_type = Option<String>, format = "uuid")]
+    pub created_by: Option<TokenId>,
     pub runner: RunnerView,
     /// What the vm waits for; null unless it is queued.
     pub queue: Option<QueueView>,
@@ -199,6 +203,7 @@ impl VmView {
             network: spec.and_then(|s| s.network),
             labels: d.labels.clone(),
             pool: d.pool.clone(),
+            created_by: d.created_by,
             runner: RunnerView {
                 kind: d.runner,
                 status: vm.runner_status,
@@ -264,7 +269,7 @@ pub fn no_vm(id: VmId) -> Error {
 )]
 pub async fn create_vm(
     FromState(http): FromState<Arc<Http>>,
-    _: Allowed<Create>,
+    Allowed { token, .. }: Allowed<Create>,
     headers: HeaderMap,
     Json(request): Json<VmRequest>,
 ) -> Result<(StatusCode, [(HeaderName, String); 1], Answer<CreatedVm>), Problem> {
@@ -276,7 +281,7 @@ pub async fn create_vm(
                 .to_owned(),
         ),
     };
-    let created = http.services.admission.create(request, key).await?;
+    let created = http.services.admission.create(request, key, &token).await?;
     let status = if created.new { StatusCode::CREATED } else { StatusCode::OK };
     let location = format!("/vms/{}", created.vm.id());
     let vm = VmView::of(&created.vm, &http.services).await?;

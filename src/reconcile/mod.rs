@@ -27,6 +27,7 @@ mod retention;
 mod section;
 mod settings;
 mod sweep;
+mod token_uses;
 mod vms;
 
 pub use github::Pace;

@@ -14,6 +14,7 @@ use super::{
     retention::Retention,
     settings::Settings,
     sweep::Sweep,
+    token_uses::TokenUseWriter,
     vms::{Provisioner, SpentBudgets, Steps, VmDriver},
 };
 use crate::{
@@ -38,6 +39,7 @@ pub struct Reconciler {
     retention: Retention,
     away: GitHubAway,
     orphans: OrphanedRunners,
+    token_uses: TokenUseWriter,
 }
 
 impl Reconciler {
@@ -59,6 +61,7 @@ impl Reconciler {
             retention: Retention::new(parts, settings.keep_deleted),
             away: GitHubAway::new(parts, reach.clone(), pace),
             orphans: OrphanedRunners::new(parts, reach, pace),
+            token_uses: TokenUseWriter::new(parts),
             host,
         }
     }
@@ -144,17 +147,19 @@ impl Reconciler {
         }
         tracker.close();
         tracker.wait().await;
+        self.token_uses.write().await;
     }
 
     fn keep_loops_running(&self, spawn: impl Fn(BoxFuture<'static, ()>)) {
-        let Self { placement, sweep, retention, away, orphans, .. } = self;
+        let Self { placement, sweep, retention, away, orphans, token_uses, .. } = self;
         let (placement, sweep, retention) = (placement.clone(), sweep.clone(), retention.clone());
-        let (pauses, probe, orphans) = (away.clone(), away.clone(), orphans.clone());
+        let (pauses, probe, orphans, uses) = (away.clone(), away.clone(), orphans.clone(), token_uses.clone());
         spawn(Box::pin(tasks::keep_running("placement", move || placement.clone().place_forever())));
         spawn(Box::pin(tasks::keep_running("sweep", move || sweep.clone().sweep_forever())));
         spawn(Box::pin(tasks::keep_running("retention", move || retention.clone().retain_forever())));
         spawn(Box::pin(tasks::keep_running("pauses", move || pauses.clone().pause_forever())));
         spawn(Box::pin(tasks::keep_running("probe", move || probe.clone().probe_forever())));
+        spawn(Box::pin(tasks::keep_running("uses of tokens", move || uses.clone().write_forever())));
         spawn(Box::pin(tasks::keep_running("orphaned runners", move || orphans.clone().remove_forever())));
     }
 }

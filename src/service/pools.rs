@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::{
     domain::{
         Budgets, Code, Error, Fault, Pool, Result, SizeRequest, capacity::Capacity, pool::PoolSource,
-        runner::RunnerKind, vm_spec::NetworkUser,
+        runner::RunnerKind, token_limits::SizeLimits, vm_spec::NetworkUser,
     },
     drivers::registry::Registry,
     parts::Parts,
@@ -165,6 +165,7 @@ impl Pools {
             network: pool.network,
             budgets: pool.budgets.clone(),
             queue_seconds: self.settings.queue_timeout_seconds,
+            limits: SizeLimits::default(),
         };
         let capacity = self.capacity;
         asked.before(&self.settings.budgets, &capacity)?;

@@ -8,11 +8,11 @@ use uuid::Uuid;
 use crate::{
     domain::{
         Code, Error, Result, TokenId,
-        token::{ApiToken, Caller, TokenScope},
+        token::{ApiToken, Caller, CallerToken, NewToken},
     },
     parts::Parts,
     platform::Clock,
-    store::{Ledger, Reader, Vault, vault},
+    store::{Ledger, Reader, Vault, tokens::TokenUses, vault},
 };
 
 #[derive(Clone)]
@@ -20,48 +20,74 @@ pub struct Tokens {
     ledger: Ledger,
     reader: Reader,
     vault: Arc<Vault>,
+    uses: TokenUses,
     clock: Clock,
 }
 
 impl Tokens {
     pub fn new(parts: &Parts) -> Self {
-        let Parts { ledger, reader, vault, clock, .. } = parts.clone();
-        Self { ledger, reader, vault, clock }
+        let Parts { ledger, reader, vault, token_uses: uses, clock, .. } = parts.clone();
+        Self { ledger, reader, vault, uses, clock }
     }
 
-    /// The caller that this token belongs to. Every invalid token gets the same answer.
+    /// The caller that this token belongs to. A token that never existed and a revoked one get the same answer.
     pub async fn authenticate(&self, token: &SecretString) -> Result<Caller> {
         if let Some(vm) = self.vault.vm_of_token(token) {
             return Ok(Caller::Guest(vm));
         }
-        match self.reader.token_by_hash(&vault::hash_token(token)).await? {
-            Some(token) => Ok(Caller::Token { id: token.id, name: token.name, scope: token.scope }),
-            None => Err(Error::new(Code::AuthRequired, "the token is not known, or it was revoked")),
+        let Some(token) = self.reader.token_by_hash(&vault::hash_token(token)).await? else {
+            return Err(Error::new(Code::AuthRequired, "the token is not known, or it was revoked"));
+        };
+        let now = self.clock.now();
+        // The caller has the secret, so the time tells nothing to others.
+        if let Some(at) = token.expires_at.filter(|at| *at <= now) {
+            return Err(Error::new(Code::AuthRequired, format!("the token {} has expired at {at:.0}", token.name)));
         }
+        self.uses.note(token.id, now);
+        let ApiToken { id, scope, limits, .. } = token;
+        Ok(Caller::Token(CallerToken { id, scope, limits: limits.map(Arc::new) }))
     }
 
     /// A new token and its secret, which cannot be read again.
-    pub async fn create(&self, name: String, scope: TokenScope) -> Result<(ApiToken, SecretString)> {
-        let plain = name.len() <= 63 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-        if name.is_empty() || !plain {
-            return Err(Error::new(Code::RequestInvalid, "the token's name is not usable")
-                .field("/name", "1 to 63 letters, digits, '.', '_' or '-'"));
-        }
+    pub async fn create(&self, new: NewToken) -> Result<(ApiToken, SecretString)> {
+        let now = self.clock.now();
+        new.check(now)?;
         let secret = vault::mint_api_token();
-        let token =
-            ApiToken { id: TokenId(Uuid::now_v7()), name, scope, created_at: self.clock.now(), revoked_at: None };
+        let NewToken { name, scope, expires_at, limits } = new;
+        let token = ApiToken {
+            id: TokenId(Uuid::now_v7()),
+            name,
+            scope,
+            created_at: now,
+            revoked_at: None,
+            expires_at,
+            last_used_at: None,
+            limits,
+        };
         let token = self.ledger.add_token(token, vault::hash_token(&secret)).await?;
         tracing::info!(token.id = %token.id, token.name = %token.name, token.scope = scope.as_str(), "token created");
         Ok((token, secret))
     }
 
     pub async fn list(&self) -> Result<Vec<ApiToken>> {
-        Ok(self.reader.tokens().await?)
+        Ok(self.reader.tokens().await?.into_iter().map(|token| self.with_last_use(token)).collect())
+    }
+
+    pub async fn get(&self, id: TokenId) -> Result<ApiToken> {
+        let token = self.reader.token(id).await?;
+        token
+            .map(|token| self.with_last_use(token))
+            .ok_or_else(|| Error::new(Code::TokenNotFound, format!("no token has the id {id}")))
+    }
+
+    fn with_last_use(&self, mut token: ApiToken) -> ApiToken {
+        token.last_used_at = token.last_used_at.max(self.uses.of(token.id));
+        token
     }
 
     pub async fn revoke(&self, id: TokenId) -> Result<ApiToken> {
         let token = self.ledger.revoke_token(id, self.clock.now()).await?;
         tracing::info!(token.id = %token.id, token.name = %token.name, "token revoked");
-        Ok(token)
+        Ok(self.with_last_use(token))
     }
 }

@@ -9,8 +9,9 @@ pub use crate::store::{
 pub use crate::templates::progress::PullProgress;
 use crate::{
     domain::{
-        Announcer, Code, Error, Event, Result, RunnerStatus, State, TemplateSource, Vm, VmId, runner::RunnerKind,
-        token::Caller,
+        Announcer, Code, Error, Event, Result, RunnerStatus, State, TemplateSource, Vm, VmId,
+        runner::RunnerKind,
+        token::{Caller, CallerToken},
     },
     drivers::registry::Registry,
     parts::Parts,
@@ -74,6 +75,9 @@ impl Vms {
         // another commit for this vm, and a vm has a bounded number of states.
         for _ in 0..64 {
             let vm = self.get(id).await?;
+            if let Caller::Token(token) = caller {
+                own(&vm, token)?;
+            }
             let generation = vm.generation;
             if vm.state == State::Deleted {
                 return Ok(EndRequested { vm: Arc::new(vm), was_deleted: true });
@@ -97,6 +101,11 @@ impl Vms {
         waited.ok_or_else(|| no_vm(id))
     }
 
+    /// Refuses vms of others to a token with limits.
+    pub async fn check_own(&self, id: VmId, token: &CallerToken) -> Result<()> {
+        own(&self.get(id).await?, token)
+    }
+
     /// The file of a vm's log; it may not exist (yet).
     pub async fn log_file(&self, id: VmId, source: LogSource) -> Result<PathBuf> {
         let vm = self.get(id).await?;
@@ -111,6 +120,18 @@ impl Vms {
         }
         Ok(self.logs.path(id, source))
     }
+}
+
+/// A token with limits ends, and reads the logs of, only vms that were created with it.
+fn own(vm: &Vm, token: &CallerToken) -> Result<()> {
+    if token.limits.is_none() || vm.spec.created_by == Some(token.id) {
+        return Ok(());
+    }
+    let by = match vm.spec.created_by {
+        Some(id) => format!("with the token {id}"),
+        None => "without a token".to_owned(),
+    };
+    Err(Error::new(Code::AuthVmForeign, format!("the vm {} was created {by}, and this token has limits", vm.spec.name)))
 }
 
 fn no_vm(id: VmId) -> Error {
@@ -128,8 +149,8 @@ fn ending(vm: &Vm, caller: &Caller, force: bool) -> Option<Event> {
             None if matches!(vm.state, State::Booting | State::Configuring) => Some(Event::GuestConfigured),
             None => Some(Event::EndAnnounced { by: Announcer::Hook }),
         },
-        Caller::Token { .. } if force => Some(Event::EndForced { by: Announcer::Admin }),
-        Caller::Token { .. } => {
+        Caller::Token(_) if force => Some(Event::EndForced { by: Announcer::Admin }),
+        Caller::Token(_) => {
             if vm.state == State::Draining {
                 return None;
             }

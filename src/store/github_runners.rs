@@ -239,6 +239,7 @@ mod tests {
                 registration: Registration::Managed,
             }),
             pool: None,
+            created_by: None,
             labels: BTreeMap::new(),
             budgets: Budgets { queue_seconds, ..Budgets::default() },
             instance_per_attempt: true,
@@ -256,7 +257,7 @@ mod tests {
             0 => Admission::Slot(Ok(Box::new(room))),
             _ => Admission::Queue { max_queued: 5 },
         };
-        NewVm { spec, request_hash: [1; 32], idempotency_key: None, sealed: None, admission }
+        NewVm { spec, request_hash: [1; 32], idempotency_key: None, quota: None, sealed: None, admission }
     }
 
     /// Registers a runner of this attempt, and returns its row.

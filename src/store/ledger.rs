@@ -12,7 +12,7 @@ use super::{
     writer::Writer,
 };
 use crate::domain::{
-    Code, Error, Event, QueueReason, ResolvedSpec, State, Verdict, Vm, VmId, capacity::Usage, event::Recorded,
+    Code, Error, Event, QueueReason, ResolvedSpec, State, TokenId, Verdict, Vm, VmId, capacity::Usage, event::Recorded,
     vm_spec::VmSpec,
 };
 
@@ -46,10 +46,46 @@ impl Applied {
 pub struct NewVm {
     pub spec: VmSpec,
     pub request_hash: [u8; 32],
-    pub idempotency_key: Option<String>,
+    pub idempotency_key: Option<IdempotencyKey>,
+    pub quota: Option<TokenQuota>,
     /// Secrets for the guest, encrypted.
     pub sealed: Option<Vec<u8>>,
     pub admission: Admission,
+}
+
+/// Equal keys of different owners are different keys: a repetition returns a vm, and with it the token of its guest.
+#[derive(Clone, Debug)]
+pub struct IdempotencyKey {
+    pub owner: KeyOwner,
+    pub key: String,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum KeyOwner {
+    /// All API tokens without limits: a caller may repeat a request with a newer token.
+    Tokens,
+    /// One token with limits.
+    Token(TokenId),
+    /// The loops of the service.
+    Service,
+}
+
+impl KeyOwner {
+    fn column(self) -> String {
+        match self {
+            KeyOwner::Tokens => "tokens".to_owned(),
+            KeyOwner::Token(id) => id.to_string(),
+            KeyOwner::Service => "service".to_owned(),
+        }
+    }
+}
+
+/// For a vm that is created with a token with limits: it is given no vm of another token.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenQuota {
+    pub token: TokenId,
+    /// Most live vms of the token, this one included.
+    pub max_live_vms: Option<u32>,
 }
 
 /// The condition for accepting a new vm.
@@ -201,10 +237,12 @@ async fn open(
     at: Timestamp,
     health: &StoreHealth,
 ) -> Result<(Opened, Vec<Change>)> {
-    if let Some(key) = &new.idempotency_key {
-        let known = sqlx::query!("SELECT vm_id, request_hash FROM idempotency_keys WHERE key = ?", key)
-            .fetch_optional(&mut *db)
-            .await?;
+    if let Some(IdempotencyKey { owner, key }) = &new.idempotency_key {
+        let owner = owner.column();
+        let known =
+            sqlx::query!("SELECT vm_id, request_hash FROM idempotency_keys WHERE owner = ? AND key = ?", owner, key)
+                .fetch_optional(&mut *db)
+                .await?;
         if let Some(known) = known {
             if known.request_hash != new.request_hash {
                 return Err(Error::new(
@@ -232,10 +270,18 @@ async fn open(
         }
         let id = parse_id(&named.id)?;
         let vm = load(db, id).await?.ok_or_else(|| unreadable("a name without its vm"))?;
+        if new.quota.is_some_and(|quota| vm.spec.created_by != Some(quota.token)) {
+            return Err(Error::new(Code::VmNameInUse, "a vm that was created with another token has this name")
+                .field("/name", "choose a name that no live vm has")
+                .into());
+        }
         return Ok((Opened::Existing(Arc::new(vm)), Vec::new()));
     }
     if let Some(fault) = health.low() {
         return Err(fault.into());
+    }
+    if let Some(quota) = new.quota {
+        check_live_vms(db, quota).await?;
     }
 
     let now_or_never = match new.admission {
@@ -278,11 +324,13 @@ async fn open(
     if let Some(sealed) = &new.sealed {
         sqlx::query!("INSERT INTO vm_secrets (vm_id, sealed) VALUES (?, ?)", id, sealed).execute(&mut *db).await?;
     }
-    if let Some(key) = &new.idempotency_key {
+    if let Some(IdempotencyKey { owner, key }) = &new.idempotency_key {
+        let owner = owner.column();
         let hash = new.request_hash.as_slice();
         let at = at.as_millisecond();
         sqlx::query!(
-            "INSERT INTO idempotency_keys (key, request_hash, vm_id, created_at) VALUES (?, ?, ?, ?)",
+            "INSERT INTO idempotency_keys (owner, key, request_hash, vm_id, created_at) VALUES (?, ?, ?, ?, ?)",
+            owner,
             key,
             hash,
             id,
@@ -473,6 +521,24 @@ async fn drop_runner_configuration(db: &mut SqliteConnection, vm: &str, state: S
             .await?;
     }
     Ok(())
+}
+
+/// In the transaction that stores the vm, so two requests cannot both be the last one.
+async fn check_live_vms(db: &mut SqliteConnection, quota: TokenQuota) -> Result<()> {
+    let Some(most) = quota.max_live_vms else { return Ok(()) };
+    let token = quota.token.to_string();
+    let row =
+        sqlx::query!(r#"SELECT COUNT(*) AS "n!: i64" FROM vms WHERE created_by = ? AND deleted_at IS NULL"#, token)
+            .fetch_one(db)
+            .await?;
+    if row.n < i64::from(most) {
+        return Ok(());
+    }
+    let detail = format!(
+        "the limit `max_live_vms` of the token allows {most}; {} of its vms are live, and this one would be the next",
+        row.n
+    );
+    Err(Error::new(Code::AuthLiveVms, detail).retry_after(30).into())
 }
 
 async fn queue_length(db: &mut SqliteConnection) -> Result<i64> {

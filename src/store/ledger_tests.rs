@@ -33,6 +33,7 @@ fn vm_spec(name: &str, os: GuestOs, queue_seconds: u32) -> VmSpec {
         runner: RunnerKind::None,
         github: None,
         pool: None,
+        created_by: None,
         labels: BTreeMap::from([("team.x/y".into(), "a b".into())]),
         budgets: Budgets { queue_seconds, ..Budgets::default() },
         instance_per_attempt: true,
@@ -56,7 +57,7 @@ fn new(spec: VmSpec, room: HostOffer) -> NewVm {
         0 => Admission::Slot(Ok(Box::new(room))),
         _ => Admission::Queue { max_queued: 5 },
     };
-    NewVm { spec, request_hash: [1; 32], idempotency_key: None, sealed: Some(vec![1]), admission }
+    NewVm { spec, request_hash: [1; 32], idempotency_key: None, quota: None, sealed: Some(vec![1]), admission }
 }
 
 async fn open_store(dir: &tempfile::TempDir) -> store::Store {
@@ -80,7 +81,7 @@ async fn equal_requests_find_the_same_vm_and_different_ones_are_refused() {
     let store = open_store(&dir).await;
     let keyed = |name: &str, key: &str, hash: u8| {
         let mut n = new(vm_spec(name, GuestOs::Linux, 60), room(2, 0));
-        n.idempotency_key = Some(key.into());
+        n.idempotency_key = Some(IdempotencyKey { owner: KeyOwner::Tokens, key: key.into() });
         n.request_hash = [hash; 32];
         n
     };
@@ -204,6 +205,43 @@ async fn the_queue_is_bounded() {
     let rest = store.reader.vms(&store::vm_queries::Filter { before: Some(page[2].id()), ..filter }).await.unwrap();
     assert_eq!(rest.len(), 2);
     assert_eq!(store.reader.queue_position(rest[1].id()).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn keys_that_an_earlier_version_stored_are_found_by_whoever_used_them() {
+    use sqlx::{ConnectOptions, Connection};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mayfly.db");
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+    let mut db = options.connect().await.unwrap();
+    let earlier: Vec<_> = store::MIGRATIONS.iter().filter(|m| m.version < 10).cloned().collect();
+    let earlier = sqlx::migrate::Migrator { migrations: earlier.into(), ..sqlx::migrate::Migrator::DEFAULT };
+    earlier.run(&mut db).await.unwrap();
+    let canary = BTreeMap::from([("mayfly.canary".to_owned(), "1".to_owned())]);
+    let of_caller = VmSpec { labels: canary.clone(), ..vm_spec("caller", GuestOs::Linux, 60) };
+    let of_pool = VmSpec { pool: Some("p".into()), ..vm_spec("pool", GuestOs::Linux, 60) };
+    let of_test = VmSpec { labels: canary, ..vm_spec("canary", GuestOs::Linux, 60) };
+    let (tokens, service) = (KeyOwner::Tokens, KeyOwner::Service);
+    let known = [("k", of_caller, tokens), ("github-job-1-1", of_pool, service), ("mayfly-canary-1", of_test, service)];
+    for (key, spec, _) in &known {
+        let vm = Vm::created(spec.clone(), now());
+        let (id, record) = (spec.id.to_string(), serde_json::to_string(&vm).unwrap());
+        let row = "INSERT INTO vms (id, name, state, generation, template, request_hash, created_at, record)
+                   VALUES (?, ?, 'queued', 1, 't', ?, 0, ?)";
+        let row = sqlx::query(row).bind(&id).bind(&spec.name).bind([1u8; 32].as_slice()).bind(record);
+        row.execute(&mut db).await.unwrap();
+        let row = "INSERT INTO idempotency_keys (key, request_hash, vm_id, created_at) VALUES (?, ?, ?, 0)";
+        let row = sqlx::query(row).bind(*key).bind([1u8; 32].as_slice()).bind(&id);
+        row.execute(&mut db).await.unwrap();
+    }
+    db.close().await.unwrap();
+    let store = open_store(&dir).await;
+    for (key, spec, owner) in known {
+        let mut again = new(vm_spec("other", GuestOs::Linux, 60), room(0, 0));
+        again.idempotency_key = Some(IdempotencyKey { owner, key: key.into() });
+        let opened = store.ledger.open(again, now()).await.unwrap();
+        assert_eq!(opened.vm().id(), spec.id, "{key}");
+    }
 }
 
 #[tokio::test]

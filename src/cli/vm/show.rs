@@ -50,6 +50,9 @@ pub(super) async fn run(vm: &str, client: &ApiClient, json: bool) -> Result<u8, 
     if let Some(pool) = &vm.pool {
         pairs.push(("pool", pool.clone()));
     }
+    if let Some(token) = &vm.created_by {
+        pairs.push(("created with", format!("the token {token}")));
+    }
     for job in &vm.jobs {
         let of = job.workflow.as_ref().map(|workflow| format!("{workflow} / ")).unwrap_or_default();
         pairs.push(("job", format!("{of}{}: {}", job.name, job.stands())));

@@ -157,6 +157,7 @@ pub fn vm() -> Value {
         "network": "internet",
         "labels": { "team": "core" },
         "pool": null,
+        "created_by": "01920f3c-6b8f-7d22-8e3c-9a1f5b7c2d3e",
         "runner": { "kind": "command", "status": "none", "started": "no", "github": null },
         "queue": { "reason": "slot", "position": 3, "deadline": "2026-11-20T09:10:00.000Z", "pull": null },
         "deadline": { "budget": "queue", "at": "2026-11-20T09:10:00.000Z" },
@@ -196,6 +197,7 @@ pub fn deleted_vm() -> Value {
             "state": "deleted",
             "generation": 12,
             "pool": "linux",
+            "created_by": null,
             "runner": {
                 "kind": "github",
                 "status": "finished",
@@ -531,7 +533,28 @@ pub fn token() -> Value {
         "name": "autoscaler",
         "scope": "create",
         "created_at": "2026-11-20T08:00:00.000Z",
-        "revoked_at": null
+        "revoked_at": null,
+        "expires_at": "2027-11-20T08:00:00.000Z",
+        "last_used_at": "2026-11-21T09:30:00.000Z",
+        "limits": {
+            "github_scopes": ["acme/*"],
+            "github_labels": null,
+            "templates": ["micro", "macos-*"],
+            "images": null,
+            "max_cpus": 4,
+            "max_memory_mib": 8192,
+            "max_disk_bytes": null,
+            "max_live_vms": 4
+        }
+    })
+}
+
+pub fn token_request() -> Value {
+    json!({
+        "name": "team-a",
+        "scope": "create",
+        "expires_at": "2027-11-20T08:00:00Z",
+        "limits": {"github_scopes": ["acme/*"], "templates": ["micro", "macos-*"], "max_cpus": 4, "max_live_vms": 4}
     })
 }
 

@@ -66,6 +66,7 @@ fn vm(pool: Option<&str>) -> Vm {
         runner: RunnerKind::GitHub,
         github: None,
         pool: pool.map(str::to_owned),
+        created_by: None,
         labels: BTreeMap::new(),
         budgets: Budgets::default(),
         instance_per_attempt: true,

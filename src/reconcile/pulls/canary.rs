@@ -59,7 +59,7 @@ impl CanaryTest {
                     queue_timeout_seconds: Some(u32::try_from(lasts).unwrap_or(u32::MAX).min(30 * 24 * 3600)),
                     budgets: BudgetsPatch { lifetime_seconds: Some(canary.timeout_seconds), ..BudgetsPatch::default() },
                 };
-                match self.admission.create(request, Some(format!("mayfly-canary-{}", pull.id))).await {
+                match self.admission.create_for_test(request, format!("mayfly-canary-{}", pull.id)).await {
                     Ok(created) => {
                         pull.vm = Some(created.vm.id());
                         pull.fault = None;

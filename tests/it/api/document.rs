@@ -88,6 +88,7 @@ fn every_route_is_in_it() {
         "PUT /registries/{host}/login",
         "DELETE /registries/{host}/login",
         "GET /tokens",
+        "GET /tokens/{id}",
         "POST /tokens",
         "DELETE /tokens/{id}",
         "GET /vms",

@@ -107,6 +107,32 @@ async fn a_vm_waits_for_its_image_without_a_slot_and_says_how_far_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_an_image_adds_is_within_the_limits_of_the_token_that_asked() {
+    let registry = Registry::open().await;
+    image().push(&registry, "ci/base", "1").await;
+    let proxy = Proxy::before(&registry).start().await;
+    let serve = serve(&registry).await;
+    let limits = json!({"images": [format!("{}/ci/*", proxy.address())], "max_memory_mib": 32});
+    let (status, token) = serve.post("/tokens", json!({"name": "small", "scope": "create", "limits": limits})).await;
+    assert_eq!(status, 201, "{token}");
+    let secret = token["token"].as_str().unwrap();
+    let create = async |image: &str| {
+        let body = json!({"template": format!("{}/{image}", proxy.address())});
+        serve.send_as(secret, reqwest::Method::POST, "/vms", Some(body)).await
+    };
+    let (status, refused) = create("other/base:1").await;
+    assert_eq!((status, &refused["code"]), (403, &json!("auth.limit_exceeded")), "{refused:#}");
+    assert_eq!(proxy.seen().len(), 0, "the registry was asked for an image that is not allowed");
+
+    // How much memory it has is known when the image is here.
+    let (status, vm) = create("ci/base:1").await;
+    assert_eq!(status, 201, "{vm:#}");
+    let end = serve.wait_state(vm["id"].as_str().unwrap(), "deleted").await;
+    assert_eq!(end["outcome"]["code"], "auth.limit_exceeded", "{end:#}");
+    assert!(end["outcome"]["detail"].as_str().unwrap().contains("`max_memory_mib`"), "{end:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pull_ends_with_its_only_vm() {
     let registry = Registry::open().await;
     let image = image();

@@ -5,7 +5,12 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use mayfly::{
     app::{Built, Setup, build},
-    domain::{Event, VmId, capacity::Capacity, host::DriverView, token::TokenScope},
+    domain::{
+        Event, VmId,
+        capacity::Capacity,
+        host::DriverView,
+        token::{NewToken, TokenScope},
+    },
     drivers::{
         fake::{Fake, FakeWorld},
         inspector::HostInspector,
@@ -41,6 +46,7 @@ mod pull;
 mod pulls;
 mod push;
 mod templates;
+mod token_limits;
 mod tokens;
 mod versions;
 mod vms;
@@ -160,7 +166,7 @@ pub async fn api_of(settings: http::Settings, change: impl FnOnce(&mut Setup)) -
     let disk = disk(&dir, "disk.raw", 1);
     parts.catalog.register(new_template("micro", disk)).await.unwrap();
     let token = async |name: &str, scope| {
-        services.tokens.create(name.to_owned(), scope).await.unwrap().1.expose_secret().to_owned()
+        services.tokens.create(NewToken::new(name, scope)).await.unwrap().1.expose_secret().to_owned()
     };
     let (admin, create, read) =
         (token("a", TokenScope::Admin).await, token("c", TokenScope::Create).await, token("r", TokenScope::Read).await);

@@ -18,7 +18,7 @@ use super::{Api, Got, api, api_with_github, pointer};
 use crate::support::github::GitHub;
 
 /// A way to GitHub that nobody goes: nothing answers there.
-fn nowhere() -> GitHubClient {
+pub(super) fn nowhere() -> GitHubClient {
     let server = Server::new("https://github.com", Some("http://127.0.0.1:9")).unwrap();
     GitHubClient::new(GitHubOptions::new(server), CredentialLocation::Token("ghp_hush-hush".to_owned().into())).unwrap()
 }

@@ -313,12 +313,14 @@ async fn templates_are_listed_shown_and_deleted() {
 #[tokio::test]
 async fn a_tokens_secret_is_shown_once_and_alone() {
     let (double, mayfly) = both().await;
-    let token =
-        json!({ "id": ID, "name": "ci", "scope": "create", "created_at": "2026-11-20T10:00:00Z", "revoked_at": null });
+    let token = json!({ "id": ID, "name": "ci", "scope": "create", "created_at": "2026-11-20T10:00:00Z", "revoked_at": null,
+                "expires_at": "2100-01-01T00:00:00Z", "last_used_at": "2026-11-20T10:00:00Z",
+                "limits": { "github_scopes": ["acme/*", "b"], "images": [], "max_cpus": null, "max_live_vms": 4 } });
     let mut created = token.clone();
     created["token"] = json!("mfa_new");
     double.on("POST /tokens", 201, created);
     double.on("GET /tokens", 200, json!({ "items": [token] }));
+    double.on(&format!("GET /tokens/{ID}"), 200, token.clone());
     double.on(&format!("DELETE /tokens/{ID}"), 200, token);
     let ran = mayfly.run(&["token", "create", "ci", "--scope", "create"]).await.ends(0);
     assert_eq!(ran.out, "mfa_new\n");
@@ -329,9 +331,78 @@ async fn a_tokens_secret_is_shown_once_and_alone() {
     );
     assert!(mayfly.run(&["token", "list"]).await.ends(0).out.contains("ci    create  valid"));
     mayfly.run(&["token", "list", "--json"]).await.ends(0).json();
+    let list = mayfly.run(&["token", "list"]).await.ends(0).out;
+    assert!(list.contains("EXPIRES") && list.contains("in ") && list.contains(" ago"), "{list}");
+    let shown = mayfly.run(&["token", "show", "ci"]).await.ends(0).out;
+    for line in [
+        "github_scopes  acme/*, b",
+        "images         nothing",
+        "max_live_vms   4",
+        "expires        2100-01-01 00:00:00Z",
+    ] {
+        assert!(shown.lines().any(|l| l == line), "{line} is missing:\n{shown}");
+    }
+    assert!(!shown.contains("max_cpus") && shown.contains("last used      2026-11-20 10:00:00Z ("), "{shown}");
+    mayfly.run(&["token", "show", ID, "--json"]).await.ends(0).json();
     assert_eq!(mayfly.run(&["token", "revoke", "ci"]).await.ends(0).out, "ci  revoked\n");
     assert_eq!(double.last().path, format!("/tokens/{ID}"));
     mayfly.run(&["token", "revoke", "nobody"]).await.ends(1);
+}
+
+#[tokio::test]
+async fn the_limits_of_a_token_are_options() {
+    let (double, mayfly) = both().await;
+    double.on("POST /tokens", 201, json!({ "token": "mfa_new" }));
+    let args = [
+        "token",
+        "create",
+        "team-a",
+        "--scope",
+        "create",
+        "--github-scope",
+        "acme/*",
+        "--github-scope",
+        "b",
+        "--github-label",
+        "linux",
+        "--template",
+        "micro",
+        "--image",
+        "ghcr.io/acme/*",
+        "--max-cpus",
+        "4",
+        "--max-memory-mib",
+        "8192",
+        "--max-disk",
+        "100GiB",
+        "--max-live-vms",
+        "4",
+        "--expires",
+        "2027-01-31T12:00:00Z",
+    ];
+    mayfly.run(&args).await.ends(0);
+    assert_eq!(
+        double.last().body,
+        json!({
+            "name": "team-a", "scope": "create", "expires_at": "2027-01-31T12:00:00Z",
+            "limits": {
+                "github_scopes": ["acme/*", "b"], "github_labels": ["linux"], "templates": ["micro"],
+                "images": ["ghcr.io/acme/*"], "max_cpus": 4, "max_memory_mib": 8192,
+                "max_disk_bytes": 100_u64 << 30, "max_live_vms": 4,
+            },
+        })
+    );
+    let before = jiff::Timestamp::now();
+    mayfly.run(&["token", "create", "x", "--scope", "read", "--expires", "30d"]).await.ends(0);
+    let body = double.last().body;
+    assert!(body.get("limits").is_none(), "{body}");
+    let at: jiff::Timestamp = body["expires_at"].as_str().unwrap().parse().unwrap();
+    let lasts = at.duration_since(before).as_secs();
+    assert!((30 * 86_400..30 * 86_400 + 60).contains(&lasts), "{body}");
+    for wrong in [["--expires", "soon"], ["--max-disk", "big"], ["--max-live-vms", "0"], ["--max-memory-mib", "1"]] {
+        let args = [&["token", "create", "x", "--scope", "create"][..], &wrong].concat();
+        mayfly.run(&args).await.ends(2);
+    }
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use mayfly::{
         VmRequest,
         capacity::Capacity,
         host::HostView,
-        token::{Caller, TokenScope},
+        token::{Caller, CallerToken, TokenScope},
     },
     drivers::{
         fake::{Fake, FakeWorld, Guest},
@@ -212,7 +212,7 @@ impl Host {
     }
 
     pub async fn create(&self, request: VmRequest) -> VmId {
-        self.services().admission.create(request, None).await.unwrap().vm.id()
+        self.services().admission.create(request, None, &token()).await.unwrap().vm.id()
     }
 
     pub async fn vm(&self, id: VmId) -> Vm {
@@ -278,8 +278,13 @@ impl Host {
     }
 }
 
+/// A token without limits.
+pub fn token() -> CallerToken {
+    CallerToken { id: TokenId(uuid::Uuid::nil()), scope: TokenScope::Admin, limits: None }
+}
+
 pub fn admin() -> Caller {
-    Caller::Token { id: TokenId(uuid::Uuid::nil()), name: "test".into(), scope: TokenScope::Admin }
+    Caller::Token(token())
 }
 
 pub fn request(template: &str, runner: RunnerRequest) -> VmRequest {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{KEEP_DELETED, prelude::*};
+use super::{KEEP_DELETED, prelude::*, token};
 use mayfly::{
     domain::VmId,
     platform::Clock,
@@ -11,7 +11,8 @@ use mayfly::{
 
 /// A vm that lived and ended, and left a log.
 async fn ended(host: &Host, key: &str) -> VmId {
-    let created = host.services().admission.create(request("linux", job()), Some(key.to_owned())).await.unwrap();
+    let created =
+        host.services().admission.create(request("linux", job()), Some(key.to_owned()), &token()).await.unwrap();
     assert!(created.new);
     let id = created.vm.id();
     host.until_state(id, State::Deleted).await;
@@ -24,7 +25,8 @@ async fn assert_kept(host: &Host, id: VmId, key: &str) {
     assert_eq!(reader.vm(id).await.unwrap().unwrap().state, State::Deleted);
     assert!(!reader.events(Some(id), 0, 100).await.unwrap().is_empty());
     assert!(host.at("logs").join(id.to_string()).join("job.log").exists());
-    let again = host.services().admission.create(request("linux", job()), Some(key.to_owned())).await.unwrap();
+    let again =
+        host.services().admission.create(request("linux", job()), Some(key.to_owned()), &token()).await.unwrap();
     assert_eq!((again.vm.id(), again.new), (id, false));
 }
 
@@ -62,7 +64,7 @@ async fn records_are_forgotten_once_they_are_old_and_not_before() {
     // The key is free again, for whatever is asked with it.
     let mut other = request("linux", job());
     other.cpus = Some(2);
-    let reused = host.services().admission.create(other, Some("old".to_owned())).await.unwrap();
+    let reused = host.services().admission.create(other, Some("old".to_owned()), &token()).await.unwrap();
     assert!(reused.new && reused.vm.id() != old);
     host.until_state(reused.vm.id(), State::Deleted).await;
 

@@ -13,7 +13,7 @@ use crate::support::dice::Dice;
 async fn now(host: &Host, template: &str) -> Result<VmId, Error> {
     let mut request = request(template, RunnerRequest::None);
     request.queue_timeout_seconds = Some(0);
-    host.services().admission.create(request, None).await.map(|created| created.vm.id())
+    host.services().admission.create(request, None, &super::token()).await.map(|created| created.vm.id())
 }
 
 fn waits_for(reason: QueueReason) -> impl Fn(&mayfly::domain::Vm) -> bool {

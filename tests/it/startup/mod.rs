@@ -153,10 +153,13 @@ async fn a_broken_database_is_named_and_left_as_it_is() {
         let mut db = database(&path).await;
         for n in 0..2000 {
             db.execute(
-                sqlx::query("INSERT INTO tokens VALUES (?, ?, 'read', CAST(? AS BLOB), 0, 0)")
-                    .bind(n.to_string())
-                    .bind(format!("token {n}"))
-                    .bind(format!("{n:064}")),
+                sqlx::query(
+                    "INSERT INTO tokens (id, name, scope, hash, created_at, revoked_at)
+                     VALUES (?, ?, 'read', CAST(? AS BLOB), 0, 0)",
+                )
+                .bind(n.to_string())
+                .bind(format!("token {n}"))
+                .bind(format!("{n:064}")),
             )
             .await
             .unwrap();
