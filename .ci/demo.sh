@@ -7,7 +7,7 @@ cache=${MAYFLY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mayfly}
 image=${MAYFLY_TEST_IMAGE:-$cache/images/micro}
 data=${MAYFLY_DEMO_DIR:-$cache/demo}
 # Settings of this shell for another Mayfly must not apply here.
-unset MAYFLY_URL MAYFLY_TOKEN
+unset MAYFLY_URL MAYFLY_TOKEN MAYFLY_TOKEN_FILE
 begun=$(date +%s)
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
@@ -40,7 +40,7 @@ for _ in $(seq 300); do
     if curl --silent --fail --output /dev/null "$url/readyz"; then break; fi
     sleep 0.1
 done
-mayfly() { "$binary" --data-dir "$data" --url "$url" "$@"; }
+mayfly() { "$binary" --data-dir "$data" "$@"; }
 
 say "Its host"
 mayfly host

@@ -51,6 +51,9 @@ done
 
 locate
 
+# Settings of this shell for another service must not apply here.
+unset MAYFLY_URL MAYFLY_TOKEN MAYFLY_TOKEN_FILE
+
 # ---- What may not be lost ----
 
 uuid='[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}'
@@ -62,7 +65,7 @@ running() {
 }
 
 # Prints the ids of the service's vms, one per line.
-known() { "$target" vm list --quiet --url "$url" --data-dir "$data_dir"; }
+known() { "$target" vm list --quiet --data-dir "$data_dir"; }
 
 if [ "$purge" = yes ]; then
     case $data_dir in
@@ -87,7 +90,7 @@ if is_healthy; then
     while [ -n "$ids" ]; do
         # Repeated, because new vms may be created while the service runs.
         for id in $ids; do
-            run "$target" vm delete --force --url "$url" --data-dir "$data_dir" "$id"
+            run "$target" vm delete --force --data-dir "$data_dir" "$id"
         done
         [ "$dry_run" = no ] || break
         tries=$((tries + 1))

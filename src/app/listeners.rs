@@ -1,4 +1,4 @@
-//! Opens the listeners: addresses, the socket of the guest API, certificates.
+//! Opens the listeners: addresses, the sockets in the data directory, certificates.
 
 use std::{fs::Permissions, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
@@ -21,7 +21,8 @@ pub(super) async fn listen(address: std::net::SocketAddr, setting: &'static str)
 }
 
 pub(super) fn listen_unix(path: &Path) -> Result<UnixListener, StartError> {
-    // The data directory is locked by this process, so an existing socket was left by a process that has ended.
+    // The data directory is locked by this process, so an existing socket was left by a process that has ended. No other
+    // user can be quicker: the directory is private.
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(StartError::Listen {
@@ -45,7 +46,7 @@ pub(super) fn check_paths(config: &Config, data: &DataDir) -> Result<(), StartEr
             .map_err(|error| StartError::Driver { driver: Qemu::NAME, cause: error.summary })?;
     }
     let length = data.path().as_os_str().len();
-    let limit = qemu::paths::SOCKET_PATH_LIMIT - 1 - DataDir::GUEST_SOCKET.len();
+    let limit = qemu::paths::SOCKET_PATH_LIMIT - 1 - DataDir::LONGEST_SOCKET;
     if length > limit {
         return Err(StartError::TooLong { dir: data.path().display().to_string(), length, limit });
     }

@@ -35,6 +35,7 @@ use crate::{
 pub struct App {
     lock: File,
     listener: TcpListener,
+    admin_socket: UnixListener,
     guest_socket: UnixListener,
     guest_tcp: Option<TcpListener>,
     http: Http,
@@ -67,6 +68,7 @@ impl App {
             build(setup(config, data.clone(), &own_path)?).await?;
         let guest_socket = listeners::listen_unix(&data.guest_socket())?;
         store::admin_token(&services.tokens, &data.admin_token()).await?;
+        let admin_socket = listeners::listen_unix(&data.admin_socket())?;
         let http = Http {
             services,
             settings: http::Settings::from(&config.server),
@@ -76,6 +78,7 @@ impl App {
         Ok(App {
             lock,
             listener,
+            admin_socket,
             guest_socket,
             guest_tcp,
             http,
@@ -99,6 +102,7 @@ impl App {
         let App {
             lock,
             listener,
+            admin_socket,
             guest_socket,
             guest_tcp,
             http,
@@ -114,6 +118,7 @@ impl App {
         let guests = tokio::spawn(http::serve_unix(guest_socket, most, guest(), shutdown.clone()));
         let guests_tcp = guest_tcp.map(|l| tokio::spawn(http::serve_tcp(l, None, most, guest(), shutdown.clone())));
         let admin = tokio::spawn(http::serve_tcp(listener, tls, most, http::admin_router(&http), shutdown.clone()));
+        let local = tokio::spawn(http::serve_unix(admin_socket, most, http::admin_router(&http), shutdown.clone()));
         let pulling = tokio::spawn(pulls.run(shutdown.clone()));
         let jobs = tokio::spawn(jobs.run(shutdown.clone()));
         let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));
@@ -125,6 +130,7 @@ impl App {
             ("guest API", Some(guests)),
             ("guest API over TCP", guests_tcp),
             ("admin API", Some(admin)),
+            ("admin API on this machine", Some(local)),
             ("pulls", Some(pulling)),
             ("jobs", Some(jobs)),
             ("reconciler", Some(reconciling)),

@@ -11,6 +11,8 @@ pub(super) enum CommandFailure {
     Usage(String),
     /// The service answered with a problem.
     Problem(Box<ApiProblem>, Option<String>),
+    /// No token was given, and none may be taken from elsewhere.
+    NoToken(String),
     /// The service did not answer.
     Unreachable(String),
     TimedOut(String),
@@ -49,6 +51,7 @@ impl CommandFailure {
                 401 | 403 => exit::UNAUTHORISED,
                 _ => exit::FAILURE,
             },
+            CommandFailure::NoToken(_) => exit::UNAUTHORISED,
             CommandFailure::Unreachable(_) => exit::UNREACHABLE,
             CommandFailure::TimedOut(_) => exit::TIMEOUT,
             CommandFailure::Other(_) => exit::FAILURE,

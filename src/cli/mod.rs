@@ -11,6 +11,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 mod client;
 mod detach;
 pub mod doctor;
+mod endpoint;
 mod failure;
 mod follow;
 mod gateway;
@@ -68,9 +69,11 @@ Exit codes:
   7   doctor, github check: no check failed, but at least one was not possible
   10  the vm completed, and its job failed
 
-The token is taken from --token-file, else from MAYFLY_TOKEN, else (for a service
-on this machine) from admin.token in the data directory. It cannot be an
-argument, because every user of the machine could read it.";
+Without --url and MAYFLY_URL, commands use the service on this machine, over the
+socket admin.sock in its data directory (--data-dir). The token is taken from
+--token-file, else from MAYFLY_TOKEN, else from admin.token in the data directory.
+That one is only sent over the socket: with --url, give a token. A token cannot be
+an argument, because every user of the machine could read it.";
 
 /// Gives every CI job a fresh virtual machine and deletes it afterwards
 #[derive(Parser)]
@@ -84,11 +87,11 @@ struct Cli {
 
 #[derive(Args, Clone, Debug)]
 struct Global {
-    /// URL of the service
+    /// URL of the service; needs a token [default: the service on this machine, over the socket in its data directory]
     #[arg(long, global = true, value_name = "URL", env = "MAYFLY_URL", hide_env_values = true)]
-    #[arg(default_value = "http://127.0.0.1:8470", help_heading = "Global options")]
-    url: String,
-    /// File with the API token [default: MAYFLY_TOKEN, else <data-dir>/admin.token]
+    #[arg(help_heading = "Global options")]
+    url: Option<String>,
+    /// File with the API token [default: MAYFLY_TOKEN, else <data-dir>/admin.token if no URL is given]
     #[arg(long, global = true, value_name = "FILE", env = "MAYFLY_TOKEN_FILE", hide_env_values = true)]
     #[arg(help_heading = "Global options")]
     token_file: Option<PathBuf>,

@@ -19,6 +19,7 @@ pub(super) fn report(failure: &CommandFailure, json: bool) {
             format!("{} [{code}]", plain(&what))
         }
         CommandFailure::Usage(m)
+        | CommandFailure::NoToken(m)
         | CommandFailure::Unreachable(m)
         | CommandFailure::TimedOut(m)
         | CommandFailure::Other(m) => plain(m),

@@ -43,8 +43,8 @@ const TAIL: &str = "
 
 | Variable | Meaning |
 |---|---|
-| `MAYFLY_DATA_DIR` | data directory, as `--data-dir` |
-| `MAYFLY_URL` | URL of the service, as `--url` |
+| `MAYFLY_DATA_DIR` | data directory, as `--data-dir`; without a URL it selects the service |
+| `MAYFLY_URL` | URL of the service, as `--url`; needs a token |
 | `MAYFLY_TOKEN` | API token |
 | `MAYFLY_TOKEN_FILE` | file with an API token, as `--token-file` |
 | `MAYFLY_CA_FILE` | certificates (PEM) to trust in addition to the system's, as `--ca-file` |

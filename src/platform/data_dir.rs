@@ -6,8 +6,13 @@ use std::path::{Path, PathBuf};
 pub struct DataDir(PathBuf);
 
 impl DataDir {
-    /// The name of the socket of the guest API: the directory's path may be so much shorter than a socket's.
-    pub const GUEST_SOCKET: &str = "guest.sock";
+    const ADMIN_SOCKET: &str = "admin.sock";
+    const GUEST_SOCKET: &str = "guest.sock";
+    /// The directory's path may be so much shorter than a socket's.
+    pub const LONGEST_SOCKET: usize = {
+        let (admin, guest) = (Self::ADMIN_SOCKET.len(), Self::GUEST_SOCKET.len());
+        if admin > guest { admin } else { guest }
+    };
 
     pub fn new(path: impl Into<PathBuf>) -> DataDir {
         DataDir(path.into())
@@ -47,6 +52,11 @@ impl DataDir {
 
     pub fn admin_token(&self) -> PathBuf {
         self.at("admin.token")
+    }
+
+    /// The socket of the admin API, for the command line on this machine.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.at(Self::ADMIN_SOCKET)
     }
 
     pub fn guest_socket(&self) -> PathBuf {

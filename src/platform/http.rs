@@ -3,7 +3,12 @@
 //! Every client names Mayfly and its version, sends no `Referer`, and has a timeout for connecting. What else differs between
 //! clients is a field of [`ClientOptions`].
 
-use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use reqwest::{Certificate, Client, ClientBuilder, Response, redirect};
 
@@ -23,6 +28,8 @@ pub struct ClientOptions {
     pub use_proxy: bool,
     /// HTTP/1.1 only, so that each request in flight has a connection of its own.
     pub http1_only: bool,
+    /// Every connection goes to this socket, whatever host the URL names.
+    pub unix_socket: Option<PathBuf>,
 }
 
 /// Which certificates a server may show.
@@ -47,6 +54,7 @@ impl ClientOptions {
             trust: Trust::System,
             use_proxy: true,
             http1_only: false,
+            unix_socket: None,
         }
     }
 
@@ -79,6 +87,9 @@ impl ClientOptions {
         }
         if self.http1_only {
             builder = builder.http1_only();
+        }
+        if let Some(socket) = self.unix_socket {
+            builder = builder.unix_socket(socket);
         }
         match self.trust {
             Trust::System => builder,

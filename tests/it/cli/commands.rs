@@ -11,7 +11,7 @@ use super::{
 
 async fn both() -> (Double, Mayfly) {
     let double = Double::start().await;
-    let mayfly = Mayfly::at(&double.url);
+    let mayfly = Mayfly::of(&double);
     (double, mayfly)
 }
 
@@ -187,10 +187,20 @@ async fn this_machines_token_is_not_offered_to_others_and_proxies_are_not_asked(
 
 #[tokio::test]
 async fn a_service_that_is_away_exits_with_4() {
-    let mayfly = Mayfly::at("http://127.0.0.1:1");
+    let mayfly = Mayfly::new();
     let ran = mayfly.run(&["host"]).await.ends(4);
+    assert!(ran.err.starts_with("error: no service runs with the data directory "), "{}", ran.err);
+    assert!(ran.err.contains("mayfly serve") && ran.err.contains("--data-dir"), "{}", ran.err);
+    let mut command = mayfly.command(&["host", "--url", "http://127.0.0.1:1"]);
+    let ran = run(command.env("MAYFLY_TOKEN", "mfa_x")).await.ends(4);
     assert!(ran.err.starts_with("error: no answer from Mayfly at 127.0.0.1:1: "), "{}", ran.err);
     assert!(ran.err.contains("mayfly serve"));
+    // Nobody listens on what a service left behind.
+    let socket = mayfly.path(".mayfly/admin.sock");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    std::fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let ran = mayfly.run(&["host"]).await.ends(4);
+    assert!(ran.err.contains("admin.sock") && ran.err.contains("mayfly serve"), "{}", ran.err);
 }
 
 #[tokio::test]

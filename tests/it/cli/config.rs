@@ -268,7 +268,7 @@ fn a_data_directory_of_another_user_is_refused() {
 
 #[tokio::test]
 async fn serve_says_what_is_wrong_and_exits_with_2() {
-    let mayfly = Mayfly::at("http://127.0.0.1:1");
+    let mayfly = Mayfly::new();
     mayfly.run(&["serve", "--check"]).await.ends(0);
     mayfly.write(".mayfly/mayfly.toml", "[server]\nlisen = 1\n");
     let ran = mayfly.run(&["serve"]).await.ends(2);

@@ -26,7 +26,7 @@ fn the_command_line_holds_together() {
 
 #[tokio::test]
 async fn completions_are_written_for_every_shell() {
-    let mayfly = super::Mayfly::at("http://127.0.0.1:1");
+    let mayfly = super::Mayfly::new();
     for shell in ["bash", "zsh", "fish"] {
         let ran = mayfly.run(&["completions", shell]).await.ends(0);
         assert!(ran.out.contains("mayfly") && ran.out.contains("template"), "{shell}");

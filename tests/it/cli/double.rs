@@ -2,6 +2,8 @@
 
 use std::{
     collections::HashMap,
+    os::unix::fs::PermissionsExt,
+    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -51,6 +53,14 @@ impl Double {
         let app = Router::new().fallback(answer).with_state(double.clone());
         tokio::spawn(async move { axum::serve(listener, app).await });
         double
+    }
+
+    /// Also on this socket, which only its owner may use.
+    pub fn listen(&self, socket: &Path) {
+        let listener = tokio::net::UnixListener::bind(socket).expect("a socket");
+        std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600)).expect("its mode");
+        let app = Router::new().fallback(answer).with_state(self.clone());
+        tokio::spawn(async move { axum::serve(listener, app).await });
     }
 
     fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {

@@ -15,7 +15,7 @@ async fn create(end: Value, more: &[&str]) -> (super::Ran, Double) {
     double.on("POST /vms", 201, created).lives(records);
     let mut args = vec!["vm", "create", "--template", "micro", "--command", "true"];
     args.extend(more);
-    (Mayfly::at(&double.url).run(&args).await, double)
+    (Mayfly::of(&double).run(&args).await, double)
 }
 
 fn completed(exit_code: i32) -> Value {
@@ -75,7 +75,7 @@ async fn waiting_prints_the_id_or_the_final_record() {
 async fn following_outlives_a_restart_of_the_service() {
     let double = Double::start().await;
     double.on("POST /vms", 201, life(completed(0))[0].clone()).lives(life(completed(0))).outage(1);
-    let ran = Mayfly::at(&double.url).run(&["vm", "create", "-t", "micro", "--none", "--follow"]).await.ends(0);
+    let ran = Mayfly::of(&double).run(&["vm", "create", "-t", "micro", "--none", "--follow"]).await.ends(0);
     assert!(ran.out.contains("outcome        completed"));
 }
 
@@ -92,14 +92,14 @@ async fn a_fault_that_was_overcome_is_shown() {
         vm(3, &[("booting", at), ("deleted", at)], end),
     ];
     double.on("POST /vms", 201, records[0].clone()).lives(records);
-    let ran = Mayfly::at(&double.url).run(&["vm", "create", "-t", "micro", "--none", "-f"]).await.ends(0);
+    let ran = Mayfly::of(&double).run(&["vm", "create", "-t", "micro", "--none", "-f"]).await.ends(0);
     assert_eq!(ran.out.matches("boot.failed: no\u{fffd}[2J kernel").count(), 1, "{}", ran.out);
 }
 
 #[tokio::test]
 async fn wait_ends_with_the_state_with_the_vm_or_with_the_time() {
     let double = Double::start().await;
-    let mayfly = Mayfly::at(&double.url);
+    let mayfly = Mayfly::of(&double);
     double.lives(life(completed(0)));
     mayfly.run(&["vm", "wait", ID, "--state", "running"]).await.ends(0);
     assert_eq!(mayfly.run(&["vm", "wait", ID, "--json"]).await.ends(0).json()["state"], "deleted");
@@ -119,7 +119,7 @@ async fn events_are_followed_to_the_last() {
     let mut fault = event(2, "attempt_failed");
     fault["fault"] = json!({ "code": "boot.failed", "detail": "no kernel", "at": "2026-11-20T10:00:00Z" });
     double.on(&format!("GET /vms/{ID}/events"), 200, json!({ "items": [event(1, "slot_taken"), fault] }));
-    let mayfly = Mayfly::at(&double.url);
+    let mayfly = Mayfly::of(&double);
     for args in [&["vm", "events", ID][..], &["vm", "events", ID, "--follow"]] {
         let ran = mayfly.run(args).await.ends(0);
         assert_eq!(

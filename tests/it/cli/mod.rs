@@ -1,10 +1,11 @@
-//! The command line as its users see it: the program itself, against a double of the API on loopback.
+//! The command line as its users see it: the program itself, against a double of the API on the socket of a data directory.
 
 mod commands;
 mod config;
 mod detach;
 mod docs;
 mod double;
+mod endpoint;
 mod follow;
 mod pools;
 mod pull;
@@ -22,7 +23,6 @@ use tokio::process::Command;
 /// The program, and a home of its own.
 pub struct Mayfly {
     home: tempfile::TempDir,
-    url: String,
 }
 
 pub struct Ran {
@@ -44,10 +44,17 @@ impl Ran {
 }
 
 impl Mayfly {
-    pub fn at(url: &str) -> Mayfly {
-        let home = tempfile::tempdir().expect("a temporary directory");
-        let mayfly = Mayfly { home, url: url.to_owned() };
+    /// Without a service.
+    pub fn new() -> Mayfly {
+        let mayfly = Mayfly { home: tempfile::tempdir().expect("a temporary directory") };
         mayfly.write(".mayfly/admin.token", "mfa_the-admin-token\n");
+        mayfly
+    }
+
+    /// With the double as the service of its data directory.
+    pub fn of(double: &double::Double) -> Mayfly {
+        let mayfly = Mayfly::new();
+        double.listen(&mayfly.path(".mayfly/admin.sock"));
         mayfly
     }
 
@@ -67,7 +74,7 @@ impl Mayfly {
     /// The program with nothing of this environment in its own.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(program());
-        command.args(args).env_clear().env("HOME", self.home.path()).env("MAYFLY_URL", &self.url);
+        command.args(args).env_clear().env("HOME", self.home.path());
         command.current_dir(self.home.path()).stdin(Stdio::null()).kill_on_drop(true);
         command
     }

@@ -25,7 +25,7 @@ fn pool(more: Value) -> Value {
 
 async fn both() -> (Double, Mayfly) {
     let double = Double::start().await;
-    let mayfly = Mayfly::at(&double.url);
+    let mayfly = Mayfly::of(&double);
     (double, mayfly)
 }
 

@@ -32,7 +32,7 @@ async fn double(answer: Value) -> Double {
 #[tokio::test]
 async fn a_pull_is_followed_in_plain_lines_without_a_terminal() {
     let double = double(pull("done", 1000, json!({ "digest": DIGEST, "generation": 2 }))).await;
-    let mayfly = Mayfly::at(&double.url);
+    let mayfly = Mayfly::of(&double);
     let ran = mayfly.run(&["template", "pull", REF]).await.ends(0);
     assert_eq!(ran.out, format!("macos-base  {DIGEST}\n"));
     assert_eq!(
@@ -51,7 +51,7 @@ async fn a_pull_is_followed_in_plain_lines_without_a_terminal() {
 #[tokio::test]
 async fn the_request_matches_the_options() {
     let double = double(pull("done", 1000, json!({}))).await;
-    let mayfly = Mayfly::at(&double.url);
+    let mayfly = Mayfly::of(&double);
     mayfly.write("smoke.sh", "#!/bin/sh\ntrue\n");
     let args =
         ["template", "pull", REF, "--as", "x", "--cpus", "4", "--handover", "ssh", "--ssh-key", "id", "--detach"];
@@ -71,7 +71,7 @@ async fn the_request_matches_the_options() {
 async fn a_pull_that_fails_says_why() {
     let error = json!({ "code": "image.refused", "detail": "nobody knows\u{1b}[2J it", "at": "2026-11-20T10:00:00Z" });
     let double = double(pull("failed", 400, json!({ "error": error, "generation": 2 }))).await;
-    let mayfly = Mayfly::at(&double.url);
+    let mayfly = Mayfly::of(&double);
     let ran = mayfly.run(&["template", "pull", REF]).await.ends(1);
     assert_eq!(ran.out, "");
     assert!(ran.err.contains("nobody knows\u{fffd}[2J it [image.refused]"), "{}", ran.err);
@@ -90,7 +90,7 @@ async fn a_failure_that_is_waited_out_is_said_once() {
     let double = Double::start().await;
     double.on("POST /templates", 200, pull("pulling", 0, waits));
     double.on(&format!("GET /pulls/{ID}"), 200, pull("done", 1000, json!({ "generation": 2, "digest": DIGEST })));
-    let ran = Mayfly::at(&double.url).run(&["template", "pull", REF]).await.ends(0);
+    let ran = Mayfly::of(&double).run(&["template", "pull", REF]).await.ends(0);
     let line = "image.unavailable: it is away; trying again at 2026-11-20 10:00:05Z\n";
     assert_eq!(ran.err.matches(line).count(), 1, "{}", ran.err);
 }
@@ -98,7 +98,7 @@ async fn a_failure_that_is_waited_out_is_said_once() {
 #[tokio::test]
 async fn an_interrupted_command_leaves_the_pull_to_the_service() {
     let double = double(pull("pulling", 400, json!({}))).await;
-    let mayfly = Mayfly::at(&double.url);
+    let mayfly = Mayfly::of(&double);
     let mut command = mayfly.command(&["template", "pull", REF]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let pid = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
@@ -125,7 +125,7 @@ async fn pulls_are_listed_and_cancelled() {
     let items = json!([pull("pulling", 250, json!({})), pull("failed", 0, json!({ "error": error }))]);
     double.on("GET /pulls", 200, json!({ "items": items, "next_cursor": null }));
     double.on(&format!("DELETE /pulls/{ID}"), 200, pull("cancelled", 0, json!({ "discarded": true })));
-    let mayfly = Mayfly::at(&double.url);
+    let mayfly = Mayfly::of(&double);
     let ran = mayfly.run(&["template", "pulls"]).await.ends(0);
     let lines: Vec<_> = ran.out.lines().collect();
     assert!(lines[1].contains("macos-base  pulling  25 %"), "{}", ran.out);
@@ -152,7 +152,7 @@ async fn a_watch_is_set_shown_and_removed() {
     double.on("GET /templates/macos/watch", 200, watch.clone());
     double.on("GET /templates/macos", 200, json!({ "name": "macos", "digest": DIGEST }));
     double.on_bytes("DELETE /templates/macos/watch", 204, "application/json", b"");
-    let mayfly = Mayfly::at(&double.url);
+    let mayfly = Mayfly::of(&double);
     mayfly.write("smoke.sh", "true");
     let ran = mayfly.run(&["template", "watch", "macos", REF, "--every", "30m", "--smoke", "smoke.sh"]).await.ends(0);
     assert_eq!(ran.out, format!("macos  follows {REF}\n"));

@@ -22,7 +22,7 @@ fn template() -> Value {
 #[tokio::test]
 async fn names_are_pointed_and_rolled_back() {
     let double = Double::start().await;
-    let mayfly = Mayfly::at(&double.url);
+    let mayfly = Mayfly::of(&double);
     double.on("GET /templates/macos", 200, template());
     double.on("PUT /templates/latest", 201, json!({ "name": "latest", "digest": digest(2) }));
     double.on("POST /templates/macos/rollback", 200, json!({ "name": "macos", "digest": digest(1) }));
@@ -69,7 +69,7 @@ async fn names_are_pointed_and_rolled_back() {
 #[tokio::test]
 async fn pruning_says_what_goes_and_what_stays() {
     let double = Double::start().await;
-    let mayfly = Mayfly::at(&double.url);
+    let mayfly = Mayfly::of(&double);
     let held = |kind: &str, n: u8, names: Value, why: &str| json!({ "kind": kind, "digest": digest(n), "names": names, "bytes": 3_u64 << 30, "last_used_at": "2026-11-01T10:00:00Z", "why": why });
     double.on(
         "POST /templates/prune",
@@ -112,7 +112,7 @@ async fn pruning_says_what_goes_and_what_stays() {
 #[tokio::test]
 async fn verifying_says_what_is_damaged_and_exits_with_1() {
     let double = Double::start().await;
-    let mayfly = Mayfly::at(&double.url);
+    let mayfly = Mayfly::of(&double);
     let found = |name: &str, faults: Value| {
         let sound = faults == json!([]);
         json!({ "name": name, "digest": digest(2), "sound": sound, "bytes": 4 << 20, "bytes_read": 1 << 20, "faults": faults,

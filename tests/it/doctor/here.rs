@@ -17,7 +17,7 @@ use crate::{
 
 /// A home with nothing in it.
 fn fresh() -> Mayfly {
-    let mayfly = Mayfly::at("http://127.0.0.1:1");
+    let mayfly = Mayfly::new();
     std::fs::remove_dir_all(mayfly.path(".mayfly")).expect("it was made for others");
     mayfly
 }

@@ -17,7 +17,7 @@ struct Check {
 
 impl Check {
     fn new(settings: &str, github: &GitHub) -> Check {
-        let mayfly = Mayfly::at("http://127.0.0.1:1");
+        let mayfly = Mayfly::new();
         // `url` is for the links that people follow.
         let toml = format!("[github]\nurl = \"https://github.com\"\napi_url = \"{}\"\n{settings}", github.origin);
         mayfly.write(".mayfly/mayfly.toml", &toml);
@@ -246,7 +246,7 @@ async fn an_enterprise_server() {
 
 #[tokio::test]
 async fn a_configuration_that_cannot_be_meant() {
-    let mayfly = Mayfly::at("http://127.0.0.1:1");
+    let mayfly = Mayfly::new();
     for (toml, said) in [
         ("url = \"http://github.acme.example\"", "`github.url`: expected https"),
         ("url = \"github.com\"", "`github.url`: expected a URL"),

@@ -188,7 +188,8 @@ async fn a_password_is_read_from_a_terminal_and_never_from_an_argument() {
     };
     let (code, said) = run(&["template", "login", "a.io", "-u", "ci", "--password", "x"]).await;
     assert!(code == 2 && said.contains("--password-stdin"), "{said}");
-    let (code, said) = run(&["template", "login", "a.io", "-u", "ci", "--password-stdin"]).await;
+    let (code, said) =
+        run(&["template", "login", "a.io", "-u", "ci", "--password-stdin", "--url", "http://127.0.0.1:1"]).await;
     assert!(code == 2 && said.contains("standard input is empty"), "{said}");
     let clear = ["template", "login", "a.io", "-u", "ci", "--password-stdin", "--url", "http://mayfly.example.com"];
     let (code, said) = run(&clear).await;

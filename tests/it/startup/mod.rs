@@ -567,9 +567,16 @@ async fn whatever_the_service_makes_is_for_its_own_user() {
         }
         seen.push(name.display().to_string());
     }
-    for name in
-        ["mayfly.db", "mayfly.db-wal", "secret.key", "admin.token", "qemu-probe.json", "guest.sock", "serve.lock"]
-    {
+    for name in [
+        "mayfly.db",
+        "mayfly.db-wal",
+        "secret.key",
+        "admin.token",
+        "qemu-probe.json",
+        "admin.sock",
+        "guest.sock",
+        "serve.lock",
+    ] {
         assert!(seen.iter().any(|s| s == name), "{name} is not among {seen:?}");
     }
     assert_eq!(serve.stop(), Some(0));

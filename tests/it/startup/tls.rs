@@ -76,6 +76,7 @@ async fn tls_serves_clients_that_trust_its_authority_and_none_in_plain_text() {
             .arg("--data-dir")
             .arg(&serve.dir)
             .args(["--url", &serve.url])
+            .env("MAYFLY_TOKEN", serve.token())
             .args(extra)
             .args(["vm", "list", "--json"])
             .output()

@@ -1,0 +1,187 @@
+//! Which service a command talks to, and which token it sends there.
+//!
+//! The service on this machine is reached over the socket in its data directory. Any local user can listen on a port while
+//! the service is down, so the admin token of the data directory is sent over that socket only, and never to a URL.
+
+use std::{
+    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use reqwest::Url;
+use secrecy::SecretString;
+
+use super::{Global, failure::CommandFailure, output};
+use crate::{
+    config,
+    platform::{data_dir::DataDir, http::is_loopback},
+};
+
+const GIVE_A_TOKEN: &str = "give a token with MAYFLY_TOKEN or --token-file";
+
+pub(super) struct ServiceEndpoint {
+    pub base: Url,
+    /// The connections' socket. `None`: TCP, to the address in `base`.
+    pub socket: Option<PathBuf>,
+    pub token: Option<SecretString>,
+    /// Shown if the token is refused.
+    pub token_hint: String,
+}
+
+impl ServiceEndpoint {
+    /// As the options and the environment say.
+    pub fn of(global: &Global) -> Result<ServiceEndpoint, CommandFailure> {
+        match global.url.as_deref().filter(|url| !url.is_empty()) {
+            Some(url) => at_url(url, global),
+            None => on_this_machine(global),
+        }
+    }
+
+    /// Whether what is sent stays on this machine.
+    pub fn is_local(&self) -> bool {
+        self.socket.is_some() || is_here(&self.base)
+    }
+
+    /// For messages.
+    pub fn name(&self) -> String {
+        match &self.socket {
+            Some(socket) => socket.display().to_string(),
+            None => self.base.authority().to_owned(),
+        }
+    }
+
+    /// What to try when nothing answers.
+    pub fn remedy(&self) -> &'static str {
+        match &self.socket {
+            Some(_) => {
+                "start it with `mayfly serve`, or name another with --data-dir, or with --url and a token of its own"
+            }
+            None if self.is_local() => "start it with `mayfly serve`, or name another with --url or MAYFLY_URL",
+            None => "see whether it runs, and whether --url or MAYFLY_URL is right",
+        }
+    }
+}
+
+fn is_here(url: &Url) -> bool {
+    url.host_str().is_some_and(is_loopback)
+}
+
+fn at_url(url: &str, global: &Global) -> Result<ServiceEndpoint, CommandFailure> {
+    let base = Url::parse(url)
+        .ok()
+        .filter(|u| matches!(u.scheme(), "http" | "https") && u.has_host() && !u.cannot_be_a_base())
+        .ok_or_else(|| {
+            CommandFailure::Usage(format!("--url: expected a URL such as http://127.0.0.1:8470, found {url:?}"))
+        })?;
+    if !base.username().is_empty() || base.password().is_some() {
+        return Err(CommandFailure::Usage(
+            "--url: must not hold a user or password; use --token-file or MAYFLY_TOKEN".into(),
+        ));
+    }
+    let here = is_here(&base);
+    let given = given_token(global)?;
+    if given.is_none() && here {
+        return Err(CommandFailure::NoToken(format!(
+            "no token for {}: {GIVE_A_TOKEN}, or leave out --url and MAYFLY_URL to reach the service over the socket in \
+             its data directory (--data-dir); the admin token of a data directory is not sent to a port, where any user \
+             may listen",
+            base.authority()
+        )));
+    }
+    if base.scheme() == "http" && !here && given.is_some() {
+        output::note(&format!("warning: the token travels to {} in clear; use https", base.authority()));
+    }
+    let (token, token_hint) = given.map_or((None, GIVE_A_TOKEN.to_owned()), |(token, hint)| (Some(token), hint));
+    Ok(ServiceEndpoint { base, socket: None, token, token_hint })
+}
+
+fn on_this_machine(global: &Global) -> Result<ServiceEndpoint, CommandFailure> {
+    let dir = config::data_dir_or_default(global.data_dir.clone())
+        .map_err(|error| CommandFailure::Usage(format!("--data-dir: {error}")))?;
+    let data = DataDir::new(dir);
+    let socket = data.admin_socket();
+    check_socket(&socket, data.path())?;
+    let (token, token_hint) = match given_token(global)? {
+        Some((token, hint)) => (Some(token), hint),
+        None => admin_token(&data.admin_token())?,
+    };
+    let base = Url::parse("http://localhost").expect("a URL");
+    Ok(ServiceEndpoint { base, socket: Some(socket), token, token_hint })
+}
+
+/// Refuses a socket that another user could have made.
+fn check_socket(socket: &Path, dir: &Path) -> Result<(), CommandFailure> {
+    let unsafe_at = |path: &Path, why: String| {
+        let path = path.display();
+        Err(CommandFailure::Usage(format!("nothing is sent over {}: {path} {why}", socket.display())))
+    };
+    let away = |error: std::io::Error| {
+        CommandFailure::Unreachable(match error.kind() {
+            std::io::ErrorKind::NotFound => format!(
+                "no service runs with the data directory {}; start it with `mayfly serve`, or name another with --data-dir, \
+                 or with --url or MAYFLY_URL and a token of its own",
+                dir.display()
+            ),
+            _ => format!(
+                "cannot reach {}: {error}; run the command as the user of the service, or name a service with --url or \
+                 MAYFLY_URL and give a token for it",
+                socket.display()
+            ),
+        })
+    };
+    let owner = std::fs::metadata(dir).map_err(away)?;
+    let me = rustix::process::geteuid().as_raw();
+    // The superuser may use the directories of others: the token is in the same one.
+    if owner.uid() != me && me != 0 {
+        return unsafe_at(dir, format!("belongs to the user {}, and this is {me}", owner.uid()));
+    }
+    let found = std::fs::symlink_metadata(socket).map_err(away)?;
+    if !found.file_type().is_socket() {
+        return unsafe_at(socket, "is not a socket".to_owned());
+    }
+    if found.uid() != owner.uid() {
+        return unsafe_at(socket, format!("belongs to the user {}, its directory to {}", found.uid(), owner.uid()));
+    }
+    for (path, meta) in [(dir, &owner), (socket, &found)] {
+        let mode = meta.permissions().mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            return unsafe_at(path, format!("has mode {mode:04o}, so that other users may use it: chmod go= it"));
+        }
+    }
+    Ok(())
+}
+
+/// The token that the caller gave, and a hint for the case that it is refused.
+fn given_token(global: &Global) -> Result<Option<(SecretString, String)>, CommandFailure> {
+    if let Some(path) = global.token_file.as_deref().filter(|path| !path.as_os_str().is_empty()) {
+        let token = std::fs::read_to_string(path)
+            .map_err(|error| CommandFailure::Usage(format!("--token-file: {}: {error}", path.display())))?;
+        return Ok(Some((usable(&token)?, format!("the token in {} is not accepted", path.display()))));
+    }
+    match std::env::var("MAYFLY_TOKEN").ok().filter(|token| !token.is_empty()) {
+        Some(token) => Ok(Some((usable(&token)?, "the token in MAYFLY_TOKEN is not accepted".into()))),
+        None => Ok(None),
+    }
+}
+
+fn admin_token(path: &Path) -> Result<(Option<SecretString>, String), CommandFailure> {
+    match std::fs::read_to_string(path) {
+        Ok(token) => {
+            let hint = format!(
+                "the token in {} is not accepted; give another with MAYFLY_TOKEN or --token-file, or remove the file and \
+                 restart the service to get a new one",
+                path.display()
+            );
+            Ok((Some(usable(&token)?), hint))
+        }
+        Err(error) => Ok((None, format!("no token: cannot read {} ({error}); {GIVE_A_TOKEN}", path.display()))),
+    }
+}
+
+fn usable(token: &str) -> Result<SecretString, CommandFailure> {
+    let token = token.trim();
+    if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(CommandFailure::Usage("the token must be one word of visible characters".into()));
+    }
+    Ok(SecretString::from(token))
+}
