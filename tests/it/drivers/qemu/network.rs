@@ -232,6 +232,12 @@ async fn qemu_confines_itself() {
     let pid = std::fs::read_to_string(rig.instance(&spec.name).join("qemu.pid")).unwrap();
     let status = std::fs::read_to_string(format!("/proc/{}/status", pid.trim())).unwrap();
     assert!(status.lines().any(|line| line.split_whitespace().eq(["Seccomp:", "2"])), "{status}");
+    // A dump would hold the guest's memory. No limit of this test's process is that low.
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", pid.trim())).unwrap();
+    for limit in ["Max core file size 0 0 bytes", "Max open files 4096 4096 files"] {
+        let found = |line: &str| line.split_whitespace().eq(limit.split_whitespace());
+        assert!(limits.lines().any(found), "{limit}: {limits}");
+    }
     assert_eq!(rig.driver.probe(false).await.unwrap().unconfined, None);
     rig.driver.destroy(&spec.name).await.unwrap();
 }
