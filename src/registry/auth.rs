@@ -144,7 +144,16 @@ impl Authorizer {
         url.set_fragment(None);
         let default_scope = self.repository.as_ref().map(|repository| format!("repository:{repository}:pull"));
         let asked = scope.or(default_scope.as_deref());
+        // The address may have parameters of its own, such as a tenant.
+        let own: Vec<(String, String)> = url
+            .query_pairs()
+            .filter(|(name, _)| !matches!(name.as_ref(), "scope" | "service"))
+            .map(|(name, value)| (name.into_owned(), value.into_owned()))
+            .collect();
         url.set_query(None);
+        if !own.is_empty() {
+            url.query_pairs_mut().extend_pairs(own);
+        }
         for scope in
             asked.into_iter().chain(self.scopes.iter().map(String::as_str).filter(|scope| Some(*scope) != asked))
         {

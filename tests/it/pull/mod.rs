@@ -359,7 +359,7 @@ async fn credentials_are_shown_to_whom_they_belong_and_renewed() {
 
     // By tokens, which end in the middle; blobs are elsewhere, and what opens the registry must not go there.
     let elsewhere = Proxy::before(&registry).elsewhere().signed().start().await;
-    let tokens = Tokens::lasting(Duration::from_secs(60)).only_for(login());
+    let tokens = Tokens::lasting(Duration::from_secs(60)).only_for(login()).with_parameter("tenant=blue");
     let proxy = Proxy::before(&registry).bearer(tokens).start().await;
     let reference = format!("{}/{REPOSITORY}:1", proxy.address());
     let big = format!("*{}", image.chunk(2).digest());

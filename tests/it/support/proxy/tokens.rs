@@ -17,6 +17,8 @@ pub struct Tokens {
     login: Option<Login>,
     /// Whatever is asked for, nobody may push.
     read_only: bool,
+    /// A parameter of the token service's address, without which nobody gets one.
+    parameter: Option<&'static str>,
     issued: Mutex<HashMap<String, Grant>>,
 }
 
@@ -28,11 +30,16 @@ struct Grant {
 
 impl Tokens {
     pub fn lasting(lifetime: Duration) -> Tokens {
-        Tokens { lifetime, login: None, read_only: false, issued: Default::default() }
+        Tokens { lifetime, login: None, read_only: false, parameter: None, issued: Default::default() }
     }
 
     pub fn only_for(mut self, login: Login) -> Tokens {
         self.login = Some(login);
+        self
+    }
+
+    pub fn with_parameter(mut self, parameter: &'static str) -> Tokens {
+        self.parameter = Some(parameter);
         self
     }
 
@@ -50,6 +57,9 @@ impl Tokens {
         if let Some(login) = &self.login
             && authorization != Some(&format!("Basic {}", login.basic()))
         {
+            return None;
+        }
+        if self.parameter.is_some_and(|parameter| !query.split('&').any(|given| given == parameter)) {
             return None;
         }
         let mut may = Vec::new();
@@ -96,6 +106,7 @@ impl Tokens {
         };
         let actions = if action == "pull" { "pull" } else { "pull,push" };
         let scope = repository.map(|name| format!(",scope=\"repository:{name}:{actions}\"")).unwrap_or_default();
-        Err(format!("Bearer realm=\"{base}/token\",service=\"tests\"{scope}{error}"))
+        let parameter = self.parameter.map(|parameter| format!("?{parameter}")).unwrap_or_default();
+        Err(format!("Bearer realm=\"{base}/token{parameter}\",service=\"tests\"{scope}{error}"))
     }
 }
