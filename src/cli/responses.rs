@@ -170,6 +170,8 @@ pub(super) struct OutcomeView {
 #[derive(Debug, Deserialize)]
 pub(super) struct JobResponse {
     pub exit_code: Option<i32>,
+    #[serde(default)]
+    pub results_differ: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]

@@ -52,6 +52,9 @@ pub struct Vm {
     pub runner_status: RunnerStatus,
     pub runner_changed_at: Option<Timestamp>,
     pub job_exit_code: Option<i32>,
+    /// The guest reported different results of its job, one after the other.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub job_results_differ: bool,
     pub announced_by: Option<Announcer>,
     pub announced_at: Option<Timestamp>,
     pub end_signal: Option<EndSignal>,
@@ -136,6 +139,7 @@ impl Vm {
             runner_status: RunnerStatus::None,
             runner_changed_at: None,
             job_exit_code: None,
+            job_results_differ: false,
             announced_by: None,
             announced_at: None,
             end_signal: None,
@@ -228,8 +232,18 @@ impl Vm {
             Event::RunnerChanged { fact } => self.runner(*fact, at),
             Event::JobFinished { exit_code } => {
                 self.start_unconfirmed = false;
-                if self.job_exit_code.is_none() {
-                    self.job_exit_code = Some(*exit_code);
+                // The job has the vm's token, too, and may report a result of its own. The wrapper's report comes when
+                // the job's process has ended, so the last one counts; after the end, none does.
+                let is_over = matches!(self.state, State::Stopping | State::Deleting | State::Deleted);
+                match self.job_exit_code {
+                    Some(known) if known == *exit_code => {}
+                    Some(_) => {
+                        self.job_results_differ = true;
+                        if !is_over {
+                            self.job_exit_code = Some(*exit_code);
+                        }
+                    }
+                    None => self.job_exit_code = Some(*exit_code),
                 }
             }
             Event::EndAnnounced { by } => {

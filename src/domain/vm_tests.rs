@@ -88,7 +88,7 @@ fn the_main_road() {
     assert_eq!(vm.announced_by, Some(Announcer::Hook));
     assert_eq!(vm.end_signal, Some(EndSignal::RunnerFinished));
     assert_eq!(vm.outcome.as_ref().unwrap().result, OutcomeResult::Completed);
-    assert_eq!(vm.job_exit_code, Some(3), "the first word about the job is the job's own");
+    assert_eq!(vm.job_exit_code, Some(3), "the runner's own exit code is another one");
     assert_eq!(vm.generation, 11);
 }
 

@@ -157,7 +157,11 @@ pub struct DeadlineView {
 #[derive(Serialize, ToSchema)]
 #[schema(as = JobView)]
 pub struct VmJobView {
+    /// As the guest reported it. The job and the wrapper have the same token, so this is the guest's word; of several
+    /// reports, the last one before the end counts, which is the wrapper's unless the job ended the vm itself.
     pub exit_code: i32,
+    /// The guest reported different exit codes: the job reported a result of its own, or something in the guest did.
+    pub results_differ: bool,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -226,7 +230,7 @@ impl VmView {
             announced_at: vm.announced_at.map(Time),
             end_signal: vm.end_signal,
             outcome: vm.outcome.clone(),
-            job: vm.job_exit_code.map(|exit_code| VmJobView { exit_code }),
+            job: vm.job_exit_code.map(|exit_code| VmJobView { exit_code, results_differ: vm.job_results_differ }),
             jobs: vm.jobs.clone(),
             last_fault: vm.last_fault.as_ref().map(FaultView::from),
             timeline: vm.timeline.iter().map(|t| TimelineView { state: t.state, at: t.at.into() }).collect(),

@@ -85,7 +85,9 @@ pub(super) async fn run(vm: &str, client: &ApiClient, json: bool) -> Result<u8, 
         pairs.push(("end signal", signal.clone()));
     }
     if let Some(code) = vm.job_exit_code() {
-        pairs.push(("job", format!("exit code {code}")));
+        let differ = vm.job.as_ref().is_some_and(|job| job.results_differ);
+        let note = if differ { " (the guest reported different ones; this is the last)" } else { "" };
+        pairs.push(("job", format!("exit code {code}{note}")));
     }
     if let Some(outcome) = &vm.outcome {
         pairs.push(("outcome", outcome.text()));

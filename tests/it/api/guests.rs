@@ -128,6 +128,25 @@ async fn no_guest_fills_the_way_of_another() {
     waiting.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
+/// The job has the token of its vm, too. It cannot hide how it really ended.
+#[tokio::test]
+async fn a_job_that_reports_its_own_result_does_not_have_the_last_word() {
+    let api = api().await;
+    let (id, token) = api.running("mine").await;
+    let path = format!("/vms/{id}");
+    let report = async |code: i32| {
+        let report = json!({"type": "job_result", "exit_code": code});
+        api.post(&format!("{path}/events"), &token, report).await.ok(202);
+        api.get(&path, &api.read).await.ok(200)["job"].clone()
+    };
+    assert_eq!(report(0).await, json!({"exit_code": 0, "results_differ": false}));
+    assert_eq!(report(0).await, json!({"exit_code": 0, "results_differ": false}));
+    assert_eq!(report(7).await, json!({"exit_code": 7, "results_differ": true}));
+    api.post(&format!("{path}/events"), &token, json!({"type": "runner_finished", "exit_code": 7})).await.ok(202);
+    // What is left of the job after the wrapper's last word changes nothing.
+    assert_eq!(report(0).await, json!({"exit_code": 7, "results_differ": true}));
+}
+
 #[tokio::test]
 async fn reports_are_checked() {
     let api = api().await;
