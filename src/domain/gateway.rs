@@ -39,8 +39,9 @@ pub struct LogLimit {
     pub path: PathBuf,
     /// Bytes on disk above which the log is cut.
     pub bytes: u64,
-    /// How much of its beginning is kept then.
-    pub keep: u64,
+    /// Bytes of its beginning and of its end that are kept then.
+    pub keep_beginning: u64,
+    pub keep_end: u64,
 }
 
 /// What the gateway of one guest is started with.

@@ -5,7 +5,10 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use crate::{domain::gateway::LogLimit, platform::files};
+use crate::{
+    domain::gateway::LogLimit,
+    platform::files::{self, KeptParts},
+};
 
 /// A guest writes some ten MiB to its console in a second, so a log exceeds its limit by a few MiB at most.
 const EVERY: Duration = Duration::from_millis(200);
@@ -15,7 +18,8 @@ pub(super) async fn keep(limits: Vec<LogLimit>) -> Infallible {
     loop {
         tokio::time::sleep(EVERY).await;
         for (log, noted) in limits.iter().zip(&mut noted) {
-            match files::cut_above(&log.path, log.bytes, log.keep) {
+            let kept = KeptParts { beginning: log.keep_beginning, end: log.keep_end };
+            match files::cut_above(&log.path, log.bytes, kept) {
                 Ok(false) => {}
                 // Once, because this line is in a log with a limit, too.
                 Ok(true) if *noted => {}

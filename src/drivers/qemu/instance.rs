@@ -20,7 +20,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{
-    paths::{QemuPaths, WATCH_BEGINNING},
+    paths::{LATEST_EVENTS, QemuPaths, WATCH_BEGINNING},
     qmp::{self, QmpClient, QmpError},
     usernet,
 };
@@ -238,9 +238,6 @@ pub async fn let_run(paths: &QemuPaths) -> Result<(), QmpError> {
     }
     Ok(())
 }
-
-/// After the event of its end, a guest causes no others.
-const LATEST_EVENTS: u64 = 256 << 10;
 
 /// The cause of the latest end in the log of the watch socket.
 pub fn recorded_cause(paths: &QemuPaths) -> io::Result<Option<GoneCause>> {

@@ -76,6 +76,8 @@ const VERSION: Duration = Duration::from_secs(10);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// A QEMU that has not ended this long after `quit` hangs.
 const QUIT: Duration = Duration::from_secs(3);
+/// How often the removal of a directory is begun again because a file was created in it meanwhile.
+const REMOVALS: u32 = 10;
 /// Free space that a guest needs to be resumed after the host's disk was full, in bytes.
 const ROOM_TO_RESUME: u64 = 64 << 20;
 
@@ -386,7 +388,8 @@ impl Driver for Qemu {
         self.stop(name, Duration::ZERO).await?;
         let paths = self.paths(name);
         gateway::end(&paths, name).await?;
-        ignore_not_found(tokio::fs::remove_dir_all(&paths.dir).await)
+        remove_dir(&paths.dir)
+            .await
             .map_err(|error| failure::io(error, Code::HostUnavailable, "the instance's directory cannot be removed"))?;
         match self.inspect(name).await? {
             Observation::Absent => Ok(()),
@@ -490,6 +493,17 @@ impl Driver for Qemu {
     fn hypervisor_logs(&self, name: &InstanceName) -> Vec<PathBuf> {
         let paths = self.paths(name);
         vec![paths.errors(), paths.gateway_log()]
+    }
+}
+
+/// A gateway that an interrupted start launched may create its files meanwhile. It ends when the directory is gone.
+async fn remove_dir(dir: &Path) -> std::io::Result<()> {
+    let mut again = REMOVALS;
+    loop {
+        match ignore_not_found(tokio::fs::remove_dir_all(dir).await) {
+            Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty && again > 0 => again -= 1,
+            other => return other,
+        }
     }
 }
 

@@ -13,6 +13,8 @@ pub const SOCKET_PATH_LIMIT: usize = 103;
 
 /// Bytes of `watch_log` in which QEMU's greeting and its first reply are, which show that it reports events.
 pub const WATCH_BEGINNING: u64 = 16 << 10;
+/// Bytes at the end of `watch_log` in which the guest's end is found: after it, a guest causes no events.
+pub const LATEST_EVENTS: u64 = 256 << 10;
 /// Sizes on disk, in bytes, at which logs that the guest can make grow are cut. That of the console is a setting.
 const WATCH_LIMIT: u64 = 1 << 20;
 pub const MESSAGES_LIMIT: u64 = 1 << 20;
@@ -108,12 +110,18 @@ impl QemuPaths {
 
     /// The limits of all logs that the guest can make grow.
     pub fn log_limits(&self, console: u64) -> Vec<LogLimit> {
-        let limit = |path, bytes, keep| LogLimit { path, bytes, keep };
+        let limit = |path, bytes| LogLimit { path, bytes, keep_beginning: 0, keep_end: 0 };
+        let watch = LogLimit {
+            keep_beginning: WATCH_BEGINNING,
+            // The end of the guest may have been reported just now.
+            keep_end: LATEST_EVENTS,
+            ..limit(self.watch_log(), WATCH_LIMIT)
+        };
         vec![
-            limit(self.console(), console, 0),
-            limit(self.watch_log(), WATCH_LIMIT, WATCH_BEGINNING),
-            limit(self.errors(), MESSAGES_LIMIT, 0),
-            limit(self.gateway_log(), MESSAGES_LIMIT, 0),
+            limit(self.console(), console),
+            watch,
+            limit(self.errors(), MESSAGES_LIMIT),
+            limit(self.gateway_log(), MESSAGES_LIMIT),
         ]
     }
 

@@ -19,7 +19,7 @@ use crate::{
     drivers::{DriverError, ErrorKind, InstanceSpec, Result, failure, lock::LockHolder, process::Process, record},
     platform::{
         clock,
-        files::{self, ignore_not_found},
+        files::{self, KeptParts, ignore_not_found},
         process::Command,
     },
 };
@@ -224,7 +224,7 @@ pub(super) async fn keep_logs_bounded(paths: &TartPaths) -> std::convert::Infall
     loop {
         tokio::time::sleep(CHECK_OUTPUT_EVERY).await;
         for path in [paths.out(), paths.err()] {
-            match files::cut_above(&path, OUTPUT_LIMIT, 0) {
+            match files::cut_above(&path, OUTPUT_LIMIT, KeptParts::default()) {
                 Ok(false) => {}
                 Ok(true) => {
                     tracing::warn!(file = %path.display(), "the output of `tart run` exceeded its limit and was cut")

@@ -17,7 +17,7 @@ mod space;
 #[path = "../../../tests/it/support/small_disk.rs"]
 pub mod small_disk;
 
-pub use grown::{cut_above, read_tail};
+pub use grown::{KeptParts, cut_above, punch_hole, read_tail};
 pub use regular::open_regular;
 pub use secret::{read_secret, read_secret_if_present};
 pub use space::{GuardedWriter, SpaceGuard, SpaceLow, SpacePermit, free};

@@ -96,16 +96,7 @@ impl Disk {
 
     /// Makes a hole, if the system supports it. False: the content is unchanged.
     pub fn punch(&self, offset: u64, size: u64) -> bool {
-        #[cfg(target_os = "linux")]
-        {
-            use rustix::fs::{FallocateFlags, fallocate};
-            fallocate(&self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, size).is_ok()
-        }
-        #[cfg(not(target_os = "linux"))]
-        {
-            let _ = (offset, size);
-            false
-        }
+        files::punch_hole(&self.file, offset, size)
     }
 
     /// Makes this range contain zeros, whatever it contained.
