@@ -44,11 +44,15 @@ async fn used() -> Serve {
     serve
 }
 
-/// Everything below a directory: kind, mode, owner and content.
+/// Everything below a directory: kind, mode, owner and content. Without the heartbeat, which a service that runs there makes
+/// and writes at any time.
 fn listing(dir: &Path) -> BTreeMap<PathBuf, String> {
     let mut found = BTreeMap::new();
     let mut todo = vec![dir.to_owned()];
     while let Some(path) = todo.pop() {
+        if path == dir.join("heartbeat") {
+            continue;
+        }
         let Ok(meta) = std::fs::symlink_metadata(&path) else { continue };
         let content = match () {
             () if meta.is_dir() => {
