@@ -14,7 +14,7 @@ TOOLS := $(CACHE)/tools/bin
 export PATH := $(TOOLS):$(PATH)
 export MAYFLY_TEST_IMAGE ?= $(CACHE)/images/micro
 
-.PHONY: help run test deps test-deps build image lint check-macos unit guest-tests fuzz sqlx openapi docs docs-check deny bench bench-pull paths e2e-github network campaign clean
+.PHONY: help run test deps test-deps build image lint check-macos unit guest-tests fuzz sqlx openapi docs docs-check deny bench bench-pull paths e2e-github network campaign soak clean
 
 help: ## This list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | column -t -s '	'
@@ -89,6 +89,10 @@ network: deps image ## Show what guests reach in each network mode, in network n
 campaign: deps image ## Kill the service again and again while real guests work: no job twice, none lost (KILLS=500 SEED=1 CAMPAIGN_LANES=1; hours)
 	@cargo build --release --locked --quiet --bin mayfly --example campaign-replay
 	@python3 -B tests/campaign/main.py
+
+soak: deps image ## Attack the service from all sides while jobs run: all limits hold, nobody waits (SOAK_SECONDS=3600 SEED=1)
+	@cargo build --release --locked --quiet --bin mayfly --example campaign-replay
+	@python3 -B tests/soak/main.py
 
 clean: ## Remove what was built here (caches under $(CACHE) stay)
 	@cargo clean

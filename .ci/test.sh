@@ -63,6 +63,14 @@ campaign() {
         python3 -B tests/campaign/main.py
 }
 
+soak() {
+    part 'what make soak detects'
+    python3 -B tests/soak/judge_test.py
+    part '75 seconds of make soak'
+    cargo build --quiet --locked --bin mayfly --example campaign-replay
+    SOAK_PROFILE=debug SOAK_NAME=soak-short SOAK_SECONDS=75 SOAK_ALONE=3 python3 -B tests/soak/main.py
+}
+
 drift() {
     part 'stored query data matches the queries and migrations'
     fresh=$(mktemp -d)
@@ -97,6 +105,7 @@ compile) compile ;;
 unit) unit ;;
 guests) guests ;;
 campaign) campaign ;;
+soak) soak ;;
 drift) drift ;;
 deny) deny ;;
 all)
