@@ -126,11 +126,14 @@ pub fn render(problem: &Unrendered, request_id: &str, path: &str, headers: &Head
     response
 }
 
-/// Logs errors of the service. An error of the caller is not logged: the answer describes it.
+/// Logs errors of the service. An error of the caller is not logged: the answer describes it. Neither is a refusal because of
+/// too many requests, because its sender decides how many of these there are; metrics count them.
 fn log(error: &Error, request_id: &str) {
     let cause = error.cause.as_deref().map(|cause| error_chain(cause)).unwrap_or_default();
     if error.code == Code::Internal || (error.cause.is_some() && error.code.status() >= 500) {
         tracing::error!(request.id = %request_id, problem.code = %error.code, cause, "{}", error.detail);
+    } else if error.code == Code::Overloaded {
+        tracing::debug!(request.id = %request_id, problem.code = %error.code, "{}", error.detail);
     } else if error.code.status() >= 500 {
         tracing::warn!(request.id = %request_id, problem.code = %error.code, "{}", error.detail);
     }

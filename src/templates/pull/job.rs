@@ -15,7 +15,7 @@ use crate::{
     domain::Code,
     platform::files::{SpaceGuard, SpaceLow},
     registry::{
-        RegistryClient,
+        RegistryClient, RegistryError,
         oci::{
             self, Digest, Image, Reference,
             manifest::{self, Chunk},
@@ -153,6 +153,11 @@ impl PullTask {
         }
         let (image, what) = (Box::new(self.reference.clone()), error.to_string());
         match error {
+            // A server that may not be reached will not be reachable in the next attempt.
+            LayerError::Registry(error @ RegistryError::Settings { .. })
+            | LayerError::Interrupted { error: error @ RegistryError::Settings { .. }, .. } => {
+                PullError::Registry(error)
+            }
             LayerError::Content(_) => PullError::Content { image, layer, offset, what },
             LayerError::Registry(_) | LayerError::Interrupted { .. } | LayerError::Storage(_) => {
                 PullError::Layer { image, layer, offset, what }

@@ -407,6 +407,7 @@ async fn a_registry_does_not_choose_what_is_fetched_from_this_host() {
             .unwrap_err();
         let text = error.to_string();
         assert!(text.contains("has an address that is not public") && text.contains("[registries."), "{text}");
+        assert_eq!(mayfly::domain::Error::from(&*error).code, mayfly::domain::Code::ImageRefused, "{text}");
         // It is not tried again.
         assert!(began.elapsed() < Duration::from_secs(10), "{text}");
     }
