@@ -1,11 +1,15 @@
-//! Memory and places for request bodies while they are received.
+//! Limits of request bodies while they are received.
 //!
 //! A body is received before its request can be judged, and its sender decides how long that takes. So unfinished
 //! bodies have a limit in number and in bytes, for all requests of a listener together. At the limit, the oldest
 //! unfinished body of the sender that holds the most is given up: a flood ends its own requests first, and a slow
 //! sender does not keep others out.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use axum::{
     body::{Body, Bytes, HttpBody},
@@ -22,7 +26,7 @@ use crate::domain::{Code, Error};
 #[derive(Clone)]
 pub struct Bodies {
     limits: BodyLimits,
-    received: Arc<Mutex<BodyTable>>,
+    table: Arc<Mutex<BodyTable>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -51,12 +55,12 @@ struct BodyEntry {
 pub struct BodyShare {
     id: u64,
     give_up: CancellationToken,
-    received: Arc<Mutex<BodyTable>>,
+    table: Arc<Mutex<BodyTable>>,
 }
 
 impl Drop for BodyShare {
     fn drop(&mut self) {
-        self.received.lock().remove(self.id);
+        self.table.lock().remove(self.id);
     }
 }
 
@@ -69,17 +73,12 @@ impl BodyTable {
 
     /// Gives up the oldest unfinished body of the sender that holds the most. `false`: there is none.
     fn give_up_one(&mut self, weight: impl Fn(&BodyEntry) -> usize) -> bool {
-        let mut senders: BTreeMap<u64, (Sender, usize)> = BTreeMap::new();
+        // By sender: what it holds, and the id of its oldest body. Ids increase, so that is the first one here.
+        let mut senders: HashMap<Sender, (usize, Reverse<u64>)> = HashMap::new();
         for (id, body) in self.bodies.iter().filter(|(_, body)| !body.is_complete) {
-            match senders.values_mut().find(|(sender, _)| *sender == body.sender) {
-                Some((_, sum)) => *sum += weight(body),
-                None => drop(senders.insert(*id, (body.sender, weight(body)))),
-            }
+            senders.entry(body.sender).or_insert((0, Reverse(*id))).0 += weight(body);
         }
-        // Ids increase, so each sender is found by its oldest body, and of equals the one with the oldest goes.
-        let Some((id, (sender, _))) = senders.into_iter().rev().max_by_key(|(_, (_, sum))| *sum) else {
-            return false;
-        };
+        let Some((sender, (_, Reverse(id)))) = senders.into_iter().max_by_key(|(_, held)| *held) else { return false };
         metrics::counter!("mayfly_over_limit_total", "sender" => sender.kind(), "limit" => "bodies").increment(1);
         self.bodies[&id].give_up.cancel();
         self.remove(id);
@@ -89,31 +88,31 @@ impl BodyTable {
 
 impl Bodies {
     pub fn new(limits: BodyLimits) -> Self {
-        Self { limits, received: Arc::default() }
+        Self { limits, table: Arc::default() }
     }
 
     fn begin(&self, sender: Sender) -> BodyShare {
-        let mut received = self.received.lock();
-        while received.bodies.values().filter(|body| !body.is_complete).count() >= self.limits.unfinished
-            && received.give_up_one(|_| 1)
+        let mut table = self.table.lock();
+        while table.bodies.values().filter(|body| !body.is_complete).count() >= self.limits.unfinished
+            && table.give_up_one(|_| 1)
         {}
-        received.next += 1;
-        let (id, give_up) = (received.next, CancellationToken::new());
+        table.next += 1;
+        let (id, give_up) = (table.next, CancellationToken::new());
         let body = BodyEntry { sender, bytes: 0, is_complete: false, give_up: give_up.clone() };
-        received.bodies.insert(id, body);
-        BodyShare { id, give_up, received: self.received.clone() }
+        table.bodies.insert(id, body);
+        BodyShare { id, give_up, table: self.table.clone() }
     }
 
     /// Adds to a body's bytes. `false`: it was given up, possibly by this call.
     fn grow(&self, share: &BodyShare, bytes: usize) -> bool {
-        let mut received = self.received.lock();
-        while received.bytes + bytes > self.limits.bytes && received.give_up_one(|body| body.bytes) {}
-        if received.bytes + bytes > self.limits.bytes {
-            received.remove(share.id);
+        let mut table = self.table.lock();
+        while table.bytes + bytes > self.limits.bytes && table.give_up_one(|body| body.bytes) {}
+        if table.bytes + bytes > self.limits.bytes {
+            table.remove(share.id);
         }
-        let Some(body) = received.bodies.get_mut(&share.id) else { return false };
+        let Some(body) = table.bodies.get_mut(&share.id) else { return false };
         body.bytes += bytes;
-        received.bytes += bytes;
+        table.bytes += bytes;
         true
     }
 
@@ -144,7 +143,7 @@ impl Bodies {
             // Copied, because a small part would keep the connection's whole read buffer in memory.
             bytes.extend_from_slice(&data);
         }
-        if let Some(body) = share.received.lock().bodies.get_mut(&share.id) {
+        if let Some(body) = share.table.lock().bodies.get_mut(&share.id) {
             body.is_complete = true;
         }
         Ok((bytes.into(), share))
@@ -217,8 +216,8 @@ mod tests {
         assert!(is_given_up(&loud[2]) && !is_given_up(&calm) && !is_given_up(&other));
         assert!(!bodies.grow(&loud[0], 1) && bodies.grow(&loud[4], 1));
         drop((calm, loud, other));
-        let received = bodies.received.lock();
-        assert_eq!((received.bytes, received.bodies.len()), (0, 0));
+        let table = bodies.table.lock();
+        assert_eq!((table.bytes, table.bodies.len()), (0, 0));
     }
 
     #[test]
@@ -228,11 +227,11 @@ mod tests {
         assert!(bodies.grow(&calm, 30) && bodies.grow(&loud, 60));
         assert!(bodies.grow(&late, 20));
         assert!(is_given_up(&loud) && !is_given_up(&calm));
-        assert_eq!(bodies.received.lock().bytes, 50);
+        assert_eq!(bodies.table.lock().bytes, 50);
         // A complete body keeps its bytes, and a new one that does not fit beside it is refused.
-        bodies.received.lock().bodies.get_mut(&calm.id).unwrap().is_complete = true;
+        bodies.table.lock().bodies.get_mut(&calm.id).unwrap().is_complete = true;
         assert!(!bodies.grow(&late, 80) && is_given_up(&late) && !is_given_up(&calm));
-        assert_eq!(bodies.received.lock().bytes, 30);
+        assert_eq!(bodies.table.lock().bytes, 30);
     }
 
     #[tokio::test]
@@ -246,7 +245,7 @@ mod tests {
         assert!(read(Body::empty()).await.unwrap().is_empty());
         assert!(read(of(vec![vec![1; 4], vec![2; 7]])).await.is_err());
         assert!(read(Body::from(vec![0; 11])).await.is_err());
-        assert_eq!(bodies.received.lock().bytes, 0);
+        assert_eq!(bodies.table.lock().bytes, 0);
     }
 
     #[tokio::test]

@@ -82,24 +82,39 @@ impl Lane {
     }
 
     fn is_unused(&self) -> bool {
-        // Each permit and each place that is in use holds one more reference.
+        // Each permit that is in use, and each request, holds one more reference.
         [&self.reports, &self.requests, &self.waiting].iter().all(|all| Arc::strong_count(all) == 1)
     }
 }
 
-/// The permit of an admitted request, until it is dropped.
+/// The permits of an admitted request, until they are dropped.
 pub struct Place {
     /// It has its vm's own permit, and needs none of the listener's.
     pub is_report: bool,
-    lane: Lane,
-    _permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
+    _own: OwnedSemaphorePermit,
+    _strangers: Option<OwnedSemaphorePermit>,
 }
 
-impl Place {
-    /// A permit of the same sender for a request that only waits.
-    pub fn wait(&self) -> Option<OwnedSemaphorePermit> {
-        self.lane.waiting.clone().try_acquire_owned().ok()
+/// Permits of one sender for requests that only wait.
+#[derive(Clone)]
+pub struct WaitingLane {
+    sender: Sender,
+    waiting: Arc<Semaphore>,
+}
+
+impl WaitingLane {
+    /// `None`: all of them are in use.
+    pub fn enter(&self) -> Option<OwnedSemaphorePermit> {
+        let permit = self.waiting.clone().try_acquire_owned().ok();
+        if permit.is_none() {
+            count_refusal(self.sender, "waiting");
+        }
+        permit
     }
+}
+
+fn count_refusal(sender: Sender, limit: &'static str) {
+    metrics::counter!("mayfly_over_limit_total", "sender" => sender.kind(), "limit" => limit).increment(1);
 }
 
 impl Lanes {
@@ -108,8 +123,16 @@ impl Lanes {
         Self { shares, senders: Arc::default(), strangers, noted: Arc::default() }
     }
 
-    /// A permit for a request of this sender. `None`: all of its permits are in use.
-    pub fn enter(&self, sender: Sender, method: &Method) -> Option<Place> {
+    /// The permits for a request of this sender, and those that it may exchange them for. `None`: all are in use.
+    pub fn enter(&self, sender: Sender, method: &Method) -> Option<(Place, WaitingLane)> {
+        let entered = self.try_enter(sender, method);
+        if entered.is_none() {
+            count_refusal(sender, "requests");
+        }
+        entered
+    }
+
+    fn try_enter(&self, sender: Sender, method: &Method) -> Option<(Place, WaitingLane)> {
         let lane = {
             let mut senders = self.senders.lock();
             if senders.len() >= REMEMBERED {
@@ -118,13 +141,14 @@ impl Lanes {
             senders.entry(sender).or_insert_with(|| Lane::new(self.shares.of(sender))).clone()
         };
         let is_report = matches!(sender, Sender::Vm(_)) && matches!(*method, Method::POST | Method::DELETE);
-        let all = match sender {
+        let strangers = match sender {
             Sender::Peer(_) => Some(self.strangers.clone().try_acquire_owned().ok()?),
             Sender::Vm(_) | Sender::Credentials(_) => None,
         };
         let own = if is_report { &lane.reports } else { &lane.requests };
         let own = own.clone().try_acquire_owned().ok()?;
-        Some(Place { is_report, lane, _permits: (own, all) })
+        let place = Place { is_report, _own: own, _strangers: strangers };
+        Some((place, WaitingLane { sender, waiting: lane.waiting }))
     }
 
     /// Whether the vm's log should say now that it is at its limit.
@@ -156,8 +180,8 @@ mod tests {
         let (loud, calm) = (Sender::Vm(VmId::mint()), Sender::Vm(VmId::mint()));
         let held: Vec<_> = (0..REPORTS).map(|_| lanes.enter(loud, &Method::POST).unwrap()).collect();
         assert!(lanes.enter(loud, &Method::DELETE).is_none());
-        assert!(!lanes.enter(loud, &Method::GET).unwrap().is_report);
-        assert!(lanes.enter(calm, &Method::DELETE).unwrap().is_report);
+        assert!(!lanes.enter(loud, &Method::GET).unwrap().0.is_report);
+        assert!(lanes.enter(calm, &Method::DELETE).unwrap().0.is_report);
         drop(held);
         assert!(lanes.enter(loud, &Method::POST).is_some());
         for _ in 0..3 * REMEMBERED {
@@ -172,10 +196,16 @@ mod tests {
         let enter = |sender| lanes.enter(sender, &Method::POST);
         let held: Vec<_> = (0..8).map(|_| enter(Sender::Credentials(1)).unwrap()).collect();
         assert!(enter(Sender::Credentials(1)).is_none());
-        assert!(enter(Sender::Credentials(2)).is_some_and(|place| !place.is_report));
-        let waits: Vec<_> = (0..8).map(|n| held[n].wait().unwrap()).collect();
-        assert!(held[0].wait().is_none());
+        assert!(enter(Sender::Credentials(2)).is_some_and(|(place, _)| !place.is_report));
+        // A request that waits gives its permit back.
+        let (places, waiting): (Vec<_>, Vec<_>) = held.into_iter().unzip();
+        let waits: Vec<_> = waiting.iter().map(|lane| lane.enter().unwrap()).collect();
+        assert!(waiting[0].enter().is_none());
+        drop(places);
+        let again = enter(Sender::Credentials(1)).unwrap();
+        assert!(again.1.enter().is_none());
         drop(waits);
+        assert!(again.1.enter().is_some());
         let mut strangers: Vec<_> = (0..4).map(|_| enter(address(1)).unwrap()).collect();
         assert!(enter(address(1)).is_none());
         strangers.extend((0..4).map(|_| enter(address(2)).unwrap()));

@@ -24,7 +24,7 @@ use tracing::{Instrument, Span};
 use super::{
     Settings, auth,
     bodies::{Bodies, BodyReader},
-    lanes::{Lanes, Place, Shares},
+    lanes::{Lanes, Place, Shares, WaitingLane},
     problem::{self, Problem, Unrendered},
     sender::{Peer, Sender},
     surface::Surface,
@@ -81,9 +81,19 @@ impl Middleware {
         }
     }
 
+    /// The permits for a request.
+    fn admit(&self, sender: Sender, method: &Method) -> Result<(Taken, Option<WaitingLane>), Problem> {
+        let (place, waiting_lane) = self.lanes.enter(sender, method).ok_or_else(|| self.refuse(sender))?;
+        let listeners = if place.is_report {
+            None
+        } else {
+            Some(self.requests.clone().try_acquire_owned().map_err(|_| overloaded())?)
+        };
+        Ok(((Some(place), listeners), Some(waiting_lane)))
+    }
+
     /// The answer to a request of a sender that has its share of a limit.
     fn refuse(&self, sender: Sender) -> Problem {
-        metrics::counter!("mayfly_over_limit_total", "sender" => sender.kind(), "limit" => "requests").increment(1);
         if let (Sender::Vm(vm), Some(guests)) = (sender, &self.guests)
             && self.lanes.is_note_due(vm)
         {
@@ -98,12 +108,15 @@ impl Middleware {
 /// exchanges it for one of a separate limit, so that a thousand waiting clients cannot block a hook's DELETE.
 #[derive(Clone)]
 pub struct RequestPermit {
-    taken: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
-    /// The sender's own share. Health checks have none.
-    place: Option<Arc<Place>>,
+    taken: Arc<Mutex<Option<Taken>>>,
+    /// The sender's own permits for waiting. Health checks have none.
+    waiting_lane: Option<WaitingLane>,
     waiting: Arc<AtomicBool>,
     waiters: Arc<Semaphore>,
 }
+
+/// The sender's and the listener's permits. Health checks have none, and reports of guests none of the listener's.
+type Taken = (Option<Place>, Option<OwnedSemaphorePermit>);
 
 /// The permits of a request that only waits, until they are dropped.
 pub struct WaitPermit {
@@ -112,11 +125,11 @@ pub struct WaitPermit {
 }
 
 impl RequestPermit {
-    /// Gives up the request's permit and disables its time limit. The returned value holds the permits for waiting
+    /// Gives up the request's permits and disables its time limit. The returned value holds the permits for waiting
     /// requests.
     pub fn wait(&self) -> Result<WaitPermit, Problem> {
-        let own = match &self.place {
-            Some(place) => Some(place.wait().ok_or_else(crowded)?),
+        let own = match &self.waiting_lane {
+            Some(lane) => Some(lane.enter().ok_or_else(crowded)?),
             None => None,
         };
         let listeners = self.waiters.clone().try_acquire_owned().map_err(|_| overloaded())?;
@@ -179,21 +192,13 @@ async fn around(State(limits): State<Middleware>, mut request: Request, next: Ne
     let sender = limits.sender(&request);
     // A health check is answered even if other requests are refused: restarting a busy service does not help.
     let is_probe = path == "/healthz";
-    let place = if is_probe {
-        Ok(None)
-    } else {
-        limits.lanes.enter(sender, &method).map(|place| Some(Arc::new(place))).ok_or_else(|| limits.refuse(sender))
-    };
-    let permit = match &place {
-        Ok(place) if is_probe || place.as_ref().is_some_and(|place| place.is_report) => Ok(None),
-        _ => limits.requests.clone().try_acquire_owned().map(Some).map_err(|_| overloaded()),
-    };
-    let response = match (place, permit) {
-        (Err(problem), _) | (_, Err(problem)) => problem.into_response(),
-        (Ok(place), Ok(permit)) => {
+    let admitted = if is_probe { Ok(((None, None), None)) } else { limits.admit(sender, &method) };
+    let response = match admitted {
+        Err(problem) => problem.into_response(),
+        Ok((taken, waiting_lane)) => {
             let permit = RequestPermit {
-                taken: Arc::new(Mutex::new(permit)),
-                place,
+                taken: Arc::new(Mutex::new(Some(taken))),
+                waiting_lane,
                 waiting: Arc::new(AtomicBool::new(false)),
                 waiters: limits.waiters.clone(),
             };
@@ -243,10 +248,8 @@ async fn around(State(limits): State<Middleware>, mut request: Request, next: Ne
 
 /// A method as a label. A client may invent methods.
 fn known_method(method: &Method) -> &'static str {
-    [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS]
-        .iter()
-        .position(|known| known == method)
-        .map_or("(other)", |n| ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"][n])
+    const KNOWN: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+    KNOWN.into_iter().find(|known| *known == method.as_str()).unwrap_or("(other)")
 }
 
 /// Runs the handler. A request that changes something runs to its end even if the client disconnects: otherwise its

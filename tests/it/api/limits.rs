@@ -6,6 +6,7 @@ use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    task::JoinSet,
 };
 
 use super::{Got, api, api_with};
@@ -179,6 +180,29 @@ async fn no_token_takes_the_requests_of_another() {
         held.push(raw(&api, &unfinished("/vms", "wrong")).await);
     }
     api.post("/vms", &api.admin, json!({"template": "micro"})).await.ok(201);
+}
+
+/// A client that follows many vms can still end one of them.
+#[tokio::test]
+async fn requests_that_wait_do_not_take_the_sender_its_other_requests() {
+    let settings = Settings { max_concurrent: 16, ..Settings::default() };
+    let api = api_with(settings, Default::default()).await;
+    let (id, _) = api.vm("one").await;
+    let mut polls = JoinSet::new();
+    for _ in 0..20 {
+        let path = format!("/vms/{id}?wait_generation=1000&timeout_seconds=20");
+        polls.spawn(api.request(Method::GET, &path, &api.create).send());
+    }
+    // Eight may wait, so the others are refused.
+    for _ in 0..12 {
+        let refused = polls.join_next().await.unwrap().unwrap().unwrap();
+        assert_eq!(refused.status().as_u16(), 503);
+    }
+    api.request(Method::DELETE, &format!("/vms/{id}"), &api.create).send().await.unwrap().error_for_status().unwrap();
+    // The others hear of it at once.
+    while let Some(heard) = polls.join_next().await {
+        assert_eq!(heard.unwrap().unwrap().status().as_u16(), 200);
+    }
 }
 
 #[tokio::test]
