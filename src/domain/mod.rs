@@ -19,6 +19,7 @@ pub mod job_env;
 pub mod lifecycle;
 pub mod mac;
 pub mod name;
+pub mod nat64;
 pub mod network;
 pub mod network_support;
 pub mod new_template;

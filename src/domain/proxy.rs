@@ -1,7 +1,8 @@
 //! The proxy that guests are told to use.
 
-use std::{fmt, fmt::Write as _, str::FromStr};
+use std::{fmt, str::FromStr};
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
@@ -123,7 +124,8 @@ impl ProxyCredentials {
         let text = text.expose_secret().trim_end_matches(['\r', '\n']);
         match text.split_once(':') {
             Some((user, password)) if !user.is_empty() && !text.chars().any(char::is_control) => {
-                Ok(Self(SecretString::from(format!("{}:{}", percent_encoded(user), percent_encoded(password)))))
+                let encoded = |text| utf8_percent_encode(text, RESERVED);
+                Ok(Self(SecretString::from(format!("{}:{}", encoded(user), encoded(password)))))
             }
             _ => Err(ProxyError::CredentialsForm),
         }
@@ -139,18 +141,8 @@ impl ProxyCredentials {
     }
 }
 
-/// Everything but the characters that no URL encodes.
-fn percent_encoded(text: &str) -> String {
-    let mut encoded = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(byte.into());
-        } else {
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-    }
-    encoded
-}
+/// All but the unreserved characters (RFC 3986), which no URL encodes.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// A proxy and the credentials that it asks for.
 #[derive(Clone, Debug)]

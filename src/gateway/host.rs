@@ -17,7 +17,10 @@ use tokio::{
 };
 
 use crate::{
-    domain::network::{AllowedDestination, AllowedHost, Nat64Prefix, Surroundings},
+    domain::{
+        nat64::Nat64Prefix,
+        network::{AllowedDestination, AllowedHost, Surroundings},
+    },
     platform::clock,
 };
 
