@@ -39,9 +39,11 @@ pub(super) fn registries(config: &Config) -> RegistryAccess {
         Box::new(Ecr),
     ]));
     let users = configured.into_iter().map(|(name, user, _)| (name, user)).collect();
-    RegistryAccess {
-        pull: pull::Settings { registry: config.registry.options(&config.registries), ..pull::Settings::default() },
-        credentials: chain,
-        users,
+    let mut registry = config.registry.options(&config.registries);
+    // A registry of a GitHub Enterprise Server refers to that server, which usually has a private address. Another part
+    // refuses addresses that cannot be parsed.
+    if let Ok(server) = config.github.server() {
+        registry.origins = vec![server.web().clone(), server.api().clone()];
     }
+    RegistryAccess { pull: pull::Settings { registry, ..pull::Settings::default() }, credentials: chain, users }
 }

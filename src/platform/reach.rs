@@ -46,6 +46,17 @@ pub enum ReachError {
     NoServer { origin: String },
 }
 
+impl ReachError {
+    /// The server: an origin, or a name alone if it was refused because of its addresses.
+    pub fn server(&self) -> &str {
+        match self {
+            ReachError::NotPublic { origin } | ReachError::OtherOrigin { origin } | ReachError::NoServer { origin } => {
+                origin
+            }
+        }
+    }
+}
+
 impl ServerReach {
     /// Public addresses, and these origins.
     pub fn new(allowed: impl IntoIterator<Item = Url>, is_public: fn(IpAddr) -> bool) -> Self {

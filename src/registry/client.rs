@@ -57,7 +57,7 @@ pub struct RegistryOptions {
     pub limits: BandwidthLimits,
     /// Exceptions for single registries, by their normalised names. These registries may have private addresses.
     pub hosts: BTreeMap<String, HostOptions>,
-    /// Other servers with private addresses to which a registry may refer.
+    /// Other servers that a registry may refer to although they have private addresses: those of job sources.
     pub origins: Vec<Url>,
 }
 

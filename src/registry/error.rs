@@ -52,21 +52,23 @@ pub(super) fn said(body: &[u8]) -> String {
     text
 }
 
-/// Why a server that somebody else named may not be reached.
+/// Why a server that a registry or a caller named may not be reached.
 pub(super) fn out_of_reach(registry: &str, what: &str, error: &ReachError) -> RegistryError {
-    let host = match error {
-        ReachError::NotPublic { origin } | ReachError::OtherOrigin { origin } | ReachError::NoServer { origin } => {
-            origin.split_once("://").map_or(origin.as_str(), |(_, host)| host)
-        }
-    };
+    let host = error.server().split_once("://").map_or(error.server(), |(_, host)| host);
     let what = format!("{what}: {error}; if it is yours, add `[registries.\"{host}\"]` to the configuration");
     RegistryError::Settings { registry: registry.to_owned(), what }
 }
 
 /// A connection error, with its causes and without the URL.
 pub(super) fn describe(registry: &str, what: &str, error: reqwest::Error) -> RegistryError {
-    if let Some(error) = reach::refused(&error) {
-        return out_of_reach(registry, what, error);
+    if let Some(refused) = reach::refused(&error) {
+        // A name is refused when it is resolved, where the port is not known.
+        let with_port = error.url().filter(|url| url.host_str() == Some(refused.server()));
+        let refused = match with_port {
+            Some(url) => ReachError::NotPublic { origin: url.origin().ascii_serialization() },
+            None => refused.clone(),
+        };
+        return out_of_reach(registry, what, &refused);
     }
     let what = format!("{what}: {}", error_chain(&error.without_url()));
     RegistryError::Unreachable { registry: registry.to_owned(), what }
