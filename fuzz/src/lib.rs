@@ -186,6 +186,7 @@ pub mod templates {
 
     #[path = "layouts/linux"]
     mod linux {
+        #[allow(dead_code, reason = "the service uses more of it")]
         pub mod file_system;
         pub mod partitions;
     }

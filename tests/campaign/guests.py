@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import signal
 import threading
 import time
 
@@ -195,3 +196,14 @@ def processes_naming(data, besides=()):
             if any(data in word for word in words) and start_time(int(name)) is not None:
                 found.append((int(name), " ".join(words)[:300]))
     return found
+
+
+def end_processes_naming(data):
+    """Kills them by pid. A start that is under way may bring one more, so this ends when there was none for a second."""
+    until, quiet_since = time.monotonic() + 20, time.monotonic()
+    while time.monotonic() < until and time.monotonic() - quiet_since < 1:
+        for pid, _ in processes_naming(data):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+            quiet_since = time.monotonic()
+        time.sleep(0.1)

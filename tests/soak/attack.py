@@ -51,10 +51,10 @@ class Attack:
     def run(self, what, seed):
         dice = random.Random(seed)
         while not self.stop.is_set():
-            # The service closes connections and refuses them; that is its right.
+            # The service may close and refuse these connections.
             with contextlib.suppress(OSError, http.client.HTTPException):
                 what(dice)
-            # A pause between rounds: the load of a client that does not wait for anything would be that of its own machine.
+            # A client that never pauses would mostly load this machine, and not the service.
             self.stop.wait(0.05)
 
     def connect(self, dice, seconds=15):

@@ -68,7 +68,7 @@ class Soak:
             self.alone.append(self.one_job())
         self.quiet_memory = measure.resident(self.service.process.pid)
         say(f"alone: {', '.join(f'{seconds:.1f}' for seconds in self.alone)} s")
-        self.hostile_hours()
+        self.attack_beside_jobs()
         self.end_all()
 
     def prepare(self):
@@ -123,7 +123,7 @@ class Soak:
         return vm
 
     def ask(self, method, path, body=None):
-        """A request of somebody well-behaved, who is answered at once. It is repeated if not, and that is a failure."""
+        """A request of a well-behaved client. No answer is a failure; then the request is repeated."""
         key = secrets.token_hex(8) if method == "POST" else None
         try:
             return self.service.call(method, path, body, key, timeout=30)
@@ -131,7 +131,7 @@ class Soak:
             self.failures.append(f"{method} {path} was not answered: {error}")
             return self.service.insist(method, path, body, key, 60)
 
-    def hostile_hours(self):
+    def attack_beside_jobs(self):
         create = lambda name, **more: self.service.insist("POST", "/tokens", {"name": name, "scope": "create", **more})
         self.tokens = [create("hostile", limits={"images": ["*"], "max_live_vms": 4}),
                        create("limited", limits={"templates": ["micro"], "max_cpus": 1, "max_live_vms": 1})]
@@ -227,7 +227,7 @@ class Soak:
     # --- the end --------------------------------------------------------------------
 
     def close(self):
-        """Ends all that this run started, by pid. A start that is under way may bring one more, so it looks until it is quiet."""
+        """Ends all that this run started."""
         for thread in (self.probe, self.sampler):
             if thread:
                 thread.ended.set()
@@ -235,13 +235,7 @@ class Soak:
             self.attack.kill()
             self.attack.wait()
         self.service.kill()
-        until, quiet_since = time.monotonic() + 20, time.monotonic()
-        while time.monotonic() < until and time.monotonic() - quiet_since < 1:
-            for pid, _ in guests.processes_naming(str(self.data)):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
-                quiet_since = time.monotonic()
-            time.sleep(0.1)
+        guests.end_processes_naming(str(self.data))
         if self.watch.is_alive():
             self.watch.close()
         if self.mounts.possible:

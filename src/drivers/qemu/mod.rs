@@ -465,8 +465,7 @@ impl Driver for Qemu {
         let paths = self.paths(name);
         let unknown =
             |error| failure::io(error, Code::HostUnavailable, "the room for the guest's disk cannot be measured");
-        let disk = rustix::fs::statvfs(&paths.dir).map_err(|error| unknown(error.into()))?;
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let free = files::free(&paths.dir).map_err(unknown)?;
         if free < ROOM_TO_RESUME {
             let summary =
                 format!("{} MiB are free where the guest's disk is, and it needs {}", free >> 20, ROOM_TO_RESUME >> 20);

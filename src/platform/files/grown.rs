@@ -1,4 +1,4 @@
-//! Files that another program appends to, and that somebody else can make grow.
+//! Files that another program writes, and that a guest can make grow.
 
 use std::{
     fs::File,
@@ -7,10 +7,8 @@ use std::{
     path::Path,
 };
 
-use serde::{Deserialize, Serialize};
-
 /// What is kept of a file that is cut, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KeptParts {
     pub beginning: u64,
     /// Needs a file system that can free space within a file; on others, only the beginning is kept.

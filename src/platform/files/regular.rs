@@ -1,4 +1,4 @@
-//! Opens files that somebody else may have put there.
+//! Opens files at paths where another user may have put a link, a pipe or a socket.
 
 use std::{
     fs::{File, OpenOptions},

@@ -59,6 +59,24 @@ impl Api {
     }
 }
 
+pub fn linux_pool(scope: &str) -> Pool {
+    Pool {
+        name: "linux".into(),
+        template: "micro".into(),
+        scope: scope.parse().unwrap(),
+        labels: vec!["linux".into()],
+        group: None,
+        repositories: Vec::new(),
+        max_vms: 4,
+        warm: 0,
+        cpus: None,
+        memory_mib: None,
+        network: None,
+        budgets: BudgetsPatch::default(),
+        enabled: true,
+    }
+}
+
 #[tokio::test]
 async fn a_pool_is_made_replaced_and_removed() {
     let api = rig().await;
@@ -163,21 +181,7 @@ async fn pools_are_set_by_admins_and_need_a_way_to_github() {
 
 #[tokio::test]
 async fn a_pool_of_the_configuration_is_changed_there() {
-    let pool = Pool {
-        name: "linux".into(),
-        template: "micro".into(),
-        scope: "acme".parse().unwrap(),
-        labels: vec!["linux".into()],
-        group: None,
-        repositories: Vec::new(),
-        max_vms: 4,
-        warm: 0,
-        cpus: None,
-        memory_mib: None,
-        network: None,
-        budgets: BudgetsPatch::default(),
-        enabled: true,
-    };
+    let pool = linux_pool("acme");
     let settings = service::Settings { pools: vec![pool.clone()], ..Default::default() };
     let api = api_with_github(settings, nowhere()).await;
     let shown = api.pool("linux").await;

@@ -2,11 +2,7 @@
 
 use std::time::Duration;
 
-use mayfly::{
-    domain::{BudgetsPatch, Pool},
-    http,
-    platform::Clock,
-};
+use mayfly::{http, platform::Clock};
 use reqwest::{Method, header};
 use serde_json::{Value, json};
 
@@ -201,21 +197,7 @@ async fn nobody_is_given_the_vm_of_another_by_repeating_its_request() {
 #[tokio::test]
 async fn the_keys_of_callers_and_those_of_pools_are_different_keys() {
     let api = super::api_with_github(Default::default(), super::pools::nowhere()).await;
-    let pool = Pool {
-        name: "linux".into(),
-        template: "micro".into(),
-        scope: "acme/app".parse().unwrap(),
-        labels: vec!["linux".into()],
-        group: None,
-        repositories: Vec::new(),
-        max_vms: 2,
-        warm: 0,
-        cpus: None,
-        memory_mib: None,
-        network: None,
-        budgets: BudgetsPatch::default(),
-        enabled: true,
-    };
+    let pool = super::pools::linux_pool("acme/app");
     // The very request that the pool makes for this job.
     let key = "github-job-7-1";
     let body = json!({"template": "micro", "runner": {"kind": "github", "scope": "acme/app", "labels": ["linux"]}});
