@@ -21,7 +21,7 @@ const GIVE_A_TOKEN: &str = "give a token with MAYFLY_TOKEN or --token-file";
 
 pub(super) struct ServiceEndpoint {
     pub base: Url,
-    /// The connections' socket. `None`: TCP, to the address in `base`.
+    /// The Unix socket to connect to. `None`: TCP, to the address in `base`.
     pub socket: Option<PathBuf>,
     pub token: Option<SecretString>,
     /// Shown if the token is refused.
@@ -131,7 +131,7 @@ fn check_socket(socket: &Path, dir: &Path) -> Result<(), CommandFailure> {
     };
     let owner = std::fs::metadata(dir).map_err(away)?;
     let me = rustix::process::geteuid().as_raw();
-    // The superuser may use the directories of others: the token is in the same one.
+    // Root may use the directory of another user: the token that is sent comes from that directory.
     if owner.uid() != me && me != 0 {
         return unsafe_at(dir, format!("belongs to the user {}, and this is {me}", owner.uid()));
     }

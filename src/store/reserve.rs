@@ -182,14 +182,14 @@ impl HeldFile {
         let missing = self.at.bytes.saturating_sub(self.held);
         let free = self.free()?;
         let take = missing.min(free.saturating_sub(FREE_AFTERWARDS));
-        // Not in small steps.
+        // Each change of the file costs a flush, so a small one is left for later.
         if take == 0 || take < missing.min(PART) {
             return Ok(Refilled { free, missing });
         }
         let file = files::private().write(true).create(true).truncate(false).open(&self.at.path)?;
         let filled = allocate(&file, self.held, take).and_then(|()| file.sync_all());
         if let Err(error) = filled {
-            // The rest would take space that is not known.
+            // Space beyond `held` would never be given up.
             let _ = file.set_len(self.held);
             return Err(error);
         }

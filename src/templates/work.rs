@@ -16,11 +16,11 @@ use std::{
 
 use rustix::{fs::SeekFrom, io::Errno};
 
-/// Every file may be read this often.
+/// How often the bytes of a file may be read.
 const TIMES: u64 = 4;
-/// And this much in addition, however small it is.
+/// Bytes that may be read in addition, however small the file is.
 const ALWAYS: u64 = 64 << 20;
-/// A read of fewer bytes counts as this many.
+/// A smaller read counts as this many bytes.
 const LEAST: u64 = 64;
 
 /// Set when the work is not needed any more.

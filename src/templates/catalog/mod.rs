@@ -41,7 +41,7 @@ struct Root {
     /// Loaded templates by name, used as long as the files' stamps are unchanged.
     loaded: Mutex<HashMap<String, Loaded>>,
     limits: SpaceLimits,
-    /// What every writer of templates asks.
+    /// The guard that writers of templates ask before they write.
     space: SpaceGuard,
     template_usage: OnceLock<Arc<dyn TemplateUsage>>,
     /// Reserved space that is not written yet.
@@ -101,7 +101,7 @@ impl Catalog {
         Ok(Catalog { root: Arc::new(root) })
     }
 
-    /// What writers in the catalog's directories, and beside them, have to ask.
+    /// The guard that writers on the file system of the catalog ask before they write.
     pub fn space(&self) -> &SpaceGuard {
         &self.root.space
     }

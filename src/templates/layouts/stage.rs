@@ -69,7 +69,7 @@ impl ExportStage {
         self.dir.join(name)
     }
 
-    /// What writers into the stage have to ask.
+    /// The guard that writers into the stage ask before they write.
     pub fn space(&self) -> &SpaceGuard {
         &self.space
     }

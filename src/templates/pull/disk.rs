@@ -61,7 +61,7 @@ impl Disk {
         &self.file
     }
 
-    /// What every writer of this pull asks.
+    /// The guard that writers of this pull ask before they write.
     pub fn space(&self) -> &SpaceGuard {
         &self.space
     }
