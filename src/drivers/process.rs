@@ -237,6 +237,11 @@ mod system {
 
     /// The kernel reports times to programs in hundredths of a second.
     const TICK_MS: u64 = 10;
+    /// `PF_KTHREAD` of the kernel's `include/linux/sched.h`.
+    const KERNEL_THREAD: u64 = 0x0020_0000;
+    /// How long a program may take to replace another in a process, and how often its command line is read meanwhile.
+    const EXEC: Duration = Duration::from_secs(1);
+    const READ_AGAIN: Duration = Duration::from_millis(1);
 
     /// `None`: this kernel has no pidfds, or they are forbidden.
     pub fn pidfd(pid: Pid) -> io::Result<Option<OwnedFd>> {
@@ -289,7 +294,43 @@ mod system {
     }
 
     pub async fn command_line(pid: Pid) -> io::Result<Option<CommandLine>> {
-        Ok(absent_is_none(std::fs::read(format!("/proc/{pid}/cmdline")))?.and_then(|bytes| exact(&bytes)))
+        let pid = pid.as_raw_nonzero().get();
+        let read = move || absent_is_none(read_command_line(pid)).map(Option::flatten);
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+    }
+
+    /// While a program replaces another in a process (execve(2)), the kernel shows an empty command line for a moment.
+    /// That is not the absence of one: a hypervisor that is just starting would be overlooked. An error if it stays
+    /// empty.
+    fn read_command_line(pid: i32) -> io::Result<Option<CommandLine>> {
+        let mut left = EXEC;
+        loop {
+            let bytes = std::fs::read(format!("/proc/{pid}/cmdline"))?;
+            if !bytes.is_empty() || !is_program_of_ours(pid)? {
+                return Ok(exact(&bytes));
+            }
+            if left.is_zero() {
+                return Err(not_understood(&format!("the empty command line of process {pid}")));
+            }
+            std::thread::sleep(READ_AGAIN);
+            left = left.saturating_sub(READ_AGAIN);
+        }
+    }
+
+    /// Whether this is a process of our user that has not ended, and no kernel thread.
+    fn is_program_of_ours(pid: i32) -> io::Result<bool> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let uid = uid_of(&std::fs::read_to_string(format!("/proc/{pid}/status"))?);
+        Ok(!is_kernel_thread(&stat)?
+            && started_of(&stat)?.is_some()
+            && uid == Some(rustix::process::geteuid().as_raw()))
+    }
+
+    /// Field 9 has the flags.
+    pub fn is_kernel_thread(stat: &str) -> io::Result<bool> {
+        let after_name = stat.rfind(')').map(|end| &stat[end + 1..]);
+        let flags = after_name.and_then(|fields| fields.split_ascii_whitespace().nth(6)?.parse::<u64>().ok());
+        Ok(flags.ok_or_else(|| not_understood("the flags of a process"))? & KERNEL_THREAD != 0)
     }
 
     pub async fn has_open_file_in(pid: Pid, dir: &Path) -> io::Result<bool> {
@@ -308,8 +349,8 @@ mod system {
             let mut found = Vec::new();
             for entry in std::fs::read_dir("/proc")? {
                 let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-                match std::fs::read(format!("/proc/{pid}/cmdline")) {
-                    Ok(bytes) => found.extend(exact(&bytes).map(|line| (pid, line))),
+                match read_command_line(pid) {
+                    Ok(line) => found.extend(line.map(|line| (pid, line))),
                     // It has ended meanwhile, or is not visible to this user.
                     Err(error) if is_absence(&error) || error.kind() == io::ErrorKind::PermissionDenied => {}
                     Err(error) => return Err(error),
@@ -471,6 +512,8 @@ mod tests {
         assert_eq!(system::started_of(&stat('S')).unwrap(), Some(12345));
         assert_eq!(system::started_of(&stat('Z')).unwrap(), None);
         assert!(system::started_of("42 (a").is_err() && system::started_of("42 (a) S 1").is_err());
+        assert!(!system::is_kernel_thread(&stat('S')).unwrap());
+        assert!(system::is_kernel_thread("2 (kthreadd) S 0 0 0 0 -1 2129984 0 0").unwrap());
         assert_eq!(system::uid_of("Name:\ta\nUid:\t1\t2\t3\t4\n"), Some(2));
     }
 
@@ -484,6 +527,26 @@ mod tests {
         for garbled in ["S", "S root 00:07 x", "S 501 - x", "S 501 00:07"] {
             assert!(status_of(garbled).is_err(), "{garbled}");
         }
+    }
+
+    /// A shell that replaces itself by another one again and again.
+    #[tokio::test]
+    async fn a_process_has_a_command_line_while_its_program_is_replaced() {
+        const TIMES: &str = r#"[ "$1" -eq 0 ] || exec /bin/sh -c "$0" "$0" "$(($1 - 1))""#;
+        let mut child = tokio::process::Command::new("/bin/sh").args(["-c", TIMES, TIMES, "1000"]).spawn().unwrap();
+        let process = Process::find(child.id().unwrap() as i32).await.unwrap().unwrap();
+        let mut seen = 0;
+        loop {
+            let line = process.command_line().await.unwrap();
+            // In this order, because it may end between the two.
+            if !process.is_running().await.unwrap() {
+                break;
+            }
+            assert!(line.is_some(), "after it was seen {seen} times");
+            seen += 1;
+        }
+        assert!(seen > 10, "it was seen {seen} times only");
+        assert!(child.wait().await.unwrap().success());
     }
 
     #[tokio::test]
