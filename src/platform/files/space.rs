@@ -24,6 +24,9 @@ pub const MEASURE_EVERY: u64 = 16 << 20;
 /// Interval at which a program that writes by itself is checked.
 pub const WATCH_EVERY: Duration = Duration::from_millis(50);
 
+/// A program whose write did not fit may leave this free, in bytes: it was more than one block of a file.
+const ALMOST_NOTHING: u64 = 4 << 20;
+
 /// A write that would leave too little space. It is inside an error of the kind `StorageFull`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{} MiB are free, and {} MiB must stay free", free >> 20, keep_free.div_ceil(1 << 20))]
@@ -138,12 +141,17 @@ impl SpaceGuard {
             return std::future::pending().await;
         }
         loop {
-            match free(&self.file_system.dir) {
-                Ok(free) if free < self.keep_free => return low(free, self.keep_free),
-                Ok(_) => tokio::time::sleep(WATCH_EVERY).await,
-                Err(error) => return error,
+            match self.shortage() {
+                Ok(None) => tokio::time::sleep(WATCH_EVERY).await,
+                Ok(Some(error)) | Err(error) => return error,
             }
         }
+    }
+
+    /// Why a program that wrote by itself may have failed: less is free than must be, or almost nothing.
+    pub fn shortage(&self) -> io::Result<Option<io::Error>> {
+        let free = free(&self.file_system.dir)?;
+        Ok((free < self.keep_free.max(ALMOST_NOTHING)).then(|| low(free, self.keep_free)))
     }
 }
 

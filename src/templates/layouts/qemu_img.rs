@@ -36,6 +36,10 @@ pub(super) async fn convert(
     match converted {
         (Some(0), _) => {}
         (_, said) => {
+            // The disk may have been full before that was noticed. Then the image is not to blame.
+            if let Some(full) = space.shortage().map_err(Error::internal)? {
+                return Err(storage(full));
+            }
             let what = format!("could not be converted: qemu-img said {said:?}");
             return Err(Error::new(Code::TemplateInvalid, format!("the image {what}")).field("/path", what));
         }
@@ -78,4 +82,54 @@ async fn run(tools: &Tools, args: &[&OsStr]) -> Result<(Option<i32>, String)> {
     let said = &output.stderr_tail;
     let start = said.char_indices().rev().nth(SHOWN).map_or(0, |(at, _)| at);
     Ok((output.status.code(), said[start..].to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write as _, path::PathBuf, time::Duration};
+
+    use super::*;
+    use crate::platform::files::{free, small_disk as small};
+
+    fn small_disk(test: &str, mib: u32) -> Option<PathBuf> {
+        let path = module_path!().split_once("::").map_or("", |(_, path)| path);
+        small::small_disk(&format!("{path}::{test}"), mib)
+    }
+
+    #[tokio::test]
+    async fn an_image_that_does_not_fit_is_the_hosts_fault_and_its_conversion_ends() {
+        let Some(disk) = small_disk("an_image_that_does_not_fit_is_the_hosts_fault_and_its_conversion_ends", 64) else {
+            return;
+        };
+        let source = tempfile::tempdir().unwrap();
+        let image = source.path().join("image");
+        let mut file = std::fs::File::create(&image).unwrap();
+        for n in 0..96_u8 {
+            file.write_all(&vec![n + 1; 1 << 20]).unwrap();
+        }
+        let tools = Tools { qemu_img: "qemu-img".into() };
+        // A limit that is noticed while it writes, and none: then its own write fails.
+        for keep_free in [62 << 20, 0] {
+            let space = SpaceGuard::new(disk.clone(), keep_free);
+            let to = disk.join("converted");
+            let from = (image.as_path(), DiskFormat::Raw);
+            let error = convert(&tools, &space, from, (&to, DiskFormat::Qcow2)).await.unwrap_err();
+            assert_eq!(error.code, Code::HostFull, "{error} {:?}", error.cause);
+            std::fs::remove_file(&to).unwrap();
+            // It was killed, so it neither writes any more nor keeps the removed file open.
+            let freed = async {
+                while free(&disk).unwrap() <= 63 << 20 {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), freed).await.expect("the space is free again");
+        }
+        // What fits is converted, and what is no image is not the host's fault.
+        let space = SpaceGuard::new(disk.clone(), 1 << 20);
+        std::fs::write(&image, vec![7; 1 << 20]).unwrap();
+        let to = disk.join("fits");
+        convert(&tools, &space, (&image, DiskFormat::Raw), (&to, DiskFormat::Qcow2)).await.unwrap();
+        let broken = convert(&tools, &space, (&image, DiskFormat::Qcow2), (&disk.join("no"), DiskFormat::Raw)).await;
+        assert_eq!(broken.unwrap_err().code, Code::TemplateInvalid);
+    }
 }
