@@ -484,6 +484,11 @@ async fn insert(db: &mut SqliteConnection, vm: &Vm, request_hash: &[u8; 32]) -> 
     )
     .execute(&mut *db)
     .await?;
+    for (key, value) in &vm.spec.labels {
+        sqlx::query!("INSERT INTO vm_labels (vm_id, key, value) VALUES (?, ?, ?)", id, key, value)
+            .execute(&mut *db)
+            .await?;
+    }
     Ok(())
 }
 

@@ -28,6 +28,70 @@ pub struct Filter {
     pub limit: u32,
 }
 
+impl Filter {
+    /// The records, newest first. Every variant reads vms in the order of the list from an index, so that the limit ends
+    /// it and no vm is read that another filter excludes.
+    fn query(&self) -> QueryBuilder<Sqlite> {
+        let live_only = match self.states.is_empty() {
+            // A query by job is usually made after the vm has ended.
+            true => self.job.is_none(),
+            false => !self.states.contains(&State::Deleted),
+        };
+        // Among all vms, a label may be rarer than anything else. SQLite has no statistics to find out, so CROSS JOIN
+        // gives the order. Live vms are few.
+        let by_label = !live_only && self.name.is_none() && self.job.is_none();
+        let (first, other_labels) = match self.labels.split_first() {
+            Some((first, others)) if by_label => (Some(first), others),
+            _ => (None, &*self.labels),
+        };
+        let (from, id) = match first {
+            Some(_) => ("vm_labels AS found CROSS JOIN vms ON vms.id = found.vm_id", "found.vm_id"),
+            None => ("vms", "vms.id"),
+        };
+        let mut query = QueryBuilder::<Sqlite>::new(format!("SELECT record FROM {from} WHERE "));
+        query.push(if live_only { "deleted_at IS NULL" } else { "TRUE" });
+        if let Some((key, value)) = first {
+            query.push(" AND found.key = ").push_bind(key.clone());
+            query.push(" AND found.value = ").push_bind(value.clone());
+        }
+        if !self.states.is_empty() {
+            query.push(" AND state IN (");
+            let mut states = query.separated(", ");
+            for state in &self.states {
+                states.push_bind(state.as_str());
+            }
+            query.push(")");
+        }
+        if let Some(name) = &self.name {
+            query.push(" AND name = ").push_bind(name.clone());
+        }
+        if let Some(template) = &self.template {
+            // A name has no colon.
+            let column = if template.contains(':') { "template_digest" } else { "template" };
+            query.push(format!(" AND {column} = ")).push_bind(template.clone());
+        }
+        for (key, value) in other_labels {
+            query
+                .push(" AND EXISTS (SELECT TRUE FROM vm_labels WHERE vm_id = vms.id AND key = ")
+                .push_bind(key.clone());
+            query.push(" AND value = ").push_bind(value.clone()).push(")");
+        }
+        if let Some(pool) = &self.pool {
+            query.push(" AND pool = ").push_bind(pool.clone());
+        }
+        if let Some(job) = self.job {
+            // No vm has a job whose id does not fit into a column.
+            let job = i64::try_from(job).unwrap_or(-1);
+            query.push(" AND vms.id IN (SELECT vm_id FROM vm_jobs WHERE job_id = ").push_bind(job).push(")");
+        }
+        if let Some(before) = self.before {
+            query.push(format!(" AND {id} < ")).push_bind(before.to_string());
+        }
+        query.push(format!(" ORDER BY {id} DESC LIMIT ")).push_bind(i64::from(self.limit));
+        query
+    }
+}
+
 /// Read-only access to the last commit.
 #[derive(Clone)]
 pub struct Reader {
@@ -58,43 +122,7 @@ impl Reader {
 
     /// Newest first.
     pub async fn vms(&self, filter: &Filter) -> Result<Vec<Vm>> {
-        let mut query = QueryBuilder::<Sqlite>::new("SELECT record FROM vms WHERE ");
-        if filter.states.is_empty() {
-            // A query by job is usually made after the vm has ended.
-            query.push(if filter.job.is_some() { "TRUE" } else { "deleted_at IS NULL" });
-        } else {
-            query.push("state IN (");
-            let mut states = query.separated(", ");
-            for state in &filter.states {
-                states.push_bind(state.as_str());
-            }
-            query.push(")");
-        }
-        if let Some(name) = &filter.name {
-            query.push(" AND name = ").push_bind(name.clone());
-        }
-        if let Some(template) = &filter.template {
-            query.push(" AND (template = ").push_bind(template.clone());
-            query.push(" OR template_digest = ").push_bind(template.clone()).push(")");
-        }
-        for (key, value) in &filter.labels {
-            // A JSON path with a quoted key, because labels often contain dots and slashes. Keys with quotes are
-            // refused on creation.
-            query.push(" AND json_extract(record, ").push_bind(format!("$.draft.labels.\"{key}\""));
-            query.push(") = ").push_bind(value.clone());
-        }
-        if let Some(pool) = &filter.pool {
-            query.push(" AND pool = ").push_bind(pool.clone());
-        }
-        if let Some(job) = filter.job {
-            // No vm has a job whose id does not fit into a column.
-            let job = i64::try_from(job).unwrap_or(-1);
-            query.push(" AND id IN (SELECT vm_id FROM vm_jobs WHERE job_id = ").push_bind(job).push(")");
-        }
-        if let Some(before) = filter.before {
-            query.push(" AND id < ").push_bind(before.to_string());
-        }
-        query.push(" ORDER BY id DESC LIMIT ").push_bind(i64::from(filter.limit));
+        let mut query = filter.query();
         query.build().fetch_all(&self.pool).await?.iter().map(|row| parse_vm(&row.try_get::<String, _>(0)?)).collect()
     }
 
@@ -256,4 +284,52 @@ pub(super) fn vm_event(row: &SqliteRow) -> Result<Recorded> {
         state: State::parse(&state).ok_or_else(|| unreadable(format!("state {state:?}")))?,
         event: serde_json::from_str::<Event>(&event).map_err(|e| unreadable(format!("an event: {e}")))?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{Connection as _, SqliteConnection};
+
+    use super::*;
+
+    async fn plan(filter: &Filter) -> Vec<String> {
+        let mut db = SqliteConnection::connect("sqlite::memory:").await.unwrap();
+        crate::store::MIGRATIONS.run(&mut db).await.unwrap();
+        let sql = format!("EXPLAIN QUERY PLAN {}", filter.query().sql().as_str());
+        let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(&mut db).await.unwrap();
+        rows.iter().map(|row| row.get("detail")).collect()
+    }
+
+    #[tokio::test]
+    async fn every_list_is_read_in_its_order_and_from_an_index_that_fits() {
+        let all = Filter { states: State::ALL.to_vec(), limit: 1, ..Filter::default() };
+        let label = vec![("owner".to_owned(), "garm".to_owned())];
+        let two = [label.clone(), vec![("a".to_owned(), "b".to_owned())]].concat();
+        let text = |text: &str| Some(text.to_owned());
+        let cases = [
+            (Filter { limit: 1, ..Filter::default() }, "SCAN vms USING INDEX vms_live"),
+            (Filter { labels: label.clone(), limit: 1, ..Filter::default() }, "SCAN vms USING INDEX vms_live"),
+            (
+                Filter { states: vec![State::Running], labels: label.clone(), ..all.clone() },
+                "SCAN vms USING INDEX vms_live",
+            ),
+            (all.clone(), "SCAN vms USING INDEX sqlite_autoindex_vms_1"),
+            (Filter { labels: label.clone(), ..all.clone() }, "SEARCH found USING COVERING INDEX vm_labels_value"),
+            (Filter { labels: two, ..all.clone() }, "SEARCH found USING COVERING INDEX vm_labels_value"),
+            (Filter { name: text("n"), ..all.clone() }, "SEARCH vms USING INDEX vms_name"),
+            (Filter { name: text("n"), labels: label, ..all.clone() }, "SEARCH vms USING INDEX vms_name"),
+            (Filter { template: text("t"), ..all.clone() }, "SEARCH vms USING INDEX vms_template "),
+            (Filter { template: text("sha256:0"), ..all.clone() }, "SEARCH vms USING INDEX vms_template_digest"),
+            (Filter { pool: text("p"), ..all }, "SEARCH vms USING INDEX vms_pool"),
+        ];
+        for (filter, first) in cases {
+            for filter in [Filter { before: Some(VmId::mint()), ..filter.clone() }, filter] {
+                let plan = plan(&filter).await;
+                let indexed = plan[0].replacen("SEARCH vms USING INDEX vms_live", "SCAN vms USING INDEX vms_live", 1);
+                let indexed = indexed.replacen("SEARCH vms USING INDEX sqlite", "SCAN vms USING INDEX sqlite", 1);
+                assert!(indexed.starts_with(first), "{filter:?}: {plan:?}");
+                assert!(!plan.iter().any(|step| step.contains("TEMP B-TREE")), "{filter:?}: {plan:?}");
+            }
+        }
+    }
 }
