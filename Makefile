@@ -14,7 +14,7 @@ TOOLS := $(CACHE)/tools/bin
 export PATH := $(TOOLS):$(PATH)
 export MAYFLY_TEST_IMAGE ?= $(CACHE)/images/micro
 
-.PHONY: help run test deps test-deps build image lint check-macos unit guest-tests fuzz sqlx openapi docs docs-check deny bench bench-pull paths e2e-github network campaign soak clean
+.PHONY: help run test deps test-deps build image lint check-macos unit guest-tests fuzz sqlx openapi docs docs-check deny bench bench-pull bench-load paths e2e-github network campaign soak clean
 
 help: ## This list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | column -t -s '	'
@@ -72,6 +72,11 @@ bench-pull: ## Pulling an image against skopeo and the machine's limits (BENCH_G
 	@.ci/deps.sh bench
 	@cargo build --release --locked --quiet --bin mayfly --example bench-pull
 	@python3 benches/pull.py
+
+bench-load: ## Lists over 20,000 vms, and memory after 200 clients (16 minutes; benches/load.py has options)
+	@cargo build --release --locked --quiet --bin mayfly
+	@python3 -B benches/load.py lists
+	@python3 -B benches/load.py memory
 
 paths: ## Count the source files on the paths of four requests, in a running debug build (needs Linux on x86-64 and llvm-symbolizer)
 	@.ci/deps.sh bench
