@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs missing packages, and prints what it installs.
 #
-#   deps.sh run     for `make run`: QEMU, a C compiler for SQLite and the TLS library, tools to build the guest image
+#   deps.sh run     for `make run`: QEMU; a C compiler and make for SQLite, the TLS library and the allocator; tools to
+#                   build the guest image
 #   deps.sh test    that, and the needs of the tests
 #   deps.sh fuzz    for `make fuzz`
 #   deps.sh bench   for `make bench-pull`
@@ -37,7 +38,7 @@ if [ "$(uname -s)" = Darwin ]; then
 fi
 
 if ! command -v apt-get >/dev/null; then
-    say "this system has no apt-get: install QEMU (system emulator and qemu-img), a C compiler, curl, cpio, e2fsprogs and python3 yourself"
+    say "this system has no apt-get: install QEMU (system emulator and qemu-img), a C compiler, make, curl, cpio, e2fsprogs and python3 yourself"
     exit 1
 fi
 
@@ -51,7 +52,7 @@ aarch64) emulator=qemu-system-arm binary=qemu-system-aarch64 ;;
 esac
 
 # package:command, or package:/file
-needed=("$emulator:$binary" qemu-utils:qemu-img gcc:cc libc6-dev:/usr/include/stdlib.h curl:curl python3:python3
+needed=("$emulator:$binary" qemu-utils:qemu-img gcc:cc make:make libc6-dev:/usr/include/stdlib.h curl:curl python3:python3
     cpio:cpio e2fsprogs:mkfs.ext4 fakeroot:fakeroot openssh-client:ssh-keygen ca-certificates:/etc/ssl/certs/ca-certificates.crt)
 if [ "$what" = test ]; then
     needed+=(shellcheck:shellcheck dash:dash busybox:busybox openssh-server:/usr/sbin/sshd socat:socat openssl:openssl mtools:mcopy

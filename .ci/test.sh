@@ -115,6 +115,7 @@ all)
     unit
     guests
     campaign
+    soak
     drift
     deny
     part 'all parts passed'

@@ -8,8 +8,8 @@ import parameters as soak
 from measure import percentile
 from parameters import MIB
 
-# Of the service, besides bodies: a thousand connections, pulls, and what the allocator keeps. The allocator does not give all of
-# it back after the attack, so growth is what shows a leak.
+# Of the service, besides bodies: a thousand connections, pulls, and what the allocator keeps for some seconds. Growth is what
+# shows a leak.
 OTHER_MEMORY = 192 * MIB
 MEMORY_GROWTH = 24 * MIB
 # The write-ahead log has up to 16 MiB before it is used again. A vm's record and events take some KiB.
