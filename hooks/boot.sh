@@ -2,29 +2,39 @@
 # Entry point of the bootstrap bundle in the guest: called by the seed (as root), over
 # SSH, or through the agent.
 #
-# Reports "guest ready", gives the bundle to the runner's user, starts wrapper.sh detached
-# from this session and returns. Exit 0 means that the wrapper is (or was) running. The
-# wrapper reports "guest configured", and starts the job once that was acknowledged.
+# Reports "guest ready", gives the job's files to the job's user, starts wrapper.sh
+# detached from this session and returns. Exit 0 means that the wrapper is (or was)
+# running. The wrapper reports "guest configured", and starts the job once that was
+# acknowledged.
+#
+# The wrapper stays the user of this script. If that is root, the job runs as the
+# template's user, who can neither read the wrapper's token nor write the wrapper's files
+# nor signal its processes. No profile, login shell or home of that user is used before
+# the wrapper runs.
 #
 #   kit/                    the bundle: this script's directory
-#     boot.sh wrapper.sh tell.sh power-off.sh job-started.sh job-completed.sh
-#     mayfly.env curlrc runner.env payload                   settings, secrets, the job
+#     boot.sh wrapper.sh job.sh tell.sh power-off.sh job-started.sh job-completed.sh
+#     mayfly.env github.env                                  settings, for all users
+#     job.env               settings that this script writes: the job's user, PATH
+#     wrapper.curlrc        the wrapper's token
+#     curlrc runner.env payload                              of the job's user: the job's token,
+#                           its environment, the job
 #     ca-extra.pem ca-bundle.pem                             certificates: the host's additional
 #                           ones, and those with the guest's own, which this script writes
-#     github.env registration                                settings of GitHub's runner
-#     run/                  files that the scripts write: pid, exit code, logs; the
-#                           registration is moved here, where the runner's user can
-#                           remove it
+#     registration          secret of GitHub's runner
+#     run/                  files that the wrapper writes: pid, exit code, logs
+#     run/job/              of the job's user: files that the job's side writes; the
+#                           registration is moved here, where that user can remove it
 #
 # Calling it again is safe: one bundle runs one wrapper, once.
 #
 # Guests are Linux and macOS: this needs a POSIX shell (bash 3.2 on macOS) and tools that
 # both systems have, with options that both support.
 
-# The payload gets the PATH of this script's caller; the scripts use the system's.
-MAYFLY_PATH=$PATH
+# The payload gets the PATH of this script's caller, too; the scripts use the system's.
+given_path=$PATH
 PATH=/usr/bin:/bin:/usr/sbin:/sbin
-export PATH MAYFLY_PATH
+export PATH
 # The runner kills every process that carries this variable when a job ends.
 unset RUNNER_TRACKING_ID IFS CDPATH LD_PRELOAD LD_LIBRARY_PATH CURL_HOME PERL5LIB PERL5OPT
 umask 077
@@ -141,19 +151,23 @@ find_session() {
     say "the job runs in the login session of $user"
 }
 
-# Runs as root as the wrapper's parent, because the wrapper's user may not have the
-# permission to power the guest off.
-if [ "${1:-}" = supervise ]; then
-    su - "$2" -c "exec $sh '$kit/wrapper.sh' supervised"
-    if [ -e "$run/not-started" ]; then
-        { echo "mayfly: the job was not started: $(cat "$run/not-started")" >/dev/console; } 2>/dev/null
-        $sh "$kit/power-off.sh"
-    fi
-    exit 0
-fi
+quoted() {
+    printf "'%s'" "$(printf '%s' "$1" | sed "s/'/'\\\\''/g")"
+}
+
+# Whether the job's user can become root without a password: then the wrapper's files are
+# not out of its reach.
+becomes_root() {
+    command -v sudo >/dev/null 2>&1 || return 1
+    if [ "$(uname -s)" = Darwin ]; then
+        sudo -n -u "$user" sudo -n true
+    else
+        su -s /bin/sh -c 'sudo -n true' "$user"
+    fi </dev/null >/dev/null 2>&1
+}
 
 mkdir -p "$run" || exit 1
-for file in mayfly.env curlrc wrapper.sh tell.sh; do
+for file in mayfly.env wrapper.curlrc wrapper.sh job.sh tell.sh; do
     if [ ! -r "$kit/$file" ]; then
         die "no $file in $kit"
     fi
@@ -213,40 +227,45 @@ if [ -n "$MAYFLY_RUNNER_USER" ] && [ "$MAYFLY_RUNNER_USER" != "$me" ]; then
         die "no user $MAYFLY_RUNNER_USER in this guest"
     fi
 fi
+separate=false
+if [ "$user" = "$me" ]; then
+    say "the wrapper and the job are one user, $me: the job can report in the wrapper's name"
+elif [ "$(id -u "$user")" = 0 ] || becomes_root; then
+    say "$user can become root: the job can report in the wrapper's name"
+else
+    separate=true
+fi
 
-# The scripts and their directory stay root's, so that a job cannot replace its own
-# hooks; the files that they read and write belong to the user that they run as.
-chmod 0755 "$kit" "$kit"/*.sh
-for file in mayfly.env curlrc runner.env github.env registration; do
-    if [ -f "$kit/$file" ]; then
-        chmod 0600 "$kit/$file"
+write_ca_bundle || die "cannot write ca-bundle.pem in $kit"
+find_session
+mkdir -p "$run/job" || die "cannot make $run/job"
+# Removing a file needs write access to its directory.
+if [ -f "$kit/registration" ]; then
+    mv -f "$kit/registration" "$run/job/registration" || die "cannot move the registration into $run/job"
+fi
+{
+    echo "MAYFLY_JOB_USER=$(if [ "$user" != "$me" ]; then quoted "$user"; fi)"
+    echo "MAYFLY_SEPARATE=$separate"
+    echo "MAYFLY_PATH=$(quoted "$given_path")"
+} >"$kit/job.env" || die "cannot write $kit/job.env"
+
+# What is not listed stays as it was delivered: for its owner only.
+chmod 0755 "$kit" "$kit"/*.sh "$run"
+chmod 0644 "$kit/mayfly.env" "$kit/job.env"
+chmod 0600 "$kit/wrapper.curlrc"
+chmod 0700 "$run/job"
+if [ -f "$kit/github.env" ]; then
+    chmod 0644 "$kit/github.env"
+fi
+for file in curlrc runner.env payload run/job run/job/registration; do
+    if [ "$user" != "$me" ] && [ -e "$kit/$file" ]; then
+        chown -h "$user:" "$kit/$file" || die "cannot give $file to $user"
     fi
 done
-write_ca_bundle || die "cannot write ca-bundle.pem in $kit"
-# Removing a file needs write access to its directory: $run belongs to the runner's user.
-if [ -f "$kit/registration" ]; then
-    mv -f "$kit/registration" "$run/registration" || die "cannot move the registration into $run"
-fi
-if [ -f "$kit/payload" ]; then
-    chmod 0700 "$kit/payload"
-fi
-find_session
-if [ "$user" != "$me" ]; then
-    for file in mayfly.env curlrc runner.env github.env payload run; do
-        if [ -e "$kit/$file" ]; then
-            chown -R "$user:" "$kit/$file" || die "cannot give $file to $user"
-        fi
-    done
-fi
 
 # All three streams are redirected, otherwise an SSH client would wait for them.
-if [ "$user" != "$me" ]; then
-    # shellcheck disable=SC2086
-    detached $sh "$kit/boot.sh" supervise "$user" </dev/null >>"$run/wrapper.log" 2>&1 &
-else
-    # shellcheck disable=SC2086  # may be a program and its first argument
-    detached $sh "$kit/wrapper.sh" </dev/null >>"$run/wrapper.log" 2>&1 &
-fi
+# shellcheck disable=SC2086  # may be a program and its first argument
+detached $sh "$kit/wrapper.sh" </dev/null >>"$run/wrapper.log" 2>&1 &
 
 tries=0
 while [ ! -s "$run/wrapper.started" ]; do
@@ -257,6 +276,6 @@ while [ ! -s "$run/wrapper.started" ]; do
     fi
     short_sleep
 done
-say "wrapper started as $user, pid $(cat "$run/wrapper.pid" 2>/dev/null)"
+say "wrapper started as $me, the job runs as $user, pid $(cat "$run/wrapper.pid" 2>/dev/null)"
 send_log
 exit 0

@@ -16,6 +16,7 @@ kit=$MAYFLY_HOME
 case $0 in
 */*) kit=${kit:-${0%/*}} ;;
 esac
+mine=$kit/run/job
 MAYFLY_GITHUB_URL='' MAYFLY_GITHUB_NAME='' MAYFLY_GITHUB_LABELS='' MAYFLY_GITHUB_GROUP=''
 MAYFLY_GITHUB_REGISTRATION='' MAYFLY_RUNNER_DIRECTORY='' MAYFLY_RUNNER_MINIMUM=''
 MAYFLY_RUNNER_SHA256='' MAYFLY_RUNNER_VERSION=''
@@ -80,7 +81,7 @@ sha256_of() {
 # Downloads the runner from this host over the guest API into directory $1.
 fetch() {
     curl=$(find_curl) || return 1
-    archive=$kit/run/runner.tar.gz
+    archive=$mine/runner.tar.gz
     say "downloading runner $MAYFLY_RUNNER_VERSION from this host"
     if ! "$curl" -q -K "$kit/curlrc" --silent --show-error --fail --noproxy '*' --connect-timeout 5 \
         --retry 5 --retry-delay 1 --retry-connrefused --output "$archive" \
@@ -110,8 +111,8 @@ for candidate in "$@"; do
     fi
 done
 if [ -z "$runner" ] && [ -n "$MAYFLY_RUNNER_SHA256" ]; then
-    if fetch "$kit/run/actions-runner" && usable "$kit/run/actions-runner"; then
-        runner=$kit/run/actions-runner
+    if fetch "$mine/actions-runner" && usable "$mine/actions-runner"; then
+        runner=$mine/actions-runner
     fi
 fi
 if [ -z "$runner" ]; then
@@ -146,8 +147,8 @@ done
     echo "MAYFLY_VM_ID=$MAYFLY_VM_ID"
     echo "MAYFLY_URL=$MAYFLY_URL"
     echo "MAYFLY_HOME=$kit"
-} >"$kit/run/runner.dotenv"
-if ! cat "$kit/run/runner.dotenv" >.env; then
+} >"$mine/runner.dotenv"
+if ! cat "$mine/runner.dotenv" >.env; then
     say "cannot write $runner/.env: the runner's user needs write access to its directory"
     exit 126
 fi
@@ -158,12 +159,12 @@ ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE=1
 export ACTIONS_RUNNER_HOOK_JOB_STARTED ACTIONS_RUNNER_HOOK_JOB_COMPLETED
 export ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE
 
-secret=$(cat "$kit/run/registration") || {
-    say "there is no registration in $kit/run: it can be used only once"
+secret=$(cat "$mine/registration") || {
+    say "there is no registration in $mine: it can be used only once"
     exit 126
 }
-rm -f "$kit/run/registration"
-if [ -e "$kit/run/registration" ] || [ -e "$kit/registration" ]; then
+rm -f "$mine/registration"
+if [ -e "$mine/registration" ] || [ -e "$kit/registration" ]; then
     say "cannot remove the registration, which the job could read"
     exit 126
 fi

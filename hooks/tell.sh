@@ -53,7 +53,10 @@ if [ "$patience" = later ]; then
 fi
 
 MAYFLY_URL='' MAYFLY_VM_ID='' MAYFLY_FINISH_SECONDS=86400
-if [ ! -r "$kit/mayfly.env" ] || [ ! -r "$kit/curlrc" ]; then
+# The job's user, if it is not the wrapper's, can read the job's token only.
+token=$kit/wrapper.curlrc
+[ -r "$token" ] || token=$kit/curlrc
+if [ ! -r "$kit/mayfly.env" ] || [ ! -r "$token" ]; then
     echo "mayfly: no mayfly.env or curlrc beside $0" >&2
     exit 3
 fi
@@ -103,7 +106,7 @@ send() {
     prefix=$1
     shift
     # shellcheck disable=SC2086  # nothing, or `sudo -n`
-    printf '%s\n' "$body" | $prefix "$curl" -q -K "$kit/curlrc" --silent --show-error --fail \
+    printf '%s\n' "$body" | $prefix "$curl" -q -K "$token" --silent --show-error --fail \
         --noproxy '*' --connect-timeout 2 --max-time 5 --write-out '\n%{http_code}' "$@"
 }
 

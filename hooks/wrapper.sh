@@ -15,13 +15,15 @@
 #
 # Mayfly destroys the VM after runner_finished: it is sent last, and is repeated for a day.
 #
+# The job runs through job.sh, as the user that boot.sh wrote into job.env. Whatever that
+# user could write is data here: it is sent or shown, and never read as a script.
+#
 # On a Mac with a user logged in on the screen, only the payload runs in that session
 # (see payload_in_session); the wrapper stays in its own.
 
-payload_path=${MAYFLY_PATH:-$PATH}
 PATH=/usr/bin:/bin:/usr/sbin:/sbin
 export PATH
-unset MAYFLY_PATH RUNNER_TRACKING_ID IFS CDPATH LD_PRELOAD LD_LIBRARY_PATH CURL_HOME PERL5LIB PERL5OPT
+unset RUNNER_TRACKING_ID IFS CDPATH LD_PRELOAD LD_LIBRARY_PATH CURL_HOME PERL5LIB PERL5OPT
 umask 077
 
 case $0 in
@@ -37,28 +39,26 @@ log_cap=1048576     # bytes of log in total
 tail_part=65536     # bytes of these for the end of a log that is too long
 log_interval=2      # seconds between two checks of a growing log
 patience=10         # seconds for one part of a log while the job runs
-supervised=''       # 1: boot.sh powers the guest off
 MAYFLY_START_SECONDS=420      # how long to wait for the permission to start the job
 
-MAYFLY_URL='' MAYFLY_VM_ID='' MAYFLY_RUNNER_KIND='' MAYFLY_ATTEMPT=''
+MAYFLY_RUNNER_KIND='' MAYFLY_ATTEMPT=''
 sh=/bin/sh
 system=$(uname -s)
-if [ "${1:-}" = supervised ]; then
-    supervised=1
-fi
 
 # Creation with noclobber is the lock: of two wrappers, only one continues.
 mkdir -p "$run" || exit 1
-if [ "${1:-}" != payload ]; then
-    if ! (set -C && echo "$$" >"$run/wrapper.pid") 2>/dev/null; then
-        echo "another wrapper holds $run/wrapper.pid"
-        exit 1
-    fi
-    echo "$$" >"$run/wrapper.started"
+if ! (set -C && echo "$$" >"$run/wrapper.pid") 2>/dev/null; then
+    echo "another wrapper holds $run/wrapper.pid"
+    exit 1
 fi
+echo "$$" >"$run/wrapper.started"
 
+MAYFLY_JOB_USER='' MAYFLY_SEPARATE=false
 # shellcheck source=/dev/null
 . "$kit/mayfly.env"
+# shellcheck source=/dev/null
+. "$kit/job.env"
+mine=$run/job # belongs to the job's user
 
 # tell SECONDS: posts the event on standard input, see tell.sh.
 tell() {
@@ -154,6 +154,13 @@ send_rest() {
     send_new "$size"
 }
 
+# The job's user owns the log, because programs may open /dev/stdout again. The directory
+# is the wrapper's, so the file cannot be replaced.
+new_log() {
+    cat "$run/prepare.log" >"$log"
+    own "$log"
+}
+
 run_hook() {
     if command -v bash >/dev/null 2>&1; then
         bash -e "$kit/$1" </dev/null >>"$log" 2>&1
@@ -166,159 +173,43 @@ short_sleep() {
     sleep 0.1 2>/dev/null || sleep 1
 }
 
-# --- macOS: the environment of a login shell ------------------------------------
+# --- the payload ----------------------------------------------------------------
 
-# Over SSH and under launchd nothing has read ~/.zprofile, in which Homebrew and the tools
-# of typical images extend the PATH. So this starts a login shell and takes what it
-# exports; its output is discarded. It has a time limit, because it may wait for input.
-read_login_environment() {
-    rm -f "$run/login.env"
-    command -v perl >/dev/null 2>&1 || return 0
-    login_shell=${SHELL:-/bin/zsh}
-    case ${login_shell##*/} in
-    zsh | bash | sh | dash | ksh) ;;
-    *) login_shell=/bin/zsh ;;
-    esac
-    # shellcheck disable=SC2016  # perl and the shells that are started expand it
-    MAYFLY_VM_ID=$MAYFLY_VM_ID perl -e 'alarm shift; exec { $ARGV[0] } @ARGV; exit 127' -- 20 \
-        "$login_shell" -l -c 'exec /bin/sh -c "$1" sh "$2"' mayfly 'export -p >"$1"' "$run/login.env" \
-        </dev/null >/dev/null 2>&1
-    # Read in a subshell first: a broken file would end this shell without a message.
-    # shellcheck source=/dev/null
-    if [ ! -s "$run/login.env" ] || ! (. "$run/login.env") >/dev/null 2>&1; then
-        echo "the login shell $login_shell did not return its environment in time"
-        rm -f "$run/login.env"
+# as_job MODE: runs job.sh as the job's user, in a session of its own if possible: a job
+# that signals its process group must not end the wrapper. Neither the user's login shell
+# nor its profile is started.
+as_job() {
+    mode=$1
+    if [ -z "$MAYFLY_JOB_USER" ]; then
+        # shellcheck disable=SC2086
+        set -- $sh "$kit/job.sh" "$mode"
+    elif [ "$system" = Darwin ]; then
+        # Its `su` always starts the user's shell.
+        set -- sudo -n -H -u "$MAYFLY_JOB_USER" -- /bin/sh "$kit/job.sh" "$mode"
+    else
+        set -- su -s /bin/sh -c "exec $sh $(quoted "$kit/job.sh") $mode" "$MAYFLY_JOB_USER"
+    fi
+    if command -v setsid >/dev/null 2>&1; then
+        setsid "$@"
+    elif command -v perl >/dev/null 2>&1; then
+        # shellcheck disable=SC2016  # perl expands it
+        perl -e 'use POSIX (); POSIX::setsid(); exec { $ARGV[0] } @ARGV; exit 127' -- "$@"
+    else
+        "$@"
     fi
 }
-
-# The PATH of a job: the PATH of the login shell ($1), extended by the missing entries of
-# the PATH of this script's caller ($2).
-job_path() (
-    all=$1
-    set -f
-    IFS=:
-    for entry in /opt/homebrew/bin /opt/homebrew/sbin /usr/local/bin $2; do
-        case :$all: in
-        *":$entry:"*) ;;
-        *)
-            if [ -d "$entry" ]; then
-                all=$all:$entry
-            fi
-            ;;
-        esac
-    done
-    printf '%s\n' "$all"
-)
 
 quoted() {
     printf "'%s'" "$(printf '%s' "$1" | sed "s/'/'\\\\''/g")"
 }
 
-# Every zsh reads ~/.zshenv, so processes that this script does not start (ssh, launchd)
-# get the job's variables from there. Descendants of this script have them already,
-# perhaps changed by the job, and must keep them. The job's own values stay in runner.env.
-zshenv_block() {
-    echo '# >>> mayfly >>>'
-    echo "if [ \"\${MAYFLY_VM_ID:-}\" != $(quoted "$MAYFLY_VM_ID") ]; then"
-    echo "    export MAYFLY_VM_ID=$(quoted "$MAYFLY_VM_ID") MAYFLY_URL=$(quoted "$MAYFLY_URL")"
-    echo "    export MAYFLY_HOME=$(quoted "$kit")"
-    echo "    export ACTIONS_RUNNER_HOOK_JOB_STARTED=$(quoted "$kit/job-started.sh")"
-    echo "    export ACTIONS_RUNNER_HOOK_JOB_COMPLETED=$(quoted "$kit/job-completed.sh")"
-    echo "    export PATH=$(quoted "$(login_path)")"
-    echo "    if [ -r $(quoted "$kit/runner.env") ]; then"
-    echo "        . $(quoted "$kit/runner.env")"
-    echo '    fi'
-    echo 'fi'
-    echo '# <<< mayfly <<<'
-}
-
-login_path() (
-    given=$payload_path
-    set -- "$given"
-    PATH=$given
-    if [ -s "$run/login.env" ]; then
-        # shellcheck source=/dev/null
-        . "$run/login.env"
-    elif [ -x /usr/libexec/path_helper ]; then
-        eval "$(/usr/libexec/path_helper -s)"
-    fi
-    job_path "$PATH" "$1"
-)
-
-# Replaces Mayfly's block and changes nothing else, not even the file's mode. A block
-# without its last line is not Mayfly's any more.
-write_zshenv() {
-    zshenv=${HOME:-/nonexistent}/.zshenv
-    {
-        if [ -f "$zshenv" ]; then
-            awk '
-                /^# >>> mayfly >>>$/ { printf "%s", held; held = $0 "\n"; inside = 1; next }
-                inside && /^# <<< mayfly <<<$/ { held = ""; inside = 0; next }
-                inside { held = held $0 "\n"; next }
-                { print }
-                END { printf "%s", held }' "$zshenv" || return 1
-        fi
-        zshenv_block
-    } >"$run/zshenv" || return 1
-    cmp -s "$run/zshenv" "$zshenv" || cat "$run/zshenv" >"$zshenv" || return 1
-    rm -f "$run/zshenv"
-}
-
-# --- the payload ----------------------------------------------------------------
-
-# The payload gets its own session if possible: a job that signals its process group must
-# not end the wrapper.
-run_payload() {
-    if [ ! -f "$kit/payload" ]; then
-        echo "mayfly: no payload in $kit" >>"$log"
-        return 127
-    fi
-    chmod u+x "$kit/payload" 2>/dev/null
-    # From here on in arguments, because the files that are read below may set any variable.
-    set -- "$kit/payload"
-    if [ "$(head -c 2 "$kit/payload" | tr -d '\0')" != '#!' ]; then
-        set -- /bin/sh "$@"
-    fi
-    if command -v setsid >/dev/null 2>&1; then
-        set -- "$(command -v setsid)" "$@"
-    elif command -v perl >/dev/null 2>&1; then
-        # Without PERL_BADLANG, perl may print a warning about the job's locale into its log.
-        # shellcheck disable=SC2016  # perl expands it
-        set -- "$(command -v env)" PERL_BADLANG=0 "$(command -v perl)" -e \
-            'use POSIX (); delete $ENV{PERL_BADLANG}; POSIX::setsid(); exec { $ARGV[0] } @ARGV; exit 127' -- "$@"
-    fi
-    if [ "$system" = Darwin ]; then
-        payload_path=$(login_path)
-    fi
-    set -- "$kit" "$MAYFLY_VM_ID" "$MAYFLY_URL" "$payload_path" "$@"
-    (
-        if [ "$system" = Darwin ] && [ -s "$run/login.env" ]; then
-            # shellcheck source=/dev/null
-            . "$run/login.env"
-            unset RUNNER_TRACKING_ID
-        fi
-        MAYFLY_HOME=$1
-        MAYFLY_VM_ID=$2
-        MAYFLY_URL=$3
-        ACTIONS_RUNNER_HOOK_JOB_STARTED=$1/job-started.sh
-        ACTIONS_RUNNER_HOOK_JOB_COMPLETED=$1/job-completed.sh
-        export MAYFLY_VM_ID MAYFLY_URL MAYFLY_HOME
-        export ACTIONS_RUNNER_HOOK_JOB_STARTED ACTIONS_RUNNER_HOOK_JOB_COMPLETED
-        umask 022
-        PATH=$4
-        shift 4
-        cd "${HOME:-/}" 2>/dev/null || cd / || :
-        if [ -r "$MAYFLY_HOME/runner.env" ]; then
-            # shellcheck source=/dev/null
-            . "$MAYFLY_HOME/runner.env"
-        fi
-        exec "$@"
-    ) </dev/null >>"$log" 2>&1 9>&-
+# own FILE...: gives files to the job's user.
+own() {
+    [ -z "$MAYFLY_JOB_USER" ] || chown -h "$MAYFLY_JOB_USER:" "$@"
 }
 
 # Runs the payload in the session of the user who is logged in on the screen: a one-shot
-# agent of launchd runs this script again with the argument "payload". Sets $code, or
-# fails if nothing was started.
+# agent of launchd runs job.sh. Sets $code, or fails if nothing was started.
 #
 # The wrapper itself stays outside: macOS asks the user on the screen before a program in
 # that session may use the local network, and there is no user to answer. Programs that
@@ -329,8 +220,8 @@ payload_in_session() {
     gui/*) ;;
     *) return 1 ;;
     esac
-    rm -f "$run/payload.end" "$run/payload.pid"
-    mkfifo "$run/payload.end" || return 1
+    rm -f "$mine/payload.end" "$mine/payload.pid"
+    mkfifo "$mine/payload.end" && own "$mine/payload.end" || return 1
     launch_agent >"$run/mayfly.payload.plist"
     unload_agent
     if ! launchctl bootstrap "$domain" "$run/mayfly.payload.plist"; then
@@ -339,20 +230,20 @@ payload_in_session() {
     # The first writer of payload.pid decides: the payload, or this if it is not started.
     (
         tries=0
-        while [ ! -e "$run/payload.pid" ]; do
+        while [ ! -e "$mine/payload.pid" ]; do
             tries=$((tries + 1))
-            if [ "$tries" -gt 300 ] && (set -C && echo none >"$run/payload.pid") 2>/dev/null; then
-                echo none >"$run/payload.end"
+            if [ "$tries" -gt 300 ] && (set -C && echo none >"$mine/payload.pid") 2>/dev/null; then
+                echo none >"$mine/payload.end"
             fi
             short_sleep
         done
     ) &
     # End of file without a code: the payload was killed.
-    IFS= read -r code <"$run/payload.end" || code=137
+    IFS= read -r code <"$mine/payload.end" || code=137
     # If the file exists, the subshell has ended or is about to, and its pid may be reused.
-    [ -e "$run/payload.pid" ] || kill "$!" 2>/dev/null
+    [ -e "$mine/payload.pid" ] || kill "$!" 2>/dev/null
     wait "$!" 2>/dev/null
-    if [ "$code" = none ] || [ ! -e "$run/payload.pid" ]; then
+    if [ "$code" = none ] || [ ! -e "$mine/payload.pid" ]; then
         unload_agent
         return 1
     fi
@@ -382,19 +273,15 @@ launch_agent() {
     <key>ProgramArguments</key>
     <array>
         <string>/bin/sh</string>
-        <string>$(xml "$kit/wrapper.sh")</string>
-        <string>payload</string>
+        <string>$(xml "$kit/job.sh")</string>
+        <string>session</string>
     </array>
-    <key>EnvironmentVariables</key>
-    <dict>
-        <key>MAYFLY_PATH</key><string>$(xml "$payload_path")</string>
-    </dict>
     <key>RunAtLoad</key><true/>
     <key>KeepAlive</key><false/>
     <key>AbandonProcessGroup</key><true/>
     <key>ProcessType</key><string>Interactive</string>
-    <key>StandardOutPath</key><string>$(xml "$run/payload.log")</string>
-    <key>StandardErrorPath</key><string>$(xml "$run/payload.log")</string>
+    <key>StandardOutPath</key><string>$(xml "$mine/payload.log")</string>
+    <key>StandardErrorPath</key><string>$(xml "$mine/payload.log")</string>
 </dict>
 </plist>
 END
@@ -445,7 +332,7 @@ ask() {
 }
 
 configured() {
-    echo '{"type":"guest_configured","attempt":'"${MAYFLY_ATTEMPT:-null}"'}' | tell 3
+    echo '{"type":"guest_configured","attempt":'"${MAYFLY_ATTEMPT:-null}"',"separate_users":'"$MAYFLY_SEPARATE"'}' | tell 3
 }
 
 # Fetches the registration of GitHub's runner if it is not in the bundle: the seed's volume
@@ -453,14 +340,15 @@ configured() {
 # the request. The process that fetched it keeps it until github-runner.sh reads the pipe,
 # then ends; so neither a file nor this shell's memory contains it while a job runs.
 fetch_registration() {
-    rm -f "$run/registration" "$run/registration.fetched"
-    mkfifo -m 600 "$run/registration"
+    rm -f "$mine/registration" "$run/registration.fetched"
+    mkfifo -m 600 "$mine/registration"
+    own "$mine/registration"
     (
         # shellcheck disable=SC2086
         secret=$($sh "$kit/tell.sh" 3 get registration)
         echo "$?" >"$run/registration.code"
         mv -f "$run/registration.code" "$run/registration.fetched"
-        [ -z "$secret" ] || printf '%s' "$secret" >"$run/registration"
+        [ -z "$secret" ] || printf '%s' "$secret" >"$mine/registration"
     ) &
     holder=$!
     while [ ! -s "$run/registration.fetched" ]; do
@@ -484,7 +372,7 @@ not_started() {
     fi
     echo "$why" >"$run/not-started"
     # shellcheck disable=SC2086
-    [ "$supervised" = 1 ] || $sh "$kit/power-off.sh"
+    $sh "$kit/power-off.sh"
 }
 
 # Returns when the job may start. A guest that cannot power itself off continues to ask:
@@ -492,7 +380,7 @@ not_started() {
 wait_for_start() {
     fetched=''
     holder=''
-    if [ -f "$run/registration" ] || [ "$MAYFLY_RUNNER_KIND" != github ]; then
+    if [ -f "$mine/registration" ] || [ "$MAYFLY_RUNNER_KIND" != github ]; then
         fetched=0
     fi
     while :; do
@@ -504,27 +392,15 @@ wait_for_start() {
         fi
         if not_started || [ "$why" = "$refused" ]; then
             [ -z "$holder" ] || kill "$holder" 2>/dev/null
-            rm -f "$run/registration"
+            rm -f "$mine/registration"
             exit 0
         fi
         sleep 15
     done
 }
 
-if [ "${1:-}" = payload ]; then
-    # Opened first: from then on the end of this process is noticed, however it ends.
-    exec 9>"$run/payload.end" || exit 1
-    (set -C && echo "$$" >"$run/payload.pid") 2>/dev/null || exit 0
-    read_login_environment 9>&-
-    run_payload
-    echo "$?" >&9
-    exit 0
-fi
-if [ "$system" = Darwin ]; then
-    read_login_environment
-    write_zshenv || echo "cannot write .zshenv"
-fi
-
+as_job prepare </dev/null >"$run/prepare.log" 2>&1
+cat "$run/prepare.log"
 wait_for_start
 if [ "$MAYFLY_RUNNER_KIND" = none ]; then
     exit 0
@@ -537,7 +413,7 @@ script | github)
     event '{"type":"runner_started"}'
     ;;
 *)
-    : >"$log"
+    new_log
     echo "mayfly: unknown runner kind '$MAYFLY_RUNNER_KIND'" >>"$log"
     send_rest
     finish 127
@@ -545,7 +421,7 @@ script | github)
     ;;
 esac
 
-: >"$log"
+new_log
 rm -f "$run/job.log.sent" "$run/job.log.stop"
 if [ "$MAYFLY_RUNNER_KIND" = command ]; then
     run_hook job-started.sh
@@ -560,7 +436,7 @@ if ! payload_in_session; then
         echo "mayfly: launchd did not start the job in $(cat "$run/session"), it runs in the background session" |
             tee -a "$log"
     fi
-    run_payload
+    as_job run </dev/null >>"$log" 2>&1
     code=$?
 fi
 echo "payload ended with $code"

@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
     domain::{
-        Budgets, Code, Error, Pool, ResolvedSpec, Result, SizeRequest, TemplateSource, Vm, VmId, VmRequest,
+        Budgets, Code, Error, GuestRole, Pool, ResolvedSpec, Result, SizeRequest, TemplateSource, Vm, VmId, VmRequest,
         capacity::Capacity,
         github::Registration,
         job_env::check_env,
@@ -189,7 +189,7 @@ impl VmAdmission {
             metrics::counter!("mayfly_vms_created_total", "template" => template).increment(1);
             tracing::info!(vm.id = %vm.id(), vm.name = %vm.spec.name, template.name = %vm.spec.template, "vm created");
         }
-        Ok(Created { token: self.vault.vm_token(vm.id()), vm, new })
+        Ok(Created { token: self.vault.vm_token(vm.id(), GuestRole::Wrapper), vm, new })
     }
 
     /// Stores the vm, with a slot or a place in the queue.

@@ -9,6 +9,7 @@ use super::{
     endpoint::Endpoint,
     error::{Code, Fault},
     github::{JobRecord, Registered},
+    guest::GuestRole,
     ids::VmId,
     queue::QueueReason,
     runner::RunnerFact,
@@ -143,11 +144,19 @@ pub enum Event {
         via: ReadyVia,
     },
     GuestConfigured,
+    /// The wrapper in the guest reported how it runs.
+    GuestDescribed {
+        /// The job's user differs from the wrapper's and cannot become it.
+        separate_users: bool,
+    },
     RunnerChanged {
         fact: RunnerFact,
     },
     JobFinished {
         exit_code: i32,
+        /// Whose token the report had.
+        #[serde(default, skip_serializing_if = "GuestRole::is_default")]
+        by: GuestRole,
     },
     EndAnnounced {
         by: Announcer,

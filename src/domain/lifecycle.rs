@@ -73,7 +73,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::SlotTaken => Move(S::Cloning),
             E::Cloned | E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse(R::NoAttempt),
             // A late report from the guest of an ended attempt, whose instance is gone.
-            E::GuestReady | E::GuestConfigured | E::RunnerChanged | E::EndpointFound => Ignore,
+            E::GuestReady | E::GuestConfigured | E::GuestDescribed | E::RunnerChanged | E::EndpointFound => Ignore,
             E::JobFinished | E::InstanceGone => Ignore,
             E::EndAnnounced | E::EndProven | E::EndForced => Move(S::Deleted),
             E::BudgetSpent | E::GivenUp => Move(S::Deleted),
@@ -90,7 +90,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::Created => Refuse(R::AlreadyCreated),
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
             E::Cloned => Move(S::Booting),
-            E::GuestReady | E::GuestConfigured | E::RunnerChanged | E::EndpointFound => Ignore,
+            E::GuestReady | E::GuestConfigured | E::GuestDescribed | E::RunnerChanged | E::EndpointFound => Ignore,
             E::JobFinished => Ignore,
             E::EndAnnounced | E::EndProven | E::EndForced => Move(S::Stopping),
             E::InstanceGone => Ignore,
@@ -105,7 +105,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::Created => Refuse(R::AlreadyCreated),
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
             E::Cloned => Ignore,
-            E::EndpointFound => Note,
+            E::EndpointFound | E::GuestDescribed => Note,
             E::GuestReady => Move(S::Configuring),
             // A seed configures the guest while it boots, and its first report may be lost: the later report implies
             // the earlier one.
@@ -124,7 +124,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::Created => Refuse(R::AlreadyCreated),
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
             E::Cloned | E::GuestReady => Ignore,
-            E::EndpointFound => Note,
+            E::EndpointFound | E::GuestDescribed => Note,
             E::GuestConfigured => Move(S::Running),
             // The runner may be busy before the report that the guest is configured arrives.
             E::RunnerChanged | E::JobFinished => Note,
@@ -141,7 +141,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::Created => Refuse(R::AlreadyCreated),
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
             E::Cloned | E::GuestReady | E::GuestConfigured => Ignore,
-            E::EndpointFound | E::RunnerChanged | E::JobFinished => Note,
+            E::EndpointFound | E::GuestDescribed | E::RunnerChanged | E::JobFinished => Note,
             E::EndAnnounced => Move(S::Draining),
             E::EndProven | E::EndForced | E::InstanceGone => Move(S::Stopping),
             E::BudgetSpent | E::GivenUp => Move(S::Stopping),
@@ -156,7 +156,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::Created => Refuse(R::AlreadyCreated),
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
             E::Cloned | E::GuestReady | E::GuestConfigured => Ignore,
-            E::EndpointFound | E::RunnerChanged | E::JobFinished => Note,
+            E::EndpointFound | E::GuestDescribed | E::RunnerChanged | E::JobFinished => Note,
             E::EndAnnounced => Ignore,
             E::EndProven | E::EndForced | E::InstanceGone => Move(S::Stopping),
             E::BudgetSpent | E::GivenUp => Move(S::Stopping),
@@ -169,7 +169,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
         S::Stopping => match event {
             E::Created => Refuse(R::AlreadyCreated),
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
-            E::Cloned | E::GuestReady | E::GuestConfigured | E::EndpointFound => Ignore,
+            E::Cloned | E::GuestReady | E::GuestConfigured | E::GuestDescribed | E::EndpointFound => Ignore,
             E::RunnerChanged | E::JobFinished => Note,
             // While an attempt is cleaned up before another one, a request to end the vm is recorded, and there will
             // be no further attempt.
@@ -184,7 +184,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
         S::Deleting => match event {
             E::Created => Refuse(R::AlreadyCreated),
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
-            E::Cloned | E::GuestReady | E::GuestConfigured | E::EndpointFound => Ignore,
+            E::Cloned | E::GuestReady | E::GuestConfigured | E::GuestDescribed | E::EndpointFound => Ignore,
             E::RunnerChanged | E::JobFinished => Note,
             E::EndAnnounced | E::EndProven | E::EndForced | E::GivenUp => Note,
             E::InstanceStopped | E::InstanceGone => Ignore,
@@ -198,7 +198,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
         S::Deleted => match event {
             E::Created => Refuse(R::AlreadyCreated),
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
-            E::Cloned | E::GuestReady | E::GuestConfigured | E::EndpointFound => Ignore,
+            E::Cloned | E::GuestReady | E::GuestConfigured | E::GuestDescribed | E::EndpointFound => Ignore,
             E::RunnerChanged | E::JobFinished => Ignore,
             E::EndAnnounced | E::EndProven | E::EndForced | E::GivenUp => Ignore,
             E::InstanceStopped | E::InstanceGone | E::InstanceAbsent => Ignore,

@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 
 use super::{
     error::{Code, Error, Result},
+    guest::GuestRole,
     ids::{TokenId, VmId},
     token_limits::TokenLimits,
 };
@@ -107,6 +108,6 @@ pub struct CallerToken {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caller {
     Token(CallerToken),
-    /// A guest with its per-vm token.
-    Guest(VmId),
+    /// A guest with one of its vm's tokens.
+    Guest(VmId, GuestRole),
 }

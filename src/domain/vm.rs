@@ -11,6 +11,7 @@ use super::{
     error::{Code, Fault},
     event::{Announcer, EndProof, Event, GoneCause},
     github::{JobRecord, JobStatus, Registered},
+    guest::{GuestRole, ResultSource},
     ids::{InstanceName, VmId},
     lifecycle::{Verdict, decide},
     queue::{Queue, QueueReason},
@@ -55,6 +56,13 @@ pub struct Vm {
     /// The guest reported different results of its job, one after the other.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub job_results_differ: bool,
+    /// Who reported `job_exit_code`.
+    #[serde(default, skip_serializing_if = "ResultSource::is_default")]
+    pub job_result_from: ResultSource,
+    /// Whether the job's user differs from the wrapper's and cannot become it. `None`: this attempt's guest has not
+    /// reported it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub separate_users: Option<bool>,
     pub announced_by: Option<Announcer>,
     pub announced_at: Option<Timestamp>,
     pub end_signal: Option<EndSignal>,
@@ -140,6 +148,8 @@ impl Vm {
             runner_changed_at: None,
             job_exit_code: None,
             job_results_differ: false,
+            job_result_from: ResultSource::default(),
+            separate_users: None,
             announced_by: None,
             announced_at: None,
             end_signal: None,
@@ -229,22 +239,14 @@ impl Vm {
                 }
                 self.start_unconfirmed = self.spec.runner != RunnerKind::None;
             }
+            // The first report counts: it comes before the job starts, and the job may be able to send another one.
+            Event::GuestDescribed { separate_users } => {
+                self.separate_users.get_or_insert(*separate_users);
+            }
             Event::RunnerChanged { fact } => self.runner(*fact, at),
-            Event::JobFinished { exit_code } => {
+            Event::JobFinished { exit_code, by } => {
                 self.start_unconfirmed = false;
-                // The job has the vm's token, too, and may report a result of its own. The wrapper's report comes when
-                // the job's process has ended, so the last one counts; after the end, none does.
-                let is_over = matches!(self.state, State::Stopping | State::Deleting | State::Deleted);
-                match self.job_exit_code {
-                    Some(known) if known == *exit_code => {}
-                    Some(_) => {
-                        self.job_results_differ = true;
-                        if !is_over {
-                            self.job_exit_code = Some(*exit_code);
-                        }
-                    }
-                    None => self.job_exit_code = Some(*exit_code),
-                }
+                self.job_result(*exit_code, self.result_source(*by));
             }
             Event::EndAnnounced { by } => {
                 if *by == Announcer::Hook {
@@ -370,6 +372,7 @@ impl Vm {
                 // The next attempt has another guest, so facts about this guest do not apply to it.
                 self.ssh = None;
                 self.host_key = None;
+                self.separate_users = None;
                 self.runner_status = RunnerStatus::None;
                 self.runner_changed_at = None;
                 self.announced_by = None;
@@ -392,8 +395,11 @@ impl Vm {
             EndProof::RunnerFinished => {
                 self.runner(RunnerFact::ProgramEnded, at);
                 // The exit code of GitHub's runner program is not the result of its job.
-                if self.spec.runner != RunnerKind::GitHub && self.job_exit_code.is_none() {
-                    self.job_exit_code = exit_code;
+                if let Some(exit_code) = exit_code.filter(|_| self.spec.runner != RunnerKind::GitHub) {
+                    let from = self.result_source(GuestRole::Wrapper);
+                    if self.job_exit_code.is_none() || from == ResultSource::Wrapper {
+                        self.job_result(exit_code, from);
+                    }
                 }
                 let failed = match (self.spec.runner, exit_code) {
                     (RunnerKind::GitHub, Some(RUNNER_TOO_OLD)) => Some(Code::RunnerTooOld),
@@ -416,6 +422,30 @@ impl Vm {
                 self.end(EndSignal::RunnerGone, OutcomeResult::Completed, None, None);
             }
             EndProof::JobCompleted => self.end(EndSignal::JobCompleted, OutcomeResult::Completed, None, None),
+        }
+    }
+
+    fn result_source(&self, by: GuestRole) -> ResultSource {
+        match by {
+            GuestRole::Job => ResultSource::Job,
+            GuestRole::Wrapper if self.separate_users == Some(true) => ResultSource::Wrapper,
+            GuestRole::Wrapper => ResultSource::Guest,
+        }
+    }
+
+    /// Of several results, the most reliable one counts. Of equally reliable ones the last one counts, because the
+    /// wrapper reports when the job's process has ended; after the end of the vm, none does.
+    fn job_result(&mut self, exit_code: i32, from: ResultSource) {
+        let is_over = matches!(self.state, State::Stopping | State::Deleting | State::Deleted);
+        let Some(known) = self.job_exit_code else {
+            self.job_exit_code = Some(exit_code);
+            self.job_result_from = from;
+            return;
+        };
+        self.job_results_differ |= known != exit_code;
+        if from > self.job_result_from || (from == self.job_result_from && !is_over) {
+            self.job_exit_code = Some(exit_code);
+            self.job_result_from = from;
         }
     }
 

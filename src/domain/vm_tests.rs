@@ -77,7 +77,7 @@ fn the_main_road() {
         [
             Event::RunnerChanged { fact: RunnerFact::JobStarted },
             Event::EndAnnounced { by: Announcer::Hook },
-            Event::JobFinished { exit_code: 3 },
+            Event::JobFinished { exit_code: 3, by: GuestRole::Wrapper },
             Event::EndProven { proof: EndProof::RunnerFinished, exit_code: Some(0) },
             Event::InstanceStopped,
             Event::InstanceAbsent,
@@ -225,7 +225,9 @@ fn any_event() -> impl Strategy<Value = Event> {
             Just(RunnerFact::ProgramEnded)
         ]
         .prop_map(|fact| Event::RunnerChanged { fact }),
-        (0..3i32).prop_map(|exit_code| Event::JobFinished { exit_code }),
+        (0..3i32, prop_oneof![Just(GuestRole::Wrapper), Just(GuestRole::Job)])
+            .prop_map(|(exit_code, by)| Event::JobFinished { exit_code, by }),
+        any::<bool>().prop_map(|separate_users| Event::GuestDescribed { separate_users }),
         by.clone().prop_map(|by| Event::EndAnnounced { by }),
         Just(Event::EndProven { proof: EndProof::RunnerFinished, exit_code: Some(0) }),
         Just(Event::EndForced { by: Announcer::Admin }),

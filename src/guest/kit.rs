@@ -1,10 +1,11 @@
 //! The bootstrap bundle: the directory that a guest gets when it is provisioned.
 //!
 //! ```text
-//! boot.sh wrapper.sh tell.sh power-off.sh job-started.sh job-completed.sh
+//! boot.sh wrapper.sh job.sh tell.sh power-off.sh job-started.sh job-completed.sh
 //!                the scripts of hooks/, the same for every vm
 //! mayfly.env     0600   the vm's id and the address of the guest API
-//! curlrc         0600   the vm's token, for curl, so that it is in no command line
+//! wrapper.curlrc 0600   the wrapper's token, for curl, so that it is in no command line
+//! curlrc         0600   the job's token, likewise
 //! runner.env     0600   the environment of the runner and the job
 //! ca-extra.pem   0644   certificates that the guest trusts in addition to its own; absent if there are none
 //! payload        0700   the job or the setup script; absent if there is none
@@ -27,9 +28,10 @@ use crate::domain::{
     runner::RunnerKind,
 };
 
-const SCRIPTS: [(&str, &str); 6] = [
+const SCRIPTS: [(&str, &str); 7] = [
     ("boot.sh", include_str!("../../hooks/boot.sh")),
     ("wrapper.sh", include_str!("../../hooks/wrapper.sh")),
+    ("job.sh", include_str!("../../hooks/job.sh")),
     ("tell.sh", include_str!("../../hooks/tell.sh")),
     ("power-off.sh", include_str!("../../hooks/power-off.sh")),
     ("job-started.sh", include_str!("../../hooks/job-started.sh")),
@@ -44,8 +46,10 @@ pub struct KitInput {
     pub vm_id: VmId,
     /// Base URL of the guest API as seen by the guest, without a trailing slash.
     pub url: String,
-    /// The vm's token.
+    /// The wrapper's token.
     pub token: SecretString,
+    /// The token of the job and its hooks.
+    pub job_token: SecretString,
     pub kind: RunnerKind,
     /// The attempt that this guest belongs to: the service accepts reports of no other one.
     pub attempt: u32,
@@ -135,8 +139,20 @@ pub enum KitError {
 
 impl Kit {
     pub fn new(input: KitInput) -> Result<Kit, KitError> {
-        let KitInput { vm_id, url, token, kind, attempt, start_seconds, user, env, host_environment, payload, github } =
-            input;
+        let KitInput {
+            vm_id,
+            url,
+            token,
+            job_token,
+            kind,
+            attempt,
+            start_seconds,
+            user,
+            env,
+            host_environment,
+            payload,
+            github,
+        } = input;
         if url.is_empty() || url.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err(KitError::Url);
         }
@@ -158,7 +174,8 @@ impl Kit {
         let mut files: Vec<KitFile> =
             SCRIPTS.iter().map(|(name, text)| KitFile { name, mode: 0o755, bytes: text.as_bytes().to_vec() }).collect();
         files.push(KitFile { name: "mayfly.env", mode: 0o600, bytes: assignments("", settings) });
-        files.push(KitFile { name: "curlrc", mode: 0o600, bytes: curlrc(&token)? });
+        files.push(KitFile { name: "wrapper.curlrc", mode: 0o600, bytes: curlrc(&token)? });
+        files.push(KitFile { name: "curlrc", mode: 0o600, bytes: curlrc(&job_token)? });
         // Exported explicitly, because shells on a Mac that the scripts did not start also read it.
         let mut exports = host_exports(&host_environment, &env)?;
         exports.extend(assignments("export ", env.iter().map(|(k, v)| (k.as_str(), v.as_str()))));
@@ -282,6 +299,7 @@ pub(super) mod tests {
             vm_id: "01933b5c-7e5e-7c7a-9d5b-1f2e3d4c5b6a".parse().unwrap(),
             url: "http://10.0.2.100".into(),
             token: SecretString::from("mft_s3cret-Token"),
+            job_token: SecretString::from("mfj_t0ken"),
             kind: RunnerKind::Command,
             attempt: 2,
             start_seconds: 420,
@@ -323,17 +341,21 @@ pub(super) mod tests {
             [
                 ("boot.sh", 0o755),
                 ("wrapper.sh", 0o755),
+                ("job.sh", 0o755),
                 ("tell.sh", 0o755),
                 ("power-off.sh", 0o755),
                 ("job-started.sh", 0o755),
                 ("job-completed.sh", 0o755),
                 ("mayfly.env", 0o600),
+                ("wrapper.curlrc", 0o600),
                 ("curlrc", 0o600),
                 ("runner.env", 0o600),
                 ("payload", 0o700),
             ]
         );
-        assert_eq!(file(&kit, "curlrc").unwrap().bytes, b"header = \"Authorization: Bearer mft_s3cret-Token\"\n");
+        let token = b"header = \"Authorization: Bearer mft_s3cret-Token\"\n";
+        assert_eq!(file(&kit, "wrapper.curlrc").unwrap().bytes, token);
+        assert_eq!(file(&kit, "curlrc").unwrap().bytes, b"header = \"Authorization: Bearer mfj_t0ken\"\n");
         let settings = String::from_utf8(file(&kit, "mayfly.env").unwrap().bytes.clone()).unwrap();
         assert_eq!(
             settings,
@@ -351,7 +373,7 @@ pub(super) mod tests {
         };
         let kind = RunnerKind::GitHub;
         let kit = Kit::new(KitInput { kind, payload: None, github: Some(github), ..input() }).unwrap();
-        let listing: Vec<(&str, u32)> = kit.files().iter().skip(9).map(|f| (f.name, f.mode)).collect();
+        let listing: Vec<(&str, u32)> = kit.files().iter().skip(11).map(|f| (f.name, f.mode)).collect();
         assert_eq!(listing, [("payload", 0o700), ("github.env", 0o600), ("registration", 0o600)]);
         assert_eq!(file(&kit, "registration").unwrap().bytes, b"s3cret");
         let settings = String::from_utf8(file(&kit, "github.env").unwrap().bytes.clone()).unwrap();

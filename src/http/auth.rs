@@ -11,7 +11,7 @@ use secrecy::SecretString;
 
 use super::{Http, problem::Problem, surface::Surface};
 use crate::domain::{
-    Code, VmId,
+    Code, GuestRole, VmId,
     token::{Caller, CallerToken, TokenScope},
 };
 
@@ -45,8 +45,14 @@ pub struct OfVm<N> {
     needs: PhantomData<N>,
 }
 
-/// The vm in the path, called by its own token.
-pub struct OwnVm(pub VmId);
+/// The vm in the path, called by a token of its own.
+pub struct OwnVm {
+    pub id: VmId,
+    pub role: GuestRole,
+}
+
+/// The vm in the path, called by its wrapper's token.
+pub struct OfWrapper(pub VmId);
 
 /// The vm in the path, for handlers that have already required an API token.
 pub struct PathVm(pub VmId);
@@ -66,7 +72,7 @@ impl<N: Needs> FromRequestParts<Arc<Http>> for Allowed<N> {
                 scoped(token.scope, N::SCOPE)?;
                 Ok(Self { token, needs: PhantomData })
             }
-            Caller::Guest(_) => Err(foreign()),
+            Caller::Guest(..) => Err(foreign()),
         }
     }
 }
@@ -78,7 +84,7 @@ impl<N: Needs> FromRequestParts<Arc<Http>> for OfVm<N> {
         let asked = path_id(parts, http).await;
         let id = match &caller {
             // An unknown vm and another vm get the same answer, so that a guest learns nothing about others.
-            Caller::Guest(own) => asked.ok().filter(|id| id == own).ok_or_else(foreign)?,
+            Caller::Guest(own, _) => asked.ok().filter(|id| id == own).ok_or_else(foreign)?,
             Caller::Token(token) => {
                 scoped(token.scope, N::SCOPE)?;
                 asked?
@@ -92,9 +98,22 @@ impl FromRequestParts<Arc<Http>> for OwnVm {
     type Rejection = Problem;
     async fn from_request_parts(parts: &mut Parts, http: &Arc<Http>) -> Result<Self, Problem> {
         match caller(parts, http).await? {
-            Caller::Guest(own) if path_id(parts, http).await.is_ok_and(|id| id == own) => Ok(Self(own)),
-            Caller::Guest(_) => Err(foreign()),
+            Caller::Guest(id, role) if path_id(parts, http).await.is_ok_and(|asked| asked == id) => {
+                Ok(Self { id, role })
+            }
+            Caller::Guest(..) => Err(foreign()),
             Caller::Token(_) => Err(Problem::new(Code::AuthScopeMissing, "only the vm's own token may do this")),
+        }
+    }
+}
+
+impl FromRequestParts<Arc<Http>> for OfWrapper {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, http: &Arc<Http>) -> Result<Self, Problem> {
+        let OwnVm { id, role } = OwnVm::from_request_parts(parts, http).await?;
+        match role {
+            GuestRole::Wrapper => Ok(Self(id)),
+            GuestRole::Job => Err(Problem::new(Code::AuthScopeMissing, "this is for the wrapper, not for the job")),
         }
     }
 }
@@ -126,7 +145,7 @@ async fn caller(parts: &Parts, http: &Http) -> Result<Caller, Problem> {
     let token = bearer(&parts.headers)?;
     let caller = http.services.tokens.authenticate(&token).await?;
     match (&caller, parts.extensions.get::<Surface>()) {
-        (Caller::Guest(_), _) | (_, Some(Surface::Admin)) => Ok(caller),
+        (Caller::Guest(..), _) | (_, Some(Surface::Admin)) => Ok(caller),
         // Guests can reach the guest listener, so API tokens must not be sent there, and none is accepted.
         (Caller::Token(_), _) => {
             Err(Problem::new(Code::AuthScopeMissing, "this listener serves guests: it takes a vm's own token only"))

@@ -11,19 +11,30 @@ use axum::{
 use secrecy::ExposeSecret as _;
 use tokio_util::io::ReaderStream;
 
-use super::{Http, auth::OwnVm, extract::Json, middleware::RequestPermit, problem::Problem};
-use crate::{domain::Error, service::guests::GuestEvent};
+use super::{
+    Http,
+    auth::{OfWrapper, OwnVm},
+    extract::Json,
+    middleware::RequestPermit,
+    problem::Problem,
+};
+use crate::{
+    domain::{Error, GuestRole},
+    service::guests::GuestEvent,
+};
 
 /// Report an event from inside the guest
 ///
-/// For the bootstrap bundle in the guest, with the vm's own token. Reports may arrive late, repeated or out of
-/// order.
+/// For the bootstrap bundle in the guest, with a token of the vm. Reports may arrive late, repeated or out of order.
+///
+/// A guest has two tokens: the wrapper's, and the job's, which only allows `runner_online`, `job_started` and
+/// `job_result`.
 #[utoipa::path(
     post, path = "/vms/{id}/events", tag = "guest",
     params(("id" = String, Path, format = "uuid")),
     request_body(content = GuestEvent, examples(
         ("ready" = (value = json!({"type": "guest_ready"}))),
-        ("configured" = (value = json!({"type": "guest_configured", "attempt": 1}))),
+        ("configured" = (value = json!({"type": "guest_configured", "attempt": 1, "separate_users": true}))),
         ("result" = (value = json!({"type": "job_result", "exit_code": 0}))),
         ("log" = (value = json!({"type": "log", "source": "job", "data_base64": "aGVsbG8K"})))
     )),
@@ -32,10 +43,14 @@ use crate::{domain::Error, service::guests::GuestEvent};
 )]
 pub async fn report_guest_event(
     State(http): State<Arc<Http>>,
-    OwnVm(id): OwnVm,
+    OwnVm { id, role }: OwnVm,
     Json(report): Json<GuestEvent>,
 ) -> Result<StatusCode, Problem> {
-    http.services.guests.report(id, report).await?;
+    let guests = &http.services.guests;
+    match role {
+        GuestRole::Wrapper => guests.report(id, report).await?,
+        GuestRole::Job => guests.report_of_job(id, report).await?,
+    }
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -52,7 +67,7 @@ pub async fn report_guest_event(
 )]
 pub async fn get_runner_registration(
     State(http): State<Arc<Http>>,
-    OwnVm(id): OwnVm,
+    OfWrapper(id): OfWrapper,
 ) -> Result<([(header::HeaderName, &'static str); 1], String), Problem> {
     let secret = http.services.guests.runner_registration(id).await?;
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=us-ascii")], secret.expose_secret().to_owned()))
@@ -70,7 +85,7 @@ pub async fn get_runner_registration(
 )]
 pub async fn get_runner_program(
     State(http): State<Arc<Http>>,
-    OwnVm(id): OwnVm,
+    OwnVm { id, .. }: OwnVm,
     permit: RequestPermit,
 ) -> Result<Response, Problem> {
     permit.disable_timeout();

@@ -74,7 +74,7 @@ impl Middleware {
         let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer::Unknown);
         match &self.guests {
             Some(guests) => match auth::bearer(request.headers()).ok().and_then(|token| guests.vm_of_token(&token)) {
-                Some(vm) => Sender::Vm(vm),
+                Some((vm, _)) => Sender::Vm(vm),
                 None => Sender::Peer(peer),
             },
             None => Sender::of_caller(request.headers(), peer),

@@ -24,8 +24,8 @@ use super::{
 };
 use crate::{
     domain::{
-        Announcer, Budget, Budgets, Code, EndSignal, Error, GuestOs, NetworkMode, Outcome, QueueReason, RunnerStatus,
-        Scope, State, TokenId, Vm, VmId, VmRequest,
+        Announcer, Budget, Budgets, Code, EndSignal, Error, GuestOs, NetworkMode, Outcome, QueueReason, ResultSource,
+        RunnerStatus, Scope, State, TokenId, Vm, VmId, VmRequest,
         endpoint::Endpoint,
         github::{GitHubRunner, JobRecord, Registration},
         runner::{RunnerKind, RunnerStarted},
@@ -105,6 +105,9 @@ pub struct VmView {
 pub struct RunnerView {
     pub kind: RunnerKind,
     pub status: RunnerStatus,
+    /// Whether the job runs as another user than the wrapper that supervises it, and cannot become it. Only then is the
+    /// wrapper's report certainly its own. Null until the guest has reported it.
+    pub separate_users: Option<bool>,
     /// Whether the runner program was started. A vm whose guest ended gets another guest only while this is `no`.
     pub started: RunnerStarted,
     /// For a GitHub runner.
@@ -157,9 +160,11 @@ pub struct DeadlineView {
 #[derive(Serialize, ToSchema)]
 #[schema(as = JobView)]
 pub struct VmJobView {
-    /// As the guest reported it. The job and the wrapper have the same token, so this is the guest's word; of several
-    /// reports, the last one before the end counts, which is the wrapper's unless the job ended the vm itself.
+    /// Of several reports, the one from the most reliable source counts (`reported_by`), and of equally reliable ones the
+    /// last one before the end.
     pub exit_code: i32,
+    /// Who reported `exit_code`.
+    pub reported_by: ResultSource,
     /// The guest reported different exit codes: the job reported a result of its own, or something in the guest did.
     pub results_differ: bool,
 }
@@ -211,6 +216,7 @@ impl VmView {
             runner: RunnerView {
                 kind: d.runner,
                 status: vm.runner_status,
+                separate_users: vm.separate_users,
                 started: vm.started(),
                 github: GitHubRunnerView::new(vm),
             },
@@ -230,7 +236,11 @@ impl VmView {
             announced_at: vm.announced_at.map(Time),
             end_signal: vm.end_signal,
             outcome: vm.outcome.clone(),
-            job: vm.job_exit_code.map(|exit_code| VmJobView { exit_code, results_differ: vm.job_results_differ }),
+            job: vm.job_exit_code.map(|exit_code| VmJobView {
+                exit_code,
+                reported_by: vm.job_result_from,
+                results_differ: vm.job_results_differ,
+            }),
             jobs: vm.jobs.clone(),
             last_fault: vm.last_fault.as_ref().map(FaultView::from),
             timeline: vm.timeline.iter().map(|t| TimelineView { state: t.state, at: t.at.into() }).collect(),

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use crate::{
     domain::{
-        Code, EndProof, Error, Event, Handover, Result, State, Vm, VmId,
+        Code, EndProof, Error, Event, GuestRole, Handover, Result, State, Vm, VmId,
         event::ReadyVia,
         github::{Registration, runner_name},
         runner::RunnerFact,
@@ -39,6 +39,10 @@ pub enum GuestEvent {
         /// their runner without an answer.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         attempt: Option<u32>,
+        /// Whether the job runs as another user than the wrapper, and cannot become it. Only then can the job not report
+        /// in the wrapper's name.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        separate_users: Option<bool>,
     },
     /// The runner program was started.
     RunnerStarted {},
@@ -65,6 +69,20 @@ pub enum GuestLog {
     Job,
 }
 
+impl GuestEvent {
+    /// Whether the job may report it, or hooks that its runner calls.
+    fn is_of_job(&self) -> bool {
+        match self {
+            GuestEvent::RunnerOnline {} | GuestEvent::JobStarted {} | GuestEvent::JobResult { .. } => true,
+            GuestEvent::GuestReady {}
+            | GuestEvent::GuestConfigured { .. }
+            | GuestEvent::RunnerStarted {}
+            | GuestEvent::RunnerFinished { .. }
+            | GuestEvent::Log { .. } => false,
+        }
+    }
+}
+
 /// Limit of retries. Each retry needs another commit for the same vm, and a vm has a bounded number of states.
 const TURNS: usize = 64;
 
@@ -86,8 +104,8 @@ impl Guests {
         Self { ledger, reader, vault, logs, catalog, archives, clock }
     }
 
-    /// The vm of this token, from the token alone.
-    pub fn vm_of_token(&self, token: &SecretString) -> Option<VmId> {
+    /// The vm of this token and for whom it was made, from the token alone.
+    pub fn vm_of_token(&self, token: &SecretString) -> Option<(VmId, GuestRole)> {
         self.vault.vm_of_token(token)
     }
 
@@ -99,17 +117,34 @@ impl Guests {
         }
     }
 
+    /// A report with the job's token.
+    pub async fn report_of_job(&self, id: VmId, report: GuestEvent) -> Result<()> {
+        if !report.is_of_job() {
+            let detail =
+                "the job's token may report runner_online, job_started and job_result; the rest is for the wrapper";
+            return Err(Error::new(Code::AuthScopeMissing, detail));
+        }
+        self.apply(id, GuestRole::Job, report).await
+    }
+
+    /// A report with the wrapper's token.
     pub async fn report(&self, id: VmId, report: GuestEvent) -> Result<()> {
+        self.apply(id, GuestRole::Wrapper, report).await
+    }
+
+    async fn apply(&self, id: VmId, role: GuestRole, report: GuestEvent) -> Result<()> {
         self.note_signs_of_life(id, &report).await?;
         let event = match report {
-            GuestEvent::GuestConfigured { attempt } => return self.allow_start(id, attempt).await,
+            GuestEvent::GuestConfigured { attempt, separate_users } => {
+                return self.allow_start(id, attempt, separate_users).await;
+            }
             // Over SSH, Mayfly's own login shows that the guest is ready; the guest's report is not needed.
             GuestEvent::GuestReady {} if !is_seeded(&self.live(id).await?) => return Ok(()),
             GuestEvent::GuestReady {} => Event::GuestReady { via: ReadyVia::GuestCall },
             GuestEvent::RunnerStarted {} => Event::RunnerChanged { fact: RunnerFact::ProgramStarted },
             GuestEvent::RunnerOnline {} => Event::RunnerChanged { fact: RunnerFact::Online },
             GuestEvent::JobStarted {} => Event::RunnerChanged { fact: RunnerFact::JobStarted },
-            GuestEvent::JobResult { exit_code } => Event::JobFinished { exit_code },
+            GuestEvent::JobResult { exit_code } => Event::JobFinished { exit_code, by: role },
             GuestEvent::RunnerFinished { exit_code } => {
                 Event::EndProven { proof: EndProof::RunnerFinished, exit_code: Some(exit_code) }
             }
@@ -131,10 +166,20 @@ impl Guests {
 
     /// Whether the guest of this attempt may start its runner. The permission is durable before it is given: from
     /// `running` on, no other guest is created for this vm, and before that, no guest has started a runner.
-    async fn allow_start(&self, id: VmId, attempt: Option<u32>) -> Result<()> {
+    async fn allow_start(&self, id: VmId, attempt: Option<u32>, separate_users: Option<bool>) -> Result<()> {
         for _ in 0..TURNS {
             let vm = self.live(id).await?;
             let this_guest = attempt.unwrap_or(vm.attempt);
+            // Recorded before the permission, because from then on the job may send such a report, too.
+            if let Some(separate_users) = separate_users
+                && this_guest == vm.attempt
+                && vm.separate_users.is_none()
+                && may_describe_itself(&vm)
+            {
+                let expect = Expect::Attempt { state: vm.state, attempt: vm.attempt };
+                self.ledger.apply(id, expect, Event::GuestDescribed { separate_users }, self.clock.now()).await?;
+                continue;
+            }
             match vm.state {
                 State::Running if this_guest == vm.attempt => return Ok(()),
                 State::Booting | State::Configuring if this_guest == vm.attempt && is_seeded(&vm) => {
@@ -231,6 +276,15 @@ impl Guests {
 
     async fn live(&self, id: VmId) -> Result<Vm> {
         self.reader.vm(id).await?.ok_or_else(|| Error::new(Code::VmNotFound, format!("no vm has the id {id}")))
+    }
+}
+
+/// Whether the job of this guest has certainly not started.
+fn may_describe_itself(vm: &Vm) -> bool {
+    match vm.state {
+        State::Booting | State::Configuring => true,
+        State::Running => vm.start_unconfirmed,
+        State::Queued | State::Cloning | State::Draining | State::Stopping | State::Deleting | State::Deleted => false,
     }
 }
 

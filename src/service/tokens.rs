@@ -32,8 +32,8 @@ impl Tokens {
 
     /// The caller that this token belongs to. A token that never existed and a revoked one get the same answer.
     pub async fn authenticate(&self, token: &SecretString) -> Result<Caller> {
-        if let Some(vm) = self.vault.vm_of_token(token) {
-            return Ok(Caller::Guest(vm));
+        if let Some((vm, role)) = self.vault.vm_of_token(token) {
+            return Ok(Caller::Guest(vm, role));
         }
         let Some(token) = self.reader.token_by_hash(&vault::hash_token(token)).await? else {
             return Err(Error::new(Code::AuthRequired, "the token is not known, or it was revoked"));

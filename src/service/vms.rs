@@ -144,7 +144,7 @@ fn ending(vm: &Vm, caller: &Caller, force: bool) -> Option<Event> {
         return None;
     }
     match caller {
-        Caller::Guest(_) => match vm.announced_by {
+        Caller::Guest(..) => match vm.announced_by {
             Some(_) => None,
             None if matches!(vm.state, State::Booting | State::Configuring) => Some(Event::GuestConfigured),
             None => Some(Event::EndAnnounced { by: Announcer::Hook }),

@@ -19,14 +19,19 @@ use aws_lc_rs::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::{domain::VmId, platform::files};
+use crate::{
+    domain::{GuestRole, VmId},
+    platform::files,
+};
 
 const VM_TOKEN_PREFIX: &str = "mfv_";
+const JOB_TOKEN_PREFIX: &str = "mfj_";
 const API_TOKEN_PREFIX: &str = "mfa_";
 
 pub struct Vault {
     sealing: RandomizedNonceKey,
     tokens: hmac::Key,
+    job_tokens: hmac::Key,
     requests: hmac::Key,
 }
 
@@ -80,6 +85,7 @@ impl Vault {
             sealing: RandomizedNonceKey::new(&AES_256_GCM, &derive(b"vm secrets"))
                 .expect("32 bytes are the length of an AES-256 key"),
             tokens: hmac::Key::new(hmac::HMAC_SHA256, &derive(b"vm tokens")),
+            job_tokens: hmac::Key::new(hmac::HMAC_SHA256, &derive(b"job tokens")),
             requests: hmac::Key::new(hmac::HMAC_SHA256, &derive(b"request fingerprints")),
         }
     }
@@ -109,21 +115,29 @@ impl Vault {
         Some(clear.to_vec())
     }
 
-    /// The vm's token: `mfv_<id without dashes>_<mac>`.
-    pub fn vm_token(&self, vm: VmId) -> SecretString {
-        let mac = hmac::sign(&self.tokens, vm.0.as_bytes());
-        format!("{VM_TOKEN_PREFIX}{}_{}", vm.0.simple(), BASE64.encode(mac.as_ref())).into()
+    /// The token of a vm's wrapper, `mfv_<id without dashes>_<mac>`, or of its job, `mfj_…`. They have different keys, so
+    /// one cannot be made from the other.
+    pub fn vm_token(&self, vm: VmId, role: GuestRole) -> SecretString {
+        let (prefix, key) = match role {
+            GuestRole::Wrapper => (VM_TOKEN_PREFIX, &self.tokens),
+            GuestRole::Job => (JOB_TOKEN_PREFIX, &self.job_tokens),
+        };
+        let mac = hmac::sign(key, vm.0.as_bytes());
+        format!("{prefix}{}_{}", vm.0.simple(), BASE64.encode(mac.as_ref())).into()
     }
 
-    /// The vm of a vm token; `None` if the token is not valid.
-    pub fn vm_of_token(&self, token: &SecretString) -> Option<VmId> {
-        let rest = token.expose_secret().strip_prefix(VM_TOKEN_PREFIX)?;
+    /// The vm of a vm token, and for whom it was made; `None` if the token is not valid.
+    pub fn vm_of_token(&self, token: &SecretString) -> Option<(VmId, GuestRole)> {
+        let given = token.expose_secret();
+        let (rest, role) = match given.strip_prefix(JOB_TOKEN_PREFIX) {
+            Some(rest) => (rest, GuestRole::Job),
+            None => (given.strip_prefix(VM_TOKEN_PREFIX)?, GuestRole::Wrapper),
+        };
         let (id, _) = rest.split_once('_')?;
         let vm = VmId(id.parse().ok()?);
-        let expected = self.vm_token(vm);
-        constant_time::verify_slices_are_equal(expected.expose_secret().as_bytes(), token.expose_secret().as_bytes())
-            .ok()?;
-        Some(vm)
+        let expected = self.vm_token(vm, role);
+        constant_time::verify_slices_are_equal(expected.expose_secret().as_bytes(), given.as_bytes()).ok()?;
+        Some((vm, role))
     }
 }
 
@@ -168,13 +182,18 @@ mod tests {
     fn a_vm_token_names_its_vm_and_cannot_be_bent() {
         let vault = Vault::from_key(&[7; 32]);
         let vm = VmId::mint();
-        let token = vault.vm_token(vm);
-        assert_eq!(vault.vm_of_token(&token), Some(vm));
-        assert_eq!(Vault::from_key(&[8; 32]).vm_of_token(&token), None);
-        let other = token.expose_secret().replace(&vm.0.simple().to_string(), &VmId::mint().0.simple().to_string());
-        assert_eq!(vault.vm_of_token(&other.into()), None);
-        let upper = token.expose_secret().to_uppercase();
-        assert_eq!(vault.vm_of_token(&upper.into()), None);
+        for role in [GuestRole::Wrapper, GuestRole::Job] {
+            let token = vault.vm_token(vm, role);
+            assert_eq!(vault.vm_of_token(&token), Some((vm, role)));
+            assert_eq!(Vault::from_key(&[8; 32]).vm_of_token(&token), None);
+            let other = token.expose_secret().replace(&vm.0.simple().to_string(), &VmId::mint().0.simple().to_string());
+            assert_eq!(vault.vm_of_token(&other.into()), None);
+            let upper = token.expose_secret().to_uppercase();
+            assert_eq!(vault.vm_of_token(&upper.into()), None);
+        }
+        let job = vault.vm_token(vm, GuestRole::Job);
+        let renamed = job.expose_secret().replacen(JOB_TOKEN_PREFIX, VM_TOKEN_PREFIX, 1);
+        assert_eq!(vault.vm_of_token(&renamed.into()), None, "the job's token became the wrapper's");
         assert_eq!(vault.vm_of_token(&"mfv_".into()), None);
         assert_eq!(vault.vm_of_token(&mint_api_token()), None);
     }
@@ -184,9 +203,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret.key");
         let vm = VmId::mint();
-        let first = Vault::open(&path).unwrap().vm_token(vm);
+        let first = Vault::open(&path).unwrap().vm_token(vm, GuestRole::Wrapper);
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(Vault::open(&path).unwrap().vm_token(vm).expose_secret(), first.expose_secret());
+        let again = Vault::open(&path).unwrap().vm_token(vm, GuestRole::Wrapper);
+        assert_eq!(again.expose_secret(), first.expose_secret());
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
         assert!(matches!(Vault::open(&path), Err(VaultError::Mode { .. })));
     }

@@ -26,7 +26,7 @@ def seed_command():
     payload = (
         "#!/bin/bash\n"
         "echo user=$(id -un) host=$(hostname) vm=$MAYFLY_VM_ID greeting=$GREETING\n"
-        "env | grep -c tok- ; ls -ld $MAYFLY_HOME $MAYFLY_HOME/curlrc $MAYFLY_HOME/job-completed.sh\n"
+        "env | grep -c tok- ; ls -ld $MAYFLY_HOME $MAYFLY_HOME/curlrc $MAYFLY_HOME/wrapper.curlrc $MAYFLY_HOME/job-completed.sh\n"
         "i=0; while [ $i -lt 1500 ]; do i=$((i+1)); echo line $i of a log that takes more than one call; done\n"
         "echo the end; exit 7\n"
     )
@@ -46,9 +46,9 @@ def seed_command():
             check(lines[lines.index("the end") - 1].startswith("line 1500 "), "log not complete")
             check(sum(line.startswith("line ") for line in lines) == 1500, "lines lost or doubled")
             check("0" in lines, "the token is in the job's environment")
-            owners = [line.split() for line in lines if line.endswith(("/opt/mayfly", "/curlrc", "/job-completed.sh"))]
+            owners = [line.split() for line in lines if line.endswith(("/opt/mayfly", "curlrc", "/job-completed.sh"))]
             check([(o[0], o[2]) for o in owners] == [("drwxr-xr-x", "root"), ("-rw-------", "runner"),
-                                                    ("-rwxr-xr-x", "root")], owners)
+                                                    ("-rw-------", "root"), ("-rwxr-xr-x", "root")], owners)
             check(max(r["length"] for r in w.api.requests) < 65536, "a body over the limit")
             after_delete = w.api.names(logs=True)
             check("log:job" in after_delete[after_delete.index("DELETE"):], "no log after DELETE")

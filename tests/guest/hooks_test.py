@@ -16,7 +16,7 @@ import subprocess
 import time
 
 from support import (
-    HOOKS, REGISTRATION, TOKEN, VM_ID, Failed, Workspace, check, github_files, kit_files, main, write_kit,
+    HOOKS, JOB_TOKEN, REGISTRATION, TOKEN, VM_ID, Failed, Workspace, check, github_files, kit_files, main, write_kit,
     write_program,
 )
 
@@ -161,13 +161,13 @@ def broken_kits():
         with Workspace() as w:
             whole = kit_files(w.api.url)
             broken = {"empty": {}}
-            for name in ("mayfly.env", "curlrc"):
+            for name in ("mayfly.env", "wrapper.curlrc"):
                 broken["no " + name] = {k: v for k, v in whole.items() if k != name}
                 broken["empty " + name] = {**whole, name: (0o600, b"")}
             broken["quote"] = {**whole, "mayfly.env": (0o600, b"MAYFLY_VM_ID='vm-1\n")}
             broken["syntax"] = {**whole, "mayfly.env": (0o600, b")(\nMAYFLY_URL='x'\n")}
             broken["false"] = {**whole, "mayfly.env": (0o600, b"false\nexit 9\n")}
-            broken["curlrc"] = {**whole, "curlrc": (0o600, b"\0\xff = no = such\n--option\n")}
+            broken["curlrc"] = {**whole, "wrapper.curlrc": (0o600, b"\0\xff = no = such\n--option\n")}
             for case, files in broken.items():
                 for name in ("job-started.sh", "job-completed.sh"):
                     files = {**files, name: whole[name]}
@@ -279,7 +279,9 @@ def wrapper_command():
             log = w.api.log()
             lines = log.split(b"\n")
             check(lines[0] == b"bytes \x01\xff", log[:200])
-            check(b"path=" + path.encode() in lines, "PATH of the payload")
+            entries = next(line for line in lines if line.startswith(b"path=")).decode()[5:].split(":")
+            check({"/usr/local/bin", *path.split(":")} - {p for p in path.split(":") if not os.path.isdir(p)} <= set(entries),
+                  "PATH of the payload: %s" % entries)
             check(b"tracking=unset it's \"$HOME\" `x`" in lines, log)
             check(TOKEN.encode() not in log, "token in the payload's environment")
             check(("hooks %s/job-started.sh %s/job-completed.sh" % (kit, kit)).encode() in lines, log)
@@ -402,7 +404,7 @@ def acknowledged_start():
                 names = w.api.names()
                 check(names.count("GET /ran") == 1 and w.api.log().count(b"ran\n") == 1, "%s: %s" % (status, names))
                 taken = w.api.wait("guest_configured", 1)
-                check(taken["json"] == {"type": "guest_configured", "attempt": 1}, taken["json"])
+                check(taken["json"] == {"type": "guest_configured", "attempt": 1, "separate_users": False}, taken["json"])
                 check(w.api.wait("GET /ran", 1)["at"] > taken["at"], "%s: it ran before it was allowed to" % status)
 
     each_shell(one)
@@ -524,11 +526,11 @@ def no_base64():
     with Workspace() as w:
         tools = w.dir / "tools"
         tools.mkdir()
-        for tool in "sh bash mkdir cat rm mv tee uname id chmod chown tail head tr wc sleep setsid date kill curl".split():
+        for tool in "sh bash mkdir cat rm mv tee uname id chmod chown tail head tr wc sleep setsid date kill curl sed awk".split():
             if shutil.which(tool):
                 (tools / tool).symlink_to(shutil.which(tool))
         files = kit_files(w.api.url, payload="echo unseen\n")
-        for name in ("boot.sh", "wrapper.sh", "tell.sh"):
+        for name in ("boot.sh", "wrapper.sh", "job.sh", "tell.sh"):
             text = files[name][1].decode()
             check("\nPATH=/usr/bin:/bin:/usr/sbin:/sbin\n" in text, "PATH line changed")
             files[name] = (0o755, text.replace("PATH=/usr/bin:/bin:/usr/sbin:/sbin", "PATH=%s" % tools).encode())
@@ -548,7 +550,8 @@ def boot_says_no():
                 b"RUNNER_USER=''", b"RUNNER_USER='no-such-user'"))},
             "no wrapper": {"wrapper.sh": None},
             "no tell.sh": {"tell.sh": None},
-            "no token": {"curlrc": None},
+            "no token": {"wrapper.curlrc": None},
+            "no job.sh": {"job.sh": None},
         }.items():
             if case == "unknown user" and os.getuid() != 0:
                 continue
@@ -600,7 +603,7 @@ def github_runner():
                         clean_env(RUNNER_TRACKING_ID="github_1"))
             w.api.wait("runner_online", 40)
             # The registration was used and removed.
-            check(not (kit / "registration").exists() and not (kit / "run/registration").exists(), "it is still there")
+            check(not (kit / "registration").exists() and not (kit / "run/job/registration").exists(), "it is still there")
             (runner / "go").touch()
             check(w.api.wait("runner_finished", 40)["json"]["exit_code"] == 3, "wrong exit code")
             check(w.api.names() == GITHUB_ORDER, w.api.names())
@@ -650,7 +653,7 @@ def github_registration_fetched():
             names = [n for n in w.api.names() if n != "GET " + where]
             check([n for i, n in enumerate(names) if i == 0 or names[i - 1] != n] == GITHUB_ORDER, names)
             check(b"jit=%s token=" % REGISTRATION.encode() in w.api.log(), w.api.log())
-            check(not (kit / "run/registration").exists(), "the pipe is left")
+            check(not (kit / "run/job/registration").exists(), "the pipe is left")
 
     each_shell(one)
 
@@ -669,43 +672,58 @@ def github_registration_refused():
 
 
 def as_another_user():
-    """The bundle is in a directory of root, and the runner is another user: the user's registration is removed, and root
-    powers the guest off when nothing may start."""
+    """Started by root for another user: the wrapper stays root. The job's user reads neither the wrapper's token nor the
+    used registration, writes no file of the wrapper, and ends none of its processes. Its profile and its login shell are
+    not needed."""
     if os.getuid() != 0:
         return "skipped, not root"
-    with Workspace() as w:
-        w.dir.chmod(0o755)
-        runner = runner_in(w.dir / "runner")
-        subprocess.run(["chown", "-R", "nobody:", str(runner)], check=True, timeout=60)
-        files = github_files(w.api.url, runner)
-        files["mayfly.env"] = (0o600, files["mayfly.env"][1].replace(b"RUNNER_USER=''", b"RUNNER_USER='nobody'"))
-        # `su -` starts a login shell, which this user does not have.
-        text = files["boot.sh"][1].decode()
-        check("    su - " in text, "boot.sh no longer changes its user")
-        files["boot.sh"] = (0o755, text.replace("    su - ", "    su -s /bin/sh - ").encode())
-        kit = lives("sh", files, w)
-        w.api.wait("runner_online", 40)
-        reads = "cat {0}/registration {0}/run/registration; grep -rl --exclude=job.log {1} {0}".format(kit, REGISTRATION)
-        seen = subprocess.run(["su", "-s", "/bin/sh", "nobody", "-c", reads], stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, timeout=60)
-        check(seen.stdout == b"", seen.stdout)
-        (runner / "go").touch()
-        w.api.wait("runner_finished", 40)
-        check(b"jit=%s token=" % REGISTRATION.encode() in w.api.log(), w.api.log())
-        check(b"rm: " not in w.api.log(), w.api.log())
-    with Workspace() as w:
-        w.dir.chmod(0o755)
-        w.api.rule(lambda r: r["name"] == "guest_configured", 409)
-        files = kit_files(w.api.url, payload="echo ran\n", user="nobody")
-        files["boot.sh"] = (0o755, text.replace("    su - ", "    su -s /bin/sh - ").encode())
-        stub = files["power-off.sh"][1] + b'id -u >"${0%/*}/run/powered-off"\n'
-        kit = lives("sh", {**files, "power-off.sh": (0o755, stub)}, w)
-        wait_gone(int((kit / "run" / "wrapper.pid").read_text()))
-        until = time.monotonic() + 10
-        while not (kit / "run" / "powered-off").exists() or not (kit / "run" / "powered-off").read_text():
-            check(time.monotonic() < until, "not powered off")
-            time.sleep(0.05)
-        check((kit / "run" / "powered-off").read_text() == "0\n", "not by root")
+
+    def one(shell):
+        with Workspace() as w:
+            runner = runner_in(w.dir / "runner")
+            subprocess.run(["chown", "-R", "nobody:", str(runner)], check=True, timeout=60)
+            files = github_files(w.api.url, runner)
+            files["mayfly.env"] = (0o600, files["mayfly.env"][1].replace(b"RUNNER_USER=''", b"RUNNER_USER='nobody'"))
+            kit = lives(shell, files, w)
+            configured = w.api.wait("runner_online", 40) and w.api.wait("guest_configured", 1)
+            check(configured["json"]["separate_users"] is True, configured["json"])
+            reads = ("cat {0}/registration {0}/run/job/registration {0}/wrapper.curlrc; "
+                     "grep -rlE --exclude=job.log '{1}|{2}' {0}").format(kit, REGISTRATION, TOKEN)
+            seen = subprocess.run(["su", "-s", "/bin/sh", "nobody", "-c", reads], stdout=subprocess.PIPE,
+                                  stderr=subprocess.DEVNULL, timeout=60)
+            check(seen.stdout == b"", seen.stdout)
+            (runner / "go").touch()
+            w.api.wait("runner_finished", 40)
+            check(b"jit=%s token=" % REGISTRATION.encode() in w.api.log(), w.api.log())
+            check(b"rm: " not in w.api.log(), w.api.log())
+            by = {r["name"]: r["auth"] for r in w.api.requests}
+            check(by["DELETE"] == "Bearer " + JOB_TOKEN and by["runner_finished"] == "Bearer " + TOKEN, by)
+        with Workspace() as w:
+            payload = (
+                "#!/bin/sh\necho user=$(id -un) home=$HOME; echo again >>/dev/stdout && echo log=open\n"
+                "cd \"$MAYFLY_HOME\" || exit 1\n"
+                "for file in *.sh mayfly.env job.env wrapper.curlrc run/wrapper.pid run/wrapper.log; do\n"
+                "    (: >>\"$file\") 2>/dev/null && echo \"wrote $file\"\ndone\n"
+                "rm -rf run/job.log run/wrapper.pid *.sh; mv run gone\n"
+                # Not `kill -9 -1`, which would reach the user's processes of tests that run at the same time.
+                "for process in /proc/[0-9]*; do\n"
+                "    grep -qa \"$MAYFLY_HOME\" $process/cmdline 2>/dev/null && kill -9 ${process#/proc/}\ndone\n"
+                "kill -9 $PPID $$\n"
+            )
+            kit = lives(shell, kit_files(w.api.url, payload=payload, user="nobody"), w)
+            check(w.api.wait("runner_finished", 30)["json"]["exit_code"] == 137, w.api.log())
+            check(w.api.names() == COMMAND_ORDER, w.api.names())
+            log = w.api.log().decode()
+            check("user=nobody home=" in log and "log=open" in log and "wrote" not in log, log)
+        with Workspace() as w:
+            w.api.rule(lambda r: r["name"] == "guest_configured", 409)
+            files = kit_files(w.api.url, payload="echo ran\n", user="nobody")
+            stub = files["power-off.sh"][1] + b'id -u >"${0%/*}/run/powered-off"\n'
+            kit = lives(shell, {**files, "power-off.sh": (0o755, stub)}, w)
+            wait_gone(int((kit / "run" / "wrapper.pid").read_text()))
+            check((kit / "run" / "powered-off").read_text() == "0\n", "not powered off, or not by root")
+
+    each_shell(one)
 
 
 def github_registration_token():

@@ -40,7 +40,7 @@ MACOS = {
 PATHS = {directory + "/" + name for directory, names in MACOS.items() for name in names.split()}
 NAMES = {path.rsplit("/", 1)[1] for path in PATHS}
 # Linux only, each used only if `command -v` found it.
-GUARDED = {"setsid"}
+GUARDED = {"setsid", "timeout"}
 
 # Options by their letters, from the BSD manual pages; for programs that GNU gave more.
 OPTIONS = {
@@ -335,7 +335,7 @@ def violence():
             check("before" in mac.finished(137), w.api.log())
     with Workspace() as w:
         mac = Mac(w, "dash", session=True)
-        mac.boot(mac.kit(payload='#!/bin/sh\necho before\nkill -9 "$(cat "$MAYFLY_HOME/run/payload.pid")"\n'))
+        mac.boot(mac.kit(payload='#!/bin/sh\necho before\nkill -9 "$(cat "$MAYFLY_HOME/run/job/payload.pid")"\n'))
         check("before" in mac.finished(137), w.api.log())
 
 
@@ -610,7 +610,7 @@ def only_what_a_mac_has():
         for name in called & GUARDED:
             check("command -v %s >" % name in text, "%s calls %s without a look" % (script, name))
         absolute = set(re.findall(r"(?<![\w$}.\"/-])/(?:usr|bin|sbin)/[\w./-]*\w", text))
-        absolute -= {d for d in absolute if d in MACOS} | {"/usr/local/bin", "/usr/local/bin/curl"}
+        absolute -= {d for d in absolute if d in MACOS} | {"/usr/local/bin", "/usr/local/sbin", "/usr/local/bin/curl"}
         check(absolute <= PATHS, "%s names %s" % (script, sorted(absolute - PATHS)))
         seen |= called
     check({"awk", "tail", "mkfifo", "launchctl", "tr"} <= seen, "the reader of scripts does not read: %s" % sorted(seen))

@@ -28,8 +28,9 @@ import traceback
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 HOOKS = ROOT / "hooks"
-SCRIPTS = ["boot.sh", "wrapper.sh", "tell.sh", "power-off.sh", "job-started.sh", "job-completed.sh"]
-TOKEN = "tok-3f1c0c6f-secret"
+SCRIPTS = ["boot.sh", "wrapper.sh", "job.sh", "tell.sh", "power-off.sh", "job-started.sh", "job-completed.sh"]
+TOKEN = "tok-3f1c0c6f-secret"  # the wrapper's
+JOB_TOKEN = "job-77aa01b2-secret"
 VM_ID = "vm-0001"
 
 
@@ -157,7 +158,7 @@ class Api:
                     argv = pathlib.Path("/proc", entry, "cmdline").read_bytes()
                 except OSError:
                     continue
-                if TOKEN.encode() in argv:
+                if TOKEN.encode() in argv or JOB_TOKEN.encode() in argv:
                     self.leaks.append(argv)
 
     def names(self, logs=False):
@@ -225,7 +226,8 @@ def kit_files(url, kind="command", payload=None, user="", env=None, extra=None, 
     if here:
         files["power-off.sh"] = (0o755, b"#!/bin/sh\n: >\"${0%/*}/run/powered-off\"\n")
     files["mayfly.env"] = (0o600, lines(settings))
-    files["curlrc"] = (0o600, ('header = "Authorization: Bearer %s"\n' % TOKEN).encode())
+    for name, token in (("wrapper.curlrc", TOKEN), ("curlrc", JOB_TOKEN)):
+        files[name] = (0o600, ('header = "Authorization: Bearer %s"\n' % token).encode())
     files["runner.env"] = (0o600, lines(env or {}, "export "))
     if payload is not None:
         files["payload"] = (0o700, payload if isinstance(payload, bytes) else payload.encode())

@@ -442,6 +442,7 @@ fn kit(url: &str, payload: Option<String>) -> Kit {
         vm_id: VmId::mint(),
         url: url.to_owned(),
         token: SecretString::from(TOKEN),
+        job_token: SecretString::from("mfj_of-the-job"),
         github: None,
         kind: if payload.is_some() { RunnerKind::Command } else { RunnerKind::None },
         attempt: 1,

@@ -10,7 +10,7 @@ n=0
 while [ $n -lt {calls} ]; do
     n=$((n + 1))
     said=$(curl -q -s -K /opt/mayfly/curlrc --noproxy '*' --connect-timeout 2 --max-time 5 -o /dev/null \\
-        -w '%{{http_code}} %{{time_total}}' -X POST -H 'Content-Type: application/json' -d '{{"type":"guest_ready"}}' \\
+        -w '%{{http_code}} %{{time_total}}' -X POST -H 'Content-Type: application/json' -d '{{"type":"job_started"}}' \\
         "$MAYFLY_URL/vms/$MAYFLY_VM_ID/events" </dev/null)
     echo "SOAK-HOOK $? $said" >/dev/console
     sleep 1
@@ -22,7 +22,7 @@ HOSTILE = """\
 #!/bin/bash
 exec >/dev/null 2>&1 </dev/null
 kit=/opt/mayfly
-auth=$(sed -n 's/^header *= *"\\(Authorization.*\\)"$/\\1/p' $kit/curlrc)
+auth=$(sed -n 's/^header *= *"\\(Authorization.*\\)"$/\\1/p' $kit/wrapper.curlrc)
 address=${MAYFLY_URL#http://} address=${address%%/*}
 host=${address%%:*} port=${address##*:}
 [ "$port" = "$host" ] && port=80
@@ -63,7 +63,7 @@ reports() {
     } >/tmp/report
     while [ "$rounds" -ne 0 ]; do
         rounds=$((rounds - 1))
-        curl -q -s -K $kit/curlrc --noproxy '*' --max-time 10 -X POST -H 'Content-Type: application/json' \\
+        curl -q -s -K $kit/wrapper.curlrc --noproxy '*' --max-time 10 -X POST -H 'Content-Type: application/json' \\
             --data-binary @/tmp/report "$MAYFLY_URL/vms/$MAYFLY_VM_ID/events"
     done
 }

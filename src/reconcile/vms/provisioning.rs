@@ -8,7 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::observe::{Ways, ways};
 use crate::{
     domain::{
-        Code, Event, Handover, NetworkMode, State, Vm,
+        Code, Event, GuestRole, Handover, NetworkMode, State, Vm,
         endpoint::Endpoint,
         event::ReadyVia,
         github::{Registered, Registration, runner_name},
@@ -201,7 +201,8 @@ impl Provisioner {
         Kit::new(KitInput {
             vm_id: vm.id(),
             url,
-            token: self.vault.vm_token(vm.id()),
+            token: self.vault.vm_token(vm.id(), GuestRole::Wrapper),
+            job_token: self.vault.vm_token(vm.id(), GuestRole::Job),
             kind: vm.spec.runner,
             attempt: vm.attempt,
             start_seconds: vm.spec.budgets.boot_seconds.saturating_add(vm.spec.budgets.configure_seconds),

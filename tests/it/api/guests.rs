@@ -128,7 +128,7 @@ async fn no_guest_fills_the_way_of_another() {
     waiting.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
-/// The job has the token of its vm, too. It cannot hide how it really ended.
+/// In a guest with one user the job can read the wrapper's token, too. It cannot hide how it really ended.
 #[tokio::test]
 async fn a_job_that_reports_its_own_result_does_not_have_the_last_word() {
     let api = api().await;
@@ -139,12 +139,82 @@ async fn a_job_that_reports_its_own_result_does_not_have_the_last_word() {
         api.post(&format!("{path}/events"), &token, report).await.ok(202);
         api.get(&path, &api.read).await.ok(200)["job"].clone()
     };
-    assert_eq!(report(0).await, json!({"exit_code": 0, "results_differ": false}));
-    assert_eq!(report(0).await, json!({"exit_code": 0, "results_differ": false}));
-    assert_eq!(report(7).await, json!({"exit_code": 7, "results_differ": true}));
+    let said = |code: i32, differ: bool| json!({"exit_code": code, "reported_by": "guest", "results_differ": differ});
+    assert_eq!(report(0).await, said(0, false));
+    assert_eq!(report(0).await, said(0, false));
+    assert_eq!(report(7).await, said(7, true));
     api.post(&format!("{path}/events"), &token, json!({"type": "runner_finished", "exit_code": 7})).await.ok(202);
     // What is left of the job after the wrapper's last word changes nothing.
-    assert_eq!(report(0).await, json!({"exit_code": 7, "results_differ": true}));
+    assert_eq!(report(0).await, said(7, true));
+}
+
+/// The token of a vm's job: what it may, and that its word never replaces the wrapper's.
+#[tokio::test]
+async fn the_jobs_token_does_not_speak_for_the_wrapper() {
+    let api = api().await;
+    let (id, wrapper) = api.running("mine").await;
+    let job = api.job_token(id);
+    let own = format!("/vms/{id}");
+    let events = format!("{own}/events");
+    assert_eq!(api.get(&own, &job).await.ok(200)["runner"]["separate_users"], json!(null));
+    for report in [
+        json!({"type": "guest_ready"}),
+        json!({"type": "guest_configured", "attempt": 1, "separate_users": true}),
+        json!({"type": "runner_started"}),
+        json!({"type": "runner_finished", "exit_code": 0}),
+        json!({"type": "log", "source": "job", "data_base64": ""}),
+    ] {
+        let refused = api.post(&events, &job, report.clone()).await.problem(403, "auth.scope_missing");
+        assert!(refused["detail"].as_str().unwrap().contains("wrapper"), "{report}: {refused}");
+    }
+    api.guest(Method::GET, &format!("{own}/registration"), &job, None).await.problem(403, "auth.scope_missing");
+    let (other, _) = api.vm("theirs").await;
+    api.delete(&format!("/vms/{other}"), &job).await.problem(403, "auth.scope_missing");
+
+    let state = async || api.get(&own, &api.read).await.ok(200);
+    api.post(&events, &job, json!({"type": "job_started"})).await.ok(202);
+    api.post(&events, &job, json!({"type": "job_result", "exit_code": 0})).await.ok(202);
+    let said =
+        |code: i32, by: &str, differ: bool| json!({"exit_code": code, "reported_by": by, "results_differ": differ});
+    assert_eq!(state().await["job"], said(0, "job", false));
+    // A repetition of the wrapper's request for the permission says how it runs.
+    let configured = |separate: bool| json!({"type": "guest_configured", "attempt": 1, "separate_users": separate});
+    api.post(&events, &wrapper, configured(true)).await.ok(202);
+    // Its job has started, so the guest may not describe itself any more.
+    assert_eq!(state().await["runner"]["separate_users"], json!(null));
+    api.post(&events, &wrapper, json!({"type": "job_result", "exit_code": 7})).await.ok(202);
+    assert_eq!(state().await["job"], said(7, "guest", true));
+    api.post(&events, &job, json!({"type": "job_result", "exit_code": 0})).await.ok(202);
+    assert_eq!(state().await["job"], said(7, "guest", true), "the job replaced the wrapper's word");
+    api.delete(&own, &job).await.ok(202);
+    assert_eq!(state().await["announced_by"], "hook");
+}
+
+/// A guest whose job runs as another user says so before its job starts, and from then on never otherwise.
+#[tokio::test]
+async fn a_wrapper_of_another_user_has_the_last_word() {
+    let api = api().await;
+    let (id, wrapper) = api.configured("mine").await;
+    let job = api.job_token(id);
+    let own = format!("/vms/{id}");
+    let events = format!("{own}/events");
+    for (separate, attempt) in [(true, 1), (false, 1), (false, 2)] {
+        let report = json!({"type": "guest_configured", "attempt": attempt, "separate_users": separate});
+        let answer = api.post(&events, &wrapper, report).await;
+        if attempt == 1 {
+            answer.ok(202)
+        } else {
+            answer.problem(409, "vm.attempt_over")
+        };
+        assert_eq!(api.get(&own, &api.read).await.ok(200)["runner"]["separate_users"], true);
+    }
+    for (token, code) in [(&job, 0), (&wrapper, 7), (&job, 3)] {
+        api.post(&events, token, json!({"type": "job_result", "exit_code": code})).await.ok(202);
+    }
+    api.post(&events, &wrapper, json!({"type": "runner_finished", "exit_code": 7})).await.ok(202);
+    api.post(&events, &job, json!({"type": "job_result", "exit_code": 0})).await.ok(202);
+    let end = api.get(&own, &api.read).await.ok(200);
+    assert_eq!(end["job"], json!({"exit_code": 7, "reported_by": "wrapper", "results_differ": true}));
 }
 
 #[tokio::test]

@@ -273,17 +273,26 @@ impl Api {
 
     /// A vm with a job that would be running once these events have happened.
     pub async fn running(&self, name: &str) -> (VmId, String) {
+        use mayfly::domain::runner::RunnerFact;
+        let (id, token) = self.configured(name).await;
+        self.apply(id, Event::RunnerChanged { fact: RunnerFact::JobStarted }).await;
+        (id, token)
+    }
+
+    /// The token of the job in this vm's guest.
+    pub fn job_token(&self, id: VmId) -> String {
+        self.parts.vault.vm_token(id, mayfly::domain::GuestRole::Job).expose_secret().to_owned()
+    }
+
+    /// A vm whose guest may start its job, and has not reported that it did.
+    pub async fn configured(&self, name: &str) -> (VmId, String) {
         let body = json!({"template": "micro", "name": name, "runner": {"kind": "command", "command": "true"}});
         let vm = self.post("/vms", &self.create, body).await.ok(201);
         let id = vm["id"].as_str().unwrap().parse().unwrap();
-        use mayfly::domain::{event::ReadyVia, runner::RunnerFact};
-        for event in [
-            Event::SlotTaken,
-            Event::Cloned,
-            Event::GuestReady { via: ReadyVia::GuestCall },
-            Event::GuestConfigured,
-            Event::RunnerChanged { fact: RunnerFact::JobStarted },
-        ] {
+        use mayfly::domain::event::ReadyVia;
+        for event in
+            [Event::SlotTaken, Event::Cloned, Event::GuestReady { via: ReadyVia::GuestCall }, Event::GuestConfigured]
+        {
             self.apply(id, event).await;
         }
         (id, vm["callback_token"].as_str().unwrap().to_owned())

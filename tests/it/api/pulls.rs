@@ -312,7 +312,7 @@ async fn play(api: &Api, vm: VmId, exit_code: i32) {
         Event::GuestReady { via: ReadyVia::GuestAgent },
         Event::GuestConfigured,
         Event::RunnerChanged { fact: RunnerFact::JobStarted },
-        Event::JobFinished { exit_code },
+        Event::JobFinished { exit_code, by: mayfly::domain::GuestRole::Wrapper },
         Event::EndProven { proof: EndProof::RunnerFinished, exit_code: Some(0) },
         Event::InstanceStopped,
         Event::InstanceAbsent,

@@ -119,7 +119,7 @@ async fn a_guest_that_ended_during_downtime_is_not_booted_again() {
 }
 
 async fn reports(host: &Host, id: VmId, attempt: u32) -> Result<(), Code> {
-    let report = GuestEvent::GuestConfigured { attempt: Some(attempt) };
+    let report = GuestEvent::GuestConfigured { attempt: Some(attempt), separate_users: None };
     host.services().guests.report(id, report).await.map_err(|error| error.code)
 }
 
@@ -209,7 +209,11 @@ async fn whatever_a_guest_says_shows_that_it_is_there() {
     }
     let id = host.create(request("linux", job())).await;
     boots(&host, id).await;
-    host.services().vms.end(id, &mayfly::domain::token::Caller::Guest(id), false).await.unwrap();
+    host.services()
+        .vms
+        .end(id, &mayfly::domain::token::Caller::Guest(id, mayfly::domain::GuestRole::Wrapper), false)
+        .await
+        .unwrap();
     let vm = host.vm(id).await;
     assert_eq!((vm.state, vm.announced_by), (State::Draining, Some(mayfly::domain::Announcer::Hook)));
     assert!(vm.timeline.iter().any(|entry| entry.state == State::Running), "{vm:#?}");

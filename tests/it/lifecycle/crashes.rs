@@ -80,7 +80,8 @@ async fn an_instance_that_vanished_meanwhile_is_lost_and_its_slot_is_free() {
         let serving = serving.clone();
         tokio::spawn(async move {
             let id = mayfly::domain::InstanceName::parse(guest.spec.name.as_str()).unwrap();
-            let configured = mayfly::service::guests::GuestEvent::GuestConfigured { attempt: None };
+            let configured =
+                mayfly::service::guests::GuestEvent::GuestConfigured { attempt: None, separate_users: None };
             super::tell(&serving, id, super::Report::Event(configured)).await;
         });
     });

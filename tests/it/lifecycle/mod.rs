@@ -319,7 +319,7 @@ async fn play(serving: Serving, hush: watch::Sender<i64>, guest: Guest) {
     let id = InstanceName::parse(guest.spec.name.as_str()).unwrap();
     let life = async {
         let attempt = attempt_of(&guest);
-        for report in [GuestEvent::GuestReady {}, GuestEvent::GuestConfigured { attempt }] {
+        for report in [GuestEvent::GuestReady {}, GuestEvent::GuestConfigured { attempt, separate_users: None }] {
             may_speak(&serving, &hush, id).await;
             if !tell(&serving, id, Report::Event(report)).await {
                 guest.power_off();
@@ -355,7 +355,9 @@ async fn tell(serving: &Serving, id: VmId, report: Report) -> bool {
         let call = async {
             match report.clone() {
                 Report::Event(event) => services.guests.report(id, event).await.map(drop),
-                Report::Delete => services.vms.end(id, &Caller::Guest(id), false).await.map(drop),
+                Report::Delete => {
+                    services.vms.end(id, &Caller::Guest(id, mayfly::domain::GuestRole::Wrapper), false).await.map(drop)
+                }
             }
         };
         tokio::select! {

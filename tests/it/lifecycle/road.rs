@@ -178,7 +178,7 @@ async fn deletes_end_what_is_idle_at_once_and_what_works_when_it_is_done() {
             let id = mayfly::domain::InstanceName::parse(guest.spec.name.as_str()).unwrap();
             for report in [
                 mayfly::service::guests::GuestEvent::GuestReady {},
-                mayfly::service::guests::GuestEvent::GuestConfigured { attempt: None },
+                mayfly::service::guests::GuestEvent::GuestConfigured { attempt: None, separate_users: None },
                 mayfly::service::guests::GuestEvent::JobStarted {},
             ] {
                 super::tell(&serving, id, super::Report::Event(report)).await;

@@ -26,7 +26,11 @@ async fn running(host: &Host) -> VmId {
     let id = host.create(request("linux", RunnerRequest::None)).await;
     host.until_state(id, State::Booting).await;
     host.world.until(|world| world.running() > 0).await;
-    host.services().guests.report(id, GuestEvent::GuestConfigured { attempt: None }).await.unwrap();
+    host.services()
+        .guests
+        .report(id, GuestEvent::GuestConfigured { attempt: None, separate_users: None })
+        .await
+        .unwrap();
     host.until_state(id, State::Running).await;
     id
 }

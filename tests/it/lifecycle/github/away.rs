@@ -86,7 +86,12 @@ async fn a_result_is_waited_for_that_github_cannot_take_yet() {
     let id = rig.host.create(wanted(budgets)).await;
     let (_, jit, job) = rig.busy(id).await;
     goes_down(&rig).await;
-    rig.host.services().vms.end(id, &mayfly::domain::token::Caller::Guest(id), false).await.unwrap();
+    rig.host
+        .services()
+        .vms
+        .end(id, &mayfly::domain::token::Caller::Guest(id, mayfly::domain::GuestRole::Wrapper), false)
+        .await
+        .unwrap();
     let vm = rig.host.until(id, |vm| vm.drain_until.is_some()).await;
     rig.host.clock.sleep_until(vm.entered_at + jiff::SignedDuration::from_secs(2)).await;
     rig.host.restart().await;

@@ -41,7 +41,7 @@ async fn running(
     assert!(in_seed("MAYFLY_GITHUB_REGISTRATION") && !in_seed(secret.expose_secret()));
     let given = services.guests.runner_registration(id).await.unwrap();
     assert_eq!(given.expose_secret(), secret.expose_secret());
-    services.guests.report(id, GuestEvent::GuestConfigured { attempt: Some(1) }).await.unwrap();
+    services.guests.report(id, GuestEvent::GuestConfigured { attempt: Some(1), separate_users: None }).await.unwrap();
     let refused = services.guests.runner_registration(id).await.unwrap_err();
     assert_eq!(refused.code, mayfly::domain::Code::RegistrationClosed);
     rig.host.until_state(id, State::Running).await

@@ -51,7 +51,7 @@ async fn a_runner_that_was_never_there_is_not_gone() {
     let asks = |requests: &[Value]| requests.iter().filter(|r| r["method"] == "GET").count();
     rig.until("GitHub is asked again", async || asks(&rig.github.requests().await) >= 2).await;
     assert_eq!(rig.host.vm(id).await.state, State::Booting);
-    let configured = mayfly::service::guests::GuestEvent::GuestConfigured { attempt: None };
+    let configured = mayfly::service::guests::GuestEvent::GuestConfigured { attempt: None, separate_users: None };
     rig.host.services().guests.report(id, configured).await.unwrap();
     let vm = ends_idle(&rig, id, EndSignal::RegistrationBudget).await;
     assert_eq!(vm.outcome.unwrap().code, Some(Code::RunnerNotRegistered));
@@ -193,7 +193,7 @@ async fn a_runner_at_work_is_given_time_to_upload_and_not_more() {
     let budgets = BudgetsPatch { drain_seconds: Some(1), drain_cap_seconds: Some(5), ..patient() };
     let id = rig.host.create(wanted(budgets)).await;
     let (_, jit, job) = rig.busy(id).await;
-    rig.host.services().vms.end(id, &Caller::Guest(id), false).await.unwrap();
+    rig.host.services().vms.end(id, &Caller::Guest(id, mayfly::domain::GuestRole::Wrapper), false).await.unwrap();
     let draining = rig.host.until_state(id, State::Draining).await;
     rig.host.clock.sleep_until(draining.entered_at + jiff::SignedDuration::from_secs(2)).await;
     assert_eq!(rig.host.vm(id).await.state, State::Draining);

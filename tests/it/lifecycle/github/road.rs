@@ -18,7 +18,12 @@ async fn github_leads_a_vm_through_its_life() {
 
     let job = rig.job().await;
     rig.host.until(id, |vm| vm.runner_status == RunnerStatus::Busy).await;
-    rig.host.services().vms.end(id, &mayfly::domain::token::Caller::Guest(id), false).await.unwrap();
+    rig.host
+        .services()
+        .vms
+        .end(id, &mayfly::domain::token::Caller::Guest(id, mayfly::domain::GuestRole::Wrapper), false)
+        .await
+        .unwrap();
     rig.host.until_state(id, State::Draining).await;
     for what in ["log", "completejob"] {
         assert_eq!(rig.says(&jit, what).await.0, 200);
