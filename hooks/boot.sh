@@ -2,10 +2,10 @@
 # Entry point of the bootstrap bundle in the guest: called by the seed (as root), over
 # SSH, or through the agent.
 #
-# Reports "guest ready", gives the job's files to the job's user, starts wrapper.sh
-# detached from this session and returns. Exit 0 means that the wrapper is (or was)
-# running. The wrapper reports "guest configured", and starts the job once that was
-# acknowledged.
+# Reports "guest ready", gives the job's files to the job's user, starts watch.sh, which
+# starts wrapper.sh, detached from this session, and returns. Exit 0 means that the wrapper
+# is (or was) running. The wrapper reports "guest configured", and starts the job once that
+# was acknowledged. What keeps the job from starting is reported at once (guest_failed).
 #
 # The wrapper stays the user of this script. If that is root, the job runs as the
 # template's user, who can neither read the wrapper's token nor write the wrapper's files
@@ -13,7 +13,7 @@
 # the wrapper runs.
 #
 #   kit/                    the bundle: this script's directory
-#     boot.sh wrapper.sh job.sh tell.sh power-off.sh job-started.sh job-completed.sh
+#     boot.sh watch.sh wrapper.sh job.sh tell.sh power-off.sh job-started.sh job-completed.sh
 #     mayfly.env github.env                                  settings, for all users
 #     job.env               settings that this script writes: the job's user, PATH
 #     wrapper.curlrc        the wrapper's token
@@ -46,7 +46,7 @@ esac
 kit=$(cd "$kit" && pwd -P) || exit 1
 run=$kit/run
 sh=/bin/sh
-MAYFLY_RUNNER_USER=''
+MAYFLY_RUNNER_USER='' MAYFLY_ATTEMPT='' MAYFLY_HANDOVER=''
 
 say() {
     echo "mayfly boot: $*" >&2
@@ -56,9 +56,24 @@ say() {
 }
 
 die() {
+    # The last line that a caller over SSH sees is the reason.
     say "$*"
-    send_log
+    send_log 2>/dev/null
+    fail "$*" 2>/dev/null
     exit 1
+}
+
+# Reports that this guest cannot run its job. A guest that cannot report it and has no
+# caller that sees the exit code shows it on its console and powers off.
+fail() {
+    words=$(printf '%s' "$*" | tr -c '[:alnum:][:space:]_.,:;/()=+*?!@-' '?' | tr '\n\r\t' '   ' | head -c 900)
+    if echo '{"type":"guest_failed","attempt":'"${MAYFLY_ATTEMPT:-0}"',"detail":"'"$words"'"}' | tell 10; then
+        return 0
+    fi
+    if [ "$MAYFLY_HANDOVER" = seed ]; then
+        { echo "mayfly boot: $*" >/dev/console; } 2>/dev/null
+        $sh "$kit/power-off.sh"
+    fi
 }
 
 # Posts the event on standard input, within $1 seconds.
@@ -167,11 +182,6 @@ becomes_root() {
 }
 
 mkdir -p "$run" || exit 1
-for file in mayfly.env wrapper.curlrc wrapper.sh job.sh tell.sh; do
-    if [ ! -r "$kit/$file" ]; then
-        die "no $file in $kit"
-    fi
-done
 # Read in a subshell first: a broken file would end this shell without a message.
 # shellcheck source=/dev/null
 if ! (. "$kit/mayfly.env") >/dev/null 2>&1; then
@@ -179,6 +189,11 @@ if ! (. "$kit/mayfly.env") >/dev/null 2>&1; then
 fi
 # shellcheck source=/dev/null
 . "$kit/mayfly.env"
+for file in wrapper.curlrc watch.sh wrapper.sh job.sh tell.sh; do
+    if [ ! -r "$kit/$file" ]; then
+        die "no $file in $kit"
+    fi
+done
 
 ready='{"type":"guest_ready"}'
 echo "$ready" | tell 2
@@ -188,6 +203,7 @@ case $? in
     say "guest_ready was not accepted yet; it is repeated"
     echo "$ready" | tell later
     ;;
+3) die "curl is missing in this guest, or the settings in $kit are broken" ;;
 *) say "cannot report guest_ready" ;;
 esac
 
@@ -265,7 +281,7 @@ done
 
 # All three streams are redirected, otherwise an SSH client would wait for them.
 # shellcheck disable=SC2086  # may be a program and its first argument
-detached $sh "$kit/wrapper.sh" </dev/null >>"$run/wrapper.log" 2>&1 &
+detached $sh "$kit/watch.sh" </dev/null >>"$run/wrapper.log" 2>&1 &
 
 tries=0
 while [ ! -s "$run/wrapper.started" ]; do

@@ -2,7 +2,8 @@
 # The job's side of wrapper.sh: runs as the job's user, which may differ from the
 # wrapper's.
 #
-#   job.sh prepare   reads the environment of a login of this user
+#   job.sh prepare   checks the payload, and reads the environment of a login of this user;
+#                    fails, with the reason on its last line, if the payload cannot start
 #   job.sh run       becomes the payload
 #   job.sh session   the same for launchd, and reports the payload's end through a pipe
 #
@@ -151,6 +152,37 @@ write_zshenv() {
     rm -f "$mine/zshenv"
 }
 
+# What would otherwise be "not found", or be found by the job much later.
+check_payload() {
+    [ -f "$kit/payload" ] || return 0
+    if [ "$(head -c 3 "$kit/payload" | od -An -tx1 | tr -d ' \n')" = efbbbf ]; then
+        echo "the script begins with a byte order mark: save it as UTF-8 without one"
+        return 1
+    fi
+    if [ "$(head -c 2 "$kit/payload" | tr -d '\0')" != '#!' ]; then
+        return 0
+    fi
+    first=$(head -n 1 "$kit/payload" | head -c 1000 | tr -d '\0')
+    case $first in
+    *"$(printf '\r')")
+        echo "the first line of the script ends with a carriage return: save it with line feeds only"
+        return 1
+        ;;
+    esac
+    set -f
+    # shellcheck disable=SC2086  # the words of the line
+    set -- ${first#??}
+    set +f
+    if [ ! -x "${1:-}" ] || [ -d "${1:-}" ]; then
+        echo "the script's interpreter ${1:-} is not in this guest"
+        return 1
+    fi
+    if [ "${1##*/}" = env ] && [ "$#" = 2 ] && ! (PATH=$(login_path) && command -v "$2") >/dev/null 2>&1; then
+        echo "the script's interpreter $2 is not in the PATH of this guest: $(login_path)"
+        return 1
+    fi
+}
+
 # Becomes the payload.
 become_payload() {
     if [ ! -f "$kit/payload" ]; then
@@ -193,6 +225,7 @@ prepare)
     if [ "$system" = Darwin ]; then
         write_zshenv || echo "mayfly: cannot write .zshenv"
     fi
+    check_payload || exit 1
     ;;
 run) become_payload ;;
 session)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs the guest's job and reports its end to Mayfly.
 #
-# Started once, detached, by boot.sh. What it does depends on MAYFLY_RUNNER_KIND:
+# Started once by watch.sh. What it does depends on MAYFLY_RUNNER_KIND:
 #
 #   command   hook contract of a CI runner: job-started.sh, the job, job-completed.sh,
 #             then the upload of log and result, then runner_finished
@@ -49,7 +49,7 @@ system=$(uname -s)
 mkdir -p "$run" || exit 1
 if ! (set -C && echo "$$" >"$run/wrapper.pid") 2>/dev/null; then
     echo "another wrapper holds $run/wrapper.pid"
-    exit 1
+    exit 75
 fi
 echo "$$" >"$run/wrapper.started"
 
@@ -358,6 +358,21 @@ fetch_registration() {
     return "$fetched"
 }
 
+# The job can never be started: reported with the reason, and the vm ends. A guest that
+# cannot report it powers off.
+unusable() {
+    words=$(printf '%s' "${1:-the job cannot be prepared}" | tr -c '[:alnum:][:space:]_.,:;/()=+*?!@-' '?' |
+        tr '\n\r\t' '   ' | head -c 900)
+    { echo "mayfly: $words" >/dev/console; } 2>/dev/null
+    echo "$words" >"$run/not-started"
+    if ! echo '{"type":"guest_failed","attempt":'"${MAYFLY_ATTEMPT:-0}"',"is_final":true,"detail":"'"$words"'"}' |
+        tell "$MAYFLY_START_SECONDS"; then
+        # shellcheck disable=SC2086
+        $sh "$kit/power-off.sh"
+    fi
+    exit 0
+}
+
 # Without the permission, nothing was started and nothing will be: the next attempt runs
 # on a fresh clone.
 not_started() {
@@ -400,7 +415,12 @@ wait_for_start() {
 }
 
 as_job prepare </dev/null >"$run/prepare.log" 2>&1
+prepared=$?
 cat "$run/prepare.log"
+# Nothing of the job has run yet: what its user's side says is what job.sh says.
+if [ "$prepared" != 0 ]; then
+    unusable "$(tail -n 1 "$run/prepare.log")"
+fi
 wait_for_start
 if [ "$MAYFLY_RUNNER_KIND" = none ]; then
     exit 0

@@ -9,7 +9,7 @@ use crate::{
     platform::Clock,
     registry::{logins::Logins, s3::S3},
     sources::github::{GitHubClient, runner_archives::RunnerArchives},
-    store::{Ledger, Reader, Vault, logs::Logs, pools::PoolFaults, tokens::TokenUses},
+    store::{Ledger, Reader, Vault, heartbeats::Heartbeats, logs::Logs, pools::PoolFaults, tokens::TokenUses},
     templates::{
         Catalog,
         pull::{ProgressBoard, Puller},
@@ -23,6 +23,7 @@ pub struct Parts {
     pub reader: Reader,
     pub vault: Arc<Vault>,
     pub token_uses: TokenUses,
+    pub heartbeats: Heartbeats,
     pub logs: Logs,
     pub pool_faults: PoolFaults,
     pub drivers: Arc<Registry>,

@@ -115,6 +115,7 @@ pub async fn build(setup: Setup) -> Result<Built, StartError> {
         reader: store.reader,
         vault: Arc::new(vault),
         token_uses: Default::default(),
+        heartbeats: Default::default(),
         logs: Logs::new(data.logs()).with_space(space.keeping(template_limits.min_free_bytes / LOGS_SHARE)),
         pool_faults: Default::default(),
         capacity,

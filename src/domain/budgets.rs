@@ -88,6 +88,9 @@ budgets! {
     registration_seconds = 300, 1 to 2592000;
     /// How long a runner may be online without a job, in seconds (for runner kinds that wait for jobs).
     idle_seconds = 3600, 1 to 2592000;
+    /// How long the wrapper in a guest with a runner may report nothing, in seconds (at least 2). It reports several times
+    /// as often; a guest whose wrapper was killed, or that lost its network, ends here.
+    heartbeat_seconds = 180, 2 to 2592000;
     /// From the configured guest to the end of the vm, in seconds: a job that hangs ends here.
     lifetime_seconds = 21600, 1 to 2592000;
     /// From the announced end to the proof that the runner has finished, in seconds.
@@ -130,6 +133,7 @@ pub enum Budget {
     Idle,
     Lifetime,
     Drain,
+    Heartbeat,
 }
 
 impl Budget {
@@ -143,6 +147,7 @@ impl Budget {
             Budget::Idle => Code::RunnerIdle,
             Budget::Lifetime => Code::LifetimeSpent,
             Budget::Drain => Code::DrainSpent,
+            Budget::Heartbeat => Code::GuestSilent,
         }
     }
 }

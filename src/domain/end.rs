@@ -33,7 +33,8 @@ pub enum EndSignal {
     IdleBudget,
     LifetimeBudget,
     DrainBudget,
-    /// Every attempt to boot the guest failed.
+    HeartbeatBudget,
+    /// Every attempt to boot the guest failed, or the guest reported that it cannot run the job.
     GivenUp,
 }
 
@@ -48,6 +49,7 @@ impl From<Budget> for EndSignal {
             Budget::Idle => EndSignal::IdleBudget,
             Budget::Lifetime => EndSignal::LifetimeBudget,
             Budget::Drain => EndSignal::DrainBudget,
+            Budget::Heartbeat => EndSignal::HeartbeatBudget,
         }
     }
 }

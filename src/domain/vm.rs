@@ -1,5 +1,7 @@
 //! A vm: the result of applying its events in order.
 
+use std::time::Duration;
+
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -339,12 +341,15 @@ impl Vm {
                     Budget::Drain if self.announced_by == Some(Announcer::Hook) => OutcomeResult::Completed,
                     Budget::Drain if self.job_exit_code.is_some() => OutcomeResult::Completed,
                     Budget::Drain => OutcomeResult::Cancelled,
+                    Budget::Heartbeat if self.announced_by == Some(Announcer::Hook) => OutcomeResult::Completed,
+                    Budget::Heartbeat if self.job_exit_code.is_some() => OutcomeResult::Completed,
                     Budget::Queue
                     | Budget::Clone
                     | Budget::Boot
                     | Budget::Configure
                     | Budget::Registration
                     | Budget::Idle
+                    | Budget::Heartbeat
                     | Budget::Lifetime => OutcomeResult::Failed,
                 };
                 self.end((*budget).into(), result, Some(budget.code()), None);
@@ -520,7 +525,17 @@ impl Vm {
         waits.then(|| (proof, at + seconds(self.spec.budgets.settle_seconds)))
     }
 
-    /// The next moment at which a budget is spent, and which one it is.
+    /// How long the wrapper of this guest may report nothing. `None`: it does not report regularly, or there is nothing to
+    /// report.
+    pub fn longest_silence(&self) -> Option<Duration> {
+        // Wrappers that describe themselves send heartbeats.
+        let reports = self.spec.runner != RunnerKind::None && self.separate_users.is_some();
+        let works = matches!(self.state, State::Running | State::Draining);
+        (reports && works).then(|| Duration::from_secs(self.spec.budgets.heartbeat_seconds.into()))
+    }
+
+    /// The next moment at which a budget is spent, and which one it is. Without the heartbeat budget, which is extended by
+    /// reports that are not recorded.
     pub fn deadline(&self) -> Option<(Budget, Timestamp)> {
         let b = &self.spec.budgets;
         let away = SignedDuration::from_millis(self.away_ms);
@@ -606,6 +621,11 @@ impl Vm {
     /// Whether another fresh clone may be tried after one more failed attempt.
     pub fn has_attempts_left(&self) -> bool {
         self.failed_attempts + 1 < self.spec.budgets.max_attempts
+    }
+
+    /// The event for a failure of this attempt that a fresh clone may not have.
+    pub fn attempt_failed(&self, fault: Fault) -> Event {
+        if self.has_attempts_left() { Event::AttemptFailed { fault } } else { Event::GivenUp { fault } }
     }
 
     /// How long the guest may take to power down before it is forced. Zero if the runner has finished, or if the

@@ -1,7 +1,7 @@
 //! The bootstrap bundle: the directory that a guest gets when it is provisioned.
 //!
 //! ```text
-//! boot.sh wrapper.sh job.sh tell.sh power-off.sh job-started.sh job-completed.sh
+//! boot.sh watch.sh wrapper.sh job.sh tell.sh power-off.sh job-started.sh job-completed.sh
 //!                the scripts of hooks/, the same for every vm
 //! mayfly.env     0600   the vm's id and the address of the guest API
 //! wrapper.curlrc 0600   the wrapper's token, for curl, so that it is in no command line
@@ -22,14 +22,15 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::host_environment::{EXTRA_CERTIFICATES, HostEnvironment, HostValue};
 use crate::domain::{
-    VmId,
+    Handover, VmId,
     github::Registration,
     job_env::{JobEnvError, check_env},
     runner::RunnerKind,
 };
 
-const SCRIPTS: [(&str, &str); 7] = [
+const SCRIPTS: [(&str, &str); 8] = [
     ("boot.sh", include_str!("../../hooks/boot.sh")),
+    ("watch.sh", include_str!("../../hooks/watch.sh")),
     ("wrapper.sh", include_str!("../../hooks/wrapper.sh")),
     ("job.sh", include_str!("../../hooks/job.sh")),
     ("tell.sh", include_str!("../../hooks/tell.sh")),
@@ -53,6 +54,9 @@ pub struct KitInput {
     pub kind: RunnerKind,
     /// The attempt that this guest belongs to: the service accepts reports of no other one.
     pub attempt: u32,
+    /// How long the wrapper may report nothing, in seconds.
+    pub heartbeat_seconds: u32,
+    pub handover: Handover,
     /// How long the guest waits for the permission to start its job, in seconds.
     pub start_seconds: u32,
     /// The user that runs the runner; empty: the user that runs `boot.sh`.
@@ -146,6 +150,8 @@ impl Kit {
             job_token,
             kind,
             attempt,
+            heartbeat_seconds,
+            handover,
             start_seconds,
             user,
             env,
@@ -162,6 +168,13 @@ impl Kit {
         check_env(&env)?;
 
         let (id, attempt, start_seconds) = (vm_id.to_string(), attempt.to_string(), start_seconds.to_string());
+        // Several, because one may be lost, and not too many for an emulated guest.
+        let every = (heartbeat_seconds / 4).clamp(1, 30).to_string();
+        let handover = match handover {
+            Handover::Seed => "seed",
+            Handover::Ssh => "ssh",
+            Handover::Agent => "agent",
+        };
         let settings = [
             ("MAYFLY_VM_ID", id.as_str()),
             ("MAYFLY_URL", url.trim_end_matches('/')),
@@ -169,6 +182,8 @@ impl Kit {
             ("MAYFLY_RUNNER_USER", &user),
             ("MAYFLY_ATTEMPT", &attempt),
             ("MAYFLY_START_SECONDS", &start_seconds),
+            ("MAYFLY_HEARTBEAT_EVERY", &every),
+            ("MAYFLY_HANDOVER", handover),
         ];
 
         let mut files: Vec<KitFile> =
@@ -302,6 +317,8 @@ pub(super) mod tests {
             job_token: SecretString::from("mfj_t0ken"),
             kind: RunnerKind::Command,
             attempt: 2,
+            heartbeat_seconds: 180,
+            handover: Handover::Seed,
             start_seconds: 420,
             user: String::new(),
             env: BTreeMap::from([("GREETING".into(), "it's $(touch pwned) `id` \"x\"\n%s\\n".into())]),
@@ -340,6 +357,7 @@ pub(super) mod tests {
             listing,
             [
                 ("boot.sh", 0o755),
+                ("watch.sh", 0o755),
                 ("wrapper.sh", 0o755),
                 ("job.sh", 0o755),
                 ("tell.sh", 0o755),
@@ -360,7 +378,8 @@ pub(super) mod tests {
         assert_eq!(
             settings,
             "MAYFLY_VM_ID='01933b5c-7e5e-7c7a-9d5b-1f2e3d4c5b6a'\nMAYFLY_URL='http://10.0.2.100'\n\
-             MAYFLY_RUNNER_KIND='command'\nMAYFLY_RUNNER_USER=''\nMAYFLY_ATTEMPT='2'\nMAYFLY_START_SECONDS='420'\n"
+             MAYFLY_RUNNER_KIND='command'\nMAYFLY_RUNNER_USER=''\nMAYFLY_ATTEMPT='2'\nMAYFLY_START_SECONDS='420'\n\
+             MAYFLY_HEARTBEAT_EVERY='30'\nMAYFLY_HANDOVER='seed'\n"
         );
         let github = GitHubKit {
             url: "https://github.com/acme/app".into(),
@@ -373,7 +392,7 @@ pub(super) mod tests {
         };
         let kind = RunnerKind::GitHub;
         let kit = Kit::new(KitInput { kind, payload: None, github: Some(github), ..input() }).unwrap();
-        let listing: Vec<(&str, u32)> = kit.files().iter().skip(11).map(|f| (f.name, f.mode)).collect();
+        let listing: Vec<(&str, u32)> = kit.files().iter().skip(12).map(|f| (f.name, f.mode)).collect();
         assert_eq!(listing, [("payload", 0o700), ("github.env", 0o600), ("registration", 0o600)]);
         assert_eq!(file(&kit, "registration").unwrap().bytes, b"s3cret");
         let settings = String::from_utf8(file(&kit, "github.env").unwrap().bytes.clone()).unwrap();

@@ -23,5 +23,6 @@ pub mod ssh;
 
 pub use host_environment::HostEnvironment;
 pub use kit::{Kit, KitError, KitFile, KitInput};
+pub use output::last_line;
 pub use readiness::banner;
 pub use ssh::{SshDelivery, SshError, SshLogin, SshTarget, deliver};

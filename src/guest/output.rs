@@ -44,9 +44,22 @@ pub(super) fn one_line(e: &dyn Display) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect()
 }
 
+/// The last line of a guest's output that says something, for people.
+pub fn last_line(output: &str) -> Option<String> {
+    let line = output.lines().map(str::trim).rfind(|line| !line.is_empty())?;
+    Some(one_line(&line))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_words_are_one_plain_line() {
+        assert_eq!(last_line("a\nno \u{1b}[1muser\r\n \n").as_deref(), Some("no  [1muser"));
+        assert_eq!(last_line(" \n"), None);
+        assert_eq!(last_line(&"x".repeat(5000)).unwrap().len(), 200);
+    }
 
     #[test]
     fn the_end_is_kept_and_memory_is_bounded() {

@@ -81,7 +81,7 @@ impl From<guest::agent::Error> for Failure {
             Error::Failed { tail, .. } => Some(tail.clone()),
             Error::Retry(_) | Error::Unusable(_) => None,
         };
-        Failure { kind, code: error.code(), detail: error.to_string(), tail }
+        Failure { kind, code: error.code(), detail: with_words(&error, tail.as_deref()), tail }
     }
 }
 
@@ -97,7 +97,7 @@ impl From<guest::SshError> for Failure {
             guest::SshError::Failed { tail, .. } => Some(tail.clone()),
             _ => None,
         };
-        Failure { kind, code: error.code(), detail: error.to_string(), tail }
+        Failure { kind, code: error.code(), detail: with_words(&error, tail.as_deref()), tail }
     }
 }
 
@@ -112,6 +112,14 @@ impl From<&GitHubError> for Failure {
     }
 }
 
+/// The error, with what the guest said last: it knows best what it lacks.
+fn with_words(error: &dyn std::fmt::Display, output: Option<&str>) -> String {
+    match output.and_then(guest::last_line) {
+        Some(words) => format!("{error}; it said: {words}"),
+        None => error.to_string(),
+    }
+}
+
 /// The event for a failed step, and whether the same step is retried after a pause.
 pub(super) fn failed(vm: &Vm, kind: FailureKind, fault: Fault) -> (Event, bool) {
     let coming_up = matches!(vm.state, State::Cloning | State::Booting | State::Configuring);
@@ -121,12 +129,8 @@ pub(super) fn failed(vm: &Vm, kind: FailureKind, fault: Fault) -> (Event, bool) 
         // Cleanup is retried until it succeeds: giving up would leak the instance.
         _ if !coming_up => (Event::StepFailed { fault }, true),
         FailureKind::Retry => (Event::StepFailed { fault }, true),
-        FailureKind::Attempt => (attempt_failed(vm, fault), false),
+        FailureKind::Attempt => (vm.attempt_failed(fault), false),
         FailureKind::Permanent => (Event::GivenUp { fault }, false),
         FailureKind::Host => (Event::HostRefused { fault }, false),
     }
-}
-
-pub(super) fn attempt_failed(vm: &Vm, fault: Fault) -> Event {
-    if vm.has_attempts_left() { Event::AttemptFailed { fault } } else { Event::GivenUp { fault } }
 }

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use crate::{
     domain::{
-        Code, EndProof, Error, Event, GuestRole, Handover, Result, State, Vm, VmId,
+        Code, EndProof, Error, Event, Fault, GuestRole, Handover, Result, State, Vm, VmId,
         event::ReadyVia,
         github::{Registration, runner_name},
         runner::RunnerFact,
@@ -20,6 +20,7 @@ use crate::{
     sources::github::runner_archives::RunnerArchives,
     store::{
         Expect, Ledger, Reader, Vault,
+        heartbeats::Heartbeats,
         logs::{LogSource, Logs},
     },
     templates::Catalog,
@@ -54,6 +55,20 @@ pub enum GuestEvent {
     JobResult { exit_code: i32 },
     /// The runner program has returned: its results are uploaded, and nothing is left to do in the guest.
     RunnerFinished { exit_code: i32 },
+    /// The wrapper is alive. Sent several times within `heartbeat_seconds` while a runner works; not recorded.
+    Heartbeat {},
+    /// The guest cannot run its job. Before the job's start this ends the attempt, and a fresh clone follows if there are
+    /// attempts left; later it ends the vm.
+    GuestFailed {
+        /// The attempt that this guest was made for.
+        attempt: u32,
+        /// What is wrong, for people.
+        #[schema(max_length = 1000)]
+        detail: String,
+        /// It would be the same on a fresh clone: the vm ends.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        is_final: bool,
+    },
     /// A part of a log.
     Log {
         source: GuestLog,
@@ -78,11 +93,15 @@ impl GuestEvent {
             | GuestEvent::GuestConfigured { .. }
             | GuestEvent::RunnerStarted {}
             | GuestEvent::RunnerFinished { .. }
+            | GuestEvent::Heartbeat {}
+            | GuestEvent::GuestFailed { .. }
             | GuestEvent::Log { .. } => false,
         }
     }
 }
 
+/// Longest description of a failure, in bytes.
+const MOST_WORDS: usize = 1000;
 /// Limit of retries. Each retry needs another commit for the same vm, and a vm has a bounded number of states.
 const TURNS: usize = 64;
 
@@ -93,6 +112,7 @@ pub struct Guests {
     reader: Reader,
     vault: Arc<Vault>,
     logs: Logs,
+    heartbeats: Heartbeats,
     catalog: Arc<Catalog>,
     archives: RunnerArchives,
     clock: Clock,
@@ -100,8 +120,9 @@ pub struct Guests {
 
 impl Guests {
     pub fn new(parts: &Parts) -> Self {
-        let Parts { ledger, reader, vault, logs, catalog, runner_archives: archives, clock, .. } = parts.clone();
-        Self { ledger, reader, vault, logs, catalog, archives, clock }
+        let Parts { ledger, reader, vault, logs, heartbeats, catalog, runner_archives: archives, clock, .. } =
+            parts.clone();
+        Self { ledger, reader, vault, logs, heartbeats, catalog, archives, clock }
     }
 
     /// The vm of this token and for whom it was made, from the token alone.
@@ -129,12 +150,20 @@ impl Guests {
 
     /// A report with the wrapper's token.
     pub async fn report(&self, id: VmId, report: GuestEvent) -> Result<()> {
+        // A late report of a guest that is gone must not be remembered for ever.
+        if self.live(id).await?.state != State::Deleted {
+            self.heartbeats.note(id);
+        }
         self.apply(id, GuestRole::Wrapper, report).await
     }
 
     async fn apply(&self, id: VmId, role: GuestRole, report: GuestEvent) -> Result<()> {
         self.note_signs_of_life(id, &report).await?;
         let event = match report {
+            GuestEvent::Heartbeat {} => return Ok(()),
+            GuestEvent::GuestFailed { attempt, detail, is_final } => {
+                return self.guest_failed(id, attempt, &detail, is_final).await;
+            }
             GuestEvent::GuestConfigured { attempt, separate_users } => {
                 return self.allow_start(id, attempt, separate_users).await;
             }
@@ -205,14 +234,43 @@ impl Guests {
                 }
             }
         }
-        Err(Error::new(Code::StoreUnavailable, "the vm changed faster than its guest could be answered").retry_after(1))
+        Err(too_fast())
+    }
+
+    /// The guest of this attempt cannot run its job.
+    async fn guest_failed(&self, id: VmId, attempt: u32, detail: &str, is_final: bool) -> Result<()> {
+        if detail.len() > MOST_WORDS {
+            return Err(Error::new(Code::RequestInvalid, "the detail is too long")
+                .field("/detail", format!("at most {MOST_WORDS} bytes")));
+        }
+        let detail: String = detail.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let code = if is_final { Code::JobUnusable } else { Code::GuestFailed };
+        let fault = Fault { code, detail: format!("the guest said: {}", detail.trim()), at: self.clock.now() };
+        for _ in 0..TURNS {
+            let vm = self.live(id).await?;
+            let event = match vm.state {
+                _ if vm.attempt != attempt => return Ok(()),
+                State::Booting | State::Configuring if !is_final => vm.attempt_failed(fault.clone()),
+                State::Booting | State::Configuring | State::Running | State::Draining => {
+                    Event::GivenUp { fault: fault.clone() }
+                }
+                State::Queued | State::Cloning | State::Stopping | State::Deleting | State::Deleted => return Ok(()),
+            };
+            if self.ledger.apply(id, Expect::Generation(vm.generation), event, self.clock.now()).await?.as_expected {
+                return Ok(());
+            }
+        }
+        Err(too_fast())
     }
 
     /// Records what a report implies in addition to its content, so that a guest whose earlier report was lost does
     /// not count as one that never reported.
     async fn note_signs_of_life(&self, id: VmId, report: &GuestEvent) -> Result<()> {
         let (ready, started) = match report {
-            GuestEvent::GuestReady {} | GuestEvent::GuestConfigured { .. } => return Ok(()),
+            GuestEvent::GuestReady {}
+            | GuestEvent::GuestConfigured { .. }
+            | GuestEvent::Heartbeat {}
+            | GuestEvent::GuestFailed { .. } => return Ok(()),
             GuestEvent::Log { source: GuestLog::Boot, .. } => (true, false),
             GuestEvent::Log { source: GuestLog::Job, .. }
             | GuestEvent::RunnerStarted {}
@@ -291,6 +349,10 @@ fn may_describe_itself(vm: &Vm) -> bool {
 /// Whether the guest was provisioned by a seed: then Mayfly learns its state only from its own reports.
 fn is_seeded(vm: &Vm) -> bool {
     vm.spec.resolved().is_some_and(|spec| spec.handover == Handover::Seed)
+}
+
+fn too_fast() -> Error {
+    Error::new(Code::StoreUnavailable, "the vm changed faster than its guest could be answered").retry_after(1)
 }
 
 /// A guest repeats what was refused.

@@ -20,6 +20,7 @@ pub mod changes;
 pub mod deliveries;
 pub mod github_runners;
 mod health;
+pub mod heartbeats;
 mod integrity;
 pub mod jobs;
 pub mod ledger;

@@ -241,7 +241,7 @@ def reinterpreted(files, shell):
     """The bundle, whose inner shell calls use the shell under test."""
     argv = shutil.which(SHELLS[shell][0]) + (" sh" if shell == "busybox" else "")
     changed = dict(files)
-    for name in ("boot.sh", "wrapper.sh", "tell.sh", "job-started.sh", "job-completed.sh"):
+    for name in ("boot.sh", "watch.sh", "wrapper.sh", "tell.sh", "job-started.sh", "job-completed.sh"):
         if name in files:
             text = files[name][1].decode()
             check("\nsh=/bin/sh\n" in text, "%s no longer says how it starts another script" % name)
@@ -255,6 +255,11 @@ def lives(shell, files, w, env=None):
     check(code == 0, "boot.sh ended with %s: %s" % (code, output))
     quiet(output)
     return kit
+
+
+def once(names):
+    """Without repetitions: a report whose answer was slow is repeated."""
+    return [name for n, name in enumerate(names) if name not in names[:n]]
 
 
 SCRIPT_ORDER = ["guest_ready", "guest_configured", "runner_started", "runner_finished"]
@@ -326,7 +331,7 @@ def wrapper_script_none_unknown():
         cases = (
             ("script", "echo set up; exit 3\n", SCRIPT_ORDER, 3),
             ("script", None, SCRIPT_ORDER, 127),
-            ("command", "#!/no/such/interpreter\n", COMMAND_ORDER, None),
+            ("command", "no-such-program\n", COMMAND_ORDER, 127),
             ("tomorrow", "exit 0\n", ["guest_ready", "guest_configured", "runner_finished"], 127),
         )
         for kind, payload, order, code in cases:
@@ -526,11 +531,11 @@ def no_base64():
     with Workspace() as w:
         tools = w.dir / "tools"
         tools.mkdir()
-        for tool in "sh bash mkdir cat rm mv tee uname id chmod chown tail head tr wc sleep setsid date kill curl sed awk".split():
+        for tool in "sh bash mkdir cat rm mv tee uname id chmod chown tail head tr wc sleep setsid date kill curl sed awk od cut".split():
             if shutil.which(tool):
                 (tools / tool).symlink_to(shutil.which(tool))
         files = kit_files(w.api.url, payload="echo unseen\n")
-        for name in ("boot.sh", "wrapper.sh", "job.sh", "tell.sh"):
+        for name in ("boot.sh", "watch.sh", "wrapper.sh", "job.sh", "tell.sh"):
             text = files[name][1].decode()
             check("\nPATH=/usr/bin:/bin:/usr/sbin:/sbin\n" in text, "PATH line changed")
             files[name] = (0o755, text.replace("PATH=/usr/bin:/bin:/usr/sbin:/sbin", "PATH=%s" % tools).encode())
@@ -557,8 +562,13 @@ def boot_says_no():
                 continue
             files = {k: v for k, v in {**whole, **change}.items() if v}
             shutil.rmtree(w.dir / "kit", ignore_errors=True)
+            before = w.api.names().count("guest_failed")
             code, output = boot(write_kit(w.dir / "kit", files))
             check(code != 0, "%s: exit 0, %s" % (case, output))
+            # Whatever can be reported is reported at once, in words.
+            if not {"mayfly.env", "tell.sh", "wrapper.curlrc"} & set(change) or case == "unknown user":
+                said = w.api.wait("guest_failed", 1, count=before + 1)["json"]
+                check(said["attempt"] == 1 and said["detail"] in output, said)
         check("runner_finished" not in w.api.names(), w.api.names())
 
 
@@ -712,7 +722,7 @@ def as_another_user():
             )
             kit = lives(shell, kit_files(w.api.url, payload=payload, user="nobody"), w)
             check(w.api.wait("runner_finished", 30)["json"]["exit_code"] == 137, w.api.log())
-            check(w.api.names() == COMMAND_ORDER, w.api.names())
+            check(once(w.api.names()) == COMMAND_ORDER, w.api.names())
             log = w.api.log().decode()
             check("user=nobody home=" in log and "log=open" in log and "wrote" not in log, log)
         with Workspace() as w:
@@ -724,6 +734,85 @@ def as_another_user():
             check((kit / "run" / "powered-off").read_text() == "0\n", "not powered off, or not by root")
 
     each_shell(one)
+
+
+def job_that_cannot_start():
+    """What keeps a job from starting is reported before its start, in words, and ends the vm."""
+
+    def one(shell):
+        for payload, words in (
+            (b"#!/no/such/interpreter\necho ran\n", "interpreter /no/such/interpreter is not in this guest"),
+            (b"#!/usr/bin/env no-such-interpreter\necho ran\n", "interpreter no-such-interpreter is not in the PATH"),
+            (b"#!/bin/sh\r\necho ran\r\n", "carriage return"),
+            (b"\xef\xbb\xbf#!/bin/sh\necho ran\n", "byte order mark"),
+        ):
+            with Workspace() as w:
+                kit = lives(shell, kit_files(w.api.url, payload=payload), w)
+                said = w.api.wait("guest_failed", 20)["json"]
+                check(words in said["detail"] and said["is_final"] is True and said["attempt"] == 1, said)
+                wait_gone(int((kit / "run" / "wrapper.pid").read_text()))
+                check(once(w.api.names()) == ["guest_ready", "guest_failed"], w.api.names())
+        for payload in ("#!/usr/bin/env sh\necho ran\n", "#! /bin/sh -e\necho ran\n", "echo ran\n"):
+            with Workspace() as w:
+                lives(shell, kit_files(w.api.url, payload=payload), w)
+                w.api.wait("runner_finished", 30)
+                check(b"ran\n" in w.api.log(), w.api.log())
+
+    each_shell(one)
+
+
+def heartbeats():
+    """While the wrapper lives, Mayfly hears from it; its death is reported; and when everything is killed, it is silent."""
+
+    def one(shell):
+        payload = "#!/bin/sh\necho ran\nexec sleep 60 # $MAYFLY_HOME\n"
+        files = kit_files(w.api.url, kind="script", payload=payload, extra={"MAYFLY_HEARTBEAT_EVERY": "1"})
+        return lives(shell, files, w)
+
+    for shell in SHELLS:
+        with Workspace() as w:
+            kit = one(shell)
+            w.api.wait("heartbeat", 30, count=3)
+            os.kill(int((kit / "run" / "wrapper.pid").read_text()), signal.SIGKILL)
+            said = w.api.wait("guest_failed", 20)["json"]
+            check("without a result" in said["detail"] and not said.get("is_final"), said)
+            check("runner_finished" not in w.api.names(), w.api.names())
+            for pid, _ in w.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        with Workspace() as w:
+            one(shell)
+            w.api.wait("heartbeat", 30)
+            # As `kill -9 -1` of a job that is the wrapper's user.
+            for _ in range(100):
+                left = w.processes()
+                if not left:
+                    break
+                for pid, _ in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            check(not left, left)
+            with w.api.news:
+                said = len(w.api.requests)
+                check(not w.api.news.wait_for(lambda: len(w.api.requests) > said, 3), w.api.names())
+
+
+def difficult_profile():
+    """Another user's profile and login shell are not needed: they cost the job only their variables."""
+    if os.getuid() != 0:
+        return "skipped, not root"
+    with Workspace() as w:
+        home = w.dir / "home"
+        home.mkdir()
+        (home / ".profile").write_text("export FROM_PROFILE=yes\nexit 3\n")
+        payload = "#!/bin/sh\necho from=${FROM_PROFILE-nothing} path=$PATH\nexit 5\n"
+        files = kit_files(w.api.url, payload=payload)
+        write_kit(w.dir / "kit", files)
+        code, output = boot(w.dir / "kit", env=clean_env(HOME=str(home)))
+        check(code == 0, output)
+        check(w.api.wait("runner_finished", 40)["json"]["exit_code"] == 5, w.api.log())
+        log = w.api.log().decode()
+        check("from=nothing path=/" in log and "did not return its environment" in log, log)
 
 
 def github_registration_token():
@@ -801,6 +890,6 @@ main([
     wrapper_command, additional_certificates, wrapper_script_none_unknown, long_log, lost_calls, acknowledged_start, never_started,
     started_by_the_host, not_twice, vm_is_gone, one_wrapper,
     violent_job, signals_ignored, no_base64, boot_says_no, github_runner, github_registration_fetched,
-    github_registration_refused, as_another_user, github_registration_token,
+    github_registration_refused, as_another_user, job_that_cannot_start, heartbeats, difficult_profile, github_registration_token,
     github_wrong_runners, github_runner_from_the_host,
 ], at_once=3)

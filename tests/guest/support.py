@@ -28,7 +28,7 @@ import traceback
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 HOOKS = ROOT / "hooks"
-SCRIPTS = ["boot.sh", "wrapper.sh", "job.sh", "tell.sh", "power-off.sh", "job-started.sh", "job-completed.sh"]
+SCRIPTS = ["boot.sh", "watch.sh", "wrapper.sh", "job.sh", "tell.sh", "power-off.sh", "job-started.sh", "job-completed.sh"]
 TOKEN = "tok-3f1c0c6f-secret"  # the wrapper's
 JOB_TOKEN = "job-77aa01b2-secret"
 VM_ID = "vm-0001"
@@ -163,7 +163,8 @@ class Api:
 
     def names(self, logs=False):
         with self.news:
-            return [r["name"] for r in self.requests if logs or not r["name"].startswith("log:")]
+            return [r["name"] for r in self.requests
+                    if r["name"] != "heartbeat" and (logs or not r["name"].startswith("log:"))]
 
     def wait(self, name, seconds, count=1):
         """Waits for the count-th accepted request of that name and returns it."""
@@ -218,6 +219,9 @@ def kit_files(url, kind="command", payload=None, user="", env=None, extra=None, 
         "MAYFLY_ATTEMPT": "1",
         "MAYFLY_START_SECONDS": "40",
         "MAYFLY_FINISH_SECONDS": "45",
+        "MAYFLY_HEARTBEAT_EVERY": "30",
+        # Not "seed": a guest that is this machine must stay on.
+        "MAYFLY_HANDOVER": "ssh",
     }
     settings.update(extra or {})
     lines = lambda pairs, before="": "".join(

@@ -330,8 +330,8 @@ impl Drop for Guest {
             let _ = kill_process_group(group, Signal::KILL);
         }
         // Only after a failed test: a wrapper ends by itself when it is heard.
-        if let Some(wrapper) = self.wrapper() {
-            let _ = kill_process_group(wrapper, Signal::KILL);
+        if let Some(group) = self.wrapper().and_then(|wrapper| rustix::process::getpgid(Some(wrapper)).ok()) {
+            let _ = kill_process_group(group, Signal::KILL);
         }
     }
 }
@@ -446,6 +446,8 @@ fn kit(url: &str, payload: Option<String>) -> Kit {
         github: None,
         kind: if payload.is_some() { RunnerKind::Command } else { RunnerKind::None },
         attempt: 1,
+        heartbeat_seconds: 60,
+        handover: mayfly::domain::Handover::Agent,
         start_seconds: 60,
         user: String::new(),
         env: Default::default(),

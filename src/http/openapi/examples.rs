@@ -109,6 +109,7 @@ pub fn pool() -> Value {
             "configure_seconds": null,
             "registration_seconds": null,
             "idle_seconds": null,
+            "heartbeat_seconds": null,
             "lifetime_seconds": 7200,
             "drain_seconds": null,
             "drain_cap_seconds": null,
@@ -133,6 +134,7 @@ fn budgets() -> Value {
         "configure_seconds": 120,
         "registration_seconds": 300,
         "idle_seconds": 3600,
+        "heartbeat_seconds": 180,
         "lifetime_seconds": 3600,
         "drain_seconds": 300,
         "drain_cap_seconds": 900,
@@ -158,7 +160,7 @@ pub fn vm() -> Value {
         "labels": { "team": "core" },
         "pool": null,
         "created_by": "01920f3c-6b8f-7d22-8e3c-9a1f5b7c2d3e",
-        "runner": { "kind": "command", "status": "none", "started": "no", "github": null },
+        "runner": { "kind": "command", "status": "none", "separate_users": null, "started": "no", "github": null },
         "queue": { "reason": "slot", "position": 3, "deadline": "2026-11-20T09:10:00.000Z", "pull": null },
         "deadline": { "budget": "queue", "at": "2026-11-20T09:10:00.000Z" },
         "paused_since": null,
@@ -201,6 +203,7 @@ pub fn deleted_vm() -> Value {
             "runner": {
                 "kind": "github",
                 "status": "finished",
+                "separate_users": true,
                 "started": "yes",
                 "github": {
                     "scope": "acme/app",

@@ -9,10 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::{
     domain::{Announcer, Budget, Event, Fault, RunnerStatus, Vm, runner::RunnerFact},
     platform::Clock,
-    reconcile::{
-        failure::attempt_failed,
-        github::{Pace, Removal, RunnerRemoval, deregistered},
-    },
+    reconcile::github::{Pace, Removal, RunnerRemoval, deregistered},
 };
 
 /// The drain budget of a busy vm is extended when less than this is left.
@@ -49,7 +46,7 @@ impl SpentBudgets {
         loop {
             let removal = match budget {
                 // Before there is a guest, or after the longest time that a vm may exist.
-                Budget::Queue | Budget::Clone | Budget::Lifetime => Removal::Gone,
+                Budget::Queue | Budget::Clone | Budget::Lifetime | Budget::Heartbeat => Removal::Gone,
                 Budget::Boot | Budget::Configure | Budget::Registration | Budget::Idle | Budget::Drain => {
                     self.removal.remove(vm).await
                 }
@@ -76,7 +73,10 @@ impl SpentBudgets {
                 (Budget::Clone | Budget::Boot | Budget::Configure, Removal::Gone) => {
                     return self.attempt_spent(vm, budget);
                 }
-                (Budget::Queue | Budget::Registration | Budget::Idle | Budget::Lifetime, Removal::Gone) => {
+                (
+                    Budget::Queue | Budget::Registration | Budget::Idle | Budget::Lifetime | Budget::Heartbeat,
+                    Removal::Gone,
+                ) => {
                     return Event::BudgetSpent { budget };
                 }
                 (_, Removal::Busy) => return Event::RunnerChanged { fact: RunnerFact::JobStarted },
@@ -84,6 +84,15 @@ impl SpentBudgets {
             }
             tokio::time::sleep(pause).await;
             pause = self.pace.longer(pause);
+        }
+    }
+
+    /// The event for a vm whose wrapper is silent. `None` while GitHub reports that its runner has a job, or does not answer:
+    /// only the way to this host may be broken.
+    pub async fn silent(&self, vm: &Vm) -> Option<Event> {
+        match self.removal.remove(vm).await {
+            Removal::Gone => Some(Event::BudgetSpent { budget: Budget::Heartbeat }),
+            Removal::Busy | Removal::Unknown => None,
         }
     }
 
@@ -96,6 +105,6 @@ impl SpentBudgets {
             Some(fault) if fault.at >= vm.entered_at => format!("{}; last: {}", budget.code().title(), fault.detail),
             _ => budget.code().title().to_owned(),
         };
-        attempt_failed(vm, Fault { code: budget.code(), detail, at: self.clock.now() })
+        vm.attempt_failed(Fault { code: budget.code(), detail, at: self.clock.now() })
     }
 }

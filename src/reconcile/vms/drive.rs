@@ -22,7 +22,7 @@ use crate::{
         host::HostObserver,
         presence::Presence,
     },
-    store::{Expect, Ledger, Reader, StoreError},
+    store::{Expect, Ledger, Reader, StoreError, heartbeats::Heartbeats},
 };
 
 /// The latest state of the vm, updated with each event.
@@ -32,6 +32,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// After a time without writes, no budget counts as spent for this long, so that guests can repeat their reports.
 const ONCE_HEARD: Duration = Duration::from_secs(30);
+/// Pause between two questions whether the runner of a silent guest has a job.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
 /// Longest pause after a failed write while the database accepts others.
 const ONCE_WRITABLE: Duration = Duration::from_secs(1);
 
@@ -50,6 +52,7 @@ enum Next {
 pub(in crate::reconcile) struct VmDriver {
     ledger: Ledger,
     reader: Reader,
+    heartbeats: Heartbeats,
     clock: Clock,
     presence: Presence,
     host: HostObserver,
@@ -67,8 +70,8 @@ impl VmDriver {
         budgets: SpentBudgets,
         runner_watch: RunnerWatch,
     ) -> Self {
-        let Parts { ledger, reader, clock, .. } = parts.clone();
-        Self { ledger, reader, clock, presence, host, steps, budgets, runner_watch }
+        let Parts { ledger, reader, heartbeats, clock, .. } = parts.clone();
+        Self { ledger, reader, heartbeats, clock, presence, host, steps, budgets, runner_watch }
     }
 
     /// Returns when the vm is deleted.
@@ -82,6 +85,7 @@ impl VmDriver {
         } else {
             self.drive_steps(vm).await;
         }
+        self.heartbeats.forget(id);
     }
 
     async fn drive_steps(&self, mut vm: Vm) {
@@ -216,7 +220,20 @@ impl VmDriver {
                     Err(failure) => Next::Failed(failure),
                 },
                 event = spent => return Next::Spent(event),
+                event = self.silence(&seen) => return Next::Spent(event),
             }
+        }
+    }
+
+    /// Returns when the wrapper in the guest has been silent for too long.
+    async fn silence(&self, vm: &Vm) -> Event {
+        let Some(limit) = vm.longest_silence() else { return std::future::pending().await };
+        loop {
+            self.heartbeats.silence(vm.id(), limit).await;
+            if let Some(event) = self.budgets.silent(vm).await {
+                return event;
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
         }
     }
 

@@ -16,6 +16,7 @@ use crate::{
     reconcile::failure::Failure,
     store::{
         Expect, Ledger,
+        heartbeats::Heartbeats,
         logs::{LogSource, Logs},
     },
     templates::Catalog,
@@ -30,6 +31,7 @@ pub(super) struct FullDisk {
     ledger: Ledger,
     logs: Logs,
     catalog: Arc<Catalog>,
+    heartbeats: Heartbeats,
     clock: Clock,
     /// How long a guest may stay paused.
     give_up_after: Duration,
@@ -37,8 +39,8 @@ pub(super) struct FullDisk {
 
 impl FullDisk {
     pub fn new(parts: &Parts, give_up_after: Duration) -> Self {
-        let Parts { ledger, logs, catalog, clock, .. } = parts.clone();
-        Self { ledger, logs, catalog, clock, give_up_after }
+        let Parts { ledger, logs, catalog, heartbeats, clock, .. } = parts.clone();
+        Self { ledger, logs, catalog, heartbeats, clock, give_up_after }
     }
 
     /// Returns the reason when the guest has ended, or has been paused for too long.
@@ -50,6 +52,8 @@ impl FullDisk {
             if cause != GoneCause::HostDiskFull {
                 return Ok(cause);
             }
+            // A paused guest cannot report.
+            self.heartbeats.note(vm.id());
             let now = clock::monotonic();
             let known = trouble.filter(|t| t.resumed.is_none_or(|at| now.duration_since(at) < RECOVERED));
             let began = match known {

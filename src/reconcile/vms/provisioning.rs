@@ -205,6 +205,8 @@ impl Provisioner {
             job_token: self.vault.vm_token(vm.id(), GuestRole::Job),
             kind: vm.spec.runner,
             attempt: vm.attempt,
+            heartbeat_seconds: vm.spec.budgets.heartbeat_seconds,
+            handover: spec_of(vm)?.handover,
             start_seconds: vm.spec.budgets.boot_seconds.saturating_add(vm.spec.budgets.configure_seconds),
             user: template.user.clone(),
             env,

@@ -15,7 +15,7 @@ use crate::{
     drivers::{Driver, GuestNetwork, InstanceSpec, Seed, registry::Registry},
     guest,
     parts::Parts,
-    platform::Clock,
+    platform::{Clock, files, tasks::blocking_io},
     reconcile::{
         failure::{Failure, FailureKind, spec_of},
         github::RunnerRemoval,
@@ -228,7 +228,10 @@ impl Steps {
         let name = vm.instance();
         tokio::select! {
             done = work => done,
-            ended = driver.ended(&name) => Err(ended_early(vm, ended?)),
+            ended = driver.ended(&name) => {
+                let words = last_words(driver.console_log(&name)).await;
+                Err(ended_early(vm, ended?, words.as_deref()))
+            }
         }
     }
 }
@@ -242,7 +245,7 @@ fn was_reached(vm: &Vm) -> bool {
 }
 
 /// The failure of a guest that ended, or was stopped, before it was provisioned.
-fn ended_early(vm: &Vm, cause: GoneCause) -> Failure {
+fn ended_early(vm: &Vm, cause: GoneCause, words: Option<&str>) -> Failure {
     let (kind, code) = match cause {
         GoneCause::GuestPowerOff | GoneCause::GuestReset | GoneCause::HostStop | GoneCause::Unknown => {
             (FailureKind::Attempt, Code::GuestEndedEarly)
@@ -253,5 +256,16 @@ fn ended_early(vm: &Vm, cause: GoneCause) -> Failure {
         // Another clone would fail in the same way.
         GoneCause::HostDiskFull | GoneCause::AcceleratorFailed => (FailureKind::Host, cause.code()),
     };
-    Failure::new(kind, code, format!("the guest ended while it was {}: {}", vm.state, cause.describe()))
+    let said = words.map(|words| format!("; its console said: {words}")).unwrap_or_default();
+    Failure::new(kind, code, format!("the guest ended while it was {}: {}{said}", vm.state, cause.describe()))
+}
+
+/// What the scripts in the guest wrote last to its console: they do so if they cannot report it.
+async fn last_words(console: Option<PathBuf>) -> Option<String> {
+    let console = console?;
+    let tail = blocking_io(move || files::read_tail(&console, 16 << 10)).await.ok()??;
+    let text = String::from_utf8_lossy(&tail);
+    let (_, words) =
+        text.lines().rev().find_map(|line| line.split_once("mayfly: ").or_else(|| line.split_once("mayfly boot: ")))?;
+    Some(words.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect::<String>().trim().to_owned())
 }

@@ -38,6 +38,7 @@ mod github;
 mod networks;
 mod retention;
 mod road;
+mod silent;
 mod slots;
 mod space;
 mod stopped;
