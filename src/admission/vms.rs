@@ -27,6 +27,7 @@ use crate::{
         ledger::{Admission, IdempotencyKey, KeyOwner, NewVm, Opened, TokenQuota},
         placement::{HostOffer, SlotDemand},
         pools::PoolFaults,
+        repeated::RequestHash,
     },
     templates::{Catalog, TemplateLease, pull::Puller},
 };
@@ -165,7 +166,16 @@ impl VmAdmission {
         }
         let id = VmId::mint();
         let secrets = checked_secrets(&request)?;
-        let request_hash = self.vault.fingerprint(&request.canonical(secrets.as_ref()));
+        let request_hash = RequestHash {
+            current: self.vault.fingerprint(&request.canonical(secrets.as_ref())),
+            former: Some(self.vault.fingerprint(&request.canonical_with_secrets(secrets.as_ref()))),
+        };
+        let idempotency_key = idempotency_key.map(|key| IdempotencyKey { owner: requester.key_owner(), key });
+        let (key, name) = (idempotency_key.as_ref(), request.name.as_deref());
+        if let Some(vm) = self.reader.requested(key, name, &request_hash, requester.quota()).await? {
+            let token = self.vault.vm_token(vm.id(), GuestRole::Wrapper);
+            return Ok(Created { token, vm: Arc::new(vm), new: false });
+        }
         // The lease lasts until the vm is in the database, from where pruning learns that the template is needed.
         let (spec, _kept) = self.vm_spec(id, &request, requester).await?;
         let sealed = secrets.map(|s| self.vault.seal(id, &s.to_bytes()));
@@ -173,9 +183,7 @@ impl VmAdmission {
             .open(|admission| NewVm {
                 spec: spec.clone(),
                 request_hash,
-                idempotency_key: idempotency_key
-                    .clone()
-                    .map(|key| IdempotencyKey { owner: requester.key_owner(), key }),
+                idempotency_key: idempotency_key.clone(),
                 quota: requester.quota(),
                 sealed: sealed.clone(),
                 admission,

@@ -75,7 +75,14 @@ impl RunnerSecrets {
         Ok(())
     }
 
-    /// For encryption, and for comparing requests. Not for logs.
+    /// What tells one runner from another: its script, and the names of its variables. Not for logs.
+    pub fn identity(&self) -> Vec<u8> {
+        let names: Vec<&String> = self.env.keys().collect();
+        let identity = (self.script.as_ref().map(ExposeSecret::expose_secret), names);
+        serde_json::to_vec(&identity).expect("strings serialise")
+    }
+
+    /// For encryption, and for comparing requests with earlier versions. Not for logs.
     pub fn to_bytes(&self) -> Vec<u8> {
         let clear = Clear {
             script: self.script.as_ref().map(|s| s.expose_secret().to_owned()),

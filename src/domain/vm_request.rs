@@ -170,9 +170,27 @@ impl RunnerRequest {
 }
 
 impl VmRequest {
-    /// Equal bytes for equal requests, whatever the order and spacing of their JSON. Contains secrets: only for the
-    /// fingerprint.
+    /// Equal bytes for equal requests, whatever the order and spacing of their JSON. Credentials of the runner and the
+    /// values of its environment are left out: a caller that asks again may have new ones. The script may contain
+    /// secrets: only for the fingerprint.
     pub fn canonical(&self, secrets: Option<&RunnerSecrets>) -> Vec<u8> {
+        let mut bytes = self.canonical_without_runner();
+        if let Some(secrets) = secrets {
+            bytes.extend(secrets.identity());
+        }
+        bytes
+    }
+
+    /// As earlier versions made it, with all secrets.
+    pub fn canonical_with_secrets(&self, secrets: Option<&RunnerSecrets>) -> Vec<u8> {
+        let mut bytes = self.canonical_without_runner();
+        if let Some(secrets) = secrets {
+            bytes.extend(secrets.to_bytes());
+        }
+        bytes
+    }
+
+    fn canonical_without_runner(&self) -> Vec<u8> {
         let mut clear = serde_json::json!({
             "template": self.template,
             "name": self.name,
@@ -188,11 +206,7 @@ impl VmRequest {
         if let Some(network) = self.network {
             clear["network"] = network.as_str().into();
         }
-        let mut bytes = serde_json::to_vec(&clear).expect("strings and numbers serialise");
-        if let Some(secrets) = secrets {
-            bytes.extend(secrets.to_bytes());
-        }
-        bytes
+        serde_json::to_vec(&clear).expect("strings and numbers serialise")
     }
 }
 

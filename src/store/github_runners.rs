@@ -257,7 +257,7 @@ mod tests {
             0 => Admission::Slot(Ok(Box::new(room))),
             _ => Admission::Queue { max_queued: 5 },
         };
-        NewVm { spec, request_hash: [1; 32], idempotency_key: None, quota: None, sealed: None, admission }
+        NewVm { spec, request_hash: [1; 32].into(), idempotency_key: None, quota: None, sealed: None, admission }
     }
 
     /// Registers a runner of this attempt, and returns its row.

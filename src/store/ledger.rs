@@ -5,14 +5,16 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use sqlx::SqliteConnection;
 
+pub use super::repeated::{IdempotencyKey, KeyOwner, TokenQuota};
 use super::{
     Change, Changes, Result, StoreHealth,
     placement::{self, HostOffer},
-    rows::{parse_id, parse_vm, unreadable},
+    repeated::{self, RequestHash},
+    rows::{parse_vm, unreadable},
     writer::Writer,
 };
 use crate::domain::{
-    Code, Error, Event, QueueReason, ResolvedSpec, State, TokenId, Verdict, Vm, VmId, capacity::Usage, event::Recorded,
+    Code, Error, Event, QueueReason, ResolvedSpec, State, Verdict, Vm, VmId, capacity::Usage, event::Recorded,
     vm_spec::VmSpec,
 };
 
@@ -45,47 +47,12 @@ impl Applied {
 /// A vm to be stored.
 pub struct NewVm {
     pub spec: VmSpec,
-    pub request_hash: [u8; 32],
+    pub request_hash: RequestHash,
     pub idempotency_key: Option<IdempotencyKey>,
     pub quota: Option<TokenQuota>,
     /// Secrets for the guest, encrypted.
     pub sealed: Option<Vec<u8>>,
     pub admission: Admission,
-}
-
-/// Equal keys of different owners are different keys: a repetition returns a vm, and with it the token of its guest.
-#[derive(Clone, Debug)]
-pub struct IdempotencyKey {
-    pub owner: KeyOwner,
-    pub key: String,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub enum KeyOwner {
-    /// All API tokens without limits: a caller may repeat a request with a newer token.
-    Tokens,
-    /// One token with limits.
-    Token(TokenId),
-    /// The loops of the service.
-    Service,
-}
-
-impl KeyOwner {
-    fn column(self) -> String {
-        match self {
-            KeyOwner::Tokens => "tokens".to_owned(),
-            KeyOwner::Token(id) => id.to_string(),
-            KeyOwner::Service => "service".to_owned(),
-        }
-    }
-}
-
-/// For a vm that is created with a token with limits: it is given no vm of another token.
-#[derive(Clone, Copy, Debug)]
-pub struct TokenQuota {
-    pub token: TokenId,
-    /// Most live vms of the token, this one included.
-    pub max_live_vms: Option<u32>,
 }
 
 /// The condition for accepting a new vm.
@@ -237,44 +204,17 @@ async fn open(
     at: Timestamp,
     health: &StoreHealth,
 ) -> Result<(Opened, Vec<Change>)> {
-    if let Some(IdempotencyKey { owner, key }) = &new.idempotency_key {
-        let owner = owner.column();
-        let known =
-            sqlx::query!("SELECT vm_id, request_hash FROM idempotency_keys WHERE owner = ? AND key = ?", owner, key)
-                .fetch_optional(&mut *db)
-                .await?;
-        if let Some(known) = known {
-            if known.request_hash != new.request_hash {
-                return Err(Error::new(
-                    Code::IdempotencyMismatch,
-                    "this Idempotency-Key came with a different body before; use a new key for a new vm",
-                )
-                .field("header:Idempotency-Key", "was used with another body")
-                .into());
-            }
-            let vm = load(db, parse_id(&known.vm_id)?).await?.ok_or_else(|| unreadable("a key without its vm"))?;
-            return Ok((Opened::Existing(Arc::new(vm)), Vec::new()));
-        }
+    if let Some(key) = &new.idempotency_key
+        && let Some(known) = repeated::with_key(&mut *db, key).await?
+    {
+        known.check_key(&new.request_hash)?;
+        let vm = load(db, known.vm).await?.ok_or_else(|| unreadable("a key without its vm"))?;
+        return Ok((Opened::Existing(Arc::new(vm)), Vec::new()));
     }
-    let named = sqlx::query!("SELECT id, request_hash FROM vms WHERE name = ? AND deleted_at IS NULL", new.spec.name)
-        .fetch_optional(&mut *db)
-        .await?;
-    if let Some(named) = named {
-        if named.request_hash != new.request_hash {
-            return Err(Error::new(
-                Code::VmNameInUse,
-                format!("the vm {} has this name and was requested with another body", named.id),
-            )
-            .field("/name", "choose a name that no live vm has")
-            .into());
-        }
-        let id = parse_id(&named.id)?;
-        let vm = load(db, id).await?.ok_or_else(|| unreadable("a name without its vm"))?;
-        if new.quota.is_some_and(|quota| vm.spec.created_by != Some(quota.token)) {
-            return Err(Error::new(Code::VmNameInUse, "a vm that was created with another token has this name")
-                .field("/name", "choose a name that no live vm has")
-                .into());
-        }
+    if let Some(named) = repeated::with_name(&mut *db, &new.spec.name).await? {
+        named.check_name(&new.request_hash)?;
+        let vm = load(db, named.vm).await?.ok_or_else(|| unreadable("a name without its vm"))?;
+        repeated::check_token(&vm, new.quota)?;
         return Ok((Opened::Existing(Arc::new(vm)), Vec::new()));
     }
     if let Some(fault) = health.low() {
@@ -318,7 +258,7 @@ async fn open(
     };
 
     let mut vm = Vm::created(new.spec.clone(), at);
-    insert(db, &vm, &new.request_hash).await?;
+    insert(db, &vm, &new.request_hash.current).await?;
     let mut made = vec![record(db, &vm, Event::Created { spec: Box::new(new.spec) }, at).await?];
     let id = vm.id().to_string();
     if let Some(sealed) = &new.sealed {
@@ -326,7 +266,7 @@ async fn open(
     }
     if let Some(IdempotencyKey { owner, key }) = &new.idempotency_key {
         let owner = owner.column();
-        let hash = new.request_hash.as_slice();
+        let hash = new.request_hash.current.as_slice();
         let at = at.as_millisecond();
         sqlx::query!(
             "INSERT INTO idempotency_keys (owner, key, request_hash, vm_id, created_at) VALUES (?, ?, ?, ?, ?)",

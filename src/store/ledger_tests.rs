@@ -57,7 +57,7 @@ fn new(spec: VmSpec, room: HostOffer) -> NewVm {
         0 => Admission::Slot(Ok(Box::new(room))),
         _ => Admission::Queue { max_queued: 5 },
     };
-    NewVm { spec, request_hash: [1; 32], idempotency_key: None, quota: None, sealed: Some(vec![1]), admission }
+    NewVm { spec, request_hash: [1; 32].into(), idempotency_key: None, quota: None, sealed: Some(vec![1]), admission }
 }
 
 async fn open_store(dir: &tempfile::TempDir) -> store::Store {
@@ -82,7 +82,7 @@ async fn equal_requests_find_the_same_vm_and_different_ones_are_refused() {
     let keyed = |name: &str, key: &str, hash: u8| {
         let mut n = new(vm_spec(name, GuestOs::Linux, 60), room(2, 0));
         n.idempotency_key = Some(IdempotencyKey { owner: KeyOwner::Tokens, key: key.into() });
-        n.request_hash = [hash; 32];
+        n.request_hash = [hash; 32].into();
         n
     };
     let first = store.ledger.open(keyed("a", "k", 1), now()).await.unwrap();
@@ -251,7 +251,7 @@ async fn a_write_that_fails_leaves_nothing_and_its_neighbours_stand() {
     // Many concurrent writes share a commit; every other one repeats a name with another body and is refused.
     let all = futures_util::future::join_all((0..40u8).map(|n| {
         let mut new = new(vm_spec(&format!("v{}", n / 2), GuestOs::Macos, 60), room(0, 0));
-        new.request_hash = [n; 32];
+        new.request_hash = [n; 32].into();
         new.admission = Admission::Queue { max_queued: 100 };
         store.ledger.open(new, now())
     }))

@@ -29,6 +29,7 @@ pub mod placement;
 pub mod pools;
 pub mod pulls;
 mod readers;
+pub mod repeated;
 mod reserve;
 pub mod retention;
 mod rows;

@@ -74,6 +74,7 @@ async fn a_repeated_request_gives_the_same_vm() {
     assert_eq!(first, second, "the token too: the first answer may have been lost");
     let other = post("k1", json!({"template": "micro", "cpus": 2})).await.problem(422, "idempotency.mismatch");
     assert_eq!(pointer(&other), "header:Idempotency-Key");
+    assert!(other["detail"].as_str().unwrap().contains(first["id"].as_str().unwrap()), "{other}");
     post("k 2", body.clone()).await.problem(400, "request.invalid");
     post(&"k".repeat(256), body.clone()).await.problem(400, "request.invalid");
 
@@ -83,6 +84,43 @@ async fn a_repeated_request_gives_the_same_vm() {
     let taken = json!({"template": "micro", "name": "n", "cpus": 2});
     let taken = api.post("/vms", &api.create, taken).await.problem(422, "vm.name_in_use");
     assert_eq!(pointer(&taken), "/name");
+}
+
+/// A caller that lost the answer asks again, whatever has become of the template or the vm, and with new credentials.
+#[tokio::test]
+async fn a_repeated_request_is_recognised_before_it_is_validated() {
+    let api = api().await;
+    let post = async |key: &str, body: Value| {
+        let request = api.request(Method::POST, "/vms", &api.create).header("Idempotency-Key", key).json(&body);
+        Got::of(request.send().await.unwrap()).await
+    };
+    let runner = |token: &str, value: &str| {
+        json!({"template": "micro", "name": "n", "runner": {
+            "kind": "github", "scope": "acme/app", "labels": ["vm"], "registration_token": token, "env": {"V": value}}})
+    };
+    let first = post("k", runner("first", "1")).await.ok(201);
+    let id = first["id"].as_str().unwrap();
+    assert_eq!(post("k", runner("second", "2")).await.ok(200)["id"], id);
+    // By the name alone, too.
+    assert_eq!(api.post("/vms", &api.create, runner("third", "3")).await.ok(200)["id"], id);
+    let mut other = runner("first", "1");
+    other["runner"]["env"] = json!({"V": "1", "W": "2"});
+    let mismatch = post("k", other).await.problem(422, "idempotency.mismatch");
+    assert!(mismatch["detail"].as_str().unwrap().contains(id), "{mismatch}");
+
+    let command = |text: &str| json!({"template": "micro", "runner": {"kind": "command", "command": text}});
+    let made = post("c", command("make test")).await.ok(201);
+    post("c", command("make all")).await.problem(422, "idempotency.mismatch");
+
+    // The vms end, and their template goes.
+    for vm in [&first, &made] {
+        api.finish(vm["id"].as_str().unwrap().parse().unwrap()).await;
+    }
+    api.delete("/templates/micro", &api.admin).await.ok(204);
+    post("new", command("make test")).await.problem(422, "template.unknown");
+    assert_eq!(post("c", command("make test")).await.ok(200)["id"], made["id"]);
+    assert_eq!(post("k", runner("fourth", "4")).await.ok(200)["state"], "deleted");
+    post("c", command("make all")).await.problem(422, "idempotency.mismatch");
 }
 
 #[tokio::test]
