@@ -21,6 +21,8 @@ pub(super) const BUDGETS: Schema = schema! {
         registration_seconds: u32 = Budgets::default().registration_seconds, in 1..=2_592_000;
         /// How long a runner may be online without a job, in seconds (for runner kinds that wait for jobs).
         idle_seconds: u32 = Budgets::default().idle_seconds, in 1..=2_592_000;
+        /// How long a script may run without ever reporting whether it has a job, in seconds.
+        unobserved_seconds: u32 = Budgets::default().unobserved_seconds, in 1..=2_592_000;
         /// How long the wrapper in a guest with a runner may report nothing, in seconds (at least 2). It reports several
         /// times as often; a guest whose wrapper was killed, or that lost its network, ends here.
         heartbeat_seconds: u32 = Budgets::default().heartbeat_seconds, in 2..=2_592_000;
@@ -53,6 +55,8 @@ pub(super) const POOL_BUDGETS: Schema = schema! {
         registration_seconds: Option<u32> = None, shown as "the template's";
         /// How long a runner may be online without a job, in seconds.
         idle_seconds: Option<u32> = None, shown as "the template's";
+        /// How long a script may run without ever reporting whether it has a job, in seconds.
+        unobserved_seconds: Option<u32> = None, shown as "the template's";
         /// How long the wrapper in a guest may report nothing, in seconds (at least 2).
         heartbeat_seconds: Option<u32> = None, shown as "the template's";
         /// From the configured guest to the end of the vm, in seconds: a job that hangs ends here.

@@ -88,6 +88,8 @@ budgets! {
     registration_seconds = 300, 1 to 2592000;
     /// How long a runner may be online without a job, in seconds (for runner kinds that wait for jobs).
     idle_seconds = 3600, 1 to 2592000;
+    /// How long a script may run without ever reporting whether it has a job, in seconds.
+    unobserved_seconds = 21600, 1 to 2592000;
     /// How long the wrapper in a guest with a runner may report nothing, in seconds (at least 2). It reports several times
     /// as often; a guest whose wrapper was killed, or that lost its network, ends here.
     heartbeat_seconds = 180, 2 to 2592000;
@@ -131,6 +133,7 @@ pub enum Budget {
     Configure,
     Registration,
     Idle,
+    Unobserved,
     Lifetime,
     Drain,
     Heartbeat,
@@ -145,6 +148,7 @@ impl Budget {
             Budget::Configure => Code::GuestNotConfigured,
             Budget::Registration => Code::RunnerNotRegistered,
             Budget::Idle => Code::RunnerIdle,
+            Budget::Unobserved => Code::RunnerUnobserved,
             Budget::Lifetime => Code::LifetimeSpent,
             Budget::Drain => Code::DrainSpent,
             Budget::Heartbeat => Code::GuestSilent,

@@ -31,6 +31,7 @@ pub enum EndSignal {
     ConfigureBudget,
     RegistrationBudget,
     IdleBudget,
+    UnobservedBudget,
     LifetimeBudget,
     DrainBudget,
     HeartbeatBudget,
@@ -47,6 +48,7 @@ impl From<Budget> for EndSignal {
             Budget::Configure => EndSignal::ConfigureBudget,
             Budget::Registration => EndSignal::RegistrationBudget,
             Budget::Idle => EndSignal::IdleBudget,
+            Budget::Unobserved => EndSignal::UnobservedBudget,
             Budget::Lifetime => EndSignal::LifetimeBudget,
             Budget::Drain => EndSignal::DrainBudget,
             Budget::Heartbeat => EndSignal::HeartbeatBudget,
@@ -57,13 +59,14 @@ impl From<Budget> for EndSignal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OutcomeResult {
-    /// The runner did its work and ended. Whether the job succeeded is in `job`.
+    /// The runner did its work and ended. Whether the job succeeded is in `job`; for a `command` that failed, `code` is
+    /// `job.failed`.
     Completed,
     /// It was ended before its runner had finished.
     Cancelled,
-    /// It could not be booted, or a budget was spent.
+    /// It could not be booted, a budget was spent, or its runner failed.
     Failed,
-    /// The instance disappeared while the runner was working.
+    /// The instance disappeared, or the guest powered off, before the result was known.
     Lost,
 }
 

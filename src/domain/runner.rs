@@ -50,8 +50,8 @@ impl RunnerKind {
     pub(super) fn when_handed_over(self) -> Option<RunnerFact> {
         match self {
             RunnerKind::Command | RunnerKind::GitHub => Some(RunnerFact::HandedOver),
-            // A script does not report when it has work: it counts as busy until it returns.
-            RunnerKind::Script => Some(RunnerFact::JobStarted),
+            // A script need not report when it has work.
+            RunnerKind::Script => Some(RunnerFact::Unobserved),
             RunnerKind::None => None,
         }
     }
@@ -64,6 +64,8 @@ pub enum RunnerStatus {
     None,
     /// The guest was provisioned, and the CI system has not seen the runner yet.
     Registering,
+    /// A script runs, and nothing has reported whether it has a job: it may.
+    Unknown,
     /// It waits for a job.
     Idle,
     /// It has a job.
@@ -79,6 +81,8 @@ pub enum RunnerStatus {
 #[serde(rename_all = "snake_case")]
 pub enum RunnerFact {
     HandedOver,
+    /// A script was handed over. Whether it waits for a job is known only if it says so.
+    Unobserved,
     /// The guest was allowed to start the runner program, and has started it.
     ProgramStarted,
     Online,
@@ -102,7 +106,7 @@ impl RunnerFact {
     /// Whether this fact implies that the runner program was started.
     pub fn shows_a_start(self) -> bool {
         match self {
-            RunnerFact::HandedOver | RunnerFact::Deregistered => false,
+            RunnerFact::HandedOver | RunnerFact::Unobserved | RunnerFact::Deregistered => false,
             RunnerFact::ProgramStarted | RunnerFact::Online | RunnerFact::JobStarted | RunnerFact::ProgramEnded => true,
         }
     }
@@ -119,43 +123,57 @@ impl RunnerStatus {
             R::None => match fact {
                 F::ProgramStarted => R::None,
                 F::HandedOver => R::Registering,
+                F::Unobserved => R::Unknown,
+                F::Online => R::Idle,
+                F::JobStarted => R::Busy,
+                F::ProgramEnded => R::Finished,
+                F::Deregistered => R::Gone,
+            },
+            R::Unknown => match fact {
+                F::HandedOver | F::Unobserved | F::ProgramStarted => R::Unknown,
                 F::Online => R::Idle,
                 F::JobStarted => R::Busy,
                 F::ProgramEnded => R::Finished,
                 F::Deregistered => R::Gone,
             },
             R::Registering => match fact {
-                F::HandedOver | F::ProgramStarted => R::Registering,
+                F::HandedOver | F::Unobserved | F::ProgramStarted => R::Registering,
                 F::Online => R::Idle,
                 F::JobStarted => R::Busy,
                 F::ProgramEnded => R::Finished,
                 F::Deregistered => R::Gone,
             },
             R::Idle => match fact {
-                F::HandedOver | F::ProgramStarted | F::Online => R::Idle,
+                F::HandedOver | F::Unobserved | F::ProgramStarted | F::Online => R::Idle,
                 F::JobStarted => R::Busy,
                 F::ProgramEnded => R::Finished,
                 F::Deregistered => R::Gone,
             },
             R::Busy => match fact {
-                F::HandedOver | F::ProgramStarted | F::Online | F::JobStarted => R::Busy,
+                F::HandedOver | F::Unobserved | F::ProgramStarted | F::Online | F::JobStarted => R::Busy,
                 F::ProgramEnded => R::Finished,
                 F::Deregistered => R::Gone,
             },
             R::Finished => match fact {
-                F::HandedOver | F::ProgramStarted | F::Online | F::JobStarted | F::ProgramEnded => R::Finished,
+                F::HandedOver | F::Unobserved | F::ProgramStarted | F::Online | F::JobStarted | F::ProgramEnded => {
+                    R::Finished
+                }
                 F::Deregistered => R::Gone,
             },
             R::Gone => match fact {
-                F::HandedOver | F::ProgramStarted | F::Online | F::JobStarted | F::ProgramEnded | F::Deregistered => {
-                    R::Gone
-                }
+                F::HandedOver
+                | F::Unobserved
+                | F::ProgramStarted
+                | F::Online
+                | F::JobStarted
+                | F::ProgramEnded
+                | F::Deregistered => R::Gone,
             },
         }
     }
 
     /// Whether ending the vm now could lose the result of a job.
     pub fn may_hold_a_job(self) -> bool {
-        matches!(self, RunnerStatus::Busy)
+        matches!(self, RunnerStatus::Busy | RunnerStatus::Unknown)
     }
 }

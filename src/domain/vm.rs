@@ -27,6 +27,20 @@ pub const RUNNER_TOO_OLD: i32 = 7;
 /// Exit code if the runner could not be started at all.
 pub const RUNNER_MISSING: i32 = 126;
 
+/// Longest drain of a script that never reported whether it has a job, in seconds.
+pub const UNOBSERVED_DRAIN_SECONDS: u32 = 30;
+
+/// Describes an exit code other than 0, with what shells mean by it.
+fn exit_text(code: i32) -> String {
+    let meaning = match code {
+        126 => " (a program could not be executed)".to_owned(),
+        127 => " (a program was not found)".to_owned(),
+        129..=192 => format!(" (ended by signal {})", code - 128),
+        _ => String::new(),
+    };
+    format!("exit code {code}{meaning}")
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TimelineEntry {
     pub state: State,
@@ -293,6 +307,11 @@ impl Vm {
                         let (lost, code) = (OutcomeResult::Lost, Some(Code::InstanceLost));
                         self.end(EndSignal::GuestPowerOff, lost, code, Some(detail.to_owned()));
                     }
+                    GoneCause::GuestPowerOff if self.result_is_missing() => {
+                        let detail = "the guest powered itself off before the result of its runner was known";
+                        let (lost, code) = (OutcomeResult::Lost, Some(Code::InstanceLost));
+                        self.end(EndSignal::GuestPowerOff, lost, code, Some(detail.to_owned()));
+                    }
                     GoneCause::GuestPowerOff => {
                         self.end(EndSignal::GuestPowerOff, OutcomeResult::Completed, None, None);
                     }
@@ -349,6 +368,7 @@ impl Vm {
                     | Budget::Configure
                     | Budget::Registration
                     | Budget::Idle
+                    | Budget::Unobserved
                     | Budget::Heartbeat
                     | Budget::Lifetime => OutcomeResult::Failed,
                 };
@@ -398,6 +418,8 @@ impl Vm {
     fn proven(&mut self, proof: EndProof, exit_code: Option<i32>, at: Timestamp) {
         match proof {
             EndProof::RunnerFinished => {
+                let announced = self.announced_by == Some(Announcer::Hook);
+                let had_a_job = announced || self.runner_status.may_hold_a_job() || !self.jobs.is_empty();
                 self.runner(RunnerFact::ProgramEnded, at);
                 // The exit code of GitHub's runner program is not the result of its job.
                 if let Some(exit_code) = exit_code.filter(|_| self.spec.runner != RunnerKind::GitHub) {
@@ -406,13 +428,22 @@ impl Vm {
                         self.job_result(exit_code, from);
                     }
                 }
-                let failed = match (self.spec.runner, exit_code) {
-                    (RunnerKind::GitHub, Some(RUNNER_TOO_OLD)) => Some(Code::RunnerTooOld),
-                    (RunnerKind::GitHub, Some(RUNNER_MISSING)) => Some(Code::RunnerMissing),
-                    _ => None,
+                let (result, code) = match (self.spec.runner, exit_code) {
+                    (_, None | Some(0)) => (OutcomeResult::Completed, None),
+                    (RunnerKind::GitHub, Some(RUNNER_TOO_OLD)) => (OutcomeResult::Failed, Some(Code::RunnerTooOld)),
+                    (RunnerKind::GitHub, Some(RUNNER_MISSING)) => (OutcomeResult::Failed, Some(Code::RunnerMissing)),
+                    // GitHub has the result of its job.
+                    (RunnerKind::GitHub, Some(_)) if had_a_job => (OutcomeResult::Completed, None),
+                    (RunnerKind::GitHub | RunnerKind::Script, Some(_)) => {
+                        (OutcomeResult::Failed, Some(Code::RunnerFailed))
+                    }
+                    // The vm did what it was made for, and the job's result is beside the outcome.
+                    (RunnerKind::Command | RunnerKind::None, Some(_)) => {
+                        (OutcomeResult::Completed, Some(Code::JobFailed))
+                    }
                 };
-                let result = if failed.is_some() { OutcomeResult::Failed } else { OutcomeResult::Completed };
-                self.end(EndSignal::RunnerFinished, result, failed, None);
+                let detail = exit_code.filter(|_| code.is_some()).map(exit_text);
+                self.end(EndSignal::RunnerFinished, result, code, detail);
             }
             EndProof::Deregistered => {
                 self.runner(RunnerFact::Deregistered, at);
@@ -428,6 +459,13 @@ impl Vm {
             }
             EndProof::JobCompleted => self.end(EndSignal::JobCompleted, OutcomeResult::Completed, None, None),
         }
+    }
+
+    /// Whether there is a runner, and nothing that shows how its work ended.
+    fn result_is_missing(&self) -> bool {
+        let ended = matches!(self.runner_status, RunnerStatus::Finished | RunnerStatus::Gone);
+        let known = self.job_exit_code.is_some() || self.announced_by.is_some() || self.done.is_some() || ended;
+        self.spec.runner != RunnerKind::None && !known
     }
 
     fn result_source(&self, by: GuestRole) -> ResultSource {
@@ -562,13 +600,22 @@ impl Vm {
                     (true, RunnerStatus::Registering, Some(at)) => {
                         waiting(Budget::Registration, at + seconds(b.registration_seconds))
                     }
-                    (true, RunnerStatus::Idle, Some(at)) => waiting(Budget::Idle, at + seconds(b.idle_seconds)),
+                    // A script that reports that it waits.
+                    (_, RunnerStatus::Idle, Some(at)) => waiting(Budget::Idle, at + seconds(b.idle_seconds)),
+                    (_, RunnerStatus::Unknown, Some(at)) => {
+                        waiting(Budget::Unobserved, at + seconds(b.unobserved_seconds))
+                    }
                     _ => None,
                 };
                 Some(waits.into_iter().fold(lifetime, |a, b| if b.1 < a.1 { b } else { a }))
             }
             State::Draining => {
-                let end = self.entered_at + seconds(b.drain_seconds) + away;
+                // Nothing tells a script to end, and nothing would report that it has no job.
+                let nothing_ends_it =
+                    self.runner_status == RunnerStatus::Unknown && self.announced_by != Some(Announcer::Hook);
+                let limit =
+                    if nothing_ends_it { b.drain_seconds.min(UNOBSERVED_DRAIN_SECONDS) } else { b.drain_seconds };
+                let end = self.entered_at + seconds(limit) + away;
                 Some((Budget::Drain, self.drain_until.map_or(end, |until| until.max(end))))
             }
             // Cleaning up is retried until it succeeds: giving up here would leak the slot or the disk.
@@ -603,7 +650,9 @@ impl Vm {
             return RunnerStarted::Maybe;
         }
         match self.runner_status {
-            RunnerStatus::Idle | RunnerStatus::Busy | RunnerStatus::Finished => RunnerStarted::Yes,
+            RunnerStatus::Unknown | RunnerStatus::Idle | RunnerStatus::Busy | RunnerStatus::Finished => {
+                RunnerStarted::Yes
+            }
             RunnerStatus::None | RunnerStatus::Registering | RunnerStatus::Gone
                 if self.timeline.iter().any(|entry| entry.state == State::Running) =>
             {
@@ -632,9 +681,12 @@ impl Vm {
     /// deletion was requested with `force`: there is nothing left to save.
     pub fn stop_grace(&self) -> SignedDuration {
         match self.end_signal {
-            Some(EndSignal::LifetimeBudget | EndSignal::IdleBudget | EndSignal::RegistrationBudget) => {
-                seconds(self.spec.budgets.stop_grace_seconds)
-            }
+            Some(
+                EndSignal::LifetimeBudget
+                | EndSignal::IdleBudget
+                | EndSignal::UnobservedBudget
+                | EndSignal::RegistrationBudget,
+            ) => seconds(self.spec.budgets.stop_grace_seconds),
             _ => SignedDuration::ZERO,
         }
     }

@@ -472,3 +472,109 @@ fn another_attempt_is_another_runner() {
     go(&mut vm, [(Event::InstanceStopped, 4), (cleared, 5)]);
     assert_eq!(vm.registered, None);
 }
+
+fn running_of(runner: RunnerKind) -> Vm {
+    let mut vm = Vm::created(VmSpec { runner, ..vm_spec() }, at(0));
+    go(&mut vm, running().into_iter().zip(1..));
+    go(&mut vm, [(Event::RunnerChanged { fact: RunnerFact::ProgramStarted }, 5)]);
+    vm
+}
+
+#[test]
+fn a_runner_that_failed_is_not_completed() {
+    let ended = |runner, exit_code| {
+        let mut vm = running_of(runner);
+        go(&mut vm, [(Event::EndProven { proof: EndProof::RunnerFinished, exit_code: Some(exit_code) }, 9)]);
+        let outcome = vm.outcome.unwrap();
+        (outcome.result, outcome.code, outcome.detail.unwrap_or_default())
+    };
+    for (code, words) in [(127, "a program was not found"), (126, "executed"), (1, "exit code 1"), (143, "signal 15")] {
+        let (result, failed, detail) = ended(RunnerKind::Script, code);
+        assert_eq!((result, failed), (OutcomeResult::Failed, Some(Code::RunnerFailed)), "{code}");
+        assert!(detail.contains(words), "{detail}");
+        // A command's result is the job's, and the vm did what it was made for.
+        let (result, failed, detail) = ended(RunnerKind::Command, code);
+        assert_eq!((result, failed), (OutcomeResult::Completed, Some(Code::JobFailed)), "{code}");
+        assert!(detail.contains(words), "{detail}");
+    }
+    for runner in [RunnerKind::Script, RunnerKind::Command] {
+        assert_eq!(ended(runner, 0), (OutcomeResult::Completed, None, String::new()));
+    }
+}
+
+#[test]
+fn a_runner_of_github_that_failed_before_it_had_a_job_is_not_completed() {
+    let end = Event::EndProven { proof: EndProof::RunnerFinished, exit_code: Some(1) };
+    let mut vm = github_running();
+    go(&mut vm, [(Event::RunnerChanged { fact: RunnerFact::Online }, 10), (end.clone(), 20)]);
+    assert_eq!(vm.outcome.unwrap().code, Some(Code::RunnerFailed));
+    let mut vm = github_running();
+    go(&mut vm, [(Event::RunnerChanged { fact: RunnerFact::JobStarted }, 10), (end, 20)]);
+    assert_eq!(vm.outcome.unwrap().result, OutcomeResult::Completed);
+}
+
+#[test]
+fn a_guest_that_powers_off_before_its_result_is_known_is_lost() {
+    let off = Event::InstanceGone { cause: GoneCause::GuestPowerOff };
+    for runner in [RunnerKind::Command, RunnerKind::Script] {
+        let mut vm = running_of(runner);
+        go(&mut vm, [(off.clone(), 9)]);
+        let outcome = vm.outcome.unwrap();
+        assert_eq!((outcome.result, outcome.code), (OutcomeResult::Lost, Some(Code::InstanceLost)), "{runner:?}");
+        for known in
+            [Event::JobFinished { exit_code: 0, by: GuestRole::Wrapper }, Event::EndAnnounced { by: Announcer::Hook }]
+        {
+            let mut vm = running_of(runner);
+            go(&mut vm, [(known, 8), (off.clone(), 9)]);
+            assert_eq!(vm.outcome.unwrap().result, OutcomeResult::Completed, "{runner:?}");
+        }
+    }
+    let mut vm = Vm::created(VmSpec { runner: RunnerKind::None, ..vm_spec() }, at(0));
+    go(&mut vm, with(running(), [off]).into_iter().zip(1..));
+    assert_eq!(vm.outcome.unwrap().result, OutcomeResult::Completed);
+}
+
+#[test]
+fn a_script_says_whether_it_has_a_job_or_has_a_budget_of_its_own() {
+    let budgets = Budgets { unobserved_seconds: 600, ..Budgets::default() };
+    let mut vm = Vm::created(VmSpec { runner: RunnerKind::Script, budgets, ..vm_spec() }, at(0));
+    go(&mut vm, running().into_iter().zip(1..));
+    go(&mut vm, [(Event::RunnerChanged { fact: RunnerFact::ProgramStarted }, 5)]);
+    assert_eq!((vm.runner_status, vm.started()), (RunnerStatus::Unknown, RunnerStarted::Yes));
+    assert_eq!(vm.deadline(), Some((Budget::Unobserved, at(4 + 600))));
+
+    let mut drained = vm.clone();
+    go(&mut drained, [(Event::EndAnnounced { by: Announcer::Admin }, 10)]);
+    assert_eq!(drained.deadline(), Some((Budget::Drain, at(10 + 30))), "nothing can end it");
+    let mut drained = vm.clone();
+    go(&mut drained, [(Event::EndAnnounced { by: Announcer::Hook }, 10)]);
+    assert_eq!(drained.deadline(), Some((Budget::Drain, at(10 + 300))), "its hook said that the job is over");
+
+    go(&mut vm, [(Event::RunnerChanged { fact: RunnerFact::Online }, 20)]);
+    assert_eq!(vm.deadline(), Some((Budget::Idle, at(20 + 3600))));
+    assert!(!vm.runner_status.may_hold_a_job());
+    go(&mut vm, [(Event::RunnerChanged { fact: RunnerFact::JobStarted }, 30)]);
+    assert_eq!(vm.deadline(), Some((Budget::Lifetime, at(4 + 6 * 3600))));
+    go(&mut vm, [(Event::EndAnnounced { by: Announcer::Admin }, 40)]);
+    assert_eq!(vm.deadline(), Some((Budget::Drain, at(40 + 300))));
+}
+
+#[test]
+fn only_wrappers_that_send_heartbeats_may_not_be_silent() {
+    let limit = Some(Duration::from_secs(180));
+    for (runner, described, expected) in [
+        (RunnerKind::Command, Some(true), limit),
+        (RunnerKind::Script, Some(false), limit),
+        (RunnerKind::Command, None, None),
+        (RunnerKind::None, Some(true), None),
+    ] {
+        let mut vm = Vm::created(VmSpec { runner, ..vm_spec() }, at(0));
+        go(&mut vm, running().into_iter().zip(1..));
+        if let Some(separate_users) = described {
+            go(&mut vm, [(Event::GuestDescribed { separate_users }, 5)]);
+        }
+        assert_eq!(vm.longest_silence(), expected, "{runner:?} {described:?}");
+        go(&mut vm, [(Event::EndAnnounced { by: Announcer::Hook }, 6)]);
+        assert_eq!(vm.longest_silence(), expected, "{runner:?} {described:?}");
+    }
+}

@@ -45,8 +45,10 @@ impl SpentBudgets {
         let mut pause = self.pace.first_retry;
         loop {
             let removal = match budget {
-                // Before there is a guest, or after the longest time that a vm may exist.
-                Budget::Queue | Budget::Clone | Budget::Lifetime | Budget::Heartbeat => Removal::Gone,
+                // Before there is a guest, or after the longest time that a vm may exist, or without a managed runner.
+                Budget::Queue | Budget::Clone | Budget::Lifetime | Budget::Heartbeat | Budget::Unobserved => {
+                    Removal::Gone
+                }
                 Budget::Boot | Budget::Configure | Budget::Registration | Budget::Idle | Budget::Drain => {
                     self.removal.remove(vm).await
                 }
@@ -74,7 +76,12 @@ impl SpentBudgets {
                     return self.attempt_spent(vm, budget);
                 }
                 (
-                    Budget::Queue | Budget::Registration | Budget::Idle | Budget::Lifetime | Budget::Heartbeat,
+                    Budget::Queue
+                    | Budget::Registration
+                    | Budget::Idle
+                    | Budget::Unobserved
+                    | Budget::Lifetime
+                    | Budget::Heartbeat,
                     Removal::Gone,
                 ) => {
                     return Event::BudgetSpent { budget };

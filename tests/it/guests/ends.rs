@@ -34,36 +34,86 @@ exit 3
     serve.assert_nothing_left().await;
 }
 
-/// The wrapper is killed and the hook's DELETE goes nowhere: budgets end the vm.
+/// A job kills everything of its user. Where the wrapper is another user, its end is reported; elsewhere the guest falls
+/// silent, and a budget ends the vm.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_guest_that_cannot_speak_ends_within_its_budgets() {
+async fn a_job_that_kills_everything_ends_within_a_budget() {
     let serve = Serve::start(&[]).await;
-    serve.template("micro", "ssh", json!({})).await;
-    // The job kills its own wrapper and makes the hooks' settings unreadable, then stays.
-    let script =
-        r#"rm -f "$MAYFLY_HOME/curlrc"; kill -9 "$PPID"; kill -9 "$(cat "$MAYFLY_HOME/run/wrapper.pid")"; sleep 600"#;
-    let vm = serve
-        .create(json!({
-            "template": "micro", "runner": {"kind": "script", "script": script},
-            "budgets": {"lifetime_seconds": 5, "stop_grace_seconds": 0},
-        }))
-        .await;
+    serve.template("micro", "seed", json!({})).await;
+    let command = r#"echo before; curl -q -s -K "$MAYFLY_HOME/curlrc" -o /dev/null -X POST -H 'Content-Type: application/json' \
+        -d '{"type":"job_result","exit_code":0}' "$MAYFLY_URL/vms/$MAYFLY_VM_ID/events"
+        (: >"$MAYFLY_HOME/wrapper.curlrc"); (: >"$MAYFLY_HOME/tell.sh"); kill -9 -1"#;
+    let vm = serve.create(json!({"template": "micro", "runner": {"kind": "command", "command": command}})).await;
     let id = vm["id"].as_str().unwrap();
     let end = serve.wait_state(id, "deleted").await;
-    assert_eq!(end["end_signal"], "lifetime_budget", "{end:#}");
-    assert_eq!(end["outcome"]["code"], "budget.lifetime_spent");
+    assert_eq!(end["runner"]["separate_users"], true, "{end:#}");
+    assert_eq!(end["end_signal"], "runner_finished", "{end:#}");
+    assert_eq!(end["job"], json!({"exit_code": 137, "reported_by": "wrapper", "results_differ": true}));
+    assert!(serve.log_of(id, "job").await.contains("before"));
 
-    // The hook did speak, and the proof never comes: the drain budget ends it.
-    let script = r#"sh -e "$ACTIONS_RUNNER_HOOK_JOB_COMPLETED"; kill -9 "$PPID" "$(cat "$MAYFLY_HOME/run/wrapper.pid")"; sleep 600"#;
+    serve.template("shared", "ssh", json!({})).await;
     let vm = serve
         .create(json!({
-            "template": "micro", "runner": {"kind": "script", "script": script},
+            "template": "shared", "runner": {"kind": "command", "command": "kill -9 -1"},
+            "budgets": {"heartbeat_seconds": 8, "stop_grace_seconds": 0},
+        }))
+        .await;
+    let end = serve.wait_state(vm["id"].as_str().unwrap(), "deleted").await;
+    assert_eq!(
+        (&end["runner"]["separate_users"], &end["end_signal"]),
+        (&json!(false), &json!("heartbeat_budget")),
+        "{end:#}"
+    );
+    assert_eq!(end["outcome"]["code"], "guest.silent");
+
+    // The hook did speak, and the proof never comes: the drain budget ends it.
+    let script = r#"sh -e "$ACTIONS_RUNNER_HOOK_JOB_COMPLETED"; kill -9 -1"#;
+    let vm = serve
+        .create(json!({
+            "template": "shared", "runner": {"kind": "script", "script": script},
             "budgets": {"drain_seconds": 3},
         }))
         .await;
+    let end = serve.wait_state(vm["id"].as_str().unwrap(), "deleted").await;
+    assert_eq!((&end["announced_by"], &end["end_signal"]), (&json!("hook"), &json!("drain_budget")), "{end:#}");
+
+    // Only the wrapper: what watches it says so.
+    let script = r#"kill -9 "$(cat "$MAYFLY_HOME/run/wrapper.pid")"; sleep 600"#;
+    let vm = serve.create(json!({"template": "shared", "runner": {"kind": "script", "script": script}})).await;
+    let end = serve.wait_state(vm["id"].as_str().unwrap(), "deleted").await;
+    assert_eq!(end["outcome"]["code"], "guest.failed", "{end:#}");
+    serve.assert_nothing_left().await;
+}
+
+/// What the guest knows at once ends the vm at once, with the guest's words.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_keeps_a_job_from_starting_is_said_at_once() {
+    let serve = Serve::start(&[]).await;
+    serve.template("micro", "seed", json!({})).await;
+    for (command, words) in [
+        ("#!/usr/bin/python99\necho ran\n", "/usr/bin/python99"),
+        ("#!/bin/sh\r\necho ran\r\n", "carriage return"),
+        ("\u{feff}#!/bin/sh\necho ran\n", "byte order mark"),
+    ] {
+        let vm = serve.create(json!({"template": "micro", "runner": {"kind": "command", "command": command}})).await;
+        let end = serve.wait_state(vm["id"].as_str().unwrap(), "deleted").await;
+        assert_eq!((&end["outcome"]["code"], &end["attempt"]), (&json!("job.unusable"), &json!(1)), "{end:#}");
+        assert!(end["outcome"]["detail"].as_str().unwrap().contains(words), "{end:#}");
+        assert_eq!(end["runner"]["started"], "no", "{end:#}");
+    }
+    let script = r#"echo "PATH=$PATH in $(pwd) as $(id -un), $HOME $SHELL, $(umask)"; poweroff -f; exit 127"#;
+    let vm = serve.create(json!({"template": "micro", "runner": {"kind": "script", "script": script}})).await;
     let id = vm["id"].as_str().unwrap();
     let end = serve.wait_state(id, "deleted").await;
-    assert_eq!((&end["announced_by"], &end["end_signal"]), (&json!("hook"), &json!("drain_budget")), "{end:#}");
+    assert_eq!(
+        (&end["outcome"]["result"], &end["outcome"]["code"]),
+        (&json!("failed"), &json!("runner.failed")),
+        "{end:#}"
+    );
+    let log = serve.log_of(id, "job").await;
+    let wanted =
+        "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin in /home/runner as runner, /home/runner /bin/sh, 0022";
+    assert!(log.contains(wanted), "{log}");
     serve.assert_nothing_left().await;
 }
 
