@@ -38,6 +38,7 @@ mod registries;
 mod section;
 mod sender;
 mod serve;
+mod stalled;
 mod surface;
 mod templates;
 mod time;

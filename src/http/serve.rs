@@ -2,7 +2,7 @@
 //!
 //! On shutdown a listener stops accepting, and each connection finishes its current request; requests that have not
 //! finished after [`GRACE`] are aborted. Streams and long polls end by themselves, because they watch the same
-//! signal.
+//! signal. A client that does not read its answer is disconnected after a second.
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
@@ -22,7 +22,7 @@ use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use super::{connections::OpenConnections, sender::Peer};
+use super::{connections::OpenConnections, sender::Peer, stalled::StalledWrites};
 
 /// How long requests may take to finish when the service shuts down.
 const GRACE: Duration = Duration::from_secs(10);
@@ -107,7 +107,7 @@ async fn serve<A, I, G>(
         });
         let service = service.map_err(|never: Infallible| match never {});
         let (greeting, watcher) = (greet(io), graceful.watcher());
-        let ending = shutdown.clone();
+        let (ending, stalling) = (shutdown.clone(), shutdown.clone());
         tasks.spawn(async move {
             let close = connection.close.clone();
             // A client that has not finished its handshake does not delay the shutdown.
@@ -124,7 +124,10 @@ async fn serve<A, I, G>(
                         .timer(TokioTimer::new())
                         .header_read_timeout(HEADERS_WITHIN)
                         .max_buf_size(MAX_HEAD)
-                        .serve_connection(TokioIo::new(io), TowerToHyperService::new(service));
+                        .serve_connection(
+                            TokioIo::new(StalledWrites::new(io, stalling)),
+                            TowerToHyperService::new(service),
+                        );
                     // A client that disconnects is not worth a log line.
                     match close.run_until_cancelled(watcher.watch(served)).await {
                         Some(Err(error)) => tracing::trace!(%error, "a connection ended with an error"),
@@ -144,4 +147,39 @@ async fn serve<A, I, G>(
         tracing::warn!("aborted requests that had not finished {} s after the shutdown began", GRACE.as_secs());
     }
     tasks.shutdown().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use futures_util::{StreamExt as _, stream};
+    use tokio::{io::AsyncWriteExt as _, net::UnixStream};
+
+    use super::*;
+    use crate::platform::clock;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn answers_that_nobody_reads_do_not_delay_the_shutdown() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let shutdown = CancellationToken::new();
+        let ending = shutdown.clone();
+        let endless = move || async move {
+            let pieces = stream::repeat_with(|| Ok::<_, Infallible>(vec![0_u8; 64 << 10]));
+            Body::from_stream(pieces.take_until(ending.cancelled_owned()))
+        };
+        let router = Router::new().route("/", get(endless));
+        let serving = tokio::spawn(serve_unix(UnixListener::bind(&path).unwrap(), 64, router, shutdown.clone()));
+        let mut clients = Vec::new();
+        for _ in 0..40 {
+            let mut client = UnixStream::connect(&path).await.unwrap();
+            client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+            client.readable().await.unwrap();
+            clients.push(client);
+        }
+        let begun = clock::monotonic();
+        shutdown.cancel();
+        serving.await.unwrap();
+        assert!(clock::elapsed(begun) < GRACE / 2, "{:?}", clock::elapsed(begun));
+    }
 }
