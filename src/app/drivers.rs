@@ -15,6 +15,16 @@ use crate::{
     platform::data_dir::DataDir,
 };
 
+/// Refuses settings that a driver refuses; makes nothing.
+pub(super) fn check(config: &Config, data: &DataDir) -> Result<(), StartError> {
+    if config.drivers.tart.enabled {
+        let launcher = vec!["mayfly".to_owned()];
+        let settings = tart::Settings::of(config.drivers.tart.clone(), config.tart_home(), data.tart(), launcher);
+        settings.check().map_err(|error| StartError::Driver { driver: Tart::NAME, cause: error.summary })?;
+    }
+    Ok(())
+}
+
 pub(super) fn registry(config: &Config, data: &DataDir, own_path: &Path) -> Result<Registry, StartError> {
     let mut registry = Registry::default();
     let qemu = &config.drivers.qemu;

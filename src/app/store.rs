@@ -36,13 +36,24 @@ pub(super) fn lock(data: &DataDir) -> Result<File, StartError> {
     }
 }
 
-pub(super) async fn open(data: &DataDir, reserve_bytes: u64) -> Result<(Vault, Store), StartError> {
+/// Refuses a key that cannot be used, or that is missing beside a database. Makes none.
+pub(super) fn check_key(data: &DataDir) -> Result<(), StartError> {
     let (key, database) = (data.secret_key(), data.database());
+    if key.exists() {
+        return Ok(Vault::open(&key).map(drop)?);
+    }
     // A new key beside old records would silently make the scripts of live vms unreadable and the tokens of their
     // guests invalid.
-    if !key.exists() && std::fs::metadata(&database).is_ok_and(|file| file.len() > 0) {
+    if std::fs::metadata(&database).is_ok_and(|file| file.len() > 0) {
         return Err(StartError::KeyLost { key: key.display().to_string(), database: database.display().to_string() });
     }
+    Ok(())
+}
+
+pub(super) async fn open(data: &DataDir, reserve_bytes: u64) -> Result<(Vault, Store), StartError> {
+    // Under the lock: another service may have been moved away since the first check.
+    check_key(data)?;
+    let (key, database) = (data.secret_key(), data.database());
     let vault = Vault::open(&key)?;
     Ok((vault, store::open_with(&database, ReserveFile { path: data.database_reserve(), bytes: reserve_bytes }).await?))
 }

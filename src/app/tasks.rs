@@ -1,6 +1,7 @@
 //! Runs the service: its listeners and its loops, from start to shutdown.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{self, Write as _},
     path::Path,
@@ -9,6 +10,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use secrecy::SecretString;
 use tokio::{
     net::{TcpListener, UnixListener},
     task::JoinHandle,
@@ -24,10 +26,14 @@ use super::{
 use crate::{
     admission,
     config::Config,
+    domain::AllowedDestination,
+    guest::HostEnvironment,
     http::{self, Http},
     platform::data_dir::DataDir,
     reconcile::{self, JobLoops, PullLoops, Reconciler},
-    service, telemetry,
+    service,
+    sources::github::GitHubClient,
+    telemetry,
     templates::layouts::Tools,
 };
 
@@ -50,10 +56,11 @@ pub struct App {
 
 impl App {
     /// Opens everything. An error leaves nothing changed that a later start cannot handle: everything that can be
-    /// refused without the database is refused before it is opened.
+    /// refused without an effect is refused first, as `check` does it.
     pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<App, StartError> {
         let data = DataDir::new(config.data_dir.clone());
-        listeners::check_paths(config, &data)?;
+        let plan = StartPlan::new(config, &data)?;
+        let tls = plan.tls.clone();
         let lock = store::lock(&data)?;
         // Listening comes before the database: a port in use is the most common problem, and nothing has been changed
         // yet.
@@ -62,10 +69,9 @@ impl App {
             Some(address) => Some(listeners::listen(address, "guest.listen").await?),
             None => None,
         };
-        let tls = listeners::tls(config)?;
         let own_path = std::env::current_exe().map_err(StartError::OwnPath)?;
         let Built { parts: _, services, reconciler, jobs, pulls, store_closed, unchecked } =
-            build(setup(config, data.clone(), &own_path)?).await?;
+            build(setup(config, data.clone(), &own_path, plan)?).await?;
         let guest_socket = listeners::listen_unix(&data.guest_socket())?;
         store::admin_token(&services.tokens, &data.admin_token()).await?;
         let admin_socket = listeners::listen_unix(&data.admin_socket())?;
@@ -156,18 +162,45 @@ impl App {
     }
 }
 
-fn setup(config: &Config, data: DataDir, own_path: &Path) -> Result<Setup, StartError> {
+/// What a start reads before its first effect. Whatever of it is refused, `serve --check` and `doctor` refuse as well.
+struct StartPlan {
+    tls: Option<Arc<tokio_rustls::rustls::ServerConfig>>,
+    github: Option<Arc<GitHubClient>>,
+    webhook_secrets: Vec<SecretString>,
+    allow: Vec<AllowedDestination>,
+    guest_urls: BTreeMap<String, String>,
+    host_environments: BTreeMap<String, HostEnvironment>,
+}
+
+impl StartPlan {
+    fn new(config: &Config, data: &DataDir) -> Result<Self, StartError> {
+        listeners::check_paths(config, data)?;
+        store::check_key(data)?;
+        drivers::check(config, data)?;
+        let proxies = network::proxies(config)?;
+        let guest_urls = drivers::guest_urls(config);
+        Ok(Self {
+            tls: listeners::tls(config)?,
+            github: github::client(config)?,
+            webhook_secrets: github::webhook_secrets(config)?,
+            allow: network::allowed(config, &proxies),
+            host_environments: network::host_environments(config, &proxies, &guest_urls)?,
+            guest_urls,
+        })
+    }
+}
+
+fn setup(config: &Config, data: DataDir, own_path: &Path, plan: StartPlan) -> Result<Setup, StartError> {
+    let StartPlan { tls: _, github, webhook_secrets, allow, guest_urls, host_environments } = plan;
     let drivers = drivers::registry(config, &data, own_path)?;
     let capacity = config.slots.capacity();
-    let proxies = network::proxies(config)?;
-    let guest_urls = drivers::guest_urls(config);
     let usual = Setup::new(data, drivers, capacity);
     Ok(Setup {
         count_foreign: config.slots.count_foreign,
         database_reserve: config.database.reserve_bytes,
         template_limits: config.templates.limits(),
         registries: templates::registries(config),
-        github: github::client(config)?,
+        github,
         runner_archives: config.runner_archives(),
         budgets: config.default_budgets(),
         service: service::Settings {
@@ -181,12 +214,12 @@ fn setup(config: &Config, data: DataDir, own_path: &Path) -> Result<Setup, Start
                 ..Default::default()
             },
             pools: config.pools.clone(),
-            webhook_secrets: github::webhook_secrets(config)?,
+            webhook_secrets,
             tools: Tools { qemu_img: config.drivers.qemu.qemu_img.clone().unwrap_or_else(|| "qemu-img".into()) },
         },
         reconcile: reconcile::Settings {
-            allow: network::allowed(config, &proxies),
-            host_environments: network::host_environments(config, &proxies, &guest_urls)?,
+            allow,
+            host_environments,
             guest_urls,
             disk_full: Duration::from_secs(u64::from(config.drivers.qemu.disk_full_seconds)),
             keep_deleted: Duration::from_secs(u64::from(config.retention.deleted_vms_days) * 24 * 3600),
@@ -202,12 +235,9 @@ fn setup(config: &Config, data: DataDir, own_path: &Path) -> Result<Setup, Start
     })
 }
 
-/// Checks of a configuration that start nothing and do not touch the data directory.
+/// A start that ends before its first effect: it starts nothing and changes nothing in the data directory.
 pub fn check(config: &Config) -> Result<(), StartError> {
-    let data = DataDir::new(config.data_dir.clone());
-    listeners::check_paths(config, &data)?;
-    network::proxies(config)?;
-    listeners::tls(config).map(drop)
+    StartPlan::new(config, &DataDir::new(config.data_dir.clone())).map(drop)
 }
 
 /// Runs the service until `shutdown`.

@@ -330,6 +330,56 @@ async fn what_the_configuration_says_wrongly_is_named_with_its_place() {
     starts_again(serve).await;
 }
 
+/// Whatever keeps the service from starting, `--check` refuses with the same words, and `doctor` fails.
+#[tokio::test]
+async fn check_refuses_what_serve_refuses() {
+    let serve = used().await;
+    let dir = &serve.dir;
+    let file = dir.join("mayfly.toml");
+    let write = |name: &str, mode: u32, text: &str| {
+        let path = dir.join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    write("nonsense", 0o600, "nonsense\n");
+    write("open", 0o644, "ghp_token\n");
+    write("token", 0o600, "ghp_token\n");
+    let pool = "[pools.p]\ntemplate = \"micro\"\nscope = \"acme/app\"\nlabels = [\"vm\"]\n";
+    let cases: [(&str, &[(&str, &str)]); 9] = [
+        ("[github]\napp_id = \"a\"\nprivate_key_file = \"nonsense\"\n", &[]),
+        ("[github]\napp_id = \"a\"\nprivate_key_file = \"none.pem\"\n", &[]),
+        ("[github]\napp_id = \"a\"\n", &[]),
+        ("[github]\napp_id = \"a\"\n", &[("MAYFLY_GITHUB_PRIVATE_KEY", "-----BEGIN RSA PRIVATE KEY-----\\nMIIE\\n")]),
+        ("[github]\ntoken_file = \"open\"\n", &[]),
+        ("[github]\ntoken_file = \"token\"\nca_file = \"none.pem\"\n", &[]),
+        ("[github]\ntoken_file = \"token\"\nca_file = \"nonsense\"\n", &[]),
+        ("[github]\ntoken_file = \"token\"\nwebhook_secret_files = [\"none\"]\n", &[]),
+        (pool, &[]),
+    ];
+    for (settings, env) in cases {
+        std::fs::write(&file, settings).unwrap();
+        let before = listing(dir);
+        let run = |arguments: &[&str]| {
+            let mut command = Serve::command(dir);
+            command.args(arguments).envs(env.iter().copied());
+            let ran = command.output().unwrap();
+            (ran.status.code(), String::from_utf8(ran.stderr).unwrap())
+        };
+        let (code, said) = run(&["--check"]);
+        assert_eq!(code, Some(2), "{settings}: {said}");
+        assert_eq!(listing(dir), before);
+        let (code, served) = run(&[]);
+        assert_eq!(code, Some(1), "{settings}: {served}");
+        let words = said.lines().next().unwrap_or_default();
+        assert!(!words.is_empty() && served.contains(words.trim_start_matches("error: ")), "{said}\n{served}");
+    }
+    std::fs::remove_file(&file).unwrap();
+    // A key that others may read is refused as well.
+    write("secret.key", 0o644, "");
+    let ran = Serve::command(dir).arg("--check").output().unwrap();
+    assert_eq!(ran.status.code(), Some(2));
+}
+
 #[tokio::test]
 async fn check_looks_at_the_configuration_and_changes_nothing() {
     let serve = used().await;
