@@ -13,3 +13,7 @@ INSERT INTO vm_labels (vm_id, key, value)
 CREATE INDEX vms_name ON vms (name, id);
 CREATE INDEX vms_template ON vms (template, id);
 CREATE INDEX vms_template_digest ON vms (template_digest, id);
+
+-- How a vm ended, for lists of failed ones among many that completed.
+ALTER TABLE vms ADD COLUMN outcome TEXT GENERATED ALWAYS AS (json_extract(record, '$.outcome.result')) VIRTUAL;
+CREATE INDEX vms_outcome ON vms (outcome, id) WHERE outcome IS NOT NULL;

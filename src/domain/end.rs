@@ -56,8 +56,11 @@ impl From<Budget> for EndSignal {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema, strum::IntoStaticStr, strum::VariantArray,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum OutcomeResult {
     /// The runner did its work and ended. Whether the job succeeded is in `job`; for a `command` that failed, `code` is
     /// `job.failed`.
@@ -68,6 +71,14 @@ pub enum OutcomeResult {
     Failed,
     /// The instance disappeared, or the guest powered off, before the result was known.
     Lost,
+}
+
+impl OutcomeResult {
+    pub const ALL: &'static [OutcomeResult] = <OutcomeResult as strum::VariantArray>::VARIANTS;
+
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
 }
 
 /// How the vm ended; set once, by the first event that ends it.

@@ -9,7 +9,7 @@ use std::{
 use axum::{
     body::{Body, Bytes},
     extract::State as FromState,
-    http::header,
+    http::{HeaderName, HeaderValue, header},
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
@@ -51,15 +51,49 @@ pub struct GetVmLog {
     /// Begin this many bytes before the end; default: one mebibyte.
     #[param(minimum = 0, maximum = 1048576)]
     tail_bytes: Option<u64>,
+    /// Begin at this byte of the log, or at its end if it is shorter. To go on with a log that broke off: the
+    /// `mayfly-log-offset` of its response, and the length of what was received.
+    #[param(minimum = 0)]
+    offset: Option<u64>,
+}
+
+/// The byte of the log at which a response begins.
+const OFFSET: HeaderName = HeaderName::from_static("mayfly-log-offset");
+
+/// Where to begin.
+#[derive(Clone, Copy)]
+enum Beginning {
+    BeforeEnd(u64),
+    At(u64),
+}
+
+impl GetVmLog {
+    fn beginning(&self) -> Result<Beginning, Problem> {
+        match (self.tail_bytes, self.offset) {
+            (Some(_), Some(_)) => {
+                Err(Problem::invalid("query:offset", "cannot be given with tail_bytes: leave one of them out"))
+            }
+            (Some(tail), None) if tail > LOG_CAP => {
+                Err(Problem::invalid("query:tail_bytes", format!("0 to {LOG_CAP}")))
+            }
+            (tail, None) => Ok(Beginning::BeforeEnd(tail.unwrap_or(LOG_CAP))),
+            (None, Some(offset)) => Ok(Beginning::At(offset)),
+        }
+    }
 }
 
 /// Read or follow a vm's log
 ///
-/// Empty if nothing was logged. Kept as long as the vm's record.
+/// Empty if nothing was logged. Kept as long as the vm's record. The console's log begins anew with each attempt of the vm,
+/// and loses its beginning when it is too long; offsets in it are then no longer valid.
 #[utoipa::path(
     get, path = "/vms/{id}/logs", tag = "vms",
     params(("id" = String, Path, format = "uuid"), GetVmLog),
-    responses((status = 200, description = "The log as the guest wrote it", body = String, content_type = "text/plain", example = json!("login: \n"))),
+    responses((
+        status = 200, description = "The log as the guest wrote it", body = String, content_type = "text/plain",
+        headers(("mayfly-log-offset" = u64, description = "The byte of the log at which this response begins")),
+        example = json!("login: \n"),
+    )),
     security(("token" = ["read"])),
 )]
 pub async fn get_vm_log(
@@ -69,15 +103,14 @@ pub async fn get_vm_log(
     Query(asked): Query<GetVmLog>,
     permit: RequestPermit,
 ) -> Result<Response, Problem> {
-    let tail = asked.tail_bytes.unwrap_or(LOG_CAP);
-    if tail > LOG_CAP {
-        return Err(Problem::invalid("query:tail_bytes", format!("0 to {LOG_CAP}")));
-    }
+    let beginning = asked.beginning()?;
     let source = asked.source.unwrap_or(LogSource::Console);
     // Their errors show whether the vm exists; the file need not exist.
     http.services.vms.check_own(id, &token).await?;
     let path = http.services.vms.log_file(id, source).await?;
-    let file = open(&path, tail).await.map_err(Error::internal)?;
+    let file = open(&path, beginning).await.map_err(Error::internal)?;
+    let offset = file.as_ref().map_or(0, |(_, offset)| *offset);
+    let file = file.map(|(file, _)| file);
     let place = permit.wait()?;
     let (out, body) = mpsc::channel(16);
     let mut follower = Follower { http, id, source, file, attempt: None, left: FOLLOW_CAP, out };
@@ -95,19 +128,26 @@ pub async fn get_vm_log(
         }
         drop(place);
     });
-    let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8")),
+        (OFFSET, HeaderValue::from(offset)),
+    ];
     Ok((headers, Body::from_stream(ReceiverStream::new(body))).into_response())
 }
 
-/// Opened `tail` bytes before its end. `None`: the file does not exist (yet).
-async fn open(path: &std::path::Path, tail: u64) -> io::Result<Option<File>> {
+/// The file at its beginning, and where that is. `None`: the file does not exist (yet).
+async fn open(path: &std::path::Path, beginning: Beginning) -> io::Result<Option<(File, u64)>> {
     let mut file = match File::open(path).await {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
     let len = file.metadata().await?.len();
-    file.seek(SeekFrom::Start(len.saturating_sub(tail))).await?;
-    Ok(Some(file))
+    let offset = match beginning {
+        Beginning::BeforeEnd(tail) => len.saturating_sub(tail),
+        Beginning::At(offset) => offset.min(len),
+    };
+    file.seek(SeekFrom::Start(offset)).await?;
+    Ok(Some((file, offset)))
 }
 
 struct Follower {
@@ -138,7 +178,7 @@ impl Follower {
                     Some(cause) => io::Error::other(cause),
                     None => io::Error::other(no_vm(self.id)),
                 })?;
-                self.file = open(&path, u64::MAX).await?;
+                self.file = open(&path, Beginning::At(0)).await?.map(|(file, _)| file);
             }
             tokio::time::sleep(LOOK).await;
         }

@@ -24,8 +24,8 @@ use super::{
 };
 use crate::{
     domain::{
-        Announcer, Budget, Budgets, Code, EndSignal, Error, GuestOs, NetworkMode, Outcome, QueueReason, ResultSource,
-        RunnerStatus, Scope, State, TokenId, Vm, VmId, VmRequest,
+        Announcer, Budget, Budgets, Code, EndSignal, Error, GuestOs, NetworkMode, Outcome, OutcomeResult, QueueReason,
+        ResultSource, RunnerStatus, Scope, State, TokenId, Vm, VmId, VmRequest,
         endpoint::Endpoint,
         github::{GitHubRunner, JobRecord, Registration},
         runner::{RunnerKind, RunnerStarted},
@@ -307,13 +307,21 @@ pub async fn create_vm(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListVms {
-    /// Only these states; repeatable. Without it: every state but `deleted`, and with `job_id` every state.
+    /// Only these states; repeatable. Without it: every state but `deleted`, and with `job_id` or `outcome` every state.
     #[serde(default)]
     #[param(explode)]
     state: Vec<State>,
     /// Only the vm with this name.
     #[param(min_length = 1)]
     name: Option<String>,
+    /// Only vms whose name begins with this.
+    #[param(min_length = 1)]
+    name_prefix: Option<String>,
+    /// Only vms whose id begins with this: hexadecimal digits and dashes in their places.
+    #[param(pattern = "^[0-9a-fA-F-]{4,36}$")]
+    id_prefix: Option<String>,
+    /// Only vms that ended like this.
+    outcome: Option<OutcomeResult>,
     /// Only vms of this template: its name, or its digest.
     #[param(min_length = 1)]
     template: Option<String>,
@@ -342,10 +350,21 @@ impl ListVms {
         if self.job_id.is_some_and(|id| i64::try_from(id).is_err()) {
             return Err(Problem::invalid("query:job_id", format!("0 to {}", i64::MAX)));
         }
+        let is_digit = |c: char| c.is_ascii_hexdigit() || c == '-';
+        if self
+            .id_prefix
+            .as_ref()
+            .is_some_and(|prefix| !(4..=36).contains(&prefix.len()) || !prefix.chars().all(is_digit))
+        {
+            return Err(Problem::invalid("query:id_prefix", "expected 4 to 36 hexadecimal digits and dashes"));
+        }
         // One more than requested shows whether there is a next page.
         let filter = VmFilter {
             states: self.state,
             name: self.name,
+            id_prefix: self.id_prefix.map(|prefix| prefix.to_ascii_lowercase()),
+            name_prefix: self.name_prefix,
+            outcome: self.outcome,
             template: self.template,
             labels,
             pool: self.pool,

@@ -9,14 +9,18 @@ use super::{
     readers::Readers,
     rows::{parse_id, parse_vm, unreadable},
 };
-use crate::domain::{Event, QueueReason, State, Vm, VmId, capacity::Usage, event::Recorded};
+use crate::domain::{Event, OutcomeResult, QueueReason, State, Vm, VmId, capacity::Usage, event::Recorded};
 
 /// Filter of a listing.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    /// Empty: every state but `deleted`; with a job, every state.
+    /// Empty: every state but `deleted`; with a job or an outcome, every state.
     pub states: Vec<State>,
     pub name: Option<String>,
+    /// The beginning of an id, in lower case.
+    pub id_prefix: Option<String>,
+    pub name_prefix: Option<String>,
+    pub outcome: Option<OutcomeResult>,
     /// Name or digest.
     pub template: Option<String>,
     pub labels: Vec<(String, String)>,
@@ -33,13 +37,13 @@ impl Filter {
     /// it and no vm is read that another filter excludes.
     fn query(&self) -> QueryBuilder<Sqlite> {
         let live_only = match self.states.is_empty() {
-            // A query by job is usually made after the vm has ended.
-            true => self.job.is_none(),
+            // A query by job or by outcome is usually made after the vm has ended.
+            true => self.job.is_none() && self.outcome.is_none(),
             false => !self.states.contains(&State::Deleted),
         };
         // Among all vms, a label may be rarer than anything else. SQLite has no statistics to find out, so CROSS JOIN
         // gives the order. Live vms are few.
-        let by_label = !live_only && self.name.is_none() && self.job.is_none();
+        let by_label = !live_only && self.name.is_none() && self.id_prefix.is_none() && self.job.is_none();
         let (first, other_labels) = match self.labels.split_first() {
             Some((first, others)) if by_label => (Some(first), others),
             _ => (None, &*self.labels),
@@ -64,6 +68,19 @@ impl Filter {
         }
         if let Some(name) = &self.name {
             query.push(" AND name = ").push_bind(name.clone());
+        }
+        if let Some(prefix) = &self.id_prefix {
+            // Ids consist of hexadecimal digits and dashes.
+            query.push(format!(" AND {id} >= ")).push_bind(prefix.clone());
+            query.push(format!(" AND {id} < ")).push_bind(format!("{prefix}g"));
+        }
+        if let Some(prefix) = &self.name_prefix {
+            // Not by the index of names (`+`): vms of one scheduler share a prefix, and they would have to be sorted.
+            query.push(" AND +name >= ").push_bind(prefix.clone());
+            query.push(" AND +name < ").push_bind(format!("{prefix}{}", char::MAX));
+        }
+        if let Some(outcome) = self.outcome {
+            query.push(" AND outcome = ").push_bind(outcome.as_str());
         }
         if let Some(template) = &self.template {
             // A name has no colon.
@@ -320,7 +337,11 @@ mod tests {
             (Filter { name: text("n"), labels: label, ..all.clone() }, "SEARCH vms USING INDEX vms_name"),
             (Filter { template: text("t"), ..all.clone() }, "SEARCH vms USING INDEX vms_template "),
             (Filter { template: text("sha256:0"), ..all.clone() }, "SEARCH vms USING INDEX vms_template_digest"),
-            (Filter { pool: text("p"), ..all }, "SEARCH vms USING INDEX vms_pool"),
+            (Filter { pool: text("p"), ..all.clone() }, "SEARCH vms USING INDEX vms_pool"),
+            (Filter { outcome: Some(OutcomeResult::Failed), ..all.clone() }, "SEARCH vms USING INDEX vms_outcome"),
+            (Filter { name_prefix: text("n"), ..all.clone() }, "SCAN vms USING INDEX sqlite_autoindex_vms_1"),
+            (Filter { name_prefix: text("n"), limit: 1, ..Filter::default() }, "SCAN vms USING INDEX vms_live"),
+            (Filter { id_prefix: text("01"), ..all }, "SCAN vms USING INDEX sqlite_autoindex_vms_1 (id>? AND id<?)"),
         ];
         for (filter, first) in cases {
             for filter in [Filter { before: Some(VmId::mint()), ..filter.clone() }, filter] {

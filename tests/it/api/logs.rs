@@ -25,7 +25,26 @@ async fn a_log_is_read_whole_or_from_its_end() {
     assert_eq!(api.get(&format!("{path}?source=job&tail_bytes=4"), &api.read).await.text, "bye\n");
     assert_eq!(api.get(&format!("{path}?source=job&tail_bytes=0"), &api.read).await.text, "");
     assert_eq!(api.get(&format!("{path}?source=boot"), &api.read).await.text, "");
-    for query in ["source=other", "tail_bytes=-1", "tail_bytes=1048577", "follow=maybe", "sauce=job"] {
+    // A client goes on where a log broke off, with what the first response said.
+    let first = api.get(&format!("{path}?source=job&tail_bytes=4"), &api.read).await;
+    let offset: u64 = first.headers["mayfly-log-offset"].to_str().unwrap().parse().unwrap();
+    for (offset, rest) in [(offset, "bye\n"), (offset + 4, ""), (offset + 1, "ye\n"), (u64::MAX, "")] {
+        let rest_of = api.get(&format!("{path}?source=job&offset={offset}"), &api.read).await;
+        assert_eq!(
+            (rest_of.text.as_str(), rest_of.headers.contains_key("mayfly-log-offset")),
+            (rest, true),
+            "{offset}"
+        );
+    }
+    for query in [
+        "offset=-1",
+        "offset=1&tail_bytes=1",
+        "source=other",
+        "tail_bytes=-1",
+        "tail_bytes=1048577",
+        "follow=maybe",
+        "sauce=job",
+    ] {
         api.get(&format!("{path}?{query}"), &api.read).await.problem(400, "request.invalid");
     }
     api.get(&format!("/vms/{}/logs", VmId::mint()), &api.read).await.problem(404, "vm.not_found");

@@ -28,7 +28,10 @@ async fn a_vm_is_created_read_listed_and_ended() {
     assert_eq!(vm["queue"]["position"], 1);
     assert_eq!(vm["queue"]["reason"], "slot");
     assert_eq!(vm["deadline"]["budget"], "queue");
-    assert_eq!(vm["runner"], json!({"kind": "command", "status": "none", "started": "no", "github": null}));
+    assert_eq!(
+        vm["runner"],
+        json!({"kind": "command", "status": "none", "started": "no", "separate_users": null, "github": null})
+    );
     let time = vm["created_at"].as_str().unwrap();
     assert_eq!(time.len(), "2026-11-20T09:00:00.000Z".len(), "{time}");
 
@@ -44,6 +47,20 @@ async fn a_vm_is_created_read_listed_and_ended() {
     let none = api.get("/vms?label=team.x/y%3Dother", &api.read).await.ok(200);
     assert_eq!(none, json!({"items": [], "next_cursor": null}));
 
+    let id = vm["id"].as_str().unwrap();
+    for (query, found) in [
+        (format!("id_prefix={}", &id[..23]), 1),
+        (format!("id_prefix={}", id.to_uppercase()), 1),
+        ("id_prefix=0000".to_owned(), 0),
+        ("name_prefix=o".to_owned(), 1),
+        ("name_prefix=one".to_owned(), 1),
+        ("name_prefix=ones".to_owned(), 0),
+        ("outcome=cancelled".to_owned(), 0),
+    ] {
+        let list = api.get(&format!("/vms?{query}"), &api.read).await.ok(200);
+        assert_eq!(list["items"].as_array().unwrap().len(), found, "{query}");
+    }
+
     // A queued vm has nothing to drain.
     let ended = api.delete(&path, &api.create).await.ok(202);
     assert_eq!((&ended["state"], &ended["end_signal"]), (&json!("deleted"), &json!("admin")));
@@ -52,7 +69,12 @@ async fn a_vm_is_created_read_listed_and_ended() {
     assert!(again["deleted_at"].is_string());
     api.delete(&format!("/vms/{}", VmId::mint()), &api.create).await.problem(404, "vm.not_found");
     assert_eq!(api.get("/vms", &api.read).await.ok(200)["items"], json!([]), "deleted ones are listed when asked for");
-    assert_eq!(api.get("/vms?state=deleted", &api.read).await.ok(200)["items"].as_array().unwrap().len(), 1);
+    for query in ["state=deleted", "outcome=cancelled", "outcome=cancelled&label=team.x/y%3Da%3Db&state=deleted"] {
+        let list = api.get(&format!("/vms?{query}"), &api.read).await.ok(200);
+        assert_eq!(list["items"].as_array().unwrap().len(), 1, "{query}");
+    }
+    let failed = api.get("/vms?outcome=failed", &api.read).await.ok(200);
+    assert_eq!(failed["items"], json!([]));
 }
 
 #[tokio::test]
@@ -178,6 +200,9 @@ async fn a_listing_is_paged_without_gaps_or_repeats() {
         ("label=team", "query:label"),
         ("label=a%22b%3Dc", "query:label"),
         ("stat=queued", "query:stat"),
+        ("outcome=good", "query:outcome"),
+        ("id_prefix=019", "query:id_prefix"),
+        ("id_prefix=x1234", "query:id_prefix"),
     ] {
         let problem = api.get(&format!("/vms?{query}"), &api.read).await.problem(400, "request.invalid");
         assert_eq!(pointer(&problem), field, "{query}");
