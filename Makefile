@@ -14,6 +14,10 @@ TOOLS := $(CACHE)/tools/bin
 export PATH := $(TOOLS):$(PATH)
 export MAYFLY_TEST_IMAGE ?= $(CACHE)/images/micro
 
+# A build for users shows its commit; + marks changes that are not committed.
+COMMIT = $(shell git describe --always --abbrev=12 --exclude '*' --dirty=+ 2>/dev/null)
+BUILD_RELEASE = MAYFLY_COMMIT=$(or $(MAYFLY_COMMIT),$(COMMIT),unknown) cargo build --release --locked --bin mayfly
+
 .PHONY: help run test deps test-deps build image lint check-macos unit guest-tests fuzz sqlx openapi docs docs-check deny bench bench-pull bench-load paths e2e-github network campaign soak clean
 
 help: ## This list
@@ -29,7 +33,13 @@ test-deps:
 	@.ci/deps.sh test
 
 build: deps ## Build the binary (release)
-	@cargo build --release --locked --bin mayfly
+	@$(BUILD_RELEASE)
+
+install: build ## Install program, completions, manual pages and unit (PREFIX=/usr/local DESTDIR=)
+	@DESTDIR="$(DESTDIR)" PREFIX="$(or $(PREFIX),/usr/local)" BINARY="$(CARGO_TARGET_DIR)/release/mayfly" deploy/install.sh
+
+deb: build ## Build the Debian package (target/debian)
+	@BINARY="$(CARGO_TARGET_DIR)/release/mayfly" OUT="$(CARGO_TARGET_DIR)/debian" deploy/debian/build.sh
 
 image: deps ## Build the small golden image that tests and the demonstration use (cached)
 	@deploy/images/micro/build.sh "$(MAYFLY_TEST_IMAGE)"

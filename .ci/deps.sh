@@ -58,7 +58,7 @@ if [ "$what" = test ]; then
     needed+=(shellcheck:shellcheck dash:dash busybox:busybox openssh-server:/usr/sbin/sshd socat:socat openssl:openssl mtools:mcopy
         python3-venv:/usr/share/python-wheels procps:ps git:git iproute2:ip
         docker-registry:docker-registry skopeo:skopeo apache2-utils:htpasswd xfsprogs:/usr/sbin/mkfs.xfs
-        mmdebstrap:mmdebstrap debian-archive-keyring:/usr/share/keyrings/debian-archive-keyring.gpg)
+        lintian:lintian binutils:strip mmdebstrap:mmdebstrap debian-archive-keyring:/usr/share/keyrings/debian-archive-keyring.gpg)
 elif [ "$what" = fuzz ]; then
     needed=(gcc:cc g++:c++ libc6-dev:/usr/include/stdlib.h)
 elif [ "$what" = bench ]; then

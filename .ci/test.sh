@@ -71,6 +71,12 @@ soak() {
     SOAK_PROFILE=debug SOAK_NAME=soak-short SOAK_SECONDS=75 SOAK_ALONE=3 python3 -B tests/soak/main.py
 }
 
+package() {
+    part 'the Debian package in a bare chroot'
+    cargo build --quiet --locked --bin mayfly
+    DEB_TEST_CHROOT=${MAYFLY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mayfly}/deb-test-chroot.tar tests/deploy/deb_test.sh
+}
+
 drift() {
     part 'stored query data matches the queries and migrations'
     fresh=$(mktemp -d)
@@ -106,6 +112,7 @@ unit) unit ;;
 guests) guests ;;
 campaign) campaign ;;
 soak) soak ;;
+package) package ;;
 drift) drift ;;
 deny) deny ;;
 all)
@@ -116,6 +123,7 @@ all)
     guests
     campaign
     soak
+    package
     drift
     deny
     part 'all parts passed'

@@ -1,0 +1,56 @@
+#!/bin/sh
+# Installs a built Mayfly: program, completions, manual pages, documents and, on Linux, the unit for systemd.
+#
+#   [DESTDIR=] [PREFIX=/usr/local] [BINARY=target/release/mayfly] deploy/install.sh
+#
+# DESTDIR is put before every path, for packages. A later run replaces what an earlier one installed and touches nothing else.
+# Enables and starts nothing. On a Mac, deploy/macos/install.sh sets up the launchd agent.
+set -eu
+cd "$(dirname "$0")/.."
+: "${PREFIX:=/usr/local}" "${DESTDIR:=}" "${BINARY:=target/release/mayfly}"
+case $PREFIX in
+/*) ;;
+*)
+    echo "install.sh: PREFIX must be an absolute path, not $PREFIX" >&2
+    exit 2
+    ;;
+esac
+if [ ! -x "$BINARY" ]; then
+    echo "install.sh: there is no program $BINARY: run \`make build\` first, or name another one with BINARY" >&2
+    exit 1
+fi
+to=$DESTDIR$PREFIX
+umask 022
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# put MODE FILE TARGET: the target is replaced as a whole, so that a running program is not changed.
+put() {
+    mkdir -p "$(dirname "$3")"
+    cp "$2" "$3.new"
+    chmod "$1" "$3.new"
+    mv -f "$3.new" "$3"
+}
+
+put 0755 "$BINARY" "$to/bin/mayfly"
+for shell in bash zsh fish; do
+    "$BINARY" completions "$shell" >"$work/$shell"
+done
+put 0644 "$work/bash" "$to/share/bash-completion/completions/mayfly"
+put 0644 "$work/zsh" "$to/share/zsh/site-functions/_mayfly"
+put 0644 "$work/fish" "$to/share/fish/vendor_completions.d/mayfly.fish"
+"$BINARY" manual "$work/man"
+# Pages of commands that no longer exist.
+rm -f "$to/share/man/man1/mayfly.1" "$to/share/man/man1"/mayfly-*.1
+for page in "$work"/man/*.1; do
+    put 0644 "$page" "$to/share/man/man1/${page##*/}"
+done
+put 0644 deploy/mayfly.toml "$to/share/doc/mayfly/examples/mayfly.toml"
+put 0644 README.md "$to/share/doc/mayfly/README.md"
+put 0644 LICENSE "$to/share/doc/mayfly/LICENSE"
+if [ "$(uname -s)" = Linux ]; then
+    sed "s|/usr/local/bin/mayfly|$PREFIX/bin/mayfly|" deploy/systemd/mayfly.service >"$work/unit"
+    put 0644 "$work/unit" "$to/lib/systemd/system/mayfly.service"
+    put 0644 deploy/systemd/sysusers.conf "$to/lib/sysusers.d/mayfly.conf"
+fi
+echo "installed Mayfly $("$BINARY" -V | cut -d' ' -f2-) below $to"
