@@ -20,17 +20,18 @@ async fn budgets_that_wait_for_github_stand_still() {
     let mut rig = Rig::new(2).await;
     let working = rig.host.create(wanted(patient())).await;
     let (_, jit, job) = rig.busy(working).await;
-    let short = || BudgetsPatch { idle_seconds: Some(2), ..patient() };
+    // Longer than a busy machine takes to notice that GitHub is away.
+    let short = || BudgetsPatch { idle_seconds: Some(6), ..patient() };
     let idle = rig.host.create(wanted(short())).await;
     rig.idle(idle).await;
     goes_down(&rig).await;
     rig.host.until(idle, |vm| vm.paused_at.is_some()).await;
     // And those that come later.
-    let waiting = rig.host.create(VmRequest { queue_timeout_seconds: Some(2), ..wanted(short()) }).await;
+    let waiting = rig.host.create(VmRequest { queue_timeout_seconds: Some(6), ..wanted(short()) }).await;
     let vm = rig.host.until(waiting, |vm| vm.paused_at.is_some()).await;
-    rig.host.clock.sleep_until(vm.created_at + jiff::SignedDuration::from_secs(3)).await;
+    rig.host.clock.sleep_until(vm.created_at + jiff::SignedDuration::from_secs(7)).await;
     rig.host.restart().await;
-    rig.host.clock.sleep_until(vm.created_at + jiff::SignedDuration::from_secs(4)).await;
+    rig.host.clock.sleep_until(vm.created_at + jiff::SignedDuration::from_secs(8)).await;
     for (id, state, paused) in
         [(working, State::Running, false), (idle, State::Running, true), (waiting, State::Queued, true)]
     {
