@@ -18,6 +18,7 @@ use crate::{
     platform::{data_dir::DataDir, files},
     service::tokens::Tokens,
     store::{self, ReserveFile, Store, Vault},
+    telemetry::{self, LogSection},
 };
 
 /// One service per data directory. The kernel releases the lock when the process ends in any way.
@@ -67,7 +68,7 @@ pub(super) async fn check_later(unchecked: store::Unchecked) {
 
 /// At the first start, creates an admin token that is readable for users with access to the data directory. Created
 /// again if the file was removed.
-pub(super) async fn admin_token(tokens: &Tokens, path: &Path) -> Result<(), StartError> {
+pub(super) async fn admin_token(tokens: &Tokens, path: &Path, log: &LogSection) -> Result<(), StartError> {
     let failed = |what: &dyn std::fmt::Display| StartError::AdminToken(format!("{}: {what}", path.display()));
     match std::fs::read_to_string(path) {
         Ok(text) => {
@@ -94,9 +95,9 @@ pub(super) async fn admin_token(tokens: &Tokens, path: &Path) -> Result<(), Star
     let mut text = secret.expose_secret().to_owned();
     text.push('\n');
     files::replace(path, text.as_bytes()).map_err(|e| failed(&e))?;
-    tracing::info!(path = %path.display(), "wrote an admin token");
-    // Also on standard error, so that it is seen with every format and level of the log.
-    let _ = writeln!(io::stderr(), "admin token written to {}", path.display());
+    // So that it is seen with every level of the log.
+    let told = telemetry::line(log, &format!("admin token written to {}", path.display()));
+    let _ = writeln!(io::stderr(), "{told}");
     Ok(())
 }
 

@@ -29,7 +29,7 @@ use crate::{
     domain::AllowedDestination,
     guest::HostEnvironment,
     http::{self, Http},
-    platform::data_dir::DataDir,
+    platform::{data_dir::DataDir, version},
     reconcile::{self, JobLoops, PullLoops, Reconciler},
     service,
     sources::github::GitHubClient,
@@ -73,7 +73,7 @@ impl App {
         let Built { parts: _, services, reconciler, jobs, pulls, store_closed, unchecked } =
             build(setup(config, data.clone(), &own_path, plan)?).await?;
         let guest_socket = listeners::listen_unix(&data.guest_socket())?;
-        store::admin_token(&services.tokens, &data.admin_token()).await?;
+        store::admin_token(&services.tokens, &data.admin_token(), &config.log).await?;
         let admin_socket = listeners::listen_unix(&data.admin_socket())?;
         let http = Http {
             services,
@@ -249,8 +249,9 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), St
         setting: "server.listen",
         cause,
     })?;
-    // On standard error with every format and level of the log, because scripts wait for it.
-    let _ =
-        writeln!(io::stderr(), "mayfly: listening on {scheme}://{address} with data in {}", config.data_dir.display());
+    tracing::info!(version = version::NUMBER, commit = version::COMMIT, "started");
+    // On standard error with every level of the log, because scripts wait for it.
+    let ready = format!("listening on {scheme}://{address} with data in {}", config.data_dir.display());
+    let _ = writeln!(io::stderr(), "{}", telemetry::line(&config.log, &ready));
     app.run().await
 }

@@ -22,9 +22,9 @@ const POLL: u64 = 30;
 /// The same during the pull of an image: its progress does not change the vm's generation.
 const POLL_PULL: u64 = 2;
 /// Pause after a request without an answer.
-const PAUSE: Duration = Duration::from_secs(1);
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
 /// How long to wait for a service that does not answer: long enough for a restart.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Reads the vm until `reached` says so; `seen` is called with it as it was read first and after every change. `from` is a
 /// generation that was seen already, and need not be answered.

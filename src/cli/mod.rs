@@ -17,7 +17,10 @@ mod follow;
 mod gateway;
 pub mod github;
 mod host;
+mod interrupt;
 mod job;
+mod log_stream;
+mod manual;
 pub mod markdown;
 mod openapi;
 mod output;
@@ -25,13 +28,16 @@ mod pool;
 mod relay;
 mod report;
 mod responses;
+mod run;
 mod serve;
 mod supervise;
 mod template;
 mod text;
 mod token;
+mod version;
 mod vm;
 mod webhook;
+mod wording;
 
 use failure::CommandFailure;
 
@@ -54,6 +60,8 @@ pub mod exit {
     pub const INCOMPLETE: u8 = 7;
     /// The vm completed, and its job failed.
     pub const JOB_FAILED: u8 = 10;
+    /// `run`: there is no result of the command.
+    pub const NO_RESULT: u8 = 125;
 }
 
 const EXIT_CODES: &str = "\
@@ -68,6 +76,7 @@ Exit codes:
   6   the time given with --timeout is over
   7   doctor, github check: no check failed, but at least one was not possible
   10  the vm completed, and its job failed
+  run has the exit code of its command, and 125 if there is no result of it
 
 Without --url and MAYFLY_URL, commands use the service on this machine, over the
 socket admin.sock in its data directory (--data-dir). The token is taken from
@@ -77,7 +86,7 @@ an argument, because every user of the machine could read it.";
 
 /// Gives every CI job a fresh virtual machine and deletes it afterwards
 #[derive(Parser)]
-#[command(name = "mayfly", version, after_help = EXIT_CODES, disable_help_subcommand = true, max_term_width = 100)]
+#[command(name = "mayfly", version = crate::platform::version::long(), after_help = EXIT_CODES, disable_help_subcommand = true, max_term_width = 100)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -111,6 +120,12 @@ struct Global {
 #[derive(Subcommand)]
 enum TopCommand {
     Serve(serve::Serve),
+    /// Run a command in a vm of its own: prints its output and returns its exit code
+    ///
+    /// Ctrl-C ends the vm. If this command is killed, the vm goes on until its command or its lifetime has ended.
+    Run(Box<run::Run>),
+    /// List vms: the same as vm list
+    Ps(vm::VmList),
     /// Create, watch and end vms
     #[command(subcommand, arg_required_else_help = true)]
     Vm(vm::VmCommand),
@@ -135,6 +150,8 @@ enum TopCommand {
     /// Check the access to GitHub
     #[command(subcommand, arg_required_else_help = true)]
     Github(github::GithubCommand),
+    /// Print the version of this program, and the commit that it was built from
+    Version,
     /// Print the API's OpenAPI document
     Openapi,
     /// Print a completion script for a shell
@@ -169,6 +186,11 @@ enum TopCommand {
     /// Print the reference of the command line as Markdown
     #[command(hide = true)]
     Markdown,
+    /// Write a manual page for each command into a directory
+    #[command(hide = true)]
+    Manual {
+        dir: PathBuf,
+    },
 }
 
 /// The whole command line as clap sees it: for completions and the reference.
@@ -235,6 +257,10 @@ fn dispatch(cli: Cli) -> Result<u8, CommandFailure> {
             output::bytes(markdown::reference().as_bytes())?;
             Ok(exit::OK)
         }
+        TopCommand::Manual { dir } => manual::run(&dir),
+        TopCommand::Version => version::run(global.json),
+        TopCommand::Run(args) => talk(&global, async |client| run::run(*args, client, global.json).await),
+        TopCommand::Ps(args) => talk(&global, async |client| vm::list(args, client, global.json).await),
         TopCommand::Vm(command) => talk(&global, async |client| vm::run(command, client, global.json).await),
         TopCommand::Pool(command) => talk(&global, async |client| pool::run(command, client, global.json).await),
         TopCommand::Job(command) => talk(&global, async |client| job::run(command, client, global.json).await),

@@ -1,6 +1,6 @@
 //! Shows the failure of a command.
 
-use super::{failure::CommandFailure, output, text::plain};
+use super::{failure::CommandFailure, output, text::plain, wording};
 use crate::domain::Code;
 
 /// Writes the failure to standard error: as JSON, or as text with the remedy.
@@ -30,10 +30,10 @@ pub(super) fn report(failure: &CommandFailure, json: bool) {
     output::error(&message);
     if let CommandFailure::Problem(problem, hint) = failure {
         for field in &problem.errors {
-            output::note(&format!("  {}: {}", plain(&field.pointer), plain(&field.detail)));
+            output::note(&format!("  {}: {}", plain(&wording::field(&field.pointer)), plain(&field.detail)));
         }
-        let remedy = Code::ALL.iter().find(|c| c.slug() == problem.code).map(|c| c.remedy().to_owned());
-        if let Some(hint) = hint.clone().or(remedy) {
+        let remedy = Code::ALL.iter().find(|c| c.slug() == problem.code).map(|c| wording::remedy(c.remedy()));
+        if let Some(hint) = hint.clone().or(remedy).filter(|hint| !hint.is_empty()) {
             output::note(&format!("  {hint}"));
         }
         if let Some(id) = problem.request_id.as_deref().filter(|_| problem.status >= 500) {

@@ -22,7 +22,7 @@ use crate::{
 /// Every setting can be given in mayfly.toml in the data directory, as an environment variable
 /// (MAYFLY_SERVER__LISTEN), or with --set. docs/configuration.md lists all settings.
 ///
-/// SIGTERM or Ctrl-C stops the service and leaves its vms running; the next start manages them again.
+/// SIGTERM or Ctrl-C stops the service and leaves its vms running; the next start manages them again. SIGHUP is ignored.
 #[derive(Args)]
 pub(super) struct Serve {
     /// Address and port of the admin API; the same as --set server.listen=ADDRESS
@@ -88,6 +88,15 @@ pub(super) fn run(args: Serve, data_dir: Option<PathBuf>) -> Result<u8, CommandF
 fn watch_signals(shutdown: CancellationToken) -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // Ends a process that does not listen for it, as the end of its terminal does.
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            tracing::warn!(
+                "SIGHUP is ignored: the configuration is read at the start; restart the service to change it"
+            );
+        }
+    });
     tokio::spawn(async move {
         let name = tokio::select! {
             _ = terminate.recv() => "SIGTERM",

@@ -13,6 +13,7 @@
 //! retry           pauses between attempts
 //! settings        how a part declares its section of the configuration
 //! tasks           background tasks that start again after a panic
+//! version         number and commit of this build
 //! ```
 //!
 //! This layer lies between `domain` and the parts that know one outside system each. It knows nothing of vms.
@@ -29,6 +30,7 @@ pub mod reach;
 pub mod retry;
 pub mod settings;
 pub mod tasks;
+pub mod version;
 
 pub use clock::Clock;
 pub use error_chain::error_chain;

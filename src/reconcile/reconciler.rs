@@ -103,11 +103,15 @@ impl Reconciler {
         self.keep_loops_running(spawn);
 
         let mut read_rows = true;
+        let mut first = true;
         let mut pause = FIRST_PAUSE;
         loop {
             if read_rows {
                 match self.reader.live_vms().await {
                     Ok(vms) => {
+                        if std::mem::take(&mut first) {
+                            tracing::info!(vms = vms.len(), "continuing with the live vms");
+                        }
                         for vm in vms {
                             self.ledger.changes().remind(&vm);
                             take_up(&mut driven, vm);

@@ -13,7 +13,11 @@ mod series;
 
 use series::{LimitedSeries, SERIES_PER_METRIC};
 
-use crate::platform::settings::{SettingType, section};
+use crate::platform::{
+    clock,
+    settings::{SettingType, section},
+    version,
+};
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +68,17 @@ pub fn start_logging(log: &LogSection) -> Result<(), TelemetryError> {
     started.map_err(|_| TelemetryError::Twice)
 }
 
+/// A line for the log that its level does not leave out, in its format.
+pub fn line(log: &LogSection, message: &str) -> String {
+    match log.format {
+        LogFormat::Json => serde_json::json!({
+            "timestamp": clock::now(), "level": "INFO", "message": message, "target": "mayfly",
+        })
+        .to_string(),
+        LogFormat::Text => format!("mayfly: {message}"),
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetricKind {
     Counter,
@@ -90,7 +105,7 @@ macro_rules! metrics_list {
 }
 
 metrics_list! {
-    Gauge "mayfly_build_info" ["version"] "Always 1; the version is its label.";
+    Gauge "mayfly_build_info" ["version", "commit"] "Always 1; version and commit are its labels.";
     Counter "mayfly_http_requests_total" ["method", "route", "status"] "Requests answered.";
     Histogram "mayfly_http_request_duration_seconds" ["method", "route"] "Time from a request to its answer.";
     Counter "mayfly_over_limit_total" ["sender", "limit"] "Requests and connections that were refused or ended because their sender (`vm`, `token`, `address`) had its share of a limit (`requests`, `waiting`, `bodies`, `connections`).";
@@ -161,7 +176,8 @@ pub fn start_metrics() {
                 MetricKind::Histogram => metrics::describe_histogram!(metric.name, metric.help),
             }
         }
-        metrics::gauge!("mayfly_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        let commit = version::COMMIT.unwrap_or("unknown");
+        metrics::gauge!("mayfly_build_info", "version" => version::NUMBER, "commit" => commit).set(1.0);
         // Without it, samples of histograms accumulate until the metrics are collected.
         let upkeep = handle.clone();
         let _ = std::thread::Builder::new().name("metrics-upkeep".into()).spawn(move || {

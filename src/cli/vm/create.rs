@@ -10,26 +10,23 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::{
-    super::{client::ApiClient, exit, failure::CommandFailure, follow, output, responses::VmResponse, text},
+    super::{
+        client::ApiClient, exit, failure::CommandFailure, follow, interrupt::Interrupts, output, responses::VmResponse,
+        text,
+    },
     pair, parse_scope,
 };
 use crate::domain::{BudgetsPatch, Scope};
 
+/// What every vm is made of, whatever it runs.
 #[derive(Args)]
-pub(in crate::cli) struct CreateArgs {
+pub(in crate::cli) struct SpecArgs {
     /// Template to clone
     #[arg(long, short, value_name = "NAME")]
     template: String,
     /// Name of the vm, unique among live vms [default: generated]
     #[arg(long)]
     name: Option<String>,
-    #[command(flatten)]
-    runner: RunnerArgs,
-    #[command(flatten)]
-    github: GitHubArgs,
-    /// Environment of the command, script or runner, one NAME=VALUE per line; a NAME alone takes the value from this environment
-    #[arg(long, value_name = "FILE", conflicts_with = "none", help_heading = "What the guest runs")]
-    env_file: Option<PathBuf>,
     /// Cores [default: the template's]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     cpus: Option<u32>,
@@ -50,13 +47,53 @@ pub(in crate::cli) struct CreateArgs {
     /// service's]
     #[arg(long, value_name = "DURATION", value_parser = text::parse_seconds)]
     queue_timeout: Option<u32>,
+}
+
+impl SpecArgs {
+    /// The request, with what the guest runs.
+    pub fn request(self, runner: Value) -> Value {
+        let mut body = Map::new();
+        body.insert("template".into(), self.template.into());
+        body.insert("runner".into(), runner);
+        for (key, value) in [
+            ("name", self.name.map(Value::from)),
+            ("cpus", self.cpus.map(Value::from)),
+            ("memory_mib", self.memory_mib.map(Value::from)),
+            ("network", self.network.map(Value::from)),
+            ("queue_timeout_seconds", self.queue_timeout.map(Value::from)),
+        ] {
+            if let Some(value) = value {
+                body.insert(key.into(), value);
+            }
+        }
+        if !self.labels.is_empty() {
+            body.insert("labels".into(), json!(self.labels.into_iter().collect::<BTreeMap<_, _>>()));
+        }
+        if !self.budgets.is_empty() {
+            body.insert("budgets".into(), json!(self.budgets.into_iter().collect::<BTreeMap<_, _>>()));
+        }
+        body.into()
+    }
+}
+
+#[derive(Args)]
+pub(in crate::cli) struct CreateArgs {
+    #[command(flatten)]
+    spec: SpecArgs,
+    #[command(flatten)]
+    runner: RunnerArgs,
+    #[command(flatten)]
+    github: GitHubArgs,
+    /// Environment of the command, script or runner, one NAME=VALUE per line; a NAME alone takes the value from this environment
+    #[arg(long, value_name = "FILE", conflicts_with = "none", help_heading = "What the guest runs")]
+    env_file: Option<PathBuf>,
     /// A repeated request with the same key returns the same vm
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
     /// Wait until the vm is deleted; prints nothing but its id
     #[arg(long)]
     wait: bool,
-    /// Show the vm's timeline until it is deleted
+    /// Show the vm's timeline until it is deleted; `mayfly run` shows the job's output
     #[arg(long, short)]
     follow: bool,
 }
@@ -141,29 +178,10 @@ pub(super) async fn run(args: CreateArgs, client: &ApiClient, json: bool) -> Res
         RunnerArgs { github_scope: Some(scope), .. } => github(&scope, args.github, env, client)?,
         RunnerArgs { .. } => json!({ "kind": "none" }),
     };
-    let mut body = Map::new();
-    body.insert("template".into(), args.template.into());
-    body.insert("runner".into(), runner);
-    for (key, value) in [
-        ("name", args.name.map(Value::from)),
-        ("cpus", args.cpus.map(Value::from)),
-        ("memory_mib", args.memory_mib.map(Value::from)),
-        ("network", args.network.map(Value::from)),
-        ("queue_timeout_seconds", args.queue_timeout.map(Value::from)),
-    ] {
-        if let Some(value) = value {
-            body.insert(key.into(), value);
-        }
-    }
-    if !args.labels.is_empty() {
-        body.insert("labels".into(), json!(args.labels.into_iter().collect::<BTreeMap<_, _>>()));
-    }
-    if !args.budgets.is_empty() {
-        body.insert("budgets".into(), json!(args.budgets.into_iter().collect::<BTreeMap<_, _>>()));
-    }
+    let body = args.spec.request(runner);
     let key = args.idempotency_key.as_deref();
     let headers: Vec<(&str, &str)> = key.map(|key| ("idempotency-key", key)).into_iter().collect();
-    let mut created = client.post(&["vms"], &body.into(), &headers).await?;
+    let mut created = client.post(&["vms"], &body, &headers).await?;
     // The guest already has its token; printed here, it would end up in build logs.
     if let Some(created) = created.as_object_mut() {
         created.remove("callback_token");
@@ -177,15 +195,25 @@ pub(super) async fn run(args: CreateArgs, client: &ApiClient, json: bool) -> Res
         }
         return Ok(exit::OK);
     }
-    let (value, ended) = if args.follow && !json {
-        let mut timeline = follow::Timeline::new();
-        timeline.begin(&vm)?;
-        follow::watch(client, &vm.id, None, None, |vm| timeline.update(vm), VmResponse::is_deleted).await?
-    } else {
-        if !json {
-            output::line(&vm.id)?;
+    let to_its_end = async {
+        if args.follow && !json {
+            let mut timeline = follow::Timeline::new();
+            timeline.begin(&vm)?;
+            follow::watch(client, &vm.id, None, None, |vm| timeline.update(vm), VmResponse::is_deleted).await
+        } else {
+            if !json {
+                output::line(&vm.id)?;
+            }
+            follow::watch(client, &vm.id, None, None, |_| Ok(()), VmResponse::is_deleted).await
         }
-        follow::watch(client, &vm.id, None, None, |_| Ok(()), VmResponse::is_deleted).await?
+    };
+    let mut interrupts = Interrupts::listen()?;
+    let (value, ended) = tokio::select! {
+        ended = to_its_end => ended?,
+        code = interrupts.next() => {
+            output::note(&format!("{0} goes on: `mayfly vm logs -f {0}` shows its job, `mayfly vm delete {0}` ends it", vm.name));
+            return Ok(code);
+        }
     };
     if json {
         output::json(&value)?;
@@ -231,7 +259,7 @@ fn read_text(path: &Path, option: &str) -> Result<String, CommandFailure> {
 
 /// Values are used as they are, including quotes. Error messages give line numbers and never the text, because it
 /// contains secrets.
-fn read_env(path: &Path) -> Result<BTreeMap<String, String>, CommandFailure> {
+pub(in crate::cli) fn read_env(path: &Path) -> Result<BTreeMap<String, String>, CommandFailure> {
     let text = read_text(path, "--env-file")?;
     let mut env = BTreeMap::new();
     for (n, line) in text.lines().enumerate() {

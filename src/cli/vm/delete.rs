@@ -1,36 +1,71 @@
 //! `mayfly vm delete`
 
 use clap::Args;
+use serde_json::{Value, json};
 
 use super::{
-    super::{client::ApiClient, exit, failure::CommandFailure, follow, output, responses::VmResponse},
+    super::{client::ApiClient, exit, failure::CommandFailure, follow, output, report, responses::VmResponse},
     resolve,
 };
 
 #[derive(Args)]
 pub(in crate::cli) struct Delete {
-    /// Id or name
-    vm: String,
+    /// Id, the beginning of an id, or name
+    #[arg(value_name = "VM", required = true)]
+    vms: Vec<String>,
     /// Do not wait for a working runner: its job is lost
     #[arg(long)]
     force: bool,
-    /// Wait until the vm is deleted
+    /// Wait until the vms are deleted
     #[arg(long)]
     wait: bool,
 }
 
+/// One that cannot be ended does not keep the others from being ended. The exit code is that of the first failure.
 pub(super) async fn run(args: Delete, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
-    let id = resolve(&args.vm, client).await?;
-    let query: &[(&str, &str)] = if args.force { &[("force", "true")] } else { &[] };
-    let mut value = client.delete(&["vms", &id], query).await?;
+    let (mut ended, mut failed): (Vec<Value>, Vec<CommandFailure>) = (Vec::new(), Vec::new());
+    for vm in &args.vms {
+        match end(vm, args.force, client).await {
+            Ok(value) => ended.push(value),
+            Err(failure) => failed.push(failure),
+        }
+    }
     if args.wait {
-        value = follow::watch(client, &id, None, None, |_| Ok(()), VmResponse::is_deleted).await?.0;
+        for value in &mut ended {
+            let vm: VmResponse = client.view(value)?;
+            *value = wait(&vm, client).await?;
+        }
     }
-    if json {
-        output::json(&value)?;
-    } else {
-        let vm: VmResponse = client.view(&value)?;
-        output::line(&format!("{}  {}", vm.name, vm.state))?;
+    if !json {
+        for value in &ended {
+            let vm: VmResponse = client.view(value)?;
+            output::line(&format!("{}  {}", vm.name, vm.state))?;
+        }
+    } else if let (1, [value]) = (args.vms.len(), ended.as_slice()) {
+        output::json(value)?;
+    } else if !ended.is_empty() {
+        output::json(&json!({ "items": ended }))?;
     }
-    Ok(exit::OK)
+    for failure in &failed {
+        report::report(failure, json);
+    }
+    Ok(failed.first().map_or(exit::OK, CommandFailure::exit_code))
+}
+
+async fn end(vm: &str, force: bool, client: &ApiClient) -> Result<Value, CommandFailure> {
+    let id = resolve(vm, client).await?;
+    let query: &[(&str, &str)] = if force { &[("force", "true")] } else { &[] };
+    client.delete(&["vms", &id], query).await
+}
+
+/// Says what is waited for. The request is with the service, so that ending this command changes nothing.
+async fn wait(vm: &VmResponse, client: &ApiClient) -> Result<Value, CommandFailure> {
+    let mut told = false;
+    let seen = |vm: &VmResponse| {
+        if vm.state == "draining" && !std::mem::replace(&mut told, true) {
+            output::note(&format!("{}: waits until its runner has finished; --force does not wait", vm.name));
+        }
+        Ok(())
+    };
+    Ok(follow::watch(client, &vm.id, None, None, seen, VmResponse::is_deleted).await?.0)
 }

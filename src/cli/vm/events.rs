@@ -10,7 +10,7 @@ use super::{
 
 #[derive(Args)]
 pub(in crate::cli) struct EventsArgs {
-    /// Id or name
+    /// Id, the beginning of an id, or name
     vm: String,
     /// Continue until the vm is deleted
     #[arg(long, short)]

@@ -1,6 +1,6 @@
 //! `mayfly vm list`
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
     },
     PAGE, pair, shorten, states,
 };
-use crate::domain::State;
+use crate::domain::{OutcomeResult, State};
 
 #[derive(Args)]
 pub(in crate::cli) struct VmList {
@@ -24,6 +24,12 @@ pub(in crate::cli) struct VmList {
     /// Only vms with this label; may be repeated, and all of them must match
     #[arg(long = "label", short, value_name = "KEY=VALUE", value_parser = pair)]
     labels: Vec<(String, String)>,
+    /// Only vms of this template: its name or its digest
+    #[arg(long, short, value_name = "NAME")]
+    template: Option<String>,
+    /// Only vms that ended like this, including deleted vms
+    #[arg(long, value_name = "RESULT", value_parser = outcomes())]
+    outcome: Option<String>,
     /// Only vms that were made for this pool
     #[arg(long, value_name = "NAME")]
     pool: Option<String>,
@@ -34,12 +40,27 @@ pub(in crate::cli) struct VmList {
     /// Also deleted vms whose records are still kept
     #[arg(long, short, conflicts_with = "states")]
     all: bool,
-    /// Print ids only
-    #[arg(long, short)]
+    /// Print ids only; the same as -o id
+    #[arg(long, short, conflicts_with = "output")]
     quiet: bool,
+    /// What is printed of each vm: more columns, its name or its id
+    #[arg(long, short, value_enum, value_name = "FORMAT")]
+    output: Option<ListOutput>,
 }
 
-pub(super) async fn run(args: VmList, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ListOutput {
+    /// Also id, pool, driver, network, and the token that it was created with
+    Wide,
+    Name,
+    Id,
+}
+
+fn outcomes() -> clap::builder::PossibleValuesParser {
+    clap::builder::PossibleValuesParser::new(OutcomeResult::ALL.iter().map(|result| result.as_str()))
+}
+
+pub(in crate::cli) async fn run(args: VmList, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     let labels: Vec<String> = args.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let states: Vec<&str> = match args.all {
         true => State::ALL.iter().map(|state| state.as_str()).collect(),
@@ -48,6 +69,8 @@ pub(super) async fn run(args: VmList, client: &ApiClient, json: bool) -> Result<
     let mut query: Vec<(&str, &str)> = states.into_iter().map(|state| ("state", state)).collect();
     query.extend(labels.iter().map(|label| ("label", label.as_str())));
     let job = args.job.map(|job| job.to_string());
+    query.extend(args.template.as_deref().map(|template| ("template", template)));
+    query.extend(args.outcome.as_deref().map(|outcome| ("outcome", outcome)));
     query.extend(args.pool.as_deref().map(|pool| ("pool", pool)));
     query.extend(job.as_deref().map(|job| ("job_id", job)));
     query.push(("limit", PAGE));
@@ -57,14 +80,22 @@ pub(super) async fn run(args: VmList, client: &ApiClient, json: bool) -> Result<
         return Ok(exit::OK);
     }
     let vms: Vec<VmResponse> = items.iter().map(|vm| client.view(vm)).collect::<Result<_, _>>()?;
-    if args.quiet {
+    let output = if args.quiet { Some(ListOutput::Id) } else { args.output };
+    if let Some(ListOutput::Id | ListOutput::Name) = output {
         for vm in &vms {
-            output::line(&vm.id)?;
+            output::line(if output == Some(ListOutput::Id) { &vm.id } else { &vm.name })?;
         }
         return Ok(exit::OK);
     }
     if vms.is_empty() {
-        output::note("no vms");
+        let others = if args.all { "" } else { "; --all shows deleted vms too" };
+        output::note(&format!("no vms{others}"));
+        return Ok(exit::OK);
+    }
+    if output == Some(ListOutput::Wide) {
+        // As wide as it is: a terminal folds the lines.
+        let rows: Vec<Vec<String>> = vms.iter().map(wide).collect();
+        output::bytes(text::table(&WIDE, &rows, None, 0).as_bytes())?;
         return Ok(exit::OK);
     }
     let mut rows: Vec<Vec<String>> = vms
@@ -83,6 +114,25 @@ pub(super) async fn run(args: VmList, client: &ApiClient, json: bool) -> Result<
     }
     output::bytes(table.as_bytes())?;
     Ok(exit::OK)
+}
+
+const WIDE: [&str; 10] =
+    ["NAME", "ID", "STATE", "AGE", "TEMPLATE", "POOL", "DRIVER", "NETWORK", "CREATED BY", "REMARK"];
+
+fn wide(vm: &VmResponse) -> Vec<String> {
+    let or_dash = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+    vec![
+        vm.name.clone(),
+        vm.id.clone(),
+        vm.state.clone(),
+        text::age(vm.created_at),
+        vm.template.clone(),
+        or_dash(&vm.pool),
+        or_dash(&vm.driver),
+        or_dash(&vm.network),
+        or_dash(&vm.created_by),
+        remark(vm),
+    ]
 }
 
 /// The most important fact about a vm, for a list.

@@ -13,7 +13,8 @@ mod logs;
 mod show;
 mod wait;
 
-pub(super) use create::budget;
+pub(super) use create::{SpecArgs, budget, read_env};
+pub(super) use list::{VmList, run as list};
 
 #[derive(Subcommand)]
 pub(super) enum VmCommand {
@@ -26,14 +27,19 @@ pub(super) enum VmCommand {
     #[command(visible_alias = "ls")]
     List(list::VmList),
     /// Show one vm
-    Show { vm: String },
+    Show {
+        /// Id, the beginning of an id, or name
+        vm: String,
+    },
     /// End a vm
     ///
     /// A vm with a working runner is ended when the runner has finished; --force does not wait for that. Ending a
-    /// vm twice is harmless.
+    /// vm twice is harmless. With --wait, ending this command does not change what the service does.
     #[command(visible_alias = "rm")]
     Delete(delete::Delete),
-    /// Print a vm's logs
+    /// Print a vm's logs: by default the output of its job
+    ///
+    /// With --follow, it goes on over a restart of the service.
     Logs(logs::LogsArgs),
     /// Print a vm's events
     Events(events::EventsArgs),
@@ -59,6 +65,9 @@ pub(super) fn parse_scope(text: &str) -> Result<Scope, String> {
     text.parse()
 }
 
+/// Characters of a whole id, and of the shortest beginning that the API finds.
+const UUID: usize = 36;
+const SHORTEST_PREFIX: usize = 4;
 /// The largest page size: fewest requests.
 const PAGE: &str = "200";
 
@@ -74,7 +83,8 @@ pub(super) async fn run(command: VmCommand, client: &ApiClient, json: bool) -> R
     }
 }
 
-/// The id of the vm that has this id or name: a live one, else the newest that had it.
+/// The id of the vm that has this id or name (a live one, else the newest that had it), or the only one whose id begins
+/// with this.
 async fn resolve(vm: &str, client: &ApiClient) -> Result<String, CommandFailure> {
     if vm.parse::<uuid::Uuid>().is_ok() {
         return Ok(vm.to_owned());
@@ -88,7 +98,24 @@ async fn resolve(vm: &str, client: &ApiClient) -> Result<String, CommandFailure>
             return Ok(id.to_owned());
         }
     }
-    Err(CommandFailure::Other(format!("no vm is called {vm:?}; `mayfly vm list --all` shows what there is")))
+    if (SHORTEST_PREFIX..UUID).contains(&vm.len()) && vm.chars().all(|c| c.is_ascii_hexdigit() || c == '-') {
+        let mut query = vec![("id_prefix", vm), ("limit", "2")];
+        query.extend(State::ALL.iter().map(|state| ("state", state.as_str())));
+        let page = client.get(&["vms"], &query).await?;
+        let ids: Vec<&str> =
+            page["items"].as_array().into_iter().flatten().filter_map(|vm| vm["id"].as_str()).collect();
+        match ids.as_slice() {
+            [] => {}
+            [id] => return Ok((*id).to_owned()),
+            [one, other, ..] => {
+                let several = format!("the ids of several vms begin with {vm:?}, {one} and {other} among them");
+                return Err(CommandFailure::Other(format!("{several}: give more of it")));
+            }
+        }
+    }
+    Err(CommandFailure::Other(format!(
+        "no vm has the name {vm:?} or an id that begins with it; `mayfly vm list --all` shows what there is"
+    )))
 }
 
 pub(super) fn shorten(text: &str, to: usize) -> String {

@@ -11,7 +11,7 @@ use super::{
 
 #[derive(Args)]
 pub(in crate::cli) struct Wait {
-    /// Id or name
+    /// Id, the beginning of an id, or name
     vm: String,
     /// State to wait for
     #[arg(long, default_value = "deleted", value_parser = states())]

@@ -291,15 +291,28 @@ fn entered(vm: &Vm) {
         metrics::histogram!("mayfly_vm_state_seconds", "state" => vm.timeline[before].state.as_str()).record(took);
     }
     if vm.state == State::Deleted {
-        let result = vm
-            .outcome
-            .as_ref()
-            .and_then(|o| serde_json::to_value(o.result).ok())
-            .and_then(|v| v.as_str().map(str::to_owned))
-            .unwrap_or_default();
+        let result = vm.outcome.as_ref().map_or("", |outcome| outcome.result.as_str());
         metrics::counter!("mayfly_vms_ended_total", "result" => result).increment(1);
-        let signal = vm.end_signal.and_then(|s| serde_json::to_value(s).ok());
-        let signal = signal.as_ref().and_then(|v| v.as_str()).unwrap_or("none").to_owned();
-        metrics::counter!("mayfly_vm_end_signals_total", "signal" => signal).increment(1);
+        let signal = word(vm.end_signal);
+        let label = signal.clone().unwrap_or_else(|| "none".to_owned());
+        metrics::counter!("mayfly_vm_end_signals_total", "signal" => label).increment(1);
+        tracing::info!(
+            vm.id = %vm.id(), vm.name = %vm.spec.name, template = %vm.spec.template, pool = vm.spec.pool,
+            result, code = vm.outcome.as_ref().and_then(|outcome| outcome.code).map(|code| code.slug()),
+            exit_code = vm.job_exit_code, announced_by = word(vm.announced_by), end_signal = signal,
+            attempts = vm.attempt, seconds = %durations(vm), "vm ended"
+        );
     }
+}
+
+/// A value of an enum as the API writes it.
+fn word(value: Option<impl serde::Serialize>) -> Option<String> {
+    value.and_then(|value| serde_json::to_value(value).ok()?.as_str().map(str::to_owned))
+}
+
+/// The whole life and its states, in seconds: `71.2 (queued 0.1, cloning 0.3, …)`. A state that came again is there again.
+fn durations(vm: &Vm) -> String {
+    let seconds = |from: jiff::Timestamp, to: jiff::Timestamp| to.duration_since(from).as_secs_f64().max(0.0);
+    let states = vm.timeline.windows(2).map(|pair| format!("{} {:.1}", pair[0].state, seconds(pair[0].at, pair[1].at)));
+    format!("{:.1} ({})", seconds(vm.created_at, vm.entered_at), states.collect::<Vec<_>>().join(", "))
 }

@@ -1,6 +1,7 @@
 //! Requests, answers, errors, and where secrets do not go.
 
 use axum::http::Method;
+use mayfly::domain::State;
 use serde_json::{Value, json};
 
 use super::{
@@ -127,8 +128,7 @@ async fn a_problem_becomes_one_clear_error() {
     assert_eq!(
         ran.err,
         "error: The request is not well formed: the name is not usable [request.invalid]\n  \
-         /name: 1 to 63 letters\u{fffd}[2J\n  \
-         See `errors` for the fields and what each of them takes.\n"
+         --name: 1 to 63 letters\u{fffd}[2J\n"
     );
     assert!(ran.out.is_empty());
     let ran = run(mayfly.command(&args).arg("--json")).await.ends(1);
@@ -253,7 +253,64 @@ async fn vms_are_found_by_name() {
     assert_eq!(double.last().query, "");
     mayfly.run(&["vm", "delete", ID, "--force", "--json"]).await.ends(0).json();
     assert_eq!(double.last().query, "force=true");
-    assert!(mayfly.run(&["vm", "show", "nobody"]).await.ends(1).err.contains("no vm is called \"nobody\""));
+    assert!(mayfly.run(&["vm", "show", "nobody"]).await.ends(1).err.contains("no vm has the name \"nobody\""));
+}
+
+#[tokio::test]
+async fn several_vms_are_ended_and_ids_may_be_shortened() {
+    let (double, mayfly) = both().await;
+    let states: Vec<String> = State::ALL.iter().map(|state| format!("state={}", state.as_str())).collect();
+    let with_prefix = |prefix: &str| format!("GET /vms?id_prefix={prefix}&limit=2&{}", states.join("&"));
+    double.on("GET /vms", 200, json!({ "items": [] }));
+    double.on(&with_prefix("019aa6d2-00"), 200, json!({ "items": [queued()] }));
+    let mut other = queued();
+    other["id"] = json!("019aa6d2-0001-7000-8000-00000000000b");
+    double.on(&with_prefix("019aa6d2"), 200, json!({ "items": [queued(), other] }));
+    double.on(&format!("DELETE /vms/{ID}"), 202, queued());
+    assert_eq!(
+        mayfly.run(&["vm", "delete", "019aa6d2-00", ID]).await.ends(0).out,
+        "build-7  queued\nbuild-7  queued\n"
+    );
+    let ran = mayfly.run(&["vm", "delete", "019aa6d2"]).await.ends(1);
+    assert!(ran.err.contains("the ids of several vms begin with \"019aa6d2\""), "{}", ran.err);
+    // One that is not there does not keep the others.
+    let ran = mayfly.run(&["vm", "delete", "nobody", ID, "--force"]).await.ends(1);
+    assert_eq!(ran.out, "build-7  queued\n");
+    assert!(ran.err.contains("\"nobody\""), "{}", ran.err);
+    assert_eq!(double.last().query, "force=true");
+    let ran = mayfly.run(&["vm", "delete", ID, ID, "--json"]).await.ends(0);
+    assert_eq!(ran.json()["items"].as_array().unwrap().len(), 2);
+    mayfly.run(&["vm", "delete"]).await.ends(2);
+}
+
+#[tokio::test]
+async fn lists_are_filtered_and_printed_for_people_and_scripts() {
+    let (double, mayfly) = both().await;
+    double.on("GET /vms", 200, json!({ "items": [queued()], "next_cursor": null }));
+    let ran = mayfly.run(&["ps", "-t", "micro", "--outcome", "failed", "--all"]).await.ends(0);
+    assert!(ran.out.starts_with("NAME     STATE"), "{}", ran.out);
+    let query = double.last().query;
+    assert!(query.contains("template=micro&outcome=failed") && query.contains("state=deleted"), "{query}");
+    assert_eq!(mayfly.run(&["vm", "list", "-o", "name"]).await.ends(0).out, "build-7\n");
+    assert_eq!(mayfly.run(&["vm", "list", "-o", "id"]).await.ends(0).out, format!("{ID}\n"));
+    let ran = mayfly.run(&["ps", "-o", "wide"]).await.ends(0);
+    assert!(ran.out.contains(ID) && ran.out.lines().next().unwrap().contains("CREATED BY"), "{}", ran.out);
+    mayfly.run(&["ps", "--outcome", "good"]).await.ends(2);
+    double.on("GET /vms", 200, json!({ "items": [], "next_cursor": null }));
+    let ran = mayfly.run(&["ps"]).await.ends(0);
+    assert_eq!((ran.out.as_str(), ran.err.as_str()), ("", "no vms; --all shows deleted vms too\n"));
+}
+
+#[tokio::test]
+async fn the_version_names_its_build() {
+    let mayfly = Mayfly::new();
+    let number = env!("CARGO_PKG_VERSION");
+    let short = mayfly.run(&["-V"]).await.ends(0).out;
+    assert!(short.starts_with(&format!("mayfly {number} (")), "{short}");
+    let long = mayfly.run(&["version"]).await.ends(0).out;
+    assert!(long.starts_with(&short) && long.ends_with("debug build\n"), "{long}");
+    let json = mayfly.run(&["version", "--json"]).await.ends(0).json();
+    assert_eq!((json["version"].as_str(), json["profile"].as_str()), (Some(number), Some("debug")));
 }
 
 #[tokio::test]
@@ -261,11 +318,16 @@ async fn logs_pass_unchanged_without_a_terminal() {
     let (double, mayfly) = both().await;
     let log = b"\x1b[1mboot\x1b[0m\r\n\xff\n";
     double.on_bytes(&format!("GET /vms/{ID}/logs"), 200, "text/plain", log);
-    let out = mayfly.command(&["vm", "logs", ID, "--source", "job", "--follow"]).output().await.unwrap();
+    let out = mayfly.command(&["vm", "logs", ID, "--source", "console"]).output().await.unwrap();
     assert_eq!(out.stdout, log);
-    assert_eq!(double.last().query, "source=job&follow=true");
+    assert_eq!(double.last().query, "source=console");
     let ran = mayfly.run(&["vm", "logs", ID, "--json"]).await.ends(0);
-    assert_eq!((ran.json()["source"].as_str(), ran.json()["vm_id"].as_str()), (Some("console"), Some(ID)));
+    assert_eq!((ran.json()["source"].as_str(), ran.json()["vm_id"].as_str()), (Some("job"), Some(ID)));
+    double.on_bytes(&format!("GET /vms/{ID}/logs"), 200, "text/plain", b"one\ntwo\nthree\n");
+    assert_eq!(mayfly.run(&["vm", "logs", ID, "--tail", "2"]).await.ends(0).out, "two\nthree\n");
+    double.on_bytes(&format!("GET /vms/{ID}/logs"), 200, "text/plain", b"");
+    let ran = mayfly.run(&["vm", "logs", ID]).await.ends(0);
+    assert!(ran.out.is_empty() && ran.err.starts_with("the log job is empty; --source"), "{}", ran.err);
 }
 
 #[tokio::test]

@@ -35,6 +35,8 @@ struct Inner {
     answers: HashMap<String, (StatusCode, &'static str, Vec<u8>)>,
     /// The states of one vm's record, by generation from 1 on.
     life: Vec<Value>,
+    /// The index of the latest record that was given.
+    reached: usize,
     /// How often the vm is refused before it is answered.
     outage: u32,
 }
@@ -150,7 +152,12 @@ async fn live(double: &Double, life: &[Value], query: &str) -> Response {
         }
     }
     // Generations begin with 1: the next record is the one at the index of the last generation seen.
-    match life.get(seen) {
+    let index = {
+        let mut inner = double.inner();
+        inner.reached = inner.reached.max(seen.min(life.len() - 1));
+        if seen > 0 { seen } else { inner.reached }
+    };
+    match life.get(index) {
         Some(next) => axum::Json(next.clone()).into_response(),
         None => {
             tokio::time::sleep(Duration::from_secs(ask("timeout_seconds").unwrap_or(0) as u64)).await;

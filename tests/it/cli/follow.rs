@@ -132,3 +132,88 @@ async fn events_are_followed_to_the_last() {
     let seqs: Vec<Value> = ran.out.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["seq"].clone()).collect();
     assert_eq!(seqs, [1, 2]);
 }
+
+/// A job that printed two lines. The first response breaks off after the first of them.
+fn two_lines(double: &Double) {
+    let log = |query: &str, text: &[u8]| {
+        double.on_bytes(&format!("GET /vms/{ID}/logs?source=job{query}"), 200, "text/plain", text);
+    };
+    log("", b"one\n");
+    log("&follow=true", b"one\n");
+    log("&offset=4&follow=true", b"two\n");
+    log("&offset=4", b"two\n");
+    log("&offset=8&follow=true", b"");
+    log("&offset=8", b"");
+}
+
+async fn run(end: Value, args: &[&str]) -> (super::Ran, Double) {
+    let double = Double::start().await;
+    let records = life(end);
+    double.on("POST /vms", 201, records[0].clone()).lives(records);
+    two_lines(&double);
+    let ran = Mayfly::of(&double).run(&[&["run", "-t", "micro"], args].concat()).await;
+    (ran, double)
+}
+
+#[tokio::test]
+async fn run_prints_the_output_of_its_command_and_has_its_exit_code() {
+    let (ran, double) = run(completed(7), &["--", "echo", "a b", "--json"]).await;
+    assert_eq!((ran.code, ran.out.as_str()), (7, "one\ntwo\n"), "{}", ran.err);
+    let posted = double.asked().into_iter().find(|asked| asked.path == "/vms").unwrap().body;
+    assert_eq!(posted["runner"], json!({ "kind": "command", "command": "echo 'a b' --json", "env": {} }));
+    assert!(ran.err.contains("build-7: queued: waits for a slot, position 2\n"), "{}", ran.err);
+    let (ran, double) = run(completed(0), &["--quiet", "make test && make"]).await;
+    assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (0, "one\ntwo\n", ""));
+    let posted = double.asked().into_iter().find(|asked| asked.path == "/vms").unwrap().body;
+    assert_eq!(posted["runner"]["command"], "make test && make");
+}
+
+#[tokio::test]
+async fn run_has_an_exit_code_of_its_own_where_the_command_has_none() {
+    let failed = json!({ "outcome": { "result": "failed", "code": "guest.not_ready", "detail": "no answer" } });
+    let (ran, _) = run(failed, &["true"]).await;
+    assert_eq!(ran.code, 125);
+    assert!(ran.err.contains("ended without a result of its command: failed [guest.not_ready]"), "{}", ran.err);
+    // The job's result is known, and the vm was lost with what the job had to deliver.
+    let lost = json!({ "outcome": { "result": "lost" }, "job": { "exit_code": 0 } });
+    assert_eq!(run(lost, &["true"]).await.0.code, 125);
+    let double = Double::start().await;
+    double.problem("POST /vms", 422, "template.unknown", "no template is called micro");
+    assert_eq!(Mayfly::of(&double).run(&["run", "-t", "micro", "true"]).await.code, 125);
+    Mayfly::of(&double).run(&["run", "-t", "micro"]).await.ends(2);
+}
+
+#[tokio::test]
+async fn an_interrupted_run_ends_its_vm() {
+    let double = Double::start().await;
+    let records = life(completed(0));
+    // It does not end by itself.
+    double.on("POST /vms", 201, records[0].clone()).lives(records[..4].to_vec());
+    double.on(&format!("DELETE /vms/{ID}"), 202, records[4].clone());
+    double.on_bytes(&format!("GET /vms/{ID}/logs"), 200, "text/plain", b"");
+    let mayfly = Mayfly::of(&double);
+    let mut command = mayfly.command(&["run", "-t", "micro", "sleep", "600"]);
+    let child = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let pid = rustix::process::Pid::from_raw(child.id().unwrap() as i32).unwrap();
+    let asked =
+        |what: &str| double.asked().iter().any(|asked| format!("{} {}", asked.method, asked.path).contains(what));
+    super::within(|| asked("/logs")).await;
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    super::within(|| asked(&format!("DELETE /vms/{ID}"))).await;
+    // A second one does not wait for the vm.
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let ended = child.wait_with_output().await.unwrap();
+    assert_eq!(ended.status.code(), Some(130), "{}", String::from_utf8_lossy(&ended.stderr));
+    assert!(String::from_utf8_lossy(&ended.stderr).contains("build-7 is being ended"));
+    let deleted = double.asked().into_iter().find(|asked| asked.method == axum::http::Method::DELETE).unwrap();
+    assert_eq!(deleted.query, "force=true");
+}
+
+#[tokio::test]
+async fn a_followed_log_goes_on_where_it_broke_off() {
+    let double = Double::start().await;
+    double.lives(life(completed(0))[6..].to_vec());
+    two_lines(&double);
+    let ran = Mayfly::of(&double).run(&["vm", "logs", ID, "--follow"]).await.ends(0);
+    assert_eq!(ran.out, "one\ntwo\n");
+}

@@ -93,6 +93,15 @@ pub async fn run(command: &mut Command) -> Ran {
     }
 }
 
+/// Waits until this is true.
+pub async fn within(what: impl Fn() -> bool) {
+    let end = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !what() {
+        assert!(tokio::time::Instant::now() < end, "it does not happen");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
 pub fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_mayfly"))
 }

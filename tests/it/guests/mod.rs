@@ -13,6 +13,7 @@ mod crash;
 mod descriptors;
 mod ends;
 mod images;
+mod run;
 mod stopped;
 mod tart;
 

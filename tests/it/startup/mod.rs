@@ -536,6 +536,51 @@ impl Drop for Killed {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn every_line_of_a_json_log_is_json_and_sighup_ends_nothing() {
+    let temp = temp();
+    let log = temp.path().join("log");
+    let child = Serve::command(temp.path())
+        .env("MAYFLY_SERVER__LISTEN", "127.0.0.1:0")
+        .env("MAYFLY_DRIVERS__QEMU__ENABLED", "false")
+        .env("MAYFLY_LOG__FORMAT", "json")
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let mut child = Killed(child);
+    let said = async |what: &str| {
+        let end = Instant::now() + WITHIN;
+        loop {
+            let text = std::fs::read_to_string(&log).unwrap();
+            if text.contains(what) {
+                return text;
+            }
+            assert!(Instant::now() < end, "it does not say {what:?}:\n{text}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let pid = rustix::process::Pid::from_child(&child.0);
+    said("listening on http://").await;
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    said("SIGHUP is ignored").await;
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let text = said("shutting down").await;
+    let mut started = None;
+    for line in text.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert!(line["message"].is_string() && line["timestamp"].is_string() && line["level"].is_string(), "{line}");
+        if line["message"] == "started" {
+            started = Some(line["version"].clone());
+        }
+    }
+    assert_eq!(started, Some(env!("CARGO_PKG_VERSION").into()), "{text}");
+    let end = Instant::now() + WITHIN;
+    while child.0.try_wait().unwrap().is_none() && Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(child.0.try_wait().unwrap().expect("it ends when it is told to").code(), Some(0));
+}
+
 /// Whoever read the log is gone: `mayfly serve 2>&1 | head`, a terminal that was closed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_with_a_blocked_log_serves_and_ends() {

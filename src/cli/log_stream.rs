@@ -1,0 +1,101 @@
+//! Reads a vm's log, to its end if that is wanted, and over a restart of the service.
+
+use tokio::time::Instant;
+
+use super::{
+    client::ApiClient,
+    failure::CommandFailure,
+    follow::{PATIENCE, PAUSE},
+    responses::VmResponse,
+};
+use crate::platform::clock;
+
+/// The byte of the log at which a response begins.
+const OFFSET: &str = "mayfly-log-offset";
+
+pub(super) struct LogStream<'a> {
+    client: &'a ApiClient,
+    id: &'a str,
+    source: &'static str,
+    /// The byte of the log that comes next. `None`: nothing was read yet.
+    position: Option<u64>,
+}
+
+impl<'a> LogStream<'a> {
+    /// Begins at most one mebibyte before the log's end.
+    pub fn new(client: &'a ApiClient, id: &'a str, source: &'static str) -> Self {
+        Self { client, id, source, position: None }
+    }
+
+    /// Reads what is there now.
+    pub async fn read(
+        &mut self,
+        out: &mut impl FnMut(&[u8]) -> Result<(), CommandFailure>,
+    ) -> Result<(), CommandFailure> {
+        self.response(false, out).await
+    }
+
+    /// Reads on until the vm is deleted, and returns the vm.
+    pub async fn follow(
+        &mut self,
+        out: &mut impl FnMut(&[u8]) -> Result<(), CommandFailure>,
+    ) -> Result<VmResponse, CommandFailure> {
+        let mut silent_since: Option<Instant> = None;
+        loop {
+            let asked = clock::monotonic();
+            // The response also ends when the service stops. So only the vm's record shows whether there will be more.
+            let read = self.response(true, out).await;
+            let vm = match read {
+                Ok(()) => self.client.get(&["vms", self.id], &[]).await,
+                Err(failure) => Err(failure),
+            };
+            match vm {
+                Ok(value) => {
+                    silent_since = None;
+                    let vm: VmResponse = self.client.view(&value)?;
+                    if vm.is_deleted() {
+                        // What was written after the response had ended.
+                        self.response(false, out).await?;
+                        return Ok(vm);
+                    }
+                    if clock::elapsed(asked) < PAUSE {
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                }
+                // The vm continues while the service is down.
+                Err(failure) if failure.passes() => {
+                    let since = *silent_since.get_or_insert_with(clock::monotonic);
+                    if clock::elapsed(since) > PATIENCE {
+                        return Err(failure);
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    async fn response(
+        &mut self,
+        follow: bool,
+        out: &mut impl FnMut(&[u8]) -> Result<(), CommandFailure>,
+    ) -> Result<(), CommandFailure> {
+        let offset = self.position.map(|position| position.to_string());
+        let mut query = vec![("source", self.source)];
+        query.extend(offset.as_deref().map(|offset| ("offset", offset)));
+        query.extend(follow.then_some(("follow", "true")));
+        let mut response = self.client.stream(&["vms", self.id, "logs"], &query).await?;
+        let begins = response.headers().get(OFFSET).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        let mut position = begins.or(self.position).unwrap_or(0);
+        loop {
+            self.position = Some(position);
+            let chunk = response
+                .chunk()
+                .await
+                .map_err(|error| CommandFailure::Unreachable(format!("the log broke off: {error}")))?;
+            let Some(chunk) = chunk else { return Ok(()) };
+            out(&chunk)?;
+            position += chunk.len() as u64;
+        }
+    }
+}

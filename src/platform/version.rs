@@ -1,0 +1,20 @@
+//! Which build of Mayfly this is.
+
+use std::sync::LazyLock;
+
+pub const NUMBER: &str = env!("CARGO_PKG_VERSION");
+/// The commit that it was built from. Builds for users are told by `MAYFLY_COMMIT`; others do not follow each commit, so
+/// that none of them compiles everything again.
+pub const COMMIT: Option<&str> = option_env!("MAYFLY_COMMIT");
+pub const PROFILE: &str = if cfg!(debug_assertions) { "debug" } else { "release" };
+
+/// Number and commit: `0.1.0 (2f9a6c01b3d4)`.
+pub fn long() -> &'static str {
+    static LONG: LazyLock<String> = LazyLock::new(|| format!("{NUMBER} ({})", COMMIT.unwrap_or("unknown commit")));
+    &LONG
+}
+
+/// Architecture and system: `x86_64-linux`.
+pub fn target() -> String {
+    format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)
+}
