@@ -10,7 +10,10 @@ use crate::{
     domain::{Budgets, Pool, capacity::Capacity},
     drivers::{inspector::HostInspector, registry::Registry},
     parts::Parts,
-    platform::{clock::Clock, data_dir::DataDir},
+    platform::{
+        clock::{Clock, ClockReading},
+        data_dir::DataDir,
+    },
     reconcile::{self, JobLoops, PullLoops, Reconciler},
     registry::{logins::Logins, s3::S3},
     service::{self, Services, StoredTemplateUsage},
@@ -51,7 +54,7 @@ impl Setup {
     /// Usual values, without any credentials.
     pub fn new(data: DataDir, drivers: Registry, capacity: Capacity) -> Setup {
         Setup {
-            clock: Clock::system(),
+            clock: Clock::steady(),
             drivers,
             capacity,
             count_foreign: true,
@@ -98,6 +101,11 @@ pub async fn build(setup: Setup) -> Result<Built, StartError> {
         mut reconcile,
     } = setup;
     let (vault, store) = store::open(&data, database_reserve).await?;
+    // Continues the clock of the last run, before anything reads it: the loops find whether the system's clock was set meanwhile.
+    let last_step = store.reader.clock_at_last_step().await.unwrap_or_default();
+    if let Some(earlier) = ClockReading::later(reconcile::last_beat(&reconcile.heartbeat), last_step) {
+        clock.continue_from(&earlier);
+    }
     let catalog = Catalog::open_with(data.templates(), template_limits)
         .map_err(|cause| StartError::Templates { dir: data.templates().display().to_string(), cause })?;
     catalog.set_template_usage(Arc::new(StoredTemplateUsage {

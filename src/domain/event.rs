@@ -187,6 +187,11 @@ pub enum Event {
     ServiceAway {
         milliseconds: i64,
     },
+    /// The host's clock was set, or the host slept: later times are on the new scale, and every budget has as much left as before.
+    /// Negative: the clock was set back.
+    ClockStepped {
+        milliseconds: i64,
+    },
     /// GitHub reports the runner as busy: its result is awaited until then, within the cap.
     DrainExtended {
         until: Timestamp,

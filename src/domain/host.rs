@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use utoipa::ToSchema;
 
 use super::{
@@ -167,6 +167,13 @@ impl HostView {
         ceiling.retry_at = at.saturating_add(wait).unwrap_or(at);
         ceiling.refusals += 1;
         self.ceilings.push(ceiling);
+    }
+
+    /// Moves the times of the next test starts by a step of the clock.
+    pub fn clock_stepped(&mut self, by: SignedDuration) {
+        for ceiling in &mut self.ceilings {
+            ceiling.retry_at = ceiling.retry_at.saturating_add(by).unwrap_or(ceiling.retry_at);
+        }
     }
 
     /// Records that this many guests of a kind run now. Returns the ceiling that this removes.

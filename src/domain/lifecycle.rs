@@ -85,6 +85,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::BudgetsPaused | E::BudgetsResumed => Note,
             // It has no guest whose reports could have been missed.
             E::ServiceAway => Ignore,
+            E::ClockStepped => Note,
         },
         S::Cloning => match event {
             E::Created => Refuse(R::AlreadyCreated),
@@ -99,6 +100,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse(R::StopNotRequested),
             // A guest that is provisioned by a seed needs its runner before it is cloned.
             E::RunnerRegistered | E::BudgetsPaused | E::BudgetsResumed | E::ServiceAway => Note,
+            E::ClockStepped => Note,
             E::JobChanged | E::DrainExtended => Ignore,
         },
         S::Booting => match event {
@@ -118,6 +120,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::StepFailed => Note,
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse(R::StopNotRequested),
             E::RunnerRegistered | E::JobChanged | E::BudgetsPaused | E::BudgetsResumed | E::ServiceAway => Note,
+            E::ClockStepped => Note,
             E::DrainExtended => Ignore,
         },
         S::Configuring => match event {
@@ -135,6 +138,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::StepFailed => Note,
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse(R::StopNotRequested),
             E::RunnerRegistered | E::JobChanged | E::BudgetsPaused | E::BudgetsResumed | E::ServiceAway => Note,
+            E::ClockStepped => Note,
             E::DrainExtended => Ignore,
         },
         S::Running => match event {
@@ -150,6 +154,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::StepFailed => Note,
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse(R::StopNotRequested),
             E::RunnerRegistered | E::JobChanged | E::BudgetsPaused | E::BudgetsResumed | E::ServiceAway => Note,
+            E::ClockStepped => Note,
             E::DrainExtended => Ignore,
         },
         S::Draining => match event {
@@ -165,6 +170,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse(R::StopNotRequested),
             E::RunnerRegistered | E::JobChanged => Note,
             E::BudgetsPaused | E::BudgetsResumed | E::ServiceAway | E::DrainExtended => Note,
+            E::ClockStepped => Note,
         },
         S::Stopping => match event {
             E::Created => Refuse(R::AlreadyCreated),
@@ -180,6 +186,8 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::InstanceAbsent | E::AttemptCleared => Refuse(R::NotStopped),
             E::RunnerRegistered | E::JobChanged => Note,
             E::BudgetsPaused | E::BudgetsResumed | E::ServiceAway | E::DrainExtended => Ignore,
+            // The times of its next events are on the new scale.
+            E::ClockStepped => Note,
         },
         S::Deleting => match event {
             E::Created => Refuse(R::AlreadyCreated),
@@ -194,6 +202,8 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::StepFailed => Note,
             E::RunnerRegistered | E::JobChanged => Note,
             E::BudgetsPaused | E::BudgetsResumed | E::ServiceAway | E::DrainExtended => Ignore,
+            // The times of its next events are on the new scale.
+            E::ClockStepped => Note,
         },
         S::Deleted => match event {
             E::Created => Refuse(R::AlreadyCreated),
@@ -205,6 +215,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::BudgetSpent | E::AttemptFailed | E::HostRefused | E::StepFailed => Ignore,
             E::AttemptCleared => Refuse(R::Ended),
             E::RunnerRegistered | E::BudgetsPaused | E::BudgetsResumed | E::ServiceAway | E::DrainExtended => Ignore,
+            E::ClockStepped => Ignore,
             // The result of its job comes from GitHub, and may arrive after the cleanup.
             E::JobChanged => Note,
         },

@@ -61,6 +61,9 @@ pub struct Vm {
     pub timeline: Vec<TimelineEntry>,
     /// Only while queued.
     pub queue: Option<Queue>,
+    /// When its wait for a slot ends. A refusal by the host does not start the wait anew. `None` in rows of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_deadline: Option<Timestamp>,
     /// Number of attempts: how often the vm got a slot.
     pub attempt: u32,
     pub failed_attempts: u32,
@@ -87,6 +90,9 @@ pub struct Vm {
     pub last_fault: Option<Fault>,
     /// Set while an attempt is cleaned up because of a fault of the host and not of this vm.
     pub host_refused: bool,
+    /// Number of attempts that the host has refused, one after the other.
+    #[serde(default, skip_serializing_if = "is_zero_u32")]
+    pub refusals: u32,
     /// Other guests took its slot: it is placed again as soon as a slot is free.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub slot_taken: bool,
@@ -102,13 +108,16 @@ pub struct Vm {
     /// Since when budgets that wait for GitHub are paused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_at: Option<Timestamp>,
-    /// How long the service was down since this state was entered, in milliseconds.
+    /// How long the service was down since this state was entered, and by how much the clock was set meanwhile, in milliseconds.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub away_ms: i64,
     /// How long these budgets were paused since their start, in milliseconds; includes the time in which the
-    /// service was down.
+    /// service was down, and steps of the clock.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub paused_ms: i64,
+    /// By how much the clock was set since this state was entered, in milliseconds.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub stepped_ms: i64,
     /// Until when draining is extended because the runner is busy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain_until: Option<Timestamp>,
@@ -122,6 +131,10 @@ fn is_false(b: &bool) -> bool {
 }
 
 fn is_zero(n: &i64) -> bool {
+    *n == 0
+}
+
+fn is_zero_u32(n: &u32) -> bool {
     *n == 0
 }
 
@@ -141,6 +154,7 @@ impl Vm {
 
     /// Creates the vm from its first event.
     pub fn created(spec: VmSpec, at: Timestamp) -> Vm {
+        let deadline = at + seconds(spec.budgets.queue_seconds);
         Vm {
             generation: 1,
             state: State::Queued,
@@ -153,9 +167,10 @@ impl Vm {
                     TemplateSource::Resolved(_) => QueueReason::Slot,
                     TemplateSource::Awaited { .. } => QueueReason::Template,
                 },
-                deadline: at + seconds(spec.budgets.queue_seconds),
+                deadline,
                 not_before: None,
             }),
+            queue_deadline: Some(deadline),
             attempt: 0,
             failed_attempts: 0,
             ssh: None,
@@ -172,6 +187,7 @@ impl Vm {
             outcome: None,
             last_fault: None,
             host_refused: false,
+            refusals: 0,
             slot_taken: false,
             registered: None,
             jobs: Vec::new(),
@@ -179,6 +195,7 @@ impl Vm {
             paused_at: None,
             paused_ms: 0,
             away_ms: 0,
+            stepped_ms: 0,
             drain_until: None,
             start_unconfirmed: false,
             spec,
@@ -340,7 +357,7 @@ impl Vm {
             }
             Event::BudgetsResumed => {
                 if let Some(since) = self.paused_at.take() {
-                    self.paused_ms += (at.as_millisecond() - since.as_millisecond()).max(0);
+                    self.paused_ms += at.as_millisecond() - since.as_millisecond();
                 }
             }
             Event::ServiceAway { milliseconds } => {
@@ -351,6 +368,7 @@ impl Vm {
                     self.paused_ms += away;
                 }
             }
+            Event::ClockStepped { milliseconds } => self.clock_stepped(*milliseconds),
             Event::DrainExtended { until } => {
                 self.drain_until = self.drain_until.max(Some((*until).min(self.drain_cap())));
             }
@@ -377,10 +395,12 @@ impl Vm {
             Event::StepFailed { fault } => self.last_fault = Some(fault.clone()),
             Event::AttemptFailed { fault } => {
                 self.failed_attempts += 1;
+                self.refusals = 0;
                 self.last_fault = Some(fault.clone());
             }
             Event::HostRefused { fault } => {
                 self.host_refused = true;
+                self.refusals += 1;
                 self.slot_taken = fault.code == Code::SlotTaken;
                 self.last_fault = Some(fault.clone());
             }
@@ -389,11 +409,7 @@ impl Vm {
                 self.end(EndSignal::GivenUp, OutcomeResult::Failed, Some(fault.code), Some(fault.detail.clone()));
             }
             Event::AttemptCleared { reason, not_before } => {
-                let mut waits = seconds(self.spec.budgets.queue_seconds.max(self.spec.budgets.boot_seconds));
-                if self.host_refused {
-                    // The same wait continues: repeated refusals by the host do not make it longer.
-                    waits = (waits - self.waited()).max(SignedDuration::ZERO);
-                }
+                let deadline = self.next_queue_deadline(at);
                 // The next attempt has another guest, so facts about this guest do not apply to it.
                 self.ssh = None;
                 self.host_key = None;
@@ -408,9 +424,7 @@ impl Vm {
                 self.done = None;
                 self.drain_until = None;
                 self.start_unconfirmed = false;
-                // A vm that could not wait at its creation has been admitted: its second wait is limited by its boot
-                // budget.
-                self.queue = Some(Queue { reason: *reason, deadline: at + waits, not_before: Some(*not_before) });
+                self.queue = Some(Queue { reason: *reason, deadline, not_before: Some(*not_before) });
             }
         }
     }
@@ -492,6 +506,45 @@ impl Vm {
         }
     }
 
+    /// The end of the wait for the next attempt.
+    fn next_queue_deadline(&mut self, at: Timestamp) -> Timestamp {
+        let b = &self.spec.budgets;
+        let boot = seconds(b.boot_seconds);
+        let known = self.queue_deadline.unwrap_or(at + seconds(b.queue_seconds));
+        if !self.host_refused {
+            // The slot of the failed attempt may be taken by now: the next attempt has time to get another one.
+            let deadline = known.max(at + boot);
+            self.queue_deadline = Some(deadline);
+            return deadline;
+        }
+        // The same wait goes on, however often the host refuses. A vm that could not wait at its creation had been given a slot. If
+        // others took that slot, or the next attempt is certain to have another accelerator, its wait is limited by its boot budget.
+        let replaced = self.slot_taken || self.last_fault.as_ref().is_some_and(|f| f.code == Code::AcceleratorFailed);
+        let more = (boot - seconds(b.queue_seconds)).max(SignedDuration::ZERO);
+        if replaced { known + more } else { known }
+    }
+
+    /// Moves what lies ahead to the new scale of the clock. What has happened keeps the time that the clock showed then.
+    fn clock_stepped(&mut self, milliseconds: i64) {
+        let step = SignedDuration::from_millis(milliseconds);
+        let moved = |at: &mut Timestamp| *at = at.saturating_add(step).unwrap_or(*at);
+        self.away_ms += milliseconds;
+        self.stepped_ms += milliseconds;
+        match &mut self.queue {
+            Some(queue) => {
+                moved(&mut queue.deadline);
+                queue.not_before.iter_mut().for_each(moved);
+            }
+            None => self.paused_ms += milliseconds,
+        }
+        self.queue_deadline.iter_mut().for_each(moved);
+        self.paused_at.iter_mut().for_each(moved);
+        self.drain_until.iter_mut().for_each(moved);
+        if let Some((_, at)) = &mut self.done {
+            moved(at);
+        }
+    }
+
     fn job(&mut self, job: &JobRecord, at: Timestamp) {
         match self.jobs.iter_mut().find(|known| known.id == job.id) {
             Some(known) => known.merge(job),
@@ -507,10 +560,17 @@ impl Vm {
     }
 
     fn enter(&mut self, to: State, event: &Event, at: Timestamp) {
+        if self.state == State::Queued
+            && let Some(deadline) = &mut self.queue_deadline
+        {
+            let paused = self.paused_at.map_or(SignedDuration::ZERO, |since| at.duration_since(since));
+            *deadline += SignedDuration::from_millis(self.paused_ms) + paused;
+        }
         self.state = to;
         self.entered_at = at;
         self.timeline.push(TimelineEntry { state: to, at });
         self.away_ms = 0;
+        self.stepped_ms = 0;
         self.count_anew(at);
         if to != State::Queued {
             self.queue = None;
@@ -548,12 +608,6 @@ impl Vm {
             self.end_signal = Some(signal);
             self.outcome = Some(Outcome { result, code, detail });
         }
-    }
-
-    /// How long it was in the queue, after it left the queue.
-    fn waited(&self) -> SignedDuration {
-        let spells = self.timeline.windows(2).filter(|pair| pair[0].state == State::Queued);
-        spells.fold(SignedDuration::ZERO, |sum, pair| sum + pair[1].at.duration_since(pair[0].at))
     }
 
     /// The deadline at which GitHub's report that the runner has finished becomes the end of the guest.
@@ -637,7 +691,7 @@ impl Vm {
     }
 
     fn lifetime_ends(&self) -> Timestamp {
-        self.entered_at + seconds(self.spec.budgets.lifetime_seconds)
+        self.entered_at + seconds(self.spec.budgets.lifetime_seconds) + SignedDuration::from_millis(self.stepped_ms)
     }
 
     /// Whether a guest of this vm started the runner program. A guest starts it only after `running` was entered,

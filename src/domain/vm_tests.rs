@@ -232,6 +232,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::EndProven { proof: EndProof::RunnerFinished, exit_code: Some(0) }),
         Just(Event::EndForced { by: Announcer::Admin }),
         (0..90_000i64).prop_map(|milliseconds| Event::ServiceAway { milliseconds }),
+        (1000..90_000i64).prop_map(|milliseconds| Event::ClockStepped { milliseconds }),
+        (1000..90_000i64).prop_map(|milliseconds| Event::ClockStepped { milliseconds: -milliseconds }),
         cause.prop_map(|cause| Event::InstanceGone { cause }),
         budget.prop_map(|budget| Event::BudgetSpent { budget }),
         Just(Event::StepFailed { fault: fault() }),
@@ -576,5 +578,50 @@ fn only_wrappers_that_send_heartbeats_may_not_be_silent() {
         assert_eq!(vm.longest_silence(), expected, "{runner:?} {described:?}");
         go(&mut vm, [(Event::EndAnnounced { by: Announcer::Hook }, 6)]);
         assert_eq!(vm.longest_silence(), expected, "{runner:?} {described:?}");
+    }
+}
+
+/// What lies ahead moves with the clock, in every state and with every pause; what has happened keeps its time.
+#[test]
+fn a_step_of_the_clock_leaves_every_budget_as_long_as_it_was() {
+    let refused = Event::AttemptCleared { reason: QueueReason::Host, not_before: at(20) };
+    let lives: [Vec<Event>; 8] = [
+        vec![],
+        vec![Event::SlotTaken],
+        vec![Event::SlotTaken, Event::Cloned],
+        vec![Event::SlotTaken, Event::Cloned, Event::GuestReady { via: ReadyVia::GuestCall }],
+        running(),
+        with(running(), [Event::EndAnnounced { by: Announcer::Hook }, Event::DrainExtended { until: at(400) }]),
+        vec![Event::SlotTaken, Event::HostRefused { fault: fault() }, Event::InstanceStopped, refused],
+        with(running(), [Event::EndProven { proof: EndProof::RunnerFinished, exit_code: None }]),
+    ];
+    for life in lives {
+        for step in [86_400, -3600] {
+            let mut vm = live(&life);
+            let before = vm.clone();
+            assert_eq!(vm.apply(&Event::ClockStepped { milliseconds: step * 1000 }, at(30 + step)), Verdict::Note);
+            let moved = |at: Timestamp| at + SignedDuration::from_secs(step);
+            assert_eq!(vm.deadline(), before.deadline().map(|(budget, at)| (budget, moved(at))), "{}", vm.state);
+            assert_eq!(vm.settle_deadline(), before.settle_deadline().map(|(proof, at)| (proof, moved(at))));
+            assert_eq!(vm.queue.and_then(|q| q.not_before), before.queue.and_then(|q| q.not_before).map(moved));
+            assert_eq!(vm.timeline, before.timeline);
+        }
+    }
+}
+
+/// A pause for GitHub that the step falls into ends with what was left at its beginning.
+#[test]
+fn a_step_of_the_clock_during_a_pause_is_no_part_of_the_pause() {
+    for step in [86_400, -3600] {
+        let mut vm = github_running();
+        go(
+            &mut vm,
+            [
+                (Event::BudgetsPaused, 100),
+                (Event::ClockStepped { milliseconds: step * 1000 }, 110 + step),
+                (Event::BudgetsResumed, 160 + step),
+            ],
+        );
+        assert_eq!(vm.deadline(), Some((Budget::Registration, at(4 + 300 + 60 + step))));
     }
 }

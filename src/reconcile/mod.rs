@@ -33,6 +33,7 @@ mod vms;
 pub use github::Pace;
 pub use jobs::JobLoops;
 pub use network_section::{NetworkFault, NetworkSection};
+pub use presence::last_beat;
 pub use pulls::PullLoops;
 pub use reconciler::Reconciler;
 pub use section::RetentionSection;

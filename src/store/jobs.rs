@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
-use sqlx::{QueryBuilder, Row, Sqlite};
+use jiff::{SignedDuration, Timestamp};
+use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
 use super::{
     Ledger, Reader, Result,
@@ -74,6 +74,20 @@ impl Ledger {
             })
             .await
     }
+}
+
+/// Moves the times before which no vm is made for a job by a step of the clock.
+pub(super) async fn step_clock(db: &mut SqliteConnection, by: SignedDuration) -> Result<()> {
+    let rows = sqlx::query("SELECT record FROM jobs WHERE completed_at IS NULL").fetch_all(&mut *db).await?;
+    for row in rows {
+        let mut job = parse(&row.try_get::<String, _>(0)?)?;
+        let Some(at) = job.not_before else { continue };
+        job.not_before = Some(at.saturating_add(by).unwrap_or(at));
+        let json = serde_json::to_string(&job).map_err(|e| unreadable(e.to_string()))?;
+        let id = number(job.record.id)?;
+        sqlx::query("UPDATE jobs SET record = ? WHERE id = ?").bind(json).bind(id).execute(&mut *db).await?;
+    }
+    Ok(())
 }
 
 impl Reader {

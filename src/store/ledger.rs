@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use jiff::Timestamp;
-use sqlx::SqliteConnection;
+use jiff::{SignedDuration, Timestamp};
+use sqlx::{Row as _, SqliteConnection};
 
 pub use super::repeated::{IdempotencyKey, KeyOwner, TokenQuota};
 use super::{
     Change, Changes, Result, StoreHealth,
+    clock_scale::ClockScale,
     placement::{self, HostOffer},
     repeated::{self, RequestHash},
     rows::{parse_vm, unreadable},
@@ -91,11 +92,12 @@ impl Opened {
 pub struct Ledger {
     pub(super) writer: Writer,
     changes: Changes,
+    pub(super) scale: ClockScale,
 }
 
 impl Ledger {
     pub(super) fn new(writer: Writer, changes: Changes) -> Self {
-        Self { writer, changes }
+        Self { writer, changes, scale: ClockScale::default() }
     }
 
     pub fn changes(&self) -> &Changes {
@@ -114,10 +116,10 @@ impl Ledger {
 
     /// Stores a new vm, or finds the one of an equal earlier request.
     pub async fn open(&self, new: NewVm, at: Timestamp) -> Result<Opened> {
-        let (changes, health) = (self.changes.clone(), self.health().clone());
+        let (changes, health, scale) = (self.changes.clone(), self.health().clone(), self.scale.clone());
         self.writer
             .write_and_tell(
-                move |db| Box::pin(async move { open(db, new, at, &health).await }),
+                move |db| Box::pin(async move { open(db, new, scale.settled(at), &health).await }),
                 move |(_, made): &(Opened, Vec<Change>)| changes.publish(made),
             )
             .await
@@ -126,22 +128,22 @@ impl Ledger {
 
     /// Applies one event to one vm, through the lifecycle table.
     pub async fn apply(&self, id: VmId, expect: Expect, event: Event, at: Timestamp) -> Result<Applied> {
-        let changes = self.changes.clone();
+        let (changes, scale) = (self.changes.clone(), self.scale.clone());
         self.writer
             .write_and_tell(
-                move |db| Box::pin(async move { apply(db, id, expect, event, at).await }),
+                move |db| Box::pin(async move { apply(db, id, expect, event, scale.settled(at)).await }),
                 move |(_, made): &(Applied, Vec<Change>)| changes.publish(made),
             )
             .await
             .map(|(applied, _)| applied)
     }
 
-    /// Gives free slots to queued vms, oldest first, and updates the queue reasons of the others. One transaction.
+    /// Gives free slots to queued vms, oldest first, keeps slots for older ones that pause, and updates the queue reasons of the others. One transaction.
     pub async fn place(&self, room: HostOffer, at: Timestamp) -> Result<Placed> {
-        let changes = self.changes.clone();
+        let (changes, scale) = (self.changes.clone(), self.scale.clone());
         self.writer
             .write_and_tell(
-                move |db| Box::pin(async move { place(db, &room, at).await }),
+                move |db| Box::pin(async move { place(db, &room, scale.settled(at)).await }),
                 move |(_, made): &(Placed, Vec<Change>)| changes.publish(made),
             )
             .await
@@ -177,10 +179,18 @@ async fn place(db: &mut SqliteConnection, room: &HostOffer, at: Timestamp) -> Re
     let mut made = Vec::new();
     let mut held = placement::usage(db, room).await?;
     let mut kept = Usage::default();
-    for w in placement::waiting(db, at).await? {
+    let mut look_again = false;
+    for w in placement::waiting(db).await? {
         let admitted = room.admits(&held.plus(kept), &w.driver, w.os, w.cpus, w.memory_mib);
+        if w.pauses(at) {
+            if admitted.is_ok() && w.keeps_place() {
+                kept.add(w.os, w.cpus, w.memory_mib);
+            }
+            continue;
+        }
         if admitted.is_ok() && room.queued.as_ref().is_some_and(|queued| !queued.contains(&w.id)) {
             kept.add(w.os, w.cpus, w.memory_mib);
+            look_again = true;
             continue;
         }
         if admitted.is_err_and(|reason| w.reason.as_deref() == Some(reason.as_str())) {
@@ -195,7 +205,7 @@ async fn place(db: &mut SqliteConnection, room: &HostOffer, at: Timestamp) -> Re
             Err(reason) => made.extend(step(db, &mut vm, Event::QueueReasonChanged { reason }, at).await?.1),
         }
     }
-    Ok((Placed { held, look_again: kept != Usage::default() }, made))
+    Ok((Placed { held, look_again }, made))
 }
 
 async fn open(
@@ -228,7 +238,7 @@ async fn open(
         Admission::Slot(room) => {
             let room = room?;
             let mut held = placement::usage(db, &room).await?;
-            for w in placement::waiting(db, Timestamp::MAX).await? {
+            for w in placement::waiting(db).await? {
                 if room.admits(&held, &w.driver, w.os, w.cpus, w.memory_mib).is_ok() {
                     held.add(w.os, w.cpus, w.memory_mib);
                 }
@@ -314,9 +324,9 @@ async fn step(
     at: Timestamp,
 ) -> Result<(Verdict, Option<Change>)> {
     let before = vm.state;
-    // Two events may have the same millisecond, but the times in a vm's log never go backwards, whatever the clock
-    // does.
-    let at = at.max(vm.updated_at);
+    // Two events may have the same millisecond, but the times in a vm's log never go backwards, unless the clock was set
+    // back.
+    let at = if matches!(event, Event::ClockStepped { .. }) { at } else { at.max(vm.updated_at) };
     let verdict = vm.apply(&event, at);
     match verdict {
         Verdict::Ignore => return Ok((verdict, None)),
@@ -450,6 +460,18 @@ async fn record(db: &mut SqliteConnection, vm: &Vm, event: Event, at: Timestamp)
     .last_insert_rowid();
     let recorded = Recorded { seq, vm_id: vm.id(), generation: vm.generation, at, state: vm.state, event };
     Ok(Change { vm: Arc::new(vm.clone()), recorded: Arc::new(recorded) })
+}
+
+/// Applies a step of the clock to all live vms.
+pub(super) async fn step_clock(db: &mut SqliteConnection, by: SignedDuration, at: Timestamp) -> Result<Vec<Change>> {
+    let milliseconds = i64::try_from(by.as_millis()).unwrap_or_default();
+    let rows = sqlx::query("SELECT record FROM vms WHERE deleted_at IS NULL ORDER BY id").fetch_all(&mut *db).await?;
+    let mut made = Vec::new();
+    for row in rows {
+        let mut vm = parse_vm(&row.try_get::<String, _>(0)?)?;
+        made.extend(step(db, &mut vm, Event::ClockStepped { milliseconds }, at).await?.1);
+    }
+    Ok(made)
 }
 
 async fn load(db: &mut SqliteConnection, id: VmId) -> Result<Option<Vm>> {

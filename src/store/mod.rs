@@ -17,6 +17,8 @@ use sqlx::{
 };
 
 pub mod changes;
+mod clock_scale;
+mod clock_steps;
 pub mod deliveries;
 pub mod github_runners;
 mod health;

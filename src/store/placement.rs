@@ -10,7 +10,7 @@ use super::{
     rows::{parse_id, unreadable},
 };
 use crate::domain::{
-    GuestOs, QueueReason, State, VmId,
+    Code, GuestOs, QueueReason, State, VmId,
     capacity::{Capacity, Usage},
     host::HostView,
 };
@@ -138,6 +138,22 @@ pub(super) struct QueuedVm {
     pub os: GuestOs,
     pub cpus: u32,
     pub memory_mib: u32,
+    /// It pauses until then.
+    pub not_before: Option<Timestamp>,
+    /// The code of its most recent fault.
+    pub fault: Option<String>,
+}
+
+impl QueuedVm {
+    pub fn pauses(&self, at: Timestamp) -> bool {
+        self.not_before.is_some_and(|not_before| not_before > at)
+    }
+
+    /// Whether no younger vm may take its slot while it pauses: otherwise each pause would cost it its place in the queue. What one
+    /// vm waits for on a full disk, a smaller one may not need.
+    pub fn keeps_place(&self) -> bool {
+        self.fault.as_deref() != Some(Code::HostFull.slug())
+    }
 }
 
 fn os_of(column: &str) -> Result<GuestOs> {
@@ -168,16 +184,15 @@ pub(super) async fn usage(db: &mut SqliteConnection, room: &HostOffer) -> Result
     Ok(held)
 }
 
-/// The queue, oldest first: ids sort by age, and a vm whose attempt failed keeps its place. Without vms whose
+/// The queue, oldest first: ids sort by age, and a vm whose attempt failed keeps its place. With vms that pause; without vms whose
 /// template is not present yet, because their shape is not known.
-pub(super) async fn waiting(db: &mut SqliteConnection, at: Timestamp) -> Result<Vec<QueuedVm>> {
-    let at = at.as_millisecond();
+pub(super) async fn waiting(db: &mut SqliteConnection) -> Result<Vec<QueuedVm>> {
     sqlx::query!(
         r#"SELECT id, driver AS "driver!: String", os AS "os!: String", cpus AS "cpus!: i64",
-                  memory_mib AS "memory_mib!: i64", json_extract(record, '$.queue.reason') AS "reason: String"
-           FROM vms WHERE state = 'queued' AND template_digest IS NOT NULL AND COALESCE(not_before, 0) <= ?
-           ORDER BY id"#,
-        at
+                  memory_mib AS "memory_mib!: i64", not_before, json_extract(record, '$.queue.reason') AS "reason: String",
+                  json_extract(record, '$.last_fault.code') AS "fault: String"
+           FROM vms WHERE state = 'queued' AND template_digest IS NOT NULL
+           ORDER BY id"#
     )
     .fetch_all(&mut *db)
     .await?
@@ -190,6 +205,8 @@ pub(super) async fn waiting(db: &mut SqliteConnection, at: Timestamp) -> Result<
             os: os_of(&row.os)?,
             cpus: size(row.cpus)?,
             memory_mib: size(row.memory_mib)?,
+            not_before: row.not_before.and_then(|at| Timestamp::from_millisecond(at).ok()),
+            fault: row.fault,
         })
     })
     .collect()

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use jiff::Timestamp;
-use sqlx::SqliteConnection;
+use jiff::{SignedDuration, Timestamp};
+use sqlx::{Row as _, SqliteConnection};
 
 use super::{Ledger, Reader, Result, StoreHealth, rows::unreadable, template_events};
 use crate::domain::{
@@ -124,6 +124,28 @@ async fn save(
         made.push(template_events::insert(db, &template, event, at).await?);
     }
     Ok((Some(Arc::new(pull)), made))
+}
+
+/// Moves the deadlines of unfinished pulls by a step of the clock. Their generation grows, so that their tasks do not write the
+/// earlier times again.
+pub(super) async fn step_clock(db: &mut SqliteConnection, by: SignedDuration) -> Result<Vec<Arc<Pull>>> {
+    let rows = sqlx::query("SELECT record FROM pulls WHERE ended_at IS NULL ORDER BY id").fetch_all(&mut *db).await?;
+    let mut moved = Vec::new();
+    for row in rows {
+        let mut pull = parse(&row.try_get::<String, _>(0)?)?;
+        pull.generation += 1;
+        pull.deadline = pull.deadline.saturating_add(by).unwrap_or(pull.deadline);
+        pull.retry_at = pull.retry_at.map(|at| at.saturating_add(by).unwrap_or(at));
+        let json = serde_json::to_string(&pull).map_err(|e| unreadable(e.to_string()))?;
+        sqlx::query("UPDATE pulls SET generation = ?, record = ? WHERE id = ?")
+            .bind(pull.generation)
+            .bind(json)
+            .bind(pull.id.to_string())
+            .execute(&mut *db)
+            .await?;
+        moved.push(Arc::new(pull));
+    }
+    Ok(moved)
 }
 
 fn parse(record: &str) -> Result<Pull> {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use jiff::Timestamp;
-use sqlx::SqliteConnection;
+use jiff::{SignedDuration, Timestamp};
+use sqlx::{Row as _, SqliteConnection};
 
 use super::{Ledger, Reader, Result, rows::unreadable, template_events};
 use crate::domain::{TemplateEvent, pull::Watch, template_event::RecordedOfTemplate};
@@ -98,6 +98,21 @@ async fn save(
         _ => None,
     };
     Ok((changed, made))
+}
+
+/// Moves the times of the next checks by a step of the clock.
+pub(super) async fn step_clock(db: &mut SqliteConnection, by: SignedDuration) -> Result<()> {
+    for row in sqlx::query("SELECT record FROM watches").fetch_all(&mut *db).await? {
+        let mut watch = parse(&row.try_get::<String, _>(0)?)?;
+        watch.next_look_at = watch.next_look_at.saturating_add(by).unwrap_or(watch.next_look_at);
+        let json = json(&watch)?;
+        sqlx::query("UPDATE watches SET record = ? WHERE template = ?")
+            .bind(json)
+            .bind(watch.template)
+            .execute(&mut *db)
+            .await?;
+    }
+    Ok(())
 }
 
 fn json(watch: &Watch) -> Result<String> {

@@ -57,7 +57,6 @@ class Lane:
             # Jobs report to the observer, which listens on this host's loopback.
             "MAYFLY_DRIVERS__QEMU__ISOLATED": "false",
             "MAYFLY_TEMPLATES__MIN_FREE_BYTES": str(MIN_FREE_BYTES),
-            # Longer than the largest clock step.
             "MAYFLY_QUEUE__TIMEOUT_SECONDS": str(6 * 3600),
             "MAYFLY_BUDGETS__BOOT_SECONDS": str(settings.boot_seconds),
             "MAYFLY_BUDGETS__CONFIGURE_SECONDS": str(settings.configure_seconds),

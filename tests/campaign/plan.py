@@ -57,8 +57,7 @@ def extras(dice, count, wanted):
 
 def extent(dice, extra, boot):
     if extra == "clock":
-        # Backwards as well as forwards, mostly by more than a guest may take to boot; less than a job's lifetime, because a
-        # clock that jumps over that ends a job by right.
+        # Backwards as well as forwards, mostly by more than a guest may take to boot: no step may end a budget or prolong it.
         size = 10 * boot if dice.random() < 0.2 else dice.uniform(5, 3 * boot)
         return round(size if dice.random() < 0.5 else -size)
     return dice.uniform(*{"disk": (1, 8), "descriptors": (4, 12), "stall": (1, 8)}[extra]) if extra else 0.0

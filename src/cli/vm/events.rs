@@ -104,6 +104,7 @@ fn of_github(event: &Value) -> Option<String> {
         }
         "budgets_paused" => "GitHub does not answer".to_owned(),
         "budgets_resumed" => "GitHub answers again".to_owned(),
+        "clock_stepped" => format!("by {} s", event["milliseconds"].as_i64()? / 1000),
         "service_away" => format!("{} s that cost no budget", event["milliseconds"].as_i64()? / 1000),
         "drain_extended" => {
             let until: jiff::Timestamp = event["until"].as_str()?.parse().ok()?;

@@ -163,7 +163,10 @@ impl OrphanedRunners {
                         );
                         return RemovalAttempt::Gone;
                     }
-                    Ok(None) if self.clock.now().duration_since(row.asked_at) > LATE => return RemovalAttempt::Gone,
+                    // Absolute, because the clock may have been set back.
+                    Ok(None) if self.clock.now().duration_since(row.asked_at).abs() > LATE => {
+                        return RemovalAttempt::Gone;
+                    }
                     Ok(None) => {
                         let why = "GitHub does not list it; its registration may still take effect";
                         return RemovalAttempt::Stays(why.to_owned());

@@ -186,11 +186,17 @@ impl VmDriver {
             let spent = async {
                 match seen.deadline() {
                     Some((budget, at)) => {
-                        self.clock.sleep_until(at).await;
-                        // Guests repeat the reports that could not be stored; they count before the budget does.
-                        self.ledger.health().steady(ONCE_HEARD).await;
-                        // If the service was suspended until now, the budget is longer than it seemed.
-                        self.presence.confirmed().await;
+                        loop {
+                            self.clock.sleep_until(at).await;
+                            // Guests repeat the reports that could not be stored; they count before the budget does.
+                            self.ledger.health().steady(ONCE_HEARD).await;
+                            // If the service was suspended until now, the budget is longer than it seemed.
+                            self.presence.confirmed().await;
+                            // The row may have been read a moment before the clock was set back.
+                            if self.clock.now() >= at {
+                                break;
+                            }
+                        }
                         self.budgets.spent(&seen, budget).await
                     }
                     None => std::future::pending().await,
@@ -284,7 +290,8 @@ fn entered(vm: &Vm) {
         .timeline
         .len()
         .checked_sub(2)
-        .map(|before| vm.entered_at.duration_since(vm.timeline[before].at).as_secs_f64())
+        // Negative if the clock was set back meanwhile.
+        .map(|before| vm.entered_at.duration_since(vm.timeline[before].at).as_secs_f64().max(0.0))
         .unwrap_or_default();
     tracing::info!(vm.id = %vm.id(), vm.name = %vm.spec.name, state = %vm.state, previous_seconds = took, "vm changed state");
     if let Some(before) = vm.timeline.len().checked_sub(2) {

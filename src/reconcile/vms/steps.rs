@@ -26,6 +26,9 @@ use crate::{
     templates::Catalog,
 };
 
+/// Longest pause between two attempts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
 pub(in crate::reconcile) struct Steps {
     drivers: Arc<Registry>,
     catalog: Arc<Catalog>,
@@ -169,14 +172,16 @@ impl Steps {
             // The next guest runs under another accelerator, so there is nothing to wait for.
             return Ok(Event::AttemptCleared { reason: QueueReason::Host, not_before: self.clock.now() });
         }
-        let (reason, exponent) = if vm.host_refused {
-            (QueueReason::Host, 3)
-        } else {
-            (QueueReason::Backoff, vm.failed_attempts.max(1) - 1)
-        };
-        let wait = self.retry_backoff.saturating_mul(1 << exponent.min(6)).min(Duration::from_secs(60));
-        let wait = SignedDuration::try_from(wait).unwrap_or(SignedDuration::ZERO);
-        Ok(Event::AttemptCleared { reason, not_before: self.clock.now() + wait })
+        // Each cause has its own count. During the pause placement keeps the vm's place in the queue.
+        let (reason, failures) =
+            if vm.host_refused { (QueueReason::Host, vm.refusals) } else { (QueueReason::Backoff, vm.failed_attempts) };
+        Ok(Event::AttemptCleared { reason, not_before: self.clock.now() + self.pause_after(failures) })
+    }
+
+    /// The pause before the next attempt.
+    fn pause_after(&self, failures: u32) -> SignedDuration {
+        let pause = self.retry_backoff.saturating_mul(1 << failures.saturating_sub(1).min(6)).min(LONGEST_PAUSE);
+        SignedDuration::try_from(pause).unwrap_or(SignedDuration::ZERO)
     }
 
     fn driver(&self, vm: &Vm) -> Result<Arc<dyn Driver>, Failure> {

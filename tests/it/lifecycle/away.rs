@@ -21,7 +21,7 @@ fn clock() -> Clock {
 }
 
 /// Guests that are played once they are let go.
-fn held_back(host: &Host) -> watch::Sender<bool> {
+pub fn held_back(host: &Host) -> watch::Sender<bool> {
     let go = watch::Sender::new(false);
     let (serving, hush, going) = (host.serving.clone(), host.hush.clone(), go.clone());
     host.world.on_boot(move |guest| {
@@ -35,17 +35,18 @@ fn held_back(host: &Host) -> watch::Sender<bool> {
 }
 
 /// Returns once the service has written that it was here at the present time of its clock.
-async fn heartbeat(host: &Host) {
+pub async fn heartbeat(host: &Host) {
     let now = host.clock.now().as_millisecond();
     let written = async {
-        while !std::fs::read_to_string(host.at("heartbeat")).is_ok_and(|text| text.trim().parse() == Ok(now)) {
+        let wall = |text: String| text.split_whitespace().next().and_then(|ms| ms.parse::<i64>().ok());
+        while std::fs::read_to_string(host.at("heartbeat")).ok().and_then(wall) != Some(now) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     tokio::time::timeout(super::PATIENCE, written).await.expect("no heartbeat");
 }
 
-async fn boots(host: &Host, id: VmId) {
+pub async fn boots(host: &Host, id: VmId) {
     let running = |seen: &Observation| matches!(seen, Observation::Running { .. });
     let name = id.instance();
     let boots = host.world.until(|world| world.instances.get(name.as_str()).is_some_and(running));

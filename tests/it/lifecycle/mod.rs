@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 mod away;
 mod chaos;
+mod clock;
 mod crashes;
 mod github;
 mod networks;
@@ -86,6 +87,8 @@ pub struct Host {
     pub pace: Pace,
     /// How long a guest stays paused for a full disk, from the next start on.
     pub disk_full: Duration,
+    /// The first pause after a failed or refused attempt, from the next start on.
+    pub retry_backoff: Duration,
     /// Guests speak to whoever serves at the moment.
     pub serving: Serving,
     /// Guests say nothing more once their vm has so many commits.
@@ -115,6 +118,7 @@ impl Host {
                 longest_retry: Duration::from_millis(200),
             },
             disk_full: Duration::from_millis(50),
+            retry_backoff: Duration::from_millis(1),
             serving: watch::Sender::new(None),
             hush: watch::Sender::new(i64::MAX),
             running: None,
@@ -158,7 +162,7 @@ impl Host {
             service: self.settings.clone(),
             reconcile: reconcile::Settings {
                 guest_urls: [(Fake::NAME.to_owned(), "http://10.0.2.100".to_owned())].into(),
-                retry_backoff: Duration::from_millis(1),
+                retry_backoff: self.retry_backoff,
                 disk_full: self.disk_full,
                 allow: vec!["10.1.0.0/16".parse().unwrap()],
                 beat_every: Duration::from_millis(20),

@@ -171,6 +171,76 @@ async fn a_slot_that_is_taken_again_and_again_makes_the_wait_no_longer() {
     host.assert_clean(&[id]).await;
 }
 
+/// A host with one slot and a clock that stands still, that refuses every start.
+async fn refusing(times: usize) -> Host {
+    let clock = Clock::manual(jiff::Timestamp::from_second(1_700_000_000).unwrap());
+    let mut host = Host::with_clock(1, 0, clock).await;
+    host.retry_backoff = Duration::from_secs(2);
+    host.restart().await;
+    observed(&host).await;
+    host.world.fail_next(Verb::Start, times, ErrorKind::Host, Code::HostRefused, "the keychain is locked");
+    host
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_vm_keeps_its_place_and_is_tried_again_soon() {
+    let host = refusing(4).await;
+    let first = host.create(request("linux", RunnerRequest::None)).await;
+    host.until(first, |vm| vm.state == State::Queued && vm.attempt == 1).await;
+    let lists = host.world.snapshot().calls(Verb::List);
+    let younger = host.create(request("linux", RunnerRequest::None)).await;
+    tokio::time::timeout(super::PATIENCE, host.world.until(|s| s.calls(Verb::List) > lists)).await.unwrap();
+    for (attempt, pause) in [(1, 2), (2, 4), (3, 8), (4, 16)] {
+        let vm = host.until(first, |vm| vm.state == State::Queued && vm.attempt == attempt).await;
+        let queue = vm.queue.unwrap();
+        let pause = jiff::SignedDuration::from_secs(pause);
+        assert_eq!((queue.reason, queue.not_before), (QueueReason::Host, Some(host.clock.now() + pause)));
+        host.clock.advance(pause.try_into().unwrap());
+    }
+    let vm = host.until_state(first, State::Booting).await;
+    assert_eq!((vm.attempt, vm.failed_attempts), (5, 0));
+    assert_eq!(host.vm(younger).await.attempt, 0, "a younger one took the slot during a pause");
+    host.delete(first, true).await;
+    host.until_state(younger, State::Booting).await;
+    finish(&host, &[first, younger]).await;
+}
+
+/// The pauses and the refused attempts are parts of one wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_refuses_for_ever_makes_the_wait_no_longer() {
+    for wait in [0, 100] {
+        let host = refusing(100).await;
+        let begin = host.clock.now();
+        let mut asked = request("linux", RunnerRequest::None);
+        asked.queue_timeout_seconds = Some(wait);
+        let takes_time = || {
+            let clock = host.clock.clone();
+            host.world.after_next(Verb::Create, move |_| clock.advance(Duration::from_secs(3)));
+        };
+        takes_time();
+        let id = host.create(asked).await;
+        for attempt in 1.. {
+            let vm = host
+                .until(id, |vm| vm.state == State::Deleted || (vm.state == State::Queued && vm.attempt == attempt))
+                .await;
+            let Some(queue) = vm.queue else { break };
+            let next = queue.not_before.unwrap().min(queue.deadline);
+            takes_time();
+            let pause = next.duration_since(host.clock.now());
+            host.clock.advance(pause.try_into().unwrap_or_default());
+            if next == queue.deadline {
+                host.until_state(id, State::Deleted).await;
+            }
+        }
+        let vm = host.vm(id).await;
+        let waited = host.clock.now().duration_since(begin).as_secs();
+        assert!((i64::from(wait)..=i64::from(wait) + 3).contains(&waited), "{waited} s: {vm:#?}");
+        assert_eq!(vm.outcome.unwrap().code, Some(Code::QueueTimeout));
+        assert_eq!((vm.failed_attempts, vm.last_fault.unwrap().code), (0, Code::HostRefused));
+        host.assert_clean(&[id]).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_shown_is_looked_at_anew_and_says_its_age() {
     let host = Host::new(2, 2).await;
