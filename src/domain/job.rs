@@ -33,7 +33,13 @@ pub struct JobUpdate {
     pub labels: Vec<String>,
     pub runner_name: Option<String>,
     pub source: UpdateSource,
+    /// The CI system answered that it has no such job. The rest is what was known of it.
+    pub missing: bool,
 }
+
+/// A job is believed to be gone when the CI system has answered so often, in a row, that it has no such job. One such answer may be
+/// wrong: a replica that is late, or a permission that is missing for a moment.
+const ABSENT_ANSWERS: u8 = 2;
 
 /// A job and the vms that were made for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +64,9 @@ pub struct Job {
     /// No other vm is made for it before this time.
     #[serde(default)]
     pub not_before: Option<Timestamp>,
+    /// How often in a row the CI system has answered that it has no such job.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub absent_answers: u8,
     pub first_heard: UpdateSource,
     pub seen_at: Timestamp,
     pub updated_at: Timestamp,
@@ -74,6 +83,7 @@ impl Job {
             vm: None,
             tries: 0,
             not_before: None,
+            absent_answers: u8::from(update.missing),
             first_heard: update.source,
             seen_at: at,
             updated_at: at,
@@ -83,9 +93,15 @@ impl Job {
     /// Whether the update contained anything new.
     pub fn apply_update(&mut self, update: &JobUpdate, at: Timestamp) -> bool {
         let before = self.clone();
-        self.record.merge(&update.record);
+        if update.missing {
+            self.absent_answers = self.absent_answers.saturating_add(1).min(ABSENT_ANSWERS);
+        } else {
+            // It is there after all.
+            self.absent_answers = 0;
+            self.record.merge(&update.record);
+        }
         // GitHub may take a job from one runner and give it to another.
-        if self.record.status == update.record.status && update.runner_name.is_some() {
+        if !update.missing && self.record.status == update.record.status && update.runner_name.is_some() {
             self.runner_name.clone_from(&update.runner_name);
         }
         if *self == before {
@@ -97,12 +113,21 @@ impl Job {
 
     /// Whether the job still waits for a runner.
     pub fn waits(&self) -> bool {
-        self.record.status == JobStatus::Queued
+        self.status() == JobStatus::Queued
     }
 
     pub fn is_over(&self) -> bool {
-        self.record.status == JobStatus::Completed
+        self.status() == JobStatus::Completed
     }
+
+    /// The newest status that was reported, or `completed` if the CI system has no such job any more.
+    pub fn status(&self) -> JobStatus {
+        if self.absent_answers >= ABSENT_ANSWERS { JobStatus::Completed } else { self.record.status }
+    }
+}
+
+fn is_zero(n: &u8) -> bool {
+    *n == 0
 }
 
 /// The result of one delivery.
@@ -165,7 +190,26 @@ mod tests {
             labels: vec!["macos".into()],
             runner_name: runner.map(str::to_owned),
             source: UpdateSource::Webhook,
+            missing: false,
         }
+    }
+
+    #[test]
+    fn a_job_is_gone_when_its_absence_was_confirmed_and_comes_back_when_it_is_reported_again() {
+        let at = Timestamp::UNIX_EPOCH;
+        let missing = JobUpdate { missing: true, ..update(JobStatus::Queued, None) };
+        let mut job = Job::new(update(JobStatus::Queued, None), at);
+        assert!(job.apply_update(&missing, at) && job.waits());
+        // There is a job again: what was answered before does not count.
+        assert!(job.apply_update(&update(JobStatus::Queued, None), at));
+        job.apply_update(&missing, at);
+        assert!(job.waits());
+        assert!(job.apply_update(&missing, at) && job.is_over() && !job.waits());
+        assert!(!job.apply_update(&missing, at), "it is known");
+        assert!(job.apply_update(&update(JobStatus::InProgress, Some("vm-1")), at) && !job.is_over());
+        assert_eq!(job.status(), JobStatus::InProgress);
+        job.apply_update(&update(JobStatus::Completed, Some("vm-1")), at);
+        assert_eq!((job.status(), job.record.conclusion.as_deref()), (JobStatus::Completed, Some("success")));
     }
 
     #[test]

@@ -131,8 +131,10 @@ impl Pool {
 
     /// Whether a job of this repository (`owner/name`) that asks for these labels matches this pool.
     pub fn wants(&self, repository: &str, labels: &[String]) -> bool {
-        // GitHub gives a job without labels to no self-hosted runner, so it matches no pool.
-        self.enabled && !labels.is_empty() && self.allows(repository) && self.runner().takes(labels)
+        // A job without labels names a runner group only, and GitHub does not report which one. It cannot get a runner of a pool
+        // in the default group.
+        let named = !labels.is_empty() || self.group.is_some();
+        self.enabled && named && self.allows(repository) && self.runner().takes(labels)
     }
 
     /// Whether its runners may be given jobs of this repository.
@@ -192,6 +194,14 @@ mod tests {
             assert!(!pool.wants("acme/app", &labels(wanted)), "{wanted:?}");
         }
         assert!(!Pool { enabled: false, ..pool }.wants("acme/app", &labels(&["macos"])));
+    }
+
+    /// `runs-on: { group: builders }` gives a job no labels.
+    #[test]
+    fn a_job_that_names_only_a_runner_group_is_for_pools_with_a_group() {
+        let grouped = Pool { group: Some("builders".into()), ..pool() };
+        assert!(grouped.wants("acme/app", &[]) && grouped.wants("acme/app", &labels(&["macos"])));
+        assert!(!grouped.wants("acme/app", &labels(&["gpu"])) && !grouped.wants("other/app", &[]));
     }
 
     #[test]

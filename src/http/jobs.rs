@@ -52,8 +52,9 @@ pub struct JobView {
 
 impl From<Job> for JobView {
     fn from(job: Job) -> Self {
+        let status = job.status();
         Self {
-            record: job.record,
+            record: JobRecord { status, ..job.record },
             labels: job.labels,
             pool: job.pool,
             vm_id: job.vm,

@@ -38,12 +38,14 @@ impl Ledger {
         self.writer
             .write(move |db| {
                 Box::pin(async move {
-                    let status = job.record.status.as_str();
+                    let status = job.status().as_str();
                     sqlx::query!(
                         "INSERT INTO jobs (id, repository, status, pool, updated_at, completed_at, record)
                          VALUES (?, ?, ?, ?, ?, ?, ?)
                          ON CONFLICT (id) DO UPDATE SET status = excluded.status, pool = excluded.pool,
-                             updated_at = excluded.updated_at, completed_at = COALESCE(completed_at, excluded.completed_at),
+                             updated_at = excluded.updated_at,
+                             completed_at = CASE WHEN excluded.completed_at IS NULL THEN NULL
+                                            ELSE COALESCE(completed_at, excluded.completed_at) END,
                              record = excluded.record",
                         id,
                         job.record.repository,

@@ -55,11 +55,14 @@ impl RunnerWatch {
                 }
             }
         };
+        // The attempt whose runner GitHub did not list when it was last asked.
+        let mut missing = None;
         loop {
             let start = phase(&vm);
             let due = async {
                 match self.watched(&vm) {
                     Some((runner, pace)) => {
+                        let pace = if missing == Some(vm.attempt) { pace.min(self.pace.soon) } else { pace };
                         tokio::time::sleep(pace).await;
                         self.reach.back(&runner.scope).await;
                     }
@@ -81,7 +84,7 @@ impl RunnerWatch {
             tokio::select! {
                 biased;
                 now = moved => vm = now,
-                () = due => match self.look(github, &vm).await {
+                () = due => match self.look(github, &vm, &mut missing).await {
                     Ok(now) => vm = now,
                     Err(error) => tracing::error!(vm.id = %id, error = %error, "cannot record the runner's state"),
                 },
@@ -103,7 +106,12 @@ impl RunnerWatch {
     }
 
     /// Queries GitHub once, and returns the vm after the resulting events.
-    async fn look(&self, github: &GitHubClient, vm: &Arc<Vm>) -> Result<Arc<Vm>, StoreError> {
+    async fn look(
+        &self,
+        github: &GitHubClient,
+        vm: &Arc<Vm>,
+        missing: &mut Option<u32>,
+    ) -> Result<Arc<Vm>, StoreError> {
         // Reads the current row: `watch` follows only changes of the phase.
         let Some(vm) = self.reader.vm(vm.id()).await?.map(Arc::new) else { return Ok(vm.clone()) };
         let (Some(runner), Some(registered)) = (vm.spec.managed(), &vm.registered) else { return Ok(vm) };
@@ -111,8 +119,13 @@ impl RunnerWatch {
         let found = github.get_runner(&runner.scope, runner_id).await;
         self.reach.note(&runner.scope, &found, self.clock.now());
         match found {
-            Ok(Some(seen)) => self.seen(&vm, registered, &seen).await,
-            Ok(None) => self.missed(&vm, registered).await,
+            Ok(Some(seen)) => {
+                *missing = None;
+                self.seen(&vm, registered, &seen).await
+            }
+            // One such answer may be wrong: a replica that is late, or a permission that is missing for a moment.
+            Ok(None) if missing.replace(vm.attempt) == Some(vm.attempt) => self.missed(&vm, registered).await,
+            Ok(None) => Ok(vm),
             Err(error) => {
                 tracing::warn!(vm.id = %vm.id(), runner.id = runner_id, error = %error, "cannot query the runner at GitHub");
                 Ok(vm)

@@ -110,7 +110,7 @@ impl PoolDemand {
         let now = self.clock.now();
         let mut next = None;
         for pool in &pools {
-            let plan = plan(pool, &jobs, &vms, now);
+            let plan = plan(pool, &jobs, &vms, now, self.settings.report_late);
             next = [next, plan.look_again].into_iter().flatten().min();
             for id in plan.end {
                 if let Some(vm) = vms.iter().find(|vm| vm.id() == id) {
@@ -217,14 +217,14 @@ impl PoolDemand {
 }
 
 /// What a pool needs, from its jobs and vms.
-fn plan(pool: &Pool, jobs: &[Job], vms: &[Vm], now: Timestamp) -> Plan {
+fn plan(pool: &Pool, jobs: &[Job], vms: &[Vm], now: Timestamp, report_late: Duration) -> Plan {
     // A disabled pool takes no more jobs; its vms keep the jobs that they were created for.
     if !pool.enabled {
         return Plan::default();
     }
     let mine: Vec<&Vm> = vms.iter().filter(|vm| vm.spec.pool.as_deref() == Some(pool.name.as_str())).collect();
-    // Vms that will take a job, or have one that is not known yet.
-    let free: Vec<&&Vm> = mine.iter().filter(|vm| is_free(vm)).collect();
+    // Vms that will take a job, or have just been given one of the waiting jobs.
+    let free: Vec<&&Vm> = mine.iter().filter(|vm| is_free(vm, now, report_late)).collect();
     let waiting: Vec<&Job> = jobs.iter().filter(|job| job.waits() && job.pool.as_deref() == Some(&pool.name)).collect();
     let mut plan = Plan::default();
     if free.len() > waiting.len() {
@@ -247,17 +247,34 @@ fn plan(pool: &Pool, jobs: &[Job], vms: &[Vm], now: Timestamp) -> Plan {
             _ => plan.make.push(job.record.id),
         }
     }
+    if !waiting.is_empty() {
+        let reported = free.iter().filter(|vm| vm.runner_status == RunnerStatus::Busy);
+        let late = reported.filter_map(|vm| vm.runner_changed_at?.checked_add(report_late).ok());
+        plan.look_again = late.chain(plan.look_again).min();
+    }
     plan
 }
 
-fn is_free(vm: &Vm) -> bool {
+/// Whether the vm is there for one of the waiting jobs. If its runner is busy and no report says with which job, it has a job that
+/// is not reported here, for example of a repository that sends no webhooks. Before another vm is made for a waiting job, GitHub is
+/// asked whether that job still waits.
+fn is_free(vm: &Vm, now: Timestamp, report_late: Duration) -> bool {
+    let has_another_job = vm.runner_status == RunnerStatus::Busy
+        // An error: the clock was set back meanwhile.
+        && vm.runner_changed_at.is_none_or(|since| {
+            Duration::try_from(now.duration_since(since)).map_or(true, |busy_for| busy_for >= report_late)
+        });
+    has_no_known_job(vm) && !has_another_job
+}
+
+fn has_no_known_job(vm: &Vm) -> bool {
     vm.outcome.is_none() && vm.announced_by.is_none() && vm.done.is_none() && vm.jobs.is_empty()
 }
 
 fn count(jobs: &[Job]) -> [(&'static str, u32); 3] {
     use crate::domain::github::JobStatus as S;
     [S::Waiting, S::Queued, S::InProgress].map(|status| {
-        let ours = jobs.iter().filter(|job| job.pool.is_some() && job.record.status == status);
+        let ours = jobs.iter().filter(|job| job.pool.is_some() && job.status() == status);
         (status.as_str(), u32::try_from(ours.count()).unwrap_or(u32::MAX))
     })
 }
@@ -266,7 +283,11 @@ fn count(jobs: &[Job]) -> [(&'static str, u32); 3] {
 async fn pool_vm_changed(changes: &mut broadcast::Receiver<Change>) {
     loop {
         match changes.recv().await {
-            Ok(change) if change.vm.spec.pool.is_some() && (!is_free(&change.vm)) => return,
+            Ok(Change { vm, .. })
+                if vm.spec.pool.is_some() && (!has_no_known_job(&vm) || vm.runner_status == RunnerStatus::Busy) =>
+            {
+                return;
+            }
             Ok(_) => {}
             Err(RecvError::Lagged(_)) => return,
             Err(RecvError::Closed) => return std::future::pending().await,

@@ -13,6 +13,10 @@ fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + second).unwrap()
 }
 
+fn plan(pool: &Pool, jobs: &[Job], vms: &[Vm], now: Timestamp) -> Plan {
+    super::plan(pool, jobs, vms, now, Duration::from_secs(10))
+}
+
 fn pool(max_vms: u32) -> Pool {
     Pool {
         name: "macs".into(),
@@ -53,6 +57,7 @@ fn job(id: u64, status: JobStatus, made: Option<&Vm>) -> Job {
         labels: vec!["macos".into()],
         runner_name: None,
         source: UpdateSource::Webhook,
+        missing: false,
     };
     Job { pool: Some("macs".into()), made: made.map(Vm::id), ..Job::new(update, at(0)) }
 }
@@ -103,6 +108,20 @@ fn a_job_whose_vm_took_another_job_gets_another_vm() {
     let taken = up(&[Event::JobChanged { job: record(9, JobStatus::InProgress) }]);
     let jobs = [job(1, JobStatus::Queued, Some(&taken)), job(9, JobStatus::InProgress, None)];
     assert_eq!(plan(&pool(10), &jobs, &[taken], at(5)).make, [1]);
+}
+
+/// GitHub, or the hook in the guest, says that the runner is busy, and no report says with which job.
+#[test]
+fn a_vm_with_a_job_that_is_not_reported_is_not_there_for_a_waiting_one() {
+    let busy = up(&[Event::RunnerChanged { fact: RunnerFact::JobStarted }]);
+    let jobs = [job(1, JobStatus::Queued, Some(&busy))];
+    let vms = [busy.clone()];
+    // The report may be late.
+    assert_eq!(plan(&pool(9), &jobs, &vms, at(5)), Plan { look_again: Some(at(11)), ..Plan::default() });
+    assert_eq!(plan(&pool(9), &jobs, &vms, at(11)).make, [1]);
+    // No vm is ended for it either.
+    let vms = [busy, up(&[Event::RunnerChanged { fact: RunnerFact::Online }])];
+    assert_eq!(plan(&pool(9), &jobs, &vms, at(11)), Plan::default());
 }
 
 #[test]

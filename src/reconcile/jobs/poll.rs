@@ -2,7 +2,7 @@
 //! conditional requests, which cost no rate limit while nothing has changed.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -70,12 +70,12 @@ impl Poll {
         let open = self.reader.open_jobs().await?;
         let mut by_repository: BTreeMap<String, Vec<Job>> = BTreeMap::new();
         for job in open {
-            by_repository.entry(job.record.repository.clone()).or_default().push(job);
+            by_repository.entry(folded(&job.record.repository)).or_default().push(job);
         }
         let mut received = Vec::new();
         let mut failed = None;
         for repository in self.repositories().await? {
-            let jobs = by_repository.remove(&repository).unwrap_or_default();
+            let jobs = by_repository.remove(&folded(&repository)).unwrap_or_default();
             match self.look_at(&repository, &jobs, self.clock.now()).await {
                 Ok(updates) => {
                     received.extend(updates.into_iter().map(|update| ReceivedUpdate { receipt: None, update }));
@@ -96,7 +96,7 @@ impl Poll {
         Ok(received)
     }
 
-    /// Queued jobs of the repository, and the new state of known jobs that are no longer queued.
+    /// Queued jobs of the repository, and what became of known jobs that are no longer queued.
     async fn look_at(&self, repository: &str, ours: &[Job], now: Timestamp) -> Result<Vec<JobUpdate>, GitHubError> {
         let scope = Scope::repository(repository).map_err(|what| GitHubError::Settings { what })?;
         let mut found = Vec::new();
@@ -107,25 +107,27 @@ impl Poll {
         }
         // A webhook that came moments ago is newer than what the poll sees.
         let settled = SignedDuration::try_from(self.every / 2).unwrap_or(SignedDuration::ZERO);
-        for job in ours.iter().filter(|job| !waiting.contains(&job.record.id) && job.updated_at + settled <= now) {
+        let is_new = |job: &&Job| {
+            let age = now.duration_since(job.updated_at);
+            // Negative: the clock was set back.
+            !age.is_negative() && age < settled
+        };
+        for job in ours.iter().filter(|job| !waiting.contains(&job.record.id) && !is_new(job)) {
             match self.github.job(&scope, job.record.id).await? {
                 Some(seen) => {
                     if let Some(status) = status_of(&seen.status) {
                         found.push(update_of(seen, repository.to_owned(), status, UpdateSource::Poll));
                     }
                 }
-                // Its run was deleted, or the repository is no longer visible: the job cannot reach a runner of this
-                // service.
-                None => {
-                    let mut record = job.record.clone();
-                    record.status = JobStatus::Completed;
-                    found.push(JobUpdate {
-                        record,
-                        labels: job.labels.clone(),
-                        runner_name: None,
-                        source: UpdateSource::Poll,
-                    });
-                }
+                // Its run was deleted, or the repository is no longer visible: then the job cannot reach a runner of
+                // this service. The next poll asks again before that is believed.
+                None => found.push(JobUpdate {
+                    record: job.record.clone(),
+                    labels: job.labels.clone(),
+                    runner_name: None,
+                    source: UpdateSource::Poll,
+                    missing: true,
+                }),
             }
         }
         Ok(found)
@@ -163,17 +165,19 @@ impl Poll {
     }
 
     /// Repositories that are known by name, and whose jobs a pool takes.
-    async fn repositories(&self) -> Result<BTreeSet<String>> {
+    async fn repositories(&self) -> Result<Vec<String>> {
         let known = self.reader.known_pools(&self.pools).await?;
         let pools: Vec<Pool> = known.into_values().map(|known| known.pool).collect();
-        let mut names: BTreeSet<String> = self.reader.job_repositories().await?.into_iter().collect();
+        // GitHub's own spelling comes first: names that people wrote may differ in case.
+        let mut names = self.reader.job_repositories().await?;
         for pool in &pools {
             if let Scope::Repository { .. } = pool.scope {
-                names.insert(pool.scope.slug());
+                names.push(pool.scope.slug());
             }
             names.extend(pool.repositories.iter().filter(|name| !name.contains('*')).cloned());
         }
-        names.retain(|name| pools.iter().any(|pool| pool.enabled && pool.allows(name)));
+        let mut seen = HashSet::new();
+        names.retain(|name| pools.iter().any(|pool| pool.enabled && pool.allows(name)) && seen.insert(folded(name)));
         Ok(names)
     }
 }
@@ -197,6 +201,11 @@ impl JobSource for Poll {
     fn applied(&mut self, _: ReceivedUpdate) -> BoxFuture<'_, Result<()>> {
         Box::pin(async { Ok(()) })
     }
+}
+
+/// Names that differ in case are one repository.
+fn folded(repository: &str) -> String {
+    repository.to_lowercase()
 }
 
 /// One delivery for each guid of which no delivery succeeded.

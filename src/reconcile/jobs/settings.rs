@@ -15,6 +15,8 @@ pub struct Settings {
     /// Pause before another vm is created for a job whose vm failed; doubles each time, up to `longest_pause`.
     pub first_pause: Duration,
     pub longest_pause: Duration,
+    /// How long a busy runner may have one of the jobs that are known as queued: the report which job it is may be late.
+    pub report_late: Duration,
 }
 
 impl Default for Settings {
@@ -26,6 +28,7 @@ impl Default for Settings {
             keep: Duration::from_secs(7 * 24 * 3600),
             first_pause: Duration::from_secs(15),
             longest_pause: Duration::from_secs(600),
+            report_late: Duration::from_secs(10),
         }
     }
 }

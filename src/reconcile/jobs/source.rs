@@ -52,6 +52,7 @@ pub(super) fn update_of(
         labels: job.labels,
         runner_name: job.runner_name,
         source,
+        missing: false,
     }
 }
 

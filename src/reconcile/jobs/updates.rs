@@ -69,7 +69,7 @@ impl JobUpdates {
         };
         // Only the runner that this update names: GitHub takes a job back from a runner that did not start it, and
         // gives it to another one. GitHub may leave the name empty, which means no runner.
-        let named = match update.runner_name.as_deref().filter(|name| !name.is_empty()) {
+        let named = match update.runner_name.as_deref().filter(|name| !name.is_empty() && !update.missing) {
             Some(name) if update.record.status == job.record.status => self.reader.vms_of_runner(name).await?,
             _ => Vec::new(),
         };
@@ -80,7 +80,7 @@ impl JobUpdates {
             let pool = job.pool.as_deref().unwrap_or_default();
             tracing::info!(
                 job.id = job.record.id, job.repository = %job.record.repository, pool.name = pool,
-                status = job.record.status.as_str(), "job updated"
+                status = job.status().as_str(), "job updated"
             );
             let wanted = if job.pool.is_some() { "yes" } else { "no" };
             metrics::counter!("mayfly_jobs_heard_total", "source" => update.source.as_str(), "wanted" => wanted)

@@ -91,6 +91,18 @@ impl GitHubClient {
         match answer.status {
             StatusCode::CREATED => self.parsed(&call, &answer.body),
             StatusCode::CONFLICT => Err(GitHubError::NameTaken { server: self.server(), name: new.name.clone() }),
+            // If the runners of the scope are visible, it is the request that the server does not know.
+            StatusCode::NOT_FOUND if self.observed().enterprise_version.is_some() => match self.visible(scope).await {
+                Ok(()) => Err(GitHubError::Refused {
+                    server: self.server(),
+                    what,
+                    status: answer.status.as_u16(),
+                    said: "it shows the runners there, but knows no just-in-time configurations: update the Enterprise Server \
+                           (3.10 has them), or pass a `registration_token` with each vm"
+                        .to_owned(),
+                }),
+                Err(error) => Err(error),
+            },
             _ => Err(self.refused(&call, &answer)),
         }
     }

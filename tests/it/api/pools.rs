@@ -297,7 +297,7 @@ async fn jobs_that_wait_are_counted_by_the_pool_that_wants_them() {
     ] {
         let record = JobRecord { id, ..job(status) };
         let labels = vec!["linux".into()];
-        let update = JobUpdate { record, labels, runner_name: None, source: UpdateSource::Webhook };
+        let update = JobUpdate { record, labels, runner_name: None, source: UpdateSource::Webhook, missing: false };
         let job = Job { pool: pool.map(str::to_owned), ..Job::new(update, now) };
         api.ledger.put_job(job).await.unwrap();
     }

@@ -1,7 +1,7 @@
 //! Registering, looking, removing.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use mayfly::sources::github::{DEFAULT_GROUP, GitHubError, Removed, Scope, model::RunnerStatus};
+use mayfly::sources::github::{DEFAULT_GROUP, GitHubClient, GitHubError, Removed, Scope, model::RunnerStatus};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
@@ -122,6 +122,19 @@ async fn a_removal_whose_reply_was_lost_is_done() {
     let id = client.generate_jit_config(&acme(), &runner("vm-1")).await.unwrap().runner.id;
     github.tell("faults", json!([{"method": "DELETE", "then": "lose_reply"}])).await;
     assert_eq!(client.delete_runner(&acme(), id).await.unwrap(), Removed::Before);
+}
+
+/// An Enterprise Server before 3.10: the runners are there, and the request is not.
+#[tokio::test]
+async fn a_server_without_just_in_time_configurations_is_named_as_such() {
+    let github = GitHub::start().await;
+    let app = github.app().await;
+    let client = GitHubClient::new(github.enterprise_options(), github.source(&app)).unwrap();
+    github.fault("generate-jitconfig", json!({"answer": {"status": 404, "body": {"message": "Not Found"}}})).await;
+    let error = client.generate_jit_config(&acme(), &runner("vm-1")).await.unwrap_err();
+    assert!(matches!(error, GitHubError::Refused { status: 404, .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("just-in-time") && text.contains("registration_token"), "{text}");
 }
 
 #[tokio::test]

@@ -80,6 +80,7 @@ impl Rig {
         rig.host.settings.webhook_secrets = vec!["the next one".into(), SECRET.into()];
         rig.host.jobs.poll_every = Some(poll);
         rig.host.jobs.first_pause = Duration::from_millis(50);
+        rig.host.jobs.report_late = Duration::from_millis(200);
         rig.host.restart().await;
         let url = receiver(rig.host.serving.clone()).await;
         rig.github.tell("hooks", json!({"url": url, "secret": SECRET})).await;
@@ -297,6 +298,136 @@ async fn a_vm_that_takes_another_job_is_replaced_and_the_pool_keeps_its_limit() 
     assert_ne!(rig.host.vm(first).await.state, State::Deleted);
     let left: Vec<Job> = rig.jobs().await.into_iter().filter(Job::waits).collect();
     assert_eq!(left.len(), 2);
+}
+
+/// Its runner was given a job of a repository that sends no webhooks, and the job that it was made for waits on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_whose_runner_was_given_an_unknown_job_is_not_there_for_the_waiting_one() {
+    let rig = Rig::with_pool(2, 10, NEVER).await;
+    let job = rig.queue(&[LABEL]).await;
+    let taken = rig.made(job).await;
+    let (vm, _) = rig.idle(taken).await;
+    let runner = vm.registered.unwrap().runner_id.unwrap();
+    rig.github.tell(&format!("runner/{runner}"), json!({"busy": true})).await;
+    rig.until("another vm for the job", async || {
+        rig.known(job).await.is_some_and(|job| job.made.is_some_and(|made| made != taken))
+    })
+    .await;
+    let known = rig.known(job).await.unwrap();
+    assert_eq!((known.tries, known.waits()), (2, true));
+    assert_eq!((rig.vms().await.len(), rig.host.vm(taken).await.state), (2, State::Running));
+}
+
+/// Its runner was given the very job that waits, and no webhook said so: GitHub is asked before another vm is made.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_whose_job_was_not_reported_gets_no_second_vm() {
+    let rig = Rig::with_pool(2, 10, NEVER).await;
+    let job = rig.queue(&[LABEL]).await;
+    let id = rig.made(job).await;
+    let (_, jit) = rig.idle(id).await;
+    rig.github.tell("hook", json!({"drop": 1000})).await;
+    rig.dispatch().await;
+    rig.until("GitHub is asked", async || rig.known(job).await.is_some_and(|job| job.vm == Some(id))).await;
+    assert_eq!(rig.vms().await.len(), 1);
+    rig.completes(&jit).await;
+    rig.host.until_state(id, State::Deleted).await;
+    rig.assert_clean(&[id]).await;
+}
+
+impl Rig {
+    /// GitHub answers so many times that it has no such job and no unfinished run.
+    async fn deny(&self, job: u64, times: u32) {
+        let none = json!({"answer": {"status": 200, "body": {"total_count": 0, "workflow_runs": []}}});
+        let missing = json!({"answer": {"status": 404, "body": {"message": "Not Found"}}});
+        let faults = json!([
+            {"method": "GET", "path": "actions/runs", "times": 1000, "then": none},
+            {"method": "GET", "path": format!("actions/jobs/{job}"), "times": times, "then": missing},
+        ]);
+        self.github.tell("faults", faults).await;
+    }
+
+    /// Follows what GitHub is asked until there were so many requests of this path.
+    async fn asked(&self, path: &str, times: usize) {
+        let mut seen = 0;
+        let end = tokio::time::Instant::now() + super::super::PATIENCE;
+        while seen < times {
+            assert!(tokio::time::Instant::now() < end, "{path} was requested {seen} times");
+            let requests = self.github.requests().await;
+            seen += requests.iter().filter(|request| request.to_string().contains(path)).count();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_answer_that_there_is_no_such_job_is_not_believed_and_later_news_count_more() {
+    let rig = Rig::with_pool(1, 10, Duration::from_millis(300)).await;
+    let job = rig.queue(&[LABEL]).await;
+    let id = rig.made(job).await;
+    rig.idle(id).await;
+    rig.deny(job, 1).await;
+    rig.asked(&format!("actions/jobs/{job}"), 2).await;
+    rig.github.tell("calm", json!({})).await;
+    rig.until("it is known to be there", async || rig.known(job).await.unwrap().absent_answers == 0).await;
+    let vm = rig.host.vm(id).await;
+    assert_eq!((vm.state, vm.announced_by, rig.known(job).await.unwrap().waits()), (State::Running, None, true));
+
+    // Two answers are.
+    rig.deny(job, 1000).await;
+    let vm = rig.host.until_state(id, State::Deleted).await;
+    assert_eq!(vm.end_signal, Some(EndSignal::Pool));
+    let gone = rig.known(job).await.unwrap();
+    assert_eq!((gone.status(), gone.record.conclusion), (JobStatus::Completed, None));
+    let of = |statuses: &[JobStatus]| JobFilter { limit: 10, statuses: statuses.to_vec(), ..JobFilter::default() };
+    let listed = async |status| rig.host.reader().jobs(&of(&[status])).await.unwrap().len();
+    assert_eq!((listed(JobStatus::Queued).await, listed(JobStatus::Completed).await), (0, 1));
+    // It is there after all.
+    rig.github.tell("calm", json!({})).await;
+    rig.until("another vm for the job", async || {
+        rig.known(job).await.is_some_and(|job| job.waits() && job.made.is_some_and(|made| made != id))
+    })
+    .await;
+    assert_eq!((listed(JobStatus::Queued).await, listed(JobStatus::Completed).await), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_answer_that_there_is_no_such_runner_is_not_believed() {
+    let rig = Rig::new(1).await;
+    let id = rig.host.create(super::wanted(patient())).await;
+    let (vm, _) = rig.idle(id).await;
+    let path = format!("actions/runners/{}", vm.registered.unwrap().runner_id.unwrap());
+    let missing = json!({"answer": {"status": 404, "body": {"message": "Not Found"}}});
+    rig.github.requests().await;
+    rig.github.tell("faults", json!([{"method": "GET", "path": path, "times": 1, "then": missing}])).await;
+    rig.asked(&path, 4).await;
+    let vm = rig.host.vm(id).await;
+    assert_eq!((vm.state, vm.done, vm.runner_status), (State::Running, None, RunnerStatus::Idle));
+    rig.github.tell("faults", json!([{"method": "GET", "path": path, "times": 2, "then": missing}])).await;
+    let vm = rig.host.until_state(id, State::Deleted).await;
+    assert_eq!(vm.end_signal, Some(EndSignal::RunnerGone));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_is_polled_once_however_its_name_is_written() {
+    let rig = Rig::with_pool(1, 10, Duration::from_millis(100)).await;
+    for (name, repository) in [("upper", "ACME/App"), ("mixed", "Acme/app")] {
+        let pool = Pool { name: name.into(), repositories: vec![repository.into()], ..pool(1) };
+        rig.host.services().pools.set(pool).await.unwrap();
+    }
+    let job = rig.queue(&["somebody-elses"]).await;
+    rig.until("the job is heard of", async || rig.known(job).await.is_some()).await;
+    rig.github.requests().await;
+    rig.asked("/repos/acme/app/actions/runs", 8).await;
+    rig.github.requests().await;
+    // A poll that began before has ended.
+    let mut polls: Vec<String> = Vec::new();
+    while polls.len() < 8 {
+        let requests = rig.github.requests().await;
+        let paths = requests.iter().filter_map(|request| request["path"].as_str());
+        polls.extend(paths.filter(|path| path.ends_with("/actions/runs")).map(str::to_owned));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(polls.iter().all(|path| path == "/repos/acme/app/actions/runs"), "{polls:?}");
 }
 
 /// Told right before the end, worked after the start: at every point of the road.
