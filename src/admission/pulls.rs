@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     domain::{
-        Budgets, Code, Error, PullId, Result,
+        Code, Error, PullId, Result,
         pull::{Pull, PullSpec},
     },
     parts::Parts,
@@ -22,13 +22,11 @@ use crate::{
 pub struct Settings {
     /// How long temporary failures are retried.
     pub deadline: Duration,
-    /// Budgets of images that do not define any.
-    pub budgets: Budgets,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(6 * 3600), budgets: Budgets::default() }
+        Self { deadline: Duration::from_secs(6 * 3600) }
     }
 }
 
@@ -55,7 +53,7 @@ impl PullAdmission {
         if let Some(canary) = &spec.canary {
             canary.check()?;
         }
-        let request = PullRequest::of_spec(&spec, None, &self.settings.budgets)?;
+        let request = PullRequest::of_spec(&spec, None)?;
         self.puller.check(&request).await.map_err(|error| Error::from(&error))?;
         let previous = match self.catalog.get(&spec.name).await {
             Ok(template) => Some(template.digest),

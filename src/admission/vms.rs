@@ -238,7 +238,7 @@ impl VmAdmission {
         let capacity = self.capacity;
         let known = |(template, kept): (Template, TemplateLease), shown: Option<String>| {
             let can = self.drivers.network_support(&template.driver);
-            let (spec, budgets) = asked.of(&template, &capacity, user, &can)?;
+            let (spec, budgets) = asked.of(&template, &self.settings.budgets, &capacity, user, &can)?;
             Ok((shown.unwrap_or(template.name), TemplateSource::Resolved(spec), budgets, Some(kept)))
         };
         if !wanted.contains('/') {

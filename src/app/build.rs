@@ -142,9 +142,7 @@ pub async fn build(setup: Setup) -> Result<Built, StartError> {
     let pools: Arc<[Pool]> = service.pools.clone().into();
     reconcile.jobs.webhooks = !service.webhook_secrets.is_empty();
     reconcile.jobs.pools = pools;
-    for of_part in
-        [&mut service.vms.budgets, &mut service.pulls.budgets, &mut reconcile.budgets, &mut reconcile.pulls.budgets]
-    {
+    for of_part in [&mut service.vms.budgets, &mut reconcile.budgets] {
         *of_part = budgets.clone();
     }
     let services = Services::new(&parts, service);

@@ -211,7 +211,6 @@ fn setup(config: &Config, data: DataDir, own_path: &Path, plan: StartPlan) -> Re
             },
             pulls: admission::pulls::Settings {
                 deadline: Duration::from_secs(u64::from(config.pulls.deadline_seconds)),
-                ..Default::default()
             },
             pools: config.pools.clone(),
             webhook_secrets,

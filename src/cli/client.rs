@@ -77,6 +77,10 @@ impl ApiClient {
         self.json(self.request(Method::PUT, path, &[]).timeout(ANSWER).json(body)).await
     }
 
+    pub async fn patch(&self, path: &[&str], body: &Value) -> Result<Value, CommandFailure> {
+        self.json(self.request(Method::PATCH, path, &[]).timeout(ANSWER).json(body)).await
+    }
+
     /// For requests without a time limit.
     pub async fn post_patiently(&self, path: &[&str], body: &Value) -> Result<Value, CommandFailure> {
         self.json(self.request(Method::POST, path, &[]).json(body)).await

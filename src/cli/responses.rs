@@ -259,6 +259,8 @@ pub(super) struct TemplateResponse {
     pub handover: Option<String>,
     pub user: Option<String>,
     pub network: Option<String>,
+    #[serde(default)]
+    pub own_budgets: BTreeMap<String, Option<u32>>,
     pub created_at: Option<Timestamp>,
     #[serde(default)]
     pub names: Vec<String>,

@@ -43,6 +43,15 @@ macro_rules! budgets {
             /// The names of all budgets.
             pub const NAMES: &'static [&'static str] = &[$( stringify!($name), )+];
 
+            /// Sets or removes one of them. `false`: none has this name.
+            pub fn set(&mut self, name: &str, value: Option<u32>) -> bool {
+                match name {
+                    $( stringify!($name) => self.$name = value, )+
+                    _ => return false,
+                }
+                true
+            }
+
             /// The name of the first one that is out of its range, and the range.
             pub fn wrong(&self) -> Option<(&'static str, u32, u32)> {
                 $(

@@ -36,6 +36,7 @@ pub mod state;
 pub mod tart_config;
 pub mod template;
 pub mod template_event;
+pub mod template_settings;
 pub mod time;
 pub mod token;
 pub mod token_limits;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::domain::{Arch, Budgets, GuestOs, Handover, NetworkMode, template::DiskFormat};
+use crate::domain::{Arch, BudgetsPatch, GuestOs, Handover, NetworkMode, template::DiskFormat};
 
 /// A template to be registered. Its files are imported and not needed afterwards. Settings that are `None` are taken
 /// from `config` if it is given, else they have their defaults.
@@ -32,7 +32,7 @@ pub struct NewTemplate {
     pub handover: Option<Handover>,
     pub user: Option<String>,
     pub network: Option<NetworkMode>,
-    pub budgets: Budgets,
+    pub budgets: BudgetsPatch,
 }
 
 impl NewTemplate {
@@ -58,7 +58,7 @@ impl NewTemplate {
             handover: None,
             user: None,
             network: None,
-            budgets: Budgets::default(),
+            budgets: BudgetsPatch::default(),
         }
     }
 }

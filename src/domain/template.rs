@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Budgets, NetworkMode};
+use super::{BudgetsPatch, NetworkMode};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
@@ -112,7 +112,8 @@ pub struct Template {
     pub user: String,
     /// What its guests may reach, unless the request or the pool says it.
     pub network: Option<NetworkMode>,
-    pub budgets: Budgets,
+    /// Those that it sets itself; for the others the service's defaults count.
+    pub budgets: BudgetsPatch,
     pub files: TemplateFiles,
     pub created_at: Timestamp,
 }

@@ -51,6 +51,10 @@ pub enum TemplateEvent {
     Unpinned {
         digest: String,
     },
+    /// Settings that the version sets itself were changed.
+    SettingsChanged {
+        digest: String,
+    },
     Deleted {
         digest: String,
     },
@@ -103,6 +107,7 @@ impl TemplateEvent {
             TemplateEvent::NameMoved { .. } => "name_moved",
             TemplateEvent::Pinned { .. } => "pinned",
             TemplateEvent::Unpinned { .. } => "unpinned",
+            TemplateEvent::SettingsChanged { .. } => "settings_changed",
             TemplateEvent::Deleted { .. } => "deleted",
             TemplateEvent::Pruned { .. } => "pruned",
             TemplateEvent::Verified { .. } => "verified",

@@ -14,6 +14,7 @@ use super::{
     network_support::{NetworkSupport, NetworkWish, NetworkWishSource},
     runner::RunnerKind,
     template::{GuestOs, Handover, Template},
+    template_settings::LEAST_MEMORY_MIB,
     token_limits::SizeLimits,
 };
 
@@ -109,10 +110,11 @@ pub struct NetworkUser<'a> {
 
 impl SizeRequest {
     /// The resolved values for a vm of this template, if a host of this capacity can ever run it, and the template's
-    /// driver `can` enforce the network mode.
+    /// driver `can` enforce the network mode. `usual`: budgets that neither the request nor the template sets.
     pub fn of(
         &self,
         template: &Template,
+        usual: &Budgets,
         capacity: &Capacity,
         user: NetworkUser<'_>,
         can: &NetworkSupport,
@@ -131,7 +133,7 @@ impl SizeRequest {
             memory_mib,
             network: Some(network),
         };
-        Ok((spec, self.budgets(&template.budgets)?))
+        Ok((spec, self.budgets(&template.budgets.on(usual))?))
     }
 
     /// The request or its pool precedes the template.
@@ -159,8 +161,6 @@ impl SizeRequest {
         Ok(Budgets { queue_seconds: self.queue_seconds, ..self.budgets.over(base)? })
     }
 }
-
-const LEAST_MEMORY_MIB: u32 = 32;
 
 fn fits(capacity: &Capacity, cpus: u32, memory_mib: u32) -> Result<()> {
     let impossible = |field: &str, detail: String| {
@@ -196,7 +196,7 @@ mod tests {
             handover: Handover::Seed,
             user: "runner".into(),
             network,
-            budgets: Budgets::default(),
+            budgets: BudgetsPatch::default(),
             files: TemplateFiles::default(),
             created_at: jiff::Timestamp::UNIX_EPOCH,
         }
@@ -209,7 +209,7 @@ mod tests {
         let mode = |asked, template_has, pool, can: &NetworkSupport| {
             let asked = SizeRequest { network: asked, ..SizeRequest::default() };
             let user = NetworkUser { runner: RunnerKind::GitHub, pool };
-            asked.of(&template(template_has), &capacity, user, can).map(|(spec, _)| spec.network)
+            asked.of(&template(template_has), &Budgets::default(), &capacity, user, can).map(|(spec, _)| spec.network)
         };
         let all = NetworkSupport::default();
         for pool in [None, Some("linux")] {

@@ -118,6 +118,7 @@ fn admin_routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(templates::names::roll_back_template))
         .routes(routes!(templates::prune::prune_templates))
         .routes(routes!(templates::verify::verify_template))
+        .routes(routes!(templates::set::change_template))
         .routes(routes!(templates::names::pin_template, templates::names::unpin_template))
         .routes(routes!(events::list_template_events))
         .routes(routes!(templates::watch::get_watch, templates::watch::set_watch, templates::watch::remove_watch))

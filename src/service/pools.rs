@@ -182,7 +182,8 @@ impl Pools {
             _ => error,
         })?;
         let user = NetworkUser { runner: RunnerKind::GitHub, pool: Some(&pool.name) };
-        asked.of(&template, &capacity, user, &self.drivers.network_support(&template.driver)).map(drop)
+        let can = self.drivers.network_support(&template.driver);
+        asked.of(&template, &self.settings.budgets, &capacity, user, &can).map(drop)
     }
 }
 

@@ -6,6 +6,7 @@ pub use crate::domain::new_template::NewTemplate;
 use crate::{
     domain::{
         Budgets, Code, Error, Handover, Result, Template, TemplateEvent,
+        template_settings::SettingsChange,
         version::{Moved, PruneRequest, Pruned, Verified, VersionStatus},
     },
     drivers::{Driver, registry::Registry},
@@ -155,6 +156,18 @@ impl Templates {
         let digest = self.catalog.pin(name, None).await?;
         tracing::info!(template.name = name, template.digest = digest, "template unpinned");
         self.ledger.record_template(name, TemplateEvent::Unpinned { digest }, self.clock.now()).await?;
+        Ok(())
+    }
+
+    /// Changes the settings that a version sets itself. Vms that exist keep theirs.
+    pub async fn change_settings(&self, name: &str, change: SettingsChange) -> Result<()> {
+        let template = self.catalog.get(name).await?;
+        if let Some(mode) = change.network {
+            self.driver_named(&template.driver)?.capabilities().network.check(&template.driver, mode)?;
+        }
+        let digest = self.catalog.change_settings(name, change).await?;
+        tracing::info!(template.name = name, template.digest = digest, "template settings changed");
+        self.ledger.record_template(name, TemplateEvent::SettingsChanged { digest }, self.clock.now()).await?;
         Ok(())
     }
 

@@ -8,10 +8,10 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::import;
-use crate::domain::{Arch, Budgets, GuestOs, Handover, NetworkMode, template::DiskFormat};
+use crate::domain::{Arch, Budgets, BudgetsPatch, GuestOs, Handover, NetworkMode, template::DiskFormat};
 use crate::registry::oci::Settings;
 
 pub(super) const FILE_NAME: &str = "manifest.json";
@@ -36,7 +36,9 @@ pub(super) struct TemplateManifest {
     /// Absent in templates of versions without it, which keep their digests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkMode>,
-    pub budgets: Budgets,
+    /// Those that the template sets itself.
+    #[serde(deserialize_with = "own_budgets")]
+    pub budgets: BudgetsPatch,
     /// Absent in version 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Origin>,
@@ -45,6 +47,21 @@ pub(super) struct TemplateManifest {
     pub settings: Option<Settings>,
     /// By the name in the template's directory.
     pub files: BTreeMap<String, FileEntry>,
+}
+
+/// Earlier versions copied all budgets into a template, also the default wait in the queue. Of those, the ones that differ from the
+/// defaults count as set by the template.
+fn own_budgets<'de, D: Deserializer<'de>>(from: D) -> Result<BudgetsPatch, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum StoredBudgets {
+        Own(BudgetsPatch),
+        All(Budgets),
+    }
+    Ok(match StoredBudgets::deserialize(from)? {
+        StoredBudgets::Own(own) => own,
+        StoredBudgets::All(all) => BudgetsPatch::differing(&all, &Budgets::default()),
+    })
 }
 
 /// The image that a template was pulled from. Without the tag, which may move to another image.
@@ -142,11 +159,27 @@ mod tests {
             handover: Handover::Agent,
             user: "admin".into(),
             network: None,
-            budgets: Budgets::default(),
+            budgets: BudgetsPatch::default(),
             image,
             settings: None,
             files: BTreeMap::from([("disk".to_owned(), disk)]),
         }
+    }
+
+    #[test]
+    fn budgets_that_an_earlier_version_copied_are_not_the_templates_own() {
+        let own = BudgetsPatch { boot_seconds: Some(7), ..BudgetsPatch::default() };
+        let whole = FileEntry::Whole { sha256: import::sha256(b"a"), size: 1 };
+        let now = TemplateManifest { budgets: own.clone(), ..manifest(VERSION, None, whole) };
+        let mut written = serde_json::to_value(&now).unwrap();
+        assert_eq!(written["budgets"], serde_json::json!({ "boot_seconds": 7 }));
+        let read = |written: &serde_json::Value| {
+            TemplateManifest::from_bytes(&serde_json::to_vec(written).unwrap()).unwrap().budgets
+        };
+        assert_eq!(read(&written), own);
+        let copied = Budgets { boot_seconds: 7, queue_seconds: 77, ..Budgets::default() };
+        written["budgets"] = serde_json::to_value(copied).unwrap();
+        assert_eq!(read(&written), own);
     }
 
     #[test]

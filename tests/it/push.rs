@@ -12,7 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use mayfly::{
-    domain::{Arch, Budgets, BudgetsPatch, Code, Handover, Template, template::DiskFormat},
+    domain::{Arch, BudgetsPatch, Code, Handover, Template, template::DiskFormat},
     platform::retry::Retry,
     registry::{
         RegistryError, RegistryOptions,
@@ -163,7 +163,7 @@ impl Host {
             memory_mib: Some(320),
             handover: Some(Handover::Ssh),
             user: Some("builder".into()),
-            budgets: Budgets { boot_seconds: 33, ..Budgets::default() },
+            budgets: BudgetsPatch { boot_seconds: Some(33), ..BudgetsPatch::default() },
             ..NewTemplate::of_disk(name, self.file("disk.raw", disk))
         };
         self.catalog.register(new).await.unwrap()
@@ -406,13 +406,12 @@ async fn a_template_of_qemu_is_pushed_and_pulled_back() {
         user: Some("root".into()),
         ssh_key: Some(other.secret()),
         budgets: BudgetsPatch { boot_seconds: Some(44), ..BudgetsPatch::default() },
-        usual: Budgets { boot_seconds: 66, idle_seconds: 55, ..Budgets::default() },
         ..PullRequest::new(pinned.parse().unwrap(), "other")
     };
     let changed = other.pull_as(request.clone()).await.unwrap();
     same_files(&changed, &pulled);
     assert_eq!((changed.cpus, changed.memory_mib, changed.user.as_str()), (1, 320, "root"));
-    assert_eq!((changed.budgets.boot_seconds, changed.budgets.idle_seconds), (44, 55));
+    assert_eq!((changed.budgets.boot_seconds, changed.budgets.idle_seconds), (Some(44), None));
     assert!(changed.files.ssh_key.is_some() && changed.digest != pulled.digest);
     assert_eq!(other.pull_as(request).await.unwrap(), changed);
     assert_eq!(other.pull(&pinned, "micro").await.unwrap().digest, pulled.digest);

@@ -11,6 +11,7 @@ mod names;
 mod prune;
 mod pull;
 mod push;
+mod set;
 mod settings;
 mod verify;
 mod watch;
@@ -84,6 +85,11 @@ pub(super) enum TemplateCommand {
     List,
     /// Show one template
     Show { name: String },
+    /// Change the settings that a template sets itself
+    ///
+    /// Counts for vms that are created from now on. Settings that a template does not set itself are the defaults of
+    /// the service at that time.
+    Set(set::SetTemplate),
     /// Point a name at a version, for example to make an alias of another name
     ///
     /// The name moves in one step: a new vm gets either the old or the new version, and running vms keep theirs.
@@ -130,6 +136,7 @@ pub(super) async fn run(command: TemplateCommand, client: &ApiClient, json: bool
         TemplateCommand::Export(args) => export::run(args, client, json).await?,
         TemplateCommand::List => list(client, json).await?,
         TemplateCommand::Show { name } => show(&name, client, json).await?,
+        TemplateCommand::Set(args) => set::run(args, client, json).await?,
         TemplateCommand::Point(args) => names::point(args, client, json).await?,
         TemplateCommand::Rollback(args) => names::roll_back(args, client, json).await?,
         TemplateCommand::Pin(args) => names::pin(args, client, json).await?,
@@ -209,6 +216,11 @@ async fn show(name: &str, client: &ApiClient, json: bool) -> Result<(), CommandF
     }
     if let Some(network) = t.network {
         pairs.push(("network", network));
+    }
+    let own: Vec<String> =
+        t.own_budgets.iter().filter_map(|(name, value)| Some(format!("{name}={}", (*value)?))).collect();
+    if !own.is_empty() {
+        pairs.push(("own budgets", own.join(", ")));
     }
     if let Some(at) = t.created_at {
         pairs.push(("registered", format!("{} ({} ago)", text::time(at), text::age(at))));

@@ -103,27 +103,31 @@ pub fn pool() -> Value {
         "cpus": null,
         "memory_mib": null,
         "network": "internet",
-        "budgets": {
-            "clone_seconds": null,
-            "boot_seconds": null,
-            "configure_seconds": null,
-            "registration_seconds": null,
-            "idle_seconds": null,
-            "unobserved_seconds": null,
-            "heartbeat_seconds": null,
-            "lifetime_seconds": 7200,
-            "drain_seconds": null,
-            "drain_cap_seconds": null,
-            "settle_seconds": null,
-            "stop_grace_seconds": null,
-            "max_attempts": null
-        },
+        "budgets": own_budgets(7200),
         "enabled": true,
         "vms": { "queued": 1, "live": 2 },
         "jobs_waiting": 3,
         "last_error": null,
         "created_at": "2026-11-20T08:00:00.000Z",
         "updated_at": "2026-11-20T08:00:00.000Z"
+    })
+}
+
+fn own_budgets(lifetime_seconds: u32) -> Value {
+    json!({
+        "clone_seconds": null,
+        "boot_seconds": null,
+        "configure_seconds": null,
+        "registration_seconds": null,
+        "idle_seconds": null,
+        "unobserved_seconds": null,
+        "heartbeat_seconds": null,
+        "lifetime_seconds": lifetime_seconds,
+        "drain_seconds": null,
+        "drain_cap_seconds": null,
+        "settle_seconds": null,
+        "stop_grace_seconds": null,
+        "max_attempts": null
     })
 }
 
@@ -327,6 +331,7 @@ pub fn template() -> Value {
         "user": "runner",
         "network": null,
         "budgets": budgets(),
+        "own_budgets": own_budgets(3600),
         "created_at": "2026-11-20T08:00:00.000Z",
         "names": ["micro", "micro-latest"],
         "since": "2026-11-20T08:00:00.000Z",

@@ -113,6 +113,7 @@ fn own_errors(operation: &str) -> &'static [Code] {
         "point_template" => &[C::TemplateUnknown, C::TemplateInvalid, C::TemplateDamaged],
         "roll_back_template" => &[C::TemplateNotFound, C::TemplateNoPrevious],
         "verify_template" => &[C::TemplateNotFound, C::TemplateInUse],
+        "change_template" => &[C::TemplateNotFound, C::TemplateInvalid, C::DriverUnsupported, C::NetworkNotEnforceable],
         "pin_template" | "unpin_template" => &[C::TemplateNotFound, C::TemplateInvalid],
         "log_in_to_registry" => &[C::LoginRefused, C::RegistryUnavailable],
         "log_out_of_registry" => &[C::LoginNotFound, C::RequestInvalid],

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     domain::{
-        Arch, Budgets, BudgetsPatch, Code, GuestOs, Handover, NetworkMode,
+        Arch, BudgetsPatch, Code, GuestOs, Handover, NetworkMode,
         pull::{Canary, PullSpec},
         template::DiskFormat,
     },
@@ -127,10 +127,11 @@ impl TemplateRequest {
         })
     }
 
-    fn into_new(self, base: &Budgets) -> Result<NewTemplate, Problem> {
+    fn into_new(self) -> Result<NewTemplate, Problem> {
         if self.canary.is_some() {
             return Err(Problem::invalid("/canary", "is for an image: files are registered at once"));
         }
+        self.budgets.check()?;
         absolute(&[
             ("/disk", self.disk.as_ref()),
             ("/vm_dir", self.vm_dir.as_ref()),
@@ -168,7 +169,7 @@ impl TemplateRequest {
             handover: self.handover,
             user: self.user,
             network: self.network,
-            budgets: self.budgets.over(base)?,
+            budgets: self.budgets,
         })
     }
 }
@@ -211,7 +212,6 @@ pub async fn create_template(
     permit: RequestPermit,
     Json(request): Json<TemplateRequest>,
 ) -> Result<(StatusCode, [(HeaderName, String); 1], Answer<RegisteredTemplate>), Problem> {
-    let base = http.services.templates.default_budgets();
     if request.image.is_some() {
         let (pull, new) = http.services.pull_admission.start(request.into_pull()?).await?;
         let status = if new { StatusCode::ACCEPTED } else { StatusCode::OK };
@@ -220,7 +220,7 @@ pub async fn create_template(
         return Ok((status, location, Answer(RegisteredTemplate::Pull(Box::new(view)))));
     }
     permit.disable_timeout();
-    let new = request.into_new(base)?;
+    let new = request.into_new()?;
     let before = match http.services.templates.get(new.name.as_deref().unwrap_or_default()).await {
         Ok(template) => Some(template.digest),
         Err(error) if error.code == Code::TemplateNotFound => None,

@@ -22,7 +22,7 @@ use super::{
     TemplateView, absolute, shown,
 };
 use crate::{
-    domain::{Arch, Budgets, BudgetsPatch, Code, GuestOs, Handover, NetworkMode},
+    domain::{Arch, BudgetsPatch, Code, GuestOs, Handover, NetworkMode},
     service::{
         templates::NewTemplate,
         transfers::{ExportDestination, ImportRequest, Notice, Policy, TemplateLayout},
@@ -103,7 +103,7 @@ pub struct ImportBody {
 }
 
 impl ImportBody {
-    fn into_request(self, base: &Budgets) -> Result<ImportRequest, Problem> {
+    fn into_request(self) -> Result<ImportRequest, Problem> {
         let layout = self.layout;
         let (image, converted) =
             (layout.is_image(), matches!(layout, TemplateLayout::ShoesVz | TemplateLayout::Macosvm));
@@ -127,6 +127,7 @@ impl ImportBody {
                 return Err(Problem::invalid(pointer, what));
             }
         }
+        self.budgets.check()?;
         absolute(&[
             ("/kernel", self.kernel.as_ref()),
             ("/initramfs", self.initramfs.as_ref()),
@@ -149,7 +150,7 @@ impl ImportBody {
             network: self.network,
             ssh_key: self.ssh_key,
             ssh_password: self.ssh_password_file,
-            budgets: self.budgets.over(base)?,
+            budgets: self.budgets,
             // The layout finds the disk.
             ..NewTemplate::of_disk(self.name, PathBuf::new())
         };
@@ -198,7 +199,7 @@ pub async fn import_template(
 ) -> Result<(StatusCode, [(HeaderName, String); 1], Answer<ImportedTemplate>), Problem> {
     permit.disable_timeout();
     let name = body.name.clone();
-    let request = body.into_request(http.services.templates.default_budgets())?;
+    let request = body.into_request()?;
     let before = match http.services.templates.get(&name).await {
         Ok(template) => Some(template.digest),
         Err(error) if error.code == Code::TemplateNotFound => None,

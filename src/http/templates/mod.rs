@@ -1,5 +1,5 @@
 //! Shows and deletes templates. `create` registers them, `names` moves names and pins versions, `prune` frees space,
-//! `push` publishes templates and `verify` checks for damage.
+//! `push` publishes templates, `set` changes settings and `verify` checks for damage.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -21,6 +21,7 @@ pub mod import;
 pub mod names;
 pub mod prune;
 pub mod push;
+pub mod set;
 pub mod verify;
 mod view;
 pub mod watch;
@@ -30,7 +31,7 @@ pub use view::TemplateView;
 /// The current state of a template.
 async fn shown(http: &Http, name: &str) -> Result<TemplateView, Problem> {
     let (template, standing) = http.services.templates.get_with_standing(name).await?;
-    Ok(TemplateView::new(template, standing))
+    Ok(TemplateView::new(template, standing, http.services.templates.default_budgets()))
 }
 
 /// Refuses relative paths, because the service's working directory is not the caller's.
@@ -59,9 +60,9 @@ pub async fn list_templates(
     _: Allowed<Read>,
 ) -> Result<Answer<TemplateList>, Problem> {
     let templates = http.services.templates.list_with_standing().await?;
-    Ok(Answer(TemplateList {
-        items: templates.into_iter().map(|(t, standing)| TemplateView::new(t, standing)).collect(),
-    }))
+    let usual = http.services.templates.default_budgets();
+    let items = templates.into_iter().map(|(t, standing)| TemplateView::new(t, standing, usual)).collect();
+    Ok(Answer(TemplateList { items }))
 }
 
 /// Read a template

@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 
 use super::super::time::Time;
 use crate::domain::{
-    Arch, Budgets, GuestOs, Handover, NetworkMode, Template,
+    Arch, Budgets, BudgetsPatch, GuestOs, Handover, NetworkMode, Template,
     template::DiskFormat,
     version::{AliasTarget, Damage, FileFault, Pin, VersionStatus},
 };
@@ -38,7 +38,10 @@ pub struct TemplateView {
     user: String,
     /// What its guests may reach, unless the request or the pool sets it. Null: the default.
     network: Option<NetworkMode>,
+    /// What counts for a vm that is created now: the template's own budgets and, for the others, the defaults of the configuration.
     budgets: Budgets,
+    /// The budgets that the template sets itself. Null: the default counts.
+    own_budgets: BudgetsPatch,
     created_at: Time,
     /// All names that point at this version.
     names: Vec<String>,
@@ -99,7 +102,8 @@ impl From<Damage> for DamageView {
 }
 
 impl TemplateView {
-    pub fn new(t: Template, s: VersionStatus) -> Self {
+    /// `usual`: the budgets of templates that do not set their own.
+    pub fn new(t: Template, s: VersionStatus, usual: &Budgets) -> Self {
         Self {
             kernel: t.files.kernel.is_some(),
             initramfs: t.files.initramfs.is_some(),
@@ -120,7 +124,8 @@ impl TemplateView {
             handover: t.handover,
             user: t.user,
             network: t.network,
-            budgets: t.budgets,
+            budgets: t.budgets.on(usual),
+            own_budgets: t.budgets,
             created_at: t.created_at.into(),
             names: s.names,
             since: s.since.map(Into::into),

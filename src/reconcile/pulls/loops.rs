@@ -23,10 +23,9 @@ pub struct PullLoops {
 impl PullLoops {
     pub fn new(parts: &Parts, vms: VmAdmission, pulls: PullAdmission, settings: Settings) -> Self {
         let Parts { ledger, reader, .. } = parts.clone();
-        let budgets = settings.budgets.clone();
         let results = PullResults::new(parts, settings);
         let canary = CanaryTest::new(parts, vms, results.clone());
-        let run = PullRun::new(parts, budgets, results, canary);
+        let run = PullRun::new(parts, results, canary);
         Self { ledger, reader, run, watches: TagWatches::new(parts, pulls) }
     }
 

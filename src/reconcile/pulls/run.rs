@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     domain::{
-        Budgets, Error, PullId, Result,
+        Error, PullId, Result,
         pull::{FetchProgress, Pull, PullState},
     },
     parts::Parts,
@@ -35,15 +35,14 @@ pub(super) struct PullRun {
     puller: Puller,
     board: ProgressBoard,
     clock: Clock,
-    budgets: Budgets,
     results: PullResults,
     canary: CanaryTest,
 }
 
 impl PullRun {
-    pub fn new(parts: &Parts, budgets: Budgets, results: PullResults, canary: CanaryTest) -> Self {
+    pub fn new(parts: &Parts, results: PullResults, canary: CanaryTest) -> Self {
         let Parts { ledger, reader, puller, pull_progress: board, clock, .. } = parts.clone();
-        Self { ledger, reader, puller, board, clock, budgets, results, canary }
+        Self { ledger, reader, puller, board, clock, results, canary }
     }
 
     /// Returns when the pull has ended.
@@ -93,7 +92,7 @@ impl PullRun {
         if let Some(at) = pull.retry_at {
             self.clock.sleep_until(at).await;
         }
-        let mut asked = PullRequest::of_spec(&pull.spec, pull.image_digest.as_deref(), &self.budgets)?;
+        let mut asked = PullRequest::of_spec(&pull.spec, pull.image_digest.as_deref())?;
         if pull.spec.canary.is_some() {
             asked.name = None;
         }

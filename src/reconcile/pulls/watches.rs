@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::{
     admission::PullAdmission,
     domain::{
-        BudgetsPatch, Code, Error, Fault, PullId, Result, TemplateEvent,
+        Code, Error, Fault, PullId, Result, TemplateEvent,
         pull::{PullSpec, PullState, Watch},
     },
     parts::Parts,
@@ -156,7 +156,7 @@ impl TagWatches {
             network: current.as_ref().and_then(|t| t.network),
             ssh_key: current.as_ref().and_then(|t| t.files.ssh_key.clone()),
             ssh_password: current.as_ref().and_then(|t| t.files.ssh_password.clone()),
-            budgets: current.map_or_else(BudgetsPatch::default, |t| BudgetsPatch::all(&t.budgets)),
+            budgets: current.map(|t| t.budgets).unwrap_or_default(),
             canary: watch.canary.clone(),
             background: true,
         };

@@ -54,7 +54,7 @@ impl TemplateFetch {
                 format!("the stored image reference is invalid: {error}"),
             )
         })?;
-        let pulled = self.puller.obtain(&image, &vm.id().to_string(), &self.budgets).await;
+        let pulled = self.puller.obtain(&image, &vm.id().to_string()).await;
         let template = match pulled {
             Ok(template) => template,
             Err(error) => {
@@ -74,7 +74,7 @@ impl TemplateFetch {
         let (template, _kept) = taken.map_err(|error| Failure { kind: FailureKind::Retry, ..error.into() })?;
         let user = NetworkUser { runner: vm.spec.runner, pool: vm.spec.pool.as_deref() };
         let can = self.drivers.network_support(&template.driver);
-        let (spec, budgets) = awaits.of(&template, &self.capacity, user, &can)?;
+        let (spec, budgets) = awaits.of(&template, &self.budgets, &self.capacity, user, &can)?;
         if self.drivers.get(&spec.driver).is_none() {
             let detail =
                 format!("{} is for the driver {}, which is not enabled in this service", vm.spec.template, spec.driver);

@@ -8,9 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::document;
-use crate::domain::{
-    Arch, Budgets, BudgetsPatch, GuestOs, Handover, Template, new_template::NewTemplate, template::DiskFormat,
-};
+use crate::domain::{Arch, BudgetsPatch, GuestOs, Handover, Template, new_template::NewTemplate, template::DiskFormat};
 
 const VERSION: u64 = 1;
 
@@ -49,7 +47,7 @@ impl Settings {
     pub fn of(template: &Template) -> Settings {
         Settings {
             arch: template.arch,
-            budgets: BudgetsPatch::differing(&template.budgets, &Budgets::default()),
+            budgets: template.budgets.clone(),
             cmdline: template.cmdline.clone(),
             cpus: Some(template.cpus),
             disk_format: template.disk_format,

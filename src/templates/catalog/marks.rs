@@ -5,6 +5,7 @@
 //!              pinned     why it must not be pruned
 //!              verified   its modification time is when every byte was last read without a fault
 //!              damaged    the damage that was found
+//!              settings   the settings that it sets itself, if they were changed after its registration
 //! ```
 
 use std::{
@@ -22,16 +23,18 @@ use super::{Catalog, Root, history::History, storage, write_synced};
 use crate::{
     domain::{
         Code, Error, Result, Template,
+        template_settings::{OwnSettings, SettingsChange},
         version::{Damage, Pin, VersionStatus},
     },
     platform::{clock, files::sync_dir},
-    templates::manifest,
+    templates::manifest::{self, TemplateManifest},
 };
 
 const USED: &str = "used";
 const PINNED: &str = "pinned";
 const VERIFIED: &str = "verified";
 const DAMAGED: &str = "damaged";
+const SETTINGS: &str = "settings";
 
 /// Limit of a reason or a list of faults.
 const LONGEST: u64 = 1 << 20;
@@ -68,6 +71,14 @@ impl Catalog {
     pub async fn pin(&self, name_or_digest: &str, why: Option<&str>) -> Result<String> {
         let (wanted, why) = (name_or_digest.to_owned(), why.map(str::to_owned));
         self.blocking(move |root| root.pin(&wanted, why.as_deref())).await
+    }
+}
+
+impl Catalog {
+    /// Changes the settings that a version sets itself. Returns its digest, which stays: it covers the settings of the registration.
+    pub async fn change_settings(&self, name_or_digest: &str, change: SettingsChange) -> Result<String> {
+        let wanted = name_or_digest.to_owned();
+        self.blocking(move |root| root.change_settings(&wanted, &change)).await
     }
 }
 
@@ -144,6 +155,35 @@ impl Root {
         Ok(digest)
     }
 
+    fn change_settings(&self, wanted: &str, change: &SettingsChange) -> Result<String> {
+        let _turn = self.lock().map_err(storage)?;
+        let digest = self.get(wanted)?.digest;
+        let manifest = self.manifest(&digest).map_err(Error::internal)?;
+        let own = change.apply_to(self.own_settings(&digest, &manifest))?;
+        self.note(&self.place(&digest)?, SETTINGS, &own).map_err(storage)?;
+        Ok(digest)
+    }
+
+    pub(super) fn own_settings(&self, digest: &str, manifest: &TemplateManifest) -> OwnSettings {
+        match self.noted(digest, SETTINGS) {
+            Some(Some(own)) => own,
+            noted => {
+                if noted.is_some() {
+                    tracing::warn!(
+                        template.digest = digest,
+                        "the changed settings of a template cannot be read; it has those of its registration"
+                    );
+                }
+                OwnSettings {
+                    cpus: None,
+                    memory_mib: None,
+                    network: manifest.network,
+                    budgets: manifest.budgets.clone(),
+                }
+            }
+        }
+    }
+
     pub(super) fn pinned(&self, digest: &str) -> Option<Pin> {
         // An unreadable pin counts as a pin, so that the version is not lost.
         let unread = || Pin { why: "its reason cannot be read".into(), at: Timestamp::UNIX_EPOCH };
@@ -181,7 +221,7 @@ impl Root {
     /// Keeps metadata when a damaged version is replaced. Linked and not moved, so that a crash in between loses
     /// nothing.
     pub(super) fn carry_over(&self, from: &Path, to: &Path) -> io::Result<()> {
-        for name in [PINNED, USED] {
+        for name in [PINNED, USED, SETTINGS] {
             match fs::hard_link(from.join(name), to.join(name)) {
                 Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists) => return Err(e),
                 _ => {}

@@ -435,6 +435,7 @@ impl Root {
             size_bytes += metadata.blocks() * 512;
         }
         let created = fs::metadata(&path).and_then(|m| m.modified()).map_err(Error::internal)?;
+        let own = self.own_settings(digest, &manifest);
         let file = |part: Part| manifest.files.contains_key(part.name()).then(|| place.join(part.name()));
         Ok(Template {
             name: name.to_owned(),
@@ -455,13 +456,13 @@ impl Root {
             disk_format: manifest.disk_format,
             disk_virtual_bytes: manifest.disk_virtual_bytes,
             size_bytes,
-            cpus: manifest.cpus,
-            memory_mib: manifest.memory_mib,
+            cpus: own.cpus.unwrap_or(manifest.cpus),
+            memory_mib: own.memory_mib.unwrap_or(manifest.memory_mib),
             cmdline: manifest.cmdline,
             handover: manifest.handover,
             user: manifest.user,
-            network: manifest.network,
-            budgets: manifest.budgets,
+            network: own.network,
+            budgets: own.budgets,
             created_at: Timestamp::try_from(created).map_err(Error::internal)?,
         })
     }

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::{
-    domain::{Budgets, Result, Template},
+    domain::{Result, Template},
     registry::oci::Reference,
 };
 use {
@@ -42,12 +42,12 @@ impl Puller {
 
     /// The template of an image, pulled if necessary. `whom` identifies the caller for queries of the progress.
     /// Dropping the future ends the pull, unless others wait for it; its data is kept for the next one.
-    pub async fn obtain(&self, image: &Reference, whom: &str, budgets: &Budgets) -> Result<Template, Arc<PullError>> {
+    pub async fn obtain(&self, image: &Reference, whom: &str) -> Result<Template, Arc<PullError>> {
         let (meter, progress) = watch::channel(PullProgress::default());
         let waiting = &self.shared.waiting;
         waiting.0.lock().insert(whom.to_owned(), progress);
         let _place = DemandGuard { waiting, whom };
-        self.pull(&PullRequest::of_image(image.clone(), budgets.clone()), &meter).await
+        self.pull(&PullRequest::of_image(image.clone()), &meter).await
     }
 
     /// Progress of the image that this caller waits for. `None`: it waits for none.

@@ -48,7 +48,7 @@ use super::{
     push::{self, Pusher},
 };
 use crate::{
-    domain::{Budgets, BudgetsPatch, Handover, NetworkMode, Template},
+    domain::{BudgetsPatch, Handover, NetworkMode, Template},
     registry::{
         self, RegistryClient, RegistryError,
         credentials::CredentialSource,
@@ -81,9 +81,8 @@ pub struct PullRequest {
     pub network: Option<NetworkMode>,
     pub ssh_key: Option<PathBuf>,
     pub ssh_password: Option<PathBuf>,
-    /// Precedence: these, then the image's settings, then the defaults.
+    /// These precede those of the image's settings.
     pub budgets: BudgetsPatch,
-    pub usual: Budgets,
     /// Any template of the image is sufficient; the settings above count only if it has to be pulled.
     pub whatever_settings: bool,
     /// A background pull, with the limits of the background. If a foreground pull of the same image joins, it
@@ -105,15 +104,14 @@ impl PullRequest {
             ssh_key: None,
             ssh_password: None,
             budgets: BudgetsPatch::default(),
-            usual: Budgets::default(),
             whatever_settings: false,
             background: false,
         }
     }
 
     /// The image without changes, under no name.
-    fn of_image(image: Reference, usual: Budgets) -> PullRequest {
-        PullRequest { name: None, usual, whatever_settings: true, ..PullRequest::new(image, "") }
+    fn of_image(image: Reference) -> PullRequest {
+        PullRequest { name: None, whatever_settings: true, ..PullRequest::new(image, "") }
     }
 
     /// The requested template, from the image's own settings. Without its files.
@@ -126,7 +124,7 @@ impl PullRequest {
             network: self.network,
             ssh_key: self.ssh_key.clone(),
             ssh_password: self.ssh_password.clone(),
-            budgets: settings.map_or(self.budgets.clone(), |s| self.budgets.or(&s.budgets)).on(&self.usual),
+            budgets: settings.map_or(self.budgets.clone(), |s| self.budgets.or(&s.budgets)),
             name: self.name.clone(),
             ..NewTemplate::of_disk("", PathBuf::new())
         };

@@ -2,13 +2,13 @@
 
 use super::PullRequest;
 use crate::{
-    domain::{Budgets, Code, Error, Result, pull::PullSpec},
+    domain::{Code, Error, Result, pull::PullSpec},
     registry::oci::{Reference, reference::ReferenceError},
 };
 
 impl PullRequest {
     /// `pinned`: the digest to which the image was resolved before.
-    pub fn of_spec(spec: &PullSpec, pinned: Option<&str>, usual: &Budgets) -> Result<PullRequest> {
+    pub fn of_spec(spec: &PullSpec, pinned: Option<&str>) -> Result<PullRequest> {
         let image: Reference = spec.image.parse().map_err(|error: ReferenceError| {
             Error::new(Code::RequestInvalid, "the request is not acceptable").field("/image", error.to_string())
         })?;
@@ -25,7 +25,6 @@ impl PullRequest {
             ssh_key: spec.ssh_key.clone(),
             ssh_password: spec.ssh_password.clone(),
             budgets: spec.budgets.clone(),
-            usual: usual.clone(),
             background: spec.background,
             ..PullRequest::new(image, spec.name.clone())
         })

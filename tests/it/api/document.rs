@@ -74,6 +74,7 @@ fn every_route_is_in_it() {
         "POST /templates/import",
         "POST /templates/{name}/export",
         "DELETE /templates/{name}",
+        "PATCH /templates/{name}",
         "PUT /templates/{name}/pin",
         "DELETE /templates/{name}/pin",
         "POST /templates/{name}/rollback",

@@ -11,7 +11,7 @@ use russh::keys::{Algorithm, PrivateKey, key::safe_rng, ssh_key::LineEnding};
 use super::*;
 use crate::{
     domain::{
-        Arch, Budgets, GuestOs, Handover,
+        Arch, BudgetsPatch, GuestOs, Handover,
         template::DiskFormat,
         version::{HeldKind, PruneRequest, VersionUsage},
     },

@@ -54,7 +54,7 @@ async fn the_same_again_is_the_same_and_a_taken_name_is_refused() {
     for other in [
         NewTemplate { cpus: Some(2), ..f.template("a") },
         NewTemplate { disk: f.at("kernel512"), ..f.template("a") },
-        NewTemplate { budgets: Budgets { idle_seconds: 1, ..Budgets::default() }, ..f.template("a") },
+        NewTemplate { budgets: BudgetsPatch { idle_seconds: Some(1), ..BudgetsPatch::default() }, ..f.template("a") },
     ] {
         fs::write(f.at("kernel512"), [1; 512]).unwrap();
         assert_eq!(f.catalog.register(other).await.unwrap_err().code, Code::TemplateExists);
