@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use mayfly::{
-    domain::{Budget, BudgetsPatch, Vm, VmId},
+    domain::{Budget, BudgetsPatch, Vm, VmId, VmRequest},
     platform::Clock,
     service::guests::GuestEvent,
 };
@@ -19,6 +19,15 @@ const STEPS: [SignedDuration; 2] = [SignedDuration::from_hours(24), SignedDurati
 
 fn clock() -> Clock {
     Clock::manual(Timestamp::from_second(1_800_000_000).unwrap())
+}
+
+/// A vm that waits a hundred seconds and is tried once.
+fn impatient() -> VmRequest {
+    VmRequest {
+        queue_timeout_seconds: Some(100),
+        budgets: BudgetsPatch { max_attempts: Some(1), ..BudgetsPatch::default() },
+        ..request("linux", job())
+    }
 }
 
 /// What is left of the budget that ends next.
@@ -63,22 +72,23 @@ async fn a_step_of_the_clock_spends_and_prolongs_no_budget() {
         for budget in [Budget::Boot, Budget::Lifetime, Budget::Drain, Budget::Queue] {
             let host = Host::with_clock(1, 0, clock()).await;
             let _held = held_back(&host);
-            let mut asked = request("linux", job());
-            asked.queue_timeout_seconds = Some(100);
-            asked.budgets = BudgetsPatch { max_attempts: Some(1), ..BudgetsPatch::default() };
-            let first = host.create(asked.clone()).await;
+            let first = host.create(impatient()).await;
             boots(&host, first).await;
             let mut id = first;
             if matches!(budget, Budget::Lifetime | Budget::Drain) {
-                let configured = GuestEvent::GuestConfigured { attempt: Some(1) };
+                let configured = GuestEvent::GuestConfigured { attempt: Some(1), separate_users: None };
                 host.services().guests.report(id, configured).await.unwrap();
                 host.services().guests.report(id, GuestEvent::JobStarted {}).await.unwrap();
             }
             if budget == Budget::Drain {
-                host.services().vms.end(id, &mayfly::domain::token::Caller::Guest(id), false).await.unwrap();
+                host.services()
+                    .vms
+                    .end(id, &mayfly::domain::token::Caller::Guest(id, mayfly::domain::GuestRole::Wrapper), false)
+                    .await
+                    .unwrap();
             }
             if budget == Budget::Queue {
-                id = host.create(asked).await;
+                id = host.create(impatient()).await;
             }
             host.clock.advance(Duration::from_secs(7));
             let before = left(&host, &host.vm(id).await);
@@ -102,11 +112,9 @@ async fn a_clock_that_is_set_while_the_service_is_down_spends_and_prolongs_no_bu
     for step in STEPS {
         let mut host = Host::with_clock(1, 0, clock()).await;
         let _held = held_back(&host);
-        let mut asked = request("linux", job());
-        asked.queue_timeout_seconds = Some(100);
-        let (running, queued) = (host.create(asked.clone()).await, host.create(asked).await);
+        let (running, queued) = (host.create(impatient()).await, host.create(impatient()).await);
         boots(&host, running).await;
-        let configured = GuestEvent::GuestConfigured { attempt: Some(1) };
+        let configured = GuestEvent::GuestConfigured { attempt: Some(1), separate_users: None };
         host.services().guests.report(running, configured).await.unwrap();
         host.clock.advance(Duration::from_secs(7));
         heartbeat(&host).await;
