@@ -72,7 +72,7 @@ impl PullRun {
                     tracing::error!(pull.id = %id, %error, "cannot continue a pull; retrying");
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 },
-                () = ended(&mut changes, id) => {}
+                () = ended_or_moved(&mut changes, &pull) => {}
             }
             if pull.state.is_ended() && seen_alive {
                 let code = pull.fault.as_ref().map(|fault| fault.code.slug()).unwrap_or_default();
@@ -168,11 +168,11 @@ impl PullRun {
     }
 }
 
-/// Returns when this pull has ended, or may have ended.
-async fn ended(changes: &mut broadcast::Receiver<Arc<Pull>>, id: PullId) {
+/// Returns when this pull has ended, or may have ended, or when a step of the clock moved its next retry.
+async fn ended_or_moved(changes: &mut broadcast::Receiver<Arc<Pull>>, known: &Pull) {
     loop {
         match changes.recv().await {
-            Ok(pull) if pull.id == id && pull.state.is_ended() => return,
+            Ok(pull) if pull.id == known.id && (pull.state.is_ended() || pull.retry_at != known.retry_at) => return,
             Ok(_) => {}
             Err(RecvError::Lagged(_)) => return,
             Err(RecvError::Closed) => std::future::pending().await,
