@@ -34,7 +34,7 @@ const USED: &str = "used";
 const PINNED: &str = "pinned";
 const VERIFIED: &str = "verified";
 const DAMAGED: &str = "damaged";
-const SETTINGS: &str = "settings";
+pub(super) const SETTINGS: &str = "settings";
 
 /// Limit of a reason or a list of faults.
 const LONGEST: u64 = 1 << 20;

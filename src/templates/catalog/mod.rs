@@ -61,7 +61,8 @@ impl fmt::Debug for Root {
 #[derive(Debug)]
 struct Loaded {
     template: Template,
-    files: Vec<(PathBuf, Stamp)>,
+    /// `None`: the file did not exist.
+    files: Vec<(PathBuf, Option<Stamp>)>,
 }
 
 /// Changes when a file is replaced, written to or truncated.
@@ -315,6 +316,8 @@ impl Root {
         // Before it is read, so that a change meanwhile makes this stamp outdated.
         let pointed = Stamp::of(&pointer);
         let digest = self.pointed_at(wanted).map_err(Error::internal)?.ok_or_else(not_found)?;
+        let settings = self.place(&digest)?.join(marks::SETTINGS);
+        let set = Stamp::of(&settings);
         let template = self.load(&digest, wanted)?;
         let manifest = self.place(&digest)?.join(manifest::FILE_NAME);
         let TemplateFiles { disk, kernel, initramfs, firmware, config, nvram, ssh_key, ssh_password } =
@@ -323,7 +326,9 @@ impl Root {
             .into_iter()
             .flatten();
         let stamps = files.map(|path| (Stamp::of(&path), path)).chain([(pointed, pointer)]);
-        if let Some(files) = stamps.map(|(stamp, path)| Some((path, stamp?))).collect() {
+        let stamps: Option<Vec<_>> = stamps.map(|(stamp, path)| Some((path, Some(stamp?)))).collect();
+        if let Some(mut files) = stamps {
+            files.push((settings, set));
             let mut loaded = self.loaded.lock();
             loaded.insert(wanted.to_owned(), Loaded { template: template.clone(), files });
         }
@@ -333,7 +338,7 @@ impl Root {
     fn loaded(&self, name: &str) -> Option<Template> {
         let mut loaded = self.loaded.lock();
         let found = loaded.get(name)?;
-        if found.files.iter().all(|(path, stamp)| Stamp::of(path).as_ref() == Some(stamp)) {
+        if found.files.iter().all(|(path, stamp)| Stamp::of(path) == *stamp) {
             return Some(found.template.clone());
         }
         loaded.remove(name);
