@@ -42,13 +42,13 @@ async fn a_job_that_kills_everything_ends_within_a_budget() {
     serve.template("micro", "seed", json!({})).await;
     let command = r#"echo before; curl -q -s -K "$MAYFLY_HOME/curlrc" -o /dev/null -X POST -H 'Content-Type: application/json' \
         -d '{"type":"job_result","exit_code":0}' "$MAYFLY_URL/vms/$MAYFLY_VM_ID/events"
-        (: >"$MAYFLY_HOME/wrapper.curlrc"); (: >"$MAYFLY_HOME/tell.sh"); kill -9 -1"#;
+        (: >"$MAYFLY_HOME/wrapper.curlrc"); (: >"$MAYFLY_HOME/tell.sh"); kill -9 -1; exit 5"#;
     let vm = serve.create(json!({"template": "micro", "runner": {"kind": "command", "command": command}})).await;
     let id = vm["id"].as_str().unwrap();
     let end = serve.wait_state(id, "deleted").await;
     assert_eq!(end["runner"]["separate_users"], true, "{end:#}");
     assert_eq!(end["end_signal"], "runner_finished", "{end:#}");
-    assert_eq!(end["job"], json!({"exit_code": 137, "reported_by": "wrapper", "results_differ": true}));
+    assert_eq!(end["job"], json!({"exit_code": 5, "reported_by": "wrapper", "results_differ": true}));
     assert!(serve.log_of(id, "job").await.contains("before"));
 
     serve.template("shared", "ssh", json!({})).await;
