@@ -253,10 +253,12 @@ async fn the_end_is_reported_to_a_second_listener(rig: &impl Rig, id: VmId) {
     };
     let (first, second) = (listen(), listen());
     tokio::time::sleep(Duration::from_millis(200)).await;
-    driver.destroy(&spec.name).await.unwrap();
+    // Not destroyed yet, because a listener that was slow to start reads the cause from the instance's files.
+    driver.stop(&spec.name, Duration::ZERO).await.unwrap();
     let first = soon("ended", first).await.unwrap().unwrap();
     let second = soon("ended", second).await.unwrap().unwrap();
     assert!([first, second].contains(&GoneCause::HostStop), "{first:?} {second:?}");
+    driver.destroy(&spec.name).await.unwrap();
 }
 
 async fn the_guests_own_end_is_reported(rig: &impl Rig, id: VmId) {
