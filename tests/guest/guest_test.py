@@ -48,7 +48,7 @@ def seed_command():
             check("0" in lines, "the token is in the job's environment")
             owners = [line.split() for line in lines if line.endswith(("/opt/mayfly", "curlrc", "/job-completed.sh"))]
             check([(o[0], o[2]) for o in owners] == [("drwxr-xr-x", "root"), ("-rw-------", "runner"),
-                                                    ("-rw-------", "root"), ("-rwxr-xr-x", "root")], owners)
+                                                    ("-rwxr-xr-x", "root"), ("-rw-------", "root")], owners)
             check(max(r["length"] for r in w.api.requests) < 65536, "a body over the limit")
             after_delete = w.api.names(logs=True)
             check("log:job" in after_delete[after_delete.index("DELETE"):], "no log after DELETE")

@@ -56,7 +56,7 @@ impl Rig {
                 RegistryOptions { ca_file: Some(ca_file), retry, ..RegistryOptions::default() };
             setup.clock = clock;
             setup.service.pulls.deadline = deadline;
-            setup.reconcile.pulls = Settings { first_pause, longest_pause, ..Settings::default() };
+            setup.reconcile.pulls = Settings { first_pause, longest_pause };
         })
         .await;
         api.pull();
