@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Builds the Debian package from a built program: target/debian/mayfly_VERSION_ARCH.deb
 #
-#   [BINARY=target/release/mayfly] [DEB_VERSION=0.1.0] [OUT=target/debian] deploy/debian/build.sh
+#   [BINARY=target/release/mayfly] [DEB_VERSION=0.1.0] [OUT=target/debian] [COMPRESSION=xz] deploy/debian/build.sh
 #
 # Reproducible: the same program and the same SOURCE_DATE_EPOCH (default: the time of the last commit) give the same bytes.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-: "${BINARY:=target/release/mayfly}" "${OUT:=target/debian}"
+: "${BINARY:=target/release/mayfly}" "${OUT:=target/debian}" "${COMPRESSION:=xz}"
 : "${DEB_VERSION:=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)}"
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
 for tool in dpkg-deb fakeroot; do
@@ -48,5 +48,5 @@ install -m 0644 deploy/debian/templates "$root/DEBIAN/templates"
 find "$root" -print0 | xargs -0 touch -h -d "@$SOURCE_DATE_EPOCH"
 mkdir -p "$OUT"
 package=$OUT/mayfly_${DEB_VERSION}_$architecture.deb
-fakeroot dpkg-deb --root-owner-group -Zxz --build "$root" "$package" >/dev/null
+fakeroot dpkg-deb --root-owner-group "-Z$COMPRESSION" --build "$root" "$package" >/dev/null
 echo "$package"

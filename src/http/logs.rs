@@ -53,7 +53,7 @@ pub struct GetVmLog {
     tail_bytes: Option<u64>,
     /// Begin at this byte of the log, or at its end if it is shorter. To go on with a log that broke off: the
     /// `mayfly-log-offset` of its response, and the length of what was received.
-    #[param(minimum = 0)]
+    #[param(minimum = 0, maximum = 9223372036854775807u64)]
     offset: Option<u64>,
 }
 
@@ -77,6 +77,9 @@ impl GetVmLog {
                 Err(Problem::invalid("query:tail_bytes", format!("0 to {LOG_CAP}")))
             }
             (tail, None) => Ok(Beginning::BeforeEnd(tail.unwrap_or(LOG_CAP))),
+            (None, Some(offset)) if i64::try_from(offset).is_err() => {
+                Err(Problem::invalid("query:offset", format!("0 to {}", i64::MAX)))
+            }
             (None, Some(offset)) => Ok(Beginning::At(offset)),
         }
     }

@@ -17,7 +17,7 @@ trap 'rm -rf "$work"' EXIT
 strip -o "$work/mayfly" "$BINARY"
 
 build() {
-    BINARY=$work/mayfly DEB_VERSION=$1 OUT=$work/out SOURCE_DATE_EPOCH=1700000000 deploy/debian/build.sh
+    BINARY=$work/mayfly DEB_VERSION=$1 OUT=$work/out SOURCE_DATE_EPOCH=1700000000 COMPRESSION=gzip deploy/debian/build.sh
 }
 one=$(build 0.1.0)
 two=$(build 0.1.1)
@@ -30,7 +30,7 @@ cmp "$one" "$work/again/${one##*/}"
 dpkg-deb -R "$one" "$work/older"
 sed -i 's/^Version: .*/Version: 0.0.9/' "$work/older/DEBIAN/control"
 sed -i 's/^known=.*/known=1/' "$work/older/DEBIAN/preinst"
-dpkg-deb --root-owner-group -b "$work/older" "$work/out/older.deb" >/dev/null
+dpkg-deb --root-owner-group -Zgzip -b "$work/older" "$work/out/older.deb" >/dev/null
 
 if command -v lintian >/dev/null; then
     lintian --fail-on error,warning --allow-root "$one"
@@ -40,7 +40,7 @@ fi
 
 system=${DEB_TEST_CHROOT:-$work/system.tar}
 if [ ! -s "$system" ]; then
-    mmdebstrap --quiet --variant=minbase --include=adduser,init-system-helpers,ca-certificates \
+    mmdebstrap --quiet --variant=minbase --format=tar --include=adduser,init-system-helpers,ca-certificates \
         "$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)" "$system.new"
     mv "$system.new" "$system"
 fi

@@ -66,12 +66,13 @@ async fn live_through(serve: &mut Serve, kind: &str) {
 }
 
 /// Every event of an ordinary life. What is missing here is found by the last test.
-const LIFE: [&str; 12] = [
+const LIFE: [&str; 13] = [
     "created",
     "slot_taken",
     "cloned",
     "endpoint_found",
     "guest_ready",
+    "guest_described",
     "guest_configured",
     "runner_changed",
     "end_announced",
@@ -94,6 +95,7 @@ kill_points! { die_on_a_mac_after:
     on_a_mac_after_cloned "cloned" "ssh"
     on_a_mac_after_endpoint_found "endpoint_found" "ssh"
     on_a_mac_after_guest_ready "guest_ready" "agent"
+    on_a_mac_after_guest_described "guest_described" "ssh"
     on_a_mac_after_guest_configured "guest_configured" "agent"
     on_a_mac_after_runner_changed "runner_changed" "ssh"
     on_a_mac_after_end_announced "end_announced" "agent"
@@ -109,6 +111,7 @@ kill_points! { die_after:
     after_cloned "cloned" "seed"
     after_endpoint_found "endpoint_found" "ssh"
     after_guest_ready "guest_ready" "ssh"
+    after_guest_described "guest_described" "seed"
     after_guest_configured "guest_configured" "seed"
     after_runner_changed "runner_changed" "ssh"
     after_end_announced "end_announced" "seed"
