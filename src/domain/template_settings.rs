@@ -13,6 +13,10 @@ use super::{
 /// The least memory of a vm, in MiB.
 pub const LEAST_MEMORY_MIB: u32 = 32;
 
+/// More than any machine that runs guests has.
+const MOST_CPUS: u32 = 4096;
+const MOST_MEMORY_MIB: u32 = 64 << 20;
+
 /// What a template sets itself. For everything else the defaults count that the service has when a vm is created.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnSettings {
@@ -42,13 +46,11 @@ impl SettingsChange {
         let invalid = |field: String, what: String| {
             Err(Error::new(Code::RequestInvalid, "the template cannot have these settings").field(field, what))
         };
-        if let Some(Some(0)) = self.cpus {
-            return invalid("/cpus".to_owned(), "at least 1".to_owned());
+        if self.cpus.flatten().is_some_and(|cpus| !(1..=MOST_CPUS).contains(&cpus)) {
+            return invalid("/cpus".to_owned(), format!("1 to {MOST_CPUS}"));
         }
-        if let Some(Some(mib)) = self.memory_mib
-            && mib < LEAST_MEMORY_MIB
-        {
-            return invalid("/memory_mib".to_owned(), format!("at least {LEAST_MEMORY_MIB}"));
+        if self.memory_mib.flatten().is_some_and(|mib| !(LEAST_MEMORY_MIB..=MOST_MEMORY_MIB).contains(&mib)) {
+            return invalid("/memory_mib".to_owned(), format!("{LEAST_MEMORY_MIB} to {MOST_MEMORY_MIB}"));
         }
         own.cpus = self.cpus.unwrap_or(own.cpus);
         own.memory_mib = self.memory_mib.unwrap_or(own.memory_mib);
@@ -88,6 +90,8 @@ mod tests {
         let budget = |name: &str, value| [(name.to_owned(), Some(value))].into();
         for (change, field) in [
             (SettingsChange { cpus: Some(Some(0)), ..Default::default() }, "/cpus"),
+            (SettingsChange { cpus: Some(Some(4097)), ..Default::default() }, "/cpus"),
+            (SettingsChange { memory_mib: Some(Some(u32::MAX)), ..Default::default() }, "/memory_mib"),
             (SettingsChange { memory_mib: Some(Some(31)), ..Default::default() }, "/memory_mib"),
             (SettingsChange { budgets: budget("idle", 5), ..Default::default() }, "/budgets/idle"),
             (SettingsChange { budgets: budget("max_attempts", 11), ..Default::default() }, "/budgets/max_attempts"),

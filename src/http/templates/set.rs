@@ -24,11 +24,11 @@ use crate::domain::{NetworkMode, template_settings::SettingsChange};
 pub struct TemplateChange {
     /// Null: as it was registered.
     #[serde(default, deserialize_with = "given")]
-    #[schema(value_type = Option<u32>, minimum = 1)]
+    #[schema(value_type = Option<u32>, minimum = 1, maximum = 4096)]
     cpus: Option<Option<u32>>,
     /// Null: as it was registered.
     #[serde(default, deserialize_with = "given")]
-    #[schema(value_type = Option<u32>, minimum = 32)]
+    #[schema(value_type = Option<u32>, minimum = 32, maximum = 67108864)]
     memory_mib: Option<Option<u32>>,
     /// Null: the default, see the registration.
     #[serde(default, deserialize_with = "given")]
