@@ -5,6 +5,7 @@
 
 pub mod budgets;
 pub mod capacity;
+mod deadlines;
 pub mod difference;
 pub mod end;
 pub mod endpoint;

@@ -1,7 +1,5 @@
 //! A vm: the result of applying its events in order.
 
-use std::time::Duration;
-
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -26,9 +24,6 @@ use super::{
 pub const RUNNER_TOO_OLD: i32 = 7;
 /// Exit code if the runner could not be started at all.
 pub const RUNNER_MISSING: i32 = 126;
-
-/// Longest drain of a script that never reported whether it has a job, in seconds.
-pub const UNOBSERVED_DRAIN_SECONDS: u32 = 30;
 
 /// Describes an exit code other than 0, with what shells mean by it.
 fn exit_text(code: i32) -> String {
@@ -61,7 +56,8 @@ pub struct Vm {
     pub timeline: Vec<TimelineEntry>,
     /// Only while queued.
     pub queue: Option<Queue>,
-    /// When its wait for a slot ends. A refusal by the host does not start the wait anew. `None` in rows of earlier versions.
+    /// When its wait for a slot ends. A refusal by the host does not start the wait anew. `None` in rows of earlier
+    /// versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue_deadline: Option<Timestamp>,
     /// Number of attempts: how often the vm got a slot.
@@ -91,7 +87,7 @@ pub struct Vm {
     /// Set while an attempt is cleaned up because of a fault of the host and not of this vm.
     pub host_refused: bool,
     /// Number of attempts that the host has refused, one after the other.
-    #[serde(default, skip_serializing_if = "is_zero_u32")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub refusals: u32,
     /// Other guests took its slot: it is placed again as soon as a slot is free.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -108,7 +104,8 @@ pub struct Vm {
     /// Since when budgets that wait for GitHub are paused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_at: Option<Timestamp>,
-    /// How long the service was down since this state was entered, and by how much the clock was set meanwhile, in milliseconds.
+    /// How long the service was down since this state was entered, and by how much the clock was set meanwhile, in
+    /// milliseconds.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub away_ms: i64,
     /// How long these budgets were paused since their start, in milliseconds; includes the time in which the
@@ -130,15 +127,11 @@ fn is_false(b: &bool) -> bool {
     !b
 }
 
-fn is_zero(n: &i64) -> bool {
-    *n == 0
+fn is_zero<N: Default + PartialEq>(n: &N) -> bool {
+    *n == N::default()
 }
 
-fn is_zero_u32(n: &u32) -> bool {
-    *n == 0
-}
-
-fn seconds(n: u32) -> SignedDuration {
+pub(super) fn seconds(n: u32) -> SignedDuration {
     SignedDuration::from_secs(i64::from(n))
 }
 
@@ -506,45 +499,6 @@ impl Vm {
         }
     }
 
-    /// The end of the wait for the next attempt.
-    fn next_queue_deadline(&mut self, at: Timestamp) -> Timestamp {
-        let b = &self.spec.budgets;
-        let boot = seconds(b.boot_seconds);
-        let known = self.queue_deadline.unwrap_or(at + seconds(b.queue_seconds));
-        if !self.host_refused {
-            // The slot of the failed attempt may be taken by now: the next attempt has time to get another one.
-            let deadline = known.max(at + boot);
-            self.queue_deadline = Some(deadline);
-            return deadline;
-        }
-        // The same wait goes on, however often the host refuses. A vm that could not wait at its creation had been given a slot. If
-        // others took that slot, or the next attempt is certain to have another accelerator, its wait is limited by its boot budget.
-        let replaced = self.slot_taken || self.last_fault.as_ref().is_some_and(|f| f.code == Code::AcceleratorFailed);
-        let more = (boot - seconds(b.queue_seconds)).max(SignedDuration::ZERO);
-        if replaced { known + more } else { known }
-    }
-
-    /// Moves what lies ahead to the new scale of the clock. What has happened keeps the time that the clock showed then.
-    fn clock_stepped(&mut self, milliseconds: i64) {
-        let step = SignedDuration::from_millis(milliseconds);
-        let moved = |at: &mut Timestamp| *at = at.saturating_add(step).unwrap_or(*at);
-        self.away_ms += milliseconds;
-        self.stepped_ms += milliseconds;
-        match &mut self.queue {
-            Some(queue) => {
-                moved(&mut queue.deadline);
-                queue.not_before.iter_mut().for_each(moved);
-            }
-            None => self.paused_ms += milliseconds,
-        }
-        self.queue_deadline.iter_mut().for_each(moved);
-        self.paused_at.iter_mut().for_each(moved);
-        self.drain_until.iter_mut().for_each(moved);
-        if let Some((_, at)) = &mut self.done {
-            moved(at);
-        }
-    }
-
     fn job(&mut self, job: &JobRecord, at: Timestamp) {
         match self.jobs.iter_mut().find(|known| known.id == job.id) {
             Some(known) => known.merge(job),
@@ -608,90 +562,6 @@ impl Vm {
             self.end_signal = Some(signal);
             self.outcome = Some(Outcome { result, code, detail });
         }
-    }
-
-    /// The deadline at which GitHub's report that the runner has finished becomes the end of the guest.
-    pub fn settle_deadline(&self) -> Option<(EndProof, Timestamp)> {
-        let (proof, at) = self.done?;
-        let waits = matches!(self.state, State::Booting | State::Configuring | State::Running | State::Draining);
-        waits.then(|| (proof, at + seconds(self.spec.budgets.settle_seconds)))
-    }
-
-    /// How long the wrapper of this guest may report nothing. `None`: it does not report regularly, or there is nothing to
-    /// report.
-    pub fn longest_silence(&self) -> Option<Duration> {
-        // Wrappers that describe themselves send heartbeats.
-        let reports = self.spec.runner != RunnerKind::None && self.separate_users.is_some();
-        let works = matches!(self.state, State::Running | State::Draining);
-        (reports && works).then(|| Duration::from_secs(self.spec.budgets.heartbeat_seconds.into()))
-    }
-
-    /// The next moment at which a budget is spent, and which one it is. Without the heartbeat budget, which is extended by
-    /// reports that are not recorded.
-    pub fn deadline(&self) -> Option<(Budget, Timestamp)> {
-        let b = &self.spec.budgets;
-        let away = SignedDuration::from_millis(self.away_ms);
-        let since = |budget, limit| Some((budget, self.entered_at + seconds(limit) + away));
-        // For a budget that depends on GitHub: paused while GitHub cannot be reached, and extended by that time.
-        let waiting = |budget, at: Timestamp| match self.paused_at {
-            Some(_) => None,
-            None => Some((budget, at + SignedDuration::from_millis(self.paused_ms))),
-        };
-        match self.state {
-            State::Queued => self.queue.as_ref().and_then(|q| waiting(Budget::Queue, q.deadline)),
-            State::Cloning => waiting(Budget::Clone, self.entered_at + seconds(b.clone_seconds)),
-            State::Booting => since(Budget::Boot, b.boot_seconds),
-            State::Configuring => waiting(Budget::Configure, self.entered_at + seconds(b.configure_seconds)),
-            State::Running => {
-                let lifetime = (Budget::Lifetime, self.lifetime_ends());
-                let watched = self.spec.managed().is_some();
-                let waits = match (self.spec.runner.registers(), self.runner_status, self.runner_changed_at) {
-                    // A runner that the caller registered is not observed, so it is not known when it is online: it
-                    // may already be waiting for its job.
-                    (true, RunnerStatus::Registering, Some(at)) if !watched => {
-                        waiting(Budget::Idle, at + seconds(b.idle_seconds))
-                    }
-                    (true, RunnerStatus::Registering, Some(at)) => {
-                        waiting(Budget::Registration, at + seconds(b.registration_seconds))
-                    }
-                    // A script that reports that it waits.
-                    (_, RunnerStatus::Idle, Some(at)) => waiting(Budget::Idle, at + seconds(b.idle_seconds)),
-                    (_, RunnerStatus::Unknown, Some(at)) => {
-                        waiting(Budget::Unobserved, at + seconds(b.unobserved_seconds))
-                    }
-                    _ => None,
-                };
-                Some(waits.into_iter().fold(lifetime, |a, b| if b.1 < a.1 { b } else { a }))
-            }
-            State::Draining => {
-                // Nothing tells a script to end, and nothing would report that it has no job.
-                let nothing_ends_it =
-                    self.runner_status == RunnerStatus::Unknown && self.announced_by != Some(Announcer::Hook);
-                let limit =
-                    if nothing_ends_it { b.drain_seconds.min(UNOBSERVED_DRAIN_SECONDS) } else { b.drain_seconds };
-                let end = self.entered_at + seconds(limit) + away;
-                Some((Budget::Drain, self.drain_until.map_or(end, |until| until.max(end))))
-            }
-            // Cleaning up is retried until it succeeds: giving up here would leak the slot or the disk.
-            State::Stopping | State::Deleting | State::Deleted => None,
-        }
-    }
-
-    /// Upper limit for extended draining while the runner is busy.
-    pub fn drain_cap(&self) -> Timestamp {
-        let b = &self.spec.budgets;
-        self.entered_at
-            + SignedDuration::from_millis(self.away_ms)
-            + seconds(match self.announced_by {
-                // The job has ended, or the end of the vm was requested: at most an upload is left.
-                Some(Announcer::Hook | Announcer::Admin) | None => b.drain_cap_seconds,
-                // The pool had no job for it, but GitHub gave it one, which may take the whole lifetime.
-                Some(Announcer::Pool) => b.lifetime_seconds,
-            })
-    }
-
-    fn lifetime_ends(&self) -> Timestamp {
-        self.entered_at + seconds(self.spec.budgets.lifetime_seconds) + SignedDuration::from_millis(self.stepped_ms)
     }
 
     /// Whether a guest of this vm started the runner program. A guest starts it only after `running` was entered,

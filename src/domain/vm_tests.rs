@@ -563,7 +563,7 @@ fn a_script_says_whether_it_has_a_job_or_has_a_budget_of_its_own() {
 
 #[test]
 fn only_wrappers_that_send_heartbeats_may_not_be_silent() {
-    let limit = Some(Duration::from_secs(180));
+    let limit = Some(std::time::Duration::from_secs(180));
     for (runner, described, expected) in [
         (RunnerKind::Command, Some(true), limit),
         (RunnerKind::Script, Some(false), limit),
