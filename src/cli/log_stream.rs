@@ -35,44 +35,47 @@ impl<'a> LogStream<'a> {
         self.response(false, out).await
     }
 
-    /// Reads on until the vm is deleted, and returns the vm.
+    /// Reads on until the vm is deleted, also over a restart of the service, and returns the vm.
     pub async fn follow(
         &mut self,
         out: &mut impl FnMut(&[u8]) -> Result<(), CommandFailure>,
     ) -> Result<VmResponse, CommandFailure> {
         let mut silent_since: Option<Instant> = None;
         loop {
-            let asked = clock::monotonic();
-            // The response also ends when the service stops. So only the vm's record shows whether there will be more.
-            let read = self.response(true, out).await;
-            let vm = match read {
-                Ok(()) => self.client.get(&["vms", self.id], &[]).await,
-                Err(failure) => Err(failure),
-            };
-            match vm {
-                Ok(value) => {
-                    silent_since = None;
-                    let vm: VmResponse = self.client.view(&value)?;
-                    if vm.is_deleted() {
-                        // What was written after the response had ended.
-                        self.response(false, out).await?;
-                        return Ok(vm);
-                    }
-                    if clock::elapsed(asked) < PAUSE {
-                        tokio::time::sleep(PAUSE).await;
-                    }
-                }
-                // The vm continues while the service is down.
+            let (asked, before) = (clock::monotonic(), self.position);
+            match self.read_on(out).await {
+                Ok(vm) if vm.is_deleted() => return Ok(vm),
+                Ok(_) => silent_since = None,
                 Err(failure) if failure.passes() => {
+                    if self.position != before {
+                        silent_since = None;
+                    }
                     let since = *silent_since.get_or_insert_with(clock::monotonic);
                     if clock::elapsed(since) > PATIENCE {
                         return Err(failure);
                     }
-                    tokio::time::sleep(PAUSE).await;
                 }
                 Err(failure) => return Err(failure),
             }
+            if clock::elapsed(asked) < PAUSE {
+                tokio::time::sleep(PAUSE).await;
+            }
         }
+    }
+
+    /// Reads until the response ends. It ends with the vm, but also when the service stops, so only the vm's record shows
+    /// whether there will be more.
+    async fn read_on(
+        &mut self,
+        out: &mut impl FnMut(&[u8]) -> Result<(), CommandFailure>,
+    ) -> Result<VmResponse, CommandFailure> {
+        self.response(true, out).await?;
+        let vm: VmResponse = self.client.view(&self.client.get(&["vms", self.id], &[]).await?)?;
+        if vm.is_deleted() {
+            // What was written after the response had ended.
+            self.response(false, out).await?;
+        }
+        Ok(vm)
     }
 
     async fn response(
