@@ -1,11 +1,6 @@
 use super::*;
 use crate::platform::files::small_disk as small;
 
-fn small_disk(test: &str, mib: u32) -> Option<PathBuf> {
-    let path = module_path!().split_once("::").map_or("", |(_, path)| path);
-    small::small_disk(&format!("{path}::{test}"), mib)
-}
-
 async fn reserve(disk: &Path, bytes: u64) -> DatabaseReserve {
     let health = StoreHealth::new(&disk.join("mayfly.db"));
     DatabaseReserve::open(ReserveFile { path: disk.join("database.reserve"), bytes }, health).await
@@ -13,7 +8,9 @@ async fn reserve(disk: &Path, bytes: u64) -> DatabaseReserve {
 
 #[tokio::test]
 async fn space_is_given_up_in_parts_and_taken_again() {
-    let Some(disk) = small_disk("space_is_given_up_in_parts_and_taken_again", 64) else { return };
+    let Some(disk) = small::small_disk(module_path!(), "space_is_given_up_in_parts_and_taken_again", 64) else {
+        return;
+    };
     let size = 12 << 20;
     let path = disk.join("database.reserve");
     let length = || path.metadata().unwrap().len();

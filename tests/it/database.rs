@@ -122,7 +122,8 @@ fn refused(answer: &(u16, Value), code: &str, words: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_the_disk_was_full_everything_goes_on_without_a_restart() {
-    let Some(disk) = small_disk("database::after_the_disk_was_full_everything_goes_on_without_a_restart", 48) else {
+    let Some(disk) = small_disk(module_path!(), "after_the_disk_was_full_everything_goes_on_without_a_restart", 48)
+    else {
         return;
     };
     let mut serve = Serve::start_in(&disk, FAKE).await;
@@ -169,8 +170,8 @@ async fn after_the_disk_was_full_everything_goes_on_without_a_restart() {
 /// Nobody asks for anything meanwhile, neither a caller nor a guest nor a probe.
 #[tokio::test(flavor = "multi_thread")]
 async fn after_the_disk_was_full_the_service_finds_by_itself_that_it_can_write() {
-    let test = "database::after_the_disk_was_full_the_service_finds_by_itself_that_it_can_write";
-    let Some(disk) = small_disk(test, 48) else { return };
+    let test = "after_the_disk_was_full_the_service_finds_by_itself_that_it_can_write";
+    let Some(disk) = small_disk(module_path!(), test, 48) else { return };
     let mut serve = Serve::start_in(&disk, FAKE).await;
     template(&serve).await;
     fill_up(&disk);
@@ -207,7 +208,7 @@ async fn until_full(serve: &Serve) -> (u16, Value) {
 /// The guest did all that it had to do, and could not say so: that is no reason to give it up.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_budget_is_spent_while_nothing_can_be_written() {
-    let Some(disk) = small_disk("database::no_budget_is_spent_while_nothing_can_be_written", 48) else { return };
+    let Some(disk) = small_disk(module_path!(), "no_budget_is_spent_while_nothing_can_be_written", 48) else { return };
     let mut serve = Serve::start_in(&disk, FAKE).await;
     template(&serve).await;
     let mut asked = job();
@@ -232,8 +233,8 @@ async fn no_budget_is_spent_while_nothing_can_be_written() {
 /// What frees space, and what ends, does not need space that is not there.
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_full_disk_vms_end_and_pulls_and_templates_are_removed() {
-    let test = "database::on_a_full_disk_vms_end_and_pulls_and_templates_are_removed";
-    let Some(disk) = small_disk(test, 160) else { return };
+    let test = "on_a_full_disk_vms_end_and_pulls_and_templates_are_removed";
+    let Some(disk) = small_disk(module_path!(), test, 160) else { return };
     let registry = Registry::open().await;
     let image = TartImage::new(&[Content::Noise(1, 1 << 18), Content::Noise(2, 1 << 20)], Encoding::Linked);
     image.push(&registry, "ci/base", "v1").await;
@@ -296,8 +297,8 @@ async fn on_a_full_disk_vms_end_and_pulls_and_templates_are_removed() {
 /// The disk is full when the service starts: it starts, with what the last one kept.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_starts_on_a_full_disk_ends_its_vms() {
-    let test = "database::a_service_that_starts_on_a_full_disk_ends_its_vms";
-    let Some(disk) = small_disk(test, 64) else { return };
+    let test = "a_service_that_starts_on_a_full_disk_ends_its_vms";
+    let Some(disk) = small_disk(module_path!(), test, 64) else { return };
     let mut serve = Serve::start_in(&disk, WITH_RESERVE).await;
     template(&serve).await;
     let guest = Guest::boots(&serve).await;

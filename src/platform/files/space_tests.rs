@@ -3,14 +3,12 @@ use std::{fs::File, os::unix::fs::FileExt as _, thread};
 use super::*;
 use crate::platform::files::small_disk as small;
 
-fn small_disk(test: &str, mib: u32) -> Option<PathBuf> {
-    let path = module_path!().split_once("::").map_or("", |(_, path)| path);
-    small::small_disk(&format!("{path}::{test}"), mib)
-}
-
 #[test]
 fn writers_that_write_at_once_stop_at_the_limit_together() {
-    let Some(disk) = small_disk("writers_that_write_at_once_stop_at_the_limit_together", 64) else { return };
+    let Some(disk) = small::small_disk(module_path!(), "writers_that_write_at_once_stop_at_the_limit_together", 64)
+    else {
+        return;
+    };
     let keep_free = 20 << 20;
     let guard = SpaceGuard::new(disk.clone(), keep_free);
     let written: u64 = thread::scope(|scope| {
@@ -46,7 +44,7 @@ fn writers_that_write_at_once_stop_at_the_limit_together() {
 
 #[tokio::test]
 async fn what_another_program_writes_is_noticed() {
-    let Some(disk) = small_disk("what_another_program_writes_is_noticed", 16) else { return };
+    let Some(disk) = small::small_disk(module_path!(), "what_another_program_writes_is_noticed", 16) else { return };
     let guard = SpaceGuard::new(disk.clone(), 8 << 20);
     let end = guard.exhausted();
     tokio::pin!(end);
@@ -60,7 +58,7 @@ async fn what_another_program_writes_is_noticed() {
 
 #[test]
 fn a_directory_elsewhere_has_no_limit() {
-    let Some(disk) = small_disk("a_directory_elsewhere_has_no_limit", 4) else { return };
+    let Some(disk) = small::small_disk(module_path!(), "a_directory_elsewhere_has_no_limit", 4) else { return };
     let other = tempfile::tempdir().unwrap();
     let guard = SpaceGuard::new(disk.clone(), u64::MAX);
     assert!(guard.at(&disk).unwrap().permit(1).is_err());

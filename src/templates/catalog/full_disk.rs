@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
@@ -11,11 +11,6 @@ use crate::{
     domain::version::PruneRequest,
     platform::files::small_disk::{self as small, fill},
 };
-
-fn small_disk(test: &str, mib: u32) -> Option<PathBuf> {
-    let path = module_path!().split_once("::").map_or("", |(_, path)| path);
-    small::small_disk(&format!("{path}::{test}"), mib)
-}
 
 fn new(sources: &Path, name: &str, cpus: u32) -> NewTemplate {
     let given = Some(sources.join("kernel"));
@@ -43,8 +38,11 @@ fn here(catalog: &Catalog) -> (Vec<String>, BTreeMap<String, String>, usize) {
 
 #[tokio::test]
 async fn an_import_that_finds_the_disk_full_anywhere_leaves_nothing_and_loses_nothing() {
-    let Some(disk) = small_disk("an_import_that_finds_the_disk_full_anywhere_leaves_nothing_and_loses_nothing", 4)
-    else {
+    let Some(disk) = small::small_disk(
+        module_path!(),
+        "an_import_that_finds_the_disk_full_anywhere_leaves_nothing_and_loses_nothing",
+        4,
+    ) else {
         return;
     };
     let sources = sources();
@@ -77,7 +75,9 @@ async fn an_import_that_finds_the_disk_full_anywhere_leaves_nothing_and_loses_no
 
 #[tokio::test]
 async fn a_name_on_a_full_disk_stays_where_it_points() {
-    let Some(disk) = small_disk("a_name_on_a_full_disk_stays_where_it_points", 4) else { return };
+    let Some(disk) = small::small_disk(module_path!(), "a_name_on_a_full_disk_stays_where_it_points", 4) else {
+        return;
+    };
     let sources = sources();
     let catalog = Catalog::open(disk.join("templates")).unwrap();
     let (one, two) = (
@@ -99,7 +99,9 @@ async fn a_name_on_a_full_disk_stays_where_it_points() {
 
 #[tokio::test]
 async fn what_does_not_fit_is_refused_before_it_begins_and_a_clone_makes_room() {
-    let Some(disk) = small_disk("what_does_not_fit_is_refused_before_it_begins_and_a_clone_makes_room", 8) else {
+    let Some(disk) =
+        small::small_disk(module_path!(), "what_does_not_fit_is_refused_before_it_begins_and_a_clone_makes_room", 8)
+    else {
         return;
     };
     let sources = sources();
@@ -145,7 +147,10 @@ async fn what_does_not_fit_is_refused_before_it_begins_and_a_clone_makes_room() 
 
 #[tokio::test]
 async fn a_pull_that_is_published_on_a_full_disk_is_published_later() {
-    let Some(disk) = small_disk("a_pull_that_is_published_on_a_full_disk_is_published_later", 4) else { return };
+    let Some(disk) = small::small_disk(module_path!(), "a_pull_that_is_published_on_a_full_disk_is_published_later", 4)
+    else {
+        return;
+    };
     let catalog = Catalog::open(disk.join("templates")).unwrap();
     let image = crate::registry::oci::Digest::of(b"image");
     let staging = Arc::new(catalog.staging(image).await.unwrap().unwrap());

@@ -16,8 +16,8 @@ use crate::{
 
 const SHOWN: usize = 500;
 
-/// Creates `to`, which must not exist, with the complete content of `from` and its backing files. qemu-img is ended when
-/// it has written so much that too little is free; the caller removes what it wrote.
+/// Creates `to`, which must not exist, with the complete content of `from` and its backing files. qemu-img is ended
+/// when it has written so much that too little is free; the caller removes what it wrote.
 pub(super) async fn convert(
     tools: &Tools,
     space: &SpaceGuard,
@@ -86,19 +86,18 @@ async fn run(tools: &Tools, args: &[&OsStr]) -> Result<(Option<i32>, String)> {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Write as _, path::PathBuf, time::Duration};
+    use std::{io::Write as _, time::Duration};
 
     use super::*;
     use crate::platform::files::{free, small_disk as small};
 
-    fn small_disk(test: &str, mib: u32) -> Option<PathBuf> {
-        let path = module_path!().split_once("::").map_or("", |(_, path)| path);
-        small::small_disk(&format!("{path}::{test}"), mib)
-    }
-
     #[tokio::test]
     async fn an_image_that_does_not_fit_is_the_hosts_fault_and_its_conversion_ends() {
-        let Some(disk) = small_disk("an_image_that_does_not_fit_is_the_hosts_fault_and_its_conversion_ends", 64) else {
+        let Some(disk) = small::small_disk(
+            module_path!(),
+            "an_image_that_does_not_fit_is_the_hosts_fault_and_its_conversion_ends",
+            64,
+        ) else {
             return;
         };
         let source = tempfile::tempdir().unwrap();

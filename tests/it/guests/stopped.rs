@@ -111,7 +111,7 @@ fn on_small_disk(disk: &Path) -> impl FnOnce(&Path) -> Vec<(String, String)> {
 /// given up when there is none for long.
 #[test]
 fn a_full_disk_pauses_a_guest_until_there_is_room() {
-    let Some(disk) = small_disk("guests::stopped::a_full_disk_pauses_a_guest_until_there_is_room", 256) else { return };
+    let Some(disk) = small_disk(module_path!(), "a_full_disk_pauses_a_guest_until_there_is_room", 256) else { return };
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let serve = Serve::prepared(on_small_disk(&disk)).await;
         serve.template("micro", "seed", json!({})).await;

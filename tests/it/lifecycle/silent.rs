@@ -7,13 +7,12 @@ use mayfly::{
     service::guests::GuestEvent,
 };
 
-use super::prelude::*;
+use super::{away::boots, prelude::*};
 
 async fn running(host: &Host, separate_users: Option<bool>) -> VmId {
     let budgets = BudgetsPatch { heartbeat_seconds: Some(2), ..BudgetsPatch::default() };
     let id = host.create(VmRequest { budgets, ..request("linux", job()) }).await;
-    host.until_state(id, State::Booting).await;
-    host.world.until(|world| world.running() > 0).await;
+    boots(host, id).await;
     for report in [GuestEvent::GuestConfigured { attempt: Some(1), separate_users }, GuestEvent::JobStarted {}] {
         host.services().guests.report(id, report).await.unwrap();
     }
@@ -64,8 +63,7 @@ async fn a_guest_that_cannot_go_on_ends_its_attempt_with_its_own_words() {
     };
     let booting = async || {
         let id = host.create(request("linux", job())).await;
-        host.until_state(id, State::Booting).await;
-        host.world.until(|world| world.running() > 0).await;
+        boots(&host, id).await;
         id
     };
     // A fresh clone may do better.

@@ -765,7 +765,9 @@ async fn of_a_list_the_image_for_this_host_comes() {
 
 #[tokio::test]
 async fn a_disk_that_fills_up_while_an_image_arrives_loses_nothing() {
-    let Some(disk) = small_disk("pull::a_disk_that_fills_up_while_an_image_arrives_loses_nothing", 96) else { return };
+    let Some(disk) = small_disk(module_path!(), "a_disk_that_fills_up_while_an_image_arrives_loses_nothing", 96) else {
+        return;
+    };
     let registry = Registry::open().await;
     let image = image(120);
     image.push(&registry, REPOSITORY, "1").await;
@@ -804,7 +806,8 @@ async fn a_disk_that_fills_up_while_an_image_arrives_loses_nothing() {
 /// What an image takes is not known from what it has packed: 6 MB that unpack to more than there is.
 #[tokio::test]
 async fn an_image_that_unpacks_to_more_than_there_is_stops_at_the_limit() {
-    let Some(disk) = small_disk("pull::an_image_that_unpacks_to_more_than_there_is_stops_at_the_limit", 256) else {
+    let Some(disk) = small_disk(module_path!(), "an_image_that_unpacks_to_more_than_there_is_stops_at_the_limit", 256)
+    else {
         return;
     };
     let registry = Registry::open().await;

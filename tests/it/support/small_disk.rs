@@ -11,12 +11,14 @@ use std::{
 
 const DISK: &str = "MAYFLY_TEST_SMALL_DISK";
 
-/// The small disk, in the inner run; `None` in the outer one, which has by then seen the inner one pass. `test` is its name
-/// as the test program knows it.
-pub fn small_disk(test: &str, mib: u32) -> Option<PathBuf> {
+/// The small disk, in the inner run; `None` in the outer one, which has by then seen the inner one pass. `module` is the
+/// `module_path!()` of the test, and `test` its name.
+pub fn small_disk(module: &str, test: &str, mib: u32) -> Option<PathBuf> {
     if let Some(disk) = std::env::var_os(DISK) {
         return Some(disk.into());
     }
+    // The test program leaves the name of the crate out.
+    let test = &format!("{}::{test}", module.split_once("::").map_or("", |(_, path)| path));
     let dir = tempfile::tempdir().unwrap();
     let ways = [&["-m"][..], &["-U", "-r", "-m"]];
     let works = |way: &&&[&str]| {
