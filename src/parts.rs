@@ -1,5 +1,5 @@
-//! The parts of the layer below `admission`, `service` and `reconcile`, built once by `app`. Each service and each loop takes
-//! from here what it needs, and nothing else.
+//! The parts of the layer below `admission`, `service` and `reconcile`, built once by `app`. Each service and each loop
+//! takes from here what it needs, and nothing else.
 
 use std::sync::Arc;
 

@@ -125,8 +125,8 @@ impl VmAdmission {
         Self { ledger, reader, pool_faults, vault, catalog, puller, drivers, host, capacity, clock, github, settings }
     }
 
-    /// Stores a vm for a caller of the API, within the limits of its token. A repeated request with the same idempotency
-    /// key or name and equal content returns the same vm.
+    /// Stores a vm for a caller of the API, within the limits of its token. A repeated request with the same
+    /// idempotency key or name and equal content returns the same vm.
     pub async fn create(
         &self,
         request: VmRequest,

@@ -101,7 +101,8 @@ pub async fn build(setup: Setup) -> Result<Built, StartError> {
         mut reconcile,
     } = setup;
     let (vault, store) = store::open(&data, database_reserve).await?;
-    // Continues the clock of the last run, before anything reads it: the loops find whether the system's clock was set meanwhile.
+    // Continues the clock of the last run, before anything reads it: the loops find whether the system's clock was set
+    // meanwhile.
     let last_step = store.reader.clock_at_last_step().await.unwrap_or_default();
     if let Some(earlier) = ClockReading::later(reconcile::last_beat(&reconcile.heartbeat), last_step) {
         clock.continue_from(&earlier);

@@ -23,8 +23,8 @@ pub(super) const BUDGETS: Schema = schema! {
         idle_seconds: u32 = Budgets::default().idle_seconds, in 1..=2_592_000;
         /// How long a script may run without ever reporting whether it has a job, in seconds.
         unobserved_seconds: u32 = Budgets::default().unobserved_seconds, in 1..=2_592_000;
-        /// How long the wrapper in a guest with a runner may report nothing, in seconds (at least 2). It reports several
-        /// times as often; a guest whose wrapper was killed, or that lost its network, ends here.
+        /// How long the wrapper in a guest with a runner may report nothing, in seconds (at least 2). It reports
+        /// several times as often; a guest whose wrapper was killed, or that lost its network, ends here.
         heartbeat_seconds: u32 = Budgets::default().heartbeat_seconds, in 2..=2_592_000;
         /// From the configured guest to the end of the vm, in seconds: a job that hangs ends here.
         lifetime_seconds: u32 = Budgets::default().lifetime_seconds, in 1..=2_592_000;

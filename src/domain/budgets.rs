@@ -99,8 +99,8 @@ budgets! {
     idle_seconds = 3600, 1 to 2592000;
     /// How long a script may run without ever reporting whether it has a job, in seconds.
     unobserved_seconds = 21600, 1 to 2592000;
-    /// How long the wrapper in a guest with a runner may report nothing, in seconds (at least 2). It reports several times
-    /// as often; a guest whose wrapper was killed, or that lost its network, ends here.
+    /// How long the wrapper in a guest with a runner may report nothing, in seconds (at least 2). It reports several
+    /// times as often; a guest whose wrapper was killed, or that lost its network, ends here.
     heartbeat_seconds = 180, 2 to 2592000;
     /// From the configured guest to the end of the vm, in seconds: a job that hangs ends here.
     lifetime_seconds = 21600, 1 to 2592000;

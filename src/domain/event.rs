@@ -187,8 +187,8 @@ pub enum Event {
     ServiceAway {
         milliseconds: i64,
     },
-    /// The host's clock was set, or the host slept: later times are on the new scale, and every budget has as much left as before.
-    /// Negative: the clock was set back.
+    /// The host's clock was set, or the host slept: later times are on the new scale, and every budget has as much left
+    /// as before. Negative: the clock was set back.
     ClockStepped {
         milliseconds: i64,
     },

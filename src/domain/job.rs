@@ -37,8 +37,8 @@ pub struct JobUpdate {
     pub missing: bool,
 }
 
-/// A job is believed to be gone when the CI system has answered so often, in a row, that it has no such job. One such answer may be
-/// wrong: a replica that is late, or a permission that is missing for a moment.
+/// After so many answers in a row that there is no such job, the job counts as gone. One such answer may be wrong: a
+/// replica of the CI system may be late, or a permission may be missing for a moment.
 const ABSENT_ANSWERS: u8 = 2;
 
 /// A job and the vms that were made for it.

@@ -131,8 +131,8 @@ impl Pool {
 
     /// Whether a job of this repository (`owner/name`) that asks for these labels matches this pool.
     pub fn wants(&self, repository: &str, labels: &[String]) -> bool {
-        // A job without labels names a runner group only, and GitHub does not report which one. It cannot get a runner of a pool
-        // in the default group.
+        // A job without labels names a runner group only, and GitHub does not report which one. It cannot get a runner
+        // of a pool in the default group.
         let named = !labels.is_empty() || self.group.is_some();
         self.enabled && named && self.allows(repository) && self.runner().takes(labels)
     }

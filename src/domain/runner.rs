@@ -37,8 +37,8 @@ impl RunnerKind {
         }
     }
 
-    /// The strictest network mode in which the runner can work. A command needs the guest API only; a runner reaches its
-    /// CI system, and what its jobs download.
+    /// The strictest network mode in which the runner can work. A command needs the guest API only; a runner reaches
+    /// its CI system, and what its jobs download.
     pub fn strictest_network(self) -> NetworkMode {
         match self {
             RunnerKind::Command | RunnerKind::None => NetworkMode::Isolated,

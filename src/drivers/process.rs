@@ -1,8 +1,8 @@
 //! Identifies and observes processes that are not children of this one.
 //!
 //! A pid is no proof, because it may have been reused. So a process is identified by its pid and start time, and then
-//! held by a pidfd where the system has them. A process of another user is never Mayfly's. Its command line is chosen by
-//! the process itself and proves nothing.
+//! held by a pidfd where the system has them. A process of another user is never Mayfly's. Its command line is chosen
+//! by the process itself and proves nothing.
 //!
 //! Every observation has three results: running, not running, and an error. An error means that nothing is known (no
 //! free descriptor, no memory, a hanging program); it must never be taken for absence.

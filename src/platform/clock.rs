@@ -1,11 +1,12 @@
 //! The only place that reads a clock.
 //!
-//! Code whose behaviour depends on the time of day has a [`Clock`], which tests replace. [`now`] is for times that are only recorded
-//! or shown. Deadlines and durations use [`monotonic`], which does not change when the system's time is set.
+//! Code whose behaviour depends on the time of day has a [`Clock`], which tests replace. [`now`] is for times that are
+//! only recorded or shown. Deadlines and durations use [`monotonic`], which does not change when the system's time is
+//! set.
 //!
-//! The service's clock shows the time of day, but only the passing of time moves it. When the system's clock is set, or the host
-//! slept, it goes on undisturbed until it is told to follow ([`Clock::follow`]), after the stored deadlines were moved by the same
-//! amount. So no step of the system's clock spends or prolongs a deadline.
+//! The service's clock shows the time of day, but only the passing of time moves it. When the system's clock is set, or
+//! the host slept, it goes on undisturbed until it is told to follow ([`Clock::follow`]), after the stored deadlines
+//! were moved by the same amount. So no step of the system's clock spends or prolongs a deadline.
 #![expect(clippy::disallowed_methods, reason = "all other code reads the clocks through this module")]
 
 use std::{
@@ -37,8 +38,8 @@ pub fn age(of: SystemTime) -> Duration {
     of.elapsed().unwrap_or_default()
 }
 
-/// What the host's clocks showed at one moment. Readings of one boot can be compared with each other, also after a restart of the
-/// service.
+/// What the host's clocks showed at one moment. Readings of one boot can be compared with each other, also after a
+/// restart of the service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClockReading {
     pub wall: Timestamp,

@@ -3,8 +3,8 @@
 use std::sync::LazyLock;
 
 pub const NUMBER: &str = env!("CARGO_PKG_VERSION");
-/// The commit that it was built from. Builds for users are told by `MAYFLY_COMMIT`; others do not follow each commit, so
-/// that none of them compiles everything again.
+/// The commit that it was built from: `MAYFLY_COMMIT` at build time, which `make build` sets. Other builds have none,
+/// because each new value compiles the whole crate again.
 pub const COMMIT: Option<&str> = option_env!("MAYFLY_COMMIT");
 pub const PROFILE: &str = if cfg!(debug_assertions) { "debug" } else { "release" };
 

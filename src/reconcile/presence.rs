@@ -1,12 +1,13 @@
 //! Records how long the service was down or suspended, and steps of the host's clock.
 //!
-//! While the service is down, guests cannot deliver reports, so that time is added to the budgets within which they have to report.
-//! The reading of the clocks is written to a file every second, without fsync, because a crash of the host ends its guests, too. A
-//! start reads the file and applies the gap to each vm as [`Event::ServiceAway`], before any budget is checked. A
-//! suspended or starved process finds its own gaps in the same way.
+//! While the service is down, guests cannot deliver reports, so that time is added to the budgets within which they
+//! have to report. The reading of the clocks is written to a file every second, without fsync, because a crash of the
+//! host ends its guests, too. A start reads the file and applies the gap to each vm as [`Event::ServiceAway`], before
+//! any budget is checked. A suspended or starved process finds its own gaps in the same way.
 //!
-//! When the host's clock was set or the host slept, every deadline is moved by that step, and then the service's clock follows
-//! ([`Ledger::clock_stepped`]). A start continues the clock from the file, so steps during the downtime are found in the same way.
+//! When the host's clock was set or the host slept, every deadline is moved by that step, and then the service's clock
+//! follows ([`Ledger::clock_stepped`]). A start continues the clock from the file, so steps during the downtime are
+//! found in the same way.
 
 use std::{
     fs::File,
@@ -37,9 +38,9 @@ const SHORTEST: Duration = Duration::from_secs(1);
 /// A process whose heartbeat is this late was suspended or starved.
 const LATE: Duration = Duration::from_secs(5);
 
-/// Clocks drift: a smaller difference is not corrected, …
+/// A smaller difference between the service's clock and the system's is not corrected.
 const SMALLEST_DRIFT: SignedDuration = SignedDuration::from_millis(50);
-/// … and one that is smaller than this is followed without moving deadlines.
+/// A smaller difference is drift of the system's clock: the service's clock follows it, and no deadline is moved.
 const SMALLEST_STEP: SignedDuration = SignedDuration::from_secs(1);
 
 /// When the last complete heartbeat of this process began.
@@ -47,8 +48,8 @@ const SMALLEST_STEP: SignedDuration = SignedDuration::from_secs(1);
 pub(super) struct Presence(watch::Sender<Option<Instant>>);
 
 impl Presence {
-    /// Returns after a heartbeat that begins from now on. It proves that the service was not suspended until now, and that the
-    /// clock was not set.
+    /// Returns after a heartbeat that begins from now on. It proves that the service was not suspended until now, and
+    /// that the clock was not set.
     pub async fn confirmed(&self) {
         let now = clock::monotonic();
         let mut beats = self.0.subscribe();
@@ -75,7 +76,8 @@ impl Heartbeat {
         Self { ledger, reader, presence, clock, host, path, every }
     }
 
-    /// Records how long the service was down, and whether the clock was set meanwhile. Has to run before any vm is driven.
+    /// Records how long the service was down, and whether the clock was set meanwhile. Has to run before any vm is
+    /// driven.
     pub async fn note_absence(&self) {
         if let Some(last) = last_beat(&self.path) {
             let until = self.clock.now();

@@ -36,12 +36,12 @@ pub enum GuestEvent {
     /// and is final: from then on no other guest is made for this vm. 409: this guest must not start it. 503: not
     /// yet.
     GuestConfigured {
-        /// The attempt that this guest was made for (`MAYFLY_ATTEMPT`). Absent from guests of older versions, which start
-        /// their runner without an answer.
+        /// The attempt that this guest was made for (`MAYFLY_ATTEMPT`). Absent from guests of older versions, which
+        /// start their runner without an answer.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         attempt: Option<u32>,
-        /// Whether the job runs as another user than the wrapper, and cannot become it. Only then can the job not report
-        /// in the wrapper's name.
+        /// Whether the job runs as another user than the wrapper, and cannot become it. Only then can the job not
+        /// report in the wrapper's name.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         separate_users: Option<bool>,
     },
@@ -57,8 +57,8 @@ pub enum GuestEvent {
     RunnerFinished { exit_code: i32 },
     /// The wrapper is alive. Sent several times within `heartbeat_seconds` while a runner works; not recorded.
     Heartbeat {},
-    /// The guest cannot run its job. Before the job's start this ends the attempt, and a fresh clone follows if there are
-    /// attempts left; later it ends the vm.
+    /// The guest cannot run its job. Before the job's start this ends the attempt, and a fresh clone follows if there
+    /// are attempts left; later it ends the vm.
     GuestFailed {
         /// The attempt that this guest was made for.
         attempt: u32,

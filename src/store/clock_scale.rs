@@ -7,8 +7,8 @@ use parking_lot::Mutex;
 
 use crate::platform::Clock;
 
-/// Events take the time of their cause, so one whose cause was seen before a step may be written after it. This moves such a time
-/// to the new scale.
+/// Events take the time of their cause, so one whose cause was seen before a step may be written after it. This moves
+/// such a time to the new scale.
 #[derive(Clone, Default)]
 pub(super) struct ClockScale(Arc<Mutex<Option<LastStep>>>);
 

@@ -14,8 +14,8 @@ use crate::{
 type SteppedRows = (Vec<Change>, Vec<Arc<Pull>>);
 
 impl Ledger {
-    /// Moves the deadlines of all live vms, pulls, jobs and watches by a step of the system's clock, and lets `clock` follow it.
-    /// Also stores the reading of the clocks, so that no later start applies the step again.
+    /// Moves the deadlines of all live vms, pulls, jobs and watches by a step of the system's clock, and lets `clock`
+    /// follow it. Also stores the reading of the clocks, so that no later start applies the step again.
     pub async fn clock_stepped(&self, clock: &Clock, by: SignedDuration) -> Result<()> {
         let (begun, shown) = (self.scale.clone(), clock.clone());
         let (changes, scale, clock) = (self.changes().clone(), self.scale.clone(), clock.clone());

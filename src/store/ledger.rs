@@ -138,7 +138,8 @@ impl Ledger {
             .map(|(applied, _)| applied)
     }
 
-    /// Gives free slots to queued vms, oldest first, keeps slots for older ones that pause, and updates the queue reasons of the others. One transaction.
+    /// Gives free slots to queued vms, oldest first, keeps slots for older ones that pause, and updates the queue
+    /// reasons of the others. One transaction.
     pub async fn place(&self, room: HostOffer, at: Timestamp) -> Result<Placed> {
         let (changes, scale) = (self.changes.clone(), self.scale.clone());
         self.writer
@@ -324,8 +325,8 @@ async fn step(
     at: Timestamp,
 ) -> Result<(Verdict, Option<Change>)> {
     let before = vm.state;
-    // Two events may have the same millisecond, but the times in a vm's log never go backwards, unless the clock was set
-    // back.
+    // Two events may have the same millisecond, but the times in a vm's log never go backwards, unless the clock was
+    // set back.
     let at = if matches!(event, Event::ClockStepped { .. }) { at } else { at.max(vm.updated_at) };
     let verdict = vm.apply(&event, at);
     match verdict {

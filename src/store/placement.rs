@@ -149,8 +149,8 @@ impl QueuedVm {
         self.not_before.is_some_and(|not_before| not_before > at)
     }
 
-    /// Whether no younger vm may take its slot while it pauses: otherwise each pause would cost it its place in the queue. What one
-    /// vm waits for on a full disk, a smaller one may not need.
+    /// Whether no younger vm may take its slot while it pauses: otherwise each pause would cost it its place in the
+    /// queue. What one vm waits for on a full disk, a smaller one may not need.
     pub fn keeps_place(&self) -> bool {
         self.fault.as_deref() != Some(Code::HostFull.slug())
     }
@@ -184,8 +184,8 @@ pub(super) async fn usage(db: &mut SqliteConnection, room: &HostOffer) -> Result
     Ok(held)
 }
 
-/// The queue, oldest first: ids sort by age, and a vm whose attempt failed keeps its place. With vms that pause; without vms whose
-/// template is not present yet, because their shape is not known.
+/// The queue, oldest first: ids sort by age, and a vm whose attempt failed keeps its place. With vms that pause;
+/// without vms whose template is not present yet, because their shape is not known.
 pub(super) async fn waiting(db: &mut SqliteConnection) -> Result<Vec<QueuedVm>> {
     sqlx::query!(
         r#"SELECT id, driver AS "driver!: String", os AS "os!: String", cpus AS "cpus!: i64",

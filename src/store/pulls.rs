@@ -126,8 +126,8 @@ async fn save(
     Ok((Some(Arc::new(pull)), made))
 }
 
-/// Moves the deadlines of unfinished pulls by a step of the clock. Their generation grows, so that their tasks do not write the
-/// earlier times again.
+/// Moves the deadlines of unfinished pulls by a step of the clock. Their generation grows, so that their tasks do not
+/// write the earlier times again.
 pub(super) async fn step_clock(db: &mut SqliteConnection, by: SignedDuration) -> Result<Vec<Arc<Pull>>> {
     let rows = sqlx::query("SELECT record FROM pulls WHERE ended_at IS NULL ORDER BY id").fetch_all(&mut *db).await?;
     let mut moved = Vec::new();

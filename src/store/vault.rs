@@ -115,8 +115,8 @@ impl Vault {
         Some(clear.to_vec())
     }
 
-    /// The token of a vm's wrapper, `mfv_<id without dashes>_<mac>`, or of its job, `mfj_…`. They have different keys, so
-    /// one cannot be made from the other.
+    /// The token of a vm's wrapper, `mfv_<id without dashes>_<mac>`, or of its job, `mfj_…`. They have different keys,
+    /// so one cannot be made from the other.
     pub fn vm_token(&self, vm: VmId, role: GuestRole) -> SecretString {
         let (prefix, key) = match role {
             GuestRole::Wrapper => (VM_TOKEN_PREFIX, &self.tokens),

@@ -33,8 +33,8 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// The records, newest first. Every variant reads vms in the order of the list from an index, so that the limit ends
-    /// it and no vm is read that another filter excludes.
+    /// The records, newest first. Every variant reads vms in the order of the list from an index, so that the limit
+    /// ends it and no vm is read that another filter excludes.
     fn query(&self) -> QueryBuilder<Sqlite> {
         let live_only = match self.states.is_empty() {
             // A query by job or by outcome is usually made after the vm has ended.

@@ -49,8 +49,8 @@ pub(super) struct TemplateManifest {
     pub files: BTreeMap<String, FileEntry>,
 }
 
-/// Earlier versions copied all budgets into a template, also the default wait in the queue. Of those, the ones that differ from the
-/// defaults count as set by the template.
+/// Earlier versions copied all budgets into a template, also the default wait in the queue. Of those, the ones that
+/// differ from the defaults count as set by the template.
 fn own_budgets<'de, D: Deserializer<'de>>(from: D) -> Result<BudgetsPatch, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]

@@ -255,9 +255,9 @@ fn plan(pool: &Pool, jobs: &[Job], vms: &[Vm], now: Timestamp, report_late: Dura
     plan
 }
 
-/// Whether the vm is there for one of the waiting jobs. If its runner is busy and no report says with which job, it has a job that
-/// is not reported here, for example of a repository that sends no webhooks. Before another vm is made for a waiting job, GitHub is
-/// asked whether that job still waits.
+/// Whether the vm is there for one of the waiting jobs. If its runner is busy and no report says with which job, it has
+/// a job that is not reported here, for example of a repository that sends no webhooks. Before another vm is made for a
+/// waiting job, GitHub is asked whether that job still waits.
 fn is_free(vm: &Vm, now: Timestamp, report_late: Duration) -> bool {
     let has_another_job = vm.runner_status == RunnerStatus::Busy
         // An error: the clock was set back meanwhile.

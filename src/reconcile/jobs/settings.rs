@@ -15,7 +15,8 @@ pub struct Settings {
     /// Pause before another vm is created for a job whose vm failed; doubles each time, up to `longest_pause`.
     pub first_pause: Duration,
     pub longest_pause: Duration,
-    /// How long a busy runner may have one of the jobs that are known as queued: the report which job it is may be late.
+    /// How long a busy runner may have one of the jobs that are known as queued: the report which job it is may be
+    /// late.
     pub report_late: Duration,
 }
 

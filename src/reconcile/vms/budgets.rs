@@ -94,8 +94,8 @@ impl SpentBudgets {
         }
     }
 
-    /// The event for a vm whose wrapper is silent. `None` while GitHub reports that its runner has a job, or does not answer:
-    /// only the way to this host may be broken.
+    /// The event for a vm whose wrapper is silent. `None` while GitHub reports that its runner has a job, or does not
+    /// answer: only the way to this host may be broken.
     pub async fn silent(&self, vm: &Vm) -> Option<Event> {
         match self.removal.remove(vm).await {
             Removal::Gone => Some(Event::BudgetSpent { budget: Budget::Heartbeat }),

@@ -317,7 +317,8 @@ fn word(value: Option<impl serde::Serialize>) -> Option<String> {
     value.and_then(|value| serde_json::to_value(value).ok()?.as_str().map(str::to_owned))
 }
 
-/// The whole life and its states, in seconds: `71.2 (queued 0.1, cloning 0.3, …)`. A state that came again is there again.
+/// The whole life and its states, in seconds: `71.2 (queued 0.1, cloning 0.3, …)`. A state that came again is there
+/// again.
 fn durations(vm: &Vm) -> String {
     let seconds = |from: jiff::Timestamp, to: jiff::Timestamp| to.duration_since(from).as_secs_f64().max(0.0);
     let states = vm.timeline.windows(2).map(|pair| format!("{} {:.1}", pair[0].state, seconds(pair[0].at, pair[1].at)));

@@ -75,7 +75,8 @@ impl Catalog {
 }
 
 impl Catalog {
-    /// Changes the settings that a version sets itself. Returns its digest, which stays: it covers the settings of the registration.
+    /// Changes the settings that a version sets itself. Returns its digest, which stays: it covers the settings of the
+    /// registration.
     pub async fn change_settings(&self, name_or_digest: &str, change: SettingsChange) -> Result<String> {
         let wanted = name_or_digest.to_owned();
         self.blocking(move |root| root.change_settings(&wanted, &change)).await
