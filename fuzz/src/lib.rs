@@ -23,6 +23,7 @@ pub mod oci {
 pub mod domain {
     pub mod gateway;
     pub mod mac;
+    pub mod machine_identity;
     pub mod tart_config;
 
     /// Of the original, that it exists: what a guest may reach is not fuzzed.
@@ -192,7 +193,10 @@ pub mod templates {
     }
 
     use self::{
-        linux::{file_system::GuestFileSystem, partitions},
+        linux::{
+            file_system::{GuestFileSystem, PartitionContent},
+            partitions,
+        },
         work::Work,
     };
 
@@ -232,17 +236,16 @@ pub mod templates {
         let mut copied = Counted(0);
         for partition in partitions::partitions(&file)? {
             assert!(partition.start + partition.bytes <= disk.len() as u64);
-            let Some(system) = GuestFileSystem::load(file.try_clone().expect("a descriptor"), &partition, &work) else {
-                continue;
-            };
+            let disk = file.try_clone().expect("a descriptor");
+            let PartitionContent::System(system) = GuestFileSystem::load(disk, &partition, &work) else { continue };
             for dir in ["/boot", "/"] {
-                for version in system.kernels(dir) {
+                for version in system.kernels(dir).unwrap_or_default() {
                     assert!(!version.contains('/'));
                     let _ = system.copy(&format!("{dir}/vmlinuz-{version}"), &mut copied, 1 << 20);
                 }
             }
             for name in ["/etc/os-release", "/sbin/init"] {
-                if let Some(real) = system.resolve(name) {
+                if let Ok(real) = system.resolve(name) {
                     assert!(real.starts_with('/') && system.exists(&real));
                 }
             }

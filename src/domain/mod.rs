@@ -20,6 +20,7 @@ pub mod job;
 pub mod job_env;
 pub mod lifecycle;
 pub mod mac;
+pub mod machine_identity;
 pub mod name;
 pub mod nat64;
 pub mod network;

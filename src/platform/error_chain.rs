@@ -1,6 +1,6 @@
-//! An error and its causes as one line of text.
+//! An error and its causes: as one line of text, or one of them by its type.
 
-use std::error::Error;
+use std::{error::Error, io};
 
 /// The error's text, followed by the text of each cause, separated by `": "`.
 ///
@@ -17,6 +17,22 @@ pub fn error_chain(error: &dyn Error) -> String {
         next = cause.source();
     }
     line
+}
+
+/// The first error of this type among the error and its causes.
+pub fn cause<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        // An `io::Error` hides the error that it was made of from `source`.
+        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner as &(dyn Error + 'static)),
+            None => error.source(),
+        };
+    }
+    None
 }
 
 fn one_line(error: &dyn Error) -> String {
@@ -39,6 +55,14 @@ mod tests {
     fn causes_are_listed_once_and_on_one_line() {
         let error = Outer(Inner(std::io::Error::other("refused")));
         assert_eq!(error_chain(&error), "dispatch failure: io: refused");
+    }
+
+    #[test]
+    fn a_cause_is_found_within_io_errors_too() {
+        let hidden = std::io::Error::other(Outer(Inner(std::io::ErrorKind::NotFound.into())));
+        let outer = std::io::Error::other(hidden);
+        assert!(matches!(cause::<Inner>(&outer), Some(Inner(inner)) if inner.kind() == std::io::ErrorKind::NotFound));
+        assert!(cause::<std::fmt::Error>(&outer).is_none());
     }
 
     #[test]

@@ -3,16 +3,17 @@
 //! ```text
 //! clock           the time of day and the monotonic clock; a clock that tests can set
 //! data_dir        the names of everything below the data directory
-//! error_chain     an error and its causes as one line of text
+//! error_chain     an error and its causes: as one line of text, or one by its type
 //! files           private files and directories, files that are replaced as a whole, secrets in files
 //! host_resources  cores and memory of this machine
 //! http            outbound HTTP clients: certificates, redirects, proxies, bodies of bounded size
 //! pem             certificates as text, for other programs
 //! process         child processes: deadline, bounded output, a small environment, killed with the service
 //! reach           which servers a client may connect to
-//! retry           pauses between attempts
+//! retry           pauses between attempts, and those that servers ask for
 //! settings        how a part declares its section of the configuration
 //! tasks           background tasks that start again after a panic
+//! tls             why a server was not trusted
 //! version         number and commit of this build
 //! ```
 //!
@@ -30,6 +31,7 @@ pub mod reach;
 pub mod retry;
 pub mod settings;
 pub mod tasks;
+pub mod tls;
 pub mod version;
 
 pub use clock::Clock;

@@ -22,6 +22,8 @@ use reqwest::{
     redirect,
 };
 
+use super::error_chain::cause;
+
 #[derive(Clone, Debug)]
 pub struct ServerReach {
     allowed: Arc<AllowedServers>,
@@ -150,18 +152,7 @@ impl CheckedClient {
 
 /// The cause of this error, if it is a server that may not be reached. Another attempt has the same result.
 pub fn refused<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a ReachError> {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        // An `io::Error` hides the error that it was made of from `source`.
-        cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(inner) => Some(inner as &(dyn Error + 'static)),
-            None => error.source(),
-        };
-    }
-    None
+    cause(error)
 }
 
 fn origin(url: &Url) -> Option<(String, String, u16)> {

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use jiff::{Timestamp, fmt::rfc2822};
+use reqwest::header::{HeaderMap, RETRY_AFTER};
 
 /// A limit of attempts, and the pauses between them.
 #[derive(Clone, Copy, Debug)]
@@ -30,9 +32,41 @@ pub fn jittered(pause: Duration, factors: std::ops::Range<f64>) -> Duration {
     pause.mul_f64(factors.start + fastrand::f64() * (factors.end - factors.start))
 }
 
+/// The pause that a server asks for in `Retry-After`, in seconds: a number, or a date. A date in the past is none.
+pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<u32> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        // More digits than a number has are a long time, too.
+        return Some(text.parse().unwrap_or(u32::MAX));
+    }
+    let at = rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+    let left = at.duration_since(now);
+    // Not before that time: a part of a second is a whole one.
+    let seconds = left.as_secs() + i64::from(left.subsec_nanos() > 0);
+    Some(u32::try_from(seconds.max(0)).unwrap_or(u32::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now: Timestamp = "1994-11-06T08:49:00Z".parse().unwrap();
+        let read = |text: &str| {
+            let headers = [(RETRY_AFTER, text.parse().unwrap())].into_iter().collect();
+            retry_after(&headers, now)
+        };
+        assert_eq!(read("120"), Some(120));
+        assert_eq!(read(" 3600 "), Some(3600));
+        assert_eq!(read("99999999999999999999999"), Some(u32::MAX));
+        assert_eq!(read("Sun, 06 Nov 1994 08:49:37 GMT"), Some(37));
+        assert_eq!(read("Sun, 06 Nov 1994 08:48:37 GMT"), Some(0));
+        for wrong in ["soon", "-5", "+5", "1.5", ""] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
 
     #[test]
     fn pauses_grow_and_end() {

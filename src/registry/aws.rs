@@ -11,7 +11,32 @@ use aws_credential_types::{
 };
 use tokio::time::timeout;
 
-use crate::platform::error_chain;
+use crate::platform::{
+    error_chain,
+    http::{ClientOptions, Trust},
+};
+
+/// The metadata service of an instance.
+const METADATA: &str = "http://169.254.169.254";
+const METADATA_ANSWERS: Duration = Duration::from_secs(2);
+
+/// Why there are no credentials of AWS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct AwsFailure {
+    pub what: String,
+    /// Whether there may be some later, without a change of the settings.
+    pub temporary: bool,
+}
+
+impl AwsFailure {
+    fn last(what: impl Into<String>) -> AwsFailure {
+        AwsFailure { what: what.into(), temporary: false }
+    }
+
+    pub fn temporary(what: impl Into<String>) -> AwsFailure {
+        AwsFailure { what: what.into(), temporary: true }
+    }
+}
 
 /// Outside Amazon, the metadata service's address does not answer, which takes some seconds until its time limits
 /// end.
@@ -19,7 +44,10 @@ const WHO_WE_ARE: Duration = Duration::from_secs(20);
 
 /// The configuration and credentials of the environment. With a given region, none has to be looked up, which outside
 /// Amazon would also wait for the metadata service.
-pub(super) async fn load(region: Option<&str>, attempt: Option<Duration>) -> Result<(SdkConfig, Credentials), String> {
+pub(super) async fn load(
+    region: Option<&str>,
+    attempt: Option<Duration>,
+) -> Result<(SdkConfig, Credentials), AwsFailure> {
     let mut times = TimeoutConfig::builder().connect_timeout(Duration::from_secs(5));
     times.set_operation_attempt_timeout(attempt);
     let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
@@ -30,17 +58,24 @@ pub(super) async fn load(region: Option<&str>, attempt: Option<Duration>) -> Res
     }
     let found = timeout(WHO_WE_ARE, async {
         let shared = loader.load().await;
-        let identity = who_we_are(&shared).await;
+        let provider = shared.credentials_provider().ok_or("the AWS SDK has no provider of credentials");
+        let identity = match provider {
+            Ok(provider) => Ok(provider.provide_credentials().await),
+            Err(what) => Err(AwsFailure::last(what)),
+        };
         (shared, identity)
     });
-    let (shared, identity) =
-        found.await.map_err(|_| format!("no AWS credentials were found within {} s", WHO_WE_ARE.as_secs()))?;
-    Ok((shared, identity?))
+    let late = |_| AwsFailure::temporary(format!("no AWS credentials were found within {} s", WHO_WE_ARE.as_secs()));
+    let (shared, identity) = found.await.map_err(late)?;
+    match identity? {
+        Ok(credentials) => Ok((shared, credentials)),
+        Err(error) => Err(meaning(error).await),
+    }
 }
 
-async fn who_we_are(shared: &SdkConfig) -> Result<Credentials, String> {
-    let provider = shared.credentials_provider().ok_or("the AWS SDK has no provider of credentials")?;
-    provider.provide_credentials().await.map_err(|e| match e {
+/// The meaning of an error of the sources of credentials: one row per kind.
+async fn meaning(error: CredentialsError) -> AwsFailure {
+    match error {
         CredentialsError::CredentialsNotLoaded(_) => {
             // A missing profile counts as none, and a service that launchd started sees other files than its
             // administrator.
@@ -48,10 +83,48 @@ async fn who_we_are(shared: &SdkConfig) -> Result<Credentials, String> {
                 Ok(name) if !name.is_empty() => format!("no profile {name:?}"),
                 _ => "no default profile".into(),
             };
-            format!("there are no AWS credentials: none in the environment, {profile} that has any, no web identity, no container's role, no instance's role")
+            let what = format!(
+                "there are no AWS credentials: none in the environment, {profile} that has any, no web identity, no container's role, no instance's role"
+            );
+            match metadata().await {
+                MetadataService::Off | MetadataService::Answers => AwsFailure::last(what),
+                // A host that has just booted may have no network yet.
+                MetadataService::Silent => {
+                    AwsFailure::temporary(format!("{what} (the instance's metadata service does not answer)"))
+                }
+            }
         }
-        other => format!("AWS credentials: {}", causes(&other)),
-    })
+        CredentialsError::InvalidConfiguration(_) => AwsFailure::last(format!("AWS credentials: {}", causes(&error))),
+        // The source did not answer, or answered with an error.
+        error => AwsFailure::temporary(format!("AWS credentials: {}", causes(&error))),
+    }
+}
+
+enum MetadataService {
+    Off,
+    Answers,
+    Silent,
+}
+
+/// The SDK does not tell an instance without a role from one whose metadata service is out of reach.
+async fn metadata() -> MetadataService {
+    let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    if set("AWS_EC2_METADATA_DISABLED").is_some_and(|off| off.eq_ignore_ascii_case("true")) {
+        return MetadataService::Off;
+    }
+    let endpoint = set("AWS_EC2_METADATA_SERVICE_ENDPOINT").unwrap_or_else(|| METADATA.to_owned());
+    let options = ClientOptions {
+        total_timeout: Some(METADATA_ANSWERS),
+        trust: Trust::NoServer,
+        use_proxy: false,
+        ..ClientOptions::new(METADATA_ANSWERS)
+    };
+    // Any status is an answer.
+    let answered = match options.build() {
+        Ok(client) => client.get(endpoint).send().await.is_ok(),
+        Err(_) => false,
+    };
+    if answered { MetadataService::Answers } else { MetadataService::Silent }
 }
 
 /// An error of the SDK with its causes. Some errors of the SDK print whole requests, so the text is cut.

@@ -11,20 +11,23 @@ use reqwest::{
 };
 use tokio::sync::mpsc;
 
+pub use super::body::BodyChunk;
+
 use super::{
-    auth::Authorizer,
+    auth::{Authorizer, Refusals},
+    body::{LeastRate, MeteredBody},
     credentials::{CredentialSource, registry_name},
     error::{RegistryError, describe, out_of_reach, said},
     pace::{BandwidthLimits, TransferPace},
-    retry::{AttemptFailure, verdict},
+    retry::Attempts,
 };
 use crate::{
     domain::network::is_public,
     platform::{
-        error_chain,
-        http::{ClientOptions, Trust, bounded_body, is_loopback, read_certificates},
+        clock, error_chain,
+        http::{ClientOptions, Trust, is_loopback, read_certificates},
         reach::{CheckedClient, ServerReach},
-        retry::Retry,
+        retry::{Retry, retry_after},
     },
     registry::oci::{
         Digest, Reference,
@@ -32,15 +35,8 @@ use crate::{
     },
 };
 
-/// A piece of a body, as hyper delivers it.
-pub type BodyChunk = bytes::Bytes;
-
 /// An attempt with this progress, in bytes, resets the count of attempts. The blob's size bounds their number.
 const HEADWAY: u64 = 1 << 20;
-
-/// How often one request may be refused for its credentials: two for a new token and a new credential, and one for a
-/// token that expired in transit.
-pub(super) const REFUSALS: usize = 3;
 
 #[derive(Clone, Debug)]
 pub struct RegistryOptions {
@@ -52,6 +48,8 @@ pub struct RegistryOptions {
     pub connect_timeout: Duration,
     /// Time limit for the beginning of an answer, and between two pieces of it.
     pub idle_timeout: Duration,
+    /// Bytes per second below which an answer is given up, as an average over `idle_timeout`.
+    pub slowest: u64,
     pub retry: Retry,
     /// Rate limits of blobs.
     pub limits: BandwidthLimits,
@@ -96,6 +94,7 @@ impl Default for RegistryOptions {
             plain_http_anywhere: false,
             connect_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(60),
+            slowest: 4 << 10,
             retry: crate::registry::retry::TRANSFERS,
             limits: BandwidthLimits::default(),
             hosts: BTreeMap::new(),
@@ -129,6 +128,7 @@ pub struct RegistryClient {
     pub(super) auth: Authorizer,
     pub(super) retry: Retry,
     pub(super) pace: TransferPace,
+    pub(super) least: LeastRate,
 }
 
 impl fmt::Debug for RegistryClient {
@@ -180,15 +180,14 @@ impl RegistryClient {
         match first.status() {
             StatusCode::OK => return Ok(LoginCheck::NotAsked),
             StatusCode::UNAUTHORIZED => {}
-            _ => return Err(client.refused(first, WHAT).await.error),
+            _ => return Err(client.refused(first, WHAT).await),
         }
-        let (generation, _) = client.auth.current().await;
-        client.auth.renew(&client.http, generation, first.headers(), true).await.map_err(|failure| failure.error)?;
+        client.auth.log_in(&client.http, first.headers()).await?;
         let (_, authorization) = client.auth.current().await;
         let second = ask(authorization).await?;
         match second.status() {
             StatusCode::OK => Ok(LoginCheck::LetIn),
-            _ => Err(client.refused(second, WHAT).await.error),
+            _ => Err(client.refused(second, WHAT).await),
         }
     }
 
@@ -219,6 +218,7 @@ impl RegistryClient {
             Some(path) => Trust::SystemAnd(read_certificates(path).map_err(settings)?),
             None => Trust::System,
         };
+        let least = LeastRate { window: options.idle_timeout, bytes_per_second: options.slowest };
         let mut origins = options.origins.clone();
         // One of these settings is needed to use a registry on this host, so they stand for its table.
         if is_configured || local && (options.plain_http || options.ca_file.is_some()) {
@@ -242,9 +242,9 @@ impl RegistryClient {
         };
         let http = http.build_within(reach).map_err(|error| settings(error_chain(&error.without_url())))?;
         let plain_tokens = options.plain_http && options.plain_http_anywhere;
-        let auth = Authorizer::new(&registry, repository, plain_tokens, source, scopes);
+        let auth = Authorizer::new(&registry, repository, plain_tokens, source, scopes, least);
         let pace = TransferPace::urgent(options.limits.clone());
-        Ok(RegistryClient { http, base, registry, auth, retry: options.retry, pace })
+        Ok(RegistryClient { http, base, registry, auth, retry: options.retry, pace, least })
     }
 
     /// Uses the rate limits of the background, until its pace is told to hurry.
@@ -259,16 +259,16 @@ impl RegistryClient {
 
     /// The manifest of the reference, verified if the reference has a digest.
     pub async fn manifest(&self, reference: &Reference) -> Result<RawManifest, RegistryError> {
-        let mut pauses = self.retry.pauses();
+        let mut attempts = Attempts::of(self.retry);
         loop {
             match self.manifest_once(reference).await {
                 Ok(manifest) => return Ok(manifest),
-                Err(failure) => failure.pause(&mut pauses).await?,
+                Err(error) => attempts.pause_after(error).await?,
             }
         }
     }
 
-    async fn manifest_once(&self, reference: &Reference) -> Result<RawManifest, AttemptFailure> {
+    async fn manifest_once(&self, reference: &Reference) -> Result<RawManifest, RegistryError> {
         let what = format!("the manifest of {reference}");
         let url = self.url(&format!("manifests/{}", reference.target()), &what)?;
         let accepted = manifest::ACCEPTED.join(", ");
@@ -279,43 +279,41 @@ impl RegistryClient {
         let text = |name| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
         let content_type = text(CONTENT_TYPE.as_str());
         let said_digest = text("docker-content-digest");
-        let body = bounded_body(response, manifest::LARGEST).await;
-        let bytes = body.map_err(|e| AttemptFailure::unanswered(&self.registry, &what, e))?.ok_or_else(|| {
-            AttemptFailure::last(self.unusable(&what, format!("more than {} bytes", manifest::LARGEST)))
-        })?;
+        let mut body = MeteredBody::new(response, self.least);
+        let bytes = body.to_end(manifest::LARGEST).await.map_err(|e| e.into_error(&self.registry, &what))?;
+        let bytes = bytes.ok_or_else(|| self.unusable(&what, format!("more than {} bytes", manifest::LARGEST)))?;
         let digest = Digest::of(&bytes);
-        // A damaged manifest may arrive undamaged in the next attempt.
         if let Some(wanted) = reference.digest()
             && wanted != digest
         {
-            return Err(AttemptFailure::again(self.unusable(&what, format!("one with the digest {digest}"))));
+            return Err(self.doubtful(&what, format!("one with the digest {digest}")));
         }
         if let Some(said) = said_digest
             && said.starts_with("sha256:")
             && said != digest.to_string()
         {
             let found = format!("one with the digest {digest}, while its header says {:.100}", said);
-            return Err(AttemptFailure::again(self.unusable(&what, found)));
+            return Err(self.doubtful(&what, found));
         }
         Ok(RawManifest { bytes, digest, content_type })
     }
 
     /// Downloads a blob's bytes, in order and each once. Resumes after interruptions.
     pub async fn fetch(&self, blob: Blob, to: &mpsc::Sender<BodyChunk>) -> Result<(), FetchError> {
-        let mut pauses = self.retry.pauses();
+        let mut attempts = Attempts::of(self.retry);
         let mut received = 0;
         let mut headway = 0;
         loop {
-            let failure = match self.fetch_once(blob, &mut received, to).await {
+            let error = match self.fetch_once(blob, &mut received, to).await {
                 Ok(()) => return Ok(()),
                 Err(Interrupted::ReceiverGone) => return Err(FetchError::ReceiverGone),
-                Err(Interrupted::Failed(failure)) => failure,
+                Err(Interrupted::Failed(error)) => error,
             };
             if received - headway >= HEADWAY {
                 headway = received;
-                pauses = self.retry.pauses();
+                attempts.restart();
             }
-            failure.pause(&mut pauses).await.map_err(|error| FetchError::Registry { error, received })?;
+            attempts.pause_after(error).await.map_err(|error| FetchError::Registry { error, received })?;
         }
     }
 
@@ -329,7 +327,7 @@ impl RegistryClient {
         let url = self.url(&format!("blobs/{}", blob.digest), &what)?;
         let start = *received;
         let range = (start > 0).then(|| (RANGE, format!("bytes={start}-")));
-        let mut response = self.get(&url, range.as_slice(), &what).await?;
+        let response = self.get(&url, range.as_slice(), &what).await?;
         let begins = match (response.status(), start) {
             // A server without support for ranges starts at the beginning.
             (StatusCode::OK, _) => 0,
@@ -337,17 +335,18 @@ impl RegistryClient {
             _ => return Err(self.refused(response, &what).await.into()),
         };
         check_extent(response.status(), response.headers(), begins, blob.size)
-            .map_err(|found| AttemptFailure::again(self.unusable(&what, found)))?;
+            .map_err(|found| self.doubtful(&what, found))?;
+        let mut body = MeteredBody::new(response, self.least);
         let mut at = begins;
         loop {
-            let piece = response.chunk().await.map_err(|e| AttemptFailure::unanswered(&self.registry, &what, e))?;
+            let piece = body.next().await.map_err(|e| e.into_error(&self.registry, &what))?;
             let Some(mut piece) = piece else { break };
             // This piece may exceed the limit; the next one is not read before the limit allows it.
             self.pace.allow(piece.len()).await;
             let end = at + piece.len() as u64;
             if end > blob.size {
                 let found = format!("more than the {} bytes it should have", blob.size);
-                return Err(AttemptFailure::again(self.unusable(&what, found)).into());
+                return Err(self.unusable(&what, found).into());
             }
             if end > *received {
                 let known = received.saturating_sub(at) as usize;
@@ -360,15 +359,16 @@ impl RegistryClient {
             at = end;
         }
         if at < blob.size {
-            let found = format!("{at} of {} bytes and no more", blob.size);
-            return Err(AttemptFailure::again(self.unusable(&what, found)).into());
+            // Without a length in its header, a body that broke off ends like this.
+            let what = format!("{what}: the answer ended after {at} of {} bytes", blob.size);
+            return Err(RegistryError::Unreachable { registry: self.registry.clone(), what }.into());
         }
         Ok(())
     }
 
     /// A blob that fits in memory, verified.
     pub async fn small_blob(&self, blob: Blob) -> Result<Vec<u8>, RegistryError> {
-        let mut attempts = self.retry.attempts.max(1);
+        let mut attempts = Attempts::of(self.retry);
         loop {
             let (to, mut pieces) = mpsc::channel::<BodyChunk>(8);
             let collect = async move {
@@ -387,19 +387,22 @@ impl RegistryClient {
             if found == blob.digest {
                 return Ok(bytes);
             }
-            attempts -= 1;
-            if attempts == 0 {
-                let what = format!("the blob {}", blob.digest);
-                return Err(self.unusable(&what, format!("one with the digest {found}")));
-            }
+            let what = format!("the blob {}", blob.digest);
+            attempts.pause_after(self.doubtful(&what, format!("one with the digest {found}"))).await?;
         }
     }
 
-    pub(super) fn url(&self, path: &str, what: &str) -> Result<Url, AttemptFailure> {
-        self.base.join(path).map_err(|e| AttemptFailure::last(self.unusable(what, e.to_string())))
+    pub(super) fn url(&self, path: &str, what: &str) -> Result<Url, RegistryError> {
+        self.base.join(path).map_err(|e| self.unusable(what, e.to_string()))
     }
 
+    /// No attempt changes this answer.
     pub(super) fn unusable(&self, what: &str, found: String) -> RegistryError {
+        RegistryError::Unusable { registry: self.registry.clone(), what: what.to_owned(), found }
+    }
+
+    /// The next attempt may get another answer.
+    pub(super) fn doubtful(&self, what: &str, found: String) -> RegistryError {
         RegistryError::Answer { registry: self.registry.clone(), what: what.to_owned(), found }
     }
 
@@ -409,37 +412,33 @@ impl RegistryClient {
         url: &Url,
         headers: &[(reqwest::header::HeaderName, String)],
         what: &str,
-    ) -> Result<Response, AttemptFailure> {
-        let mut refusals = 0;
+    ) -> Result<Response, RegistryError> {
+        let mut refusals = Refusals::default();
         loop {
             let (generation, authorization) = self.auth.current().await;
             let request = self.http.get(url.clone());
-            let mut request = request.map_err(|e| AttemptFailure::last(out_of_reach(&self.registry, what, &e)))?;
+            let mut request = request.map_err(|e| out_of_reach(&self.registry, what, &e))?;
             for (name, value) in headers {
                 request = request.header(name, value);
             }
             if let Some(authorization) = authorization {
                 request = request.header(AUTHORIZATION, authorization);
             }
-            let response = request.send().await.map_err(|e| AttemptFailure::unanswered(&self.registry, what, e))?;
+            let response = request.send().await.map_err(|e| describe(&self.registry, what, e))?;
+            self.auth.answered(generation, response.status());
             // A server to which the registry redirected does not decide where credentials are sent.
             let ours = response.url().origin() == self.base.origin();
-            if response.status() != StatusCode::UNAUTHORIZED || !ours {
+            if !ours || !self.auth.after_refusal(&self.http, &self.base, generation, &response, &mut refusals).await? {
                 return Ok(response);
             }
-            if refusals == REFUSALS {
-                return Err(self.refused(response, what).await);
-            }
-            self.auth.renew(&self.http, generation, response.headers(), refusals > 0).await?;
-            refusals += 1;
         }
     }
 
-    pub(super) async fn refused(&self, response: Response, what: &str) -> AttemptFailure {
+    pub(super) async fn refused(&self, response: Response, what: &str) -> RegistryError {
         let (status, headers) = (response.status(), response.headers().clone());
         let registry = self.registry.clone();
         let is_ours = response.url().origin() == self.base.origin();
-        let said = match bounded_body(response, 4096).await {
+        let said = match MeteredBody::new(response, self.least).to_end(4096).await {
             Ok(Some(body)) if is_ours => said(&body),
             Ok(_) | Err(_) => String::new(),
         };
@@ -447,18 +446,13 @@ impl RegistryClient {
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 let what = format!("{} for {what}: {said:?}", status.as_u16());
-                AttemptFailure::last(RegistryError::Denied { registry, what })
+                RegistryError::Denied { registry, what }
             }
-            StatusCode::NOT_FOUND => AttemptFailure::last(RegistryError::NotFound { registry, what }),
-            _ => AttemptFailure {
-                error: RegistryError::Refused { registry, status: status.as_u16(), what, said },
-                // An unexpected success status is treated as a temporary error, not as a refusal.
-                verdict: if status.is_success() {
-                    super::retry::RetryVerdict::Again(Duration::ZERO)
-                } else {
-                    verdict(status, &headers)
-                },
-            },
+            StatusCode::NOT_FOUND => RegistryError::NotFound { registry, what },
+            status => {
+                let retry_after = retry_after(&headers, clock::now());
+                RegistryError::Refused { registry, status: status.as_u16(), what, said, retry_after }
+            }
         }
     }
 }
@@ -473,12 +467,12 @@ pub enum LoginCheck {
 
 enum Interrupted {
     ReceiverGone,
-    Failed(AttemptFailure),
+    Failed(RegistryError),
 }
 
-impl From<AttemptFailure> for Interrupted {
-    fn from(failure: AttemptFailure) -> Self {
-        Interrupted::Failed(failure)
+impl From<RegistryError> for Interrupted {
+    fn from(error: RegistryError) -> Self {
+        Interrupted::Failed(error)
     }
 }
 

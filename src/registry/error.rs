@@ -4,6 +4,7 @@ use super::credentials;
 use crate::platform::{
     error_chain,
     reach::{self, ReachError},
+    tls,
 };
 
 /// The error of a registry. Never contains a URL, because redirect targets are signed with secrets.
@@ -19,10 +20,31 @@ pub enum RegistryError {
     NotFound { registry: String, what: String },
     #[error("{registry} cannot be reached: {what}")]
     Unreachable { registry: String, what: String },
-    #[error("{registry} answered {status} for {what}: {said:?}")]
-    Refused { registry: String, status: u16, what: String, said: String },
+    /// It did not prove that it is this registry.
+    #[error("{registry} cannot be trusted: {what}")]
+    Untrusted { registry: String, what: String },
+    #[error("{registry} answered {status} for {what}: {said:?}{after}", after = after(*retry_after))]
+    Refused {
+        registry: String,
+        status: u16,
+        what: String,
+        said: String,
+        /// In seconds.
+        retry_after: Option<u32>,
+    },
+    /// It no longer knows an upload that it had begun.
+    #[error("{registry} answered {status} for {what}, which it had begun: {said:?}")]
+    UploadLost { registry: String, status: u16, what: String, said: String },
+    /// The answer may have been damaged on its way.
     #[error("{registry} returned an unusable answer for {what}: {found}")]
     Answer { registry: String, what: String, found: String },
+    /// No attempt can change this answer.
+    #[error("{registry} returned an unusable answer for {what}: {found}")]
+    Unusable { registry: String, what: String, found: String },
+}
+
+fn after(retry_after: Option<u32>) -> String {
+    retry_after.map(|seconds| format!("; it asks for a pause of {seconds} s")).unwrap_or_default()
 }
 
 /// Longest quotation of a registry, in bytes.
@@ -70,6 +92,14 @@ pub(super) fn describe(registry: &str, what: &str, error: reqwest::Error) -> Reg
         };
         return out_of_reach(registry, what, &refused);
     }
+    let registry = registry.to_owned();
+    if error.is_redirect() {
+        let found = error_chain(&error.without_url());
+        return RegistryError::Unusable { registry, what: what.to_owned(), found };
+    }
+    if let Some(why) = tls::distrust(&error) {
+        return RegistryError::Untrusted { registry, what: format!("{what}: {why}") };
+    }
     let what = format!("{what}: {}", error_chain(&error.without_url()));
-    RegistryError::Unreachable { registry: registry.to_owned(), what }
+    RegistryError::Unreachable { registry, what }
 }

@@ -4,9 +4,11 @@
 //! oci          manifests, digests, references and chunk compression of images
 //! client       downloads manifests and blobs of one repository and resumes after interruptions
 //! upload       uploads them
+//!   body       reads bodies that come fast enough
 //!   auth       answers the authentication challenges of a registry
 //!   error      why a registry did not do what was requested
-//!   retry      decides which failures are retried, and when
+//!   verdict    what each failure means: the table
+//!   retry      retries as the table says
 //!   pace       limits the transfer rate
 //! credentials  finds the credentials for a registry
 //! logins       checks and stores the credentials of `mayfly template login`
@@ -17,6 +19,7 @@
 
 mod auth;
 mod aws;
+mod body;
 pub mod client;
 pub mod credentials;
 mod error;
@@ -27,8 +30,10 @@ mod retry;
 pub mod s3;
 mod section;
 pub mod upload;
+mod verdict;
 
 pub use client::{HostOptions, RegistryClient, RegistryOptions};
 pub use error::RegistryError;
 pub use pace::{BandwidthLimit, BandwidthLimits};
 pub use section::{RegistryHostSection, RegistrySection};
+pub use verdict::{FailureVerdict, Party, Prospect};

@@ -28,10 +28,11 @@ use tokio_util::io::ReaderStream;
 
 use super::{
     RegistryClient, RegistryOptions,
-    client::{BodyChunk, REFUSALS},
+    auth::Refusals,
+    client::BodyChunk,
     credentials::CredentialSource,
-    error::{RegistryError, out_of_reach},
-    retry::AttemptFailure,
+    error::{RegistryError, describe, out_of_reach},
+    retry::Attempts,
 };
 use crate::{
     platform::clock,
@@ -96,7 +97,7 @@ impl Uploader {
 
     /// Ensures that the repository has a blob whose bytes are not available here. `None`: it does not have it.
     pub async fn reuse(&self, blob: Blob, from: Option<&str>) -> Result<Option<Arrival>, RegistryError> {
-        let mut pauses = self.client.retry.pauses();
+        let mut attempts = Attempts::of(self.client.retry);
         loop {
             let attempt = async {
                 if self.has(blob).await? {
@@ -117,7 +118,7 @@ impl Uploader {
             };
             match outcome {
                 Ok(outcome) => return Ok(outcome),
-                Err(failure) => failure.pause(&mut pauses).await?,
+                Err(error) => attempts.pause_after(error).await?,
             }
         }
     }
@@ -130,7 +131,7 @@ impl Uploader {
         from: Option<&str>,
         sent: &Sent,
     ) -> Result<Arrival, RegistryError> {
-        let mut pauses = self.client.retry.pauses();
+        let mut attempts = Attempts::of(self.client.retry);
         loop {
             let count = Arc::new(Mutex::new(0_i64));
             let counted: Sent = {
@@ -142,9 +143,9 @@ impl Uploader {
             };
             match self.put_once(blob, source, from, &counted).await {
                 Ok(arrival) => return Ok(arrival),
-                Err(failure) => {
+                Err(error) => {
                     sent(-*count.lock());
-                    failure.pause(&mut pauses).await?;
+                    attempts.pause_after(error).await?;
                 }
             }
         }
@@ -156,7 +157,7 @@ impl Uploader {
         source: &UploadSource,
         from: Option<&str>,
         sent: &Sent,
-    ) -> Result<Arrival, AttemptFailure> {
+    ) -> Result<Arrival, RegistryError> {
         if self.has(blob).await? {
             return Ok(Arrival::There);
         }
@@ -177,7 +178,7 @@ impl Uploader {
                 && end.parse() != Ok(at - 1)
             {
                 let found = format!("that it has the bytes to {end:.40}, after {at} of them");
-                return Err(AttemptFailure::again(self.client.unusable(&what, found)));
+                return Err(self.client.doubtful(&what, found));
             }
             if answer.headers().contains_key(LOCATION) {
                 session = self.location(&answer, &what)?;
@@ -197,7 +198,7 @@ impl Uploader {
     }
 
     /// Whether the repository has the blob.
-    async fn has(&self, blob: Blob) -> Result<bool, AttemptFailure> {
+    async fn has(&self, blob: Blob) -> Result<bool, RegistryError> {
         let what = format!("the blob {} in {}", blob.digest, self.reference.repository());
         let url = self.client.url(&format!("blobs/{}", blob.digest), &what)?;
         let answer = self.send(Method::HEAD, &url, &[], None, &what).await?;
@@ -215,7 +216,7 @@ impl Uploader {
     }
 
     /// Starts an upload. `None`: the blob was mounted, and no upload is needed.
-    async fn begin(&self, digest: Digest, from: Option<&str>) -> Result<Option<Url>, AttemptFailure> {
+    async fn begin(&self, digest: Digest, from: Option<&str>) -> Result<Option<Url>, RegistryError> {
         let what = self.upload_of(digest);
         let mut url = self.client.url("blobs/uploads/", &what)?;
         if let Some(from) = from {
@@ -227,7 +228,7 @@ impl Uploader {
             Ok(answer) => {
                 matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND)
             }
-            Err(failure) => matches!(failure.error, RegistryError::Denied { .. }),
+            Err(error) => matches!(error, RegistryError::Denied { .. }),
         };
         if from.is_some() && may_not_mount {
             return Box::pin(self.begin(digest, None)).await;
@@ -244,22 +245,22 @@ impl Uploader {
     async fn give_up(&self, session: Url) {
         let answer = self.send(Method::DELETE, &session, &[], None, "an upload that is given up").await;
         if let Err(failure) = answer {
-            tracing::debug!(error = %failure.error, "cannot cancel a blob upload; it is left to the registry");
+            tracing::debug!(error = %failure, "cannot cancel a blob upload; it is left to the registry");
         }
     }
 
     /// Uploads the manifest under the reference. All its blobs must exist.
     pub async fn put_manifest(&self, bytes: &[u8]) -> Result<Digest, RegistryError> {
-        let mut pauses = self.client.retry.pauses();
+        let mut attempts = Attempts::of(self.client.retry);
         loop {
             match self.put_manifest_once(bytes).await {
                 Ok(digest) => return Ok(digest),
-                Err(failure) => failure.pause(&mut pauses).await?,
+                Err(error) => attempts.pause_after(error).await?,
             }
         }
     }
 
-    async fn put_manifest_once(&self, bytes: &[u8]) -> Result<Digest, AttemptFailure> {
+    async fn put_manifest_once(&self, bytes: &[u8]) -> Result<Digest, RegistryError> {
         let what = format!("the manifest of {}", self.reference);
         let digest = Digest::of(bytes);
         let url = self.client.url(&format!("manifests/{}", self.reference.target()), &what)?;
@@ -277,13 +278,12 @@ impl Uploader {
             // Not every registry reports it; then the received bytes count.
             None => {
                 let read = tokio::time::timeout(self.idle * COMMIT, self.client.manifest(&self.reference)).await;
-                let silent = || AttemptFailure::again(self.silent(&what));
-                read.map_err(|_| silent())?.map_err(AttemptFailure::last)?.digest.to_string()
+                read.map_err(|_| self.silent(&what))??.digest.to_string()
             }
         };
         if kept != digest.to_string() {
             let found = format!("that it keeps it as {kept:.100}, and it is {digest}");
-            return Err(AttemptFailure::again(self.client.unusable(&what, found)));
+            return Err(self.client.doubtful(&what, found));
         }
         Ok(digest)
     }
@@ -293,33 +293,34 @@ impl Uploader {
     }
 
     /// The location at which the registry expects it.
-    fn location(&self, answer: &Response, what: &str) -> Result<Url, AttemptFailure> {
+    fn location(&self, answer: &Response, what: &str) -> Result<Url, RegistryError> {
         let location = answer.headers().get(LOCATION).and_then(|v| v.to_str().ok());
         let url = location.and_then(|location| answer.url().join(location).ok());
         match url {
             // Signed URLs of a bucket are on another host; but plain HTTP is used only for hosts that the caller
             // named.
             Some(url) if url.scheme() == "https" || url.origin() == self.client.base.origin() => Ok(url),
-            Some(_) => Err(AttemptFailure::last(self.client.unusable(what, "an address that is not https".into()))),
-            None => Err(AttemptFailure::again(self.client.unusable(what, "no address to upload to".into()))),
+            Some(_) => Err(self.client.unusable(what, "an address that is not https".into())),
+            None => Err(self.client.doubtful(what, "no address to upload to".into())),
         }
     }
 
     /// For a started upload: if the registry has lost it, or has another part of it, it starts again.
-    async fn failed_session(&self, answer: Response, what: &str) -> AttemptFailure {
-        let status = answer.status();
-        let failure = self.failed(answer, what).await;
-        match status {
-            StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE => {
-                AttemptFailure::again(failure.error)
+    async fn failed_session(&self, answer: Response, what: &str) -> RegistryError {
+        match self.failed(answer, what).await {
+            RegistryError::Refused { registry, status: status @ (400 | 416), what, said, .. } => {
+                RegistryError::UploadLost { registry, status, what, said }
             }
-            _ => failure,
+            RegistryError::NotFound { registry, what } => {
+                RegistryError::UploadLost { registry, status: 404, what, said: String::new() }
+            }
+            error => error,
         }
     }
 
-    async fn failed(&self, answer: Response, what: &str) -> AttemptFailure {
+    async fn failed(&self, answer: Response, what: &str) -> RegistryError {
         let refusal = tokio::time::timeout(self.idle, self.client.refused(answer, what)).await;
-        refusal.unwrap_or_else(|_| AttemptFailure::again(self.silent(what)))
+        refusal.unwrap_or_else(|_| self.silent(what))
     }
 
     fn silent(&self, what: &str) -> RegistryError {
@@ -335,16 +336,16 @@ impl Uploader {
         headers: &[(HeaderName, String)],
         body: Option<&Body<'_>>,
         what: &str,
-    ) -> Result<Response, AttemptFailure> {
+    ) -> Result<Response, RegistryError> {
         let RegistryClient { http, base, registry, auth, .. } = &self.client;
         // A server to which the registry redirected does not decide where credentials are sent.
         let ours = url.origin() == base.origin();
-        let mut refusals = 0;
+        let mut refusals = Refusals::default();
         loop {
             let (generation, authorization) = auth.current().await;
             let pulse = Arc::new(Pulse::new());
             let request = http.request(method.clone(), url.clone());
-            let mut request = request.map_err(|e| AttemptFailure::last(out_of_reach(registry, what, &e)))?;
+            let mut request = request.map_err(|e| out_of_reach(registry, what, &e))?;
             if let Some(authorization) = authorization.filter(|_| ours) {
                 request = request.header(AUTHORIZATION, authorization);
             }
@@ -357,7 +358,7 @@ impl Uploader {
             request = match body {
                 Some(body) => {
                     let stream = body.stream(pulse.clone()).await;
-                    let stream = stream.map_err(|e| AttemptFailure::last(self.client.unusable(what, e.to_string())))?;
+                    let stream = stream.map_err(|e| self.client.unusable(what, e.to_string()))?;
                     request.header(CONTENT_LENGTH, body.size).body(stream)
                 }
                 // Some servers require an explicit length of zero.
@@ -368,17 +369,16 @@ impl Uploader {
                 None => request,
             };
             let response = tokio::select! {
-                response = request.send() => response.map_err(|e| AttemptFailure::unanswered(registry, what, e))?,
-                () = pulse.stops(self.idle) => return Err(AttemptFailure::again(self.silent(what))),
+                response = request.send() => response.map_err(|e| describe(registry, what, e))?,
+                () = pulse.stops(self.idle) => return Err(self.silent(what)),
             };
-            if response.status() != StatusCode::UNAUTHORIZED || !ours || refusals == REFUSALS {
+            auth.answered(generation, response.status());
+            if !ours || !auth.after_refusal(http, base, generation, &response, &mut refusals).await? {
                 return Ok(response);
             }
             if let Some(body) = body {
                 (body.sent)(-pulse.taken());
             }
-            auth.renew(http, generation, response.headers(), refusals > 0).await?;
-            refusals += 1;
         }
     }
 }

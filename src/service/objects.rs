@@ -124,7 +124,8 @@ fn one_file(layout: TemplateLayout) -> Result<()> {
 
 fn failed(error: S3Error) -> Error {
     let code = match &error {
-        S3Error::Credentials(_)
+        error if error.may_pass() => Code::ObjectUnavailable,
+        S3Error::Credentials { .. }
         | S3Error::Denied { .. }
         | S3Error::NoBucket { .. }
         | S3Error::NoObject { .. }

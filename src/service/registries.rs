@@ -6,7 +6,7 @@ use secrecy::SecretString;
 use crate::{
     domain::{Code, Error, Result},
     registry::{
-        RegistryError,
+        FailureVerdict, Party, Prospect, RegistryError,
         logins::{LoginError, Logins},
     },
 };
@@ -51,18 +51,15 @@ fn failed(error: LoginError) -> Error {
         LoginError::NotARegistry(_) => invalid("path:host"),
         LoginError::Username(_) => invalid("/username"),
         LoginError::Password(_) => invalid("/password"),
-        LoginError::Registry(error) => Error::new(code(&error), detail),
+        LoginError::Registry(error) => refused(&error, detail),
         LoginError::Storage(cause) => Error::internal(cause),
     }
 }
 
-fn code(error: &RegistryError) -> Code {
-    match error {
-        RegistryError::Denied { .. } | RegistryError::Credentials(_) => Code::LoginRefused,
-        RegistryError::Settings { .. }
-        | RegistryError::NotFound { .. }
-        | RegistryError::Unreachable { .. }
-        | RegistryError::Refused { .. }
-        | RegistryError::Answer { .. } => Code::RegistryUnavailable,
-    }
+fn refused(error: &RegistryError, detail: String) -> Error {
+    let code = match error.verdict() {
+        FailureVerdict { party: Party::Credentials, prospect: Prospect::Final } => Code::LoginRefused,
+        _ => Code::RegistryUnavailable,
+    };
+    Error { retry_after: error.retry_after(), ..Error::new(code, detail) }
 }

@@ -6,7 +6,6 @@ use super::{objects::Objects, templates::Templates};
 use crate::{
     domain::{Code, Error, Result, Template},
     parts::Parts,
-    registry::RegistryError,
     templates::{Catalog, layouts, progress::PullProgress, pull::Puller, push::PushError},
 };
 pub use crate::{
@@ -104,15 +103,11 @@ fn push_failed(error: &PushError) -> Error {
         }
         PushError::Storage(_) => return Error::new(Code::HostUnavailable, error.to_string()),
         PushError::Target { .. } => Code::ImagePushRefused,
-        PushError::Registry { error, .. } => match error {
-            RegistryError::Unreachable { .. } | RegistryError::Answer { .. } => Code::ImagePushFailed,
-            RegistryError::Refused { status: 429 | 500.., .. } => Code::ImagePushFailed,
-            RegistryError::Refused { .. }
-            | RegistryError::Settings { .. }
-            | RegistryError::Credentials(_)
-            | RegistryError::Denied { .. }
-            | RegistryError::NotFound { .. } => Code::ImagePushRefused,
-        },
+        PushError::Registry { error: failure, .. } => {
+            let code = if failure.is_temporary() { Code::ImagePushFailed } else { Code::ImagePushRefused };
+            let retry_after = failure.retry_after();
+            return Error { retry_after, ..Error::new(code, error.to_string()) }.field("/image", "could not be pushed");
+        }
     };
     Error::new(code, error.to_string()).field("/image", "could not be pushed")
 }
@@ -120,6 +115,7 @@ fn push_failed(error: &PushError) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::RegistryError;
 
     #[test]
     fn a_push_that_failed_says_whose_turn_it_is() {
@@ -128,6 +124,7 @@ mod tests {
             status,
             what: "an upload".into(),
             said: String::new(),
+            retry_after: Some(9),
         };
         let (registry, what) = ("registry.example.com".to_owned(), "it".to_owned());
         for (error, code) in [
@@ -142,6 +139,9 @@ mod tests {
             let failed = PushError::Registry { request, error, hint: "" };
             let error = push_failed(&failed);
             assert_eq!(error.code, code, "{failed}");
+            let after =
+                matches!(&failed, PushError::Registry { error, .. } if matches!(error, RegistryError::Refused { .. }));
+            assert_eq!(error.retry_after, (after && code == Code::ImagePushFailed).then_some(9));
             assert_eq!(error.fields[0].pointer, "/image");
         }
         let gone = PushError::Template(Error::new(Code::TemplateInUse, "x").retry_after(5));

@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     NewTemplate, qcow2,
+    source_state::{self, SourceObstacle},
     work::{StopFlag, Work},
 };
 use crate::domain::{
@@ -17,6 +18,10 @@ use crate::domain::{
 };
 use crate::platform::files;
 use crate::registry::oci::Role;
+
+/// More than any host has. What a file claims beyond that is an error in the file.
+pub(super) const MOST_CPUS: u32 = 4096;
+pub(super) const MOST_MEMORY_MIB: u32 = 64 << 20;
 
 const LARGEST_KEY: u64 = 64 << 10;
 const LARGEST_PASSWORD: u64 = 1 << 10;
@@ -140,12 +145,40 @@ pub(super) fn fault(part: Part, what: impl Into<String>) -> Error {
 
 /// Ends with an error once `stop` is set.
 pub(super) fn check(new: &NewTemplate, stop: &StopFlag) -> Result<CheckedTemplate> {
+    shut_down(new)?;
     check_all(new, true, stop)
 }
 
-/// All checks that do not depend on the disk's content, which may not be there yet.
-pub(super) fn check_before_disk(new: &NewTemplate) -> Result<CheckedTemplate> {
-    check_all(new, false, &StopFlag::default())
+/// The directory of a VM must not change while it is copied. Files of an image have other names.
+fn shut_down(new: &NewTemplate) -> Result<()> {
+    let is_vm = |path: &&PathBuf| path.file_name().is_some_and(|name| name == source_state::CONFIG);
+    let dir = new.config.as_ref().filter(is_vm).and_then(|config| config.parent());
+    let Some(obstacle) = dir.and_then(source_state::of_tart) else { return Ok(()) };
+    let code = match obstacle {
+        SourceObstacle::Running { .. } => Code::SourceRunning,
+        SourceObstacle::Layered => Code::TemplateInvalid,
+        // An import may discard the memory of a suspended VM; it asks before. What cannot be read is reported with the
+        // other faults of the files.
+        SourceObstacle::Suspended | SourceObstacle::Unreadable(_) => return Ok(()),
+    };
+    let (file, what) = obstacle.describe();
+    Err(Error::new(code, format!("{file} {what}")).field("/vm_dir", format!("its {file} {what}")))
+}
+
+/// All checks that do not depend on the disk's content, which may not be there yet. `disk_size`: of its future file.
+pub(super) fn check_before_disk(new: &NewTemplate, disk_size: u64) -> Result<CheckedTemplate> {
+    let checked = check_all(new, false, &StopFlag::default())?;
+    if checked.disk_format == DiskFormat::Raw {
+        whole_sectors(disk_size).map_err(|what| fault(Part::Disk, what))?;
+    }
+    Ok(checked)
+}
+
+fn whole_sectors(size: u64) -> std::result::Result<(), String> {
+    if size.is_multiple_of(512) {
+        return Ok(());
+    }
+    Err(format!("has {size} bytes, a raw disk is a multiple of 512: copy or download it again"))
 }
 
 fn check_all(new: &NewTemplate, disk: bool, stop: &StopFlag) -> Result<CheckedTemplate> {
@@ -249,12 +282,12 @@ fn settings(new: &NewTemplate, config: Option<&TartConfig>, faults: &mut Faults)
         }
     }
     let cpus = new.cpus.or(config.map(|c| c.cpus)).unwrap_or(2);
-    if cpus == 0 {
-        faults.add("cpus", "must be at least 1");
+    if !(1..=MOST_CPUS).contains(&cpus) {
+        faults.add("cpus", format!("must be from 1 to {MOST_CPUS}"));
     }
     let memory_mib = new.memory_mib.or(config.map(TartConfig::memory_mib)).unwrap_or(2048);
-    if memory_mib == 0 {
-        faults.add("memory_mib", "must be at least 1");
+    if !(1..=MOST_MEMORY_MIB).contains(&memory_mib) {
+        faults.add("memory_mib", format!("must be from 1 to {MOST_MEMORY_MIB}"));
     }
     let (usual_user, usual_handover) =
         if driver == TART { ("admin", Handover::Agent) } else { ("runner", Handover::Seed) };
@@ -346,10 +379,7 @@ pub(super) fn content(
             DiskFormat::Raw if qcow2::has_magic(file) => {
                 Err("is a qcow2 image and not a raw one, set disk_format to qcow2".into())
             }
-            DiskFormat::Raw if size % 512 != 0 => {
-                Err(format!("has {size} bytes, a raw disk is a multiple of 512: copy or download it again"))
-            }
-            DiskFormat::Raw => Ok(Some(size)),
+            DiskFormat::Raw => whole_sectors(size).map(|()| Some(size)),
             // Only macOS knows the size in the guest; the file is at least as large as the data written to it.
             DiskFormat::Asif => Ok(Some(size)),
         },

@@ -29,6 +29,7 @@
 //! pull       downloads an image from a registry and publishes it as a template
 //! push       uploads a template to a registry as an image
 //! section    what can be configured
+//! source_state  whether a VM to copy is shut down
 //! layouts    reads and writes the VM directories of other programs
 //! ```
 
@@ -42,6 +43,7 @@ pub mod pull;
 pub mod push;
 mod qcow2;
 mod section;
+mod source_state;
 mod work;
 
 pub use catalog::{Catalog, SpaceLimits, TemplateLease, TemplateUsage};

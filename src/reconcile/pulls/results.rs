@@ -26,10 +26,13 @@ impl PullResults {
         Self { ledger, clock, settings }
     }
 
-    /// After a failure: schedules a retry if the failure may be temporary and the deadline allows it.
+    /// After a failure: schedules a retry if the failure may be temporary and the deadline allows it. The pause is at least
+    /// the one that the registry has asked for.
     pub async fn retry_later(&self, mut pull: Pull, error: Error) -> Result<()> {
         let now = self.clock.now();
-        let at = now.checked_add(self.pause(pull.failures)).ok().filter(|at| passes(&error) && *at < pull.deadline);
+        let asked = SignedDuration::from_secs(error.retry_after.unwrap_or(0).into());
+        let pause = self.pause(pull.failures).max(asked);
+        let at = now.checked_add(pause).ok().filter(|at| passes(error.code) && *at < pull.deadline);
         pull.fault = Some(Fault { code: error.code, detail: error.detail, at: now });
         match at {
             Some(at) => {
@@ -96,7 +99,8 @@ impl PullResults {
     }
 }
 
-/// Whether the failure may be temporary.
-pub(super) fn passes(error: &Error) -> bool {
-    matches!(error.code, Code::ImageUnavailable | Code::QueueFull | Code::StoreUnavailable)
+/// Whether a pull that failed with this code is tried again. Of a registry's failures, those are unavailable whose verdict
+/// is temporary.
+pub(super) fn passes(code: Code) -> bool {
+    matches!(code, Code::ImageUnavailable | Code::HostUnavailable | Code::QueueFull | Code::StoreUnavailable)
 }

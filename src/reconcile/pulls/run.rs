@@ -140,7 +140,7 @@ impl PullRun {
             }
             Err(error) => {
                 let error = Error::from(&*error);
-                if !passes(&error) {
+                if !passes(error.code) {
                     self.discard_staged(&pull).await;
                 }
                 self.results.retry_later(pull, error).await

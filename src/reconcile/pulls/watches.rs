@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::StreamExt as _;
 use jiff::{SignedDuration, Timestamp};
 
+use super::results::passes;
 use crate::{
     admission::PullAdmission,
     domain::{
@@ -91,6 +92,8 @@ impl TagWatches {
             Ok(digest) => self.follow_tag(watch, &reference, digest).await,
             Err(error) => Err(Error::from(&error)),
         };
+        // The pause that the registry has asked for.
+        let mut asked = SignedDuration::ZERO;
         let event = match started {
             Ok(started) => {
                 after.failures = 0;
@@ -104,6 +107,7 @@ impl TagWatches {
             Err(error) if matches!(error.code, Code::Internal | Code::StoreUnavailable) => return Err(error),
             Err(error) => {
                 after.failures = after.failures.saturating_add(1);
+                asked = SignedDuration::from_secs(error.retry_after.unwrap_or(0).into());
                 // One event per cause: a registry that is unreachable for a night causes one event.
                 let new = watch.fault.as_ref().is_none_or(|f| f.code != error.code);
                 let event = TemplateEvent::WatchFailed {
@@ -116,7 +120,7 @@ impl TagWatches {
                 new.then_some(event)
             }
         };
-        after.next_look_at = now.checked_add(pause(&after, now)).unwrap_or(Timestamp::MAX);
+        after.next_look_at = now.checked_add(pause(&after, now).max(asked)).unwrap_or(Timestamp::MAX);
         // Ignored if the watch was set or removed meanwhile.
         self.ledger.save_watch(watch, after, event, now).await?;
         Ok(())
@@ -169,7 +173,7 @@ impl TagWatches {
         let Some(id) = watch.pull else { return Ok(false) };
         let fault = self.reader.pull(id).await?.filter(|p| p.state == PullState::Failed);
         let fault = fault.and_then(|pull| pull.fault);
-        Ok(fault.is_some_and(|f| matches!(f.code, Code::ImageUnavailable | Code::HostUnavailable)))
+        Ok(fault.is_some_and(|fault| passes(fault.code)))
     }
 }
 

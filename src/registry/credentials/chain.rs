@@ -85,7 +85,7 @@ impl Chain {
     /// credentials, its failure is the result: a caller may continue without credentials, and report it when that is
     /// refused.
     async fn ask(&self, registry: &str, renew: bool) -> CredentialResult {
-        let mut failure = None;
+        let mut failure: Option<CredentialError> = None;
         for source in &self.sources {
             match source.get(registry, renew).await {
                 Ok(Some(credential)) => return Ok(Some(credential)),
@@ -97,7 +97,10 @@ impl Chain {
                         "no credentials: {}",
                         error.what
                     );
-                    failure.get_or_insert(error);
+                    // A source of which it is not known what it has decides: it may have some later.
+                    if failure.as_ref().is_none_or(|first| error.temporary && !first.temporary) {
+                        failure = Some(error);
+                    }
                 }
             }
         }

@@ -22,7 +22,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{CredentialError, CredentialSource, Helpers, RegistryCredential, host};
+use super::{CredentialError, CredentialSource, HelperError, Helpers, RegistryCredential, host};
 
 /// A file with the logins of a whole company has a few KiB.
 const LIMIT: u64 = 1 << 20;
@@ -69,7 +69,10 @@ impl CredentialSource for DockerConfig {
             DockerLogin::Login(credential) => Ok(Some(credential)),
             DockerLogin::Helper(name) => {
                 let server = if normal == "docker.io" { HUB } else { &normal };
-                self.helpers.get(&name, server).await.map_err(failed)
+                self.helpers
+                    .get(&name, server)
+                    .await
+                    .map_err(|HelperError { what, temporary }| CredentialError { temporary, ..failed(what) })
             }
         }
     }

@@ -48,6 +48,24 @@ const KEPT_ENV: &[&str] = &[
 ];
 const KEPT_ENV_OF_CLOUDS: &[&str] = &["AWS_", "GOOGLE_", "CLOUDSDK_", "AZURE_"];
 
+/// Why a helper gave no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HelperError {
+    pub what: String,
+    /// Whether it may answer later.
+    pub temporary: bool,
+}
+
+impl HelperError {
+    fn last(what: String) -> HelperError {
+        HelperError { what, temporary: false }
+    }
+
+    fn temporary(what: String) -> HelperError {
+        HelperError { what, temporary: true }
+    }
+}
+
 /// The search path of helpers, and their time limit.
 #[derive(Clone, Debug)]
 pub struct Helpers {
@@ -67,32 +85,37 @@ impl Helpers {
     }
 
     /// The answer of the helper `name` about `server`. The error is one line without secrets.
-    pub async fn get(&self, name: &str, server: &str) -> Result<Option<RegistryCredential>, String> {
+    pub async fn get(&self, name: &str, server: &str) -> Result<Option<RegistryCredential>, HelperError> {
         if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
-            return Err(format!("{name:?} is no name of a helper program (expected letters, digits, '-', '_', '.')"));
+            let what = format!("{name:?} is no name of a helper program (expected letters, digits, '-', '_', '.')");
+            return Err(HelperError::last(what));
         }
         let program = format!("docker-credential-{name}");
         let Some(path) = self.dirs.iter().map(|d| d.join(&program)).find(|p| is_executable(p)) else {
-            return Err(format!("{program} is not installed here"));
+            return Err(HelperError::last(format!("{program} is not installed here")));
         };
         let (code, stdout) = match run(&path, server, self.deadline).await {
             Ok(ended) => ended,
             Err(CommandError::Spawn { source, .. } | CommandError::Io { source, .. }) => {
-                return Err(format!("{program} could not be run: {source}"));
+                return Err(HelperError::temporary(format!("{program} could not be run: {source}")));
             }
-            // The output, which this error may contain, is not shown.
-            Err(error) => return Err(error.to_string()),
+            // The output, which these errors may contain, is not shown.
+            Err(error @ CommandError::Deadline { .. }) => return Err(HelperError::temporary(error.to_string())),
+            Err(error @ (CommandError::Missing { .. } | CommandError::Flood { .. })) => {
+                return Err(HelperError::last(error.to_string()));
+            }
         };
         match code {
-            Some(0) => parse(stdout.expose_secret()).map_err(|what| format!("{program}: {what}")),
+            Some(0) => parse(stdout.expose_secret()).map_err(|what| HelperError::last(format!("{program}: {what}"))),
             code => match reason(stdout.expose_secret()) {
                 Some(NOT_FOUND) => Ok(None),
                 reason => {
                     let how = code.map_or("was killed by a signal".into(), |c| format!("ended with status {c}"));
                     let said = reason.map_or("without a reason".into(), |r| format!("saying {r:?}"));
-                    Err(format!(
+                    // It may have had no network. What it said has no fixed form.
+                    Err(HelperError::temporary(format!(
                         "{program} {how}, {said} (its standard error is not read, because secrets may be in it)"
-                    ))
+                    )))
                 }
             },
         }
@@ -218,9 +241,11 @@ mod tests {
     async fn a_name_is_no_path() {
         let helpers = Helpers::at(vec!["/bin".into()], DEADLINE);
         for name in ["", "../x", "a/b", "a b", "a\0"] {
-            assert!(helpers.get(name, "ghcr.io").await.unwrap_err().contains("is no name of a helper"), "{name:?}");
+            let error = helpers.get(name, "ghcr.io").await.unwrap_err();
+            assert!(error.what.contains("is no name of a helper") && !error.temporary, "{name:?}");
         }
         let missing = helpers.get("no-such-helper", "ghcr.io").await.unwrap_err();
-        assert_eq!(missing, "docker-credential-no-such-helper is not installed here");
+        let what = "docker-credential-no-such-helper is not installed here".to_owned();
+        assert_eq!(missing, HelperError { what, temporary: false });
     }
 }

@@ -23,14 +23,14 @@ mod stored;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 
 pub use chain::Chain;
 pub use configured::{Static, password_in};
 pub use docker::DockerConfig;
 pub use ecr::Ecr;
 pub use environment::Environment;
-pub use helper::Helpers;
+pub use helper::{HelperError, Helpers};
 pub use host::normal as registry_name;
 pub use stored::{LoginStore, StoredError, StoredLogin};
 
@@ -43,6 +43,13 @@ pub struct RegistryCredential {
     pub expires_at: Option<Timestamp>,
 }
 
+impl RegistryCredential {
+    /// Whether a registry that refused one would refuse the other.
+    pub fn is_same(&self, other: &RegistryCredential) -> bool {
+        self.username == other.username && self.secret.expose_secret() == other.secret.expose_secret()
+    }
+}
+
 /// Why a source that should have credentials returned none. One line, without secrets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("credentials for {registry}: {source_name}: {what}")]
@@ -50,11 +57,19 @@ pub struct CredentialError {
     pub registry: String,
     pub source_name: String,
     pub what: String,
+    /// Whether the source may have credentials later, without a change of its settings.
+    pub temporary: bool,
 }
 
 impl CredentialError {
+    /// The source's settings are wrong, or it refused.
     fn new(registry: &str, source_name: &str, what: impl Into<String>) -> Self {
-        Self { registry: registry.into(), source_name: source_name.into(), what: what.into() }
+        Self { registry: registry.into(), source_name: source_name.into(), what: what.into(), temporary: false }
+    }
+
+    /// It is not known what the source has.
+    fn temporary(registry: &str, source_name: &str, what: impl Into<String>) -> Self {
+        Self { temporary: true, ..Self::new(registry, source_name, what) }
     }
 }
 

@@ -3,16 +3,19 @@
 use super::{
     Digest,
     digest::DigestError,
-    document::{ImageIndexEntry, MANIFEST},
+    document::{DOCKER_LIST, INDEX, ImageIndexEntry, MANIFEST},
     manifest_error::ManifestError,
 };
 
 /// Limit of the entries that are shown of a list.
 const SHOWN: usize = 20;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Index {
+    /// Images.
     pub entries: Vec<IndexEntry>,
+    /// Lists within this list.
+    pub lists: Vec<IndexEntry>,
 }
 
 /// As in image indexes: `linux` and `amd64`, `darwin` and `arm64`.
@@ -30,20 +33,31 @@ pub struct IndexEntry {
 
 impl Index {
     pub(super) fn read(manifests: Vec<ImageIndexEntry>) -> Result<Index, ManifestError> {
-        let mut entries = Vec::new();
+        let mut index = Index::default();
         for (at, descriptor) in manifests.into_iter().enumerate() {
-            // Nested indexes and manifests of other kinds cannot be pulled.
-            if descriptor.media_type != MANIFEST {
-                continue;
-            }
+            // Manifests of other kinds cannot be pulled.
+            let of_its_kind = match descriptor.media_type.as_str() {
+                MANIFEST => &mut index.entries,
+                INDEX | DOCKER_LIST => &mut index.lists,
+                _ => continue,
+            };
             let fault = |e: DigestError| ManifestError::Image(format!("list has in its entry {at}: {e}"));
             let digest = descriptor.digest.parse().map_err(fault)?;
             let platform = descriptor
                 .platform
                 .map(|p| Platform { os: p.os.to_string(), architecture: p.architecture.to_string() });
-            entries.push(IndexEntry { digest, platform });
+            of_its_kind.push(IndexEntry { digest, platform });
         }
-        Ok(Index { entries })
+        Ok(index)
+    }
+
+    /// The lists in it that may contain an image for this architecture.
+    pub fn lists_for(&self, architecture: &str) -> Vec<Digest> {
+        let may_fit = |entry: &&IndexEntry| entry.platform.as_ref().is_none_or(|p| p.architecture == architecture);
+        let mut lists: Vec<Digest> = self.lists.iter().filter(may_fit).map(|entry| entry.digest).collect();
+        lists.sort();
+        lists.dedup();
+        lists
     }
 
     /// The image for hosts of this architecture, in the notation of indexes (`amd64`, `arm64`).
@@ -54,6 +68,7 @@ impl Index {
         fitting.dedup();
         match fitting[..] {
             [digest] => Ok(digest),
+            [] if self.entries.is_empty() => Err(ManifestError::EmptyList),
             ref none_or_many => Err(ManifestError::Platform {
                 wanted: architecture.to_owned(),
                 fitting: none_or_many.len(),
@@ -70,7 +85,6 @@ impl Index {
         });
         let mut shown: Vec<String> = named.take(SHOWN).collect();
         match self.entries.len().saturating_sub(SHOWN) {
-            0 if shown.is_empty() => return "no images".into(),
             0 => {}
             more => shown.push(format!("and {more} more")),
         }
@@ -106,6 +120,7 @@ mod tests {
                 entry(b"nothing", None),
                 entry(b"pc", Some(("linux", "amd64"))),
             ],
+            lists: Vec::new(),
         };
         assert_eq!(index.choose(architecture("aarch64")), Ok(Digest::of(b"mac")));
         assert_eq!(index.choose(architecture("x86_64")), Ok(Digest::of(b"pc")));
@@ -113,14 +128,23 @@ mod tests {
         for said in ["riscv64", "darwin/arm64", "linux/amd64", "no platform", &Digest::of(b"pc").to_string()] {
             assert!(error.contains(said), "{error}");
         }
-        let twice =
-            Index { entries: vec![entry(b"a", Some(("linux", "arm64"))), entry(b"b", Some(("darwin", "arm64")))] };
+        let twice = Index {
+            entries: vec![entry(b"a", Some(("linux", "arm64"))), entry(b"b", Some(("darwin", "arm64")))],
+            ..Index::default()
+        };
         let error = twice.choose("arm64").unwrap_err().to_string();
         assert!(error.contains("2 images") && error.contains("darwin/arm64"), "{error}");
-        let none = Index { entries: Vec::new() };
-        assert!(none.choose("arm64").unwrap_err().to_string().contains("no images"));
-        let many = Index { entries: (0..100_u8).map(|n| entry(&[n], None)).collect() };
+        assert_eq!(Index::default().choose("arm64"), Err(ManifestError::EmptyList));
+        let many = Index { entries: (0..100_u8).map(|n| entry(&[n], None)).collect(), ..Index::default() };
         let error = many.choose("arm64").unwrap_err().to_string();
         assert!(error.contains("and 80 more") && error.len() < 3000, "{error}");
+        let lists = vec![
+            entry(b"mine", Some(("darwin", "arm64"))),
+            entry(b"other", Some(("linux", "amd64"))),
+            entry(b"any", None),
+        ];
+        let mut expected = [Digest::of(b"mine"), Digest::of(b"any")];
+        expected.sort();
+        assert_eq!(Index { lists, ..Index::default() }.lists_for("arm64"), expected);
     }
 }

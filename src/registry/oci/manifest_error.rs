@@ -23,4 +23,8 @@ pub enum ManifestError {
         "it is a list with {fitting} images for the architecture {wanted}, expected one; pull one by its digest: {there}"
     )]
     Platform { wanted: String, fitting: usize, there: String },
+    #[error("it is a list without an image that could be pulled: name the image itself, by its tag or digest")]
+    EmptyList,
+    #[error("it is a list with more than {most} lists within it: name the image itself, by its tag or digest")]
+    Nested { most: usize },
 }

@@ -1,9 +1,10 @@
 //! References of images: `HOST[:PORT]/NAMESPACE[:TAG|@sha256:HEX]`.
 //!
 //! The rules are those of Tart, so that names that work here work there. They are narrower than those of container
-//! engines: the host is required, because there is no default registry.
+//! engines: the host is required, because there is no default registry. One is wider: the host may be an IPv6 address in
+//! brackets.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, net::Ipv6Addr, str::FromStr};
 
 use super::Digest;
 
@@ -93,13 +94,27 @@ impl FromStr for Reference {
 }
 
 fn is_registry(text: &str) -> bool {
-    let (host, port) = match text.split_once(':') {
-        Some((host, port)) => (host, Some(port)),
-        None => (text, None),
+    let (is_host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let Some((address, port)) = rest.split_once(']') else { return false };
+            let port = match port {
+                "" => None,
+                port => match port.strip_prefix(':') {
+                    Some(port) => Some(port),
+                    None => return false,
+                },
+            };
+            (address.parse::<Ipv6Addr>().is_ok(), port)
+        }
+        None => {
+            let (host, port) = match text.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (text, None),
+            };
+            (host.len() <= 253 && host.split('.').all(|label| is_word(label, &['-'], false)), port)
+        }
     };
-    let port_fits =
-        port.is_none_or(|p| p.bytes().all(|b| b.is_ascii_digit()) && p.parse::<u16>().is_ok_and(|p| p != 0));
-    port_fits && host.len() <= 253 && host.split('.').all(|label| is_word(label, &['-'], false))
+    is_host && port.is_none_or(|p| p.bytes().all(|b| b.is_ascii_digit()) && p.parse::<u16>().is_ok_and(|p| p != 0))
 }
 
 /// Letters and digits, joined by single separators; with `may_end` the last character may be a separator.
@@ -147,6 +162,8 @@ mod tests {
             ("localhost:5000/a/b/c:1.2_3-x", "localhost:5000", "a/b/c", "localhost:5000/a/b/c:1.2_3-x"),
             ("a-b.example/Acme_/x.y:T", "a-b.example", "Acme_/x.y", "a-b.example/Acme_/x.y:T"),
             (&pinned, "registry.example.com", "acme/macos", &pinned),
+            ("[::1]/macos:1", "[::1]", "macos", "[::1]/macos:1"),
+            ("[2001:db8::5]:5000/a/b", "[2001:db8::5]:5000", "a/b", "[2001:db8::5]:5000/a/b:latest"),
         ] {
             let reference: Reference = text.parse().unwrap();
             assert_eq!((reference.registry(), reference.repository()), (registry, repository));
@@ -191,6 +208,13 @@ mod tests {
             "host./a",
             "host/a b",
             "host/é",
+            "[::1/a",
+            "[::1]x/a",
+            "[::1]:/a",
+            "[::1]:0/a",
+            "[fe80::1%25eth0]/a",
+            "[127.0.0.1]/a",
+            "::1/a",
             "https://host/a",
             "user@host/a",
             "host/a?x",

@@ -13,8 +13,8 @@ pub(super) type Sdk<E> = SdkError<E, HttpResponse>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum S3Error {
-    #[error("S3: {0}")]
-    Credentials(String),
+    #[error("S3: {what}")]
+    Credentials { what: String, temporary: bool },
     #[error(
         "{at}: access is denied: {what} (S3 also answers this for missing objects, if the caller may not list the bucket)"
     )]
@@ -43,8 +43,9 @@ pub enum S3Error {
 }
 
 impl S3Error {
-    pub(super) fn may_pass(&self) -> bool {
-        matches!(self, S3Error::Unavailable { .. })
+    /// The rows of operations are in `meaning`, those of credentials in `aws`.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, S3Error::Unavailable { .. } | S3Error::Credentials { temporary: true, .. })
     }
 }
 

@@ -38,7 +38,7 @@ use aws_sdk_s3::{
 };
 use parking_lot::Mutex;
 
-use super::aws;
+use super::aws::{self, AwsFailure};
 use crate::{
     platform::{
         files::{self, SpaceGuard},
@@ -150,7 +150,9 @@ struct BucketClient {
 impl BucketClient {
     /// In the environment's region, or in the bucket's known one.
     async fn open(region: Option<&str>) -> Result<BucketClient, S3Error> {
-        let (shared, _) = aws::load(region, None).await.map_err(S3Error::Credentials)?;
+        let (shared, _) = aws::load(region, None)
+            .await
+            .map_err(|AwsFailure { what, temporary }| S3Error::Credentials { what, temporary })?;
         let region = shared.region().map_or(REGION, |r| r.as_ref()).to_owned();
         let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let custom = set("AWS_ENDPOINT_URL_S3") || shared.endpoint_url().is_some();

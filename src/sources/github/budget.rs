@@ -7,13 +7,10 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
-use reqwest::{
-    StatusCode,
-    header::{HeaderMap, RETRY_AFTER},
-};
+use reqwest::{StatusCode, header::HeaderMap};
 use serde::Serialize;
 
-use crate::platform::retry::jittered;
+use crate::platform::retry::{jittered, retry_after};
 
 /// Tolerance for clock differences.
 const SKEW: SignedDuration = SignedDuration::from_secs(2);
@@ -151,8 +148,7 @@ impl RateLimiter {
         }
         let text = |name| headers.get(name).and_then(|v| v.to_str().ok()).map(str::trim);
         let mut state = self.state.lock();
-        let seconds = text(RETRY_AFTER.as_str()).and_then(|t| t.parse::<u32>().ok());
-        let (limit, until) = if let Some(seconds) = seconds {
+        let (limit, until) = if let Some(seconds) = retry_after(headers, now) {
             (GitHubLimit::Secondary, now + SignedDuration::from_secs(i64::from(seconds)))
         } else if text("x-ratelimit-remaining") == Some("0") {
             let reset = text("x-ratelimit-reset").and_then(|t| t.parse().ok());

@@ -23,6 +23,7 @@ use super::{
 use crate::{
     domain::{Result, Template, tart_config::TartConfig},
     platform::files,
+    templates::check,
 };
 
 pub(super) const DISK: &str = "Disk.img";
@@ -118,15 +119,15 @@ fn metadata(dir: &Path, notices: &mut Notices) -> Result<(u32, u64)> {
     };
     let metadata: Map<String, Value> = serde_json::from_slice(&source::read(&path, METADATA, LARGEST_JSON)?)
         .map_err(|error| invalid(METADATA, format!("is not understood: {error}")))?;
-    let number = |key: &str| match metadata.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => value
-            .as_u64()
-            .filter(|n| (1..=u64::from(u32::MAX)).contains(n))
-            .map(Some)
-            .ok_or_else(|| invalid(format!("{METADATA}/{key}"), "must be a whole number above zero")),
-    };
-    let (cpus, memory) = (number("cpu_count")?, number("memory_gb")?);
+    let number =
+        |key: &str, most: u64| match metadata.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => value.as_u64().filter(|n| (1..=most).contains(n)).map(Some).ok_or_else(|| {
+                invalid(format!("{METADATA}/{key}"), format!("must be a whole number from 1 to {most}"))
+            }),
+        };
+    let cpus = number("cpu_count", u64::from(check::MOST_CPUS))?;
+    let memory = number("memory_gb", u64::from(check::MOST_MEMORY_MIB) >> 10)?;
     for (key, usual, given) in
         [("cpu_count", format!("{USUAL_CPUS} cores"), cpus), ("memory_gb", format!("{USUAL_MEMORY_GIB} GiB"), memory)]
     {

@@ -3,17 +3,16 @@
 use std::{
     fs,
     io::{self, Read as _},
-    os::unix::net::UnixStream,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
 
-use rustix::process::{Flock, FlockType, Pid, fcntl_getlk, test_kill_process};
+use rustix::process::{Pid, test_kill_process};
 
 use super::{Notices, invalid, refused};
 use crate::{
     domain::{Code, Error, Result},
     platform::files,
+    templates::source_state::{self, SourceObstacle},
 };
 
 const LARGEST_PID_FILE: u64 = 64;
@@ -63,28 +62,15 @@ fn running(name: &str, how: &str) -> Error {
     refused(Code::SourceRunning, name, format!("says that the VM runs ({how}): shut it down first"))
 }
 
-/// Refuses a running VM of Tart: its process holds a record lock, and answers on its socket.
+/// Refuses a VM of Tart that runs, or has its disk in layers. One that is suspended passes.
 pub(super) fn not_run_by_tart(dir: &Path) -> Result<()> {
-    let cannot = |error: io::Error| invalid("config.json", format!("cannot be read: {}", error.kind()));
-    let file = files::open_regular(&dir.join("config.json")).map_err(|what| invalid("config.json", what))?;
-    // The lock is queried and never taken: Tart would take the lock's holder for the VM, and signal it. In a debug
-    // build, rustix panics at the pid -1 that stands for another kind of lock.
-    match catch_unwind(AssertUnwindSafe(|| fcntl_getlk(&file, &Flock::from(FlockType::ReadLock)))) {
-        Ok(Ok(None)) => {}
-        Ok(Ok(Some(lock))) => {
-            let how = lock.pid.map_or_else(
-                || "a process holds its lock".to_owned(),
-                |pid| format!("process {} holds its lock", pid.as_raw_nonzero()),
-            );
-            return Err(running("config.json", &how));
-        }
-        Ok(Err(error)) => return Err(cannot(error.into())),
-        Err(_) => return Err(running("config.json", "a process holds its lock")),
+    let Some(obstacle) = source_state::of_tart(dir) else { return Ok(()) };
+    let (file, what) = obstacle.describe();
+    match obstacle {
+        SourceObstacle::Suspended => Ok(()),
+        SourceObstacle::Running { .. } => Err(refused(Code::SourceRunning, file, what)),
+        SourceObstacle::Layered | SourceObstacle::Unreadable(_) => Err(invalid(file, what)),
     }
-    if UnixStream::connect(dir.join("control.sock")).is_ok() {
-        return Err(running("control.sock", "something answers on it"));
-    }
-    Ok(())
 }
 
 /// Refuses a directory in which a `*.pid` file names a running process.

@@ -31,8 +31,11 @@ pub(super) struct TartContents {
 /// The files are imported unchanged.
 pub(super) fn read(path: &Path, discard_memory: bool, notices: &mut Notices) -> Result<TartContents> {
     let dir = source::directory(path)?;
+    let config = source::part(&dir, CONFIG)?;
+    // Before the other parts, because a VM whose disk is in layers has no disk of its own.
+    source::not_run_by_tart(&dir)?;
     let found = TartContents {
-        config: source::part(&dir, CONFIG)?,
+        config,
         disk: source::part(&dir, DISK)?,
         nvram: source::optional_part(&dir, NVRAM)?
             .ok_or_else(|| invalid(NVRAM, "is missing: no guest boots without its auxiliary storage"))?,
@@ -41,7 +44,6 @@ pub(super) fn read(path: &Path, discard_memory: bool, notices: &mut Notices) -> 
     if config.os == GuestOs::Macos {
         machine(&config)?;
     }
-    source::not_run_by_tart(&dir)?;
     if source::optional_part(&dir, MEMORY)?.is_some() {
         if !discard_memory {
             let what = "holds the memory of a suspended VM, which no template can keep: shut the VM down, or say \

@@ -301,6 +301,13 @@ async fn sources_that_make_no_template_are_refused_by_name() {
     request.discard_memory = true;
     assert_eq!(fields(&f.take(request).await.unwrap().1), ["state.vzvmsave"]);
 
+    // Its disk is a layer on another one.
+    let vm = f.tart("stacked", &base);
+    fs::rename(vm.join("disk.img"), vm.join("overlay.asif")).unwrap();
+    let error = f.import(TemplateLayout::Tart, &vm, "stacked").await.unwrap_err();
+    assert_eq!(error.code, Code::TemplateInvalid, "{error}");
+    assert!(error.detail.contains("overlay.asif") && error.detail.contains("layer on another one"), "{error}");
+
     // Something answers on the socket.
     let vm = f.tart("awake", &base);
     let _listener = std::os::unix::net::UnixListener::bind(vm.join("control.sock")).unwrap();

@@ -7,8 +7,12 @@ use crate::{
     registry::RegistryError,
 };
 
+const FIELD: &str = "/image";
+const NOT_PULLED: &str = "could not be pulled";
+
 impl From<&PullError> for Error {
     fn from(error: &PullError) -> Self {
+        let detail = error.to_string();
         let code = match error {
             PullError::Template(error) => {
                 return Error {
@@ -17,25 +21,22 @@ impl From<&PullError> for Error {
                     ..Error::new(error.code, error.detail.clone())
                 };
             }
-            PullError::Registry(
-                RegistryError::Settings { .. }
-                | RegistryError::Credentials(_)
-                | RegistryError::Denied { .. }
-                | RegistryError::NotFound { .. },
-            ) => Code::ImageRefused,
-            PullError::Registry(
-                RegistryError::Unreachable { .. } | RegistryError::Refused { .. } | RegistryError::Answer { .. },
-            )
-            | PullError::Layer { .. }
-            | PullError::Lost => Code::ImageUnavailable,
+            PullError::Registry(error) => return refused(error, detail),
+            PullError::Layer { error, .. } => return refused(error, detail),
+            PullError::Lost => Code::ImageUnavailable,
             PullError::Manifest { .. } | PullError::Content { .. } | PullError::Settings { .. } => {
                 Code::TemplateInvalid
             }
             PullError::Space { error: full, .. } => {
-                return Error { retry_after: full.retry_after, ..Error::new(full.code, error.to_string()) };
+                return Error { retry_after: full.retry_after, ..Error::new(full.code, detail) };
             }
-            PullError::Storage(_) => Code::HostUnavailable,
+            PullError::Storage(_) | PullError::Disk { .. } => Code::HostUnavailable,
         };
-        Error::new(code, error.to_string()).field("/image", "could not be pulled")
+        Error::new(code, detail).field(FIELD, NOT_PULLED)
     }
+}
+
+fn refused(error: &RegistryError, detail: String) -> Error {
+    let code = if error.is_temporary() { Code::ImageUnavailable } else { Code::ImageRefused };
+    Error { retry_after: error.retry_after(), ..Error::new(code, detail) }.field(FIELD, NOT_PULLED)
 }

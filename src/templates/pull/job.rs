@@ -90,8 +90,10 @@ impl PullTask {
         }
         // The settings and the VM's configuration are the most frequent errors, so they are checked before the disk
         // is downloaded.
-        let checked = template.clone();
-        tokio::task::spawn_blocking(move || check::check_before_disk(&checked)).await.map_err(io::Error::other)??;
+        let (checked, disk_size) = (template.clone(), self.image.disk_size);
+        tokio::task::spawn_blocking(move || check::check_before_disk(&checked, disk_size))
+            .await
+            .map_err(io::Error::other)??;
         self.chunks(&site, plan, &room).await?;
         catalog.publish_pulled(staging, self.origin.clone(), settings, template, self.files()).await?;
         Ok(())
@@ -151,17 +153,15 @@ impl PullTask {
             let error = crate::domain::Error::new(Code::HostFull, detail).retry_after(60);
             return PullError::Space { image: Box::new(self.reference.clone()), error: Box::new(error) };
         }
-        let (image, what) = (Box::new(self.reference.clone()), error.to_string());
+        let image = Box::new(self.reference.clone());
         match error {
-            // A server that may not be reached will not be reachable in the next attempt.
-            LayerError::Registry(error @ RegistryError::Settings { .. })
-            | LayerError::Interrupted { error: error @ RegistryError::Settings { .. }, .. } => {
-                PullError::Registry(error)
+            // It is about this host's settings, not about the layer.
+            LayerError::Registry { error: error @ RegistryError::Settings { .. }, .. } => PullError::Registry(error),
+            LayerError::Registry { error, received } => {
+                PullError::Layer { image, layer, offset, error: Box::new(error), received }
             }
-            LayerError::Content(_) => PullError::Content { image, layer, offset, what },
-            LayerError::Registry(_) | LayerError::Interrupted { .. } | LayerError::Storage(_) => {
-                PullError::Layer { image, layer, offset, what }
-            }
+            LayerError::Content(what) => PullError::Content { image, layer, offset, what },
+            LayerError::Storage(_) => PullError::Disk { image, layer, offset, what: error.to_string() },
         }
     }
 

@@ -48,10 +48,8 @@ const ATTEMPTS: usize = 2;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LayerError {
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
-    #[error("{error}, after {received} of its bytes")]
-    Interrupted { error: RegistryError, received: u64 },
+    #[error("{error}")]
+    Registry { error: RegistryError, received: u64 },
     #[error("{0}")]
     Content(String),
     #[error("cannot be written: {0}")]
@@ -130,9 +128,8 @@ impl Site {
             let error = match (fetched, kept) {
                 (_, Ok(())) => return Ok(()),
                 // The thread then saw a premature end, which is less precise.
-                (Err(FetchError::Registry { error, received: 0 }), Err(_)) => return Err(error.into()),
                 (Err(FetchError::Registry { error, received }), Err(_)) => {
-                    return Err(LayerError::Interrupted { error, received });
+                    return Err(LayerError::Registry { error, received });
                 }
                 (Ok(()) | Err(FetchError::ReceiverGone), Err(error)) => error,
             };

@@ -29,7 +29,7 @@ mod sparse;
 mod spec;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io,
     path::PathBuf,
     sync::{Arc, Weak},
@@ -152,8 +152,12 @@ pub enum PullError {
     Manifest { image: Box<Reference>, error: ManifestError },
     #[error("{image} cannot be pulled: its configuration {what}")]
     Settings { image: Box<Reference>, what: String },
+    /// It did not arrive.
+    #[error("{image} cannot be pulled: layer {layer}{place}: {error}{after}", place = place(*offset), after = after(*received))]
+    Layer { image: Box<Reference>, layer: usize, offset: Option<u64>, error: Box<RegistryError>, received: u64 },
+    /// This host cannot write it.
     #[error("{image} cannot be pulled: layer {layer}{place}: {what}", place = place(*offset))]
-    Layer { image: Box<Reference>, layer: usize, offset: Option<u64>, what: String },
+    Disk { image: Box<Reference>, layer: usize, offset: Option<u64>, what: String },
     /// It does not match its manifest, even after repeated downloads: retrying does not help.
     #[error("{image} cannot be pulled: layer {layer}{place}: {what}", place = place(*offset))]
     Content { image: Box<Reference>, layer: usize, offset: Option<u64>, what: String },
@@ -173,6 +177,7 @@ impl PullError {
         match self {
             PullError::Settings { image, .. }
             | PullError::Layer { image, .. }
+            | PullError::Disk { image, .. }
             | PullError::Content { image, .. }
             | PullError::Space { image, .. } => image.digest(),
             PullError::Template(_)
@@ -182,6 +187,10 @@ impl PullError {
             | PullError::Lost => None,
         }
     }
+}
+
+fn after(received: u64) -> String {
+    if received == 0 { String::new() } else { format!(", after {received} of its bytes") }
 }
 
 fn place(offset: Option<u64>) -> String {
@@ -411,18 +420,38 @@ impl Running {
     }
 }
 
-/// The image of a reference; of an index, the one for this host.
+/// Lists that are read to find the image of one reference.
+const MOST_LISTS: usize = 16;
+
+/// The image of a reference; of an index, the one for this host. Its lists within lists are read if the image is not in it.
 async fn resolve(client: &RegistryClient, reference: &Reference) -> Result<(Digest, Image), PullError> {
     let failed = |error| PullError::Manifest { image: Box::new(reference.clone()), error };
-    let raw = client.manifest(reference).await?;
-    let list = match manifest::parse(&raw.bytes, raw.content_type.as_deref()).map_err(failed)? {
-        Document::Image(image) => return Ok((raw.digest, image)),
-        Document::Index(list) => list,
+    let read = async |reference: &Reference| {
+        let raw = client.manifest(reference).await?;
+        let document = manifest::parse(&raw.bytes, raw.content_type.as_deref()).map_err(failed)?;
+        Ok::<_, PullError>((raw.digest, document))
     };
-    let digest = list.choose(oci::index::architecture(std::env::consts::ARCH)).map_err(failed)?;
-    let raw = client.manifest(&reference.pinned(digest)).await?;
-    match manifest::parse(&raw.bytes, raw.content_type.as_deref()).map_err(failed)? {
-        Document::Image(image) => Ok((raw.digest, image)),
-        Document::Index(_) => Err(failed(ManifestError::Foreign("a list within a list".into()))),
+    let architecture = oci::index::architecture(std::env::consts::ARCH);
+    let mut list = match read(reference).await? {
+        (digest, Document::Image(image)) => return Ok((digest, image)),
+        (_, Document::Index(list)) => list,
+    };
+    let mut next = list.lists_for(architecture);
+    let mut known: BTreeSet<Digest> = next.iter().copied().collect();
+    while list.choose(architecture).is_err()
+        && let Some(nested) = next.pop()
+    {
+        if known.len() > MOST_LISTS {
+            return Err(failed(ManifestError::Nested { most: MOST_LISTS }));
+        }
+        // A list may claim that an image is a list.
+        let (_, Document::Index(nested)) = read(&reference.pinned(nested)).await? else { continue };
+        next.extend(nested.lists_for(architecture).into_iter().filter(|list| known.insert(*list)));
+        list.entries.extend(nested.entries);
+    }
+    let digest = list.choose(architecture).map_err(failed)?;
+    match read(&reference.pinned(digest)).await? {
+        (digest, Document::Image(image)) => Ok((digest, image)),
+        (_, Document::Index(_)) => Err(failed(ManifestError::Foreign("a list that is called an image".into()))),
     }
 }

@@ -56,6 +56,10 @@ pub(super) fn plan(
     blank: bool,
 ) -> Vec<(Chunk, ChunkSource)> {
     let mut zeros = BTreeMap::new();
+    let mut repeated: HashMap<Digest, usize> = HashMap::new();
+    for chunk in &image.chunks {
+        *repeated.entry(chunk.content.digest).or_default() += 1;
+    }
     let mut first: HashMap<(Digest, u64), u64> = HashMap::new();
     let source = |chunk: &Chunk| {
         let content = (chunk.content.digest, chunk.content.size);
@@ -63,8 +67,8 @@ pub(super) fn plan(
             first.entry(content).or_insert(chunk.offset);
             return ChunkSource::Done;
         }
-        let may_be_zeros =
-            may_be_zeros(chunk) && (zeros.len() < SIZES_OF_ZEROS || zeros.contains_key(&chunk.content.size));
+        let may_be_zeros = may_be_zeros(chunk, repeated[&chunk.content.digest])
+            && (zeros.len() < SIZES_OF_ZEROS || zeros.contains_key(&chunk.content.size));
         if may_be_zeros && *zeros.entry(chunk.content.size).or_insert_with_key(|&n| of_zeros(n)) == content.0 {
             return ChunkSource::Zeros;
         }
@@ -88,10 +92,12 @@ pub(super) fn plan(
     image.chunks.iter().copied().zip(sources).collect()
 }
 
-/// Zeros compress to less than this in any encoding. The digest of many gigabytes of zeros takes seconds, so it is
-/// computed only for chunks that may be zeros.
-fn may_be_zeros(chunk: &Chunk) -> bool {
-    chunk.content.size <= LARGEST_OF_ZEROS && chunk.blob.size <= chunk.content.size / 64 + 4096
+/// The digest of many gigabytes of zeros takes seconds, so it is computed only for chunks that may be zeros: those that are
+/// compressed to almost nothing, which all usual encoders do with zeros; and those that the image has more than once, because
+/// an encoder may compress badly, and each of its chunks of zeros would otherwise be read and hashed.
+fn may_be_zeros(chunk: &Chunk, times: usize) -> bool {
+    let small = chunk.blob.size <= chunk.content.size / 64 + 4096;
+    chunk.content.size <= LARGEST_OF_ZEROS && (small || times > 1)
 }
 
 fn of_zeros(size: u64) -> Digest {
@@ -176,6 +182,22 @@ mod tests {
         let image = Image { kind: ImageFormat::Tart, config, files: Vec::new(), disk_size: 0, chunks };
         let sources = plan(&image, &BTreeSet::new(), &KnownPieces::new(), true);
         assert!(sources.iter().all(|(_, source)| *source == ChunkSource::Registry));
+    }
+
+    #[test]
+    fn zeros_that_are_compressed_badly_are_known_when_they_come_twice() {
+        let config = Blob { digest: Digest::of(b""), size: 1 };
+        let loose = |layer, offset| {
+            let zeros = chunk(layer, offset, &[0; 100_000]);
+            Chunk { blob: Blob { size: 90_000, ..zeros.blob }, ..zeros }
+        };
+        let chunks = vec![loose(1, 0), loose(2, 100_000), chunk(3, 200_000, &[7; 100_000])];
+        let image = Image { kind: ImageFormat::Tart, config, files: Vec::new(), disk_size: 300_000, chunks };
+        let at = |offset| CatalogPiece { disk: "/templates/a/disk".into(), offset };
+        let known = KnownPieces::from([((Digest::of(&[0; 100_000]), 100_000), vec![at(0), at(100_000)])]);
+        let sources: Vec<_> =
+            plan(&image, &BTreeSet::new(), &known, false).into_iter().map(|(_, source)| source).collect();
+        assert_eq!(sources, [ChunkSource::Zeros, ChunkSource::Zeros, ChunkSource::Registry]);
     }
 
     #[test]

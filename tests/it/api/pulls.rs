@@ -245,6 +245,42 @@ async fn an_outage_is_not_waited_out_for_ever() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_registry_gets_the_pause_that_it_asks_for() {
+    let rig = Rig::new(QUICK, Clock::system()).await;
+    rig.push("v1", 1).await;
+    rig.proxy.on(Rule::get("*/manifests/*", Fault::retry_after(429, "1800")));
+    let pull = rig.start("v1", json!({})).await;
+    let waits = rig.api.pull_until(id(&pull), |pull| pull["failures"].as_i64() >= Some(1)).await;
+    assert_eq!((&waits["state"], &waits["error"]["code"]), (&json!("pulling"), &json!("image.unavailable")));
+    let at = |field: &str| waits[field].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    let pause = at("retry_at").duration_since(at("updated_at")).as_secs();
+    assert!((1799..=1800).contains(&pause), "{waits:#}");
+    assert_eq!(rig.proxy.asked("GET", "/manifests/v1").len(), 1);
+
+    // A pause beyond the pull's deadline is its end.
+    rig.proxy.clear();
+    rig.proxy.on(Rule::get("*/manifests/*", Fault::retry_after(503, "86400")));
+    let pull = rig.start("v2", json!({"name": "other"})).await;
+    let failed = rig.api.pull_ended(id(&pull), "failed").await;
+    assert_eq!(failed["error"]["code"], "image.unavailable");
+    assert!(failed["error"]["detail"].as_str().unwrap().contains("a pause of 86400 s"), "{failed:#}");
+}
+
+/// A blob that is refused or absent for good ends the pull, as a manifest does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_is_refused_ends_the_pull() {
+    for status in [400, 403, 404, 410] {
+        let rig = Rig::new(QUICK, Clock::system()).await;
+        let image = rig.push("v1", 1).await;
+        rig.proxy.on(Rule::get(&format!("*{}", image.chunk(1).digest()), Fault::status(status)));
+        let pull = rig.start("v1", json!({})).await;
+        let failed = rig.api.pull_ended(id(&pull), "failed").await;
+        assert_eq!((&failed["error"]["code"], &failed["failures"]), (&json!("image.refused"), &json!(0)), "{failed:#}");
+        assert!(!rig.staging(&image.digest()).exists(), "the data of a pull that cannot succeed is still there");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_for_good_is_not_waited_out() {
     let rig = Rig::new(QUICK, Clock::system()).await;
     let image = rig.push("v1", 1).await;

@@ -146,7 +146,7 @@ async fn asks_in_the_environment_it_is_given() {
             assert!(!shown.contains(c.secret.expose_secret()), "{shown}");
             json!({"username": c.username, "secret": c.secret.expose_secret(), "expires_at": c.expires_at.map(|t| t.to_string())})
         }
-        Err(e) => json!({"error": e.to_string()}),
+        Err(e) => json!({"error": e.to_string(), "temporary": e.temporary}),
     };
     std::fs::write(std::env::var_os("MAYFLY_TEST_ANSWER").unwrap(), answer.to_string()).unwrap();
 }
@@ -212,6 +212,7 @@ async fn a_profile_assumes_its_role_with_the_instances_role() {
 #[tokio::test]
 async fn without_credentials_it_says_so_and_does_not_hang() {
     let off = ask(REGISTRY, &[("AWS_EC2_METADATA_DISABLED", "true")]).await;
+    assert_eq!(off["temporary"], false, "{off}");
     let error = off["error"].as_str().unwrap();
     assert!(
         error.starts_with(&format!("credentials for {REGISTRY}: Amazon ECR: there are no AWS credentials")),
@@ -224,6 +225,21 @@ async fn without_credentials_it_says_so_and_does_not_hang() {
     let began = Instant::now();
     let error = ask(REGISTRY, &[("AWS_EC2_METADATA_SERVICE_ENDPOINT", &imds)]).await;
     assert!(error["error"].as_str().unwrap().contains("no AWS credentials"), "{error}");
+    assert_eq!(error["temporary"], true, "{error}");
+    // A host that boots before its network does.
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let error = ask(REGISTRY, &[("AWS_EC2_METADATA_SERVICE_ENDPOINT", &format!("http://{closed}"))]).await;
+    assert_eq!(error["temporary"], true, "{error}");
+    // An instance without a role: the service answers.
+    let none =
+        serve(Router::new().route(
+            "/latest/api/token",
+            put(|| async { ([("x-aws-ec2-metadata-token-ttl-seconds", "60")], "a-session") }),
+        ))
+        .await;
+    let error = ask(REGISTRY, &[("AWS_EC2_METADATA_SERVICE_ENDPOINT", &none)]).await;
+    assert!(error["error"].as_str().unwrap().contains("there are no AWS credentials"), "{error}");
+    assert_eq!(error["temporary"], false, "{error}");
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
 }
 
@@ -238,6 +254,7 @@ async fn a_profile_that_is_wrong_is_named() {
     let env =
         [("AWS_CONFIG_FILE", config.to_str().unwrap()), ("AWS_PROFILE", "half"), ("AWS_EC2_METADATA_DISABLED", "true")];
     let error = ask(REGISTRY, &env).await;
+    assert_eq!(error["temporary"], false, "{error}");
     let error = error["error"].as_str().unwrap();
     assert!(error.contains("AWS credentials: ") && error.contains("Nowhere"), "{error}");
 }
@@ -248,6 +265,7 @@ async fn an_endpoint_that_is_not_there_is_an_error() {
     let url = format!("http://{closed}");
     let env = [("AWS_ACCESS_KEY_ID", "AKIA"), ("AWS_SECRET_ACCESS_KEY", "hunter2"), ("AWS_ENDPOINT_URL_ECR", &url)];
     let error = ask(REGISTRY, &env).await;
+    assert_eq!(error["temporary"], true, "{error}");
     let error = error["error"].as_str().unwrap();
     assert!(error.contains("ECR in eu-central-1: dispatch failure") && error.contains("refused"), "{error}");
     assert!(!error.contains("hunter2"));
@@ -300,6 +318,8 @@ async fn without_permission_there_is_no_token() {
 #[tokio::test]
 async fn a_refusal_shows_its_code_and_not_the_request() {
     for (code, message, expected) in [
+        ("ServerException", "try again", "refused: ServerException: try again"),
+        ("ThrottlingException", "Rate exceeded", "refused: ThrottlingException: Rate exceeded"),
         (
             "AccessDeniedException",
             "User: arn:aws:iam::123456789012:user/nobody is not authorized to perform: ecr:GetAuthorizationToken on resource: *",
@@ -317,14 +337,17 @@ async fn a_refusal_shows_its_code_and_not_the_request() {
         ),
     ] {
         let body = json!({"__type": code, "message": message}).to_string();
+        let status =
+            if code == "ServerException" { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::BAD_REQUEST };
         let answer = move || {
             let body = body.clone();
-            async move { (StatusCode::BAD_REQUEST, [("content-type", "application/x-amz-json-1.1")], body) }
+            async move { (status, [("content-type", "application/x-amz-json-1.1")], body) }
         };
         let url = serve(Router::new().fallback(answer)).await;
         let env =
             [("AWS_ACCESS_KEY_ID", "AKIA"), ("AWS_SECRET_ACCESS_KEY", "hunter2"), ("AWS_ENDPOINT_URL_ECR", &*url)];
         let error = ask(REGISTRY, &env).await;
+        assert_eq!(error["temporary"], ["ServerException", "ThrottlingException"].contains(&code), "{error}");
         let error = error["error"].as_str().unwrap();
         assert!(error.ends_with(expected), "{error}");
     }

@@ -41,6 +41,14 @@ impl Authority {
     }
 
     pub fn issue(&self) -> Issued {
+        self.issue_with(|_| {})
+    }
+
+    pub fn issue_expired(&self) -> Issued {
+        self.issue_with(|params| params.not_after = rcgen::date_time_ymd(2020, 1, 1))
+    }
+
+    fn issue_with(&self, change: impl FnOnce(&mut CertificateParams)) -> Issued {
         let key = KeyPair::generate().unwrap();
         let names = ["localhost", "127.0.0.1", "127.0.0.2"].map(str::to_owned);
         let mut params = CertificateParams::new(names).unwrap();
@@ -48,6 +56,7 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, "tests' server");
         params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
         params.use_authority_key_identifier_extension = true;
+        change(&mut params);
         Issued { cert: params.signed_by(&key, &self.issuer).unwrap(), key }
     }
 

@@ -27,6 +27,7 @@ pub mod github;
 pub mod moto;
 pub mod proxy;
 pub mod registry;
+pub mod scripted_registry;
 pub mod small_disk;
 pub mod tart;
 pub mod tart_image;

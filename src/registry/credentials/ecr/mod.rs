@@ -18,8 +18,12 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::timeout;
 
 use super::{CredentialError, CredentialSource, RegistryCredential};
-use crate::{platform::clock, registry::aws};
+use crate::{
+    platform::clock,
+    registry::aws::{self, AwsFailure},
+};
 
+const NAME: &str = "Amazon ECR";
 const TOKEN: Duration = Duration::from_secs(30);
 
 /// Without a cache: a new role or profile takes effect at once, and `Chain` caches the token.
@@ -30,12 +34,16 @@ pub struct Ecr;
 impl CredentialSource for Ecr {
     async fn get(&self, registry: &str, _renew: bool) -> Result<Option<RegistryCredential>, CredentialError> {
         let Some(at) = EcrHost::of(registry) else { return Ok(None) };
-        token(&at).await.map(Some).map_err(|what| CredentialError::new(registry, "Amazon ECR", what))
+        let found = token(&at).await;
+        found.map(Some).map_err(|AwsFailure { what, temporary }| match temporary {
+            true => CredentialError::temporary(registry, NAME, what),
+            false => CredentialError::new(registry, NAME, what),
+        })
     }
 }
 
-async fn token(at: &EcrHost) -> Result<RegistryCredential, String> {
-    let late = |d: Duration, what: &str| format!("{what} within {} s", d.as_secs());
+async fn token(at: &EcrHost) -> Result<RegistryCredential, AwsFailure> {
+    let last = |what| AwsFailure { what, temporary: false };
     let (shared, identity) = aws::load(Some(&at.region), Some(Duration::from_secs(10))).await?;
     let mut config = aws_sdk_ecr::config::Builder::from(&shared).credentials_provider(identity);
     if at.fips {
@@ -43,13 +51,14 @@ async fn token(at: &EcrHost) -> Result<RegistryCredential, String> {
     }
     let answer = timeout(TOKEN, aws_sdk_ecr::Client::from_conf(config.build()).get_authorization_token().send())
         .await
-        .map_err(|_| late(TOKEN, &format!("ECR in {} did not answer", at.region)))?
+        .map_err(|_| {
+            AwsFailure::temporary(format!("ECR in {} did not answer within {} s", at.region, TOKEN.as_secs()))
+        })?
         .map_err(|e| refusal(&e, at))?;
-    let data = answer
-        .authorization_data()
-        .first()
-        .ok_or_else(|| format!("ECR in {} answered without authorization data (expected one token)", at.region))?;
-    let (username, secret) = decode(data.authorization_token().unwrap_or_default())?;
+    let data = answer.authorization_data().first().ok_or_else(|| {
+        last(format!("ECR in {} answered without authorization data (expected one token)", at.region))
+    })?;
+    let (username, secret) = decode(data.authorization_token().unwrap_or_default()).map_err(last)?;
     let expires_at = data.expires_at().and_then(|t| Timestamp::from_second(t.secs()).ok());
     // A new token that has already expired shows that the clocks disagree. The registry decides, and a refusal renews
     // it.
@@ -63,26 +72,35 @@ async fn token(at: &EcrHost) -> Result<RegistryCredential, String> {
     Ok(RegistryCredential { username, secret, expires_at })
 }
 
-fn refusal(error: &SdkError<GetAuthorizationTokenError>, at: &EcrHost) -> String {
+fn refusal(error: &SdkError<GetAuthorizationTokenError>, at: &EcrHost) -> AwsFailure {
     let region = &at.region;
     let Some(refused) = error.as_service_error() else {
-        return format!("ECR in {region}: {}", aws::causes(error));
+        let what = format!("ECR in {region}: {}", aws::causes(error));
+        // Without an answer, or with a broken one, it is not known what ECR would say.
+        return AwsFailure { what, temporary: !matches!(error, SdkError::ConstructionFailure(_)) };
     };
     let status = error.raw_response().map_or(0, |r| r.status().as_u16());
-    let Some(code) = refused.code() else {
-        return format!(
+    let code = refused.code().unwrap_or_default();
+    let temporary = match (code, status) {
+        ("ThrottlingException" | "Throttling" | "RequestLimitExceeded" | "RequestTimeout", _) => true,
+        ("ServerException" | "ServiceUnavailable" | "InternalFailure", _) | (_, 408 | 429 | 500..) => true,
+        _ => false,
+    };
+    if code.is_empty() {
+        let what = format!(
             "ECR in {region} refused with status {status} and said nothing that can be read (expected JSON with __type)"
         );
-    };
-    let mut text = format!("ECR in {region} refused: {code}");
+        return AwsFailure { what, temporary };
+    }
+    let mut what = format!("ECR in {region} refused: {code}");
     // For a wrong signature, the message contains the expected request, including the session token.
     if let Some(line) = refused.message().and_then(|m| m.lines().next()).filter(|l| !l.is_empty()) {
-        let _ = write!(text, ": {}", line.chars().take(300).collect::<String>());
+        let _ = write!(what, ": {}", line.chars().take(300).collect::<String>());
     }
     if code.starts_with("AccessDenied") {
-        text.push_str(" (ecr:GetAuthorizationToken has to be allowed)");
+        what.push_str(" (ecr:GetAuthorizationToken has to be allowed)");
     }
-    text
+    AwsFailure { what, temporary }
 }
 
 /// The token is base64 of `user:password`, the form of HTTP Basic.

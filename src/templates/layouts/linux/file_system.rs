@@ -6,7 +6,7 @@
 
 use std::{collections::VecDeque, fs::File, io::Write, sync::Arc};
 
-use ext4_view::{Ext4, Ext4Read};
+use ext4_view::{Ext4, Ext4Error, Ext4Read};
 
 use super::partitions::Partition;
 use crate::templates::work::Work;
@@ -47,19 +47,58 @@ pub struct GuestFileSystem {
     work: Arc<Work>,
 }
 
-impl GuestFileSystem {
-    /// `None`: there is no file system in the partition that can be read.
-    pub fn load(disk: File, partition: &Partition, work: &Arc<Work>) -> Option<GuestFileSystem> {
-        let &Partition { start, bytes, .. } = partition;
-        if !is_plausible(&disk, start, bytes, work)? {
-            return None;
+/// What a partition contains.
+pub enum PartitionContent {
+    /// No ext2, ext3 or ext4 file system.
+    Other,
+    /// One that cannot be read here, and why.
+    Unreadable(String),
+    System(Box<GuestFileSystem>),
+}
+
+/// Why a path leads to nothing.
+#[derive(Debug)]
+pub enum PathError {
+    /// It does not exist, or its links do not end.
+    Absent,
+    /// The file system cannot be read there. So it is not known what is there.
+    Unreadable(String),
+}
+
+impl PathError {
+    fn of(error: &Ext4Error, path: &str) -> PathError {
+        match error {
+            Ext4Error::NotFound | Ext4Error::NotADirectory => PathError::Absent,
+            other => PathError::Unreadable(format!("cannot be read at {path}: {other}")),
         }
-        let window = PartitionWindow { disk, start, bytes, work: work.clone() };
-        Some(GuestFileSystem { system: Ext4::load(Box::new(window)).ok()?, work: work.clone() })
     }
 
-    /// The same path without links. `None`: it does not exist, or cannot be followed.
-    pub fn resolve(&self, path: &str) -> Option<String> {
+    /// An error only if it is not known.
+    fn known<T>(self) -> Result<Option<T>, String> {
+        match self {
+            PathError::Absent => Ok(None),
+            PathError::Unreadable(why) => Err(why),
+        }
+    }
+}
+
+impl GuestFileSystem {
+    pub fn load(disk: File, partition: &Partition, work: &Arc<Work>) -> PartitionContent {
+        let &Partition { start, bytes, .. } = partition;
+        match superblock(&disk, start, bytes, work) {
+            Superblock::None => return PartitionContent::Other,
+            Superblock::Wrong(why) => return PartitionContent::Unreadable(why.to_owned()),
+            Superblock::Plausible => {}
+        }
+        let window = PartitionWindow { disk, start, bytes, work: work.clone() };
+        match Ext4::load(Box::new(window)) {
+            Ok(system) => PartitionContent::System(Box::new(GuestFileSystem { system, work: work.clone() })),
+            Err(error) => PartitionContent::Unreadable(error.to_string()),
+        }
+    }
+
+    /// The same path without links.
+    pub fn resolve(&self, path: &str) -> Result<String, PathError> {
         let mut left: VecDeque<String> = path.split('/').map(str::to_owned).collect();
         let mut real: Vec<String> = Vec::new();
         let mut links = 0;
@@ -73,16 +112,16 @@ impl GuestFileSystem {
                 _ => real.push(name),
             }
             let here = absolute(&real);
-            let metadata = self.system.symlink_metadata(here.as_str()).ok()?;
+            let metadata = self.system.symlink_metadata(here.as_str()).map_err(|e| PathError::of(&e, &here))?;
             if !metadata.file_type().is_symlink() {
                 continue;
             }
             links += 1;
             if links > MOST_LINKS || metadata.len() > LONGEST_LINK {
-                return None;
+                return Err(PathError::Absent);
             }
-            let target = self.system.read_link(here.as_str()).ok()?;
-            let target = target.to_str().ok()?;
+            let target = self.system.read_link(here.as_str()).map_err(|e| PathError::of(&e, &here))?;
+            let target = target.to_str().map_err(|_| PathError::Absent)?;
             real.pop();
             if target.starts_with('/') {
                 real.clear();
@@ -91,43 +130,65 @@ impl GuestFileSystem {
                 left.push_front(part.to_owned());
             }
             if left.len() > LONGEST_LINK as usize {
-                return None;
+                return Err(PathError::Absent);
             }
         }
-        Some(absolute(&real))
+        Ok(absolute(&real))
     }
 
     pub fn exists(&self, path: &str) -> bool {
-        self.resolve(path).is_some()
+        self.resolve(path).is_ok()
     }
 
-    pub fn is_file(&self, path: &str) -> bool {
-        let Some(real) = self.resolve(path) else { return false };
-        self.system.symlink_metadata(real.as_str()).is_ok_and(|m| m.file_type().is_regular_file())
+    pub fn is_file(&self, path: &str) -> Result<bool, String> {
+        let real = match self.resolve(path) {
+            Ok(real) => real,
+            Err(error) => return error.known::<()>().map(|_| false),
+        };
+        let metadata = self.system.symlink_metadata(real.as_str());
+        match metadata.map_err(|error| PathError::of(&error, &real)) {
+            Ok(metadata) => Ok(metadata.file_type().is_regular_file()),
+            Err(error) => error.known::<()>().map(|_| false),
+        }
     }
 
-    /// The versions of the kernels in a directory.
-    pub fn kernels(&self, dir: &str) -> Vec<String> {
-        let Some(real) = self.resolve(dir) else { return Vec::new() };
-        let Ok(entries) = self.system.read_dir(real.as_str()) else { return Vec::new() };
-        // A directory whose entries cannot be read has no further ones.
-        let names = entries.map_while(|entry| Some(entry.ok()?.file_name().as_str().ok().map(str::to_owned)));
-        let version = |name: String| name.strip_prefix("vmlinuz-").map(str::to_owned);
-        names
-            .flatten()
-            .filter_map(version)
+    /// The versions of the kernels in a directory, which may be absent. An error: it cannot be read.
+    pub fn kernels(&self, dir: &str) -> Result<Vec<String>, String> {
+        let real = match self.resolve(dir) {
+            Ok(real) => real,
+            Err(error) => return Ok(error.known()?.unwrap_or_default()),
+        };
+        let entries = match self.system.read_dir(real.as_str()) {
+            Ok(entries) => entries,
+            Err(error) => return Ok(PathError::of(&error, &real).known()?.unwrap_or_default()),
+        };
+        let mut versions = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|error| format!("cannot be read at {real}: {error}"))?;
+            let name = entry.file_name();
+            let Some(version) = name.as_str().ok().and_then(|name| name.strip_prefix("vmlinuz-")) else { continue };
             // Rescue kernels.
-            .filter(|v| !v.is_empty() && !v.contains("rescue") && !v.ends_with(".old"))
-            .take(MOST_KERNELS)
-            .filter(|v| self.is_file(&format!("{}/vmlinuz-{v}", dir.trim_end_matches('/'))))
-            .collect()
+            if version.is_empty() || version.contains("rescue") || version.ends_with(".old") {
+                continue;
+            }
+            if versions.len() == MOST_KERNELS {
+                break;
+            }
+            if self.is_file(&format!("{}/vmlinuz-{version}", dir.trim_end_matches('/')))? {
+                versions.push(version.to_owned());
+            }
+        }
+        Ok(versions)
     }
 
     /// Copies a file of at most this many bytes. An error of the kind [`CopyError::Write`] is the target's.
     pub fn copy(&self, from: &str, to: &mut dyn Write, most: u64) -> Result<(), CopyError> {
         let wrong = |what: String| CopyError::Source(what);
         let broken = |error: &dyn std::fmt::Display| CopyError::Source(format!("cannot be read at {from}: {error}"));
-        let real = self.resolve(from).ok_or_else(|| broken(&"it does not exist"))?;
+        let real = self.resolve(from).map_err(|error| match error {
+            PathError::Absent => broken(&"it does not exist"),
+            PathError::Unreadable(why) => wrong(why),
+        })?;
         let mut file = self.system.open(real.as_str()).map_err(|error| broken(&error))?;
         let size = file.metadata().len();
         if size > most {
@@ -163,20 +224,34 @@ fn absolute(parts: &[String]) -> String {
     format!("/{}", parts.join("/"))
 }
 
-/// Whether the superblock claims no more than the partition has. `None`: it cannot be read.
-fn is_plausible(disk: &File, start: u64, bytes: u64, work: &Work) -> Option<bool> {
+enum Superblock {
+    None,
+    Wrong(&'static str),
+    Plausible,
+}
+
+/// Whether there is a superblock, and claims no more than the partition has.
+fn superblock(disk: &File, start: u64, bytes: u64, work: &Work) -> Superblock {
     if bytes < 2 * SUPERBLOCK {
-        return Some(false);
+        return Superblock::None;
     }
     let mut block = [0; 1024];
-    work.read(disk, &mut block, start + SUPERBLOCK).ok()?;
+    if work.read(disk, &mut block, start + SUPERBLOCK).is_err() {
+        return Superblock::Wrong("its superblock cannot be read");
+    }
     let u16_at = |at: usize| u16::from_le_bytes([block[at], block[at + 1]]);
     let u32_at = |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
+    if u16_at(56) != MAGIC {
+        return Superblock::None;
+    }
     let (shift, per_group) = (u32_at(24), u32_at(32));
-    if u16_at(56) != MAGIC || shift > LARGEST_BLOCK || per_group < LEAST_GROUP {
-        return Some(false);
+    if shift > LARGEST_BLOCK || per_group < LEAST_GROUP {
+        return Superblock::Wrong("its superblock is wrong");
     }
     // The upper half counts only with a feature; without it, it is zero.
     let blocks = u64::from(u32_at(4)) | u64::from(u32_at(336)) << 32;
-    Some(blocks.checked_mul(1024 << shift).is_some_and(|size| size <= bytes))
+    match blocks.checked_mul(1024 << shift).is_some_and(|size| size <= bytes) {
+        true => Superblock::Plausible,
+        false => Superblock::Wrong("it is larger than its partition"),
+    }
 }

@@ -19,7 +19,7 @@ use std::{
 };
 
 use self::{
-    file_system::{CopyError, GuestFileSystem},
+    file_system::{CopyError, GuestFileSystem, PartitionContent},
     partitions::partitions,
 };
 use super::invalid;
@@ -53,15 +53,18 @@ pub(super) fn extract(disk: &Path, into: &Path, space: &SpaceGuard, stop: &StopF
     let file = files::open_regular(disk).map_err(|what| invalid("disk", what))?;
     let work = Arc::new(Work::bounded_by(&file).map_err(Error::internal)?.until(stop));
     let mut systems = Vec::new();
+    let mut unreadable = Vec::new();
     let all = partitions(&file).map_err(|what| invalid("disk", what))?;
     for partition in &all {
         let disk = file.try_clone().map_err(Error::internal)?;
-        if let Some(system) = GuestFileSystem::load(disk, partition, &work) {
-            systems.push((partition, system));
+        match GuestFileSystem::load(disk, partition, &work) {
+            PartitionContent::Other => {}
+            PartitionContent::Unreadable(why) => unreadable.push(format!("{}: {why}", place_of(partition.number))),
+            PartitionContent::System(system) => systems.push((partition, system)),
         }
     }
     work.go_on().map_err(|what| invalid("disk", what))?;
-    if systems.is_empty() {
+    if systems.is_empty() && unreadable.is_empty() {
         return Err(invalid(
             "disk",
             format!(
@@ -74,15 +77,22 @@ pub(super) fn extract(disk: &Path, into: &Path, space: &SpaceGuard, stop: &StopF
             ),
         ));
     }
-    let newest = systems
-        .iter()
-        .flat_map(|(partition, system)| {
-            ["/boot", "/"].into_iter().flat_map(move |dir| {
-                system.kernels(dir).into_iter().map(move |version| (*partition, system, dir, version))
-            })
-        })
-        .max_by(|a, b| by_version(&a.3, &b.3));
-    let Some((partition, system, dir, version)) = newest else {
+    let mut kernels = Vec::new();
+    for (partition, system) in &systems {
+        for dir in ["/boot", "/"] {
+            match system.kernels(dir) {
+                Ok(versions) => kernels.extend(versions.into_iter().map(|version| (*partition, system, dir, version))),
+                Err(why) => unreadable.push(format!("{}: {why}", place_of(partition.number))),
+            }
+        }
+    }
+    work.go_on().map_err(|what| invalid("disk", what))?;
+    let Some((partition, system, dir, version)) = kernels.into_iter().max_by(|a, b| by_version(&a.3, &b.3)) else {
+        if !unreadable.is_empty() {
+            let why = unreadable.join("; ");
+            let what = format!("has a file system that cannot be read here ({why}): give the kernel in `kernel`");
+            return Err(invalid("disk", what));
+        }
         return Err(invalid("disk", "has no kernel: neither /boot nor a partition of its own has a vmlinuz-*"));
     };
     // A separate /boot partition is not the root; the root contains the system's description.
@@ -101,7 +111,14 @@ pub(super) fn extract(disk: &Path, into: &Path, space: &SpaceGuard, stop: &StopF
         format!("initrd-{version}"),
         format!("initrd-{version}.img"),
     ];
-    let initramfs = match names.into_iter().find(|name| system.is_file(&at(name))) {
+    let mut there = None;
+    for name in names {
+        if system.is_file(&at(&name)).map_err(|why| invalid("disk", why))? {
+            there = Some(name);
+            break;
+        }
+    }
+    let initramfs = match there {
         Some(name) => {
             let path = into.join("initramfs");
             copy(system, &at(&name), &path, LARGEST_INITRAMFS, space)?;
@@ -109,11 +126,15 @@ pub(super) fn extract(disk: &Path, into: &Path, space: &SpaceGuard, stop: &StopF
         }
         None => None,
     };
-    let place = match partition.number {
-        0 => format!("{dir} of the disk"),
-        number => format!("{dir} of partition {number}"),
-    };
+    let place = format!("{dir} of {}", place_of(partition.number));
     Ok(Extracted { kernel, initramfs, name, place, root: root.root.clone() })
+}
+
+fn place_of(partition: u32) -> String {
+    match partition {
+        0 => "the disk".to_owned(),
+        number => format!("partition {number}"),
+    }
 }
 
 fn copy(system: &GuestFileSystem, from: &str, to: &Path, most: u64, space: &SpaceGuard) -> Result<()> {

@@ -85,6 +85,7 @@ pub struct Front<'a> {
     registry: &'a Registry,
     ip: Ipv4Addr,
     tls: bool,
+    expired: bool,
     access: Access,
 }
 
@@ -92,6 +93,12 @@ impl Front<'_> {
     /// Without TLS.
     pub fn plain(mut self) -> Self {
         self.tls = false;
+        self
+    }
+
+    /// With a certificate of the registry's authority that has expired.
+    pub fn expired(mut self) -> Self {
+        self.expired = true;
         self
     }
 
@@ -116,7 +123,9 @@ impl Front<'_> {
     pub async fn start(self) -> Proxy {
         let listener = TcpListener::bind((self.ip, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let tls = self.tls.then(|| self.registry.authority.issue().server());
+        let authority = &self.registry.authority;
+        let issue = || if self.expired { authority.issue_expired() } else { authority.issue() };
+        let tls = self.tls.then(|| issue().server());
         let opens = self.registry.login.as_ref().map(|login| format!("Basic {}", login.basic()));
         let state = Arc::new(State {
             upstream: self.registry.authority.client(),
@@ -135,7 +144,7 @@ impl Front<'_> {
 
 impl Proxy {
     pub fn before(registry: &Registry) -> Front<'_> {
-        Front { registry, ip: Ipv4Addr::LOCALHOST, tls: true, access: Access::Registry }
+        Front { registry, ip: Ipv4Addr::LOCALHOST, tls: true, expired: false, access: Access::Registry }
     }
 
     /// What an image reference starts with.
