@@ -83,9 +83,11 @@ impl NetworkAnswer {
 struct FaultAnswer {
     code: String,
     detail: String,
-    os: String,
-    admits: u32,
-    slots: u32,
+    os: Option<String>,
+    admits: Option<u32>,
+    slots: Option<u32>,
+    driver: Option<String>,
+    step: Option<String>,
     age_seconds: u64,
     remedy: String,
 }
@@ -132,7 +134,19 @@ pub(super) async fn run(client: &ApiClient, json: bool) -> Result<u8, CommandFai
     }
     for fault in &host.faults {
         let age = text::duration(SignedDuration::from_secs(fault.age_seconds.cast_signed()));
-        let what = format!("{} of {} {} slots can be used, for {age}", fault.admits, fault.slots, fault.os);
+        let what = match (&fault.os, &fault.driver) {
+            (Some(os), _) => {
+                let (admits, slots) = (fault.admits.unwrap_or_default(), fault.slots.unwrap_or_default());
+                format!("{admits} of {slots} {os} slots can be used, for {age}")
+            }
+            (None, driver) => {
+                let step = match fault.step.as_deref() {
+                    Some("cloning") => "cloned",
+                    _ => "started",
+                };
+                format!("vms of the driver {} cannot be {step}, for {age}", driver.as_deref().unwrap_or("?"))
+            }
+        };
         output::line(&format!("\n{}  {}", paint("fault", Colour::Red), text::plain(&what)))?;
         output::line(&format!("  {}: {}", fault.code, text::plain(&fault.detail)))?;
         output::line(&format!("  {}", text::plain(&fault.remedy)))?;

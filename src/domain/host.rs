@@ -12,6 +12,7 @@ use super::{
     error::Fault,
     ids::VmId,
     network_support::NetworkSupport,
+    state::State,
     template::{Arch, GuestOs},
 };
 
@@ -90,6 +91,22 @@ impl Ceiling {
     }
 }
 
+/// The host refused vms of a driver for a reason other than the number of guests: a full disk, a locked keychain. They wait
+/// until it accepts one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DriverRefusal {
+    pub driver: String,
+    /// What was refused: the clone or the start.
+    pub step: State,
+    /// The first refusal.
+    pub fault: Fault,
+    pub last_at: Timestamp,
+    pub refusals: u32,
+}
+
+/// A refusal that did not occur for this long concerns no vm any more: those that wait try again within a minute or two.
+const REFUSAL_IS_OLD: SignedDuration = SignedDuration::from_mins(10);
+
 /// The host at its last inspection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostView {
@@ -101,6 +118,8 @@ pub struct HostView {
     pub instances: Vec<Instance>,
     /// At most one for each kind of guest.
     pub ceilings: Vec<Ceiling>,
+    /// At most one for each driver, step and code.
+    pub refusals: Vec<DriverRefusal>,
     /// When the oldest of the listings was asked for.
     pub observed_at: Timestamp,
     /// `false` until the first inspection of the host is complete.
@@ -182,6 +201,34 @@ impl HostView {
         Some(self.ceilings.swap_remove(lifted))
     }
 
+    /// The host refused this step of a vm.
+    pub fn refused_step(&mut self, driver: &str, step: State, fault: Fault) {
+        let at = fault.at;
+        self.refusals.retain(|r| at.duration_since(r.last_at) < REFUSAL_IS_OLD);
+        let known = |r: &&mut DriverRefusal| r.driver == driver && r.step == step && r.fault.code == fault.code;
+        match self.refusals.iter_mut().find(known) {
+            Some(known) => {
+                // What it says now, since when it is refused.
+                known.fault.detail = fault.detail;
+                known.last_at = at;
+                known.refusals += 1;
+            }
+            None => {
+                self.refusals.push(DriverRefusal { driver: driver.to_owned(), step, fault, last_at: at, refusals: 1 })
+            }
+        }
+    }
+
+    /// The host accepted this step of a vm. Returns the refusals that this ends.
+    pub fn accepted_step(&mut self, driver: &str, step: State) -> Vec<DriverRefusal> {
+        self.refusals.extract_if(.., |r| r.driver == driver && r.step == step).collect()
+    }
+
+    /// The refusals that keep vms waiting.
+    pub fn current_refusals(&self, now: Timestamp) -> impl Iterator<Item = &DriverRefusal> {
+        self.refusals.iter().filter(move |r| now.duration_since(r.last_at) < REFUSAL_IS_OLD)
+    }
+
     /// Resources used by foreign instances.
     pub fn foreign(&self) -> Usage {
         let mut held = Usage::default();
@@ -208,6 +255,7 @@ mod tests {
             listings: Vec::new(),
             instances: Vec::new(),
             ceilings: Vec::new(),
+            refusals: Vec::new(),
             observed_at: at(0),
             observed: true,
         };
@@ -226,6 +274,33 @@ mod tests {
         assert_eq!(view.admitted(GuestOs::Macos, 1), None);
         assert_eq!(view.admitted(GuestOs::Macos, 2).map(|c| c.refusals), Some(7));
         assert!(view.ceilings.is_empty());
+    }
+
+    #[test]
+    fn a_refusal_lasts_until_the_same_step_is_accepted_or_nobody_waits() {
+        let at = |s: i64| Timestamp::from_second(1_700_000_000 + s).unwrap();
+        let fault = |s, code| Fault { code, detail: format!("refused at {s}"), at: at(s) };
+        let mut view = HostView {
+            capacity: Capacity { macos_slots: 2, linux_slots: 4, cpus: 8, memory_mib: 8192 },
+            drivers: Vec::new(),
+            listings: Vec::new(),
+            instances: Vec::new(),
+            ceilings: Vec::new(),
+            refusals: Vec::new(),
+            observed_at: at(0),
+            observed: true,
+        };
+        use crate::domain::Code;
+        view.refused_step("tart", State::Booting, fault(0, Code::HostRefused));
+        view.refused_step("tart", State::Booting, fault(30, Code::HostRefused));
+        view.refused_step("tart", State::Cloning, fault(31, Code::HostFull));
+        let now: Vec<_> = view.current_refusals(at(40)).cloned().collect();
+        assert_eq!((now.len(), now[0].refusals, now[0].fault.at, now[0].last_at), (2, 2, at(0), at(30)));
+        assert_eq!(now[0].fault.detail, "refused at 30");
+        assert!(view.accepted_step("qemu", State::Cloning).is_empty());
+        assert_eq!(view.accepted_step("tart", State::Cloning).len(), 1);
+        assert_eq!(view.current_refusals(at(40)).count(), 1);
+        assert_eq!(view.current_refusals(at(30 + 600)).count(), 0);
     }
 
     #[test]
@@ -258,6 +333,7 @@ mod tests {
             ],
             instances: Vec::new(),
             ceilings: Vec::new(),
+            refusals: Vec::new(),
             observed_at: at,
             observed: true,
         };

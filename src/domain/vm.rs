@@ -300,8 +300,10 @@ impl Vm {
                 self.end(EndSignal::Admin, OutcomeResult::Cancelled, None, None);
             }
             Event::InstanceGone { cause } => {
-                // The end of a guest without remaining work loses nothing, whatever the cause.
-                let done = self.announced_by.is_some() || self.job_exit_code.is_some();
+                // Its job's result is known, so a guest that ends after it loses nothing, whatever the cause. The hook
+                // alone does not show that the runner has uploaded its last logs and its result.
+                let done = self.job_exit_code.is_some();
+                let announced = self.announced_by.is_some();
                 let unneeded = matches!(self.announced_by, Some(Announcer::Admin | Announcer::Pool));
                 match cause {
                     // Its runner was not started and will not be: the request to end the vm is fulfilled.
@@ -337,8 +339,11 @@ impl Vm {
                         if done {
                             self.end(EndSignal::InstanceGone, OutcomeResult::Completed, None, None);
                         } else {
-                            let detail = Some(cause.describe().to_owned());
-                            self.end(EndSignal::InstanceGone, OutcomeResult::Lost, Some(cause.code()), detail);
+                            let mut detail = cause.describe().to_owned();
+                            if announced {
+                                detail.push_str(", after its end was announced and before its runner had ended");
+                            }
+                            self.end(EndSignal::InstanceGone, OutcomeResult::Lost, Some(cause.code()), Some(detail));
                         }
                     }
                 }

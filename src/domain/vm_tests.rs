@@ -172,9 +172,12 @@ fn a_vanished_instance_is_a_loss_only_while_there_was_something_to_lose() {
     let gone = Event::InstanceGone { cause: GoneCause::Unknown };
     let lost = live(&with(running(), [gone.clone()]));
     assert_eq!(lost.outcome.unwrap().result, OutcomeResult::Lost);
-    let done = live(&with(running(), [Event::EndAnnounced { by: Announcer::Hook }, gone]));
-    assert_eq!(done.outcome.unwrap().result, OutcomeResult::Completed);
-    assert_eq!(done.end_signal, Some(EndSignal::InstanceGone));
+    // The hook runs before the runner has uploaded its result.
+    let cut = live(&with(running(), [Event::EndAnnounced { by: Announcer::Hook }, gone.clone()]));
+    let outcome = cut.outcome.unwrap();
+    assert_eq!((outcome.result, outcome.code), (OutcomeResult::Lost, Some(Code::InstanceLost)));
+    assert!(outcome.detail.unwrap().ends_with("before its runner had ended"));
+    assert_eq!(cut.end_signal, Some(EndSignal::InstanceGone));
     let off = live(&with(running(), [Event::InstanceGone { cause: GoneCause::GuestPowerOff }]));
     assert_eq!(off.end_signal, Some(EndSignal::GuestPowerOff));
 }

@@ -71,6 +71,7 @@ impl HostInspector {
             listings,
             instances: Vec::new(),
             ceilings: Vec::new(),
+            refusals: Vec::new(),
             observed_at: clock.now(),
             observed: false,
         };

@@ -117,7 +117,12 @@ pub enum Observation {
     Stopped,
     /// The hypervisor runs. `ssh` is the address of the guest's SSH port, and `agent` the socket of the agent in the
     /// guest, as soon as they are known; the guest may not answer there yet.
-    Running { ssh: Option<Endpoint>, agent: Option<PathBuf> },
+    Running {
+        ssh: Option<Endpoint>,
+        agent: Option<PathBuf>,
+        /// Why it is not known whether there is an address. Concerns only those who need one.
+        ssh_unseen: Option<(Code, String)>,
+    },
     /// The hypervisor runs, but no longer runs its guest.
     Halted { cause: GoneCause },
     /// It exists in a state that no verb of the driver leaves behind.
@@ -141,6 +146,8 @@ pub struct Listed {
 pub enum ErrorKind {
     /// A retry may help.
     Retry,
+    /// This instance is lost; a fresh clone may run.
+    Instance,
     /// A retry does not help this vm.
     Permanent,
     /// The host cannot run it now, for a reason outside the vm (limit exceeded, hypervisor missing or broken).

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     domain::{
-        Arch, Code, GuestOs, NetworkMode, NetworkSupport,
+        Arch, Code, GuestOs, NetworkMode, NetworkSupport, State,
         capacity::{Capacity, MACOS_GUESTS_PER_HOST, Usage},
         difference::Difference,
         host::{DriverView, HostView, Instance},
@@ -58,25 +58,33 @@ pub struct Slots {
     linux: SlotCount,
 }
 
-/// The system runs fewer guests of a kind than there are slots. Mayfly starts no more than that, except one vm from
-/// time to time as a test; when the test succeeds, the fault disappears.
+/// Why the host keeps vms waiting. Either the system runs fewer guests of a kind than there are slots: then Mayfly starts no
+/// more than that, except one vm from time to time as a test. Or a driver's steps are refused, for example because the disk
+/// is full. When a guest runs, or a step succeeds, the fault disappears.
 #[derive(Serialize, ToSchema)]
 pub struct HostFault {
     code: Code,
     /// The hypervisor's message.
     detail: String,
-    os: GuestOs,
+    /// The kind of guest of which the system runs too few; null if it is about a driver.
+    os: Option<GuestOs>,
     /// Number of guests of this kind that the system runs.
-    admits: u32,
+    admits: Option<u32>,
     /// Number of slots for guests of this kind.
-    slots: u32,
+    slots: Option<u32>,
+    /// The driver whose vms are refused; null if it is about a kind of guest.
+    driver: Option<String>,
+    /// The state in which these vms are refused: `cloning` or `booting`.
+    step: Option<State>,
+    /// How often it occurred.
+    refusals: u32,
     since: Time,
     /// Age of that, in seconds.
     age_seconds: u64,
     /// When it last occurred.
     last_seen: Time,
-    /// When one more guest is tried, if a vm waits.
-    retry_at: Time,
+    /// When one more guest is tried, if a vm waits; null: each vm that waits tries again within a minute.
+    retry_at: Option<Time>,
     remedy: &'static str,
 }
 
@@ -171,21 +179,43 @@ impl From<HostStatus> for Host {
         let HostStatus { view, leased, foreign, queued, now } = status;
         let c = view.capacity;
         let drivers = view.drivers.iter().map(|d| HostDriver::new(&view, d)).collect();
+        let refusals: Vec<HostFault> = view
+            .current_refusals(now)
+            .map(|r| HostFault {
+                code: r.fault.code,
+                detail: r.fault.detail.clone(),
+                os: None,
+                admits: None,
+                slots: None,
+                driver: Some(r.driver.clone()),
+                step: Some(r.step),
+                refusals: r.refusals,
+                since: r.fault.at.into(),
+                age_seconds: age_seconds(r.fault.at, now),
+                last_seen: r.last_at.into(),
+                retry_at: None,
+                remedy: r.fault.code.remedy(),
+            })
+            .collect();
         let mut faults: Vec<HostFault> = view
             .ceilings
             .into_iter()
             .map(|f| HostFault {
                 code: f.fault.code,
                 detail: f.fault.detail,
-                os: f.os,
-                admits: f.admits,
-                slots: c.slots(f.os),
+                os: Some(f.os),
+                admits: Some(f.admits),
+                slots: Some(c.slots(f.os)),
+                driver: None,
+                step: None,
+                refusals: f.refusals,
                 since: f.fault.at.into(),
                 age_seconds: age_seconds(f.fault.at, now),
                 last_seen: f.last_at.into(),
-                retry_at: f.retry_at.into(),
+                retry_at: Some(f.retry_at.into()),
                 remedy: f.fault.code.remedy(),
             })
+            .chain(refusals)
             .collect();
         faults.sort_by_key(|f| std::cmp::Reverse(f.age_seconds));
         Self {

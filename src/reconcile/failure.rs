@@ -1,5 +1,7 @@
 //! Failures of a vm's step: their kinds, and the event that each of them causes. `vms::drive` applies the event.
 
+use std::time::Duration;
+
 use crate::{
     domain::{Code, Error, Event, Fault, ResolvedSpec, State, Vm},
     drivers::{DriverError, ErrorKind},
@@ -28,11 +30,13 @@ pub(super) struct Failure {
     pub detail: String,
     /// For the log only.
     pub tail: Option<String>,
+    /// The pause that a server has asked for before the step is retried.
+    pub retry_after: Option<Duration>,
 }
 
 impl Failure {
     pub fn new(kind: FailureKind, code: Code, detail: impl Into<String>) -> Self {
-        Self { kind, code, detail: detail.into(), tail: None }
+        Self { kind, code, detail: detail.into(), tail: None, retry_after: None }
     }
 }
 
@@ -40,10 +44,11 @@ impl From<DriverError> for Failure {
     fn from(error: DriverError) -> Self {
         let kind = match error.kind {
             ErrorKind::Retry => FailureKind::Retry,
+            ErrorKind::Instance => FailureKind::Attempt,
             ErrorKind::Permanent => FailureKind::Permanent,
             ErrorKind::Host => FailureKind::Host,
         };
-        Failure { kind, code: error.code, detail: error.summary, tail: error.tail }
+        Failure { kind, code: error.code, detail: error.summary, tail: error.tail, retry_after: None }
     }
 }
 
@@ -53,7 +58,7 @@ impl From<Error> for Failure {
         let passes = error.code.retryable() || error.code == Code::Internal;
         let kind = if passes { FailureKind::Retry } else { FailureKind::Permanent };
         let tail = error.cause.as_ref().map(ToString::to_string);
-        Failure { kind, code: error.code, detail: error.detail, tail }
+        Failure { kind, code: error.code, detail: error.detail, tail, retry_after: None }
     }
 }
 
@@ -81,7 +86,7 @@ impl From<guest::agent::Error> for Failure {
             Error::Failed { tail, .. } => Some(tail.clone()),
             Error::Retry(_) | Error::Unusable(_) => None,
         };
-        Failure { kind, code: error.code(), detail: with_words(&error, tail.as_deref()), tail }
+        Failure { kind, code: error.code(), detail: with_words(&error, tail.as_deref()), tail, retry_after: None }
     }
 }
 
@@ -97,7 +102,7 @@ impl From<guest::SshError> for Failure {
             guest::SshError::Failed { tail, .. } => Some(tail.clone()),
             _ => None,
         };
-        Failure { kind, code: error.code(), detail: with_words(&error, tail.as_deref()), tail }
+        Failure { kind, code: error.code(), detail: with_words(&error, tail.as_deref()), tail, retry_after: None }
     }
 }
 

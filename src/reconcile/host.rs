@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     domain::{
-        Fault, ResolvedSpec, Vm,
+        Fault, ResolvedSpec, State, Vm,
         host::{DriverView, HostView},
     },
     drivers::{
@@ -119,7 +119,7 @@ impl HostObserver {
         }
     }
 
-    /// The guest of this vm was started.
+    /// The guest of this vm was reached.
     pub async fn limit_passed(&self, vm: &Vm) {
         let Some(&ResolvedSpec { os, .. }) = vm.spec.resolved() else { return };
         if !self.host.last().ceilings.iter().any(|c| c.os == os) {
@@ -128,6 +128,32 @@ impl HostObserver {
         let running = self.look().await.running_beside(os, vm.id()) + 1;
         if let Some(lifted) = self.host.update(|view| view.admitted(os, running)) {
             tracing::info!(os = os.as_str(), running, since = %lifted.fault.at, "a guest above the ceiling was started; the ceiling is removed");
+        }
+    }
+
+    /// The host refused the step of this vm for a reason other than the number of guests.
+    pub fn step_refused(&self, vm: &Vm, fault: Fault) {
+        let Some(ResolvedSpec { driver, .. }) = vm.spec.resolved() else { return };
+        let step = match vm.state {
+            State::Cloning => State::Cloning,
+            // Its guest was started and is not reached yet.
+            State::Booting | State::Configuring => State::Booting,
+            // It does not wait for the host.
+            State::Queued | State::Running | State::Draining | State::Stopping | State::Deleting | State::Deleted => {
+                return;
+            }
+        };
+        self.host.update(|view| view.refused_step(driver, step, fault));
+    }
+
+    /// The host accepted this step of the vm.
+    pub fn step_accepted(&self, vm: &Vm, step: State) {
+        let Some(ResolvedSpec { driver, .. }) = vm.spec.resolved() else { return };
+        if self.host.last().refusals.is_empty() {
+            return;
+        }
+        for ended in self.host.update(|view| view.accepted_step(driver, step)) {
+            tracing::info!(driver, step = %step, code = %ended.fault.code, since = %ended.fault.at, "the host accepts vms again");
         }
     }
 

@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use jiff::{SignedDuration, Timestamp};
+
 use super::{
     finding::{Check, Finding, strange},
     probe::{FileStatus, HostProbe, Probed, Ran, Unseen, line, refusal},
@@ -20,8 +22,14 @@ const KEYCHAIN: Check = Check::new("host.keychain", "Login keychain", "exists, i
 const SLEEP: Check = Check::new("host.sleep", "Sleep", "never");
 const DISK_SLEEP: Check = Check::new("host.disk_sleep", "Disk sleep", "never");
 const RESTART: Check = Check::new("host.auto_restart", "Power failure", "the Mac restarts by itself");
+const UPTIME: Check = Check::new("host.uptime", "Uptime", "less than 40 days");
 const SCREEN_LOCK: Check = Check::new("host.screen_lock", "Screen lock", "off");
 const AGENT: Check = Check::new("service.agent", "launchd agent", "loaded in the login session, and running");
+
+/// After 2^32 ms of uptime, the clock of the kernel's TCP stops: closed connections are never forgotten, so that after a while
+/// no new one can be made, and guests and agents hang.
+const TCP_CLOCK_STOPS: SignedDuration = SignedDuration::from_millis(1 << 32);
+const UPTIME_WARNS: SignedDuration = SignedDuration::from_hours(40 * 24);
 
 /// The label of the agent that deploy/macos installs.
 pub const AGENT_LABEL: &str = "dev.mayfly.agent";
@@ -45,6 +53,8 @@ pub struct MacFacts {
     filevault: Probed<Ran>,
     keychain: Keychain,
     power: Probed<Ran>,
+    now: Timestamp,
+    booted: Probed<String>,
     screen_lock: Probed<Ran>,
     agent: Probed<Ran>,
     daemon: Probed<Ran>,
@@ -88,6 +98,7 @@ pub async fn look(probe: &dyn HostProbe) -> MacFacts {
             run("/usr/bin/fdesetup", &["status"]),
             keychain(probe),
             run("/usr/bin/pmset", &["-g"]),
+            async { line(&run("/usr/sbin/sysctl", &["-n", "kern.boottime"]).await) },
             run("/usr/sbin/sysadminctl", &["-screenLock", "status"]),
             run(LAUNCHCTL, &print_agent),
             run(LAUNCHCTL, &print_daemon),
@@ -95,7 +106,7 @@ pub async fn look(probe: &dyn HostProbe) -> MacFacts {
     };
     let (
         (name, hardware, arm64, version, console, manager, auto_login, password),
-        (filevault, keychain, power, screen_lock, agent, daemon),
+        (filevault, keychain, power, booted, screen_lock, agent, daemon),
     ) = tokio::join!(first, second);
     MacFacts {
         uid,
@@ -110,6 +121,8 @@ pub async fn look(probe: &dyn HostProbe) -> MacFacts {
         filevault,
         keychain,
         power,
+        now: probe.now(),
+        booted,
         screen_lock,
         agent,
         daemon,
@@ -150,6 +163,7 @@ pub fn judge(facts: &MacFacts, setup: &DoctorSetup) -> Vec<Finding> {
     ];
     findings.push(keychain_is_usable(facts, macos));
     findings.extend(power(facts));
+    findings.push(uptime(facts));
     findings.push(screen_lock(facts));
     findings
 }
@@ -415,6 +429,32 @@ fn power(facts: &MacFacts) -> Vec<Finding> {
         None => RESTART.not_needed("this Mac has no such setting"),
     };
     vec![sleep, disk, restart]
+}
+
+fn uptime(facts: &MacFacts) -> Finding {
+    let text = match &facts.booted {
+        Ok(text) => text,
+        Err(why) => return UPTIME.could_not_look(format!("sysctl: {why}")),
+    };
+    // { sec = 1763100000, usec = 123 } Fri Nov 14 06:00:00 2026
+    let seconds = text.split_once("sec = ").and_then(|(_, rest)| rest.split(',').next()?.trim().parse().ok());
+    let Some(booted) = seconds.and_then(|seconds| Timestamp::from_second(seconds).ok()) else {
+        return UPTIME.could_not_look(strange("kern.boottime from sysctl", text));
+    };
+    let up = facts.now.duration_since(booted);
+    let found = format!("up for {} days", up.as_hours() / 24);
+    let remedy = "restart the Mac when no job runs:\n    sudo shutdown -r now";
+    if up >= TCP_CLOCK_STOPS {
+        UPTIME.fail(
+            format!("{found}: the clock of the kernel's TCP stopped after 49.7 days, and connections hang"),
+            remedy,
+        )
+    } else if up >= UPTIME_WARNS {
+        UPTIME
+            .warn(format!("{found}: after 49.7 days the clock of the kernel's TCP stops, and connections hang"), remedy)
+    } else {
+        UPTIME.ok(found)
+    }
 }
 
 fn screen_lock(facts: &MacFacts) -> Finding {

@@ -16,7 +16,7 @@ use crate::{
     domain::{InstanceName, capacity::MACOS_GUESTS_PER_HOST},
     drivers::tart::{
         list::{self, TartListEntry},
-        probe::OLDEST,
+        probe::{OLDEST, version_line},
     },
 };
 
@@ -62,7 +62,7 @@ pub async fn look(probe: &dyn HostProbe, setup: &DoctorSetup) -> TartFacts {
     let path = probe.find_program(&tart.binary);
     let version = async {
         match &path {
-            Some(path) => line(&probe.run(path, &["--version"], &[]).await),
+            Some(path) => line(&probe.run(path, &["--version"], &[]).await).map(|text| version_line(&text).to_owned()),
             None => Err(Unseen::Absent),
         }
     };

@@ -554,7 +554,7 @@ impl FakeInstance {
         match &self.running {
             _ if self.half => Observation::Broken { detail: "only a part of it is there".to_owned() },
             Some(FakeRun { halted: Some(cause), .. }) => Observation::Halted { cause: *cause },
-            Some(run) => Observation::Running { ssh: run.ssh.clone(), agent: None },
+            Some(run) => Observation::Running { ssh: run.ssh.clone(), agent: None, ssh_unseen: None },
             None => Observation::Stopped,
         }
     }

@@ -405,7 +405,7 @@ impl Driver for Qemu {
         let broken = |detail: String| Ok(Observation::Broken { detail });
         match instance::presence(&paths).await? {
             QemuPresence::Stranger(pid) => broken(format!("process {pid} of another user holds its pid file")),
-            QemuPresence::Starting(_) => Ok(Observation::Running { ssh: None, agent: None }),
+            QemuPresence::Starting(_) => Ok(Observation::Running { ssh: None, agent: None, ssh_unseen: None }),
             QemuPresence::Ours(_) => {
                 stops::keep_bounded(&paths, self.settings.console_limit);
                 match instance::status(&paths).await {
@@ -416,13 +416,13 @@ impl Driver for Qemu {
                                 true => Some(Endpoint::Socket { socket: paths.ssh() }),
                                 false => status.ssh_port.map(|port| Endpoint::address("127.0.0.1", port)),
                             };
-                            Ok(Observation::Running { ssh, agent: None })
+                            Ok(Observation::Running { ssh, agent: None, ssh_unseen: None })
                         }
                     },
                     // It is starting, ending, or busy; it certainly runs.
                     Err(error) => {
                         tracing::debug!(%error, instance = %name, "QEMU is running but does not answer");
-                        Ok(Observation::Running { ssh: None, agent: None })
+                        Ok(Observation::Running { ssh: None, agent: None, ssh_unseen: None })
                     }
                 }
             }

@@ -141,11 +141,38 @@ async fn by_agent(name: &InstanceName, tart: Command) -> Result<Option<Ipv4Addr>
         tracing::debug!(instance = %name, error = output.stderr_tail, "the guest agent returned no address");
         return Ok(None);
     }
-    match output.stdout_text().trim().parse() {
-        Ok(ip) => Ok(Some(ip)),
-        Err(_) => {
+    match printed(&output.stdout_text()) {
+        Some(ip) => Ok(Some(ip)),
+        None => {
             let summary = format!("expected `tart ip` to print an address; found: {}", shown(&output.stdout));
             Err(DriverError::new(ErrorKind::Retry, Code::GuestNotReady, summary))
+        }
+    }
+}
+
+/// The address in what `tart ip` printed. Newer versions print warnings, too, each on a line of its own.
+fn printed(text: &str) -> Option<Ipv4Addr> {
+    let mut found = text.lines().filter_map(|line| line.trim().parse().ok());
+    let first = found.next()?;
+    found.all(|other| other == first).then_some(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_found_among_warnings() {
+        let ip = Some(Ipv4Addr::new(192, 168, 64, 5));
+        for text in [
+            "192.168.64.5\n",
+            "warning: Tart 2.36.0 is available\n192.168.64.5\n",
+            "Failed to perform garbage collection: no access\n  192.168.64.5\nwarning: the agent is old\n",
+        ] {
+            assert_eq!(printed(text), ip, "{text}");
+        }
+        for text in ["", "warning: 192.168.64.5 is in use\n", "192.168.64.5\n192.168.64.6\n", "fe80::1\n"] {
+            assert_eq!(printed(text), None, "{text}");
         }
     }
 }

@@ -23,7 +23,9 @@ use super::{
     paths::{self, CONFIG, DISK, NVRAM},
 };
 use crate::{
-    domain::{Code, InstanceName, mac::Mac, tart_config::Display, template::TemplateFiles},
+    domain::{
+        Code, InstanceName, mac::Mac, machine_identity::MachineIdentity, tart_config::Display, template::TemplateFiles,
+    },
     drivers::{DriverError, ErrorKind, Result, failure, keep::lock_shared},
     platform::{
         clock,
@@ -121,7 +123,7 @@ impl Drop for CloneStage {
     }
 }
 
-/// The configuration of the clone, except for its Ethernet address.
+/// The configuration of the clone, except for its Ethernet address and its identity.
 #[derive(Clone, Debug)]
 pub struct ShapeRequest {
     pub cpus: u32,
@@ -131,7 +133,8 @@ pub struct ShapeRequest {
 
 impl ShapeRequest {
     fn with(self, mac: Mac) -> CloneShape {
-        CloneShape { cpus: self.cpus, memory_mib: self.memory_mib, mac, display: self.display }
+        let identity = MachineIdentity::random();
+        CloneShape { cpus: self.cpus, memory_mib: self.memory_mib, mac, identity, display: self.display }
     }
 }
 

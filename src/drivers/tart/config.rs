@@ -4,7 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::fault::shown;
 use crate::domain::{
+    GuestOs,
     mac::Mac,
+    machine_identity::MachineIdentity,
     tart_config::{Display, TartConfig},
 };
 
@@ -16,6 +18,8 @@ pub struct CloneShape {
     pub cpus: u32,
     pub memory_mib: u32,
     pub mac: Mac,
+    /// Of a macOS guest. Apple's framework leaves undefined what happens when two guests with one identity run at a time.
+    pub identity: MachineIdentity,
     pub display: Option<Display>,
 }
 
@@ -32,11 +36,14 @@ pub fn mac_of(bytes: &[u8]) -> Option<Mac> {
 
 /// The template's configuration for one clone. Unknown keys are kept unchanged.
 pub fn for_clone(template: &[u8], shape: &CloneShape) -> Result<Vec<u8>, String> {
-    parse(template)?;
+    let read = parse(template)?;
     let mut config: Map<String, Value> = serde_json::from_slice(template).map_err(|error| error.to_string())?;
     config.insert("cpuCount".to_owned(), json!(shape.cpus));
     config.insert("memorySize".to_owned(), json!(u64::from(shape.memory_mib) * MIB));
     config.insert("macAddress".to_owned(), json!(shape.mac.to_string()));
+    if read.os == GuestOs::Macos {
+        config.insert("ecid".to_owned(), json!(shape.identity.to_base64()));
+    }
     if let Some(display) = shape.display {
         config.insert("display".to_owned(), display.to_json());
     }
@@ -46,7 +53,7 @@ pub fn for_clone(template: &[u8], shape: &CloneShape) -> Result<Vec<u8>, String>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{GuestOs, template::DiskFormat};
+    use crate::domain::template::DiskFormat;
 
     const LINUX: &[u8] = include_bytes!("fixtures/config-linux.json");
     const MACOS: &[u8] = include_bytes!("fixtures/config-macos.json");
@@ -93,7 +100,8 @@ mod tests {
 
     fn shape() -> CloneShape {
         let display = Some(Display { width: 1920, height: 1080, unit: Some("px") });
-        CloneShape { cpus: 6, memory_mib: 6144, mac: Mac::parse("2:0:0:0:0:1").unwrap(), display }
+        let (mac, identity) = (Mac::parse("2:0:0:0:0:1").unwrap(), MachineIdentity::new(0x1234));
+        CloneShape { cpus: 6, memory_mib: 6144, mac, identity, display }
     }
 
     #[test]
@@ -107,8 +115,13 @@ mod tests {
         let mut differ: Vec<&str> =
             after.iter().filter(|(k, v)| before.get(*k) != Some(v)).map(|(k, _)| k.as_str()).collect();
         differ.sort_unstable();
-        assert_eq!(differ, ["cpuCount", "display", "macAddress", "memorySize"]);
+        assert_eq!(differ, ["cpuCount", "display", "ecid", "macAddress", "memorySize"]);
         assert_eq!(before.len(), after.len());
+        let ecid = MachineIdentity::from_base64(after["ecid"].as_str().unwrap()).unwrap().ecid();
+        assert_eq!(ecid, 0x1234);
+        // A Linux guest has none.
+        let linux: Map<String, Value> = serde_json::from_slice(&for_clone(LINUX, &shape()).unwrap()).unwrap();
+        assert!(!linux.contains_key("ecid"));
         assert_eq!(after["display"], json!({ "width": 1920, "height": 1080, "unit": "px" }));
 
         let plain = for_clone(&template, &CloneShape { display: None, ..shape() }).unwrap();

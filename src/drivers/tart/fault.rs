@@ -4,60 +4,95 @@ use std::process::ExitStatus;
 
 use super::words::LIMIT;
 use crate::{
-    domain::{Code, capacity::MACOS_GUESTS_PER_HOST},
+    domain::{Code, GuestOs, capacity::MACOS_GUESTS_PER_HOST},
     drivers::{DriverError, ErrorKind},
 };
 
 /// Limit of output in the vm's record.
 const SHOWN: usize = 200;
 
-/// The login keychain is locked or missing. Since macOS 15 a macOS guest needs it to start.
-const KEYCHAIN: &[&str] = &[
-    "The virtual machine failed to start.",
-    "VZErrorDomain Code=-9 ",
-    "encountered a security error",
-    "Interaction is not allowed",
-    "SecKeyCreateRandomKey_ios failed",
-];
-
 const KEYCHAIN_REMEDY: &str = "the login keychain of the user that runs Mayfly is probably locked or missing; log that user in at the \
      screen, or `security unlock-keychain`";
 
-/// The host cannot run it now, for a reason outside the vm.
-const HOST: &[&str] = &[
-    "TART_HOME is invalid: ",
-    "VZErrorDomain Code=8 ",
-    "No space left on device",
-    "Too many open files",
-    "Softnet failed: ",
-    "Softnet process terminated prematurely",
-    "root privileges are required to run",
-    "no bridge interfaces matched",
-    "Nested virtualization is ",
-    "mayfly detach: ",
+/// What a message of Tart about a start means, and so whose fault it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MessageMeaning {
+    /// Another `tart run` runs this VM.
+    AlreadyRunning,
+    /// The host's: the kernel runs no more macOS guests.
+    Limit,
+    /// The host's: the login keychain is locked or missing. Since macOS 15 a macOS guest needs it to start.
+    Keychain,
+    /// The host's: softnet is not set up.
+    Softnet,
+    /// The host's, for another reason outside the vm.
+    Host,
+    /// The host's, or this clone's: Tart reads the configurations of all running VMs, and one of them is broken.
+    Configurations,
+    /// Something of this VM is in use for a moment.
+    Busy,
+    /// This clone's: another program removed it, or parts of it.
+    Clone,
+    /// The template's: these files will never boot here.
+    Template,
+}
+
+/// All known messages: the first one in this order that is found decides. A message that is not here is shown and never
+/// guessed at; another attempt follows.
+const MESSAGES: &[(&str, MessageMeaning)] = &[
+    ("is already running!", MessageMeaning::AlreadyRunning),
+    (LIMIT, MessageMeaning::Limit),
+    ("VZErrorDomain Code=6 ", MessageMeaning::Limit),
+    ("The virtual machine failed to start.", MessageMeaning::Keychain),
+    ("VZErrorDomain Code=-9 ", MessageMeaning::Keychain),
+    ("encountered a security error", MessageMeaning::Keychain),
+    ("Interaction is not allowed", MessageMeaning::Keychain),
+    ("SecKeyCreateRandomKey_ios failed", MessageMeaning::Keychain),
+    ("root privileges are required to run", MessageMeaning::Softnet),
+    ("TART_HOME is invalid: ", MessageMeaning::Host),
+    ("VZErrorDomain Code=8 ", MessageMeaning::Host),
+    ("No space left on device", MessageMeaning::Host),
+    ("Too many open files", MessageMeaning::Host),
+    ("Softnet failed: ", MessageMeaning::Host),
+    ("Softnet process terminated prematurely", MessageMeaning::Host),
+    ("no bridge interfaces matched", MessageMeaning::Host),
+    ("Nested virtualization is ", MessageMeaning::Host),
+    ("mayfly detach: ", MessageMeaning::Host),
+    ("The data couldn’t be read because it ", MessageMeaning::Configurations),
+    ("dataCorrupted", MessageMeaning::Configurations),
+    ("keyNotFound", MessageMeaning::Configurations),
+    ("typeMismatch", MessageMeaning::Configurations),
+    ("valueNotFound", MessageMeaning::Configurations),
+    ("Failed to lock auxiliary storage", MessageMeaning::Busy),
+    ("the specified VM \"", MessageMeaning::Clone),
+    ("VM is missing some of its files", MessageMeaning::Clone),
+    ("VM is missing files for a supported layout", MessageMeaning::Clone),
+    ("seems to be already in use, unmount it first", MessageMeaning::Template),
+    ("UnsupportedArchitectureError", MessageMeaning::Template),
+    ("host macOS version is outdated to run this virtual machine", MessageMeaning::Template),
+    ("is not supported on this system.", MessageMeaning::Template),
+    ("LessThanMinimalResourcesError", MessageMeaning::Template),
+    ("failed to open block device ", MessageMeaning::Template),
+    ("VZErrorDomain Code=2 \"Invalid", MessageMeaning::Template),
+    ("VZErrorDomain Code=5 ", MessageMeaning::Template),
 ];
 
-/// These files will never boot here.
-const TEMPLATE: &[&str] = &[
-    "seems to be already in use, unmount it first",
-    "VM is missing some of its files",
-    "VM is missing files for a supported layout",
-    "\" does not exist",
-    "UnsupportedArchitectureError",
-    "host macOS version is outdated to run this virtual machine",
-    "is not supported on this system.",
-    "LessThanMinimalResourcesError",
-    "failed to open block device ",
-    "VZErrorDomain Code=2 \"Invalid",
-    "VZErrorDomain Code=5 ",
-];
+fn meaning(text: &str) -> Option<MessageMeaning> {
+    MESSAGES.iter().find(|(message, _)| text.contains(message)).map(|(_, meaning)| *meaning)
+}
 
-/// Another process uses it temporarily.
-const BUSY: &[&str] = &["Failed to lock auxiliary storage"];
-
-/// Tart's message about a second run of the same VM.
-const ALREADY_RUNNING: &str = "is already running!";
+/// The exit status of wrong usage.
 const USAGE: i32 = 64;
+
+/// What has to be known of the host's VMs to understand a message.
+pub trait VmsOfHost {
+    /// Whether a VM of that name belongs to this Mayfly.
+    fn is_ours(&self, name: &str) -> bool;
+    /// `None`: there is no VM of that name, or its configuration cannot be read.
+    fn os(&self, name: &str) -> Option<GuestOs>;
+    /// The names of the VMs whose configuration cannot be read.
+    fn unreadable(&self) -> Vec<String>;
+}
 
 /// Why a `tart run` ended before its guest ran.
 #[derive(Debug)]
@@ -67,27 +102,38 @@ pub enum StartFailure {
     Failed(DriverError),
 }
 
-fn has(text: &str, needles: &[&str]) -> bool {
-    needles.iter().any(|needle| text.contains(needle))
-}
-
-/// `status`: if it is known. `ours`: whether a VM of that name belongs to this Mayfly.
-pub fn start(status: Option<ExitStatus>, out: &str, err: &str, ours: impl Fn(&str) -> bool) -> StartFailure {
-    if err.contains(ALREADY_RUNNING) {
+/// `status`: if it is known.
+pub fn start(status: Option<ExitStatus>, out: &str, err: &str, vms: &impl VmsOfHost) -> StartFailure {
+    let known = meaning(err);
+    if known == Some(MessageMeaning::AlreadyRunning) {
         return StartFailure::AlreadyRunning;
     }
-    if let Some(fault) = host(err, ours) {
+    if let Some(fault) = host(err, vms) {
         return StartFailure::Failed(fault);
     }
-    let (kind, slug, what) = if has(err, BUSY) {
-        (ErrorKind::Retry, Code::BootFailed, "something of this VM is in use")
-    } else if has(err, TEMPLATE) {
-        (ErrorKind::Permanent, Code::TemplateInvalid, "Tart cannot boot this template")
-    } else if status.and_then(|s| s.code()) == Some(USAGE) {
+    let (kind, slug, what) = match known {
+        Some(MessageMeaning::Busy) => (ErrorKind::Retry, Code::BootFailed, "something of this VM is in use"),
+        Some(MessageMeaning::Clone) => {
+            (ErrorKind::Instance, Code::BootFailed, "another program removed this VM, or files of it")
+        }
+        Some(MessageMeaning::Configurations) => {
+            (ErrorKind::Instance, Code::BootFailed, "Tart cannot read the configuration of a VM")
+        }
+        Some(MessageMeaning::Template) => {
+            (ErrorKind::Permanent, Code::TemplateInvalid, "Tart cannot boot this template")
+        }
         // The arguments come from the settings, so every vm would fail in the same way.
-        (ErrorKind::Host, Code::HostUnavailable, "the installed Tart does not take its arguments")
-    } else {
-        (ErrorKind::Retry, Code::BootFailed, "Tart did not start the guest")
+        None if status.and_then(|s| s.code()) == Some(USAGE) => {
+            (ErrorKind::Host, Code::HostUnavailable, "the installed Tart does not take its arguments")
+        }
+        None
+        | Some(
+            MessageMeaning::AlreadyRunning
+            | MessageMeaning::Limit
+            | MessageMeaning::Keychain
+            | MessageMeaning::Softnet
+            | MessageMeaning::Host,
+        ) => (ErrorKind::Retry, Code::BootFailed, "Tart did not start the guest"),
     };
     let said = if err.trim().is_empty() { out } else { err };
     let how = status.map_or_else(|| "its exit status is not known".to_owned(), |status| status.to_string());
@@ -98,46 +144,65 @@ pub fn start(status: Option<ExitStatus>, out: &str, err: &str, ours: impl Fn(&st
 
 /// The fault of the host that kept the guest from running, if this text shows one. Tart may print it after it took
 /// the VM's lock.
-pub fn never_ran(err: &str, ours: impl Fn(&str) -> bool) -> Option<DriverError> {
-    if let Some(at) = err.find(LIMIT).or_else(|| err.find("VZErrorDomain Code=6 ")) {
-        let line = err[at..].lines().next().unwrap_or_default();
-        return Some(DriverError::new(ErrorKind::Host, Code::HostLimit, limit(line, ours)).tail(err));
+pub fn never_ran(err: &str, vms: &impl VmsOfHost) -> Option<DriverError> {
+    match meaning(err)? {
+        MessageMeaning::Limit | MessageMeaning::Keychain => host(err, vms),
+        MessageMeaning::AlreadyRunning
+        | MessageMeaning::Softnet
+        | MessageMeaning::Host
+        | MessageMeaning::Configurations
+        | MessageMeaning::Busy
+        | MessageMeaning::Clone
+        | MessageMeaning::Template => None,
     }
-    let said = shown(err.trim().as_bytes());
-    if has(err, KEYCHAIN) {
-        let summary = format!("Tart could not start the guest, and {KEYCHAIN_REMEDY}: {said}");
-        return Some(DriverError::new(ErrorKind::Host, Code::HostRefused, summary).tail(err));
-    }
-    None
 }
 
 /// Any fault of the host in this text. Unlike `never_ran`, it may have affected a running guest.
-pub fn host(err: &str, ours: impl Fn(&str) -> bool) -> Option<DriverError> {
-    if let Some(fault) = never_ran(err, ours) {
-        return Some(fault);
-    }
+pub fn host(err: &str, vms: &impl VmsOfHost) -> Option<DriverError> {
     let said = shown(err.trim().as_bytes());
-    if err.contains("root privileges are required to run") {
-        let summary = format!(
-            "softnet needs to be set up once: `sudo chown root $(which softnet) && sudo chmod u+s $(which softnet)`: {said}"
-        );
-        return Some(DriverError::new(ErrorKind::Host, Code::HostRefused, summary).tail(err));
-    }
-    has(err, HOST).then(|| {
-        let summary = format!("Tart cannot run a guest on this host now: {said}");
-        DriverError::new(ErrorKind::Host, Code::HostRefused, summary).tail(err)
-    })
+    let (code, summary) = match meaning(err)? {
+        MessageMeaning::Limit => {
+            let at = err.find(LIMIT).unwrap_or_default();
+            (Code::HostLimit, limit(err[at..].lines().next().unwrap_or_default(), vms))
+        }
+        MessageMeaning::Keychain => {
+            (Code::HostRefused, format!("Tart could not start the guest, and {KEYCHAIN_REMEDY}: {said}"))
+        }
+        MessageMeaning::Softnet => {
+            let setup = "softnet needs to be set up once: `sudo chown root $(which softnet) && sudo chmod u+s $(which softnet)`";
+            (Code::HostRefused, format!("{setup}: {said}"))
+        }
+        MessageMeaning::Host => (Code::HostRefused, format!("Tart cannot run a guest on this host now: {said}")),
+        MessageMeaning::Configurations => {
+            let names = vms.unreadable();
+            // It is our clone's alone, or was replaced since.
+            if names.iter().all(|name| vms.is_ours(name)) {
+                return None;
+            }
+            let names = names.join(", ");
+            let summary = format!(
+                "Tart starts no guest while the configuration of another VM cannot be read; repair or remove it ({names}): {said}"
+            );
+            (Code::HostRefused, summary)
+        }
+        MessageMeaning::AlreadyRunning | MessageMeaning::Busy | MessageMeaning::Clone | MessageMeaning::Template => {
+            return None;
+        }
+    };
+    Some(DriverError::new(ErrorKind::Host, code, summary).tail(err))
 }
 
 /// Message for a host whose kernel refuses one more macOS guest. Tart names the other VMs that it sees running; slots
 /// may also be held by other programs or users, or be leaked.
-fn limit(line: &str, ours: impl Fn(&str) -> bool) -> String {
+fn limit(line: &str, vms: &impl VmsOfHost) -> String {
     let names: Vec<&str> = match line.split_once("(other running VMs: ").and_then(|(_, rest)| rest.split_once(')')) {
         Some((names, _)) => names.split(',').map(str::trim).filter(|n| !n.is_empty()).collect(),
         None => Vec::new(),
     };
+    // Tart names all running VMs. Those with Linux hold none of these slots.
+    let names = names.into_iter().filter(|name| vms.os(name) != Some(GuestOs::Linux));
     let reached = "the host runs as many macOS guests as its kernel allows";
-    let (mine, others): (Vec<&str>, Vec<&str>) = names.into_iter().partition(|name| ours(name));
+    let (mine, others): (Vec<&str>, Vec<&str>) = names.partition(|name| vms.is_ours(name));
     if !others.is_empty() {
         return format!("{reached}: other VMs run beside Mayfly's ({})", others.join(", "));
     }
@@ -168,8 +233,30 @@ mod tests {
         std::os::unix::process::ExitStatusExt::from_raw(code << 8)
     }
 
+    /// VMs whose names say what they are.
+    #[derive(Default)]
+    struct Vms(Vec<String>);
+
+    impl VmsOfHost for Vms {
+        fn is_ours(&self, name: &str) -> bool {
+            name.starts_with("mayfly-")
+        }
+
+        fn os(&self, name: &str) -> Option<GuestOs> {
+            Some(if name.ends_with("-linux") { GuestOs::Linux } else { GuestOs::Macos })
+        }
+
+        fn unreadable(&self) -> Vec<String> {
+            self.0.clone()
+        }
+    }
+
     fn failed(code: i32, err: &str) -> DriverError {
-        match start(Some(exit(code)), "", err, |name| name.starts_with("mayfly-")) {
+        failed_beside(code, err, Vms::default())
+    }
+
+    fn failed_beside(code: i32, err: &str, vms: Vms) -> DriverError {
+        match start(Some(exit(code)), "", err, &vms) {
             StartFailure::Failed(error) => error,
             StartFailure::AlreadyRunning => panic!("{err}"),
         }
@@ -184,6 +271,8 @@ mod tests {
             (" (other running VMs: mayfly-1, mayfly-2)", "2 of them are Mayfly's"),
             (" (other running VMs: mayfly-1, my build)", "other VMs run beside Mayfly's (my build)"),
             (" (other running VMs: a, b)", "other VMs run beside Mayfly's (a, b)"),
+            (" (other running VMs: a-linux, mayfly-1-linux)", "and there is none of them to be seen"),
+            (" (other running VMs: a-linux, b, mayfly-1)", "other VMs run beside Mayfly's (b)"),
         ] {
             let error = failed(1, &text(names));
             assert_eq!((error.kind, error.code), (ErrorKind::Host, Code::HostLimit));
@@ -210,21 +299,27 @@ mod tests {
 
     #[test]
     fn texts_are_sorted_by_whose_fault_it_is() {
-        let cases: [(i32, &str, ErrorKind, Code); 14] = [
+        let cases: [(i32, &str, ErrorKind, Code); 15] = [
             (
                 1,
                 "disk /x/disk.img seems to be already in use, unmount it first in Finder",
                 ErrorKind::Permanent,
                 Code::TemplateInvalid,
             ),
-            (1, "Error: the specified VM \"mayfly-1\" does not exist", ErrorKind::Permanent, Code::TemplateInvalid),
+            (1, "Error: the specified VM \"mayfly-1\" does not exist", ErrorKind::Instance, Code::BootFailed),
             (
                 1,
                 "Error: VM is missing some of its files (config.json, disk.img or nvram.bin)",
-                ErrorKind::Permanent,
-                Code::TemplateInvalid,
+                ErrorKind::Instance,
+                Code::BootFailed,
             ),
-            (1, "Error: VM is missing files for a supported layout: x", ErrorKind::Permanent, Code::TemplateInvalid),
+            (1, "Error: VM is missing files for a supported layout: x", ErrorKind::Instance, Code::BootFailed),
+            (
+                1,
+                "Error: The data couldn’t be read because it isn’t in the correct format.",
+                ErrorKind::Instance,
+                Code::BootFailed,
+            ),
             (1, "Error: UnsupportedArchitectureError()", ErrorKind::Permanent, Code::TemplateInvalid),
             (
                 64,
@@ -267,16 +362,34 @@ mod tests {
                 .contains("chmod u+s")
         );
         assert!(matches!(
-            start(Some(exit(2)), "", "VM \"x\" is already running!", |_| true),
+            start(Some(exit(2)), "", "VM \"x\" is already running!", &Vms::default()),
             StartFailure::AlreadyRunning
         ));
+    }
+
+    #[test]
+    fn a_broken_configuration_is_the_fault_of_its_owner() {
+        let text = "Error: The data couldn’t be read because it is missing.";
+        let theirs = failed_beside(1, text, Vms(vec!["mayfly-1".into(), "my build".into()]));
+        assert_eq!((theirs.kind, theirs.code), (ErrorKind::Host, Code::HostRefused));
+        assert!(theirs.summary.contains("my build") && theirs.summary.contains("repair or remove it"), "{theirs}");
+        let mine = failed_beside(1, text, Vms(vec!["mayfly-1".into()]));
+        assert_eq!((mine.kind, mine.code), (ErrorKind::Instance, Code::BootFailed));
+    }
+
+    #[test]
+    fn no_message_hides_a_later_one_of_the_table() {
+        for (at, (message, meant)) in MESSAGES.iter().enumerate() {
+            assert_eq!(meaning(message), Some(*meant), "{message}");
+            assert!(!MESSAGES[..at].iter().any(|(earlier, _)| message.contains(earlier)), "{message} is never found");
+        }
     }
 
     #[test]
     fn an_unknown_text_is_shown_cut() {
         let error = failed(1, &"x".repeat(500));
         assert_eq!(error.summary, format!("Tart did not start the guest (exit status: 1): \"{}\"…", "x".repeat(200)));
-        let StartFailure::Failed(error) = start(None, "said on stdout\n", "", |_| false) else { panic!() };
+        let StartFailure::Failed(error) = start(None, "said on stdout\n", "", &Vms::default()) else { panic!() };
         assert_eq!(error.summary, "Tart did not start the guest (its exit status is not known): \"said on stdout\"");
         assert_eq!(failed(1, "").summary, "Tart did not start the guest (exit status: 1): nothing");
         assert_eq!(shown("ä".repeat(150).as_bytes()).chars().filter(|c| *c == 'ä').count(), 100);

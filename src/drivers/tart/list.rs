@@ -26,7 +26,8 @@ struct RawListEntry {
 pub fn parse(stdout: &[u8]) -> Result<Vec<TartListEntry>, String> {
     let expected =
         |what: String| format!("expected `tart list` to print a JSON array of VMs: {what}; found: {}", shown(stdout));
-    let raw: Vec<RawListEntry> = serde_json::from_slice(stdout).map_err(|error| expected(error.to_string()))?;
+    let json = array(stdout).ok_or_else(|| expected("there is no line that begins with [".to_owned()))?;
+    let raw: Vec<RawListEntry> = serde_json::from_slice(json).map_err(|error| expected(error.to_string()))?;
     let mut entries = Vec::new();
     for RawListEntry { name, source, running, state } in raw {
         if source.is_some_and(|source| source != "local") {
@@ -46,6 +47,15 @@ pub fn parse(stdout: &[u8]) -> Result<Vec<TartListEntry>, String> {
     Ok(entries)
 }
 
+/// The output without the lines before the array: newer versions of Tart print warnings there.
+fn array(stdout: &[u8]) -> Option<&[u8]> {
+    if stdout.starts_with(b"[") {
+        return Some(stdout);
+    }
+    let newline = stdout.windows(2).position(|pair| pair == b"\n[")?;
+    Some(&stdout[newline + 1..])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,6 +72,9 @@ mod tests {
         let old = parse(include_bytes!("fixtures/list-2.30.json")).unwrap();
         assert_eq!(names(&old), expected);
         assert_eq!(parse(b"[\n\n]\n").unwrap(), []);
+        let warned =
+            [b"warning: Tart 2.36.0 is available\n", include_bytes!("fixtures/list-2.32.json").as_slice()].concat();
+        assert_eq!(names(&parse(&warned).unwrap()), expected);
     }
 
     #[test]
@@ -75,7 +88,8 @@ mod tests {
             "[{\"Name\":\"a\",\"State\":\"melting\"}]",
             "[{\"Name\":\"a\",\"Running\":\"yes\"}]",
             "[{\"Name\":\"a\",\"Running\":true}",
-            "warning: something\n[]",
+            "warning: [something]\n",
+            "[warning] something\n[]",
         ] {
             let error = parse(strange.as_bytes()).unwrap_err();
             assert!(error.starts_with("expected `tart list`") && error.contains("; found: "), "{error}");

@@ -27,7 +27,7 @@ use tokio::time::Instant;
 use self::{
     clone::{CloneStage, ShapeRequest},
     end::exists,
-    fault::shown,
+    fault::{VmsOfHost, shown},
     instance::{Names, TartPresence},
     paths::TartPaths,
     probe::Version,
@@ -342,6 +342,34 @@ impl Tart {
     }
 }
 
+impl VmsOfHost for Tart {
+    fn is_ours(&self, name: &str) -> bool {
+        Tart::is_ours(self, name)
+    }
+
+    fn os(&self, name: &str) -> Option<GuestOs> {
+        let vms = paths::vms(&self.settings.tart_home);
+        let dir = vms.join(name);
+        // Tart does not create names that lead outside the directory.
+        if dir.parent() != Some(&vms) || name == ".." {
+            return None;
+        }
+        Some(config::parse(&std::fs::read(dir.join(paths::CONFIG)).ok()?).ok()?.os)
+    }
+
+    fn unreadable(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(paths::vms(&self.settings.tart_home)).into_iter().flatten().flatten();
+        let mut names: Vec<String> = entries
+            .filter(|entry| {
+                std::fs::read(entry.path().join(paths::CONFIG)).is_ok_and(|bytes| config::parse(&bytes).is_err())
+            })
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
 /// Overestimates an unknown VM, so that the host is never overcommitted.
 fn shape_of(name: &str, config: std::result::Result<TartConfig, String>) -> ReservedResources {
     match config {
@@ -466,10 +494,15 @@ impl Driver for Tart {
         let paths = self.paths(name);
         if let TartPresence::Running(process) = self.find(&paths, name).await? {
             if !exists(&paths)? || !self.holds(&paths, process.pid())? {
-                return Ok(Observation::Running { ssh: None, agent: None });
+                return Ok(Observation::Running { ssh: None, agent: None, ssh_unseen: None });
             }
             let agent = Some(paths.control_sock()).filter(|socket| socket.exists());
-            return Ok(Observation::Running { ssh: self.endpoint(&paths, name).await?, agent });
+            // The agent is reached without an address.
+            let (ssh, ssh_unseen) = match self.endpoint(&paths, name).await {
+                Ok(ssh) => (ssh, None),
+                Err(error) => (None, Some((error.code, error.summary))),
+            };
+            return Ok(Observation::Running { ssh, agent, ssh_unseen });
         }
         if !exists(&paths)? {
             return Ok(Observation::Absent);
@@ -492,11 +525,17 @@ impl Driver for Tart {
         if let Some(cause) = words::cause(&out, &err) {
             return Ok(cause);
         }
-        let ours = |name: &str| self.is_ours(name);
-        if let Some(fault) = fault::never_ran(&err, ours) {
+        // A guest that was reached ran: what Tart said about its start is not about its end.
+        let reached =
+            failure::exists(&paths.reached()).map_err(|error| failure::unseen(error, "the record of the guest"))?;
+        if !reached && let Some(fault) = fault::never_ran(&err, self) {
             return Err(fault);
         }
-        if let Some(fault) = fault::host(&err, ours) {
+        // The message that ended it is the last one, unless that is about a start.
+        let last = err.trim().lines().next_back().unwrap_or_default();
+        if fault::never_ran(last, self).is_none()
+            && let Some(fault) = fault::host(last, self)
+        {
             tracing::warn!(instance = %name, error = %fault, "tart ended because of an error on the host");
             return Ok(GoneCause::HypervisorError);
         }
@@ -504,6 +543,14 @@ impl Driver for Tart {
             tracing::warn!(instance = %name, stderr = shown(err.trim().as_bytes()), "tart ended with an unknown message on stderr");
         }
         Ok(GoneCause::Unknown)
+    }
+
+    async fn reached(&self, name: &InstanceName) {
+        let path = self.paths(name).reached();
+        // Without this record, an old message about a failed start may hide the reason of the guest's end.
+        if let Err(error) = std::fs::write(&path, b"") {
+            tracing::warn!(instance = %name, %error, "cannot record that the guest was reached");
+        }
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {

@@ -59,6 +59,11 @@ impl TartPaths {
         self.run.join("started")
     }
 
+    /// Exists if this clone's guest was reached, so it ran.
+    pub fn reached(&self) -> PathBuf {
+        self.run.join("reached")
+    }
+
     pub fn leases_before(&self) -> PathBuf {
         self.run.join("leases.before")
     }

@@ -31,10 +31,16 @@ impl Version {
     }
 }
 
+/// The line with the version, if there is one. Newer versions of Tart print warnings on lines of their own.
+pub fn version_line(output: &str) -> &str {
+    let is_version = |line: &&str| *line == "SNAPSHOT" || Version::parse(line).is_some();
+    output.lines().map(str::trim).find(is_version).unwrap_or_else(|| output.trim())
+}
+
 /// The version in the output of `tart --version`, or why it is not usable. A build from source prints `SNAPSHOT` and
 /// is accepted.
 pub fn tart(output: &[u8]) -> Result<String, String> {
-    let text = String::from_utf8_lossy(output).trim().to_owned();
+    let text = version_line(&String::from_utf8_lossy(output)).to_owned();
     if text == "SNAPSHOT" {
         return Ok(text);
     }
@@ -73,6 +79,7 @@ mod tests {
         for good in ["2.32.0\n", "2.32.1", "2.35.0\n", "3.0", "SNAPSHOT\n"] {
             assert_eq!(tart(good.as_bytes()).as_deref(), Ok(good.trim()));
         }
+        assert_eq!(tart(b"warning: something is old\n2.36.0\n").as_deref(), Ok("2.36.0"));
         assert_eq!(
             tart(b"2.31.0\n").unwrap_err(),
             "Tart 2.31.0 is too old: this needs 2.32 or later; update it with `brew upgrade tart`"

@@ -117,7 +117,7 @@ impl Tart {
         let failed = |error| failure::io(error, Code::BootFailed, "the run of the VM cannot be prepared");
         if let Some(missing) = paths.missing().map_err(|error| failure::unseen(error, "the VM"))? {
             let summary = format!("{} has no {missing}: it was never created, or was removed", spec.name);
-            return Err(DriverError::new(ErrorKind::Permanent, Code::BootFailed, summary));
+            return Err(DriverError::new(ErrorKind::Instance, Code::BootFailed, summary));
         }
         let config = read_config(paths)?;
         make_run_dir(&paths.run).map_err(failed)?;
@@ -184,7 +184,7 @@ impl Tart {
         if err.trim().is_empty() && words::cause(&out, &err).is_some() {
             return Ok(None);
         }
-        Ok(Some(fault::start(status, &out, &err, |name| self.is_ours(name))))
+        Ok(Some(fault::start(status, &out, &err, self)))
     }
 }
 

@@ -72,6 +72,8 @@ fn own_errors(operation: &str) -> &'static [Code] {
         "create_template" => &[
             C::TemplateExists,
             C::TemplateInvalid,
+            C::SourceRunning,
+            C::SourceSuspended,
             C::DriverUnsupported,
             C::NetworkNotEnforceable,
             C::HostFull,

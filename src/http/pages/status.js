@@ -69,9 +69,10 @@ function showHost(host) {
   cards.push(el("div", "card", el("span", "quiet small", "Memory given to guests"), el("b", "", (used("memory_mib") / 1024).toFixed(1) + " of " + (c.memory_mib / 1024).toFixed(1) + " GiB")));
   for (const f of host.faults) {
     const kind = f.os === "macos" ? "macOS" : "Linux";
+    const what = f.os ? f.admits + " of " + f.slots + " " + kind + " slots can be used" : "vms of " + f.driver + " cannot be " + (f.step === "cloning" ? "cloned" : "started");
     const code = el("a", "mono", f.code);
     code.href = "/problems/" + encodeURIComponent(f.code);
-    cards.push(el("div", "card wide", el("b", "warn", f.admits + " of " + f.slots + " " + kind + " slots can be used"), el("div", "small", "for ", since(f.since), " · ", code, ": " + f.detail), el("div", "quiet small", f.remedy)));
+    cards.push(el("div", "card wide", el("b", "warn", what), el("div", "small", "for ", since(f.since), " · ", code, ": " + f.detail), el("div", "quiet small", f.remedy)));
   }
   if (!host.observed) cards.push(el("div", "card warn", "The drivers are still being probed; nothing starts before."));
   $("host").replaceChildren(...cards);

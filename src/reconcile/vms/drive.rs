@@ -17,7 +17,7 @@ use crate::{
     parts::Parts,
     platform::Clock,
     reconcile::{
-        failure::{Failure, failed},
+        failure::{Failure, FailureKind, failed},
         github::RunnerWatch,
         host::HostObserver,
         presence::Presence,
@@ -47,6 +47,12 @@ enum Next {
     Settled(EndProof),
     /// The vm has left the state that the step belongs to.
     Moved,
+}
+
+/// Whether `GET /host` shows this refusal as a fault of its own. A refused guest is shown by the ceiling, a taken slot by the
+/// usage, and a failed accelerator by its driver.
+fn is_for_the_board(code: Code) -> bool {
+    !matches!(code, Code::HostLimit | Code::SlotTaken | Code::AcceleratorFailed)
 }
 
 pub(in crate::reconcile) struct VmDriver {
@@ -104,6 +110,7 @@ impl VmDriver {
         while vm.state != State::Deleted {
             let step_of = (vm.state, vm.attempt);
             let next = self.until_next(&mut vm, &mut changes, rest.take()).await;
+            let mut asked = None;
             let (expect, event, wait) = match next {
                 Next::Moved => {
                     pause = FIRST_PAUSE;
@@ -121,9 +128,13 @@ impl VmDriver {
                     );
                     metrics::counter!("mayfly_step_failures_total", "step" => vm.state.as_str(), "code" => failure.code.slug())
                         .increment(1);
+                    asked = failure.retry_after;
                     let fault = Fault { code: failure.code, detail: failure.detail, at: self.clock.now() };
                     if fault.code == Code::HostLimit {
                         self.host.limit_met(&vm, fault.clone()).await;
+                    }
+                    if failure.kind == FailureKind::Host && is_for_the_board(fault.code) {
+                        self.host.step_refused(&vm, fault.clone());
                     }
                     if fault.code == Code::AcceleratorFailed {
                         // Updates `GET /host` at once: its guests are slow from now on.
@@ -161,7 +172,7 @@ impl VmDriver {
                 }
             }
             if wait && (vm.state, vm.attempt) == step_of {
-                rest = Some(pause);
+                rest = Some(pause.max(asked.unwrap_or_default()));
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
         }

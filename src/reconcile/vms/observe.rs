@@ -10,13 +10,24 @@ use crate::{
     reconcile::failure::{Failure, FailureKind},
 };
 
-/// The address of the guest's SSH port, and the socket of the agent in it, as far as they are known.
-pub(super) type Ways = (Option<Endpoint>, Option<PathBuf>);
+/// The ways to a guest, as far as they are known.
+pub(super) struct Ways {
+    /// The address of its SSH port. An error: the host's tables cannot be read, so it is not known whether it has one.
+    pub ssh: Result<Option<Endpoint>, Failure>,
+    /// The socket of the agent in it.
+    pub agent: Option<PathBuf>,
+}
 
 /// How the guest can be reached, once it runs.
 pub(super) async fn ways(driver: &Arc<dyn Driver>, vm: &Vm) -> Result<Option<Ways>, Failure> {
     match driver.inspect(&vm.instance()).await? {
-        Observation::Running { ssh, agent } => Ok(Some((ssh, agent))),
+        Observation::Running { ssh, agent, ssh_unseen } => {
+            let ssh = match ssh_unseen {
+                None => Ok(ssh),
+                Some((code, detail)) => Err(Failure::new(FailureKind::Retry, code, detail)),
+            };
+            Ok(Some(Ways { ssh, agent }))
+        }
         // `Driver::ended`, which every step with a guest also awaits, resolves at once with the reason.
         Observation::Absent | Observation::Stopped | Observation::Halted { .. } => Ok(None),
         Observation::Broken { detail } => {

@@ -74,7 +74,7 @@ impl Provisioner {
         match spec_of(vm)?.handover {
             Handover::Seed => {
                 // The address is known at once, or not needed.
-                if let Some((Some(ssh), _)) = ways(driver, vm).await? {
+                if let Some(Ways { ssh: Ok(Some(ssh)), .. }) = ways(driver, vm).await? {
                     self.note_endpoint(vm, ssh, None).await?;
                 }
                 std::future::pending().await
@@ -271,22 +271,24 @@ impl Provisioner {
     }
 
     async fn endpoint(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<Endpoint, Failure> {
-        self.reached(driver, vm, |(ssh, _)| ssh).await
+        self.reached(driver, vm, |ways| ways.ssh).await
     }
 
     /// The socket of the agent in the guest.
     async fn agent(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<PathBuf, Failure> {
-        self.reached(driver, vm, |(_, agent)| agent).await
+        self.reached(driver, vm, |ways| Ok(ways.agent)).await
     }
 
     async fn reached<T>(
         &self,
         driver: &Arc<dyn Driver>,
         vm: &Vm,
-        choose: impl Fn(Ways) -> Option<T>,
+        choose: impl Fn(Ways) -> Result<Option<T>, Failure>,
     ) -> Result<T, Failure> {
         loop {
-            if let Some(way) = ways(driver, vm).await?.and_then(&choose) {
+            if let Some(ways) = ways(driver, vm).await?
+                && let Some(way) = choose(ways)?
+            {
                 return Ok(way);
             }
             tokio::time::sleep(LOOK_EVERY).await;

@@ -99,6 +99,7 @@ impl Steps {
         })?;
         let spec = self.spec(&driver, vm).await?;
         driver.create(&spec).await?;
+        self.host.step_accepted(vm, State::Cloning);
         Ok(Event::Cloned)
     }
 
@@ -108,14 +109,15 @@ impl Steps {
         let permit = self.permits.obtain(&driver, vm).await?;
         driver.start(&spec).await?;
         drop(permit);
-        self.host.limit_passed(vm).await;
         let via = self.while_running(&driver, vm, self.provisioner.guest_ready(&driver, vm)).await?;
+        self.host_runs(vm).await;
         Ok(Event::GuestReady { via })
     }
 
     async fn configure(&self, vm: &Vm) -> Result<Event, Failure> {
         let driver = self.driver(vm)?;
         driver.reached(&vm.instance()).await;
+        self.host_runs(vm).await;
         self.while_running(&driver, vm, self.provisioner.provision(&driver, vm)).await?;
         Ok(Event::GuestConfigured)
     }
@@ -124,6 +126,7 @@ impl Steps {
         let driver = self.driver(vm)?;
         if was_reached(vm) {
             driver.reached(&vm.instance()).await;
+            self.host_runs(vm).await;
         }
         let permission = async {
             if let Err(failure) = self.provisioner.permit_job(&driver, vm).await {
@@ -136,6 +139,13 @@ impl Steps {
             event = self.removal.dismissed(vm) => Ok(event),
             never = permission => never,
         }
+    }
+
+    /// The guest was reached, so the host runs it. Its start alone does not show that: a hypervisor may notice seconds later
+    /// that it is refused.
+    async fn host_runs(&self, vm: &Vm) {
+        self.host.step_accepted(vm, State::Booting);
+        self.host.limit_passed(vm).await;
     }
 
     async fn stop(&self, vm: &Vm) -> Result<Event, Failure> {

@@ -1,6 +1,6 @@
 //! Pulls the image that a queued vm waits for. No slot is held meanwhile.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
     domain::{Budgets, Code, Error, Event, TemplateSource, Vm, capacity::Capacity, vm_spec::NetworkUser},
@@ -58,7 +58,9 @@ impl TemplateFetch {
         let template = match pulled {
             Ok(template) => template,
             Err(error) => {
-                let failure = Failure::from(Error::from(&*error));
+                let refused = Error::from(&*error);
+                let retry_after = refused.retry_after.map(|seconds| Duration::from_secs(seconds.into()));
+                let failure = Failure { retry_after, ..refused.into() };
                 if failure.kind == FailureKind::Permanent
                     && let Some(staged) = error.image()
                     && let Err(error) = self.discard_staged(staged).await

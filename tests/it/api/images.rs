@@ -189,11 +189,22 @@ async fn permanent_and_temporary_failures_of_images_are_distinguished() {
     let end = serve.wait_state(vm["id"].as_str().unwrap(), "deleted").await;
     assert_eq!((&end["end_signal"], &end["outcome"]["code"]), (&json!("given_up"), &json!("image.refused")), "{end:#}");
 
+    // The registry asks for a pause.
+    proxy.on(Rule::get("/v2/ci/busy/manifests/*", Fault::retry_after(429, "3600")));
+    let busy = serve.create(json!({"template": at("ci/busy:1"), "queue_timeout_seconds": 600})).await;
+    let busy = busy["id"].as_str().unwrap();
+    let vm = serve.wait(busy, "it says what is wrong", |vm| !vm["last_fault"].is_null()).await;
+    assert_eq!((&vm["state"], &vm["last_fault"]["code"]), (&json!("queued"), &json!("image.unavailable")), "{vm:#}");
+
     // Nobody listens on the discard port.
     let vm = serve.create(json!({"template": "127.0.0.1:9/ci/base:1", "queue_timeout_seconds": 600})).await;
     let id = vm["id"].as_str().unwrap();
     let vm = serve.wait(id, "it says what is wrong", |vm| !vm["last_fault"].is_null()).await;
     assert_eq!((&vm["state"], &vm["last_fault"]["code"]), (&json!("queued"), &json!("image.unavailable")), "{vm:#}");
-    serve.delete(&format!("/vms/{id}")).await;
-    serve.wait_state(id, "deleted").await;
+    // That took many of the usual pauses.
+    assert_eq!(proxy.asked("GET", "/ci/busy/manifests/1").len(), 1);
+    for id in [id, busy] {
+        serve.delete(&format!("/vms/{id}")).await;
+        serve.wait_state(id, "deleted").await;
+    }
 }

@@ -123,7 +123,7 @@ async fn a_crash_leaves_what_was_done_by_then() {
         (Verb::Create, Crash::Before, Observation::Absent),
         (Verb::Create, Crash::Halfway, Observation::Broken { detail: "only a part of it is there".to_owned() }),
         (Verb::Create, Crash::After, Observation::Stopped),
-        (Verb::Start, Crash::After, Observation::Running { ssh: None, agent: None }),
+        (Verb::Start, Crash::After, Observation::Running { ssh: None, agent: None, ssh_unseen: None }),
         (Verb::Stop, Crash::After, Observation::Stopped),
         (Verb::Destroy, Crash::After, Observation::Absent),
     ]

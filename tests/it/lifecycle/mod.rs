@@ -11,9 +11,10 @@ use std::{
 use mayfly::{
     app::{Built, Setup, build},
     domain::{
-        Arch, BudgetsPatch, Code, EventKind, GuestOs, Handover, InstanceName, RunnerRequest, State, TokenId, Vm, VmId,
-        VmRequest,
+        Arch, BudgetsPatch, Code, Event, EventKind, GuestOs, Handover, InstanceName, RunnerRequest, State, TokenId, Vm,
+        VmId, VmRequest,
         capacity::Capacity,
+        event::ReadyVia,
         host::HostView,
         token::{Caller, CallerToken, TokenScope},
     },
@@ -25,7 +26,7 @@ use mayfly::{
     platform::{clock::Clock, data_dir::DataDir},
     reconcile::{self, Pace, jobs},
     service::{self, Services, guests::GuestEvent},
-    store::Reader,
+    store::{Expect, Reader},
     templates::{NewTemplate, SpaceLimits},
 };
 use tokio::{sync::watch, task::JoinHandle};
@@ -206,6 +207,14 @@ impl Host {
 
     pub fn reader(&self) -> &Reader {
         &self.running.as_ref().unwrap().parts.reader
+    }
+
+    /// The guest of this vm says that it is ready.
+    pub async fn say_ready(&self, id: VmId) {
+        let (ledger, ready) =
+            (&self.running.as_ref().unwrap().parts.ledger, Event::GuestReady { via: ReadyVia::GuestCall });
+        let applied = ledger.apply(id, Expect::Anything, ready, self.clock.now()).await.unwrap();
+        assert!(applied.changed(), "it was not booting");
     }
 
     /// From now on, guests that boot are played: they report, run their job, call their hook, upload and finish.

@@ -92,7 +92,10 @@ async fn a_leaked_slot_is_shown_and_heals() {
     host.until_state(linux, State::Booting).await;
 
     host.world.limit(GuestOs::Macos, Some(2));
-    host.until_state(waits, State::Booting).await;
+    host.world.until(|world| world.running() == 3).await;
+    // A start alone proves nothing.
+    assert_eq!(host.until_host(|_| true).await.ceilings.len(), 1);
+    host.say_ready(waits).await;
     host.until_host(|view| view.ceilings.is_empty()).await;
     for id in [runs, waits, linux] {
         host.delete(id, true).await;
@@ -100,6 +103,56 @@ async fn a_leaked_slot_is_shown_and_heals() {
     }
     assert_eq!(host.world.peak_of(GuestOs::Macos), 2);
     host.assert_clean(&[runs, waits, linux]).await;
+}
+
+/// Some hypervisors are refused seconds after their start: the fault that was known is still the same one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_after_the_start_does_not_lift_the_ceiling() {
+    let host = Host::new(4, 2).await;
+    host.world.limit(GuestOs::Macos, Some(1));
+    let runs = host.create(request("macos", RunnerRequest::None)).await;
+    host.until_state(runs, State::Booting).await;
+    host.say_ready(runs).await;
+    host.until_state(runs, State::Configuring).await;
+    let waits = host.create(request("macos", RunnerRequest::None)).await;
+    let first = host.until_host(|view| !view.ceilings.is_empty()).await.ceilings.remove(0);
+    host.world.fail_next(Verb::Ended, 1, ErrorKind::Host, Code::HostLimit, "late");
+    host.world.limit(GuestOs::Macos, None);
+    let later = host.until_host(|view| view.ceilings.first().is_some_and(|c| c.last_at > first.last_at)).await;
+    assert_eq!(later.ceilings[0].fault.at, first.fault.at, "the same fault goes on");
+    let vm = host
+        .until(waits, |vm| vm.state == State::Booting && vm.last_fault.as_ref().is_some_and(|f| f.detail == "late"))
+        .await;
+    assert_eq!(vm.failed_attempts, 0);
+    host.say_ready(waits).await;
+    host.until_host(|view| view.ceilings.is_empty()).await;
+    for id in [runs, waits] {
+        host.delete(id, true).await;
+        host.until_state(id, State::Deleted).await;
+    }
+    host.assert_clean(&[runs, waits]).await;
+}
+
+/// Whatever the host's reason is: it is shown with its remedy as long as it keeps vms waiting.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_refusal_of_the_host_is_shown_until_it_is_over() {
+    let host = Host::new(1, 0).await;
+    host.play_guests();
+    for (verb, code, step) in
+        [(Verb::Start, Code::HostRefused, State::Booting), (Verb::Create, Code::HostFull, State::Cloning)]
+    {
+        host.world.fail_next(verb, 2, ErrorKind::Host, code, "the keychain is locked");
+        let id = host.create(request("linux", job())).await;
+        let view = host.until_host(|view| view.refusals.first().is_some_and(|r| r.refusals == 2)).await;
+        let [refusal] = &view.refusals[..] else { panic!("{:?}", view.refusals) };
+        assert_eq!((refusal.driver.as_str(), refusal.step, refusal.fault.code), ("fake", step, code));
+        assert_eq!(refusal.fault.detail, "the keychain is locked");
+        assert!(refusal.last_at > refusal.fault.at);
+        let vm = host.until_state(id, State::Deleted).await;
+        assert_eq!(vm.outcome.unwrap().result, OutcomeResult::Completed);
+        host.until_host(|view| view.refusals.is_empty()).await;
+        host.assert_clean(&[id]).await;
+    }
 }
 
 /// Two slots, two guests of somebody else whom no list shows: nothing can be started, nothing is blamed on the vm.
@@ -121,10 +174,12 @@ async fn a_host_without_a_slot_left_admits_nothing() {
     host.world.limit(GuestOs::Macos, None);
     for id in ids {
         host.until_state(id, State::Booting).await;
+        host.world.until(|world| world.running() == 1).await;
+        host.say_ready(id).await;
+        host.until_host(|view| view.ceilings.is_empty()).await;
         host.delete(id, true).await;
         host.until_state(id, State::Deleted).await;
     }
-    host.until_host(|view| view.ceilings.is_empty()).await;
     host.assert_clean(&ids).await;
 }
 

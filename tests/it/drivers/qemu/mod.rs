@@ -412,7 +412,10 @@ async fn a_hypervisor_that_hangs_is_killed() {
     let rig = QemuRig::new();
     let spec = rig.started(X86_DEAF).await;
     kill_process(rig.pid(&spec.name), Signal::STOP).unwrap();
-    assert_eq!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Running { ssh: None, agent: None });
+    assert_eq!(
+        rig.driver.inspect(&spec.name).await.unwrap(),
+        Observation::Running { ssh: None, agent: None, ssh_unseen: None }
+    );
     let began = Instant::now();
     rig.driver.destroy(&spec.name).await.unwrap();
     eprintln!("qemu: a hung one was destroyed after {:?}", began.elapsed());

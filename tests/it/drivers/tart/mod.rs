@@ -14,6 +14,7 @@ use mayfly::{
         Arch, Code, GuestOs, InstanceName, VmId,
         endpoint::Endpoint,
         event::GoneCause,
+        machine_identity::MachineIdentity,
         template::{DiskFormat, TemplateFiles},
     },
     drivers::{
@@ -401,6 +402,79 @@ async fn a_slot_that_is_refused_late_is_not_the_vms_fault() {
     assert_eq!(rig.ended(&spec.name).await.unwrap(), GoneCause::Unknown, "and no longer once there is a new clone");
 }
 
+/// What Tart says while a guest starts is about its start, and not about the end of a guest that was reached.
+#[tokio::test]
+async fn what_was_said_of_the_start_does_not_hide_a_later_end() {
+    let rig = TartRig::new();
+    for said in [
+        "Error Domain=VZErrorDomain Code=1 \"The virtual machine failed to start.\"\n",
+        "The number of VMs exceeds the system limit\n",
+        "Too many open files\nand something that nobody knows\n",
+    ] {
+        let spec = rig.started(rig.linux()).await;
+        let err = rig.dir.path().join("runs").join(spec.name.as_str()).join("run.err");
+        std::fs::write(&err, said).unwrap();
+        rig.driver.reached(&spec.name).await;
+        kill_process(rig.pid(&spec.name), Signal::KILL).unwrap();
+        assert_eq!(rig.ended(&spec.name).await.unwrap(), GoneCause::Unknown, "{said}");
+        assert_eq!(rig.restarted().ended(&spec.name).await.unwrap(), GoneCause::Unknown, "{said}");
+        // A new clone has not been reached.
+        rig.driver.destroy(&spec.name).await.unwrap();
+    }
+}
+
+/// A fresh clone may run where this one was removed by a human, or by `tart prune`.
+#[tokio::test]
+async fn a_clone_that_another_program_removed_is_not_the_templates_fault() {
+    let rig = TartRig::new();
+    let spec = rig.created(rig.linux()).await;
+    std::fs::remove_file(rig.vm(&spec.name).join("nvram.bin")).unwrap();
+    let error = rig.refused(&spec).await;
+    assert_eq!((error.kind, error.code), (ErrorKind::Instance, Code::BootFailed), "{error}");
+    std::fs::remove_dir_all(rig.vm(&spec.name)).unwrap();
+    let error = rig.refused(&spec).await;
+    assert_eq!((error.kind, error.code), (ErrorKind::Instance, Code::BootFailed), "{error}");
+    // It vanishes between our look and Tart's.
+    rig.driver.create(&spec).await.unwrap();
+    let said = format!("Error: the specified VM \"{}\" does not exist", spec.name);
+    rig.rule(json!({ "vm": spec.name.as_str(), "times": 1, "then": { "start_fails": { "stderr": said, "exit": 1 } } }));
+    let error = rig.refused(&spec).await;
+    assert_eq!((error.kind, error.code), (ErrorKind::Instance, Code::BootFailed), "{error}");
+    rig.driver.start(&spec).await.unwrap();
+}
+
+/// `tart run` reads the configurations of all running VMs, and fails on one that it does not understand.
+#[tokio::test]
+async fn a_broken_vm_of_another_user_is_the_hosts_fault_and_is_named() {
+    let rig = TartRig::new();
+    let spec = rig.created(rig.linux()).await;
+    let theirs = rig.home().join("vms/my build");
+    std::fs::create_dir_all(&theirs).unwrap();
+    std::fs::write(theirs.join("config.json"), "{\"version\": 2}").unwrap();
+    let said = "Error: The data couldn’t be read because it is missing.";
+    let fails = json!({ "start_fails": { "stderr": said, "exit": 1 } });
+    rig.rule(json!({ "vm": spec.name.as_str(), "times": 1, "then": fails }));
+    let error = rig.refused(&spec).await;
+    assert_eq!((error.kind, error.code), (ErrorKind::Host, Code::HostRefused), "{error}");
+    assert!(error.summary.contains("my build"), "{error}");
+    std::fs::remove_dir_all(theirs).unwrap();
+    rig.driver.start(&spec).await.unwrap();
+}
+
+#[tokio::test]
+async fn clones_of_one_mac_are_different_machines() {
+    let rig = TartRig::apple();
+    let (one, two) = (rig.created(rig.macos()).await, rig.created(rig.macos()).await);
+    let ecid = |spec: &InstanceSpec| {
+        let text = rig.config(&spec.name)["ecid"].as_str().unwrap().to_owned();
+        MachineIdentity::from_base64(&text).expect("an identity as Apple writes it").ecid()
+    };
+    assert_ne!(ecid(&one), ecid(&two));
+    for key in ["hardwareModel", "diskFormat", "version"] {
+        assert_eq!(rig.config(&one.name)[key], rig.config(&two.name)[key], "{key}");
+    }
+}
+
 #[tokio::test]
 async fn what_tart_says_of_a_failed_start_is_understood_or_shown() {
     let rig = TartRig::new();
@@ -642,7 +716,7 @@ async fn half_a_vm_is_seen_and_removed() {
             listed.iter().any(|l| l.name == spec.name.as_str() && l.ours && !l.running),
             "Tart itself passes over it"
         );
-        assert_eq!(rig.refused(&spec).await.kind, ErrorKind::Permanent);
+        assert_eq!(rig.refused(&spec).await.kind, ErrorKind::Instance);
         rig.driver.destroy(&spec.name).await.unwrap();
         assert_eq!(rig.inspect(&spec.name).await, Observation::Absent);
     }
@@ -654,7 +728,7 @@ async fn a_run_without_its_directory_is_still_found() {
     let rig = TartRig::new();
     let spec = rig.started(rig.linux()).await;
     std::fs::remove_dir_all(rig.vm(&spec.name)).unwrap();
-    assert_eq!(rig.inspect(&spec.name).await, Observation::Running { ssh: None, agent: None });
+    assert_eq!(rig.inspect(&spec.name).await, Observation::Running { ssh: None, agent: None, ssh_unseen: None });
     rig.driver.destroy(&spec.name).await.unwrap();
     assert_eq!(rig.inspect(&spec.name).await, Observation::Absent);
 }
@@ -788,14 +862,17 @@ async fn one_address_of_two_guests_is_neithers() {
     let b = rig.started(b).await;
     for name in [&a.name, &b.name] {
         let began = Instant::now();
-        let error = loop {
-            match rig.driver.inspect(name).await {
-                Err(error) => break error,
-                Ok(seen) => assert!(began.elapsed() < SOON, "{seen:?}"),
+        let (code, why) = loop {
+            match rig.inspect(name).await {
+                Observation::Running { ssh, ssh_unseen: Some(why), .. } => {
+                    assert_eq!(ssh, None);
+                    break why;
+                }
+                seen => assert!(began.elapsed() < SOON, "{seen:?}"),
             }
         };
-        assert_eq!((error.kind, error.code), (ErrorKind::Retry, Code::GuestNotReady));
-        assert!(error.summary.contains("127.64.9.9"), "{error}");
+        assert_eq!(code, Code::GuestNotReady);
+        assert!(why.contains("127.64.9.9"), "{why}");
     }
     // Ending works all the same.
     for spec in [a, b] {
@@ -833,16 +910,31 @@ async fn a_guest_without_a_lease_is_found_through_its_agent() {
     rig.rule(
         json!({ "command": "ip", "times": 1, "then": { "garbage": { "stderr": "no IP address found\n", "exit": 1 } } }),
     );
-    let error = rig.driver.inspect(&spec.name).await.unwrap_err();
-    assert!(error.summary.contains("bootpd: out of order"), "{error}");
+    // The agent is reached without an address, whatever becomes of it.
+    match rig.inspect(&spec.name).await {
+        Observation::Running { ssh: None, agent: Some(_), ssh_unseen: Some((_, why)) } => {
+            assert!(why.contains("bootpd: out of order"), "{why}")
+        }
+        other => panic!("{other:?}"),
+    }
 
     let agent = TartRig::with(|settings| settings.resolver = Resolver::Agent);
     agent.set("agent", json!("none"));
     let spec = agent.started(agent.linux()).await;
     agent.rule(json!({ "command": "ip", "times": 1, "then": { "garbage": { "stdout": "192.168.64.300\n" } } }));
-    let error = agent.driver.inspect(&spec.name).await.unwrap_err();
-    assert!(error.summary.ends_with("found: \"192.168.64.300\\n\""), "{error}");
-    assert!(matches!(agent.inspect(&spec.name).await, Observation::Running { ssh: None, agent: Some(_) }));
+    let Observation::Running { agent: Some(_), ssh_unseen: Some((_, why)), .. } = agent.inspect(&spec.name).await
+    else {
+        panic!("the address was understood");
+    };
+    assert!(why.ends_with("found: \"192.168.64.300\\n\""), "{why}");
+    assert!(matches!(
+        agent.inspect(&spec.name).await,
+        Observation::Running { ssh: None, agent: Some(_), ssh_unseen: None }
+    ));
+    // A warning is no address.
+    let warned = "warning: Tart 2.36.0 is available\n192.168.64.30\n";
+    agent.rule(json!({ "command": "ip", "times": 1, "then": { "garbage": { "stdout": warned } } }));
+    assert_eq!(agent.address(&spec.name).await.0, "192.168.64.30");
 }
 
 #[tokio::test]
@@ -863,8 +955,10 @@ async fn a_bridged_guest_is_found_in_the_arp_table() {
     std::fs::write(table.path(), format!("? (10.0.1.7) at {mac} on en0 ifscope [ethernet]\n")).unwrap();
     assert_eq!(rig.address(&spec.name).await.0, "10.0.1.7");
     std::fs::write(table.path(), "arp: no such thing\n").unwrap();
-    let error = rig.driver.inspect(&spec.name).await.unwrap_err();
-    assert!(error.summary.contains("arp: no such thing"), "{error}");
+    let Observation::Running { ssh_unseen: Some((_, why)), .. } = rig.inspect(&spec.name).await else {
+        panic!("the table was understood");
+    };
+    assert!(why.contains("arp: no such thing"), "{why}");
 }
 
 #[tokio::test]
