@@ -307,7 +307,7 @@ impl Authorizer {
         }
         let response = request.send().await.map_err(|e| describe(&self.registry, WHAT, e))?;
         let (status, headers) = (response.status(), response.headers().clone());
-        let body = MeteredBody::new(response, self.least).to_end(LARGEST_TOKEN).await;
+        let body = MeteredBody::new(response, self.least).read_to_end(LARGEST_TOKEN).await;
         let body = body.map_err(|e| e.into_error(&self.registry, WHAT))?;
         let body = Zeroizing::new(body.unwrap_or_default());
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {

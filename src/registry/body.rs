@@ -79,7 +79,7 @@ impl MeteredBody {
     }
 
     /// All of it, or `None` if it is larger than `largest` bytes. Reads no further than that.
-    pub async fn to_end(&mut self, largest: usize) -> Result<Option<Vec<u8>>, BodyError> {
+    pub async fn read_to_end(&mut self, largest: usize) -> Result<Option<Vec<u8>>, BodyError> {
         let mut body = Vec::new();
         while let Some(piece) = self.next().await? {
             if body.len() + piece.len() > largest {

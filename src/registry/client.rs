@@ -280,7 +280,7 @@ impl RegistryClient {
         let content_type = text(CONTENT_TYPE.as_str());
         let said_digest = text("docker-content-digest");
         let mut body = MeteredBody::new(response, self.least);
-        let bytes = body.to_end(manifest::LARGEST).await.map_err(|e| e.into_error(&self.registry, &what))?;
+        let bytes = body.read_to_end(manifest::LARGEST).await.map_err(|e| e.into_error(&self.registry, &what))?;
         let bytes = bytes.ok_or_else(|| self.unusable(&what, format!("more than {} bytes", manifest::LARGEST)))?;
         let digest = Digest::of(&bytes);
         if let Some(wanted) = reference.digest()
@@ -438,7 +438,7 @@ impl RegistryClient {
         let (status, headers) = (response.status(), response.headers().clone());
         let registry = self.registry.clone();
         let is_ours = response.url().origin() == self.base.origin();
-        let said = match MeteredBody::new(response, self.least).to_end(4096).await {
+        let said = match MeteredBody::new(response, self.least).read_to_end(4096).await {
             Ok(Some(body)) if is_ours => said(&body),
             Ok(_) | Err(_) => String::new(),
         };

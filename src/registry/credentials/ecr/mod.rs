@@ -81,11 +81,12 @@ fn refusal(error: &SdkError<GetAuthorizationTokenError>, at: &EcrHost) -> AwsFai
     };
     let status = error.raw_response().map_or(0, |r| r.status().as_u16());
     let code = refused.code().unwrap_or_default();
-    let temporary = match (code, status) {
-        ("ThrottlingException" | "Throttling" | "RequestLimitExceeded" | "RequestTimeout", _) => true,
-        ("ServerException" | "ServiceUnavailable" | "InternalFailure", _) | (_, 408 | 429 | 500..) => true,
-        _ => false,
-    };
+    let temporary = matches!(
+        (code, status),
+        ("ThrottlingException" | "Throttling" | "RequestLimitExceeded" | "RequestTimeout", _)
+            | ("ServerException" | "ServiceUnavailable" | "InternalFailure", _)
+            | (_, 408 | 429 | 500..)
+    );
     if code.is_empty() {
         let what = format!(
             "ECR in {region} refused with status {status} and said nothing that can be read (expected JSON with __type)"
