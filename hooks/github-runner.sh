@@ -4,6 +4,7 @@
 # wrapper.sh runs this like any other payload; the exit code is the runner's:
 #
 #   7     this runner is too old (GitHub refused it, or it is below the minimum)
+#   125   the runner could not be prepared or registered
 #   126   there is no runner in this guest, or it could not be downloaded
 #   else  the exit code of run.sh, which is not the result of the job
 #
@@ -122,7 +123,19 @@ if [ -z "$runner" ]; then
     say "there is no runner in this guest ($*), and none could be downloaded"
     exit 126
 fi
-cd "$runner" || exit 126
+
+# Ends because the runner that was found cannot be used; $1 says why.
+refuse() {
+    say "$1"
+    exit 125
+}
+
+cd "$runner" || refuse "cannot enter $runner"
+
+# Left by a runner that was registered while the template was made. config.sh refuses to
+# register another one beside it, and its credentials would be readable by the job.
+rm -rf .runner .runner_migrated .credentials .credentials_migrated .credentials_rsaparams .service ||
+    refuse "cannot remove the registration of another runner from $runner"
 
 # The runner reads .env at every start, and .env takes precedence over its environment: an
 # old line in the template would refer to hooks that do not exist any more, or to another
@@ -149,8 +162,7 @@ done
     echo "MAYFLY_HOME=$kit"
 } >"$mine/runner.dotenv"
 if ! cat "$mine/runner.dotenv" >.env; then
-    say "cannot write $runner/.env: the runner's user needs write access to its directory"
-    exit 126
+    refuse "cannot write $runner/.env: the runner's user needs write access to its directory"
 fi
 ACTIONS_RUNNER_HOOK_JOB_STARTED=$kit/job-started.sh
 ACTIONS_RUNNER_HOOK_JOB_COMPLETED=$kit/job-completed.sh
@@ -159,14 +171,11 @@ ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE=1
 export ACTIONS_RUNNER_HOOK_JOB_STARTED ACTIONS_RUNNER_HOOK_JOB_COMPLETED
 export ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE
 
-secret=$(cat "$mine/registration") || {
-    say "there is no registration in $mine: it can be used only once"
-    exit 126
-}
+secret=$(cat "$mine/registration") ||
+    refuse "there is no registration in $mine: it can be used only once"
 rm -f "$mine/registration"
 if [ -e "$mine/registration" ] || [ -e "$kit/registration" ]; then
-    say "cannot remove the registration, which the job could read"
-    exit 126
+    refuse "cannot remove the registration, which the job could read"
 fi
 case $MAYFLY_GITHUB_REGISTRATION in
 jit_config)
@@ -189,14 +198,10 @@ token)
             export ACTIONS_RUNNER_INPUT_RUNNERGROUP
         fi
         exec ./config.sh
-    ) || {
-        say "cannot register the runner"
-        exit 126
-    }
+    ) || refuse "cannot register the runner"
     exec ./run.sh
     ;;
 *)
-    say "unknown kind of registration: '$MAYFLY_GITHUB_REGISTRATION'"
-    exit 126
+    refuse "unknown kind of registration: '$MAYFLY_GITHUB_REGISTRATION'"
     ;;
 esac

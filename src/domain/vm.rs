@@ -22,7 +22,7 @@ use super::{
 
 /// Exit code of GitHub's runner if GitHub no longer accepts its version.
 pub const RUNNER_TOO_OLD: i32 = 7;
-/// Exit code if the runner could not be started at all.
+/// Exit code if there is no runner program in the guest and none could be downloaded.
 pub const RUNNER_MISSING: i32 = 126;
 
 /// Describes an exit code other than 0, with what shells mean by it.

@@ -591,7 +591,11 @@ def runner_in(directory, code=0, version="2.336.0", config="exit 0"):
     directory = pathlib.Path(directory)
     (directory / "bin").mkdir(parents=True)
     listener = "#!/bin/sh\n[ \"$1\" = --version ] && echo %s\n" % version
-    for name, text in (("run.sh", RUN_SH.replace("@END@", str(code))), ("config.sh", "#!/bin/sh\n%s\n" % config),
+    # As GitHub's: a runner that is configured already is not configured again.
+    configured = ("[ -e .runner ] && { echo \"Cannot configure the runner because it is already configured. To reconfigure "
+                  "the runner, run 'config.cmd remove' or './config.sh remove' first.\"; exit 1; }")
+    config = "#!/bin/sh\n%s\n%s\n" % (configured, config)
+    for name, text in (("run.sh", RUN_SH.replace("@END@", str(code))), ("config.sh", config),
                        ("bin/Runner.Listener", listener)):
         write_program(directory / name, text)
     (directory / ".env").write_text("LANG=C.UTF-8\nACTIONS_RUNNER_HOOK_JOB_COMPLETED=/stale/hook.sh\nMAYFLY_URL=http://stale\n")
@@ -840,7 +844,7 @@ def github_wrong_runners():
             (dict(version="2.99.0"), {}, 7, "version 2.99.0, but at least 2.329.0 is required"),
             (dict(code=7), {}, 7, "is version 2.336.0"),
             (None, {}, 126, "there is no runner in this guest"),
-            (dict(config="exit 1"), {"registration": "token"}, 126, "cannot register the runner"),
+            (dict(config="exit 1"), {"registration": "token"}, 125, "cannot register the runner"),
             (dict(version="'who knows'"), {}, 0, "does not report its version"),
         )
         for runner, more, code, said in cases:
@@ -852,6 +856,23 @@ def github_wrong_runners():
                 lives(shell, github_files(w.api.url, directory, **more), w)
                 check(w.api.wait("runner_finished", 40)["json"]["exit_code"] == code, "%s: wrong exit code" % said)
                 check(said in w.api.log().decode(), w.api.log())
+
+    each_shell(one)
+
+
+def github_runner_with_an_old_registration():
+    def one(shell):
+        for registration in ("token", "jit_config"):
+            with Workspace() as w:
+                runner = runner_in(w.dir / "runner", config="echo configured anew")
+                (runner / "go").touch()
+                old = (".runner", ".credentials", ".credentials_rsaparams", ".runner_migrated", ".credentials_migrated")
+                for name in old:
+                    (runner / name).write_text("of another runner")
+                lives(shell, github_files(w.api.url, runner, registration=registration), w)
+                check(w.api.wait("runner_finished", 40)["json"]["exit_code"] == 0, w.api.log())
+                check((b"configured anew" in w.api.log()) == (registration == "token"), w.api.log())
+                check(not any((runner / name).exists() for name in old), "the job can read the old credentials")
 
     each_shell(one)
 
@@ -891,5 +912,5 @@ main([
     started_by_the_host, not_twice, vm_is_gone, one_wrapper,
     violent_job, signals_ignored, no_base64, boot_says_no, github_runner, github_registration_fetched,
     github_registration_refused, as_another_user, job_that_cannot_start, heartbeats, difficult_profile, github_registration_token,
-    github_wrong_runners, github_runner_from_the_host,
+    github_wrong_runners, github_runner_with_an_old_registration, github_runner_from_the_host,
 ], at_once=3)
