@@ -212,13 +212,17 @@ impl Clock {
 
     /// The reading once this clock has followed this step.
     pub fn reading_after(&self, step: SignedDuration) -> ClockReading {
+        ClockReading { wall: self.now() + step, uptime: self.uptime(), boot: boot() }
+    }
+
+    /// Time since some moment of this boot. A step of the system's clock does not change it.
+    pub fn uptime(&self) -> Duration {
         let passed = self.scale.borrow().passed;
         let uptime = match self.source {
             ClockSource::System | ClockSource::Steady { .. } => signed(uptime()) + passed,
             ClockSource::Manual(_) => passed,
         };
-        let uptime = Duration::try_from(uptime).unwrap_or_default();
-        ClockReading { wall: self.now() + step, uptime, boot: boot() }
+        Duration::try_from(uptime).unwrap_or_default()
     }
 
     pub fn advance(&self, by: Duration) {

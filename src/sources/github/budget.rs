@@ -5,12 +5,18 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::{SignedDuration, Timestamp, fmt::rfc2822};
 use parking_lot::Mutex;
-use reqwest::{StatusCode, header::HeaderMap};
+use reqwest::{
+    StatusCode,
+    header::{DATE, HeaderMap},
+};
 use serde::Serialize;
 
-use crate::platform::retry::{jittered, retry_after};
+use crate::platform::{
+    Clock,
+    retry::{jittered, retry_after},
+};
 
 /// Tolerance for clock differences.
 const SKEW: SignedDuration = SignedDuration::from_secs(2);
@@ -72,6 +78,37 @@ pub struct ResourceView {
     pub resets_at: Timestamp,
 }
 
+/// One moment by two clocks: pauses are measured by the one that nobody sets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    pub wall: Timestamp,
+    pub uptime: Duration,
+}
+
+impl Moment {
+    pub fn now(clock: &Clock) -> Self {
+        Self { wall: clock.now(), uptime: clock.uptime() }
+    }
+
+    /// The time of day when the uptime is `ends`, as the clock stands now. `None`: that has passed.
+    fn until(self, ends: Duration) -> Option<Timestamp> {
+        let left = ends.checked_sub(self.uptime).filter(|left| !left.is_zero())?;
+        self.wall.checked_add(left).ok()
+    }
+
+    /// The uptime at that time of GitHub's clock, which is that of its answer: this host's may be set otherwise.
+    fn ends(self, at: Timestamp, headers: &HeaderMap) -> Duration {
+        let left = at.duration_since(answered_at(headers).unwrap_or(self.wall)) + SKEW;
+        self.uptime + Duration::try_from(left).unwrap_or_default()
+    }
+}
+
+/// When GitHub sent this answer, by its own clock.
+pub(super) fn answered_at(headers: &HeaderMap) -> Option<Timestamp> {
+    let date = headers.get(DATE)?.to_str().ok()?;
+    rfc2822::DateTimeParser::new().parse_timestamp(date.trim()).ok()
+}
+
 #[derive(Debug, Default)]
 pub(super) struct RateLimiter {
     state: Mutex<LimiterState>,
@@ -82,32 +119,39 @@ struct LimiterState {
     requests: u64,
     not_modified: u64,
     limited: u64,
-    closed_until: Option<Timestamp>,
+    /// Uptime at which the secondary limit ends.
+    closed: Option<Duration>,
     /// Consecutive secondary limits that did not state their end.
     strikes: u32,
-    resources: BTreeMap<String, ResourceView>,
+    resources: BTreeMap<String, Counted>,
     /// The resource under which a class of requests was last counted.
     classes: BTreeMap<Class, String>,
 }
 
+#[derive(Debug)]
+struct Counted {
+    view: ResourceView,
+    /// Uptime at which the limit is reset.
+    ends: Duration,
+}
+
 impl RateLimiter {
-    /// Whether a request may be sent now.
-    pub fn admit(&self, class: Class, now: Timestamp) -> Result<(), (GitHubLimit, Timestamp)> {
+    /// Whether a request may be sent now. Otherwise, the limit and the time of day when it ends.
+    pub fn admit(&self, class: Class, now: Moment) -> Result<(), (GitHubLimit, Timestamp)> {
         let state = self.state.lock();
-        if let Some(until) = state.closed_until.filter(|until| *until > now) {
+        if let Some(until) = state.closed.and_then(|ends| now.until(ends)) {
             return Err((GitHubLimit::Secondary, until));
         }
         let resource = state.classes.get(&class).and_then(|name| state.resources.get(name));
-        match resource {
-            Some(r) if class != Class::Free && r.remaining == 0 && r.resets_at + SKEW > now => {
-                Err((GitHubLimit::Primary, r.resets_at + SKEW))
-            }
-            _ => Ok(()),
+        let spent = resource.filter(|r| class != Class::Free && r.view.remaining == 0);
+        match spent.and_then(|r| now.until(r.ends)) {
+            Some(until) => Err((GitHubLimit::Primary, until)),
+            None => Ok(()),
         }
     }
 
     /// Updates the budget from an answer.
-    pub fn note(&self, class: Class, status: StatusCode, headers: &HeaderMap) {
+    pub fn note(&self, class: Class, status: StatusCode, headers: &HeaderMap, now: Moment) {
         let mut state = self.state.lock();
         state.requests += 1;
         if status == StatusCode::NOT_MODIFIED {
@@ -131,7 +175,8 @@ impl RateLimiter {
         if class != Class::Free {
             state.classes.insert(class, resource.clone());
         }
-        state.resources.insert(resource.clone(), ResourceView { resource, limit, remaining, used, resets_at });
+        let view = ResourceView { resource: resource.clone(), limit, remaining, used, resets_at };
+        state.resources.insert(resource, Counted { view, ends: now.ends(resets_at, headers) });
     }
 
     /// Parses a refusal: `None` if it is not about limits. Otherwise requests are blocked until the time that it
@@ -141,43 +186,43 @@ impl RateLimiter {
         status: StatusCode,
         headers: &HeaderMap,
         message: &str,
-        now: Timestamp,
+        now: Moment,
     ) -> Option<(GitHubLimit, Timestamp)> {
         if !matches!(status, StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS) {
             return None;
         }
         let text = |name| headers.get(name).and_then(|v| v.to_str().ok()).map(str::trim);
         let mut state = self.state.lock();
-        let (limit, until) = if let Some(seconds) = retry_after(headers, now) {
-            (GitHubLimit::Secondary, now + SignedDuration::from_secs(i64::from(seconds)))
+        let (limit, ends) = if let Some(seconds) = retry_after(headers, answered_at(headers).unwrap_or(now.wall)) {
+            (GitHubLimit::Secondary, now.uptime + Duration::from_secs(seconds.into()))
         } else if text("x-ratelimit-remaining") == Some("0") {
             let reset = text("x-ratelimit-reset").and_then(|t| t.parse().ok());
-            let reset = reset.and_then(|s| Timestamp::from_second(s).ok()).unwrap_or(now + SECONDARY);
-            (GitHubLimit::Primary, reset + SKEW)
+            let reset = reset.and_then(|s| Timestamp::from_second(s).ok());
+            (GitHubLimit::Primary, reset.map_or(now.uptime + SECONDARY, |reset| now.ends(reset, headers)))
         } else if status == StatusCode::TOO_MANY_REQUESTS || message.to_lowercase().contains("secondary rate limit") {
             let pause = SECONDARY.saturating_mul(1 << state.strikes.min(10)).min(LONGEST_SECONDARY);
             // Jitter, so that hosts that were limited together do not retry together.
             state.strikes += 1;
-            (GitHubLimit::Secondary, now + jittered(pause, 1.0..1.2))
+            (GitHubLimit::Secondary, now.uptime + jittered(pause, 1.0..1.2))
         } else {
             return None;
         };
         state.limited += 1;
         if limit == GitHubLimit::Secondary {
-            state.closed_until = state.closed_until.max(Some(until));
+            state.closed = state.closed.max(Some(ends));
         }
-        Some((limit, until))
+        Some((limit, now.until(ends).unwrap_or(now.wall)))
     }
 
-    pub fn view(&self, credential: String, now: Timestamp) -> BudgetView {
+    pub fn view(&self, credential: String, now: Moment) -> BudgetView {
         let state = self.state.lock();
         BudgetView {
             credential,
             requests: state.requests,
             not_modified: state.not_modified,
             limited: state.limited,
-            closed_until: state.closed_until.filter(|until| *until > now),
-            resources: state.resources.values().cloned().collect(),
+            closed_until: state.closed.and_then(|ends| now.until(ends)),
+            resources: state.resources.values().map(|counted| counted.view.clone()).collect(),
         }
     }
 }
@@ -194,6 +239,11 @@ mod tests {
         Timestamp::from_second(1_000_000 + seconds).unwrap()
     }
 
+    /// The uptime is the same number of seconds, less a thousand.
+    fn moment(seconds: i64) -> Moment {
+        Moment { wall: at(seconds), uptime: Duration::from_secs(u64::try_from(1000 + seconds).unwrap()) }
+    }
+
     const FORBIDDEN: StatusCode = StatusCode::FORBIDDEN;
 
     #[test]
@@ -207,44 +257,68 @@ mod tests {
                 ("x-ratelimit-resource", resource),
             ])
         };
-        budget.note(Class::Registration, StatusCode::CREATED, &spent("actions_runner_registration"));
-        assert_eq!(budget.admit(Class::Registration, at(0)), Err((GitHubLimit::Primary, at(102))));
-        assert_eq!(budget.admit(Class::Usual, at(0)), Ok(()));
-        assert_eq!(budget.admit(Class::Free, at(0)), Ok(()));
-        assert_eq!(budget.admit(Class::Registration, at(102)), Ok(()));
-        let refused = budget.refused(FORBIDDEN, &spent("core"), "API rate limit exceeded", at(0));
+        budget.note(Class::Registration, StatusCode::CREATED, &spent("actions_runner_registration"), moment(0));
+        assert_eq!(budget.admit(Class::Registration, moment(0)), Err((GitHubLimit::Primary, at(102))));
+        assert_eq!(budget.admit(Class::Usual, moment(0)), Ok(()));
+        assert_eq!(budget.admit(Class::Free, moment(0)), Ok(()));
+        assert_eq!(budget.admit(Class::Registration, moment(102)), Ok(()));
+        let refused = budget.refused(FORBIDDEN, &spent("core"), "API rate limit exceeded", moment(0));
         assert_eq!(refused, Some((GitHubLimit::Primary, at(102))));
-        let view = budget.view("token".into(), at(0));
+        let view = budget.view("token".into(), moment(0));
         assert_eq!((view.requests, view.limited, view.resources[0].used, view.closed_until), (1, 1, 5000, None));
     }
 
     #[test]
     fn a_secondary_limit_closes_every_door_and_grows_when_it_does_not_say() {
         let budget = RateLimiter::default();
-        let refused = budget.refused(FORBIDDEN, &headers(&[("retry-after", "7")]), "", at(0));
+        let refused = budget.refused(FORBIDDEN, &headers(&[("retry-after", "7")]), "", moment(0));
         assert_eq!(refused, Some((GitHubLimit::Secondary, at(7))));
-        assert_eq!(budget.admit(Class::Free, at(6)), Err((GitHubLimit::Secondary, at(7))));
-        assert_eq!(budget.admit(Class::Usual, at(7)), Ok(()));
+        assert_eq!(budget.admit(Class::Free, moment(6)), Err((GitHubLimit::Secondary, at(7))));
+        assert_eq!(budget.admit(Class::Usual, moment(7)), Ok(()));
         let said = "You have exceeded a secondary rate limit.";
         let mut least = 60;
         for _ in 0..8 {
-            let (_, until) = budget.refused(FORBIDDEN, &headers(&[]), said, at(0)).unwrap();
+            let (_, until) = budget.refused(FORBIDDEN, &headers(&[]), said, moment(0)).unwrap();
             let waits = until.duration_since(at(0)).as_secs_f64();
             let most = (f64::from(least) * 1.2).min(1800.0 * 1.2) + 0.001;
             assert!(waits >= f64::from(least.min(1800)) && waits <= most, "{waits} for {least}");
             least *= 2;
         }
-        budget.note(Class::Usual, StatusCode::OK, &headers(&[]));
-        let (_, until) = budget.refused(StatusCode::TOO_MANY_REQUESTS, &headers(&[]), "", at(0)).unwrap();
+        budget.note(Class::Usual, StatusCode::OK, &headers(&[]), moment(0));
+        let (_, until) = budget.refused(StatusCode::TOO_MANY_REQUESTS, &headers(&[]), "", moment(0)).unwrap();
         assert!(until <= at(73), "a success ends the series");
+    }
+
+    #[test]
+    fn a_step_of_this_hosts_clock_neither_ends_nor_prolongs_a_pause() {
+        for step in [-86400, 86400] {
+            let budget = RateLimiter::default();
+            budget.refused(FORBIDDEN, &headers(&[("retry-after", "60")]), "", moment(0));
+            let stepped = |passed| Moment { wall: at(step + passed), ..moment(passed) };
+            let shown = at(step + 60);
+            assert_eq!(budget.admit(Class::Usual, stepped(59)), Err((GitHubLimit::Secondary, shown)));
+            assert_eq!(budget.view("token".into(), stepped(59)).closed_until, Some(shown));
+            assert_eq!(budget.admit(Class::Usual, stepped(60)), Ok(()));
+
+            // The reset is a time of GitHub's clock, which this host's clock does not show.
+            let spent = headers(&[
+                ("date", "Mon, 12 Jan 1970 13:46:40 GMT"),
+                ("x-ratelimit-limit", "5000"),
+                ("x-ratelimit-remaining", "0"),
+                ("x-ratelimit-reset", "1000100"),
+            ]);
+            budget.note(Class::Usual, StatusCode::OK, &spent, stepped(60));
+            assert_eq!(budget.admit(Class::Usual, stepped(61)), Err((GitHubLimit::Primary, at(step + 162))));
+            assert_eq!(budget.admit(Class::Usual, stepped(162)), Ok(()));
+        }
     }
 
     #[test]
     fn any_other_refusal_is_not_about_limits() {
         let budget = RateLimiter::default();
         let fine = headers(&[("x-ratelimit-remaining", "12")]);
-        assert_eq!(budget.refused(FORBIDDEN, &fine, "Resource not accessible by integration", at(0)), None);
-        assert_eq!(budget.refused(StatusCode::NOT_FOUND, &headers(&[("retry-after", "7")]), "", at(0)), None);
-        assert_eq!(budget.admit(Class::Usual, at(0)), Ok(()));
+        assert_eq!(budget.refused(FORBIDDEN, &fine, "Resource not accessible by integration", moment(0)), None);
+        assert_eq!(budget.refused(StatusCode::NOT_FOUND, &headers(&[("retry-after", "7")]), "", moment(0)), None);
+        assert_eq!(budget.admit(Class::Usual, moment(0)), Ok(()));
     }
 }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{
     BudgetView, CredentialLocation, GitHubCredential, GitHubError, GitHubOptions, Scope,
     auth::{CredentialIdentity, InstallationCache, InstallationToken, Purpose},
-    budget::Class,
+    budget::{Class, Moment},
     cache::Cache,
     exchange::{ApiExchange, ApiResponse, Call, Observed},
     refusal,
@@ -83,7 +83,7 @@ impl GitHubClient {
 
     /// The rate limit budgets, for metrics.
     pub fn budgets(&self) -> Vec<BudgetView> {
-        let now = self.now();
+        let now = Moment::now(&self.exchange.options().clock);
         self.known.budgets().into_iter().map(|(who, budget)| budget.view(who.describe(), now)).collect()
     }
 

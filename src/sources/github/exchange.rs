@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use jiff::{SignedDuration, fmt::rfc2822};
+use jiff::SignedDuration;
 use reqwest::{
     Method, Response, StatusCode, Url,
-    header::{ACCEPT, AUTHORIZATION, DATE, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION},
+    header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION},
 };
 use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use serde_json::Value;
@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use super::{
     GitHubError, GitHubOptions,
-    budget::{Class, RateLimiter},
+    budget::{Class, Moment, RateLimiter, answered_at},
     refusal,
 };
 use crate::{
@@ -135,8 +135,7 @@ impl ApiExchange {
         let mut pauses = self.options.retry.pauses();
         let mut waits = 0;
         loop {
-            let now = self.options.clock.now();
-            let limited = match budget.admit(call.class, now) {
+            let limited = match budget.admit(call.class, self.moment()) {
                 Err(limited) => Some(limited),
                 Ok(()) => match self.once(call, token, budget).await {
                     Ok(answer) if again(answer.status) && call.repeatable => {
@@ -149,8 +148,7 @@ impl ApiExchange {
                     }
                     Ok(answer) => {
                         let said = refusal::said(&answer.body);
-                        let now = self.options.clock.now();
-                        match budget.refused(answer.status, &answer.headers, &said, now) {
+                        match budget.refused(answer.status, &answer.headers, &said, self.moment()) {
                             None => return Ok(answer),
                             limited => limited,
                         }
@@ -210,7 +208,7 @@ impl ApiExchange {
             let response = request.send().await.map_err(broken)?;
             if ours {
                 self.observe(&response);
-                budget.note(call.class, response.status(), response.headers());
+                budget.note(call.class, response.status(), response.headers(), self.moment());
             }
             let Some(next) = redirected(&call.method, &response) else { return whole(response, ours).await };
             let not_followed = |cause: String| Err(Broken { cause, sent: true });
@@ -235,11 +233,14 @@ impl ApiExchange {
         last
     }
 
+    fn moment(&self) -> Moment {
+        Moment::now(&self.options.clock)
+    }
+
     fn observe(&self, response: &Response) {
         let text = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
-        let date = text(DATE.as_str()).and_then(|t| rfc2822::DateTimeParser::new().parse_timestamp(t.trim()).ok());
         let mut observed = self.observed.lock();
-        if let Some(date) = date {
+        if let Some(date) = answered_at(response.headers()) {
             observed.clock_ahead = Some(self.options.clock.now().duration_since(date));
         }
         observed.enterprise_version = text("x-github-enterprise-version").or(observed.enterprise_version.take());
