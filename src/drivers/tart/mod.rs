@@ -18,7 +18,7 @@
 //! Tart's messages about an end or a failure are matched exactly. Other messages are shown and never guessed at, and
 //! nothing is destroyed because of them.
 
-use std::{path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -79,6 +79,8 @@ const LIST: Duration = Duration::from_secs(10);
 /// Minimum interval after a failed list: one that hangs would delay every inspection of the host.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 const IP: Duration = Duration::from_secs(5);
+/// How often the directory of an instance is removed, if a launcher writes into it meanwhile.
+const REMOVALS: u32 = 3;
 /// The first macOS whose guests may have a disk in Apple's sparse format, and whose hosts can open it.
 const ASIF_SINCE: Version = Version { major: 26, minor: 0 };
 const OLDEST_MACOS: Version = Version { major: 13, minor: 0 };
@@ -478,16 +480,23 @@ impl Driver for Tart {
         // Removes first what may still become a VM, then the VM, and last the mark that it is ours.
         clone::clear(&self.settings.tart_home, name).map_err(failed)?;
         self.remove(name).await?;
-        // An interrupted start may have come up meanwhile.
-        self.halt(name, Duration::ZERO).await?;
         let paths = self.paths(name);
-        // The records of its runs are removed last, after it is certain that none of them is left.
-        match self.find(&paths, name).await? {
-            TartPresence::Nothing => {}
-            TartPresence::Running(process) => return Err(run::busy(name, Some(process.pid()))),
-            TartPresence::Busy { holder } => return Err(run::busy(name, holder)),
+        for _ in 0..REMOVALS {
+            // An interrupted start may have come up meanwhile.
+            self.halt(name, Duration::ZERO).await?;
+            // The records of its runs are removed last, after it is certain that none of them is left.
+            match self.find(&paths, name).await? {
+                TartPresence::Nothing => {}
+                TartPresence::Running(process) => return Err(run::busy(name, Some(process.pid()))),
+                TartPresence::Busy { holder } => return Err(run::busy(name, holder)),
+            }
+            match ignore_not_found(tokio::fs::remove_dir_all(&paths.run).await) {
+                // An interrupted start has recorded its process in it since.
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                removed => return removed.map_err(failed),
+            }
         }
-        ignore_not_found(tokio::fs::remove_dir_all(&paths.run).await).map_err(failed)
+        Err(failed(io::ErrorKind::DirectoryNotEmpty.into()))
     }
 
     async fn inspect(&self, name: &InstanceName) -> Result<Observation> {
