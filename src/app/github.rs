@@ -2,10 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use secrecy::SecretString;
-
 use super::error::StartError;
-use crate::{config::Config, reconcile::jobs, sources::github::GitHubClient};
+use crate::{
+    config::Config, domain::SourceName, reconcile::jobs, service::webhooks::WebhookSecrets,
+    sources::github::GitHubClient,
+};
 
 /// The client with the configured credentials; connects to nothing.
 pub(super) fn client(config: &Config) -> Result<Option<Arc<GitHubClient>>, StartError> {
@@ -22,8 +23,10 @@ pub(super) fn client(config: &Config) -> Result<Option<Arc<GitHubClient>>, Start
     Ok(Some(Arc::new(GitHubClient::new(options, source).map_err(|error| StartError::GitHub(error.to_string()))?)))
 }
 
-pub(super) fn webhook_secrets(config: &Config) -> Result<Vec<SecretString>, StartError> {
-    config.github.webhook_secrets(|name| std::env::var(name).ok()).map_err(StartError::GitHub)
+pub(super) fn webhook_secrets(config: &Config) -> Result<WebhookSecrets, StartError> {
+    let secrets = config.github.webhook_secrets(|name| std::env::var(name).ok()).map_err(StartError::GitHub)?;
+    let source = (!secrets.is_empty()).then(|| (SourceName::github(), secrets));
+    Ok(source.into_iter().collect())
 }
 
 pub(super) fn jobs(config: &Config) -> jobs::Settings {

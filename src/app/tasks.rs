@@ -10,7 +10,6 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use secrecy::SecretString;
 use tokio::{
     net::{TcpListener, UnixListener},
     task::JoinHandle,
@@ -31,7 +30,7 @@ use crate::{
     http::{self, Http},
     platform::{data_dir::DataDir, version},
     reconcile::{self, JobLoops, PullLoops, Reconciler},
-    service,
+    service::{self, webhooks::WebhookSecrets},
     sources::github::GitHubClient,
     telemetry,
     templates::layouts::Tools,
@@ -166,7 +165,7 @@ impl App {
 struct StartPlan {
     tls: Option<Arc<tokio_rustls::rustls::ServerConfig>>,
     github: Option<Arc<GitHubClient>>,
-    webhook_secrets: Vec<SecretString>,
+    webhook_secrets: WebhookSecrets,
     allow: Vec<AllowedDestination>,
     guest_urls: BTreeMap<String, String>,
     host_environments: BTreeMap<String, HostEnvironment>,

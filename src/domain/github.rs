@@ -1,6 +1,5 @@
 //! What a vm knows about GitHub: the registration of its runner, and the jobs that the runner was given.
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -96,87 +95,6 @@ pub struct Registered {
     /// Null for a runner that registers itself in its guest, with a token of the caller.
     pub runner_id: Option<u64>,
     pub name: String,
-}
-
-/// The status of a job at GitHub. Updates arrive late and in any order: a job never moves backwards.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    Serialize,
-    Deserialize,
-    ToSchema,
-    strum::IntoStaticStr,
-    strum::VariantArray,
-    strum::EnumString,
-)]
-#[serde(rename_all = "snake_case")]
-#[strum(serialize_all = "snake_case")]
-pub enum JobStatus {
-    /// Held back by a rule of its environment.
-    Waiting,
-    Queued,
-    InProgress,
-    Completed,
-}
-
-impl JobStatus {
-    pub const ALL: &'static [JobStatus] = <JobStatus as strum::VariantArray>::VARIANTS;
-
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
-
-    pub fn parse(s: &str) -> Option<JobStatus> {
-        s.parse().ok()
-    }
-}
-
-/// A job that a vm's runner was given.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct JobRecord {
-    /// GitHub's id of this job and attempt: a job that is run again has another id.
-    pub id: u64,
-    /// `owner/name`.
-    pub repository: String,
-    pub run_id: u64,
-    pub run_attempt: u32,
-    pub name: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub workflow: Option<String>,
-    pub status: JobStatus,
-    /// As reported by GitHub (`success`, `failure`, `cancelled`, …), when the job is completed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub conclusion: Option<String>,
-    /// The address of the job's page.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub url: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>, format = DateTime)]
-    pub started_at: Option<Timestamp>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>, format = DateTime)]
-    pub completed_at: Option<Timestamp>,
-}
-
-impl JobRecord {
-    /// Merges a newer update of the same job; known values are never lost.
-    pub fn merge(&mut self, update: &JobRecord) {
-        if update.status < self.status {
-            return;
-        }
-        let old = std::mem::replace(self, update.clone());
-        self.workflow = self.workflow.take().or(old.workflow);
-        self.conclusion = self.conclusion.take().or(old.conclusion);
-        self.url = self.url.take().or(old.url);
-        self.started_at = self.started_at.or(old.started_at);
-        self.completed_at = self.completed_at.or(old.completed_at);
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Jobs of GitHub: what the job sources report about them, and what Mayfly did about them.
+//! Jobs of CI systems: what their sources report about them, and what Mayfly did about them.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 
 use super::{
     VmId,
-    github::{JobRecord, JobStatus},
+    job_record::{JobRecord, JobStatus},
 };
 
 /// How a job update was received.
@@ -170,11 +170,12 @@ impl DeliveryResult {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::SourceName, *};
 
     fn update(status: JobStatus, runner: Option<&str>) -> JobUpdate {
         JobUpdate {
             record: JobRecord {
+                source: SourceName::github(),
                 id: 9001,
                 repository: "acme/app".into(),
                 run_id: 7001,

@@ -10,9 +10,10 @@ use super::{
     endpoint::Endpoint,
     error::{Code, Fault},
     event::{Announcer, EndProof, Event, GoneCause},
-    github::{JobRecord, JobStatus, Registered},
+    github::Registered,
     guest::{GuestRole, ResultSource},
     ids::{InstanceName, VmId},
+    job_record::{JobRecord, JobStatus},
     lifecycle::{Verdict, decide},
     queue::{Queue, QueueReason},
     runner::{RunnerFact, RunnerKind, RunnerStarted, RunnerStatus},
@@ -505,7 +506,7 @@ impl Vm {
     }
 
     fn job(&mut self, job: &JobRecord, at: Timestamp) {
-        match self.jobs.iter_mut().find(|known| known.id == job.id) {
+        match self.jobs.iter_mut().find(|known| known.key() == job.key()) {
             Some(known) => known.merge(job),
             None => self.jobs.push(job.clone()),
         }

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::domain::{
+    SourceName,
     budgets::Budgets,
     error::Code,
     event::ReadyVia,
@@ -334,6 +335,7 @@ fn github(registration: Registration) -> Vm {
 
 fn job(status: JobStatus) -> JobRecord {
     JobRecord {
+        source: SourceName::github(),
         id: 9001,
         repository: "acme/app".into(),
         run_id: 7001,

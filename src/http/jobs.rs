@@ -1,4 +1,4 @@
-//! Jobs of GitHub.
+//! Jobs of CI systems.
 
 use std::sync::Arc;
 
@@ -16,14 +16,14 @@ use super::{
 };
 use crate::{
     domain::{
-        VmId,
-        github::{JobRecord, JobStatus},
+        SourceName, VmId,
         job::{Job, UpdateSource},
+        job_record::{JobRecord, JobStatus},
     },
     service::jobs::JobFilter,
 };
 
-/// A GitHub job.
+/// A job of a CI system.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Job)]
 pub struct JobView {
@@ -36,7 +36,7 @@ pub struct JobView {
     /// The vm whose runner has it.
     #[schema(value_type = Option<String>, format = "uuid")]
     vm_id: Option<VmId>,
-    /// The last vm that was made for it. GitHub may have given the job to another one.
+    /// The last vm that was made for it. Its source may have given the job to another one.
     #[schema(value_type = Option<String>, format = "uuid")]
     made_vm_id: Option<VmId>,
     runner_name: Option<String>,
@@ -71,7 +71,7 @@ impl From<Job> for JobView {
 
 #[derive(Serialize, ToSchema)]
 pub struct JobPage {
-    /// Newest first, by GitHub's job number.
+    /// Newest first, by when they were first reported.
     items: Vec<JobView>,
     /// Pass it as `cursor` to get the next page; null on the last page.
     next_cursor: Option<String>,
@@ -85,6 +85,9 @@ pub struct ListJobs {
     #[serde(default)]
     #[param(explode)]
     status: Vec<JobStatus>,
+    /// Only jobs of this source.
+    #[param(value_type = Option<String>, min_length = 1)]
+    source: Option<SourceName>,
     /// Only jobs that match this pool.
     #[param(min_length = 1)]
     pool: Option<String>,
@@ -96,7 +99,7 @@ pub struct ListJobs {
     limit: Option<u32>,
 }
 
-/// List GitHub jobs
+/// List jobs
 ///
 /// The jobs that webhooks or the poll reported, whether or not they match a pool. Completed jobs are kept for a
 /// week.
@@ -116,10 +119,11 @@ pub async fn list_jobs(
         number.ok_or_else(|| Problem::invalid("query:cursor", "not a cursor of this listing"))
     };
     let before = asked.cursor.map(cursor).transpose()?;
-    let filter = JobFilter { statuses: asked.status, pool: asked.pool, before, limit: limit + 1 };
+    let ListJobs { status: statuses, source, pool, .. } = asked;
+    let filter = JobFilter { statuses, source, pool, before, limit: limit + 1 };
     let mut jobs = http.services.jobs.list(&filter).await?;
     let more = jobs.len() > limit as usize;
     jobs.truncate(limit as usize);
-    let next_cursor = jobs.last().filter(|_| more).map(|job| job.record.id.to_string());
-    Ok(Answer(JobPage { items: jobs.into_iter().map(JobView::from).collect(), next_cursor }))
+    let next_cursor = jobs.last().filter(|_| more).map(|row| row.seq.to_string());
+    Ok(Answer(JobPage { items: jobs.into_iter().map(|row| row.job.into()).collect(), next_cursor }))
 }

@@ -127,7 +127,7 @@ fn admin_routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(templates::push::push_template))
         .routes(routes!(templates::import::import_template))
         .routes(routes!(templates::export::export_template))
-        .routes(routes!(webhooks::take_github_webhook))
+        .routes(routes!(webhooks::take_webhook))
         .routes(routes!(webhooks::list_deliveries))
         .routes(routes!(jobs::list_jobs))
         .routes(routes!(pools::list_pools))

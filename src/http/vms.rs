@@ -27,7 +27,8 @@ use crate::{
         Announcer, Budget, Budgets, Code, EndSignal, Error, GuestOs, NetworkMode, Outcome, OutcomeResult, QueueReason,
         ResultSource, RunnerStatus, Scope, State, TokenId, Vm, VmId, VmRequest,
         endpoint::Endpoint,
-        github::{GitHubRunner, JobRecord, Registration},
+        github::{GitHubRunner, Registration},
+        job_record::JobRecord,
         runner::{RunnerKind, RunnerStarted},
     },
     service::{

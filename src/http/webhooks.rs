@@ -1,4 +1,4 @@
-//! GitHub's webhook. It needs no token: the signature authenticates it.
+//! Webhooks of sources of jobs. They need no token: the signature authenticates them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,27 +15,28 @@ use super::{
     Http,
     auth::{Allowed, Read},
     bodies::BodyReader,
-    extract::{Query, page_size},
+    extract::{Name, Query, page_size},
     openapi::examples,
     problem::Problem,
     time::Time,
 };
 use crate::{
-    domain::{Code, job::DeliveryResult},
+    domain::{Code, SourceName, job::DeliveryResult},
     service::webhooks::{DeliveryRow, LARGEST_BODY, Webhook},
 };
 
 /// GitHub itself gives up after ten seconds. Without this limit, a slow sender would block others for longer.
 const READ_WITHIN: Duration = Duration::from_secs(10);
 
-/// Receive a GitHub webhook
+/// Receive a webhook
 ///
-/// For GitHub. The signature (`X-Hub-Signature-256`) of the unchanged body is checked against every configured
+/// For a source of jobs, such as GitHub. The signature (`X-Hub-Signature-256`) of the unchanged body is checked against every configured
 /// secret; the delivery is stored, and then answered. It is processed later. The same delivery may be sent any
 /// number of times.
 #[utoipa::path(
-    post, path = "/webhooks/github", tag = "github",
+    post, path = "/webhooks/{source}", tag = "github",
     params(
+        ("source" = String, Path, description = "Name of the source of jobs", example = "github"),
         ("X-Hub-Signature-256" = String, Header, description = "`sha256=` and the HMAC of the body in hexadecimal digits"),
         ("X-GitHub-Event" = String, Header, description = "`workflow_job`, `ping`; others are accepted and ignored"),
         ("X-GitHub-Delivery" = String, Header, description = "Id of the delivery; the same when it is sent again"),
@@ -44,14 +45,15 @@ const READ_WITHIN: Duration = Duration::from_secs(10);
     responses((status = 202, description = "Accepted")),
     security(()),
 )]
-pub async fn take_github_webhook(
+pub async fn take_webhook(
     FromState(http): FromState<Arc<Http>>,
+    Name(source): Name,
     headers: HeaderMap,
     reader: BodyReader,
     body: Body,
 ) -> Result<StatusCode, Problem> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let signature = http.services.webhooks.check_signature_header(text("x-hub-signature-256"))?;
+    let signature = http.services.webhooks.check_signature_header(&source, text("x-hub-signature-256"))?;
     let late = |_| Problem::new(Code::RequestTimeout, format!("the limit is {} s", READ_WITHIN.as_secs()));
     let read = tokio::time::timeout(READ_WITHIN, reader.up_to(LARGEST_BODY).read(body)).await.map_err(late)?;
     let (body, _share) = read?;
@@ -72,7 +74,7 @@ pub async fn take_github_webhook(
     Ok(StatusCode::ACCEPTED)
 }
 
-/// One delivery of GitHub's webhook.
+/// One delivery of a webhook.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Delivery)]
 pub struct DeliveryView {
@@ -116,19 +118,22 @@ pub struct ListDeliveries {
     limit: Option<u32>,
 }
 
-/// List GitHub's webhook deliveries
+/// List webhook deliveries
 ///
 /// Kept for a week. Deliveries with a wrong signature are not stored; `mayfly_webhooks_total` counts them.
 #[utoipa::path(
-    get, path = "/webhooks/github/deliveries", tag = "github", params(ListDeliveries),
+    get, path = "/webhooks/{source}/deliveries", tag = "github",
+    params(("source" = String, Path, description = "Name of the source of jobs", example = "github"), ListDeliveries),
     responses((status = 200, description = "The newest deliveries", body = DeliveryList, example = json!(examples::deliveries()))),
     security(("token" = ["read"])),
 )]
 pub async fn list_deliveries(
     FromState(http): FromState<Arc<Http>>,
     _: Allowed<Read>,
+    Name(source): Name,
     Query(asked): Query<ListDeliveries>,
 ) -> Result<Answer<DeliveryList>, Problem> {
-    let items = http.services.webhooks.list_deliveries(page_size(asked.limit)?).await?;
+    let source = SourceName::new(&source).map_err(|what| Problem::invalid("path:source", what))?;
+    let items = http.services.webhooks.list_deliveries(&source, page_size(asked.limit)?).await?;
     Ok(Answer(DeliveryList { items: items.into_iter().map(DeliveryView::from).collect() }))
 }

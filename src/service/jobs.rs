@@ -1,10 +1,7 @@
-//! Shows GitHub's jobs. `reconcile::jobs` follows them.
+//! Shows jobs of CI systems. `reconcile::jobs` follows them.
 
-pub use crate::store::jobs::JobFilter;
-use crate::{
-    domain::{Result, job::Job},
-    store::Reader,
-};
+pub use crate::store::jobs::{JobFilter, JobRow};
+use crate::{domain::Result, store::Reader};
 
 #[derive(Clone)]
 pub struct Jobs {
@@ -16,8 +13,8 @@ impl Jobs {
         Self { reader }
     }
 
-    /// Newest first, by GitHub's ids.
-    pub async fn list(&self, filter: &JobFilter) -> Result<Vec<Job>> {
+    /// Newest first, by when they were first reported.
+    pub async fn list(&self, filter: &JobFilter) -> Result<Vec<JobRow>> {
         Ok(self.reader.jobs(filter).await?)
     }
 }

@@ -7,8 +7,6 @@
 
 use std::sync::Arc;
 
-use secrecy::SecretString;
-
 pub use crate::admission::{PullAdmission, VmAdmission};
 use crate::{admission, domain::Pool, parts::Parts, templates::layouts::Tools};
 
@@ -30,9 +28,20 @@ pub mod watches;
 pub mod webhooks;
 
 use self::{
-    events::Events, guests::Guests, hosts::Hosts, jobs::Jobs, metrics::Metrics, pools::Pools, pulls::Pulls,
-    registries::Registries, templates::Templates, tokens::Tokens, transfers::Transfers, vms::Vms, watches::Watches,
-    webhooks::Webhooks,
+    events::Events,
+    guests::Guests,
+    hosts::Hosts,
+    jobs::Jobs,
+    metrics::Metrics,
+    pools::Pools,
+    pulls::Pulls,
+    registries::Registries,
+    templates::Templates,
+    tokens::Tokens,
+    transfers::Transfers,
+    vms::Vms,
+    watches::Watches,
+    webhooks::{WebhookSecrets, Webhooks},
 };
 pub use template_usage::StoredTemplateUsage;
 
@@ -44,7 +53,7 @@ pub struct Settings {
     /// Pools of the configuration, validated, with unique names.
     pub pools: Vec<Pool>,
     /// Secrets of GitHub's webhook. Several, so that one can be replaced without a gap.
-    pub webhook_secrets: Vec<SecretString>,
+    pub webhook_secrets: WebhookSecrets,
     /// Programs that template conversions need.
     pub tools: Tools,
 }

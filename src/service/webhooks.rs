@@ -1,5 +1,7 @@
-//! Receives GitHub's webhooks: verifies the sender and stores the delivery before it answers. `reconcile::jobs`
+//! Receives webhooks of sources of jobs: verifies the sender and stores the delivery before it answers. `reconcile::jobs`
 //! interprets it later.
+
+use std::{collections::BTreeMap, sync::Arc};
 
 use aws_lc_rs::hmac;
 use jiff::{SignedDuration, Timestamp};
@@ -9,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 pub use crate::store::deliveries::DeliveryRow;
 use crate::{
-    domain::{Code, Error, Result},
+    domain::{Code, Error, Result, SourceName},
     parts::Parts,
     platform::Clock,
     store::{Ledger, Reader, deliveries::NewDelivery},
@@ -37,8 +39,11 @@ pub struct Webhook<'a> {
     pub body: &'a [u8],
 }
 
-/// The value of `X-Hub-Signature-256`: an HMAC that is not verified yet.
-pub struct Signature([u8; 32]);
+/// An HMAC that is not verified yet, and the source that is said to have made it.
+pub struct Signature {
+    source: SourceName,
+    hmac: [u8; 32],
+}
 
 /// The general fields of a payload.
 #[derive(Deserialize)]
@@ -72,23 +77,28 @@ pub struct Webhooks {
     ledger: Ledger,
     reader: Reader,
     clock: Clock,
-    /// Several, so that one can be replaced without a gap.
-    secrets: Vec<SecretString>,
+    secrets: Arc<WebhookSecrets>,
 }
 
+/// What each source signs its webhooks with. Several secrets, so that one can be replaced without a gap.
+pub type WebhookSecrets = BTreeMap<SourceName, Vec<SecretString>>;
+
 impl Webhooks {
-    pub fn new(parts: &Parts, secrets: Vec<SecretString>) -> Self {
+    pub fn new(parts: &Parts, secrets: WebhookSecrets) -> Self {
         let Parts { ledger, reader, clock, .. } = parts.clone();
-        Self { ledger, reader, clock, secrets }
+        Self { ledger, reader, clock, secrets: Arc::new(secrets) }
     }
 
     /// Refuses what cannot be verified, before its body is read: without a secret there is nothing to receive, and
     /// every sender that knows one signs.
-    pub fn check_signature_header(&self, header: Option<&str>) -> Result<Signature> {
-        let checked = if self.secrets.is_empty() {
-            Err(Error::new(Code::WebhookNotConfigured, "no secret for GitHub's webhook is configured"))
-        } else {
-            signature(header)
+    pub fn check_signature_header(&self, source: &str, header: Option<&str>) -> Result<Signature> {
+        let known = self.secrets.keys().find(|name| name.as_str() == source);
+        let checked = match known {
+            Some(name) => signature(header).map(|hmac| Signature { source: name.clone(), hmac }),
+            None => Err(Error::new(
+                Code::WebhookNotConfigured,
+                "no source of jobs with this name and a secret for its webhook is configured",
+            )),
         };
         if let Err(error) = &checked {
             metrics::counter!("mayfly_webhooks_total", "event" => "(other)", "result" => error.code.slug())
@@ -144,11 +154,12 @@ impl Webhooks {
         }
         let ping = event == "ping";
         let new = NewDelivery {
+            source: webhook.signature.source.clone(),
             guid,
             action: outline.action.map(|action| action.chars().take(50).collect()),
             content: (!ping).then(|| Sha256::digest(&payload).into()),
             body: (!ping).then_some(payload),
-            detail: ping.then(|| "GitHub tests whether this address answers".to_owned()),
+            detail: ping.then(|| "the source tests whether this address answers".to_owned()),
             event,
         };
         if !self.ledger.take_delivery(new, now).await? {
@@ -163,9 +174,9 @@ impl Webhooks {
         // Each comparison takes constant time. The number of secrets is not confidential.
         let fits = |secret: &SecretString| {
             let key = hmac::Key::new(hmac::HMAC_SHA256, secret.expose_secret().as_bytes());
-            hmac::verify(&key, webhook.body, &webhook.signature.0).is_ok()
+            hmac::verify(&key, webhook.body, &webhook.signature.hmac).is_ok()
         };
-        if self.secrets.iter().any(fits) {
+        if self.secrets.get(&webhook.signature.source).into_iter().flatten().any(fits) {
             Ok(())
         } else {
             let detail = "the signature does not match this body with any configured secret";
@@ -174,17 +185,18 @@ impl Webhooks {
     }
 
     /// Newest first.
-    pub async fn list_deliveries(&self, limit: u32) -> Result<Vec<DeliveryRow>> {
-        Ok(self.reader.deliveries(limit).await?)
+    pub async fn list_deliveries(&self, source: &SourceName, limit: u32) -> Result<Vec<DeliveryRow>> {
+        Ok(self.reader.deliveries(source, limit).await?)
     }
 }
 
-fn signature(header: Option<&str>) -> Result<Signature> {
+/// The value of `X-Hub-Signature-256`.
+fn signature(header: Option<&str>) -> Result<[u8; 32]> {
     let wrong = |what: &str| Error::new(Code::WebhookUnproven, what.to_owned());
     let header = header.ok_or_else(|| wrong("there is no X-Hub-Signature-256"))?;
     let mut bytes = [0; 32];
     match header.strip_prefix("sha256=").map(|digits| hex::decode_to_slice(digits, &mut bytes)) {
-        Some(Ok(())) => Ok(Signature(bytes)),
+        Some(Ok(())) => Ok(bytes),
         _ => Err(wrong("X-Hub-Signature-256 is not sha256= and 64 hexadecimal digits")),
     }
 }
@@ -209,8 +221,8 @@ mod tests {
     fn a_signature_is_read_and_nothing_else() {
         let good = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
         let key = hmac::Key::new(hmac::HMAC_SHA256, b"It's a Secret to Everybody");
-        assert!(hmac::verify(&key, b"Hello, World!", &signature(Some(good)).unwrap().0).is_ok());
-        assert!(hmac::verify(&key, b"Hello, World?", &signature(Some(good)).unwrap().0).is_err());
+        assert!(hmac::verify(&key, b"Hello, World!", &signature(Some(good)).unwrap()).is_ok());
+        assert!(hmac::verify(&key, b"Hello, World?", &signature(Some(good)).unwrap()).is_err());
         let long = format!("{good}0");
         for bad in ["", "sha256=", &good[..70], &good[7..], &long, &good.replace('7', "g"), &"é".repeat(32)] {
             assert!(signature(Some(bad)).is_err(), "{bad}");
@@ -223,7 +235,7 @@ mod tests {
         let of = |body: &'static str| Webhook {
             event: None,
             guid: None,
-            signature: Signature([0; 32]),
+            signature: Signature { source: SourceName::github(), hmac: [0; 32] },
             form: true,
             body: body.as_bytes(),
         };

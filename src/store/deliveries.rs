@@ -1,14 +1,15 @@
-//! Webhook deliveries of GitHub: one row each.
+//! Webhook deliveries of sources of jobs: one row each.
 
 use jiff::Timestamp;
 
 use super::{Ledger, Reader, Result, rows::unreadable};
-use crate::domain::job::DeliveryResult;
+use crate::domain::{SourceName, job::DeliveryResult};
 
 /// A delivery that was not processed yet.
 #[derive(Clone, Debug)]
 pub struct Pending {
     pub seq: i64,
+    pub source: SourceName,
     pub guid: String,
     pub event: String,
     pub body: Vec<u8>,
@@ -29,6 +30,7 @@ pub struct DeliveryRow {
 /// The stored part of a delivery. `body`: only if it has to be processed.
 #[derive(Clone, Debug)]
 pub struct NewDelivery {
+    pub source: SourceName,
     pub guid: String,
     pub event: String,
     pub action: Option<String>,
@@ -39,11 +41,12 @@ pub struct NewDelivery {
 }
 
 impl Ledger {
-    /// `false`: a delivery with this id or with the same content was stored before.
+    /// `false`: a delivery of this source with this id or with the same content was stored before.
     pub async fn take_delivery(&self, new: NewDelivery, at: Timestamp) -> Result<bool> {
         let result = if new.body.is_some() { DeliveryResult::Pending } else { DeliveryResult::Ignored };
         let (result, at) = (result.as_str(), at.as_millisecond());
         let content = new.content.map(Vec::from);
+        let source = String::from(new.source);
         let changes = self.changes().clone();
         if let Some(fault) = self.health().low() {
             return Err(fault.into());
@@ -53,8 +56,10 @@ impl Ledger {
                 move |db| {
                     Box::pin(async move {
                         let made = sqlx::query!(
-                            "INSERT INTO webhook_deliveries (guid, event, action, received_at, result, detail, body, content)
-                         VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                            "INSERT INTO webhook_deliveries
+                                 (source, guid, event, action, received_at, result, detail, body, content)
+                             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                            source,
                             new.guid,
                             new.event,
                             new.action,
@@ -127,24 +132,28 @@ impl Reader {
     /// In the order in which they arrived.
     pub async fn pending_deliveries(&self, limit: u32) -> Result<Vec<Pending>> {
         let rows = sqlx::query!(
-            r#"SELECT seq, guid, event, body AS "body!: Vec<u8>" FROM webhook_deliveries
+            r#"SELECT seq, source, guid, event, body AS "body!: Vec<u8>" FROM webhook_deliveries
                WHERE result = 'pending' ORDER BY seq LIMIT ?"#,
             limit
         )
         .fetch_all(self.pool())
         .await?;
-        Ok(rows
-            .into_iter()
-            .map(|row| Pending { seq: row.seq, guid: row.guid, event: row.event, body: row.body })
-            .collect())
+        rows.into_iter()
+            .map(|row| {
+                let source = SourceName::new(&row.source).map_err(unreadable)?;
+                Ok(Pending { seq: row.seq, source, guid: row.guid, event: row.event, body: row.body })
+            })
+            .collect()
     }
 
     /// Newest first.
-    pub async fn deliveries(&self, limit: u32) -> Result<Vec<DeliveryRow>> {
+    pub async fn deliveries(&self, source: &SourceName, limit: u32) -> Result<Vec<DeliveryRow>> {
+        let source = source.as_str();
         let time = |at| Timestamp::from_millisecond(at).map_err(|e| unreadable(format!("a time: {e}")));
         sqlx::query!(
             "SELECT guid, event, action, received_at, result, detail, worked_at FROM webhook_deliveries
-             ORDER BY seq DESC LIMIT ?",
+             WHERE source = ? ORDER BY seq DESC LIMIT ?",
+            source,
             limit
         )
         .fetch_all(self.pool())
@@ -165,18 +174,25 @@ impl Reader {
         .collect()
     }
 
-    pub async fn knows_delivery(&self, guid: &str) -> Result<bool> {
-        let row = sqlx::query!(r#"SELECT 1 AS "one!: i64" FROM webhook_deliveries WHERE guid = ?"#, guid)
-            .fetch_optional(self.pool())
-            .await?;
+    pub async fn knows_delivery(&self, source: &SourceName, guid: &str) -> Result<bool> {
+        let source = source.as_str();
+        let row = sqlx::query!(
+            r#"SELECT 1 AS "one!: i64" FROM webhook_deliveries WHERE source = ? AND guid = ?"#,
+            source,
+            guid
+        )
+        .fetch_optional(self.pool())
+        .await?;
         Ok(row.is_some())
     }
 
-    /// When the newest delivery arrived.
-    pub async fn newest_delivery(&self) -> Result<Option<Timestamp>> {
-        let row = sqlx::query!(r#"SELECT MAX(received_at) AS "at: i64" FROM webhook_deliveries"#)
-            .fetch_one(self.pool())
-            .await?;
+    /// When the newest delivery of this source arrived.
+    pub async fn newest_delivery(&self, source: &SourceName) -> Result<Option<Timestamp>> {
+        let source = source.as_str();
+        let row =
+            sqlx::query!(r#"SELECT MAX(received_at) AS "at: i64" FROM webhook_deliveries WHERE source = ?"#, source)
+                .fetch_one(self.pool())
+                .await?;
         row.at.map(|at| Timestamp::from_millisecond(at).map_err(|e| unreadable(format!("a time: {e}")))).transpose()
     }
 }

@@ -1,4 +1,4 @@
-//! Jobs of GitHub: one row each. Only one task changes them, so rows are written as a whole.
+//! Jobs of CI systems: one row for each attempt. Only one task changes them, so rows are written as a whole.
 
 use std::collections::BTreeMap;
 
@@ -7,32 +7,42 @@ use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
 use super::{
     Ledger, Reader, Result,
-    rows::{parse_vm, unreadable},
+    rows::{job_number, parse_vm, unreadable},
 };
-use crate::domain::{Vm, github::JobStatus, job::Job};
+use crate::domain::{
+    SourceName, Vm,
+    job::Job,
+    job_record::{JobKey, JobStatus},
+};
 
 /// Filter of a listing.
 #[derive(Clone, Debug, Default)]
 pub struct JobFilter {
     pub statuses: Vec<JobStatus>,
+    pub source: Option<SourceName>,
     pub pool: Option<String>,
-    /// Only jobs with smaller ids.
-    pub before: Option<u64>,
+    /// Only jobs with smaller sequence numbers.
+    pub before: Option<i64>,
     pub limit: u32,
+}
+
+/// A job and its place in listings.
+#[derive(Clone, Debug)]
+pub struct JobRow {
+    /// Its sequence number: the order in which jobs were first reported.
+    pub seq: i64,
+    pub job: Job,
 }
 
 fn parse(record: &str) -> Result<Job> {
     serde_json::from_str(record).map_err(|e| unreadable(format!("a job's record: {e}")))
 }
 
-fn number(id: u64) -> Result<i64> {
-    i64::try_from(id).map_err(|_| unreadable(format!("a job's number {id}")))
-}
-
 impl Ledger {
     pub async fn put_job(&self, job: Job) -> Result<()> {
         let json = serde_json::to_string(&job).map_err(|e| unreadable(e.to_string()))?;
-        let id = number(job.record.id)?;
+        let JobKey { source, id, attempt } = job.record.key();
+        let (source, id) = (String::from(source), job_number(id)?);
         let updated = job.updated_at.as_millisecond();
         let completed = job.is_over().then_some(updated);
         self.writer
@@ -40,14 +50,16 @@ impl Ledger {
                 Box::pin(async move {
                     let status = job.status().as_str();
                     sqlx::query!(
-                        "INSERT INTO jobs (id, repository, status, pool, updated_at, completed_at, record)
-                         VALUES (?, ?, ?, ?, ?, ?, ?)
-                         ON CONFLICT (id) DO UPDATE SET status = excluded.status, pool = excluded.pool,
+                        "INSERT INTO jobs (source, id, attempt, repository, status, pool, updated_at, completed_at, record)
+                         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+                         ON CONFLICT (source, id, attempt) DO UPDATE SET status = excluded.status, pool = excluded.pool,
                              updated_at = excluded.updated_at,
                              completed_at = CASE WHEN excluded.completed_at IS NULL THEN NULL
                                             ELSE COALESCE(completed_at, excluded.completed_at) END,
                              record = excluded.record",
+                        source,
                         id,
+                        attempt,
                         job.record.repository,
                         status,
                         job.pool,
@@ -80,14 +92,14 @@ impl Ledger {
 
 /// Moves the times before which no vm is made for a job by a step of the clock.
 pub(super) async fn step_clock(db: &mut SqliteConnection, by: SignedDuration) -> Result<()> {
-    let rows = sqlx::query("SELECT record FROM jobs WHERE completed_at IS NULL").fetch_all(&mut *db).await?;
+    let rows = sqlx::query("SELECT seq, record FROM jobs WHERE completed_at IS NULL").fetch_all(&mut *db).await?;
     for row in rows {
-        let mut job = parse(&row.try_get::<String, _>(0)?)?;
+        let seq: i64 = row.try_get(0)?;
+        let mut job = parse(&row.try_get::<String, _>(1)?)?;
         let Some(at) = job.not_before else { continue };
         job.not_before = Some(at.saturating_add(by).unwrap_or(at));
         let json = serde_json::to_string(&job).map_err(|e| unreadable(e.to_string()))?;
-        let id = number(job.record.id)?;
-        sqlx::query("UPDATE jobs SET record = ? WHERE id = ?").bind(json).bind(id).execute(&mut *db).await?;
+        sqlx::query("UPDATE jobs SET record = ? WHERE seq = ?").bind(json).bind(seq).execute(&mut *db).await?;
     }
     Ok(())
 }
@@ -104,15 +116,23 @@ impl Reader {
         Ok(rows.into_iter().map(|row| (row.pool, row.n)).collect())
     }
 
-    pub async fn job(&self, id: u64) -> Result<Option<Job>> {
-        let Ok(id) = i64::try_from(id) else { return Ok(None) };
-        let row = sqlx::query!("SELECT record FROM jobs WHERE id = ?", id).fetch_optional(self.pool()).await?;
+    pub async fn job(&self, key: &JobKey) -> Result<Option<Job>> {
+        let Ok(id) = i64::try_from(key.id) else { return Ok(None) };
+        let source = key.source.as_str();
+        let row = sqlx::query!(
+            "SELECT record FROM jobs WHERE source = ? AND id = ? AND attempt = ?",
+            source,
+            id,
+            key.attempt
+        )
+        .fetch_optional(self.pool())
+        .await?;
         row.map(|row| parse(&row.record)).transpose()
     }
 
     /// Jobs that have not ended, oldest first.
     pub async fn open_jobs(&self) -> Result<Vec<Job>> {
-        sqlx::query!("SELECT record FROM jobs WHERE completed_at IS NULL ORDER BY id")
+        sqlx::query!("SELECT record FROM jobs WHERE completed_at IS NULL ORDER BY seq")
             .fetch_all(self.pool())
             .await?
             .iter()
@@ -121,8 +141,8 @@ impl Reader {
     }
 
     /// Newest first.
-    pub async fn jobs(&self, filter: &JobFilter) -> Result<Vec<Job>> {
-        let mut query = QueryBuilder::<Sqlite>::new("SELECT record FROM jobs WHERE TRUE");
+    pub async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobRow>> {
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT seq, record FROM jobs WHERE TRUE");
         if !filter.statuses.is_empty() {
             query.push(" AND status IN (");
             let mut statuses = query.separated(", ");
@@ -131,19 +151,26 @@ impl Reader {
             }
             query.push(")");
         }
+        if let Some(source) = &filter.source {
+            query.push(" AND source = ").push_bind(source.as_str().to_owned());
+        }
         if let Some(pool) = &filter.pool {
             query.push(" AND pool = ").push_bind(pool.clone());
         }
         if let Some(before) = filter.before {
-            query.push(" AND id < ").push_bind(i64::try_from(before).unwrap_or(i64::MAX));
+            query.push(" AND seq < ").push_bind(before);
         }
-        query.push(" ORDER BY id DESC LIMIT ").push_bind(i64::from(filter.limit));
-        query.build().fetch_all(self.pool()).await?.iter().map(|row| parse(&row.try_get::<String, _>(0)?)).collect()
+        query.push(" ORDER BY seq DESC LIMIT ").push_bind(i64::from(filter.limit));
+        let rows = query.build().fetch_all(self.pool()).await?;
+        rows.iter().map(|row| Ok(JobRow { seq: row.try_get(0)?, job: parse(&row.try_get::<String, _>(1)?)? })).collect()
     }
 
-    /// Repositories of known jobs.
-    pub async fn job_repositories(&self) -> Result<Vec<String>> {
-        let rows = sqlx::query!("SELECT DISTINCT repository FROM jobs").fetch_all(self.pool()).await?;
+    /// Repositories of known jobs of this source.
+    pub async fn job_repositories(&self, source: &SourceName) -> Result<Vec<String>> {
+        let source = source.as_str();
+        let rows = sqlx::query!("SELECT DISTINCT repository FROM jobs WHERE source = ?", source)
+            .fetch_all(self.pool())
+            .await?;
         Ok(rows.into_iter().map(|row| row.repository).collect())
     }
 
@@ -159,3 +186,7 @@ impl Reader {
         rows.iter().map(|row| parse_vm(&row.record)).collect()
     }
 }
+
+#[cfg(test)]
+#[path = "jobs_tests.rs"]
+mod tests;

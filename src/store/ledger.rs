@@ -11,12 +11,12 @@ use super::{
     clock_scale::ClockScale,
     placement::{self, HostOffer},
     repeated::{self, RequestHash},
-    rows::{parse_vm, unreadable},
+    rows::{job_number, parse_vm, unreadable},
     writer::Writer,
 };
 use crate::domain::{
     Code, Error, Event, QueueReason, ResolvedSpec, State, Verdict, Vm, VmId, capacity::Usage, event::Recorded,
-    vm_spec::VmSpec,
+    job_record::JobKey, vm_spec::VmSpec,
 };
 
 /// Precondition on the row for an event to be applied.
@@ -371,8 +371,17 @@ async fn step(
         .await?;
     }
     if let Event::JobChanged { job } = &event {
-        let job = i64::try_from(job.id).map_err(|_| unreadable(format!("a job's number {}", job.id)))?;
-        sqlx::query!("INSERT OR IGNORE INTO vm_jobs (job_id, vm_id) VALUES (?, ?)", job, id).execute(&mut *db).await?;
+        let JobKey { source, id: job, attempt } = job.key();
+        let (source, job) = (String::from(source), job_number(job)?);
+        sqlx::query!(
+            "INSERT OR IGNORE INTO vm_jobs (job_id, source, attempt, vm_id) VALUES (?, ?, ?, ?)",
+            job,
+            source,
+            attempt,
+            id
+        )
+        .execute(&mut *db)
+        .await?;
     }
     if before.holds_slot() && !vm.state.holds_slot() {
         sqlx::query!("DELETE FROM leases WHERE vm_id = ?", id).execute(&mut *db).await?;

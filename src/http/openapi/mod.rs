@@ -129,7 +129,7 @@ fn own_errors(operation: &str) -> &'static [Code] {
             C::GitHubNotConfigured,
         ],
         "remove_pool" => &[C::PoolNotFound, C::PoolReadOnly],
-        "take_github_webhook" => &[C::WebhookNotConfigured, C::WebhookUnproven, C::WebhookOutdated],
+        "take_webhook" => &[C::WebhookNotConfigured, C::WebhookUnproven, C::WebhookOutdated],
         "get_runner_program" => &[C::VmNotFound, C::RunnerUnavailable],
         "create_token" => &[C::TokenNameInUse],
         "get_token" | "revoke_token" => &[C::TokenNotFound],

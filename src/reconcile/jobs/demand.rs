@@ -17,6 +17,7 @@ use crate::{
     domain::{
         Announcer, Code, Event, Pool, Result, RunnerStatus, Scope, State, Vm, VmId,
         job::{Job, UpdateSource},
+        job_record::JobKey,
     },
     parts::Parts,
     platform::Clock,
@@ -35,7 +36,7 @@ const REFUSED_PAUSE: SignedDuration = SignedDuration::from_secs(30);
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Plan {
     /// Jobs for which a vm is created now.
-    make: Vec<u64>,
+    make: Vec<JobKey>,
     /// Vms that are not needed, in the order in which they end.
     end: Vec<VmId>,
     /// When the first job that has to wait for its next vm may get it.
@@ -119,8 +120,8 @@ impl PoolDemand {
                     self.ledger.apply(id, expect, Event::EndAnnounced { by: Announcer::Pool }, now).await?;
                 }
             }
-            for id in plan.make {
-                let Some(job) = jobs.iter().find(|job| job.record.id == id) else { continue };
+            for key in plan.make {
+                let Some(job) = jobs.iter().find(|job| job.record.key() == key) else { continue };
                 if job.tries > 0 {
                     doubtful.push((pool.clone(), job.clone()));
                 } else {
@@ -145,7 +146,8 @@ impl PoolDemand {
         match seen {
             Ok(Some(seen)) => {
                 if let Some(status) = status_of(&seen.status) {
-                    let update = update_of(seen, job.record.repository.clone(), status, UpdateSource::Poll);
+                    let (from, repository) = (job.record.source.clone(), job.record.repository.clone());
+                    let update = update_of(from, seen, repository, status, UpdateSource::Poll);
                     self.updates.apply(&update).await?;
                 }
             }
@@ -154,7 +156,7 @@ impl PoolDemand {
             Err(error) => {
                 tracing::warn!(job.id = job.record.id, error = %error, "cannot ask GitHub whether the job is still queued");
                 let _alone = self.updates.lock().await;
-                let Some(mut job) = self.reader.job(job.record.id).await? else { return Ok(None) };
+                let Some(mut job) = self.reader.job(&job.record.key()).await? else { return Ok(None) };
                 job.not_before = Some(self.clock.now() + REFUSED_PAUSE);
                 let again = job.not_before;
                 self.ledger.put_job(job).await?;
@@ -162,7 +164,7 @@ impl PoolDemand {
             }
         }
         let _alone = self.updates.lock().await;
-        match self.reader.job(job.record.id).await? {
+        match self.reader.job(&job.record.key()).await? {
             Some(job) if job.waits() => self.make_vm(pool, job, self.clock.now()).await,
             _ => Ok(None),
         }
@@ -185,7 +187,8 @@ impl PoolDemand {
     /// Creates a vm for a job. If it is refused, returns when to try again.
     async fn make_vm(&self, pool: &Pool, mut job: Job, now: Timestamp) -> Result<Option<Timestamp>> {
         // The idempotency key makes a repetition after a crash return the same vm.
-        let key = format!("github-job-{}-{}", job.record.id, job.tries + 1);
+        let JobKey { source, id, attempt } = job.record.key();
+        let key = format!("job-{source}-{id}-{attempt}-{}", job.tries + 1);
         let again = match self.admission.create_for_pool(pool, key).await {
             Ok(created) => {
                 tracing::info!(vm.id = %created.vm.id(), job.id = job.record.id, pool.name = pool.name, "created a vm for a job");
@@ -244,7 +247,7 @@ fn plan(pool: &Pool, jobs: &[Job], vms: &[Vm], now: Timestamp, report_late: Dura
         }
         match job.not_before {
             Some(at) if at > now => plan.look_again = [plan.look_again, Some(at)].into_iter().flatten().min(),
-            _ => plan.make.push(job.record.id),
+            _ => plan.make.push(job.record.key()),
         }
     }
     if !waiting.is_empty() {
@@ -272,7 +275,7 @@ fn has_no_known_job(vm: &Vm) -> bool {
 }
 
 fn count(jobs: &[Job]) -> [(&'static str, u32); 3] {
-    use crate::domain::github::JobStatus as S;
+    use crate::domain::job_record::JobStatus as S;
     [S::Waiting, S::Queued, S::InProgress].map(|status| {
         let ours = jobs.iter().filter(|job| job.pool.is_some() && job.status() == status);
         (status.as_str(), u32::try_from(ours.count()).unwrap_or(u32::MAX))

@@ -2,12 +2,16 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::domain::{
-    Budgets, BudgetsPatch, SizeRequest, TemplateSource,
-    github::{JobRecord, JobStatus},
+    Budgets, BudgetsPatch, SizeRequest, SourceName, TemplateSource,
     job::{JobUpdate, UpdateSource},
+    job_record::{JobRecord, JobStatus},
     runner::{RunnerFact, RunnerKind},
     vm_spec::VmSpec,
 };
+
+fn keys<const N: usize>(ids: [u64; N]) -> Vec<JobKey> {
+    ids.map(|id| record(id, JobStatus::Queued).key()).to_vec()
+}
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + second).unwrap()
@@ -37,6 +41,7 @@ fn pool(max_vms: u32) -> Pool {
 
 fn record(id: u64, status: JobStatus) -> JobRecord {
     JobRecord {
+        source: SourceName::github(),
         id,
         repository: "acme/app".into(),
         run_id: 1,
@@ -94,10 +99,10 @@ fn up(events: &[Event]) -> Vm {
 #[test]
 fn each_waiting_job_gets_a_vm_and_not_a_second_one() {
     let jobs = [job(1, JobStatus::Queued, None), job(2, JobStatus::Queued, None), job(3, JobStatus::Waiting, None)];
-    assert_eq!(plan(&pool(10), &jobs, &[], at(5)).make, [1, 2]);
+    assert_eq!(plan(&pool(10), &jobs, &[], at(5)).make, keys([1, 2]));
     let first = mine();
     let jobs = [job(1, JobStatus::Queued, Some(&first)), job(2, JobStatus::Queued, None)];
-    assert_eq!(plan(&pool(10), &jobs, &[first, vm(None), vm(Some("others"))], at(5)).make, [2]);
+    assert_eq!(plan(&pool(10), &jobs, &[first, vm(None), vm(Some("others"))], at(5)).make, keys([2]));
     // The vm was created right before a crash, and its job does not record it.
     let jobs = [job(1, JobStatus::Queued, None)];
     assert_eq!(plan(&pool(10), &jobs, &[mine()], at(5)), Plan::default());
@@ -107,7 +112,7 @@ fn each_waiting_job_gets_a_vm_and_not_a_second_one() {
 fn a_job_whose_vm_took_another_job_gets_another_vm() {
     let taken = up(&[Event::JobChanged { job: record(9, JobStatus::InProgress) }]);
     let jobs = [job(1, JobStatus::Queued, Some(&taken)), job(9, JobStatus::InProgress, None)];
-    assert_eq!(plan(&pool(10), &jobs, &[taken], at(5)).make, [1]);
+    assert_eq!(plan(&pool(10), &jobs, &[taken], at(5)).make, keys([1]));
 }
 
 /// GitHub, or the hook in the guest, says that the runner is busy, and no report says with which job.
@@ -118,7 +123,7 @@ fn a_vm_with_a_job_that_is_not_reported_is_not_there_for_a_waiting_one() {
     let vms = [busy.clone()];
     // The report may be late.
     assert_eq!(plan(&pool(9), &jobs, &vms, at(5)), Plan { look_again: Some(at(11)), ..Plan::default() });
-    assert_eq!(plan(&pool(9), &jobs, &vms, at(11)).make, [1]);
+    assert_eq!(plan(&pool(9), &jobs, &vms, at(11)).make, keys([1]));
     // No vm is ended for it either.
     let vms = [busy, up(&[Event::RunnerChanged { fact: RunnerFact::Online }])];
     assert_eq!(plan(&pool(9), &jobs, &vms, at(11)), Plan::default());
@@ -133,7 +138,7 @@ fn a_pool_has_no_more_vms_than_it_may() {
         job(3, JobStatus::Queued, None),
         job(9, JobStatus::InProgress, None),
     ];
-    assert_eq!(plan(&pool(3), &jobs, &[busy.clone(), next.clone()], at(5)).make, [2]);
+    assert_eq!(plan(&pool(3), &jobs, &[busy.clone(), next.clone()], at(5)).make, keys([2]));
     assert_eq!(plan(&pool(2), &jobs, &[busy, next], at(5)), Plan::default());
 }
 
@@ -168,5 +173,5 @@ fn a_vm_that_came_to_nothing_is_made_again_after_a_pause() {
     (tried.tries, tried.not_before) = (1, Some(at(15)));
     let jobs = [tried];
     assert_eq!(plan(&pool(9), &jobs, &[], at(5)), Plan { look_again: Some(at(15)), ..Plan::default() });
-    assert_eq!(plan(&pool(9), &jobs, &[], at(15)).make, [1]);
+    assert_eq!(plan(&pool(9), &jobs, &[], at(15)).make, keys([1]));
 }

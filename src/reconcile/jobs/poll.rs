@@ -16,9 +16,9 @@ use super::{
 };
 use crate::{
     domain::{
-        Pool, Result, Scope,
-        github::JobStatus,
+        Pool, Result, Scope, SourceName,
         job::{Job, JobUpdate, UpdateSource},
+        job_record::JobStatus,
     },
     parts::Parts,
     platform::{Clock, retry::jittered},
@@ -34,6 +34,7 @@ const DELIVERIES_KEPT: SignedDuration = SignedDuration::from_hours(72);
 const OVERLAP: SignedDuration = SignedDuration::from_mins(5);
 
 pub(super) struct Poll {
+    source: SourceName,
     reader: Reader,
     clock: Clock,
     /// From the configuration.
@@ -53,6 +54,7 @@ impl Poll {
     pub fn new(parts: &Parts, github: Arc<GitHubClient>, every: Duration, settings: &Settings) -> Poll {
         let Parts { reader, clock, .. } = parts.clone();
         Poll {
+            source: SourceName::github(),
             reader,
             clock,
             pools: settings.pools.clone(),
@@ -69,7 +71,7 @@ impl Poll {
     async fn look(&mut self) -> Result<Vec<ReceivedUpdate>> {
         let open = self.reader.open_jobs().await?;
         let mut by_repository: BTreeMap<String, Vec<Job>> = BTreeMap::new();
-        for job in open {
+        for job in open.into_iter().filter(|job| job.record.source == self.source) {
             by_repository.entry(folded(&job.record.repository)).or_default().push(job);
         }
         let mut received = Vec::new();
@@ -103,7 +105,13 @@ impl Poll {
         let mut waiting = HashSet::new();
         for job in self.github.queued_jobs(&scope).await? {
             waiting.insert(job.id);
-            found.push(update_of(job, repository.to_owned(), JobStatus::Queued, UpdateSource::Poll));
+            found.push(update_of(
+                self.source.clone(),
+                job,
+                repository.to_owned(),
+                JobStatus::Queued,
+                UpdateSource::Poll,
+            ));
         }
         // A webhook that came moments ago is newer than what the poll sees.
         let settled = SignedDuration::try_from(self.every / 2).unwrap_or(SignedDuration::ZERO);
@@ -116,7 +124,13 @@ impl Poll {
             match self.github.job(&scope, job.record.id).await? {
                 Some(seen) => {
                     if let Some(status) = status_of(&seen.status) {
-                        found.push(update_of(seen, repository.to_owned(), status, UpdateSource::Poll));
+                        found.push(update_of(
+                            self.source.clone(),
+                            seen,
+                            repository.to_owned(),
+                            status,
+                            UpdateSource::Poll,
+                        ));
                     }
                 }
                 // Its run was deleted, or the repository is no longer visible: then the job cannot reach a runner of
@@ -143,14 +157,15 @@ impl Poll {
         let since = match self.looked_at_deliveries {
             Some(at) => at - OVERLAP,
             // After a start: from the last stored delivery on. Without any stored delivery, from now on.
-            None => self.reader.newest_delivery().await?.unwrap_or(now) - OVERLAP,
+            None => self.reader.newest_delivery(&self.source).await?.unwrap_or(now) - OVERLAP,
         };
         let deliveries = match self.github.hook_deliveries(since.max(oldest)).await {
             Ok(deliveries) => deliveries,
             Err(error) => return Ok(Err(error)),
         };
         for missed in missed(&deliveries) {
-            if self.asked_again.contains(&missed.guid) || self.reader.knows_delivery(&missed.guid).await? {
+            if self.asked_again.contains(&missed.guid) || self.reader.knows_delivery(&self.source, &missed.guid).await?
+            {
                 continue;
             }
             tracing::info!(delivery.guid = missed.guid, "asking GitHub to redeliver a missed webhook");
@@ -169,7 +184,7 @@ impl Poll {
         let known = self.reader.known_pools(&self.pools).await?;
         let pools: Vec<Pool> = known.into_values().map(|known| known.pool).collect();
         // GitHub's own spelling comes first: names that people wrote may differ in case.
-        let mut names = self.reader.job_repositories().await?;
+        let mut names = self.reader.job_repositories(&self.source).await?;
         for pool in &pools {
             if let Scope::Repository { .. } = pool.scope {
                 names.push(pool.scope.slug());

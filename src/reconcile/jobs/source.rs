@@ -4,9 +4,9 @@ use futures_util::future::BoxFuture;
 
 use crate::{
     domain::{
-        Result,
-        github::{JobRecord, JobStatus},
+        Result, SourceName,
         job::{JobUpdate, UpdateSource},
+        job_record::{JobRecord, JobStatus},
     },
     sources::github::model,
 };
@@ -29,6 +29,7 @@ pub(super) trait JobSource: Send {
 }
 
 pub(super) fn update_of(
+    from: SourceName,
     job: model::WorkflowJob,
     repository: String,
     status: JobStatus,
@@ -36,6 +37,7 @@ pub(super) fn update_of(
 ) -> JobUpdate {
     JobUpdate {
         record: JobRecord {
+            source: from,
             id: job.id,
             repository,
             run_id: job.run_id,

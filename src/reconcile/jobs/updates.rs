@@ -7,8 +7,9 @@ use tokio::sync::{Mutex, MutexGuard, Notify};
 use crate::{
     domain::{
         Code, Error, Event, Pool, Result, Vm,
-        github::{JobStatus, Registration},
+        github::Registration,
         job::{Job, JobUpdate},
+        job_record::JobStatus,
     },
     parts::Parts,
     platform::Clock,
@@ -54,7 +55,7 @@ impl JobUpdates {
     pub async fn apply(&self, update: &JobUpdate) -> Result<()> {
         let _alone = self.lock().await;
         let now = self.clock.now();
-        let known = self.reader.job(update.record.id).await?;
+        let known = self.reader.job(&update.record.key()).await?;
         let new = known.is_none();
         let mut job = match known {
             Some(mut job) => {
@@ -79,7 +80,7 @@ impl JobUpdates {
         if new {
             let pool = job.pool.as_deref().unwrap_or_default();
             tracing::info!(
-                job.id = job.record.id, job.repository = %job.record.repository, pool.name = pool,
+                job.source = %job.record.source, job.id = job.record.id, job.repository = %job.record.repository, pool.name = pool,
                 status = job.status().as_str(), "job updated"
             );
             let wanted = if job.pool.is_some() { "yes" } else { "no" };

@@ -6,9 +6,9 @@ use serde::Deserialize;
 use super::source::{JobSource, ReceivedUpdate, update_of};
 use crate::{
     domain::{
-        Result, Scope,
-        github::JobStatus,
+        Result, Scope, SourceName,
         job::{DeliveryResult, JobUpdate, UpdateSource},
+        job_record::JobStatus,
     },
     parts::Parts,
     platform::Clock,
@@ -39,7 +39,7 @@ enum ParsedDelivery {
     Refused(String),
 }
 
-/// Processes the rows that `POST /webhooks/github` wrote, in the order in which they came.
+/// Processes the rows that `POST /webhooks/{source}` wrote, in the order in which they came.
 pub(super) struct Deliveries {
     ledger: Ledger,
     reader: Reader,
@@ -73,7 +73,7 @@ impl JobSource for Deliveries {
                 }
                 let mut received = Vec::new();
                 for delivery in pending {
-                    match read(&delivery.body) {
+                    match read(delivery.source, &delivery.body) {
                         ParsedDelivery::Update(update) => {
                             received.push(ReceivedUpdate { receipt: Some(delivery.seq), update: *update });
                         }
@@ -103,7 +103,7 @@ impl JobSource for Deliveries {
     }
 }
 
-fn read(body: &[u8]) -> ParsedDelivery {
+fn read(source: SourceName, body: &[u8]) -> ParsedDelivery {
     let payload: Payload = match serde_json::from_slice(body) {
         Ok(payload) => payload,
         Err(error) => return ParsedDelivery::Refused(format!("not a workflow_job as it is known here: {error}")),
@@ -121,6 +121,7 @@ fn read(body: &[u8]) -> ParsedDelivery {
         (other, _) => return ParsedDelivery::Ignored(format!("the action {other:.50?} is not known here")),
     };
     ParsedDelivery::Update(Box::new(update_of(
+        source,
         payload.workflow_job,
         payload.repository.full_name,
         status,
@@ -152,7 +153,7 @@ mod tests {
     }
 
     fn status(action: &str, status: &str) -> Option<JobStatus> {
-        match read(&payload(action, status, json!({}))) {
+        match read(SourceName::github(), &payload(action, status, json!({}))) {
             ParsedDelivery::Update(update) => Some(update.record.status),
             ParsedDelivery::Ignored(_) | ParsedDelivery::Refused(_) => None,
         }
@@ -165,10 +166,16 @@ mod tests {
         assert_eq!(status("waiting", "waiting"), Some(JobStatus::Waiting));
         assert_eq!(status("in_progress", "queued"), Some(JobStatus::InProgress));
         assert_eq!(status("completed", "completed"), Some(JobStatus::Completed));
-        assert!(matches!(read(&payload("postponed", "queued", json!({}))), ParsedDelivery::Ignored(_)));
-        assert!(matches!(read(b"{\"action\":\"queued\"}"), ParsedDelivery::Refused(_)));
+        assert!(matches!(
+            read(SourceName::github(), &payload("postponed", "queued", json!({}))),
+            ParsedDelivery::Ignored(_)
+        ));
+        assert!(matches!(read(SourceName::github(), b"{\"action\":\"queued\"}"), ParsedDelivery::Refused(_)));
         for id in [json!("9001"), json!(-1), json!(u64::MAX)] {
-            assert!(matches!(read(&payload("queued", "queued", json!({"id": id}))), ParsedDelivery::Refused(_)));
+            assert!(matches!(
+                read(SourceName::github(), &payload("queued", "queued", json!({"id": id}))),
+                ParsedDelivery::Refused(_)
+            ));
         }
     }
 
@@ -180,7 +187,7 @@ mod tests {
                 "completed",
                 json!({"runner_id": id, "runner_name": name, "conclusion": "cancelled"}),
             );
-            let ParsedDelivery::Update(update) = read(&body) else { panic!("refused") };
+            let ParsedDelivery::Update(update) = read(SourceName::github(), &body) else { panic!("refused") };
             assert_eq!((update.runner_name, update.record.conclusion.as_deref()), (None, Some("cancelled")));
             assert_eq!((update.record.run_attempt, update.record.repository.as_str()), (2, "acme/app"));
         }

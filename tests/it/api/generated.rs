@@ -1,9 +1,9 @@
 //! The document held against the service by requests made from it: schemathesis (PyPI), named by `MAYFLY_SCHEMATHESIS`. Run by
 //! `.ci/test.sh drift`, which installs it; the other parts leave this module out.
 
-use std::process::Stdio;
+use std::{collections::BTreeMap, process::Stdio};
 
-use mayfly::service;
+use mayfly::{domain::SourceName, service};
 use serde_json::json;
 
 use super::{Api, api_with};
@@ -62,7 +62,7 @@ async fn schemathesis(api: &Api, token: Option<&str>) {
 async fn generated_requests_get_documented_answers() {
     for with_token in [true, false] {
         // With a secret, so that what is not signed is refused as it would be.
-        let webhook_secrets = vec!["not told".into()];
+        let webhook_secrets = BTreeMap::from([(SourceName::github(), vec!["not told".into()])]);
         let api = api_with(Default::default(), service::Settings { webhook_secrets, ..Default::default() }).await;
         // Something to find.
         api.running("running").await;

@@ -3,10 +3,11 @@
 use jiff::Timestamp;
 use mayfly::{
     domain::{
-        Announcer, BudgetsPatch, EndProof, Event, Pool,
+        Announcer, BudgetsPatch, EndProof, Event, Pool, SourceName,
         event::ReadyVia,
-        github::{JobRecord, JobStatus, Registered},
+        github::Registered,
         job::{Job, JobUpdate, UpdateSource},
+        job_record::{JobRecord, JobStatus},
     },
     service,
     sources::github::{CredentialLocation, GitHubClient, GitHubOptions, Server},
@@ -202,6 +203,7 @@ async fn a_pool_of_the_configuration_is_changed_there() {
 
 fn job(status: JobStatus) -> JobRecord {
     JobRecord {
+        source: SourceName::github(),
         id: 9001,
         repository: "acme/app".into(),
         run_id: 7001,

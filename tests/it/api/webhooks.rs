@@ -1,9 +1,9 @@
 //! GitHub's webhook as it arrives, and what is shown of jobs.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
-use mayfly::service;
+use mayfly::{domain::SourceName, service};
 use reqwest::{Client, StatusCode, header::CONTENT_TYPE};
 use serde_json::{Value, json};
 use tokio::{
@@ -15,9 +15,13 @@ use super::{Api, api_with};
 use crate::support::github::signature;
 
 const SECRETS: [&str; 2] = ["the old one", "It's a Secret to Everybody"];
+const OTHER: &str = "the secret of the other source";
 
+/// With two sources.
 async fn api() -> Api {
-    let webhook_secrets = SECRETS.map(Into::into).to_vec();
+    let other = SourceName::new("other").unwrap();
+    let webhook_secrets =
+        BTreeMap::from([(SourceName::github(), SECRETS.map(Into::into).to_vec()), (other, vec![OTHER.into()])]);
     api_with(Default::default(), service::Settings { webhook_secrets, ..Default::default() }).await
 }
 
@@ -42,7 +46,12 @@ impl Sent<'_> {
     }
 
     async fn to(self, api: &Api) -> (StatusCode, Value) {
-        let mut request = Client::builder().no_proxy().build().unwrap().post(format!("{}/webhooks/github", api.url));
+        self.to_source(api, "github").await
+    }
+
+    async fn to_source(self, api: &Api, source: &str) -> (StatusCode, Value) {
+        let url = format!("{}/webhooks/{source}", api.url);
+        let mut request = Client::builder().no_proxy().build().unwrap().post(url);
         request = request.header("X-GitHub-Event", self.event).header("X-GitHub-Delivery", self.guid);
         if let Some(signature) = self.signature {
             request = request.header("X-Hub-Signature-256", signature);
@@ -65,6 +74,34 @@ fn queued() -> Vec<u8> {
         "repository": {"full_name": "acme/app"},
     });
     serde_json::to_vec(&payload).unwrap()
+}
+
+/// Two servers number their jobs and their deliveries independently.
+#[tokio::test]
+async fn each_source_has_its_own_secret_and_its_own_deliveries() {
+    let api = api().await;
+    let body = queued();
+    let signed = |secret| Sent { signature: Some(signature(secret, &body)), ..Sent::signed(&body) };
+    for (source, secret) in [("github", OTHER), ("other", SECRETS[1])] {
+        let (status, problem) = signed(secret).to_source(&api, source).await;
+        assert_eq!((status.as_u16(), &problem["code"]), (401, &json!("webhook.unproven")), "{source}");
+    }
+    for (source, secret) in [("github", SECRETS[1]), ("other", OTHER), ("other", OTHER)] {
+        assert_eq!(signed(secret).to_source(&api, source).await.0, StatusCode::ACCEPTED, "{source}");
+    }
+    for (source, stored) in [("github", 1), ("other", 1), ("third", 0)] {
+        let list = api.get(&format!("/webhooks/{source}/deliveries"), &api.read).await.json();
+        assert_eq!(list["items"].as_array().unwrap().len(), stored, "{source}");
+    }
+    for unknown in ["third", "GitHub"] {
+        let (status, problem) = signed(OTHER).to_source(&api, unknown).await;
+        assert_eq!(problem["code"], json!("webhook.not_configured"), "{status} {unknown}");
+    }
+    let wrong = api.get("/webhooks/GitHub/deliveries", &api.read).await.problem(400, "request.invalid");
+    assert_eq!(super::pointer(&wrong), "path:source");
+    let pending = api.reader.pending_deliveries(9).await.unwrap();
+    let sources: Vec<_> = pending.iter().map(|delivery| delivery.source.as_str()).collect();
+    assert_eq!(sources, ["github", "other"]);
 }
 
 fn as_form(payload: &str) -> String {
@@ -221,7 +258,15 @@ async fn a_delivery_that_makes_no_sense_is_marked_and_left_and_the_next_is_worke
     assert_eq!(results, ["worked", "refused", "refused", "ignored", "refused"]);
     assert!(api.reader.pending_deliveries(10).await.unwrap().is_empty());
 
-    for (query, found) in [("status=queued", 1), ("status=completed", 0), ("pool=none", 0), ("cursor=9001", 0)] {
+    for (query, found) in [
+        ("status=queued", 1),
+        ("status=completed", 0),
+        ("pool=none", 0),
+        ("cursor=1", 0),
+        ("cursor=2", 1),
+        ("source=github", 1),
+        ("source=gitea", 0),
+    ] {
         let list = api.get(&format!("/jobs?{query}"), &api.read).await.json();
         assert_eq!(list["items"].as_array().unwrap().len(), found, "{query}");
     }

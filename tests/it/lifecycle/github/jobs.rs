@@ -1,6 +1,6 @@
 //! Jobs get vms: by webhooks as they come, and by asking for what they lost.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use axum::{
     Router,
@@ -10,7 +10,7 @@ use axum::{
     routing::post,
 };
 use mayfly::{
-    domain::{Announcer, Pool, RunnerStatus, Vm, VmId, github::JobStatus, job::Job},
+    domain::{Announcer, Pool, RunnerStatus, SourceName, Vm, VmId, job::Job, job_record::JobStatus},
     service::webhooks::Webhook,
     store::{jobs::JobFilter, vm_queries::Filter},
 };
@@ -49,7 +49,7 @@ async fn receiver(serving: Serving) -> String {
     async fn take(FromState(serving): FromState<Serving>, headers: HeaderMap, body: Bytes) -> StatusCode {
         let Some(Served { services, .. }) = serving.borrow().clone() else { return StatusCode::BAD_GATEWAY };
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let signature = match services.webhooks.check_signature_header(text("x-hub-signature-256")) {
+        let signature = match services.webhooks.check_signature_header("github", text("x-hub-signature-256")) {
             Ok(signature) => signature,
             Err(error) => return StatusCode::from_u16(error.code.status()).unwrap(),
         };
@@ -77,7 +77,8 @@ impl Rig {
     pub async fn with_pool(linux: u32, max_vms: u32, poll: Duration) -> Rig {
         let mut rig = Rig::new(linux).await;
         rig.host.settings.pools = vec![pool(max_vms)];
-        rig.host.settings.webhook_secrets = vec!["the next one".into(), SECRET.into()];
+        rig.host.settings.webhook_secrets =
+            BTreeMap::from([(SourceName::github(), vec!["the next one".into(), SECRET.into()])]);
         rig.host.jobs.poll_every = Some(poll);
         rig.host.jobs.first_pause = Duration::from_millis(50);
         rig.host.jobs.report_late = Duration::from_millis(200);
@@ -94,11 +95,11 @@ impl Rig {
 
     async fn jobs(&self) -> Vec<Job> {
         let all = JobFilter { limit: 100, ..JobFilter::default() };
-        self.host.reader().jobs(&all).await.unwrap()
+        self.host.reader().jobs(&all).await.unwrap().into_iter().map(|row| row.job).collect()
     }
 
     async fn known(&self, id: u64) -> Option<Job> {
-        self.host.reader().job(id).await.unwrap()
+        self.jobs().await.into_iter().find(|job| job.record.id == id)
     }
 
     async fn vms(&self) -> Vec<Vm> {
@@ -192,7 +193,7 @@ async fn a_missed_webhook_is_sent_again_because_we_ask_for_it() {
     rig.github.tell("hook", json!({"drop": 1})).await;
     let lost = rig.queue(&["somebody-elses", "too"]).await;
     rig.until("it is sent again", async || {
-        let deliveries = rig.host.services().webhooks.list_deliveries(50).await.unwrap();
+        let deliveries = rig.host.services().webhooks.list_deliveries(&SourceName::github(), 50).await.unwrap();
         deliveries.len() == 2 && rig.known(lost).await.is_some()
     })
     .await;
@@ -474,7 +475,7 @@ pub async fn delivered(rig: &Rig, repository: &str, action: &str, job: u64, runn
     let webhook = Webhook {
         event: Some("workflow_job"),
         guid: Some(&guid),
-        signature: webhooks.check_signature_header(Some(&signature)).unwrap(),
+        signature: webhooks.check_signature_header("github", Some(&signature)).unwrap(),
         form: false,
         body: &body,
     };
