@@ -50,7 +50,7 @@ test: test-deps image ## Everything that CI runs
 lint: ## Formatting, clippy with warnings denied, shell scripts
 	@.ci/test.sh lint
 
-check-macos: test-deps ## Type-check and lint everything for Macs with Apple Silicon (minutes at first, then seconds)
+check-macos: test-deps ## Type-check and lint everything for Macs with Apple Silicon, and link the program (minutes at first)
 	@.ci/test.sh macos
 
 unit: ## Tests that need no guest

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Type-checks and lints everything (library, binary, tests, examples, benches) for Macs with Apple Silicon, without a Mac.
+# Type-checks and lints everything (library, binary, tests, examples, benches) for Macs with Apple Silicon, and links the
+# program, without a Mac.
 #
-# C code is compiled by zig, which includes the headers of macOS. Nothing is linked, because Apple's frameworks are not
-# available. So this shows that the code compiles on macOS, not that it runs.
+# C code is compiled by zig, which includes the headers of macOS, and linked by zig against lists of the symbols that Apple's
+# frameworks have (deploy/release/cross.sh). So this shows that the code compiles and links, and that macOS would load the
+# program; not that it runs.
 #
 # The Rust standard library comes from one of two sources; MAYFLY_CHECK_MACOS=rustup or =chroot selects one of them.
 #   rustup   the target's standard library, for the toolchain that builds everything else
@@ -15,6 +17,8 @@ tree=$PWD
 target=aarch64-apple-darwin
 cache=${MAYFLY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mayfly}/macos
 export SQLX_OFFLINE=true
+# shellcheck source=deploy/release/cross.sh
+. deploy/release/cross.sh
 
 say() { echo "check-macos: $*" >&2; }
 give_up() {
@@ -26,9 +30,12 @@ key() { printf '%s\n' "$@" | sha256sum | cut -c1-12; }
 # The same for both sources, and all faults in one run.
 check=(clippy --locked --quiet --keep-going --target "$target" --all-targets)
 deny=(-- --deny warnings)
+link=(rustc --locked --quiet --target "$target" --bin mayfly)
+frameworks=(-- -C "link-arg=-F$cross_frameworks")
 
 if [ "$(uname -s)" = Darwin ]; then
-    exec cargo "${check[@]}" "${deny[@]}"
+    cargo "${check[@]}" "${deny[@]}"
+    exec cargo "${link[@]}"
 fi
 
 mkdir -p "$cache"
@@ -38,45 +45,16 @@ if ! flock --nonblock 9; then
     say "waiting for another check to end"
     flock 9
 fi
-# Left over from a run that was killed.
-rm -rf "$cache"/*.new
+# Left over from a run that was killed, and from before the tools had a directory of their own.
+rm -rf "$cache"/*.new "$cache"/tools-* "$cache/zig"
 
-pins=(cargo-zigbuild==0.24.0 ziglang==0.17.0)
-tools=$cache/tools-$(key "${pins[@]}")
-if ! [ -d "$tools" ]; then
-    say "fetching zig's C compiler (once)"
-    rm -rf "$cache"/tools-*
-    mkdir "$tools.new"
-    if ! {
-        python3 -m venv "$tools.new/venv" &&
-            "$tools.new/venv/bin/pip" install --quiet --disable-pip-version-check --target "$tools.new/tools" "${pins[@]}"
-    } >"$cache/log" 2>&1; then
-        give_up "${pins[*]} could not be installed from PyPI: $(tail -n 1 "$cache/log")"
-    fi
-    rm -rf "$tools.new/venv"
-    mv "$tools.new/tools" "$tools"
-    rmdir "$tools.new"
-fi
+cross_tools || give_up "$why"
 
 by_rustup() {
-    local fault
-    command -v rustup >/dev/null || {
-        why="there is no rustup"
-        return 1
-    }
-    rustup target list --installed 2>/dev/null | grep -qx "$target" && return 0
-    say "fetching the standard library for $target with rustup (once)"
-    fault=$(timeout 180 rustup target add "$target" 2>&1) && return 0
-    why="rustup could not fetch the standard library: $(tail -n 1 <<<"$fault")"
-    return 1
-}
-
-check_by_rustup() {
     say "with $(rustc --version)"
-    env CARGO_TARGET_DIR="$cache/target-rustup" \
-        CARGO_ZIGBUILD_ZIG_PATH="$tools/ziglang/zig" CARGO_ZIGBUILD_CACHE_DIR="$cache/zig/wrappers" \
-        ZIG_GLOBAL_CACHE_DIR="$cache/zig/cache" \
-        "$tools/bin/cargo-zigbuild" "${check[@]}" "${deny[@]}"
+    export CARGO_TARGET_DIR=$cache/target-rustup
+    cross_cargo "${check[@]}" "${deny[@]}"
+    cross_cargo "${link[@]}" "${frameworks[@]}"
 }
 
 # Debian testing is the oldest suite with a new enough compiler. The key includes the version that the project requires, so
@@ -106,9 +84,8 @@ make_chroot() {
     mv "$chroot.new" "$chroot"
 }
 
-check_in_chroot() {
+in_chroot() { # what cargo-zigbuild is told
     local registry=${CARGO_HOME:-$HOME/.cargo}/registry
-    "${apart[@]}" true 2>"$cache/log" || give_up "$why, and a chroot may not be used here: $(tail -n 1 "$cache/log")"
     mkdir -p "$cache/target-chroot" "$cache/zig-chroot" "$registry"
     # The tree is mounted at its own path: Cargo distinguishes trees by their paths, and uses modification times to decide
     # whether results of one tree are outdated for another.
@@ -131,30 +108,29 @@ check_in_chroot() {
         into /etc/ssl/certs /etc/ssl/certs
         exec chroot "$root" /usr/bin/env --chdir="$tree" PATH=/usr/bin:/bin HOME=/check TMPDIR=/tmp "$@"
     ' sh "$chroot" "$tree" "$tools" "$registry" "$cache" \
-        RUSTC_BOOTSTRAP=1 CARGO_HOME=/check/cargo CARGO_TARGET_DIR=/check/target \
-        CARGO_ZIGBUILD_ZIG_PATH=/check/tools/ziglang/zig CARGO_ZIGBUILD_CACHE_DIR=/check/zig/wrappers \
+        RUSTC_BOOTSTRAP=1 CARGO_HOME=/check/cargo CARGO_TARGET_DIR=/check/target MACOSX_DEPLOYMENT_TARGET="$cross_macos" \
+        CARGO_ZIGBUILD_ZIG_PATH=/check/tools/zig CARGO_ZIGBUILD_CACHE_DIR=/check/zig/wrappers \
         ZIG_GLOBAL_CACHE_DIR=/check/zig/cache \
-        /check/tools/bin/cargo-zigbuild "${check[@]}" -Zbuild-std=std,panic_abort "${deny[@]}"
+        /check/tools/bin/cargo-zigbuild "$@"
+}
+
+by_chroot() {
+    "${apart[@]}" true 2>"$cache/log" || give_up "$why, and a chroot may not be used here: $(tail -n 1 "$cache/log")"
+    make_chroot
+    in_chroot "${check[@]}" -Zbuild-std=std,panic_abort "${deny[@]}"
+    in_chroot "${link[@]}" -Zbuild-std=std,panic_abort "${frameworks[@]}"
 }
 
 why='the chroot was asked for'
 case ${MAYFLY_CHECK_MACOS:-any} in
-any)
-    if by_rustup; then
-        check_by_rustup
-    else
-        make_chroot
-        check_in_chroot
-    fi
-    ;;
+any) if cross_library "$target"; then source=rustup; else source=chroot; fi ;;
 rustup)
-    by_rustup || give_up "$why"
-    check_by_rustup
+    cross_library "$target" || give_up "$why"
+    source=rustup
     ;;
-chroot)
-    make_chroot
-    check_in_chroot
-    ;;
+chroot) source=chroot ;;
 *) give_up "MAYFLY_CHECK_MACOS is neither rustup nor chroot" ;;
 esac
-say "everything compiles for $target, without a warning"
+"by_$source"
+python3 tests/deploy/mach_o.py "$cache/target-$source/$target/debug/mayfly" "$cross_macos"
+say "everything compiles for $target, without a warning, and the program links"

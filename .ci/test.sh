@@ -21,7 +21,8 @@ lint() {
 }
 
 macos() {
-    part 'type check and clippy for macOS on Apple Silicon'
+    part 'type check, clippy and link for macOS on Apple Silicon'
+    python3 tests/deploy/mach_o_test.py
     .ci/check-macos.sh
 }
 
