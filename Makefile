@@ -18,7 +18,7 @@ export MAYFLY_TEST_IMAGE ?= $(CACHE)/images/micro
 COMMIT = $(shell git describe --always --abbrev=12 --exclude '*' --dirty=+ 2>/dev/null)
 BUILD_RELEASE = MAYFLY_COMMIT=$(or $(MAYFLY_COMMIT),$(COMMIT),unknown) cargo build --release --locked --bin mayfly
 
-.PHONY: help run test deps test-deps build image lint check-macos unit guest-tests fuzz sqlx openapi docs docs-check deny bench bench-pull bench-load paths e2e-github network campaign soak clean
+.PHONY: help run test deps test-deps build install deb dist image lint check-macos unit guest-tests fuzz sqlx openapi docs docs-check deny bench bench-pull bench-load paths e2e-github network campaign soak clean
 
 help: ## This list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | column -t -s '	'
@@ -40,6 +40,10 @@ install: build ## Install program, completions, manual pages and unit (PREFIX=/u
 
 deb: build ## Build the Debian package (target/debian)
 	@BINARY="$(CARGO_TARGET_DIR)/release/mayfly" OUT="$(CARGO_TARGET_DIR)/debian" deploy/debian/build.sh
+
+dist: ## Build a release for all systems: reproducible archives, checksums, dependencies (target/dist; REPOSITORY_URL= for Homebrew)
+	@.ci/deps.sh dist
+	@OUT="$(CARGO_TARGET_DIR)/dist" deploy/release/build.sh $(TARGETS)
 
 image: deps ## Build the small golden image that tests and the demonstration use (cached)
 	@deploy/images/micro/build.sh "$(MAYFLY_TEST_IMAGE)"

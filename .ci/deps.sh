@@ -6,6 +6,7 @@
 #   deps.sh test    that, and the needs of the tests
 #   deps.sh fuzz    for `make fuzz`
 #   deps.sh bench   for `make bench-pull`
+#   deps.sh dist    for `make dist`
 #
 # As root it installs them without questions. Otherwise it prints the required command and stops.
 set -euo pipefail
@@ -58,7 +59,10 @@ if [ "$what" = test ]; then
     needed+=(shellcheck:shellcheck dash:dash busybox:busybox openssh-server:/usr/sbin/sshd socat:socat openssl:openssl mtools:mcopy
         python3-venv:/usr/share/python-wheels procps:ps git:git iproute2:ip
         docker-registry:docker-registry skopeo:skopeo apache2-utils:htpasswd xfsprogs:/usr/sbin/mkfs.xfs
-        lintian:lintian binutils:strip mmdebstrap:mmdebstrap debian-archive-keyring:/usr/share/keyrings/debian-archive-keyring.gpg)
+        lintian:lintian binutils:strip ruby:ruby mmdebstrap:mmdebstrap debian-archive-keyring:/usr/share/keyrings/debian-archive-keyring.gpg)
+elif [ "$what" = dist ]; then
+    needed=(gcc:cc libc6-dev:/usr/include/stdlib.h make:make git:git python3:python3 python3-venv:/usr/share/python-wheels
+        ca-certificates:/etc/ssl/certs/ca-certificates.crt)
 elif [ "$what" = fuzz ]; then
     needed=(gcc:cc g++:c++ libc6-dev:/usr/include/stdlib.h)
 elif [ "$what" = bench ]; then
@@ -110,7 +114,11 @@ if [ "$what" != run ] && [ "$what" != bench ]; then
     }
     if [ "$what" = fuzz ]; then
         tool cargo-fuzz 0.13.1
-    else
+    fi
+    if [ "$what" = dist ] || [ "$what" = test ]; then
+        tool cargo-cyclonedx 0.5.9
+    fi
+    if [ "$what" = test ]; then
         tool cargo-nextest 0.9.151 --no-default-features --features default-no-update
         tool cargo-deny 0.20.2
 

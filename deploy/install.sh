@@ -4,10 +4,13 @@
 #   [DESTDIR=] [PREFIX=/usr/local] [BINARY=target/release/mayfly] deploy/install.sh
 #
 # DESTDIR is put before every path, for packages. A later run replaces what an earlier one installed and touches nothing else.
+# For a package of another system: SYSTEM=Linux or Darwin, and as WRITER a mayfly of the same sources that runs here, which
+# writes the completions and the manual.
 # Enables and starts nothing. On a Mac, deploy/macos/install.sh sets up the launchd agent.
 set -eu
 cd "$(dirname "$0")/.."
 : "${PREFIX:=/usr/local}" "${DESTDIR:=}" "${BINARY:=target/release/mayfly}"
+: "${WRITER:=$BINARY}" "${SYSTEM:=$(uname -s)}"
 case $PREFIX in
 /*) ;;
 *)
@@ -34,12 +37,12 @@ put() {
 
 put 0755 "$BINARY" "$to/bin/mayfly"
 for shell in bash zsh fish; do
-    "$BINARY" completions "$shell" >"$work/$shell"
+    "$WRITER" completions "$shell" >"$work/$shell"
 done
 put 0644 "$work/bash" "$to/share/bash-completion/completions/mayfly"
 put 0644 "$work/zsh" "$to/share/zsh/site-functions/_mayfly"
 put 0644 "$work/fish" "$to/share/fish/vendor_completions.d/mayfly.fish"
-"$BINARY" manual "$work/man"
+"$WRITER" manual "$work/man"
 # Pages of commands that no longer exist.
 rm -f "$to/share/man/man1/mayfly.1" "$to/share/man/man1"/mayfly-*.1
 for page in "$work"/man/*.1; do
@@ -48,9 +51,9 @@ done
 put 0644 deploy/mayfly.toml "$to/share/doc/mayfly/examples/mayfly.toml"
 put 0644 README.md "$to/share/doc/mayfly/README.md"
 put 0644 LICENSE "$to/share/doc/mayfly/LICENSE"
-if [ "$(uname -s)" = Linux ]; then
+if [ "$SYSTEM" = Linux ]; then
     sed "s|/usr/local/bin/mayfly|$PREFIX/bin/mayfly|" deploy/systemd/mayfly.service >"$work/unit"
     put 0644 "$work/unit" "$to/lib/systemd/system/mayfly.service"
     put 0644 deploy/systemd/sysusers.conf "$to/lib/sysusers.d/mayfly.conf"
 fi
-echo "installed Mayfly $("$BINARY" -V | cut -d' ' -f2-) below $to"
+echo "installed Mayfly $("$WRITER" -V | cut -d' ' -f2-) below $to"

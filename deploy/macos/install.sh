@@ -8,7 +8,8 @@ usage() {
 Usage: install.sh [-n] [--binary FILE] [--prefix DIR] [--data-dir DIR] [--url URL]
 
   -n, --dry-run     print what would be done, and change nothing
-  --binary FILE     the mayfly to install [beside this script, else target/release/mayfly]
+  --binary FILE     the mayfly to install [beside this script, else that of the
+                    archive or of target/release that this script is in]
   --prefix DIR      installs to DIR/bin/mayfly [as before, else ~/.local]
   --data-dir DIR    data directory [as before, else ~/.mayfly]
   --url URL         address of the service, if mayfly.toml changes it
@@ -104,7 +105,12 @@ for directory in "$prefix/bin" "$prefix/libexec/mayfly" "$agents" "$log_dir"; do
 done
 
 if [ -z "$binary" ]; then
-    for binary in "$here/mayfly" "$(dirname "$(dirname "$here")")/target/release/mayfly"; do
+    case $here in
+    # Of an archive, or of Homebrew.
+    */share/mayfly/macos) built=${here%/share/mayfly/macos}/bin/mayfly ;;
+    *) built=$(dirname "$(dirname "$here")")/target/release/mayfly ;;
+    esac
+    for binary in "$here/mayfly" "$built"; do
         if [ -f "$binary" ]; then break; fi
     done
 fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compiles and links for other systems, with zig as the C compiler and linker. Sourced by .ci/check-macos.sh.
+# Compiles and links for other systems, with zig as the C compiler and linker. Sourced by build.sh and .ci/check-macos.sh.
 #
 #   cross_tools             installs zig and cargo-zigbuild if they are missing, and sets $tools to their directory
 #   cross_library TARGET    installs the target's standard library with rustup

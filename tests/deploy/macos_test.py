@@ -304,6 +304,18 @@ class Cases:
         self.assertEqual(set(mac.read_state()["loaded"]), {AGENT, LOGS})
         self.assertFalse(list(mac.home.rglob("*.new")))
 
+    def test_an_archive_installs_the_binary_that_is_in_it(self):
+        mac = self.mac
+        scripts = mac.dir / "an archive/share/mayfly/macos"
+        shutil.copytree(DEPLOY, scripts)
+        ran = mac.run(scripts / "install.sh")
+        self.refused(ran, f"{mac.dir}/an archive/bin/mayfly does not exist")
+        program = mac.dir / "an archive/bin/mayfly"
+        program.parent.mkdir()
+        shutil.copy(mac.binary, program)
+        self.ok(mac.run(scripts / "install.sh"))
+        self.assertEqual(mac.installed.read_bytes(), program.read_bytes())
+
     def test_again_changes_nothing(self):
         self.installed()
         before, inode = self.mac.tree(), self.mac.installed.stat().st_ino
