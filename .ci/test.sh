@@ -14,6 +14,12 @@ lint() {
     part 'shell scripts'
     # Shell scripts are found by their first line, because a guide may show a script.
     git ls-files | xargs awk 'FNR == 1 { if (/^#!\/(bin\/sh|usr\/bin\/env bash)/) print FILENAME; nextfile }' | xargs shellcheck
+    part 'workflows'
+    if command -v actionlint >/dev/null; then
+        actionlint
+    else
+        echo 'NOT CHECKED: workflows (actionlint is built with Go, and there is no Go)'
+    fi
     part 'clippy'
     cargo clippy --quiet --locked --all-targets -- --deny warnings
     part 'type check of the fuzz targets, which compile sources of this crate'
