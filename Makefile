@@ -11,14 +11,15 @@ export SQLX_OFFLINE = true
 CACHE := $(or $(MAYFLY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mayfly)
 export MAYFLY_CACHE := $(CACHE)
 TOOLS := $(CACHE)/tools/bin
-export PATH := $(TOOLS):$(PATH)
+# Last, where rustup puts cargo: a login may be older than the toolchain.
+export PATH := $(TOOLS):$(PATH):$(HOME)/.cargo/bin
 export MAYFLY_TEST_IMAGE ?= $(CACHE)/images/micro
 
 # A build for users shows its commit; + marks changes that are not committed.
 COMMIT = $(shell git describe --always --abbrev=12 --exclude '*' --dirty=+ 2>/dev/null)
 BUILD_RELEASE = MAYFLY_COMMIT=$(or $(MAYFLY_COMMIT),$(COMMIT),unknown) cargo build --release --locked --bin mayfly
 
-.PHONY: help run test deps test-deps build install deb dist image lint check-macos unit guest-tests fuzz sqlx openapi docs docs-check deny bench bench-pull bench-load paths e2e-github network campaign soak clean
+.PHONY: help run test deps test-deps build install deb dist image docs-blocks lint check-macos unit guest-tests fuzz sqlx openapi docs deny bench bench-pull bench-load paths e2e-github network campaign soak clean
 
 help: ## This list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | column -t -s '	'
@@ -35,7 +36,8 @@ test-deps:
 build: deps ## Build the binary (release)
 	@$(BUILD_RELEASE)
 
-install: build ## Install program, completions, manual pages and unit (PREFIX=/usr/local DESTDIR=)
+# Builds nothing, because it is run as root, which has no Rust toolchain.
+install: ## Install what make build built: program, completions, manual pages, unit (PREFIX=/usr/local DESTDIR=)
 	@DESTDIR="$(DESTDIR)" PREFIX="$(or $(PREFIX),/usr/local)" BINARY="$(CARGO_TARGET_DIR)/release/mayfly" deploy/install.sh
 
 deb: build ## Build the Debian package (target/debian)
@@ -72,6 +74,9 @@ sqlx: ## Write the checked queries' data (.sqlx) again, after a query or migrati
 
 openapi: ## Write openapi/mayfly.json again
 	@cargo run --quiet --locked --bin mayfly -- openapi > openapi/mayfly.json.new && mv openapi/mayfly.json.new openapi/mayfly.json
+
+docs-blocks: image ## Run the commands of README, quick start and other pages as a reader pastes them, with real guests
+	@.ci/test.sh docs-blocks
 
 docs: ## Build the documentation site into target/docs
 	@.ci/docs.sh

@@ -57,7 +57,7 @@ needed=("$emulator:$binary" qemu-utils:qemu-img gcc:cc make:make libc6-dev:/usr/
     cpio:cpio e2fsprogs:mkfs.ext4 fakeroot:fakeroot openssh-client:ssh-keygen ca-certificates:/etc/ssl/certs/ca-certificates.crt)
 if [ "$what" = test ]; then
     needed+=(shellcheck:shellcheck dash:dash busybox:busybox openssh-server:/usr/sbin/sshd socat:socat openssl:openssl mtools:mcopy
-        python3-venv:/usr/share/python-wheels procps:ps git:git iproute2:ip
+        python3-venv:/usr/share/python-wheels procps:ps git:git iproute2:ip jq:jq util-linux:unshare
         docker-registry:docker-registry skopeo:skopeo apache2-utils:htpasswd xfsprogs:/usr/sbin/mkfs.xfs
         lintian:lintian binutils:strip ruby:ruby mmdebstrap:mmdebstrap debian-archive-keyring:/usr/share/keyrings/debian-archive-keyring.gpg)
 elif [ "$what" = dist ]; then

@@ -59,6 +59,17 @@ guests() {
     python3 -B tests/network/main.py
     part 'what make campaign sees'
     python3 -B tests/campaign/observer_test.py
+    part 'an upgrade under running jobs, and the way back'
+    cargo build --quiet --locked --bin mayfly
+    BINARY=${CARGO_TARGET_DIR:-target}/debug/mayfly python3 -B tests/deploy/upgrade_test.py
+}
+
+docs_blocks() {
+    part "what the test of the pages' commands detects"
+    python3 -B tests/docs/pages_test.py
+    part 'the commands of the pages, as a reader pastes them'
+    cargo build --quiet --locked --bin mayfly
+    python3 -B tests/docs/main.py
 }
 
 # The plan of this seed has everything in it: a service that is down for longer than the boot budget, a full disk, few
@@ -123,6 +134,7 @@ campaign) campaign ;;
 soak) soak ;;
 package) package ;;
 drift) drift ;;
+docs-blocks) docs_blocks ;;
 deny) deny ;;
 all)
     lint
@@ -130,6 +142,7 @@ all)
     compile
     unit
     guests
+    docs_blocks
     campaign
     soak
     package
