@@ -4,6 +4,7 @@ Namespaces of Linux make it: the pages name the port 8470 and the directory `~`,
 processes of the machine end with it, the hypervisors included.
 """
 
+import json
 import os
 import pathlib
 import re
@@ -176,6 +177,23 @@ docs_block() { # FILE: runs a block here, and reports its last status and each c
         self.check_served()
         self.shell.stdin.close()
         self.shell.wait(20)
+
+
+def check_jobs(expected):
+    """The jobs of all vms, when they have ended: an example is not good because it was accepted."""
+    def mayfly(*arguments):
+        return subprocess.run(["mayfly", *arguments], capture_output=True, text=True, timeout=BLOCK_SECONDS)
+
+    def listed():
+        return json.loads(mayfly("--json", "vm", "list", "--all").stdout)["items"]
+
+    for vm in listed():
+        mayfly("vm", "wait", vm["id"])
+    failed = [vm for vm in listed()
+              if vm["outcome"]["result"] not in ("completed", "cancelled") or (vm["job"] or {}).get("exit_code")]
+    if len(failed) != expected:
+        lines = ["%s: %s, job %s" % (vm["name"], vm["outcome"], vm["job"]) for vm in failed]
+        raise BlockFailed("%d jobs failed, and %d may\n%s" % (len(failed), expected, "\n".join(lines)))
 
 
 def refuse_problem(block, text):

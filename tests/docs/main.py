@@ -5,7 +5,7 @@
 
 Each group of pages below is read by one reader on a machine of its own: the pages in their order, each in a new shell, every
 block in its order. A block fails if one of its commands fails or the service answers with an error, unless a marker in the page
-expects it (tests/docs/pages.py). A block that cannot run here has a marker with the reason, and is listed at the end.
+expects it (tests/docs/pages.py). At the end, no job in a vm may have failed, unless its block expects a status. A block that cannot run here has a marker with the reason, and is listed at the end.
 """
 
 import argparse
@@ -78,6 +78,7 @@ def read_pages(work, names, show):
         for number, name in enumerate(names):
             terminals.append(machine.Terminal(work / ("terminal-%d" % number), clone, dict(os.environ)))
             read_page(terminals[-1], clone, name, report, show)
+        machine.check_jobs(sum(entry.get("fails", 0) for entry in report))
         for terminal in terminals:
             terminal.close()
         return 0
@@ -101,7 +102,7 @@ def read_page(terminal, clone, name, report, show):
             report.append({"block": str(block), "result": "failed"})
             lines = [str(block), indent(block.text, "    > "), indent(str(error), "    ")]
             raise machine.BlockFailed("\n".join(lines)) from None
-        report.append({"block": str(block), "result": "ran"})
+        report.append({"block": str(block), "result": "ran", "fails": int(block.kind == "exits")})
         print("ok   %s (%.1f s)" % (block, time.monotonic() - begin), flush=True)
         if show:
             print(indent(printed, "    "), flush=True)
