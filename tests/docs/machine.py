@@ -23,14 +23,16 @@ class BlockFailed(Exception):
     pass
 
 
-def enter(arguments):
-    """The command that runs `arguments` in a machine, or None where namespaces are not allowed."""
+def enter(work, arguments):
+    """The command that runs `arguments` in a machine, or None where namespaces are not allowed. Only below `work` files can be
+    changed there: a page may contain `sudo rm`, and the test may run as root."""
     unshare = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if os.geteuid() != 0:
         unshare[1:1] = ["--user", "--map-root-user"]
     if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], capture_output=True).returncode != 0:
         return None
-    return [*unshare, "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *arguments]
+    script = 'ip link set lo up && mount --bind "$0" "$0" && mount -o remount,bind,ro / && exec "$@"'
+    return [*unshare, "sh", "-c", script, str(work), *arguments]
 
 
 def prepare(home, binary, image):
@@ -48,6 +50,7 @@ def prepare(home, binary, image):
     shutil.copytree(image, home / ".cache/mayfly/images/micro")
     tools = home / ".tools"
     tools.mkdir()
+    (home / ".tmp").mkdir()
     (tools / "sudo").write_text('#!/bin/sh\nexec "$@"\n')
     (tools / "sudo").chmod(0o755)
 
@@ -56,7 +59,7 @@ def environment(home):
     """Nothing of the environment in which the test runs."""
     installed = home / "usr/local"
     return {
-        "HOME": str(home), "USER": "root", "LANG": "C.UTF-8", "TERM": "dumb",
+        "HOME": str(home), "TMPDIR": str(home / ".tmp"), "USER": "root", "LANG": "C.UTF-8", "TERM": "dumb",
         "PATH": "%s/bin:%s/.tools:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" % (installed, home),
         # `make install` takes the prefix from here, so that nothing of this machine is replaced.
         "PREFIX": str(installed),

@@ -5,7 +5,8 @@
 
 Each group of pages below is read by one reader on a machine of its own: the pages in their order, each in a new shell, every
 block in its order. A block fails if one of its commands fails or the service answers with an error, unless a marker in the page
-expects it (tests/docs/pages.py). At the end, no job in a vm may have failed, unless its block expects a status. A block that cannot run here has a marker with the reason, and is listed at the end.
+expects it (tests/docs/pages.py). At the end, no job in a vm may have failed, unless its block expects a status. A block that cannot
+run here has a marker with the reason, and is listed at the end.
 """
 
 import argparse
@@ -25,7 +26,7 @@ ROOT = machine.ROOT
 IMAGE = os.environ.get("MAYFLY_TEST_IMAGE", str(pathlib.Path.home() / ".cache/mayfly/images/micro"))
 # What each reader reads, in this order.
 READERS = [
-    ["README.md"],
+    ["README.md", "docs/networks.md"],
     ["docs/quick-start.md", "docs/api.md", "docs/script-runner.md"],
 ]
 
@@ -43,7 +44,7 @@ def main():
     for needed, how in [(binary, "cargo build"), (image / "template.json", "make image")]:
         if not needed.exists():
             sys.exit("docs-blocks: there is no %s: run %s" % (needed, how))
-    if machine.enter(["true"]) is None:
+    if machine.enter("/", ["true"]) is None:
         print("NOT CHECKED: the commands of the pages (namespaces are not allowed here)")
         return 0
     readers = [options.pages] if options.pages else READERS
@@ -67,7 +68,7 @@ def reader(work, names, binary, image, show):
     home.mkdir(parents=True)
     machine.prepare(home, binary, image)
     options = ["--show"] if show else []
-    inside = machine.enter([sys.executable, "-B", os.path.abspath(__file__), "--inside", str(work), *options, *names])
+    inside = machine.enter(work, [sys.executable, "-B", os.path.abspath(__file__), "--inside", str(work), *options, *names])
     return subprocess.run(inside, env=machine.environment(home)).returncode
 
 
