@@ -86,7 +86,7 @@ sys.exit(not all(holds for _, holds in checks))
 PY
 cat <<TEXT
 
-All of it took $(($(date +%s) - begun)) s. To keep the service running:
+All of it took $(($(date +%s) - begun)) s. \`sudo make install\` puts the program on the PATH. To keep the service running:
 
     $binary serve                 # http://127.0.0.1:8470, data in ~/.mayfly
     $binary template add micro --from $image

@@ -133,6 +133,14 @@ class Pages(unittest.TestCase):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / "README.md").read_text()):
             self.assertTrue((ROOT / target).exists(), target)
 
+    def test_readme_shows_what_the_demonstration_prints(self):
+        demonstration = (ROOT / ".ci/demo.sh").read_text()
+        sample = (ROOT / "README.md").read_text().partition("```text\n")[2].partition("```")[0]
+        shown = re.findall(r"^(?:([A-Z][a-z ]+)|  yes  (.*)|\$ (.*))$", sample, re.M)
+        self.assertGreater(len(shown), 6)
+        for line in shown:
+            self.assertIn("".join(line), demonstration)
+
     def test_every_page_can_be_read(self):
         for file in [ROOT / "README.md", *DOCS.glob("*.md")]:
             pages.blocks(file.name, file.read_text())
