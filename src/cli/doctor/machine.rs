@@ -47,6 +47,28 @@ impl MachineFacts {
     }
 }
 
+async fn get(http: &reqwest::Client, url: &str) -> Probed<Vec<u8>> {
+    /// Any program may listen there, so the answer is bounded.
+    const LIMIT: usize = 4 << 20;
+    let unseen = |error: &reqwest::Error| match error {
+        e if e.is_timeout() => Unseen::TimedOut(ANSWER),
+        e if e.is_connect() => Unseen::Absent,
+        e => Unseen::Other(e.to_string()),
+    };
+    let mut answer = http.get(url).send().await.map_err(|e| unseen(&e))?;
+    if answer.status() != reqwest::StatusCode::OK {
+        return Err(Unseen::Other(format!("it answered {}", answer.status())));
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(|e| unseen(&e))? {
+        if body.len() + chunk.len() > LIMIT {
+            return Err(Unseen::Other("it answered without end".to_owned()));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
 /// File systems hang, too: a server that went away. The thread that waits for it is left to its fate.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Probed<T> {
     match timeout(LOOK, tokio::task::spawn_blocking(work)).await {
@@ -184,25 +206,19 @@ impl HostProbe for MachineFacts {
     }
 
     async fn get(&self, url: &str) -> Probed<Vec<u8>> {
-        /// Any program may listen there, so the answer is bounded.
-        const LIMIT: usize = 4 << 20;
-        let unseen = |error: &reqwest::Error| match error {
-            e if e.is_timeout() => Unseen::TimedOut(ANSWER),
-            e if e.is_connect() => Unseen::Absent,
-            e => Unseen::Other(e.to_string()),
+        get(&self.http, url).await
+    }
+
+    async fn get_over(&self, socket: &Path, path: &str) -> Probed<Vec<u8>> {
+        let http = ClientOptions {
+            total_timeout: Some(ANSWER),
+            use_proxy: false,
+            trust: Trust::NoServer,
+            unix_socket: Some(socket.to_owned()),
+            ..ClientOptions::new(ANSWER)
         };
-        let mut answer = self.http.get(url).send().await.map_err(|e| unseen(&e))?;
-        if answer.status() != reqwest::StatusCode::OK {
-            return Err(Unseen::Other(format!("it answered {}", answer.status())));
-        }
-        let mut body = Vec::new();
-        while let Some(chunk) = answer.chunk().await.map_err(|e| unseen(&e))? {
-            if body.len() + chunk.len() > LIMIT {
-                return Err(Unseen::Other("it answered without end".to_owned()));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body)
+        let http = http.build().map_err(|error| Unseen::Other(error_chain(&error)))?;
+        get(&http, &format!("http://localhost{path}")).await
     }
 
     async fn processes(&self) -> Vec<(i32, CommandLine)> {

@@ -152,6 +152,8 @@ pub trait HostProbe: Send + Sync {
     async fn listen(&self, address: SocketAddr) -> Result<(), Busy>;
     /// The body of an answer with status 200. No token is sent, and no certificate is checked.
     async fn get(&self, url: &str) -> Probed<Vec<u8>>;
+    /// The same over a Unix socket.
+    async fn get_over(&self, socket: &Path, path: &str) -> Probed<Vec<u8>>;
     /// Every process that this user may see.
     async fn processes(&self) -> Vec<(i32, CommandLine)>;
     /// Starts the smallest guest there is: the accelerator that ran it, and why it is not a better one.

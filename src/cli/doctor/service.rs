@@ -9,6 +9,7 @@ use super::{
     probe::{Busy, HostProbe, Probed, Unseen},
     setup::DoctorSetup,
 };
+use crate::platform::data_dir::DataDir;
 
 const LISTEN: Check = Check::new("service.listen", "Admin API", "Mayfly on its address, or the address free");
 const GUEST: Check = Check::new("service.guest_listen", "Guest API", "Mayfly on its address, or the address free");
@@ -23,7 +24,17 @@ enum PortHolder {
     Other(Busy, Option<Unseen>),
 }
 
+/// Whether a service runs with the data directory, whatever its addresses are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OwnService {
+    Runs,
+    Absent,
+    /// This user cannot find out, or the last service left its socket.
+    Unknown,
+}
+
 struct ServiceFacts {
+    own: OwnService,
     admin: Option<PortHolder>,
     guest: Option<PortHolder>,
     /// The running service's version; `None` when none runs.
@@ -37,31 +48,36 @@ pub struct Examined {
 
 pub async fn examine(probe: &dyn HostProbe, setup: &DoctorSetup) -> Examined {
     let facts = look(probe, setup).await;
-    Examined { findings: judge(&facts, setup), runs: matches!(facts.admin, Some(PortHolder::Mayfly)) }
+    Examined { findings: judge(&facts, setup), runs: facts.version.is_some() }
 }
 
 async fn look(probe: &dyn HostProbe, setup: &DoctorSetup) -> ServiceFacts {
     let server = &setup.config.server;
     let scheme = if server.tls_cert.is_some() { "https" } else { "http" };
     let base = format!("{scheme}://{}", reachable(server.listen));
+    let socket = DataDir::new(&setup.data_dir).admin_socket();
+    let own = async {
+        match probe.get_over(&socket, "/healthz").await {
+            Ok(body) if is_healthy(&body) => OwnService::Runs,
+            _ if matches!(probe.entry(&socket).await, Err(Unseen::Absent)) => OwnService::Absent,
+            _ => OwnService::Unknown,
+        }
+    };
     let admin = async {
         // Port 0 means any free port.
-        if server.listen.port() == 0 {
-            return (None, None);
-        }
-        let holder = holder(probe, &base, server.listen).await;
-        let version = match holder {
-            PortHolder::Mayfly => Some(version(probe, &base).await),
-            _ => None,
-        };
-        (Some(holder), version)
+        if server.listen.port() == 0 { None } else { Some(holder(probe, &base, server.listen).await) }
     };
     let guest = async {
         let address = setup.config.guest_listen().filter(|a| a.port() != 0)?;
         Some(holder(probe, &format!("http://{}", reachable(address)), address).await)
     };
-    let ((admin, version), guest) = tokio::join!(admin, guest);
-    ServiceFacts { admin, guest, version }
+    let (own, admin, guest) = tokio::join!(own, admin, guest);
+    let document = match (own, &admin) {
+        (OwnService::Runs, _) => Some(probe.get_over(&socket, "/openapi.json").await),
+        (OwnService::Unknown, Some(PortHolder::Mayfly)) => Some(probe.get(&format!("{base}/openapi.json")).await),
+        _ => None,
+    };
+    ServiceFacts { own, admin, guest, version: document.map(|document| version(&document?)) }
 }
 
 /// Where a listener that takes every address is found from here.
@@ -94,9 +110,8 @@ fn is_healthy(body: &[u8]) -> bool {
     serde_json::from_slice::<Value>(body).is_ok_and(|v| v["status"] == "ok")
 }
 
-async fn version(probe: &dyn HostProbe, base: &str) -> Probed<String> {
-    let document = probe.get(&format!("{base}/openapi.json")).await?;
-    let document: Value = serde_json::from_slice(&document).unwrap_or_default();
+fn version(document: &[u8]) -> Probed<String> {
+    let document: Value = serde_json::from_slice(document).unwrap_or_default();
     match (document["info"]["title"].as_str(), document["info"]["version"].as_str()) {
         (Some("Mayfly"), Some(version)) => Ok(version.to_owned()),
         _ => Err(Unseen::Other("its OpenAPI document has no version".to_owned())),
@@ -105,20 +120,28 @@ async fn version(probe: &dyn HostProbe, base: &str) -> Probed<String> {
 
 fn judge(facts: &ServiceFacts, setup: &DoctorSetup) -> Vec<Finding> {
     let listen = setup.config.server.listen;
-    let admin = match &facts.admin {
-        None => LISTEN.not_needed("any free port is taken (server.listen has port 0)"),
-        Some(holder) => occupied(LISTEN, "server.listen", listen, holder),
+    let admin = match (&facts.admin, facts.own) {
+        (None, OwnService::Runs) => LISTEN.ok("Mayfly runs, on a free port that it chose (server.listen has port 0)"),
+        (None, _) => LISTEN.not_needed("any free port is taken (server.listen has port 0)"),
+        (Some(holder), own) => occupied(LISTEN, "server.listen", listen, holder, own),
     };
     let guest = match (&facts.guest, setup.config.guest_listen()) {
-        (Some(holder), Some(address)) => occupied(GUEST, "guest.listen", address, holder),
+        (Some(holder), Some(address)) => occupied(GUEST, "guest.listen", address, holder, facts.own),
         _ => GUEST.not_needed("guest.listen is not set; QEMU guests use a Unix socket"),
     };
     vec![admin, guest, running(facts)]
 }
 
-fn occupied(check: Check, setting: &str, address: SocketAddr, holder: &PortHolder) -> Finding {
+fn occupied(check: Check, setting: &str, address: SocketAddr, holder: &PortHolder, own: OwnService) -> Finding {
     let other = format!("choose another address with {setting}");
     match holder {
+        PortHolder::Mayfly if own == OwnService::Absent => check.fail(
+            format!("the Mayfly that answers on {address} has another data directory"),
+            format!("run doctor with the --data-dir of that one, or {other}"),
+        ),
+        PortHolder::Free if own == OwnService::Runs => {
+            check.ok(format!("Mayfly runs, and was started with another {setting} than {address}"))
+        }
         PortHolder::Mayfly => check.ok(format!("Mayfly answers on {address}")),
         PortHolder::Free => check.ok(format!("{address} is free")),
         PortHolder::Other(Busy::Taken, answered) => {

@@ -132,6 +132,29 @@ async fn a_running_service_is_recognised_and_left_as_it_is() {
 }
 
 #[tokio::test]
+async fn a_service_is_found_by_its_data_directory_and_not_by_a_port() {
+    let serve = Serve::start(&[]).await;
+    let address = serve.url.strip_prefix("http://").expect("a URL").to_owned();
+    let mayfly = fresh();
+    let dir = serve.dir.to_str().expect("a path");
+    // It was started with another address than doctor knows of, which is free.
+    let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").to_string();
+    for listen in [free.as_str(), "127.0.0.1:0"] {
+        let report = doctor(&mayfly, &[("MAYFLY_SERVER__LISTEN", listen), ("MAYFLY_DATA_DIR", dir)]).await.json();
+        let found = finding(&report, "service.listen")["found"].as_str().expect("text").to_owned();
+        assert!(found.starts_with("Mayfly runs"), "{found}");
+        assert_eq!(severity(&report, "service.listen"), "ok");
+        let version = finding(&report, "service.version");
+        assert!(version["found"].as_str().expect("text").starts_with("service and program are"), "{version}");
+    }
+    // That of another directory is not this one.
+    let report = doctor(&mayfly, &[("MAYFLY_SERVER__LISTEN", &address)]).await.ends(1).json();
+    let listen = finding(&report, "service.listen");
+    assert_eq!(listen["severity"], "fail");
+    assert!(listen["found"].as_str().expect("text").contains("another data directory"), "{listen}");
+}
+
+#[tokio::test]
 async fn people_get_lines_that_fit() {
     let mayfly = fresh();
     let mut command = mayfly.command(&["doctor"]);

@@ -258,6 +258,10 @@ impl HostProbe for Played {
         self.machine.http.get(url).map(|body| body.clone().into_bytes()).ok_or(Unseen::Absent)
     }
 
+    async fn get_over(&self, socket: &Path, path: &str) -> Probed<Vec<u8>> {
+        self.get(&format!("unix:{}{path}", socket.display())).await
+    }
+
     async fn processes(&self) -> Vec<(i32, CommandLine)> {
         let line = |text: &String| {
             let (pid, command) = text.split_once(' ').expect("pid and command");
