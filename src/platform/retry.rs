@@ -16,6 +16,11 @@ pub struct Retry {
 }
 
 impl Retry {
+    /// The same pauses, with fewer attempts.
+    pub fn at_most(self, attempts: usize) -> Self {
+        Self { attempts: self.attempts.min(attempts), ..self }
+    }
+
     /// The pauses between attempts, with jitter, so that hosts that lost one server together do not come back together.
     pub fn pauses(&self) -> ExponentialBackoff {
         ExponentialBuilder::default()

@@ -22,6 +22,8 @@ use crate::{
 
 /// Limit of manifests that are read, besides that of the tag. Each has some hundred kilobytes.
 const OTHERS: usize = 6;
+/// Limit of attempts to reach the registry for the first time.
+const FIRST_ATTEMPTS: usize = 3;
 
 #[derive(Debug, Default)]
 pub(super) struct KnownBlobs {
@@ -55,7 +57,9 @@ impl KnownBlobs {
         credentials: &Arc<dyn CredentialSource>,
     ) -> Result<KnownBlobs, Unusable> {
         let mut known = KnownBlobs::default();
-        match image(target, options, credentials).await? {
+        // Somebody waits, and nothing is lost yet: a mistyped port is told within seconds.
+        let first = RegistryOptions { retry: options.retry.at_most(FIRST_ATTEMPTS), ..options.clone() };
+        match image(target, &first, credentials).await? {
             There::Nothing | There::Unreadable => {}
             There::Image(image, digest) => {
                 known.add(&image, None);

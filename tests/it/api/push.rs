@@ -66,4 +66,11 @@ async fn a_template_becomes_an_image_by_one_request() {
         let (answered, problem) = serve.post(path, body.clone()).await;
         assert_eq!((answered, &problem["code"]), (status, &json!(code)), "{body}: {problem}");
     }
+    // Nobody listens there: that is told while its user still looks.
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let began = std::time::Instant::now();
+    let (_, problem) = serve.post("/templates/small/push", json!({"image": format!("{closed}/ci/small:1")})).await;
+    assert_eq!(problem["code"], "image.push_failed", "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains(&format!("{closed} cannot be reached")), "{problem}");
+    assert!(began.elapsed() < std::time::Duration::from_secs(20), "{:?}", began.elapsed());
 }
