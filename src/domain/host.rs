@@ -229,6 +229,12 @@ impl HostView {
         self.refusals.iter().filter(move |r| now.duration_since(r.last_at) < REFUSAL_IS_OLD)
     }
 
+    /// How many guests of this kind may run here at once: none if no driver runs any.
+    pub fn slots(&self, os: GuestOs) -> u32 {
+        let runs = self.listings.iter().any(|listing| listing.guests.contains(&os));
+        if runs { self.capacity.slots(os) } else { 0 }
+    }
+
     /// Resources used by foreign instances.
     pub fn foreign(&self) -> Usage {
         let mut held = Usage::default();

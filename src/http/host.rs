@@ -18,7 +18,7 @@ use super::{
 use crate::{
     domain::{
         Arch, Code, GuestOs, NetworkMode, NetworkSupport, State,
-        capacity::{Capacity, MACOS_GUESTS_PER_HOST, Usage},
+        capacity::{Capacity, Usage},
         difference::Difference,
         host::{DriverView, HostView, Instance},
         runner::RunnerKind,
@@ -178,6 +178,7 @@ impl From<HostStatus> for Host {
     fn from(status: HostStatus) -> Self {
         let HostStatus { view, leased, foreign, queued, now } = status;
         let c = view.capacity;
+        let (macos, linux) = (view.slots(GuestOs::Macos), view.slots(GuestOs::Linux));
         let drivers = view.drivers.iter().map(|d| HostDriver::new(&view, d)).collect();
         let refusals: Vec<HostFault> = view
             .current_refusals(now)
@@ -224,8 +225,8 @@ impl From<HostStatus> for Host {
             observed_age_seconds: age_seconds(view.observed_at, now),
             capacity: c,
             slots: Slots {
-                macos: SlotCount::new(c.macos_slots.min(MACOS_GUESTS_PER_HOST), leased.macos, foreign.macos),
-                linux: SlotCount::new(c.linux_slots, leased.linux, foreign.linux),
+                macos: SlotCount::new(macos, leased.macos, foreign.macos),
+                linux: SlotCount::new(linux, leased.linux, foreign.linux),
             },
             leased,
             foreign,

@@ -56,8 +56,8 @@ impl Metrics {
         let view = self.host.look_at_most(MEASURED_AGE, SHOWN_WITHIN).await;
         let foreign = view.foreign();
         let slots = [
-            ("linux", view.capacity.linux_slots, leased.linux, foreign.linux),
-            ("macos", view.capacity.macos_slots, leased.macos, foreign.macos),
+            ("linux", view.slots(GuestOs::Linux), leased.linux, foreign.linux),
+            ("macos", view.slots(GuestOs::Macos), leased.macos, foreign.macos),
         ];
         for (os, total, ours, theirs) in slots {
             metrics::gauge!("mayfly_slots", "os" => os).set(total);
