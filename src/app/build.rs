@@ -125,7 +125,9 @@ pub async fn build(setup: Setup) -> Result<Built, StartError> {
         vault: Arc::new(vault),
         token_uses: Default::default(),
         heartbeats: Default::default(),
-        logs: Logs::new(data.logs()).with_space(space.keeping(template_limits.min_free_bytes / LOGS_SHARE)),
+        logs: Logs::new(data.logs())
+            .with_clock(clock.clone())
+            .with_space(space.keeping(template_limits.min_free_bytes / LOGS_SHARE)),
         pool_faults: Default::default(),
         capacity,
         host: HostInspector::new(drivers.clone(), capacity, count_foreign, clock.clone()),

@@ -12,6 +12,7 @@ use axum::{
     http::{HeaderName, HeaderValue, header},
     response::{IntoResponse, Response},
 };
+use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::{
     fs::File,
@@ -55,6 +56,10 @@ pub struct GetVmLog {
     /// `mayfly-log-offset` of its response, and the length of what was received.
     #[param(minimum = 0, maximum = 9223372036854775807u64)]
     offset: Option<u64>,
+    /// Begin with what was written at this time (RFC 3339) or later; up to a second, in very long logs a minute, more may be
+    /// included. The console's log has no times.
+    #[param(value_type = Option<String>, format = DateTime)]
+    since: Option<Timestamp>,
 }
 
 /// The byte of the log at which a response begins.
@@ -68,6 +73,20 @@ enum Beginning {
 }
 
 impl GetVmLog {
+    fn since(&self, source: LogSource) -> Result<Option<Timestamp>, Problem> {
+        let what = match self.since {
+            None => return Ok(None),
+            Some(_) if self.tail_bytes.is_some() || self.offset.is_some() => {
+                "cannot be given with tail_bytes or offset: leave them out"
+            }
+            Some(_) if source == LogSource::Console => {
+                "the console's log has no times: choose the source job, boot or hypervisor"
+            }
+            since => return Ok(since),
+        };
+        Err(Problem::invalid("query:since", what))
+    }
+
     fn beginning(&self) -> Result<Beginning, Problem> {
         match (self.tail_bytes, self.offset) {
             (Some(_), Some(_)) => {
@@ -108,9 +127,14 @@ pub async fn get_vm_log(
 ) -> Result<Response, Problem> {
     let beginning = asked.beginning()?;
     let source = asked.source.unwrap_or(LogSource::Console);
+    let since = asked.since(source)?;
     // Their errors show whether the vm exists; the file need not exist.
     http.services.vms.check_own(id, &token).await?;
     let path = http.services.vms.log_file(id, source).await?;
+    let beginning = match since {
+        Some(since) => Beginning::At(http.services.vms.log_offset(id, source, since).await?),
+        None => beginning,
+    };
     let file = open(&path, beginning).await.map_err(Error::internal)?;
     let offset = file.as_ref().map_or(0, |(_, offset)| *offset);
     let file = file.map(|(file, _)| file);

@@ -7,6 +7,7 @@ use axum::{
     extract::State as FromState,
     http::{HeaderMap, HeaderName, StatusCode, header},
 };
+use jiff::Timestamp;
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -80,7 +81,7 @@ pub struct VmView {
     pub budgets: Budgets,
     /// Number of attempts: how often the vm got a slot; more than 1 after failed boots.
     pub attempt: u32,
-    /// Address of the guest's SSH port, as seen from the host.
+    /// Address of the guest's SSH port, as seen from the host; null once the guest is gone.
     pub ssh: Option<Endpoint>,
     /// What announced the end first.
     pub announced_by: Option<Announcer>,
@@ -232,7 +233,8 @@ impl VmView {
             paused_since: vm.paused_at.map(Time),
             budgets: d.budgets.clone(),
             attempt: vm.attempt,
-            ssh: vm.ssh.clone(),
+            // The record keeps the last one.
+            ssh: vm.ssh.clone().filter(|_| vm.state.holds_slot()),
             announced_by: vm.announced_by,
             announced_at: vm.announced_at.map(Time),
             end_signal: vm.end_signal,
@@ -333,6 +335,9 @@ pub struct ListVms {
     /// Only vms that were made for this pool.
     #[param(min_length = 1)]
     pool: Option<String>,
+    /// Only vms that were created at this time (RFC 3339) or later.
+    #[param(value_type = Option<String>, format = DateTime)]
+    created_since: Option<Timestamp>,
     /// Only vms whose runner was given this job: the number in the address of the job's page at GitHub.
     job_id: Option<u64>,
     /// Largest number of vms in the answer.
@@ -370,6 +375,7 @@ impl ListVms {
             labels,
             pool: self.pool,
             job: self.job_id,
+            created_since: self.created_since,
             before,
             limit: limit + 1,
         };

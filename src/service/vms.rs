@@ -19,6 +19,7 @@ use crate::{
     store::{Expect, Ledger, Reader, logs::Logs},
     templates::pull::Puller,
 };
+use jiff::Timestamp;
 
 /// The result of a DELETE.
 pub struct EndRequested {
@@ -119,6 +120,11 @@ impl Vms {
             return Ok(live);
         }
         Ok(self.logs.path(id, source))
+    }
+
+    /// The byte of a log at which what was written since then begins; more than its length if nothing was.
+    pub async fn log_offset(&self, id: VmId, source: LogSource, since: Timestamp) -> Result<u64> {
+        self.logs.offset(id, source, since).await.map_err(Error::internal)
     }
 }
 

@@ -5,9 +5,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use jiff::Timestamp;
+
+use super::log_times;
 use crate::{
     domain::VmId,
     platform::{
+        Clock,
         files::{self, SpaceGuard},
         tasks::blocking_io,
     },
@@ -44,11 +48,17 @@ impl LogSource {
 pub struct Logs {
     dir: PathBuf,
     space: SpaceGuard,
+    clock: Clock,
 }
 
 impl Logs {
     pub fn new(dir: PathBuf) -> Self {
-        Self { space: SpaceGuard::new(dir.clone(), 0), dir }
+        Self { space: SpaceGuard::new(dir.clone(), 0), dir, clock: Clock::steady() }
+    }
+
+    /// When something was written is told by this clock.
+    pub fn with_clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
     }
 
     /// Whether there is space for more is decided by this guard.
@@ -64,15 +74,31 @@ impl Logs {
         self.of(vm).join(source.as_str()).with_extension("log")
     }
 
+    fn times(&self, vm: VmId, source: LogSource) -> PathBuf {
+        self.path(vm, source).with_extension("times")
+    }
+
+    /// The byte of the log at which what was written since then begins. Only for logs that the service writes.
+    pub async fn offset(&self, vm: VmId, source: LogSource, since: Timestamp) -> io::Result<u64> {
+        let times = self.times(vm, source);
+        blocking_io(move || log_times::offset(&times, since)).await
+    }
+
     /// Appends up to the limit. The rest is dropped, which the log notes once.
     pub async fn append(&self, vm: VmId, source: LogSource, bytes: Vec<u8>) -> io::Result<()> {
         let (dir, path, space) = (self.of(vm), self.path(vm, source), self.space.clone());
+        let (times, now) = (self.times(vm, source), self.clock.now());
         blocking_io(move || {
             files::ensure_private_dir(&dir)?;
             let mut file = files::private().append(true).create(true).open(&path)?;
-            let room = CAP.saturating_sub(file.metadata()?.len());
+            let length = file.metadata()?.len();
+            let room = CAP.saturating_sub(length);
             if room == 0 {
                 return Ok(());
+            }
+            // Without it, a reader begins earlier.
+            if let Err(error) = log_times::note(&times, now, length) {
+                tracing::debug!(path = %times.display(), %error, "cannot note when a log was written");
             }
             let fits = usize::try_from(room).map_or(bytes.len(), |room| room.min(bytes.len()));
             space.write(fits, || file.write_all(&bytes[..fits]))?;

@@ -26,6 +26,7 @@ pub mod heartbeats;
 mod integrity;
 pub mod jobs;
 pub mod ledger;
+mod log_times;
 pub mod logs;
 pub mod placement;
 pub mod pools;

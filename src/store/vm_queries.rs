@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use jiff::{SignedDuration, Timestamp};
 use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, sqlite::SqliteRow};
 
 use super::{
@@ -27,6 +28,7 @@ pub struct Filter {
     pub pool: Option<String>,
     /// A job of GitHub that the vm was given.
     pub job: Option<u64>,
+    pub created_since: Option<Timestamp>,
     /// Only vms older than this one.
     pub before: Option<VmId>,
     pub limit: u32,
@@ -101,12 +103,28 @@ impl Filter {
             let job = i64::try_from(job).unwrap_or(-1);
             query.push(" AND vms.id IN (SELECT vm_id FROM vm_jobs WHERE job_id = ").push_bind(job).push(")");
         }
+        if let Some(since) = self.created_since {
+            // Ids begin with the system's time, so that the index ends the search. The service's clock may differ from that one
+            // at the moment at which it was set.
+            query
+                .push(format!(" AND {id} >= "))
+                .push_bind(first_id(since.saturating_sub(CLOCKS_DIFFER).unwrap_or(since)));
+            query.push(" AND vms.created_at >= ").push_bind(since.as_millisecond());
+        }
         if let Some(before) = self.before {
             query.push(format!(" AND {id} < ")).push_bind(before.to_string());
         }
         query.push(format!(" ORDER BY {id} DESC LIMIT ")).push_bind(i64::from(self.limit));
         query
     }
+}
+
+const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_hours(1);
+
+/// Below the ids that are minted from this time on.
+fn first_id(at: Timestamp) -> String {
+    let millis = at.as_millisecond().max(0);
+    format!("{:08x}-{:04x}", millis >> 16, millis & 0xffff)
 }
 
 /// Read-only access to the last commit.
@@ -341,6 +359,10 @@ mod tests {
             (Filter { outcome: Some(OutcomeResult::Failed), ..all.clone() }, "SEARCH vms USING INDEX vms_outcome"),
             (Filter { name_prefix: text("n"), ..all.clone() }, "SCAN vms USING INDEX sqlite_autoindex_vms_1"),
             (Filter { name_prefix: text("n"), limit: 1, ..Filter::default() }, "SCAN vms USING INDEX vms_live"),
+            (
+                Filter { created_since: Some(Timestamp::UNIX_EPOCH), ..all.clone() },
+                "SCAN vms USING INDEX sqlite_autoindex_vms_1 (id>?",
+            ),
             (Filter { id_prefix: text("01"), ..all }, "SCAN vms USING INDEX sqlite_autoindex_vms_1 (id>? AND id<?)"),
         ];
         for (filter, first) in cases {

@@ -52,6 +52,35 @@ async fn a_log_is_read_whole_or_from_its_end() {
 }
 
 #[tokio::test]
+async fn a_log_is_read_from_a_time_on() {
+    let api = api().await;
+    let (id, token) = api.running("one").await;
+    let since = async |source: &str, since: jiff::Timestamp| {
+        api.get(&format!("/vms/{id}/logs?source={source}&since={since}"), &api.read).await
+    };
+    let before = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(1);
+    say(&api, id, &token, "old\n").await;
+    // What is written within a second belongs together.
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    let between = jiff::Timestamp::now();
+    say(&api, id, &token, "new\n").await;
+    let later = between + jiff::SignedDuration::from_hours(1);
+    for (at, text, offset) in [(before, "old\nnew\n", 0), (between, "new\n", 4), (later, "", 8)] {
+        let log = since("job", at).await;
+        assert_eq!((log.text.as_str(), log.header("mayfly-log-offset")), (text, offset.to_string().as_str()), "{at}");
+    }
+    assert_eq!(since("boot", before).await.text, "");
+    for query in [
+        "source=console&since=2026-01-01T00:00:00Z",
+        "source=job&since=today",
+        "source=job&since=2026-01-01T00:00:00Z&offset=1",
+    ] {
+        let problem = api.get(&format!("/vms/{id}/logs?{query}"), &api.read).await.problem(400, "request.invalid");
+        assert_eq!(super::pointer(&problem), "query:since", "{query}");
+    }
+}
+
+#[tokio::test]
 async fn a_followed_log_ends_with_its_vm() {
     let api = api().await;
     let (id, token) = api.running("one").await;

@@ -56,6 +56,10 @@ async fn a_vm_is_created_read_listed_and_ended() {
         ("name_prefix=one".to_owned(), 1),
         ("name_prefix=ones".to_owned(), 0),
         ("outcome=cancelled".to_owned(), 0),
+        (format!("created_since={}", vm["created_at"].as_str().unwrap()), 1),
+        ("created_since=2000-01-01T00:00:00Z".to_owned(), 1),
+        ("created_since=1800-01-01T00:00:00Z".to_owned(), 1),
+        ("created_since=2222-01-01T00:00:00Z".to_owned(), 0),
     ] {
         let list = api.get(&format!("/vms?{query}"), &api.read).await.ok(200);
         assert_eq!(list["items"].as_array().unwrap().len(), found, "{query}");
@@ -201,6 +205,7 @@ async fn a_listing_is_paged_without_gaps_or_repeats() {
         ("label=a%22b%3Dc", "query:label"),
         ("stat=queued", "query:stat"),
         ("outcome=good", "query:outcome"),
+        ("created_since=yesterday", "query:created_since"),
         ("id_prefix=019", "query:id_prefix"),
         ("id_prefix=x1234", "query:id_prefix"),
     ] {
@@ -271,4 +276,17 @@ async fn a_shutdown_answers_waiting_requests() {
     assert_eq!(vm["state"], State::Queued.as_str());
     assert!(began.elapsed() < Duration::from_secs(5));
     assert!(tokio::net::TcpStream::connect(api.address).await.is_err(), "nobody listens any more");
+}
+
+#[tokio::test]
+async fn the_way_into_a_guest_ends_with_the_guest() {
+    use mayfly::domain::endpoint::Endpoint;
+    let api = api().await;
+    let (id, _) = api.running("one").await;
+    let ssh = Endpoint::address("127.0.0.1", 2222);
+    api.apply(id, Event::EndpointFound { ssh, host_key: None }).await;
+    let path = format!("/vms/{id}");
+    assert_eq!(api.get(&path, &api.read).await.ok(200)["ssh"], json!({"host": "127.0.0.1", "port": 2222}));
+    api.finish(id).await;
+    assert_eq!(api.get(&path, &api.read).await.ok(200)["ssh"], json!(null));
 }
