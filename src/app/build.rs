@@ -148,7 +148,7 @@ pub async fn build(setup: Setup) -> Result<Built, StartError> {
     for of_part in [&mut service.vms.budgets, &mut reconcile.budgets] {
         *of_part = budgets.clone();
     }
-    let services = Services::new(&parts, service);
+    let services = Services::new(&parts, service, data.admin_token());
     let (vms, pulls) = (services.admission.clone(), services.pull_admission.clone());
     Ok(Built {
         reconciler: Reconciler::new(&parts, &reconcile),

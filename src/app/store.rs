@@ -7,16 +7,11 @@ use std::{
     time::Duration,
 };
 
-use secrecy::{ExposeSecret, SecretString};
-
 use super::error::StartError;
 use crate::{
-    domain::{
-        Code,
-        token::{NewToken, TokenScope},
-    },
+    domain::Error,
     platform::{data_dir::DataDir, files},
-    service::tokens::Tokens,
+    service::local_admin::{LocalAdmin, LocalAdminToken},
     store::{self, ReserveFile, Store, Vault},
     telemetry::{self, LogSection},
 };
@@ -66,39 +61,23 @@ pub(super) async fn check_later(unchecked: store::Unchecked) {
     unchecked.check().await;
 }
 
-/// At the first start, creates an admin token that is readable for users with access to the data directory. Created
-/// again if the file was removed.
-pub(super) async fn admin_token(tokens: &Tokens, path: &Path, log: &LogSection) -> Result<(), StartError> {
-    let failed = |what: &dyn std::fmt::Display| StartError::AdminToken(format!("{}: {what}", path.display()));
-    match std::fs::read_to_string(path) {
-        Ok(text) => {
-            let token: SecretString = text.trim().to_owned().into();
-            return match tokens.authenticate(&token).await {
-                Ok(_) => Ok(()),
-                Err(error) if error.code == Code::AuthRequired => {
-                    tracing::warn!(path = %path.display(), "the token in this file is not valid; remove the file to get a new one at the next start");
-                    Ok(())
-                }
-                Err(error) => Err(failed(&error)),
-            };
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(&error)),
-    }
-    // A start that ended between the row and the file left an unknown token.
-    for token in tokens.list().await.map_err(|e| failed(&e))? {
-        if token.name == LOCAL_ADMIN && token.revoked_at.is_none() {
-            tokens.revoke(token.id).await.map_err(|e| failed(&e))?;
-        }
-    }
-    let (_, secret) = tokens.create(NewToken::new(LOCAL_ADMIN, TokenScope::Admin)).await.map_err(|e| failed(&e))?;
-    let mut text = secret.expose_secret().to_owned();
-    text.push('\n');
-    files::replace(path, text.as_bytes()).map_err(|e| failed(&e))?;
-    // So that it is seen with every level of the log.
-    let told = telemetry::line(log, &format!("admin token written to {}", path.display()));
-    let _ = writeln!(io::stderr(), "{told}");
-    Ok(())
+fn no_token(error: Error) -> StartError {
+    StartError::AdminToken(error.cause.as_ref().map_or_else(|| error.to_string(), ToString::to_string))
 }
 
-const LOCAL_ADMIN: &str = "local-admin";
+/// At the first start, creates an admin token that is readable for users with access to the data directory. Created
+/// again if the file was removed.
+pub(super) async fn admin_token(local: &LocalAdmin, path: &Path, log: &LogSection) -> Result<(), StartError> {
+    match local.ensure().await.map_err(no_token)? {
+        LocalAdminToken::Kept => {}
+        LocalAdminToken::NotValid => {
+            tracing::warn!(path = %path.display(), "the token in this file is not valid; `mayfly token rotate-local` writes a new one");
+        }
+        LocalAdminToken::Written => {
+            // So that it is seen with every level of the log.
+            let told = telemetry::line(log, &format!("admin token written to {}", path.display()));
+            let _ = writeln!(io::stderr(), "{told}");
+        }
+    }
+    Ok(())
+}

@@ -72,7 +72,7 @@ impl App {
         let Built { parts: _, services, reconciler, jobs, pulls, store_closed, unchecked } =
             build(setup(config, data.clone(), &own_path, plan)?).await?;
         let guest_socket = listeners::listen_unix(&data.guest_socket())?;
-        store::admin_token(&services.tokens, &data.admin_token(), &config.log).await?;
+        store::admin_token(&services.local_admin, &data.admin_token(), &config.log).await?;
         let admin_socket = listeners::listen_unix(&data.admin_socket())?;
         let http = Http {
             services,
@@ -123,7 +123,7 @@ impl App {
         let guests = tokio::spawn(http::serve_unix(guest_socket, most, guest(), shutdown.clone()));
         let guests_tcp = guest_tcp.map(|l| tokio::spawn(http::serve_tcp(l, None, most, guest(), shutdown.clone())));
         let admin = tokio::spawn(http::serve_tcp(listener, tls, most, http::admin_router(&http), shutdown.clone()));
-        let local = tokio::spawn(http::serve_unix(admin_socket, most, http::admin_router(&http), shutdown.clone()));
+        let local = tokio::spawn(http::serve_unix(admin_socket, most, http::local_router(&http), shutdown.clone()));
         let pulling = tokio::spawn(pulls.run(shutdown.clone()));
         let jobs = tokio::spawn(jobs.run(shutdown.clone()));
         let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));

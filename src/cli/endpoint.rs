@@ -168,13 +168,19 @@ fn admin_token(path: &Path) -> Result<(Option<SecretString>, String), CommandFai
     match std::fs::read_to_string(path) {
         Ok(token) => {
             let hint = format!(
-                "the token in {} is not accepted; give another with MAYFLY_TOKEN or --token-file, or remove the file and \
-                 restart the service to get a new one",
+                "the token in {} is not accepted; `mayfly token rotate-local` writes a new one, or give another with \
+                 MAYFLY_TOKEN or --token-file",
                 path.display()
             );
             Ok((Some(usable(&token)?), hint))
         }
-        Err(error) => Ok((None, format!("no token: cannot read {} ({error}); {GIVE_A_TOKEN}", path.display()))),
+        Err(error) => Ok((
+            None,
+            format!(
+                "no token: cannot read {} ({error}); `mayfly token rotate-local` writes one, or {GIVE_A_TOKEN}",
+                path.display()
+            ),
+        )),
     }
 }
 

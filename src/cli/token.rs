@@ -7,6 +7,9 @@ use serde_json::{Map, Value, json};
 use super::{client::ApiClient, exit, failure::CommandFailure, output, responses::TokenResponse, text};
 use crate::platform::clock;
 
+/// The name of the token in the data directory.
+const LOCAL_ADMIN: &str = "local-admin";
+
 #[derive(Subcommand)]
 pub(super) enum TokenCommand {
     /// Create a token
@@ -29,6 +32,11 @@ pub(super) enum TokenCommand {
         /// Id or name
         token: String,
     },
+    /// Replace the admin token of the command line on the service's machine
+    ///
+    /// Revokes the token local-admin and writes a new one to admin.token in the data directory of the service. Needs no
+    /// token there. Use it when that file was disclosed, or when the token in it was revoked.
+    RotateLocal,
 }
 
 #[derive(Args)]
@@ -111,9 +119,25 @@ pub(super) async fn run(command: TokenCommand, client: &ApiClient, json: bool) -
             let id = resolve(&token, client).await?;
             let revoked = client.delete(&["tokens", &id], &[]).await?;
             if json {
-                output::json(&if revoked.is_null() { json!({ "id": id }) } else { revoked })?;
+                output::json(&if revoked.is_null() { json!({ "id": id }) } else { revoked.clone() })?;
             } else {
                 output::line(&format!("{token}  revoked"))?;
+                if revoked["name"] == LOCAL_ADMIN {
+                    output::note(
+                        "it was the one of the command line on the service's machine; `mayfly token rotate-local` \
+                         writes a new one there",
+                    );
+                }
+            }
+        }
+        TokenCommand::RotateLocal => {
+            let value = client.post(&["tokens", LOCAL_ADMIN, "rotate"], &json!({}), &[]).await?;
+            if json {
+                output::json(&value)?;
+            } else {
+                let token: TokenResponse = client.view(&value)?;
+                output::line(&format!("{}  {}", token.name, token.id))?;
+                output::note("the old one is revoked, and admin.token in the service's data directory has the new one");
             }
         }
     }

@@ -46,7 +46,7 @@ codes! {
     NotFound "request.not_found" 404 false "There is no such resource"
         "See `/docs` for the paths of this service."
     AuthRequired "auth.required" 401 false "A valid token is required"
-        "Send `Authorization: Bearer <token>`; `mayfly token create` makes one."
+        "Send `Authorization: Bearer <token>`; `mayfly token create` makes one. On the service's machine, `mayfly token rotate-local` replaces the one in `admin.token`."
     AuthScopeMissing "auth.scope_missing" 403 false "The token does not allow this"
         "Use a token with the scope that `detail` names. A vm's own token allows that vm alone."
     AuthLimitExceeded "auth.limit_exceeded" 403 false "The token's limits do not allow this"

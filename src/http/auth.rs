@@ -38,6 +38,10 @@ pub struct Allowed<N> {
     needs: PhantomData<N>,
 }
 
+/// The caller has an API token with the scope admin, or uses the socket in the data directory: whoever can open that can also
+/// read the service's key and its database.
+pub struct AdminOrLocal;
+
 /// The vm in the path, and a caller with access to it: an API token with this scope, or that vm's own token.
 pub struct OfVm<N> {
     pub id: VmId,
@@ -74,6 +78,16 @@ impl<N: Needs> FromRequestParts<Arc<Http>> for Allowed<N> {
             }
             Caller::Guest(..) => Err(foreign()),
         }
+    }
+}
+
+impl FromRequestParts<Arc<Http>> for AdminOrLocal {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, http: &Arc<Http>) -> Result<Self, Problem> {
+        if parts.extensions.get::<Surface>() == Some(&Surface::Local) {
+            return Ok(Self);
+        }
+        Allowed::<Admin>::from_request_parts(parts, http).await.map(|_| Self)
     }
 }
 
@@ -145,7 +159,7 @@ async fn caller(parts: &Parts, http: &Http) -> Result<Caller, Problem> {
     let token = bearer(&parts.headers)?;
     let caller = http.services.tokens.authenticate(&token).await?;
     match (&caller, parts.extensions.get::<Surface>()) {
-        (Caller::Guest(..), _) | (_, Some(Surface::Admin)) => Ok(caller),
+        (Caller::Guest(..), _) | (_, Some(Surface::Admin | Surface::Local)) => Ok(caller),
         // Guests can reach the guest listener, so API tokens must not be sent there, and none is accepted.
         (Caller::Token(_), _) => {
             Err(Problem::new(Code::AuthScopeMissing, "this listener serves guests: it takes a vm's own token only"))

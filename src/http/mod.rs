@@ -134,6 +134,7 @@ fn admin_routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(pools::get_pool, pools::set_pool, pools::remove_pool))
         .routes(routes!(tokens::create_token, tokens::list_tokens))
         .routes(routes!(tokens::get_token, tokens::revoke_token))
+        .routes(routes!(tokens::rotate_local_token))
         .routes(routes!(registries::log_in_to_registry, registries::log_out_of_registry))
         .routes(routes!(registries::list_registries))
         .routes(routes!(host::get_host))
@@ -158,12 +159,18 @@ fn guest_routes() -> OpenApiRouter<Arc<Http>> {
 
 /// All routes: for people, programs and the command line.
 pub fn admin_router(http: &Http) -> Router {
+    admin_router_on(surface::Surface::Admin, http)
+}
+
+/// The same on the socket in the data directory.
+pub fn local_router(http: &Http) -> Router {
+    admin_router_on(surface::Surface::Local, http)
+}
+
+fn admin_router_on(surface: surface::Surface, http: &Http) -> Router {
     let (router, _) = admin_routes().split_for_parts();
-    let limits = middleware::Middleware::new(
-        surface::Surface::Admin,
-        &http.settings,
-        lanes::Shares::of_admin(http.settings.max_concurrent),
-    );
+    let limits =
+        middleware::Middleware::new(surface, &http.settings, lanes::Shares::of_admin(http.settings.max_concurrent));
     with_middleware(router.merge(pages::docs()), http, limits)
 }
 

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::{
     Http,
-    auth::{Admin, Allowed},
+    auth::{Admin, AdminOrLocal, Allowed},
     extract::{Json, Name},
     openapi::examples,
     problem::Problem,
@@ -155,4 +155,21 @@ pub async fn revoke_token(
     Name(id): Name,
 ) -> Result<Answer<TokenView>, Problem> {
     Ok(Answer(http.services.tokens.revoke(token_id(&id)?).await?.into()))
+}
+
+/// Replace the admin token of the service's machine
+///
+/// Revokes the token `local-admin`, and writes a new one to `admin.token` in the data directory, where the command line on that
+/// machine finds it. The answer is the new token's record, without its secret. Over the socket `admin.sock` in the data
+/// directory, no token is needed.
+#[utoipa::path(
+    post, path = "/tokens/local-admin/rotate", tag = "tokens",
+    responses((status = 200, description = "The record of the new token", body = TokenView, example = json!(examples::local_token()))),
+    security(("token" = ["admin"])),
+)]
+pub async fn rotate_local_token(
+    FromState(http): FromState<Arc<Http>>,
+    _: AdminOrLocal,
+) -> Result<Answer<TokenView>, Problem> {
+    Ok(Answer(http.services.local_admin.rotate().await?.into()))
 }

@@ -5,7 +5,7 @@
 //!
 //! Vms and pulls are created by `admission`, which the loops also use.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 pub use crate::admission::{PullAdmission, VmAdmission};
 use crate::{admission, domain::Pool, parts::Parts, templates::layouts::Tools};
@@ -14,6 +14,7 @@ pub mod events;
 pub mod guests;
 pub mod hosts;
 pub mod jobs;
+pub mod local_admin;
 pub mod metrics;
 mod objects;
 pub mod pools;
@@ -32,6 +33,7 @@ use self::{
     guests::Guests,
     hosts::Hosts,
     jobs::Jobs,
+    local_admin::LocalAdmin,
     metrics::Metrics,
     pools::Pools,
     pulls::Pulls,
@@ -73,6 +75,7 @@ pub struct Services {
     pub jobs: Jobs,
     pub pools: Pools,
     pub tokens: Tokens,
+    pub local_admin: LocalAdmin,
     pub webhooks: Webhooks,
     pub registries: Registries,
     pub hosts: Hosts,
@@ -80,7 +83,8 @@ pub struct Services {
 }
 
 impl Services {
-    pub fn new(parts: &Parts, settings: Settings) -> Self {
+    /// `admin_token`: the file that holds the admin token of this machine.
+    pub fn new(parts: &Parts, settings: Settings, admin_token: PathBuf) -> Self {
         let configured: Arc<[Pool]> = settings.pools.into();
         let pools = pools::Settings {
             configured: configured.clone(),
@@ -88,6 +92,7 @@ impl Services {
             budgets: settings.vms.budgets.clone(),
         };
         let templates = Templates::new(parts, settings.vms.budgets.clone());
+        let tokens = Tokens::new(parts);
         Self {
             vms: Vms::new(parts),
             guests: Guests::new(parts),
@@ -98,7 +103,8 @@ impl Services {
             watches: Watches::new(parts),
             jobs: Jobs::new(parts.reader.clone()),
             pools: Pools::new(parts, pools),
-            tokens: Tokens::new(parts),
+            local_admin: LocalAdmin::new(tokens.clone(), admin_token),
+            tokens,
             webhooks: Webhooks::new(parts, settings.webhook_secrets),
             registries: Registries::new(parts.logins.clone()),
             hosts: Hosts::new(parts),

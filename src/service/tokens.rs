@@ -50,11 +50,22 @@ impl Tokens {
 
     /// A new token and its secret, which cannot be read again.
     pub async fn create(&self, new: NewToken) -> Result<(ApiToken, SecretString)> {
+        let secret = vault::mint_api_token();
+        let token = self.ledger.add_token(self.record(new)?, vault::hash_token(&secret)).await?;
+        tracing::info!(token.id = %token.id, token.name = %token.name, token.scope = token.scope.as_str(), "token created");
+        Ok((token, secret))
+    }
+
+    /// A new token with this secret, in place of every token with its name: they are revoked.
+    pub(super) async fn replace(&self, new: NewToken, secret: &SecretString) -> Result<ApiToken> {
+        Ok(self.ledger.replace_tokens(self.record(new)?, vault::hash_token(secret)).await?)
+    }
+
+    fn record(&self, new: NewToken) -> Result<ApiToken> {
         let now = self.clock.now();
         new.check(now)?;
-        let secret = vault::mint_api_token();
         let NewToken { name, scope, expires_at, limits } = new;
-        let token = ApiToken {
+        Ok(ApiToken {
             id: TokenId(Uuid::now_v7()),
             name,
             scope,
@@ -63,10 +74,7 @@ impl Tokens {
             expires_at,
             last_used_at: None,
             limits,
-        };
-        let token = self.ledger.add_token(token, vault::hash_token(&secret)).await?;
-        tracing::info!(token.id = %token.id, token.name = %token.name, token.scope = scope.as_str(), "token created");
-        Ok((token, secret))
+        })
     }
 
     pub async fn list(&self) -> Result<Vec<ApiToken>> {

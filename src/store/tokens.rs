@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
+use sqlx::SqliteConnection;
 
 use super::{Ledger, Reader, Result, rows::unreadable};
 use crate::domain::{
@@ -121,6 +122,28 @@ impl Reader {
     }
 }
 
+async fn insert(db: &mut SqliteConnection, token: &ApiToken, hash: &[u8; 32]) -> Result<()> {
+    let limits = token.limits.as_ref().map(serde_json::to_string).transpose();
+    let limits = limits.map_err(|e| unreadable(e.to_string()))?;
+    let (id, scope) = (token.id.to_string(), token.scope.as_str());
+    let created_at = token.created_at.as_millisecond();
+    let expires_at = token.expires_at.map(|at| at.as_millisecond());
+    let hash = hash.as_slice();
+    sqlx::query!(
+        "INSERT INTO tokens (id, name, scope, hash, created_at, expires_at, limits) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        id,
+        token.name,
+        scope,
+        hash,
+        created_at,
+        expires_at,
+        limits
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
 impl Ledger {
     /// Stores when tokens were used.
     pub async fn store_uses(&self, uses: &TokenUses) -> Result<()> {
@@ -147,8 +170,6 @@ impl Ledger {
     }
 
     pub async fn add_token(&self, token: ApiToken, hash: [u8; 32]) -> Result<ApiToken> {
-        let limits = token.limits.as_ref().map(serde_json::to_string).transpose();
-        let limits = limits.map_err(|e| unreadable(e.to_string()))?;
         self.writer
             .write(move |db| {
                 Box::pin(async move {
@@ -169,22 +190,27 @@ impl Ledger {
                             .field("/name", "choose a name that no live token has")
                             .into());
                     }
-                    let id = token.id.to_string();
-                    let scope = token.scope.as_str();
-                    let expires_at = token.expires_at.map(|at| at.as_millisecond());
-                    let hash = hash.as_slice();
+                    insert(db, &token, &hash).await?;
+                    Ok(token)
+                })
+            })
+            .await
+    }
+
+    /// Adds the token, and revokes every other one with its name.
+    pub async fn replace_tokens(&self, token: ApiToken, hash: [u8; 32]) -> Result<ApiToken> {
+        self.writer
+            .write(move |db| {
+                Box::pin(async move {
+                    let at = token.created_at.as_millisecond();
                     sqlx::query!(
-                        "INSERT INTO tokens (id, name, scope, hash, created_at, expires_at, limits) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                        id,
-                        token.name,
-                        scope,
-                        hash,
-                        created_at,
-                        expires_at,
-                        limits
+                        "UPDATE tokens SET revoked_at = ? WHERE name = ? AND revoked_at IS NULL",
+                        at,
+                        token.name
                     )
                     .execute(&mut *db)
                     .await?;
+                    insert(db, &token, &hash).await?;
                     Ok(token)
                 })
             })

@@ -601,3 +601,17 @@ pub fn problem(code: Code) -> Value {
     }
     problem
 }
+
+pub fn local_token() -> Value {
+    let mut token = token();
+    for (field, value) in [
+        ("name", json!("local-admin")),
+        ("scope", json!("admin")),
+        ("expires_at", Value::Null),
+        ("last_used_at", Value::Null),
+        ("limits", Value::Null),
+    ] {
+        token[field] = value;
+    }
+    token
+}

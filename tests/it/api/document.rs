@@ -91,6 +91,7 @@ fn every_route_is_in_it() {
         "GET /tokens",
         "GET /tokens/{id}",
         "POST /tokens",
+        "POST /tokens/local-admin/rotate",
         "DELETE /tokens/{id}",
         "GET /vms",
         "POST /vms",

@@ -7,6 +7,7 @@ mod docs;
 mod double;
 mod endpoint;
 mod follow;
+mod local_admin;
 mod pools;
 mod pull;
 mod relay;
