@@ -17,6 +17,11 @@ pub(super) enum CommandFailure {
     Unreachable(String),
     TimedOut(String),
     Other(String),
+    /// A signal ended the command. What it waited for goes on, which this says; it may be empty.
+    Interrupted {
+        code: u8,
+        goes_on: String,
+    },
     /// The reader of standard output has closed it.
     OutputClosed,
 }
@@ -55,6 +60,7 @@ impl CommandFailure {
             CommandFailure::Unreachable(_) => exit::UNREACHABLE,
             CommandFailure::TimedOut(_) => exit::TIMEOUT,
             CommandFailure::Other(_) => exit::FAILURE,
+            CommandFailure::Interrupted { code, .. } => *code,
             CommandFailure::OutputClosed => exit::OK,
         }
     }

@@ -5,13 +5,13 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use serde_json::Value;
-use tokio::time::Instant;
 
 use super::{
     client::ApiClient,
     exit,
     failure::CommandFailure,
     output::{self, Colour, paint},
+    patience::{PAUSE, Patience},
     responses::{FaultResponse, VmResponse},
     text,
 };
@@ -21,11 +21,6 @@ use crate::platform::clock;
 const POLL: u64 = 30;
 /// The same during the pull of an image: its progress does not change the vm's generation.
 const POLL_PULL: u64 = 2;
-/// Pause after a request without an answer.
-pub(super) const PAUSE: Duration = Duration::from_secs(1);
-/// How long to wait for a service that does not answer: long enough for a restart.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
-
 /// Reads the vm until `reached` says so; `seen` is called with it as it was read first and after every change. `from` is a
 /// generation that was seen already, and need not be answered.
 pub(super) async fn watch(
@@ -38,7 +33,7 @@ pub(super) async fn watch(
 ) -> Result<(Value, VmResponse), CommandFailure> {
     let end = timeout.map(|t| clock::monotonic() + t);
     let mut generation = from;
-    let mut silent_since: Option<Instant> = None;
+    let mut patience = Patience::default();
     let mut pulls = false;
     loop {
         let left = end.map(|end| end.saturating_duration_since(clock::monotonic()));
@@ -50,7 +45,7 @@ pub(super) async fn watch(
         let asked = clock::monotonic();
         match client.get(&["vms", id], query).await {
             Ok(value) => {
-                silent_since = None;
+                patience.answered();
                 let vm: VmResponse = client.view(&value)?;
                 pulls = vm.queue.as_ref().is_some_and(|queue| queue.reason == "template");
                 let changed = generation != Some(vm.generation) || pulls;
@@ -67,13 +62,7 @@ pub(super) async fn watch(
                 }
             }
             // The vm continues while the service is down, so watching continues as well.
-            Err(failure) if failure.passes() && generation.is_some() => {
-                let since = *silent_since.get_or_insert_with(clock::monotonic);
-                if clock::elapsed(since) > PATIENCE {
-                    return Err(failure);
-                }
-                tokio::time::sleep(PAUSE).await;
-            }
+            Err(failure) if generation.is_some() => patience.wait(failure).await?,
             Err(failure) => return Err(failure),
         }
         if end.is_some_and(|end| clock::monotonic() >= end) {
@@ -86,11 +75,9 @@ pub(super) async fn watch(
 
 /// The exit code for the end of a vm.
 pub(super) fn verdict(vm: &VmResponse) -> u8 {
-    match (&vm.outcome, vm.job_exit_code()) {
-        (Some(outcome), code) if outcome.result == "completed" => match code {
-            None | Some(0) => exit::OK,
-            Some(_) => exit::JOB_FAILED,
-        },
+    match &vm.outcome {
+        Some(outcome) if outcome.result == "completed" && vm.ended_well() => exit::OK,
+        Some(outcome) if outcome.result == "completed" => exit::JOB_FAILED,
         _ => exit::VM_NOT_COMPLETED,
     }
 }
@@ -109,7 +96,10 @@ pub(super) struct Timeline {
 impl Timeline {
     pub fn new() -> Self {
         let spinner = output::is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{spinner:.cyan} {msg} {elapsed:.dim}");
+            let style = ProgressStyle::with_template(output::bar_template(
+                "{spinner:.cyan} {msg} {elapsed:.dim}",
+                "{spinner} {msg} {elapsed}",
+            ));
             let bar = ProgressBar::new_spinner();
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
             bar.enable_steady_tick(Duration::from_millis(120));
@@ -166,9 +156,8 @@ impl Timeline {
         let ended = vm.deleted_at.or(vm.timeline.last().map(|e| e.at)).unwrap_or(vm.created_at);
         self.line(&format!("  {:<11}  {:>8} in all", "deleted", total(ended)))?;
         let mut pairs = Vec::new();
-        if let Some(outcome) = &vm.outcome {
-            let colour = if outcome.result == "completed" { Colour::Green } else { Colour::Red };
-            pairs.push(("outcome", paint(&text::plain(&outcome.text()), colour)));
+        if let (Some(ending), Some(colour)) = (vm.whole_ending(), vm.ending_colour()) {
+            pairs.push(("outcome", paint(&text::plain(&ending), colour)));
         }
         if let Some(by) = &vm.announced_by {
             let when = vm.announced_at.map(|at| format!(", {} after its creation", total(at))).unwrap_or_default();

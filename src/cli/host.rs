@@ -10,6 +10,7 @@ use super::{
     failure::CommandFailure,
     output::{self, Colour, paint},
     responses::FaultResponse,
+    table::{self, Cell, Column},
     text,
 };
 
@@ -19,6 +20,7 @@ struct HostAnswer {
     observed: bool,
     observed_age_seconds: Option<u64>,
     capacity: HostLimits,
+    slots: Option<SlotsAnswer>,
     leased: HostUsage,
     foreign: HostUsage,
     queued: i64,
@@ -34,6 +36,19 @@ struct HostLimits {
     linux_slots: u32,
     cpus: u32,
     memory_mib: u32,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct SlotsAnswer {
+    macos: SlotAnswer,
+    linux: SlotAnswer,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct SlotAnswer {
+    total: u32,
 }
 
 #[derive(Default, Deserialize)]
@@ -104,6 +119,16 @@ struct InstanceAnswer {
     memory_mib: u32,
 }
 
+const INSTANCES: [Column; 7] = [
+    Column::new("INSTANCE").gives_way(),
+    Column::new("WHOSE"),
+    Column::new("STATE"),
+    Column::new("DRIVER"),
+    Column::new("OS"),
+    Column::new("CPUS"),
+    Column::new("MIB"),
+];
+
 pub(super) async fn run(client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     let value: Value = client.get(&["host"], &[]).await?;
     if json {
@@ -111,18 +136,31 @@ pub(super) async fn run(client: &ApiClient, json: bool) -> Result<u8, CommandFai
         return Ok(exit::OK);
     }
     let host: HostAnswer = client.view(&value)?;
-    let row = |name: &str, limit: u32, ours: u32, foreign: u32| {
+    let row = |name: &str, limit: u32, ours: u32, foreign: u32| -> Vec<Cell> {
         let free = limit.saturating_sub(ours.saturating_add(foreign));
-        vec![name.to_owned(), limit.to_string(), ours.to_string(), foreign.to_string(), free.to_string()]
+        vec![
+            name.into(),
+            limit.to_string().into(),
+            ours.to_string().into(),
+            foreign.to_string().into(),
+            free.to_string().into(),
+        ]
     };
     let (all, ours, foreign) = (&host.capacity, &host.leased, &host.foreign);
-    let rows = [
-        row("Linux guests", all.linux_slots, ours.linux, foreign.linux),
-        row("macOS guests", all.macos_slots, ours.macos, foreign.macos),
+    // A kind of guest that no driver runs here has no slots, whatever is configured.
+    let slots = |total: fn(&SlotsAnswer) -> u32, limit| host.slots.as_ref().map_or(limit, total);
+    let guests = [
+        ("Linux guests", slots(|slots| slots.linux.total, all.linux_slots), ours.linux, foreign.linux),
+        ("macOS guests", slots(|slots| slots.macos.total, all.macos_slots), ours.macos, foreign.macos),
+    ];
+    let here = guests.into_iter().filter(|(_, limit, ours, foreign)| *limit > 0 || *ours > 0 || *foreign > 0);
+    let mut rows: Vec<Vec<Cell>> = here.map(|(kind, limit, ours, foreign)| row(kind, limit, ours, foreign)).collect();
+    rows.extend([
         row("cores", all.cpus, ours.cpus, foreign.cpus),
         row("memory (MiB)", all.memory_mib, ours.memory_mib, foreign.memory_mib),
-    ];
-    output::bytes(text::table(&["", "LIMIT", "OURS", "FOREIGN", "FREE"], &rows, output::width(), 0).as_bytes())?;
+    ]);
+    let columns = ["", "LIMIT", "OURS", "FOREIGN", "FREE"].map(Column::new);
+    output::bytes(table::table(&columns, rows, output::width()).as_bytes())?;
     output::line(&format!("\nqueued vms: {}", host.queued))?;
     match host.observed_age_seconds {
         _ if !host.observed => output::line("the drivers are still being probed; nothing starts before")?,
@@ -172,24 +210,23 @@ pub(super) async fn run(client: &ApiClient, json: bool) -> Result<u8, CommandFai
         }
     }
     if !host.instances.is_empty() {
-        let rows: Vec<Vec<String>> = host
-            .instances
-            .iter()
-            .map(|i| {
-                vec![
-                    i.name.clone(),
-                    if i.vm_id.is_some() { "ours" } else { "foreign" }.to_owned(),
-                    if i.running { "running" } else { "stopped" }.to_owned(),
-                    i.driver.clone(),
-                    i.os.clone(),
-                    i.cpus.to_string(),
-                    i.memory_mib.to_string(),
-                ]
-            })
-            .collect();
+        let row = |i: &InstanceAnswer| -> Vec<Cell> {
+            vec![
+                i.name.clone().into(),
+                if i.vm_id.is_some() { "ours" } else { "foreign" }.into(),
+                match i.running {
+                    true => Cell::painted("running", Some(Colour::Green)),
+                    false => Cell::painted("stopped", Some(Colour::Dim)),
+                },
+                i.driver.clone().into(),
+                i.os.clone().into(),
+                i.cpus.to_string().into(),
+                i.memory_mib.to_string().into(),
+            ]
+        };
         output::line("")?;
-        let head = ["INSTANCE", "WHOSE", "STATE", "DRIVER", "OS", "CPUS", "MIB"];
-        output::bytes(text::table(&head, &rows, output::width(), 0).as_bytes())?;
+        let rows = host.instances.iter().map(row).collect();
+        output::bytes(table::table(&INSTANCES, rows, output::width()).as_bytes())?;
     }
     Ok(exit::OK)
 }

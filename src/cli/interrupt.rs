@@ -25,3 +25,16 @@ impl Interrupts {
         }
     }
 }
+
+/// The work's result, or the failure that a signal ended it. `goes_on` says then what happens without this command, and what
+/// to do about it.
+pub(super) async fn or<T>(
+    goes_on: impl Into<String>,
+    work: impl Future<Output = Result<T, CommandFailure>>,
+) -> Result<T, CommandFailure> {
+    let mut interrupts = Interrupts::listen()?;
+    tokio::select! {
+        done = work => done,
+        code = interrupts.next() => Err(CommandFailure::Interrupted { code, goes_on: goes_on.into() }),
+    }
+}

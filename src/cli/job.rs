@@ -1,9 +1,17 @@
 //! `mayfly job …`
 
 use clap::{Args, Subcommand};
-use serde_json::json;
 
-use super::{client::ApiClient, exit, failure::CommandFailure, output, responses::ListedJobView, text, vm::shorten};
+use super::{
+    client::ApiClient,
+    exit,
+    failure::CommandFailure,
+    listing::{self, ListFormat, Listable},
+    output::Colour,
+    responses::ListedJobView,
+    table::{Cell, Column},
+    text,
+};
 
 #[derive(Subcommand)]
 pub(super) enum JobCommand {
@@ -23,6 +31,8 @@ pub(super) struct JobList {
     /// Also jobs that have ended
     #[arg(long, short)]
     all: bool,
+    #[command(flatten)]
+    format: ListFormat,
 }
 
 const OPEN: [&str; 3] = ["waiting", "queued", "in_progress"];
@@ -37,32 +47,55 @@ pub(super) async fn run(command: JobCommand, client: &ApiClient, json: bool) -> 
         query.push(("pool", pool));
     }
     let items = client.list(&["jobs"], &query).await?;
-    if json {
-        output::json(&json!({ "items": items }))?;
-        return Ok(exit::OK);
-    }
-    if items.is_empty() {
-        output::note(if args.all { "no jobs" } else { "no jobs that are not over; --all shows the others" });
-        return Ok(exit::OK);
-    }
-    let mut rows = Vec::new();
-    for item in &items {
-        let job: ListedJobView = client.view(item)?;
-        let pool = job.pool.unwrap_or_else(|| "-".to_owned());
-        let stands = job.conclusion.unwrap_or(job.status);
-        let vm = job.vm_id.or(job.made_vm_id).unwrap_or_default();
-        let age = job.seen_at.map(text::age).unwrap_or_default();
-        rows.push(vec![job.id.to_string(), job.repository, job.name, stands, pool, vm, age]);
-    }
-    if output::width().is_some() {
-        for row in &mut rows {
-            row[1] = shorten(&row[1], 16);
-            row[2] = shorten(&row[2], 12);
-            row[4] = shorten(&row[4], 10);
-            row[5] = row[5].chars().take(8).collect();
-        }
-    }
-    let head = ["JOB", "REPOSITORY", "NAME", "STATUS", "POOL", "VM", "AGE"];
-    output::bytes(text::table(&head, &rows, output::width(), 0).as_bytes())?;
+    let empty = if args.all { "no jobs" } else { "no jobs that are not over; --all shows the others" };
+    listing::print::<ListedJobView>(client, &items, args.format, json, empty)?;
     Ok(exit::OK)
+}
+
+impl Listable for ListedJobView {
+    const COLUMNS: &'static [Column] = &[
+        Column::new("JOB"),
+        Column::new("REPOSITORY").at_most(16),
+        Column::new("WORKFLOW").wide(),
+        Column::new("NAME").at_most(12).gives_way(),
+        Column::new("LABELS").wide(),
+        Column::new("STATUS"),
+        Column::new("POOL").at_most(10),
+        Column::new("VM").prefix(8),
+        Column::new("RUNNER").wide(),
+        Column::new("AGE"),
+    ];
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn id(&self) -> String {
+        self.id.to_string()
+    }
+
+    fn cells(&self) -> Vec<Cell> {
+        let or_dash = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+        let stands = self.conclusion.clone().unwrap_or_else(|| self.status.clone());
+        let colour = match stands.as_str() {
+            "success" | "in_progress" => Some(Colour::Green),
+            "queued" | "waiting" => Some(Colour::Yellow),
+            "failure" | "timed_out" | "startup_failure" => Some(Colour::Red),
+            "cancelled" | "skipped" => Some(Colour::Dim),
+            _ => None,
+        };
+        let vm = self.vm_id.clone().or_else(|| self.made_vm_id.clone()).unwrap_or_default();
+        vec![
+            self.id.to_string().into(),
+            self.repository.clone().into(),
+            or_dash(&self.workflow).into(),
+            self.name.clone().into(),
+            self.labels.join(",").into(),
+            Cell::painted(stands, colour),
+            or_dash(&self.pool).into(),
+            vm.into(),
+            or_dash(&self.runner_name).into(),
+            self.seen_at.map(text::age).unwrap_or_default().into(),
+        ]
+    }
 }

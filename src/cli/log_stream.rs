@@ -1,11 +1,11 @@
 //! Reads a vm's log, to its end if that is wanted, and over a restart of the service.
 
-use tokio::time::Instant;
+use jiff::Timestamp;
 
 use super::{
     client::ApiClient,
     failure::CommandFailure,
-    follow::{PATIENCE, PAUSE},
+    patience::{PAUSE, Patience},
     responses::VmResponse,
 };
 use crate::platform::clock;
@@ -19,12 +19,14 @@ pub(super) struct LogStream<'a> {
     source: &'static str,
     /// The byte of the log that comes next. `None`: nothing was read yet.
     position: Option<u64>,
+    /// Where to begin, unless something was read already.
+    since: Option<Timestamp>,
 }
 
 impl<'a> LogStream<'a> {
-    /// Begins at most one mebibyte before the log's end.
-    pub fn new(client: &'a ApiClient, id: &'a str, source: &'static str) -> Self {
-        Self { client, id, source, position: None }
+    /// Begins with what was written `since`, or at most one mebibyte before the log's end.
+    pub fn new(client: &'a ApiClient, id: &'a str, source: &'static str, since: Option<Timestamp>) -> Self {
+        Self { client, id, source, position: None, since }
     }
 
     /// Reads what is there now.
@@ -40,25 +42,23 @@ impl<'a> LogStream<'a> {
         &mut self,
         out: &mut impl FnMut(&[u8]) -> Result<(), CommandFailure>,
     ) -> Result<VmResponse, CommandFailure> {
-        let mut silent_since: Option<Instant> = None;
+        let mut patience = Patience::default();
         loop {
             let (asked, before) = (clock::monotonic(), self.position);
             match self.read_on(out).await {
                 Ok(vm) if vm.is_deleted() => return Ok(vm),
-                Ok(_) => silent_since = None,
-                Err(failure) if failure.passes() => {
-                    if self.position != before {
-                        silent_since = None;
-                    }
-                    let since = *silent_since.get_or_insert_with(clock::monotonic);
-                    if clock::elapsed(since) > PATIENCE {
-                        return Err(failure);
+                Ok(_) => {
+                    patience.answered();
+                    if clock::elapsed(asked) < PAUSE {
+                        tokio::time::sleep(PAUSE).await;
                     }
                 }
-                Err(failure) => return Err(failure),
-            }
-            if clock::elapsed(asked) < PAUSE {
-                tokio::time::sleep(PAUSE).await;
+                Err(failure) => {
+                    if self.position != before {
+                        patience.answered();
+                    }
+                    patience.wait(failure).await?;
+                }
             }
         }
     }
@@ -84,7 +84,9 @@ impl<'a> LogStream<'a> {
         out: &mut impl FnMut(&[u8]) -> Result<(), CommandFailure>,
     ) -> Result<(), CommandFailure> {
         let offset = self.position.map(|position| position.to_string());
+        let since = self.since.filter(|_| offset.is_none()).map(|since| since.to_string());
         let mut query = vec![("source", self.source)];
+        query.extend(since.as_deref().map(|since| ("since", since)));
         query.extend(offset.as_deref().map(|offset| ("offset", offset)));
         query.extend(follow.then_some(("follow", "true")));
         let mut response = self.client.stream(&["vms", self.id, "logs"], &query).await?;

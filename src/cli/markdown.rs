@@ -12,8 +12,8 @@ const HEAD: &str = "\
 
 `mayfly serve` runs the service; `mayfly doctor` and `mayfly github check` check the machine and the access to GitHub. Every other
 command talks to a service over HTTP. Results go to standard output, everything else to standard error. `--json` prints the API's
-answer. With `--json --follow`, `vm events` and `vm logs` print one JSON object per line, and `vm create` prints the vm once it is
-deleted. The global options can be used with every command.
+answer. With `--json`, `vm list --watch`, and `vm events` and `vm logs` with `--follow`, print one JSON object per line, and
+`vm create --follow` prints the vm once it is deleted. The global options can be used with every command.
 ";
 
 const GLOBAL_HEADING: &str = "Global options:";

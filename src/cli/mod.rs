@@ -6,7 +6,7 @@
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 mod client;
 mod detach;
@@ -19,21 +19,27 @@ pub mod github;
 mod host;
 mod interrupt;
 mod job;
+mod listing;
 mod log_stream;
+mod long_request;
 mod manual;
 pub mod markdown;
 mod openapi;
 mod output;
+mod patience;
 mod pool;
 mod relay;
 mod report;
 mod responses;
 mod run;
 mod serve;
+mod stages;
 mod supervise;
+mod table;
 mod template;
 mod text;
 mod token;
+mod usage;
 mod version;
 mod vm;
 mod webhook;
@@ -115,6 +121,10 @@ struct Global {
     /// Print the API's answers as JSON; errors too, on standard error
     #[arg(long, global = true, help_heading = "Global options")]
     json: bool,
+    /// When to use colours; auto: on a terminal, unless NO_COLOR is set
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t = ColorChoice::Auto)]
+    #[arg(hide_possible_values = true, help_heading = "Global options")]
+    color: ColorChoice,
 }
 
 #[derive(Subcommand)]
@@ -218,14 +228,17 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     {
         return ExitCode::from(supervise::run(rest));
     }
-    let cli = match Cli::command().try_get_matches_from(args).and_then(|m| Cli::from_arg_matches(&m)) {
+    let command = Cli::command().color(colour_of(&args));
+    let cli = match command.try_get_matches_from(&args).and_then(|m| Cli::from_arg_matches(&m)) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version also arrive here, and go to standard output.
+            let error = usage::explain(error, Cli::command(), &args);
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
         }
     };
+    output::set_colour(cli.global.color);
     let json = cli.global.json;
     match dispatch(cli) {
         Ok(code) => ExitCode::from(code),
@@ -234,6 +247,17 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::from(failure.exit_code())
         }
     }
+}
+
+/// What `--color` says, as far as it can be seen before the arguments are parsed: for the parser's own messages.
+fn colour_of(args: &[OsString]) -> ColorChoice {
+    let mut args = args.iter().filter_map(|arg| arg.to_str()).take_while(|arg| *arg != "--");
+    let mut chosen = ColorChoice::Auto;
+    while let Some(arg) = args.next() {
+        let value = if arg == "--color" { args.next() } else { arg.strip_prefix("--color=") };
+        chosen = value.and_then(|value| ColorChoice::from_str(value, false).ok()).unwrap_or(chosen);
+    }
+    chosen
 }
 
 fn dispatch(cli: Cli) -> Result<u8, CommandFailure> {

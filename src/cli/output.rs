@@ -2,6 +2,8 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use anstream::{AutoStream, ColorChoice, stream::RawStream};
+use anstyle::{AnsiColor, Style};
 use serde_json::Value;
 
 use super::failure::CommandFailure;
@@ -38,19 +40,40 @@ pub(super) fn note(text: &str) {
 }
 
 pub(super) fn error(text: &str) {
-    let colour = io::stderr().is_terminal() && wants_colour();
-    note(&format!("{} {text}", if colour { "\u{1b}[1;31merror:\u{1b}[0m" } else { "error:" }));
+    let label =
+        if wants_colour(&io::stderr()) { styled("error:", Colour::Red.style().bold()) } else { "error:".into() };
+    note(&format!("{label} {text}"));
 }
 
 pub(super) fn error_json(value: &Value) {
     note(&value.to_string());
 }
 
-fn wants_colour() -> bool {
-    std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
+/// For all of what follows. `auto`: as NO_COLOR, CLICOLOR, CLICOLOR_FORCE, TERM and the terminal say.
+pub(super) fn set_colour(choice: clap::ColorChoice) {
+    match choice {
+        clap::ColorChoice::Auto => ColorChoice::Auto,
+        clap::ColorChoice::Always => ColorChoice::Always,
+        clap::ColorChoice::Never => ColorChoice::Never,
+    }
+    .write_global();
 }
 
-#[derive(Clone, Copy)]
+fn wants_colour(stream: &impl RawStream) -> bool {
+    AutoStream::choice(stream) != ColorChoice::Never
+}
+
+/// Whether standard error is a terminal.
+pub(super) fn notes_are_seen() -> bool {
+    io::stderr().is_terminal()
+}
+
+/// The template of a progress bar, which is drawn on standard error.
+pub(super) fn bar_template(coloured: &'static str, plain: &'static str) -> &'static str {
+    if wants_colour(&io::stderr()) { coloured } else { plain }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Colour {
     Green,
     Yellow,
@@ -58,22 +81,37 @@ pub(super) enum Colour {
     Dim,
 }
 
-/// The text in this colour, if colours are enabled.
-pub(super) fn paint(text: &str, colour: Colour) -> String {
-    if !(is_terminal() && wants_colour()) {
-        return text.to_owned();
+impl Colour {
+    fn style(self) -> Style {
+        let colour = |colour: AnsiColor| Style::new().fg_color(Some(colour.into()));
+        match self {
+            Colour::Green => colour(AnsiColor::Green),
+            Colour::Yellow => colour(AnsiColor::Yellow),
+            Colour::Red => colour(AnsiColor::Red),
+            Colour::Dim => Style::new().dimmed(),
+        }
     }
-    let code = match colour {
-        Colour::Green => "32",
-        Colour::Yellow => "33",
-        Colour::Red => "31",
-        Colour::Dim => "2",
-    };
-    format!("\u{1b}[{code}m{text}\u{1b}[0m")
+}
+
+fn styled(text: &str, style: Style) -> String {
+    format!("{style}{text}{style:#}")
+}
+
+/// The text in this colour, if standard output is to have colours.
+pub(super) fn paint(text: &str, colour: Colour) -> String {
+    if wants_colour(&io::stdout()) { styled(text, colour.style()) } else { text.to_owned() }
 }
 
 pub(super) fn is_terminal() -> bool {
     io::stdout().is_terminal()
+}
+
+/// Lines of the terminal.
+pub(super) fn height() -> usize {
+    match rustix::termios::tcgetwinsize(io::stdout()) {
+        Ok(size) if size.ws_row > 0 => usize::from(size.ws_row),
+        _ => 24,
+    }
 }
 
 /// Columns of the terminal; `None` if the output is not a terminal and lines must not be cut.

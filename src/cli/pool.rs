@@ -9,10 +9,12 @@ use super::{
     client::ApiClient,
     exit,
     failure::CommandFailure,
-    output,
+    listing::{self, ListFormat, Listable},
+    output::{self, Colour},
     responses::PoolResponse,
+    table::{Cell, Column},
     text,
-    vm::{budget, parse_scope, shorten},
+    vm::{budget, parse_scope},
 };
 use crate::domain::Scope;
 
@@ -20,7 +22,7 @@ use crate::domain::Scope;
 pub(super) enum PoolCommand {
     /// List pools
     #[command(visible_alias = "ls")]
-    List,
+    List(ListFormat),
     /// Show one pool
     Show { name: String },
     /// Create or replace a pool
@@ -78,7 +80,10 @@ pub(super) struct Set {
 
 pub(super) async fn run(command: PoolCommand, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     match command {
-        PoolCommand::List => list(client, json).await?,
+        PoolCommand::List(format) => {
+            let items = client.list(&["pools"], &[]).await?;
+            listing::print::<PoolResponse>(client, &items, format, json, "no pools; `mayfly pool set` makes one")?;
+        }
         PoolCommand::Show { name } => {
             let value = client.get(&["pools", &name], &[]).await?;
             if json { output::json(&value)? } else { show(&client.view(&value)?)? }
@@ -125,34 +130,44 @@ async fn set(args: Set, client: &ApiClient, json: bool) -> Result<(), CommandFai
     output::line(&text::plain(&format!("{}  {takes} jobs of {} that ask for {labels}", pool.name, pool.scope)))
 }
 
-async fn list(client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
-    let items = client.list(&["pools"], &[]).await?;
-    if json {
-        return output::json(&json!({ "items": items }));
+impl Listable for PoolResponse {
+    const COLUMNS: &'static [Column] = &[
+        Column::new("NAME").gives_way(),
+        Column::new("TEMPLATE").at_most(14),
+        Column::new("SCOPE").at_most(14),
+        Column::new("LABELS").wide(),
+        Column::new("GROUP").wide(),
+        Column::new("REPOSITORIES").wide(),
+        Column::new("SET BY").wide(),
+        Column::new("VMS"),
+        Column::new("WAITING"),
+        Column::new("REMARK"),
+    ];
+
+    fn name(&self) -> String {
+        self.name.clone()
     }
-    if items.is_empty() {
-        output::note("no pools; `mayfly pool set` makes one");
-        return Ok(());
-    }
-    let mut rows = Vec::new();
-    for item in &items {
-        let pool: PoolResponse = client.view(item)?;
-        let remark = match &pool.last_error {
-            _ if !pool.enabled => "disabled".to_owned(),
-            Some(fault) => fault.code.clone(),
-            None => String::new(),
+
+    fn cells(&self) -> Vec<Cell> {
+        let remark = match &self.last_error {
+            _ if !self.enabled => Cell::painted("disabled", Some(Colour::Dim)),
+            Some(fault) => Cell::painted(fault.code.clone(), Some(Colour::Red)),
+            None => "".into(),
         };
-        let vms = format!("{}/{}", pool.vms.live, pool.max_vms);
-        rows.push(vec![pool.name, pool.template, pool.scope, vms, pool.jobs_waiting.to_string(), remark]);
+        let all = |list: &[String]| if list.is_empty() { "-".to_owned() } else { list.join(",") };
+        vec![
+            self.name.clone().into(),
+            self.template.clone().into(),
+            self.scope.clone().into(),
+            all(&self.labels).into(),
+            self.group.clone().unwrap_or_else(|| "-".to_owned()).into(),
+            all(&self.repositories).into(),
+            self.source.clone().into(),
+            format!("{}/{}", self.vms.live, self.max_vms).into(),
+            self.jobs_waiting.to_string().into(),
+            remark,
+        ]
     }
-    if output::width().is_some() {
-        for row in &mut rows {
-            row[1] = shorten(&row[1], 14);
-            row[2] = shorten(&row[2], 14);
-        }
-    }
-    let head = ["NAME", "TEMPLATE", "SCOPE", "VMS", "WAITING", "REMARK"];
-    output::bytes(text::table(&head, &rows, output::width(), 0).as_bytes())
 }
 
 fn show(pool: &PoolResponse) -> Result<(), CommandFailure> {

@@ -7,6 +7,14 @@ use crate::domain::Code;
 pub(super) fn report(failure: &CommandFailure, json: bool) {
     let message = match failure {
         CommandFailure::OutputClosed => return,
+        CommandFailure::Interrupted { goes_on, .. } => {
+            if !goes_on.is_empty() && !json {
+                // The terminal has shown the keys that were pressed.
+                let begins = if output::notes_are_seen() { "\n" } else { "" };
+                output::note(&format!("{begins}{}", plain(goes_on)));
+            }
+            return;
+        }
         CommandFailure::Problem(problem, _) if json => {
             return output::error_json(&serde_json::to_value(problem).unwrap_or_default());
         }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::text;
+use super::{output::Colour, text};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct VmResponse {
@@ -51,6 +51,7 @@ pub(super) struct RunnerResponse {
     pub kind: String,
     #[serde(default)]
     pub status: String,
+    pub separate_users: Option<bool>,
     pub github: Option<GitHubRunnerResponse>,
 }
 
@@ -170,6 +171,7 @@ pub(super) struct OutcomeView {
 #[derive(Debug, Deserialize)]
 pub(super) struct JobResponse {
     pub exit_code: Option<i32>,
+    pub reported_by: Option<String>,
     #[serde(default)]
     pub results_differ: bool,
 }
@@ -199,6 +201,55 @@ impl VmResponse {
 
     pub fn job_exit_code(&self) -> Option<i32> {
         self.job.as_ref().and_then(|j| j.exit_code)
+    }
+
+    /// How the job failed of a vm that itself did what it was made for. `None`: the job did not fail, or nothing is known of
+    /// it, or the vm did not complete.
+    pub fn job_failure(&self) -> Option<String> {
+        self.outcome.as_ref().filter(|outcome| outcome.result == "completed")?;
+        match self.job_exit_code() {
+            Some(code) if code != 0 => Some(format!("exit code {code}")),
+            _ => {
+                let conclusion = self.jobs.last()?.conclusion.as_deref()?;
+                let failed = matches!(conclusion, "failure" | "timed_out" | "cancelled" | "startup_failure");
+                failed.then(|| format!("GitHub reports {}", conclusion.replace('_', " ")))
+            }
+        }
+    }
+
+    /// How it ended, in a few words: `completed, exit code 0`, `failed, exit code 7`, `guest.not_ready`. `None`: it has not.
+    pub fn ending(&self) -> Option<String> {
+        let outcome = self.outcome.as_ref()?;
+        Some(match (self.job_failure(), &outcome.code, self.job_exit_code()) {
+            (Some(how), _, _) => format!("failed, {how}"),
+            (None, Some(code), _) => code.clone(),
+            (None, None, Some(code)) => format!("{}, exit code {code}", outcome.result),
+            (None, None, None) => outcome.result.clone(),
+        })
+    }
+
+    /// The same with everything that is known.
+    pub fn whole_ending(&self) -> Option<String> {
+        let outcome = self.outcome.as_ref()?;
+        Some(match self.job_failure() {
+            Some(how) => format!("failed, {how}"),
+            None => outcome.text(),
+        })
+    }
+
+    /// For a vm that has ended: whether it completed, and its job, if any, did not fail.
+    pub fn ended_well(&self) -> bool {
+        self.outcome.as_ref().is_some_and(|outcome| outcome.result == "completed") && self.job_failure().is_none()
+    }
+
+    /// The colour in which its end is shown.
+    pub fn ending_colour(&self) -> Option<Colour> {
+        let outcome = self.outcome.as_ref()?;
+        Some(match outcome.result.as_str() {
+            "cancelled" => Colour::Dim,
+            _ if self.ended_well() => Colour::Green,
+            _ => Colour::Red,
+        })
     }
 }
 
@@ -398,6 +449,10 @@ pub(super) struct ListedJobView {
     #[serde(default)]
     pub status: String,
     pub conclusion: Option<String>,
+    pub workflow: Option<String>,
+    #[serde(default)]
+    pub labels: Vec<String>,
+    pub runner_name: Option<String>,
     pub pool: Option<String>,
     pub vm_id: Option<String>,
     pub made_vm_id: Option<String>,

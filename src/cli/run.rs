@@ -14,6 +14,7 @@ use super::{
     log_stream::LogStream,
     output, report,
     responses::VmResponse,
+    stages::Stages,
     text,
     vm::{SpecArgs, read_env},
 };
@@ -62,16 +63,10 @@ async fn to_its_end(args: Run, client: &ApiClient) -> Result<u8, CommandFailure>
         Some(filter) => output::bytes(&filter.filter(chunk)),
         None => output::bytes(chunk),
     };
-    let mut log = LogStream::new(client, &vm.id, "job");
-    let mut stage = None;
+    let mut log = LogStream::new(client, &vm.id, "job", None);
+    let mut stages = Stages::new(quiet);
     let say = |vm: &VmResponse| {
-        let now = match &vm.queue {
-            Some(queue) => (queue.stage(), format!("queued: {}", queue.text())),
-            None => ((vm.state.clone(), None, None), vm.state.clone()),
-        };
-        if !quiet && stage.replace(now.0.clone()).is_none_or(|before| before != now.0) && !vm.is_deleted() {
-            output::note(&format!("{}: {}", vm.name, now.1));
-        }
+        stages.tell(vm);
         Ok(())
     };
     let watched = follow::watch(client, &vm.id, None, None, say, VmResponse::is_deleted);
@@ -84,6 +79,9 @@ async fn to_its_end(args: Run, client: &ApiClient) -> Result<u8, CommandFailure>
         }
     };
     let outcome = ended.outcome.as_ref();
+    if let Some(how) = ended.job_failure().filter(|_| !quiet) {
+        output::note(&format!("{}: failed, {how}", vm.name));
+    }
     match ended.job_exit_code().filter(|_| outcome.is_some_and(|outcome| outcome.result == "completed")) {
         // As a shell has it: the lowest byte.
         Some(code) => Ok(code.to_le_bytes()[0]),

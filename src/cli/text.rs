@@ -1,6 +1,4 @@
-//! Formats text: durations, ages, sizes, tables. Removes control characters from untrusted text.
-
-use std::fmt::Write;
+//! Formats text: durations, ages, sizes, fields. Removes control characters from untrusted text.
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -8,6 +6,14 @@ use crate::platform::clock;
 
 /// The values of `--network`.
 pub(super) const NETWORK_MODES: [&str; 3] = ["isolated", "internet", "host"];
+
+/// Cut to this many characters, with a mark.
+pub(super) fn shorten(text: &str, to: usize) -> String {
+    if text.chars().count() <= to {
+        return text.to_owned();
+    }
+    text.chars().take(to.saturating_sub(1)).chain(['…']).collect()
+}
 
 /// Removes terminal control characters from text of unknown origin.
 pub(super) fn plain(text: &str) -> String {
@@ -72,6 +78,29 @@ pub(super) fn parse_seconds(text: &str) -> Result<u32, String> {
     u32::try_from(parsed.as_secs()).map_err(|_| wrong())
 }
 
+/// A time such as `2027-01-31T12:00:00Z`, or how long ago, such as `90s`, `2h` or `3d`.
+pub(super) fn parse_since(text: &str) -> Result<Timestamp, String> {
+    parse_time(text, |now, time| now.checked_sub(time))
+}
+
+/// A time, or in how long.
+pub(super) fn parse_until(text: &str) -> Result<Timestamp, String> {
+    parse_time(text, |now, time| now.checked_add(time))
+}
+
+fn parse_time(
+    text: &str,
+    from: impl FnOnce(Timestamp, SignedDuration) -> Result<Timestamp, jiff::Error>,
+) -> Result<Timestamp, String> {
+    if let Ok(at) = text.parse::<Timestamp>() {
+        return Ok(at);
+    }
+    let wrong = || "expected a time such as 2027-01-31T12:00:00Z, or a duration such as 12h or 30d".to_owned();
+    let seconds = parse_long_seconds(text).map_err(|_| wrong())?;
+    let time = SignedDuration::from_secs(i64::try_from(seconds).map_err(|_| wrong())?);
+    from(clock::now(), time).map_err(|_| "that is too long".to_owned())
+}
+
 /// The same for longer times: also days, such as `7d`.
 pub(super) fn parse_long_seconds(text: &str) -> Result<u64, String> {
     let days = text.strip_suffix('d').and_then(|n| n.parse::<u64>().ok());
@@ -95,41 +124,6 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
         _ => return Err(wrong()),
     };
     number.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift)).ok_or_else(wrong)
-}
-
-/// Columns separated by two spaces. When `width` is given, the column `give` is cut so that every line fits.
-pub(super) fn table(head: &[&str], rows: &[Vec<String>], width: Option<usize>, give: usize) -> String {
-    let len = |s: &str| s.chars().count();
-    let rows: Vec<Vec<String>> =
-        rows.iter().map(|r| r.iter().map(|c| plain(c).replace(['\n', '\t'], " ")).collect()).collect();
-    let mut widths: Vec<usize> = head.iter().map(|h| len(h)).collect();
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(len(cell));
-        }
-    }
-    if let Some(width) = width {
-        let total: usize = widths.iter().sum::<usize>() + 2 * (widths.len().saturating_sub(1));
-        widths[give] = widths[give].saturating_sub(total.saturating_sub(width)).max(len(head[give]).max(8));
-    }
-    let mut text = String::new();
-    let head: Vec<String> = head.iter().map(|h| (*h).to_owned()).collect();
-    for row in std::iter::once(&head).chain(&rows) {
-        let mut line = String::new();
-        for (n, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            let cell = if len(cell) > *width {
-                let kept: String = cell.chars().take(width.saturating_sub(1)).collect();
-                format!("{kept}…")
-            } else {
-                cell.clone()
-            };
-            let gap = if n > 0 { "  " } else { "" };
-            let _ = write!(line, "{gap}{cell}{}", " ".repeat(width.saturating_sub(len(&cell))));
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
 }
 
 /// Lines `name   value`, values aligned.
@@ -294,15 +288,6 @@ mod tests {
         assert_eq!(duration(SignedDuration::from_secs(125)), "2m05s");
         assert_eq!(duration(SignedDuration::from_secs(3 * 3600 + 120)), "3h02m");
         assert_eq!(duration(SignedDuration::from_secs(-1)), "0.0 s");
-    }
-
-    #[test]
-    fn a_table_fits_its_width() {
-        let rows = vec![vec!["a".repeat(90), "running".into()], vec!["b".into(), "queued".into()]];
-        let text = table(&["NAME", "STATE"], &rows, Some(40), 0);
-        assert!(text.lines().all(|l| l.chars().count() <= 40), "{text}");
-        assert!(text.contains("…  running"), "{text}");
-        assert!(table(&["NAME", "STATE"], &rows, None, 0).contains(&"a".repeat(90)));
     }
 
     #[test]

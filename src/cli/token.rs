@@ -1,10 +1,19 @@
 //! `mayfly token …`
 
 use clap::{Args, Subcommand, ValueEnum};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::{client::ApiClient, exit, failure::CommandFailure, output, responses::TokenResponse, text};
+use super::{
+    client::ApiClient,
+    exit,
+    failure::CommandFailure,
+    listing::{self, ListFormat, Listable},
+    output::{self, Colour},
+    responses::TokenResponse,
+    table::{Cell, Column},
+    text,
+};
 use crate::platform::clock;
 
 /// The name of the token in the data directory.
@@ -21,7 +30,7 @@ pub(super) enum TokenCommand {
     Create(Box<CreateToken>),
     /// List tokens
     #[command(visible_alias = "ls")]
-    List,
+    List(ListFormat),
     /// Show one token: its limits, when it expires and when it was used
     Show {
         /// Id or name
@@ -48,7 +57,7 @@ pub(super) struct CreateToken {
     scope: TokenScopeArg,
     /// When it stops working: a time such as 2027-01-31T12:00:00Z, or from now on, such as 12h or 30d [default: when it
     /// is revoked]
-    #[arg(long, value_name = "TIME", value_parser = expiry)]
+    #[arg(long, value_name = "TIME", value_parser = text::parse_until)]
     expires: Option<Timestamp>,
     /// Only GitHub runners registered here: owner/name, an organisation, or enterprises/slug; acme/* is every repository
     /// of acme; may be repeated
@@ -78,17 +87,6 @@ pub(super) struct CreateToken {
     max_live_vms: Option<u32>,
 }
 
-/// A time, or how long from now.
-fn expiry(given: &str) -> Result<Timestamp, String> {
-    if let Ok(at) = given.parse::<Timestamp>() {
-        return Ok(at);
-    }
-    let wrong = || "expected a time such as 2027-01-31T12:00:00Z, or a duration such as 12h or 30d".to_owned();
-    let seconds = text::parse_long_seconds(given).map_err(|_| wrong())?;
-    let lasts = SignedDuration::from_secs(i64::try_from(seconds).map_err(|_| wrong())?);
-    clock::now().checked_add(lasts).map_err(|_| "that is too long".to_owned())
-}
-
 #[derive(Clone, Copy, ValueEnum)]
 pub(super) enum TokenScopeArg {
     /// Read
@@ -102,13 +100,9 @@ pub(super) enum TokenScopeArg {
 pub(super) async fn run(command: TokenCommand, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     match command {
         TokenCommand::Create(args) => create(*args, client, json).await?,
-        TokenCommand::List => {
+        TokenCommand::List(format) => {
             let items = client.list(&["tokens"], &[]).await?;
-            if json {
-                output::json(&json!({ "items": items }))?;
-            } else {
-                list(client, &items)?;
-            }
+            listing::print::<TokenResponse>(client, &items, format, json, "no tokens")?;
         }
         TokenCommand::Show { token } => {
             let id = resolve(&token, client).await?;
@@ -189,24 +183,47 @@ fn state(token: &TokenResponse) -> &'static str {
     }
 }
 
-fn list(client: &ApiClient, items: &[Value]) -> Result<(), CommandFailure> {
-    let mut rows = Vec::new();
-    for item in items {
-        let t: TokenResponse = client.view(item)?;
-        let state = state(&t);
-        let expires = match t.expires_at {
+impl Listable for TokenResponse {
+    const COLUMNS: &'static [Column] = &[
+        Column::new("NAME").gives_way(),
+        Column::new("SCOPE"),
+        Column::new("STATE"),
+        Column::new("LIMITS"),
+        Column::new("AGE"),
+        Column::new("CREATED").wide(),
+        Column::new("EXPIRES"),
+        Column::new("LAST USED"),
+        Column::new("ID").prefix(8),
+    ];
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn id(&self) -> String {
+        self.id.clone()
+    }
+
+    fn cells(&self) -> Vec<Cell> {
+        let state = state(self);
+        let expires = match self.expires_at {
             Some(at) if state == "valid" => format!("in {}", text::until(at)),
             Some(_) => String::new(),
             None => "never".to_owned(),
         };
         let ago = |at: Timestamp| format!("{} ago", text::age(at));
-        let used = t.last_used_at.map_or_else(|| "never".to_owned(), ago);
-        let limits = if t.limits.is_some() { "yes" } else { "" }.to_owned();
-        let age = t.created_at.map(text::age).unwrap_or_default();
-        rows.push(vec![t.name, t.scope, state.to_owned(), limits, age, expires, used, t.id]);
+        vec![
+            self.name.clone().into(),
+            self.scope.clone().into(),
+            Cell::painted(state, Some(if state == "valid" { Colour::Green } else { Colour::Dim })),
+            if self.limits.is_some() { "yes" } else { "" }.into(),
+            self.created_at.map(text::age).unwrap_or_default().into(),
+            self.created_at.map(text::time).unwrap_or_default().into(),
+            expires.into(),
+            self.last_used_at.map_or_else(|| "never".to_owned(), ago).into(),
+            self.id.clone().into(),
+        ]
     }
-    let head = ["NAME", "SCOPE", "STATE", "LIMITS", "AGE", "EXPIRES", "LAST USED", "ID"];
-    output::bytes(text::table(&head, &rows, output::width(), 0).as_bytes())
 }
 
 fn show(token: &TokenResponse) -> Result<(), CommandFailure> {

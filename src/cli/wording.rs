@@ -78,6 +78,7 @@ pub(super) fn field(pointer: &str) -> String {
         ("/runner/registration_token", "--registration-token-file"),
         ("/labels", "--label"),
         ("/budgets", "--budget"),
+        ("query:created_since", "--since"),
         ("header:idempotency-key", "--idempotency-key"),
     ];
     let known = OPTIONS

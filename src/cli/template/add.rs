@@ -12,11 +12,13 @@ use super::{
 };
 
 #[derive(Args)]
+#[group(skip)]
+#[command(group(clap::ArgGroup::new("files").args(["from", "disk", "vm_dir"]).required(true).multiple(true)))]
 pub(in crate::cli) struct Add {
     /// Name of the template
     name: String,
     /// A template.json, or a directory with one; its paths are relative to it
-    #[arg(long, value_name = "PATH", required_unless_present_any = ["disk", "vm_dir"])]
+    #[arg(long, value_name = "PATH")]
     from: Option<PathBuf>,
     /// Disk image, raw or qcow2
     #[arg(long, value_name = "FILE")]

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{
-    super::{client::ApiClient, failure::CommandFailure, output, text},
+    super::{client::ApiClient, failure::CommandFailure, long_request, output, text},
     import::{notices, place},
 };
 
@@ -34,7 +34,10 @@ pub(super) async fn run(args: Export, client: &ApiClient, json: bool) -> Result<
     if let Some(body) = body.as_object_mut() {
         body.retain(|_, value| !value.is_null());
     }
-    let value = client.post_patiently(&["templates", &args.name, "export"], &body).await?;
+    let path = ["templates", &args.name, "export"];
+    let what = format!("exporting {}; this takes as long as the disk or the network needs", args.name);
+    let left = "this command waits no longer; the service stops the export, and what it has written may be there";
+    let value = long_request::answer(&what, left, client.post_patiently(&path, &body)).await?;
     if json {
         return output::json(&value);
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::super::{client::ApiClient, failure::CommandFailure, output, text};
+use super::super::{client::ApiClient, failure::CommandFailure, long_request, output, text};
 
 #[derive(Args)]
 pub(in crate::cli) struct Import {
@@ -82,7 +82,10 @@ pub(in crate::cli) struct Import {
 }
 
 pub(super) async fn run(args: Import, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
-    let value = client.post_patiently(&["templates", "import"], &request(args)).await?;
+    let what = format!("importing {}; this takes as long as the disk or the network needs", args.path);
+    let left = "this command waits no longer; `mayfly template list` shows whether the template was registered";
+    let body = request(args);
+    let value = long_request::answer(&what, left, client.post_patiently(&["templates", "import"], &body)).await?;
     if json {
         return output::json(&value);
     }

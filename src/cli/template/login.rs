@@ -1,4 +1,4 @@
-//! `mayfly template login`, `logout` and `logins`
+//! `mayfly template login` and `logout`, and what `logins` lists
 
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
 
@@ -6,7 +6,15 @@ use clap::Args;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 
-use super::super::{client::ApiClient, failure::CommandFailure, output, responses::LoginResponse, text};
+use super::super::{
+    client::ApiClient,
+    failure::CommandFailure,
+    listing::Listable,
+    output,
+    responses::LoginResponse,
+    table::{Cell, Column},
+    text,
+};
 
 /// Longer than any password or token; longer input is a mistake.
 const LONGEST: u64 = 64 << 10;
@@ -53,21 +61,22 @@ pub(super) async fn logout(host: &str, client: &ApiClient, json: bool) -> Result
     output::line(&format!("{host}  logged out"))
 }
 
-pub(super) async fn list(client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
-    let items = client.list(&["registries"], &[]).await?;
-    if json {
-        return output::json(&json!({ "items": items }));
+impl Listable for LoginResponse {
+    const COLUMNS: &'static [Column] =
+        &[Column::new("REGISTRY").gives_way(), Column::new("USER"), Column::new("SOURCE"), Column::new("AGE")];
+
+    fn name(&self) -> String {
+        self.registry.clone()
     }
-    if items.is_empty() {
-        output::note("no logins; `mayfly template login` makes one");
-        return Ok(());
+
+    fn cells(&self) -> Vec<Cell> {
+        vec![
+            self.registry.clone().into(),
+            self.username.clone().into(),
+            self.source.clone().into(),
+            self.saved_at.map(text::age).unwrap_or_default().into(),
+        ]
     }
-    let mut rows = Vec::new();
-    for item in &items {
-        let l: LoginResponse = client.view(item)?;
-        rows.push(vec![l.registry, l.username, l.source, l.saved_at.map(text::age).unwrap_or_default()]);
-    }
-    output::bytes(text::table(&["REGISTRY", "USER", "SOURCE", "AGE"], &rows, output::width(), 0).as_bytes())
 }
 
 fn ask_username() -> Result<String, CommandFailure> {

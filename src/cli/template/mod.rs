@@ -20,8 +20,10 @@ use super::{
     client::ApiClient,
     exit,
     failure::CommandFailure,
-    output,
-    responses::{TemplateResponse, WatchResponse},
+    listing::{self, ListFormat, Listable},
+    output::{self, Colour},
+    responses::{LoginResponse, PullResponse, TemplateResponse, WatchResponse},
+    table::{Cell, Column},
     text,
 };
 
@@ -38,7 +40,7 @@ pub(super) enum TemplateCommand {
     /// it stopped. An image that is on the host is not pulled again.
     Pull(Box<pull::PullArgs>),
     /// List pulls, newest first
-    Pulls,
+    Pulls(ListFormat),
     /// Cancel a pull
     PullCancel {
         id: String,
@@ -70,7 +72,7 @@ pub(super) enum TemplateCommand {
         host: String,
     },
     /// List the logins to registries
-    Logins,
+    Logins(ListFormat),
     /// Import a template from another program's layout
     ///
     /// Imports a Tart VM, a template bundle of shoes-vz, a vm.json of macosvm, or a disk image. Settings that a
@@ -82,7 +84,7 @@ pub(super) enum TemplateCommand {
     Export(export::Export),
     /// List templates
     #[command(visible_alias = "ls")]
-    List,
+    List(ListFormat),
     /// Show one template
     Show { name: String },
     /// Change the settings that a template sets itself
@@ -124,17 +126,29 @@ pub(super) async fn run(command: TemplateCommand, client: &ApiClient, json: bool
     match command {
         TemplateCommand::Add(args) => add::run(*args, client, json).await?,
         TemplateCommand::Pull(args) => return pull::run(*args, client, json).await,
-        TemplateCommand::Pulls => pull::list(client, json).await?,
+        TemplateCommand::Pulls(format) => {
+            let items = client.list(&["pulls"], &[]).await?;
+            let empty = "no pulls; `mayfly template pull` begins one";
+            listing::print::<PullResponse>(client, &items, format, json, empty)?;
+        }
         TemplateCommand::PullCancel { id, discard } => pull::cancel(&id, discard, client, json).await?,
         TemplateCommand::Watch(args) => watch::run(*args, client, json).await?,
         TemplateCommand::Unwatch { name } => watch::remove(&name, client, json).await?,
         TemplateCommand::Push(args) => push::run(args, client, json).await?,
         TemplateCommand::Login(args) => login::login(args, client, json).await?,
         TemplateCommand::Logout { host } => login::logout(&host, client, json).await?,
-        TemplateCommand::Logins => login::list(client, json).await?,
+        TemplateCommand::Logins(format) => {
+            let items = client.list(&["registries"], &[]).await?;
+            let empty = "no logins; `mayfly template login` makes one";
+            listing::print::<LoginResponse>(client, &items, format, json, empty)?;
+        }
         TemplateCommand::Import(args) => import::run(*args, client, json).await?,
         TemplateCommand::Export(args) => export::run(args, client, json).await?,
-        TemplateCommand::List => list(client, json).await?,
+        TemplateCommand::List(format) => {
+            let items = client.list(&["templates"], &[]).await?;
+            let empty = "no templates; `mayfly template add` registers one";
+            listing::print::<TemplateResponse>(client, &items, format, json, empty)?;
+        }
         TemplateCommand::Show { name } => show(&name, client, json).await?,
         TemplateCommand::Set(args) => set::run(args, client, json).await?,
         TemplateCommand::Point(args) => names::point(args, client, json).await?,
@@ -148,32 +162,49 @@ pub(super) async fn run(command: TemplateCommand, client: &ApiClient, json: bool
     Ok(exit::OK)
 }
 
-async fn list(client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
-    let items = client.list(&["templates"], &[]).await?;
-    if json {
-        return output::json(&json!({ "items": items }));
+impl Listable for TemplateResponse {
+    const COLUMNS: &'static [Column] = &[
+        Column::new("NAME").gives_way(),
+        Column::new("OS"),
+        Column::new("ARCH"),
+        Column::new("DRIVER").wide(),
+        Column::new("NETWORK").wide(),
+        Column::new("CPUS"),
+        Column::new("MIB"),
+        Column::new("SIZE"),
+        Column::new("DIGEST"),
+        Column::new("LAST USED").wide(),
+        Column::new("AGE"),
+    ];
+
+    fn name(&self) -> String {
+        self.name.clone()
     }
-    if items.is_empty() {
-        output::note("no templates; `mayfly template add` registers one");
-        return Ok(());
+
+    fn id(&self) -> String {
+        self.digest.clone()
     }
-    let mut rows = Vec::new();
-    for item in &items {
-        let t: TemplateResponse = client.view(item)?;
-        let name = if t.damage.is_some() { format!("{} (DAMAGED)", t.name) } else { t.name };
-        rows.push(vec![
+
+    fn cells(&self) -> Vec<Cell> {
+        let name = match self.damage {
+            Some(_) => Cell::painted(format!("{} (DAMAGED)", self.name), Some(Colour::Red)),
+            None => self.name.clone().into(),
+        };
+        let ago = |at| format!("{} ago", text::age(at));
+        vec![
             name,
-            t.os,
-            t.arch,
-            t.cpus.to_string(),
-            t.memory_mib.to_string(),
-            t.size_bytes.map(text::bytes).unwrap_or_default(),
-            short_digest(&t.digest),
-            t.created_at.map(text::age).unwrap_or_default(),
-        ]);
+            self.os.clone().into(),
+            self.arch.clone().into(),
+            self.driver.clone().into(),
+            self.network.clone().unwrap_or_else(|| "-".to_owned()).into(),
+            self.cpus.to_string().into(),
+            self.memory_mib.to_string().into(),
+            self.size_bytes.map(text::bytes).unwrap_or_default().into(),
+            short_digest(&self.digest).into(),
+            self.last_used_at.map_or_else(|| "never".to_owned(), ago).into(),
+            self.created_at.map(text::age).unwrap_or_default().into(),
+        ]
     }
-    let head = ["NAME", "OS", "ARCH", "CPUS", "MIB", "SIZE", "DIGEST", "AGE"];
-    output::bytes(text::table(&head, &rows, output::width(), 0).as_bytes())
 }
 
 /// Enough to distinguish versions; the JSON output has the whole digest.

@@ -6,7 +6,13 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{
-    super::{client::ApiClient, failure::CommandFailure, output, text},
+    super::{
+        client::ApiClient,
+        failure::CommandFailure,
+        output,
+        table::{self, Cell, Column},
+        text,
+    },
     short_digest,
 };
 
@@ -28,6 +34,15 @@ pub(in crate::cli) struct Prune {
     #[arg(long)]
     partial: bool,
 }
+
+const COLUMNS: [Column; 6] = [
+    Column::new(""),
+    Column::new("DIGEST"),
+    Column::new("NAMES"),
+    Column::new("SIZE"),
+    Column::new("UNUSED"),
+    Column::new("WHY").gives_way(),
+];
 
 #[derive(Deserialize)]
 struct PruneResult {
@@ -62,16 +77,19 @@ pub(super) async fn run(args: Prune, client: &ApiClient, json: bool) -> Result<(
     }
     let pruned: PruneResult = client.view(&value)?;
     let (gone, goes) = if args.dry_run { ("would go", "would be freed") } else { ("removed", "freed") };
-    let row = |what: &str, h: &RetainedVersion| {
+    let row = |what: &str, h: &RetainedVersion| -> Vec<Cell> {
         let names = if h.names.is_empty() { "-".to_owned() } else { h.names.join(",") };
         let what = if h.kind == "partial_pull" { format!("{what} (pull)") } else { what.to_owned() };
-        vec![what, short_digest(&h.digest), names, text::bytes(h.bytes), text::age(h.last_used_at), h.why.clone()]
+        let cells =
+            [what, short_digest(&h.digest), names, text::bytes(h.bytes), text::age(h.last_used_at), h.why.clone()];
+        cells.map(Cell::from).into()
     };
     let rows: Vec<_> =
         pruned.removed.iter().map(|h| row(gone, h)).chain(pruned.kept.iter().map(|h| row("kept", h))).collect();
-    if !rows.is_empty() {
-        let head = ["", "DIGEST", "NAMES", "SIZE", "UNUSED", "WHY"];
-        output::bytes(text::table(&head, &rows, output::width(), 5).as_bytes())?;
+    if rows.is_empty() {
+        output::note("no versions: there is nothing to remove");
+    } else {
+        output::bytes(table::table(&COLUMNS, rows, output::width()).as_bytes())?;
     }
     output::note(&format!(
         "{} of {} {goes} at most (files may share blocks); {} are free",

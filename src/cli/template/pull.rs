@@ -1,24 +1,25 @@
-//! `mayfly template pull`, `pulls` and `pull-cancel`
+//! `mayfly template pull` and `pull-cancel`, and what `pulls` lists
 
-use std::{
-    io::{self, IsTerminal},
-    time::Duration,
-};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::SignedDuration;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::{
     super::{
         client::ApiClient,
         exit,
         failure::{ApiProblem, CommandFailure},
-        output,
+        interrupt,
+        listing::Listable,
+        output::{self, Colour},
+        patience::{PAUSE, Patience},
         responses::PullResponse,
+        table::{Cell, Column},
         text,
     },
     settings::{Settings, Smoke},
@@ -27,15 +28,9 @@ use crate::{domain::Code, platform::clock};
 
 /// How often the progress is requested, in seconds.
 const ASK: &str = "1";
-/// Pause after a request without an answer.
-const PAUSE: Duration = Duration::from_secs(1);
-/// How long to wait for a service that does not answer: long enough for a restart.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Without a terminal: a line is printed this often, or after this many more percent.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 const LINE_PERCENT: u64 = 10;
-/// The exit code of a program that Ctrl-C ended.
-const INTERRUPTED: u8 = 130;
 
 #[derive(Args)]
 pub(in crate::cli) struct PullArgs {
@@ -65,22 +60,11 @@ pub(super) async fn run(args: PullArgs, client: &ApiClient, json: bool) -> Resul
         }
         return Ok(exit::OK);
     }
-    let interrupted = async {
-        // If signals cannot be handled, the default end by a signal is sufficient.
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    };
-    let id = pull.id.clone();
-    let (value, pull) = tokio::select! {
-        ended = follow(client, pull, value) => ended?,
-        () = interrupted => {
-            output::note(&format!(
-                "the pull goes on; `mayfly template pulls` shows it,\n`mayfly template pull-cancel {id}` ends it"
-            ));
-            return Ok(INTERRUPTED);
-        }
-    };
+    let goes_on = format!(
+        "the pull goes on; `mayfly template pulls` shows it,\n`mayfly template pull-cancel {}` ends it",
+        pull.id
+    );
+    let (value, pull) = interrupt::or(goes_on, follow(client, pull, value)).await?;
     match pull.state.as_str() {
         "done" if json => output::json(&value)?,
         "done" => output::line(format!("{}  {}", pull.name, pull.digest.unwrap_or_default()).trim_end())?,
@@ -131,7 +115,7 @@ async fn follow(
     mut value: Value,
 ) -> Result<(Value, PullResponse), CommandFailure> {
     let mut reporter = ProgressReporter::new();
-    let mut silent_since: Option<Instant> = None;
+    let mut patience = Patience::default();
     loop {
         reporter.report(&pull);
         if pull.is_ended() {
@@ -141,7 +125,7 @@ async fn follow(
         let asked = clock::monotonic();
         match client.get(&["pulls", &pull.id], &[("timeout_seconds", ASK), ("wait_generation", &generation)]).await {
             Ok(answer) => {
-                silent_since = None;
+                patience.answered();
                 let before = pull.generation;
                 (pull, value) = (client.view(&answer)?, answer);
                 // A proxy that does not support long polls must not cause requests without a pause.
@@ -150,13 +134,7 @@ async fn follow(
                 }
             }
             // The pull continues when the service is back.
-            Err(failure) if failure.passes() => {
-                if clock::elapsed(*silent_since.get_or_insert_with(clock::monotonic)) > PATIENCE {
-                    return Err(failure);
-                }
-                tokio::time::sleep(PAUSE).await;
-            }
-            Err(failure) => return Err(failure),
+            Err(failure) => patience.wait(failure).await?,
         }
     }
 }
@@ -164,21 +142,33 @@ async fn follow(
 /// Shows the progress of a pull on standard error: a bar on a terminal, otherwise a line from time to time.
 struct ProgressReporter {
     bar: Option<ProgressBar>,
+    /// Whether the bar shows a part of a known size.
+    sized: bool,
     said: Option<(Instant, u64)>,
     state: String,
     failures: u32,
 }
 
+fn style(sized: bool) -> ProgressStyle {
+    let template = match sized {
+        true => output::bar_template(
+            "{spinner:.cyan} [{bar:24}] {percent:>3} %  {msg}",
+            "{spinner} [{bar:24}] {percent:>3} %  {msg}",
+        ),
+        false => output::bar_template("{spinner:.cyan} {msg}", "{spinner} {msg}"),
+    };
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
+}
+
 impl ProgressReporter {
     fn new() -> Self {
-        let bar = io::stderr().is_terminal().then(|| {
+        let bar = output::notes_are_seen().then(|| {
             let bar = ProgressBar::new(0);
-            let style = ProgressStyle::with_template("{spinner:.cyan} [{bar:24}] {percent:>3} %  {msg}");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+            bar.set_style(style(false));
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         });
-        Self { bar, said: None, state: String::new(), failures: 0 }
+        Self { bar, sized: false, said: None, state: String::new(), failures: 0 }
     }
 
     fn report(&mut self, pull: &PullResponse) {
@@ -205,8 +195,18 @@ impl ProgressReporter {
             let eta = SignedDuration::from_secs(i64::try_from(eta).unwrap_or(i64::MAX));
             words.push(format!("{} left", text::duration(eta)));
         }
-        let words = if pull.state == "testing" { "testing".to_owned() } else { words.join("  ") };
+        let words = match (&pull.retry_at, pull.state.as_str()) {
+            (_, "testing") => "testing".to_owned(),
+            (Some(at), "pulling") if *at > clock::now() => format!("waits until {}", text::time(*at)),
+            _ if progress.bytes_total == 0 => "asks the registry what there is".to_owned(),
+            _ => words.join("  "),
+        };
         if let Some(bar) = &self.bar {
+            // Without a size there is nothing to draw, and a bar of nothing is full.
+            if self.sized != (progress.bytes_total > 0) {
+                self.sized = progress.bytes_total > 0;
+                bar.set_style(style(self.sized));
+            }
             bar.set_length(progress.bytes_total);
             bar.set_position(progress.bytes_done);
             bar.set_message(words);
@@ -232,30 +232,45 @@ impl ProgressReporter {
     }
 }
 
-pub(super) async fn list(client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
-    let items = client.list(&["pulls"], &[]).await?;
-    if json {
-        return output::json(&json!({ "items": items }));
+impl Listable for PullResponse {
+    const COLUMNS: &'static [Column] = &[
+        Column::new("ID"),
+        Column::new("NAME").gives_way(),
+        Column::new("IMAGE").wide(),
+        Column::new("DIGEST").wide(),
+        Column::new("STATE"),
+        Column::new("DONE"),
+        Column::new("AGE"),
+        Column::new("ERROR"),
+    ];
+
+    fn name(&self) -> String {
+        self.name.clone()
     }
-    if items.is_empty() {
-        output::note("no pulls; `mayfly template pull` begins one");
-        return Ok(());
+
+    fn id(&self) -> String {
+        self.id.clone()
     }
-    let mut rows = Vec::new();
-    for item in &items {
-        let pull: PullResponse = client.view(item)?;
-        let percent = pull.progress.percent().filter(|_| !pull.is_ended()).map(|p| format!("{p} %"));
-        rows.push(vec![
-            pull.id,
-            pull.name,
-            pull.state,
-            percent.unwrap_or_default(),
-            text::age(pull.created_at),
-            pull.error.map(|error| error.code).unwrap_or_default(),
-        ]);
+
+    fn cells(&self) -> Vec<Cell> {
+        let percent = self.progress.percent().filter(|_| !self.is_ended()).map(|p| format!("{p} %"));
+        let colour = match self.state.as_str() {
+            "done" => Some(Colour::Green),
+            "failed" => Some(Colour::Red),
+            "cancelled" => Some(Colour::Dim),
+            _ => None,
+        };
+        vec![
+            self.id.clone().into(),
+            self.name.clone().into(),
+            self.image.clone().into(),
+            self.digest.clone().unwrap_or_else(|| "-".to_owned()).into(),
+            Cell::painted(self.state.clone(), colour),
+            percent.unwrap_or_default().into(),
+            text::age(self.created_at).into(),
+            self.error.as_ref().map(|error| error.code.clone()).unwrap_or_default().into(),
+        ]
     }
-    let head = ["ID", "NAME", "STATE", "DONE", "AGE", "ERROR"];
-    output::bytes(text::table(&head, &rows, output::width(), 1).as_bytes())
 }
 
 pub(super) async fn cancel(id: &str, discard: bool, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {

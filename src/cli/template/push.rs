@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::json;
 
-use super::super::{client::ApiClient, failure::CommandFailure, output, text};
+use super::super::{client::ApiClient, failure::CommandFailure, long_request, output, text};
 
 #[derive(Args)]
 pub(in crate::cli) struct Push {
@@ -21,8 +21,10 @@ pub(super) async fn run(args: Push, client: &ApiClient, json: bool) -> Result<()
     if let Some(chunk_size) = args.chunk_size {
         body["chunk_size_mb"] = chunk_size.into();
     }
-    output::note(&format!("pushing {} to {}; this takes as long as the network needs", args.name, args.image));
-    let value = client.post_patiently(&["templates", &args.name, "push"], &body).await?;
+    let what = format!("pushing {} to {}; this takes as long as the network needs", args.name, args.image);
+    let left = "the push has stopped; the same command continues it, without what the registry has by now";
+    let path = ["templates", &args.name, "push"];
+    let value = long_request::answer(&what, left, client.post_patiently(&path, &body)).await?;
     if json {
         return output::json(&value);
     }

@@ -10,15 +10,17 @@ use super::super::{
     client::ApiClient,
     exit,
     failure::CommandFailure,
-    output,
+    long_request, output,
     responses::{FileFaultView, TemplateResponse},
     text,
 };
 
 #[derive(Args)]
+#[group(skip)]
+#[command(group(clap::ArgGroup::new("which").args(["names", "all"]).required(true).multiple(true)))]
 pub(in crate::cli) struct Verify {
     /// Names or digests
-    #[arg(value_name = "NAME", required_unless_present = "all")]
+    #[arg(value_name = "NAME")]
     names: Vec<String>,
     /// Every template, and the previous versions that are on this host
     #[arg(long, conflicts_with = "names")]
@@ -38,10 +40,10 @@ pub(super) async fn run(args: Verify, client: &ApiClient, json: bool) -> Result<
     let wanted = if args.all { everything(client).await? } else { args.names };
     let (mut items, mut damaged) = (Vec::new(), false);
     for name in &wanted {
-        if !json {
-            output::note(&format!("verifying {name}; this takes as long as the disk needs"));
-        }
-        let value = client.post_patiently(&["templates", name, "verify"], &json!({})).await?;
+        let (path, body) = (["templates", name, "verify"], json!({}));
+        let what = format!("verifying {name}; this takes as long as the disk needs");
+        let left = "verification has stopped; it changes no file, so it can be repeated";
+        let value = long_request::answer(&what, left, client.post_patiently(&path, &body)).await?;
         let found: VerifyResult = client.view(&value)?;
         damaged |= !found.sound;
         if json {

@@ -11,8 +11,8 @@ use serde_json::{Map, Value, json};
 
 use super::{
     super::{
-        client::ApiClient, exit, failure::CommandFailure, follow, interrupt::Interrupts, output, responses::VmResponse,
-        text,
+        client::ApiClient, exit, failure::CommandFailure, follow, interrupt, output, responses::VmResponse,
+        stages::Stages, text,
     },
     pair, parse_scope,
 };
@@ -90,7 +90,7 @@ pub(in crate::cli) struct CreateArgs {
     /// A repeated request with the same key returns the same vm
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
-    /// Wait until the vm is deleted; prints nothing but its id
+    /// Wait until the vm is deleted; prints its id, and on standard error what it waits for
     #[arg(long)]
     wait: bool,
     /// Show the vm's timeline until it is deleted; `mayfly run` shows the job's output
@@ -204,17 +204,19 @@ pub(super) async fn run(args: CreateArgs, client: &ApiClient, json: bool) -> Res
             if !json {
                 output::line(&vm.id)?;
             }
-            follow::watch(client, &vm.id, None, None, |_| Ok(()), VmResponse::is_deleted).await
+            let mut stages = Stages::new(json);
+            let say = |vm: &VmResponse| {
+                stages.tell(vm);
+                Ok(())
+            };
+            follow::watch(client, &vm.id, None, None, say, VmResponse::is_deleted).await
         }
     };
-    let mut interrupts = Interrupts::listen()?;
-    let (value, ended) = tokio::select! {
-        ended = to_its_end => ended?,
-        code = interrupts.next() => {
-            output::note(&format!("{0} goes on: `mayfly vm logs -f {0}` shows its job, `mayfly vm delete {0}` ends it", vm.name));
-            return Ok(code);
-        }
-    };
+    let goes_on = format!(
+        "{0} goes on: `mayfly vm logs -f {0}` shows its job, `mayfly vm delete {0}` ends it",
+        text::plain(&vm.name)
+    );
+    let (value, ended) = interrupt::or(goes_on, to_its_end).await?;
     if json {
         output::json(&value)?;
     }

@@ -4,7 +4,10 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{
-    super::{client::ApiClient, exit, failure::CommandFailure, follow, output, report, responses::VmResponse},
+    super::{
+        client::ApiClient, exit, failure::CommandFailure, follow, interrupt, output, report, responses::VmResponse,
+        stages::Stages, text,
+    },
     resolve,
 };
 
@@ -31,15 +34,15 @@ pub(super) async fn run(args: Delete, client: &ApiClient, json: bool) -> Result<
         }
     }
     if args.wait {
-        for value in &mut ended {
-            let vm: VmResponse = client.view(value)?;
-            *value = wait(&vm, client).await?;
-        }
+        let goes_on = "the service ends them without this command; `mayfly vm list` shows how far it is";
+        interrupt::or(goes_on, wait(&mut ended, args.force, json, client)).await?;
     }
     if !json {
         for value in &ended {
             let vm: VmResponse = client.view(value)?;
-            output::line(&format!("{}  {}", vm.name, vm.state))?;
+            let ending =
+                vm.ending().filter(|_| vm.is_deleted()).map(|ending| format!("  {ending}")).unwrap_or_default();
+            output::line(&text::plain(&format!("{}  {}{ending}", vm.name, vm.state)))?;
         }
     } else if let (1, [value]) = (args.vms.len(), ended.as_slice()) {
         output::json(value)?;
@@ -58,14 +61,20 @@ async fn end(vm: &str, force: bool, client: &ApiClient) -> Result<Value, Command
     client.delete(&["vms", &id], query).await
 }
 
-/// Says what is waited for. The request is with the service, so that ending this command changes nothing.
-async fn wait(vm: &VmResponse, client: &ApiClient) -> Result<Value, CommandFailure> {
-    let mut told = false;
-    let seen = |vm: &VmResponse| {
-        if vm.state == "draining" && !std::mem::replace(&mut told, true) {
-            output::note(&format!("{}: waits until its runner has finished; --force does not wait", vm.name));
-        }
-        Ok(())
-    };
-    Ok(follow::watch(client, &vm.id, None, None, seen, VmResponse::is_deleted).await?.0)
+/// Says what is waited for. The requests are with the service, so that ending this command changes nothing.
+async fn wait(ended: &mut [Value], force: bool, json: bool, client: &ApiClient) -> Result<(), CommandFailure> {
+    let mut advised = force || json;
+    for value in ended {
+        let vm: VmResponse = client.view(value)?;
+        let mut stages = Stages::new(json);
+        let seen = |vm: &VmResponse| {
+            stages.tell(vm);
+            if vm.state == "draining" && !std::mem::replace(&mut advised, true) {
+                output::note("--force does not wait for it");
+            }
+            Ok(())
+        };
+        *value = follow::watch(client, &vm.id, None, None, seen, VmResponse::is_deleted).await?.0;
+    }
+    Ok(())
 }

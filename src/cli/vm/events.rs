@@ -4,8 +4,8 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{
-    super::{client::ApiClient, exit, failure::CommandFailure, follow, output, responses::VmResponse, text},
-    PAGE, resolve, shorten,
+    super::{client::ApiClient, exit, failure::CommandFailure, follow, interrupt, output, responses::VmResponse, text},
+    PAGE, resolve,
 };
 
 #[derive(Args)]
@@ -19,24 +19,28 @@ pub(in crate::cli) struct EventsArgs {
 
 pub(super) async fn run(args: EventsArgs, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     let id = resolve(&args.vm, client).await?;
-    let mut last = 0;
     if json && !args.follow {
-        let items = events_after(client, &id, &mut last).await?;
+        let items = events_after(client, &id, &mut 0).await?;
         output::json(&json!({ "items": items }))?;
         return Ok(exit::OK);
     }
-    let mut generation = None;
+    let goes_on = if args.follow { format!("the vm goes on; `mayfly vm show {id}` shows it") } else { String::new() };
+    interrupt::or(goes_on, print(&id, args.follow, client, json)).await
+}
+
+async fn print(id: &str, follow: bool, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
+    let (mut last, mut generation) = (0, None);
     loop {
         // Read before its events, so that the last event of a deleted vm is not missed.
-        let deleted = if args.follow {
+        let deleted = if follow {
             let changed = |vm: &VmResponse| Some(vm.generation) != generation || vm.is_deleted();
-            let (_, vm) = follow::watch(client, &id, None, generation, |_| Ok(()), changed).await?;
+            let (_, vm) = follow::watch(client, id, None, generation, |_| Ok(()), changed).await?;
             generation = Some(vm.generation);
             vm.is_deleted()
         } else {
             true
         };
-        for event in events_after(client, &id, &mut last).await? {
+        for event in events_after(client, id, &mut last).await? {
             if json { output::json_line(&event)? } else { output::line(&event_line(&event))? }
         }
         if deleted {
@@ -119,7 +123,7 @@ fn of_github(event: &Value) -> Option<String> {
 fn cut(line: &str) -> String {
     let line = text::plain(line).replace('\n', " ");
     match output::width() {
-        Some(width) => shorten(&line, width),
+        Some(width) => text::shorten(&line, width),
         None => line,
     }
 }

@@ -1,18 +1,22 @@
 //! `mayfly vm list`
 
-use clap::{Args, ValueEnum};
-use serde_json::json;
+use clap::Args;
+use jiff::Timestamp;
 
 use super::{
     super::{
         client::ApiClient,
         exit,
         failure::CommandFailure,
-        output,
+        listing::{self, ListFormat, Listable},
+        output::Colour,
         responses::{ProgressResponse, VmResponse},
+        table::{Cell, Column},
         text,
     },
-    PAGE, pair, shorten, states,
+    PAGE, live, pair,
+    query::{VmQuery, list},
+    states,
 };
 use crate::domain::{OutcomeResult, State};
 
@@ -27,12 +31,15 @@ pub(in crate::cli) struct VmList {
     /// Only vms of this template: its name or its digest
     #[arg(long, short, value_name = "NAME")]
     template: Option<String>,
-    /// Only vms that ended like this, including deleted vms
+    /// Only vms that ended like this, including deleted vms; completed includes those whose job failed
     #[arg(long, value_name = "RESULT", value_parser = outcomes())]
     outcome: Option<String>,
     /// Only vms that were made for this pool
     #[arg(long, value_name = "NAME")]
     pool: Option<String>,
+    /// Only vms that were created since: a time such as 2027-01-31T12:00:00Z, or how long ago, such as 2h or 3d
+    #[arg(long, value_name = "TIME", value_parser = text::parse_since)]
+    since: Option<Timestamp>,
     /// Only vms whose runner was given this job, including deleted vms; the number is in the address of the job's
     /// page at GitHub
     #[arg(long, value_name = "ID")]
@@ -40,20 +47,11 @@ pub(in crate::cli) struct VmList {
     /// Also deleted vms whose records are still kept
     #[arg(long, short, conflicts_with = "states")]
     all: bool,
-    /// Print ids only; the same as -o id
-    #[arg(long, short, conflicts_with = "output")]
-    quiet: bool,
-    /// What is printed of each vm: more columns, its name or its id
-    #[arg(long, short, value_enum, value_name = "FORMAT")]
-    output: Option<ListOutput>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum ListOutput {
-    /// Also id, pool, driver, network, and the token that it was created with
-    Wide,
-    Name,
-    Id,
+    #[command(flatten)]
+    format: ListFormat,
+    /// Go on, and show what changes: on a terminal the whole list again, otherwise one line for each vm that has changed
+    #[arg(long, short)]
+    watch: bool,
 }
 
 fn outcomes() -> clap::builder::PossibleValuesParser {
@@ -61,78 +59,80 @@ fn outcomes() -> clap::builder::PossibleValuesParser {
 }
 
 pub(in crate::cli) async fn run(args: VmList, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
-    let labels: Vec<String> = args.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    let states: Vec<&str> = match args.all {
-        true => State::ALL.iter().map(|state| state.as_str()).collect(),
-        false => args.states.iter().map(String::as_str).collect(),
-    };
-    let mut query: Vec<(&str, &str)> = states.into_iter().map(|state| ("state", state)).collect();
-    query.extend(labels.iter().map(|label| ("label", label.as_str())));
-    let job = args.job.map(|job| job.to_string());
-    query.extend(args.template.as_deref().map(|template| ("template", template)));
-    query.extend(args.outcome.as_deref().map(|outcome| ("outcome", outcome)));
-    query.extend(args.pool.as_deref().map(|pool| ("pool", pool)));
-    query.extend(job.as_deref().map(|job| ("job_id", job)));
-    query.push(("limit", PAGE));
-    let items = client.list(&["vms"], &query).await?;
-    if json {
-        output::json(&json!({ "items": items }))?;
-        return Ok(exit::OK);
+    let query = args.query();
+    let empty = if args.all { "no vms" } else { "no vms; --all shows deleted vms too" };
+    if args.watch {
+        return live::watch(client, &query, args.format, json, empty).await;
     }
-    let vms: Vec<VmResponse> = items.iter().map(|vm| client.view(vm)).collect::<Result<_, _>>()?;
-    let output = if args.quiet { Some(ListOutput::Id) } else { args.output };
-    if let Some(ListOutput::Id | ListOutput::Name) = output {
-        for vm in &vms {
-            output::line(if output == Some(ListOutput::Id) { &vm.id } else { &vm.name })?;
-        }
-        return Ok(exit::OK);
-    }
-    if vms.is_empty() {
-        let others = if args.all { "" } else { "; --all shows deleted vms too" };
-        output::note(&format!("no vms{others}"));
-        return Ok(exit::OK);
-    }
-    if output == Some(ListOutput::Wide) {
-        // As wide as it is: a terminal folds the lines.
-        let rows: Vec<Vec<String>> = vms.iter().map(wide).collect();
-        output::bytes(text::table(&WIDE, &rows, None, 0).as_bytes())?;
-        return Ok(exit::OK);
-    }
-    let mut rows: Vec<Vec<String>> = vms
-        .iter()
-        .map(|vm| vec![vm.name.clone(), vm.state.clone(), text::age(vm.created_at), vm.template.clone(), remark(vm)])
-        .collect();
-    let head = ["NAME", "STATE", "AGE", "TEMPLATE", "REMARK"];
-    let fits = |table: &str, width: usize| table.lines().all(|l| l.chars().count() <= width);
-    let mut table = text::table(&head, &rows, None, 0);
-    if let Some(width) = output::width().filter(|width| !fits(&table, *width)) {
-        for row in &mut rows {
-            row[3] = shorten(&row[3], 16);
-            row[4] = shorten(&row[4], 23);
-        }
-        table = text::table(&head, &rows, Some(width), 0);
-    }
-    output::bytes(table.as_bytes())?;
+    let items = list(client, &query).await?;
+    listing::print::<VmResponse>(client, &items, args.format, json, empty)?;
     Ok(exit::OK)
 }
 
-const WIDE: [&str; 10] =
-    ["NAME", "ID", "STATE", "AGE", "TEMPLATE", "POOL", "DRIVER", "NETWORK", "CREATED BY", "REMARK"];
+impl VmList {
+    fn query(&self) -> VmQuery {
+        let states: Vec<String> = match self.all {
+            true => State::ALL.iter().map(|state| state.as_str().to_owned()).collect(),
+            false => self.states.clone(),
+        };
+        let mut query: VmQuery = states.into_iter().map(|state| ("state", state)).collect();
+        query.extend(self.labels.iter().map(|(key, value)| ("label", format!("{key}={value}"))));
+        query.extend(self.template.iter().map(|template| ("template", template.clone())));
+        query.extend(self.outcome.iter().map(|outcome| ("outcome", outcome.clone())));
+        query.extend(self.pool.iter().map(|pool| ("pool", pool.clone())));
+        query.extend(self.since.iter().map(|since| ("created_since", since.to_string())));
+        query.extend(self.job.iter().map(|job| ("job_id", job.to_string())));
+        query.push(("limit", PAGE.to_owned()));
+        query
+    }
+}
 
-fn wide(vm: &VmResponse) -> Vec<String> {
-    let or_dash = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
-    vec![
-        vm.name.clone(),
-        vm.id.clone(),
-        vm.state.clone(),
-        text::age(vm.created_at),
-        vm.template.clone(),
-        or_dash(&vm.pool),
-        or_dash(&vm.driver),
-        or_dash(&vm.network),
-        or_dash(&vm.created_by),
-        remark(vm),
-    ]
+impl Listable for VmResponse {
+    const COLUMNS: &'static [Column] = &[
+        Column::new("NAME").gives_way(),
+        Column::new("ID").wide(),
+        Column::new("STATE"),
+        Column::new("AGE"),
+        Column::new("TEMPLATE").at_most(16),
+        Column::new("POOL").wide(),
+        Column::new("DRIVER").wide(),
+        Column::new("NETWORK").wide(),
+        Column::new("CREATED BY").wide(),
+        Column::new("REMARK").at_most(23),
+    ];
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn id(&self) -> String {
+        self.id.clone()
+    }
+
+    fn cells(&self) -> Vec<Cell> {
+        let or_dash = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+        vec![
+            self.name.clone().into(),
+            self.id.clone().into(),
+            Cell::painted(self.state.clone(), state_colour(&self.state)),
+            text::age(self.created_at).into(),
+            self.template.clone().into(),
+            or_dash(&self.pool).into(),
+            or_dash(&self.driver).into(),
+            or_dash(&self.network).into(),
+            or_dash(&self.created_by).into(),
+            Cell::painted(remark(self), self.ending_colour()),
+        ]
+    }
+}
+
+fn state_colour(state: &str) -> Option<Colour> {
+    match state {
+        "queued" => Some(Colour::Yellow),
+        "running" => Some(Colour::Green),
+        "deleted" => Some(Colour::Dim),
+        _ => None,
+    }
 }
 
 /// The most important fact about a vm, for a list.
@@ -145,17 +145,12 @@ fn remark(vm: &VmResponse) -> String {
             None => queue.reason.clone(),
         };
     }
-    let Some(outcome) = &vm.outcome else {
+    vm.ending().unwrap_or_else(|| {
         let runner = vm.runner.as_ref().map(|r| r.status.as_str()).filter(|status| *status != "none");
-        return match (runner, vm.attempt) {
+        match (runner, vm.attempt) {
             (Some(status), _) => format!("runner {status}"),
             (None, attempt) if attempt > 1 => format!("attempt {attempt}"),
             (None, _) => String::new(),
-        };
-    };
-    match (&outcome.code, vm.job_exit_code()) {
-        (Some(code), _) => code.clone(),
-        (None, Some(code)) => format!("{}, exit code {code}", outcome.result),
-        (None, None) => outcome.result.clone(),
-    }
+        }
+    })
 }

@@ -1,10 +1,11 @@
 //! `mayfly vm logs`
 
 use clap::{Args, ValueEnum};
+use jiff::Timestamp;
 use serde_json::json;
 
 use super::{
-    super::{client::ApiClient, exit, failure::CommandFailure, log_stream::LogStream, output, text},
+    super::{client::ApiClient, exit, failure::CommandFailure, interrupt, log_stream::LogStream, output, text},
     resolve,
 };
 
@@ -44,6 +45,10 @@ pub(in crate::cli) struct LogsArgs {
     /// Begin with the last lines
     #[arg(long, value_name = "LINES")]
     tail: Option<usize>,
+    /// Begin with what was written since: a time such as 2027-01-31T12:00:00Z, or how long ago, such as 10m or 2h; not for
+    /// the console, which has no times
+    #[arg(long, value_name = "TIME", value_parser = text::parse_since)]
+    since: Option<Timestamp>,
     /// On a terminal: print the guest's output unchanged, including escape sequences
     #[arg(long)]
     raw: bool,
@@ -52,7 +57,7 @@ pub(in crate::cli) struct LogsArgs {
 pub(super) async fn run(args: LogsArgs, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     let id = resolve(&args.vm, client).await?;
     let source = args.source.as_str();
-    let mut log = LogStream::new(client, &id, source);
+    let mut log = LogStream::new(client, &id, source, args.since);
     let mut whole = Vec::new();
     log.read(&mut |chunk: &[u8]| {
         whole.extend_from_slice(chunk);
@@ -76,7 +81,10 @@ pub(super) async fn run(args: LogsArgs, client: &ApiClient, json: bool) -> Resul
         print(shown)?;
     }
     if args.follow {
-        log.follow(&mut print).await?;
+        let goes_on = format!("the vm goes on; `mayfly vm delete {id}` ends it");
+        interrupt::or(goes_on, log.follow(&mut print)).await?;
+    } else if whole.is_empty() && args.since.is_some() {
+        output::note(&format!("nothing was written to the log {source} since then"));
     } else if whole.is_empty() {
         output::note(&format!("the log {source} is empty; --source shows another one: job, console, boot, hypervisor"));
     }

@@ -9,7 +9,9 @@ mod create;
 mod delete;
 mod events;
 mod list;
+mod live;
 mod logs;
+mod query;
 mod show;
 mod wait;
 
@@ -116,11 +118,4 @@ async fn resolve(vm: &str, client: &ApiClient) -> Result<String, CommandFailure>
     Err(CommandFailure::Other(format!(
         "no vm has the name {vm:?} or an id that begins with it; `mayfly vm list --all` shows what there is"
     )))
-}
-
-pub(super) fn shorten(text: &str, to: usize) -> String {
-    if text.chars().count() <= to {
-        return text.to_owned();
-    }
-    text.chars().take(to - 1).chain(['…']).collect()
 }

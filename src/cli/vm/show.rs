@@ -43,6 +43,10 @@ pub(super) async fn run(vm: &str, client: &ApiClient, json: bool) -> Result<u8, 
     }
     if let Some(runner) = &vm.runner {
         pairs.push(("runner", format!("{}, {}", runner.kind, runner.status)));
+        if runner.separate_users == Some(false) {
+            pairs
+                .push(("", "the job has the user of its wrapper, so it could report a result in its place".to_owned()));
+        }
         if let Some(github) = &runner.github {
             registration(github, &mut pairs);
         }
@@ -59,7 +63,7 @@ pub(super) async fn run(vm: &str, client: &ApiClient, json: bool) -> Result<u8, 
         pairs.push(("", format!("{}, run {} attempt {}, job {}", job.repository, job.run_id, job.run_attempt, job.id)));
         pairs.extend(job.url.clone().map(|url| ("", url)));
     }
-    if let Some(ssh) = &vm.ssh {
+    if let Some(ssh) = vm.ssh.as_ref().filter(|_| !vm.is_deleted()) {
         pairs.push(("ssh", ssh.text()));
     }
     if !vm.labels.is_empty() {
@@ -86,12 +90,11 @@ pub(super) async fn run(vm: &str, client: &ApiClient, json: bool) -> Result<u8, 
     }
     if let Some(code) = vm.job_exit_code() {
         let differ = vm.job.as_ref().is_some_and(|job| job.results_differ);
+        let by = vm.job.as_ref().and_then(|job| job.reported_by.as_deref()).map(reporter).unwrap_or_default();
         let note = if differ { " (the guest reported different ones; this is the last)" } else { "" };
-        pairs.push(("job", format!("exit code {code}{note}")));
+        pairs.push(("job", format!("exit code {code}{by}{note}")));
     }
-    if let Some(outcome) = &vm.outcome {
-        pairs.push(("outcome", outcome.text()));
-    }
+    pairs.extend(vm.whole_ending().map(|ending| ("outcome", ending)));
     if let Some(fault) = &vm.last_fault {
         pairs.push(("last fault", format!("{}: {}", fault.code, fault.detail)));
         if let Some(at) = fault.at {
@@ -109,6 +112,14 @@ pub(super) async fn run(vm: &str, client: &ApiClient, json: bool) -> Result<u8, 
         output::line(format!("{}  {:<11}  {took}", text::time(entry.at), entry.state).trim_end())?;
     }
     Ok(exit::OK)
+}
+
+/// Who said how the job ended.
+fn reporter(by: &str) -> String {
+    match by {
+        "job" => ", reported by the job itself".to_owned(),
+        other => format!(", reported by the {other}"),
+    }
 }
 
 fn registration(github: &GitHubRunnerResponse, pairs: &mut Vec<(&str, String)>) {

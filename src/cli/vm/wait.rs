@@ -5,7 +5,10 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{
-    super::{client::ApiClient, exit, failure::CommandFailure, follow, output, responses::VmResponse, text},
+    super::{
+        client::ApiClient, exit, failure::CommandFailure, follow, interrupt, output, responses::VmResponse,
+        stages::Stages, text,
+    },
     resolve, states,
 };
 
@@ -25,11 +28,20 @@ pub(super) async fn run(args: Wait, client: &ApiClient, json: bool) -> Result<u8
     let id = resolve(&args.vm, client).await?;
     let timeout = args.timeout.map(|s| Duration::from_secs(s.into()));
     let over = |vm: &VmResponse| vm.is_deleted() || vm.has_been(&args.state);
-    let (value, vm) = follow::watch(client, &id, timeout, None, |_| Ok(()), over).await?;
+    let mut stages = Stages::new(json);
+    let say = |vm: &VmResponse| {
+        if !over(vm) {
+            stages.tell(vm);
+        }
+        Ok(())
+    };
+    let goes_on = format!("the vm goes on; `mayfly vm show {id}` shows it");
+    let (value, vm) = interrupt::or(goes_on, follow::watch(client, &id, timeout, None, say, over)).await?;
     if json {
         output::json(&value)?;
     } else {
-        output::line(&format!("{}  {}", vm.name, vm.state))?;
+        let ending = vm.ending().map(|ending| format!("  {ending}")).unwrap_or_default();
+        output::line(&text::plain(&format!("{}  {}{ending}", vm.name, vm.state)))?;
     }
     Ok(if vm.has_been(&args.state) { exit::OK } else { exit::VM_NOT_COMPLETED })
 }

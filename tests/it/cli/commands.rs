@@ -509,3 +509,18 @@ async fn the_host_is_shown() {
     assert!(ran.out.contains("instances listed 2m05s ago"), "{}", ran.out);
     assert_eq!(mayfly.run(&["host", "--json"]).await.ends(0).json()["queued"], 3);
 }
+
+/// Whatever is configured: none of its drivers runs macOS guests.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_linux_host_has_no_slots_for_macos() {
+    let serve = crate::support::Serve::start(&[]).await;
+    let host = serve.get("/host").await;
+    assert_eq!(host["slots"]["macos"], json!({ "total": 0, "ours": 0, "foreign": 0, "free": 0 }));
+    assert!(host["slots"]["linux"]["total"].as_u64().unwrap() > 0, "{host:#}");
+    let metrics = serve.get("/metrics").await;
+    assert!(metrics.as_str().unwrap().contains("mayfly_slots{os=\"macos\"} 0\n"), "{metrics}");
+    let mayfly = Mayfly::new();
+    let out = mayfly.run(&["host", "--data-dir", serve.dir.to_str().unwrap()]).await.ends(0).out;
+    assert!(out.contains("Linux guests") && !out.contains("macOS"), "{out}");
+}

@@ -210,6 +210,60 @@ async fn an_interrupted_run_ends_its_vm() {
 }
 
 #[tokio::test]
+async fn whoever_interrupts_a_wait_learns_what_goes_on() {
+    // It is draining, and stays so.
+    let records = life(completed(0));
+    for (args, goes_on) in [
+        (&["vm", "wait", ID][..], "the vm goes on"),
+        (&["vm", "delete", ID, "--wait"], "the service ends them without this command"),
+        (&["vm", "events", ID, "--follow"], "the vm goes on"),
+        (&["vm", "logs", ID, "--follow"], "the vm goes on"),
+        (&["vm", "create", "-t", "micro", "--none", "--wait"], "build-7 goes on"),
+    ] {
+        let double = Double::start().await;
+        double.lives(records[5..6].to_vec()).on("POST /vms", 201, records[5].clone());
+        double.on(&format!("DELETE /vms/{ID}"), 202, records[5].clone());
+        double.on(&format!("GET /vms/{ID}/events"), 200, json!({ "items": [] }));
+        double.on_bytes(&format!("GET /vms/{ID}/logs"), 200, "text/plain", b"");
+        let mayfly = Mayfly::of(&double);
+        let mut command = mayfly.command(args);
+        let child = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+        let pid = rustix::process::Pid::from_raw(child.id().unwrap().cast_signed()).unwrap();
+        // By the time it waits for a change, it listens for the signal.
+        super::within(|| {
+            double
+                .asked()
+                .iter()
+                .any(|asked| asked.query.contains("wait_generation") || asked.query.contains("follow=true"))
+        })
+        .await;
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        let ended = child.wait_with_output().await.unwrap();
+        let err = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(130), "{args:?}: {err}");
+        assert!(err.lines().last().unwrap().starts_with(goes_on), "{args:?}: {err}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_waits_learns_what_for() {
+    let double = Double::start().await;
+    double.lives(life(completed(7)));
+    double.on(&format!("DELETE /vms/{ID}"), 202, life(completed(7))[4].clone());
+    let ran = Mayfly::of(&double).run(&["vm", "wait", ID]).await.ends(0);
+    assert_eq!(ran.out, "build-7  deleted  failed, exit code 7\n");
+    let told: Vec<&str> = ran.err.lines().collect();
+    assert_eq!(told[0], "build-7: queued: waits for a slot, position 2", "{}", ran.err);
+    assert!(told.contains(&"build-7: running"), "{}", ran.err);
+    assert!(told.contains(&"build-7: draining: waits until its runner has finished"), "{}", ran.err);
+    let ran = Mayfly::of(&double).run(&["vm", "wait", ID, "--json"]).await.ends(0);
+    assert_eq!(ran.err, "");
+    double.lives(life(completed(7))[6..].to_vec());
+    let ran = Mayfly::of(&double).run(&["vm", "delete", ID, "--wait"]).await.ends(0);
+    assert_eq!(ran.out, "build-7  deleted  failed, exit code 7\n");
+}
+
+#[tokio::test]
 async fn a_followed_log_goes_on_where_it_broke_off() {
     let double = Double::start().await;
     double.lives(life(completed(0))[6..].to_vec());

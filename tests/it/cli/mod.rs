@@ -7,10 +7,12 @@ mod docs;
 mod double;
 mod endpoint;
 mod follow;
+mod listings;
 mod local_admin;
 mod pools;
 mod pull;
 mod relay;
+mod usage;
 mod versions;
 
 use std::{
