@@ -46,10 +46,10 @@ impl Sent<'_> {
     }
 
     async fn to(self, api: &Api) -> (StatusCode, Value) {
-        self.to_source(api, "github").await
+        self.sent_to(api, "github").await
     }
 
-    async fn to_source(self, api: &Api, source: &str) -> (StatusCode, Value) {
+    async fn sent_to(self, api: &Api, source: &str) -> (StatusCode, Value) {
         let url = format!("{}/webhooks/{source}", api.url);
         let mut request = Client::builder().no_proxy().build().unwrap().post(url);
         request = request.header("X-GitHub-Event", self.event).header("X-GitHub-Delivery", self.guid);
@@ -83,18 +83,18 @@ async fn each_source_has_its_own_secret_and_its_own_deliveries() {
     let body = queued();
     let signed = |secret| Sent { signature: Some(signature(secret, &body)), ..Sent::signed(&body) };
     for (source, secret) in [("github", OTHER), ("other", SECRETS[1])] {
-        let (status, problem) = signed(secret).to_source(&api, source).await;
+        let (status, problem) = signed(secret).sent_to(&api, source).await;
         assert_eq!((status.as_u16(), &problem["code"]), (401, &json!("webhook.unproven")), "{source}");
     }
     for (source, secret) in [("github", SECRETS[1]), ("other", OTHER), ("other", OTHER)] {
-        assert_eq!(signed(secret).to_source(&api, source).await.0, StatusCode::ACCEPTED, "{source}");
+        assert_eq!(signed(secret).sent_to(&api, source).await.0, StatusCode::ACCEPTED, "{source}");
     }
     for (source, stored) in [("github", 1), ("other", 1), ("third", 0)] {
         let list = api.get(&format!("/webhooks/{source}/deliveries"), &api.read).await.json();
         assert_eq!(list["items"].as_array().unwrap().len(), stored, "{source}");
     }
     for unknown in ["third", "GitHub"] {
-        let (status, problem) = signed(OTHER).to_source(&api, unknown).await;
+        let (status, problem) = signed(OTHER).sent_to(&api, unknown).await;
         assert_eq!(problem["code"], json!("webhook.not_configured"), "{status} {unknown}");
     }
     let wrong = api.get("/webhooks/GitHub/deliveries", &api.read).await.problem(400, "request.invalid");
