@@ -44,3 +44,27 @@ pub enum StartError {
     #[error("cannot find this program's own path, which guests' connections are relayed with: {0}")]
     OwnPath(io::Error),
 }
+
+impl StartError {
+    /// Whether the same start may succeed later although nobody changed anything. A service manager must not repeat one that
+    /// cannot.
+    pub fn passes(&self) -> bool {
+        match self {
+            StartError::InUse { .. }
+            | StartError::DataDir { .. }
+            | StartError::Templates { .. }
+            | StartError::Listen { .. }
+            | StartError::Part { .. }
+            | StartError::AdminToken(_)
+            | StartError::OwnPath(_) => true,
+            StartError::Database(error) => error.passes(),
+            StartError::TooLong { .. }
+            | StartError::Vault(_)
+            | StartError::Tls(_)
+            | StartError::KeyLost { .. }
+            | StartError::Driver { .. }
+            | StartError::GitHub(_)
+            | StartError::Network(_) => false,
+        }
+    }
+}

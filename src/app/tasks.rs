@@ -58,7 +58,7 @@ impl App {
     /// refused without an effect is refused first, as `check` does it.
     pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<App, StartError> {
         let data = DataDir::new(config.data_dir.clone());
-        let plan = StartPlan::new(config, &data)?;
+        let plan = StartPlan::new(config, &data).await?;
         let tls = plan.tls.clone();
         let lock = store::lock(&data)?;
         // Listening comes before the database: a port in use is the most common problem, and nothing has been changed
@@ -172,9 +172,10 @@ struct StartPlan {
 }
 
 impl StartPlan {
-    fn new(config: &Config, data: &DataDir) -> Result<Self, StartError> {
+    async fn new(config: &Config, data: &DataDir) -> Result<Self, StartError> {
         listeners::check_paths(config, data)?;
         store::check_key(data)?;
+        crate::store::check_version(&data.database()).await?;
         drivers::check(config, data)?;
         let proxies = network::proxies(config)?;
         let guest_urls = drivers::guest_urls(config);
@@ -234,8 +235,8 @@ fn setup(config: &Config, data: DataDir, own_path: &Path, plan: StartPlan) -> Re
 }
 
 /// A start that ends before its first effect: it starts nothing and changes nothing in the data directory.
-pub fn check(config: &Config) -> Result<(), StartError> {
-    StartPlan::new(config, &DataDir::new(config.data_dir.clone())).map(drop)
+pub async fn check(config: &Config) -> Result<(), StartError> {
+    StartPlan::new(config, &DataDir::new(config.data_dir.clone())).await.map(drop)
 }
 
 /// Runs the service until `shutdown`.

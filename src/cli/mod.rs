@@ -52,7 +52,7 @@ pub mod exit {
     pub const OK: u8 = 0;
     /// The request was refused or failed, or another error occurred.
     pub const FAILURE: u8 = 1;
-    /// The command line or the configuration is not usable.
+    /// The command line, the configuration or the data directory is not usable.
     pub const USAGE: u8 = 2;
     /// The vm did not complete.
     pub const VM_NOT_COMPLETED: u8 = 3;
@@ -75,7 +75,7 @@ Exit codes:
   0   success; with --follow or --wait: the vm completed, and its job (if any)
       succeeded
   1   the request was refused or failed, or another error occurred
-  2   the command line or the configuration is not usable
+  2   the command line, the configuration or the data directory is not usable
   3   the vm did not complete: it was cancelled, failed or was lost
   4   the service cannot be reached
   5   there is no valid token, or it does not allow this

@@ -56,7 +56,7 @@ pub(super) fn run(args: Serve, data_dir: Option<PathBuf>) -> Result<u8, CommandF
     let config =
         Config::load(data_dir, overrides).map_err(|error| CommandFailure::Usage(format!("configuration: {error}")))?;
     if args.check {
-        app::check(&config).map_err(|error| CommandFailure::Usage(error.to_string()))?;
+        runtime()?.block_on(app::check(&config)).map_err(|error| CommandFailure::Usage(error.to_string()))?;
         output::note(&format!("the configuration is usable; data directory {}", config.data_dir.display()));
         return Ok(exit::OK);
     }
@@ -69,19 +69,25 @@ pub(super) fn run(args: Serve, data_dir: Option<PathBuf>) -> Result<u8, CommandF
     if let Err(error) = process::disable_core_dumps() {
         tracing::warn!(%error, "cannot disable core dumps, which would hold secrets");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| CommandFailure::Other(format!("cannot start: {error}")))?;
+    let runtime = runtime()?;
     let served = runtime.block_on(async {
         let shutdown = CancellationToken::new();
         watch_signals(shutdown.clone())
             .map_err(|error| CommandFailure::Other(format!("cannot watch for signals: {error}")))?;
-        app::serve(config, shutdown).await.map_err(|error| CommandFailure::Other(error.to_string()))
+        // The exit code tells service managers whether starting again can help.
+        app::serve(config, shutdown).await.map_err(|error| match error.passes() {
+            true => CommandFailure::Other(error.to_string()),
+            false => CommandFailure::Usage(error.to_string()),
+        })
     });
     // The remaining tasks must not keep the process alive.
     runtime.shutdown_background();
     served.map(|()| exit::OK)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, CommandFailure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.map_err(|error| CommandFailure::Other(format!("cannot start: {error}")))
 }
 
 /// The first signal starts an orderly shutdown; the second one ends the process at once.

@@ -36,6 +36,7 @@ pub mod repeated;
 mod reserve;
 pub mod retention;
 mod rows;
+mod schema;
 pub mod template_events;
 pub mod tokens;
 pub mod vault;
@@ -49,6 +50,7 @@ pub use ledger::{Expect, Ledger};
 use readers::Readers;
 use reserve::DatabaseReserve;
 pub use reserve::{DatabaseSection, ReserveFile};
+pub use schema::check_version;
 pub use template_events::Entry;
 pub use vault::Vault;
 pub use vm_queries::Reader;
@@ -130,6 +132,16 @@ pub enum OpenError {
     Newer { path: String, cause: String },
     #[error("cannot open {path}: {cause}")]
     Other { path: String, cause: String },
+}
+
+impl OpenError {
+    /// Whether opening it may succeed later although nobody changed anything.
+    pub fn passes(&self) -> bool {
+        match self {
+            OpenError::Locked { .. } | OpenError::Other { .. } => true,
+            OpenError::Corrupt { .. } | OpenError::Newer { .. } => false,
+        }
+    }
 }
 
 pub struct Store {

@@ -227,7 +227,7 @@ class Upgrade(unittest.TestCase):
             newer.commit()
         before = self.contents()
         ran = subprocess.run([host.program, "serve"], env=host.environment, capture_output=True, text=True, timeout=LIFE)
-        self.assertEqual(ran.returncode, 1, ran.stderr)
+        self.assertEqual(ran.returncode, 2, ran.stderr)
         for words in ["was made by a newer Mayfly", "start that version, or restore the backup from before the upgrade"]:
             self.assertIn(words, ran.stderr)
         self.assertEqual(self.contents(), before)

@@ -55,7 +55,7 @@ impl DoctorSetup {
     pub async fn read(probe: &dyn HostProbe, data_dir: PathBuf, boot_guest: bool) -> (DoctorSetup, Finding) {
         let file = data_dir.join(config::FILE);
         let text = probe.read(&file, FILE_LIMIT + 1).await;
-        let (config, finding) = judge(&data_dir, &file, text, probe.env());
+        let (config, finding) = judge(&data_dir, &file, text, probe.env()).await;
         let tart = tart(&config, &probe.env());
         let templates = templates(probe, &data_dir.join("templates")).await;
         (DoctorSetup { data_dir, config, tart, templates, boot_guest }, finding)
@@ -66,7 +66,12 @@ impl DoctorSetup {
     }
 }
 
-fn judge(data_dir: &Path, file: &Path, text: Result<Vec<u8>, Unseen>, env: Vec<(String, String)>) -> (Config, Finding) {
+async fn judge(
+    data_dir: &Path,
+    file: &Path,
+    text: Result<Vec<u8>, Unseen>,
+    env: Vec<(String, String)>,
+) -> (Config, Finding) {
     const DEFAULTS: &str = "the other checks use the defaults";
     let defaults = || Config::defaults(data_dir.to_owned());
     let (text, given) = match text {
@@ -92,7 +97,7 @@ fn judge(data_dir: &Path, file: &Path, text: Result<Vec<u8>, Unseen>, env: Vec<(
             (defaults(), USABLE.fail(found, "correct it; docs/configuration.md lists every setting"))
         }
         Ok(config) => {
-            let finding = match app::check(&config) {
+            let finding = match app::check(&config).await {
                 Ok(()) if given => USABLE.ok(format!("{} is usable", file.display())),
                 Ok(()) => USABLE.ok("no mayfly.toml: defaults"),
                 Err(error) => USABLE.fail(error.to_string(), "correct it, then run: mayfly serve --check"),

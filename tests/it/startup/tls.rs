@@ -10,7 +10,7 @@ use std::{
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
-use super::{FAILURE, mode, refused, says, temp, used};
+use super::{USAGE, mode, refused, says, temp, used};
 use crate::support::Serve;
 
 struct Files {
@@ -118,7 +118,7 @@ async fn a_certificate_that_cannot_be_used_is_refused_at_the_start() {
     ] {
         let (cert, key) = (files.shown(cert), files.shown(key));
         let settings = [("MAYFLY_SERVER__TLS_CERT", &*cert), ("MAYFLY_SERVER__TLS_KEY", &*key)];
-        says(&refused(&serve.dir, &settings, FAILURE), &words);
+        says(&refused(&serve.dir, &settings, USAGE), &words);
     }
     let meta = std::fs::metadata(serve.dir.join("mayfly.db")).unwrap();
     assert_eq!(meta.permissions().mode() & 0o777, 0o600);

@@ -1,0 +1,32 @@
+//! Whether this version can read a database, seen without opening it for use.
+
+use std::path::Path;
+
+use sqlx::{ConnectOptions, Connection, sqlite::SqliteConnectOptions};
+
+use super::{MIGRATIONS, OpenError};
+
+/// Refuses the database of a newer version. Changes nothing, also no file beside it, so what is only in its write-ahead log is
+/// not seen. A database that cannot be read is not refused here: opening it finds the reason.
+pub async fn check_version(path: &Path) -> Result<(), OpenError> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let applied = applied(path).await.unwrap_or_default();
+    match applied.into_iter().find(|version| !MIGRATIONS.version_exists(*version)) {
+        None => Ok(()),
+        Some(version) => Err(OpenError::Newer {
+            path: path.display().to_string(),
+            cause: sqlx::migrate::MigrateError::VersionMissing(version).to_string(),
+        }),
+    }
+}
+
+async fn applied(path: &Path) -> sqlx::Result<Vec<i64>> {
+    let options = SqliteConnectOptions::new().filename(path).read_only(true).immutable(true);
+    let mut connection = options.connect().await?;
+    let versions =
+        sqlx::query_scalar("SELECT version FROM _sqlx_migrations ORDER BY version").fetch_all(&mut connection).await;
+    connection.close().await?;
+    versions
+}
