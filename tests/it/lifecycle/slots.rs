@@ -254,6 +254,8 @@ async fn what_is_shown_is_looked_at_anew_and_says_its_age() {
     assert_eq!((difference.foreign.len(), difference.known), (1, vec![id]), "it came a moment ago");
     assert!(difference.observed_at >= before && difference.unlisted.is_empty());
     assert_eq!((difference.strays, difference.missing), (vec![], vec![]));
+    let status = host.services().hosts.status().await.unwrap();
+    assert_eq!((status.view.instances.len(), status.foreign.macos, status.leased.linux), (2, 1, 1));
 
     host.world.fail_next(Verb::List, 1, ErrorKind::Host, Code::HostUnavailable, "cannot list");
     host.world.remove_foreign("foreign");
@@ -261,6 +263,12 @@ async fn what_is_shown_is_looked_at_anew_and_says_its_age() {
     assert_eq!((blind.unlisted, blind.observed_at), (vec!["fake".to_owned()], difference.observed_at));
     assert_eq!((blind.foreign, blind.strays, blind.missing), (vec![], vec![], vec![]), "nothing is known of it now");
     finish(&host, &[id]).await;
+    // A look that is older than a second is not shown.
+    let begun = Instant::now();
+    while !host.services().hosts.status().await.unwrap().view.instances.is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(3), "an ended guest is shown as running");
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
