@@ -16,7 +16,7 @@ use crate::{
         template::Template,
         token::CallerToken,
         token_limits::TokenLimits,
-        vm_spec::{NetworkUser, VmSpec},
+        vm_spec::{NetworkUser, VmSpec, kept_at_most},
     },
     drivers::{inspector::HostInspector, registry::Registry},
     parts::Parts,
@@ -292,11 +292,16 @@ impl VmAdmission {
         if let (Some(limits), Some(github)) = (limits, &github) {
             limits.check_runner(github)?;
         }
+        let most = self.capacity.max_kept_seconds;
+        if request.keep_on_failure.is_some_and(|keep| keep.seconds > most) {
+            return Err(Error::new(Code::RequestInvalid, "the guest of a failed vm would be kept for too long")
+                .field("/keep_on_failure/seconds", kept_at_most(most)));
+        }
         let asked = SizeRequest {
             cpus: request.cpus,
             memory_mib: request.memory_mib,
             network: request.network,
-            budgets: request.budgets.clone(),
+            budgets: request.all_budgets()?,
             queue_seconds: request.queue_timeout_seconds.unwrap_or(self.settings.queue_timeout_seconds),
             limits: limits.map(TokenLimits::size).unwrap_or_default(),
         };

@@ -5,11 +5,19 @@ use std::time::Duration;
 use reqwest::{Method, Response, StatusCode, Url, header};
 use secrecy::ExposeSecret;
 use serde_json::Value;
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{
+        handshake::{client::generate_key, derive_accept_key},
+        protocol::Role,
+    },
+};
 
 use super::{
     Global,
     endpoint::ServiceEndpoint,
     failure::{ApiProblem, CommandFailure},
+    output,
 };
 use crate::platform::{
     error_chain,
@@ -42,6 +50,8 @@ impl ApiClient {
             trust,
             use_proxy: !endpoint.is_local(),
             unix_socket: endpoint.socket.clone(),
+            // Its connections can become WebSockets.
+            http1_only: true,
             ..ClientOptions::new(CONNECT)
         };
         let http = http
@@ -88,6 +98,36 @@ impl ApiClient {
 
     pub async fn put_patiently(&self, path: &[&str], body: &Value) -> Result<Value, CommandFailure> {
         self.json(self.request(Method::PUT, path, &[]).json(body)).await
+    }
+
+    /// Opens a WebSocket. What the service refuses, it refuses before.
+    pub async fn web_socket(&self, path: &[&str]) -> Result<WebSocketStream<reqwest::Upgraded>, CommandFailure> {
+        let key = generate_key();
+        let request = self
+            .request(Method::GET, path, &[])
+            .timeout(ANSWER)
+            .header(header::CONNECTION, "Upgrade")
+            .header(header::UPGRADE, "websocket")
+            .header(header::SEC_WEBSOCKET_VERSION, "13")
+            .header(header::SEC_WEBSOCKET_KEY, &key);
+        let response = self.send(request).await?;
+        let accepted = response.headers().get(header::SEC_WEBSOCKET_ACCEPT).and_then(|accept| accept.to_str().ok());
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS || accepted != Some(&derive_accept_key(key.as_bytes()))
+        {
+            return Err(CommandFailure::Other(format!(
+                "{} opened no WebSocket; a proxy in front of the service must pass on `Upgrade` and `Connection`",
+                self.endpoint.name()
+            )));
+        }
+        let stream = response.upgrade().await.map_err(|error| self.no_answer(&error))?;
+        Ok(WebSocketStream::from_raw_socket(stream, Role::Client, None).await)
+    }
+
+    /// Warns if `what` travels over an unencrypted connection.
+    pub fn warn_of_cleartext(&self, what: &str) {
+        if let Err(CommandFailure::Usage(warning)) = self.refuse_cleartext(what) {
+            output::note(&format!("warning: {warning}"));
+        }
     }
 
     /// Refuses to send `what` over an unencrypted connection.
@@ -154,7 +194,7 @@ impl ApiClient {
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, CommandFailure> {
         let response = request.send().await.map_err(|error| self.no_answer(&error))?;
         let status = response.status();
-        if status.is_success() {
+        if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
         let hint = (status == StatusCode::UNAUTHORIZED).then(|| self.endpoint.token_hint.clone());

@@ -16,6 +16,8 @@ pub(super) enum CommandFailure {
     /// The service did not answer.
     Unreachable(String),
     TimedOut(String),
+    /// `vm exec`, `vm ssh`: the session ended without the end of what ran.
+    SessionLost(String),
     Other(String),
     /// A signal ended the command. What it waited for goes on, which this says; it may be empty.
     Interrupted {
@@ -59,6 +61,7 @@ impl CommandFailure {
             CommandFailure::NoToken(_) => exit::UNAUTHORISED,
             CommandFailure::Unreachable(_) => exit::UNREACHABLE,
             CommandFailure::TimedOut(_) => exit::TIMEOUT,
+            CommandFailure::SessionLost(_) => exit::SESSION_LOST,
             CommandFailure::Other(_) => exit::FAILURE,
             CommandFailure::Interrupted { code, .. } => *code,
             CommandFailure::OutputClosed => exit::OK,

@@ -134,7 +134,7 @@ impl Timeline {
                 self.queue = stage;
                 format!("queued: {waits}")
             }
-            None => vm.state.clone(),
+            None => vm.state_text(),
         };
         if let Some(bar) = &self.spinner {
             bar.set_message(now);

@@ -1,6 +1,6 @@
 //! `mayfly host`
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -24,6 +24,7 @@ struct HostAnswer {
     leased: HostUsage,
     foreign: HostUsage,
     queued: i64,
+    kept: Vec<KeptAnswer>,
     drivers: Vec<DriverAnswer>,
     faults: Vec<FaultAnswer>,
     instances: Vec<InstanceAnswer>,
@@ -109,6 +110,14 @@ struct FaultAnswer {
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
+struct KeptAnswer {
+    id: String,
+    name: String,
+    until: Option<Timestamp>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct InstanceAnswer {
     driver: String,
     name: String,
@@ -162,6 +171,11 @@ pub(super) async fn run(client: &ApiClient, json: bool) -> Result<u8, CommandFai
     let columns = ["", "LIMIT", "OURS", "FOREIGN", "FREE"].map(Column::new);
     output::bytes(table::table(&columns, rows, output::width()).as_bytes())?;
     output::line(&format!("\nqueued vms: {}", host.queued))?;
+    for kept in &host.kept {
+        let until = kept.until.map(|at| format!(" until {}", text::time(at))).unwrap_or_default();
+        let line = format!("{} failed and is kept{until}: it holds a slot (mayfly vm delete {})", kept.name, kept.id);
+        output::line(&text::plain(&line))?;
+    }
     match host.observed_age_seconds {
         _ if !host.observed => output::line("the drivers are still being probed; nothing starts before")?,
         Some(age) => {

@@ -66,8 +66,10 @@ pub mod exit {
     pub const INCOMPLETE: u8 = 7;
     /// The vm completed, and its job failed.
     pub const JOB_FAILED: u8 = 10;
-    /// `run`: there is no result of the command.
+    /// `run`, `vm exec`, `vm ssh`: there is no result of the command.
     pub const NO_RESULT: u8 = 125;
+    /// `vm exec`, `vm ssh`: the session was lost before what ran had ended.
+    pub const SESSION_LOST: u8 = 255;
 }
 
 const EXIT_CODES: &str = "\
@@ -82,7 +84,8 @@ Exit codes:
   6   the time given with --timeout is over
   7   doctor, github check: no check failed, but at least one was not possible
   10  the vm completed, and its job failed
-  run has the exit code of its command, and 125 if there is no result of it
+  run, vm exec and vm ssh have the exit code of their command, and 125 if there is
+  no result of it; vm exec and vm ssh have 255 if their session was lost
 
 Without --url and MAYFLY_URL, commands use the service on this machine, over the
 socket admin.sock in its data directory (--data-dir). The token is taken from

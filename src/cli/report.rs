@@ -30,6 +30,7 @@ pub(super) fn report(failure: &CommandFailure, json: bool) {
         | CommandFailure::NoToken(m)
         | CommandFailure::Unreachable(m)
         | CommandFailure::TimedOut(m)
+        | CommandFailure::SessionLost(m)
         | CommandFailure::Other(m) => plain(m),
     };
     if json {

@@ -136,6 +136,8 @@ pub(super) struct QueueResponse {
     pub reason: String,
     pub position: Option<i64>,
     pub deadline: Option<Timestamp>,
+    #[serde(default)]
+    pub kept_vms: i64,
     pub pull: Option<ProgressResponse>,
 }
 
@@ -253,6 +255,20 @@ impl VmResponse {
     }
 }
 
+impl VmResponse {
+    /// The state, and what a kept vm waits for.
+    pub fn state_text(&self) -> String {
+        match (self.state.as_str(), &self.deadline) {
+            ("kept", Some(deadline)) => format!(
+                "kept until {} because it failed; `mayfly vm ssh {1}` looks into it, `mayfly vm delete {1}` ends it",
+                text::time(deadline.at),
+                self.name
+            ),
+            _ => self.state.clone(),
+        }
+    }
+}
+
 impl QueueResponse {
     /// What deserves a new line: a change of reason or position, or another tenth of a pull.
     pub fn stage(&self) -> (String, Option<i64>, Option<u64>) {
@@ -269,10 +285,13 @@ impl QueueResponse {
             other => other,
         };
         let pulled = self.pull.as_ref().map(ProgressResponse::text).unwrap_or_default();
-        match self.position {
-            Some(position) => format!("{reason}{pulled}, position {position}"),
-            None => format!("{reason}{pulled}"),
-        }
+        let position = self.position.map(|position| format!(", position {position}")).unwrap_or_default();
+        let kept = match self.kept_vms {
+            0 => String::new(),
+            1 => "; a failed vm that is kept holds a slot".to_owned(),
+            kept => format!("; {kept} failed vms that are kept hold slots"),
+        };
+        format!("{reason}{pulled}{position}{kept}")
     }
 }
 

@@ -17,7 +17,7 @@ impl Stages {
         let (stage, text) = match (&vm.queue, vm.state.as_str()) {
             (Some(queue), _) => (format!("{:?}", queue.stage()), format!("queued: {}", queue.text())),
             (None, "draining") => (vm.state.clone(), "draining: waits until its runner has finished".to_owned()),
-            (None, state) => (vm.state.clone(), state.to_owned()),
+            (None, _) => (vm.state.clone(), vm.state_text()),
         };
         let is_new = self.told.replace(stage.clone()) != Some(stage);
         if is_new && !self.quiet && !vm.is_deleted() {

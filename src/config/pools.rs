@@ -52,7 +52,10 @@ pub(super) fn check(pools: &[Pool], usual: &Budgets, capacity: &Capacity, given:
             cpus: pool.cpus,
             memory_mib: pool.memory_mib,
             network: pool.network,
-            budgets: BudgetsPatch::default(),
+            budgets: BudgetsPatch {
+                keep_on_failure_seconds: pool.budgets.keep_on_failure_seconds,
+                ..BudgetsPatch::default()
+            },
             queue_seconds: usual.queue_seconds,
             limits: Default::default(),
         };

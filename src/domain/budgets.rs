@@ -4,7 +4,10 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::error::{Code, Error, Result};
+use super::{
+    end::EndSignal,
+    error::{Code, Error, Result},
+};
 
 /// Longest budget; a longer one is a mistake of units.
 pub const MAX_BUDGET_SECONDS: u32 = 30 * 24 * 3600;
@@ -113,6 +116,9 @@ budgets! {
     settle_seconds = 10, 1 to 2592000;
     /// How long a guest may take to power down if its work may be unfinished, in seconds, before it is forced.
     stop_grace_seconds = 10, 0 to 600;
+    /// How long the guest of a vm that failed is kept running for a look, in seconds; it holds its slot. 0: not at all.
+    /// At most `slots.max_kept_seconds` of the configuration.
+    keep_on_failure_seconds = 0, 0 to 2592000;
     /// How often a vm is booted, each time from a fresh clone, before it is given up.
     max_attempts = 3, 1 to 10;
 }
@@ -146,22 +152,25 @@ pub enum Budget {
     Lifetime,
     Drain,
     Heartbeat,
+    KeepOnFailure,
 }
 
 impl Budget {
-    pub fn code(self) -> Code {
-        match self {
-            Budget::Queue => Code::QueueTimeout,
-            Budget::Clone => Code::CloneTimeout,
-            Budget::Boot => Code::GuestNotReady,
-            Budget::Configure => Code::GuestNotConfigured,
-            Budget::Registration => Code::RunnerNotRegistered,
-            Budget::Idle => Code::RunnerIdle,
-            Budget::Unobserved => Code::RunnerUnobserved,
-            Budget::Lifetime => Code::LifetimeSpent,
-            Budget::Drain => Code::DrainSpent,
-            Budget::Heartbeat => Code::GuestSilent,
-        }
+    /// What a vm ends with if this budget is spent. `None`: it has ended before.
+    pub fn end(self) -> Option<(EndSignal, Code)> {
+        Some(match self {
+            Budget::Queue => (EndSignal::QueueBudget, Code::QueueTimeout),
+            Budget::Clone => (EndSignal::CloneBudget, Code::CloneTimeout),
+            Budget::Boot => (EndSignal::BootBudget, Code::GuestNotReady),
+            Budget::Configure => (EndSignal::ConfigureBudget, Code::GuestNotConfigured),
+            Budget::Registration => (EndSignal::RegistrationBudget, Code::RunnerNotRegistered),
+            Budget::Idle => (EndSignal::IdleBudget, Code::RunnerIdle),
+            Budget::Unobserved => (EndSignal::UnobservedBudget, Code::RunnerUnobserved),
+            Budget::Lifetime => (EndSignal::LifetimeBudget, Code::LifetimeSpent),
+            Budget::Drain => (EndSignal::DrainBudget, Code::DrainSpent),
+            Budget::Heartbeat => (EndSignal::HeartbeatBudget, Code::GuestSilent),
+            Budget::KeepOnFailure => return None,
+        })
     }
 }
 

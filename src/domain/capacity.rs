@@ -18,6 +18,8 @@ pub struct Capacity {
     pub cpus: u32,
     /// Memory of all guests together, in MiB.
     pub memory_mib: u32,
+    /// Longest time for which a failed vm is kept and holds its slot, in seconds.
+    pub max_kept_seconds: u32,
 }
 
 /// Resources used by vms, Mayfly's or foreign ones.
@@ -79,7 +81,7 @@ mod tests {
 
     #[test]
     fn configuration_cannot_raise_the_macos_limit() {
-        let capacity = Capacity { macos_slots: 9, linux_slots: 0, cpus: 64, memory_mib: 65536 };
+        let capacity = Capacity { macos_slots: 9, linux_slots: 0, cpus: 64, memory_mib: 65536, max_kept_seconds: 0 };
         let mut held = Usage::default();
         for n in 0..9 {
             assert_eq!(capacity.fits(&held, GuestOs::Macos, 2, 1024), n < MACOS_GUESTS_PER_HOST);

@@ -79,6 +79,8 @@ impl Vm {
                 let end = self.entered_at + seconds(limit) + away;
                 Some((Budget::Drain, self.drain_until.map_or(end, |until| until.max(end))))
             }
+            // Neither GitHub nor the time in which the service was down extends it: it holds a slot.
+            State::Kept => Some((Budget::KeepOnFailure, self.kept_until())),
             // Cleaning up is retried until it succeeds: giving up here would leak the slot or the disk.
             State::Stopping | State::Deleting | State::Deleted => None,
         }
@@ -99,6 +101,12 @@ impl Vm {
 
     fn lifetime_ends(&self) -> Timestamp {
         self.entered_at + seconds(self.spec.budgets.lifetime_seconds) + SignedDuration::from_millis(self.stepped_ms)
+    }
+
+    fn kept_until(&self) -> Timestamp {
+        self.entered_at
+            + seconds(self.spec.budgets.keep_on_failure_seconds)
+            + SignedDuration::from_millis(self.stepped_ms)
     }
 
     /// The end of the wait for the next attempt.

@@ -60,7 +60,9 @@ pub fn difference(before: &[Vm], view: &HostView, after: &[Vm]) -> Difference {
         }
     }
     for vm in after {
-        let expected = matches!(vm.state, State::Booting | State::Configuring | State::Running | State::Draining)
+        let has_guest =
+            matches!(vm.state, State::Booting | State::Configuring | State::Running | State::Draining | State::Kept);
+        let expected = has_guest
             && vm.spec.resolved().is_some_and(|spec| listed(&spec.driver))
             && before.iter().any(|b| b.id() == vm.id() && (b.state, b.attempt) == (vm.state, vm.attempt));
         let runs = |i: &Instance| i.vm_id.is_some() && i.running && i.name == vm.instance().as_str();

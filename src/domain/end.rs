@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Budget, Code};
+use super::error::Code;
 
 /// The first signal that proved the end of a vm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -37,23 +37,6 @@ pub enum EndSignal {
     HeartbeatBudget,
     /// Every attempt to boot the guest failed, or the guest reported that it cannot run the job.
     GivenUp,
-}
-
-impl From<Budget> for EndSignal {
-    fn from(budget: Budget) -> Self {
-        match budget {
-            Budget::Queue => EndSignal::QueueBudget,
-            Budget::Clone => EndSignal::CloneBudget,
-            Budget::Boot => EndSignal::BootBudget,
-            Budget::Configure => EndSignal::ConfigureBudget,
-            Budget::Registration => EndSignal::RegistrationBudget,
-            Budget::Idle => EndSignal::IdleBudget,
-            Budget::Unobserved => EndSignal::UnobservedBudget,
-            Budget::Lifetime => EndSignal::LifetimeBudget,
-            Budget::Drain => EndSignal::DrainBudget,
-            Budget::Heartbeat => EndSignal::HeartbeatBudget,
-        }
-    }
 }
 
 #[derive(

@@ -10,7 +10,7 @@ use super::{
     error::{Code, Fault},
     github::Registered,
     guest::GuestRole,
-    ids::VmId,
+    ids::{TokenId, VmId},
     job_record::JobRecord,
     queue::QueueReason,
     runner::RunnerFact,
@@ -149,6 +149,12 @@ pub enum Event {
     GuestDescribed {
         /// The job's user differs from the wrapper's and cannot become it.
         separate_users: bool,
+    },
+    /// A caller of the API runs a command or a shell in the guest. What it runs is not recorded: commands contain secrets.
+    SessionOpened {
+        token: TokenId,
+        /// The token's name then.
+        token_name: String,
     },
     RunnerChanged {
         fact: RunnerFact,

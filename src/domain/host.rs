@@ -254,7 +254,7 @@ mod tests {
         let at = |s: i64| Timestamp::from_second(1_700_000_000 + s).unwrap();
         let fault = |s| Fault { code: crate::domain::Code::HostLimit, detail: format!("refused at {s}"), at: at(s) };
         let (pause, longest) = (Duration::from_secs(2), Duration::from_secs(60));
-        let capacity = Capacity { macos_slots: 2, linux_slots: 4, cpus: 8, memory_mib: 8192 };
+        let capacity = Capacity { macos_slots: 2, linux_slots: 4, cpus: 8, memory_mib: 8192, max_kept_seconds: 3600 };
         let mut view = HostView {
             capacity,
             drivers: Vec::new(),
@@ -287,7 +287,7 @@ mod tests {
         let at = |s: i64| Timestamp::from_second(1_700_000_000 + s).unwrap();
         let fault = |s, code| Fault { code, detail: format!("refused at {s}"), at: at(s) };
         let mut view = HostView {
-            capacity: Capacity { macos_slots: 2, linux_slots: 4, cpus: 8, memory_mib: 8192 },
+            capacity: Capacity { macos_slots: 2, linux_slots: 4, cpus: 8, memory_mib: 8192, max_kept_seconds: 3600 },
             drivers: Vec::new(),
             listings: Vec::new(),
             instances: Vec::new(),
@@ -330,7 +330,7 @@ mod tests {
             fault,
         };
         let view = |listed_before: bool, usable| HostView {
-            capacity: Capacity { macos_slots: 2, linux_slots: 4, cpus: 8, memory_mib: 8192 },
+            capacity: Capacity { macos_slots: 2, linux_slots: 4, cpus: 8, memory_mib: 8192, max_kept_seconds: 3600 },
             drivers: vec![driver("a", true), driver("b", usable), driver("c", true)],
             listings: vec![
                 listing("a", &[GuestOs::Macos, GuestOs::Linux], Some(at), None),

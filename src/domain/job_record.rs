@@ -103,4 +103,12 @@ impl JobRecord {
         self.started_at = self.started_at.or(old.started_at);
         self.completed_at = self.completed_at.or(old.completed_at);
     }
+
+    /// Whether it failed, or its result is not known yet.
+    pub fn may_have_failed(&self) -> bool {
+        match self.conclusion.as_deref() {
+            Some(conclusion) => matches!(conclusion, "failure" | "timed_out" | "startup_failure"),
+            None => true,
+        }
+    }
 }

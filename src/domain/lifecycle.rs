@@ -7,6 +7,8 @@
 //!    └────────────────────── the attempt failed, another follows ─────────────────────────┘
 //! ```
 //!
+//! A failed vm whose guest is kept for a look is `kept` before it is `stopping`.
+//!
 //! States name what is under way, events are facts in the past tense. The function is total and has no wildcard arm:
 //! a new state or event does not compile until its effect is defined everywhere. There is no other way to change a
 //! state, and no way around the table.
@@ -18,6 +20,9 @@ use super::{event::EventKind, state::State};
 pub enum Verdict {
     /// The vm enters this state.
     Move(State),
+    /// The vm has ended while its guest runs. It enters `kept` if it failed and its guest is kept for a look, otherwise
+    /// `stopping`; which of them depends on the vm (`Vm::after_end`). A kept vm stays `kept` while that is so.
+    End,
     /// Recorded; the vm stays where it is. A note that changes nothing of the vm is treated as `Ignore`.
     Note,
     /// A harmless repetition, or an event that came too late. Nothing is written.
@@ -63,7 +68,7 @@ impl Refusal {
 use EventKind as E;
 use Refusal as R;
 use State as S;
-use Verdict::{Ignore, Move, Note, Refuse};
+use Verdict::{End, Ignore, Move, Note, Refuse};
 
 pub fn decide(state: State, event: EventKind) -> Verdict {
     match state {
@@ -74,7 +79,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::Cloned | E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse(R::NoAttempt),
             // A late report from the guest of an ended attempt, whose instance is gone.
             E::GuestReady | E::GuestConfigured | E::GuestDescribed | E::RunnerChanged | E::EndpointFound => Ignore,
-            E::JobFinished | E::InstanceGone => Ignore,
+            E::JobFinished | E::InstanceGone | E::SessionOpened => Ignore,
             E::EndAnnounced | E::EndProven | E::EndForced => Move(S::Deleted),
             E::BudgetSpent | E::GivenUp => Move(S::Deleted),
             // The template could not be fetched in this try.
@@ -92,7 +97,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
             E::Cloned => Move(S::Booting),
             E::GuestReady | E::GuestConfigured | E::GuestDescribed | E::RunnerChanged | E::EndpointFound => Ignore,
-            E::JobFinished => Ignore,
+            E::JobFinished | E::SessionOpened => Ignore,
             E::EndAnnounced | E::EndProven | E::EndForced => Move(S::Stopping),
             E::InstanceGone => Ignore,
             E::BudgetSpent | E::GivenUp | E::AttemptFailed | E::HostRefused => Move(S::Stopping),
@@ -113,10 +118,13 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             // the earlier one.
             E::GuestConfigured => Move(S::Running),
             E::RunnerChanged | E::JobFinished => Note,
+            // The guest that was logged in to is gone: this one is of the next attempt.
+            E::SessionOpened => Ignore,
             E::EndAnnounced => Move(S::Draining),
-            E::EndProven | E::EndForced => Move(S::Stopping),
+            E::EndProven => End,
+            E::EndForced => Move(S::Stopping),
             E::InstanceGone | E::AttemptFailed | E::HostRefused => Move(S::Stopping),
-            E::BudgetSpent | E::GivenUp => Move(S::Stopping),
+            E::BudgetSpent | E::GivenUp => End,
             E::StepFailed => Note,
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse(R::StopNotRequested),
             E::RunnerRegistered | E::JobChanged | E::BudgetsPaused | E::BudgetsResumed | E::ServiceAway => Note,
@@ -130,11 +138,12 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::EndpointFound | E::GuestDescribed => Note,
             E::GuestConfigured => Move(S::Running),
             // The runner may be busy before the report that the guest is configured arrives.
-            E::RunnerChanged | E::JobFinished => Note,
+            E::RunnerChanged | E::JobFinished | E::SessionOpened => Note,
             E::EndAnnounced => Move(S::Draining),
-            E::EndProven | E::EndForced => Move(S::Stopping),
+            E::EndProven => End,
+            E::EndForced => Move(S::Stopping),
             E::InstanceGone | E::AttemptFailed | E::HostRefused => Move(S::Stopping),
-            E::BudgetSpent | E::GivenUp => Move(S::Stopping),
+            E::BudgetSpent | E::GivenUp => End,
             E::StepFailed => Note,
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse(R::StopNotRequested),
             E::RunnerRegistered | E::JobChanged | E::BudgetsPaused | E::BudgetsResumed | E::ServiceAway => Note,
@@ -145,10 +154,11 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::Created => Refuse(R::AlreadyCreated),
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
             E::Cloned | E::GuestReady | E::GuestConfigured => Ignore,
-            E::EndpointFound | E::GuestDescribed | E::RunnerChanged | E::JobFinished => Note,
+            E::EndpointFound | E::GuestDescribed | E::RunnerChanged | E::JobFinished | E::SessionOpened => Note,
             E::EndAnnounced => Move(S::Draining),
-            E::EndProven | E::EndForced | E::InstanceGone => Move(S::Stopping),
-            E::BudgetSpent | E::GivenUp => Move(S::Stopping),
+            E::EndProven => End,
+            E::EndForced | E::InstanceGone => Move(S::Stopping),
+            E::BudgetSpent | E::GivenUp => End,
             // A job may have run: this guest is never replaced by another one.
             E::AttemptFailed | E::HostRefused => Refuse(R::JobMayHaveRun),
             E::StepFailed => Note,
@@ -161,10 +171,11 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::Created => Refuse(R::AlreadyCreated),
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
             E::Cloned | E::GuestReady | E::GuestConfigured => Ignore,
-            E::EndpointFound | E::GuestDescribed | E::RunnerChanged | E::JobFinished => Note,
+            E::EndpointFound | E::GuestDescribed | E::RunnerChanged | E::JobFinished | E::SessionOpened => Note,
             E::EndAnnounced => Ignore,
-            E::EndProven | E::EndForced | E::InstanceGone => Move(S::Stopping),
-            E::BudgetSpent | E::GivenUp => Move(S::Stopping),
+            E::EndProven => End,
+            E::EndForced | E::InstanceGone => Move(S::Stopping),
+            E::BudgetSpent | E::GivenUp => End,
             E::AttemptFailed | E::HostRefused => Refuse(R::JobMayHaveRun),
             E::StepFailed => Note,
             E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse(R::StopNotRequested),
@@ -172,10 +183,30 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::BudgetsPaused | E::BudgetsResumed | E::ServiceAway | E::DrainExtended => Note,
             E::ClockStepped => Note,
         },
+        S::Kept => match event {
+            E::Created => Refuse(R::AlreadyCreated),
+            E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
+            E::Cloned | E::GuestReady | E::GuestConfigured | E::GuestDescribed => Ignore,
+            E::EndpointFound | E::RunnerChanged | E::JobFinished | E::SessionOpened => Note,
+            // The vm has ended already: a late report of its guest does not take the guest away from who looks at it.
+            E::EndAnnounced | E::EndProven | E::GivenUp => Note,
+            E::EndForced | E::InstanceGone => Move(S::Stopping),
+            E::BudgetSpent => Move(S::Stopping),
+            // The result of its job may show that it did not fail.
+            E::JobChanged => End,
+            E::AttemptFailed | E::HostRefused => Ignore,
+            E::StepFailed => Note,
+            E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse(R::StopNotRequested),
+            E::RunnerRegistered => Note,
+            // The time for which it is kept neither waits for GitHub nor for reports.
+            E::BudgetsPaused | E::BudgetsResumed | E::ServiceAway | E::DrainExtended => Ignore,
+            E::ClockStepped => Note,
+        },
         S::Stopping => match event {
             E::Created => Refuse(R::AlreadyCreated),
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
             E::Cloned | E::GuestReady | E::GuestConfigured | E::GuestDescribed | E::EndpointFound => Ignore,
+            E::SessionOpened => Ignore,
             E::RunnerChanged | E::JobFinished => Note,
             // While an attempt is cleaned up before another one, a request to end the vm is recorded, and there will
             // be no further attempt.
@@ -193,6 +224,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::Created => Refuse(R::AlreadyCreated),
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
             E::Cloned | E::GuestReady | E::GuestConfigured | E::GuestDescribed | E::EndpointFound => Ignore,
+            E::SessionOpened => Ignore,
             E::RunnerChanged | E::JobFinished => Note,
             E::EndAnnounced | E::EndProven | E::EndForced | E::GivenUp => Note,
             E::InstanceStopped | E::InstanceGone => Ignore,
@@ -209,7 +241,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::Created => Refuse(R::AlreadyCreated),
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
             E::Cloned | E::GuestReady | E::GuestConfigured | E::GuestDescribed | E::EndpointFound => Ignore,
-            E::RunnerChanged | E::JobFinished => Ignore,
+            E::RunnerChanged | E::JobFinished | E::SessionOpened => Ignore,
             E::EndAnnounced | E::EndProven | E::EndForced | E::GivenUp => Ignore,
             E::InstanceStopped | E::InstanceGone | E::InstanceAbsent => Ignore,
             E::BudgetSpent | E::AttemptFailed | E::HostRefused | E::StepFailed => Ignore,
@@ -252,8 +284,24 @@ mod tests {
     #[test]
     fn deleted_is_the_only_terminal_state() {
         for &state in State::ALL {
-            let leaves = EventKind::ALL.iter().any(|e| matches!(decide(state, *e), Move(_)));
+            let leaves = EventKind::ALL.iter().any(|e| matches!(decide(state, *e), Move(_) | End));
             assert_eq!(leaves, state != S::Deleted, "{state}");
+        }
+    }
+
+    /// `End` leads to `kept` or `stopping`, which both hold the slot.
+    #[test]
+    fn only_a_vm_with_a_guest_is_kept() {
+        for &state in State::ALL {
+            for &event in EventKind::ALL {
+                if decide(state, event) == End {
+                    assert!(state.holds_slot() && state != S::Cloning, "{state} × {event:?}");
+                }
+                assert_ne!(decide(state, event), Move(S::Kept), "{state} × {event:?}");
+            }
+        }
+        for event in [E::EndForced, E::InstanceGone, E::BudgetSpent] {
+            assert_eq!(decide(S::Kept, event), Move(S::Stopping), "{event:?}");
         }
     }
 

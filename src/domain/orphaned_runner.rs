@@ -28,7 +28,7 @@ pub struct OrphanedRunner {
 /// Whether the runner of this attempt is no longer needed. `None`: the vm's record is gone as well.
 pub fn is_over(attempt: u32, vm: Option<&Vm>) -> bool {
     let ended = |state| match state {
-        State::Queued | State::Stopping | State::Deleting | State::Deleted => true,
+        State::Queued | State::Kept | State::Stopping | State::Deleting | State::Deleted => true,
         State::Cloning | State::Booting | State::Configuring | State::Running | State::Draining => false,
     };
     vm.is_none_or(|vm| vm.attempt != attempt || ended(vm.state))

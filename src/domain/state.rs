@@ -35,6 +35,8 @@ pub enum State {
     Running,
     /// The end was announced; the runner is still uploading its result.
     Draining,
+    /// The vm failed, and its guest is kept for a look (`keep_on_failure`): it runs, and holds its slot.
+    Kept,
     /// The hypervisor was asked to stop, is being forced, then killed.
     Stopping,
     /// Disk and leftovers are being removed; the driver has not confirmed yet that the instance is gone.
@@ -66,7 +68,7 @@ impl State {
             State::Cloning => Step::Clone,
             State::Booting => Step::Boot,
             State::Configuring => Step::Configure,
-            State::Running | State::Draining => Step::AwaitEnd,
+            State::Running | State::Draining | State::Kept => Step::AwaitEnd,
             State::Stopping => Step::Stop,
             State::Deleting => Step::Destroy,
             State::Deleted => Step::Nothing,

@@ -122,6 +122,9 @@ pub struct Vm {
     /// The guest may start its runner, and no report since shows that it did.
     #[serde(default, skip_serializing_if = "is_false")]
     pub start_unconfirmed: bool,
+    /// How many sessions were opened in its guests by callers of the API.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub sessions: u32,
 }
 
 fn is_false(b: &bool) -> bool {
@@ -192,6 +195,7 @@ impl Vm {
             stepped_ms: 0,
             drain_until: None,
             start_unconfirmed: false,
+            sessions: 0,
             spec,
         }
     }
@@ -212,26 +216,76 @@ impl Vm {
         Some(vm)
     }
 
-    /// Applies one event. On `Ignore` and `Refuse` the vm is untouched.
+    /// Applies one event. On `Ignore` and `Refuse` the vm is untouched. Never returns `End`: it is `Move` or `Note` then.
     pub fn apply(&mut self, event: &Event, at: Timestamp) -> Verdict {
-        let verdict = decide(self.state, event.kind());
+        let (verdict, before_state) = (decide(self.state, event.kind()), self.state);
         match verdict {
             Verdict::Ignore | Verdict::Refuse(_) => return verdict,
-            Verdict::Note => {
-                let before = self.clone();
-                self.fold(event, at);
-                if *self == before {
-                    return Verdict::Ignore;
-                }
-            }
             Verdict::Move(to) => {
                 self.fold(event, at);
                 self.enter(to, event, at);
             }
+            Verdict::Note | Verdict::End => {
+                let before = self.clone();
+                self.fold(event, at);
+                let to = if verdict == Verdict::End { self.after_end() } else { self.state };
+                if to != self.state {
+                    self.enter(to, event, at);
+                } else if *self == before {
+                    return Verdict::Ignore;
+                }
+            }
         }
         self.generation += 1;
         self.updated_at = at;
-        verdict
+        if self.state == before_state { Verdict::Note } else { Verdict::Move(self.state) }
+    }
+
+    /// The state of a vm that has ended while its guest runs.
+    fn after_end(&self) -> State {
+        let kept = self.spec.budgets.keep_on_failure_seconds > 0 && self.failed_in_its_guest();
+        if kept { State::Kept } else { State::Stopping }
+    }
+
+    /// Whether the vm failed, or may have failed, for a reason that can be seen in its guest. While GitHub has not told the
+    /// result of a job that it gave to this vm's runner, the job may have failed.
+    fn failed_in_its_guest(&self) -> bool {
+        // Its end was requested.
+        if matches!(self.announced_by, Some(Announcer::Admin | Announcer::Pool)) {
+            return false;
+        }
+        let job_failed =
+            self.job_exit_code.is_some_and(|code| code != 0) || self.jobs.iter().any(JobRecord::may_have_failed);
+        match self.end_signal {
+            Some(EndSignal::RunnerFinished) => {
+                self.outcome.as_ref().is_some_and(|outcome| outcome.code.is_some()) || job_failed
+            }
+            Some(EndSignal::RunnerGone | EndSignal::JobCompleted | EndSignal::DrainBudget) => job_failed,
+            // An idle runner could be given a job, which would then end with the vm.
+            Some(EndSignal::LifetimeBudget) => {
+                self.spec.github.is_none() || self.runner_status == RunnerStatus::Busy || job_failed
+            }
+            Some(
+                EndSignal::BootBudget
+                | EndSignal::ConfigureBudget
+                | EndSignal::RegistrationBudget
+                | EndSignal::UnobservedBudget
+                | EndSignal::HeartbeatBudget
+                | EndSignal::GivenUp,
+            ) => true,
+            // Nothing failed: there was no job, or no guest.
+            Some(
+                EndSignal::Hook
+                | EndSignal::Pool
+                | EndSignal::Admin
+                | EndSignal::IdleBudget
+                | EndSignal::GuestPowerOff
+                | EndSignal::InstanceGone
+                | EndSignal::QueueBudget
+                | EndSignal::CloneBudget,
+            )
+            | None => false,
+        }
     }
 
     /// Applies everything of the event except the state.
@@ -270,6 +324,7 @@ impl Vm {
             Event::GuestDescribed { separate_users } => {
                 self.separate_users.get_or_insert(*separate_users);
             }
+            Event::SessionOpened { .. } => self.sessions += 1,
             Event::RunnerChanged { fact } => self.runner(*fact, at),
             Event::JobFinished { exit_code, by } => {
                 self.start_unconfirmed = false;
@@ -372,6 +427,8 @@ impl Vm {
                 self.drain_until = self.drain_until.max(Some((*until).min(self.drain_cap())));
             }
             Event::BudgetSpent { budget } => {
+                // The vm has ended before, and was kept.
+                let Some((signal, code)) = budget.end() else { return };
                 let result = match budget {
                     // The job's end was announced; only the proof is missing.
                     Budget::Drain if self.announced_by == Some(Announcer::Hook) => OutcomeResult::Completed,
@@ -387,9 +444,10 @@ impl Vm {
                     | Budget::Idle
                     | Budget::Unobserved
                     | Budget::Heartbeat
-                    | Budget::Lifetime => OutcomeResult::Failed,
+                    | Budget::Lifetime
+                    | Budget::KeepOnFailure => OutcomeResult::Failed,
                 };
-                self.end((*budget).into(), result, Some(budget.code()), None);
+                self.end(signal, result, Some(code), None);
             }
             Event::StepFailed { fault } => self.last_fault = Some(fault.clone()),
             Event::AttemptFailed { fault } => {
@@ -492,7 +550,7 @@ impl Vm {
     /// Of several results, the most reliable one counts. Of equally reliable ones the last one counts, because the
     /// wrapper reports when the job's process has ended; after the end of the vm, none does.
     fn job_result(&mut self, exit_code: i32, from: ResultSource) {
-        let is_over = matches!(self.state, State::Stopping | State::Deleting | State::Deleted);
+        let is_over = matches!(self.state, State::Kept | State::Stopping | State::Deleting | State::Deleted);
         let Some(known) = self.job_exit_code else {
             self.job_exit_code = Some(exit_code);
             self.job_result_from = from;

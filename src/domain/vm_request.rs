@@ -55,6 +55,17 @@ pub struct VmRequest {
     /// Budgets that differ from the template's.
     #[serde(default)]
     pub budgets: BudgetsPatch,
+    /// Keep the guest running for a look if the vm fails. The same as the budget `keep_on_failure_seconds`.
+    #[serde(default)]
+    pub keep_on_failure: Option<KeepOnFailure>,
+}
+
+/// For how long a failed vm is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KeepOnFailure {
+    /// At most `slots.max_kept_seconds` of the service's configuration. 0: the vm is not kept.
+    pub seconds: u32,
 }
 
 /// What the guest runs.
@@ -170,6 +181,16 @@ impl RunnerRequest {
 }
 
 impl VmRequest {
+    /// All budgets of the request.
+    pub fn all_budgets(&self) -> Result<BudgetsPatch> {
+        let Some(KeepOnFailure { seconds }) = self.keep_on_failure else { return Ok(self.budgets.clone()) };
+        if self.budgets.keep_on_failure_seconds.is_some_and(|other| other != seconds) {
+            return Err(Error::new(Code::RequestInvalid, "the vm would be kept for two different times")
+                .field("/keep_on_failure", "give this or `budgets.keep_on_failure_seconds`, not both"));
+        }
+        Ok(BudgetsPatch { keep_on_failure_seconds: Some(seconds), ..self.budgets.clone() })
+    }
+
     /// Equal bytes for equal requests, whatever the order and spacing of their JSON. Credentials of the runner and the
     /// values of its environment are left out: a caller that asks again may have new ones. The script may contain
     /// secrets: only for the fingerprint.
@@ -200,7 +221,7 @@ impl VmRequest {
             "memory_mib": self.memory_mib,
             "labels": self.labels,
             "queue_timeout_seconds": self.queue_timeout_seconds,
-            "budgets": self.budgets,
+            "budgets": self.all_budgets().unwrap_or_else(|_| self.budgets.clone()),
         });
         // Only if it is set: the fingerprints of requests to earlier versions do not contain it.
         if let Some(network) = self.network {
@@ -230,6 +251,7 @@ impl From<&Pool> for VmRequest {
             labels: BTreeMap::new(),
             queue_timeout_seconds: None,
             budgets: pool.budgets.clone(),
+            keep_on_failure: None,
         }
     }
 }

@@ -133,7 +133,7 @@ impl SizeRequest {
             memory_mib,
             network: Some(network),
         };
-        Ok((spec, self.budgets(&template.budgets.on(usual))?))
+        Ok((spec, self.budgets(&template.budgets.on(usual), capacity)?))
     }
 
     /// The request or its pool precedes the template.
@@ -150,16 +150,28 @@ impl SizeRequest {
         let (cpus, memory_mib) = (self.cpus.unwrap_or(1), self.memory_mib.unwrap_or(LEAST_MEMORY_MIB));
         fits(capacity, cpus, memory_mib)?;
         self.limits.check(cpus, memory_mib, 0)?;
-        self.budgets(usual)
+        self.budgets(usual, capacity)
     }
 
-    fn budgets(&self, base: &Budgets) -> Result<Budgets> {
+    fn budgets(&self, base: &Budgets, capacity: &Capacity) -> Result<Budgets> {
         if self.queue_seconds > MAX_BUDGET_SECONDS {
             return Err(Error::new(Code::RequestInvalid, "the wait is too long")
                 .field("/queue_timeout_seconds", format!("0 to {MAX_BUDGET_SECONDS}")));
         }
-        Ok(Budgets { queue_seconds: self.queue_seconds, ..self.budgets.over(base)? })
+        let most = capacity.max_kept_seconds;
+        if self.budgets.keep_on_failure_seconds.is_some_and(|asked| asked > most) {
+            return Err(Error::new(Code::RequestInvalid, "the guest of a failed vm would be kept for too long")
+                .field("/budgets/keep_on_failure_seconds", kept_at_most(most)));
+        }
+        // A default that is longer than the host allows counts as far as the host allows it.
+        let keep_on_failure_seconds = base.keep_on_failure_seconds.min(most);
+        let base = Budgets { queue_seconds: self.queue_seconds, keep_on_failure_seconds, ..base.clone() };
+        self.budgets.over(&base)
     }
+}
+
+pub fn kept_at_most(seconds: u32) -> String {
+    format!("0 to {seconds}, which is `slots.max_kept_seconds` in the configuration of the service")
 }
 
 fn fits(capacity: &Capacity, cpus: u32, memory_mib: u32) -> Result<()> {
@@ -202,10 +214,31 @@ mod tests {
         }
     }
 
+    /// A default that is longer than the host allows counts as far as the host allows it; a request is refused.
+    #[test]
+    fn the_host_limits_how_long_a_failed_vm_is_kept() {
+        let capacity = Capacity { macos_slots: 0, linux_slots: 1, cpus: 1, memory_mib: 64, max_kept_seconds: 60 };
+        let keeps = |seconds| BudgetsPatch { keep_on_failure_seconds: seconds, ..BudgetsPatch::default() };
+        let usual = keeps(Some(600)).on(&Budgets::default());
+        let user = NetworkUser { runner: RunnerKind::Command, pool: None };
+        let of = |asked, template_has| {
+            let asked = SizeRequest { budgets: keeps(asked), ..SizeRequest::default() };
+            let template = Template { budgets: keeps(template_has), ..template(None) };
+            let made = asked.of(&template, &usual, &capacity, user, &NetworkSupport::default());
+            made.map(|(_, budgets)| budgets.keep_on_failure_seconds)
+        };
+        for (asked, template_has, kept) in
+            [(None, None, 60), (None, Some(30), 30), (None, Some(90), 60), (Some(0), Some(30), 0), (Some(60), None, 60)]
+        {
+            assert_eq!(of(asked, template_has).unwrap(), kept, "{asked:?} {template_has:?}");
+        }
+        assert_eq!(of(Some(61), None).unwrap_err().fields[0].pointer, "/budgets/keep_on_failure_seconds");
+    }
+
     #[test]
     fn the_request_precedes_the_template_and_the_template_the_default() {
         use NetworkMode::{Host, Internet, Isolated};
-        let capacity = Capacity { macos_slots: 0, linux_slots: 1, cpus: 1, memory_mib: 64 };
+        let capacity = Capacity { macos_slots: 0, linux_slots: 1, cpus: 1, memory_mib: 64, max_kept_seconds: 60 };
         let mode = |asked, template_has, pool, can: &NetworkSupport| {
             let asked = SizeRequest { network: asked, ..SizeRequest::default() };
             let user = NetworkUser { runner: RunnerKind::GitHub, pool };

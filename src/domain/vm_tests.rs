@@ -197,8 +197,8 @@ fn a_lost_vm_says_what_happened_to_its_guest() {
 fn every_spent_budget_is_named() {
     for budget in [Budget::Lifetime, Budget::Idle, Budget::Registration] {
         let vm = live(&with(running(), [Event::BudgetSpent { budget }]));
-        assert_eq!(vm.end_signal, Some(budget.into()));
-        assert_eq!(vm.outcome.unwrap().code, Some(budget.code()));
+        assert_eq!(vm.end_signal, budget.end().map(|(signal, _)| signal));
+        assert_eq!(vm.outcome.unwrap().code, budget.end().map(|(_, code)| code));
     }
     let vm = live(&[Event::BudgetSpent { budget: Budget::Queue }]);
     assert_eq!((vm.state, vm.end_signal), (State::Deleted, Some(EndSignal::QueueBudget)));
@@ -253,9 +253,10 @@ fn any_event() -> impl Strategy<Value = Event> {
 proptest! {
     /// For any events in any order: the invariants hold, and the log alone gives the row.
     #[test]
-    fn any_sequence_of_events_keeps_the_laws(awaits: bool, events in prop::collection::vec(any_event(), 0..80)) {
+    fn any_sequence_of_events_keeps_the_laws(awaits: bool, keeps: bool, events in prop::collection::vec(any_event(), 0..80)) {
         let source = if awaits { TemplateSource::Awaited { awaits: SizeRequest::default() } } else { TemplateSource::Resolved(spec()) };
-        let first = Event::Created { spec: Box::new(VmSpec { source, ..vm_spec() }) };
+        let budgets = Budgets { keep_on_failure_seconds: if keeps { 60 } else { 0 }, ..Budgets::default() };
+        let first = Event::Created { spec: Box::new(VmSpec { source, budgets, ..vm_spec() }) };
         let Event::Created { spec } = &first else { unreachable!() };
         let mut vm = Vm::created((**spec).clone(), at(0));
         let mut log = vec![(first.clone(), at(0))];
@@ -269,6 +270,7 @@ proptest! {
                     prop_assert_eq!(vm.generation, before.generation + 1);
                     log.push((event, now));
                 }
+                Verdict::End => prop_assert!(false, "not resolved"),
                 Verdict::Note => {
                     prop_assert_eq!(vm.state, before.state);
                     prop_assert_eq!(vm.generation, before.generation + 1);
@@ -361,6 +363,42 @@ fn github_running() -> Vm {
     let mut vm = github(Registration::Managed);
     go(&mut vm, running().into_iter().zip(1..));
     vm
+}
+
+/// The runner's end may be known before the job's result: the guest is kept until GitHub tells it.
+#[test]
+fn a_guest_is_kept_for_a_job_of_github_that_failed_or_may_have_failed() {
+    let completed = |conclusion: &str| {
+        let job = JobRecord { conclusion: Some(conclusion.into()), ..job(JobStatus::Completed) };
+        Event::JobChanged { job }
+    };
+    let ended = || {
+        let mut vm = github_running();
+        vm.spec.budgets.keep_on_failure_seconds = 60;
+        go(&mut vm, [(Event::JobChanged { job: job(JobStatus::InProgress) }, 10)]);
+        go(&mut vm, [(Event::EndProven { proof: EndProof::RunnerFinished, exit_code: Some(0) }, 20)]);
+        assert_eq!((vm.state, vm.deadline()), (State::Kept, Some((Budget::KeepOnFailure, at(80)))));
+        vm
+    };
+    for (conclusion, state) in [
+        ("success", State::Stopping),
+        ("cancelled", State::Stopping),
+        ("failure", State::Kept),
+        ("timed_out", State::Kept),
+    ] {
+        let mut vm = ended();
+        go(&mut vm, [(completed(conclusion), 30)]);
+        assert_eq!(vm.state, state, "{conclusion}");
+    }
+    // A runner that was given no job has nothing to show, and one whose vm was to end was not kept.
+    let mut idle = github_running();
+    idle.spec.budgets.keep_on_failure_seconds = 60;
+    let mut unwanted = idle.clone();
+    go(&mut idle, [(Event::EndProven { proof: EndProof::RunnerFinished, exit_code: Some(0) }, 20)]);
+    go(&mut unwanted, [(Event::JobChanged { job: job(JobStatus::InProgress) }, 10)]);
+    go(&mut unwanted, [(Event::EndAnnounced { by: Announcer::Admin }, 15)]);
+    go(&mut unwanted, [(Event::EndProven { proof: EndProof::RunnerFinished, exit_code: Some(0) }, 20)]);
+    assert_eq!((idle.state, unwanted.state), (State::Stopping, State::Stopping));
 }
 
 #[test]

@@ -31,6 +31,7 @@ pub mod qemu;
 pub mod record;
 pub mod registry;
 mod section;
+pub mod ssh_endpoint;
 pub mod tart;
 
 pub use section::{FakeSection, SlotsSection};

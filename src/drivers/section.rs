@@ -19,6 +19,9 @@ section! {
             in 32..=4_294_967_295;
         /// Guests that Mayfly did not start take slots too.
         count_foreign: bool = true;
+        /// Longest time for which a failed vm may be kept for a look (`keep_on_failure`); it holds its slot. 0: none is
+        /// kept.
+        max_kept_seconds: u32 = 3600, in 0..=2_592_000;
     }
 }
 
@@ -32,6 +35,12 @@ section! {
 
 impl SlotsSection {
     pub fn capacity(&self) -> Capacity {
-        Capacity { macos_slots: self.macos, linux_slots: self.linux, cpus: self.cpus, memory_mib: self.memory_mib }
+        Capacity {
+            macos_slots: self.macos,
+            linux_slots: self.linux,
+            cpus: self.cpus,
+            memory_mib: self.memory_mib,
+            max_kept_seconds: self.max_kept_seconds,
+        }
     }
 }

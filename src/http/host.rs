@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     domain::{
-        Arch, Code, GuestOs, NetworkMode, NetworkSupport, State,
+        Arch, Code, GuestOs, NetworkMode, NetworkSupport, State, VmId,
         capacity::{Capacity, Usage},
         difference::Difference,
         host::{DriverView, HostView, Instance},
@@ -45,6 +45,8 @@ pub struct Host {
     slots: Slots,
     /// Number of queued vms.
     queued: i64,
+    /// Failed vms that are kept for a look (`keep_on_failure`). Each holds its slot until then, or until it is deleted.
+    kept: Vec<KeptVm>,
     drivers: Vec<HostDriver>,
     /// Faults of the host itself, oldest first. Empty if none is known.
     faults: Vec<HostFault>,
@@ -86,6 +88,16 @@ pub struct HostFault {
     /// When one more guest is tried, if a vm waits; null: each vm that waits tries again within a minute.
     retry_at: Option<Time>,
     remedy: &'static str,
+}
+
+/// A failed vm that is kept for a look.
+#[derive(Serialize, ToSchema)]
+pub struct KeptVm {
+    #[schema(value_type = String, format = "uuid")]
+    id: VmId,
+    name: String,
+    /// When its guest is destroyed.
+    until: Option<Time>,
 }
 
 /// Slots for one kind of guest.
@@ -176,7 +188,12 @@ pub(super) fn age_seconds(at: Timestamp, now: Timestamp) -> u64 {
 
 impl From<HostStatus> for Host {
     fn from(status: HostStatus) -> Self {
-        let HostStatus { view, leased, foreign, queued, now } = status;
+        let HostStatus { view, leased, foreign, queued, kept, now } = status;
+        let kept = kept.iter().map(|vm| KeptVm {
+            id: vm.id(),
+            name: vm.spec.name.clone(),
+            until: vm.deadline().map(|(_, at)| at.into()),
+        });
         let c = view.capacity;
         let (macos, linux) = (view.slots(GuestOs::Macos), view.slots(GuestOs::Linux));
         let drivers = view.drivers.iter().map(|d| HostDriver::new(&view, d)).collect();
@@ -231,6 +248,7 @@ impl From<HostStatus> for Host {
             leased,
             foreign,
             queued,
+            kept: kept.collect(),
             drivers,
             faults,
             instances: view.instances,

@@ -38,6 +38,7 @@ mod registries;
 mod section;
 mod sender;
 mod serve;
+mod sessions;
 mod stalled;
 mod surface;
 mod templates;
@@ -112,6 +113,7 @@ fn admin_routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(guests::get_runner_registration))
         .routes(routes!(guests::get_runner_program))
         .routes(routes!(logs::get_vm_log))
+        .routes(routes!(sessions::open_session))
         .routes(routes!(events::stream_events))
         .routes(routes!(templates::create::create_template, templates::list_templates))
         .routes(routes!(templates::get_template, templates::delete_template, templates::names::point_template))

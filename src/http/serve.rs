@@ -4,13 +4,12 @@
 //! finished after [`GRACE`] are aborted. Streams and long polls end by themselves, because they watch the same
 //! signal. A client that does not read its answer is disconnected after a second.
 
-use std::{convert::Infallible, io, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body, http::Request};
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
     service::TowerToHyperService,
 };
 use tokio::{
@@ -82,7 +81,6 @@ async fn serve<A, I, G>(
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     G: Future<Output = io::Result<I>> + Send + 'static,
 {
-    let graceful = GracefulShutdown::new();
     let mut tasks = JoinSet::new();
     loop {
         while tasks.try_join_next().is_some() {}
@@ -106,8 +104,8 @@ async fn serve<A, I, G>(
             async move { router.oneshot(request).await.map(|response| serving.until_sent(response)) }
         });
         let service = service.map_err(|never: Infallible| match never {});
-        let (greeting, watcher) = (greet(io), graceful.watcher());
-        let (ending, stalling) = (shutdown.clone(), shutdown.clone());
+        let greeting = greet(io);
+        let (ending, finishing, stalling) = (shutdown.clone(), shutdown.clone(), shutdown.clone());
         tasks.spawn(async move {
             let close = connection.close.clone();
             // A client that has not finished its handshake does not delay the shutdown.
@@ -127,9 +125,19 @@ async fn serve<A, I, G>(
                         .serve_connection(
                             TokioIo::new(StalledWrites::new(io, stalling)),
                             TowerToHyperService::new(service),
-                        );
+                        )
+                        .with_upgrades();
+                    // After the shutdown began, the connection finishes its request.
+                    let served = async {
+                        let mut served = pin!(served);
+                        tokio::select! {
+                            ended = &mut served => return ended,
+                            () = finishing.cancelled() => served.as_mut().graceful_shutdown(),
+                        }
+                        served.await
+                    };
                     // A client that disconnects is not worth a log line.
-                    match close.run_until_cancelled(watcher.watch(served)).await {
+                    match close.run_until_cancelled(served).await {
                         Some(Err(error)) => tracing::trace!(%error, "a connection ended with an error"),
                         Some(Ok(())) => {}
                         None => tracing::debug!("closed a connection without a request, for a new one"),
@@ -143,7 +151,8 @@ async fn serve<A, I, G>(
     }
     // Closes the socket, so that new clients are refused at once.
     drop(accept);
-    if tokio::time::timeout(GRACE, graceful.shutdown()).await.is_err() {
+    let finished = async { while tasks.join_next().await.is_some() {} };
+    if tokio::time::timeout(GRACE, finished).await.is_err() {
         tracing::warn!("aborted requests that had not finished {} s after the shutdown began", GRACE.as_secs());
     }
     tasks.shutdown().await;

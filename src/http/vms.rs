@@ -149,6 +149,10 @@ pub struct QueueView {
     pub position: i64,
     /// When the vm stops waiting and fails.
     pub deadline: Time,
+    /// How many slots are held by failed vms that are kept for a look (`keep_on_failure`); 0 unless the vm waits for a
+    /// slot. `GET /host` names them.
+    #[schema(minimum = 0)]
+    pub kept_vms: i64,
     /// Progress of its image; null unless the image is being pulled.
     pub pull: Option<ProgressView>,
 }
@@ -197,7 +201,7 @@ pub struct VmPage {
 
 impl VmView {
     /// `position` is used while the vm is queued.
-    fn new(vm: &Vm, position: i64, pull: Option<PullProgress>) -> Self {
+    fn new(vm: &Vm, position: i64, kept_vms: i64, pull: Option<PullProgress>) -> Self {
         let d = &vm.spec;
         let spec = d.resolved();
         Self {
@@ -227,6 +231,7 @@ impl VmView {
                 // It may have left the queue between the two reads; a position is at least 1 in any case.
                 position: position.max(1),
                 deadline: q.deadline.into(),
+                kept_vms,
                 pull: pull.as_ref().map(ProgressView::moving),
             }),
             deadline: vm.deadline().map(|(budget, at)| DeadlineView { budget, at: at.into() }),
@@ -255,7 +260,8 @@ impl VmView {
 
     pub async fn of(vm: &Vm, services: &Services) -> Result<Self, Problem> {
         let position = services.vms.queue_position(vm).await?;
-        Ok(Self::new(vm, position, services.vms.image_progress(vm)))
+        let kept = services.vms.kept_slots(vm).await?;
+        Ok(Self::new(vm, position, kept, services.vms.image_progress(vm)))
     }
 }
 

@@ -139,7 +139,13 @@ impl HostObserver {
             // Its guest was started and is not reached yet.
             State::Booting | State::Configuring => State::Booting,
             // It does not wait for the host.
-            State::Queued | State::Running | State::Draining | State::Stopping | State::Deleting | State::Deleted => {
+            State::Queued
+            | State::Running
+            | State::Draining
+            | State::Kept
+            | State::Stopping
+            | State::Deleting
+            | State::Deleted => {
                 return;
             }
         };

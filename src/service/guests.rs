@@ -254,7 +254,9 @@ impl Guests {
                 State::Booting | State::Configuring | State::Running | State::Draining => {
                     Event::GivenUp { fault: fault.clone() }
                 }
-                State::Queued | State::Cloning | State::Stopping | State::Deleting | State::Deleted => return Ok(()),
+                State::Queued | State::Cloning | State::Kept | State::Stopping | State::Deleting | State::Deleted => {
+                    return Ok(());
+                }
             };
             if self.ledger.apply(id, Expect::Generation(vm.generation), event, self.clock.now()).await?.as_expected {
                 return Ok(());
@@ -342,7 +344,13 @@ fn may_describe_itself(vm: &Vm) -> bool {
     match vm.state {
         State::Booting | State::Configuring => true,
         State::Running => vm.start_unconfirmed,
-        State::Queued | State::Cloning | State::Draining | State::Stopping | State::Deleting | State::Deleted => false,
+        State::Queued
+        | State::Cloning
+        | State::Draining
+        | State::Kept
+        | State::Stopping
+        | State::Deleting
+        | State::Deleted => false,
     }
 }
 

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use crate::{
     domain::{
-        Code, Error, Result, State,
+        Code, Error, Result, State, Vm,
         capacity::Usage,
         difference::{Difference, difference},
         host::HostView,
@@ -32,6 +32,8 @@ pub struct HostStatus {
     /// Usage of foreign instances.
     pub foreign: Usage,
     pub queued: i64,
+    /// The failed vms that are kept, and hold slots.
+    pub kept: Vec<Vm>,
     /// When this status was taken.
     pub now: Timestamp,
 }
@@ -56,9 +58,14 @@ impl Hosts {
 
     pub async fn status(&self) -> Result<HostStatus> {
         let view = self.host.look_at_most(SHOWN_AGE, SHOWN_WITHIN).await;
-        let queued = self.reader.count_by_state().await?.get(&State::Queued).copied().unwrap_or_default();
+        let count = self.reader.count_by_state().await?;
+        let queued = count.get(&State::Queued).copied().unwrap_or_default();
+        let kept = match count.get(&State::Kept) {
+            Some(_) => self.reader.live_vms().await?.into_iter().filter(|vm| vm.state == State::Kept).collect(),
+            None => Vec::new(),
+        };
         let leased = self.reader.leased().await?;
-        Ok(HostStatus { leased, foreign: view.foreign(), view, queued, now: self.clock.now() })
+        Ok(HostStatus { leased, foreign: view.foreign(), view, queued, kept, now: self.clock.now() })
     }
 
     /// Compares rows with instances, without acting on the differences.

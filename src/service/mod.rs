@@ -20,6 +20,7 @@ mod objects;
 pub mod pools;
 pub mod pulls;
 pub mod registries;
+pub mod sessions;
 mod template_usage;
 pub mod templates;
 pub mod tokens;
@@ -38,6 +39,7 @@ use self::{
     pools::Pools,
     pulls::Pulls,
     registries::Registries,
+    sessions::Sessions,
     templates::Templates,
     tokens::Tokens,
     transfers::Transfers,
@@ -67,6 +69,7 @@ pub struct Services {
     pub pull_admission: PullAdmission,
     pub vms: Vms,
     pub guests: Guests,
+    pub sessions: Sessions,
     pub events: Events,
     pub templates: Templates,
     pub transfers: Transfers,
@@ -96,6 +99,7 @@ impl Services {
         Self {
             vms: Vms::new(parts),
             guests: Guests::new(parts),
+            sessions: Sessions::new(parts),
             events: Events::new(parts),
             transfers: Transfers::new(parts, templates.clone(), settings.tools),
             templates,

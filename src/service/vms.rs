@@ -9,7 +9,7 @@ pub use crate::store::{
 pub use crate::templates::progress::PullProgress;
 use crate::{
     domain::{
-        Announcer, Code, Error, Event, Result, RunnerStatus, State, TemplateSource, Vm, VmId,
+        Announcer, Code, Error, Event, QueueReason, Result, RunnerStatus, State, TemplateSource, Vm, VmId,
         runner::RunnerKind,
         token::{Caller, CallerToken},
     },
@@ -60,6 +60,14 @@ impl Vms {
     /// Position in the queue. 1: next. 0: not queued.
     pub async fn queue_position(&self, vm: &Vm) -> Result<i64> {
         if vm.state == State::Queued { Ok(self.reader.queue_position(vm.id()).await?) } else { Ok(0) }
+    }
+
+    /// How many slots are held by failed vms that are kept for a look, if the vm waits for a slot.
+    pub async fn kept_slots(&self, vm: &Vm) -> Result<i64> {
+        if vm.queue.as_ref().is_none_or(|queue| queue.reason != QueueReason::Slot) {
+            return Ok(0);
+        }
+        Ok(self.reader.count_by_state().await?.get(&State::Kept).copied().unwrap_or_default())
     }
 
     /// Progress of the image that the vm waits for. `None`: it does not wait for one, or nothing is known yet.
@@ -146,8 +154,11 @@ fn no_vm(id: VmId) -> Error {
 
 /// The event that a DELETE causes for this vm; `None` if the vm is already ending and the call changes nothing.
 fn ending(vm: &Vm, caller: &Caller, force: bool) -> Option<Event> {
-    if vm.outcome.is_some() {
-        return None;
+    match (vm.state, caller) {
+        // It has ended, and its guest is kept for a look, which is over now.
+        (State::Kept, Caller::Token(_)) => return Some(Event::EndForced { by: Announcer::Admin }),
+        _ if vm.outcome.is_some() => return None,
+        _ => {}
     }
     match caller {
         Caller::Guest(..) => match vm.announced_by {

@@ -245,7 +245,13 @@ mod tests {
             instance_per_attempt: true,
         };
         let room = HostOffer {
-            capacity: Capacity { macos_slots: 0, linux_slots: 3, cpus: 100, memory_mib: 10_000 },
+            capacity: Capacity {
+                macos_slots: 0,
+                linux_slots: 3,
+                cpus: 100,
+                memory_mib: 10_000,
+                max_kept_seconds: 3600,
+            },
             ceilings: Vec::new(),
             drivers: BTreeSet::from(["fake".to_owned()]),
             uncounted: vec![],

@@ -338,7 +338,7 @@ async fn step(
             )
             .into());
         }
-        Verdict::Move(_) | Verdict::Note => {}
+        Verdict::Move(_) | Verdict::Note | Verdict::End => {}
     }
     let id = vm.id().to_string();
     let state = vm.state.as_str();

@@ -42,7 +42,13 @@ fn vm_spec(name: &str, os: GuestOs, queue_seconds: u32) -> VmSpec {
 
 fn room(macos: u32, foreign: u32) -> HostOffer {
     HostOffer {
-        capacity: Capacity { macos_slots: macos, linux_slots: 3, cpus: 100, memory_mib: 10_000 },
+        capacity: Capacity {
+            macos_slots: macos,
+            linux_slots: 3,
+            cpus: 100,
+            memory_mib: 10_000,
+            max_kept_seconds: 3600,
+        },
         ceilings: Vec::new(),
         drivers: BTreeSet::from(["fake".to_owned()]),
         uncounted: vec![],
@@ -300,6 +306,7 @@ fn next_fact(vm: &Vm) -> Option<Event> {
         State::Configuring => Some(Event::GuestConfigured),
         State::Running => Some(Event::EndAnnounced { by: Announcer::Hook }),
         State::Draining => Some(Event::EndProven { proof: crate::domain::EndProof::RunnerFinished, exit_code: None }),
+        State::Kept => Some(Event::BudgetSpent { budget: crate::domain::Budget::KeepOnFailure }),
         State::Stopping => Some(Event::InstanceStopped),
         State::Deleting if vm.retries() => {
             Some(Event::AttemptCleared { reason: QueueReason::Backoff, not_before: now() })

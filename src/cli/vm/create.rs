@@ -43,6 +43,10 @@ pub(in crate::cli) struct SpecArgs {
     /// Budget that differs from the template's, such as lifetime_seconds=600 or boot_seconds=2m; may be repeated
     #[arg(long = "budget", value_name = "NAME=VALUE", value_parser = budget)]
     budgets: Vec<(String, u32)>,
+    /// Keep the guest running for a look if the vm fails: seconds, or a duration such as 30m. It holds its slot until
+    /// then, or until the vm is deleted
+    #[arg(long, value_name = "DURATION", value_parser = text::parse_seconds)]
+    keep_on_failure: Option<u32>,
     /// Longest wait for a slot: seconds, or a duration such as 5m; 0: start at once or fail [default: the
     /// service's]
     #[arg(long, value_name = "DURATION", value_parser = text::parse_seconds)]
@@ -61,6 +65,7 @@ impl SpecArgs {
             ("memory_mib", self.memory_mib.map(Value::from)),
             ("network", self.network.map(Value::from)),
             ("queue_timeout_seconds", self.queue_timeout.map(Value::from)),
+            ("keep_on_failure", self.keep_on_failure.map(|seconds| json!({ "seconds": seconds }))),
         ] {
             if let Some(value) = value {
                 body.insert(key.into(), value);

@@ -12,6 +12,7 @@ mod list;
 mod live;
 mod logs;
 mod query;
+mod session;
 mod show;
 mod wait;
 
@@ -43,6 +44,16 @@ pub(super) enum VmCommand {
     ///
     /// With --follow, it goes on over a restart of the service.
     Logs(logs::LogsArgs),
+    /// Run a command in a vm's guest, and return its exit code
+    ///
+    /// The service logs in to the guest with the SSH login of the vm's template, as its user, and passes input and output on;
+    /// no key leaves the service. The vm must be running, or kept after a failure (--keep-on-failure). Needs a token with the
+    /// scope admin, or the one with which the vm was created. The vm's events say which token was used, and not what was run.
+    Exec(session::ExecArgs),
+    /// Open a shell in a vm's guest
+    ///
+    /// Like vm exec. The shell has a terminal if standard input is one; Ctrl-C goes to the guest.
+    Ssh(session::SshArgs),
     /// Print a vm's events
     Events(events::EventsArgs),
     /// Wait until a vm reaches a state
@@ -80,6 +91,8 @@ pub(super) async fn run(command: VmCommand, client: &ApiClient, json: bool) -> R
         VmCommand::Show { vm } => show::run(&vm, client, json).await,
         VmCommand::Delete(args) => delete::run(args, client, json).await,
         VmCommand::Logs(args) => logs::run(args, client, json).await,
+        VmCommand::Exec(args) => session::exec(args, client, json).await,
+        VmCommand::Ssh(args) => session::ssh(args, client, json).await,
         VmCommand::Events(args) => events::run(args, client, json).await,
         VmCommand::Wait(args) => wait::run(args, client, json).await,
     }

@@ -21,7 +21,7 @@ pub(super) async fn run(vm: &str, client: &ApiClient, json: bool) -> Result<u8, 
         return Ok(exit::OK);
     }
     let vm: VmResponse = client.view(&value)?;
-    let mut pairs = vec![("name", vm.name.clone()), ("id", vm.id.clone()), ("state", vm.state.clone())];
+    let mut pairs = vec![("name", vm.name.clone()), ("id", vm.id.clone()), ("state", vm.state_text())];
     if let Some(queue) = &vm.queue {
         pairs.push(("queue", queue.text()));
         if let Some(deadline) = queue.deadline {

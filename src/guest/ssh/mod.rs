@@ -33,9 +33,11 @@ use super::{
     output::{TailBuffer, one_line},
 };
 use crate::{
-    domain::{Code, endpoint::Endpoint},
+    domain::{Code, Template, endpoint::Endpoint},
     platform::clock,
 };
+
+pub mod session;
 
 /// Time limit of a connection and login: a silent forwarded port must not use up the whole budget in one attempt.
 const LOGIN: Duration = Duration::from_secs(30);
@@ -48,6 +50,18 @@ pub enum SshLogin {
     /// Path of an OpenSSH, PKCS#1 or PKCS#8 private key without a passphrase.
     Key(PathBuf),
     Password(SecretString),
+}
+
+impl SshLogin {
+    /// The login that the template was registered with. `None`: it has none.
+    pub async fn of(template: &Template) -> io::Result<Option<SshLogin>> {
+        if let Some(key) = &template.files.ssh_key {
+            return Ok(Some(SshLogin::Key(key.clone())));
+        }
+        let Some(file) = &template.files.ssh_password else { return Ok(None) };
+        let text = tokio::fs::read_to_string(file).await?;
+        Ok(Some(SshLogin::Password(text.trim_end_matches(['\r', '\n']).to_owned().into())))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -110,18 +124,12 @@ pub async fn start(target: &SshTarget, attempt: u32, deadline: Instant) -> Resul
 }
 
 async fn deliver_to(target: &SshTarget, script: &str, deadline: Instant) -> Result<SshDelivery, SshError> {
-    let login_deadline = deadline.min(clock::monotonic() + LOGIN);
-    let at = target.endpoint.to_string();
-    let mut connection = timeout_at(login_deadline, SshConnection::open(target, &at))
-        .await
-        .map_err(|_| SshError::Retry(format!("{at} did not answer in time while connecting")))??;
-    timeout_at(login_deadline, connection.log_in(target))
-        .await
-        .map_err(|_| SshError::Retry(format!("{at} did not answer in time while logging in")))??;
+    let mut connection = SshConnection::to(target, client_config(), deadline).await?;
+    let at = connection.at.clone();
     let boot_log = timeout_at(deadline, connection.run(script))
         .await
         .map_err(|_| SshError::Retry(format!("the kit's boot script at {at} did not end in time")))??;
-    let host_key = connection.seen.host_key().ok_or_else(|| SshError::Retry(format!("{at} showed no host key")))?;
+    let host_key = connection.shown_host_key()?;
     connection.close().await;
     Ok(SshDelivery { host_key, boot_log })
 }
@@ -213,18 +221,34 @@ struct SshConnection {
     _cut: SshDisconnect,
 }
 
+fn client_config() -> client::Config {
+    client::Config { nodelay: true, keepalive_interval: Some(Duration::from_secs(15)), ..client::Config::default() }
+}
+
 impl SshConnection {
-    async fn open(target: &SshTarget, at: &str) -> Result<SshConnection, SshError> {
+    /// A connection on which the target's user is logged in.
+    async fn to(target: &SshTarget, config: client::Config, deadline: Instant) -> Result<SshConnection, SshError> {
+        let deadline = deadline.min(clock::monotonic() + LOGIN);
+        let at = target.endpoint.to_string();
+        let mut connection = timeout_at(deadline, SshConnection::open(target, config, &at))
+            .await
+            .map_err(|_| SshError::Retry(format!("{at} did not answer in time while connecting")))??;
+        timeout_at(deadline, connection.log_in(target))
+            .await
+            .map_err(|_| SshError::Retry(format!("{at} did not answer in time while logging in")))??;
+        Ok(connection)
+    }
+
+    fn shown_host_key(&self) -> Result<String, SshError> {
+        self.seen.host_key().ok_or_else(|| SshError::Retry(format!("{} showed no host key", self.at)))
+    }
+
+    async fn open(target: &SshTarget, mut config: client::Config, at: &str) -> Result<SshConnection, SshError> {
         let pinned = match &target.pinned_host_key {
             Some(text) => Some(PublicKey::from_openssh(text).map_err(|_| {
                 SshError::HostKeyChanged(format!("the host key pinned for {at} is not an OpenSSH public key"))
             })?),
             None => None,
-        };
-        let mut config = client::Config {
-            nodelay: true,
-            keepalive_interval: Some(Duration::from_secs(15)),
-            ..client::Config::default()
         };
         if let Some(key) = &pinned {
             // A server with several keys presents the one that the client prefers: without this, a changed default

@@ -511,3 +511,36 @@ async fn dropping_the_future_closes_the_connection() {
     let read = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest);
     assert!(timeout(Duration::from_secs(2), read).await.is_ok(), "the connection is still open");
 }
+
+#[tokio::test]
+async fn a_command_and_a_shell_run_with_their_output_and_exit_code() {
+    use super::session::{GuestLogin, SessionExit, SessionOutput, Terminal};
+    let Some(sshd) = Sshd::start(&["ed25519"]) else { return };
+    let target = sshd.target("ed25519");
+    banner(&target.endpoint, soon(20)).await.unwrap();
+    let login = GuestLogin::open(&target, soon(20)).await.unwrap();
+    let run = async |command: Option<&str>, terminal: Option<&Terminal>, input: &str| {
+        let (mut from, to) = login.run(command, terminal).await.unwrap();
+        to.input(input.to_owned().into()).await;
+        if terminal.is_none() {
+            to.end_of_input().await;
+        }
+        let (mut out, mut err) = (String::new(), String::new());
+        loop {
+            match from.next().await.unwrap() {
+                SessionOutput::Stdout(bytes) => out.push_str(std::str::from_utf8(&bytes).unwrap()),
+                SessionOutput::Stderr(bytes) => err.push_str(std::str::from_utf8(&bytes).unwrap()),
+                SessionOutput::Exited(exit) => return (out, err, exit),
+            }
+        }
+    };
+    let ended = run(Some("cat; echo wrong >&2; exit 7"), None, "in\n").await;
+    assert_eq!(ended, ("in\n".to_owned(), "wrong\n".to_owned(), SessionExit::Code(7)));
+    let ended = run(Some("kill -TERM $$"), None, "").await;
+    assert_eq!(ended.2, SessionExit::Signal("TERM".to_owned()));
+    let terminal = Terminal { term: "xterm".to_owned(), columns: 101, rows: 33 };
+    let (out, _, exit) = run(Some("stty size; exit 3"), Some(&terminal), "").await;
+    assert_eq!((out.trim(), exit), ("33 101", SessionExit::Code(3)));
+    let (_, _, exit) = run(None, None, "exit 5\n").await;
+    assert_eq!(exit, SessionExit::Code(5));
+}

@@ -167,7 +167,7 @@ pub fn vm() -> Value {
         "pool": null,
         "created_by": "01920f3c-6b8f-7d22-8e3c-9a1f5b7c2d3e",
         "runner": { "kind": "command", "status": "none", "separate_users": null, "started": "no", "github": null },
-        "queue": { "reason": "slot", "position": 3, "deadline": "2026-11-20T09:10:00.000Z", "pull": null },
+        "queue": { "reason": "slot", "position": 3, "deadline": "2026-11-20T09:10:00.000Z", "kept_vms": 0, "pull": null },
         "deadline": { "budget": "queue", "at": "2026-11-20T09:10:00.000Z" },
         "paused_since": null,
         "budgets": budgets(),
@@ -508,6 +508,7 @@ pub fn host() -> Value {
             "linux": { "total": 4, "ours": 1, "foreign": 0, "free": 3 }
         },
         "queued": 0,
+        "kept": [],
         "drivers": [{
             "name": "qemu",
             "usable": true,

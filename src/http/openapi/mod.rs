@@ -39,7 +39,7 @@ pub mod examples;
         (name = "health", description = "Probes and metrics"),
         (name = "pages", description = "Pages for people"),
     ),
-    components(schemas(Body9457, LogSource, super::events::TemplateEventView, super::pulls::PullProgressEvent)),
+    components(schemas(Body9457, LogSource, super::events::TemplateEventView, super::pulls::PullProgressEvent, super::sessions::SessionInputMessage, super::sessions::SessionOutputMessage)),
 )]
 struct Base;
 
@@ -68,6 +68,18 @@ fn own_errors(operation: &str) -> &'static [Code] {
         ],
         "get_vm" | "list_vm_events" => &[C::VmNotFound],
         "end_vm" | "get_vm_log" => &[C::VmNotFound, C::AuthVmForeign],
+        "open_session" => &[
+            C::RequestInvalid,
+            C::VmNotFound,
+            C::AuthVmForeign,
+            C::VmNotReady,
+            C::VmEnded,
+            C::GuestAccessUnsupported,
+            C::GuestNotReady,
+            C::GuestLoginRefused,
+            C::GuestHostKeyChanged,
+            C::HostUnavailable,
+        ],
         "report_guest_event" => &[C::VmNotFound, C::VmTransitionRefused, C::HostFull],
         "create_template" => &[
             C::TemplateExists,

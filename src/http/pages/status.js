@@ -41,7 +41,7 @@ setInterval(() => { if (!document.hidden) document.querySelectorAll(".tick").for
 const since = (time) => ticking(time, (ms) => ago(-ms));
 const until = (time) => ticking(time, (ms) => (ms < 0 ? "overdue by " + ago(-ms) : "in " + ago(ms)));
 
-const TONE = { queued: "idle", cloning: "warn", booting: "warn", configuring: "warn", running: "good", draining: "work", stopping: "idle", deleting: "idle", deleted: "idle" };
+const TONE = { queued: "idle", cloning: "warn", booting: "warn", configuring: "warn", running: "good", draining: "work", kept: "bad", stopping: "idle", deleting: "idle", deleted: "idle" };
 const RESULT = { completed: "good", cancelled: "idle", failed: "bad", lost: "bad" };
 const badge = (text, tone) => el("span", "state " + (tone || "idle"), text);
 

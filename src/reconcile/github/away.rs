@@ -25,7 +25,7 @@ fn waits(vm: &Vm) -> bool {
         State::Running => {
             matches!(vm.runner_status, RunnerStatus::None | RunnerStatus::Registering | RunnerStatus::Idle)
         }
-        State::Booting | State::Draining | State::Stopping | State::Deleting | State::Deleted => false,
+        State::Booting | State::Draining | State::Kept | State::Stopping | State::Deleting | State::Deleted => false,
     }
 }
 

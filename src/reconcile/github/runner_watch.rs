@@ -101,7 +101,9 @@ impl RunnerWatch {
             (_, RunnerStatus::Gone) => None,
             (State::Booting | State::Configuring | State::Draining, _) => Some((runner, pace.soon)),
             (State::Running, _) => Some((runner, if comes_or_goes { pace.soon } else { pace.calm })),
-            (State::Queued | State::Cloning | State::Stopping | State::Deleting | State::Deleted, _) => None,
+            (State::Queued | State::Cloning | State::Kept | State::Stopping | State::Deleting | State::Deleted, _) => {
+                None
+            }
         }
     }
 

@@ -57,7 +57,13 @@ impl CanaryTest {
                     network: None,
                     labels: [("mayfly.canary".to_owned(), pull.id.to_string())].into(),
                     queue_timeout_seconds: Some(u32::try_from(lasts).unwrap_or(u32::MAX).min(30 * 24 * 3600)),
-                    budgets: BudgetsPatch { lifetime_seconds: Some(canary.timeout_seconds), ..BudgetsPatch::default() },
+                    budgets: BudgetsPatch {
+                        lifetime_seconds: Some(canary.timeout_seconds),
+                        // The pull waits for the end of its vm.
+                        keep_on_failure_seconds: Some(0),
+                        ..BudgetsPatch::default()
+                    },
+                    keep_on_failure: None,
                 };
                 match self.admission.create_for_test(request, format!("mayfly-canary-{}", pull.id)).await {
                     Ok(created) => {

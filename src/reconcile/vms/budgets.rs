@@ -46,9 +46,12 @@ impl SpentBudgets {
         loop {
             let removal = match budget {
                 // Before there is a guest, or after the longest time that a vm may exist, or without a managed runner.
-                Budget::Queue | Budget::Clone | Budget::Lifetime | Budget::Heartbeat | Budget::Unobserved => {
-                    Removal::Gone
-                }
+                Budget::Queue
+                | Budget::Clone
+                | Budget::Lifetime
+                | Budget::Heartbeat
+                | Budget::Unobserved
+                | Budget::KeepOnFailure => Removal::Gone,
                 Budget::Boot | Budget::Configure | Budget::Registration | Budget::Idle | Budget::Drain => {
                     self.removal.remove(vm).await
                 }
@@ -81,7 +84,8 @@ impl SpentBudgets {
                     | Budget::Idle
                     | Budget::Unobserved
                     | Budget::Lifetime
-                    | Budget::Heartbeat,
+                    | Budget::Heartbeat
+                    | Budget::KeepOnFailure,
                     Removal::Gone,
                 ) => {
                     return Event::BudgetSpent { budget };
@@ -108,10 +112,11 @@ impl SpentBudgets {
     }
 
     fn attempt_spent(&self, vm: &Vm, budget: Budget) -> Event {
+        let Some((_, code)) = budget.end() else { return Event::BudgetSpent { budget } };
         let detail = match &vm.last_fault {
-            Some(fault) if fault.at >= vm.entered_at => format!("{}; last: {}", budget.code().title(), fault.detail),
-            _ => budget.code().title().to_owned(),
+            Some(fault) if fault.at >= vm.entered_at => format!("{}; last: {}", code.title(), fault.detail),
+            _ => code.title().to_owned(),
         };
-        vm.attempt_failed(Fault { code: budget.code(), detail, at: self.clock.now() })
+        vm.attempt_failed(Fault { code, detail, at: self.clock.now() })
     }
 }

@@ -320,11 +320,7 @@ async fn ssh_target(vm: &Vm, template: &Template, ssh: &Endpoint) -> Result<gues
 
 async fn login(template: &Template) -> Result<guest::ssh::SshLogin, Failure> {
     let none = |what: &str| Failure::new(FailureKind::Permanent, Code::GuestLoginRefused, what);
-    if let Some(key) = &template.files.ssh_key {
-        return Ok(guest::ssh::SshLogin::Key(key.clone()));
-    }
-    let file = template.files.ssh_password.as_ref();
-    let file = file.ok_or_else(|| none("the template has neither an SSH key nor a password to log in with"))?;
-    let text = tokio::fs::read_to_string(file).await.map_err(|e| none(&format!("its password cannot be read: {e}")))?;
-    Ok(guest::ssh::SshLogin::Password(text.trim_end_matches(['\r', '\n']).to_owned().into()))
+    let login = guest::ssh::SshLogin::of(template).await;
+    let login = login.map_err(|error| none(&format!("its password cannot be read: {error}")))?;
+    login.ok_or_else(|| none("the template has neither an SSH key nor a password to log in with"))
 }

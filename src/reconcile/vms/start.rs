@@ -110,7 +110,9 @@ fn usage_before(vm: VmId, view: &HostView, leases: &[SlotLease], starts: &HashMa
             State::Cloning | State::Booting => runs || lease.vm < vm,
             // Its guest is not started again in this attempt: if the inspection does not show it, it does not run.
             State::Stopping | State::Deleting => runs,
-            State::Queued | State::Configuring | State::Running | State::Draining | State::Deleted => true,
+            State::Queued | State::Configuring | State::Running | State::Draining | State::Kept | State::Deleted => {
+                true
+            }
         };
         if counts && counted.insert(lease.vm) {
             held.add(lease.os, lease.cpus, lease.memory_mib);

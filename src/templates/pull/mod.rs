@@ -124,7 +124,10 @@ impl PullRequest {
             network: self.network,
             ssh_key: self.ssh_key.clone(),
             ssh_password: self.ssh_password.clone(),
-            budgets: settings.map_or(self.budgets.clone(), |s| self.budgets.or(&s.budgets)),
+            // Whether failed vms hold slots is decided here, and not by the publisher of an image.
+            budgets: settings.map_or(self.budgets.clone(), |s| {
+                self.budgets.or(&BudgetsPatch { keep_on_failure_seconds: None, ..s.budgets.clone() })
+            }),
             name: self.name.clone(),
             ..NewTemplate::of_disk("", PathBuf::new())
         };

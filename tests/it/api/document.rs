@@ -99,6 +99,7 @@ fn every_route_is_in_it() {
         "DELETE /vms/{id}",
         "GET /vms/{id}/events",
         "POST /vms/{id}/events",
+        "GET /vms/{id}/exec",
         "GET /vms/{id}/logs",
     ];
     assert_eq!(routes, expected.iter().map(|r| (*r).to_owned()).collect());

@@ -45,6 +45,7 @@ mod pools;
 mod pull;
 mod pulls;
 mod push;
+mod sessions;
 mod templates;
 mod token_limits;
 mod tokens;
@@ -144,7 +145,7 @@ pub async fn api_with_github(limits: service::Settings, github: GitHubClient) ->
 /// With what the caller changes of a usual service. Nothing is done about pulls and watches until `Api::pull` is called.
 pub async fn api_of(settings: http::Settings, change: impl FnOnce(&mut Setup)) -> Api {
     let dir = tempfile::tempdir().unwrap();
-    let capacity = Capacity { macos_slots: 2, linux_slots: 2, cpus: 8, memory_mib: 8192 };
+    let capacity = Capacity { macos_slots: 2, linux_slots: 2, cpus: 8, memory_mib: 8192, max_kept_seconds: 3600 };
     let drivers = Registry::default().with(Arc::new(Fake::new(FakeWorld::new())));
     let mut setup = Setup::new(DataDir::new(dir.path()), drivers, capacity);
     change(&mut setup);

@@ -14,6 +14,7 @@ mod descriptors;
 mod ends;
 mod images;
 mod run;
+mod session;
 mod stopped;
 mod tart;
 

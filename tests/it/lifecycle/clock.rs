@@ -68,7 +68,7 @@ async fn ends_in_time(host: &Host, id: VmId, budget: Budget) {
     host.clock.advance(Duration::from_millis(1));
     let code = host.until(id, |vm| vm.state != before.state || vm.state == State::Deleted).await;
     let code = code.outcome.and_then(|outcome| outcome.code).or(code.last_fault.map(|fault| fault.code));
-    assert_eq!(code, Some(budget.code()));
+    assert_eq!(code, budget.end().map(|(_, code)| code));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -37,6 +37,7 @@ mod chaos;
 mod clock;
 mod crashes;
 mod github;
+mod kept;
 mod networks;
 mod retention;
 mod road;
@@ -106,7 +107,13 @@ impl Host {
         let mut host = Host {
             dir: tempfile::tempdir().unwrap(),
             world: FakeWorld::new(),
-            capacity: Capacity { linux_slots: linux, macos_slots: macos, cpus: 64, memory_mib: 65536 },
+            capacity: Capacity {
+                linux_slots: linux,
+                macos_slots: macos,
+                cpus: 64,
+                memory_mib: 65536,
+                max_kept_seconds: 3600,
+            },
             clock,
             limits: SpaceLimits::default(),
             github: None,
@@ -312,6 +319,7 @@ pub fn request(template: &str, runner: RunnerRequest) -> VmRequest {
         labels: BTreeMap::new(),
         queue_timeout_seconds: None,
         budgets: BudgetsPatch::default(),
+        keep_on_failure: None,
     }
 }
 
