@@ -29,7 +29,7 @@ trap 'later; exit 0' HUP INT TERM
 # shellcheck disable=SC2086
 $sh "$kit/tell.sh" 5 end </dev/null >/dev/null && result=0 || result=$?
 case $result in
-0) echo "mayfly: end of the job announced" ;;
+0) ;;
 1)
     later
     echo "mayfly: the service has not accepted the announcement yet; it is repeated"
