@@ -33,8 +33,8 @@ as_mayfly mayfly serve --check --data-dir /var/lib/mayfly
 
 serve() {
     # Not by the function: the shell would run it in a process of its own.
-    setpriv --reuid=mayfly --regid=mayfly --init-groups env HOME=/var/lib/mayfly MAYFLY_SERVER__LISTEN=127.0.0.1:0 \
-        MAYFLY_DRIVERS__QEMU__ENABLED=false MAYFLY_DRIVERS__FAKE__ENABLED=true mayfly serve --data-dir /var/lib/mayfly 2>>/tmp/serve.log &
+    setpriv --reuid=mayfly --regid=mayfly --init-groups env HOME=/var/lib/mayfly MAYFLY_SERVER__LISTEN=127.0.0.1:0 "$@" \
+        mayfly serve --data-dir /var/lib/mayfly 2>>/tmp/serve.log &
     service=$!
     tries=100
     until as_mayfly mayfly host --data-dir /var/lib/mayfly >/dev/null 2>&1; do
@@ -43,19 +43,39 @@ serve() {
         sleep 0.2
     done
 }
+serve_fake() {
+    serve MAYFLY_DRIVERS__QEMU__ENABLED=false MAYFLY_DRIVERS__FAKE__ENABLED=true
+}
 stop() {
     kill "$service"
     wait "$service" || fail "the service ended with $?"
 }
-serve
+serve_fake
 
 # An upgrade keeps what is there, and the service that runs.
 dpkg -i "$2" >/tmp/log 2>&1 || { cat /tmp/log; fail "it is not upgraded"; }
 is "version" "$(dpkg-query -W -f '${Version}' mayfly)" "$(dpkg-deb -f "$2" Version)"
 kill -0 "$service" || fail "the upgrade ended the service"
 stop
-serve
+serve_fake
 stop
+
+# A vm lives for one job. KVM is not used: that it works on the host says nothing about a chroot.
+if [ -d /packages/image ]; then
+    chown -R mayfly /packages/image
+    serve MAYFLY_DRIVERS__QEMU__ACCELERATOR=tcg
+    as_mayfly mayfly --data-dir /var/lib/mayfly template add micro --from /packages/image >/tmp/log 2>&1 ||
+        { cat /tmp/log; fail "the template is not registered"; }
+    code=0
+    as_mayfly mayfly --data-dir /var/lib/mayfly run --template micro -- 'id -un; exit 7' >/tmp/job 2>/tmp/log || code=$?
+    [ "$code" = 7 ] || cat /tmp/log /tmp/serve.log
+    is "exit code and output of the job" "$code $(cat /tmp/job)" "7 runner"
+    is "vms after the job" "$(as_mayfly mayfly --data-dir /var/lib/mayfly vm list --quiet)" ""
+    stop
+    cat /proc/[0-9]*/comm >/tmp/processes 2>/dev/null || true
+    if grep -E 'mayfly|qemu' /tmp/processes; then fail "processes are left"; fi
+    is "files of the vm" "$(ls -A /var/lib/mayfly/instances)" ""
+fi
 
 # A release that cannot read the database replaces nothing.
 if dpkg -i older.deb >/tmp/log 2>&1; then fail "a downgrade over a newer database is accepted"; fi

@@ -3,7 +3,8 @@
 #
 #   BINARY=target/debug/mayfly tests/deploy/deb_test.sh
 #
-# The service in the chroot uses the `fake` driver. DEB_TEST_CHROOT keeps the unpacked system for the next run.
+# One vm lives there for one job, in QEMU, if MAYFLY_TEST_IMAGE names the directory of an image. Otherwise the service uses the
+# `fake` driver. DEB_TEST_CHROOT keeps the unpacked system for the next run.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${BINARY:=target/debug/mayfly}"
@@ -40,7 +41,9 @@ fi
 
 system=${DEB_TEST_CHROOT:-$work/system.tar}
 if [ ! -s "$system" ]; then
-    mmdebstrap --quiet --variant=minbase --format=tar --include=adduser,init-system-helpers,ca-certificates \
+    mmdebstrap --quiet --variant=minbase --format=tar \
+        --include=adduser,init-system-helpers,ca-certificates,qemu-system-x86,qemu-utils \
+        --aptopt='APT::Install-Recommends "false"' \
         "$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)" "$system.new"
     mv "$system.new" "$system"
 fi
@@ -50,6 +53,12 @@ tar -C "$root" -xf "$system" --exclude='./dev/*'
 install -d "$root/packages"
 cp "$work"/out/*.deb "$root/packages/"
 cp tests/deploy/deb_inside.sh "$root/packages/inside.sh"
+if [ -d "${MAYFLY_TEST_IMAGE:-}" ]; then
+    mkdir "$root/packages/image"
+    cp "$MAYFLY_TEST_IMAGE"/* "$root/packages/image/"
+else
+    echo "NOT CHECKED: a vm in the chroot (MAYFLY_TEST_IMAGE names no image)"
+fi
 # Names that the chroot's device nodes would have; only /dev/null and the sources of randomness are needed.
 for device in null zero random urandom; do
     touch "$root/dev/$device"
