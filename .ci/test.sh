@@ -93,6 +93,8 @@ package() {
     part 'the Debian package in a bare chroot'
     cargo build --quiet --locked --bin mayfly
     DEB_TEST_CHROOT=${MAYFLY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mayfly}/deb-test-system.tar tests/deploy/deb_test.sh
+    part 'the Debian package under systemd, in a guest'
+    SYSTEMD_TEST_SYSTEM=${MAYFLY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mayfly}/systemd-test-system.tar tests/deploy/systemd_test.sh
     part 'release archives and the formula for Homebrew'
     BINARY=${CARGO_TARGET_DIR:-target}/debug/mayfly python3 tests/deploy/release_test.py
 }
