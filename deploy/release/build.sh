@@ -47,7 +47,7 @@ done
 
 # Directories whose names get into panic messages, and into what C code asserts: DIRECTORY=NAME.
 cargo_home=$(cd "${CARGO_HOME:-$HOME/.cargo}" && pwd)
-named=("$PWD=/mayfly" "$CARGO_TARGET_DIR=/target" "$cargo_home=/cargo"
+named=("$PWD=/mayfly" "$CARGO_TARGET_DIR=/target" "$cargo_home=/cargo" "$cross_cache=/cross"
     "$(rustc --print sysroot)/lib/rustlib/src/rust=/rustc/$(rustc -vV | sed -n 's/^commit-hash: //p')")
 # The names of these have a hash of the registry's address. They are there once the crates are.
 cargo fetch --quiet --locked
