@@ -64,7 +64,7 @@ pub(super) async fn run(vm: &str, client: &ApiClient, json: bool) -> Result<u8, 
         pairs.extend(job.url.clone().map(|url| ("", url)));
     }
     if let Some(ssh) = vm.ssh.as_ref().filter(|_| !vm.is_deleted()) {
-        pairs.push(("ssh", ssh.text()));
+        pairs.push(("ssh", format!("{} (`mayfly vm ssh {}`)", ssh.text(), vm.name)));
     }
     if !vm.labels.is_empty() {
         let labels: Vec<String> = vm.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
