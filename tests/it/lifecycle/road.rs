@@ -75,7 +75,7 @@ async fn a_leaked_slot_is_shown_and_heals() {
     let host = Host::new(4, 2).await;
     host.world.limit(GuestOs::Macos, Some(1));
     let runs = host.create(request("macos", RunnerRequest::None)).await;
-    host.until_state(runs, State::Booting).await;
+    super::away::boots(&host, runs).await;
     let waits = host.create(request("macos", RunnerRequest::None)).await;
     let vm = host.until(waits, |vm| vm.queue.as_ref().is_some_and(|q| q.reason == QueueReason::Host)).await;
     assert_eq!((vm.failed_attempts, vm.last_fault.unwrap().code), (0, Code::HostLimit));
@@ -89,7 +89,7 @@ async fn a_leaked_slot_is_shown_and_heals() {
     assert_eq!(host.vm(runs).await.attempt, 1, "what runs is left alone");
     // A guest of the other kind has its own limit.
     let linux = host.create(request("linux", RunnerRequest::None)).await;
-    host.until_state(linux, State::Booting).await;
+    super::away::boots(&host, linux).await;
 
     host.world.limit(GuestOs::Macos, Some(2));
     host.world.until(|world| world.running() == 3).await;
@@ -111,7 +111,7 @@ async fn a_refusal_after_the_start_does_not_lift_the_ceiling() {
     let host = Host::new(4, 2).await;
     host.world.limit(GuestOs::Macos, Some(1));
     let runs = host.create(request("macos", RunnerRequest::None)).await;
-    host.until_state(runs, State::Booting).await;
+    super::away::boots(&host, runs).await;
     host.say_ready(runs).await;
     host.until_state(runs, State::Configuring).await;
     let waits = host.create(request("macos", RunnerRequest::None)).await;
