@@ -103,6 +103,11 @@ class Output:
         return last, failed
 
 
+def hear_ctrl_c():
+    """A test that a shell runs in its background ignores SIGINT, and so would everything that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """One shell, into which blocks are pasted one after the other. Variables and functions last."""
 
@@ -123,7 +128,8 @@ docs_block() { # FILE: runs a block here, and reports its last status and each c
         self.directory, self.count, self.served = directory, 0, []
         directory.mkdir()
         self.shell = subprocess.Popen(["bash", "--norc", "--noprofile"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                                      stderr=subprocess.DEVNULL, cwd=cwd, env=env, start_new_session=True, text=True)
+                                      stderr=subprocess.DEVNULL, cwd=cwd, env=env, start_new_session=True, text=True,
+                                      preexec_fn=hear_ctrl_c)
         self.type(self.PRELUDE)
 
     def type(self, text):

@@ -182,14 +182,17 @@ async fn a_shell_has_a_terminal_whose_keys_go_to_the_guest() {
         let read = tokio::time::timeout(std::time::Duration::from_secs(60), reading).await;
         assert!(read.is_ok(), "{what:?} is not shown: {shown}");
     };
-    // What is typed is echoed: the marks are put together by the shell.
-    keys.write_all(b"stty size; echo rea''dy\r").await.unwrap();
-    until(&mut shown, "ready").await;
+    // What is typed is echoed: the marks are put together by the shell. It drops what is typed before its prompt.
+    const PROMPT: &str = "next> ";
+    keys.write_all(b"stty size; PS1='ne''xt> '\r").await.unwrap();
+    until(&mut shown, PROMPT).await;
     assert!(shown.contains("33 101"), "{shown}");
-    // Ctrl-C ends what runs in the guest, and not the session.
-    keys.write_all(b"echo sle''eps; sleep 600\r").await.unwrap();
+    // Ctrl-C ends what runs in the guest, and not the session. The program itself says that it runs.
+    keys.write_all(b"sh -c \"echo sle''eps; exec sleep 600\"\r").await.unwrap();
     until(&mut shown, "sleeps").await;
+    shown.clear();
     keys.write_all(b"\x03").await.unwrap();
+    until(&mut shown, PROMPT).await;
     keys.write_all(b"echo af''ter\r").await.unwrap();
     until(&mut shown, "after").await;
     keys.write_all(b"exit 9\r").await.unwrap();
