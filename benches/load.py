@@ -111,7 +111,7 @@ def lists(arguments):
                     begun = time.monotonic()
                     status, body = service.request(connections[which], "GET", path or f"/vms/{known[which]}")
                     took = (time.monotonic() - begun) * 1000
-                    found = len(json.loads(body).get("vms", []))
+                    found = len(json.loads(body).get("items", []))
                     if status != 200 or (path and found != (RARE if "of 20" in label else 200 if "all" in label else 0)):
                         raise SystemExit(f"{label}: status {status}, {found} vms")
                     rows.setdefault(label + (", the other build" if which else ""), []).append(took)
