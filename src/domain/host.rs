@@ -249,14 +249,13 @@ impl HostView {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_ceiling_is_what_ran_and_is_tried_again_ever_more_rarely() {
-        let at = |s: i64| Timestamp::from_second(1_700_000_000 + s).unwrap();
-        let fault = |s| Fault { code: crate::domain::Code::HostLimit, detail: format!("refused at {s}"), at: at(s) };
-        let (pause, longest) = (Duration::from_secs(2), Duration::from_secs(60));
-        let capacity = Capacity { macos_slots: 2, linux_slots: 4, cpus: 8, memory_mib: 8192, max_kept_seconds: 3600 };
-        let mut view = HostView {
-            capacity,
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + second).unwrap()
+    }
+
+    fn view() -> HostView {
+        HostView {
+            capacity: Capacity { macos_slots: 2, linux_slots: 4, cpus: 8, memory_mib: 8192, max_kept_seconds: 3600 },
             drivers: Vec::new(),
             listings: Vec::new(),
             instances: Vec::new(),
@@ -264,7 +263,14 @@ mod tests {
             refusals: Vec::new(),
             observed_at: at(0),
             observed: true,
-        };
+        }
+    }
+
+    #[test]
+    fn a_ceiling_is_what_ran_and_is_tried_again_ever_more_rarely() {
+        let fault = |s| Fault { code: crate::domain::Code::HostLimit, detail: format!("refused at {s}"), at: at(s) };
+        let (pause, longest) = (Duration::from_secs(2), Duration::from_secs(60));
+        let mut view = view();
         view.refused(GuestOs::Macos, 2, fault(0), pause, longest);
         assert!(view.ceilings.is_empty(), "two run: that is the law and no fault");
 
@@ -283,19 +289,9 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_lasts_until_the_same_step_is_accepted_or_nobody_waits() {
-        let at = |s: i64| Timestamp::from_second(1_700_000_000 + s).unwrap();
+    fn a_refusal_lasts_until_the_same_step_is_accepted_or_no_vm_waits() {
         let fault = |s, code| Fault { code, detail: format!("refused at {s}"), at: at(s) };
-        let mut view = HostView {
-            capacity: Capacity { macos_slots: 2, linux_slots: 4, cpus: 8, memory_mib: 8192, max_kept_seconds: 3600 },
-            drivers: Vec::new(),
-            listings: Vec::new(),
-            instances: Vec::new(),
-            ceilings: Vec::new(),
-            refusals: Vec::new(),
-            observed_at: at(0),
-            observed: true,
-        };
+        let mut view = view();
         use crate::domain::Code;
         view.refused_step("tart", State::Booting, fault(0, Code::HostRefused));
         view.refused_step("tart", State::Booting, fault(30, Code::HostRefused));

@@ -46,6 +46,7 @@ pub mod token;
 pub mod token_limits;
 pub mod version;
 pub mod vm;
+mod vm_end;
 pub mod vm_request;
 pub mod vm_spec;
 

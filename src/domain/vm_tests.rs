@@ -9,8 +9,10 @@ use crate::domain::{
     error::Code,
     event::ReadyVia,
     github::{GitHubRunner, Registration},
+    guest::GuestRole,
     network::NetworkMode,
     template::{GuestOs, Handover},
+    vm_end::RUNNER_TOO_OLD,
     vm_spec::{ResolvedSpec, SizeRequest},
 };
 
