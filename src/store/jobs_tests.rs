@@ -1,4 +1,4 @@
-use sqlx::{ConnectOptions, Connection};
+use sqlx::Connection;
 
 use super::*;
 use crate::{
@@ -65,11 +65,7 @@ async fn equal_ids_of_two_sources_and_of_two_attempts_are_different_jobs() {
 async fn what_an_earlier_version_stored_belongs_to_github() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("mayfly.db");
-    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path).create_if_missing(true);
-    let mut db = options.connect().await.unwrap();
-    let earlier: Vec<_> = store::MIGRATIONS.iter().filter(|m| m.version < 17).cloned().collect();
-    let earlier = sqlx::migrate::Migrator { migrations: earlier.into(), ..sqlx::migrate::Migrator::DEFAULT };
-    earlier.run(&mut db).await.unwrap();
+    let mut db = store::schema::of_version(&path, 16).await;
     let known = Job { tries: 1, pool: Some("p".into()), ..job("github", 9001, 2, "build") };
     let mut record = serde_json::to_value(&known).unwrap();
     record.as_object_mut().unwrap().remove("source");

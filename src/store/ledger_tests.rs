@@ -162,13 +162,7 @@ async fn a_vm_that_waits_for_an_image_takes_no_slot_and_blocks_no_other() {
 async fn vms_of_an_older_version_keep_what_they_are_made_of() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("mayfly.db");
-    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path).create_if_missing(true);
-    let mut db = sqlx::ConnectOptions::connect(&options).await.unwrap();
-    let before = sqlx::migrate::Migrator {
-        migrations: store::MIGRATIONS.iter().filter(|m| m.version <= 2).cloned().collect::<Vec<_>>().into(),
-        ..sqlx::migrate::Migrator::DEFAULT
-    };
-    before.run(&mut db).await.unwrap();
+    let mut db = store::schema::of_version(&path, 2).await;
     let vm = Vm::created(vm_spec("old", GuestOs::Macos, 60), now());
     let id = vm.id().to_string();
     sqlx::query(
@@ -215,14 +209,10 @@ async fn the_queue_is_bounded() {
 
 #[tokio::test]
 async fn keys_that_an_earlier_version_stored_are_found_by_whoever_used_them() {
-    use sqlx::{ConnectOptions, Connection};
+    use sqlx::Connection;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("mayfly.db");
-    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path).create_if_missing(true);
-    let mut db = options.connect().await.unwrap();
-    let earlier: Vec<_> = store::MIGRATIONS.iter().filter(|m| m.version < 10).cloned().collect();
-    let earlier = sqlx::migrate::Migrator { migrations: earlier.into(), ..sqlx::migrate::Migrator::DEFAULT };
-    earlier.run(&mut db).await.unwrap();
+    let mut db = store::schema::of_version(&path, 9).await;
     let canary = BTreeMap::from([("mayfly.canary".to_owned(), "1".to_owned())]);
     let of_caller = VmSpec { labels: canary.clone(), ..vm_spec("caller", GuestOs::Linux, 60) };
     let of_pool = VmSpec { pool: Some("p".into()), ..vm_spec("pool", GuestOs::Linux, 60) };

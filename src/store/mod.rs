@@ -135,7 +135,7 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Whether opening it may succeed later although nobody changed anything.
+    /// Whether opening it may succeed later without a change by the administrator.
     pub fn passes(&self) -> bool {
         match self {
             OpenError::Locked { .. } | OpenError::Other { .. } => true,

@@ -30,3 +30,13 @@ async fn applied(path: &Path) -> sqlx::Result<Vec<i64>> {
     connection.close().await?;
     versions
 }
+
+/// In tests: a database as the version with this migration left it.
+#[cfg(test)]
+pub(super) async fn of_version(path: &Path, version: i64) -> sqlx::SqliteConnection {
+    let options = SqliteConnectOptions::new().filename(path).create_if_missing(true);
+    let mut connection = options.connect().await.unwrap();
+    let earlier = MIGRATIONS.iter().filter(|migration| migration.version <= version).cloned().collect();
+    sqlx::migrate::Migrator::with_migrations(earlier).run(&mut connection).await.unwrap();
+    connection
+}

@@ -20,9 +20,7 @@ fn deleted(digest: &str) -> TemplateEvent {
 
 /// A database of schema version 2: two vms, and a newest event that was deleted with its vm.
 async fn at_version_2(path: &Path) -> (VmId, VmId) {
-    let mut db = SqliteConnectOptions::new().filename(path).create_if_missing(true).connect().await.unwrap();
-    let old = store::MIGRATIONS.iter().filter(|m| m.version <= 2).cloned().collect();
-    sqlx::migrate::Migrator::with_migrations(old).run(&mut db).await.unwrap();
+    let mut db = store::schema::of_version(path, 2).await;
     let ids = [VmId::mint(), VmId::mint(), VmId::mint()];
     for id in ids {
         sqlx::query("INSERT INTO vms (id, name, state, generation, template, template_digest, os, cpus, memory_mib, request_hash, created_at, record) VALUES (?1, ?1, 'queued', 1, 't', 'd', 'linux', 1, 32, x'00', 0, '{}')")
