@@ -1,10 +1,12 @@
+use std::time::Duration;
+
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use futures_util::StreamExt;
-use mayfly::domain::VmId;
+use mayfly::{domain::VmId, http, platform::Clock};
 use reqwest::Method;
 use serde_json::json;
 
-use super::{Api, api};
+use super::{Api, api, api_of};
 
 async fn say(api: &Api, id: VmId, token: &str, text: &str) {
     let body = json!({"type": "log", "source": "job", "data_base64": BASE64.encode(text)});
@@ -53,16 +55,18 @@ async fn a_log_is_read_whole_or_from_its_end() {
 
 #[tokio::test]
 async fn a_log_is_read_from_a_time_on() {
-    let api = api().await;
+    let clock = Clock::manual("2026-01-02T00:00:00Z".parse().unwrap());
+    let of = clock.clone();
+    let api = api_of(http::Settings::default(), move |setup| setup.clock = of).await;
     let (id, token) = api.running("one").await;
     let since = async |source: &str, since: jiff::Timestamp| {
         api.get(&format!("/vms/{id}/logs?source={source}&since={since}"), &api.read).await
     };
-    let before = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(1);
+    let before = clock.now();
     say(&api, id, &token, "old\n").await;
     // What is written within a second belongs together.
-    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
-    let between = jiff::Timestamp::now();
+    clock.advance(Duration::from_secs(1));
+    let between = clock.now();
     say(&api, id, &token, "new\n").await;
     let later = between + jiff::SignedDuration::from_hours(1);
     for (at, text, offset) in [(before, "old\nnew\n", 0), (between, "new\n", 4), (later, "", 8)] {
