@@ -46,7 +46,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// Whether the same start may succeed later although nobody changed anything. A service manager must not repeat one that
+    /// Whether the same start may succeed later without a change by the administrator. A service manager must not repeat one that
     /// cannot.
     pub fn passes(&self) -> bool {
         match self {

@@ -1,4 +1,4 @@
-//! Where a guest's SSH port is, for whoever only wants to log in.
+//! Where a guest's SSH port is, for callers that only log in.
 #![deny(clippy::wildcard_enum_match_arm)]
 
 use super::{Driver, Observation, Result};

@@ -38,7 +38,7 @@ pub struct Allowed<N> {
     needs: PhantomData<N>,
 }
 
-/// The caller has an API token with the scope admin, or uses the socket in the data directory: whoever can open that can also
+/// The caller has an API token with the scope admin, or uses the socket in the data directory: a user who can open it can also
 /// read the service's key and its database.
 pub struct AdminOrLocal;
 

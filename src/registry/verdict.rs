@@ -28,11 +28,11 @@ pub enum Prospect {
 pub enum Party {
     /// The configuration, the clock or the network of this host.
     Host,
-    /// Whoever runs the registry.
+    /// The operator of the registry.
     Registry,
-    /// Whoever gave the credentials, or has to give some.
+    /// The user who configures the credentials of this host.
     Credentials,
-    /// Whoever named or pushed the image.
+    /// The user who named the image, or who pushed it.
     Image,
 }
 

@@ -26,7 +26,7 @@ const LOCAL_ADMIN: &str = "local-admin";
 pub enum LocalAdminToken {
     Kept,
     Written,
-    /// The file holds something else than a valid token. It is left as it is: somebody may have revoked the token on purpose.
+    /// The file holds something else than a valid token. It is left as it is: an administrator may have revoked the token on purpose.
     NotValid,
 }
 

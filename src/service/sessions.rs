@@ -217,8 +217,8 @@ impl GuestSession {
     }
 }
 
-/// A caller with the scope `admin` looks into every vm, another one only into those that it has created: whoever created a vm
-/// decided what runs in it.
+/// A caller with the scope `admin` looks into every vm, another one only into those that it has created: its creator
+/// decided what runs in a vm.
 fn may_look_into(vm: &Vm, token: &CallerToken) -> Result<()> {
     if token.scope == TokenScope::Admin || vm.spec.created_by == Some(token.id) {
         return Ok(());

@@ -81,7 +81,7 @@ async fn run(vm: &str, command: &[String], tty: bool, client: &ApiClient) -> Res
         let next = "what ran may still be running; `mayfly vm show` says where the vm stands";
         CommandFailure::SessionLost(format!("the session was lost: {why}; {next}"))
     };
-    // Input is sent beside the output: whoever waits for room at one of them must not keep the other from moving.
+    // Input is sent beside the output: a full buffer in one direction must not stop the other one.
     let (messages, mut outgoing) = mpsc::channel(4);
     tokio::spawn(async move {
         while let Some(message) = outgoing.recv().await {

@@ -78,7 +78,7 @@ pub struct ResourceView {
     pub resets_at: Timestamp,
 }
 
-/// One moment by two clocks: pauses are measured by the one that nobody sets.
+/// One moment by two clocks: pauses are measured by the uptime, which is never set.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment {
     pub wall: Timestamp,

@@ -57,7 +57,7 @@ impl KnownBlobs {
         credentials: &Arc<dyn CredentialSource>,
     ) -> Result<KnownBlobs, Unusable> {
         let mut known = KnownBlobs::default();
-        // Somebody waits, and nothing is lost yet: a mistyped port is told within seconds.
+        // The caller waits, and nothing is lost yet: a mistyped port is reported within seconds.
         let first = RegistryOptions { retry: options.retry.at_most(FIRST_ATTEMPTS), ..options.clone() };
         match image(target, &first, credentials).await? {
             There::Nothing | There::Unreadable => {}

@@ -210,7 +210,7 @@ async fn an_interrupted_run_ends_its_vm() {
 }
 
 #[tokio::test]
-async fn whoever_interrupts_a_wait_learns_what_goes_on() {
+async fn an_interrupted_wait_says_what_goes_on() {
     // It is draining, and stays so.
     let records = life(completed(0));
     for (args, goes_on) in [
@@ -246,7 +246,7 @@ async fn whoever_interrupts_a_wait_learns_what_goes_on() {
 }
 
 #[tokio::test]
-async fn whoever_waits_learns_what_for() {
+async fn a_wait_says_what_it_waits_for() {
     let double = Double::start().await;
     double.lives(life(completed(7)));
     double.on(&format!("DELETE /vms/{ID}"), 202, life(completed(7))[4].clone());

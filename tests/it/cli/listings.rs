@@ -108,7 +108,7 @@ async fn a_job_that_failed_is_never_called_completed() {
 }
 
 #[tokio::test]
-async fn colours_are_for_terminals_and_for_whoever_asks() {
+async fn colours_are_for_terminals_and_on_request() {
     let double = Double::start().await;
     let mayfly = Mayfly::of(&double);
     let failed = ended(json!({ "outcome": { "result": "completed" }, "job": { "exit_code": 7 } }));
