@@ -23,6 +23,7 @@ pub fn image() -> PathBuf {
 
 pub mod authority;
 pub mod dice;
+pub mod gitea;
 pub mod github;
 pub mod moto;
 pub mod proxy;
