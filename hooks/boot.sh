@@ -14,14 +14,14 @@
 #
 #   kit/                    the bundle: this script's directory
 #     boot.sh watch.sh wrapper.sh job.sh tell.sh power-off.sh job-started.sh job-completed.sh
-#     mayfly.env github.env                                  settings, for all users
+#     mayfly.env github.env gitea.env                        settings, for all users
 #     job.env               settings that this script writes: the job's user, PATH
 #     wrapper.curlrc        the wrapper's token
 #     curlrc runner.env payload                              of the job's user: the job's token,
 #                           its environment, the job
 #     ca-extra.pem ca-bundle.pem                             certificates: the host's additional
 #                           ones, and those with the guest's own, which this script writes
-#     registration          secret of GitHub's runner
+#     registration          secret of the runner of GitHub or Gitea
 #     run/                  files that the wrapper writes: pid, exit code, logs
 #     run/job/              of the job's user: files that the job's side writes; the
 #                           registration is moved here, where that user can remove it
@@ -270,9 +270,9 @@ chmod 0755 "$kit" "$kit"/*.sh "$run"
 chmod 0644 "$kit/mayfly.env" "$kit/job.env"
 chmod 0600 "$kit/wrapper.curlrc"
 chmod 0700 "$run/job"
-if [ -f "$kit/github.env" ]; then
-    chmod 0644 "$kit/github.env"
-fi
+for settings in "$kit/github.env" "$kit/gitea.env"; do
+    [ ! -f "$settings" ] || chmod 0644 "$settings"
+done
 for file in curlrc runner.env payload run/job run/job/registration; do
     if [ "$user" != "$me" ] && [ -e "$kit/$file" ]; then
         chown -h "$user:" "$kit/$file" || die "cannot give $file to $user"

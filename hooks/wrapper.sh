@@ -7,6 +7,7 @@
 #             then the upload of log and result, then runner_finished
 #   script    the payload sets up and runs a runner itself; then runner_finished
 #   github    the payload is github-runner.sh, and GitHub's runner calls the hooks
+#   gitea     the payload is gitea-runner.sh, which calls the hooks if Gitea's runner does not
 #   none      reports that the guest is configured, nothing else
 #
 # The job is started only after Mayfly has permitted it: until then Mayfly may give this
@@ -122,8 +123,13 @@ stream_log() {
         if told_to_stop || ! wait "$pause"; then
             kill "$pause" 2>/dev/null
         fi
-        # GitHub's runner prints that it is idle. A lost report does no harm.
-        if [ "$MAYFLY_RUNNER_KIND" = github ] && [ -z "$online" ] && grep -q 'Listening for Jobs' "$log"; then
+        # The runners of GitHub and Gitea print that they are idle. A lost report does no harm.
+        case $MAYFLY_RUNNER_KIND in
+        github) idle='Listening for Jobs' ;;
+        gitea) idle='declare successfully' ;;
+        *) idle='' ;;
+        esac
+        if [ -n "$idle" ] && [ -z "$online" ] && grep -q "$idle" "$log"; then
             online=1
             event '{"type":"runner_online"}'
         fi
@@ -335,9 +341,9 @@ configured() {
     echo '{"type":"guest_configured","attempt":'"${MAYFLY_ATTEMPT:-null}"',"separate_users":'"$MAYFLY_SEPARATE"'}' | tell 3
 }
 
-# Fetches the registration of GitHub's runner if it is not in the bundle: the seed's volume
+# Fetches the registration of the runner if it is not in the bundle: the seed's volume
 # cannot be cleared, and root can read it. From the start of the job on, Mayfly refuses
-# the request. The process that fetched it keeps it until github-runner.sh reads the pipe,
+# the request. The process that fetched it keeps it until the payload reads the pipe,
 # then ends; so neither a file nor this shell's memory contains it while a job runs.
 fetch_registration() {
     rm -f "$mine/registration" "$run/registration.fetched"
@@ -395,9 +401,10 @@ not_started() {
 wait_for_start() {
     fetched=''
     holder=''
-    if [ -f "$mine/registration" ] || [ "$MAYFLY_RUNNER_KIND" != github ]; then
-        fetched=0
-    fi
+    case $MAYFLY_RUNNER_KIND in
+    github | gitea) [ ! -f "$mine/registration" ] || fetched=0 ;;
+    *) fetched=0 ;;
+    esac
     while :; do
         deadline=$(($(now) + MAYFLY_START_SECONDS))
         why=''
@@ -429,7 +436,7 @@ fi
 : >"$run/payload.started"
 case $MAYFLY_RUNNER_KIND in
 command) ;;
-script | github)
+script | github | gitea)
     event '{"type":"runner_started"}'
     ;;
 *)

@@ -8,7 +8,7 @@ use crate::{
     drivers::{inspector::HostInspector, registry::Registry},
     platform::Clock,
     registry::{logins::Logins, s3::S3},
-    sources::github::{GitHubClient, runner_archives::RunnerArchives},
+    sources::{Sources, github::runner_archives::RunnerArchives},
     store::{Ledger, Reader, Vault, heartbeats::Heartbeats, logs::Logs, pools::PoolFaults, tokens::TokenUses},
     templates::{
         Catalog,
@@ -34,8 +34,7 @@ pub struct Parts {
     pub pull_progress: ProgressBoard,
     pub logins: Logins,
     pub s3: S3,
-    /// `None`: no GitHub credentials are configured.
-    pub github: Option<Arc<GitHubClient>>,
+    pub sources: Sources,
     pub runner_archives: RunnerArchives,
     pub clock: Clock,
 }

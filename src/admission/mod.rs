@@ -9,4 +9,4 @@ pub mod vms;
 
 pub use pulls::PullAdmission;
 pub use section::{PullsSection, QueueSection};
-pub use vms::VmAdmission;
+pub use vms::{VmAdmission, no_source};

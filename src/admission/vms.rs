@@ -7,12 +7,13 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
     domain::{
-        Budgets, Code, Error, GuestRole, Pool, ResolvedSpec, Result, SizeRequest, TemplateSource, Vm, VmId, VmRequest,
+        Budgets, Code, Error, GuestRole, Pool, ResolvedSpec, Result, SizeRequest, SourceKind, SourceName,
+        TemplateSource, Vm, VmId, VmRequest,
         capacity::Capacity,
-        github::Registration,
         job_env::check_env,
         name::{NAME_RULE, is_name},
         runner_secrets::RunnerSecrets,
+        source_runner::Registration,
         template::Template,
         token::CallerToken,
         token_limits::TokenLimits,
@@ -22,6 +23,7 @@ use crate::{
     parts::Parts,
     platform::{Clock, clock},
     registry::oci::reference::{Reference, ReferenceError, ReferenceTarget},
+    sources::Sources,
     store::{
         Ledger, Reader, Vault,
         ledger::{Admission, IdempotencyKey, KeyOwner, NewVm, Opened, TokenQuota},
@@ -99,6 +101,34 @@ impl<'a> Requester<'a> {
     }
 }
 
+/// Whether runners of this kind can be registered at this source.
+fn check_source(sources: &Sources, name: &SourceName, kind: SourceKind) -> Result<()> {
+    if sources.server(name).is_some_and(|server| server.kind() == kind) {
+        return Ok(());
+    }
+    let title = kind.title();
+    let found = match sources.get(name) {
+        Some(source) if source.kind != kind => format!("the source {name} is of the kind {}", source.kind.as_str()),
+        _ => format!("this service has no credentials for {title} under the name {name}"),
+    };
+    let (pointer, remedy) = match kind {
+        SourceKind::GitHub if name.is_github() => {
+            ("/runner", "needs `[github]` in the configuration, or `jit_config` or `registration_token`".to_owned())
+        }
+        SourceKind::GitHub | SourceKind::Gitea => (
+            "/runner/source",
+            format!("needs `[sources.{name}]` with `kind = \"{}\"` in the configuration", kind.as_str()),
+        ),
+    };
+    Err(Error::new(kind.not_configured(), found).field(pointer, remedy))
+}
+
+/// No source of jobs has the name that the field says.
+pub fn no_source(name: &SourceName, pointer: &str) -> Error {
+    Error::new(Code::RequestInvalid, format!("no source of jobs has the name {name}"))
+        .field(pointer, "the name of a source in the configuration: `github`, or one of `[sources.<name>]`")
+}
+
 /// Creates vms. Cheap to clone.
 #[derive(Clone)]
 pub struct VmAdmission {
@@ -112,17 +142,16 @@ pub struct VmAdmission {
     host: HostInspector,
     capacity: Capacity,
     clock: Clock,
-    /// Whether runners can be registered at GitHub.
-    github: bool,
+    sources: Sources,
     settings: Settings,
 }
 
 impl VmAdmission {
     pub fn new(parts: &Parts, settings: Settings) -> Self {
-        let github = parts.github.is_some();
-        let Parts { ledger, reader, pool_faults, vault, catalog, puller, drivers, host, capacity, clock, .. } =
-            parts.clone();
-        Self { ledger, reader, pool_faults, vault, catalog, puller, drivers, host, capacity, clock, github, settings }
+        let Parts {
+            ledger, reader, pool_faults, vault, catalog, puller, drivers, host, capacity, clock, sources, ..
+        } = parts.clone();
+        Self { ledger, reader, pool_faults, vault, catalog, puller, drivers, host, capacity, clock, sources, settings }
     }
 
     /// Stores a vm for a caller of the API, within the limits of its token. A repeated request with the same
@@ -144,7 +173,10 @@ impl VmAdmission {
     /// Stores a vm for a job of this pool. An error is recorded as the pool's fault.
     pub async fn create_for_pool(&self, pool: &Pool, idempotency_key: String) -> Result<Created> {
         let requester = Requester::Service { pool: Some(&pool.name) };
-        let created = self.create_of(VmRequest::from(pool), Some(idempotency_key), requester).await;
+        let created = match self.sources.kind(&pool.job_source) {
+            Some(kind) => self.create_of(VmRequest::for_pool(pool, kind), Some(idempotency_key), requester).await,
+            None => Err(no_source(&pool.job_source, "/job_source")),
+        };
         match &created {
             Ok(_) => self.pool_faults.clear(&pool.name),
             Err(error) => self.pool_faults.set(&pool.name, error, self.clock.now()),
@@ -287,10 +319,11 @@ impl VmAdmission {
         requester: Requester<'_>,
     ) -> Result<(VmSpec, Option<TemplateLease>)> {
         let name = self.checked_name(id, request)?;
-        let (runner, github, labels) = (request.runner.kind(), request.runner.github()?, request.labels.clone());
+        let (runner, labels) = (request.runner.kind(), request.labels.clone());
+        let source_runner = request.runner.source_runner()?;
         let limits = requester.limits();
-        if let (Some(limits), Some(github)) = (limits, &github) {
-            limits.check_runner(github)?;
+        if let (Some(limits), Some(runner)) = (limits, &source_runner) {
+            limits.check_runner(runner)?;
         }
         let most = self.capacity.max_kept_seconds;
         if request.keep_on_failure.is_some_and(|keep| keep.seconds > most) {
@@ -307,9 +340,10 @@ impl VmAdmission {
         };
         let user = NetworkUser { runner, pool: requester.pool() };
         let (template, source, budgets, kept) = self.template_source(&request.template, asked, user, limits).await?;
-        if github.as_ref().is_some_and(|g| g.registration == Registration::Managed) && !self.github {
-            return Err(Error::new(Code::GitHubNotConfigured, "this service has no credentials for GitHub")
-                .field("/runner", "needs `[github]` in the configuration, or `jit_config` or `registration_token`"));
+        if let (Some(kind), Some(managed)) = (runner.source(), &source_runner)
+            && managed.registration == Registration::Managed
+        {
+            check_source(&self.sources, &managed.source, kind)?;
         }
         let created_by = match requester {
             Requester::Token(token) => Some(token.id),
@@ -321,7 +355,7 @@ impl VmAdmission {
             template,
             source,
             runner,
-            github,
+            source_runner,
             pool: requester.pool().map(str::to_owned),
             created_by,
             labels,

@@ -17,9 +17,9 @@ use crate::{
     reconcile::{self, JobLoops, PullLoops, Reconciler},
     registry::{logins::Logins, s3::S3},
     service::{self, Services, StoredTemplateUsage},
-    sources::github::{
-        GitHubClient,
-        runner_archives::{RunnerArchive, RunnerArchives},
+    sources::{
+        Sources,
+        github::runner_archives::{RunnerArchive, RunnerArchives},
     },
     store::{Unchecked, logs::Logs},
     templates::{self, Catalog, pull::Puller},
@@ -41,8 +41,7 @@ pub struct Setup {
     pub database_reserve: u64,
     pub template_limits: templates::SpaceLimits,
     pub registries: RegistryAccess,
-    /// `None`: no GitHub credentials are configured.
-    pub github: Option<Arc<GitHubClient>>,
+    pub sources: Sources,
     pub runner_archives: BTreeMap<String, RunnerArchive>,
     /// Budgets of templates that do not define any.
     pub budgets: Budgets,
@@ -61,7 +60,7 @@ impl Setup {
             database_reserve: 0,
             template_limits: templates::SpaceLimits::default(),
             registries: RegistryAccess::default(),
-            github: None,
+            sources: Sources::default(),
             runner_archives: BTreeMap::new(),
             budgets: Budgets::default(),
             service: service::Settings::default(),
@@ -94,7 +93,7 @@ pub async fn build(setup: Setup) -> Result<Built, StartError> {
         database_reserve,
         template_limits,
         registries,
-        github,
+        sources,
         runner_archives,
         budgets,
         mut service,
@@ -137,13 +136,12 @@ pub async fn build(setup: Setup) -> Result<Built, StartError> {
         pull_progress: Default::default(),
         logins,
         s3: S3::new(data.s3(), limits).with_space(space.clone()),
-        github,
+        sources,
         runner_archives: RunnerArchives::new(data.runner_archives(), runner_archives).with_space(space),
         clock,
     };
 
     let pools: Arc<[Pool]> = service.pools.clone().into();
-    reconcile.jobs.webhooks = !service.webhook_secrets.is_empty();
     reconcile.jobs.pools = pools;
     for of_part in [&mut service.vms.budgets, &mut reconcile.budgets] {
         *of_part = budgets.clone();

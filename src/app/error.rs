@@ -33,8 +33,8 @@ pub enum StartError {
     KeyLost { key: String, database: String },
     #[error("the driver {driver} cannot be used: {cause}")]
     Driver { driver: &'static str, cause: String },
-    #[error("GitHub cannot be used: {0}; `mayfly github check` says more")]
-    GitHub(String),
+    #[error("a source of jobs cannot be used: {0}; `mayfly github check` and `mayfly source check` say more")]
+    Source(String),
     #[error("the network settings cannot be used: {0}")]
     Network(#[from] NetworkFault),
     #[error("the service ended, because a part of it ({part}) had ended by itself; its log has the cause")]
@@ -63,7 +63,7 @@ impl StartError {
             | StartError::Tls(_)
             | StartError::KeyLost { .. }
             | StartError::Driver { .. }
-            | StartError::GitHub(_)
+            | StartError::Source(_)
             | StartError::Network(_) => false,
         }
     }

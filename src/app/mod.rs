@@ -5,7 +5,7 @@
 //! store      opens the data directory: its lock, the key, the database, the admin token
 //! drivers    builds the drivers that the configuration enables
 //! templates  builds the catalog and the access to registries
-//! github     builds credentials and webhooks
+//! sources    builds the sources of jobs: credentials, webhooks, polls
 //! build      builds all of these together with the services and the loops
 //! tasks      runs the service
 //! ```
@@ -13,9 +13,9 @@
 mod build;
 mod drivers;
 mod error;
-mod github;
 mod listeners;
 mod network;
+mod sources;
 mod store;
 mod tasks;
 mod templates;

@@ -12,6 +12,7 @@ use crate::{
     drivers::qemu::Qemu,
     guest::HostEnvironment,
     reconcile::NetworkFault,
+    sources::SourceSection,
 };
 
 /// The configured proxies, with those of the service's own environment if the configuration asks for them.
@@ -30,8 +31,11 @@ pub(super) fn proxies(config: &Config) -> Result<GuestProxies, NetworkFault> {
 pub(super) fn allowed(config: &Config, proxies: &GuestProxies) -> Vec<AllowedDestination> {
     let mut allowed = config.network.allow.clone();
     // The URLs were checked with the configuration.
-    let sources = config.github.server().map(|server| server.destinations()).unwrap_or_default();
-    for destination in sources.into_iter().chain(proxies.iter().map(|proxy| proxy.address.destination().clone())) {
+    let github = config.github.server().map(|server| server.destinations()).unwrap_or_default();
+    let named = config.sources.values().flat_map(SourceSection::destinations);
+    for destination in
+        github.into_iter().chain(named).chain(proxies.iter().map(|proxy| proxy.address.destination().clone()))
+    {
         if !allowed.contains(&destination) {
             allowed.push(destination);
         }

@@ -20,7 +20,7 @@ use super::{
     build::{Built, Setup, build},
     drivers,
     error::StartError,
-    github, listeners, network, store, templates,
+    listeners, network, sources, store, templates,
 };
 use crate::{
     admission,
@@ -31,7 +31,7 @@ use crate::{
     platform::{data_dir::DataDir, version},
     reconcile::{self, JobLoops, PullLoops, Reconciler},
     service::{self, webhooks::WebhookSecrets},
-    sources::github::GitHubClient,
+    sources::Sources,
     telemetry,
     templates::layouts::Tools,
 };
@@ -164,7 +164,7 @@ impl App {
 /// What a start reads before its first effect. Whatever of it is refused, `serve --check` and `doctor` refuse as well.
 struct StartPlan {
     tls: Option<Arc<tokio_rustls::rustls::ServerConfig>>,
-    github: Option<Arc<GitHubClient>>,
+    sources: Sources,
     webhook_secrets: WebhookSecrets,
     allow: Vec<AllowedDestination>,
     guest_urls: BTreeMap<String, String>,
@@ -179,10 +179,11 @@ impl StartPlan {
         drivers::check(config, data)?;
         let proxies = network::proxies(config)?;
         let guest_urls = drivers::guest_urls(config);
+        let (sources, webhook_secrets) = sources::sources(config)?;
         Ok(Self {
             tls: listeners::tls(config)?,
-            github: github::client(config)?,
-            webhook_secrets: github::webhook_secrets(config)?,
+            sources,
+            webhook_secrets,
             allow: network::allowed(config, &proxies),
             host_environments: network::host_environments(config, &proxies, &guest_urls)?,
             guest_urls,
@@ -191,7 +192,7 @@ impl StartPlan {
 }
 
 fn setup(config: &Config, data: DataDir, own_path: &Path, plan: StartPlan) -> Result<Setup, StartError> {
-    let StartPlan { tls: _, github, webhook_secrets, allow, guest_urls, host_environments } = plan;
+    let StartPlan { tls: _, sources, webhook_secrets, allow, guest_urls, host_environments } = plan;
     let drivers = drivers::registry(config, &data, own_path)?;
     let capacity = config.slots.capacity();
     let usual = Setup::new(data, drivers, capacity);
@@ -200,7 +201,7 @@ fn setup(config: &Config, data: DataDir, own_path: &Path, plan: StartPlan) -> Re
         database_reserve: config.database.reserve_bytes,
         template_limits: config.templates.limits(),
         registries: templates::registries(config),
-        github,
+        sources,
         runner_archives: config.runner_archives(),
         budgets: config.default_budgets(),
         service: service::Settings {
@@ -222,12 +223,6 @@ fn setup(config: &Config, data: DataDir, own_path: &Path, plan: StartPlan) -> Re
             guest_urls,
             disk_full: Duration::from_secs(u64::from(config.drivers.qemu.disk_full_seconds)),
             keep_deleted: Duration::from_secs(u64::from(config.retention.deleted_vms_days) * 24 * 3600),
-            runner: reconcile::RunnerSettings {
-                github_web: config.github.url.clone(),
-                directory: config.github.runner_directory.clone(),
-                minimum_version: config.github.runner_minimum_version.clone(),
-            },
-            jobs: github::jobs(config),
             ..usual.reconcile
         },
         ..usual

@@ -33,6 +33,7 @@ mod report;
 mod responses;
 mod run;
 mod serve;
+mod source;
 mod stages;
 mod supervise;
 mod table;
@@ -142,13 +143,13 @@ enum TopCommand {
     /// Create, watch and end vms
     #[command(subcommand, arg_required_else_help = true)]
     Vm(vm::VmCommand),
-    /// Manage pools: which of GitHub's jobs get a vm here
+    /// Manage pools: which jobs get a vm here
     #[command(subcommand, arg_required_else_help = true)]
     Pool(pool::PoolCommand),
-    /// List GitHub's jobs
+    /// List jobs of CI systems
     #[command(subcommand, arg_required_else_help = true)]
     Job(job::JobCommand),
-    /// List GitHub's webhook deliveries
+    /// List webhook deliveries of CI systems
     #[command(subcommand, arg_required_else_help = true)]
     Webhook(webhook::WebhookCommand),
     /// Manage templates: register, pull, push, version and delete them
@@ -163,6 +164,9 @@ enum TopCommand {
     /// Check the access to GitHub
     #[command(subcommand, arg_required_else_help = true)]
     Github(github::GithubCommand),
+    /// Check the access to a source of jobs
+    #[command(subcommand, arg_required_else_help = true)]
+    Source(source::SourceCommand),
     /// Print the version of this program, and the commit that it was built from
     Version,
     /// Print the API's OpenAPI document
@@ -269,6 +273,7 @@ fn dispatch(cli: Cli) -> Result<u8, CommandFailure> {
         TopCommand::Serve(serve) => serve::run(serve, global.data_dir),
         TopCommand::Doctor(doctor) => doctor::run(&doctor, global.data_dir, global.json),
         TopCommand::Github(command) => github::run(command, global.data_dir, global.json),
+        TopCommand::Source(command) => source::run(command, global.data_dir, global.json),
         TopCommand::Openapi => openapi::run(),
         TopCommand::Completions { shell } => {
             let mut script = Vec::new();

@@ -27,7 +27,7 @@ pub(super) enum PoolCommand {
     Show { name: String },
     /// Create or replace a pool
     ///
-    /// From then on, GitHub jobs that match the pool get vms from it. Existing vms keep their settings. Replacing
+    /// From then on, jobs that match the pool get vms from it. Existing vms keep their settings. Replacing
     /// sets every option that is not given to its default. A pool that is set in mayfly.toml can only be changed
     /// there.
     Set(Box<Set>),
@@ -45,7 +45,11 @@ pub(super) struct Set {
     /// Template that each vm is cloned from: its name or digest, or an image as host/namespace:tag
     #[arg(long, short, value_name = "NAME")]
     template: String,
-    /// Where its runners are registered: owner/name, an organisation, or enterprises/slug
+    /// Source of its jobs, by its name in the service's configuration [default: github]
+    #[arg(long, value_name = "NAME")]
+    job_source: Option<String>,
+    /// Where its runners are registered: owner/name, an organisation, enterprises/slug (GitHub), or * for the whole server
+    /// (Gitea)
     #[arg(long, short, value_name = "SCOPE", value_parser = parse_scope)]
     scope: Scope,
     /// Label of its runners; may be repeated. A job matches if every label that it asks for is among these
@@ -105,6 +109,7 @@ async fn set(args: Set, client: &ApiClient, json: bool) -> Result<(), CommandFai
     let mut body = Map::new();
     for (key, value) in [
         ("template", Some(Value::from(args.template))),
+        ("job_source", args.job_source.map(Value::from)),
         ("scope", Some(args.scope.slug().into())),
         ("labels", Some(args.labels.into())),
         ("group", args.group.map(Value::from)),
@@ -134,6 +139,7 @@ impl Listable for PoolResponse {
     const COLUMNS: &'static [Column] = &[
         Column::new("NAME").gives_way(),
         Column::new("TEMPLATE").at_most(14),
+        Column::new("JOBS OF").wide(),
         Column::new("SCOPE").at_most(14),
         Column::new("LABELS").wide(),
         Column::new("GROUP").wide(),
@@ -158,6 +164,7 @@ impl Listable for PoolResponse {
         vec![
             self.name.clone().into(),
             self.template.clone().into(),
+            self.job_source.clone().into(),
             self.scope.clone().into(),
             all(&self.labels).into(),
             self.group.clone().unwrap_or_else(|| "-".to_owned()).into(),
@@ -193,6 +200,7 @@ fn show(pool: &PoolResponse) -> Result<(), CommandFailure> {
     if let Some(network) = &pool.network {
         pairs.push(("network", network.clone()));
     }
+    pairs.push(("jobs of", format!("the source {}", pool.job_source)));
     pairs.push(("scope", pool.scope.clone()));
     pairs.push(("labels", pool.labels.join(", ")));
     if let Some(group) = &pool.group {

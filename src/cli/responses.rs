@@ -52,11 +52,14 @@ pub(super) struct RunnerResponse {
     #[serde(default)]
     pub status: String,
     pub separate_users: Option<bool>,
-    pub github: Option<GitHubRunnerResponse>,
+    pub github: Option<SourceRunnerResponse>,
+    pub gitea: Option<SourceRunnerResponse>,
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct GitHubRunnerResponse {
+pub(super) struct SourceRunnerResponse {
+    #[serde(default)]
+    pub source: String,
     pub scope: String,
     #[serde(default)]
     pub labels: Vec<String>,
@@ -67,7 +70,7 @@ pub(super) struct GitHubRunnerResponse {
     pub id: Option<u64>,
 }
 
-/// A job as GitHub reports it.
+/// A job as its source reports it.
 #[derive(Debug, Deserialize)]
 pub(super) struct JobRecordView {
     pub id: u64,
@@ -101,6 +104,8 @@ pub(super) struct PoolResponse {
     pub source: String,
     #[serde(default)]
     pub template: String,
+    #[serde(default)]
+    pub job_source: String,
     #[serde(default)]
     pub scope: String,
     #[serde(default)]
@@ -214,7 +219,7 @@ impl VmResponse {
             _ => {
                 let conclusion = self.jobs.last()?.conclusion.as_deref()?;
                 let failed = matches!(conclusion, "failure" | "timed_out" | "cancelled" | "startup_failure");
-                failed.then(|| format!("GitHub reports {}", conclusion.replace('_', " ")))
+                failed.then(|| format!("the CI system reports {}", conclusion.replace('_', " ")))
             }
         }
     }
@@ -461,6 +466,9 @@ pub(super) struct TokenResponse {
 #[derive(Deserialize)]
 pub(super) struct ListedJobView {
     pub id: u64,
+    #[serde(default)]
+    pub source: String,
+    pub given_up: Option<String>,
     #[serde(default)]
     pub repository: String,
     #[serde(default)]

@@ -59,6 +59,10 @@ pub(super) struct CreateToken {
     /// is revoked]
     #[arg(long, value_name = "TIME", value_parser = text::parse_until)]
     expires: Option<Timestamp>,
+    /// Sources of jobs at which runners may be registered; * for any characters; may be repeated [default: any; only
+    /// github if runners of GitHub are limited]
+    #[arg(long = "source", value_name = "PATTERN", help_heading = "Limits")]
+    sources: Vec<String>,
     /// Only GitHub runners registered here: owner/name, an organisation, or enterprises/slug; acme/* is every repository
     /// of acme; may be repeated
     #[arg(long = "github-scope", value_name = "PATTERN", help_heading = "Limits")]
@@ -146,6 +150,7 @@ async fn create(args: CreateToken, client: &ApiClient, json: bool) -> Result<(),
     };
     let list = |patterns: Vec<String>| (!patterns.is_empty()).then(|| Value::from(patterns));
     let limits: Map<String, Value> = [
+        ("sources", list(args.sources)),
         ("github_scopes", list(args.github_scopes)),
         ("github_labels", list(args.github_labels)),
         ("templates", list(args.templates)),

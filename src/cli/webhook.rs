@@ -1,6 +1,6 @@
 //! `mayfly webhook …`
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 
 use super::{
     client::ApiClient,
@@ -14,17 +14,26 @@ use super::{
 
 #[derive(Subcommand)]
 pub(super) enum WebhookCommand {
-    /// List the newest deliveries of GitHub's webhook, and their results
+    /// List the newest deliveries of a source's webhook, and their results
     ///
     /// Deliveries with a wrong signature are not stored and so not listed; the service's metrics count them.
     #[command(visible_alias = "ls")]
-    List(ListFormat),
+    List(DeliveryListArgs),
+}
+
+#[derive(Args)]
+pub(super) struct DeliveryListArgs {
+    /// Source of jobs that sent them
+    #[arg(long, value_name = "NAME", default_value = "github")]
+    source: String,
+    #[command(flatten)]
+    format: ListFormat,
 }
 
 pub(super) async fn run(command: WebhookCommand, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
-    let WebhookCommand::List(format) = command;
-    let items = client.list(&["webhooks", "github", "deliveries"], &[]).await?;
-    let empty = "no deliveries; `mayfly github check` says whether GitHub knows where to send them";
+    let WebhookCommand::List(DeliveryListArgs { source, format }) = command;
+    let items = client.list(&["webhooks", &source, "deliveries"], &[]).await?;
+    let empty = "no deliveries; `mayfly github check` and `mayfly source check` test the access to the CI system";
     listing::print::<DeliveryResponse>(client, &items, format, json, empty)?;
     Ok(exit::OK)
 }

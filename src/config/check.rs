@@ -2,9 +2,14 @@
 
 use std::{collections::BTreeMap, fs::File, path::Path};
 
-use super::{given::GivenSettings, pools, sections::Config};
+use super::{
+    given::GivenSettings,
+    pools,
+    sections::Config,
+    sources::{self, is_version},
+};
 use crate::{
-    domain::capacity::MACOS_GUESTS_PER_HOST,
+    domain::{SourceName, capacity::MACOS_GUESTS_PER_HOST},
     drivers::tart::{NetworkKind, TartSection},
     http::ServerSection,
     reconcile::NetworkSection,
@@ -14,7 +19,7 @@ use crate::{
         pace::LEAST as LEAST_RATE,
     },
     sources::github::{
-        GitHubSection, RunnerArchiveSection, Server,
+        RunnerArchiveSection,
         runner_archives::{PLATFORMS, at_least},
     },
 };
@@ -46,11 +51,15 @@ pub(super) fn complete(mut config: Config, given: &mut GivenSettings) -> Config 
     }
     registry(&config.registry, given);
     network(&config.network, given);
-    github(&config.github, given);
+    sources::check_github("github", &config.github, given);
+    for (name, source) in &config.sources {
+        sources::check(name, source, given);
+    }
     for (platform, archive) in &config.runners {
         runner(platform, archive, &config.github.runner_minimum_version, given);
     }
-    pools::check(&config.pools, &config.default_budgets(), &config.slots.capacity(), given);
+    let kind_of = |name: &SourceName| sources::kind_of(&config.sources, name);
+    pools::check(&config.pools, kind_of, &config.default_budgets(), &config.slots.capacity(), given);
     tart(&config.drivers.tart, given);
     if let Err(cause) = tracing_subscriber::EnvFilter::try_new(&config.log.level) {
         given.refuse("log.level", format!("expected a level or filter such as `info` or `mayfly=debug,info`: {cause}"));
@@ -147,44 +156,6 @@ fn network(section: &NetworkSection, given: &mut GivenSettings) {
     }
 }
 
-fn github(section: &GitHubSection, given: &mut GivenSettings) {
-    if let Err(why) = Server::new(&section.url, None) {
-        given.refuse("github.url", why);
-    } else if let Err(why) = section.server() {
-        given.refuse("github.api_url", why);
-    }
-    if section.token_file.is_some() && section.app_id.is_some() {
-        given.refuse("github.token_file", "an App is set, too (`github.app_id`): give one of them");
-    }
-    for (key, set) in [
-        ("github.private_key_file", section.private_key_file.is_some()),
-        ("github.installation_id", section.installation_id.is_some()),
-    ] {
-        if set && section.app_id.is_none() {
-            given.refuse(key, "needs `github.app_id` beside it");
-        }
-    }
-    if !matches!(section.poll_seconds, 0 | 15..=86_400) {
-        given.refuse(
-            "github.poll_seconds",
-            format!("expected 0 (never) or 15 to 86400, found {}", section.poll_seconds),
-        );
-    }
-    if let Err(why) = section.webhook_secrets(|_| None) {
-        given.refuse("github.webhook_secret_files", why);
-    }
-    let version = &section.api_version;
-    if version.is_empty() || !version.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
-        given.refuse("github.api_version", "expected a version of the API such as 2022-11-28");
-    }
-    if !is_version(&section.runner_minimum_version) {
-        given.refuse("github.runner_minimum_version", "expected a version such as 2.329.0");
-    }
-    if section.runner_directory.as_ref().is_some_and(|dir| !dir.starts_with('/') || dir.contains('\0')) {
-        given.refuse("github.runner_directory", "expected an absolute path in the guest");
-    }
-}
-
 fn runner(platform: &str, archive: &RunnerArchiveSection, minimum: &str, given: &mut GivenSettings) {
     let path = format!("runners.\"{platform}\"");
     let key = |field: &str| format!("{path}.{field}");
@@ -205,10 +176,6 @@ fn runner(platform: &str, archive: &RunnerArchiveSection, minimum: &str, given: 
     } else if !at_least(version, minimum) {
         given.refuse(&key("version"), format!("is older than `github.runner_minimum_version` ({minimum})"));
     }
-}
-
-fn is_version(text: &str) -> bool {
-    !text.is_empty() && text.split('.').all(|n| !n.is_empty() && n.len() <= 9 && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
 fn tart(t: &TartSection, given: &mut GivenSettings) {

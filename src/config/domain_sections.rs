@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use crate::{
-    domain::{Budgets, BudgetsPatch, NetworkMode, Scope, pool::USUAL_VMS},
+    domain::{Budgets, BudgetsPatch, NetworkMode, Scope, SourceName, pool::USUAL_VMS},
     platform::settings::{Schema, SettingType, schema, section},
 };
 
@@ -30,9 +30,9 @@ pub(super) const BUDGETS: Schema = schema! {
         lifetime_seconds: u32 = Budgets::default().lifetime_seconds, in 1..=2_592_000;
         /// From the announced end to the proof that the runner has finished, in seconds.
         drain_seconds: u32 = Budgets::default().drain_seconds, in 1..=2_592_000;
-        /// Upper limit to which `drain_seconds` is extended while GitHub reports the runner as busy, in seconds.
+        /// Upper limit to which `drain_seconds` is extended while the CI system reports the runner as busy, in seconds.
         drain_cap_seconds: u32 = Budgets::default().drain_cap_seconds, in 1..=2_592_000;
-        /// From GitHub's report that the runner has finished to the end of its guest, in seconds: time for the runner's
+        /// From the CI system's report that the runner has finished to the end of its guest, in seconds: time for the runner's
         /// last steps.
         settle_seconds: u32 = Budgets::default().settle_seconds, in 1..=2_592_000;
         /// How long a guest may take to power down if its work may be unfinished, in seconds (0 to 600).
@@ -54,7 +54,7 @@ pub(super) const POOL_BUDGETS: Schema = schema! {
         boot_seconds: Option<u32> = None, shown as "the template's";
         /// Provisioning the guest and configuring its runner, in seconds.
         configure_seconds: Option<u32> = None, shown as "the template's";
-        /// From the configured guest until GitHub reports the runner online, in seconds.
+        /// From the configured guest until the CI system reports the runner online, in seconds.
         registration_seconds: Option<u32> = None, shown as "the template's";
         /// How long a runner may be online without a job, in seconds.
         idle_seconds: Option<u32> = None, shown as "the template's";
@@ -66,9 +66,9 @@ pub(super) const POOL_BUDGETS: Schema = schema! {
         lifetime_seconds: Option<u32> = None, shown as "the template's";
         /// From the announced end to the proof that the runner has finished, in seconds.
         drain_seconds: Option<u32> = None, shown as "the template's";
-        /// Upper limit to which `drain_seconds` is extended while GitHub reports the runner as busy, in seconds.
+        /// Upper limit to which `drain_seconds` is extended while the CI system reports the runner as busy, in seconds.
         drain_cap_seconds: Option<u32> = None, shown as "the template's";
-        /// From GitHub's report that the runner has finished to the end of its guest, in seconds.
+        /// From the CI system's report that the runner has finished to the end of its guest, in seconds.
         settle_seconds: Option<u32> = None, shown as "the template's";
         /// How long a guest may take to power down if its work may be unfinished, in seconds (0 to 600).
         stop_grace_seconds: Option<u32> = None, shown as "the template's";
@@ -80,11 +80,13 @@ pub(super) const POOL_BUDGETS: Schema = schema! {
 };
 
 section! {
-    /// One pool: which of GitHub's jobs get a vm on this host, and what that vm is like. Pools can also be made through
+    /// One pool: which jobs of a source get a vm on this host, and what that vm is like. Pools can also be made through
     /// the API. These tables can be set in the file or on the command line, but not in the environment.
     pub struct PoolSection {
         /// Template that each vm is cloned from: name or digest of a template, or an image in a registry.
         template: Option<String> = None, shown as "none; required";
+        /// The source of its jobs: `github`, or the name of a table in `[sources]`.
+        job_source: SourceName = SourceName::github();
         /// Where its runners are registered. This decides whose jobs they can get.
         scope: Option<Scope> = None, shown as "none; required";
         /// Labels of its runners. A job matches the pool if every label that it asks for is among these.
@@ -113,7 +115,11 @@ impl SettingType for NetworkMode {
 }
 
 impl SettingType for Scope {
-    const KIND: &'static str = "`owner/name`, an organisation or `enterprises/slug`";
+    const KIND: &'static str = "`owner/name`, an organisation, `enterprises/slug` or `*`";
+}
+
+impl SettingType for SourceName {
+    const KIND: &'static str = "name of a source of jobs";
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

@@ -28,6 +28,7 @@ mod given;
 mod load;
 mod pools;
 mod sections;
+mod sources;
 
 pub use data_dir::data_dir_or_default;
 pub use error::{ConfigError, SettingProblem};

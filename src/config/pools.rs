@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{domain_sections::PoolTable, given::GivenSettings};
 use crate::{
-    domain::{Budgets, BudgetsPatch, Error, Pool, SizeRequest, capacity::Capacity},
+    domain::{Budgets, BudgetsPatch, Error, Pool, SizeRequest, SourceKind, SourceName, capacity::Capacity},
     registry::oci::reference::{Reference, ReferenceError},
 };
 
@@ -27,6 +27,7 @@ pub(super) fn complete(tables: BTreeMap<String, PoolTable>, given: &mut GivenSet
         pools.push(Pool {
             name,
             template,
+            job_source: table.job_source,
             scope,
             labels: table.labels,
             group: table.group,
@@ -43,9 +44,23 @@ pub(super) fn complete(tables: BTreeMap<String, PoolTable>, given: &mut GivenSet
     pools
 }
 
-pub(super) fn check(pools: &[Pool], usual: &Budgets, capacity: &Capacity, given: &mut GivenSettings) {
+pub(super) fn check(
+    pools: &[Pool],
+    kind_of: impl Fn(&SourceName) -> Option<SourceKind>,
+    usual: &Budgets,
+    capacity: &Capacity,
+    given: &mut GivenSettings,
+) {
     for pool in pools {
         let path = path(&pool.name);
+        let for_source = match kind_of(&pool.job_source) {
+            Some(kind) => pool.runner().check_for(kind, ""),
+            None => {
+                let what = format!("no source of jobs has the name {0}: set `[sources.{0}]`", pool.job_source);
+                given.refuse(&format!("{path}.job_source"), what);
+                Ok(())
+            }
+        };
         // Missing labels were noted.
         let checked = if pool.labels.is_empty() { Ok(()) } else { pool.check() };
         let asked = SizeRequest {
@@ -60,7 +75,7 @@ pub(super) fn check(pools: &[Pool], usual: &Budgets, capacity: &Capacity, given:
             limits: Default::default(),
         };
         let fits = asked.before(usual, capacity).map(drop);
-        for error in [checked, fits].into_iter().filter_map(Result::err) {
+        for error in [checked, for_source, fits].into_iter().filter_map(Result::err) {
             refuse(given, &path, &error);
         }
         if pool.template.contains('/')

@@ -13,9 +13,12 @@ use crate::{
     platform::settings::{Key, Schema},
     reconcile::{NetworkSection, RetentionSection},
     registry::{RegistryHostSection, RegistrySection},
-    sources::github::{
-        GitHubSection, RunnerArchiveSection,
-        runner_archives::{PLATFORMS, RunnerArchive},
+    sources::{
+        SourceSection,
+        github::{
+            GitHubSection, RunnerArchiveSection,
+            runner_archives::{PLATFORMS, RunnerArchive},
+        },
     },
     store::DatabaseSection,
     telemetry::LogSection,
@@ -47,6 +50,8 @@ pub struct Config {
     pub registries: BTreeMap<String, RegistryHostSection>,
     pub pulls: PullsSection,
     pub github: GitHubSection,
+    /// By name.
+    pub sources: BTreeMap<String, SourceSection>,
     /// By platform.
     pub runners: BTreeMap<String, RunnerArchiveSection>,
     /// Each name once.
@@ -126,6 +131,7 @@ pub const SECTIONS: &[Section] = &[
     Section { path: "registries.\"<host>\"", schema: RegistryHostSection::SCHEMA, example: "registry.example.com" },
     section("pulls", PullsSection::SCHEMA),
     section("github", GitHubSection::SCHEMA),
+    Section { path: "sources.\"<name>\"", schema: SourceSection::SCHEMA, example: "forge" },
     Section { path: "pools.\"<name>\"", schema: PoolSection::SCHEMA, example: "macos" },
     Section { path: "pools.\"<name>\".budgets", schema: POOL_BUDGETS, example: "macos" },
     Section { path: "runners.\"<platform>\"", schema: RunnerArchiveSection::SCHEMA, example: PLATFORMS[3] },

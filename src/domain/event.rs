@@ -8,12 +8,12 @@ use super::{
     budgets::{Budget, Budgets},
     endpoint::Endpoint,
     error::{Code, Fault},
-    github::Registered,
     guest::GuestRole,
     ids::{TokenId, VmId},
     job_record::JobRecord,
     queue::QueueReason,
     runner::RunnerFact,
+    source_runner::Registered,
     state::State,
     vm_spec::{ResolvedSpec, VmSpec},
 };

@@ -37,6 +37,10 @@ pub struct JobUpdate {
     pub missing: bool,
 }
 
+/// After so many vms in a row that ended without any job, no other vm is made for a job. With the pauses between them that
+/// takes about an hour, in which an administrator can repair the template.
+pub const MOST_FAILED_VMS: u32 = 10;
+
 /// After so many answers in a row that there is no such job, the job counts as gone. One such answer may be wrong: a
 /// replica of the CI system may be late, or a permission may be missing for a moment.
 const ABSENT_ANSWERS: u8 = 2;
@@ -61,6 +65,12 @@ pub struct Job {
     /// How many vms were made for it.
     #[serde(default)]
     pub tries: u32,
+    /// How many of the last ones in a row ended without any job.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub failed_vms: u32,
+    /// The last vm that was looked at for this count, so that each is counted once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counted_vm: Option<VmId>,
     /// No other vm is made for it before this time.
     #[serde(default)]
     pub not_before: Option<Timestamp>,
@@ -82,6 +92,8 @@ impl Job {
             made: None,
             vm: None,
             tries: 0,
+            failed_vms: 0,
+            counted_vm: None,
             not_before: None,
             absent_answers: u8::from(update.missing),
             first_heard: update.source,
@@ -111,6 +123,22 @@ impl Job {
         true
     }
 
+    /// The update of a job of which the server shows another attempt: this attempt is over, and its result is not known.
+    pub fn superseded(&self) -> JobUpdate {
+        JobUpdate {
+            record: JobRecord { status: JobStatus::Completed, ..self.record.clone() },
+            labels: self.labels.clone(),
+            runner_name: None,
+            source: UpdateSource::Poll,
+            missing: false,
+        }
+    }
+
+    /// Whether no other vm is made for the job: so many in a row have ended without a job that another one is no help.
+    pub fn is_given_up(&self) -> bool {
+        self.waits() && self.failed_vms >= MOST_FAILED_VMS
+    }
+
     /// Whether the job still waits for a runner.
     pub fn waits(&self) -> bool {
         self.status() == JobStatus::Queued
@@ -127,6 +155,10 @@ impl Job {
 }
 
 fn is_zero(n: &u8) -> bool {
+    *n == 0
+}
+
+fn is_none(n: &u32) -> bool {
     *n == 0
 }
 

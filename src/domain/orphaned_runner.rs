@@ -1,20 +1,23 @@
-//! Runners at GitHub that no vm needs any more.
+//! Runners at CI servers that no vm needs any more.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{ids::VmId, scope::Scope, state::State, vm::Vm};
+use super::{ids::VmId, scope::Scope, source_name::SourceName, state::State, vm::Vm};
 
-/// A runner that Mayfly registered (or tried to register) at GitHub and that no vm needs any more. Mayfly
+/// A runner that Mayfly registered (or tried to register) at a CI server and that no vm needs any more. Mayfly
 /// removes it there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = Ghost)]
 pub struct OrphanedRunner {
     pub name: String,
+    /// The source of jobs where it is registered.
+    #[schema(value_type = String, example = "github")]
+    pub source: SourceName,
     #[schema(value_type = String, example = "acme")]
     pub scope: Scope,
-    /// Null if GitHub's answer was lost: the runner is looked up by its name.
+    /// Null if the server's answer was lost: the runner is looked up by its name.
     pub runner_id: Option<u64>,
     /// The vm that it belonged to.
     #[schema(value_type = String)]

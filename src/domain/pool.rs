@@ -1,14 +1,14 @@
-//! Pools: which jobs of GitHub get vms on this host, and the settings of those vms.
+//! Pools: which jobs of a source get vms on this host, and the settings of those vms.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    BudgetsPatch, Code, Error, NetworkMode, Result, Scope,
+    BudgetsPatch, Code, Error, NetworkMode, Result, Scope, SourceKind, SourceName,
     budgets::Budgets,
-    github::{GitHubRunner, Registration},
     name::{NAME_RULE, is_name},
     scope::same,
+    source_runner::{Registration, SourceRunner},
 };
 
 /// Upper limit of a pool's `max_vms`; a larger number is a typing error.
@@ -24,6 +24,9 @@ pub struct Pool {
     pub name: String,
     /// Name or digest of a template, or an image in a registry.
     pub template: String,
+    /// The source of its jobs.
+    #[serde(default)]
+    pub job_source: SourceName,
     /// Where its runners are registered, which decides whose jobs they can get.
     pub scope: Scope,
     /// Labels of its runners: a job must ask for at least one of these and for no others.
@@ -99,7 +102,7 @@ impl Pool {
             let meets = match &self.scope {
                 Scope::Repository { owner: o, name: n } => admits(owner, o) && admits(name, n),
                 Scope::Organization(login) => admits(owner, login),
-                Scope::Enterprise(_) => true,
+                Scope::Enterprise(_) | Scope::Instance => true,
             };
             if !meets {
                 let why = format!("{allowed} is not of {}, where this pool's runners are registered", self.scope);
@@ -120,8 +123,9 @@ impl Pool {
     }
 
     /// The runner that each of its vms registers.
-    pub fn runner(&self) -> GitHubRunner {
-        GitHubRunner {
+    pub fn runner(&self) -> SourceRunner {
+        SourceRunner {
+            source: self.job_source.clone(),
             scope: self.scope.clone(),
             labels: self.labels.clone(),
             group: self.group.clone(),
@@ -129,16 +133,20 @@ impl Pool {
         }
     }
 
-    /// Whether a job of this repository (`owner/name`) that asks for these labels matches this pool.
-    pub fn wants(&self, repository: &str, labels: &[String]) -> bool {
+    /// Whether a job of its source, which is of this kind, matches this pool: a job of this repository (`owner/name`)
+    /// that asks for these labels.
+    pub fn wants(&self, source: &SourceName, kind: SourceKind, repository: &str, labels: &[String]) -> bool {
         // A job without labels names a runner group only, and GitHub does not report which one. It cannot get a runner
         // of a pool in the default group.
         let named = !labels.is_empty() || self.group.is_some();
-        self.enabled && named && self.allows(repository) && self.runner().takes(labels)
+        self.enabled && named && self.allows(source, repository) && self.runner().takes(kind, labels)
     }
 
-    /// Whether its runners may be given jobs of this repository.
-    pub fn allows(&self, repository: &str) -> bool {
+    /// Whether its runners may be given jobs of this repository of this source.
+    pub fn allows(&self, source: &SourceName, repository: &str) -> bool {
+        if *source != self.job_source {
+            return false;
+        }
         let Some((owner, name)) = repository.split_once('/') else { return false };
         let listed = |allowed: &String| pattern(allowed).is_some_and(|(o, n)| admits(o, owner) && admits(n, name));
         self.scope.covers(owner, name) && (self.repositories.is_empty() || self.repositories.iter().any(listed))
@@ -166,6 +174,7 @@ mod tests {
         Pool {
             name: "macos".into(),
             template: "macos-tahoe".into(),
+            job_source: SourceName::github(),
             scope: "acme".parse().unwrap(),
             labels: vec!["self-hosted".into(), "macOS".into(), "ARM64".into()],
             group: None,
@@ -188,20 +197,33 @@ mod tests {
     fn a_job_is_wanted_when_every_label_it_asks_for_is_there() {
         let pool = pool();
         for wanted in [&["macos"][..], &["SELF-HOSTED", "arm64"], &["arm64", "macos", "self-hosted"]] {
-            assert!(pool.wants("acme/app", &labels(wanted)), "{wanted:?}");
+            assert!(pool.wants(&SourceName::github(), SourceKind::GitHub, "acme/app", &labels(wanted)), "{wanted:?}");
         }
         for wanted in [&[][..], &["linux"], &["macos", "gpu"], &["mac"], &[""]] {
-            assert!(!pool.wants("acme/app", &labels(wanted)), "{wanted:?}");
+            assert!(!pool.wants(&SourceName::github(), SourceKind::GitHub, "acme/app", &labels(wanted)), "{wanted:?}");
         }
-        assert!(!Pool { enabled: false, ..pool }.wants("acme/app", &labels(&["macos"])));
+        let other = SourceName::new("forge").unwrap();
+        assert!(!pool.wants(&other, SourceKind::GitHub, "acme/app", &labels(&["macos"])), "a job of another source");
+        assert!(!Pool { enabled: false, ..pool }.wants(
+            &SourceName::github(),
+            SourceKind::GitHub,
+            "acme/app",
+            &labels(&["macos"])
+        ));
     }
 
     /// `runs-on: { group: builders }` gives a job no labels.
     #[test]
     fn a_job_that_names_only_a_runner_group_is_for_pools_with_a_group() {
         let grouped = Pool { group: Some("builders".into()), ..pool() };
-        assert!(grouped.wants("acme/app", &[]) && grouped.wants("acme/app", &labels(&["macos"])));
-        assert!(!grouped.wants("acme/app", &labels(&["gpu"])) && !grouped.wants("other/app", &[]));
+        assert!(
+            grouped.wants(&SourceName::github(), SourceKind::GitHub, "acme/app", &[])
+                && grouped.wants(&SourceName::github(), SourceKind::GitHub, "acme/app", &labels(&["macos"]))
+        );
+        assert!(
+            !grouped.wants(&SourceName::github(), SourceKind::GitHub, "acme/app", &labels(&["gpu"]))
+                && !grouped.wants(&SourceName::github(), SourceKind::GitHub, "other/app", &[])
+        );
     }
 
     #[test]
@@ -232,7 +254,11 @@ mod tests {
         for (scope, list, repository, wanted) in cases {
             let pool = of(scope, list);
             pool.check().unwrap();
-            assert_eq!(pool.wants(repository, &labels(&["macos"])), wanted, "{scope} {list:?} {repository}");
+            assert_eq!(
+                pool.wants(&SourceName::github(), SourceKind::GitHub, repository, &labels(&["macos"])),
+                wanted,
+                "{scope} {list:?} {repository}"
+            );
         }
     }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::network::NetworkMode;
+use super::{network::NetworkMode, source_kind::SourceKind};
 
 /// What the guest runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
@@ -18,23 +18,40 @@ pub enum RunnerKind {
     #[serde(rename = "github")]
     #[strum(serialize = "github")]
     GitHub,
+    /// Gitea's own runner, registered for one job.
+    Gitea,
     /// No runner: the vm runs until it is deleted or its lifetime is spent.
     None,
 }
 
 impl RunnerKind {
-    pub const ALL: [RunnerKind; 4] = [RunnerKind::Command, RunnerKind::Script, RunnerKind::GitHub, RunnerKind::None];
+    pub const ALL: [RunnerKind; 5] =
+        [RunnerKind::Command, RunnerKind::Script, RunnerKind::GitHub, RunnerKind::Gitea, RunnerKind::None];
 
     pub fn as_str(self) -> &'static str {
         self.into()
     }
 
+    /// The kind of runner that jobs of such a source need.
+    pub fn of(source: SourceKind) -> RunnerKind {
+        match source {
+            SourceKind::GitHub => RunnerKind::GitHub,
+            SourceKind::Gitea => RunnerKind::Gitea,
+        }
+    }
+
+    /// The kind of source that its runner belongs to.
+    pub fn source(self) -> Option<SourceKind> {
+        match self {
+            RunnerKind::GitHub => Some(SourceKind::GitHub),
+            RunnerKind::Gitea => Some(SourceKind::Gitea),
+            RunnerKind::Command | RunnerKind::Script | RunnerKind::None => None,
+        }
+    }
+
     /// Whether the runner registers with a CI system, so that the registration and idle budgets apply.
     pub fn registers(self) -> bool {
-        match self {
-            RunnerKind::Command | RunnerKind::Script | RunnerKind::None => false,
-            RunnerKind::GitHub => true,
-        }
+        self.source().is_some()
     }
 
     /// The strictest network mode in which the runner can work. A command needs the guest API only; a runner reaches
@@ -42,14 +59,14 @@ impl RunnerKind {
     pub fn strictest_network(self) -> NetworkMode {
         match self {
             RunnerKind::Command | RunnerKind::None => NetworkMode::Isolated,
-            RunnerKind::GitHub | RunnerKind::Script => NetworkMode::Internet,
+            RunnerKind::GitHub | RunnerKind::Gitea | RunnerKind::Script => NetworkMode::Internet,
         }
     }
 
     /// The runner's status when the guest was provisioned.
     pub(super) fn when_handed_over(self) -> Option<RunnerFact> {
         match self {
-            RunnerKind::Command | RunnerKind::GitHub => Some(RunnerFact::HandedOver),
+            RunnerKind::Command | RunnerKind::GitHub | RunnerKind::Gitea => Some(RunnerFact::HandedOver),
             // A script need not report when it has work.
             RunnerKind::Script => Some(RunnerFact::Unobserved),
             RunnerKind::None => None,

@@ -1,17 +1,23 @@
-//! Where runners are registered: a repository, an organisation or an enterprise.
+//! Where runners are registered: a repository, an organisation, an enterprise or a whole server.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// Validated when created, so that a name cannot become another API path. Written as `owner/name`, `login` or
-/// `enterprises/slug`.
+/// Validated when created, so that a name cannot become another API path. Written as `owner/name`, `login`,
+/// `enterprises/slug` or `*`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Scope {
-    Repository { owner: String, name: String },
+    Repository {
+        owner: String,
+        name: String,
+    },
     Organization(String),
+    /// Of GitHub.
     Enterprise(String),
+    /// All repositories of a server of one's own.
+    Instance,
 }
 
 impl Scope {
@@ -47,6 +53,7 @@ impl Scope {
             Scope::Repository { owner, name } => vec!["repos", owner, name],
             Scope::Organization(login) => vec!["orgs", login],
             Scope::Enterprise(slug) => vec!["enterprises", slug],
+            Scope::Instance => vec!["admin"],
         }
     }
 
@@ -61,6 +68,7 @@ impl Scope {
             Scope::Repository { owner, name } => format!("{owner}/{name}"),
             Scope::Organization(login) => login.clone(),
             Scope::Enterprise(slug) => format!("enterprises/{slug}"),
+            Scope::Instance => "*".to_owned(),
         }
     }
 
@@ -70,7 +78,7 @@ impl Scope {
         match self {
             Scope::Repository { owner: o, name: n } => same(o, owner) && same(n, name),
             Scope::Organization(login) => same(login, owner),
-            Scope::Enterprise(_) => true,
+            Scope::Enterprise(_) | Scope::Instance => true,
         }
     }
 
@@ -79,7 +87,7 @@ impl Scope {
         match self {
             Scope::Repository { .. } => Some("administration"),
             Scope::Organization(_) => Some("organization_self_hosted_runners"),
-            Scope::Enterprise(_) => None,
+            Scope::Enterprise(_) | Scope::Instance => None,
         }
     }
 
@@ -88,7 +96,7 @@ impl Scope {
         match self {
             Scope::Repository { .. } => "repo",
             Scope::Organization(_) => "admin:org",
-            Scope::Enterprise(_) => "manage_runners:enterprise",
+            Scope::Enterprise(_) | Scope::Instance => "manage_runners:enterprise",
         }
     }
 }
@@ -99,6 +107,7 @@ impl fmt::Display for Scope {
             Scope::Repository { owner, name } => write!(f, "the repository {owner}/{name}"),
             Scope::Organization(login) => write!(f, "the organisation {login}"),
             Scope::Enterprise(slug) => write!(f, "the enterprise {slug}"),
+            Scope::Instance => write!(f, "the whole server"),
         }
     }
 }
@@ -110,9 +119,10 @@ impl FromStr for Scope {
         match text.split_once('/') {
             Some(("enterprises", slug)) => Scope::enterprise(slug),
             Some(_) => Scope::repository(text),
+            None if text == "*" => Ok(Scope::Instance),
             None => Scope::organization(text),
         }
-        .map_err(|_| format!("expected owner/name, an organisation's login or enterprises/slug, found {text:.120?}"))
+        .map_err(|_| format!("expected owner/name, an organisation's login, enterprises/slug, or `*` for a whole server, found {text:.120?}"))
     }
 }
 
@@ -161,7 +171,7 @@ mod tests {
 
     #[test]
     fn what_is_written_reads_back() {
-        for text in ["acme/app.rs", "acme", "enterprises/acme-corp"] {
+        for text in ["acme/app.rs", "acme", "enterprises/acme-corp", "*"] {
             assert_eq!(text.parse::<Scope>().unwrap().slug(), text);
         }
         for wrong in ["", "a/b/c", "https://github.com/acme", "enterprises/", "a b"] {

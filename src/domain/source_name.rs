@@ -14,6 +14,12 @@ pub const SOURCE_NAME_RULE: &str =
 #[serde(try_from = "String", into = "String")]
 pub struct SourceName(String);
 
+impl Default for SourceName {
+    fn default() -> Self {
+        SourceName::github()
+    }
+}
+
 impl SourceName {
     pub fn new(name: &str) -> Result<SourceName, String> {
         let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
@@ -28,6 +34,10 @@ impl SourceName {
     /// it.
     pub fn github() -> SourceName {
         SourceName("github".to_owned())
+    }
+
+    pub fn is_github(&self) -> bool {
+        self.0 == "github"
     }
 
     pub fn as_str(&self) -> &str {

@@ -8,8 +8,9 @@ use utoipa::ToSchema;
 
 use super::{
     error::{Code, Error, Result},
-    github::GitHubRunner,
     scope::Scope,
+    source_name::SourceName,
+    source_runner::SourceRunner,
 };
 
 const MOST_PATTERNS: usize = 100;
@@ -22,12 +23,16 @@ const SHOWN_PATTERNS: usize = 10;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TokenLimits {
-    /// Where GitHub runners may be registered: `owner/name`, an organisation's login, or `enterprises/slug`. `*` stands
+    /// Names of the sources of jobs at which runners may be registered; `*` stands for any characters. If this is not set
+    /// and `github_scopes` or `github_labels` is, only `github`.
+    #[schema(example = json!(["forge"]), max_items = 100)]
+    pub sources: Option<Vec<String>>,
+    /// Where runners may be registered: `owner/name`, an organisation's login, or `enterprises/slug`. `*` stands
     /// for any characters within a part: `acme/*` is every repository of acme, and not acme itself. Upper and lower case
     /// are equal.
     #[schema(example = json!(["acme/*"]), max_items = 100)]
     pub github_scopes: Option<Vec<String>>,
-    /// Labels that GitHub runners may have; `*` stands for any characters. Upper and lower case are equal.
+    /// Labels that runners of sources of jobs may have; `*` stands for any characters. Upper and lower case are equal.
     #[schema(example = json!(["linux", "team-a-*"]), max_items = 100)]
     pub github_labels: Option<Vec<String>>,
     /// Names or digests of templates; `*` stands for any characters. If this or `images` is set, whatever neither of them
@@ -87,7 +92,13 @@ impl TokenLimits {
             return invalid("", "sets no limit: leave it out".to_owned());
         }
         type IsPattern = fn(&str) -> bool;
-        let lists: [(&str, &Option<Vec<String>>, IsPattern, &str); 4] = [
+        let lists: [(&str, &Option<Vec<String>>, IsPattern, &str); 5] = [
+            (
+                "sources",
+                &self.sources,
+                |name| SourceName::new(&name.replace('*', "x")).is_ok(),
+                "the name of a source of jobs",
+            ),
             ("github_scopes", &self.github_scopes, is_scope, "owner/name, an organisation's login or enterprises/slug"),
             ("github_labels", &self.github_labels, |label| !label.contains(','), "a label"),
             ("templates", &self.templates, |name| !name.contains('/'), "the name of a template, or its digest"),
@@ -125,8 +136,17 @@ impl TokenLimits {
         Ok(())
     }
 
-    /// Refuses a runner at GitHub, whoever registers it.
-    pub fn check_runner(&self, runner: &GitHubRunner) -> Result<()> {
+    /// Refuses a runner of a source of jobs, whoever registers it.
+    pub fn check_runner(&self, runner: &SourceRunner) -> Result<()> {
+        // Such a token was made for GitHub. On another server the same names may belong to others.
+        let only_github = [SourceName::github().to_string()];
+        let for_github = self.github_scopes.is_some() || self.github_labels.is_some();
+        let implied = for_github.then_some(&only_github[..]);
+        if let Some(sources) = self.sources.as_deref().or(implied)
+            && !sources.iter().any(|pattern| matches(&fold(pattern), runner.source.as_str()))
+        {
+            return Err(not_listed("sources", "/runner/source", runner.source.as_str(), sources));
+        }
         let scope = runner.scope.slug();
         if let Some(patterns) = &self.github_scopes
             && !patterns.iter().any(|pattern| admits_scope(pattern, &runner.scope))
@@ -209,6 +229,8 @@ fn admits_scope(pattern: &str, scope: &Scope) -> bool {
     let admits = |pattern: &str, name: &str| matches(&fold(pattern), &fold(name));
     match (pattern.split_once('/'), scope) {
         (Some(("enterprises", of_slug)), Scope::Enterprise(slug)) => admits(of_slug, slug),
+        // A whole server is more than any pattern names.
+        (_, Scope::Instance) => false,
         (Some(("enterprises", _)), _) | (Some(_), Scope::Enterprise(_) | Scope::Organization(_)) => false,
         (Some((of_owner, of_name)), Scope::Repository { owner, name }) => {
             admits(of_owner, owner) && admits(of_name, name)
@@ -248,7 +270,7 @@ fn matches(pattern: &str, text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::github::Registration;
+    use crate::domain::source_runner::Registration;
 
     fn list(patterns: &[&str]) -> Option<Vec<String>> {
         Some(patterns.iter().map(|&p| p.to_owned()).collect())
@@ -330,7 +352,8 @@ mod tests {
     #[test]
     fn every_label_of_a_runner_counts() {
         let limits = TokenLimits { github_labels: list(&["linux", "team-a-*"]), ..TokenLimits::default() };
-        let runner = |labels: &[&str]| GitHubRunner {
+        let runner = |labels: &[&str]| SourceRunner {
+            source: SourceName::github(),
             scope: "acme".parse().unwrap(),
             labels: labels.iter().map(|&l| l.to_owned()).collect(),
             group: None,
@@ -343,11 +366,30 @@ mod tests {
     }
 
     #[test]
+    fn limits_for_github_allow_no_other_server() {
+        let runner = |source: &str| SourceRunner {
+            source: SourceName::new(source).unwrap(),
+            scope: "acme".parse().unwrap(),
+            labels: vec!["linux".into()],
+            group: None,
+            registration: Registration::Managed,
+        };
+        let allows = |limits: &TokenLimits, source| limits.check_runner(&runner(source)).is_ok();
+        let scopes = TokenLimits { github_scopes: list(&["acme"]), ..TokenLimits::default() };
+        assert!(allows(&scopes, "github") && !allows(&scopes, "forge"));
+        let both = TokenLimits { sources: list(&["github", "for*"]), ..scopes };
+        assert!(allows(&both, "github") && allows(&both, "forge") && !allows(&both, "other"));
+        let size = TokenLimits { max_cpus: Some(1), ..TokenLimits::default() };
+        assert!(allows(&size, "github") && allows(&size, "forge"));
+    }
+
+    #[test]
     fn what_is_wrong_with_a_limit_is_said_of_its_member() {
         for (at, limits) in [
             ("/limits", TokenLimits::default()),
             ("/limits/github_scopes/1", TokenLimits { github_scopes: list(&["a", "a/b/c"]), ..Default::default() }),
             ("/limits/github_labels/0", TokenLimits { github_labels: list(&["a,b"]), ..Default::default() }),
+            ("/limits/sources/0", TokenLimits { sources: list(&["A"]), ..Default::default() }),
             ("/limits/templates/0", TokenLimits { templates: list(&["ghcr.io/a"]), ..Default::default() }),
             ("/limits/images/0", TokenLimits { images: list(&["/a"]), ..Default::default() }),
             ("/limits/images/0", TokenLimits { images: list(&[" "]), ..Default::default() }),

@@ -52,7 +52,7 @@ impl Vm {
             Some(EndSignal::RunnerGone | EndSignal::JobCompleted | EndSignal::DrainBudget) => job_failed,
             // An idle runner could be given a job, which would then end with the vm.
             Some(EndSignal::LifetimeBudget) => {
-                self.spec.github.is_none() || self.runner_status == RunnerStatus::Busy || job_failed
+                self.spec.source_runner.is_none() || self.runner_status == RunnerStatus::Busy || job_failed
             }
             Some(
                 EndSignal::BootBudget
@@ -83,8 +83,8 @@ impl Vm {
                 let announced = self.announced_by == Some(Announcer::Hook);
                 let had_a_job = announced || self.runner_status.may_hold_a_job() || !self.jobs.is_empty();
                 self.runner(RunnerFact::ProgramEnded, at);
-                // The exit code of GitHub's runner program is not the result of its job.
-                if let Some(exit_code) = exit_code.filter(|_| self.spec.runner != RunnerKind::GitHub) {
+                // The exit code of a CI system's runner program is not the result of its job.
+                if let Some(exit_code) = exit_code.filter(|_| !self.spec.runner.registers()) {
                     let from = self.result_source(GuestRole::Wrapper);
                     if self.job_exit_code.is_none() || from == ResultSource::Wrapper {
                         self.job_result(exit_code, from);
@@ -92,11 +92,15 @@ impl Vm {
                 }
                 let (result, code) = match (self.spec.runner, exit_code) {
                     (_, None | Some(0)) => (OutcomeResult::Completed, None),
-                    (RunnerKind::GitHub, Some(RUNNER_TOO_OLD)) => (OutcomeResult::Failed, Some(Code::RunnerTooOld)),
-                    (RunnerKind::GitHub, Some(RUNNER_MISSING)) => (OutcomeResult::Failed, Some(Code::RunnerMissing)),
-                    // GitHub has the result of its job.
-                    (RunnerKind::GitHub, Some(_)) if had_a_job => (OutcomeResult::Completed, None),
-                    (RunnerKind::GitHub | RunnerKind::Script, Some(_)) => {
+                    (RunnerKind::GitHub | RunnerKind::Gitea, Some(RUNNER_TOO_OLD)) => {
+                        (OutcomeResult::Failed, Some(Code::RunnerTooOld))
+                    }
+                    (RunnerKind::GitHub | RunnerKind::Gitea, Some(RUNNER_MISSING)) => {
+                        (OutcomeResult::Failed, Some(Code::RunnerMissing))
+                    }
+                    // The CI system has the result of its job.
+                    (RunnerKind::GitHub | RunnerKind::Gitea, Some(_)) if had_a_job => (OutcomeResult::Completed, None),
+                    (RunnerKind::GitHub | RunnerKind::Gitea | RunnerKind::Script, Some(_)) => {
                         (OutcomeResult::Failed, Some(Code::RunnerFailed))
                     }
                     // The vm did what it was made for, and the job's result is beside the outcome.

@@ -9,12 +9,14 @@ use utoipa::ToSchema;
 use super::{
     budgets::BudgetsPatch,
     error::{Code, Error, Result},
-    github::{GitHubRunner, Registration},
     network::NetworkMode,
     pool::Pool,
     runner::RunnerKind,
     runner_secrets::RunnerSecrets,
     scope::Scope,
+    source_kind::SourceKind,
+    source_name::SourceName,
+    source_runner::{Registration, SourceRunner},
 };
 
 /// A request for a vm.
@@ -99,6 +101,10 @@ pub enum RunnerRequest {
     /// requests about it to GitHub.
     #[serde(rename = "github")]
     GitHub {
+        /// The name of the source of jobs in the service's configuration; default: `github`.
+        #[serde(default)]
+        #[schema(value_type = String, default = "github")]
+        source: SourceName,
         /// Where it is registered: `owner/name`, an organisation's login, or `enterprises/slug`.
         #[schema(value_type = String, example = "acme/app")]
         scope: Scope,
@@ -123,6 +129,22 @@ pub enum RunnerRequest {
         #[schema(value_type = BTreeMap<String, String>)]
         env: BTreeMap<String, SecretString>,
     },
+    /// Gitea's own runner, for one job. Mayfly registers it shortly before its guest needs it, observes it at Gitea
+    /// and removes it there. The guest gets the credentials of this runner, and never a registration token.
+    Gitea {
+        /// The name of the source of jobs in the service's configuration.
+        #[schema(value_type = String, example = "forge")]
+        source: SourceName,
+        /// Where it is registered: `owner/name`, an organisation's name, or `*` for the whole server.
+        #[schema(value_type = String, example = "acme/app")]
+        scope: Scope,
+        /// Labels of the runner, 1 to 100. It gets jobs all of whose labels are among these, in the same case.
+        labels: Vec<String>,
+        /// Environment of the runner and its jobs. Values are stored encrypted and never shown.
+        #[serde(default)]
+        #[schema(value_type = BTreeMap<String, String>)]
+        env: BTreeMap<String, SecretString>,
+    },
     /// Nothing: the vm runs until it is deleted or its lifetime is spent.
     #[default]
     None,
@@ -134,26 +156,37 @@ impl RunnerRequest {
             RunnerRequest::Command { .. } => RunnerKind::Command,
             RunnerRequest::Script { .. } => RunnerKind::Script,
             RunnerRequest::GitHub { .. } => RunnerKind::GitHub,
+            RunnerRequest::Gitea { .. } => RunnerKind::Gitea,
             RunnerRequest::None => RunnerKind::None,
         }
     }
 
-    /// The settings of the runner at GitHub; `None` for other kinds.
-    pub fn github(&self) -> Result<Option<GitHubRunner>> {
-        let RunnerRequest::GitHub { scope, labels, group, jit_config, registration_token, .. } = self else {
-            return Ok(None);
-        };
-        let registration = match (jit_config, registration_token) {
-            (None, None) => Registration::Managed,
-            (Some(_), None) => Registration::JitConfig,
-            (None, Some(_)) => Registration::Token,
-            (Some(_), Some(_)) => {
-                return Err(Error::new(Code::RequestInvalid, "there are two registrations of one runner")
-                    .field("/runner/registration_token", "give this or `jit_config`, not both"));
+    /// The settings of the runner at its source of jobs; `None` for other kinds.
+    pub fn source_runner(&self) -> Result<Option<SourceRunner>> {
+        let (kind, runner) = match self {
+            RunnerRequest::GitHub { source, scope, labels, group, jit_config, registration_token, .. } => {
+                let registration = match (jit_config, registration_token) {
+                    (None, None) => Registration::Managed,
+                    (Some(_), None) => Registration::JitConfig,
+                    (None, Some(_)) => Registration::Token,
+                    (Some(_), Some(_)) => {
+                        return Err(Error::new(Code::RequestInvalid, "there are two registrations of one runner")
+                            .field("/runner/registration_token", "give this or `jit_config`, not both"));
+                    }
+                };
+                let (source, scope, labels) = (source.clone(), scope.clone(), labels.clone());
+                let runner = SourceRunner { source, scope, labels, group: group.clone(), registration };
+                (SourceKind::GitHub, runner)
             }
+            RunnerRequest::Gitea { source, scope, labels, .. } => {
+                let (source, scope, labels) = (source.clone(), scope.clone(), labels.clone());
+                let registration = Registration::Managed;
+                (SourceKind::Gitea, SourceRunner { source, scope, labels, group: None, registration })
+            }
+            RunnerRequest::Command { .. } | RunnerRequest::Script { .. } | RunnerRequest::None => return Ok(None),
         };
-        let runner = GitHubRunner { scope: scope.clone(), labels: labels.clone(), group: group.clone(), registration };
         runner.check("/runner")?;
+        runner.check_for(kind, "/runner")?;
         Ok(Some(runner))
     }
 
@@ -166,13 +199,15 @@ impl RunnerRequest {
                 let field = if jit_config.is_some() { "jit_config" } else { "registration_token" };
                 (jit_config.as_ref().or(registration_token.as_ref()), env, field)
             }
+            RunnerRequest::Gitea { env, .. } => (None, env, "env"),
             RunnerRequest::None => return Ok(None),
         };
         let (script, registration) = match self {
             RunnerRequest::GitHub { .. } => (None, secret.cloned()),
-            RunnerRequest::Command { .. } | RunnerRequest::Script { .. } | RunnerRequest::None => {
-                (secret.cloned(), None)
-            }
+            RunnerRequest::Command { .. }
+            | RunnerRequest::Script { .. }
+            | RunnerRequest::Gitea { .. }
+            | RunnerRequest::None => (secret.cloned(), None),
         };
         let secrets = RunnerSecrets { script, registration, env: env.clone() };
         secrets.check("/runner", field)?;
@@ -216,7 +251,7 @@ impl VmRequest {
             "template": self.template,
             "name": self.name,
             "runner": self.runner.kind(),
-            "github": self.runner.github().ok().flatten(),
+            "github": self.runner.source_runner().ok().flatten(),
             "cpus": self.cpus,
             "memory_mib": self.memory_mib,
             "labels": self.labels,
@@ -231,20 +266,26 @@ impl VmRequest {
     }
 }
 
-impl From<&Pool> for VmRequest {
-    /// A vm of the pool, for one job.
-    fn from(pool: &Pool) -> VmRequest {
-        VmRequest {
-            template: pool.template.clone(),
-            name: None,
-            runner: RunnerRequest::GitHub {
-                scope: pool.scope.clone(),
-                labels: pool.labels.clone(),
+impl VmRequest {
+    /// A vm of the pool, whose source is of this kind, for one job.
+    pub fn for_pool(pool: &Pool, kind: SourceKind) -> VmRequest {
+        let (source, scope, labels) = (pool.job_source.clone(), pool.scope.clone(), pool.labels.clone());
+        let runner = match kind {
+            SourceKind::GitHub => RunnerRequest::GitHub {
+                source,
+                scope,
+                labels,
                 group: pool.group.clone(),
                 jit_config: None,
                 registration_token: None,
                 env: BTreeMap::new(),
             },
+            SourceKind::Gitea => RunnerRequest::Gitea { source, scope, labels, env: BTreeMap::new() },
+        };
+        VmRequest {
+            template: pool.template.clone(),
+            name: None,
+            runner,
             cpus: pool.cpus,
             memory_mib: pool.memory_mib,
             network: pool.network,

@@ -8,11 +8,11 @@ use super::{
     budgets::{Budgets, BudgetsPatch, MAX_BUDGET_SECONDS},
     capacity::Capacity,
     error::{Code, Error, Result},
-    github::{GitHubRunner, Registration},
     ids::{TokenId, VmId},
     network::NetworkMode,
     network_support::{NetworkSupport, NetworkWish, NetworkWishSource},
     runner::RunnerKind,
+    source_runner::{Registration, SourceRunner},
     template::{GuestOs, Handover, Template},
     template_settings::LEAST_MEMORY_MIB,
     token_limits::SizeLimits,
@@ -28,9 +28,9 @@ pub struct VmSpec {
     #[serde(flatten)]
     pub source: TemplateSource,
     pub runner: RunnerKind,
-    /// For a GitHub runner.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub github: Option<GitHubRunner>,
+    /// For the runner of a source of jobs. Under the name that it had while GitHub was the only source.
+    #[serde(default, rename = "github", skip_serializing_if = "Option::is_none")]
+    pub source_runner: Option<SourceRunner>,
     /// The pool that the vm was made for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
@@ -56,9 +56,9 @@ impl VmSpec {
         }
     }
 
-    /// The runner that Mayfly itself registers, observes and deregisters at GitHub.
-    pub fn managed(&self) -> Option<&GitHubRunner> {
-        self.github.as_ref().filter(|github| github.registration == Registration::Managed)
+    /// The runner that Mayfly itself registers, observes and deregisters at its source of jobs.
+    pub fn managed(&self) -> Option<&SourceRunner> {
+        self.source_runner.as_ref().filter(|runner| runner.registration == Registration::Managed)
     }
 }
 

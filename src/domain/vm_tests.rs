@@ -8,9 +8,9 @@ use crate::domain::{
     budgets::Budgets,
     error::Code,
     event::ReadyVia,
-    github::{GitHubRunner, Registration},
     guest::GuestRole,
     network::NetworkMode,
+    source_runner::{Registration, SourceRunner},
     template::{GuestOs, Handover},
     vm_end::RUNNER_TOO_OLD,
     vm_spec::{ResolvedSpec, SizeRequest},
@@ -35,7 +35,7 @@ pub fn vm_spec() -> VmSpec {
         template: "micro".into(),
         source: TemplateSource::Resolved(spec()),
         runner: RunnerKind::Command,
-        github: None,
+        source_runner: None,
         pool: None,
         created_by: None,
         labels: BTreeMap::new(),
@@ -334,9 +334,14 @@ fn a_draft_is_read_as_it_was_always_written() {
 }
 
 fn github(registration: Registration) -> Vm {
-    let runner =
-        GitHubRunner { scope: "acme/app".parse().unwrap(), labels: vec!["macos".into()], group: None, registration };
-    Vm::created(VmSpec { runner: RunnerKind::GitHub, github: Some(runner), ..vm_spec() }, at(0))
+    let runner = SourceRunner {
+        source: SourceName::github(),
+        scope: "acme/app".parse().unwrap(),
+        labels: vec!["macos".into()],
+        group: None,
+        registration,
+    };
+    Vm::created(VmSpec { runner: RunnerKind::GitHub, source_runner: Some(runner), ..vm_spec() }, at(0))
 }
 
 fn job(status: JobStatus) -> JobRecord {

@@ -9,7 +9,7 @@
 //! runner.env     0600   the environment of the runner and the job
 //! ca-extra.pem   0644   certificates that the guest trusts in addition to its own; absent if there are none
 //! payload        0700   the job or the setup script; absent if there is none
-//! github.env     0600   the directory of GitHub's runner, and its registration settings
+//! github.env     0600   the directory of GitHub's runner, and its registration settings; gitea.env with Gitea's
 //! registration   0600   secret of the runner's registration; removed by the payload that reads it; absent with a seed
 //! ```
 //!
@@ -20,10 +20,12 @@ use std::{collections::BTreeMap, fmt, fmt::Write as _};
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::host_environment::{EXTRA_CERTIFICATES, HostEnvironment, HostValue};
+use super::{
+    host_environment::{EXTRA_CERTIFICATES, HostEnvironment, HostValue},
+    runner_kit::RunnerKit,
+};
 use crate::domain::{
     Handover, VmId,
-    github::Registration,
     job_env::{JobEnvError, check_env},
     runner::RunnerKind,
 };
@@ -38,9 +40,6 @@ const SCRIPTS: [(&str, &str); 8] = [
     ("job-started.sh", include_str!("../../hooks/job-started.sh")),
     ("job-completed.sh", include_str!("../../hooks/job-completed.sh")),
 ];
-
-/// The payload of GitHub's runner.
-const GITHUB_RUNNER: &str = include_str!("../../hooks/github-runner.sh");
 
 /// The input of a bundle.
 pub struct KitInput {
@@ -64,38 +63,8 @@ pub struct KitInput {
     pub env: BTreeMap<String, String>,
     pub host_environment: HostEnvironment,
     pub payload: Option<String>,
-    /// For the kind `github`, whose payload is ours.
-    pub github: Option<GitHubKit>,
-}
-
-/// Settings of GitHub's runner.
-pub struct GitHubKit {
-    /// URL of the page of its scope: `https://github.com/acme/app`.
-    pub url: String,
-    pub name: String,
-    pub labels: Vec<String>,
-    pub group: Option<String>,
-    pub registration: Registration,
-    /// `None`: the guest fetches it over the guest API, because a seed stays in the guest, where the job can read it.
-    pub secret: Option<SecretString>,
-    pub program: RunnerProgram,
-}
-
-/// Where the guest finds the runner program.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RunnerProgram {
-    /// `None`: in the usual directories.
-    pub directory: Option<String>,
-    pub minimum_version: String,
-    /// The runner that the guest API offers if the guest has no usable one.
-    pub archive: Option<KitRunnerArchive>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KitRunnerArchive {
-    pub version: String,
-    /// 64 hexadecimal digits.
-    pub sha256: String,
+    /// For the runners of CI systems, whose payload is ours.
+    pub runner: Option<RunnerKit>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -157,7 +126,7 @@ impl Kit {
             env,
             host_environment,
             payload,
-            github,
+            runner,
         } = input;
         if url.is_empty() || url.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err(KitError::Url);
@@ -204,12 +173,17 @@ impl Kit {
             }
             files.push(KitFile { name: "payload", mode: 0o700, bytes: payload.into_bytes() });
         }
-        if let Some(github) = github {
-            files.push(KitFile { name: "payload", mode: 0o700, bytes: GITHUB_RUNNER.as_bytes().to_vec() });
-            files.push(KitFile { name: "github.env", mode: 0o600, bytes: github.settings()? });
-            if let Some(secret) = &github.secret {
-                let bytes = secret.expose_secret().as_bytes().to_vec();
-                files.push(KitFile { name: "registration", mode: 0o600, bytes });
+        if let Some(runner) = runner {
+            let settings = runner.settings();
+            let secret = runner.secret().map(ExposeSecret::expose_secret);
+            if settings.iter().map(|(_, value)| value.as_str()).chain(secret).any(|value| value.contains('\0')) {
+                return Err(KitError::Payload);
+            }
+            let settings = assignments("", settings.iter().map(|(key, value)| (*key, value.as_str())));
+            files.push(KitFile { name: "payload", mode: 0o700, bytes: runner.payload().as_bytes().to_vec() });
+            files.push(KitFile { name: runner.settings_file(), mode: 0o600, bytes: settings });
+            if let Some(secret) = secret {
+                files.push(KitFile { name: "registration", mode: 0o600, bytes: secret.as_bytes().to_vec() });
             }
         }
         Ok(Kit { vm_id, files })
@@ -228,34 +202,6 @@ impl Kit {
     pub(super) fn with_boot(mut self, boot: &str) -> Kit {
         self.files[0].bytes = boot.as_bytes().to_vec();
         self
-    }
-}
-
-impl GitHubKit {
-    fn settings(&self) -> Result<Vec<u8>, KitError> {
-        let labels = self.labels.join(",");
-        let registration = match self.registration {
-            Registration::Managed | Registration::JitConfig => "jit_config",
-            Registration::Token => "token",
-        };
-        let program = &self.program;
-        let archive = program.archive.as_ref();
-        let pairs = [
-            ("MAYFLY_GITHUB_URL", self.url.as_str()),
-            ("MAYFLY_GITHUB_NAME", &self.name),
-            ("MAYFLY_GITHUB_LABELS", &labels),
-            ("MAYFLY_GITHUB_GROUP", self.group.as_deref().unwrap_or_default()),
-            ("MAYFLY_GITHUB_REGISTRATION", registration),
-            ("MAYFLY_RUNNER_DIRECTORY", program.directory.as_deref().unwrap_or_default()),
-            ("MAYFLY_RUNNER_MINIMUM", &program.minimum_version),
-            ("MAYFLY_RUNNER_VERSION", archive.map(|a| a.version.as_str()).unwrap_or_default()),
-            ("MAYFLY_RUNNER_SHA256", archive.map(|a| a.sha256.as_str()).unwrap_or_default()),
-        ];
-        let secret = self.secret.as_ref().map(ExposeSecret::expose_secret);
-        if pairs.iter().map(|(_, value)| *value).chain(secret).any(|value| value.contains('\0')) {
-            return Err(KitError::Payload);
-        }
-        Ok(assignments("", pairs))
     }
 }
 
@@ -307,7 +253,11 @@ pub(super) mod tests {
 
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{
+        super::runner_kit::{GitHubKit, GiteaKit, RunnerProgram},
+        *,
+    };
+    use crate::domain::source_runner::Registration;
 
     pub fn input() -> KitInput {
         KitInput {
@@ -324,7 +274,7 @@ pub(super) mod tests {
             env: BTreeMap::from([("GREETING".into(), "it's $(touch pwned) `id` \"x\"\n%s\\n".into())]),
             host_environment: HostEnvironment::default(),
             payload: Some("#!/bin/sh\necho hi\n".into()),
-            github: None,
+            runner: None,
         }
     }
 
@@ -391,13 +341,31 @@ pub(super) mod tests {
             program: RunnerProgram { minimum_version: "2.329.0".into(), ..RunnerProgram::default() },
         };
         let kind = RunnerKind::GitHub;
-        let kit = Kit::new(KitInput { kind, payload: None, github: Some(github), ..input() }).unwrap();
+        let runner = Some(RunnerKit::GitHub(github));
+        let kit = Kit::new(KitInput { kind, payload: None, runner, ..input() }).unwrap();
         let listing: Vec<(&str, u32)> = kit.files().iter().skip(12).map(|f| (f.name, f.mode)).collect();
         assert_eq!(listing, [("payload", 0o700), ("github.env", 0o600), ("registration", 0o600)]);
         assert_eq!(file(&kit, "registration").unwrap().bytes, b"s3cret");
         let settings = String::from_utf8(file(&kit, "github.env").unwrap().bytes.clone()).unwrap();
         assert!(settings.contains("MAYFLY_GITHUB_NAME='it'\\''s-1'\nMAYFLY_GITHUB_LABELS='self-hosted,macOS 15'\n"));
         assert!(settings.contains("MAYFLY_GITHUB_REGISTRATION='jit_config'\n") && !settings.contains("s3cret"));
+        let gitea = |secret: &str| {
+            let secret = Some(secret.into());
+            GiteaKit { directory: Some("/opt/it's".into()), minimum_version: None, secret }
+        };
+        let runner = Some(RunnerKit::Gitea(gitea("{\"token\":\"s3cret\"}")));
+        let kit = Kit::new(KitInput { payload: None, runner, ..input() }).unwrap();
+        let listing: Vec<(&str, u32)> = kit.files().iter().skip(12).map(|f| (f.name, f.mode)).collect();
+        assert_eq!(listing, [("payload", 0o700), ("gitea.env", 0o600), ("registration", 0o600)]);
+        assert!(file(&kit, "payload").unwrap().bytes.starts_with(b"#!/bin/sh\n# The payload of runner kind `gitea`"));
+        assert_eq!(file(&kit, "registration").unwrap().bytes, b"{\"token\":\"s3cret\"}");
+        let settings = String::from_utf8(file(&kit, "gitea.env").unwrap().bytes.clone()).unwrap();
+        assert_eq!(settings, "MAYFLY_RUNNER_DIRECTORY='/opt/it'\\''s'\nMAYFLY_RUNNER_MINIMUM=''\n");
+        let runner = Some(RunnerKit::Gitea(gitea("s3cret")).without_secret());
+        let kit = Kit::new(KitInput { payload: None, runner, ..input() }).unwrap();
+        assert!(file(&kit, "gitea.env").is_some() && file(&kit, "registration").is_none());
+        let runner = Some(RunnerKit::Gitea(gitea("a\0")));
+        assert_eq!(Kit::new(KitInput { payload: None, runner, ..input() }), Err(KitError::Payload));
         let none = Kit::new(KitInput { kind: RunnerKind::None, payload: None, ..input() }).unwrap();
         assert!(file(&none, "payload").is_none());
     }

@@ -268,7 +268,7 @@ pub async fn get_host(FromState(http): FromState<Arc<Http>>, _: Allowed<Read>) -
     Ok(Answer(http.services.hosts.status().await?.into()))
 }
 
-/// Compare the database with the hypervisor, and with GitHub
+/// Compare the database with the hypervisor, and with the sources of jobs
 ///
 /// Shows what the next sweep will act on. The instances are listed for this request. Nothing is changed.
 #[utoipa::path(

@@ -42,6 +42,10 @@ pub struct JobView {
     runner_name: Option<String>,
     /// How many vms were made for it.
     tries: u32,
+    /// How many of the last ones in a row ended without any job.
+    failed_vms: u32,
+    /// Why no other vm is made for it; null while there may be one.
+    given_up: Option<String>,
     /// No other vm is made for it before this time.
     not_before: Option<Time>,
     /// How it was first reported.
@@ -53,6 +57,13 @@ pub struct JobView {
 impl From<Job> for JobView {
     fn from(job: Job) -> Self {
         let status = job.status();
+        let given_up = job.is_given_up().then(|| {
+            format!(
+                "the last {} vms that were made for it ended without a job; `last_error` of its pool says why. Repair the \
+                 cause, then cancel the job and run it again",
+                job.failed_vms
+            )
+        });
         Self {
             record: JobRecord { status, ..job.record },
             labels: job.labels,
@@ -61,6 +72,8 @@ impl From<Job> for JobView {
             made_vm_id: job.made,
             runner_name: job.runner_name,
             tries: job.tries,
+            failed_vms: job.failed_vms,
+            given_up,
             not_before: job.not_before.map(Time),
             heard: job.first_heard,
             seen_at: job.seen_at.into(),
@@ -104,7 +117,7 @@ pub struct ListJobs {
 /// The jobs that webhooks or the poll reported, whether or not they match a pool. Completed jobs are kept for a
 /// week.
 #[utoipa::path(
-    get, path = "/jobs", tag = "github", params(ListJobs),
+    get, path = "/jobs", tag = "jobs", params(ListJobs),
     responses((status = 200, description = "One page", body = JobPage, example = json!(examples::jobs()))),
     security(("token" = ["read"])),
 )]

@@ -1,4 +1,4 @@
-//! Pools: which jobs of GitHub get vms on this host.
+//! Pools: which jobs of a source get vms on this host.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     domain::{
-        BudgetsPatch, NetworkMode, Pool, Scope,
+        BudgetsPatch, NetworkMode, Pool, Scope, SourceName,
         pool::{PoolSource, USUAL_VMS},
     },
     service::pools::PoolState,
@@ -31,12 +31,16 @@ pub struct PoolRequest {
     /// pulled when the first job needs it.
     #[schema(example = "macos-tahoe")]
     template: String,
+    /// The source of its jobs: the name of a CI server in the service's configuration.
+    #[serde(default)]
+    #[schema(value_type = String, default = "github")]
+    job_source: SourceName,
     /// Where its runners are registered, which decides whose jobs they can get: `owner/name`, an organisation's
-    /// login, or `enterprises/slug`.
+    /// login, `enterprises/slug` (GitHub), or `*` for the whole server (Gitea).
     #[schema(value_type = String, example = "acme")]
     scope: Scope,
-    /// Labels of its runners, 1 to 100. A job matches the pool if every label that it asks for is among these,
-    /// regardless of case. GitHub adds no labels, not even `self-hosted`.
+    /// Labels of its runners, 1 to 100. A job matches the pool if every label that it asks for is among these; at GitHub
+    /// regardless of case. No labels are added, not even `self-hosted`.
     labels: Vec<String>,
     /// Name of the runner group (organisations and enterprises only); default: GitHub's default group.
     #[serde(default)]
@@ -87,6 +91,7 @@ impl PoolRequest {
         Pool {
             name,
             template: self.template,
+            job_source: self.job_source,
             scope: self.scope,
             labels: self.labels,
             group: self.group,
@@ -110,6 +115,9 @@ pub struct PoolView {
     /// Where it is set: a pool in the configuration can only be changed there.
     source: PoolSource,
     template: String,
+    /// The source of its jobs.
+    #[schema(value_type = String, example = "github")]
+    job_source: SourceName,
     #[schema(value_type = String, example = "acme")]
     scope: Scope,
     labels: Vec<String>,
@@ -154,6 +162,7 @@ impl From<PoolState> for PoolView {
             name: pool.name,
             source,
             template: pool.template,
+            job_source: pool.job_source,
             scope: pool.scope,
             labels: pool.labels,
             group: pool.group,

@@ -26,11 +26,11 @@ use super::{
 use crate::{
     domain::{
         Announcer, Budget, Budgets, Code, EndSignal, Error, GuestOs, NetworkMode, Outcome, OutcomeResult, QueueReason,
-        ResultSource, RunnerStatus, Scope, State, TokenId, Vm, VmId, VmRequest,
+        ResultSource, RunnerStatus, Scope, SourceName, State, TokenId, Vm, VmId, VmRequest,
         endpoint::Endpoint,
-        github::{GitHubRunner, Registration},
         job_record::JobRecord,
         runner::{RunnerKind, RunnerStarted},
+        source_runner::{Registration, SourceRunner},
     },
     service::{
         Services,
@@ -76,7 +76,7 @@ pub struct VmView {
     pub queue: Option<QueueView>,
     /// The budget that is running, and when it is spent.
     pub deadline: Option<DeadlineView>,
-    /// Since when the budgets that wait for GitHub are paused, because GitHub does not answer; usually null.
+    /// Since when the budgets that wait for the CI server are paused, because it does not answer; usually null.
     pub paused_since: Option<Time>,
     pub budgets: Budgets,
     /// Number of attempts: how often the vm got a slot; more than 1 after failed boots.
@@ -92,7 +92,7 @@ pub struct VmView {
     pub outcome: Option<Outcome>,
     /// How the job ended, if the guest reported it.
     pub job: Option<VmJobView>,
-    /// The GitHub jobs that its runner was given.
+    /// The jobs that its runner was given.
     pub jobs: Vec<JobRecord>,
     /// The most recent fault, whether or not a retry succeeded.
     pub last_fault: Option<FaultView>,
@@ -112,32 +112,39 @@ pub struct RunnerView {
     pub separate_users: Option<bool>,
     /// Whether the runner program was started. A vm whose guest ended gets another guest only while this is `no`.
     pub started: RunnerStarted,
-    /// For a GitHub runner.
-    pub github: Option<GitHubRunnerView>,
+    /// For a runner of the kind `github`.
+    pub github: Option<SourceRunnerView>,
+    /// For a runner of the kind `gitea`.
+    pub gitea: Option<SourceRunnerView>,
 }
 
-/// A runner as registered at GitHub.
+/// A runner as registered at its source of jobs.
 #[derive(Serialize, ToSchema)]
-pub struct GitHubRunnerView {
-    /// Where it is registered: `owner/name`, an organisation's login, or `enterprises/slug`.
+pub struct SourceRunnerView {
+    /// The name of the source of jobs.
+    #[schema(value_type = String, example = "github")]
+    pub source: SourceName,
+    /// Where it is registered: `owner/name`, an organisation's login, `enterprises/slug`, or `*` for a whole server.
     #[schema(value_type = String, example = "acme/app")]
     pub scope: Scope,
     pub labels: Vec<String>,
     /// Null: the default group.
     pub group: Option<String>,
     pub registration: Registration,
-    /// Its name at GitHub; null until it is registered, and for a `jit_config` that contains no name.
+    /// Its name there; null until it is registered, and for a `jit_config` that contains no name.
     pub name: Option<String>,
-    /// Its id at GitHub; null for a runner that registers itself with a `registration_token`.
+    /// Its id there; null for a runner that registers itself with a `registration_token`.
     pub id: Option<u64>,
 }
 
-impl GitHubRunnerView {
-    fn new(vm: &Vm) -> Option<Self> {
-        let GitHubRunner { scope, labels, group, registration } = vm.spec.github.clone()?;
+impl SourceRunnerView {
+    /// `None`: the vm's runner is of another kind.
+    fn new(vm: &Vm, kind: RunnerKind) -> Option<Self> {
+        let runner = vm.spec.source_runner.clone().filter(|_| vm.spec.runner == kind)?;
+        let SourceRunner { source, scope, labels, group, registration } = runner;
         let registered = vm.registered.as_ref();
         let (name, id) = (registered.map(|r| r.name.clone()), registered.and_then(|r| r.runner_id));
-        Some(Self { scope, labels, group, registration, name, id })
+        Some(Self { source, scope, labels, group, registration, name, id })
     }
 }
 
@@ -224,7 +231,8 @@ impl VmView {
                 status: vm.runner_status,
                 separate_users: vm.separate_users,
                 started: vm.started(),
-                github: GitHubRunnerView::new(vm),
+                github: SourceRunnerView::new(vm, RunnerKind::GitHub),
+                gitea: SourceRunnerView::new(vm, RunnerKind::Gitea),
             },
             queue: vm.queue.as_ref().map(|q| QueueView {
                 reason: q.reason,
@@ -280,6 +288,7 @@ pub fn no_vm(id: VmId) -> Error {
     request_body(content = VmRequest, examples(
         ("command" = (summary = "One job", value = json!(examples::vm_request()))),
         ("github" = (summary = "A GitHub runner", value = json!(examples::github_vm_request()))),
+        ("gitea" = (summary = "A Gitea runner", value = json!(examples::gitea_vm_request()))),
         ("smallest" = (summary = "A vm without a runner", value = json!({"template": "micro"})))
     )),
     responses(
@@ -344,7 +353,8 @@ pub struct ListVms {
     /// Only vms that were created at this time (RFC 3339) or later.
     #[param(value_type = Option<String>, format = DateTime)]
     created_since: Option<Timestamp>,
-    /// Only vms whose runner was given this job: the number in the address of the job's page at GitHub.
+    /// Only vms whose runner was given a job with this id. At GitHub it is the number in the address of the job's page. Jobs of
+    /// two sources may have the same id.
     job_id: Option<u64>,
     /// Largest number of vms in the answer.
     #[param(minimum = 1, maximum = 200, default = 50)]

@@ -34,7 +34,7 @@ const READ_WITHIN: Duration = Duration::from_secs(10);
 /// secret; the delivery is stored, and then answered. It is processed later. The same delivery may be sent any
 /// number of times.
 #[utoipa::path(
-    post, path = "/webhooks/{source}", tag = "github",
+    post, path = "/webhooks/{source}", tag = "jobs",
     params(
         ("source" = String, Path, description = "Name of the source of jobs", example = "github"),
         ("X-Hub-Signature-256" = String, Header, description = "`sha256=` and the HMAC of the body in hexadecimal digits"),
@@ -122,7 +122,7 @@ pub struct ListDeliveries {
 ///
 /// Kept for a week. Deliveries with a wrong signature are not stored; `mayfly_webhooks_total` counts them.
 #[utoipa::path(
-    get, path = "/webhooks/{source}/deliveries", tag = "github",
+    get, path = "/webhooks/{source}/deliveries", tag = "jobs",
     params(("source" = String, Path, description = "Name of the source of jobs", example = "github"), ListDeliveries),
     responses((status = 200, description = "The newest deliveries", body = DeliveryList, example = json!(examples::deliveries()))),
     security(("token" = ["read"])),

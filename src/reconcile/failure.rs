@@ -6,7 +6,7 @@ use crate::{
     domain::{Code, Error, Event, Fault, ResolvedSpec, State, Vm},
     drivers::{DriverError, ErrorKind},
     guest,
-    sources::github::GitHubError,
+    sources::SourceError,
     store::StoreError,
 };
 
@@ -106,13 +106,12 @@ impl From<guest::SshError> for Failure {
     }
 }
 
-impl From<&GitHubError> for Failure {
-    fn from(error: &GitHubError) -> Self {
-        // An unparsable answer did not come from GitHub itself (for example from a proxy) and may be temporary.
-        if error.passes() || matches!(error, GitHubError::Unparsable { .. }) {
-            Failure::new(FailureKind::Retry, Code::GitHubUnavailable, error.to_string())
+impl From<&SourceError> for Failure {
+    fn from(error: &SourceError) -> Self {
+        if error.passes() {
+            Failure::new(FailureKind::Retry, error.system.unavailable(), error.to_string())
         } else {
-            Failure::new(FailureKind::Permanent, Code::GitHubRefused, error.to_string())
+            Failure::new(FailureKind::Permanent, error.system.refused(), error.to_string())
         }
     }
 }

@@ -15,7 +15,6 @@
 //! cancelled step has done.
 
 mod failure;
-mod github;
 mod host;
 pub mod jobs;
 mod network_section;
@@ -24,17 +23,18 @@ mod presence;
 pub mod pulls;
 mod reconciler;
 mod retention;
+mod runners;
 mod section;
 mod settings;
 mod sweep;
 mod token_uses;
 mod vms;
 
-pub use github::Pace;
 pub use jobs::JobLoops;
 pub use network_section::{NetworkFault, NetworkSection};
 pub use presence::last_beat;
 pub use pulls::PullLoops;
 pub use reconciler::Reconciler;
+pub use runners::Pace;
 pub use section::RetentionSection;
-pub use settings::{RunnerSettings, Settings};
+pub use settings::Settings;

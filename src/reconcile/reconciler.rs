@@ -7,11 +7,11 @@ use tokio::sync::{broadcast::error::RecvError, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    github::{GitHubAway, OrphanedRunners, Reach, Registrar, RunnerRemoval, RunnerWatch},
     host::HostObserver,
     placement::Placement,
     presence::{Heartbeat, Presence},
     retention::Retention,
+    runners::{OrphanedRunners, Reach, Registrar, RunnerRemoval, RunnerWatch, ServersAway},
     settings::Settings,
     sweep::Sweep,
     token_uses::TokenUseWriter,
@@ -37,14 +37,14 @@ pub struct Reconciler {
     placement: Placement,
     sweep: Sweep,
     retention: Retention,
-    away: GitHubAway,
+    away: ServersAway,
     orphans: OrphanedRunners,
     token_uses: TokenUseWriter,
 }
 
 impl Reconciler {
     pub fn new(parts: &Parts, settings: &Settings) -> Self {
-        let (reach, presence, pace) = (Reach::default(), Presence::default(), settings.github);
+        let (reach, presence, pace) = (Reach::default(), Presence::default(), settings.runners);
         let host = HostObserver::new(parts, settings.retry_backoff);
         let provisioner = Provisioner::new(parts, Registrar::new(parts, reach.clone()), settings);
         let removal = RunnerRemoval::new(parts, reach.clone(), pace);
@@ -59,7 +59,7 @@ impl Reconciler {
             placement: Placement::new(parts, host.clone(), settings.capacity),
             sweep: Sweep::new(parts, host.clone(), settings.sweep_every),
             retention: Retention::new(parts, settings.keep_deleted),
-            away: GitHubAway::new(parts, reach.clone(), pace),
+            away: ServersAway::new(parts, reach.clone(), pace),
             orphans: OrphanedRunners::new(parts, reach, pace),
             token_uses: TokenUseWriter::new(parts),
             host,

@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use super::{github::Pace, jobs, pulls};
+use super::{jobs, pulls, runners::Pace};
 use crate::{
     domain::{AllowedDestination, Budgets, capacity::Capacity},
     guest::HostEnvironment,
@@ -29,9 +29,8 @@ pub struct Settings {
     pub keep_deleted: Duration,
     /// Budgets of templates that do not define any.
     pub budgets: Budgets,
-    /// Intervals of requests about runners to GitHub.
-    pub github: Pace,
-    pub runner: RunnerSettings,
+    /// Intervals of requests about runners to CI servers.
+    pub runners: Pace,
     pub jobs: jobs::Settings,
     pub pulls: pulls::Settings,
 }
@@ -52,20 +51,9 @@ impl Settings {
             beat_every: Duration::from_secs(1),
             keep_deleted: Duration::from_secs(7 * 24 * 3600),
             budgets: Budgets::default(),
-            github: Pace::default(),
-            runner: RunnerSettings::default(),
+            runners: Pace::default(),
             jobs: jobs::Settings::default(),
             pulls: pulls::Settings::default(),
         }
     }
-}
-
-/// Settings of GitHub's runner in guests.
-#[derive(Clone, Debug, Default)]
-pub struct RunnerSettings {
-    /// Base URL of GitHub's web pages.
-    pub github_web: String,
-    /// `None`: the usual directories are searched.
-    pub directory: Option<String>,
-    pub minimum_version: String,
 }

@@ -11,9 +11,9 @@ use crate::{
     domain::{
         Code, EndProof, Error, Event, Fault, GuestRole, Handover, Result, State, Vm, VmId,
         event::ReadyVia,
-        github::{Registration, runner_name},
-        runner::RunnerFact,
+        runner::{RunnerFact, RunnerKind},
         runner_secrets::RunnerSecrets,
+        source_runner::{Registration, runner_name},
     },
     parts::Parts,
     platform::Clock,
@@ -300,20 +300,20 @@ impl Guests {
         Ok(())
     }
 
-    /// The registration secret of GitHub's runner, for the guest of this vm, until it may start the runner.
+    /// The registration secret of the CI system's runner, for the guest of this vm, until it may start the runner.
     pub async fn runner_registration(&self, id: VmId) -> Result<SecretString> {
         let vm = self.live(id).await?;
         let none = || Error::new(Code::NotFound, "the runner of this vm registers nowhere");
-        let github = vm.spec.github.as_ref().ok_or_else(none)?;
+        let runner = vm.spec.source_runner.as_ref().ok_or_else(none)?;
         if !matches!(vm.state, State::Booting | State::Configuring) {
             return Err(Error::new(Code::RegistrationClosed, format!("the vm is {}", vm.state)));
         }
         let unreadable = || Error::internal("a registration that the key in the data directory does not decrypt");
         let unseal = |sealed: Vec<u8>| self.vault.unseal(id, &sealed).ok_or_else(unreadable);
-        match github.registration {
+        match runner.registration {
             Registration::Managed => {
                 let name = runner_name(&vm.spec.name, id, vm.attempt);
-                let row = self.reader.github_runner(&name).await?;
+                let row = self.reader.runner(&name).await?;
                 let missing = || Error::new(Code::StartTooEarly, "the runner is not registered yet").retry_after(1);
                 let clear = unseal(row.and_then(|row| row.sealed).ok_or_else(missing)?)?;
                 Ok(String::from_utf8(clear).map_err(|_| unreadable())?.into())
@@ -329,7 +329,7 @@ impl Guests {
     pub async fn runner_program(&self, id: VmId) -> Result<PathBuf> {
         let vm = self.live(id).await?;
         let none = || Error::new(Code::NotFound, "this host keeps no runner program for this vm");
-        let spec = vm.spec.resolved().filter(|_| vm.spec.github.is_some()).ok_or_else(none)?;
+        let spec = vm.spec.resolved().filter(|_| vm.spec.runner == RunnerKind::GitHub).ok_or_else(none)?;
         let arch = self.catalog.get(&spec.template_digest).await?.arch;
         self.archives.obtain(self.archives.archive(spec.os, arch).ok_or_else(none)?).await
     }

@@ -14,7 +14,7 @@ use crate::{
     drivers::inspector::HostInspector,
     parts::Parts,
     platform::Clock,
-    sources::github::GitHubClient,
+    sources::Sources,
     store::{Ledger, Reader, pools::PoolVms},
 };
 
@@ -27,7 +27,7 @@ pub struct Metrics {
     ledger: Ledger,
     reader: Reader,
     host: HostInspector,
-    github: Option<Arc<GitHubClient>>,
+    sources: Sources,
     clock: Clock,
     configured: Arc<[Pool]>,
     /// Pools whose gauges were set.
@@ -36,8 +36,8 @@ pub struct Metrics {
 
 impl Metrics {
     pub fn new(parts: &Parts, configured: Arc<[Pool]>) -> Self {
-        let Parts { ledger, reader, host, github, clock, .. } = parts.clone();
-        Self { ledger, reader, host, github, clock, configured, measured: Arc::default() }
+        let Parts { ledger, reader, host, sources, clock, .. } = parts.clone();
+        Self { ledger, reader, host, sources, clock, configured, measured: Arc::default() }
     }
 
     /// Sets the gauges that are computed from the current state. Called when metrics are collected.
@@ -82,9 +82,14 @@ impl Metrics {
 
     /// Rate limits of each GitHub credential.
     fn measure_github(&self) {
-        let Some(github) = &self.github else { return };
-        for budget in github.budgets() {
-            let who = budget.credential;
+        for (source, budget) in
+            self.sources.github_clients().flat_map(|(n, c)| c.budgets().into_iter().map(move |b| (n, b)))
+        {
+            // Of the only source of earlier versions, without its name.
+            let who = match source.is_github() {
+                true => budget.credential,
+                false => format!("{source}: {}", budget.credential),
+            };
             let until = budget.closed_until.map_or(0, Timestamp::as_second);
             metrics::gauge!("mayfly_github_closed_until_time", "credential" => who.clone()).set(until as f64);
             metrics::counter!("mayfly_github_requests_total", "credential" => who.clone()).absolute(budget.requests);

@@ -5,14 +5,16 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::{
+    admission::no_source,
     domain::{
-        Budgets, Code, Error, Fault, Pool, Result, SizeRequest, capacity::Capacity, pool::PoolSource,
+        Budgets, Code, Error, Fault, Pool, Result, SizeRequest, SourceKind, capacity::Capacity, pool::PoolSource,
         runner::RunnerKind, token_limits::SizeLimits, vm_spec::NetworkUser,
     },
     drivers::registry::Registry,
     parts::Parts,
     platform::Clock,
     registry::oci::reference::{Reference, ReferenceError},
+    sources::Sources,
     store::{
         Ledger, Reader,
         pools::{KnownPool, PoolFaults, PoolVms, StoredPool},
@@ -53,16 +55,15 @@ pub struct Pools {
     capacity: Capacity,
     faults: PoolFaults,
     clock: Clock,
-    /// Whether runners can be registered at GitHub.
-    github: bool,
+    sources: Sources,
     settings: Settings,
 }
 
 impl Pools {
     pub fn new(parts: &Parts, settings: Settings) -> Self {
-        let github = parts.github.is_some();
-        let Parts { ledger, reader, catalog, drivers, capacity, pool_faults: faults, clock, .. } = parts.clone();
-        Self { ledger, reader, catalog, drivers, capacity, faults, clock, github, settings }
+        let Parts { ledger, reader, catalog, drivers, capacity, pool_faults: faults, clock, sources, .. } =
+            parts.clone();
+        Self { ledger, reader, catalog, drivers, capacity, faults, clock, sources, settings }
     }
 
     pub async fn list(&self) -> Result<Vec<PoolState>> {
@@ -150,15 +151,28 @@ impl Pools {
         }
     }
 
+    /// The kind of the pool's source, at which it can register runners.
+    fn pool_source(&self, pool: &Pool) -> Result<SourceKind> {
+        let name = &pool.job_source;
+        let Some(source) = self.sources.get(name) else { return Err(no_source(name, "/job_source")) };
+        if source.server.is_none() {
+            let title = source.kind.title();
+            return Err(Error::new(
+                source.kind.not_configured(),
+                format!(
+                    "pools register runners, and this service has no credentials for {title}: set `[{}]` in mayfly.toml",
+                    if name.is_github() { "github".to_owned() } else { format!("sources.{name}") }
+                ),
+            )
+            .field("/scope", format!("needs credentials for {title}")));
+        }
+        Ok(source.kind)
+    }
+
     /// Checks the pool against this host and the service's configuration.
     async fn pool_fits(&self, pool: &Pool) -> Result<()> {
-        if !self.github {
-            return Err(Error::new(
-                Code::GitHubNotConfigured,
-                "pools register runners, and this service has no credentials for GitHub: set `[github]` in mayfly.toml",
-            )
-            .field("/scope", "needs credentials for GitHub"));
-        }
+        let kind = self.pool_source(pool)?;
+        pool.runner().check_for(kind, "")?;
         let asked = SizeRequest {
             cpus: pool.cpus,
             memory_mib: pool.memory_mib,
@@ -181,7 +195,7 @@ impl Pools {
                 .field("/template", "see GET /templates for what is here, or name an image as host/namespace:tag"),
             _ => error,
         })?;
-        let user = NetworkUser { runner: RunnerKind::GitHub, pool: Some(&pool.name) };
+        let user = NetworkUser { runner: RunnerKind::of(kind), pool: Some(&pool.name) };
         let can = self.drivers.network_support(&template.driver);
         asked.of(&template, &self.settings.budgets, &capacity, user, &can).map(drop)
     }

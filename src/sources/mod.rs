@@ -1,3 +1,25 @@
-//! Clients of CI systems, one folder each.
+//! Sources of jobs: CI servers with names, and their clients, one folder for each kind.
+//!
+//! ```text
+//! registry      the configured sources by name
+//!   ci_server   one server, of whatever kind: registers runners, reports jobs
+//!     github    client of GitHub's API
+//!     gitea     client of Gitea's API
+//!       runner, deliveries, error    what the clients have in common
+//! ```
 
+pub mod ci_server;
+pub mod deliveries;
+pub mod error;
+pub mod gitea;
 pub mod github;
+pub mod registry;
+pub mod runner;
+mod section;
+
+pub use self::{
+    ci_server::{CiClient, CiServer},
+    error::{SourceError, SourceErrorKind},
+    registry::{Source, Sources},
+    section::SourceSection,
+};

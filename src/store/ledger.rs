@@ -493,7 +493,7 @@ async fn load(db: &mut SqliteConnection, id: VmId) -> Result<Option<Vm>> {
 /// Removes the sealed runner configuration in the transaction that changes the state: no guest may fetch it after that.
 async fn drop_runner_configuration(db: &mut SqliteConnection, vm: &str, state: State) -> Result<()> {
     if !matches!(state, State::Cloning | State::Booting | State::Configuring) {
-        sqlx::query!("UPDATE github_runners SET sealed = NULL WHERE vm_id = ? AND sealed IS NOT NULL", vm)
+        sqlx::query!("UPDATE runners SET sealed = NULL WHERE vm_id = ? AND sealed IS NOT NULL", vm)
             .execute(&mut *db)
             .await?;
     }

@@ -31,7 +31,7 @@ fn vm_spec(name: &str, os: GuestOs, queue_seconds: u32) -> VmSpec {
         template: "t".into(),
         source: TemplateSource::Resolved(spec(os)),
         runner: RunnerKind::None,
-        github: None,
+        source_runner: None,
         pool: None,
         created_by: None,
         labels: BTreeMap::from([("team.x/y".into(), "a b".into())]),

@@ -135,17 +135,17 @@ metrics_list! {
     Counter "mayfly_github_not_modified_total" ["credential"] "Requests that GitHub answered with 304 (not modified), which do not count against the rate limit.";
     Counter "mayfly_github_limited_total" ["credential"] "Requests that GitHub refused because of a rate limit.";
     Counter "mayfly_strays_destroyed_total" [] "Stray instances that were destroyed.";
-    Counter "mayfly_github_registrations_total" ["result"] "Requests to GitHub to register a runner.";
-    Counter "mayfly_github_removals_total" ["result"] "Requests to GitHub to remove a runner.";
-    Gauge "mayfly_github_ghosts" [] "Orphaned runners: registered at GitHub, or possibly registered, and their vm has ended.";
-    Gauge "mayfly_github_scopes_away" [] "Scopes for which GitHub cannot be reached.";
+    Counter "mayfly_runner_registrations_total" ["source", "result"] "Requests to a source of jobs to register a runner.";
+    Counter "mayfly_runner_removals_total" ["source", "result"] "Requests to a source of jobs to remove a runner.";
+    Gauge "mayfly_orphaned_runners" ["source"] "Runners that are registered, or possibly registered, and whose vm has ended.";
+    Gauge "mayfly_source_scopes_away" ["source"] "Scopes for which the server of a source of jobs cannot be reached.";
     Gauge "mayfly_host_limit_fault_age_seconds" ["os"] "Age of the fault that the host's system refuses guests although slots are free; absent without such a fault.";
-    Gauge "mayfly_jobs" ["status"] "GitHub jobs that match a pool and have not ended.";
-    Counter "mayfly_jobs_heard_total" ["source", "wanted"] "New GitHub jobs, by the source that reported them first and by whether they match a pool.";
+    Gauge "mayfly_jobs" ["status"] "Jobs that match a pool and have not ended.";
+    Counter "mayfly_jobs_heard_total" ["source", "wanted"] "New jobs, by what reported them first and by whether they match a pool.";
     Counter "mayfly_webhooks_total" ["event", "result"] "Received webhooks: `stored`, `known`, `ignored`, or the error code.";
     Counter "mayfly_webhooks_worked_total" ["result"] "Processed webhooks, by result.";
     Counter "mayfly_webhooks_redelivered_total" [] "Missed webhooks that GitHub was asked to redeliver.";
-    Counter "mayfly_github_polls_total" ["result"] "Polls of GitHub for what webhooks missed.";
+    Counter "mayfly_source_polls_total" ["source", "result"] "Polls of a source of jobs for what webhooks missed.";
 }
 
 /// Upper bounds in seconds: an answer from memory at one end, a long job at the other.

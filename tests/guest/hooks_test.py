@@ -7,6 +7,7 @@ second user, a reboot or a network of its own is in guest_test.py.
 import concurrent.futures
 import contextlib
 import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -16,8 +17,8 @@ import subprocess
 import time
 
 from support import (
-    HOOKS, JOB_TOKEN, REGISTRATION, TOKEN, VM_ID, Failed, Workspace, check, github_files, kit_files, main, write_kit,
-    write_program,
+    GITEA_REGISTRATION, HOOKS, JOB_TOKEN, REGISTRATION, TOKEN, VM_ID, Failed, Workspace, check, gitea_files, github_files,
+    kit_files, main, write_kit, write_program,
 )
 
 SHELLS = {
@@ -895,6 +896,162 @@ def github_runner_from_the_host():
                 check(not v.api.leaks, "token in argv: %s" % v.api.leaks)
 
 
+# As Gitea's: reads its registration once, calls the hooks of its settings in an environment that the job left, and fails the
+# job if one of them fails. `@HOOKS@`: versions that have hooks list them among their settings.
+GITEA_RUNNER = """#!/usr/bin/env python3
+import json, os, pathlib, re, subprocess, sys, time
+here = pathlib.Path(__file__).resolve().parent
+if sys.argv[1:] == ["--version"]:
+    print("@NAME@ version @VERSION@")
+    sys.exit()
+if sys.argv[1:] == ["generate-config"]:
+    print("runner:\\n  #file: .runner")
+    print("  #hooks:\\n  #  job_started: ''\\n  #  job_completed: ''" if @HOOKS@ else "")
+    sys.exit()
+assert sys.argv[1] == "--config" and sys.argv[3:] == ["daemon"], sys.argv
+say = lambda text: print('time="2026-11-30T02:00:00Z" level=info msg="%s"' % text, flush=True)
+settings = pathlib.Path(sys.argv[2]).read_text()
+print("settings:\\n" + settings, flush=True)
+value = lambda key: next((m[1].replace("''", "'") for m in re.finditer(r"(?m)^ *%s: '(.*)'$" % key, settings)), None)
+file = pathlib.Path(value("file"))
+print("mode %o" % (file.stat().st_mode & 0o7777), flush=True)
+with open(file) as opened:
+    registration = json.loads(opened.read())
+print("registration " + json.dumps(registration, separators=(",", ":")).replace("token", "TOKEN"), flush=True)
+print("umask %o" % os.umask(0o22), "labels", os.environ.get("GITEA_RUNNER_LABELS"), os.environ.get("GREETING"), flush=True)
+if @CODE@ == 1:
+    print('time="2026-11-30T02:00:00Z" level=error msg="fail to invoke Declare" error="unauthenticated: unregistered runner"', flush=True)
+    sys.exit(1)
+say("runner: %s, with version: @VERSION@, with labels: [linux], declare successfully" % registration["name"])
+def wait(name):
+    while not (here / name).exists():
+        time.sleep(0.05)
+def hook(key):
+    if @HOOKS@ and value(key):
+        # Not our PATH: the job may have changed it.
+        subprocess.run([value(key)], check=True, env={"PATH": "/nonexistent"}, stdin=subprocess.DEVNULL)
+wait("job")
+say("task 12 repo is acme/app https://github.com https://git.example")
+hook("job_started")
+wait("go")
+hook("job_completed")
+say("the result is sent")
+sys.exit(@CODE@)
+"""
+
+
+def gitea_runner_in(directory, code=0, version="v3.3.0", hooks=True, name="gitea-runner"):
+    """A stand-in for Gitea's runner: it takes a job once the file `job` is there, and ends it with `go`."""
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    text = GITEA_RUNNER
+    for key, value in (("NAME", name), ("VERSION", version), ("HOOKS", hooks), ("CODE", code)):
+        text = text.replace("@%s@" % key, str(value))
+    write_program(directory / name, text)
+    return directory
+
+
+GITEA_ORDER = ["guest_ready", "guest_configured", "runner_started", "runner_online", "job_started", "DELETE", "runner_finished"]
+
+
+def without_containers(files):
+    """What is installed on this machine must not decide how the hooks are called: only DOCKER_HOST does."""
+    mode, text = files["payload"]
+    old = b"has_containers() {\n"
+    check(old in text, "gitea-runner.sh no longer looks for containers")
+    return {**files, "payload": (mode, text.replace(old, old + b'    [ -n "${DOCKER_HOST:-}" ]\n    return\n'))}
+
+
+def gitea_runner():
+    """With the runner's own hooks, and with a runner that has none or whose jobs may run in containers."""
+
+    def one(shell):
+        for case, version, hooks, name, containers in (
+            ("own hooks", "v3.3.0", True, "gitea-runner", False),
+            ("no hooks", "v0.2.12", False, "act_runner", False),
+            ("containers", "v3.3.0", True, "gitea-runner", True),
+        ):
+            with Workspace() as w:
+                runner = gitea_runner_in(w.dir / "it's a runner", version=version, hooks=hooks, name=name)
+                env = {"GREETING": "hi", "GITEA_RUNNER_LABELS": "other:host"}
+                if containers:
+                    env["DOCKER_HOST"] = "unix:///nonexistent"
+                files = without_containers(gitea_files(w.api.url, runner, env=env))
+                kit = lives(shell, files, w, clean_env(RUNNER_TRACKING_ID="github_1"))
+                w.api.wait("runner_online", 40)
+                token = json.loads(GITEA_REGISTRATION)["token"]
+                found = subprocess.run(["grep", "-rl", "--exclude=job.log", "--devices=skip", token, str(w.dir)],
+                                       stdout=subprocess.PIPE, timeout=60)
+                check(found.stdout == b"", "%s: %s" % (case, found.stdout))
+                check(not (kit / "run/job/gitea/.runner").exists(), "%s: the pipe is left" % case)
+                check("job_started" not in w.api.names(), "%s: reported before the job" % case)
+                (runner / "job").touch()
+                w.api.wait("job_started", 40)
+                (runner / "go").touch()
+                check(w.api.wait("runner_finished", 40)["json"]["exit_code"] == 0, "wrong exit code")
+                check(w.api.names() == GITEA_ORDER, "%s: %s" % (case, w.api.names()))
+                log = w.api.log().decode()
+                for line in ("registration " + GITEA_REGISTRATION.replace("token", "TOKEN"), "mode 600",
+                             "umask 22 labels None hi", "  capacity: 1", "  enabled: false"):
+                    check(line in log.split("\n"), "%s: no %r in %s" % (case, line, log))
+                check(("job_completed: " in log) == (case == "own hooks"), "%s: hooks in %s" % (case, log))
+                check(not w.api.leaks, "token in argv: %s" % w.api.leaks)
+                check(not any(token in text for _, text in w.processes()), w.processes())
+
+    each_shell(one)
+
+
+def gitea_registration_fetched():
+    """A seed without the registration: it is fetched before the start."""
+    with Workspace() as w:
+        runner = gitea_runner_in(w.dir / "runner")
+        where = "/vms/%s/registration" % VM_ID
+        w.api.bodies[where] = GITEA_REGISTRATION.encode()
+        files = without_containers(gitea_files(w.api.url, runner))
+        del files["registration"]
+        kit = lives("sh", files, w)
+        w.api.wait("runner_online", 40)
+        check(not (kit / "run/job/registration").exists(), "the pipe is left")
+        (runner / "job").touch()
+        (runner / "go").touch()
+        check(w.api.wait("runner_finished", 40)["json"]["exit_code"] == 0, w.api.log())
+        names = [n for n in w.api.names() if n != "GET " + where]
+        check(names == GITEA_ORDER, names)
+
+
+def gitea_wrong_runners():
+    def one(shell):
+        cases = (
+            # The runner in the guest, the kit, the registration, the exit code, the text in the log.
+            (dict(version="v0.2.11"), {}, None, 7, "is version 0.2.11, but at least 0.2.12 is required"),
+            (dict(version="v3.3.0"), {"minimum": "3.10"}, None, 7, "is version 3.3.0, but at least 3.10 is required"),
+            (None, {}, None, 126, "there is no gitea-runner and no act_runner in this guest"),
+            (dict(), {}, b"s3cret", 125, "not the content of a file .runner"),
+            (dict(code=1), {}, None, 1, "unregistered runner"),
+            (dict(code=3), {}, None, 3, "the result is sent"),
+            (dict(version="dev"), {}, None, 0, "does not report its version"),
+            (dict(version="v3.3.0+5-gabcdef"), {"minimum": "3.3"}, None, 0, "is version 3.3.0"),
+        )
+        for runner, more, registration, code, said in cases:
+            with Workspace() as w:
+                directory = w.dir / "runner"
+                if runner is not None:
+                    gitea_runner_in(directory, **runner)
+                    (directory / "job").touch()
+                    (directory / "go").touch()
+                files = gitea_files(w.api.url, directory, **more)
+                if registration is not None:
+                    files["registration"] = (0o600, registration)
+                lives(shell, without_containers(files), w)
+                check(w.api.wait("runner_finished", 40)["json"]["exit_code"] == code, "%s: wrong exit code" % said)
+                log = w.api.log().decode()
+                check(said in log and "s3cret" not in log, log)
+                # Neither the process that waits for the runner to read the pipe nor the one that watches the log is left.
+                check(not [text for _, text in w.processes() if "gitea" in text], w.processes())
+
+    each_shell(one)
+
+
 def shellcheck():
     if not shutil.which("shellcheck"):
         return "skipped, no shellcheck here"
@@ -912,5 +1069,6 @@ main([
     started_by_the_host, not_twice, vm_is_gone, one_wrapper,
     violent_job, signals_ignored, no_base64, boot_says_no, github_runner, github_registration_fetched,
     github_registration_refused, as_another_user, job_that_cannot_start, heartbeats, difficult_profile, github_registration_token,
-    github_wrong_runners, github_runner_with_an_old_registration, github_runner_from_the_host,
+    github_wrong_runners, github_runner_with_an_old_registration, github_runner_from_the_host, gitea_runner,
+    gitea_registration_fetched, gitea_wrong_runners,
 ], at_once=3)

@@ -263,6 +263,21 @@ def github_files(url, directory=None, registration="jit_config", minimum="2.329.
     return files
 
 
+# The content of the file .runner of Gitea's runner.
+GITEA_REGISTRATION = ('{"WARNING":"","id":7,"uuid":"0c7f4d0c-6a0b-4d5e-8d55-4f9c4d0a7b11","name":"vm-1",'
+                      '"token":"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b","address":"https://git.example",'
+                      '"labels":["linux:host"],"ephemeral":true}')
+
+
+def gitea_files(url, directory=None, minimum="", env=None):
+    """The bundle of a Gitea runner."""
+    settings = {"MAYFLY_RUNNER_DIRECTORY": str(directory or ""), "MAYFLY_RUNNER_MINIMUM": minimum}
+    files = kit_files(url, kind="gitea", payload=(HOOKS / "gitea-runner.sh").read_bytes(), env=env)
+    files["gitea.env"] = (0o600, "".join("%s=%s\n" % (k, quoted(v)) for k, v in settings.items()).encode())
+    files["registration"] = (0o600, GITEA_REGISTRATION.encode())
+    return files
+
+
 def write_program(path, content, mode=0o755):
     """A file that is about to be executed. Written by a separate process: a concurrent test that starts a program would
     inherit our open file, and the kernel does not execute a file that is open for writing."""

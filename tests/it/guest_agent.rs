@@ -443,7 +443,7 @@ fn kit(url: &str, payload: Option<String>) -> Kit {
         url: url.to_owned(),
         token: SecretString::from(TOKEN),
         job_token: SecretString::from("mfj_of-the-job"),
-        github: None,
+        runner: None,
         kind: if payload.is_some() { RunnerKind::Command } else { RunnerKind::None },
         attempt: 1,
         heartbeat_seconds: 60,

@@ -9,6 +9,7 @@ mod credentials;
 mod database;
 mod doctor;
 mod drivers;
+mod gitea;
 mod gitea_double;
 mod github;
 mod guest_agent;

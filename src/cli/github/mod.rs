@@ -6,7 +6,10 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{
-    doctor::{self, finding::Severity},
+    doctor::{
+        self,
+        finding::{Report, Severity},
+    },
     failure::CommandFailure,
     output,
 };
@@ -52,17 +55,27 @@ pub(super) fn run(command: GithubCommand, data_dir: Option<PathBuf>, json: bool)
     let scope = args.repo.or(args.org).or(args.enterprise);
     let options = config.github.options().map_err(usage)?;
     let server = options.server.name();
+    let source = config.github.source(|name| std::env::var(name).ok());
+    let report = block_on(check::examine(options, source, scope.as_ref()))?;
+    print(&report, &server, scope.as_ref(), json)
+}
+
+/// Runs checks, which need no service.
+pub(super) fn block_on(examine: impl Future<Output = Report>) -> Result<Report, CommandFailure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| CommandFailure::Other(format!("cannot start: {error}")))?;
-    let source = config.github.source(|name| std::env::var(name).ok());
-    let report = runtime.block_on(check::examine(options, source, scope.as_ref()));
+    Ok(runtime.block_on(examine))
+}
+
+/// Prints what was found, and returns the exit code.
+pub(super) fn print(report: &Report, server: &str, scope: Option<&Scope>, json: bool) -> Result<u8, CommandFailure> {
     if json {
         output::json(&json!({
             "version": env!("CARGO_PKG_VERSION"),
             "server": server,
-            "scope": scope.as_ref().map(ToString::to_string),
+            "scope": scope.map(ToString::to_string),
             "counts": {
                 "fail": report.count(Severity::Fail),
                 "warn": report.count(Severity::Warn),
@@ -73,13 +86,13 @@ pub(super) fn run(command: GithubCommand, data_dir: Option<PathBuf>, json: bool)
             "findings": report.findings,
         }))?;
     } else {
-        doctor::print(&report)?;
+        doctor::print(report)?;
     }
-    Ok(doctor::exit_code(&report))
+    Ok(doctor::exit_code(report))
 }
 
 /// Read as by `serve`, but without creating any file.
-fn configuration(data_dir: Option<PathBuf>) -> Result<Config, String> {
+pub(super) fn configuration(data_dir: Option<PathBuf>) -> Result<Config, String> {
     let data_dir = config::data_dir_or_default(data_dir).map_err(|error| error.to_string())?;
     let path = data_dir.join(config::FILE);
     let text = match std::fs::read_to_string(&path) {

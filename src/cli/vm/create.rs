@@ -88,7 +88,7 @@ pub(in crate::cli) struct CreateArgs {
     #[command(flatten)]
     runner: RunnerArgs,
     #[command(flatten)]
-    github: GitHubArgs,
+    source: SourceRunnerArgs,
     /// Environment of the command, script or runner, one NAME=VALUE per line; a NAME alone takes the value from this environment
     #[arg(long, value_name = "FILE", conflicts_with = "none", help_heading = "What the guest runs")]
     env_file: Option<PathBuf>,
@@ -119,14 +119,21 @@ struct RunnerArgs {
     #[arg(long, value_name = "SCOPE", value_parser = parse_scope, requires = "runner_labels")]
     #[arg(help_heading = "What the guest runs")]
     github_scope: Option<Scope>,
+    /// Gitea's own runner, for one job, registered at owner/name, an organisation, or * for the whole server
+    #[arg(long, value_name = "SCOPE", value_parser = parse_scope, requires_all = ["runner_labels", "source"])]
+    #[arg(help_heading = "What the guest runs")]
+    gitea_scope: Option<Scope>,
     /// Nothing: the vm runs until it is deleted or its lifetime is spent
     #[arg(long, help_heading = "What the guest runs")]
     none: bool,
 }
 
 #[derive(Args)]
-struct GitHubArgs {
-    /// Label of GitHub's runner; may be repeated. GitHub adds no labels, not even self-hosted
+struct SourceRunnerArgs {
+    /// Source of jobs at which the runner is registered, by its name in the service's configuration [default: github]
+    #[arg(long, value_name = "NAME", help_heading = "What the guest runs")]
+    source: Option<String>,
+    /// Label of the runner; may be repeated. No labels are added, not even self-hosted
     #[arg(long = "runner-label", value_name = "LABEL")]
     #[arg(help_heading = "What the guest runs")]
     runner_labels: Vec<String>,
@@ -143,10 +150,18 @@ struct GitHubArgs {
     registration_token_file: Option<PathBuf>,
 }
 
-impl GitHubArgs {
+impl SourceRunnerArgs {
+    /// An option that only runners of sources of jobs have.
     fn given(&self) -> Option<&'static str> {
+        [("--source", self.source.is_some()), ("--runner-label", !self.runner_labels.is_empty())]
+            .into_iter()
+            .find_map(|(option, given)| given.then_some(option))
+            .or_else(|| self.given_for_github())
+    }
+
+    /// An option that only GitHub's runner has.
+    fn given_for_github(&self) -> Option<&'static str> {
         [
-            ("--runner-label", !self.runner_labels.is_empty()),
             ("--group", self.group.is_some()),
             ("--jit-config-file", self.jit_config_file.is_some()),
             ("--registration-token-file", self.registration_token_file.is_some()),
@@ -166,10 +181,13 @@ pub(in crate::cli) fn budget(text: &str) -> Result<(String, u32), String> {
 
 pub(super) async fn run(args: CreateArgs, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     // With another runner, the parser does not require arguments that would contradict it.
-    if args.runner.github_scope.is_none()
-        && let Some(option) = args.github.given()
-    {
-        return Err(CommandFailure::Usage(format!("{option}: has a meaning only with --github-scope")));
+    let misplaced = match &args.runner {
+        RunnerArgs { github_scope: Some(_), .. } => None,
+        RunnerArgs { gitea_scope: Some(_), .. } => args.source.given_for_github().map(|o| (o, "--github-scope")),
+        RunnerArgs { .. } => args.source.given().map(|o| (o, "--github-scope or --gitea-scope")),
+    };
+    if let Some((option, with)) = misplaced {
+        return Err(CommandFailure::Usage(format!("{option}: has a meaning only with {with}")));
     }
     let env = args.env_file.as_deref().map(read_env).transpose()?.unwrap_or_default();
     let runner = match args.runner {
@@ -180,7 +198,14 @@ pub(super) async fn run(args: CreateArgs, client: &ApiClient, json: bool) -> Res
         RunnerArgs { script_file: Some(file), .. } => {
             json!({ "kind": "script", "script": read_text(&file, "--script-file")?, "env": env })
         }
-        RunnerArgs { github_scope: Some(scope), .. } => github(&scope, args.github, env, client)?,
+        RunnerArgs { github_scope: Some(scope), .. } => github(&scope, args.source, env, client)?,
+        RunnerArgs { gitea_scope: Some(scope), .. } => json!({
+            "kind": "gitea",
+            "source": args.source.source,
+            "scope": scope.slug(),
+            "labels": args.source.runner_labels,
+            "env": env,
+        }),
         RunnerArgs { .. } => json!({ "kind": "none" }),
     };
     let body = args.spec.request(runner);
@@ -230,11 +255,14 @@ pub(super) async fn run(args: CreateArgs, client: &ApiClient, json: bool) -> Res
 
 fn github(
     scope: &Scope,
-    args: GitHubArgs,
+    args: SourceRunnerArgs,
     env: BTreeMap<String, String>,
     client: &ApiClient,
 ) -> Result<Value, CommandFailure> {
     let mut runner = json!({ "kind": "github", "scope": scope.slug(), "labels": args.runner_labels, "env": env });
+    if let Some(source) = args.source {
+        runner["source"] = source.into();
+    }
     if let Some(group) = args.group {
         runner["group"] = group.into();
     }

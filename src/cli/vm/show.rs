@@ -6,7 +6,7 @@ use super::{
         exit,
         failure::CommandFailure,
         output::{self, Colour, paint},
-        responses::{GitHubRunnerResponse, VmResponse},
+        responses::{SourceRunnerResponse, VmResponse},
         text,
     },
     resolve,
@@ -47,8 +47,8 @@ pub(super) async fn run(vm: &str, client: &ApiClient, json: bool) -> Result<u8, 
             pairs
                 .push(("", "the job has the user of its wrapper, so it could report a result in its place".to_owned()));
         }
-        if let Some(github) = &runner.github {
-            registration(github, &mut pairs);
+        if let Some(registered) = runner.github.as_ref().or(runner.gitea.as_ref()) {
+            registration(registered, &mut pairs);
         }
     }
     if let Some(pool) = &vm.pool {
@@ -79,7 +79,7 @@ pub(super) async fn run(vm: &str, client: &ApiClient, json: bool) -> Result<u8, 
     }
     if let Some(since) = vm.paused_since {
         let since = format!("since {} ({} ago)", text::time(since), text::age(since));
-        pairs.push(("GitHub away", format!("{since}: budgets that wait for it stand still")));
+        pairs.push(("server away", format!("{since}: budgets that wait for the CI server stand still")));
     }
     if let Some(by) = &vm.announced_by {
         let at = vm.announced_at.map(|at| format!(" at {}", text::time(at))).unwrap_or_default();
@@ -122,15 +122,19 @@ fn reporter(by: &str) -> String {
     }
 }
 
-fn registration(github: &GitHubRunnerResponse, pairs: &mut Vec<(&str, String)>) {
-    let by = match github.registration.as_str() {
+fn registration(runner: &SourceRunnerResponse, pairs: &mut Vec<(&str, String)>) {
+    let by = match runner.registration.as_str() {
         "jit_config" => ", with a just-in-time configuration of the caller's",
         "token" => ", with a registration token of the caller's",
         _ => "",
     };
-    pairs.push(("registers at", format!("{}{by}", github.scope)));
-    pairs.push(("runner labels", github.labels.join(", ")));
-    pairs.extend(github.group.clone().map(|group| ("runner group", group)));
-    let number = github.id.map(|id| format!(" (number {id})")).unwrap_or_default();
-    pairs.extend(github.name.as_ref().map(|name| ("runner name", format!("{name}{number}"))));
+    let source = match runner.source.as_str() {
+        "" | "github" => String::new(),
+        source => format!(" of the source {source}"),
+    };
+    pairs.push(("registers at", format!("{}{source}{by}", runner.scope)));
+    pairs.push(("runner labels", runner.labels.join(", ")));
+    pairs.extend(runner.group.clone().map(|group| ("runner group", group)));
+    let number = runner.id.map(|id| format!(" (number {id})")).unwrap_or_default();
+    pairs.extend(runner.name.as_ref().map(|name| ("runner name", format!("{name}{number}"))));
 }

@@ -27,8 +27,16 @@ pub fn github_vm_request() -> Value {
     })
 }
 
+pub fn gitea_vm_request() -> Value {
+    json!({
+        "template": "micro",
+        "runner": { "kind": "gitea", "source": "forge", "scope": "acme/app", "labels": ["linux"] }
+    })
+}
+
 pub fn job_record() -> Value {
     json!({
+        "source": "github",
         "id": 29679449526_u64,
         "repository": "acme/app",
         "run_id": 10182376534_u64,
@@ -52,6 +60,8 @@ pub fn jobs() -> Value {
         "made_vm_id": "01920f3c-7c90-7e33-9f4d-0b2a6c8d3e4f",
         "runner_name": "vm-1f2e3d4c5b6a-1",
         "tries": 1,
+        "failed_vms": 0,
+        "given_up": null,
         "not_before": "2026-11-02T09:00:17Z",
         "heard": "webhook",
         "seen_at": "2026-11-02T09:00:02Z",
@@ -80,6 +90,7 @@ pub fn deliveries() -> Value {
 pub fn pool_request() -> Value {
     json!({
         "template": "macos-tahoe",
+        "job_source": "github",
         "scope": "acme",
         "labels": ["self-hosted", "macos"],
         "repositories": ["acme/app", "acme/lib"],
@@ -94,6 +105,7 @@ pub fn pool() -> Value {
         "name": "macos",
         "source": "api",
         "template": "macos-tahoe",
+        "job_source": "github",
         "scope": "acme",
         "labels": ["self-hosted", "macos"],
         "group": null,
@@ -166,7 +178,7 @@ pub fn vm() -> Value {
         "labels": { "team": "core" },
         "pool": null,
         "created_by": "01920f3c-6b8f-7d22-8e3c-9a1f5b7c2d3e",
-        "runner": { "kind": "command", "status": "none", "separate_users": null, "started": "no", "github": null },
+        "runner": { "kind": "command", "status": "none", "separate_users": null, "started": "no", "github": null, "gitea": null },
         "queue": { "reason": "slot", "position": 3, "deadline": "2026-11-20T09:10:00.000Z", "kept_vms": 0, "pull": null },
         "deadline": { "budget": "queue", "at": "2026-11-20T09:10:00.000Z" },
         "paused_since": null,
@@ -212,13 +224,15 @@ pub fn deleted_vm() -> Value {
                 "separate_users": true,
                 "started": "yes",
                 "github": {
+                    "source": "github",
                     "scope": "acme/app",
                     "labels": ["self-hosted", "linux"],
                     "group": null,
                     "registration": "managed",
                     "name": "mayfly-01920f3c5a7e-1",
                     "id": 8123
-                }
+                },
+                "gitea": null
             },
             "queue": null,
             "deadline": null,
@@ -228,6 +242,7 @@ pub fn deleted_vm() -> Value {
             "end_signal": "runner_finished",
             "outcome": { "result": "completed" },
             "jobs": [{
+                "source": "github",
                 "id": 29679449526_u64,
                 "repository": "acme/app",
                 "run_id": 10847312345_u64,
@@ -548,6 +563,7 @@ pub fn token() -> Value {
         "expires_at": "2027-11-20T08:00:00.000Z",
         "last_used_at": "2026-11-21T09:30:00.000Z",
         "limits": {
+            "sources": null,
             "github_scopes": ["acme/*"],
             "github_labels": null,
             "templates": ["micro", "macos-*"],

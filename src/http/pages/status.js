@@ -128,11 +128,12 @@ function remark(vm) {
   } else if (vm.deadline) lines.push(el("div", "small", vm.deadline.budget + " budget ends ", until(vm.deadline.at)));
   for (const job of vm.jobs) {
     const link = el("a", "", job.repository + ": " + job.name);
-    // A link may lead anywhere but into this page.
-    if (/^https:\/\//.test(job.url || "")) link.href = job.url;
-    lines.push(el("div", "small", link, " " + (job.conclusion || job.status.replaceAll("_", " "))));
+    // A link may lead anywhere but into this page. A server of one's own may be on this machine, without TLS.
+    if (/^https?:\/\//.test(job.url || "")) link.href = job.url;
+    const source = job.source === "github" ? "" : " of " + job.source;
+    lines.push(el("div", "small", link, source + " " + (job.conclusion || job.status.replaceAll("_", " "))));
   }
-  if (vm.paused_since) lines.push(el("div", "small warn", "GitHub is away for ", since(vm.paused_since)));
+  if (vm.paused_since) lines.push(el("div", "small warn", "The CI server is away for ", since(vm.paused_since)));
   if (vm.job) lines.push(el("div", "small", "job exit code " + vm.job.exit_code));
   if (vm.attempt > 1) lines.push(el("div", "small warn", "attempt " + vm.attempt));
   if (vm.last_fault && !(vm.outcome && vm.outcome.code === vm.last_fault.code)) lines.push(el("div", "small warn", vm.last_fault.code + ": " + vm.last_fault.detail));
@@ -164,7 +165,8 @@ function showPools(pools) {
     const error = pool.last_error;
     return [
       el("div", "", el("strong", "", pool.name), pool.enabled ? null : el("div", "small warn", "disabled")),
-      el("div", "", pool.scope, el("div", "quiet small", pool.repositories.join("  "))),
+      el("div", "", pool.scope, el("div", "quiet small", pool.job_source === "github" ? "" : "at " + pool.job_source),
+        el("div", "quiet small", pool.repositories.join("  "))),
       pool.labels.join("  "), pool.template,
       pool.vms.live + " of " + pool.max_vms + (pool.vms.queued ? ", " + pool.vms.queued + " queued" : ""), String(pool.jobs_waiting),
       error ? el("div", "small", el("span", "mono", error.code), " " + error.detail, el("div", "quiet", since(error.at), " ago")) : "",

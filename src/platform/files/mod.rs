@@ -19,7 +19,7 @@ pub mod small_disk;
 
 pub use grown::{KeptParts, cut_above, punch_hole, read_tail};
 pub use regular::open_regular;
-pub use secret::{read_secret, read_secret_if_present};
+pub use secret::{read_secret, read_secret_if_present, read_secrets};
 pub use space::{GuardedWriter, SpaceGuard, SpaceLow, SpacePermit, free};
 
 /// Options that create a file with mode 0600.

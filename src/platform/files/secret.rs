@@ -4,10 +4,10 @@ use std::{
     fs::{self, File},
     io::Read,
     os::unix::fs::MetadataExt,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 
 /// Far more than a key, password or token needs: a larger file is a mistake in the path.
 const LIMIT: u64 = 64 << 10;
@@ -16,6 +16,20 @@ const LIMIT: u64 = 64 << 10;
 /// through them; mode and owner of the target count.
 pub fn read_secret(path: &Path) -> Result<SecretString, String> {
     read_secret_if_present(path)?.ok_or_else(|| format!("there is no {}", path.display()))
+}
+
+/// The trimmed secrets of these files, none of which may be empty.
+pub fn read_secrets(paths: &[PathBuf]) -> Result<Vec<SecretString>, String> {
+    paths
+        .iter()
+        .map(|path| {
+            let text = read_secret(path)?;
+            match text.expose_secret().trim() {
+                "" => Err(format!("{} holds no secret", path.display())),
+                secret => Ok(SecretString::from(secret)),
+            }
+        })
+        .collect()
 }
 
 /// As [`read_secret`]; `None` when there is no such file.

@@ -2,26 +2,20 @@
 //! so a pool needs as many vms without a job as there are jobs without a vm, no matter which vm was created for which
 //! job.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashSet, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::broadcast::{self, error::RecvError};
 
-use super::{
-    settings::Settings,
-    source::{status_of, update_of},
-    updates::JobUpdates,
-};
+use super::{settings::Settings, updates::JobUpdates};
 use crate::{
     admission::VmAdmission,
     domain::{
-        Announcer, Code, Event, Pool, Result, RunnerStatus, Scope, State, Vm, VmId,
-        job::{Job, UpdateSource},
-        job_record::JobKey,
+        Announcer, Code, Event, Pool, Result, RunnerStatus, Scope, State, Vm, VmId, job::Job, job_record::JobKey,
     },
     parts::Parts,
     platform::Clock,
-    sources::github::GitHubClient,
+    sources::{Sources, deliveries::FoundJob},
     store::{Change, Expect, Ledger, Reader},
 };
 
@@ -48,7 +42,7 @@ struct Plan {
 pub(super) struct PoolDemand {
     ledger: Ledger,
     reader: Reader,
-    github: Option<Arc<GitHubClient>>,
+    sources: Sources,
     clock: Clock,
     admission: VmAdmission,
     updates: JobUpdates,
@@ -57,8 +51,8 @@ pub(super) struct PoolDemand {
 
 impl PoolDemand {
     pub fn new(parts: &Parts, admission: VmAdmission, updates: JobUpdates, settings: Settings) -> Self {
-        let Parts { ledger, reader, github, clock, .. } = parts.clone();
-        Self { ledger, reader, github, clock, admission, updates, settings }
+        let Parts { ledger, reader, sources, clock, .. } = parts.clone();
+        Self { ledger, reader, sources, clock, admission, updates, settings }
     }
 
     pub async fn meet_forever(self) {
@@ -98,7 +92,7 @@ impl PoolDemand {
         Ok(next)
     }
 
-    /// Like `meet`, except for jobs for which a vm was created before: returns them, because GitHub has to be asked
+    /// Like `meet`, except for jobs for which a vm was created before: returns them, because the CI server has to be asked
     /// first whether they are still queued.
     async fn meet_certain(&self) -> Result<(Option<Timestamp>, Vec<(Pool, Job)>)> {
         let _alone = self.updates.lock().await;
@@ -117,7 +111,11 @@ impl PoolDemand {
                 if let Some(vm) = vms.iter().find(|vm| vm.id() == id) {
                     tracing::info!(vm.id = %id, pool.name = pool.name, "ending a vm that no job needs any more");
                     let expect = Expect::Generation(vm.generation);
-                    self.ledger.apply(id, expect, Event::EndAnnounced { by: Announcer::Pool }, now).await?;
+                    let ended = self.ledger.apply(id, expect, Event::EndAnnounced { by: Announcer::Pool }, now).await?;
+                    if !ended.as_expected {
+                        // It changed meanwhile, and may have a job now.
+                        next = Some(now);
+                    }
                 }
             }
             for key in plan.make {
@@ -139,22 +137,21 @@ impl PoolDemand {
     /// Creates another vm for a job whose previous vm ended without having run it, as far as is known: the vm may
     /// have run the job while the webhooks about it are late or lost.
     async fn make_another(&self, pool: &Pool, job: &Job) -> Result<Option<Timestamp>> {
-        let seen = match (&self.github, Scope::repository(&job.record.repository)) {
-            (Some(github), Ok(scope)) => github.job(&scope, job.record.id).await,
-            _ => Ok(None),
+        let seen = match (self.sources.server(&job.record.source), Scope::repository(&job.record.repository)) {
+            (Some(server), Ok(scope)) => server.job(&scope, job.record.id).await,
+            _ => Ok(FoundJob::Missing),
         };
         match seen {
-            Ok(Some(seen)) => {
-                if let Some(status) = status_of(&seen.status) {
-                    let (from, repository) = (job.record.source.clone(), job.record.repository.clone());
-                    let update = update_of(from, seen, repository, status, UpdateSource::Poll);
-                    self.updates.apply(&update).await?;
+            Ok(FoundJob::Here(update)) => {
+                if update.record.key() != job.record.key() {
+                    self.updates.apply(&job.superseded()).await?;
                 }
+                self.updates.apply(&update).await?;
             }
             // The job cannot be read, or no longer exists: then no webhook will report it, and no runner will get it.
-            Ok(None) => {}
+            Ok(FoundJob::Missing | FoundJob::Unclear) => {}
             Err(error) => {
-                tracing::warn!(job.id = job.record.id, error = %error, "cannot ask GitHub whether the job is still queued");
+                tracing::warn!(job.source = %job.record.source, job.id = job.record.id, error = %error, "cannot ask the CI server whether the job is still queued");
                 let _alone = self.updates.lock().await;
                 let Some(mut job) = self.reader.job(&job.record.key()).await? else { return Ok(None) };
                 job.not_before = Some(self.clock.now() + REFUSED_PAUSE);
@@ -165,15 +162,42 @@ impl PoolDemand {
         }
         let _alone = self.updates.lock().await;
         match self.reader.job(&job.record.key()).await? {
-            Some(job) if job.waits() => self.make_vm(pool, job, self.clock.now()).await,
+            Some(mut job) if job.waits() => {
+                if job.counted_vm != job.made
+                    && let Some(worked) = self.last_vm_worked(&job).await?
+                {
+                    job.failed_vms = if worked { 0 } else { job.failed_vms + 1 };
+                    job.counted_vm = job.made;
+                }
+                if job.is_given_up() {
+                    tracing::warn!(
+                        job.source = %job.record.source, job.id = job.record.id, pool.name = pool.name, vms = job.failed_vms,
+                        "no more vms are made for a job: too many in a row have ended without a job"
+                    );
+                    self.ledger.put_job(job).await?;
+                    return Ok(None);
+                }
+                self.make_vm(pool, job, self.clock.now()).await
+            }
             _ => Ok(None),
         }
+    }
+
+    /// Whether the last vm that was made for the job got any job. `None`: its record is gone, or it lives.
+    async fn last_vm_worked(&self, job: &Job) -> Result<Option<bool>> {
+        let Some(id) = job.made else { return Ok(None) };
+        let vm = self.reader.vm(id).await?.filter(|vm| vm.outcome.is_some());
+        let hook = Some(Announcer::Hook);
+        Ok(vm.map(|vm| !vm.jobs.is_empty() || vm.announced_by == hook || vm.runner_status == RunnerStatus::Busy))
     }
 
     /// Assigns queued jobs to the first pool that takes them; repeated because pools are added, removed and changed.
     async fn assign(&self, jobs: &mut [Job], pools: &[Pool]) -> Result<()> {
         for job in jobs.iter_mut().filter(|job| job.vm.is_none() && !job.is_over()) {
-            let wants = |pool: &&Pool| pool.wants(&job.record.repository, &job.labels);
+            let source = &job.record.source;
+            let kind = self.sources.kind(source);
+            let wants =
+                |pool: &&Pool| kind.is_some_and(|kind| pool.wants(source, kind, &job.record.repository, &job.labels));
             let still = job.pool.as_ref().and_then(|name| pools.iter().find(|pool| pool.name == *name)).filter(wants);
             let pool = still.or_else(|| pools.iter().find(wants)).map(|pool| pool.name.clone());
             if pool != job.pool {
@@ -241,7 +265,8 @@ fn plan(pool: &Pool, jobs: &[Job], vms: &[Vm], now: Timestamp, report_late: Dura
     let room = usize::try_from(pool.max_vms).unwrap_or(usize::MAX).saturating_sub(mine.len());
     let missing = (waiting.len() - free.len()).min(room);
     let here: HashSet<VmId> = free.iter().map(|vm| vm.id()).collect();
-    for job in waiting.iter().filter(|job| job.made.is_none_or(|vm| !here.contains(&vm))) {
+    let may_get_one = |job: &&&Job| !job.is_given_up() && job.made.is_none_or(|vm| !here.contains(&vm));
+    for job in waiting.iter().filter(may_get_one) {
         if plan.make.len() == missing {
             break;
         }

@@ -25,6 +25,7 @@ fn pool(max_vms: u32) -> Pool {
     Pool {
         name: "macs".into(),
         template: "macos".into(),
+        job_source: SourceName::github(),
         scope: "acme".parse().unwrap(),
         labels: vec!["macos".into()],
         group: None,
@@ -74,7 +75,7 @@ fn vm(pool: Option<&str>) -> Vm {
         template: "macos".into(),
         source: TemplateSource::Awaited { awaits: SizeRequest::default() },
         runner: RunnerKind::GitHub,
-        github: None,
+        source_runner: None,
         pool: pool.map(str::to_owned),
         created_by: None,
         labels: BTreeMap::new(),

@@ -23,8 +23,10 @@ impl JobLoops {
     pub fn new(parts: &Parts, admission: VmAdmission, settings: Settings) -> Self {
         let updates = JobUpdates::new(parts, settings.pools.clone());
         let mut sources: Vec<Box<dyn JobSource>> = vec![Box::new(Deliveries::new(parts))];
-        if let (Some(github), Some(every)) = (&parts.github, settings.poll_every) {
-            sources.push(Box::new(Poll::new(parts, github.clone(), every, &settings)));
+        for (_, source) in parts.sources.iter() {
+            if let (Some(server), Some(every)) = (&source.server, source.poll_every) {
+                sources.push(Box::new(Poll::new(parts, server.clone(), every, source.webhooks, &settings)));
+            }
         }
         let retention = JobRetention::new(parts, settings.keep);
         let demand = PoolDemand::new(parts, admission, updates.clone(), settings);

@@ -1,8 +1,8 @@
-//! Job source that polls GitHub for what webhooks missed. It queries only repositories whose jobs a pool takes, with
-//! conditional requests, which cost no rate limit while nothing has changed.
+//! Job source that polls a CI server for what webhooks missed. It asks only about jobs that a pool takes; GitHub is asked
+//! with conditional requests, which cost no rate limit while nothing has changed.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeSet, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -12,21 +12,25 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     settings::Settings,
-    source::{JobSource, ReceivedUpdate, status_of, update_of},
+    source::{JobSource, ReceivedUpdate},
 };
 use crate::{
     domain::{
-        Pool, Result, Scope, SourceName,
+        Pool, Result, Scope,
         job::{Job, JobUpdate, UpdateSource},
-        job_record::JobStatus,
     },
     parts::Parts,
     platform::{Clock, retry::jittered},
-    sources::github::{Delivery, GitHubClient, GitHubError},
+    sources::{
+        CiClient, CiServer, SourceError,
+        ci_server::QueueUnit,
+        deliveries::FoundJob,
+        github::{Delivery, GitHubClient},
+    },
     store::Reader,
 };
 
-/// While GitHub fails, the interval grows up to this factor.
+/// While the server fails, the interval grows up to this factor.
 const SLOWEST: u32 = 8;
 /// GitHub redelivers only webhooks that are not older.
 const DELIVERIES_KEPT: SignedDuration = SignedDuration::from_hours(72);
@@ -34,13 +38,12 @@ const DELIVERIES_KEPT: SignedDuration = SignedDuration::from_hours(72);
 const OVERLAP: SignedDuration = SignedDuration::from_mins(5);
 
 pub(super) struct Poll {
-    source: SourceName,
+    server: CiServer,
     reader: Reader,
     clock: Clock,
     /// From the configuration.
     pools: Arc<[Pool]>,
     webhooks: bool,
-    github: Arc<GitHubClient>,
     every: Duration,
     /// Factor by which the interval is lengthened.
     slowness: u32,
@@ -51,15 +54,14 @@ pub(super) struct Poll {
 }
 
 impl Poll {
-    pub fn new(parts: &Parts, github: Arc<GitHubClient>, every: Duration, settings: &Settings) -> Poll {
+    pub fn new(parts: &Parts, server: CiServer, every: Duration, webhooks: bool, settings: &Settings) -> Poll {
         let Parts { reader, clock, .. } = parts.clone();
         Poll {
-            source: SourceName::github(),
+            server,
             reader,
             clock,
             pools: settings.pools.clone(),
-            webhooks: settings.webhooks,
-            github,
+            webhooks,
             every,
             slowness: 1,
             asked_again: HashSet::new(),
@@ -69,50 +71,60 @@ impl Poll {
     }
 
     async fn look(&mut self) -> Result<Vec<ReceivedUpdate>> {
-        let open = self.reader.open_jobs().await?;
-        let mut by_repository: BTreeMap<String, Vec<Job>> = BTreeMap::new();
-        for job in open.into_iter().filter(|job| job.record.source == self.source) {
-            by_repository.entry(folded(&job.record.repository)).or_default().push(job);
-        }
+        let mut open = self.reader.open_jobs().await?;
+        open.retain(|job| job.record.source == *self.server.name());
+        let pools = self.enabled_pools().await?;
+        let targets = match self.server.queue_unit() {
+            QueueUnit::Repository => self.repositories(&pools).await?,
+            QueueUnit::Scope => {
+                pools.iter().map(|pool| pool.scope.clone()).collect::<BTreeSet<_>>().into_iter().collect()
+            }
+        };
         let mut received = Vec::new();
-        let mut failed = None;
-        for repository in self.repositories().await? {
-            let jobs = by_repository.remove(&folded(&repository)).unwrap_or_default();
-            match self.look_at(&repository, &jobs, self.clock.now()).await {
+        let mut failed = false;
+        for target in targets {
+            let covered = |job: &Job| {
+                job.record.repository.split_once('/').is_some_and(|(owner, name)| target.covers(owner, name))
+            };
+            let (ours, rest) = open.into_iter().partition(covered);
+            open = rest;
+            match self.look_at(&target, &ours, &pools, self.clock.now()).await {
                 Ok(updates) => {
                     received.extend(updates.into_iter().map(|update| ReceivedUpdate { receipt: None, update }));
                 }
                 Err(error) => {
-                    tracing::warn!(job.repository = repository, error = %error, "cannot query GitHub for jobs");
-                    failed = Some(error);
+                    tracing::warn!(job.source = %self.server.name(), scope = %target.slug(), error = %error, "cannot query the CI server for jobs");
+                    failed = true;
                 }
             }
         }
-        if let Err(error) = self.look_at_deliveries().await? {
-            tracing::warn!(error = %error, "cannot query GitHub for missed webhooks");
-            failed = Some(error);
+        if let CiClient::GitHub(github) = self.server.client().clone()
+            && let Err(error) = self.look_at_deliveries(&github).await?
+        {
+            tracing::warn!(job.source = %self.server.name(), error = %error, "cannot query GitHub for missed webhooks");
+            failed = true;
         }
-        self.slowness = if failed.is_some() { (self.slowness * 2).min(SLOWEST) } else { 1 };
-        let result = if failed.is_some() { "failed" } else { "done" };
-        metrics::counter!("mayfly_github_polls_total", "result" => result).increment(1);
+        self.slowness = if failed { (self.slowness * 2).min(SLOWEST) } else { 1 };
+        let result = if failed { "failed" } else { "done" };
+        let source = self.server.name().to_string();
+        metrics::counter!("mayfly_source_polls_total", "source" => source, "result" => result).increment(1);
         Ok(received)
     }
 
-    /// Queued jobs of the repository, and what became of known jobs that are no longer queued.
-    async fn look_at(&self, repository: &str, ours: &[Job], now: Timestamp) -> Result<Vec<JobUpdate>, GitHubError> {
-        let scope = Scope::repository(repository).map_err(|what| GitHubError::Settings { what })?;
-        let mut found = Vec::new();
-        let mut waiting = HashSet::new();
-        for job in self.github.queued_jobs(&scope).await? {
-            waiting.insert(job.id);
-            found.push(update_of(
-                self.source.clone(),
-                job,
-                repository.to_owned(),
-                JobStatus::Queued,
-                UpdateSource::Poll,
-            ));
-        }
+    /// Queued jobs of the repository or scope, and what became of known jobs that are no longer queued.
+    async fn look_at(
+        &self,
+        target: &Scope,
+        ours: &[Job],
+        pools: &[Pool],
+        now: Timestamp,
+    ) -> Result<Vec<JobUpdate>, SourceError> {
+        let source = self.server.name();
+        // The server may list jobs of repositories whose jobs no pool takes.
+        let wanted = |job: &JobUpdate| pools.iter().any(|pool| pool.allows(source, &job.record.repository));
+        let mut found = self.server.queued_jobs(target).await?;
+        found.retain(wanted);
+        let waiting: HashSet<_> = found.iter().map(|job| job.record.key()).collect();
         // A webhook that came moments ago is newer than what the poll sees.
         let settled = SignedDuration::try_from(self.every / 2).unwrap_or(SignedDuration::ZERO);
         let is_new = |job: &&Job| {
@@ -120,22 +132,20 @@ impl Poll {
             // Negative: the clock was set back.
             !age.is_negative() && age < settled
         };
-        for job in ours.iter().filter(|job| !waiting.contains(&job.record.id) && !is_new(job)) {
-            match self.github.job(&scope, job.record.id).await? {
-                Some(seen) => {
-                    if let Some(status) = status_of(&seen.status) {
-                        found.push(update_of(
-                            self.source.clone(),
-                            seen,
-                            repository.to_owned(),
-                            status,
-                            UpdateSource::Poll,
-                        ));
+        for job in ours.iter().filter(|job| !waiting.contains(&job.record.key()) && !is_new(job)) {
+            let Ok(repository) = Scope::repository(&job.record.repository) else { continue };
+            match self.server.job(&repository, job.record.id).await? {
+                FoundJob::Here(update) => {
+                    // It was run again, and the news of this attempt's end was lost.
+                    if update.record.key() != job.record.key() {
+                        found.push(job.superseded());
                     }
+                    found.push(*update);
                 }
+                FoundJob::Unclear => {}
                 // Its run was deleted, or the repository is no longer visible: then the job cannot reach a runner of
                 // this service. The next poll asks again before that is believed.
-                None => found.push(JobUpdate {
+                FoundJob::Missing => found.push(JobUpdate {
                     record: job.record.clone(),
                     labels: job.labels.clone(),
                     runner_name: None,
@@ -148,8 +158,9 @@ impl Poll {
     }
 
     /// Asks GitHub to redeliver failed webhooks. The inner error is GitHub's.
-    async fn look_at_deliveries(&mut self) -> Result<Result<(), GitHubError>> {
-        if !self.github.is_app() || !self.webhooks {
+    async fn look_at_deliveries(&mut self, github: &GitHubClient) -> Result<Result<(), SourceError>> {
+        let source = self.server.name().clone();
+        if !github.is_app() || !self.webhooks {
             return Ok(Ok(()));
         }
         let now = self.clock.now();
@@ -157,20 +168,19 @@ impl Poll {
         let since = match self.looked_at_deliveries {
             Some(at) => at - OVERLAP,
             // After a start: from the last stored delivery on. Without any stored delivery, from now on.
-            None => self.reader.newest_delivery(&self.source).await?.unwrap_or(now) - OVERLAP,
+            None => self.reader.newest_delivery(&source).await?.unwrap_or(now) - OVERLAP,
         };
-        let deliveries = match self.github.hook_deliveries(since.max(oldest)).await {
+        let deliveries = match github.hook_deliveries(since.max(oldest)).await {
             Ok(deliveries) => deliveries,
-            Err(error) => return Ok(Err(error)),
+            Err(error) => return Ok(Err(error.into())),
         };
         for missed in missed(&deliveries) {
-            if self.asked_again.contains(&missed.guid) || self.reader.knows_delivery(&self.source, &missed.guid).await?
-            {
+            if self.asked_again.contains(&missed.guid) || self.reader.knows_delivery(&source, &missed.guid).await? {
                 continue;
             }
             tracing::info!(delivery.guid = missed.guid, "asking GitHub to redeliver a missed webhook");
-            if let Err(error) = self.github.redeliver(missed.id).await {
-                return Ok(Err(error));
+            if let Err(error) = github.redeliver(missed.id).await {
+                return Ok(Err(error.into()));
             }
             metrics::counter!("mayfly_webhooks_redelivered_total").increment(1);
             self.asked_again.insert(missed.guid.clone());
@@ -179,21 +189,27 @@ impl Poll {
         Ok(Ok(()))
     }
 
-    /// Repositories that are known by name, and whose jobs a pool takes.
-    async fn repositories(&self) -> Result<Vec<String>> {
+    /// Pools that take jobs of this source.
+    async fn enabled_pools(&self) -> Result<Vec<Pool>> {
         let known = self.reader.known_pools(&self.pools).await?;
-        let pools: Vec<Pool> = known.into_values().map(|known| known.pool).collect();
-        // GitHub's own spelling comes first: names that people wrote may differ in case.
-        let mut names = self.reader.job_repositories(&self.source).await?;
-        for pool in &pools {
+        let pools = known.into_values().map(|known| known.pool);
+        Ok(pools.filter(|pool| pool.enabled && pool.job_source == *self.server.name()).collect())
+    }
+
+    /// Repositories that are known by name, and whose jobs a pool takes.
+    async fn repositories(&self, pools: &[Pool]) -> Result<Vec<Scope>> {
+        let source = self.server.name();
+        // The server's own spelling comes first: names that people wrote may differ in case.
+        let mut names = self.reader.job_repositories(source).await?;
+        for pool in pools {
             if let Scope::Repository { .. } = pool.scope {
                 names.push(pool.scope.slug());
             }
             names.extend(pool.repositories.iter().filter(|name| !name.contains('*')).cloned());
         }
         let mut seen = HashSet::new();
-        names.retain(|name| pools.iter().any(|pool| pool.enabled && pool.allows(name)) && seen.insert(folded(name)));
-        Ok(names)
+        names.retain(|name| pools.iter().any(|pool| pool.allows(source, name)) && seen.insert(folded(name)));
+        Ok(names.iter().filter_map(|name| Scope::repository(name).ok()).collect())
     }
 }
 

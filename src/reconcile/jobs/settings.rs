@@ -6,10 +6,6 @@ use crate::domain::Pool;
 pub struct Settings {
     /// Pools of the configuration, validated, with unique names.
     pub pools: Arc<[Pool]>,
-    /// A webhook secret is configured, so deliveries can be expected.
-    pub webhooks: bool,
-    /// Interval of the poll. `None`: no poll.
-    pub poll_every: Option<Duration>,
     /// How long ended jobs and deliveries are stored. A late update must not bring a job back.
     pub keep: Duration,
     /// Pause before another vm is created for a job whose vm failed; doubles each time, up to `longest_pause`.
@@ -24,8 +20,6 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             pools: Arc::new([]),
-            webhooks: false,
-            poll_every: Some(Duration::from_secs(60)),
             keep: Duration::from_secs(7 * 24 * 3600),
             first_pause: Duration::from_secs(15),
             longest_pause: Duration::from_secs(600),

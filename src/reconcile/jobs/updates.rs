@@ -7,12 +7,13 @@ use tokio::sync::{Mutex, MutexGuard, Notify};
 use crate::{
     domain::{
         Code, Error, Event, Pool, Result, Vm,
-        github::Registration,
         job::{Job, JobUpdate},
-        job_record::JobStatus,
+        job_record::{JobRecord, JobStatus},
+        source_runner::Registration,
     },
     parts::Parts,
     platform::Clock,
+    sources::Sources,
     store::{Expect, Ledger, Reader},
 };
 
@@ -30,6 +31,7 @@ pub(super) struct JobUpdates {
     ledger: Ledger,
     reader: Reader,
     clock: Clock,
+    sources: Sources,
     /// From the configuration.
     pools: Arc<[Pool]>,
     board: Arc<Board>,
@@ -37,8 +39,8 @@ pub(super) struct JobUpdates {
 
 impl JobUpdates {
     pub fn new(parts: &Parts, pools: Arc<[Pool]>) -> Self {
-        let Parts { ledger, reader, clock, .. } = parts.clone();
-        Self { ledger, reader, clock, pools, board: Arc::default() }
+        let Parts { ledger, reader, clock, sources, .. } = parts.clone();
+        Self { ledger, reader, clock, sources, pools, board: Arc::default() }
     }
 
     /// Excludes other changes of jobs between a read and the write that depends on it.
@@ -75,7 +77,7 @@ impl JobUpdates {
             _ => Vec::new(),
         };
         // Two scopes may have runners with the same name: names of runners that callers register are chosen by them.
-        let vm = named.iter().find(|vm| may_have(vm, &update.record.repository)).map(Vm::id);
+        let vm = named.iter().find(|vm| may_have(vm, &update.record)).map(Vm::id);
         job.vm = vm.or(job.vm);
         if new {
             let pool = job.pool.as_deref().unwrap_or_default();
@@ -109,7 +111,9 @@ impl JobUpdates {
 
     /// The first pool, by name, that takes the job.
     async fn pool_of(&self, job: &Job) -> Result<Option<String>> {
-        let wants = |pool: &Pool| pool.wants(&job.record.repository, &job.labels);
+        let source = &job.record.source;
+        let Some(kind) = self.sources.kind(source) else { return Ok(None) };
+        let wants = |pool: &Pool| pool.wants(source, kind, &job.record.repository, &job.labels);
         Ok(self
             .reader
             .known_pools(&self.pools)
@@ -121,9 +125,12 @@ impl JobUpdates {
     }
 }
 
-/// Whether GitHub may give jobs of this repository to the vm's runner. A name that Mayfly chose is unique, so it
-/// counts even if the repository was renamed.
-fn may_have(vm: &Vm, repository: &str) -> bool {
-    let (Some(runner), Some((owner, name))) = (&vm.spec.github, repository.split_once('/')) else { return false };
-    runner.registration == Registration::Managed || runner.scope.covers(owner, name)
+/// Whether the server may give this job to the vm's runner. A name that Mayfly chose is unique, so it counts even if the
+/// repository was renamed.
+fn may_have(vm: &Vm, job: &JobRecord) -> bool {
+    let Some(runner) = vm.spec.source_runner.as_ref().filter(|runner| runner.source == job.source) else {
+        return false;
+    };
+    let covers = || job.repository.split_once('/').is_some_and(|(owner, name)| runner.scope.covers(owner, name));
+    runner.registration == Registration::Managed || covers()
 }

@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::{
     domain::{Announcer, Budget, Event, Fault, RunnerStatus, Vm, runner::RunnerFact},
     platform::Clock,
-    reconcile::github::{Pace, Removal, RunnerRemoval, deregistered},
+    reconcile::runners::{Pace, Removal, RunnerRemoval, deregistered},
 };
 
 /// The drain budget of a busy vm is extended when less than this is left.

@@ -18,9 +18,9 @@ use crate::{
     platform::Clock,
     reconcile::{
         failure::{Failure, FailureKind, failed},
-        github::RunnerWatch,
         host::HostObserver,
         presence::Presence,
+        runners::RunnerWatch,
     },
     store::{Expect, Ledger, Reader, StoreError, heartbeats::Heartbeats},
 };

@@ -8,27 +8,30 @@ use secrecy::{ExposeSecret, SecretString};
 use super::observe::{Ways, ways};
 use crate::{
     domain::{
-        Code, Event, GuestRole, Handover, NetworkMode, State, Vm,
+        Code, Event, GuestRole, Handover, NetworkMode, SourceKind, State, Vm,
         endpoint::Endpoint,
         event::ReadyVia,
-        github::{Registered, Registration, runner_name},
         runner::RunnerKind,
         runner_secrets::RunnerSecrets,
+        source_runner::{Registered, Registration, runner_name},
         template::Template,
     },
     drivers::Driver,
     guest::{
         self, HostEnvironment, Kit, KitInput,
-        kit::{GitHubKit, KitRunnerArchive, RunnerProgram},
+        runner_kit::{GitHubKit, GiteaKit, KitRunnerArchive, RunnerKit, RunnerProgram},
     },
     parts::Parts,
     platform::{Clock, clock},
     reconcile::{
         failure::{Failure, FailureKind, spec_of},
-        github::Registrar,
-        settings::{RunnerSettings, Settings},
+        runners::Registrar,
+        settings::Settings,
     },
-    sources::github::{runner_archives::RunnerArchives, runner_of},
+    sources::{
+        Sources,
+        github::{runner_archives::RunnerArchives, runner_of},
+    },
     store::{
         Expect, Ledger, Reader, Vault,
         logs::{LogSource, Logs},
@@ -53,15 +56,28 @@ pub(in crate::reconcile) struct Provisioner {
     registrar: Registrar,
     guest_urls: BTreeMap<String, String>,
     host_environments: BTreeMap<String, HostEnvironment>,
-    runner: RunnerSettings,
+    sources: Sources,
 }
 
 impl Provisioner {
     pub fn new(parts: &Parts, registrar: Registrar, settings: &Settings) -> Self {
-        let Parts { ledger, reader, vault, logs, catalog, runner_archives: archives, clock, .. } = parts.clone();
-        let (guest_urls, runner) = (settings.guest_urls.clone(), settings.runner.clone());
+        let Parts { ledger, reader, vault, logs, catalog, runner_archives: archives, clock, sources, .. } =
+            parts.clone();
+        let guest_urls = settings.guest_urls.clone();
         let host_environments = settings.host_environments.clone();
-        Self { ledger, reader, vault, logs, catalog, archives, clock, registrar, guest_urls, host_environments, runner }
+        Self {
+            ledger,
+            reader,
+            vault,
+            logs,
+            catalog,
+            archives,
+            clock,
+            registrar,
+            guest_urls,
+            host_environments,
+            sources,
+        }
     }
 
     async fn template(&self, vm: &Vm) -> Result<Template, Failure> {
@@ -163,7 +179,7 @@ impl Provisioner {
     pub async fn kit(&self, vm: &Vm, template: &Template) -> Result<Kit, Failure> {
         let payload = match vm.spec.runner {
             RunnerKind::None => None,
-            RunnerKind::Command | RunnerKind::Script | RunnerKind::GitHub => {
+            RunnerKind::Command | RunnerKind::Script | RunnerKind::GitHub | RunnerKind::Gitea => {
                 let lost = || {
                     Failure::new(
                         FailureKind::Permanent,
@@ -177,13 +193,11 @@ impl Provisioner {
             }
         };
         let RunnerSecrets { script, registration, env } = payload.unwrap_or_default();
-        let mut github = self.github_kit(vm, template, registration).await?;
-        if spec_of(vm)?.handover == Handover::Seed
-            && let Some(github) = &mut github
-        {
+        let mut runner = self.runner_kit(vm, template, registration).await?;
+        if spec_of(vm)?.handover == Handover::Seed {
             // Root in the guest can read the seed's volume while the job runs, so the secret is not in the seed: the
             // guest fetches it over the guest API.
-            github.secret = None;
+            runner = runner.map(RunnerKit::without_secret);
         }
         let env = env.iter().map(|(k, v)| (k.clone(), v.expose_secret().to_owned())).collect();
         let payload = script.map(|script| script.expose_secret().to_owned());
@@ -212,20 +226,20 @@ impl Provisioner {
             env,
             host_environment: host_environment.unwrap_or_default(),
             payload,
-            github,
+            runner,
         })
         .map_err(|e| Failure::new(FailureKind::Permanent, Code::GuestNotConfigured, e.to_string()))
     }
 
-    /// The part of the bundle for GitHub's runner, with the caller's registration, or one that is made now.
-    async fn github_kit(
+    /// The part of the bundle for the runner of a CI system, with the caller's registration, or one that is made now.
+    async fn runner_kit(
         &self,
         vm: &Vm,
         template: &Template,
         brought: Option<SecretString>,
-    ) -> Result<Option<GitHubKit>, Failure> {
-        let Some(github) = &vm.spec.github else { return Ok(None) };
-        let secret = match (github.registration, brought) {
+    ) -> Result<Option<RunnerKit>, Failure> {
+        let (Some(runner), Some(kind)) = (&vm.spec.source_runner, vm.spec.runner.source()) else { return Ok(None) };
+        let secret = match (runner.registration, brought) {
             (Registration::Managed, _) => self.registrar.registration(vm).await?,
             (Registration::JitConfig, Some(secret)) => {
                 if let Some(runner) = runner_of(&secret) {
@@ -243,20 +257,29 @@ impl Provisioner {
                 return Err(Failure::new(FailureKind::Permanent, Code::Internal, lost));
             }
         };
-        let settings = &self.runner;
-        let archive = self.archives.archive(spec_of(vm)?.os, template.arch);
-        Ok(Some(GitHubKit {
-            url: format!("{}/{}", settings.github_web.trim_end_matches('/'), github.scope.slug()),
-            name: runner_name(&vm.spec.name, vm.id(), vm.attempt),
-            labels: github.labels.clone(),
-            group: github.group.clone(),
-            registration: github.registration,
-            secret: Some(secret),
-            program: RunnerProgram {
-                directory: settings.directory.clone(),
-                minimum_version: settings.minimum_version.clone(),
-                archive: archive.map(|a| KitRunnerArchive { version: a.version.clone(), sha256: a.sha256.clone() }),
-            },
+        let source = self.sources.get(&runner.source);
+        let directory = source.and_then(|source| source.runner_directory.clone());
+        let minimum_version = source.and_then(|source| source.runner_minimum_version.clone());
+        Ok(Some(match kind {
+            SourceKind::GitHub => {
+                let web = source.map(|source| source.web.as_str()).unwrap_or_default();
+                let archive = self.archives.archive(spec_of(vm)?.os, template.arch);
+                RunnerKit::GitHub(GitHubKit {
+                    url: format!("{}/{}", web.trim_end_matches('/'), runner.scope.slug()),
+                    name: runner_name(&vm.spec.name, vm.id(), vm.attempt),
+                    labels: runner.labels.clone(),
+                    group: runner.group.clone(),
+                    registration: runner.registration,
+                    secret: Some(secret),
+                    program: RunnerProgram {
+                        directory,
+                        minimum_version: minimum_version.unwrap_or_default(),
+                        archive: archive
+                            .map(|a| KitRunnerArchive { version: a.version.clone(), sha256: a.sha256.clone() }),
+                    },
+                })
+            }
+            SourceKind::Gitea => RunnerKit::Gitea(GiteaKit { directory, minimum_version, secret: Some(secret) }),
         }))
     }
 

@@ -18,8 +18,8 @@ use crate::{
     platform::{Clock, files, tasks::blocking_io},
     reconcile::{
         failure::{Failure, FailureKind, spec_of},
-        github::RunnerRemoval,
         host::HostObserver,
+        runners::RunnerRemoval,
         settings::Settings,
     },
     store::logs::{LogSource, Logs},

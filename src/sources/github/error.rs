@@ -2,6 +2,11 @@
 
 use jiff::Timestamp;
 
+use crate::{
+    domain::SourceKind,
+    sources::error::{SourceError, SourceErrorKind},
+};
+
 /// Never contains a token, a key, a runner's configuration or a URL with a query.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GitHubError {
@@ -50,5 +55,23 @@ impl GitHubError {
             self,
             GitHubError::RateLimited { .. } | GitHubError::Unavailable { .. } | GitHubError::RunnerBusy { .. }
         )
+    }
+}
+
+impl From<GitHubError> for SourceError {
+    fn from(error: GitHubError) -> Self {
+        let kind = match &error {
+            GitHubError::Settings { .. } => SourceErrorKind::Settings,
+            GitHubError::RateLimited { until, .. } => SourceErrorKind::RateLimited { until: *until },
+            GitHubError::RunnerBusy { .. } => SourceErrorKind::RunnerBusy,
+            GitHubError::NameTaken { .. } => SourceErrorKind::NameTaken,
+            GitHubError::Unavailable { sent, .. } => SourceErrorKind::Unavailable { sent: *sent },
+            GitHubError::Unparsable { .. } => SourceErrorKind::Unparsable,
+            GitHubError::BadCredentials { .. }
+            | GitHubError::MissingPermission { .. }
+            | GitHubError::NotVisible { .. }
+            | GitHubError::Refused { .. } => SourceErrorKind::Refused,
+        };
+        SourceError::new(SourceKind::GitHub, kind, error.to_string())
     }
 }

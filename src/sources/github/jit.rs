@@ -5,7 +5,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::domain::github::Registered;
+use crate::domain::source_runner::Registered;
 
 #[derive(Deserialize)]
 struct JitFiles {

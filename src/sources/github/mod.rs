@@ -11,7 +11,8 @@
 //!       refusal   the meaning of an unsuccessful answer
 //! jit                                 reads just-in-time configurations
 //! credentials, jwt                    credentials of the configuration
-//! server, model, error         plain types
+//! updates                             turns jobs into updates
+//! server, model, error                plain types
 //! ```
 //!
 //! GitHub's answers decide about other people's jobs, so nothing is guessed: an answer that cannot be parsed is an
@@ -42,6 +43,7 @@ mod runner_group;
 mod runners;
 mod section;
 mod server;
+mod updates;
 
 pub use access::{Account, GitHubApp, Installation, Permissions, RateLimit};
 pub use budget::{BudgetView, GitHubLimit, ResourceView};
@@ -53,11 +55,12 @@ pub use exchange::Observed;
 pub use jit::runner_of;
 pub use jobs::{WorkflowJobFilter, WorkflowRun};
 pub use runner_group::RunnerGroup;
-pub use runners::{DEFAULT_GROUP, JitConfig, NewRunner, RegistrationToken, Removed};
+pub use runners::{DEFAULT_GROUP, JitConfig, NewRunner, RegistrationToken};
 pub use section::{AppId, GitHubSection, RunnerArchiveSection};
 pub use server::Server;
+pub use updates::{found, queued_update, read_delivery};
 
-pub use crate::domain::Scope;
+pub use crate::{domain::Scope, sources::runner::Removed};
 
 /// The default version of the API.
 pub const API_VERSION: &str = "2022-11-28";

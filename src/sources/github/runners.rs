@@ -11,9 +11,10 @@ use super::{
     auth::Purpose,
     budget::Class,
     client::As,
-    model::{GitHubApiRunner, or_default},
+    model::{GitHubApiRunner, RunnerStatus, or_default},
     runner_group::RunnerGroup,
 };
+use crate::sources::runner::{Removed, ServerRunner};
 
 /// The default group of every scope.
 pub const DEFAULT_GROUP: u64 = 1;
@@ -46,12 +47,15 @@ pub struct RegistrationToken {
     pub expires_at: Timestamp,
 }
 
-/// Whether a removed runner existed before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Removed {
-    Now,
-    /// It was already gone, which counts as success.
-    Before,
+impl From<GitHubApiRunner> for ServerRunner {
+    fn from(runner: GitHubApiRunner) -> Self {
+        let online = match runner.status {
+            RunnerStatus::Online => Some(true),
+            RunnerStatus::Offline => Some(false),
+            RunnerStatus::Other(_) => None,
+        };
+        ServerRunner { id: runner.id, name: runner.name, online, busy: runner.busy }
+    }
 }
 
 fn acting(scope: &Scope) -> As<'_> {

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use super::{API_VERSION, CredentialLocation, GitHubOptions, Server, runner_archives::RunnerArchive};
 use crate::platform::{
-    files::read_secret,
+    files::read_secrets,
     settings::{SettingType, section},
 };
 
@@ -110,15 +110,7 @@ impl GitHubSection {
 
     /// What webhooks are signed with: of the files, else of the environment.
     pub fn webhook_secrets(&self, env: impl Fn(&str) -> Option<String>) -> Result<Vec<SecretString>, String> {
-        let mut secrets = Vec::new();
-        for file in &self.webhook_secret_files {
-            let text = read_secret(file)?;
-            let secret = text.expose_secret().trim();
-            if secret.is_empty() {
-                return Err(format!("{} holds no secret", file.display()));
-            }
-            secrets.push(SecretString::from(secret));
-        }
+        let mut secrets = read_secrets(&self.webhook_secret_files)?;
         if secrets.is_empty()
             && let Some(given) = env(WEBHOOK_VARIABLE)
         {

@@ -31,6 +31,8 @@ use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
+use crate::support::sources::only_github;
+
 mod document;
 mod events;
 mod generated;
@@ -137,7 +139,7 @@ pub async fn api_with(settings: http::Settings, limits: service::Settings) -> Ap
 pub async fn api_with_github(limits: service::Settings, github: GitHubClient) -> Api {
     let change = |setup: &mut Setup| {
         setup.service = limits;
-        setup.github = Some(Arc::new(github));
+        setup.sources = only_github(Arc::new(github));
     };
     api_of(http::Settings::default(), change).await
 }

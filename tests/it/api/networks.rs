@@ -17,6 +17,7 @@ use super::{Api, api_of, disk, pointer};
 use crate::support::{
     Serve,
     registry::Registry as ImageRegistry,
+    sources::only_github,
     tart_image::{Content, Encoding, TartImage},
 };
 
@@ -31,7 +32,7 @@ async fn rig() -> (Api, Arc<FakeWorld>) {
     let drivers = Registry::default().with(Arc::new(Fake::new(world.clone())));
     let api = api_of(http::Settings::default(), |setup| {
         setup.drivers = drivers;
-        setup.github = Some(Arc::new(github));
+        setup.sources = only_github(Arc::new(github));
     })
     .await;
     (api, world)
@@ -174,7 +175,7 @@ async fn the_host_shows_what_its_drivers_enforce() {
         networks("qemu"),
         json!([
             mode("isolated", &always, json!(["command", "none"])),
-            mode("internet", &always, json!(["script", "github"])),
+            mode("internet", &always, json!(["script", "github", "gitea"])),
             mode("host", &always, never.clone()),
         ])
     );

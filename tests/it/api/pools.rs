@@ -5,9 +5,9 @@ use mayfly::{
     domain::{
         Announcer, BudgetsPatch, EndProof, Event, Pool, SourceName,
         event::ReadyVia,
-        github::Registered,
         job::{Job, JobUpdate, UpdateSource},
         job_record::{JobRecord, JobStatus},
+        source_runner::Registered,
     },
     service,
     sources::github::{CredentialLocation, GitHubClient, GitHubOptions, Server},
@@ -64,6 +64,7 @@ pub fn linux_pool(scope: &str) -> Pool {
     Pool {
         name: "linux".into(),
         template: "micro".into(),
+        job_source: SourceName::github(),
         scope: scope.parse().unwrap(),
         labels: vec!["linux".into()],
         group: None,
@@ -231,7 +232,7 @@ async fn vms_of_a_pool_say_so_and_are_found_by_it_and_by_their_jobs() {
 
     let vm = api.get(&format!("/vms/{first}"), &api.read).await.ok(200);
     assert_eq!((&vm["pool"], &vm["jobs"], &vm["paused_since"]), (&json!("linux"), &json!([]), &json!(null)));
-    let github = json!({"scope": "acme", "labels": ["self-hosted", "linux"], "group": null,
+    let github = json!({"source": "github", "scope": "acme", "labels": ["self-hosted", "linux"], "group": null,
                         "registration": "managed", "name": null, "id": null});
     assert_eq!(vm["runner"]["github"], github);
     let alone = api.get(&format!("/vms/{id}"), &api.read).await.ok(200);

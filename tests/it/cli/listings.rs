@@ -88,7 +88,7 @@ async fn a_job_that_failed_is_never_called_completed() {
             json!({ "outcome": { "result": "completed", "code": "job.failed", "detail": "7" }, "job": { "exit_code": 7 } }),
             "failed, exit code 7",
         ),
-        (json!({ "outcome": { "result": "completed" }, "jobs": [job] }), "failed, GitHub reports failure"),
+        (json!({ "outcome": { "result": "completed" }, "jobs": [job] }), "failed, the CI system reports failure"),
         (json!({ "outcome": { "result": "completed" }, "job": { "exit_code": 0 } }), "completed, exit code 0"),
         (json!({ "outcome": { "result": "completed" } }), "completed"),
         (json!({ "outcome": { "result": "failed", "code": "guest.not_ready" } }), "guest.not_ready"),

@@ -193,7 +193,7 @@ async fn a_vm_tells_of_its_runner_and_its_jobs() {
     ] {
         assert!(ran.out.lines().any(|l| l == line), "{line}: {}", ran.out);
     }
-    assert!(ran.out.contains("GitHub away    since 2026-11-20 10:01:00Z"), "{}", ran.out);
+    assert!(ran.out.contains("server away    since 2026-11-20 10:01:00Z"), "{}", ran.out);
     record["runner"]["github"]["registration"] = json!("jit_config");
     double.on(&format!("GET /vms/{ID}"), 200, record);
     let ran = mayfly.run(&["vm", "show", ID]).await.ends(0);

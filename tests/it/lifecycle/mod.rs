@@ -26,6 +26,7 @@ use mayfly::{
     platform::{clock::Clock, data_dir::DataDir},
     reconcile::{self, Pace, jobs},
     service::{self, Services, guests::GuestEvent},
+    sources::Sources,
     store::{Expect, Reader},
     templates::{NewTemplate, SpaceLimits},
 };
@@ -36,7 +37,9 @@ mod away;
 mod chaos;
 mod clock;
 mod crashes;
+mod gitea;
 mod github;
+mod given;
 mod kept;
 mod networks;
 mod retention;
@@ -45,6 +48,7 @@ mod silent;
 mod slots;
 mod space;
 mod stopped;
+mod webhooks;
 
 /// How long any one thing may take before the test says what is stuck.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -79,11 +83,11 @@ pub struct Host {
     pub clock: Clock,
     /// Of the space that templates take, from the next start on.
     pub limits: SpaceLimits,
-    /// Who we are to GitHub, from the next start on.
-    pub github: Option<Arc<mayfly::sources::github::GitHubClient>>,
+    /// Of jobs, from the next start on.
+    pub sources: Sources,
     /// Of the verbs, from the next start on.
     pub settings: service::Settings,
-    /// Of GitHub's jobs, from the next start on.
+    /// About jobs, from the next start on.
     pub jobs: jobs::Settings,
     /// How often it is asked, from the next start on.
     pub pace: Pace,
@@ -116,7 +120,7 @@ impl Host {
             },
             clock,
             limits: SpaceLimits::default(),
-            github: None,
+            sources: Sources::default(),
             settings: service::Settings::default(),
             jobs: jobs::Settings::default(),
             pace: Pace {
@@ -166,7 +170,7 @@ impl Host {
         let setup = Setup {
             clock: self.clock.clone(),
             template_limits: self.limits,
-            github: self.github.clone(),
+            sources: self.sources.clone(),
             service: self.settings.clone(),
             reconcile: reconcile::Settings {
                 guest_urls: [(Fake::NAME.to_owned(), "http://10.0.2.100".to_owned())].into(),
@@ -175,7 +179,7 @@ impl Host {
                 allow: vec!["10.1.0.0/16".parse().unwrap()],
                 beat_every: Duration::from_millis(20),
                 keep_deleted: KEEP_DELETED,
-                github: self.pace,
+                runners: self.pace,
                 jobs: self.jobs.clone(),
                 ..usual.reconcile
             },

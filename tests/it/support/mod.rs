@@ -30,6 +30,7 @@ pub mod proxy;
 pub mod registry;
 pub mod scripted_registry;
 pub mod small_disk;
+pub mod sources;
 pub mod tart;
 pub mod tart_image;
 

@@ -1,6 +1,9 @@
 //! GitHub is away: what waits for it waits longer, and nothing is killed for it.
 
-use mayfly::domain::{RunnerStatus, event::EventKind};
+use mayfly::{
+    domain::{RunnerStatus, event::EventKind},
+    sources::Sources,
+};
 
 use super::*;
 
@@ -153,7 +156,7 @@ async fn without_a_way_to_github_nothing_waits_for_it() {
     rig.host.until(second, |vm| vm.paused_at.is_some()).await;
     let waiting = rig.host.create(asked()).await;
     rig.host.until(waiting, |vm| vm.paused_at.is_some()).await;
-    rig.host.github = None;
+    rig.host.sources = Sources::default();
     rig.host.restart().await;
     let ended = rig.host.until_state(second, State::Deleted).await;
     assert_eq!(ended.outcome.unwrap().code, Some(Code::GitHubNotConfigured));

@@ -21,6 +21,7 @@ async fn running(
 ) -> Vm {
     let secret = jit_config.clone().or(registration_token.clone()).unwrap();
     let runner = RunnerRequest::GitHub {
+        source: Default::default(),
         scope,
         labels: vec![LABEL.to_owned()],
         group: None,
@@ -68,7 +69,7 @@ async fn their_jobs_are_known_and_a_jobs_end_is_the_vms() {
     let elsewhere = running(&rig, Scope::organization("other").unwrap(), Some(jit), None).await;
     rig.github.requests().await;
     for (job, vm) in [(2, &by_jit), (3, &by_token), (4, &elsewhere)] {
-        let repository = format!("{}/app", vm.spec.github.as_ref().unwrap().scope.slug());
+        let repository = format!("{}/app", vm.spec.source_runner.as_ref().unwrap().scope.slug());
         let name = vm.registered.as_ref().unwrap().name.clone();
         delivered(&rig, &repository, "in_progress", job, &name).await;
         let busy = rig.host.until(vm.id(), |vm| !vm.jobs.is_empty()).await;

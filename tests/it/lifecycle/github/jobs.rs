@@ -2,13 +2,6 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use axum::{
-    Router,
-    body::Bytes,
-    extract::State as FromState,
-    http::{HeaderMap, StatusCode},
-    routing::post,
-};
 use mayfly::{
     domain::{Announcer, Pool, RunnerStatus, SourceName, Vm, VmId, job::Job, job_record::JobStatus},
     service::webhooks::Webhook,
@@ -18,8 +11,11 @@ use serde_json::{Value, json};
 
 use super::{super::prelude::*, LABEL, Rig, acme, patient};
 use crate::{
-    lifecycle::{Served, Serving},
-    support::github::signature,
+    lifecycle::webhooks::receiver,
+    support::{
+        github::signature,
+        sources::{followed, github},
+    },
 };
 
 const SECRET: &str = "It's a Secret to Everybody";
@@ -30,6 +26,7 @@ fn pool(max_vms: u32) -> Pool {
     Pool {
         name: "linux".into(),
         template: "linux".into(),
+        job_source: SourceName::github(),
         scope: acme(),
         labels: vec!["self-hosted".into(), LABEL.into()],
         group: None,
@@ -44,34 +41,6 @@ fn pool(max_vms: u32) -> Pool {
     }
 }
 
-/// A webhook's receiver that lives as long as the test, whoever serves.
-async fn receiver(serving: Serving) -> String {
-    async fn take(FromState(serving): FromState<Serving>, headers: HeaderMap, body: Bytes) -> StatusCode {
-        let Some(Served { services, .. }) = serving.borrow().clone() else { return StatusCode::BAD_GATEWAY };
-        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let signature = match services.webhooks.check_signature_header("github", text("x-hub-signature-256")) {
-            Ok(signature) => signature,
-            Err(error) => return StatusCode::from_u16(error.code.status()).unwrap(),
-        };
-        let webhook = Webhook {
-            event: text("x-github-event"),
-            guid: text("x-github-delivery"),
-            signature,
-            form: false,
-            body: &body,
-        };
-        match services.webhooks.receive(webhook).await {
-            Ok(()) => StatusCode::ACCEPTED,
-            Err(error) => StatusCode::from_u16(error.code.status()).unwrap(),
-        }
-    }
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/webhooks/github", listener.local_addr().unwrap());
-    let router = Router::new().route("/webhooks/github", post(take)).with_state(serving);
-    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-    url
-}
-
 impl Rig {
     /// With one pool, webhooks, and a poll this often.
     pub async fn with_pool(linux: u32, max_vms: u32, poll: Duration) -> Rig {
@@ -79,11 +48,12 @@ impl Rig {
         rig.host.settings.pools = vec![pool(max_vms)];
         rig.host.settings.webhook_secrets =
             BTreeMap::from([(SourceName::github(), vec!["the next one".into(), SECRET.into()])]);
-        rig.host.jobs.poll_every = Some(poll);
+        let source = followed(github(rig.client.clone()), poll);
+        rig.host.sources = [(SourceName::github(), source)].into_iter().collect();
         rig.host.jobs.first_pause = Duration::from_millis(50);
         rig.host.jobs.report_late = Duration::from_millis(200);
         rig.host.restart().await;
-        let url = receiver(rig.host.serving.clone()).await;
+        let url = receiver(&SourceName::github(), rig.host.serving.clone()).await;
         rig.github.tell("hooks", json!({"url": url, "secret": SECRET})).await;
         rig
     }

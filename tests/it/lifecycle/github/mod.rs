@@ -1,18 +1,20 @@
 //! Vms whose runner is GitHub's: a double of GitHub in a process of its own, and guests that are played by the test.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use mayfly::{
-    domain::{BudgetsPatch, InstanceName, Vm, VmId, VmRequest, github::runner_name},
+    domain::{BudgetsPatch, Vm, VmId, VmRequest, source_runner::runner_name},
     platform::Clock,
     sources::github::GitHubClient,
-    store::{Vault, github_runners::RunnerRow},
+    store::runners::RunnerRow,
 };
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
-use super::{Host, PATIENCE, Served, Serving, Stops, known, may_speak, prelude::*};
-use crate::support::github::{GitHub, acme};
+use super::{Host, PATIENCE, Stops, given::Given, known, may_speak, prelude::*};
+use crate::support::{
+    github::{GitHub, acme},
+    sources::only_github,
+};
 
 mod away;
 mod brought;
@@ -23,18 +25,16 @@ mod road;
 
 const LABEL: &str = "mayfly";
 
-/// What the guest of each vm's newest boot was given.
-type Configurations = watch::Sender<HashMap<VmId, String>>;
-
 pub struct Rig {
     pub host: Host,
     pub github: Arc<GitHub>,
     pub client: Arc<GitHubClient>,
-    given: Configurations,
+    given: Given,
 }
 
 pub fn runner() -> RunnerRequest {
     RunnerRequest::GitHub {
+        source: Default::default(),
         scope: acme(),
         labels: vec![LABEL.to_owned()],
         group: None,
@@ -62,27 +62,15 @@ impl Rig {
         let github = Arc::new(GitHub::start().await);
         let client = Arc::new(github.client(&github.app().await));
         let mut host = Host::with_clock(linux, 0, clock).await;
-        host.github = Some(client.clone());
+        host.sources = only_github(client.clone());
         host.restart().await;
-        let rig = Rig { host, github, client, given: Configurations::default() };
-        let (serving, given, key) = (rig.host.serving.clone(), rig.given.clone(), rig.host.at("secret.key"));
-        rig.host.world.on_boot(move |guest| {
-            let (serving, given, key) = (serving.clone(), given.clone(), key.clone());
-            tokio::spawn(async move {
-                let id = InstanceName::parse(guest.spec.name.as_str()).unwrap();
-                if let Some(config) = configuration(&serving, id, &Vault::open(&key).unwrap()).await {
-                    given.send_modify(|given| drop(given.insert(id, config)));
-                }
-            });
-        });
-        rig
+        let given = Given::to_guests_of(&host);
+        Rig { host, github, client, given }
     }
 
     /// The configuration that the vm's guest was given, once it has booted.
     pub async fn given(&self, id: VmId) -> String {
-        let mut given = self.given.subscribe();
-        let given = tokio::time::timeout(PATIENCE, given.wait_for(|given| given.contains_key(&id)));
-        given.await.expect("the guest does not boot").unwrap()[&id].clone()
+        self.given.to(id).await
     }
 
     /// What the runner program says to GitHub.
@@ -115,7 +103,7 @@ impl Rig {
     }
 
     pub async fn rows(&self) -> Vec<RunnerRow> {
-        self.host.reader().github_runners().await.unwrap()
+        self.host.reader().runners().await.unwrap()
     }
 
     /// Names of the runners that GitHub has.
@@ -145,15 +133,4 @@ impl Rig {
         assert_eq!(self.runners().await, Vec::<String>::new());
         self.host.assert_clean(ids).await;
     }
-}
-
-/// Read from where the kit reads it, so that it is the one that is kept. `None`: the caller brought it.
-async fn configuration(serving: &Serving, id: VmId, vault: &Vault) -> Option<String> {
-    let mut serving = serving.subscribe();
-    let Served { reader, .. } = serving.wait_for(Option::is_some).await.unwrap().clone().unwrap();
-    let vm = reader.vm(id).await.unwrap().unwrap();
-    vm.spec.managed()?;
-    let name = runner_name(&vm.spec.name, id, vm.attempt);
-    let row = reader.github_runner(&name).await.unwrap().expect("there is a row before there is a guest");
-    Some(String::from_utf8(vault.unseal(id, &row.sealed.unwrap()).unwrap()).unwrap())
 }

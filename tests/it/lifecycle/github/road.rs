@@ -128,7 +128,7 @@ async fn a_restart_after_every_commit_has_the_same_end() {
             let (github, given, serving) = (rig.github.clone(), rig.given.clone(), rig.host.serving.clone());
             let hush = rig.host.hush.clone();
             tokio::spawn(async move {
-                let jit = given.subscribe().wait_for(|given| given.contains_key(&id)).await.unwrap()[&id].clone();
+                let jit = given.to(id).await;
                 let jit = json!({"jit": jit});
                 may_speak(&serving, &hush, id).await;
                 github.tell("session/connect", jit.clone()).await;

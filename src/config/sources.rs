@@ -1,0 +1,129 @@
+//! Checks the sources of jobs.
+
+use std::collections::BTreeMap;
+
+use super::given::GivenSettings;
+use crate::{
+    domain::{SourceKind, SourceName},
+    sources::{
+        SourceSection,
+        github::{GitHubSection, Server},
+    },
+};
+
+/// The kind of a source by its name. `None`: there is no such source, or it has no kind.
+pub(super) fn kind_of(sources: &BTreeMap<String, SourceSection>, name: &SourceName) -> Option<SourceKind> {
+    if name.is_github() {
+        return Some(SourceKind::GitHub);
+    }
+    Some(sources.get(name.as_str())?.kind?.0)
+}
+
+pub(super) fn check(name: &str, section: &SourceSection, given: &mut GivenSettings) {
+    let path = format!("sources.\"{name}\"");
+    let key = |name: &str| format!("{path}.{name}");
+    match SourceName::new(name) {
+        Err(why) => given.refuse(&path, why),
+        Ok(name) if name.is_github() => given.refuse(&path, "is the name of the source that `[github]` configures"),
+        Ok(_) => {}
+    }
+    for misplaced in section.misplaced() {
+        given.refuse(&key(misplaced), "has a meaning only with `kind = \"github\"`");
+    }
+    match section.kind.map(|kind| kind.0) {
+        // One that was given and cannot be used was noted already.
+        None if given.given(&key("kind")) => {}
+        None => given.refuse(&path, "needs `kind`: `github` or `gitea`"),
+        Some(SourceKind::GitHub) => check_github(&path, &section.github(), given),
+        Some(SourceKind::Gitea) => check_gitea(&path, section, given),
+    }
+}
+
+fn check_gitea(path: &str, section: &SourceSection, given: &mut GivenSettings) {
+    let key = |name: &str| format!("{path}.{name}");
+    match &section.url {
+        None => given.refuse(path, "needs `url`, the address of Gitea"),
+        Some(_) => {
+            if let Err(why) = section.gitea_server() {
+                given.refuse(&key("url"), why);
+            }
+        }
+    }
+    if section.token_file.is_none() {
+        given.refuse(path, "needs `token_file`, a file with an access token of a user");
+    }
+    check_common(
+        path,
+        Common {
+            poll_seconds: section.poll_seconds,
+            secrets: section.webhook_secrets().err(),
+            directory: section.runner_directory.as_deref(),
+            minimum_version: section.runner_minimum_version.as_deref(),
+        },
+        given,
+    );
+}
+
+pub(super) fn check_github(path: &str, section: &GitHubSection, given: &mut GivenSettings) {
+    let key = |name: &str| format!("{path}.{name}");
+    if let Err(why) = Server::new(&section.url, None) {
+        given.refuse(&key("url"), why);
+    } else if let Err(why) = section.server() {
+        given.refuse(&key("api_url"), why);
+    }
+    if section.token_file.is_some() && section.app_id.is_some() {
+        given.refuse(&key("token_file"), "an App is set, too (`app_id`): give one of them");
+    }
+    for (name, set) in [
+        ("private_key_file", section.private_key_file.is_some()),
+        ("installation_id", section.installation_id.is_some()),
+    ] {
+        if set && section.app_id.is_none() {
+            given.refuse(&key(name), "needs `app_id` beside it");
+        }
+    }
+    let version = &section.api_version;
+    if version.is_empty() || !version.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+        given.refuse(&key("api_version"), "expected a version of the API such as 2022-11-28");
+    }
+    check_common(
+        path,
+        Common {
+            poll_seconds: section.poll_seconds,
+            secrets: section.webhook_secrets(|_| None).err(),
+            directory: section.runner_directory.as_deref(),
+            minimum_version: Some(&section.runner_minimum_version),
+        },
+        given,
+    );
+}
+
+/// What sources of all kinds have.
+struct Common<'a> {
+    poll_seconds: u32,
+    /// What is wrong with the secrets of the webhook.
+    secrets: Option<String>,
+    directory: Option<&'a str>,
+    minimum_version: Option<&'a str>,
+}
+
+fn check_common(path: &str, common: Common<'_>, given: &mut GivenSettings) {
+    let key = |name: &str| format!("{path}.{name}");
+    if !matches!(common.poll_seconds, 0 | 15..=86_400) {
+        let what = format!("expected 0 (never) or 15 to 86400, found {}", common.poll_seconds);
+        given.refuse(&key("poll_seconds"), what);
+    }
+    if let Some(why) = common.secrets {
+        given.refuse(&key("webhook_secret_files"), why);
+    }
+    if common.minimum_version.is_some_and(|version| !is_version(version)) {
+        given.refuse(&key("runner_minimum_version"), "expected a version such as 2.329.0");
+    }
+    if common.directory.is_some_and(|dir| !dir.starts_with('/') || dir.contains('\0')) {
+        given.refuse(&key("runner_directory"), "expected an absolute path in the guest");
+    }
+}
+
+pub(super) fn is_version(text: &str) -> bool {
+    !text.is_empty() && text.split('.').all(|n| !n.is_empty() && n.len() <= 9 && n.bytes().all(|b| b.is_ascii_digit()))
+}

@@ -1,0 +1,110 @@
+//! The meaning of an unsuccessful answer.
+
+use jiff::Timestamp;
+use reqwest::{StatusCode, header::HeaderMap};
+use serde_json::Value;
+
+use crate::{
+    domain::SourceKind,
+    platform::retry::retry_after,
+    sources::error::{SourceError, SourceErrorKind},
+};
+
+/// Limit of a text of the server that is shown, in characters.
+const SHOWN: usize = 200;
+/// The pause after a refusal for too many requests that names none, in seconds.
+const USUAL_PAUSE: u32 = 60;
+
+/// One line from the answer: `message`, else its beginning.
+pub(super) fn said(body: &[u8]) -> String {
+    let message = serde_json::from_slice::<Value>(body).ok().and_then(|v| Some(v["message"].as_str()?.to_owned()));
+    let text = message.unwrap_or_else(|| String::from_utf8_lossy(&body[..body.len().min(4 * SHOWN)]).into_owned());
+    let line: String = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(SHOWN).collect();
+    if line.is_empty() { "nothing".to_owned() } else { line }
+}
+
+/// `server` and `what` are for the message. `None`: nothing of what was asked for is visible.
+pub(super) fn meaning(
+    server: &str,
+    what: &str,
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &[u8],
+    now: Timestamp,
+) -> SourceError {
+    let said = said(body);
+    let error = |kind, detail| SourceError::new(SourceKind::Gitea, kind, detail);
+    match status {
+        StatusCode::UNAUTHORIZED => error(
+            SourceErrorKind::Refused,
+            format!(
+                "{server} does not accept the access token for {what}: {said}; make a new one and put it into the token file"
+            ),
+        ),
+        StatusCode::FORBIDDEN => error(
+            SourceErrorKind::Refused,
+            format!(
+                "{server} does not allow {what}: {said}; the token's user must be an owner, and the token must have the right to write"
+            ),
+        ),
+        StatusCode::NOT_FOUND => error(
+            SourceErrorKind::Refused,
+            format!("{server} shows nothing of {what}: it does not exist, or the token's user may not see it"),
+        ),
+        StatusCode::TOO_MANY_REQUESTS => {
+            let pause = retry_after(headers, now).unwrap_or(USUAL_PAUSE);
+            let until = now + jiff::SignedDuration::from_secs(pause.into());
+            error(
+                SourceErrorKind::RateLimited { until },
+                format!("{server} refuses requests until {until}; request: {what}"),
+            )
+        }
+        // The request was received, and may have been carried out before the answer broke.
+        s if s.is_server_error() || matches!(s, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY) => error(
+            SourceErrorKind::Unavailable { sent: true },
+            format!("{server} cannot be reached for {what}: {} {said}", s.as_u16()),
+        ),
+        s if s.is_redirection() => error(
+            SourceErrorKind::Refused,
+            format!(
+                "{server} redirects {what} to another address: set `url` of the source to the address that a browser ends at"
+            ),
+        ),
+        s => error(SourceErrorKind::Refused, format!("{server} refuses {what} with {}: {said}", s.as_u16())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_one_short_line() {
+        for (body, line) in [
+            (r#"{"message":"token is required","url":"https://x"}"#, "token is required"),
+            ("<html>\n502", "<html> 502"),
+            ("", "nothing"),
+        ] {
+            assert_eq!(said(body.as_bytes()), line);
+        }
+        assert_eq!(said(&[b'y'; 9000]).len(), SHOWN);
+    }
+
+    #[test]
+    fn each_answer_has_its_meaning() {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let headers: HeaderMap = [(reqwest::header::RETRY_AFTER, "30".parse().unwrap())].into_iter().collect();
+        let kind = |status: u16| {
+            let status = StatusCode::from_u16(status).unwrap();
+            meaning("git.example.com", "the runners of acme", status, &headers, b"{}", now).kind
+        };
+        for refused in [301, 400, 401, 403, 404, 409, 422] {
+            assert_eq!(kind(refused), SourceErrorKind::Refused, "{refused}");
+        }
+        for broken in [408, 500, 502, 503, 504] {
+            assert_eq!(kind(broken), SourceErrorKind::Unavailable { sent: true }, "{broken}");
+        }
+        let until = "2026-01-01T00:00:30Z".parse().unwrap();
+        assert_eq!(kind(429), SourceErrorKind::RateLimited { until });
+    }
+}
