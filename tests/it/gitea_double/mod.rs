@@ -14,6 +14,11 @@ use crate::support::gitea::Gitea;
 
 const NULL: &str = "1970-01-01T00:00:00Z";
 
+/// A client that tries once, on a connection of its own.
+fn http() -> reqwest::Client {
+    reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap()
+}
+
 fn header<'h>(headers: &'h HeaderMap, name: &str) -> &'h str {
     headers.get(name).unwrap_or_else(|| panic!("there is no {name}")).to_str().unwrap()
 }

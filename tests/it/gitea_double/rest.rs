@@ -129,7 +129,7 @@ async fn a_server_may_be_below_a_path() {
     let program = gitea.register("vm-1", &["mac"]).await;
     assert!(program.fetch().await.unwrap().is_some());
     let wrong = format!("{}/api/v1/version", gitea.root.strip_suffix("/git").unwrap());
-    let answer = reqwest::get(wrong).await.unwrap();
+    let answer = super::http().get(wrong).send().await.unwrap();
     assert_eq!(answer.status(), 404);
     assert_eq!(answer.headers()["content-type"], "text/html; charset=utf-8", "a page for people");
 }
@@ -139,7 +139,7 @@ async fn a_wrong_registration_token_is_refused() {
     let gitea = Gitea::start().await;
     let url = format!("{}/api/actions/runner.v1.RunnerService/Register", gitea.root);
     let told = json!({"name": "vm-1", "token": "0".repeat(40), "labels": ["mac"], "ephemeral": true});
-    let answer = reqwest::Client::new().post(url).json(&told).send().await.unwrap();
+    let answer = super::http().post(url).json(&told).send().await.unwrap();
     assert_eq!(answer.status(), 500);
     let refused: Value = answer.json().await.unwrap();
     assert_eq!(refused, json!({"code": "unknown", "message": "runner registration token not found"}));
@@ -150,7 +150,8 @@ async fn requests_fail_as_often_as_a_test_wants() {
     let gitea = Gitea::start().await;
     let token = gitea.owner_token().await;
     let url = format!("{}/api/v1/orgs/acme/actions/jobs", gitea.root);
-    let ask = async || reqwest::Client::new().get(&url).header("authorization", format!("Bearer {token}")).send().await;
+    let http = super::http();
+    let ask = async || http.get(&url).header("authorization", format!("Bearer {token}")).send().await;
 
     let fault =
         json!([{"path": "actions/jobs", "times": 2, "then": {"answer": {"status": 502, "body": {"message": "x"}}}}]);
@@ -166,7 +167,7 @@ async fn requests_fail_as_often_as_a_test_wants() {
     assert_eq!(ask().await.unwrap().text().await.unwrap(), "<html>");
     gitea.fault("registration-token", json!("lose_reply")).await;
     let registration = format!("{}/api/v1/orgs/acme/actions/runners/registration-token", gitea.root);
-    let lost = reqwest::Client::new().post(registration).header("authorization", format!("token {token}")).send().await;
+    let lost = http.post(registration).header("authorization", format!("token {token}")).send().await;
     assert!(lost.is_err());
     assert_eq!(gitea.state().await["registration_tokens"], json!(["orgs/acme"]), "it was done");
 
