@@ -129,6 +129,16 @@ has_taken_a_job() {
     grep -q 'level=info msg="task [0-9][0-9]* repo is ' "$log" 2>/dev/null
 }
 
+# From here on the runner itself repeats what fails. Before, it ends at the first failure,
+# while Gitea is restarted, for example.
+has_registered() {
+    grep -q 'declare successfully' "$log" 2>/dev/null
+}
+
+was_refused() {
+    grep -q 'fail to invoke Declare.*unauthenticated' "$log" 2>/dev/null
+}
+
 # Reports the start of the job, for a runner that does not call hooks.
 report_start() {
     until has_taken_a_job; do
@@ -173,7 +183,7 @@ elif "$runner" generate-config 2>/dev/null | grep -q 'job_started:'; then
 else
     say "this runner has no hooks: Mayfly's are called when it logs a job and when it ends"
 fi
-if ! hook job-started || ! hook job-completed || ! settings >config.yaml || ! mkfifo .runner; then
+if ! hook job-started || ! hook job-completed || ! settings >config.yaml; then
     refuse "cannot write to $work"
 fi
 
@@ -187,10 +197,6 @@ case $secret in
 '{'*'"token"'*'}') ;;
 *) refuse "the registration is not the content of a file .runner" ;;
 esac
-# Waits until the runner opens the pipe.
-(printf '%s\n' "$secret" >.runner && rm -f .runner) &
-writer=$!
-secret=''
 umask "$mask"
 reporter=''
 if [ -z "$hooks" ]; then
@@ -199,11 +205,25 @@ if [ -z "$hooks" ]; then
 fi
 # It would replace the labels.
 unset GITEA_RUNNER_LABELS
-"$runner" --config "$work/config.yaml" daemon
-code=$?
-if [ -p "$work/.runner" ]; then
-    kill "$writer" 2>/dev/null
-fi
+tries=0
+while :; do
+    mkfifo -m 600 .runner || refuse "cannot write to $work"
+    # Waits until the runner opens the pipe.
+    (printf '%s\n' "$secret" >.runner && rm -f .runner) &
+    writer=$!
+    "$runner" --config "$work/config.yaml" daemon
+    code=$?
+    if [ -p .runner ]; then
+        kill "$writer" 2>/dev/null
+        rm -f .runner
+    fi
+    tries=$((tries + 1))
+    if [ "$code" = 0 ] || has_registered || was_refused || [ "$tries" = 24 ]; then
+        break
+    fi
+    say "the runner did not reach Gitea; it is started again"
+    sleep 5
+done
 if [ -z "$hooks" ]; then
     if has_taken_a_job; then
         wait "$reporter"

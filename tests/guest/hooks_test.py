@@ -919,6 +919,10 @@ with open(file) as opened:
     registration = json.loads(opened.read())
 print("registration " + json.dumps(registration, separators=(",", ":")).replace("token", "TOKEN"), flush=True)
 print("umask %o" % os.umask(0o22), "labels", os.environ.get("GITEA_RUNNER_LABELS"), os.environ.get("GREETING"), flush=True)
+if (here / "unreachable").exists():
+    (here / "unreachable").unlink()
+    print('time="2026-11-30T02:00:00Z" level=error msg="fail to invoke Declare" error="unavailable: connection refused"', flush=True)
+    sys.exit(1)
 if @CODE@ == 1:
     print('time="2026-11-30T02:00:00Z" level=error msg="fail to invoke Declare" error="unauthenticated: unregistered runner"', flush=True)
     sys.exit(1)
@@ -940,10 +944,13 @@ sys.exit(@CODE@)
 """
 
 
-def gitea_runner_in(directory, code=0, version="v3.3.0", hooks=True, name="gitea-runner"):
-    """A stand-in for Gitea's runner: it takes a job once the file `job` is there, and ends it with `go`."""
+def gitea_runner_in(directory, code=0, version="v3.3.0", hooks=True, name="gitea-runner", unreachable=False):
+    """A stand-in for Gitea's runner: it takes a job once the file `job` is there, and ends it with `go`. `unreachable`: its
+    first start fails."""
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    if unreachable:
+        (directory / "unreachable").touch()
     text = GITEA_RUNNER
     for key, value in (("NAME", name), ("VERSION", version), ("HOOKS", hooks), ("CODE", code)):
         text = text.replace("@%s@" % key, str(value))
@@ -1030,6 +1037,7 @@ def gitea_wrong_runners():
             (dict(code=1), {}, None, 1, "unregistered runner"),
             (dict(code=3), {}, None, 3, "the result is sent"),
             (dict(version="dev"), {}, None, 0, "does not report its version"),
+            (dict(unreachable=True), {}, None, 0, "did not reach Gitea; it is started again"),
             (dict(version="v3.3.0+5-gabcdef"), {"minimum": "3.3"}, None, 0, "is version 3.3.0"),
         )
         for runner, more, registration, code, said in cases:
