@@ -167,7 +167,8 @@ impl GiteaClient {
         }
     }
 
-    /// Makes the server give the runner no more jobs. `false`: the runner is gone, or this server cannot do it.
+    /// Makes the server give the runner no more jobs. `false`: the runner is gone, or this server cannot do it (before
+    /// Gitea 1.26).
     async fn disable(&self, scope: &Scope, id: u64) -> Result<bool, SourceError> {
         let path = scope.path(&["actions", "runners", &id.to_string()]);
         let mut call = self.request(Method::PATCH, &path, &[], format!("disabling the runner {id} of {scope}"));
