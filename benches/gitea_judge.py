@@ -33,8 +33,8 @@ def judge(run, campaign, wall, left):
                 else:
                     delays.append(at - ends[key])
             elif key in ends:
-                # The last line had run, so the runner had a result to deliver.
-                findings["lost"].append(about)
+                # The last line had run, so the runner had a result to deliver, unless Gitea had not heard it for too long.
+                findings["given_up_while_working" if at < ends[key] else "lost"].append(about)
             elif attempt not in job.done_to:
                 findings["failed_for_no_reason"].append(about)
             elif (job.done_to[attempt] == "cancelled") != (conclusion == "cancelled"):

@@ -16,7 +16,7 @@ import urllib.request
 
 PASSWORD = "e2e-" + secrets.token_hex(8)
 # A runner reports every 5 s. A task without a report for this long is given up (Gitea's default: ten minutes).
-ZOMBIE_SECONDS = 30
+ZOMBIE_SECONDS = 60
 SETTINGS = """\
 APP_NAME = e2e
 RUN_MODE = prod
