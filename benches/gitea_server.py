@@ -54,6 +54,8 @@ ZOMBIE_TASK_TIMEOUT = {zombie}s
 SCHEDULE = @every 5s
 [indexer]
 ISSUE_INDEXER_TYPE = db
+[session]
+COOKIE_SECURE = false
 [service]
 DISABLE_REGISTRATION = true
 [cron.update_checker]
