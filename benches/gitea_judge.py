@@ -15,7 +15,7 @@ def judge(run, campaign, wall, left):
             ends[key] = word["at"]
     findings = collections.defaultdict(list)
     attempts = results = 0
-    delays = []
+    delays, after_power_off = [], collections.Counter()
     for job in campaign.jobs:
         now = run.gitea.job_of(job.run)
         attempts += len(job.completed)
@@ -26,6 +26,10 @@ def judge(run, campaign, wall, left):
             about = f"job {job.id}, attempt {attempt} ({job.fate}): {conclusion}, runner {job.runners.get(attempt)}"
             if begins[key] > 1:
                 findings["twice"].append(about)
+            if job.done_to.get(attempt) == "powered_off" and key not in ends:
+                # What the runner makes of the signal at the end of its guest is its own: failure, cancelled, even success.
+                after_power_off[conclusion] += 1
+                continue
             if conclusion == "success":
                 results += 1
                 if begins[key] != 1 or key not in ends:
@@ -38,9 +42,7 @@ def judge(run, campaign, wall, left):
             elif attempt not in job.done_to:
                 findings["failed_for_no_reason"].append(about)
             elif (job.done_to[attempt] == "cancelled") != (conclusion == "cancelled"):
-                # A runner whose guest shuts down cancels its job.
-                if job.done_to[attempt] != "powered_off":
-                    findings["other_conclusion"].append(about)
+                findings["other_conclusion"].append(about)
             if attempt == job.attempts and (conclusion == "success" or attempt not in job.done_to):
                 log = run.gitea.log(job.id)
                 if conclusion != "success":
@@ -72,7 +74,7 @@ def judge(run, campaign, wall, left):
         "announced_before_result": bool(announced.get("hook")) and bool(delays) and min(delays) > run.pattern.report_seconds,
         "webhooks_passed": relay.passed, "webhooks_lost": relay.lost, "webhooks_refused": relay.refused,
         "times_killed": campaign.kills, "times_killed_while_coming_up": campaign.kills_while_coming_up,
-        "registration_files_readable": readable, "memory": dict(campaign.memory), "wall_seconds": round(wall, 1),
+        "after_power_off": dict(after_power_off), "registration_files_readable": readable, "memory": dict(campaign.memory), "wall_seconds": round(wall, 1),
         "fault_happened": None, "findings": {key: value for key, value in findings.items() if value},
     }
 
