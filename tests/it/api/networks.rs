@@ -185,7 +185,7 @@ async fn the_host_shows_what_its_drivers_enforce() {
         json!([
             mode("isolated", &softnet, never.clone()),
             mode("internet", &softnet, never.clone()),
-            mode("host", &always, json!(["command", "script", "github", "none"])),
+            mode("host", &always, json!(["command", "script", "github", "gitea", "none"])),
         ])
     );
 }
