@@ -135,8 +135,9 @@ has_registered() {
     grep -q 'declare successfully' "$log" 2>/dev/null
 }
 
+# Servers up to 1.26 put the word into the text of an unknown error.
 was_refused() {
-    grep -q 'fail to invoke Declare.*unauthenticated' "$log" 2>/dev/null
+    grep -qi 'fail to invoke Declare.*unauthenticated' "$log" 2>/dev/null
 }
 
 # Reports the start of the job, for a runner that does not call hooks.

@@ -924,7 +924,7 @@ if (here / "unreachable").exists():
     print('time="2026-11-30T02:00:00Z" level=error msg="fail to invoke Declare" error="unavailable: connection refused"', flush=True)
     sys.exit(1)
 if @CODE@ == 1:
-    print('time="2026-11-30T02:00:00Z" level=error msg="fail to invoke Declare" error="unauthenticated: unregistered runner"', flush=True)
+    print('time="2026-11-30T02:00:00Z" level=error msg="fail to invoke Declare" error="unknown: rpc error: code = Unauthenticated desc = unregistered runner"', flush=True)
     sys.exit(1)
 say("runner: %s, with version: @VERSION@, with labels: [linux], declare successfully" % registration["name"])
 def wait(name):
