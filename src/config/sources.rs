@@ -72,14 +72,14 @@ pub(super) fn check_github(path: &str, section: &GitHubSection, given: &mut Give
         given.refuse(&key("api_url"), why);
     }
     if section.token_file.is_some() && section.app_id.is_some() {
-        given.refuse(&key("token_file"), "an App is set, too (`app_id`): give one of them");
+        given.refuse(&key("token_file"), format!("an App is set, too (`{}`): give one of them", key("app_id")));
     }
     for (name, set) in [
         ("private_key_file", section.private_key_file.is_some()),
         ("installation_id", section.installation_id.is_some()),
     ] {
         if set && section.app_id.is_none() {
-            given.refuse(&key(name), "needs `app_id` beside it");
+            given.refuse(&key(name), format!("needs `{}` beside it", key("app_id")));
         }
     }
     let version = &section.api_version;

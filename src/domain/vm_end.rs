@@ -111,6 +111,11 @@ impl Vm {
                 let detail = exit_code.filter(|_| code.is_some()).map(exit_text);
                 self.end(EndSignal::RunnerFinished, result, code, detail);
             }
+            // No server lets a working runner be removed, so this one's job was over: it went with its job's result, in the
+            // moment in which its removal was requested.
+            EndProof::Deregistered if self.runner_status == RunnerStatus::Busy => {
+                self.proven(EndProof::RunnerGone, exit_code, at);
+            }
             EndProof::Deregistered => {
                 self.runner(RunnerFact::Deregistered, at);
                 let signal = match self.announced_by {

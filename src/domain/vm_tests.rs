@@ -677,3 +677,20 @@ fn a_step_of_the_clock_during_a_pause_is_no_part_of_the_pause() {
         assert_eq!(vm.deadline(), Some((Budget::Registration, at(4 + 300 + 60 + step))));
     }
 }
+
+/// The removal of an idle runner was requested; when it was carried out, the runner had taken a job and ended it.
+#[test]
+fn a_runner_that_went_with_its_jobs_result_was_not_cancelled() {
+    for (busy, result, signal) in
+        [(true, OutcomeResult::Completed, EndSignal::RunnerGone), (false, OutcomeResult::Cancelled, EndSignal::Admin)]
+    {
+        let mut vm = github_running();
+        go(&mut vm, [(Event::EndAnnounced { by: Announcer::Admin }, 50)]);
+        if busy {
+            go(&mut vm, [(Event::RunnerChanged { fact: RunnerFact::JobStarted }, 51)]);
+        }
+        go(&mut vm, [(Event::EndProven { proof: EndProof::Deregistered, exit_code: None }, 52)]);
+        let outcome = vm.outcome.as_ref().unwrap();
+        assert_eq!((outcome.result, vm.end_signal, vm.runner_status), (result, Some(signal), RunnerStatus::Gone));
+    }
+}

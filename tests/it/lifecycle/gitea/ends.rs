@@ -24,7 +24,7 @@ async fn a_delete_of_a_vm_whose_runner_has_a_job_waits_for_the_job() {
     program.report(task).await.unwrap();
     program.finish(task, "SUCCESS").await.unwrap();
     let vm = rig.host.until_state(id, State::Deleted).await;
-    assert_eq!(vm.outcome.unwrap().result, OutcomeResult::Completed);
+    assert_eq!(vm.outcome.as_ref().unwrap().result, OutcomeResult::Completed, "{vm:#?}");
     rig.assert_clean(&[id]).await;
 }
 
