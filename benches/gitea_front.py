@@ -99,7 +99,7 @@ class Front:
         self.gitea_port, self.report_seconds = gitea_port, report_seconds
         self.lock = threading.Lock()
         self.registered = {}  # name of a runner → its answers to Register
-        self.deleted = []  # {"name", "busy", "status", "at"} of rows
+        self.deleted = []  # {"id", "name", "busy", "status", "at"} of rows
         self.said = []  # of jobs: {"number", "attempt", "what", "vm", "at"}
         self.token = None  # of an administrator, to look at a row before it is deleted
         self.server = Server((address, port), self.call, tls)
@@ -113,7 +113,7 @@ class Front:
             time.sleep(self.report_seconds)
         row = None
         if method == "DELETE" and (at := re.fullmatch(r"(/api/v1/.*/actions/runners/)(\d+)", path.partition("?")[0])):
-            row = self.row(at[0])
+            row = {"id": int(at[2]), **self.row(at[0])}
         status, given, answer = self.forward(method, path, headers, body)
         if row is not None:
             with self.lock:
@@ -153,7 +153,7 @@ class Relay:
     def __init__(self, lose, target):
         self.lose, self.target = lose, target
         self.lock = threading.Lock()
-        self.events = []  # {"job", "run", "action", "attempt", "runner", "conclusion", "at"}
+        self.events = []  # {"job", "run", "action", "attempt", "runner", "runner_id", "conclusion", "at"}
         self.lost = self.refused = self.passed = 0
         self.server = Server(("127.0.0.1", 0), self.call)
         self.url = "http://127.0.0.1:%d/hook" % self.server.server_address[1]
@@ -163,7 +163,7 @@ class Relay:
         with self.lock:
             if job:
                 self.events.append({"job": job["id"], "run": job["run_id"], "action": job["status"],
-                                    "attempt": job["run_attempt"], "runner": job.get("runner_name"),
+                                    "attempt": job["run_attempt"], "runner": job.get("runner_name"), "runner_id": job.get("runner_id"),
                                     "conclusion": job.get("conclusion"), "at": time.time()})
             if self.lose():
                 self.lost += 1

@@ -54,12 +54,14 @@ def judge(run, campaign, wall, left):
     if unknown := set(begins) - {(job.number, attempt) for job in campaign.jobs for attempt in job.completed}:
         findings["unknown_to_gitea"] = [str(key) for key in sorted(unknown)]
     # The row of an ephemeral runner that took a job goes with the job: one that Mayfly could delete was still busy.
-    worked = {name for event in relay.events if (name := event["runner"])}
-    for row in front.deleted:
-        if row["status"] == 204 and (row["busy"] or row["name"] in worked):
-            findings["busy_deleted"].append(f"{row['name']} (busy: {row['busy']})")
+    worked = {event["runner_id"] for event in relay.events if event["runner_id"]}
+    removed = {row["id"]: row for row in front.deleted if row["status"] == 204}
+    for row in removed.values():
+        if row["busy"] or row["id"] in worked:
+            findings["busy_deleted"].append(f"{row['name']} ({row['id']}, busy: {row['busy']})")
+    # A service that was killed before it had the answer removes that runner before it registers the name again.
     for name, runners in front.registered.items():
-        if len(runners) > 1:
+        if any(int(runner["id"]) not in removed for runner in runners[:-1]):
             findings["name_used_twice"].append(name)
     vms = run.vms("&state=deleted")
     announced = collections.Counter(str(vm.get("announced_by")) for vm in vms)
