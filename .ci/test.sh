@@ -20,6 +20,8 @@ lint() {
     else
         echo 'NOT CHECKED: workflows (actionlint is built with Go, and there is no Go)'
     fi
+    part 'Packer templates'
+    .ci/packer.sh
     part 'clippy'
     cargo clippy --quiet --locked --all-targets -- --deny warnings
     part 'type check of the fuzz targets, which compile sources of this crate'
@@ -42,6 +44,8 @@ unit() {
     cargo nextest run --locked --profile ci -E 'not test(/^guests::/) and not test(/::generated::/)'
     part 'the installation on a Mac, with stand-ins for what only a Mac has'
     python3 tests/deploy/macos_test.py
+    part 'golden images on a Mac and hosts on EC2, with stand-ins for what only a Mac has'
+    python3 -B tests/deploy/golden_mac_test.py
     part 'documentation tests'
     cargo test --quiet --locked --doc
 }
@@ -99,6 +103,13 @@ package() {
     BINARY=${CARGO_TARGET_DIR:-target}/debug/mayfly python3 tests/deploy/release_test.py
 }
 
+golden() {
+    part 'a Linux template, built by Packer from packages, with a job and a canary in it'
+    cargo build --quiet --locked --bin mayfly
+    BINARY=${CARGO_TARGET_DIR:-target}/debug/mayfly \
+        GOLDEN_SYSTEM=${MAYFLY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mayfly}/golden-test-system.tar tests/deploy/golden_linux_test.sh
+}
+
 drift() {
     part 'stored query data matches the queries and migrations'
     fresh=$(mktemp -d)
@@ -135,6 +146,7 @@ guests) guests ;;
 campaign) campaign ;;
 soak) soak ;;
 package) package ;;
+golden) golden ;;
 drift) drift ;;
 docs-blocks) docs_blocks ;;
 deny) deny ;;
@@ -148,6 +160,7 @@ all)
     campaign
     soak
     package
+    golden
     drift
     deny
     part 'all parts passed'
