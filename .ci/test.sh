@@ -46,6 +46,9 @@ unit() {
     python3 tests/deploy/macos_test.py
     part 'golden images on a Mac and hosts on EC2, with stand-ins for what only a Mac has'
     python3 -B tests/deploy/golden_mac_test.py
+    part 'what template lint finds'
+    cargo build --quiet --locked --bin mayfly
+    BINARY=${CARGO_TARGET_DIR:-target}/debug/mayfly python3 -B tests/deploy/lint_test.py
     part 'documentation tests'
     cargo test --quiet --locked --doc
 }

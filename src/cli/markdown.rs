@@ -10,8 +10,8 @@ pub const REGENERATE: &str = "cargo run -q -- markdown > docs/cli.md";
 const HEAD: &str = "\
 # Command line
 
-`mayfly serve` runs the service; `mayfly doctor` and `mayfly github check` check the machine and the access to GitHub. Every other
-command talks to a service over HTTP. Results go to standard output, everything else to standard error. `--json` prints the API's
+`mayfly serve` runs the service; `mayfly doctor` and `mayfly github check` check the machine and the access to GitHub, and
+`mayfly template lint` the files of a template. Every other command talks to a service over HTTP. Results go to standard output, everything else to standard error. `--json` prints the API's
 answer. With `--json`, `vm list --watch`, and `vm events` and `vm logs` with `--follow`, print one JSON object per line, and
 `vm create --follow` prints the vm once it is deleted. The global options can be used with every command.
 ";

@@ -1,5 +1,5 @@
-//! The command line. `serve` runs the service, `doctor` checks the machine and `github` checks GitHub; every other
-//! command is a client of the REST API and uses nothing else of the service.
+//! The command line. `serve` runs the service, `doctor` checks the machine, `github` checks GitHub and `template lint`
+//! the files of a template; every other command is a client of the REST API and uses nothing else of the service.
 //!
 //! Data goes to standard output, everything else to standard error; the exit code shows the result. Secrets come from
 //! files and the environment, never from arguments, which every user of the machine can read.
@@ -297,9 +297,7 @@ fn dispatch(cli: Cli) -> Result<u8, CommandFailure> {
         TopCommand::Pool(command) => talk(&global, async |client| pool::run(command, client, global.json).await),
         TopCommand::Job(command) => talk(&global, async |client| job::run(command, client, global.json).await),
         TopCommand::Webhook(command) => talk(&global, async |client| webhook::run(command, client, global.json).await),
-        TopCommand::Template(command) => {
-            talk(&global, async |client| template::run(command, client, global.json).await)
-        }
+        TopCommand::Template(command) => template::run(command, &global),
         TopCommand::Token(command) => talk(&global, async |client| token::run(command, client, global.json).await),
         TopCommand::Host => talk(&global, async |client| host::run(client, global.json).await),
     }
@@ -311,9 +309,13 @@ fn talk(
     work: impl AsyncFnOnce(&client::ApiClient) -> Result<u8, CommandFailure>,
 ) -> Result<u8, CommandFailure> {
     let client = client::ApiClient::new(global)?;
+    block_on(work(&client))
+}
+
+fn block_on<T>(work: impl Future<Output = Result<T, CommandFailure>>) -> Result<T, CommandFailure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| CommandFailure::Other(format!("cannot start: {error}")))?;
-    runtime.block_on(work(&client))
+    runtime.block_on(work)
 }

@@ -31,12 +31,14 @@
 //! section    what can be configured
 //! source_state  whether a VM to copy is shut down
 //! layouts    reads and writes the VM directories of other programs
+//! lint       checks a template for what would make its vms fail
 //! ```
 
 mod catalog;
 mod check;
 mod import;
 pub mod layouts;
+pub mod lint;
 mod manifest;
 pub mod progress;
 pub mod pull;

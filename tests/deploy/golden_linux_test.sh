@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A Linux template, really built: from the distribution's packages, by Packer and the scripts in deploy/packer, in QEMU without KVM.
-# Then it is registered, a job runs in a vm of it, and it is pushed and pulled with a canary. Needs root, mmdebstrap,
+# Then it is linted and registered, a job runs in a vm of it, and it is pushed and pulled with a canary. Needs root, mmdebstrap,
 # packer, QEMU and docker-registry.
 #
 #   BINARY=target/debug/mayfly tests/deploy/golden_linux_test.sh
@@ -55,6 +55,7 @@ rm -rf "$work/base"
 
 data=$work/d
 mayfly() { "$BINARY" --data-dir "$data" "$@"; }
+"$BINARY" template lint "$work/golden" >"$work/lint.log" 2>&1 || fail "lint finds errors"
 mkdir -m 0700 "$data"
 cat >"$data/mayfly.toml" <<END
 [server]
@@ -87,6 +88,7 @@ until mayfly host >/dev/null 2>&1; do
 done
 
 mayfly template add golden --from "$work/golden" >/dev/null
+mayfly template lint golden >"$work/lint.log" 2>&1 || fail "lint finds errors in the registered template"
 got=$(mayfly run --template golden --memory-mib 512 -- 'id -un; curl --version | head -n 1 | cut -d " " -f 1; test ! -w /etc/passwd' 2>"$work/run.log")
 [ "$got" = "$(printf 'runner\ncurl')" ] || fail "the job printed: $got"
 say "a job has run after $(took)"
@@ -101,4 +103,4 @@ END
 mayfly template push golden "$registry/ci/golden:1" >"$work/push.log" 2>&1
 mayfly template pull "$registry/ci/golden:1" --as linux --smoke "$work/smoke.sh" >"$work/pull.log" 2>&1
 grep -q '^linux  sha256:' "$work/pull.log" || fail "the canary did not pass"
-say "passed: built, a job run, pushed, pulled and canaried, in $(took)"
+say "passed: built, linted, a job run, pushed, pulled and canaried, in $(took)"

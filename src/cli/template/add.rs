@@ -10,6 +10,10 @@ use super::{
     super::{client::ApiClient, failure::CommandFailure, output},
     settings::Settings,
 };
+use crate::templates::lint::LintSubject;
+
+/// Name of the description file that image builds write beside a disk.
+pub(super) const MANIFEST: &str = "template.json";
 
 #[derive(Args)]
 #[group(skip)]
@@ -54,7 +58,7 @@ pub(in crate::cli) struct Add {
     settings: Settings,
 }
 
-/// The description file that image builds write beside a disk.
+/// Its content.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct BuildManifest {
@@ -128,9 +132,31 @@ fn request(args: Add) -> Result<Value, CommandFailure> {
 }
 
 fn read_manifest(from: &Path) -> Result<(BuildManifest, PathBuf), CommandFailure> {
-    let file = if from.is_dir() { from.join("template.json") } else { from.to_owned() };
+    let file = if from.is_dir() { from.join(MANIFEST) } else { from.to_owned() };
     let wrong = |error: &dyn std::fmt::Display| CommandFailure::Usage(format!("--from: {}: {error}", file.display()));
     let text = std::fs::read_to_string(&file).map_err(|error| wrong(&error))?;
     let manifest = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
     Ok((manifest, file.parent().unwrap_or(Path::new("")).to_owned()))
+}
+
+/// What `template lint` checks in a directory with a template.json.
+pub(super) fn lint_subject(dir: &Path) -> Result<LintSubject, CommandFailure> {
+    let (manifest, dir) = read_manifest(dir)?;
+    let wrong = |what: String| CommandFailure::Usage(format!("{}: {what}", dir.join(MANIFEST).display()));
+    let Some(disk) = &manifest.disk else { return Err(wrong("no disk is named".to_owned())) };
+    // In the words of the API, with its defaults.
+    let mut subject = LintSubject::of_disk(dir.join(disk)).map_err(|error| wrong(error.detail))?;
+    fn known<T: serde::de::DeserializeOwned>(given: Option<String>, field: &str, usual: T) -> Result<T, String> {
+        let Some(given) = given else { return Ok(usual) };
+        serde_json::from_value(Value::from(given.clone())).map_err(|_| format!("{field} {given:?} is unknown"))
+    }
+    subject.os = known(manifest.os, "os", subject.os).map_err(wrong)?;
+    subject.arch = known(manifest.arch, "arch", subject.arch).map_err(wrong)?;
+    subject.disk_format = known(manifest.disk_format, "disk_format", subject.disk_format).map_err(wrong)?;
+    subject.handover = known(manifest.handover, "handover", subject.handover).map_err(wrong)?;
+    subject.user = manifest.ssh_user.unwrap_or(subject.user);
+    subject.kernel = manifest.kernel.map(|kernel| dir.join(kernel));
+    subject.cmdline = manifest.cmdline;
+    subject.ssh_key = manifest.ssh_key.map(|key| dir.join(key));
+    Ok(subject)
 }

@@ -6,6 +6,7 @@ use serde_json::json;
 mod add;
 mod export;
 mod import;
+mod lint;
 mod login;
 mod names;
 mod prune;
@@ -17,6 +18,7 @@ mod verify;
 mod watch;
 
 use super::{
+    Global,
     client::ApiClient,
     exit,
     failure::CommandFailure,
@@ -29,6 +31,20 @@ use super::{
 
 #[derive(Subcommand)]
 pub(super) enum TemplateCommand {
+    #[command(flatten)]
+    Request(CatalogCommand),
+    /// Check a template for what would make its vms fail
+    ///
+    /// Reads the template's files on this machine: the size and state of the disk, and in a Linux guest's file system
+    /// the SSH server, the user of the jobs, programs, GitHub's runner, and secrets that were left in the image. The
+    /// disk is not mounted or changed. What cannot be read, such as the disk of a macOS guest, is listed as not
+    /// checked. Each finding says what to do. The exit code is 1 if there is an error.
+    Lint(lint::Lint),
+}
+
+/// What the service does.
+#[derive(Subcommand)]
+pub(super) enum CatalogCommand {
     /// Register a template from files on the service's machine
     ///
     /// The files are copied; they may be deleted afterwards. Options given here override those of the --from file.
@@ -122,42 +138,51 @@ pub(super) enum TemplateCommand {
     Delete { name: String },
 }
 
-pub(super) async fn run(command: TemplateCommand, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
+pub(super) fn run(command: TemplateCommand, global: &Global) -> Result<u8, CommandFailure> {
     match command {
-        TemplateCommand::Add(args) => add::run(*args, client, json).await?,
-        TemplateCommand::Pull(args) => return pull::run(*args, client, json).await,
-        TemplateCommand::Pulls(format) => {
+        TemplateCommand::Request(command) => {
+            super::talk(global, async |client| request(command, client, global.json).await)
+        }
+        TemplateCommand::Lint(args) => super::block_on(lint::run(args, global)),
+    }
+}
+
+async fn request(command: CatalogCommand, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
+    match command {
+        CatalogCommand::Add(args) => add::run(*args, client, json).await?,
+        CatalogCommand::Pull(args) => return pull::run(*args, client, json).await,
+        CatalogCommand::Pulls(format) => {
             let items = client.list(&["pulls"], &[]).await?;
             let empty = "no pulls; `mayfly template pull` begins one";
             listing::print::<PullResponse>(client, &items, format, json, empty)?;
         }
-        TemplateCommand::PullCancel { id, discard } => pull::cancel(&id, discard, client, json).await?,
-        TemplateCommand::Watch(args) => watch::run(*args, client, json).await?,
-        TemplateCommand::Unwatch { name } => watch::remove(&name, client, json).await?,
-        TemplateCommand::Push(args) => push::run(args, client, json).await?,
-        TemplateCommand::Login(args) => login::login(args, client, json).await?,
-        TemplateCommand::Logout { host } => login::logout(&host, client, json).await?,
-        TemplateCommand::Logins(format) => {
+        CatalogCommand::PullCancel { id, discard } => pull::cancel(&id, discard, client, json).await?,
+        CatalogCommand::Watch(args) => watch::run(*args, client, json).await?,
+        CatalogCommand::Unwatch { name } => watch::remove(&name, client, json).await?,
+        CatalogCommand::Push(args) => push::run(args, client, json).await?,
+        CatalogCommand::Login(args) => login::login(args, client, json).await?,
+        CatalogCommand::Logout { host } => login::logout(&host, client, json).await?,
+        CatalogCommand::Logins(format) => {
             let items = client.list(&["registries"], &[]).await?;
             let empty = "no logins; `mayfly template login` makes one";
             listing::print::<LoginResponse>(client, &items, format, json, empty)?;
         }
-        TemplateCommand::Import(args) => import::run(*args, client, json).await?,
-        TemplateCommand::Export(args) => export::run(args, client, json).await?,
-        TemplateCommand::List(format) => {
+        CatalogCommand::Import(args) => import::run(*args, client, json).await?,
+        CatalogCommand::Export(args) => export::run(args, client, json).await?,
+        CatalogCommand::List(format) => {
             let items = client.list(&["templates"], &[]).await?;
             let empty = "no templates; `mayfly template add` registers one";
             listing::print::<TemplateResponse>(client, &items, format, json, empty)?;
         }
-        TemplateCommand::Show { name } => show(&name, client, json).await?,
-        TemplateCommand::Set(args) => set::run(args, client, json).await?,
-        TemplateCommand::Point(args) => names::point(args, client, json).await?,
-        TemplateCommand::Rollback(args) => names::roll_back(args, client, json).await?,
-        TemplateCommand::Pin(args) => names::pin(args, client, json).await?,
-        TemplateCommand::Prune(args) => prune::run(args, client, json).await?,
-        TemplateCommand::Verify(args) => return verify::run(args, client, json).await,
-        TemplateCommand::Unpin { version } => names::unpin(&version, client, json).await?,
-        TemplateCommand::Delete { name } => delete(&name, client, json).await?,
+        CatalogCommand::Show { name } => show(&name, client, json).await?,
+        CatalogCommand::Set(args) => set::run(args, client, json).await?,
+        CatalogCommand::Point(args) => names::point(args, client, json).await?,
+        CatalogCommand::Rollback(args) => names::roll_back(args, client, json).await?,
+        CatalogCommand::Pin(args) => names::pin(args, client, json).await?,
+        CatalogCommand::Prune(args) => prune::run(args, client, json).await?,
+        CatalogCommand::Verify(args) => return verify::run(args, client, json).await,
+        CatalogCommand::Unpin { version } => names::unpin(&version, client, json).await?,
+        CatalogCommand::Delete { name } => delete(&name, client, json).await?,
     }
     Ok(exit::OK)
 }

@@ -18,7 +18,7 @@ const SHOWN: usize = 500;
 
 /// Creates `to`, which must not exist, with the complete content of `from` and its backing files. qemu-img is ended
 /// when it has written so much that too little is free; the caller removes what it wrote.
-pub(super) async fn convert(
+pub(in crate::templates) async fn convert(
     tools: &Tools,
     space: &SpaceGuard,
     from: (&Path, DiskFormat),

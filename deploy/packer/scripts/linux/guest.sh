@@ -86,6 +86,8 @@ END
 for timer in apt-daily.timer apt-daily-upgrade.timer unattended-upgrades.service man-db.timer e2scrub_all.timer fstrim.timer; do
     ln -sf /dev/null "/etc/systemd/system/$timer"
 done
+# It writes a seed for random numbers when the image is shut down, which all vms would share. They have a virtio device for that.
+ln -sf /dev/null /etc/systemd/system/systemd-random-seed.service
 
 # The power button: how Mayfly asks a guest to stop.
 put /etc/systemd/logind.conf.d/mayfly.conf 0644 <<'END'

@@ -23,6 +23,12 @@ const LONGEST_LINK: u64 = 4096;
 const MOST_LINKS: usize = 40;
 /// Kernels in one directory.
 const MOST_KERNELS: usize = 1024;
+/// Names of a directory that are looked at.
+const MOST_NAMES: usize = 65_536;
+/// The journal has to be replayed before the file system is used.
+const RECOVER: u32 = 0x4;
+/// Block counts have 64 bits.
+const WIDE: u32 = 0x80;
 
 /// A part of a disk, read like a disk.
 struct PartitionWindow {
@@ -45,6 +51,24 @@ impl Ext4Read for PartitionWindow {
 pub struct GuestFileSystem {
     system: Ext4,
     work: Arc<Work>,
+    state: SystemState,
+}
+
+/// What the superblock says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SystemState {
+    /// It was unmounted, and its journal is empty.
+    pub clean: bool,
+    pub total_bytes: u64,
+    pub free_bytes: u64,
+}
+
+/// A file or directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileDetails {
+    pub is_dir: bool,
+    pub mode: u16,
+    pub uid: u32,
 }
 
 /// What a partition contains.
@@ -85,14 +109,14 @@ impl PathError {
 impl GuestFileSystem {
     pub fn load(disk: File, partition: &Partition, work: &Arc<Work>) -> PartitionContent {
         let &Partition { start, bytes, .. } = partition;
-        match superblock(&disk, start, bytes, work) {
+        let state = match superblock(&disk, start, bytes, work) {
             Superblock::None => return PartitionContent::Other,
             Superblock::Wrong(why) => return PartitionContent::Unreadable(why.to_owned()),
-            Superblock::Plausible => {}
-        }
+            Superblock::Plausible(state) => state,
+        };
         let window = PartitionWindow { disk, start, bytes, work: work.clone() };
         match Ext4::load(Box::new(window)) {
-            Ok(system) => PartitionContent::System(Box::new(GuestFileSystem { system, work: work.clone() })),
+            Ok(system) => PartitionContent::System(Box::new(GuestFileSystem { system, work: work.clone(), state })),
             Err(error) => PartitionContent::Unreadable(error.to_string()),
         }
     }
@@ -150,6 +174,85 @@ impl GuestFileSystem {
             Ok(metadata) => Ok(metadata.file_type().is_regular_file()),
             Err(error) => error.known::<()>().map(|_| false),
         }
+    }
+
+    /// What a path leads to, through links. An error: it is not known.
+    pub fn details(&self, path: &str) -> Result<Option<FileDetails>, String> {
+        let real = match self.resolve(path) {
+            Ok(real) => real,
+            Err(error) => return error.known(),
+        };
+        let metadata = self.system.symlink_metadata(real.as_str()).map_err(|error| PathError::of(&error, &real));
+        match metadata {
+            Ok(found) => Ok(Some(FileDetails { is_dir: found.is_dir(), mode: found.mode(), uid: found.uid() })),
+            Err(error) => error.known(),
+        }
+    }
+
+    /// The target of a link; `None`: it is none.
+    pub fn link(&self, path: &str) -> Result<Option<String>, String> {
+        let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let here = match self.resolve(dir) {
+            Ok(dir) => format!("{}/{name}", dir.trim_end_matches('/')),
+            Err(error) => return error.known(),
+        };
+        match self.system.symlink_metadata(here.as_str()) {
+            Ok(found) if found.is_symlink() && found.len() <= LONGEST_LINK => {
+                let target = self.system.read_link(here.as_str());
+                let target = target.map_err(|error| PathError::of(&error, &here));
+                target.map_or_else(PathError::known, |target| Ok(target.to_str().ok().map(str::to_owned)))
+            }
+            Ok(_) => Ok(None),
+            Err(error) => PathError::of(&error, &here).known(),
+        }
+    }
+
+    /// The first bytes of a regular file, at most this many.
+    pub fn beginning(&self, path: &str, most: u64) -> Result<Option<Vec<u8>>, String> {
+        let real = match self.resolve(path) {
+            Ok(real) => real,
+            Err(error) => return error.known(),
+        };
+        let broken = |error: &dyn std::fmt::Display| format!("cannot be read at {real}: {error}");
+        if !self.is_file(&real)? {
+            return Ok(None);
+        }
+        let mut file = self.system.open(real.as_str()).map_err(|error| broken(&error))?;
+        let mut bytes = vec![0; file.metadata().len().min(most) as usize];
+        let mut read = 0;
+        while read < bytes.len() {
+            self.work.go_on()?;
+            match file.read_bytes(&mut bytes[read..]).map_err(|error| broken(&error))? {
+                0 => break,
+                n => read += n,
+            }
+        }
+        bytes.truncate(read);
+        Ok(Some(bytes))
+    }
+
+    /// The names in a directory, sorted, without `.` and `..`. At most [`MOST_NAMES`].
+    pub fn names(&self, dir: &str) -> Result<Option<Vec<String>>, String> {
+        let real = match self.resolve(dir) {
+            Ok(real) => real,
+            Err(error) => return error.known(),
+        };
+        let entries = match self.system.read_dir(real.as_str()) {
+            Ok(entries) => entries,
+            Err(error) => return PathError::of(&error, &real).known(),
+        };
+        let mut names = Vec::new();
+        for entry in entries.take(MOST_NAMES) {
+            let entry = entry.map_err(|error| format!("cannot be read at {real}: {error}"))?;
+            names
+                .extend(entry.file_name().as_str().ok().filter(|name| !matches!(*name, "." | "..")).map(str::to_owned));
+        }
+        names.sort();
+        Ok(Some(names))
+    }
+
+    pub fn state(&self) -> SystemState {
+        self.state
     }
 
     /// The versions of the kernels in a directory, which may be absent. An error: it cannot be read.
@@ -227,7 +330,7 @@ fn absolute(parts: &[String]) -> String {
 enum Superblock {
     None,
     Wrong(&'static str),
-    Plausible,
+    Plausible(SystemState),
 }
 
 /// Whether there is a superblock, and claims no more than the partition has.
@@ -250,8 +353,15 @@ fn superblock(disk: &File, start: u64, bytes: u64, work: &Work) -> Superblock {
     }
     // The upper half counts only with a feature; without it, it is zero.
     let blocks = u64::from(u32_at(4)) | u64::from(u32_at(336)) << 32;
-    match blocks.checked_mul(1024 << shift).is_some_and(|size| size <= bytes) {
-        true => Superblock::Plausible,
-        false => Superblock::Wrong("it is larger than its partition"),
-    }
+    let Some(total_bytes) = blocks.checked_mul(1024 << shift).filter(|size| *size <= bytes) else {
+        return Superblock::Wrong("it is larger than its partition");
+    };
+    let features = u32_at(96);
+    let free_upper = if features & WIDE == 0 { 0 } else { u64::from(u32_at(344)) << 32 };
+    let free = u64::from(u32_at(12)) | free_upper;
+    Superblock::Plausible(SystemState {
+        clean: u16_at(58) & 1 == 1 && features & RECOVER == 0,
+        total_bytes,
+        free_bytes: free.saturating_mul(1024 << shift).min(total_bytes),
+    })
 }

@@ -8,8 +8,8 @@
 //! file_system   files of an ext2, ext3 or ext4 file system
 //! ```
 
-mod file_system;
-mod partitions;
+pub(in crate::templates) mod file_system;
+pub(in crate::templates) mod partitions;
 
 use std::{
     cmp::Ordering,
