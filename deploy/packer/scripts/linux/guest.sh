@@ -35,17 +35,19 @@ for tries in 1 2 3 4 5 6 7 8 9 10; do
 done
 mkdir -p /run/mayfly-seed
 mount -o ro,noexec,nosuid,nodev "$device" /run/mayfly-seed
-cp /run/mayfly-seed/user-data /run/mayfly-user-data
+# Nothing can be run from /run.
+mkdir -p /var/lib/mayfly-seed
+cp /run/mayfly-seed/user-data /var/lib/mayfly-seed/user-data
 umount /run/mayfly-seed
-case $(head -c 2 /run/mayfly-user-data) in
+case $(head -c 2 /var/lib/mayfly-seed/user-data) in
 '#!') ;;
 *)
     echo "the seed's user-data is no script: install cloud-init" >&2
     exit 1
     ;;
 esac
-chmod 0700 /run/mayfly-user-data
-exec /run/mayfly-user-data
+chmod 0700 /var/lib/mayfly-seed/user-data
+exec /var/lib/mayfly-seed/user-data
 END
     put /etc/systemd/system/mayfly-seed.service 0644 <<'END'
 [Unit]
