@@ -4,6 +4,8 @@
 //!
 //! ```text
 //! main, cli, app, config     wiring and the command line
+//! adapters                   what other schedulers start to get vms
+//! client                     the client of the REST API, for the command line and the adapters
 //! http                       routes, problems, auth, OpenAPI, pages
 //! service, reconcile         the verbs; the loops that run the next steps of vms, pulls and jobs
 //! store, drivers, registry, templates, sources, guest, gateway     know the domain and the platform; of each other,
@@ -14,9 +16,11 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "unit tests measure and start programs as they like"))]
 
+pub mod adapters;
 pub mod admission;
 pub mod app;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod domain;
 pub mod drivers;

@@ -1,8 +1,7 @@
 //! Why a command failed, and its exit code.
 
-use serde::Deserialize;
-
 use super::exit;
+use crate::client::{self, ApiProblem};
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -28,26 +27,16 @@ pub(super) enum CommandFailure {
     OutputClosed,
 }
 
-/// RFC 9457, with what Mayfly adds.
-#[derive(Clone, Debug, Default, Deserialize, serde::Serialize)]
-#[serde(default)]
-pub(super) struct ApiProblem {
-    #[serde(rename = "type")]
-    pub kind: String,
-    pub title: String,
-    pub status: u16,
-    pub detail: Option<String>,
-    pub code: String,
-    pub request_id: Option<String>,
-    pub retryable: bool,
-    pub errors: Vec<FieldProblem>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize, serde::Serialize)]
-#[serde(default)]
-pub(super) struct FieldProblem {
-    pub pointer: String,
-    pub detail: String,
+impl From<client::Error> for CommandFailure {
+    fn from(error: client::Error) -> Self {
+        match error {
+            client::Error::Usage(text) => CommandFailure::Usage(text),
+            client::Error::Problem(problem, hint) => CommandFailure::Problem(problem, hint),
+            client::Error::NoToken(text) => CommandFailure::NoToken(text),
+            client::Error::Unreachable(text) => CommandFailure::Unreachable(text),
+            client::Error::Other(text) => CommandFailure::Other(text),
+        }
+    }
 }
 
 impl CommandFailure {

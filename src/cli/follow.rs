@@ -62,8 +62,8 @@ pub(super) async fn watch(
                 }
             }
             // The vm continues while the service is down, so watching continues as well.
-            Err(failure) if generation.is_some() => patience.wait(failure).await?,
-            Err(failure) => return Err(failure),
+            Err(failure) if generation.is_some() => patience.wait(failure.into()).await?,
+            Err(failure) => return Err(failure.into()),
         }
         if end.is_some_and(|end| clock::monotonic() >= end) {
             return Err(CommandFailure::TimedOut(format!(

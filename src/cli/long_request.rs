@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{failure::CommandFailure, interrupt, output};
+use super::{client, failure::CommandFailure, interrupt, output};
 
 /// Shows `what` on standard error, on a terminal with the time that has passed. `left`: what holds after an interruption.
 pub(super) async fn answer<T>(
     what: &str,
     left: &str,
-    request: impl Future<Output = Result<T, CommandFailure>>,
+    request: impl Future<Output = Result<T, client::Error>>,
 ) -> Result<T, CommandFailure> {
     let spinner = output::notes_are_seen().then(|| {
         let template = output::bar_template("{spinner:.cyan} {msg} {elapsed:.dim}", "{spinner} {msg} {elapsed}");
@@ -23,7 +23,7 @@ pub(super) async fn answer<T>(
     if spinner.is_none() {
         output::note(what);
     }
-    let answered = interrupt::or(left, request).await;
+    let answered = interrupt::or(left, async { Ok(request.await?) }).await;
     if let Some(bar) = spinner {
         bar.finish_and_clear();
     }

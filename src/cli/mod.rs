@@ -8,10 +8,8 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-mod client;
 mod detach;
 pub mod doctor;
-mod endpoint;
 mod failure;
 mod follow;
 mod gateway;
@@ -46,6 +44,10 @@ mod vm;
 mod webhook;
 mod wording;
 
+use crate::{
+    adapters,
+    client::{self, ServiceOptions},
+};
 use failure::CommandFailure;
 
 /// Exit codes.
@@ -131,6 +133,13 @@ struct Global {
     color: ColorChoice,
 }
 
+impl Global {
+    fn service_options(&self) -> ServiceOptions {
+        let Global { url, token_file, ca_file, data_dir, .. } = self.clone();
+        ServiceOptions { url, token_file, ca_file, data_dir, ..ServiceOptions::default() }
+    }
+}
+
 #[derive(Subcommand)]
 enum TopCommand {
     Serve(serve::Serve),
@@ -161,6 +170,15 @@ enum TopCommand {
     /// Show the host: slots, drivers, and running guests
     Host,
     Doctor(doctor::Doctor),
+    /// Create and end vms for GARM, which starts this command as its external provider
+    ///
+    /// GARM passes no arguments and says by environment variables what to do. So a link named garm-provider-mayfly to
+    /// this program, and this program without arguments in GARM's environment, do the same.
+    GarmProvider {
+        /// Configuration of the provider (TOML) [default: the file that GARM names]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
     /// Check the access to GitHub
     #[command(subcommand, arg_required_else_help = true)]
     Github(github::GithubCommand),
@@ -218,6 +236,7 @@ pub fn command() -> clap::Command {
 /// Runs one command. `args` begins with the program's name.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
+    let args = adapters::arguments_of_adapter(&args, |name| std::env::var_os(name).is_some()).unwrap_or(args);
     // One process per connection of a guest, so it starts as fast as possible.
     if let [_, name, socket] = args.as_slice()
         && name == "guest-relay"
@@ -274,6 +293,7 @@ fn dispatch(cli: Cli) -> Result<u8, CommandFailure> {
         TopCommand::Doctor(doctor) => doctor::run(&doctor, global.data_dir, global.json),
         TopCommand::Github(command) => github::run(command, global.data_dir, global.json),
         TopCommand::Source(command) => source::run(command, global.data_dir, global.json),
+        TopCommand::GarmProvider { config } => Ok(adapters::garm::run(global.service_options(), config)),
         TopCommand::Openapi => openapi::run(),
         TopCommand::Completions { shell } => {
             let mut script = Vec::new();
@@ -308,7 +328,10 @@ fn talk(
     global: &Global,
     work: impl AsyncFnOnce(&client::ApiClient) -> Result<u8, CommandFailure>,
 ) -> Result<u8, CommandFailure> {
-    let client = client::ApiClient::new(global)?;
+    let client = client::ApiClient::new(&global.service_options())?;
+    if let Some(warning) = client.warning() {
+        output::note(&format!("warning: {warning}"));
+    }
     block_on(work(&client))
 }
 

@@ -27,6 +27,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["admission", "parts", "store", "drivers", "guest", "registry", "templates", "sources", "platform", "domain"],
     ),
     ("http", &["service", "platform", "domain"]),
+    ("client", &["config", "platform", "domain"]),
+    // Clients of the REST API, like the commands.
+    ("adapters", &["client", "platform", "domain"]),
 ];
 
 fn sources(dir: &Path, into: &mut Vec<std::path::PathBuf>) {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests measure and start programs as they like")]
 
+mod adapters;
 mod api;
 mod circles;
 mod cli;

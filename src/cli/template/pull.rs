@@ -13,7 +13,7 @@ use super::{
     super::{
         client::ApiClient,
         exit,
-        failure::{ApiProblem, CommandFailure},
+        failure::CommandFailure,
         interrupt,
         listing::Listable,
         output::{self, Colour},
@@ -24,7 +24,7 @@ use super::{
     },
     settings::{Settings, Smoke},
 };
-use crate::{domain::Code, platform::clock};
+use crate::{client::ApiProblem, domain::Code, platform::clock};
 
 /// How often the progress is requested, in seconds.
 const ASK: &str = "1";
@@ -134,7 +134,7 @@ async fn follow(
                 }
             }
             // The pull continues when the service is back.
-            Err(failure) => patience.wait(failure).await?,
+            Err(failure) => patience.wait(failure.into()).await?,
         }
     }
 }

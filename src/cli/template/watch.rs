@@ -4,7 +4,14 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::{
-    super::{client::ApiClient, failure::CommandFailure, output, responses::WatchResponse, text, text::parse_seconds},
+    super::{
+        client::{self, ApiClient},
+        failure::CommandFailure,
+        output,
+        responses::WatchResponse,
+        text,
+        text::parse_seconds,
+    },
     settings::Smoke,
 };
 
@@ -48,8 +55,8 @@ pub(super) async fn remove(name: &str, client: &ApiClient, json: bool) -> Result
 pub(super) async fn of(name: &str, client: &ApiClient) -> Result<Option<Value>, CommandFailure> {
     match client.get(&["templates", name, "watch"], &[]).await {
         Ok(watch) => Ok(Some(watch)),
-        Err(CommandFailure::Problem(problem, _)) if problem.status == 404 => Ok(None),
-        Err(failure) => Err(failure),
+        Err(client::Error::Problem(problem, _)) if problem.status == 404 => Ok(None),
+        Err(failure) => Err(failure.into()),
     }
 }
 

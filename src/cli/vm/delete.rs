@@ -58,7 +58,7 @@ pub(super) async fn run(args: Delete, client: &ApiClient, json: bool) -> Result<
 async fn end(vm: &str, force: bool, client: &ApiClient) -> Result<Value, CommandFailure> {
     let id = resolve(vm, client).await?;
     let query: &[(&str, &str)] = if force { &[("force", "true")] } else { &[] };
-    client.delete(&["vms", &id], query).await
+    Ok(client.delete(&["vms", &id], query).await?)
 }
 
 /// Says what is waited for. The requests are with the service, so that ending this command changes nothing.

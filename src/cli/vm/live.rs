@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{
     super::{
-        client::ApiClient,
+        client::{self, ApiClient},
         failure::CommandFailure,
         interrupt,
         listing::{self, ListFormat, ListOutput},
@@ -134,8 +134,8 @@ impl WatchDisplay {
                     // It no longer matches: most often because it is deleted. Its record may be gone as well.
                     match client.get(&["vms", &id], &[]).await {
                         Ok(vm) => changed.push(vm),
-                        Err(CommandFailure::Problem(problem, _)) if problem.status == 404 => {}
-                        Err(failure) => return Err(failure),
+                        Err(client::Error::Problem(problem, _)) if problem.status == 404 => {}
+                        Err(failure) => return Err(failure.into()),
                     }
                 }
                 print_changes(client, &changed, *format, *json, first)

@@ -9,5 +9,5 @@ pub(super) type VmQuery = Vec<(&'static str, String)>;
 
 pub(super) async fn list(client: &ApiClient, query: &VmQuery) -> Result<Vec<Value>, CommandFailure> {
     let query: Vec<(&str, &str)> = query.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    client.list(&["vms"], &query).await
+    Ok(client.list(&["vms"], &query).await?)
 }

@@ -67,7 +67,9 @@ fn told_apart(result: Result<u8, CommandFailure>, json: bool) -> Result<u8, Comm
 
 async fn run(vm: &str, command: &[String], tty: bool, client: &ApiClient) -> Result<u8, CommandFailure> {
     let id = resolve(vm, client).await?;
-    client.warn_of_cleartext("what is typed and shown");
+    if let Some(warning) = client.cleartext_warning("what is typed and shown") {
+        output::note(&format!("warning: {warning}"));
+    }
     let (mut to, mut from) = client.web_socket(&["vms", &id, "exec"]).await?.split();
     let terminal = tty.then(terminal_size).map(|(columns, rows)| {
         let term = std::env::var("TERM").ok().filter(|term| !term.is_empty()).unwrap_or_else(|| "xterm".to_owned());

@@ -1,4 +1,4 @@
-//! The client of the REST API: one request, one answer or one failure with a remedy.
+//! The client of the REST API: one request, one answer or one failure with a remedy. For commands and for adapters.
 
 use std::time::Duration;
 
@@ -13,33 +13,35 @@ use tokio_tungstenite::{
     },
 };
 
-use super::{
-    Global,
-    endpoint::ServiceEndpoint,
-    failure::{ApiProblem, CommandFailure},
-    output,
-};
 use crate::platform::{
     error_chain,
     http::{ClientOptions, Trust, read_certificates},
 };
 
+mod endpoint;
+mod error;
+
+use endpoint::ServiceEndpoint;
+pub use endpoint::{OptionNames, ServiceOptions};
+pub use error::{ApiProblem, Error, FieldProblem};
+
 const CONNECT: Duration = Duration::from_secs(5);
 /// Longer than any answer of the service takes, except long polls.
 const ANSWER: Duration = Duration::from_secs(90);
 
-pub(super) struct ApiClient {
+#[derive(Clone)]
+pub struct ApiClient {
     http: reqwest::Client,
     endpoint: ServiceEndpoint,
 }
 
 impl ApiClient {
-    pub fn new(global: &Global) -> Result<ApiClient, CommandFailure> {
-        let endpoint = ServiceEndpoint::of(global)?;
-        let trust = match global.ca_file.as_deref().filter(|path| !path.as_os_str().is_empty()) {
+    pub fn new(options: &ServiceOptions) -> Result<ApiClient, Error> {
+        let endpoint = ServiceEndpoint::of(options)?;
+        let trust = match options.ca_file.as_deref().filter(|path| !path.as_os_str().is_empty()) {
             Some(path) => {
-                let certificates =
-                    read_certificates(path).map_err(|error| CommandFailure::Usage(format!("--ca-file: {error}")))?;
+                let certificates = read_certificates(path)
+                    .map_err(|error| Error::Usage(format!("{}: {error}", options.names.ca_file)))?;
                 Trust::SystemAnd(certificates)
             }
             None if endpoint.base.scheme() == "http" => Trust::NoServer,
@@ -54,9 +56,8 @@ impl ApiClient {
             http1_only: true,
             ..ClientOptions::new(CONNECT)
         };
-        let http = http
-            .build()
-            .map_err(|error| CommandFailure::Other(format!("cannot set up HTTP: {}", error_chain(&error))))?;
+        let http =
+            http.build().map_err(|error| Error::Other(format!("cannot set up HTTP: {}", error_chain(&error))))?;
         Ok(ApiClient { http, endpoint })
     }
 
@@ -71,11 +72,11 @@ impl ApiClient {
         url
     }
 
-    pub async fn get(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, CommandFailure> {
+    pub async fn get(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, Error> {
         self.json(self.request(Method::GET, path, query).timeout(ANSWER)).await
     }
 
-    pub async fn post(&self, path: &[&str], body: &Value, headers: &[(&str, &str)]) -> Result<Value, CommandFailure> {
+    pub async fn post(&self, path: &[&str], body: &Value, headers: &[(&str, &str)]) -> Result<Value, Error> {
         let mut request = self.request(Method::POST, path, &[]).timeout(ANSWER).json(body);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -83,25 +84,25 @@ impl ApiClient {
         self.json(request).await
     }
 
-    pub async fn put(&self, path: &[&str], body: &Value) -> Result<Value, CommandFailure> {
+    pub async fn put(&self, path: &[&str], body: &Value) -> Result<Value, Error> {
         self.json(self.request(Method::PUT, path, &[]).timeout(ANSWER).json(body)).await
     }
 
-    pub async fn patch(&self, path: &[&str], body: &Value) -> Result<Value, CommandFailure> {
+    pub async fn patch(&self, path: &[&str], body: &Value) -> Result<Value, Error> {
         self.json(self.request(Method::PATCH, path, &[]).timeout(ANSWER).json(body)).await
     }
 
     /// For requests without a time limit.
-    pub async fn post_patiently(&self, path: &[&str], body: &Value) -> Result<Value, CommandFailure> {
+    pub async fn post_patiently(&self, path: &[&str], body: &Value) -> Result<Value, Error> {
         self.json(self.request(Method::POST, path, &[]).json(body)).await
     }
 
-    pub async fn put_patiently(&self, path: &[&str], body: &Value) -> Result<Value, CommandFailure> {
+    pub async fn put_patiently(&self, path: &[&str], body: &Value) -> Result<Value, Error> {
         self.json(self.request(Method::PUT, path, &[]).json(body)).await
     }
 
     /// Opens a WebSocket. What the service refuses, it refuses before.
-    pub async fn web_socket(&self, path: &[&str]) -> Result<WebSocketStream<reqwest::Upgraded>, CommandFailure> {
+    pub async fn web_socket(&self, path: &[&str]) -> Result<WebSocketStream<reqwest::Upgraded>, Error> {
         let key = generate_key();
         let request = self
             .request(Method::GET, path, &[])
@@ -114,7 +115,7 @@ impl ApiClient {
         let accepted = response.headers().get(header::SEC_WEBSOCKET_ACCEPT).and_then(|accept| accept.to_str().ok());
         if response.status() != StatusCode::SWITCHING_PROTOCOLS || accepted != Some(&derive_accept_key(key.as_bytes()))
         {
-            return Err(CommandFailure::Other(format!(
+            return Err(Error::Other(format!(
                 "{} opened no WebSocket; a proxy in front of the service must pass on `Upgrade` and `Connection`",
                 self.endpoint.name()
             )));
@@ -123,33 +124,41 @@ impl ApiClient {
         Ok(WebSocketStream::from_raw_socket(stream, Role::Client, None).await)
     }
 
-    /// Warns if `what` travels over an unencrypted connection.
-    pub fn warn_of_cleartext(&self, what: &str) {
-        if let Err(CommandFailure::Usage(warning)) = self.refuse_cleartext(what) {
-            output::note(&format!("warning: {warning}"));
+    /// What the user should know of the way to the service.
+    pub fn warning(&self) -> Option<&str> {
+        self.endpoint.warning.as_deref()
+    }
+
+    /// For messages: the address of the service.
+    pub fn service_name(&self) -> String {
+        self.endpoint.name()
+    }
+
+    /// Says so if `what` would travel over an unencrypted connection.
+    pub fn cleartext_warning(&self, what: &str) -> Option<String> {
+        if self.endpoint.base.scheme() == "https" || self.endpoint.is_local() {
+            return None;
         }
+        let at = self.endpoint.name();
+        Some(format!("{what} would travel to {at} in clear: use https, or do it on that machine"))
     }
 
     /// Refuses to send `what` over an unencrypted connection.
-    pub fn refuse_cleartext(&self, what: &str) -> Result<(), CommandFailure> {
-        if self.endpoint.base.scheme() == "https" || self.endpoint.is_local() {
-            return Ok(());
-        }
-        let at = self.endpoint.name();
-        Err(CommandFailure::Usage(format!("{what} would travel to {at} in clear: use https, or do it on that machine")))
+    pub fn refuse_cleartext(&self, what: &str) -> Result<(), Error> {
+        self.cleartext_warning(what).map_or(Ok(()), |warning| Err(Error::Usage(warning)))
     }
 
-    pub async fn delete(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, CommandFailure> {
+    pub async fn delete(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, Error> {
         self.json(self.request(Method::DELETE, path, query).timeout(ANSWER)).await
     }
 
     /// A stream without a time limit.
-    pub async fn stream(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Response, CommandFailure> {
+    pub async fn stream(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Response, Error> {
         self.send(self.request(Method::GET, path, query)).await
     }
 
     /// Every page of a listing.
-    pub async fn list(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Vec<Value>, CommandFailure> {
+    pub async fn list(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Vec<Value>, Error> {
         let mut items = Vec::new();
         let mut cursor: Option<String> = None;
         loop {
@@ -179,7 +188,7 @@ impl ApiClient {
         }
     }
 
-    async fn json(&self, request: reqwest::RequestBuilder) -> Result<Value, CommandFailure> {
+    async fn json(&self, request: reqwest::RequestBuilder) -> Result<Value, Error> {
         let response = self.send(request).await?;
         if response.status() == StatusCode::NO_CONTENT {
             return Ok(Value::Null);
@@ -191,7 +200,7 @@ impl ApiClient {
         serde_json::from_slice(&body).map_err(|_| self.stranger())
     }
 
-    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, CommandFailure> {
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, Error> {
         let response = request.send().await.map_err(|error| self.no_answer(&error))?;
         let status = response.status();
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
@@ -211,32 +220,34 @@ impl ApiClient {
             problem.title = format!("{} answered {status} and did not say why", self.endpoint.name());
         }
         problem.status = status.as_u16();
-        Err(CommandFailure::Problem(Box::new(problem), hint))
+        Err(Error::Problem(Box::new(problem), hint))
     }
 
-    fn no_answer(&self, error: &reqwest::Error) -> CommandFailure {
+    fn no_answer(&self, error: &reqwest::Error) -> Error {
         let at = self.endpoint.name();
         if error.is_builder() {
-            return CommandFailure::Usage(format!("the request cannot be sent: {}", root_cause(error)));
+            return Error::Usage(format!("the request cannot be sent: {}", root_cause(error)));
         }
         let why = if error.is_timeout() { "it took too long".to_owned() } else { root_cause(error) };
         let next = if why.contains("certificate") {
-            "give the certificate of its authority with --ca-file or MAYFLY_CA_FILE"
+            format!("give the certificate of its authority with {} or MAYFLY_CA_FILE", self.endpoint.names.ca_file)
         } else {
             self.endpoint.remedy()
         };
-        CommandFailure::Unreachable(format!("no answer from Mayfly at {at}: {why}; {next}"))
+        Error::Unreachable(format!("no answer from Mayfly at {at}: {why}; {next}"))
     }
 
-    fn stranger(&self) -> CommandFailure {
-        CommandFailure::Other(format!(
-            "what answers at {} does not speak Mayfly's API; see --data-dir, --url and MAYFLY_URL",
-            self.endpoint.name()
+    fn stranger(&self) -> Error {
+        Error::Other(format!(
+            "what answers at {} does not speak Mayfly's API; see {}, {} and MAYFLY_URL",
+            self.endpoint.name(),
+            self.endpoint.names.data_dir,
+            self.endpoint.names.url
         ))
     }
 
     /// A value of the API in the shape that is shown.
-    pub fn view<T: serde::de::DeserializeOwned>(&self, value: &Value) -> Result<T, CommandFailure> {
+    pub fn view<T: serde::de::DeserializeOwned>(&self, value: &Value) -> Result<T, Error> {
         T::deserialize(value).map_err(|_| self.stranger())
     }
 }

@@ -1,0 +1,243 @@
+//! Requests to Mayfly's REST API that are repeated while the service is away, until the operation's time is over.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{
+    failure::GarmFailure,
+    identity::{self, AttemptOrder, Creation},
+    parent::ParentProcess,
+};
+use crate::{
+    client::{self, ApiClient, ServiceOptions},
+    domain::Budgets,
+    platform::clock,
+};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The parts of a vm that the provider reads.
+#[derive(Debug, Deserialize)]
+pub(super) struct GarmVm {
+    pub id: String,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    pub state: String,
+    /// Set once, when the vm begins to end.
+    outcome: Option<OutcomeOfVm>,
+}
+
+/// Those budgets of a template that the provider reads.
+#[derive(Debug, Deserialize)]
+pub(super) struct BudgetsOfTemplate {
+    pub budgets: TimeToBoot,
+    /// What the template itself sets.
+    pub own_budgets: TimeToWork,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(super) struct TimeToBoot {
+    pub boot_seconds: u32,
+    pub configure_seconds: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct TimeToWork {
+    pub unobserved_seconds: Option<u32>,
+    pub lifetime_seconds: Option<u32>,
+}
+
+impl Default for BudgetsOfTemplate {
+    /// Of an image that is not on the host yet.
+    fn default() -> Self {
+        let Budgets { boot_seconds, configure_seconds, .. } = Budgets::default();
+        Self { budgets: TimeToBoot { boot_seconds, configure_seconds }, own_budgets: TimeToWork::default() }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct OutcomeOfVm {
+    result: String,
+    #[serde(default)]
+    code: Option<String>,
+}
+
+impl GarmVm {
+    /// Whether it waits for its slot, boots or works. A runner that uploads the result of its job still works.
+    pub fn is_alive(&self) -> bool {
+        self.outcome.is_none() && !matches!(self.state.as_str(), "kept" | "stopping" | "deleting" | "deleted")
+    }
+
+    pub fn is_of(&self, creation: &Creation) -> bool {
+        self.label(identity::CREATION) == creation.key()
+    }
+
+    pub fn label(&self, key: &str) -> &str {
+        self.labels.get(key).map(String::as_str).unwrap_or_default()
+    }
+
+    pub fn order(&self) -> Option<AttemptOrder> {
+        AttemptOrder::of(&self.labels)
+    }
+
+    /// How it ended, for messages.
+    pub fn end(&self) -> String {
+        match &self.outcome {
+            Some(OutcomeOfVm { result, code: Some(code) }) => format!("{result}, {code}"),
+            Some(OutcomeOfVm { result, code: None }) => result.clone(),
+            None => self.state.clone(),
+        }
+    }
+}
+
+/// Which vms of this GARM to list.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct VmSelection<'a> {
+    pub controller: &'a str,
+    pub pool: Option<&'a str>,
+    pub name: Option<&'a str>,
+    pub creation: Option<&'a str>,
+    /// Only records of vms that are gone.
+    pub deleted: bool,
+}
+
+pub(super) struct ProviderService {
+    client: ApiClient,
+    timeout: Duration,
+    deadline: Instant,
+    pub parent: ParentProcess,
+}
+
+impl ProviderService {
+    pub fn new(options: ServiceOptions, timeout: Duration, parent: ParentProcess) -> Result<Self, GarmFailure> {
+        let deadline = clock::monotonic() + timeout;
+        Ok(Self { client: ApiClient::new(&options)?, timeout, deadline, parent })
+    }
+
+    pub fn warning(&self) -> Option<&str> {
+        self.client.warning()
+    }
+
+    /// From now on there is so much time.
+    pub fn with_more_time(&self, timeout: Duration) -> Self {
+        Self { client: self.client.clone(), timeout, deadline: clock::monotonic() + timeout, parent: self.parent }
+    }
+
+    /// Newest first, and all of them: an error is never an empty list.
+    pub async fn list(&self, of: VmSelection<'_>) -> Result<Vec<GarmVm>, GarmFailure> {
+        let labels = [
+            Some((identity::OWNER, identity::owner(of.controller))),
+            of.pool.map(|pool| (identity::POOL, identity::label(pool))),
+            of.name.map(|name| (identity::NAME, identity::label(name))),
+            of.creation.map(|creation| (identity::CREATION, creation.to_owned())),
+        ];
+        let labels: Vec<String> = labels.into_iter().flatten().map(|(key, value)| format!("{key}={value}")).collect();
+        let mut query = vec![("limit", "200")];
+        query.extend(labels.iter().map(|label| ("label", label.as_str())));
+        if of.deleted {
+            query.push(("state", "deleted"));
+        }
+        let values = self.persist(async || self.client.list(&["vms"], &query).await).await?;
+        let vms = values.iter().map(|value| self.client.view(value)).collect::<Result<Vec<GarmVm>, _>>()?;
+        // What belongs to others is never touched, even if the service did not understand the selection.
+        let owner = identity::owner(of.controller);
+        if vms.iter().any(|vm| vm.label(identity::OWNER) != owner) {
+            return Err(GarmFailure::Failed("the service listed vms of another owner; nothing was done".to_owned()));
+        }
+        Ok(vms)
+    }
+
+    /// The budgets of the template, or the usual ones for an image in a registry.
+    pub async fn budgets_of(&self, template: &str) -> Result<BudgetsOfTemplate, GarmFailure> {
+        if template.contains('/') {
+            return Ok(BudgetsOfTemplate::default());
+        }
+        let found = self
+            .persist(async || match self.client.get(&["templates", template], &[]).await {
+                Err(client::Error::Problem(problem, _)) if problem.status == 404 => Ok(None),
+                found => found.map(Some),
+            })
+            .await?;
+        let found = found.ok_or_else(|| {
+            GarmFailure::Failed(format!(
+                "image: Mayfly has no template {template:.100?}; `mayfly template list` shows what it has, or name an image as \
+                 host/namespace:tag"
+            ))
+        })?;
+        Ok(self.client.view(&found)?)
+    }
+
+    /// One attempt, because the caller decides what a repetition means.
+    pub async fn create(&self, body: &Value, key: &str) -> Result<GarmVm, client::Error> {
+        let headers = [("idempotency-key", key)];
+        let request = self.client.post(&["vms"], body, &headers);
+        let value = timeout_at(self.deadline, request).await.unwrap_or_else(|_| Err(self.out_of_time()))?;
+        self.client.view(&value)
+    }
+
+    /// Ends the vm at once: GARM has settled it with GitHub. One that is gone or ending already is left as it is.
+    pub async fn delete(&self, vm: &GarmVm) -> Result<(), GarmFailure> {
+        self.persist(async || match self.client.delete(&["vms", &vm.id], &[("force", "true")]).await {
+            Ok(_) => Ok(()),
+            Err(client::Error::Problem(problem, _)) if problem.status == 404 => Ok(()),
+            Err(error) => Err(error),
+        })
+        .await
+    }
+
+    pub fn refuse_cleartext(&self, what: &str) -> Result<(), GarmFailure> {
+        Ok(self.client.refuse_cleartext(what)?)
+    }
+
+    /// Repeats what may succeed in a moment.
+    async fn persist<T>(&self, attempt: impl AsyncFn() -> Result<T, client::Error>) -> Result<T, GarmFailure> {
+        let mut retry = RetryPause::default();
+        loop {
+            let result = timeout_at(self.deadline, attempt()).await.unwrap_or_else(|_| Err(self.out_of_time()));
+            match result {
+                Ok(value) => return Ok(value),
+                Err(error) => self.pause(&mut retry, error).await?,
+            }
+        }
+    }
+
+    /// Waits before a repetition; the error, if there is no point in one or no time for it.
+    pub async fn pause(&self, retry: &mut RetryPause, error: client::Error) -> Result<(), client::Error> {
+        let pause = retry.next();
+        if !may_pass(&error) || clock::monotonic() + pause >= self.deadline {
+            return Err(error);
+        }
+        sleep(pause).await;
+        Ok(())
+    }
+
+    fn out_of_time(&self) -> client::Error {
+        client::Error::Unreachable(format!(
+            "no answer from Mayfly at {} within {} s",
+            self.client.service_name(),
+            self.timeout.as_secs()
+        ))
+    }
+}
+
+/// Growing pauses between repetitions.
+#[derive(Debug, Default)]
+pub(super) struct RetryPause {
+    last: Duration,
+}
+
+impl RetryPause {
+    fn next(&mut self) -> Duration {
+        self.last = (self.last * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+        self.last
+    }
+}
+
+fn may_pass(error: &client::Error) -> bool {
+    error.passes() || matches!(error, client::Error::Problem(problem, _) if problem.retryable)
+}

@@ -1,0 +1,51 @@
+//! What other schedulers start to get vms: thin clients of the REST API without state of their own.
+//!
+//! A scheduler may start its adapter without arguments. Then the adapter is recognised by the scheduler's environment, or by
+//! the name of the link through which the program was started.
+
+use std::{
+    ffi::{OsStr, OsString},
+    path::Path,
+};
+
+pub mod garm;
+
+/// The arguments as a user would have given them, if this process was started as an adapter. `args` begins with the
+/// program's name.
+pub fn arguments_of_adapter(args: &[OsString], has_variable: impl Fn(&str) -> bool) -> Option<Vec<OsString>> {
+    let (program, rest) = args.split_first()?;
+    let by_name = Path::new(program).file_name() == Some(OsStr::new(garm::LINK_NAME));
+    // A user who types a command in a shell with such a variable means the command.
+    let by_environment = rest.is_empty() && has_variable(garm::COMMAND_VARIABLE);
+    if !by_name && !by_environment {
+        return None;
+    }
+    let mut all = vec![program.clone(), garm::COMMAND_NAME.into()];
+    all.extend(rest.iter().cloned());
+    Some(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recognised(args: &[&str], variable: &str) -> Option<Vec<String>> {
+        let args: Vec<OsString> = args.iter().map(OsString::from).collect();
+        let found = arguments_of_adapter(&args, |name| name == variable)?;
+        Some(found.into_iter().map(|arg| arg.into_string().unwrap()).collect())
+    }
+
+    #[test]
+    fn an_adapter_is_recognised_by_its_environment_or_its_name() {
+        let by_hand = |args: &[&str]| recognised(args, "");
+        assert_eq!(recognised(&["/usr/bin/mayfly"], "GARM_COMMAND").unwrap(), ["/usr/bin/mayfly", "garm-provider"]);
+        assert_eq!(by_hand(&["/opt/garm-provider-mayfly"]).unwrap()[1], "garm-provider");
+        assert_eq!(
+            by_hand(&["garm-provider-mayfly", "--config", "a.toml"]).unwrap(),
+            ["garm-provider-mayfly", "garm-provider", "--config", "a.toml"]
+        );
+        assert_eq!(by_hand(&["mayfly"]), None);
+        assert_eq!(recognised(&["mayfly", "vm", "list"], "GARM_COMMAND"), None);
+        assert_eq!(recognised(&["mayfly"], "GARM_POOL_ID"), None);
+    }
+}
