@@ -27,7 +27,7 @@ IMAGE = os.environ.get("MAYFLY_TEST_IMAGE", str(pathlib.Path.home() / ".cache/ma
 # What each reader reads, in this order.
 READERS = [
     ["README.md", "docs/networks.md"],
-    ["docs/quick-start.md", "docs/api.md", "docs/script-runner.md", "docs/golden-images.md"],
+    ["docs/quick-start.md", "docs/api.md", "docs/script-runner.md", "docs/make-golden-image.md"],
 ]
 
 

@@ -125,7 +125,7 @@ fn guest(subject: &LintSubject, options: &LintOptions, raw: &Path, stop: &StopFl
     let tree = match GuestTree::open(raw, stop) {
         Ok(tree) => tree,
         Err(why) => {
-            let next = "boot a vm of it and look by hand, as docs/golden-images.md describes";
+            let next = "boot a vm of it and look by hand, as docs/make-golden-image.md describes";
             findings.not_checked("guest.files", format!("the guest's files cannot be read here: the disk {why}"), next);
             return;
         }
