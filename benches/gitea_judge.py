@@ -26,8 +26,8 @@ def judge(run, campaign, wall, left):
             about = f"job {job.id}, attempt {attempt} ({job.fate}): {conclusion}, runner {job.runners.get(attempt)}"
             if begins[key] > 1:
                 findings["twice"].append(about)
-            if job.done_to.get(attempt) == "powered_off" and key not in ends:
-                # What the runner makes of the signal at the end of its guest is its own: failure, cancelled, even success.
+            if job.done_to.get(attempt) == "powered_off" and key not in ends and conclusion != "success":
+                # What the runner makes of the signal at the end of its guest is its own, but it must not be a success.
                 after_power_off[conclusion] += 1
                 continue
             if conclusion == "success":

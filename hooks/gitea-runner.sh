@@ -107,7 +107,8 @@ hook() {
 }
 
 # No cache server: it would be one for this job alone. No time limit of the runner's own:
-# Gitea has one, and so has this vm. The runner warns of keys that it does not know.
+# Gitea has one, and so has this vm. A runner that gets a signal, as at a shutdown of the
+# guest, waits for its job: if it cancelled the job, it would report a success (3.1).
 settings() {
     echo 'log:'
     echo '  level: info'
@@ -115,6 +116,7 @@ settings() {
     echo "  file: $(yaml "$work/.runner")"
     echo '  capacity: 1'
     echo '  timeout: 720h'
+    echo '  shutdown_timeout: 720h'
     if [ -n "$hooks" ]; then
         echo '  hooks:'
         echo "    job_started: $(yaml "$work/job-started")"

@@ -999,7 +999,7 @@ def gitea_runner():
                 check(w.api.names() == GITEA_ORDER, "%s: %s" % (case, w.api.names()))
                 log = w.api.log().decode()
                 for line in ("registration " + GITEA_REGISTRATION.replace("token", "TOKEN"), "mode 600",
-                             "umask 22 labels None hi", "  capacity: 1", "  enabled: false"):
+                             "umask 22 labels None hi", "  capacity: 1", "  shutdown_timeout: 720h", "  enabled: false"):
                     check(line in log.split("\n"), "%s: no %r in %s" % (case, line, log))
                 check(("job_completed: " in log) == (case == "own hooks"), "%s: hooks in %s" % (case, log))
                 check(not w.api.leaks, "token in argv: %s" % w.api.leaks)
