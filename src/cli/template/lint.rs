@@ -104,7 +104,7 @@ async fn registered(name: &Path, global: &Global) -> Result<LintSubject, Command
     if shown.contains('/') {
         return Err(CommandFailure::Usage(format!("{shown} does not exist")));
     }
-    let client = ApiClient::new(global)?;
+    let client = ApiClient::new(&global.service_options())?;
     let value = client.get(&["templates", shown.as_ref()], &[]).await?;
     let template: TemplateResponse = client.view(&value)?;
     let data_dir = config::data_dir_or_default(global.data_dir.clone())
