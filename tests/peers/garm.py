@@ -211,7 +211,7 @@ description = "vms of Mayfly"
 
     def start(self):
         log = open(self.directory / "garm.log", "ab")
-        self.process = subprocess.Popen([self.program, "-config", str(self.directory / "config.toml")], env={},
+        self.process = subprocess.Popen([self.program, "--config", str(self.directory / "config.toml")], env={},
                                         stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
         def answers():

@@ -108,7 +108,10 @@ impl Attempt<'_> {
                     if self.clear_the_way().await? {
                         break Ok(());
                     }
-                    break Err(client::Error::Problem(problem, None).into());
+                    break Err(match problem.code.as_str() {
+                        "idempotency.mismatch" => self.failed("its vm has ended already"),
+                        _ => client::Error::Problem(problem, None).into(),
+                    });
                 }
                 Err(error) => {
                     if let Err(error) = self.service.pause(&mut retry, error).await {

@@ -50,7 +50,8 @@ async fn the_way_to_the_service_is_named_when_it_does_not_work() {
     let reader = garm.write("read-token", &garm.api.read);
     let token_file = garm.path("token");
     let config = |name: &str, url: &str, token: &std::path::Path| {
-        garm.write(name, &format!("url = '{url}'\ntoken_file = '{}'\ntimeout_seconds = 1\n", token.display()))
+        let seconds = if url == closed { 1 } else { 20 };
+        garm.write(name, &format!("url = '{url}'\ntoken_file = '{}'\ntimeout_seconds = {seconds}\n", token.display()))
     };
     let url = garm.api.url.clone();
     for (config, named) in [
