@@ -11,6 +11,10 @@ if command -v cloud-init >/dev/null; then
 fi
 # systemd makes a new machine id if the file is empty. With the word `uninitialized` it would also reset which units start.
 : >/etc/machine-id
+# This service writes its file when it ends.
+if command -v systemctl >/dev/null; then
+    systemctl stop systemd-random-seed.service 2>/dev/null || :
+fi
 rm -f /var/lib/dbus/machine-id /var/lib/systemd/random-seed
 rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub
 rm -f /root/.ssh/authorized_keys /root/.ssh/known_hosts
