@@ -43,7 +43,7 @@ mod tests {
         for key in ["cpus", "memory_mib", "network", "labels", "budgets"] {
             assert!(specs["properties"][key].is_object(), "{key}: {specs:#}");
         }
-        assert!(specs["properties"]["budgets"]["properties"]["boot_seconds"].is_object(), "{specs:#}");
+        assert!(specs["properties"]["budgets"]["allOf"][0]["properties"]["boot_seconds"].is_object(), "{specs:#}");
         assert_eq!(specs.get("additionalProperties"), None);
         let settings = parsed(&of_settings());
         assert_eq!(settings["additionalProperties"], false);
