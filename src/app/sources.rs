@@ -34,19 +34,17 @@ pub(super) fn sources(config: &Config) -> Result<(Sources, WebhookSecrets), Star
     let sources: Sources = sources.into_iter().map(|(name, source, _)| (name, source)).collect();
     for pool in &config.pools {
         if sources.server(&pool.job_source).is_none() {
-            let remedy = match pool.job_source.is_github() {
-                true => "set `github.app_id` and its key, or a token".to_owned(),
-                false => format!("set an App and its key, or a token, in `[sources.{}]`", pool.job_source),
-            };
-            return Err(StartError::Source(format!(
-                "the pool {} registers runners, and no credentials for {} are configured: {remedy}",
-                pool.name,
-                if pool.job_source.is_github() {
-                    "GitHub".to_owned()
-                } else {
-                    format!("the source {}", pool.job_source)
-                },
-            )));
+            let (pool, source) = (&pool.name, &pool.job_source);
+            return Err(StartError::Source(match source.is_github() {
+                true => format!(
+                    "the pool {pool} registers runners, and no GitHub credentials are configured: set `github.app_id` and its \
+                     key, or a token"
+                ),
+                false => format!(
+                    "the pool {pool} registers runners, and no credentials for the source {source} are configured: set an App \
+                     and its key, or a token, in `[sources.{source}]`"
+                ),
+            }));
         }
     }
     Ok((sources, secrets))
