@@ -95,9 +95,11 @@ async fn examine_gitea(options: GiteaOptions, section: &SourceSection, scope: Op
             return Report { findings };
         }
     };
-    findings.push(match lists_jobs(&version) {
-        true => REACHABLE.ok(format!("{}, version {version}", client.server().name())),
-        false => REACHABLE.fail(format!("version {version} cannot list jobs"), "update Gitea to 1.25 or newer"),
+    findings.push(match version.lists_jobs() {
+        true => REACHABLE.ok(format!("{}, version {}", client.server().name(), version.as_str())),
+        false => {
+            REACHABLE.fail(format!("version {} cannot list jobs", version.as_str()), "update Gitea to 1.25 or newer")
+        }
     });
     match scope {
         None => findings.push(JOBS.could_not_look("name with --scope where runners will be registered")),
@@ -125,10 +127,4 @@ async fn examine_gitea(options: GiteaOptions, section: &SourceSection, scope: Op
         _ => WEBHOOK.ok("configured"),
     });
     Report { findings }
-}
-
-/// Gitea 1.24 has the webhook and runners for one job, and no list of jobs.
-fn lists_jobs(version: &str) -> bool {
-    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (1, 25)
 }

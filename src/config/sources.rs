@@ -54,7 +54,7 @@ fn check_gitea(path: &str, section: &SourceSection, given: &mut GivenSettings) {
     }
     check_common(
         path,
-        Common {
+        CommonSettings {
             poll_seconds: section.poll_seconds,
             secrets: section.webhook_secrets().err(),
             directory: section.runner_directory.as_deref(),
@@ -88,7 +88,7 @@ pub(super) fn check_github(path: &str, section: &GitHubSection, given: &mut Give
     }
     check_common(
         path,
-        Common {
+        CommonSettings {
             poll_seconds: section.poll_seconds,
             secrets: section.webhook_secrets(|_| None).err(),
             directory: section.runner_directory.as_deref(),
@@ -99,7 +99,7 @@ pub(super) fn check_github(path: &str, section: &GitHubSection, given: &mut Give
 }
 
 /// What sources of all kinds have.
-struct Common<'a> {
+struct CommonSettings<'a> {
     poll_seconds: u32,
     /// What is wrong with the secrets of the webhook.
     secrets: Option<String>,
@@ -107,7 +107,7 @@ struct Common<'a> {
     minimum_version: Option<&'a str>,
 }
 
-fn check_common(path: &str, common: Common<'_>, given: &mut GivenSettings) {
+fn check_common(path: &str, common: CommonSettings<'_>, given: &mut GivenSettings) {
     let key = |name: &str| format!("{path}.{name}");
     if !matches!(common.poll_seconds, 0 | 15..=86_400) {
         let what = format!("expected 0 (never) or 15 to 86400, found {}", common.poll_seconds);

@@ -66,7 +66,7 @@ pub struct Job {
     #[serde(default)]
     pub tries: u32,
     /// How many of the last ones in a row ended without any job.
-    #[serde(default, skip_serializing_if = "is_none")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub failed_vms: u32,
     /// The last vm that was looked at for this count, so that each is counted once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -154,12 +154,8 @@ impl Job {
     }
 }
 
-fn is_zero(n: &u8) -> bool {
-    *n == 0
-}
-
-fn is_none(n: &u32) -> bool {
-    *n == 0
+fn is_zero<N: Default + PartialEq>(n: &N) -> bool {
+    *n == N::default()
 }
 
 /// The result of one delivery.

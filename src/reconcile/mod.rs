@@ -7,7 +7,7 @@
 //!        ──change──▶ jobs       turns webhooks and polls into jobs, and creates vms for jobs
 //!        ──change──▶ pulls      one task per live pull; watches tags; tests new versions
 //! timer  ─────────▶ sweep (compares instances with rows) · retention · host (drivers) · presence (heartbeat)
-//! GitHub ─────────▶ github     polls runners · removes orphaned runners · observes whether GitHub can be reached
+//! CI servers ────▶ runners    polls runners · removes orphaned runners · observes whether servers can be reached
 //! ```
 //!
 //! Every step is idempotent and depends only on the row, so there is no recovery code: a restart starts the same

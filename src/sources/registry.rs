@@ -56,18 +56,14 @@ impl Source {
         }
     }
 
-    /// Reads a webhook of the event `workflow_job`.
-    pub async fn read_delivery(&self, name: &SourceName, body: &[u8]) -> ParsedDelivery {
+    /// Reads a webhook of the event `workflow_job`. Asks no server, so that the deliveries of one source never wait for the
+    /// server of another. If the version of a Gitea is not known yet, the poll corrects the number of the attempt.
+    pub fn read_delivery(&self, name: &SourceName, body: &[u8]) -> ParsedDelivery {
         match self.kind {
             SourceKind::GitHub => github::read_delivery(name, body),
             SourceKind::Gitea => {
                 let rule = match self.server.as_ref().map(CiServer::client) {
-                    // Deliveries of other sources do not wait for this server. If the rule is another one, the poll finds
-                    // an attempt of the job that is not known, and corrects it.
-                    Some(CiClient::Gitea(client)) => client.attempt_rule().await.unwrap_or_else(|error| {
-                        tracing::warn!(source = %name, error = %error, "cannot ask for the server's version");
-                        AttemptRule::CountsTaken
-                    }),
+                    Some(CiClient::Gitea(client)) => client.attempt_rule(),
                     Some(CiClient::GitHub(_)) | None => AttemptRule::CountsTaken,
                 };
                 gitea::read_delivery(name, rule, body)

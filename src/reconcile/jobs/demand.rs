@@ -1,4 +1,4 @@
-//! Creates and ends vms for the jobs of pools. Compares counts, not pairs: GitHub gives a job to any matching runner,
+//! Creates and ends vms for the jobs of pools. Compares counts, not pairs: a CI server gives a job to any matching runner,
 //! so a pool needs as many vms without a job as there are jobs without a vm, no matter which vm was created for which
 //! job.
 
@@ -285,7 +285,7 @@ fn plan(pool: &Pool, jobs: &[Job], vms: &[Vm], now: Timestamp, report_late: Dura
 
 /// Whether the vm is there for one of the waiting jobs. If its runner is busy and no report says with which job, it has
 /// a job that is not reported here, for example of a repository that sends no webhooks. Before another vm is made for a
-/// waiting job, GitHub is asked whether that job still waits.
+/// waiting job, the CI server is asked whether that job still waits.
 fn is_free(vm: &Vm, now: Timestamp, report_late: Duration) -> bool {
     let has_another_job = vm.runner_status == RunnerStatus::Busy
         // An error: the clock was set back meanwhile.

@@ -1,4 +1,4 @@
-//! Follows jobs of GitHub: applies updates from the job sources, binds jobs to the vm whose runner has them, and
+//! Follows jobs of CI systems: applies updates from the job sources, binds jobs to the vm whose runner has them, and
 //! creates vms for them.
 //!
 //! ```text

@@ -222,7 +222,7 @@ impl JobSource for Poll {
         Box::pin(async move {
             // The first poll runs at once, for changes that happened while the service was down.
             if !std::mem::take(&mut self.first) {
-                // Jitter, so that hosts that share a GitHub do not poll at the same moment.
+                // Jitter, so that hosts that share a server do not poll at the same moment.
                 tokio::time::sleep(jittered(self.every * self.slowness, 0.9..1.1)).await;
             }
             self.look().await

@@ -50,7 +50,7 @@ impl JobSource for Deliveries {
                 let mut received = Vec::new();
                 for delivery in pending {
                     let parsed = match self.sources.get(&delivery.source) {
-                        Some(source) => source.read_delivery(&delivery.source, &delivery.body).await,
+                        Some(source) => source.read_delivery(&delivery.source, &delivery.body),
                         None => ParsedDelivery::Ignored("its source is not configured any more".to_owned()),
                     };
                     match parsed {

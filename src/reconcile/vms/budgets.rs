@@ -1,8 +1,8 @@
 //! Decides which event follows when a budget of a vm is spent. All such decisions are made here.
 //!
-//! No spent budget destroys a guest while GitHub may be giving its runner a job: GitHub is asked to remove the runner
+//! No spent budget destroys a guest while the CI server may be giving its runner a job: the server is asked to remove the runner
 //! first, and refuses if the runner has a job. The exceptions are the lifetime, and a drain budget that is not extended
-//! any more. A DELETE with `force` does not ask GitHub either.
+//! any more. A DELETE with `force` does not ask the server either.
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -16,8 +16,8 @@ use crate::{
 const NEAR: SignedDuration = SignedDuration::from_secs(30);
 const DRAIN_EXTENSION: SignedDuration = SignedDuration::from_secs(60);
 
-/// Extends a nearly spent drain budget: GitHub removes a runner for one job together with the job's result, so while
-/// the runner is registered, its job is not done. `busy`: GitHub reports that the runner has a job.
+/// Extends a nearly spent drain budget: the CI server removes a runner for one job together with the job's result, so while
+/// the runner is registered, its job is not done. `busy`: the server reports that the runner has a job.
 pub(in crate::reconcile) fn drain_extension(vm: &Vm, busy: bool, now: Timestamp) -> Option<Event> {
     let at_work = busy || vm.runner_status == RunnerStatus::Busy;
     match vm.deadline() {
@@ -39,7 +39,7 @@ impl SpentBudgets {
         Self { removal, clock, pace }
     }
 
-    /// The event that follows from this spent budget. If GitHub has to be asked but cannot be reached, it is asked
+    /// The event that follows from this spent budget. If the CI server has to be asked but cannot be reached, it is asked
     /// until it answers.
     pub async fn spent(&self, vm: &Vm, budget: Budget) -> Event {
         let mut pause = self.pace.first_retry;
@@ -65,7 +65,7 @@ impl SpentBudgets {
                     };
                 }
                 (Budget::Drain, Removal::Busy) if longer => return self.extension(),
-                // While GitHub cannot be reached, the runner cannot upload its result, and an idle runner may have
+                // While the server cannot be reached, the runner cannot upload its result, and an idle runner may have
                 // been given a job.
                 (Budget::Drain, Removal::Unknown)
                     if longer
@@ -98,7 +98,7 @@ impl SpentBudgets {
         }
     }
 
-    /// The event for a vm whose wrapper is silent. `None` while GitHub reports that its runner has a job, or does not
+    /// The event for a vm whose wrapper is silent. `None` while the CI server reports that its runner has a job, or does not
     /// answer: only the way to this host may be broken.
     pub async fn silent(&self, vm: &Vm) -> Option<Event> {
         match self.removal.remove(vm).await {

@@ -43,7 +43,7 @@ enum Next {
     Failed(Failure),
     /// A budget was spent, which led to this event.
     Spent(Event),
-    /// GitHub reported that the runner has finished, and its settle time is over.
+    /// The CI server reported that the runner has finished, and its settle time is over.
     Settled(EndProof),
     /// The vm has left the state that the step belongs to.
     Moved,

@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret as _, SecretString, zeroize::Zeroizing};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{refusal, server::GiteaServer};
+use super::{model::GiteaVersion, refusal, server::GiteaServer};
 use crate::{
     domain::SourceKind,
     platform::{
@@ -75,7 +75,7 @@ pub struct GiteaClient {
     pub(super) options: GiteaOptions,
     token: RwLock<SecretString>,
     /// The version of the server, as far as it was asked for.
-    pub(super) version: RwLock<Option<String>>,
+    pub(super) version: RwLock<Option<GiteaVersion>>,
 }
 
 /// A request.

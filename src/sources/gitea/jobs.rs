@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::{
     client::GiteaClient,
-    model::{AttemptRule, GiteaApiJob},
+    model::{AttemptRule, GiteaApiJob, GiteaVersion},
     updates::GiteaJob,
 };
 use crate::{
@@ -23,7 +23,7 @@ pub(super) struct GiteaJobPage {
 impl GiteaClient {
     /// The queued jobs of all that runners of this scope serve.
     pub async fn queued_jobs(&self, scope: &Scope) -> Result<Vec<GiteaJob>, SourceError> {
-        let rule = self.attempt_rule().await?;
+        let rule = self.version().await?.attempt_rule();
         let jobs = self.jobs_with_status(scope, "queued").await?;
         let read = |job: GiteaApiJob| {
             let id = job.id;
@@ -37,7 +37,7 @@ impl GiteaClient {
 
     /// `None`: the job does not exist, or the repository is not visible.
     pub async fn job(&self, repository: &Scope, id: u64) -> Result<Option<GiteaJob>, SourceError> {
-        let rule = self.attempt_rule().await?;
+        let rule = self.version().await?.attempt_rule();
         let path = repository.path(&["actions", "jobs", &id.to_string()]);
         let call = self.request(Method::GET, &path, &[], format!("the job {id} of {repository}"));
         let answer = self.send(&call).await?;
@@ -58,13 +58,13 @@ impl GiteaClient {
         Ok(jobs.into_iter().filter_map(|job| job.runner_id).collect())
     }
 
-    /// How this server numbers attempts.
-    pub async fn attempt_rule(&self) -> Result<AttemptRule, SourceError> {
-        Ok(rule_of(&self.version().await?))
+    /// How this server numbers attempts, as far as it was asked for its version: every query for jobs asks first.
+    pub fn attempt_rule(&self) -> AttemptRule {
+        self.version.read().as_ref().map_or(AttemptRule::CountsTaken, GiteaVersion::attempt_rule)
     }
 
     /// The version of the server, which is asked for once.
-    pub async fn version(&self) -> Result<String, SourceError> {
+    pub async fn version(&self) -> Result<GiteaVersion, SourceError> {
         #[derive(Deserialize)]
         struct Version {
             version: String,
@@ -74,6 +74,7 @@ impl GiteaClient {
         }
         let call = self.request(Method::GET, &["version".to_owned()], &[], "the version of the server".to_owned());
         let Version { version } = self.get(&call).await?;
+        let version = GiteaVersion::new(version);
         *self.version.write() = Some(version.clone());
         Ok(version)
     }
@@ -83,26 +84,5 @@ impl GiteaClient {
         let what = format!("the {status} jobs of {scope}");
         let entries = |page: GiteaJobPage| (page.jobs.unwrap_or_default(), page.total_count);
         self.list(&path, &[("status", status.to_owned())], &what, entries, |job| job.id).await
-    }
-}
-
-fn rule_of(version: &str) -> AttemptRule {
-    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().unwrap_or(0));
-    let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if (major, minor) >= (1, 27) { AttemptRule::OwnRow } else { AttemptRule::CountsTaken }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_version_says_how_attempts_are_numbered() {
-        for version in ["1.25.0", "1.26.3", "1.26.0+rc1", "1.9.0", ""] {
-            assert_eq!(rule_of(version), AttemptRule::CountsTaken, "{version}");
-        }
-        for version in ["1.27.0", "1.27.0+dev-12-gabc", "1.30.1", "2.0.0"] {
-            assert_eq!(rule_of(version), AttemptRule::OwnRow, "{version}");
-        }
     }
 }

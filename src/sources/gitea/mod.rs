@@ -20,6 +20,6 @@ mod server;
 mod updates;
 
 pub use client::{GiteaClient, GiteaOptions};
-pub use model::AttemptRule;
+pub use model::{AttemptRule, GiteaVersion};
 pub use server::GiteaServer;
 pub use updates::read_delivery;

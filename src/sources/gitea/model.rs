@@ -4,6 +4,34 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
+/// What a server's version says about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GiteaVersion(String);
+
+impl GiteaVersion {
+    pub(super) fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Gitea 1.24 has the webhook and runners for one job, and no list of jobs.
+    pub fn lists_jobs(&self) -> bool {
+        self.numbers() >= (1, 25)
+    }
+
+    pub(super) fn attempt_rule(&self) -> AttemptRule {
+        if self.numbers() >= (1, 27) { AttemptRule::OwnRow } else { AttemptRule::CountsTaken }
+    }
+
+    fn numbers(&self) -> (u32, u32) {
+        let mut numbers = self.0.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+    }
+}
+
 /// How a server numbers the attempts of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttemptRule {
@@ -130,4 +158,21 @@ fn text_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D:
 /// A time that is not set is 1970-01-01T00:00:00Z.
 fn time_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
     Ok(Option::<Timestamp>::deserialize(from)?.filter(|at| at.as_second() > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_says_how_attempts_are_numbered_and_whether_jobs_are_listed() {
+        let of = |text: &str| GiteaVersion::new(text.to_owned());
+        for text in ["1.25.0", "1.26.3", "1.26.0+rc1", "1.9.0", ""] {
+            assert_eq!(of(text).attempt_rule(), AttemptRule::CountsTaken, "{text}");
+        }
+        for text in ["1.27.0", "1.27.0+dev-12-gabc", "1.30.1", "2.0.0"] {
+            assert_eq!(of(text).attempt_rule(), AttemptRule::OwnRow, "{text}");
+        }
+        assert!(of("1.25.0").lists_jobs() && !of("1.24.7").lists_jobs() && !of("").lists_jobs());
+    }
 }

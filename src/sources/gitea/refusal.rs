@@ -23,7 +23,7 @@ pub(super) fn said(body: &[u8]) -> String {
     if line.is_empty() { "nothing".to_owned() } else { line }
 }
 
-/// `server` and `what` are for the message. `None`: nothing of what was asked for is visible.
+/// `server` and `what` are for the message.
 pub(super) fn meaning(
     server: &str,
     what: &str,
