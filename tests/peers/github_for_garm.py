@@ -4,6 +4,7 @@ It answers like GitHub Enterprise Server (`/api/v3`), and plays no job: tests sa
 """
 
 import base64
+import contextlib
 import json
 import re
 import threading
@@ -29,6 +30,10 @@ class GitHub:
         self.runners = {}
         self.scale_sets = {}
         self.messages = {}
+        # Jobs that are assigned to a scale set and not over.
+        self.assigned = {}
+        self.finished = set()
+        self.over = threading.Condition()
         self.last_id = 0
         self.removed = []
         github = self
@@ -49,8 +54,10 @@ class GitHub:
                 self.send_response(status)
                 self.send_header("content-type", "application/json")
                 self.send_header("content-length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                # A GARM that was killed hears no answer.
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    self.end_headers()
+                    self.wfile.write(data)
 
             do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
 
@@ -86,14 +93,41 @@ class GitHub:
             queue.append({"messageId": self.last_id, "messageType": "RunnerScaleSetJobMessages",
                           "body": json.dumps([{"messageType": kind, **job} for job in jobs])})
 
+    def id_of(self, name):
+        with self.lock:
+            return next(runner["id"] for runner in self.runners.values() if runner["name"] == name)
+
+    def finish(self, name):
+        """The job of this runner is over. An ephemeral runner is removed."""
+        with self.over:
+            self.finished.add(name)
+            self.over.notify_all()
+
+    def online(self, name):
+        """A runner says that it is online, and is told when its job is over."""
+        with self.lock:
+            runner = next((runner for runner in self.runners.values() if runner["name"] == name), None)
+            if runner is None:
+                return 404, {"message": "no such runner"}
+            runner["status"] = "online"
+        with self.over:
+            if not self.over.wait_for(lambda: name in self.finished, timeout=25):
+                return 200, "work"
+        with self.lock:
+            self.runners.pop(runner["id"], None)
+        return 200, "done"
+
     def statistics(self, scale_set):
         count = sum(1 for runner in self.runners.values() if runner["scale_set"] == scale_set)
-        return {"totalAvailableJobs": 0, "totalAcquiredJobs": 0, "totalAssignedJobs": 0, "totalRunningJobs": 0,
+        assigned = self.assigned.get(scale_set, 0)
+        return {"totalAvailableJobs": 0, "totalAcquiredJobs": 0, "totalAssignedJobs": assigned, "totalRunningJobs": 0,
                 "totalRegisteredRunners": count, "totalBusyRunners": 0, "totalIdleRunners": count}
 
     def handle(self, method, path, query, body):
         if method == "GET" and path.startswith("/queue/"):
             return self.next_message(int(path.split("/")[2]), query)
+        if path.startswith("/_played/online/"):
+            return self.online(path.split("/")[3])
         with self.lock:
             if path.startswith("/api/v3"):
                 return self.rest(method, path.removeprefix("/api/v3"), body)
