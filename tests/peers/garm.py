@@ -43,8 +43,10 @@ class Scene:
         self.options = options
         self.garm = None
         if guests:
-            runner = RUNNER.replace("PORT", self.github.url.rpartition(":")[2])
-            self.mayfly = MayflyWithGuests(options.mayfly, directory, options.slots, runner)
+            script = directory / "run.sh"
+            script.write_text(RUNNER.replace("PORT", self.github.url.rpartition(":")[2]))
+            self.mayfly = MayflyWithGuests(options.mayfly, directory, options.slots,
+                                           {"/opt/actions-runner/run.sh": script}, "/opt/actions-runner")
         else:
             self.mayfly = MayflyOnMac(options.mayfly, options.tart, directory, options.slots)
         try:
@@ -123,7 +125,7 @@ def close(scene):
         for name, instance in garm.instances().items():
             if instance["status"] in ("running", "error"):
                 try:
-                    garm.remove(name)
+                    garm.remove(name, force=False)
                 except AssertionError:
                     pass
         if time.monotonic() > deadline:
@@ -215,7 +217,7 @@ def real_guest(scene):
     assert (ended["outcome"]["result"], ended["end_signal"]) == ("completed", "runner_finished"), ended
     garm.deliver("completed", 21, runner)
     wait("the runner is removed", 120, lambda: runner not in garm.instances())
-    log = scene.mayfly.log(vm)
+    log = scene.mayfly.log(vm, "boot") + scene.mayfly.log(vm, "job")
     assert "instance_token" not in log and "registration-token" not in log, log
     say("the vm ended:", ended["outcome"]["result"], ended["end_signal"])
     close_pool(scene, number)
@@ -290,7 +292,8 @@ def random_kills(scene):
             running = garm.running()
             created.update(running)
             if what == "delete" and running:
-                garm.remove(dice.choice(running))
+                # Not by force: GARM would forget a vm whose provider was killed before it asked for the deletion.
+                garm.remove(dice.choice(running), force=False)
                 deleted += 1
             elif what == "provider":
                 for pid in garm.providers()[:1]:

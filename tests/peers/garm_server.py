@@ -145,7 +145,7 @@ description = "vms of Mayfly"
     def running(self):
         return sorted(name for name, instance in self.instances().items() if instance["status"] == "running")
 
-    def remove(self, name, force=True):
+    def remove(self, name, force):
         self.call("DELETE", f"/instances/{name}?forceRemove={'true' if force else 'false'}")
 
     def providers(self):

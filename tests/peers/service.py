@@ -72,9 +72,10 @@ class Mayfly:
         """The vms that are neither deleted nor ending."""
         return [vm for vm in self.api("GET", "/vms?limit=200")["items"] if vm["outcome"] is None]
 
-    def log(self, vm):
-        """What the guest said."""
-        call = urllib.request.Request(f"{self.url}/vms/{vm}/logs", headers={"authorization": f"Bearer {self.admin}"})
+    def log(self, vm, source):
+        """What the guest said: `boot` or `job`."""
+        call = urllib.request.Request(f"{self.url}/vms/{vm}/logs?source={source}",
+                                      headers={"authorization": f"Bearer {self.admin}"})
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(call, timeout=30) as answer:
             return answer.read().decode(errors="replace")
 
@@ -137,20 +138,22 @@ class MayflyOnMac(Mayfly):
 
 
 class MayflyWithGuests(Mayfly):
-    """The service with QEMU and real guests, in which `runner`, a shell script, is GitHub's runner."""
+    """The service with QEMU and real guests. `programs` are added to the guest: a path in an existing directory or in
+    `directory_of_runner`, which is made and belongs to the runner, and the local file."""
 
-    def __init__(self, program, directory, slots, runner):
-        self.runner = runner
+    def __init__(self, program, directory, slots, programs, directory_of_runner=None):
+        self.programs, self.directory_of_runner = programs, directory_of_runner
         super().__init__(program, directory, slots)
 
     def prepare(self):
-        raw, script = self.directory / "disk.raw", self.directory / "run.sh"
-        script.write_text(self.runner)
+        raw = self.directory / "disk.raw"
         subprocess.run(["qemu-img", "convert", "-q", "-O", "raw", IMAGE / "disk.qcow2", raw], check=True)
-        home = "/opt/actions-runner"
-        commands = [f"mkdir {home}", f"write {script} {home}/run.sh", f"sif {home}/run.sh mode 0100755"]
-        # The runner writes to its directory, as the user runner.
-        commands += [f"sif {home} mode 040755", f"sif {home} uid 1000", f"sif {home} gid 1000"]
+        commands = []
+        if self.directory_of_runner:
+            path = self.directory_of_runner
+            commands += [f"mkdir {path}", f"sif {path} mode 040755", f"sif {path} uid 1000", f"sif {path} gid 1000"]
+        for path, source in self.programs.items():
+            commands += [f"write {source} {path}", f"sif {path} mode 0100755", f"sif {path} uid 0", f"sif {path} gid 0"]
         ran = subprocess.run(["debugfs", "-w", "-f", "-", raw], input="\n".join(commands), text=True,
                              env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"},
                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=True)
