@@ -31,8 +31,8 @@ pub mod qemu;
 pub mod record;
 pub mod registry;
 mod section;
-pub mod ssh_endpoint;
 pub mod tart;
+pub mod ways;
 
 pub use section::{FakeSection, SlotsSection};
 

@@ -7,6 +7,7 @@
 //!     seed   … on a NoCloud volume, read while the guest boots
 //!     ssh    … over SSH, once the guest answers
 //!     agent  … through the agent in the guest, without a network
+//! session    a command or a shell in the guest, over SSH or through the agent
 //! readiness  detects that an SSH server answers
 //! output     bounds and cleans output of guests
 //! ```
@@ -21,6 +22,8 @@ mod output;
 pub mod readiness;
 pub mod runner_kit;
 pub mod seed;
+pub mod session;
+mod session_output;
 pub mod ssh;
 
 pub use host_environment::HostEnvironment;

@@ -121,7 +121,8 @@ impl From<SessionExit> for SessionOutputMessage {
 /// Run a command or a shell in a vm's guest
 ///
 /// A WebSocket (RFC 6455). The service logs in to the guest with the SSH login of the vm's template, as its user; the caller
-/// gets no key. The caller's first message is a `SessionInputMessage` of the type `start`; from then on its binary messages
+/// gets no key. If the template has no login and its guests are provisioned through the agent in them, what runs is run by
+/// the agent, as the agent's user and without a terminal. The caller's first message is a `SessionInputMessage` of the type `start`; from then on its binary messages
 /// are standard input. The service sends output as binary messages, whose first byte is 1 for standard output and 2 for
 /// standard error, and at last a `SessionOutputMessage`.
 ///
@@ -242,7 +243,7 @@ async fn pass_output(
                     Ok(SessionOutput::Stderr(bytes)) => (STDERR, bytes),
                     Ok(SessionOutput::Exited(exit)) => return Some(exit.into()),
                     Err(error) => {
-                        let error = Error::new(error.code(), error.to_string());
+                        let error = Error::new(error.code, error.detail);
                         return Some(SessionOutputMessage::failed(&error));
                     }
                 };

@@ -1,25 +1,26 @@
 //! Sessions in guests: a caller of the API runs a command in the guest of a vm, or a shell.
 //!
-//! The service itself logs in, with the login of the vm's template, and passes input and output on. The caller gets neither
+//! The service itself logs in, with the SSH login of the vm's template, or through the agent in the guest if the template has no
+//! login and its guests are provisioned through their agent. It passes input and output on. The caller gets neither
 //! key nor password nor address. Each session is recorded in the vm's events before anything runs in it: which token, and
 //! not what ran, because commands contain secrets. A session ends with its vm, with its caller and with the service.
 
-use std::{collections::HashMap, hash::Hash, sync::Arc, time::Duration};
+use std::{collections::HashMap, hash::Hash, path::PathBuf, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-pub use crate::guest::ssh::session::{SessionExit, SessionOutput, SessionReader, SessionWriter, Terminal};
+pub use crate::guest::session::{SessionError, SessionExit, SessionOutput, SessionReader, SessionWriter, Terminal};
 use crate::{
     domain::{
-        Code, Error, Event, Result, State, TokenId, Vm, VmId,
+        Code, Error, Event, Handover, Result, State, TokenId, Vm, VmId,
         token::{CallerToken, TokenScope},
     },
-    drivers::{
-        registry::Registry,
-        ssh_endpoint::{SshEndpoint, ssh_endpoint},
+    drivers::{registry::Registry, ways::guest_ways},
+    guest::{
+        session::GuestLogin,
+        ssh::{SshLogin, SshTarget},
     },
-    guest::ssh::{SshError, SshLogin, SshTarget, session::GuestLogin},
     parts::Parts,
     platform::{Clock, clock},
     store::{Expect, Ledger, Reader},
@@ -140,10 +141,10 @@ impl Sessions {
             return Err(crowded(format!("the vm has had {SESSIONS_OF_A_LIFE} sessions")));
         }
         let target = self.target(&vm).await?;
-        let login = GuestLogin::open(&target, clock::monotonic() + LOGIN).await.map_err(not_reached)?;
+        let login = target.log_in().await.map_err(not_reached)?;
         let expect = Expect::Attempt { state: vm.state, attempt: vm.attempt };
-        if vm.host_key.is_none() {
-            let event = Event::EndpointFound { ssh: target.endpoint.clone(), host_key: Some(login.host_key.clone()) };
+        if let (SessionTarget::Ssh(target), Some(host_key), None) = (&target, login.host_key(), &vm.host_key) {
+            let event = Event::EndpointFound { ssh: target.endpoint.clone(), host_key: Some(host_key.to_owned()) };
             self.ledger.apply(id, expect, event, self.clock.now()).await?;
         }
         let name = self.reader.token(token.id).await?.map(|token| token.name).unwrap_or_default();
@@ -164,32 +165,59 @@ impl Sessions {
     }
 
     /// Where to log in, and how.
-    async fn target(&self, vm: &Vm) -> Result<SshTarget> {
+    async fn target(&self, vm: &Vm) -> Result<SessionTarget> {
         let spec = vm.spec.resolved().ok_or_else(|| Error::internal("a vm with a guest and without a template"))?;
         let template = self.catalog.get(&spec.template_digest).await?;
         let unusable = |detail: String| Error::new(Code::GuestAccessUnsupported, detail);
-        let login = SshLogin::of(&template)
-            .await
-            .map_err(|error| unusable(format!("the password of the template {} cannot be read: {error}", template.name)))?
-            .ok_or_else(|| {
-                unusable(format!(
-                    "the template {} has neither `ssh_key` nor `ssh_password`: register it again with one that its guests \
-                     accept for the user {}",
-                    template.name, template.user
-                ))
-            })?;
+        let login = SshLogin::of(&template).await.map_err(|error| {
+            unusable(format!("the password of the template {} cannot be read: {error}", template.name))
+        })?;
         let driver = self.drivers.get(&spec.driver).ok_or_else(|| {
             Error::new(Code::HostUnavailable, format!("the driver {} is not enabled in this service", spec.driver))
         })?;
         let not_yet = |detail: &str| Error::new(Code::VmNotReady, format!("{}: {detail}", vm.spec.name)).retry_after(2);
-        let endpoint = match ssh_endpoint(driver.as_ref(), &vm.instance()).await {
-            Ok(SshEndpoint::At(endpoint)) => endpoint,
-            Ok(SshEndpoint::Unknown(Some((code, why)))) => return Err(Error::new(code, why)),
-            Ok(SshEndpoint::Unknown(None)) => return Err(not_yet("the address of its guest is not known yet")),
-            Ok(SshEndpoint::NoGuest) => return Err(not_yet("its guest does not run")),
+        let ways = match guest_ways(driver.as_ref(), &vm.instance()).await {
+            Ok(Some(ways)) => ways,
+            Ok(None) => return Err(not_yet("its guest does not run")),
             Err(error) => return Err(Error::new(error.code, error.summary)),
         };
-        Ok(SshTarget { endpoint, user: template.user.clone(), login, pinned_host_key: vm.host_key.clone() })
+        match (login, spec.handover) {
+            (Some(login), _) => match ways.ssh {
+                Ok(Some(endpoint)) => Ok(SessionTarget::Ssh(SshTarget {
+                    endpoint,
+                    user: template.user.clone(),
+                    login,
+                    pinned_host_key: vm.host_key.clone(),
+                })),
+                Ok(None) => Err(not_yet("the address of its guest is not known yet")),
+                Err((code, why)) => Err(Error::new(code, why)),
+            },
+            (None, Handover::Agent) => {
+                ways.agent.map(SessionTarget::Agent).ok_or_else(|| not_yet("the agent of its guest is not known yet"))
+            }
+            (None, Handover::Seed | Handover::Ssh) => Err(unusable(format!(
+                "the template {} has neither `ssh_key` nor `ssh_password`: register it again with one that its guests \
+                 accept for the user {}",
+                template.name, template.user
+            ))),
+        }
+    }
+}
+
+/// The way into a guest.
+enum SessionTarget {
+    Ssh(SshTarget),
+    /// The socket of the agent in it.
+    Agent(PathBuf),
+}
+
+impl SessionTarget {
+    async fn log_in(&self) -> Result<GuestLogin, SessionError> {
+        let deadline = clock::monotonic() + LOGIN;
+        match self {
+            SessionTarget::Ssh(target) => GuestLogin::over_ssh(target, deadline).await,
+            SessionTarget::Agent(socket) => GuestLogin::through_agent(socket, deadline).await,
+        }
     }
 }
 
@@ -277,8 +305,8 @@ fn check_terminal(terminal: &Terminal) -> Result<()> {
     Ok(())
 }
 
-fn not_reached(error: SshError) -> Error {
-    Error::new(error.code(), error.to_string())
+fn not_reached(error: SessionError) -> Error {
+    Error::new(error.code, error.detail)
 }
 
 fn crowded(detail: String) -> Error {

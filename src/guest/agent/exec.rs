@@ -15,6 +15,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
+    Streaming,
     client::Grpc,
     codegen::http::uri::PathAndQuery,
     transport::{Channel, Endpoint},
@@ -31,7 +32,7 @@ use super::{
 use crate::platform::error_chain;
 
 /// Far below the message limit of a gRPC server (4 MiB by default).
-const PIECE: usize = 32 << 10;
+pub(super) const PIECE: usize = 32 << 10;
 /// How long the agent may take to close a stream after the end mark.
 const CLOSING: std::time::Duration = std::time::Duration::from_millis(500);
 
@@ -123,21 +124,14 @@ impl Agent {
         mark: &str,
         end_mark_seen: &Notify,
     ) -> Result<Ended, Error> {
-        let mut grpc = Grpc::new(self.channel.clone());
-        grpc.ready().await.map_err(|e| self.lost(&error_chain(&e)))?;
-        let codec = ProstCodec::<ExecRequest, ExecResponse>::default();
-        let path = PathAndQuery::from_static("/Agent/Exec");
-        let mut answers = grpc
-            .streaming(tonic::Request::new(requests), path, codec)
-            .await
-            .map_err(|status| self.refused(&status))?
-            .into_inner();
+        let call = self.call();
+        let mut answers = call.start(requests).await?;
 
         let mark = format!("\n{mark} ").into_bytes();
         let mut output = TailBuffer::default();
         let mut said = Vec::new();
         let exit = loop {
-            let answer = answers.message().await.map_err(|status| self.refused(&status))?;
+            let answer = answers.message().await.map_err(|status| call.refused(&status))?;
             match answer.map(|a| a.kind) {
                 Some(Some(Response::StandardOutput(piece))) if !said.is_empty() => said.extend_from_slice(&piece.data),
                 Some(Some(Response::StandardOutput(piece))) => {
@@ -152,15 +146,15 @@ impl Agent {
                 Some(Some(Response::StandardError(piece))) => output.push(&piece.data),
                 Some(Some(Response::Exit(_))) => {
                     let why = format!("the command ended without a word, {:?}", output.tail());
-                    return Err(self.lost(&why));
+                    return Err(call.lost(&why));
                 }
                 // A kind of message of a later agent.
                 Some(None) => {}
-                None => return Err(self.lost(&"the command's end was not seen")),
+                None => return Err(call.lost(&"the command's end was not seen")),
             }
             if let Some(end) = said.iter().position(|&b| b == b'\n') {
                 let code = std::str::from_utf8(&said[..end]).ok().and_then(|l| l.trim_start().parse().ok());
-                break code.ok_or_else(|| self.lost(&"the end mark of the command cannot be parsed"))?;
+                break code.ok_or_else(|| call.lost(&"the end mark of the command cannot be parsed"))?;
             }
         };
         end_mark_seen.notify_one();
@@ -169,7 +163,29 @@ impl Agent {
         Ok(Ended { exit, output })
     }
 
-    fn refused(&self, status: &tonic::Status) -> Error {
+    /// Each runs one command. The connection has to outlive it.
+    pub fn call(&self) -> AgentCall {
+        AgentCall { channel: self.channel.clone(), at: self.at.clone() }
+    }
+}
+
+/// A call of the agent's method `Exec`.
+pub(super) struct AgentCall {
+    channel: Channel,
+    at: String,
+}
+
+impl AgentCall {
+    pub async fn start(&self, requests: ReceiverStream<ExecRequest>) -> Result<Streaming<ExecResponse>, Error> {
+        let mut grpc = Grpc::new(self.channel.clone());
+        grpc.ready().await.map_err(|e| self.lost(&error_chain(&e)))?;
+        let codec = ProstCodec::<ExecRequest, ExecResponse>::default();
+        let path = PathAndQuery::from_static("/Agent/Exec");
+        let answers = grpc.streaming(tonic::Request::new(requests), path, codec).await;
+        Ok(answers.map_err(|status| self.refused(&status))?.into_inner())
+    }
+
+    pub fn refused(&self, status: &tonic::Status) -> Error {
         use tonic::Code::{PermissionDenied, Unauthenticated, Unimplemented};
         let said = match std::error::Error::source(status) {
             Some(source) => error_chain(source),
@@ -183,7 +199,7 @@ impl Agent {
         }
     }
 
-    fn lost(&self, why: &dyn std::fmt::Display) -> Error {
+    pub fn lost(&self, why: &dyn std::fmt::Display) -> Error {
         Error::Retry(format!("the session with the agent at {} broke off: {}", self.at, one_line(why)))
     }
 }

@@ -12,6 +12,7 @@
 
 mod exec;
 mod messages;
+pub mod session;
 mod socket;
 
 use std::{path::Path, time::Duration};

@@ -1,4 +1,4 @@
-//! A command or a shell in a guest, for a person or a program that looks into it.
+//! A command or a shell in a guest, over SSH.
 //!
 //! What runs belongs to its channel: the guest's SSH server hangs up on a terminal when the connection closes. A command
 //! without a terminal may go on until it writes, as with any SSH client.
@@ -12,49 +12,25 @@ use russh::{
 };
 use tokio::time::{Instant, timeout_at};
 
-use super::{SshConnection, SshError, SshTarget, TRAILING_OUTPUT};
+use super::{
+    super::session_output::{SessionExit, SessionOutput, Terminal},
+    SshConnection, SshError, SshTarget, TRAILING_OUTPUT,
+};
 use crate::platform::clock;
 
 /// Messages of the guest that wait to be passed on, and bytes of each at most: what a session may hold in memory.
 const MESSAGES: usize = 16;
 const MESSAGE_BYTES: u32 = 32 << 10;
 
-/// The caller's terminal.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Terminal {
-    /// As in the environment variable `TERM`.
-    pub term: String,
-    pub columns: u32,
-    pub rows: u32,
-}
-
-/// How what ran has ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SessionExit {
-    Code(u32),
-    /// Its name without `SIG`.
-    Signal(String),
-    /// The guest did not say.
-    Unknown,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SessionOutput {
-    Stdout(Bytes),
-    Stderr(Bytes),
-    /// The last one.
-    Exited(SessionExit),
-}
-
-/// A login in a guest in which nothing runs yet. Closes its connection when it is dropped.
-pub struct GuestLogin {
+/// A login in a guest, in which nothing runs yet. Closes its connection when it is dropped.
+pub struct SshSession {
     connection: SshConnection,
     /// The key to pin: OpenSSH public key format, without a comment.
     pub host_key: String,
 }
 
-impl GuestLogin {
-    pub async fn open(target: &SshTarget, deadline: Instant) -> Result<GuestLogin, SshError> {
+impl SshSession {
+    pub async fn open(target: &SshTarget, deadline: Instant) -> Result<SshSession, SshError> {
         let config = client::Config {
             channel_buffer_size: MESSAGES,
             maximum_packet_size: MESSAGE_BYTES,
@@ -63,7 +39,7 @@ impl GuestLogin {
         };
         let connection = SshConnection::to(target, config, deadline).await?;
         let host_key = connection.shown_host_key()?;
-        Ok(GuestLogin { connection, host_key })
+        Ok(SshSession { connection, host_key })
     }
 
     /// Runs a command of the user's shell, or without one the shell itself.
@@ -71,7 +47,7 @@ impl GuestLogin {
         &self,
         command: Option<&str>,
         terminal: Option<&Terminal>,
-    ) -> Result<(SessionReader, SessionWriter), SshError> {
+    ) -> Result<(SshReader, SshWriter), SshError> {
         let lost = |error: russh::Error| self.connection.lost(&error);
         let channel = self.connection.handle.channel_open_session().await.map_err(lost)?;
         if let Some(Terminal { term, columns, rows }) = terminal {
@@ -83,18 +59,18 @@ impl GuestLogin {
         }
         let (from, to) = channel.split();
         let at = self.connection.at.clone().into();
-        Ok((SessionReader { from, at, exit: None }, SessionWriter { to }))
+        Ok((SshReader { from, at, exit: None }, SshWriter { to }))
     }
 }
 
-pub struct SessionReader {
+pub struct SshReader {
     from: ChannelReadHalf,
     at: Arc<str>,
     /// How it ended, and until when output may follow.
     exit: Option<(SessionExit, Instant)>,
 }
 
-impl SessionReader {
+impl SshReader {
     /// Nothing is lost if the future is dropped.
     pub async fn next(&mut self) -> Result<SessionOutput, SshError> {
         loop {
@@ -133,11 +109,11 @@ impl SessionReader {
     }
 }
 
-pub struct SessionWriter {
+pub struct SshWriter {
     to: ChannelWriteHalf<client::Msg>,
 }
 
-impl SessionWriter {
+impl SshWriter {
     /// Returns when the guest has room for it. After the end of what runs, input is ignored.
     pub async fn input(&self, bytes: Bytes) {
         let _ = self.to.data_bytes(bytes).await;

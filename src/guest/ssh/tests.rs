@@ -514,11 +514,14 @@ async fn dropping_the_future_closes_the_connection() {
 
 #[tokio::test]
 async fn a_command_and_a_shell_run_with_their_output_and_exit_code() {
-    use super::session::{GuestLogin, SessionExit, SessionOutput, Terminal};
+    use super::{
+        super::session_output::{SessionExit, SessionOutput, Terminal},
+        session::SshSession,
+    };
     let Some(sshd) = Sshd::start(&["ed25519"]) else { return };
     let target = sshd.target("ed25519");
     banner(&target.endpoint, soon(20)).await.unwrap();
-    let login = GuestLogin::open(&target, soon(20)).await.unwrap();
+    let login = SshSession::open(&target, soon(20)).await.unwrap();
     let run = async |command: Option<&str>, terminal: Option<&Terminal>, input: &str| {
         let (mut from, to) = login.run(command, terminal).await.unwrap();
         to.input(input.to_owned().into()).await;

@@ -8,7 +8,10 @@ use tokio::{
     process::Command,
 };
 
-use crate::{cli::program, support::Serve};
+use crate::{
+    cli::program,
+    support::{Serve, tart::Mac},
+};
 
 fn mayfly(serve: &Serve, args: &[&str]) -> Command {
     let mut command = Command::new(program());
@@ -201,4 +204,23 @@ async fn a_shell_has_a_terminal_whose_keys_go_to_the_guest() {
     serve.delete(&format!("/vms/{id}?force=true")).await;
     serve.wait_state(&id, "deleted").await;
     serve.assert_nothing_left().await;
+}
+
+/// A guest without an SSH login is reached through the agent in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_runs_through_the_agent_of_a_guest_without_a_login() {
+    let mac = Mac::start("darwin").await;
+    mac.template("micro", "agent", json!({})).await;
+    let id = running(&mac.serve, "by-agent").await;
+    let command = mayfly(
+        &mac.serve,
+        &["vm", "exec", "by-agent", "--", "sh", "-c", "cat; echo \"it's $1\" >&2; exit 7", "x", "a $word"],
+    );
+    let done = with_input(command, b"what comes in\n").await;
+    assert_eq!(done.status.code(), Some(7), "{}", text(&done.stderr));
+    assert_eq!((text(&done.stdout), text(&done.stderr)), ("what comes in\n".to_owned(), "it's a $word\n".to_owned()));
+    assert_eq!(sessions(&mac.serve, &id).await.len(), 1);
+    mac.serve.delete(&format!("/vms/{id}?force=true")).await;
+    mac.serve.wait_state(&id, "deleted").await;
+    mac.assert_nothing_left().await;
 }

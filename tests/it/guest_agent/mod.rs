@@ -1,5 +1,7 @@
-//! Hand-over through the agent in the guest. An agent of our own plays the one of Tart: it runs commands on this machine, under
+//! Provisioning and sessions through the agent in the guest. An agent of our own plays the one of Tart: it runs commands on this machine, under
 //! a user and in a home that the test gives it, and kills them when their stream ends.
+
+mod sessions;
 
 use std::{
     convert::Infallible,
