@@ -4,7 +4,8 @@
 #
 # Reports "guest ready", gives the job's files to the job's user, starts watch.sh, which
 # starts wrapper.sh, detached from this session, and returns. Exit 0 means that the wrapper
-# is (or was) running. The wrapper reports "guest configured", and starts the job once that
+# is (or was) running; exit 4, over SSH and through the agent, that the template's readiness
+# check did not succeed. The wrapper reports "guest configured", and starts the job once that
 # was acknowledged. What keeps the job from starting is reported at once (guest_failed).
 #
 # The wrapper stays the user of this script. If that is root, the job runs as the
@@ -13,8 +14,9 @@
 # the wrapper runs.
 #
 #   kit/                    the bundle: this script's directory
-#     boot.sh watch.sh wrapper.sh job.sh tell.sh power-off.sh job-started.sh job-completed.sh
+#     boot.sh watch.sh wrapper.sh ready.sh job.sh tell.sh power-off.sh job-started.sh job-completed.sh
 #     mayfly.env github.env gitea.env                        settings, for all users
+#     ready.env             the template's readiness check, if it has one
 #     job.env               settings that this script writes: the job's user, PATH
 #     wrapper.curlrc        the wrapper's token
 #     curlrc runner.env payload                              of the job's user: the job's token,
@@ -181,6 +183,25 @@ becomes_root() {
     fi </dev/null >/dev/null 2>&1
 }
 
+# Over SSH and through the agent, the end of this script tells that the guest is provisioned,
+# so it waits for the readiness check, which the wrapper runs. After a seed nothing waits for
+# this script, and what the guest starts after it must not wait either.
+await_ready() {
+    [ "$MAYFLY_HANDOVER" != seed ] && [ -f "$kit/ready.env" ] || return 0
+    while [ ! -s "$run/ready" ]; do
+        if ! wrapper_seen && [ ! -s "$run/ready" ]; then
+            die "the wrapper ended before the readiness check"
+        fi
+        short_sleep
+    done
+    seen=$(cat "$run/ready")
+    if [ "$seen" != ready ]; then
+        send_log 2>/dev/null
+        say "$seen"
+        exit 4
+    fi
+}
+
 mkdir -p "$run" || exit 1
 # Read in a subshell first: a broken file would end this shell without a message.
 # shellcheck source=/dev/null
@@ -189,7 +210,7 @@ if ! (. "$kit/mayfly.env") >/dev/null 2>&1; then
 fi
 # shellcheck source=/dev/null
 . "$kit/mayfly.env"
-for file in wrapper.curlrc watch.sh wrapper.sh job.sh tell.sh; do
+for file in wrapper.curlrc watch.sh wrapper.sh ready.sh job.sh tell.sh; do
     if [ ! -r "$kit/$file" ]; then
         die "no $file in $kit"
     fi
@@ -225,12 +246,13 @@ if [ "$(cat "$run/boot.lock" 2>/dev/null)" = "$$" ]; then
 fi
 if wrapper_seen; then
     say "the wrapper was already started, nothing to do"
+    await_ready
     exit 0
 fi
 if [ -e "$run/payload.started" ]; then
     die "the job was started before and its result is not known: it is not started again"
 fi
-rm -f "$run/wrapper.pid" "$run/wrapper.started"
+rm -f "$run/wrapper.pid" "$run/wrapper.started" "$run/ready"
 
 me=$(id -un)
 user=$me
@@ -294,4 +316,5 @@ while [ ! -s "$run/wrapper.started" ]; do
 done
 say "wrapper started as $me, the job runs as $user, pid $(cat "$run/wrapper.pid" 2>/dev/null)"
 send_log
+await_ready
 exit 0

@@ -421,6 +421,31 @@ wait_for_start() {
     done
 }
 
+# The template's readiness check, before anything of the job. Its result is also for boot.sh,
+# which may be waiting for it.
+check_ready() {
+    [ -f "$kit/ready.env" ] || return 0
+    # shellcheck disable=SC2086
+    if seen=$($sh "$kit/ready.sh"); then
+        event '{"type":"guest_checked","attempt":'"${MAYFLY_ATTEMPT:-0}$seen"'}' 10
+        echo ready >"$run/ready"
+        return 0
+    fi
+    seen=${seen:-nothing}
+    echo "the guest is not ready: $seen"
+    { echo "mayfly: the guest is not ready: $seen" >/dev/console; } 2>/dev/null
+    echo "$seen" >"$run/not-started"
+    echo "not ready: $seen" >"$run/ready.new"
+    mv -f "$run/ready.new" "$run/ready"
+    if ! echo '{"type":"guest_failed","attempt":'"${MAYFLY_ATTEMPT:-0}"',"check_failed":true,"detail":"'"$seen"'"}' |
+        tell "$MAYFLY_START_SECONDS"; then
+        # shellcheck disable=SC2086
+        $sh "$kit/power-off.sh"
+    fi
+    exit 0
+}
+
+check_ready
 as_job prepare </dev/null >"$run/prepare.log" 2>&1
 prepared=$?
 cat "$run/prepare.log"

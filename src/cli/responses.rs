@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::{output::Colour, text};
 
@@ -31,6 +32,7 @@ pub(super) struct VmResponse {
     pub paused_since: Option<Timestamp>,
     #[serde(default)]
     pub attempt: u32,
+    pub ready: Option<ReadyResponse>,
     pub ssh: Option<EndpointView>,
     pub announced_by: Option<String>,
     pub announced_at: Option<Timestamp>,
@@ -44,6 +46,39 @@ pub(super) struct VmResponse {
     pub timeline: Vec<StateEntryView>,
     pub created_at: Timestamp,
     pub deleted_at: Option<Timestamp>,
+}
+
+/// The success of a readiness check.
+#[derive(Debug, Deserialize)]
+pub(super) struct ReadyResponse {
+    #[serde(default)]
+    pub check: String,
+    pub version: Option<String>,
+    pub state: Option<u32>,
+    #[serde(default)]
+    pub seconds: f64,
+}
+
+impl ReadyResponse {
+    /// `guest-daemon after 6.4 s, version 0.100.1`.
+    pub fn text(&self) -> String {
+        let mut text = format!("{} after {:.1} s", self.check, self.seconds);
+        if let Some(version) = &self.version {
+            text.push_str(&format!(", version {version}"));
+        }
+        if let Some(state) = self.state {
+            let name = match state {
+                1 => " (offline)",
+                2 => " (idle)",
+                3 => " (preparing)",
+                4 => " (running)",
+                5 => " (finished)",
+                _ => "",
+            };
+            text.push_str(&format!(", runner state {state}{name}"));
+        }
+        text
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -334,6 +369,7 @@ pub(super) struct TemplateResponse {
     pub handover: Option<String>,
     pub user: Option<String>,
     pub network: Option<String>,
+    pub ready: Option<Value>,
     #[serde(default)]
     pub own_budgets: BTreeMap<String, Option<u32>>,
     pub created_at: Option<Timestamp>,

@@ -182,6 +182,12 @@ fn tart(t: &TartSection, given: &mut GivenSettings) {
     if t.network == NetworkKind::Bridged && t.bridged_interfaces.is_empty() {
         given.refuse("drivers.tart.bridged_interfaces", "`network = \"bridged\"` needs an interface such as [\"en0\"]");
     }
+    if t.network == NetworkKind::Bridged && t.nat_scan {
+        given.refuse("drivers.tart.nat_scan", "has no meaning with `network = \"bridged\"`");
+    }
+    if t.nat_scan && !t.gateway.is_ipv4() {
+        given.refuse("drivers.tart.nat_scan", "needs an IPv4 address as `gateway`");
+    }
     if t.network != NetworkKind::Softnet && !(t.softnet_allow.is_empty() && t.softnet_block.is_empty()) {
         given.refuse("drivers.tart.softnet_allow", "has a meaning only with `network = \"softnet\"`");
     }

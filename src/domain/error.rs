@@ -157,6 +157,8 @@ codes! {
         "Read the console log with `GET /vms/{id}/logs`; raise `boot_seconds` if the guest is only slow."
     GuestNotConfigured "guest.not_configured" 500 true "The guest was not provisioned within its budget"
         "Read the boot log with `GET /vms/{id}/logs?source=boot`."
+    GuestCheckFailed "guest.check_failed" 500 true "The template's readiness check did not succeed in the guest"
+        "See `detail` for the check and what the guest saw last. If the service is only slow, raise `ready.budget_seconds` of the template."
     GuestEndedEarly "guest.ended_early" 500 true "The guest ended before it was configured"
         "Read the console log with `GET /vms/{id}/logs`."
     GuestFailed "guest.failed" 500 true "The guest reported that it cannot go on"

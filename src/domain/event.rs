@@ -150,6 +150,13 @@ pub enum Event {
         /// The job's user differs from the wrapper's and cannot become it.
         separate_users: bool,
     },
+    /// The template's readiness check succeeded in the guest.
+    GuestChecked {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        version: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        state: Option<u32>,
+    },
     /// A caller of the API runs a command or a shell in the guest. What it runs is not recorded: commands contain secrets.
     SessionOpened {
         token: TokenId,

@@ -78,7 +78,12 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::SlotTaken => Move(S::Cloning),
             E::Cloned | E::InstanceStopped | E::InstanceAbsent | E::AttemptCleared => Refuse(R::NoAttempt),
             // A late report from the guest of an ended attempt, whose instance is gone.
-            E::GuestReady | E::GuestConfigured | E::GuestDescribed | E::RunnerChanged | E::EndpointFound => Ignore,
+            E::GuestReady
+            | E::GuestConfigured
+            | E::GuestDescribed
+            | E::GuestChecked
+            | E::RunnerChanged
+            | E::EndpointFound => Ignore,
             E::JobFinished | E::InstanceGone | E::SessionOpened => Ignore,
             E::EndAnnounced | E::EndProven | E::EndForced => Move(S::Deleted),
             E::BudgetSpent | E::GivenUp => Move(S::Deleted),
@@ -96,7 +101,12 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::Created => Refuse(R::AlreadyCreated),
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
             E::Cloned => Move(S::Booting),
-            E::GuestReady | E::GuestConfigured | E::GuestDescribed | E::RunnerChanged | E::EndpointFound => Ignore,
+            E::GuestReady
+            | E::GuestConfigured
+            | E::GuestDescribed
+            | E::GuestChecked
+            | E::RunnerChanged
+            | E::EndpointFound => Ignore,
             E::JobFinished | E::SessionOpened => Ignore,
             E::EndAnnounced | E::EndProven | E::EndForced => Move(S::Stopping),
             E::InstanceGone => Ignore,
@@ -112,7 +122,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::Created => Refuse(R::AlreadyCreated),
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
             E::Cloned => Ignore,
-            E::EndpointFound | E::GuestDescribed => Note,
+            E::EndpointFound | E::GuestDescribed | E::GuestChecked => Note,
             E::GuestReady => Move(S::Configuring),
             // A seed configures the guest while it boots, and its first report may be lost: the later report implies
             // the earlier one.
@@ -135,7 +145,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::Created => Refuse(R::AlreadyCreated),
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
             E::Cloned | E::GuestReady => Ignore,
-            E::EndpointFound | E::GuestDescribed => Note,
+            E::EndpointFound | E::GuestDescribed | E::GuestChecked => Note,
             E::GuestConfigured => Move(S::Running),
             // The runner may be busy before the report that the guest is configured arrives.
             E::RunnerChanged | E::JobFinished | E::SessionOpened => Note,
@@ -154,7 +164,12 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::Created => Refuse(R::AlreadyCreated),
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
             E::Cloned | E::GuestReady | E::GuestConfigured => Ignore,
-            E::EndpointFound | E::GuestDescribed | E::RunnerChanged | E::JobFinished | E::SessionOpened => Note,
+            E::EndpointFound
+            | E::GuestDescribed
+            | E::GuestChecked
+            | E::RunnerChanged
+            | E::JobFinished
+            | E::SessionOpened => Note,
             E::EndAnnounced => Move(S::Draining),
             E::EndProven => End,
             E::EndForced | E::InstanceGone => Move(S::Stopping),
@@ -171,7 +186,12 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
             E::Created => Refuse(R::AlreadyCreated),
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
             E::Cloned | E::GuestReady | E::GuestConfigured => Ignore,
-            E::EndpointFound | E::GuestDescribed | E::RunnerChanged | E::JobFinished | E::SessionOpened => Note,
+            E::EndpointFound
+            | E::GuestDescribed
+            | E::GuestChecked
+            | E::RunnerChanged
+            | E::JobFinished
+            | E::SessionOpened => Note,
             E::EndAnnounced => Ignore,
             E::EndProven => End,
             E::EndForced | E::InstanceGone => Move(S::Stopping),
@@ -186,7 +206,7 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
         S::Kept => match event {
             E::Created => Refuse(R::AlreadyCreated),
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
-            E::Cloned | E::GuestReady | E::GuestConfigured | E::GuestDescribed => Ignore,
+            E::Cloned | E::GuestReady | E::GuestConfigured | E::GuestDescribed | E::GuestChecked => Ignore,
             E::EndpointFound | E::RunnerChanged | E::JobFinished | E::SessionOpened => Note,
             // The vm has ended already: a late report of its guest does not take the guest away from who looks at it.
             E::EndAnnounced | E::EndProven | E::GivenUp => Note,
@@ -205,7 +225,9 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
         S::Stopping => match event {
             E::Created => Refuse(R::AlreadyCreated),
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
-            E::Cloned | E::GuestReady | E::GuestConfigured | E::GuestDescribed | E::EndpointFound => Ignore,
+            E::Cloned | E::GuestReady | E::GuestConfigured | E::GuestDescribed | E::GuestChecked | E::EndpointFound => {
+                Ignore
+            }
             E::SessionOpened => Ignore,
             E::RunnerChanged | E::JobFinished => Note,
             // While an attempt is cleaned up before another one, a request to end the vm is recorded, and there will
@@ -223,7 +245,9 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
         S::Deleting => match event {
             E::Created => Refuse(R::AlreadyCreated),
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
-            E::Cloned | E::GuestReady | E::GuestConfigured | E::GuestDescribed | E::EndpointFound => Ignore,
+            E::Cloned | E::GuestReady | E::GuestConfigured | E::GuestDescribed | E::GuestChecked | E::EndpointFound => {
+                Ignore
+            }
             E::SessionOpened => Ignore,
             E::RunnerChanged | E::JobFinished => Note,
             E::EndAnnounced | E::EndProven | E::EndForced | E::GivenUp => Note,
@@ -240,7 +264,9 @@ pub fn decide(state: State, event: EventKind) -> Verdict {
         S::Deleted => match event {
             E::Created => Refuse(R::AlreadyCreated),
             E::QueueReasonChanged | E::TemplateReady | E::SlotTaken => Refuse(R::NotQueued),
-            E::Cloned | E::GuestReady | E::GuestConfigured | E::GuestDescribed | E::EndpointFound => Ignore,
+            E::Cloned | E::GuestReady | E::GuestConfigured | E::GuestDescribed | E::GuestChecked | E::EndpointFound => {
+                Ignore
+            }
             E::RunnerChanged | E::JobFinished | E::SessionOpened => Ignore,
             E::EndAnnounced | E::EndProven | E::EndForced | E::GivenUp => Ignore,
             E::InstanceStopped | E::InstanceGone | E::InstanceAbsent => Ignore,

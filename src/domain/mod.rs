@@ -31,6 +31,7 @@ pub mod pool;
 pub mod proxy;
 pub mod pull;
 pub mod queue;
+pub mod ready_check;
 pub mod runner;
 pub mod runner_secrets;
 pub mod scope;

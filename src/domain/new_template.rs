@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use crate::domain::{Arch, BudgetsPatch, GuestOs, Handover, NetworkMode, template::DiskFormat};
+use crate::domain::{
+    Arch, BudgetsPatch, GuestOs, Handover, NetworkMode, ready_check::ReadyCheck, template::DiskFormat,
+};
 
 /// A template to be registered. Its files are imported and not needed afterwards. Settings that are `None` are taken
 /// from `config` if it is given, else they have their defaults.
@@ -32,6 +34,7 @@ pub struct NewTemplate {
     pub handover: Option<Handover>,
     pub user: Option<String>,
     pub network: Option<NetworkMode>,
+    pub ready: Option<ReadyCheck>,
     pub budgets: BudgetsPatch,
 }
 
@@ -58,6 +61,7 @@ impl NewTemplate {
             handover: None,
             user: None,
             network: None,
+            ready: None,
             budgets: BudgetsPatch::default(),
         }
     }

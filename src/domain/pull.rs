@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{BudgetsPatch, Code, Error, Fault, Handover, NetworkMode, PullId, Result, VmId};
+use super::{BudgetsPatch, Code, Error, Fault, Handover, NetworkMode, PullId, Result, VmId, ready_check::ReadyCheck};
 
 /// The state of a pull.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
@@ -85,6 +85,8 @@ pub struct PullSpec {
     pub user: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkMode>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<ReadyCheck>,
     pub ssh_key: Option<PathBuf>,
     pub ssh_password: Option<PathBuf>,
     /// Budgets of the request; others are taken from the image.

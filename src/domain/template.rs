@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{BudgetsPatch, NetworkMode};
+use super::{BudgetsPatch, NetworkMode, ready_check::ReadyCheck};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
@@ -112,6 +112,8 @@ pub struct Template {
     pub user: String,
     /// What its guests may reach, unless the request or the pool says it.
     pub network: Option<NetworkMode>,
+    /// What has to hold in its guests before their runner is started.
+    pub ready: Option<ReadyCheck>,
     /// Those that it sets itself; for the others the service's defaults count.
     pub budgets: BudgetsPatch,
     pub files: TemplateFiles,

@@ -8,6 +8,7 @@ use super::{
     budgets::BudgetsPatch,
     error::{Code, Error, Result},
     network::NetworkMode,
+    ready_check::ReadyCheck,
 };
 
 /// The least memory of a vm, in MiB.
@@ -28,6 +29,8 @@ pub struct OwnSettings {
     pub memory_mib: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkMode>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<ReadyCheck>,
     pub budgets: BudgetsPatch,
 }
 
@@ -37,6 +40,8 @@ pub struct SettingsChange {
     pub cpus: Option<Option<u32>>,
     pub memory_mib: Option<Option<u32>>,
     pub network: Option<Option<NetworkMode>>,
+    /// As a whole.
+    pub ready: Option<Option<ReadyCheck>>,
     /// By name.
     pub budgets: BTreeMap<String, Option<u32>>,
 }
@@ -55,6 +60,10 @@ impl SettingsChange {
         own.cpus = self.cpus.unwrap_or(own.cpus);
         own.memory_mib = self.memory_mib.unwrap_or(own.memory_mib);
         own.network = self.network.unwrap_or(own.network);
+        if let Some(ready) = &self.ready {
+            ready.iter().try_for_each(ReadyCheck::check)?;
+            own.ready.clone_from(ready);
+        }
         for (name, value) in &self.budgets {
             if !own.budgets.set(name, *value) {
                 return invalid(format!("/budgets/{name}"), format!("one of {}", BudgetsPatch::NAMES.join(", ")));
@@ -78,6 +87,7 @@ mod tests {
             cpus: Some(None),
             memory_mib: Some(Some(64)),
             network: Some(None),
+            ready: None,
             budgets: [("idle_seconds".to_owned(), None), ("max_attempts".to_owned(), Some(1))].into(),
         };
         let changed = change.apply_to(own).unwrap();
@@ -93,6 +103,7 @@ mod tests {
             (SettingsChange { cpus: Some(Some(4097)), ..Default::default() }, "/cpus"),
             (SettingsChange { memory_mib: Some(Some(u32::MAX)), ..Default::default() }, "/memory_mib"),
             (SettingsChange { memory_mib: Some(Some(31)), ..Default::default() }, "/memory_mib"),
+            (SettingsChange { ready: Some(Some(ReadyCheck::default())), ..Default::default() }, "/ready"),
             (SettingsChange { budgets: budget("idle", 5), ..Default::default() }, "/budgets/idle"),
             (SettingsChange { budgets: budget("max_attempts", 11), ..Default::default() }, "/budgets/max_attempts"),
         ] {

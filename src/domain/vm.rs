@@ -15,6 +15,7 @@ use super::{
     job_record::{JobRecord, JobStatus},
     lifecycle::{Verdict, decide},
     queue::{Queue, QueueReason},
+    ready_check::Readiness,
     runner::{RunnerFact, RunnerKind, RunnerStarted, RunnerStatus},
     source_runner::Registered,
     state::State,
@@ -63,6 +64,9 @@ pub struct Vm {
     /// reported it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub separate_users: Option<bool>,
+    /// The success of the readiness check in this attempt's guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<Readiness>,
     pub announced_by: Option<Announcer>,
     pub announced_at: Option<Timestamp>,
     pub end_signal: Option<EndSignal>,
@@ -162,6 +166,7 @@ impl Vm {
             job_results_differ: false,
             job_result_from: ResultSource::default(),
             separate_users: None,
+            ready: None,
             announced_by: None,
             announced_at: None,
             end_signal: None,
@@ -260,6 +265,9 @@ impl Vm {
             // The first report counts: it comes before the job starts, and the job may be able to send another one.
             Event::GuestDescribed { separate_users } => {
                 self.separate_users.get_or_insert(*separate_users);
+            }
+            Event::GuestChecked { version, state } => {
+                self.ready.get_or_insert_with(|| Readiness { version: version.clone(), state: *state, at });
             }
             Event::SessionOpened { .. } => self.sessions += 1,
             Event::RunnerChanged { fact } => self.runner(*fact, at),
@@ -408,6 +416,7 @@ impl Vm {
                 self.ssh = None;
                 self.host_key = None;
                 self.separate_users = None;
+                self.ready = None;
                 self.runner_status = RunnerStatus::None;
                 self.runner_changed_at = None;
                 self.announced_by = None;
@@ -530,6 +539,14 @@ impl Vm {
             ) => seconds(self.spec.budgets.stop_grace_seconds),
             _ => SignedDuration::ZERO,
         }
+    }
+
+    /// How long this attempt's guest took from the start of its boot until its readiness check succeeded. Zero if the
+    /// clock was set back meanwhile.
+    pub fn ready_after(&self) -> Option<SignedDuration> {
+        let ready = self.ready.as_ref()?;
+        let booting = self.timeline.iter().rfind(|entry| entry.state == State::Booting)?;
+        Some(ready.at.duration_since(booting.at).max(SignedDuration::ZERO))
     }
 
     pub fn deleted_at(&self) -> Option<Timestamp> {

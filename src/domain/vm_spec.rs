@@ -11,6 +11,7 @@ use super::{
     ids::{TokenId, VmId},
     network::NetworkMode,
     network_support::{NetworkSupport, NetworkWish, NetworkWishSource},
+    ready_check::ReadyCheck,
     runner::RunnerKind,
     source_runner::{Registration, SourceRunner},
     template::{GuestOs, Handover, Template},
@@ -75,6 +76,9 @@ pub struct ResolvedSpec {
     /// What the guest may reach. `None`: a vm of a version without modes; its driver's settings decide.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkMode>,
+    /// What has to hold in the guest before its runner is started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<ReadyCheck>,
 }
 
 /// What a request sets or leaves to the template, kept until the template is known.
@@ -132,6 +136,7 @@ impl SizeRequest {
             cpus,
             memory_mib,
             network: Some(network),
+            ready: template.ready.clone(),
         };
         Ok((spec, self.budgets(&template.budgets.on(usual), capacity)?))
     }
@@ -208,6 +213,7 @@ mod tests {
             handover: Handover::Seed,
             user: "runner".into(),
             network,
+            ready: None,
             budgets: BudgetsPatch::default(),
             files: TemplateFiles::default(),
             created_at: jiff::Timestamp::UNIX_EPOCH,

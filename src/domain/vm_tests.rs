@@ -25,6 +25,7 @@ fn spec() -> ResolvedSpec {
         cpus: 1,
         memory_mib: 256,
         network: Some(NetworkMode::Isolated),
+        ready: None,
     }
 }
 
@@ -236,6 +237,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         (0..3i32, prop_oneof![Just(GuestRole::Wrapper), Just(GuestRole::Job)])
             .prop_map(|(exit_code, by)| Event::JobFinished { exit_code, by }),
         any::<bool>().prop_map(|separate_users| Event::GuestDescribed { separate_users }),
+        (0..3u32).prop_map(|state| Event::GuestChecked { version: Some("1".into()), state: Some(state) }),
         by.clone().prop_map(|by| Event::EndAnnounced { by }),
         Just(Event::EndProven { proof: EndProof::RunnerFinished, exit_code: Some(0) }),
         Just(Event::EndForced { by: Announcer::Admin }),

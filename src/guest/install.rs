@@ -73,7 +73,7 @@ pub(super) fn script(kit: &Kit, place: &InstallTarget) -> String {
          cd \"$kit\"\n\
          if [ ! -f .written-{id} ]; then\n\
          chmod 0700 .\n\
-         rm -rf run payload .written-*\n"
+         rm -rf run payload ready.env .written-*\n"
     );
     for file in kit.files() {
         write_file(&mut s, file);

@@ -1,19 +1,20 @@
 //! The bootstrap bundle: the directory that a guest gets when it is provisioned.
 //!
 //! ```text
-//! boot.sh watch.sh wrapper.sh job.sh tell.sh power-off.sh job-started.sh job-completed.sh
+//! boot.sh watch.sh wrapper.sh ready.sh job.sh tell.sh power-off.sh job-started.sh job-completed.sh
 //!                the scripts of hooks/, the same for every vm
 //! mayfly.env     0600   the vm's id and the address of the guest API
 //! wrapper.curlrc 0600   the wrapper's token, for curl, so that it is in no command line
 //! curlrc         0600   the job's token, likewise
 //! runner.env     0600   the environment of the runner and the job
 //! ca-extra.pem   0644   certificates that the guest trusts in addition to its own; absent if there are none
+//! ready.env      0600   the readiness check; absent if the guest does not check itself
 //! payload        0700   the job or the setup script; absent if there is none
 //! github.env     0600   the directory of GitHub's runner, and its registration settings; gitea.env with Gitea's
 //! registration   0600   secret of the runner's registration; removed by the payload that reads it; absent with a seed
 //! ```
 //!
-//! The three `.env` files are read with the shell's `.`, so each value is quoted so that none of its bytes has a
+//! The `.env` files are read with the shell's `.`, so each value is quoted so that none of its bytes has a
 //! special meaning. All files are text without NUL, because a shell must be able to write them.
 
 use std::{collections::BTreeMap, fmt, fmt::Write as _};
@@ -22,6 +23,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     host_environment::{EXTRA_CERTIFICATES, HostEnvironment, HostValue},
+    ready_kit::ReadyKit,
     runner_kit::RunnerKit,
 };
 use crate::domain::{
@@ -30,10 +32,11 @@ use crate::domain::{
     runner::RunnerKind,
 };
 
-const SCRIPTS: [(&str, &str); 8] = [
+const SCRIPTS: [(&str, &str); 9] = [
     ("boot.sh", include_str!("../../hooks/boot.sh")),
     ("watch.sh", include_str!("../../hooks/watch.sh")),
     ("wrapper.sh", include_str!("../../hooks/wrapper.sh")),
+    ("ready.sh", include_str!("../../hooks/ready.sh")),
     ("job.sh", include_str!("../../hooks/job.sh")),
     ("tell.sh", include_str!("../../hooks/tell.sh")),
     ("power-off.sh", include_str!("../../hooks/power-off.sh")),
@@ -62,6 +65,7 @@ pub struct KitInput {
     pub user: String,
     pub env: BTreeMap<String, String>,
     pub host_environment: HostEnvironment,
+    pub ready: Option<ReadyKit>,
     pub payload: Option<String>,
     /// For the runners of CI systems, whose payload is ours.
     pub runner: Option<RunnerKit>,
@@ -125,6 +129,7 @@ impl Kit {
             user,
             env,
             host_environment,
+            ready,
             payload,
             runner,
         } = input;
@@ -166,6 +171,10 @@ impl Kit {
         files.push(KitFile { name: "runner.env", mode: 0o600, bytes: exports });
         if let Some(certificates) = host_environment.certificates {
             files.push(KitFile { name: EXTRA_CERTIFICATES, mode: 0o644, bytes: certificates.into_bytes() });
+        }
+        if let Some(settings) = ready.as_ref().and_then(ReadyKit::settings) {
+            let settings = assignments("", settings.iter().map(|(key, value)| (*key, value.as_str())));
+            files.push(KitFile { name: "ready.env", mode: 0o600, bytes: settings });
         }
         if let Some(payload) = payload {
             if payload.contains('\0') {
@@ -273,6 +282,7 @@ pub(super) mod tests {
             user: String::new(),
             env: BTreeMap::from([("GREETING".into(), "it's $(touch pwned) `id` \"x\"\n%s\\n".into())]),
             host_environment: HostEnvironment::default(),
+            ready: None,
             payload: Some("#!/bin/sh\necho hi\n".into()),
             runner: None,
         }
@@ -309,6 +319,7 @@ pub(super) mod tests {
                 ("boot.sh", 0o755),
                 ("watch.sh", 0o755),
                 ("wrapper.sh", 0o755),
+                ("ready.sh", 0o755),
                 ("job.sh", 0o755),
                 ("tell.sh", 0o755),
                 ("power-off.sh", 0o755),
@@ -343,7 +354,7 @@ pub(super) mod tests {
         let kind = RunnerKind::GitHub;
         let runner = Some(RunnerKit::GitHub(github));
         let kit = Kit::new(KitInput { kind, payload: None, runner, ..input() }).unwrap();
-        let listing: Vec<(&str, u32)> = kit.files().iter().skip(12).map(|f| (f.name, f.mode)).collect();
+        let listing: Vec<(&str, u32)> = kit.files().iter().skip(13).map(|f| (f.name, f.mode)).collect();
         assert_eq!(listing, [("payload", 0o700), ("github.env", 0o600), ("registration", 0o600)]);
         assert_eq!(file(&kit, "registration").unwrap().bytes, b"s3cret");
         let settings = String::from_utf8(file(&kit, "github.env").unwrap().bytes.clone()).unwrap();
@@ -355,7 +366,7 @@ pub(super) mod tests {
         };
         let runner = Some(RunnerKit::Gitea(gitea("{\"token\":\"s3cret\"}")));
         let kit = Kit::new(KitInput { payload: None, runner, ..input() }).unwrap();
-        let listing: Vec<(&str, u32)> = kit.files().iter().skip(12).map(|f| (f.name, f.mode)).collect();
+        let listing: Vec<(&str, u32)> = kit.files().iter().skip(13).map(|f| (f.name, f.mode)).collect();
         assert_eq!(listing, [("payload", 0o700), ("gitea.env", 0o600), ("registration", 0o600)]);
         assert!(file(&kit, "payload").unwrap().bytes.starts_with(b"#!/bin/sh\n# The payload of runner kind `gitea`"));
         assert_eq!(file(&kit, "registration").unwrap().bytes, b"{\"token\":\"s3cret\"}");
@@ -368,6 +379,30 @@ pub(super) mod tests {
         assert_eq!(Kit::new(KitInput { payload: None, runner, ..input() }), Err(KitError::Payload));
         let none = Kit::new(KitInput { kind: RunnerKind::None, payload: None, ..input() }).unwrap();
         assert!(file(&none, "payload").is_none());
+    }
+
+    #[test]
+    fn a_readiness_check_is_in_a_file_that_only_its_owner_reads() {
+        let settings = |ready: serde_json::Value| {
+            let ready = Some(ReadyKit { check: serde_json::from_value(ready).unwrap(), seconds: 105 });
+            let kit = Kit::new(KitInput { ready, ..input() }).unwrap();
+            let file = file(&kit, "ready.env")?;
+            assert_eq!(file.mode, 0o600);
+            Some(String::from_utf8(file.bytes.clone()).unwrap())
+        };
+        assert_eq!(
+            settings(serde_json::json!({"preset": "runner-agent", "interval_seconds": 5})).unwrap(),
+            "MAYFLY_READY_INTERVAL='5'\nMAYFLY_READY_SECONDS='105'\nMAYFLY_READY='http'\nMAYFLY_READY_PORT='8080'\n\
+             MAYFLY_READY_PATH='/health'\nMAYFLY_READY_EXPECT=''\nMAYFLY_READY_VERSION_PATH=''\n\
+             MAYFLY_READY_STATE_PATH='/status'\n"
+        );
+        assert_eq!(
+            settings(serde_json::json!({"exec": "test 'a' = a"})).unwrap(),
+            "MAYFLY_READY_INTERVAL='2'\nMAYFLY_READY_SECONDS='105'\nMAYFLY_READY='exec'\n\
+             MAYFLY_READY_COMMAND='test '\\''a'\\'' = a'\n"
+        );
+        assert!(settings(serde_json::json!({"tcp": {"port": 22}})).unwrap().contains("MAYFLY_READY='tcp'\n"));
+        assert_eq!(settings(serde_json::json!({"agent": true})), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! kit        the files of one vm: hooks, settings, token, job
+//! ready_kit  the readiness check that the guest makes
 //! runner_kit what belongs to the runner of a CI system
 //!   install  turns them into one shell script that writes them and runs boot.sh
 //!     seed   … on a NoCloud volume, read while the guest boots
@@ -20,6 +21,7 @@ mod install;
 pub mod kit;
 mod output;
 pub mod readiness;
+pub mod ready_kit;
 pub mod runner_kit;
 pub mod seed;
 pub mod session;

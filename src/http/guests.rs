@@ -35,6 +35,7 @@ use crate::{
     request_body(content = GuestEvent, examples(
         ("ready" = (value = json!({"type": "guest_ready"}))),
         ("configured" = (value = json!({"type": "guest_configured", "attempt": 1, "separate_users": true}))),
+        ("checked" = (value = json!({"type": "guest_checked", "attempt": 1, "version": "0.100.1"}))),
         ("result" = (value = json!({"type": "job_result", "exit_code": 0}))),
         ("log" = (value = json!({"type": "log", "source": "job", "data_base64": "aGVsbG8K"})))
     )),

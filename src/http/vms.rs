@@ -29,6 +29,7 @@ use crate::{
         ResultSource, RunnerStatus, Scope, SourceName, State, TokenId, Vm, VmId, VmRequest,
         endpoint::Endpoint,
         job_record::JobRecord,
+        ready_check::ReadyKind,
         runner::{RunnerKind, RunnerStarted},
         source_runner::{Registration, SourceRunner},
     },
@@ -81,6 +82,9 @@ pub struct VmView {
     pub budgets: Budgets,
     /// Number of attempts: how often the vm got a slot; more than 1 after failed boots.
     pub attempt: u32,
+    /// The success of the template's readiness check in the guest of this attempt; null until then, and for a template
+    /// without such a check.
+    pub ready: Option<ReadyView>,
     /// Address of the guest's SSH port, as seen from the host; null once the guest is gone.
     pub ssh: Option<Endpoint>,
     /// What announced the end first.
@@ -101,6 +105,31 @@ pub struct VmView {
     pub created_at: Time,
     pub updated_at: Time,
     pub deleted_at: Option<Time>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct ReadyView {
+    pub check: ReadyKind,
+    /// The version that the service in the guest reported, in its own words; only with `preset: guest-daemon`.
+    #[schema(max_length = 100)]
+    pub version: Option<String>,
+    /// The runner's state as the service in the guest reported it: 1 offline, 2 idle, 3 preparing, 4 running,
+    /// 5 finished; only with `preset: runner-agent`.
+    pub state: Option<u32>,
+    /// From the start of the guest's boot until the check succeeded.
+    pub seconds: f64,
+}
+
+impl ReadyView {
+    fn new(vm: &Vm) -> Option<Self> {
+        let readiness = vm.ready.as_ref()?;
+        Some(Self {
+            check: vm.spec.resolved()?.ready.as_ref()?.kind()?,
+            version: readiness.version.clone(),
+            state: readiness.state,
+            seconds: vm.ready_after()?.as_secs_f64(),
+        })
+    }
 }
 
 #[derive(Serialize, ToSchema)]
@@ -246,6 +275,7 @@ impl VmView {
             paused_since: vm.paused_at.map(Time),
             budgets: d.budgets.clone(),
             attempt: vm.attempt,
+            ready: ReadyView::new(vm),
             // The record keeps the last one.
             ssh: vm.ssh.clone().filter(|_| vm.state.holds_slot()),
             announced_by: vm.announced_by,

@@ -11,6 +11,7 @@ use crate::{
     domain::{
         Code, EndProof, Error, Event, Fault, GuestRole, Handover, Result, State, Vm, VmId,
         event::ReadyVia,
+        ready_check::{LARGEST_STATE, plain_version},
         runner::{RunnerFact, RunnerKind},
         runner_secrets::RunnerSecrets,
         source_runner::{Registration, runner_name},
@@ -45,6 +46,19 @@ pub enum GuestEvent {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         separate_users: Option<bool>,
     },
+    /// The template's readiness check succeeded.
+    GuestChecked {
+        /// The attempt that this guest was made for.
+        attempt: u32,
+        /// What the service in the guest reported as its version.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(max_length = 100)]
+        version: Option<String>,
+        /// What the service in the guest reported as its runner's state.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(maximum = 9999)]
+        state: Option<u32>,
+    },
     /// The runner program was started.
     RunnerStarted {},
     /// The runner waits for a job.
@@ -68,6 +82,9 @@ pub enum GuestEvent {
         /// It would be the same on a fresh clone: the vm ends.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         is_final: bool,
+        /// The template's readiness check did not succeed in time; `detail` is what was seen last.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        check_failed: bool,
     },
     /// A part of a log.
     Log {
@@ -91,6 +108,7 @@ impl GuestEvent {
             GuestEvent::RunnerOnline {} | GuestEvent::JobStarted {} | GuestEvent::JobResult { .. } => true,
             GuestEvent::GuestReady {}
             | GuestEvent::GuestConfigured { .. }
+            | GuestEvent::GuestChecked { .. }
             | GuestEvent::RunnerStarted {}
             | GuestEvent::RunnerFinished { .. }
             | GuestEvent::Heartbeat {}
@@ -161,8 +179,16 @@ impl Guests {
         self.note_signs_of_life(id, &report).await?;
         let event = match report {
             GuestEvent::Heartbeat {} => return Ok(()),
-            GuestEvent::GuestFailed { attempt, detail, is_final } => {
-                return self.guest_failed(id, attempt, &detail, is_final).await;
+            GuestEvent::GuestFailed { attempt, detail, is_final, check_failed } => {
+                let code = match (is_final, check_failed) {
+                    (true, _) => Code::JobUnusable,
+                    (false, true) => Code::GuestCheckFailed,
+                    (false, false) => Code::GuestFailed,
+                };
+                return self.guest_failed(id, attempt, &detail, code).await;
+            }
+            GuestEvent::GuestChecked { attempt, version, state } => {
+                return self.guest_checked(id, attempt, version, state).await;
             }
             GuestEvent::GuestConfigured { attempt, separate_users } => {
                 return self.allow_start(id, attempt, separate_users).await;
@@ -237,23 +263,41 @@ impl Guests {
         Err(too_fast())
     }
 
+    /// The readiness check succeeded in the guest of this attempt. What the guest says about its service is only shown,
+    /// so a version or state of another form is left out.
+    async fn guest_checked(&self, id: VmId, attempt: u32, version: Option<String>, state: Option<u32>) -> Result<()> {
+        let vm = self.live(id).await?;
+        let has_check = vm.spec.resolved().is_some_and(|spec| spec.ready.is_some());
+        if !has_check || vm.attempt != attempt || !may_describe_itself(&vm) {
+            return Ok(());
+        }
+        let version = version.and_then(plain_version);
+        let state = state.filter(|&state| state <= LARGEST_STATE);
+        let expect = Expect::Attempt { state: vm.state, attempt };
+        self.ledger.apply(id, expect, Event::GuestChecked { version, state }, self.clock.now()).await?;
+        Ok(())
+    }
+
     /// The guest of this attempt cannot run its job.
-    async fn guest_failed(&self, id: VmId, attempt: u32, detail: &str, is_final: bool) -> Result<()> {
+    async fn guest_failed(&self, id: VmId, attempt: u32, detail: &str, code: Code) -> Result<()> {
         if detail.len() > MOST_WORDS {
             return Err(Error::new(Code::RequestInvalid, "the detail is too long")
                 .field("/detail", format!("at most {MOST_WORDS} bytes")));
         }
         let detail: String = detail.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        let code = if is_final { Code::JobUnusable } else { Code::GuestFailed };
-        let fault = Fault { code, detail: format!("the guest said: {}", detail.trim()), at: self.clock.now() };
         for _ in 0..TURNS {
             let vm = self.live(id).await?;
+            let detail = match vm.spec.resolved().and_then(|spec| spec.ready.as_ref()) {
+                Some(ready) if code == Code::GuestCheckFailed => {
+                    ready.failed(vm.spec.budgets.configure_seconds, detail.trim())
+                }
+                _ => format!("the guest said: {}", detail.trim()),
+            };
+            let fault = Fault { code, detail, at: self.clock.now() };
             let event = match vm.state {
                 _ if vm.attempt != attempt => return Ok(()),
-                State::Booting | State::Configuring if !is_final => vm.attempt_failed(fault.clone()),
-                State::Booting | State::Configuring | State::Running | State::Draining => {
-                    Event::GivenUp { fault: fault.clone() }
-                }
+                State::Booting | State::Configuring if code != Code::JobUnusable => vm.attempt_failed(fault),
+                State::Booting | State::Configuring | State::Running | State::Draining => Event::GivenUp { fault },
                 State::Queued | State::Cloning | State::Kept | State::Stopping | State::Deleting | State::Deleted => {
                     return Ok(());
                 }
@@ -271,6 +315,7 @@ impl Guests {
         let (ready, started) = match report {
             GuestEvent::GuestReady {}
             | GuestEvent::GuestConfigured { .. }
+            | GuestEvent::GuestChecked { .. }
             | GuestEvent::Heartbeat {}
             | GuestEvent::GuestFailed { .. } => return Ok(()),
             GuestEvent::Log { source: GuestLog::Boot, .. } => (true, false),

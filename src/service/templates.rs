@@ -165,6 +165,15 @@ impl Templates {
         if let Some(mode) = change.network {
             self.driver_named(&template.driver)?.capabilities().network.check(&template.driver, mode)?;
         }
+        if let Some(ready) = change.ready.clone().unwrap_or(template.ready) {
+            let mut budgets = template.budgets;
+            for (name, value) in &change.budgets {
+                budgets.set(name, *value);
+            }
+            ready.check()?;
+            ready.check_handover(template.handover)?;
+            ready.check_within(budgets.on(&self.budgets).configure_seconds)?;
+        }
         let digest = self.catalog.change_settings(name, change).await?;
         tracing::info!(template.name = name, template.digest = digest, "template settings changed");
         self.ledger.record_template(name, TemplateEvent::SettingsChanged { digest }, self.clock.now()).await?;

@@ -10,6 +10,7 @@ use super::{
     Change, Changes, Result, StoreHealth,
     clock_scale::ClockScale,
     placement::{self, HostOffer},
+    ready_metrics::CheckEnd,
     repeated::{self, RequestHash},
     rows::{job_number, parse_vm, unreadable},
     writer::Writer,
@@ -129,13 +130,18 @@ impl Ledger {
     /// Applies one event to one vm, through the lifecycle table.
     pub async fn apply(&self, id: VmId, expect: Expect, event: Event, at: Timestamp) -> Result<Applied> {
         let (changes, scale) = (self.changes.clone(), self.scale.clone());
-        self.writer
+        let check_end = CheckEnd::of(&event);
+        let (applied, _) = self
+            .writer
             .write_and_tell(
                 move |db| Box::pin(async move { apply(db, id, expect, event, scale.settled(at)).await }),
                 move |(_, made): &(Applied, Vec<Change>)| changes.publish(made),
             )
-            .await
-            .map(|(applied, _)| applied)
+            .await?;
+        if let Some(end) = check_end.filter(|_| applied.changed()) {
+            end.count(&applied.vm);
+        }
+        Ok(applied)
     }
 
     /// Gives free slots to queued vms, oldest first, keeps slots for older ones that pause, and updates the queue

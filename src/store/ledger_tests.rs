@@ -21,6 +21,7 @@ fn spec(os: GuestOs) -> ResolvedSpec {
         cpus: 1,
         memory_mib: 100,
         network: None,
+        ready: None,
     }
 }
 

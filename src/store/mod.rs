@@ -31,6 +31,7 @@ pub mod placement;
 pub mod pools;
 pub mod pulls;
 mod readers;
+mod ready_metrics;
 pub mod repeated;
 mod reserve;
 pub mod retention;

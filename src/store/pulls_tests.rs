@@ -15,6 +15,7 @@ fn pull(name: &str) -> Pull {
         cpus: Some(2),
         memory_mib: None,
         network: None,
+        ready: None,
         handover: None,
         user: None,
         ssh_key: Some("/key".into()),

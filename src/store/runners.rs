@@ -233,6 +233,7 @@ mod tests {
             cpus: 1,
             memory_mib: 100,
             network: None,
+            ready: None,
         };
         let id = VmId::mint();
         let spec = VmSpec {

@@ -118,6 +118,8 @@ metrics_list! {
     Counter "mayfly_vms_ended_total" ["result"] "Deleted vms, by outcome.";
     Counter "mayfly_vm_end_signals_total" ["signal"] "Deleted vms, by end signal.";
     Histogram "mayfly_vm_state_seconds" ["state"] "Time that vms spent in a state.";
+    Histogram "mayfly_guest_ready_seconds" ["check"] "Time from the start of a guest until its template's readiness check succeeded, by the kind of check.";
+    Counter "mayfly_guest_check_failures_total" ["check"] "Guests whose readiness check did not succeed in time, by the kind of check.";
     Counter "mayfly_step_failures_total" ["step", "code"] "Steps that failed, retried or not.";
     Gauge "mayfly_driver_usable" ["driver"] "1 if the driver can run guests on this host.";
     Gauge "mayfly_database_usable" [] "1 if the database accepts writes.";
@@ -161,6 +163,7 @@ pub fn start_metrics() {
         let recorder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Full("mayfly_http_request_duration_seconds".into()), REQUEST_BUCKETS)
             .and_then(|b| b.set_buckets_for_metric(Matcher::Full("mayfly_vm_state_seconds".into()), STATE_BUCKETS))
+            .and_then(|b| b.set_buckets_for_metric(Matcher::Full("mayfly_guest_ready_seconds".into()), STATE_BUCKETS))
             .map(PrometheusBuilder::build_recorder)
             .map_err(|error| tracing::error!(%error, "cannot collect metrics"))
             .ok()?;

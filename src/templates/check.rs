@@ -320,6 +320,12 @@ fn settings(new: &NewTemplate, config: Option<&TartConfig>, faults: &mut Faults)
         }
         Handover::Seed | Handover::Ssh | Handover::Agent => {}
     }
+    for error in new.ready.iter().filter_map(|ready| ready.check().and_then(|()| ready.check_handover(handover)).err())
+    {
+        for field in error.fields {
+            faults.add("ready", format!("{} {}", field.pointer.trim_start_matches("/ready"), field.detail));
+        }
+    }
     CheckedTemplate {
         driver,
         os,

@@ -11,7 +11,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::import;
-use crate::domain::{Arch, Budgets, BudgetsPatch, GuestOs, Handover, NetworkMode, template::DiskFormat};
+use crate::domain::{
+    Arch, Budgets, BudgetsPatch, GuestOs, Handover, NetworkMode, ready_check::ReadyCheck, template::DiskFormat,
+};
 use crate::registry::oci::Settings;
 
 pub(super) const FILE_NAME: &str = "manifest.json";
@@ -36,6 +38,9 @@ pub(super) struct TemplateManifest {
     /// Absent in templates of versions without it, which keep their digests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkMode>,
+    /// Likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<ReadyCheck>,
     /// Those that the template sets itself.
     #[serde(deserialize_with = "own_budgets")]
     pub budgets: BudgetsPatch,
@@ -159,6 +164,7 @@ mod tests {
             handover: Handover::Agent,
             user: "admin".into(),
             network: None,
+            ready: None,
             budgets: BudgetsPatch::default(),
             image,
             settings: None,
@@ -189,6 +195,7 @@ mod tests {
         // Templates from versions without images keep their digest.
         assert!(!String::from_utf8_lossy(&bytes).contains("image"));
         assert!(!String::from_utf8_lossy(&bytes).contains("network"));
+        assert!(!String::from_utf8_lossy(&bytes).contains("ready"));
         assert_eq!(TemplateManifest::from_bytes(&bytes), Ok(whole.clone()));
 
         let origin = Origin { repository: "registry.example.com/acme/macos".into(), digest: digest(b"") };

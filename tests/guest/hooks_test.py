@@ -7,6 +7,7 @@ second user, a reboot or a network of its own is in guest_test.py.
 import concurrent.futures
 import contextlib
 import hashlib
+import http.server
 import json
 import os
 import pathlib
@@ -14,11 +15,12 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 
 from support import (
     GITEA_REGISTRATION, HOOKS, JOB_TOKEN, REGISTRATION, TOKEN, VM_ID, Failed, Workspace, check, gitea_files, github_files,
-    kit_files, main, write_kit, write_program,
+    kit_files, main, ready_file, write_kit, write_program,
 )
 
 SHELLS = {
@@ -242,7 +244,7 @@ def reinterpreted(files, shell):
     """The bundle, whose inner shell calls use the shell under test."""
     argv = shutil.which(SHELLS[shell][0]) + (" sh" if shell == "busybox" else "")
     changed = dict(files)
-    for name in ("boot.sh", "watch.sh", "wrapper.sh", "tell.sh", "job-started.sh", "job-completed.sh"):
+    for name in ("boot.sh", "watch.sh", "wrapper.sh", "ready.sh", "tell.sh", "job-started.sh", "job-completed.sh"):
         if name in files:
             text = files[name][1].decode()
             check("\nsh=/bin/sh\n" in text, "%s no longer says how it starts another script" % name)
@@ -571,6 +573,140 @@ def boot_says_no():
                 said = w.api.wait("guest_failed", 1, count=before + 1)["json"]
                 check(said["attempt"] == 1 and said["detail"] in output, said)
         check("runner_finished" not in w.api.names(), w.api.names())
+
+
+class Service:
+    """An HTTP service in the guest. `answers`: path → list of (status, body); the last one is repeated."""
+
+    def __init__(self, answers):
+        self.seen = []
+        service = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                service.seen.append(self.path)
+                left = answers[self.path]
+                status, body = left.pop(0) if len(left) > 1 else left[0]
+                self.send_response(status)
+                self.end_headers()
+                # A body without a length and larger than what is read of it.
+                with contextlib.suppress(OSError):
+                    self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self.server.server_address[1]
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def refusing_port():
+    """Bound and not listening: connections are refused as long as the socket exists."""
+    held = socket.socket()
+    held.bind(("127.0.0.1", 0))
+    return held
+
+
+def ready_checks():
+    """The job is prepared and started after the check has succeeded, and not before. What the service says is reported as
+    plain text."""
+
+    def one(shell):
+        nasty = b'{"version": "1.2\\u0022 \x1b[31m\xc3\xa9' + b"x" * 300 + b'"}'
+        answers = {
+            "/health?full=[1]": [(503, b"starting"), (200, b"not yet"), (200, b"up\nall is WELL " + b"." * 200_000)],
+            "/version": [(200, nasty)],
+            "/status": [(200, b'{"state":02,"runner_name":"state","job":{"state":9}}')],
+        }
+        with Workspace() as w, Service(answers) as service:
+            ready = ready_file(check="http", port=service.port, path="/health?full=[1]", expect="is WELL", seconds=30,
+                               version_path="/version", state_path="/status")
+            kit = lives(shell, {**kit_files(w.api.url, kind="none"), **ready}, w)
+            # boot.sh ended after the check.
+            said = w.api.wait("guest_checked", 0)["json"]
+            check(said["attempt"] == 1 and said["state"] == 2, said)
+            check(said["version"].startswith("1.2?u0022 ??31m??xxx") and len(said["version"]) == 100, said)
+            w.api.wait("guest_configured", 10)
+            check(w.api.names() == ["guest_ready", "guest_checked", "guest_configured"], w.api.names())
+            check(once(service.seen) == ["/health?full=[1]", "/version", "/status"] and len(service.seen) >= 5, service.seen)
+            check((kit / "run" / "ready").read_text() == "ready\n", "no result")
+            check(not (kit / "run" / "ready.work").exists(), "its files are left")
+
+        # A service that tells nothing of use is ready all the same.
+        answers = {"/health": [(204, b"")], "/version": [(404, b'"9"')], "/status": [(200, b"<html>")]}
+        with Workspace() as w, Service(answers) as service:
+            ready = ready_file(check="http", port=service.port, path="/health", version_path="/version", state_path="/status")
+            lives(shell, {**kit_files(w.api.url, kind="none"), **ready}, w)
+            said = w.api.wait("guest_checked", 0)["json"]
+            check(said == {"type": "guest_checked", "attempt": 1}, said)
+
+        # After a seed, boot.sh does not wait; the wrapper does.
+        with Workspace() as w:
+            go = w.dir / "go"
+            command = 'test -e "%s" || { echo not there; exit 3; }' % go
+            files = kit_files(w.api.url, kind="none", extra={"MAYFLY_HANDOVER": "seed"})
+            lives(shell, {**files, **ready_file(check="exec", command=command, seconds=30)}, w)
+            check(w.api.names() == ["guest_ready"], w.api.names())
+            go.touch()
+            w.api.wait("guest_configured", 20)
+            check(w.api.names() == ["guest_ready", "guest_checked", "guest_configured"], w.api.names())
+
+        with Workspace() as w, socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            lives(shell, {**kit_files(w.api.url, kind="none"), **ready_file(check="tcp", port=port)}, w)
+            w.api.wait("guest_checked", 0)
+
+    each_shell(one)
+
+
+def never_ready():
+    """The attempt is over, with what was seen last; nothing of the job has run."""
+
+    def one(shell):
+        hangs = 'echo begun; sleep 60 & exec sleep 60'
+        with refusing_port() as held, Service({"/": [(500, b"")], "/up": [(200, b'"no"\n')]}) as service:
+            port = held.getsockname()[1]
+            cases = (
+                (dict(check="http", port=port, path="/"), "no answer: curl: (7) "),
+                (dict(check="http", port=service.port, path="/"), "HTTP status 500"),
+                (dict(check="http", port=service.port, path="/up", expect="yes"), "HTTP status 200 without the expected text: ?no?"),
+                (dict(check="tcp", port=port), "no process listens"),
+                (dict(check="exec", command="echo 'x \"y\"' >&2; exit 7"), "exit code 7: x ?y?"),
+                (dict(check="exec", command=hangs), "the command did not end in time"),
+                (dict(check="ftp"), "unknown check 'ftp'"),
+            )
+            for settings, seen in cases:
+                with Workspace() as w:
+                    files = kit_files(w.api.url, payload=": >%s/ran\n" % w.dir)
+                    kit = write_kit(w.dir / "kit", reinterpreted({**files, **ready_file(**{"seconds": 1, **settings})}, shell))
+                    code, output = boot(kit, shell)
+                    check(code == 4, "%s: boot.sh ended with %s: %s" % (settings, code, output))
+                    last = output.strip().split("\n")[-1]
+                    check(last.startswith("mayfly boot: not ready: " + seen), output)
+                    said = w.api.wait("guest_failed", 10)["json"]
+                    check(said["check_failed"] and said["attempt"] == 1 and said["detail"].startswith(seen), said)
+                    wait_gone(int((kit / "run" / "wrapper.pid").read_text()))
+                    check(w.api.names() == ["guest_ready", "guest_failed"], w.api.names())
+                    check(not (w.dir / "ran").exists() and not (kit / "run" / "powered-off").exists(), "it went on")
+                    check(not [text for _, text in w.processes() if "sleep 60" in text], w.processes())
+
+        # It cannot be reported: the guest does not stay on without a use.
+        with Workspace() as w:
+            w.api.rule(lambda r: r["name"] == "guest_failed", "close")
+            files = kit_files(w.api.url, payload="true\n", extra={"MAYFLY_START_SECONDS": "1", "MAYFLY_HANDOVER": "seed"})
+            kit = lives(shell, {**files, **ready_file(check="exec", command="exit 1", seconds=1)}, w)
+            wait_gone(int((kit / "run" / "wrapper.pid").read_text()))
+            check((kit / "run" / "powered-off").exists(), "not powered off")
+
+    each_shell(one)
 
 
 RUN_SH = """#!/usr/bin/env bash
@@ -1074,7 +1210,7 @@ print("shells: " + " ".join(SHELLS), flush=True)
 main([
     hanging_and_dead, shellcheck, announces, refusals, after_the_hook, broken_kits, hostile_environment, cancelled_hook,
     wrapper_command, additional_certificates, wrapper_script_none_unknown, long_log, lost_calls, acknowledged_start, never_started,
-    started_by_the_host, not_twice, vm_is_gone, one_wrapper,
+    started_by_the_host, ready_checks, never_ready, not_twice, vm_is_gone, one_wrapper,
     violent_job, signals_ignored, no_base64, boot_says_no, github_runner, github_registration_fetched,
     github_registration_refused, as_another_user, job_that_cannot_start, heartbeats, difficult_profile, github_registration_token,
     github_wrong_runners, github_runner_with_an_old_registration, github_runner_from_the_host, gitea_runner,

@@ -31,7 +31,7 @@ MACOS = {
     "/sbin": "dmesg ifconfig md5 mount ping reboot route shutdown umount",
     "/usr/bin": "awk base64 basename bzip2 caffeinate cmp codesign curl cut defaults diff dirname dscl env expand false "
                 "file find fold getconf grep groups gzip head id install join killall last less logger logname mkfifo "
-                "mktemp nice nohup od open openssl paste perl plutil pgrep pkill printenv printf renice script security "
+                "mktemp nc nice nohup od open openssl paste perl plutil pgrep pkill printenv printf renice script security "
                 "sed seq sort split ssh stat strings su sudo sw_vers tail tar tee time touch tput tr true tty uname uniq "
                 "uptime uuidgen wc which who whoami xargs xattr xcrun yes zip",
     "/usr/sbin": "chown diskutil ioreg lsof networksetup scutil sysctl systemsetup",

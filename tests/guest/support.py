@@ -28,7 +28,7 @@ import traceback
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 HOOKS = ROOT / "hooks"
-SCRIPTS = ["boot.sh", "watch.sh", "wrapper.sh", "job.sh", "tell.sh", "power-off.sh", "job-started.sh", "job-completed.sh"]
+SCRIPTS = ["boot.sh", "watch.sh", "wrapper.sh", "ready.sh", "job.sh", "tell.sh", "power-off.sh", "job-started.sh", "job-completed.sh"]
 TOKEN = "tok-3f1c0c6f-secret"  # the wrapper's
 JOB_TOKEN = "job-77aa01b2-secret"
 VM_ID = "vm-0001"
@@ -276,6 +276,13 @@ def gitea_files(url, directory=None, minimum="", env=None):
     files["gitea.env"] = (0o600, "".join("%s=%s\n" % (k, quoted(v)) for k, v in settings.items()).encode())
     files["registration"] = (0o600, GITEA_REGISTRATION.encode())
     return files
+
+
+def ready_file(**settings):
+    """The file ready.env of a bundle."""
+    settings = {"interval": 1, "seconds": 2, **settings}
+    lines = ["MAYFLY_READY%s=%s\n" % ("" if k == "check" else "_" + k.upper(), quoted(str(v))) for k, v in settings.items()]
+    return {"ready.env": (0o600, "".join(lines).encode())}
 
 
 def write_program(path, content, mode=0o755):

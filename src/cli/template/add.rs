@@ -76,6 +76,7 @@ struct BuildManifest {
     handover: Option<String>,
     ssh_user: Option<String>,
     network: Option<String>,
+    ready: Option<Value>,
     ssh_key: Option<PathBuf>,
 }
 
@@ -127,6 +128,7 @@ fn request(args: Add) -> Result<Value, CommandFailure> {
     put("handover", manifest.handover.map(Value::from));
     put("user", manifest.ssh_user.map(Value::from));
     put("network", manifest.network.map(Value::from));
+    put("ready", manifest.ready);
     args.settings.put(&mut body);
     Ok(body.into())
 }

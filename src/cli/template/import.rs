@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::super::{client::ApiClient, failure::CommandFailure, long_request, output, text};
+use super::{
+    super::{client::ApiClient, failure::CommandFailure, long_request, output, text},
+    ready::Ready,
+};
 
 #[derive(Args)]
 pub(in crate::cli) struct Import {
@@ -73,6 +76,8 @@ pub(in crate::cli) struct Import {
     /// strictest that the host can enforce and in which a vm's runner can work]
     #[arg(long, value_name = "MODE", value_parser = text::NETWORK_MODES)]
     network: Option<String>,
+    #[command(flatten)]
+    ready: Ready,
     /// File with the private key for the SSH login
     #[arg(long, value_name = "FILE")]
     ssh_key: Option<PathBuf>,
@@ -120,6 +125,7 @@ fn request(args: Import) -> Value {
         "kernel": path(args.kernel), "initramfs": path(args.initramfs), "firmware": path(args.firmware),
         "cmdline": args.cmdline, "driver": args.driver, "os": args.os, "arch": args.arch, "cpus": args.cpus,
         "memory_mib": args.memory_mib, "handover": args.handover, "user": args.user, "network": args.network,
+        "ready": args.ready.value(),
         "ssh_key": path(args.ssh_key), "ssh_password_file": path(args.ssh_password_file),
     });
     if let Some(body) = body.as_object_mut() {

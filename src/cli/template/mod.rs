@@ -12,6 +12,7 @@ mod names;
 mod prune;
 mod pull;
 mod push;
+mod ready;
 mod set;
 mod settings;
 mod verify;
@@ -272,6 +273,9 @@ async fn show(name: &str, client: &ApiClient, json: bool) -> Result<(), CommandF
     }
     if let Some(network) = t.network {
         pairs.push(("network", network));
+    }
+    if let Some(ready) = t.ready {
+        pairs.push(("ready", ready::text(ready)));
     }
     let own: Vec<String> =
         t.own_budgets.iter().filter_map(|(name, value)| Some(format!("{name}={}", (*value)?))).collect();

@@ -3,13 +3,17 @@
 use clap::Args;
 use serde_json::{Map, Value};
 
-use super::super::{
-    client::ApiClient, failure::CommandFailure, output, responses::TemplateResponse, text::NETWORK_MODES, vm::budget,
+use super::{
+    super::{
+        client::ApiClient, failure::CommandFailure, output, responses::TemplateResponse, text::NETWORK_MODES,
+        vm::budget,
+    },
+    ready::Ready,
 };
 use crate::domain::BudgetsPatch;
 
 /// Settings other than budgets.
-const SETTINGS: [&str; 3] = ["cpus", "memory_mib", "network"];
+const SETTINGS: [&str; 4] = ["cpus", "memory_mib", "network", "ready"];
 
 #[derive(Args)]
 pub(in crate::cli) struct SetTemplate {
@@ -24,10 +28,12 @@ pub(in crate::cli) struct SetTemplate {
     /// What guests may reach: the guest API only, the internet, or everything that the host reaches
     #[arg(long, value_name = "MODE", value_parser = NETWORK_MODES)]
     network: Option<String>,
+    #[command(flatten)]
+    ready: Ready,
     /// Budget of the template, such as lifetime_seconds=2h; may be repeated
     #[arg(long = "budget", value_name = "NAME=VALUE", value_parser = budget)]
     budgets: Vec<(String, u32)>,
-    /// Setting that the template does not set itself any more: cpus, memory_mib, network or a budget; may be repeated
+    /// Setting that the template does not set itself any more: cpus, memory_mib, network, ready or a budget; may be repeated
     #[arg(long, value_name = "NAME", value_parser = setting)]
     unset: Vec<String>,
 }
@@ -57,6 +63,7 @@ impl SetTemplate {
             ("cpus", self.cpus.map(Value::from)),
             ("memory_mib", self.memory_mib.map(Value::from)),
             ("network", self.network.map(Value::from)),
+            ("ready", self.ready.value()),
         ] {
             if let Some(value) = value {
                 put(&mut body, name, value);

@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::super::{
-    failure::CommandFailure,
-    text::{NETWORK_MODES, parse_seconds},
+use super::{
+    super::{
+        failure::CommandFailure,
+        text::{NETWORK_MODES, parse_seconds},
+    },
+    ready::Ready,
 };
 
 #[derive(Args, Default)]
@@ -29,6 +32,8 @@ pub(super) struct Settings {
     /// strictest that the host can enforce and in which a vm's runner can work]
     #[arg(long, value_name = "MODE", value_parser = NETWORK_MODES)]
     pub network: Option<String>,
+    #[command(flatten)]
+    pub ready: Ready,
     /// File with the private key for the SSH login
     #[arg(long, value_name = "FILE")]
     pub ssh_key: Option<PathBuf>,
@@ -47,6 +52,7 @@ impl Settings {
             ("handover", self.handover.map(Value::from)),
             ("user", self.user.map(Value::from)),
             ("network", self.network.map(Value::from)),
+            ("ready", self.ready.value()),
             ("ssh_key", path(self.ssh_key)),
             ("ssh_password_file", path(self.ssh_password_file)),
         ];

@@ -51,6 +51,9 @@ pub(super) async fn run(vm: &str, client: &ApiClient, json: bool) -> Result<u8, 
             registration(registered, &mut pairs);
         }
     }
+    if let Some(ready) = &vm.ready {
+        pairs.push(("ready", ready.text()));
+    }
     if let Some(pool) = &vm.pool {
         pairs.push(("pool", pool.clone()));
     }

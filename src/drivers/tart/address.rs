@@ -8,6 +8,7 @@ use super::{
     fault::shown,
     leases::{self, LeaseLookup},
     paths::TartPaths,
+    scan::{self, NatScan},
     section::Resolver,
     settings::{Network, Settings},
 };
@@ -25,6 +26,7 @@ pub async fn find(
     paths: &TartPaths,
     name: &InstanceName,
     mac: Mac,
+    scan: &NatScan,
     tart: impl FnOnce() -> Result<Command>,
 ) -> Result<Option<Ipv4Addr>> {
     let known = match settings.resolver {
@@ -32,13 +34,17 @@ pub async fn find(
         Resolver::Dhcp if !matches!(settings.network, Network::Bridged { .. }) => by_lease(settings, paths, mac),
         Resolver::Dhcp | Resolver::Arp => by_arp(settings, mac).await,
     };
-    match known {
+    let known = match known {
         Ok(None) if agent_is_due(settings, paths) => by_agent(name, tart()?).await,
         // A table that cannot be read says nothing about the guest; the agent may know its address.
         Err(fault) if fault.code == Code::HostUnavailable && paths.control_sock().exists() => {
             by_agent(name, tart()?).await?.map_or(Err(fault), |ip| Ok(Some(ip)))
         }
         known => known,
+    };
+    match (known, settings.scan) {
+        (Ok(None), Some(gateway)) if scan_is_due(settings, paths) => by_scan(settings, gateway, mac, scan).await,
+        (known, _) => known,
     }
 }
 
@@ -129,6 +135,24 @@ fn agent_is_due(settings: &Settings, paths: &TartPaths) -> bool {
     settings.resolver == Resolver::Agent || clock::age(started) >= settings.agent_after
 }
 
+/// After the other ways had time to find the guest, and for a limited time.
+fn scan_is_due(settings: &Settings, paths: &TartPaths) -> bool {
+    let Ok(started) = paths.control_sock().metadata().and_then(|socket| socket.modified()) else { return false };
+    let age = clock::age(started);
+    !matches!(settings.network, Network::Bridged { .. })
+        && age >= settings.agent_after
+        && age < settings.agent_after + scan::LONGEST
+}
+
+/// An address is the guest's if an SSH server answers there, and the ARP table has it, and no other one, for the guest.
+async fn by_scan(settings: &Settings, gateway: Ipv4Addr, mac: Mac, scan: &NatScan) -> Result<Option<Ipv4Addr>> {
+    let answering = scan.answering(gateway, settings.ssh_port).await;
+    if answering.is_empty() {
+        return Ok(None);
+    }
+    Ok(by_arp(settings, mac).await?.filter(|ip| answering.contains(ip)))
+}
+
 async fn by_agent(name: &InstanceName, tart: Command) -> Result<Option<Ipv4Addr>> {
     let output = match tart.args(["ip", name.as_str(), "--resolver=agent"]).run().await {
         Ok(output) => output,
@@ -160,6 +184,66 @@ fn printed(text: &str) -> Option<Ipv4Addr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Two guests answer at once: each is found where the ARP table has it, and only if it answers there.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_scan_finds_a_guest_by_its_own_ethernet_address() {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        use tokio::{io::AsyncWriteExt as _, net::TcpListener};
+
+        let dir = tempfile::tempdir().unwrap();
+        let at = |host| Ipv4Addr::new(127, 64, 8, host);
+        let first = TcpListener::bind((at(2), 0)).await.unwrap();
+        let ssh_port = first.local_addr().unwrap().port();
+        for listener in [first, TcpListener::bind((at(3), ssh_port)).await.unwrap()] {
+            tokio::spawn(async move {
+                while let Ok((mut stream, _)) = listener.accept().await {
+                    let _ = stream.write_all(b"SSH-2.0-guest\r\n").await;
+                }
+            });
+        }
+        let arp = dir.path().join("arp");
+        let table = "#!/bin/sh
+cat <<END
+? (127.64.8.1) at be:d0:74:22:80:64 on bridge100 ifscope permanent [bridge]
+? (127.64.8.2) at 2:0:0:0:0:2 on bridge100 ifscope [bridge]
+? (127.64.8.3) at 2:0:0:0:0:3 on bridge100 ifscope [bridge]
+? (127.64.8.4) at 2:0:0:0:0:4 on bridge100 ifscope [bridge]
+END
+";
+        std::fs::write(&arp, table).unwrap();
+        std::fs::set_permissions(&arp, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let launcher = vec!["/mayfly".to_owned()];
+        let settings = Settings {
+            arp,
+            lease_file: dir.path().join("leases"),
+            ssh_port,
+            agent_after: Duration::ZERO,
+            scan: Some(at(1)),
+            ..Settings::new(dir.path(), dir.path().join("runs"), launcher)
+        };
+        let name = InstanceName::read("mayfly-01933b5c-7e5e-7c7a-9d5b-1f2e3d4c5b6a").unwrap();
+        let paths = TartPaths::new(&settings, &name);
+        let scan = NatScan::default();
+        let find = async |settings: &Settings, host: u8| {
+            let mac = Mac::parse(&format!("02:00:00:00:00:{host:02}")).unwrap();
+            find(settings, &paths, &name, mac, &scan, || Ok(Command::new("/bin/false", DEADLINE))).await.unwrap()
+        };
+        assert_eq!(find(&settings, 2).await, None, "it has not started");
+        std::fs::create_dir_all(paths.control_sock().parent().unwrap()).unwrap();
+        std::fs::write(paths.control_sock(), "").unwrap();
+        assert_eq!(find(&settings, 2).await, Some(at(2)));
+        assert_eq!(find(&settings, 3).await, Some(at(3)));
+        assert_eq!(find(&settings, 4).await, None, "in the table, and silent");
+        assert_eq!(find(&settings, 5).await, None, "not in the table");
+        let off = Settings { scan: None, ..settings.clone() };
+        assert_eq!(find(&off, 2).await, None);
+        let bridged = Network::Bridged { interfaces: vec!["en0".to_owned()] };
+        let bridged = Settings { network: bridged, arp: "/bin/true".into(), ..settings };
+        assert_eq!(find(&bridged, 2).await, None);
+    }
 
     #[test]
     fn an_address_is_found_among_warnings() {

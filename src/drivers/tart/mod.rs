@@ -9,7 +9,7 @@
 //! run        starts a VM, and confirms that it started
 //!   instance finds its process
 //!   softnet  network modes as rules of Tart's packet filter
-//! address    finds the guest on the network: leases, arp
+//! address    finds the guest on the network: leases, arp, scan
 //! end        stops a VM, and removes it
 //! list       lists all VMs
 //!   words, fault     interpret Tart's output
@@ -31,6 +31,7 @@ use self::{
     instance::{Names, TartPresence},
     paths::TartPaths,
     probe::Version,
+    scan::NatScan,
 };
 use super::{Capabilities, Driver, DriverError, DriverProbe, ErrorKind, InstanceSpec, Listed, Observation, Result};
 use crate::{
@@ -65,6 +66,7 @@ pub mod list;
 mod paths;
 pub mod probe;
 mod run;
+mod scan;
 mod section;
 mod settings;
 mod softnet;
@@ -93,6 +95,7 @@ pub struct Tart {
     names: Names,
     /// State while `tart list` fails.
     list_fails: Mutex<Option<ListFails>>,
+    scan: NatScan,
 }
 
 #[derive(Clone)]
@@ -117,7 +120,7 @@ impl Tart {
         let mut programs = vec![Self::NAME.to_owned()];
         programs.extend(settings.binary.as_ref().and_then(|b| Some(b.file_name()?.to_str()?.to_owned())));
         let names = Names { programs, launcher: settings.launcher.clone() };
-        Ok(Self { settings, names, list_fails: Mutex::default() })
+        Ok(Self { settings, names, list_fails: Mutex::default(), scan: NatScan::default() })
     }
 
     fn paths(&self, name: &InstanceName) -> TartPaths {
@@ -229,7 +232,7 @@ impl Tart {
     /// starts a VM beside another one with the same address.
     async fn endpoint(&self, paths: &TartPaths, name: &InstanceName) -> Result<Option<Endpoint>> {
         let mac = run::read_config(paths)?.mac;
-        let ip = address::find(&self.settings, paths, name, mac, || self.command(IP)).await?;
+        let ip = address::find(&self.settings, paths, name, mac, &self.scan, || self.command(IP)).await?;
         Ok(ip.map(|ip| Endpoint::address(ip.to_string(), self.settings.ssh_port)))
     }
 

@@ -74,6 +74,10 @@ section! {
         /// How a guest's address is found: `dhcp` in the host's lease file; `arp` in the host's ARP table, needed for
         /// `bridged`; `agent` from the agent in the guest.
         resolver: Resolver = Resolver::Dhcp;
+        /// Looks for a guest that `resolver` and the agent do not find, by connecting to the SSH port of each address in
+        /// the `gateway`'s network (/24). An address is used only if the host's ARP table has it for this guest.
+        /// Starts 20 seconds after the guest and lasts three minutes; not for `bridged`.
+        nat_scan: bool = false;
         /// The host's file of DHCP leases.
         lease_file: PathBuf = "/var/db/dhcpd_leases".into();
         /// Directories of the host that are shared with guests, as in `tart run --dir`: `name:/path:ro`.

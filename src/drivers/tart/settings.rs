@@ -1,6 +1,10 @@
 //! Settings of the Tart driver.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use super::section::{NetworkKind, Resolver, TartSection};
 use crate::{
@@ -40,6 +44,8 @@ pub struct Settings {
     /// Program and arguments that execute the following program in a new session, with the same process id.
     pub launcher: Vec<String>,
     pub resolver: Resolver,
+    /// The gateway whose network is scanned for guests that are not found otherwise. `None`: there is no scan.
+    pub scan: Option<Ipv4Addr>,
     pub network: Network,
     /// Directories of the host for guests, each `[NAME:]PATH[:OPTIONS]` as in `tart run --dir`.
     pub dirs: Vec<String>,
@@ -106,6 +112,10 @@ impl Settings {
             ssh_port: section.ssh_port,
             launcher,
             resolver: section.resolver,
+            scan: match section.gateway {
+                IpAddr::V4(gateway) if section.nat_scan => Some(gateway),
+                IpAddr::V4(_) | IpAddr::V6(_) => None,
+            },
             dirs: section.dirs,
             rosetta: section.rosetta,
             nested: section.nested,

@@ -23,7 +23,7 @@ use self::exec::{Agent, Ended};
 use super::{
     install::{self, InstallTarget},
     kit::Kit,
-    readiness,
+    readiness, ready_kit,
 };
 use crate::{domain::Code, platform::clock};
 
@@ -62,6 +62,7 @@ impl Error {
     pub fn code(&self) -> Code {
         match self {
             Error::Retry(_) => Code::GuestNotReady,
+            Error::Failed { exit: ready_kit::EXIT_NOT_READY, .. } => Code::GuestCheckFailed,
             Error::Unusable(_) | Error::Failed { .. } => Code::GuestNotConfigured,
         }
     }

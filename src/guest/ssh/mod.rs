@@ -31,6 +31,7 @@ use super::{
     install::{self, InstallTarget},
     kit::Kit,
     output::{TailBuffer, one_line},
+    ready_kit,
 };
 use crate::{
     domain::{Code, Template, endpoint::Endpoint},
@@ -108,6 +109,7 @@ impl SshError {
             SshError::Retry(_) => Code::GuestNotReady,
             SshError::LoginRefused(_) => Code::GuestLoginRefused,
             SshError::HostKeyChanged(_) => Code::GuestHostKeyChanged,
+            SshError::Failed { exit: Some(ready_kit::EXIT_NOT_READY), .. } => Code::GuestCheckFailed,
             SshError::Failed { .. } => Code::GuestNotConfigured,
         }
     }

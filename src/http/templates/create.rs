@@ -20,12 +20,13 @@ use super::{
         problem::Problem,
         pulls::PullView,
     },
-    TemplateView, absolute, shown,
+    TemplateView, absolute, check_ready, shown,
 };
 use crate::{
     domain::{
-        Arch, BudgetsPatch, Code, GuestOs, Handover, NetworkMode,
+        Arch, Budgets, BudgetsPatch, Code, GuestOs, Handover, NetworkMode,
         pull::{Canary, PullSpec},
+        ready_check::ReadyCheck,
         template::DiskFormat,
     },
     service::templates::NewTemplate,
@@ -84,6 +85,8 @@ pub struct TemplateRequest {
     /// What guests may reach, unless the request or the pool sets it. Never taken from an image. Default: the strictest mode
     /// that the driver can enforce and in which the vm's kind of runner can work.
     network: Option<NetworkMode>,
+    /// What has to hold in a guest before its runner is started. Never taken from an image.
+    ready: Option<ReadyCheck>,
     /// Budgets that differ from the defaults.
     #[serde(default)]
     budgets: BudgetsPatch,
@@ -92,7 +95,7 @@ pub struct TemplateRequest {
 }
 
 impl TemplateRequest {
-    fn into_pull(self) -> Result<PullSpec, Problem> {
+    fn into_pull(self, usual: &Budgets) -> Result<PullSpec, Problem> {
         for (pointer, given) in [
             ("/disk", self.disk.is_some()),
             ("/vm_dir", self.vm_dir.is_some()),
@@ -110,6 +113,7 @@ impl TemplateRequest {
             }
         }
         self.budgets.check()?;
+        check_ready(self.ready.as_ref(), &self.budgets, usual)?;
         absolute(&[("/ssh_key", self.ssh_key.as_ref()), ("/ssh_password_file", self.ssh_password_file.as_ref())])?;
         Ok(PullSpec {
             image: self.image.unwrap_or_default(),
@@ -119,6 +123,7 @@ impl TemplateRequest {
             handover: self.handover,
             user: self.user,
             network: self.network,
+            ready: self.ready,
             ssh_key: self.ssh_key,
             ssh_password: self.ssh_password_file,
             budgets: self.budgets,
@@ -127,11 +132,12 @@ impl TemplateRequest {
         })
     }
 
-    fn into_new(self) -> Result<NewTemplate, Problem> {
+    fn into_new(self, usual: &Budgets) -> Result<NewTemplate, Problem> {
         if self.canary.is_some() {
             return Err(Problem::invalid("/canary", "is for an image: files are registered at once"));
         }
         self.budgets.check()?;
+        check_ready(self.ready.as_ref(), &self.budgets, usual)?;
         absolute(&[
             ("/disk", self.disk.as_ref()),
             ("/vm_dir", self.vm_dir.as_ref()),
@@ -169,6 +175,7 @@ impl TemplateRequest {
             handover: self.handover,
             user: self.user,
             network: self.network,
+            ready: self.ready,
             budgets: self.budgets,
         })
     }
@@ -213,14 +220,15 @@ pub async fn create_template(
     Json(request): Json<TemplateRequest>,
 ) -> Result<(StatusCode, [(HeaderName, String); 1], Answer<RegisteredTemplate>), Problem> {
     if request.image.is_some() {
-        let (pull, new) = http.services.pull_admission.start(request.into_pull()?).await?;
+        let (pull, new) =
+            http.services.pull_admission.start(request.into_pull(http.services.templates.default_budgets())?).await?;
         let status = if new { StatusCode::ACCEPTED } else { StatusCode::OK };
         let location = [(header::LOCATION, format!("/pulls/{}", pull.id))];
         let view = PullView::of(&pull, &http.services);
         return Ok((status, location, Answer(RegisteredTemplate::Pull(Box::new(view)))));
     }
     permit.disable_timeout();
-    let new = request.into_new()?;
+    let new = request.into_new(http.services.templates.default_budgets())?;
     let before = match http.services.templates.get(new.name.as_deref().unwrap_or_default()).await {
         Ok(template) => Some(template.digest),
         Err(error) if error.code == Code::TemplateNotFound => None,

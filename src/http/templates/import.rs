@@ -19,10 +19,10 @@ use super::{
         openapi::examples,
         problem::Problem,
     },
-    TemplateView, absolute, shown,
+    TemplateView, absolute, check_ready, shown,
 };
 use crate::{
-    domain::{Arch, BudgetsPatch, Code, GuestOs, Handover, NetworkMode},
+    domain::{Arch, Budgets, BudgetsPatch, Code, GuestOs, Handover, NetworkMode, ready_check::ReadyCheck},
     service::{
         templates::NewTemplate,
         transfers::{ExportDestination, ImportRequest, Notice, Policy, TemplateLayout},
@@ -91,6 +91,8 @@ pub struct ImportBody {
     /// What guests may reach, unless the request or the pool sets it. Default: the strictest mode that the driver can
     /// enforce and in which the vm's kind of runner can work.
     network: Option<NetworkMode>,
+    /// What has to hold in a guest before its runner is started.
+    ready: Option<ReadyCheck>,
     /// Private key that the guest's user accepts.
     #[schema(value_type = Option<String>)]
     ssh_key: Option<PathBuf>,
@@ -103,7 +105,7 @@ pub struct ImportBody {
 }
 
 impl ImportBody {
-    fn into_request(self) -> Result<ImportRequest, Problem> {
+    fn into_request(self, usual: &Budgets) -> Result<ImportRequest, Problem> {
         let layout = self.layout;
         let (image, converted) =
             (layout.is_image(), matches!(layout, TemplateLayout::ShoesVz | TemplateLayout::Macosvm));
@@ -128,6 +130,7 @@ impl ImportBody {
             }
         }
         self.budgets.check()?;
+        check_ready(self.ready.as_ref(), &self.budgets, usual)?;
         absolute(&[
             ("/kernel", self.kernel.as_ref()),
             ("/initramfs", self.initramfs.as_ref()),
@@ -148,6 +151,7 @@ impl ImportBody {
             handover: self.handover,
             user: self.user,
             network: self.network,
+            ready: self.ready,
             ssh_key: self.ssh_key,
             ssh_password: self.ssh_password_file,
             budgets: self.budgets,
@@ -199,7 +203,7 @@ pub async fn import_template(
 ) -> Result<(StatusCode, [(HeaderName, String); 1], Answer<ImportedTemplate>), Problem> {
     permit.disable_timeout();
     let name = body.name.clone();
-    let request = body.into_request()?;
+    let request = body.into_request(http.services.templates.default_budgets())?;
     let before = match http.services.templates.get(&name).await {
         Ok(template) => Some(template.digest),
         Err(error) if error.code == Code::TemplateNotFound => None,

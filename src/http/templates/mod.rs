@@ -14,6 +14,7 @@ use super::{
     openapi::examples,
     problem::Problem,
 };
+use crate::domain::{Budgets, BudgetsPatch, ready_check::ReadyCheck};
 
 pub mod create;
 pub mod export;
@@ -32,6 +33,15 @@ pub use view::TemplateView;
 async fn shown(http: &Http, name: &str) -> Result<TemplateView, Problem> {
     let (template, standing) = http.services.templates.get_with_standing(name).await?;
     Ok(TemplateView::new(template, standing, http.services.templates.default_budgets()))
+}
+
+/// Refuses a readiness check that cannot work. `usual`: the budgets of templates that do not set their own.
+fn check_ready(ready: Option<&ReadyCheck>, budgets: &BudgetsPatch, usual: &Budgets) -> Result<(), Problem> {
+    if let Some(ready) = ready {
+        ready.check()?;
+        ready.check_within(budgets.on(usual).configure_seconds)?;
+    }
+    Ok(())
 }
 
 /// Refuses relative paths, because the service's working directory is not the caller's.

@@ -16,7 +16,7 @@ use super::{
     },
     TemplateView, shown,
 };
-use crate::domain::{NetworkMode, template_settings::SettingsChange};
+use crate::domain::{NetworkMode, ready_check::ReadyCheck, template_settings::SettingsChange};
 
 /// A change of settings. What is left out stays as it is; null removes a setting, so that the default counts.
 #[derive(Deserialize, ToSchema)]
@@ -34,6 +34,10 @@ pub struct TemplateChange {
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<NetworkMode>)]
     network: Option<Option<NetworkMode>>,
+    /// Replaced as a whole. Null: guests are not checked.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<ReadyCheck>)]
+    ready: Option<Option<ReadyCheck>>,
     /// By the names of the budgets.
     #[serde(default)]
     budgets: BTreeMap<String, Option<u32>>,
@@ -61,7 +65,8 @@ pub async fn change_template(
     Name(name): Name,
     Json(request): Json<TemplateChange>,
 ) -> Result<Answer<TemplateView>, Problem> {
-    let TemplateChange { cpus, memory_mib, network, budgets } = request;
-    http.services.templates.change_settings(&name, SettingsChange { cpus, memory_mib, network, budgets }).await?;
+    let TemplateChange { cpus, memory_mib, network, ready, budgets } = request;
+    let change = SettingsChange { cpus, memory_mib, network, ready, budgets };
+    http.services.templates.change_settings(&name, change).await?;
     Ok(Answer(shown(&http, &name).await?))
 }

@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 use super::super::time::Time;
 use crate::domain::{
     Arch, Budgets, BudgetsPatch, GuestOs, Handover, NetworkMode, Template,
+    ready_check::ReadyCheck,
     template::DiskFormat,
     version::{AliasTarget, Damage, FileFault, Pin, VersionStatus},
 };
@@ -38,6 +39,8 @@ pub struct TemplateView {
     user: String,
     /// What its guests may reach, unless the request or the pool sets it. Null: the default.
     network: Option<NetworkMode>,
+    /// What has to hold in its guests before their runner is started.
+    ready: Option<ReadyCheck>,
     /// What counts for a vm that is created now: the template's own budgets and, for the others, the defaults of the configuration.
     budgets: Budgets,
     /// The budgets that the template sets itself. Null: the default counts.
@@ -124,6 +127,7 @@ impl TemplateView {
             handover: t.handover,
             user: t.user,
             network: t.network,
+            ready: t.ready,
             budgets: t.budgets.on(usual),
             own_budgets: t.budgets,
             created_at: t.created_at.into(),

@@ -158,6 +158,7 @@ impl TagWatches {
             handover: current.as_ref().map(|t| t.handover),
             user: current.as_ref().map(|t| t.user.clone()),
             network: current.as_ref().and_then(|t| t.network),
+            ready: current.as_ref().and_then(|t| t.ready.clone()),
             ssh_key: current.as_ref().and_then(|t| t.files.ssh_key.clone()),
             ssh_password: current.as_ref().and_then(|t| t.files.ssh_password.clone()),
             budgets: current.map(|t| t.budgets).unwrap_or_default(),

@@ -38,6 +38,7 @@ mod tests {
             cpus: 1,
             memory_mib: 64,
             network,
+            ready: None,
         }
     }
 

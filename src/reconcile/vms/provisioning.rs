@@ -11,6 +11,7 @@ use crate::{
         Code, Event, GuestRole, Handover, NetworkMode, SourceKind, State, Vm,
         endpoint::Endpoint,
         event::ReadyVia,
+        ready_check::{ReadyCheck, ReadyKind},
         runner::RunnerKind,
         runner_secrets::RunnerSecrets,
         source_runner::{Registered, Registration, runner_name},
@@ -19,6 +20,7 @@ use crate::{
     drivers::Driver,
     guest::{
         self, HostEnvironment, Kit, KitInput,
+        ready_kit::ReadyKit,
         runner_kit::{GitHubKit, GiteaKit, KitRunnerArchive, RunnerKit, RunnerProgram},
     },
     parts::Parts,
@@ -106,6 +108,9 @@ impl Provisioner {
             Handover::Agent => {
                 let socket = self.agent(driver, vm).await?;
                 guest::agent::ready(&socket, self.step_ends(vm)).await?;
+                if spec_of(vm)?.ready.as_ref().and_then(ReadyCheck::kind) == Some(ReadyKind::Agent) {
+                    self.note(vm, Event::GuestChecked { version: None, state: None }).await?;
+                }
                 Ok(ReadyVia::GuestAgent)
             }
         }
@@ -120,7 +125,8 @@ impl Provisioner {
                 let ssh = self.endpoint(driver, vm).await?;
                 let kit = self.kit(vm, &template).await?;
                 let target = ssh_target(vm, &template, &ssh).await?;
-                let delivered = guest::ssh::deliver(&target, &kit, self.step_ends(vm)).await?;
+                let delivered = guest::ssh::deliver(&target, &kit, self.step_ends(vm)).await;
+                let delivered = delivered.map_err(|error| check_failure(vm, error))?;
                 self.note_endpoint(vm, ssh, Some(delivered.host_key)).await?;
                 delivered.boot_log
             }
@@ -128,7 +134,8 @@ impl Provisioner {
                 let template = self.template(vm).await?;
                 let socket = self.agent(driver, vm).await?;
                 let kit = self.kit(vm, &template).await?;
-                guest::agent::deliver(&socket, &kit, self.step_ends(vm)).await?.boot_log
+                let delivered = guest::agent::deliver(&socket, &kit, self.step_ends(vm)).await;
+                delivered.map_err(|error| check_failure(vm, error))?.boot_log
             }
         };
         if let Err(error) = self.logs.append(vm.id(), LogSource::Boot, boot_log).await {
@@ -225,6 +232,10 @@ impl Provisioner {
             user: template.user.clone(),
             env,
             host_environment: host_environment.unwrap_or_default(),
+            ready: spec_of(vm)?
+                .ready
+                .clone()
+                .map(|check| ReadyKit { seconds: check.seconds_within(vm.spec.budgets.configure_seconds), check }),
             payload,
             runner,
         })
@@ -288,9 +299,7 @@ impl Provisioner {
         if vm.registered.as_ref() == Some(&runner) {
             return Ok(());
         }
-        let expect = Expect::Attempt { state: vm.state, attempt: vm.attempt };
-        self.ledger.apply(vm.id(), expect, Event::RunnerRegistered { runner }, self.clock.now()).await?;
-        Ok(())
+        self.note(vm, Event::RunnerRegistered { runner }).await
     }
 
     async fn endpoint(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<Endpoint, Failure> {
@@ -319,8 +328,12 @@ impl Provisioner {
     }
 
     async fn note_endpoint(&self, vm: &Vm, ssh: Endpoint, host_key: Option<String>) -> Result<(), Failure> {
+        self.note(vm, Event::EndpointFound { ssh, host_key }).await
+    }
+
+    async fn note(&self, vm: &Vm, event: Event) -> Result<(), Failure> {
         let expect = Expect::Attempt { state: vm.state, attempt: vm.attempt };
-        self.ledger.apply(vm.id(), expect, Event::EndpointFound { ssh, host_key }, self.clock.now()).await?;
+        self.ledger.apply(vm.id(), expect, event, self.clock.now()).await?;
         Ok(())
     }
 
@@ -330,6 +343,18 @@ impl Provisioner {
         let left = vm.deadline().map_or(SignedDuration::from_hours(1), |(_, at)| at.duration_since(self.clock.now()));
         clock::monotonic() + Duration::try_from(left).unwrap_or_default() + Duration::from_secs(5)
     }
+}
+
+/// The failure of a delivery. A readiness check that did not succeed is described as in the guest's own report of it.
+fn check_failure(vm: &Vm, error: impl Into<Failure>) -> Failure {
+    let mut failure: Failure = error.into();
+    let ready = vm.spec.resolved().and_then(|spec| spec.ready.as_ref());
+    if let (Code::GuestCheckFailed, Some(ready)) = (failure.code, ready) {
+        let seen = failure.tail.as_deref().and_then(guest::last_line).unwrap_or_default();
+        let seen = seen.strip_prefix("mayfly boot: not ready: ").unwrap_or(&seen);
+        failure.detail = ready.failed(vm.spec.budgets.configure_seconds, seen);
+    }
+    failure
 }
 
 async fn ssh_target(vm: &Vm, template: &Template, ssh: &Endpoint) -> Result<guest::ssh::SshTarget, Failure> {

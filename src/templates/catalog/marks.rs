@@ -179,6 +179,7 @@ impl Root {
                     cpus: None,
                     memory_mib: None,
                     network: manifest.network,
+                    ready: manifest.ready.clone(),
                     budgets: manifest.budgets.clone(),
                 }
             }

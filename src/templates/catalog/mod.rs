@@ -467,6 +467,7 @@ impl Root {
             handover: manifest.handover,
             user: manifest.user,
             network: own.network,
+            ready: own.ready,
             budgets: own.budgets,
             created_at: Timestamp::try_from(created).map_err(Error::internal)?,
         })
@@ -525,6 +526,7 @@ fn describe(
         handover: checked.handover,
         user: checked.user,
         network: new.network,
+        ready: new.ready.clone(),
         budgets: new.budgets.clone(),
         image,
         settings,

@@ -48,7 +48,7 @@ use super::{
     push::{self, Pusher},
 };
 use crate::{
-    domain::{BudgetsPatch, Handover, NetworkMode, Template},
+    domain::{BudgetsPatch, Handover, NetworkMode, Template, ready_check::ReadyCheck},
     registry::{
         self, RegistryClient, RegistryError,
         credentials::CredentialSource,
@@ -79,6 +79,8 @@ pub struct PullRequest {
     pub user: Option<String>,
     /// Not among the image's settings: whoever published the image does not decide what guests reach on this host.
     pub network: Option<NetworkMode>,
+    /// Not among the image's settings either.
+    pub ready: Option<ReadyCheck>,
     pub ssh_key: Option<PathBuf>,
     pub ssh_password: Option<PathBuf>,
     /// These precede those of the image's settings.
@@ -101,6 +103,7 @@ impl PullRequest {
             handover: None,
             user: None,
             network: None,
+            ready: None,
             ssh_key: None,
             ssh_password: None,
             budgets: BudgetsPatch::default(),
@@ -122,6 +125,7 @@ impl PullRequest {
             handover: self.handover,
             user: self.user.clone(),
             network: self.network,
+            ready: self.ready.clone(),
             ssh_key: self.ssh_key.clone(),
             ssh_password: self.ssh_password.clone(),
             // Whether failed vms hold slots is decided here, and not by the publisher of an image.

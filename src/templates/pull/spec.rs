@@ -22,6 +22,7 @@ impl PullRequest {
             handover: spec.handover,
             user: spec.user.clone(),
             network: spec.network,
+            ready: spec.ready.clone(),
             ssh_key: spec.ssh_key.clone(),
             ssh_password: spec.ssh_password.clone(),
             budgets: spec.budgets.clone(),

@@ -241,3 +241,70 @@ async fn reports_are_checked() {
     api.finish(id).await;
     api.post(&path, &token, json!({"type": "runner_finished", "exit_code": 0})).await.ok(202);
 }
+
+/// What a guest says about its readiness is shown only in a vm whose template has a check, before its job may run.
+#[tokio::test]
+async fn the_success_of_a_readiness_check_is_in_the_record() {
+    use mayfly::domain::{Event, event::ReadyVia};
+    let api = api().await;
+    let disk = super::disk(&api.dir, "checked", 3);
+    let new = |ready: serde_json::Value| json!({"name": "checked", "driver": "fake", "disk": disk, "cpus": 1, "memory_mib": 128, "ready": ready});
+    for (ready, field) in [
+        (json!({}), "/ready"),
+        (json!({"http": {"port": 0}}), "/ready/http/port"),
+        (json!({"tcp": {"port": 22}, "exec": "true"}), "/ready/exec"),
+        (json!({"exec": "true", "budget_seconds": 106}), "/ready/budget_seconds"),
+    ] {
+        let problem = api.post("/templates", &api.admin, new(ready)).await.problem(400, "request.invalid");
+        assert_eq!(problem["errors"][0]["pointer"], field, "{problem:#}");
+    }
+    api.post("/templates", &api.admin, new(json!({"agent": true}))).await.problem(422, "template.invalid");
+    let ready = json!({"preset": "runner-agent", "budget_seconds": 60});
+    let template = api.post("/templates", &api.admin, new(ready.clone())).await.ok(201);
+    assert_eq!(template["ready"], ready);
+
+    let at = async |template: &str, name: &str| {
+        let body = json!({"template": template, "name": name, "runner": {"kind": "command", "command": "true"}});
+        let vm = api.post("/vms", &api.create, body).await.ok(201);
+        let id = vm["id"].as_str().unwrap().parse().unwrap();
+        for event in [Event::SlotTaken, Event::Cloned, Event::GuestReady { via: ReadyVia::GuestCall }] {
+            api.apply(id, event).await;
+        }
+        (id, vm["callback_token"].as_str().unwrap().to_owned())
+    };
+    let (id, token) = at("checked", "a").await;
+    let own = format!("/vms/{id}");
+    let say = async |token: &str, attempt: u32, version: &str, state: u32| {
+        let event = json!({"type": "guest_checked", "attempt": attempt, "version": version, "state": state});
+        api.post(&format!("{own}/events"), token, event).await
+    };
+    say(&api.job_token(id), 1, "job", 1).await.problem(403, "auth.scope_missing");
+    say(&token, 2, "of another attempt", 1).await.ok(202);
+    assert_eq!(api.get(&own, &token).await.ok(200)["ready"], json!(null));
+    // Of another form than promised: left out.
+    say(&token, 1, "\u{1b}[31m", 2).await.ok(202);
+    say(&token, 1, "the first report counts", 3).await.ok(202);
+    let shown = api.get(&own, &token).await.ok(200)["ready"].clone();
+    assert_eq!(
+        (&shown["check"], &shown["version"], &shown["state"]),
+        (&json!("runner-agent"), &json!(null), &json!(2))
+    );
+    assert!(shown["seconds"].as_f64().unwrap() >= 0.0, "{shown}");
+
+    let failed = json!({"type": "guest_failed", "attempt": 1, "check_failed": true, "detail": "HTTP status\n503"});
+    api.post(&format!("{own}/events"), &token, failed.clone()).await.ok(202);
+    let fault = api.get(&own, &token).await.ok(200)["last_fault"].clone();
+    assert_eq!(fault["code"], "guest.check_failed");
+    let detail = "the readiness check runner-agent on port 8080 (/health) did not succeed within 60 s; the guest saw last: HTTP status 503";
+    assert_eq!(fault["detail"], detail);
+
+    // A template without a check.
+    let (id, token) = at("micro", "b").await;
+    let own = format!("/vms/{id}");
+    let event = json!({"type": "guest_checked", "attempt": 1, "version": "1"});
+    api.post(&format!("{own}/events"), &token, event).await.ok(202);
+    assert_eq!(api.get(&own, &token).await.ok(200)["ready"], json!(null));
+    api.post(&format!("{own}/events"), &token, failed).await.ok(202);
+    let fault = api.get(&own, &token).await.ok(200)["last_fault"].clone();
+    assert_eq!(fault["detail"], "the guest said: HTTP status 503");
+}

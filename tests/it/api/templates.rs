@@ -117,7 +117,23 @@ async fn a_template_sets_only_what_it_was_told_and_that_can_be_changed() {
     let before = serve.get(&format!("/vms/{}", vm["id"].as_str().unwrap())).await;
     assert_eq!((budgets(&before), &before["cpus"]), (budgets(&vm), &json!(1)), "a vm keeps what it was created with");
 
+    let ready = json!({"http": {"port": 8080, "path": "/health", "expect": "ok"}, "budget_seconds": 200});
+    let refused = patch(&serve, "own", json!({"ready": ready})).await;
+    assert_eq!(
+        (refused.0, &refused.1["errors"][0]["pointer"]),
+        (400, &json!("/ready/budget_seconds")),
+        "{:#}",
+        refused.1
+    );
+    let change = json!({"ready": ready, "budgets": {"configure_seconds": 300}});
+    let (status, changed) = patch(&serve, "own", change).await;
+    assert_eq!((status, &changed["ready"]), (200, &ready), "{changed:#}");
+
     for (name, body, status, field) in [
+        ("own", json!({"budgets": {"configure_seconds": null}}), 400, "/ready/budget_seconds"),
+        ("own", json!({"ready": {"agent": true}}), 400, "/ready/agent"),
+        ("own", json!({"ready": {"tcp": {"port": 0}}}), 400, "/ready/tcp/port"),
+        ("own", json!({"ready": {"udp": {"port": 1}}}), 400, ""),
         ("own", json!({"budgets": {"nap_seconds": 1}}), 400, "/budgets/nap_seconds"),
         ("own", json!({"budgets": {"max_attempts": 0}}), 400, "/budgets/max_attempts"),
         ("own", json!({"cpus": 0}), 400, "/cpus"),
@@ -142,16 +158,35 @@ async fn a_template_sets_only_what_it_was_told_and_that_can_be_changed() {
             .output()
             .unwrap()
     };
-    let done = set(&serve, &["--unset", "idle_seconds", "--unset", "cpus", "--budget", "lifetime_seconds=1h"]);
+    let done = set(
+        &serve,
+        &[
+            "--unset",
+            "idle_seconds",
+            "--unset",
+            "cpus",
+            "--budget",
+            "lifetime_seconds=1h",
+            "--ready-http",
+            "8080/up",
+            "--ready-budget",
+            "1m",
+        ],
+    );
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    for wrong in [&[][..], &["--unset", "nap"], &["--cpus", "2", "--unset", "cpus"]] {
+    for wrong in
+        [&[][..], &["--unset", "nap"], &["--cpus", "2", "--unset", "cpus"], &["--ready-tcp", "22", "--unset", "ready"]]
+    {
         assert_eq!(set(&serve, wrong).status.code(), Some(2), "{wrong:?}");
     }
     assert_eq!(serve.stop(), Some(0));
     serve.spawn().await;
     let shown = serve.get("/templates/own").await;
     assert_eq!((budgets(&shown), &shown["cpus"]), ([json!(3600), json!(600), json!(3600)], &json!(1)));
+    assert_eq!(shown["ready"], json!({"http": {"port": 8080, "path": "/up"}, "budget_seconds": 60}));
+    assert!(set(&serve, &["--unset", "ready"]).status.success());
+    assert_eq!(serve.get("/templates/own").await["ready"], json!(null));
     let events = serve.get("/templates/own/events").await;
     let changes = events["items"].as_array().unwrap().iter().filter(|event| event["type"] == "settings_changed");
-    assert_eq!(changes.count(), 2, "{events:#}");
+    assert_eq!(changes.count(), 4, "{events:#}");
 }

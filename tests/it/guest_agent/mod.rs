@@ -454,6 +454,7 @@ fn kit(url: &str, payload: Option<String>) -> Kit {
         user: String::new(),
         env: Default::default(),
         host_environment: Default::default(),
+        ready: None,
         payload,
     })
     .unwrap()

@@ -13,6 +13,7 @@ mod crash;
 mod descriptors;
 mod ends;
 mod images;
+mod ready;
 mod run;
 mod session;
 mod stopped;
