@@ -9,6 +9,9 @@ use std::{
 };
 
 pub mod garm;
+mod labels;
+mod parent;
+mod patient_client;
 
 /// The arguments as a user would have given them, if this process was started as an adapter. `args` begins with the
 /// program's name.

@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use crate::domain::Code;
+
 #[derive(Debug)]
 pub enum Error {
     /// The options or their files are not usable.
@@ -38,6 +40,15 @@ pub struct FieldProblem {
 }
 
 impl Error {
+    /// All of it in one line, for the logs of other programs.
+    pub fn into_sentence(self) -> String {
+        let text = match self {
+            Error::Usage(text) | Error::NoToken(text) | Error::Unreachable(text) | Error::Other(text) => text,
+            Error::Problem(problem, hint) => problem.sentence(hint),
+        };
+        text.replace(|c: char| c.is_control(), " ")
+    }
+
     /// Whether the service is away, and the same request may succeed in a moment.
     pub fn passes(&self) -> bool {
         match self {
@@ -46,5 +57,23 @@ impl Error {
             Error::Problem(problem, _) => matches!(problem.status, 502..=504),
             _ => false,
         }
+    }
+}
+
+impl ApiProblem {
+    /// The problem with its remedy, or with the hint in place of it.
+    fn sentence(&self, hint: Option<String>) -> String {
+        let mut text = self.title.clone();
+        if let Some(detail) = self.detail.as_deref().filter(|detail| !detail.is_empty()) {
+            text = format!("{text}: {detail}");
+        }
+        for field in &self.errors {
+            text = format!("{text}; {}: {}", field.pointer.trim_start_matches('/'), field.detail);
+        }
+        let remedy = Code::ALL.iter().find(|code| code.slug() == self.code).map(|code| code.remedy().to_owned());
+        if let Some(hint) = hint.or(remedy.filter(|_| self.errors.is_empty())).filter(|hint| !hint.is_empty()) {
+            text = format!("{text}; {hint}");
+        }
+        if self.code.is_empty() { text } else { format!("{text} [{}]", self.code) }
     }
 }

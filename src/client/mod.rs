@@ -20,10 +20,14 @@ use crate::platform::{
 
 mod endpoint;
 mod error;
+mod session;
 
 use endpoint::ServiceEndpoint;
 pub use endpoint::{OptionNames, ServiceOptions};
 pub use error::{ApiProblem, Error, FieldProblem};
+pub use session::{
+    CallerTerminal, LARGEST_PIECE, SessionEnd, SessionEvent, SessionEvents, SessionInput, SessionLoss, SessionStart,
+};
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// Longer than any answer of the service takes, except long polls.
@@ -102,7 +106,7 @@ impl ApiClient {
     }
 
     /// Opens a WebSocket. What the service refuses, it refuses before.
-    pub async fn web_socket(&self, path: &[&str]) -> Result<WebSocketStream<reqwest::Upgraded>, Error> {
+    async fn web_socket(&self, path: &[&str]) -> Result<WebSocketStream<reqwest::Upgraded>, Error> {
         let key = generate_key();
         let request = self
             .request(Method::GET, path, &[])

@@ -13,11 +13,12 @@ use super::{
     identity::Creation,
     instance,
     instance_token::InstanceTokenClaims,
-    service::{BudgetsOfTemplate, GarmVm, ProviderService, RetryPause, TimeToWork, VmSelection},
+    service::{BudgetsOfTemplate, GarmVm, ProviderService, TimeToWork, VmSelection},
     settings::ProviderSettings,
     vm_settings::VmSettings,
 };
 use crate::{
+    adapters::patient_client::RetryPause,
     client,
     domain::{BudgetsPatch, budgets::MAX_BUDGET_SECONDS},
     platform::clock,

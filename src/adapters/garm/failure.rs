@@ -2,10 +2,7 @@
 
 use std::fmt;
 
-use crate::{
-    client::{self, ApiProblem},
-    domain::Code,
-};
+use crate::client;
 
 #[derive(Debug)]
 pub(super) enum GarmFailure {
@@ -36,28 +33,6 @@ impl fmt::Display for GarmFailure {
 
 impl From<client::Error> for GarmFailure {
     fn from(error: client::Error) -> Self {
-        GarmFailure::Failed(match error {
-            client::Error::Usage(text)
-            | client::Error::NoToken(text)
-            | client::Error::Unreachable(text)
-            | client::Error::Other(text) => text,
-            client::Error::Problem(problem, hint) => sentence(&problem, hint),
-        })
+        GarmFailure::Failed(error.into_sentence())
     }
-}
-
-/// A problem of the service in one sentence.
-fn sentence(problem: &ApiProblem, hint: Option<String>) -> String {
-    let mut text = problem.title.clone();
-    if let Some(detail) = problem.detail.as_deref().filter(|detail| !detail.is_empty()) {
-        text = format!("{text}: {detail}");
-    }
-    for field in &problem.errors {
-        text = format!("{text}; {}: {}", field.pointer.trim_start_matches('/'), field.detail);
-    }
-    let remedy = Code::ALL.iter().find(|code| code.slug() == problem.code).map(|code| code.remedy().to_owned());
-    if let Some(hint) = hint.or(remedy.filter(|_| problem.errors.is_empty())).filter(|hint| !hint.is_empty()) {
-        text = format!("{text}; {hint}");
-    }
-    if problem.code.is_empty() { text } else { format!("{text} [{}]", problem.code) }
 }

@@ -5,18 +5,15 @@
 
 use std::collections::BTreeMap;
 
-use sha2::{Digest, Sha256};
-
 use super::instance_token::InstanceTokenClaims;
+use crate::adapters::labels::hash_of;
+pub(super) use crate::adapters::labels::{OWNER, label};
 
-pub(super) const OWNER: &str = "owner";
 pub(super) const NAME: &str = "garm.name";
 pub(super) const POOL: &str = "garm.pool";
 pub(super) const CREATION: &str = "garm.creation";
 const ATTEMPT: &str = "garm.attempt";
 
-/// Longest label of Mayfly, in characters.
-const LONGEST_LABEL: usize = 128;
 /// How much of GARM's name is in the vm's name, which has at most 63 characters.
 const NAME_PART: usize = 50;
 
@@ -93,27 +90,6 @@ pub(super) fn owner(controller: &str) -> String {
     label(&format!("garm/{controller}"))
 }
 
-/// The text itself if it can be a label's value, else a hash of it: names of scale sets are free text.
-pub(super) fn label(text: &str) -> String {
-    const HASHED: &str = "sha256:";
-    let plain = |c: char| !c.is_control() && c != '"' && c != '\\';
-    if text.chars().count() <= LONGEST_LABEL && text.chars().all(plain) && !text.starts_with(HASHED) {
-        text.to_owned()
-    } else {
-        format!("{HASHED}{}", hash_of(&[text]))
-    }
-}
-
-/// Of the parts, whose limits count: `a`, `bc` is not `ab`, `c`.
-fn hash_of(parts: &[&str]) -> String {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update(part.len().to_le_bytes());
-        hash.update(part);
-    }
-    hex::encode(hash.finalize())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,17 +118,6 @@ mod tests {
             assert!(is_name(&vm_name), "{vm_name}");
         }
         assert!(creation("garm-a1", "t", 0).vm_name().starts_with("garm-a1-"));
-    }
-
-    #[test]
-    fn a_text_that_is_no_label_is_hashed() {
-        for text in ["", "my set ü/x-0d2f", &"x".repeat(128)] {
-            assert_eq!(label(text), text);
-        }
-        for text in ["a\"b", "a\\b", "a\nb", &"x".repeat(129), &format!("sha256:{}", hash_of(&["a\"b"]))] {
-            assert!(label(text).starts_with("sha256:") && label(text).len() <= LONGEST_LABEL, "{text}");
-            assert_ne!(label(text), text);
-        }
     }
 
     #[test]

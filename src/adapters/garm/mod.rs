@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use super::parent::ParentProcess;
 use crate::client::ServiceOptions;
 
 mod bootstrap;
@@ -17,7 +18,6 @@ mod identity;
 mod instance;
 mod instance_token;
 mod list;
-mod parent;
 mod schema;
 mod service;
 mod settings;
@@ -25,7 +25,6 @@ mod vm_settings;
 
 use environment::{GarmCommand, GarmEnvironment};
 use failure::GarmFailure;
-use parent::ParentProcess;
 use service::ProviderService;
 use settings::ProviderSettings;
 

@@ -1,24 +1,22 @@
-//! Requests to Mayfly's REST API that are repeated while the service is away, until the operation's time is over.
+//! Requests of the provider to the REST API.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     failure::GarmFailure,
     identity::{self, AttemptOrder, Creation},
-    parent::ParentProcess,
 };
 use crate::{
+    adapters::{
+        parent::ParentProcess,
+        patient_client::{PatientClient, RetryPause},
+    },
     client::{self, ApiClient, ServiceOptions},
     domain::Budgets,
-    platform::clock,
 };
-
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The parts of a vm that the provider reads.
 #[derive(Debug, Deserialize)]
@@ -107,25 +105,22 @@ pub(super) struct VmSelection<'a> {
 }
 
 pub(super) struct ProviderService {
-    client: ApiClient,
-    timeout: Duration,
-    deadline: Instant,
+    requests: PatientClient,
     pub parent: ParentProcess,
 }
 
 impl ProviderService {
     pub fn new(options: ServiceOptions, timeout: Duration, parent: ParentProcess) -> Result<Self, GarmFailure> {
-        let deadline = clock::monotonic() + timeout;
-        Ok(Self { client: ApiClient::new(&options)?, timeout, deadline, parent })
+        Ok(Self { requests: PatientClient::new(ApiClient::new(&options)?, timeout), parent })
     }
 
     pub fn warning(&self) -> Option<&str> {
-        self.client.warning()
+        self.requests.client.warning()
     }
 
     /// From now on there is so much time.
     pub fn with_more_time(&self, timeout: Duration) -> Self {
-        Self { client: self.client.clone(), timeout, deadline: clock::monotonic() + timeout, parent: self.parent }
+        Self { requests: self.requests.with_time(timeout), parent: self.parent }
     }
 
     /// Newest first, and all of them: an error is never an empty list.
@@ -142,8 +137,8 @@ impl ProviderService {
         if of.deleted {
             query.push(("state", "deleted"));
         }
-        let values = self.persist(async || self.client.list(&["vms"], &query).await).await?;
-        let vms = values.iter().map(|value| self.client.view(value)).collect::<Result<Vec<GarmVm>, _>>()?;
+        let values = self.requests.persist(async || self.requests.client.list(&["vms"], &query).await).await?;
+        let vms = values.iter().map(|value| self.requests.client.view(value)).collect::<Result<Vec<GarmVm>, _>>()?;
         // What belongs to others is never touched, even if the service did not understand the selection.
         let owner = identity::owner(of.controller);
         if vms.iter().any(|vm| vm.label(identity::OWNER) != owner) {
@@ -158,7 +153,8 @@ impl ProviderService {
             return Ok(BudgetsOfTemplate::default());
         }
         let found = self
-            .persist(async || match self.client.get(&["templates", template], &[]).await {
+            .requests
+            .persist(async || match self.requests.client.get(&["templates", template], &[]).await {
                 Err(client::Error::Problem(problem, _)) if problem.status == 404 => Ok(None),
                 found => found.map(Some),
             })
@@ -169,75 +165,32 @@ impl ProviderService {
                  host/namespace:tag"
             ))
         })?;
-        Ok(self.client.view(&found)?)
+        Ok(self.requests.client.view(&found)?)
     }
 
     /// One attempt, because the caller decides what a repetition means.
     pub async fn create(&self, body: &Value, key: &str) -> Result<GarmVm, client::Error> {
         let headers = [("idempotency-key", key)];
-        let request = self.client.post(&["vms"], body, &headers);
-        let value = timeout_at(self.deadline, request).await.unwrap_or_else(|_| Err(self.out_of_time()))?;
-        self.client.view(&value)
+        let value = self.requests.once(self.requests.client.post(&["vms"], body, &headers)).await?;
+        self.requests.client.view(&value)
     }
 
     /// Ends the vm at once: GARM has settled it with GitHub. One that is gone or ending already is left as it is.
     pub async fn delete(&self, vm: &GarmVm) -> Result<(), GarmFailure> {
-        self.persist(async || match self.client.delete(&["vms", &vm.id], &[("force", "true")]).await {
+        let end = async || match self.requests.client.delete(&["vms", &vm.id], &[("force", "true")]).await {
             Ok(_) => Ok(()),
             Err(client::Error::Problem(problem, _)) if problem.status == 404 => Ok(()),
             Err(error) => Err(error),
-        })
-        .await
+        };
+        Ok(self.requests.persist(end).await?)
+    }
+
+    /// Waits before a repetition of a creation; the error, if there is no point in one or no time for it.
+    pub async fn pause(&self, retry: &mut RetryPause, error: client::Error) -> Result<(), client::Error> {
+        self.requests.pause(retry, error).await
     }
 
     pub fn refuse_cleartext(&self, what: &str) -> Result<(), GarmFailure> {
-        Ok(self.client.refuse_cleartext(what)?)
+        Ok(self.requests.client.refuse_cleartext(what)?)
     }
-
-    /// Repeats what may succeed in a moment.
-    async fn persist<T>(&self, attempt: impl AsyncFn() -> Result<T, client::Error>) -> Result<T, GarmFailure> {
-        let mut retry = RetryPause::default();
-        loop {
-            let result = timeout_at(self.deadline, attempt()).await.unwrap_or_else(|_| Err(self.out_of_time()));
-            match result {
-                Ok(value) => return Ok(value),
-                Err(error) => self.pause(&mut retry, error).await?,
-            }
-        }
-    }
-
-    /// Waits before a repetition; the error, if there is no point in one or no time for it.
-    pub async fn pause(&self, retry: &mut RetryPause, error: client::Error) -> Result<(), client::Error> {
-        let pause = retry.next();
-        if !may_pass(&error) || clock::monotonic() + pause >= self.deadline {
-            return Err(error);
-        }
-        sleep(pause).await;
-        Ok(())
-    }
-
-    fn out_of_time(&self) -> client::Error {
-        client::Error::Unreachable(format!(
-            "no answer from Mayfly at {} within {} s",
-            self.client.service_name(),
-            self.timeout.as_secs()
-        ))
-    }
-}
-
-/// Growing pauses between repetitions.
-#[derive(Debug, Default)]
-pub(super) struct RetryPause {
-    last: Duration,
-}
-
-impl RetryPause {
-    fn next(&mut self) -> Duration {
-        self.last = (self.last * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-        self.last
-    }
-}
-
-fn may_pass(error: &client::Error) -> bool {
-    error.passes() || matches!(error, client::Error::Problem(problem, _) if problem.retryable)
 }
