@@ -9,6 +9,7 @@ use std::{
 };
 
 pub mod garm;
+pub mod gitlab;
 mod labels;
 mod parent;
 mod patient_client;

@@ -14,6 +14,7 @@ mod failure;
 mod follow;
 mod gateway;
 pub mod github;
+mod gitlab_executor;
 mod host;
 mod interrupt;
 mod job;
@@ -179,6 +180,9 @@ enum TopCommand {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// Run GitLab's jobs in vms: GitLab Runner starts this command as its custom executor
+    #[command(arg_required_else_help = true)]
+    GitlabExecutor(gitlab_executor::GitlabExecutor),
     /// Check the access to GitHub
     #[command(subcommand, arg_required_else_help = true)]
     Github(github::GithubCommand),
@@ -294,6 +298,7 @@ fn dispatch(cli: Cli) -> Result<u8, CommandFailure> {
         TopCommand::Github(command) => github::run(command, global.data_dir, global.json),
         TopCommand::Source(command) => source::run(command, global.data_dir, global.json),
         TopCommand::GarmProvider { config } => Ok(adapters::garm::run(global.service_options(), config)),
+        TopCommand::GitlabExecutor(args) => Ok(gitlab_executor::run(args, global.service_options())),
         TopCommand::Openapi => openapi::run(),
         TopCommand::Completions { shell } => {
             let mut script = Vec::new();

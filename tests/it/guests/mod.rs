@@ -12,6 +12,7 @@ mod crash;
 #[cfg(target_arch = "x86_64")]
 mod descriptors;
 mod ends;
+mod gitlab;
 mod images;
 mod ready;
 mod run;

@@ -5,7 +5,7 @@ use std::{process::Stdio, sync::atomic::Ordering};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
-use super::{Call, Garm, POOL, gate::Gate, token};
+use super::{super::gate::Gate, Call, Garm, POOL, token};
 use crate::{api::api, cli::program};
 
 async fn behind_a_gate() -> (Garm, Gate) {

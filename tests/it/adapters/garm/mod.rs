@@ -16,7 +16,6 @@ use crate::{
 
 mod create;
 mod delete;
-mod gate;
 mod guest;
 mod interrupted;
 mod refused;

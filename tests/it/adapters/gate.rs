@@ -24,6 +24,8 @@ pub struct Gate {
     pub release: Arc<Semaphore>,
     /// So many requests are answered with 503.
     pub outage: Arc<AtomicU32>,
+    /// Lists that were answered.
+    pub lists: Arc<AtomicU32>,
 }
 
 impl Gate {
@@ -36,6 +38,7 @@ impl Gate {
             arrived: Arc::new(Semaphore::new(0)),
             release: Arc::new(Semaphore::new(0)),
             outage: Arc::default(),
+            lists: Arc::default(),
         };
         let app = Router::new().fallback(pass).with_state(gate.clone());
         tokio::spawn(async move { axum::serve(listener, app).await });
@@ -53,6 +56,7 @@ async fn pass(State(gate): State<Gate>, method: Method, uri: Uri, headers: Heade
             gate.arrived.add_permits(1);
             gate.release.acquire().await.unwrap().forget();
         }
+        let is_list = method == Method::GET && uri.path() == "/vms";
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let mut request = client.request(method, format!("{}{uri}", gate.service)).body(body);
         for name in ["authorization", "content-type", "idempotency-key"] {
@@ -62,7 +66,11 @@ async fn pass(State(gate): State<Gate>, method: Method, uri: Uri, headers: Heade
         }
         let answer = request.send().await.unwrap();
         let kind = answer.headers().get(header::CONTENT_TYPE).cloned();
-        (answer.status(), kind, answer.bytes().await.unwrap())
+        let answer = (answer.status(), kind, answer.bytes().await.unwrap());
+        if is_list {
+            gate.lists.fetch_add(1, Ordering::SeqCst);
+        }
+        answer
     });
     let (status, kind, body) = passed.await.unwrap();
     let mut response = (status, body).into_response();
