@@ -11,6 +11,7 @@ use std::{
 pub mod garm;
 pub mod gitlab;
 mod labels;
+pub mod nesting;
 mod parent;
 mod patient_client;
 

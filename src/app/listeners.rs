@@ -7,6 +7,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 use super::error::StartError;
 use crate::{
+    adapters::nesting::NestingListener,
     config::Config,
     drivers::qemu::{self, Qemu},
     platform::{data_dir::DataDir, files},
@@ -37,6 +38,14 @@ pub(super) fn listen_unix(path: &Path) -> Result<UnixListener, StartError> {
     let listener = UnixListener::bind(path).map_err(failed)?;
     std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
     Ok(listener)
+}
+
+pub(super) async fn listen_nesting(path: &Path) -> Result<NestingListener, StartError> {
+    NestingListener::bind(path).await.map_err(|cause| StartError::Listen {
+        address: path.display().to_string(),
+        setting: "nesting.socket",
+        cause,
+    })
 }
 
 /// The path of a socket has a much lower limit than other paths.

@@ -23,7 +23,9 @@ use super::{
     listeners, network, sources, store, templates,
 };
 use crate::{
+    adapters::nesting::{self, NestingListener},
     admission,
+    client::ServiceOptions,
     config::Config,
     domain::AllowedDestination,
     guest::HostEnvironment,
@@ -43,6 +45,7 @@ pub struct App {
     admin_socket: UnixListener,
     guest_socket: UnixListener,
     guest_tcp: Option<TcpListener>,
+    nesting: Option<NestingSocket>,
     http: Http,
     tls: Option<Arc<tokio_rustls::rustls::ServerConfig>>,
     reconciler: Reconciler,
@@ -51,6 +54,13 @@ pub struct App {
     shutdown: CancellationToken,
     store_closed: JoinHandle<()>,
     unchecked: Option<crate::store::Unchecked>,
+}
+
+/// The socket of `nesting`, whose calls become requests to the API of this service.
+struct NestingSocket {
+    listener: NestingListener,
+    section: nesting::NestingSection,
+    service: ServiceOptions,
 }
 
 impl App {
@@ -66,6 +76,19 @@ impl App {
         let listener = listeners::listen(config.server.listen, "server.listen").await?;
         let guest_tcp = match config.guest_listen() {
             Some(address) => Some(listeners::listen(address, "guest.listen").await?),
+            None => None,
+        };
+        let nesting = match &config.nesting.socket {
+            Some(path) => Some(NestingSocket {
+                listener: listeners::listen_nesting(path).await?,
+                section: config.nesting.clone(),
+                service: ServiceOptions {
+                    data_dir: Some(data.path().to_owned()),
+                    // Whatever token this process has in its environment.
+                    token_file: Some(data.admin_token()),
+                    ..ServiceOptions::default()
+                },
+            }),
             None => None,
         };
         let own_path = std::env::current_exe().map_err(StartError::OwnPath)?;
@@ -86,6 +109,7 @@ impl App {
             admin_socket,
             guest_socket,
             guest_tcp,
+            nesting,
             http,
             tls,
             reconciler,
@@ -110,6 +134,7 @@ impl App {
             admin_socket,
             guest_socket,
             guest_tcp,
+            nesting,
             http,
             tls,
             reconciler,
@@ -124,6 +149,9 @@ impl App {
         let guests_tcp = guest_tcp.map(|l| tokio::spawn(http::serve_tcp(l, None, most, guest(), shutdown.clone())));
         let admin = tokio::spawn(http::serve_tcp(listener, tls, most, http::admin_router(&http), shutdown.clone()));
         let local = tokio::spawn(http::serve_unix(admin_socket, most, http::local_router(&http), shutdown.clone()));
+        let nesting = nesting.map(|NestingSocket { listener, section, service }| {
+            tokio::spawn(nesting::serve(listener, section, service, shutdown.clone()))
+        });
         let pulling = tokio::spawn(pulls.run(shutdown.clone()));
         let jobs = tokio::spawn(jobs.run(shutdown.clone()));
         let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));
@@ -136,6 +164,7 @@ impl App {
             ("guest API over TCP", guests_tcp),
             ("admin API", Some(admin)),
             ("admin API on this machine", Some(local)),
+            ("API of nesting", nesting),
             ("pulls", Some(pulling)),
             ("jobs", Some(jobs)),
             ("reconciler", Some(reconciling)),

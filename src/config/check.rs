@@ -9,6 +9,7 @@ use super::{
     sources::{self, is_version},
 };
 use crate::{
+    adapters::nesting::NestingSection,
     domain::{SourceName, capacity::MACOS_GUESTS_PER_HOST},
     drivers::tart::{NetworkKind, TartSection},
     http::ServerSection,
@@ -60,6 +61,7 @@ pub(super) fn complete(mut config: Config, given: &mut GivenSettings) -> Config 
     }
     let kind_of = |name: &SourceName| sources::kind_of(&config.sources, name);
     pools::check(&config.pools, kind_of, &config.default_budgets(), &config.slots.capacity(), given);
+    nesting(&config.nesting, given);
     tart(&config.drivers.tart, given);
     if let Err(cause) = tracing_subscriber::EnvFilter::try_new(&config.log.level) {
         given.refuse("log.level", format!("expected a level or filter such as `info` or `mayfly=debug,info`: {cause}"));
@@ -85,6 +87,15 @@ fn server(s: &ServerSection, given: &mut GivenSettings) {
                  `server.tls_key`, or `server.behind_proxy = true` if a proxy in front of it does TLS",
                 s.listen
             ),
+        );
+    }
+}
+
+fn nesting(section: &NestingSection, given: &mut GivenSettings) {
+    if section.socket.is_some() && section.templates.is_empty() {
+        given.refuse(
+            "nesting.socket",
+            "needs `nesting.templates` beside it: the templates that jobs may name as their image",
         );
     }
 }

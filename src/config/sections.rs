@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::domain_sections::{BUDGETS, POOL_BUDGETS, PoolSection, PoolTable};
 use crate::{
+    adapters::nesting::NestingSection,
     admission::{PullsSection, QueueSection},
     domain,
     drivers::{FakeSection, SlotsSection, qemu::QemuSection, tart::TartSection},
@@ -59,6 +60,7 @@ pub struct Config {
     pub pools: Vec<domain::Pool>,
     #[serde(rename = "pools")]
     pub(super) pool_tables: BTreeMap<String, PoolTable>,
+    pub nesting: NestingSection,
     pub drivers: Drivers,
     pub log: LogSection,
 }
@@ -135,6 +137,7 @@ pub const SECTIONS: &[Section] = &[
     Section { path: "pools.\"<name>\"", schema: PoolSection::SCHEMA, example: "macos" },
     Section { path: "pools.\"<name>\".budgets", schema: POOL_BUDGETS, example: "macos" },
     Section { path: "runners.\"<platform>\"", schema: RunnerArchiveSection::SCHEMA, example: PLATFORMS[3] },
+    section("nesting", NestingSection::SCHEMA),
     section("drivers.qemu", QemuSection::SCHEMA),
     section("drivers.tart", TartSection::SCHEMA),
     section("drivers.fake", FakeSection::SCHEMA),

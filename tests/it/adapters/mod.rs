@@ -3,5 +3,6 @@
 mod garm;
 mod gate;
 mod gitlab;
+mod nesting;
 mod played;
 mod sshd;
