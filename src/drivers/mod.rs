@@ -22,12 +22,16 @@ use crate::domain::{
 
 mod failure;
 pub mod fake;
+pub mod gateway;
 pub mod inspector;
+mod instances;
 mod keep;
 mod last_resort;
 mod lock;
+pub mod overlay;
 pub mod process;
 pub mod qemu;
+mod qemu_words;
 pub mod record;
 pub mod registry;
 mod section;

@@ -16,7 +16,6 @@
 
 use std::{
     collections::HashSet,
-    fs::File,
     io::{self, Write as _},
     net::{IpAddr, SocketAddr},
     path::Path,
@@ -26,7 +25,6 @@ use std::{
 
 use bytes::BytesMut;
 use parking_lot::Mutex;
-use rustix::fs::{FlockOperation, fcntl_lock};
 use smoltcp::wire::{EthernetAddress, EthernetFrame, EthernetProtocol};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -47,7 +45,7 @@ use crate::{
         gateway::{GUEST_MAC, GatewaySpec, MTU, ROUTER_V6},
         network::NetworkRefusal,
     },
-    platform::clock,
+    platform::{clock, files},
 };
 
 mod dns;
@@ -101,7 +99,7 @@ pub async fn run(spec: GatewaySpec) -> Result<(), GatewayError> {
         let what = format!("{what} {}", path.display());
         move |cause| GatewayError::Io { what, cause }
     };
-    let mut lock = lock(&spec.lock).map_err(|cause| match cause.kind() {
+    let mut lock = files::take_lock(&spec.lock).map_err(|cause| match cause.kind() {
         io::ErrorKind::WouldBlock => GatewayError::Running(spec.lock.display().to_string()),
         _ => io("cannot lock", &spec.lock)(cause),
     })?;
@@ -120,20 +118,6 @@ pub async fn run(spec: GatewaySpec) -> Result<(), GatewayError> {
         // The hypervisor is killed when its guest does not end otherwise.
         Err(cause) if cause.kind() == io::ErrorKind::ConnectionReset => Ok(()),
         ended => ended.map_err(io("the link to the hypervisor failed at", &gateway.spec.link)),
-    }
-}
-
-/// Holds the lock while the returned file is open. The kernel tells others who holds it.
-fn lock(path: &Path) -> io::Result<File> {
-    let file = File::options().create(true).truncate(false).write(true).open(path)?;
-    match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {
-            file.set_len(0)?;
-            Ok(file)
-        }
-        // Systems differ in the error.
-        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => Err(io::ErrorKind::WouldBlock.into()),
-        Err(error) => Err(error.into()),
     }
 }
 

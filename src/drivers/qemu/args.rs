@@ -109,7 +109,7 @@ pub fn instance(spec: &InstanceSpec, paths: &QemuPaths, on: MachineSpec) -> Opti
     args.extend(words(&["-device", "virtio-rng-pci", "-device", "pvpanic-pci"]));
 
     // As a server, QEMU takes another connection after the end of one, so a new gateway can take the place of another.
-    let link = escaped(&paths.link())?;
+    let link = escaped(&paths.gateway().link())?;
     args.extend(words(&["-netdev", &format!("stream,id=n0,server=on,addr.type=unix,addr.path={link}")]));
     // Without a ROM the guest cannot boot from the network, and the package with the ROM is not needed.
     let mac = GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");

@@ -4,10 +4,10 @@ use std::{path::Path, time::Duration};
 
 use tokio::time::timeout;
 
-use super::{fault, gateway, instance, paths::QemuPaths};
+use super::{fault, instance, paths::QemuPaths};
 use crate::{
     domain::{Code, InstanceName},
-    drivers::{DriverError, ErrorKind, Result, failure},
+    drivers::{DriverError, ErrorKind, Result, failure, gateway},
     platform::{clock, files, process::Command},
 };
 
@@ -109,8 +109,8 @@ pub async fn wait_until_responsive(paths: &QemuPaths, name: &InstanceName) -> Re
 /// Starts the processors of a new guest. They stay stopped until QEMU is set up to record how the guest ends, so
 /// that no end is lost if this service dies meanwhile.
 pub async fn let_run(program: &Path, paths: &QemuPaths, name: &InstanceName) -> Result<()> {
-    if gateway::is_used(paths)? {
-        gateway::ensure(program, paths).await?;
+    if gateway::is_used(&paths.gateway())? {
+        gateway::ensure(program, &paths.gateway()).await?;
     }
     let patience = clock::monotonic() + SETTLE;
     loop {

@@ -42,7 +42,7 @@ use super::{
 };
 use crate::{
     domain::{Arch, Code, GuestOs, InstanceName, endpoint::Endpoint, event::GoneCause},
-    drivers::{failure, last_resort},
+    drivers::{failure, gateway, instances, last_resort, overlay},
     platform::{
         files::{self, ignore_not_found},
         process::{Command, find_program},
@@ -52,9 +52,7 @@ use crate::{
 
 pub mod accelerator_trial;
 pub mod args;
-pub mod disk;
 mod fault;
-mod gateway;
 mod instance;
 mod launch;
 pub mod list;
@@ -76,8 +74,6 @@ const VERSION: Duration = Duration::from_secs(10);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// A QEMU that has not ended this long after `quit` hangs.
 const QUIT: Duration = Duration::from_secs(3);
-/// How often the removal of a directory is begun again because a file was created in it meanwhile.
-const REMOVALS: u32 = 10;
 /// Free space that a guest needs to be resumed after the host's disk was full, in bytes.
 const ROOM_TO_RESUME: u64 = 64 << 20;
 
@@ -251,25 +247,6 @@ impl Qemu {
     async fn probe_again(&self) {
         *self.probed.lock().await = None;
     }
-
-    /// The instances that have a directory.
-    async fn names(&self) -> Result<Vec<InstanceName>> {
-        let unseen = |error| failure::unseen(error, "the instances directory");
-        let mut names = Vec::new();
-        match tokio::fs::read_dir(&self.settings.instances_dir).await {
-            Ok(mut dir) => {
-                while let Some(entry) = dir.next_entry().await.map_err(unseen)? {
-                    names.extend(entry.file_name().to_str().and_then(InstanceName::read));
-                }
-            }
-            Err(error) => ignore_not_found(Err(error)).map_err(unseen)?,
-        }
-        Ok(names)
-    }
-}
-
-fn exists(path: &Path) -> Result<bool> {
-    failure::exists(path).map_err(|error| failure::unseen(error, "the instance"))
 }
 
 fn missing(program: &str, arch: Arch) -> DriverError {
@@ -330,7 +307,7 @@ impl Driver for Qemu {
         fresh
             .await
             .map_err(|error| failure::io(error, Code::CloneFailed, "the instance's directory cannot be made"))?;
-        disk::clone(&qemu_img, &spec.files.disk, spec.disk_format, &paths.unfinished_disk(), &paths.disk()).await
+        overlay::clone(&qemu_img, &spec.files.disk, spec.disk_format, &paths.unfinished_disk(), &paths.disk()).await
     }
 
     async fn start(&self, spec: &InstanceSpec) -> Result<()> {
@@ -340,10 +317,10 @@ impl Driver for Qemu {
         if launch::wait_until_responsive(&paths, name).await? {
             return launch::let_run(&self.settings.program, &paths, name).await;
         }
-        if exists(&paths.started())? {
+        if instances::exists(&paths.started())? {
             return Ok(());
         }
-        if !exists(&paths.disk())? {
+        if !instances::exists(&paths.disk())? {
             let summary = format!("{name} has no disk: it was never created, or its disk was removed");
             return Err(DriverError::new(ErrorKind::Permanent, Code::BootFailed, summary));
         }
@@ -361,7 +338,7 @@ impl Driver for Qemu {
                 .await
                 .map_err(|error| failure::io(error, Code::BootFailed, "the seed volume cannot be written"))?;
         }
-        gateway::prepare(self.settings.console_limit, &spec.network, &paths)
+        gateway::prepare(&spec.network, paths.log_limits(self.settings.console_limit), &paths.gateway())
             .map_err(|error| failure::io(error, Code::BootFailed, "the guest's network cannot be described"))?;
         let program = &self.settings.program;
         let command = Launch { program, binary: &self.binary()?, arguments: &arguments };
@@ -387,8 +364,8 @@ impl Driver for Qemu {
     async fn destroy(&self, name: &InstanceName) -> Result<()> {
         self.stop(name, Duration::ZERO).await?;
         let paths = self.paths(name);
-        gateway::end(&paths, name).await?;
-        remove_dir(&paths.dir)
+        gateway::end(&paths.gateway(), name).await?;
+        instances::remove(&paths.dir)
             .await
             .map_err(|error| failure::io(error, Code::HostUnavailable, "the instance's directory cannot be removed"))?;
         match self.inspect(name).await? {
@@ -412,8 +389,8 @@ impl Driver for Qemu {
                     Ok(status) => match stops::condition(&status.state) {
                         Condition::Stopped(cause) => Ok(Observation::Halted { cause }),
                         Condition::UnderWay | Condition::Leaving => {
-                            let ssh = match gateway::is_used(&paths)? {
-                                true => Some(Endpoint::Socket { socket: paths.ssh() }),
+                            let ssh = match gateway::is_used(&paths.gateway())? {
+                                true => Some(Endpoint::Socket { socket: paths.gateway().ssh() }),
                                 false => status.ssh_port.map(|port| Endpoint::address("127.0.0.1", port)),
                             };
                             Ok(Observation::Running { ssh, agent: None, ssh_unseen: None })
@@ -427,9 +404,9 @@ impl Driver for Qemu {
                 }
             }
             QemuPresence::Nothing => {
-                if !exists(&paths.dir)? {
+                if !instances::exists(&paths.dir)? {
                     Ok(Observation::Absent)
-                } else if exists(&paths.disk())? {
+                } else if instances::exists(&paths.disk())? {
                     Ok(Observation::Stopped)
                 } else {
                     broken("its directory is there and its disk is not: cloning was interrupted".to_owned())
@@ -440,12 +417,13 @@ impl Driver for Qemu {
 
     async fn ended(&self, name: &InstanceName) -> Result<GoneCause> {
         let paths = self.paths(name);
+        let network = paths.gateway();
         while let Some(process) = instance::running(&paths, name).await? {
             tokio::select! {
                 () = process.ended() => {}
                 // Needed for guests that an older version started, or that lost the setup when the service died.
                 never = keep_armed(&paths, name) => match never {},
-                never = gateway::keep(&self.settings.program, &paths, name) => match never {},
+                never = gateway::keep(&self.settings.program, &network, name) => match never {},
                 cause = stops::stopped(&paths, self.settings.console_limit) => return Ok(self.laid_at(&paths, cause).await),
                 () = self.trials.over(&paths) => {
                     self.probe_again().await;
@@ -476,7 +454,8 @@ impl Driver for Qemu {
 
     async fn list(&self) -> Result<Vec<Listed>> {
         let unseen = |error| failure::unseen(error, "the processes of this host");
-        let (dir, names) = (&self.settings.instances_dir, self.names().await?);
+        let dir = &self.settings.instances_dir;
+        let names = instances::names(dir).await?;
         let processes = process::all().await.map_err(unseen)?;
         let mut listed = list::own(dir, names, &processes).await.map_err(unseen)?;
         if self.settings.count_foreign {
@@ -491,18 +470,7 @@ impl Driver for Qemu {
 
     fn hypervisor_logs(&self, name: &InstanceName) -> Vec<PathBuf> {
         let paths = self.paths(name);
-        vec![paths.errors(), paths.gateway_log()]
-    }
-}
-
-/// A gateway that an interrupted start launched may create its files meanwhile. It ends when the directory is gone.
-async fn remove_dir(dir: &Path) -> std::io::Result<()> {
-    let mut again = REMOVALS;
-    loop {
-        match ignore_not_found(tokio::fs::remove_dir_all(dir).await) {
-            Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty && again > 0 => again -= 1,
-            other => return other,
-        }
+        vec![paths.errors(), paths.gateway().log()]
     }
 }
 

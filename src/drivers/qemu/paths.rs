@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use crate::{
     domain::{Code, InstanceName, gateway::LogLimit},
-    drivers::{DriverError, ErrorKind, Result},
+    drivers::{
+        DriverError, ErrorKind, Result,
+        gateway::{GatewayFiles, MESSAGES_LIMIT},
+    },
 };
 
 /// macOS allows 104 bytes including the final zero, Linux 108. The smaller limit, so that a configuration works on
@@ -15,9 +18,8 @@ pub const SOCKET_PATH_LIMIT: usize = 103;
 pub const WATCH_BEGINNING: u64 = 16 << 10;
 /// Bytes at the end of `watch_log` in which the guest's end is found: after it, a guest causes no events.
 pub const LATEST_EVENTS: u64 = 256 << 10;
-/// Sizes on disk, in bytes, at which logs that the guest can make grow are cut. That of the console is a setting.
+/// Size on disk, in bytes, at which the log is cut. That of the console is a setting.
 const WATCH_LIMIT: u64 = 1 << 20;
-pub const MESSAGES_LIMIT: u64 = 1 << 20;
 
 #[derive(Clone, Debug)]
 pub struct QemuPaths {
@@ -29,10 +31,13 @@ impl QemuPaths {
         Self { dir: instances_dir.join(name.as_str()) }
     }
 
-    /// The directory of a later attempt has a longer name, so its sockets have shorter ones.
     fn socket(&self, first: &str, later: &str) -> PathBuf {
-        let name = self.dir.file_name().and_then(|name| InstanceName::read(name.to_str()?));
-        self.dir.join(if name.is_some_and(|name| name.is_retry()) { later } else { first })
+        self.gateway().socket(first, later)
+    }
+
+    /// The files of the guest's network.
+    pub fn gateway(&self) -> GatewayFiles {
+        GatewayFiles::of(&self.dir)
     }
 
     pub fn disk(&self) -> PathBuf {
@@ -83,31 +88,6 @@ impl QemuPaths {
         self.dir.join("started")
     }
 
-    /// The guest's network: QEMU listens, and the gateway connects.
-    pub fn link(&self) -> PathBuf {
-        self.socket("net.sock", "n.sock")
-    }
-
-    /// Connections to it are connections to the guest's SSH port.
-    pub fn ssh(&self) -> PathBuf {
-        self.socket("ssh.sock", "s.sock")
-    }
-
-    /// What the gateway is started with.
-    pub fn gateway_spec(&self) -> PathBuf {
-        self.dir.join("gateway.json")
-    }
-
-    /// Locked by the gateway while it lives.
-    pub fn gateway_lock(&self) -> PathBuf {
-        self.dir.join("gateway.lock")
-    }
-
-    /// The gateway's log.
-    pub fn gateway_log(&self) -> PathBuf {
-        self.dir.join("gateway.log")
-    }
-
     /// The limits of all logs that the guest can make grow.
     pub fn log_limits(&self, console: u64) -> Vec<LogLimit> {
         let limit = |path, bytes| LogLimit { path, bytes, keep_beginning: 0, keep_end: 0 };
@@ -121,7 +101,7 @@ impl QemuPaths {
             limit(self.console(), console),
             watch,
             limit(self.errors(), MESSAGES_LIMIT),
-            limit(self.gateway_log(), MESSAGES_LIMIT),
+            limit(self.gateway().log(), MESSAGES_LIMIT),
         ]
     }
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 mod grown;
+mod lock;
 mod regular;
 mod secret;
 mod space;
@@ -18,6 +19,7 @@ mod space;
 pub mod small_disk;
 
 pub use grown::{KeptParts, cut_above, punch_hole, read_tail};
+pub use lock::take_lock;
 pub use regular::open_regular;
 pub use secret::{read_secret, read_secret_if_present, read_secrets};
 pub use space::{GuardedWriter, SpaceGuard, SpaceLow, SpacePermit, free};

@@ -10,10 +10,9 @@ use std::{
 
 use serde::Deserialize;
 
-use super::fault;
+use super::{DriverError, ErrorKind, Result, failure, keep::lock_shared, qemu_words};
 use crate::{
     domain::{Code, template::DiskFormat},
-    drivers::{DriverError, ErrorKind, Result, failure, keep::lock_shared},
     platform::process::Command,
 };
 
@@ -49,7 +48,7 @@ pub async fn clone(
         .await
         .map_err(|error| failure::command(error, Code::CloneFailed))?;
     if !output.status.success() {
-        return Err(fault::clone(&output.stderr_tail));
+        return Err(qemu_words::clone(&output.stderr_tail));
     }
     tokio::fs::rename(unfinished, clone)
         .await
@@ -66,7 +65,7 @@ pub async fn info(qemu_img: &Path, image: &Path, format: DiskFormat) -> Result<I
         .await
         .map_err(|error| failure::command(error, Code::CloneFailed))?;
     if !output.status.success() {
-        return Err(fault::clone(&output.stderr_tail));
+        return Err(qemu_words::clone(&output.stderr_tail));
     }
     parse_info(&output.stdout, format).map_err(|why| {
         let summary = format!("`qemu-img info` of {} was not understood: {why}", image.display());
