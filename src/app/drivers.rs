@@ -7,6 +7,7 @@ use crate::{
     config::{self, Config},
     domain::gateway,
     drivers::{
+        cloud_hypervisor::{self, CloudHypervisor},
         fake::{Fake, FakeWorld},
         qemu::{self, Qemu},
         registry::Registry,
@@ -35,6 +36,16 @@ pub(super) fn registry(config: &Config, data: &DataDir, own_path: &Path) -> Resu
         };
         let driver =
             Qemu::new(settings).map_err(|error| StartError::Driver { driver: Qemu::NAME, cause: error.summary })?;
+        registry.add(Arc::new(driver));
+    }
+    let cloud_hypervisor = &config.drivers.cloud_hypervisor;
+    if cloud_hypervisor.enabled {
+        let settings = cloud_hypervisor::Settings {
+            count_foreign: config.slots.count_foreign,
+            ..cloud_hypervisor::Settings::of(cloud_hypervisor, data.cloud_hypervisor_instances(), own_path)
+        };
+        let driver = CloudHypervisor::new(settings)
+            .map_err(|error| StartError::Driver { driver: CloudHypervisor::NAME, cause: error.summary })?;
         registry.add(Arc::new(driver));
     }
     if config.drivers.tart.enabled {
@@ -70,8 +81,10 @@ fn warn_of_entries_without_effect(config: &Config) {
 pub(super) fn guest_urls(config: &Config) -> BTreeMap<String, String> {
     let port = config.guest_listen().map_or(config::GUEST_PORT, |address| address.port());
     let tart = SocketAddr::new(config.drivers.tart.gateway, port);
-    [(Qemu::NAME, gateway::GUEST_API.to_string()), (Tart::NAME, tart.to_string()), (Fake::NAME, tart.to_string())]
+    let behind_gateways = [Qemu::NAME, CloudHypervisor::NAME].map(|driver| (driver, gateway::GUEST_API.to_string()));
+    behind_gateways
         .into_iter()
+        .chain([(Tart::NAME, tart.to_string()), (Fake::NAME, tart.to_string())])
         .map(|(driver, address)| {
             let url = config.guest.advertise_url.clone().unwrap_or_else(|| format!("http://{address}"));
             (driver.to_owned(), url)

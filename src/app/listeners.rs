@@ -9,7 +9,10 @@ use super::error::StartError;
 use crate::{
     adapters::nesting::NestingListener,
     config::Config,
-    drivers::qemu::{self, Qemu},
+    drivers::{
+        cloud_hypervisor::{self, CloudHypervisor},
+        qemu::{self, Qemu},
+    },
     platform::{data_dir::DataDir, files},
 };
 
@@ -53,6 +56,10 @@ pub(super) fn check_paths(config: &Config, data: &DataDir) -> Result<(), StartEr
     if config.drivers.qemu.enabled {
         qemu::paths::check(&data.qemu_instances())
             .map_err(|error| StartError::Driver { driver: Qemu::NAME, cause: error.summary })?;
+    }
+    if config.drivers.cloud_hypervisor.enabled {
+        cloud_hypervisor::paths::check(&data.cloud_hypervisor_instances())
+            .map_err(|error| StartError::Driver { driver: CloudHypervisor::NAME, cause: error.summary })?;
     }
     let length = data.path().as_os_str().len();
     let limit = qemu::paths::SOCKET_PATH_LIMIT - 1 - DataDir::LONGEST_SOCKET;

@@ -9,7 +9,7 @@ use crate::{
         gateway::{GUEST_API, ROUTER},
         proxy::GuestProxies,
     },
-    drivers::qemu::Qemu,
+    drivers::{cloud_hypervisor::CloudHypervisor, qemu::Qemu},
     guest::HostEnvironment,
     reconcile::NetworkFault,
     sources::SourceSection,
@@ -54,7 +54,7 @@ pub(super) fn host_environments(
     let of_driver = |(driver, url): (&String, &String)| {
         let host = url.parse::<reqwest::Url>().ok().and_then(|url| Some(url.host_str()?.to_owned()));
         let mut direct: Vec<String> = host.into_iter().collect();
-        if driver == Qemu::NAME {
+        if [Qemu::NAME, CloudHypervisor::NAME].contains(&driver.as_str()) {
             direct.extend([GUEST_API, ROUTER].map(|address| address.to_string()));
         }
         let environment = HostEnvironment { variables: proxies.variables(&direct), certificates: certificates.clone() };

@@ -15,6 +15,7 @@ mod follow;
 mod gateway;
 pub mod github;
 mod gitlab_executor;
+mod guest_hypervisor;
 mod host;
 mod interrupt;
 mod job;
@@ -203,6 +204,12 @@ enum TopCommand {
         /// What to serve, as JSON
         file: PathBuf,
     },
+    /// Run one hypervisor with a tap, in a network namespace that was made for it, until it ends
+    #[command(hide = true)]
+    GuestHypervisor {
+        /// What to run, as JSON
+        file: PathBuf,
+    },
     /// Copy standard input and output to and from a Unix socket: connects a guest that an earlier version started to the
     /// guest API
     #[command(hide = true)]
@@ -307,6 +314,7 @@ fn dispatch(cli: Cli) -> Result<u8, CommandFailure> {
             Ok(exit::OK)
         }
         TopCommand::GuestGateway { file } => Ok(gateway::run(&file)),
+        TopCommand::GuestHypervisor { file } => Ok(guest_hypervisor::run(&file)),
         TopCommand::GuestRelay { socket } => Ok(relay::run(&socket)),
         TopCommand::Detach { command } => Ok(detach::run(&command)),
         TopCommand::Supervise { command } => Ok(supervise::run(&command)),

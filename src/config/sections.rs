@@ -9,7 +9,9 @@ use crate::{
     adapters::nesting::NestingSection,
     admission::{PullsSection, QueueSection},
     domain,
-    drivers::{FakeSection, SlotsSection, qemu::QemuSection, tart::TartSection},
+    drivers::{
+        FakeSection, SlotsSection, cloud_hypervisor::CloudHypervisorSection, qemu::QemuSection, tart::TartSection,
+    },
     http::{GuestSection, ServerSection},
     platform::settings::{Key, Schema},
     reconcile::{NetworkSection, RetentionSection},
@@ -70,6 +72,7 @@ pub struct Config {
 #[serde(default, deny_unknown_fields)]
 pub struct Drivers {
     pub qemu: QemuSection,
+    pub cloud_hypervisor: CloudHypervisorSection,
     pub tart: TartSection,
     pub fake: FakeSection,
 }
@@ -139,6 +142,7 @@ pub const SECTIONS: &[Section] = &[
     Section { path: "runners.\"<platform>\"", schema: RunnerArchiveSection::SCHEMA, example: PLATFORMS[3] },
     section("nesting", NestingSection::SCHEMA),
     section("drivers.qemu", QemuSection::SCHEMA),
+    section("drivers.cloud_hypervisor", CloudHypervisorSection::SCHEMA),
     section("drivers.tart", TartSection::SCHEMA),
     section("drivers.fake", FakeSection::SCHEMA),
     section("log", LogSection::SCHEMA),

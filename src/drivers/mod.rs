@@ -20,6 +20,7 @@ use crate::domain::{
     template::{DiskFormat, TemplateFiles},
 };
 
+pub mod cloud_hypervisor;
 mod failure;
 pub mod fake;
 pub mod gateway;

@@ -57,6 +57,8 @@ mod neighbors;
 mod packet;
 mod route;
 mod stack;
+#[cfg(target_os = "linux")]
+pub mod tap;
 mod tcp;
 mod udp;
 

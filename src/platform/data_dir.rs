@@ -97,6 +97,11 @@ impl DataDir {
         self.at("qemu-probe.json")
     }
 
+    /// Cloud Hypervisor's instances.
+    pub fn cloud_hypervisor_instances(&self) -> PathBuf {
+        self.at("cloud-hypervisor")
+    }
+
     /// What the driver for Tart keeps; also `TART_HOME` where nothing else is configured.
     pub fn tart(&self) -> PathBuf {
         self.at("tart")

@@ -28,6 +28,7 @@ const LARGEST_PASSWORD: u64 = 1 << 10;
 
 /// The default user that runs the runner.
 const QEMU: &str = "qemu";
+const CLOUD_HYPERVISOR: &str = "cloud-hypervisor";
 const TART: &str = "tart";
 
 /// The rule of `is_name`, for messages.
@@ -299,6 +300,9 @@ fn settings(new: &NewTemplate, config: Option<&TartConfig>, faults: &mut Faults)
     {
         faults.add("user", "must match [A-Za-z_][A-Za-z0-9._-]{0,31}");
     }
+    if driver == CLOUD_HYPERVISOR && new.kernel.is_none() && new.firmware.is_none() {
+        faults.add("kernel", "is needed by the driver cloud-hypervisor, which has no BIOS: name it, or a `firmware`");
+    }
     if new.kernel.is_none() {
         if new.initramfs.is_some() {
             faults.add("initramfs", "needs a kernel, name it in `kernel`");
@@ -315,8 +319,11 @@ fn settings(new: &NewTemplate, config: Option<&TartConfig>, faults: &mut Faults)
         Handover::Seed if os == GuestOs::Macos || driver == TART => {
             faults.add("handover", "must be ssh or agent: this guest reads no NoCloud seed");
         }
-        Handover::Agent if driver == QEMU => {
-            faults.add("handover", "must be seed or ssh: the driver qemu has no channel to an agent in the guest");
+        Handover::Agent if driver == QEMU || driver == CLOUD_HYPERVISOR => {
+            faults.add(
+                "handover",
+                format!("must be seed or ssh: the driver {driver} has no channel to an agent in the guest"),
+            );
         }
         Handover::Seed | Handover::Ssh | Handover::Agent => {}
     }

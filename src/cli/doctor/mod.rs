@@ -16,6 +16,7 @@ use super::{
 use crate::config;
 
 mod clock;
+mod cloud_hypervisor;
 mod data;
 pub mod finding;
 mod linux;
@@ -132,12 +133,17 @@ pub async fn examine(probe: &dyn HostProbe, data_dir: PathBuf, boot_guest: bool)
             findings.extend(service.findings);
         }
         System::Linux => {
-            let ((clock, space, data, service), linux, qemu) =
-                tokio::join!(shared, linux::look(probe), qemu::examine(probe, setup));
+            let ((clock, space, data, service), linux, qemu, cloud_hypervisor) = tokio::join!(
+                shared,
+                linux::look(probe),
+                qemu::examine(probe, setup),
+                cloud_hypervisor::examine(probe, setup),
+            );
             findings.extend(linux::judge(&linux, setup));
             findings.push(clock);
             findings.extend(space);
             findings.extend(qemu);
+            findings.extend(cloud_hypervisor);
             findings.push(configuration);
             findings.extend(data);
             findings.push(linux::unit(&linux, service.runs));

@@ -1,3 +1,5 @@
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod cloud_hypervisor;
 mod conformance;
 mod fake;
 mod probe;

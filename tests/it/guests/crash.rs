@@ -43,6 +43,17 @@ async fn die_on_a_mac_after(kind: &str, handover: &str) {
     mac.assert_nothing_left().await;
 }
 
+/// The same with Cloud Hypervisor: supervisor, hypervisor and gateway outlive the service, and are adopted.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+async fn die_on_cloud_hypervisor_after(kind: &str, handover: &str) {
+    use crate::support::cloud_hypervisor;
+
+    let mut serve = cloud_hypervisor::serve().await;
+    cloud_hypervisor::template(&serve, "micro", handover).await;
+    live_through(&mut serve, kind).await;
+    cloud_hypervisor::assert_nothing_left(&serve).await;
+}
+
 async fn live_through(serve: &mut Serve, kind: &str) {
     let vm = serve
         .create(json!({"template": "micro", "runner": {"kind": "command", "command": "echo once >> /tmp/runs; cat /tmp/runs; sleep 1"}}))
@@ -103,6 +114,15 @@ kill_points! { die_on_a_mac_after:
     on_a_mac_after_end_proven "end_proven" "ssh"
     on_a_mac_after_instance_stopped "instance_stopped" "agent"
     on_a_mac_after_instance_absent "instance_absent" "agent"
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+kill_points! { die_on_cloud_hypervisor_after:
+    on_cloud_hypervisor_after_slot_taken "slot_taken" "seed"
+    on_cloud_hypervisor_after_cloned "cloned" "seed"
+    on_cloud_hypervisor_after_guest_ready "guest_ready" "ssh"
+    on_cloud_hypervisor_after_guest_configured "guest_configured" "seed"
+    on_cloud_hypervisor_after_end_proven "end_proven" "seed"
 }
 
 kill_points! { die_after:

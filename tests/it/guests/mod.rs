@@ -8,6 +8,8 @@ use crate::support::Serve;
 mod accelerator;
 mod away;
 mod canary;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod cloud_hypervisor;
 mod crash;
 #[cfg(target_arch = "x86_64")]
 mod descriptors;

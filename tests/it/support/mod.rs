@@ -22,6 +22,8 @@ pub fn image() -> PathBuf {
 }
 
 pub mod authority;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod cloud_hypervisor;
 pub mod dice;
 pub mod gitea;
 pub mod github;

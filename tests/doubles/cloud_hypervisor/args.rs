@@ -1,0 +1,87 @@
+//! The command line, as far as it is played. Options that are not played are refused, as the program refuses unknown ones.
+
+use std::path::PathBuf;
+
+#[derive(Debug, Default)]
+pub struct Options {
+    pub api_socket: Option<PathBuf>,
+    pub event_monitor: Option<EventSink>,
+    /// A guest that is described on the command line, and booted at once.
+    pub described: Option<Described>,
+}
+
+#[derive(Debug)]
+pub enum EventSink {
+    Path(PathBuf),
+    Fd(i32),
+}
+
+#[derive(Debug)]
+pub struct Described {
+    pub kernel: PathBuf,
+    pub cpus: u32,
+    pub memory_mib: u64,
+}
+
+/// `None`: the version is asked for.
+pub fn parse(args: &[String]) -> Result<Option<Options>, String> {
+    let mut options = Options::default();
+    let (mut kernel, mut cpus, mut memory_mib, mut serial, mut console) = (None, 1, 512, None, None);
+    let mut args = args.iter();
+    if args.len() == 0 {
+        return Err("error: no arguments\n\nUsage: cloud-hypervisor [OPTIONS]".to_owned());
+    }
+    while let Some(arg) = args.next() {
+        if arg == "--version" || arg == "-V" {
+            return Ok(None);
+        }
+        let mut value = || {
+            args.next().cloned().ok_or_else(|| format!("error: a value is required for '{arg}' but none was supplied"))
+        };
+        match arg.as_str() {
+            "--api-socket" => {
+                let value = value()?;
+                options.api_socket = Some(value.strip_prefix("path=").unwrap_or(&value).into());
+            }
+            "--event-monitor" => options.event_monitor = Some(sink(&value()?)?),
+            "--kernel" => kernel = Some(PathBuf::from(value()?)),
+            "--cpus" => cpus = number(&part(&value()?, "boot").unwrap_or_default())?,
+            "--memory" => memory_mib = mebibytes(&part(&value()?, "size").unwrap_or_default())?,
+            "--serial" => serial = Some(value()?),
+            "--console" => console = Some(value()?),
+            _ => return Err(format!("error: unexpected argument '{arg}' found\n\nUsage: cloud-hypervisor [OPTIONS]")),
+        }
+    }
+    if let Some(kernel) = kernel {
+        // Both default to something else, which only a terminal could use.
+        if serial.as_deref() != Some("tty") || console.as_deref() != Some("off") {
+            return Err("error: only --serial tty --console off is played".to_owned());
+        }
+        options.described = Some(Described { kernel, cpus, memory_mib });
+    }
+    Ok(Some(options))
+}
+
+fn sink(value: &str) -> Result<EventSink, String> {
+    if let Some(fd) = part(value, "fd") {
+        return fd.parse().map(EventSink::Fd).map_err(|error| format!("Error parsing --event-monitor: {error}"));
+    }
+    let path = part(value, "path").ok_or("Error parsing --event-monitor: path or fd required")?;
+    Ok(EventSink::Path(path.into()))
+}
+
+fn part(value: &str, key: &str) -> Option<String> {
+    value.split(',').find_map(|part| Some(part.strip_prefix(key)?.strip_prefix('=')?.to_owned()))
+}
+
+fn number(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|error| format!("Error parsing --cpus: {error}"))
+}
+
+fn mebibytes(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.strip_suffix('M') {
+        Some(number) => (number, 1),
+        None => (text.strip_suffix('G').unwrap_or(text), 1024),
+    };
+    number.parse::<u64>().map(|number| number * unit).map_err(|error| format!("Error parsing --memory: {error}"))
+}

@@ -1,0 +1,123 @@
+//! The configuration of a vm: the keys that are played, with the program's defaults. Unknown keys are ignored.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct VmConfig {
+    #[serde(default)]
+    pub cpus: Cpus,
+    #[serde(default)]
+    pub memory: Memory,
+    pub payload: Option<Payload>,
+    pub disks: Option<Vec<Disk>>,
+    pub net: Option<Vec<Net>>,
+    #[serde(default = "serial")]
+    pub serial: Console,
+    #[serde(default = "console")]
+    pub console: Console,
+    pub platform: Option<Platform>,
+    #[serde(default)]
+    pub pvpanic: bool,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Cpus {
+    pub boot_vcpus: u32,
+    pub max_vcpus: u32,
+}
+
+impl Default for Cpus {
+    fn default() -> Self {
+        Self { boot_vcpus: 1, max_vcpus: 1 }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Memory {
+    pub size: u64,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self { size: 512 << 20 }
+    }
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Payload {
+    pub firmware: Option<PathBuf>,
+    pub kernel: Option<PathBuf>,
+    pub cmdline: Option<String>,
+    pub initramfs: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Disk {
+    pub path: Option<PathBuf>,
+    #[serde(default)]
+    pub readonly: bool,
+    #[serde(default)]
+    pub backing_files: bool,
+    #[serde(default)]
+    pub image_type: ImageType,
+    pub id: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+pub enum ImageType {
+    FixedVhd,
+    Qcow2,
+    Raw,
+    Vhdx,
+    #[default]
+    Unknown,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Net {
+    pub tap: Option<String>,
+    pub mac: Option<String>,
+    pub id: Option<String>,
+    #[serde(default = "yes")]
+    pub offload_tso: bool,
+    #[serde(default = "yes")]
+    pub offload_ufo: bool,
+    #[serde(default = "yes")]
+    pub offload_csum: bool,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Console {
+    #[serde(default)]
+    pub file: Option<PathBuf>,
+    pub mode: Mode,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub enum Mode {
+    Off,
+    Pty,
+    Tty,
+    File,
+    Socket,
+    Null,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Platform {
+    pub uuid: Option<String>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn serial() -> Console {
+    Console { file: None, mode: Mode::Null }
+}
+
+fn console() -> Console {
+    Console { file: None, mode: Mode::Tty }
+}
