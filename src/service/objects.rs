@@ -115,7 +115,7 @@ impl Objects {
 }
 
 fn one_file(layout: TemplateLayout) -> Result<()> {
-    if layout.is_image() {
+    if layout.is_image() && layout != TemplateLayout::CloudHypervisor {
         return Ok(());
     }
     let what = format!("is one object, and the layout {} is a directory: qcow2 and raw can be there", layout.as_str());

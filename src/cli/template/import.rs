@@ -12,10 +12,11 @@ use super::{
 
 #[derive(Args)]
 pub(in crate::cli) struct Import {
-    /// The VM's directory, the vm.json, or the image, on the service's machine; an image also as s3://bucket/key
+    /// The VM's directory, the vm.json, or the image, on the service's machine; an image also as s3://bucket/key; of the layout
+    /// cloud-hypervisor the directory with snapshots and kernels, or one of its snapshots
     path: String,
     /// Layout of the source
-    #[arg(long, value_parser = ["tart", "shoes-vz", "macosvm", "qcow2", "raw"])]
+    #[arg(long, value_parser = ["tart", "shoes-vz", "macosvm", "qcow2", "raw", "cloud-hypervisor"])]
     layout: String,
     /// Name of the template
     #[arg(long = "as", value_name = "NAME")]
@@ -32,10 +33,10 @@ pub(in crate::cli) struct Import {
     /// Accept files outside of the vm.json's directory (macosvm)
     #[arg(long)]
     allow_outside: bool,
-    /// Accept backing files outside of the image's directory (qcow2)
+    /// Accept backing files outside of the image's directory (qcow2, cloud-hypervisor)
     #[arg(long)]
     allow_backing: bool,
-    /// Extract the newest kernel and its initramfs from the disk (qcow2, raw)
+    /// Extract the newest kernel and its initramfs from the disk (qcow2, raw, cloud-hypervisor)
     #[arg(long, conflicts_with_all = ["kernel", "initramfs", "firmware"])]
     extract_kernel: bool,
     /// Kernel to boot instead of the disk's boot loader [default: PATH.kernel, if it exists]
@@ -51,7 +52,7 @@ pub(in crate::cli) struct Import {
     /// console]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     cmdline: Option<String>,
-    /// Driver that runs an image [default: qemu]
+    /// Driver that runs an image [default: qemu; cloud-hypervisor with that layout]
     #[arg(long)]
     driver: Option<String>,
     /// Operating system of an image [default: linux]

@@ -57,10 +57,10 @@ pub struct ImportBody {
     /// For `qcow2`: accept backing files outside of the image's directory. Devices and URLs are never followed.
     #[serde(default)]
     allow_backing: bool,
-    /// For `qcow2` and `raw`: extract the newest kernel and its initramfs from the disk.
+    /// For an image: extract the newest kernel and its initramfs from the disk.
     #[serde(default)]
     extract_kernel: bool,
-    /// For an image; default: `qemu`.
+    /// For an image; default: `qemu`, and `cloud-hypervisor` with that layout.
     driver: Option<String>,
     /// For an image; default: `linux`.
     os: Option<GuestOs>,
@@ -114,7 +114,11 @@ impl ImportBody {
             ("/mac", self.mac.is_some(), layout == TemplateLayout::Macosvm),
             ("/discard_memory", self.discard_memory, layout == TemplateLayout::Tart),
             ("/allow_outside", self.allow_outside, layout == TemplateLayout::Macosvm),
-            ("/allow_backing", self.allow_backing, layout == TemplateLayout::Qcow2),
+            (
+                "/allow_backing",
+                self.allow_backing,
+                matches!(layout, TemplateLayout::Qcow2 | TemplateLayout::CloudHypervisor),
+            ),
             ("/extract_kernel", self.extract_kernel, image),
             ("/driver", self.driver.is_some(), image),
             ("/os", self.os.is_some(), image),

@@ -49,6 +49,9 @@ fn cannot(template: &Template, layout: TemplateLayout) -> Option<Error> {
     let refuse = |code, what: String| {
         Some(Error::new(code, format!("the template {} {what}", template.name)).field("/layout", what))
     };
+    if layout == TemplateLayout::CloudHypervisor {
+        return refuse(Code::LayoutGuest, "is not exported as a tree of images and kernels: export it as qcow2".into());
+    }
     let to_mac = matches!(layout, TemplateLayout::ShoesVz | TemplateLayout::Macosvm);
     if layout.is_image() {
         if template.os == GuestOs::Macos {
@@ -108,7 +111,7 @@ fn write(
             let machine = for_mac(&now, notices)?;
             macosvm::write(&stage, template, &machine, &now, nvram, notices)?;
         }
-        TemplateLayout::Qcow2 | TemplateLayout::Raw => {
+        TemplateLayout::Qcow2 | TemplateLayout::Raw | TemplateLayout::CloudHypervisor => {
             return Err(Error::internal("an image is not written as a directory"));
         }
     }

@@ -6,8 +6,8 @@ use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    ImportRequest, MacMachine, Notice, Notices, Policy, TemplateLayout, Tools, bundle, image, macosvm,
-    payload::MachineIdentity, tart,
+    ImportRequest, MacMachine, Notice, Notices, Policy, TemplateLayout, Tools, bundle, cloud_hypervisor, image,
+    macosvm, payload::MachineIdentity, tart,
 };
 use crate::{
     domain::{Arch, Error, GuestOs, Result, mac::Mac, template::DiskFormat},
@@ -69,6 +69,18 @@ pub async fn import(catalog: &Catalog, tools: &Tools, request: ImportRequest) ->
         }
         TemplateLayout::Qcow2 | TemplateLayout::Raw => {
             image::import(tools, catalog.space(), &from, work.path(), request, &mut notices).await?
+        }
+        TemplateLayout::CloudHypervisor => {
+            let (extract_kernel, mut new) = (request.extract_kernel, request.template.clone());
+            let (disk, new, noticed) = super::blocking(move || {
+                let mut notices = Notices::default();
+                let disk = cloud_hypervisor::read(&from, extract_kernel, &mut new, &mut notices)?;
+                Ok((disk, new, notices))
+            })
+            .await?;
+            notices = noticed;
+            let request = ImportRequest { layout: TemplateLayout::Qcow2, template: new, ..request };
+            image::import(tools, catalog.space(), &disk, work.path(), request, &mut notices).await?
         }
     };
     Ok(PreparedImport { template, notices: notices.0, _work: work })

@@ -9,6 +9,7 @@
 //!   tart, bundle, macosvm    one reader and writer per layout
 //!   image                    qcow2 and raw
 //!     chain                  the files of a qcow2 image
+//!     cloud_hypervisor       finds image and kernel in a host's tree
 //!     linux                  extracts kernel and initramfs from a guest's disk
 //! export    a template ─▶ a directory or an image
 //!   stage                    built aside, flushed, and published by one rename
@@ -19,6 +20,7 @@
 
 mod bundle;
 mod chain;
+mod cloud_hypervisor;
 mod export;
 mod image;
 mod import;
@@ -65,6 +67,9 @@ pub enum TemplateLayout {
     Qcow2,
     /// A raw image, with a kernel and initramfs beside it where there are some.
     Raw,
+    /// Directory with `snapshots/NAME.N.qcow2` and `kernels/`, or one of its images. For imports only.
+    #[strum(serialize = "cloud-hypervisor")]
+    CloudHypervisor,
 }
 
 impl TemplateLayout {
@@ -73,7 +78,7 @@ impl TemplateLayout {
     }
 
     pub fn is_image(self) -> bool {
-        matches!(self, TemplateLayout::Qcow2 | TemplateLayout::Raw)
+        matches!(self, TemplateLayout::Qcow2 | TemplateLayout::Raw | TemplateLayout::CloudHypervisor)
     }
 }
 

@@ -3,7 +3,10 @@
 use serde_json::{Value, json};
 
 use super::{WHOLE_LIFE, states};
-use crate::support::cloud_hypervisor::{assert_nothing_left, serve, template};
+use crate::support::{
+    cloud_hypervisor::{assert_nothing_left, serve, template},
+    image,
+};
 
 /// Two at once, provisioned by their seed and over SSH; the third waits for a slot.
 #[tokio::test(flavor = "multi_thread")]
@@ -59,5 +62,56 @@ async fn an_isolated_guest_reaches_the_guest_api_only() {
         assert!(job.contains("10.0.2.15") && job.contains("done"), "{job}");
         assert_eq!(job.contains("reached"), reached, "{network}: {job}");
     }
+    assert_nothing_left(&serve).await;
+}
+
+/// The tree of a host that ran Cloud Hypervisor before: the highest number is imported, and an earlier one on request.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_runs_from_an_imported_tree() {
+    let serve = serve().await;
+    let image = image();
+    let tree = serve.dir.join("tree");
+    for dir in ["snapshots", "kernels"] {
+        std::fs::create_dir_all(tree.join(dir)).unwrap();
+    }
+    for (from, to) in [
+        ("disk.qcow2", "snapshots/ubuntu-base.2.qcow2"),
+        ("disk.qcow2", "snapshots/ubuntu-base.10.qcow2"),
+        ("vmlinuz", "kernels/vmlinuz-6.1.0-9"),
+        ("initramfs.img", "kernels/initrd.img-6.1.0-9"),
+    ] {
+        std::fs::copy(image.join(from), tree.join(to)).unwrap();
+    }
+    // Versions differ, as they do in the field.
+    let resized = std::process::Command::new("qemu-img")
+        .args(["resize", "-q", "-f", "qcow2"])
+        .arg(tree.join("snapshots/ubuntu-base.10.qcow2"))
+        .arg("+64M")
+        .status();
+    assert!(resized.unwrap().success());
+    let import = async |name: &str, path: std::path::PathBuf| {
+        let body = json!({
+            "name": name, "layout": "cloud-hypervisor", "path": path, "cpus": 1, "memory_mib": 192,
+            "cmdline": "console=ttyS0 quiet panic=-1 no_timer_check", "handover": "seed",
+        });
+        let (status, imported) = serve.post("/templates/import", body).await;
+        assert_eq!(status, 201, "{imported}");
+        assert_eq!(imported["template"]["driver"], "cloud-hypervisor", "{imported}");
+        let digest = imported["template"]["digest"].as_str().unwrap().to_owned();
+        // One name follows the numbers.
+        let (status, named) =
+            serve.send(reqwest::Method::PUT, "/templates/ubuntu", Some(json!({"digest": digest, "why": name}))).await;
+        assert!(matches!(status, 200 | 201), "{named}");
+        digest
+    };
+    let second = import("ubuntu-base.2", tree.join("snapshots/ubuntu-base.2.qcow2")).await;
+    let tenth = import("ubuntu-base.10", tree).await;
+    assert_ne!(second, tenth);
+    let command = json!({"kind": "command", "command": "uname -s; exit 3"});
+    let vm = serve.create(json!({"template": "ubuntu", "runner": command})).await;
+    let end = serve.wait_state(vm["id"].as_str().unwrap(), "deleted").await;
+    assert_eq!((&end["job"]["exit_code"], &end["template_digest"]), (&json!(3), &json!(tenth)), "{end:#}");
+    let (status, back) = serve.post("/templates/ubuntu/rollback", json!({})).await;
+    assert_eq!((status, &back["digest"]), (200, &json!(second)), "{back}");
     assert_nothing_left(&serve).await;
 }

@@ -146,7 +146,7 @@ fn copy(system: &GuestFileSystem, from: &str, to: &Path, most: u64, space: &Spac
 }
 
 /// `6.8.0-90` is newer than `6.8.0-9`, and `6.8.0` than `6.8.0-rc1`.
-fn by_version(one: &str, other: &str) -> Ordering {
+pub(super) fn by_version(one: &str, other: &str) -> Ordering {
     let (one, other) = (pieces(one), pieces(other));
     one.cmp(&other)
 }
