@@ -8,12 +8,14 @@ use std::{
     path::Path,
 };
 
+mod adapter_file;
 pub mod garm;
 pub mod gitlab;
-mod labels;
+mod names;
 pub mod nesting;
 mod parent;
 mod patient_client;
+mod vm_settings;
 
 /// The arguments as a user would have given them, if this process was started as an adapter. `args` begins with the
 /// program's name.

@@ -74,12 +74,13 @@ pub(super) struct RetryPause {
 }
 
 impl RetryPause {
-    fn next(&mut self) -> Duration {
+    pub fn next(&mut self) -> Duration {
         self.last = (self.last * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
         self.last
     }
 }
 
+/// Whether the same request may succeed in a moment.
 pub(super) fn may_pass(error: &client::Error) -> bool {
     error.passes() || matches!(error, client::Error::Problem(problem, _) if problem.retryable)
 }

@@ -6,6 +6,7 @@ use secrecy::ExposeSecret;
 use serde_json::{Map, Value, json};
 
 use super::{
+    super::vm_settings::VmSettings,
     bootstrap::BootstrapRequest,
     environment::GarmEnvironment,
     failure::GarmFailure,
@@ -15,7 +16,6 @@ use super::{
     instance_token::InstanceTokenClaims,
     service::{BudgetsOfTemplate, GarmVm, ProviderService, TimeToWork, VmSelection},
     settings::ProviderSettings,
-    vm_settings::VmSettings,
 };
 use crate::{
     adapters::patient_client::RetryPause,

@@ -5,17 +5,15 @@
 
 use std::collections::BTreeMap;
 
-use super::instance_token::InstanceTokenClaims;
-use crate::adapters::labels::hash_of;
-pub(super) use crate::adapters::labels::{OWNER, label};
+use super::{
+    super::names::{self, OWNER, hash_of, label},
+    instance_token::InstanceTokenClaims,
+};
 
 pub(super) const NAME: &str = "garm.name";
 pub(super) const POOL: &str = "garm.pool";
 pub(super) const CREATION: &str = "garm.creation";
 const ATTEMPT: &str = "garm.attempt";
-
-/// How much of GARM's name is in the vm's name, which has at most 63 characters.
-const NAME_PART: usize = 50;
 
 /// One creation: the same controller, name and token always give the same one.
 #[derive(Clone, Debug)]
@@ -53,10 +51,7 @@ impl Creation {
 
     /// The vm of the next attempt is created while this one is still ending, so the name alone would not be unique.
     pub fn vm_name(&self) -> String {
-        let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        let name: String = self.name.chars().map(|c| if fits(c) { c } else { '-' }).take(NAME_PART).collect();
-        let name = name.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
-        format!("{}-{}", if name.is_empty() { "garm" } else { name }, &self.hash[..8])
+        names::vm_name(&self.name, "garm", &self.hash)
     }
 
     pub fn labels(&self) -> BTreeMap<String, String> {
@@ -78,11 +73,6 @@ impl AttemptOrder {
         let (attempt, expires) = labels.get(ATTEMPT)?.split_once('.')?;
         Some(Self { attempt: attempt.parse().ok()?, expires: expires.parse().ok()? })
     }
-}
-
-/// Whether labels of the user's may have this key.
-pub(super) fn is_reserved(key: &str) -> bool {
-    key == OWNER || key.starts_with("garm.")
 }
 
 /// The value of the label `owner` for the vms of one installation of GARM.

@@ -12,6 +12,7 @@ mod bootstrap;
 mod create;
 mod delete;
 mod environment;
+mod extra_specs;
 mod failure;
 mod guest;
 mod identity;
@@ -21,7 +22,6 @@ mod list;
 mod schema;
 mod service;
 mod settings;
-mod vm_settings;
 
 use environment::{GarmCommand, GarmEnvironment};
 use failure::GarmFailure;

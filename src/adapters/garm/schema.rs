@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use utoipa::PartialSchema;
 
-use super::{settings::ProviderFile, vm_settings::VmSettings};
+use super::{super::vm_settings::VmSettings, settings::ProviderFile};
 
 pub(super) fn of_settings() -> String {
     document::<ProviderFile>("Configuration of Mayfly's provider for GARM").to_string()

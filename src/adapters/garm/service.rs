@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
+    super::names::{OWNER, label},
     failure::GarmFailure,
     identity::{self, AttemptOrder, Creation},
 };
@@ -126,9 +127,9 @@ impl ProviderService {
     /// Newest first, and all of them: an error is never an empty list.
     pub async fn list(&self, of: VmSelection<'_>) -> Result<Vec<GarmVm>, GarmFailure> {
         let labels = [
-            Some((identity::OWNER, identity::owner(of.controller))),
-            of.pool.map(|pool| (identity::POOL, identity::label(pool))),
-            of.name.map(|name| (identity::NAME, identity::label(name))),
+            Some((OWNER, identity::owner(of.controller))),
+            of.pool.map(|pool| (identity::POOL, label(pool))),
+            of.name.map(|name| (identity::NAME, label(name))),
             of.creation.map(|creation| (identity::CREATION, creation.to_owned())),
         ];
         let labels: Vec<String> = labels.into_iter().flatten().map(|(key, value)| format!("{key}={value}")).collect();
@@ -141,7 +142,7 @@ impl ProviderService {
         let vms = values.iter().map(|value| self.requests.client.view(value)).collect::<Result<Vec<GarmVm>, _>>()?;
         // What belongs to others is never touched, even if the service did not understand the selection.
         let owner = identity::owner(of.controller);
-        if vms.iter().any(|vm| vm.label(identity::OWNER) != owner) {
+        if vms.iter().any(|vm| vm.label(OWNER) != owner) {
             return Err(GarmFailure::Failed("the service listed vms of another owner; nothing was done".to_owned()));
         }
         Ok(vms)

@@ -10,8 +10,12 @@ use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::{failure::GarmFailure, vm_settings::VmSettings};
-use crate::client::{OptionNames, ServiceOptions};
+use super::{
+    super::{adapter_file, vm_settings::VmSettings},
+    extra_specs,
+    failure::GarmFailure,
+};
+use crate::client::ServiceOptions;
 
 /// The flavor that leaves everything to `defaults` and the template.
 const DEFAULT_FLAVOR: &str = "default";
@@ -55,14 +59,7 @@ impl ProviderSettings {
     pub fn read(path: Option<&Path>) -> Result<Self, GarmFailure> {
         let Some(path) = path else { return Ok(Self::default()) };
         let wrong = |what: String| GarmFailure::Failed(format!("{}: {what}", path.display()));
-        let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-        let file: ProviderFile = toml::from_str(&text).map_err(|error| {
-            let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
-            wrong(match line {
-                Some(line) => format!("line {line}: {}", error.message()),
-                None => error.message().to_owned(),
-            })
-        })?;
+        let file: ProviderFile = adapter_file::read(path).map_err(GarmFailure::Failed)?;
         if file.url.is_some() && file.data_dir.is_some() {
             return Err(wrong("`url` and `data_dir` name two services: leave one out".to_owned()));
         }
@@ -82,22 +79,14 @@ impl ProviderSettings {
             Some(path) => path.display().to_string(),
             None => "the file that GARM's `config_file` names".to_owned(),
         };
-        let called = |key: &str| format!("`{key}` in {place}");
-        let names = OptionNames {
-            url: called("url"),
-            token_file: called("token_file"),
-            ca_file: called("ca_file"),
-            data_dir: called("data_dir"),
-        };
         let file = &self.file;
-        let options = ServiceOptions {
-            // One of the two names the service.
-            url: given.url.clone().or_else(|| file.url.clone().filter(|_| given.data_dir.is_none())),
-            data_dir: given.data_dir.or_else(|| file.data_dir.clone().filter(|_| given.url.is_none())),
-            token_file: given.token_file.or_else(|| file.token_file.clone()),
-            ca_file: given.ca_file.or_else(|| file.ca_file.clone()),
-            names,
-        };
+        let options = adapter_file::ServiceKeys {
+            url: &file.url,
+            token_file: &file.token_file,
+            ca_file: &file.ca_file,
+            data_dir: &file.data_dir,
+        }
+        .options(given, &place);
         // GARM passes no HOME, so there is no usual data directory.
         if options.url.is_none() && options.data_dir.is_none() && std::env::var_os("HOME").is_none() {
             return Err(GarmFailure::Failed(format!(
@@ -113,7 +102,7 @@ impl ProviderSettings {
 
     /// For a vm of a pool with this flavor and these extra specs.
     pub fn vm_settings(&self, flavor: Option<&str>, extra_specs: &Value) -> Result<VmSettings, GarmFailure> {
-        let specs = VmSettings::of_extra_specs(extra_specs)?;
+        let specs = extra_specs::of_extra_specs(extra_specs)?;
         let named = flavor.filter(|name| !name.is_empty());
         let flavor = match named.map(|name| (name, self.file.flavors.get(name))) {
             Some((_, Some(flavor))) => flavor.clone(),

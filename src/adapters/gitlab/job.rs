@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use secrecy::ExposeSecret;
 
 use super::job_file::JobFile;
-use crate::adapters::labels::{OWNER, hash_of, label};
+use crate::adapters::names::{OWNER, hash_of, label};
 
 /// The value of the label `owner`.
 pub(super) const OWNER_NAME: &str = "gitlab";

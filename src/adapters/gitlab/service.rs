@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{failure::ExecutorFailure, job, job::GitLabJob};
 use crate::{
-    adapters::{labels::OWNER, parent::ParentProcess, patient_client::PatientClient},
+    adapters::{names::OWNER, parent::ParentProcess, patient_client::PatientClient},
     client::{self, ApiClient, ServiceOptions, SessionEvents, SessionInput},
 };
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::section::NestingSection;
 use crate::{
-    adapters::{labels::OWNER, patient_client::PatientClient},
+    adapters::{names::OWNER, patient_client::PatientClient},
     client::{ApiClient, Error, ServiceOptions},
     domain::endpoint::Endpoint,
 };

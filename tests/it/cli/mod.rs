@@ -105,6 +105,16 @@ pub async fn within(what: impl Fn() -> bool) {
     }
 }
 
+/// Waits until this process has ended.
+pub async fn has_ended(pid: i32) {
+    within(|| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+        // A process that no one waits for is a zombie.
+        status.map_or(true, |stat| stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
+    })
+    .await;
+}
+
 pub fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_mayfly"))
 }

@@ -6,7 +6,10 @@ use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
 use super::{super::gate::Gate, Call, Garm, POOL, token};
-use crate::{api::api, cli::program};
+use crate::{
+    api::api,
+    cli::{has_ended, program},
+};
 
 async fn behind_a_gate() -> (Garm, Gate) {
     let api = api().await;
@@ -29,15 +32,6 @@ async fn started_by_garm(garm: &Garm, call: &Call) -> (tokio::process::Child, i3
     let mut out = tokio::io::BufReader::new(parent.stdout.take().unwrap());
     tokio::io::AsyncBufReadExt::read_line(&mut out, &mut line).await.unwrap();
     (parent, line.trim().parse().unwrap())
-}
-
-async fn has_ended(pid: i32) {
-    crate::cli::within(|| {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/stat"));
-        // A process that no one waits for is a zombie.
-        status.map_or(true, |stat| stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
-    })
-    .await;
 }
 
 /// GARM's deadline: the provider is killed, and the name is deleted at once. The service has the request, and is slow.

@@ -1,11 +1,27 @@
-//! Labels of vms by which an adapter finds its own: it has no state of its own.
+//! How vms that belong to an adapter are called and labelled.
 
 use sha2::{Digest, Sha256};
 
-/// Whose vm it is.
+/// Which scheduler a vm was made for.
 pub(super) const OWNER: &str = "owner";
+
 /// Longest label of Mayfly, in characters.
 const LONGEST_LABEL: usize = 128;
+/// How much of the scheduler's name is in the vm's name, which has at most 63 characters.
+const NAME_PART: usize = 50;
+
+/// Whether labels of the user's may have this key.
+pub(super) fn is_reserved(key: &str) -> bool {
+    key == OWNER || key.starts_with("garm.") || key.starts_with("myshoes.")
+}
+
+/// The scheduler's name and the beginning of a hash: the next vm of a name is created while the one before is still ending.
+pub(super) fn vm_name(name: &str, without_name: &str, hash: &str) -> String {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let name: String = name.chars().map(|c| if fits(c) { c } else { '-' }).take(NAME_PART).collect();
+    let name = name.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
+    format!("{}-{}", if name.is_empty() { without_name } else { name }, &hash[..8])
+}
 
 /// The text itself if it can be a label's value, else a hash of it: names of scale sets are free text.
 pub(super) fn label(text: &str) -> String {
