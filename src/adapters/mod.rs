@@ -15,19 +15,25 @@ mod names;
 pub mod nesting;
 mod parent;
 mod patient_client;
+pub mod shoes;
 mod vm_settings;
+
+/// Name of a link or copy, variable of the scheduler, subcommand.
+const ADAPTERS: [(&str, &str, &str); 2] = [
+    (garm::LINK_NAME, garm::COMMAND_VARIABLE, garm::COMMAND_NAME),
+    (shoes::COPY_NAME, shoes::COOKIE_VARIABLE, shoes::COMMAND_NAME),
+];
 
 /// The arguments as a user would have given them, if this process was started as an adapter. `args` begins with the
 /// program's name.
 pub fn arguments_of_adapter(args: &[OsString], has_variable: impl Fn(&str) -> bool) -> Option<Vec<OsString>> {
     let (program, rest) = args.split_first()?;
-    let by_name = Path::new(program).file_name() == Some(OsStr::new(garm::LINK_NAME));
-    // A user who types a command in a shell with such a variable means the command.
-    let by_environment = rest.is_empty() && has_variable(garm::COMMAND_VARIABLE);
-    if !by_name && !by_environment {
-        return None;
-    }
-    let mut all = vec![program.clone(), garm::COMMAND_NAME.into()];
+    let file_name = Path::new(program).file_name();
+    let (_, _, command) = ADAPTERS.into_iter().find(|(name, variable, _)| {
+        // A user who types a command in a shell with such a variable means the command.
+        file_name == Some(OsStr::new(name)) || rest.is_empty() && has_variable(variable)
+    })?;
+    let mut all = vec![program.clone(), command.into()];
     all.extend(rest.iter().cloned());
     Some(all)
 }
@@ -51,6 +57,8 @@ mod tests {
             by_hand(&["garm-provider-mayfly", "--config", "a.toml"]).unwrap(),
             ["garm-provider-mayfly", "garm-provider", "--config", "a.toml"]
         );
+        assert_eq!(recognised(&["/opt/x"], "SHOES_PLUGIN_MAGIC_COOKIE").unwrap(), ["/opt/x", "shoes-provider"]);
+        assert_eq!(by_hand(&["/opt/shoes-mayfly"]).unwrap(), ["/opt/shoes-mayfly", "shoes-provider"]);
         assert_eq!(by_hand(&["mayfly"]), None);
         assert_eq!(recognised(&["mayfly", "vm", "list"], "GARM_COMMAND"), None);
         assert_eq!(recognised(&["mayfly"], "GARM_POOL_ID"), None);

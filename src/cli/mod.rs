@@ -184,6 +184,15 @@ enum TopCommand {
     /// Run GitLab's jobs in vms: GitLab Runner starts this command as its custom executor
     #[command(arg_required_else_help = true)]
     GitlabExecutor(gitlab_executor::GitlabExecutor),
+    /// Create and end vms for myshoes, which starts this command as its plugin
+    ///
+    /// myshoes passes no arguments and tells its plugin by an environment variable. So a copy of this program, without
+    /// arguments in the environment of myshoes, does the same.
+    ShoesProvider {
+        /// Configuration of the plugin (TOML) [default: /etc/mayfly/shoes.toml]
+        #[arg(long, value_name = "FILE", env = adapters::shoes::PATH_VARIABLE, hide_env_values = true)]
+        config: Option<PathBuf>,
+    },
     /// Check the access to GitHub
     #[command(subcommand, arg_required_else_help = true)]
     Github(github::GithubCommand),
@@ -306,6 +315,7 @@ fn dispatch(cli: Cli) -> Result<u8, CommandFailure> {
         TopCommand::Source(command) => source::run(command, global.data_dir, global.json),
         TopCommand::GarmProvider { config } => Ok(adapters::garm::run(global.service_options(), config)),
         TopCommand::GitlabExecutor(args) => Ok(gitlab_executor::run(args, global.service_options())),
+        TopCommand::ShoesProvider { config } => Ok(adapters::shoes::run(global.service_options(), config)),
         TopCommand::Openapi => openapi::run(),
         TopCommand::Completions { shell } => {
             let mut script = Vec::new();

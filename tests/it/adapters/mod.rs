@@ -6,3 +6,4 @@ mod gitlab;
 mod nesting;
 mod played;
 mod sshd;
+mod shoes;
