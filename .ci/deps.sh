@@ -129,11 +129,17 @@ if [ "$what" != run ] && [ "$what" != bench ]; then
     if [ "$what" = test ]; then
         tool cargo-nextest 0.9.151 --no-default-features --features default-no-update
         tool cargo-deny 0.20.2
-        # Go is not installed for it: Debian's is too old. Without it, .ci/test.sh says what is not checked.
+        # Go is not installed: Debian's is too old. Without it, .ci/test.sh says what is not checked.
         if command -v go >/dev/null && ! command -v actionlint >/dev/null && ! [ -x "$tools/bin/actionlint" ]; then
             say "building actionlint (once)"
             GOBIN=$tools/bin GOTOOLCHAIN=local go install github.com/rhysd/actionlint/cmd/actionlint@v1.7.12 ||
                 say "actionlint could not be built"
+        fi
+
+        # The modules of a host for the plugin of myshoes.
+        if command -v go >/dev/null; then
+            GOTOOLCHAIN=local go -C tests/peers/shoes-host mod download >/dev/null 2>&1 ||
+                say "the Go modules of tests/peers/shoes-host could not be downloaded"
         fi
 
         # Plays Amazon's registry and roles. In its own environment, rebuilt when the version changes.

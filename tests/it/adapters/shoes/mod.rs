@@ -29,6 +29,7 @@ use crate::{
 
 mod create;
 mod delete;
+mod go_host;
 mod guest;
 mod handshake;
 mod host_ends;
