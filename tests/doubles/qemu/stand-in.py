@@ -176,7 +176,12 @@ class Guest:
                     self.links.append(source.accept()[0])
                     continue
                 if source in self.links:
-                    if not source.recv(65536):
+                    try:
+                        data = source.recv(65536)
+                    except OSError:
+                        data = b""
+                    if not data:
+                        source.close()
                         self.links.remove(source)
                     continue
                 if source in self.listeners:
