@@ -4,10 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{
-    error::{Code, Error, Result},
-    template::Handover,
-};
+use super::error::{Code, Error, Result};
 
 const USUAL_INTERVAL: u32 = 2;
 const LONGEST_INTERVAL: u32 = 60;
@@ -133,7 +130,7 @@ pub struct HttpProbe<'a> {
 
 /// What a successful check found out about a guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Readiness {
+pub struct GuestReadiness {
     /// The version of the service, in its own words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
@@ -272,9 +269,10 @@ impl ReadyCheck {
         }
     }
 
-    pub fn check_handover(&self, handover: Handover) -> Result<()> {
-        if self.agent && handover != Handover::Agent {
-            return invalid("/agent", NEEDS_AGENT.to_owned());
+    /// `with_agent`: whether guests of the template are provisioned through their agent.
+    pub fn check_provisioning(&self, with_agent: bool) -> Result<()> {
+        if self.agent && !with_agent {
+            return invalid("/agent", "needs `handover: agent`".to_owned());
         }
         Ok(())
     }
@@ -295,7 +293,7 @@ impl ReadyCheck {
     pub fn summary(&self) -> String {
         let kind = self.kind().map_or("", ReadyKind::as_str);
         let mut line = match self.probe() {
-            Some(GuestProbe::Http(HttpProbe { port, path, expect, .. })) if expect.is_empty() => {
+            Some(GuestProbe::Http(HttpProbe { port, path, expect: "", .. })) => {
                 format!("{kind} on port {port} ({path})")
             }
             Some(GuestProbe::Http(HttpProbe { port, path, expect, .. })) => {
@@ -314,9 +312,6 @@ impl ReadyCheck {
         line
     }
 }
-
-/// For errors of a template whose guests are provisioned in another way.
-pub const NEEDS_AGENT: &str = "needs handover: agent";
 
 fn longest_within(configure_seconds: u32) -> u32 {
     configure_seconds.saturating_sub(RESERVE.min(configure_seconds / 4)).max(1)
@@ -397,8 +392,8 @@ mod tests {
             assert!(serde_json::from_value::<ReadyCheck>(unknown.clone()).is_err(), "{unknown}");
         }
         let agent = read(json!({"agent": true}));
-        assert_eq!(agent.check_handover(Handover::Ssh).unwrap_err().fields[0].pointer, "/ready/agent");
-        agent.check_handover(Handover::Agent).unwrap();
+        assert_eq!(agent.check_provisioning(false).unwrap_err().fields[0].pointer, "/ready/agent");
+        agent.check_provisioning(true).unwrap();
     }
 
     /// The guest must be able to report the failure before the budget of its state is spent.

@@ -15,7 +15,7 @@ use super::{
     job_record::{JobRecord, JobStatus},
     lifecycle::{Verdict, decide},
     queue::{Queue, QueueReason},
-    ready_check::Readiness,
+    ready_check::GuestReadiness,
     runner::{RunnerFact, RunnerKind, RunnerStarted, RunnerStatus},
     source_runner::Registered,
     state::State,
@@ -66,7 +66,7 @@ pub struct Vm {
     pub separate_users: Option<bool>,
     /// The success of the readiness check in this attempt's guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ready: Option<Readiness>,
+    pub ready: Option<GuestReadiness>,
     pub announced_by: Option<Announcer>,
     pub announced_at: Option<Timestamp>,
     pub end_signal: Option<EndSignal>,
@@ -267,7 +267,7 @@ impl Vm {
                 self.separate_users.get_or_insert(*separate_users);
             }
             Event::GuestChecked { version, state } => {
-                self.ready.get_or_insert_with(|| Readiness { version: version.clone(), state: *state, at });
+                self.ready.get_or_insert_with(|| GuestReadiness { version: version.clone(), state: *state, at });
             }
             Event::SessionOpened { .. } => self.sessions += 1,
             Event::RunnerChanged { fact } => self.runner(*fact, at),

@@ -172,6 +172,13 @@ impl Sessions {
         let login = SshLogin::of(&template).await.map_err(|error| {
             unusable(format!("the password of the template {} cannot be read: {error}", template.name))
         })?;
+        if login.is_none() && spec.handover != Handover::Agent {
+            return Err(unusable(format!(
+                "the template {} has neither `ssh_key` nor `ssh_password`: register it again with one that its guests \
+                 accept for the user {}",
+                template.name, template.user
+            )));
+        }
         let driver = self.drivers.get(&spec.driver).ok_or_else(|| {
             Error::new(Code::HostUnavailable, format!("the driver {} is not enabled in this service", spec.driver))
         })?;
@@ -181,25 +188,19 @@ impl Sessions {
             Ok(None) => return Err(not_yet("its guest does not run")),
             Err(error) => return Err(Error::new(error.code, error.summary)),
         };
-        match (login, spec.handover) {
-            (Some(login), _) => match ways.ssh {
-                Ok(Some(endpoint)) => Ok(SessionTarget::Ssh(SshTarget {
-                    endpoint,
-                    user: template.user.clone(),
-                    login,
-                    pinned_host_key: vm.host_key.clone(),
-                })),
-                Ok(None) => Err(not_yet("the address of its guest is not known yet")),
-                Err((code, why)) => Err(Error::new(code, why)),
-            },
-            (None, Handover::Agent) => {
-                ways.agent.map(SessionTarget::Agent).ok_or_else(|| not_yet("the agent of its guest is not known yet"))
-            }
-            (None, Handover::Seed | Handover::Ssh) => Err(unusable(format!(
-                "the template {} has neither `ssh_key` nor `ssh_password`: register it again with one that its guests \
-                 accept for the user {}",
-                template.name, template.user
-            ))),
+        let Some(login) = login else {
+            let unknown = || not_yet("the agent of its guest is not known yet");
+            return ways.agent.map(SessionTarget::Agent).ok_or_else(unknown);
+        };
+        match ways.ssh {
+            Ok(Some(endpoint)) => Ok(SessionTarget::Ssh(SshTarget {
+                endpoint,
+                user: template.user.clone(),
+                login,
+                pinned_host_key: vm.host_key.clone(),
+            })),
+            Ok(None) => Err(not_yet("the address of its guest is not known yet")),
+            Err((code, why)) => Err(Error::new(code, why)),
         }
     }
 }

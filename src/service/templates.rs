@@ -171,7 +171,7 @@ impl Templates {
                 budgets.set(name, *value);
             }
             ready.check()?;
-            ready.check_handover(template.handover)?;
+            ready.check_provisioning(template.handover == Handover::Agent)?;
             ready.check_within(budgets.on(&self.budgets).configure_seconds)?;
         }
         let digest = self.catalog.change_settings(name, change).await?;

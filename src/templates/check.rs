@@ -327,7 +327,9 @@ fn settings(new: &NewTemplate, config: Option<&TartConfig>, faults: &mut Faults)
         }
         Handover::Seed | Handover::Ssh | Handover::Agent => {}
     }
-    for error in new.ready.iter().filter_map(|ready| ready.check().and_then(|()| ready.check_handover(handover)).err())
+    let by_agent = handover == Handover::Agent;
+    if let Some(ready) = &new.ready
+        && let Err(error) = ready.check().and_then(|()| ready.check_provisioning(by_agent))
     {
         for field in error.fields {
             faults.add("ready", format!("{} {}", field.pointer.trim_start_matches("/ready"), field.detail));

@@ -112,10 +112,10 @@ mod tests {
 
     #[test]
     fn what_the_runner_sets_is_required() {
-        for missing in 0..USUAL.len() {
-            let given: Vec<_> = USUAL.iter().enumerate().filter(|(n, _)| *n != missing).map(|(_, v)| *v).collect();
+        for (missing, _) in USUAL {
+            let given: Vec<_> = USUAL.into_iter().filter(|(name, _)| *name != missing).collect();
             let error = read(&given).unwrap_err();
-            assert!(error.contains(USUAL[missing].0) && error.contains("docs/gitlab.md"), "{error}");
+            assert!(error.contains(missing) && error.contains("docs/gitlab.md"), "{error}");
         }
         for code in ["0", "256", "one", "-1"] {
             let error = read(&[USUAL[1], USUAL[2], ("BUILD_FAILURE_EXIT_CODE", code)]).unwrap_err();

@@ -85,15 +85,15 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_vm_waits_for_four_of_five_minutes() {
+    #[test]
+    fn a_vm_waits_for_four_of_five_minutes() {
+        // Time passes between two looks at the clock.
+        for (header, seconds) in [(Some("299839m"), 239_u64), (None, 240), (Some("5S"), 4), (Some("0S"), 0)] {
+            let wait = CallTime::of(header).longest_wait();
+            assert!((seconds.saturating_sub(2)..=seconds).contains(&wait), "{header:?}: {wait}");
+        }
         let time = CallTime::of(Some("299839m"));
-        assert_eq!(time.longest_wait(), 239);
         assert_eq!(time.end() - time.answer_by(), FOR_THE_ANSWER);
-        // Without a deadline, and with one that leaves hardly any time.
-        assert_eq!(CallTime::of(None).longest_wait(), 240);
-        assert_eq!(CallTime::of(Some("5S")).longest_wait(), 4);
-        assert_eq!(CallTime::of(Some("0S")).longest_wait(), 0);
-        assert_eq!(CallTime::of(Some("99999999H")).end() - clock::monotonic(), LONGEST);
+        assert_eq!(CallTime::of(Some("99999999H")).length, LONGEST);
     }
 }

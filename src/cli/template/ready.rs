@@ -10,11 +10,18 @@ const CHECKS: &str = "ready_check";
 
 #[derive(Args, Default)]
 pub(super) struct Ready {
-    /// Start a guest's runner only after a GET of this port and path in the guest was answered with status 200 to 299
+    /// Start a guest's runner only after a GET of this port and path in the guest was answered with a status from 200
+    /// to 299
     #[arg(long, value_name = "PORT[/PATH]", group = CHECKS, value_parser = http)]
     ready_http: Option<(u32, String)>,
     /// Text that this answer must contain
-    #[arg(long, value_name = "TEXT", requires = "ready_http", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "ready_http",
+        conflicts_with_all = ["ready_tcp", "ready_exec", "ready_agent", "ready_preset"],
+        allow_hyphen_values = true
+    )]
     ready_expect: Option<String>,
     /// Start a guest's runner only after a process in the guest listens on this port
     #[arg(long, value_name = "PORT", group = CHECKS)]
@@ -124,7 +131,8 @@ mod tests {
         use clap::error::ErrorKind;
         assert_eq!(value(&["--ready-tcp", "22", "--ready-agent"]), Err(ErrorKind::ArgumentConflict));
         assert_eq!(value(&["--ready-budget", "5"]), Err(ErrorKind::MissingRequiredArgument));
-        assert_eq!(value(&["--ready-expect", "a", "--ready-tcp", "1"]), Err(ErrorKind::MissingRequiredArgument));
+        assert_eq!(value(&["--ready-expect", "a"]), Err(ErrorKind::MissingRequiredArgument));
+        assert_eq!(value(&["--ready-expect", "a", "--ready-tcp", "1"]), Err(ErrorKind::ArgumentConflict));
         assert_eq!(value(&["--ready-http", "/health"]), Err(ErrorKind::ValueValidation));
     }
 

@@ -41,8 +41,9 @@ fn main() -> ExitCode {
     let options = match args::parse(&args) {
         Ok(Some(options)) => options,
         Ok(None) => {
-            println!("cloud-hypervisor {}", control.version());
-            return ExitCode::SUCCESS;
+            let version = format!("cloud-hypervisor {}\n", control.version());
+            let printed = std::io::Write::write_all(&mut std::io::stdout(), version.as_bytes());
+            return if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
         Err(usage) => {
             eprintln!("{usage}");
@@ -97,9 +98,7 @@ async fn run(options: Options, control: Control) -> Result<(), Chain> {
                     break;
                 }
                 Some(Exit::GuestReset) => {
-                    if let Err(chain) = vmm.lock().await.reboot().await {
-                        return Err(chain);
-                    }
+                    vmm.lock().await.reboot().await?;
                 }
                 None => break,
             },

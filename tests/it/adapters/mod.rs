@@ -5,5 +5,5 @@ mod gate;
 mod gitlab;
 mod nesting;
 mod played;
-mod sshd;
 mod shoes;
+mod sshd;

@@ -44,13 +44,15 @@ pub async fn played(ssh: Endpoint, address: Address) -> Api {
         let (services, world, ssh) = (services.clone(), of_guests.clone(), ssh.clone());
         tokio::spawn(async move {
             let id = InstanceName::parse(guest.spec.name.as_str()).expect("a vm of this service");
-            let mut generation = 0;
-            while address == Address::Early {
-                let Ok(vm) = services.vms.wait(id, generation, Duration::from_secs(5)).await else { return };
-                if vm.ssh.is_some() {
-                    break;
+            if address == Address::Early {
+                let mut generation = 0;
+                loop {
+                    let Ok(vm) = services.vms.wait(id, generation, Duration::from_secs(5)).await else { return };
+                    if vm.ssh.is_some() {
+                        break;
+                    }
+                    generation = vm.generation;
                 }
-                generation = vm.generation;
             }
             for report in
                 [GuestEvent::GuestReady {}, GuestEvent::GuestConfigured { attempt: Some(1), separate_users: None }]

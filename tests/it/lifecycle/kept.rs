@@ -106,7 +106,8 @@ async fn a_guest_that_cannot_be_configured_is_kept_after_its_last_attempt() {
         let name = vm.instance();
         let runs = |seen: &Observation| matches!(seen, Observation::Running { .. });
         host.world.until(|world| world.instances.get(name.as_str()).is_some_and(runs)).await;
-        let failed = GuestEvent::GuestFailed { attempt, detail: "no disk".into(), is_final: false };
+        let failed =
+            GuestEvent::GuestFailed { attempt, detail: "no disk".into(), is_final: false, check_failed: false };
         host.services().guests.report(id, failed).await.unwrap();
     }
     let vm = host.until_state(id, State::Kept).await;

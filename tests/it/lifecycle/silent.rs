@@ -60,6 +60,7 @@ async fn a_guest_that_cannot_go_on_ends_its_attempt_with_its_own_words() {
         attempt,
         detail: "no user runner\nin this guest".into(),
         is_final,
+        check_failed: false,
     };
     let booting = async || {
         let id = host.create(request("linux", job())).await;
@@ -89,6 +90,6 @@ async fn a_guest_that_cannot_go_on_ends_its_attempt_with_its_own_words() {
     let end = host.until_state(id, State::Deleted).await;
     let outcome = end.outcome.unwrap();
     assert_eq!((end.attempt, outcome.result, outcome.code), (1, OutcomeResult::Failed, Some(Code::GuestFailed)));
-    let long = GuestEvent::GuestFailed { attempt: 1, detail: "x".repeat(1001), is_final: false };
+    let long = GuestEvent::GuestFailed { attempt: 1, detail: "x".repeat(1001), is_final: false, check_failed: false };
     assert_eq!(host.services().guests.report(id, long).await.unwrap_err().code, Code::RequestInvalid);
 }
