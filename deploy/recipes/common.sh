@@ -118,11 +118,9 @@ new_name() {
     echo "$prefix$(od -An -N 4 -t x1 /dev/urandom | tr -d ' \n')"
 }
 
-# start NAME SCRIPT [OPTION...]: creates the vm. Its environment is in $work/env. If the service refuses, the next
+# start NAME SCRIPT: creates the vm. Its environment is in $work/env. If the service refuses, the next
 # pass tries again. If its answer is lost, the next pass finds the vm by its name.
 start() {
-    name=$1 script=$2
-    shift 2
-    mayfly vm create --template "$RECIPE_TEMPLATE" --name "$name" --label "owner=$owner" \
-        --script-file "$script" --env-file "$work/env" "$@" >/dev/null
+    mayfly vm create --template "$RECIPE_TEMPLATE" --name "$1" --label "owner=$owner" \
+        --script-file "$2" --env-file "$work/env" >/dev/null
 }

@@ -16,6 +16,7 @@ pub mod nesting;
 mod parent;
 mod patient_client;
 pub mod shoes;
+mod vm_life;
 mod vm_settings;
 
 /// Name of a link or copy, variable of the scheduler, subcommand.

@@ -101,7 +101,7 @@ pub fn is_used(files: &GatewayFiles) -> Result<bool> {
 }
 
 /// Writes what the gateway is started with. `logs`: those that the guest can make grow.
-pub fn prepare(network: &GuestNetwork, logs: Vec<LogLimit>, files: &GatewayFiles) -> io::Result<()> {
+pub fn prepare(network: &GuestNetwork, logs: Vec<LogLimit>, files: &GatewayFiles) -> Result<()> {
     let spec = GatewaySpec {
         policy: network.policy.clone(),
         link: files.link(),
@@ -110,7 +110,10 @@ pub fn prepare(network: &GuestNetwork, logs: Vec<LogLimit>, files: &GatewayFiles
         logs,
         lock: files.lock(),
     };
-    platform_files::replace_unsynced(&files.spec(), &serde_json::to_vec(&spec).map_err(io::Error::other)?)
+    serde_json::to_vec(&spec)
+        .map_err(io::Error::other)
+        .and_then(|spec| platform_files::replace_unsynced(&files.spec(), &spec))
+        .map_err(|error| failure::io(error, Code::BootFailed, "the guest's network cannot be described"))
 }
 
 /// Starts the gateway, unless it runs. Returns when it has the link to QEMU, which must run.

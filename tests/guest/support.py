@@ -519,11 +519,12 @@ class Workspace:
     def __exit__(self, kind, *_):
         if kind is not None:
             print(self.scene(), file=sys.stderr, flush=True)
-            for pid, _ in self.processes():
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
+        # A wrapper that no one tells to start would wait on for hours.
+        for pid, _ in self.processes():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
         self.api.close()
         shutil.rmtree(self.dir, ignore_errors=True)
 

@@ -68,7 +68,8 @@ class Scene:
         return names
 
     def agree(self, seconds=90):
-        """Waits until GARM's instances, Mayfly's vms and the hypervisor's VMs are the same, each once."""
+        """Waits until GARM's instances, Mayfly's vms and the hypervisor's VMs are the same, each once, and no provider is left
+        that could still create another one."""
         last = {}
 
         def compare():
@@ -80,7 +81,7 @@ class Scene:
             held = sorted(vm["id"] for of_name in vms.values() for vm in of_name if vm["state"] != "queued")
             last.update({"garm": sorted(instances), "mayfly": sorted(map(str, vms)), "doubled": doubled,
                          "hypervisor": self.mayfly.hypervisor(), "with a slot": held})
-            return not doubled and sorted(instances) == sorted(vms) and last["hypervisor"] == held
+            return not doubled and not self.garm.providers() and sorted(instances) == sorted(vms) and last["hypervisor"] == held
 
         try:
             wait("GARM, Mayfly and the hypervisor agree", seconds, compare, every=1)
@@ -241,7 +242,6 @@ def killed_provider(scene):
     time.sleep(3)
     scene.mayfly.stall(False)
     wait("one runner", 120, lambda: len(garm.running()) == 1)
-    time.sleep(10)
     say("agree:", scene.agree())
     close_pool(scene, number)
 
@@ -261,7 +261,6 @@ def killed_garm(scene):
     time.sleep(12)
     scene.mayfly.stall(False)
     wait("one runner", 120, lambda: len(garm.running()) == 1)
-    time.sleep(15)
     say("agree:", scene.agree(), "records:", len(scene.mayfly.api("GET", "/vms?state=deleted")["items"]))
     close_pool(scene, number)
 

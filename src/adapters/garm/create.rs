@@ -83,7 +83,7 @@ impl Attempt<'_> {
         }
         self.end_all(&others).await?;
         if let Some(ended) = own.iter().find(|vm| !vm.is_alive()) {
-            return Err(self.failed(&format!("its vm has ended already ({})", ended.end())));
+            return Err(self.failed(&format!("its vm has ended already ({})", ended.life.end())));
         }
         Ok(!own.is_empty())
     }
@@ -103,7 +103,7 @@ impl Attempt<'_> {
             }
             match self.service.create(body, self.creation.key()).await {
                 Ok(vm) if vm.is_alive() => break Ok(()),
-                Ok(vm) => break Err(self.failed(&format!("its vm has ended already ({})", vm.end()))),
+                Ok(vm) => break Err(self.failed(&format!("its vm has ended already ({})", vm.life.end()))),
                 // The same creation in another process, which had a different time to wait: its vm is this one's.
                 Err(client::Error::Problem(problem, _)) if problem.status == 422 => {
                     if self.clear_the_way().await? {

@@ -6,7 +6,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    super::names::{OWNER, label},
+    super::{
+        names::{OWNER, label},
+        vm_life::VmLife,
+    },
     failure::GarmFailure,
     identity::{self, AttemptOrder, Creation},
 };
@@ -25,9 +28,8 @@ pub(super) struct GarmVm {
     pub id: String,
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    pub state: String,
-    /// Set once, when the vm begins to end.
-    outcome: Option<OutcomeOfVm>,
+    #[serde(flatten)]
+    pub life: VmLife,
 }
 
 /// Those budgets of a template that the provider reads.
@@ -59,17 +61,9 @@ impl Default for BudgetsOfTemplate {
     }
 }
 
-#[derive(Debug, Deserialize)]
-struct OutcomeOfVm {
-    result: String,
-    #[serde(default)]
-    code: Option<String>,
-}
-
 impl GarmVm {
-    /// Whether it waits for its slot, boots or works. A runner that uploads the result of its job still works.
     pub fn is_alive(&self) -> bool {
-        self.outcome.is_none() && !matches!(self.state.as_str(), "kept" | "stopping" | "deleting" | "deleted")
+        !self.life.has_ended()
     }
 
     pub fn is_of(&self, creation: &Creation) -> bool {
@@ -82,15 +76,6 @@ impl GarmVm {
 
     pub fn order(&self) -> Option<AttemptOrder> {
         AttemptOrder::of(&self.labels)
-    }
-
-    /// How it ended, for messages.
-    pub fn end(&self) -> String {
-        match &self.outcome {
-            Some(OutcomeOfVm { result, code: Some(code) }) => format!("{result}, {code}"),
-            Some(OutcomeOfVm { result, code: None }) => result.clone(),
-            None => self.state.clone(),
-        }
     }
 }
 

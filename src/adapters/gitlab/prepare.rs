@@ -17,7 +17,7 @@ use super::{
     settings::{ExecutorSettings, JobVmSettings},
 };
 use crate::{
-    domain::{NetworkMode, budgets::MAX_BUDGET_SECONDS},
+    domain::{NetworkMode, State, budgets::MAX_BUDGET_SECONDS},
     platform::clock,
 };
 
@@ -97,17 +97,17 @@ fn vm_request(job: &GitLabJob, attempt: &str, file: &JobFile, of_image: &JobVmSe
 async fn until_running(mut vm: JobVm, service: &ExecutorService) -> Result<JobVm, ExecutorFailure> {
     let mut said = String::new();
     loop {
-        if vm.has_ended() {
+        if vm.life.has_ended() {
             return Err(ExecutorFailure::System(format!(
                 "the vm {} ended before the job began ({})",
                 vm.name,
                 vm.end()
             )));
         }
-        if vm.state == "running" {
+        if vm.life.is_in(State::Running) {
             return Ok(vm);
         }
-        let now = vm.queue.as_ref().map_or_else(|| vm.state.clone(), |queue| format!("queued, {}", queue.text()));
+        let now = vm.queue.as_ref().map_or_else(|| vm.life.state.clone(), |queue| format!("queued, {}", queue.text()));
         if now != said {
             output::say(&format!("{}: {now}", vm.name));
             said = now;

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{failure::ExecutorFailure, job, job::GitLabJob};
 use crate::{
-    adapters::{names::OWNER, parent::ParentProcess, patient_client::PatientClient},
+    adapters::{names::OWNER, parent::ParentProcess, patient_client::PatientClient, vm_life::VmLife},
     client::{self, ApiClient, ServiceOptions, SessionEvents, SessionInput},
 };
 
@@ -19,12 +19,12 @@ const PARENT_CHECK: Duration = Duration::from_secs(1);
 pub(super) struct JobVm {
     pub id: String,
     pub name: String,
-    pub state: String,
+    #[serde(flatten)]
+    pub life: VmLife,
     pub generation: i64,
     #[serde(default)]
     labels: BTreeMap<String, String>,
     pub queue: Option<JobVmQueue>,
-    outcome: Option<JobVmOutcome>,
     last_fault: Option<JobVmFault>,
 }
 
@@ -32,13 +32,6 @@ pub(super) struct JobVm {
 pub(super) struct JobVmQueue {
     reason: String,
     position: Option<i64>,
-}
-
-#[derive(Debug, Deserialize)]
-struct JobVmOutcome {
-    result: String,
-    #[serde(default)]
-    code: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -61,17 +54,9 @@ impl JobVmQueue {
 }
 
 impl JobVm {
-    pub fn has_ended(&self) -> bool {
-        self.outcome.is_some() || matches!(self.state.as_str(), "kept" | "stopping" | "deleting" | "deleted")
-    }
-
     /// How it ended, in one line.
     pub fn end(&self) -> String {
-        let mut text = match &self.outcome {
-            Some(JobVmOutcome { result, code: Some(code) }) => format!("{result}, {code}"),
-            Some(JobVmOutcome { result, code: None }) => result.clone(),
-            None => self.state.clone(),
-        };
+        let mut text = self.life.end();
         if let Some(fault) = &self.last_fault {
             text = format!("{text}: {}", fault.detail);
         }
@@ -146,7 +131,7 @@ impl ExecutorService {
     pub async fn vm(&self, of: &GitLabJob) -> Result<JobVm, ExecutorFailure> {
         let vms = self.vms(of, false).await?;
         let (mut alive, ended): (Vec<JobVm>, Vec<JobVm>) =
-            vms.into_iter().filter(|vm| vm.is_of(of)).partition(|vm| !vm.has_ended());
+            vms.into_iter().filter(|vm| vm.is_of(of)).partition(|vm| !vm.life.has_ended());
         if !alive.is_empty() {
             return Ok(alive.remove(0));
         }
@@ -163,7 +148,7 @@ impl ExecutorService {
     /// How the vm ended, if it has and the service says so.
     pub async fn end_of(&self, vm: &JobVm) -> Option<String> {
         let value = self.client.get(&["vms", &vm.id], &[]).await.ok()?;
-        self.client.view::<JobVm>(&value).ok().filter(JobVm::has_ended).map(|vm| vm.end())
+        self.client.view::<JobVm>(&value).ok().filter(|vm| vm.life.has_ended()).map(|vm| vm.end())
     }
 
     pub async fn create(&self, body: &Value, key: &str) -> Result<JobVm, ExecutorFailure> {

@@ -10,7 +10,8 @@ use serde::Deserialize;
 
 use super::failure::ExecutorFailure;
 use crate::{
-    client::{OptionNames, ServiceOptions},
+    adapters::adapter_file,
+    client::ServiceOptions,
     domain::{BudgetsPatch, NetworkMode, budgets::MAX_BUDGET_SECONDS},
 };
 
@@ -85,14 +86,7 @@ pub(super) struct ExecutorSettings {
 impl ExecutorSettings {
     pub fn read(path: PathBuf) -> Result<Self, ExecutorFailure> {
         let wrong = |what: String| ExecutorFailure::System(format!("{}: {what}", path.display()));
-        let text = std::fs::read_to_string(&path).map_err(|error| wrong(error.to_string()))?;
-        let file: ExecutorFile = toml::from_str(&text).map_err(|error| {
-            let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
-            wrong(match line {
-                Some(line) => format!("line {line}: {}", error.message()),
-                None => error.message().to_owned(),
-            })
-        })?;
+        let file: ExecutorFile = adapter_file::read(&path).map_err(ExecutorFailure::System)?;
         if file.url.is_some() && file.data_dir.is_some() {
             return Err(wrong("`url` and `data_dir` name two services: leave one out".to_owned()));
         }
@@ -118,23 +112,14 @@ impl ExecutorSettings {
 
     /// Which service to ask. What was given as an option or in the environment has priority.
     pub fn service_options(&self, given: ServiceOptions) -> Result<ServiceOptions, ExecutorFailure> {
-        let place = self.path.display();
-        let called = |key: &str| format!("`{key}` in {place}");
-        let names = OptionNames {
-            url: called("url"),
-            token_file: called("token_file"),
-            ca_file: called("ca_file"),
-            data_dir: called("data_dir"),
-        };
-        let file = &self.file;
-        let options = ServiceOptions {
-            // One of the two names the service.
-            url: given.url.clone().or_else(|| file.url.clone().filter(|_| given.data_dir.is_none())),
-            data_dir: given.data_dir.or_else(|| file.data_dir.clone().filter(|_| given.url.is_none())),
-            token_file: given.token_file.or_else(|| file.token_file.clone()),
-            ca_file: given.ca_file.or_else(|| file.ca_file.clone()),
-            names,
-        };
+        let (file, place) = (&self.file, self.path.display().to_string());
+        let options = adapter_file::ServiceKeys {
+            url: &file.url,
+            token_file: &file.token_file,
+            ca_file: &file.ca_file,
+            data_dir: &file.data_dir,
+        }
+        .options(given, &place);
         if options.url.is_none() && options.data_dir.is_none() {
             return Err(ExecutorFailure::System(format!(
                 "no service is named: set `url` and `token_file`, or `data_dir`, in {place}"

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     client::{self, ServiceOptions},
-    domain::endpoint::Endpoint,
+    domain::{State, endpoint::Endpoint},
 };
 
 /// Clients compare code and text of these two.
@@ -148,8 +148,8 @@ fn unknown(error: client::Error) -> Status {
 /// Waits in the queue, for the boot and for the address. The budgets of the vm limit it.
 async fn until_addressed(mut vm: NestedVm, vms: &NestedVms) -> Result<NestedVm, Status> {
     loop {
-        if vm.has_ended() {
-            return Err(Status::unknown(format!("the vm {} has ended ({})", vm.name, vm.end())));
+        if vm.life.has_ended() {
+            return Err(Status::unknown(format!("the vm {} has ended ({})", vm.name, vm.life.end())));
         }
         if let Some(Endpoint::Socket { .. }) = vm.ssh {
             return Err(Status::unknown(format!(
@@ -158,10 +158,10 @@ async fn until_addressed(mut vm: NestedVm, vms: &NestedVms) -> Result<NestedVm, 
                 vm.name
             )));
         }
-        if vm.state == "running" && vm.address().is_some() {
+        if vm.life.is_in(State::Running) && vm.address().is_some() {
             return Ok(vm);
         }
-        if vm.state == "running" {
+        if vm.life.is_in(State::Running) {
             vm = with_address(&vm, vms).await?;
             continue;
         }
@@ -173,7 +173,7 @@ async fn until_addressed(mut vm: NestedVm, vms: &NestedVms) -> Result<NestedVm, 
 async fn with_address(vm: &NestedVm, vms: &NestedVms) -> Result<NestedVm, Status> {
     vms.log_in(vm).await.map_err(unknown)?;
     let found = vms.get(&vm.id).await.map_err(unknown)?.ok_or_else(|| Status::unknown("the vm is gone"))?;
-    if found.ssh.is_none() && !found.has_ended() {
+    if found.ssh.is_none() && !found.life.has_ended() {
         return Err(Status::unknown(format!(
             "the address of the guest of the vm {} is not known: nesting needs a template with `ssh_key` or `ssh_password`",
             vm.name

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::section::NestingSection;
 use crate::{
-    adapters::{names::OWNER, patient_client::PatientClient},
+    adapters::{names::OWNER, patient_client::PatientClient, vm_life::VmLife},
     client::{ApiClient, Error, ServiceOptions},
     domain::endpoint::Endpoint,
 };
@@ -25,35 +25,15 @@ pub(super) struct NestedVm {
     pub id: String,
     pub name: String,
     pub template: String,
-    pub state: String,
+    #[serde(flatten)]
+    pub life: VmLife,
     generation: i64,
     #[serde(default)]
     labels: BTreeMap<String, String>,
     pub ssh: Option<Endpoint>,
-    outcome: Option<NestedVmOutcome>,
-}
-
-#[derive(Debug, Deserialize)]
-struct NestedVmOutcome {
-    result: String,
-    #[serde(default)]
-    code: Option<String>,
 }
 
 impl NestedVm {
-    pub fn has_ended(&self) -> bool {
-        self.outcome.is_some() || matches!(self.state.as_str(), "kept" | "stopping" | "deleting" | "deleted")
-    }
-
-    /// How it ended, for messages.
-    pub fn end(&self) -> String {
-        match &self.outcome {
-            Some(NestedVmOutcome { result, code: Some(code) }) => format!("{result}, {code}"),
-            Some(NestedVmOutcome { result, code: None }) => result.clone(),
-            None => self.state.clone(),
-        }
-    }
-
     pub fn is_ours(&self) -> bool {
         self.labels.get(OWNER).is_some_and(|owner| owner == OWNER_NAME)
     }
@@ -101,7 +81,7 @@ impl NestedVms {
         if vms.iter().any(|vm| !vm.is_ours() || !of_slot(vm)) {
             return Err(Error::Other("the service listed vms of another owner; nothing was done".to_owned()));
         }
-        vms.retain(|vm| !vm.has_ended());
+        vms.retain(|vm| !vm.life.has_ended());
         Ok(vms)
     }
 

@@ -18,7 +18,7 @@ use super::{
     service::{Persistence, ShoesService, ShoesVm},
     settings::ShoesSettings,
 };
-use crate::{client, platform::clock};
+use crate::{client, domain::State, platform::clock};
 
 /// myshoes writes it to its own log and metrics.
 const SHOES_TYPE: &str = "mayfly";
@@ -141,19 +141,19 @@ impl AddCall<'_> {
     /// runner appears.
     async fn until_up(&self, mut vm: ShoesVm) -> Result<Waited, ShoesFailure> {
         loop {
-            if vm.was_up() && (vm.is_alive() || vm.outcome.as_ref().is_some_and(|end| end.result == "completed")) {
+            if vm.was_up() && (vm.is_alive() || vm.life.outcome.as_ref().is_some_and(|end| end.result == "completed")) {
                 return Ok(Waited::Up(vm));
             }
             if !vm.is_alive() {
                 let why = format!("the vm {} has ended: {}", vm.id, vm.end());
-                let code = vm.outcome.as_ref().and_then(|outcome| outcome.code.as_deref());
+                let code = vm.life.outcome.as_ref().and_then(|outcome| outcome.code.as_deref());
                 return Ok(Waited::Ended(match code {
                     Some("queue.timeout") => ShoesFailure::no_capacity(why),
                     _ => ShoesFailure::internal(why),
                 }));
             }
             if clock::monotonic() >= self.time.answer_by() {
-                if !vm.is_queued() {
+                if !vm.life.is_in(State::Queued) {
                     return Ok(Waited::Up(vm));
                 }
                 let last = Persistence { until: self.time.end(), cancelled: &self.cancelled };
@@ -187,7 +187,7 @@ impl AddCall<'_> {
         let mut answered = None;
         loop {
             let Ok(vms) = self.service.of_runner(&self.request.runner_name, persistence).await else { return };
-            for vm in vms.iter().filter(|vm| vm.is_queued() && vm.is_alive()) {
+            for vm in vms.iter().filter(|vm| vm.life.is_in(State::Queued) && vm.is_alive()) {
                 if self.service.delete(&vm.id, true, persistence).await.is_err() {
                     return;
                 }

@@ -8,6 +8,7 @@ use super::{
     messages::{DeleteInstanceRequest, DeleteInstanceResponse},
     service::{Persistence, ShoesService},
 };
+use crate::domain::State;
 
 pub(super) async fn run(
     request: &DeleteInstanceRequest,
@@ -22,7 +23,7 @@ pub(super) async fn run(
     }
     let never = CancellationToken::new();
     let persistence = Persistence { until: time.answer_by(), cancelled: &never };
-    let vm = service.get(id, persistence).await?.filter(|vm| !vm.is_deleted()).ok_or_else(absent)?;
+    let vm = service.get(id, persistence).await?.filter(|vm| !vm.life.is_in(State::Deleted)).ok_or_else(absent)?;
     // myshoes deletes when GitHub has no runner for it any more, so there is nothing to wait for. Should the runner have a
     // job nevertheless, the vm ends when the job does.
     service.delete(&vm.id, !vm.is_busy(), persistence).await?;

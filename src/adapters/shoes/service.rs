@@ -8,7 +8,10 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    super::patient_client::{RetryPause, may_pass},
+    super::{
+        patient_client::{RetryPause, may_pass},
+        vm_life::VmLife,
+    },
     failure::ShoesFailure,
     identity,
 };
@@ -24,13 +27,13 @@ pub(super) struct ShoesVm {
     pub id: String,
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    pub state: String,
+    #[serde(flatten)]
+    pub life: VmLife,
     #[serde(default)]
     pub generation: i64,
     runner: RunnerOfVm,
     #[serde(default)]
     ssh: Option<AddressOfVm>,
-    pub outcome: Option<OutcomeOfInstance>,
     #[serde(default)]
     timeline: Vec<StateOfVm>,
 }
@@ -51,27 +54,9 @@ struct StateOfVm {
     state: String,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-pub(super) struct OutcomeOfInstance {
-    pub result: String,
-    #[serde(default)]
-    pub code: Option<String>,
-    #[serde(default)]
-    pub detail: Option<String>,
-}
-
 impl ShoesVm {
-    /// Whether it waits for its slot, boots or works. A runner that uploads the result of its job still works.
     pub fn is_alive(&self) -> bool {
-        self.outcome.is_none() && !matches!(self.state.as_str(), "kept" | "stopping" | "deleting" | "deleted")
-    }
-
-    pub fn is_queued(&self) -> bool {
-        self.state == State::Queued.as_str()
-    }
-
-    pub fn is_deleted(&self) -> bool {
-        self.state == State::Deleted.as_str()
+        !self.life.has_ended()
     }
 
     /// Whether its guest runs the setup script, or has run it.
@@ -91,12 +76,8 @@ impl ShoesVm {
 
     /// How it ended, for messages.
     pub fn end(&self) -> String {
-        let Some(outcome) = &self.outcome else { return self.state.clone() };
-        let mut text = outcome.result.clone();
-        for more in [&outcome.code, &outcome.detail].into_iter().flatten() {
-            text = format!("{text}, {more}");
-        }
-        text
+        let detail = self.life.outcome.as_ref().and_then(|outcome| outcome.detail.as_deref());
+        detail.map_or_else(|| self.life.end(), |detail| format!("{}, {detail}", self.life.end()))
     }
 }
 

@@ -44,7 +44,6 @@ use crate::{
     platform::{
         files::{self, ignore_not_found},
         process::{Command, find_program},
-        tasks::blocking_io,
     },
 };
 
@@ -202,14 +201,7 @@ impl Driver for CloudHypervisor {
         if presence::running(&paths, &spec.name).await?.is_some() {
             return Ok(());
         }
-        // An interrupted attempt or an earlier run may have left a clone. A new clone is cheap, so nothing is reused.
-        let fresh = async {
-            ignore_not_found(tokio::fs::remove_dir_all(&paths.dir).await)?;
-            files::ensure_private_dir(&paths.dir)
-        };
-        fresh
-            .await
-            .map_err(|error| failure::io(error, Code::CloneFailed, "the instance's directory cannot be made"))?;
+        instances::renew(&paths.dir).await?;
         overlay::clone(&qemu_img, &spec.files.disk, spec.disk_format, &paths.unfinished_disk(), &paths.disk()).await
     }
 
@@ -262,16 +254,8 @@ impl Driver for CloudHypervisor {
         self.stop(name, Duration::ZERO).await?;
         let paths = self.paths(name);
         gateway::end(&paths.gateway(), name).await?;
-        instances::remove(&paths.dir)
-            .await
-            .map_err(|error| failure::io(error, Code::HostUnavailable, "the instance's directory cannot be removed"))?;
-        match self.inspect(name).await? {
-            Observation::Absent => Ok(()),
-            left => {
-                let summary = format!("{name} was removed and is still there: {left:?}");
-                Err(DriverError::new(ErrorKind::Retry, Code::HostUnavailable, summary))
-            }
-        }
+        instances::remove(&paths.dir).await?;
+        instances::confirm_absence(name, self.inspect(name).await?)
     }
 
     async fn inspect(&self, name: &InstanceName) -> Result<Observation> {
@@ -331,14 +315,8 @@ async fn prepare(spec: &InstanceSpec, config: &config::VmConfig, paths: &VmmPath
     config
         .and_then(|config| files::replace_unsynced(&paths.config(), &config))
         .map_err(|error| failure::io(error, Code::BootFailed, "the guest's machine cannot be described"))?;
-    if let Some(seed) = &spec.seed {
-        let (path, volume) = (paths.seed(), seed.volume.clone());
-        blocking_io(move || files::replace_unsynced(&path, &volume))
-            .await
-            .map_err(|error| failure::io(error, Code::BootFailed, "the seed volume cannot be written"))?;
-    }
+    instances::write_seed(paths.seed(), spec.seed.as_ref()).await?;
     gateway::prepare(&spec.network, paths.log_limits(console_limit), &paths.gateway())
-        .map_err(|error| failure::io(error, Code::BootFailed, "the guest's network cannot be described"))
 }
 
 /// Returns when the process has ended. A guest that is still booting ignores the first press of its power button.

@@ -44,9 +44,8 @@ use crate::{
     domain::{Arch, Code, GuestOs, InstanceName, endpoint::Endpoint, event::GoneCause},
     drivers::{failure, gateway, instances, last_resort, overlay},
     platform::{
-        files::{self, ignore_not_found},
+        files,
         process::{Command, find_program},
-        tasks::blocking_io,
     },
 };
 
@@ -299,14 +298,7 @@ impl Driver for Qemu {
         if instance::running(&paths, &spec.name).await?.is_some() {
             return Ok(());
         }
-        // An interrupted attempt or an earlier run may have left a clone. A new clone is cheap, so nothing is reused.
-        let fresh = async {
-            ignore_not_found(tokio::fs::remove_dir_all(&paths.dir).await)?;
-            files::ensure_private_dir(&paths.dir)
-        };
-        fresh
-            .await
-            .map_err(|error| failure::io(error, Code::CloneFailed, "the instance's directory cannot be made"))?;
+        instances::renew(&paths.dir).await?;
         overlay::clone(&qemu_img, &spec.files.disk, spec.disk_format, &paths.unfinished_disk(), &paths.disk()).await
     }
 
@@ -332,14 +324,8 @@ impl Driver for Qemu {
             let summary = "a path of the template is not valid UTF-8";
             DriverError::new(ErrorKind::Permanent, Code::TemplateInvalid, summary)
         })?;
-        if let Some(seed) = &spec.seed {
-            let (path, volume) = (paths.seed(), seed.volume.clone());
-            blocking_io(move || files::replace_unsynced(&path, &volume))
-                .await
-                .map_err(|error| failure::io(error, Code::BootFailed, "the seed volume cannot be written"))?;
-        }
-        gateway::prepare(&spec.network, paths.log_limits(self.settings.console_limit), &paths.gateway())
-            .map_err(|error| failure::io(error, Code::BootFailed, "the guest's network cannot be described"))?;
+        instances::write_seed(paths.seed(), spec.seed.as_ref()).await?;
+        gateway::prepare(&spec.network, paths.log_limits(self.settings.console_limit), &paths.gateway())?;
         let program = &self.settings.program;
         let command = Launch { program, binary: &self.binary()?, arguments: &arguments };
         launch::launch(&command, &paths, name).await?;
@@ -365,16 +351,8 @@ impl Driver for Qemu {
         self.stop(name, Duration::ZERO).await?;
         let paths = self.paths(name);
         gateway::end(&paths.gateway(), name).await?;
-        instances::remove(&paths.dir)
-            .await
-            .map_err(|error| failure::io(error, Code::HostUnavailable, "the instance's directory cannot be removed"))?;
-        match self.inspect(name).await? {
-            Observation::Absent => Ok(()),
-            left => {
-                let summary = format!("{name} was removed and is still there: {left:?}");
-                Err(DriverError::new(ErrorKind::Retry, Code::HostUnavailable, summary))
-            }
-        }
+        instances::remove(&paths.dir).await?;
+        instances::confirm_absence(name, self.inspect(name).await?)
     }
 
     async fn inspect(&self, name: &InstanceName) -> Result<Observation> {
