@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs
 
 OWNER, REPOSITORY = "acme", "app"
+RUNNER_VERSION = "2.335.1"
 
 
 class GitHub:
@@ -20,6 +21,7 @@ class GitHub:
         self.runners = {}
         self.last_id = 0
         self.tokens = []
+        self.finished = set()
         github = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -29,10 +31,13 @@ class GitHub:
                 pass
 
             def answer(self):
-                self.rfile.read(int(self.headers.get("content-length") or 0))
+                body = self.rfile.read(int(self.headers.get("content-length") or 0))
                 path, _, query = self.path.partition("?")
-                with github.lock:
-                    status, value, headers = github.handle(self.command, path, parse_qs(query))
+                if path.startswith("/_played/"):
+                    status, value, headers = 200, github.played(path.removeprefix("/_played/"), body.decode()), {}
+                else:
+                    with github.lock:
+                        status, value, headers = github.handle(self.command, path, parse_qs(query))
                 data = b"" if value is None else json.dumps(value).encode()
                 self.send_response(status)
                 for name, text in {"content-type": "application/json", "content-length": str(len(data)), **headers}.items():
@@ -76,6 +81,24 @@ class GitHub:
         with self.lock:
             self.runners = {number: runner for number, runner in self.runners.items() if runner["name"] != name}
 
+    def has(self, name):
+        with self.lock:
+            return any(runner["name"] == name for runner in self.runners.values())
+
+    def finish(self, name):
+        """The job of this runner is over, so the runner ends."""
+        self.remove(name)
+        self.finished.add(name)
+
+    def played(self, path, body):
+        """What the runner in a real guest asks."""
+        what, _, name = path.partition("/")
+        if what == "register":
+            if body not in self.tokens:
+                return "this is no registration token"
+            return "registered" if self.register(name) else "a runner has this name"
+        return "done" if name in self.finished else "go on"
+
     def handle(self, method, path, query):
         soon = (datetime.now(timezone.utc) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
         path = path.removeprefix("/api/v3")
@@ -91,7 +114,7 @@ class GitHub:
             return 200, {"id": 1, "full_name": f"{OWNER}/{REPOSITORY}"}, {}
         if rest == "/actions/runners/downloads":
             return 200, [{"os": "linux", "architecture": "x64", "download_url": f"{self.url}/runner",
-                          "filename": "actions-runner-linux-x64-2.335.1.tar.gz"}], {}
+                          "filename": f"actions-runner-linux-x64-{RUNNER_VERSION}.tar.gz"}], {}
         if rest == "/actions/runners/registration-token":
             self.tokens.append(f"registration-{uuid.uuid4().hex}")
             return 201, {"token": self.tokens[-1], "expires_at": soon}, {}

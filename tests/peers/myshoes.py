@@ -8,12 +8,14 @@ of its database (`pkg/datastore/mysql/schema.sql`). MariaDB has to be installed.
 
 GitHub is played (`github_for_myshoes.py`). The hypervisor is the double of QEMU (`tests/doubles/qemu`), and its guests
 are played (`played_guests.py`), so what is counted at the end are the VMs that the hypervisor has, not the records of the service, against
-the list of runners in the database of myshoes. myshoes deletes a runner five minutes after its creation at the earliest, so most
-scenarios take eight minutes. Without myshoes, it says NOT CHECKED and exits with 0.
+the list of runners in the database of myshoes. The scenario `real_guest` has QEMU and a guest that runs the setup script of
+myshoes, with shell scripts in place of GitHub's runner. myshoes deletes a runner five minutes after its creation at the
+earliest, so most scenarios take eight minutes. Without myshoes, it says NOT CHECKED and exits with 0.
 """
 
 import argparse
 import glob
+import io
 import json
 import os
 import platform
@@ -22,15 +24,38 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from pathlib import Path
 
-from github_for_myshoes import GitHub
+from github_for_myshoes import RUNNER_VERSION, GitHub
 from myshoes_server import Database, Myshoes
 from peer import free_port, say, wait
 from played_guests import PlayedGuests
 from service import ROOT, Mayfly, MayflyWithGuests
+
+# What the setup script of myshoes takes from the archive of GitHub's runner. The service of the runner runs under its `node`.
+CONFIG = """\
+#!/bin/sh
+while [ $# -gt 0 ]; do
+    case $1 in
+    --token) token=$2 ;;
+    --name) name=$2 ;;
+    esac
+    shift
+done
+echo "$name" >.runner
+[ "$(curl -q -s --max-time 30 -X POST --data "$token" "http://10.0.2.2:PORT/_played/register/$name")" = '"registered"' ]
+"""
+NODE = """\
+#!/bin/sh
+name=$(cat .runner)
+echo "the runner $name is online"
+until [ "$(curl -q -s --max-time 30 -X POST "http://10.0.2.2:PORT/_played/done/$name")" = '"done"' ]; do
+    sleep 1
+done
+"""
 
 
 class MayflyForMyshoes(Mayfly):
@@ -77,19 +102,42 @@ class MayflyForMyshoes(Mayfly):
     instances = MayflyWithGuests.instances
 
 
+def archive_of_runner(directory, github):
+    """The archive that the setup script of myshoes finds in the guest, in place of GitHub's runner."""
+    port = github.url.rpartition(":")[2]
+    path = directory / "runner.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in [("config.sh", CONFIG), ("bin/runsvc.sh", "#!/bin/sh\n"), ("externals/node20/bin/node", NODE)]:
+            data = text.replace("PORT", port).encode()
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(data), 0o755
+            archive.addfile(entry, io.BytesIO(data))
+    return path
+
+
 class Scene:
-    def __init__(self, options, directory):
+    def __init__(self, options, directory, real_guests):
         self.directory, self.options = directory, options
         self.github = GitHub()
         self.database = self.guests = self.myshoes = None
         self.numbers = iter(range(1, 1 << 30))
-        self.mayfly = MayflyForMyshoes(options.mayfly, directory, options.slots)
+        if real_guests:
+            # The setup script asks for these two, and runs neither.
+            present = directory / "present.sh"
+            present.write_text("#!/bin/sh\nexit 1\n")
+            self.mayfly = MayflyWithGuests(options.mayfly, directory, 2, {
+                f"/usr/local/etc/actions-runner-linux-x64-{RUNNER_VERSION}.tar.gz": archive_of_runner(directory, self.github),
+                "/usr/local/bin/jq": present, "/usr/local/bin/docker": present}, "/usr/local/etc")
+        else:
+            self.mayfly = MayflyForMyshoes(options.mayfly, directory, options.slots)
         try:
-            self.guests = PlayedGuests(self.mayfly, self.github)
+            if not real_guests:
+                self.guests = PlayedGuests(self.mayfly, self.github)
             token, config = directory / "shoes.token", directory / "shoes.toml"
             token.write_text(self.mayfly.token)
-            config.write_text(f'url = "{self.guests.url}"\ntoken_file = "{token}"\ntemplate = "micro"\n'
-                              '[resource_types.micro]\ncpus = 1\nmemory_mib = 64\n')
+            size = 192 if real_guests else 64
+            config.write_text(f'url = "{(self.guests or self.mayfly).url}"\ntoken_file = "{token}"\ntemplate = "micro"\n'
+                              f'[resource_types.micro]\ncpus = 1\nmemory_mib = {size}\n')
             self.database = Database(directory / "database", options.schema)
             self.myshoes = Myshoes(options.myshoes, options.mayfly, config, self.database, self.github, directory)
         except BaseException:
@@ -125,6 +173,10 @@ class Scene:
             vms = [vm for of_name in self.vms().values() for vm in of_name]
             return vms[0] if len(vms) == 1 and state in (None, vms[0]["state"]) else None
         return wait(what, seconds, one, every=0.1)
+
+    def said(self, vm):
+        """The logs of a real guest."""
+        return self.mayfly.log(vm["id"], "boot") + self.mayfly.log(vm["id"], "job")
 
     def agree(self, count, seconds=90):
         """Waits until myshoes has so many runners, and these are the VMs that the hypervisor has, each once."""
@@ -317,7 +369,43 @@ def random_kills(scene):
     say(f"{asked} jobs, {deleted()} runners deleted by myshoes, kills: {kills}: none doubled, none leaked")
 
 
-SCENARIOS = [lives, killed_provider, killed_host, restarted_mayfly, random_kills]
+def real_guest(scene):
+    """The setup script of myshoes in a real guest, while the plugin, myshoes and Mayfly are killed."""
+    scene.job()
+    vm = scene.only("a vm boots", "booting", 120)
+    for pid in scene.myshoes.providers():
+        os.kill(pid, signal.SIGKILL)
+    say("the plugin was killed while the guest booted")
+    wait("the call is repeated", 60, scene.myshoes.providers, every=0.1)
+    name = vm["labels"]["myshoes.runner"]
+
+    def ended():
+        now = scene.mayfly.api("GET", f"/vms/{vm['id']}")
+        return now if now["state"] == "deleted" else None
+
+    wait("the runner is online", 300, lambda: scene.github.has(name) or ended())
+    assert not ended(), scene.said(vm)
+    assert scene.only("one vm")["id"] == vm["id"], f"a second vm: {scene.said(vm)}"
+    wait("myshoes has the runner", 120, lambda: scene.myshoes.runners().get(name) == vm["id"])
+    say("the setup script registered the runner:", name)
+    scene.github.change(name, busy=True)
+    scene.mayfly.kill()
+    scene.myshoes.kill()
+    scene.mayfly.start()
+    scene.myshoes.start()
+    say("Mayfly and myshoes were killed during the job, and are back")
+    assert scene.only("the vm lives")["id"] == vm["id"], "another vm"
+    scene.github.finish(name)
+    end = wait("the vm ends with its runner", 120, ended)
+    assert (end["outcome"]["result"], end["end_signal"]) == ("completed", "runner_finished"), end
+    said = scene.said(vm)
+    assert f"the runner {name} is online" in said, said
+    assert not any(token in said for token in scene.github.tokens), "a token is in a log of the vm"
+    say("the vm ended:", end["outcome"]["result"], end["end_signal"])
+    scene.empty()
+
+
+SCENARIOS = [lives, killed_provider, killed_host, restarted_mayfly, real_guest, random_kills]
 
 
 def main():
@@ -334,7 +422,8 @@ def main():
     if not options.myshoes or not options.schema:
         print("NOT CHECKED: no myshoes (MYSHOES=/path/to/server MYSHOES_SCHEMA=/path/to/schema.sql)")
         return 0
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+    chosen = [s for s in SCENARIOS if not options.scenarios or s.__name__ in options.scenarios]
+    if chosen != [real_guest] and not os.access("/dev/kvm", os.R_OK | os.W_OK):
         print("NOT CHECKED: the played QEMU needs /dev/kvm")
         return 0
     if not shutil.which("mariadb"):
@@ -343,12 +432,12 @@ def main():
     # A shell ignores it for what it starts in the background, and myshoes would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     failed = []
-    for scenario in [s for s in SCENARIOS if not options.scenarios or s.__name__ in options.scenarios]:
+    for scenario in chosen:
         say(f"== {scenario.__name__} (seed {options.seed})")
         with tempfile.TemporaryDirectory(prefix="shoes-", dir="/tmp") as directory:
             scene = None
             try:
-                scene = Scene(options, Path(directory))
+                scene = Scene(options, Path(directory), scenario is real_guest)
                 scenario(scene)
                 say(f"== {scenario.__name__}: passed")
             except AssertionError as error:
