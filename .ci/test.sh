@@ -62,7 +62,7 @@ unit() {
 shoes_host() {
     local host=${CARGO_TARGET_DIR:-target}/shoes-host
     if ! GOTOOLCHAIN=local GOFLAGS=-mod=readonly go -C tests/peers/shoes-host mod download; then
-        echo 'NOT CHECKED: the plugin of myshoes under go-plugin (it needs Go 1.24 and the modules of tests/peers/shoes-host)'
+        echo 'NOT CHECKED: the plugin of myshoes under go-plugin (it needs Go 1.24, which .ci/deps.sh installs, and the modules of tests/peers/shoes-host)'
         return
     fi
     host=$(realpath -m "$host")
