@@ -1,4 +1,4 @@
-//! Rows 5, 6 and 12: one vm for a runner as long as it lives, and no secret anywhere but in its guest.
+//! One vm for a runner as long as it lives, and no secret anywhere but in its guest.
 
 use serde_json::json;
 use tonic::Code;

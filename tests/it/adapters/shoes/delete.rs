@@ -1,4 +1,4 @@
-//! Row 9: a deletion is answered as soon as it is certain, and touches nothing but vms of myshoes.
+//! A deletion is answered as soon as it is certain, and touches nothing but vms of myshoes.
 
 use mayfly::domain::{Event, runner::RunnerFact};
 use tonic::Code;

@@ -1,4 +1,4 @@
-//! Rows 1 to 4, 10 and 11 of what a host relies on: how the process starts, what it answers, and how it ends.
+//! How the process starts, what it answers, and how it ends.
 
 use std::{os::unix::fs::PermissionsExt, path::Path, process::Stdio, time::Duration};
 

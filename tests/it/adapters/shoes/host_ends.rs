@@ -1,4 +1,4 @@
-//! Rows 7 and 8: a host that ends without a word leaves no process, and no vm that waits for it.
+//! A host that ends without a word leaves no process, and no vm that waits for it.
 
 use std::{sync::atomic::Ordering, time::Duration};
 

@@ -1,4 +1,4 @@
-//! Row 7: what waits for capacity, and is no longer waited for, is taken back.
+//! What waits for capacity, and is no longer waited for, is taken back.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
