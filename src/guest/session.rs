@@ -98,8 +98,7 @@ impl SessionWriter {
     pub async fn resize(&self, columns: u32, rows: u32) {
         match self {
             SessionWriter::Ssh(writer) => writer.resize(columns, rows).await,
-            // Without a terminal, which the agent is not asked for.
-            SessionWriter::Agent(_) => {}
+            SessionWriter::Agent(writer) => writer.resize(columns, rows).await,
         }
     }
 }

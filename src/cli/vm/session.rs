@@ -50,7 +50,7 @@ pub(super) async fn ssh(args: SshArgs, client: &ApiClient, json: bool) -> Result
 fn told_apart(result: Result<u8, CommandFailure>, json: bool) -> Result<u8, CommandFailure> {
     match result {
         Ok(code) => Ok(code),
-        Err(failure @ (CommandFailure::SessionLost(_) | CommandFailure::OutputClosed)) => Err(failure),
+        Err(failure @ CommandFailure::SessionLost(_)) => Err(failure),
         Err(failure) => {
             report::report(&failure, json);
             Ok(exit::NO_RESULT)

@@ -93,6 +93,7 @@ impl Agent {
             args: ["-c", COMMAND, "sh", &mark].map(str::to_owned).into(),
             interactive: true,
             tty: false,
+            terminal_size: None,
         };
         let (to, requests) = mpsc::channel(4);
         let end_mark_seen = Notify::new();

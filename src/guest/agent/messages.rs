@@ -5,7 +5,7 @@
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct ExecRequest {
-    #[prost(oneof = "AgentRequest", tags = "1, 2")]
+    #[prost(oneof = "AgentRequest", tags = "1, 2, 3")]
     pub kind: Option<AgentRequest>,
 }
 
@@ -17,6 +17,8 @@ pub(super) enum AgentRequest {
     /// No bytes: the end of the input.
     #[prost(message, tag = "2")]
     StandardInput(Bytes),
+    #[prost(message, tag = "3")]
+    TerminalResize(TerminalSize),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -28,8 +30,19 @@ pub(super) struct AgentCommand {
     /// Whether the command reads standard input.
     #[prost(bool, tag = "3")]
     pub interactive: bool,
+    /// Whether it has a terminal. Then both outputs are standard output.
     #[prost(bool, tag = "4")]
     pub tty: bool,
+    #[prost(message, optional, tag = "5")]
+    pub terminal_size: Option<TerminalSize>,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(super) struct TerminalSize {
+    #[prost(uint32, tag = "1")]
+    pub rows: u32,
+    #[prost(uint32, tag = "2")]
+    pub columns: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -70,9 +83,23 @@ mod tests {
     /// Compares the encoded bytes, so that a wrong tag is found here and not only on a Mac.
     #[test]
     fn messages_are_encoded_as_the_agent_reads_them() {
-        let command = AgentCommand { name: "/bin/sh".into(), args: vec!["-s".into()], interactive: true, tty: false };
-        let request = ExecRequest { kind: Some(AgentRequest::Command(command)) };
-        assert_eq!(request.encode_to_vec(), b"\x0a\x0f\x0a\x07/bin/sh\x12\x02-s\x18\x01");
+        let command = AgentCommand {
+            name: "/bin/sh".into(),
+            args: vec!["-s".into()],
+            interactive: true,
+            tty: false,
+            terminal_size: None,
+        };
+        let request = |command| ExecRequest { kind: Some(AgentRequest::Command(command)) };
+        assert_eq!(request(command.clone()).encode_to_vec(), b"\x0a\x0f\x0a\x07/bin/sh\x12\x02-s\x18\x01");
+        let size = TerminalSize { rows: 24, columns: 80 };
+        let command = AgentCommand { args: vec![], tty: true, terminal_size: Some(size), ..command };
+        assert_eq!(
+            request(command).encode_to_vec(),
+            b"\x0a\x13\x0a\x07/bin/sh\x18\x01\x20\x01\x2a\x04\x08\x18\x10\x50"
+        );
+        let resize = ExecRequest { kind: Some(AgentRequest::TerminalResize(size)) };
+        assert_eq!(resize.encode_to_vec(), b"\x1a\x04\x08\x18\x10\x50");
         let input = |data: &[u8]| ExecRequest { kind: Some(AgentRequest::StandardInput(Bytes { data: data.into() })) };
         assert_eq!(input(b"hi").encode_to_vec(), b"\x12\x04\x0a\x02hi");
         // The end of the input is a message without content, not an absent message.

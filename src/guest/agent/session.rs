@@ -19,7 +19,7 @@ use super::{
     super::session_output::{SessionExit, SessionOutput, Terminal},
     ANSWER, Error, answers,
     exec::{Agent, AgentCall, PIECE},
-    messages::{self, AgentCommand, AgentRequest, ExecRequest, ExecResponse, Response},
+    messages::{self, AgentCommand, AgentRequest, ExecRequest, ExecResponse, Response, TerminalSize},
 };
 use crate::platform::clock;
 
@@ -29,6 +29,15 @@ const COMMAND: &str = r#"
 if [ "$#" = 2 ]; then /bin/sh -c "$2"; else "${SHELL:-/bin/sh}"; fi
 code=$?
 printf '\036%s \n' "$1" >&2
+printf '\036%s %s\n' "$1" "$code"
+sleep 60"#;
+/// The same in a terminal of the type `$2`, which has one output. Its keys end what runs, and not the shell around it: a signal
+/// with a trap has its default again in a command.
+const TERMINAL_COMMAND: &str = r#"
+trap : INT QUIT
+export TERM="$2"
+if [ "$#" = 3 ]; then /bin/sh -c "$3"; else "${SHELL:-/bin/sh}"; fi
+code=$?
 printf '\036%s %s\n' "$1" "$code"
 sleep 60"#;
 /// Messages of input on their way.
@@ -58,14 +67,17 @@ impl AgentSession {
         command: Option<&str>,
         terminal: Option<&Terminal>,
     ) -> Result<(AgentReader, AgentWriter), Error> {
-        if terminal.is_some() {
-            let detail = "there is no terminal in a guest that is reached through its agent: the template has neither \
-                          `ssh_key` nor `ssh_password`";
-            return Err(Error::Unusable(detail.to_owned()));
-        }
         let mark = Uuid::new_v4().simple().to_string();
-        let args = ["-c", COMMAND, "sh", &mark].into_iter().chain(command).map(str::to_owned).collect();
-        let command = AgentCommand { name: "/bin/sh".to_owned(), args, interactive: true, tty: false };
+        let script = if terminal.is_some() { TERMINAL_COMMAND } else { COMMAND };
+        let terminal_type = terminal.map(|terminal| terminal.term.as_str());
+        let args = ["-c", script, "sh", &mark].into_iter().chain(terminal_type).chain(command);
+        let command = AgentCommand {
+            name: "/bin/sh".to_owned(),
+            args: args.map(str::to_owned).collect(),
+            interactive: true,
+            tty: terminal.is_some(),
+            terminal_size: terminal.map(|terminal| TerminalSize { rows: terminal.rows, columns: terminal.columns }),
+        };
         let (to, requests) = mpsc::channel(MESSAGES);
         // The channel is empty and has room.
         let _ = to.send(ExecRequest { kind: Some(AgentRequest::Command(command)) }).await;
@@ -76,10 +88,10 @@ impl AgentSession {
             from,
             call,
             stdout: MarkedOutput::new(mark.clone()),
-            stderr: MarkedOutput::new(mark),
+            stderr: terminal.is_none().then(|| MarkedOutput::new(mark)),
             ready: VecDeque::new(),
         };
-        Ok((reader, AgentWriter { to }))
+        Ok((reader, AgentWriter { to, has_terminal: terminal.is_some() }))
     }
 }
 
@@ -87,7 +99,8 @@ pub struct AgentReader {
     from: Streaming<ExecResponse>,
     call: AgentCall,
     stdout: MarkedOutput,
-    stderr: MarkedOutput,
+    /// `None`: it is in the terminal, too.
+    stderr: Option<MarkedOutput>,
     /// At most two: what one message brought.
     ready: VecDeque<SessionOutput>,
 }
@@ -99,7 +112,8 @@ impl AgentReader {
             if let Some(output) = self.ready.pop_front() {
                 return Ok(output);
             }
-            if let (Some(said), Some(_)) = (self.stdout.after_mark(), self.stderr.after_mark()) {
+            let stderr_ended = self.stderr.as_ref().is_none_or(|stderr| stderr.after_mark().is_some());
+            if let Some(said) = self.stdout.after_mark().filter(|_| stderr_ended) {
                 let code = std::str::from_utf8(said).ok().and_then(|said| said.trim().parse().ok());
                 return Ok(SessionOutput::Exited(code.map_or(SessionExit::Unknown, SessionExit::Code)));
             }
@@ -109,7 +123,11 @@ impl AgentReader {
                     self.ready.extend(self.stdout.push(&piece.data).map(SessionOutput::Stdout));
                 }
                 Some(Some(Response::StandardError(piece))) => {
-                    self.ready.extend(self.stderr.push(&piece.data).map(SessionOutput::Stderr));
+                    let output = match &mut self.stderr {
+                        Some(stderr) => stderr.push(&piece.data),
+                        None => Some(piece.data.into()),
+                    };
+                    self.ready.extend(output.map(SessionOutput::Stderr));
                 }
                 Some(Some(Response::Exit(_))) => {
                     return Err(self.call.lost(&"the shell around the command was killed"));
@@ -175,23 +193,29 @@ impl MarkedOutput {
 
 pub struct AgentWriter {
     to: mpsc::Sender<ExecRequest>,
+    has_terminal: bool,
 }
 
 impl AgentWriter {
     pub async fn input(&self, bytes: &[u8]) {
         // A message without bytes would be the end of the input.
         for piece in bytes.chunks(PIECE) {
-            self.send(piece).await;
+            self.send(AgentRequest::StandardInput(messages::Bytes { data: piece.to_vec() })).await;
         }
     }
 
     pub async fn end_of_input(&self) {
-        self.send(&[]).await;
+        self.send(AgentRequest::StandardInput(messages::Bytes::default())).await;
     }
 
-    async fn send(&self, piece: &[u8]) {
-        let input = AgentRequest::StandardInput(messages::Bytes { data: piece.to_vec() });
-        let _ = self.to.send(ExecRequest { kind: Some(input) }).await;
+    pub async fn resize(&self, columns: u32, rows: u32) {
+        if self.has_terminal {
+            self.send(AgentRequest::TerminalResize(TerminalSize { rows, columns })).await;
+        }
+    }
+
+    async fn send(&self, request: AgentRequest) {
+        let _ = self.to.send(ExecRequest { kind: Some(request) }).await;
     }
 }
 

@@ -2,6 +2,7 @@
 //! a user and in a home that the test gives it, and kills them when their stream ends.
 
 mod sessions;
+mod terminal;
 
 use std::{
     convert::Infallible,
@@ -88,7 +89,7 @@ struct Command {
     terminal_size: Option<TerminalSize>,
 }
 
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, Copy, PartialEq, prost::Message)]
 struct TerminalSize {
     #[prost(uint32, tag = "1")]
     rows: u32,
@@ -179,7 +180,7 @@ impl Agent {
             tokio::time::sleep(time).await;
         }
         if command.tty {
-            return Err(Status::unimplemented("no terminals here"));
+            return terminal::exec(&command, &self.home, requests, answers).await;
         }
         let mut child = tokio::process::Command::new(&command.name)
             .args(&command.args)

@@ -71,11 +71,63 @@ async fn a_shell_without_a_terminal_reads_its_input() {
     let guest = Guest::start(Fault::None);
     let (out, _, exit) = session(&guest, None, b"echo from the shell\nexit 3\n").await;
     assert_eq!((out.as_slice(), exit), (&b"from the shell\n"[..], SessionExit::Code(3)));
+}
 
+#[tokio::test]
+async fn a_terminal_has_a_type_a_size_and_keys() {
+    let guest = Guest::start(Fault::None);
     let login = GuestLogin::through_agent(&guest.socket, soon(20)).await.unwrap();
-    let terminal = Terminal { term: "xterm".to_owned(), columns: 80, rows: 24 };
-    let error = login.run(None, Some(&terminal)).await.err().unwrap();
-    assert!(error.detail.contains("no terminal") && error.detail.contains("`ssh_key`"), "{error:?}");
+    let terminal = Terminal { term: "vt220".to_owned(), columns: 101, rows: 33 };
+    let (mut reader, writer) = login.run(None, Some(&terminal)).await.unwrap();
+    let mut shown = String::new();
+    let mut until = async |shown: &mut String, what: &str| {
+        let reading = async {
+            while !shown.contains(what) {
+                match reader.next().await.unwrap() {
+                    SessionOutput::Stdout(bytes) => shown.push_str(&String::from_utf8_lossy(&bytes)),
+                    other => panic!("{other:?} after {shown:?}"),
+                }
+            }
+        };
+        let read = timeout(Duration::from_secs(30), reading).await;
+        assert!(read.is_ok(), "{what:?} is not shown: {shown:?}");
+    };
+    // What is typed is echoed: the words that are waited for are put together by the shell.
+    writer.input("stty size; echo \"$TERM\" >&2; PS1='ne''xt> '\r".into()).await;
+    until(&mut shown, "next> ").await;
+    assert!(shown.contains("33 101") && shown.contains("vt220"), "{shown}");
+    writer.resize(90, 30).await;
+    // Ctrl-C ends what runs, and not the shell.
+    writer.input("sh -c \"echo sle''eps; exec sleep 600\"\r".into()).await;
+    until(&mut shown, "sleeps").await;
+    shown.clear();
+    writer.input("\x03".into()).await;
+    until(&mut shown, "next> ").await;
+    writer.input("stty size\r".into()).await;
+    until(&mut shown, "30 90").await;
+    writer.input("exit 9\r".into()).await;
+    let exit = timeout(Duration::from_secs(30), async {
+        loop {
+            if let SessionOutput::Exited(exit) = reader.next().await.unwrap() {
+                return exit;
+            }
+        }
+    });
+    assert_eq!(exit.await.expect("it ends"), SessionExit::Code(9));
+
+    // A command that Ctrl-C ends has an exit code.
+    let login = GuestLogin::through_agent(&guest.socket, soon(20)).await.unwrap();
+    let (mut reader, writer) = login.run(Some("echo runs; exec sleep 600"), Some(&terminal)).await.unwrap();
+    assert_eq!(reader.next().await.unwrap(), SessionOutput::Stdout("runs\r\n".into()));
+    writer.input("\x03".into()).await;
+    let ends = timeout(Duration::from_secs(30), async {
+        loop {
+            if let SessionOutput::Exited(exit) = reader.next().await.unwrap() {
+                return exit;
+            }
+        }
+    });
+    assert_eq!(ends.await.expect("it ends"), SessionExit::Code(130));
 }
 
 /// A caller that goes away leaves nothing running, and a guest that goes away is no exit code.

@@ -67,9 +67,14 @@ async fn a_command_in_a_guest_has_its_input_output_and_exit_code() {
         assert_eq!(echoed.status.code(), Some(0), "{handover}: {}", text(&echoed.stderr));
         assert!(echoed.stdout == big, "{handover}: {} bytes came back", echoed.stdout.len());
 
+        // A command whose output nothing reads any more has no result, which is not success.
+        let mut child = mayfly(&serve, &["vm", "exec", &id, "--", "yes"]).spawn().unwrap();
+        child.stdout.take().unwrap().read_exact(&mut [0; 4]).await.unwrap();
+        assert_eq!(child.wait().await.unwrap().code(), Some(125), "{handover}");
+
         // Each is recorded with who did it, and without what it was.
         let recorded = sessions(&serve, &id).await;
-        assert_eq!(recorded.len(), 2, "{recorded:#?}");
+        assert_eq!(recorded.len(), 3, "{recorded:#?}");
         assert!(
             recorded.iter().all(|event| event["token"].is_string() && event["token_name"].is_string()),
             "{recorded:#?}"
