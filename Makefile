@@ -19,7 +19,7 @@ export MAYFLY_TEST_IMAGE ?= $(CACHE)/images/micro
 COMMIT = $(shell git describe --always --abbrev=12 --exclude '*' --dirty=+ 2>/dev/null)
 BUILD_RELEASE = MAYFLY_COMMIT=$(or $(MAYFLY_COMMIT),$(COMMIT),unknown) cargo build --release --locked --bin mayfly
 
-.PHONY: help run test deps test-deps build install deb dist image docs-blocks lint check-macos unit guest-tests fuzz sqlx openapi docs deny bench bench-pull bench-load paths e2e-github e2e-gitea e2e-garm e2e-myshoes network campaign soak clean
+.PHONY: help run test deps test-deps build install deb dist image docs-blocks lint check-macos unit guest-tests fuzz sqlx openapi docs deny bench bench-pull bench-load paths e2e-github e2e-gitea e2e-garm e2e-gitlab e2e-myshoes network campaign soak clean
 
 help: ## This list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | column -t -s '	'
@@ -113,6 +113,11 @@ e2e-gitea: deps image ## Jobs of a real Gitea server and runner over real VMs wh
 e2e-garm: deps image ## A real GARM with Mayfly as its provider, while provider, GARM and service are killed (GARM=… GARM_ARGS="--rounds 100"; half an hour)
 	@cargo build --locked --quiet --bin mayfly --example tart-double
 	@python3 -B tests/peers/garm.py $(GARM_ARGS)
+
+e2e-gitlab: deps image ## Jobs through a real GitLab Runner with Mayfly as its executor, while runner and service are killed, and the recipe (GITLAB_RUNNER=… GITLAB_ARGS="--jobs 50"; a quarter of an hour)
+	@cargo build --locked --quiet --bin mayfly
+	@python3 -B tests/peers/gitlab.py $(GITLAB_ARGS)
+	@python3 -B tests/peers/gitlab_recipe.py
 
 e2e-myshoes: deps ## A real myshoes with Mayfly as its plugin, while plugin, myshoes and service are killed (MYSHOES=… MYSHOES_SCHEMA=… MYSHOES_ARGS="--rounds 100"; an hour)
 	@cargo build --locked --quiet --bin mayfly

@@ -20,7 +20,7 @@ class Mayfly:
 
     def __init__(self, program, directory, slots):
         self.program, self.directory, self.slots = program, directory, slots
-        self.port = free_port()
+        self.port, self.guest_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process = None
         self.prepare()
@@ -36,7 +36,7 @@ class Mayfly:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MAYFLY_")}
         environment.update({
             "MAYFLY_SERVER__LISTEN": f"127.0.0.1:{self.port}",
-            "MAYFLY_GUEST__LISTEN": f"127.0.0.1:{free_port()}",
+            "MAYFLY_GUEST__LISTEN": f"127.0.0.1:{self.guest_port}",
             "MAYFLY_SLOTS__LINUX": str(self.slots),
             "MAYFLY_TEMPLATES__MIN_FREE_BYTES": "0",
             "MAYFLY_DATABASE__RESERVE_BYTES": "0",
