@@ -15,7 +15,7 @@
 #
 #   kit/                    the bundle: this script's directory
 #     boot.sh watch.sh wrapper.sh ready.sh job.sh tell.sh power-off.sh job-started.sh job-completed.sh
-#     mayfly.env github.env gitea.env                        settings, for all users
+#     mayfly.env github.env gitea.env buildkite.env          settings, for all users
 #     ready.env             the template's readiness check, if it has one
 #     job.env               settings that this script writes: the job's user, PATH
 #     wrapper.curlrc        the wrapper's token
@@ -23,7 +23,7 @@
 #                           its environment, the job
 #     ca-extra.pem ca-bundle.pem                             certificates: the host's additional
 #                           ones, and those with the guest's own, which this script writes
-#     registration          secret of the runner of GitHub or Gitea
+#     registration          secret of the runner of a CI system
 #     run/                  files that the wrapper writes: pid, exit code, logs
 #     run/job/              of the job's user: files that the job's side writes; the
 #                           registration is moved here, where that user can remove it
@@ -292,7 +292,7 @@ chmod 0755 "$kit" "$kit"/*.sh "$run"
 chmod 0644 "$kit/mayfly.env" "$kit/job.env"
 chmod 0600 "$kit/wrapper.curlrc"
 chmod 0700 "$run/job"
-for settings in "$kit/github.env" "$kit/gitea.env"; do
+for settings in "$kit/github.env" "$kit/gitea.env" "$kit/buildkite.env"; do
     [ ! -f "$settings" ] || chmod 0644 "$settings"
 done
 for file in curlrc runner.env payload run/job run/job/registration; do

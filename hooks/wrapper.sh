@@ -8,6 +8,7 @@
 #   script    the payload sets up and runs a runner itself; then runner_finished
 #   github    the payload is github-runner.sh, and GitHub's runner calls the hooks
 #   gitea     the payload is gitea-runner.sh, which calls the hooks if Gitea's runner does not
+#   buildkite the payload is buildkite-agent.sh; Buildkite's agent calls the hooks
 #   none      reports that the guest is configured, nothing else
 #
 # The job is started only after Mayfly has permitted it: until then Mayfly may give this
@@ -402,7 +403,7 @@ wait_for_start() {
     fetched=''
     holder=''
     case $MAYFLY_RUNNER_KIND in
-    github | gitea) [ ! -f "$mine/registration" ] || fetched=0 ;;
+    github | gitea | buildkite) [ ! -f "$mine/registration" ] || fetched=0 ;;
     *) fetched=0 ;;
     esac
     while :; do
@@ -461,7 +462,7 @@ fi
 : >"$run/payload.started"
 case $MAYFLY_RUNNER_KIND in
 command) ;;
-script | github | gitea)
+script | github | gitea | buildkite)
     event '{"type":"runner_started"}'
     ;;
 *)

@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
     domain::{
-        Budgets, Code, Error, GuestRole, Pool, ResolvedSpec, Result, SizeRequest, SourceKind, SourceName,
+        Budgets, Code, Error, GuestRole, Pool, RemoteId, ResolvedSpec, Result, SizeRequest, SourceKind, SourceName,
         TemplateSource, Vm, VmId, VmRequest,
         capacity::Capacity,
         job_env::check_env,
@@ -115,7 +115,7 @@ fn check_source(sources: &Sources, name: &SourceName, kind: SourceKind) -> Resul
         SourceKind::GitHub if name.is_github() => {
             ("/runner", "needs `[github]` in the configuration, or `jit_config` or `registration_token`".to_owned())
         }
-        SourceKind::GitHub | SourceKind::Gitea => (
+        SourceKind::GitHub | SourceKind::Gitea | SourceKind::Buildkite => (
             "/runner/source",
             format!("needs `[sources.{name}]` with `kind = \"{}\"` in the configuration", kind.as_str()),
         ),
@@ -171,10 +171,10 @@ impl VmAdmission {
     }
 
     /// Stores a vm for a job of this pool. An error is recorded as the pool's fault.
-    pub async fn create_for_pool(&self, pool: &Pool, idempotency_key: String) -> Result<Created> {
+    pub async fn create_for_pool(&self, pool: &Pool, job: &RemoteId, idempotency_key: String) -> Result<Created> {
         let requester = Requester::Service { pool: Some(&pool.name) };
         let created = match self.sources.kind(&pool.job_source) {
-            Some(kind) => self.create_of(VmRequest::for_pool(pool, kind), Some(idempotency_key), requester).await,
+            Some(kind) => self.create_of(VmRequest::for_pool(pool, kind, job), Some(idempotency_key), requester).await,
             None => Err(no_source(&pool.job_source, "/job_source")),
         };
         match &created {

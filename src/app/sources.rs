@@ -11,10 +11,14 @@ use crate::{
     service::webhooks::WebhookSecrets,
     sources::{
         CiClient, CiServer, Source, SourceSection, Sources,
+        buildkite::{BuildkiteClient, BuildkiteOptions},
         gitea::{GiteaClient, GiteaOptions},
         github::{GitHubClient, GitHubSection},
     },
 };
+
+/// Buildkite shows a queue as disconnected that was not listed for 30 seconds. The poll is up to a tenth later than this.
+const LONGEST_BUILDKITE_POLL: u32 = 15;
 
 /// The sources with their clients, which connect to nothing yet, and what their webhooks are signed with.
 pub(super) fn sources(config: &Config) -> Result<(Sources, WebhookSecrets), StartError> {
@@ -27,6 +31,7 @@ pub(super) fn sources(config: &Config) -> Result<(Sources, WebhookSecrets), Star
         sources.push(match kind.0 {
             SourceKind::GitHub => github(name, &section.github(), |_| None)?,
             SourceKind::Gitea => gitea(name, section)?,
+            SourceKind::Buildkite => buildkite(name, section)?,
         });
     }
     let secrets = sources.iter().filter(|(_, _, secrets)| !secrets.is_empty());
@@ -96,6 +101,25 @@ fn gitea(name: SourceName, section: &SourceSection) -> Result<BuiltSource, Start
         runner_minimum_version: section.runner_minimum_version.clone(),
     };
     Ok((name, source, secrets))
+}
+
+fn buildkite(name: SourceName, section: &SourceSection) -> Result<BuiltSource, StartError> {
+    let wrong = |why: String| StartError::Source(format!("the source {name}: {why}"));
+    let queue = section.buildkite_queue().map_err(|(setting, why)| wrong(format!("`{setting}`: {why}")))?;
+    let web = queue.web();
+    let token_file = section.token_file.clone().ok_or_else(|| wrong("needs `token_file`".to_owned()))?;
+    let options = BuildkiteOptions { ca_file: section.ca_file.clone(), ..BuildkiteOptions::new(queue, token_file) };
+    let client = BuildkiteClient::new(options).map_err(|error| wrong(error.to_string()))?;
+    let source = Source {
+        kind: SourceKind::Buildkite,
+        web,
+        server: Some(CiServer::new(name.clone(), CiClient::Buildkite(Arc::new(client)))),
+        webhooks: false,
+        poll_every: interval(section.poll_seconds.min(LONGEST_BUILDKITE_POLL)),
+        runner_directory: section.runner_directory.clone(),
+        runner_minimum_version: section.runner_minimum_version.clone(),
+    };
+    Ok((name, source, Vec::new()))
 }
 
 fn interval(seconds: u32) -> Option<Duration> {

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{output::Colour, text};
+use crate::domain::RemoteId;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct VmResponse {
@@ -89,6 +90,7 @@ pub(super) struct RunnerResponse {
     pub separate_users: Option<bool>,
     pub github: Option<SourceRunnerResponse>,
     pub gitea: Option<SourceRunnerResponse>,
+    pub buildkite: Option<SourceRunnerResponse>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -102,13 +104,13 @@ pub(super) struct SourceRunnerResponse {
     #[serde(default)]
     pub registration: String,
     pub name: Option<String>,
-    pub id: Option<u64>,
+    pub id: Option<RemoteId>,
 }
 
 /// A job as its source reports it.
 #[derive(Debug, Deserialize)]
 pub(super) struct JobRecordView {
-    pub id: u64,
+    pub id: RemoteId,
     #[serde(default)]
     pub repository: String,
     #[serde(default)]
@@ -501,7 +503,7 @@ pub(super) struct TokenResponse {
 
 #[derive(Deserialize)]
 pub(super) struct ListedJobView {
-    pub id: u64,
+    pub id: RemoteId,
     #[serde(default)]
     pub source: String,
     pub given_up: Option<String>,

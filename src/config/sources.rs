@@ -27,15 +27,16 @@ pub(super) fn check(name: &str, section: &SourceSection, given: &mut GivenSettin
         Ok(name) if name.is_github() => given.refuse(&path, "is the name of the source that `[github]` configures"),
         Ok(_) => {}
     }
-    for misplaced in section.misplaced() {
-        given.refuse(&key(misplaced), "has a meaning only with `kind = \"github\"`");
+    for (misplaced, kind) in section.misplaced() {
+        given.refuse(&key(misplaced), format!("has a meaning only with `kind = \"{}\"`", kind.as_str()));
     }
     match section.kind.map(|kind| kind.0) {
         // One that was given and cannot be used was noted already.
         None if given.given(&key("kind")) => {}
-        None => given.refuse(&path, "needs `kind`: `github` or `gitea`"),
+        None => given.refuse(&path, "needs `kind`: `github`, `gitea` or `buildkite`"),
         Some(SourceKind::GitHub) => check_github(&path, &section.github(), given),
         Some(SourceKind::Gitea) => check_gitea(&path, section, given),
+        Some(SourceKind::Buildkite) => check_buildkite(&path, section, given),
     }
 }
 
@@ -62,6 +63,34 @@ fn check_gitea(path: &str, section: &SourceSection, given: &mut GivenSettings) {
         },
         given,
     );
+}
+
+fn check_buildkite(path: &str, section: &SourceSection, given: &mut GivenSettings) {
+    let key = |name: &str| format!("{path}.{name}");
+    for (name, set, what) in [
+        ("organization", section.organization.is_some(), "the organisation as in addresses of its pages"),
+        ("queue", section.queue.is_some(), "the key of the queue whose jobs are taken"),
+        ("stack", section.stack.is_some(), "a name for this host's stack, another one on each host"),
+        ("token_file", section.token_file.is_some(), "a file with an agent token of the cluster"),
+    ] {
+        if !set {
+            given.refuse(path, format!("needs `{name}`, {what}"));
+        }
+    }
+    let all = section.organization.is_some() && section.queue.is_some() && section.stack.is_some();
+    if let (true, Err((setting, why))) = (all, section.buildkite_queue()) {
+        given.refuse(&key(setting), why);
+    }
+    if !section.webhook_secret_files.is_empty() {
+        let what = "has no meaning with `kind = \"buildkite\"`: its jobs are listed, and its webhooks are not used";
+        given.refuse(&key("webhook_secret_files"), what);
+    }
+    if !(1..=86_400).contains(&section.poll_seconds) {
+        let what =
+            format!("expected 1 to 86400: jobs of Buildkite come by the poll alone; found {}", section.poll_seconds);
+        given.refuse(&key("poll_seconds"), what);
+    }
+    check_runner_program(path, section.runner_directory.as_deref(), section.runner_minimum_version.as_deref(), given);
 }
 
 pub(super) fn check_github(path: &str, section: &GitHubSection, given: &mut GivenSettings) {
@@ -116,10 +145,15 @@ fn check_common(path: &str, common: CommonSettings<'_>, given: &mut GivenSetting
     if let Some(why) = common.secrets {
         given.refuse(&key("webhook_secret_files"), why);
     }
-    if common.minimum_version.is_some_and(|version| !is_version(version)) {
+    check_runner_program(path, common.directory, common.minimum_version, given);
+}
+
+fn check_runner_program(path: &str, directory: Option<&str>, minimum_version: Option<&str>, given: &mut GivenSettings) {
+    let key = |name: &str| format!("{path}.{name}");
+    if minimum_version.is_some_and(|version| !is_version(version)) {
         given.refuse(&key("runner_minimum_version"), "expected a version such as 2.329.0");
     }
-    if common.directory.is_some_and(|dir| !dir.starts_with('/') || dir.contains('\0')) {
+    if directory.is_some_and(|dir| !dir.starts_with('/') || dir.contains('\0')) {
         given.refuse(&key("runner_directory"), "expected an absolute path in the guest");
     }
 }

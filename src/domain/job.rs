@@ -204,7 +204,7 @@ mod tests {
         JobUpdate {
             record: JobRecord {
                 source: SourceName::github(),
-                id: 9001,
+                id: 9001.into(),
                 repository: "acme/app".into(),
                 run_id: 7001,
                 run_attempt: 1,

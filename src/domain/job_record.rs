@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::source_name::SourceName;
+use super::{remote_id::RemoteId, source_name::SourceName};
 
 /// The status of a job. Updates arrive late and in any order: a job never moves backwards.
 #[derive(
@@ -52,10 +52,12 @@ pub struct JobRecord {
     #[serde(default = "SourceName::github")]
     #[schema(value_type = String)]
     pub source: SourceName,
-    /// The id of the job at its source. GitHub gives a job that is run again another id; other servers keep it.
-    pub id: u64,
-    /// `owner/name`.
+    /// The id of the job at its source. GitHub and Buildkite give a job that is run again another id; other
+    /// servers keep it.
+    pub id: RemoteId,
+    /// `owner/name`; at Buildkite the organisation and the pipeline.
     pub repository: String,
+    /// At Buildkite the number of the build.
     pub run_id: u64,
     /// 1 for the first attempt.
     pub run_attempt: u32,
@@ -77,18 +79,18 @@ pub struct JobRecord {
     pub completed_at: Option<Timestamp>,
 }
 
-/// What identifies a job: ids are numbers of one server, and some servers keep the id of a job that is run again.
+/// What identifies a job: ids are those of one server, and some servers keep the id of a job that is run again.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobKey {
     pub source: SourceName,
-    pub id: u64,
+    pub id: RemoteId,
     /// 1 for the first attempt.
     pub attempt: u32,
 }
 
 impl JobRecord {
     pub fn key(&self) -> JobKey {
-        JobKey { source: self.source.clone(), id: self.id, attempt: self.run_attempt }
+        JobKey { source: self.source.clone(), id: self.id.clone(), attempt: self.run_attempt }
     }
 
     /// Merges a newer update of the same job; known values are never lost.

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{ids::VmId, scope::Scope, source_name::SourceName, state::State, vm::Vm};
+use super::{ids::VmId, remote_id::RemoteId, scope::Scope, source_name::SourceName, state::State, vm::Vm};
 
 /// A runner that Mayfly registered (or tried to register) at a CI server and that no vm needs any more. Mayfly
 /// removes it there.
@@ -18,7 +18,7 @@ pub struct OrphanedRunner {
     #[schema(value_type = String, example = "acme")]
     pub scope: Scope,
     /// Null if the server's answer was lost: the runner is looked up by its name.
-    pub runner_id: Option<u64>,
+    pub runner_id: Option<RemoteId>,
     /// The vm that it belonged to.
     #[schema(value_type = String)]
     pub vm_id: VmId,

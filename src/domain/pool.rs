@@ -130,6 +130,7 @@ impl Pool {
             labels: self.labels.clone(),
             group: self.group.clone(),
             registration: Registration::Managed,
+            job: None,
         }
     }
 

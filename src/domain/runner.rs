@@ -20,13 +20,21 @@ pub enum RunnerKind {
     GitHub,
     /// Gitea's own runner, registered for one job.
     Gitea,
+    /// Buildkite's own agent, for one particular job.
+    Buildkite,
     /// No runner: the vm runs until it is deleted or its lifetime is spent.
     None,
 }
 
 impl RunnerKind {
-    pub const ALL: [RunnerKind; 5] =
-        [RunnerKind::Command, RunnerKind::Script, RunnerKind::GitHub, RunnerKind::Gitea, RunnerKind::None];
+    pub const ALL: [RunnerKind; 6] = [
+        RunnerKind::Command,
+        RunnerKind::Script,
+        RunnerKind::GitHub,
+        RunnerKind::Gitea,
+        RunnerKind::Buildkite,
+        RunnerKind::None,
+    ];
 
     pub fn as_str(self) -> &'static str {
         self.into()
@@ -37,6 +45,7 @@ impl RunnerKind {
         match source {
             SourceKind::GitHub => RunnerKind::GitHub,
             SourceKind::Gitea => RunnerKind::Gitea,
+            SourceKind::Buildkite => RunnerKind::Buildkite,
         }
     }
 
@@ -45,6 +54,7 @@ impl RunnerKind {
         match self {
             RunnerKind::GitHub => Some(SourceKind::GitHub),
             RunnerKind::Gitea => Some(SourceKind::Gitea),
+            RunnerKind::Buildkite => Some(SourceKind::Buildkite),
             RunnerKind::Command | RunnerKind::Script | RunnerKind::None => None,
         }
     }
@@ -59,14 +69,18 @@ impl RunnerKind {
     pub fn strictest_network(self) -> NetworkMode {
         match self {
             RunnerKind::Command | RunnerKind::None => NetworkMode::Isolated,
-            RunnerKind::GitHub | RunnerKind::Gitea | RunnerKind::Script => NetworkMode::Internet,
+            RunnerKind::GitHub | RunnerKind::Gitea | RunnerKind::Buildkite | RunnerKind::Script => {
+                NetworkMode::Internet
+            }
         }
     }
 
     /// The runner's status when the guest was provisioned.
     pub(super) fn when_handed_over(self) -> Option<RunnerFact> {
         match self {
-            RunnerKind::Command | RunnerKind::GitHub | RunnerKind::Gitea => Some(RunnerFact::HandedOver),
+            RunnerKind::Command | RunnerKind::GitHub | RunnerKind::Gitea | RunnerKind::Buildkite => {
+                Some(RunnerFact::HandedOver)
+            }
             // A script need not report when it has work.
             RunnerKind::Script => Some(RunnerFact::Unobserved),
             RunnerKind::None => None,

@@ -31,6 +31,8 @@ pub enum SourceKind {
     GitHub,
     /// A Gitea server.
     Gitea,
+    /// A queue of a Buildkite cluster.
+    Buildkite,
 }
 
 impl SourceKind {
@@ -45,6 +47,16 @@ impl SourceKind {
         match self {
             SourceKind::GitHub => "GitHub",
             SourceKind::Gitea => "Gitea",
+            SourceKind::Buildkite => "Buildkite",
+        }
+    }
+
+    /// Whether a runner is made for one particular job and takes no other. At other sources any matching runner may be given
+    /// a job.
+    pub fn binds_jobs(self) -> bool {
+        match self {
+            SourceKind::GitHub | SourceKind::Gitea => false,
+            SourceKind::Buildkite => true,
         }
     }
 
@@ -53,6 +65,7 @@ impl SourceKind {
         match self {
             SourceKind::GitHub => Code::GitHubNotConfigured,
             SourceKind::Gitea => Code::GiteaNotConfigured,
+            SourceKind::Buildkite => Code::BuildkiteNotConfigured,
         }
     }
 
@@ -61,6 +74,7 @@ impl SourceKind {
         match self {
             SourceKind::GitHub => Code::GitHubRefused,
             SourceKind::Gitea => Code::GiteaRefused,
+            SourceKind::Buildkite => Code::BuildkiteRefused,
         }
     }
 
@@ -69,6 +83,7 @@ impl SourceKind {
         match self {
             SourceKind::GitHub => Code::GitHubUnavailable,
             SourceKind::Gitea => Code::GiteaUnavailable,
+            SourceKind::Buildkite => Code::BuildkiteUnavailable,
         }
     }
 }

@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 use super::{
     error::{Code, Error, Result},
     ids::VmId,
+    remote_id::RemoteId,
     scope::Scope,
     source_kind::SourceKind,
     source_name::SourceName,
@@ -25,6 +26,9 @@ pub struct SourceRunner {
     /// By name. `None`: the default group.
     pub group: Option<String>,
     pub registration: Registration,
+    /// The job that it takes, at a source whose runners are for one particular job. Not written for others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<RemoteId>,
 }
 
 /// A scope of one source. Whether a server can be reached, and with which limits, differs between them.
@@ -97,21 +101,55 @@ impl SourceRunner {
                     None => Ok(()),
                 }
             }
+            SourceKind::Buildkite => {
+                if matches!(self.scope, Scope::Enterprise(_)) {
+                    return invalid("scope", "expected an organisation, organisation/pipeline, or `*`".to_owned());
+                }
+                if self.group.is_some() {
+                    return invalid("group", "Buildkite has no runner groups".to_owned());
+                }
+                let is_tag = |label: &String| {
+                    label.split_once('=').is_some_and(|(key, value)| !key.is_empty() && !value.is_empty() && value != "*")
+                };
+                if let Some(label) = self.labels.iter().find(|label| !is_tag(label)) {
+                    let what = format!("the tags of a Buildkite agent are key=value, found {label:.120?}");
+                    return invalid("labels", what);
+                }
+                match &self.job {
+                    Some(RemoteId::Text(job)) if is_uuid(job) => Ok(()),
+                    None => Ok(()),
+                    Some(job) => {
+                        let job = job.to_string();
+                        invalid("job", format!("expected the UUID of a job, in lower case, found {job:.60?}"))
+                    }
+                }
+            }
         }
     }
 
-    /// Whether a job that asks for these labels may be given to this runner. GitHub ignores case; Gitea does not.
+    /// Whether a job that asks for these labels may be given to this runner. GitHub ignores case; the others do not. A rule
+    /// `key=*` of Buildkite stands for any value.
     pub fn takes(&self, kind: SourceKind, wanted: &[String]) -> bool {
         let fold = |label: &String| match kind {
             SourceKind::GitHub => label.to_lowercase(),
-            SourceKind::Gitea => label.clone(),
+            SourceKind::Gitea | SourceKind::Buildkite => label.clone(),
         };
         let mine: Vec<String> = self.labels.iter().map(fold).collect();
-        wanted.iter().map(fold).all(|label| mine.contains(&label))
+        wanted.iter().map(fold).all(|label| match label.strip_suffix("=*") {
+            Some(key) if kind == SourceKind::Buildkite => {
+                mine.iter().any(|tag| tag.split_once('=').is_some_and(|(k, _)| k == key))
+            }
+            _ => mine.contains(&label),
+        })
     }
 }
 
-/// Largest number of labels that GitHub accepts for one runner; Gitea has no such limit.
+/// In the form in which Buildkite writes them: it is a part of paths, and is compared.
+fn is_uuid(text: &str) -> bool {
+    uuid::Uuid::try_parse(text).is_ok_and(|uuid| uuid.to_string() == text)
+}
+
+/// Largest number of labels that GitHub accepts for one runner; the others have no such limit.
 const MAX_LABELS: usize = 100;
 const MAX_LABEL: usize = 256;
 
@@ -146,7 +184,7 @@ pub fn runner_name(vm_name: &str, id: VmId, attempt: u32) -> String {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Registered {
     /// Null for a runner that registers itself in its guest, with a token of the caller.
-    pub runner_id: Option<u64>,
+    pub runner_id: Option<RemoteId>,
     pub name: String,
 }
 
@@ -171,6 +209,7 @@ mod tests {
             labels: labels.iter().map(|&l| l.to_owned()).collect(),
             group: group.map(str::to_owned),
             registration: Registration::Managed,
+            job: None,
         };
         let wrong = |r: SourceRunner| r.check("/runner").unwrap_err().fields[0].pointer.clone();
         assert_eq!(wrong(runner("acme", &[], None)), "/runner/labels");
@@ -178,11 +217,15 @@ mod tests {
         assert_eq!(wrong(runner("acme", &[" a"], None)), "/runner/labels");
         assert_eq!(wrong(runner("acme/app", &["a"], Some("g"))), "/runner/group");
         assert!(runner("acme", &["a"], Some("Big Macs")).check("/runner").is_ok());
-        use SourceKind::{GitHub, Gitea};
+        use SourceKind::{Buildkite, GitHub, Gitea};
         let labelled = runner("acme", &["Self-Hosted", "macOS"], None);
         assert!(labelled.takes(GitHub, &["macos".into()]) && !labelled.takes(Gitea, &["macos".into()]));
         assert!(labelled.takes(Gitea, &["macOS".into()]));
         assert!(!runner("acme", &["macos"], None).takes(GitHub, &["macos".into(), "x64".into()]));
+
+        let agent = runner("acme", &["queue=mac", "os=macos"], None);
+        assert!(agent.takes(Buildkite, &["queue=mac".into(), "os=*".into()]));
+        assert!(!agent.takes(Buildkite, &["arch=*".into()]) && !agent.takes(Buildkite, &["Queue=mac".into()]));
 
         let of = |r: SourceRunner, kind| r.check_for(kind, "/runner").map_err(|error| error.fields[0].pointer.clone());
         assert_eq!(of(runner("enterprises/acme", &["a"], None), GitHub), Ok(()));
@@ -191,5 +234,16 @@ mod tests {
         assert_eq!(of(runner("*", &["a"], None), GitHub), Err("/runner/scope".to_owned()));
         assert_eq!(of(runner("acme", &["a"], Some("g")), Gitea), Err("/runner/group".to_owned()));
         assert_eq!(of(runner("acme", &["a", "ubuntu:host"], None), Gitea), Err("/runner/labels".to_owned()));
+        for wrong in ["mac", "=mac", "queue=", "queue=*"] {
+            assert_eq!(of(runner("acme", &["queue=mac", wrong], None), Buildkite), Err("/runner/labels".to_owned()));
+        }
+        for (job, result) in [
+            ("0193a6d2-7c1e-4f6a-9b1d-3f5a7c9e1b2d", Ok(())),
+            ("0193A6D2-7C1E-4F6A-9B1D-3F5A7C9E1B2D", Err("/runner/job".to_owned())),
+            ("../finish", Err("/runner/job".to_owned())),
+        ] {
+            let with_job = SourceRunner { job: Some(RemoteId::Text(job.into())), ..agent.clone() };
+            assert_eq!(of(with_job, Buildkite), result, "{job}");
+        }
     }
 }

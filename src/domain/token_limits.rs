@@ -358,6 +358,7 @@ mod tests {
             labels: labels.iter().map(|&l| l.to_owned()).collect(),
             group: None,
             registration: Registration::Managed,
+            job: None,
         };
         assert!(limits.check_runner(&runner(&["Linux", "team-a-gpu"])).is_ok());
         let error = limits.check_runner(&runner(&["linux", "deploy"])).unwrap_err();
@@ -373,6 +374,7 @@ mod tests {
             labels: vec!["linux".into()],
             group: None,
             registration: Registration::Managed,
+            job: None,
         };
         let allows = |limits: &TokenLimits, source| limits.check_runner(&runner(source)).is_ok();
         let scopes = TokenLimits { github_scopes: list(&["acme"]), ..TokenLimits::default() };

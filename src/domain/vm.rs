@@ -432,6 +432,12 @@ impl Vm {
         }
     }
 
+    /// Whether anything shows that its runner has, or had, a job.
+    pub fn shows_a_job(&self) -> bool {
+        let busy = self.runner_status == RunnerStatus::Busy;
+        busy || !self.jobs.is_empty() || self.announced_by == Some(Announcer::Hook)
+    }
+
     fn job(&mut self, job: &JobRecord, at: Timestamp) {
         match self.jobs.iter_mut().find(|known| known.key() == job.key()) {
             Some(known) => known.merge(job),

@@ -92,15 +92,17 @@ impl Vm {
                 }
                 let (result, code) = match (self.spec.runner, exit_code) {
                     (_, None | Some(0)) => (OutcomeResult::Completed, None),
-                    (RunnerKind::GitHub | RunnerKind::Gitea, Some(RUNNER_TOO_OLD)) => {
+                    (RunnerKind::GitHub | RunnerKind::Gitea | RunnerKind::Buildkite, Some(RUNNER_TOO_OLD)) => {
                         (OutcomeResult::Failed, Some(Code::RunnerTooOld))
                     }
-                    (RunnerKind::GitHub | RunnerKind::Gitea, Some(RUNNER_MISSING)) => {
+                    (RunnerKind::GitHub | RunnerKind::Gitea | RunnerKind::Buildkite, Some(RUNNER_MISSING)) => {
                         (OutcomeResult::Failed, Some(Code::RunnerMissing))
                     }
                     // The CI system has the result of its job.
-                    (RunnerKind::GitHub | RunnerKind::Gitea, Some(_)) if had_a_job => (OutcomeResult::Completed, None),
-                    (RunnerKind::GitHub | RunnerKind::Gitea | RunnerKind::Script, Some(_)) => {
+                    (RunnerKind::GitHub | RunnerKind::Gitea | RunnerKind::Buildkite, Some(_)) if had_a_job => {
+                        (OutcomeResult::Completed, None)
+                    }
+                    (RunnerKind::GitHub | RunnerKind::Gitea | RunnerKind::Buildkite | RunnerKind::Script, Some(_)) => {
                         (OutcomeResult::Failed, Some(Code::RunnerFailed))
                     }
                     // The vm did what it was made for, and the job's result is beside the outcome.

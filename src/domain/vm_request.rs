@@ -11,6 +11,7 @@ use super::{
     error::{Code, Error, Result},
     network::NetworkMode,
     pool::Pool,
+    remote_id::RemoteId,
     runner::RunnerKind,
     runner_secrets::RunnerSecrets,
     scope::Scope,
@@ -145,6 +146,25 @@ pub enum RunnerRequest {
         #[schema(value_type = BTreeMap<String, String>)]
         env: BTreeMap<String, SecretString>,
     },
+    /// Buildkite's own agent, for one job. Mayfly reserves the job, and asks Buildkite shortly before the guest needs it for
+    /// a token with which an agent can take this job and no other. The guest never gets the token of the cluster. Pools make
+    /// such requests; by hand it is useful for a service that has its own choice of jobs.
+    Buildkite {
+        /// The name of the source of jobs in the service's configuration.
+        #[schema(value_type = String, example = "kite")]
+        source: SourceName,
+        /// The organisation, or `organisation/pipeline`.
+        #[schema(value_type = String, example = "acme")]
+        scope: Scope,
+        /// Tags of the agent, `key=value`, 1 to 100.
+        labels: Vec<String>,
+        /// The id (UUID) of the job.
+        job: String,
+        /// Environment of the agent and its job. Values are stored encrypted and never shown.
+        #[serde(default)]
+        #[schema(value_type = BTreeMap<String, String>)]
+        env: BTreeMap<String, SecretString>,
+    },
     /// Nothing: the vm runs until it is deleted or its lifetime is spent.
     #[default]
     None,
@@ -157,6 +177,7 @@ impl RunnerRequest {
             RunnerRequest::Script { .. } => RunnerKind::Script,
             RunnerRequest::GitHub { .. } => RunnerKind::GitHub,
             RunnerRequest::Gitea { .. } => RunnerKind::Gitea,
+            RunnerRequest::Buildkite { .. } => RunnerKind::Buildkite,
             RunnerRequest::None => RunnerKind::None,
         }
     }
@@ -175,13 +196,18 @@ impl RunnerRequest {
                     }
                 };
                 let (source, scope, labels) = (source.clone(), scope.clone(), labels.clone());
-                let runner = SourceRunner { source, scope, labels, group: group.clone(), registration };
+                let runner = SourceRunner { source, scope, labels, group: group.clone(), registration, job: None };
                 (SourceKind::GitHub, runner)
             }
             RunnerRequest::Gitea { source, scope, labels, .. } => {
                 let (source, scope, labels) = (source.clone(), scope.clone(), labels.clone());
                 let registration = Registration::Managed;
-                (SourceKind::Gitea, SourceRunner { source, scope, labels, group: None, registration })
+                (SourceKind::Gitea, SourceRunner { source, scope, labels, group: None, registration, job: None })
+            }
+            RunnerRequest::Buildkite { source, scope, labels, job, .. } => {
+                let (source, scope, labels) = (source.clone(), scope.clone(), labels.clone());
+                let (registration, job) = (Registration::Managed, Some(RemoteId::Text(job.clone())));
+                (SourceKind::Buildkite, SourceRunner { source, scope, labels, group: None, registration, job })
             }
             RunnerRequest::Command { .. } | RunnerRequest::Script { .. } | RunnerRequest::None => return Ok(None),
         };
@@ -199,7 +225,7 @@ impl RunnerRequest {
                 let field = if jit_config.is_some() { "jit_config" } else { "registration_token" };
                 (jit_config.as_ref().or(registration_token.as_ref()), env, field)
             }
-            RunnerRequest::Gitea { env, .. } => (None, env, "env"),
+            RunnerRequest::Gitea { env, .. } | RunnerRequest::Buildkite { env, .. } => (None, env, "env"),
             RunnerRequest::None => return Ok(None),
         };
         let (script, registration) = match self {
@@ -207,6 +233,7 @@ impl RunnerRequest {
             RunnerRequest::Command { .. }
             | RunnerRequest::Script { .. }
             | RunnerRequest::Gitea { .. }
+            | RunnerRequest::Buildkite { .. }
             | RunnerRequest::None => (secret.cloned(), None),
         };
         let secrets = RunnerSecrets { script, registration, env: env.clone() };
@@ -267,8 +294,9 @@ impl VmRequest {
 }
 
 impl VmRequest {
-    /// A vm of the pool, whose source is of this kind, for one job.
-    pub fn for_pool(pool: &Pool, kind: SourceKind) -> VmRequest {
+    /// A vm of the pool, whose source is of this kind, for one job: for this one, if runners of that kind are for one
+    /// particular job.
+    pub fn for_pool(pool: &Pool, kind: SourceKind, job: &RemoteId) -> VmRequest {
         let (source, scope, labels) = (pool.job_source.clone(), pool.scope.clone(), pool.labels.clone());
         let runner = match kind {
             SourceKind::GitHub => RunnerRequest::GitHub {
@@ -281,6 +309,10 @@ impl VmRequest {
                 env: BTreeMap::new(),
             },
             SourceKind::Gitea => RunnerRequest::Gitea { source, scope, labels, env: BTreeMap::new() },
+            SourceKind::Buildkite => {
+                let job = job.to_string();
+                RunnerRequest::Buildkite { source, scope, labels, job, env: BTreeMap::new() }
+            }
         };
         VmRequest {
             template: pool.template.clone(),

@@ -342,6 +342,7 @@ fn github(registration: Registration) -> Vm {
         labels: vec!["macos".into()],
         group: None,
         registration,
+        job: None,
     };
     Vm::created(VmSpec { runner: RunnerKind::GitHub, source_runner: Some(runner), ..vm_spec() }, at(0))
 }
@@ -349,7 +350,7 @@ fn github(registration: Registration) -> Vm {
 fn job(status: JobStatus) -> JobRecord {
     JobRecord {
         source: SourceName::github(),
-        id: 9001,
+        id: 9001.into(),
         repository: "acme/app".into(),
         run_id: 7001,
         run_attempt: 1,
@@ -514,7 +515,7 @@ fn a_runner_that_github_finds_too_old_is_a_failure() {
 #[test]
 fn another_attempt_is_another_runner() {
     let mut vm = github(Registration::Managed);
-    let runner = Registered { runner_id: Some(7), name: "a-1".into() };
+    let runner = Registered { runner_id: Some(7.into()), name: "a-1".into() };
     go(
         &mut vm,
         [

@@ -10,7 +10,8 @@
 //! ca-extra.pem   0644   certificates that the guest trusts in addition to its own; absent if there are none
 //! ready.env      0600   the readiness check; absent if the guest does not check itself
 //! payload        0700   the job or the setup script; absent if there is none
-//! github.env     0600   the directory of GitHub's runner, and its registration settings; gitea.env with Gitea's
+//! github.env     0600   the directory of GitHub's runner, and its registration settings; gitea.env
+//!                         with Gitea's, buildkite.env with those of Buildkite's agent
 //! registration   0600   secret of the runner's registration; removed by the payload that reads it; absent with a seed
 //! ```
 //!
@@ -263,7 +264,7 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::{
-        super::runner_kit::{GitHubKit, GiteaKit, RunnerProgram},
+        super::runner_kit::{BuildkiteKit, GitHubKit, GiteaKit, RunnerProgram},
         *,
     };
     use crate::domain::source_runner::Registration;
@@ -377,6 +378,21 @@ pub(super) mod tests {
         assert!(file(&kit, "gitea.env").is_some() && file(&kit, "registration").is_none());
         let runner = Some(RunnerKit::Gitea(gitea("a\0")));
         assert_eq!(Kit::new(KitInput { payload: None, runner, ..input() }), Err(KitError::Payload));
+        let buildkite = BuildkiteKit {
+            endpoint: "https://agent.buildkite.com/v3".into(),
+            name: "vm-1".into(),
+            tags: vec!["queue=macs".into(), "os=it's".into()],
+            directory: None,
+            minimum_version: None,
+            secret: Some("job s3cret".into()),
+        };
+        let runner = Some(RunnerKit::Buildkite(buildkite));
+        let kit = Kit::new(KitInput { payload: None, runner, ..input() }).unwrap();
+        let listing: Vec<(&str, u32)> = kit.files().iter().skip(13).map(|f| (f.name, f.mode)).collect();
+        assert_eq!(listing, [("payload", 0o700), ("buildkite.env", 0o600), ("registration", 0o600)]);
+        let settings = String::from_utf8(file(&kit, "buildkite.env").unwrap().bytes.clone()).unwrap();
+        assert!(settings.starts_with("MAYFLY_BUILDKITE_ENDPOINT='https://agent.buildkite.com/v3'\n"), "{settings}");
+        assert!(settings.contains("MAYFLY_BUILDKITE_TAGS='queue=macs,os=it'\\''s'\n") && !settings.contains("s3cret"));
         let none = Kit::new(KitInput { kind: RunnerKind::None, payload: None, ..input() }).unwrap();
         assert!(file(&none, "payload").is_none());
     }

@@ -9,6 +9,7 @@ use crate::domain::source_runner::Registration;
 pub enum RunnerKit {
     GitHub(GitHubKit),
     Gitea(GiteaKit),
+    Buildkite(BuildkiteKit),
 }
 
 /// Settings of GitHub's runner.
@@ -31,6 +32,21 @@ pub struct GiteaKit {
     /// `None`: the first version that ends after one job.
     pub minimum_version: Option<String>,
     /// The content of the runner's file `.runner`, on one line. `None`: the guest fetches it, as with GitHub.
+    pub secret: Option<SecretString>,
+}
+
+/// Settings of Buildkite's agent.
+pub struct BuildkiteKit {
+    /// The address of the API of agents.
+    pub endpoint: String,
+    pub name: String,
+    /// `key=value`.
+    pub tags: Vec<String>,
+    /// The directory of the program in the guest; `None`: in the usual directories.
+    pub directory: Option<String>,
+    /// `None`: any.
+    pub minimum_version: Option<String>,
+    /// The id of the job, a space, and the token with which an agent can take it. `None`: the guest fetches it.
     pub secret: Option<SecretString>,
 }
 
@@ -57,6 +73,7 @@ impl RunnerKit {
         match self {
             RunnerKit::GitHub(_) => include_str!("../../hooks/github-runner.sh"),
             RunnerKit::Gitea(_) => include_str!("../../hooks/gitea-runner.sh"),
+            RunnerKit::Buildkite(_) => include_str!("../../hooks/buildkite-agent.sh"),
         }
     }
 
@@ -65,6 +82,7 @@ impl RunnerKit {
         match self {
             RunnerKit::GitHub(_) => "github.env",
             RunnerKit::Gitea(_) => "gitea.env",
+            RunnerKit::Buildkite(_) => "buildkite.env",
         }
     }
 
@@ -72,6 +90,7 @@ impl RunnerKit {
         match self {
             RunnerKit::GitHub(github) => github.settings(),
             RunnerKit::Gitea(gitea) => gitea.settings(),
+            RunnerKit::Buildkite(buildkite) => buildkite.settings(),
         }
     }
 
@@ -79,6 +98,7 @@ impl RunnerKit {
         match self {
             RunnerKit::GitHub(github) => github.secret.as_ref(),
             RunnerKit::Gitea(gitea) => gitea.secret.as_ref(),
+            RunnerKit::Buildkite(buildkite) => buildkite.secret.as_ref(),
         }
     }
 
@@ -87,6 +107,7 @@ impl RunnerKit {
         match &mut self {
             RunnerKit::GitHub(github) => github.secret = None,
             RunnerKit::Gitea(gitea) => gitea.secret = None,
+            RunnerKit::Buildkite(buildkite) => buildkite.secret = None,
         }
         self
     }
@@ -117,6 +138,18 @@ impl GitHubKit {
 impl GiteaKit {
     fn settings(&self) -> Vec<(&'static str, String)> {
         vec![
+            ("MAYFLY_RUNNER_DIRECTORY", self.directory.clone().unwrap_or_default()),
+            ("MAYFLY_RUNNER_MINIMUM", self.minimum_version.clone().unwrap_or_default()),
+        ]
+    }
+}
+
+impl BuildkiteKit {
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("MAYFLY_BUILDKITE_ENDPOINT", self.endpoint.clone()),
+            ("MAYFLY_BUILDKITE_NAME", self.name.clone()),
+            ("MAYFLY_BUILDKITE_TAGS", self.tags.join(",")),
             ("MAYFLY_RUNNER_DIRECTORY", self.directory.clone().unwrap_or_default()),
             ("MAYFLY_RUNNER_MINIMUM", self.minimum_version.clone().unwrap_or_default()),
         ]

@@ -57,13 +57,13 @@ pub async fn report_guest_event(
 
 /// Get the registration of the CI system's runner
 ///
-/// For the guest of a vm with a runner of kind `github` or `gitea` that is provisioned by a seed: the seed does not contain
+/// For the guest of a vm with a runner of kind `github`, `gitea` or `buildkite` that is provisioned by a seed: the seed does not contain
 /// the registration, because the guest can read the seed as long as it runs. Available until the guest may start
 /// its runner (`guest_configured` was answered with 202), and refused with 410 afterwards.
 #[utoipa::path(
     get, path = "/vms/{id}/registration", tag = "guest",
     params(("id" = String, Path, format = "uuid")),
-    responses((status = 200, description = "The just-in-time configuration or the registration token (`github`), or the content of the file `.runner` (`gitea`)", body = String, content_type = "text/plain")),
+    responses((status = 200, description = "The just-in-time configuration or the registration token (`github`), the content of the file `.runner` (`gitea`), or the id of a job, a space and a token for it (`buildkite`)", body = String, content_type = "text/plain")),
     security(("vm_token" = [])),
 )]
 pub async fn get_runner_registration(

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     domain::{
         Announcer, Budget, Budgets, Code, EndSignal, Error, GuestOs, NetworkMode, Outcome, OutcomeResult, QueueReason,
-        ResultSource, RunnerStatus, Scope, SourceName, State, TokenId, Vm, VmId, VmRequest,
+        RemoteId, ResultSource, RunnerStatus, Scope, SourceName, State, TokenId, Vm, VmId, VmRequest,
         endpoint::Endpoint,
         job_record::JobRecord,
         ready_check::ReadyKind,
@@ -145,6 +145,8 @@ pub struct RunnerView {
     pub github: Option<SourceRunnerView>,
     /// For a runner of the kind `gitea`.
     pub gitea: Option<SourceRunnerView>,
+    /// For a runner of the kind `buildkite`: the agent. Its id is the one of its job.
+    pub buildkite: Option<SourceRunnerView>,
 }
 
 /// A runner as registered at its source of jobs.
@@ -160,20 +162,22 @@ pub struct SourceRunnerView {
     /// Null: the default group.
     pub group: Option<String>,
     pub registration: Registration,
+    /// The job that it takes, at a source whose runners are for one particular job (Buildkite); null at others.
+    pub job: Option<RemoteId>,
     /// Its name there; null until it is registered, and for a `jit_config` that contains no name.
     pub name: Option<String>,
     /// Its id there; null for a runner that registers itself with a `registration_token`.
-    pub id: Option<u64>,
+    pub id: Option<RemoteId>,
 }
 
 impl SourceRunnerView {
     /// `None`: the vm's runner is of another kind.
     fn new(vm: &Vm, kind: RunnerKind) -> Option<Self> {
         let runner = vm.spec.source_runner.clone().filter(|_| vm.spec.runner == kind)?;
-        let SourceRunner { source, scope, labels, group, registration } = runner;
+        let SourceRunner { source, scope, labels, group, registration, job } = runner;
         let registered = vm.registered.as_ref();
-        let (name, id) = (registered.map(|r| r.name.clone()), registered.and_then(|r| r.runner_id));
-        Some(Self { source, scope, labels, group, registration, name, id })
+        let (name, id) = (registered.map(|r| r.name.clone()), registered.and_then(|r| r.runner_id.clone()));
+        Some(Self { source, scope, labels, group, registration, job, name, id })
     }
 }
 
@@ -262,6 +266,7 @@ impl VmView {
                 started: vm.started(),
                 github: SourceRunnerView::new(vm, RunnerKind::GitHub),
                 gitea: SourceRunnerView::new(vm, RunnerKind::Gitea),
+                buildkite: SourceRunnerView::new(vm, RunnerKind::Buildkite),
             },
             queue: vm.queue.as_ref().map(|q| QueueView {
                 reason: q.reason,
@@ -319,6 +324,7 @@ pub fn no_vm(id: VmId) -> Error {
         ("command" = (summary = "One job", value = json!(examples::vm_request()))),
         ("github" = (summary = "A GitHub runner", value = json!(examples::github_vm_request()))),
         ("gitea" = (summary = "A Gitea runner", value = json!(examples::gitea_vm_request()))),
+        ("buildkite" = (summary = "A Buildkite agent", value = json!(examples::buildkite_vm_request()))),
         ("smallest" = (summary = "A vm without a runner", value = json!({"template": "micro"})))
     )),
     responses(
@@ -385,7 +391,7 @@ pub struct ListVms {
     created_since: Option<Timestamp>,
     /// Only vms whose runner was given a job with this id. At GitHub it is the number in the address of the job's page. Jobs of
     /// two sources may have the same id.
-    job_id: Option<u64>,
+    job_id: Option<String>,
     /// Largest number of vms in the answer.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<u32>,
@@ -399,8 +405,15 @@ impl ListVms {
         let limit = page_size(self.limit)?;
         let labels = self.label.iter().map(|label| split_label(label)).collect::<Result<_, _>>()?;
         let before = self.cursor.as_deref().map(parse_cursor).transpose()?;
-        if self.job_id.is_some_and(|id| i64::try_from(id).is_err()) {
-            return Err(Problem::invalid("query:job_id", format!("0 to {}", i64::MAX)));
+        if self
+            .job_id
+            .as_ref()
+            .is_some_and(|id| id.is_empty() || id.len() > 64 || !id.bytes().all(|b| b.is_ascii_graphic()))
+        {
+            return Err(Problem::invalid(
+                "query:job_id",
+                "the id of a job at its source: 1 to 64 visible ASCII characters",
+            ));
         }
         let is_digit = |c: char| c.is_ascii_hexdigit() || c == '-';
         if self

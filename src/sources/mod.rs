@@ -5,9 +5,12 @@
 //!   ci_server   one server, of whatever kind: registers runners, reports jobs
 //!     github    client of GitHub's API
 //!     gitea     client of Gitea's API
-//!       runner, deliveries, error    what the clients have in common
+//!     buildkite client of Buildkite's stacks API
+//!       runner, deliveries, error, answer_text    what the clients have in common
 //! ```
 
+mod answer_text;
+pub mod buildkite;
 pub mod ci_server;
 pub mod deliveries;
 pub mod error;

@@ -64,9 +64,12 @@ impl Source {
             SourceKind::Gitea => {
                 let rule = match self.server.as_ref().map(CiServer::client) {
                     Some(CiClient::Gitea(client)) => client.attempt_rule(),
-                    Some(CiClient::GitHub(_)) | None => AttemptRule::CountsTaken,
+                    Some(CiClient::GitHub(_) | CiClient::Buildkite(_)) | None => AttemptRule::CountsTaken,
                 };
                 gitea::read_delivery(name, rule, body)
+            }
+            SourceKind::Buildkite => {
+                ParsedDelivery::Ignored("webhooks of Buildkite are not used: its jobs are listed".to_owned())
             }
         }
     }
@@ -103,7 +106,7 @@ impl Sources {
     pub fn github_clients(&self) -> impl Iterator<Item = (&SourceName, &Arc<GitHubClient>)> {
         self.0.iter().filter_map(|(name, source)| match source.server.as_ref()?.client() {
             CiClient::GitHub(client) => Some((name, client)),
-            CiClient::Gitea(_) => None,
+            CiClient::Gitea(_) | CiClient::Buildkite(_) => None,
         })
     }
 }

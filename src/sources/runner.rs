@@ -2,10 +2,12 @@
 
 use secrecy::SecretString;
 
+use crate::domain::RemoteId;
+
 /// A runner that a server lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerRunner {
-    pub id: u64,
+    pub id: RemoteId,
     pub name: String,
     /// Whether it is connected. A runner that is not need not have ended. `None`: the server's word for it is not known to
     /// this program.
@@ -17,7 +19,7 @@ pub struct ServerRunner {
 /// A runner that was registered just now.
 #[derive(Clone, Debug)]
 pub struct NewRegistration {
-    pub runner_id: u64,
+    pub runner_id: RemoteId,
     /// What the runner in the guest needs: a credential, which the server shows once.
     pub secret: SecretString,
 }
@@ -28,4 +30,14 @@ pub enum Removed {
     Now,
     /// It was already gone, which counts as success.
     Before,
+}
+
+/// Whether a job was reserved for a vm of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    Granted,
+    /// The server wants no more jobs to be started for now.
+    Paused,
+    /// Another service has it, or it does not wait any more.
+    Taken,
 }

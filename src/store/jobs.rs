@@ -7,7 +7,7 @@ use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
 use super::{
     Ledger, Reader, Result,
-    rows::{job_number, parse_vm, unreadable},
+    rows::{parse_vm, unreadable},
 };
 use crate::domain::{
     SourceName, Vm,
@@ -42,7 +42,7 @@ impl Ledger {
     pub async fn put_job(&self, job: Job) -> Result<()> {
         let json = serde_json::to_string(&job).map_err(|e| unreadable(e.to_string()))?;
         let JobKey { source, id, attempt } = job.record.key();
-        let (source, id) = (String::from(source), job_number(id)?);
+        let (source, id) = (String::from(source), id.to_string());
         let updated = job.updated_at.as_millisecond();
         let completed = job.is_over().then_some(updated);
         self.writer
@@ -117,8 +117,7 @@ impl Reader {
     }
 
     pub async fn job(&self, key: &JobKey) -> Result<Option<Job>> {
-        let Ok(id) = i64::try_from(key.id) else { return Ok(None) };
-        let source = key.source.as_str();
+        let (source, id) = (key.source.as_str(), key.id.to_string());
         let row = sqlx::query!(
             "SELECT record FROM jobs WHERE source = ? AND id = ? AND attempt = ?",
             source,

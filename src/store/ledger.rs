@@ -12,7 +12,7 @@ use super::{
     placement::{self, HostOffer},
     ready_metrics::CheckEnd,
     repeated::{self, RequestHash},
-    rows::{job_number, parse_vm, unreadable},
+    rows::{parse_vm, unreadable},
     writer::Writer,
 };
 use crate::domain::{
@@ -378,7 +378,7 @@ async fn step(
     }
     if let Event::JobChanged { job } = &event {
         let JobKey { source, id: job, attempt } = job.key();
-        let (source, job) = (String::from(source), job_number(job)?);
+        let (source, job) = (String::from(source), job.to_string());
         sqlx::query!(
             "INSERT OR IGNORE INTO vm_jobs (job_id, source, attempt, vm_id) VALUES (?, ?, ?, ?)",
             job,

@@ -11,11 +11,6 @@ pub(super) fn parse_id(id: &str) -> Result<VmId> {
     id.parse().map_err(|e| unreadable(format!("a vm's id {id:?}: {e}")))
 }
 
-/// The id of a job as a column.
-pub(super) fn job_number(id: u64) -> Result<i64> {
-    i64::try_from(id).map_err(|_| unreadable(format!("a job's number {id}")))
-}
-
 pub(super) fn unreadable(what: impl Into<String>) -> StoreError {
     StoreError::Unreadable(what.into())
 }

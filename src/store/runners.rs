@@ -7,7 +7,7 @@ use super::{
     rows::{parse_id, unreadable},
 };
 use crate::domain::{
-    SourceName, Vm, VmId,
+    RemoteId, SourceName, Vm, VmId,
     orphaned_runner::{OrphanedRunner, is_over},
     source_runner::SourceScope,
 };
@@ -20,7 +20,7 @@ pub struct RunnerRow {
     pub vm_id: VmId,
     pub attempt: u32,
     /// `None`: the server was asked, and its answer is not known.
-    pub runner_id: Option<u64>,
+    pub runner_id: Option<RemoteId>,
     pub sealed: Option<Vec<u8>>,
     pub asked_at: Timestamp,
     pub seen_at: Option<Timestamp>,
@@ -32,7 +32,7 @@ impl RunnerRow {
             name: self.name.clone(),
             source: self.at.source.clone(),
             scope: self.at.scope.clone(),
-            runner_id: self.runner_id,
+            runner_id: self.runner_id.clone(),
             vm_id: self.vm_id,
             asked_at: self.asked_at,
         }
@@ -75,9 +75,9 @@ impl Ledger {
 
     /// Stores the server's answer. The registration is stored only if the vm is still in that attempt and may still need
     /// it.
-    pub async fn runner_registered(&self, name: &str, runner_id: u64, sealed: Vec<u8>) -> Result<()> {
+    pub async fn runner_registered(&self, name: &str, runner_id: &RemoteId, sealed: Vec<u8>) -> Result<()> {
         let name = name.to_owned();
-        let id = i64::try_from(runner_id).map_err(|_| unreadable(format!("the runner's id {runner_id}")))?;
+        let id = runner_id.to_string();
         self.writer
             .write(move |db| {
                 Box::pin(async move {
@@ -134,7 +134,7 @@ struct StoredRunner {
     scope: String,
     vm_id: String,
     attempt: i64,
-    runner_id: Option<i64>,
+    runner_id: Option<String>,
     sealed: Option<Vec<u8>>,
     asked_at: i64,
     seen_at: Option<i64>,
@@ -152,10 +152,7 @@ impl TryFrom<StoredRunner> for RunnerRow {
             },
             vm_id: parse_id(&row.vm_id)?,
             attempt: u32::try_from(row.attempt).map_err(|e| unreadable(format!("an attempt: {e}")))?,
-            runner_id: row
-                .runner_id
-                .map(|id| u64::try_from(id).map_err(|e| unreadable(format!("a runner's id: {e}"))))
-                .transpose()?,
+            runner_id: row.runner_id.map(RemoteId::from_column),
             sealed: row.sealed,
             asked_at: time(row.asked_at)?,
             seen_at: row.seen_at.map(time).transpose()?,
@@ -248,6 +245,7 @@ mod tests {
                 labels: vec!["a".into()],
                 group: None,
                 registration: Registration::Managed,
+                job: None,
             }),
             pool: None,
             created_by: None,
@@ -277,6 +275,10 @@ mod tests {
         NewVm { spec, request_hash: [1; 32].into(), idempotency_key: None, quota: None, sealed: None, admission }
     }
 
+    fn number() -> u64 {
+        u64::from(u32::MAX) + 7
+    }
+
     fn acme() -> SourceScope {
         SourceScope { source: SourceName::new("forge").unwrap(), scope: "acme".parse().unwrap() }
     }
@@ -285,7 +287,7 @@ mod tests {
     async fn registered(store: &store::Store, vm: VmId, at: Timestamp) -> RunnerRow {
         let name = format!("{vm}-1");
         store.ledger.registration_requested(&name, &acme(), vm, 1, at).await.unwrap();
-        store.ledger.runner_registered(&name, u64::from(u32::MAX) + 7, vec![1, 2]).await.unwrap();
+        store.ledger.runner_registered(&name, &number().into(), vec![1, 2]).await.unwrap();
         store.reader.runner(&name).await.unwrap().unwrap()
     }
 
@@ -296,7 +298,7 @@ mod tests {
         let at = Timestamp::from_second(1_700_000_000).unwrap();
         let vm = store.ledger.open(asked_for(0), at).await.unwrap().vm().id();
         let row = registered(&store, vm, at).await;
-        assert_eq!((row.sealed, row.runner_id, row.attempt), (Some(vec![1, 2]), Some(u64::from(u32::MAX) + 7), 1));
+        assert_eq!((row.sealed, row.runner_id, row.attempt), (Some(vec![1, 2]), Some(number().into()), 1));
         assert_eq!((row.vm_id, row.asked_at, row.seen_at, &row.at), (vm, at, None, &acme()));
         let forced = Event::EndForced { by: Announcer::Admin };
         store.ledger.apply(vm, Expect::Anything, forced, at).await.unwrap();

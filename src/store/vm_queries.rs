@@ -27,7 +27,7 @@ pub struct Filter {
     pub labels: Vec<(String, String)>,
     pub pool: Option<String>,
     /// A job of GitHub that the vm was given.
-    pub job: Option<u64>,
+    pub job: Option<String>,
     pub created_since: Option<Timestamp>,
     /// Only vms older than this one.
     pub before: Option<VmId>,
@@ -98,10 +98,8 @@ impl Filter {
         if let Some(pool) = &self.pool {
             query.push(" AND pool = ").push_bind(pool.clone());
         }
-        if let Some(job) = self.job {
-            // No vm has a job whose id does not fit into a column.
-            let job = i64::try_from(job).unwrap_or(-1);
-            query.push(" AND vms.id IN (SELECT vm_id FROM vm_jobs WHERE job_id = ").push_bind(job).push(")");
+        if let Some(job) = &self.job {
+            query.push(" AND vms.id IN (SELECT vm_id FROM vm_jobs WHERE job_id = ").push_bind(job.clone()).push(")");
         }
         if let Some(since) = self.created_since {
             // Ids begin with the system's time, so that the index ends the search. The service's clock may differ from that one

@@ -19,7 +19,7 @@ import threading
 import time
 
 from support import (
-    GITEA_REGISTRATION, HOOKS, JOB_TOKEN, REGISTRATION, TOKEN, VM_ID, Failed, Workspace, check, gitea_files, github_files,
+    BUILDKITE_JOB, BUILDKITE_TOKEN, GITEA_REGISTRATION, HOOKS, JOB_TOKEN, REGISTRATION, TOKEN, VM_ID, Failed, Workspace, buildkite_files, check, gitea_files, github_files,
     kit_files, main, ready_file, write_kit, write_program,
 )
 
@@ -1196,6 +1196,113 @@ def gitea_wrong_runners():
     each_shell(one)
 
 
+# As Buildkite's: calls the hooks of its additional paths in an environment that the job left.
+BUILDKITE_AGENT = """#!/usr/bin/env python3
+import os, pathlib, subprocess, sys, time
+here = pathlib.Path(__file__).resolve().parent
+if sys.argv[1:] == ["--version"]:
+    print("buildkite-agent version @VERSION@, build 9871")
+    sys.exit()
+assert sys.argv[1:] == ["start"], sys.argv
+for key in ("ACQUIRE_JOB", "ENDPOINT", "NAME", "TAGS", "SPAWN"):
+    print(key, os.environ.get("BUILDKITE_AGENT_" + key), flush=True)
+print("token ends with", os.environ["BUILDKITE_AGENT_TOKEN"][-4:], os.environ.get("GREETING"), flush=True)
+assert pathlib.Path(os.environ["BUILDKITE_BUILD_PATH"]).is_dir()
+if @CODE@ == 27:
+    sys.exit(27)
+paths = os.environ["BUILDKITE_ADDITIONAL_HOOKS_PATHS"].split(",")
+def wait(name):
+    while not (here / name).exists():
+        time.sleep(0.05)
+def hook(name):
+    subprocess.run(["/bin/sh", paths[-1] + "/" + name], check=True, env={"PATH": "/nonexistent"}, stdin=subprocess.DEVNULL)
+wait("job")
+hook("environment")
+wait("go")
+hook("pre-exit")
+print("hooks of", len(paths), "paths", flush=True)
+sys.exit(@CODE@)
+"""
+
+
+def buildkite_agent_in(directory, code=0, version="3.137.0"):
+    """A stand-in for Buildkite's agent: it takes its job once the file `job` is there, and ends it with `go`."""
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    text = BUILDKITE_AGENT.replace("@VERSION@", version).replace("@CODE@", str(code))
+    write_program(directory / "buildkite-agent", text)
+    return directory
+
+
+BUILDKITE_ORDER = ["guest_ready", "guest_configured", "runner_started", "job_started", "DELETE", "runner_finished"]
+
+
+def buildkite_agent():
+    def one(shell):
+        with Workspace() as w:
+            agent = buildkite_agent_in(w.dir / "it's an agent")
+            env = {"GREETING": "hi", "BUILDKITE_AGENT_SPAWN": "4", "BUILDKITE_ADDITIONAL_HOOKS_PATHS": "/nonexistent"}
+            kit = lives(shell, buildkite_files(w.api.url, agent, env=env), w)
+            w.api.wait("runner_started", 40)
+            (agent / "job").touch()
+            w.api.wait("job_started", 40)
+            found = subprocess.run(["grep", "-rl", "--devices=skip", BUILDKITE_TOKEN, str(w.dir)],
+                                   stdout=subprocess.PIPE, timeout=60)
+            check(found.stdout == b"", found.stdout)
+            check(not (kit / "run/job/registration").exists(), "the registration is left")
+            (agent / "go").touch()
+            check(w.api.wait("runner_finished", 40)["json"]["exit_code"] == 0, w.api.log())
+            check(w.api.names() == BUILDKITE_ORDER, w.api.names())
+            log = w.api.log().decode().split("\n")
+            for line in ("ACQUIRE_JOB " + BUILDKITE_JOB, "ENDPOINT https://agent.buildkite.com/v3", "NAME vm-1",
+                         "TAGS queue=macs,os=it's a mac", "SPAWN None", "token ends with %s hi" % BUILDKITE_TOKEN[-4:],
+                         "hooks of 2 paths"):
+                check(line in log, "no %r in %s" % (line, log))
+            check(not w.api.leaks, "token in argv: %s" % w.api.leaks)
+            check(not any(BUILDKITE_TOKEN in text for _, text in w.processes()), w.processes())
+
+    each_shell(one)
+
+
+def buildkite_registration_fetched():
+    """A seed without the registration: it is fetched before the start."""
+    with Workspace() as w:
+        agent = buildkite_agent_in(w.dir / "agent")
+        (agent / "job").touch()
+        (agent / "go").touch()
+        where = "/vms/%s/registration" % VM_ID
+        w.api.bodies[where] = ("%s %s" % (BUILDKITE_JOB, BUILDKITE_TOKEN)).encode()
+        files = buildkite_files(w.api.url, agent)
+        del files["registration"]
+        lives("sh", files, w)
+        check(w.api.wait("runner_finished", 40)["json"]["exit_code"] == 0, w.api.log())
+        names = [n for n in w.api.names() if n != "GET " + where]
+        check(names == BUILDKITE_ORDER, names)
+
+
+def buildkite_wrong_agents():
+    cases = (
+        # The agent in the guest, the kit, the registration, the exit code, the text in the log.
+        (dict(version="3.80.0"), {"minimum": "3.100"}, None, 7, "is version 3.80.0, but at least 3.100 is required"),
+        (None, {}, None, 126, "there is no buildkite-agent in this guest"),
+        (dict(), {}, b"s3cret", 125, "the registration is not a job and a token"),
+        (dict(), {}, b"job s3cret more", 125, "the registration is not a job and a token"),
+        (dict(code=27), {}, None, 27, "ACQUIRE_JOB " + BUILDKITE_JOB),
+    )
+    for agent, more, registration, code, said in cases:
+        with Workspace() as w:
+            directory = w.dir / "agent"
+            if agent is not None:
+                buildkite_agent_in(directory, **agent)
+            files = buildkite_files(w.api.url, directory, **more)
+            if registration is not None:
+                files["registration"] = (0o600, registration)
+            lives("sh", files, w)
+            check(w.api.wait("runner_finished", 40)["json"]["exit_code"] == code, "%s: wrong exit code" % said)
+            log = w.api.log().decode()
+            check(said in log and "s3cret" not in log, log)
+
+
 def shellcheck():
     if not shutil.which("shellcheck"):
         return "skipped, no shellcheck here"
@@ -1214,5 +1321,5 @@ main([
     violent_job, signals_ignored, no_base64, boot_says_no, github_runner, github_registration_fetched,
     github_registration_refused, as_another_user, job_that_cannot_start, heartbeats, difficult_profile, github_registration_token,
     github_wrong_runners, github_runner_with_an_old_registration, github_runner_from_the_host, gitea_runner,
-    gitea_registration_fetched, gitea_wrong_runners,
+    gitea_registration_fetched, gitea_wrong_runners, buildkite_agent, buildkite_registration_fetched, buildkite_wrong_agents,
 ], at_once=3)

@@ -278,6 +278,26 @@ def gitea_files(url, directory=None, minimum="", env=None):
     return files
 
 
+# A job of Buildkite, and the token with which an agent takes it.
+BUILDKITE_JOB = "0193a6d2-7c1e-4f6a-9b1d-3f5a7c9e1b2d"
+BUILDKITE_TOKEN = "bkjat_2f5d1c9a7b"
+
+
+def buildkite_files(url, directory=None, minimum="", env=None):
+    """The bundle of Buildkite's agent."""
+    settings = {
+        "MAYFLY_BUILDKITE_ENDPOINT": "https://agent.buildkite.com/v3",
+        "MAYFLY_BUILDKITE_NAME": "vm-1",
+        "MAYFLY_BUILDKITE_TAGS": "queue=macs,os=it's a mac",
+        "MAYFLY_RUNNER_DIRECTORY": str(directory or ""),
+        "MAYFLY_RUNNER_MINIMUM": minimum,
+    }
+    files = kit_files(url, kind="buildkite", payload=(HOOKS / "buildkite-agent.sh").read_bytes(), env=env)
+    files["buildkite.env"] = (0o600, "".join("%s=%s\n" % (k, quoted(v)) for k, v in settings.items()).encode())
+    files["registration"] = (0o600, ("%s %s\n" % (BUILDKITE_JOB, BUILDKITE_TOKEN)).encode())
+    return files
+
+
 def ready_file(**settings):
     """The file ready.env of a bundle."""
     settings = {"interval": 1, "seconds": 2, **settings}

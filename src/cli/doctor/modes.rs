@@ -44,7 +44,7 @@ pub fn tart(setup: &DoctorSetup) -> Finding {
     )
 }
 
-/// `isolated for command, none; internet for script, github, gitea`.
+/// `isolated for command, none; internet for script, github, gitea, buildkite`.
 fn text(can: &NetworkSupport) -> String {
     let mut parts = Vec::new();
     for mode in NetworkMode::ALL {
@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn defaults_and_needs_are_one_line() {
         let all = NetworkSupport::default();
-        assert_eq!(text(&all), "isolated for command, none; internet for script, github, gitea");
+        assert_eq!(text(&all), "isolated for command, none; internet for script, github, gitea, buildkite");
         assert_eq!(text(&all.clone().by_default(Some(NetworkMode::Host))), "host for every kind of runner");
         let open = all.without(NetworkMode::Isolated, "do this").without(NetworkMode::Internet, "do this");
         assert_eq!(text(&open), "host for every kind of runner; for isolated and internet: do this");

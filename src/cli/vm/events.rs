@@ -1,12 +1,14 @@
 //! `mayfly vm events`
 
 use clap::Args;
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 
 use super::{
     super::{client::ApiClient, exit, failure::CommandFailure, follow, interrupt, output, responses::VmResponse, text},
     PAGE, resolve,
 };
+use crate::domain::RemoteId;
 
 #[derive(Args)]
 pub(in crate::cli) struct EventsArgs {
@@ -104,7 +106,7 @@ fn of_github(event: &Value) -> Option<String> {
             let job = &event["job"];
             let status = job["status"].as_str()?.replace('_', " ");
             let conclusion = job["conclusion"].as_str().map(|c| format!(", {c}")).unwrap_or_default();
-            format!("{} {status}{conclusion}", job["id"].as_u64()?)
+            format!("{} {status}{conclusion}", RemoteId::deserialize(&job["id"]).ok()?)
         }
         "budgets_paused" => "GitHub does not answer".to_owned(),
         "budgets_resumed" => "GitHub answers again".to_owned(),

@@ -43,7 +43,7 @@ pub(in crate::cli) struct VmList {
     /// Only vms whose runner was given this job, including deleted vms; the number is in the address of the job's
     /// page at GitHub
     #[arg(long, value_name = "ID")]
-    job: Option<u64>,
+    job: Option<String>,
     /// Also deleted vms whose records are still kept
     #[arg(long, short, conflicts_with = "states")]
     all: bool,
@@ -81,7 +81,7 @@ impl VmList {
         query.extend(self.outcome.iter().map(|outcome| ("outcome", outcome.clone())));
         query.extend(self.pool.iter().map(|pool| ("pool", pool.clone())));
         query.extend(self.since.iter().map(|since| ("created_since", since.to_string())));
-        query.extend(self.job.iter().map(|job| ("job_id", job.to_string())));
+        query.extend(self.job.iter().map(|job| ("job_id", job.clone())));
         query.push(("limit", PAGE.to_owned()));
         query
     }

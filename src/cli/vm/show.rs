@@ -11,7 +11,7 @@ use super::{
     },
     resolve,
 };
-use crate::platform::clock;
+use crate::{domain::RemoteId, platform::clock};
 
 pub(super) async fn run(vm: &str, client: &ApiClient, json: bool) -> Result<u8, CommandFailure> {
     let id = resolve(vm, client).await?;
@@ -47,7 +47,7 @@ pub(super) async fn run(vm: &str, client: &ApiClient, json: bool) -> Result<u8, 
             pairs
                 .push(("", "the job has the user of its wrapper, so it could report a result in its place".to_owned()));
         }
-        if let Some(registered) = runner.github.as_ref().or(runner.gitea.as_ref()) {
+        if let Some(registered) = runner.github.as_ref().or(runner.gitea.as_ref()).or(runner.buildkite.as_ref()) {
             registration(registered, &mut pairs);
         }
     }
@@ -138,6 +138,7 @@ fn registration(runner: &SourceRunnerResponse, pairs: &mut Vec<(&str, String)>) 
     pairs.push(("registers at", format!("{}{source}{by}", runner.scope)));
     pairs.push(("runner labels", runner.labels.join(", ")));
     pairs.extend(runner.group.clone().map(|group| ("runner group", group)));
-    let number = runner.id.map(|id| format!(" (number {id})")).unwrap_or_default();
+    let kind = |id: &RemoteId| if id.number().is_some() { "number" } else { "job" };
+    let number = runner.id.as_ref().map(|id| format!(" ({} {id})", kind(id))).unwrap_or_default();
     pairs.extend(runner.name.as_ref().map(|name| ("runner name", format!("{name}{number}"))));
 }

@@ -27,6 +27,16 @@ pub fn github_vm_request() -> Value {
     })
 }
 
+pub fn buildkite_vm_request() -> Value {
+    json!({
+        "template": "ubuntu-24.04",
+        "runner": {
+            "kind": "buildkite", "source": "kite", "scope": "acme", "labels": ["queue=linux"],
+            "job": "0193a6d2-7c1e-4f6a-9b1d-3f5a7c9e1b2d"
+        }
+    })
+}
+
 pub fn gitea_vm_request() -> Value {
     json!({
         "template": "micro",
@@ -178,7 +188,7 @@ pub fn vm() -> Value {
         "labels": { "team": "core" },
         "pool": null,
         "created_by": "01920f3c-6b8f-7d22-8e3c-9a1f5b7c2d3e",
-        "runner": { "kind": "command", "status": "none", "separate_users": null, "started": "no", "github": null, "gitea": null },
+        "runner": { "kind": "command", "status": "none", "separate_users": null, "started": "no", "github": null, "gitea": null, "buildkite": null },
         "queue": { "reason": "slot", "position": 3, "deadline": "2026-11-20T09:10:00.000Z", "kept_vms": 0, "pull": null },
         "deadline": { "budget": "queue", "at": "2026-11-20T09:10:00.000Z" },
         "paused_since": null,
@@ -230,10 +240,12 @@ pub fn deleted_vm() -> Value {
                     "labels": ["self-hosted", "linux"],
                     "group": null,
                     "registration": "managed",
+                    "job": null,
                     "name": "mayfly-01920f3c5a7e-1",
                     "id": 8123
                 },
-                "gitea": null
+                "gitea": null,
+                "buildkite": null
             },
             "queue": null,
             "deadline": null,

@@ -2,20 +2,26 @@
 //! so a pool needs as many vms without a job as there are jobs without a vm, no matter which vm was created for which
 //! job.
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::broadcast::{self, error::RecvError};
 
-use super::{settings::Settings, updates::JobUpdates};
+use super::{
+    plan::{bound_plan, has_no_known_job, plan},
+    settings::Settings,
+    updates::JobUpdates,
+};
 use crate::{
     admission::VmAdmission,
     domain::{
-        Announcer, Code, Event, Pool, Result, RunnerStatus, Scope, State, Vm, VmId, job::Job, job_record::JobKey,
+        Announcer, Code, Event, Pool, Result, RunnerStatus, SourceKind,
+        job::Job,
+        job_record::{JobKey, JobStatus},
     },
     parts::Parts,
     platform::Clock,
-    sources::{Sources, deliveries::FoundJob},
+    sources::{Sources, deliveries::FoundJob, runner::Claim},
     store::{Change, Expect, Ledger, Reader},
 };
 
@@ -25,17 +31,6 @@ const PAUSE: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Pause before a refused vm is requested again.
 const REFUSED_PAUSE: SignedDuration = SignedDuration::from_secs(30);
-
-/// What a pool lacks, or has too many of.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Plan {
-    /// Jobs for which a vm is created now.
-    make: Vec<JobKey>,
-    /// Vms that are not needed, in the order in which they end.
-    end: Vec<VmId>,
-    /// When the first job that has to wait for its next vm may get it.
-    look_again: Option<Timestamp>,
-}
 
 /// Creates and ends vms of pools according to their jobs.
 #[derive(Clone)]
@@ -92,8 +87,8 @@ impl PoolDemand {
         Ok(next)
     }
 
-    /// Like `meet`, except for jobs for which a vm was created before: returns them, because the CI server has to be asked
-    /// first whether they are still queued.
+    /// Like `meet`, except for jobs about which the CI server has to be asked first: whether they are still queued, if a vm
+    /// was created for them before, and for a reservation, if a vm is for one particular job. Returns them.
     async fn meet_certain(&self) -> Result<(Option<Timestamp>, Vec<(Pool, Job)>)> {
         let _alone = self.updates.lock().await;
         let mut doubtful = Vec::new();
@@ -105,7 +100,12 @@ impl PoolDemand {
         let now = self.clock.now();
         let mut next = None;
         for pool in &pools {
-            let plan = plan(pool, &jobs, &vms, now, self.settings.report_late);
+            let bound = self.sources.kind(&pool.job_source).is_some_and(SourceKind::binds_jobs);
+            let plan = if bound {
+                bound_plan(pool, &jobs, &vms, now)
+            } else {
+                plan(pool, &jobs, &vms, now, self.settings.report_late)
+            };
             next = [next, plan.look_again].into_iter().flatten().min();
             for id in plan.end {
                 if let Some(vm) = vms.iter().find(|vm| vm.id() == id) {
@@ -120,7 +120,7 @@ impl PoolDemand {
             }
             for key in plan.make {
                 let Some(job) = jobs.iter().find(|job| job.record.key() == key) else { continue };
-                if job.tries > 0 {
+                if job.tries > 0 || bound {
                     doubtful.push((pool.clone(), job.clone()));
                 } else {
                     let again = self.make_vm(pool, job.clone(), now).await?;
@@ -134,61 +134,121 @@ impl PoolDemand {
         Ok((next, doubtful))
     }
 
-    /// Creates another vm for a job whose previous vm ended without having run it, as far as is known: the vm may
-    /// have run the job while the webhooks about it are late or lost.
+    /// Creates a vm for a job about which the CI server has to be asked first. A previous vm of it may have run the job while
+    /// the webhooks about it are late or lost.
     async fn make_another(&self, pool: &Pool, job: &Job) -> Result<Option<Timestamp>> {
-        let seen = match (self.sources.server(&job.record.source), Scope::repository(&job.record.repository)) {
-            (Some(server), Ok(scope)) => server.job(&scope, job.record.id).await,
-            _ => Ok(FoundJob::Missing),
+        if let Some(server) = self.sources.server(&job.record.source) {
+            let seen = if job.tries > 0 { server.job(job).await } else { Ok(FoundJob::Unclear) };
+            match seen {
+                Ok(FoundJob::Here(update)) => {
+                    if update.record.key() != job.record.key() {
+                        self.updates.apply(&job.superseded()).await?;
+                    }
+                    self.updates.apply(&update).await?;
+                    if update.record.status > JobStatus::Queued {
+                        return Ok(None);
+                    }
+                }
+                // The job cannot be read, or no longer exists: then no webhook will report it, and no runner will get it.
+                Ok(FoundJob::Missing | FoundJob::Unclear) => {}
+                Err(error) => {
+                    tracing::warn!(job.source = %job.record.source, job.id = %job.record.id, error = %error, "cannot ask the CI server whether the job is still queued");
+                    return self.postpone(job).await;
+                }
+            }
+            match server.claim(job).await {
+                Ok(Claim::Granted) => {}
+                Ok(claim @ (Claim::Paused | Claim::Taken)) => {
+                    tracing::info!(job.source = %job.record.source, job.id = %job.record.id, ?claim, "no vm is made for the job for now");
+                    return self.postpone(job).await;
+                }
+                Err(error) => {
+                    tracing::warn!(job.source = %job.record.source, job.id = %job.record.id, error = %error, "cannot reserve a job at its CI server");
+                    return self.postpone(job).await;
+                }
+            }
+        }
+        let given_up = {
+            let _alone = self.updates.lock().await;
+            let Some(mut job) = self.reader.job(&job.record.key()).await?.filter(Job::waits) else { return Ok(None) };
+            if job.counted_vm != job.made
+                && let Some(worked) = self.last_vm_worked(&job).await?
+            {
+                job.failed_vms = if worked { 0 } else { job.failed_vms + 1 };
+                job.counted_vm = job.made;
+            }
+            if !job.is_given_up() {
+                return self.make_vm(pool, job, self.clock.now()).await;
+            }
+            job
         };
-        match seen {
-            Ok(FoundJob::Here(update)) => {
-                if update.record.key() != job.record.key() {
-                    self.updates.apply(&job.superseded()).await?;
-                }
-                self.updates.apply(&update).await?;
-            }
-            // The job cannot be read, or no longer exists: then no webhook will report it, and no runner will get it.
-            Ok(FoundJob::Missing | FoundJob::Unclear) => {}
-            Err(error) => {
-                tracing::warn!(job.source = %job.record.source, job.id = job.record.id, error = %error, "cannot ask the CI server whether the job is still queued");
-                let _alone = self.updates.lock().await;
-                let Some(mut job) = self.reader.job(&job.record.key()).await? else { return Ok(None) };
-                job.not_before = Some(self.clock.now() + REFUSED_PAUSE);
-                let again = job.not_before;
-                self.ledger.put_job(job).await?;
-                return Ok(again);
-            }
-        }
+        self.give_up(pool, given_up).await
+    }
+
+    /// The job is looked at again after a pause.
+    async fn postpone(&self, job: &Job) -> Result<Option<Timestamp>> {
         let _alone = self.updates.lock().await;
-        match self.reader.job(&job.record.key()).await? {
-            Some(mut job) if job.waits() => {
-                if job.counted_vm != job.made
-                    && let Some(worked) = self.last_vm_worked(&job).await?
-                {
-                    job.failed_vms = if worked { 0 } else { job.failed_vms + 1 };
-                    job.counted_vm = job.made;
-                }
-                if job.is_given_up() {
-                    tracing::warn!(
-                        job.source = %job.record.source, job.id = job.record.id, pool.name = pool.name, vms = job.failed_vms,
-                        "no more vms are made for a job: too many in a row have ended without a job"
-                    );
-                    self.ledger.put_job(job).await?;
-                    return Ok(None);
-                }
-                self.make_vm(pool, job, self.clock.now()).await
+        let Some(mut job) = self.reader.job(&job.record.key()).await? else { return Ok(None) };
+        job.not_before = Some(self.clock.now() + REFUSED_PAUSE);
+        let again = job.not_before;
+        self.ledger.put_job(job).await?;
+        Ok(again)
+    }
+
+    /// No more vms are made for this job. Where the CI server can be told, the job ends there, and its page says why. The
+    /// server is told before the job is recorded as given up: if that is interrupted, the next try finds the job's end there.
+    async fn give_up(&self, pool: &Pool, job: Job) -> Result<Option<Timestamp>> {
+        tracing::warn!(
+            job.source = %job.record.source, job.id = %job.record.id, pool.name = pool.name, vms = job.failed_vms,
+            "no more vms are made for a job: too many in a row have ended without a job"
+        );
+        let told = match self.sources.server(&job.record.source) {
+            Some(server) => server.fail_job(&job, &self.why_given_up(pool, &job).await?).await,
+            None => Ok(false),
+        };
+        match told {
+            Ok(true) => {
+                let mut update = job.superseded();
+                update.record.conclusion = Some("failure".to_owned());
+                self.updates.apply(&update).await?;
+                Ok(None)
             }
-            _ => Ok(None),
+            Ok(false) => {
+                let _alone = self.updates.lock().await;
+                if self.reader.job(&job.record.key()).await?.is_some_and(|now| now.waits()) {
+                    self.ledger.put_job(job).await?;
+                }
+                Ok(None)
+            }
+            Err(error) => {
+                tracing::warn!(job.source = %job.record.source, job.id = %job.record.id, error = %error, "cannot end a job at its CI server");
+                self.postpone(&job).await
+            }
         }
+    }
+
+    /// For the page of the job.
+    async fn why_given_up(&self, pool: &Pool, job: &Job) -> Result<String> {
+        let last = match job.made {
+            Some(id) => self.reader.vm(id).await?,
+            None => None,
+        };
+        let outcome = last.and_then(|vm| vm.outcome.clone());
+        let code = outcome.as_ref().and_then(|outcome| outcome.code).map_or("none", Code::slug);
+        let detail =
+            outcome.and_then(|outcome| outcome.detail).map(|detail| format!(" ({detail})")).unwrap_or_default();
+        Ok(format!(
+            "Mayfly could not run this job: {} virtual machines of its pool {} in a row ended without it. Error of the last one: \
+             {code}{detail}. The job can be run again when its administrator has repaired the cause.",
+            job.failed_vms, pool.name
+        ))
     }
 
     /// Whether the last vm that was made for the job got any job. `None`: its record is gone, or it lives.
     async fn last_vm_worked(&self, job: &Job) -> Result<Option<bool>> {
         let Some(id) = job.made else { return Ok(None) };
         let vm = self.reader.vm(id).await?.filter(|vm| vm.outcome.is_some());
-        let hook = Some(Announcer::Hook);
-        Ok(vm.map(|vm| !vm.jobs.is_empty() || vm.announced_by == hook || vm.runner_status == RunnerStatus::Busy))
+        Ok(vm.map(|vm| vm.shows_a_job()))
     }
 
     /// Assigns queued jobs to the first pool that takes them; repeated because pools are added, removed and changed.
@@ -213,9 +273,9 @@ impl PoolDemand {
         // The idempotency key makes a repetition after a crash return the same vm.
         let JobKey { source, id, attempt } = job.record.key();
         let key = format!("job-{source}-{id}-{attempt}-{}", job.tries + 1);
-        let again = match self.admission.create_for_pool(pool, key).await {
+        let again = match self.admission.create_for_pool(pool, &job.record.id, key).await {
             Ok(created) => {
-                tracing::info!(vm.id = %created.vm.id(), job.id = job.record.id, pool.name = pool.name, "created a vm for a job");
+                tracing::info!(vm.id = %created.vm.id(), job.id = %job.record.id, pool.name = pool.name, "created a vm for a job");
                 job.made = Some(created.vm.id());
                 job.tries += 1;
                 job.not_before = Some(now + self.pause_after(job.tries));
@@ -227,7 +287,7 @@ impl PoolDemand {
                 Some(now)
             }
             Err(error) => {
-                tracing::warn!(job.id = job.record.id, pool.name = pool.name, error = %error, "cannot create a vm for a job");
+                tracing::warn!(job.id = %job.record.id, pool.name = pool.name, error = %error, "cannot create a vm for a job");
                 job.not_before = Some(now + REFUSED_PAUSE);
                 job.not_before
             }
@@ -241,62 +301,6 @@ impl PoolDemand {
         let pause = settings.first_pause.saturating_mul(1 << tries.saturating_sub(1).min(10));
         SignedDuration::try_from(pause.min(settings.longest_pause)).unwrap_or(SignedDuration::MAX)
     }
-}
-
-/// What a pool needs, from its jobs and vms.
-fn plan(pool: &Pool, jobs: &[Job], vms: &[Vm], now: Timestamp, report_late: Duration) -> Plan {
-    // A disabled pool takes no more jobs; its vms keep the jobs that they were created for.
-    if !pool.enabled {
-        return Plan::default();
-    }
-    let mine: Vec<&Vm> = vms.iter().filter(|vm| vm.spec.pool.as_deref() == Some(pool.name.as_str())).collect();
-    // Vms that will take a job, or have just been given one of the waiting jobs.
-    let free: Vec<&&Vm> = mine.iter().filter(|vm| is_free(vm, now, report_late)).collect();
-    let waiting: Vec<&Job> = jobs.iter().filter(|job| job.waits() && job.pool.as_deref() == Some(&pool.name)).collect();
-    let mut plan = Plan::default();
-    if free.len() > waiting.len() {
-        let wanted: HashSet<VmId> = waiting.iter().filter_map(|job| job.made).collect();
-        let mut spare: Vec<&&&Vm> = free.iter().filter(|vm| vm.runner_status != RunnerStatus::Busy).collect();
-        // Vms whose own job is not queued end first; among them those without a slot; among them the newest.
-        spare.sort_by_key(|vm| (wanted.contains(&vm.id()), vm.state != State::Queued, std::cmp::Reverse(vm.id())));
-        plan.end = spare.iter().take(free.len() - waiting.len()).map(|vm| vm.id()).collect();
-        return plan;
-    }
-    let room = usize::try_from(pool.max_vms).unwrap_or(usize::MAX).saturating_sub(mine.len());
-    let missing = (waiting.len() - free.len()).min(room);
-    let here: HashSet<VmId> = free.iter().map(|vm| vm.id()).collect();
-    let may_get_one = |job: &&&Job| !job.is_given_up() && job.made.is_none_or(|vm| !here.contains(&vm));
-    for job in waiting.iter().filter(may_get_one) {
-        if plan.make.len() == missing {
-            break;
-        }
-        match job.not_before {
-            Some(at) if at > now => plan.look_again = [plan.look_again, Some(at)].into_iter().flatten().min(),
-            _ => plan.make.push(job.record.key()),
-        }
-    }
-    if !waiting.is_empty() {
-        let reported = free.iter().filter(|vm| vm.runner_status == RunnerStatus::Busy);
-        let late = reported.filter_map(|vm| vm.runner_changed_at?.checked_add(report_late).ok());
-        plan.look_again = late.chain(plan.look_again).min();
-    }
-    plan
-}
-
-/// Whether the vm is there for one of the waiting jobs. If its runner is busy and no report says with which job, it has
-/// a job that is not reported here, for example of a repository that sends no webhooks. Before another vm is made for a
-/// waiting job, the CI server is asked whether that job still waits.
-fn is_free(vm: &Vm, now: Timestamp, report_late: Duration) -> bool {
-    let has_another_job = vm.runner_status == RunnerStatus::Busy
-        // An error: the clock was set back meanwhile.
-        && vm.runner_changed_at.is_none_or(|since| {
-            Duration::try_from(now.duration_since(since)).map_or(true, |busy_for| busy_for >= report_late)
-        });
-    has_no_known_job(vm) && !has_another_job
-}
-
-fn has_no_known_job(vm: &Vm) -> bool {
-    vm.outcome.is_none() && vm.announced_by.is_none() && vm.done.is_none() && vm.jobs.is_empty()
 }
 
 fn count(jobs: &[Job]) -> [(&'static str, u32); 3] {
@@ -322,7 +326,3 @@ async fn pool_vm_changed(changes: &mut broadcast::Receiver<Change>) {
         }
     }
 }
-
-#[cfg(test)]
-#[path = "demand_tests.rs"]
-mod tests;

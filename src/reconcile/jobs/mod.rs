@@ -7,12 +7,14 @@
 //! …        ─┘             │
 //!                         ▼
 //!                       demand    creates and ends vms, so that each pool has as many free vms as queued jobs
+//!                         plan    decides which: by counting, or by pairs where a vm is for one particular job
 //! ```
 //!
 //! All state is in rows, and each step can be repeated: a restart repeats the same steps.
 
 mod demand;
 mod loops;
+mod plan;
 mod poll;
 mod settings;
 mod source;

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     domain::{
-        Pool, Result, Scope,
+        Pool, Result, Scope, VmId,
         job::{Job, JobUpdate, UpdateSource},
     },
     parts::Parts,
@@ -76,12 +76,13 @@ impl Poll {
         let pools = self.enabled_pools().await?;
         let targets = match self.server.queue_unit() {
             QueueUnit::Repository => self.repositories(&pools).await?,
+            QueueUnit::Everything => vec![Scope::Instance],
             QueueUnit::Scope => {
                 pools.iter().map(|pool| pool.scope.clone()).collect::<BTreeSet<_>>().into_iter().collect()
             }
         };
         let mut received = Vec::new();
-        let mut failed = false;
+        let mut failed = self.keep_claims(&open).await?.is_err();
         for target in targets {
             let covered = |job: &Job| {
                 job.record.repository.split_once('/').is_some_and(|(owner, name)| target.covers(owner, name))
@@ -132,9 +133,9 @@ impl Poll {
             // Negative: the clock was set back.
             !age.is_negative() && age < settled
         };
-        for job in ours.iter().filter(|job| !waiting.contains(&job.record.key()) && !is_new(job)) {
-            let Ok(repository) = Scope::repository(&job.record.repository) else { continue };
-            match self.server.job(&repository, job.record.id).await? {
+        let asked: Vec<&Job> = ours.iter().filter(|job| !waiting.contains(&job.record.key()) && !is_new(job)).collect();
+        for (job, seen) in asked.iter().zip(self.server.jobs(&asked).await?) {
+            match seen {
                 FoundJob::Here(update) => {
                     // It was run again, and the news of this attempt's end was lost.
                     if update.record.key() != job.record.key() {
@@ -155,6 +156,22 @@ impl Poll {
             }
         }
         Ok(found)
+    }
+
+    /// Prolongs the reservations of jobs whose vms are on their way. The inner error is the server's.
+    async fn keep_claims(&self, open: &[Job]) -> Result<Result<(), SourceError>> {
+        if !self.server.kind().binds_jobs() {
+            return Ok(Ok(()));
+        }
+        let vms = self.reader.live_vms().await?;
+        let lives =
+            |id: &VmId| vms.iter().any(|vm| vm.id() == *id && vm.outcome.is_none() && vm.announced_by.is_none());
+        let kept: Vec<&Job> = open.iter().filter(|job| job.waits() && job.made.as_ref().is_some_and(lives)).collect();
+        let kept = self.server.keep_claims(&kept).await;
+        if let Err(error) = &kept {
+            tracing::warn!(job.source = %self.server.name(), error = %error, "cannot prolong the reservations of jobs");
+        }
+        Ok(kept)
     }
 
     /// Asks GitHub to redeliver failed webhooks. The inner error is GitHub's.

@@ -6,7 +6,7 @@ use tokio::sync::{Mutex, MutexGuard, Notify};
 
 use crate::{
     domain::{
-        Code, Error, Event, Pool, Result, Vm,
+        Code, Error, Event, Pool, Result, SourceKind, Vm, VmId,
         job::{Job, JobUpdate},
         job_record::{JobRecord, JobStatus},
         source_runner::Registration,
@@ -77,12 +77,15 @@ impl JobUpdates {
             _ => Vec::new(),
         };
         // Two scopes may have runners with the same name: names of runners that callers register are chosen by them.
-        let vm = named.iter().find(|vm| may_have(vm, &update.record)).map(Vm::id);
+        let vm = match named.iter().find(|vm| may_have(vm, &update.record)).map(Vm::id) {
+            None if !update.missing && update.record.status == job.record.status => self.vm_with(&job).await?,
+            vm => vm,
+        };
         job.vm = vm.or(job.vm);
         if new {
             let pool = job.pool.as_deref().unwrap_or_default();
             tracing::info!(
-                job.source = %job.record.source, job.id = job.record.id, job.repository = %job.record.repository, pool.name = pool,
+                job.source = %job.record.source, job.id = %job.record.id, job.repository = %job.record.repository, pool.name = pool,
                 status = job.status().as_str(), "job updated"
             );
             let wanted = if job.pool.is_some() { "yes" } else { "no" };
@@ -107,6 +110,20 @@ impl JobUpdates {
         }
         self.board.changed.notify_one();
         Ok(())
+    }
+
+    /// The vm whose runner was made for this job, at a server that reports no runners, if it has begun the job.
+    async fn vm_with(&self, job: &Job) -> Result<Option<VmId>> {
+        let binds = self.sources.kind(&job.record.source).is_some_and(SourceKind::binds_jobs);
+        let Some(id) = job.made.filter(|_| binds && job.record.status >= JobStatus::InProgress) else {
+            return Ok(None);
+        };
+        let has_it = |vm: &Vm| {
+            let registered = vm.registered.as_ref().and_then(|registered| registered.runner_id.as_ref());
+            // A job that was cancelled before its agent took it was never in its vm.
+            registered == Some(&job.record.id) && (job.record.status == JobStatus::InProgress || vm.shows_a_job())
+        };
+        Ok(self.reader.vm(id).await?.filter(has_it).map(|vm| vm.id()))
     }
 
     /// The first pool, by name, that takes the job.

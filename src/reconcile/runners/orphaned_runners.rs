@@ -151,7 +151,7 @@ impl OrphanedRunners {
         if said {
             return RemovalAttempt::Gone;
         }
-        let ids = match row.runner_id {
+        let ids = match row.runner_id.clone() {
             Some(id) => vec![id],
             None => {
                 let found = server.runners_named(&row.at.scope, &row.name).await;
@@ -172,7 +172,7 @@ impl OrphanedRunners {
                             found.into_iter().partition(|runner| runner.online == Some(false) && !runner.busy);
                         for other in others {
                             tracing::warn!(
-                                vm.id = %row.vm_id, runner.id = other.id, runner.name = %row.name,
+                                vm.id = %row.vm_id, runner.id = %other.id, runner.name = %row.name,
                                 "a runner with the name of an orphaned runner is online or busy, and Mayfly did not start it; leaving it"
                             );
                         }
@@ -183,15 +183,15 @@ impl OrphanedRunners {
             }
         };
         for id in ids {
-            let removed = server.delete_runner(&row.at.scope, id).await;
+            let removed = server.delete_runner(&row.at.scope, &id).await;
             self.reach.note(&row.at, &removed, self.clock.now());
             count_removal(server, &removed);
             match removed {
                 Ok(removed) => {
-                    tracing::info!(vm.id = %row.vm_id, runner.id = id, runner.name = %row.name, ?removed, "removed an orphaned runner");
+                    tracing::info!(vm.id = %row.vm_id, runner.id = %id, runner.name = %row.name, ?removed, "removed an orphaned runner");
                 }
                 Err(error) => {
-                    tracing::debug!(vm.id = %row.vm_id, runner.id = id, error = %error, "cannot remove an orphaned runner now");
+                    tracing::debug!(vm.id = %row.vm_id, runner.id = %id, error = %error, "cannot remove an orphaned runner now");
                     return RemovalAttempt::Stays(error.to_string());
                 }
             }

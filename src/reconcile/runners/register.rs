@@ -63,7 +63,7 @@ impl Registrar {
                 return Err(Failure::new(FailureKind::Retry, Code::GuestNotConfigured, detail));
             };
             let config = self.opened(vm, sealed)?;
-            let runner = Registered { runner_id: Some(*id), name };
+            let runner = Registered { runner_id: Some(id.clone()), name };
             if vm.registered.as_ref() != Some(&runner) {
                 self.note(vm, runner).await?;
             }
@@ -95,8 +95,8 @@ impl Registrar {
             _ => Failure::from(&error),
         })?;
         let sealed = self.vault.seal(vm.id(), secret.expose_secret().as_bytes());
-        self.ledger.runner_registered(&name, runner_id, sealed).await?;
-        tracing::info!(vm.id = %vm.id(), runner.id = runner_id, runner.name = %name, job.source = %at.source, scope = %at.scope.slug(), "runner registered");
+        self.ledger.runner_registered(&name, &runner_id, sealed).await?;
+        tracing::info!(vm.id = %vm.id(), runner.id = %runner_id, runner.name = %name, job.source = %at.source, scope = %at.scope.slug(), "runner registered");
         self.note(vm, Registered { runner_id: Some(runner_id), name }).await?;
         Ok(secret)
     }
@@ -142,11 +142,11 @@ impl Registrar {
             if found.busy || found.online != Some(false) {
                 return Err(at_work());
             }
-            let removed = server.delete_runner(&at.scope, found.id).await;
+            let removed = server.delete_runner(&at.scope, &found.id).await;
             self.reach.note(at, &removed, self.clock.now());
             match removed {
                 Ok(_) => {
-                    tracing::info!(runner.id = found.id, runner.name = %name, "removed a runner whose registration was lost");
+                    tracing::info!(runner.id = %found.id, runner.name = %name, "removed a runner whose registration was lost");
                 }
                 Err(error) if error.kind == SourceErrorKind::RunnerBusy => return Err(at_work()),
                 Err(error) => return Err(Failure::from(&error)),

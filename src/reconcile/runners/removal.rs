@@ -87,12 +87,12 @@ impl RunnerRemoval {
             tracing::warn!(vm.id = %vm.id(), job.source = %runner.source, "cannot remove the runner: no credentials for its source are configured");
             return Removal::Unknown;
         };
-        let removed = server.delete_runner(&runner.scope, id).await;
+        let removed = server.delete_runner(&runner.scope, &id).await;
         self.reach.note(&runner.source_scope(), &removed, self.clock.now());
         count_removal(server, &removed);
         match removed {
             Ok(_) => {
-                tracing::info!(vm.id = %vm.id(), runner.id = id, "removed the runner from its CI server");
+                tracing::info!(vm.id = %vm.id(), runner.id = %id, "removed the runner from its CI server");
                 Removal::Gone
             }
             Err(error) if error.kind == SourceErrorKind::RunnerBusy => {
@@ -106,7 +106,7 @@ impl RunnerRemoval {
                 }
             }
             Err(error) => {
-                tracing::warn!(vm.id = %vm.id(), runner.id = id, error = %error, "cannot remove the runner from its CI server, or find out whether it has a job");
+                tracing::warn!(vm.id = %vm.id(), runner.id = %id, error = %error, "cannot remove the runner from its CI server, or find out whether it has a job");
                 Removal::Unknown
             }
         }

@@ -116,7 +116,7 @@ impl RunnerWatch {
         // Reads the current row: `watch` follows only changes of the phase.
         let Some(vm) = self.reader.vm(vm.id()).await?.map(Arc::new) else { return Ok(vm.clone()) };
         let (Some(runner), Some(registered)) = (vm.spec.managed(), &vm.registered) else { return Ok(vm) };
-        let Some(runner_id) = registered.runner_id else { return Ok(vm) };
+        let Some(runner_id) = &registered.runner_id else { return Ok(vm) };
         let Some(server) = self.server(runner) else { return Ok(vm) };
         let found = server.runner(&runner.scope, runner_id).await;
         self.reach.note(&runner.source_scope(), &found, self.clock.now());
@@ -129,7 +129,7 @@ impl RunnerWatch {
             Ok(None) if missing.replace(vm.attempt) == Some(vm.attempt) => self.missed(&vm, registered).await,
             Ok(None) => Ok(vm),
             Err(error) => {
-                tracing::warn!(vm.id = %vm.id(), runner.id = runner_id, error = %error, "cannot query the runner at its CI server");
+                tracing::warn!(vm.id = %vm.id(), runner.id = %runner_id, error = %error, "cannot query the runner at its CI server");
                 Ok(vm)
             }
         }
@@ -179,7 +179,7 @@ impl RunnerWatch {
         if !was_there {
             return Ok(vm.clone());
         }
-        tracing::info!(vm.id = %vm.id(), runner.id = registered.runner_id, "the runner is no longer registered at its CI server");
+        tracing::info!(vm.id = %vm.id(), runner.name = registered.name, "the runner is no longer registered at its CI server");
         let gone = Event::RunnerChanged { fact: RunnerFact::Deregistered };
         Ok(self.record(vm, gone).await?.unwrap_or_else(|| vm.clone()))
     }

@@ -21,7 +21,7 @@ use crate::{
     guest::{
         self, HostEnvironment, Kit, KitInput,
         ready_kit::ReadyKit,
-        runner_kit::{GitHubKit, GiteaKit, KitRunnerArchive, RunnerKit, RunnerProgram},
+        runner_kit::{BuildkiteKit, GitHubKit, GiteaKit, KitRunnerArchive, RunnerKit, RunnerProgram},
     },
     parts::Parts,
     platform::{Clock, clock},
@@ -31,7 +31,7 @@ use crate::{
         settings::Settings,
     },
     sources::{
-        Sources,
+        CiClient, CiServer, Sources,
         github::{runner_archives::RunnerArchives, runner_of},
     },
     store::{
@@ -186,7 +186,11 @@ impl Provisioner {
     pub async fn kit(&self, vm: &Vm, template: &Template) -> Result<Kit, Failure> {
         let payload = match vm.spec.runner {
             RunnerKind::None => None,
-            RunnerKind::Command | RunnerKind::Script | RunnerKind::GitHub | RunnerKind::Gitea => {
+            RunnerKind::Command
+            | RunnerKind::Script
+            | RunnerKind::GitHub
+            | RunnerKind::Gitea
+            | RunnerKind::Buildkite => {
                 let lost = || {
                     Failure::new(
                         FailureKind::Permanent,
@@ -291,6 +295,20 @@ impl Provisioner {
                 })
             }
             SourceKind::Gitea => RunnerKit::Gitea(GiteaKit { directory, minimum_version, secret: Some(secret) }),
+            SourceKind::Buildkite => {
+                let endpoint = match source.and_then(|source| source.server.as_ref()).map(CiServer::client) {
+                    Some(CiClient::Buildkite(client)) => client.queue().endpoint().to_owned(),
+                    _ => String::new(),
+                };
+                RunnerKit::Buildkite(BuildkiteKit {
+                    endpoint,
+                    name: runner_name(&vm.spec.name, vm.id(), vm.attempt),
+                    tags: runner.labels.clone(),
+                    directory,
+                    minimum_version,
+                    secret: Some(secret),
+                })
+            }
         }))
     }
 

@@ -2,26 +2,18 @@
 
 use jiff::Timestamp;
 use reqwest::{StatusCode, header::HeaderMap};
-use serde_json::Value;
 
 use crate::{
     domain::SourceKind,
     platform::retry::retry_after,
-    sources::error::{SourceError, SourceErrorKind},
+    sources::{
+        answer_text::said,
+        error::{SourceError, SourceErrorKind},
+    },
 };
 
-/// Limit of a text of the server that is shown, in characters.
-const SHOWN: usize = 200;
 /// The pause after a refusal for too many requests that names none, in seconds.
 const USUAL_PAUSE: u32 = 60;
-
-/// One line from the answer: `message`, else its beginning.
-pub(super) fn said(body: &[u8]) -> String {
-    let message = serde_json::from_slice::<Value>(body).ok().and_then(|v| Some(v["message"].as_str()?.to_owned()));
-    let text = message.unwrap_or_else(|| String::from_utf8_lossy(&body[..body.len().min(4 * SHOWN)]).into_owned());
-    let line: String = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(SHOWN).collect();
-    if line.is_empty() { "nothing".to_owned() } else { line }
-}
 
 /// `server` and `what` are for the message.
 pub(super) fn meaning(
@@ -77,18 +69,6 @@ pub(super) fn meaning(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_said_is_one_short_line() {
-        for (body, line) in [
-            (r#"{"message":"token is required","url":"https://x"}"#, "token is required"),
-            ("<html>\n502", "<html> 502"),
-            ("", "nothing"),
-        ] {
-            assert_eq!(said(body.as_bytes()), line);
-        }
-        assert_eq!(said(&[b'y'; 9000]).len(), SHOWN);
-    }
 
     #[test]
     fn each_answer_has_its_meaning() {

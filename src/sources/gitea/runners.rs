@@ -34,7 +34,7 @@ impl From<GiteaRunner> for ServerRunner {
             "offline" => Some(false),
             _ => None,
         };
-        ServerRunner { id: runner.id, name: runner.name, online, busy: runner.busy }
+        ServerRunner { id: runner.id.into(), name: runner.name, online, busy: runner.busy }
     }
 }
 
@@ -78,7 +78,7 @@ impl GiteaClient {
             ephemeral: true,
         };
         let secret = serde_json::to_string(&file).expect("text and numbers serialise");
-        Ok(NewRegistration { runner_id: runner.id, secret: secret.into() })
+        Ok(NewRegistration { runner_id: runner.id.into(), secret: secret.into() })
     }
 
     /// The token with which runners of the scope register themselves: the same one each time.

@@ -51,7 +51,7 @@ impl GiteaJob {
         JobUpdate {
             record: JobRecord {
                 source: source.clone(),
-                id: job.id,
+                id: job.id.into(),
                 repository,
                 run_id: job.run_id,
                 run_attempt: attempt,

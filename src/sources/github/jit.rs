@@ -31,7 +31,7 @@ pub fn runner_of(configuration: &SecretString) -> Option<Registered> {
         Value::String(id) => id.parse().ok(),
         _ => None,
     }?;
-    (!name.is_empty()).then_some(Registered { runner_id: Some(id), name })
+    (!name.is_empty()).then_some(Registered { runner_id: Some(id.into()), name })
 }
 
 fn parsed<T: for<'de> Deserialize<'de>>(encoded: &str) -> Option<T> {
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn it_says_whose_it_is() {
-        let mine = Some(Registered { runner_id: Some(42), name: "mine".into() });
+        let mine = Some(Registered { runner_id: Some(42.into()), name: "mine".into() });
         for runner in [
             r#"{"AgentId": "42", "AgentName": "mine", "PoolId": 1}"#,
             r#"{"agentId": 42, "agentName": "mine"}"#,

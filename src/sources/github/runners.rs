@@ -54,7 +54,7 @@ impl From<GitHubApiRunner> for ServerRunner {
             RunnerStatus::Offline => Some(false),
             RunnerStatus::Other(_) => None,
         };
-        ServerRunner { id: runner.id, name: runner.name, online, busy: runner.busy }
+        ServerRunner { id: runner.id.into(), name: runner.name, online, busy: runner.busy }
     }
 }
 

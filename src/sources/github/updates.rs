@@ -70,7 +70,7 @@ fn update_of(
     JobUpdate {
         record: JobRecord {
             source: source.clone(),
-            id: job.id,
+            id: job.id.into(),
             repository: repository.to_owned(),
             run_id: job.run_id,
             run_attempt: job.run_attempt.unwrap_or(1),

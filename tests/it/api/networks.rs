@@ -117,7 +117,7 @@ async fn a_mode_that_cannot_be_enforced_is_refused_with_its_remedy() {
     assert_eq!(set("/pools/plain", pool("closed", json!(null))).await.ok(201)["network"], json!(null));
     let of_pool = async |name: &str, key: &str| {
         let pool = api.services.pools.get(name).await.unwrap().pool;
-        api.services.admission.create_for_pool(&pool, key.to_owned()).await
+        api.services.admission.create_for_pool(&pool, &7.into(), key.to_owned()).await
     };
     assert_eq!(of_pool("online", "1").await.unwrap().vm.spec.resolved().unwrap().network, Some(NetworkMode::Internet));
     // The template's mode, not the default of the pool's runners.
@@ -175,7 +175,7 @@ async fn the_host_shows_what_its_drivers_enforce() {
         networks("qemu"),
         json!([
             mode("isolated", &always, json!(["command", "none"])),
-            mode("internet", &always, json!(["script", "github", "gitea"])),
+            mode("internet", &always, json!(["script", "github", "gitea", "buildkite"])),
             mode("host", &always, never.clone()),
         ])
     );
@@ -185,7 +185,7 @@ async fn the_host_shows_what_its_drivers_enforce() {
         json!([
             mode("isolated", &softnet, never.clone()),
             mode("internet", &softnet, never.clone()),
-            mode("host", &always, json!(["command", "script", "github", "gitea", "none"])),
+            mode("host", &always, json!(["command", "script", "github", "gitea", "buildkite", "none"])),
         ])
     );
 }

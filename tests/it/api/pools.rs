@@ -50,7 +50,7 @@ impl Api {
     /// As a queued job of the pool makes one.
     async fn pool_vm(&self, name: &str, job: &str) -> mayfly::domain::Result<mayfly::domain::VmId> {
         let pool = self.services.pools.get(name).await?.pool;
-        let created = self.services.admission.create_for_pool(&pool, job.to_owned()).await?;
+        let created = self.services.admission.create_for_pool(&pool, &7.into(), job.to_owned()).await?;
         Ok(created.vm.id())
     }
 
@@ -205,7 +205,7 @@ async fn a_pool_of_the_configuration_is_changed_there() {
 fn job(status: JobStatus) -> JobRecord {
     JobRecord {
         source: SourceName::github(),
-        id: 9001,
+        id: 9001.into(),
         repository: "acme/app".into(),
         run_id: 7001,
         run_attempt: 2,
@@ -233,7 +233,7 @@ async fn vms_of_a_pool_say_so_and_are_found_by_it_and_by_their_jobs() {
     let vm = api.get(&format!("/vms/{first}"), &api.read).await.ok(200);
     assert_eq!((&vm["pool"], &vm["jobs"], &vm["paused_since"]), (&json!("linux"), &json!([]), &json!(null)));
     let github = json!({"source": "github", "scope": "acme", "labels": ["self-hosted", "linux"], "group": null,
-                        "registration": "managed", "name": null, "id": null});
+                        "registration": "managed", "job": null, "name": null, "id": null});
     assert_eq!(vm["runner"]["github"], github);
     let alone = api.get(&format!("/vms/{id}"), &api.read).await.ok(200);
     assert_eq!((&alone["pool"], &alone["runner"]["github"]), (&json!(null), &json!(null)));
@@ -245,7 +245,7 @@ async fn vms_of_a_pool_say_so_and_are_found_by_it_and_by_their_jobs() {
 
     for event in [
         Event::SlotTaken,
-        Event::RunnerRegistered { runner: Registered { runner_id: Some(8123), name: "mayfly-1".into() } },
+        Event::RunnerRegistered { runner: Registered { runner_id: Some(8123.into()), name: "mayfly-1".into() } },
         Event::Cloned,
         Event::GuestReady { via: ReadyVia::GuestCall },
         Event::GuestConfigured,
@@ -263,9 +263,11 @@ async fn vms_of_a_pool_say_so_and_are_found_by_it_and_by_their_jobs() {
     assert_eq!(api.ids("job_id=9001").await, [first.to_string()]);
     assert_eq!(api.ids("job_id=9001&state=queued").await, [""; 0]);
     assert_eq!(api.ids("job_id=9002").await, [""; 0]);
-    api.get("/vms?job_id=18446744073709551615", &api.read).await.problem(400, "request.invalid");
-    let problem = api.get("/vms?job_id=x", &api.read).await.problem(400, "request.invalid");
-    assert_eq!(pointer(&problem), "query:job_id");
+    assert_eq!(api.ids("job_id=0193a6d2-7c1e-4f6a-9b1d-3f5a7c9e1b2d").await, [""; 0]);
+    for wrong in ["", "a%20b", &"9".repeat(65)] {
+        let problem = api.get(&format!("/vms?job_id={wrong}"), &api.read).await.problem(400, "request.invalid");
+        assert_eq!(pointer(&problem), "query:job_id");
+    }
 
     // Who asks which vm ran a job asks when it is over; the pool need not be there any more.
     api.apply(first, Event::JobChanged { job: job(JobStatus::Completed) }).await;
@@ -298,7 +300,7 @@ async fn jobs_that_wait_are_counted_by_the_pool_that_wants_them() {
         (5, JobStatus::Queued, Some("other")),
         (6, JobStatus::Queued, None),
     ] {
-        let record = JobRecord { id, ..job(status) };
+        let record = JobRecord { id: id.into(), ..job(status) };
         let labels = vec!["linux".into()];
         let update = JobUpdate { record, labels, runner_name: None, source: UpdateSource::Webhook, missing: false };
         let job = Job { pool: pool.map(str::to_owned), ..Job::new(update, now) };

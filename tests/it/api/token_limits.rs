@@ -202,12 +202,12 @@ async fn the_keys_of_callers_and_those_of_pools_are_different_keys() {
     let key = "github-job-7-1";
     let body = json!({"template": "micro", "runner": {"kind": "github", "scope": "acme/app", "labels": ["linux"]}});
     let before = keyed(&api, &api.create, key, body.clone()).await.ok(201);
-    let made = api.services.admission.create_for_pool(&pool, key.to_owned()).await.unwrap();
+    let made = api.services.admission.create_for_pool(&pool, &7.into(), key.to_owned()).await.unwrap();
     assert!(made.new, "the pool adopted a caller's vm");
     let after = keyed(&api, &api.create, key, body).await.ok(200);
     assert_eq!(after["id"], before["id"]);
     assert_ne!(after["id"], json!(made.vm.id()));
-    let again = api.services.admission.create_for_pool(&pool, key.to_owned()).await.unwrap();
+    let again = api.services.admission.create_for_pool(&pool, &7.into(), key.to_owned()).await.unwrap();
     assert_eq!((again.vm.id(), again.new), (made.vm.id(), false));
     let shown = api.get(&format!("/vms/{}", made.vm.id()), &api.read).await.ok(200);
     assert_eq!((&shown["pool"], &shown["created_by"]), (&json!("linux"), &Value::Null));

@@ -30,7 +30,7 @@ async fn a_vm_is_created_read_listed_and_ended() {
     assert_eq!(vm["deadline"]["budget"], "queue");
     assert_eq!(
         vm["runner"],
-        json!({"kind": "command", "status": "none", "started": "no", "separate_users": null, "github": null, "gitea": null})
+        json!({"kind": "command", "status": "none", "started": "no", "separate_users": null, "github": null, "gitea": null, "buildkite": null})
     );
     let time = vm["created_at"].as_str().unwrap();
     assert_eq!(time.len(), "2026-11-20T09:00:00.000Z".len(), "{time}");

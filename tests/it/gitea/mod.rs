@@ -56,6 +56,7 @@ async fn a_runner_is_registered_found_and_removed() {
         let client = client(&gitea).await;
         let labels = ["mac".to_owned(), "arm64".to_owned()];
         let made = client.register(&acme(), "vm-1-1", &labels).await.unwrap();
+        let id = made.runner_id.number().unwrap();
         let file: Value = serde_json::from_str(made.secret.expose_secret()).unwrap();
         let keys: Vec<&str> = file.as_object().unwrap().keys().map(String::as_str).collect();
         let mut expected = ["WARNING", "address", "ephemeral", "id", "labels", "name", "token", "uuid"].to_vec();
@@ -66,17 +67,17 @@ async fn a_runner_is_registered_found_and_removed() {
         assert_eq!((&file["id"], &file["address"]), (&json!(made.runner_id), &json!(gitea.root)));
         assert!(made.secret.expose_secret().bytes().all(|b| b.is_ascii_graphic()), "one line for the guest's shell");
 
-        assert_eq!(shown(client.runner(&acme(), made.runner_id).await.unwrap()), Some((Some(false), false)));
+        assert_eq!(shown(client.runner(&acme(), id).await.unwrap()), Some((Some(false), false)));
         let program = gitea.program(made.secret.expose_secret());
         program.declare(&["mac", "arm64"]).await.unwrap();
-        assert_eq!(shown(client.runner(&acme(), made.runner_id).await.unwrap()), Some((Some(true), false)));
+        assert_eq!(shown(client.runner(&acme(), id).await.unwrap()), Some((Some(true), false)));
         let named = client.runners_named(&acme(), "vm-1-1").await.unwrap();
-        assert_eq!(named.iter().map(|runner| runner.id).collect::<Vec<_>>(), [made.runner_id]);
+        assert_eq!(named.iter().map(|runner| runner.id).collect::<Vec<_>>(), [made.runner_id.clone()]);
         assert!(client.runners_named(&acme(), "vm-1").await.unwrap().is_empty());
 
-        assert_eq!(client.delete_runner(&acme(), made.runner_id).await.unwrap(), Removed::Now);
-        assert_eq!(client.delete_runner(&acme(), made.runner_id).await.unwrap(), Removed::Before);
-        assert_eq!(shown(client.runner(&acme(), made.runner_id).await.unwrap()), None);
+        assert_eq!(client.delete_runner(&acme(), id).await.unwrap(), Removed::Now);
+        assert_eq!(client.delete_runner(&acme(), id).await.unwrap(), Removed::Before);
+        assert_eq!(shown(client.runner(&acme(), id).await.unwrap()), None);
     }
 }
 
@@ -85,19 +86,20 @@ async fn a_working_runner_is_never_removed() {
     let gitea = Gitea::start().await;
     let client = client(&gitea).await;
     let made = client.register(&acme(), "vm-1-1", &["mac".to_owned()]).await.unwrap();
+    let id = made.runner_id.number().unwrap();
     let program = gitea.program(made.secret.expose_secret());
     program.declare(&["mac"]).await.unwrap();
     gitea.job(&["mac"]).await;
     let task = program.fetch().await.unwrap().unwrap();
     // It has reported nothing yet, then something, then nothing for a long time, and then its guest is gone.
-    assert_eq!(kind(client.delete_runner(&acme(), made.runner_id).await), SourceErrorKind::RunnerBusy);
+    assert_eq!(kind(client.delete_runner(&acme(), id).await), SourceErrorKind::RunnerBusy);
     program.report(task).await.unwrap();
-    assert_eq!(kind(client.delete_runner(&acme(), made.runner_id).await), SourceErrorKind::RunnerBusy);
+    assert_eq!(kind(client.delete_runner(&acme(), id).await), SourceErrorKind::RunnerBusy);
     for seconds in [30, 200] {
         gitea.advance(seconds).await;
-        let seen = client.runner(&acme(), made.runner_id).await.unwrap();
+        let seen = client.runner(&acme(), id).await.unwrap();
         assert!(!seen.unwrap().busy, "Gitea shows it as idle");
-        assert_eq!(kind(client.delete_runner(&acme(), made.runner_id).await), SourceErrorKind::RunnerBusy);
+        assert_eq!(kind(client.delete_runner(&acme(), id).await), SourceErrorKind::RunnerBusy);
     }
     assert_eq!(gitea.busy_deletions().await, 0);
 }
@@ -108,19 +110,17 @@ async fn a_runner_gets_no_job_while_it_is_removed() {
     let gitea = Gitea::start().await;
     let client = client(&gitea).await;
     let made = client.register(&acme(), "vm-1-1", &["mac".to_owned()]).await.unwrap();
+    let id = made.runner_id.number().unwrap();
     let program = gitea.program(made.secret.expose_secret());
     program.declare(&["mac"]).await.unwrap();
     gitea.job(&["mac"]).await;
     // The removal itself fails, so the runner is left disabled.
     let fault = json!([{"method": "DELETE", "path": "/runners/", "times": 100, "then": {"answer": {"status": 500}}}]);
     gitea.tell("faults", fault).await;
-    assert!(matches!(
-        kind(client.delete_runner(&acme(), made.runner_id).await),
-        SourceErrorKind::Unavailable { sent: true }
-    ));
+    assert!(matches!(kind(client.delete_runner(&acme(), id).await), SourceErrorKind::Unavailable { sent: true }));
     assert_eq!(program.fetch().await.unwrap(), None);
     gitea.tell("calm", json!({})).await;
-    assert_eq!(client.delete_runner(&acme(), made.runner_id).await.unwrap(), Removed::Now);
+    assert_eq!(client.delete_runner(&acme(), id).await.unwrap(), Removed::Now);
 }
 
 #[tokio::test]

@@ -32,7 +32,7 @@ async fn a_delete_of_a_vm_whose_runner_has_a_job_waits_for_the_job() {
 async fn an_idle_runner_is_disabled_before_it_is_removed() {
     let rig = Rig::with_webhook(1).await;
     let job = rig.gitea.job(&["other"]).await.job;
-    let wanted = mayfly::domain::VmRequest::for_pool(&pool(1), mayfly::domain::SourceKind::Gitea);
+    let wanted = mayfly::domain::VmRequest::for_pool(&pool(1), mayfly::domain::SourceKind::Gitea, &7.into());
     let id = rig.host.create(wanted).await;
     let program = rig.idle(id).await;
     rig.gitea.requests().await;

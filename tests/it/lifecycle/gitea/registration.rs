@@ -11,7 +11,10 @@ async fn the_guest_gets_the_credentials_of_one_runner_and_no_registration_token(
     let file: Value = serde_json::from_str(&given).unwrap();
     let vm = rig.host.until(id, |vm| vm.registered.is_some()).await;
     let registered = vm.registered.unwrap();
-    assert_eq!((file["id"].as_u64(), file["name"].as_str()), (registered.runner_id, Some(registered.name.as_str())));
+    assert_eq!(
+        (file["id"].as_u64().map(Into::into), file["name"].as_str()),
+        (registered.runner_id, Some(registered.name.as_str()))
+    );
     assert_eq!(file["labels"], json!(["mac:host", "arm64:host"]));
     assert_eq!((&file["address"], &file["ephemeral"]), (&json!(rig.gitea.root), &json!(true)));
     let token = rig.gitea.owner_token().await;
@@ -46,7 +49,7 @@ async fn a_refused_registration_fails_the_vm_with_giteas_words() {
     let then = json!({"answer": {"status": 403, "body": {"message": "user should be the owner of the repo"}}});
     let fault = json!([{"path": "registration-token", "times": 1_000_000, "then": then}]);
     rig.gitea.tell("faults", fault).await;
-    let wanted = mayfly::domain::VmRequest::for_pool(&pool(1), mayfly::domain::SourceKind::Gitea);
+    let wanted = mayfly::domain::VmRequest::for_pool(&pool(1), mayfly::domain::SourceKind::Gitea, &7.into());
     let id = rig.host.create(wanted).await;
     let vm = rig.host.until_state(id, State::Deleted).await;
     let outcome = vm.outcome.unwrap();

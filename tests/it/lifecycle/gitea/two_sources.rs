@@ -41,7 +41,7 @@ async fn equal_ids_of_two_sources_are_different_jobs() {
     assert_eq!(vm.jobs.iter().map(|job| &job.source).collect::<Vec<_>>(), [&forge()]);
     rig.gitea.until("its end is heard of", async || of(forge()).await.unwrap().is_over()).await;
     let waits = of(SourceName::github()).await.unwrap();
-    assert_eq!((waits.record.id, waits.status(), waits.vm), (id, JobStatus::Queued, None));
+    assert_eq!((waits.record.id.clone(), waits.status(), waits.vm), (id.into(), JobStatus::Queued, None));
 
     let jit = rig.given.to(at_github).await;
     github.told("session/connect", json!({"jit": jit})).await;

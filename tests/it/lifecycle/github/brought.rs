@@ -60,7 +60,7 @@ async fn their_jobs_are_known_and_a_jobs_end_is_the_vms() {
     let (number, jit) = configuration_of(&rig, "mine").await;
     let by_jit = running(&rig, acme(), Some(jit.clone()), None).await;
     let registered = by_jit.registered.clone().unwrap();
-    assert_eq!((registered.runner_id, registered.name.as_str()), (Some(number), "mine"));
+    assert_eq!((registered.runner_id, registered.name.as_str()), (Some(number.into()), "mine"));
     let by_token = running(&rig, acme(), None, Some("AAATOKEN".into())).await;
     let registered = by_token.registered.clone().unwrap();
     assert_eq!((registered.runner_id, &registered.name), (None, &runner_name(&by_token.spec.name, by_token.id(), 1)));
@@ -73,7 +73,7 @@ async fn their_jobs_are_known_and_a_jobs_end_is_the_vms() {
         let name = vm.registered.as_ref().unwrap().name.clone();
         delivered(&rig, &repository, "in_progress", job, &name).await;
         let busy = rig.host.until(vm.id(), |vm| !vm.jobs.is_empty()).await;
-        assert_eq!((busy.runner_status, busy.jobs[0].id), (RunnerStatus::Busy, job));
+        assert_eq!((busy.runner_status, busy.jobs[0].id.clone()), (RunnerStatus::Busy, job.into()));
         delivered(&rig, &repository, "completed", job, &name).await;
         let end = rig.host.until_state(vm.id(), State::Deleted).await;
         assert_eq!(end.end_signal, Some(EndSignal::JobCompleted), "{end:#?}");

@@ -34,7 +34,7 @@ async fn a_runner_that_was_there_and_is_gone_ends_its_vm() {
     let rig = Rig::new(1).await;
     let id = rig.host.create(wanted(patient())).await;
     let (vm, _) = rig.idle(id).await;
-    rig.client.delete_runner(&acme(), vm.registered.unwrap().runner_id.unwrap()).await.unwrap();
+    rig.client.delete_runner(&acme(), vm.registered.unwrap().runner_id.unwrap().number().unwrap()).await.unwrap();
     let vm = ends_idle(&rig, id, EndSignal::RunnerGone).await;
     assert_eq!(vm.runner_status, RunnerStatus::Gone);
 }
@@ -46,7 +46,7 @@ async fn a_runner_that_was_never_there_is_not_gone() {
     let id = rig.host.create(wanted(budgets)).await;
     rig.given(id).await;
     let vm = rig.host.until(id, |vm| vm.registered.is_some()).await;
-    rig.client.delete_runner(&acme(), vm.registered.unwrap().runner_id.unwrap()).await.unwrap();
+    rig.client.delete_runner(&acme(), vm.registered.unwrap().runner_id.unwrap().number().unwrap()).await.unwrap();
     rig.github.requests().await;
     let asks = |requests: &[Value]| requests.iter().filter(|r| r["method"] == "GET").count();
     rig.until("GitHub is asked again", async || asks(&rig.github.requests().await) >= 2).await;

@@ -121,8 +121,9 @@ async fn a_job_gets_a_vm_and_the_vm_knows_its_job() {
     assert_eq!(vm.jobs, std::slice::from_ref(&known.record));
     assert_eq!((known.record.conclusion.as_deref(), known.record.repository.as_str()), (Some("success"), "acme/app"));
     let of_job = rig.host.reader();
-    let found =
-        of_job.vms(&Filter { job: Some(job), states: State::ALL.to_vec(), limit: 10, ..Filter::default() }).await;
+    let found = of_job
+        .vms(&Filter { job: Some(job.to_string()), states: State::ALL.to_vec(), limit: 10, ..Filter::default() })
+        .await;
     assert_eq!(found.unwrap().iter().map(Vm::id).collect::<Vec<_>>(), [id]);
     assert_eq!(rig.vms().await.len(), 1, "one vm for one job");
     rig.assert_clean(&[id]).await;
@@ -239,7 +240,7 @@ async fn what_no_pool_wants_is_remembered_and_left_alone() {
     // Until there is a pool for it.
     let wider = Pool { name: "gpus".into(), labels: vec![LABEL.into(), "gpu".into()], ..pool(1) };
     rig.host.services().pools.set(wider).await.unwrap();
-    let id = rig.made(other.record.id).await;
+    let id = rig.made(other.record.id.number().unwrap()).await;
     assert_eq!(rig.host.vm(id).await.spec.pool.as_deref(), Some("gpus"));
 }
 
@@ -278,7 +279,7 @@ async fn a_vm_whose_runner_was_given_an_unknown_job_is_not_there_for_the_waiting
     let job = rig.queue(&[LABEL]).await;
     let taken = rig.made(job).await;
     let (vm, _) = rig.idle(taken).await;
-    let runner = vm.registered.unwrap().runner_id.unwrap();
+    let runner = vm.registered.unwrap().runner_id.unwrap().number().unwrap();
     rig.github.tell(&format!("runner/{runner}"), json!({"busy": true})).await;
     rig.until("another vm for the job", async || {
         rig.known(job).await.is_some_and(|job| job.made.is_some_and(|made| made != taken))

@@ -16,10 +16,10 @@ async fn a_killed_runner_is_removed_once_github_lets_go_of_it() {
     let asks = |requests: &[Value]| requests.iter().filter(|r| r["method"] == "DELETE").count();
     rig.until("it is asked again", async || asks(&rig.github.requests().await) >= 1).await;
     let row = rig.rows().await.remove(0);
-    assert_eq!((row.runner_id, row.sealed), (vm.registered.unwrap().runner_id, None));
+    assert_eq!((row.runner_id.clone(), row.sealed), (vm.registered.unwrap().runner_id, None));
     let left = rig.host.services().hosts.difference().await.unwrap().runners;
     assert_eq!(
-        left.iter().map(|r| (r.vm_id, &r.scope, r.runner_id)).collect::<Vec<_>>(),
+        left.iter().map(|r| (r.vm_id, &r.scope, r.runner_id.clone())).collect::<Vec<_>>(),
         [(id, &acme(), row.runner_id)]
     );
     rig.host.restart().await;

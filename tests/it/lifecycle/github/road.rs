@@ -13,7 +13,7 @@ async fn github_leads_a_vm_through_its_life() {
     let registered = vm.registered.clone().unwrap();
     assert_eq!(rig.runners().await, std::slice::from_ref(&registered.name));
     let row = rig.rows().await.remove(0);
-    assert_eq!((row.runner_id, row.attempt, &row.sealed), (registered.runner_id, 1, &None));
+    assert_eq!((row.runner_id.clone(), row.attempt, &row.sealed), (registered.runner_id, 1, &None));
     assert!(row.seen_at.is_some());
 
     let job = rig.job().await;

@@ -2,10 +2,11 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::domain::{
-    Budgets, BudgetsPatch, SizeRequest, SourceName, TemplateSource,
+    Announcer, Budgets, BudgetsPatch, Event, Scope, SizeRequest, SourceName, TemplateSource,
     job::{JobUpdate, UpdateSource},
     job_record::{JobRecord, JobStatus},
     runner::{RunnerFact, RunnerKind},
+    source_runner::{Registration, SourceRunner},
     vm_spec::VmSpec,
 };
 
@@ -43,7 +44,7 @@ fn pool(max_vms: u32) -> Pool {
 fn record(id: u64, status: JobStatus) -> JobRecord {
     JobRecord {
         source: SourceName::github(),
-        id,
+        id: id.into(),
         repository: "acme/app".into(),
         run_id: 1,
         run_attempt: 1,
@@ -68,8 +69,8 @@ fn job(id: u64, status: JobStatus, made: Option<&Vm>) -> Job {
     Job { pool: Some("macs".into()), made: made.map(Vm::id), ..Job::new(update, at(0)) }
 }
 
-fn vm(pool: Option<&str>) -> Vm {
-    let spec = VmSpec {
+fn spec(pool: Option<&str>) -> VmSpec {
+    VmSpec {
         id: VmId::mint(),
         name: "a".into(),
         template: "macos".into(),
@@ -81,8 +82,11 @@ fn vm(pool: Option<&str>) -> Vm {
         labels: BTreeMap::new(),
         budgets: Budgets::default(),
         instance_per_attempt: true,
-    };
-    Vm::created(spec, at(0))
+    }
+}
+
+fn vm(pool: Option<&str>) -> Vm {
+    Vm::created(spec(pool), at(0))
 }
 
 fn mine() -> Vm {
@@ -175,4 +179,53 @@ fn a_vm_that_came_to_nothing_is_made_again_after_a_pause() {
     let jobs = [tried];
     assert_eq!(plan(&pool(9), &jobs, &[], at(5)), Plan { look_again: Some(at(15)), ..Plan::default() });
     assert_eq!(plan(&pool(9), &jobs, &[], at(15)).make, keys([1]));
+}
+
+/// A vm that can take this job and no other.
+fn vm_for(job: u64) -> Vm {
+    let runner = SourceRunner {
+        source: SourceName::github(),
+        scope: Scope::organization("acme").unwrap(),
+        labels: vec!["macos".into()],
+        group: None,
+        registration: Registration::Managed,
+        job: Some(job.into()),
+    };
+    Vm::created(VmSpec { source_runner: Some(runner), ..spec(Some("macs")) }, at(0))
+}
+
+#[test]
+fn a_vm_for_one_job_ends_when_that_job_does_not_wait_although_another_does() {
+    let (first, second) = (vm_for(1), vm_for(2));
+    let jobs = [job(2, JobStatus::Queued, Some(&second)), job(3, JobStatus::Queued, None)];
+    let plan = bound_plan(&pool(3), &jobs, &[first.clone(), second.clone()], at(5));
+    assert_eq!((plan.make, plan.end), (keys([3]), vec![first.id()]));
+    // Where a vm takes any job, the one that is left is enough.
+    assert_eq!(super::plan(&pool(3), &jobs, &[first.clone(), second], at(5), Duration::ZERO), Plan::default());
+    let mut busy = first;
+    for event in
+        [Event::SlotTaken, Event::Cloned, Event::GuestConfigured, Event::RunnerChanged { fact: RunnerFact::JobStarted }]
+    {
+        busy.apply(&event, at(1));
+    }
+    assert_eq!(bound_plan(&pool(3), &[], &[busy], at(5)), Plan::default(), "its job's report is late");
+}
+
+#[test]
+fn a_vm_for_one_job_that_was_made_right_before_a_crash_is_recorded_also_in_a_full_pool() {
+    let made = vm_for(1);
+    let jobs = [job(1, JobStatus::Queued, None), job(2, JobStatus::Queued, None)];
+    let found = bound_plan(&pool(1), &jobs, std::slice::from_ref(&made), at(5));
+    assert_eq!(found, Plan { make: keys([1]), ..Plan::default() });
+    let jobs = [job(1, JobStatus::Queued, Some(&made))];
+    assert_eq!(bound_plan(&pool(1), &jobs, std::slice::from_ref(&made), at(5)), Plan::default());
+    // It is ending, so the job gets another one, after its pause.
+    let mut ending = made;
+    ending.apply(&Event::EndAnnounced { by: Announcer::Pool }, at(1));
+    let mut tried = job(1, JobStatus::Queued, Some(&ending));
+    tried.not_before = Some(at(9));
+    let jobs = [tried];
+    assert_eq!(bound_plan(&pool(2), &jobs, std::slice::from_ref(&ending), at(5)).look_again, Some(at(9)));
+    assert_eq!(bound_plan(&pool(2), &jobs, &[ending], at(9)).make, keys([1]));
+    assert_eq!(bound_plan(&Pool { enabled: false, ..pool(2) }, &jobs, &[], at(9)), Plan::default());
 }
