@@ -4,6 +4,7 @@
 
 mod adapters;
 mod api;
+mod buildkite;
 mod circles;
 mod cli;
 mod credentials;

@@ -282,3 +282,31 @@ async fn serve_says_what_is_wrong_and_exits_with_2() {
     let ran = mayfly.run(&["serve", "--check", "--set", "server.lsten=x"]).await.ends(2);
     assert!(ran.err.contains("command line: unknown key `server.lsten`"), "{}", ran.err);
 }
+
+#[test]
+fn a_queue_of_buildkite_needs_its_settings_and_has_no_others() {
+    let whole =
+        "kind = \"buildkite\"\norganization = \"acme\"\nqueue = \"macs\"\nstack = \"host-1\"\ntoken_file = \"t\"\n";
+    let section = |text: &str| format!("[sources.kite]\n{text}");
+    let config = load(&section(whole), &[], &[]).unwrap();
+    let destinations: Vec<String> = config.sources["kite"].destinations().iter().map(ToString::to_string).collect();
+    assert_eq!(destinations, ["agent.buildkite.com:443"]);
+    let said = refused(&section("kind = \"buildkite\""), &[]);
+    for key in ["organization", "queue", "stack", "token_file"] {
+        assert!(said.contains(&format!("needs `{key}`")), "{key}: {said}");
+    }
+    for (more, message) in [
+        ("app_id = 7", "`sources.\"kite\".app_id`: has a meaning only with `kind = \"github\"`"),
+        ("webhook_secret_files = [\"w\"]", "its webhooks are not used"),
+        ("poll_seconds = 0", "jobs of Buildkite come by the poll alone"),
+        ("url = \"http://agent.example.com/v3\"", "over plain http tokens would travel in clear"),
+    ] {
+        let said = refused(&section(&format!("{whole}{more}")), &[]);
+        assert!(said.contains(message), "{more}: {said}");
+    }
+    let said = refused(&section(&whole.replace("host-1", "host.1")), &[]);
+    assert!(said.contains("`sources.\"kite\".stack`: expected 1 to 80 letters"), "{said}");
+    let said =
+        refused("[sources.forge]\nkind = \"gitea\"\nurl = \"https://x\"\ntoken_file = \"t\"\nqueue = \"q\"", &[]);
+    assert!(said.contains("has a meaning only with `kind = \"buildkite\"`"), "{said}");
+}

@@ -202,7 +202,8 @@ async fn a_vm_tells_of_its_runner_and_its_jobs() {
     double.on("GET /vms", 200, json!({"items": [], "next_cursor": null}));
     mayfly.run(&["vm", "list", "--job", "9001", "--pool", "macos"]).await.ends(0);
     assert_eq!(double.last().query, "pool=macos&job_id=9001&limit=200");
-    mayfly.run(&["vm", "list", "--job", "build"]).await.ends(2);
+    mayfly.run(&["vm", "list", "--job", "0193a6d2-0000-4000-8000-000000000001"]).await.ends(0);
+    assert_eq!(double.last().query, "job_id=0193a6d2-0000-4000-8000-000000000001&limit=200");
 }
 
 #[tokio::test]

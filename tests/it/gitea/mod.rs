@@ -72,7 +72,10 @@ async fn a_runner_is_registered_found_and_removed() {
         program.declare(&["mac", "arm64"]).await.unwrap();
         assert_eq!(shown(client.runner(&acme(), id).await.unwrap()), Some((Some(true), false)));
         let named = client.runners_named(&acme(), "vm-1-1").await.unwrap();
-        assert_eq!(named.iter().map(|runner| runner.id).collect::<Vec<_>>(), [made.runner_id.clone()]);
+        assert_eq!(
+            named.iter().map(|runner| runner.id.clone()).collect::<Vec<_>>(),
+            std::slice::from_ref(&made.runner_id)
+        );
         assert!(client.runners_named(&acme(), "vm-1").await.unwrap().is_empty());
 
         assert_eq!(client.delete_runner(&acme(), id).await.unwrap(), Removed::Now);
@@ -140,7 +143,7 @@ async fn queued_jobs_of_a_scope_are_listed_with_their_repositories() {
         jobs.into_iter().map(|job| job.update(&forge, UpdateSource::Poll).record).collect::<Vec<_>>()
     };
     let all = listed(acme()).await;
-    assert_eq!(all.iter().map(|job| job.id).collect::<Vec<_>>(), ids);
+    assert_eq!(all.iter().map(|job| job.id.clone()).collect::<Vec<_>>(), ids);
     assert_eq!(all[1].repository, "acme/lib");
     assert!(all.iter().all(|job| job.status == JobStatus::Queued && job.run_attempt == 1));
     assert_eq!(listed(app()).await.len(), 3);

@@ -40,7 +40,7 @@ impl Given {
 }
 
 /// Read from where the bundle reads it, so that it is the one that is kept. `None`: the caller brought it.
-async fn registration(serving: &Serving, id: VmId, vault: &Vault) -> Option<String> {
+pub async fn registration(serving: &Serving, id: VmId, vault: &Vault) -> Option<String> {
     let mut serving = serving.subscribe();
     let Served { reader, .. } = serving.wait_for(Option::is_some).await.unwrap().clone().unwrap();
     let vm = reader.vm(id).await.unwrap().unwrap();

@@ -34,6 +34,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 mod away;
+mod buildkite;
 mod chaos;
 mod clock;
 mod crashes;

@@ -22,6 +22,7 @@ pub fn image() -> PathBuf {
 }
 
 pub mod authority;
+pub mod buildkite;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod cloud_hypervisor;
 pub mod dice;
