@@ -63,6 +63,8 @@ codes! {
         "Its logs are kept; a vm that is created with `keep_on_failure` keeps its guest for a look if it fails."
     GuestAccessUnsupported "vm.access_unsupported" 422 false "Mayfly has no login for the guest of this vm"
         "Register the template again with `ssh_key` or `ssh_password`, for an SSH server in its guests that accepts it."
+    SessionFailed "session.failed" 500 false "The session with the guest has failed"
+        "How its command ended is not known; `GET /vms/{id}` shows whether the vm has ended. Open another session if the command may be repeated."
     SessionIdle "session.idle" 408 false "Nothing was sent in the session for too long"
         "Open another one."
     VmNameInUse "vm.name_in_use" 422 false "A live vm has this name and was requested with other settings"

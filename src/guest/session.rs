@@ -16,6 +16,7 @@ use super::{
         session::{SshReader, SshSession, SshWriter},
     },
 };
+use crate::domain::Code;
 
 /// The way into a guest, in which nothing runs yet. Closes its connection when it is dropped.
 pub enum GuestLogin {
@@ -72,10 +73,12 @@ impl GuestLogin {
 impl SessionReader {
     /// Nothing is lost if the future is dropped.
     pub async fn next(&mut self) -> Result<SessionOutput, SessionError> {
-        Ok(match self {
-            SessionReader::Ssh(reader) => reader.next().await?,
-            SessionReader::Agent(reader) => reader.next().await?,
-        })
+        // The guest had accepted the login, so no code about a login fits.
+        let failed = |detail: String| SessionError { code: Code::SessionFailed, detail };
+        match self {
+            SessionReader::Ssh(reader) => reader.next().await.map_err(|error| failed(error.to_string())),
+            SessionReader::Agent(reader) => reader.next().await.map_err(|error| failed(error.to_string())),
+        }
     }
 }
 

@@ -145,5 +145,5 @@ async fn a_session_ends_with_its_caller_and_with_its_guest() {
     let login = GuestLogin::through_agent(&guest.socket, soon(20)).await.unwrap();
     let (mut reader, _writer) = login.run(Some("kill -9 $PPID; true"), None).await.unwrap();
     let error = timeout(Duration::from_secs(20), reader.next()).await.unwrap().unwrap_err();
-    assert_eq!(error.code, Code::GuestNotReady, "{error:?}");
+    assert_eq!(error.code, Code::SessionFailed, "{error:?}");
 }

@@ -103,6 +103,17 @@ async fn a_vm_that_ends_in_its_job_is_no_failure_of_the_job() {
     gitlab.all_ended().await;
 }
 
+/// The SSH server of the guest kills the connection: how the script ended is not known.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_whose_session_fails_is_no_failure_of_the_job() {
+    let gitlab = GitLab::new().await;
+    let of_try = gitlab.prepared(8, "linux").await;
+    let ran = gitlab.script(&of_try, "kill -KILL $PPID; sleep 60").await.ends(SYSTEM_FAILURE);
+    assert!(ran.err.contains("[session.failed]") && !ran.err.contains("budget"), "{}", ran.err);
+    gitlab.ran(&of_try, &["cleanup"]).await.ends(0);
+    gitlab.all_ended().await;
+}
+
 /// The service has the request when the preparation is killed, and performs it while the cleanup looks for the vm.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_preparation_that_is_killed_leaves_nothing_after_the_cleanup() {
